@@ -1,0 +1,1 @@
+//! The three joints at which the books must balance.

@@ -1,0 +1,1 @@
+//! The commands: answers on stdout, everything else on stderr.

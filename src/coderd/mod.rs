@@ -1,0 +1,1 @@
+//! What is read from (and, for publish marks, written to) coderd's own PostgreSQL database.

@@ -1,0 +1,1 @@
+//! One TOML file per deployment shape; every key also by flag and by variable.

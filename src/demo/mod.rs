@@ -1,0 +1,1 @@
+//! Everything in one process, with simulated coderd and Tallyman.

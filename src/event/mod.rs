@@ -1,0 +1,1 @@
+//! The one event type that crosses the log, its wire form and its digest.

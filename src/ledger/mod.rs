@@ -1,0 +1,1 @@
+//! The PostgreSQL ledger: totally ordered batches of accepted events.

@@ -1,0 +1,1 @@
+//! License tokens, their claims and the rules that turn them into entitlements.

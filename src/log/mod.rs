@@ -1,0 +1,1 @@
+//! One log with two backends: Kafka and PostgreSQL.

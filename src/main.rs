@@ -1,0 +1,2 @@
+//! Tallyline's command line.
+fn main() {}

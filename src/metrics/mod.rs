@@ -1,0 +1,1 @@
+//! Native histograms, shown through the prometheus crate.

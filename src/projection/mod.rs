@@ -1,0 +1,1 @@
+//! Drives a fold along the ledger and keeps its snapshot.

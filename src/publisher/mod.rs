@@ -1,0 +1,1 @@
+//! Usage to Tallyman, through the publication queue only.

@@ -1,0 +1,1 @@
+//! Lives in coderd's tables as coderd does and keeps its own truth.

@@ -1,0 +1,1 @@
+//! Tallyman's ingest endpoint, as the vendor runs it.

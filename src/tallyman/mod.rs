@@ -1,0 +1,1 @@
+//! Tallyman's wire form and client.
