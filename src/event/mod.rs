@@ -1,1 +1,106 @@
 //! The one event type that crosses the log, its wire form and its digest.
+//!
+//! Events are CloudEvents 1.0. `source` is `/coder/<deployment id>`, identity is source and id. A type never changes: a change is a new
+//! suffix, and old versions parse for ever.
+
+mod build;
+mod claim;
+mod digest;
+mod fields;
+mod message;
+mod parse;
+mod topic;
+mod usage;
+
+pub use build::{BuildKind, BuildStatus, InputStage, Transition, WorkspaceBuildCompleted, kind};
+pub use claim::PrebuildClaimed;
+pub use digest::Digest;
+pub use fields::MAX_TEXT_BYTES;
+pub use message::{MAX_PAYLOAD_BYTES, Message};
+pub use parse::{ParseError, parse};
+pub use topic::{Topic, TopicPartition};
+pub use usage::{PublishMarks, Usage, UsageQuantity, UsageType};
+
+use chrono::{DateTime, Utc};
+use uuid::Uuid;
+
+/// coderd's system user, who owns unclaimed prebuilt workspaces and starts the pool's builds. Source: Coder's early migrations.
+pub const PREBUILDS_USER: Uuid = Uuid::from_u128(0xc42f_df75_3097_471c_8c33_fb52_454d_81c0);
+
+/// One accepted fact of one Coder deployment.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Event {
+    /// Which deployment: `source` is `/coder/<deployment id>`.
+    pub deployment: Uuid,
+    /// What happened.
+    pub payload: Payload,
+}
+
+/// What happened, by type.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Payload {
+    /// `workspace_build_completed_v1`
+    Build(Box<WorkspaceBuildCompleted>),
+    /// `prebuild_claimed_v1`
+    Claim(Box<PrebuildClaimed>),
+    /// `dc_managed_agents_v1`, `hb_ai_seats_v1`, `hb_agent_runtime_v1`
+    Usage(Usage),
+}
+
+impl Event {
+    /// The CloudEvents id: the source's own key. It carries no version.
+    #[must_use]
+    pub fn id(&self) -> String {
+        match &self.payload {
+            Payload::Build(build) => format!("{}{}", build::ID_PREFIX, build.build_id),
+            Payload::Claim(claim) => format!("{}{}", claim::ID_PREFIX, claim.build_id),
+            Payload::Usage(usage) => usage.id.clone(),
+        }
+    }
+
+    /// The CloudEvents type.
+    #[must_use]
+    pub fn event_type(&self) -> &'static str {
+        match &self.payload {
+            Payload::Build(_) => build::TYPE,
+            Payload::Claim(_) => claim::TYPE,
+            Payload::Usage(usage) => usage.quantity.usage_type().as_str(),
+        }
+    }
+
+    /// When it happened, by the source's clock: completion of the build, `created_at` of the usage.
+    #[must_use]
+    pub fn time(&self) -> DateTime<Utc> {
+        match &self.payload {
+            Payload::Build(build) => build.completed_at,
+            Payload::Claim(claim) => claim.completed_at,
+            Payload::Usage(usage) => usage.created_at,
+        }
+    }
+
+    /// The topic it travels on.
+    #[must_use]
+    pub fn topic(&self) -> Topic {
+        match &self.payload {
+            Payload::Build(_) => Topic::WorkspaceBuilds,
+            Payload::Claim(_) => Topic::PrebuildClaims,
+            Payload::Usage(_) => Topic::AgentUsage,
+        }
+    }
+
+    /// The record key: the workspace id, or deployment id and event id for usage. One key is one partition, so one order.
+    #[must_use]
+    pub fn key(&self) -> String {
+        match &self.payload {
+            Payload::Build(build) => build.workspace_id.to_string(),
+            Payload::Claim(claim) => claim.workspace_id.to_string(),
+            Payload::Usage(usage) => format!("{}:{}", self.deployment, usage.id),
+        }
+    }
+
+    /// What must not differ between two sightings of one id.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        digest::of(self)
+    }
+}

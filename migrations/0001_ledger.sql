@@ -1,0 +1,327 @@
+-- The ledger: every accepted event once, in batches of one total order.
+
+-- The ledger's identity. A ledger restored from a backup gets a new incarnation.
+create table ledger (
+    singleton boolean primary key default true constraint ledger_is_one_row check (singleton),
+    incarnation uuid not null default gen_random_uuid(),
+    next_sequence bigint not null default 1
+);
+insert into ledger default values;
+
+-- Whatever a fold, an export or a close reads belongs to a batch.
+create table batch (
+    id bigint generated always as identity primary key,
+    -- taken at commit, so that sequence order is commit order without holes; null is seen by nobody but the transaction itself
+    sequence bigint constraint batch_sequence_is_unique unique,
+    kind text not null constraint batch_kind_is_known
+        check (kind in ('log', 'replay', 'source', 'licenses', 'pass', 'verdicts', 'operator')),
+    recorded_at timestamptz not null,
+    topic text,
+    partition integer,
+    epoch bigint,
+    replay_id uuid,
+    first_offset bigint,
+    next_offset bigint,
+    records integer not null default 0,
+    accepted integer not null default 0,
+    duplicates integer not null default 0,
+    conflicts integer not null default 0,
+    rejects integer not null default 0,
+    held integer not null default 0,
+    constraint batch_counts_balance check (records = accepted + duplicates + conflicts + rejects + held),
+    constraint batch_of_the_log_names_its_range check (
+        (kind in ('log', 'replay')) = (topic is not null and partition is not null and first_offset is not null and next_offset is not null)),
+    constraint batch_of_a_replay_names_it check ((kind = 'replay') = (replay_id is not null))
+);
+create index batch_by_partition on batch (topic, partition, first_offset) where kind in ('log', 'replay');
+
+-- The last thing a transaction does, inside its commit: no writer waits for another's network.
+create function take_sequence() returns trigger language plpgsql as $$
+declare
+    taken bigint;
+begin
+    update ledger set next_sequence = next_sequence + 1 returning next_sequence - 1 into taken;
+    update batch set sequence = taken where id = new.id;
+    perform pg_notify('tallyline_batch', taken::text);
+    return null;
+end
+$$;
+create constraint trigger batch_takes_sequence after insert on batch
+    deferrable initially deferred for each row execute function take_sequence();
+
+-- A Coder deployment. Its introduction is in the ledger before its first event.
+create table source (
+    id smallint generated always as identity primary key,
+    deployment_id uuid not null constraint source_deployment_is_unique unique,
+    batch_id bigint not null references batch,
+    -- histograms observe builds completed at or after this instant
+    introduced_at timestamptz not null,
+    -- builds completed before this were counted once into creation_baseline and are not collected; null: all history is collected
+    baseline_until timestamptz,
+    -- whether a collector of ours reads this deployment's database
+    collected boolean not null
+);
+
+-- The all-time counters' start where history is not collected.
+create table creation_baseline (
+    source_id smallint not null references source,
+    batch_id bigint not null references batch,
+    organization_name text not null,
+    template_name text not null,
+    preset_name text not null,
+    creations bigint not null constraint creation_baseline_is_not_negative check (creations >= 0),
+    primary key (source_id, organization_name, template_name, preset_name)
+);
+
+-- Events. batch_id has no foreign key on these: the batch row is written last in the same transaction, and the audit compares the counts.
+create table workspace_build (
+    source_id smallint not null,
+    build_id uuid not null,
+    batch_id bigint not null,
+    log_offset bigint not null,
+    digest bytea not null,
+    workspace_id uuid not null,
+    organization_id uuid not null,
+    template_id uuid not null,
+    template_version_id uuid not null,
+    preset_id uuid,
+    owner_id uuid not null,
+    initiator_id uuid not null,
+    transition text not null,
+    reason text not null,
+    status text not null,
+    build_number integer not null,
+    stage text,
+    first_build_by_prebuilds_user boolean not null,
+    first_successful_start boolean not null,
+    has_ai_task boolean,
+    has_external_agent boolean,
+    daily_cost integer not null,
+    created_at timestamptz not null,
+    started_at timestamptz,
+    completed_at timestamptz not null,
+    organization_name text not null,
+    template_name text not null,
+    template_version_name text not null,
+    preset_name text not null,
+    workspace_name text not null,
+    owner_name text not null,
+    constraint workspace_build_is_unique primary key (source_id, build_id)
+);
+create index workspace_build_by_batch on workspace_build (batch_id);
+create index workspace_build_by_completion on workspace_build (source_id, completed_at);
+
+-- One first successful start a workspace: a second claimant is an audit difference.
+create table workspace_first_start (
+    source_id smallint not null,
+    workspace_id uuid not null,
+    build_id uuid not null,
+    constraint workspace_first_start_is_unique primary key (source_id, workspace_id)
+);
+
+create table prebuild_claim (
+    source_id smallint not null,
+    build_id uuid not null,
+    batch_id bigint not null,
+    log_offset bigint not null,
+    digest bytea not null,
+    workspace_id uuid not null,
+    organization_id uuid not null,
+    template_id uuid not null,
+    template_version_id uuid not null,
+    preset_id uuid,
+    claimed_by uuid not null,
+    initiator_id uuid not null,
+    build_number integer not null,
+    stage text,
+    status text not null,
+    created_at timestamptz not null,
+    started_at timestamptz,
+    completed_at timestamptz not null,
+    organization_name text not null,
+    template_name text not null,
+    preset_name text not null,
+    constraint prebuild_claim_is_unique primary key (source_id, build_id)
+);
+create index prebuild_claim_by_batch on prebuild_claim (batch_id);
+create index prebuild_claim_by_completion on prebuild_claim (source_id, completed_at);
+
+create table usage_event (
+    source_id smallint not null,
+    id text not null,
+    batch_id bigint not null,
+    log_offset bigint not null,
+    digest bytea not null,
+    event_type text not null,
+    -- an unsigned number of 64 bits, in the type's unit
+    quantity numeric(20, 0) not null constraint usage_event_quantity_is_unsigned check (quantity >= 0),
+    created_at timestamptz not null,
+    -- coderd's marks as first seen
+    publish_started_at timestamptz,
+    published_at timestamptz,
+    failure_message text,
+    constraint usage_event_is_unique primary key (source_id, id)
+);
+create index usage_event_by_batch on usage_event (batch_id);
+create index usage_event_by_time on usage_event (source_id, created_at, id);
+
+-- Records that are no accepted event: rejected, in conflict with an accepted one, or held until an upgrade knows their type.
+create table reject (
+    id bigint generated always as identity primary key,
+    batch_id bigint not null,
+    topic text not null,
+    partition integer not null,
+    log_offset bigint not null,
+    verdict text not null constraint reject_verdict_is_known check (verdict in ('rejected', 'conflict', 'held')),
+    cause text not null,
+    detail text not null,
+    -- as far as they could be read
+    deployment_id uuid,
+    event_id text,
+    event_type text,
+    -- the record as found; header names may be any bytes
+    record_timestamp timestamptz,
+    record_key bytea,
+    header_names bytea[] not null,
+    header_values bytea[] not null,
+    payload bytea,
+    recorded_at timestamptz not null,
+    constraint reject_is_unique unique (topic, partition, log_offset)
+);
+create index reject_by_batch on reject (batch_id);
+
+-- Where each partition stands. Only who knows epoch and position moves it.
+create table position (
+    topic text not null,
+    partition integer not null,
+    epoch bigint not null,
+    -- where reading began, for a partition without a position the log's start
+    start_offset bigint not null,
+    next_offset bigint not null,
+    -- the record before the position, to know a recreated topic
+    last_offset bigint,
+    last_record bytea,
+    records bigint not null default 0,
+    moved_at timestamptz not null,
+    primary key (topic, partition)
+);
+
+-- A replay keeps positions of its own and never moves the live ones.
+create table replay (
+    id uuid not null,
+    topic text not null,
+    partition integer not null,
+    first_offset bigint not null,
+    next_offset bigint not null,
+    end_offset bigint not null,
+    plan_hash text not null,
+    started_at timestamptz not null,
+    primary key (id, topic, partition)
+);
+
+-- One row for each accepted usage event: money leaves only through here.
+create table publication (
+    source_id smallint not null,
+    event_id text not null,
+    event_type text not null,
+    event_created_at timestamptz not null,
+    queued_batch_id bigint not null,
+    state text not null default 'pending' constraint publication_state_is_known
+        check (state in ('pending', 'published', 'refused', 'expired', 'unknown', 'not_ours')),
+    settled_batch_id bigint,
+    attempts integer not null default 0,
+    -- an attempt was sent and no answer to it is recorded
+    unanswered boolean not null default false,
+    next_attempt_at timestamptz not null,
+    leased_by text,
+    leased_until timestamptz,
+    last_message text,
+    constraint publication_is_unique primary key (source_id, event_id),
+    constraint publication_is_settled_by_a_batch check ((state = 'pending') = (settled_batch_id is null))
+);
+create index publication_due on publication (source_id, event_created_at, event_id) where state = 'pending';
+create index publication_by_batch on publication (settled_batch_id);
+
+-- A request to the vendor, written before it is sent; its answer is recorded with its verdicts.
+create table publication_request (
+    id uuid primary key,
+    source_id smallint not null,
+    license_sha256 bytea not null,
+    events integer not null,
+    sent_at timestamptz not null,
+    answered_at timestamptz,
+    status integer,
+    error text,
+    batch_id bigint
+);
+create table publication_attempt (
+    request_id uuid not null references publication_request,
+    source_id smallint not null,
+    event_id text not null,
+    verdict text constraint publication_attempt_verdict_is_known
+        check (verdict in ('accepted', 'refused', 'refused_for_now', 'left_out', 'failed')),
+    message text,
+    primary key (request_id, source_id, event_id)
+);
+create index publication_attempt_by_event on publication_attempt (source_id, event_id);
+
+-- Licenses as they come and go in coderd: claims and a hash, never the token.
+create table license (
+    batch_id bigint not null references batch,
+    source_id smallint not null references source,
+    license_id integer not null,
+    jwt_sha256 bytea not null,
+    present boolean not null,
+    uploaded_at timestamptz,
+    -- null where the token did not verify; then the refusal says why
+    claims jsonb,
+    refusal text,
+    primary key (source_id, jwt_sha256, batch_id),
+    constraint license_has_claims_or_a_refusal check (not present or (claims is null) <> (refusal is null))
+);
+
+-- A pass of a collector over its source, written when all that it found is acknowledged by the log.
+create table collector_pass (
+    id bigint generated always as identity primary key,
+    batch_id bigint not null references batch,
+    source_id smallint not null references source,
+    started_at timestamptz not null,
+    -- what coderd committed before this instant is in the log; null: nothing can be claimed
+    complete_until timestamptz,
+    -- the hour before which every hour has its runtime row or is over 7 days old
+    runtime_complete_until timestamptz,
+    full_sweep boolean not null,
+    produced integer not null,
+    -- rows found later than an earlier pass had claimed to be complete
+    late integer not null
+);
+create index collector_pass_by_source on collector_pass (source_id, id);
+-- The pass is in the ledger once every one of these positions is reached.
+create table collector_pass_offset (
+    pass_id bigint not null references collector_pass,
+    topic text not null,
+    partition integer not null,
+    next_offset bigint not null,
+    primary key (pass_id, topic, partition)
+);
+
+-- One holder at a time, by the database's clock. The epoch rises with each new holder.
+create table lease (
+    name text primary key,
+    holder text not null,
+    epoch bigint not null,
+    expires_at timestamptz not null,
+    -- nobody shows a metrics fold below this
+    shown_sequence bigint not null default 0
+);
+
+-- A fold's state after the batch of that sequence.
+create table snapshot (
+    stage text not null,
+    rules_version integer not null,
+    incarnation uuid not null,
+    sequence bigint not null,
+    state bytea not null,
+    taken_at timestamptz not null,
+    primary key (stage, rules_version, incarnation, sequence)
+);

@@ -1,0 +1,250 @@
+//! `workspace_build_completed_v1`: one completed workspace build, and the one rule that says what kind of build it is.
+
+use chrono::{DateTime, TimeDelta, Utc};
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::fields::Fields;
+use super::message::rfc3339;
+use super::{PREBUILDS_USER, ParseError};
+
+/// The CloudEvents type.
+pub(super) const TYPE: &str = "workspace_build_completed_v1";
+/// Event ids are this and the build id.
+pub(super) const ID_PREFIX: &str = "workspace_build_completed:";
+
+/// A closed set of words as an enum, with the words themselves.
+macro_rules! words {
+    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal),+ $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum $name { $($(#[$variant_doc])* $variant),+ }
+        impl $name {
+            /// The source's own word.
+            #[must_use]
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $word),+ }
+            }
+            /// The value of that word.
+            #[must_use]
+            pub fn named(word: &str) -> Option<Self> {
+                match word { $($word => Some(Self::$variant),)+ _ => None }
+            }
+        }
+    };
+}
+pub(super) use words;
+
+words! {
+    /// coderd's enum `workspace_transition`.
+    Transition {
+        /// The workspace starts.
+        Start = "start",
+        /// The workspace stops.
+        Stop = "stop",
+        /// The workspace is deleted.
+        Delete = "delete",
+    }
+}
+
+words! {
+    /// coderd's generated `job_status` of a completed job.
+    BuildStatus {
+        /// No error and not canceled.
+        Succeeded = "succeeded",
+        /// A non-empty error; it beats cancellation.
+        Failed = "failed",
+        /// Canceled, without an error.
+        Canceled = "canceled",
+    }
+}
+
+words! {
+    /// The job input's `prebuilt_workspace_stage`: 1 and 2. Absent and 0 are no stage.
+    InputStage {
+        /// Stage 1: the pool creates a prebuilt workspace.
+        Create = "create",
+        /// Stage 2: a user claims a prebuilt workspace.
+        Claim = "claim",
+    }
+}
+
+/// One completed build, any transition and any status. All ids are coderd's; names are those of the first sighting and label only.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WorkspaceBuildCompleted {
+    /// `workspace_builds.id`
+    pub build_id: Uuid,
+    /// `workspace_builds.workspace_id`
+    pub workspace_id: Uuid,
+    /// `workspaces.organization_id`
+    pub organization_id: Uuid,
+    /// `workspaces.template_id`
+    pub template_id: Uuid,
+    /// `workspace_builds.template_version_id`
+    pub template_version_id: Uuid,
+    /// `workspace_builds.template_version_preset_id`; coderd empties it when the preset is removed
+    pub preset_id: Option<Uuid>,
+    /// `workspaces.owner_id` at first sight; a claim changes it
+    pub owner_id: Uuid,
+    /// `workspace_builds.initiator_id`
+    pub initiator_id: Uuid,
+    /// `workspace_builds.transition`
+    pub transition: Transition,
+    /// `workspace_builds.reason`: kept as the text that coderd has, for the enum grows and shrinks
+    pub reason: String,
+    /// The job's outcome
+    pub status: BuildStatus,
+    /// `workspace_builds.build_number`, from 1
+    pub build_number: i32,
+    /// The job input's stage
+    pub stage: Option<InputStage>,
+    /// Whether the workspace's build 1 was initiated by the prebuilds user
+    pub first_build_by_prebuilds_user: bool,
+    /// Whether this is a succeeded start and coderd has no lower-numbered one of this workspace
+    pub first_successful_start: bool,
+    /// `workspace_builds.has_ai_task`, where the schema has it
+    pub has_ai_task: Option<bool>,
+    /// `workspace_builds.has_external_agent`
+    pub has_external_agent: Option<bool>,
+    /// `workspace_builds.daily_cost`
+    pub daily_cost: i32,
+    /// `provisioner_jobs.created_at`
+    pub created_at: DateTime<Utc>,
+    /// `provisioner_jobs.started_at`; absent when the job never ran
+    pub started_at: Option<DateTime<Utc>>,
+    /// `provisioner_jobs.completed_at`
+    pub completed_at: DateTime<Utc>,
+    /// `organizations.name`
+    pub organization_name: String,
+    /// `templates.name`
+    pub template_name: String,
+    /// `template_versions.name`
+    pub template_version_name: String,
+    /// `template_version_presets.name`, empty without a preset
+    pub preset_name: String,
+    /// `workspaces.name`
+    pub workspace_name: String,
+    /// `users.username` of the owner
+    pub owner_name: String,
+}
+
+impl WorkspaceBuildCompleted {
+    /// `completed_at − started_at`. Absent when the job never ran, or when the job reaper set both at once: no duration exists then.
+    /// Negative when the two were written by clocks that differ.
+    #[must_use]
+    pub fn duration(&self) -> Option<TimeDelta> {
+        duration(self.started_at, self.completed_at)
+    }
+}
+
+/// See [`WorkspaceBuildCompleted::duration`].
+pub(super) fn duration(started_at: Option<DateTime<Utc>>, completed_at: DateTime<Utc>) -> Option<TimeDelta> {
+    started_at.filter(|started_at| *started_at != completed_at).map(|started_at| completed_at - started_at)
+}
+
+/// Which class a build falls into, for timing metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum BuildKind {
+    /// The first build of a workspace that a user creates.
+    RegularCreation,
+    /// The pool makes a prebuilt workspace.
+    PrebuildCreation,
+    /// A user gets a prebuilt workspace.
+    PrebuildClaim,
+    /// Restarts, stops, deletes.
+    Other,
+}
+
+/// Which class a completed build falls into. Source: Coder's flags IsPrebuild, IsClaim and IsFirstBuild with their priority, and the row-level
+/// fallback for inputs without a stage. A claim is never decided by its initiator, who differs by coderd's version.
+#[must_use]
+pub fn kind(build: &WorkspaceBuildCompleted) -> BuildKind {
+    match (build.transition, build.stage, build.build_number) {
+        (Transition::Start, Some(InputStage::Create), _) => BuildKind::PrebuildCreation,
+        (Transition::Start, Some(InputStage::Claim), _) => BuildKind::PrebuildClaim,
+        (Transition::Start, None, 1) if build.initiator_id == PREBUILDS_USER => BuildKind::PrebuildCreation,
+        (Transition::Start, None, 2) if build.first_build_by_prebuilds_user => BuildKind::PrebuildClaim,
+        (Transition::Start, None, 1) => BuildKind::RegularCreation,
+        _ => BuildKind::Other,
+    }
+}
+
+pub(super) fn to_data(build: &WorkspaceBuildCompleted) -> Value {
+    serde_json::json!({
+        "build_id": build.build_id,
+        "workspace_id": build.workspace_id,
+        "organization_id": build.organization_id,
+        "template_id": build.template_id,
+        "template_version_id": build.template_version_id,
+        "preset_id": build.preset_id,
+        "owner_id": build.owner_id,
+        "initiator_id": build.initiator_id,
+        "transition": build.transition.as_str(),
+        "reason": build.reason,
+        "status": build.status.as_str(),
+        "build_number": build.build_number,
+        "stage": build.stage.map(InputStage::as_str),
+        "first_build_by_prebuilds_user": build.first_build_by_prebuilds_user,
+        "first_successful_start": build.first_successful_start,
+        "has_ai_task": build.has_ai_task,
+        "has_external_agent": build.has_external_agent,
+        "daily_cost": build.daily_cost,
+        "created_at": rfc3339(build.created_at),
+        "started_at": build.started_at.map(rfc3339),
+        "completed_at": rfc3339(build.completed_at),
+        "organization_name": build.organization_name,
+        "template_name": build.template_name,
+        "template_version_name": build.template_version_name,
+        "preset_name": build.preset_name,
+        "workspace_name": build.workspace_name,
+        "owner_name": build.owner_name,
+    })
+}
+
+pub(super) fn from_data(mut data: Fields) -> Result<WorkspaceBuildCompleted, ParseError> {
+    let build = WorkspaceBuildCompleted {
+        build_id: data.uuid("build_id")?,
+        workspace_id: data.uuid("workspace_id")?,
+        organization_id: data.uuid("organization_id")?,
+        template_id: data.uuid("template_id")?,
+        template_version_id: data.uuid("template_version_id")?,
+        preset_id: data.optional_uuid("preset_id")?,
+        owner_id: data.uuid("owner_id")?,
+        initiator_id: data.uuid("initiator_id")?,
+        transition: data.word("transition", Transition::named)?,
+        reason: data.text("reason")?,
+        status: data.word("status", BuildStatus::named)?,
+        build_number: data.small_integer("build_number", 1)?,
+        stage: stage(&mut data)?,
+        first_build_by_prebuilds_user: data.flag("first_build_by_prebuilds_user")?,
+        first_successful_start: data.flag("first_successful_start")?,
+        has_ai_task: data.optional_flag("has_ai_task")?,
+        has_external_agent: data.optional_flag("has_external_agent")?,
+        daily_cost: data.small_integer("daily_cost", i32::MIN)?,
+        created_at: data.time("created_at")?,
+        started_at: data.optional_time("started_at")?,
+        completed_at: data.time("completed_at")?,
+        organization_name: data.text("organization_name")?,
+        template_name: data.text("template_name")?,
+        template_version_name: data.text("template_version_name")?,
+        preset_name: data.text("preset_name")?,
+        workspace_name: data.text("workspace_name")?,
+        owner_name: data.text("owner_name")?,
+    };
+    data.finish()?;
+    let succeeded_start = build.transition == Transition::Start && build.status == BuildStatus::Succeeded;
+    if build.first_successful_start && !succeeded_start {
+        return Err(ParseError::field("first_successful_start", "is true for a build that is no succeeded start"));
+    }
+    Ok(build)
+}
+
+/// The optional stage word, shared with claims.
+pub(super) fn stage(data: &mut Fields) -> Result<Option<InputStage>, ParseError> {
+    match data.optional_text("stage")? {
+        None => Ok(None),
+        Some(word) => {
+            InputStage::named(&word).map(Some).ok_or_else(|| ParseError::field("stage", format!("{word:?} is not one of its values")))
+        }
+    }
+}

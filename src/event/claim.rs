@@ -1,0 +1,108 @@
+//! `prebuild_claimed_v1`: the completed build by which a user claims a prebuilt workspace.
+
+use chrono::{DateTime, TimeDelta, Utc};
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::ParseError;
+use super::build::{self, BuildStatus, InputStage};
+use super::fields::Fields;
+use super::message::rfc3339;
+
+/// The CloudEvents type.
+pub(super) const TYPE: &str = "prebuild_claimed_v1";
+/// Event ids are this and the claim build's id.
+pub(super) const ID_PREFIX: &str = "prebuild_claimed:";
+
+/// One completed claim, whatever its status. The build itself is a [`super::WorkspaceBuildCompleted`] too; claim metrics come from here only.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PrebuildClaimed {
+    /// The claim build, `workspace_builds.id`
+    pub build_id: Uuid,
+    /// `workspace_builds.workspace_id`
+    pub workspace_id: Uuid,
+    /// `workspaces.organization_id`
+    pub organization_id: Uuid,
+    /// `workspaces.template_id`
+    pub template_id: Uuid,
+    /// `workspace_builds.template_version_id`
+    pub template_version_id: Uuid,
+    /// `workspace_builds.template_version_preset_id`
+    pub preset_id: Option<Uuid>,
+    /// Who claimed: the workspace's owner after the claim, which changes the owner before the build runs
+    pub claimed_by: Uuid,
+    /// `workspace_builds.initiator_id`: the claiming user or the prebuilds user, by coderd's version
+    pub initiator_id: Uuid,
+    /// `workspace_builds.build_number`
+    pub build_number: i32,
+    /// The job input's stage: absent where the claim was known by the fallback
+    pub stage: Option<InputStage>,
+    /// The job's outcome
+    pub status: BuildStatus,
+    /// `provisioner_jobs.created_at`
+    pub created_at: DateTime<Utc>,
+    /// `provisioner_jobs.started_at`
+    pub started_at: Option<DateTime<Utc>>,
+    /// `provisioner_jobs.completed_at`
+    pub completed_at: DateTime<Utc>,
+    /// `organizations.name`
+    pub organization_name: String,
+    /// `templates.name`
+    pub template_name: String,
+    /// `template_version_presets.name`, empty without a preset
+    pub preset_name: String,
+}
+
+impl PrebuildClaimed {
+    /// As [`super::WorkspaceBuildCompleted::duration`].
+    #[must_use]
+    pub fn duration(&self) -> Option<TimeDelta> {
+        build::duration(self.started_at, self.completed_at)
+    }
+}
+
+pub(super) fn to_data(claim: &PrebuildClaimed) -> Value {
+    serde_json::json!({
+        "build_id": claim.build_id,
+        "workspace_id": claim.workspace_id,
+        "organization_id": claim.organization_id,
+        "template_id": claim.template_id,
+        "template_version_id": claim.template_version_id,
+        "preset_id": claim.preset_id,
+        "claimed_by": claim.claimed_by,
+        "initiator_id": claim.initiator_id,
+        "build_number": claim.build_number,
+        "stage": claim.stage.map(InputStage::as_str),
+        "status": claim.status.as_str(),
+        "created_at": rfc3339(claim.created_at),
+        "started_at": claim.started_at.map(rfc3339),
+        "completed_at": rfc3339(claim.completed_at),
+        "organization_name": claim.organization_name,
+        "template_name": claim.template_name,
+        "preset_name": claim.preset_name,
+    })
+}
+
+pub(super) fn from_data(mut data: Fields) -> Result<PrebuildClaimed, ParseError> {
+    let claim = PrebuildClaimed {
+        build_id: data.uuid("build_id")?,
+        workspace_id: data.uuid("workspace_id")?,
+        organization_id: data.uuid("organization_id")?,
+        template_id: data.uuid("template_id")?,
+        template_version_id: data.uuid("template_version_id")?,
+        preset_id: data.optional_uuid("preset_id")?,
+        claimed_by: data.uuid("claimed_by")?,
+        initiator_id: data.uuid("initiator_id")?,
+        build_number: data.small_integer("build_number", 1)?,
+        stage: build::stage(&mut data)?,
+        status: data.word("status", BuildStatus::named)?,
+        created_at: data.time("created_at")?,
+        started_at: data.optional_time("started_at")?,
+        completed_at: data.time("completed_at")?,
+        organization_name: data.text("organization_name")?,
+        template_name: data.text("template_name")?,
+        preset_name: data.text("preset_name")?,
+    };
+    data.finish()?;
+    Ok(claim)
+}

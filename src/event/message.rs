@@ -1,0 +1,90 @@
+//! A record's content as the log carries it, and how an event is written into it.
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use serde_json::Value;
+
+use super::{Event, Payload, build, claim};
+
+/// Payloads above this are refused. Ours are under 2 KiB; Kafka's own limit for a record is 1 MiB.
+pub const MAX_PAYLOAD_BYTES: usize = 256 * 1024;
+
+/// Key, headers and body of a record: any bytes, as found. Shape: CloudEvents over Kafka, binary mode (structured mode is understood too).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Message {
+    /// The record key.
+    pub key: Option<Vec<u8>>,
+    /// Headers in order; a name may repeat.
+    pub headers: Vec<(String, Option<Vec<u8>>)>,
+    /// The body; absent in a tombstone.
+    pub payload: Option<Vec<u8>>,
+}
+
+impl Event {
+    /// The event in binary content mode: attributes as `ce_` headers, the payload as JSON. Pinned by tests: it never changes for a type.
+    #[must_use]
+    pub fn to_message(&self) -> Message {
+        let mut headers = vec![
+            header("ce_specversion", "1.0"),
+            header("ce_id", &self.id()),
+            header("ce_source", &source(self)),
+            header("ce_type", self.event_type()),
+            header("ce_time", &rfc3339(self.time())),
+            header("content-type", "application/json"),
+        ];
+        headers.extend(self.extensions().into_iter().map(|(name, value)| header(&format!("ce_{name}"), &value)));
+        Message { key: Some(self.key().into_bytes()), headers, payload: Some(self.data().to_string().into_bytes()) }
+    }
+
+    /// The event in structured form, one JSON object: the form of NDJSON files and of HTTP.
+    #[must_use]
+    pub fn to_structured(&self) -> Value {
+        let mut event = serde_json::json!({
+            "specversion": "1.0",
+            "id": self.id(),
+            "source": source(self),
+            "type": self.event_type(),
+            "time": rfc3339(self.time()),
+            "datacontenttype": "application/json",
+            "data": self.data(),
+        });
+        for (name, value) in self.extensions() {
+            event[name] = Value::String(value);
+        }
+        event
+    }
+
+    fn data(&self) -> Value {
+        match &self.payload {
+            Payload::Build(event) => build::to_data(event),
+            Payload::Claim(event) => claim::to_data(event),
+            Payload::Usage(usage) => usage.quantity.to_data(),
+        }
+    }
+
+    /// coderd's publish marks travel as extension attributes, so that the data stays exactly Tallyman's own.
+    fn extensions(&self) -> Vec<(&'static str, String)> {
+        let Payload::Usage(usage) = &self.payload else { return Vec::new() };
+        let marks = &usage.marks;
+        [
+            marks.publish_started_at.map(|at| ("publishstartedat", rfc3339(at))),
+            marks.published_at.map(|at| ("publishedat", rfc3339(at))),
+            marks.failure_message.clone().map(|message| ("failuremessage", message)),
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
+    }
+}
+
+fn header(name: &str, value: &str) -> (String, Option<Vec<u8>>) {
+    (name.to_owned(), Some(value.as_bytes().to_vec()))
+}
+
+fn source(event: &Event) -> String {
+    format!("/coder/{}", event.deployment)
+}
+
+/// UTC with the fewest fractional digits of 0, 3 or 6 that keep the instant.
+pub(super) fn rfc3339(at: DateTime<Utc>) -> String {
+    at.to_rfc3339_opts(SecondsFormat::AutoSi, true)
+}

@@ -1,0 +1,208 @@
+//! From a record to an event, or to the reason why it is none.
+
+use chrono::{DateTime, Utc};
+use uuid::Uuid;
+
+use super::fields::{Fields, checked_text, time, uuid};
+use super::message::{MAX_PAYLOAD_BYTES, Message};
+use super::usage::{self, PublishMarks, Usage, UsageType};
+use super::{Event, Payload, build, claim};
+
+/// Why a record is no event that we can count. Each names what is wrong.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ParseError {
+    /// A record without a body.
+    #[error("the record has no body (a tombstone)")]
+    Tombstone,
+    /// Larger than any event of ours.
+    #[error("the body has {0} bytes, more than {MAX_PAYLOAD_BYTES}")]
+    Oversized(usize),
+    /// Not JSON, trailing data, too deep, or a key that stands twice.
+    #[error("the body is not one JSON value: {0}")]
+    Json(String),
+    /// A CloudEvents attribute is missing, twice there or wrong.
+    #[error("attribute {name} {problem}")]
+    Attribute {
+        /// The attribute's CloudEvents name.
+        name: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A usage type of Tallyman's that this version does not know: held, not refused.
+    #[error("unknown event type {0:?}")]
+    UnknownEventType(String),
+    /// A type that is neither ours nor Tallyman's.
+    #[error("event type {0:?} is none that is counted here")]
+    ForeignEventType(String),
+    /// A payload field is missing, of the wrong type or out of range.
+    #[error("field {name} {problem}")]
+    Field {
+        /// The field's name.
+        name: &'static str,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A payload field that the type does not have.
+    #[error("unknown field {0:?}")]
+    UnknownField(String),
+}
+
+impl ParseError {
+    pub(super) fn field(name: &'static str, problem: impl Into<String>) -> Self {
+        ParseError::Field { name, problem: problem.into() }
+    }
+
+    fn attribute(name: &str, problem: impl Into<String>) -> Self {
+        ParseError::Attribute { name: name.to_owned(), problem: problem.into() }
+    }
+
+    /// A short fixed word for the cause, to count and to filter by.
+    #[must_use]
+    pub fn cause(&self) -> &'static str {
+        match self {
+            ParseError::Tombstone => "tombstone",
+            ParseError::Oversized(_) => "oversized",
+            ParseError::Json(_) => "json",
+            ParseError::Attribute { .. } => "attribute",
+            ParseError::UnknownEventType(_) => "unknown_event_type",
+            ParseError::ForeignEventType(_) => "foreign_event_type",
+            ParseError::Field { .. } => "field",
+            ParseError::UnknownField(_) => "unknown_field",
+        }
+    }
+}
+
+/// Reads one record, binary or structured content mode. Nothing is repaired: a record that is not exactly right is data for the rejects.
+///
+/// # Errors
+/// [`ParseError`]; [`ParseError::UnknownEventType`] means the record is to be held, all others that it is to be rejected.
+pub fn parse(message: &Message) -> Result<Event, ParseError> {
+    let body = message.payload.as_deref().ok_or(ParseError::Tombstone)?;
+    if body.len() > MAX_PAYLOAD_BYTES {
+        return Err(ParseError::Oversized(body.len()));
+    }
+    let content_type = header_text(message, "content-type")?.unwrap_or("application/json");
+    let media_type = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    match media_type.as_str() {
+        "application/cloudevents+json" => structured(body),
+        "application/json" => binary(message, body),
+        _ => Err(ParseError::attribute("datacontenttype", format!("{:?} is not JSON", clip(content_type)))),
+    }
+}
+
+/// The CloudEvents attributes that we read; any further extension is left alone, as CloudEvents asks.
+#[derive(Default)]
+struct Attributes {
+    specversion: Option<String>,
+    id: Option<String>,
+    source: Option<String>,
+    event_type: Option<String>,
+    time: Option<String>,
+    publish_started_at: Option<String>,
+    published_at: Option<String>,
+    failure_message: Option<String>,
+}
+
+fn binary(message: &Message, body: &[u8]) -> Result<Event, ParseError> {
+    let attribute = |name: &str| Ok(header_text(message, name)?.map(str::to_owned));
+    let attributes = Attributes {
+        specversion: attribute("ce_specversion")?,
+        id: attribute("ce_id")?,
+        source: attribute("ce_source")?,
+        event_type: attribute("ce_type")?,
+        time: attribute("ce_time")?,
+        publish_started_at: attribute("ce_publishstartedat")?,
+        published_at: attribute("ce_publishedat")?,
+        failure_message: attribute("ce_failuremessage")?,
+    };
+    event(attributes, || Fields::of(body))
+}
+
+fn structured(body: &[u8]) -> Result<Event, ParseError> {
+    let mut outer = Fields::of(body)?;
+    let data = outer.take("data");
+    let attributes = Attributes {
+        specversion: outer.optional_text("specversion")?,
+        id: outer.optional_text("id")?,
+        source: outer.optional_text("source")?,
+        event_type: outer.optional_text("type")?,
+        time: outer.optional_text("time")?,
+        publish_started_at: outer.optional_text("publishstartedat")?,
+        published_at: outer.optional_text("publishedat")?,
+        failure_message: outer.optional_text("failuremessage")?,
+    };
+    event(attributes, || Fields::from_value(data.ok_or_else(|| ParseError::field("data", "is missing"))?, "data"))
+}
+
+fn event(attributes: Attributes, data: impl FnOnce() -> Result<Fields, ParseError>) -> Result<Event, ParseError> {
+    if needed("specversion", attributes.specversion)? != "1.0" {
+        return Err(ParseError::attribute("specversion", "must be 1.0"));
+    }
+    let id = checked_text("id", needed("id", attributes.id)?)?;
+    let deployment = deployment(&needed("source", attributes.source)?)?;
+    let event_type = needed("type", attributes.event_type)?;
+    let at = attributes.time.as_deref().map(|text| time("time", text)).transpose()?;
+    let payload = match event_type.as_str() {
+        build::TYPE => Payload::Build(Box::new(build::from_data(data()?)?)),
+        claim::TYPE => Payload::Claim(Box::new(claim::from_data(data()?)?)),
+        _ => match UsageType::named(&event_type) {
+            Some(usage_type) => Payload::Usage(Usage {
+                id: usage_id(id.clone())?,
+                quantity: usage::from_data(usage_type, data()?)?,
+                created_at: at.ok_or_else(|| ParseError::attribute("time", "is missing"))?,
+                marks: PublishMarks {
+                    publish_started_at: attributes.publish_started_at.as_deref().map(|text| time("publishstartedat", text)).transpose()?,
+                    published_at: attributes.published_at.as_deref().map(|text| time("publishedat", text)).transpose()?,
+                    failure_message: attributes.failure_message.map(|text| checked_text("failuremessage", text)).transpose()?,
+                },
+            }),
+            None if UsageType::looks_like_usage(&event_type) => return Err(ParseError::UnknownEventType(clip(&event_type))),
+            None => return Err(ParseError::ForeignEventType(clip(&event_type))),
+        },
+    };
+    agree(Event { deployment, payload }, &id, at)
+}
+
+/// What stands in the attributes and in the data must be the same.
+fn agree(event: Event, id: &str, at: Option<DateTime<Utc>>) -> Result<Event, ParseError> {
+    if event.id() != id {
+        return Err(ParseError::attribute("id", format!("must be {} for this data", event.id())));
+    }
+    if at.is_some_and(|at| at != event.time()) {
+        return Err(ParseError::attribute("time", "differs from the data's completed_at"));
+    }
+    Ok(event)
+}
+
+/// A usage id may be any text of coderd's, but none that names a build event.
+fn usage_id(id: String) -> Result<String, ParseError> {
+    if id.is_empty() || id.starts_with(build::ID_PREFIX) || id.starts_with(claim::ID_PREFIX) {
+        return Err(ParseError::attribute("id", "is no usage id"));
+    }
+    Ok(id)
+}
+
+fn deployment(source: &str) -> Result<Uuid, ParseError> {
+    let id = source.strip_prefix("/coder/").ok_or_else(|| ParseError::attribute("source", "must be /coder/<deployment id>"))?;
+    uuid("source", id)
+}
+
+fn needed(name: &'static str, value: Option<String>) -> Result<String, ParseError> {
+    value.ok_or_else(|| ParseError::attribute(name, "is missing"))
+}
+
+fn header_text<'a>(message: &'a Message, name: &str) -> Result<Option<&'a str>, ParseError> {
+    let mut values = message.headers.iter().filter(|(header, _)| header.eq_ignore_ascii_case(name));
+    let Some((_, value)) = values.next() else { return Ok(None) };
+    let attribute = name.strip_prefix("ce_").unwrap_or("datacontenttype");
+    if values.next().is_some() {
+        return Err(ParseError::attribute(attribute, "stands there twice"));
+    }
+    let Some(value) = value else { return Ok(None) };
+    std::str::from_utf8(value).map(Some).map_err(|_| ParseError::attribute(attribute, "is not UTF-8"))
+}
+
+/// Keeps what comes from outside short where it enters a message.
+fn clip(text: &str) -> String {
+    text.chars().take(100).collect()
+}

@@ -1,0 +1,127 @@
+//! Tallyman's own usage types, exactly as coderd keeps them in `usage_events`.
+
+use chrono::{DateTime, Utc};
+use serde_json::Value;
+
+use super::ParseError;
+use super::build::words;
+use super::fields::Fields;
+
+words! {
+    /// The usage event types that this version knows. They are frozen once shipped.
+    UsageType {
+        /// Discrete: managed agents started, `{"count": N}`, N > 0. Daily rollup by sum.
+        ManagedAgents = "dc_managed_agents_v1",
+        /// Heartbeat: AI seats in use, `{"count": N}`, N >= 0. Daily rollup by maximum.
+        AiSeats = "hb_ai_seats_v1",
+        /// Heartbeat: agent runtime of one UTC hour in milliseconds, `{"runtime_ms": N}`, N >= 0. Daily rollup by sum.
+        AgentRuntime = "hb_agent_runtime_v1",
+    }
+}
+
+impl UsageType {
+    /// All types, in the order in which they are shown.
+    pub const ALL: [UsageType; 3] = [UsageType::ManagedAgents, UsageType::AiSeats, UsageType::AgentRuntime];
+
+    /// Tallyman's types begin with `dc_` or `hb_`: such a type that we do not know is money all the same.
+    pub(super) fn looks_like_usage(event_type: &str) -> bool {
+        event_type.starts_with("dc_") || event_type.starts_with("hb_")
+    }
+}
+
+/// What was used, in the type's own unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UsageQuantity {
+    /// Managed agents started, at least 1.
+    ManagedAgents(u64),
+    /// Seats in use, at most `i64::MAX`.
+    AiSeats(u64),
+    /// Milliseconds of agent runtime, at most `i64::MAX`.
+    AgentRuntimeMs(u64),
+}
+
+impl UsageQuantity {
+    /// The quantity of that type, where the number is valid for it. Source: the payloads' own validity rules.
+    pub fn new(usage_type: UsageType, quantity: u64) -> Result<Self, ParseError> {
+        match usage_type {
+            UsageType::ManagedAgents if quantity == 0 => Err(ParseError::field("count", "must be above 0")),
+            UsageType::ManagedAgents => Ok(UsageQuantity::ManagedAgents(quantity)),
+            UsageType::AiSeats if i64::try_from(quantity).is_err() => Err(ParseError::field("count", "must fit 63 bits")),
+            UsageType::AiSeats => Ok(UsageQuantity::AiSeats(quantity)),
+            UsageType::AgentRuntime if i64::try_from(quantity).is_err() => Err(ParseError::field("runtime_ms", "must fit 63 bits")),
+            UsageType::AgentRuntime => Ok(UsageQuantity::AgentRuntimeMs(quantity)),
+        }
+    }
+
+    /// Its type.
+    #[must_use]
+    pub fn usage_type(self) -> UsageType {
+        match self {
+            UsageQuantity::ManagedAgents(_) => UsageType::ManagedAgents,
+            UsageQuantity::AiSeats(_) => UsageType::AiSeats,
+            UsageQuantity::AgentRuntimeMs(_) => UsageType::AgentRuntime,
+        }
+    }
+
+    /// The number, in the type's unit.
+    #[must_use]
+    pub fn number(self) -> u64 {
+        match self {
+            UsageQuantity::ManagedAgents(number) | UsageQuantity::AiSeats(number) | UsageQuantity::AgentRuntimeMs(number) => number,
+        }
+    }
+
+    /// The payload as coderd and Tallyman write it: one key.
+    #[must_use]
+    pub fn to_data(self) -> Value {
+        match self {
+            UsageQuantity::ManagedAgents(count) | UsageQuantity::AiSeats(count) => serde_json::json!({ "count": count }),
+            UsageQuantity::AgentRuntimeMs(runtime_ms) => serde_json::json!({ "runtime_ms": runtime_ms }),
+        }
+    }
+}
+
+/// coderd's own marks of publishing as first seen. Never part of the digest.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PublishMarks {
+    /// `usage_events.publish_started_at`: a replica's claim
+    pub publish_started_at: Option<DateTime<Utc>>,
+    /// `usage_events.published_at`: set on acceptance and on permanent refusal
+    pub published_at: Option<DateTime<Utc>>,
+    /// `usage_events.failure_message`
+    pub failure_message: Option<String>,
+}
+
+/// One usage event.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Usage {
+    /// coderd's own id: it goes to Tallyman unchanged.
+    pub id: String,
+    /// Type and number.
+    pub quantity: UsageQuantity,
+    /// When the usage happened; not when the row came.
+    pub created_at: DateTime<Utc>,
+    /// coderd's publish marks.
+    pub marks: PublishMarks,
+}
+
+/// Reads a payload strictly: an unknown field or a number out of range is an error.
+pub(super) fn from_data(usage_type: UsageType, mut data: Fields) -> Result<UsageQuantity, ParseError> {
+    let number = match usage_type {
+        UsageType::ManagedAgents | UsageType::AiSeats => data.unsigned("count")?,
+        UsageType::AgentRuntime => data.unsigned("runtime_ms")?,
+    };
+    data.finish()?;
+    UsageQuantity::new(usage_type, number)
+}
+
+impl UsageQuantity {
+    /// Reads coderd's stored `event_data` for an `event_type`.
+    ///
+    /// # Errors
+    /// [`ParseError::UnknownEventType`] for a type that this version does not know; else what is wrong with the payload.
+    pub fn parse(event_type: &str, event_data: &[u8]) -> Result<Self, ParseError> {
+        let usage_type = UsageType::named(event_type).ok_or_else(|| ParseError::UnknownEventType(event_type.to_owned()))?;
+        from_data(usage_type, Fields::of(event_data)?)
+    }
+}
