@@ -179,11 +179,10 @@ create table reject (
     deployment_id uuid,
     event_id text,
     event_type text,
-    -- the record as found; header names may be any bytes
+    -- the record as found; headers are JSON, [[name, value in base64 or null], ...], as bytes, for text refuses NUL
     record_timestamp timestamptz,
     record_key bytea,
-    header_names bytea[] not null,
-    header_values bytea[] not null,
+    headers bytea not null,
     payload bytea,
     recorded_at timestamptz not null,
     constraint reject_is_unique unique (topic, partition, log_offset)

@@ -1,1 +1,36 @@
 //! The PostgreSQL ledger: totally ordered batches of accepted events.
+//!
+//! Each file holds one subject and its SQL. Whatever a fold, an export or a close reads belongs to a row of `batch`, which takes the next
+//! ledger sequence inside its transaction's commit.
+
+mod connect;
+mod follow;
+mod positions;
+mod record;
+mod rows;
+mod snapshots;
+
+pub use connect::{LedgerError, LedgerSettings};
+pub use follow::{Entry, Fact};
+pub use positions::{Claim, LastRecord};
+pub use record::{Arrival, Chain, Counts, RecordError, Refusal, Verdict};
+pub use snapshots::Snapshot;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use sqlx::PgPool;
+use uuid::Uuid;
+
+use crate::clock::Clock;
+
+/// A handle on the ledger; clones share the connections.
+#[derive(Clone)]
+pub struct Ledger {
+    /// Connections with the ledger's session settings.
+    pub pool: PgPool,
+    /// What `recorded_at` is taken from. Leases use the database's clock instead.
+    pub clock: Clock,
+    /// Sources never go away, so what was looked up once stays true.
+    source_ids: Arc<Mutex<HashMap<Uuid, i16>>>,
+}

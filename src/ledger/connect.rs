@@ -1,0 +1,116 @@
+//! Connecting, and bringing the schema to this version.
+
+use std::collections::HashMap;
+use std::str::FromStr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use sqlx::migrate::{Migrate, Migrator};
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+
+use super::Ledger;
+use crate::clock::Clock;
+
+static MIGRATIONS: Migrator = sqlx::migrate!();
+
+/// How to reach the ledger.
+#[derive(Clone, Debug)]
+pub struct LedgerSettings {
+    /// `postgres://user:password@host:port/database`
+    pub url: String,
+    /// Most connections of this process.
+    pub connections: u32,
+}
+
+/// Why the ledger cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum LedgerError {
+    /// The URL does not parse.
+    #[error("ledger.url is no PostgreSQL URL: {0}")]
+    Url(#[source] sqlx::Error),
+    /// No answer, or a refusal, from PostgreSQL.
+    #[error("the ledger's PostgreSQL cannot be used: {0}")]
+    Unavailable(#[from] sqlx::Error),
+    /// Older than this binary.
+    #[error("the ledger's schema is at version {found}, this binary needs {needed}: run `tallyline migrate`")]
+    SchemaTooOld {
+        /// The newest migration that the database has.
+        found: i64,
+        /// The newest migration of this binary.
+        needed: i64,
+    },
+    /// Newer than this binary.
+    #[error(
+        "the ledger's schema is at version {found}, newer than this binary's {needed}: use the binary that migrated it, or a later one"
+    )]
+    SchemaTooNew {
+        /// The newest migration that the database has.
+        found: i64,
+        /// The newest migration of this binary.
+        needed: i64,
+    },
+    /// A migration failed.
+    #[error("migrating the ledger failed: {0}")]
+    Migrate(#[from] sqlx::migrate::MigrateError),
+}
+
+impl Ledger {
+    /// A handle whose connections are made as they are needed: PostgreSQL need not be there yet.
+    ///
+    /// # Errors
+    /// [`LedgerError::Url`].
+    pub fn open(settings: &LedgerSettings, clock: Clock) -> Result<Self, LedgerError> {
+        let options = PgConnectOptions::from_str(&settings.url).map_err(LedgerError::Url)?;
+        let options = options.application_name("tallyline").options(SESSION);
+        let pool = PgPoolOptions::new()
+            .max_connections(settings.connections)
+            .acquire_timeout(Duration::from_secs(10))
+            .test_before_acquire(true)
+            .connect_lazy_with(options);
+        Ok(Ledger { pool, clock, source_ids: Arc::new(Mutex::new(HashMap::new())) })
+    }
+
+    /// Brings the schema to this binary's version.
+    ///
+    /// # Errors
+    /// [`LedgerError::SchemaTooNew`] instead of touching a database that a later binary has migrated.
+    pub async fn migrate(&self) -> Result<(), LedgerError> {
+        match self.schema_version().await? {
+            (found, needed) if found > needed => Err(LedgerError::SchemaTooNew { found, needed }),
+            _ => Ok(MIGRATIONS.run(&self.pool).await?),
+        }
+    }
+
+    /// Whether this binary and the schema fit.
+    ///
+    /// # Errors
+    /// [`LedgerError::SchemaTooOld`], [`LedgerError::SchemaTooNew`] or [`LedgerError::Unavailable`].
+    pub async fn check_schema(&self) -> Result<(), LedgerError> {
+        match self.schema_version().await? {
+            (found, needed) if found > needed => Err(LedgerError::SchemaTooNew { found, needed }),
+            (found, needed) if found < needed => Err(LedgerError::SchemaTooOld { found, needed }),
+            _ => Ok(()),
+        }
+    }
+
+    async fn schema_version(&self) -> Result<(i64, i64), LedgerError> {
+        let needed = MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or_default();
+        let mut connection = self.pool.acquire().await?;
+        connection.ensure_migrations_table(&MIGRATIONS.table_name).await?;
+        let applied = connection.list_applied_migrations(&MIGRATIONS.table_name).await?;
+        let found = applied.iter().map(|migration| migration.version).max().unwrap_or_default();
+        Ok((found, needed))
+    }
+}
+
+/// A transaction whose owner is frozen or gone must not hold its locks for long; a commit that was acknowledged must be there after a crash.
+const SESSION: [(&str, &str); 8] = [
+    ("idle_in_transaction_session_timeout", "5s"),
+    ("lock_timeout", "10s"),
+    ("statement_timeout", "60s"),
+    ("tcp_keepalives_idle", "10"),
+    ("tcp_keepalives_interval", "5"),
+    ("tcp_keepalives_count", "3"),
+    ("synchronous_commit", "on"),
+    ("TimeZone", "UTC"),
+];

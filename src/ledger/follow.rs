@@ -1,0 +1,180 @@
+//! Reading the ledger forward, batch by batch in sequence order. No reader holds a snapshot longer than one page.
+
+use chrono::{DateTime, Utc};
+use sqlx::{PgConnection, Row};
+use uuid::Uuid;
+
+use super::{Ledger, rows};
+use crate::event::{Event, Payload};
+
+/// One batch that a fold reads.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// Its ledger sequence.
+    pub sequence: i64,
+    /// What it tells, in the log's order.
+    pub facts: Vec<Fact>,
+}
+
+/// Anything that a fold may care for.
+#[derive(Clone, Debug)]
+pub enum Fact {
+    /// A source was introduced: before any of its events.
+    Introduced {
+        /// The source.
+        deployment: Uuid,
+        /// Histograms observe from here.
+        introduced_at: DateTime<Utc>,
+    },
+    /// Creations before collection began.
+    Baseline {
+        /// The source.
+        deployment: Uuid,
+        /// organization, template and preset name.
+        series: [String; 3],
+        /// All-time creations before the baseline.
+        creations: i64,
+    },
+    /// An accepted event.
+    Event(Event),
+    /// A license came to coderd or went from it.
+    License {
+        /// The source.
+        deployment: Uuid,
+        /// coderd's own id: ties are broken by its order.
+        license_id: i32,
+        /// SHA-256 of the token.
+        jwt_sha256: Vec<u8>,
+        /// Whether it is there from now on.
+        present: bool,
+        /// The claims; absent for a token that did not verify, and for one that went.
+        claims: Option<serde_json::Value>,
+    },
+}
+
+/// A page is done once it holds this many events: a fold's memory stays bounded.
+const PAGE_EVENTS: i64 = 20_000;
+/// And it never holds more batches than this.
+const PAGE_BATCHES: i64 = 500;
+
+impl Ledger {
+    /// The batches after `sequence`, in order: a page of them, empty at the end.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn entries_after(&self, sequence: i64, limit: i64) -> Result<Vec<Entry>, sqlx::Error> {
+        // one statement per kind of row, under one snapshot, so that a batch is seen with all its rows
+        let mut tx = self.pool.begin_with("begin isolation level repeatable read read only").await?;
+        let page = page(&mut tx, sequence, limit).await?;
+        let ids: Vec<i64> = page.iter().map(|(id, _)| *id).collect();
+        let mut facts = facts(&mut tx, &ids).await?;
+        tx.commit().await?;
+        facts.sort_by_key(|fact| (fact.batch_id, fact.order));
+        let mut by_batch = facts.into_iter().peekable();
+        let mut entries: Vec<(i64, Entry)> = page.into_iter().map(|(id, sequence)| (id, Entry { sequence, facts: Vec::new() })).collect();
+        entries.sort_by_key(|(id, _)| *id);
+        for (id, entry) in &mut entries {
+            while let Some(found) = by_batch.next_if(|found| found.batch_id == *id) {
+                entry.facts.push(found.fact);
+            }
+        }
+        entries.sort_by_key(|(_, entry)| entry.sequence);
+        Ok(entries.into_iter().map(|(_, entry)| entry).collect())
+    }
+}
+
+async fn page(tx: &mut PgConnection, sequence: i64, limit: i64) -> Result<Vec<(i64, i64)>, sqlx::Error> {
+    let rows = sqlx::query(
+        "select id, sequence from (
+             select id, sequence, sum(accepted) over (order by sequence) - accepted as before
+             from (select id, sequence, accepted from batch where sequence > $1 and sequence <= $2 order by sequence limit $3) as next
+         ) as counted where before < $4 order by sequence",
+    )
+    .bind(sequence)
+    .bind(limit)
+    .bind(PAGE_BATCHES)
+    .bind(PAGE_EVENTS)
+    .fetch_all(tx)
+    .await?;
+    rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
+}
+
+struct Found {
+    batch_id: i64,
+    /// The log's offset; what does not come from the log has its own small number.
+    order: i64,
+    fact: Fact,
+}
+
+async fn facts(tx: &mut PgConnection, ids: &[i64]) -> Result<Vec<Found>, sqlx::Error> {
+    let mut found = Vec::new();
+    let builds =
+        sqlx::query("select e.*, s.deployment_id from workspace_build e join source s on s.id = e.source_id where batch_id = any($1)");
+    events(tx, builds, ids, &mut found, |row| Ok(Payload::Build(Box::new(rows::build_of(row)?)))).await?;
+    let claims =
+        sqlx::query("select e.*, s.deployment_id from prebuild_claim e join source s on s.id = e.source_id where batch_id = any($1)");
+    events(tx, claims, ids, &mut found, |row| Ok(Payload::Claim(Box::new(rows::claim_of(row)?)))).await?;
+    let usage = sqlx::query(
+        "select e.batch_id, e.log_offset, e.id, e.event_type, e.quantity::text as quantity, e.created_at, e.publish_started_at,
+             e.published_at, e.failure_message, s.deployment_id
+         from usage_event e join source s on s.id = e.source_id where e.batch_id = any($1)",
+    );
+    events(tx, usage, ids, &mut found, |row| Ok(Payload::Usage(rows::usage_of(row)?))).await?;
+    introductions(tx, ids, &mut found).await?;
+    licenses(tx, ids, &mut found).await?;
+    Ok(found)
+}
+
+async fn events(
+    tx: &mut PgConnection,
+    query: sqlx::query::Query<'_, sqlx::Postgres, sqlx::postgres::PgArguments>,
+    ids: &[i64],
+    found: &mut Vec<Found>,
+    payload: impl Fn(&sqlx::postgres::PgRow) -> Result<Payload, sqlx::Error>,
+) -> Result<(), sqlx::Error> {
+    for row in &query.bind(ids.to_vec()).fetch_all(tx).await? {
+        let event = Event { deployment: row.try_get("deployment_id")?, payload: payload(row)? };
+        found.push(Found { batch_id: row.try_get("batch_id")?, order: row.try_get("log_offset")?, fact: Fact::Event(event) });
+    }
+    Ok(())
+}
+
+async fn introductions(tx: &mut PgConnection, ids: &[i64], found: &mut Vec<Found>) -> Result<(), sqlx::Error> {
+    let sources = sqlx::query("select batch_id, deployment_id, introduced_at from source where batch_id = any($1)").bind(ids);
+    for row in &sources.fetch_all(&mut *tx).await? {
+        let fact = Fact::Introduced { deployment: row.try_get(1)?, introduced_at: row.try_get(2)? };
+        found.push(Found { batch_id: row.try_get(0)?, order: 0, fact });
+    }
+    let baselines = sqlx::query(
+        "select b.batch_id, s.deployment_id, b.organization_name, b.template_name, b.preset_name, b.creations
+         from creation_baseline b join source s on s.id = b.source_id where b.batch_id = any($1)
+         order by b.organization_name, b.template_name, b.preset_name",
+    )
+    .bind(ids);
+    for row in &baselines.fetch_all(tx).await? {
+        let series = [row.try_get(2)?, row.try_get(3)?, row.try_get(4)?];
+        let fact = Fact::Baseline { deployment: row.try_get(1)?, series, creations: row.try_get(5)? };
+        found.push(Found { batch_id: row.try_get(0)?, order: 1, fact });
+    }
+    Ok(())
+}
+
+async fn licenses(tx: &mut PgConnection, ids: &[i64], found: &mut Vec<Found>) -> Result<(), sqlx::Error> {
+    let licenses = sqlx::query(
+        "select l.batch_id, s.deployment_id, l.license_id, l.jwt_sha256, l.present, l.claims
+         from license l join source s on s.id = l.source_id where l.batch_id = any($1) order by l.license_id, l.jwt_sha256",
+    )
+    .bind(ids);
+    for row in &licenses.fetch_all(tx).await? {
+        let license_id: i32 = row.try_get(2)?;
+        let fact = Fact::License {
+            deployment: row.try_get(1)?,
+            license_id,
+            jwt_sha256: row.try_get(3)?,
+            present: row.try_get(4)?,
+            claims: row.try_get(5)?,
+        };
+        found.push(Found { batch_id: row.try_get(0)?, order: i64::from(license_id), fact });
+    }
+    Ok(())
+}

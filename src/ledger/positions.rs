@@ -1,0 +1,99 @@
+//! Where each partition stands, and who may move it.
+
+use sqlx::{PgConnection, Row};
+
+use super::{Ledger, RecordError};
+use crate::event::TopicPartition;
+
+/// A record that was read, to know it again: its offset and the SHA-256 of its key and body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LastRecord {
+    /// Its offset.
+    pub offset: i64,
+    /// SHA-256 of key and body.
+    pub fingerprint: [u8; 32],
+}
+
+/// The right to write one partition's batches, until somebody else claims it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// The partition.
+    pub partition: TopicPartition,
+    /// Raised by each claim.
+    pub epoch: i64,
+    /// The offset to read next.
+    pub next_offset: i64,
+    /// The last record before it that was read, if any was.
+    pub last: Option<LastRecord>,
+}
+
+impl Ledger {
+    /// Takes the partition from whoever has it. Without a position, reading starts at `log_start`, and that is recorded.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn claim(&self, partition: TopicPartition, log_start: i64) -> Result<Claim, sqlx::Error> {
+        let row = sqlx::query(
+            "insert into position as p (topic, partition, epoch, start_offset, next_offset, moved_at) values ($1, $2, 1, $3, $3, $4)
+             on conflict (topic, partition) do update set epoch = p.epoch + 1
+             returning epoch, next_offset, last_offset, last_record",
+        )
+        .bind(partition.topic.name())
+        .bind(partition.partition)
+        .bind(log_start)
+        .bind(self.clock.now())
+        .fetch_one(&self.pool)
+        .await?;
+        Ok(Claim { partition, epoch: row.try_get("epoch")?, next_offset: row.try_get("next_offset")?, last: last_record(&row)? })
+    }
+
+    /// Every partition's position.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn positions(&self) -> Result<Vec<(TopicPartition, i64)>, sqlx::Error> {
+        let rows =
+            sqlx::query("select topic, partition, next_offset from position order by topic, partition").fetch_all(&self.pool).await?;
+        let mut positions = Vec::with_capacity(rows.len());
+        for row in rows {
+            let topic = crate::event::Topic::named(row.try_get("topic")?).ok_or_else(|| sqlx::Error::Protocol("unknown topic".into()))?;
+            positions.push((TopicPartition { topic, partition: row.try_get("partition")? }, row.try_get("next_offset")?));
+        }
+        Ok(positions)
+    }
+}
+
+/// Moves a claimed partition's position by compare-and-set: a consumer that has lost its partition stops here.
+pub(super) async fn advance(
+    connection: &mut PgConnection,
+    ledger: &Ledger,
+    claim: &Claim,
+    next_offset: i64,
+    last: Option<LastRecord>,
+    records: i64,
+) -> Result<(), RecordError> {
+    let moved = sqlx::query(
+        "update position set next_offset = $5, records = records + $6, moved_at = $7,
+             last_offset = coalesce($8, last_offset), last_record = coalesce($9, last_record)
+         where topic = $1 and partition = $2 and epoch = $3 and next_offset = $4",
+    )
+    .bind(claim.partition.topic.name())
+    .bind(claim.partition.partition)
+    .bind(claim.epoch)
+    .bind(claim.next_offset)
+    .bind(next_offset)
+    .bind(records)
+    .bind(ledger.clock.now())
+    .bind(last.map(|last| last.offset))
+    .bind(last.map(|last| last.fingerprint.to_vec()))
+    .execute(connection)
+    .await?;
+    if moved.rows_affected() == 1 { Ok(()) } else { Err(RecordError::Fenced(claim.partition)) }
+}
+
+fn last_record(row: &sqlx::postgres::PgRow) -> Result<Option<LastRecord>, sqlx::Error> {
+    let offset: Option<i64> = row.try_get("last_offset")?;
+    let fingerprint: Option<Vec<u8>> = row.try_get("last_record")?;
+    let fingerprint = fingerprint.and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
+    Ok(offset.zip(fingerprint).map(|(offset, fingerprint)| LastRecord { offset, fingerprint }))
+}

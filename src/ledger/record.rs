@@ -1,0 +1,436 @@
+//! One batch of one partition, in one transaction: new events as rows, duplicates counted, conflicts, rejects and held records as rows,
+//! publications queued, and the position moved with them.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use chrono::{DateTime, Utc};
+use sqlx::{PgConnection, Row};
+use uuid::Uuid;
+
+use super::positions::advance;
+use super::{Claim, LastRecord, Ledger, rows};
+use crate::event::{Digest, Event, Message, Payload, TopicPartition};
+
+/// A record as it came from the log, read or refused.
+#[derive(Clone, Debug)]
+pub struct Arrival {
+    /// Its offset in the partition.
+    pub offset: i64,
+    /// The log's timestamp.
+    pub timestamp: DateTime<Utc>,
+    /// The record itself: what becomes of it if it is not accepted.
+    pub message: Message,
+    /// The event in it, or why there is none.
+    pub event: Result<Event, Refusal>,
+}
+
+/// Why a record is not accepted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Rejected, held or in conflict.
+    pub verdict: Verdict,
+    /// A short fixed word, to count by.
+    pub cause: String,
+    /// What is wrong, with the field's name.
+    pub detail: String,
+}
+
+/// What becomes of a record that is no accepted event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Not an event: kept raw.
+    Rejected,
+    /// Another digest under an accepted id: kept raw, the accepted one stands.
+    Conflict,
+    /// A usage type that this version does not know: kept raw as money at risk.
+    Held,
+}
+
+impl Verdict {
+    fn as_str(self) -> &'static str {
+        match self {
+            Verdict::Rejected => "rejected",
+            Verdict::Conflict => "conflict",
+            Verdict::Held => "held",
+        }
+    }
+}
+
+/// Which chain of batches a batch belongs to.
+#[derive(Clone, Debug)]
+pub enum Chain {
+    /// Live consumption: moves the partition's position.
+    Live(Claim),
+    /// A replay: moves its own position only.
+    Replay {
+        /// The replay's id.
+        id: Uuid,
+        /// The partition that is replayed.
+        partition: TopicPartition,
+        /// The replay's position before this batch.
+        next_offset: i64,
+    },
+}
+
+impl Chain {
+    fn partition(&self) -> TopicPartition {
+        match self {
+            Chain::Live(claim) => claim.partition,
+            Chain::Replay { partition, .. } => *partition,
+        }
+    }
+
+    fn next_offset(&self) -> i64 {
+        match self {
+            Chain::Live(claim) => claim.next_offset,
+            Chain::Replay { next_offset, .. } => *next_offset,
+        }
+    }
+}
+
+/// What became of a batch's records; they add up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Records read.
+    pub records: i32,
+    /// New events.
+    pub accepted: i32,
+    /// Known ids with the known digest.
+    pub duplicates: i32,
+    /// Known ids with another digest.
+    pub conflicts: i32,
+    /// No events.
+    pub rejects: i32,
+    /// Usage of a type not known yet.
+    pub held: i32,
+}
+
+/// Why a batch was not recorded. Nothing of it is in the ledger then, but for a connection lost during the commit: claim again and see.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// Somebody else claimed the partition, or its position is not the one known.
+    #[error("{0} has been taken by another consumer")]
+    Fenced(TopicPartition),
+    /// The data itself is refused by PostgreSQL: trying again cannot help.
+    #[error("the ledger refuses the data: {0}")]
+    Refused(#[source] sqlx::Error),
+    /// Anything that may pass.
+    #[error("the ledger cannot be written: {0}")]
+    Unavailable(#[source] sqlx::Error),
+}
+
+impl From<sqlx::Error> for RecordError {
+    /// SQLSTATE classes 22 (data exception) and 23 (constraint violation) are about the data.
+    fn from(error: sqlx::Error) -> Self {
+        let code = error.as_database_error().and_then(|error| error.code()).unwrap_or_default();
+        if code.starts_with("22") || code.starts_with("23") || matches!(error, sqlx::Error::Encode(_)) {
+            RecordError::Refused(error)
+        } else {
+            RecordError::Unavailable(error)
+        }
+    }
+}
+
+impl Ledger {
+    /// Records one batch and moves the chain's position from where it stands to `next_offset`.
+    ///
+    /// # Errors
+    /// [`RecordError`].
+    pub async fn record(&self, chain: &Chain, arrivals: &[Arrival], next_offset: i64) -> Result<Counts, RecordError> {
+        let sources = self.source_ids(arrivals).await?;
+        let mut tx = self.pool.begin().await?;
+        let batch_id: i64 = sqlx::query("select nextval(pg_get_serial_sequence('batch', 'id'))").fetch_one(&mut *tx).await?.try_get(0)?;
+        let sorted = Sorted::of(arrivals, &sources);
+        let judged = insert_events(&mut tx, batch_id, &sorted, self.clock.now()).await?;
+        let counts = judged.counts(arrivals);
+        insert_refused(&mut tx, self, batch_id, chain.partition(), arrivals, &judged).await?;
+        insert_batch(&mut tx, self, batch_id, chain, next_offset, counts).await?;
+        match chain {
+            Chain::Live(claim) => advance(&mut tx, self, claim, next_offset, last_record(arrivals), i64::from(counts.records)).await?,
+            Chain::Replay { id, partition, next_offset: from } => advance_replay(&mut tx, *id, *partition, *from, next_offset).await?,
+        }
+        tx.commit().await?;
+        Ok(counts)
+    }
+
+    /// The ledger's small ids of the batch's deployments. One that no collector has registered is introduced now, by itself, before its first event.
+    async fn source_ids(&self, arrivals: &[Arrival]) -> Result<HashMap<Uuid, i16>, sqlx::Error> {
+        let mut ids = HashMap::new();
+        for arrival in arrivals {
+            if let Ok(event) = &arrival.event
+                && !ids.contains_key(&event.deployment)
+            {
+                ids.insert(event.deployment, self.source_id(event.deployment).await?);
+            }
+        }
+        Ok(ids)
+    }
+
+    async fn source_id(&self, deployment: Uuid) -> Result<i16, sqlx::Error> {
+        let known = self.source_ids.lock().map(|ids| ids.get(&deployment).copied()).unwrap_or_default();
+        if let Some(id) = known {
+            return Ok(id);
+        }
+        let id = self.introduce(deployment).await?;
+        if let Ok(mut ids) = self.source_ids.lock() {
+            ids.insert(deployment, id);
+        }
+        Ok(id)
+    }
+
+    async fn introduce(&self, deployment: Uuid) -> Result<i16, sqlx::Error> {
+        let mut tx = self.pool.begin().await?;
+        let now = self.clock.now();
+        // the one row of `ledger` is every batch's last lock; taken first here, it keeps two introductions apart
+        sqlx::query("select 1 from ledger for update").execute(&mut *tx).await?;
+        let known = sqlx::query("select id from source where deployment_id = $1").bind(deployment).fetch_optional(&mut *tx).await?;
+        if let Some(row) = known {
+            return row.try_get(0);
+        }
+        let id = sqlx::query(
+            "with b as (insert into batch (kind, recorded_at) values ('source', $2) returning id)
+             insert into source (deployment_id, batch_id, introduced_at, collected) select $1, b.id, $2, false from b returning id",
+        )
+        .bind(deployment)
+        .bind(now)
+        .fetch_one(&mut *tx)
+        .await?
+        .try_get(0)?;
+        tx.commit().await?;
+        tracing::warn!(%deployment, "a source that no collector reads is introduced by its first event");
+        Ok(id)
+    }
+}
+
+/// A batch's events by table, each id once and in order, so that parallel partitions never deadlock on ids.
+struct Sorted<'a> {
+    builds: BTreeMap<(i16, Uuid), rows::New<'a>>,
+    claims: BTreeMap<(i16, Uuid), rows::New<'a>>,
+    usage: BTreeMap<(i16, &'a str), rows::New<'a>>,
+    /// Later sightings within this batch: index, and whether it tells the same as the first.
+    again: Vec<(usize, bool)>,
+}
+
+impl<'a> Sorted<'a> {
+    fn of(arrivals: &'a [Arrival], sources: &HashMap<Uuid, i16>) -> Self {
+        let mut sorted = Sorted { builds: BTreeMap::new(), claims: BTreeMap::new(), usage: BTreeMap::new(), again: Vec::new() };
+        for (index, arrival) in arrivals.iter().enumerate() {
+            let Ok(event) = &arrival.event else { continue };
+            let source_id = sources[&event.deployment];
+            let new = rows::New { index, source_id, offset: arrival.offset, digest: event.digest(), event };
+            let digest = new.digest;
+            let first = match &event.payload {
+                Payload::Build(build) => sorted.builds.entry((source_id, build.build_id)).or_insert(new),
+                Payload::Claim(claim) => sorted.claims.entry((source_id, claim.build_id)).or_insert(new),
+                Payload::Usage(usage) => sorted.usage.entry((source_id, usage.id.as_str())).or_insert(new),
+            };
+            if first.index != index {
+                sorted.again.push((index, first.digest == digest));
+            }
+        }
+        sorted
+    }
+}
+
+/// What the tables said.
+#[derive(Default)]
+struct Judged {
+    accepted: usize,
+    duplicates: usize,
+    /// Indices of records that conflict with what is accepted.
+    conflicts: HashSet<usize>,
+}
+
+impl Judged {
+    fn counts(&self, arrivals: &[Arrival]) -> Counts {
+        let count = |number: usize| i32::try_from(number).unwrap_or(i32::MAX);
+        let refused =
+            |verdict| arrivals.iter().filter(|arrival| matches!(&arrival.event, Err(refusal) if refusal.verdict == verdict)).count();
+        Counts {
+            records: count(arrivals.len()),
+            accepted: count(self.accepted),
+            duplicates: count(self.duplicates),
+            conflicts: count(self.conflicts.len() + refused(Verdict::Conflict)),
+            rejects: count(refused(Verdict::Rejected)),
+            held: count(refused(Verdict::Held)),
+        }
+    }
+}
+
+async fn insert_events(tx: &mut PgConnection, batch_id: i64, sorted: &Sorted<'_>, now: DateTime<Utc>) -> Result<Judged, sqlx::Error> {
+    let mut judged = Judged::default();
+    let builds: Vec<&rows::New> = sorted.builds.values().collect();
+    let known = rows::insert_builds(tx, batch_id, &builds).await?;
+    judge(&mut judged, &builds, &known);
+    let claims: Vec<&rows::New> = sorted.claims.values().collect();
+    let known = rows::insert_claims(tx, batch_id, &claims).await?;
+    judge(&mut judged, &claims, &known);
+    let usage: Vec<&rows::New> = sorted.usage.values().collect();
+    let known = rows::insert_usage(tx, batch_id, &usage, now).await?;
+    judge(&mut judged, &usage, &known);
+    for (index, same) in &sorted.again {
+        if *same {
+            judged.duplicates += 1;
+        } else {
+            judged.conflicts.insert(*index);
+        }
+    }
+    Ok(judged)
+}
+
+/// `known` holds, by index, the digest under which an id that was not inserted is in the ledger.
+fn judge(judged: &mut Judged, news: &[&rows::New], known: &HashMap<usize, Digest>) {
+    for new in news {
+        match known.get(&new.index) {
+            None => judged.accepted += 1,
+            Some(digest) if *digest == new.digest => judged.duplicates += 1,
+            Some(_) => {
+                judged.conflicts.insert(new.index);
+            }
+        }
+    }
+}
+
+async fn insert_batch(
+    tx: &mut PgConnection,
+    ledger: &Ledger,
+    batch_id: i64,
+    chain: &Chain,
+    next_offset: i64,
+    counts: Counts,
+) -> Result<(), sqlx::Error> {
+    let (kind, epoch, replay_id) = match chain {
+        Chain::Live(claim) => ("log", Some(claim.epoch), None),
+        Chain::Replay { id, .. } => ("replay", None, Some(*id)),
+    };
+    sqlx::query(
+        "insert into batch (id, kind, recorded_at, topic, partition, epoch, replay_id, first_offset, next_offset,
+             records, accepted, duplicates, conflicts, rejects, held)
+         overriding system value values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
+    )
+    .bind(batch_id)
+    .bind(kind)
+    .bind(ledger.clock.now())
+    .bind(chain.partition().topic.name())
+    .bind(chain.partition().partition)
+    .bind(epoch)
+    .bind(replay_id)
+    .bind(chain.next_offset())
+    .bind(next_offset)
+    .bind(counts.records)
+    .bind(counts.accepted)
+    .bind(counts.duplicates)
+    .bind(counts.conflicts)
+    .bind(counts.rejects)
+    .bind(counts.held)
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+async fn advance_replay(tx: &mut PgConnection, id: Uuid, partition: TopicPartition, from: i64, to: i64) -> Result<(), RecordError> {
+    let moved = sqlx::query("update replay set next_offset = $5 where id = $1 and topic = $2 and partition = $3 and next_offset = $4")
+        .bind(id)
+        .bind(partition.topic.name())
+        .bind(partition.partition)
+        .bind(from)
+        .bind(to)
+        .execute(tx)
+        .await?;
+    if moved.rows_affected() == 1 { Ok(()) } else { Err(RecordError::Fenced(partition)) }
+}
+
+/// The last record as it will be known again.
+fn last_record(arrivals: &[Arrival]) -> Option<LastRecord> {
+    arrivals.last().map(|arrival| LastRecord { offset: arrival.offset, fingerprint: rows::fingerprint(&arrival.message) })
+}
+
+/// Conflicts, rejects and held records, raw. A replay finds those of the live chain there already.
+async fn insert_refused(
+    tx: &mut PgConnection,
+    ledger: &Ledger,
+    batch_id: i64,
+    partition: TopicPartition,
+    arrivals: &[Arrival],
+    judged: &Judged,
+) -> Result<(), sqlx::Error> {
+    for (index, arrival) in arrivals.iter().enumerate() {
+        let refusal = match &arrival.event {
+            Err(refusal) => refusal.clone(),
+            Ok(event) if judged.conflicts.contains(&index) => conflict(event),
+            Ok(_) => continue,
+        };
+        insert_reject(tx, ledger, batch_id, partition, arrival, &refusal).await?;
+    }
+    Ok(())
+}
+
+fn conflict(event: &Event) -> Refusal {
+    let detail = format!("{} is accepted with other content; the accepted event stands", event.id());
+    Refusal { verdict: Verdict::Conflict, cause: "conflict".into(), detail }
+}
+
+async fn insert_reject(
+    tx: &mut PgConnection,
+    ledger: &Ledger,
+    batch_id: i64,
+    partition: TopicPartition,
+    arrival: &Arrival,
+    refusal: &Refusal,
+) -> Result<(), sqlx::Error> {
+    let headers: Vec<(&str, Option<String>)> =
+        arrival.message.headers.iter().map(|(name, value)| (name.as_str(), value.as_ref().map(|value| BASE64.encode(value)))).collect();
+    let hints = Hints::of(arrival);
+    sqlx::query(
+        "insert into reject (batch_id, topic, partition, log_offset, verdict, cause, detail, deployment_id, event_id, event_type,
+             record_timestamp, record_key, headers, payload, recorded_at)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15) on conflict on constraint reject_is_unique do nothing",
+    )
+    .bind(batch_id)
+    .bind(partition.topic.name())
+    .bind(partition.partition)
+    .bind(arrival.offset)
+    .bind(refusal.verdict.as_str())
+    .bind(&refusal.cause)
+    .bind(refusal.detail.replace('\0', "\u{fffd}"))
+    .bind(hints.deployment)
+    .bind(hints.event_id)
+    .bind(hints.event_type)
+    .bind(arrival.timestamp)
+    .bind(&arrival.message.key)
+    .bind(serde_json::to_vec(&headers).unwrap_or_default())
+    .bind(&arrival.message.payload)
+    .bind(ledger.clock.now())
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+/// What can be told about a record that is no event, for whoever looks for it.
+#[derive(Default)]
+struct Hints {
+    deployment: Option<Uuid>,
+    event_id: Option<String>,
+    event_type: Option<String>,
+}
+
+impl Hints {
+    fn of(arrival: &Arrival) -> Self {
+        if let Ok(event) = &arrival.event {
+            let event_type = Some(event.event_type().to_owned());
+            return Hints { deployment: Some(event.deployment), event_id: Some(event.id()), event_type };
+        }
+        let header = |name: &str| {
+            let (_, value) = arrival.message.headers.iter().find(|(header, _)| header.eq_ignore_ascii_case(name))?;
+            let text = String::from_utf8_lossy(value.as_deref()?).replace('\0', "\u{fffd}");
+            Some(text.chars().take(200).collect::<String>())
+        };
+        Hints {
+            deployment: header("ce_source").and_then(|source| source.strip_prefix("/coder/")?.parse().ok()),
+            event_id: header("ce_id"),
+            event_type: header("ce_type"),
+        }
+    }
+}

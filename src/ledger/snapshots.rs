@@ -1,0 +1,82 @@
+//! A fold's state after a batch, so that a process need not begin at zero.
+
+use sqlx::Row;
+use uuid::Uuid;
+
+use super::Ledger;
+
+/// Kept for each stage and rules version; older ones go when a newer one is saved.
+const KEPT: i64 = 2;
+
+/// The state of a stage after the batch of `sequence`.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// The ledger sequence of the last batch in it; 0 is the empty ledger.
+    pub sequence: i64,
+    /// The stage's own serialisation.
+    pub state: Vec<u8>,
+}
+
+impl Ledger {
+    /// This ledger's identity: a restored ledger has another.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn incarnation(&self) -> Result<Uuid, sqlx::Error> {
+        sqlx::query("select incarnation from ledger").fetch_one(&self.pool).await?.try_get(0)
+    }
+
+    /// The highest sequence so far; 0 for an empty ledger.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn last_sequence(&self) -> Result<i64, sqlx::Error> {
+        sqlx::query("select next_sequence - 1 from ledger").fetch_one(&self.pool).await?.try_get(0)
+    }
+
+    /// The newest snapshot of this stage under these rules in this incarnation, at most at `limit`.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn load_snapshot(&self, stage: &str, rules_version: i32, limit: i64) -> Result<Option<Snapshot>, sqlx::Error> {
+        let row = sqlx::query(
+            "select sequence, state from snapshot join ledger using (incarnation)
+             where stage = $1 and rules_version = $2 and sequence <= $3 and sequence < next_sequence order by sequence desc limit 1",
+        )
+        .bind(stage)
+        .bind(rules_version)
+        .bind(limit)
+        .fetch_optional(&self.pool)
+        .await?;
+        row.map(|row| Ok(Snapshot { sequence: row.try_get("sequence")?, state: row.try_get("state")? })).transpose()
+    }
+
+    /// Keeps a snapshot and lets all but the newest few go.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn save_snapshot(&self, stage: &str, rules_version: i32, snapshot: &Snapshot) -> Result<(), sqlx::Error> {
+        sqlx::query(
+            "insert into snapshot (stage, rules_version, incarnation, sequence, state, taken_at)
+             select $1, $2, incarnation, $3, $4, $5 from ledger on conflict do nothing",
+        )
+        .bind(stage)
+        .bind(rules_version)
+        .bind(snapshot.sequence)
+        .bind(&snapshot.state)
+        .bind(self.clock.now())
+        .execute(&self.pool)
+        .await?;
+        sqlx::query(
+            "delete from snapshot where stage = $1 and rules_version = $2 and (incarnation <> (select incarnation from ledger) or sequence not in
+                 (select sequence from snapshot join ledger using (incarnation) where stage = $1 and rules_version = $2
+                  order by sequence desc limit $3))",
+        )
+        .bind(stage)
+        .bind(rules_version)
+        .bind(KEPT)
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+}
