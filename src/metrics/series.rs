@@ -1,0 +1,172 @@
+//! The series of a family, kept by their label values: the state that a fold holds per family.
+
+use std::collections::{BTreeMap, btree_map};
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+
+use super::options::BucketOptions;
+use super::tally::Tally;
+
+/// One state per tuple of label values, in the order of the family's label names.
+///
+/// A map of our own, because the prometheus crate's vectors hash label values without a separator: `("a", "bc")` and `("ab", "c")`
+/// would be one series. In JSON a list of `[label values, state]`, in the order of the label values.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Series<T, const N: usize>(BTreeMap<[String; N], T>);
+
+impl<T, const N: usize> Series<T, N> {
+    /// No series yet.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self(BTreeMap::new())
+    }
+
+    /// The series with these label values, begun by `begin` if there is none.
+    pub fn entry(&mut self, labels: [String; N], begin: impl FnOnce() -> T) -> &mut T {
+        self.0.entry(labels).or_insert_with(begin)
+    }
+
+    /// The series with these label values.
+    #[must_use]
+    pub fn get(&self, labels: [&str; N]) -> Option<&T> {
+        self.0.get(&labels.map(str::to_owned))
+    }
+
+    /// All series in the order of their label values.
+    pub fn iter(&self) -> btree_map::Iter<'_, [String; N], T> {
+        self.0.iter()
+    }
+
+    /// How many series there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there is no series.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl<T, const N: usize> Default for Series<T, N> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<'a, T, const N: usize> IntoIterator for &'a Series<T, N> {
+    type Item = (&'a [String; N], &'a T);
+    type IntoIter = btree_map::Iter<'a, [String; N], T>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.iter()
+    }
+}
+
+impl<T: Serialize, const N: usize> Serialize for Series<T, N> {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_seq(self.0.iter().map(|(labels, state)| (labels.as_slice(), state)))
+    }
+}
+
+impl<'de, T: Deserialize<'de>, const N: usize> Deserialize<'de> for Series<T, N> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let mut series = BTreeMap::new();
+        for (labels, state) in Vec::<(Vec<String>, T)>::deserialize(from)? {
+            let labels = <[String; N]>::try_from(labels)
+                .map_err(|labels| D::Error::custom(format!("a series has {} label values instead of {N}", labels.len())))?;
+            if series.insert(labels, state).is_some() {
+                return Err(D::Error::custom("a series is there twice"));
+            }
+        }
+        Ok(Self(series))
+    }
+}
+
+/// The state of one counter series.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Counter {
+    /// How many were counted.
+    pub value: u64,
+    /// The time of the series' first event, set once.
+    pub created: DateTime<Utc>,
+}
+
+impl<const N: usize> Series<Counter, N> {
+    /// Adds `n` to a series; its first event sets since when it counts.
+    pub fn add(&mut self, labels: [String; N], n: u64, at: DateTime<Utc>) {
+        self.entry(labels, || Counter { value: 0, created: at }).value += n;
+    }
+}
+
+impl<const N: usize> Series<Tally, N> {
+    /// Counts a duration in a series; its first event sets since when it counts.
+    pub fn observe_micros(&mut self, options: &BucketOptions, labels: [String; N], micros: i64, at: DateTime<Utc>) {
+        self.entry(labels, || Tally::new(options, at)).observe_micros(options, micros, at);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::metrics::NativeOptions;
+
+    const OPTIONS: BucketOptions = BucketOptions::new(&[1.0, 10.0], Some(NativeOptions::NEVER_RESET));
+
+    fn labels<const N: usize>(values: [&str; N]) -> [String; N] {
+        values.map(str::to_owned)
+    }
+
+    #[test]
+    fn label_values_that_run_into_each_other_stay_two_series() {
+        let mut series = Series::new();
+        series.add(labels(["a", "bc"]), 1, DateTime::UNIX_EPOCH);
+        series.add(labels(["ab", "c"]), 2, DateTime::UNIX_EPOCH);
+        assert_eq!((series.get(["a", "bc"]).unwrap().value, series.get(["ab", "c"]).unwrap().value), (1, 2));
+    }
+
+    #[test]
+    fn the_first_event_says_since_when_a_series_counts() {
+        let (first, earlier) = (DateTime::UNIX_EPOCH + Duration::from_secs(5), DateTime::UNIX_EPOCH);
+        let (mut counters, mut tallies) = (Series::new(), Series::new());
+        for at in [first, earlier] {
+            counters.add(labels(["a"]), 1, at);
+            tallies.observe_micros(&OPTIONS, labels(["a"]), 1, at);
+        }
+        assert_eq!(counters.get(["a"]), Some(&Counter { value: 2, created: first }));
+        assert_eq!(tallies.get(["a"]).unwrap().buckets().created(), first);
+    }
+
+    #[test]
+    fn saved_series_come_back_the_same() {
+        let mut tallies = Series::new();
+        for (name, micros) in [("a\"b\\c\nd", 1_234_567), ("", 0), ("ü", -1)] {
+            tallies.observe_micros(&OPTIONS, labels([name, "x"]), micros, DateTime::UNIX_EPOCH + Duration::from_micros(1));
+        }
+        let saved = serde_json::to_string(&tallies).unwrap();
+        assert_eq!(serde_json::from_str::<Series<Tally, 2>>(&saved).unwrap(), tallies);
+        assert!(serde_json::from_str::<Series<Tally, 3>>(&saved).unwrap_err().to_string().contains("2 label values instead of 3"));
+    }
+
+    #[test]
+    fn the_saved_form_is_pinned() {
+        let mut tallies = Series::new();
+        tallies.observe_micros(&OPTIONS, labels(["a"]), 1_500_000, DateTime::UNIX_EPOCH + Duration::from_micros(1));
+        assert_eq!(
+            serde_json::to_value(&tallies).unwrap(),
+            serde_json::json!([[["a"], {
+                "buckets": {
+                    "created": "1970-01-01T00:00:00.000001Z", "reset_at": null, "count": 1, "classic": [0, 1], "schema": 3,
+                    "zero_threshold": "2.938735877055719e-39", "zero_count": 0, "positive": {"5": 1}, "negative": {}
+                },
+                "sum_micros": 1_500_000
+            }]])
+        );
+    }
+}

@@ -1,0 +1,139 @@
+//! A histogram of durations whose state does not depend on the order of its observations.
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+use super::buckets::{Buckets, Counting};
+use super::options::BucketOptions;
+
+const MICROS_PER_SECOND: f64 = 1e6;
+
+/// The state of one histogram series of durations. Plain numbers: saved as JSON, it comes back the same.
+///
+/// The sum is kept in whole microseconds, because a sum of doubles depends on the order of its terms. Any order of the same
+/// observations gives an equal state, as long as the limit on native buckets is not passed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tally {
+    buckets: Buckets,
+    /// Wide enough that no number of observations passes it.
+    sum_micros: i128,
+}
+
+impl Tally {
+    /// No observations yet.
+    #[must_use]
+    pub fn new(options: &BucketOptions, created: DateTime<Utc>) -> Self {
+        Self { buckets: Buckets::new(options, created), sum_micros: 0 }
+    }
+
+    /// Counts one duration in microseconds. A negative one is counted as it is, in a negative native bucket and in the first classic
+    /// one. `now` only matters to families that reset.
+    pub fn observe_micros(&mut self, options: &BucketOptions, micros: i64, now: DateTime<Utc>) {
+        // Exact below 2^53 microseconds (285 years), and correctly rounded: 100,000 microseconds are the double 0.1.
+        let seconds = micros as f64 / MICROS_PER_SECOND;
+        if self.buckets.observe(options, seconds, now) == Counting::StartedOver {
+            self.sum_micros = 0;
+        }
+        self.sum_micros += i128::from(micros);
+    }
+
+    /// How many observations there are, and in which buckets.
+    #[must_use]
+    pub fn buckets(&self) -> &Buckets {
+        &self.buckets
+    }
+
+    /// The sum in microseconds, exactly.
+    #[must_use]
+    pub fn sum_micros(&self) -> i128 {
+        self.sum_micros
+    }
+
+    /// The sum as it is shown.
+    #[must_use]
+    pub fn sum_seconds(&self) -> f64 {
+        self.sum_micros as f64 / MICROS_PER_SECOND
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::metrics::NativeOptions;
+
+    const OPTIONS: BucketOptions = BucketOptions::new(&[1.0, 10.0, 30.0, 60.0, 300.0], Some(NativeOptions::NEVER_RESET));
+
+    fn tally(micros: &[i64]) -> Tally {
+        let mut tally = Tally::new(&OPTIONS, DateTime::UNIX_EPOCH);
+        for value in micros {
+            tally.observe_micros(&OPTIONS, *value, DateTime::UNIX_EPOCH);
+        }
+        tally
+    }
+
+    #[test]
+    fn an_empty_tally_sums_to_zero() {
+        let tally = tally(&[]);
+        assert_eq!((tally.buckets().count(), tally.sum_micros(), tally.sum_seconds()), (0, 0, 0.0));
+    }
+
+    #[test]
+    fn negative_durations_lower_the_sum() {
+        let tally = tally(&[2_500_000, -500_000, 0]);
+        assert_eq!((tally.buckets().count(), tally.sum_seconds()), (3, 2.0));
+        assert_eq!(tally.buckets().zero_count(), 1);
+    }
+
+    #[test]
+    fn the_widest_durations_neither_pass_the_sum_nor_get_lost_in_json() {
+        let tally = tally(&[i64::MAX, i64::MAX, i64::MAX]);
+        assert_eq!(tally.sum_micros(), 3 * i128::from(i64::MAX));
+        assert_eq!(serde_json::from_str::<Tally>(&serde_json::to_string(&tally).unwrap()).unwrap(), tally);
+    }
+
+    #[test]
+    fn the_sum_starts_over_with_the_counts() {
+        let native = NativeOptions { max_buckets: 2, min_reset: Some(Duration::from_secs(60)), ..NativeOptions::NEVER_RESET };
+        let options = BucketOptions::new(&[], Some(native));
+        let late = DateTime::UNIX_EPOCH + Duration::from_secs(60);
+        let mut tally = Tally::new(&options, DateTime::UNIX_EPOCH);
+        for seconds in [1, 10, 100] {
+            tally.observe_micros(&options, seconds * 1_000_000, late);
+        }
+        assert_eq!((tally.buckets().count(), tally.sum_seconds(), tally.buckets().created()), (1, 100.0, late));
+    }
+
+    /// Durations from one second to an hour: 12 powers of two, which stay within 100 buckets.
+    fn usual_durations() -> impl Strategy<Value = Vec<i64>> {
+        prop::collection::vec(prop_oneof![1_000_000_i64..3_600_000_000, Just(0)], 0..300)
+    }
+
+    proptest! {
+        #[test]
+        fn any_order_gives_the_same_state(
+            (one, other) in usual_durations().prop_flat_map(|values| (Just(values.clone()), Just(values).prop_shuffle()))
+        ) {
+            let (one, other) = (tally(&one), tally(&other));
+            prop_assert_eq!(one.buckets().schema(), 3, "the limit was passed");
+            prop_assert_eq!(one.sum_seconds().to_bits(), other.sum_seconds().to_bits());
+            prop_assert_eq!(one, other);
+        }
+
+        #[test]
+        fn a_saved_tally_goes_on_as_if_never_saved(before in usual_durations(), after in usual_durations()) {
+            let saved = serde_json::to_string(&tally(&before)).unwrap();
+            let mut restored: Tally = serde_json::from_str(&saved).unwrap();
+            let as_value = serde_json::from_value(serde_json::from_str(&saved).unwrap()).unwrap();
+            prop_assert_eq!(&restored, &as_value, "through a JSON value as well");
+            for micros in &after {
+                restored.observe_micros(&OPTIONS, *micros, DateTime::UNIX_EPOCH);
+            }
+            prop_assert_eq!(restored, tally(&[before, after].concat()));
+        }
+    }
+}
