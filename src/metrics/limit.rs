@@ -62,6 +62,22 @@ mod tests {
     use crate::metrics::{BucketOptions, Counting};
 
     #[test]
+    fn the_zero_bucket_takes_in_the_nearest_bucket_of_both_signs() {
+        let native = NativeOptions { max_buckets: 3, max_zero_threshold: 4.0, ..NativeOptions::NEVER_RESET };
+        let options = BucketOptions::new(&[], Some(native));
+        let mut buckets = Buckets::new(&options, DateTime::UNIX_EPOCH);
+        let observe =
+            |buckets: &mut Buckets, value| assert_eq!(buckets.observe(&options, value, DateTime::UNIX_EPOCH), Counting::Continued);
+        for value in [8.0, -1.0, 2.0, -2.0] {
+            observe(&mut buckets, value);
+        }
+        assert_eq!((buckets.zero_threshold(), buckets.zero_count(), buckets.negative().len()), (1.0, 1, 1), "-1 is nearest");
+        observe(&mut buckets, 16.0);
+        assert_eq!((buckets.zero_threshold(), buckets.zero_count(), buckets.negative().len()), (2.0, 3, 0), "2 and -2 go together");
+        assert_eq!((buckets.schema(), buckets.positive().len()), (3, 2));
+    }
+
+    #[test]
     fn a_histogram_that_never_resets_only_ever_loses_resolution() {
         let options = BucketOptions::new(&[1.0], Some(NativeOptions::NEVER_RESET));
         let mut buckets = Buckets::new(&options, DateTime::UNIX_EPOCH);

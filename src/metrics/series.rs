@@ -11,7 +11,8 @@ use super::tally::Tally;
 /// One state per tuple of label values, in the order of the family's label names.
 ///
 /// A map of our own, because the prometheus crate's vectors hash label values without a separator: `("a", "bc")` and `("ab", "c")`
-/// would be one series. In JSON a list of `[label values, state]`, in the order of the label values.
+/// would be one series. In JSON a list of `[label values, state]`, in the order of the label values. (Keep it out of serde's tagged and
+/// flattened forms: these can't read the whole-number keys and the wide sum of a [`Tally`] back.)
 #[derive(Debug, Clone, PartialEq)]
 pub struct Series<T, const N: usize>(BTreeMap<[String; N], T>);
 
@@ -152,6 +153,14 @@ mod tests {
         let saved = serde_json::to_string(&tallies).unwrap();
         assert_eq!(serde_json::from_str::<Series<Tally, 2>>(&saved).unwrap(), tallies);
         assert!(serde_json::from_str::<Series<Tally, 3>>(&saved).unwrap_err().to_string().contains("2 label values instead of 3"));
+    }
+
+    #[test]
+    fn a_series_that_was_saved_twice_is_refused() {
+        let counter = serde_json::json!([["a"], {"value": 1, "created": "1970-01-01T00:00:00Z"}]);
+        assert!(serde_json::from_value::<Series<Counter, 1>>(serde_json::json!([counter])).is_ok());
+        let error = serde_json::from_value::<Series<Counter, 1>>(serde_json::json!([counter, counter])).unwrap_err();
+        assert_eq!(error.to_string(), "a series is there twice");
     }
 
     #[test]
