@@ -225,8 +225,8 @@ impl Claims {
         value.as_u64().ok_or(LicenseError::InvalidClaim { field: "version", expected: "a whole number" })
     }
 
-    /// A numeric date: seconds since 1970, a fraction kept to the microsecond. Only years 1 to 9999, which both RFC 3339 and
-    /// PostgreSQL can hold.
+    /// A numeric date: seconds since 1970, a fraction kept to the microsecond (Go's JWT library cuts it off, and writes none).
+    /// Only years 1 to 9999, which both RFC 3339 and PostgreSQL can hold.
     fn required_instant(&self, field: &'static str) -> Result<DateTime<Utc>, LicenseError> {
         let value = self.get(field).ok_or(LicenseError::MissingClaim(field))?;
         let invalid = LicenseError::InvalidClaim { field, expected: "a numeric date between the years 1 and 9999" };

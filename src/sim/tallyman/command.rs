@@ -72,3 +72,46 @@ fn config(options: Options) -> anyhow::Result<Config> {
         switches,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser as _;
+
+    #[derive(clap::Parser)]
+    struct Command {
+        #[command(flatten)]
+        options: Options,
+    }
+
+    fn options(arguments: &[&str]) -> Result<Options, clap::Error> {
+        Command::try_parse_from([&["tallyman-sim"], arguments].concat()).map(|command| command.options)
+    }
+
+    #[test]
+    fn without_options_it_listens_on_loopback_and_remembers_for_34_days() {
+        let config = config(options(&[]).expect("valid")).expect("a config");
+        assert_eq!((config.listen.to_string(), config.remember), ("127.0.0.1:8095".to_owned(), TimeDelta::days(34)));
+        assert!(config.license_keys.is_empty() && config.deployment_ids.is_empty() && config.books.is_none());
+    }
+
+    #[test]
+    fn licenses_and_switches_come_from_files() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, text).expect("written");
+            path.to_str().expect("UTF-8").to_owned()
+        };
+        let licenses = file("licenses", "one.two.three\n\n  four.five.six\n");
+        let switches = file("switches", r#"{"latency_ms":5}"#);
+        let given = options(&["--license-keys", &licenses, "--switches", &switches, "--start-at", "2025-08-01T00:00:00Z"]);
+        let config = config(given.expect("valid")).expect("a config");
+        assert_eq!(config.license_keys, ["one.two.three", "four.five.six"]);
+        assert_eq!(config.switches, Switches { latency_ms: 5, ..Switches::default() });
+
+        let wrong = file("wrong", r#"{"latency":5}"#);
+        assert!(super::config(options(&["--switches", &wrong]).expect("valid")).is_err());
+        assert!(options(&["--remember-days", "-1"]).is_err() && options(&["--deployment-id", "x"]).is_err());
+    }
+}

@@ -71,7 +71,7 @@ pub fn parse(body: &[u8]) -> Result<Vec<Received>, String> {
 /// Reads one event's text.
 pub fn parse_event(json: &str) -> Result<Received, String> {
     let event: Event = serde_json::from_str(json).map_err(|error| error.to_string())?;
-    let created_at = DateTime::parse_from_rfc3339(&event.created_at).map_err(|error| format!("created_at: {error}"))?.to_utc();
+    let created_at = instant(&event.created_at).ok_or("created_at is not an RFC 3339 time")?;
     if event.id.is_empty() {
         return Err("id is required".to_owned());
     }
@@ -83,6 +83,12 @@ pub fn parse_event(json: &str) -> Result<Received, String> {
     }
     let json = json.to_owned();
     Ok(Received { id: event.id, event_type: event.event_type, event_data: event.event_data, created_at, json })
+}
+
+/// Go wants the `T` and the `Z` as capitals, where chrono takes more.
+fn instant(text: &str) -> Option<DateTime<Utc>> {
+    let plain = text.as_bytes().get(10) == Some(&b'T') && !text.ends_with('z');
+    plain.then(|| DateTime::parse_from_rfc3339(text).ok()).flatten().map(|at| at.to_utc())
 }
 
 #[cfg(test)]
@@ -127,6 +133,9 @@ mod tests {
             (r#""event_data":{"count":1},"#, ""),
             ("2025-08-01T02", "2025-08-01 of T02"),
             ("2025", "20250"),
+            ("01T02", "01 02"),
+            ("01T02", "01t02"),
+            ("+02:00", ""),
         ] {
             assert!(parse_only(&GOOD.replace(what, with)).is_err(), "{what} as {with}");
         }
