@@ -1,0 +1,212 @@
+//! One request to Tallyman. No retries here: who sends again, and when, is the publisher's decision.
+
+use std::time::Duration;
+
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
+use reqwest::{StatusCode, Url};
+use serde::Deserialize;
+use uuid::Uuid;
+
+use super::answer::{Answer, UndecodableAnswer, cut};
+
+/// Where coderd sends its usage.
+pub const PRODUCTION_URL: &str = "https://tallyman-prod.coder.com/api/v1/events/ingest";
+
+/// An answer longer than this is not read.
+pub const MAX_ANSWER_BYTES: usize = 1024 * 1024;
+
+/// Where to send, and how long to wait.
+#[derive(Clone, Debug)]
+pub struct ClientSettings {
+    /// The full URL of the ingest endpoint.
+    pub url: String,
+    /// For the whole request, answer included. coderd's is 30 seconds.
+    pub request_timeout: Duration,
+}
+
+impl ClientSettings {
+    /// Sends to `url` with coderd's own timeout.
+    pub fn new(url: impl Into<String>) -> Self {
+        ClientSettings { url: url.into(), request_timeout: Duration::from_secs(30) }
+    }
+}
+
+/// Why a client cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// Not an `http` or `https` URL.
+    #[error("{0:?} is not an http or https URL")]
+    Url(String),
+    /// For example, no TLS roots on this machine.
+    #[error("the HTTP client cannot be made: {0}")]
+    Client(String),
+}
+
+/// Why a request brought no verdicts. No message contains the license.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SendError {
+    /// The license cannot be written into a header. Nothing was sent.
+    #[error("the license is not a valid header value")]
+    LicenseNotAHeader,
+    /// No connection. Nothing was sent.
+    #[error("cannot connect: {0}")]
+    Unreachable(String),
+    /// The request may have arrived, but no whole answer came back, or not in time.
+    #[error("no answer: {0}")]
+    Unanswered(String),
+    /// Another status than 200, with the vendor's message.
+    #[error("unexpected status code {status}, error: {message}")]
+    Status {
+        /// The HTTP status.
+        status: u16,
+        /// From the body, or why the body holds none.
+        message: String,
+    },
+    /// A 200 without a body that can be read as an answer.
+    #[error(transparent)]
+    Undecodable(#[from] UndecodableAnswer),
+}
+
+impl SendError {
+    /// Whether the vendor may have taken the events all the same. Only a request that never left, or one that was answered with
+    /// a fault of its own (4xx), is known not to have been taken.
+    #[must_use]
+    pub fn may_have_been_taken(&self) -> bool {
+        match self {
+            SendError::LicenseNotAHeader | SendError::Unreachable(_) => false,
+            SendError::Unanswered(_) | SendError::Undecodable(_) => true,
+            SendError::Status { status, .. } => !(400..500).contains(status),
+        }
+    }
+}
+
+/// Sends requests to Tallyman.
+#[derive(Clone, Debug)]
+pub struct TallymanClient {
+    http: reqwest::Client,
+    url: Url,
+}
+
+#[derive(Deserialize)]
+struct Failure {
+    message: String,
+}
+
+/// What was read of a body.
+enum Body {
+    Whole(Vec<u8>),
+    TooLong,
+}
+
+impl TallymanClient {
+    /// A client that sends nothing yet.
+    ///
+    /// # Errors
+    /// When the URL is none, or TLS cannot be set up.
+    pub fn new(settings: &ClientSettings) -> Result<Self, SettingsError> {
+        let url = Url::parse(&settings.url)
+            .ok()
+            .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
+            .ok_or_else(|| SettingsError::Url(settings.url.clone()))?;
+        let mut http = reqwest::Client::builder()
+            .user_agent(concat!("tallyline/", env!("CARGO_PKG_VERSION")))
+            .redirect(reqwest::redirect::Policy::none())
+            .retry(reqwest::retry::never())
+            .timeout(settings.request_timeout)
+            // A connection of its own for each request: that a kept one was closed by the server in the meantime could not be told
+            // from a request that was taken and not answered.
+            .pool_max_idle_per_host(0);
+        if is_loopback(&url) {
+            http = http.no_proxy();
+        }
+        let http = http.build().map_err(|error| SettingsError::Client(causes(&error)))?;
+        Ok(TallymanClient { http, url })
+    }
+
+    /// Sends one request: `body` as made by [`request_body`](super::request_body), under the license and for the deployment.
+    ///
+    /// # Errors
+    /// When no verdicts came back; [`SendError::may_have_been_taken`] says whether the events may have been taken.
+    pub async fn ingest(&self, license_jwt: &str, deployment_id: Uuid, body: Vec<u8>) -> Result<Answer, SendError> {
+        let request = self.http.post(self.url.clone()).headers(headers(license_jwt, deployment_id)?).body(body);
+        let response = request.send().await.map_err(|error| unanswered(&error))?;
+        let status = response.status();
+        let body = read(response, license_jwt).await?;
+        match (status, body) {
+            (StatusCode::OK, Body::Whole(body)) => Ok(Answer::parse(&body)?),
+            (StatusCode::OK, Body::TooLong) => Err(UndecodableAnswer(too_long()).into()),
+            (_, body) => Err(SendError::Status { status: status.as_u16(), message: failure_message(&body) }),
+        }
+    }
+}
+
+fn headers(license_jwt: &str, deployment_id: Uuid) -> Result<HeaderMap, SendError> {
+    let mut license = HeaderValue::from_str(license_jwt).map_err(|_| SendError::LicenseNotAHeader)?;
+    if license.is_empty() {
+        return Err(SendError::LicenseNotAHeader);
+    }
+    license.set_sensitive(true);
+    let deployment = HeaderValue::from_str(&deployment_id.to_string()).expect("a UUID is a header value");
+    let mut headers = HeaderMap::new();
+    headers.insert("coder-license-key", license);
+    headers.insert("coder-deployment-id", deployment);
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    Ok(headers)
+}
+
+/// Reads the whole body, with the license hidden wherever the vendor repeats it.
+async fn read(mut response: reqwest::Response, license_jwt: &str) -> Result<Body, SendError> {
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(|error| unanswered(&error))? {
+        if body.len() + chunk.len() > MAX_ANSWER_BYTES {
+            return Ok(Body::TooLong);
+        }
+        body.extend_from_slice(&chunk);
+    }
+    match std::str::from_utf8(&body) {
+        Ok(text) if text.contains(license_jwt) => Ok(Body::Whole(text.replace(license_jwt, "***").into_bytes())),
+        _ => Ok(Body::Whole(body)),
+    }
+}
+
+fn failure_message(body: &Body) -> String {
+    let reason = match body {
+        Body::Whole(body) => match serde_json::from_slice::<Failure>(body) {
+            Ok(failure) => return cut(&failure.message),
+            Err(error) => error.to_string(),
+        },
+        Body::TooLong => too_long(),
+    };
+    format!("could not decode error response body: {}", cut(&reason))
+}
+
+fn too_long() -> String {
+    format!("longer than {MAX_ANSWER_BYTES} bytes")
+}
+
+fn unanswered(error: &reqwest::Error) -> SendError {
+    if error.is_connect() { SendError::Unreachable(causes(error)) } else { SendError::Unanswered(causes(error)) }
+}
+
+/// The innermost causes say what happened; the outer ones repeat the URL.
+fn causes(error: &reqwest::Error) -> String {
+    let mut text = if error.is_timeout() { "timed out".to_owned() } else { String::new() };
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        if !text.is_empty() {
+            text.push_str(": ");
+        }
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    if text.is_empty() { "request failed".to_owned() } else { cut(&text) }
+}
+
+fn is_loopback(url: &Url) -> bool {
+    let Some(host) = url.host_str() else { return false };
+    host == "localhost" || host.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+#[cfg(test)]
+#[path = "client_tests.rs"]
+mod tests;

@@ -1,0 +1,230 @@
+//! The request: events in Tallyman's wire form.
+
+use std::fmt;
+use std::str::FromStr;
+
+use chrono::{DateTime, Datelike as _, SubsecRound as _, Timelike as _, Utc};
+
+/// Tallyman takes no more in one request.
+pub const MAX_EVENTS_PER_REQUEST: usize = 100;
+
+/// 0001-01-01T00:00:00Z, Go's zero time.
+const GO_ZERO_TIME_MICROS: i64 = -62_135_596_800_000_000;
+
+/// The event types that Tallyman knows. A type never changes once it is shipped: a change is a new suffix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum EventType {
+    /// `dc_managed_agents_v1`: one use of managed agents; a count above 0.
+    DcManagedAgentsV1,
+    /// `hb_ai_seats_v1`: the AI seats in use; a count.
+    HbAiSeatsV1,
+    /// `hb_agent_runtime_v1`: an hour's agent runtime; milliseconds.
+    HbAgentRuntimeV1,
+}
+
+/// Not the name of an event type that Tallyman knows.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("unknown event type {0:?}")]
+pub struct UnknownEventType(pub String);
+
+impl EventType {
+    /// The name on the wire.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            EventType::DcManagedAgentsV1 => "dc_managed_agents_v1",
+            EventType::HbAiSeatsV1 => "hb_ai_seats_v1",
+            EventType::HbAgentRuntimeV1 => "hb_agent_runtime_v1",
+        }
+    }
+
+    /// The only key of the event's data.
+    fn data_key(self) -> &'static str {
+        match self {
+            EventType::DcManagedAgentsV1 | EventType::HbAiSeatsV1 => "count",
+            EventType::HbAgentRuntimeV1 => "runtime_ms",
+        }
+    }
+}
+
+impl fmt::Display for EventType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for EventType {
+    type Err = UnknownEventType;
+
+    fn from_str(name: &str) -> Result<Self, UnknownEventType> {
+        match name {
+            "dc_managed_agents_v1" => Ok(EventType::DcManagedAgentsV1),
+            "hb_ai_seats_v1" => Ok(EventType::HbAiSeatsV1),
+            "hb_agent_runtime_v1" => Ok(EventType::HbAgentRuntimeV1),
+            other => Err(UnknownEventType(other.to_owned())),
+        }
+    }
+}
+
+/// Why an event cannot be sent.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidEvent {
+    /// Tallyman requires an id.
+    #[error("id is empty")]
+    EmptyId,
+    /// A count of managed agents is above 0; the other values fit a signed 64-bit number.
+    #[error("{value} is out of range for {event_type}")]
+    ValueOutOfRange {
+        /// The event's type.
+        event_type: EventType,
+        /// The value that it cannot have.
+        value: u64,
+    },
+    /// Tallyman refuses Go's zero time, and RFC 3339 holds only the years 0 to 9999.
+    #[error("created_at {0} is the zero time or outside the years 1 to 9999")]
+    CreatedAt(DateTime<Utc>),
+}
+
+/// One usage event as it is sent: under coderd's own id, with coderd's own value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OutgoingEvent {
+    id: String,
+    event_type: EventType,
+    value: u64,
+    created_at: DateTime<Utc>,
+}
+
+impl OutgoingEvent {
+    /// An event that Tallyman's rules allow. `value` is a count, or milliseconds for runtime; `created_at` is when the usage
+    /// occurred, and is cut to whole microseconds.
+    ///
+    /// # Errors
+    /// When a rule is broken: see [`InvalidEvent`].
+    pub fn new(id: impl Into<String>, event_type: EventType, value: u64, created_at: DateTime<Utc>) -> Result<Self, InvalidEvent> {
+        let id = id.into();
+        let created_at = created_at.trunc_subsecs(6);
+        if id.is_empty() {
+            return Err(InvalidEvent::EmptyId);
+        }
+        let in_range = match event_type {
+            EventType::DcManagedAgentsV1 => value > 0,
+            EventType::HbAiSeatsV1 | EventType::HbAgentRuntimeV1 => i64::try_from(value).is_ok(),
+        };
+        if !in_range {
+            return Err(InvalidEvent::ValueOutOfRange { event_type, value });
+        }
+        if !(1..=9999).contains(&created_at.year()) || created_at.timestamp_micros() == GO_ZERO_TIME_MICROS {
+            return Err(InvalidEvent::CreatedAt(created_at));
+        }
+        Ok(OutgoingEvent { id, event_type, value, created_at })
+    }
+
+    /// The event's id.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// When the usage occurred.
+    #[must_use]
+    pub fn created_at(&self) -> DateTime<Utc> {
+        self.created_at
+    }
+
+    /// The event as JSON, always the same bytes for the same event: keys in the order of Tallyman's type, no blanks, the time in
+    /// UTC with `Z` and at most six fractional digits without trailing zeros.
+    #[must_use]
+    pub fn to_json(&self) -> String {
+        format!(
+            r#"{{"id":{},"event_type":"{}","event_data":{{"{}":{}}},"created_at":"{}"}}"#,
+            serde_json::Value::from(self.id.as_str()),
+            self.event_type,
+            self.event_type.data_key(),
+            self.value,
+            wire_time(self.created_at),
+        )
+    }
+}
+
+fn wire_time(at: DateTime<Utc>) -> String {
+    let mut text = at.format("%Y-%m-%dT%H:%M:%S").to_string();
+    let micros = at.nanosecond() / 1000;
+    if micros > 0 {
+        text.push_str(format!(".{micros:06}").trim_end_matches('0'));
+    }
+    text.push('Z');
+    text
+}
+
+/// The body of one request. Each event's bytes are those of [`OutgoingEvent::to_json`].
+#[must_use]
+pub fn request_body(events: &[OutgoingEvent]) -> Vec<u8> {
+    let events: Vec<String> = events.iter().map(OutgoingEvent::to_json).collect();
+    format!(r#"{{"events":[{}]}}"#, events.join(",")).into_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn at(text: &str) -> DateTime<Utc> {
+        text.parse().expect("a time")
+    }
+
+    fn event(id: &str, event_type: EventType, value: u64, time: &str) -> Result<OutgoingEvent, InvalidEvent> {
+        OutgoingEvent::new(id, event_type, value, at(time))
+    }
+
+    #[test]
+    fn the_wire_form_is_pinned() {
+        let agents = event("0b0f", EventType::DcManagedAgentsV1, 1, "2025-08-01T12:00:00.120300Z").expect("valid");
+        let seats = event("hb_ai_seats_v1:2025-03-10_08:00:00", EventType::HbAiSeatsV1, 0, "2025-03-10T08:03:04Z").expect("valid");
+        let runtime = event("a\"b\\\u{1}é", EventType::HbAgentRuntimeV1, 3_600_000, "2025-03-10T12:00:00.000001+02:00").expect("valid");
+        let expected = concat!(
+            r#"{"events":["#,
+            r#"{"id":"0b0f","event_type":"dc_managed_agents_v1","event_data":{"count":1},"created_at":"2025-08-01T12:00:00.1203Z"},"#,
+            r#"{"id":"hb_ai_seats_v1:2025-03-10_08:00:00","event_type":"hb_ai_seats_v1","event_data":{"count":0},"created_at":"2025-03-10T08:03:04Z"},"#,
+            r#"{"id":"a\"b\\\u0001é","event_type":"hb_agent_runtime_v1","event_data":{"runtime_ms":3600000},"created_at":"2025-03-10T10:00:00.000001Z"}"#,
+            r#"]}"#,
+        );
+        assert_eq!(String::from_utf8(request_body(&[agents, seats, runtime])).expect("UTF-8"), expected);
+        assert_eq!(request_body(&[]), br#"{"events":[]}"#);
+    }
+
+    #[test]
+    fn what_tallyman_would_refuse_is_refused_before_sending() {
+        use EventType::{DcManagedAgentsV1, HbAgentRuntimeV1, HbAiSeatsV1};
+        let now = "2025-08-01T00:00:00Z";
+        assert_eq!(event("", DcManagedAgentsV1, 1, now), Err(InvalidEvent::EmptyId));
+        assert_eq!(event("a", DcManagedAgentsV1, 0, now), Err(InvalidEvent::ValueOutOfRange { event_type: DcManagedAgentsV1, value: 0 }));
+        assert!(event("a", DcManagedAgentsV1, u64::MAX, now).is_ok(), "the count is an unsigned 64-bit number");
+        assert!(event("a", HbAiSeatsV1, u64::MAX, now).is_err());
+        assert!(event("a", HbAgentRuntimeV1, 0, now).is_ok(), "an idle hour is an event");
+        let zero = "0001-01-01T00:00:00Z";
+        assert_eq!(event("a", HbAiSeatsV1, 1, zero), Err(InvalidEvent::CreatedAt(at(zero))));
+        assert!(event("a", HbAiSeatsV1, 1, "0001-01-01T00:00:00.000001Z").is_ok());
+        assert!(event("a", HbAiSeatsV1, 1, "+10000-01-01T00:00:00Z").is_err());
+    }
+
+    #[test]
+    fn an_unknown_type_is_named() {
+        assert_eq!("dc_new_v1".parse::<EventType>(), Err(UnknownEventType("dc_new_v1".to_owned())));
+        for known in [EventType::DcManagedAgentsV1, EventType::HbAiSeatsV1, EventType::HbAgentRuntimeV1] {
+            assert_eq!(known.as_str().parse(), Ok(known));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_event_reads_back_as_it_was(id in ".+", value in 1..=u64::MAX, micros in -62_135_596_799_999_999..=253_402_300_799_999_999_i64) {
+            let created_at = DateTime::from_timestamp_micros(micros).expect("in range");
+            let event = OutgoingEvent::new(id.clone(), EventType::DcManagedAgentsV1, value, created_at).expect("valid");
+            let read: serde_json::Value = serde_json::from_str(&event.to_json()).expect("JSON");
+            prop_assert_eq!(read["id"].as_str(), Some(id.as_str()));
+            prop_assert_eq!(read["event_data"]["count"].as_u64(), Some(value));
+            let time = read["created_at"].as_str().expect("text");
+            prop_assert_eq!(DateTime::parse_from_rfc3339(time).expect("RFC 3339").to_utc(), created_at);
+        }
+    }
+}
