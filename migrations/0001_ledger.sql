@@ -205,18 +205,20 @@ create table position (
     primary key (topic, partition)
 );
 
--- A replay keeps positions of its own and never moves the live ones.
+-- A planned replay, a row for each partition. It keeps positions of its own and never moves the live ones.
 create table replay (
     id uuid not null,
+    plan_hash text not null,
     topic text not null,
     partition integer not null,
     first_offset bigint not null,
     next_offset bigint not null,
     end_offset bigint not null,
-    plan_hash text not null,
-    started_at timestamptz not null,
+    planned_at timestamptz not null,
+    started_at timestamptz,
     primary key (id, topic, partition)
 );
+create index replay_by_plan on replay (plan_hash);
 
 -- One row for each accepted usage event: money leaves only through here.
 create table publication (

@@ -21,3 +21,4 @@ pub mod publisher;
 pub mod sim;
 pub mod stages;
 pub mod tallyman;
+pub mod waiting;

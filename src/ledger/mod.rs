@@ -7,13 +7,16 @@ mod connect;
 mod follow;
 mod positions;
 mod record;
+mod replays;
 mod rows;
 mod snapshots;
 
 pub use connect::{LedgerError, LedgerSettings};
 pub use follow::{Entry, Fact};
 pub use positions::{Claim, LastRecord};
-pub use record::{Arrival, Chain, Counts, RecordError, Refusal, Verdict};
+pub use record::{Arrival, Chain, Counts, Foreseen, RecordError, Refusal, Verdict};
+pub use replays::ReplayRange;
+pub use rows::fingerprint;
 pub use snapshots::Snapshot;
 
 use std::collections::HashMap;

@@ -1,6 +1,7 @@
 //! One batch of one partition, in one transaction: new events as rows, duplicates counted, conflicts, rejects and held records as rows,
 //! publications queued, and the position moved with them.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use base64::Engine as _;
@@ -107,6 +108,21 @@ pub struct Counts {
     pub held: i32,
 }
 
+impl std::ops::Add for Counts {
+    type Output = Counts;
+
+    fn add(self, other: Counts) -> Counts {
+        Counts {
+            records: self.records + other.records,
+            accepted: self.accepted + other.accepted,
+            duplicates: self.duplicates + other.duplicates,
+            conflicts: self.conflicts + other.conflicts,
+            rejects: self.rejects + other.rejects,
+            held: self.held + other.held,
+        }
+    }
+}
+
 /// Why a batch was not recorded. Nothing of it is in the ledger then, but for a connection lost during the commit: claim again and see.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
@@ -153,6 +169,35 @@ impl Ledger {
         }
         tx.commit().await?;
         Ok(counts)
+    }
+
+    /// What [`Ledger::record`] would count, without writing. `foreseen` remembers the new events of the batches before this one.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn foresee(&self, arrivals: &[Arrival], foreseen: &mut Foreseen) -> Result<Counts, sqlx::Error> {
+        let mut tx = self.pool.begin().await?;
+        let mut sources = HashMap::new();
+        for row in &sqlx::query("select deployment_id, id from source").fetch_all(&mut *tx).await? {
+            sources.insert(row.try_get(0)?, row.try_get(1)?);
+        }
+        // a deployment that is not known yet has no events: any id that no source has will do
+        for arrival in arrivals {
+            if let Ok(event) = &arrival.event {
+                sources.entry(event.deployment).or_insert(0);
+            }
+        }
+        let sorted = Sorted::of(arrivals, &sources);
+        let mut judged = Judged::default();
+        let (builds, claims, usage) = sorted.tables();
+        let known = rows::known_builds(&mut tx, &builds, &HashSet::new()).await?;
+        judge(&mut judged, &builds, &foreseen.and(known, &builds));
+        let known = rows::known_claims(&mut tx, &claims, &HashSet::new()).await?;
+        judge(&mut judged, &claims, &foreseen.and(known, &claims));
+        let known = rows::known_usage(&mut tx, &usage, &HashSet::new()).await?;
+        judge(&mut judged, &usage, &foreseen.and(known, &usage));
+        sorted.judge_again(&mut judged);
+        Ok(judged.counts(arrivals))
     }
 
     /// The ledger's small ids of the batch's deployments. One that no collector has registered is introduced now, by itself, before its first event.
@@ -234,6 +279,46 @@ impl<'a> Sorted<'a> {
     }
 }
 
+impl<'a> Sorted<'a> {
+    fn tables(&self) -> (Vec<&rows::New<'a>>, Vec<&rows::New<'a>>, Vec<&rows::New<'a>>) {
+        (self.builds.values().collect(), self.claims.values().collect(), self.usage.values().collect())
+    }
+
+    fn judge_again(&self, judged: &mut Judged) {
+        for (index, same) in &self.again {
+            if *same {
+                judged.duplicates += 1;
+            } else {
+                judged.conflicts.insert(*index);
+            }
+        }
+    }
+}
+
+/// The events that a plan has found to be new so far.
+#[derive(Default)]
+pub struct Foreseen(HashMap<(Uuid, String), Digest>);
+
+impl Foreseen {
+    /// What the ledger knows and what the batches before would have brought, by index; then remembers what is new here.
+    fn and(&mut self, mut known: HashMap<usize, Digest>, news: &[&rows::New<'_>]) -> HashMap<usize, Digest> {
+        for new in news {
+            if known.contains_key(&new.index) {
+                continue;
+            }
+            match self.0.entry((new.event.deployment, new.event.id())) {
+                Entry::Occupied(earlier) => {
+                    known.insert(new.index, *earlier.get());
+                }
+                Entry::Vacant(first) => {
+                    first.insert(new.digest);
+                }
+            }
+        }
+        known
+    }
+}
+
 /// What the tables said.
 #[derive(Default)]
 struct Judged {
@@ -261,22 +346,11 @@ impl Judged {
 
 async fn insert_events(tx: &mut PgConnection, batch_id: i64, sorted: &Sorted<'_>, now: DateTime<Utc>) -> Result<Judged, sqlx::Error> {
     let mut judged = Judged::default();
-    let builds: Vec<&rows::New> = sorted.builds.values().collect();
-    let known = rows::insert_builds(tx, batch_id, &builds).await?;
-    judge(&mut judged, &builds, &known);
-    let claims: Vec<&rows::New> = sorted.claims.values().collect();
-    let known = rows::insert_claims(tx, batch_id, &claims).await?;
-    judge(&mut judged, &claims, &known);
-    let usage: Vec<&rows::New> = sorted.usage.values().collect();
-    let known = rows::insert_usage(tx, batch_id, &usage, now).await?;
-    judge(&mut judged, &usage, &known);
-    for (index, same) in &sorted.again {
-        if *same {
-            judged.duplicates += 1;
-        } else {
-            judged.conflicts.insert(*index);
-        }
-    }
+    let (builds, claims, usage) = sorted.tables();
+    judge(&mut judged, &builds, &rows::insert_builds(tx, batch_id, &builds).await?);
+    judge(&mut judged, &claims, &rows::insert_claims(tx, batch_id, &claims).await?);
+    judge(&mut judged, &usage, &rows::insert_usage(tx, batch_id, &usage, now).await?);
+    sorted.judge_again(&mut judged);
     Ok(judged)
 }
 

@@ -24,7 +24,8 @@ pub(super) struct New<'a> {
 }
 
 /// SHA-256 of key and body, to know a record again.
-pub(super) fn fingerprint(message: &Message) -> [u8; 32] {
+#[must_use]
+pub fn fingerprint(message: &Message) -> [u8; 32] {
     let mut hash = Sha256::new();
     for part in [&message.key, &message.payload] {
         let bytes = part.as_deref();
@@ -117,11 +118,20 @@ pub(super) async fn insert_builds(tx: &mut PgConnection, batch_id: i64, news: &[
     if inserted.len() == news.len() {
         return Ok(HashMap::new());
     }
+    all_known(known_builds(tx, news, &inserted).await?, news.len() - inserted.len())
+}
+
+/// The digests under which builds other than `inserted` are in the ledger, by index.
+pub(super) async fn known_builds(
+    tx: &mut PgConnection,
+    news: &[&New<'_>],
+    inserted: &HashSet<(i16, Uuid)>,
+) -> Result<HashMap<usize, Digest>, sqlx::Error> {
     let known = sqlx::query(
         "select source_id, build_id, digest from workspace_build
          where (source_id, build_id) in (select * from unnest($1::smallint[], $2::uuid[]))",
     );
-    known_digests(tx, known, news, &inserted, |new| build(new).build_id).await
+    known_digests(tx, known, news, inserted, |new| build(new).build_id).await
 }
 
 /// The first workspace to claim its first successful start has it: a second claimant is shown by the audit.
@@ -188,11 +198,20 @@ pub(super) async fn insert_claims(tx: &mut PgConnection, batch_id: i64, news: &[
     if inserted.len() == news.len() {
         return Ok(HashMap::new());
     }
+    all_known(known_claims(tx, news, &inserted).await?, news.len() - inserted.len())
+}
+
+/// As [`known_builds`], for claims.
+pub(super) async fn known_claims(
+    tx: &mut PgConnection,
+    news: &[&New<'_>],
+    inserted: &HashSet<(i16, Uuid)>,
+) -> Result<HashMap<usize, Digest>, sqlx::Error> {
     let known = sqlx::query(
         "select source_id, build_id, digest from prebuild_claim
          where (source_id, build_id) in (select * from unnest($1::smallint[], $2::uuid[]))",
     );
-    known_digests(tx, known, news, &inserted, |new| claim(new).build_id).await
+    known_digests(tx, known, news, inserted, |new| claim(new).build_id).await
 }
 
 /// As [`insert_builds`], for usage; each accepted event is queued for publication.
@@ -238,10 +257,24 @@ pub(super) async fn insert_usage(
     if inserted.len() == news.len() {
         return Ok(HashMap::new());
     }
+    all_known(known_usage(tx, news, &inserted).await?, news.len() - inserted.len())
+}
+
+/// As [`known_builds`], for usage.
+pub(super) async fn known_usage(
+    tx: &mut PgConnection,
+    news: &[&New<'_>],
+    inserted: &HashSet<(i16, String)>,
+) -> Result<HashMap<usize, Digest>, sqlx::Error> {
     let known = sqlx::query(
         "select source_id, id, digest from usage_event where (source_id, id) in (select * from unnest($1::smallint[], $2::text[]))",
     );
-    known_digests(tx, known, news, &inserted, |new| usage(new).id.clone()).await
+    known_digests(tx, known, news, inserted, |new| usage(new).id.clone()).await
+}
+
+/// What could not be inserted is there, committed: an insert waits for a rival's commit.
+fn all_known(known: HashMap<usize, Digest>, expected: usize) -> Result<HashMap<usize, Digest>, sqlx::Error> {
+    if known.len() == expected { Ok(known) } else { Err(sqlx::Error::Protocol("an id that could not be inserted is not there".into())) }
 }
 
 fn keys<'r, K>(rows: &'r [PgRow]) -> Result<HashSet<(i16, K)>, sqlx::Error>
@@ -251,7 +284,7 @@ where
     rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
 }
 
-/// The digests of those that were not inserted, by index. All of them are committed by now: an insert waits for a rival's commit.
+/// The digests of those that were not inserted and are there, by index.
 async fn known_digests<'q, K>(
     tx: &mut PgConnection,
     query: sqlx::query::Query<'q, sqlx::Postgres, sqlx::postgres::PgArguments>,
@@ -275,11 +308,7 @@ where
             digests.insert(*index, digest);
         }
     }
-    if digests.len() == there.len() {
-        Ok(digests)
-    } else {
-        Err(sqlx::Error::Protocol("an id that could not be inserted is not there".into()))
-    }
+    Ok(digests)
 }
 
 /// A word of a closed set, as the ledger itself wrote it.

@@ -1,0 +1,59 @@
+//! What a consumer counts of itself: batches and verdicts, never single events.
+
+use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
+
+use crate::event::TopicPartition;
+use crate::ledger::Counts;
+
+/// Counters of this process's consumer. Names begin with `tallyline_consumer_`.
+#[derive(Clone)]
+pub struct ConsumerTelemetry {
+    batches: IntCounterVec,
+    records: IntCounterVec,
+    fenced: IntCounter,
+    stopped: IntCounter,
+}
+
+impl ConsumerTelemetry {
+    /// Counters in `registry`.
+    ///
+    /// # Errors
+    /// A name that is registered already.
+    pub fn register(registry: &Registry) -> prometheus::Result<Self> {
+        let telemetry = ConsumerTelemetry {
+            batches: IntCounterVec::new(Opts::new("tallyline_consumer_batches_total", "Batches recorded in the ledger."), &["topic"])?,
+            records: IntCounterVec::new(
+                Opts::new("tallyline_consumer_records_total", "Records of recorded batches, by what became of them."),
+                &["verdict"],
+            )?,
+            fenced: IntCounter::new("tallyline_consumer_fenced_total", "Batches dropped because another consumer has the partition.")?,
+            stopped: IntCounter::new("tallyline_consumer_partitions_stopped_total", "Partitions stopped because of their position.")?,
+        };
+        registry.register(Box::new(telemetry.batches.clone()))?;
+        registry.register(Box::new(telemetry.records.clone()))?;
+        registry.register(Box::new(telemetry.fenced.clone()))?;
+        registry.register(Box::new(telemetry.stopped.clone()))?;
+        Ok(telemetry)
+    }
+
+    pub(super) fn recorded(&self, partition: TopicPartition, counts: Counts) {
+        self.batches.with_label_values(&[partition.topic.name()]).inc();
+        for (verdict, number) in [
+            ("accepted", counts.accepted),
+            ("duplicate", counts.duplicates),
+            ("conflict", counts.conflicts),
+            ("rejected", counts.rejects),
+            ("held", counts.held),
+        ] {
+            self.records.with_label_values(&[verdict]).inc_by(u64::try_from(number).unwrap_or_default());
+        }
+    }
+
+    pub(super) fn fenced(&self) {
+        self.fenced.inc();
+    }
+
+    pub(super) fn partition_stopped(&self) {
+        self.stopped.inc();
+    }
+}

@@ -1,0 +1,170 @@
+//! One assigned partition: records its batches in order, under its claim.
+
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use super::{Consumer, GRACE, arrival};
+use crate::event::TopicPartition;
+use crate::ledger::{Arrival, Chain, Claim, LastRecord, RecordError, Refusal, Verdict, fingerprint};
+use crate::log::Batch;
+use crate::waiting::Waits;
+
+/// That many records in a row that PostgreSQL refuses are more likely our own fault than theirs: the partition stops.
+const REFUSED_IN_A_ROW: u32 = 100;
+
+/// The task that records a partition's batches, seen from the loop that feeds it.
+pub(super) struct Worker {
+    batches: mpsc::Sender<Batch>,
+    recorded: mpsc::UnboundedReceiver<i64>,
+    partition: TopicPartition,
+    task: JoinHandle<()>,
+}
+
+impl Worker {
+    /// Starts the task. `faulty` is cancelled when the membership has to be given up.
+    pub fn start(consumer: Consumer, claim: Claim, faulty: CancellationToken) -> Self {
+        let (batches, incoming) = mpsc::channel(1);
+        let (told, recorded) = mpsc::unbounded_channel();
+        let partition = claim.partition;
+        let task = Task { consumer, claim, told, refused_in_a_row: 0 };
+        Worker { batches, recorded, partition, task: tokio::spawn(task.run(incoming, faulty)) }
+    }
+
+    /// Gives the worker a batch; waits while it has one in hand and one waiting.
+    pub async fn hand_over(&self, batch: Batch) {
+        // a worker that has ended has cancelled `faulty`, or was revoked: the batch is read again
+        let _ = self.batches.send(batch).await;
+    }
+
+    /// The newest position recorded since the last call.
+    pub fn recorded(&mut self) -> Option<(TopicPartition, i64)> {
+        let mut newest = None;
+        while let Ok(next_offset) = self.recorded.try_recv() {
+            newest = Some(next_offset);
+        }
+        newest.map(|next_offset| (self.partition, next_offset))
+    }
+
+    /// Finishes what is in hand, or drops it after the grace.
+    pub async fn finish(mut self) {
+        drop(self.batches);
+        if tokio::time::timeout(GRACE, &mut self.task).await.is_err() {
+            self.task.abort();
+        }
+    }
+}
+
+struct Task {
+    consumer: Consumer,
+    claim: Claim,
+    told: mpsc::UnboundedSender<i64>,
+    refused_in_a_row: u32,
+}
+
+/// Why a worker gives up.
+enum GiveUp {
+    /// Its membership must be made anew.
+    Rejoin,
+    /// Its partition must not be read on.
+    Stop(String),
+}
+
+impl Task {
+    async fn run(mut self, mut incoming: mpsc::Receiver<Batch>, faulty: CancellationToken) {
+        while let Some(batch) = incoming.recv().await {
+            let next_offset = batch.next_offset;
+            if next_offset <= self.claim.next_offset {
+                continue;
+            }
+            let unread = batch.records.into_iter().filter(|record| record.offset >= self.claim.next_offset);
+            let arrivals: Vec<Arrival> = unread.map(arrival::read).collect();
+            match self.record(arrivals, next_offset).await {
+                Ok(()) => {
+                    let _ = self.told.send(next_offset);
+                }
+                Err(GiveUp::Rejoin) => {
+                    faulty.cancel();
+                    return;
+                }
+                Err(GiveUp::Stop(reason)) => {
+                    self.consumer.stop_partition(self.claim.partition, &reason);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Records a batch, however long the ledger is away. What was recorded already is left out.
+    async fn record(&mut self, mut arrivals: Vec<Arrival>, next_offset: i64) -> Result<(), GiveUp> {
+        let mut waits = Waits::new(Duration::from_millis(100), Duration::from_secs(5));
+        loop {
+            match self.consumer.ledger.record(&Chain::Live(self.claim.clone()), &arrivals, next_offset).await {
+                Ok(counts) => {
+                    debug!(partition = %self.claim.partition, records = counts.records, accepted = counts.accepted, "batch recorded");
+                    self.consumer.telemetry.recorded(self.claim.partition, counts);
+                    self.moved(&arrivals, next_offset);
+                    return Ok(());
+                }
+                Err(RecordError::Refused(error)) => return Box::pin(self.narrow(arrivals, next_offset, &error)).await,
+                Err(RecordError::Fenced(_)) => self.consumer.telemetry.fenced(),
+                Err(RecordError::Unavailable(error)) => {
+                    warn!(partition = %self.claim.partition, %error, "batch not recorded, trying again")
+                }
+            }
+            let expected = self.claim.next_offset;
+            tokio::time::sleep(waits.next_wait()).await;
+            self.claim_again(&mut waits).await;
+            if self.claim.next_offset < expected {
+                // a ledger restored from a backup: what lies between has to be read again
+                return Err(GiveUp::Rejoin);
+            }
+            if self.claim.next_offset >= next_offset {
+                return Ok(());
+            }
+            arrivals.retain(|arrival| arrival.offset >= self.claim.next_offset);
+        }
+    }
+
+    fn moved(&mut self, arrivals: &[Arrival], next_offset: i64) {
+        self.claim.next_offset = next_offset;
+        if let Some(arrival) = arrivals.last() {
+            self.claim.last = Some(LastRecord { offset: arrival.offset, fingerprint: fingerprint(&arrival.message) });
+        }
+    }
+
+    /// Takes the epoch again: a commit whose answer was lost shows in the position, and so does another consumer's work.
+    async fn claim_again(&mut self, waits: &mut Waits) {
+        loop {
+            match self.consumer.claim(self.claim.partition).await {
+                Ok(claim) => {
+                    self.claim = claim;
+                    return;
+                }
+                Err(error) => warn!(partition = %self.claim.partition, error = format!("{error:#}"), "the partition cannot be claimed"),
+            }
+            tokio::time::sleep(waits.next_wait()).await;
+        }
+    }
+
+    /// PostgreSQL refuses something in the batch: halves find the event, and that one is rejected.
+    async fn narrow(&mut self, mut arrivals: Vec<Arrival>, next_offset: i64, error: &sqlx::Error) -> Result<(), GiveUp> {
+        if arrivals.len() > 1 {
+            let second = arrivals.split_off(arrivals.len() / 2);
+            let middle = second[0].offset;
+            self.record(arrivals, middle).await?;
+            return self.record(second, next_offset).await;
+        }
+        self.refused_in_a_row += 1;
+        if self.refused_in_a_row > REFUSED_IN_A_ROW {
+            return Err(GiveUp::Stop(format!("the ledger refused {REFUSED_IN_A_ROW} records in a row, at last with: {error}")));
+        }
+        for arrival in &mut arrivals {
+            arrival.event = Err(Refusal { verdict: Verdict::Rejected, cause: "ledger".into(), detail: error.to_string() });
+        }
+        self.record(arrivals, next_offset).await
+    }
+}
