@@ -1,1 +1,153 @@
 //! One log with two backends: Kafka and PostgreSQL.
+//!
+//! A producer appends messages to a topic; each lands in one partition, chosen by its key, under an offset that only grows. A consumer
+//! joins a group, is given partitions, says where each begins and gets batches. The log remembers no position that anything relies on:
+//! positions are the reader's business. Record times are the log's own (the broker's or the database's), in milliseconds, so that no
+//! producer's clock decides what a seek by time finds or what retention removes.
+
+mod consumer;
+mod error;
+mod kafka;
+mod postgres;
+
+pub use consumer::{Assignment, Consumer, Delivery};
+pub use error::{AppendError, LogError};
+pub use kafka::{KafkaLog, KafkaSettings};
+pub use postgres::{PostgresLog, PostgresLogSettings};
+
+use chrono::{DateTime, Utc};
+use sqlx::PgPool;
+use tokio_util::sync::CancellationToken;
+
+use crate::event::{Message, Topic, TopicPartition};
+
+/// A topic's records are kept at least this long, in days: Tallyman refuses usage after 30 and forgets ids after 34.
+pub const RETENTION_DAYS: i64 = 35;
+
+/// A message as the log holds it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// Its place in the partition. Offsets only grow; Kafka's may have gaps.
+    pub offset: i64,
+    /// When the log took it, by the log's clock, in whole milliseconds.
+    pub timestamp: DateTime<Utc>,
+    /// What was appended.
+    pub message: Message,
+}
+
+/// Records of one partition, in offset order. Never empty.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Batch {
+    /// Whose records.
+    pub partition: TopicPartition,
+    /// At most as many as the settings' `batch_records`.
+    pub records: Vec<Record>,
+    /// Where reading goes on after these.
+    pub next_offset: i64,
+}
+
+/// A handle to the log; a clone is the same log.
+#[derive(Clone, Debug)]
+pub enum Log {
+    /// Kafka, for large sites.
+    Kafka(KafkaLog),
+    /// Tables of a PostgreSQL database, for small sites and the demo.
+    Postgres(PostgresLog),
+}
+
+impl Log {
+    /// A log on Kafka. Reaches for no broker yet.
+    ///
+    /// # Errors
+    /// [`LogError::Settings`] when a property is unknown or its value is wrong.
+    pub fn kafka(settings: KafkaSettings) -> Result<Log, LogError> {
+        KafkaLog::new(settings).map(Log::Kafka)
+    }
+
+    /// A log in the tables of `migrations/0002_log.sql`.
+    #[must_use]
+    pub fn postgres(pool: PgPool, settings: PostgresLogSettings) -> Log {
+        Log::Postgres(PostgresLog::new(pool, settings))
+    }
+
+    /// Creates the topics that are missing, with so many partitions and [`RETENTION_DAYS`]. A topic that is there is never changed: where
+    /// it differs from what is wanted, one line of the answer says how.
+    ///
+    /// # Errors
+    /// Where the log can't be reached or refuses.
+    pub async fn create_topics(&self, partitions: i32) -> Result<Vec<String>, LogError> {
+        match self {
+            Log::Kafka(log) => log.create_topics(partitions).await,
+            Log::Postgres(log) => log.create_topics(partitions).await,
+        }
+    }
+
+    /// Appends messages and waits until the log has acknowledged all of them. Answers partition and offset of each, in the order given.
+    /// Messages of one key go to one partition and keep their order. On PostgreSQL the call is one transaction.
+    ///
+    /// # Errors
+    /// Not all are known to be in: the error says which are. Appending all again is right, since readers know what they have by its id.
+    pub async fn append(&self, topic: Topic, messages: Vec<Message>) -> Result<Vec<(i32, i64)>, AppendError> {
+        match self {
+            Log::Kafka(log) => log.append(topic, messages).await,
+            Log::Postgres(log) => log.append(topic, messages).await,
+        }
+    }
+
+    /// The topic's partitions, ascending.
+    ///
+    /// # Errors
+    /// [`LogError::NoTopic`] when it does not exist; else where the log can't be reached or refuses.
+    pub async fn partitions(&self, topic: Topic) -> Result<Vec<i32>, LogError> {
+        match self {
+            Log::Kafka(log) => log.partitions(topic).await,
+            Log::Postgres(log) => log.partitions(topic).await,
+        }
+    }
+
+    /// The first offset that the partition still holds, and the one that its next record gets.
+    ///
+    /// # Errors
+    /// [`LogError::NoTopic`] when the partition does not exist; else where the log can't be reached or refuses.
+    pub async fn watermarks(&self, partition: TopicPartition) -> Result<(i64, i64), LogError> {
+        match self {
+            Log::Kafka(log) => log.watermarks(partition).await,
+            Log::Postgres(log) => log.watermarks(partition).await,
+        }
+    }
+
+    /// The first offset whose record's time is at or after `time`; the partition's end when there is none.
+    ///
+    /// # Errors
+    /// As [`Log::watermarks`].
+    pub async fn offset_at(&self, partition: TopicPartition, time: DateTime<Utc>) -> Result<i64, LogError> {
+        match self {
+            Log::Kafka(log) => log.offset_at(partition, time).await,
+            Log::Postgres(log) => log.offset_at(partition, time).await,
+        }
+    }
+
+    /// At most `limit` records from offset `from` on, without a group. Reads no further than the partition's end as it is when called, so
+    /// fewer than `limit` (none at all, too) says that the end was reached. Reading on where the last call stopped is fast.
+    ///
+    /// # Errors
+    /// [`LogError::OutOfRange`] when `from` lies outside the watermarks; else as [`Log::watermarks`].
+    pub async fn read(&self, partition: TopicPartition, from: i64, limit: usize) -> Result<Vec<Record>, LogError> {
+        match self {
+            Log::Kafka(log) => log.read(partition, from, limit).await,
+            Log::Postgres(log) => log.read(partition, from, limit).await,
+        }
+    }
+
+    /// Joins a group that shares the partitions of all topics. When `stop` is cancelled, the consumer leaves the group and
+    /// [`Consumer::next`] answers [`LogError::Stopped`].
+    ///
+    /// # Errors
+    /// [`LogError::Settings`], or on PostgreSQL where the database can't be reached. A Kafka broker that can't be reached is waited for.
+    pub async fn join(&self, group: &str, stop: CancellationToken) -> Result<Consumer, LogError> {
+        match self {
+            Log::Kafka(log) => log.join(group, stop),
+            Log::Postgres(log) => log.join(group, stop).await,
+        }
+    }
+}
