@@ -15,8 +15,7 @@ impl Waits {
     /// From `first` up to `longest`, without an end.
     #[must_use]
     pub fn new(first: Duration, longest: Duration) -> Self {
-        let waits = ExponentialBackoffBuilder::new().with_initial_interval(first).with_max_interval(longest).with_max_elapsed_time(None);
-        Waits(waits.build())
+        Waits(ExponentialBackoffBuilder::new().with_initial_interval(first).with_max_interval(longest).with_max_elapsed_time(None).build())
     }
 
     /// How long to wait before the next attempt.

@@ -23,7 +23,7 @@ use tracing::{error, info, warn};
 
 use crate::event::TopicPartition;
 use crate::ledger::{Claim, Ledger};
-use crate::log::{Assignment, Batch, Delivery, Log};
+use crate::log::{Assignment, Batch, Delivery, Log, LogError};
 use crate::waiting::Waits;
 use worker::Worker;
 
@@ -92,6 +92,7 @@ impl Consumer {
                 }
                 Ok(Delivery::Batch(batch)) => self.hand_over(&workers, batch, stop).await,
                 Ok(Delivery::Fault { partition, error }) => self.stop_partition(partition, &error.to_string()),
+                Err(LogError::Stopped) => break Ok(()),
                 Err(fault) => break Err(fault.into()),
             }
             for (partition, next_offset) in workers.values_mut().filter_map(Worker::recorded) {
