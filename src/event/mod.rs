@@ -9,6 +9,8 @@ mod digest;
 mod fields;
 mod message;
 mod parse;
+#[cfg(test)]
+mod tests;
 mod topic;
 mod usage;
 
