@@ -96,7 +96,7 @@ fn no_file_names_a_machine_of_its_makers() {
     ];
     let mut read = 0;
     let mut found = Vec::new();
-    for file in files_below(Path::new(env!("CARGO_MANIFEST_DIR"))) {
+    for file in files_below(&repository()) {
         let Ok(text) = std::fs::read_to_string(&file) else { continue }; // not text
         read += 1;
         found.extend(words.iter().filter(|word| text.contains(*word)).map(|word| format!("{}: {word}", file.display())));
@@ -130,9 +130,14 @@ fn all_arrows() -> BTreeSet<Arrow> {
     arrows
 }
 
+/// The checkout that is tested; cargo says so when it runs the test (one target folder may serve several checkouts).
+fn repository() -> PathBuf {
+    std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo runs this test").into()
+}
+
 /// The Rust files of `src/`, with paths relative to it.
 fn source_files() -> Vec<(PathBuf, String)> {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let source = repository().join("src");
     let rust = files_below(&source).into_iter().filter(|file| file.extension().is_some_and(|extension| extension == "rs"));
     rust.map(|file| (file.strip_prefix(&source).unwrap().to_owned(), std::fs::read_to_string(&file).unwrap())).collect()
 }
