@@ -71,25 +71,28 @@ async fn kafka_takes_a_record_and_gives_it_back() {
 
 #[tokio::test]
 async fn both_prometheus_generations_scrape_and_answer() {
-    for (generation, version) in [(Generation::Three, "3."), (Generation::Two, "2.")] {
-        // It scrapes itself: the address is known only once it runs, so that one comes from a file that is written later.
-        let folder = tempfile::TempDir::new().unwrap();
-        let targets = folder.path().join("targets.json");
-        let configuration = format!(
-            "scrape_configs: [{{job_name: itself, scrape_interval: 200ms, scrape_timeout: 200ms, file_sd_configs: [{{files: ['{}'], refresh_interval: 200ms}}]}}]",
-            targets.display()
-        );
-        let server = Prometheus::start(generation, &configuration).await;
-        let address = server.url.trim_start_matches("http://").to_owned();
-        std::fs::write(&targets, format!(r#"[{{"targets": ["{address}"]}}]"#)).unwrap();
-        eventually(Duration::from_secs(60), "Prometheus scrapes itself", || async {
-            let samples = server.query("up").await;
-            samples.len() == 1 && samples[0].0["instance"] == address && (samples[0].1 - 1.0).abs() < f64::EPSILON
-        })
-        .await;
-        let built = server.get("/api/v1/status/buildinfo", &[]).await;
-        assert!(built["version"].as_str().unwrap().starts_with(version), "{built}");
-    }
+    // Each takes five seconds to look at its targets for the first time.
+    tokio::join!(scrapes_itself(Generation::Three, "3."), scrapes_itself(Generation::Two, "2."));
+}
+
+async fn scrapes_itself(generation: Generation, version: &str) {
+    // It scrapes itself: the address is known only once it runs, so that one comes from a file that is written later.
+    let folder = tempfile::TempDir::new().unwrap();
+    let targets = folder.path().join("targets.json");
+    let configuration = format!(
+        "scrape_configs: [{{job_name: itself, scrape_interval: 200ms, scrape_timeout: 200ms, file_sd_configs: [{{files: ['{}'], refresh_interval: 200ms}}]}}]",
+        targets.display()
+    );
+    let server = Prometheus::start(generation, &configuration).await;
+    let address = server.url.trim_start_matches("http://").to_owned();
+    std::fs::write(&targets, format!(r#"[{{"targets": ["{address}"]}}]"#)).unwrap();
+    eventually(Duration::from_secs(60), "Prometheus scrapes itself", || async {
+        let samples = server.query("up").await;
+        samples.len() == 1 && samples[0].0["instance"] == address && (samples[0].1 - 1.0).abs() < f64::EPSILON
+    })
+    .await;
+    let built = server.get("/api/v1/status/buildinfo", &[]).await;
+    assert!(built["version"].as_str().unwrap().starts_with(version), "{built}");
 }
 
 #[tokio::test]
