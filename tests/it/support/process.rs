@@ -111,7 +111,8 @@ impl Process {
     }
 
     fn signal(&self, signal: &str) {
-        let sent = Command::new("kill").args(["-s", signal, &self.pid().to_string()]).status().expect("run kill");
+        // The shell's own kill: a bare Debian has no program of that name.
+        let sent = Command::new("sh").args(["-c", "kill -s \"$0\" \"$1\"", signal, &self.pid().to_string()]).status().expect("run sh");
         assert!(sent.success(), "{} could not be sent SIG{signal}", self.name);
     }
 
