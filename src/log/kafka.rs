@@ -1,16 +1,24 @@
 //! The log on Kafka.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use tokio_util::sync::CancellationToken;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::{ClientConfig, ClientContext, Offset, TopicPartitionList};
+use tracing::{debug, info, warn};
 
-use super::{AppendError, Consumer, LogError, Record};
-use crate::event::{Message, Topic, TopicPartition};
+use super::LogError;
+use super::kafka_append::Producer;
+use super::kafka_read::Readers;
+use crate::event::{Topic, TopicPartition};
 
 /// How Kafka is reached and used.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct KafkaSettings {
     /// `bootstrap.servers`: host:port, separated by commas.
     pub brokers: String,
@@ -26,7 +34,8 @@ pub struct KafkaSettings {
     pub batch_records: usize,
     /// How long a batch that is not full waits for more.
     pub batch_linger: Duration,
-    /// Any of librdkafka's properties (TLS, SASL, `session.timeout.ms`, …), passed through; they win over ours.
+    /// librdkafka's properties (TLS, SASL, `session.timeout.ms`, …), passed through. They win over our defaults; the few on which
+    /// correctness rests are refused.
     pub properties: BTreeMap<String, String>,
 }
 
@@ -47,35 +56,268 @@ impl KafkaSettings {
     }
 }
 
-/// A handle; a clone is the same log.
-#[derive(Clone, Debug)]
+/// What correctness rests on: not to be set from outside.
+const OURS: [&str; 9] = [
+    "bootstrap.servers",
+    "group.id",
+    "enable.auto.commit",
+    "enable.auto.offset.store",
+    "auto.offset.reset",
+    "enable.partition.eof",
+    "enable.idempotence",
+    "acks",
+    "request.required.acks",
+];
+
+/// Meant for members of a group: clients that only ask or read a partition go without.
+const OF_MEMBERS: [&str; 7] = [
+    "group.protocol",
+    "group.instance.id",
+    "group.remote.assignor",
+    "partition.assignment.strategy",
+    "session.timeout.ms",
+    "heartbeat.interval.ms",
+    "max.poll.interval.ms",
+];
+
+/// A handle; a clone is the same log. Clients are made when first used and then kept.
+#[derive(Clone)]
 pub struct KafkaLog {
-    settings: KafkaSettings,
+    pub(super) settings: Arc<KafkaSettings>,
+    pub(super) producer: Arc<Mutex<Option<Producer>>>,
+    pub(super) readers: Arc<Readers>,
+    asker: Arc<Mutex<Option<Arc<BaseConsumer<Connection>>>>>,
+}
+
+impl fmt::Debug for KafkaLog {
+    /// Without the properties, which hold secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KafkaLog")
+            .field("brokers", &self.settings.brokers)
+            .field("topic_prefix", &self.settings.topic_prefix)
+            .finish_non_exhaustive()
+    }
 }
 
 impl KafkaLog {
     pub(super) fn new(settings: KafkaSettings) -> Result<KafkaLog, LogError> {
-        Ok(KafkaLog { settings })
+        if let Some(name) = OURS.iter().find(|name| settings.properties.contains_key(**name)) {
+            return Err(LogError::Settings(format!("property {name} is not to be set")));
+        }
+        let log = KafkaLog { settings: Arc::new(settings), producer: Arc::default(), readers: Arc::default(), asker: Arc::default() };
+        log.member_config("").create_native_config().map_err(|error| LogError::Settings(error.to_string()))?;
+        Ok(log)
     }
-    pub(super) async fn create_topics(&self, _partitions: i32) -> Result<Vec<String>, LogError> {
-        Err(LogError::Refused("not built yet".into()))
+
+    pub(super) fn topic_name(&self, topic: Topic) -> String {
+        format!("{}{}", self.settings.topic_prefix, topic.name())
     }
-    pub(super) async fn append(&self, _topic: Topic, messages: Vec<Message>) -> Result<Vec<(i32, i64)>, AppendError> {
-        Err(AppendError { placed: vec![None; messages.len()], cause: LogError::Refused("not built yet".into()) })
+
+    /// For clients that join no group.
+    pub(super) fn config(&self) -> ClientConfig {
+        let mut config = self.base();
+        for (name, value) in self.settings.properties.iter().filter(|(name, _)| !OF_MEMBERS.contains(&name.as_str())) {
+            config.set(name, value);
+        }
+        config
     }
-    pub(super) async fn partitions(&self, _topic: Topic) -> Result<Vec<i32>, LogError> {
-        Err(LogError::Refused("not built yet".into()))
+
+    /// For members of a group. The classic protocol with cooperative-sticky assignment is the default: every broker since 2.4 speaks it,
+    /// and a rebalance stops only the partitions that move. The newer `group.protocol=consumer` needs brokers of 4.0.
+    pub(super) fn member_config(&self, group: &str) -> ClientConfig {
+        let mut config = self.base();
+        let properties = &self.settings.properties;
+        if properties.get("group.protocol").is_none_or(|protocol| protocol == "classic") {
+            config.set("partition.assignment.strategy", "cooperative-sticky");
+        }
+        for (name, value) in properties {
+            config.set(name, value);
+        }
+        config
+            .set("group.id", format!("{}{group}", self.settings.topic_prefix))
+            .set("enable.auto.commit", "false")
+            .set("enable.auto.offset.store", "false")
+            .set("auto.offset.reset", "error");
+        config
     }
-    pub(super) async fn watermarks(&self, _partition: TopicPartition) -> Result<(i64, i64), LogError> {
-        Err(LogError::Refused("not built yet".into()))
+
+    /// Bounds what is fetched ahead: a fetched batch is held unpacked, and zstd packs ours to a tenth. A full queue is looked at again after
+    /// 10 ms; the default of a second lets a consumer idle half of the time.
+    fn base(&self) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        config
+            .set("bootstrap.servers", &self.settings.brokers)
+            .set("client.id", "tallyline")
+            .set("socket.keepalive.enable", "true")
+            .set("reconnect.backoff.max.ms", "2000")
+            .set("queued.max.messages.kbytes", "16384")
+            .set("max.partition.fetch.bytes", "131072")
+            .set("fetch.queue.backoff.ms", "10");
+        config
     }
-    pub(super) async fn offset_at(&self, _partition: TopicPartition, _time: DateTime<Utc>) -> Result<i64, LogError> {
-        Err(LogError::Refused("not built yet".into()))
+
+    /// The client for questions that concern no group, in a thread where waiting is allowed.
+    pub(super) async fn ask<T, F>(&self, question: F) -> Result<T, LogError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&KafkaLog, &BaseConsumer<Connection>) -> Result<T, LogError> + Send + 'static,
+    {
+        let log = self.clone();
+        blocking(move || {
+            let asker = log.asker()?;
+            // Nothing is read through it: this only empties its queue of log lines.
+            while asker.poll(Duration::ZERO).is_some() {}
+            question(&log, &asker)
+        })
+        .await
     }
-    pub(super) async fn read(&self, _partition: TopicPartition, _from: i64, _limit: usize) -> Result<Vec<Record>, LogError> {
-        Err(LogError::Refused("not built yet".into()))
+
+    fn asker(&self) -> Result<Arc<BaseConsumer<Connection>>, LogError> {
+        let mut asker = self.asker.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(asker) = &*asker {
+            return Ok(asker.clone());
+        }
+        let made = self.config().create_with_context(Connection::new("asks")).map_err(|error| refused(Topic::WorkspaceBuilds, &error))?;
+        Ok(asker.insert(Arc::new(made)).clone())
     }
-    pub(super) fn join(&self, _group: &str, _stop: CancellationToken) -> Result<Consumer, LogError> {
-        Err(LogError::Refused("not built yet".into()))
+
+    pub(super) async fn partitions(&self, topic: Topic) -> Result<Vec<i32>, LogError> {
+        self.ask(move |log, asker| {
+            let name = log.topic_name(topic);
+            let metadata = asker.fetch_metadata(Some(&name), log.settings.request_deadline).map_err(|error| refused(topic, &error))?;
+            let mut partitions: Vec<i32> =
+                metadata.topics().iter().flat_map(|topic| topic.partitions()).map(|partition| partition.id()).collect();
+            partitions.sort_unstable();
+            if partitions.is_empty() { Err(LogError::NoTopic(topic)) } else { Ok(partitions) }
+        })
+        .await
+    }
+
+    pub(super) async fn watermarks(&self, partition: TopicPartition) -> Result<(i64, i64), LogError> {
+        self.ask(move |log, asker| log.watermarks_by(asker, partition)).await
+    }
+
+    pub(super) fn watermarks_by<C: ConsumerContext>(
+        &self,
+        client: &BaseConsumer<C>,
+        partition: TopicPartition,
+    ) -> Result<(i64, i64), LogError> {
+        client
+            .fetch_watermarks(&self.topic_name(partition.topic), partition.partition, self.settings.request_deadline)
+            .map_err(|error| refused(partition.topic, &error))
+    }
+
+    pub(super) async fn offset_at(&self, partition: TopicPartition, time: DateTime<Utc>) -> Result<i64, LogError> {
+        self.ask(move |log, asker| {
+            // Kafka counts whole milliseconds and gives negative ones a meaning of their own.
+            let millis = time.timestamp_millis() + i64::from(!time.timestamp_subsec_nanos().is_multiple_of(1_000_000));
+            let mut times = TopicPartitionList::new();
+            times
+                .add_partition_offset(&log.topic_name(partition.topic), partition.partition, Offset::Offset(millis.max(0)))
+                .map_err(|error| refused(partition.topic, &error))?;
+            let found = asker.offsets_for_times(times, log.settings.request_deadline).map_err(|error| refused(partition.topic, &error))?;
+            let Some(element) = found.elements().into_iter().next() else { return Err(LogError::NoTopic(partition.topic)) };
+            element.error().map_err(|error| refused(partition.topic, &error))?;
+            match element.offset() {
+                Offset::Offset(offset) => Ok(offset),
+                _ => log.watermarks_by(asker, partition).map(|(_, end)| end),
+            }
+        })
+        .await
     }
 }
+
+/// Runs what waits for a broker off the async threads. Its waits have deadlines of their own.
+pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, LogError> + Send + 'static) -> Result<T, LogError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(answer) => answer,
+        Err(ended) => match ended.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_) => Err(LogError::Stopped),
+        },
+    }
+}
+
+/// librdkafka's error as a caller can act on it. `topic` is what was asked about.
+pub(super) fn refused(topic: Topic, error: &KafkaError) -> LogError {
+    use RDKafkaErrorCode as Code;
+    let code = match error {
+        KafkaError::AdminOp(code) => Some(*code),
+        _ => error.rdkafka_error_code(),
+    };
+    match (error, code) {
+        (KafkaError::ClientConfig(..) | KafkaError::ClientCreation(_), _) => LogError::Settings(error.to_string()),
+        (_, Some(Code::UnknownTopic | Code::UnknownPartition | Code::UnknownTopicOrPartition)) => LogError::NoTopic(topic),
+        (
+            _,
+            Some(
+                Code::AllBrokersDown
+                | Code::BrokerTransportFailure
+                | Code::Resolve
+                | Code::OperationTimedOut
+                | Code::MessageTimedOut
+                | Code::RequestTimedOut
+                | Code::QueueFull
+                | Code::LeaderNotAvailable
+                | Code::NotLeaderForPartition
+                | Code::BrokerNotAvailable
+                | Code::ReplicaNotAvailable
+                | Code::NetworkException
+                | Code::NotEnoughReplicas
+                | Code::NotEnoughReplicasAfterAppend
+                | Code::CoordinatorLoadInProgress
+                | Code::CoordinatorNotAvailable
+                | Code::NotCoordinator
+                | Code::PurgeQueue
+                | Code::PurgeInflight
+                | Code::Fatal,
+            ),
+        ) => LogError::Unreachable(error.to_string()),
+        _ => LogError::Refused(error.to_string()),
+    }
+}
+
+/// Hears what librdkafka says by itself. It repeats a fault for as long as it lasts: here it is logged once.
+#[derive(Clone)]
+pub(super) struct Connection {
+    role: &'static str,
+    fault: Arc<Mutex<Option<RDKafkaErrorCode>>>,
+}
+
+impl Connection {
+    pub fn new(role: &'static str) -> Connection {
+        Connection { role, fault: Arc::default() }
+    }
+
+    /// The broker answered: the next fault is news.
+    pub fn answered(&self) {
+        let mut fault = self.fault.lock().unwrap_or_else(PoisonError::into_inner);
+        if fault.take().is_some() {
+            info!(role = self.role, "Kafka answers again");
+        }
+    }
+
+    /// Logs a fault unless it is the one that lasts already.
+    pub fn faulted(&self, error: &KafkaError, reason: &str) {
+        let code = error.rdkafka_error_code();
+        let mut fault = self.fault.lock().unwrap_or_else(PoisonError::into_inner);
+        if fault.is_none() || code == Some(RDKafkaErrorCode::Fatal) {
+            warn!(role = self.role, %error, reason, "Kafka fault; going on");
+        } else {
+            debug!(role = self.role, %error, reason, "Kafka fault");
+        }
+        *fault = code;
+    }
+}
+
+impl ClientContext for Connection {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        debug!(role = self.role, ?level, facility, message, "librdkafka");
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.faulted(&error, reason);
+    }
+}
+
+impl ConsumerContext for Connection {}

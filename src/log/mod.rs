@@ -8,7 +8,16 @@
 mod consumer;
 mod error;
 mod kafka;
+mod kafka_append;
+mod kafka_consumer;
+mod kafka_decode;
+mod kafka_gather;
+mod kafka_read;
+mod kafka_topics;
 mod postgres;
+mod postgres_append;
+mod postgres_consumer;
+mod postgres_membership;
 
 pub use consumer::{Assignment, Consumer, Delivery};
 pub use error::{AppendError, LogError};

@@ -1,12 +1,14 @@
 //! The log in tables of PostgreSQL.
 
+use std::future::Future;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use sqlx::PgPool;
-use tokio_util::sync::CancellationToken;
+use sqlx::postgres::PgRow;
+use sqlx::{FromRow as _, Row as _};
 
-use super::{AppendError, Consumer, LogError, Record};
+use super::{LogError, RETENTION_DAYS, Record};
 use crate::event::{Message, Topic, TopicPartition};
 
 /// How the log in PostgreSQL is used.
@@ -37,33 +39,176 @@ impl Default for PostgresLogSettings {
 /// A handle; a clone is the same log.
 #[derive(Clone, Debug)]
 pub struct PostgresLog {
-    pool: PgPool,
-    settings: PostgresLogSettings,
+    pub(super) pool: PgPool,
+    pub(super) settings: PostgresLogSettings,
+}
+
+/// A partition's row.
+#[derive(Clone, Copy, Debug, sqlx::FromRow)]
+pub(super) struct Partition {
+    pub id: i32,
+    pub start_offset: i64,
+    pub next_offset: i64,
 }
 
 impl PostgresLog {
     pub(super) fn new(pool: PgPool, settings: PostgresLogSettings) -> PostgresLog {
         PostgresLog { pool, settings }
     }
-    pub(super) async fn create_topics(&self, _partitions: i32) -> Result<Vec<String>, LogError> {
-        Err(LogError::Refused("not built yet".into()))
+
+    /// Answers within the deadline, or with an error.
+    pub(super) async fn in_time<T>(&self, work: impl Future<Output = Result<T, LogError>>) -> Result<T, LogError> {
+        let deadline = self.settings.deadline;
+        match tokio::time::timeout(deadline, work).await {
+            Ok(answer) => answer,
+            Err(_) => Err(LogError::Unreachable(format!("no answer from PostgreSQL within {deadline:?}"))),
+        }
     }
-    pub(super) async fn append(&self, _topic: Topic, messages: Vec<Message>) -> Result<Vec<(i32, i64)>, AppendError> {
-        Err(AppendError { placed: vec![None; messages.len()], cause: LogError::Refused("not built yet".into()) })
+
+    pub(super) async fn create_topics(&self, partitions: i32) -> Result<Vec<String>, LogError> {
+        self.in_time(async {
+            let mut drift = Vec::new();
+            for topic in Topic::ALL {
+                drift.extend(self.create_topic(topic, partitions).await?);
+            }
+            Ok(drift)
+        })
+        .await
     }
-    pub(super) async fn partitions(&self, _topic: Topic) -> Result<Vec<i32>, LogError> {
-        Err(LogError::Refused("not built yet".into()))
+
+    async fn create_topic(&self, topic: Topic, partitions: i32) -> Result<Vec<String>, LogError> {
+        let name = topic.name();
+        let wanted_days = i32::try_from(RETENTION_DAYS).unwrap_or(i32::MAX);
+        let mut tx = self.pool.begin().await.map_err(refused)?;
+        let created = sqlx::query("insert into log_topic (name, retention_days) values ($1, $2) on conflict do nothing")
+            .bind(name)
+            .bind(wanted_days)
+            .execute(&mut *tx)
+            .await
+            .map_err(refused)?
+            .rows_affected();
+        if created == 1 {
+            sqlx::query("insert into log_partition (topic, partition) select $1, number from generate_series(0, $2 - 1) as number")
+                .bind(name)
+                .bind(partitions)
+                .execute(&mut *tx)
+                .await
+                .map_err(refused)?;
+        }
+        let (days, count): (i32, i64) =
+            sqlx::query_as("select retention_days, (select count(*) from log_partition where topic = name) from log_topic where name = $1")
+                .bind(name)
+                .fetch_one(&mut *tx)
+                .await
+                .map_err(refused)?;
+        tx.commit().await.map_err(refused)?;
+        let mut drift = Vec::new();
+        if count != i64::from(partitions) {
+            drift.push(format!("{name}: {count} partitions, wanted {partitions}"));
+        }
+        if days < wanted_days {
+            drift.push(format!("{name}: retention is {days} days, wanted at least {wanted_days}"));
+        }
+        Ok(drift)
     }
-    pub(super) async fn watermarks(&self, _partition: TopicPartition) -> Result<(i64, i64), LogError> {
-        Err(LogError::Refused("not built yet".into()))
+
+    pub(super) async fn partitions(&self, topic: Topic) -> Result<Vec<i32>, LogError> {
+        self.in_time(async {
+            let partitions: Vec<i32> = sqlx::query_scalar("select partition from log_partition where topic = $1 order by partition")
+                .bind(topic.name())
+                .fetch_all(&self.pool)
+                .await
+                .map_err(refused)?;
+            if partitions.is_empty() { Err(LogError::NoTopic(topic)) } else { Ok(partitions) }
+        })
+        .await
     }
-    pub(super) async fn offset_at(&self, _partition: TopicPartition, _time: DateTime<Utc>) -> Result<i64, LogError> {
-        Err(LogError::Refused("not built yet".into()))
+
+    pub(super) async fn watermarks(&self, partition: TopicPartition) -> Result<(i64, i64), LogError> {
+        self.in_time(async { self.partition(partition).await.map(|found| (found.start_offset, found.next_offset)) }).await
     }
-    pub(super) async fn read(&self, _partition: TopicPartition, _from: i64, _limit: usize) -> Result<Vec<Record>, LogError> {
-        Err(LogError::Refused("not built yet".into()))
+
+    pub(super) async fn partition(&self, partition: TopicPartition) -> Result<Partition, LogError> {
+        sqlx::query_as("select id, start_offset, next_offset from log_partition where topic = $1 and partition = $2")
+            .bind(partition.topic.name())
+            .bind(partition.partition)
+            .fetch_optional(&self.pool)
+            .await
+            .map_err(refused)?
+            .ok_or(LogError::NoTopic(partition.topic))
     }
-    pub(super) async fn join(&self, _group: &str, _stop: CancellationToken) -> Result<Consumer, LogError> {
-        Err(LogError::Refused("not built yet".into()))
+
+    /// Halves the range, since times never fall along a partition.
+    pub(super) async fn offset_at(&self, partition: TopicPartition, time: DateTime<Utc>) -> Result<i64, LogError> {
+        self.in_time(async {
+            let Partition { id, start_offset: mut low, next_offset: mut high } = self.partition(partition).await?;
+            while low < high {
+                let middle = low + (high - low) / 2;
+                let at: Option<DateTime<Utc>> =
+                    sqlx::query_scalar("select appended_at from log_record where partition_id = $1 and record_offset = $2")
+                        .bind(id)
+                        .bind(middle)
+                        .fetch_optional(&self.pool)
+                        .await
+                        .map_err(refused)?;
+                // One that retention has just removed lies before.
+                if at.is_some_and(|at| at >= time) { high = middle } else { low = middle + 1 }
+            }
+            Ok(low)
+        })
+        .await
     }
+
+    pub(super) async fn read(&self, partition: TopicPartition, from: i64, limit: usize) -> Result<Vec<Record>, LogError> {
+        self.in_time(async {
+            let Partition { id, start_offset: start, next_offset: end } = self.partition(partition).await?;
+            if !(start..=end).contains(&from) {
+                return Err(LogError::OutOfRange { partition, offset: from, start, end });
+            }
+            self.records(id, from, end, limit).await
+        })
+        .await
+    }
+
+    /// Records from `from` on and before `end`.
+    pub(super) async fn records(&self, id: i32, from: i64, end: i64, limit: usize) -> Result<Vec<Record>, LogError> {
+        let rows = sqlx::query(
+            "select record_offset, appended_at, key, header_names, header_values, payload from log_record
+             where partition_id = $1 and record_offset >= $2 and record_offset < $3 order by record_offset limit $4",
+        )
+        .bind(id)
+        .bind(from)
+        .bind(end)
+        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+        .fetch_all(&self.pool)
+        .await
+        .map_err(refused)?;
+        rows.iter().map(|row| Record::from_row(row).map_err(refused)).collect()
+    }
+}
+
+impl sqlx::FromRow<'_, PgRow> for Record {
+    fn from_row(row: &PgRow) -> Result<Record, sqlx::Error> {
+        let (names, values): (Vec<Vec<u8>>, Vec<Option<Vec<u8>>>) = (row.try_get("header_names")?, row.try_get("header_values")?);
+        // Only text is ever written as a name.
+        let names = names.into_iter().map(|name| String::from_utf8_lossy(&name).into_owned());
+        Ok(Record {
+            offset: row.try_get("record_offset")?,
+            timestamp: row.try_get("appended_at")?,
+            message: Message { key: row.try_get("key")?, headers: names.zip(values).collect(), payload: row.try_get("payload")? },
+        })
+    }
+}
+
+/// The database's error as a caller can act on it: what concerns the connection, the server's state or other transactions will pass.
+#[allow(clippy::needless_pass_by_value)] // as map_err wants it
+pub(super) fn refused(error: sqlx::Error) -> LogError {
+    // Connection exceptions, lost transactions, resources, locks, an operator's intervention, system errors.
+    const PASSING: [&str; 6] = ["08", "40", "53", "55", "57", "58"];
+    let passing = match &error {
+        sqlx::Error::Database(cause) => cause.code().is_some_and(|code| PASSING.iter().any(|class| code.starts_with(class))),
+        sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::PoolTimedOut | sqlx::Error::WorkerCrashed => true,
+        _ => false,
+    };
+    if passing { LogError::Unreachable(error.to_string()) } else { LogError::Refused(error.to_string()) }
 }

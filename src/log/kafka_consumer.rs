@@ -1,0 +1,402 @@
+//! A member of a Kafka group: one thread that polls, gathers batches and never stops polling for long.
+//!
+//! Kafka counts a member as alive only while it polls, so nothing here waits for the consumer. A rebalance is answered at once with an
+//! empty assignment; partitions are added when the consumer has said where they begin. When deliveries are not taken, polling first just
+//! waits (what was fetched ahead stays fetched), then the partitions are paused and polling goes on.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, RebalanceProtocol};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::message::BorrowedMessage;
+use rdkafka::types::RDKafkaRespErr;
+use rdkafka::{ClientContext, Message as _, Offset, TopicPartitionList};
+use tokio::sync::mpsc::error::TrySendError;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use super::consumer::{Command, Consumer, Link, Start, Told};
+use super::kafka::{Connection, KafkaLog};
+use super::kafka_gather::Gathered;
+use super::{LogError, kafka_decode};
+use crate::event::{Topic, TopicPartition};
+
+/// The longest that a command or the stop token waits to be heard.
+const POLL: Duration = Duration::from_millis(50);
+/// How long deliveries may wait for the consumer before the partitions are paused. Pausing throws away what was fetched ahead.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How often marks are committed.
+const MARK_EVERY: Duration = Duration::from_secs(1);
+
+impl KafkaLog {
+    pub(super) fn join(&self, group: &str, stop: CancellationToken) -> Result<Consumer, LogError> {
+        let settings = |error: KafkaError| LogError::Settings(error.to_string());
+        let context = Rebalances { connection: Connection::new("consumes"), news: Mutex::default() };
+        let client: BaseConsumer<Rebalances> = self.member_config(group).create_with_context(context).map_err(settings)?;
+        let names = Topic::ALL.map(|topic| self.topic_name(topic));
+        client.subscribe(&names.each_ref().map(String::as_str)).map_err(settings)?;
+        let (consumer, link) = Link::new();
+        let gathered = Gathered::new(self.settings.batch_records, self.settings.batch_linger);
+        let member = Member {
+            log: self.clone(),
+            names,
+            client,
+            link,
+            stop,
+            gathered,
+            owned: BTreeSet::new(),
+            running: BTreeMap::new(),
+            waiting: VecDeque::new(),
+            blocked_since: None,
+            paused: false,
+            marks: BTreeMap::new(),
+            marks_due: Instant::now(),
+        };
+        std::thread::Builder::new()
+            .name("kafka-consumer".to_owned())
+            .spawn(move || member.run())
+            .map_err(|error| LogError::Settings(format!("no thread for the consumer: {error}")))?;
+        Ok(consumer)
+    }
+}
+
+/// What the group decided, noted while polling.
+struct Rebalances {
+    connection: Connection,
+    news: Mutex<Vec<News>>,
+}
+
+enum News {
+    Assigned(Vec<(String, i32)>),
+    Revoked(Vec<(String, i32)>),
+}
+
+impl ClientContext for Rebalances {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        self.connection.log(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.connection.error(error, reason);
+    }
+}
+
+impl ConsumerContext for Rebalances {
+    /// Answers the group at once: nothing is read yet of what was assigned, nothing more of what was revoked.
+    fn rebalance(&self, client: &BaseConsumer<Self>, what: RDKafkaRespErr, list: &mut TopicPartitionList) {
+        let partitions = list.elements().iter().map(|element| (element.topic().to_owned(), element.partition())).collect();
+        let cooperative = matches!(client.rebalance_protocol(), RebalanceProtocol::Cooperative);
+        let (news, answered) = match what {
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => {
+                let nothing = TopicPartitionList::new();
+                let answered = if cooperative { client.incremental_assign(&nothing) } else { client.assign(&nothing) };
+                (News::Assigned(partitions), answered)
+            }
+            _ => {
+                let answered = if cooperative { unassign(client, &partitions) } else { client.unassign() };
+                (News::Revoked(partitions), answered)
+            }
+        };
+        if let Err(error) = answered {
+            warn!(%error, "Kafka did not take the answer to a rebalance");
+        }
+        self.news.lock().unwrap_or_else(PoisonError::into_inner).push(news);
+    }
+
+    fn commit_callback(&self, result: KafkaResult<()>, _offsets: &TopicPartitionList) {
+        if let Err(error) = result {
+            debug!(%error, "group offsets not committed; only lag tools miss them");
+        }
+    }
+}
+
+/// Takes away those of the partitions that were given to the client: the others are not known to it.
+fn unassign(client: &BaseConsumer<Rebalances>, partitions: &[(String, i32)]) -> KafkaResult<()> {
+    let assigned = client.assignment()?;
+    let mut list = TopicPartitionList::new();
+    for (name, partition) in partitions {
+        if assigned.find_partition(name, *partition).is_some() {
+            list.add_partition(name, *partition);
+        }
+    }
+    client.incremental_unassign(&list)
+}
+
+/// One start of a partition.
+#[derive(Clone, Copy)]
+struct Run {
+    number: u64,
+    /// The next offset to be polled.
+    next: i64,
+    faulted: bool,
+}
+
+struct Member {
+    log: KafkaLog,
+    names: [String; 3],
+    client: BaseConsumer<Rebalances>,
+    link: Link,
+    stop: CancellationToken,
+    gathered: Gathered,
+    owned: BTreeSet<TopicPartition>,
+    running: BTreeMap<TopicPartition, Run>,
+    /// Deliveries that the channel had no room for.
+    waiting: VecDeque<Told>,
+    blocked_since: Option<Instant>,
+    paused: bool,
+    marks: BTreeMap<TopicPartition, i64>,
+    marks_due: Instant,
+}
+
+impl Member {
+    fn run(mut self) {
+        self.link.wake_this_thread();
+        while !self.stop.is_cancelled() && self.obey() {
+            self.hand_over();
+            if let Some(since) = self.blocked_since
+                && !self.paused
+            {
+                match PATIENCE.checked_sub(since.elapsed()) {
+                    Some(left) if !left.is_zero() => std::thread::park_timeout(left.min(POLL)),
+                    _ => self.pause(),
+                }
+                continue;
+            }
+            if !self.poll() {
+                break;
+            }
+            self.hear_news();
+            self.waiting.extend(self.gathered.due(Instant::now()));
+            self.commit_marks();
+        }
+        self.leave();
+    }
+
+    /// Carries out the consumer's commands. False: it leaves.
+    fn obey(&mut self) -> bool {
+        use tokio::sync::mpsc::error::TryRecvError;
+        loop {
+            match self.link.commands.try_recv() {
+                Ok(Command::Start { from }) => self.start(from),
+                Ok(Command::Mark { partition, next_offset }) => {
+                    self.marks.insert(partition, next_offset);
+                }
+                Ok(Command::Leave) | Err(TryRecvError::Disconnected) => return false,
+                Err(TryRecvError::Empty) => return true,
+            }
+        }
+    }
+
+    /// Gives the consumer what it has room for.
+    fn hand_over(&mut self) {
+        while let Some(told) = self.waiting.pop_front() {
+            if let Err(TrySendError::Full(told)) = self.link.deliveries.try_send(told) {
+                self.waiting.push_front(told);
+                self.blocked_since.get_or_insert_with(Instant::now);
+                return;
+            }
+        }
+        self.blocked_since = None;
+        if std::mem::take(&mut self.paused)
+            && let Err(error) = self.client.assignment().and_then(|all| self.client.resume(&all))
+        {
+            warn!(%error, "partitions not resumed");
+        }
+    }
+
+    fn pause(&mut self) {
+        self.paused = true;
+        info!("batches are not taken: Kafka partitions paused until they are");
+        if let Err(error) = self.client.assignment().and_then(|all| self.client.pause(&all)) {
+            warn!(%error, "partitions not paused");
+        }
+    }
+
+    /// Polls once. False: the client has failed for good.
+    fn poll(&mut self) -> bool {
+        let wait = self.gathered.next_due().map_or(POLL, |due| due.saturating_duration_since(Instant::now()).min(POLL));
+        match self.client.poll(wait) {
+            None => {}
+            Some(Ok(found)) => {
+                let told = note(&self.names, &mut self.running, &mut self.gathered, &found);
+                self.client.context().connection.answered();
+                self.waiting.extend(told);
+            }
+            Some(Err(KafkaError::MessageConsumptionFatal(code))) => {
+                let error = LogError::Refused(format!("the consumer has failed for good: {code}"));
+                self.waiting.push_back(Told::Ended(error));
+                return false;
+            }
+            Some(Err(KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange))) => {
+                self.find_out_of_range();
+            }
+            Some(Err(error)) => self.client.context().connection.faulted(&error, "while polling"),
+        }
+        true
+    }
+
+    /// Takes over what the group decided during the last poll.
+    fn hear_news(&mut self) {
+        let news = std::mem::take(&mut *self.client.context().news.lock().unwrap_or_else(PoisonError::into_inner));
+        for news in news {
+            match news {
+                News::Assigned(partitions) => {
+                    let partitions = self.ours(&partitions);
+                    self.owned.extend(&partitions);
+                    if !partitions.is_empty() {
+                        self.waiting.push_back(Told::Assigned(partitions));
+                    }
+                }
+                News::Revoked(partitions) => {
+                    let partitions = self.ours(&partitions);
+                    for partition in &partitions {
+                        self.owned.remove(partition);
+                        self.running.remove(partition);
+                        self.marks.remove(partition);
+                        self.drop_unread(*partition);
+                    }
+                    if !partitions.is_empty() {
+                        self.waiting.push_back(Told::Revoked(partitions));
+                    }
+                }
+            }
+        }
+    }
+
+    fn ours(&self, partitions: &[(String, i32)]) -> Vec<TopicPartition> {
+        partitions
+            .iter()
+            .filter_map(|(name, partition)| Some(TopicPartition { topic: topic_of(&self.names, name)?, partition: *partition }))
+            .collect()
+    }
+
+    /// What was read of a partition but not handed over: whoever reads it next reads it again.
+    fn drop_unread(&mut self, partition: TopicPartition) {
+        self.gathered.drop_partition(partition);
+        self.waiting.retain(|told| !matches!(told, Told::Batch { batch, .. } if batch.partition == partition));
+    }
+
+    /// Begins reading, or begins anew.
+    fn start(&mut self, from: Vec<Start>) {
+        let mut begun = Vec::new();
+        for start in from {
+            if !self.owned.contains(&start.partition) {
+                continue;
+            }
+            self.drop_unread(start.partition);
+            self.running.insert(start.partition, Run { number: start.run, next: start.offset, faulted: false });
+            begun.push(start.partition);
+        }
+        self.assign(&begun);
+    }
+
+    /// Gives the client these running partitions at their next offsets. Under the eager protocol only all can be given at once.
+    fn assign(&mut self, begun: &[TopicPartition]) {
+        let eager = matches!(self.client.rebalance_protocol(), RebalanceProtocol::Eager);
+        let given: Vec<(String, i32, i64)> = self
+            .running
+            .iter()
+            .filter(|(partition, run)| if eager { !run.faulted } else { begun.contains(partition) })
+            .map(|(partition, run)| (self.log.topic_name(partition.topic), partition.partition, run.next))
+            .collect();
+        let assigned = list(&given).and_then(|list| {
+            if eager {
+                return self.client.assign(&list);
+            }
+            let again: Vec<(String, i32)> = given.iter().map(|(name, partition, _)| (name.clone(), *partition)).collect();
+            unassign(&self.client, &again)?;
+            self.client.incremental_assign(&list)
+        });
+        if let Err(error) = assigned {
+            // Happens where the group takes the partitions away at this moment; then the news of it follows.
+            warn!(%error, "partitions not started");
+        }
+        if self.paused
+            && let Err(error) = self.client.assignment().and_then(|all| self.client.pause(&all))
+        {
+            warn!(%error, "partitions not paused");
+        }
+    }
+
+    /// The client library says that some partition's offset is not in the log, but not which one's.
+    fn find_out_of_range(&mut self) {
+        let running: Vec<(TopicPartition, Run)> =
+            self.running.iter().filter(|(_, run)| !run.faulted).map(|(partition, run)| (*partition, *run)).collect();
+        let mut found = false;
+        for (partition, run) in &running {
+            let Ok((start, end)) = self.log.watermarks_by(&self.client, *partition) else { continue };
+            if !(start..=end).contains(&run.next) {
+                found = true;
+                let error = LogError::OutOfRange { partition: *partition, offset: run.next, start, end };
+                self.running.insert(*partition, Run { faulted: true, ..*run });
+                self.waiting.extend(self.gathered.take(*partition));
+                self.waiting.push_back(Told::Fault { run: run.number, partition: *partition, error });
+            }
+        }
+        if !found {
+            // The library has stopped that partition all the same.
+            warn!("Kafka reported an offset out of range, but all are in it: partitions started again");
+            self.assign(&running.iter().map(|(partition, _)| *partition).collect::<Vec<_>>());
+        }
+    }
+
+    fn commit_marks(&mut self) {
+        if self.marks.is_empty() || Instant::now() < self.marks_due {
+            return;
+        }
+        self.marks_due = Instant::now() + MARK_EVERY;
+        let marks: Vec<(String, i32, i64)> = std::mem::take(&mut self.marks)
+            .into_iter()
+            .filter(|(partition, _)| self.owned.contains(partition))
+            .map(|(partition, next)| (self.log.topic_name(partition.topic), partition.partition, next))
+            .collect();
+        if let Err(error) = list(&marks).and_then(|list| self.client.commit(&list, CommitMode::Async)) {
+            debug!(%error, "group offsets not committed; only lag tools miss them");
+        }
+    }
+
+    /// Tells the group and ends. What the consumer has not taken is dropped, but for the reason of an end.
+    fn leave(mut self) {
+        self.marks_due = Instant::now();
+        self.commit_marks();
+        drop(self.client);
+        if let Some(ended) = self.waiting.pop_back().filter(|told| matches!(told, Told::Ended(_))) {
+            let mut ended = Some(ended);
+            while let Some(told) = ended.take() {
+                if let Err(TrySendError::Full(told)) = self.link.deliveries.try_send(told) {
+                    ended = Some(told);
+                    std::thread::park_timeout(POLL);
+                }
+            }
+        }
+        let _ = self.link.ended.send(());
+    }
+}
+
+/// Adds a polled record to its partition's batch. Answers what became full by it.
+fn note(
+    names: &[String; 3],
+    running: &mut BTreeMap<TopicPartition, Run>,
+    gathered: &mut Gathered,
+    found: &BorrowedMessage<'_>,
+) -> Option<Told> {
+    let partition = TopicPartition { topic: topic_of(names, found.topic())?, partition: found.partition() };
+    let run = running.get_mut(&partition).filter(|run| found.offset() >= run.next)?;
+    run.next = found.offset() + 1;
+    gathered.add(partition, run.number, kafka_decode::record(found))
+}
+
+fn topic_of(names: &[String; 3], name: &str) -> Option<Topic> {
+    names.iter().position(|own| own == name).map(|index| Topic::ALL[index])
+}
+
+fn list(partitions: &[(String, i32, i64)]) -> KafkaResult<TopicPartitionList> {
+    let mut list = TopicPartitionList::with_capacity(partitions.len());
+    for (name, partition, offset) in partitions {
+        list.add_partition_offset(name, *partition, Offset::Offset(*offset))?;
+    }
+    Ok(list)
+}

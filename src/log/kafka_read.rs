@@ -1,0 +1,143 @@
+//! Reading a partition of Kafka without a group, through a few readers that are kept and read on where they stopped.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rdkafka::Message as _;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::{Offset, TopicPartitionList};
+
+use super::kafka::{Connection, KafkaLog, blocking, refused};
+use super::{LogError, Record, kafka_decode};
+use crate::event::TopicPartition;
+
+/// How many idle readers are kept. Each holds up to its fetch queue.
+const KEPT_READERS: usize = 4;
+
+/// Idle readers.
+#[derive(Default)]
+pub(super) struct Readers(Mutex<Vec<Reader>>);
+
+/// A consumer without a group, and where it stands.
+struct Reader {
+    consumer: BaseConsumer<Connection>,
+    /// The next record it gives, where it has a partition.
+    at: Option<(TopicPartition, i64)>,
+}
+
+impl KafkaLog {
+    pub(super) async fn read(&self, partition: TopicPartition, from: i64, limit: usize) -> Result<Vec<Record>, LogError> {
+        let log = self.clone();
+        let (start, end) = self.watermarks(partition).await?;
+        if from < start || from > end {
+            return Err(LogError::OutOfRange { partition, offset: from, start, end });
+        }
+        if from == end || limit == 0 {
+            return Ok(Vec::new());
+        }
+        blocking(move || {
+            let mut reader = log.readers.take(&log, partition, from)?;
+            let records = reader.read(&log, partition, from, limit, end)?;
+            log.readers.keep(reader);
+            Ok(records)
+        })
+        .await
+    }
+}
+
+impl Readers {
+    /// The reader that stands there, else any, else a new one.
+    fn take(&self, log: &KafkaLog, partition: TopicPartition, from: i64) -> Result<Reader, LogError> {
+        let mut readers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let fitting = readers.iter().position(|reader| reader.at == Some((partition, from)));
+        if let Some(index) = fitting.or_else(|| readers.iter().position(|reader| reader.at.is_none())) {
+            return Ok(readers.swap_remove(index));
+        }
+        if readers.len() >= KEPT_READERS {
+            return Ok(readers.remove(0));
+        }
+        drop(readers);
+        Reader::new(log, partition)
+    }
+
+    fn keep(&self, reader: Reader) {
+        let mut readers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if readers.len() < KEPT_READERS {
+            readers.push(reader);
+        }
+    }
+}
+
+impl Reader {
+    /// librdkafka wants a group's name before it assigns anything; nothing is ever told to that group.
+    fn new(log: &KafkaLog, partition: TopicPartition) -> Result<Reader, LogError> {
+        let mut config = log.config();
+        config
+            .set("group.id", format!("{}tallyline-reader", log.settings.topic_prefix))
+            .set("enable.auto.commit", "false")
+            .set("enable.auto.offset.store", "false")
+            .set("auto.offset.reset", "error")
+            .set("enable.partition.eof", "true")
+            .set("fetch.wait.max.ms", "50")
+            .set("queued.max.messages.kbytes", "4096");
+        let consumer = config.create_with_context(Connection::new("reads")).map_err(|error| refused(partition.topic, &error))?;
+        Ok(Reader { consumer, at: None })
+    }
+
+    /// Reads records before `end`. On an error the reader is given up.
+    fn read(&mut self, log: &KafkaLog, partition: TopicPartition, from: i64, limit: usize, end: i64) -> Result<Vec<Record>, LogError> {
+        let mut fresh = self.at != Some((partition, from));
+        if fresh {
+            self.assign(log, partition, from)?;
+        }
+        let (mut records, mut next) = (Vec::with_capacity(limit.min(5000)), from);
+        let mut deadline = Instant::now() + log.settings.request_deadline;
+        while records.len() < limit && next < end {
+            match self.consumer.poll(Duration::from_millis(100)) {
+                Some(Ok(found)) if found.offset() >= end => next = end,
+                Some(Ok(found)) => {
+                    next = found.offset() + 1;
+                    records.push(kafka_decode::record(&found));
+                    if records.len() % 1000 == 0 {
+                        deadline = Instant::now() + log.settings.request_deadline;
+                    }
+                }
+                // Offsets can be missing before the end. A reader that was kept may have noted an earlier end: it looks again.
+                Some(Err(KafkaError::PartitionEOF(_))) if fresh => next = end,
+                Some(Err(KafkaError::PartitionEOF(_))) => {
+                    self.assign(log, partition, next)?;
+                    fresh = true;
+                }
+                Some(Err(KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange))) => {
+                    let (start, end) = log.watermarks_by(&self.consumer, partition)?;
+                    return Err(LogError::OutOfRange { partition, offset: next, start, end });
+                }
+                Some(Err(error)) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::UnknownTopicOrPartition) => {
+                    return Err(LogError::NoTopic(partition.topic));
+                }
+                Some(Err(_)) | None if Instant::now() < deadline => {}
+                Some(Err(error)) => return Err(refused(partition.topic, &error)),
+                None => return Err(LogError::Unreachable(format!("{partition}: no records in time"))),
+            }
+        }
+        self.rest(partition, next, end)?;
+        Ok(records)
+    }
+
+    fn assign(&mut self, log: &KafkaLog, partition: TopicPartition, from: i64) -> Result<(), LogError> {
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(&log.topic_name(partition.topic), partition.partition, Offset::Offset(from))
+            .and_then(|()| self.consumer.assign(&list))
+            .map_err(|error| refused(partition.topic, &error))
+    }
+
+    /// At the end nothing more is fetched until the next read; before it the next records are fetched ahead.
+    fn rest(&mut self, partition: TopicPartition, next: i64, end: i64) -> Result<(), LogError> {
+        self.at = (next < end).then_some((partition, next));
+        if self.at.is_none() {
+            self.consumer.unassign().map_err(|error| refused(partition.topic, &error))?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,105 @@
+//! Topics on Kafka: created when missing, compared when there.
+
+use rdkafka::admin::{AdminClient, AdminOptions, ConfigResource, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::consumer::Consumer as _;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use tracing::info;
+
+use super::kafka::{Connection, KafkaLog, refused};
+use super::{LogError, RETENTION_DAYS};
+use crate::event::Topic;
+
+const DAY_MS: i64 = 24 * 60 * 60 * 1000;
+
+impl KafkaLog {
+    pub(super) async fn create_topics(&self, partitions: i32) -> Result<Vec<String>, LogError> {
+        let there = self.partition_counts().await?;
+        let admin: AdminClient<Connection> = self
+            .config()
+            .create_with_context(Connection::new("creates topics"))
+            .map_err(|error| refused(Topic::WorkspaceBuilds, &error))?;
+        let mut drift = Vec::new();
+        for (topic, count) in there {
+            match count {
+                None => self.create_topic(&admin, topic, partitions).await?,
+                Some(count) => drift.extend(self.drift(&admin, topic, count, partitions).await?),
+            }
+        }
+        Ok(drift)
+    }
+
+    /// How many partitions each topic has; none where it does not exist. All topics are listed, since asking for one by name may create it.
+    async fn partition_counts(&self) -> Result<Vec<(Topic, Option<usize>)>, LogError> {
+        self.ask(|log, asker| {
+            let metadata =
+                asker.fetch_metadata(None, log.settings.request_deadline).map_err(|error| refused(Topic::WorkspaceBuilds, &error))?;
+            let count = |topic: Topic| {
+                let name = log.topic_name(topic);
+                metadata.topics().iter().find(|found| found.name() == name).map(|found| found.partitions().len())
+            };
+            Ok(Topic::ALL.map(|topic| (topic, count(topic))).into())
+        })
+        .await
+    }
+
+    /// Record times are the broker's: a producer whose clock is wrong must not decide what retention removes.
+    async fn create_topic(&self, admin: &AdminClient<Connection>, topic: Topic, partitions: i32) -> Result<(), LogError> {
+        let (name, retention) = (self.topic_name(topic), (RETENTION_DAYS * DAY_MS).to_string());
+        let wanted = NewTopic::new(&name, partitions, TopicReplication::Fixed(self.settings.replication))
+            .set("retention.ms", &retention)
+            .set("retention.bytes", "-1")
+            .set("cleanup.policy", "delete")
+            .set("message.timestamp.type", "LogAppendTime");
+        let answers = admin.create_topics(&[wanted], &self.admin_options()).await.map_err(|error| refused(topic, &error))?;
+        match answers.into_iter().next() {
+            // Another process was faster, with the same settings as ours.
+            Some(Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists))) => {
+                info!(topic = name, partitions, retention_days = RETENTION_DAYS, "topic created");
+                Ok(())
+            }
+            Some(Err((_, code))) => Err(refused(topic, &KafkaError::AdminOp(code))),
+            None => Err(LogError::Refused(format!("no answer about {name}"))),
+        }
+    }
+
+    async fn drift(&self, admin: &AdminClient<Connection>, topic: Topic, count: usize, wanted: i32) -> Result<Vec<String>, LogError> {
+        let name = self.topic_name(topic);
+        let answers = admin
+            .describe_configs(&[ResourceSpecifier::Topic(&name)], &self.admin_options())
+            .await
+            .map_err(|error| refused(topic, &error))?;
+        let config = match answers.into_iter().next() {
+            Some(Ok(config)) => config,
+            Some(Err(code)) => return Err(refused(topic, &KafkaError::AdminOp(code))),
+            None => return Err(LogError::Refused(format!("no answer about {name}"))),
+        };
+        let mut lines = Vec::new();
+        if i64::try_from(count) != Ok(i64::from(wanted)) {
+            lines.push(format!("{name}: {count} partitions, wanted {wanted}"));
+        }
+        lines.extend(retention_drift(&name, &config));
+        Ok(lines)
+    }
+
+    fn admin_options(&self) -> AdminOptions {
+        let deadline = self.settings.request_deadline;
+        AdminOptions::new().request_timeout(Some(deadline)).operation_timeout(Some(deadline))
+    }
+}
+
+/// Where the topic may lose records sooner than wanted. Unlimited (-1) is longer than any limit.
+fn retention_drift(name: &str, config: &ConfigResource) -> Vec<String> {
+    let value = |key: &str| config.get(key).and_then(|entry| entry.value.clone());
+    let number = |key: &str| value(key).and_then(|text| text.parse::<i64>().ok());
+    let mut lines = Vec::new();
+    if let Some(millis) = number("retention.ms").filter(|millis| (0..RETENTION_DAYS * DAY_MS).contains(millis)) {
+        lines.push(format!("{name}: retention.ms is {millis}, wanted at least {} ({RETENTION_DAYS} days)", RETENTION_DAYS * DAY_MS));
+    }
+    if let Some(bytes) = number("retention.bytes").filter(|bytes| *bytes >= 0) {
+        lines.push(format!("{name}: retention.bytes is {bytes}, which can remove records before {RETENTION_DAYS} days; wanted -1"));
+    }
+    if let Some(policy) = value("cleanup.policy").filter(|policy| policy != "delete") {
+        lines.push(format!("{name}: cleanup.policy is {policy}, wanted delete"));
+    }
+    lines
+}

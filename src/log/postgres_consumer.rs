@@ -1,0 +1,227 @@
+//! A member of a group on the log in PostgreSQL: one task that keeps its lease and looks for new records.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Bound;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::consumer::{Command, Consumer, Link, Start, Told};
+use super::postgres::{Partition, PostgresLog, refused};
+use super::postgres_membership::Membership;
+use super::{Batch, LogError};
+use crate::event::TopicPartition;
+
+impl PostgresLog {
+    pub(super) async fn join(&self, group: &str, stop: CancellationToken) -> Result<Consumer, LogError> {
+        let membership = Membership::new(self, group).await?;
+        let (consumer, link) = Link::new();
+        let member = Member {
+            log: self.clone(),
+            beat_due: Instant::now(),
+            beat_every: membership.beat_every(),
+            membership,
+            link,
+            owned: BTreeMap::new(),
+            running: BTreeMap::new(),
+            waiting: VecDeque::new(),
+            last_read: None,
+            look_due: Instant::now(),
+            marks: BTreeMap::new(),
+            unreachable: false,
+        };
+        tokio::spawn(member.run(stop));
+        Ok(consumer)
+    }
+}
+
+/// One start of a partition.
+#[derive(Clone, Copy)]
+struct Run {
+    number: u64,
+    partition_id: i32,
+    next: i64,
+}
+
+enum Next {
+    Command(Command),
+    Delivered,
+    Beat,
+    Look,
+    /// The consumer was dropped.
+    Gone,
+}
+
+struct Member {
+    log: PostgresLog,
+    membership: Membership,
+    link: Link,
+    /// What this member holds, with the partition's number in the database.
+    owned: BTreeMap<TopicPartition, i32>,
+    running: BTreeMap<TopicPartition, Run>,
+    /// Deliveries that the channel has no room for yet. Nothing more is read meanwhile.
+    waiting: VecDeque<Told>,
+    /// Partitions take turns.
+    last_read: Option<TopicPartition>,
+    beat_due: Instant,
+    beat_every: Duration,
+    look_due: Instant,
+    marks: BTreeMap<TopicPartition, i64>,
+    unreachable: bool,
+}
+
+impl Member {
+    async fn run(mut self, stop: CancellationToken) {
+        let told_to_leave = stop.run_until_cancelled(self.work()).await.is_some();
+        if let Err(error) = self.membership.leave().await {
+            info!(%error, told_to_leave, "group not left: the others get the partitions when the lease has ended");
+        }
+        let _ = self.link.ended.send(());
+    }
+
+    /// Until the consumer leaves.
+    async fn work(&mut self) {
+        loop {
+            match self.what_comes_next().await {
+                Next::Command(Command::Start { from }) => self.start(from),
+                Next::Command(Command::Mark { partition, next_offset }) => {
+                    self.marks.insert(partition, next_offset);
+                }
+                Next::Command(Command::Leave) | Next::Gone => return,
+                Next::Delivered => {}
+                Next::Beat => self.beat().await,
+                Next::Look => self.look().await,
+            }
+        }
+    }
+
+    async fn what_comes_next(&mut self) -> Next {
+        let (link, waiting) = (&mut self.link, &mut self.waiting);
+        let (to_deliver, to_look) = (!waiting.is_empty(), waiting.is_empty() && !self.running.is_empty());
+        let deliver = async {
+            let Ok(room) = link.deliveries.reserve().await else { return Next::Gone };
+            if let Some(told) = waiting.pop_front() {
+                room.send(told);
+            }
+            Next::Delivered
+        };
+        tokio::select! {
+            biased;
+            command = link.commands.recv() => command.map_or(Next::Gone, Next::Command),
+            () = sleep_until(self.beat_due) => Next::Beat,
+            next = deliver, if to_deliver => next,
+            () = sleep_until(self.look_due), if to_look => Next::Look,
+        }
+    }
+
+    fn start(&mut self, from: Vec<Start>) {
+        for start in from {
+            if let Some(partition_id) = self.owned.get(&start.partition).copied() {
+                self.drop_unread(start.partition);
+                self.running.insert(start.partition, Run { number: start.run, partition_id, next: start.offset });
+            }
+        }
+        self.look_due = Instant::now();
+    }
+
+    fn drop_unread(&mut self, partition: TopicPartition) {
+        self.waiting.retain(|told| !matches!(told, Told::Batch { batch, .. } if batch.partition == partition));
+    }
+
+    /// Renews the lease and tells the consumer what it gained and lost.
+    async fn beat(&mut self) {
+        let beaten = self.membership.beat(&self.marks).await;
+        self.beat_due = Instant::now() + self.beat_every;
+        let Some(owned) = self.heard(beaten) else { return };
+        self.marks.clear();
+        let lost: Vec<TopicPartition> = self.owned.keys().filter(|partition| !owned.contains_key(partition)).copied().collect();
+        let gained: Vec<TopicPartition> = owned.keys().filter(|partition| !self.owned.contains_key(partition)).copied().collect();
+        self.owned = owned;
+        for partition in &lost {
+            self.running.remove(partition);
+            self.drop_unread(*partition);
+        }
+        if !lost.is_empty() {
+            self.waiting.push_back(Told::Revoked(lost));
+        }
+        if !gained.is_empty() {
+            self.waiting.push_back(Told::Assigned(gained));
+        }
+    }
+
+    /// Reads one batch, of the next partition in turn that has records. Looks again at once while there are any.
+    async fn look(&mut self) {
+        let looked = self.log.in_time(self.next_batch()).await;
+        self.look_due = Instant::now();
+        match self.heard(looked) {
+            Some(Some(told)) => {
+                if let Told::Batch { batch, .. } = &told
+                    && let Some(run) = self.running.get_mut(&batch.partition)
+                {
+                    run.next = batch.next_offset;
+                    self.last_read = Some(batch.partition);
+                }
+                if let Told::Fault { partition, .. } = &told {
+                    self.running.remove(partition);
+                }
+                self.waiting.push_back(told);
+            }
+            Some(None) | None => self.look_due += self.log.settings.poll,
+        }
+    }
+
+    async fn next_batch(&self) -> Result<Option<Told>, LogError> {
+        let ids: Vec<i32> = self.running.values().map(|run| run.partition_id).collect();
+        let ends: Vec<Partition> = sqlx::query_as("select id, start_offset, next_offset from log_partition where id = any($1)")
+            .bind(ids)
+            .fetch_all(&self.log.pool)
+            .await
+            .map_err(refused)?;
+        for (partition, run) in self.in_turn() {
+            let Some(found) = ends.iter().find(|found| found.id == run.partition_id) else { continue };
+            let (start, end) = (found.start_offset, found.next_offset);
+            if !(start..=end).contains(&run.next) {
+                let error = LogError::OutOfRange { partition, offset: run.next, start, end };
+                return Ok(Some(Told::Fault { run: run.number, partition, error }));
+            }
+            let records = match run.next < end {
+                true => self.log.records(run.partition_id, run.next, end, self.log.settings.batch_records.max(1)).await?,
+                false => Vec::new(),
+            };
+            if let Some(last) = records.last() {
+                let next_offset = last.offset + 1;
+                return Ok(Some(Told::Batch { run: run.number, batch: Batch { partition, records, next_offset } }));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The running partitions, from the one after the last that was read.
+    fn in_turn(&self) -> impl Iterator<Item = (TopicPartition, Run)> {
+        let after = self.last_read.map_or(Bound::Unbounded, Bound::Excluded);
+        let until = self.last_read.map_or(Bound::Unbounded, Bound::Included);
+        let first = self.running.range((after, Bound::Unbounded));
+        let rest = self.last_read.map(|_| self.running.range((Bound::Unbounded, until)));
+        first.chain(rest.into_iter().flatten()).map(|(partition, run)| (*partition, *run))
+    }
+
+    /// Logs a fault when it begins and when it ends, and goes on.
+    fn heard<T>(&mut self, answer: Result<T, LogError>) -> Option<T> {
+        match answer {
+            Ok(value) => {
+                if std::mem::take(&mut self.unreachable) {
+                    info!("the log in PostgreSQL answers again");
+                }
+                Some(value)
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut self.unreachable, true) {
+                    warn!(%error, "the log in PostgreSQL does not answer; going on");
+                }
+                None
+            }
+        }
+    }
+}

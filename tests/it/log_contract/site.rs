@@ -1,0 +1,126 @@
+//! A log of its own for one test.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::migrate::Migrate as _;
+use tallyline::log::{KafkaSettings, Log, PostgresLogSettings, Record};
+
+use super::{BUILDS, builds};
+use crate::support::{self, Database, Kafka};
+
+/// Which log, and how its groups are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Kafka,
+    KafkaEager,
+    KafkaNewProtocol,
+    Postgres,
+}
+
+/// A log with the topics and groups of one test.
+#[derive(Clone)]
+pub struct Site {
+    pub kind: Kind,
+    pub log: Log,
+    pub kafka: Option<Arc<Kafka>>,
+    pub database: Option<Arc<Database>>,
+}
+
+/// Partitions of each topic.
+pub const PARTITIONS: i32 = 4;
+
+impl Site {
+    /// With empty topics of [`PARTITIONS`] partitions.
+    pub async fn new(kind: Kind) -> Site {
+        let site = Site::bare(kind).await;
+        assert_eq!(site.log.create_topics(PARTITIONS).await.unwrap(), Vec::<String>::new());
+        site
+    }
+
+    /// Without topics.
+    pub async fn bare(kind: Kind) -> Site {
+        if kind == Kind::Postgres {
+            let database = support::database().await;
+            migrate(&database).await;
+            let log = Log::postgres(database.pool.clone(), postgres_settings());
+            return Site { kind, log, kafka: None, database: Some(Arc::new(database)) };
+        }
+        let kafka = support::kafka();
+        let log = Log::kafka(kafka_settings(kind, &kafka.brokers, &kafka.prefix)).unwrap();
+        Site { kind, log, kafka: Some(Arc::new(kafka)), database: None }
+    }
+
+    /// What another process needs to reach the same log, for [`Site::log_of`].
+    pub fn address(&self) -> String {
+        match (&self.kafka, &self.database) {
+            (Some(kafka), _) => format!("{:?} {} {}", self.kind, kafka.brokers, kafka.prefix),
+            (_, Some(database)) => format!("{:?} {}", self.kind, database.url),
+            _ => unreachable!("a site has one of the two"),
+        }
+    }
+
+    /// The log at an address.
+    pub fn log_of(address: &str) -> Log {
+        let words: Vec<&str> = address.split(' ').collect();
+        match words[..] {
+            ["Postgres", url] => Log::postgres(sqlx::PgPool::connect_lazy(url).unwrap(), postgres_settings()),
+            [kind, brokers, prefix] => {
+                let kind = [Kind::Kafka, Kind::KafkaEager, Kind::KafkaNewProtocol].into_iter().find(|one| format!("{one:?}") == kind);
+                Log::kafka(kafka_settings(kind.unwrap(), brokers, prefix)).unwrap()
+            }
+            _ => panic!("no address of a log: {address}"),
+        }
+    }
+
+    /// Everything in a partition of the builds topic, read in chunks.
+    pub async fn read_all(&self, partition: i32) -> Vec<Record> {
+        let (mut next, end) = self.log.watermarks(builds(partition)).await.unwrap();
+        let mut all = Vec::new();
+        loop {
+            let records = self.log.read(builds(partition), next, 7).await.unwrap();
+            let Some(last) = records.last() else { break };
+            next = last.offset + 1;
+            all.extend(records);
+        }
+        assert_eq!(next, end, "nothing was appended meanwhile");
+        all
+    }
+
+    /// Everything in the builds topic, by partition.
+    pub async fn read_topic(&self) -> Vec<Vec<Record>> {
+        let mut all = Vec::new();
+        for partition in self.log.partitions(BUILDS).await.unwrap() {
+            all.push(self.read_all(partition).await);
+        }
+        all
+    }
+}
+
+async fn migrate(database: &Database) {
+    let migrations = sqlx::migrate!();
+    let log = migrations.iter().find(|migration| migration.description == "log").expect("the log's migration");
+    let mut connection = database.pool.acquire().await.unwrap();
+    connection.ensure_migrations_table("_sqlx_migrations").await.unwrap();
+    connection.apply("_sqlx_migrations", log).await.unwrap();
+}
+
+/// Members that are killed are missed within two seconds, by the new protocol as the broker says.
+fn kafka_settings(kind: Kind, brokers: &str, prefix: &str) -> KafkaSettings {
+    let mut settings = KafkaSettings::new(brokers);
+    prefix.clone_into(&mut settings.topic_prefix);
+    settings.batch_linger = Duration::from_millis(20);
+    let properties: &[(&str, &str)] = match kind {
+        Kind::KafkaNewProtocol => &[("group.protocol", "consumer"), ("max.poll.interval.ms", "3000")],
+        _ => &[("session.timeout.ms", "2000"), ("heartbeat.interval.ms", "300"), ("max.poll.interval.ms", "3000")],
+    };
+    settings.properties.extend(properties.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+    if kind == Kind::KafkaEager {
+        settings.properties.insert("partition.assignment.strategy".to_owned(), "range".to_owned());
+    }
+    settings
+}
+
+fn postgres_settings() -> PostgresLogSettings {
+    PostgresLogSettings { lease: Duration::from_secs(2), poll: Duration::from_millis(20), ..PostgresLogSettings::default() }
+}
