@@ -222,6 +222,7 @@ impl Lives {
         let mut workspace = self.workspace(deployment, window, template, begun);
         workspace.live(story);
         if template.sunset && !workspace.deleted {
+            workspace.now += TimeDelta::microseconds(window.pace.gap.0);
             workspace.end_of_life(workspace.owner, "initiator");
         }
         workspace.acts
