@@ -7,7 +7,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::PgPool;
 use tallyline::clock::Clock;
 use tallyline::sim::coderd::truth::{Status, Transition, UsageKind};
-use tallyline::sim::coderd::{Config, SchemaVersion, Simulation, Truth, live};
+use tallyline::sim::coderd::{Config, Options, SchemaVersion, Simulation, Truth, live};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -243,6 +243,51 @@ async fn in_real_time_builds_complete_now_and_both_oracles_agree() {
     assert!(truth.builds.len() >= before + 20);
     assert!(truth.builds.last().unwrap().completed_at <= clock.now());
     agree(&database.pool, &truth).await;
+}
+
+#[tokio::test]
+async fn the_command_writes_what_is_true_and_the_key_that_verifies_the_licenses() {
+    let database = support::database().await;
+    let folder = tempfile::tempdir().unwrap();
+    let (truth_file, key_file) = (folder.path().join("truth.json"), folder.path().join("license.pem"));
+    let options = Options {
+        database_url: database.url.clone(),
+        seed: 4,
+        builds: 60,
+        days: 3,
+        schema: SchemaVersion::TasksEra,
+        real_time: true,
+        rate: 5.0,
+        for_seconds: Some(1),
+        without_heartbeats: false,
+        truth: Some(truth_file.clone()),
+        license_key_out: Some(key_file.clone()),
+    };
+    let truth = tallyline::sim::coderd::run(options, Clock::system(), CancellationToken::new()).await.unwrap();
+    assert_eq!(Truth::read(&truth_file).unwrap(), truth);
+    assert_eq!(std::fs::read_to_string(&key_file).unwrap(), truth.license_key.public_key_pem);
+    agree(&database.pool, &truth).await;
+}
+
+#[tokio::test]
+async fn what_changes_behind_a_reader_changes_the_rows_and_not_the_truth() {
+    let database = support::database().await;
+    let config = history(6, SchemaVersion::TasksEra, 3, 300);
+    let mut simulation = Simulation::start(config.clone(), &database.url).await.unwrap();
+    simulation.finish().await.unwrap();
+    let before = told(&simulation.truth());
+    let acquired = simulation.acquire_a_canceled_job(config.end).await.unwrap().expect("a job was canceled while pending");
+    let removed = simulation.remove_a_build().await.unwrap().expect("a build completed");
+    assert_eq!(told(&simulation.truth()), before);
+    let after = rows(&database.pool).await;
+    assert_eq!((before[&acquired].4, after[&acquired].4), (None, Some(config.end)));
+    assert!(before.contains_key(&removed) && !after.contains_key(&removed));
+    assert_eq!(after.len(), before.len() - 1);
+
+    let mut claims = simulation.truth().licenses[0].claims.clone();
+    claims.jti = Uuid::from_u128(5).to_string();
+    simulation.upload_license(claims, config.end).await.unwrap();
+    licenses_agree(&database.pool, &simulation.truth()).await;
 }
 
 #[tokio::test]

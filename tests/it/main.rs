@@ -1,4 +1,6 @@
 //! The integration tests, one binary (linking is what costs time). They need the servers that `scripts/test` starts.
 
+mod coderd_sim;
+mod oracle;
 mod smoke;
 mod support;

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::acts::{Act, Deed, LicenseRow};
 use super::chance::{Dice, uuid_from};
 use super::config::Config;
-use super::signing::{LicenseKey, Signer};
+use super::signing::Signer;
 
 /// A license's claims (JWT names, times in whole seconds).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,8 +50,8 @@ pub struct Claims {
     pub publish_usage_data: bool,
 }
 
-/// The licenses' public key and the acts that upload them.
-pub(super) fn plan(config: &Config, deployment_id: uuid::Uuid, dice: &mut Dice) -> anyhow::Result<(LicenseKey, Vec<Act>)> {
+/// The key pair that signs the licenses, and the acts that upload them.
+pub(super) fn plan(config: &Config, deployment_id: uuid::Uuid, dice: &mut Dice) -> anyhow::Result<(Signer, Vec<Act>)> {
     let mut secret = config.license_key.unwrap_or([0; 32]);
     if config.license_key.is_none() {
         dice.fill(&mut secret);
@@ -65,19 +65,18 @@ pub(super) fn plan(config: &Config, deployment_id: uuid::Uuid, dice: &mut Dice) 
     for terms in terms(config) {
         let signer = if terms.known_key { &known } else { &unknown };
         let claims = terms.claims(config, deployment_id, uuid_from(dice));
-        let row = LicenseRow {
-            uuid: uuid_from(dice),
-            jwt: signer.sign(&claims)?,
-            exp: claims.exp,
-            kid: signer.public().kid.clone(),
-            known_key: terms.known_key,
-            claims,
-        };
+        let row = row(signer, claims, uuid_from(dice), terms.known_key)?;
         // Uploaded a few minutes after it was issued, or found there when the history begins.
         let at = (row.claims.iat + TimeDelta::minutes(7)).max(config.start);
         acts.push(Act { at, held_for: None, deed: Deed::License(Box::new(row)) });
     }
-    Ok((known.public().clone(), acts))
+    Ok((known, acts))
+}
+
+/// The row of a license.
+pub(super) fn row(signer: &Signer, claims: Claims, uuid: uuid::Uuid, known_key: bool) -> anyhow::Result<LicenseRow> {
+    let (jwt, kid) = (signer.sign(&claims)?, signer.public().kid.clone());
+    Ok(LicenseRow { uuid, jwt, exp: claims.exp, kid, known_key, claims })
 }
 
 /// One license's terms; instants as parts of the span from start to end, which may lie outside of it.
@@ -116,7 +115,7 @@ fn terms(config: &Config) -> Vec<Terms> {
         // Renewed early: both windows count what falls in the overlap.
         Terms { issued: 0.2911, from: 0.4473, grace_from: 11.0, until: 12.0, features: RENEWED, ..TERMS },
         // Premium without the keys: the default by user limit. It does not publish.
-        Terms { issued: -0.9, from: 0.1519, until: 0.8363, grace_from: 0.8, publish: false, features: &[("user_limit", 30)], ..TERMS },
+        Terms { issued: -0.9, from: 0.1519, publish: false, features: &[("user_limit", 30)], ..TERMS },
         // Enterprise without the keys: not entitled.
         Terms { issued: -0.8, from: -0.8, feature_set: "enterprise", publish: false, features: &[("user_limit", 20)], ..TERMS },
         // Of another account type: it must not sign requests, however new.

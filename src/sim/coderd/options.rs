@@ -14,6 +14,8 @@ use super::simulation::{PLAN_AHEAD, Simulation};
 use super::truth::Truth;
 use crate::clock::Clock;
 
+const HISTORY_PARTS: i32 = 50;
+
 /// Simulates coderd in an empty PostgreSQL database: its tables, and what it writes into them.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
@@ -47,7 +49,7 @@ pub struct Options {
     /// Where to write what is true, as JSON.
     #[arg(long, value_name = "FILE")]
     pub truth: Option<PathBuf>,
-    /// Where to write the public key that verifies the licenses, as PEM.
+    /// Where to write the public key that verifies the licenses, as PEM. Its kid is coderd-sim-SEED.
     #[arg(long, value_name = "FILE")]
     pub license_key_out: Option<PathBuf>,
 }
@@ -72,7 +74,7 @@ pub async fn run(options: Options, clock: Clock, stop: CancellationToken) -> any
     if let Some(file) = &options.license_key_out {
         std::fs::write(file, &simulation.license_key().public_key_pem).with_context(|| format!("write {}", file.display()))?;
     }
-    simulation.finish().await?;
+    write_history(&mut simulation, &stop).await?;
     info!(builds = simulation.completed_builds(), usage = simulation.usage_rows(), "history written");
     if options.real_time {
         let stop = match options.for_seconds {
@@ -86,6 +88,18 @@ pub async fn run(options: Options, clock: Clock, stop: CancellationToken) -> any
         truth.write(file)?;
     }
     Ok(truth)
+}
+
+/// In parts, so that a stop is heard.
+async fn write_history(simulation: &mut Simulation, stop: &CancellationToken) -> anyhow::Result<()> {
+    let (start, end) = (simulation.config().start, simulation.config().end);
+    for part in 1..=HISTORY_PARTS {
+        if stop.is_cancelled() {
+            break;
+        }
+        simulation.advance_to(if part < HISTORY_PARTS { start + (end - start) / HISTORY_PARTS * part } else { end }).await?;
+    }
+    simulation.commit_held().await
 }
 
 /// Acts in the clock's time, `rate` builds per second, one transaction per act, until `stop`; then commits what is open.
@@ -102,8 +116,8 @@ pub async fn live(simulation: &mut Simulation, rate: f64, clock: &Clock, stop: &
             let until = planned.max(now) + PLAN_AHEAD;
             owed += rate * (until - planned).as_seconds_f64();
             let builds = whole(owed);
-            owed -= f64::from(builds);
-            simulation.extend(until, builds as usize);
+            // A life is planned whole, so that there may be more than were asked for: they are taken from the next plan.
+            owed -= f64::from(u32::try_from(simulation.extend(until, builds as usize))?);
             planned = until;
         }
         simulation.advance_to(now).await?;
@@ -125,4 +139,27 @@ fn stop_after(time: Duration, stop: CancellationToken) -> CancellationToken {
         ends.cancel();
     });
     child
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        options: Options,
+    }
+
+    #[test]
+    fn a_database_is_enough_and_a_duration_needs_real_time() {
+        let parsed = |more: &[&str]| Line::try_parse_from([&["coderd-sim", "--database-url", "postgres://localhost/coder"], more].concat());
+        let options = parsed(&[]).unwrap().options;
+        assert_eq!((options.seed, options.builds, options.days, options.schema), (1, 5000, 25, SchemaVersion::TasksEra));
+        assert_eq!(parsed(&["--schema", "sep-2026", "--real-time", "--for", "3"]).unwrap().options.schema, SchemaVersion::Sep2026);
+        assert!(parsed(&["--for", "3"]).is_err());
+        assert!(Line::try_parse_from(["coderd-sim"]).is_err());
+    }
 }

@@ -51,7 +51,10 @@ impl Signer {
     }
 
     /// The claims as a signed JWT.
-    pub(super) fn sign(&self, claims: &Claims) -> anyhow::Result<String> {
+    ///
+    /// # Errors
+    /// Never for claims with times that JSON can hold; the library's answer is handed on.
+    pub fn sign(&self, claims: &Claims) -> anyhow::Result<String> {
         let header = Header { kid: Some(self.public.kid.clone()), ..Header::new(Algorithm::EdDSA) };
         jsonwebtoken::encode(&header, claims, &self.key).context("sign a license")
     }

@@ -15,15 +15,15 @@ use super::config::Config;
 use super::deployment::Deployment;
 use super::heartbeats::Heartbeats;
 use super::lives::{Lives, Pace, Window};
-use super::signing::LicenseKey;
-use super::truth::{Rename, Truth};
+use super::signing::{LicenseKey, Signer};
+use super::truth::{Claims, Rename, Truth};
 use super::{furnish, licenses, renames, schema, write};
 
 /// A planned deployment and what has been done of it, without a database.
 pub(super) struct Script {
     pub config: Config,
     pub deployment: Deployment,
-    pub license_key: LicenseKey,
+    pub signer: Signer,
     pub books: Books,
     lives: Lives,
     heartbeats: Heartbeats,
@@ -37,7 +37,7 @@ impl Script {
     pub fn new(config: Config) -> anyhow::Result<Self> {
         ensure!(config.start < config.end, "a history starts before it ends");
         let deployment = Deployment::plan(&config);
-        let (license_key, mut acts) = licenses::plan(&config, deployment.id, &mut dice(config.seed, Subject::Licenses))?;
+        let (signer, mut acts) = licenses::plan(&config, deployment.id, &mut dice(config.seed, Subject::Licenses))?;
         let window = Window { from: config.start, to: config.end, pace: Pace::LIFE, history: true };
         let mut lives = Lives::new(&config, &deployment);
         let mut heartbeats = Heartbeats::new(&config);
@@ -52,15 +52,16 @@ impl Script {
         acts.sort_by_key(|act| act.at);
         let books = Books::new(&deployment);
         let planned_until = config.end;
-        Ok(Script { config, deployment, license_key, books, lives, heartbeats, acts: acts.into(), planned_until })
+        Ok(Script { config, deployment, signer, books, lives, heartbeats, acts: acts.into(), planned_until })
     }
 
-    pub fn extend(&mut self, until: DateTime<Utc>, builds: usize) {
+    pub fn extend(&mut self, until: DateTime<Utc>, builds: usize) -> usize {
         let window = Window { from: self.planned_until, to: until, pace: Pace::BRISK, history: false };
         if until <= window.from {
-            return;
+            return 0;
         }
         let mut acts = self.lives.plan(&self.deployment, window, builds);
+        let planned = acts.iter().filter(|act| matches!(act.deed, Deed::Queue(_))).count();
         if self.config.heartbeats {
             acts.extend(self.heartbeats.plan(&self.deployment, window.from, until));
         }
@@ -69,6 +70,7 @@ impl Script {
         acts.sort_by_key(|act| act.at);
         self.acts = acts.into();
         self.planned_until = until;
+        planned
     }
 
     /// The next act that is due at `now`, noted in the books. Presets that are gone are gone from it.
@@ -82,7 +84,7 @@ impl Script {
     }
 
     pub fn truth(&self) -> Truth {
-        self.books.truth(&self.config, &self.deployment, &self.license_key)
+        self.books.truth(&self.config, &self.deployment, self.signer.public())
     }
 }
 
@@ -163,10 +165,10 @@ impl Simulation {
         self.commit_held().await
     }
 
-    /// Plans at least `builds` more builds, brisk ones of seconds, that begin between what is planned so far and `until`. Names and
-    /// templates are those of now.
-    pub fn extend(&mut self, until: DateTime<Utc>, builds: usize) {
-        self.script.extend(until, builds);
+    /// Plans at least `builds` more builds, brisk ones of seconds, of workspaces that begin between what is planned so far and `until`.
+    /// Names and templates are those of now. Gives how many builds were planned, also beyond `until`.
+    pub fn extend(&mut self, until: DateTime<Utc>, builds: usize) -> usize {
+        self.script.extend(until, builds)
     }
 
     /// Changes acts per transaction: 1 for coderd's own transactions.
@@ -224,6 +226,34 @@ impl Simulation {
         Ok(build)
     }
 
+    /// A completed build of a workspace is gone with its job, as by a cascade. Gives the build, if there is one. The truth still has it.
+    ///
+    /// # Errors
+    /// When PostgreSQL refuses.
+    pub async fn remove_a_build(&mut self) -> anyhow::Result<Option<uuid::Uuid>> {
+        let found: Option<(uuid::Uuid, uuid::Uuid)> = sqlx::query_as(
+            "select build.id, job.id from provisioner_jobs job join workspace_builds build on build.job_id = job.id
+             where job.completed_at is not null order by job.completed_at, job.id limit 1",
+        )
+        .fetch_optional(&mut self.connection)
+        .await?;
+        let Some((build, job)) = found else { return Ok(None) };
+        sqlx::query("delete from provisioner_jobs where id = $1").bind(job).execute(&mut self.connection).await?;
+        Ok(Some(build))
+    }
+
+    /// Uploads one more license, signed by the known key.
+    ///
+    /// # Errors
+    /// When PostgreSQL refuses, as it does for the same claims twice.
+    pub async fn upload_license(&mut self, claims: Claims, at: DateTime<Utc>) -> anyhow::Result<()> {
+        let id = claims.jti.parse().context("the claim jti is a UUID")?;
+        let row = licenses::row(&self.script.signer, claims, id, true)?;
+        let act = Act { at, held_for: None, deed: Deed::License(Box::new(row)) };
+        self.script.books.note(&act);
+        self.commit(&mut vec![act]).await
+    }
+
     /// What is true by now.
     #[must_use]
     pub fn truth(&self) -> Truth {
@@ -233,7 +263,7 @@ impl Simulation {
     /// The public key that verifies the licenses.
     #[must_use]
     pub fn license_key(&self) -> &LicenseKey {
-        &self.script.license_key
+        self.script.signer.public()
     }
 
     /// The deployment.
