@@ -170,11 +170,8 @@ impl Reader {
     /// # Errors
     /// [`CoderdError`]
     pub async fn recent_build_keys(&mut self, after: (DateTime<Utc>, Uuid), limit: i64) -> Result<Vec<BuildKey>, CoderdError> {
-        within(
-            self.deadline,
-            sqlx::query_as(recent_keys!("")).bind(after.0).bind(after.1).bind(limit).fetch_all(&mut self.connection),
-        )
-        .await
+        within(self.deadline, sqlx::query_as(recent_keys!("")).bind(after.0).bind(after.1).bind(limit).fetch_all(&mut self.connection))
+            .await
     }
 
     /// PostgreSQL's plan for [`Reader::recent_build_keys`], a line each.

@@ -11,17 +11,7 @@ use super::{CoderdError, Reader};
 const REQUIRED: &[(&str, &[&str])] = &[
     (
         "provisioner_jobs",
-        &[
-            "id",
-            "created_at",
-            "started_at",
-            "completed_at",
-            "organization_id",
-            "type",
-            "input",
-            "worker_id",
-            "job_status",
-        ],
+        &["id", "created_at", "started_at", "completed_at", "organization_id", "type", "input", "worker_id", "job_status"],
     ),
     (
         "workspace_builds",
@@ -52,10 +42,7 @@ const REQUIRED: &[(&str, &[&str])] = &[
 /// values would silently be missing.
 const OPTIONAL: &[(&str, &[&str])] = &[
     ("workspace_builds", &["has_ai_task"]),
-    (
-        "usage_events",
-        &["id", "event_type", "event_data", "created_at", "publish_started_at", "published_at", "failure_message"],
-    ),
+    ("usage_events", &["id", "event_type", "event_data", "created_at", "publish_started_at", "published_at", "failure_message"]),
 ];
 
 /// What can be read of this deployment.
@@ -168,7 +155,8 @@ fn quoted(text: &str) -> Vec<String> {
 }
 
 fn judge(found: &[Found], user: &str) -> Result<(), CoderdError> {
-    let optional = |one: &Found| OPTIONAL.iter().any(|(table, columns)| *table == one.table_name && columns.contains(&one.column_name.as_str()));
+    let optional =
+        |one: &Found| OPTIONAL.iter().any(|(table, columns)| *table == one.table_name && columns.contains(&one.column_name.as_str()));
     // An optional table that is there must have all its columns.
     let absent = found.iter().filter(|one| !one.column_there && (!optional(one) || (one.table_name == "usage_events" && one.table_there)));
     let mut names: Vec<String> = absent
@@ -209,7 +197,11 @@ mod tests {
 
     #[test]
     fn a_missing_right_gives_the_statement_that_grants_it() {
-        let rows = [found("users", "id", true, true, false), found("users", "username", true, true, false), found("licenses", "jwt", true, true, true)];
+        let rows = [
+            found("users", "id", true, true, false),
+            found("users", "username", true, true, false),
+            found("licenses", "jwt", true, true, true),
+        ];
         let error = judge(&rows, "reader").unwrap_err();
         assert!(error.to_string().ends_with("grant select (id, username) on users to reader;"), "{error}");
     }

@@ -66,11 +66,13 @@ impl Database {
         let connection = opened.map_err(|_| unreachable(format!("no answer within {CONNECT_SECONDS} seconds")))?.map_err(|error| {
             match error.as_database_error() {
                 // Class 28: invalid authorization; 42501: no right to connect.
-                Some(refused) if refused.code().is_some_and(|code| code.starts_with("28") || code == "42501") => CoderdError::LoginRefused {
-                    address: self.address(),
-                    user: self.options.get_username().to_owned(),
-                    cause: refused.message().to_owned(),
-                },
+                Some(refused) if refused.code().is_some_and(|code| code.starts_with("28") || code == "42501") => {
+                    CoderdError::LoginRefused {
+                        address: self.address(),
+                        user: self.options.get_username().to_owned(),
+                        cause: refused.message().to_owned(),
+                    }
+                }
                 _ => unreachable(error.to_string()),
             }
         })?;
