@@ -1,5 +1,5 @@
 # Where the scripts keep downloads and find the servers. Sourced, never run.
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034
 
 KAFKA_VERSION=4.3.1
 

@@ -1,9 +1,9 @@
 # Starts one PostgreSQL and one Kafka broker for tests, on free loopback ports with temporary data, and stops exactly these.
 # Sourced, never run, after paths.sh. The caller calls start_servers once; an exit trap does the rest.
-# shellcheck shell=bash
+# shellcheck shell=bash source=scripts/lib/paths.sh disable=SC2154
 
-servers= # the folder that holds all their data, logs, and the temporary files of what is run beside them
-postgres_pid= kafka_pid= command_pid=
+servers="" # the folder that holds all their data, logs, and the temporary files of what is run beside them
+postgres_pid="" kafka_pid="" command_pid=""
 
 # Takes a block of 200 ports for this run: a lock keeps a second run out of it, and it lies below the range from which Linux gives
 # ports to outgoing connections. The first ten are the servers', the rest are the tests' (TALLYLINE_TEST_PORTS).
