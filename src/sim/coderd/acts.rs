@@ -1,0 +1,206 @@
+//! What coderd does, one transaction each.
+
+use chrono::{DateTime, TimeDelta, Utc};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// One transaction at one instant.
+#[derive(Clone, Debug)]
+pub struct Act {
+    /// When it is done (coderd's clock).
+    pub at: DateTime<Utc>,
+    /// For how long its transaction stays open after it wrote its timestamps.
+    pub held_for: Option<TimeDelta>,
+    /// What is written.
+    pub deed: Deed,
+}
+
+/// What a transaction writes.
+#[derive(Clone, Debug)]
+pub enum Deed {
+    /// A build and its job are queued, with a new workspace (and task) if it is the first.
+    Queue(Box<Queued>),
+    /// A daemon takes the job. The time it writes may come from another replica's clock.
+    Acquire { build: BuildIds, worker: Uuid, started_at: DateTime<Utc> },
+    /// A user cancels a running job: only `canceled_at` is written.
+    CancelRunning { build: BuildIds, canceled_at: DateTime<Utc> },
+    /// A job that no daemon has is canceled: both times, nothing else.
+    CancelPending { build: BuildIds, canceled_at: DateTime<Utc>, completed_at: DateTime<Utc> },
+    /// The job ends, by success, failure or a reaper.
+    Complete(Box<Completed>),
+    /// A pool workspace gets a new owner and name.
+    Claim { workspace: Uuid, owner: Uuid, name: String },
+    /// A usage row outside a build's transaction: heartbeats.
+    Usage(UsageRow),
+    /// coderd's publisher writes a verdict.
+    Publish { id: String, published_at: Option<DateTime<Utc>>, failure: Option<String> },
+    /// A license is uploaded.
+    License(Box<LicenseRow>),
+    /// An assistant's message with its model time.
+    Chat { chat: Uuid, runtime_ms: i64 },
+    /// A user's first use of AI.
+    Seat { user: Uuid },
+    /// Another version becomes the template's active one.
+    Promote { template: Uuid, version: Uuid },
+}
+
+/// A build's keys.
+#[derive(Clone, Copy, Debug)]
+pub struct BuildIds {
+    /// `workspace_builds.id`
+    pub build: Uuid,
+    /// `provisioner_jobs.id`
+    pub job: Uuid,
+    /// `workspaces.id`
+    pub workspace: Uuid,
+}
+
+/// What a build is for, as the one who asked for it meant it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Class {
+    /// The first build of a workspace that a user asked for.
+    RegularCreation,
+    /// The first build of a pool workspace.
+    PrebuildCreation,
+    /// The build that hands a pool workspace to its new owner.
+    Claim,
+    /// Restarts, retries, stops, deletes.
+    Other,
+}
+
+/// `workspace_transition`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Transition {
+    /// Create or start.
+    Start,
+    /// Stop.
+    Stop,
+    /// Delete.
+    Delete,
+}
+
+impl Transition {
+    pub(super) fn label(self) -> &'static str {
+        match self {
+            Transition::Start => "start",
+            Transition::Stop => "stop",
+            Transition::Delete => "delete",
+        }
+    }
+}
+
+/// A queued build.
+#[derive(Clone, Debug)]
+pub struct Queued {
+    pub ids: BuildIds,
+    pub class: Class,
+    /// The name of the workspace that is created with this build.
+    pub new_workspace: Option<NewWorkspace>,
+    /// The task that is created with this build.
+    pub new_task: Option<NewTask>,
+    pub organization: Uuid,
+    pub template: Uuid,
+    pub version: Uuid,
+    pub preset: Option<Uuid>,
+    pub number: i32,
+    pub transition: Transition,
+    pub initiator: Uuid,
+    pub reason: &'static str,
+    /// `prebuilt_workspace_stage` of the job's input: 1 or 2, else omitted.
+    pub stage: Option<u8>,
+}
+
+/// A new workspace row.
+#[derive(Clone, Debug)]
+pub struct NewWorkspace {
+    pub owner: Uuid,
+    pub name: String,
+}
+
+/// A new task row.
+#[derive(Clone, Debug)]
+pub struct NewTask {
+    pub id: Uuid,
+    pub owner: Uuid,
+    pub name: String,
+}
+
+/// How a job ends.
+#[derive(Clone, Debug)]
+pub struct Completed {
+    pub ids: BuildIds,
+    pub transition: Transition,
+    pub completed_at: DateTime<Utc>,
+    /// The reaper writes a start, too, where none is: the same instant as the end.
+    pub start_at_end: bool,
+    pub error: Option<String>,
+    pub error_code: Option<String>,
+    /// What only a success writes.
+    pub success: Option<Success>,
+}
+
+/// What a successful completion writes beside the job.
+#[derive(Clone, Debug)]
+pub struct Success {
+    pub has_ai_task: bool,
+    pub has_external_agent: bool,
+    pub deadline: Option<DateTime<Utc>>,
+    pub daily_cost: i32,
+    /// The usage row of the same transaction.
+    pub usage: Option<UsageRow>,
+}
+
+/// A row of `usage_events`.
+#[derive(Clone, Debug)]
+pub struct UsageRow {
+    pub id: String,
+    pub kind: UsageKind,
+    pub quantity: i64,
+    pub created_at: DateTime<Utc>,
+}
+
+/// The three types of usage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum UsageKind {
+    #[serde(rename = "dc_managed_agents_v1")]
+    ManagedAgents,
+    #[serde(rename = "hb_ai_seats_v1")]
+    Seats,
+    #[serde(rename = "hb_agent_runtime_v1")]
+    Runtime,
+}
+
+impl UsageKind {
+    /// `usage_events.event_type`
+    #[must_use]
+    pub fn event_type(self) -> &'static str {
+        match self {
+            UsageKind::ManagedAgents => "dc_managed_agents_v1",
+            UsageKind::Seats => "hb_ai_seats_v1",
+            UsageKind::Runtime => "hb_agent_runtime_v1",
+        }
+    }
+
+    /// The payload for a quantity.
+    #[must_use]
+    pub fn data(self, quantity: i64) -> String {
+        match self {
+            UsageKind::ManagedAgents | UsageKind::Seats => format!("{{\"count\": {quantity}}}"),
+            UsageKind::Runtime => format!("{{\"runtime_ms\": {quantity}}}"),
+        }
+    }
+}
+
+/// A row of `licenses`.
+#[derive(Clone, Debug)]
+pub struct LicenseRow {
+    pub uuid: Uuid,
+    pub jwt: String,
+    pub exp: DateTime<Utc>,
+    pub kid: String,
+    /// Signed by the key that is handed out.
+    pub known_key: bool,
+    pub claims: super::licenses::Claims,
+}

@@ -1,0 +1,50 @@
+//! Creates coderd's tables: what sections 1 and 4 of the reference say an outside reader meets, in two versions.
+//!
+//! Left out: tables and columns that no reader of builds, usage and licenses touches (agents, resources, audit and connection logs,
+//! most chat columns, one-time passcodes, the user status trigger).
+
+use anyhow::{Context, ensure};
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+use sqlx::{Connection, PgConnection};
+
+/// Which of coderd's schemas to create.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum SchemaVersion {
+    /// The last one with Tasks: `workspace_builds.has_ai_task`, `tasks`, task build reasons; runtime hours unique by id only.
+    TasksEra,
+    /// Of about 21 September 2026: no Tasks, `hb_agent_runtime_v1` rows whole and unique hours.
+    #[value(name = "sep-2026")]
+    #[serde(rename = "sep-2026")]
+    Sep2026,
+}
+
+impl SchemaVersion {
+    /// Whether the schema knows tasks and AI flags.
+    #[must_use]
+    pub fn has_tasks(self) -> bool {
+        self == SchemaVersion::TasksEra
+    }
+}
+
+/// Creates the tables in an empty schema, all or none.
+///
+/// # Errors
+/// When the database already holds a table `provisioner_jobs`, or PostgreSQL refuses.
+pub async fn create(connection: &mut PgConnection, version: SchemaVersion) -> anyhow::Result<()> {
+    let mut tx = connection.begin().await?;
+    let taken: bool = sqlx::query_scalar("select to_regclass('provisioner_jobs') is not null")
+        .fetch_one(&mut *tx)
+        .await
+        .context("look for coderd's tables")?;
+    ensure!(!taken, "the database already has coderd's tables: the simulator only lives in a database of its own");
+    sqlx::raw_sql(include_str!("schema/common.sql")).execute(&mut *tx).await.context("create coderd's tables")?;
+    let era = match version {
+        SchemaVersion::TasksEra => include_str!("schema/tasks_era.sql"),
+        SchemaVersion::Sep2026 => include_str!("schema/sep_2026.sql"),
+    };
+    sqlx::raw_sql(era).execute(&mut *tx).await.context("create what this schema version adds")?;
+    tx.commit().await?;
+    Ok(())
+}
