@@ -247,8 +247,7 @@ impl Collector {
         let ids: Vec<String> = unseen.keys().map(|id| (*id).clone()).collect();
         let known = self.ledger.known_usage(self.source.id, &ids).await?;
         let refused = self.ledger.refused_ids(self.source.deployment_id, &ids).await?;
-        let (known, unknown): (Vec<String>, Vec<String>) =
-            ids.into_iter().partition(|id| known.contains_key(id) || refused.contains(id));
+        let (known, unknown): (Vec<String>, Vec<String>) = ids.into_iter().partition(|id| known.contains_key(id) || refused.contains(id));
         for id in known {
             let at = unseen[&id];
             self.usage.insert(id, at, self.pass_number);

@@ -75,7 +75,9 @@ pub enum CollectError {
     #[error("another collector has taken this source")]
     LeaseLost,
     /// A baseline so recent that builds before it could still be committed after it was counted.
-    #[error("collecting cannot begin at {from}: only what was completed before {complete} is certain to be committed; begin earlier or wait")]
+    #[error(
+        "collecting cannot begin at {from}: only what was completed before {complete} is certain to be committed; begin earlier or wait"
+    )]
     FromTooRecent {
         /// What was asked for.
         from: DateTime<Utc>,
