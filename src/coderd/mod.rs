@@ -1,1 +1,27 @@
-//! What is read from (and, for publish marks, written to) coderd's own PostgreSQL database.
+//! The read side of coderd's database: one read-only connection, its own row shapes, nothing of ours.
+//!
+//! [`Database`] says where it is; [`Database::connect`] gives a [`Reader`], whose methods stand beside their SQL: [`Catalog`] (what this
+//! version of coderd has), [`Horizon`] (which commits can be missing), builds, usage, licenses.
+
+mod baseline;
+mod builds;
+mod catalog;
+mod connect;
+mod error;
+mod horizon;
+mod licenses;
+mod publish;
+mod usage;
+
+pub use baseline::CreationsRow;
+pub use builds::{BuildKey, BuildRow};
+pub use catalog::Catalog;
+pub use connect::{Database, Reader};
+pub use error::CoderdError;
+pub use horizon::Horizon;
+pub use licenses::LicenseRow;
+pub use publish::UsageRow;
+pub use usage::UsageKey;
+
+/// The grants that a reader needs, as a script for `psql`. The role in it is called `tallyline`.
+pub const GRANTS: &str = include_str!("grants.sql");

@@ -1,1 +1,18 @@
-//! From a source to the log: completed builds, claims, usage; licenses go to the ledger.
+//! Collectors: coderd's database (later also HTTP and NDJSON) into the log.
+//!
+//! A pass reads the horizon first, then what can be new, and appends what neither the log nor the ledger has yet. When the log has
+//! acknowledged all of it, the pass is recorded with the offsets that carry it and the instant until which it is complete.
+
+mod events;
+mod licenses;
+mod open;
+mod pass;
+mod run;
+mod runtime;
+mod seen;
+mod settings;
+
+pub use open::Collector;
+pub use pass::PassReport;
+pub use run::run;
+pub use settings::{CollectError, Settings};

@@ -5,19 +5,28 @@
 
 mod connect;
 mod follow;
+mod known;
+mod leases;
+mod licenses;
+mod passes;
 mod positions;
 mod record;
 mod replays;
 mod rows;
 mod snapshots;
+mod sources;
 
 pub use connect::{LedgerError, LedgerSettings};
 pub use follow::{Entry, Fact};
+pub use leases::Lease;
+pub use licenses::{LicenseChange, LicenseState};
+pub use passes::{Completeness, LastPass, NewPass};
 pub use positions::{Claim, LastRecord};
 pub use record::{Arrival, Chain, Counts, Foreseen, RecordError, Refusal, Verdict};
 pub use replays::ReplayRange;
 pub use rows::fingerprint;
 pub use snapshots::Snapshot;
+pub use sources::{Baseline, BaselineRow, Source};
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};

@@ -1,6 +1,7 @@
 //! The integration tests, one binary (linking is what costs time). They need the servers that `scripts/test` starts.
 
 mod coderd_sim;
+mod collector;
 mod log_contract;
 mod oracle;
 mod smoke;

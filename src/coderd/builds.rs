@@ -1,0 +1,220 @@
+//! Completed builds: which there are, and what each was.
+
+use chrono::{DateTime, Utc};
+use sqlx::FromRow;
+use uuid::Uuid;
+
+use super::connect::within;
+use super::{Catalog, CoderdError, Reader};
+
+/// A completed job of type `workspace_build`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromRow)]
+pub struct BuildKey {
+    /// `provisioner_jobs.id`
+    pub job_id: Uuid,
+    /// `provisioner_jobs.completed_at`
+    pub completed_at: DateTime<Utc>,
+    /// `workspace_builds.id`; absent when the build was removed and its job stayed
+    pub build_id: Option<Uuid>,
+}
+
+/// A completed build with the names of now.
+#[derive(Clone, Debug, PartialEq, Eq, FromRow)]
+pub struct BuildRow {
+    /// `workspace_builds.id`
+    pub build_id: Uuid,
+    /// `workspace_builds.workspace_id`
+    pub workspace_id: Uuid,
+    /// `workspaces.organization_id`
+    pub organization_id: Uuid,
+    /// `workspaces.template_id`
+    pub template_id: Uuid,
+    /// `workspace_builds.template_version_id`
+    pub template_version_id: Uuid,
+    /// `workspace_builds.template_version_preset_id`
+    pub preset_id: Option<Uuid>,
+    /// `workspaces.owner_id`
+    pub owner_id: Uuid,
+    /// `workspace_builds.initiator_id`
+    pub initiator_id: Uuid,
+    /// `workspace_builds.transition`
+    pub transition: String,
+    /// `workspace_builds.reason`
+    pub reason: String,
+    /// `provisioner_jobs.job_status`
+    pub status: String,
+    /// `workspace_builds.build_number`
+    pub build_number: i32,
+    /// The job input's `prebuilt_workspace_stage`, as text: absent, `0`, `1`, `2`
+    pub stage: Option<String>,
+    /// The initiator of the workspace's build 1
+    pub first_build_initiator_id: Option<Uuid>,
+    /// A succeeded start without a succeeded start of a lower number
+    pub first_successful_start: bool,
+    /// `workspace_builds.has_ai_task`, where there is such a column
+    pub has_ai_task: Option<bool>,
+    /// `workspace_builds.has_external_agent`
+    pub has_external_agent: Option<bool>,
+    /// `workspace_builds.daily_cost`
+    pub daily_cost: i32,
+    /// `provisioner_jobs.created_at`
+    pub created_at: DateTime<Utc>,
+    /// `provisioner_jobs.started_at`
+    pub started_at: Option<DateTime<Utc>>,
+    /// `provisioner_jobs.completed_at`
+    pub completed_at: DateTime<Utc>,
+    /// `organizations.name`
+    pub organization_name: String,
+    /// `templates.name`
+    pub template_name: String,
+    /// `template_versions.name`
+    pub template_version_name: String,
+    /// `template_version_presets.name`; empty without a preset
+    pub preset_name: String,
+    /// `workspaces.name`
+    pub workspace_name: String,
+    /// `users.username` of the owner
+    pub owner_name: String,
+}
+
+/// No index of `provisioner_jobs` is led by `completed_at`; the one on (`worker_id`, `organization_id`, `completed_at` desc) serves one worker
+/// and one organization at a time. A lane is such a pair. The lanes are had from the same index by a loose scan, one probe each: workers
+/// come and go, and the daemons' table forgets them. Jobs canceled while pending have no worker, and lanes of their own.
+macro_rules! recent_keys {
+    ($explain:literal) => {
+        concat!(
+            $explain,
+            "with recursive lane (worker_id, organization_id) as (
+                 (select worker_id, organization_id from provisioner_jobs
+                  where worker_id is not null order by worker_id, organization_id limit 1)
+                 union all
+                 select next.worker_id, next.organization_id
+                 from lane cross join lateral (
+                     select worker_id, organization_id from provisioner_jobs
+                     where (worker_id, organization_id) > (lane.worker_id, lane.organization_id)
+                     order by worker_id, organization_id limit 1
+                 ) next
+             ),
+             lane_without_worker (organization_id) as (
+                 (select organization_id from provisioner_jobs where worker_id is null order by organization_id limit 1)
+                 union all
+                 select next.organization_id
+                 from lane_without_worker lane cross join lateral (
+                     select organization_id from provisioner_jobs
+                     where worker_id is null and organization_id > lane.organization_id
+                     order by organization_id limit 1
+                 ) next
+             )
+             select done.id as job_id, done.completed_at, build.id as build_id
+             from (
+                 select job.id, job.completed_at
+                 from lane cross join lateral (
+                     select id, completed_at from provisioner_jobs
+                     where worker_id = lane.worker_id and organization_id = lane.organization_id
+                         and completed_at >= $1 and (completed_at, id) > ($1, $2) and type = 'workspace_build'
+                     order by completed_at, id limit $3
+                 ) job
+                 union all
+                 select job.id, job.completed_at
+                 from lane_without_worker lane cross join lateral (
+                     select id, completed_at from provisioner_jobs
+                     where worker_id is null and organization_id = lane.organization_id
+                         and completed_at >= $1 and (completed_at, id) > ($1, $2) and type = 'workspace_build'
+                     order by completed_at, id limit $3
+                 ) job
+                 order by completed_at, id limit $3
+             ) done
+             left join workspace_builds build on build.job_id = done.id
+             order by done.completed_at, done.id"
+        )
+    };
+}
+
+/// `provisioner_state` can be megabytes: columns are always named. The workspace, its organization, template and owner are there by foreign key.
+macro_rules! build_rows {
+    ($has_ai_task:literal) => {
+        concat!(
+            "select build.id as build_id, build.workspace_id, workspaces.organization_id, workspaces.template_id, build.template_version_id,
+                 build.template_version_preset_id as preset_id, workspaces.owner_id, build.initiator_id,
+                 build.transition::text as transition, build.reason::text as reason, job.job_status::text as status, build.build_number,
+                 job.input ->> 'prebuilt_workspace_stage' as stage,
+                 (select first_build.initiator_id from workspace_builds first_build
+                  where first_build.workspace_id = build.workspace_id and first_build.build_number = 1) as first_build_initiator_id,
+                 build.transition = 'start' and job.job_status = 'succeeded' and not exists (
+                     select from workspace_builds earlier join provisioner_jobs earlier_job on earlier_job.id = earlier.job_id
+                     where earlier.workspace_id = build.workspace_id and earlier.build_number < build.build_number
+                         and earlier.transition = 'start' and earlier_job.job_status = 'succeeded'
+                 ) as first_successful_start,
+                 ",
+            $has_ai_task,
+            " as has_ai_task, build.has_external_agent, build.daily_cost, job.created_at, job.started_at, job.completed_at,
+                 organizations.name as organization_name, templates.name as template_name, version.name as template_version_name,
+                 coalesce(preset.name, '') as preset_name, workspaces.name as workspace_name, owner.username as owner_name
+             from workspace_builds build
+             join provisioner_jobs job on job.id = build.job_id
+             join workspaces on workspaces.id = build.workspace_id
+             join organizations on organizations.id = workspaces.organization_id
+             join templates on templates.id = workspaces.template_id
+             join template_versions version on version.id = build.template_version_id
+             join users owner on owner.id = workspaces.owner_id
+             left join template_version_presets preset on preset.id = build.template_version_preset_id
+             where build.id = any($1) and job.completed_at is not null
+             order by job.completed_at, build.id"
+        )
+    };
+}
+
+impl Reader {
+    /// A page of the builds completed behind the key `after`, by (`completed_at`, job id). To begin, `after` is the lower bound and the nil id.
+    ///
+    /// # Errors
+    /// [`CoderdError`]
+    pub async fn recent_build_keys(&mut self, after: (DateTime<Utc>, Uuid), limit: i64) -> Result<Vec<BuildKey>, CoderdError> {
+        within(self.deadline, sqlx::query_as(recent_keys!("")).bind(after.0).bind(after.1).bind(limit).fetch_all(&mut self.connection))
+            .await
+    }
+
+    /// PostgreSQL's plan for [`Reader::recent_build_keys`], a line each.
+    ///
+    /// # Errors
+    /// [`CoderdError`]
+    pub async fn explain_recent_build_keys(&mut self, after: (DateTime<Utc>, Uuid), limit: i64) -> Result<Vec<String>, CoderdError> {
+        within(
+            self.deadline,
+            sqlx::query_scalar(recent_keys!("explain ")).bind(after.0).bind(after.1).bind(limit).fetch_all(&mut self.connection),
+        )
+        .await
+    }
+
+    /// A page of all completed builds, behind the job id `after`, by job id.
+    ///
+    /// # Errors
+    /// [`CoderdError`]
+    pub async fn build_keys(&mut self, after: Uuid, limit: i64) -> Result<Vec<BuildKey>, CoderdError> {
+        within(
+            self.deadline,
+            sqlx::query_as(
+                "select job.id as job_id, job.completed_at, build.id as build_id
+                 from (
+                     select id, completed_at from provisioner_jobs
+                     where id > $1 and type = 'workspace_build' and completed_at is not null order by id limit $2
+                 ) job
+                 left join workspace_builds build on build.job_id = job.id
+                 order by job.id",
+            )
+            .bind(after)
+            .bind(limit)
+            .fetch_all(&mut self.connection),
+        )
+        .await
+    }
+
+    /// What these builds were, by time and id. One that was removed meanwhile is left out.
+    ///
+    /// # Errors
+    /// [`CoderdError`]
+    pub async fn builds(&mut self, catalog: &Catalog, build_ids: &[Uuid]) -> Result<Vec<BuildRow>, CoderdError> {
+        let query = if catalog.has_ai_task { build_rows!("build.has_ai_task") } else { build_rows!("null::boolean") };
+        within(self.deadline, sqlx::query_as(query).bind(build_ids).fetch_all(&mut self.connection)).await
+    }
+}

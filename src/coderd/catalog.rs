@@ -1,0 +1,233 @@
+//! What this version of coderd has, asked before any column is named.
+
+use std::collections::BTreeMap;
+
+use sqlx::FromRow;
+
+use super::connect::within;
+use super::{CoderdError, Reader};
+
+/// Columns that every supported version has. The grants name the same ones.
+const REQUIRED: &[(&str, &[&str])] = &[
+    (
+        "provisioner_jobs",
+        &["id", "created_at", "started_at", "completed_at", "organization_id", "type", "input", "worker_id", "job_status"],
+    ),
+    (
+        "workspace_builds",
+        &[
+            "id",
+            "workspace_id",
+            "template_version_id",
+            "build_number",
+            "transition",
+            "initiator_id",
+            "job_id",
+            "reason",
+            "daily_cost",
+            "template_version_preset_id",
+            "has_external_agent",
+        ],
+    ),
+    ("workspaces", &["id", "owner_id", "organization_id", "template_id", "name"]),
+    ("organizations", &["id", "name"]),
+    ("templates", &["id", "name"]),
+    ("template_versions", &["id", "name"]),
+    ("template_version_presets", &["id", "name"]),
+    ("users", &["id", "username"]),
+    ("licenses", &["id", "uploaded_at", "jwt", "exp", "uuid"]),
+];
+
+/// What came or went with coderd's versions (reference 0.5). A column that is there but not granted is an error all the same: its
+/// values would silently be missing.
+const OPTIONAL: &[(&str, &[&str])] = &[
+    ("workspace_builds", &["has_ai_task"]),
+    ("usage_events", &["id", "event_type", "event_data", "created_at", "publish_started_at", "published_at", "failure_message"]),
+];
+
+/// What can be read of this deployment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Catalog {
+    /// `workspace_builds.has_ai_task`: June 2025 to September 2026
+    pub has_ai_task: bool,
+    /// `usage_events`: since August 2025
+    pub usage_events: bool,
+    /// The usage types that the database accepts, as its CHECK names them; empty when that could not be read
+    pub usage_types: Vec<String>,
+    /// Labels of the enum `build_reason`; the Tasks era has `task_resume`
+    pub build_reasons: Vec<String>,
+}
+
+impl Catalog {
+    /// What is not there, in words for the log.
+    #[must_use]
+    pub fn missing(&self) -> Vec<&'static str> {
+        let mut missing = Vec::new();
+        if !self.has_ai_task {
+            missing.push("workspace_builds.has_ai_task (before June 2025 or after Tasks were removed): AI task flags are absent");
+        }
+        if !self.usage_events {
+            missing.push("usage_events (before August 2025): no usage is collected");
+        }
+        missing
+    }
+
+    /// Whether hourly agent runtime can have rows here at all.
+    #[must_use]
+    pub fn has_runtime(&self) -> bool {
+        self.usage_events && self.usage_types.iter().any(|name| name == "hb_agent_runtime_v1")
+    }
+}
+
+#[derive(FromRow)]
+struct Found {
+    table_name: String,
+    column_name: String,
+    table_there: bool,
+    column_there: bool,
+    readable: bool,
+}
+
+impl Reader {
+    /// Asks what is there and what may be read.
+    ///
+    /// `pg_attribute` and not `information_schema`, which hides what is not granted: a missing right must not look like a missing column.
+    ///
+    /// # Errors
+    /// [`CoderdError::Missing`] and [`CoderdError::NotGranted`], each with everything that is wrong.
+    pub async fn catalog(&mut self) -> Result<Catalog, CoderdError> {
+        let all = || REQUIRED.iter().chain(OPTIONAL).flat_map(|(table, columns)| columns.iter().map(move |column| (*table, *column)));
+        let (tables, columns): (Vec<&str>, Vec<&str>) = all().unzip();
+        let found: Vec<Found> = within(
+            self.deadline,
+            sqlx::query_as(
+                "select wanted.table_name, wanted.column_name, to_regclass(wanted.table_name) is not null as table_there,
+                     there.attnum is not null as column_there,
+                     coalesce(has_column_privilege(there.attrelid, there.attnum, 'select'), false) as readable
+                 from unnest($1::text[], $2::text[]) as wanted (table_name, column_name)
+                 left join pg_attribute there
+                     on there.attrelid = to_regclass(wanted.table_name) and there.attname = wanted.column_name and not there.attisdropped",
+            )
+            .bind(&tables)
+            .bind(&columns)
+            .fetch_all(&mut self.connection),
+        )
+        .await?;
+        judge(&found, &self.user)?;
+        let there = |table: &str, column: &str| {
+            found.iter().any(|found| found.table_name == table && found.column_name == column && found.column_there)
+        };
+        Ok(Catalog {
+            has_ai_task: there("workspace_builds", "has_ai_task"),
+            usage_events: there("usage_events", "id"),
+            usage_types: self.usage_types().await?,
+            build_reasons: self.build_reasons().await?,
+        })
+    }
+
+    /// The words in quotes in CHECK `usage_event_type_check`, which is how a database says which types it knows.
+    async fn usage_types(&mut self) -> Result<Vec<String>, CoderdError> {
+        let check: Option<String> = within(
+            self.deadline,
+            sqlx::query_scalar(
+                "select pg_get_constraintdef(oid) from pg_constraint
+                 where conrelid = to_regclass('usage_events') and conname = 'usage_event_type_check'",
+            )
+            .fetch_optional(&mut self.connection),
+        )
+        .await?;
+        Ok(quoted(&check.unwrap_or_default()))
+    }
+
+    async fn build_reasons(&mut self) -> Result<Vec<String>, CoderdError> {
+        within(
+            self.deadline,
+            sqlx::query_scalar("select enumlabel::text from pg_enum where enumtypid = to_regtype('build_reason') order by enumsortorder")
+                .fetch_all(&mut self.connection),
+        )
+        .await
+    }
+}
+
+/// The words between single quotes.
+fn quoted(text: &str) -> Vec<String> {
+    text.split('\'').skip(1).step_by(2).map(str::to_owned).collect()
+}
+
+fn judge(found: &[Found], user: &str) -> Result<(), CoderdError> {
+    let optional =
+        |one: &Found| OPTIONAL.iter().any(|(table, columns)| *table == one.table_name && columns.contains(&one.column_name.as_str()));
+    // An optional table that is there must have all its columns.
+    let absent = found.iter().filter(|one| !one.column_there && (!optional(one) || (one.table_name == "usage_events" && one.table_there)));
+    let mut names: Vec<String> = absent
+        .map(|one| if one.table_there { format!("{}.{}", one.table_name, one.column_name) } else { one.table_name.clone() })
+        .collect();
+    names.dedup();
+    if !names.is_empty() {
+        return Err(CoderdError::Missing { names });
+    }
+    let mut lacking: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for one in found.iter().filter(|one| one.column_there && !one.readable) {
+        lacking.entry(&one.table_name).or_default().push(&one.column_name);
+    }
+    if lacking.is_empty() {
+        return Ok(());
+    }
+    let grant = |(table, columns): (&str, Vec<&str>)| format!("grant select ({}) on {table} to {user};", columns.join(", "));
+    Err(CoderdError::NotGranted { grants: lacking.into_iter().map(grant).collect() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(table: &str, column: &str, table_there: bool, column_there: bool, readable: bool) -> Found {
+        Found { table_name: table.into(), column_name: column.into(), table_there, column_there, readable }
+    }
+
+    #[test]
+    fn a_missing_column_is_named_unless_the_reference_says_it_is_optional() {
+        assert!(judge(&[found("workspace_builds", "has_ai_task", true, false, false)], "reader").is_ok());
+        assert!(judge(&[found("usage_events", "id", false, false, false)], "reader").is_ok());
+        let error = judge(&[found("workspace_builds", "reason", true, false, false)], "reader").unwrap_err();
+        assert!(error.to_string().contains("lacks workspace_builds.reason"), "{error}");
+        let error = judge(&[found("usage_events", "published_at", true, false, false)], "reader").unwrap_err();
+        assert!(error.to_string().contains("usage_events.published_at"), "{error}");
+    }
+
+    #[test]
+    fn a_missing_right_gives_the_statement_that_grants_it() {
+        let rows = [
+            found("users", "id", true, true, false),
+            found("users", "username", true, true, false),
+            found("licenses", "jwt", true, true, true),
+        ];
+        let error = judge(&rows, "reader").unwrap_err();
+        assert!(error.to_string().ends_with("grant select (id, username) on users to reader;"), "{error}");
+    }
+
+    #[test]
+    fn a_column_that_came_but_is_not_granted_is_an_error_too() {
+        assert!(judge(&[found("workspace_builds", "has_ai_task", true, true, false)], "reader").is_err());
+    }
+
+    #[test]
+    fn the_grants_name_every_column_that_is_read() {
+        for (table, columns) in REQUIRED.iter().chain(OPTIONAL) {
+            for column in *columns {
+                let granted = crate::coderd::GRANTS.lines().any(|line| {
+                    let Some((list, rest)) = line.split_once(") on ") else { return false };
+                    rest.starts_with(&format!("{table} ")) && list.split([' ', '(', ',']).any(|word| word == *column)
+                });
+                assert!(granted, "{table}.{column} is read but not granted");
+            }
+        }
+    }
+
+    #[test]
+    fn usage_types_are_read_from_the_check() {
+        let check = "CHECK ((event_type = ANY (ARRAY['dc_managed_agents_v1'::text, 'hb_ai_seats_v1'::text])))";
+        assert_eq!(quoted(check), ["dc_managed_agents_v1", "hb_ai_seats_v1"]);
+        assert!(quoted("").is_empty());
+    }
+}

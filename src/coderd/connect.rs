@@ -1,0 +1,132 @@
+//! One read-only connection to coderd's database.
+
+use std::future::Future;
+use std::str::FromStr;
+use std::time::Duration;
+
+use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::{ConnectOptions, Connection};
+use uuid::Uuid;
+
+use super::CoderdError;
+
+/// How long a connection may take to come up.
+const CONNECT_SECONDS: u64 = 10;
+
+/// Where coderd's database is. Its `Debug` form shows no password.
+#[derive(Clone)]
+pub struct Database {
+    options: PgConnectOptions,
+    statement_timeout: Duration,
+}
+
+impl std::fmt::Debug for Database {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Database({}@{})", self.options.get_username(), self.address())
+    }
+}
+
+impl Database {
+    /// The database at `url` (`postgres://USER:PASSWORD@HOST:PORT/DATABASE`). Every session is read-only, named `tallyline` in
+    /// `pg_stat_activity`, and ends a statement that runs longer than `statement_timeout`.
+    ///
+    /// # Errors
+    /// [`CoderdError::Address`], without the url, which holds a password.
+    pub fn new(url: &str, statement_timeout: Duration) -> Result<Self, CoderdError> {
+        let options = PgConnectOptions::from_str(url).map_err(|error| CoderdError::Address(error.to_string()))?;
+        let milliseconds = statement_timeout.as_millis().to_string();
+        let options = options.application_name("tallyline").disable_statement_logging().options([
+            ("default_transaction_read_only", "on"),
+            ("statement_timeout", milliseconds.as_str()),
+            // We never stay in a transaction: should it happen, it must not hold back coderd's vacuum.
+            ("idle_in_transaction_session_timeout", "60000"),
+            // A peer that is gone is noticed by the server within about a minute.
+            ("tcp_keepalives_idle", "30"),
+            ("tcp_keepalives_interval", "10"),
+            ("tcp_keepalives_count", "3"),
+            // Times are read as instants; this only fixes how jsonb text could show one.
+            ("timezone", "UTC"),
+        ]);
+        Ok(Database { options, statement_timeout })
+    }
+
+    /// `HOST:PORT/DATABASE`, fit to be shown.
+    #[must_use]
+    pub fn address(&self) -> String {
+        format!("{}:{}/{}", self.options.get_host(), self.options.get_port(), self.options.get_database().unwrap_or_default())
+    }
+
+    /// Opens the connection.
+    ///
+    /// # Errors
+    /// [`CoderdError::Unreachable`] or [`CoderdError::LoginRefused`].
+    pub async fn connect(&self) -> Result<Reader, CoderdError> {
+        let unreachable = |cause: String| CoderdError::Unreachable { address: self.address(), cause };
+        let opened = tokio::time::timeout(Duration::from_secs(CONNECT_SECONDS), PgConnection::connect_with(&self.options)).await;
+        let connection = opened.map_err(|_| unreachable(format!("no answer within {CONNECT_SECONDS} seconds")))?.map_err(|error| {
+            match error.as_database_error() {
+                // Class 28: invalid authorization; 42501: no right to connect.
+                Some(refused) if refused.code().is_some_and(|code| code.starts_with("28") || code == "42501") => {
+                    CoderdError::LoginRefused {
+                        address: self.address(),
+                        user: self.options.get_username().to_owned(),
+                        cause: refused.message().to_owned(),
+                    }
+                }
+                _ => unreachable(error.to_string()),
+            }
+        })?;
+        let user = self.options.get_username().to_owned();
+        // The server ends a slow statement first; this is for a server that no longer answers at all.
+        let deadline = self.statement_timeout + Duration::from_secs(15);
+        Ok(Reader { connection, user, deadline })
+    }
+}
+
+/// The connection. Each statement is a transaction and a snapshot of its own: nothing is held open in coderd's database between two.
+pub struct Reader {
+    pub(super) connection: PgConnection,
+    pub(super) user: String,
+    pub(super) deadline: Duration,
+}
+
+impl Reader {
+    /// The deployment's own id. Source: `site_configs`, key `deployment_id`.
+    ///
+    /// That table holds coderd's secrets too, so the grants leave it out: configure the id instead.
+    ///
+    /// # Errors
+    /// [`CoderdError::NoDeploymentId`] where it is not there or not readable.
+    pub async fn deployment_id(&mut self) -> Result<Uuid, CoderdError> {
+        let readable: Option<bool> = within(
+            self.deadline,
+            sqlx::query_scalar("select has_table_privilege(to_regclass('site_configs'), 'select')").fetch_one(&mut self.connection),
+        )
+        .await?;
+        let unknown = || CoderdError::NoDeploymentId { user: self.user.clone() };
+        if readable != Some(true) {
+            return Err(unknown());
+        }
+        let value: Option<String> = within(
+            self.deadline,
+            sqlx::query_scalar("select value from site_configs where key = 'deployment_id'").fetch_optional(&mut self.connection),
+        )
+        .await?;
+        let value = value.ok_or_else(unknown)?;
+        Uuid::parse_str(&value).map_err(|_| CoderdError::BadDeploymentId(value))
+    }
+
+    /// Ends the connection politely.
+    pub async fn close(self) {
+        // A server that does not answer is left to its keepalives.
+        let _ = tokio::time::timeout(Duration::from_secs(2), self.connection.close()).await;
+    }
+}
+
+/// One statement's answer, within the deadline.
+pub(super) async fn within<T>(deadline: Duration, statement: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, CoderdError> {
+    match tokio::time::timeout(deadline, statement).await {
+        Ok(answer) => Ok(answer?),
+        Err(_) => Err(CoderdError::Lost(format!("no answer within {deadline:?}"))),
+    }
+}

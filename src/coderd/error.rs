@@ -1,0 +1,83 @@
+//! What can be wrong with coderd's database, each with what to do about it.
+
+/// Why coderd's database could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum CoderdError {
+    /// The address in the configuration is none.
+    #[error("not the address of a PostgreSQL database: {0}")]
+    Address(String),
+    /// Nobody answers there, or not in time.
+    #[error("coderd's database at {address} cannot be reached ({cause}): check that the server runs, the address and the network")]
+    Unreachable {
+        /// `HOST:PORT/DATABASE`, without user and password.
+        address: String,
+        /// The system's or the server's own words.
+        cause: String,
+    },
+    /// The server answers but does not let this user in.
+    #[error("coderd's database at {address} refuses the login of {user:?} ({cause}): check user, password and pg_hba.conf")]
+    LoginRefused {
+        /// `HOST:PORT/DATABASE`.
+        address: String,
+        /// The database role.
+        user: String,
+        /// The server's own words.
+        cause: String,
+    },
+    /// The role lacks rights. Each line is a statement that grants one.
+    #[error("the role may not read all that is needed from coderd's database; let an administrator run:\n{}", .grants.join("\n"))]
+    NotGranted {
+        /// `grant select (…) on … to …;`
+        grants: Vec<String>,
+    },
+    /// Tables or columns that every supported version of coderd has are not there.
+    #[error(
+        "this database lacks {}: it is not coderd's, the role may not use the schema, or this version of coderd is not supported",
+        .names.join(", ")
+    )]
+    Missing {
+        /// `table` or `table.column`.
+        names: Vec<String>,
+    },
+    /// Neither the configuration nor the database says which deployment this is.
+    #[error("the deployment id is not known: set deployment_id, or let the role read it: grant select on site_configs to {user};")]
+    NoDeploymentId {
+        /// The database role.
+        user: String,
+    },
+    /// The value in the database is no UUID.
+    #[error("site_configs.deployment_id is {0:?}, not a UUID")]
+    BadDeploymentId(String),
+    /// The connection was lost, or a statement ran into its time limit.
+    #[error("the connection to coderd's database was lost or too slow: {0}")]
+    Lost(String),
+    /// Anything else that PostgreSQL says.
+    #[error("coderd's database: {0}")]
+    Query(#[source] sqlx::Error),
+}
+
+impl CoderdError {
+    /// Whether a new connection may help; otherwise someone has to act first.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        matches!(self, CoderdError::Unreachable { .. } | CoderdError::Lost(_))
+    }
+}
+
+impl From<sqlx::Error> for CoderdError {
+    fn from(error: sqlx::Error) -> Self {
+        match &error {
+            sqlx::Error::Io(cause) => CoderdError::Lost(cause.to_string()),
+            sqlx::Error::Database(cause) => match cause.code().as_deref() {
+                // Rights are checked against the catalog first; they can be taken away in between.
+                Some("42501") => CoderdError::NotGranted { grants: vec![format!("-- {}; see the grants in the README", cause.message())] },
+                // A column or table that went while we were connected: coderd was upgraded.
+                Some("42703" | "42P01") => CoderdError::Missing { names: vec![cause.message().to_owned()] },
+                // statement_timeout, or a server that shuts down
+                Some("57014" | "57P01" | "57P02" | "57P03") => CoderdError::Lost(cause.message().to_owned()),
+                _ => CoderdError::Query(error),
+            },
+            _ => CoderdError::Query(error),
+        }
+    }
+}

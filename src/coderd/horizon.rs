@@ -1,0 +1,76 @@
+//! Which commits may still be missing from what is read next.
+
+use chrono::{DateTime, Utc};
+use sqlx::FromRow;
+
+use super::connect::within;
+use super::{CoderdError, Reader};
+
+/// Read before the data: whatever a transaction wrote that is not visible to a later statement was written at or after `oldest`, or after `now`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromRow)]
+pub struct Horizon {
+    /// The database's clock when this was asked.
+    pub now: DateTime<Utc>,
+    /// When the oldest transaction that was open in this database began, prepared ones included. None: none was open, or none is seen.
+    pub oldest: Option<DateTime<Utc>>,
+    /// Whether all sessions can be seen. Not so without `pg_read_all_stats`, on a standby (the writers are elsewhere), or with
+    /// `track_activities` off: then `oldest` says nothing.
+    pub sees_all: bool,
+}
+
+impl Horizon {
+    /// Everything that a transaction dated before this instant is visible to a statement that begins afterwards. None: cannot be told.
+    #[must_use]
+    pub fn complete_before(&self) -> Option<DateTime<Utc>> {
+        self.sees_all.then(|| self.oldest.map_or(self.now, |oldest| oldest.min(self.now)))
+    }
+}
+
+impl Reader {
+    /// The database's now and its oldest open transaction.
+    ///
+    /// # Errors
+    /// [`CoderdError::Lost`], [`CoderdError::Query`].
+    pub async fn horizon(&mut self) -> Result<Horizon, CoderdError> {
+        // now() is when this statement began, so before the sessions are looked at. Autovacuum and replication write none of coderd's rows.
+        within(
+            self.deadline,
+            sqlx::query_as(
+                "select now() as now,
+                     pg_has_role(current_user, 'pg_read_all_stats', 'usage') and not pg_is_in_recovery()
+                         and current_setting('track_activities')::boolean as sees_all,
+                     (select min(begun) from (
+                         select xact_start as begun from pg_stat_activity
+                         where datname = current_database() and pid <> pg_backend_pid()
+                             and backend_type not in ('autovacuum worker', 'walsender')
+                         union all
+                         select prepared from pg_prepared_xacts where database = current_database()
+                     ) open) as oldest",
+            )
+            .fetch_one(&mut self.connection),
+        )
+        .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: i64) -> DateTime<Utc> {
+        DateTime::from_timestamp(seconds, 0).unwrap()
+    }
+
+    #[test]
+    fn the_horizon_is_the_earlier_of_now_and_the_oldest_transaction() {
+        assert_eq!(Horizon { now: at(10), oldest: Some(at(4)), sees_all: true }.complete_before(), Some(at(4)));
+        assert_eq!(Horizon { now: at(10), oldest: Some(at(11)), sees_all: true }.complete_before(), Some(at(10)));
+        assert_eq!(Horizon { now: at(10), oldest: None, sees_all: true }.complete_before(), Some(at(10)));
+    }
+
+    #[test]
+    fn without_the_right_to_see_others_nothing_is_claimed() {
+        assert_eq!(Horizon { now: at(10), oldest: None, sees_all: false }.complete_before(), None);
+        assert_eq!(Horizon { now: at(10), oldest: Some(at(4)), sees_all: false }.complete_before(), None);
+    }
+}

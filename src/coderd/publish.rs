@@ -1,0 +1,45 @@
+//! Usage rows by id: what a collector sends, and the publisher's last look before it sends.
+
+use chrono::{DateTime, Utc};
+use sqlx::FromRow;
+
+use super::connect::within;
+use super::{CoderdError, Reader};
+
+/// A row of `usage_events`.
+#[derive(Clone, Debug, PartialEq, Eq, FromRow)]
+pub struct UsageRow {
+    /// `id`
+    pub id: String,
+    /// `event_type`
+    pub event_type: String,
+    /// `event_data`, as PostgreSQL writes the jsonb
+    pub event_data: String,
+    /// `created_at`: when the usage happened, not when the row came
+    pub created_at: DateTime<Utc>,
+    /// `publish_started_at`: a replica's claim, good for an hour
+    pub publish_started_at: Option<DateTime<Utc>>,
+    /// `published_at`: set on acceptance and on permanent refusal
+    pub published_at: Option<DateTime<Utc>>,
+    /// `failure_message`
+    pub failure_message: Option<String>,
+}
+
+impl Reader {
+    /// The rows of these ids, by time and id. An id that is not there is left out.
+    ///
+    /// # Errors
+    /// [`CoderdError`]
+    pub async fn usage(&mut self, ids: &[String]) -> Result<Vec<UsageRow>, CoderdError> {
+        within(
+            self.deadline,
+            sqlx::query_as(
+                "select id, event_type, event_data::text as event_data, created_at, publish_started_at, published_at, failure_message
+                 from usage_events where id = any($1) order by created_at, id",
+            )
+            .bind(ids)
+            .fetch_all(&mut self.connection),
+        )
+        .await
+    }
+}

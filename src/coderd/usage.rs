@@ -1,0 +1,90 @@
+//! Which usage rows there are, and which of them can be new.
+
+use chrono::{DateTime, Utc};
+use sqlx::FromRow;
+
+use super::connect::within;
+use super::{CoderdError, Reader};
+
+/// The parts of a usage row that never change.
+#[derive(Clone, Debug, PartialEq, Eq, FromRow)]
+pub struct UsageKey {
+    /// `id`
+    pub id: String,
+    /// `created_at`
+    pub created_at: DateTime<Utc>,
+}
+
+impl Reader {
+    /// A page of the rows that can have come since `since`, behind the key `after`, by (`created_at`, `id`).
+    ///
+    /// Nothing in the table says when a row came, and its date can lie days back. But every row comes with both marks empty, and coderd sets
+    /// them to the time of the act: a row that came since `since` is either still unmarked, or claimed since, or published since. These
+    /// are three ranges of the one index (`published_at`, `publish_started_at`, `created_at`). The unmarked range grows without end where
+    /// coderd does not publish, so it is read only back to `dated_since`; what is dated further back is found by [`Reader::usage_keys`].
+    /// All three are one statement, because a row moves between them while coderd publishes; its key does not.
+    ///
+    /// # Errors
+    /// [`CoderdError`]
+    pub async fn recent_usage_keys(
+        &mut self,
+        dated_since: DateTime<Utc>,
+        since: DateTime<Utc>,
+        after: Option<&UsageKey>,
+        limit: i64,
+    ) -> Result<Vec<UsageKey>, CoderdError> {
+        within(
+            self.deadline,
+            sqlx::query_as(
+                "select id, created_at from (
+                     select id, created_at from usage_events
+                     where published_at is null and publish_started_at is null and created_at >= $1
+                     union
+                     select id, created_at from usage_events where published_at is null and publish_started_at >= $2
+                     union
+                     select id, created_at from usage_events where published_at >= $2
+                 ) recent
+                 where $3::timestamptz is null or (created_at, id) > ($3, $4)
+                 order by created_at, id limit $5",
+            )
+            .bind(dated_since)
+            .bind(since)
+            .bind(after.map(|key| key.created_at))
+            .bind(after.map(|key| &key.id))
+            .bind(limit)
+            .fetch_all(&mut self.connection),
+        )
+        .await
+    }
+
+    /// A page of all rows, behind the id `after`, by id.
+    ///
+    /// # Errors
+    /// [`CoderdError`]
+    pub async fn usage_keys(&mut self, after: &str, limit: i64) -> Result<Vec<UsageKey>, CoderdError> {
+        within(
+            self.deadline,
+            sqlx::query_as("select id, created_at from usage_events where id > $1 order by id limit $2")
+                .bind(after)
+                .bind(limit)
+                .fetch_all(&mut self.connection),
+        )
+        .await
+    }
+
+    /// The hours since `since` that have their runtime row, in order.
+    ///
+    /// # Errors
+    /// [`CoderdError`]
+    pub async fn runtime_hours(&mut self, since: DateTime<Utc>) -> Result<Vec<DateTime<Utc>>, CoderdError> {
+        within(
+            self.deadline,
+            sqlx::query_scalar(
+                "select created_at from usage_events where event_type = 'hb_agent_runtime_v1' and created_at >= $1 order by created_at",
+            )
+            .bind(since)
+            .fetch_all(&mut self.connection),
+        )
+        .await
+    }
+}

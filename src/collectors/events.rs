@@ -1,0 +1,210 @@
+//! From coderd's rows to events.
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use uuid::Uuid;
+
+use crate::coderd::{BuildRow, UsageRow};
+use crate::event::{
+    BuildKind, BuildStatus, Event, InputStage, MAX_TEXT_BYTES, Message, PREBUILDS_USER, Payload, PrebuildClaimed, PublishMarks, Transition,
+    Usage, UsageQuantity, WorkspaceBuildCompleted, kind,
+};
+
+/// A value that this version has no word for: coderd is newer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("build {build_id}: {field} is {value:?}, which this version does not know")]
+pub(super) struct UnknownWord {
+    build_id: Uuid,
+    field: &'static str,
+    value: String,
+}
+
+/// The build as an event.
+pub(super) fn build(row: BuildRow) -> Result<WorkspaceBuildCompleted, UnknownWord> {
+    let unknown = |field, value: &str| UnknownWord { build_id: row.build_id, field, value: value.to_owned() };
+    Ok(WorkspaceBuildCompleted {
+        transition: Transition::named(&row.transition).ok_or_else(|| unknown("transition", &row.transition))?,
+        status: BuildStatus::named(&row.status).ok_or_else(|| unknown("job_status", &row.status))?,
+        stage: match row.stage.as_deref() {
+            None | Some("0") => None,
+            Some("1") => Some(InputStage::Create),
+            Some("2") => Some(InputStage::Claim),
+            Some(other) => return Err(unknown("prebuilt_workspace_stage", other)),
+        },
+        build_id: row.build_id,
+        workspace_id: row.workspace_id,
+        organization_id: row.organization_id,
+        template_id: row.template_id,
+        template_version_id: row.template_version_id,
+        preset_id: row.preset_id,
+        owner_id: row.owner_id,
+        initiator_id: row.initiator_id,
+        reason: row.reason,
+        build_number: row.build_number,
+        first_build_by_prebuilds_user: row.first_build_initiator_id == Some(PREBUILDS_USER),
+        first_successful_start: row.first_successful_start,
+        has_ai_task: row.has_ai_task,
+        has_external_agent: row.has_external_agent,
+        daily_cost: row.daily_cost,
+        created_at: row.created_at,
+        started_at: row.started_at,
+        completed_at: row.completed_at,
+        organization_name: row.organization_name,
+        template_name: row.template_name,
+        template_version_name: row.template_version_name,
+        preset_name: row.preset_name,
+        workspace_name: row.workspace_name,
+        owner_name: row.owner_name,
+    })
+}
+
+/// The claim that a build is, if it is one: by the job input's stage, or by the fallback.
+pub(super) fn claim(build: &WorkspaceBuildCompleted) -> Option<PrebuildClaimed> {
+    (kind(build) == BuildKind::PrebuildClaim).then(|| PrebuildClaimed {
+        build_id: build.build_id,
+        workspace_id: build.workspace_id,
+        organization_id: build.organization_id,
+        template_id: build.template_id,
+        template_version_id: build.template_version_id,
+        preset_id: build.preset_id,
+        claimed_by: build.owner_id,
+        initiator_id: build.initiator_id,
+        build_number: build.build_number,
+        stage: build.stage,
+        status: build.status,
+        created_at: build.created_at,
+        started_at: build.started_at,
+        completed_at: build.completed_at,
+        organization_name: build.organization_name.clone(),
+        template_name: build.template_name.clone(),
+        preset_name: build.preset_name.clone(),
+    })
+}
+
+/// A usage row as a message. A type that this version does not know, or a payload that is not valid for its type, travels as it is: the
+/// consumer holds or rejects it where it can be seen. It is money.
+pub(super) fn usage(deployment: Uuid, row: UsageRow) -> Message {
+    let failure_message = row.failure_message.map(|text| clip(&text).to_owned());
+    let Ok(quantity) = UsageQuantity::parse(&row.event_type, row.event_data.as_bytes()) else {
+        return unread_usage(deployment, &row.id, &row.event_type, row.event_data, row.created_at);
+    };
+    let marks = PublishMarks { publish_started_at: row.publish_started_at, published_at: row.published_at, failure_message };
+    let usage = Usage { id: row.id, quantity, created_at: row.created_at, marks };
+    Event { deployment, payload: Payload::Usage(usage) }.to_message()
+}
+
+fn unread_usage(deployment: Uuid, id: &str, event_type: &str, data: String, created_at: DateTime<Utc>) -> Message {
+    let header = |name: &str, value: String| (name.to_owned(), Some(value.into_bytes()));
+    Message {
+        key: Some(format!("{deployment}:{id}").into_bytes()),
+        headers: vec![
+            header("ce_specversion", "1.0".into()),
+            header("ce_id", id.into()),
+            header("ce_source", format!("/coder/{deployment}")),
+            header("ce_type", event_type.into()),
+            header("ce_time", created_at.to_rfc3339_opts(SecondsFormat::AutoSi, true)),
+            header("content-type", "application/json".into()),
+        ],
+        payload: Some(data.into_bytes()),
+    }
+}
+
+/// A failure message is a label: one that is longer than an event may carry must not cost the event.
+fn clip(text: &str) -> &str {
+    let mut end = text.len().min(MAX_TEXT_BYTES);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::{ParseError, parse};
+
+    fn row() -> BuildRow {
+        let at = |seconds| DateTime::from_timestamp(seconds, 0).unwrap();
+        BuildRow {
+            build_id: Uuid::from_u128(1),
+            workspace_id: Uuid::from_u128(2),
+            organization_id: Uuid::from_u128(3),
+            template_id: Uuid::from_u128(4),
+            template_version_id: Uuid::from_u128(5),
+            preset_id: None,
+            owner_id: Uuid::from_u128(6),
+            initiator_id: Uuid::from_u128(6),
+            transition: "start".into(),
+            reason: "initiator".into(),
+            status: "succeeded".into(),
+            build_number: 2,
+            stage: None,
+            first_build_initiator_id: Some(Uuid::from_u128(6)),
+            first_successful_start: false,
+            has_ai_task: None,
+            has_external_agent: Some(false),
+            daily_cost: 0,
+            created_at: at(10),
+            started_at: Some(at(11)),
+            completed_at: at(12),
+            organization_name: "one".into(),
+            template_name: "docker".into(),
+            template_version_name: "v1".into(),
+            preset_name: String::new(),
+            workspace_name: "w".into(),
+            owner_name: "user-001".into(),
+        }
+    }
+
+    fn usage_row(event_type: &str, data: &str) -> UsageRow {
+        UsageRow {
+            id: "one".into(),
+            event_type: event_type.into(),
+            event_data: data.into(),
+            created_at: DateTime::from_timestamp(10, 0).unwrap(),
+            publish_started_at: None,
+            published_at: None,
+            failure_message: None,
+        }
+    }
+
+    #[test]
+    fn a_claim_is_known_by_its_stage_whoever_initiated_it() {
+        for initiator_id in [PREBUILDS_USER, Uuid::from_u128(6)] {
+            let build = build(BuildRow { stage: Some("2".into()), build_number: 4, initiator_id, ..row() }).unwrap();
+            let claim = claim(&build).expect("a claim");
+            assert_eq!((claim.claimed_by, claim.stage), (build.owner_id, Some(InputStage::Claim)));
+        }
+    }
+
+    #[test]
+    fn without_a_stage_the_second_start_after_a_prebuild_is_the_claim() {
+        let prebuilt = BuildRow { first_build_initiator_id: Some(PREBUILDS_USER), ..row() };
+        assert!(claim(&build(prebuilt.clone()).unwrap()).is_some());
+        assert!(claim(&build(BuildRow { build_number: 3, ..prebuilt.clone() }).unwrap()).is_none());
+        assert!(claim(&build(BuildRow { transition: "stop".into(), ..prebuilt }).unwrap()).is_none());
+        assert!(claim(&build(row()).unwrap()).is_none(), "a regular restart");
+    }
+
+    #[test]
+    fn a_word_of_a_newer_coderd_is_named() {
+        let error = build(BuildRow { transition: "hibernate".into(), ..row() }).unwrap_err();
+        assert!(error.to_string().contains("transition is \"hibernate\""));
+        assert!(build(BuildRow { stage: Some("3".into()), ..row() }).is_err());
+        assert_eq!(build(BuildRow { stage: Some("0".into()), ..row() }).unwrap().stage, None);
+    }
+
+    #[test]
+    fn usage_that_cannot_be_read_travels_as_it_is() {
+        let held = usage(Uuid::nil(), usage_row("dc_gpu_hours_v1", r#"{"hours": 3}"#));
+        assert_eq!(parse(&held), Err(ParseError::UnknownEventType("dc_gpu_hours_v1".into())));
+        let rejected = usage(Uuid::nil(), usage_row("dc_managed_agents_v1", r#"{"count": 0}"#));
+        assert!(matches!(parse(&rejected), Err(ParseError::Field { name: "count", .. })));
+        assert!(parse(&usage(Uuid::nil(), usage_row("dc_managed_agents_v1", r#"{"count": 1}"#))).is_ok());
+    }
+
+    #[test]
+    fn a_long_failure_message_does_not_cost_the_event() {
+        let row = UsageRow { failure_message: Some("é".repeat(MAX_TEXT_BYTES)), ..usage_row("hb_ai_seats_v1", r#"{"count": 4}"#) };
+        assert!(parse(&usage(Uuid::nil(), row)).is_ok());
+    }
+}

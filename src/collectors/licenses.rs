@@ -1,0 +1,82 @@
+//! What has changed in coderd's licenses.
+
+use sha2::{Digest, Sha256};
+
+use super::settings::CollectError;
+use crate::coderd::LicenseRow;
+use crate::ledger::{Ledger, LicenseChange, LicenseState};
+use crate::license::PublicKeys;
+
+/// What is to be recorded, given what is recorded. A token is judged anew each time: a key that was configured later makes it good.
+pub(super) fn changes(known: &[LicenseChange], rows: &[LicenseRow], keys: &PublicKeys) -> Vec<LicenseChange> {
+    let now: Vec<LicenseChange> = rows.iter().map(|row| judged(row, keys)).collect();
+    let gone = known.iter().filter(|known| now.iter().all(|now| now.jwt_sha256 != known.jwt_sha256));
+    let gone = gone.map(|known| LicenseChange { state: LicenseState::Gone, ..known.clone() });
+    let new = now.iter().filter(|now| !known.contains(now)).cloned();
+    gone.chain(new).collect()
+}
+
+/// Records what has changed and answers what is there now.
+pub(super) async fn record(
+    ledger: &Ledger,
+    source_id: i16,
+    known: Vec<LicenseChange>,
+    rows: &[LicenseRow],
+    keys: &PublicKeys,
+) -> Result<Vec<LicenseChange>, CollectError> {
+    let changes = changes(&known, rows, keys);
+    if changes.is_empty() {
+        return Ok(known);
+    }
+    ledger.record_licenses(source_id, &changes).await?;
+    for change in &changes {
+        match &change.state {
+            LicenseState::Verified(_) => tracing::info!(license_id = change.license_id, "license verified"),
+            LicenseState::Refused(reason) => tracing::warn!(license_id = change.license_id, reason, "license refused"),
+            LicenseState::Gone => tracing::info!(license_id = change.license_id, "license removed from coderd"),
+        }
+    }
+    Ok(rows.iter().map(|row| judged(row, keys)).collect())
+}
+
+fn judged(row: &LicenseRow, keys: &PublicKeys) -> LicenseChange {
+    let verified = keys.verify(&row.jwt).map_err(|error| error.to_string());
+    let state = match verified.and_then(|license| serde_json::to_value(&license.claims).map_err(|error| error.to_string())) {
+        Ok(claims) => LicenseState::Verified(claims),
+        Err(refusal) => LicenseState::Refused(refusal),
+    };
+    let jwt_sha256 = Sha256::digest(row.jwt.as_bytes()).into();
+    LicenseChange { license_id: row.id, jwt_sha256, uploaded_at: Some(row.uploaded_at), state }
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::DateTime;
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn row(id: i32, jwt: &str) -> LicenseRow {
+        let at = DateTime::from_timestamp(0, 0).unwrap();
+        LicenseRow { id, uploaded_at: at, jwt: jwt.into(), exp: at, uuid: Uuid::nil() }
+    }
+
+    #[test]
+    fn a_license_is_recorded_when_it_comes_and_when_it_goes_and_not_in_between() {
+        let keys = PublicKeys::new();
+        let first = changes(&[], &[row(1, "a.b.c")], &keys);
+        assert!(matches!(first.as_slice(), [LicenseChange { license_id: 1, state: LicenseState::Refused(_), .. }]));
+        assert!(changes(&first, &[row(1, "a.b.c")], &keys).is_empty());
+        let second = changes(&first, &[row(2, "d.e.f")], &keys);
+        assert_eq!(second.iter().map(|change| change.license_id).collect::<Vec<_>>(), [1, 2]);
+        assert_eq!(second[0].state, LicenseState::Gone);
+    }
+
+    #[test]
+    fn a_refusal_never_holds_the_token() {
+        let jwt = "header.secretsecret.signature";
+        for change in changes(&[], &[row(1, jwt)], &PublicKeys::new()) {
+            assert!(!format!("{change:?}").contains("secretsecret"));
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! A collector comes up: it takes the source's lease, introduces the source, and learns where the last one left off.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::time::Instant;
+
+use chrono::{DateTime, Utc};
+use uuid::Uuid;
+
+use super::seen::Seen;
+use super::settings::{CollectError, Settings};
+use crate::clock::Clock;
+use crate::coderd::{Catalog, Database, Reader};
+use crate::event::{Payload, Topic, TopicPartition, parse};
+use crate::ledger::{Baseline, BaselineRow, Lease, Ledger, LicenseChange, Source};
+use crate::license::PublicKeys;
+use crate::log::Log;
+
+/// Ids remembered of each kind, at most: some 100 MB.
+const SEEN_LIMIT: usize = 1_000_000;
+/// Records of the log that are read for ids in flight, at most.
+const IN_FLIGHT_LIMIT: usize = 1_000_000;
+/// Records read at a time.
+const READ_PAGE: usize = 5_000;
+
+/// One source's collector. It holds the source's lease.
+pub struct Collector {
+    pub(super) settings: Settings,
+    pub(super) database: Database,
+    pub(super) keys: PublicKeys,
+    pub(super) log: Log,
+    pub(super) ledger: Ledger,
+    pub(super) clock: Clock,
+    pub(super) source: Source,
+    pub(super) lease: Lease,
+    /// When the lease was last renewed.
+    pub(super) renewed: Instant,
+    /// None: the next pass connects.
+    pub(super) reader: Option<Reader>,
+    /// What was there in the last pass.
+    pub(super) catalog: Option<Catalog>,
+    pub(super) builds: Seen<Uuid>,
+    pub(super) usage: Seen<String>,
+    /// Builds with a word that we do not know: nothing is claimed while there are any.
+    pub(super) unreadable: HashSet<Uuid>,
+    pub(super) licenses: Vec<LicenseChange>,
+    /// Where the next pass begins; None: a full sweep is due.
+    pub(super) reread_from: Option<DateTime<Utc>>,
+    /// The latest claim.
+    pub(super) claimed_until: Option<DateTime<Utc>>,
+    /// When the last full sweep began.
+    pub(super) swept_at: Option<DateTime<Utc>>,
+    /// Passes of this process, counted from 1.
+    pub(super) pass_number: u64,
+    /// The latest pass that is known to be in the ledger.
+    pub(super) pass_in_ledger: u64,
+    /// Recorded passes that are not known to be in the ledger: number and the ledger's id.
+    pub(super) passes_ahead: VecDeque<(u64, i64)>,
+}
+
+impl Collector {
+    /// Connects, takes the lease, introduces the source where it is new. None: another collector has the source.
+    ///
+    /// # Errors
+    /// [`CollectError`]
+    pub async fn open(
+        settings: Settings,
+        database: Database,
+        keys: PublicKeys,
+        log: Log,
+        ledger: Ledger,
+        clock: Clock,
+    ) -> Result<Option<Self>, CollectError> {
+        let mut reader = database.connect().await?;
+        let deployment_id = match settings.deployment_id {
+            Some(id) => id,
+            None => reader.deployment_id().await?,
+        };
+        let name = format!("collector:{deployment_id}");
+        let renewed = Instant::now();
+        let Some(lease) = ledger.take_lease(&name, &settings.holder, settings.lease_length).await? else { return Ok(None) };
+        let source = introduce(&settings, &mut reader, &ledger, &clock, deployment_id).await?;
+        let last = ledger.last_pass(source.id).await?;
+        let licenses = ledger.present_licenses(source.id).await?;
+        let mut collector = Collector {
+            settings,
+            database,
+            keys,
+            log,
+            ledger,
+            clock,
+            source,
+            lease,
+            renewed,
+            reader: Some(reader),
+            catalog: None,
+            builds: Seen::new(SEEN_LIMIT),
+            usage: Seen::new(SEEN_LIMIT),
+            unreadable: HashSet::new(),
+            licenses,
+            reread_from: last.complete_until,
+            claimed_until: last.claimed_until,
+            swept_at: last.swept_at,
+            pass_number: 0,
+            pass_in_ledger: 0,
+            passes_ahead: VecDeque::new(),
+        };
+        collector.remember_in_flight().await?;
+        Ok(Some(collector))
+    }
+
+    /// The source as the ledger has it.
+    #[must_use]
+    pub fn source(&self) -> &Source {
+        &self.source
+    }
+
+    /// Gives the lease back.
+    pub async fn close(self) {
+        if let Some(reader) = self.reader {
+            reader.close().await;
+        }
+        if let Err(error) = self.ledger.release_lease(self.lease).await {
+            tracing::warn!(%error, "the collector's lease is left to end by itself");
+        }
+    }
+
+    /// What the log holds and the ledger has not read yet would look unknown to both memory and look-up. It counts as seen in the pass to come.
+    async fn remember_in_flight(&mut self) -> Result<(), CollectError> {
+        let positions: HashMap<TopicPartition, i64> = self.ledger.positions().await?.into_iter().collect();
+        let mut left = IN_FLIGHT_LIMIT;
+        for topic in [Topic::WorkspaceBuilds, Topic::AgentUsage] {
+            for partition in self.log.partitions(topic).await? {
+                let partition = TopicPartition { topic, partition };
+                let (start, _) = self.log.watermarks(partition).await?;
+                let from = positions.get(&partition).copied().unwrap_or(start).max(start);
+                self.remember_from(partition, from, &mut left).await?;
+            }
+        }
+        if left == 0 {
+            tracing::warn!(limit = IN_FLIGHT_LIMIT, "the ledger is far behind the log: some events will be appended again, as duplicates");
+        }
+        Ok(())
+    }
+
+    async fn remember_from(&mut self, partition: TopicPartition, mut from: i64, left: &mut usize) -> Result<(), CollectError> {
+        while *left > 0 {
+            self.keep_lease().await?;
+            let limit = READ_PAGE.min(*left);
+            let records = self.log.read(partition, from, limit).await?;
+            let Some(last) = records.last() else { return Ok(()) };
+            from = last.offset + 1;
+            *left -= records.len().min(*left);
+            let events = records.iter().filter_map(|record| parse(&record.message).ok());
+            for event in events.filter(|event| event.deployment == self.source.deployment_id) {
+                match event.payload {
+                    Payload::Build(build) => self.builds.insert(build.build_id, build.completed_at, self.pass_number + 1),
+                    Payload::Usage(usage) => self.usage.insert(usage.id, usage.created_at, self.pass_number + 1),
+                    Payload::Claim(_) => {}
+                }
+            }
+            if records.len() < limit {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The source as it was introduced, now or before.
+async fn introduce(
+    settings: &Settings,
+    reader: &mut Reader,
+    ledger: &Ledger,
+    clock: &Clock,
+    deployment_id: Uuid,
+) -> Result<Source, CollectError> {
+    let known = ledger.source(deployment_id).await?;
+    if let Some(known) = &known
+        && settings.from.is_some_and(|from| Some(from) != known.baseline_until)
+    {
+        let (from, since) = (settings.from, known.baseline_until);
+        tracing::warn!(?from, ?since, "the source was introduced before: where its collection begins stays as it was");
+    }
+    let baseline = match settings.from {
+        Some(from) if known.is_none() => Some(baseline(settings, reader, from).await?),
+        _ => None,
+    };
+    let introduced_at = settings.introduced_at.unwrap_or_else(|| clock.now());
+    Ok(ledger.register_source(deployment_id, introduced_at, baseline.as_ref()).await?)
+}
+
+/// coderd's count of creations before `from`, which must be certain not to change any more.
+async fn baseline(settings: &Settings, reader: &mut Reader, from: DateTime<Utc>) -> Result<Baseline, CollectError> {
+    reader.catalog().await?;
+    let complete = reader.horizon().await?.complete_before().ok_or(CollectError::FromUncertain)? - settings.margin;
+    if from > complete {
+        return Err(CollectError::FromTooRecent { from, complete });
+    }
+    let rows = reader.creations_before(from).await?.into_iter().map(|row| BaselineRow {
+        organization_name: row.organization_name,
+        template_name: row.template_name,
+        preset_name: row.preset_name,
+        creations: row.creations,
+    });
+    Ok(Baseline { until: from, creations: rows.collect() })
+}

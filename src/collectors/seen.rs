@@ -1,0 +1,81 @@
+//! Ids that the log has acknowledged and that a coming pass will meet again.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+
+use chrono::{DateTime, Utc};
+
+/// Bounded memory. What it forgets is looked up in the ledger; an id that is not there yet either is appended again and counted as a
+/// duplicate.
+#[derive(Debug)]
+pub(super) struct Seen<Id> {
+    ids: HashMap<Id, Sighting>,
+    limit: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Sighting {
+    /// The row's own time.
+    at: DateTime<Utc>,
+    /// In which pass of this process.
+    pass: u64,
+}
+
+impl<Id: Eq + Hash> Seen<Id> {
+    pub(super) fn new(limit: usize) -> Self {
+        Seen { ids: HashMap::new(), limit }
+    }
+
+    pub(super) fn contains(&self, id: &Id) -> bool {
+        self.ids.contains_key(id)
+    }
+
+    /// Remembers an id. Beyond the limit the earlier half by time goes.
+    pub(super) fn insert(&mut self, id: Id, at: DateTime<Utc>, pass: u64) {
+        self.ids.insert(id, Sighting { at, pass });
+        if self.ids.len() > self.limit {
+            let mut times: Vec<DateTime<Utc>> = self.ids.values().map(|sighting| sighting.at).collect();
+            let middle = times.len() / 2;
+            let (_, median, _) = times.select_nth_unstable(middle);
+            let median = *median;
+            self.ids.retain(|_, sighting| sighting.at > median);
+        }
+    }
+
+    /// Forgets what no incremental pass meets again (dated before `before`) and a look-up would find (of a pass that is in the ledger).
+    pub(super) fn forget(&mut self, before: DateTime<Utc>, pass_in_ledger: u64) {
+        self.ids.retain(|_, sighting| sighting.at >= before || sighting.pass > pass_in_ledger);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: i64) -> DateTime<Utc> {
+        DateTime::from_timestamp(seconds, 0).unwrap()
+    }
+
+    #[test]
+    fn an_id_is_forgotten_only_when_it_is_old_and_in_the_ledger() {
+        let mut seen = Seen::new(100);
+        seen.insert("old, in the ledger", at(1), 1);
+        seen.insert("old, still in the log only", at(1), 2);
+        seen.insert("recent", at(10), 1);
+        seen.forget(at(5), 1);
+        assert!(!seen.contains(&"old, in the ledger"));
+        assert!(seen.contains(&"old, still in the log only"));
+        assert!(seen.contains(&"recent"));
+    }
+
+    #[test]
+    fn memory_is_bounded_and_the_latest_stay() {
+        let mut seen = Seen::new(100);
+        for number in 0..1000 {
+            seen.insert(number, at(number), 1);
+            assert!(seen.ids.len() <= 100);
+        }
+        assert!(seen.contains(&999));
+        assert!(!seen.contains(&0));
+    }
+}

@@ -1,0 +1,90 @@
+//! What a collector is told, and what can stop it.
+
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use uuid::Uuid;
+
+use crate::coderd::CoderdError;
+use crate::log::{AppendError, LogError};
+
+/// How one source is collected.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The deployment's id; None: read from coderd, where the role may.
+    pub deployment_id: Option<Uuid>,
+    /// Who collects: differs between processes.
+    pub holder: String,
+    /// Histograms observe builds completed from here on. None: the moment at which the source is first seen. Read once, at the introduction.
+    pub introduced_at: Option<DateTime<Utc>>,
+    /// Collect builds completed from here on, and count the creations before it once. None: all history. Read once, at the introduction.
+    pub from: Option<DateTime<Utc>>,
+    /// Pause between two passes.
+    pub poll_interval: Duration,
+    /// Everything is read again this long after it was last; zero: in every pass.
+    pub sweep_interval: TimeDelta,
+    /// How far the clocks of coderd's replicas and of the database may differ: taken off every claim, added to every overlap.
+    pub margin: TimeDelta,
+    /// How far a pass reaches back when the oldest open transaction cannot be seen.
+    pub blind_overlap: TimeDelta,
+    /// Usage dated further back than this, and come since the last pass, is found by the next full sweep only. coderd itself dates runtime
+    /// rows up to 7 days back.
+    pub usage_window: TimeDelta,
+    /// Rows read and events appended at a time.
+    pub page: i64,
+    /// The source is free for another collector this long after ours was last heard of. Longer than `poll_interval`.
+    pub lease_length: Duration,
+}
+
+impl Settings {
+    /// The defaults, for this holder.
+    #[must_use]
+    pub fn new(holder: impl Into<String>) -> Self {
+        Settings {
+            deployment_id: None,
+            holder: holder.into(),
+            introduced_at: None,
+            from: None,
+            poll_interval: Duration::from_secs(10),
+            sweep_interval: TimeDelta::days(1),
+            margin: TimeDelta::seconds(60),
+            blind_overlap: TimeDelta::hours(1),
+            usage_window: TimeDelta::days(8),
+            page: 1000,
+            lease_length: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Why a pass did not come to its end. What it appended is acknowledged and stays.
+#[derive(Debug, thiserror::Error)]
+pub enum CollectError {
+    /// coderd's database.
+    #[error(transparent)]
+    Coderd(#[from] CoderdError),
+    /// The ledger.
+    #[error("the ledger cannot be used: {0}")]
+    Ledger(#[from] sqlx::Error),
+    /// The log did not acknowledge everything.
+    #[error("the log did not take all events: {0}")]
+    Append(#[from] AppendError),
+    /// The log's partitions or ends could not be asked for.
+    #[error("the log cannot be used: {0}")]
+    Log(#[from] LogError),
+    /// Another collector has taken the source.
+    #[error("another collector has taken this source")]
+    LeaseLost,
+    /// A baseline so recent that builds before it could still be committed after it was counted.
+    #[error(
+        "collecting cannot begin at {from}: only what was completed before {complete} is certain to be committed; begin earlier or wait"
+    )]
+    FromTooRecent {
+        /// What was asked for.
+        from: DateTime<Utc>,
+        /// The latest possible.
+        complete: DateTime<Utc>,
+    },
+    /// As there is no right to see the open transactions, no instant can be given before which all builds are committed.
+    #[error("collecting from an instant needs pg_read_all_stats, or builds before it could be missed: grant pg_read_all_stats to the role")]
+    FromUncertain,
+}

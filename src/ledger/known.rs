@@ -1,0 +1,68 @@
+//! Which of a source's ids the ledger already has.
+
+use std::collections::{HashMap, HashSet};
+
+use uuid::Uuid;
+
+use super::Ledger;
+use crate::event::Digest;
+
+impl Ledger {
+    /// Those of these builds that are in the ledger, with their digests.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn known_builds(&self, source_id: i16, build_ids: &[Uuid]) -> Result<HashMap<Uuid, Digest>, sqlx::Error> {
+        let rows: Vec<(Uuid, Vec<u8>)> =
+            sqlx::query_as("select build_id, digest from workspace_build where source_id = $1 and build_id = any($2)")
+                .bind(source_id)
+                .bind(build_ids)
+                .fetch_all(&self.pool)
+                .await?;
+        rows.into_iter().map(|(id, bytes)| Ok((id, digest(bytes)?))).collect()
+    }
+
+    /// Those of these claims (by their build) that are in the ledger, with their digests.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn known_claims(&self, source_id: i16, build_ids: &[Uuid]) -> Result<HashMap<Uuid, Digest>, sqlx::Error> {
+        let rows: Vec<(Uuid, Vec<u8>)> =
+            sqlx::query_as("select build_id, digest from prebuild_claim where source_id = $1 and build_id = any($2)")
+                .bind(source_id)
+                .bind(build_ids)
+                .fetch_all(&self.pool)
+                .await?;
+        rows.into_iter().map(|(id, bytes)| Ok((id, digest(bytes)?))).collect()
+    }
+
+    /// Those of these usage events that are accepted, with their digests.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn known_usage(&self, source_id: i16, ids: &[String]) -> Result<HashMap<String, Digest>, sqlx::Error> {
+        let rows: Vec<(String, Vec<u8>)> = sqlx::query_as("select id, digest from usage_event where source_id = $1 and id = any($2)")
+            .bind(source_id)
+            .bind(ids)
+            .fetch_all(&self.pool)
+            .await?;
+        rows.into_iter().map(|(id, bytes)| Ok((id, digest(bytes)?))).collect()
+    }
+
+    /// Those of these event ids that were refused or are held: the ledger has seen them, though they are no events.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn refused_ids(&self, deployment_id: Uuid, ids: &[String]) -> Result<HashSet<String>, sqlx::Error> {
+        let rows: Vec<String> = sqlx::query_scalar("select distinct event_id from reject where deployment_id = $1 and event_id = any($2)")
+            .bind(deployment_id)
+            .bind(ids)
+            .fetch_all(&self.pool)
+            .await?;
+        Ok(rows.into_iter().collect())
+    }
+}
+
+fn digest(bytes: Vec<u8>) -> Result<Digest, sqlx::Error> {
+    bytes.try_into().map_err(|_| sqlx::Error::Decode("a digest is not 32 bytes".into()))
+}

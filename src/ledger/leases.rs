@@ -1,0 +1,73 @@
+//! Leases: one holder at a time, by the database's clock, so that no machine's own clock decides.
+
+use std::time::Duration;
+
+use super::Ledger;
+
+/// A lease that was held when this was made. It ends by itself unless renewed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// What is leased.
+    pub name: String,
+    /// Who holds it; must differ between processes.
+    pub holder: String,
+    /// Raised by each new holder.
+    pub epoch: i64,
+}
+
+impl Ledger {
+    /// Takes a lease that is free, expired or already this holder's. None: somebody else holds it.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn take_lease(&self, name: &str, holder: &str, length: Duration) -> Result<Option<Lease>, sqlx::Error> {
+        let epoch: Option<i64> = sqlx::query_scalar(
+            "insert into lease as held (name, holder, epoch, expires_at)
+             values ($1, $2, 1, clock_timestamp() + make_interval(secs => $3))
+             on conflict (name) do update set holder = excluded.holder,
+                 epoch = held.epoch + case when held.holder = excluded.holder then 0 else 1 end,
+                 expires_at = greatest(held.expires_at, excluded.expires_at)
+             where held.holder = excluded.holder or held.expires_at <= clock_timestamp()
+             returning epoch",
+        )
+        .bind(name)
+        .bind(holder)
+        .bind(length.as_secs_f64())
+        .fetch_optional(&self.pool)
+        .await?;
+        Ok(epoch.map(|epoch| Lease { name: name.to_owned(), holder: holder.to_owned(), epoch }))
+    }
+
+    /// Holds a lease for another `length` from now. False: it is lost, and nothing may be done in its name any more. Its end never moves back.
+    ///
+    /// # Errors
+    /// The database's: then whether it is still held is not known.
+    pub async fn renew_lease(&self, lease: &Lease, length: Duration) -> Result<bool, sqlx::Error> {
+        let renewed = sqlx::query(
+            "update lease set expires_at = greatest(expires_at, clock_timestamp() + make_interval(secs => $4))
+             where name = $1 and holder = $2 and epoch = $3",
+        )
+        .bind(&lease.name)
+        .bind(&lease.holder)
+        .bind(lease.epoch)
+        .bind(length.as_secs_f64())
+        .execute(&self.pool)
+        .await?;
+        Ok(renewed.rows_affected() == 1)
+    }
+
+    /// Gives a lease back before its end, so that the next holder need not wait. One that is lost already is left alone. The holder's name
+    /// goes too: should the same process take it again, that is a new epoch.
+    ///
+    /// # Errors
+    /// The database's; then the lease ends by itself.
+    pub async fn release_lease(&self, lease: Lease) -> Result<(), sqlx::Error> {
+        sqlx::query("update lease set holder = '', expires_at = clock_timestamp() where name = $1 and holder = $2 and epoch = $3")
+            .bind(&lease.name)
+            .bind(&lease.holder)
+            .bind(lease.epoch)
+            .execute(&self.pool)
+            .await?;
+        Ok(())
+    }
+}

@@ -1,0 +1,109 @@
+//! Licenses as they come to coderd and go from it: claims and a hash, never the token.
+
+use chrono::{DateTime, Utc};
+use serde_json::Value;
+use sqlx::FromRow;
+
+use super::Ledger;
+
+/// A license came, went, or is judged otherwise than before.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LicenseChange {
+    /// coderd's own id.
+    pub license_id: i32,
+    /// SHA-256 of the token.
+    pub jwt_sha256: [u8; 32],
+    /// When it was uploaded to coderd.
+    pub uploaded_at: Option<DateTime<Utc>>,
+    /// What is true of it from now on.
+    pub state: LicenseState,
+}
+
+/// What is true of a license.
+#[derive(Clone, Debug, PartialEq)]
+pub enum LicenseState {
+    /// It is in coderd and its token verified.
+    Verified(Value),
+    /// It is in coderd and its token did not verify; why.
+    Refused(String),
+    /// It is no longer in coderd.
+    Gone,
+}
+
+#[derive(FromRow)]
+struct Row {
+    license_id: i32,
+    jwt_sha256: Vec<u8>,
+    uploaded_at: Option<DateTime<Utc>>,
+    claims: Option<Value>,
+    refusal: Option<String>,
+}
+
+impl Ledger {
+    /// Records changes in one batch; none, no batch.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn record_licenses(&self, source_id: i16, changes: &[LicenseChange]) -> Result<(), sqlx::Error> {
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let mut tx = self.pool.begin().await?;
+        let batch_id: i64 = sqlx::query_scalar("insert into batch (kind, recorded_at) values ('licenses', $1) returning id")
+            .bind(self.clock.now())
+            .fetch_one(&mut *tx)
+            .await?;
+        for change in changes {
+            let (present, claims, refusal) = match &change.state {
+                LicenseState::Verified(claims) => (true, Some(claims), None),
+                LicenseState::Refused(refusal) => (true, None, Some(refusal)),
+                LicenseState::Gone => (false, None, None),
+            };
+            sqlx::query(
+                "insert into license (batch_id, source_id, license_id, jwt_sha256, present, uploaded_at, claims, refusal)
+                 values ($1, $2, $3, $4, $5, $6, $7, $8)",
+            )
+            .bind(batch_id)
+            .bind(source_id)
+            .bind(change.license_id)
+            .bind(change.jwt_sha256.as_slice())
+            .bind(present)
+            .bind(change.uploaded_at)
+            .bind(claims)
+            .bind(refusal)
+            .execute(&mut *tx)
+            .await?;
+        }
+        tx.commit().await
+    }
+
+    /// The licenses that are in coderd as far as the ledger knows, by coderd's id.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn present_licenses(&self, source_id: i16) -> Result<Vec<LicenseChange>, sqlx::Error> {
+        // In the order of sequences, not of batch ids: a batch is where it was committed.
+        let rows: Vec<Row> = sqlx::query_as(
+            "select license_id, jwt_sha256, uploaded_at, claims, refusal
+             from (
+                 select distinct on (license.jwt_sha256) license.*
+                 from license join batch on batch.id = license.batch_id
+                 where license.source_id = $1 order by license.jwt_sha256, batch.sequence desc
+             ) latest
+             where present order by license_id, jwt_sha256",
+        )
+        .bind(source_id)
+        .fetch_all(&self.pool)
+        .await?;
+        rows.into_iter().map(change).collect()
+    }
+}
+
+fn change(row: Row) -> Result<LicenseChange, sqlx::Error> {
+    let state = match (row.claims, row.refusal) {
+        (Some(claims), _) => LicenseState::Verified(claims),
+        (None, refusal) => LicenseState::Refused(refusal.unwrap_or_default()),
+    };
+    let jwt_sha256 = row.jwt_sha256.try_into().map_err(|_| sqlx::Error::Decode("license.jwt_sha256 is not 32 bytes".into()))?;
+    Ok(LicenseChange { license_id: row.license_id, jwt_sha256, uploaded_at: row.uploaded_at, state })
+}

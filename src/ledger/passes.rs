@@ -1,0 +1,181 @@
+//! How far each source is complete: passes of its collector, and where in the log they end.
+
+use chrono::{DateTime, Utc};
+use sqlx::FromRow;
+
+use super::Ledger;
+use crate::event::TopicPartition;
+
+/// A pass whose findings the log has acknowledged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewPass {
+    /// The source that was read.
+    pub source_id: i16,
+    /// When it began.
+    pub started_at: DateTime<Utc>,
+    /// What coderd committed before this instant is in the log. None: this pass claims nothing.
+    pub complete_until: Option<DateTime<Utc>>,
+    /// The hour before which every hour has its runtime row or is over 7 days old.
+    pub runtime_complete_until: Option<DateTime<Utc>>,
+    /// It read everything, not only what is recent.
+    pub full_sweep: bool,
+    /// Events appended to the log.
+    pub produced: i32,
+    /// Of these, found later than an earlier pass had claimed to be complete.
+    pub late: i32,
+    /// Where each partition of the log ended afterwards: all that this and earlier passes appended lies before.
+    pub offsets: Vec<(TopicPartition, i64)>,
+}
+
+/// How far a source is complete in the ledger.
+#[derive(Clone, Debug, Default, PartialEq, Eq, FromRow)]
+pub struct Completeness {
+    /// All that coderd committed before this instant is in the ledger. None: nothing can be said.
+    pub complete_until: Option<DateTime<Utc>>,
+    /// The hour before which every hour has its runtime row in the ledger or is over 7 days old.
+    pub runtime_complete_until: Option<DateTime<Utc>>,
+}
+
+/// Where a collector left off.
+#[derive(Clone, Debug, Default, PartialEq, Eq, FromRow)]
+pub struct LastPass {
+    /// The claim of the last pass, whether or not the ledger is there yet.
+    pub complete_until: Option<DateTime<Utc>>,
+    /// The latest claim of any pass.
+    pub claimed_until: Option<DateTime<Utc>>,
+    /// When the last full sweep began.
+    pub swept_at: Option<DateTime<Utc>>,
+}
+
+impl Ledger {
+    /// Records a pass as a batch and answers its id. Claims never move back, for what was complete stays so.
+    ///
+    /// Rows of `collector_pass_offset` that the ledger has passed tell nothing more and go: a pass without any is in the ledger.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn record_pass(&self, pass: &NewPass) -> Result<i64, sqlx::Error> {
+        let mut tx = self.pool.begin().await?;
+        let pass_id: i64 = sqlx::query_scalar(
+            "with taken as (insert into batch (kind, recorded_at) values ('pass', $1) returning id)
+             insert into collector_pass
+                 (batch_id, source_id, started_at, complete_until, runtime_complete_until, full_sweep, produced, late)
+             select taken.id, $2, $3,
+                 case when $4::timestamptz is not null then greatest($4, (select complete_until from collector_pass
+                     where source_id = $2 and complete_until is not null order by id desc limit 1)) end,
+                 case when $5::timestamptz is not null then greatest($5, (select runtime_complete_until from collector_pass
+                     where source_id = $2 and runtime_complete_until is not null order by id desc limit 1)) end,
+                 $6, $7, $8
+             from taken returning id",
+        )
+        .bind(self.clock.now())
+        .bind(pass.source_id)
+        .bind(pass.started_at)
+        .bind(pass.complete_until)
+        .bind(pass.runtime_complete_until)
+        .bind(pass.full_sweep)
+        .bind(pass.produced)
+        .bind(pass.late)
+        .fetch_one(&mut *tx)
+        .await?;
+        sqlx::query(
+            "delete from collector_pass_offset passed using position
+             where position.topic = passed.topic and position.partition = passed.partition and position.next_offset >= passed.next_offset
+                 and passed.pass_id in (select id from collector_pass where source_id = $1)",
+        )
+        .bind(pass.source_id)
+        .execute(&mut *tx)
+        .await?;
+        let topics: Vec<&str> = pass.offsets.iter().map(|(partition, _)| partition.topic.name()).collect();
+        let partitions: Vec<i32> = pass.offsets.iter().map(|(partition, _)| partition.partition).collect();
+        let offsets: Vec<i64> = pass.offsets.iter().map(|(_, offset)| *offset).collect();
+        sqlx::query(
+            "insert into collector_pass_offset (pass_id, topic, partition, next_offset)
+             select $1, topic, partition, next_offset from unnest($2::text[], $3::integer[], $4::bigint[]) as at (topic, partition, next_offset)",
+        )
+        .bind(pass_id)
+        .bind(&topics)
+        .bind(&partitions)
+        .bind(&offsets)
+        .execute(&mut *tx)
+        .await?;
+        tx.commit().await?;
+        Ok(pass_id)
+    }
+
+    /// Whether all that the pass and those before it appended is in the ledger.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn pass_is_in(&self, pass_id: i64) -> Result<bool, sqlx::Error> {
+        sqlx::query_scalar(
+            "select not exists (
+                 select from collector_pass_offset ahead left join position using (topic, partition)
+                 where ahead.pass_id = $1 and (position.next_offset is null or position.next_offset < ahead.next_offset)
+             )",
+        )
+        .bind(pass_id)
+        .fetch_one(&self.pool)
+        .await
+    }
+
+    /// How far the source is complete: the newest claims of passes that are in the ledger. As claims never move back, these are the largest.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn completeness(&self, source_id: i16) -> Result<Completeness, sqlx::Error> {
+        sqlx::query_as(
+            "with reached as (
+                 select coalesce(
+                     (select min(pass.id) - 1 from collector_pass pass
+                      join collector_pass_offset ahead on ahead.pass_id = pass.id
+                      left join position on position.topic = ahead.topic and position.partition = ahead.partition
+                      where pass.source_id = $1 and (position.next_offset is null or position.next_offset < ahead.next_offset)),
+                     9223372036854775807) as pass_id
+             )
+             select
+                 (select complete_until from collector_pass
+                  where source_id = $1 and complete_until is not null and id <= reached.pass_id order by id desc limit 1) as complete_until,
+                 (select runtime_complete_until from collector_pass
+                  where source_id = $1 and runtime_complete_until is not null and id <= reached.pass_id order by id desc limit 1)
+                     as runtime_complete_until
+             from reached",
+        )
+        .bind(source_id)
+        .fetch_one(&self.pool)
+        .await
+    }
+
+    /// Whether the source's first full pass is in the ledger: from then on its series may be shown.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn backfilled(&self, source_id: i16) -> Result<bool, sqlx::Error> {
+        let first: Option<i64> =
+            sqlx::query_scalar("select id from collector_pass where source_id = $1 and full_sweep order by id limit 1")
+                .bind(source_id)
+                .fetch_optional(&self.pool)
+                .await?;
+        match first {
+            Some(pass_id) => self.pass_is_in(pass_id).await,
+            None => Ok(false),
+        }
+    }
+
+    /// Where the source's collector left off; all None before its first pass.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn last_pass(&self, source_id: i16) -> Result<LastPass, sqlx::Error> {
+        sqlx::query_as(
+            "select
+                 (select complete_until from collector_pass where source_id = $1 order by id desc limit 1) as complete_until,
+                 (select complete_until from collector_pass
+                  where source_id = $1 and complete_until is not null order by id desc limit 1) as claimed_until,
+                 (select started_at from collector_pass where source_id = $1 and full_sweep order by id desc limit 1) as swept_at",
+        )
+        .bind(source_id)
+        .fetch_one(&self.pool)
+        .await
+    }
+}

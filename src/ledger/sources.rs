@@ -1,0 +1,137 @@
+//! Coder deployments as the ledger knows them: each is introduced once, before its first event.
+
+use chrono::{DateTime, Utc};
+use sqlx::FromRow;
+use uuid::Uuid;
+
+use super::Ledger;
+
+/// A Coder deployment.
+#[derive(Clone, Debug, PartialEq, Eq, FromRow)]
+pub struct Source {
+    /// The ledger's own small id.
+    pub id: i16,
+    /// coderd's deployment id.
+    pub deployment_id: Uuid,
+    /// Histograms observe builds completed at or after this instant.
+    pub introduced_at: DateTime<Utc>,
+    /// Builds completed before this were counted once into the baseline and are not collected. None: all history is collected.
+    pub baseline_until: Option<DateTime<Utc>>,
+    /// Whether a collector of ours reads this deployment's database.
+    pub collected: bool,
+}
+
+/// Regular creations before a source's baseline, under one set of names.
+#[derive(Clone, Debug, PartialEq, Eq, FromRow)]
+pub struct BaselineRow {
+    /// Label.
+    pub organization_name: String,
+    /// Label.
+    pub template_name: String,
+    /// Label; empty without a preset.
+    pub preset_name: String,
+    /// How many.
+    pub creations: i64,
+}
+
+/// Where collecting begins, and what the all-time counters begin with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Baseline {
+    /// Builds completed before this are not collected.
+    pub until: DateTime<Utc>,
+    /// coderd's count of creations before it.
+    pub creations: Vec<BaselineRow>,
+}
+
+impl Ledger {
+    /// Introduces a collected source with its baseline, in one batch. One that is there already stays as it was first introduced and only
+    /// becomes collected: what was observed or counted since cannot be taken back.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn register_source(
+        &self,
+        deployment_id: Uuid,
+        introduced_at: DateTime<Utc>,
+        baseline: Option<&Baseline>,
+    ) -> Result<Source, sqlx::Error> {
+        let mut tx = self.pool.begin().await?;
+        // The one row of `ledger` is every batch's last lock; taken first here, it keeps two introductions apart.
+        sqlx::query("select from ledger for update").execute(&mut *tx).await?;
+        let known: Option<Source> = sqlx::query_as(
+            "update source set collected = true where deployment_id = $1
+             returning id, deployment_id, introduced_at, baseline_until, collected",
+        )
+        .bind(deployment_id)
+        .fetch_optional(&mut *tx)
+        .await?;
+        if let Some(source) = known {
+            tx.commit().await?;
+            return Ok(source);
+        }
+        let batch_id: i64 = sqlx::query_scalar("insert into batch (kind, recorded_at) values ('source', $1) returning id")
+            .bind(self.clock.now())
+            .fetch_one(&mut *tx)
+            .await?;
+        let source: Source = sqlx::query_as(
+            "insert into source (deployment_id, batch_id, introduced_at, baseline_until, collected) values ($1, $2, $3, $4, true)
+             returning id, deployment_id, introduced_at, baseline_until, collected",
+        )
+        .bind(deployment_id)
+        .bind(batch_id)
+        .bind(introduced_at)
+        .bind(baseline.map(|baseline| baseline.until))
+        .fetch_one(&mut *tx)
+        .await?;
+        for row in baseline.into_iter().flat_map(|baseline| &baseline.creations) {
+            sqlx::query(
+                "insert into creation_baseline (source_id, batch_id, organization_name, template_name, preset_name, creations)
+                 values ($1, $2, $3, $4, $5, $6)",
+            )
+            .bind(source.id)
+            .bind(batch_id)
+            .bind(&row.organization_name)
+            .bind(&row.template_name)
+            .bind(&row.preset_name)
+            .bind(row.creations)
+            .execute(&mut *tx)
+            .await?;
+        }
+        tx.commit().await?;
+        Ok(source)
+    }
+
+    /// The source of this deployment, if it was introduced.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn source(&self, deployment_id: Uuid) -> Result<Option<Source>, sqlx::Error> {
+        sqlx::query_as("select id, deployment_id, introduced_at, baseline_until, collected from source where deployment_id = $1")
+            .bind(deployment_id)
+            .fetch_optional(&self.pool)
+            .await
+    }
+
+    /// All sources, in the order of their introduction.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn sources(&self) -> Result<Vec<Source>, sqlx::Error> {
+        sqlx::query_as("select id, deployment_id, introduced_at, baseline_until, collected from source order by id")
+            .fetch_all(&self.pool)
+            .await
+    }
+
+    /// What a source's all-time counters begin with, by names.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn creation_baseline(&self, source_id: i16) -> Result<Vec<BaselineRow>, sqlx::Error> {
+        sqlx::query_as(
+            "select organization_name, template_name, preset_name, creations from creation_baseline where source_id = $1 order by 1, 2, 3",
+        )
+        .bind(source_id)
+        .fetch_all(&self.pool)
+        .await
+    }
+}
