@@ -3,6 +3,7 @@
 // Each part is used by some test; which of its methods are depends on the tests that exist.
 #![allow(dead_code)]
 
+pub mod coderd;
 pub mod ports;
 pub mod process;
 pub mod prometheus;
