@@ -160,7 +160,7 @@ impl Coderd {
 
     /// Writes a completed build in a transaction of its own.
     pub async fn build(&self, build: &Build) -> Uuid {
-        self.build_in(&mut *self.database.pool.acquire().await.unwrap(), build).await
+        self.build_in(&mut self.database.pool.acquire().await.unwrap(), build).await
     }
 
     /// Writes a completed build in the connection's transaction.
