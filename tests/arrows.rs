@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 /// name the leaves.
 const ARROWS: &[(&str, &[&str])] = &[
     ("api", ANY),
-    ("audit", &["event", "log", "ledger", "coderd"]),
+    ("audit", &["event", "log", "ledger", "coderd", "collectors"]),
     ("cli", ANY),
     ("clock", &[]),
     ("coderd", &[]),

@@ -3,6 +3,7 @@
 //! Each file holds one subject and its SQL. Whatever a fold, an export or a close reads belongs to a row of `batch`, which takes the next
 //! ledger sequence inside its transaction's commit.
 
+mod audit;
 mod connect;
 mod follow;
 mod known;
@@ -16,6 +17,7 @@ mod rows;
 mod snapshots;
 mod sources;
 
+pub use audit::{Difference, LedgerBooks, PartitionBooks};
 pub use connect::{LedgerError, LedgerSettings};
 pub use follow::{Entry, Fact};
 pub use leases::Lease;
