@@ -5,6 +5,7 @@
 
 mod connect;
 mod follow;
+mod hints;
 mod positions;
 mod record;
 mod replays;
@@ -13,11 +14,12 @@ mod snapshots;
 
 pub use connect::{LedgerError, LedgerSettings};
 pub use follow::{Entry, Fact};
+pub use hints::Hints;
 pub use positions::{Claim, LastRecord};
 pub use record::{Arrival, Chain, Counts, Foreseen, RecordError, Refusal, Verdict};
 pub use replays::ReplayRange;
 pub use rows::fingerprint;
-pub use snapshots::Snapshot;
+pub use snapshots::{Head, Snapshot};
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
