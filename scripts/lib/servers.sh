@@ -1,0 +1,154 @@
+# Starts one PostgreSQL and one Kafka broker for tests, on free loopback ports with temporary data, and stops exactly these.
+# Sourced, never run, after paths.sh. The caller calls start_servers once; an exit trap does the rest.
+# shellcheck shell=bash source=scripts/lib/paths.sh disable=SC2154
+
+servers="" # the folder that holds all their data, logs, and the temporary files of what is run beside them
+postgres_pid="" kafka_pid="" command_pid=""
+
+# Takes a block of 200 ports for this run: a lock keeps a second run out of it, and it lies below the range from which Linux gives
+# ports to outgoing connections. The first ten are the servers', the rest are the tests' (TALLYLINE_TEST_PORTS).
+take_ports() {
+    local locks=/tmp/tallyline-ports-$EUID block offset port
+    mkdir -p "$locks"
+    for block in {0..49}; do
+        exec {ports_lock}>"$locks/$block"
+        first_port=$((20000 + block * 200))
+        if flock -n "$ports_lock"; then
+            for offset in 0 1 2; do
+                port=$((first_port + offset))
+                ! (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null || continue 2
+            done
+            return
+        fi
+        exec {ports_lock}>&-
+    done
+    fail "no free block of ports: all from 20000 to 29999 are in use"
+}
+
+# PostgreSQL refuses root: then it runs as the user that its package made. A server must not outlive this script, even a killed one.
+as_postgres() {
+    local user=()
+    ((EUID != 0)) || user=(--reuid=postgres --regid=postgres --init-groups)
+    exec setpriv "${user[@]}" --pdeathsig=QUIT "$@"
+}
+
+start_postgres() {
+    local bin data=$servers/postgres
+    bin=$(postgres_bin)
+    mkdir -m 700 "$data"
+    ((EUID != 0)) || chown postgres: "$data"
+    (cd / && as_postgres "$bin/initdb" -D "$data" -U postgres -A trust --no-sync -E UTF8 --locale=C.UTF-8) >"$servers/initdb.log" 2>&1 ||
+        fail "initdb: $(tail -n 5 "$servers/initdb.log")"
+    # fsync stays on: tests kill and restart, and speeds are compared.
+    as_postgres "$bin/postgres" -D "$data" -h 127.0.0.1 -p "$first_port" -c unix_socket_directories= -c max_connections=300 \
+        -c shared_buffers=256MB -c max_wal_size=2GB -c log_line_prefix='%m [%p] %d %a ' >"$servers/postgres.log" 2>&1 &
+    postgres_pid=$!
+    export TALLYLINE_TEST_POSTGRES=postgres://postgres@127.0.0.1:$first_port/postgres
+}
+
+start_kafka() {
+    local java data=$servers/kafka broker=$((first_port + 1)) controller=$((first_port + 2))
+    java=$(java_program)
+    mkdir "$data"
+    cat >"$servers/kafka.properties" <<END
+process.roles=broker,controller
+node.id=1
+controller.quorum.voters=1@127.0.0.1:$controller
+listeners=PLAINTEXT://127.0.0.1:$broker,CONTROLLER://127.0.0.1:$controller
+advertised.listeners=PLAINTEXT://127.0.0.1:$broker
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+inter.broker.listener.name=PLAINTEXT
+controller.listener.names=CONTROLLER
+log.dirs=$data
+auto.create.topics.enable=false
+# One node holds everything.
+offsets.topic.replication.factor=1
+offsets.topic.num.partitions=4
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+transaction.state.log.num.partitions=4
+share.coordinator.state.topic.replication.factor=1
+share.coordinator.state.topic.min.isr=1
+share.coordinator.state.topic.num.partitions=1
+# Consumers that are killed in tests are missed soon, by either group protocol; a test may ask for less.
+group.initial.rebalance.delay.ms=0
+group.min.session.timeout.ms=1000
+group.consumer.min.session.timeout.ms=1000
+group.consumer.session.timeout.ms=6000
+group.consumer.min.heartbeat.interval.ms=300
+group.consumer.heartbeat.interval.ms=1000
+END
+    "$java" -Xmx256m -XX:TieredStopAtLevel=1 -XX:+UseSerialGC -cp "$kafka_libs/*" kafka.tools.StorageTool format \
+        -t MkU3OEVBNTcwNTJENDM2Qg -c "$servers/kafka.properties" >"$servers/kafka-format.log" 2>&1 ||
+        fail "formatting Kafka's storage: $(tail -n 5 "$servers/kafka-format.log")"
+    setpriv --pdeathsig=KILL "$java" -Xms512m -Xmx1g -XX:+UseG1GC "-Dlog4j2.configurationFile=$repository/scripts/kafka/log4j2.xml" \
+        -cp "$kafka_libs/*" kafka.Kafka "$servers/kafka.properties" >"$servers/kafka.log" 2>&1 &
+    kafka_pid=$!
+    export TALLYLINE_TEST_KAFKA=127.0.0.1:$broker
+}
+
+# await_server NAME PID LOG CHECK...: until the check succeeds; a server that ended, or 60 seconds, is a failure with its last words.
+await_server() {
+    local name=$1 pid=$2 log=$3 deadline=$((SECONDS + 60))
+    shift 3
+    until "$@" >/dev/null 2>&1; do
+        kill -0 "$pid" 2>/dev/null || fail "$name ended: $(tail -n 20 "$log")"
+        ((SECONDS < deadline)) || fail "$name did not answer within 60 s: $(tail -n 20 "$log")"
+        sleep 0.05
+    done
+}
+
+port_answers() {
+    (exec 3<>"/dev/tcp/127.0.0.1/$1")
+}
+
+start_servers() {
+    trap stop_servers EXIT
+    trap 'exit 130' INT
+    trap 'exit 143' TERM HUP
+    take_ports
+    servers=$(mktemp -d /tmp/tallyline-servers.XXXXXX)
+    chmod 711 "$servers" # the postgres user passes through
+    mkdir -m 1777 "$servers/tmp"
+    set -m # each server in a process group of its own: Ctrl-C reaches this script only, which stops them in order
+    start_postgres
+    start_kafka
+    set +m
+    await_server PostgreSQL "$postgres_pid" "$servers/postgres.log" "$(postgres_bin)/pg_isready" -h 127.0.0.1 -p "$first_port"
+    await_server Kafka "$kafka_pid" "$servers/kafka.log" port_answers "$((first_port + 1))"
+    export TALLYLINE_TEST_PROMETHEUS_3=$prometheus_3/usr/bin/prometheus
+    export TALLYLINE_TEST_PROMETHEUS_2=$prometheus_2/usr/bin/prometheus
+    export TALLYLINE_TEST_PROMTOOL=$prometheus_3/usr/bin/promtool
+    export TALLYLINE_TEST_PORTS=$((first_port + 10))-$((first_port + 199))
+    export TMPDIR=$servers/tmp
+}
+
+# Runs a command beside the servers, and tells a server that ended meanwhile.
+run_beside_servers() {
+    local result=0
+    set -m
+    "$@" </dev/null &
+    command_pid=$!
+    set +m
+    wait "$command_pid" || result=$?
+    command_pid=
+    kill -0 "$postgres_pid" 2>/dev/null || fail "PostgreSQL ended meanwhile: $(tail -n 20 "$servers/postgres.log")"
+    kill -0 "$kafka_pid" 2>/dev/null || fail "Kafka ended meanwhile: $(tail -n 20 "$servers/kafka.log")"
+    return "$result"
+}
+
+stop_servers() {
+    trap '' INT TERM HUP
+    local pid
+    if [[ -n $command_pid ]]; then
+        kill -TERM -- "-$command_pid" 2>/dev/null || true
+        wait "$command_pid" 2>/dev/null || true
+    fi
+    # Their data is thrown away: both are told to end at once.
+    [[ -z $postgres_pid ]] || kill -QUIT "$postgres_pid" 2>/dev/null || true
+    [[ -z $kafka_pid ]] || kill -KILL "$kafka_pid" 2>/dev/null || true
+    for pid in $postgres_pid $kafka_pid; do
+        wait "$pid" 2>/dev/null || true
+    done
+    [[ -z $servers ]] || rm -rf "$servers"
+}

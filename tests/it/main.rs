@@ -1,0 +1,4 @@
+//! The integration tests, one binary (linking is what costs time). They need the servers that `scripts/test` starts.
+
+mod smoke;
+mod support;

@@ -1,0 +1,89 @@
+//! What a test gets from its surroundings: a database and topics of its own, real processes, and a wait with a deadline.
+
+// Each part is used by some test; which of its methods are depends on the tests that exist.
+#![allow(dead_code)]
+
+pub mod ports;
+pub mod process;
+pub mod prometheus;
+
+use std::future::Future;
+use std::time::{Duration, Instant};
+
+use sqlx::PgPool;
+use sqlx::postgres::PgPoolOptions;
+use uuid::Uuid;
+
+/// A setting that `scripts/test` makes when it starts the servers. A missing one is a failure: no test is skipped.
+pub fn setting(name: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| {
+        panic!("{name} is not set: run scripts/test, or scripts/with-servers cargo test …, which start the servers that this test needs")
+    })
+}
+
+/// A database of its own for one test, empty, owned by a superuser. It goes when the server does, at the end of the run.
+pub struct Database {
+    pub name: String,
+    pub url: String,
+    /// At most five connections, each acquired within ten seconds.
+    pub pool: PgPool,
+}
+
+/// Creates a database on the server of `scripts/test`.
+pub async fn database() -> Database {
+    let server = setting("TALLYLINE_TEST_POSTGRES");
+    let name = format!("test_{}", Uuid::new_v4().simple());
+    let admin = pool(&server).await;
+    sqlx::query(sqlx::AssertSqlSafe(format!("create database {name}"))).execute(&admin).await.expect("create a database");
+    admin.close().await;
+    let (address, _) = server.rsplit_once('/').expect("the server's address ends in a database name");
+    let url = format!("{address}/{name}");
+    Database { pool: pool(&url).await, name, url }
+}
+
+async fn pool(url: &str) -> PgPool {
+    PgPoolOptions::new()
+        .max_connections(5)
+        .acquire_timeout(Duration::from_secs(10))
+        .connect(url)
+        .await
+        .unwrap_or_else(|error| panic!("PostgreSQL at {url}: {error}"))
+}
+
+/// The broker, and what keeps one test's topics and groups apart from all others'.
+pub struct Kafka {
+    /// `bootstrap.servers`.
+    pub brokers: String,
+    /// Put before every topic and group name: `t0123….`.
+    pub prefix: String,
+}
+
+/// The broker of `scripts/test`, with a prefix of its own.
+pub fn kafka() -> Kafka {
+    Kafka { brokers: setting("TALLYLINE_TEST_KAFKA"), prefix: format!("t{}.", Uuid::new_v4().simple()) }
+}
+
+impl Kafka {
+    /// A topic's or group's name under this test's prefix.
+    pub fn name(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+}
+
+/// Asks again and again until the condition holds.
+///
+/// # Panics
+/// With `what` when it does not hold within `deadline`, or when one answer alone takes longer than that.
+pub async fn eventually<F, Answer>(deadline: Duration, what: &str, mut condition: F)
+where
+    F: FnMut() -> Answer,
+    Answer: Future<Output = bool>,
+{
+    let waited = async {
+        while !condition().await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let begun = Instant::now();
+    assert!(tokio::time::timeout(deadline, waited).await.is_ok(), "not within {:?}: {what}", begun.elapsed());
+}
