@@ -8,7 +8,6 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
-use uuid::Uuid;
 
 use super::{Ledger, rows};
 use crate::event::UsageQuantity;
@@ -76,14 +75,6 @@ pub struct Pending {
 }
 
 impl Ledger {
-    /// The ledger's small id of a deployment, if it was introduced.
-    ///
-    /// # Errors
-    /// The database's.
-    pub async fn publication_source(&self, deployment: Uuid) -> Result<Option<i16>, sqlx::Error> {
-        sqlx::query_scalar("select id from source where deployment_id = $1").bind(deployment).fetch_optional(&self.pool).await
-    }
-
     /// Leases at most `limit` rows that are due, oldest event first, of events later than `after`. A row that is not due or leased by
     /// somebody else holds nothing back.
     ///

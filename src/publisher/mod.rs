@@ -126,10 +126,11 @@ impl Publisher {
             self.condition.set(Condition::NoDatabase);
             return Ok(Cycle::default());
         };
-        let Some(source_id) = self.ledger.publication_source(self.settings.deployment).await? else {
+        let Some(source) = self.ledger.source(self.settings.deployment).await? else {
             self.condition.set(Condition::NotIntroduced);
             return Ok(Cycle::default());
         };
+        let source_id = source.id;
         let stopped = matches!(self.condition.get(), Condition::Stopped(_));
         let mut cycle = Cycle::default();
         if !stopped {
