@@ -23,7 +23,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("log", &["event"]),
     ("metrics", &[]),
     ("projection", &["stages", "ledger", "event"]),
-    ("publisher", &["ledger", "tallyman", "coderd", "license"]),
+    ("publisher", &["event", "ledger", "tallyman", "coderd", "license"]),
     ("sim", &[]),
     ("stages", &["event", "license", "metrics"]),
     ("tallyman", &[]),

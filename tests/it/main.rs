@@ -4,5 +4,6 @@ mod coderd_sim;
 mod collector;
 mod log_contract;
 mod oracle;
+mod publisher;
 mod smoke;
 mod support;
