@@ -514,6 +514,11 @@ async fn licenses_are_recorded_as_they_come_and_go() {
     assert_eq!(rows, 2, "one change when it came, one when it went");
 }
 
+/// Pages that a line of a plan says were touched: `Buffers: shared hit=271 read=3`.
+fn pages_of(line: &str) -> i64 {
+    line.split([' ', '=']).filter_map(|word| word.parse::<i64>().ok()).sum()
+}
+
 #[tokio::test]
 async fn the_incremental_probe_reads_only_the_index() {
     let coderd = Coderd::new(SchemaVersion::Sep2026).await;
@@ -533,6 +538,10 @@ async fn the_incremental_probe_reads_only_the_index() {
     let plan = reader.explain_recent_build_keys(after, 1000).await.unwrap().join("\n");
     assert!(!plan.contains("Seq Scan on provisioner_jobs"), "{plan}");
     assert!(plan.contains("provisioner_jobs_worker_id_organization_id_completed_at_idx"), "{plan}");
+    let pages: i64 =
+        sqlx::query_scalar("select pg_relation_size('provisioner_jobs') / 8192").fetch_one(&coderd.database.pool).await.unwrap();
+    let touched: i64 = plan.lines().filter(|line| line.contains("Buffers: shared")).map(pages_of).max().unwrap();
+    assert!(touched * 2 < pages, "{touched} of {pages} pages for the last 100 minutes of three weeks\n{plan}");
     let keys = reader.recent_build_keys(after, 1000).await.unwrap();
     let expected: i64 = sqlx::query_scalar("select count(*) from provisioner_jobs where completed_at >= $1")
         .bind(after.0)
