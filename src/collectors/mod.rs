@@ -11,6 +11,7 @@ mod run;
 mod runtime;
 mod seen;
 mod settings;
+mod take;
 
 pub use open::Collector;
 pub use pass::PassReport;

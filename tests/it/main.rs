@@ -2,6 +2,7 @@
 
 mod coderd_sim;
 mod collector;
+mod leases;
 mod log_contract;
 mod oracle;
 mod publisher;
