@@ -6,6 +6,7 @@
 mod audit;
 mod connect;
 mod follow;
+mod hints;
 mod known;
 mod leases;
 mod licenses;
@@ -20,6 +21,7 @@ mod sources;
 pub use audit::{Difference, LedgerBooks, PartitionBooks};
 pub use connect::{LedgerError, LedgerSettings};
 pub use follow::{Entry, Fact};
+pub use hints::Hints;
 pub use leases::Lease;
 pub use licenses::{LicenseChange, LicenseState};
 pub use passes::{Completeness, LastPass, NewPass};
@@ -27,7 +29,7 @@ pub use positions::{Claim, LastRecord};
 pub use record::{Arrival, Chain, Counts, Foreseen, RecordError, Refusal, Verdict};
 pub use replays::ReplayRange;
 pub use rows::fingerprint;
-pub use snapshots::Snapshot;
+pub use snapshots::{Head, Snapshot};
 pub use sources::{Baseline, BaselineRow, Source};
 
 use std::collections::HashMap;
