@@ -2,7 +2,9 @@
 
 mod coderd_sim;
 mod collector;
+mod ledger;
 mod log_contract;
 mod oracle;
+mod projection;
 mod smoke;
 mod support;
