@@ -3,8 +3,10 @@
 mod coderd_sim;
 mod collector;
 mod leases;
+mod ledger;
 mod log_contract;
 mod oracle;
+mod projection;
 mod publisher;
 mod smoke;
 mod support;
