@@ -65,10 +65,10 @@ impl Shown {
         self.now.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Says a change once.
+    /// Says a change once. What has stopped stays so.
     pub(super) fn set(&self, condition: Condition) {
         let mut now = self.now.lock().unwrap_or_else(PoisonError::into_inner);
-        if *now == condition {
+        if *now == condition || matches!(*now, Condition::Stopped(_)) {
             return;
         }
         let source = self.source;

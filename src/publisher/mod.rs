@@ -47,7 +47,7 @@ pub struct Publisher {
     first_mark: Option<Option<DateTime<Utc>>>,
 }
 
-/// What one cycle did.
+/// What one cycle did. Events are counted by their requests' verdicts as recorded.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cycle {
     /// Requests written down and sent.
@@ -155,9 +155,9 @@ impl Publisher {
 
     /// Settles what is too old to be sent, unless coderd has published it: then it is not ours. While coderd holds a fresh claim its answer
     /// may be on the way, and the event is left for the next cycle.
-    async fn settle_old(&self, reader: &mut Reader, source_id: i16, settled: &mut Settled) -> anyhow::Result<()> {
+    async fn settle_old(&self, reader: &mut Reader, source_id: i16, settled: &mut Settled, stop: &CancellationToken) -> anyhow::Result<()> {
         let mut after = None;
-        loop {
+        while !stop.is_cancelled() {
             let now = self.ledger.clock.now();
             let old = self.ledger.old_publications(source_id, look::sendable_after(now), after.as_ref(), OLD_PAGE).await?;
             let Some(last) = old.last().cloned() else { return Ok(()) };
@@ -170,6 +170,7 @@ impl Publisher {
             self.settle(source_id, &too_old, Settlement::TooOld, settled).await?;
             after = Some(last);
         }
+        Ok(())
     }
 
     async fn settle(&self, source_id: i16, ids: &[String], settlement: Settlement, settled: &mut Settled) -> anyhow::Result<()> {

@@ -22,7 +22,7 @@ impl Publisher {
         cycle: &mut Cycle,
         stop: &CancellationToken,
     ) -> anyhow::Result<()> {
-        self.settle_old(reader, source_id, &mut cycle.settled).await?;
+        self.settle_old(reader, source_id, &mut cycle.settled, stop).await?;
         while !stop.is_cancelled() && self.follow(reader, source_id, cycle).await? {}
         self.condition.set(Condition::Working);
         Ok(())

@@ -27,7 +27,7 @@ impl Publisher {
         if self.stops_for_coderd(reader).await? {
             return Ok(());
         }
-        self.settle_old(reader, source_id, &mut cycle.settled).await?;
+        self.settle_old(reader, source_id, &mut cycle.settled, stop).await?;
         while !stop.is_cancelled() {
             if self.stops_for_coderd(reader).await? {
                 return Ok(());

@@ -132,3 +132,14 @@ async fn a_database_of_coderd_that_cannot_be_reached_is_said_and_holds_no_lease(
     world.settings.coderd = there;
     assert_eq!(world.cycle().await.accepted, 1);
 }
+
+#[tokio::test]
+async fn a_fault_of_coderds_database_in_mid_cycle_gives_the_leases_back() {
+    let mut world = World::new().await;
+    world.settings.mode = Mode::Shadow;
+    world.add(&[usage("a", start_time())]).await;
+    sqlx::query("alter table usage_events rename to elsewhere").execute(&world.coderd).await.unwrap();
+    assert!(world.publisher().cycle(&world.stop).await.is_err());
+    sqlx::query("alter table elsewhere rename to usage_events").execute(&world.coderd).await.unwrap();
+    assert_eq!(world.cycle().await.waiting, 1);
+}

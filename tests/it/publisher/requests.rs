@@ -216,3 +216,15 @@ async fn a_running_publisher_outlasts_faults() {
     tokio::time::timeout(DEADLINE, running).await.expect("it ends").unwrap();
     assert_eq!(world.vendor.books().requests, 4);
 }
+
+#[tokio::test]
+async fn a_process_that_was_held_up_until_its_lease_could_end_too_early_sends_nothing() {
+    let mut world = World::new().await;
+    // writing the request down takes longer than what is left of the lease beyond the request's timeout
+    world.settings.lease = world.settings.tallyman.request_timeout + Duration::from_nanos(1);
+    world.add(&[usage("a", start_time())]).await;
+    let cycle = world.cycle().await;
+    assert!(matches!(&cycle.failure, Some(SendError::Unreachable(why)) if why.contains("held up")), "{cycle:?}");
+    assert_eq!(world.vendor.books().requests, 0);
+    assert_eq!(world.ledger.pending_publications(world.source.id).await.unwrap().unanswered, 0);
+}
