@@ -5,6 +5,7 @@
 
 mod connect;
 mod follow;
+mod hints;
 mod known;
 mod leases;
 mod licenses;
@@ -21,12 +22,13 @@ pub use follow::{Entry, Fact};
 pub use leases::Lease;
 pub use licenses::{LicenseChange, LicenseState};
 pub use passes::{Completeness, LastPass, NewPass};
+pub use hints::Hints;
 pub use positions::{Claim, LastRecord};
 pub use record::{Arrival, Chain, Counts, Foreseen, RecordError, Refusal, Verdict};
 pub use replays::ReplayRange;
 pub use rows::fingerprint;
-pub use snapshots::Snapshot;
 pub use sources::{Baseline, BaselineRow, Source};
+pub use snapshots::{Head, Snapshot};
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};

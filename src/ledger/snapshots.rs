@@ -8,9 +8,20 @@ use super::Ledger;
 /// Kept for each stage and rules version; older ones go when a newer one is saved.
 const KEPT: i64 = 2;
 
+/// How far which ledger is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// The ledger's identity.
+    pub incarnation: Uuid,
+    /// Its highest sequence; 0 for an empty ledger.
+    pub sequence: i64,
+}
+
 /// The state of a stage after the batch of `sequence`.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
+    /// Which ledger's sequence it is.
+    pub incarnation: Uuid,
     /// The ledger sequence of the last batch in it; 0 is the empty ledger.
     pub sequence: i64,
     /// The stage's own serialisation.
@@ -34,13 +45,22 @@ impl Ledger {
         sqlx::query("select next_sequence - 1 from ledger").fetch_one(&self.pool).await?.try_get(0)
     }
 
+    /// Identity and highest sequence, of one moment.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn head(&self) -> Result<Head, sqlx::Error> {
+        let row = sqlx::query("select incarnation, next_sequence - 1 from ledger").fetch_one(&self.pool).await?;
+        Ok(Head { incarnation: row.try_get(0)?, sequence: row.try_get(1)? })
+    }
+
     /// The newest snapshot of this stage under these rules in this incarnation, at most at `limit`.
     ///
     /// # Errors
     /// The database's.
     pub async fn load_snapshot(&self, stage: &str, rules_version: i32, limit: i64) -> Result<Option<Snapshot>, sqlx::Error> {
         let row = sqlx::query(
-            "select sequence, state from snapshot join ledger using (incarnation)
+            "select incarnation, sequence, state from snapshot join ledger using (incarnation)
              where stage = $1 and rules_version = $2 and sequence <= $3 and sequence < next_sequence order by sequence desc limit 1",
         )
         .bind(stage)
@@ -48,23 +68,27 @@ impl Ledger {
         .bind(limit)
         .fetch_optional(&self.pool)
         .await?;
-        row.map(|row| Ok(Snapshot { sequence: row.try_get("sequence")?, state: row.try_get("state")? })).transpose()
+        row.map(|row| {
+            Ok(Snapshot { incarnation: row.try_get("incarnation")?, sequence: row.try_get("sequence")?, state: row.try_get("state")? })
+        })
+        .transpose()
     }
 
-    /// Keeps a snapshot and lets all but the newest few go.
+    /// Keeps a snapshot and lets all but the newest few go. One of another incarnation is not kept: its sequence means another batch here.
     ///
     /// # Errors
     /// The database's.
     pub async fn save_snapshot(&self, stage: &str, rules_version: i32, snapshot: &Snapshot) -> Result<(), sqlx::Error> {
         sqlx::query(
             "insert into snapshot (stage, rules_version, incarnation, sequence, state, taken_at)
-             select $1, $2, incarnation, $3, $4, $5 from ledger on conflict do nothing",
+             select $1, $2, incarnation, $3, $4, $5 from ledger where incarnation = $6 on conflict do nothing",
         )
         .bind(stage)
         .bind(rules_version)
         .bind(snapshot.sequence)
         .bind(&snapshot.state)
         .bind(self.clock.now())
+        .bind(snapshot.incarnation)
         .execute(&self.pool)
         .await?;
         sqlx::query(

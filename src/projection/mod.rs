@@ -1,1 +1,14 @@
-//! Drives a fold along the ledger and keeps its snapshot.
+//! Drives a fold along the ledger: begins at a snapshot or at zero, follows new batches, shows its state to readers and keeps snapshots.
+
+mod error;
+mod fold;
+mod follow;
+mod shown;
+mod translate;
+mod view;
+
+pub use error::ProjectionError;
+pub use fold::{Folded, fold_to};
+pub use follow::{Projection, ProjectionSettings};
+pub use shown::{ShownFamilies, families};
+pub use view::{Standing, View};

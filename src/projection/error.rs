@@ -1,0 +1,46 @@
+//! Why a fold cannot go on.
+
+use crate::stages::Broken;
+
+/// Why a fold cannot go on. Only [`ProjectionError::Unavailable`] may pass; the others are broken promises, after which no state may be shown.
+#[derive(Debug, thiserror::Error)]
+pub enum ProjectionError {
+    /// The ledger gives no answer, or one that this version cannot read.
+    #[error("the ledger cannot be read: {0}")]
+    Unavailable(#[from] sqlx::Error),
+    /// Sequences have no holes.
+    #[error("after sequence {after} the ledger has {found:?}: its order is broken")]
+    Hole {
+        /// The sequence that the fold has reached.
+        after: i64,
+        /// What came instead of the next; nothing, where the ledger says that there is more.
+        found: Option<i64>,
+    },
+    /// A ledger does not lose what it had; one that was restored must be made a new incarnation.
+    #[error("the ledger is at sequence {now} and was at {was}: a restored ledger needs `tallyline recover`")]
+    WentBack {
+        /// The sequence that the fold has reached.
+        was: i64,
+        /// The ledger's highest sequence.
+        now: i64,
+    },
+    /// A batch tells what no ledger tells.
+    #[error("batch {sequence} cannot be folded: {source}")]
+    Broken {
+        /// The batch.
+        sequence: i64,
+        /// What it breaks.
+        source: Broken,
+    },
+    /// A batch holds what this version cannot read.
+    #[error("batch {sequence} cannot be read by this version: {problem}")]
+    Unreadable {
+        /// The batch.
+        sequence: i64,
+        /// Which part, and why.
+        problem: String,
+    },
+    /// A state has no JSON form.
+    #[error("the state cannot be saved: {0}")]
+    Unsaveable(#[source] serde_json::Error),
+}

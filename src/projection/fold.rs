@@ -1,0 +1,94 @@
+//! One step of a fold, and a fold as a whole.
+
+use uuid::Uuid;
+
+use super::{ProjectionError, translate};
+use crate::ledger::{Entry, Ledger, Snapshot};
+use crate::stages::Stage;
+
+/// A state, and up to where it is true.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Folded<S> {
+    /// Which ledger's sequence it is.
+    pub incarnation: Uuid,
+    /// The last batch in it; 0 is the empty ledger.
+    pub sequence: i64,
+    /// The stage's state.
+    pub state: S,
+}
+
+impl<S: Stage> Folded<S> {
+    /// The state of the empty ledger.
+    #[must_use]
+    pub fn zero(incarnation: Uuid) -> Self {
+        Self { incarnation, sequence: 0, state: S::default() }
+    }
+
+    /// Adds the batch that follows.
+    ///
+    /// # Errors
+    /// [`ProjectionError::Hole`], [`ProjectionError::Unreadable`] or [`ProjectionError::Broken`]; the state may then hold a part of the batch
+    /// and must not be used any more.
+    pub(super) fn add(&mut self, entry: Entry) -> Result<(), ProjectionError> {
+        let sequence = entry.sequence;
+        if sequence != self.sequence + 1 {
+            return Err(ProjectionError::Hole { after: self.sequence, found: Some(sequence) });
+        }
+        for fact in entry.facts {
+            let fact = translate::fact(fact).map_err(|problem| ProjectionError::Unreadable { sequence, problem })?;
+            self.state.apply(&fact).map_err(|source| ProjectionError::Broken { sequence, source })?;
+        }
+        self.sequence = sequence;
+        Ok(())
+    }
+
+    /// The newest snapshot at or before `limit` that this version reads, or zero.
+    pub(super) async fn begin(ledger: &Ledger, incarnation: Uuid, limit: i64) -> Result<Self, ProjectionError> {
+        let Some(found) = ledger.load_snapshot(S::NAME, S::RULES_VERSION, limit).await? else { return Ok(Self::zero(incarnation)) };
+        match serde_json::from_slice(&found.state) {
+            Ok(state) => Ok(Self { incarnation: found.incarnation, sequence: found.sequence, state }),
+            Err(error) => {
+                tracing::warn!(stage = S::NAME, sequence = found.sequence, %error, "a snapshot cannot be read: folding from zero");
+                Ok(Self::zero(incarnation))
+            }
+        }
+    }
+
+    /// The form in which it is kept.
+    pub(super) fn snapshot(&self) -> Result<Snapshot, ProjectionError> {
+        let state = serde_json::to_vec(&self.state).map_err(ProjectionError::Unsaveable)?;
+        Ok(Snapshot { incarnation: self.incarnation, sequence: self.sequence, state })
+    }
+}
+
+/// Folds the ledger from zero up to `limit`, or to its end if that comes first: for a rebuild, or for what was known then.
+///
+/// # Errors
+/// [`ProjectionError`]; also where the ledger becomes another incarnation meanwhile.
+pub async fn fold_to<S: Stage>(ledger: &Ledger, limit: i64) -> Result<Folded<S>, ProjectionError> {
+    let head = ledger.head().await?;
+    let mut folded = Folded::zero(head.incarnation);
+    let end = limit.min(head.sequence);
+    while folded.sequence < end {
+        let Some(page) = next_page(ledger, folded.incarnation, folded.sequence, end).await? else {
+            return Err(sqlx::Error::Protocol("the ledger became another incarnation while it was folded".into()).into());
+        };
+        for entry in page {
+            folded.add(entry)?;
+        }
+    }
+    Ok(folded)
+}
+
+/// The batches after `sequence` up to `end`, which the ledger has reached; none if the ledger is another one by now.
+pub(super) async fn next_page(ledger: &Ledger, incarnation: Uuid, sequence: i64, end: i64) -> Result<Option<Vec<Entry>>, ProjectionError> {
+    let page = ledger.entries_after(sequence, end).await?;
+    // Asked afterwards: an incarnation never comes back, so the page is of this one.
+    if ledger.incarnation().await? != incarnation {
+        return Ok(None);
+    }
+    if page.is_empty() {
+        return Err(ProjectionError::Hole { after: sequence, found: None });
+    }
+    Ok(Some(page))
+}

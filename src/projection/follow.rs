@@ -1,0 +1,179 @@
+//! The loop that keeps a state at the ledger's end.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::fold::next_page;
+use super::{Folded, ProjectionError, View};
+use crate::ledger::Ledger;
+use crate::stages::Stage;
+
+/// How long to wait before another try when the database is away.
+const AWAY: Duration = Duration::from_secs(1);
+/// How long to wait before listening again; the poll goes on meanwhile.
+const LISTEN_AGAIN: Duration = Duration::from_secs(5);
+
+/// How a projection goes along the ledger.
+#[derive(Clone, Copy, Debug)]
+pub struct ProjectionSettings {
+    /// How often it asks for new batches. A hint may make it ask sooner.
+    pub poll: Duration,
+    /// How often a snapshot is kept, where there was something new; one more at the end.
+    pub snapshot: Duration,
+    /// The longest that the last snapshot may hold up the end.
+    pub last_snapshot: Duration,
+}
+
+impl Default for ProjectionSettings {
+    fn default() -> Self {
+        Self { poll: Duration::from_millis(200), snapshot: Duration::from_secs(60), last_snapshot: Duration::from_secs(5) }
+    }
+}
+
+/// A fold that follows the ledger.
+pub struct Projection<S> {
+    ledger: Ledger,
+    settings: ProjectionSettings,
+    view: View<S>,
+    /// When a snapshot was last kept or found, and the sequence in it.
+    saved: (Instant, i64),
+}
+
+impl<S: Stage> Projection<S> {
+    /// A fold that begins when it is run.
+    #[must_use]
+    pub fn new(ledger: Ledger, settings: ProjectionSettings) -> Self {
+        Self { ledger, settings, view: View::empty(), saved: (Instant::now(), 0) }
+    }
+
+    /// The state, for readers.
+    #[must_use]
+    pub fn view(&self) -> View<S> {
+        self.view.clone()
+    }
+
+    /// Follows the ledger until `stop`. While the database is away the last state stays; its standing says how old it is.
+    ///
+    /// # Errors
+    /// A broken promise of the ledger: nothing is shown any more, and the process should end.
+    pub async fn run(mut self, stop: &CancellationToken) -> Result<(), ProjectionError> {
+        let hint = Notify::new();
+        let ledger = self.ledger.clone();
+        tokio::select! {
+            ended = self.follow(&hint, stop) => ended,
+            never = listen(&ledger, &hint) => match never {},
+        }
+    }
+
+    async fn follow(&mut self, hint: &Notify, stop: &CancellationToken) -> Result<(), ProjectionError> {
+        let mut away = false;
+        while !stop.is_cancelled() {
+            let wait = match stop.run_until_cancelled(self.catch_up()).await {
+                None => break,
+                Some(Ok(())) => {
+                    if std::mem::take(&mut away) {
+                        info!(stage = S::NAME, "the ledger can be read again");
+                    }
+                    self.settings.poll
+                }
+                Some(Err(ProjectionError::Unavailable(error))) => {
+                    if !std::mem::replace(&mut away, true) {
+                        warn!(stage = S::NAME, %error, "the ledger cannot be read: the last state stays");
+                    }
+                    AWAY
+                }
+                Some(Err(broken)) => {
+                    self.view.clear();
+                    return Err(broken);
+                }
+            };
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = tokio::time::sleep(wait) => {}
+                () = hint.notified(), if !away => {}
+            }
+        }
+        if tokio::time::timeout(self.settings.last_snapshot, self.save()).await.is_err() {
+            warn!(stage = S::NAME, "the last snapshot is not kept: the ledger does not answer in time");
+        }
+        Ok(())
+    }
+
+    /// Adds all that was committed before now.
+    async fn catch_up(&mut self) -> Result<(), ProjectionError> {
+        let asked_at = self.ledger.clock.now();
+        let head = self.ledger.head().await?;
+        let mut standing = self.view.standing().map(|standing| (standing.incarnation, standing.sequence));
+        if standing.is_none_or(|(incarnation, _)| incarnation != head.incarnation) {
+            let folded = Folded::<S>::begin(&self.ledger, head.incarnation, head.sequence).await?;
+            if folded.incarnation != head.incarnation {
+                return Ok(()); // replaced just now: the next round sees it
+            }
+            info!(stage = S::NAME, sequence = folded.sequence, end = head.sequence, "the fold begins");
+            self.saved = (Instant::now(), folded.sequence);
+            standing = Some((folded.incarnation, folded.sequence));
+            self.view.begin(folded);
+        }
+        let Some((incarnation, mut sequence)) = standing else { return Ok(()) };
+        if sequence > head.sequence {
+            return Err(ProjectionError::WentBack { was: sequence, now: head.sequence });
+        }
+        while sequence < head.sequence {
+            let Some(page) = next_page(&self.ledger, incarnation, sequence, head.sequence).await? else { return Ok(()) };
+            for entry in page {
+                sequence = entry.sequence;
+                self.view.add(entry)?;
+            }
+            self.save_if_due().await;
+        }
+        self.view.caught_up(asked_at)?;
+        self.save_if_due().await;
+        Ok(())
+    }
+
+    async fn save_if_due(&mut self) {
+        if self.saved.0.elapsed() >= self.settings.snapshot {
+            self.save().await;
+        }
+    }
+
+    /// Keeps a snapshot if there is something new. One that cannot be kept only makes the next start slower.
+    async fn save(&mut self) {
+        let unsaved = self.view.standing().filter(|standing| standing.sequence > self.saved.1);
+        self.saved.0 = Instant::now();
+        if unsaved.is_none() {
+            return;
+        }
+        // A large state takes a while to write out; readers are not held up, and no other task of this thread.
+        let view = self.view();
+        let Ok(Some(snapshot)) = tokio::task::spawn_blocking(move || view.folded(Folded::snapshot)).await else { return };
+        let kept = match snapshot {
+            Ok(snapshot) => match self.ledger.save_snapshot(S::NAME, S::RULES_VERSION, &snapshot).await {
+                Ok(()) => Ok(snapshot.sequence),
+                Err(error) => Err(ProjectionError::from(error)),
+            },
+            Err(error) => Err(error),
+        };
+        match kept {
+            Ok(sequence) => self.saved.1 = sequence,
+            Err(error) => warn!(stage = S::NAME, %error, "a snapshot is not kept"),
+        }
+    }
+}
+
+/// Passes hints on, and listens again when the connection is lost. Never ends.
+async fn listen(ledger: &Ledger, hint: &Notify) -> Infallible {
+    loop {
+        if let Ok(mut hints) = ledger.listen().await {
+            while hints.heard().await.is_ok() {
+                hint.notify_one();
+            }
+        }
+        tokio::time::sleep(LISTEN_AGAIN).await;
+    }
+}

@@ -1,0 +1,127 @@
+//! How readers see a state while it is folded on.
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use chrono::{DateTime, Utc};
+use tokio::sync::watch;
+use uuid::Uuid;
+
+use super::{Folded, ProjectionError};
+use crate::ledger::Entry;
+use crate::stages::Stage;
+
+/// Up to where a state is true.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// Which ledger's sequence it is.
+    pub incarnation: Uuid,
+    /// The last batch in the state.
+    pub sequence: i64,
+    /// Whatever was committed before this instant is in the state. Absent until the ledger's end was first reached.
+    pub as_of: Option<DateTime<Utc>>,
+}
+
+/// A reader's handle on a state; clones see the same.
+///
+/// The state stands behind one lock, because a copy for each batch would be too dear with a million events. It is written one batch at a
+/// time, so that a reader sees whole batches only and waits for one at most.
+pub struct View<S>(Arc<Shared<S>>);
+
+struct Shared<S> {
+    shown: RwLock<Option<Shown<S>>>,
+    standing: watch::Sender<Option<Standing>>,
+}
+
+struct Shown<S> {
+    folded: Folded<S>,
+    as_of: Option<DateTime<Utc>>,
+}
+
+impl<S> Shown<S> {
+    fn standing(&self) -> Standing {
+        Standing { incarnation: self.folded.incarnation, sequence: self.folded.sequence, as_of: self.as_of }
+    }
+}
+
+impl<S> Clone for View<S> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<S: Stage> View<S> {
+    pub(super) fn empty() -> Self {
+        Self(Arc::new(Shared { shown: RwLock::new(None), standing: watch::Sender::new(None) }))
+    }
+
+    /// What `read` makes of the state, which stands still meanwhile: be short. Nothing before the fold has begun, nor after it broke.
+    pub fn with<R>(&self, read: impl FnOnce(&S, Standing) -> R) -> Option<R> {
+        // After a panic within a batch the state is not to be trusted: as if there were none.
+        let shown = self.0.shown.read().ok()?;
+        shown.as_ref().map(|shown| read(&shown.folded.state, shown.standing()))
+    }
+
+    /// Up to where the state is true.
+    #[must_use]
+    pub fn standing(&self) -> Option<Standing> {
+        self.with(|_, standing| standing)
+    }
+
+    /// The last batch in the state; 0 before the fold has begun.
+    #[must_use]
+    pub fn caught_up_to(&self) -> i64 {
+        self.standing().map_or(0, |standing| standing.sequence)
+    }
+
+    /// Hears of each change of the standing.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<Option<Standing>> {
+        self.0.standing.subscribe()
+    }
+
+    pub(super) fn begin(&self, folded: Folded<S>) {
+        self.replace(Some(Shown { folded, as_of: None }));
+    }
+
+    pub(super) fn clear(&self) {
+        self.replace(None);
+    }
+
+    fn replace(&self, shown: Option<Shown<S>>) {
+        let standing = shown.as_ref().map(Shown::standing);
+        *self.0.shown.write().unwrap_or_else(PoisonError::into_inner) = shown;
+        self.0.standing.send_replace(standing);
+    }
+
+    /// Adds the batch that follows. A view that shows nothing stays so.
+    pub(super) fn add(&self, entry: Entry) -> Result<(), ProjectionError> {
+        self.change(|shown| shown.folded.add(entry))
+    }
+
+    /// All that was committed before `as_of` is in the state.
+    pub(super) fn caught_up(&self, as_of: DateTime<Utc>) -> Result<(), ProjectionError> {
+        self.change(|shown| {
+            shown.as_of = shown.as_of.max(Some(as_of));
+            Ok(())
+        })
+    }
+
+    /// Changes what is shown; if that fails, nothing is shown any more.
+    fn change(&self, change: impl FnOnce(&mut Shown<S>) -> Result<(), ProjectionError>) -> Result<(), ProjectionError> {
+        let (standing, changed) = {
+            let mut place = self.0.shown.write().unwrap_or_else(PoisonError::into_inner);
+            let Some(shown) = place.as_mut() else { return Ok(()) };
+            let changed = change(shown);
+            if changed.is_err() {
+                *place = None;
+            }
+            (place.as_ref().map(Shown::standing), changed)
+        };
+        self.0.standing.send_replace(standing);
+        changed
+    }
+
+    pub(super) fn folded<R>(&self, read: impl FnOnce(&Folded<S>) -> R) -> Option<R> {
+        self.0.shown.read().ok()?.as_ref().map(|shown| read(&shown.folded))
+    }
+}

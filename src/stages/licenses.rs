@@ -1,0 +1,119 @@
+//! Stage `licenses`: the licenses that a deployment has, and the managed agents that it started.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::{AgentCounts, Broken, Fact, Stage};
+use crate::event::{Event, Payload, UsageQuantity};
+use crate::license::{Entitlements, LicenseClaims, RuleSet, entitlements};
+
+/// The state of stage `licenses`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LicensesState {
+    deployments: BTreeMap<Uuid, DeploymentLicenses>,
+}
+
+/// Licenses and managed agents of one deployment. AI seats and agent runtime are not folded.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeploymentLicenses {
+    agents: AgentCounts,
+    /// Those that are there, ordered by coderd's id.
+    licenses: Vec<KnownLicense>,
+}
+
+/// A license that is in coderd.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KnownLicense {
+    /// coderd's own id.
+    pub license_id: i32,
+    /// SHA-256 of the token, in hex: which license it is.
+    pub jwt_sha256: String,
+    /// Absent where the token did not verify.
+    pub claims: Option<LicenseClaims>,
+}
+
+impl Stage for LicensesState {
+    const NAME: &'static str = "licenses";
+    const RULES_VERSION: i32 = 1;
+
+    fn apply(&mut self, fact: &Fact) -> Result<(), Broken> {
+        match (self.deployments.entry(fact.deployment()), fact) {
+            (Entry::Vacant(new), Fact::Introduced { .. }) => {
+                new.insert(DeploymentLicenses::default());
+            }
+            (Entry::Occupied(known), Fact::Introduced { .. }) => return Err(Broken::IntroducedTwice(*known.key())),
+            (Entry::Vacant(unknown), _) => return Err(Broken::NotIntroduced(*unknown.key())),
+            (Entry::Occupied(mut known), fact) => known.get_mut().apply(fact),
+        }
+        Ok(())
+    }
+}
+
+impl LicensesState {
+    /// The deployments that were introduced, by id.
+    pub fn deployments(&self) -> impl Iterator<Item = (Uuid, &DeploymentLicenses)> {
+        self.deployments.iter().map(|(id, licenses)| (*id, licenses))
+    }
+
+    /// One deployment's licenses and agents, if it was introduced.
+    #[must_use]
+    pub fn deployment(&self, id: Uuid) -> Option<&DeploymentLicenses> {
+        self.deployments.get(&id)
+    }
+}
+
+impl DeploymentLicenses {
+    fn apply(&mut self, fact: &Fact) {
+        match fact {
+            Fact::Event(Event { payload: Payload::Usage(usage), .. }) => {
+                if let UsageQuantity::ManagedAgents(count) = usage.quantity {
+                    self.agents.add(usage.created_at, count);
+                }
+            }
+            Fact::License { license_id, jwt_sha256, present, claims, .. } => {
+                let jwt_sha256 = hex::encode(jwt_sha256);
+                self.licenses.retain(|license| license.jwt_sha256 != jwt_sha256);
+                if *present {
+                    let place = self.licenses.partition_point(|other| other.license_id <= *license_id);
+                    self.licenses.insert(place, KnownLicense { license_id: *license_id, jwt_sha256, claims: claims.clone() });
+                }
+            }
+            Fact::Event(_) | Fact::Introduced { .. } | Fact::Baseline { .. } => {}
+        }
+    }
+
+    /// The managed agents, to be counted over any window.
+    #[must_use]
+    pub fn agents(&self) -> &AgentCounts {
+        &self.agents
+    }
+
+    /// The licenses that are there, ordered by coderd's id.
+    #[must_use]
+    pub fn licenses(&self) -> &[KnownLicense] {
+        &self.licenses
+    }
+
+    /// What the deployment is entitled to at `now`. `actual` is counted half-open over the winning license's period. A license whose token
+    /// did not verify is an error in the answer and grants nothing.
+    #[must_use]
+    pub fn entitlements(&self, rules: RuleSet, now: DateTime<Utc>) -> Entitlements {
+        let claims: Vec<LicenseClaims> = self.licenses.iter().filter_map(|license| license.claims.clone()).collect();
+        // The count is exact; an answer holds at most what fits, far beyond any limit.
+        let mut answer = entitlements(rules, &claims, now, |start, end| u64::try_from(self.agents.count(start, end)).unwrap_or(u64::MAX));
+        let refused = self.licenses.iter().filter(|license| license.claims.is_none());
+        answer.errors.extend(refused.map(|license| format!("Invalid license (id {}): its token did not verify", license.license_id)));
+        answer
+    }
+}
+
+#[cfg(test)]
+#[path = "licenses_tests.rs"]
+mod tests;

@@ -1,0 +1,178 @@
+//! Licenses that come and go, and agents counted in the window of the license that holds.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::license::Entitlement;
+use crate::stages::samples::{DEPLOYMENT, at, build, fact, introduced, introduced_at, usage};
+
+const NEVER: [u8; 32] = [0xee; 32];
+
+/// Soft 10, hard 20; in force from half past ten on 1 August for a year, a month of grace.
+fn claims(issued_at: &str) -> LicenseClaims {
+    LicenseClaims {
+        issued_at: at(issued_at),
+        not_before: at("2025-08-01T10:30:00Z"),
+        license_expires: at("2026-08-01T10:30:00Z"),
+        expires_at: at("2026-09-01T10:30:00Z"),
+        token_id: None,
+        account_type: "salesforce".into(),
+        account_id: "account-1".into(),
+        deployment_ids: Vec::new(),
+        trial: false,
+        feature_set: String::new(),
+        all_features: false,
+        features: BTreeMap::from([("managed_agent_limit_soft".into(), 10), ("managed_agent_limit_hard".into(), 20)]),
+        addons: Vec::new(),
+        require_telemetry: false,
+        publish_usage_data: true,
+    }
+}
+
+fn came(license_id: i32, hash: u8, claims: Option<LicenseClaims>) -> Fact {
+    Fact::License { deployment: DEPLOYMENT, license_id, jwt_sha256: [hash; 32], present: true, claims }
+}
+
+fn went(license_id: i32, jwt_sha256: [u8; 32]) -> Fact {
+    Fact::License { deployment: DEPLOYMENT, license_id, jwt_sha256, present: false, claims: None }
+}
+
+fn started(count: u64, created_at: &str) -> Fact {
+    fact(usage(UsageQuantity::ManagedAgents(count), at(created_at)))
+}
+
+fn after(facts: impl IntoIterator<Item = Fact>) -> DeploymentLicenses {
+    let mut state = LicensesState::default();
+    for fact in std::iter::once(introduced(DEPLOYMENT)).chain(facts) {
+        state.apply(&fact).unwrap();
+    }
+    state.deployment(DEPLOYMENT).unwrap().clone()
+}
+
+fn answered(licenses: &DeploymentLicenses) -> Entitlements {
+    licenses.entitlements(RuleSet::Y2025M07, at("2025-10-01T00:00:00Z"))
+}
+
+#[test]
+fn agents_count_from_the_licenses_start_to_before_its_end() {
+    let licenses = after([
+        came(1, 1, Some(claims("2025-08-01T09:00:00Z"))),
+        started(100, "2025-08-01T10:29:59.999999Z"),
+        started(1, "2025-08-01T10:30:00Z"),
+        started(2, "2026-09-01T10:29:59.999999Z"),
+        started(100, "2026-09-01T10:30:00Z"),
+    ]);
+    let answer = answered(&licenses);
+    assert_eq!(answer.managed_agents().actual, Some(3));
+    let period = answer.managed_agents().usage_period.unwrap();
+    assert_eq!(licenses.agents().count_whole_days(period.start, period.end), 203, "coderd's own way takes both days whole");
+}
+
+#[test]
+fn only_managed_agents_are_counted() {
+    let other = [UsageQuantity::AiSeats(7), UsageQuantity::AgentRuntimeMs(9)].map(|quantity| fact(usage(quantity, introduced_at())));
+    let licenses = after(other.into_iter().chain([fact(build())]));
+    assert_eq!(licenses, DeploymentLicenses::default());
+}
+
+#[test]
+fn a_license_that_went_grants_nothing_and_one_that_was_never_there_may_go() {
+    let (first, second) = (claims("2025-08-01T09:00:00Z"), claims("2025-08-02T09:00:00Z"));
+    let both = after([came(1, 1, Some(first.clone())), came(2, 2, Some(second))]);
+    assert_eq!(answered(&both).managed_agents().usage_period.unwrap().issued_at, at("2025-08-02T09:00:00Z"));
+    let one = after([came(1, 1, Some(first.clone())), came(2, 2, None), went(2, [2; 32]), went(3, NEVER)]);
+    assert_eq!(answered(&one).managed_agents().usage_period.unwrap().issued_at, first.issued_at);
+    let none = after([came(1, 1, Some(first)), went(1, [1; 32])]);
+    assert_eq!(answered(&none).managed_agents().entitlement, Entitlement::NotEntitled);
+    assert!(answered(&none).managed_agents_are_free());
+}
+
+#[test]
+fn licenses_are_in_the_order_of_coderds_ids_whenever_they_came() {
+    let trial = |trial| Some(LicenseClaims { trial, ..claims("2025-08-01T09:00:00Z") });
+    let licenses = after([came(9, 9, trial(true)), came(3, 3, trial(false)), came(5, 5, trial(false))]);
+    assert_eq!(licenses.licenses().iter().map(|license| license.license_id).collect::<Vec<_>>(), [3, 5, 9]);
+    assert!(answered(&licenses).trial, "the last one says whether it is a trial");
+    // Uploaded again after it was removed in coderd: another id, the same license.
+    let again = after([came(3, 3, trial(false)), came(9, 3, trial(false))]);
+    assert_eq!(again.licenses().iter().map(|license| license.license_id).collect::<Vec<_>>(), [9]);
+}
+
+#[test]
+fn a_token_that_did_not_verify_is_an_error_and_grants_nothing() {
+    let answer = answered(&after([came(4, 4, None)]));
+    assert_eq!(answer.errors, ["Invalid license (id 4): its token did not verify"]);
+    assert!(!answer.has_license);
+}
+
+#[test]
+fn more_agents_than_an_answer_holds_are_shown_as_its_most() {
+    let licenses = after([
+        came(1, 1, Some(claims("2025-08-01T09:00:00Z"))),
+        started(u64::MAX, "2025-09-01T00:00:00Z"),
+        started(u64::MAX, "2025-09-01T00:00:00Z"),
+    ]);
+    assert_eq!(answered(&licenses).managed_agents().actual, Some(i64::MAX));
+}
+
+#[test]
+fn facts_that_no_ledger_holds_are_refused_and_change_nothing() {
+    let mut state = LicensesState::default();
+    assert_eq!(state.apply(&started(1, "2025-09-01T00:00:00Z")), Err(Broken::NotIntroduced(DEPLOYMENT)));
+    assert_eq!(state, LicensesState::default());
+    state.apply(&introduced(DEPLOYMENT)).unwrap();
+    assert_eq!(state.apply(&introduced(DEPLOYMENT)), Err(Broken::IntroducedTwice(DEPLOYMENT)));
+}
+
+#[test]
+fn the_snapshots_form_is_pinned() {
+    let mut state = LicensesState::default();
+    let facts = [
+        introduced(DEPLOYMENT),
+        came(1, 1, Some(claims("2025-08-01T09:00:00Z"))),
+        came(2, 2, None),
+        started(3, "2025-09-01T00:00:00.000001Z"),
+    ];
+    facts.iter().for_each(|fact| state.apply(fact).unwrap());
+    let pinned = include_str!("licenses_snapshot.json").trim_end();
+    assert_eq!(serde_json::to_string(&state).unwrap(), pinned, "a changed form needs a new RULES_VERSION");
+}
+
+fn facts() -> impl Strategy<Value = Vec<Fact>> {
+    let day = 86_400_000_000_i64;
+    let usage = (1..5_u64, 0..30 * day).prop_map(|(count, micros)| {
+        fact(usage(UsageQuantity::ManagedAgents(count), introduced_at() + chrono::TimeDelta::microseconds(micros)))
+    });
+    let license = (1..5_u8, any::<bool>(), any::<bool>()).prop_map(|(hash, present, verified)| {
+        let claims = (present && verified).then(|| claims("2025-08-01T09:00:00Z"));
+        Fact::License { deployment: DEPLOYMENT, license_id: i32::from(hash), jwt_sha256: [hash; 32], present, claims }
+    });
+    prop::collection::vec(prop_oneof![9 => usage, 1 => license], 0..700)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn a_fold_from_a_snapshot_is_bit_for_bit_that_from_zero(before in facts(), then in facts()) {
+        let fold = |mut state: LicensesState, facts: &[Fact]| {
+            facts.iter().for_each(|fact| state.apply(fact).unwrap());
+            state
+        };
+        let begun = fold(LicensesState::default(), &[introduced(DEPLOYMENT)]);
+        let first = fold(begun, &before);
+        let saved = serde_json::to_vec(&first).unwrap();
+        let restored: LicensesState = serde_json::from_slice(&saved).unwrap();
+        prop_assert_eq!(serde_json::to_vec(&restored).unwrap(), saved);
+        let (restored, whole) = (fold(restored, &then), fold(first, &then));
+        prop_assert_eq!(serde_json::to_vec(&restored).unwrap(), serde_json::to_vec(&whole).unwrap());
+        prop_assert_eq!(restored, whole);
+    }
+
+    #[test]
+    fn agents_add_up_in_any_order((one, other) in facts().prop_flat_map(|all| (Just(all.clone()), Just(all).prop_shuffle()))) {
+        let (one, other) = (after(one), after(other));
+        prop_assert_eq!(one.agents(), other.agents());
+    }
+}

@@ -1,0 +1,216 @@
+//! Stage `metrics`: how many workspaces were created, and how long creations and claims took.
+//!
+//! Names, labels, classic buckets and native settings are coderd's own, but native histograms are never reset.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use prometheus::core::Desc;
+use prometheus::proto::MetricFamily;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::{Broken, Fact, Stage};
+use crate::event::{BuildKind, BuildStatus, Event, PREBUILDS_USER, Payload, PrebuildClaimed, WorkspaceBuildCompleted, kind};
+use crate::metrics::{BucketOptions, Counter, CounterFamily, HistogramFamily, NativeOptions, Series, Tally};
+
+/// All-time regular creations. Source: coderd's query behind the metric of this name (first successful start build of a workspace, not by
+/// the prebuilds user), under the names as first seen.
+pub const CREATIONS: CounterFamily<3> = CounterFamily {
+    name: "coderd_workspace_creation_total",
+    help: "Total regular (non-prebuilt) workspace creations by organization, template, and preset.",
+    labels: ["organization_name", "template_name", "preset_name"],
+};
+
+/// Durations of successful creations since the introduction; `type` is `regular` or `prebuild`.
+pub const CREATION_SECONDS: HistogramFamily<4> = HistogramFamily {
+    name: "coderd_workspace_creation_duration_seconds",
+    help: "Time to create a workspace by organization, template, preset, and type (regular or prebuild).",
+    labels: ["organization_name", "template_name", "preset_name", "type"],
+    buckets: BucketOptions::new(&[1.0, 10.0, 30.0, 60.0, 300.0, 600.0, 1800.0, 3600.0], Some(NativeOptions::NEVER_RESET)),
+};
+
+/// Durations of successful claims since the introduction.
+pub const CLAIM_SECONDS: HistogramFamily<3> = HistogramFamily {
+    name: "coderd_prebuilt_workspace_claim_duration_seconds",
+    help: "Time to claim a prebuilt workspace by organization, template, and preset.",
+    labels: ["organization_name", "template_name", "preset_name"],
+    buckets: BucketOptions::new(&[1.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 180.0, 240.0, 300.0], Some(NativeOptions::NEVER_RESET)),
+};
+
+/// Observations whose start lay after their end, by two clocks that differ: observed as 0. By organization, because provisioners belong
+/// to one.
+pub const NEGATIVE_DURATIONS: CounterFamily<1> = CounterFamily {
+    name: "tallyline_negative_durations_total",
+    help: "Creations and claims whose start lies after their end, observed as 0: clocks of coderd's replicas or provisioners differ.",
+    labels: ["organization_name"],
+};
+
+/// The state of stage `metrics`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MetricsState {
+    deployments: BTreeMap<Uuid, DeploymentMetrics>,
+}
+
+/// The series of one deployment.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeploymentMetrics {
+    introduced_at: DateTime<Utc>,
+    creations: Series<Counter, 3>,
+    creation_seconds: Series<Tally, 4>,
+    claim_seconds: Series<Tally, 3>,
+    negative_durations: Series<Counter, 1>,
+}
+
+impl Stage for MetricsState {
+    const NAME: &'static str = "metrics";
+    const RULES_VERSION: i32 = 1;
+
+    fn apply(&mut self, fact: &Fact) -> Result<(), Broken> {
+        match (self.deployments.entry(fact.deployment()), fact) {
+            (Entry::Vacant(new), Fact::Introduced { introduced_at, .. }) => {
+                new.insert(DeploymentMetrics::introduced(*introduced_at));
+            }
+            (Entry::Occupied(known), Fact::Introduced { .. }) => return Err(Broken::IntroducedTwice(*known.key())),
+            (Entry::Vacant(unknown), _) => return Err(Broken::NotIntroduced(*unknown.key())),
+            (Entry::Occupied(mut known), fact) => known.get_mut().apply(fact),
+        }
+        Ok(())
+    }
+}
+
+impl MetricsState {
+    /// The deployments that were introduced, by id.
+    pub fn deployments(&self) -> impl Iterator<Item = (Uuid, &DeploymentMetrics)> {
+        self.deployments.iter().map(|(id, metrics)| (*id, metrics))
+    }
+
+    /// One deployment's series, if it was introduced.
+    #[must_use]
+    pub fn deployment(&self, id: Uuid) -> Option<&DeploymentMetrics> {
+        self.deployments.get(&id)
+    }
+
+    /// What a registry wants to know about the families beforehand.
+    ///
+    /// # Errors
+    /// Never for these constants.
+    pub fn descs() -> prometheus::Result<Vec<Desc>> {
+        Ok(vec![CREATIONS.desc()?, CREATION_SECONDS.desc()?, CLAIM_SECONDS.desc()?, NEGATIVE_DURATIONS.desc()?])
+    }
+}
+
+impl DeploymentMetrics {
+    fn introduced(introduced_at: DateTime<Utc>) -> Self {
+        Self {
+            introduced_at,
+            creations: Series::new(),
+            creation_seconds: Series::new(),
+            claim_seconds: Series::new(),
+            negative_durations: Series::new(),
+        }
+    }
+
+    fn apply(&mut self, fact: &Fact) {
+        match fact {
+            // When these creations happened is not known. The epoch says so: a server takes it as no time, and does not draw years of
+            // history as one step up from zero.
+            Fact::Baseline { series, creations, .. } => self.creations.add(series.clone(), *creations, DateTime::UNIX_EPOCH),
+            Fact::Event(Event { payload: Payload::Build(build), .. }) => self.build(build),
+            Fact::Event(Event { payload: Payload::Claim(claim), .. }) => self.claim(claim),
+            Fact::Event(Event { payload: Payload::Usage(_), .. }) | Fact::Introduced { .. } | Fact::License { .. } => {}
+        }
+    }
+
+    fn build(&mut self, build: &WorkspaceBuildCompleted) {
+        let [organization, template, preset] = names(&build.organization_name, &build.template_name, &build.preset_name);
+        if build.first_successful_start && build.initiator_id != PREBUILDS_USER {
+            self.creations.add([organization.clone(), template.clone(), preset.clone()], 1, build.completed_at);
+        }
+        let creation = match kind(build) {
+            BuildKind::RegularCreation => "regular",
+            BuildKind::PrebuildCreation => "prebuild",
+            BuildKind::PrebuildClaim | BuildKind::Other => return,
+        };
+        if let Some(micros) = self.observed(build.status, build.duration(), build.completed_at, &organization) {
+            let labels = [organization, template, preset, creation.to_owned()];
+            self.creation_seconds.observe_micros(&CREATION_SECONDS.buckets, labels, micros, build.completed_at);
+        }
+    }
+
+    fn claim(&mut self, claim: &PrebuildClaimed) {
+        if let Some(micros) = self.observed(claim.status, claim.duration(), claim.completed_at, &claim.organization_name) {
+            let labels = names(&claim.organization_name, &claim.template_name, &claim.preset_name);
+            self.claim_seconds.observe_micros(&CLAIM_SECONDS.buckets, labels, micros, claim.completed_at);
+        }
+    }
+
+    /// The duration in microseconds as a histogram sees it; absent where none is to be observed. A negative one is 0, and counted.
+    fn observed(
+        &mut self,
+        status: BuildStatus,
+        duration: Option<TimeDelta>,
+        completed_at: DateTime<Utc>,
+        organization: &str,
+    ) -> Option<i64> {
+        let duration = duration.filter(|_| status == BuildStatus::Succeeded && completed_at >= self.introduced_at)?;
+        if duration < TimeDelta::zero() {
+            self.negative_durations.add([organization.to_owned()], 1, completed_at);
+            return Some(0);
+        }
+        // Times that PostgreSQL can hold lie at most 300,000 years apart, a little more than fits.
+        Some(duration.num_microseconds().unwrap_or(i64::MAX))
+    }
+
+    /// When the deployment was introduced: histograms observe from here.
+    #[must_use]
+    pub fn introduced_at(&self) -> DateTime<Utc> {
+        self.introduced_at
+    }
+
+    /// Series of [`CREATIONS`].
+    #[must_use]
+    pub fn creations(&self) -> &Series<Counter, 3> {
+        &self.creations
+    }
+
+    /// Series of [`CREATION_SECONDS`].
+    #[must_use]
+    pub fn creation_seconds(&self) -> &Series<Tally, 4> {
+        &self.creation_seconds
+    }
+
+    /// Series of [`CLAIM_SECONDS`].
+    #[must_use]
+    pub fn claim_seconds(&self) -> &Series<Tally, 3> {
+        &self.claim_seconds
+    }
+
+    /// Series of [`NEGATIVE_DURATIONS`].
+    #[must_use]
+    pub fn negative_durations(&self) -> &Series<Counter, 1> {
+        &self.negative_durations
+    }
+
+    /// All families as they are shown; one without series is there, empty.
+    #[must_use]
+    pub fn families(&self) -> Vec<MetricFamily> {
+        vec![
+            CREATIONS.show(&self.creations),
+            CREATION_SECONDS.show(&self.creation_seconds),
+            CLAIM_SECONDS.show(&self.claim_seconds),
+            NEGATIVE_DURATIONS.show(&self.negative_durations),
+        ]
+    }
+}
+
+fn names(organization: &str, template: &str, preset: &str) -> [String; 3] {
+    [organization, template, preset].map(str::to_owned)
+}
+
+#[cfg(test)]
+#[path = "metrics_tests.rs"]
+mod tests;
