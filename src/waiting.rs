@@ -33,3 +33,26 @@ impl Waits {
         stop.run_until_cancelled(tokio::time::sleep(self.next_wait())).await.is_some()
     }
 }
+
+/// The wait after so many failures in a row, where each thing has a wait of its own: `first`, doubled with each further failure up to
+/// `longest`, and then up to half less or more by chance.
+#[must_use]
+pub fn wait_after(failures: u32, first: Duration, longest: Duration) -> Duration {
+    let grown = first.saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1))).min(longest);
+    Waits::new(grown, grown).next_wait()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_doubles_up_to_the_longest_within_its_jitter() {
+        let (first, longest) = (Duration::from_secs(60), Duration::from_secs(3600));
+        for (failures, seconds) in [(0, 60), (1, 60), (2, 120), (6, 1920), (7, 3600), (u32::MAX, 3600)] {
+            let wait = wait_after(failures, first, longest);
+            let middle = Duration::from_secs(seconds);
+            assert!((middle / 2..=middle * 3 / 2).contains(&wait), "{failures}: {wait:?}");
+        }
+    }
+}

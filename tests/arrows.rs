@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 /// name the leaves.
 const ARROWS: &[(&str, &[&str])] = &[
     ("api", ANY),
-    ("audit", &["event", "log", "ledger", "coderd"]),
+    ("audit", &["event", "log", "ledger", "coderd", "collectors"]),
     ("cli", ANY),
     ("clock", &[]),
     ("coderd", &[]),
@@ -23,7 +23,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("log", &["event"]),
     ("metrics", &[]),
     ("projection", &["stages", "ledger", "event"]),
-    ("publisher", &["ledger", "tallyman", "coderd", "license"]),
+    ("publisher", &["event", "ledger", "tallyman", "coderd", "license"]),
     ("sim", &[]),
     ("stages", &["event", "license", "metrics"]),
     ("tallyman", &[]),

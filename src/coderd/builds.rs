@@ -79,7 +79,8 @@ pub struct BuildRow {
 
 /// No index of `provisioner_jobs` is led by `completed_at`; the one on (`worker_id`, `organization_id`, `completed_at` desc) serves one worker
 /// and one organization at a time. A lane is such a pair. The lanes are had from the same index by a loose scan, one probe each: workers
-/// come and go, and the daemons' table forgets them. Jobs canceled while pending have no worker, and lanes of their own.
+/// come and go, and the daemons' table forgets them. Jobs canceled while pending have no worker, and lanes of their own. (Ordered by the
+/// worker there, too: the planner does not see that `is null` leaves one value, and would sort all of them.)
 macro_rules! recent_keys {
     ($explain:literal) => {
         concat!(
@@ -96,13 +97,13 @@ macro_rules! recent_keys {
                  ) next
              ),
              lane_without_worker (organization_id) as (
-                 (select organization_id from provisioner_jobs where worker_id is null order by organization_id limit 1)
+                 (select organization_id from provisioner_jobs where worker_id is null order by worker_id, organization_id limit 1)
                  union all
                  select next.organization_id
                  from lane_without_worker lane cross join lateral (
                      select organization_id from provisioner_jobs
                      where worker_id is null and organization_id > lane.organization_id
-                     order by organization_id limit 1
+                     order by worker_id, organization_id limit 1
                  ) next
              )
              select done.id as job_id, done.completed_at, build.id as build_id
@@ -174,14 +175,18 @@ impl Reader {
             .await
     }
 
-    /// PostgreSQL's plan for [`Reader::recent_build_keys`], a line each.
+    /// PostgreSQL's plan for [`Reader::recent_build_keys`] and what it cost, a line each. It runs the query.
     ///
     /// # Errors
     /// [`CoderdError`]
     pub async fn explain_recent_build_keys(&mut self, after: (DateTime<Utc>, Uuid), limit: i64) -> Result<Vec<String>, CoderdError> {
         within(
             self.deadline,
-            sqlx::query_scalar(recent_keys!("explain ")).bind(after.0).bind(after.1).bind(limit).fetch_all(&mut self.connection),
+            sqlx::query_scalar(recent_keys!("explain (analyze, buffers) "))
+                .bind(after.0)
+                .bind(after.1)
+                .bind(limit)
+                .fetch_all(&mut self.connection),
         )
         .await
     }
@@ -207,6 +212,21 @@ impl Reader {
             .fetch_all(&mut self.connection),
         )
         .await
+    }
+
+    /// Those of these workspaces and template versions that are there. coderd removes a build only with one of them.
+    ///
+    /// # Errors
+    /// [`CoderdError`]
+    pub async fn parents_present(
+        &mut self,
+        workspaces: &[Uuid],
+        versions: &[Uuid],
+    ) -> Result<std::collections::HashSet<Uuid>, CoderdError> {
+        let query = "select id from workspaces where id = any($1) union all select id from template_versions where id = any($2)";
+        let ids: Vec<Uuid> =
+            within(self.deadline, sqlx::query_scalar(query).bind(workspaces).bind(versions).fetch_all(&mut self.connection)).await?;
+        Ok(ids.into_iter().collect())
     }
 
     /// What these builds were, by time and id. One that was removed meanwhile is left out.

@@ -56,14 +56,6 @@ pub enum CoderdError {
     Query(#[source] sqlx::Error),
 }
 
-impl CoderdError {
-    /// Whether a new connection may help; otherwise someone has to act first.
-    #[must_use]
-    pub fn may_pass(&self) -> bool {
-        matches!(self, CoderdError::Unreachable { .. } | CoderdError::Lost(_))
-    }
-}
-
 impl From<sqlx::Error> for CoderdError {
     fn from(error: sqlx::Error) -> Self {
         match &error {

@@ -42,4 +42,12 @@ impl Reader {
         )
         .await
     }
+
+    /// The latest of coderd's own publish marks (`published_at`). While coderd does not publish, it does not rise.
+    ///
+    /// # Errors
+    /// [`CoderdError`]
+    pub async fn latest_publish_mark(&mut self) -> Result<Option<DateTime<Utc>>, CoderdError> {
+        within(self.deadline, sqlx::query_scalar("select max(published_at) from usage_events").fetch_one(&mut self.connection)).await
+    }
 }

@@ -12,14 +12,17 @@ use crate::event::{
 /// A value that this version has no word for: coderd is newer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("build {build_id}: {field} is {value:?}, which this version does not know")]
-pub(super) struct UnknownWord {
+pub struct UnknownWord {
     build_id: Uuid,
     field: &'static str,
     value: String,
 }
 
 /// The build as an event.
-pub(super) fn build(row: BuildRow) -> Result<WorkspaceBuildCompleted, UnknownWord> {
+///
+/// # Errors
+/// [`UnknownWord`]
+pub fn build(row: BuildRow) -> Result<WorkspaceBuildCompleted, UnknownWord> {
     let unknown = |field, value: &str| UnknownWord { build_id: row.build_id, field, value: value.to_owned() };
     Ok(WorkspaceBuildCompleted {
         transition: Transition::named(&row.transition).ok_or_else(|| unknown("transition", &row.transition))?,
@@ -58,7 +61,8 @@ pub(super) fn build(row: BuildRow) -> Result<WorkspaceBuildCompleted, UnknownWor
 }
 
 /// The claim that a build is, if it is one: by the job input's stage, or by the fallback.
-pub(super) fn claim(build: &WorkspaceBuildCompleted) -> Option<PrebuildClaimed> {
+#[must_use]
+pub fn claim(build: &WorkspaceBuildCompleted) -> Option<PrebuildClaimed> {
     (kind(build) == BuildKind::PrebuildClaim).then(|| PrebuildClaimed {
         build_id: build.build_id,
         workspace_id: build.workspace_id,
@@ -82,7 +86,8 @@ pub(super) fn claim(build: &WorkspaceBuildCompleted) -> Option<PrebuildClaimed> 
 
 /// A usage row as a message. A type that this version does not know, or a payload that is not valid for its type, travels as it is: the
 /// consumer holds or rejects it where it can be seen. It is money.
-pub(super) fn usage(deployment: Uuid, row: UsageRow) -> Message {
+#[must_use]
+pub fn usage(deployment: Uuid, row: UsageRow) -> Message {
     let failure_message = row.failure_message.map(|text| clip(&text).to_owned());
     let Ok(quantity) = UsageQuantity::parse(&row.event_type, row.event_data.as_bytes()) else {
         return unread_usage(deployment, &row.id, &row.event_type, row.event_data, row.created_at);

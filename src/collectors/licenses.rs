@@ -16,18 +16,20 @@ pub(super) fn changes(known: &[LicenseChange], rows: &[LicenseRow], keys: &Publi
     gone.chain(new).collect()
 }
 
-/// Records what has changed and answers what is there now.
+/// Records what has changed since `known` and answers what is there now.
+///
+/// Changes are rare: then the ledger is asked what it really has, for the answer to an earlier record may have been lost.
 pub(super) async fn record(
     ledger: &Ledger,
     source_id: i16,
-    known: Vec<LicenseChange>,
+    known: &[LicenseChange],
     rows: &[LicenseRow],
     keys: &PublicKeys,
 ) -> Result<Vec<LicenseChange>, CollectError> {
-    let changes = changes(&known, rows, keys);
-    if changes.is_empty() {
-        return Ok(known);
+    if changes(known, rows, keys).is_empty() {
+        return Ok(known.to_vec());
     }
+    let changes = changes(&ledger.present_licenses(source_id).await?, rows, keys);
     ledger.record_licenses(source_id, &changes).await?;
     for change in &changes {
         match &change.state {

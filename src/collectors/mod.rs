@@ -3,7 +3,7 @@
 //! A pass reads the horizon first, then what can be new, and appends what neither the log nor the ledger has yet. When the log has
 //! acknowledged all of it, the pass is recorded with the offsets that carry it and the instant until which it is complete.
 
-mod events;
+pub mod events;
 mod licenses;
 mod open;
 mod pass;
@@ -11,6 +11,7 @@ mod run;
 mod runtime;
 mod seen;
 mod settings;
+mod take;
 
 pub use open::Collector;
 pub use pass::PassReport;

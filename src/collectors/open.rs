@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Instant;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, SubsecRound, Utc};
 use uuid::Uuid;
 
 use super::seen::Seen;
@@ -175,13 +175,15 @@ async fn introduce(
     deployment_id: Uuid,
 ) -> Result<Source, CollectError> {
     let known = ledger.source(deployment_id).await?;
+    // As fine as PostgreSQL keeps it.
+    let from = settings.from.map(|from| from.trunc_subsecs(6));
     if let Some(known) = &known
-        && settings.from.is_some_and(|from| Some(from) != known.baseline_until)
+        && from.is_some_and(|from| Some(from) != known.baseline_until)
     {
-        let (from, since) = (settings.from, known.baseline_until);
+        let since = known.baseline_until;
         tracing::warn!(?from, ?since, "the source was introduced before: where its collection begins stays as it was");
     }
-    let baseline = match settings.from {
+    let baseline = match from {
         Some(from) if known.is_none() => Some(baseline(settings, reader, from).await?),
         _ => None,
     };

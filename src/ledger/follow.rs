@@ -109,10 +109,10 @@ struct Found {
 async fn facts(tx: &mut PgConnection, ids: &[i64]) -> Result<Vec<Found>, sqlx::Error> {
     let mut found = Vec::new();
     let builds =
-        sqlx::query("select e.*, s.deployment_id from workspace_build e join source s on s.id = e.source_id where batch_id = any($1)");
+        sqlx::query("select e.*, s.deployment_id from workspace_build e join source s on s.id = e.source_id where e.batch_id = any($1)");
     events(tx, builds, ids, &mut found, |row| Ok(Payload::Build(Box::new(rows::build_of(row)?)))).await?;
     let claims =
-        sqlx::query("select e.*, s.deployment_id from prebuild_claim e join source s on s.id = e.source_id where batch_id = any($1)");
+        sqlx::query("select e.*, s.deployment_id from prebuild_claim e join source s on s.id = e.source_id where e.batch_id = any($1)");
     events(tx, claims, ids, &mut found, |row| Ok(Payload::Claim(Box::new(rows::claim_of(row)?)))).await?;
     let usage = sqlx::query(
         "select e.batch_id, e.log_offset, e.id, e.event_type, e.quantity::text as quantity, e.created_at, e.publish_started_at,

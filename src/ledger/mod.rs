@@ -3,6 +3,7 @@
 //! Each file holds one subject and its SQL. Whatever a fold, an export or a close reads belongs to a row of `batch`, which takes the next
 //! ledger sequence inside its transaction's commit.
 
+mod audit;
 mod connect;
 mod follow;
 mod hints;
@@ -11,24 +12,29 @@ mod leases;
 mod licenses;
 mod passes;
 mod positions;
+mod publication_requests;
+mod publications;
 mod record;
 mod replays;
 mod rows;
 mod snapshots;
 mod sources;
 
+pub use audit::{Difference, LedgerBooks, PartitionBooks};
 pub use connect::{LedgerError, LedgerSettings};
 pub use follow::{Entry, Fact};
+pub use hints::Hints;
 pub use leases::Lease;
 pub use licenses::{LicenseChange, LicenseState};
 pub use passes::{Completeness, LastPass, NewPass};
-pub use hints::Hints;
 pub use positions::{Claim, LastRecord};
+pub use publication_requests::{Attempt, AttemptVerdict, NewRequest, RequestOutcome};
+pub use publications::{HELD_BACK, Pending, Postponed, Publication, Settled, Settlement};
 pub use record::{Arrival, Chain, Counts, Foreseen, RecordError, Refusal, Verdict};
 pub use replays::ReplayRange;
 pub use rows::fingerprint;
-pub use sources::{Baseline, BaselineRow, Source};
 pub use snapshots::{Head, Snapshot};
+pub use sources::{Baseline, BaselineRow, Source};
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};

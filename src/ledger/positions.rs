@@ -91,7 +91,7 @@ pub(super) async fn advance(
     if moved.rows_affected() == 1 { Ok(()) } else { Err(RecordError::Fenced(claim.partition)) }
 }
 
-fn last_record(row: &sqlx::postgres::PgRow) -> Result<Option<LastRecord>, sqlx::Error> {
+pub(super) fn last_record(row: &sqlx::postgres::PgRow) -> Result<Option<LastRecord>, sqlx::Error> {
     let offset: Option<i64> = row.try_get("last_offset")?;
     let fingerprint: Option<Vec<u8>> = row.try_get("last_record")?;
     let fingerprint = fingerprint.and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use rdkafka::config::RDKafkaLogLevel;
@@ -80,6 +80,9 @@ const OF_MEMBERS: [&str; 7] = [
     "max.poll.interval.ms",
 ];
 
+/// How soon to ask again for a partition's leader.
+pub(super) const LEADER_PAUSE: Duration = Duration::from_millis(50);
+
 /// A handle; a clone is the same log. Clients are made when first used and then kept.
 #[derive(Clone)]
 pub struct KafkaLog {
@@ -127,6 +130,8 @@ impl KafkaLog {
     pub(super) fn member_config(&self, group: &str) -> ClientConfig {
         let mut config = self.base();
         let properties = &self.settings.properties;
+        // Topics and partitions that are made later are noticed within this; the default is five minutes.
+        config.set("topic.metadata.refresh.interval.ms", "5000");
         if properties.get("group.protocol").is_none_or(|protocol| protocol == "classic") {
             config.set("partition.assignment.strategy", "cooperative-sticky");
         }
@@ -150,6 +155,8 @@ impl KafkaLog {
             .set("client.id", "tallyline")
             .set("socket.keepalive.enable", "true")
             .set("reconnect.backoff.max.ms", "2000")
+            // For so long a topic that was asked for too early is taken to be missing; the default is half a minute.
+            .set("topic.metadata.propagation.max.ms", "100")
             .set("queued.max.messages.kbytes", "16384")
             .set("max.partition.fetch.bytes", "131072")
             .set("fetch.queue.backoff.ms", "10");
@@ -202,28 +209,60 @@ impl KafkaLog {
         client: &BaseConsumer<C>,
         partition: TopicPartition,
     ) -> Result<(i64, i64), LogError> {
-        client
-            .fetch_watermarks(&self.topic_name(partition.topic), partition.partition, self.settings.request_deadline)
-            .map_err(|error| refused(partition.topic, &error))
+        let name = self.topic_name(partition.topic);
+        self.from_leader(client, partition, || client.fetch_watermarks(&name, partition.partition, self.settings.request_deadline))
     }
 
     pub(super) async fn offset_at(&self, partition: TopicPartition, time: DateTime<Utc>) -> Result<i64, LogError> {
         self.ask(move |log, asker| {
             // Kafka counts whole milliseconds and gives negative ones a meaning of their own.
             let millis = time.timestamp_millis() + i64::from(!time.timestamp_subsec_nanos().is_multiple_of(1_000_000));
-            let mut times = TopicPartitionList::new();
-            times
-                .add_partition_offset(&log.topic_name(partition.topic), partition.partition, Offset::Offset(millis.max(0)))
-                .map_err(|error| refused(partition.topic, &error))?;
-            let found = asker.offsets_for_times(times, log.settings.request_deadline).map_err(|error| refused(partition.topic, &error))?;
-            let Some(element) = found.elements().into_iter().next() else { return Err(LogError::NoTopic(partition.topic)) };
-            element.error().map_err(|error| refused(partition.topic, &error))?;
-            match element.offset() {
+            let name = log.topic_name(partition.topic);
+            let found = log.from_leader(asker, partition, || {
+                let mut times = TopicPartitionList::new();
+                times.add_partition_offset(&name, partition.partition, Offset::Offset(millis.max(0)))?;
+                let found = asker.offsets_for_times(times, log.settings.request_deadline)?;
+                let elements = found.elements();
+                let element = elements.first().ok_or(KafkaError::OffsetFetch(RDKafkaErrorCode::UnknownPartition))?;
+                element.error().map(|()| element.offset())
+            })?;
+            match found {
                 Offset::Offset(offset) => Ok(offset),
                 _ => log.watermarks_by(asker, partition).map(|(_, end)| end),
             }
         })
         .await
+    }
+
+    /// Asks again while the brokers have not agreed on the partition's leader, as when the topic has just been created. What the client
+    /// does not know it is made to look up once: it may remember for long that the topic was missing.
+    fn from_leader<C: ConsumerContext, T>(
+        &self,
+        client: &BaseConsumer<C>,
+        partition: TopicPartition,
+        question: impl Fn() -> Result<T, KafkaError>,
+    ) -> Result<T, LogError> {
+        use RDKafkaErrorCode as Code;
+        let (begun, deadline) = (Instant::now(), self.settings.request_deadline);
+        let mut looked_up = false;
+        loop {
+            let error = match question() {
+                Ok(answer) => return Ok(answer),
+                Err(error) => error,
+            };
+            match error.rdkafka_error_code() {
+                Some(Code::LeaderNotAvailable | Code::NotLeaderForPartition) if begun.elapsed() < deadline => {
+                    std::thread::sleep(LEADER_PAUSE);
+                }
+                Some(Code::UnknownTopic | Code::UnknownPartition | Code::UnknownTopicOrPartition) if !looked_up => {
+                    looked_up = true;
+                    client
+                        .fetch_metadata(Some(&self.topic_name(partition.topic)), deadline)
+                        .map_err(|error| refused(partition.topic, &error))?;
+                }
+                _ => return Err(refused(partition.topic, &error)),
+            }
+        }
     }
 }
 

@@ -70,6 +70,8 @@ impl KafkaLog {
             .set("compression.type", "zstd")
             .set("partitioner", "murmur2_random")
             .set("queue.buffering.max.kbytes", "65536")
+            // How long a topic that nobody has heard of may still turn out to be new.
+            .set("topic.metadata.propagation.max.ms", "5000")
             .set("delivery.timeout.ms", self.settings.append_deadline.as_millis().to_string());
         for (name, value) in &self.settings.properties {
             if ["compression.type", "queue.buffering.max.kbytes", "queue.buffering.max.messages"].contains(&name.as_str()) {

@@ -1,13 +1,15 @@
 //! Topics on Kafka: created when missing, compared when there.
 
+use std::time::Instant;
+
 use rdkafka::admin::{AdminClient, AdminOptions, ConfigResource, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::consumer::Consumer as _;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use tracing::info;
 
-use super::kafka::{Connection, KafkaLog, refused};
+use super::kafka::{Connection, KafkaLog, LEADER_PAUSE, refused};
 use super::{LogError, RETENTION_DAYS};
-use crate::event::Topic;
+use crate::event::{Topic, TopicPartition};
 
 const DAY_MS: i64 = 24 * 60 * 60 * 1000;
 
@@ -55,11 +57,28 @@ impl KafkaLog {
             // Another process was faster, with the same settings as ours.
             Some(Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists))) => {
                 info!(topic = name, partitions, retention_days = RETENTION_DAYS, "topic created");
-                Ok(())
+                self.await_leaders(topic, partitions).await
             }
             Some(Err((_, code))) => Err(refused(topic, &KafkaError::AdminOp(code))),
             None => Err(LogError::Refused(format!("no answer about {name}"))),
         }
+    }
+
+    /// A new topic is usable once each of its partitions has a leader that knows of it.
+    async fn await_leaders(&self, topic: Topic, partitions: i32) -> Result<(), LogError> {
+        self.ask(move |log, asker| {
+            let begun = Instant::now();
+            for partition in 0..partitions {
+                while let Err(error) = log.watermarks_by(asker, TopicPartition { topic, partition }) {
+                    if error != LogError::NoTopic(topic) || begun.elapsed() >= log.settings.request_deadline {
+                        return Err(error);
+                    }
+                    std::thread::sleep(LEADER_PAUSE);
+                }
+            }
+            Ok(())
+        })
+        .await
     }
 
     async fn drift(&self, admin: &AdminClient<Connection>, topic: Topic, count: usize, wanted: i32) -> Result<Vec<String>, LogError> {

@@ -1,1 +1,189 @@
-//! Usage to Tallyman, through the publication queue only.
+//! From the publication queue to the vendor: money leaves only here.
+//!
+//! One [`Publisher`] serves one source. A cycle leases what is due, looks at coderd's own rows once more (`look`), writes the request down, sends
+//! it under the license that coderd itself would use (`signing`), and records each event's verdict with the request that carried it (`send`).
+//! Several processes may publish the same source: leases keep their events apart.
+
+mod condition;
+mod look;
+mod send;
+mod settings;
+mod shadow;
+mod signing;
+mod sole;
+mod telemetry;
+
+pub use condition::{Condition, Shown};
+pub use settings::{Mode, PublisherError, Settings, UnknownMode};
+pub use telemetry::PublisherTelemetry;
+
+use std::collections::HashMap;
+
+use chrono::{DateTime, Utc};
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+use uuid::Uuid;
+
+use crate::coderd::{Reader, UsageRow};
+use crate::ledger::{Ledger, Settled, Settlement};
+use crate::tallyman::{SendError, TallymanClient};
+use crate::waiting::Waits;
+
+/// So many old events are compared with coderd's rows in one read.
+const OLD_PAGE: i64 = 500;
+
+/// The publisher of one source.
+pub struct Publisher {
+    ledger: Ledger,
+    settings: Settings,
+    client: TallymanClient,
+    telemetry: PublisherTelemetry,
+    /// Names this publisher's leases; no two have the same.
+    holder: String,
+    condition: Shown,
+    /// Kept from cycle to cycle; after a fault a new one is opened.
+    reader: Option<Reader>,
+    /// The latest of coderd's own publish marks as it was at the first look.
+    first_mark: Option<Option<DateTime<Utc>>>,
+}
+
+/// What one cycle did. Events are counted by their requests' verdicts as recorded.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cycle {
+    /// Requests written down and sent.
+    pub requests: usize,
+    /// Events taken by the vendor.
+    pub accepted: usize,
+    /// Events that the vendor refused for ever.
+    pub refused: usize,
+    /// Events that it refused this time.
+    pub refused_for_now: usize,
+    /// Events that its answer did not name.
+    pub left_out: usize,
+    /// Events settled without an answer.
+    pub settled: Settled,
+    /// Events not sent, because coderd's row says something else or is gone. In shadow mode: differences.
+    pub held_back: usize,
+    /// Events left alone for now: coderd has a fresh claim on them, or in shadow mode has yet to publish them.
+    pub waiting: usize,
+    /// The request that brought no verdicts; it ended the cycle.
+    pub failure: Option<SendError>,
+}
+
+impl Publisher {
+    /// A publisher that does nothing yet.
+    ///
+    /// # Errors
+    /// [`PublisherError`]: settings that cannot be used.
+    pub fn new(ledger: Ledger, settings: Settings, telemetry: PublisherTelemetry) -> Result<Self, PublisherError> {
+        settings.check()?;
+        let client = TallymanClient::new(&settings.tallyman)?;
+        let (holder, condition) = (Uuid::new_v4().to_string(), Shown::new(settings.deployment));
+        Ok(Publisher { ledger, settings, client, telemetry, holder, condition, reader: None, first_mark: None })
+    }
+
+    /// How it stands, for as long as anyone cares to look.
+    #[must_use]
+    pub fn condition(&self) -> Shown {
+        self.condition.clone()
+    }
+
+    /// Publishes until `stop`; then the request in hand is finished first, within the request's timeout.
+    pub async fn run(&mut self, stop: &CancellationToken) {
+        let mut waits = Waits::new(self.settings.first_wait, self.settings.longest_wait);
+        while !stop.is_cancelled() {
+            let goes_on = match self.cycle(stop).await {
+                Ok(Cycle { failure: None, .. }) => {
+                    waits.reset();
+                    stop.run_until_cancelled(tokio::time::sleep(self.settings.poll)).await.is_some()
+                }
+                Ok(_) | Err(_) => waits.wait(stop).await,
+            };
+            if !goes_on {
+                return;
+            }
+        }
+    }
+
+    /// Does all that is due now, once. Between two requests it hears `stop`.
+    ///
+    /// # Errors
+    /// When the ledger or coderd's database cannot be used; it is the condition then, too. A failed request is no error but the cycle's
+    /// [`failure`](Cycle::failure).
+    pub async fn cycle(&mut self, stop: &CancellationToken) -> anyhow::Result<Cycle> {
+        let outcome = self.whole_cycle(stop).await;
+        match &outcome {
+            Ok(Cycle { failure: Some(failure), .. }) => self.condition.set(Condition::Failing(failure.to_string())),
+            Ok(cycle) => debug!(?cycle, "publisher's cycle"),
+            Err(fault) => self.condition.set(Condition::Failing(format!("{fault:#}"))),
+        }
+        self.telemetry.stopped(self.settings.deployment, matches!(self.condition.get(), Condition::Stopped(_)));
+        outcome
+    }
+
+    async fn whole_cycle(&mut self, stop: &CancellationToken) -> anyhow::Result<Cycle> {
+        let Some(database) = &self.settings.coderd else {
+            self.condition.set(Condition::NoDatabase);
+            return Ok(Cycle::default());
+        };
+        let Some(source) = self.ledger.source(self.settings.deployment).await? else {
+            self.condition.set(Condition::NotIntroduced);
+            return Ok(Cycle::default());
+        };
+        let source_id = source.id;
+        let stopped = matches!(self.condition.get(), Condition::Stopped(_));
+        let mut cycle = Cycle::default();
+        if !stopped {
+            let mut reader = match self.reader.take() {
+                Some(reader) => reader,
+                None => database.connect().await?,
+            };
+            let done = match self.settings.mode {
+                Mode::Shadow => self.shadow(&mut reader, source_id, &mut cycle, stop).await,
+                Mode::Sole => self.sole(&mut reader, source_id, &mut cycle, stop).await,
+                Mode::Join => return Err(PublisherError::JoinNotAvailable.into()),
+            };
+            // what was done before a fault is done
+            self.telemetry.cycle(&cycle);
+            done?;
+            self.reader = Some(reader);
+        }
+        let pending = self.ledger.pending_publications(source_id).await?;
+        self.telemetry.queue(self.settings.deployment, &pending, self.ledger.clock.now());
+        Ok(cycle)
+    }
+
+    /// Settles what is too old to be sent, unless coderd has published it: then it is not ours. While coderd holds a fresh claim its answer
+    /// may be on the way, and the event is left for the next cycle.
+    async fn settle_old(&self, reader: &mut Reader, source_id: i16, settled: &mut Settled, stop: &CancellationToken) -> anyhow::Result<()> {
+        let mut after = None;
+        while !stop.is_cancelled() {
+            let now = self.ledger.clock.now();
+            let old = self.ledger.old_publications(source_id, look::sendable_after(now), after.as_ref(), OLD_PAGE).await?;
+            let Some(last) = old.last().cloned() else { return Ok(()) };
+            let ids: Vec<String> = old.into_iter().map(|(_, id)| id).collect();
+            let rows = rows_by_id(reader, &ids).await?;
+            let row = |id: &String| rows.get(id);
+            let (published, rest): (Vec<_>, Vec<_>) = ids.into_iter().partition(|id| row(id).is_some_and(|row| row.published_at.is_some()));
+            let too_old: Vec<_> = rest.into_iter().filter(|id| !row(id).is_some_and(|row| look::claimed(row, now))).collect();
+            self.settle(source_id, &published, Settlement::NotOurs, settled).await?;
+            self.settle(source_id, &too_old, Settlement::TooOld, settled).await?;
+            after = Some(last);
+        }
+        Ok(())
+    }
+
+    async fn settle(&self, source_id: i16, ids: &[String], settlement: Settlement, settled: &mut Settled) -> anyhow::Result<()> {
+        if !ids.is_empty() {
+            let more = self.ledger.settle_publications(source_id, &self.holder, ids, settlement).await?;
+            settled.not_ours += more.not_ours;
+            settled.expired += more.expired;
+            settled.unknown += more.unknown;
+        }
+        Ok(())
+    }
+}
+
+async fn rows_by_id(reader: &mut Reader, ids: &[String]) -> anyhow::Result<HashMap<String, UsageRow>> {
+    Ok(reader.usage(ids).await?.into_iter().map(|row| (row.id.clone(), row)).collect())
+}

@@ -3,8 +3,9 @@
 use chrono::{DateTime, NaiveDate, NaiveTime, Utc};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
-/// Most entries of a run: a new entry moves at most this many, and a count adds up whole runs.
-const RUN: usize = 512;
+/// Most entries of a run: a new entry moves at most this many. A count adds up those of two runs and the totals of the others, which are
+/// about as many with a million events.
+const RUN: usize = 1024;
 
 /// How many agents were started when, to the microsecond. In any order of the events the same value; in JSON the ordered list of
 /// `[microseconds since the Unix epoch, count]`.

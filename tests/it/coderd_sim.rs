@@ -291,6 +291,106 @@ async fn what_changes_behind_a_reader_changes_the_rows_and_not_the_truth() {
 }
 
 #[tokio::test]
+async fn the_catalog_tells_the_eras_apart() {
+    let probes = "select
+        exists (select from information_schema.columns where table_name = 'workspace_builds' and column_name = 'has_ai_task') as ai_flag,
+        to_regclass('tasks') is not null as tasks,
+        exists (select from pg_enum where enumlabel = 'task_resume') as task_reasons,
+        exists (select from pg_index where indexrelid = 'idx_usage_events_agent_runtime'::regclass and indisunique) as unique_hours,
+        exists (select from pg_constraint where conname = 'usage_events_agent_runtime_hour_aligned') as whole_hours,
+        exists (select from information_schema.columns where table_name = 'replicas' and column_name = 'nats_port') as nats";
+    for (schema, expected) in [
+        (SchemaVersion::TasksEra, (true, true, true, false, false, false)),
+        (SchemaVersion::Sep2026, (false, false, false, true, true, true)),
+    ] {
+        let database = support::database().await;
+        tallyline::sim::coderd::create_schema(&mut database.pool.acquire().await.unwrap(), schema).await.unwrap();
+        let found: (bool, bool, bool, bool, bool, bool) = sqlx::query_as(probes).fetch_one(&database.pool).await.unwrap();
+        assert_eq!(found, expected, "{schema:?}");
+
+        let usage = |id: &'static str, kind: &'static str, at: &'static str| {
+            sqlx::query("insert into usage_events (id, event_type, event_data, created_at) values ($1, $2, '{}', $3::text::timestamptz)")
+                .bind(id)
+                .bind(kind)
+                .bind(at)
+                .execute(&database.pool)
+        };
+        assert!(usage("a", "hb_agent_runtime_v1", "2026-09-21T10:00:00Z").await.is_ok());
+        assert_eq!(usage("b", "hb_agent_runtime_v1", "2026-09-21T10:00:00Z").await.is_ok(), schema == SchemaVersion::TasksEra);
+        assert_eq!(usage("c", "hb_agent_runtime_v1", "2026-09-21T10:30:00Z").await.is_ok(), schema == SchemaVersion::TasksEra);
+        assert!(usage("d", "dc_managed_agents_v2", "2026-09-21T10:30:00Z").await.is_err());
+    }
+}
+
+#[tokio::test]
+async fn jobs_have_coderds_indexes_and_no_other() {
+    let database = support::database().await;
+    tallyline::sim::coderd::create_schema(&mut database.pool.acquire().await.unwrap(), SchemaVersion::Sep2026).await.unwrap();
+    let indexes: Vec<String> = sqlx::query_scalar(
+        "select replace(indexdef, 'public.', '') from pg_indexes where tablename in ('provisioner_jobs', 'workspace_builds') order by indexname",
+    )
+    .fetch_all(&database.pool)
+    .await
+    .unwrap();
+    let expected = [
+        "CREATE INDEX idx_provisioner_jobs_status ON provisioner_jobs USING btree (job_status)",
+        "CREATE INDEX idx_workspace_builds_initiator_id ON workspace_builds USING btree (initiator_id)",
+        "CREATE UNIQUE INDEX provisioner_jobs_pkey ON provisioner_jobs USING btree (id)",
+        "CREATE INDEX provisioner_jobs_started_at_idx ON provisioner_jobs USING btree (started_at) WHERE (started_at IS NULL)",
+        "CREATE INDEX provisioner_jobs_worker_id_organization_id_completed_at_idx ON provisioner_jobs USING btree (worker_id, organization_id, completed_at DESC)",
+        "CREATE UNIQUE INDEX workspace_builds_id_workspace_id_key ON workspace_builds USING btree (id, workspace_id)",
+        "CREATE UNIQUE INDEX workspace_builds_job_id_key ON workspace_builds USING btree (job_id)",
+        "CREATE UNIQUE INDEX workspace_builds_pkey ON workspace_builds USING btree (id)",
+        "CREATE UNIQUE INDEX workspace_builds_workspace_id_build_number_key ON workspace_builds USING btree (workspace_id, build_number)",
+    ];
+    assert_eq!(indexes, expected);
+}
+
+#[tokio::test]
+async fn a_jobs_status_follows_from_its_times_and_its_error() {
+    let database = support::database().await;
+    let mut connection = database.pool.acquire().await.unwrap();
+    tallyline::sim::coderd::create_schema(&mut connection, SchemaVersion::Sep2026).await.unwrap();
+    sqlx::raw_sql(
+        "insert into organizations (id, name, description, created_at, updated_at, display_name, default_org_member_roles)
+         values ('00000000-0000-0000-0000-000000000001', 'o', '', now(), now(), '', '{}')",
+    )
+    .execute(&mut *connection)
+    .await
+    .unwrap();
+    // completed, canceled, started, error -> status; an empty error is none, a real one beats a cancel and needs no end.
+    let cases = [
+        (true, false, true, None, "succeeded"),
+        (true, false, true, Some(""), "succeeded"),
+        (true, true, false, None, "canceled"),
+        (true, true, true, Some(""), "canceled"),
+        (true, true, true, Some("no"), "failed"),
+        (false, false, true, Some("no"), "failed"),
+        (false, true, true, None, "canceling"),
+        (false, false, false, Some(""), "pending"),
+        (false, false, true, None, "running"),
+    ];
+    for (completed, canceled, started, error, expected) in cases {
+        let status: String = sqlx::query_scalar(
+            "insert into provisioner_jobs (id, created_at, updated_at, organization_id, initiator_id, provisioner, storage_method, type, input,
+                 file_id, completed_at, canceled_at, started_at, error)
+             values (gen_random_uuid(), now(), now(), '00000000-0000-0000-0000-000000000001', gen_random_uuid(), 'terraform', 'file',
+                 'workspace_build', '{}', gen_random_uuid(), case when $1 then now() end, case when $2 then now() end,
+                 case when $3 then now() end, $4)
+             returning job_status::text",
+        )
+        .bind(completed)
+        .bind(canceled)
+        .bind(started)
+        .bind(error)
+        .fetch_one(&mut *connection)
+        .await
+        .unwrap();
+        assert_eq!(status, expected, "{completed} {canceled} {started} {error:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_database_that_is_in_use_is_refused() {
     let database = support::database().await;
     let config = history(1, SchemaVersion::Sep2026, 1, 5);

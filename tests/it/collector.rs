@@ -514,6 +514,11 @@ async fn licenses_are_recorded_as_they_come_and_go() {
     assert_eq!(rows, 2, "one change when it came, one when it went");
 }
 
+/// Pages that a line of a plan says were touched: `Buffers: shared hit=271 read=3`.
+fn pages_of(line: &str) -> i64 {
+    line.split([' ', '=']).filter_map(|word| word.parse::<i64>().ok()).sum()
+}
+
 #[tokio::test]
 async fn the_incremental_probe_reads_only_the_index() {
     let coderd = Coderd::new(SchemaVersion::Sep2026).await;
@@ -533,6 +538,10 @@ async fn the_incremental_probe_reads_only_the_index() {
     let plan = reader.explain_recent_build_keys(after, 1000).await.unwrap().join("\n");
     assert!(!plan.contains("Seq Scan on provisioner_jobs"), "{plan}");
     assert!(plan.contains("provisioner_jobs_worker_id_organization_id_completed_at_idx"), "{plan}");
+    let pages: i64 =
+        sqlx::query_scalar("select pg_relation_size('provisioner_jobs') / 8192").fetch_one(&coderd.database.pool).await.unwrap();
+    let touched: i64 = plan.lines().filter(|line| line.contains("Buffers: shared")).map(pages_of).max().unwrap();
+    assert!(touched * 2 < pages, "{touched} of {pages} pages for the last 100 minutes of three weeks\n{plan}");
     let keys = reader.recent_build_keys(after, 1000).await.unwrap();
     let expected: i64 = sqlx::query_scalar("select count(*) from provisioner_jobs where completed_at >= $1")
         .bind(after.0)
@@ -561,7 +570,11 @@ async fn a_simulated_history_arrives_whole() {
         let mut simulation = Simulation::start(config, &coderd.url).await.unwrap();
         simulation.finish().await.unwrap();
         let truth = simulation.truth();
-        let mut collector = ours.open(Settings { page: 100, ..settings() }, &coderd.url).await.unwrap().unwrap();
+        let mut keys = PublicKeys::new();
+        keys.add(&truth.license_key.kid, &truth.license_key.public_key_pem).unwrap();
+        let settings = Settings { page: 100, ..settings() };
+        let (source, log, ledger) = (source_of(&coderd.url), ours.log.clone(), ours.ledger.clone());
+        let mut collector = Collector::open(settings, source, keys, log, ledger, Clock::system()).await.unwrap().unwrap();
         assert_eq!(collector.source().deployment_id, truth.deployment_id);
         let report = collector.pass().await.unwrap();
         assert_eq!(i32::try_from(truth.builds.len()).unwrap(), report.builds);
@@ -579,9 +592,71 @@ async fn a_simulated_history_arrives_whole() {
         let mut ids: Vec<String> = truth.usage.iter().map(|usage| usage.id.clone()).collect();
         ids.sort();
         assert_eq!(ours.usage_ids().await, ids);
-        assert_eq!(ours.ledger.present_licenses(collector.source().id).await.unwrap().len(), truth.licenses.len());
+        let licenses = ours.ledger.present_licenses(collector.source().id).await.unwrap();
+        assert_eq!(licenses.len(), truth.licenses.len());
+        for (license, expected) in licenses.iter().zip(&truth.licenses) {
+            assert_eq!(matches!(license.state, LicenseState::Verified(_)), expected.verifiable, "{license:?}");
+        }
+        assert!(licenses.iter().any(|license| matches!(license.state, LicenseState::Verified(_))));
         assert_eq!(produced(&collector.pass().await.unwrap()), (0, 0, 0));
     }
+}
+
+#[tokio::test]
+async fn on_a_given_clock_the_source_is_complete_by_that_clock() {
+    let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
+    let begin = "2026-01-10T12:00:00Z".parse::<DateTime<Utc>>().unwrap();
+    let clock = Clock::given(begin);
+    let settings = Settings { margin: TimeDelta::seconds(60), ..settings() };
+    let (source, log, ledger) = (source_of(&coderd.database.url), ours.log.clone(), ours.ledger.clone());
+    let mut collector = Collector::open(settings, source, PublicKeys::new(), log, ledger, clock.clone()).await.unwrap().unwrap();
+    let report = collector.pass().await.unwrap();
+    assert_eq!(report.complete_until, Some(begin - TimeDelta::seconds(60)));
+    assert_eq!(collector.source().introduced_at, begin);
+    for minutes in 1..4 {
+        let now = begin + TimeDelta::minutes(minutes);
+        clock.set(now);
+        let build = Build { completed_at: now - TimeDelta::seconds(90), ..coderd.first_start(coderd.workspace().await).await };
+        coderd.build(&build).await;
+        let report = collector.pass().await.unwrap();
+        assert_eq!((report.builds, report.late, report.full_sweep), (1, 0, false));
+        assert_eq!(report.complete_until, Some(now - TimeDelta::seconds(60)));
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_is_cut_costs_one_pass() {
+    let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
+    let mut collector = ours.collector(settings(), &coderd).await;
+    collector.pass().await.unwrap();
+    let cut: i64 = sqlx::query_scalar(
+        "select count(pg_terminate_backend(pid, 10000)) from pg_stat_activity
+         where datname = current_database() and application_name = 'tallyline'",
+    )
+    .fetch_one(&coderd.database.pool)
+    .await
+    .unwrap();
+    assert_eq!(cut, 1);
+    coderd.creation().await;
+    let error = collector.pass().await.unwrap_err();
+    assert!(matches!(error, CollectError::Coderd(CoderdError::Lost(_))), "{error:?}");
+    assert_eq!(produced(&collector.pass().await.unwrap()), (1, 0, 0));
+}
+
+#[tokio::test]
+async fn a_log_that_refuses_leaves_everything_for_the_next_pass() {
+    let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
+    let mut collector = ours.collector(settings(), &coderd).await;
+    collector.pass().await.unwrap();
+    let workspace = coderd.workspace().await;
+    coderd.build(&Build { initiator: PREBUILDS_USER, stage: 1, ..coderd.first_start(workspace).await }).await;
+    coderd.build(&Build { number: 2, stage: 2, ..coderd.first_start(workspace).await }).await;
+    let hide = "alter table log_record rename to hidden_record";
+    sqlx::query(hide).execute(&ours.ledger.pool).await.unwrap();
+    assert!(matches!(collector.pass().await, Err(CollectError::Append(_))));
+    sqlx::query("alter table hidden_record rename to log_record").execute(&ours.ledger.pool).await.unwrap();
+    assert_eq!(produced(&collector.pass().await.unwrap()), (2, 1, 0));
+    assert_eq!((ours.builds().await.len(), ours.claims().await.len()), (2, 1));
 }
 
 #[tokio::test]

@@ -2,7 +2,11 @@
 
 mod coderd_sim;
 mod collector;
+mod leases;
+mod ledger;
 mod log_contract;
 mod oracle;
+mod projection;
+mod publisher;
 mod smoke;
 mod support;

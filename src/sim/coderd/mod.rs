@@ -20,6 +20,7 @@ mod lives;
 mod options;
 mod renames;
 mod schema;
+mod script;
 mod signing;
 mod simulation;
 pub mod truth;

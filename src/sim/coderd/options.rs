@@ -10,10 +10,12 @@ use tracing::info;
 
 use super::config::Config;
 use super::schema::SchemaVersion;
-use super::simulation::{PLAN_AHEAD, Simulation};
+use super::simulation::Simulation;
 use super::truth::Truth;
 use crate::clock::Clock;
 
+/// How far ahead a deployment in real time is planned.
+const PLAN_AHEAD: TimeDelta = TimeDelta::seconds(10);
 const HISTORY_PARTS: i32 = 50;
 
 /// Simulates coderd in an empty PostgreSQL database: its tables, and what it writes into them.
@@ -108,7 +110,9 @@ async fn write_history(simulation: &mut Simulation, stop: &CancellationToken) ->
 /// When PostgreSQL refuses.
 pub async fn live(simulation: &mut Simulation, rate: f64, clock: &Clock, stop: &CancellationToken) -> anyhow::Result<()> {
     simulation.set_acts_per_transaction(1);
-    let mut planned = simulation.config().end;
+    // No builds while the history was written: they would complete before they could be seen.
+    let mut planned = clock.now().max(simulation.config().end);
+    simulation.extend(planned, 0);
     let mut owed = 0.0;
     while !stop.is_cancelled() {
         let now = clock.now();

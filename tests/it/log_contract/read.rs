@@ -8,6 +8,7 @@ use tallyline::log::LogError;
 
 use super::site::{Kind, PARTITIONS, Site};
 use super::{BUILDS, body, builds, message, on_both_logs};
+use crate::support::eventually;
 
 on_both_logs!(
     reading_begins_at_an_offset_and_ends_where_the_log_did,
@@ -109,7 +110,15 @@ async fn offsets_that_are_missing_are_passed_over() {
         producer.send(FutureRecord::to(&name).partition(0).key("key").payload(text), deadline).await.unwrap();
         if commits { producer.commit_transaction(deadline).unwrap() } else { producer.abort_transaction(deadline).unwrap() }
     }
-    assert_eq!(site.log.watermarks(builds(0)).await.unwrap(), (0, 8));
+    // The broker writes the markers a little after it has answered.
+    let ends_at = |end| {
+        let log = site.log.clone();
+        move || {
+            let log = log.clone();
+            async move { log.watermarks(builds(0)).await.unwrap() == (0, end) }
+        }
+    };
+    eventually(deadline, "the last marker is written", ends_at(8)).await;
     let read = site.log.read(builds(0), 0, 100).await.unwrap();
     assert_eq!(read.iter().map(|record| (record.offset, body(&record.message))).collect::<Vec<_>>(), [(0, "0".into()), (4, "3".into())]);
     for from in [5, 6, 7, 8] {
@@ -120,6 +129,7 @@ async fn offsets_that_are_missing_are_passed_over() {
     producer.begin_transaction().unwrap();
     producer.send(FutureRecord::to(&name).partition(0).key("key").payload("8"), deadline).await.unwrap();
     producer.commit_transaction(deadline).unwrap();
+    eventually(deadline, "its marker is written", ends_at(10)).await;
     let read = site.log.read(builds(0), 5, 100).await.unwrap();
     assert_eq!(read.iter().map(|record| (record.offset, body(&record.message))).collect::<Vec<_>>(), [(8, "8".into())]);
 }

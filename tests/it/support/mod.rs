@@ -4,6 +4,7 @@
 #![allow(dead_code)]
 
 pub mod coderd;
+pub mod ledger;
 pub mod ports;
 pub mod process;
 pub mod prometheus;

@@ -1,0 +1,60 @@
+//! Log and ledger: the batches of a partition chain, records read are accepted, duplicate, in conflict, rejected or held, and the log still is
+//! the one that was read.
+
+use super::{Audit, Joint, vendor};
+use crate::event::Topic;
+use crate::ledger::{Difference, LedgerBooks, PartitionBooks, fingerprint};
+
+pub(super) async fn compare(audit: &Audit, books: &LedgerBooks) -> anyhow::Result<Joint> {
+    let mut joint = Joint::new("log and ledger");
+    let sum = |of: fn(&PartitionBooks) -> i64| books.partitions.iter().map(of).sum::<i64>();
+    joint.number("records", sum(|books| books.records));
+    joint.number("accepted", sum(|books| books.accepted));
+    joint.number("duplicates", sum(|books| books.duplicates));
+    joint.number("conflicts", sum(|books| books.conflicts));
+    joint.number("rejects", sum(|books| books.rejects));
+    joint.number("held", sum(|books| books.held));
+    joint.differences = books.differences.iter().filter(|difference| !vendor::is_ours(difference.kind)).cloned().collect();
+    let mut waiting = 0;
+    for partition in &books.partitions {
+        waiting += end(audit, partition, &mut joint).await?;
+    }
+    waiting += unread(audit, books).await?;
+    joint.number("records_waiting_in_the_log", waiting);
+    Ok(joint)
+}
+
+/// Compares one position with the log; answers how many offsets lie behind it.
+async fn end(audit: &Audit, books: &PartitionBooks, joint: &mut Joint) -> anyhow::Result<i64> {
+    let (start, end) = audit.log.watermarks(books.partition).await?;
+    let id = books.partition.to_string();
+    if books.next_offset > end || books.next_offset < start {
+        let detail = format!("the ledger stands at {}, the log holds {start} to {end}", books.next_offset);
+        joint.differences.push(Difference { kind: "position_outside_the_log", id, detail });
+        return Ok(0);
+    }
+    if let Some(last) = books.last.filter(|last| last.offset >= start) {
+        let there = audit.log.read(books.partition, last.offset, 1).await?;
+        let same = there.first().is_some_and(|record| record.offset == last.offset && fingerprint(&record.message) == last.fingerprint);
+        if !same {
+            let detail = format!("the record at offset {} is not the one that was read", last.offset);
+            joint.differences.push(Difference { kind: "another_record", id, detail });
+        }
+    }
+    Ok(end - books.next_offset)
+}
+
+/// Records of partitions that no consumer has claimed yet.
+async fn unread(audit: &Audit, books: &LedgerBooks) -> anyhow::Result<i64> {
+    let mut waiting = 0;
+    for topic in Topic::ALL {
+        for partition in audit.log.partitions(topic).await? {
+            let partition = crate::event::TopicPartition { topic, partition };
+            if !books.partitions.iter().any(|books| books.partition == partition) {
+                let (start, end) = audit.log.watermarks(partition).await?;
+                waiting += end - start;
+            }
+        }
+    }
+    Ok(waiting)
+}

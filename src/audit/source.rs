@@ -1,0 +1,273 @@
+//! Source and ledger: every completed build and usage row of coderd is there under its id with its digest, and nothing that coderd never had.
+//!
+//! Beside live traffic the two sides are never the same instant. Ids that differ are kept; once a collector pass that began afterwards is in
+//! the ledger, only they are read again, ledger first, source last.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use chrono::{DateTime, Utc};
+use uuid::Uuid;
+
+use super::{Audit, Joint};
+use crate::coderd::{Catalog, Database, Reader};
+use crate::collectors::events;
+use crate::event::{self, Digest, Event, Payload};
+use crate::ledger::{Difference, Ledger, Source};
+
+/// Ids compared at a time.
+const PAGE: i64 = 2_000;
+
+/// Ids that differ, by table.
+#[derive(Default)]
+struct Suspects {
+    builds: BTreeSet<Uuid>,
+    usage: BTreeSet<String>,
+}
+
+struct Sides<'a> {
+    ledger: &'a Ledger,
+    source: Source,
+    reader: Reader,
+    catalog: Catalog,
+}
+
+pub(super) async fn compare(audit: &Audit) -> anyhow::Result<Joint> {
+    let mut joint = Joint::new("source and ledger");
+    let Some((database, deployment)) = &audit.source else {
+        joint.remarks.push(remark("not_compared", "source", "no coderd database is configured"));
+        return Ok(joint);
+    };
+    let Some(source) = audit.ledger.source(*deployment).await? else {
+        let detail = "the ledger has not been introduced to this deployment: no collector pass yet".to_owned();
+        joint.differences.push(Difference { kind: "source_unknown", id: deployment.to_string(), detail });
+        return Ok(joint);
+    };
+    let mut sides = Sides::open(&audit.ledger, database, source).await?;
+    let newest_pass = audit.ledger.newest_pass(sides.source.id).await?;
+    let suspects = sides.suspects(&mut joint).await?;
+    if !suspects.builds.is_empty() || !suspects.usage.is_empty() {
+        let fresh = wait_for_pass(audit, sides.source.id, newest_pass).await?;
+        joint.number("differed_at_first", suspects.builds.len() + suspects.usage.len());
+        joint.number("read_again_after_a_later_pass", i64::from(fresh));
+        sides.builds(&suspects.builds, &mut joint).await?;
+        sides.usage(&suspects.usage, &mut joint).await?;
+    }
+    sides.reader.close().await;
+    Ok(joint)
+}
+
+/// Waits until a pass that began after what was read is in the ledger. False when none came in time.
+async fn wait_for_pass(audit: &Audit, source_id: i16, after: i64) -> anyhow::Result<bool> {
+    let deadline = tokio::time::Instant::now() + audit.patience;
+    loop {
+        if audit.ledger.later_pass_is_in(source_id, after).await? {
+            return Ok(true);
+        }
+        if tokio::time::Instant::now() >= deadline {
+            return Ok(false);
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+impl<'a> Sides<'a> {
+    async fn open(ledger: &'a Ledger, database: &Database, source: Source) -> anyhow::Result<Self> {
+        let mut reader = database.connect().await.context("coderd's database")?;
+        let catalog = reader.catalog().await.context("coderd's database")?;
+        Ok(Sides { ledger, source, reader, catalog })
+    }
+
+    fn baseline(&self) -> DateTime<Utc> {
+        self.source.baseline_until.unwrap_or(DateTime::<Utc>::MIN_UTC)
+    }
+
+    /// Reads both sides whole, in pages, and keeps the ids that are not the same on both.
+    async fn suspects(&mut self, joint: &mut Joint) -> anyhow::Result<Suspects> {
+        let mut suspects = Suspects::default();
+        joint.number("source_builds", self.source_builds(&mut suspects).await?);
+        joint.number("ledger_builds", self.ledger_builds(&mut suspects).await?);
+        if self.catalog.usage_events {
+            joint.number("source_usage", self.source_usage(&mut suspects).await?);
+            joint.number("ledger_usage", self.ledger_usage(&mut suspects).await?);
+        }
+        Ok(suspects)
+    }
+
+    async fn source_builds(&mut self, suspects: &mut Suspects) -> anyhow::Result<usize> {
+        let (mut after, mut seen) = (Uuid::nil(), 0);
+        loop {
+            let keys = self.reader.build_keys(after, PAGE).await?;
+            let Some(last) = keys.last() else { return Ok(seen) };
+            after = last.job_id;
+            let baseline = self.baseline();
+            let ids: Vec<Uuid> = keys.iter().filter(|key| key.completed_at >= baseline).filter_map(|key| key.build_id).collect();
+            seen += ids.len();
+            let here = self.ledger_digests(&ids).await?;
+            let there = self.source_digests(&ids).await?;
+            suspects.builds.extend(ids.into_iter().filter(|id| there.contains_key(id) && here.get(id) != there.get(id)));
+        }
+    }
+
+    async fn ledger_builds(&mut self, suspects: &mut Suspects) -> anyhow::Result<usize> {
+        let (mut after, mut seen) = (Uuid::nil(), 0);
+        loop {
+            let ids = self.ledger.build_ids(self.source.id, after, PAGE).await?;
+            let Some(last) = ids.last() else { return Ok(seen) };
+            after = *last;
+            seen += ids.len();
+            let there: HashSet<Uuid> = self.reader.builds(&self.catalog, &ids).await?.into_iter().map(|row| row.build_id).collect();
+            suspects.builds.extend(ids.into_iter().filter(|id| !there.contains(id)));
+        }
+    }
+
+    async fn source_usage(&mut self, suspects: &mut Suspects) -> anyhow::Result<usize> {
+        let (mut after, mut seen) = (String::new(), 0);
+        loop {
+            let keys = self.reader.usage_keys(&after, PAGE).await?;
+            let Some(last) = keys.last() else { return Ok(seen) };
+            after = last.id.clone();
+            seen += keys.len();
+            let ids: Vec<String> = keys.into_iter().map(|key| key.id).collect();
+            let here = self.ledger.known_usage(self.source.id, &ids).await?;
+            let there = self.source_usage_digests(&ids).await?;
+            suspects.usage.extend(ids.into_iter().filter(|id| there.get(id).is_some_and(|digest| *digest != here.get(id).copied())));
+        }
+    }
+
+    async fn ledger_usage(&mut self, suspects: &mut Suspects) -> anyhow::Result<usize> {
+        let (mut after, mut seen) = (String::new(), 0);
+        loop {
+            let ids = self.ledger.usage_ids(self.source.id, &after, PAGE).await?;
+            let Some(last) = ids.last() else { return Ok(seen) };
+            after = last.clone();
+            seen += ids.len();
+            let there: HashSet<String> = self.reader.usage(&ids).await?.into_iter().map(|row| row.id).collect();
+            suspects.usage.extend(ids.into_iter().filter(|id| !there.contains(id)));
+        }
+    }
+
+    /// Digest of the build and of the claim that it may be.
+    async fn ledger_digests(&self, ids: &[Uuid]) -> anyhow::Result<HashMap<Uuid, [Option<Digest>; 2]>> {
+        let mut builds = self.ledger.known_builds(self.source.id, ids).await?;
+        let mut claims = self.ledger.known_claims(self.source.id, ids).await?;
+        let known = ids.iter().map(|id| (*id, [builds.remove(id), claims.remove(id)]));
+        Ok(known.filter(|(_, digests)| digests.iter().any(Option::is_some)).collect())
+    }
+
+    async fn source_digests(&mut self, ids: &[Uuid]) -> anyhow::Result<HashMap<Uuid, [Option<Digest>; 2]>> {
+        let mut digests = HashMap::with_capacity(ids.len());
+        for row in self.reader.builds(&self.catalog, ids).await? {
+            let id = row.build_id;
+            let Ok(build) = events::build(row) else {
+                digests.insert(id, [None, None]);
+                continue;
+            };
+            let claim = events::claim(&build).map(|claim| self.digest(Payload::Claim(Box::new(claim))));
+            digests.insert(id, [Some(self.digest(Payload::Build(Box::new(build)))), claim]);
+        }
+        Ok(digests)
+    }
+
+    fn digest(&self, payload: Payload) -> Digest {
+        Event { deployment: self.source.deployment_id, payload }.digest()
+    }
+
+    /// None for a row that is no event that this version can read.
+    async fn source_usage_digests(&mut self, ids: &[String]) -> anyhow::Result<HashMap<String, Option<Digest>>> {
+        let deployment = self.source.deployment_id;
+        let rows = self.reader.usage(ids).await?;
+        let digest = |message| event::parse(&message).ok().map(|event| event.digest());
+        Ok(rows.into_iter().map(|row| (row.id.clone(), digest(events::usage(deployment, row)))).collect())
+    }
+
+    /// Reads suspected builds again, ledger first, and says what each is.
+    async fn builds(&mut self, suspects: &BTreeSet<Uuid>, joint: &mut Joint) -> anyhow::Result<()> {
+        let ids: Vec<Uuid> = suspects.iter().copied().collect();
+        for ids in ids.chunks(2_000) {
+            let names: Vec<String> = ids.iter().map(|id| format!("workspace_build_completed:{id}")).collect();
+            let refused = self.ledger.refused_ids(self.source.deployment_id, &names).await?;
+            let here = self.ledger_digests(ids).await?;
+            let there = self.source_digests(ids).await?;
+            let parentless = self.parentless(ids).await?;
+            for (id, name) in ids.iter().zip(names) {
+                match (here.get(id), there.get(id)) {
+                    (Some(here), Some(there)) if here == there => {}
+                    (Some(here), Some(there)) if here[0].is_some() && (here[1].is_some() || there[1].is_none()) => {
+                        joint.remarks.push(remark("source_changed", &name, "coderd has rewritten the row since it was accepted"));
+                    }
+                    (Some(_), Some(_)) => {
+                        joint.differences.push(difference("missing", &name, "its claim, or the build of its claim, is not in the ledger"))
+                    }
+                    (None, Some(_)) if refused.contains(&name) => {
+                        joint.differences.push(difference("rejected", &name, "the ledger has it among its rejects"))
+                    }
+                    (None, Some(_)) => joint.differences.push(difference("missing", &name, "coderd has it, the ledger does not")),
+                    (Some(_), None) if parentless.contains(id) => {
+                        joint.remarks.push(remark(
+                            "source_gone",
+                            &name,
+                            "coderd has removed its workspace or template version, and it with them",
+                        ));
+                    }
+                    (Some(_), None) => {
+                        joint.differences.push(difference("not_in_source", &name, "coderd does not have it, the ledger does"))
+                    }
+                    (None, None) => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Builds whose workspace or template version coderd no longer has: it removes builds only with these.
+    async fn parentless(&mut self, ids: &[Uuid]) -> anyhow::Result<HashSet<Uuid>> {
+        let parents = self.ledger.build_parents(self.source.id, ids).await?;
+        let workspaces: Vec<Uuid> = parents.iter().map(|(_, workspace, _)| *workspace).collect();
+        let versions: Vec<Uuid> = parents.iter().map(|(_, _, version)| *version).collect();
+        let there = self.reader.parents_present(&workspaces, &versions).await?;
+        let gone = parents.into_iter().filter(|(_, workspace, version)| !there.contains(workspace) || !there.contains(version));
+        Ok(gone.map(|(build, _, _)| build).collect())
+    }
+
+    async fn usage(&mut self, suspects: &BTreeSet<String>, joint: &mut Joint) -> anyhow::Result<()> {
+        let ids: Vec<String> = suspects.iter().cloned().collect();
+        for ids in ids.chunks(2_000) {
+            let refused = self.ledger.refused_ids(self.source.deployment_id, ids).await?;
+            let here: BTreeMap<String, Digest> = self.ledger.known_usage(self.source.id, ids).await?.into_iter().collect();
+            let there = self.source_usage_digests(ids).await?;
+            for id in ids {
+                match (here.get(id), there.get(id)) {
+                    (Some(here), Some(Some(there))) if here == there => {}
+                    (Some(_), Some(_)) => {
+                        joint.remarks.push(remark("source_changed", id, "coderd has rewritten the row since it was accepted"))
+                    }
+                    (None, Some(None)) if refused.contains(id) => {
+                        joint.remarks.push(remark(
+                            "held_or_rejected",
+                            id,
+                            "the ledger has the row raw: it is no event that this version can read",
+                        ));
+                    }
+                    (None, Some(_)) if refused.contains(id) => {
+                        joint.differences.push(difference("rejected", id, "the ledger has it among its rejects"))
+                    }
+                    (None, Some(_)) => joint.differences.push(difference("missing", id, "coderd has it, the ledger does not")),
+                    // usage_events has no deletion: a row that is not there never was
+                    (Some(_), None) => joint.differences.push(difference("not_in_source", id, "coderd does not have it, the ledger does")),
+                    (None, None) => {}
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn difference(kind: &'static str, id: &str, detail: &str) -> Difference {
+    Difference { kind, id: id.to_owned(), detail: detail.to_owned() }
+}
+
+fn remark(kind: &'static str, id: &str, detail: &str) -> Difference {
+    difference(kind, id, detail)
+}

@@ -1,0 +1,23 @@
+//! Ledger and vendor: accepted usage is published, permanently refused, expired, unknown, pending or not ours to publish. The vendor's side is
+//! its recorded answers.
+
+use super::Joint;
+use crate::ledger::LedgerBooks;
+
+/// Which of the ledger's own checks belong here.
+const KINDS: [&str; 2] = ["usage_without_publication", "publication_without_its_answer"];
+
+pub(super) fn compare(books: &LedgerBooks) -> Joint {
+    let mut joint = Joint::new("ledger and vendor");
+    joint.number("accepted_usage", books.usage);
+    for (state, count) in &books.publications {
+        joint.number(state.clone(), *count);
+    }
+    joint.differences = books.differences.iter().filter(|difference| KINDS.contains(&difference.kind)).cloned().collect();
+    joint
+}
+
+/// Whether a difference of the ledger's own checks belongs to this joint.
+pub(super) fn is_ours(kind: &str) -> bool {
+    KINDS.contains(&kind)
+}

@@ -1,0 +1,117 @@
+//! The pipeline file.
+
+use std::path::Path;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::given::{Raw, Settings};
+use super::mistakes::{Mistakes, Place};
+use super::{KEYS, Key};
+
+/// Reads the file. False when parts of it could not be read, so that what seems to be missing may only be unread.
+pub(super) fn read(path: &Path, settings: &mut Settings, mistakes: &mut Mistakes) -> bool {
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) => {
+            mistakes.add_without_key(Place::File(path.to_owned(), None), format!("the pipeline file cannot be read: {error}"));
+            return false;
+        }
+    };
+    let (table, errors) = DeTable::parse_recoverable(&text);
+    let mut reader = Reader { path, text: &text, settings, mistakes, broken: Vec::new() };
+    for error in &errors {
+        let line = reader.line(error.span().map_or(0, |span| span.start));
+        reader.broken.push(line);
+        // the message alone: the error's whole text repeats the line, and a secret with it
+        reader.mistakes.add_without_key(Place::File(path.to_owned(), Some(line)), format!("is no TOML: {}", error.message()));
+    }
+    reader.table("", table.get_ref());
+    errors.is_empty()
+}
+
+struct Reader<'a> {
+    path: &'a Path,
+    text: &'a str,
+    settings: &'a mut Settings,
+    mistakes: &'a mut Mistakes,
+    /// Lines that are no TOML: what was guessed from them says nothing.
+    broken: Vec<usize>,
+}
+
+impl Reader<'_> {
+    /// A table, or a part of the file that is no key itself.
+    fn table(&mut self, prefix: &str, table: &DeTable<'_>) {
+        for (name, value) in table {
+            let line = self.line(name.span().start);
+            let full = if prefix.is_empty() { name.get_ref().to_string() } else { format!("{prefix}.{}", name.get_ref()) };
+            if !self.broken.contains(&line) {
+                self.entry(&full, value, Place::File(self.path.to_owned(), Some(line)));
+            }
+        }
+    }
+
+    fn entry(&mut self, full: &str, value: &Spanned<DeValue<'_>>, place: Place) {
+        let section = KEYS.iter().any(|key| key.name.strip_prefix(full).is_some_and(|rest| rest.starts_with('.')));
+        match (value.get_ref(), Key::of(full)) {
+            (DeValue::Table(table), Some(key)) if key.kind.is_table() => self.table(full, table),
+            (DeValue::Table(table), None) if section => self.table(full, table),
+            (_, None) if section => self.mistakes.add(&place, full, "must be a table"),
+            (_, None) => self.mistakes.add(&place, full, unknown(full)),
+            (value, Some(key)) => match raw(value) {
+                Some(raw) if !key.kind.is_table() || full != key.name => self.settings.give(key, full, raw, place),
+                _ => self.mistakes.add(&place, full, format!("must be {}", key.kind.allowed())),
+            },
+        }
+    }
+
+    /// Lines are counted from 1.
+    fn line(&self, offset: usize) -> usize {
+        self.text.as_bytes().iter().take(offset).filter(|byte| **byte == b'\n').count() + 1
+    }
+}
+
+/// What there is instead of an unknown key.
+pub(super) fn unknown(full: &str) -> String {
+    let (section, _) = full.split_once('.').unwrap_or(("", full));
+    let inside: Vec<&str> = KEYS.iter().filter_map(|key| key.name.strip_prefix(section)?.strip_prefix('.')).collect();
+    if section.is_empty() || inside.is_empty() {
+        let mut tops: Vec<&str> = KEYS.iter().map(|key| key.name.split('.').next().unwrap_or(key.name)).collect();
+        tops.dedup();
+        return format!("is unknown; there are {}", tops.join(", "));
+    }
+    format!("is unknown; [{section}] has {}", inside.join(", "))
+}
+
+fn raw(value: &DeValue<'_>) -> Option<Raw> {
+    Some(match value {
+        DeValue::String(text) => Raw::Text(text.to_string()),
+        DeValue::Integer(number) if number.radix() == 10 => Raw::Number(number.as_str().to_owned()),
+        DeValue::Integer(number) => Raw::Number(u64::from_str_radix(number.as_str(), number.radix()).ok()?.to_string()),
+        DeValue::Float(number) => Raw::Number(number.as_str().to_owned()),
+        DeValue::Boolean(boolean) => Raw::Boolean(*boolean),
+        DeValue::Datetime(time) => Raw::Time(time.to_string()),
+        DeValue::Array(items) => Raw::List(items.iter().map(|item| raw(item.get_ref())).collect::<Option<_>>()?),
+        DeValue::Table(_) => return None,
+    })
+}
+
+/// The entries of a table that is written in one line, `{ a = "b" }`: how a flag or a variable gives a whole table.
+pub(super) fn inline_table(text: &str) -> Option<Vec<(String, Raw)>> {
+    let mut entries = Vec::new();
+    let value = DeValue::parse(text).ok()?;
+    let DeValue::Table(table) = value.get_ref() else { return None };
+    flatten("", table, &mut entries)?;
+    Some(entries)
+}
+
+fn flatten(prefix: &str, table: &DeTable<'_>, entries: &mut Vec<(String, Raw)>) -> Option<()> {
+    for (name, value) in table {
+        let full = if prefix.is_empty() { name.get_ref().to_string() } else { format!("{prefix}.{}", name.get_ref()) };
+        match value.get_ref() {
+            DeValue::Table(inner) => flatten(&full, inner, entries)?,
+            value => entries.push((full, raw(value)?)),
+        }
+    }
+    Some(())
+}

@@ -1,0 +1,107 @@
+//! What was given, where, and what it means.
+
+use std::collections::BTreeMap;
+
+use super::mistakes::{Mistakes, Place};
+use super::value::{self, Value};
+use super::{Key, Kind};
+
+/// A value as it was written.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Raw {
+    /// From a flag or a variable: its kind decides how it is read.
+    Untyped(String),
+    Text(String),
+    Number(String),
+    Boolean(bool),
+    Time(String),
+    List(Vec<Raw>),
+}
+
+/// One value under its full name.
+#[derive(Clone, Debug)]
+pub(super) struct Given {
+    pub key: &'static Key,
+    /// The key's name; for an entry of a table with the entry's own name behind it.
+    pub name: String,
+    pub raw: Raw,
+    pub place: Place,
+}
+
+/// All that was given, weakest first: file, variables, flags.
+#[derive(Debug, Default)]
+pub(super) struct Settings(Vec<Given>);
+
+/// Each key's value and place, defaults laid under. An entry of a table has its full name.
+#[derive(Debug, Default)]
+pub(super) struct Values {
+    pub found: BTreeMap<String, (Value, Place)>,
+    /// Keys that were given, but wrong: not missing.
+    wrong: Vec<String>,
+}
+
+impl Settings {
+    pub fn give(&mut self, key: &'static Key, name: &str, raw: Raw, place: Place) {
+        self.0.push(Given { key, name: name.to_owned(), raw, place });
+    }
+
+    /// Reads every value, also one that a stronger place hides: it is wrong all the same.
+    pub fn values(self, public_key_fault: Option<fn(&str, &str) -> Option<String>>, mistakes: &mut Mistakes) -> Values {
+        let mut values = Values::default();
+        for key in super::KEYS {
+            if let Some(default) = key.default
+                && let Ok(value) = value::read(key.kind, &Raw::Untyped(default.to_owned()))
+            {
+                values.found.insert(key.name.to_owned(), (value, Place::Default));
+            }
+        }
+        for given in self.0 {
+            match read(&given, public_key_fault) {
+                Ok(value) => {
+                    values.found.insert(given.name, (value, given.place));
+                }
+                Err(problem) => {
+                    mistakes.add(&given.place, &given.name, problem);
+                    // nothing is concluded from what lies under a wrong value
+                    values.found.remove(&given.name);
+                    values.wrong.push(given.name);
+                }
+            }
+        }
+        values
+    }
+}
+
+fn read(given: &Given, public_key_fault: Option<fn(&str, &str) -> Option<String>>) -> Result<Value, String> {
+    let value = value::read(given.key.kind, &given.raw)?;
+    if let (Kind::PublicKeys, Value::Text(key)) = (given.key.kind, &value) {
+        let name = given.name.get(given.key.name.len() + 1..).unwrap_or_default();
+        if let Some(fault) = public_key_fault.and_then(|fault| fault(name, key)) {
+            return Err(format!("is {fault}"));
+        }
+    }
+    Ok(value)
+}
+
+impl Values {
+    /// The value of a key, if it was given or has a default.
+    pub fn get(&self, name: &str) -> Option<&Value> {
+        self.found.get(name).map(|(value, _)| value)
+    }
+
+    /// Where the value comes from.
+    pub fn place(&self, name: &str) -> Place {
+        self.found.get(name).map_or(Place::Default, |(_, place)| place.clone())
+    }
+
+    /// Neither given nor had by default.
+    pub fn is_missing(&self, name: &str) -> bool {
+        !self.found.contains_key(name) && !self.wrong.iter().any(|wrong| wrong == name)
+    }
+
+    /// The entries of a table, by their own names.
+    pub fn table<'a>(&'a self, name: &'a str) -> impl Iterator<Item = (&'a str, &'a Value, &'a Place)> {
+        let entry = move |full: &'a str| full.strip_prefix(name)?.strip_prefix('.');
+        self.found.iter().filter_map(move |(full, (value, place))| Some((entry(full)?, value, place)))
+    }
+}

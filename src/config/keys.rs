@@ -1,0 +1,185 @@
+//! The one table of keys. The typed [`super::Pipeline`] is read from it, and a test holds the shipped files against it.
+
+/// A setting.
+#[derive(Clone, Copy, Debug)]
+pub struct Key {
+    /// Its full name, `section.key`.
+    pub name: &'static str,
+    /// What its value is.
+    pub kind: Kind,
+    /// As it would be written in a flag; none where there is no default.
+    pub default: Option<&'static str>,
+    /// What it does, in one line: the comment above it in the shipped files.
+    pub doc: &'static str,
+}
+
+/// What a value is.
+#[derive(Clone, Copy, Debug)]
+pub enum Kind {
+    /// One of these words.
+    Choice(&'static [&'static str]),
+    /// One or more of these words, each once.
+    Choices(&'static [&'static str]),
+    /// A whole number, from and to, both allowed.
+    Whole(u32, u32),
+    /// Seconds, may be a fraction, from and to, both allowed.
+    Seconds(f64, f64),
+    /// Hours, may be a fraction, from and to, both allowed.
+    Hours(f64, f64),
+    /// An instant in RFC 3339.
+    Time,
+    /// A UUID.
+    Id,
+    /// A Kafka name: letters, digits, `.`, `_`, `-`; the least and the greatest length.
+    Name(usize, usize),
+    /// `host:port`, separated by commas.
+    Brokers,
+    /// An http or https URL without credentials.
+    Url,
+    /// `address:port` to listen on.
+    Listen,
+    /// A path.
+    Path,
+    /// A secret text.
+    Secret,
+    /// A PostgreSQL URL, secret because it may hold a password.
+    SecretPostgresUrl,
+    /// A table: name of a public key to the key itself, or `file:PATH`.
+    PublicKeys,
+    /// A table: librdkafka's properties, each a secret.
+    Properties,
+}
+
+const fn key(name: &'static str, kind: Kind, default: Option<&'static str>, doc: &'static str) -> Key {
+    Key { name, kind, default, doc }
+}
+
+/// All keys, in the order of the shipped files.
+pub const KEYS: &[Key] = &[
+    key(
+        "roles",
+        Kind::Choices(&["collect", "consume", "publish", "serve"]),
+        Some("collect,consume,publish,serve"),
+        "What `tallyline run` does in this process.",
+    ),
+    key(
+        "ledger.url",
+        Kind::SecretPostgresUrl,
+        None,
+        "The ledger's database, postgres://USER:PASSWORD@HOST:PORT/DATABASE (PostgreSQL 14 or newer). Secret.",
+    ),
+    key("ledger.connections", Kind::Whole(2, 500), Some("16"), "Most connections of this process to the ledger."),
+    key("log.kind", Kind::Choice(&["postgres", "kafka"]), Some("postgres"), "Where the log is: tables in the ledger's database, or Kafka."),
+    key(
+        "log.partitions",
+        Kind::Whole(1, 1000),
+        Some("6"),
+        "Partitions of each topic when it is created; a topic that is there is never changed.",
+    ),
+    key("log.group", Kind::Name(1, 200), Some("tallyline"), "The group whose members share the partitions."),
+    key("kafka.brokers", Kind::Brokers, None, "Where Kafka is: host:port, separated by commas. Needed when log.kind is kafka."),
+    key("kafka.topic_prefix", Kind::Name(0, 100), Some(""), "Put before every topic and group name."),
+    key(
+        "kafka.properties",
+        Kind::Properties,
+        None,
+        "librdkafka's properties for TLS, SASL and the like, passed through; each value may be a secret.",
+    ),
+    key(
+        "source.coderd_url",
+        Kind::SecretPostgresUrl,
+        None,
+        "coderd's own database, read only. Secret. Needed by the roles collect and publish.",
+    ),
+    key("source.deployment_id", Kind::Id, None, "coderd's deployment id; without it, it is read from coderd's site_configs."),
+    key(
+        "source.introduced_at",
+        Kind::Time,
+        None,
+        "Histograms hold builds completed at or after this instant; without it, when the source is first seen. Fixed once it is in the ledger.",
+    ),
+    key(
+        "source.backfill_from",
+        Kind::Time,
+        None,
+        "Builds completed before this instant are counted once into a baseline and not collected; without it, all history is collected.",
+    ),
+    key("collect.poll_seconds", Kind::Seconds(0.05, 3600.0), Some("5"), "How often coderd's database is looked at."),
+    key(
+        "collect.margin_seconds",
+        Kind::Seconds(0.0, 3600.0),
+        Some("60"),
+        "How far before the database's now a pass claims to be complete: more than its clocks differ.",
+    ),
+    key("collect.full_sweep_hours", Kind::Hours(0.01, 168.0), Some("24"), "How often everything is compared again, whatever its time."),
+    key(
+        "license.public_keys",
+        Kind::PublicKeys,
+        None,
+        "Ed25519 public keys that sign licenses, by name (kid): PEM, 32 bytes in base64, or file:PATH. Without any, every license is refused.",
+    ),
+    key(
+        "license.rules",
+        Kind::Choice(&["2025-07", "2026-02"]),
+        Some("2025-07"),
+        "How licenses become limits: coderd's rules as of that month.",
+    ),
+    key(
+        "publish.mode",
+        Kind::Choice(&["shadow", "sole"]),
+        Some("shadow"),
+        "shadow sends nothing and compares with coderd; sole sends, and coderd's own publishing must be cut off.",
+    ),
+    key("publish.url", Kind::Url, Some("https://tallyman-prod.coder.com/api/v1/events/ingest"), "Tallyman's ingest endpoint."),
+    key("publish.interval_seconds", Kind::Seconds(0.05, 3600.0), Some("10"), "How often due usage is looked for."),
+    key("serve.api_listen", Kind::Listen, Some("127.0.0.1:8090"), "Where the API listens. Loopback only until TLS is there."),
+    key("serve.metrics_listen", Kind::Listen, Some("127.0.0.1:2112"), "Where /metrics listens. Loopback only until TLS is there."),
+    key("serve.token", Kind::Secret, None, "The token that API callers send. Secret. Needed beyond loopback."),
+    key("serve.tls_certificate", Kind::Path, None, "Path of the certificate chain (PEM). Not there yet: refused."),
+    key("serve.tls_key", Kind::Path, None, "Path of the certificate's private key (PEM). Not there yet: refused."),
+];
+
+impl Key {
+    /// The key of that name; for `kafka.properties.x` and `license.public_keys.x` that of the table.
+    pub(super) fn of(name: &str) -> Option<&'static Key> {
+        KEYS.iter().find(|key| key.name == name).or_else(|| {
+            KEYS.iter()
+                .find(|key| key.kind.is_table() && name.strip_prefix(key.name).is_some_and(|rest| rest.len() > 1 && rest.starts_with('.')))
+        })
+    }
+
+    /// `TALLYLINE_LEDGER_URL` for `ledger.url`.
+    #[must_use]
+    pub fn variable(&self) -> String {
+        format!("TALLYLINE_{}", self.name.to_uppercase().replace(['.', '-'], "_"))
+    }
+}
+
+impl Kind {
+    pub(super) fn is_table(self) -> bool {
+        matches!(self, Kind::PublicKeys | Kind::Properties)
+    }
+
+    /// What is allowed, to follow "must be".
+    #[must_use]
+    pub fn allowed(self) -> String {
+        match self {
+            Kind::Choice(words) => format!("one of {}", words.join(", ")),
+            Kind::Choices(words) => format!("a list of {}, each at most once", words.join(", ")),
+            Kind::Whole(least, most) => format!("a whole number from {least} to {most}"),
+            Kind::Seconds(least, most) => format!("a number of seconds from {least} to {most}"),
+            Kind::Hours(least, most) => format!("a number of hours from {least} to {most}"),
+            Kind::Time => "an instant such as 2025-07-01T00:00:00Z".into(),
+            Kind::Id => "a UUID".into(),
+            Kind::Name(least, most) => format!("{least} to {most} letters, digits, '.', '_' or '-'"),
+            Kind::Brokers => "host:port, separated by commas".into(),
+            Kind::Url => "an http:// or https:// URL with a host and without user and password".into(),
+            Kind::Listen => "an address and port such as 127.0.0.1:8090".into(),
+            Kind::Path => "a path".into(),
+            Kind::Secret => "a text, env:NAME, file:PATH or exec:COMMAND".into(),
+            Kind::SecretPostgresUrl => "a postgres:// URL with a host and a database, env:NAME, file:PATH or exec:COMMAND".into(),
+            Kind::PublicKeys => "a table of names and public keys".into(),
+            Kind::Properties => "a table of librdkafka's properties".into(),
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! Flags and variables.
+
+use super::file::{inline_table, unknown};
+use super::given::{Raw, Settings};
+use super::mistakes::{Mistakes, Place};
+use super::{KEYS, Key, Kind};
+
+const PREFIX: &str = "TALLYLINE_";
+
+/// Variables that are not ours to judge: Kubernetes sets the first two for any Service named `tallyline`, the others belong to the scripts.
+const OTHERS: &[&str] = &["TALLYLINE_SERVICE_", "TALLYLINE_PORT", "TALLYLINE_TEST_", "TALLYLINE_CACHE", "TALLYLINE_PG_BIN"];
+
+/// Each `TALLYLINE_…` variable.
+pub(super) fn variables(variables: &[(String, String)], settings: &mut Settings, mistakes: &mut Mistakes) {
+    for (name, value) in variables {
+        if !name.starts_with(PREFIX) || OTHERS.iter().any(|other| name.starts_with(other)) {
+            continue;
+        }
+        let place = Place::Variable(name.clone());
+        if let Some(key) = KEYS.iter().find(|key| key.variable() == *name) {
+            give(key, key.name, value, place, settings, mistakes);
+        } else if let Some((key, entry)) = KEYS.iter().filter(|key| key.kind.is_table()).find_map(|key| entry_of(key, name)) {
+            match key.kind {
+                // librdkafka's names are lower case with dots
+                Kind::Properties => {
+                    let full = format!("{}.{}", key.name, entry.to_lowercase().replace('_', "."));
+                    settings.give(key, &full, Raw::Untyped(value.clone()), place);
+                }
+                _ => mistakes.add(
+                    &place,
+                    key.name,
+                    format!(
+                        "cannot tell the entry's name from a variable: give the whole table in {}, {{ \"NAME\" = \"…\" }}",
+                        key.variable()
+                    ),
+                ),
+            }
+        } else {
+            mistakes.add_without_key(place, "is no setting: a variable is named TALLYLINE_SECTION_KEY after a key of the pipeline file");
+        }
+    }
+}
+
+fn entry_of<'a>(key: &'static Key, variable: &'a str) -> Option<(&'static Key, &'a str)> {
+    let entry = variable.strip_prefix(&key.variable())?.strip_prefix('_')?;
+    (!entry.is_empty()).then_some((key, entry))
+}
+
+/// Each `--set KEY=VALUE`.
+pub(super) fn flags(sets: &[String], settings: &mut Settings, mistakes: &mut Mistakes) {
+    for (index, set) in sets.iter().enumerate() {
+        let place = Place::Flag(index + 1);
+        let Some((name, value)) = set.split_once('=') else {
+            mistakes.add_without_key(place, "must be KEY=VALUE");
+            continue;
+        };
+        let name = name.trim();
+        match Key::of(name) {
+            Some(key) => give(key, name, value, place, settings, mistakes),
+            None => mistakes.add(&place, name, unknown(name)),
+        }
+    }
+}
+
+fn give(key: &'static Key, name: &str, value: &str, place: Place, settings: &mut Settings, mistakes: &mut Mistakes) {
+    if !key.kind.is_table() || name != key.name {
+        return settings.give(key, name, Raw::Untyped(value.to_owned()), place);
+    }
+    match inline_table(value) {
+        Some(entries) => {
+            for (entry, raw) in entries {
+                settings.give(key, &format!("{}.{entry}", key.name), raw, place.clone());
+            }
+        }
+        None => mistakes.add(&place, name, format!("must be {} in one line, {{ \"NAME\" = \"…\" }}", key.kind.allowed())),
+    }
+}

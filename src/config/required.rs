@@ -1,0 +1,92 @@
+//! What must be there and what must fit together.
+
+use std::path::Path;
+
+use super::given::Values;
+use super::mistakes::{Mistakes, Place};
+use super::value::Value;
+
+/// Properties of librdkafka that decide whether the books balance, and the key that sets them, if any does.
+const OURS: &[(&str, &str)] = &[
+    ("bootstrap.servers", "kafka.brokers"),
+    ("metadata.broker.list", "kafka.brokers"),
+    ("group.id", "log.group"),
+    ("enable.idempotence", ""),
+    ("acks", ""),
+    ("request.required.acks", ""),
+    ("enable.auto.commit", ""),
+    ("enable.auto.offset.store", ""),
+    ("auto.offset.reset", ""),
+];
+
+pub(super) fn check(values: &Values, file: &Path, mistakes: &mut Mistakes) {
+    let nowhere = Place::File(file.to_owned(), None);
+    let mut needed = |key: &str, reason: &str| {
+        if values.is_missing(key) {
+            mistakes.add(&nowhere, key, format!("is missing: {reason}"));
+        }
+    };
+    needed("ledger.url", "every command needs the ledger");
+    if values.get("log.kind") == Some(&Value::Text("kafka".into())) {
+        needed("kafka.brokers", "log.kind is kafka");
+    }
+    let roles = match values.get("roles") {
+        Some(Value::Words(words)) => words.as_slice(),
+        _ => &[],
+    };
+    for role in ["collect", "publish"] {
+        if roles.iter().any(|given| given == role) {
+            needed("source.coderd_url", &format!("the role {role} reads coderd's database"));
+        }
+    }
+    properties(values, mistakes);
+    listeners(values, mistakes);
+    times(values, mistakes);
+}
+
+fn properties(values: &Values, mistakes: &mut Mistakes) {
+    for (name, _, place) in values.table("kafka.properties") {
+        if let Some((_, instead)) = OURS.iter().find(|(ours, _)| *ours == name) {
+            let problem = match *instead {
+                "" => "is Tallyline's own to set".to_owned(),
+                key => format!("is Tallyline's own to set, from {key}"),
+            };
+            mistakes.add(place, &format!("kafka.properties.{name}"), problem);
+        }
+    }
+}
+
+/// Nothing listens beyond loopback without TLS, and TLS is not there yet.
+fn listeners(values: &Values, mistakes: &mut Mistakes) {
+    for key in ["serve.api_listen", "serve.metrics_listen"] {
+        let Some(Value::Listen(address)) = values.get(key) else { continue };
+        if !address.ip().is_loopback() {
+            let mut problem =
+                "lies beyond loopback, which needs TLS, and TLS is not there yet: listen on 127.0.0.1 behind a proxy".to_owned();
+            if values.is_missing("serve.token") {
+                problem.push_str("; it also needs serve.token");
+            }
+            mistakes.add(&values.place(key), key, problem);
+        }
+    }
+    for key in ["serve.tls_certificate", "serve.tls_key"] {
+        if values.get(key).is_some() {
+            mistakes.add(&values.place(key), key, "is refused: TLS is not there yet, and what is given must not be passed over");
+        }
+    }
+    let (api, metrics) = (values.get("serve.api_listen"), values.get("serve.metrics_listen"));
+    if api == metrics && !matches!(api, Some(Value::Listen(address)) if address.port() == 0) && api.is_some() {
+        mistakes.add(&values.place("serve.metrics_listen"), "serve.metrics_listen", "must be another address than serve.api_listen");
+    }
+}
+
+/// Builds that are not collected cannot be in the histograms.
+fn times(values: &Values, mistakes: &mut Mistakes) {
+    let (introduced, backfill) = (values.get("source.introduced_at"), values.get("source.backfill_from"));
+    if let (Some(Value::Time(introduced)), Some(Value::Time(backfill))) = (introduced, backfill)
+        && introduced < backfill
+    {
+        let problem = "must not be before source.backfill_from: builds that are not collected cannot be in the histograms";
+        mistakes.add(&values.place("source.introduced_at"), "source.introduced_at", problem);
+    }
+}

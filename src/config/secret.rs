@@ -1,0 +1,201 @@
+//! Secrets: read when needed, read again when a server says that they are no longer right, never shown.
+
+use std::fmt;
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::io::AsyncReadExt as _;
+use tokio::process::Command;
+
+/// How long a command may take to print a secret.
+const EXEC_SECONDS: u64 = 10;
+
+/// More than this is no secret but a mistake.
+const MOST_BYTES: u64 = 64 * 1024;
+
+/// Where a secret is had from. Neither `Debug` nor `Display` shows it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(Origin);
+
+#[derive(Clone, PartialEq, Eq)]
+enum Origin {
+    Literal(String),
+    Variable(String),
+    File(String),
+    /// A program and its arguments, run without a shell.
+    Command(Vec<String>),
+}
+
+/// Why a secret could not be had. The text names where it should be, never what it is.
+#[derive(Debug, thiserror::Error)]
+pub enum SecretError {
+    /// Not set, or not UTF-8.
+    #[error("the variable {0} is not set (or is no UTF-8)")]
+    Variable(String),
+    /// Missing, unreadable, too large or not UTF-8.
+    #[error("the file {path} cannot be read: {cause}")]
+    File {
+        /// Its path.
+        path: String,
+        /// The system's reason.
+        cause: std::io::Error,
+    },
+    /// Not to be started, failed, too slow, or its output is no UTF-8.
+    #[error("the command {program} {problem}")]
+    Command {
+        /// Without its arguments.
+        program: String,
+        /// What happened.
+        problem: String,
+    },
+    /// Nothing in it.
+    #[error("{0} is empty")]
+    Empty(String),
+}
+
+impl Secret {
+    /// `env:NAME`, `file:PATH`, `exec:COMMAND` (words separated by blanks, no shell), or the secret itself.
+    #[must_use]
+    pub fn new(text: &str) -> Secret {
+        Secret(if let Some(name) = text.strip_prefix("env:") {
+            Origin::Variable(name.to_owned())
+        } else if let Some(path) = text.strip_prefix("file:") {
+            Origin::File(path.to_owned())
+        } else if let Some(command) = text.strip_prefix("exec:") {
+            Origin::Command(command.split_whitespace().map(str::to_owned).collect())
+        } else {
+            Origin::Literal(text.to_owned())
+        })
+    }
+
+    /// The secret as it is now: the variable, the file or the command is read anew each time. Blanks and line ends around it are cut off.
+    ///
+    /// # Errors
+    /// [`SecretError`].
+    pub async fn resolve(&self) -> Result<String, SecretError> {
+        let text = match &self.0 {
+            Origin::Literal(text) => text.clone(),
+            Origin::Variable(name) => std::env::var(name).map_err(|_| SecretError::Variable(name.clone()))?,
+            Origin::File(path) => read_file(path).await.map_err(|cause| SecretError::File { path: path.clone(), cause })?,
+            Origin::Command(words) => run(words).await?,
+        };
+        let text = text.trim();
+        if text.is_empty() { Err(SecretError::Empty(self.origin())) } else { Ok(text.to_owned()) }
+    }
+
+    /// Where it is had from, fit to be shown: a command without its arguments.
+    #[must_use]
+    pub fn origin(&self) -> String {
+        match &self.0 {
+            Origin::Literal(_) => "the literal secret".into(),
+            Origin::Variable(name) => format!("env:{name}"),
+            Origin::File(path) => format!("file:{path}"),
+            Origin::Command(words) => format!("exec:{}", words.first().map_or("", String::as_str)),
+        }
+    }
+
+    /// The secret itself where it is written out: for checks of its form.
+    pub(super) fn literal(&self) -> Option<&str> {
+        match &self.0 {
+            Origin::Literal(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// Whether the reference says where to look.
+    pub(super) fn is_whole(&self) -> bool {
+        match &self.0 {
+            Origin::Literal(text) | Origin::File(text) => !text.is_empty(),
+            // what the system would refuse to look up
+            Origin::Variable(name) => !name.is_empty() && !name.contains(['=', '\0']),
+            Origin::Command(words) => !words.is_empty(),
+        }
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl fmt::Display for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+async fn read_file(path: &str) -> std::io::Result<String> {
+    let mut text = String::new();
+    tokio::fs::File::open(path).await?.take(MOST_BYTES).read_to_string(&mut text).await?;
+    Ok(text)
+}
+
+async fn run(words: &[String]) -> Result<String, SecretError> {
+    let (program, arguments) = words.split_first().ok_or_else(|| SecretError::Empty("exec:".into()))?;
+    let failed = |problem: String| SecretError::Command { program: program.clone(), problem };
+    let mut command = Command::new(program);
+    command.args(arguments).env_clear().stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
+    if let Some(path) = std::env::var_os("PATH") {
+        command.env("PATH", path);
+    }
+    let ended = async {
+        let mut child = command.spawn().map_err(|error| failed(format!("could not be started: {error}")))?;
+        let mut text = Vec::new();
+        if let Some(stdout) = child.stdout.take() {
+            stdout.take(MOST_BYTES).read_to_end(&mut text).await.map_err(|error| failed(format!("could not be read: {error}")))?;
+        }
+        let status = child.wait().await.map_err(|error| failed(format!("could not be waited for: {error}")))?;
+        if !status.success() {
+            return Err(failed(format!("failed ({status}); what it said on stderr is not kept")));
+        }
+        String::from_utf8(text).map_err(|_| failed("printed no UTF-8".into()))
+    };
+    tokio::time::timeout(Duration::from_secs(EXEC_SECONDS), ended)
+        .await
+        .unwrap_or_else(|_| Err(failed(format!("did not end within {EXEC_SECONDS} s"))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_never_prints() {
+        for text in ["hunter2", "env:HUNTER2", "file:/hunter2", "exec:echo hunter2"] {
+            let secret = Secret::new(text);
+            assert_eq!(format!("{secret} {secret:?} {:#?}", Some(&secret)).replace(['\n', ' ', ','], ""), "******Some(***)");
+        }
+        assert!(!Secret::new("hunter2").origin().contains("hunter2"));
+        assert_eq!(Secret::new("exec:vault read hunter2").origin(), "exec:vault");
+    }
+
+    #[tokio::test]
+    async fn each_origin_is_read_anew() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("token");
+        let secret = Secret::new(&format!("file:{}", path.display()));
+        assert!(matches!(secret.resolve().await, Err(SecretError::File { .. })));
+        for token in ["one\n", " two \r\n"] {
+            std::fs::write(&path, token).expect("written");
+            assert_eq!(secret.resolve().await.expect("readable"), token.trim());
+        }
+        std::fs::write(&path, "\n").expect("written");
+        assert!(matches!(secret.resolve().await, Err(SecretError::Empty(_))));
+
+        assert_eq!(Secret::new("literal").resolve().await.expect("itself"), "literal");
+        let path = std::env::var("PATH").expect("a PATH");
+        assert_eq!(Secret::new("env:PATH").resolve().await.expect("set"), path.trim());
+        assert!(matches!(Secret::new("env:SURELY_NOT_SET").resolve().await, Err(SecretError::Variable(_))));
+    }
+
+    #[tokio::test]
+    async fn a_command_gets_its_words_a_path_and_nothing_else() {
+        assert_eq!(Secret::new("exec:echo a $HOME ;b").resolve().await.expect("runs"), "a $HOME ;b");
+        let environment = Secret::new("exec:env").resolve().await.expect("runs");
+        assert!(environment.lines().all(|line| line.starts_with("PATH=")), "{environment}");
+        let failed = Secret::new("exec:false hunter2").resolve().await.expect_err("fails").to_string();
+        assert!(failed.contains("false") && !failed.contains("hunter2"), "{failed}");
+        assert!(Secret::new("exec:/surely/not/there").resolve().await.is_err());
+    }
+}

@@ -1,0 +1,289 @@
+//! The whole of loading: precedence, mistakes, and the shipped files against the table of keys.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// A file with this text, in a folder that is kept as long as the answer is.
+fn file(text: &str) -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("p.toml");
+    std::fs::write(&path, text).expect("written");
+    (folder, path)
+}
+
+fn load_all(text: &str, variables: &[(&str, &str)], sets: &[&str]) -> Result<Pipeline, Mistakes> {
+    let (_folder, path) = file(text);
+    let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    load(&Input { file: path, sets: sets.iter().map(|set| (*set).to_owned()).collect(), variables, public_key_fault: Some(key_fault) })
+}
+
+fn key_fault(_name: &str, key: &str) -> Option<String> {
+    (!key.starts_with("key")).then(|| "no key".to_owned())
+}
+
+/// Each mistake as it prints, with the file's name alone.
+fn mistakes(text: &str, variables: &[(&str, &str)], sets: &[&str]) -> Vec<String> {
+    let mistakes = load_all(text, variables, sets).expect_err("mistakes");
+    mistakes
+        .iter()
+        .map(|mistake| {
+            let line = mistake.to_string();
+            let from = line.find("p.toml").unwrap_or(0);
+            line[from..].to_owned()
+        })
+        .collect()
+}
+
+const LEAST: &str = "roles = ['consume']\nledger.url = 'postgres://h/d'\n";
+
+#[test]
+fn flag_over_variable_over_file_over_default() {
+    let poll = |text: &str, variables: &[(&str, &str)], sets: &[&str]| {
+        let pipeline = load_all(&format!("{LEAST}{text}"), variables, sets).expect("no mistake");
+        (pipeline.collect.poll.as_secs_f64() * 10.0).round()
+    };
+    let (line, variable) = ("collect.poll_seconds = 1", [("TALLYLINE_COLLECT_POLL_SECONDS", "2.5")]);
+    assert_eq!(poll("", &[], &[]), 50.0);
+    assert_eq!(poll(line, &[], &[]), 10.0);
+    assert_eq!(poll(line, &variable, &[]), 25.0);
+    assert_eq!(poll(line, &variable, &["collect.poll_seconds=3", "collect.poll_seconds=4"]), 40.0);
+}
+
+#[test]
+fn every_mistake_is_told_at_once_with_its_place_and_what_is_allowed() {
+    let text = "roles = ['collect', 'colect']
+colour = 'blue'
+[ledger]
+url = 'mysql://user:hunter2@h/d'
+connections = '16'
+[log]
+kind = 'kafka'
+partitions = 0
+groups = 1
+[collect]
+poll_seconds = -1
+[publish]
+mode = 'join'
+url = 'ftp://x'
+[serve]
+api_listen = '0.0.0.0:8090'
+tls_key = 'k'
+[license]
+rules = '2024-01'
+public_keys = 3
+[source]
+introduced_at = 2025-01-01
+";
+    let variables = [
+        ("TALLYLINE_COLLECT_MARGIN_SECONDS", "soon"),
+        ("TALLYLINE_COLECT", "1"),
+        ("TALLYLINE_SERVICE_HOST", "10.0.0.1"),
+        ("TALLYLINE_LICENSE_PUBLIC_KEYS_A", "key"),
+        ("OTHER", "1"),
+    ];
+    let sets = ["serve.metrics_listen=2112", "ledger.url", "ledger.usl=x", "kafka.properties.acks=0"];
+    let expected = "p.toml: kafka.brokers is missing: log.kind is kafka
+p.toml:1: roles must be a list of collect, consume, publish, serve, each at most once
+p.toml:2: colour is unknown; there are roles, ledger, log, kafka, source, collect, license, publish, serve
+p.toml:4: ledger.url must be a postgres:// URL with a host and a database, env:NAME, file:PATH or exec:COMMAND
+p.toml:5: ledger.connections must be a whole number from 2 to 500
+p.toml:8: log.partitions must be a whole number from 1 to 1000
+p.toml:9: log.groups is unknown; [log] has kind, partitions, group
+p.toml:11: collect.poll_seconds must be a number of seconds from 0.05 to 3600
+p.toml:13: publish.mode must be one of shadow, sole: join is not there yet
+p.toml:14: publish.url must be an http:// or https:// URL with a host and without user and password
+p.toml:16: serve.api_listen lies beyond loopback, which needs TLS, and TLS is not there yet: listen on 127.0.0.1 behind a proxy; it also needs serve.token
+p.toml:17: serve.tls_key is refused: TLS is not there yet, and what is given must not be passed over
+p.toml:19: license.rules must be one of 2025-07, 2026-02
+p.toml:20: license.public_keys must be a table of names and public keys
+p.toml:22: source.introduced_at must be an instant such as 2025-07-01T00:00:00Z
+TALLYLINE_COLECT: is no setting: a variable is named TALLYLINE_SECTION_KEY after a key of the pipeline file
+TALLYLINE_COLLECT_MARGIN_SECONDS: collect.margin_seconds must be a number of seconds from 0 to 3600
+TALLYLINE_LICENSE_PUBLIC_KEYS_A: license.public_keys cannot tell the entry's name from a variable: give the whole table in TALLYLINE_LICENSE_PUBLIC_KEYS, { \"NAME\" = \"…\" }
+--set: serve.metrics_listen must be an address and port such as 127.0.0.1:8090
+--set (number 2): must be KEY=VALUE
+--set (number 3): ledger.usl is unknown; [ledger] has url, connections
+--set (number 4): kafka.properties.acks is Tallyline's own to set";
+    let found = mistakes(text, &variables, &sets);
+    assert_eq!(found.join("\n"), expected);
+    assert!(!found.join("\n").contains("hunter2"));
+}
+
+#[test]
+fn what_is_missing_is_told_by_role() {
+    assert_eq!(
+        mistakes("roles = ['collect', 'publish']", &[], &[]),
+        [
+            "p.toml: ledger.url is missing: every command needs the ledger",
+            "p.toml: source.coderd_url is missing: the role collect reads coderd's database",
+            "p.toml: source.coderd_url is missing: the role publish reads coderd's database",
+        ]
+    );
+    load_all(LEAST, &[], &[]).expect("a consumer needs no coderd");
+}
+
+#[test]
+fn lines_that_are_no_toml_do_not_hide_the_other_mistakes_and_never_show_a_secret() {
+    let found = mistakes("[ledger]\nurl = 'postgres://u:hunter2@h/d\nconnections = 1\n[log]\nkind = 'carrier pigeon'\n", &[], &["x=1"]);
+    let text = found.join("\n");
+    assert!(text.starts_with("p.toml:2: is no TOML: "), "{text}");
+    assert!(
+        text.contains("p.toml:3: ledger.connections") && text.contains("p.toml:5: log.kind") && text.contains("--set: x is unknown"),
+        "{text}"
+    );
+    assert!(!text.contains("hunter2") && !text.contains("missing"), "{text}");
+    let absent = load(&Input { file: "surely/not/there.toml".into(), ..Input::default() }).expect_err("no file");
+    assert!(absent.to_string().starts_with("surely/not/there.toml: the pipeline file cannot be read"), "{absent}");
+}
+
+#[test]
+fn tables_take_entries_from_the_file_from_variables_and_from_flags() {
+    let text = format!(
+        "{LEAST}[kafka.properties]\n\"ssl.ca.location\" = '/ca'\nsecurity.protocol = 'PLAINTEXT'\nsocket.keepalive.enable = true\n"
+    );
+    let variables =
+        [("TALLYLINE_KAFKA_PROPERTIES_SECURITY_PROTOCOL", "SSL"), ("TALLYLINE_LICENSE_PUBLIC_KEYS", "{ \"2022-07-27\" = \"key one\" }")];
+    let pipeline =
+        load_all(&text, &variables, &["kafka.properties.sasl.password=env:P", "license.public_keys.b=key two"]).expect("no mistake");
+    let properties: Vec<(&str, String)> = pipeline.kafka.properties.iter().map(|(name, secret)| (name.as_str(), secret.origin())).collect();
+    let literal = || "the literal secret".to_owned();
+    assert_eq!(
+        properties,
+        [
+            ("sasl.password", "env:P".to_owned()),
+            ("security.protocol", literal()),
+            ("socket.keepalive.enable", literal()),
+            ("ssl.ca.location", literal())
+        ]
+    );
+    assert_eq!(pipeline.kafka.properties["security.protocol"].literal(), Some("SSL"));
+    assert_eq!(
+        pipeline.license.public_keys.into_iter().collect::<Vec<_>>(),
+        [("2022-07-27".into(), "key one".into()), ("b".into(), "key two".into())]
+    );
+    assert_eq!(mistakes(LEAST, &[], &["license.public_keys.b=lock"]), ["--set: license.public_keys.b is no key"]);
+}
+
+#[test]
+fn nothing_secret_is_in_a_pipelines_debug_form() {
+    let text = format!(
+        "{LEAST}source.coderd_url = 'postgres://u:hunter2@h/d'\nserve.token = 'hunter2'\nkafka.properties.'sasl.password' = 'hunter2'\n"
+    );
+    let pipeline = load_all(&text, &[], &["ledger.url=postgres://u:hunter2@h/d"]).expect("no mistake");
+    assert!(!format!("{pipeline:?} {pipeline:#?}").contains("hunter2"));
+    assert_eq!(pipeline.secrets().len(), 4);
+}
+
+#[test]
+fn every_default_is_allowed() {
+    for key in KEYS {
+        if let Some(default) = key.default {
+            value::read(key.kind, &given::Raw::Untyped(default.to_owned())).unwrap_or_else(|problem| panic!("{} {problem}", key.name));
+        }
+    }
+    let pipeline = load_all(LEAST, &[], &[]).expect("no mistake");
+    assert_eq!((pipeline.collect.poll, pipeline.collect.full_sweep), (Duration::from_secs(5), Duration::from_secs(86_400)));
+    assert_eq!((pipeline.publish.mode, pipeline.log.kind), (PublishMode::Shadow, LogKind::Postgres));
+}
+
+fn shipped(name: &str) -> (PathBuf, String) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("pipelines").join(name);
+    let text = std::fs::read_to_string(&path).expect("a shipped file");
+    (path, text)
+}
+
+#[test]
+fn the_shipped_files_load_as_they_are() {
+    for (name, kind) in [("single.toml", LogKind::Postgres), ("kafka.toml", LogKind::Kafka)] {
+        let pipeline = load(&Input { file: shipped(name).0, ..Input::default() }).expect("no mistake");
+        assert_eq!(pipeline.log.kind, kind);
+        assert_eq!((pipeline.publish.mode, pipeline.roles.len()), (PublishMode::Shadow, 4));
+    }
+}
+
+#[test]
+fn the_shipped_files_hold_every_key_with_its_doc_line_and_its_default() {
+    for name in ["single.toml", "kafka.toml"] {
+        let (_, text) = shipped(name);
+        let uncommented = |line: &str| line.strip_prefix("# ").unwrap_or(line).to_owned();
+        let mut section = String::new();
+        let mut before = "";
+        let mut found = Vec::new();
+        for line in text.lines() {
+            let code = uncommented(line);
+            if let Some(opened) = code.strip_prefix('[').and_then(|code| code.strip_suffix(']')) {
+                section = opened.to_owned();
+            }
+            let full = match code.split_once(" = ") {
+                Some((key, _)) if section.is_empty() => key.to_owned(),
+                Some((key, _)) => format!("{section}.{key}"),
+                None => section.clone(),
+            };
+            if let Some(key) = KEYS.iter().find(|key| key.name == full && (code.contains(" = ") || code.starts_with('['))) {
+                assert_eq!(before.trim_start_matches("# "), key.doc, "{name}: {full}");
+                if let (Some(default), true, Some((_, value))) = (key.default, line.starts_with('#'), code.split_once(" = ")) {
+                    assert_eq!(value.trim_matches('"'), default, "{name}: {full}");
+                }
+                found.push(full);
+            }
+            before = line;
+        }
+        let all: Vec<String> = KEYS.iter().map(|key| key.name.to_owned()).collect();
+        found.sort();
+        let mut sorted = all.clone();
+        sorted.sort();
+        assert_eq!(found, sorted, "{name}");
+    }
+}
+
+/// Every commented key is one that could be used: only what is not there yet, and files that are not here, are refused.
+#[test]
+fn the_shipped_examples_are_allowed() {
+    for name in ["single.toml", "kafka.toml"] {
+        let (_, text) = shipped(name);
+        let code = |line: &str| line.contains(" = ") && !line.contains("`") || line.starts_with("# [");
+        let whole: Vec<&str> = text.lines().map(|line| if code(line) { line.trim_start_matches("# ") } else { line }).collect();
+        let found = mistakes(&whole.join("\n"), &[], &[]);
+        let keys: Vec<&str> = found.iter().map(|mistake| mistake.split(' ').nth(1).expect("a key")).collect();
+        assert_eq!(keys, ["license.public_keys.2022-07-27", "serve.tls_certificate", "serve.tls_key"].map(|key| key), "{found:#?}");
+    }
+}
+
+proptest! {
+    /// Whatever the file, the flags and the variables hold: no panic, and the answer is a pipeline or mistakes.
+    #[test]
+    fn any_input_is_answered(text in "\\PC*|([a-z_\\[\\].='\" 0-9\n]{0,60})", set in "\\PC*|[a-z._]{1,20}=\\PC{0,20}", variable in "TALLYLINE_[A-Z_]{0,20}", value in "\\PC*") {
+        match load_all(&text, &[(&variable, &value)], &[&set]) {
+            Ok(_) => {}
+            Err(mistakes) => prop_assert!(!mistakes.is_empty()),
+        }
+    }
+
+    /// Any text given to any key is either taken or told once for that key, and a value that is refused is never repeated.
+    #[test]
+    fn any_value_of_any_key_is_taken_or_told(index in 0..KEYS.len(), value in "[a-z]{12,20}|[0-9]{1,12}|\\PC{0,30}") {
+        let key = KEYS[index];
+        let set = format!("{}={value}", key.name);
+        if let Err(mistakes) = load_all(LEAST, &[], &[&set]) {
+            prop_assert!(mistakes.iter().any(|mistake| mistake.key.as_deref().is_some_and(|name| name.starts_with(key.name)) || mistake.key.as_deref() == Some("source.coderd_url") || mistake.key.as_deref() == Some("kafka.brokers")), "{mistakes}");
+            if value.len() >= 12 && value.bytes().all(|byte| byte.is_ascii_lowercase()) {
+                prop_assert!(!mistakes.to_string().contains(&value), "{mistakes}");
+            }
+        }
+    }
+
+    /// A value within its bounds is what the pipeline holds, whichever way it is given.
+    #[test]
+    fn a_number_reads_the_same_from_each_place(connections in 2_u32..=500) {
+        let by_file = load_all(&format!("{LEAST}ledger.connections = {connections}"), &[], &[]);
+        let by_variable = load_all(LEAST, &[("TALLYLINE_LEDGER_CONNECTIONS", &connections.to_string())], &[]);
+        let by_flag = load_all(LEAST, &[], &[&format!("ledger.connections={connections}")]);
+        for loaded in [by_file, by_variable, by_flag] {
+            prop_assert_eq!(loaded.expect("no mistake").ledger.connections, connections);
+        }
+    }
+}

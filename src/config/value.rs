@@ -1,0 +1,163 @@
+//! From a value as written to a value that cannot be wrong.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use chrono::{DateTime, SubsecRound as _, Utc};
+use uuid::Uuid;
+
+use super::given::Raw;
+use super::{Kind, Secret};
+
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Value {
+    Text(String),
+    Words(Vec<String>),
+    Whole(u32),
+    Duration(Duration),
+    Time(DateTime<Utc>),
+    Id(Uuid),
+    Listen(SocketAddr),
+    Secret(Secret),
+}
+
+/// Reads a value of that kind. The problem, to follow the key's name, says what is allowed and never repeats the value.
+pub(super) fn read(kind: Kind, raw: &Raw) -> Result<Value, String> {
+    let must_be = || format!("must be {}", kind.allowed());
+    match kind {
+        Kind::Choice(words) => choice(words, text(raw).ok_or_else(must_be)?).ok_or_else(|| refusal(kind, raw)),
+        Kind::Choices(words) => choices(words, raw).ok_or_else(must_be),
+        Kind::Whole(least, most) => number(raw)
+            .and_then(|text| text.parse().ok())
+            .filter(|whole| (least..=most).contains(whole))
+            .map(Value::Whole)
+            .ok_or_else(must_be),
+        Kind::Seconds(least, most) => duration(raw, least, most, 1.0).ok_or_else(must_be),
+        Kind::Hours(least, most) => duration(raw, least, most, 3600.0).ok_or_else(must_be),
+        Kind::Time => time(raw).map(Value::Time).ok_or_else(must_be),
+        Kind::Id => text(raw).and_then(|text| text.parse().ok()).map(Value::Id).ok_or_else(must_be),
+        Kind::Name(least, most) => checked(raw, |text| is_name(text, least, most)).ok_or_else(must_be),
+        Kind::Brokers => checked(raw, are_brokers).ok_or_else(must_be),
+        Kind::Url => checked(raw, is_http_url).ok_or_else(must_be),
+        Kind::Listen => text(raw).and_then(|text| text.parse().ok()).map(Value::Listen).ok_or_else(must_be),
+        Kind::Path => checked(raw, |text| !text.is_empty() && !text.contains('\0')).ok_or_else(must_be),
+        Kind::Secret => secret(raw, |_| true).ok_or_else(must_be),
+        Kind::SecretPostgresUrl => secret(raw, is_postgres_url).ok_or_else(must_be),
+        Kind::Properties => {
+            property(raw).ok_or_else(|| "must be a text, a number, true or false; or env:NAME, file:PATH, exec:COMMAND".into())
+        }
+        Kind::PublicKeys => public_key(raw),
+    }
+}
+
+fn text(raw: &Raw) -> Option<&str> {
+    match raw {
+        Raw::Untyped(text) | Raw::Text(text) => Some(text),
+        _ => None,
+    }
+}
+
+fn number(raw: &Raw) -> Option<&str> {
+    match raw {
+        Raw::Untyped(text) | Raw::Number(text) => Some(text),
+        _ => None,
+    }
+}
+
+fn checked(raw: &Raw, holds: impl Fn(&str) -> bool) -> Option<Value> {
+    text(raw).filter(|text| holds(text)).map(|text| Value::Text(text.to_owned()))
+}
+
+fn choice(words: &[&str], text: &str) -> Option<Value> {
+    words.contains(&text).then(|| Value::Text(text.to_owned()))
+}
+
+/// A word that will be allowed one day is told apart from one that never was.
+fn refusal(kind: Kind, raw: &Raw) -> String {
+    let allowed = kind.allowed();
+    match (kind, text(raw)) {
+        (Kind::Choice(["shadow", "sole"]), Some("join")) => format!("must be {allowed}: join is not there yet"),
+        _ => format!("must be {allowed}"),
+    }
+}
+
+fn choices(words: &[&str], raw: &Raw) -> Option<Value> {
+    let given: Vec<&str> = match raw {
+        Raw::Untyped(text) => text.split(',').map(str::trim).collect(),
+        Raw::List(items) => items.iter().map(text).collect::<Option<_>>()?,
+        _ => return None,
+    };
+    let each_once = given.iter().enumerate().all(|(index, word)| words.contains(word) && !given[..index].contains(word));
+    (each_once && !given.is_empty()).then(|| Value::Words(given.into_iter().map(str::to_owned).collect()))
+}
+
+fn duration(raw: &Raw, least: f64, most: f64, unit_seconds: f64) -> Option<Value> {
+    let units: f64 = number(raw)?.parse().ok()?;
+    // also false for what is no number
+    let within = units >= least && units <= most;
+    within.then(|| Duration::try_from_secs_f64(units * unit_seconds).ok().map(Value::Duration))?
+}
+
+/// PostgreSQL keeps microseconds, so that is how fine an instant is.
+fn time(raw: &Raw) -> Option<DateTime<Utc>> {
+    match raw {
+        Raw::Untyped(text) | Raw::Text(text) | Raw::Time(text) => {
+            DateTime::parse_from_rfc3339(text).ok().map(|time| time.to_utc().trunc_subsecs(6))
+        }
+        _ => None,
+    }
+}
+
+fn secret(raw: &Raw, holds: impl Fn(&str) -> bool) -> Option<Value> {
+    let secret = Secret::new(text(raw)?);
+    (secret.is_whole() && secret.literal().is_none_or(holds)).then_some(Value::Secret(secret))
+}
+
+fn property(raw: &Raw) -> Option<Value> {
+    let text = match raw {
+        Raw::Untyped(text) | Raw::Text(text) | Raw::Number(text) => text.as_str(),
+        Raw::Boolean(true) => "true",
+        Raw::Boolean(false) => "false",
+        Raw::Time(_) | Raw::List(_) => return None,
+    };
+    let secret = Secret::new(text);
+    // an empty literal is a value for librdkafka
+    (secret.is_whole() || secret.literal().is_some()).then_some(Value::Secret(secret))
+}
+
+/// Public keys are no secrets: one in a file is read at once.
+fn public_key(raw: &Raw) -> Result<Value, String> {
+    let text = text(raw).ok_or("must be PEM, 32 bytes in base64, or file:PATH")?;
+    match text.strip_prefix("file:") {
+        Some(path) => std::fs::read_to_string(path).map(Value::Text).map_err(|error| format!("cannot be read from {path}: {error}")),
+        None => Ok(Value::Text(text.to_owned())),
+    }
+}
+
+fn is_name(text: &str, least: usize, most: usize) -> bool {
+    (least..=most).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+}
+
+fn are_brokers(text: &str) -> bool {
+    text.split(',').all(|broker| {
+        broker.trim().rsplit_once(':').is_some_and(|(host, port)| {
+            let bracketed = host.starts_with('[') && host.ends_with(']');
+            let host_is_plain = !host.is_empty() && !host.contains(['/', '@', ' ']) && (bracketed || !host.contains(':'));
+            host_is_plain && port.parse::<u16>().is_ok_and(|port| port > 0)
+        })
+    })
+}
+
+fn is_http_url(text: &str) -> bool {
+    reqwest::Url::parse(text).is_ok_and(|url| {
+        matches!(url.scheme(), "http" | "https") && url.has_host() && url.username().is_empty() && url.password().is_none()
+    })
+}
+
+fn is_postgres_url(text: &str) -> bool {
+    reqwest::Url::parse(text).is_ok_and(|url| {
+        // a socket's folder is given as ?host=
+        let host = url.has_host() || url.query_pairs().any(|(name, value)| name == "host" && !value.is_empty());
+        matches!(url.scheme(), "postgres" | "postgresql") && host && url.path().len() > 1
+    })
+}

@@ -1,0 +1,242 @@
+//! What the audit asks of the ledger: rows on both sides of each joint, counted and compared under one snapshot.
+
+use std::collections::BTreeMap;
+
+use sqlx::{PgConnection, Row};
+use uuid::Uuid;
+
+use super::{LastRecord, Ledger};
+use crate::event::{Topic, TopicPartition};
+
+/// One partition as the ledger's own rows tell it.
+#[derive(Clone, Debug)]
+pub struct PartitionBooks {
+    /// The partition.
+    pub partition: TopicPartition,
+    /// Where it stands.
+    pub next_offset: i64,
+    /// The last record read.
+    pub last: Option<LastRecord>,
+    /// Records read, by what became of them: the live chain's batches added up.
+    pub records: i64,
+    /// New events.
+    pub accepted: i64,
+    /// Known events.
+    pub duplicates: i64,
+    /// Records in conflict with an event.
+    pub conflicts: i64,
+    /// No events.
+    pub rejects: i64,
+    /// Held.
+    pub held: i64,
+}
+
+/// Something that does not balance, by the id of what it is about.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+pub struct Difference {
+    /// What kind of difference.
+    pub kind: &'static str,
+    /// The event, batch or partition.
+    pub id: String,
+    /// What is on both sides.
+    pub detail: String,
+}
+
+/// The ledger's own books under one snapshot.
+#[derive(Clone, Debug)]
+pub struct LedgerBooks {
+    /// The last sequence of the snapshot.
+    pub sequence: i64,
+    /// Each partition.
+    pub partitions: Vec<PartitionBooks>,
+    /// Accepted usage events.
+    pub usage: i64,
+    /// Publications by state.
+    pub publications: BTreeMap<String, i64>,
+    /// Inside the ledger: chains, counts, sequences, publications.
+    pub differences: Vec<Difference>,
+}
+
+/// At most so many differences of one kind are listed; the count of them all is in the last one.
+const LISTED: i64 = 1_000;
+
+impl Ledger {
+    /// Adds up and compares the ledger's rows with each other.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn books(&self) -> Result<LedgerBooks, sqlx::Error> {
+        let mut tx = self.pool.begin_with("begin isolation level repeatable read read only").await?;
+        let sequence = sqlx::query("select next_sequence - 1 from ledger").fetch_one(&mut *tx).await?.try_get(0)?;
+        let mut books = LedgerBooks {
+            sequence,
+            partitions: partitions(&mut tx).await?,
+            usage: sqlx::query("select count(*) from usage_event").fetch_one(&mut *tx).await?.try_get(0)?,
+            publications: BTreeMap::new(),
+            differences: Vec::new(),
+        };
+        for row in &sqlx::query("select state, count(*) from publication group by state").fetch_all(&mut *tx).await? {
+            books.publications.insert(row.try_get(0)?, row.try_get(1)?);
+        }
+        for (kind, query) in CHECKS {
+            let rows = sqlx::query(query).bind(LISTED).fetch_all(&mut *tx).await?;
+            for row in &rows {
+                books.differences.push(Difference { kind, id: row.try_get(0)?, detail: row.try_get(1)? });
+            }
+        }
+        tx.commit().await?;
+        Ok(books)
+    }
+
+    /// A page of the source's accepted build ids after `after`, by id.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn build_ids(&self, source_id: i16, after: Uuid, limit: i64) -> Result<Vec<Uuid>, sqlx::Error> {
+        let query = "select build_id from workspace_build where source_id = $1 and build_id > $2 order by build_id limit $3";
+        sqlx::query_scalar(query).bind(source_id).bind(after).bind(limit).fetch_all(&self.pool).await
+    }
+
+    /// Build, workspace and template version ids of these builds.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn build_parents(&self, source_id: i16, build_ids: &[Uuid]) -> Result<Vec<(Uuid, Uuid, Uuid)>, sqlx::Error> {
+        let query = "select build_id, workspace_id, template_version_id from workspace_build where source_id = $1 and build_id = any($2)";
+        sqlx::query_as(query).bind(source_id).bind(build_ids).fetch_all(&self.pool).await
+    }
+
+    /// A page of the source's accepted usage ids after `after`, by id.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn usage_ids(&self, source_id: i16, after: &str, limit: i64) -> Result<Vec<String>, sqlx::Error> {
+        let query = "select id from usage_event where source_id = $1 and id > $2 order by id limit $3";
+        sqlx::query_scalar(query).bind(source_id).bind(after).bind(limit).fetch_all(&self.pool).await
+    }
+
+    /// Whether a pass of the source that began after `pass_id` was recorded is in the ledger: the first one recorded later may have begun before.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn later_pass_is_in(&self, source_id: i16, pass_id: i64) -> Result<bool, sqlx::Error> {
+        let next = "select id from collector_pass where source_id = $1 and id > $2 order by id offset 1 limit 1";
+        let next: Option<i64> = sqlx::query_scalar(next).bind(source_id).bind(pass_id).fetch_optional(&self.pool).await?;
+        match next {
+            Some(next) => self.pass_is_in(next).await,
+            None => Ok(false),
+        }
+    }
+
+    /// The id of the source's newest pass; 0 before the first.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn newest_pass(&self, source_id: i16) -> Result<i64, sqlx::Error> {
+        let query = "select coalesce(max(id), 0) from collector_pass where source_id = $1";
+        sqlx::query_scalar(query).bind(source_id).fetch_one(&self.pool).await
+    }
+}
+
+async fn partitions(tx: &mut PgConnection) -> Result<Vec<PartitionBooks>, sqlx::Error> {
+    let rows = sqlx::query(
+        "select p.topic, p.partition, p.next_offset, p.last_offset, p.last_record,
+             coalesce(sum(b.records), 0)::bigint, coalesce(sum(b.accepted), 0)::bigint, coalesce(sum(b.duplicates), 0)::bigint,
+             coalesce(sum(b.conflicts), 0)::bigint, coalesce(sum(b.rejects), 0)::bigint, coalesce(sum(b.held), 0)::bigint
+         from position p left join batch b on b.kind = 'log' and b.topic = p.topic and b.partition = p.partition
+         group by p.topic, p.partition order by p.topic, p.partition",
+    )
+    .fetch_all(tx)
+    .await?;
+    let mut books = Vec::with_capacity(rows.len());
+    for row in &rows {
+        let topic = Topic::named(row.try_get(0)?).ok_or_else(|| sqlx::Error::Protocol("unknown topic".into()))?;
+        books.push(PartitionBooks {
+            partition: TopicPartition { topic, partition: row.try_get(1)? },
+            next_offset: row.try_get(2)?,
+            last: super::positions::last_record(row)?,
+            records: row.try_get(5)?,
+            accepted: row.try_get(6)?,
+            duplicates: row.try_get(7)?,
+            conflicts: row.try_get(8)?,
+            rejects: row.try_get(9)?,
+            held: row.try_get(10)?,
+        });
+    }
+    Ok(books)
+}
+
+/// Each query answers (id, detail) for every row that does not balance, at most `$1`.
+const CHECKS: [(&str, &str); 9] = [
+    (
+        "chain_broken",
+        "select topic || '/' || partition || '@' || first_offset, 'the batch before it ends at ' || coalesce(before::text, 'no batch')
+         from (select b.topic, b.partition, b.first_offset, p.start_offset,
+                   lag(b.next_offset) over (partition by b.topic, b.partition order by b.sequence) as before
+               from batch b join position p using (topic, partition) where b.kind = 'log') as chain
+         where first_offset <> coalesce(before, start_offset) limit $1",
+    ),
+    (
+        "position_off_its_chain",
+        "select p.topic || '/' || p.partition, 'position ' || p.next_offset || ' after ' || p.records || ' records, batches end at '
+                 || coalesce(max(b.next_offset), p.start_offset) || ' after ' || coalesce(sum(b.records), 0)
+         from position p left join batch b on b.kind = 'log' and b.topic = p.topic and b.partition = p.partition
+         group by p.topic, p.partition
+         having p.next_offset <> coalesce(max(b.next_offset), p.start_offset) or p.records <> coalesce(sum(b.records), 0) limit $1",
+    ),
+    (
+        "batch_without_its_events",
+        "select 'batch ' || b.id, 'accepted ' || b.accepted || ', rows ' || coalesce(rows.n, 0)
+         from batch b left join (
+             select batch_id, count(*) as n from (
+                 select batch_id from workspace_build union all select batch_id from prebuild_claim union all select batch_id from usage_event
+             ) as events group by batch_id) as rows on rows.batch_id = b.id
+         where b.accepted <> coalesce(rows.n, 0) limit $1",
+    ),
+    (
+        "event_without_its_batch",
+        "select id, 'names batch ' || batch_id || ', which is not there' from (
+             select batch_id, build_id::text as id from workspace_build union all select batch_id, build_id::text from prebuild_claim
+             union all select batch_id, id from usage_event) as events
+         where not exists (select from batch where batch.id = events.batch_id) limit $1",
+    ),
+    (
+        "batch_without_its_rejects",
+        "select 'batch ' || b.id, 'refused ' || (b.rejects + b.conflicts + b.held) || ', rows ' || coalesce(rows.n, 0)
+         from batch b left join (select batch_id, count(*) as n from reject group by batch_id) as rows on rows.batch_id = b.id
+         where b.kind = 'log' and b.rejects + b.conflicts + b.held <> coalesce(rows.n, 0) limit $1",
+    ),
+    (
+        "sequence_broken",
+        "select 'sequence', count(*) || ' batches, ' || count(sequence) || ' sequences up to ' || coalesce(max(sequence), 0)
+                 || ', next is ' || min(next_sequence)
+         from ledger left join batch on true
+         having count(batch.id) <> min(next_sequence) - 1 or count(sequence) <> min(next_sequence) - 1
+             or coalesce(max(sequence), 0) <> min(next_sequence) - 1 limit $1",
+    ),
+    (
+        "second_first_start",
+        "select 'workspace_build_completed:' || b.build_id, 'workspace ' || b.workspace_id || ' had its first successful start in build '
+                 || f.build_id
+         from workspace_build b join workspace_first_start f using (source_id, workspace_id)
+         where b.first_successful_start and b.build_id <> f.build_id limit $1",
+    ),
+    (
+        "usage_without_publication",
+        "select coalesce(u.id, p.event_id), case when p.event_id is null then 'accepted, but not queued' else 'queued, but not accepted' end
+         from usage_event u full join publication p on p.source_id = u.source_id and p.event_id = u.id
+         where u.id is null or p.event_id is null limit $1",
+    ),
+    (
+        "publication_without_its_answer",
+        "select p.event_id, 'is ' || p.state || ', but no recorded answer says so'
+         from publication p
+         where (p.state = 'published' and not exists (select from publication_attempt a
+                    where a.source_id = p.source_id and a.event_id = p.event_id and a.verdict = 'accepted'))
+            or (p.state = 'refused' and not exists (select from publication_attempt a
+                    where a.source_id = p.source_id and a.event_id = p.event_id and a.verdict = 'refused'))
+            or (p.state in ('pending', 'expired', 'not_ours', 'unknown') and exists (select from publication_attempt a
+                    where a.source_id = p.source_id and a.event_id = p.event_id and a.verdict in ('accepted', 'refused')))
+         limit $1",
+    ),
+];

@@ -1,0 +1,217 @@
+//! Requests to the vendor: written down before they are sent, and again with what came back.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use super::Ledger;
+use super::publications::{insert_verdicts, lock};
+
+/// A request that is about to be sent.
+#[derive(Clone, Debug)]
+pub struct NewRequest<'a> {
+    /// Its own id.
+    pub id: Uuid,
+    /// The one source of its events.
+    pub source_id: i16,
+    /// SHA-256 of the license token that signs it.
+    pub license_sha256: [u8; 32],
+    /// Its events, all leased by `holder`.
+    pub event_ids: Vec<&'a str>,
+    /// Who sends it.
+    pub holder: &'a str,
+    /// The leases last so long from now.
+    pub lease: Duration,
+}
+
+/// What became of one event in one request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttemptVerdict {
+    /// Taken: the event is published.
+    Accepted,
+    /// Refused for ever: the event is refused.
+    Refused,
+    /// Refused this time.
+    RefusedForNow,
+    /// Not named in the answer.
+    LeftOut,
+    /// The whole request failed.
+    Failed,
+}
+
+impl AttemptVerdict {
+    fn as_str(self) -> &'static str {
+        match self {
+            AttemptVerdict::Accepted => "accepted",
+            AttemptVerdict::Refused => "refused",
+            AttemptVerdict::RefusedForNow => "refused_for_now",
+            AttemptVerdict::LeftOut => "left_out",
+            AttemptVerdict::Failed => "failed",
+        }
+    }
+}
+
+/// One event's verdict, and what follows from it for an event that stays pending.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attempt {
+    /// coderd's own id.
+    pub event_id: String,
+    /// What became of it.
+    pub verdict: AttemptVerdict,
+    /// The vendor's message, or the request's failure.
+    pub message: Option<String>,
+    /// When it is due again.
+    pub next_attempt_at: DateTime<Utc>,
+    /// Whether this attempt or an earlier one may have been taken.
+    pub unanswered: bool,
+}
+
+/// What came back, if anything.
+#[derive(Clone, Debug)]
+pub struct RequestOutcome<'a> {
+    /// The request.
+    pub id: Uuid,
+    /// Its source.
+    pub source_id: i16,
+    /// Who sent it.
+    pub holder: &'a str,
+    /// When an answer came; none came where this is absent.
+    pub answered_at: Option<DateTime<Utc>>,
+    /// The HTTP status.
+    pub status: Option<u16>,
+    /// Why there are no verdicts.
+    pub error: Option<String>,
+    /// One for each event of the request.
+    pub attempts: Vec<Attempt>,
+}
+
+impl Ledger {
+    /// Writes the request and its attempts, commits, and holds the leases anew. From here on its events count as sent, whatever happens.
+    /// False: a lease was lost, nothing is written and nothing may be sent.
+    ///
+    /// # Errors
+    /// The database's: nothing may be sent then.
+    pub async fn begin_request(&self, request: &NewRequest<'_>) -> Result<bool, sqlx::Error> {
+        let mut tx = self.pool.begin().await?;
+        lock(&mut tx, request.source_id, &request.event_ids).await?;
+        let held = sqlx::query(
+            "update publication set attempts = attempts + 1, unanswered = true, leased_until = clock_timestamp() + make_interval(secs => $4)
+             where source_id = $1 and event_id = any($2) and state = 'pending' and leased_by = $3 and leased_until > clock_timestamp()",
+        )
+        .bind(request.source_id)
+        .bind(&request.event_ids)
+        .bind(request.holder)
+        .bind(request.lease.as_secs_f64())
+        .execute(&mut *tx)
+        .await?;
+        if held.rows_affected() != request.event_ids.len() as u64 {
+            return Ok(false);
+        }
+        sqlx::query("insert into publication_request (id, source_id, license_sha256, events, sent_at) values ($1, $2, $3, $4, $5)")
+            .bind(request.id)
+            .bind(request.source_id)
+            .bind(request.license_sha256.as_slice())
+            .bind(i32::try_from(request.event_ids.len()).unwrap_or(i32::MAX))
+            .bind(self.clock.now())
+            .execute(&mut *tx)
+            .await?;
+        sqlx::query("insert into publication_attempt (request_id, source_id, event_id) select $1, $2, unnest($3::text[])")
+            .bind(request.id)
+            .bind(request.source_id)
+            .bind(&request.event_ids)
+            .execute(&mut *tx)
+            .await?;
+        tx.commit().await?;
+        Ok(true)
+    }
+
+    /// Records what came back, in one batch: verdicts, and with them each event's fate or its next attempt. Done twice, the second changes
+    /// nothing. An acceptance is recorded even if it comes after the lease; else an event that somebody else has leased meanwhile is theirs.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn record_outcome(&self, outcome: &RequestOutcome<'_>) -> Result<(), sqlx::Error> {
+        let mut tx = self.pool.begin().await?;
+        let ids: Vec<&str> = outcome.attempts.iter().map(|attempt| attempt.event_id.as_str()).collect();
+        lock(&mut tx, outcome.source_id, &ids).await?;
+        let batch_id = insert_verdicts(&mut tx, self).await?;
+        let open = sqlx::query(
+            "update publication_request set answered_at = $2, status = $3, error = $4, batch_id = $5 where id = $1 and batch_id is null",
+        )
+        .bind(outcome.id)
+        .bind(outcome.answered_at)
+        .bind(outcome.status.map(i32::from))
+        .bind(&outcome.error)
+        .bind(batch_id)
+        .execute(&mut *tx)
+        .await?;
+        if open.rows_affected() == 0 {
+            return Ok(());
+        }
+        record_attempts(&mut tx, outcome).await?;
+        settle(&mut tx, outcome, batch_id).await?;
+        reschedule(&mut tx, outcome).await?;
+        tx.commit().await
+    }
+}
+
+async fn record_attempts(tx: &mut PgConnection, outcome: &RequestOutcome<'_>) -> Result<(), sqlx::Error> {
+    let attempts = &outcome.attempts;
+    sqlx::query(
+        "update publication_attempt set verdict = new.verdict, message = new.message
+         from unnest($3::text[], $4::text[], $5::text[]) as new (event_id, verdict, message)
+         where request_id = $1 and source_id = $2 and publication_attempt.event_id = new.event_id",
+    )
+    .bind(outcome.id)
+    .bind(outcome.source_id)
+    .bind(attempts.iter().map(|attempt| attempt.event_id.as_str()).collect::<Vec<_>>())
+    .bind(attempts.iter().map(|attempt| attempt.verdict.as_str()).collect::<Vec<_>>())
+    .bind(attempts.iter().map(|attempt| attempt.message.as_deref()).collect::<Vec<_>>())
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+/// The vendor's word is final. One that comes late still stands: over `unknown`, which only says that no word had come, and an acceptance
+/// over a refusal of the same event.
+async fn settle(tx: &mut PgConnection, outcome: &RequestOutcome<'_>, batch_id: i64) -> Result<(), sqlx::Error> {
+    let final_words = outcome.attempts.iter().filter(|one| matches!(one.verdict, AttemptVerdict::Accepted | AttemptVerdict::Refused));
+    let final_words: Vec<&Attempt> = final_words.collect();
+    sqlx::query(
+        "update publication set state = new.state, settled_batch_id = $2, unanswered = false, last_message = new.message,
+             leased_by = null, leased_until = null
+         from unnest($3::text[], $4::text[], $5::text[]) as new (event_id, state, message)
+         where publication.source_id = $1 and publication.event_id = new.event_id
+             and (publication.state in ('pending', 'unknown') or publication.state = 'refused' and new.state = 'published')",
+    )
+    .bind(outcome.source_id)
+    .bind(batch_id)
+    .bind(final_words.iter().map(|one| one.event_id.as_str()).collect::<Vec<_>>())
+    .bind(final_words.iter().map(|one| if one.verdict == AttemptVerdict::Accepted { "published" } else { "refused" }).collect::<Vec<_>>())
+    .bind(final_words.iter().map(|one| one.message.as_deref()).collect::<Vec<_>>())
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+async fn reschedule(tx: &mut PgConnection, outcome: &RequestOutcome<'_>) -> Result<(), sqlx::Error> {
+    let again = outcome.attempts.iter().filter(|one| !matches!(one.verdict, AttemptVerdict::Accepted | AttemptVerdict::Refused));
+    let again: Vec<&Attempt> = again.collect();
+    sqlx::query(
+        "update publication set next_attempt_at = new.next_attempt_at, unanswered = new.unanswered, last_message = new.message,
+             leased_by = null, leased_until = null
+         from unnest($3::text[], $4::timestamptz[], $5::boolean[], $6::text[]) as new (event_id, next_attempt_at, unanswered, message)
+         where publication.source_id = $1 and publication.event_id = new.event_id and state = 'pending' and leased_by = $2",
+    )
+    .bind(outcome.source_id)
+    .bind(outcome.holder)
+    .bind(again.iter().map(|one| one.event_id.as_str()).collect::<Vec<_>>())
+    .bind(again.iter().map(|one| one.next_attempt_at).collect::<Vec<_>>())
+    .bind(again.iter().map(|one| one.unanswered).collect::<Vec<_>>())
+    .bind(again.iter().map(|one| one.message.as_deref()).collect::<Vec<_>>())
+    .execute(tx)
+    .await?;
+    Ok(())
+}

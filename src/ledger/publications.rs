@@ -1,0 +1,287 @@
+//! The publication queue: one row for each accepted usage event, until its fate is known.
+//!
+//! A row is worked on under a lease by the database's clock. What settles it is a batch of kind `verdicts`.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use sqlx::postgres::PgRow;
+use sqlx::{PgConnection, Row};
+
+use super::{Ledger, rows};
+use crate::event::UsageQuantity;
+
+/// How the message of a row begins that is not sent although it is due, because coderd's own row no longer says the same.
+pub const HELD_BACK: &str = "held back: ";
+
+/// A leased row, with the event as it was accepted.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Publication {
+    /// coderd's own id.
+    pub event_id: String,
+    /// Type and value.
+    pub quantity: UsageQuantity,
+    /// When the usage happened.
+    pub created_at: DateTime<Utc>,
+    /// Whether an earlier attempt may have been taken.
+    pub unanswered: bool,
+    /// How often it was refused for now, or left out of an answer.
+    pub refusals: u32,
+}
+
+/// A row that is given back without an attempt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Postponed {
+    /// coderd's own id.
+    pub event_id: String,
+    /// What there is to say of it now; one that begins with [`HELD_BACK`] is counted.
+    pub message: Option<String>,
+    /// When it is due again.
+    pub next_attempt_at: DateTime<Utc>,
+}
+
+/// A fate without an answer of the vendor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Settlement {
+    /// coderd has published it.
+    NotOurs,
+    /// Too old to be sent: `unknown` after an unanswered attempt, else `expired`.
+    TooOld,
+}
+
+/// How many rows got which fate.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Settled {
+    /// Published by coderd.
+    pub not_ours: usize,
+    /// Never sent, or refused for now until it was too late.
+    pub expired: usize,
+    /// Too old, and an attempt may have been taken.
+    pub unknown: usize,
+}
+
+/// What waits in one source's queue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pending {
+    /// All that is not settled.
+    pub events: i64,
+    /// Of these, not sent because coderd's row no longer says the same.
+    pub held_back: i64,
+    /// Of these, with an attempt that may have been taken.
+    pub unanswered: i64,
+    /// When the oldest of them happened.
+    pub oldest: Option<DateTime<Utc>>,
+}
+
+impl Ledger {
+    /// Leases at most `limit` rows that are due, oldest event first, of events later than `after`. A row that is not due or leased by
+    /// somebody else holds nothing back.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn lease_publications(
+        &self,
+        source_id: i16,
+        holder: &str,
+        after: DateTime<Utc>,
+        limit: i64,
+        length: Duration,
+    ) -> Result<Vec<Publication>, sqlx::Error> {
+        let rows = sqlx::query(
+            "with due as (
+                 select event_id from publication
+                 where source_id = $1 and state = 'pending' and next_attempt_at <= $2 and event_created_at > $3
+                     and (leased_until is null or leased_until <= clock_timestamp())
+                 order by event_created_at, event_id limit $4 for update skip locked
+             ), leased as (
+                 update publication set leased_by = $5, leased_until = clock_timestamp() + make_interval(secs => $6)
+                 from due where publication.source_id = $1 and publication.event_id = due.event_id
+                 returning publication.event_id, publication.unanswered
+             )
+             select usage.id, usage.event_type, usage.quantity::text as quantity, usage.created_at, usage.publish_started_at,
+                 usage.published_at, usage.failure_message, leased.unanswered,
+                 (select count(*) from publication_attempt attempt
+                  where attempt.source_id = $1 and attempt.event_id = usage.id and attempt.verdict in ('refused_for_now', 'left_out')) as refusals
+             from leased join usage_event usage on usage.source_id = $1 and usage.id = leased.event_id
+             order by usage.created_at, usage.id",
+        )
+        .bind(source_id)
+        .bind(self.clock.now())
+        .bind(after)
+        .bind(limit)
+        .bind(holder)
+        .bind(length.as_secs_f64())
+        .fetch_all(&self.pool)
+        .await?;
+        rows.iter().map(publication_of).collect()
+    }
+
+    /// Gives leased rows back without an attempt.
+    ///
+    /// # Errors
+    /// The database's; then the leases end by themselves.
+    pub async fn postpone_publications(&self, source_id: i16, holder: &str, postponed: &[Postponed]) -> Result<(), sqlx::Error> {
+        let mut tx = self.pool.begin().await?;
+        let ids: Vec<&str> = postponed.iter().map(|one| one.event_id.as_str()).collect();
+        lock(&mut tx, source_id, &ids).await?;
+        sqlx::query(
+            "update publication set next_attempt_at = new.next_attempt_at, last_message = new.message,
+                 leased_by = null, leased_until = null
+             from unnest($3::text[], $4::text[], $5::timestamptz[]) as new (event_id, message, next_attempt_at)
+             where publication.source_id = $1 and publication.event_id = new.event_id and state = 'pending' and leased_by = $2",
+        )
+        .bind(source_id)
+        .bind(holder)
+        .bind(&ids)
+        .bind(postponed.iter().map(|one| one.message.as_deref()).collect::<Vec<_>>())
+        .bind(postponed.iter().map(|one| one.next_attempt_at).collect::<Vec<_>>())
+        .execute(&mut *tx)
+        .await?;
+        tx.commit().await
+    }
+
+    /// Ends the leases of these rows and changes nothing else.
+    ///
+    /// # Errors
+    /// The database's; then the leases end by themselves.
+    pub async fn release_publications(&self, source_id: i16, holder: &str, ids: &[String]) -> Result<(), sqlx::Error> {
+        sqlx::query(
+            "update publication set leased_by = null, leased_until = null
+             where source_id = $1 and event_id = any($2) and state = 'pending' and leased_by = $3",
+        )
+        .bind(source_id)
+        .bind(ids)
+        .bind(holder)
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
+    /// A page of pending events as old as `until` or older, behind the key `after`, by time and id. What somebody else has leased is left
+    /// out: an attempt of it may be on its way.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn old_publications(
+        &self,
+        source_id: i16,
+        until: DateTime<Utc>,
+        after: Option<&(DateTime<Utc>, String)>,
+        limit: i64,
+    ) -> Result<Vec<(DateTime<Utc>, String)>, sqlx::Error> {
+        sqlx::query_as(
+            "select event_created_at, event_id from publication
+             where source_id = $1 and state = 'pending' and event_created_at <= $2
+                 and (leased_until is null or leased_until <= clock_timestamp())
+                 and ($3::timestamptz is null or (event_created_at, event_id) > ($3, $4))
+             order by event_created_at, event_id limit $5",
+        )
+        .bind(source_id)
+        .bind(until)
+        .bind(after.map(|(created_at, _)| created_at))
+        .bind(after.map(|(_, id)| id))
+        .bind(limit)
+        .fetch_all(&self.pool)
+        .await
+    }
+
+    /// Settles pending rows that `holder` or nobody has leased, in one batch; where there are none, no batch.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn settle_publications(
+        &self,
+        source_id: i16,
+        holder: &str,
+        ids: &[String],
+        settlement: Settlement,
+    ) -> Result<Settled, sqlx::Error> {
+        let mut tx = self.pool.begin().await?;
+        let free: Vec<String> = sqlx::query_scalar(
+            "select event_id from publication
+             where source_id = $1 and event_id = any($2) and state = 'pending'
+                 and (leased_until is null or leased_until <= clock_timestamp() or leased_by = $3)
+             order by event_id for update",
+        )
+        .bind(source_id)
+        .bind(ids)
+        .bind(holder)
+        .fetch_all(&mut *tx)
+        .await?;
+        if free.is_empty() {
+            return Ok(Settled::default());
+        }
+        let batch_id = insert_verdicts(&mut tx, self).await?;
+        let states: Vec<String> = sqlx::query_scalar(
+            "update publication set settled_batch_id = $3, leased_by = null, leased_until = null,
+                 state = case when $4 then 'not_ours' when unanswered then 'unknown' else 'expired' end
+             where source_id = $1 and event_id = any($2) returning state",
+        )
+        .bind(source_id)
+        .bind(&free)
+        .bind(batch_id)
+        .bind(settlement == Settlement::NotOurs)
+        .fetch_all(&mut *tx)
+        .await?;
+        tx.commit().await?;
+        let count = |state: &str| states.iter().filter(|found| *found == state).count();
+        Ok(Settled { not_ours: count("not_ours"), expired: count("expired"), unknown: count("unknown") })
+    }
+
+    /// What waits in a source's queue. Reads the pending rows only.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn pending_publications(&self, source_id: i16) -> Result<Pending, sqlx::Error> {
+        let row = sqlx::query(
+            "select count(*), count(*) filter (where starts_with(last_message, $2)), count(*) filter (where unanswered), min(event_created_at)
+             from publication where source_id = $1 and state = 'pending'",
+        )
+        .bind(source_id)
+        .bind(HELD_BACK)
+        .fetch_one(&self.pool)
+        .await?;
+        Ok(Pending { events: row.try_get(0)?, held_back: row.try_get(1)?, unanswered: row.try_get(2)?, oldest: row.try_get(3)? })
+    }
+
+    /// How many events of a source are in which state, `pending` included. Reads the whole queue; a state that no event is in is left out.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn publication_counts(&self, source_id: i16) -> Result<BTreeMap<String, i64>, sqlx::Error> {
+        let counts: Vec<(String, i64)> = sqlx::query_as("select state, count(*) from publication where source_id = $1 group by state")
+            .bind(source_id)
+            .fetch_all(&self.pool)
+            .await?;
+        Ok(counts.into_iter().collect())
+    }
+}
+
+/// Whoever changes several rows locks them in this order first, so that two never wait for each other.
+pub(super) async fn lock(tx: &mut PgConnection, source_id: i16, ids: &[&str]) -> Result<(), sqlx::Error> {
+    sqlx::query("select from publication where source_id = $1 and event_id = any($2) order by event_id for update")
+        .bind(source_id)
+        .bind(ids)
+        .execute(tx)
+        .await?;
+    Ok(())
+}
+
+pub(super) async fn insert_verdicts(tx: &mut PgConnection, ledger: &Ledger) -> Result<i64, sqlx::Error> {
+    sqlx::query_scalar("insert into batch (kind, recorded_at) values ('verdicts', $1) returning id")
+        .bind(ledger.clock.now())
+        .fetch_one(tx)
+        .await
+}
+
+fn publication_of(row: &PgRow) -> Result<Publication, sqlx::Error> {
+    let usage = rows::usage_of(row)?;
+    Ok(Publication {
+        event_id: usage.id,
+        quantity: usage.quantity,
+        created_at: usage.created_at,
+        unanswered: row.try_get("unanswered")?,
+        refusals: u32::try_from(row.try_get::<i64, _>("refusals")?).unwrap_or(u32::MAX),
+    })
+}

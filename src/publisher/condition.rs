@@ -1,0 +1,82 @@
+//! How a publisher stands, for whoever shows it.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tracing::{error, info, warn};
+use uuid::Uuid;
+
+/// How one source's publisher stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// Not a cycle yet.
+    Starting,
+    /// Its cycles end well.
+    Working,
+    /// No coderd database is configured, so there is neither a license nor a last look: nothing is published. Healthy.
+    NoDatabase,
+    /// No event of this deployment has come yet. Healthy.
+    NotIntroduced,
+    /// None of coderd's licenses allows publishing: nothing is published, as coderd itself would not. Healthy.
+    NoLicense,
+    /// The last cycle failed; it is tried again.
+    Failing(String),
+    /// Nothing is sent any more until the process is started again.
+    Stopped(String),
+}
+
+impl Condition {
+    /// Whether nobody has to look.
+    #[must_use]
+    pub fn is_healthy(&self) -> bool {
+        !matches!(self, Condition::Failing(_) | Condition::Stopped(_))
+    }
+}
+
+impl fmt::Display for Condition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Condition::Starting => f.write_str("starting"),
+            Condition::Working => f.write_str("working"),
+            Condition::NoDatabase => f.write_str("nothing is published: no database of coderd is configured for this source"),
+            Condition::NotIntroduced => f.write_str("nothing is published: no event of this source has come yet"),
+            Condition::NoLicense => f.write_str("nothing is published: no license in coderd allows it"),
+            Condition::Failing(why) => write!(f, "failing: {why}"),
+            Condition::Stopped(why) => write!(f, "stopped: {why}"),
+        }
+    }
+}
+
+/// The condition as it is now; clones show the same.
+#[derive(Clone, Debug)]
+pub struct Shown {
+    source: Uuid,
+    now: Arc<Mutex<Condition>>,
+}
+
+impl Shown {
+    pub(super) fn new(source: Uuid) -> Self {
+        Shown { source, now: Arc::new(Mutex::new(Condition::Starting)) }
+    }
+
+    /// The condition now.
+    #[must_use]
+    pub fn get(&self) -> Condition {
+        self.now.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Says a change once. What has stopped stays so.
+    pub(super) fn set(&self, condition: Condition) {
+        let mut now = self.now.lock().unwrap_or_else(PoisonError::into_inner);
+        if *now == condition || matches!(*now, Condition::Stopped(_)) {
+            return;
+        }
+        let source = self.source;
+        match &condition {
+            Condition::Failing(_) => warn!(%source, %condition, "publisher"),
+            Condition::Stopped(_) => error!(%source, %condition, "publisher"),
+            _ => info!(%source, %condition, "publisher"),
+        }
+        *now = condition;
+    }
+}

@@ -1,0 +1,124 @@
+//! The last look before sending: what coderd's own row says about an event that we would send.
+
+use chrono::{DateTime, TimeDelta, Utc};
+
+use crate::coderd::UsageRow;
+use crate::event::UsageQuantity;
+use crate::ledger::Publication;
+
+/// Tallyman refuses what is older. Source: coderd's own limit.
+const LONGEST_AGE: TimeDelta = TimeDelta::days(30);
+
+/// How long a claim of a coderd replica (`publish_started_at`) keeps others off. Source: coderd's claim expiry.
+const CLAIM_AGE: TimeDelta = TimeDelta::hours(1);
+
+/// What coderd's row says about an event of ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Look {
+    /// It says the same as when it was accepted, and nobody has published it.
+    Ours,
+    /// coderd has published it, or had its final refusal.
+    NotOurs,
+    /// A replica of coderd holds a fresh claim: its answer may be on the way.
+    Claimed,
+    /// It says something else now, or is gone; what, for people to read.
+    Changed(String),
+}
+
+/// The instant that an event must be later than to be sent. The comparison is strict, as coderd's is.
+pub fn sendable_after(now: DateTime<Utc>) -> DateTime<Utc> {
+    now - LONGEST_AGE
+}
+
+/// Compares an event with coderd's row of the same id, if it is still there.
+pub fn look(ours: &Publication, theirs: Option<&UsageRow>, now: DateTime<Utc>) -> Look {
+    let Some(theirs) = theirs else { return Look::Changed("coderd no longer has the row".to_owned()) };
+    if theirs.published_at.is_some() {
+        return Look::NotOurs;
+    }
+    if theirs.created_at != ours.created_at {
+        return Look::Changed(format!("coderd's row is now dated {}, accepted was {}", theirs.created_at, ours.created_at));
+    }
+    match UsageQuantity::parse(&theirs.event_type, theirs.event_data.as_bytes()) {
+        Ok(quantity) if quantity == ours.quantity => {}
+        Ok(quantity) => return Look::Changed(format!("coderd's row now says {}, accepted was {}", words(quantity), words(ours.quantity))),
+        Err(error) => return Look::Changed(format!("coderd's row is no usage event any more: {error}")),
+    }
+    if claimed(theirs, now) { Look::Claimed } else { Look::Ours }
+}
+
+/// Whether a replica of coderd may be at work on the row.
+pub fn claimed(theirs: &UsageRow, now: DateTime<Utc>) -> bool {
+    theirs.publish_started_at.is_some_and(|started_at| started_at >= now - CLAIM_AGE)
+}
+
+fn words(quantity: UsageQuantity) -> String {
+    format!("{} {}", quantity.usage_type().as_str(), quantity.number())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn now() -> DateTime<Utc> {
+        "2025-08-01T12:00:00Z".parse().expect("a time")
+    }
+
+    fn ours() -> Publication {
+        Publication { event_id: "a".into(), quantity: UsageQuantity::ManagedAgents(1), created_at: now(), unanswered: false, refusals: 0 }
+    }
+
+    fn theirs() -> UsageRow {
+        UsageRow {
+            id: "a".into(),
+            event_type: "dc_managed_agents_v1".into(),
+            event_data: r#"{"count": 1}"#.into(),
+            created_at: now(),
+            publish_started_at: None,
+            published_at: None,
+            failure_message: None,
+        }
+    }
+
+    fn look_at(change: impl FnOnce(&mut UsageRow)) -> Look {
+        let mut row = theirs();
+        change(&mut row);
+        look(&ours(), Some(&row), now())
+    }
+
+    #[test]
+    fn an_unchanged_row_that_nobody_published_is_ours() {
+        assert_eq!(look_at(|_| {}), Look::Ours);
+        assert_eq!(look_at(|row| row.failure_message = Some("later".into())), Look::Ours, "a refusal for now of coderd's own attempt");
+    }
+
+    #[test]
+    fn a_published_row_is_not_ours_whatever_else_it_says() {
+        assert_eq!(look_at(|row| row.published_at = Some(now())), Look::NotOurs);
+        let refused = |row: &mut UsageRow| {
+            row.published_at = Some(now());
+            row.failure_message = Some("never".into());
+            row.event_data = r#"{"count": 2}"#.into();
+        };
+        assert_eq!(look_at(refused), Look::NotOurs);
+    }
+
+    #[test]
+    fn a_changed_or_missing_row_is_held_back_and_says_why() {
+        let why = |look| if let Look::Changed(why) = look { why } else { panic!("{look:?}") };
+        assert!(why(look_at(|row| row.event_data = r#"{"count": 2}"#.into())).contains("now says dc_managed_agents_v1 2, accepted was"));
+        assert!(why(look_at(|row| row.event_type = "hb_ai_seats_v1".into())).contains("hb_ai_seats_v1 1"));
+        assert!(why(look_at(|row| row.event_data = r#"{"count": 1, "x": 1}"#.into())).contains("no usage event"));
+        assert!(why(look_at(|row| row.created_at = now() + TimeDelta::microseconds(1))).contains("dated"));
+        assert!(why(look(&ours(), None, now())).contains("no longer has the row"));
+    }
+
+    #[test]
+    fn a_claim_is_fresh_for_an_hour_and_not_longer() {
+        let started = |at: DateTime<Utc>| look_at(|row| row.publish_started_at = Some(at));
+        assert_eq!(started(now()), Look::Claimed);
+        assert_eq!(started(now() - CLAIM_AGE), Look::Claimed, "coderd claims what is older than an hour, strictly");
+        assert_eq!(started(now() - CLAIM_AGE - TimeDelta::microseconds(1)), Look::Ours);
+        assert_eq!(started(now() + TimeDelta::minutes(5)), Look::Claimed, "a replica whose clock is ahead");
+    }
+}

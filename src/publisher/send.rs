@@ -1,0 +1,215 @@
+//! One request: written down, sent, and its verdicts recorded.
+
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use tokio::time::Instant;
+use tracing::{info, warn};
+use uuid::Uuid;
+
+use super::signing::SigningLicense;
+use super::{Cycle, Publisher};
+use crate::event::{UsageQuantity, UsageType};
+use crate::ledger::{Attempt, AttemptVerdict, HELD_BACK, NewRequest, Postponed, Publication, RequestOutcome};
+use crate::tallyman::{Answer, EventType, InvalidEvent, LEFT_OUT_MESSAGE, OutgoingEvent, SendError, Verdict, request_body};
+use crate::waiting::{Waits, wait_after};
+
+/// An event that breaks Tallyman's own rules is looked at again after this; an upgrade may know better.
+const INVALID_WAIT: TimeDelta = TimeDelta::hours(1);
+
+impl Publisher {
+    /// Sends leased events, all under one license and for one deployment.
+    pub(super) async fn send(
+        &self,
+        source_id: i16,
+        license: &SigningLicense,
+        events: &[Publication],
+        cycle: &mut Cycle,
+    ) -> anyhow::Result<()> {
+        let (ready, outgoing) = self.outgoing(source_id, events, cycle).await?;
+        if ready.is_empty() {
+            return Ok(());
+        }
+        let begun = Instant::now();
+        let request = NewRequest {
+            id: Uuid::new_v4(),
+            source_id,
+            license_sha256: license.jwt_sha256,
+            event_ids: ready.iter().map(|event| event.event_id.as_str()).collect(),
+            holder: &self.holder,
+            lease: self.settings.lease,
+        };
+        if !self.ledger.begin_request(&request).await? {
+            info!(request = %request.id, "not sent: a lease ended before its request began");
+            return Ok(());
+        }
+        let answer = if begun.elapsed() + self.settings.tallyman.request_timeout < self.settings.lease {
+            self.client.ingest(&license.jwt, self.settings.deployment, request_body(&outgoing)).await
+        } else {
+            Err(SendError::Unreachable("not sent: this process was held up, and its lease could end before the answer".to_owned()))
+        };
+        let now = self.ledger.clock.now();
+        let attempts = self.attempts(&ready, &answer, now);
+        let outcome = RequestOutcome {
+            id: request.id,
+            source_id,
+            holder: &self.holder,
+            answered_at: was_answered(&answer).then_some(now),
+            status: status(&answer),
+            error: answer.as_ref().err().map(ToString::to_string),
+            attempts,
+        };
+        self.record(&outcome, begun).await?;
+        count(&outcome.attempts, cycle);
+        info!(request = %request.id, events = ready.len(), status = outcome.status, license_id = license.id, "request recorded");
+        cycle.failure = answer.err();
+        Ok(())
+    }
+
+    /// The events in the vendor's form. One that the vendor's rules do not allow is held back.
+    async fn outgoing<'a>(
+        &self,
+        source_id: i16,
+        events: &'a [Publication],
+        cycle: &mut Cycle,
+    ) -> anyhow::Result<(Vec<&'a Publication>, Vec<OutgoingEvent>)> {
+        let (mut ready, mut outgoing, mut invalid) = (Vec::new(), Vec::new(), Vec::new());
+        for event in events {
+            match wire_form(event) {
+                Ok(form) => {
+                    ready.push(event);
+                    outgoing.push(form);
+                }
+                Err(error) => invalid.push(Postponed {
+                    event_id: event.event_id.clone(),
+                    message: Some(format!("{HELD_BACK}{error}")),
+                    next_attempt_at: self.ledger.clock.now() + INVALID_WAIT,
+                }),
+            }
+        }
+        if !invalid.is_empty() {
+            cycle.held_back += invalid.len();
+            self.ledger.postpone_publications(source_id, &self.holder, &invalid).await?;
+        }
+        Ok((ready, outgoing))
+    }
+
+    /// Each event's verdict, and when it is due again if it stays pending. A failed request leaves its events due: the whole source waits.
+    fn attempts(&self, events: &[&Publication], answer: &Result<Answer, SendError>, now: DateTime<Utc>) -> Vec<Attempt> {
+        match answer {
+            Ok(answer) => {
+                let verdicts = answer.verdicts(events.iter().map(|event| event.event_id.as_str()));
+                if verdicts.not_sent > 0 {
+                    warn!(ids = verdicts.not_sent, "the answer names events that were not sent");
+                }
+                events.iter().zip(verdicts.of_sent).map(|(event, (_, verdict))| self.attempt(event, verdict, now)).collect()
+            }
+            Err(error) => events
+                .iter()
+                .map(|event| Attempt {
+                    event_id: event.event_id.clone(),
+                    verdict: AttemptVerdict::Failed,
+                    message: Some(error.to_string()),
+                    next_attempt_at: now,
+                    unanswered: event.unanswered || error.may_have_been_taken(),
+                })
+                .collect(),
+        }
+    }
+
+    fn attempt(&self, event: &Publication, verdict: Verdict, now: DateTime<Utc>) -> Attempt {
+        let (verdict, message, may_have_been_taken) = match verdict {
+            Verdict::Accepted => (AttemptVerdict::Accepted, None, false),
+            Verdict::RefusedPermanently(message) => (AttemptVerdict::Refused, Some(message), false),
+            Verdict::RefusedForNow(message) => (AttemptVerdict::RefusedForNow, Some(message), false),
+            // nothing was said of it: it may have been taken
+            Verdict::LeftOut => (AttemptVerdict::LeftOut, Some(LEFT_OUT_MESSAGE.to_owned()), true),
+        };
+        let failures = event.refusals.saturating_add(1);
+        let wait = wait_after(failures, self.settings.first_refusal_wait, self.settings.longest_refusal_wait);
+        Attempt {
+            event_id: event.event_id.clone(),
+            verdict,
+            message,
+            next_attempt_at: now + TimeDelta::from_std(wait).unwrap_or(TimeDelta::hours(1)),
+            unanswered: event.unanswered || may_have_been_taken,
+        }
+    }
+
+    /// Keeps trying while the lease lasts: an answer that is not recorded is asked for again, and the vendor's memory must then save us.
+    async fn record(&self, outcome: &RequestOutcome<'_>, begun: Instant) -> anyhow::Result<()> {
+        let mut waits = Waits::new(Duration::from_millis(100), Duration::from_secs(5));
+        loop {
+            let fault = match self.ledger.record_outcome(outcome).await {
+                Ok(()) => return Ok(()),
+                Err(fault) => fault,
+            };
+            let wait = waits.next_wait();
+            if begun.elapsed() + wait >= self.settings.lease {
+                return Err(anyhow::Error::from(fault).context(format!("the answer to request {} is not recorded", outcome.id)));
+            }
+            warn!(request = %outcome.id, error = %fault, "recording the answer again");
+            tokio::time::sleep(wait).await;
+        }
+    }
+}
+
+/// Whether the vendor, or something in front of it, spoke at all.
+fn was_answered(answer: &Result<Answer, SendError>) -> bool {
+    matches!(answer, Ok(_) | Err(SendError::Status { .. } | SendError::Undecodable(_)))
+}
+
+fn status(answer: &Result<Answer, SendError>) -> Option<u16> {
+    match answer {
+        Ok(_) | Err(SendError::Undecodable(_)) => Some(200),
+        Err(SendError::Status { status, .. }) => Some(*status),
+        Err(_) => None,
+    }
+}
+
+fn count(attempts: &[Attempt], cycle: &mut Cycle) {
+    cycle.requests += 1;
+    for attempt in attempts {
+        match attempt.verdict {
+            AttemptVerdict::Accepted => cycle.accepted += 1,
+            AttemptVerdict::Refused => cycle.refused += 1,
+            AttemptVerdict::RefusedForNow => cycle.refused_for_now += 1,
+            AttemptVerdict::LeftOut => cycle.left_out += 1,
+            AttemptVerdict::Failed => {}
+        }
+    }
+}
+
+/// Under coderd's own id, with coderd's own value: always the same bytes for the same event.
+fn wire_form(event: &Publication) -> Result<OutgoingEvent, InvalidEvent> {
+    OutgoingEvent::new(event.event_id.clone(), event_type(event.quantity), event.quantity.number(), event.created_at)
+}
+
+fn event_type(quantity: UsageQuantity) -> EventType {
+    match quantity.usage_type() {
+        UsageType::ManagedAgents => EventType::DcManagedAgentsV1,
+        UsageType::AiSeats => EventType::HbAiSeatsV1,
+        UsageType::AgentRuntime => EventType::HbAgentRuntimeV1,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_names_of_a_type_are_the_same_word() {
+        for usage_type in UsageType::ALL {
+            let quantity = UsageQuantity::new(usage_type, 1).expect("valid");
+            assert_eq!(event_type(quantity).as_str(), usage_type.as_str());
+        }
+    }
+
+    #[test]
+    fn no_answer_is_not_mistaken_for_a_word_of_the_vendor() {
+        let status_500 = || Err(SendError::Status { status: 500, message: String::new() });
+        assert!(was_answered(&status_500()) && status(&status_500()) == Some(500));
+        let unanswered = || Err(SendError::Unanswered("cut".into()));
+        assert!(!was_answered(&unanswered()) && status(&unanswered()).is_none());
+    }
+}

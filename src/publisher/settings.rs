@@ -1,0 +1,150 @@
+//! What one source's publisher is told.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use crate::coderd::Database;
+use crate::license::PublicKeys;
+use crate::tallyman::{ClientSettings, SettingsError};
+
+/// Who publishes a source's usage.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// coderd; nothing is sent, and the queue follows coderd's own marks.
+    #[default]
+    Shadow,
+    /// Both, by coderd's own claims. Not in this version.
+    Join,
+    /// We alone; coderd's own publishing is cut off.
+    Sole,
+}
+
+/// Not the name of a mode.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no mode: shadow, join or sole")]
+pub struct UnknownMode(pub String);
+
+impl FromStr for Mode {
+    type Err = UnknownMode;
+
+    fn from_str(name: &str) -> Result<Self, UnknownMode> {
+        match name {
+            "shadow" => Ok(Mode::Shadow),
+            "join" => Ok(Mode::Join),
+            "sole" => Ok(Mode::Sole),
+            other => Err(UnknownMode(other.to_owned())),
+        }
+    }
+}
+
+/// What one source's publisher is told.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The source.
+    pub deployment: Uuid,
+    /// Who publishes.
+    pub mode: Mode,
+    /// Where coderd's own rows and licenses are read; without it nothing is published.
+    pub coderd: Option<Database>,
+    /// The keys that may have signed licenses.
+    pub license_keys: PublicKeys,
+    /// The vendor.
+    pub tallyman: ClientSettings,
+    /// How long events are leased; longer than a request may take.
+    pub lease: Duration,
+    /// Between two cycles that ended well.
+    pub poll: Duration,
+    /// After the first failure of a row of them.
+    pub first_wait: Duration,
+    /// The longest wait after a failure, before jitter.
+    pub longest_wait: Duration,
+    /// Before an event that was refused for now is sent again, the first time; then doubled.
+    pub first_refusal_wait: Duration,
+    /// The longest wait of an event that is refused for now again and again, before jitter.
+    pub longest_refusal_wait: Duration,
+}
+
+/// Why a publisher cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum PublisherError {
+    /// A mode that this version does not have.
+    #[error("mode join, where coderd and Tallyline publish beside each other, is not in this version: use shadow or sole")]
+    JoinNotAvailable,
+    /// Two publishers would send the same event at once.
+    #[error("lease is {lease:?}: it must be longer than the request timeout, {request_timeout:?}")]
+    LeaseTooShort {
+        /// As configured.
+        lease: Duration,
+        /// As configured.
+        request_timeout: Duration,
+    },
+    /// The vendor's URL, or TLS.
+    #[error(transparent)]
+    Client(#[from] SettingsError),
+}
+
+impl Settings {
+    /// Shadow mode, with coderd's own timeout and a lease of 90 seconds.
+    #[must_use]
+    pub fn new(deployment: Uuid, coderd: Option<Database>, license_keys: PublicKeys, tallyman: ClientSettings) -> Self {
+        Settings {
+            deployment,
+            mode: Mode::Shadow,
+            coderd,
+            license_keys,
+            tallyman,
+            lease: Duration::from_secs(90),
+            poll: Duration::from_secs(10),
+            first_wait: Duration::from_secs(2),
+            longest_wait: Duration::from_secs(10 * 60),
+            first_refusal_wait: Duration::from_secs(60),
+            longest_refusal_wait: Duration::from_secs(60 * 60),
+        }
+    }
+
+    /// Whether a publisher can work by these settings.
+    ///
+    /// # Errors
+    /// [`PublisherError`]; the vendor's URL is not looked at here.
+    pub fn check(&self) -> Result<(), PublisherError> {
+        if self.mode == Mode::Join {
+            return Err(PublisherError::JoinNotAvailable);
+        }
+        let (lease, request_timeout) = (self.lease, self.tallyman.request_timeout);
+        if lease <= request_timeout {
+            return Err(PublisherError::LeaseTooShort { lease, request_timeout });
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings() -> Settings {
+        Settings::new(Uuid::nil(), None, PublicKeys::new(), ClientSettings::new("http://127.0.0.1:1/"))
+    }
+
+    #[test]
+    fn nothing_is_sent_unless_somebody_says_so() {
+        assert_eq!(settings().mode, Mode::Shadow);
+        assert!(settings().check().is_ok());
+    }
+
+    #[test]
+    fn a_mode_that_is_not_there_is_refused_and_not_taken_for_another() {
+        let error = Settings { mode: Mode::Join, ..settings() }.check().unwrap_err();
+        assert!(error.to_string().contains("not in this version"), "{error}");
+        assert!("solo".parse::<Mode>().is_err());
+        assert_eq!(["shadow", "join", "sole"].map(|name| name.parse().ok()), [Mode::Shadow, Mode::Join, Mode::Sole].map(Some));
+    }
+
+    #[test]
+    fn a_lease_outlasts_a_request() {
+        let error = Settings { lease: Duration::from_secs(30), ..settings() }.check().unwrap_err();
+        assert!(matches!(error, PublisherError::LeaseTooShort { .. }), "{error}");
+    }
+}

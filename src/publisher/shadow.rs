@@ -1,0 +1,66 @@
+//! Mode `shadow`: nothing is sent; the queue follows what coderd publishes.
+
+use chrono::TimeDelta;
+use tokio_util::sync::CancellationToken;
+
+use super::look::{Look, look, sendable_after};
+use super::{Condition, Cycle, Publisher, rows_by_id};
+use crate::coderd::Reader;
+use crate::ledger::{HELD_BACK, Postponed, Settlement};
+
+/// So many events are compared with coderd's rows in one read.
+const PAGE: usize = 500;
+
+/// An event that coderd has not published yet is looked at again after this; coderd publishes every 17 minutes.
+const LOOK_AGAIN: TimeDelta = TimeDelta::minutes(5);
+
+impl Publisher {
+    pub(super) async fn shadow(
+        &mut self,
+        reader: &mut Reader,
+        source_id: i16,
+        cycle: &mut Cycle,
+        stop: &CancellationToken,
+    ) -> anyhow::Result<()> {
+        self.settle_old(reader, source_id, &mut cycle.settled, stop).await?;
+        while !stop.is_cancelled() && self.follow(reader, source_id, cycle).await? {}
+        self.condition.set(Condition::Working);
+        Ok(())
+    }
+
+    /// Compares a page of events with coderd's rows; whether there may be more.
+    async fn follow(&self, reader: &mut Reader, source_id: i16, cycle: &mut Cycle) -> anyhow::Result<bool> {
+        let now = self.ledger.clock.now();
+        let limit = i64::try_from(PAGE)?;
+        let leased = self.ledger.lease_publications(source_id, &self.holder, sendable_after(now), limit, self.settings.lease).await?;
+        let ids: Vec<String> = leased.iter().map(|ours| ours.event_id.clone()).collect();
+        let rows = match rows_by_id(reader, &ids).await {
+            Ok(rows) => rows,
+            Err(fault) => {
+                self.ledger.release_publications(source_id, &self.holder, &ids).await?;
+                return Err(fault);
+            }
+        };
+        let (mut not_ours, mut later) = (Vec::new(), Vec::new());
+        let mut differences = 0;
+        for ours in leased {
+            let message = match look(&ours, rows.get(&ours.event_id), now) {
+                Look::NotOurs => {
+                    not_ours.push(ours.event_id);
+                    continue;
+                }
+                Look::Ours | Look::Claimed => None,
+                Look::Changed(why) => {
+                    differences += 1;
+                    Some(format!("{HELD_BACK}{why}"))
+                }
+            };
+            later.push(Postponed { event_id: ours.event_id, message, next_attempt_at: now + LOOK_AGAIN });
+        }
+        self.settle(source_id, &not_ours, Settlement::NotOurs, &mut cycle.settled).await?;
+        self.ledger.postpone_publications(source_id, &self.holder, &later).await?;
+        cycle.held_back += differences;
+        cycle.waiting += later.len() - differences;
+        Ok(ids.len() == PAGE)
+    }
+}

@@ -1,0 +1,119 @@
+//! Mode `sole`: we alone publish, and stop if coderd does it after all.
+
+use chrono::{DateTime, TimeDelta, Utc};
+use tokio_util::sync::CancellationToken;
+
+use super::look::{Look, look, sendable_after};
+use super::signing::{SigningLicense, signing_license};
+use super::{Condition, Cycle, Publisher, rows_by_id};
+use crate::coderd::Reader;
+use crate::ledger::{HELD_BACK, Postponed, Publication, Settlement};
+use crate::tallyman::MAX_EVENTS_PER_REQUEST;
+
+/// An event on which coderd has a fresh claim is looked at again after this.
+const CLAIM_WAIT: TimeDelta = TimeDelta::minutes(1);
+
+/// An event that is held back is looked at again after this.
+const HELD_BACK_WAIT: TimeDelta = TimeDelta::minutes(10);
+
+impl Publisher {
+    pub(super) async fn sole(
+        &mut self,
+        reader: &mut Reader,
+        source_id: i16,
+        cycle: &mut Cycle,
+        stop: &CancellationToken,
+    ) -> anyhow::Result<()> {
+        if self.stops_for_coderd(reader).await? {
+            return Ok(());
+        }
+        self.settle_old(reader, source_id, &mut cycle.settled, stop).await?;
+        while !stop.is_cancelled() {
+            if self.stops_for_coderd(reader).await? {
+                return Ok(());
+            }
+            // read again for each request: a license may have been exchanged, the more so after a 401
+            let Some(license) = signing_license(reader.licenses().await?, &self.settings.license_keys, self.ledger.clock.now()) else {
+                self.condition.set(Condition::NoLicense);
+                return Ok(());
+            };
+            let more = self.publish(reader, source_id, &license, cycle).await?;
+            if cycle.failure.is_some() {
+                return Ok(());
+            }
+            if !more {
+                break;
+            }
+        }
+        self.condition.set(Condition::Working);
+        Ok(())
+    }
+
+    /// coderd's own publishing is cut off: its marks as they were at our first look are the last ones. A later one means that it publishes all
+    /// the same, and every further event could be billed twice.
+    async fn stops_for_coderd(&mut self, reader: &mut Reader) -> anyhow::Result<bool> {
+        let latest = reader.latest_publish_mark().await?;
+        let first = *self.first_mark.get_or_insert(latest);
+        if latest <= first {
+            return Ok(false);
+        }
+        let at: String = latest.as_ref().map(DateTime::<Utc>::to_rfc3339).unwrap_or_default();
+        let why = format!(
+            "coderd has published usage by itself at {at}, since this publisher began: cut its publishing off and start again, or use mode shadow"
+        );
+        self.condition.set(Condition::Stopped(why));
+        Ok(true)
+    }
+
+    /// Publishes what one request holds; whether there may be more at once.
+    async fn publish(&self, reader: &mut Reader, source_id: i16, license: &SigningLicense, cycle: &mut Cycle) -> anyhow::Result<bool> {
+        let now = self.ledger.clock.now();
+        let limit = i64::try_from(MAX_EVENTS_PER_REQUEST)?;
+        let leased = self.ledger.lease_publications(source_id, &self.holder, sendable_after(now), limit, self.settings.lease).await?;
+        let ids: Vec<String> = leased.iter().map(|ours| ours.event_id.clone()).collect();
+        let sent = match self.sift(reader, source_id, leased, now, cycle).await {
+            Ok(ours) if ours.is_empty() => Ok(()),
+            Ok(ours) => self.send(source_id, license, &ours, cycle).await,
+            Err(fault) => Err(fault),
+        };
+        if let Err(fault) = sent {
+            // nothing is on its way any more; if this fails too, the leases end by themselves
+            self.ledger.release_publications(source_id, &self.holder, &ids).await?;
+            return Err(fault);
+        }
+        Ok(ids.len() == MAX_EVENTS_PER_REQUEST)
+    }
+
+    /// The last look at coderd's rows: those that are still ours to send.
+    async fn sift(
+        &self,
+        reader: &mut Reader,
+        source_id: i16,
+        leased: Vec<Publication>,
+        now: DateTime<Utc>,
+        cycle: &mut Cycle,
+    ) -> anyhow::Result<Vec<Publication>> {
+        let ids: Vec<String> = leased.iter().map(|ours| ours.event_id.clone()).collect();
+        let rows = rows_by_id(reader, &ids).await?;
+        let (mut ours, mut not_ours, mut later) = (Vec::new(), Vec::new(), Vec::new());
+        for event in leased {
+            match look(&event, rows.get(&event.event_id), now) {
+                Look::Ours => ours.push(event),
+                Look::NotOurs => not_ours.push(event.event_id),
+                Look::Claimed => {
+                    cycle.waiting += 1;
+                    let message = Some("coderd has claimed it and may be publishing it".to_owned());
+                    later.push(Postponed { event_id: event.event_id, message, next_attempt_at: now + CLAIM_WAIT });
+                }
+                Look::Changed(why) => {
+                    cycle.held_back += 1;
+                    let message = Some(format!("{HELD_BACK}{why}"));
+                    later.push(Postponed { event_id: event.event_id, message, next_attempt_at: now + HELD_BACK_WAIT });
+                }
+            }
+        }
+        self.settle(source_id, &not_ours, Settlement::NotOurs, &mut cycle.settled).await?;
+        self.ledger.postpone_publications(source_id, &self.holder, &later).await?;
+        Ok(ours)
+    }
+}

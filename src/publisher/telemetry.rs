@@ -1,0 +1,85 @@
+//! What a publisher counts of itself.
+
+use chrono::{DateTime, Utc};
+use prometheus::{IntCounterVec, IntGaugeVec, Opts, Registry};
+use uuid::Uuid;
+
+use super::Cycle;
+use crate::ledger::Pending;
+use crate::tallyman::SendError;
+
+/// Counters and gauges of this process's publishers. Names begin with `tallyline_publisher_`; `source` is the deployment id.
+#[derive(Clone)]
+pub struct PublisherTelemetry {
+    verdicts: IntCounterVec,
+    settled: IntCounterVec,
+    send_errors: IntCounterVec,
+    pending: IntGaugeVec,
+    held_back: IntGaugeVec,
+    unanswered: IntGaugeVec,
+    oldest: IntGaugeVec,
+    stopped: IntGaugeVec,
+}
+
+impl PublisherTelemetry {
+    /// Counters and gauges in `registry`.
+    ///
+    /// # Errors
+    /// A name that is registered already.
+    pub fn register(registry: &Registry) -> prometheus::Result<Self> {
+        let counter = |name: &str, help: &str, label: &str| {
+            let counter = IntCounterVec::new(Opts::new(format!("tallyline_publisher_{name}"), help), &[label])?;
+            registry.register(Box::new(counter.clone()))?;
+            prometheus::Result::Ok(counter)
+        };
+        let gauge = |name: &str, help: &str| {
+            let gauge = IntGaugeVec::new(Opts::new(format!("tallyline_publisher_{name}"), help), &["source"])?;
+            registry.register(Box::new(gauge.clone()))?;
+            prometheus::Result::Ok(gauge)
+        };
+        Ok(PublisherTelemetry {
+            verdicts: counter("verdicts_total", "Events sent, by the vendor's verdict.", "verdict")?,
+            settled: counter("settled_total", "Events settled without an answer, by their state.", "state")?,
+            send_errors: counter("send_errors_total", "Requests that brought no verdicts, by what went wrong.", "kind")?,
+            pending: gauge("pending", "Events that wait to be published.")?,
+            held_back: gauge("held_back", "Pending events that are not sent because coderd's row no longer says the same.")?,
+            unanswered: gauge("unanswered", "Pending events with an attempt that may have been taken.")?,
+            oldest: gauge("pending_oldest_age_seconds", "Age of the oldest pending event; 0 without one. It expires at 30 days.")?,
+            stopped: gauge("stopped", "1 where publishing has stopped because coderd publishes by itself.")?,
+        })
+    }
+
+    pub(super) fn cycle(&self, cycle: &Cycle) {
+        let add = |counter: &IntCounterVec, label: &str, number: usize| counter.with_label_values(&[label]).inc_by(number as u64);
+        add(&self.verdicts, "accepted", cycle.accepted);
+        add(&self.verdicts, "refused", cycle.refused);
+        add(&self.verdicts, "refused_for_now", cycle.refused_for_now);
+        add(&self.verdicts, "left_out", cycle.left_out);
+        add(&self.settled, "not_ours", cycle.settled.not_ours);
+        add(&self.settled, "expired", cycle.settled.expired);
+        add(&self.settled, "unknown", cycle.settled.unknown);
+        if let Some(error) = &cycle.failure {
+            let kind = match error {
+                SendError::LicenseNotAHeader => "license",
+                SendError::Unreachable(_) => "unreachable",
+                SendError::Unanswered(_) => "unanswered",
+                SendError::Status { .. } => "status",
+                SendError::Undecodable(_) => "undecodable",
+            };
+            add(&self.send_errors, kind, 1);
+        }
+    }
+
+    pub(super) fn queue(&self, source: Uuid, pending: &Pending, now: DateTime<Utc>) {
+        let source = source.to_string();
+        self.pending.with_label_values(&[&source]).set(pending.events);
+        self.held_back.with_label_values(&[&source]).set(pending.held_back);
+        self.unanswered.with_label_values(&[&source]).set(pending.unanswered);
+        let age = pending.oldest.map_or(0, |oldest| (now - oldest).num_seconds().max(0));
+        self.oldest.with_label_values(&[&source]).set(age);
+    }
+
+    pub(super) fn stopped(&self, source: Uuid, stopped: bool) {
+        self.stopped.with_label_values(&[&source.to_string()]).set(i64::from(stopped));
+    }
+}

@@ -1,0 +1,70 @@
+//! Leases in a real ledger: one holder at a time, by the database's clock.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use tallyline::clock::Clock;
+use tallyline::ledger::{Ledger, LedgerSettings};
+
+use crate::support::{Database, database, eventually};
+
+const LONG: Duration = Duration::from_secs(600);
+const SHORT: Duration = Duration::from_millis(1);
+
+async fn ledger() -> (Ledger, Database) {
+    let database = database().await;
+    let settings = LedgerSettings { url: database.url.clone(), connections: 4 };
+    let ledger = Ledger::open(&settings, Clock::system()).unwrap();
+    ledger.migrate().await.unwrap();
+    (ledger, database)
+}
+
+async fn ends_at(ledger: &Ledger) -> DateTime<Utc> {
+    sqlx::query_scalar("select expires_at from lease").fetch_one(&ledger.pool).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_lease_has_one_holder_and_its_epoch_rises_with_each_new_one() {
+    let (ledger, _database) = ledger().await;
+    let first = ledger.take_lease("metrics", "one", LONG).await.unwrap().unwrap();
+    assert_eq!(ledger.take_lease("metrics", "one", LONG).await.unwrap(), Some(first.clone()), "the same holder, the same epoch");
+    assert_eq!(ledger.take_lease("metrics", "two", LONG).await.unwrap(), None);
+    assert!(ledger.take_lease("collector", "two", LONG).await.unwrap().is_some(), "another lease is free");
+    ledger.release_lease(first.clone()).await.unwrap();
+    let second = ledger.take_lease("metrics", "two", LONG).await.unwrap().unwrap();
+    assert!(second.epoch > first.epoch);
+    assert!(!ledger.renew_lease(&first, LONG).await.unwrap(), "what was lost cannot be renewed");
+    ledger.release_lease(first).await.unwrap();
+    assert!(ledger.renew_lease(&second, LONG).await.unwrap(), "nor given back");
+}
+
+#[tokio::test]
+async fn a_lease_that_is_not_renewed_ends_and_its_end_never_moves_back() {
+    let (ledger, _database) = ledger().await;
+    let first = ledger.take_lease("metrics", "one", LONG).await.unwrap().unwrap();
+    let end = ends_at(&ledger).await;
+    assert!(ledger.renew_lease(&first, SHORT).await.unwrap());
+    assert!(ledger.take_lease("metrics", "one", SHORT).await.unwrap().is_some());
+    assert_eq!(ends_at(&ledger).await, end);
+    ledger.release_lease(first).await.unwrap();
+    let brief = ledger.take_lease("metrics", "two", SHORT).await.unwrap().unwrap();
+    eventually(Duration::from_secs(10), "the lease ends by itself", async || {
+        ledger.take_lease("metrics", "three", LONG).await.unwrap().is_some()
+    })
+    .await;
+    assert!(!ledger.renew_lease(&brief, LONG).await.unwrap());
+}
+
+#[tokio::test]
+async fn of_many_who_ask_at_once_one_gets_it() {
+    let (ledger, _database) = ledger().await;
+    let asking = (0..16).map(|number| {
+        let ledger = ledger.clone();
+        tokio::spawn(async move { ledger.take_lease("metrics", &format!("process {number}"), LONG).await.unwrap() })
+    });
+    let mut holders = 0;
+    for asked in asking.collect::<Vec<_>>() {
+        holders += usize::from(asked.await.unwrap().is_some());
+    }
+    assert_eq!(holders, 1);
+}

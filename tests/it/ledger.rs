@@ -1,0 +1,195 @@
+//! The ledger's promises: one batch is one transaction, counts add up, sequences are commit order without holes, and who has lost a
+//! partition cannot write.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use sqlx::Row;
+use tallyline::event::{Event, Payload, Topic};
+use tallyline::ledger::{Chain, Claim, Counts, Fact, Ledger, LedgerSettings, RecordError, Verdict};
+use tokio::task::JoinSet;
+
+use crate::support::ledger::{DEPLOYMENT, arrival, build, event, ledger, moved, partition, refused};
+
+async fn number(ledger: &Ledger, query: &'static str) -> i64 {
+    sqlx::query(query).fetch_one(&ledger.pool).await.unwrap().try_get(0).unwrap()
+}
+
+#[tokio::test]
+async fn every_record_of_a_batch_is_counted_once_and_kept_where_it_belongs() {
+    let (_database, ledger) = ledger().await;
+    let claim = ledger.claim(partition(Topic::WorkspaceBuilds, 0), 0).await.unwrap();
+    let first = [arrival(0, build(DEPLOYMENT, 1)), arrival(1, build(DEPLOYMENT, 2))];
+    let counts = ledger.record(&Chain::Live(claim.clone()), &first, 2).await.unwrap();
+    assert_eq!(counts, Counts { records: 2, accepted: 2, ..Counts::default() });
+
+    let mut told_otherwise = build(DEPLOYMENT, 2);
+    let Payload::Build(other) = &mut told_otherwise.payload else { panic!("it is a build") };
+    other.build_number = 9;
+    let mut renamed = build(DEPLOYMENT, 1);
+    let Payload::Build(other) = &mut renamed.payload else { panic!("it is a build") };
+    other.template_name = "renamed".into();
+    let mut again_otherwise = build(DEPLOYMENT, 3);
+    let Payload::Build(other) = &mut again_otherwise.payload else { panic!("it is a build") };
+    other.completed_at += chrono::TimeDelta::microseconds(1);
+    let second = [
+        arrival(2, renamed),
+        arrival(3, told_otherwise),
+        arrival(5, build(DEPLOYMENT, 3)),
+        arrival(6, build(DEPLOYMENT, 3)),
+        arrival(7, again_otherwise),
+        refused(8, Verdict::Rejected),
+        refused(9, Verdict::Held),
+    ];
+    let counts = ledger.record(&Chain::Live(moved(&claim, 2)), &second, 12).await.unwrap();
+    assert_eq!(counts, Counts { records: 7, accepted: 1, duplicates: 2, conflicts: 2, rejects: 1, held: 1 });
+
+    let kept: Vec<(i64, String)> =
+        sqlx::query_as("select log_offset, verdict from reject order by log_offset").fetch_all(&ledger.pool).await.unwrap();
+    let kept: Vec<_> = kept.iter().map(|(offset, verdict)| (*offset, verdict.as_str())).collect();
+    assert_eq!(kept, [(3, "conflict"), (7, "conflict"), (8, "rejected"), (9, "held")]);
+    let facts: Vec<Event> = events(&ledger).await;
+    assert_eq!(facts, [1, 2, 3].map(|n| build(DEPLOYMENT, n)), "events are as first seen");
+    assert_eq!(number(&ledger, "select sum(records) from batch").await, 9);
+    assert_eq!(number(&ledger, "select records from position").await, 9);
+    let claim = ledger.claim(partition(Topic::WorkspaceBuilds, 0), 0).await.unwrap();
+    assert_eq!((claim.next_offset, claim.last.unwrap().offset), (12, 9));
+}
+
+async fn events(ledger: &Ledger) -> Vec<Event> {
+    let entries = ledger.entries_after(0, i64::MAX).await.unwrap();
+    let facts = entries.into_iter().flat_map(|entry| entry.facts);
+    facts.filter_map(|fact| if let Fact::Event(event) = fact { Some(event) } else { None }).collect()
+}
+
+#[tokio::test]
+async fn a_deployment_is_introduced_once_before_its_first_event_also_by_several_at_once() {
+    let (database, ledger) = ledger().await;
+    let mut writers = JoinSet::new();
+    for n in 0..4_i32 {
+        // Each a process of its own, that has looked up no source yet.
+        let own = Ledger::open(&LedgerSettings { url: database.url.clone(), connections: 2 }, ledger.clock.clone()).unwrap();
+        writers.spawn(async move {
+            let claim = own.claim(partition(Topic::AgentUsage, n), 0).await.unwrap();
+            own.record(&Chain::Live(claim), &[arrival(0, event(Topic::AgentUsage, n.unsigned_abs()))], 1).await.unwrap();
+        });
+    }
+    while let Some(ended) = writers.join_next().await {
+        ended.unwrap();
+    }
+    let entries = ledger.entries_after(0, i64::MAX).await.unwrap();
+    assert_eq!(entries.len(), 5);
+    assert!(matches!(entries[0].facts[..], [Fact::Introduced { deployment: DEPLOYMENT, .. }]), "{:?}", entries[0]);
+    assert!(entries[1..].iter().all(|entry| matches!(entry.facts[..], [Fact::Event(_)])));
+}
+
+#[tokio::test]
+async fn who_has_lost_the_partition_or_knows_another_position_writes_nothing() {
+    let (_database, ledger) = ledger().await;
+    let of = partition(Topic::WorkspaceBuilds, 3);
+    let lost = ledger.claim(of, 40).await.unwrap();
+    let holder = ledger.claim(of, 0).await.unwrap();
+    assert_eq!((holder.epoch, holder.next_offset), (lost.epoch + 1, 40), "the first claim's log start is the position");
+    let batch = [arrival(40, build(DEPLOYMENT, 1)), refused(41, Verdict::Rejected)];
+    let stale = moved(&holder, 39);
+    for claim in [&lost, &stale] {
+        let outcome = ledger.record(&Chain::Live(claim.clone()), &batch, 42).await;
+        assert!(matches!(outcome, Err(RecordError::Fenced(partition)) if partition == of), "{outcome:?}");
+    }
+    assert_eq!(events(&ledger).await, []);
+    let written = "select (select count(*) from reject) + (select count(*) from batch where kind = 'log') + (select records from position)";
+    assert_eq!(number(&ledger, written).await, 0);
+    // The introduction alone was committed; what was fenced took no sequence.
+    let before = ledger.last_sequence().await.unwrap();
+    ledger.record(&Chain::Live(holder), &batch, 42).await.unwrap();
+    assert_eq!(ledger.last_sequence().await.unwrap(), before + 1);
+}
+
+#[tokio::test]
+async fn the_same_events_on_two_partitions_at_once_are_accepted_once() {
+    let (_database, ledger) = ledger().await;
+    let mut writers = JoinSet::new();
+    for n in 0..4_i32 {
+        let ledger = ledger.clone();
+        writers.spawn(async move {
+            let claim = ledger.claim(partition(Topic::WorkspaceBuilds, n), 0).await.unwrap();
+            let order: Vec<u32> = if n % 2 == 0 { (0..200).collect() } else { (0..200).rev().collect() };
+            let batch: Vec<_> = (0..).zip(order).map(|(offset, n)| arrival(offset, build(DEPLOYMENT, n))).collect();
+            ledger.record(&Chain::Live(claim), &batch, 200).await.unwrap()
+        });
+    }
+    let mut counts = Counts::default();
+    while let Some(ended) = writers.join_next().await {
+        counts = counts + ended.unwrap();
+    }
+    assert_eq!(counts, Counts { records: 800, accepted: 200, duplicates: 600, ..Counts::default() });
+    assert_eq!(events(&ledger).await.len(), 200);
+}
+
+/// When a batch was handed in and when it was acknowledged, in one order over all writers.
+struct Written {
+    begun: u64,
+    ended: u64,
+    sequence: i64,
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sequences_are_commit_order_without_holes_under_four_writers() {
+    let (_database, ledger) = ledger().await;
+    let ticks = Arc::new(AtomicU64::new(0));
+    let mut writers = JoinSet::new();
+    for n in 0..4 {
+        writers.spawn(write_60_batches(ledger.clone(), n, Arc::clone(&ticks)));
+    }
+    // A reader beside them: what it sees only ever grows by the next sequence.
+    let mut seen = 0;
+    let mut written = Vec::new();
+    loop {
+        for entry in ledger.entries_after(seen, i64::MAX).await.unwrap() {
+            seen += 1;
+            assert_eq!(entry.sequence, seen, "a hole, or a batch that was committed late");
+        }
+        match writers.try_join_next() {
+            Some(ended) => written.extend(ended.unwrap()),
+            None if writers.is_empty() => break,
+            None => tokio::task::yield_now().await,
+        }
+    }
+    // Two introductions, 4 × 60 batches; the fenced attempts took none.
+    assert_eq!((written.len(), ledger.last_sequence().await.unwrap()), (240, 242));
+    for one in &written {
+        for other in &written {
+            assert!(one.ended > other.begun || one.sequence < other.sequence, "acknowledged before the other began, yet later in order");
+        }
+    }
+}
+
+/// 60 batches of 5 builds; after each a fenced attempt, whose transaction is rolled back in the middle of the others'.
+async fn write_60_batches(ledger: Ledger, n: u32, ticks: Arc<AtomicU64>) -> Vec<Written> {
+    let of = partition(Topic::WorkspaceBuilds, i32::try_from(n).unwrap());
+    let mut claim = ledger.claim(of, 0).await.unwrap();
+    let mut written = Vec::new();
+    for batch in 0..60_u32 {
+        let offset = i64::from(batch) * 5;
+        let arrivals: Vec<_> =
+            (0..5_u32).map(|i| arrival(offset + i64::from(i), event(Topic::WorkspaceBuilds, n * 1000 + batch * 5 + i))).collect();
+        let begun = ticks.fetch_add(1, Ordering::SeqCst);
+        let counts = ledger.record(&Chain::Live(claim.clone()), &arrivals, offset + 5).await.unwrap();
+        let ended = ticks.fetch_add(1, Ordering::SeqCst);
+        assert_eq!((counts.records, counts.accepted), (5, 5));
+        let fenced = ledger.record(&Chain::Live(Claim { epoch: 0, ..claim.clone() }), &arrivals, offset + 5).await;
+        assert!(matches!(fenced, Err(RecordError::Fenced(_))), "{fenced:?}");
+        let sequence = sqlx::query("select sequence from batch where topic = $1 and partition = $2 and first_offset = $3")
+            .bind(of.topic.name())
+            .bind(of.partition)
+            .bind(offset)
+            .fetch_one(&ledger.pool)
+            .await
+            .unwrap()
+            .try_get(0)
+            .unwrap();
+        written.push(Written { begun, ended, sequence });
+        claim = moved(&claim, offset + 5);
+    }
+    written
+}

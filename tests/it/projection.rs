@@ -1,0 +1,349 @@
+//! Folds along a real ledger: the same at the same sequence, whoever folds, wherever it began, whatever happened in between.
+
+use std::time::Duration;
+
+use chrono::TimeDelta;
+use sqlx::{Executor as _, PgPool};
+use tallyline::event::Topic;
+use tallyline::ledger::{Chain, Claim, Ledger, Snapshot};
+use tallyline::projection::{self, Folded, Projection, ProjectionError, ProjectionSettings, View};
+use tallyline::stages::{LicensesState, MetricsState, Stage};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use crate::support::ledger::{DEPLOYMENT, OTHER_DEPLOYMENT, arrival, build, event, ledger, moved, noon, partition};
+use crate::support::{eventually, setting};
+
+const SOON: Duration = Duration::from_secs(30);
+/// Neither a periodic snapshot nor a slow poll decides a test.
+const SETTINGS: ProjectionSettings =
+    ProjectionSettings { poll: Duration::from_millis(50), snapshot: Duration::from_secs(3600), last_snapshot: Duration::from_secs(30) };
+
+/// A projection that runs, and how to end it.
+struct Running<S> {
+    view: View<S>,
+    stop: CancellationToken,
+    task: JoinHandle<Result<(), ProjectionError>>,
+}
+
+impl<S: Stage> Running<S> {
+    fn start(ledger: &Ledger, settings: ProjectionSettings) -> Self {
+        let projection = Projection::<S>::new(ledger.clone(), settings);
+        let (view, stop) = (projection.view(), CancellationToken::new());
+        let heard = stop.clone();
+        Running { view, stop, task: tokio::spawn(async move { projection.run(&heard).await }) }
+    }
+
+    async fn reaches(&self, sequence: i64) {
+        eventually(SOON, "the fold reaches the sequence", || async { self.view.caught_up_to() >= sequence }).await;
+    }
+
+    async fn end(self) {
+        self.stop.cancel();
+        self.task.await.unwrap().unwrap();
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        self.view.with(|state, _| serde_json::to_vec(state).unwrap()).unwrap()
+    }
+}
+
+/// Writes `batches` batches of 20 events to each of two partitions of each topic, by six writers at once.
+async fn write(ledger: &Ledger, batches: std::ops::Range<u32>) {
+    let mut writers = JoinSet::new();
+    for (topic, number) in Topic::ALL.into_iter().flat_map(|topic| [(topic, 0), (topic, 1)]) {
+        let (ledger, batches) = (ledger.clone(), batches.clone());
+        writers.spawn(async move {
+            let of = partition(topic, i32::try_from(number).unwrap());
+            let mut claim = ledger.claim(of, 0).await.unwrap();
+            for batch in batches {
+                claim = write_20(&ledger, &claim, topic, number * 100_000 + batch * 20).await;
+            }
+        });
+    }
+    while let Some(ended) = writers.join_next().await {
+        ended.unwrap();
+    }
+}
+
+async fn write_20(ledger: &Ledger, claim: &Claim, topic: Topic, first: u32) -> Claim {
+    let from = claim.next_offset;
+    let arrivals: Vec<_> = (from..).zip(first..first + 20).map(|(offset, n)| arrival(offset, event(topic, n))).collect();
+    ledger.record(&Chain::Live(claim.clone()), &arrivals, from + 20).await.unwrap();
+    moved(claim, from + 20)
+}
+
+/// One batch of one build.
+async fn write_one(ledger: &Ledger, n: u32) {
+    let claim = ledger.claim(partition(Topic::WorkspaceBuilds, 9), 0).await.unwrap();
+    let next = claim.next_offset + 1;
+    ledger.record(&Chain::Live(claim.clone()), &[arrival(claim.next_offset, build(DEPLOYMENT, n))], next).await.unwrap();
+}
+
+async fn snapshots<S: Stage>(pool: &PgPool) -> Vec<i64> {
+    sqlx::query_scalar("select sequence from snapshot where stage = $1 order by sequence").bind(S::NAME).fetch_all(pool).await.unwrap()
+}
+
+async fn is_the_same_from_zero_and_from_snapshots<S: Stage>() {
+    let (_database, ledger) = ledger().await;
+    let steady = Running::<S>::start(&ledger, SETTINGS);
+    let mut restarted = Running::<S>::start(&ledger, SETTINGS);
+    for batches in [0..8, 8..16, 16..24] {
+        // It is stopped and started again in the middle of the writing, and once more after it.
+        let writing = tokio::spawn({
+            let ledger = ledger.clone();
+            async move { write(&ledger, batches).await }
+        });
+        let before = restarted.view.caught_up_to();
+        restarted.reaches(before + 10).await;
+        restarted.end().await;
+        let found = *snapshots::<S>(&ledger.pool).await.last().unwrap();
+        restarted = Running::<S>::start(&ledger, SETTINGS);
+        eventually(SOON, "the fold begins", || async { restarted.view.standing().is_some() }).await;
+        assert!(found >= before + 10 && restarted.view.caught_up_to() >= found, "it begins at the snapshot");
+        writing.await.unwrap();
+    }
+    let end = ledger.last_sequence().await.unwrap();
+    // Two introductions, and 24 batches on each of six partitions.
+    assert_eq!(end, 2 + 24 * 6);
+    steady.reaches(end).await;
+    restarted.reaches(end).await;
+    let from_zero: Folded<S> = projection::fold_to(&ledger, i64::MAX).await.unwrap();
+    let from_zero = serde_json::to_vec(&from_zero.state).unwrap();
+    assert!(from_zero.len() > 1000, "there is something to compare");
+    assert!(steady.bytes() == from_zero && restarted.bytes() == from_zero, "a fold depends on where it began");
+    steady.end().await;
+    restarted.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn metrics_are_bit_for_bit_the_same_from_zero_and_from_snapshots_in_the_middle_of_writing() {
+    is_the_same_from_zero_and_from_snapshots::<MetricsState>().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn licenses_are_bit_for_bit_the_same_from_zero_and_from_snapshots_in_the_middle_of_writing() {
+    is_the_same_from_zero_and_from_snapshots::<LicensesState>().await;
+}
+
+#[tokio::test]
+async fn a_fold_gives_what_the_events_add_up_to_each_deployment_by_itself() {
+    let (_database, ledger) = ledger().await;
+    write(&ledger, 0..3).await;
+    let numbers = || [0_u32, 100_000].into_iter().flat_map(|first| first..first + 60);
+    let metrics: Folded<MetricsState> = projection::fold_to(&ledger, i64::MAX).await.unwrap();
+    let licenses: Folded<LicensesState> = projection::fold_to(&ledger, i64::MAX).await.unwrap();
+    for (deployment, of_other) in [(DEPLOYMENT, false), (OTHER_DEPLOYMENT, true)] {
+        let own = || numbers().filter(move |n| (n % 6 == 5) == of_other);
+        let regular = own().filter(|n| n % 7 != 3 && n % 5 != 0).count() as u64;
+        let counted: u64 = metrics.state.deployment(deployment).unwrap().creations().iter().map(|(_, counter)| counter.value).sum();
+        assert_eq!(counted, regular);
+        let agents: u64 = own().filter(|n| n % 4 != 3).map(|n| u64::from(n % 3) + 1).sum();
+        let counted = licenses.state.deployment(deployment).unwrap().agents().count(noon(), noon() + TimeDelta::days(100));
+        assert_eq!(counted, u128::from(agents));
+    }
+}
+
+#[tokio::test]
+async fn a_fold_to_an_earlier_sequence_is_what_was_known_then() {
+    let (_database, ledger) = ledger().await;
+    write_one(&ledger, 1).await;
+    write_one(&ledger, 2).await;
+    let then: Folded<MetricsState> = projection::fold_to(&ledger, i64::MAX).await.unwrap();
+    write_one(&ledger, 4).await;
+    let again: Folded<MetricsState> = projection::fold_to(&ledger, then.sequence).await.unwrap();
+    assert_eq!(then, again);
+    let now: Folded<MetricsState> = projection::fold_to(&ledger, i64::MAX).await.unwrap();
+    assert_eq!(now.sequence, then.sequence + 1);
+    assert!(now.state != then.state);
+}
+
+#[tokio::test]
+async fn a_hint_is_heard_at_once() {
+    let (_database, ledger) = ledger().await;
+    let running = Running::<MetricsState>::start(&ledger, ProjectionSettings { poll: Duration::from_secs(3600), ..SETTINGS });
+    // It listens before or after its first look at the empty ledger: wait for both.
+    eventually(SOON, "it listens", || async {
+        let listening = "select exists(select from pg_stat_activity where datname = current_database() and query ilike 'listen%')";
+        running.view.standing().is_some() && sqlx::query_scalar(listening).fetch_one(&ledger.pool).await.unwrap()
+    })
+    .await;
+    write_one(&ledger, 1).await;
+    running.reaches(2).await;
+    running.end().await;
+}
+
+#[tokio::test]
+async fn a_poll_finds_what_no_hint_told() {
+    let (database, ledger) = ledger().await;
+    // The ledger's own trigger without its notification.
+    database
+        .pool
+        .execute(
+            "create or replace function take_sequence() returns trigger language plpgsql as $$
+             declare taken bigint;
+             begin
+                 update ledger set next_sequence = next_sequence + 1 returning next_sequence - 1 into taken;
+                 update batch set sequence = taken where id = new.id;
+                 return null;
+             end $$",
+        )
+        .await
+        .unwrap();
+    let running = Running::<MetricsState>::start(&ledger, SETTINGS);
+    eventually(SOON, "the fold begins", || async { running.view.standing().is_some() }).await;
+    write_one(&ledger, 1).await;
+    running.reaches(2).await;
+    running.end().await;
+}
+
+#[tokio::test]
+async fn a_standing_says_when_the_ledgers_end_was_last_reached() {
+    let (_database, ledger) = ledger().await;
+    let running = Running::<LicensesState>::start(&ledger, SETTINGS);
+    let as_of = || running.view.standing().and_then(|standing| standing.as_of);
+    eventually(SOON, "the end is reached", || async { as_of() == Some(noon()) }).await;
+    ledger.clock.set(noon() + TimeDelta::seconds(5));
+    eventually(SOON, "the end is reached again", || async { as_of() == Some(noon() + TimeDelta::seconds(5)) }).await;
+    ledger.clock.set(noon());
+    write_one(&ledger, 1).await;
+    running.reaches(2).await;
+    assert_eq!(as_of(), Some(noon() + TimeDelta::seconds(5)), "a clock that went back does not take it back");
+    running.end().await;
+}
+
+#[tokio::test]
+async fn while_the_database_is_away_the_last_state_stays_and_afterwards_it_goes_on() {
+    let (database, ledger) = ledger().await;
+    let running = Running::<MetricsState>::start(&ledger, SETTINGS);
+    write_one(&ledger, 1).await;
+    running.reaches(2).await;
+    let (before, bytes) = (running.view.standing().unwrap(), running.bytes());
+
+    let server = PgPool::connect(&setting("TALLYLINE_TEST_POSTGRES")).await.unwrap();
+    let allow = |allowed: bool| sqlx::AssertSqlSafe(format!("alter database {} allow_connections {allowed}", database.name));
+    sqlx::query(allow(false)).execute(&server).await.unwrap();
+    let ended = "select pg_terminate_backend(pid) from pg_stat_activity where datname = $1";
+    sqlx::query(ended).bind(&database.name).execute(&server).await.unwrap();
+    ledger.clock.set(noon() + TimeDelta::seconds(5));
+    // It asks every second while the database is away; a few of its refused attempts are enough.
+    eventually(SOON, "its questions are refused", || async { ledger.head().await.is_err() }).await;
+    assert_eq!((running.view.standing().unwrap(), running.bytes()), (before, bytes));
+
+    sqlx::query(allow(true)).execute(&server).await.unwrap();
+    write_one(&ledger, 2).await;
+    running.reaches(3).await;
+    eventually(SOON, "the end is reached", || async {
+        running.view.standing().and_then(|standing| standing.as_of) == Some(noon() + TimeDelta::seconds(5))
+    })
+    .await;
+    running.end().await;
+}
+
+#[tokio::test]
+async fn another_incarnation_is_folded_anew_and_no_snapshot_of_the_old_one_counts() {
+    let (_database, ledger) = ledger().await;
+    write_one(&ledger, 1).await;
+    let running = Running::<MetricsState>::start(&ledger, SETTINGS);
+    running.reaches(2).await;
+    let old = ledger.incarnation().await.unwrap();
+    let kept = Snapshot { incarnation: old, sequence: 2, state: running.bytes() };
+    ledger.save_snapshot(MetricsState::NAME, MetricsState::RULES_VERSION, &kept).await.unwrap();
+    assert_eq!(snapshots::<MetricsState>(&ledger.pool).await, [2]);
+
+    // A restored ledger: it has another build under the same sequence.
+    ledger
+        .pool
+        .execute("update workspace_build set template_name = 'restored'; update ledger set incarnation = gen_random_uuid()")
+        .await
+        .unwrap();
+    let new = ledger.incarnation().await.unwrap();
+    eventually(SOON, "it is folded anew", || async {
+        running.view.standing().is_some_and(|standing| (standing.incarnation, standing.sequence) == (new, 2))
+    })
+    .await;
+    assert!(String::from_utf8(running.bytes()).unwrap().contains("restored"));
+    ledger.save_snapshot(MetricsState::NAME, MetricsState::RULES_VERSION, &kept).await.unwrap();
+    assert_eq!(snapshots::<MetricsState>(&ledger.pool).await, [0; 0], "a state of the old ledger is not kept");
+    running.end().await;
+    let found = ledger.load_snapshot(MetricsState::NAME, MetricsState::RULES_VERSION, i64::MAX).await.unwrap().unwrap();
+    assert_eq!((found.incarnation, found.sequence), (new, 2));
+}
+
+#[tokio::test]
+async fn a_ledger_that_went_back_ends_the_fold_and_nothing_is_shown() {
+    let (_database, ledger) = ledger().await;
+    write_one(&ledger, 1).await;
+    let running = Running::<MetricsState>::start(&ledger, SETTINGS);
+    running.reaches(2).await;
+    ledger.pool.execute("update ledger set next_sequence = 2").await.unwrap();
+    let ended = tokio::time::timeout(SOON, running.task).await.unwrap().unwrap();
+    assert!(matches!(ended, Err(ProjectionError::WentBack { was: 2, now: 1 })), "{ended:?}");
+    assert_eq!(running.view.standing(), None);
+}
+
+#[tokio::test]
+async fn a_hole_ends_the_fold_and_nothing_is_shown() {
+    let (_database, ledger) = ledger().await;
+    write_one(&ledger, 1).await;
+    write_one(&ledger, 2).await;
+    ledger.pool.execute("delete from batch where sequence = 2").await.unwrap();
+    let running = Running::<MetricsState>::start(&ledger, SETTINGS);
+    let ended = tokio::time::timeout(SOON, running.task).await.unwrap().unwrap();
+    assert!(matches!(ended, Err(ProjectionError::Hole { after: 1, found: Some(3) })), "{ended:?}");
+    assert_eq!(running.view.standing(), None);
+}
+
+#[tokio::test]
+async fn a_snapshot_that_cannot_be_read_is_as_none() {
+    let (_database, ledger) = ledger().await;
+    write_one(&ledger, 1).await;
+    let incarnation = ledger.incarnation().await.unwrap();
+    let torn = Snapshot { incarnation, sequence: 2, state: b"{\"deployments\":".to_vec() };
+    ledger.save_snapshot(MetricsState::NAME, MetricsState::RULES_VERSION, &torn).await.unwrap();
+    let running = Running::<MetricsState>::start(&ledger, SETTINGS);
+    running.reaches(2).await;
+    let from_zero: Folded<MetricsState> = projection::fold_to(&ledger, i64::MAX).await.unwrap();
+    assert_eq!(running.bytes(), serde_json::to_vec(&from_zero.state).unwrap());
+    running.end().await;
+}
+
+#[tokio::test]
+async fn snapshots_are_kept_while_it_runs_and_only_where_there_is_something_new() {
+    let (_database, ledger) = ledger().await;
+    let running = Running::<LicensesState>::start(&ledger, ProjectionSettings { snapshot: Duration::ZERO, ..SETTINGS });
+    for (n, sequence) in [(1, 2), (2, 3), (4, 4)] {
+        write_one(&ledger, n).await;
+        eventually(SOON, "a snapshot is kept", || async { snapshots::<LicensesState>(&ledger.pool).await.last() == Some(&sequence) }).await;
+    }
+    assert_eq!(snapshots::<LicensesState>(&ledger.pool).await, [3, 4], "the newest two are kept");
+    running.end().await;
+    assert_eq!(snapshots::<LicensesState>(&ledger.pool).await, [3, 4]);
+}
+
+#[tokio::test]
+async fn the_series_of_a_source_are_shown_unless_they_are_withheld() {
+    let (_database, ledger) = ledger().await;
+    let running = Running::<MetricsState>::start(&ledger, SETTINGS);
+    write_one(&ledger, 1).await;
+    running.reaches(2).await;
+    let shown = |deployment, withheld| projection::families(&running.view, deployment, withheld).unwrap();
+    let with_series = shown(DEPLOYMENT, false);
+    assert_eq!(with_series.standing.sequence, 2);
+    assert_eq!(with_series.families[0].name(), "coderd_workspace_creation_total");
+    assert!(shown(DEPLOYMENT, true).families.is_empty() && shown(OTHER_DEPLOYMENT, false).families.is_empty());
+    running.end().await;
+}
+
+#[tokio::test]
+async fn a_batch_that_this_version_cannot_read_ends_the_fold() {
+    let (_database, ledger) = ledger().await;
+    write_one(&ledger, 1).await;
+    let insert = "with b as (insert into batch (kind, recorded_at) values ('licenses', now()) returning id)
+        insert into license (batch_id, source_id, license_id, jwt_sha256, present, claims)
+        select b.id, s.id, 1, decode(repeat('00', 32), 'hex'), true, '{\"a claim of later days\": 1}' from b, source s";
+    ledger.pool.execute(insert).await.unwrap();
+    let running = Running::<LicensesState>::start(&ledger, SETTINGS);
+    let ended = tokio::time::timeout(SOON, running.task).await.unwrap().unwrap();
+    assert!(matches!(ended, Err(ProjectionError::Unreadable { sequence: 3, .. })), "{ended:?}");
+}

@@ -1,0 +1,7 @@
+//! The publisher between a real ledger, coderd's tables and the simulated vendor, on a given clock.
+
+mod expiry;
+mod modes;
+mod requests;
+mod verdicts;
+mod world;

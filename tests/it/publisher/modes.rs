@@ -1,0 +1,145 @@
+//! What coderd does beside us, and who may publish.
+
+use chrono::TimeDelta;
+use tallyline::ledger::Settled;
+use tallyline::publisher::{Condition, Mode};
+
+use super::world::{World, start_time, usage};
+
+#[tokio::test]
+async fn what_coderd_has_published_is_not_ours() {
+    let world = World::new().await;
+    world.add(&["theirs", "ours"].map(|id| usage(id, start_time()))).await;
+    world.coderd_marks("theirs", Some(start_time()), None).await;
+    let cycle = world.cycle().await;
+    assert_eq!((cycle.accepted, cycle.settled.not_ours), (1, 1));
+    assert_eq!(world.delivered(), ["ours"]);
+    assert_eq!(world.states(&["theirs", "ours"]).await, ["not_ours", "published"]);
+}
+
+#[tokio::test]
+async fn an_event_that_coderd_has_freshly_claimed_waits() {
+    let world = World::new().await;
+    world.add(&["claimed", "free"].map(|id| usage(id, start_time()))).await;
+    world.coderd_marks("claimed", None, Some(start_time() - TimeDelta::minutes(42))).await;
+    let cycle = world.cycle().await;
+    assert_eq!((cycle.accepted, cycle.waiting), (1, 1));
+    world.pass(TimeDelta::minutes(17));
+    assert_eq!(world.cycle().await.waiting, 1, "the claim is 59 minutes old");
+    world.pass(TimeDelta::minutes(2));
+    assert_eq!(world.cycle().await.accepted, 1);
+    assert_eq!(world.delivered(), ["free", "claimed"]);
+}
+
+#[tokio::test]
+async fn an_event_whose_row_says_something_else_is_held_back_until_it_says_the_same_again() {
+    let world = World::new().await;
+    world.add(&["value", "time", "gone", "good"].map(|id| usage(id, start_time()))).await;
+    for change in [
+        "update usage_events set event_data = '{\"count\": 5}' where id = 'value'",
+        "update usage_events set created_at = created_at + interval '1 microsecond' where id = 'time'",
+        "delete from usage_events where id = 'gone'",
+    ] {
+        sqlx::query(change).execute(&world.coderd).await.unwrap();
+    }
+    let cycle = world.cycle().await;
+    assert_eq!((cycle.accepted, cycle.held_back), (1, 3));
+    assert_eq!(world.delivered(), ["good"]);
+    for (id, why) in [("value", "dc_managed_agents_v1 5"), ("time", "is now dated"), ("gone", "no longer has the row")] {
+        let (state, message) = world.state(id).await;
+        assert!(
+            state == "pending" && message.as_ref().is_some_and(|message| message.starts_with("held back: ") && message.contains(why)),
+            "{message:?}"
+        );
+    }
+    assert_eq!(world.ledger.pending_publications(world.source.id).await.unwrap().held_back, 3);
+
+    sqlx::query("update usage_events set event_data = '{\"count\": 1}' where id = 'value'").execute(&world.coderd).await.unwrap();
+    world.pass(TimeDelta::minutes(10));
+    let cycle = world.cycle().await;
+    assert_eq!((cycle.accepted, cycle.held_back), (1, 2));
+    assert_eq!(world.ledger.pending_publications(world.source.id).await.unwrap().held_back, 2);
+}
+
+#[tokio::test]
+async fn publishing_stops_for_good_when_coderd_publishes_by_itself() {
+    let world = World::new().await;
+    world.add(&["before", "first"].map(|id| usage(id, start_time()))).await;
+    world.coderd_marks("before", Some(start_time()), None).await;
+    let mut publisher = world.publisher();
+    assert_eq!(publisher.cycle(&world.stop).await.unwrap().accepted, 1, "what coderd published before we began is no matter");
+
+    world.add(&["second", "third"].map(|id| usage(id, start_time()))).await;
+    world.coderd_marks("second", Some(start_time() + TimeDelta::seconds(1)), None).await;
+    for _ in 0..2 {
+        assert_eq!(publisher.cycle(&world.stop).await.unwrap().requests, 0);
+        let condition = publisher.condition().get();
+        assert!(matches!(&condition, Condition::Stopped(why) if why.contains("coderd has published usage by itself")), "{condition:?}");
+        assert!(!condition.is_healthy());
+    }
+    assert_eq!(world.delivered(), ["first"]);
+    assert_eq!(world.states(&["second", "third"]).await, ["pending", "pending"]);
+}
+
+#[tokio::test]
+async fn shadow_sends_nothing_and_follows_coderds_own_marks() {
+    let mut world = World::new().await;
+    world.settings.mode = Mode::Shadow;
+    let old = start_time() - TimeDelta::days(31);
+    world.add(&["published", "waiting", "changed"].map(|id| usage(id, start_time()))).await;
+    world.add(&["old", "old and published"].map(|id| usage(id, old))).await;
+    world.coderd_marks("published", Some(start_time()), None).await;
+    world.coderd_marks("old and published", Some(old), None).await;
+    sqlx::query("update usage_events set event_data = '{\"count\": 5}' where id = 'changed'").execute(&world.coderd).await.unwrap();
+    let mut publisher = world.publisher();
+    let cycle = publisher.cycle(&world.stop).await.unwrap();
+    assert_eq!((cycle.settled, cycle.waiting, cycle.held_back), (Settled { not_ours: 2, expired: 1, unknown: 0 }, 1, 1));
+    assert_eq!(publisher.condition().get(), Condition::Working);
+    assert!(world.state("changed").await.1.is_some_and(|message| message.contains("now says dc_managed_agents_v1 5")));
+
+    world.coderd_marks("waiting", Some(start_time() + TimeDelta::minutes(17)), None).await;
+    sqlx::query("update usage_events set event_data = '{\"count\": 1}' where id = 'changed'").execute(&world.coderd).await.unwrap();
+    world.pass(TimeDelta::minutes(17));
+    let cycle = publisher.cycle(&world.stop).await.unwrap();
+    assert_eq!((cycle.settled.not_ours, cycle.waiting, cycle.held_back), (1, 1, 0));
+    assert_eq!(world.state("changed").await.1, None, "a difference that is gone is not shown any more");
+    assert_eq!(world.vendor.books().requests, 0);
+    let requests: i64 = sqlx::query_scalar("select count(*) from publication_request").fetch_one(&world.ledger.pool).await.unwrap();
+    assert_eq!(requests, 0);
+}
+
+#[tokio::test]
+async fn a_source_without_coderds_database_publishes_nothing() {
+    let mut world = World::new().await;
+    world.settings.coderd = None;
+    world.add(&[usage("a", start_time())]).await;
+    let mut publisher = world.publisher();
+    assert_eq!(publisher.cycle(&world.stop).await.unwrap().requests, 0);
+    assert_eq!(publisher.condition().get(), Condition::NoDatabase);
+    assert_eq!(world.state("a").await.0, "pending");
+    assert_eq!(world.vendor.books().requests, 0);
+}
+
+#[tokio::test]
+async fn a_database_of_coderd_that_cannot_be_reached_is_said_and_holds_no_lease() {
+    let mut world = World::new().await;
+    let nowhere = tallyline::coderd::Database::new("postgres://nobody@127.0.0.1:1/coder", std::time::Duration::from_secs(1)).unwrap();
+    world.add(&[usage("a", start_time())]).await;
+    let there = world.settings.coderd.replace(nowhere);
+    let mut publisher = world.publisher();
+    assert!(publisher.cycle(&world.stop).await.is_err());
+    assert!(matches!(publisher.condition().get(), Condition::Failing(why) if why.contains("127.0.0.1:1/coder")));
+    world.settings.coderd = there;
+    assert_eq!(world.cycle().await.accepted, 1);
+}
+
+#[tokio::test]
+async fn a_fault_of_coderds_database_in_mid_cycle_gives_the_leases_back() {
+    let mut world = World::new().await;
+    world.settings.mode = Mode::Shadow;
+    world.add(&[usage("a", start_time())]).await;
+    sqlx::query("alter table usage_events rename to elsewhere").execute(&world.coderd).await.unwrap();
+    assert!(world.publisher().cycle(&world.stop).await.is_err());
+    sqlx::query("alter table elsewhere rename to usage_events").execute(&world.coderd).await.unwrap();
+    assert_eq!(world.cycle().await.waiting, 1);
+}

@@ -1,0 +1,230 @@
+//! Requests that fail, are cut, or whose sender dies: nothing is lost, nothing is billed twice.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use chrono::{TimeDelta, Utc};
+use tallyline::ledger::{Attempt, AttemptVerdict, NewRequest, RequestOutcome, Settlement};
+use tallyline::publisher::Condition;
+use tallyline::sim::tallyman::{CutMoment, Cuts, ServerErrors, Switches};
+use tallyline::tallyman::{ClientSettings, SendError};
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::{TcpListener, TcpStream};
+use uuid::Uuid;
+
+use super::world::{DEPLOYMENT, World, start_time, usage};
+use crate::support::eventually;
+
+const DEADLINE: Duration = Duration::from_secs(30);
+
+#[tokio::test]
+async fn a_fault_of_the_vendor_fails_the_request_and_the_next_one_carries_the_same_events() {
+    for after_accepting in [false, true] {
+        let errors = ServerErrors { status: 503, next: 1, after_accepting, ..ServerErrors::default() };
+        let world = World::with(Switches { errors, ..Switches::default() }).await;
+        world.add(&["a", "b"].map(|id| usage(id, start_time()))).await;
+        let failed = world.cycle().await;
+        assert!(matches!(failed.failure, Some(SendError::Status { status: 503, .. })), "{failed:?}");
+        assert!(world.state("a").await.1.is_some_and(|message| message.contains("unexpected status code 503")));
+        let pending = world.ledger.pending_publications(world.source.id).await.unwrap();
+        assert_eq!((pending.events, pending.unanswered), (2, 2), "a gateway may have failed after the vendor took them");
+        assert_eq!(world.cycle().await.accepted, 2);
+        assert_eq!(["a", "b"].map(|id| world.times_billed(id)), [1, 1]);
+        let unanswered: i64 =
+            sqlx::query_scalar("select count(*) from publication where unanswered").fetch_one(&world.ledger.pool).await.unwrap();
+        assert_eq!(unanswered, 0);
+    }
+}
+
+#[tokio::test]
+async fn an_event_whose_answer_was_cut_off_is_delivered_again_byte_for_byte_and_billed_once() {
+    let cuts = Cuts { moment: CutMoment::AfterAccepting, next: 1, fraction: 0.0 };
+    let world = World::with(Switches { cuts, ..Switches::default() }).await;
+    world.add(&[usage("a", start_time() + TimeDelta::microseconds(120))]).await;
+    let cycle = world.cycle().await;
+    assert!(matches!(cycle.failure, Some(SendError::Unanswered(_))), "{cycle:?}");
+    let request: (Option<chrono::DateTime<Utc>>, Option<i32>, Option<String>) =
+        sqlx::query_as("select answered_at, status, error from publication_request").fetch_one(&world.ledger.pool).await.unwrap();
+    assert!(request.0.is_none() && request.1.is_none() && request.2.is_some(), "{request:?}");
+    world.pass(TimeDelta::days(10));
+    assert_eq!(world.cycle().await.accepted, 1);
+    let books = world.vendor.books();
+    let texts = books.texts(DEPLOYMENT, "a");
+    assert_eq!(texts.len(), 2);
+    assert_eq!(texts[0], texts[1]);
+    assert_eq!(world.times_billed("a"), 1);
+}
+
+#[tokio::test]
+async fn without_a_vendor_nothing_counts_as_sent() {
+    let mut world = World::new().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let nobody = format!("http://{}/", listener.local_addr().unwrap());
+    drop(listener);
+    world.settings.tallyman = ClientSettings::new(nobody);
+    world.add(&[usage("a", start_time())]).await;
+    let cycle = world.cycle().await;
+    assert!(matches!(cycle.failure, Some(SendError::Unreachable(_))), "{cycle:?}");
+    world.pass(TimeDelta::days(30));
+    assert_eq!(world.cycle().await.settled.expired, 1, "expired, not unknown: no attempt can have been taken");
+}
+
+/// Hands everything on to the vendor, and nothing back.
+async fn one_way(vendor: std::net::SocketAddr) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/api/v1/events/ingest", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((mut from, _)) = listener.accept().await {
+            let mut to = TcpStream::connect(vendor).await.unwrap();
+            tokio::spawn(async move {
+                let _ = tokio::io::copy(&mut from, &mut to).await;
+                let _ = to.shutdown().await;
+            });
+        }
+    });
+    url
+}
+
+#[tokio::test]
+async fn a_publisher_that_dies_between_sending_and_the_answer_leaves_its_events_to_the_next_after_its_lease() {
+    let mut world = World::new().await;
+    let direct = world.settings.tallyman.clone();
+    world.settings.tallyman = ClientSettings::new(one_way(world.vendor.addr).await);
+    world.add(&["a", "b"].map(|id| usage(id, start_time()))).await;
+    let mut dying = world.publisher();
+    let delivered = eventually(DEADLINE, "the vendor has taken them", || async { world.vendor.books().billed.len() == 2 });
+    tokio::select! {
+        cycle = dying.cycle(&world.stop) => panic!("there is no answer: {cycle:?}"),
+        () = delivered => {}
+    }
+    drop(dying);
+
+    world.settings.tallyman = direct;
+    assert_eq!(world.cycle().await.requests, 0, "the lease lasts");
+    assert_eq!(world.ledger.pending_publications(world.source.id).await.unwrap().unanswered, 2);
+    world.end_leases().await;
+    assert_eq!(world.cycle().await.accepted, 2);
+    assert_eq!(["a", "b"].map(|id| world.times_billed(id)), [1, 1]);
+    for id in ["a", "b"] {
+        let books = world.vendor.books();
+        let texts: BTreeSet<&str> = books.texts(DEPLOYMENT, id).into_iter().collect();
+        assert_eq!((books.texts(DEPLOYMENT, id).len(), texts.len()), (2, 1));
+    }
+    let open: i64 =
+        sqlx::query_scalar("select count(*) from publication_request where batch_id is null").fetch_one(&world.ledger.pool).await.unwrap();
+    assert_eq!(open, 1, "the request that nobody finished stays visible");
+}
+
+#[tokio::test]
+async fn publishers_beside_each_other_never_send_the_same_event() {
+    let world = World::with(Switches { latency_ms: 20, ..Switches::default() }).await;
+    let ids = world.add_many(700).await;
+    let (mut one, mut two, mut three) = (world.publisher(), world.publisher(), world.publisher());
+    let cycles = tokio::join!(one.cycle(&world.stop), two.cycle(&world.stop), three.cycle(&world.stop));
+    let cycles = [cycles.0.unwrap(), cycles.1.unwrap(), cycles.2.unwrap()];
+    assert_eq!(cycles.iter().map(|cycle| cycle.accepted).sum::<usize>(), 700);
+    assert!(cycles.iter().filter(|cycle| cycle.requests > 0).count() > 1, "they did work beside each other: {cycles:?}");
+    let mut delivered = world.delivered();
+    delivered.sort();
+    assert_eq!(delivered, ids);
+    assert_eq!(world.number_in("published").await, 700);
+}
+
+#[tokio::test]
+async fn a_request_is_not_sent_once_a_lease_is_lost_and_a_late_answer_still_counts() {
+    let world = World::new().await;
+    world.add(&[usage("a", start_time() - TimeDelta::days(29))]).await;
+    let (source_id, lease) = (world.source.id, Duration::from_secs(90));
+    let after = start_time() - TimeDelta::days(30);
+    let leased = world.ledger.lease_publications(source_id, "first", after, 10, lease).await.unwrap();
+    assert_eq!(leased.len(), 1);
+    assert!(world.ledger.lease_publications(source_id, "second", after, 10, lease).await.unwrap().is_empty());
+    let request = |id, holder| NewRequest { id, source_id, license_sha256: [1; 32], event_ids: vec!["a"], holder, lease };
+    let late = Uuid::from_u128(1);
+    assert!(!world.ledger.begin_request(&request(Uuid::from_u128(9), "second")).await.unwrap());
+    assert!(world.ledger.begin_request(&request(late, "first")).await.unwrap());
+
+    // an attempt is on its way: the event is not settled while the lease lasts
+    world.pass(TimeDelta::days(2));
+    let too_old = || world.ledger.settle_publications(source_id, "second", std::slice::from_ref(&leased[0].event_id), Settlement::TooOld);
+    assert_eq!(too_old().await.unwrap().unknown, 0);
+    world.end_leases().await;
+    assert!(!world.ledger.begin_request(&request(Uuid::from_u128(8), "first")).await.unwrap(), "its lease is over");
+    assert_eq!(too_old().await.unwrap().unknown, 1);
+
+    let attempt = Attempt {
+        event_id: "a".to_owned(),
+        verdict: AttemptVerdict::Accepted,
+        message: None,
+        next_attempt_at: world.clock.now(),
+        unanswered: false,
+    };
+    let outcome = RequestOutcome {
+        id: late,
+        source_id,
+        holder: "first",
+        answered_at: Some(world.clock.now()),
+        status: Some(200),
+        error: None,
+        attempts: vec![attempt],
+    };
+    world.ledger.record_outcome(&outcome).await.unwrap();
+    assert_eq!(world.state("a").await.0, "published");
+    let batches = || async { world.ledger.last_sequence().await.unwrap() };
+    let before = batches().await;
+    world.ledger.record_outcome(&outcome).await.unwrap();
+    assert_eq!(batches().await, before, "recorded once");
+}
+
+#[tokio::test]
+async fn a_stop_lets_the_request_in_hand_be_finished() {
+    let world = World::with(Switches { latency_ms: 300, ..Switches::default() }).await;
+    world.add_many(150).await;
+    let stop = world.stop.child_token();
+    let (mut publisher, heard) = (world.publisher(), stop.clone());
+    let condition = publisher.condition();
+    let running = tokio::spawn(async move { publisher.run(&heard).await });
+    eventually(DEADLINE, "a request is under way", || async {
+        sqlx::query_scalar("select count(*) = 1 from publication_request").fetch_one(&world.ledger.pool).await.unwrap()
+    })
+    .await;
+    stop.cancel();
+    tokio::time::timeout(DEADLINE, running).await.expect("it ends").unwrap();
+    assert_eq!((world.number_in("published").await, world.number_in("pending").await), (100, 50));
+    let leased: i64 =
+        sqlx::query_scalar("select count(*) from publication where leased_by is not null").fetch_one(&world.ledger.pool).await.unwrap();
+    assert_eq!(leased, 0);
+    assert!(condition.get().is_healthy());
+}
+
+#[tokio::test]
+async fn a_running_publisher_outlasts_faults() {
+    let errors = ServerErrors { next: 2, ..ServerErrors::default() };
+    let mut world = World::with(Switches { errors, ..Switches::default() }).await;
+    (world.settings.first_wait, world.settings.longest_wait) = (Duration::from_millis(10), Duration::from_millis(50));
+    world.settings.poll = Duration::from_millis(20);
+    world.add(&[usage("a", start_time())]).await;
+    let stop = world.stop.child_token();
+    let (mut publisher, heard) = (world.publisher(), stop.clone());
+    let condition = publisher.condition();
+    let running = tokio::spawn(async move { publisher.run(&heard).await });
+    eventually(DEADLINE, "it is published", || async { world.number_in("published").await == 1 }).await;
+    world.add(&[usage("b", start_time())]).await;
+    eventually(DEADLINE, "what comes later is published too", || async { world.number_in("published").await == 2 }).await;
+    eventually(DEADLINE, "all is well again", || async { condition.get() == Condition::Working }).await;
+    stop.cancel();
+    tokio::time::timeout(DEADLINE, running).await.expect("it ends").unwrap();
+    assert_eq!(world.vendor.books().requests, 4);
+}
+
+#[tokio::test]
+async fn a_process_that_was_held_up_until_its_lease_could_end_too_early_sends_nothing() {
+    let mut world = World::new().await;
+    // writing the request down takes longer than what is left of the lease beyond the request's timeout
+    world.settings.lease = world.settings.tallyman.request_timeout + Duration::from_nanos(1);
+    world.add(&[usage("a", start_time())]).await;
+    let cycle = world.cycle().await;
+    assert!(matches!(&cycle.failure, Some(SendError::Unreachable(why)) if why.contains("held up")), "{cycle:?}");
+    assert_eq!(world.vendor.books().requests, 0);
+    assert_eq!(world.ledger.pending_publications(world.source.id).await.unwrap().unanswered, 0);
+}

@@ -1,0 +1,208 @@
+//! A ledger, coderd's database and a vendor of a test's own.
+
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use chrono::{DateTime, TimeDelta, Utc};
+use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use prometheus::Registry;
+use sqlx::PgPool;
+use tallyline::clock::Clock;
+use tallyline::coderd::Database;
+use tallyline::event::{Event, Payload, PublishMarks, Topic, TopicPartition, Usage, UsageQuantity};
+use tallyline::ledger::{Arrival, Chain, Ledger, LedgerSettings, Source};
+use tallyline::license::PublicKeys;
+use tallyline::publisher::{Cycle, Mode, Publisher, PublisherTelemetry, Settings};
+use tallyline::sim::coderd::{SchemaVersion, Signer, create_schema};
+use tallyline::sim::tallyman::{Config, Switches, Tallyman};
+use tallyline::tallyman::ClientSettings;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use uuid::Uuid;
+
+use crate::support;
+
+pub const DEPLOYMENT: Uuid = Uuid::from_u128(0xd);
+const SECRET: [u8; 32] = [7; 32];
+
+pub struct World {
+    pub ledger: Ledger,
+    /// coderd's own side of its database.
+    pub coderd: PgPool,
+    pub clock: Clock,
+    pub vendor: Tallyman,
+    pub settings: Settings,
+    /// The ledger's source.
+    pub source: Source,
+    pub stop: CancellationToken,
+    _stop_at_the_end: DropGuard,
+}
+
+pub fn start_time() -> DateTime<Utc> {
+    "2025-08-01T12:00:00Z".parse().expect("a time")
+}
+
+/// A license token as the vendor issues it, valid around the tests' time.
+pub fn license(issued_at: DateTime<Utc>, publish: bool) -> String {
+    let claims = serde_json::json!({
+        "iat": issued_at.timestamp(), "nbf": issued_at.timestamp(), "exp": (start_time() + TimeDelta::days(300)).timestamp(),
+        "license_expires": (start_time() + TimeDelta::days(290)).timestamp(), "version": 3, "account_type": "salesforce",
+        "account_id": "account-1", "features": {}, "publish_usage_data": publish,
+    });
+    // PKCS #8 form of an Ed25519 secret
+    let head = STANDARD.decode("MC4CAQAwBQYDK2VwBCIEIA==").expect("base64");
+    let key = EncodingKey::from_ed_der(&[head.as_slice(), &SECRET].concat());
+    let header = Header { kid: Some("k1".to_owned()), ..Header::new(Algorithm::EdDSA) };
+    jsonwebtoken::encode(&header, &claims, &key).expect("signed")
+}
+
+/// The license that every world begins with; the vendor accepts it.
+pub fn first_license() -> String {
+    license(start_time() - TimeDelta::days(50), true)
+}
+
+/// One managed agent.
+pub fn usage(id: &str, created_at: DateTime<Utc>) -> Usage {
+    Usage { id: id.to_owned(), quantity: UsageQuantity::ManagedAgents(1), created_at, marks: PublishMarks::default() }
+}
+
+impl World {
+    /// Mode `sole`, a license that allows publishing, no events.
+    pub async fn new() -> Self {
+        let (clock, stop) = (Clock::given(start_time()), CancellationToken::new());
+        let (ledger_database, coderd_database) = (support::database().await, support::database().await);
+        let ledger_settings = LedgerSettings { url: ledger_database.url.clone(), connections: 8 };
+        let ledger = Ledger::open(&ledger_settings, clock.clone()).expect("a ledger");
+        ledger.migrate().await.expect("migrated");
+        let coderd = coderd_database.pool.clone();
+        create_schema(&mut coderd.acquire().await.expect("a connection"), SchemaVersion::Sep2026).await.expect("coderd's tables");
+        let config = Config { license_keys: vec![first_license()], deployment_ids: vec![DEPLOYMENT], ..Config::default() };
+        let vendor = Tallyman::start(config, clock.clone(), stop.clone()).await.expect("a vendor");
+        let signer = Signer::new(SECRET, "k1").expect("a key pair");
+        let mut keys = PublicKeys::new();
+        keys.add("k1", &signer.public().public_key_pem).expect("a public key");
+        let database = Database::new(&coderd_database.url, Duration::from_secs(10)).expect("an address");
+        let mut settings = Settings::new(DEPLOYMENT, Some(database), keys, ClientSettings::new(vendor.ingest_url()));
+        settings.mode = Mode::Sole;
+        let source = ledger.register_source(DEPLOYMENT, start_time(), None).await.expect("introduced");
+        let world = World { ledger, coderd, clock, vendor, settings, source, _stop_at_the_end: stop.clone().drop_guard(), stop };
+        world.add_license(&first_license()).await;
+        world
+    }
+
+    pub async fn with(switches: Switches) -> Self {
+        let world = Self::new().await;
+        world.vendor.set_switches(switches).expect("possible switches");
+        world
+    }
+
+    pub fn publisher(&self) -> Publisher {
+        self.publisher_in(&Registry::new())
+    }
+
+    pub fn publisher_in(&self, registry: &Registry) -> Publisher {
+        let telemetry = PublisherTelemetry::register(registry).expect("registered");
+        Publisher::new(self.ledger.clone(), self.settings.clone(), telemetry).expect("a publisher")
+    }
+
+    /// One cycle of a publisher of its own.
+    pub async fn cycle(&self) -> Cycle {
+        self.publisher().cycle(&self.stop).await.expect("a cycle")
+    }
+
+    pub fn pass(&self, time: TimeDelta) {
+        self.clock.set(self.clock.now() + time);
+    }
+
+    pub async fn add_license(&self, jwt: &str) {
+        sqlx::query("insert into licenses (uploaded_at, jwt, exp, uuid) values (now(), $1, now(), gen_random_uuid())")
+            .bind(jwt)
+            .execute(&self.coderd)
+            .await
+            .expect("a license");
+    }
+
+    /// Usage that coderd has and that the ledger has accepted.
+    pub async fn add(&self, usages: &[Usage]) {
+        for usage in usages {
+            sqlx::query("insert into usage_events (id, event_type, event_data, created_at) values ($1, $2, $3, $4)")
+                .bind(&usage.id)
+                .bind(usage.quantity.usage_type().as_str())
+                .bind(usage.quantity.to_data())
+                .bind(usage.created_at)
+                .execute(&self.coderd)
+                .await
+                .expect("a usage row");
+        }
+        let partition = TopicPartition { topic: Topic::AgentUsage, partition: 0 };
+        let claim = self.ledger.claim(partition, 0).await.expect("claimed");
+        let arrival = |(offset, usage): (i64, &Usage)| {
+            let event = Event { deployment: DEPLOYMENT, payload: Payload::Usage(usage.clone()) };
+            Arrival { offset, timestamp: self.clock.now(), message: event.to_message(), event: Ok(event) }
+        };
+        let arrivals: Vec<Arrival> = (claim.next_offset..).zip(usages).map(arrival).collect();
+        let next_offset = claim.next_offset + i64::try_from(usages.len()).expect("few");
+        let counts = self.ledger.record(&Chain::Live(claim), &arrivals, next_offset).await.expect("recorded");
+        assert_eq!(usize::try_from(counts.accepted), Ok(usages.len()));
+    }
+
+    /// As many events, a second apart, the last one now.
+    pub async fn add_many(&self, number: usize) -> Vec<String> {
+        let now = self.clock.now();
+        let age = |index: usize| TimeDelta::seconds(i64::try_from(number - 1 - index).expect("few"));
+        let usages: Vec<Usage> = (0..number).map(|index| usage(&format!("event-{index:04}"), now - age(index))).collect();
+        self.add(&usages).await;
+        usages.into_iter().map(|usage| usage.id).collect()
+    }
+
+    /// What coderd does to one of its rows: `set` is one assignment, `$2` its value.
+    pub async fn coderd_marks(&self, id: &str, published_at: Option<DateTime<Utc>>, publish_started_at: Option<DateTime<Utc>>) {
+        sqlx::query("update usage_events set published_at = $2, publish_started_at = $3 where id = $1")
+            .bind(id)
+            .bind(published_at)
+            .bind(publish_started_at)
+            .execute(&self.coderd)
+            .await
+            .expect("marked");
+    }
+
+    /// An event's state and message.
+    pub async fn state(&self, id: &str) -> (String, Option<String>) {
+        sqlx::query_as("select state, last_message from publication where event_id = $1")
+            .bind(id)
+            .fetch_one(&self.ledger.pool)
+            .await
+            .expect("a publication")
+    }
+
+    pub async fn states(&self, ids: &[&str]) -> Vec<String> {
+        let mut states = Vec::new();
+        for id in ids {
+            states.push(self.state(id).await.0);
+        }
+        states
+    }
+
+    /// How many events are in that state.
+    pub async fn number_in(&self, state: &str) -> i64 {
+        self.ledger.publication_counts(self.source.id).await.expect("counted").get(state).copied().unwrap_or(0)
+    }
+
+    /// As if the time of all leases were over.
+    pub async fn end_leases(&self) {
+        sqlx::query("update publication set leased_until = clock_timestamp() - interval '1 second' where leased_until is not null")
+            .execute(&self.ledger.pool)
+            .await
+            .expect("ended");
+    }
+
+    /// How often the vendor billed the event.
+    pub fn times_billed(&self, id: &str) -> usize {
+        self.vendor.books().times_billed(DEPLOYMENT, id)
+    }
+
+    /// The ids in the order in which they were delivered.
+    pub fn delivered(&self) -> Vec<String> {
+        self.vendor.books().deliveries.into_iter().map(|delivery| delivery.id).collect()
+    }
+}

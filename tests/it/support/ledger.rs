@@ -1,0 +1,133 @@
+//! A ledger in a database of its own, and events to record in it.
+
+use chrono::{DateTime, TimeDelta, Utc};
+use tallyline::clock::Clock;
+use tallyline::event::{
+    BuildStatus, Event, InputStage, PREBUILDS_USER, Payload, PrebuildClaimed, PublishMarks, Topic, TopicPartition, Transition, Usage,
+    UsageQuantity, WorkspaceBuildCompleted,
+};
+use tallyline::ledger::{Arrival, Claim, Ledger, LedgerSettings, Refusal, Verdict};
+use uuid::Uuid;
+
+use super::Database;
+
+pub const DEPLOYMENT: Uuid = Uuid::from_u128(0xd1);
+pub const OTHER_DEPLOYMENT: Uuid = Uuid::from_u128(0xd2);
+
+pub fn noon() -> DateTime<Utc> {
+    "2025-08-01T12:00:00Z".parse().expect("a time")
+}
+
+/// An empty ledger whose clock stands at [`noon`].
+pub async fn ledger() -> (Database, Ledger) {
+    let database = super::database().await;
+    let ledger = Ledger::open(&LedgerSettings { url: database.url.clone(), connections: 8 }, Clock::given(noon())).expect("a ledger");
+    ledger.migrate().await.expect("migrate");
+    (database, ledger)
+}
+
+pub fn partition(topic: Topic, partition: i32) -> TopicPartition {
+    TopicPartition { topic, partition }
+}
+
+/// A completed build that differs from its neighbours in whatever a fold looks at. The same `n` gives the same build.
+pub fn build(deployment: Uuid, n: u32) -> Event {
+    let completed_at = noon() + TimeDelta::seconds(i64::from(n) * 17 - 200);
+    let prebuilt = n % 5 == 0;
+    let status = if n % 7 == 3 { BuildStatus::Failed } else { BuildStatus::Succeeded };
+    let initiator_id = if prebuilt { PREBUILDS_USER } else { Uuid::from_u128(u128::from(n % 11) + 100) };
+    let name = |kind: &str, of: u32| format!("{kind}-{}", n % of);
+    let build = WorkspaceBuildCompleted {
+        build_id: Uuid::from_u128(0xb000_0000 + u128::from(n)),
+        workspace_id: Uuid::from_u128(0xa000_0000 + u128::from(n)),
+        organization_id: Uuid::from_u128(u128::from(n % 3)),
+        template_id: Uuid::from_u128(u128::from(n % 4)),
+        template_version_id: Uuid::from_u128(u128::from(n % 8)),
+        preset_id: None,
+        owner_id: initiator_id,
+        initiator_id,
+        transition: Transition::Start,
+        reason: "initiator".into(),
+        status,
+        build_number: 1,
+        stage: prebuilt.then_some(InputStage::Create),
+        first_build_by_prebuilds_user: prebuilt,
+        first_successful_start: status == BuildStatus::Succeeded,
+        has_ai_task: None,
+        has_external_agent: None,
+        daily_cost: 0,
+        created_at: completed_at - TimeDelta::hours(2),
+        // from a minute before to an hour before, and now and then after the end or not at all
+        started_at: (n % 13 != 1).then(|| completed_at - TimeDelta::milliseconds(i64::from(n) * 7919 % 3_600_000 - 60)),
+        completed_at,
+        organization_name: name("organization", 3),
+        template_name: name("template", 4),
+        template_version_name: "v1".into(),
+        preset_name: if n % 2 == 0 { String::new() } else { name("preset", 5) },
+        workspace_name: format!("workspace-{n}"),
+        owner_name: "user-001".into(),
+    };
+    Event { deployment, payload: Payload::Build(Box::new(build)) }
+}
+
+/// A completed claim, as [`build`].
+pub fn claim(deployment: Uuid, n: u32) -> Event {
+    let Payload::Build(build) = build(deployment, n).payload else { unreachable!("it is a build") };
+    let claim = PrebuildClaimed {
+        build_id: Uuid::from_u128(0xc000_0000 + u128::from(n)),
+        workspace_id: build.workspace_id,
+        organization_id: build.organization_id,
+        template_id: build.template_id,
+        template_version_id: build.template_version_id,
+        preset_id: None,
+        claimed_by: Uuid::from_u128(100),
+        initiator_id: Uuid::from_u128(100),
+        build_number: 2,
+        stage: Some(InputStage::Claim),
+        status: build.status,
+        created_at: build.created_at,
+        started_at: Some(build.completed_at - TimeDelta::milliseconds(i64::from(n) * 31 % 300_000)),
+        completed_at: build.completed_at,
+        organization_name: build.organization_name,
+        template_name: build.template_name,
+        preset_name: build.preset_name,
+    };
+    Event { deployment, payload: Payload::Claim(Box::new(claim)) }
+}
+
+/// One usage event; every fourth is no managed agent.
+pub fn usage(deployment: Uuid, n: u32) -> Event {
+    let count = u64::from(n % 3) + 1;
+    let quantity = if n % 4 == 3 { UsageQuantity::AiSeats(count) } else { UsageQuantity::ManagedAgents(count) };
+    let created_at = noon() + TimeDelta::microseconds(i64::from(n) * 7_777_777);
+    let usage = Usage { id: format!("usage-{n}"), quantity, created_at, marks: PublishMarks::default() };
+    Event { deployment, payload: Payload::Usage(usage) }
+}
+
+/// The event of that number on that topic, of one of the two deployments.
+pub fn event(topic: Topic, n: u32) -> Event {
+    let deployment = if n % 6 == 5 { OTHER_DEPLOYMENT } else { DEPLOYMENT };
+    match topic {
+        Topic::WorkspaceBuilds => build(deployment, n),
+        Topic::PrebuildClaims => claim(deployment, n),
+        Topic::AgentUsage => usage(deployment, n),
+    }
+}
+
+/// An event as it comes from the log.
+pub fn arrival(offset: i64, event: Event) -> Arrival {
+    Arrival { offset, timestamp: noon(), message: event.to_message(), event: Ok(event) }
+}
+
+/// A record that is no event.
+pub fn refused(offset: i64, verdict: Verdict) -> Arrival {
+    let mut message = build(DEPLOYMENT, 1).to_message();
+    message.payload = Some(b"\0 no JSON".to_vec());
+    let refusal = Refusal { verdict, cause: "json".into(), detail: "the payload is no JSON object".into() };
+    Arrival { offset, timestamp: noon(), message, event: Err(refusal) }
+}
+
+/// The claim after the batch that it wrote.
+pub fn moved(claim: &Claim, next_offset: i64) -> Claim {
+    Claim { next_offset, ..claim.clone() }
+}
