@@ -1,2 +1,42 @@
 //! Tallyline's command line.
-fn main() {}
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser as _;
+use tallyline::cli::{self, Cli, Context, Exit, Failure};
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(answer) => {
+            // help and version are answers; whether anybody reads them does not matter
+            let _ = answer.print();
+            return if answer.use_stderr() { Exit::Configuration } else { Exit::Success }.into();
+        }
+    };
+    // a panic has said on stderr what happened
+    match catch_unwind(AssertUnwindSafe(|| run(cli))) {
+        Ok(Ok(exit)) => exit.into(),
+        Ok(Err(failure)) => {
+            use std::io::Write as _;
+            let _ = writeln!(std::io::stderr(), "tallyline: {:#}", failure.error);
+            failure.exit.into()
+        }
+        Err(_) => Exit::Internal.into(),
+    }
+}
+
+fn run(cli: Cli) -> Result<Exit, Failure> {
+    cli::start_logging(&cli.global)?;
+    let runtime = tokio::runtime::Runtime::new().map_err(|error| Failure::new(Exit::Internal, error))?;
+    let ended = runtime.block_on(async {
+        let stop = cli::on_signals().map_err(|error| Failure::new(Exit::Internal, error))?;
+        let context = Context { clock: cli.clock(), stop, output: cli.global.output };
+        cli::run(cli.command, context).await
+    });
+    // a blocking call that hangs must not keep the process
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    ended
+}

@@ -17,6 +17,7 @@ const OURS: &[(&str, &str)] = &[
     ("enable.auto.commit", ""),
     ("enable.auto.offset.store", ""),
     ("auto.offset.reset", ""),
+    ("enable.partition.eof", ""),
 ];
 
 pub(super) fn check(values: &Values, file: &Path, mistakes: &mut Mistakes) {

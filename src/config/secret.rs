@@ -102,6 +102,12 @@ impl Secret {
         }
     }
 
+    /// Whether an empty text is written out: no secret, but a value for librdkafka.
+    #[must_use]
+    pub fn is_empty_literal(&self) -> bool {
+        self.literal() == Some("")
+    }
+
     /// Whether the reference says where to look.
     pub(super) fn is_whole(&self) -> bool {
         match &self.0 {

@@ -1,1 +1,8 @@
-//! Usage files for finance.
+//! Usage files for finance: the same range as of the same ledger sequence gives the same bytes.
+
+mod csv;
+mod file;
+mod usage;
+
+pub use file::{ExportFile, part_path};
+pub use usage::{Totals, TypeTotal, export_usage};

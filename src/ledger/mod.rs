@@ -5,6 +5,7 @@
 
 mod audit;
 mod connect;
+mod exports;
 mod follow;
 mod hints;
 mod known;
@@ -19,9 +20,11 @@ mod replays;
 mod rows;
 mod snapshots;
 mod sources;
+mod status;
 
 pub use audit::{Difference, LedgerBooks, PartitionBooks};
 pub use connect::{LedgerError, LedgerSettings};
+pub use exports::{UsageRange, UsageRow};
 pub use follow::{Entry, Fact};
 pub use hints::Hints;
 pub use leases::Lease;
@@ -35,6 +38,7 @@ pub use replays::ReplayRange;
 pub use rows::fingerprint;
 pub use snapshots::{Head, Snapshot};
 pub use sources::{Baseline, BaselineRow, Source};
+pub use status::{BatchCount, Contents, EventCount, PositionRow, PublicationCount, RefusedCount, SourceRow};
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};

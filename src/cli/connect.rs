@@ -1,0 +1,180 @@
+//! Ledger and log as the settings name them. What cannot be reached is said plainly: which, where, and what to do.
+
+use std::collections::BTreeMap;
+use std::str::FromStr as _;
+use std::time::Duration;
+
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{ConnectOptions as _, Connection as _};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::{Exit, Failure};
+use crate::clock::Clock;
+use crate::config::{LogKind, Pipeline, Secret};
+use crate::event::Topic;
+use crate::ledger::{Ledger, LedgerSettings};
+use crate::log::{KafkaSettings, Log, PostgresLogSettings};
+use crate::waiting::Waits;
+
+/// How long one look at a dependency may take.
+const REACH_SECONDS: u64 = 5;
+
+/// A ledger that need not be there yet, and how to say where it should be.
+#[derive(Clone)]
+pub struct LedgerAt {
+    /// The handle: connections are made as they are needed.
+    pub ledger: Ledger,
+    /// `HOST:PORT/DATABASE as USER`, without the password.
+    pub address: String,
+    probe: PgConnectOptions,
+}
+
+/// A log that need not be there yet, and how to say where it should be.
+#[derive(Clone, Debug)]
+pub struct LogAt {
+    /// The handle.
+    pub log: Log,
+    /// `Kafka at HOST:PORT,…`, or the ledger's address.
+    pub address: String,
+}
+
+/// The secret's text now.
+///
+/// # Errors
+/// [`Exit::Configuration`], with the key and where the secret should be.
+pub async fn secret(key: &str, secret: &Secret) -> Result<String, Failure> {
+    secret.resolve().await.map_err(|error| Failure::of(Exit::Configuration, format!("{key}: {error}")))
+}
+
+/// The pipeline's ledger. Reaches for nothing yet.
+///
+/// # Errors
+/// [`Exit::Configuration`]: the secret cannot be had or is no PostgreSQL URL.
+pub async fn open_ledger(pipeline: &Pipeline, clock: Clock) -> Result<LedgerAt, Failure> {
+    let url = secret("ledger.url", &pipeline.ledger.url).await?;
+    let probe = PgConnectOptions::from_str(&url)
+        .map_err(|_| Failure::of(Exit::Configuration, format!("ledger.url: {} is no PostgreSQL URL", pipeline.ledger.url.origin())))?
+        .application_name("tallyline")
+        .disable_statement_logging();
+    let database = probe.get_database().unwrap_or_else(|| probe.get_username());
+    let address = format!("{}:{}/{database} as {}", probe.get_host(), probe.get_port(), probe.get_username());
+    let ledger = Ledger::open(&LedgerSettings { url, connections: pipeline.ledger.connections }, clock)?;
+    Ok(LedgerAt { ledger, address, probe })
+}
+
+/// The pipeline's ledger, reached and of this binary's schema.
+///
+/// # Errors
+/// As [`open_ledger`] and [`LedgerAt::reach`].
+pub async fn ledger(pipeline: &Pipeline, clock: Clock) -> Result<Ledger, Failure> {
+    let at = open_ledger(pipeline, clock).await?;
+    at.reach().await?;
+    Ok(at.ledger)
+}
+
+impl LedgerAt {
+    /// One look, of at most 5 s: is PostgreSQL there?
+    ///
+    /// # Errors
+    /// [`Exit::Unreachable`].
+    pub async fn reach_server(&self) -> Result<(), Failure> {
+        let answered = tokio::time::timeout(Duration::from_secs(REACH_SECONDS), async { self.probe.connect().await?.close().await }).await;
+        let problem = match answered {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("no answer within {REACH_SECONDS} s"),
+        };
+        let advice = "is it started, and are ledger.url, the database and its user right?";
+        Err(Failure::of(Exit::Unreachable, format!("the ledger's PostgreSQL at {} cannot be used: {problem}; {advice}", self.address)))
+    }
+
+    /// One look: is PostgreSQL there, and does the schema fit this binary?
+    ///
+    /// # Errors
+    /// [`Exit::Unreachable`], or [`Exit::Refused`] for a schema that is newer.
+    pub async fn reach(&self) -> Result<(), Failure> {
+        self.reach_server().await?;
+        Ok(self.ledger.check_schema().await?)
+    }
+
+    /// Waits until the ledger can be used, and says so meanwhile. Also waits for a schema that is still to be migrated.
+    ///
+    /// # Errors
+    /// What no waiting helps, or [`Exit::Interrupted`].
+    pub async fn wait(&self, stop: &CancellationToken) -> Result<(), Failure> {
+        until_reached("ledger", stop, || self.reach()).await
+    }
+}
+
+/// The pipeline's log. Reaches for nothing yet.
+///
+/// # Errors
+/// [`Exit::Configuration`]: a secret cannot be had, or a property is unknown or wrong.
+pub async fn open_log(pipeline: &Pipeline, at: &LedgerAt) -> Result<LogAt, Failure> {
+    if pipeline.log.kind == LogKind::Postgres {
+        let log = Log::postgres(at.ledger.pool.clone(), PostgresLogSettings::default());
+        return Ok(LogAt { log, address: format!("PostgreSQL at {}", at.address) });
+    }
+    let brokers = pipeline.kafka.brokers.clone().unwrap_or_default();
+    let mut properties = BTreeMap::new();
+    for (name, value) in &pipeline.kafka.properties {
+        properties.insert(name.clone(), property(name, value).await?);
+    }
+    let topic_prefix = pipeline.kafka.topic_prefix.clone();
+    let log = Log::kafka(KafkaSettings { topic_prefix, properties, ..KafkaSettings::new(&brokers) })?;
+    Ok(LogAt { log, address: format!("Kafka at {brokers}") })
+}
+
+/// An empty literal is a value for librdkafka; any other empty secret is a mistake.
+async fn property(name: &str, value: &Secret) -> Result<String, Failure> {
+    if value.is_empty_literal() { Ok(String::new()) } else { secret(&format!("kafka.properties.{name}"), value).await }
+}
+
+impl LogAt {
+    /// One look: does the log answer, and are the topics there?
+    ///
+    /// # Errors
+    /// [`Exit::Unreachable`].
+    pub async fn reach(&self) -> Result<(), Failure> {
+        for topic in Topic::ALL {
+            self.log.partitions(topic).await.map_err(|error| Failure::from(error).while_doing(format!("the log, {}", self.address)))?;
+        }
+        Ok(())
+    }
+
+    /// Waits until the log answers, and says so meanwhile.
+    ///
+    /// # Errors
+    /// What no waiting helps, or [`Exit::Interrupted`].
+    pub async fn wait(&self, stop: &CancellationToken) -> Result<(), Failure> {
+        until_reached("log", stop, || self.reach()).await
+    }
+}
+
+/// Looks again and again, with growing pauses; says each new reason once.
+async fn until_reached(what: &'static str, stop: &CancellationToken, look: impl AsyncFn() -> Result<(), Failure>) -> Result<(), Failure> {
+    let mut waits = Waits::new(Duration::from_millis(200), Duration::from_secs(5));
+    let mut said = String::new();
+    loop {
+        match stop.run_until_cancelled(look()).await {
+            None => return Err(Failure::interrupted()),
+            Some(Ok(())) => break,
+            Some(Err(failure)) if failure.exit == Exit::Unreachable => {
+                let reason = format!("{:#}", failure.error);
+                if reason != said {
+                    warn!(waiting_for = what, "{reason}; waiting");
+                    said = reason;
+                }
+            }
+            Some(Err(failure)) => return Err(failure),
+        }
+        if !waits.wait(stop).await {
+            return Err(Failure::interrupted());
+        }
+    }
+    if !said.is_empty() {
+        info!(waited_for = what, "reached");
+    }
+    Ok(())
+}

@@ -1,0 +1,165 @@
+//! How a command ends.
+
+use std::fmt;
+
+use crate::consumer::ReplayError;
+use crate::ledger::{LedgerError, RecordError};
+use crate::log::LogError;
+
+/// Exit codes. They are part of the interface: a code never changes its meaning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// Done.
+    Success = 0,
+    /// The books, or what was compared, differ.
+    Differs = 1,
+    /// The command line or the configuration is wrong.
+    Configuration = 2,
+    /// PostgreSQL, Kafka or another dependency cannot be reached, or is not prepared.
+    Unreachable = 3,
+    /// Refused: a plan that changed, a schema that is newer, a file that cannot be written.
+    Refused = 4,
+    /// A fault of Tallyline's own.
+    Internal = 70,
+    /// Stopped by a signal before the work was done.
+    Interrupted = 130,
+}
+
+/// The codes as `--help` shows them.
+pub(super) const TABLE: &str = "Exit codes:
+    0  done
+    1  the books, or what was compared, differ
+    2  the command line or the configuration is wrong
+    3  a dependency cannot be reached or is not prepared
+    4  refused: the plan changed, the schema is newer, the file cannot be written
+   70  a fault of Tallyline's own
+  130  stopped by a signal before the work was done";
+
+impl From<Exit> for std::process::ExitCode {
+    fn from(exit: Exit) -> Self {
+        std::process::ExitCode::from(exit as u8)
+    }
+}
+
+/// Why a command did not do what it was asked for, and the exit code for that.
+#[derive(Debug)]
+pub struct Failure {
+    /// The code.
+    pub exit: Exit,
+    /// What is shown on stderr, with its causes.
+    pub error: anyhow::Error,
+}
+
+impl Failure {
+    /// A failure with this code.
+    pub fn new(exit: Exit, error: impl Into<anyhow::Error>) -> Failure {
+        Failure { exit, error: error.into() }
+    }
+
+    /// A failure with this code, in words.
+    pub fn of(exit: Exit, message: impl fmt::Display) -> Failure {
+        Failure { exit, error: anyhow::anyhow!("{message}") }
+    }
+
+    /// A signal came first.
+    #[must_use]
+    pub fn interrupted() -> Failure {
+        Failure::of(Exit::Interrupted, "stopped by a signal")
+    }
+
+    /// Says what was being done.
+    #[must_use]
+    pub fn while_doing(self, what: impl fmt::Display + Send + Sync + 'static) -> Failure {
+        Failure { exit: self.exit, error: self.error.context(what) }
+    }
+}
+
+/// What no rule below knows is a fault of ours.
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        let exit = match error.downcast_ref::<sqlx::Error>() {
+            Some(database) => database_exit(database),
+            None => Exit::Internal,
+        };
+        Failure { exit, error }
+    }
+}
+
+impl From<sqlx::Error> for Failure {
+    fn from(error: sqlx::Error) -> Self {
+        Failure::new(database_exit(&error), error)
+    }
+}
+
+impl From<LedgerError> for Failure {
+    fn from(error: LedgerError) -> Self {
+        let exit = match &error {
+            LedgerError::Url(_) => Exit::Configuration,
+            LedgerError::Unavailable(cause) => database_exit(cause),
+            LedgerError::SchemaTooOld { .. } => Exit::Unreachable,
+            LedgerError::SchemaTooNew { .. } => Exit::Refused,
+            LedgerError::Migrate(_) => Exit::Internal,
+        };
+        Failure::new(exit, error)
+    }
+}
+
+impl From<LogError> for Failure {
+    fn from(error: LogError) -> Self {
+        let exit = log_exit(&error);
+        match error {
+            LogError::NoTopic(_) => Failure::of(exit, format!("{error}: run `tallyline migrate`")),
+            error => Failure::new(exit, error),
+        }
+    }
+}
+
+impl From<ReplayError> for Failure {
+    fn from(error: ReplayError) -> Self {
+        let exit = match &error {
+            ReplayError::UnknownPlan(_) | ReplayError::Changed | ReplayError::Finished => Exit::Refused,
+            ReplayError::Interrupted => Exit::Interrupted,
+            ReplayError::Log(cause) => log_exit(cause),
+            ReplayError::Ledger(cause) | ReplayError::Record(RecordError::Unavailable(cause)) => database_exit(cause),
+            ReplayError::Record(_) => Exit::Internal,
+        };
+        Failure::new(exit, error)
+    }
+}
+
+/// What lies at the connection or at the server's state is not our fault; an answer to a statement of ours is.
+fn database_exit(error: &sqlx::Error) -> Exit {
+    match error {
+        sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed => Exit::Unreachable,
+        sqlx::Error::Configuration(_) => Exit::Configuration,
+        // connection exceptions, authorization, no such database, out of resources, shut down by an operator, its own timeouts
+        sqlx::Error::Database(answer) => match answer.code().as_deref().unwrap_or_default() {
+            code if ["08", "28", "53", "57"].iter().any(|class| code.starts_with(class)) => Exit::Unreachable,
+            "3D000" | "42501" | "55P03" | "25P03" => Exit::Unreachable,
+            _ => Exit::Internal,
+        },
+        _ => Exit::Internal,
+    }
+}
+
+fn log_exit(error: &LogError) -> Exit {
+    match error {
+        LogError::Settings(_) => Exit::Configuration,
+        LogError::Unreachable(_) | LogError::NoTopic(_) | LogError::Refused(_) => Exit::Unreachable,
+        LogError::OutOfRange { .. } => Exit::Refused,
+        LogError::Stopped => Exit::Interrupted,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_that_help_shows_holds_every_code() {
+        let all = [Exit::Success, Exit::Differs, Exit::Configuration, Exit::Unreachable, Exit::Refused, Exit::Internal, Exit::Interrupted];
+        let shown: Vec<u8> = TABLE.lines().skip(1).filter_map(|line| line.split_whitespace().next()?.parse().ok()).collect();
+        assert_eq!(shown, all.map(|exit| exit as u8));
+    }
+}

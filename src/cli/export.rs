@@ -1,0 +1,135 @@
+//! `tallyline export usage`
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::{Context, Exit, Failure, PipelineArguments, columns, connect, instant};
+use crate::export::{ExportFile, Totals, export_usage};
+use crate::ledger::{Ledger, UsageRange};
+
+/// Write files for finance.
+#[derive(Clone, Debug, clap::Subcommand)]
+pub enum Export {
+    /// Usage events with what became of them, in the order of time and id
+    Usage(Usage),
+}
+
+/// The same range as of the same ledger sequence gives the same bytes. A text field that a spreadsheet would run as a formula has an
+/// apostrophe before it; one that begins with an apostrophe has another.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Usage {
+    #[command(flatten)]
+    pipeline: PipelineArguments,
+    /// Usage created at or after this instant (RFC 3339, or a date in UTC)
+    #[arg(long, value_name = "TIME", value_parser = instant::instant)]
+    from: DateTime<Utc>,
+    /// And before this one
+    #[arg(long, value_name = "TIME", value_parser = instant::instant)]
+    to: DateTime<Utc>,
+    /// Only of this Coder deployment
+    #[arg(long, value_name = "DEPLOYMENT ID")]
+    source: Option<Uuid>,
+    /// As known at this ledger sequence; without it, as known now
+    #[arg(long, value_name = "SEQUENCE", value_parser = clap::value_parser!(i64).range(0..))]
+    as_of: Option<i64>,
+    /// The file's form
+    #[arg(long, value_enum, default_value = "csv", value_name = "FORMAT")]
+    format: Format,
+    /// Where to write: the file is there whole or not at all. `-` is stdout, and the totals go to stderr
+    #[arg(short = 'o', long = "file", value_name = "FILE")]
+    file: PathBuf,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Format {
+    /// RFC 4180 with a header row
+    Csv,
+}
+
+#[derive(Serialize)]
+struct Answer {
+    file: String,
+    from: DateTime<Utc>,
+    to: DateTime<Utc>,
+    source: Option<Uuid>,
+    ledger_incarnation: Uuid,
+    as_of_sequence: i64,
+    #[serde(flatten)]
+    totals: Totals,
+}
+
+pub(super) async fn run(export: Export, context: &Context) -> Result<Exit, Failure> {
+    let Export::Usage(usage) = export;
+    if usage.from >= usage.to {
+        return Err(Failure::of(Exit::Configuration, "--from must be before --to"));
+    }
+    let pipeline = usage.pipeline.load()?;
+    let ledger = connect::ledger(&pipeline, context.clock.clone()).await?;
+    let (ledger_incarnation, last) = (ledger.incarnation().await?, ledger.last_sequence().await?);
+    let as_of = usage.as_of.unwrap_or(last);
+    if as_of > last {
+        return Err(Failure::of(Exit::Refused, format!("--as-of {as_of}: the ledger's last sequence is {last}")));
+    }
+    let range = UsageRange { from: usage.from, to: usage.to, source: usage.source, as_of };
+    let Format::Csv = usage.format;
+    let to_stdout = usage.file == Path::new("-");
+    let totals = if to_stdout { to_standard_output(&ledger, &range).await? } else { to_file(&ledger, &range, &usage.file).await? };
+    let answer = Answer {
+        file: usage.file.display().to_string(),
+        from: usage.from,
+        to: usage.to,
+        source: usage.source,
+        ledger_incarnation,
+        as_of_sequence: as_of,
+        totals,
+    };
+    if to_stdout {
+        context.output.answer_aside(&answer, || table(&answer))?;
+    } else {
+        context.output.answer(&answer, || table(&answer))?;
+    }
+    Ok(Exit::Success)
+}
+
+async fn to_file(ledger: &Ledger, range: &UsageRange, path: &Path) -> Result<Totals, Failure> {
+    let refused = |error: io::Error| Failure::of(Exit::Refused, format!("{} cannot be written: {error}", path.display()));
+    let mut file = ExportFile::create(path).map_err(refused)?;
+    let totals = export_usage(ledger, range, &mut file).await.map_err(|error| written(error, path))?;
+    file.finish().map_err(refused)?;
+    Ok(totals)
+}
+
+async fn to_standard_output(ledger: &Ledger, range: &UsageRange) -> Result<Totals, Failure> {
+    export_usage(ledger, range, io::stdout()).await.map_err(|error| written(error, Path::new("stdout")))
+}
+
+/// A full disk or a reader that has gone is no fault of ours; and a file that is not whole is never a success.
+fn written(error: anyhow::Error, path: &Path) -> Failure {
+    let of_csv = error.downcast_ref::<csv::Error>().is_some_and(csv::Error::is_io_error);
+    if of_csv || error.downcast_ref::<io::Error>().is_some() {
+        return Failure::new(Exit::Refused, error.context(format!("{} cannot be written whole", path.display())));
+    }
+    Failure::from(error)
+}
+
+fn table(answer: &Answer) -> String {
+    let time = |time: DateTime<Utc>| time.to_rfc3339_opts(SecondsFormat::AutoSi, true);
+    let mut text = columns(
+        ["TYPE", "EVENTS", "QUANTITY", "UNIT"],
+        answer
+            .totals
+            .types
+            .iter()
+            .map(|total| [total.event_type.clone(), total.events.to_string(), total.quantity.clone(), total.unit.to_owned()]),
+    );
+    let (from, to) = (time(answer.from), time(answer.to));
+    text.push_str(&format!(
+        "{} events from {from} to {to} (not included), as of ledger sequence {} of {}, in {}\n",
+        answer.totals.events, answer.as_of_sequence, answer.ledger_incarnation, answer.file
+    ));
+    text
+}

@@ -1,0 +1,29 @@
+//! The log on stderr.
+
+use std::io::IsTerminal as _;
+
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
+
+use super::{Exit, Failure, Global, LogFormat};
+
+/// Starts logging for the whole process: flag over `RUST_LOG` over `info`.
+///
+/// # Errors
+/// When the filter is none.
+pub fn start(global: &Global) -> Result<(), Failure> {
+    let (origin, filter) = match &global.log_level {
+        Some(filter) => ("--log-level", filter.clone()),
+        None => ("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_default()),
+    };
+    let filter = EnvFilter::builder()
+        .with_default_directive(LevelFilter::INFO.into())
+        .parse(&filter)
+        .map_err(|error| Failure::of(Exit::Configuration, format!("{origin}: {error}")))?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match global.log_format {
+        LogFormat::Human => log.with_ansi(std::io::stderr().is_terminal()).init(),
+        LogFormat::Json => log.json().flatten_event(true).init(),
+    }
+    Ok(())
+}

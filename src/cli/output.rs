@@ -1,0 +1,89 @@
+//! Answers.
+
+use std::io::{self, Write as _};
+
+use clap::ValueEnum;
+use serde::Serialize;
+
+use super::{Exit, Failure};
+
+/// The form of an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// For reading.
+    Table,
+    /// One JSON document.
+    Json,
+}
+
+impl Output {
+    /// Writes the answer to stdout. A reader that has gone (`| head`) is no failure.
+    ///
+    /// # Errors
+    /// When stdout cannot be written.
+    pub fn answer(self, answer: &impl Serialize, table: impl FnOnce() -> String) -> Result<(), Failure> {
+        let text = self.text(answer, table)?;
+        let mut stdout = io::stdout().lock();
+        gone_is_fine(stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()))
+    }
+
+    /// Writes the answer to stderr: where stdout is the file itself.
+    ///
+    /// # Errors
+    /// When stderr cannot be written.
+    pub fn answer_aside(self, answer: &impl Serialize, table: impl FnOnce() -> String) -> Result<(), Failure> {
+        gone_is_fine(io::stderr().lock().write_all(self.text(answer, table)?.as_bytes()))
+    }
+
+    fn text(self, answer: &impl Serialize, table: impl FnOnce() -> String) -> Result<String, Failure> {
+        Ok(match self {
+            Output::Table => table(),
+            Output::Json => serde_json::to_string_pretty(answer).map_err(|error| Failure::new(Exit::Internal, error))? + "\n",
+        })
+    }
+}
+
+fn gone_is_fine(written: io::Result<()>) -> Result<(), Failure> {
+    match written {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::new(Exit::Refused, error)),
+        _ => Ok(()),
+    }
+}
+
+/// Rows under headings, each column as wide as its widest cell, numbers to the right. Control characters, which a terminal would obey, are
+/// shown as U+FFFD. Nothing for no rows.
+#[must_use]
+pub fn columns<const N: usize>(headings: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> String {
+    let shown =
+        |cell: String| cell.chars().map(|character| if character.is_control() { '\u{fffd}' } else { character }).collect::<String>();
+    let rows: Vec<[String; N]> = rows.into_iter().map(|row| row.map(shown)).collect();
+    if rows.is_empty() {
+        return String::new();
+    }
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).chain([headings[column].len()]).max().unwrap_or(0);
+    let is_number = |column: usize| rows.iter().all(|row| row[column].parse::<i128>().is_ok() || row[column] == "-");
+    let layout: Vec<(usize, bool)> = (0..N).map(|column| (width(column), is_number(column))).collect();
+    let mut text = String::new();
+    for row in std::iter::once(headings.map(str::to_owned)).chain(rows) {
+        let cells = row
+            .iter()
+            .zip(&layout)
+            .map(|(cell, (width, right))| if *right { format!("{cell:>width$}") } else { format!("{cell:<width$}") });
+        let line = cells.collect::<Vec<_>>().join("  ");
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::columns;
+
+    #[test]
+    fn columns_are_aligned_and_hold_no_control_characters() {
+        let rows = [["a".to_owned(), "7".to_owned(), "x\u{1b}[2J".to_owned()], ["long".to_owned(), "123".to_owned(), String::new()]];
+        assert_eq!(columns(["name", "count", "note"], rows), "name  count  note\na         7  x\u{fffd}[2J\nlong    123\n");
+        assert_eq!(columns(["a"], []), "");
+    }
+}

@@ -1,0 +1,88 @@
+//! Usage as finance reads it: accepted events with what became of them, as known at one ledger sequence.
+
+use chrono::{DateTime, Utc};
+use sqlx::FromRow;
+use uuid::Uuid;
+
+use super::Ledger;
+
+/// Which usage, as known when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UsageRange {
+    /// Usage created at or after this instant.
+    pub from: DateTime<Utc>,
+    /// And before this one.
+    pub to: DateTime<Utc>,
+    /// Of this deployment only.
+    pub source: Option<Uuid>,
+    /// Only what batches up to this ledger sequence tell.
+    pub as_of: i64,
+}
+
+/// One accepted usage event.
+#[derive(Clone, Debug, PartialEq, Eq, FromRow)]
+pub struct UsageRow {
+    /// coderd's deployment id.
+    pub deployment_id: Uuid,
+    /// coderd's own id.
+    pub event_id: String,
+    /// Tallyman's type.
+    pub event_type: String,
+    /// An unsigned number of 64 bits, in decimal.
+    pub quantity: String,
+    /// When the usage happened.
+    pub created_at: DateTime<Utc>,
+    /// pending, published, refused, expired, unknown or `not_ours`.
+    pub publication_state: String,
+    /// The first request in which the vendor accepted it.
+    pub request_id: Option<Uuid>,
+    /// The sequence of the batch that accepted it.
+    pub sequence: i64,
+}
+
+impl Ledger {
+    /// The next rows of the range behind `after`, ordered by time, then id by its bytes, then deployment; empty at the end. What a batch
+    /// tells never changes, so pages of one `as_of` fit together without a common snapshot.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn usage_page(&self, range: &UsageRange, after: Option<&UsageRow>, limit: i64) -> Result<Vec<UsageRow>, sqlx::Error> {
+        sqlx::query_as(
+            r#"
+            select source.deployment_id, usage.id as event_id, usage.event_type, usage.quantity::text as quantity, usage.created_at,
+                case when settled.sequence <= $4 then publication.state else 'pending' end as publication_state,
+                accepted.request_id, usage.sequence
+            from source
+            cross join lateral (
+                select event.*, batch.sequence from usage_event event join batch on batch.id = event.batch_id
+                where event.source_id = source.id and batch.sequence <= $4
+                    and event.created_at >= coalesce($5, $1) and event.created_at < $2
+                    and ($5 is null or (event.created_at, event.id collate "C", source.deployment_id) > ($5, $6, $7))
+                order by event.created_at, event.id collate "C" limit $8
+            ) usage
+            left join publication on publication.source_id = source.id and publication.event_id = usage.id
+            left join batch settled on settled.id = publication.settled_batch_id
+            left join lateral (
+                select attempt.request_id from publication_attempt attempt
+                join publication_request request on request.id = attempt.request_id
+                join batch answered on answered.id = request.batch_id
+                where attempt.source_id = source.id and attempt.event_id = usage.id and attempt.verdict = 'accepted'
+                    and answered.sequence <= $4
+                order by answered.sequence, attempt.request_id limit 1
+            ) accepted on true
+            where $3::uuid is null or source.deployment_id = $3
+            order by usage.created_at, usage.id collate "C", source.deployment_id limit $8
+            "#,
+        )
+        .bind(range.from)
+        .bind(range.to)
+        .bind(range.source)
+        .bind(range.as_of)
+        .bind(after.map(|row| row.created_at))
+        .bind(after.map(|row| row.event_id.as_str()))
+        .bind(after.map(|row| row.deployment_id))
+        .bind(limit)
+        .fetch_all(&self.pool)
+        .await
+    }
+}
