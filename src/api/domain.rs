@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use prometheus::proto::MetricFamily;
+use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
 use super::Serving;
@@ -49,7 +50,12 @@ impl Withheld {
 }
 
 /// Which source's series may be shown under which lease.
-fn permitted(known: Option<&Known>, lease: Option<Lease>, configured: Option<Uuid>, asked: Option<Uuid>) -> Result<(Uuid, Lease), Withheld> {
+fn permitted(
+    known: Option<&Known>,
+    lease: Option<Lease>,
+    configured: Option<Uuid>,
+    asked: Option<Uuid>,
+) -> Result<(Uuid, Lease), Withheld> {
     let known = known.ok_or(Withheld::Behind)?;
     let there: Vec<Uuid> = known.sources.iter().map(|known| known.source.deployment_id).collect();
     let source = choose(&there, configured, asked).map_err(Withheld::Source)?;
@@ -76,20 +82,13 @@ fn raised(standing: Standing, shown_sequence: Option<i64>) -> Raised {
     }
 }
 
-/// The families of the source that is meant, which may be shown now. Takes no longer than `within`.
+/// The families of the source that is meant, which may be shown now. Takes little longer than `within`.
 pub(super) async fn families(serving: &Serving, asked: Option<Uuid>, within: Duration) -> Result<Vec<MetricFamily>, Withheld> {
     let lease = serving.lease.held();
     let known = serving.known.now();
     let (source, lease) = permitted(known.as_deref(), lease, serving.settings.source, asked)?;
     let known = known.ok_or(Withheld::Behind)?;
-    match tokio::time::timeout(within, show(serving, &known, source, &lease)).await {
-        Ok(shown) => shown,
-        // Either the database or the fold did not come along in time; the former is likelier when both were there.
-        Err(_) => Err(if serving.lease.held().is_some() { Withheld::Behind } else { Withheld::LedgerAway }),
-    }
-}
-
-async fn show(serving: &Serving, known: &Known, source: Uuid, lease: &Lease) -> Result<Vec<MetricFamily>, Withheld> {
+    let deadline = Instant::now() + within;
     loop {
         let view = serving.api.metrics.clone();
         let made = tokio::task::spawn_blocking(move || projection::families(&view, source, false)).await;
@@ -97,20 +96,21 @@ async fn show(serving: &Serving, known: &Known, source: Uuid, lease: &Lease) -> 
         if !known.is_in(standing) {
             return Err(Withheld::Behind);
         }
-        let shown_sequence = serving.api.ledger.raise_shown_sequence(lease, standing.sequence).await.map_err(|_| Withheld::LedgerAway)?;
+        let raise = serving.api.ledger.raise_shown_sequence(&lease, standing.sequence);
+        let shown_sequence = timeout_at(deadline, raise).await.map_err(|_| Withheld::LedgerAway)?.map_err(|_| Withheld::LedgerAway)?;
         match raised(standing, shown_sequence) {
             Raised::Shown => {
                 serving.telemetry.shown(standing.sequence);
                 return Ok(families);
             }
             Raised::Lost => {
-                serving.lease.lost(lease);
+                serving.lease.lost(&lease);
                 return Err(Withheld::NotHolder);
             }
             Raised::CatchUp(sequence) => {
                 let mut watched = serving.api.metrics.watch();
-                let there = |standing: &Option<Standing>| standing.is_some_and(|standing| standing.sequence >= sequence);
-                watched.wait_for(there).await.map_err(|_| Withheld::Behind)?;
+                let there = watched.wait_for(|standing| standing.is_some_and(|standing| standing.sequence >= sequence));
+                timeout_at(deadline, there).await.map_err(|_| Withheld::Behind)?.map_err(|_| Withheld::Behind)?;
             }
         }
     }
@@ -118,8 +118,6 @@ async fn show(serving: &Serving, known: &Known, source: Uuid, lease: &Lease) -> 
 
 #[cfg(test)]
 mod tests {
-    use tokio::time::Instant;
-
     use super::*;
     use crate::api::known::KnownSource;
     use crate::ledger::{Completeness, Head, Source};

@@ -58,7 +58,9 @@ mod tests {
         for right in ["Bearer secret", "bearer secret", "BEARER  secret "] {
             assert!(may_ask(Some(&token), "/metrics", &headers(&[right])), "{right}");
         }
-        for wrong in [&[][..], &["Bearer"], &["Bearer "], &["Bearer secrets"], &["Basic secret"], &["secret"], &["Bearer x", "Bearer secret"]] {
+        for wrong in
+            [&[][..], &["Bearer"], &["Bearer "], &["Bearer secrets"], &["Basic secret"], &["secret"], &["Bearer x", "Bearer secret"]]
+        {
             assert!(!may_ask(Some(&token), "/metrics", &headers(wrong)), "{wrong:?}");
         }
     }

@@ -88,7 +88,10 @@ impl KnownSources {
                     }
                 }
                 failed if !std::mem::replace(&mut away, true) => {
-                    let cause = failed.map_or_else(|_| "no answer in time".to_owned(), |answer| answer.err().map(|error| error.to_string()).unwrap_or_default());
+                    let cause = failed.map_or_else(
+                        |_| "no answer in time".to_owned(),
+                        |answer| answer.err().map(|error| error.to_string()).unwrap_or_default(),
+                    );
                     tracing::warn!(cause, "the ledger does not say how far its sources are: what was known stays");
                 }
                 _ => {}

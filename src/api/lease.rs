@@ -61,7 +61,10 @@ impl MetricsLease {
                 Some(Ok(Ok(()))) => away = false,
                 Some(failed) => {
                     if !std::mem::replace(&mut away, true) {
-                        let cause = failed.map_or_else(|_| "no answer in time".to_owned(), |answer| answer.err().map(|error| error.to_string()).unwrap_or_default());
+                        let cause = failed.map_or_else(
+                            |_| "no answer in time".to_owned(),
+                            |answer| answer.err().map(|error| error.to_string()).unwrap_or_default(),
+                        );
                         warn!(cause, "whether this process may show the domain series is not known");
                     }
                 }

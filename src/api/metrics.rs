@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::State;
-use axum::http::header::{ACCEPT, CONTENT_TYPE, HeaderMap};
 use axum::http::Uri;
+use axum::http::header::{ACCEPT, CONTENT_TYPE, HeaderMap};
 use axum::response::{IntoResponse, Response};
 use prometheus::proto::MetricFamily;
 

@@ -73,4 +73,6 @@ struct Serving {
     known: known::KnownSources,
     lease: lease::MetricsLease,
     telemetry: telemetry::ApiTelemetry,
+    /// Counting everything is dear: one request at a time.
+    counting: tokio::sync::Mutex<()>,
 }

@@ -48,8 +48,13 @@ impl Check {
 
 /// Ready only if every check is well.
 pub(super) async fn readyz(State(serving): State<Arc<Serving>>) -> (StatusCode, Json<Readiness>) {
-    let (ledger, log, coderd, projections, holder) =
-        tokio::join!(in_time(ledger(&serving)), in_time(log(&serving)), coderd(&serving), in_time(projections(&serving)), in_time(holder(&serving)));
+    let (ledger, log, coderd, projections, holder) = tokio::join!(
+        in_time(ledger(&serving)),
+        in_time(log(&serving)),
+        coderd(&serving),
+        in_time(projections(&serving)),
+        in_time(holder(&serving))
+    );
     let mut checks = BTreeMap::from([("ledger", ledger), ("log", log), ("projections", projections), ("metrics_lease", holder)]);
     checks.extend(coderd.map(|check| ("coderd", check)));
     checks.extend(partitions(&serving).map(|check| ("partitions", check)));
@@ -108,7 +113,11 @@ async fn projections(serving: &Serving) -> Check {
     }
     let fresh = serving.known.now().is_some_and(|known| known.reached_at.elapsed() <= FRESH);
     let why = standings.join("; ");
-    if fresh { Check::well(why) } else { Check::missing(format!("{why}: the ledger's end was not reached for {} seconds", FRESH.as_secs())) }
+    if fresh {
+        Check::well(why)
+    } else {
+        Check::missing(format!("{why}: the ledger's end was not reached for {} seconds", FRESH.as_secs()))
+    }
 }
 
 fn partitions(serving: &Serving) -> Option<Check> {

@@ -20,7 +20,9 @@ use super::{Api, ServeSettings, Serving, agents, answer, entitlements, guard, me
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     /// Open to the network and to anyone.
-    #[error("{key} is {address}: beyond loopback a token (serve.token) and TLS are needed, and TLS is not there yet; listen on 127.0.0.1 behind a proxy that has both")]
+    #[error(
+        "{key} is {address}: beyond loopback a token (serve.token) and TLS are needed, and TLS is not there yet; listen on 127.0.0.1 behind a proxy that has both"
+    )]
     NoToken {
         /// Which setting.
         key: &'static str,
@@ -73,7 +75,14 @@ impl Server {
         settings.check()?;
         let listeners = (listen(settings.api_listen).await?, listen(settings.metrics_listen).await?);
         let telemetry = ApiTelemetry::register(&api.registry)?;
-        let serving = Serving { api, settings, known: KnownSources::default(), lease: MetricsLease::default(), telemetry };
+        let serving = Serving {
+            api,
+            settings,
+            known: KnownSources::default(),
+            lease: MetricsLease::default(),
+            telemetry,
+            counting: tokio::sync::Mutex::default(),
+        };
         Ok(Self { api: listeners.0, metrics: listeners.1, serving: Arc::new(serving) })
     }
 
