@@ -1,1 +1,78 @@
-//! The HTTP side: metrics, health, entitlements and counts, all read from folds in memory.
+//! The HTTP side: `/metrics`, the answers to coderd, and whether this process is alive and ready.
+//!
+//! Answers come from memory, from two states that are folded along the ledger, and say up to where they are true. Two loops of
+//! [`Server::run`] ask the ledger: [`known`] which sources there are and how far they are complete, [`lease`] whether this process is the one
+//! that shows the domain series.
+
+mod agents;
+mod answer;
+mod domain;
+mod entitlements;
+mod guard;
+mod known;
+mod lease;
+mod metrics;
+mod parameters;
+mod ready;
+mod serve;
+mod settings;
+mod standing;
+mod status;
+mod telemetry;
+
+pub use serve::{ServeError, Server, serve};
+pub use settings::{ServeSettings, Token};
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use prometheus::Registry;
+
+use crate::clock::Clock;
+use crate::event::TopicPartition;
+use crate::ledger::Ledger;
+use crate::log::Log;
+use crate::projection::View;
+use crate::stages::{LicensesState, MetricsState};
+use crate::{coderd, consumer};
+
+/// What the HTTP side shows: handles on the process's other parts. Whoever makes it runs the projections behind the views.
+#[derive(Clone)]
+pub struct Api {
+    /// Asked for sources, leases and numbers; the only change is that of the lease `metrics`.
+    pub ledger: Ledger,
+    /// Asked for its ends.
+    pub log: Log,
+    /// For which instant entitlements hold.
+    pub clock: Clock,
+    /// The domain series.
+    pub metrics: View<MetricsState>,
+    /// Licenses and managed agents.
+    pub licenses: View<LicensesState>,
+    /// The process's own telemetry, of all its roles.
+    pub registry: Registry,
+    /// Partitions that this process's consumer does not read, and why; absent where it does not consume.
+    pub stopped_partitions: Option<Arc<Mutex<BTreeMap<TopicPartition, String>>>>,
+    /// coderd's database; absent where this process does not collect.
+    pub coderd: Option<coderd::Database>,
+}
+
+impl Api {
+    /// With the partitions that this consumer of the same process stops.
+    #[must_use]
+    pub fn with_consumer(mut self, consumer: &consumer::Consumer) -> Self {
+        self.stopped_partitions = Some(Arc::clone(&consumer.stopped));
+        self
+    }
+}
+
+/// What every handler gets.
+struct Serving {
+    api: Api,
+    settings: ServeSettings,
+    known: known::KnownSources,
+    lease: lease::MetricsLease,
+    telemetry: telemetry::ApiTelemetry,
+    /// Counting everything is dear: one request at a time.
+    counting: tokio::sync::Mutex<()>,
+}

@@ -70,4 +70,34 @@ impl Ledger {
             .await?;
         Ok(())
     }
+
+    /// Who holds a lease that has not ended.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn lease_holder(&self, name: &str) -> Result<Option<String>, sqlx::Error> {
+        sqlx::query_scalar("select holder from lease where name = $1 and expires_at > clock_timestamp()")
+            .bind(name)
+            .fetch_optional(&self.pool)
+            .await
+    }
+
+    /// Says that a fold up to `sequence` is about to be shown in this lease's name, and answers the highest that ever was, this one included:
+    /// a fold below it must not be shown. None: the lease is another's. One that has ended, but that nobody else took, still is ours:
+    /// the next holder finds what was raised.
+    ///
+    /// # Errors
+    /// The database's: then nothing may be shown.
+    pub async fn raise_shown_sequence(&self, lease: &Lease, sequence: i64) -> Result<Option<i64>, sqlx::Error> {
+        sqlx::query_scalar(
+            "update lease set shown_sequence = greatest(shown_sequence, $4) where name = $1 and holder = $2 and epoch = $3
+             returning shown_sequence",
+        )
+        .bind(&lease.name)
+        .bind(&lease.holder)
+        .bind(lease.epoch)
+        .bind(sequence)
+        .fetch_optional(&self.pool)
+        .await
+    }
 }

@@ -10,5 +10,6 @@ mod log_contract;
 mod oracle;
 mod projection;
 mod publisher;
+mod serve;
 mod smoke;
 mod support;

@@ -1,0 +1,193 @@
+//! The domain series of one source, where this process may show them.
+//!
+//! The order of things is the promise: the lease as it was when the request came, the states of one moment, then `shown_sequence` raised to
+//! that moment in the ledger, then the answer. Whoever shows later finds a sequence at least as high there, so no series falls.
+
+use std::time::Duration;
+
+use prometheus::proto::MetricFamily;
+use tokio::time::{Instant, timeout_at};
+use uuid::Uuid;
+
+use super::Serving;
+use super::known::Known;
+use super::standing::{NoSource, choose};
+use crate::ledger::Lease;
+use crate::projection::{self, ShownFamilies, Standing};
+
+/// Why there are no domain series in an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Withheld {
+    /// Another process shows them, or nobody does yet.
+    NotHolder,
+    /// Without the database nobody knows who may show what.
+    LedgerAway,
+    /// The fold is not at what was shown already, or has not reached the ledger's end for the first time.
+    Behind,
+    /// The first backfill is under way.
+    Backfilling,
+    /// Which source is meant is not known.
+    Source(NoSource),
+}
+
+impl Withheld {
+    /// As a label's value.
+    pub(super) fn reason(self) -> &'static str {
+        match self {
+            Withheld::NotHolder => "not_holder",
+            Withheld::LedgerAway => "ledger_away",
+            Withheld::Behind => "behind",
+            Withheld::Backfilling => "backfilling",
+            Withheld::Source(NoSource::Unknown(_)) => "unknown_source",
+            Withheld::Source(NoSource::NoneYet) => "no_source",
+            Withheld::Source(NoSource::Several) => "several_sources",
+        }
+    }
+
+    /// Every reason, so that each is there from the beginning.
+    pub(super) const REASONS: [&str; 7] =
+        ["not_holder", "ledger_away", "behind", "backfilling", "unknown_source", "no_source", "several_sources"];
+}
+
+/// Which source's series may be shown under which lease.
+fn permitted(
+    known: Option<&Known>,
+    lease: Option<Lease>,
+    configured: Option<Uuid>,
+    asked: Option<Uuid>,
+) -> Result<(Uuid, Lease), Withheld> {
+    let known = known.ok_or(Withheld::Behind)?;
+    let there: Vec<Uuid> = known.sources.iter().map(|known| known.source.deployment_id).collect();
+    let source = choose(&there, configured, asked).map_err(Withheld::Source)?;
+    let lease = lease.ok_or(Withheld::NotHolder)?;
+    if known.source(source).is_some_and(super::known::KnownSource::is_shown) { Ok((source, lease)) } else { Err(Withheld::Backfilling) }
+}
+
+/// What the ledger says to a fold of this standing.
+#[derive(Debug, PartialEq, Eq)]
+enum Raised {
+    /// Show it.
+    Shown,
+    /// More was shown already: first reach this sequence.
+    CatchUp(i64),
+    /// The lease is another's.
+    Lost,
+}
+
+fn raised(standing: Standing, shown_sequence: Option<i64>) -> Raised {
+    match shown_sequence {
+        None => Raised::Lost,
+        Some(shown) if shown > standing.sequence => Raised::CatchUp(shown),
+        Some(_) => Raised::Shown,
+    }
+}
+
+/// The families of the source that is meant, which may be shown now. Takes little longer than `within`.
+pub(super) async fn families(serving: &Serving, asked: Option<Uuid>, within: Duration) -> Result<Vec<MetricFamily>, Withheld> {
+    let lease = serving.lease.held();
+    let known = serving.known.now();
+    let (source, lease) = permitted(known.as_deref(), lease, serving.settings.source, asked)?;
+    let known = known.ok_or(Withheld::Behind)?;
+    let deadline = Instant::now() + within;
+    loop {
+        let view = serving.api.metrics.clone();
+        let made = tokio::task::spawn_blocking(move || projection::families(&view, source, false)).await;
+        let Ok(Some(ShownFamilies { standing, families })) = made else { return Err(Withheld::Behind) };
+        if !known.is_in(standing) {
+            return Err(Withheld::Behind);
+        }
+        let raise = serving.api.ledger.raise_shown_sequence(&lease, standing.sequence);
+        let shown_sequence = timeout_at(deadline, raise).await.map_err(|_| Withheld::LedgerAway)?.map_err(|_| Withheld::LedgerAway)?;
+        match raised(standing, shown_sequence) {
+            Raised::Shown => {
+                serving.telemetry.shown(standing.sequence);
+                return Ok(families);
+            }
+            Raised::Lost => {
+                serving.lease.lost(&lease);
+                return Err(Withheld::NotHolder);
+            }
+            Raised::CatchUp(sequence) => {
+                let mut watched = serving.api.metrics.watch();
+                let there = watched.wait_for(|standing| standing.is_some_and(|standing| standing.sequence >= sequence));
+                timeout_at(deadline, there).await.map_err(|_| Withheld::Behind)?.map_err(|_| Withheld::Behind)?;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::known::KnownSource;
+    use crate::ledger::{Completeness, Head, Source};
+
+    fn known(sources: &[(u128, bool, bool)]) -> Known {
+        let source = |(id, collected, backfilled): &(u128, bool, bool)| KnownSource {
+            source: Source {
+                id: 1,
+                deployment_id: Uuid::from_u128(*id),
+                introduced_at: chrono::DateTime::UNIX_EPOCH,
+                baseline_until: None,
+                collected: *collected,
+            },
+            backfilled: *backfilled,
+            completeness: Completeness::default(),
+        };
+        let head = Head { incarnation: Uuid::from_u128(9), sequence: 5 };
+        Known { head, sources: sources.iter().map(source).collect(), reached_at: Instant::now() }
+    }
+
+    fn lease() -> Option<Lease> {
+        Some(Lease { name: "metrics".into(), holder: "one".into(), epoch: 3 })
+    }
+
+    fn outcome(known: Option<&Known>, lease: Option<Lease>, asked: Option<u128>) -> Result<u128, Withheld> {
+        permitted(known, lease, None, asked.map(Uuid::from_u128)).map(|(source, _)| source.as_u128())
+    }
+
+    #[test]
+    fn only_the_holder_shows_and_only_what_is_backfilled_or_not_collected() {
+        let (backfilled, backfilling, pushed) = (known(&[(1, true, true)]), known(&[(1, true, false)]), known(&[(1, false, false)]));
+        assert_eq!(outcome(Some(&backfilled), lease(), None), Ok(1));
+        assert_eq!(outcome(Some(&pushed), lease(), None), Ok(1));
+        assert_eq!(outcome(Some(&backfilling), lease(), None), Err(Withheld::Backfilling));
+        assert_eq!(outcome(Some(&backfilled), None, None), Err(Withheld::NotHolder));
+        assert_eq!(outcome(None, lease(), None), Err(Withheld::Behind), "before the states have caught up");
+    }
+
+    #[test]
+    fn one_source_s_backfill_withholds_no_other() {
+        let two = known(&[(1, true, true), (2, true, false)]);
+        assert_eq!(outcome(Some(&two), lease(), Some(1)), Ok(1));
+        assert_eq!(outcome(Some(&two), lease(), Some(2)), Err(Withheld::Backfilling));
+        assert_eq!(outcome(Some(&two), lease(), None), Err(Withheld::Source(NoSource::Several)));
+        // A source that is not there is said to be so by every process, whether it holds the lease or not.
+        let unknown = Err(Withheld::Source(NoSource::Unknown(Uuid::from_u128(3))));
+        assert_eq!(outcome(Some(&two), None, Some(3)), unknown);
+        assert_eq!(outcome(Some(&known(&[])), lease(), None), Err(Withheld::Source(NoSource::NoneYet)));
+    }
+
+    #[test]
+    fn nothing_below_what_was_shown_is_shown() {
+        let standing = Standing { incarnation: Uuid::from_u128(9), sequence: 7, as_of: None };
+        assert_eq!(raised(standing, Some(7)), Raised::Shown);
+        assert_eq!(raised(standing, Some(8)), Raised::CatchUp(8));
+        assert_eq!(raised(standing, None), Raised::Lost);
+    }
+
+    #[test]
+    fn a_state_of_another_incarnation_or_before_the_known_end_is_not_shown() {
+        let known = known(&[]);
+        let standing = |incarnation, sequence| Standing { incarnation: Uuid::from_u128(incarnation), sequence, as_of: None };
+        assert!(known.is_in(standing(9, 5)) && known.is_in(standing(9, 6)));
+        assert!(!known.is_in(standing(9, 4)) && !known.is_in(standing(8, 6)));
+    }
+
+    #[test]
+    fn every_reason_is_listed() {
+        let none = [NoSource::Unknown(Uuid::nil()), NoSource::NoneYet, NoSource::Several].map(Withheld::Source);
+        let all = [Withheld::NotHolder, Withheld::LedgerAway, Withheld::Behind, Withheld::Backfilling].into_iter().chain(none);
+        assert_eq!(all.map(Withheld::reason).collect::<Vec<_>>(), Withheld::REASONS);
+    }
+}

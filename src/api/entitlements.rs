@@ -1,0 +1,63 @@
+//! `GET /api/v2/entitlements`: coderd's own shape, from memory.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::Uri;
+use axum::response::{IntoResponse, Response};
+use chrono::{DateTime, SecondsFormat, Utc};
+use uuid::Uuid;
+
+use super::Serving;
+use super::answer::Problem;
+use super::parameters::Parameters;
+use super::standing::choose;
+use crate::projection::Standing;
+use crate::stages::DeploymentLicenses;
+
+/// What a deployment is entitled to now. How fresh that is, is said in headers, so that the body stays coderd's:
+/// `Tallyline-As-Of` (whatever was committed to the ledger before is counted), `Tallyline-Sequence`, and `Tallyline-Complete-Until`
+/// (all that coderd committed before is counted; left out where nothing can be said).
+pub(super) async fn entitlements(State(serving): State<Arc<Serving>>, uri: Uri) -> Result<Response, Problem> {
+    let asked = Parameters::of(&uri, &["source"])?.source()?;
+    let now = serving.api.clock.now();
+    let answer = from_memory(&serving, asked, |licenses| licenses.entitlements(serving.settings.rules, now))?;
+    let mut response = Json(answer.value).into_response();
+    let complete_until = serving.known.completeness(answer.source, answer.standing).complete_until;
+    let instants = [("tallyline-as-of", Some(answer.as_of)), ("tallyline-complete-until", complete_until)];
+    for (name, instant) in instants {
+        let value = instant.and_then(|instant| instant.to_rfc3339_opts(SecondsFormat::AutoSi, true).try_into().ok());
+        if let Some(value) = value {
+            response.headers_mut().insert(name, value);
+        }
+    }
+    response.headers_mut().insert("tallyline-sequence", answer.standing.sequence.into());
+    Ok(response)
+}
+
+/// An answer of one moment.
+pub(super) struct Answer<T> {
+    pub(super) value: T,
+    pub(super) source: Uuid,
+    pub(super) standing: Standing,
+    pub(super) as_of: DateTime<Utc>,
+}
+
+/// What `read` makes of the licenses of the source that is meant.
+pub(super) fn from_memory<T>(
+    serving: &Serving,
+    asked: Option<Uuid>,
+    read: impl FnOnce(&DeploymentLicenses) -> T,
+) -> Result<Answer<T>, Problem> {
+    let behind = || Problem::unavailable("the ledger's events are still being read: no answer yet");
+    let answer = serving.api.licenses.with(|state, standing| {
+        // A state that has not reached the ledger's end knows too few licenses and too little usage.
+        let as_of = standing.as_of.ok_or_else(behind)?;
+        let there: Vec<Uuid> = state.deployments().map(|(id, _)| id).collect();
+        let source = choose(&there, serving.settings.source, asked)?;
+        let licenses = state.deployment(source).ok_or_else(behind)?;
+        Ok(Answer { value: read(licenses), source, standing, as_of })
+    });
+    answer.unwrap_or_else(|| Err(behind()))
+}

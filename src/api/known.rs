@@ -1,0 +1,125 @@
+//! Which sources there are and how far they are complete, as the ledger said at a sequence that both states have reached by now.
+//!
+//! So what is said here is true of every answer from the states: a source that is complete in the ledger until an instant is complete until
+//! then in memory, too. Claims never move back, so an old one stays true.
+
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::Api;
+use crate::ledger::{Completeness, Head, Ledger, Source};
+use crate::projection::Standing;
+
+/// How long the ledger may take to answer.
+const ANSWER: Duration = Duration::from_secs(10);
+/// How long the states may take to reach what the ledger was asked at, before it is asked again.
+const CATCH_UP: Duration = Duration::from_secs(10);
+
+/// What was last known; clones see the same.
+#[derive(Clone, Default)]
+pub(super) struct KnownSources(Arc<RwLock<Option<Arc<Known>>>>);
+
+/// What the ledger said.
+#[derive(Debug)]
+pub(super) struct Known {
+    /// The ledger's end, read after all else.
+    pub(super) head: Head,
+    /// In the order of their introduction.
+    pub(super) sources: Vec<KnownSource>,
+    /// When both states had reached it.
+    pub(super) reached_at: Instant,
+}
+
+/// A source and how far it is.
+#[derive(Clone, Debug)]
+pub(super) struct KnownSource {
+    pub(super) source: Source,
+    /// Its first full pass is in the ledger.
+    pub(super) backfilled: bool,
+    pub(super) completeness: Completeness,
+}
+
+impl Known {
+    pub(super) fn source(&self, deployment: Uuid) -> Option<&KnownSource> {
+        self.sources.iter().find(|known| known.source.deployment_id == deployment)
+    }
+
+    /// Whether a state of this standing holds all that was known of.
+    pub(super) fn is_in(&self, standing: Standing) -> bool {
+        standing.incarnation == self.head.incarnation && standing.sequence >= self.head.sequence
+    }
+}
+
+impl KnownSource {
+    /// Whether its series may be shown: only the backfill of a collector could be taken for a spike.
+    pub(super) fn is_shown(&self) -> bool {
+        self.backfilled || !self.source.collected
+    }
+}
+
+impl KnownSources {
+    /// What is known; nothing before the states first caught up.
+    pub(super) fn now(&self) -> Option<Arc<Known>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// How far a source is complete in a state of this standing.
+    pub(super) fn completeness(&self, deployment: Uuid, standing: Standing) -> Completeness {
+        let known = self.now().filter(|known| known.is_in(standing));
+        known.and_then(|known| known.source(deployment).map(|source| source.completeness.clone())).unwrap_or_default()
+    }
+
+    /// Asks the ledger again and again until `stop`.
+    pub(super) async fn follow(&self, api: &Api, poll: Duration, stop: &CancellationToken) {
+        let mut away = false;
+        while !stop.is_cancelled() {
+            let Some(asked) = stop.run_until_cancelled(tokio::time::timeout(ANSWER, ask(&api.ledger))).await else { return };
+            match asked {
+                Ok(Ok((head, sources))) => {
+                    away = false;
+                    if stop.run_until_cancelled(reached(api, head)).await == Some(true) {
+                        let known = Known { head, sources, reached_at: Instant::now() };
+                        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(known));
+                    }
+                }
+                failed if !std::mem::replace(&mut away, true) => {
+                    let cause = failed.map_or_else(
+                        |_| "no answer in time".to_owned(),
+                        |answer| answer.err().map(|error| error.to_string()).unwrap_or_default(),
+                    );
+                    tracing::warn!(cause, "the ledger does not say how far its sources are: what was known stays");
+                }
+                _ => {}
+            }
+            stop.run_until_cancelled(tokio::time::sleep(poll)).await;
+        }
+    }
+}
+
+async fn ask(ledger: &Ledger) -> Result<(Head, Vec<KnownSource>), sqlx::Error> {
+    let mut sources = Vec::new();
+    for source in ledger.sources().await? {
+        let (backfilled, completeness) = (ledger.backfilled(source.id).await?, ledger.completeness(source.id).await?);
+        sources.push(KnownSource { source, backfilled, completeness });
+    }
+    // Last: whatever was said before rests on batches up to here.
+    Ok((ledger.head().await?, sources))
+}
+
+/// Waits until both states have reached the ledger's end as it was. False: not in time.
+async fn reached(api: &Api, head: Head) -> bool {
+    let both = async { tokio::join!(reaches(api.metrics.watch(), head), reaches(api.licenses.watch(), head)) };
+    matches!(tokio::time::timeout(CATCH_UP, both).await, Ok((true, true)))
+}
+
+async fn reaches(mut standing: watch::Receiver<Option<Standing>>, head: Head) -> bool {
+    let there = |standing: &Option<Standing>| {
+        standing.is_some_and(|standing| standing.incarnation == head.incarnation && standing.sequence >= head.sequence)
+    };
+    standing.wait_for(there).await.is_ok()
+}

@@ -1,0 +1,97 @@
+//! The right to show the domain series: one process at a time.
+//!
+//! Whether it is still ours is decided by the ledger alone, when `shown_sequence` is raised before an answer; what is kept here only says
+//! whether asking is worth while.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::ledger::{Lease, Ledger};
+
+/// The lease's name.
+pub(super) const NAME: &str = "metrics";
+/// A free lease is looked for at least this often.
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
+
+/// What this process knows of its lease.
+#[derive(Default)]
+pub(super) struct MetricsLease(Mutex<Option<Held>>);
+
+struct Held {
+    lease: Lease,
+    /// Counted from before the ledger was asked, so never later than in the ledger.
+    until: Instant,
+}
+
+impl MetricsLease {
+    /// The lease, where this process holds it.
+    pub(super) fn held(&self) -> Option<Lease> {
+        let held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        held.as_ref().filter(|held| held.until > Instant::now()).map(|held| held.lease.clone())
+    }
+
+    /// Somebody else has it: the ledger said so.
+    pub(super) fn lost(&self, lease: &Lease) {
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if held.as_ref().is_some_and(|held| held.lease.epoch == lease.epoch) {
+            *held = None;
+            warn!(epoch = lease.epoch, "another process shows the domain series now");
+        }
+    }
+
+    fn hold(&self, lease: Lease, until: Instant) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Held { lease, until });
+    }
+
+    fn last(&self) -> Option<Lease> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|held| held.lease.clone())
+    }
+
+    /// Takes the lease when it is free and holds it until `stop`; then gives it back.
+    pub(super) async fn keep(&self, ledger: &Ledger, holder: &str, length: Duration, stop: &CancellationToken) {
+        let wait = (length / 3).min(LONGEST_WAIT);
+        let mut away = false;
+        while !stop.is_cancelled() {
+            match stop.run_until_cancelled(tokio::time::timeout(length, self.ask(ledger, holder, length))).await {
+                None => break,
+                Some(Ok(Ok(()))) => away = false,
+                Some(failed) => {
+                    if !std::mem::replace(&mut away, true) {
+                        let cause = failed.map_or_else(
+                            |_| "no answer in time".to_owned(),
+                            |answer| answer.err().map(|error| error.to_string()).unwrap_or_default(),
+                        );
+                        warn!(cause, "whether this process may show the domain series is not known");
+                    }
+                }
+            }
+            stop.run_until_cancelled(tokio::time::sleep(wait)).await;
+        }
+        if let Some(lease) = self.last() {
+            // One that is not given back ends by itself.
+            let _ = tokio::time::timeout(Duration::from_secs(2), ledger.release_lease(lease)).await;
+            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        }
+    }
+
+    async fn ask(&self, ledger: &Ledger, holder: &str, length: Duration) -> Result<(), sqlx::Error> {
+        let until = Instant::now() + length;
+        if let Some(lease) = self.last() {
+            if ledger.renew_lease(&lease, length).await? {
+                self.hold(lease, until);
+                return Ok(());
+            }
+            self.lost(&lease);
+        }
+        let until = Instant::now() + length;
+        if let Some(lease) = ledger.take_lease(NAME, holder, length).await? {
+            info!(epoch = lease.epoch, "this process shows the domain series");
+            self.hold(lease, until);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,101 @@
+//! `GET /metrics`: the process's own telemetry, and the domain series of one source where this process may show them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::Uri;
+use axum::http::header::{ACCEPT, CONTENT_TYPE, HeaderMap};
+use axum::response::{IntoResponse, Response};
+use prometheus::proto::MetricFamily;
+
+use super::Serving;
+use super::answer::Problem;
+use super::domain::{self, Withheld};
+use super::parameters::Parameters;
+use super::standing::NoSource;
+use crate::metrics::{Format, encode};
+
+/// The domain series are waited for at most this long, and at most half of what the server says that it waits for us.
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
+/// How long a Prometheus waits for an answer, in seconds; it says so itself.
+const SCRAPE_TIMEOUT: &str = "x-prometheus-scrape-timeout-seconds";
+
+/// `source`: the deployment whose series are shown. `format=text`: text whatever is accepted.
+pub(super) async fn metrics(State(serving): State<Arc<Serving>>, uri: Uri, headers: HeaderMap) -> Result<Response, Problem> {
+    let parameters = Parameters::of(&uri, &["source", "format"])?;
+    let asked = parameters.source()?;
+    let format = if parameters.is("format", "text")? { Format::Text } else { Format::for_accept(&accepted(&headers)) };
+    let domain = match domain::families(&serving, asked, wait(&headers)).await {
+        Ok(families) => families,
+        // Only one that was asked for: a configured one may be introduced later, and the telemetry is needed until then.
+        Err(Withheld::Source(unknown @ NoSource::Unknown(_))) if asked.is_some() => return Err(unknown.into()),
+        Err(why) => {
+            serving.telemetry.withheld(why);
+            Vec::new()
+        }
+    };
+    let encoded = tokio::task::spawn_blocking(move || {
+        serving.telemetry.update(&serving);
+        encode(&together(serving.api.registry.gather(), domain), format)
+    });
+    let (content_type, body) = encoded.await.map_err(|cause| Problem::internal(&cause))?.map_err(|cause| Problem::internal(&cause))?;
+    Ok(([(CONTENT_TYPE, content_type)], body).into_response())
+}
+
+/// All `Accept` headers as one.
+fn accepted(headers: &HeaderMap) -> String {
+    let all: Vec<&str> = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok()).collect();
+    all.join(",")
+}
+
+fn wait(headers: &HeaderMap) -> Duration {
+    let seconds = headers.get(SCRAPE_TIMEOUT).and_then(|value| value.to_str().ok()?.parse::<f64>().ok());
+    let half = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds / 2.0).ok());
+    half.map_or(LONGEST_WAIT, |half| half.min(LONGEST_WAIT))
+}
+
+/// In the order of names. Telemetry has names of its own; should one ever be a domain family's, the domain's alone is shown, because a
+/// family that comes twice fails the whole scrape.
+fn together(mut telemetry: Vec<MetricFamily>, domain: Vec<MetricFamily>) -> Vec<MetricFamily> {
+    telemetry.retain(|own| domain.iter().all(|family| family.name() != own.name()));
+    telemetry.extend(domain);
+    telemetry.sort_by(|one, other| one.name().cmp(other.name()));
+    telemetry
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(values: &[(&'static str, &str)]) -> HeaderMap {
+        values.iter().map(|(name, value)| (axum::http::HeaderName::from_static(name), value.parse().unwrap())).collect()
+    }
+
+    #[test]
+    fn several_accept_headers_are_one() {
+        let protobuf = "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited";
+        let both = headers(&[("accept", "text/plain;version=0.0.4;q=0.5"), ("accept", protobuf)]);
+        assert_eq!(Format::for_accept(&accepted(&both)), Format::Protobuf);
+        assert_eq!(accepted(&headers(&[])), "");
+    }
+
+    #[test]
+    fn half_of_the_server_s_patience_is_used_and_never_more_than_five_seconds() {
+        for (said, waited) in [("1", 500), ("0.2", 100), ("10", 5000), ("600", 5000), ("-1", 5000), ("soon", 5000), ("1e300", 5000)] {
+            assert_eq!(wait(&headers(&[(SCRAPE_TIMEOUT, said)])), Duration::from_millis(waited), "{said}");
+        }
+        assert_eq!(wait(&headers(&[])), LONGEST_WAIT);
+    }
+
+    #[test]
+    fn no_family_comes_twice() {
+        let named = |name: &str| {
+            let mut family = MetricFamily::default();
+            family.set_name(name.to_owned());
+            family
+        };
+        let all = together(vec![named("c"), named("b")], vec![named("b"), named("a")]);
+        assert_eq!(all.iter().map(MetricFamily::name).collect::<Vec<_>>(), ["a", "b", "c"]);
+    }
+}

@@ -1,0 +1,162 @@
+//! Two listeners and the loops behind them.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::middleware::from_fn_with_state;
+use axum::routing::get;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tower_http::compression::CompressionLayer;
+use tracing::{info, warn};
+
+use super::known::KnownSources;
+use super::lease::MetricsLease;
+use super::telemetry::ApiTelemetry;
+use super::{Api, ServeSettings, Serving, agents, answer, entitlements, guard, metrics, ready, status};
+
+/// Why nothing is served.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// Open to the network and to anyone.
+    #[error(
+        "{key} is {address}: beyond loopback a token (serve.token) and TLS are needed, and TLS is not there yet; listen on 127.0.0.1 behind a proxy that has both"
+    )]
+    NoToken {
+        /// Which setting.
+        key: &'static str,
+        /// Its value.
+        address: SocketAddr,
+    },
+    /// Open to the network, with a token that anyone could read.
+    #[error("{key} is {address}: beyond loopback TLS is needed, and it is not there yet; listen on 127.0.0.1 behind a proxy that has it")]
+    NoTls {
+        /// Which setting.
+        key: &'static str,
+        /// Its value.
+        address: SocketAddr,
+    },
+    /// The address cannot be listened on.
+    #[error("{address} cannot be listened on: {source}")]
+    Listen {
+        /// Which address.
+        address: SocketAddr,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// A metric's name is there already: two servers on one registry.
+    #[error("the telemetry cannot be registered: {0}")]
+    Telemetry(#[from] prometheus::Error),
+}
+
+/// Both listeners, bound: requests wait until [`Server::run`].
+pub struct Server {
+    api: TcpListener,
+    metrics: TcpListener,
+    serving: Arc<Serving>,
+}
+
+/// Binds both listeners and answers until `stop`.
+///
+/// # Errors
+/// [`ServeError`], before anything is answered.
+pub async fn serve(settings: ServeSettings, api: Api, stop: &CancellationToken) -> Result<(), ServeError> {
+    Server::bind(settings, api).await?.run(stop).await;
+    Ok(())
+}
+
+impl Server {
+    /// Binds both listeners; port 0 takes a free one.
+    ///
+    /// # Errors
+    /// [`ServeError`].
+    pub async fn bind(settings: ServeSettings, api: Api) -> Result<Self, ServeError> {
+        settings.check()?;
+        let listeners = (listen(settings.api_listen).await?, listen(settings.metrics_listen).await?);
+        let telemetry = ApiTelemetry::register(&api.registry)?;
+        let serving = Serving {
+            api,
+            settings,
+            known: KnownSources::default(),
+            lease: MetricsLease::default(),
+            telemetry,
+            counting: tokio::sync::Mutex::default(),
+        };
+        Ok(Self { api: listeners.0, metrics: listeners.1, serving: Arc::new(serving) })
+    }
+
+    /// Where the API listens.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn api_address(&self) -> std::io::Result<SocketAddr> {
+        self.api.local_addr()
+    }
+
+    /// Where `/metrics` listens.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn metrics_address(&self) -> std::io::Result<SocketAddr> {
+        self.metrics.local_addr()
+    }
+
+    /// Answers until `stop`; then open requests are finished within the grace, and the right to show the domain series is given back.
+    pub async fn run(self, stop: &CancellationToken) {
+        let serving = &self.serving;
+        let settings = &serving.settings;
+        let answered = CancellationToken::new();
+        let listeners = async {
+            let (api, metrics) = (router(serving, api_paths()), router(serving, metrics_paths()));
+            tokio::select! {
+                ended = async { tokio::try_join!(answer_on(self.api, api, stop), answer_on(self.metrics, metrics, stop)) } => {
+                    if let Err(error) = ended {
+                        warn!(%error, "a listener ended");
+                    }
+                }
+                () = async { stop.cancelled().await; tokio::time::sleep(settings.grace).await } => {
+                    warn!(grace = ?settings.grace, "open requests are dropped");
+                }
+            }
+            answered.cancel();
+        };
+        tokio::join!(
+            listeners,
+            serving.known.follow(&serving.api, settings.poll, &answered),
+            serving.lease.keep(&serving.api.ledger, &settings.holder, settings.lease_length, &answered),
+        );
+    }
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener, ServeError> {
+    TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, source })
+}
+
+async fn answer_on(listener: TcpListener, router: Router, stop: &CancellationToken) -> std::io::Result<()> {
+    info!(address = ?listener.local_addr().ok(), "listening");
+    axum::serve(listener, router).with_graceful_shutdown(stop.clone().cancelled_owned()).await
+}
+
+fn api_paths() -> Router<Arc<Serving>> {
+    Router::new()
+        .route("/api/v2/entitlements", get(entitlements::entitlements))
+        .route("/api/v1/managed-agents/count", get(agents::count))
+        .route("/api/v1/status", get(status::status))
+}
+
+fn metrics_paths() -> Router<Arc<Serving>> {
+    Router::new().route("/metrics", get(metrics::metrics))
+}
+
+/// The paths, and what both listeners have in common.
+fn router(serving: &Arc<Serving>, paths: Router<Arc<Serving>>) -> Router {
+    paths
+        .route("/healthz", get(ready::healthz))
+        .route("/readyz", get(ready::readyz))
+        .fallback(answer::unknown_path)
+        .method_not_allowed_fallback(answer::unknown_method)
+        .layer(from_fn_with_state(Arc::clone(serving), guard::guard))
+        .layer(CompressionLayer::new())
+        .with_state(Arc::clone(serving))
+}

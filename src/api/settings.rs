@@ -1,0 +1,123 @@
+//! What listens where, and who may ask.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+use super::ServeError;
+use crate::license::RuleSet;
+
+/// How the HTTP side is run.
+#[derive(Clone, Debug)]
+pub struct ServeSettings {
+    /// Where the API listens: loopback.
+    pub api_listen: SocketAddr,
+    /// Where `/metrics` listens: loopback.
+    pub metrics_listen: SocketAddr,
+    /// Demanded on every path but `/healthz` and `/readyz`, where it is set.
+    pub token: Option<Token>,
+    /// The deployment that is shown where a request names none.
+    pub source: Option<Uuid>,
+    /// How licenses become limits.
+    pub rules: RuleSet,
+    /// Who holds the lease on the domain series: differs between processes.
+    pub holder: String,
+    /// The domain series are free for another process this long after ours was last heard of.
+    pub lease_length: Duration,
+    /// How often the ledger is asked how far its sources are complete.
+    pub poll: Duration,
+    /// How long open requests may go on after the stop.
+    pub grace: Duration,
+}
+
+impl Default for ServeSettings {
+    fn default() -> Self {
+        Self {
+            api_listen: SocketAddr::from(([127, 0, 0, 1], 8090)),
+            metrics_listen: SocketAddr::from(([127, 0, 0, 1], 2112)),
+            token: None,
+            source: None,
+            rules: RuleSet::default(),
+            holder: format!("{}-{}", std::process::id(), Uuid::new_v4().simple()),
+            lease_length: Duration::from_secs(15),
+            poll: Duration::from_secs(1),
+            grace: Duration::from_secs(10),
+        }
+    }
+}
+
+impl ServeSettings {
+    /// Refuses what would be open to the network without protection. Until there is TLS that is any address beyond loopback, with a token or
+    /// without: a token in clear text protects nothing.
+    pub(super) fn check(&self) -> Result<(), ServeError> {
+        for (key, address) in [("serve.api_listen", self.api_listen), ("serve.metrics_listen", self.metrics_listen)] {
+            if !address.ip().is_loopback() {
+                return Err(match self.token {
+                    None => ServeError::NoToken { key, address },
+                    Some(_) => ServeError::NoTls { key, address },
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A bearer token of scope `read`, kept as its hash.
+#[derive(Clone)]
+pub struct Token([u8; 32]);
+
+impl Token {
+    /// The token of this text.
+    #[must_use]
+    pub fn new(text: &str) -> Self {
+        Self(Sha256::digest(text).into())
+    }
+
+    /// Whether this text is the token. The time that it takes tells nothing of the token: hashes are compared, and to their end.
+    #[must_use]
+    pub fn is(&self, text: &str) -> bool {
+        let other: [u8; 32] = Sha256::digest(text).into();
+        std::hint::black_box(self.0.iter().zip(other).fold(0, |differences, (one, other)| differences | (one ^ other))) == 0
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn listening(api: &str, metrics: &str, token: Option<&str>) -> Result<(), ServeError> {
+        let (api_listen, metrics_listen) = (api.parse().unwrap(), metrics.parse().unwrap());
+        ServeSettings { api_listen, metrics_listen, token: token.map(Token::new), ..ServeSettings::default() }.check()
+    }
+
+    #[test]
+    fn only_loopback_is_listened_on() {
+        for loopback in ["127.0.0.1:1", "127.9.9.9:1", "[::1]:1"] {
+            assert!(listening(loopback, loopback, None).is_ok());
+        }
+        for beyond in ["0.0.0.0:1", "[::]:1", "10.0.0.1:1", "[::ffff:10.0.0.1]:1"] {
+            assert!(matches!(listening(beyond, "127.0.0.1:1", None), Err(ServeError::NoToken { key: "serve.api_listen", .. })));
+            assert!(matches!(listening("127.0.0.1:1", beyond, None), Err(ServeError::NoToken { key: "serve.metrics_listen", .. })));
+            assert!(matches!(listening("127.0.0.1:1", beyond, Some("t")), Err(ServeError::NoTls { .. })));
+        }
+    }
+
+    #[test]
+    fn a_token_is_known_again_and_never_printed() {
+        let token = Token::new("correct horse");
+        assert!(token.is("correct horse"));
+        for other in ["", "correct hors", "correct horse ", "Correct horse"] {
+            assert!(!token.is(other), "{other:?}");
+        }
+        assert_eq!(format!("{token:?}"), "***");
+    }
+}

@@ -1,0 +1,108 @@
+//! What this process tells of itself, whether or not it shows the domain series.
+
+use prometheus::{GaugeVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+
+use super::Serving;
+use super::domain::Withheld;
+use super::known::Known;
+use crate::projection::Standing;
+
+/// Gauges and counters of the HTTP side. They are brought up to date at each scrape.
+#[derive(Clone)]
+pub(super) struct ApiTelemetry {
+    shown: IntGauge,
+    ledger: IntGauge,
+    folded: IntGaugeVec,
+    held: IntGauge,
+    complete_until: GaugeVec,
+    runtime_complete_until: GaugeVec,
+    withheld: IntCounterVec,
+}
+
+impl ApiTelemetry {
+    /// Registers them.
+    ///
+    /// # Errors
+    /// A name that is registered already.
+    pub(super) fn register(registry: &Registry) -> prometheus::Result<Self> {
+        let source = &["source"];
+        let telemetry = Self {
+            shown: IntGauge::new("tallyline_shown_sequence", "Ledger sequence of the domain series that this process last showed.")?,
+            ledger: IntGauge::new("tallyline_ledger_sequence", "The ledger's last sequence when this process last asked for it.")?,
+            folded: IntGaugeVec::new(
+                Opts::new("tallyline_folded_sequence", "Ledger sequence up to which this process has folded a stage."),
+                &["stage"],
+            )?,
+            held: IntGauge::new("tallyline_metrics_lease_held", "1 where this process is the one that shows the domain series.")?,
+            complete_until: GaugeVec::new(
+                Opts::new(
+                    "tallyline_complete_until_timestamp_seconds",
+                    "All that coderd committed before this instant is counted; a source of which nothing can be said has no series.",
+                ),
+                source,
+            )?,
+            runtime_complete_until: GaugeVec::new(
+                Opts::new(
+                    "tallyline_runtime_complete_until_timestamp_seconds",
+                    "Every hour before this one has its agent runtime counted, or is over 7 days old.",
+                ),
+                source,
+            )?,
+            withheld: IntCounterVec::new(
+                Opts::new("tallyline_metrics_withheld_total", "Answers without domain series, by reason."),
+                &["reason"],
+            )?,
+        };
+        for reason in Withheld::REASONS {
+            telemetry.withheld.with_label_values(&[reason]);
+        }
+        let version = IntGaugeVec::new(Opts::new("tallyline_build_info", "1, with the version of this binary."), &["version"])?;
+        version.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        registry.register(Box::new(version))?;
+        for gauge in [&telemetry.shown, &telemetry.ledger, &telemetry.held] {
+            registry.register(Box::new(gauge.clone()))?;
+        }
+        registry.register(Box::new(telemetry.folded.clone()))?;
+        registry.register(Box::new(telemetry.complete_until.clone()))?;
+        registry.register(Box::new(telemetry.runtime_complete_until.clone()))?;
+        registry.register(Box::new(telemetry.withheld.clone()))?;
+        Ok(telemetry)
+    }
+
+    pub(super) fn shown(&self, sequence: i64) {
+        // Two scrapes at once may end in either order.
+        if sequence > self.shown.get() {
+            self.shown.set(sequence);
+        }
+    }
+
+    pub(super) fn withheld(&self, why: Withheld) {
+        self.withheld.with_label_values(&[why.reason()]).inc();
+    }
+
+    /// Before a scrape.
+    pub(super) fn update(&self, serving: &Serving) {
+        self.held.set(i64::from(serving.lease.held().is_some()));
+        let folded = |standing: Option<Standing>| standing.map_or(0, |standing| standing.sequence);
+        self.folded.with_label_values(&["metrics"]).set(folded(*serving.api.metrics.watch().borrow()));
+        self.folded.with_label_values(&["licenses"]).set(folded(*serving.api.licenses.watch().borrow()));
+        if let Some(known) = serving.known.now() {
+            self.sources(&known);
+        }
+    }
+
+    fn sources(&self, known: &Known) {
+        self.ledger.set(known.head.sequence);
+        for known in &known.sources {
+            let source = known.source.deployment_id.to_string();
+            for (gauge, until) in [
+                (&self.complete_until, known.completeness.complete_until),
+                (&self.runtime_complete_until, known.completeness.runtime_complete_until),
+            ] {
+                if let Some(until) = until {
+                    gauge.with_label_values(&[&source]).set(until.timestamp_micros() as f64 / 1e6);
+                }
+            }
+        }
+    }
+}

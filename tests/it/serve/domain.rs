@@ -1,0 +1,191 @@
+//! Who shows the domain series, of which source, and from when on.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tallyline::event::Topic;
+
+use super::{Process, SOON, Site, fold, get};
+use crate::support::eventually;
+use crate::support::ledger::{DEPLOYMENT, OTHER_DEPLOYMENT, build, claim};
+
+/// Sees every page in the order of time, from whichever process, as a server sees it under one constant instance.
+#[derive(Default)]
+struct Watcher(BTreeMap<String, f64>);
+
+impl Watcher {
+    /// Each series is at least what it was.
+    async fn looks(&mut self, process: &Process) -> bool {
+        let page = process.domain("").await;
+        for (series, value) in &page {
+            let before = self.0.insert(series.clone(), *value);
+            assert!(before.is_none_or(|before| before <= *value), "{series} fell from {before:?} to {value}");
+        }
+        !page.is_empty()
+    }
+
+    fn total(&self) -> f64 {
+        self.0.iter().filter(|(series, _)| series.starts_with("coderd_workspace_creation_total")).map(|(_, value)| value).sum()
+    }
+}
+
+#[tokio::test]
+async fn a_handover_lets_no_series_fall_and_one_process_shows_at_a_time() {
+    let site = Site::new().await;
+    let source = site.collected(DEPLOYMENT).await;
+    site.pass(&source, 0).await;
+    let mut watcher = Watcher::default();
+    let mut n = 0;
+    let mut one = site.process().await;
+    let mut other = site.process().await;
+    // In turn: an orderly end, a process that vanishes, an orderly end again.
+    for round in 0..3 {
+        for _ in 0..2 {
+            eventually(SOON, "a process shows the series", || async {
+                one.telemetry("tallyline_metrics_lease_held").await > 0.0 || other.telemetry("tallyline_metrics_lease_held").await > 0.0
+            })
+            .await;
+            let mut seen = 0;
+            while seen < 5 {
+                n += 1;
+                site.record(Topic::WorkspaceBuilds, (n * 10..n * 10 + 10).map(|n| build(DEPLOYMENT, n)).collect()).await;
+                site.record(Topic::PrebuildClaims, vec![claim(DEPLOYMENT, n)]).await;
+                let shown = (watcher.looks(&one).await, watcher.looks(&other).await);
+                // A handover may lie between the two looks, but only towards the other.
+                seen += usize::from(shown.0 || shown.1);
+            }
+            let holders = [&one, &other].map(|process| process.telemetry("tallyline_metrics_lease_held"));
+            assert!(futures::future::join_all(holders).await.iter().sum::<f64>() <= 1.0);
+            std::mem::swap(&mut one, &mut other);
+        }
+        let holds = one.telemetry("tallyline_metrics_lease_held").await > 0.0;
+        if !holds {
+            std::mem::swap(&mut one, &mut other);
+        }
+        let gone = std::mem::replace(&mut one, site.process().await);
+        if round == 1 { gone.vanish() } else { gone.end().await }
+    }
+    let expected = (10..n * 10 + 10).filter(|n| n % 7 != 3 && n % 5 != 0).count() as f64;
+    eventually(SOON, "all creations are shown", || async {
+        let shown = [one.domain("").await, other.domain("").await];
+        shown.iter().any(|page| {
+            page.iter().filter(|(series, _)| series.starts_with("coderd_workspace_creation_total")).map(|(_, value)| value).sum::<f64>()
+                == expected
+        })
+    })
+    .await;
+    assert!(watcher.total() <= expected);
+}
+
+#[tokio::test]
+async fn a_fold_below_what_was_shown_is_withheld() {
+    let site = Site::new().await;
+    let source = site.collected(DEPLOYMENT).await;
+    site.pass(&source, 0).await;
+    site.record(Topic::WorkspaceBuilds, vec![build(DEPLOYMENT, 1)]).await;
+    let current = site.process().await;
+    let before = current.shows("").await;
+    // Another process's fold comes to a stand here: its machine hangs, or its database connection does.
+    let slow = site.process().await;
+    eventually(SOON, "it knows the ledger's end", || async { slow.telemetry("tallyline_ledger_sequence").await > 0.0 }).await;
+    slow.folds.cancel();
+    site.record(Topic::WorkspaceBuilds, vec![build(DEPLOYMENT, 2)]).await;
+    eventually(SOON, "more is shown", || async { current.domain("").await.values().sum::<f64>() > before.values().sum() }).await;
+    let after = current.domain("").await;
+    let shown = current.telemetry("tallyline_shown_sequence").await;
+    current.end().await;
+
+    eventually(SOON, "the slow one has the right to show", || async { slow.telemetry("tallyline_metrics_lease_held").await > 0.0 }).await;
+    assert!(slow.telemetry("tallyline_folded_sequence{stage=\"metrics\"}").await < shown);
+    assert_eq!(slow.domain("").await, BTreeMap::new());
+    assert!(slow.telemetry("tallyline_metrics_withheld_total{reason=\"behind\"}").await > 0.0);
+    slow.end().await;
+    let next = site.process().await;
+    assert_eq!(next.shows("").await, after);
+}
+
+#[tokio::test]
+async fn a_source_is_withheld_until_its_backfill_is_in_the_ledger() {
+    let site = Site::new().await;
+    let source = site.collected(DEPLOYMENT).await;
+    let process = site.process().await;
+    let withheld = "tallyline_metrics_withheld_total{reason=\"backfilling\"}";
+    site.record(Topic::WorkspaceBuilds, (0..50).map(|n| build(DEPLOYMENT, n)).collect()).await;
+    eventually(SOON, "the source is known", || async { process.telemetry(withheld).await > 0.0 }).await;
+    assert_eq!(process.domain("").await, BTreeMap::new(), "no pass");
+
+    // The pass ended ten records further than the ledger has come.
+    site.pass(&source, 10).await;
+    let end = site.ledger.last_sequence().await.unwrap() as f64;
+    eventually(SOON, "the pass is known", || async { process.telemetry("tallyline_ledger_sequence").await >= end }).await;
+    assert_eq!(process.domain("").await, BTreeMap::new(), "a pass that is not in the ledger");
+    assert_eq!(process.scrape("").await.get(&complete_until()), None);
+
+    site.record(Topic::WorkspaceBuilds, (50..60).map(|n| build(DEPLOYMENT, n)).collect()).await;
+    let shown = process.shows("").await;
+    let total: f64 = shown.iter().filter(|(series, _)| series.starts_with("coderd_workspace_creation_total")).map(|(_, value)| value).sum();
+    assert_eq!(total, (0..60).filter(|n| n % 7 != 3 && n % 5 != 0).count() as f64, "the first page holds all of the backfill");
+    assert_eq!(process.telemetry(&complete_until()).await, crate::support::ledger::noon().timestamp() as f64);
+}
+
+fn complete_until() -> String {
+    format!("tallyline_complete_until_timestamp_seconds{{source=\"{DEPLOYMENT}\"}}")
+}
+
+#[tokio::test]
+async fn one_source_is_shown_at_a_time_and_a_pushed_one_at_once() {
+    let site = Site::new().await;
+    let process = site.process().await;
+    // No collector reads this one: nothing will say that it is complete, and nothing is backfilled.
+    site.record(Topic::WorkspaceBuilds, vec![build(OTHER_DEPLOYMENT, 1), build(OTHER_DEPLOYMENT, 2)]).await;
+    let pushed = process.shows("").await;
+
+    let source = site.collected(DEPLOYMENT).await;
+    site.record(Topic::WorkspaceBuilds, (3..9).map(|n| build(DEPLOYMENT, n)).collect()).await;
+    eventually(SOON, "with two, neither is shown unasked", || async { process.domain("").await.is_empty() }).await;
+    assert_eq!(process.domain(&format!("&source={OTHER_DEPLOYMENT}")).await, pushed);
+    assert_eq!(process.domain(&format!("&source={DEPLOYMENT}")).await, BTreeMap::new());
+    site.pass(&source, 0).await;
+    let collected = process.shows(&format!("&source={DEPLOYMENT}")).await;
+    assert_ne!(collected, pushed);
+    process.end().await;
+
+    let configured = site.process_with(|settings, _| settings.source = Some(DEPLOYMENT)).await;
+    assert_eq!(configured.shows("").await, collected);
+    assert_eq!(configured.shows(&format!("&source={OTHER_DEPLOYMENT}")).await, pushed);
+
+    let (status, problem) = get(&format!("{}/metrics?source=00000000-0000-0000-0000-00000000d3d3", configured.metrics)).await;
+    assert_eq!(status, 404, "{problem}");
+    for (query, field) in [("source=x", "source"), ("format=json", "format"), ("sources=x", "sources")] {
+        let (status, problem) = get(&format!("{}/metrics?{query}", configured.metrics)).await;
+        assert_eq!((status.as_u16(), problem["field"].as_str()), (400, Some(field)), "{problem}");
+    }
+}
+
+#[tokio::test]
+async fn without_the_database_there_is_telemetry_only() {
+    let site = Site::new().await;
+    let source = site.collected(DEPLOYMENT).await;
+    site.record(Topic::WorkspaceBuilds, vec![build(DEPLOYMENT, 1)]).await;
+    site.pass(&source, 0).await;
+    // Its states are folded, its leases and sources are asked for on connections that end.
+    let own = tallyline::ledger::Ledger::open(
+        &tallyline::ledger::LedgerSettings { url: site._database.url.clone(), connections: 4 },
+        site.ledger.clock.clone(),
+    )
+    .unwrap();
+    let process = site
+        .process_with(|_, api| {
+            api.ledger = own.clone();
+            let folds = tokio_util::sync::CancellationToken::new();
+            api.metrics = fold(&site.ledger, &folds);
+        })
+        .await;
+    process.shows("").await;
+    own.pool.close().await;
+    assert_eq!(process.domain("").await, BTreeMap::new());
+    eventually(Duration::from_secs(10), "the lease is no longer taken for its own", || async {
+        process.telemetry("tallyline_metrics_lease_held").await == 0.0
+    })
+    .await;
+}
