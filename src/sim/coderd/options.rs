@@ -83,7 +83,7 @@ pub async fn run(options: Options, clock: Clock, stop: CancellationToken) -> any
             Some(seconds) => stop_after(Duration::from_secs(seconds), stop),
             None => stop,
         };
-        live(&mut simulation, options.rate, &clock, &stop).await?;
+        live(&mut simulation, options.rate, &clock, &stop, |_| {}).await?;
     }
     let truth = simulation.truth();
     if let Some(file) = &options.truth {
@@ -104,11 +104,18 @@ async fn write_history(simulation: &mut Simulation, stop: &CancellationToken) ->
     simulation.commit_held().await
 }
 
-/// Acts in the clock's time, `rate` builds per second, one transaction per act, until `stop`; then commits what is open.
+/// Acts in the clock's time, `rate` builds per second, one transaction per act, until `stop`; then commits what is open. `completed` is told
+/// how many builds have completed so far.
 ///
 /// # Errors
 /// When PostgreSQL refuses.
-pub async fn live(simulation: &mut Simulation, rate: f64, clock: &Clock, stop: &CancellationToken) -> anyhow::Result<()> {
+pub async fn live(
+    simulation: &mut Simulation,
+    rate: f64,
+    clock: &Clock,
+    stop: &CancellationToken,
+    completed: impl Fn(usize),
+) -> anyhow::Result<()> {
     simulation.set_acts_per_transaction(1);
     // No builds while the history was written: they would complete before they could be seen.
     let mut planned = clock.now().max(simulation.config().end);
@@ -125,6 +132,7 @@ pub async fn live(simulation: &mut Simulation, rate: f64, clock: &Clock, stop: &
             planned = until;
         }
         simulation.advance_to(now).await?;
+        completed(simulation.completed_builds());
         let _ = stop.run_until_cancelled(tokio::time::sleep(Duration::from_millis(50))).await;
     }
     simulation.commit_held().await

@@ -1,0 +1,110 @@
+//! `tallyline demo`: everything in one process. Only coderd and Tallyman are simulated; PostgreSQL, collector, consumer, folds and publisher are real.
+
+mod folder;
+mod postgres;
+mod summary;
+mod world;
+
+use std::io::{IsTerminal as _, Write as _};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use super::{Context, Exit, Failure, audit, instant};
+use folder::Folder;
+use postgres::PrivatePostgres;
+use summary::Summary;
+use world::World;
+
+/// Show everything working on a private PostgreSQL and simulated traffic.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Arguments {
+    /// End after this time with a summary and an audit, such as 20s or 5m; without it, run until Ctrl-C
+    #[arg(long = "for", value_name = "TIME", value_parser = instant::span)]
+    pub run_for: Option<Duration>,
+    /// Decides every id, name, time and outcome
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// New folder for the private PostgreSQL and its pipeline file, kept afterwards; without it a temporary one
+    #[arg(long, value_name = "FOLDER")]
+    pub data: Option<PathBuf>,
+    /// Port of the API; 0 takes a free one
+    #[arg(long, default_value_t = 8090, value_name = "PORT")]
+    pub api_port: u16,
+    /// Port of /metrics; 0 takes a free one
+    #[arg(long, default_value_t = 2112, value_name = "PORT")]
+    pub metrics_port: u16,
+    /// Builds a second, once the history is written
+    #[arg(long, default_value_t = 5.0, value_name = "RATE")]
+    pub rate: f64,
+    /// Where initdb, postgres and pg_ctl are; without it they are looked for
+    #[arg(long, env = "TALLYLINE_PG_BIN", value_name = "FOLDER")]
+    pub postgres_bin: Option<PathBuf>,
+}
+
+/// How long the end may take until all that happened is counted and billed.
+const SETTLE: Duration = Duration::from_secs(60);
+/// Between two status lines.
+const TICK: Duration = Duration::from_secs(1);
+
+pub(super) async fn run(arguments: Arguments, context: Context) -> Result<Exit, Failure> {
+    let folder = Folder::new(arguments.data.as_deref()).map_err(|error| Failure::of(Exit::Refused, format!("{error:#}")))?;
+    let postgres = PrivatePostgres::start(&folder, arguments.postgres_bin.as_deref()).await?;
+    let outcome = show(&arguments, &context, &folder, &postgres).await;
+    postgres.stop().await;
+    outcome
+}
+
+async fn show(arguments: &Arguments, context: &Context, folder: &Folder, postgres: &PrivatePostgres) -> Result<Exit, Failure> {
+    eprintln!("writing a history of coderd's own tables …");
+    let mut world = World::begin(arguments, context, folder, postgres).await?;
+    eprintln!("{}", world.addresses());
+    let ticking = watch(&world, arguments.run_for, &context.stop).await;
+    world.end_traffic().await?;
+    ticking?;
+    let settled = world.settle(SETTLE).await?;
+    if !settled {
+        warn!("not everything was counted and billed within {} s", SETTLE.as_secs());
+    }
+    let report = audit::audit(&world.site, Duration::from_secs(20), &still_running(context)).await?;
+    let summary = Summary::of(&world, report).await?;
+    world.stop().await?;
+    context.output.answer(&summary, || summary.table())?;
+    Ok(if settled && summary.balances() { Exit::Success } else { Exit::Differs })
+}
+
+/// The end's own work is not stopped by what ended the traffic.
+fn still_running(context: &Context) -> Context {
+    Context { stop: CancellationToken::new(), ..context.clone() }
+}
+
+/// A status line each second until the time is over, a signal comes or a role fails.
+async fn watch(world: &World, run_for: Option<Duration>, stop: &CancellationToken) -> Result<(), Failure> {
+    let deadline = run_for.map(|length| Instant::now() + length);
+    let on_terminal = std::io::stderr().is_terminal();
+    loop {
+        let line = world.status().await.unwrap_or_else(|error| format!("no status: {error:#}"));
+        if on_terminal {
+            eprint!("\r\x1b[2K{line}");
+            let _ = std::io::stderr().flush();
+        } else {
+            eprintln!("{line}");
+        }
+        let next = deadline.map_or(Instant::now() + TICK, |deadline| deadline.min(Instant::now() + TICK));
+        tokio::select! {
+            () = stop.cancelled() => break,
+            () = world.failed() => break,
+            () = tokio::time::sleep_until(next) => {}
+        }
+        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            break;
+        }
+    }
+    if on_terminal {
+        eprintln!();
+    }
+    Ok(())
+}
