@@ -3,9 +3,11 @@
 use std::io::IsTerminal as _;
 
 use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::LevelFilter;
 
 use super::{Exit, Failure, Global, LogFormat};
+
+/// Servers' notices ("relation already exists, skipping") are told only where something asks for them by name.
+const QUIET: &str = "sqlx::postgres::notice=warn";
 
 /// Starts logging for the whole process: flag over `RUST_LOG` over `info`.
 ///
@@ -14,12 +16,10 @@ use super::{Exit, Failure, Global, LogFormat};
 pub fn start(global: &Global) -> Result<(), Failure> {
     let (origin, filter) = match &global.log_level {
         Some(filter) => ("--log-level", filter.clone()),
-        None => ("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_default()),
+        None => ("RUST_LOG", std::env::var("RUST_LOG").ok().filter(|filter| !filter.is_empty()).unwrap_or_else(|| "info".to_owned())),
     };
-    let filter = EnvFilter::builder()
-        .with_default_directive(LevelFilter::INFO.into())
-        .parse(&filter)
-        .map_err(|error| Failure::of(Exit::Configuration, format!("{origin}: {error}")))?;
+    let filter =
+        EnvFilter::try_new(format!("{QUIET},{filter}")).map_err(|error| Failure::of(Exit::Configuration, format!("{origin}: {error}")))?;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match global.log_format {
         LogFormat::Human => log.with_ansi(std::io::stderr().is_terminal()).init(),

@@ -25,7 +25,7 @@ mod stop;
 pub use exit::{Exit, Failure};
 pub use logging::start as start_logging;
 pub use output::{Output, columns};
-pub use pipeline::PipelineArguments;
+pub use pipeline::{PipelineArguments, license_rules, public_keys};
 pub use stop::on_signals;
 
 use chrono::TimeDelta;

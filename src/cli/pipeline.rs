@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use super::{Exit, Failure};
-use crate::config::{self, Input, Mistakes, Pipeline};
-use crate::license::PublicKeys;
+use crate::config::{self, Input, KEYS, Kind, Mistakes, Pipeline};
+use crate::license::{PublicKeys, RuleSet, UnknownRuleSet};
 
 /// Where a command's settings come from.
 #[derive(Clone, Debug, clap::Args)]
@@ -41,10 +41,64 @@ impl PipelineArguments {
     }
 }
 
+/// The license keys of checked settings.
+///
+/// # Errors
+/// Never for a pipeline that [`PipelineArguments::load`] gave.
+pub fn public_keys(pipeline: &Pipeline) -> Result<PublicKeys, Failure> {
+    let mut keys = PublicKeys::new();
+    for (name, key) in &pipeline.license.public_keys {
+        keys.add(name, key).map_err(|error| Failure::new(Exit::Configuration, error))?;
+    }
+    Ok(keys)
+}
+
+/// The license rules of checked settings.
+///
+/// # Errors
+/// Never for a pipeline that [`PipelineArguments::load`] gave.
+pub fn license_rules(pipeline: &Pipeline) -> Result<RuleSet, Failure> {
+    pipeline.license.rules.parse().map_err(|error: UnknownRuleSet| Failure::new(Exit::Configuration, error))
+}
+
+impl PipelineArguments {
+    /// The same flags for another command, quoted for a shell. Whatever may be secret is not written out again.
+    #[must_use]
+    pub(super) fn again(&self) -> String {
+        let mut words = format!("--pipeline {}", quoted(&self.pipeline.to_string_lossy()));
+        for set in &self.set {
+            let name = set.split('=').next().unwrap_or_default();
+            let secret = KEYS.iter().any(|key| {
+                let may_be = matches!(key.kind, Kind::Secret | Kind::SecretPostgresUrl | Kind::Properties);
+                may_be && name.trim().starts_with(key.name)
+            });
+            words.push_str(" --set ");
+            words.push_str(&if secret { format!("{}=***", quoted(name)) } else { quoted(set) });
+        }
+        words
+    }
+}
+
+/// One word of a POSIX shell.
+fn quoted(word: &str) -> String {
+    let plain = !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-./=:,@%+".contains(&byte));
+    if plain { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
+}
+
 #[cfg(test)]
 mod tests {
+    use super::PipelineArguments;
     use crate::config::{KEYS, Kind};
     use crate::license::RuleSet;
+
+    #[test]
+    fn the_flags_can_be_given_again_and_show_no_secret() {
+        let set =
+            ["log.kind=kafka", "kafka.topic_prefix=it's", "ledger.url=postgres://u:hunter2@h/d", "kafka.properties.sasl.password=hunter2"];
+        let arguments = PipelineArguments { pipeline: "my pipelines/a.toml".into(), set: set.map(str::to_owned).to_vec() };
+        let expected = r"--pipeline 'my pipelines/a.toml' --set log.kind=kafka --set 'kafka.topic_prefix=it'\''s' --set ledger.url=*** --set kafka.properties.sasl.password=***";
+        assert_eq!(arguments.again(), expected);
+    }
 
     #[test]
     fn every_rule_set_that_the_settings_allow_is_one() {

@@ -76,7 +76,7 @@ async fn plan(arguments: Plan, context: &Context) -> Result<Exit, Failure> {
     let planned = replay.plan(&ranges, |records| progress.add(records)).await;
     progress.finish();
     let plan = planned?;
-    let execute = format!("tallyline replay execute{} {}", given_again(&arguments.pipeline), plan.hash);
+    let execute = format!("tallyline replay execute {} {}", arguments.pipeline.again(), plan.hash);
     let answer = Planned { plan, execute };
     context.output.answer(&answer, || table(&answer))?;
     Ok(Exit::Success)
@@ -112,11 +112,6 @@ async fn open(pipeline: &Pipeline, context: &Context) -> Result<consumer::Replay
 /// Offsets still to be read: Kafka's may have gaps, then it is less.
 fn total(ranges: &[ReplayRange]) -> u64 {
     ranges.iter().map(|range| u64::try_from(range.end_offset - range.next_offset).unwrap_or_default()).sum()
-}
-
-/// The same settings, but for those that a shell would have to quote or that may be secret.
-fn given_again(arguments: &PipelineArguments) -> String {
-    format!(" --pipeline {}{}", arguments.pipeline.display(), if arguments.set.is_empty() { "" } else { " --set …" })
 }
 
 fn table(answer: &Planned) -> String {

@@ -31,6 +31,7 @@ impl Arguments {
     /// The settings, with the roles of the flags.
     fn load(mut self) -> Result<Pipeline, Failure> {
         let mut roles: Vec<&str> = self.role.iter().map(|role| role.role().name()).collect();
+        roles.sort_unstable();
         roles.dedup();
         if !roles.is_empty() {
             self.pipeline.set.push(format!("roles={}", roles.join(",")));

@@ -143,6 +143,9 @@ impl Replay {
     }
 
     async fn foresee(&self, id: Uuid, ranges: &[ReplayRange], progress: impl Fn(u64)) -> Result<Plan, ReplayError> {
+        // one order, in whichever the ranges came: the hash must be the same for the plan as asked for and as kept
+        let mut ranges: Vec<&ReplayRange> = ranges.iter().collect();
+        ranges.sort_by_key(|range| (range.partition.topic.name(), range.partition.partition, range.first_offset));
         let mut foreseen = Foreseen::default();
         let mut partitions = Vec::with_capacity(ranges.len());
         for range in ranges {
