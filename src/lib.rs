@@ -9,7 +9,6 @@ pub mod coderd;
 pub mod collectors;
 pub mod config;
 pub mod consumer;
-pub mod demo;
 pub mod event;
 pub mod export;
 pub mod ledger;

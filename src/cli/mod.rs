@@ -16,6 +16,7 @@ mod pipeline;
 mod progress;
 mod ranges;
 mod replay;
+pub mod roles;
 pub mod run;
 mod simulators;
 mod status;

@@ -2,6 +2,9 @@
 
 use clap::ValueEnum;
 
+use tracing::info;
+
+use super::roles::{self, Site};
 use super::{Context, Exit, Failure, PipelineArguments};
 use crate::config::{Pipeline, Role};
 
@@ -48,15 +51,9 @@ impl RoleArgument {
 }
 
 pub(super) async fn run(arguments: Arguments, context: Context) -> Result<Exit, Failure> {
-    let pipeline = arguments.load()?;
-    crate::cli::run::roles(pipeline, context).await
-}
-
-/// Runs the pipeline's roles until the context's stop.
-///
-/// # Errors
-/// What ends the process.
-pub async fn roles(pipeline: Pipeline, _context: Context) -> Result<Exit, Failure> {
-    let roles: Vec<&str> = pipeline.roles.iter().map(|role| role.name()).collect();
-    Err(Failure::of(Exit::Internal, format!("running {} is not built yet", roles.join(", "))))
+    let site = Site::open(arguments.load()?, context.clock).await?;
+    let names: Vec<&str> = site.pipeline.roles.iter().map(|role| role.name()).collect();
+    info!(roles = names.join(","), ledger = site.ledger.address, log = site.log.address, "starting");
+    roles::run(site, &context.stop, |at| info!(api = %at.api, metrics = %at.metrics, "listening")).await?;
+    Ok(Exit::Success)
 }

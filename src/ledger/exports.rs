@@ -42,7 +42,8 @@ pub struct UsageRow {
 
 impl Ledger {
     /// The next rows of the range behind `after`, ordered by time, then id by its bytes, then deployment; empty at the end. What a batch
-    /// tells never changes, so pages of one `as_of` fit together without a common snapshot.
+    /// tells never changes, so pages of one `as_of` fit together without a common snapshot. One thing is not kept: a vendor's late word over
+    /// `unknown` or `refused` replaces the batch that said so, and before that word the event shows as pending.
     ///
     /// # Errors
     /// The database's.

@@ -210,7 +210,7 @@ impl KafkaLog {
         partition: TopicPartition,
     ) -> Result<(i64, i64), LogError> {
         let name = self.topic_name(partition.topic);
-        self.from_leader(client, partition, || client.fetch_watermarks(&name, partition.partition, self.settings.request_deadline))
+        self.ask_leader(client, partition, || client.fetch_watermarks(&name, partition.partition, self.settings.request_deadline))
     }
 
     pub(super) async fn offset_at(&self, partition: TopicPartition, time: DateTime<Utc>) -> Result<i64, LogError> {
@@ -218,7 +218,7 @@ impl KafkaLog {
             // Kafka counts whole milliseconds and gives negative ones a meaning of their own.
             let millis = time.timestamp_millis() + i64::from(!time.timestamp_subsec_nanos().is_multiple_of(1_000_000));
             let name = log.topic_name(partition.topic);
-            let found = log.from_leader(asker, partition, || {
+            let found = log.ask_leader(asker, partition, || {
                 let mut times = TopicPartitionList::new();
                 times.add_partition_offset(&name, partition.partition, Offset::Offset(millis.max(0)))?;
                 let found = asker.offsets_for_times(times, log.settings.request_deadline)?;
@@ -236,7 +236,7 @@ impl KafkaLog {
 
     /// Asks again while the brokers have not agreed on the partition's leader, as when the topic has just been created. What the client
     /// does not know it is made to look up once: it may remember for long that the topic was missing.
-    fn from_leader<C: ConsumerContext, T>(
+    fn ask_leader<C: ConsumerContext, T>(
         &self,
         client: &BaseConsumer<C>,
         partition: TopicPartition,

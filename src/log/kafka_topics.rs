@@ -23,7 +23,13 @@ impl KafkaLog {
         let mut drift = Vec::new();
         for (topic, count) in there {
             match count {
-                None => self.create_topic(&admin, topic, partitions).await?,
+                None if self.create_topic(&admin, topic, partitions).await? => {}
+                None => {
+                    // Somebody else was faster; whether they wanted the same is seen like any drift.
+                    self.await_leaders(topic, 1).await?;
+                    let count = self.partitions(topic).await?.len();
+                    drift.extend(self.drift(&admin, topic, count, partitions).await?);
+                }
                 Some(count) => drift.extend(self.drift(&admin, topic, count, partitions).await?),
             }
         }
@@ -44,8 +50,8 @@ impl KafkaLog {
         .await
     }
 
-    /// Record times are the broker's: a producer whose clock is wrong must not decide what retention removes.
-    async fn create_topic(&self, admin: &AdminClient<Connection>, topic: Topic, partitions: i32) -> Result<(), LogError> {
+    /// Record times are the broker's: a producer whose clock is wrong must not decide what retention removes. False: it is there already.
+    async fn create_topic(&self, admin: &AdminClient<Connection>, topic: Topic, partitions: i32) -> Result<bool, LogError> {
         let (name, retention) = (self.topic_name(topic), (RETENTION_DAYS * DAY_MS).to_string());
         let wanted = NewTopic::new(&name, partitions, TopicReplication::Fixed(self.settings.replication))
             .set("retention.ms", &retention)
@@ -54,10 +60,10 @@ impl KafkaLog {
             .set("message.timestamp.type", "LogAppendTime");
         let answers = admin.create_topics(&[wanted], &self.admin_options()).await.map_err(|error| refused(topic, &error))?;
         match answers.into_iter().next() {
-            // Another process was faster, with the same settings as ours.
-            Some(Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists))) => {
+            Some(Err((_, RDKafkaErrorCode::TopicAlreadyExists))) => Ok(false),
+            Some(Ok(_)) => {
                 info!(topic = name, partitions, retention_days = RETENTION_DAYS, "topic created");
-                self.await_leaders(topic, partitions).await
+                self.await_leaders(topic, partitions).await.map(|()| true)
             }
             Some(Err((_, code))) => Err(refused(topic, &KafkaError::AdminOp(code))),
             None => Err(LogError::Refused(format!("no answer about {name}"))),

@@ -18,6 +18,7 @@ mod postgres;
 mod postgres_append;
 mod postgres_consumer;
 mod postgres_membership;
+mod postgres_retention;
 
 pub use consumer::{Assignment, Consumer, Delivery};
 pub use error::{AppendError, LogError};

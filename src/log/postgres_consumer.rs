@@ -14,6 +14,9 @@ use super::postgres_membership::Membership;
 use super::{Batch, LogError};
 use crate::event::TopicPartition;
 
+/// How often each partition's expired records are looked for.
+const EXPIRY_EVERY: Duration = Duration::from_secs(600);
+
 impl PostgresLog {
     pub(super) async fn join(&self, group: &str, stop: CancellationToken) -> Result<Consumer, LogError> {
         let membership = Membership::new(self, group).await?;
@@ -30,6 +33,7 @@ impl PostgresLog {
             last_read: None,
             look_due: Instant::now(),
             marks: BTreeMap::new(),
+            expiry_due: BTreeMap::new(),
             unreachable: false,
         };
         tokio::spawn(member.run(stop));
@@ -69,6 +73,7 @@ struct Member {
     beat_every: Duration,
     look_due: Instant,
     marks: BTreeMap<TopicPartition, i64>,
+    expiry_due: BTreeMap<TopicPartition, Instant>,
     unreachable: bool,
 }
 
@@ -148,6 +153,21 @@ impl Member {
         }
         if !gained.is_empty() {
             self.waiting.push_back(Told::Assigned(gained));
+        }
+        self.remove_expired().await;
+    }
+
+    /// Of one partition that is due, once a beat; again at the next beat while there was something.
+    async fn remove_expired(&mut self) {
+        let now = Instant::now();
+        let due = |partition: &&TopicPartition| self.expiry_due.get(partition).is_none_or(|due| *due <= now);
+        let Some(partition) = self.owned.keys().find(due).copied() else { return };
+        let removed = self.log.remove_expired(partition).await;
+        match self.heard(removed) {
+            Some(removed) if removed > 0 => info!(%partition, removed, "expired records removed from the log"),
+            _ => {
+                self.expiry_due.insert(partition, now + EXPIRY_EVERY);
+            }
         }
     }
 

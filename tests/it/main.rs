@@ -1,7 +1,9 @@
 //! The integration tests, one binary (linking is what costs time). They need the servers that `scripts/test` starts.
 
+mod cli;
 mod coderd_sim;
 mod collector;
+mod export;
 mod leases;
 mod ledger;
 mod log_contract;

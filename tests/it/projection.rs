@@ -4,14 +4,15 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 use sqlx::{Executor as _, PgPool};
-use tallyline::event::Topic;
-use tallyline::ledger::{Chain, Claim, Ledger, Snapshot};
+use tallyline::event::{Payload, Topic};
+use tallyline::ledger::{Baseline, BaselineRow, Chain, Claim, Ledger, LicenseChange, LicenseState, Snapshot};
+use tallyline::license::{LicenseClaims, RuleSet};
 use tallyline::projection::{self, Folded, Projection, ProjectionError, ProjectionSettings, View};
 use tallyline::stages::{LicensesState, MetricsState, Stage};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use crate::support::ledger::{DEPLOYMENT, OTHER_DEPLOYMENT, arrival, build, event, ledger, moved, noon, partition};
+use crate::support::ledger::{DEPLOYMENT, OTHER_DEPLOYMENT, arrival, build, event, ledger, moved, noon, partition, usage};
 use crate::support::{eventually, setting};
 
 const SOON: Duration = Duration::from_secs(30);
@@ -141,6 +142,65 @@ async fn a_fold_gives_what_the_events_add_up_to_each_deployment_by_itself() {
         let agents: u64 = own().filter(|n| n % 4 != 3).map(|n| u64::from(n % 3) + 1).sum();
         let counted = licenses.state.deployment(deployment).unwrap().agents().count(noon(), noon() + TimeDelta::days(100));
         assert_eq!(counted, u128::from(agents));
+    }
+}
+
+#[tokio::test]
+async fn a_registered_source_begins_with_its_baseline_and_has_the_licenses_that_came_and_did_not_go() {
+    let (_database, ledger) = ledger().await;
+    let named = |preset: &str, creations| BaselineRow {
+        organization_name: "organization-1".into(),
+        template_name: "template-1".into(),
+        preset_name: preset.into(),
+        creations,
+    };
+    let baseline = Baseline { until: noon() - TimeDelta::days(30), creations: vec![named("", 700), named("preset-1", 1200)] };
+    let introduced_at = noon() - TimeDelta::days(1);
+    let source = ledger.register_source(DEPLOYMENT, introduced_at, Some(&baseline)).await.unwrap();
+    let verified = |license_id: i32| LicenseState::Verified(serde_json::to_value(license(i64::from(license_id))).unwrap());
+    let change =
+        |license_id: i32, state| LicenseChange { license_id, jwt_sha256: [license_id.to_le_bytes()[0]; 32], uploaded_at: None, state };
+    let came = [change(3, LicenseState::Refused("no such key".into())), change(2, verified(2)), change(1, verified(1))];
+    ledger.record_licenses(source.id, &came).await.unwrap();
+    ledger.record_licenses(source.id, &[change(2, LicenseState::Gone)]).await.unwrap();
+    let claim = ledger.claim(partition(Topic::AgentUsage, 0), 0).await.unwrap();
+    let used: Vec<_> = (0..).zip([0, 1, 2, 4]).map(|(offset, n)| arrival(offset, usage(DEPLOYMENT, n))).collect();
+    ledger.record(&Chain::Live(claim), &used, 4).await.unwrap();
+    write_one(&ledger, 1).await;
+
+    let metrics: Folded<MetricsState> = projection::fold_to(&ledger, i64::MAX).await.unwrap();
+    let metrics = metrics.state.deployment(DEPLOYMENT).unwrap();
+    let creations: Vec<_> = metrics.creations().iter().map(|(labels, counter)| (labels[2].as_str(), counter.value)).collect();
+    assert_eq!((metrics.introduced_at(), creations), (introduced_at, vec![("", 700), ("preset-1", 1201)]));
+    let licenses: Folded<LicensesState> = projection::fold_to(&ledger, i64::MAX).await.unwrap();
+    let licenses = licenses.state.deployment(DEPLOYMENT).unwrap();
+    assert_eq!(licenses.licenses().iter().map(|license| license.license_id).collect::<Vec<_>>(), [1, 3]);
+    let answer = licenses.entitlements(RuleSet::Y2025M07, noon() + TimeDelta::days(1));
+    // The license holds from the instant of the second of the four, which count 1, 2, 3 and 2.
+    assert_eq!((answer.managed_agents().limit, answer.managed_agents().actual), (Some(20), Some(7)));
+    assert_eq!(answer.errors, ["Invalid license (id 3): its token did not verify"]);
+}
+
+/// Limits 10 and 20, from the instant of usage event 1 on; issued that many seconds after noon.
+fn license(seconds: i64) -> LicenseClaims {
+    let Payload::Usage(first) = usage(DEPLOYMENT, 1).payload else { panic!("it is usage") };
+    let year = first.created_at + TimeDelta::days(365);
+    LicenseClaims {
+        issued_at: noon() + TimeDelta::seconds(seconds),
+        not_before: first.created_at,
+        license_expires: year,
+        expires_at: year,
+        token_id: None,
+        account_type: "salesforce".into(),
+        account_id: "account-1".into(),
+        deployment_ids: Vec::new(),
+        trial: false,
+        feature_set: String::new(),
+        all_features: false,
+        features: [("managed_agent_limit_soft".into(), 10), ("managed_agent_limit_hard".into(), 20)].into(),
+        addons: Vec::new(),
+        require_telemetry: false,
+        publish_usage_data: true,
     }
 }
 
@@ -316,7 +376,8 @@ async fn snapshots_are_kept_while_it_runs_and_only_where_there_is_something_new(
         write_one(&ledger, n).await;
         eventually(SOON, "a snapshot is kept", || async { snapshots::<LicensesState>(&ledger.pool).await.last() == Some(&sequence) }).await;
     }
-    assert_eq!(snapshots::<LicensesState>(&ledger.pool).await, [3, 4], "the newest two are kept");
+    // Older ones go after the new one is there, by a statement of its own.
+    eventually(SOON, "the newest two are kept", || async { snapshots::<LicensesState>(&ledger.pool).await == [3, 4] }).await;
     running.end().await;
     assert_eq!(snapshots::<LicensesState>(&ledger.pool).await, [3, 4]);
 }

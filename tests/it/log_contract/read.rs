@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta};
 use rdkafka::producer::{FutureProducer, FutureRecord};
-use tallyline::log::LogError;
+use tallyline::log::{Log, LogError};
 
 use super::site::{Kind, PARTITIONS, Site};
 use super::{BUILDS, body, builds, message, on_both_logs};
@@ -132,4 +132,41 @@ async fn offsets_that_are_missing_are_passed_over() {
     eventually(deadline, "its marker is written", ends_at(10)).await;
     let read = site.log.read(builds(0), 5, 100).await.unwrap();
     assert_eq!(read.iter().map(|record| (record.offset, body(&record.message))).collect::<Vec<_>>(), [(8, "8".into())]);
+}
+
+/// PostgreSQL only: on Kafka the broker does this.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_expired_and_read_by_every_group_is_removed() {
+    let site = Site::new(Kind::Postgres).await;
+    let (pool, partition) = (&site.database.as_ref().unwrap().pool, builds(twenty(&site).await));
+    let Log::Postgres(log) = &site.log else { panic!("a log in PostgreSQL") };
+    // The first twelve are older than the retention; one group has read ten, another six.
+    sqlx::query("update log_record set appended_at = appended_at - interval '36 days' where record_offset < 12")
+        .execute(pool)
+        .await
+        .unwrap();
+    assert_eq!(log.remove_expired(partition).await.unwrap(), 0, "nobody has read them");
+    for (group, marked) in [("one", 10_i64), ("other", 6)] {
+        sqlx::query("insert into log_group (name) values ($1)").bind(group).execute(pool).await.unwrap();
+        sqlx::query(
+            "insert into log_assignment (group_name, partition_id, marked_offset)
+             select $1, id, $2 from log_partition where topic = $3 and partition = $4",
+        )
+        .bind(group)
+        .bind(marked)
+        .bind(BUILDS.name())
+        .bind(partition.partition)
+        .execute(pool)
+        .await
+        .unwrap();
+    }
+    assert_eq!(log.remove_expired(partition).await.unwrap(), 6);
+    assert_eq!(site.log.watermarks(partition).await.unwrap(), (6, 20));
+    sqlx::query("update log_assignment set marked_offset = 20").execute(pool).await.unwrap();
+    assert_eq!(log.remove_expired(partition).await.unwrap(), 6);
+    assert_eq!(log.remove_expired(partition).await.unwrap(), 0, "the rest is young");
+    assert_eq!(site.log.watermarks(partition).await.unwrap(), (12, 20));
+    assert_eq!(site.read_all(partition.partition).await.len(), 8);
+    let error = site.log.read(partition, 11, 1).await.unwrap_err();
+    assert_eq!(error, LogError::OutOfRange { partition, offset: 11, start: 12, end: 20 });
 }

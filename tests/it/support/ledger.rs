@@ -33,7 +33,7 @@ pub fn partition(topic: Topic, partition: i32) -> TopicPartition {
 /// A completed build that differs from its neighbours in whatever a fold looks at. The same `n` gives the same build.
 pub fn build(deployment: Uuid, n: u32) -> Event {
     let completed_at = noon() + TimeDelta::seconds(i64::from(n) * 17 - 200);
-    let prebuilt = n % 5 == 0;
+    let prebuilt = n.is_multiple_of(5);
     let status = if n % 7 == 3 { BuildStatus::Failed } else { BuildStatus::Succeeded };
     let initiator_id = if prebuilt { PREBUILDS_USER } else { Uuid::from_u128(u128::from(n % 11) + 100) };
     let name = |kind: &str, of: u32| format!("{kind}-{}", n % of);
@@ -63,7 +63,7 @@ pub fn build(deployment: Uuid, n: u32) -> Event {
         organization_name: name("organization", 3),
         template_name: name("template", 4),
         template_version_name: "v1".into(),
-        preset_name: if n % 2 == 0 { String::new() } else { name("preset", 5) },
+        preset_name: if n.is_multiple_of(2) { String::new() } else { name("preset", 5) },
         workspace_name: format!("workspace-{n}"),
         owner_name: "user-001".into(),
     };

@@ -1,0 +1,28 @@
+//! The role `collect`.
+
+use chrono::TimeDelta;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::Site;
+use crate::cli::{Exit, Failure};
+use crate::collectors;
+
+pub(super) async fn run(site: Site, stop: CancellationToken) -> Result<(), Failure> {
+    let Some(database) = site.coderd.clone() else {
+        return Err(Failure::of(Exit::Configuration, "the role collect needs source.coderd_url"));
+    };
+    let (source, collect) = (&site.pipeline.source, &site.pipeline.collect);
+    let span = |length| TimeDelta::from_std(length).map_err(|error| Failure::new(Exit::Configuration, error));
+    let settings = collectors::Settings {
+        deployment_id: source.deployment_id,
+        introduced_at: source.introduced_at,
+        from: source.backfill_from,
+        poll_interval: collect.poll,
+        sweep_interval: span(collect.full_sweep)?,
+        margin: span(collect.margin)?,
+        ..collectors::Settings::new(Uuid::new_v4().to_string())
+    };
+    collectors::run(settings, database, site.keys, site.log.log, site.ledger.ledger, site.clock, stop).await;
+    Ok(())
+}

@@ -1,0 +1,100 @@
+//! The roles of one process, wired from one pipeline. In one process or in many, they meet in the log and in the ledger only.
+
+mod collect;
+mod publish;
+mod serve;
+mod site;
+
+pub use site::Site;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use prometheus::Registry;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info};
+
+use super::{Exit, Failure};
+use crate::config::Role;
+use crate::consumer::{Consumer, ConsumerTelemetry, GRACE};
+
+/// Where this process listens, once it does.
+#[derive(Clone, Copy, Debug)]
+pub struct Listening {
+    /// The API.
+    pub api: SocketAddr,
+    /// `/metrics`.
+    pub metrics: SocketAddr,
+}
+
+/// How long after the stop a role may still take: the batch in hand, open requests, the last snapshot.
+const STOP_GRACE: Duration = Duration::from_secs(GRACE.as_secs() + 5);
+
+/// Runs the pipeline's roles until `stop`. What is not reachable at start is said plainly and waited for; `/healthz` and `/readyz` answer meanwhile.
+/// `listening` is told the addresses where the process serves.
+///
+/// # Errors
+/// A setting that cannot work or a broken invariant; all roles have stopped then.
+pub async fn run(site: Site, stop: &CancellationToken, listening: impl FnOnce(Listening)) -> Result<(), Failure> {
+    let registry = Registry::new();
+    let mut roles: JoinSet<Result<(), Failure>> = JoinSet::new();
+    let telemetry = ConsumerTelemetry::register(&registry).map_err(|error| Failure::new(Exit::Internal, error))?;
+    let consumer = Consumer::new(site.log.log.clone(), site.ledger.ledger.clone(), &site.pipeline.log.group, telemetry);
+    if site.has(Role::Serve) {
+        let server = serve::bind(&site, &registry, &consumer).await?;
+        listening(server.listening()?);
+        roles.spawn(server.run(stop.clone()));
+    }
+    roles.spawn(work(site, registry, consumer, stop.clone()));
+    end(roles, stop).await
+}
+
+/// The roles that need ledger and log before they can begin.
+async fn work(site: Site, registry: Registry, consumer: Consumer, stop: CancellationToken) -> Result<(), Failure> {
+    match site.wait(&stop).await {
+        Err(failure) if failure.exit == Exit::Interrupted => return Ok(()),
+        waited => waited?,
+    }
+    let mut roles: JoinSet<Result<(), Failure>> = JoinSet::new();
+    if site.has(Role::Consume) {
+        let stop = stop.clone();
+        roles.spawn(async move {
+            consumer.run(&stop).await;
+            Ok(())
+        });
+    }
+    if site.has(Role::Collect) {
+        roles.spawn(collect::run(site.clone(), stop.clone()));
+    }
+    if site.has(Role::Publish) {
+        roles.spawn(publish::run(site.clone(), registry, stop.clone()));
+    }
+    end(roles, &stop).await
+}
+
+/// Waits for all roles. The first that fails stops the others; one that does not end within the grace is left.
+async fn end(mut roles: JoinSet<Result<(), Failure>>, stop: &CancellationToken) -> Result<(), Failure> {
+    let mut outcome = Ok(());
+    let all = async {
+        while let Some(ended) = roles.join_next().await {
+            let ended = ended.unwrap_or_else(|panic| Err(Failure::new(Exit::Internal, panic)));
+            if let Err(failure) = ended {
+                error!(error = format!("{:#}", failure.error), "a role has failed, all stop");
+                stop.cancel();
+                if outcome.is_ok() {
+                    outcome = Err(failure);
+                }
+            }
+        }
+    };
+    let overdue = async {
+        stop.cancelled().await;
+        tokio::time::sleep(STOP_GRACE).await;
+    };
+    tokio::select! {
+        () = all => info!("stopped"),
+        () = overdue => info!("stopped; what was in hand is dropped, and done again by whoever comes next"),
+    }
+    outcome
+}

@@ -1,0 +1,25 @@
+//! The role `publish`.
+
+use prometheus::Registry;
+use tokio_util::sync::CancellationToken;
+
+use super::Site;
+use crate::cli::{Exit, Failure};
+use crate::config::PublishMode;
+use crate::publisher::{Mode, Publisher, PublisherTelemetry, Settings};
+use crate::tallyman::ClientSettings;
+
+pub(super) async fn run(site: Site, registry: Registry, stop: CancellationToken) -> Result<(), Failure> {
+    let Some(deployment) = site.deployment(&stop).await else { return Ok(()) };
+    let publish = &site.pipeline.publish;
+    let mode = match publish.mode {
+        PublishMode::Shadow => Mode::Shadow,
+        PublishMode::Sole => Mode::Sole,
+    };
+    let defaults = Settings::new(deployment, site.coderd.clone(), site.keys.clone(), ClientSettings::new(publish.url.clone()));
+    let settings = Settings { mode, poll: publish.interval, ..defaults };
+    let telemetry = PublisherTelemetry::register(&registry).map_err(|error| Failure::new(Exit::Internal, error))?;
+    let publisher = Publisher::new(site.ledger.ledger.clone(), settings, telemetry);
+    publisher.map_err(|error| Failure::new(Exit::Configuration, error))?.run(&stop).await;
+    Ok(())
+}

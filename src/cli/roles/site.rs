@@ -1,0 +1,109 @@
+//! The handles that a pipeline names.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+use uuid::Uuid;
+
+use crate::cli::connect::{self, LedgerAt, LogAt};
+use crate::cli::{Exit, Failure};
+use crate::clock::Clock;
+use crate::coderd::{CoderdError, Database};
+use crate::config::{Pipeline, Role};
+use crate::license::PublicKeys;
+use crate::waiting::Waits;
+
+/// How long a statement of ours may run in coderd's database.
+const CODERD_STATEMENT: Duration = Duration::from_secs(30);
+
+/// One deployment shape's handles. None has reached for anything yet.
+#[derive(Clone)]
+pub struct Site {
+    /// The settings.
+    pub pipeline: Arc<Pipeline>,
+    /// The ledger.
+    pub ledger: LedgerAt,
+    /// The log.
+    pub log: LogAt,
+    /// coderd's database, where one is configured.
+    pub coderd: Option<Database>,
+    /// The keys that may have signed licenses.
+    pub keys: PublicKeys,
+    /// The process's clock.
+    pub clock: Clock,
+}
+
+impl Site {
+    /// Reads the secrets and makes the handles.
+    ///
+    /// # Errors
+    /// [`Exit::Configuration`].
+    pub async fn open(pipeline: Pipeline, clock: Clock) -> Result<Self, Failure> {
+        let ledger = connect::open_ledger(&pipeline, clock.clone()).await?;
+        let log = connect::open_log(&pipeline, &ledger).await?;
+        let coderd = match &pipeline.source.coderd_url {
+            None => None,
+            Some(url) => {
+                let url = connect::secret("source.coderd_url", url).await?;
+                let database = Database::new(&url, CODERD_STATEMENT);
+                Some(database.map_err(|error| Failure::of(Exit::Configuration, format!("source.coderd_url: {error}")))?)
+            }
+        };
+        let mut keys = PublicKeys::new();
+        for (name, key) in &pipeline.license.public_keys {
+            keys.add(name, key).map_err(|error| Failure::of(Exit::Configuration, format!("license.public_keys: {error}")))?;
+        }
+        Ok(Site { pipeline: Arc::new(pipeline), ledger, log, coderd, keys, clock })
+    }
+
+    /// Whether this process has the role.
+    #[must_use]
+    pub fn has(&self, role: Role) -> bool {
+        self.pipeline.roles.contains(&role)
+    }
+
+    /// Waits for the ledger, its schema, the log and its topics.
+    ///
+    /// # Errors
+    /// What no waiting helps, or [`Exit::Interrupted`].
+    pub async fn wait(&self, stop: &CancellationToken) -> Result<(), Failure> {
+        self.ledger.wait(stop).await?;
+        self.log.wait(stop).await
+    }
+
+    /// The deployment's id: configured, or asked of coderd as soon as it answers. None when it was told to stop first, or when there is no
+    /// coderd to ask.
+    pub async fn deployment(&self, stop: &CancellationToken) -> Option<Uuid> {
+        if let Some(id) = self.pipeline.source.deployment_id {
+            return Some(id);
+        }
+        let database = self.coderd.as_ref()?;
+        let mut waits = Waits::new(Duration::from_millis(500), Duration::from_secs(10));
+        let mut said = String::new();
+        loop {
+            match ask(database).await {
+                Ok(id) => return Some(id),
+                Err(error) if error.to_string() != said => {
+                    said = error.to_string();
+                    warn!("{said}; waiting for coderd's deployment id");
+                }
+                Err(_) => {}
+            }
+            if !waits.wait(stop).await {
+                return None;
+            }
+        }
+    }
+}
+
+async fn ask(database: &Database) -> Result<Uuid, CoderdError> {
+    let mut reader = database.connect().await?;
+    let id = reader.deployment_id().await;
+    reader.close().await;
+    if let Ok(id) = &id {
+        info!(deployment = %id, "coderd has told its deployment id");
+    }
+    id
+}

@@ -1,0 +1,45 @@
+//! What the PostgreSQL log forgets: records older than the topic's retention that every group has marked as read.
+
+use super::LogError;
+use super::postgres::{PostgresLog, refused};
+use crate::event::TopicPartition;
+
+/// At most so many records are removed at a time: an append waits for as long as that takes.
+const AT_ONCE: i64 = 10_000;
+
+impl PostgresLog {
+    /// Removes the partition's oldest records, at most 10,000: those that are older than the retention, by the database's clock, and that
+    /// no group has still to read. Answers how many. A log that no group has joined keeps everything.
+    ///
+    /// # Errors
+    /// As [`super::Log::watermarks`].
+    pub async fn remove_expired(&self, partition: TopicPartition) -> Result<i64, LogError> {
+        self.in_time(async {
+            let id = self.partition(partition).await?.id;
+            // Times never fall along a partition, so what is expired is one range from its start.
+            sqlx::query_scalar(
+                "with bound as (
+                     select max(record_offset) + 1 as until
+                     from log_partition
+                         join log_topic on log_topic.name = log_partition.topic
+                         join log_record on partition_id = log_partition.id
+                             and record_offset >= start_offset and record_offset < start_offset + $2
+                     where log_partition.id = $1
+                         and appended_at < clock_timestamp() - retention_days * interval '1 day'
+                         and record_offset < (select min(coalesce(marked_offset, 0)) from log_assignment where partition_id = $1)
+                 ), moved as (
+                     update log_partition set start_offset = until from bound where id = $1 and start_offset < until
+                 ), removed as (
+                     delete from log_record using bound where partition_id = $1 and record_offset < until returning 1
+                 )
+                 select count(*) from removed",
+            )
+            .bind(id)
+            .bind(AT_ONCE)
+            .fetch_one(&self.pool)
+            .await
+            .map_err(refused)
+        })
+        .await
+    }
+}

@@ -1,0 +1,296 @@
+//! The commands through the real binary: exit codes, and that stdout holds the answer and nothing else.
+
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use chrono::TimeDelta;
+use serde_json::Value;
+use tallyline::clock::Clock;
+use tallyline::event::Topic;
+use tallyline::ledger::{Ledger, LedgerSettings};
+use tallyline::log::{KafkaSettings, Log, PostgresLogSettings};
+use tempfile::TempDir;
+
+use crate::export::record;
+use crate::support::ledger::{DEPLOYMENT, noon, usage};
+use crate::support::process::{Ended, run_tallyline, tallyline};
+use crate::support::{self, Database, database, eventually};
+
+/// A pipeline file in a folder of its own.
+struct Pipeline {
+    folder: TempDir,
+    file: String,
+}
+
+fn pipeline(text: &str) -> Pipeline {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("pipeline.toml");
+    std::fs::write(&path, text).unwrap();
+    Pipeline { file: path.to_str().unwrap().to_owned(), folder }
+}
+
+impl Pipeline {
+    fn on(database: &Database) -> Pipeline {
+        pipeline(&format!("roles = ['consume']\nledger.url = '{}'\nlog.partitions = 2\n", database.url))
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Runs a command on this file, the words separated by blanks.
+    async fn run(&self, words: &str) -> Ended {
+        let words: Vec<&str> = words.split_whitespace().collect();
+        run_tallyline(&[&words[..], &["--pipeline", &self.file]].concat(), &[]).await
+    }
+}
+
+fn code(ended: &Ended) -> i32 {
+    ended.status.code().unwrap_or_else(|| panic!("no exit code: {ended:?}"))
+}
+
+/// The answer as JSON: the whole of stdout.
+fn json(ended: &Ended) -> Value {
+    serde_json::from_str(&ended.stdout).unwrap_or_else(|error| panic!("{error}: {ended:?}"))
+}
+
+/// Ended with this code, nothing on stdout and these words on stderr.
+fn assert_refused(ended: &Ended, exit: i32, words: &str) {
+    assert_eq!((code(ended), ended.stdout.as_str()), (exit, ""), "{ended:?}");
+    assert!(ended.stderr.contains(words), "{words:?} is not in {ended:?}");
+}
+
+#[tokio::test]
+async fn help_is_an_answer_and_a_wrong_command_line_is_not() {
+    let help = run_tallyline(&["--help"], &[]).await;
+    assert_eq!((code(&help), help.stderr.as_str()), (0, ""));
+    for word in ["run", "check", "migrate", "demo", "export", "replay", "status", "audit", "coderd-sim", "tallyman-sim", "Exit codes:"] {
+        assert!(help.stdout.contains(word), "{word} is not in {}", help.stdout);
+    }
+    let version = run_tallyline(&["--version"], &[]).await;
+    assert_eq!((code(&version), version.stdout.trim()), (0, concat!("tallyline ", env!("CARGO_PKG_VERSION"))));
+    for wrong in
+        [&["frobnicate"][..], &["check"], &["replay", "plan", "--pipeline", "x"], &["status", "--pipeline", "x", "--log-level", "a=b=c"]]
+    {
+        assert_refused(&run_tallyline(wrong, &[]).await, 2, "");
+    }
+}
+
+#[tokio::test]
+async fn check_lists_every_mistake_at_once() {
+    let wrong = pipeline("[ledger]\nurl = 'hunter2'\n[log]\nkind = 'pigeon'\n[license.public_keys]\na = 'hunter3'\n");
+    let found = wrong.run("check --output json --set collect.poll_seconds=0").await;
+    assert_eq!((code(&found), found.stderr.as_str()), (2, ""), "{found:?}");
+    let keys: Vec<String> =
+        json(&found)["mistakes"].as_array().unwrap().iter().map(|mistake| mistake["key"].as_str().unwrap().to_owned()).collect();
+    assert_eq!(keys, ["source.coderd_url", "source.coderd_url", "ledger.url", "log.kind", "license.public_keys.a", "collect.poll_seconds"]);
+    let table = wrong.run("check").await;
+    assert!(code(&table) == 2 && table.stdout.contains("pipeline.toml:2") && !table.stdout.contains("hunter"), "{table:?}");
+    // another command says the same, but on stderr
+    let status = wrong.run("status").await;
+    assert_refused(&status, 2, "pipeline.toml:4: log.kind must be one of postgres, kafka");
+    assert!(!status.stderr.contains("hunter"));
+
+    let good = pipeline("roles = ['consume']\nledger.url = 'env:SURELY_NOT_SET'\n");
+    assert_eq!(code(&good.run("check").await), 0);
+    let secrets = good.run("check --secrets").await;
+    assert!(code(&secrets) == 2 && secrets.stdout.contains("SURELY_NOT_SET is not set"), "{secrets:?}");
+    let by_variable = run_tallyline(&["check", "--pipeline", &good.file], &[("TALLYLINE_LEDGER_CONNECTIONS", "1")]).await;
+    assert!(code(&by_variable) == 2 && by_variable.stdout.contains("TALLYLINE_LEDGER_CONNECTIONS"), "{by_variable:?}");
+}
+
+#[tokio::test]
+async fn what_cannot_be_reached_is_said_plainly_and_without_the_password() {
+    let port = support::ports::free_port();
+    let nowhere = pipeline(&format!("roles = ['consume']\nledger.url = 'postgres://teller:hunter2@127.0.0.1:{port}/books'\n"));
+    for command in ["status", "migrate", "export usage --from 2025-01-01 --to 2025-02-01 -o -"] {
+        let ended = nowhere.run(command).await;
+        assert_refused(&ended, 3, &format!("127.0.0.1:{port}/books as teller"));
+        assert!(ended.stderr.contains("is it started") && !ended.stderr.contains("hunter2"), "{ended:?}");
+    }
+    let unset = pipeline("roles = ['consume']\nledger.url = 'env:SURELY_NOT_SET'\n");
+    assert_refused(&unset.run("status").await, 2, "ledger.url: the variable SURELY_NOT_SET is not set");
+
+    let database = database().await;
+    let no_kafka = format!("--set log.kind=kafka --set kafka.brokers=127.0.0.1:{port}");
+    assert_refused(&Pipeline::on(&database).run(&format!("migrate {no_kafka}")).await, 3, &format!("Kafka at 127.0.0.1:{port}"));
+    // the ledger tells what it knows all the same
+    let status = Pipeline::on(&database).run(&format!("status --output json {no_kafka}")).await;
+    assert_eq!(code(&status), 3, "{status:?}");
+    assert!(status.stderr.contains("the lag is not known") && json(&status)["log_problem"].is_string(), "{status:?}");
+}
+
+#[tokio::test]
+async fn migrate_may_run_again_and_leaves_a_newer_schema_alone() {
+    let database = database().await;
+    let pipeline = Pipeline::on(&database);
+    assert_refused(&pipeline.run("status").await, 3, "tallyline migrate");
+    for _ in 0..2 {
+        let migrated = pipeline.run("migrate --output json").await;
+        assert_eq!((code(&migrated), json(&migrated)["differences"].as_array().map(Vec::len)), (0, Some(0)), "{migrated:?}");
+    }
+    let other = pipeline.run("migrate --set log.partitions=3").await;
+    assert!(code(&other) == 0 && other.stdout.contains("not changed"), "{other:?}");
+    sqlx::query(
+        "insert into _sqlx_migrations (version, description, success, checksum, execution_time)
+         values (9999, 'of a later version', true, '', 0)",
+    )
+    .execute(&database.pool)
+    .await
+    .unwrap();
+    assert_refused(&pipeline.run("migrate").await, 4, "newer than this binary's");
+    assert_refused(&pipeline.run("status").await, 4, "newer than this binary's");
+}
+
+#[tokio::test]
+async fn export_writes_the_same_bytes_each_time_and_totals_beside_them() {
+    let database = database().await;
+    let pipeline = Pipeline::on(&database);
+    assert_eq!(code(&pipeline.run("migrate").await), 0);
+    let ledger = Ledger::open(&LedgerSettings { url: database.url.clone(), connections: 2 }, Clock::given(noon())).unwrap();
+    let events: Vec<_> = (0..40).map(|n| usage(DEPLOYMENT, n)).collect();
+    let sequence = record(&ledger, &events).await;
+    // usage(n) counts n % 3 + 1; every fourth is a seat
+    let sum = |seats: bool| (0..40_u64).filter(|n| (n % 4 == 3) == seats).map(|n| n % 3 + 1).sum::<u64>().to_string();
+
+    let range = "export usage --from 2025-08-01 --to 2025-08-02";
+    let mut files = Vec::new();
+    for name in ["one.csv", "two.csv"] {
+        let path = pipeline.path(name);
+        let ended = pipeline.run(&format!("{range} --output json -o {}", path.display())).await;
+        assert_eq!((code(&ended), ended.stderr.as_str()), (0, ""), "{ended:?}");
+        let answer = json(&ended);
+        assert_eq!((&answer["events"], &answer["as_of_sequence"]), (&40.into(), &sequence.into()));
+        let types: Vec<(&str, u64, &str)> = answer["types"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|one| (one["event_type"].as_str().unwrap(), one["events"].as_u64().unwrap(), one["quantity"].as_str().unwrap()))
+            .collect();
+        assert_eq!(types, [("dc_managed_agents_v1", 30, sum(false).as_str()), ("hb_ai_seats_v1", 10, sum(true).as_str())]);
+        files.push(std::fs::read(path).unwrap());
+    }
+    assert_eq!(files[0], files[1]);
+    assert_eq!(files[0].split(|byte| *byte == b'\n').count(), 42, "a header, 40 rows, and nothing behind the last line end");
+
+    let to_stdout = pipeline.run(&format!("{range} --as-of {sequence} -o -")).await;
+    assert_eq!((code(&to_stdout), to_stdout.stdout.as_bytes()), (0, files[0].as_slice()));
+    assert!(to_stdout.stderr.contains("40 events"), "{to_stdout:?}");
+    let table = pipeline.run(&format!("{range} -o {}", pipeline.path("three.csv").display())).await;
+    assert!(table.stdout.contains(&format!("as of ledger sequence {sequence}")), "{table:?}");
+
+    assert_refused(&pipeline.run(&format!("{range} --as-of 9999 -o -")).await, 4, "the ledger's last sequence is");
+    assert_refused(&pipeline.run("export usage --from 2025-08-02 --to 2025-08-02 -o -").await, 2, "--from must be before --to");
+    assert_refused(&pipeline.run(&format!("{range} -o {}", pipeline.path("no/folder.csv").display())).await, 4, "cannot be written");
+    let parts = std::fs::read_dir(pipeline.folder.path())
+        .unwrap()
+        .filter(|entry| entry.as_ref().unwrap().path().extension().is_some_and(|end| end == "part"));
+    assert_eq!(parts.count(), 0);
+}
+
+/// Plan and execute on a log that holds what the ledger has not; the words are those that make the pipeline use this log.
+async fn replay_adds_what_is_missing_once(database: &Database, log: &Log, words: &str) {
+    let pipeline = Pipeline::on(database);
+    let run = async |command: &str| pipeline.run(&format!("{command} {words}")).await;
+    assert_eq!(code(&run("migrate").await), 0);
+    let events: Vec<_> = (0..30).map(|n| usage(DEPLOYMENT, n).to_message()).collect();
+    log.append(Topic::AgentUsage, events).await.unwrap();
+
+    let plan = async |range: &str| {
+        let planned = run(&format!("replay plan --output json {range}")).await;
+        assert_eq!(code(&planned), 0, "{planned:?}");
+        json(&planned)
+    };
+    let count =
+        |plan: &Value, field: &str| plan["partitions"].as_array().unwrap().iter().map(|one| one[field].as_i64().unwrap()).sum::<i64>();
+    let first = plan("--all-topics --from earliest").await;
+    assert_eq!((count(&first, "records"), count(&first, "new_events"), first["partitions"].as_array().unwrap().len()), (30, 30, 6));
+    let same = plan("--topic tallyline.agent-usage.v1:0,1 --from PT1H").await;
+    assert_eq!((count(&same, "new_events"), same["partitions"].as_array().unwrap().len()), (30, 2));
+    assert_eq!(count(&plan("--topic tallyline.agent-usage.v1 --from 2025-01-01T00:00:00.000 --until 3").await, "records"), 6);
+    assert_eq!(count(&plan("--all-topics --from latest").await, "records"), 0);
+
+    let hash = |plan: &Value| plan["hash"].as_str().unwrap().to_owned();
+    assert!(first["execute"].as_str().unwrap().ends_with(&hash(&first)));
+    let executed = run(&format!("replay execute --output json {}", hash(&first))).await;
+    assert_eq!((code(&executed), json(&executed)["accepted"].as_i64()), (0, Some(30)), "{executed:?}");
+    assert!(executed.stderr.contains("replaying: 30 of 30 records"), "{executed:?}");
+    assert_refused(&run(&format!("replay execute {}", hash(&first))).await, 4, "plan again");
+    assert_refused(&run(&format!("replay execute {}", hash(&same))).await, 4, "no longer the planned one");
+    assert_refused(&run("replay execute 00ff").await, 4, "no replay was planned");
+    let again = plan("--all-topics --from earliest").await;
+    assert_eq!((count(&again, "new_events"), count(&again, "duplicates")), (0, 30));
+
+    assert_refused(&run("replay plan --topic tallyline.agent-usage.v1:7 --from earliest").await, 2, "there is no partition 7");
+    assert_refused(&run("replay plan --topic usage --from earliest").await, 2, "tallyline.workspace-builds.v1");
+    let clamped = run("replay plan --topic tallyline.agent-usage.v1:0 --from 0 --until 99999").await;
+    assert!(code(&clamped) == 0 && clamped.stderr.contains("offset 99999 is not in the log"), "{clamped:?}");
+    assert_refused(&run("replay plan --topic tallyline.agent-usage.v1:0 --from 2 --until 1").await, 2, "would begin at 2 and end at 1");
+
+    let status = run("status --output json").await;
+    let answer = json(&status);
+    let lags: i64 = answer["partitions"].as_array().unwrap().iter().map(|one| one["lag"].as_i64().unwrap()).sum();
+    // a replay moves no live position
+    assert_eq!((code(&status), lags), (0, 30), "{status:?}");
+    assert_eq!(answer["events"][1]["events"].as_i64().unwrap() + answer["events"][0]["events"].as_i64().unwrap(), 30);
+    assert_eq!(answer["publications"][0]["state"], "pending");
+    let table = run("status").await;
+    assert!(table.stdout.contains("replay") && table.stdout.contains(&DEPLOYMENT.to_string()), "{table:?}");
+}
+
+#[tokio::test]
+async fn replay_on_postgres_adds_what_is_missing_once() {
+    let database = database().await;
+    let log = Log::postgres(database.pool.clone(), PostgresLogSettings::default());
+    replay_adds_what_is_missing_once(&database, &log, "").await;
+}
+
+#[tokio::test]
+async fn replay_on_kafka_adds_what_is_missing_once() {
+    let (database, kafka) = (database().await, support::kafka());
+    let log = Log::kafka(KafkaSettings { topic_prefix: kafka.prefix.clone(), ..KafkaSettings::new(&kafka.brokers) }).unwrap();
+    let words = format!("--set log.kind=kafka --set kafka.brokers={} --set kafka.topic_prefix={}", kafka.brokers, kafka.prefix);
+    replay_adds_what_is_missing_once(&database, &log, &words).await;
+}
+
+#[tokio::test]
+async fn a_reader_that_has_gone_is_no_panic() {
+    let good = pipeline("roles = ['consume']\nledger.url = 'postgres://h/d'\n");
+    for (words, exit) in [(vec!["check", "--pipeline", &good.file], 0), (vec!["--help"], 0)] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tallyline"));
+        let mut child = command.args(words).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        let ended = child.wait_with_output().unwrap();
+        assert_eq!((ended.status.code(), String::from_utf8_lossy(&ended.stderr).as_ref()), (Some(exit), ""));
+    }
+}
+
+#[tokio::test]
+async fn a_simulator_tells_its_address_and_ends_in_order() {
+    let mut simulator = tallyline(&["tallyman-sim", "--listen", "127.0.0.1:0", "--log-format", "json"], &[]);
+    eventually(Duration::from_secs(30), "it tells its address", || {
+        let stdout = simulator.stdout();
+        async move { stdout.contains("http://127.0.0.1:") }
+    })
+    .await;
+    assert!(simulator.terminate(Duration::from_secs(30)).await.success());
+    assert_eq!(simulator.stdout().lines().count(), 1);
+    for line in simulator.stderr().lines() {
+        serde_json::from_str::<Value>(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+    }
+}
+
+#[tokio::test]
+async fn the_clock_can_be_shifted() {
+    let database = database().await;
+    let pipeline = Pipeline::on(&database);
+    assert_eq!(code(&pipeline.run("migrate").await), 0);
+    let at = async |offset: &str| {
+        let status = json(&pipeline.run(&format!("status --output json --clock-offset {offset}")).await);
+        status["at"].as_str().unwrap().parse::<chrono::DateTime<chrono::Utc>>().unwrap()
+    };
+    let (now, back) = (at("0").await, at("-86400").await);
+    // the two runs lie seconds apart, not hours
+    assert!((now - back - TimeDelta::days(1)).abs() < TimeDelta::minutes(10), "{now} {back}");
+}

@@ -1,0 +1,169 @@
+//! Usage files against a real ledger; what they should hold is worked out here, apart from SQL.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use tallyline::event::{Event, Payload, PublishMarks, Topic, Usage, UsageQuantity};
+use tallyline::export::{Totals, TypeTotal, export_usage};
+use tallyline::ledger::{Attempt, AttemptVerdict, Chain, Ledger, NewRequest, RequestOutcome, Settlement, UsageRange};
+use uuid::Uuid;
+
+use crate::support::ledger::{DEPLOYMENT, OTHER_DEPLOYMENT, arrival, ledger, noon, partition};
+
+const HEADER: &str =
+    "deployment_id,event_id,event_type,quantity,unit,created_at,publication_state,published_request_id,accepted_sequence\n";
+
+fn usage(deployment: Uuid, id: &str, quantity: UsageQuantity, created_at: DateTime<Utc>) -> Event {
+    Event { deployment, payload: Payload::Usage(Usage { id: id.to_owned(), quantity, created_at, marks: PublishMarks::default() }) }
+}
+
+/// Records the events as one batch and answers its sequence.
+pub async fn record(ledger: &Ledger, events: &[Event]) -> i64 {
+    let claim = ledger.claim(partition(Topic::AgentUsage, 0), 0).await.unwrap();
+    let from = claim.next_offset;
+    let arrivals: Vec<_> = (from..).zip(events).map(|(offset, event)| arrival(offset, event.clone())).collect();
+    let next_offset = from + i64::try_from(events.len()).unwrap();
+    let counts = ledger.record(&Chain::Live(claim), &arrivals, next_offset).await.unwrap();
+    assert_eq!(usize::try_from(counts.accepted).unwrap(), events.len());
+    ledger.last_sequence().await.unwrap()
+}
+
+async fn exported(ledger: &Ledger, range: &UsageRange) -> (String, Totals) {
+    let mut bytes = Vec::new();
+    let totals = export_usage(ledger, range, &mut bytes).await.unwrap();
+    (String::from_utf8(bytes).unwrap(), totals)
+}
+
+fn all(as_of: i64) -> UsageRange {
+    UsageRange { from: DateTime::UNIX_EPOCH, to: noon() + TimeDelta::days(9999), source: None, as_of }
+}
+
+#[tokio::test]
+async fn many_pages_hold_each_event_once_in_order_and_add_up() {
+    let (_database, ledger) = ledger().await;
+    let mut events = Vec::new();
+    for n in 0..5_600_u32 {
+        // ties in time across both deployments, and one id that both have
+        let created_at = noon() + TimeDelta::seconds(i64::from(n / 700));
+        let number = u64::from(n % 97) + 1;
+        let quantity = match n % 3 {
+            0 => UsageQuantity::ManagedAgents(number),
+            1 => UsageQuantity::AiSeats(number),
+            _ => UsageQuantity::AgentRuntimeMs(u64::try_from(i64::MAX).unwrap() - number),
+        };
+        let deployment = if n % 2 == 0 { DEPLOYMENT } else { OTHER_DEPLOYMENT };
+        let id = if n < 2 { "Both".to_owned() } else { format!("{}{n:x}", ["a", "B", "é", "_"][n as usize % 4]) };
+        events.push(usage(deployment, &id, quantity, created_at));
+    }
+    let sequence = record(&ledger, &events).await;
+
+    let mut rows = Vec::new();
+    let mut sums: BTreeMap<&str, (u64, u128, &'static str)> = BTreeMap::new();
+    for event in &events {
+        let Payload::Usage(usage) = &event.payload else { unreachable!("only usage") };
+        let (event_type, unit) = match usage.quantity {
+            UsageQuantity::ManagedAgents(_) => ("dc_managed_agents_v1", "agents"),
+            UsageQuantity::AiSeats(_) => ("hb_ai_seats_v1", "seats"),
+            UsageQuantity::AgentRuntimeMs(_) => ("hb_agent_runtime_v1", "ms"),
+        };
+        let number = usage.quantity.number();
+        let sum = sums.entry(event_type).or_insert((0, 0, unit));
+        (sum.0, sum.1) = (sum.0 + 1, sum.1 + u128::from(number));
+        let time = usage.created_at.format("%Y-%m-%dT%H:%M:%S.000000Z");
+        let line = format!("{},{},{event_type},{number},{unit},{time},pending,,{sequence}\n", event.deployment, usage.id);
+        rows.push((usage.created_at, usage.id.clone(), event.deployment, line));
+    }
+    rows.sort();
+    let expected = rows.iter().fold(HEADER.to_owned(), |text, (.., line)| text + line);
+
+    let (first, totals) = exported(&ledger, &all(sequence)).await;
+    assert!(first == expected, "the file differs from what was recorded");
+    assert_eq!(exported(&ledger, &all(sequence)).await, (first, totals.clone()), "two runs give the same bytes");
+    let types = sums.into_iter().map(|(event_type, (events, sum, unit))| TypeTotal {
+        event_type: event_type.to_owned(),
+        unit,
+        events,
+        quantity: sum.to_string(),
+    });
+    assert_eq!(totals, Totals { events: 5_600, types: types.collect() });
+}
+
+#[tokio::test]
+async fn the_range_holds_its_beginning_and_not_its_end_and_one_source_alone() {
+    let (_database, ledger) = ledger().await;
+    let tick = TimeDelta::microseconds(1);
+    let (from, to) = (noon(), noon() + TimeDelta::hours(1));
+    let at = |id, deployment, created_at| usage(deployment, id, UsageQuantity::ManagedAgents(2), created_at);
+    let events = [
+        at("before", DEPLOYMENT, from - tick),
+        at("first", DEPLOYMENT, from),
+        at("other", OTHER_DEPLOYMENT, from),
+        at("last", DEPLOYMENT, to - tick),
+        at("behind", DEPLOYMENT, to),
+    ];
+    let sequence = record(&ledger, &events).await;
+    let ids = async |source| {
+        let (text, totals) = exported(&ledger, &UsageRange { from, to, source, as_of: sequence }).await;
+        let ids: Vec<String> = text.lines().skip(1).map(|line| line.split(',').nth(1).unwrap().to_owned()).collect();
+        assert_eq!(totals.events, ids.len() as u64);
+        ids
+    };
+    assert_eq!(ids(None).await, ["first", "other", "last"]);
+    assert_eq!(ids(Some(DEPLOYMENT)).await, ["first", "last"]);
+    assert_eq!(ids(Some(OTHER_DEPLOYMENT)).await, ["other"]);
+    assert!(ids(Some(Uuid::nil())).await.is_empty());
+}
+
+#[tokio::test]
+async fn what_comes_later_does_not_change_what_was_known_then() {
+    let (_database, ledger) = ledger().await;
+    let one = |id: &str| usage(DEPLOYMENT, id, UsageQuantity::ManagedAgents(1), noon());
+    let before = record(&ledger, &[one("published"), one("settled"), one("waits")]).await;
+    let (then, _) = exported(&ledger, &all(before)).await;
+
+    let source_id: i16 = sqlx::query_scalar("select id from source").fetch_one(&ledger.pool).await.unwrap();
+    let settled = ledger.settle_publications(source_id, "me", &["settled".to_owned()], Settlement::NotOurs).await.unwrap();
+    assert_eq!(settled.not_ours, 1);
+    let request_id = publish(&ledger, source_id, "published").await;
+    let after = record(&ledger, &[one("later")]).await;
+
+    assert_eq!(exported(&ledger, &all(before)).await.0, then);
+    let mut expected = HEADER.to_owned();
+    let rows = [("later", "pending", String::new(), after), ("published", "published", request_id.to_string(), before)];
+    for (id, state, request, sequence) in
+        rows.into_iter().chain([("settled", "not_ours", String::new(), before), ("waits", "pending", String::new(), before)])
+    {
+        writeln!(expected, "{DEPLOYMENT},{id},dc_managed_agents_v1,1,agents,2025-08-01T12:00:00.000000Z,{state},{request},{sequence}")
+            .unwrap();
+    }
+    assert_eq!(exported(&ledger, &all(after)).await.0, expected);
+}
+
+/// Sends one event by the ledger's own steps, as far as the vendor's acceptance.
+async fn publish(ledger: &Ledger, source_id: i16, event_id: &str) -> Uuid {
+    let (id, lease) = (Uuid::from_u128(7), Duration::from_secs(60));
+    ledger.lease_publications(source_id, "me", DateTime::UNIX_EPOCH, 10, lease).await.unwrap();
+    let request = NewRequest { id, source_id, license_sha256: [1; 32], event_ids: vec![event_id], holder: "me", lease };
+    assert!(ledger.begin_request(&request).await.unwrap());
+    let verdict = AttemptVerdict::Accepted;
+    let attempt = Attempt { event_id: event_id.to_owned(), verdict, message: None, next_attempt_at: noon(), unanswered: false };
+    let (answered_at, attempts) = (Some(noon()), vec![attempt]);
+    let outcome = RequestOutcome { id, source_id, holder: "me", answered_at, status: Some(200), error: None, attempts };
+    ledger.record_outcome(&outcome).await.unwrap();
+    id
+}
+
+#[tokio::test]
+async fn a_formula_in_an_id_stays_text() {
+    let (_database, ledger) = ledger().await;
+    let ids = ["=cmd|'/c calc'!A1", "+1", "a,\"b\"\nc", "'quoted"];
+    let events: Vec<Event> = ids.iter().map(|id| usage(DEPLOYMENT, id, UsageQuantity::ManagedAgents(1), noon())).collect();
+    let sequence = record(&ledger, &events).await;
+    let (text, _) = exported(&ledger, &all(sequence)).await;
+    let mut reader = csv::Reader::from_reader(text.as_bytes());
+    let fields: Vec<String> = reader.records().map(|record| record.unwrap()[1].to_owned()).collect();
+    // in the order of the ids' bytes: ' + = a
+    assert_eq!(fields, ["''quoted", "'+1", "'=cmd|'/c calc'!A1", "a,\"b\"\nc"]);
+}
