@@ -14,8 +14,6 @@ use crate::coderd::Database;
 use crate::ledger::{Difference, Ledger};
 use crate::log::Log;
 
-pub use crate::ledger::Difference as AuditDifference;
-
 /// What an audit compares.
 pub struct Audit {
     /// The ledger.

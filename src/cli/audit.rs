@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use super::roles::Site;
-use super::{Context, Exit, Failure, Output, PipelineArguments, columns};
+use super::{Context, Exit, Failure, PipelineArguments, columns};
 use crate::audit::{Audit, AuditReport};
+use crate::ledger::Difference;
 
 /// Prove that the books balance, or list what differs.
 #[derive(Clone, Debug, clap::Args)]
@@ -21,7 +22,7 @@ pub(super) async fn run(arguments: Arguments, context: &Context) -> Result<Exit,
     site.ledger.reach().await?;
     site.log.reach().await?;
     let report = audit(&site, Duration::from_secs(arguments.patience), context).await?;
-    show(&report, context.output);
+    context.output.answer(&report, || table(&report))?;
     Ok(if report.balanced { Exit::Success } else { Exit::Differs })
 }
 
@@ -38,25 +39,22 @@ pub async fn audit(site: &Site, patience: Duration, context: &Context) -> Result
     audit.run().await.map_err(Failure::from)
 }
 
-/// Prints what was found.
-pub fn show(report: &AuditReport, output: Output) {
-    match output {
-        Output::Json => output.json(report),
-        Output::Table => output.text(&table(report)),
-    }
-}
-
-fn table(report: &AuditReport) -> String {
+/// What was found, for reading.
+#[must_use]
+pub fn table(report: &AuditReport) -> String {
     let mut text = String::new();
     for joint in &report.joints {
         let verdict = if joint.differences.is_empty() { "balanced" } else { "DIFFERS" };
-        text.push_str(&format!("{}: {verdict}\n", joint.name));
-        text.push_str(&columns(joint.numbers.iter().map(|(name, number)| [format!("  {}", name.replace('_', " ")), number.to_string()])));
-        for (mark, found) in [("differs", &joint.differences), ("remark", &joint.remarks)] {
-            text.push_str(&columns(found.iter().map(|row| [format!("  {mark}"), row.kind.to_owned(), row.id.clone(), row.detail.clone()])));
-        }
+        let numbers = joint.numbers.iter().map(|(name, number)| [format!("  {}", name.replace('_', " ")), number.to_string()]);
+        text += &columns([&joint.name.to_uppercase(), verdict], numbers);
+        text += &columns(["  DIFFERENCE", "ID", "WHAT"], rows(&joint.differences));
+        text += &columns(["  REMARK", "ID", "WHAT"], rows(&joint.remarks));
+        text.push('\n');
     }
     let end = if report.balanced { "the books balance" } else { "the books do NOT balance" };
-    text.push_str(&format!("{end}, up to ledger sequence {}\n", report.sequence));
-    text
+    text + &format!("{end}, up to ledger sequence {}\n", report.sequence)
+}
+
+fn rows(found: &[Difference]) -> impl Iterator<Item = [String; 3]> {
+    found.iter().map(|row| [format!("  {}", row.kind), row.id.clone(), row.detail.clone()])
 }

@@ -103,7 +103,11 @@ impl LedgerAt {
     /// # Errors
     /// What no waiting helps, or [`Exit::Interrupted`].
     pub async fn wait(&self, stop: &CancellationToken) -> Result<(), Failure> {
-        until_reached("ledger", stop, || self.reach()).await
+        until_reached("ledger", stop, || {
+            let at = self.clone();
+            async move { at.reach().await }
+        })
+        .await
     }
 }
 
@@ -148,12 +152,19 @@ impl LogAt {
     /// # Errors
     /// What no waiting helps, or [`Exit::Interrupted`].
     pub async fn wait(&self, stop: &CancellationToken) -> Result<(), Failure> {
-        until_reached("log", stop, || self.reach()).await
+        until_reached("log", stop, || {
+            let at = self.clone();
+            async move { at.reach().await }
+        })
+        .await
     }
 }
 
 /// Looks again and again, with growing pauses; says each new reason once.
-async fn until_reached(what: &'static str, stop: &CancellationToken, look: impl AsyncFn() -> Result<(), Failure>) -> Result<(), Failure> {
+async fn until_reached<F>(what: &'static str, stop: &CancellationToken, look: impl Fn() -> F) -> Result<(), Failure>
+where
+    F: Future<Output = Result<(), Failure>> + Send,
+{
     let mut waits = Waits::new(Duration::from_millis(200), Duration::from_secs(5));
     let mut said = String::new();
     loop {
