@@ -186,3 +186,20 @@ async fn without_the_database_there_is_telemetry_only() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn only_the_latest_holder_raises_what_is_shown_and_it_never_falls() {
+    let site = Site::new().await;
+    let ledger = &site.ledger;
+    let moment = Duration::from_millis(1);
+    let first = ledger.take_lease("metrics", "one", moment).await.unwrap().unwrap();
+    assert_eq!(ledger.raise_shown_sequence(&first, 7).await.unwrap(), Some(7));
+    assert_eq!(ledger.raise_shown_sequence(&first, 5).await.unwrap(), Some(7), "a fold below it hears what was shown");
+    // It has ended, but nobody else took it: whoever does, finds what is raised now.
+    eventually(SOON, "it ends", || async { ledger.lease_holder("metrics").await.unwrap().is_none() }).await;
+    assert_eq!(ledger.raise_shown_sequence(&first, 8).await.unwrap(), Some(8));
+    let second = ledger.take_lease("metrics", "other", SOON).await.unwrap().unwrap();
+    assert_eq!(ledger.lease_holder("metrics").await.unwrap().as_deref(), Some("other"));
+    assert_eq!(ledger.raise_shown_sequence(&first, 9).await.unwrap(), None, "a process that slept through its lease");
+    assert_eq!(ledger.raise_shown_sequence(&second, 1).await.unwrap(), Some(8));
+}
