@@ -17,8 +17,8 @@ use crate::projection::Standing;
 
 /// How long the ledger may take to answer.
 const ANSWER: Duration = Duration::from_secs(10);
-/// How long the states may take to reach what the ledger was asked at, before it is asked again.
-const CATCH_UP: Duration = Duration::from_secs(10);
+/// When both states were last at the ledger's end: longer ago than this, and they are behind.
+pub(super) const FRESH: Duration = Duration::from_secs(30);
 
 /// What was last known; clones see the same.
 #[derive(Clone, Default)]
@@ -68,6 +68,11 @@ impl KnownSources {
         self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Whether the states were at the ledger's end lately.
+    pub(super) fn is_fresh(&self) -> bool {
+        self.now().is_some_and(|known| known.reached_at.elapsed() <= FRESH)
+    }
+
     /// How far a source is complete in a state of this standing.
     pub(super) fn completeness(&self, deployment: Uuid, standing: Standing) -> Completeness {
         let known = self.now().filter(|known| known.is_in(standing));
@@ -78,26 +83,25 @@ impl KnownSources {
     pub(super) async fn follow(&self, api: &Api, poll: Duration, stop: &CancellationToken) {
         let mut away = false;
         while !stop.is_cancelled() {
-            let Some(asked) = stop.run_until_cancelled(tokio::time::timeout(ANSWER, ask(&api.ledger))).await else { return };
-            match asked {
-                Ok(Ok((head, sources))) => {
-                    away = false;
-                    if stop.run_until_cancelled(reached(api, head)).await == Some(true) {
-                        let known = Known { head, sources, reached_at: Instant::now() };
-                        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(known));
-                    }
-                }
-                failed if !std::mem::replace(&mut away, true) => {
-                    let cause = failed.map_or_else(
-                        |_| "no answer in time".to_owned(),
-                        |answer| answer.err().map(|error| error.to_string()).unwrap_or_default(),
-                    );
-                    tracing::warn!(cause, "the ledger does not say how far its sources are: what was known stays");
-                }
-                _ => {}
+            let Some(round) = stop.run_until_cancelled(self.round(api)).await else { return };
+            if let Err(cause) = &round
+                && !away
+            {
+                tracing::warn!(cause, "the ledger does not say how far its sources are: what was known stays");
             }
+            away = round.is_err();
             stop.run_until_cancelled(tokio::time::sleep(poll)).await;
         }
+    }
+
+    async fn round(&self, api: &Api) -> Result<(), String> {
+        let asked = tokio::time::timeout(ANSWER, ask(&api.ledger)).await.map_err(|_| "no answer in time".to_owned())?;
+        let (head, sources) = asked.map_err(|error| error.to_string())?;
+        if reached(api, head).await {
+            let known = Known { head, sources, reached_at: Instant::now() };
+            *self.0.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(known));
+        }
+        Ok(())
     }
 }
 
@@ -111,15 +115,16 @@ async fn ask(ledger: &Ledger) -> Result<(Head, Vec<KnownSource>), sqlx::Error> {
     Ok((ledger.head().await?, sources))
 }
 
-/// Waits until both states have reached the ledger's end as it was. False: not in time.
+/// Waits until both states have reached the ledger's end as it was; false where it has become another ledger. Without a deadline, because a
+/// later end would only be reached later: what is waited for is the folds' own progress, and readiness tells that they are behind.
 async fn reached(api: &Api, head: Head) -> bool {
-    let both = async { tokio::join!(reaches(api.metrics.watch(), head), reaches(api.licenses.watch(), head)) };
-    matches!(tokio::time::timeout(CATCH_UP, both).await, Ok((true, true)))
+    let (metrics, licenses) = tokio::join!(reaches(api.metrics.watch(), head), reaches(api.licenses.watch(), head));
+    metrics && licenses
 }
 
 async fn reaches(mut standing: watch::Receiver<Option<Standing>>, head: Head) -> bool {
-    let there = |standing: &Option<Standing>| {
-        standing.is_some_and(|standing| standing.incarnation == head.incarnation && standing.sequence >= head.sequence)
+    let decided = |standing: &Option<Standing>| {
+        standing.is_some_and(|standing| standing.incarnation != head.incarnation || standing.sequence >= head.sequence)
     };
-    standing.wait_for(there).await.is_ok()
+    standing.wait_for(decided).await.is_ok_and(|standing| standing.is_some_and(|standing| standing.incarnation == head.incarnation))
 }

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::Serving;
 use crate::ledger::{Lease, Ledger};
 
 /// The lease's name.
@@ -52,46 +53,48 @@ impl MetricsLease {
     }
 
     /// Takes the lease when it is free and holds it until `stop`; then gives it back.
-    pub(super) async fn keep(&self, ledger: &Ledger, holder: &str, length: Duration, stop: &CancellationToken) {
-        let wait = (length / 3).min(LONGEST_WAIT);
+    pub(super) async fn keep(&self, serving: &Serving, stop: &CancellationToken) {
+        let length = serving.settings.lease_length;
         let mut away = false;
         while !stop.is_cancelled() {
-            match stop.run_until_cancelled(tokio::time::timeout(length, self.ask(ledger, holder, length))).await {
-                None => break,
-                Some(Ok(Ok(()))) => away = false,
-                Some(failed) => {
-                    if !std::mem::replace(&mut away, true) {
-                        let cause = failed.map_or_else(
-                            |_| "no answer in time".to_owned(),
-                            |answer| answer.err().map(|error| error.to_string()).unwrap_or_default(),
-                        );
-                        warn!(cause, "whether this process may show the domain series is not known");
-                    }
-                }
+            let Some(asked) = stop.run_until_cancelled(tokio::time::timeout(length, self.ask(serving, length))).await else { break };
+            let fault = asked.map_or_else(|_| Some("no answer in time".to_owned()), |answer| answer.err().map(|error| error.to_string()));
+            if let Some(cause) = &fault
+                && !away
+            {
+                warn!(cause, "whether this process may show the domain series is not known");
             }
-            stop.run_until_cancelled(tokio::time::sleep(wait)).await;
+            away = fault.is_some();
+            stop.run_until_cancelled(tokio::time::sleep((length / 3).min(LONGEST_WAIT))).await;
         }
         if let Some(lease) = self.last() {
             // One that is not given back ends by itself.
-            let _ = tokio::time::timeout(Duration::from_secs(2), ledger.release_lease(lease)).await;
-            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            let _ = tokio::time::timeout(Duration::from_secs(2), self.give_back(&serving.api.ledger, lease)).await;
         }
     }
 
-    async fn ask(&self, ledger: &Ledger, holder: &str, length: Duration) -> Result<(), sqlx::Error> {
+    async fn ask(&self, serving: &Serving, length: Duration) -> Result<(), sqlx::Error> {
+        let ledger = &serving.api.ledger;
         let until = Instant::now() + length;
-        if let Some(lease) = self.last() {
-            if ledger.renew_lease(&lease, length).await? {
-                self.hold(lease, until);
-                return Ok(());
+        match self.last() {
+            // A fold that broke shows nothing any more: let another process.
+            Some(lease) if serving.api.metrics.watch().borrow().is_none() => self.give_back(ledger, lease).await?,
+            Some(lease) if ledger.renew_lease(&lease, length).await? => self.hold(lease, until),
+            Some(lease) => self.lost(&lease),
+            // Who is still reading the ledger's events would keep the series from who could show them.
+            None if serving.known.is_fresh() => {
+                if let Some(lease) = ledger.take_lease(NAME, &serving.settings.holder, length).await? {
+                    info!(epoch = lease.epoch, "this process shows the domain series");
+                    self.hold(lease, until);
+                }
             }
-            self.lost(&lease);
-        }
-        let until = Instant::now() + length;
-        if let Some(lease) = ledger.take_lease(NAME, holder, length).await? {
-            info!(epoch = lease.epoch, "this process shows the domain series");
-            self.hold(lease, until);
+            None => {}
         }
         Ok(())
+    }
+
+    async fn give_back(&self, ledger: &Ledger, lease: Lease) -> Result<(), sqlx::Error> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        ledger.release_lease(lease).await
     }
 }

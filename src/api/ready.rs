@@ -10,13 +10,12 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use serde::Serialize;
 
+use super::known::FRESH;
 use super::{Serving, lease};
 use crate::event::Topic;
 
 /// How long each dependency may take to answer.
 const ANSWER: Duration = Duration::from_secs(3);
-/// When the states were last at the ledger's end: beyond this they are behind.
-const FRESH: Duration = Duration::from_secs(30);
 
 /// Alive for as long as this is answered.
 pub(super) async fn healthz() -> Json<serde_json::Value> {
@@ -111,7 +110,7 @@ async fn projections(serving: &Serving) -> Check {
             return Check::missing(format!("{}: the ledger's end was not reached yet", standings.join("; ")));
         }
     }
-    let fresh = serving.known.now().is_some_and(|known| known.reached_at.elapsed() <= FRESH);
+    let fresh = serving.known.is_fresh();
     let why = standings.join("; ");
     if fresh {
         Check::well(why)

@@ -121,11 +121,7 @@ impl Server {
             }
             answered.cancel();
         };
-        tokio::join!(
-            listeners,
-            serving.known.follow(&serving.api, settings.poll, &answered),
-            serving.lease.keep(&serving.api.ledger, &settings.holder, settings.lease_length, &answered),
-        );
+        tokio::join!(listeners, serving.known.follow(&serving.api, settings.poll, &answered), serving.lease.keep(serving, &answered),);
     }
 }
 

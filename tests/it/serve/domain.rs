@@ -29,52 +29,49 @@ impl Watcher {
     }
 }
 
+/// How a process ends.
+#[derive(Clone, Copy)]
+enum End {
+    Orderly,
+    Vanishing,
+}
+
 #[tokio::test]
 async fn a_handover_lets_no_series_fall_and_one_process_shows_at_a_time() {
     let site = Site::new().await;
     let source = site.collected(DEPLOYMENT).await;
     site.pass(&source, 0).await;
     let mut watcher = Watcher::default();
-    let mut n = 0;
-    let mut one = site.process().await;
-    let mut other = site.process().await;
-    // In turn: an orderly end, a process that vanishes, an orderly end again.
-    for round in 0..3 {
-        for _ in 0..2 {
-            eventually(SOON, "a process shows the series", || async {
-                one.telemetry("tallyline_metrics_lease_held").await > 0.0 || other.telemetry("tallyline_metrics_lease_held").await > 0.0
-            })
-            .await;
-            let mut seen = 0;
-            while seen < 5 {
-                n += 1;
-                site.record(Topic::WorkspaceBuilds, (n * 10..n * 10 + 10).map(|n| build(DEPLOYMENT, n)).collect()).await;
-                site.record(Topic::PrebuildClaims, vec![claim(DEPLOYMENT, n)]).await;
-                let shown = (watcher.looks(&one).await, watcher.looks(&other).await);
-                // A handover may lie between the two looks, but only towards the other.
-                seen += usize::from(shown.0 || shown.1);
-            }
-            let holders = [&one, &other].map(|process| process.telemetry("tallyline_metrics_lease_held"));
-            assert!(futures::future::join_all(holders).await.iter().sum::<f64>() <= 1.0);
-            std::mem::swap(&mut one, &mut other);
+    let mut recorded = 0;
+    let mut processes = [site.process().await, site.process().await];
+    for end in [End::Orderly, End::Vanishing, End::Orderly, End::Vanishing] {
+        // New events come all the time, also while nobody or somebody new shows the series.
+        let mut pages = 0;
+        while pages < 5 {
+            site.record(Topic::WorkspaceBuilds, (recorded..recorded + 10).map(|n| build(DEPLOYMENT, n)).collect()).await;
+            site.record(Topic::PrebuildClaims, vec![claim(DEPLOYMENT, recorded)]).await;
+            recorded += 10;
+            let shown = [watcher.looks(&processes[0]).await, watcher.looks(&processes[1]).await];
+            assert_ne!(shown, [true, true], "no lease ended, and both showed the series");
+            pages += usize::from(shown != [false, false]);
         }
-        let holds = one.telemetry("tallyline_metrics_lease_held").await > 0.0;
-        if !holds {
-            std::mem::swap(&mut one, &mut other);
+        let holds = processes[0].telemetry("tallyline_metrics_lease_held").await > 0.0;
+        let holder = usize::from(!holds);
+        assert_eq!(processes[1 - holder].telemetry("tallyline_metrics_lease_held").await, 0.0);
+        let gone = std::mem::replace(&mut processes[holder], site.process().await);
+        match end {
+            End::Orderly => gone.end().await,
+            End::Vanishing => gone.vanish(),
         }
-        let gone = std::mem::replace(&mut one, site.process().await);
-        if round == 1 { gone.vanish() } else { gone.end().await }
     }
-    let expected = (10..n * 10 + 10).filter(|n| n % 7 != 3 && n % 5 != 0).count() as f64;
-    eventually(SOON, "all creations are shown", || async {
-        let shown = [one.domain("").await, other.domain("").await];
-        shown.iter().any(|page| {
-            page.iter().filter(|(series, _)| series.starts_with("coderd_workspace_creation_total")).map(|(_, value)| value).sum::<f64>()
-                == expected
-        })
-    })
-    .await;
-    assert!(watcher.total() <= expected);
+    let expected = (0..recorded).filter(|n| n % 7 != 3 && n % 5 != 0).count() as f64;
+    let epoch = || sqlx::query_scalar::<_, i64>("select epoch from lease where name = 'metrics'").fetch_one(&site.ledger.pool);
+    eventually(SOON, "each end was one handover", || async { epoch().await.unwrap() == 5 }).await;
+    let deadline = std::time::Instant::now() + SOON;
+    while !(watcher.looks(&processes[0]).await || watcher.looks(&processes[1]).await) || watcher.total() < expected {
+        assert!(std::time::Instant::now() < deadline, "{} of {expected} creations are shown", watcher.total());
+    }
+    assert_eq!(watcher.total(), expected);
 }
 
 #[tokio::test]
@@ -188,4 +185,21 @@ async fn without_the_database_there_is_telemetry_only() {
         process.telemetry("tallyline_metrics_lease_held").await == 0.0
     })
     .await;
+}
+
+#[tokio::test]
+async fn only_the_latest_holder_raises_what_is_shown_and_it_never_falls() {
+    let site = Site::new().await;
+    let ledger = &site.ledger;
+    let moment = Duration::from_millis(1);
+    let first = ledger.take_lease("metrics", "one", moment).await.unwrap().unwrap();
+    assert_eq!(ledger.raise_shown_sequence(&first, 7).await.unwrap(), Some(7));
+    assert_eq!(ledger.raise_shown_sequence(&first, 5).await.unwrap(), Some(7), "a fold below it hears what was shown");
+    // It has ended, but nobody else took it: whoever does, finds what is raised now.
+    eventually(SOON, "it ends", || async { ledger.lease_holder("metrics").await.unwrap().is_none() }).await;
+    assert_eq!(ledger.raise_shown_sequence(&first, 8).await.unwrap(), Some(8));
+    let second = ledger.take_lease("metrics", "other", SOON).await.unwrap().unwrap();
+    assert_eq!(ledger.lease_holder("metrics").await.unwrap().as_deref(), Some("other"));
+    assert_eq!(ledger.raise_shown_sequence(&first, 9).await.unwrap(), None, "a process that slept through its lease");
+    assert_eq!(ledger.raise_shown_sequence(&second, 1).await.unwrap(), Some(8));
 }
