@@ -29,7 +29,7 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<Exit, Failure> {
-    cli::start_logging(&cli.global)?;
+    cli::start_logging(&cli)?;
     let runtime = tokio::runtime::Runtime::new().map_err(|error| Failure::new(Exit::Internal, error))?;
     let ended = runtime.block_on(async {
         let stop = cli::on_signals().map_err(|error| Failure::new(Exit::Internal, error))?;

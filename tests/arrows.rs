@@ -15,7 +15,6 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("collectors", &["event", "log", "coderd", "ledger", "license"]),
     ("config", &[]),
     ("consumer", &["event", "log", "ledger"]),
-    ("demo", ANY),
     ("event", &[]),
     ("export", &["ledger"]),
     ("ledger", &["event"]),

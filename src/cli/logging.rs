@@ -4,19 +4,21 @@ use std::io::IsTerminal as _;
 
 use tracing_subscriber::EnvFilter;
 
-use super::{Exit, Failure, Global, LogFormat};
+use super::{Cli, Command, Exit, Failure, LogFormat};
 
 /// Servers' notices ("relation already exists, skipping") are told only where something asks for them by name.
 const QUIET: &str = "sqlx::postgres::notice=warn";
 
-/// Starts logging for the whole process: flag over `RUST_LOG` over `info`.
+/// Starts logging for the whole process: flag over `RUST_LOG` over `info`. The demo has a status line of its own, so there it is `warn`.
 ///
 /// # Errors
 /// When the filter is none.
-pub fn start(global: &Global) -> Result<(), Failure> {
+pub fn start(cli: &Cli) -> Result<(), Failure> {
+    let global = &cli.global;
+    let default = if matches!(cli.command, Command::Demo(_)) { "warn" } else { "info" };
     let (origin, filter) = match &global.log_level {
         Some(filter) => ("--log-level", filter.clone()),
-        None => ("RUST_LOG", std::env::var("RUST_LOG").ok().filter(|filter| !filter.is_empty()).unwrap_or_else(|| "info".to_owned())),
+        None => ("RUST_LOG", std::env::var("RUST_LOG").ok().filter(|filter| !filter.is_empty()).unwrap_or_else(|| default.to_owned())),
     };
     let filter =
         EnvFilter::try_new(format!("{QUIET},{filter}")).map_err(|error| Failure::of(Exit::Configuration, format!("{origin}: {error}")))?;

@@ -237,7 +237,7 @@ async fn in_real_time_builds_complete_now_and_both_oracles_agree() {
         .await;
         stop.cancel();
     };
-    let (acted, ()) = tokio::join!(live(&mut simulation, 20.0, &clock, &stop), watching);
+    let (acted, ()) = tokio::join!(live(&mut simulation, 20.0, &clock, &stop, |_| {}), watching);
     acted.unwrap();
     let truth = simulation.truth();
     assert!(truth.builds.len() >= before + 20);
