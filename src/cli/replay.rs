@@ -33,7 +33,7 @@ pub struct Execute {
     #[command(flatten)]
     pipeline: PipelineArguments,
     /// The hash that `tallyline replay plan` printed
-    #[arg(value_name = "HASH")]
+    #[arg(long = "plan", value_name = "HASH")]
     hash: String,
 }
 
@@ -76,7 +76,7 @@ async fn plan(arguments: Plan, context: &Context) -> Result<Exit, Failure> {
     let planned = replay.plan(&ranges, |records| progress.add(records)).await;
     progress.finish();
     let plan = planned?;
-    let execute = format!("tallyline replay execute {} {}", arguments.pipeline.again(), plan.hash);
+    let execute = format!("tallyline replay execute {} --plan {}", arguments.pipeline.again(), plan.hash);
     let answer = Planned { plan, execute };
     context.output.answer(&answer, || table(&answer))?;
     Ok(Exit::Success)

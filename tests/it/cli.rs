@@ -217,9 +217,9 @@ async fn replay_adds_what_is_missing_once(database: &Database, log: &Log, words:
     let executed = run_tallyline(&command, &[]).await;
     assert_eq!((code(&executed), json(&executed)["accepted"].as_i64()), (0, Some(30)), "{executed:?}");
     assert!(executed.stderr.contains("replaying: 30 of 30 records"), "{executed:?}");
-    assert_refused(&run(&format!("replay execute {}", hash(&first))).await, 4, "plan again");
-    assert_refused(&run(&format!("replay execute {}", hash(&same))).await, 4, "no longer the planned one");
-    assert_refused(&run("replay execute 00ff").await, 4, "no replay was planned");
+    assert_refused(&run(&format!("replay execute --plan {}", hash(&first))).await, 4, "plan again");
+    assert_refused(&run(&format!("replay execute --plan {}", hash(&same))).await, 4, "no longer the planned one");
+    assert_refused(&run("replay execute --plan 00ff").await, 4, "no replay was planned");
     let again = plan("--all-topics --from earliest").await;
     assert_eq!((count(&again, "new_events"), count(&again, "duplicates")), (0, 30));
 

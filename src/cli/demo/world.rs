@@ -210,6 +210,7 @@ kind = \"postgres\"
 
 [source]
 coderd_url = \"{coderd}\"
+introduced_at = {introduced}
 
 [collect]
 poll_seconds = 0.5
@@ -230,6 +231,8 @@ metrics_listen = \"127.0.0.1:{metrics}\"
 ",
         ledger = postgres.url("tallyline"),
         coderd = postgres.url("coderd"),
+        // the whole history, so that there is something to see
+        introduced = simulation.config().start.to_rfc3339_opts(chrono::SecondsFormat::Micros, true),
         kid = key.kid,
         pem = key.public_key_pem,
         url = tallyman.ingest_url(),
