@@ -188,6 +188,7 @@ create table reject (
     constraint reject_is_unique unique (topic, partition, log_offset)
 );
 create index reject_by_batch on reject (batch_id);
+create index reject_by_event on reject (deployment_id, event_id);
 
 -- Where each partition stands. Only who knows epoch and position moves it.
 create table position (

@@ -1,5 +1,7 @@
 //! The role `collect`.
 
+use std::time::Duration;
+
 use chrono::TimeDelta;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -7,6 +9,9 @@ use uuid::Uuid;
 use super::Site;
 use crate::cli::{Exit, Failure};
 use crate::collectors;
+
+/// How long after the next pass was due the source is free for another collector.
+const LEASE: Duration = Duration::from_secs(15);
 
 pub(super) async fn run(site: Site, stop: CancellationToken) -> Result<(), Failure> {
     let Some(database) = site.coderd.clone() else {
@@ -19,6 +24,8 @@ pub(super) async fn run(site: Site, stop: CancellationToken) -> Result<(), Failu
         introduced_at: source.introduced_at,
         from: source.backfill_from,
         poll_interval: collect.poll,
+        // a pause between two passes must not look like the collector's end
+        lease_length: collect.poll * 3 + LEASE,
         sweep_interval: span(collect.full_sweep)?,
         margin: span(collect.margin)?,
         ..collectors::Settings::new(Uuid::new_v4().to_string())
