@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::{Audit, Joint};
 use crate::coderd::{Catalog, Database, Reader};
 use crate::collectors::events;
-use crate::event::{self, Digest, Event, Payload};
+use crate::event::{self, Digest, Event, ParseError, Payload};
 use crate::ledger::{Difference, Ledger, Source};
 
 /// Ids compared at a time.
@@ -132,7 +132,9 @@ impl<'a> Sides<'a> {
             let ids: Vec<String> = keys.into_iter().map(|key| key.id).collect();
             let here = self.ledger.known_usage(self.source.id, &ids).await?;
             let there = self.source_usage_digests(&ids).await?;
-            suspects.usage.extend(ids.into_iter().filter(|id| there.get(id).is_some_and(|digest| *digest != here.get(id).copied())));
+            suspects.usage.extend(
+                ids.into_iter().filter(|id| there.get(id).is_some_and(|digest| digest.is_err() || digest.as_ref().ok() != here.get(id))),
+            );
         }
     }
 
@@ -174,11 +176,11 @@ impl<'a> Sides<'a> {
         Event { deployment: self.source.deployment_id, payload }.digest()
     }
 
-    /// None for a row that is no event that this version can read.
-    async fn source_usage_digests(&mut self, ids: &[String]) -> anyhow::Result<HashMap<String, Option<Digest>>> {
+    /// An error for a row that is no event that this version can read.
+    async fn source_usage_digests(&mut self, ids: &[String]) -> anyhow::Result<HashMap<String, Result<Digest, ParseError>>> {
         let deployment = self.source.deployment_id;
         let rows = self.reader.usage(ids).await?;
-        let digest = |message| event::parse(&message).ok().map(|event| event.digest());
+        let digest = |message| event::parse(&message).map(|event| event.digest());
         Ok(rows.into_iter().map(|row| (row.id.clone(), digest(events::usage(deployment, row)))).collect())
     }
 
@@ -239,19 +241,15 @@ impl<'a> Sides<'a> {
             let there = self.source_usage_digests(ids).await?;
             for id in ids {
                 match (here.get(id), there.get(id)) {
-                    (Some(here), Some(Some(there))) if here == there => {}
+                    (Some(here), Some(Ok(there))) if here == there => {}
                     (Some(_), Some(_)) => {
                         joint.remarks.push(remark("source_changed", id, "coderd has rewritten the row since it was accepted"))
                     }
-                    (None, Some(None)) if refused.contains(id) => {
-                        joint.remarks.push(remark(
-                            "held_or_rejected",
-                            id,
-                            "the ledger has the row raw: it is no event that this version can read",
-                        ));
+                    (None, Some(Err(ParseError::UnknownEventType(_)))) if refused.contains(id) => {
+                        joint.remarks.push(remark("held", id, "the ledger holds the row raw, for a version that knows its type"));
                     }
                     (None, Some(_)) if refused.contains(id) => {
-                        joint.differences.push(difference("rejected", id, "the ledger has it among its rejects"))
+                        joint.differences.push(difference("rejected", id, "the ledger has it among its rejects"));
                     }
                     (None, Some(_)) => joint.differences.push(difference("missing", id, "coderd has it, the ledger does not")),
                     // usage_events has no deletion: a row that is not there never was

@@ -1,5 +1,6 @@
 //! The integration tests, one binary (linking is what costs time). They need the servers that `scripts/test` starts.
 
+mod audit;
 mod cli;
 mod coderd_sim;
 mod collector;

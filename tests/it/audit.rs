@@ -1,0 +1,274 @@
+//! The audit on real databases: books that balance, and each way in which they can be made not to, found by its id.
+
+use std::time::Duration;
+
+use chrono::TimeDelta;
+use serde_json::json;
+use tallyline::audit::{Audit, AuditReport};
+use tallyline::clock::Clock;
+use tallyline::coderd;
+use tallyline::collectors::{Collector, Settings};
+use tallyline::consumer;
+use tallyline::event::{Message, PREBUILDS_USER, Topic, TopicPartition};
+use tallyline::ledger::{Chain, Ledger, LedgerSettings};
+use tallyline::license::PublicKeys;
+use tallyline::log::{Log, PostgresLogSettings};
+use tallyline::sim::coderd::SchemaVersion;
+use uuid::Uuid;
+
+use crate::support::coderd::{Build, Coderd};
+use crate::support::{Database, database};
+
+/// A deployment with a creation, a claimed prebuild and a usage event, collected and consumed.
+struct Site {
+    coderd: Coderd,
+    collector: Collector,
+    ledger: Ledger,
+    log: Log,
+    creation: Uuid,
+    claim: Uuid,
+    _database: Database,
+}
+
+impl Site {
+    async fn new() -> Site {
+        let (coderd, database) = (Coderd::new(SchemaVersion::Sep2026).await, database().await);
+        let ledger = Ledger::open(&LedgerSettings { url: database.url.clone(), connections: 4 }, Clock::system()).unwrap();
+        ledger.migrate().await.unwrap();
+        let log = Log::postgres(ledger.pool.clone(), PostgresLogSettings::default());
+        log.create_topics(1).await.unwrap();
+        let creation = coderd.creation().await;
+        let pool = coderd.workspace().await;
+        coderd.build(&Build { initiator: PREBUILDS_USER, stage: 1, ..coderd.first_start(pool).await }).await;
+        let claim = coderd.build(&Build { number: 2, stage: 2, ..coderd.first_start(pool).await }).await;
+        let now = coderd.now().await;
+        coderd.usage("usage-1", "dc_managed_agents_v1", json!({"count": 1}), now).await;
+        let settings = Settings { margin: TimeDelta::zero(), deployment_id: Some(coderd.deployment), ..Settings::new("test") };
+        let source = coderd::Database::new(&coderd.database.url, Duration::from_secs(30)).unwrap();
+        let opened = Collector::open(settings, source, PublicKeys::new(), log.clone(), ledger.clone(), Clock::system()).await;
+        let collector = opened.unwrap().expect("the source is free");
+        let mut site = Site { coderd, collector, ledger, log, creation, claim, _database: database };
+        site.collect().await;
+        site
+    }
+
+    /// One pass, and everything that it appended recorded.
+    async fn collect(&mut self) {
+        self.collector.pass().await.unwrap();
+        self.consume().await;
+    }
+
+    async fn consume(&self) {
+        for topic in Topic::ALL {
+            let partition = TopicPartition { topic, partition: 0 };
+            let claim = self.ledger.claim(partition, 0).await.unwrap();
+            let records = self.log.read(partition, claim.next_offset, 10_000).await.unwrap();
+            let Some(last) = records.last() else { continue };
+            let next_offset = last.offset + 1;
+            let arrivals: Vec<_> = records.into_iter().map(consumer::read).collect();
+            self.ledger.record(&Chain::Live(claim), &arrivals, next_offset).await.unwrap();
+        }
+    }
+
+    async fn audit(&self) -> AuditReport {
+        self.audit_with(Duration::ZERO).await
+    }
+
+    async fn audit_with(&self, patience: Duration) -> AuditReport {
+        let database = coderd::Database::new(&self.coderd.database.url, Duration::from_secs(30)).unwrap();
+        let source = Some((database, self.coderd.deployment));
+        Audit { ledger: self.ledger.clone(), log: self.log.clone(), source, patience }.run().await.unwrap()
+    }
+
+    /// Changes the ledger behind the back of all code.
+    async fn tamper(&self, statement: &'static str) {
+        sqlx::raw_sql(statement).execute(&self.ledger.pool).await.unwrap();
+    }
+
+    async fn tamper_source(&self, statement: &'static str, id: Uuid) {
+        sqlx::query(statement).bind(id).execute(&self.coderd.database.pool).await.unwrap();
+    }
+}
+
+/// (joint, kind, id) of every difference.
+fn differences(report: &AuditReport) -> Vec<(&str, &str, &str)> {
+    let rows = report.joints.iter().flat_map(|joint| joint.differences.iter().map(|row| (joint.name, row.kind, row.id.as_str())));
+    let rows: Vec<_> = rows.collect();
+    assert_eq!(report.balanced, rows.is_empty());
+    rows
+}
+
+fn remarks(report: &AuditReport) -> Vec<(&str, &str)> {
+    report.joints.iter().flat_map(|joint| joint.remarks.iter().map(|row| (row.kind, row.id.as_str()))).collect()
+}
+
+fn number(report: &AuditReport, joint: &str, name: &str) -> i64 {
+    report.joints.iter().find(|found| found.name == joint).unwrap().numbers[name]
+}
+
+const SOURCE: &str = "source and ledger";
+const LOG: &str = "log and ledger";
+const VENDOR: &str = "ledger and vendor";
+
+#[tokio::test]
+async fn books_that_nobody_touched_balance() {
+    let site = Site::new().await;
+    let report = site.audit().await;
+    assert_eq!(differences(&report), []);
+    assert_eq!(remarks(&report), []);
+    for (joint, name, expected) in [
+        (SOURCE, "source_builds", 3),
+        (SOURCE, "ledger_builds", 3),
+        (SOURCE, "source_usage", 1),
+        (SOURCE, "ledger_usage", 1),
+        (LOG, "records", 5),
+        (LOG, "accepted", 5),
+        (LOG, "records_waiting_in_the_log", 0),
+        (VENDOR, "accepted_usage", 1),
+        (VENDOR, "pending", 1),
+    ] {
+        assert_eq!(number(&report, joint, name), expected, "{joint}: {name}");
+    }
+}
+
+#[tokio::test]
+async fn what_coderd_has_and_the_ledger_has_not_is_missing() {
+    let site = Site::new().await;
+    let build = site.coderd.creation().await;
+    let now = site.coderd.now().await;
+    site.coderd.usage("usage-2", "dc_managed_agents_v1", json!({"count": 1}), now).await;
+    let report = site.audit().await;
+    let id = format!("workspace_build_completed:{build}");
+    assert_eq!(differences(&report), [(SOURCE, "missing", id.as_str()), (SOURCE, "missing", "usage-2")]);
+}
+
+#[tokio::test]
+async fn what_is_only_on_its_way_is_no_difference_once_a_later_pass_is_in() {
+    let mut site = Site::new().await;
+    site.coderd.creation().await;
+    let database = coderd::Database::new(&site.coderd.database.url, Duration::from_secs(30)).unwrap();
+    let source = Some((database, site.coderd.deployment));
+    let audit = Audit { ledger: site.ledger.clone(), log: site.log.clone(), source, patience: Duration::from_secs(60) };
+    let auditing = tokio::spawn(async move { audit.run().await.unwrap() });
+    while !auditing.is_finished() {
+        site.collect().await;
+    }
+    assert_eq!(differences(&auditing.await.unwrap()), []);
+}
+
+#[tokio::test]
+async fn what_coderd_never_had_is_a_difference_and_what_it_removed_is_a_remark() {
+    let site = Site::new().await;
+    let id = format!("workspace_build_completed:{}", site.creation);
+    site.tamper_source("delete from workspace_builds where id = $1", site.creation).await;
+    site.tamper_source("delete from usage_events where $1::uuid is not null", site.creation).await;
+    assert_eq!(differences(&site.audit().await), [(SOURCE, "not_in_source", id.as_str()), (SOURCE, "not_in_source", "usage-1")]);
+
+    let site = Site::new().await;
+    let workspace = "delete from workspaces where id = (select workspace_id from workspace_builds where id = $1)";
+    site.tamper_source(workspace, site.creation).await;
+    let report = site.audit().await;
+    assert_eq!(differences(&report), []);
+    let id = format!("workspace_build_completed:{}", site.creation);
+    assert_eq!(remarks(&report), [("source_gone", id.as_str())]);
+}
+
+#[tokio::test]
+async fn what_coderd_rewrote_is_a_remark_and_what_it_may_rewrite_is_none() {
+    let site = Site::new().await;
+    let rename = "update workspaces set name = 'renamed' where id = (select workspace_id from workspace_builds where id = $1)";
+    site.tamper_source(rename, site.creation).await;
+    assert_eq!(remarks(&site.audit().await), []);
+    let rewrite = "update provisioner_jobs set started_at = started_at - interval '1 second'
+                   where id = (select job_id from workspace_builds where id = $1)";
+    site.tamper_source(rewrite, site.creation).await;
+    let report = site.audit().await;
+    let id = format!("workspace_build_completed:{}", site.creation);
+    assert_eq!(differences(&report), []);
+    assert_eq!(remarks(&report), [("source_changed", id.as_str())]);
+}
+
+#[tokio::test]
+async fn a_claim_without_its_event_is_missing_though_its_build_is_there() {
+    let site = Site::new().await;
+    site.tamper("delete from prebuild_claim").await;
+    let report = site.audit().await;
+    let id = format!("workspace_build_completed:{}", site.claim);
+    assert!(differences(&report).contains(&(SOURCE, "missing", &id)), "{report:?}");
+}
+
+#[tokio::test]
+async fn a_usage_row_that_the_consumer_rejected_is_a_difference_and_one_that_it_holds_is_a_remark() {
+    let mut site = Site::new().await;
+    let now = site.coderd.now().await;
+    site.coderd.usage("usage-bad", "dc_managed_agents_v1", json!({"count": 0}), now).await;
+    sqlx::raw_sql(
+        "alter table usage_events drop constraint usage_event_type_check; alter table usage_events disable trigger all;
+         insert into usage_events (id, event_type, event_data, created_at) values ('usage-new', 'dc_something_v1', '{}', now())",
+    )
+    .execute(&site.coderd.database.pool)
+    .await
+    .unwrap();
+    site.collect().await;
+    let report = site.audit().await;
+    assert_eq!(remarks(&report), [("held", "usage-new")]);
+    assert_eq!(differences(&report), [(SOURCE, "rejected", "usage-bad")]);
+    assert_eq!((number(&report, LOG, "rejects"), number(&report, LOG, "held")), (1, 1));
+}
+
+/// Each row: a change to the ledger by hand, and what the audit says of it.
+#[tokio::test]
+async fn whatever_is_changed_in_the_ledger_by_hand_is_named() {
+    let rows: [(&str, &str, &str, &str); 9] = [
+        ("delete from usage_event", LOG, "batch_without_its_events", "batch "),
+        ("delete from usage_event", VENDOR, "usage_without_publication", "usage-1"),
+        ("delete from publication", VENDOR, "usage_without_publication", "usage-1"),
+        ("update publication set state = 'published', settled_batch_id = 1", VENDOR, "publication_without_its_answer", "usage-1"),
+        (
+            "update batch set first_offset = first_offset + 1 where topic like '%usage%'",
+            LOG,
+            "chain_broken",
+            "tallyline.agent-usage.v1/0@1",
+        ),
+        ("update position set next_offset = 0 where topic like '%usage%'", LOG, "position_off_its_chain", "tallyline.agent-usage.v1/0"),
+        ("update position set next_offset = 99 where topic like '%usage%'", LOG, "position_outside_the_log", "tallyline.agent-usage.v1/0"),
+        ("delete from batch where topic like '%usage%'", LOG, "event_without_its_batch", "usage-1"),
+        (
+            "update batch set sequence = sequence + 10 where sequence = (select max(sequence) from batch)",
+            LOG,
+            "sequence_broken",
+            "sequence",
+        ),
+    ];
+    for (statement, joint, kind, id) in rows {
+        let site = Site::new().await;
+        site.tamper(statement).await;
+        let report = site.audit().await;
+        let found = differences(&report);
+        assert!(found.iter().any(|row| row.0 == joint && row.1 == kind && row.2.starts_with(id)), "{statement}: {found:?}");
+    }
+}
+
+#[tokio::test]
+async fn another_record_under_a_read_offset_is_named() {
+    let site = Site::new().await;
+    site.tamper("update position set last_record = decode(repeat('00', 32), 'hex') where topic like '%usage%'").await;
+    assert_eq!(differences(&site.audit().await), [(LOG, "another_record", "tallyline.agent-usage.v1/0")]);
+}
+
+#[tokio::test]
+async fn records_that_nobody_has_read_are_waiting_and_no_difference() {
+    let site = Site::new().await;
+    site.log.append(Topic::AgentUsage, vec![Message { payload: Some(b"{}".to_vec()), ..Message::default() }]).await.unwrap();
+    let report = site.audit().await;
+    assert_eq!(differences(&report), []);
+    assert_eq!(number(&report, LOG, "records_waiting_in_the_log"), 1);
+}
+
+#[tokio::test]
+async fn a_second_claimant_of_a_first_successful_start_is_named() {
+    let site = Site::new().await;
+    site.tamper("update workspace_first_start set build_id = gen_random_uuid() where workspace_id = (select workspace_id from workspace_build where build_number = 1 and first_build_by_prebuilds_user = false)").await;
+    let id = format!("workspace_build_completed:{}", site.creation);
+    assert_eq!(differences(&site.audit().await), [(LOG, "second_first_start", id.as_str())]);
+}
