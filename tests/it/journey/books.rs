@@ -171,12 +171,14 @@ impl Journey {
     /// What is done behind Tallyline's back is found, by name.
     pub async fn what_is_tampered_with_is_named(&mut self) {
         let forged = "forged-00000000-0000-4000-8000-000000000000";
-        sqlx::query("insert into usage_events (id, event_type, event_data, created_at) values ($1, 'dc_managed_agents_v1', '{\"count\": 1}', $2)")
-            .bind(forged)
-            .bind(Clock::system().now())
-            .execute(&self.coderd.pool)
-            .await
-            .unwrap();
+        sqlx::query(
+            "insert into usage_events (id, event_type, event_data, created_at) values ($1, 'dc_managed_agents_v1', '{\"count\": 1}', $2)",
+        )
+        .bind(forged)
+        .bind(Clock::system().now())
+        .execute(&self.coderd.pool)
+        .await
+        .unwrap();
         assert_eq!(self.differences().await, [("missing".to_owned(), forged.to_owned())]);
 
         let truth = self.simulation.truth();

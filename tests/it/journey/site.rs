@@ -1,7 +1,5 @@
 //! One deployment of Tallyline as its operator has it: a pipeline file, a ledger, a log, and processes.
 
-use std::path::Path;
-
 use tallyline::clock::Clock;
 use tallyline::event::Topic;
 use tallyline::event::TopicPartition;
@@ -28,7 +26,7 @@ pub struct Site {
 }
 
 impl Site {
-    /// Writes the pipeline file, with these lines of TOML behind what every pipeline needs, and migrates.
+    /// Writes the pipeline file, with these lines of TOML before what every pipeline needs, and migrates.
     pub async fn new(backend: Backend, more: &str) -> Site {
         let database = support::database().await;
         let ledger = Ledger::open(&LedgerSettings { url: database.url.clone(), connections: 4 }, Clock::system()).expect("a ledger");
@@ -45,7 +43,7 @@ impl Site {
             }
         };
         let folder = TempDir::new().expect("a folder");
-        let text = format!("ledger.url = '{}'\nledger.connections = 8\nlog.partitions = 6\n{lines}{more}", database.url);
+        let text = format!("{more}ledger.url = '{}'\nledger.connections = 8\nlog.partitions = 6\n{lines}", database.url);
         std::fs::write(folder.path().join("pipeline.toml"), text).expect("write the pipeline");
         let site = Site { database, ledger, log, folder };
         let migrated = site.command(&["migrate"]).await;
@@ -53,13 +51,8 @@ impl Site {
         site
     }
 
-    /// A file beside the pipeline.
-    pub fn path(&self, name: &str) -> std::path::PathBuf {
-        self.folder.path().join(name)
-    }
-
     fn pipeline(&self) -> String {
-        Path::to_str(&self.folder.path().join("pipeline.toml")).expect("UTF-8").to_owned()
+        self.folder.path().join("pipeline.toml").display().to_string()
     }
 
     /// Starts a process with one role.
@@ -93,7 +86,8 @@ impl Site {
 
     /// How many events the ledger has.
     pub async fn accepted(&self) -> i64 {
-        let query = "select (select count(*) from workspace_build) + (select count(*) from prebuild_claim) + (select count(*) from usage_event)";
+        let query =
+            "select (select count(*) from workspace_build) + (select count(*) from prebuild_claim) + (select count(*) from usage_event)";
         sqlx::query_scalar(query).fetch_one(&self.database.pool).await.expect("count events")
     }
 

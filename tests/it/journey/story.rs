@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
 use tallyline::clock::Clock;
 use tallyline::sim::coderd::{Config, SchemaVersion, Simulation, live};
-use tallyline::sim::tallyman::{self, Switches, Tallyman};
+use tallyline::sim::tallyman::{self, Books, Switches, Tallyman};
 use tokio_util::sync::CancellationToken;
 
 use super::site::{Backend, Serve, Site};
@@ -88,15 +88,20 @@ impl Journey {
         self.done("backfilled and shown");
     }
 
-    /// While the history goes on: the publisher hangs with a request on its way and dies, the process that shows the series is killed, the
-    /// other consumer is killed.
+    /// While the history goes on: the process that shows the series is killed, the other consumer too, and the publisher hangs with a request
+    /// on its way and dies.
     pub async fn handed_over(&mut self) {
         let before = self.site.accepted().await;
-        self.publisher_dies_with_a_request_on_its_way().await;
-        self.history(FIRST_PART, SECOND_PART, 6).await;
+        self.tallyman.set_switches(Switches { latency_ms: 1500, ..Switches::default() }).unwrap();
+        let middle = f64::midpoint(FIRST_PART, SECOND_PART);
+        self.history(FIRST_PART, middle, 4).await;
         eventually(SOON, "the next events come in", || async { self.site.accepted().await > before }).await;
+        let there = self.site.accepted().await;
         self.serve[0].process.kill();
         kill_and_start_again(&mut self.consume[1], || self.site.start("consume", &[]));
+        eprintln!("the first server and consumer 1 killed at {there} events");
+        self.publisher_dies_with_a_request_on_its_way().await;
+        self.history(middle, SECOND_PART, 4).await;
         self.await_holder(1, "the series are handed over").await;
         self.serve[0].start_again(&self.site);
         self.all_of_coderd_is_in().await;
@@ -126,12 +131,12 @@ impl Journey {
         assert!(self.collect.terminate(SOON).await.success(), "{}", self.collect.stderr());
         self.collect = self.site.start("collect", &[]);
         let before = self.simulation.completed_builds();
-        let stop = CancellationToken::new();
+        let (clock, stop) = (Clock::system(), CancellationToken::new());
         let enough = async {
             tokio::time::sleep(Duration::from_secs(6)).await;
             stop.cancel();
         };
-        let (lived, ()) = tokio::join!(live(&mut self.simulation, 20.0, &Clock::system(), &stop), enough);
+        let (lived, ()) = tokio::join!(live(&mut self.simulation, 20.0, &clock, &stop, |_| {}), enough);
         lived.unwrap();
         let builds = self.simulation.completed_builds() - before;
         assert!(builds > 10, "only {builds} builds");
@@ -190,16 +195,15 @@ impl Journey {
 
     /// It stops where it stands while the vendor thinks; the vendor takes the events, and no answer is ever read.
     async fn publisher_dies_with_a_request_on_its_way(&mut self) {
-        let pause = Switches { latency_ms: 1500, ..Switches::default() };
-        self.tallyman.set_switches(pause).unwrap();
-        let requests = self.tallyman.books().requests;
-        eventually(SOON, "a request is on its way", || async { self.tallyman.books().requests > requests }).await;
-        self.publish.pause();
-        let on_its_way = self.tallyman.books().requests;
-        eventually(SOON, "the vendor has taken it", || async {
-            self.tallyman.books().deliveries.last().is_some_and(|delivery| delivery.request == on_its_way)
+        let taken = |books: &Books| books.deliveries.last().map_or(0, |delivery| delivery.request);
+        eventually(SOON, "a request is on its way", || async {
+            let books = self.tallyman.books();
+            books.requests > taken(&books)
         })
         .await;
+        self.publish.pause();
+        let on_its_way = self.tallyman.books().requests;
+        eventually(SOON, "the vendor has taken it", || async { taken(&self.tallyman.books()) == on_its_way }).await;
         kill_and_start_again(&mut self.publish, || self.site.start("publish", &[]));
         self.kills_of_publishers += 1;
         self.tallyman.set_switches(Switches::default()).unwrap();

@@ -86,7 +86,10 @@ impl Watch {
 
 fn parsed(page: &str) -> Series {
     let lines = page.lines().filter(|line| !line.starts_with('#'));
-    lines.map(|line| line.rsplit_once(' ').expect("a value")).map(|(name, value)| (name.to_owned(), value.parse().expect("a number"))).collect()
+    lines
+        .map(|line| line.rsplit_once(' ').expect("a value"))
+        .map(|(name, value)| (name.to_owned(), value.parse().expect("a number")))
+        .collect()
 }
 
 #[test]
