@@ -132,6 +132,12 @@ pub const KEYS: &[Key] = &[
     ),
     key("publish.url", Kind::Url, Some("https://tallyman-prod.coder.com/api/v1/events/ingest"), "Tallyman's ingest endpoint."),
     key("publish.interval_seconds", Kind::Seconds(0.05, 3600.0), Some("10"), "How often due usage is looked for."),
+    key(
+        "publish.request_timeout_seconds",
+        Kind::Seconds(1.0, 300.0),
+        Some("30"),
+        "How long Tallyman may take to answer. What a killed publisher had in hand is sent again after three times that.",
+    ),
     key("serve.api_listen", Kind::Listen, Some("127.0.0.1:8090"), "Where the API listens. Loopback only until TLS is there."),
     key("serve.metrics_listen", Kind::Listen, Some("127.0.0.1:2112"), "Where /metrics listens. Loopback only until TLS is there."),
     key("serve.token", Kind::Secret, None, "The token that API callers send. Secret. Needed beyond loopback."),

@@ -130,6 +130,8 @@ pub struct Publish {
     pub url: String,
     /// Between two looks at the queue.
     pub interval: Duration,
+    /// For a whole request.
+    pub request_timeout: Duration,
 }
 
 /// Who publishes.
@@ -194,6 +196,7 @@ impl Pipeline {
                 mode: if values.text("publish.mode").as_deref() == Some("sole") { PublishMode::Sole } else { PublishMode::Shadow },
                 url: values.defaulted("publish.url"),
                 interval: values.duration("publish.interval_seconds"),
+                request_timeout: values.duration("publish.request_timeout_seconds"),
             },
             serve: Serve {
                 api_listen: values.listen("serve.api_listen"),

@@ -86,7 +86,7 @@ pub enum PublisherError {
 }
 
 impl Settings {
-    /// Shadow mode, with coderd's own timeout and a lease of 90 seconds.
+    /// Shadow mode, with leases of three times the request's timeout: 90 seconds with coderd's own.
     #[must_use]
     pub fn new(deployment: Uuid, coderd: Option<Database>, license_keys: PublicKeys, tallyman: ClientSettings) -> Self {
         Settings {
@@ -94,8 +94,8 @@ impl Settings {
             mode: Mode::Shadow,
             coderd,
             license_keys,
+            lease: 3 * tallyman.request_timeout,
             tallyman,
-            lease: Duration::from_secs(90),
             poll: Duration::from_secs(10),
             first_wait: Duration::from_secs(2),
             longest_wait: Duration::from_secs(10 * 60),

@@ -5,6 +5,7 @@ mod cli;
 mod coderd_sim;
 mod collector;
 mod export;
+mod journey;
 mod leases;
 mod ledger;
 mod log_contract;

@@ -16,7 +16,8 @@ pub(super) async fn run(site: Site, registry: Registry, stop: CancellationToken)
         PublishMode::Shadow => Mode::Shadow,
         PublishMode::Sole => Mode::Sole,
     };
-    let defaults = Settings::new(deployment, site.coderd.clone(), site.keys.clone(), ClientSettings::new(publish.url.clone()));
+    let tallyman = ClientSettings { request_timeout: publish.request_timeout, ..ClientSettings::new(publish.url.clone()) };
+    let defaults = Settings::new(deployment, site.coderd.clone(), site.keys.clone(), tallyman);
     let settings = Settings { mode, poll: publish.interval, ..defaults };
     let telemetry = PublisherTelemetry::register(&registry).map_err(|error| Failure::new(Exit::Internal, error))?;
     let publisher = Publisher::new(site.ledger.ledger.clone(), settings, telemetry);

@@ -109,6 +109,15 @@ pub async fn clock_skews(coderd: &PgPool) -> usize {
     timed(coderd, DateTime::UNIX_EPOCH).await.iter().filter(|build| build.micros < 0).count()
 }
 
+/// Timed builds from `introduced` on that coderd would observe with a negative duration, by organization. Without any: left out.
+pub async fn negative_durations(coderd: &PgPool, names: &Names, introduced: DateTime<Utc>) -> BTreeMap<String, u64> {
+    let mut negative = BTreeMap::new();
+    for build in timed(coderd, introduced).await.into_iter().filter(|build| build.micros < 0) {
+        *negative.entry(names[&build.id].organization_name.clone()).or_default() += 1;
+    }
+    negative
+}
+
 /// A license's `actual` in coderd's way (6.6): the daily rollup from the UTC date of the window's start to that of its end, both days whole.
 pub async fn managed_agents_in_whole_days(coderd: &PgPool, start: DateTime<Utc>, end: DateTime<Utc>) -> i64 {
     sqlx::query_scalar(

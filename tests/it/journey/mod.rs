@@ -1,0 +1,47 @@
+//! The whole way, on real parts: a simulated coderd, real processes with one role each, a real log, a real ledger, a simulated vendor.
+//!
+//! Each role is killed and started again on the way, and everything is replayed at the end: no final number may differ from what the
+//! simulator did nor from what coderd's own predicates say.
+
+mod bad_input;
+mod books;
+mod expected;
+mod exposition;
+mod site;
+mod story;
+mod watch;
+
+use std::time::Instant;
+
+use tallyline::sim::coderd::SchemaVersion;
+
+use site::Backend;
+use story::Journey;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_number_is_true_in_the_end_on_kafka() {
+    every_number_is_true_in_the_end(Backend::Kafka, SchemaVersion::TasksEra).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_number_is_true_in_the_end_on_the_postgres_log() {
+    every_number_is_true_in_the_end(Backend::Postgres, SchemaVersion::Sep2026).await;
+}
+
+async fn every_number_is_true_in_the_end(backend: Backend, schema: SchemaVersion) {
+    // Another one shows other histories: what holds, holds for each.
+    let seed = std::env::var("JOURNEY_SEED").map_or(20_261, |seed| seed.parse().expect("a number"));
+    eprintln!("journey on {backend:?} with JOURNEY_SEED={seed}");
+    let begun = Instant::now();
+    let mut journey = Journey::begin(backend, schema, seed).await;
+    journey.backfill().await;
+    journey.handed_over().await;
+    journey.handed_back().await;
+    journey.live().await;
+    journey.settled().await;
+    journey.every_number_is_true().await;
+    journey.replayed_without_effect().await;
+    journey.ended().await;
+    journey.what_is_tampered_with_is_named().await;
+    eprintln!("journey on {backend:?} took {:.1?}", begun.elapsed());
+}

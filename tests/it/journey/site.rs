@@ -1,0 +1,161 @@
+//! One deployment of Tallyline as its operator has it: a pipeline file, a ledger, a log, and processes.
+
+use tallyline::clock::Clock;
+use tallyline::event::Topic;
+use tallyline::event::TopicPartition;
+use tallyline::ledger::{Ledger, LedgerSettings};
+use tallyline::log::{KafkaSettings, Log, PostgresLogSettings};
+use tempfile::TempDir;
+
+use crate::support::process::{Ended, Process, run_tallyline, tallyline};
+use crate::support::{self, Database, ports};
+
+/// Where the log is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backend {
+    Kafka,
+    Postgres,
+}
+
+/// The pipeline and what it names, seen also from the outside.
+pub struct Site {
+    pub database: Database,
+    pub ledger: Ledger,
+    pub log: Log,
+    folder: TempDir,
+}
+
+impl Site {
+    /// Writes the pipeline file, with these lines of TOML before what every pipeline needs, and migrates.
+    pub async fn new(backend: Backend, more: &str) -> Site {
+        let database = support::database().await;
+        let ledger = Ledger::open(&LedgerSettings { url: database.url.clone(), connections: 4 }, Clock::system()).expect("a ledger");
+        let (log, lines) = match backend {
+            Backend::Postgres => (Log::postgres(ledger.pool.clone(), PostgresLogSettings::default()), String::new()),
+            Backend::Kafka => {
+                let kafka = support::kafka();
+                let settings = KafkaSettings { topic_prefix: kafka.prefix.clone(), ..KafkaSettings::new(&kafka.brokers) };
+                let lines = format!(
+                    "log.kind = 'kafka'\nkafka.brokers = '{}'\nkafka.topic_prefix = '{}'\nkafka.properties.'session.timeout.ms' = '6000'\n",
+                    kafka.brokers, kafka.prefix
+                );
+                (Log::kafka(settings).expect("a log"), lines)
+            }
+        };
+        let folder = TempDir::new().expect("a folder");
+        let text = format!("{more}ledger.url = '{}'\nledger.connections = 8\nlog.partitions = 6\n{lines}", database.url);
+        std::fs::write(folder.path().join("pipeline.toml"), text).expect("write the pipeline");
+        let site = Site { database, ledger, log, folder };
+        let migrated = site.command(&["migrate"]).await;
+        assert!(migrated.status.success(), "{migrated:?}");
+        site
+    }
+
+    fn pipeline(&self) -> String {
+        self.folder.path().join("pipeline.toml").display().to_string()
+    }
+
+    /// Starts a process with one role.
+    pub fn start(&self, role: &str, more: &[&str]) -> Process {
+        tallyline(&[&["run", "--pipeline", &self.pipeline(), "--role", role], more].concat(), &[])
+    }
+
+    /// Runs another command to its end.
+    pub async fn command(&self, words: &[&str]) -> Ended {
+        run_tallyline(&[words, &["--pipeline", &self.pipeline()]].concat(), &[]).await
+    }
+
+    /// Where every partition of the log ends.
+    pub async fn ends(&self) -> Vec<(TopicPartition, i64)> {
+        let mut ends = Vec::new();
+        for topic in Topic::ALL {
+            for partition in self.log.partitions(topic).await.expect("partitions") {
+                let partition = TopicPartition { topic, partition };
+                let (_, end) = self.log.watermarks(partition).await.expect("watermarks");
+                ends.push((partition, end));
+            }
+        }
+        ends.sort_unstable();
+        ends
+    }
+
+    /// How many records the log has taken.
+    pub async fn appended(&self) -> i64 {
+        self.ends().await.iter().map(|(_, end)| end).sum()
+    }
+
+    /// How many events the ledger has.
+    pub async fn accepted(&self) -> i64 {
+        let query =
+            "select (select count(*) from workspace_build) + (select count(*) from prebuild_claim) + (select count(*) from usage_event)";
+        sqlx::query_scalar(query).fetch_one(&self.database.pool).await.expect("count events")
+    }
+
+    /// Whether the ledger has read the log to its ends.
+    pub async fn has_read_all(&self) -> bool {
+        let mut positions = self.ledger.positions().await.expect("positions");
+        positions.sort_unstable();
+        positions == self.ends().await
+    }
+}
+
+/// A process with the role `serve`, at addresses that it keeps when it is started again.
+pub struct Serve {
+    pub process: Process,
+    /// `http://127.0.0.1:PORT`
+    pub api: String,
+    /// `http://127.0.0.1:PORT/metrics`
+    pub metrics: String,
+    settings: [String; 2],
+}
+
+impl Serve {
+    pub fn start(site: &Site) -> Serve {
+        let (api, metrics) = (ports::free_port(), ports::free_port());
+        let settings = [format!("serve.api_listen=127.0.0.1:{api}"), format!("serve.metrics_listen=127.0.0.1:{metrics}")];
+        let process = Self::process(site, &settings);
+        Serve { process, api: format!("http://127.0.0.1:{api}"), metrics: format!("http://127.0.0.1:{metrics}/metrics"), settings }
+    }
+
+    fn process(site: &Site, [api, metrics]: &[String; 2]) -> Process {
+        site.start("serve", &["--set", api, "--set", metrics])
+    }
+
+    /// Starts it again at the same addresses.
+    pub fn start_again(&mut self, site: &Site) {
+        self.process = Self::process(site, &self.settings);
+    }
+
+    /// An answer of the API.
+    pub async fn get(&self, path: &str) -> serde_json::Value {
+        let answer = reqwest::get(format!("{}{path}", self.api)).await.expect("an answer");
+        assert!(answer.status().is_success(), "{path}: {answer:?}");
+        answer.json().await.expect("JSON")
+    }
+
+    /// Whether it answers and has folded everything up to that sequence, in both stages.
+    pub async fn has_folded(&self, sequence: i64) -> bool {
+        let Ok(answer) = reqwest::get(format!("{}/api/v1/status", self.api)).await else { return false };
+        let Ok(status) = answer.json::<serde_json::Value>().await else { return false };
+        let folded = &status["folded_sequences"];
+        [&folded["metrics"], &folded["licenses"]].iter().all(|stage| stage.as_i64() >= Some(sequence))
+    }
+
+    /// The lines of the domain series on the text page; empty where another process shows them.
+    pub async fn domain_lines(&self) -> String {
+        page(&self.metrics).await.unwrap_or_default()
+    }
+}
+
+/// The domain series' lines of a text page, comments included. None where nobody answers.
+pub async fn page(metrics: &str) -> Option<String> {
+    // the domain series are waited for half as long as this
+    let request = reqwest::Client::new().get(format!("{metrics}?format=text")).header("x-prometheus-scrape-timeout-seconds", "4");
+    let answer = request.timeout(std::time::Duration::from_secs(10)).send().await.ok()?;
+    let text = answer.error_for_status().ok()?.text().await.ok()?;
+    let domain = |line: &&str| {
+        let line = line.trim_start_matches("# HELP ").trim_start_matches("# TYPE ");
+        line.starts_with("coderd_") || line.starts_with("tallyline_negative_durations_total")
+    };
+    Some(text.lines().filter(domain).map(|line| format!("{line}\n")).collect())
+}

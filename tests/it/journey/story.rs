@@ -1,0 +1,284 @@
+//! The journey, step by step. Time goes on in coderd's history while processes are killed and started again.
+
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
+use tallyline::clock::Clock;
+use tallyline::sim::coderd::{Config, SchemaVersion, Simulation, live};
+use tallyline::sim::tallyman::{self, Books, Switches, Tallyman};
+use tokio_util::sync::CancellationToken;
+
+use super::site::{Backend, Serve, Site};
+use super::watch::{Seen, Watch};
+use crate::support::process::Process;
+use crate::support::{self, Database, eventually};
+
+/// Longer than any lease: a process that was killed is replaced within it.
+pub const SOON: Duration = Duration::from_secs(60);
+const DAYS: i64 = 25;
+const BUILDS: usize = 5000;
+/// Transactions are held open for two minutes of coderd's time at most.
+const LONGEST_HOLD: TimeDelta = TimeDelta::minutes(10);
+
+pub struct Journey {
+    pub site: Site,
+    pub coderd: Database,
+    pub simulation: Simulation,
+    pub tallyman: Tallyman,
+    pub introduced_at: DateTime<Utc>,
+    pub serve: [Serve; 2],
+    collect: Process,
+    consume: [Process; 2],
+    publish: Process,
+    watch: Option<Watch>,
+    pub kills_of_publishers: usize,
+    phase: Instant,
+}
+
+impl Journey {
+    /// The first part of the history is written, nothing of Tallyline runs, then all starts: the collector lives at the end of that part.
+    pub async fn begin(backend: Backend, schema: SchemaVersion, seed: u64) -> Journey {
+        let phase = Instant::now();
+        let coderd = support::database().await;
+        let end = Clock::system().now() - TimeDelta::minutes(4);
+        let start = end - TimeDelta::days(DAYS);
+        let part = |part: f64| instant(start, end, part);
+        let config = Config { coderd_publishes_until: Some(part(0.2)), ..Config::history(seed, schema, start, end, BUILDS) };
+        let mut simulation = Simulation::start(config, &coderd.url).await.unwrap();
+        simulation.advance_to(part(FIRST_PART)).await.unwrap();
+        assert!(simulation.completed_builds() > 2000 && simulation.usage_rows() > 400);
+
+        let introduced_at = part(0.43);
+        let tallyman = vendor(&simulation).await;
+        let site = Site::new(backend, &pipeline(&coderd, &simulation, &tallyman, introduced_at)).await;
+        let collect = site.start("collect", &["--clock-offset", &seconds_from_now(part(FIRST_PART) - LONGEST_HOLD)]);
+        let consume = [site.start("consume", &[]), site.start("consume", &[])];
+        let publish = site.start("publish", &[]);
+        let serve = [Serve::start(&site), Serve::start(&site)];
+        let mut journey = Journey {
+            site,
+            coderd,
+            simulation,
+            tallyman,
+            introduced_at,
+            serve,
+            collect,
+            consume,
+            publish,
+            watch: None,
+            kills_of_publishers: 0,
+            phase,
+        };
+        journey.done("history begun, all started");
+        journey
+    }
+
+    /// A consumer is killed while the first pass comes in. Then the first page with domain series.
+    pub async fn backfill(&mut self) {
+        self.watch = Some(Watch::start(self.serve.each_ref().map(|serve| serve.metrics.clone())));
+        eventually(SOON, "the first events are in the ledger", || async { self.site.accepted().await > 0 }).await;
+        let there = self.site.accepted().await;
+        kill_and_start_again(&mut self.consume[0], || self.site.start("consume", &[]));
+        eprintln!("consumer 0 killed at {there} events");
+        eventually(SOON, "the domain series are shown", || async { !self.holders().is_empty() }).await;
+        if self.holders() == [1] {
+            // whoever came first has the lease: that one is the first
+            self.serve.swap(0, 1);
+        }
+        self.done("backfilled and shown");
+    }
+
+    /// While the history goes on: the process that shows the series is killed, the other consumer too, and the publisher hangs with a request
+    /// on its way and dies.
+    pub async fn handed_over(&mut self) {
+        let before = self.site.accepted().await;
+        self.tallyman.set_switches(Switches { latency_ms: 1500, ..Switches::default() }).unwrap();
+        let middle = f64::midpoint(FIRST_PART, SECOND_PART);
+        self.history(FIRST_PART, middle, 4).await;
+        eventually(SOON, "the next events come in", || async { self.site.accepted().await > before }).await;
+        let there = self.site.accepted().await;
+        self.serve[0].process.kill();
+        kill_and_start_again(&mut self.consume[1], || self.site.start("consume", &[]));
+        eprintln!("the first server and consumer 1 killed at {there} events");
+        self.publisher_dies_with_a_request_on_its_way().await;
+        self.history(middle, SECOND_PART, 4).await;
+        self.await_holder(1, "the series are handed over").await;
+        self.serve[0].start_again(&self.site);
+        self.all_of_coderd_is_in().await;
+        let renames = self.simulation.rename_things(self.at(SECOND_PART)).await.unwrap();
+        assert_eq!(renames.len(), 6, "{renames:?}");
+        self.done("handed over, all in, things renamed");
+    }
+
+    /// The history goes on to its end: the collector is killed in its pass, and the series are handed back.
+    pub async fn handed_back(&mut self) {
+        let sequence = self.site.ledger.last_sequence().await.unwrap();
+        eventually(SOON, "the first is up again", || self.serve[0].has_folded(sequence)).await;
+        let before = self.site.appended().await;
+        self.history(SECOND_PART, 1.0, 4).await;
+        eventually(SOON, "the next records are appended", || async { self.site.appended().await > before }).await;
+        let offset = seconds_from_now(self.at(FIRST_PART) - LONGEST_HOLD);
+        kill_and_start_again(&mut self.collect, || self.site.start("collect", &["--clock-offset", &offset]));
+        self.serve[1].process.kill();
+        self.await_holder(0, "the series are handed back").await;
+        self.simulation.commit_held().await.unwrap();
+        self.all_of_coderd_is_in().await;
+        self.done("handed back, all of the history is in");
+    }
+
+    /// The collector ends in order and another lives in the present; coderd does too, for some seconds.
+    pub async fn live(&mut self) {
+        assert!(self.collect.terminate(SOON).await.success(), "{}", self.collect.stderr());
+        self.collect = self.site.start("collect", &[]);
+        let before = self.simulation.completed_builds();
+        let (clock, stop) = (Clock::system(), CancellationToken::new());
+        let enough = async {
+            tokio::time::sleep(Duration::from_secs(6)).await;
+            stop.cancel();
+        };
+        let (lived, ()) = tokio::join!(live(&mut self.simulation, 20.0, &clock, &stop, |_| {}), enough);
+        lived.unwrap();
+        let builds = self.simulation.completed_builds() - before;
+        assert!(builds > 10, "only {builds} builds");
+        eprintln!("{builds} builds in real time");
+        self.all_of_coderd_is_in().await;
+        self.done("lived in the present");
+    }
+
+    /// Nothing is on its way any more: the log is read to its ends, every event has its publication's fate, all is folded.
+    pub async fn settled(&mut self) {
+        eventually(SOON, "the log is read to its ends", || self.site.has_read_all()).await;
+        let pending = "select count(*) from publication where state = 'pending'";
+        eventually(SOON, "every publication is settled", || async {
+            sqlx::query_scalar::<_, i64>(pending).fetch_one(&self.site.database.pool).await.unwrap() == 0
+        })
+        .await;
+        self.all_is_folded().await;
+        self.done("settled");
+    }
+
+    /// What the process that shows the series has folded is all that the ledger had when this was called.
+    pub async fn all_is_folded(&self) {
+        let sequence = self.site.ledger.last_sequence().await.unwrap();
+        eventually(SOON, "all is folded", || self.serve[0].has_folded(sequence)).await;
+    }
+
+    /// All processes end in order, and the scraper has seen no fault.
+    pub async fn ended(&mut self) {
+        let Seen { series, holders, pages, changed, faults } = self.watch.take().expect("it watches").end().await;
+        assert!(faults.is_empty(), "{}: {:?}", faults.len(), &faults[..faults.len().min(5)]);
+        assert_eq!(holders.len(), 3, "shown by one, the other, and the first again: {holders:?}");
+        assert!(holders[0] == holders[2] && !series.is_empty() && changed > 5, "{holders:?}, {changed} of {pages} pages were new");
+        eprintln!("{pages} pages, {changed} of them new, {} series", series.len());
+        let [first, second] = &mut self.consume;
+        for process in [&mut self.collect, first, second, &mut self.publish, &mut self.serve[0].process] {
+            assert!(process.terminate(SOON).await.success(), "{}", process.stderr());
+        }
+        self.done("ended");
+    }
+
+    /// A pass that began after this call is in the ledger, with all before it.
+    async fn all_of_coderd_is_in(&self) {
+        let source = self.site.ledger.source(self.simulation.deployment().id).await.unwrap().expect("introduced");
+        let newest = self.site.ledger.newest_pass(source.id).await.unwrap();
+        let what = "all that coderd committed is in the ledger";
+        eventually(SOON, what, || async { self.site.ledger.later_pass_is_in(source.id, newest).await.unwrap() }).await;
+    }
+
+    /// In so many parts, as coderd's own replicas commit one after the other.
+    async fn history(&mut self, from: f64, to: f64, parts: i32) {
+        for part in 1..=parts {
+            let until = self.at(from + (to - from) * f64::from(part) / f64::from(parts));
+            self.simulation.advance_to(until).await.unwrap();
+        }
+    }
+
+    /// It stops where it stands while the vendor thinks; the vendor takes the events, and no answer is ever read.
+    async fn publisher_dies_with_a_request_on_its_way(&mut self) {
+        let taken = |books: &Books| books.deliveries.last().map_or(0, |delivery| delivery.request);
+        eventually(SOON, "a request is on its way", || async {
+            let books = self.tallyman.books();
+            books.requests > taken(&books)
+        })
+        .await;
+        self.publish.pause();
+        let on_its_way = self.tallyman.books().requests;
+        eventually(SOON, "the vendor has taken it", || async { taken(&self.tallyman.books()) == on_its_way }).await;
+        kill_and_start_again(&mut self.publish, || self.site.start("publish", &[]));
+        self.kills_of_publishers += 1;
+        self.tallyman.set_switches(Switches::default()).unwrap();
+    }
+
+    fn holders(&self) -> Vec<usize> {
+        self.watch.as_ref().map(Watch::holders).unwrap_or_default()
+    }
+
+    /// Waits until the other one shows the series.
+    async fn await_holder(&self, index: usize, what: &str) {
+        eventually(SOON, what, || async { !self.serve[index].domain_lines().await.is_empty() }).await;
+    }
+
+    fn at(&self, part: f64) -> DateTime<Utc> {
+        let config = self.simulation.config();
+        instant(config.start, config.end, part)
+    }
+
+    /// Says what was done and how long it took.
+    pub fn done(&mut self, what: &str) {
+        eprintln!("{:6.1} s: {what}", self.phase.elapsed().as_secs_f64());
+        self.phase = Instant::now();
+    }
+}
+
+/// The parts of the history at which it stands still for a while. The second lies where a template may be deleted.
+const FIRST_PART: f64 = 0.55;
+const SECOND_PART: f64 = 0.75;
+
+fn instant(start: DateTime<Utc>, end: DateTime<Utc>, part: f64) -> DateTime<Utc> {
+    start + TimeDelta::seconds(((end - start).num_seconds() as f64 * part) as i64)
+}
+
+fn seconds_from_now(at: DateTime<Utc>) -> String {
+    (at - Clock::system().now()).num_seconds().to_string()
+}
+
+/// It takes only the license that coderd itself would publish under, and remembers ids for 34 days.
+async fn vendor(simulation: &Simulation) -> Tallyman {
+    let now = Clock::system().now();
+    let truth = simulation.truth();
+    let good = truth.licenses.iter().filter(|license| {
+        let claims = &license.claims;
+        license.verifiable && claims.publish_usage_data && claims.account_type == "salesforce" && claims.nbf <= now && now < claims.exp
+    });
+    let license_keys: Vec<String> = good.map(|license| license.jwt.clone()).collect();
+    assert_eq!(license_keys.len(), 1);
+    let deployment_ids = vec![simulation.deployment().id];
+    let config = tallyman::Config { license_keys, deployment_ids, remember: TimeDelta::days(34), ..tallyman::Config::default() };
+    Tallyman::start(config, Clock::system(), CancellationToken::new()).await.unwrap()
+}
+
+fn pipeline(coderd: &Database, simulation: &Simulation, tallyman: &Tallyman, introduced_at: DateTime<Utc>) -> String {
+    let key = simulation.license_key();
+    format!(
+        "source.coderd_url = '{}'
+source.introduced_at = {}
+collect.poll_seconds = 1
+collect.margin_seconds = 5
+license.public_keys.'{}' = '''{}'''
+publish.mode = 'sole'
+publish.url = '{}'
+publish.interval_seconds = 0.5
+publish.request_timeout_seconds = 4
+",
+        coderd.url,
+        introduced_at.trunc_subsecs(6).to_rfc3339_opts(chrono::SecondsFormat::AutoSi, true),
+        key.kid,
+        key.public_key_pem,
+        tallyman.ingest_url(),
+    )
+}
+
+fn kill_and_start_again(process: &mut Process, start: impl FnOnce() -> Process) {
+    process.kill();
+    *process = start();
+}

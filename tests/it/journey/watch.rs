@@ -1,0 +1,104 @@
+//! A scraper beside the journey: whoever shows the domain series, no series ever falls and none disappears.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::site::page;
+
+/// Series and value, as the text page has them.
+type Series = BTreeMap<String, f64>;
+
+/// What was seen so far.
+#[derive(Clone, Debug, Default)]
+pub struct Seen {
+    /// The last page.
+    pub series: Series,
+    /// Which of the two answered, each change once.
+    pub holders: Vec<usize>,
+    /// Pages with domain series.
+    pub pages: usize,
+    /// Pages that showed something new.
+    pub changed: usize,
+    /// What must not be.
+    pub faults: Vec<String>,
+}
+
+impl Seen {
+    fn add(&mut self, holder: usize, series: Series) {
+        for (name, before) in &self.series {
+            match series.get(name) {
+                None => self.faults.push(format!("{name} has disappeared, it was {before}")),
+                Some(now) if now < before => self.faults.push(format!("{name} fell from {before} to {now}")),
+                Some(_) => {}
+            }
+        }
+        self.pages += 1;
+        self.changed += usize::from(self.series != series);
+        self.series = series;
+        if self.holders.last() != Some(&holder) {
+            self.holders.push(holder);
+        }
+    }
+}
+
+/// The scraper while it runs.
+pub struct Watch {
+    seen: Arc<Mutex<Seen>>,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Watch {
+    /// Scrapes both addresses in turn, five times a second, one request at a time.
+    pub fn start(metrics: [String; 2]) -> Watch {
+        let (seen, stop) = (Arc::new(Mutex::new(Seen::default())), CancellationToken::new());
+        let (seeing, heard) = (Arc::clone(&seen), stop.clone());
+        let task = tokio::spawn(async move {
+            let mut ticks = tokio::time::interval(Duration::from_millis(200));
+            while heard.run_until_cancelled(ticks.tick()).await.is_some() {
+                for (holder, address) in metrics.iter().enumerate() {
+                    let series = parsed(&page(address).await.unwrap_or_default());
+                    if !series.is_empty() {
+                        seeing.lock().expect("no panic").add(holder, series);
+                    }
+                }
+            }
+        });
+        Watch { seen, stop, task }
+    }
+
+    /// Who has shown the series, in order.
+    pub fn holders(&self) -> Vec<usize> {
+        self.seen.lock().expect("no panic").holders.clone()
+    }
+
+    /// Ends the scraper.
+    pub async fn end(self) -> Seen {
+        self.stop.cancel();
+        self.task.await.expect("no panic");
+        self.seen.lock().expect("no panic").clone()
+    }
+}
+
+fn parsed(page: &str) -> Series {
+    let lines = page.lines().filter(|line| !line.starts_with('#'));
+    lines
+        .map(|line| line.rsplit_once(' ').expect("a value"))
+        .map(|(name, value)| (name.to_owned(), value.parse().expect("a number")))
+        .collect()
+}
+
+#[test]
+fn a_fall_and_a_series_that_is_gone_are_faults() {
+    let series = |text: &str| parsed(text);
+    let mut seen = Seen::default();
+    seen.add(0, series("a{x=\"1 2\"} 5\nb 1\n"));
+    seen.add(1, series("a{x=\"1 2\"} 5\nb 2\nc 1\n"));
+    assert_eq!((seen.faults.len(), seen.holders.clone(), seen.changed), (0, vec![0, 1], 2));
+    seen.add(1, series("a{x=\"1 2\"} 4\nc 1\n"));
+    assert_eq!(seen.faults, ["a{x=\"1 2\"} fell from 5 to 4", "b has disappeared, it was 2"]);
+}
