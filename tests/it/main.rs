@@ -7,6 +7,7 @@ mod export;
 mod leases;
 mod ledger;
 mod log_contract;
+mod operate;
 mod oracle;
 mod projection;
 mod publisher;
