@@ -14,7 +14,7 @@ take_ports() {
         exec {ports_lock}>"$locks/$block"
         first_port=$((20000 + block * 200))
         if flock -n "$ports_lock"; then
-            for offset in 0 1 2; do
+            for offset in 0 1 2 3 4; do
                 port=$((first_port + offset))
                 ! (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null || continue 2
             done
@@ -47,16 +47,17 @@ start_postgres() {
 }
 
 start_kafka() {
-    local java data=$servers/kafka broker=$((first_port + 1)) controller=$((first_port + 2))
+    local java data=$servers/kafka broker=$((first_port + 1)) controller=$((first_port + 2)) behind=$((first_port + 3)) proxy=$((first_port + 4))
     java=$(java_program)
     mkdir "$data"
     cat >"$servers/kafka.properties" <<END
 process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:$controller
-listeners=PLAINTEXT://127.0.0.1:$broker,CONTROLLER://127.0.0.1:$controller
-advertised.listeners=PLAINTEXT://127.0.0.1:$broker
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+# A broker tells its clients where to go on: those of the listener PROXIED go on to a port where a test's own proxy listens.
+listeners=PLAINTEXT://127.0.0.1:$broker,PROXIED://127.0.0.1:$behind,CONTROLLER://127.0.0.1:$controller
+advertised.listeners=PLAINTEXT://127.0.0.1:$broker,PROXIED://127.0.0.1:$proxy
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT,CONTROLLER:PLAINTEXT
 inter.broker.listener.name=PLAINTEXT
 controller.listener.names=CONTROLLER
 log.dirs=$data
@@ -85,6 +86,7 @@ END
         -cp "$kafka_libs/*" kafka.Kafka "$servers/kafka.properties" >"$servers/kafka.log" 2>&1 &
     kafka_pid=$!
     export TALLYLINE_TEST_KAFKA=127.0.0.1:$broker
+    export TALLYLINE_TEST_KAFKA_BEHIND_PROXY=127.0.0.1:$behind TALLYLINE_TEST_KAFKA_PROXY=127.0.0.1:$proxy
 }
 
 # await_server NAME PID LOG CHECK...: until the check succeeds; a server that ended, or 60 seconds, is a failure with its last words.

@@ -9,6 +9,7 @@ mod journey;
 mod leases;
 mod ledger;
 mod log_contract;
+mod operate;
 mod oracle;
 mod projection;
 mod publisher;

@@ -110,7 +110,8 @@ impl Process {
         self.child.try_wait().expect("wait").is_none()
     }
 
-    fn signal(&self, signal: &str) {
+    /// Sends a signal by its name without `SIG`, and waits for nothing.
+    pub fn signal(&self, signal: &str) {
         // The shell's own kill: a bare Debian has no program of that name.
         let sent = Command::new("sh").args(["-c", "kill -s \"$0\" \"$1\"", signal, &self.pid().to_string()]).status().expect("run sh");
         assert!(sent.success(), "{} could not be sent SIG{signal}", self.name);

@@ -1,0 +1,248 @@
+//! `tallyline run` as an operator meets it: real processes, and dependencies that are not there, go away, freeze or come back changed.
+
+mod faults;
+mod proxy;
+mod recreated;
+mod refusals;
+mod start;
+mod status;
+mod stop;
+
+use std::time::{Duration, Instant};
+
+use reqwest::StatusCode;
+use serde_json::Value;
+use tallyline::clock::Clock;
+use tallyline::event::{Event, Message, Topic};
+use tallyline::log::{KafkaSettings, Log, PostgresLogSettings};
+use tallyline::sim::coderd::{Config, SchemaVersion, Simulation};
+use tempfile::TempDir;
+
+use crate::support::process::{Ended, Process, run_tallyline, tallyline};
+use crate::support::{self, Database, Kafka, database, eventually};
+
+/// Everything here happens within this, also on a machine that is busy with other tests.
+const SOON: Duration = Duration::from_secs(60);
+/// What `tallyline run` may take after SIGTERM, as it says itself.
+const GRACE: Duration = Duration::from_secs(15);
+/// For the process to be gone after that, on a machine that is busy with other tests.
+const LEEWAY: Duration = Duration::from_secs(5);
+
+/// Which log a site has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Kafka,
+    Postgres,
+}
+
+/// A pipeline file and what it names. Settings are lines of TOML with dotted keys; a later one of the same key wins.
+struct Site {
+    ledger: Database,
+    kafka: Option<Kafka>,
+    folder: TempDir,
+    settings: Vec<(String, String)>,
+}
+
+impl Site {
+    /// A ledger that is not migrated yet.
+    async fn bare(kind: Kind) -> Site {
+        let ledger = database().await;
+        let mut site = Site { settings: Vec::new(), kafka: None, folder: TempDir::new().unwrap(), ledger };
+        site.set("roles", "['consume', 'serve']");
+        site.set("ledger.url", &format!("'{}'", site.ledger.url.clone()));
+        site.set("ledger.connections", "6");
+        site.set("log.partitions", "3");
+        site.set("serve.api_listen", "'127.0.0.1:0'");
+        site.set("serve.metrics_listen", "'127.0.0.1:0'");
+        if kind == Kind::Kafka {
+            let kafka = support::kafka();
+            site.set("log.kind", "'kafka'");
+            site.set("kafka.brokers", &format!("'{}'", kafka.brokers));
+            site.set("kafka.topic_prefix", &format!("'{}'", kafka.prefix));
+            // A member that is killed is missed soon.
+            site.set("kafka.properties", "{'session.timeout.ms' = '3000', 'heartbeat.interval.ms' = '500'}");
+            site.kafka = Some(kafka);
+        }
+        site
+    }
+
+    /// With the ledger's schema and the log's topics.
+    async fn new(kind: Kind) -> Site {
+        let site = Site::bare(kind).await;
+        site.migrate().await;
+        site
+    }
+
+    async fn migrate(&self) {
+        let migrated = self.command("migrate").await;
+        assert!(migrated.status.success(), "{migrated:?}");
+    }
+
+    fn set(&mut self, key: &str, value: &str) {
+        self.settings.retain(|(known, _)| known != key);
+        self.settings.push((key.to_owned(), value.to_owned()));
+    }
+
+    /// Writes the file as it stands now.
+    fn file(&self) -> String {
+        let path = self.folder.path().join("pipeline.toml");
+        let text: String = self.settings.iter().map(|(key, value)| format!("{key} = {value}\n")).collect();
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+
+    /// Runs a command to its end, the words separated by blanks.
+    async fn command(&self, words: &str) -> Ended {
+        let (file, words) = (self.file(), words.split_whitespace().collect::<Vec<_>>());
+        run_tallyline(&[&words[..], &["--pipeline", &file]].concat(), &[]).await
+    }
+
+    /// Starts `tallyline run`.
+    fn start(&self, words: &str) -> Running {
+        let (file, words) = (self.file(), words.split_whitespace().collect::<Vec<_>>());
+        let arguments = [&["run", "--pipeline", &file, "--log-format", "json"], &words[..]].concat();
+        Running { process: tallyline(&arguments, &[]) }
+    }
+
+    /// The log, reached past any proxy.
+    fn log(&self) -> Log {
+        match &self.kafka {
+            Some(kafka) => {
+                let settings = KafkaSettings { topic_prefix: kafka.prefix.clone(), ..KafkaSettings::new(&kafka.brokers) };
+                Log::kafka(settings).unwrap()
+            }
+            None => Log::postgres(self.ledger.pool.clone(), PostgresLogSettings::default()),
+        }
+    }
+
+    /// `tallyline status` as JSON.
+    async fn status(&self) -> Value {
+        let status = self.command("status --output json").await;
+        serde_json::from_str(&status.stdout).unwrap_or_else(|error| panic!("{error}: {status:?}"))
+    }
+
+    async fn count(&self, query: &'static str) -> i64 {
+        sqlx::query_scalar(query).fetch_one(&self.ledger.pool).await.unwrap()
+    }
+
+    /// Waits until so many builds are in the ledger.
+    async fn builds(&self, count: i64) {
+        eventually(SOON * 2, "the builds are in the ledger", || async { self.count("select count(*) from workspace_build").await >= count })
+            .await;
+    }
+
+    /// The audit's joint of log and ledger, which must balance.
+    async fn balanced(&self) -> Value {
+        let audited = self.command("audit --output json --patience 1").await;
+        let report: Value = serde_json::from_str(&audited.stdout).unwrap_or_else(|error| panic!("{error}: {audited:?}"));
+        let joints = report["joints"].as_array().unwrap();
+        let joint = joints.iter().find(|joint| joint["name"] == "log and ledger").expect("the joint").clone();
+        assert_eq!(joint["differences"], serde_json::json!([]), "{report}");
+        joint["numbers"].clone()
+    }
+
+    /// Gives the site a coderd with a short history, and says which.
+    async fn with_coderd(&mut self) -> Coderd {
+        let (database, now) = (database().await, Clock::system().now());
+        let config = Config::history(7, SchemaVersion::TasksEra, now - chrono::TimeDelta::days(5), now, 120);
+        let mut simulation = Simulation::start(config, &database.url).await.unwrap();
+        simulation.advance_to(now).await.unwrap();
+        simulation.commit_held().await.unwrap();
+        let key = simulation.license_key();
+        self.set(&format!("license.public_keys.{}", key.kid), &format!("'''\n{}'''", key.public_key_pem));
+        self.set("source.coderd_url", &format!("'{}'", database.url));
+        self.set("collect.poll_seconds", "0.2");
+        self.set("collect.margin_seconds", "1");
+        self.set("publish.interval_seconds", "0.2");
+        Coderd { database, simulation }
+    }
+}
+
+struct Coderd {
+    database: Database,
+    simulation: Simulation,
+}
+
+/// Asks again and again until there is something to answer.
+async fn found<T>(deadline: Duration, what: &str, look: impl AsyncFn() -> Option<T>) -> T {
+    let searched = async {
+        loop {
+            if let Some(found) = look().await {
+                return found;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(deadline, searched).await.unwrap_or_else(|_| panic!("not within {deadline:?}: {what}"))
+}
+
+fn messages(events: impl Iterator<Item = Event>) -> Vec<Message> {
+    events.map(|event| event.to_message()).collect()
+}
+
+/// Appends these builds of the tests' deployment; each number is a build of its own.
+async fn append_builds(log: &Log, numbers: std::ops::Range<u32>) {
+    let builds = messages(numbers.map(|n| support::ledger::build(support::ledger::DEPLOYMENT, n)));
+    log.append(Topic::WorkspaceBuilds, builds).await.unwrap();
+}
+
+/// A `tallyline run`.
+struct Running {
+    process: Process,
+}
+
+impl Running {
+    /// The log's lines so far.
+    fn lines(&self) -> Vec<Value> {
+        self.process.stderr().lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+
+    /// Waits for a line that holds all these words.
+    async fn says(&self, words: &[&str]) -> String {
+        found(SOON, &format!("it says {words:?}"), async || {
+            let text = self.process.stderr();
+            text.lines().find(|line| words.iter().all(|word| line.contains(word))).map(str::to_owned)
+        })
+        .await
+    }
+
+    /// The address of its API.
+    async fn api(&self) -> String {
+        self.says(&["\"message\":\"listening\"", "\"api\":"]).await;
+        let line = self.lines().into_iter().find(|line| line["message"] == "listening" && line["api"].is_string()).expect("listening");
+        format!("http://{}", line["api"].as_str().unwrap())
+    }
+
+    /// The answer to a path of the API.
+    async fn get(&self, path: &str) -> (StatusCode, Value) {
+        let url = format!("{}{path}", self.api().await);
+        let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(20)).build().unwrap();
+        let answer = client.get(&url).send().await.unwrap_or_else(|error| panic!("{url}: {error}"));
+        (answer.status(), answer.json().await.unwrap())
+    }
+
+    /// Waits until it says that it is ready.
+    async fn ready(&self) {
+        eventually(SOON, "it is ready", || async { self.get("/readyz").await.0 == StatusCode::OK }).await;
+    }
+
+    /// Waits until this check is not well, while the process is alive, and says why it is not.
+    async fn not_ready(&self, check: &str) -> String {
+        let why = found(SOON, &format!("{check} is not ready"), async || {
+            let (status, body) = self.get("/readyz").await;
+            let check = &body["checks"][check];
+            (status == StatusCode::SERVICE_UNAVAILABLE && check["ok"] == false).then(|| check["why"].as_str().unwrap().to_owned())
+        })
+        .await;
+        assert_eq!(self.get("/healthz").await.0, StatusCode::OK);
+        why
+    }
+
+    /// SIGTERM: it must end with 0 within the grace. Says how long it took.
+    async fn ends_in_order(&mut self) -> Duration {
+        let begun = Instant::now();
+        let status = self.process.terminate(GRACE + LEEWAY).await;
+        assert_eq!(status.code(), Some(0), "{}", self.process.stderr());
+        begun.elapsed()
+    }
+}

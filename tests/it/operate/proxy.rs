@@ -1,0 +1,172 @@
+//! A TCP proxy in front of a server: a test takes the network away and gives it back.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Mutex, MutexGuard, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::support::ports::free_port;
+use crate::support::setting;
+
+/// Where a proxy will listen, and what it leads to. Nobody listens before [`Proxy::open`].
+pub struct Proxy {
+    pub address: SocketAddr,
+    server: String,
+    state: Arc<State>,
+    listening: Option<CancellationToken>,
+}
+
+struct State {
+    /// Bytes stand still in both directions; connections are taken but lead nowhere.
+    frozen: watch::Sender<bool>,
+    /// All connections that are open when it changes are cut.
+    cuts: watch::Sender<u64>,
+    /// Bytes that came from the server.
+    bytes: AtomicU64,
+    connections: AtomicUsize,
+    /// For a cut by itself, once so many bytes have come from the server.
+    cut_at: AtomicU64,
+    cut_itself: AtomicBool,
+}
+
+/// The one port that the broker names to the clients of its proxied listener: one test at a time.
+pub async fn kafka() -> (MutexGuard<'static, ()>, Proxy) {
+    static IN_USE: Mutex<()> = Mutex::const_new(());
+    let turn = IN_USE.lock().await;
+    let address = setting("TALLYLINE_TEST_KAFKA_PROXY").parse().expect("an address");
+    (turn, Proxy::at(address, setting("TALLYLINE_TEST_KAFKA_BEHIND_PROXY")))
+}
+
+impl Proxy {
+    /// To the server of a database, and the database's URL through it, with a password that must not be shown.
+    pub fn to_database(url: &str) -> (Proxy, String) {
+        let (head, rest) = url.split_once("@").expect("a user");
+        let (server, name) = rest.split_once('/').expect("a database");
+        let proxy = Proxy::to(server);
+        let url = format!("{head}:hunter2@{}/{name}", proxy.address);
+        (proxy, url)
+    }
+
+    pub fn to(server: &str) -> Proxy {
+        Proxy::at((Ipv4Addr::LOCALHOST, free_port()).into(), server.to_owned())
+    }
+
+    fn at(address: SocketAddr, server: String) -> Proxy {
+        let state = State {
+            frozen: watch::Sender::new(false),
+            cuts: watch::Sender::new(0),
+            bytes: AtomicU64::new(0),
+            connections: AtomicUsize::new(0),
+            cut_at: AtomicU64::new(u64::MAX),
+            cut_itself: AtomicBool::new(false),
+        };
+        Proxy { address, server, state: Arc::new(state), listening: None }
+    }
+
+    /// Begins to listen.
+    pub async fn open(&mut self) {
+        let listener = TcpListener::bind(self.address).await.expect("the proxy's port");
+        let (server, state, stop) = (self.server.clone(), Arc::clone(&self.state), CancellationToken::new());
+        self.listening = Some(stop.clone());
+        tokio::spawn(stop.run_until_cancelled_owned(async move {
+            loop {
+                let Ok((client, _)) = listener.accept().await else { continue };
+                tokio::spawn(carry(client, server.clone(), Arc::clone(&state)));
+            }
+        }));
+    }
+
+    /// Ends all connections and listens no more.
+    pub fn close(&mut self) {
+        if let Some(listening) = self.listening.take() {
+            listening.cancel();
+        }
+        self.cut();
+    }
+
+    /// Ends all connections, as a network fault does. New ones are taken.
+    pub fn cut(&self) {
+        self.state.cuts.send_modify(|cuts| *cuts += 1);
+    }
+
+    /// Ends all connections once so many more bytes have come from the server: in the middle of something.
+    pub fn cut_after(&self, bytes: u64) {
+        self.state.cut_itself.store(false, Ordering::SeqCst);
+        self.state.cut_at.store(self.state.bytes.load(Ordering::SeqCst) + bytes, Ordering::SeqCst);
+    }
+
+    /// Whether the cut that was asked for has happened.
+    pub fn has_cut(&self) -> bool {
+        self.state.cut_itself.load(Ordering::SeqCst)
+    }
+
+    /// Nothing gets through any more, and nobody is told.
+    pub fn freeze(&self) {
+        self.state.frozen.send_replace(true);
+    }
+
+    pub fn thaw(&self) {
+        self.state.frozen.send_replace(false);
+    }
+
+    pub fn connections(&self) -> usize {
+        self.state.connections.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+async fn carry(client: TcpStream, server: String, state: Arc<State>) {
+    let mut cut = state.cuts.subscribe();
+    let mut frozen = state.frozen.subscribe();
+    let carried = async {
+        if frozen.wait_for(|frozen| !frozen).await.is_err() {
+            return;
+        }
+        let Ok(server) = TcpStream::connect(server).await else { return };
+        let _ = (client.set_nodelay(true), server.set_nodelay(true));
+        let (mut from_client, mut to_client) = client.into_split();
+        let (mut from_server, mut to_server) = server.into_split();
+        tokio::select! {
+            () = pass(&mut from_client, &mut to_server, &state, false) => {}
+            () = pass(&mut from_server, &mut to_client, &state, true) => {}
+        }
+    };
+    state.connections.fetch_add(1, Ordering::SeqCst);
+    tokio::select! {
+        () = carried => {}
+        _ = cut.changed() => {}
+    }
+    state.connections.fetch_sub(1, Ordering::SeqCst);
+}
+
+async fn pass(from: &mut (impl AsyncReadExt + Unpin), to: &mut (impl AsyncWriteExt + Unpin), state: &State, of_server: bool) {
+    let mut frozen = state.frozen.subscribe();
+    let mut buffer = vec![0; 16 * 1024];
+    loop {
+        let Ok(read) = from.read(&mut buffer).await else { return };
+        if read == 0 || frozen.wait_for(|frozen| !frozen).await.is_err() {
+            return;
+        }
+        if of_server {
+            let bytes = state.bytes.fetch_add(read as u64, Ordering::SeqCst) + read as u64;
+            if bytes >= state.cut_at.load(Ordering::SeqCst) {
+                state.cut_at.store(u64::MAX, Ordering::SeqCst);
+                state.cut_itself.store(true, Ordering::SeqCst);
+                state.cuts.send_modify(|cuts| *cuts += 1);
+                return;
+            }
+        }
+        if to.write_all(&buffer[..read]).await.is_err() {
+            return;
+        }
+    }
+}

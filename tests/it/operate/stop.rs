@@ -1,0 +1,194 @@
+//! SIGTERM: the batch in hand is finished or dropped, leases are given back, snapshots kept, and the exit code is 0.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use futures::future::join_all;
+use tallyline::clock::Clock;
+use tallyline::sim::tallyman::{Config, Tallyman};
+use tokio_util::sync::CancellationToken;
+
+use super::proxy::{self, Proxy};
+use super::{GRACE, Kind, LEEWAY, Running, SOON, Site, append_builds, found};
+use crate::support::eventually;
+
+/// A role, and what its process says once it works.
+const ROLES: [(&str, &[&str]); 4] = [
+    ("collect", &["\"message\":\"collecting\""]),
+    ("consume", &["partitions assigned"]),
+    ("publish", &["\"message\":\"publisher\"", "working"]),
+    ("serve", &["the fold begins", "licenses"]),
+];
+
+#[tokio::test]
+async fn every_combination_of_roles_ends_in_order_on_postgres() {
+    every_combination_ends_in_order(Kind::Postgres).await;
+}
+
+#[tokio::test]
+async fn every_combination_of_roles_ends_in_order_on_kafka() {
+    every_combination_ends_in_order(Kind::Kafka).await;
+}
+
+/// While records keep coming, so that there is something in hand.
+async fn every_combination_ends_in_order(kind: Kind) {
+    let mut site = Site::new(kind).await;
+    let _coderd = site.with_coderd().await;
+    let stop = CancellationToken::new();
+    let tallyman = Tallyman::start(Config::default(), Clock::system(), stop.clone()).await.unwrap();
+    site.set("publish.mode", "'sole'");
+    site.set("publish.url", &format!("'{}'", tallyman.ingest_url()));
+    // the source is known before the first publisher asks for it
+    let mut first = site.start("--role collect --role consume");
+    site.builds(120).await;
+    first.ends_in_order().await;
+
+    let log = site.log();
+    let appending = async {
+        let mut appended = 0;
+        while !stop.is_cancelled() {
+            append_builds(&log, appended..appended + 50).await;
+            appended += 50;
+        }
+        appended
+    };
+    let ending = async {
+        for combination in 1..(1 << ROLES.len()) {
+            let roles: Vec<_> = ROLES.iter().enumerate().filter(|(bit, _)| combination & (1 << bit) != 0).map(|(_, role)| role).collect();
+            let words: Vec<String> = roles.iter().map(|(name, _)| format!("--role {name}")).collect();
+            let mut running = site.start(&words.join(" "));
+            join_all(roles.iter().map(|(_, said)| running.says(said))).await;
+            let took = running.ends_in_order().await;
+            assert!(took < GRACE, "{words:?}: {took:?}");
+            assert!(running.process.stderr().contains("\"message\":\"stopped\""), "{words:?}: {}", running.process.stderr());
+            let leases = site.count("select count(*) from lease where expires_at > clock_timestamp()").await;
+            let leased = site.count("select count(*) from publication where leased_until > clock_timestamp()").await;
+            assert_eq!((leases, leased), (0, 0), "{words:?}");
+        }
+        stop.cancel();
+    };
+    let (appended, ()) = tokio::join!(appending, ending);
+    let mut last = site.start("--role consume");
+    site.builds(i64::from(appended) + 120).await;
+    last.ends_in_order().await;
+    let numbers = site.balanced().await;
+    assert_eq!((&numbers["conflicts"], &numbers["rejects"], &numbers["records_waiting_in_the_log"]), (&0.into(), &0.into(), &0.into()));
+    tallyman.stopped().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_second_process_takes_over_at_once_and_goes_on_from_the_snapshot() {
+    let mut site = Site::new(Kind::Postgres).await;
+    let _coderd = site.with_coderd().await;
+    site.set("roles", "['collect', 'consume', 'serve']");
+    let mut first = site.start("");
+    site.builds(120).await;
+    first.says(&["this process shows the domain series"]).await;
+    let mut second = site.start("");
+    second.ready().await;
+    second.says(&["another process collects this source"]).await;
+    assert!(!second.process.stderr().contains("this process shows the domain series"));
+
+    first.ends_in_order().await;
+    let begun = Instant::now();
+    second.says(&["this process shows the domain series"]).await;
+    second.says(&["\"message\":\"collecting\""]).await;
+    // Both leases are of 15 seconds or more: they were given back.
+    assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
+    second.ends_in_order().await;
+
+    let kept: BTreeSet<(String, i64)> =
+        sqlx::query_as("select stage, max(sequence) from snapshot group by stage").fetch_all(&site.ledger.pool).await.unwrap().into_iter().collect();
+    let head = site.count("select next_sequence - 1 from ledger").await;
+    assert_eq!(kept.iter().map(|(stage, _)| stage.as_str()).collect::<Vec<_>>(), ["licenses", "metrics"]);
+    // the collector's last pass may have been recorded behind it
+    assert!(kept.iter().all(|(_, sequence)| (head - 20..=head).contains(sequence)), "{kept:?} of {head}");
+    let mut third = site.start("--role serve");
+    let line = third.says(&["the fold begins", "metrics"]).await;
+    let sequence = serde_json::from_str::<serde_json::Value>(&line).unwrap()["sequence"].as_i64().unwrap();
+    assert!(kept.contains(&("metrics".to_owned(), sequence)), "{line}, kept {kept:?}");
+    third.ends_in_order().await;
+}
+
+/// A process whose ledger has frozen while it had work in hand.
+async fn frozen(site: &mut Site) -> (Proxy, Running) {
+    let (mut proxy, url) = Proxy::to_database(&site.ledger.url);
+    proxy.open().await;
+    site.set("ledger.url", &format!("'{url}'"));
+    let running = site.start("");
+    running.ready().await;
+    append_builds(&site.log(), 0..500).await;
+    site.builds(1).await;
+    proxy.freeze();
+    append_builds(&site.log(), 500..1000).await;
+    (proxy, running)
+}
+
+#[tokio::test]
+async fn a_ledger_that_has_frozen_holds_nobody_up_for_longer_than_the_grace() {
+    for kind in [Kind::Postgres, Kind::Kafka] {
+        let mut site = Site::new(kind).await;
+        let direct = format!("'{}'", site.ledger.url);
+        let (_proxy, mut running) = frozen(&mut site).await;
+        let took = running.ends_in_order().await;
+        assert!(took < GRACE + LEEWAY, "{kind:?}: {took:?}");
+        // what was in hand is done again by whoever comes next
+        site.set("ledger.url", &direct);
+        let mut next = site.start("");
+        site.builds(1000).await;
+        next.ends_in_order().await;
+        assert_eq!(site.balanced().await["accepted"], 1000);
+    }
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_at_once() {
+    let mut site = Site::new(Kind::Postgres).await;
+    let (_proxy, mut running) = frozen(&mut site).await;
+    running.process.signal("TERM");
+    running.says(&["stopping; a second signal ends at once"]).await;
+    assert!(running.process.runs());
+    let begun = Instant::now();
+    running.process.signal("INT");
+    let status = running.process.ends_within(SOON).await;
+    assert_eq!(status.code(), Some(130));
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn a_process_that_waits_for_what_is_not_there_ends_at_once() {
+    let mut site = Site::new(Kind::Kafka).await;
+    let (_turn, proxy) = proxy::kafka().await;
+    let direct = site.ledger.url.clone();
+    let (ledger, url) = Proxy::to_database(&direct);
+    for (url, waits_for) in [(url, ledger.address.to_string()), (direct, proxy.address.to_string())] {
+        site.set("ledger.url", &format!("'{url}'"));
+        site.set("kafka.brokers", &format!("'{}'", proxy.address));
+        let mut running = site.start("");
+        running.says(&[&waits_for, "waiting"]).await;
+        let took = running.ends_in_order().await;
+        assert!(took < Duration::from_secs(5), "{took:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_kafka_that_has_frozen_holds_nobody_up_for_longer_than_the_grace() {
+    let mut site = Site::new(Kind::Kafka).await;
+    let (_turn, mut proxy) = proxy::kafka().await;
+    proxy.open().await;
+    site.set("kafka.brokers", &format!("'{}'", proxy.address));
+    let mut running = site.start("");
+    running.ready().await;
+    append_builds(&site.log(), 0..100).await;
+    site.builds(100).await;
+    proxy.freeze();
+    append_builds(&site.log(), 100..200).await;
+    running.ends_in_order().await;
+    proxy.thaw();
+    let mut next = site.start("");
+    site.builds(200).await;
+    eventually(SOON, "it is ready", || async { next.get("/readyz").await.0.is_success() }).await;
+    next.ends_in_order().await;
+    assert_eq!(site.balanced().await["accepted"], 200);
+    let _ = found(SOON, "all connections end", async || (proxy.connections() == 0).then_some(())).await;
+}
