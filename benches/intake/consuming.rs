@@ -1,0 +1,104 @@
+//! The intake side: a consumer as a `tallyline run` with the role `consume` has it, in a process of its own, so that its memory is its own.
+
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use prometheus::Registry;
+use serde::{Deserialize, Serialize};
+use tallyline::clock::Clock;
+use tallyline::consumer::{Consumer, ConsumerTelemetry};
+use tallyline::ledger::{Ledger, LedgerSettings};
+use tallyline::log::{KafkaSettings, Log};
+use tokio_util::sync::CancellationToken;
+
+/// What is consumed and where it goes.
+#[derive(Serialize, Deserialize)]
+pub struct Consuming {
+    /// PostgreSQL URL of an empty ledger.
+    pub ledger: String,
+    /// `bootstrap.servers`.
+    pub brokers: String,
+    /// Put before topic and group names.
+    pub prefix: String,
+    /// The consumer group.
+    pub group: String,
+    /// How many events the log holds.
+    pub events: u32,
+}
+
+/// What the process saw.
+#[derive(Clone, Copy, Serialize, Deserialize)]
+pub struct Consumed {
+    /// From the start to the first batch in the ledger: connections, joining the group, the first fetch and the first commit.
+    pub first_batch_seconds: f64,
+    /// From the start until every event is committed.
+    pub seconds: f64,
+    /// The most memory that the process ever held, `VmHWM`, in KiB.
+    pub peak_kib: u64,
+}
+
+/// Longer than any machine takes: then something hangs.
+const DEADLINE: Duration = Duration::from_secs(900);
+/// How often the consumer's own counters are looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+
+/// Runs this program again, as a consumer only.
+pub fn in_a_process_of_its_own(consuming: &Consuming) -> Result<Consumed> {
+    let output = Command::new(std::env::current_exe()?)
+        .args(["--consume", &serde_json::to_string(consuming)?])
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()?;
+    ensure!(output.status.success(), "the consuming process failed: {}", output.status);
+    serde_json::from_slice(&output.stdout).context("what the consuming process told")
+}
+
+/// Consumes until every event is in the ledger, then tells on stdout.
+pub async fn consume(consuming: &Consuming) -> Result<()> {
+    let begun = Instant::now();
+    let settings = KafkaSettings { topic_prefix: consuming.prefix.clone(), ..KafkaSettings::new(&consuming.brokers) };
+    // as many connections as a pipeline has by default
+    let ledger = Ledger::open(&LedgerSettings { url: consuming.ledger.clone(), connections: 16 }, Clock::system())?;
+    let registry = Registry::new();
+    let telemetry = ConsumerTelemetry::register(&registry)?;
+    let consumer = Consumer::new(Log::kafka(settings)?, ledger, &consuming.group, telemetry);
+    let stop = CancellationToken::new();
+    let running = tokio::spawn({
+        let (consumer, stop) = (consumer.clone(), stop.clone());
+        async move { consumer.run(&stop).await }
+    });
+    let mut first_batch = None;
+    let seconds = loop {
+        let recorded = recorded(&registry);
+        if recorded > 0.0 {
+            first_batch.get_or_insert(begun.elapsed());
+        }
+        if recorded >= f64::from(consuming.events) {
+            break begun.elapsed().as_secs_f64();
+        }
+        if begun.elapsed() > DEADLINE {
+            bail!("{recorded} of {} events after {DEADLINE:?}", consuming.events);
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    };
+    stop.cancel();
+    running.await?;
+    let first_batch_seconds = first_batch.unwrap_or_default().as_secs_f64();
+    let consumed = Consumed { first_batch_seconds, seconds, peak_kib: peak_kib()? };
+    serde_json::to_writer(std::io::stdout(), &consumed)?;
+    Ok(())
+}
+
+/// Records of committed batches, whatever became of them.
+fn recorded(registry: &Registry) -> f64 {
+    let families = registry.gather();
+    let records = families.iter().filter(|family| family.name() == "tallyline_consumer_records_total");
+    records.flat_map(|family| family.get_metric()).map(|metric| metric.get_counter().value()).sum()
+}
+
+fn peak_kib() -> Result<u64> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("VmHWM is in /proc/self/status")?;
+    Ok(line.trim().trim_end_matches(" kB").parse()?)
+}
