@@ -47,7 +47,9 @@ pub async fn run(site: Site, stop: &CancellationToken, listening: impl FnOnce(Li
         roles.spawn(server.run(stop.clone()));
     }
     roles.spawn(work(site, registry, consumer, stop.clone()));
-    end(roles, stop).await
+    end(roles, stop).await?;
+    info!("stopped");
+    Ok(())
 }
 
 /// The roles that need ledger and log before they can begin.
@@ -93,8 +95,8 @@ async fn end(mut roles: JoinSet<Result<(), Failure>>, stop: &CancellationToken) 
         tokio::time::sleep(STOP_GRACE).await;
     };
     tokio::select! {
-        () = all => info!("stopped"),
-        () = overdue => info!("stopped; what was in hand is dropped, and done again by whoever comes next"),
+        () = all => {}
+        () = overdue => info!("what was in hand is dropped, and done again by whoever comes next"),
     }
     outcome
 }
