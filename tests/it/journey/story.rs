@@ -114,12 +114,16 @@ impl Journey {
     pub async fn handed_back(&mut self) {
         let sequence = self.site.ledger.last_sequence().await.unwrap();
         eventually(SOON, "the first is up again", || self.serve[0].has_folded(sequence)).await;
-        let before = self.site.appended().await;
+        let (before, pass) = (self.site.appended().await, self.newest_pass().await);
         self.history(SECOND_PART, 1.0, 4).await;
         eventually(SOON, "the next records are appended", || async { self.site.appended().await > before }).await;
         let offset = seconds_from_now(self.at(FIRST_PART) - LONGEST_HOLD);
         kill_and_start_again(&mut self.collect, || self.site.start("collect", &["--clock-offset", &offset]));
         self.serve[1].process.kill();
+        eprintln!(
+            "the second server killed, and the collector {}",
+            if self.newest_pass().await == pass { "within its pass" } else { "after its pass" }
+        );
         self.await_holder(0, "the series are handed back").await;
         self.simulation.commit_held().await.unwrap();
         self.all_of_coderd_is_in().await;
@@ -128,7 +132,7 @@ impl Journey {
 
     /// The collector ends in order and another lives in the present; coderd does too, for some seconds.
     pub async fn live(&mut self) {
-        assert!(self.collect.terminate(SOON).await.success(), "{}", self.collect.stderr());
+        end_in_order(&mut self.collect).await;
         self.collect = self.site.start("collect", &[]);
         let before = self.simulation.completed_builds();
         let (clock, stop) = (Clock::system(), CancellationToken::new());
@@ -136,7 +140,7 @@ impl Journey {
             tokio::time::sleep(Duration::from_secs(6)).await;
             stop.cancel();
         };
-        let (lived, ()) = tokio::join!(live(&mut self.simulation, 20.0, &clock, &stop, |_| {}), enough);
+        let (lived, ()) = tokio::join!(live(&mut self.simulation, 60.0, &clock, &stop, |_| {}), enough);
         lived.unwrap();
         let builds = self.simulation.completed_builds() - before;
         assert!(builds > 10, "only {builds} builds");
@@ -172,17 +176,24 @@ impl Journey {
         eprintln!("{pages} pages, {changed} of them new, {} series", series.len());
         let [first, second] = &mut self.consume;
         for process in [&mut self.collect, first, second, &mut self.publish, &mut self.serve[0].process] {
-            assert!(process.terminate(SOON).await.success(), "{}", process.stderr());
+            end_in_order(process).await;
         }
         self.done("ended");
     }
 
+    async fn source_id(&self) -> i16 {
+        self.site.ledger.source(self.simulation.deployment().id).await.unwrap().expect("introduced").id
+    }
+
+    async fn newest_pass(&self) -> i64 {
+        self.site.ledger.newest_pass(self.source_id().await).await.unwrap()
+    }
+
     /// A pass that began after this call is in the ledger, with all before it.
     async fn all_of_coderd_is_in(&self) {
-        let source = self.site.ledger.source(self.simulation.deployment().id).await.unwrap().expect("introduced");
-        let newest = self.site.ledger.newest_pass(source.id).await.unwrap();
+        let (source_id, newest) = (self.source_id().await, self.newest_pass().await);
         let what = "all that coderd committed is in the ledger";
-        eventually(SOON, what, || async { self.site.ledger.later_pass_is_in(source.id, newest).await.unwrap() }).await;
+        eventually(SOON, what, || async { self.site.ledger.later_pass_is_in(source_id, newest).await.unwrap() }).await;
     }
 
     /// In so many parts, as coderd's own replicas commit one after the other.
@@ -281,4 +292,13 @@ publish.request_timeout_seconds = 4
 fn kill_and_start_again(process: &mut Process, start: impl FnOnce() -> Process) {
     process.kill();
     *process = start();
+}
+
+/// It says that it has stopped once it has, and never had to say that something is wrong with itself.
+async fn end_in_order(process: &mut Process) {
+    assert!(!process.stderr().contains("stopped"), "{}", process.stderr());
+    assert!(process.terminate(SOON).await.success(), "{}", process.stderr());
+    let said = process.stderr();
+    assert!(!said.contains(" ERROR ") && said.lines().last().is_some_and(|last| last.ends_with("stopped")), "{said}");
+    said.lines().filter(|line| line.contains(" WARN ")).for_each(|line| eprintln!("{line}"));
 }
