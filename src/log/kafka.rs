@@ -336,9 +336,13 @@ impl Connection {
         }
     }
 
-    /// Logs a fault unless it is the one that lasts already.
+    /// Logs a fault unless it is the one that lasts already. The end of a partition is none: librdkafka tells it here where a reader
+    /// has turned to another partition meanwhile.
     pub fn faulted(&self, error: &KafkaError, reason: &str) {
         let code = error.rdkafka_error_code();
+        if code == Some(RDKafkaErrorCode::PartitionEOF) {
+            return;
+        }
         let mut fault = self.fault.lock().unwrap_or_else(PoisonError::into_inner);
         if fault.is_none() || code == Some(RDKafkaErrorCode::Fatal) {
             warn!(role = self.role, %error, reason, "Kafka fault; going on");
@@ -360,3 +364,18 @@ impl ClientContext for Connection {
 }
 
 impl ConsumerContext for Connection {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_partition_is_no_fault_and_hides_none() {
+        let connection = Connection::new("reads");
+        connection.error(KafkaError::Global(RDKafkaErrorCode::PartitionEOF), "reached end");
+        assert_eq!(*connection.fault.lock().unwrap(), None, "the next fault is news");
+        connection.error(KafkaError::Global(RDKafkaErrorCode::AllBrokersDown), "gone");
+        connection.error(KafkaError::Global(RDKafkaErrorCode::PartitionEOF), "reached end");
+        assert_eq!(*connection.fault.lock().unwrap(), Some(RDKafkaErrorCode::AllBrokersDown));
+    }
+}
