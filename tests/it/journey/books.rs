@@ -12,7 +12,8 @@ use tallyline::sim::tallyman::Books;
 use super::expected::{self, Numbers, Value};
 use super::exposition;
 use super::story::Journey;
-use crate::oracle;
+use super::watch;
+use crate::oracle::{self, UsageState};
 use crate::support::process::Ended;
 
 /// Tallyman takes no more in one request.
@@ -50,6 +51,8 @@ impl Journey {
         }
         let unexpected: Vec<_> = shown.keys().filter(|key| !expected.contains_key(*key)).collect();
         assert!(unexpected.is_empty(), "{unexpected:?}");
+        let samples: BTreeMap<String, f64> = expected.iter().flat_map(|(key, value)| expected::samples(key, value)).collect();
+        assert_eq!(watch::parsed(&self.serve[0].domain_lines().await), samples, "the text page");
         let native = expected.values().filter(|value| matches!(value, Value::Histogram { .. })).count();
         eprintln!("{} series, {native} of them histograms", expected.len());
     }
@@ -105,6 +108,11 @@ impl Journey {
         let month_ago = Clock::system().now() - TimeDelta::days(30);
         assert!(publishable.values().all(|row| row.created_at > month_ago));
 
+        let states = oracle::usage_states(&self.coderd.pool, Clock::system().now()).await;
+        let open = |state: &UsageState| matches!(state, UsageState::Pending | UsageState::PendingAfterFailure);
+        let left: BTreeSet<&str> = states.iter().filter(|(_, state)| open(state)).map(|(id, _)| id.as_str()).collect();
+        assert_eq!(left, publishable.keys().copied().collect(), "the two oracles");
+
         let billed: BTreeSet<&str> = books.billed.iter().map(|billed| billed.id.as_str()).collect();
         assert_eq!(billed, publishable.keys().copied().collect());
         for billed in &books.billed {
@@ -114,6 +122,10 @@ impl Journey {
             assert_eq!((billed.times, billed.deployment_id), (1, truth.deployment_id), "{billed:?}");
             assert_eq!((billed.event_type.as_str(), &billed.event_data, billed.created_at), (kind, &data, at), "{billed:?}");
         }
+        let source = self.site.ledger.source(truth.deployment_id).await.unwrap().expect("introduced");
+        let counts = self.site.ledger.publication_counts(source.id).await.unwrap();
+        let expected = [("not_ours", truth.usage.len() - publishable.len()), ("published", publishable.len())];
+        assert_eq!(counts, expected.map(|(state, rows)| (state.to_owned(), rows as i64)).into());
         let again = self.redelivered(&books);
         eprintln!("{} billed in {} requests, {again} delivered again", books.billed.len(), books.requests);
     }

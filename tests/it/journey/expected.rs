@@ -119,6 +119,28 @@ pub fn instants(truth: &Truth, introduced: DateTime<Utc>) -> BTreeMap<Key, BTree
     instants
 }
 
+/// The lines of a series on the text page, without native buckets.
+pub fn samples((family, labels): &Key, value: &Value) -> Vec<(String, f64)> {
+    let line = |suffix: &str, bound: Option<String>| {
+        let mut pairs: Vec<String> = labels.iter().map(|(name, value)| format!("{name}=\"{}\"", escaped(value))).collect();
+        pairs.extend(bound.map(|bound| format!("le=\"{bound}\"")));
+        format!("{family}{suffix}{{{}}}", pairs.join(","))
+    };
+    match value {
+        Value::Counter(count) => vec![(line("", None), *count)],
+        Value::Histogram { count, sum_seconds, classic, .. } => {
+            let mut lines = vec![(line("_count", None), *count as f64), (line("_sum", None), *sum_seconds)];
+            lines.extend(classic.iter().map(|(bound, within)| (line("_bucket", Some(bound.to_string())), *within as f64)));
+            lines.push((line("_bucket", Some("+Inf".to_owned())), *count as f64));
+            lines
+        }
+    }
+}
+
+fn escaped(value: &str) -> String {
+    value.replace('\\', r"\\").replace('"', "\\\"").replace('\n', r"\n")
+}
+
 fn key(family: &str, labels: &Labels, kind: Option<&str>) -> Key {
     let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
     let mut pairs = vec![

@@ -84,7 +84,8 @@ impl Watch {
     }
 }
 
-fn parsed(page: &str) -> Series {
+/// The samples of a text page.
+pub fn parsed(page: &str) -> Series {
     let lines = page.lines().filter(|line| !line.starts_with('#'));
     lines
         .map(|line| line.rsplit_once(' ').expect("a value"))

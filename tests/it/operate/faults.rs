@@ -42,7 +42,10 @@ async fn cut_again_and_again(proxy: &Proxy, times: u32, bytes: u64) {
     for _ in 0..times {
         proxy.cut_after(bytes);
         let what = "so much was sent that the connections were cut";
-        if tokio::time::timeout(Duration::from_secs(20), async { eventually(SOON, what, || async { proxy.has_cut() }).await }).await.is_err() {
+        if tokio::time::timeout(Duration::from_secs(20), async { eventually(SOON, what, || async { proxy.has_cut() }).await })
+            .await
+            .is_err()
+        {
             proxy.cut();
         }
     }

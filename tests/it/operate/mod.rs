@@ -127,8 +127,10 @@ impl Site {
 
     /// Waits until so many builds are in the ledger.
     async fn builds(&self, count: i64) {
-        eventually(SOON * 2, "the builds are in the ledger", || async { self.count("select count(*) from workspace_build").await >= count })
-            .await;
+        eventually(SOON * 2, "the builds are in the ledger", || async {
+            self.count("select count(*) from workspace_build").await >= count
+        })
+        .await;
     }
 
     /// The audit's joint of log and ledger, which must balance.

@@ -47,10 +47,8 @@ async fn stopped_while_the_others_go_on(site: &Site, running: &Running, words: &
     assert!(why.contains(words) && !why.contains("agent-usage"), "{why}");
     running.says(&["partition stopped", BUILDS, words]).await;
     append_usage(site, usage_before..usage_before + 60).await;
-    eventually(SOON, "usage goes on", || async {
-        site.count("select count(*) from usage_event").await == i64::from(usage_before) + 60
-    })
-    .await;
+    eventually(SOON, "usage goes on", || async { site.count("select count(*) from usage_event").await == i64::from(usage_before) + 60 })
+        .await;
     // nothing of the new log was recorded on top of the old
     let others = "select count(*) from workspace_build join source on source.id = source_id where deployment_id = '00000000-0000-0000-0000-0000000000d2'";
     assert_eq!(site.count(others).await, 0);

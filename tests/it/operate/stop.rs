@@ -97,8 +97,12 @@ async fn a_second_process_takes_over_at_once_and_goes_on_from_the_snapshot() {
     assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
     second.ends_in_order().await;
 
-    let kept: BTreeSet<(String, i64)> =
-        sqlx::query_as("select stage, max(sequence) from snapshot group by stage").fetch_all(&site.ledger.pool).await.unwrap().into_iter().collect();
+    let kept: BTreeSet<(String, i64)> = sqlx::query_as("select stage, max(sequence) from snapshot group by stage")
+        .fetch_all(&site.ledger.pool)
+        .await
+        .unwrap()
+        .into_iter()
+        .collect();
     let head = site.count("select next_sequence - 1 from ledger").await;
     assert_eq!(kept.iter().map(|(stage, _)| stage.as_str()).collect::<Vec<_>>(), ["licenses", "metrics"]);
     // the collector's last pass may have been recorded behind it
