@@ -59,7 +59,12 @@ pub fn summary(sizes: &[Size]) {
         );
     }
     if let [first, .., last] = sizes {
-        println!("peak memory at {} events: {:.2} of that at {}", last.events, peak_mib(&last.pairs) / peak_mib(&first.pairs), first.events);
+        println!(
+            "peak memory at {} events: {:.2} of that at {}",
+            last.events,
+            peak_mib(&last.pairs) / peak_mib(&first.pairs),
+            first.events
+        );
     }
 }
 
