@@ -25,6 +25,8 @@ use report::{Pair, Size};
 const PARTITIONS: i32 = 6;
 /// Events made, written to Kafka and forgotten at a time.
 const CHUNK: usize = 10_000;
+/// Events of the round that is not measured.
+const WARM_UP: u32 = 5_000;
 
 /// Run it by `scripts/with-servers cargo bench --bench intake`.
 #[derive(Parser)]
@@ -57,9 +59,13 @@ async fn measure(options: &Options) -> Result<()> {
     let brokers = setting("TALLYLINE_TEST_KAFKA")?;
     report::surroundings(&server).await?;
     parsing::measure();
+    // the broker's first group of all waits for the topic that keeps groups' offsets to be made
+    let prefix = prefix();
+    let rows = fill(&brokers, &prefix, WARM_UP).await?;
+    pair(&server, &brokers, &prefix, WARM_UP, &rows, 0).await?;
     let mut sizes = Vec::new();
     for events in &options.sizes {
-        let prefix = format!("bench{}.", Uuid::new_v4().simple());
+        let prefix = self::prefix();
         let rows = fill(&brokers, &prefix, *events).await?;
         let mut pairs = Vec::new();
         for round in 0..options.rounds {
@@ -75,6 +81,11 @@ async fn measure(options: &Options) -> Result<()> {
 
 fn setting(name: &str) -> Result<String> {
     std::env::var(name).with_context(|| format!("{name} is not set: run scripts/with-servers cargo bench --bench intake"))
+}
+
+/// Keeps one size's topics and groups apart from all others.
+fn prefix() -> String {
+    format!("bench{}.", Uuid::new_v4().simple())
 }
 
 /// Writes the events to a topic of their own and keeps what the limit needs: the same rows as `COPY` takes them.

@@ -201,7 +201,7 @@ pub(super) fn to_data(build: &WorkspaceBuildCompleted) -> Value {
     })
 }
 
-pub(super) fn from_data(mut data: Fields) -> Result<WorkspaceBuildCompleted, ParseError> {
+pub(super) fn from_data(mut data: Fields<'_>) -> Result<WorkspaceBuildCompleted, ParseError> {
     let build = WorkspaceBuildCompleted {
         build_id: data.uuid("build_id")?,
         workspace_id: data.uuid("workspace_id")?,
@@ -240,7 +240,7 @@ pub(super) fn from_data(mut data: Fields) -> Result<WorkspaceBuildCompleted, Par
 }
 
 /// The optional stage word, shared with claims.
-pub(super) fn stage(data: &mut Fields) -> Result<Option<InputStage>, ParseError> {
+pub(super) fn stage(data: &mut Fields<'_>) -> Result<Option<InputStage>, ParseError> {
     match data.optional_text("stage")? {
         None => Ok(None),
         Some(word) => {

@@ -83,7 +83,7 @@ pub(super) fn to_data(claim: &PrebuildClaimed) -> Value {
     })
 }
 
-pub(super) fn from_data(mut data: Fields) -> Result<PrebuildClaimed, ParseError> {
+pub(super) fn from_data(mut data: Fields<'_>) -> Result<PrebuildClaimed, ParseError> {
     let claim = PrebuildClaimed {
         build_id: data.uuid("build_id")?,
         workspace_id: data.uuid("workspace_id")?,

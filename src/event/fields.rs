@@ -1,8 +1,10 @@
 //! Reads a JSON object strictly, field by field: what is missing, unknown, twice there or out of range is an error that names it.
 
+use std::borrow::Cow;
+
 use chrono::{DateTime, Datelike, Timelike, Utc};
-use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
-use serde_json::Value;
+use serde::Deserialize;
+use serde::de::{Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use uuid::Uuid;
 
 use super::ParseError;
@@ -10,29 +12,41 @@ use super::ParseError;
 /// Longest text taken for a name or an id, in bytes.
 pub const MAX_TEXT_BYTES: usize = 4096;
 
-/// A JSON object in which no key stood twice. Nested objects are checked too.
-pub(super) struct Fields(Vec<(String, Value)>);
+/// A JSON value, borrowed where it can be. What no field is made of (a fraction, a list) is only known to be there.
+pub(super) enum Value<'a> {
+    Null,
+    Flag(bool),
+    Whole(i64),
+    /// A whole number beyond what [`Value::Whole`] holds.
+    Large(u64),
+    Text(Cow<'a, str>),
+    Object(Fields<'a>),
+    Other,
+}
 
-impl Fields {
+/// A JSON object in which no key stood twice, nested objects included: its fields by name, each until it is taken.
+pub(super) struct Fields<'a>(Vec<(Cow<'a, str>, Option<Value<'a>>)>);
+
+impl<'a> Fields<'a> {
     /// Parses `body` as one JSON object with nothing behind it.
-    pub(super) fn of(body: &[u8]) -> Result<Self, ParseError> {
-        let Unique(value) = serde_json::from_slice(body).map_err(|error| ParseError::Json(error.to_string()))?;
+    pub(super) fn of(body: &'a [u8]) -> Result<Self, ParseError> {
+        let value = serde_json::from_slice(body).map_err(|error| ParseError::Json(error.to_string()))?;
         Self::from_value(value, "data")
     }
 
-    pub(super) fn from_value(value: Value, what: &'static str) -> Result<Self, ParseError> {
+    pub(super) fn from_value(value: Value<'a>, what: &'static str) -> Result<Self, ParseError> {
         match value {
-            Value::Object(map) => Ok(Fields(map.into_iter().collect())),
+            Value::Object(fields) => Ok(fields),
             _ => Err(ParseError::field(what, "must be a JSON object")),
         }
     }
 
-    pub(super) fn take(&mut self, name: &'static str) -> Option<Value> {
-        let at = self.0.iter().position(|(key, _)| key == name)?;
-        Some(self.0.swap_remove(at).1).filter(|value| !value.is_null())
+    pub(super) fn take(&mut self, name: &'static str) -> Option<Value<'a>> {
+        let at = self.0.binary_search_by(|(key, _)| key.as_ref().cmp(name)).ok()?;
+        self.0[at].1.take().filter(|value| !matches!(value, Value::Null))
     }
 
-    fn need(&mut self, name: &'static str) -> Result<Value, ParseError> {
+    fn need(&mut self, name: &'static str) -> Result<Value<'a>, ParseError> {
         self.take(name).ok_or_else(|| ParseError::field(name, "is missing"))
     }
 
@@ -41,7 +55,7 @@ impl Fields {
     }
 
     pub(super) fn optional_uuid(&mut self, name: &'static str) -> Result<Option<Uuid>, ParseError> {
-        self.optional_text(name)?.map(|text| uuid(name, &text)).transpose()
+        self.optional_borrowed(name)?.map(|text| uuid(name, &text)).transpose()
     }
 
     pub(super) fn text(&mut self, name: &'static str) -> Result<String, ParseError> {
@@ -49,9 +63,13 @@ impl Fields {
     }
 
     pub(super) fn optional_text(&mut self, name: &'static str) -> Result<Option<String>, ParseError> {
+        Ok(self.optional_borrowed(name)?.map(Cow::into_owned))
+    }
+
+    fn optional_borrowed(&mut self, name: &'static str) -> Result<Option<Cow<'a, str>>, ParseError> {
         match self.take(name) {
             None => Ok(None),
-            Some(Value::String(text)) => checked_text(name, text).map(Some),
+            Some(Value::Text(text)) => checked_text(name, text).map(Some),
             Some(_) => Err(ParseError::field(name, "must be a string")),
         }
     }
@@ -61,11 +79,14 @@ impl Fields {
     }
 
     pub(super) fn optional_time(&mut self, name: &'static str) -> Result<Option<DateTime<Utc>>, ParseError> {
-        self.optional_text(name)?.map(|text| time(name, &text)).transpose()
+        self.optional_borrowed(name)?.map(|text| time(name, &text)).transpose()
     }
 
     pub(super) fn integer(&mut self, name: &'static str) -> Result<i64, ParseError> {
-        self.need(name)?.as_i64().ok_or_else(|| ParseError::field(name, "must be a whole number of 64 bits"))
+        match self.need(name)? {
+            Value::Whole(number) => Ok(number),
+            _ => Err(ParseError::field(name, "must be a whole number of 64 bits")),
+        }
     }
 
     /// A whole number from `least` up to what fits 32 signed bits.
@@ -78,7 +99,12 @@ impl Fields {
     }
 
     pub(super) fn unsigned(&mut self, name: &'static str) -> Result<u64, ParseError> {
-        self.need(name)?.as_u64().ok_or_else(|| ParseError::field(name, "must be a whole number of 64 bits that is not negative"))
+        let number = match self.need(name)? {
+            Value::Whole(number) => u64::try_from(number).ok(),
+            Value::Large(number) => Some(number),
+            _ => None,
+        };
+        number.ok_or_else(|| ParseError::field(name, "must be a whole number of 64 bits that is not negative"))
     }
 
     pub(super) fn flag(&mut self, name: &'static str) -> Result<bool, ParseError> {
@@ -88,42 +114,42 @@ impl Fields {
     pub(super) fn optional_flag(&mut self, name: &'static str) -> Result<Option<bool>, ParseError> {
         match self.take(name) {
             None => Ok(None),
-            Some(Value::Bool(flag)) => Ok(Some(flag)),
+            Some(Value::Flag(flag)) => Ok(Some(flag)),
             Some(_) => Err(ParseError::field(name, "must be true or false")),
         }
     }
 
     /// One of a closed set of words.
     pub(super) fn word<T>(&mut self, name: &'static str, read: impl Fn(&str) -> Option<T>) -> Result<T, ParseError> {
-        let text = self.text(name)?;
+        let text = self.optional_borrowed(name)?.ok_or_else(|| ParseError::field(name, "is missing"))?;
         read(&text).ok_or_else(|| ParseError::field(name, format!("{text:?} is not one of its values")))
     }
 
     /// Every field has been taken: what is left is unknown.
     pub(super) fn finish(self) -> Result<(), ParseError> {
-        match self.0.into_iter().map(|(name, _)| name).min() {
+        match self.0.into_iter().find(|(_, value)| value.is_some()) {
             None => Ok(()),
-            Some(name) => Err(ParseError::UnknownField(name.chars().take(100).collect())),
+            Some((name, _)) => Err(ParseError::UnknownField(name.chars().take(100).collect())),
         }
     }
 }
 
 /// Text that PostgreSQL can hold: no NUL, not endless.
-pub(super) fn checked_text(name: &'static str, text: String) -> Result<String, ParseError> {
-    if text.contains('\0') {
+pub(super) fn checked_text<T: AsRef<str>>(name: &'static str, text: T) -> Result<T, ParseError> {
+    if text.as_ref().contains('\0') {
         return Err(ParseError::field(name, "holds a NUL character"));
     }
-    if text.len() > MAX_TEXT_BYTES {
+    if text.as_ref().len() > MAX_TEXT_BYTES {
         return Err(ParseError::field(name, format!("is longer than {MAX_TEXT_BYTES} bytes")));
     }
     Ok(text)
 }
 
-/// A UUID in its canonical hyphenated form, the only one that coderd writes.
+/// A UUID in its canonical hyphenated form, the only one that coderd writes and the only one of 36 characters.
 pub(super) fn uuid(name: &'static str, text: &str) -> Result<Uuid, ParseError> {
     Uuid::try_parse(text)
         .ok()
-        .filter(|uuid| uuid.hyphenated().to_string() == text.to_ascii_lowercase())
+        .filter(|_| text.len() == uuid::fmt::Hyphenated::LENGTH)
         .ok_or_else(|| ParseError::field(name, "must be a UUID like 00000000-0000-0000-0000-000000000000"))
 }
 
@@ -139,59 +165,62 @@ pub(super) fn time(name: &'static str, text: &str) -> Result<DateTime<Utc>, Pars
     Ok(at)
 }
 
-/// A JSON value in which no object holds a key twice: serde_json alone would keep the last one silently.
-pub(super) struct Unique(pub(super) Value);
-
-impl<'de> Deserialize<'de> for Unique {
+impl<'de> Deserialize<'de> for Value<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(UniqueVisitor).map(Unique)
+        deserializer.deserialize_any(ValueVisitor)
     }
 }
 
-struct UniqueVisitor;
+struct ValueVisitor;
 
-impl<'de> Visitor<'de> for UniqueVisitor {
-    type Value = Value;
+impl<'de> Visitor<'de> for ValueVisitor {
+    type Value = Value<'de>;
 
     fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("a JSON value")
     }
-    fn visit_unit<E>(self) -> Result<Value, E> {
+    fn visit_unit<E>(self) -> Result<Value<'de>, E> {
         Ok(Value::Null)
     }
-    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
-        Ok(Value::Bool(value))
+    fn visit_bool<E>(self, value: bool) -> Result<Value<'de>, E> {
+        Ok(Value::Flag(value))
     }
-    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
-        Ok(value.into())
+    fn visit_i64<E>(self, value: i64) -> Result<Value<'de>, E> {
+        Ok(Value::Whole(value))
     }
-    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
-        Ok(value.into())
+    fn visit_u64<E>(self, value: u64) -> Result<Value<'de>, E> {
+        Ok(i64::try_from(value).map_or(Value::Large(value), Value::Whole))
     }
-    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
-        Ok(value.into())
+    fn visit_f64<E>(self, _: f64) -> Result<Value<'de>, E> {
+        Ok(Value::Other)
     }
-    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
-        Ok(Value::String(value.to_owned()))
+    fn visit_borrowed_str<E>(self, value: &'de str) -> Result<Value<'de>, E> {
+        Ok(Value::Text(Cow::Borrowed(value)))
     }
-    fn visit_string<E>(self, value: String) -> Result<Value, E> {
-        Ok(Value::String(value))
+    fn visit_str<E>(self, value: &str) -> Result<Value<'de>, E> {
+        Ok(Value::Text(Cow::Owned(value.to_owned())))
     }
-    fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
-        let mut list = Vec::new();
-        while let Some(Unique(item)) = items.next_element()? {
-            list.push(item);
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value<'de>, A::Error> {
+        while items.next_element::<Value>()?.is_some() {}
+        Ok(Value::Other)
+    }
+    /// serde_json alone would silently keep the last of two fields of one name.
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value<'de>, A::Error> {
+        let mut fields = Vec::new();
+        while let Some((Name(name), value)) = entries.next_entry()? {
+            fields.push((name, Some(value)));
         }
-        Ok(Value::Array(list))
-    }
-    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
-        let mut map = serde_json::Map::new();
-        while let Some((key, Unique(value))) = entries.next_entry::<String, Unique>()? {
-            let name: String = key.chars().take(100).collect();
-            if map.insert(key, value).is_some() {
-                return Err(A::Error::custom(format!("the field {name:?} stands there twice")));
+        fields.sort_by(|(one, _), (other, _)| one.cmp(other));
+        match fields.windows(2).find(|two| two[0].0 == two[1].0) {
+            None => Ok(Value::Object(Fields(fields))),
+            Some(two) => {
+                let name: String = two[0].0.chars().take(100).collect();
+                Err(A::Error::custom(format!("the field {name:?} stands there twice")))
             }
         }
-        Ok(Value::Object(map))
     }
 }
+
+/// A field's name, borrowed unless it holds escapes.
+#[derive(Deserialize)]
+struct Name<'a>(#[serde(borrow)] Cow<'a, str>);

@@ -134,7 +134,7 @@ fn structured(body: &[u8]) -> Result<Event, ParseError> {
     event(attributes, || Fields::from_value(data.ok_or_else(|| ParseError::field("data", "is missing"))?, "data"))
 }
 
-fn event(attributes: Attributes, data: impl FnOnce() -> Result<Fields, ParseError>) -> Result<Event, ParseError> {
+fn event<'a>(attributes: Attributes, data: impl FnOnce() -> Result<Fields<'a>, ParseError>) -> Result<Event, ParseError> {
     if needed("specversion", attributes.specversion)? != "1.0" {
         return Err(ParseError::attribute("specversion", "must be 1.0"));
     }

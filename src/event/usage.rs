@@ -106,7 +106,7 @@ pub struct Usage {
 }
 
 /// Reads a payload strictly: an unknown field or a number out of range is an error.
-pub(super) fn from_data(usage_type: UsageType, mut data: Fields) -> Result<UsageQuantity, ParseError> {
+pub(super) fn from_data(usage_type: UsageType, mut data: Fields<'_>) -> Result<UsageQuantity, ParseError> {
     let number = match usage_type {
         UsageType::ManagedAgents | UsageType::AiSeats => data.unsigned("count")?,
         UsageType::AgentRuntime => data.unsigned("runtime_ms")?,
