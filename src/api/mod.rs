@@ -24,7 +24,7 @@ pub use serve::{ServeError, Server, serve};
 pub use settings::{ServeSettings, Token};
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use prometheus::Registry;
 
@@ -34,7 +34,7 @@ use crate::ledger::Ledger;
 use crate::log::Log;
 use crate::projection::View;
 use crate::stages::{LicensesState, MetricsState};
-use crate::{coderd, consumer};
+use crate::{coderd, consumer, publisher};
 
 /// What the HTTP side shows: handles on the process's other parts. Whoever makes it runs the projections behind the views.
 #[derive(Clone)]
@@ -43,6 +43,8 @@ pub struct Api {
     pub ledger: Ledger,
     /// Asked for its ends.
     pub log: Log,
+    /// Where both are, fit to be shown.
+    pub addresses: Addresses,
     /// For which instant entitlements hold.
     pub clock: Clock,
     /// The domain series.
@@ -55,6 +57,17 @@ pub struct Api {
     pub stopped_partitions: Option<Arc<Mutex<BTreeMap<TopicPartition, String>>>>,
     /// coderd's database; absent where this process does not collect.
     pub coderd: Option<coderd::Database>,
+    /// How this process's publisher stands, once it has begun; absent where this process does not publish.
+    pub publisher: Option<Arc<OnceLock<publisher::Shown>>>,
+}
+
+/// Where an operator has to look, without passwords.
+#[derive(Clone, Debug)]
+pub struct Addresses {
+    /// Of the ledger.
+    pub ledger: String,
+    /// Of the log.
+    pub log: String,
 }
 
 impl Api {

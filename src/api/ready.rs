@@ -43,19 +43,26 @@ impl Check {
     fn missing(why: impl Display) -> Self {
         Self { ok: false, why: why.to_string() }
     }
+
+    /// Says where to look when something is missing.
+    fn at(self, address: &str) -> Self {
+        if self.ok { self } else { Self::missing(format!("{address}: {}", self.why)) }
+    }
 }
 
 /// Ready only if every check is well.
 pub(super) async fn readyz(State(serving): State<Arc<Serving>>) -> (StatusCode, Json<Readiness>) {
+    let addresses = &serving.api.addresses;
     let (ledger, log, coderd, projections, holder) = tokio::join!(
-        in_time(ledger(&serving)),
-        in_time(log(&serving)),
+        async { in_time(ledger(&serving)).await.at(&addresses.ledger) },
+        async { in_time(log(&serving)).await.at(&addresses.log) },
         coderd(&serving),
         in_time(projections(&serving)),
         in_time(holder(&serving))
     );
     let mut checks = BTreeMap::from([("ledger", ledger), ("log", log), ("projections", projections), ("metrics_lease", holder)]);
     checks.extend(coderd.map(|check| ("coderd", check)));
+    checks.extend(publisher(&serving).map(|check| ("publisher", check)));
     checks.extend(partitions(&serving).map(|check| ("partitions", check)));
     let ready = checks.values().all(|check| check.ok);
     (if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, Json(Readiness { ready, checks }))
@@ -66,6 +73,9 @@ async fn in_time(check: impl Future<Output = Check>) -> Check {
 }
 
 async fn ledger(serving: &Serving) -> Check {
+    if let Err(error) = serving.api.ledger.reach().await {
+        return Check::missing(error);
+    }
     match serving.api.ledger.check_schema().await {
         Ok(()) => Check::well("reachable, and its schema fits"),
         Err(error) => Check::missing(error),
@@ -117,6 +127,14 @@ async fn projections(serving: &Serving) -> Check {
     } else {
         Check::missing(format!("{why}: the ledger's end was not reached for {} seconds", FRESH.as_secs()))
     }
+}
+
+/// Also whether the vendor can be reached.
+fn publisher(serving: &Serving) -> Option<Check> {
+    let begun = serving.api.publisher.as_ref()?;
+    let Some(shown) = begun.get() else { return Some(Check::missing("not begun: it needs ledger, log and the deployment's id first")) };
+    let condition = shown.get();
+    Some(if condition.is_healthy() { Check::well(condition) } else { Check::missing(condition) })
 }
 
 fn partitions(serving: &Serving) -> Option<Check> {

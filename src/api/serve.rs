@@ -38,8 +38,10 @@ pub enum ServeError {
         address: SocketAddr,
     },
     /// The address cannot be listened on.
-    #[error("{address} cannot be listened on: {source}")]
+    #[error("{key} is {address}, which cannot be listened on: end what listens there, or choose another port")]
     Listen {
+        /// Which setting.
+        key: &'static str,
         /// Which address.
         address: SocketAddr,
         /// The system's reason.
@@ -73,7 +75,8 @@ impl Server {
     /// [`ServeError`].
     pub async fn bind(settings: ServeSettings, api: Api) -> Result<Self, ServeError> {
         settings.check()?;
-        let listeners = (listen(settings.api_listen).await?, listen(settings.metrics_listen).await?);
+        let listeners =
+            (listen("serve.api_listen", settings.api_listen).await?, listen("serve.metrics_listen", settings.metrics_listen).await?);
         let telemetry = ApiTelemetry::register(&api.registry)?;
         let serving = Serving {
             api,
@@ -125,8 +128,8 @@ impl Server {
     }
 }
 
-async fn listen(address: SocketAddr) -> Result<TcpListener, ServeError> {
-    TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, source })
+async fn listen(key: &'static str, address: SocketAddr) -> Result<TcpListener, ServeError> {
+    TcpListener::bind(address).await.map_err(|source| ServeError::Listen { key, address, source })
 }
 
 async fn answer_on(listener: TcpListener, router: Router, stop: &CancellationToken) -> std::io::Result<()> {

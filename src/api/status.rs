@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::Serving;
 use super::answer::Problem;
 use crate::event::{Topic, TopicPartition};
-use crate::ledger::{BatchCount, Contents, EventCount, Ledger, PositionRow, PublicationCount, RefusedCount, SourceRow};
+use crate::ledger::{BatchCount, Contents, EventCount, LeaseRow, Ledger, PositionRow, PublicationCount, RefusedCount, SourceRow};
 use crate::log::{Log, LogError};
 
 /// How long the log may take to tell its ends.
@@ -34,6 +34,7 @@ pub(super) struct Status {
     refused: Vec<RefusedCount>,
     sources: Vec<Source>,
     publications: Vec<PublicationCount>,
+    leases: Vec<LeaseRow>,
 }
 
 /// Absent where the fold has not begun.
@@ -84,7 +85,7 @@ pub(super) async fn status(State(serving): State<Arc<Serving>>) -> Result<Json<S
     };
     let (contents, sources) =
         counted.await.map_err(|error: sqlx::Error| Problem::unavailable(format!("the ledger cannot be read: {error}")))?;
-    let Contents { incarnation, sequence, batches, positions, events, refused, publications, .. } = contents;
+    let Contents { incarnation, sequence, batches, positions, events, refused, publications, leases, .. } = contents;
     Ok(Json(Status {
         at: api.clock.now(),
         ledger_incarnation: incarnation,
@@ -100,6 +101,7 @@ pub(super) async fn status(State(serving): State<Arc<Serving>>) -> Result<Json<S
         refused,
         sources,
         publications,
+        leases,
     }))
 }
 

@@ -5,7 +5,6 @@ use std::str::FromStr as _;
 use std::time::Duration;
 
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{ConnectOptions as _, Connection as _};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -27,7 +26,6 @@ pub struct LedgerAt {
     pub ledger: Ledger,
     /// `HOST:PORT/DATABASE as USER`, without the password.
     pub address: String,
-    probe: PgConnectOptions,
 }
 
 /// A log that need not be there yet, and how to say where it should be.
@@ -53,14 +51,12 @@ pub async fn secret(key: &str, secret: &Secret) -> Result<String, Failure> {
 /// [`Exit::Configuration`]: the secret cannot be had or is no PostgreSQL URL.
 pub async fn open_ledger(pipeline: &Pipeline, clock: Clock) -> Result<LedgerAt, Failure> {
     let url = secret("ledger.url", &pipeline.ledger.url).await?;
-    let probe = PgConnectOptions::from_str(&url)
-        .map_err(|_| Failure::of(Exit::Configuration, format!("ledger.url: {} is no PostgreSQL URL", pipeline.ledger.url.origin())))?
-        .application_name("tallyline")
-        .disable_statement_logging();
-    let database = probe.get_database().unwrap_or_else(|| probe.get_username());
-    let address = format!("{}:{}/{database} as {}", probe.get_host(), probe.get_port(), probe.get_username());
+    let named = PgConnectOptions::from_str(&url)
+        .map_err(|_| Failure::of(Exit::Configuration, format!("ledger.url: {} is no PostgreSQL URL", pipeline.ledger.url.origin())))?;
+    let database = named.get_database().unwrap_or_else(|| named.get_username());
+    let address = format!("{}:{}/{database} as {}", named.get_host(), named.get_port(), named.get_username());
     let ledger = Ledger::open(&LedgerSettings { url, connections: pipeline.ledger.connections }, clock)?;
-    Ok(LedgerAt { ledger, address, probe })
+    Ok(LedgerAt { ledger, address })
 }
 
 /// The pipeline's ledger, reached and of this binary's schema.
@@ -79,7 +75,7 @@ impl LedgerAt {
     /// # Errors
     /// [`Exit::Unreachable`].
     pub async fn reach_server(&self) -> Result<(), Failure> {
-        let answered = tokio::time::timeout(Duration::from_secs(REACH_SECONDS), async { self.probe.connect().await?.close().await }).await;
+        let answered = tokio::time::timeout(Duration::from_secs(REACH_SECONDS), self.ledger.reach()).await;
         let problem = match answered {
             Ok(Ok(())) => return Ok(()),
             Ok(Err(error)) => error.to_string(),

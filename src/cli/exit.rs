@@ -147,7 +147,7 @@ fn log_exit(error: &LogError) -> Exit {
     match error {
         LogError::Settings(_) => Exit::Configuration,
         LogError::Unreachable(_) | LogError::NoTopic(_) | LogError::Refused(_) => Exit::Unreachable,
-        LogError::OutOfRange { .. } => Exit::Refused,
+        LogError::OutOfRange { .. } | LogError::Missing { .. } => Exit::Refused,
         LogError::Stopped => Exit::Interrupted,
     }
 }

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::{Context, Exit, Failure, PipelineArguments, columns, connect};
 use crate::event::{Topic, TopicPartition};
-use crate::ledger::{BatchCount, Contents, EventCount, Ledger, PositionRow, PublicationCount, RefusedCount, SourceRow};
+use crate::ledger::{BatchCount, Contents, EventCount, LeaseRow, Ledger, PositionRow, PublicationCount, RefusedCount, SourceRow};
 use crate::log::{Log, LogError};
 
 /// Show where everything stands.
@@ -29,6 +29,7 @@ struct Answer {
     refused: Vec<RefusedCount>,
     sources: Vec<Source>,
     publications: Vec<PublicationCount>,
+    leases: Vec<LeaseRow>,
 }
 
 /// A partition that the log or the ledger knows.
@@ -122,6 +123,7 @@ fn answer(
         refused: contents.refused,
         sources,
         publications: contents.publications,
+        leases: contents.leases,
     }
 }
 
@@ -184,6 +186,10 @@ fn table(answer: &Answer) -> String {
         let [events, unanswered] = [row.events, row.unanswered].map(|count| count.to_string());
         [row.deployment_id.to_string(), row.state.clone(), events, unanswered, time(row.oldest_created_at)]
     });
+    let leases = answer.leases.iter().map(|row| {
+        let holder = if row.held { row.holder.clone() } else { "nobody".to_owned() };
+        [row.name.clone(), holder, row.epoch.to_string(), time(row.expires_at)]
+    });
     let tables = [
         columns(["TOPIC", "PARTITION", "POSITION", "LOG END", "LAG", "MOVED AT"], partitions),
         columns(["BATCHES", "COUNT", "RECORDS", "ACCEPTED", "DUPLICATES", "LAST AT"], batches),
@@ -191,6 +197,7 @@ fn table(answer: &Answer) -> String {
         columns(["REFUSED", "CAUSE", "RECORDS"], refused),
         columns(["DEPLOYMENT", "COLLECTED", "INTRODUCED AT", "COMPLETE UNTIL", "RUNTIME COMPLETE UNTIL"], sources),
         columns(["DEPLOYMENT", "PUBLICATION", "EVENTS", "UNANSWERED", "OLDEST"], publications),
+        columns(["LEASE", "HELD BY", "EPOCH", "UNTIL"], leases),
     ];
     let head = format!("ledger {} at sequence {}, {}\n", answer.ledger_incarnation, answer.ledger_sequence, time(answer.at));
     tables.into_iter().filter(|table| !table.is_empty()).fold(head, |text, table| format!("{text}\n{table}"))

@@ -91,7 +91,7 @@ impl Consumer {
                     self.forget(&partitions);
                 }
                 Ok(Delivery::Batch(batch)) => self.hand_over(&workers, batch, stop).await,
-                Ok(Delivery::Fault { partition, error }) => self.stop_partition(partition, &error.to_string()),
+                Ok(Delivery::Fault { partition, error }) => self.stop_partition(partition, &verify::explain(error)),
                 Err(LogError::Stopped) => break Ok(()),
                 Err(fault) => break Err(fault.into()),
             }

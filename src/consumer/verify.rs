@@ -37,6 +37,18 @@ pub enum PositionFault {
     },
 }
 
+/// A fault of the log while a partition is read, in the words of a position.
+pub(super) fn explain(error: LogError) -> String {
+    let fault = match error {
+        LogError::OutOfRange { partition, offset, start, .. } if offset < start => {
+            PositionFault::BeforeStart { partition, position: offset, start }
+        }
+        LogError::OutOfRange { partition, offset, end, .. } => PositionFault::BeyondEnd { partition, position: offset, end },
+        error => return error.to_string(),
+    };
+    fault.to_string()
+}
+
 /// What keeps a partition from being read.
 #[derive(Debug)]
 pub(super) enum Problem {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use sqlx::migrate::{Migrate, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{ConnectOptions as _, Connection as _};
 
 use super::Ledger;
 use crate::clock::Clock;
@@ -68,6 +69,14 @@ impl Ledger {
             .test_before_acquire(true)
             .connect_lazy_with(options);
         Ok(Ledger { pool, clock, source_ids: Arc::new(Mutex::new(HashMap::new())) })
+    }
+
+    /// Opens one connection beside the pool, which would hide the reason why it cannot be had, and closes it.
+    ///
+    /// # Errors
+    /// Why there is no connection.
+    pub async fn reach(&self) -> Result<(), sqlx::Error> {
+        self.pool.connect_options().connect().await?.close().await
     }
 
     /// Brings the schema to this binary's version.

@@ -38,7 +38,7 @@ pub use replays::ReplayRange;
 pub use rows::fingerprint;
 pub use snapshots::{Head, Snapshot};
 pub use sources::{Baseline, BaselineRow, Source};
-pub use status::{BatchCount, Contents, EventCount, PositionRow, PublicationCount, RefusedCount, SourceRow};
+pub use status::{BatchCount, Contents, EventCount, LeaseRow, PositionRow, PublicationCount, RefusedCount, SourceRow};
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};

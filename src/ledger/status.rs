@@ -25,6 +25,8 @@ pub struct Contents {
     pub sources: Vec<SourceRow>,
     /// Publications by state.
     pub publications: Vec<PublicationCount>,
+    /// What only one process does at a time.
+    pub leases: Vec<LeaseRow>,
 }
 
 /// Batches of one kind.
@@ -111,6 +113,21 @@ pub struct PublicationCount {
     pub oldest_created_at: DateTime<Utc>,
 }
 
+/// A lease, by the database's clock.
+#[derive(Clone, Debug, FromRow, serde::Serialize)]
+pub struct LeaseRow {
+    /// `metrics`: who shows the domain series. `collector:DEPLOYMENT`: who collects that source.
+    pub name: String,
+    /// Whether somebody holds it now.
+    pub held: bool,
+    /// Who holds it or held it last; empty once it was given back.
+    pub holder: String,
+    /// How often it went to another holder.
+    pub epoch: i64,
+    /// When it ends unless renewed, or ended.
+    pub expires_at: DateTime<Utc>,
+}
+
 impl Ledger {
     /// Counts everything: reads each event table's index once.
     ///
@@ -152,6 +169,10 @@ impl Ledger {
         )
         .fetch_all(&mut *tx)
         .await?;
+        let leases =
+            sqlx::query_as("select name, expires_at > clock_timestamp() as held, holder, epoch, expires_at from lease order by name")
+                .fetch_all(&mut *tx)
+                .await?;
         tx.commit().await?;
         Ok(Contents {
             incarnation: ledger.try_get(0)?,
@@ -162,6 +183,7 @@ impl Ledger {
             refused,
             sources,
             publications,
+            leases,
         })
     }
 }

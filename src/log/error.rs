@@ -20,6 +20,14 @@ pub enum LogError {
         /// One past the last.
         end: i64,
     },
+    /// The log gave this offset to a record and does not hold it any more, though it holds earlier or later ones.
+    #[error("{partition}: the record at offset {offset} is missing from the log: it was deleted by hand")]
+    Missing {
+        /// Which partition.
+        partition: TopicPartition,
+        /// The offset that was to be read.
+        offset: i64,
+    },
     /// The topic, or this partition of it, does not exist.
     #[error("topic {0} (or the partition of it that was asked for) does not exist in the log")]
     NoTopic(Topic),

@@ -14,6 +14,11 @@ use super::postgres_membership::Membership;
 use super::{Batch, LogError};
 use crate::event::TopicPartition;
 
+/// Partitions that the one holds and the other does not, or under another number.
+fn missing(held: &BTreeMap<TopicPartition, i32>, other: &BTreeMap<TopicPartition, i32>) -> Vec<TopicPartition> {
+    held.iter().filter(|(partition, id)| other.get(partition) != Some(id)).map(|(partition, _)| *partition).collect()
+}
+
 /// How often each partition's expired records are looked for.
 const EXPIRY_EVERY: Duration = Duration::from_secs(600);
 
@@ -141,8 +146,9 @@ impl Member {
         self.beat_due = Instant::now() + self.beat_every;
         let Some(owned) = self.heard(beaten) else { return };
         self.marks.clear();
-        let lost: Vec<TopicPartition> = self.owned.keys().filter(|partition| !owned.contains_key(partition)).copied().collect();
-        let gained: Vec<TopicPartition> = owned.keys().filter(|partition| !self.owned.contains_key(partition)).copied().collect();
+        // One that was made anew has another number: it is lost and gained, so that its position is looked at again.
+        let lost: Vec<TopicPartition> = missing(&self.owned, &owned);
+        let gained: Vec<TopicPartition> = missing(&owned, &self.owned);
         self.owned = owned;
         for partition in &lost {
             self.running.remove(partition);
@@ -210,6 +216,15 @@ impl Member {
                 true => self.log.records(run.partition_id, run.next, end, self.log.settings.batch_records.max(1)).await?,
                 false => Vec::new(),
             };
+            if run.next < end && records.first().is_none_or(|first| first.offset != run.next) {
+                // Offsets are given without gaps. One that retention has just removed is out of range at the next look.
+                let Partition { start_offset: start, .. } = self.log.partition(partition).await?;
+                if start <= run.next {
+                    let error = LogError::Missing { partition, offset: run.next };
+                    return Ok(Some(Told::Fault { run: run.number, partition, error }));
+                }
+                continue;
+            }
             if let Some(last) = records.last() {
                 let next_offset = last.offset + 1;
                 return Ok(Some(Told::Batch { run: run.number, batch: Batch { partition, records, next_offset } }));

@@ -18,6 +18,7 @@ pub use settings::{Mode, PublisherError, Settings, UnknownMode};
 pub use telemetry::PublisherTelemetry;
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use tokio_util::sync::CancellationToken;
@@ -90,6 +91,9 @@ impl Publisher {
 
     /// Publishes until `stop`; then the request in hand is finished first, within the request's timeout.
     pub async fn run(&mut self, stop: &CancellationToken) {
+        if self.settings.mode == Mode::Sole {
+            self.wait_for_tallyman(stop).await;
+        }
         let mut waits = Waits::new(self.settings.first_wait, self.settings.longest_wait);
         while !stop.is_cancelled() {
             let goes_on = match self.cycle(stop).await {
@@ -105,6 +109,31 @@ impl Publisher {
         }
     }
 
+    /// Before anything is leased or written down, the vendor is there: otherwise every event would have failed attempts on record.
+    async fn wait_for_tallyman(&self, stop: &CancellationToken) {
+        let mut waits = Waits::new(Duration::from_millis(500), Duration::from_secs(10));
+        while let Some(reached) = stop.run_until_cancelled(self.client.reach()).await {
+            match reached {
+                Ok(()) => return self.condition.set(Condition::Starting),
+                Err(failure) => self.condition.set(Condition::Failing(format!("{}; waiting", self.failing(&failure)))),
+            }
+            if !waits.wait(stop).await {
+                return;
+            }
+        }
+    }
+
+    /// Why there are no verdicts, and where to look.
+    fn failing(&self, failure: &SendError) -> String {
+        let address = self.client.address();
+        match failure {
+            SendError::Unreachable(cause) => {
+                format!("Tallyman at {address} cannot be reached ({cause}): check publish.url, the network and the proxy")
+            }
+            other => format!("Tallyman at {address}: {other}"),
+        }
+    }
+
     /// Does all that is due now, once. Between two requests it hears `stop`.
     ///
     /// # Errors
@@ -113,7 +142,7 @@ impl Publisher {
     pub async fn cycle(&mut self, stop: &CancellationToken) -> anyhow::Result<Cycle> {
         let outcome = self.whole_cycle(stop).await;
         match &outcome {
-            Ok(Cycle { failure: Some(failure), .. }) => self.condition.set(Condition::Failing(failure.to_string())),
+            Ok(Cycle { failure: Some(failure), .. }) => self.condition.set(Condition::Failing(self.failing(failure))),
             Ok(cycle) => debug!(?cycle, "publisher's cycle"),
             Err(fault) => self.condition.set(Condition::Failing(format!("{fault:#}"))),
         }

@@ -15,6 +15,9 @@ pub const PRODUCTION_URL: &str = "https://tallyman-prod.coder.com/api/v1/events/
 /// An answer longer than this is not read.
 pub const MAX_ANSWER_BYTES: usize = 1024 * 1024;
 
+/// How long [`TallymanClient::reach`] waits.
+const REACH_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Where to send, and how long to wait.
 #[derive(Clone, Debug)]
 pub struct ClientSettings {
@@ -121,6 +124,20 @@ impl TallymanClient {
         }
         let http = http.build().map_err(|error| SettingsError::Client(causes(&error)))?;
         Ok(TallymanClient { http, url })
+    }
+
+    /// Where Tallyman is: scheme, host and port.
+    #[must_use]
+    pub fn address(&self) -> String {
+        self.url.origin().ascii_serialization()
+    }
+
+    /// Whether anybody answers there. Sends no license and no event, so any answer will do.
+    ///
+    /// # Errors
+    /// [`SendError::Unreachable`] or [`SendError::Unanswered`].
+    pub async fn reach(&self) -> Result<(), SendError> {
+        self.http.head(self.url.clone()).timeout(REACH_TIMEOUT).send().await.map(|_| ()).map_err(|error| unanswered(&error))
     }
 
     /// Sends one request: `body` as made by [`request_body`](super::request_body), under the license and for the deployment.

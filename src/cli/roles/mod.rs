@@ -8,6 +8,7 @@ mod site;
 pub use site::Site;
 
 use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use prometheus::Registry;
@@ -18,6 +19,7 @@ use tracing::{error, info};
 use super::{Exit, Failure};
 use crate::config::Role;
 use crate::consumer::{Consumer, ConsumerTelemetry, GRACE};
+use crate::publisher;
 
 /// Where this process listens, once it does.
 #[derive(Clone, Copy, Debug)]
@@ -27,6 +29,9 @@ pub struct Listening {
     /// `/metrics`.
     pub metrics: SocketAddr,
 }
+
+/// How this process's publisher stands, from when it begins.
+type Publishing = Arc<OnceLock<publisher::Shown>>;
 
 /// How long after the stop a role may still take: the batch in hand, open requests, the last snapshot.
 const STOP_GRACE: Duration = Duration::from_secs(GRACE.as_secs() + 5);
@@ -41,19 +46,26 @@ pub async fn run(site: Site, stop: &CancellationToken, listening: impl FnOnce(Li
     let mut roles: JoinSet<Result<(), Failure>> = JoinSet::new();
     let telemetry = ConsumerTelemetry::register(&registry).map_err(|error| Failure::new(Exit::Internal, error))?;
     let consumer = Consumer::new(site.log.log.clone(), site.ledger.ledger.clone(), &site.pipeline.log.group, telemetry);
+    let publishing = Publishing::default();
     if site.has(Role::Serve) {
-        let server = serve::bind(&site, &registry, &consumer).await?;
+        let server = serve::bind(&site, &registry, &consumer, &publishing).await?;
         listening(server.listening()?);
         roles.spawn(server.run(stop.clone()));
     }
-    roles.spawn(work(site, registry, consumer, stop.clone()));
+    roles.spawn(work(site, registry, consumer, publishing, stop.clone()));
     end(roles, stop).await?;
     info!("stopped");
     Ok(())
 }
 
 /// The roles that need ledger and log before they can begin.
-async fn work(site: Site, registry: Registry, consumer: Consumer, stop: CancellationToken) -> Result<(), Failure> {
+async fn work(
+    site: Site,
+    registry: Registry,
+    consumer: Consumer,
+    publishing: Publishing,
+    stop: CancellationToken,
+) -> Result<(), Failure> {
     match site.wait(&stop).await {
         Err(failure) if failure.exit == Exit::Interrupted => return Ok(()),
         waited => waited?,
@@ -70,7 +82,7 @@ async fn work(site: Site, registry: Registry, consumer: Consumer, stop: Cancella
         roles.spawn(collect::run(site.clone(), stop.clone()));
     }
     if site.has(Role::Publish) {
-        roles.spawn(publish::run(site.clone(), registry, stop.clone()));
+        roles.spawn(publish::run(site.clone(), registry, publishing, stop.clone()));
     }
     end(roles, &stop).await
 }

@@ -3,8 +3,8 @@
 use prometheus::Registry;
 use tokio_util::sync::CancellationToken;
 
-use super::{Listening, Site};
-use crate::api::{Api, ServeSettings, Server, Token};
+use super::{Listening, Publishing, Site};
+use crate::api::{Addresses, Api, ServeSettings, Server, Token};
 use crate::cli::{Exit, Failure, connect};
 use crate::config::Role;
 use crate::consumer::Consumer;
@@ -19,19 +19,21 @@ pub(super) struct Bound {
 }
 
 /// Binds the listeners, so that health is answered from the first moment on.
-pub(super) async fn bind(site: &Site, registry: &Registry, consumer: &Consumer) -> Result<Bound, Failure> {
+pub(super) async fn bind(site: &Site, registry: &Registry, consumer: &Consumer, publishing: &Publishing) -> Result<Bound, Failure> {
     let settings = settings(site).await?;
     let metrics = Projection::new(site.ledger.ledger.clone(), ProjectionSettings::default());
     let licenses = Projection::new(site.ledger.ledger.clone(), ProjectionSettings::default());
     let mut api = Api {
         ledger: site.ledger.ledger.clone(),
         log: site.log.log.clone(),
+        addresses: Addresses { ledger: format!("PostgreSQL at {}", site.ledger.address), log: site.log.address.clone() },
         clock: site.clock.clone(),
         metrics: metrics.view(),
         licenses: licenses.view(),
         registry: registry.clone(),
         stopped_partitions: None,
         coderd: site.coderd.clone().filter(|_| site.has(Role::Collect)),
+        publisher: site.has(Role::Publish).then(|| publishing.clone()),
     };
     if site.has(Role::Consume) {
         api = api.with_consumer(consumer);

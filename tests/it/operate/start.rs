@@ -112,7 +112,7 @@ async fn a_tallyman_that_is_not_there_is_named_and_waited_for() {
     site.set("publish.mode", "'sole'");
     site.set("publish.url", &format!("'http://{}/api/v1/events/ingest'", proxy.address));
     let mut running = site.start("");
-    let why = running.not_ready("tallyman").await;
+    let why = running.not_ready("publisher").await;
     assert!(why.contains("Tallyman at") && why.contains(&proxy.address.to_string()), "{why}");
     running.says(&["Tallyman at", &proxy.address.to_string(), "cannot be reached", "waiting"]).await;
     // nothing was begun that would be unanswered
@@ -121,7 +121,7 @@ async fn a_tallyman_that_is_not_there_is_named_and_waited_for() {
     running.ready().await;
     eventually(SOON, "usage is billed", || async { !tallyman.books().billed.is_empty() }).await;
     let (status, body) = running.get("/readyz").await;
-    assert_eq!((status, &body["checks"]["tallyman"]["ok"]), (StatusCode::OK, &json!(true)), "{body}");
+    assert_eq!((status, &body["checks"]["publisher"]["ok"]), (StatusCode::OK, &json!(true)), "{body}");
     running.ends_in_order().await;
     stop.cancel();
     tallyman.stopped().await.unwrap();

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use reqwest::StatusCode;
 use serde_json::Value;
-use tallyline::api::{Api, ServeSettings, Server};
+use tallyline::api::{Addresses, Api, ServeSettings, Server};
 use tallyline::event::{Event, Topic, TopicPartition};
 use tallyline::ledger::{Chain, Ledger, NewPass, Source};
 use tallyline::log::{Log, PostgresLogSettings};
@@ -78,8 +78,9 @@ impl Site {
     }
 
     fn api(&self, ledger: &Ledger, metrics: View<MetricsState>, licenses: View<LicensesState>) -> Api {
+        let addresses = Addresses { ledger: "the ledger's".to_owned(), log: "the log's".to_owned() };
         let (log, clock, registry) = (self.log.clone(), ledger.clock.clone(), ::prometheus::Registry::new());
-        Api { ledger: ledger.clone(), log, clock, metrics, licenses, registry, stopped_partitions: None, coderd: None }
+        Api { ledger: ledger.clone(), log, clock, metrics, licenses, registry, stopped_partitions: None, coderd: None, publisher: None, addresses }
     }
 
     /// A process with the role `serve`, on ports of its own.
