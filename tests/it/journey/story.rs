@@ -127,6 +127,10 @@ impl Journey {
         self.await_holder(0, "the series are handed back").await;
         self.simulation.commit_held().await.unwrap();
         self.all_of_coderd_is_in().await;
+        // the collector lives in the past: what it claimed was true, and after the first pass it looked only at what could be new
+        let told = "select coalesce(sum(late), 0), count(*) filter (where full_sweep) from collector_pass";
+        let (late, sweeps): (i64, i64) = sqlx::query_as(told).fetch_one(&self.site.database.pool).await.unwrap();
+        assert_eq!((late, sweeps), (0, 1));
         self.done("handed back, all of the history is in");
     }
 
