@@ -110,13 +110,15 @@ impl Journey {
         self.done("handed over, all in, things renamed");
     }
 
-    /// The history goes on to its end: the collector is killed in its pass, and the series are handed back.
+    /// The history goes on to its end: the collector is killed in its pass, a consumer hangs until others have its partitions, and the series
+    /// are handed back.
     pub async fn handed_back(&mut self) {
         let sequence = self.site.ledger.last_sequence().await.unwrap();
         eventually(SOON, "the first is up again", || self.serve[0].has_folded(sequence)).await;
         let (before, pass) = (self.site.appended().await, self.newest_pass().await);
         self.history(SECOND_PART, 1.0, 4).await;
         eventually(SOON, "the next records are appended", || async { self.site.appended().await > before }).await;
+        self.consume[0].pause();
         let offset = seconds_from_now(self.at(FIRST_PART) - LONGEST_HOLD);
         kill_and_start_again(&mut self.collect, || self.site.start("collect", &["--clock-offset", &offset]));
         self.serve[1].process.kill();
@@ -125,6 +127,8 @@ impl Journey {
             if self.newest_pass().await == pass { "within its pass" } else { "after its pass" }
         );
         self.await_holder(0, "the series are handed back").await;
+        eventually(SOON, "the other consumer reads on alone", || self.site.has_read_all()).await;
+        self.consume[0].resume();
         self.simulation.commit_held().await.unwrap();
         self.all_of_coderd_is_in().await;
         // the collector lives in the past: what it claimed was true, and after the first pass it looked only at what could be new
