@@ -48,7 +48,10 @@ impl Journey {
         simulation.advance_to(part(FIRST_PART)).await.unwrap();
         assert!(simulation.completed_builds() > 2000 && simulation.usage_rows() > 400);
 
-        let introduced_at = part(0.43);
+        // the very instant at which a creation ended: it is observed, the one before it is not
+        let truth = simulation.truth();
+        let ends = truth.creation_seconds.iter().flat_map(|series| &series.observations).map(|observed| observed.completed_at);
+        let introduced_at = ends.filter(|end| *end >= part(0.43)).min().expect("a creation");
         let tallyman = vendor(&simulation).await;
         let site = Site::new(backend, &pipeline(&coderd, &simulation, &tallyman, introduced_at)).await;
         let collect = site.start("collect", &["--clock-offset", &seconds_from_now(part(FIRST_PART) - LONGEST_HOLD)]);
