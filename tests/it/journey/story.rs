@@ -48,7 +48,10 @@ impl Journey {
         simulation.advance_to(part(FIRST_PART)).await.unwrap();
         assert!(simulation.completed_builds() > 2000 && simulation.usage_rows() > 400);
 
-        let introduced_at = part(0.43);
+        // the very instant at which a creation ended: it is observed, the one before it is not
+        let truth = simulation.truth();
+        let ends = truth.creation_seconds.iter().flat_map(|series| &series.observations).map(|observed| observed.completed_at);
+        let introduced_at = ends.filter(|end| *end >= part(0.43)).min().expect("a creation");
         let tallyman = vendor(&simulation).await;
         let site = Site::new(backend, &pipeline(&coderd, &simulation, &tallyman, introduced_at)).await;
         let collect = site.start("collect", &["--clock-offset", &seconds_from_now(part(FIRST_PART) - LONGEST_HOLD)]);
@@ -110,13 +113,15 @@ impl Journey {
         self.done("handed over, all in, things renamed");
     }
 
-    /// The history goes on to its end: the collector is killed in its pass, and the series are handed back.
+    /// The history goes on to its end: the collector is killed in its pass, a consumer hangs until others have its partitions, and the series
+    /// are handed back.
     pub async fn handed_back(&mut self) {
         let sequence = self.site.ledger.last_sequence().await.unwrap();
         eventually(SOON, "the first is up again", || self.serve[0].has_folded(sequence)).await;
         let (before, pass) = (self.site.appended().await, self.newest_pass().await);
         self.history(SECOND_PART, 1.0, 4).await;
         eventually(SOON, "the next records are appended", || async { self.site.appended().await > before }).await;
+        self.consume[0].pause();
         let offset = seconds_from_now(self.at(FIRST_PART) - LONGEST_HOLD);
         kill_and_start_again(&mut self.collect, || self.site.start("collect", &["--clock-offset", &offset]));
         self.serve[1].process.kill();
@@ -125,8 +130,14 @@ impl Journey {
             if self.newest_pass().await == pass { "within its pass" } else { "after its pass" }
         );
         self.await_holder(0, "the series are handed back").await;
+        eventually(SOON, "the other consumer reads on alone", || self.site.has_read_all()).await;
+        self.consume[0].resume();
         self.simulation.commit_held().await.unwrap();
         self.all_of_coderd_is_in().await;
+        // the collector lives in the past: what it claimed was true, and after the first pass it looked only at what could be new
+        let told = "select coalesce(sum(late), 0), count(*) filter (where full_sweep) from collector_pass";
+        let (late, sweeps): (i64, i64) = sqlx::query_as(told).fetch_one(&self.site.database.pool).await.unwrap();
+        assert_eq!((late, sweeps), (0, 1));
         self.done("handed back, all of the history is in");
     }
 
