@@ -28,8 +28,7 @@ pub async fn surroundings(server: &str) -> Result<()> {
     let mut connection = PgConnection::connect(server).await?;
     let version: String = sqlx::query_scalar("select version()").fetch_one(&mut connection).await?;
     let cpus = std::thread::available_parallelism()?;
-    let load = std::fs::read_to_string("/proc/loadavg")?;
-    println!("{version}\n{cpus} CPUs, load average {}", load.trim());
+    println!("{version}\n{cpus} CPUs, load average {}", load());
     Ok(())
 }
 
@@ -37,12 +36,19 @@ pub async fn surroundings(server: &str) -> Result<()> {
 pub fn pair(round: usize, pair: &Pair) {
     let Consumed { first_batch_seconds, seconds, peak_kib } = pair.consumed;
     println!(
-        "round {}: intake {seconds:.2} s (first batch after {first_batch_seconds:.2} s, peak {} MiB), limit {:.2} s, ratio {:.2}",
+        "round {}: intake {seconds:.2} s (first batch after {first_batch_seconds:.2} s, peak {} MiB), limit {:.2} s, ratio {:.2}, load {}",
         round + 1,
         peak_kib / 1024,
         pair.copy_seconds,
         pair.ratio(),
+        load(),
     );
+}
+
+/// The last minute's load average: what this program and its two servers bring is part of it.
+fn load() -> String {
+    let averages = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    averages.split_whitespace().next().unwrap_or("unknown").to_owned()
 }
 
 /// The medians of each size, and the memory of the largest against the smallest.
