@@ -19,6 +19,12 @@ use crate::ledger::{Difference, Ledger, Source};
 /// Ids compared at a time.
 const PAGE: i64 = 2_000;
 
+/// Digests of a build and of the claim that it may be.
+type BuildDigests = [Option<Digest>; 2];
+const NOTHING: BuildDigests = [None, None];
+/// What the ids of their events begin with.
+const EVENTS: [&str; 2] = ["workspace_build_completed", "prebuild_claimed"];
+
 /// Ids that differ, by table.
 #[derive(Default)]
 struct Suspects {
@@ -106,7 +112,8 @@ impl<'a> Sides<'a> {
             seen += ids.len();
             let here = self.ledger_digests(&ids).await?;
             let there = self.source_digests(&ids).await?;
-            suspects.builds.extend(ids.into_iter().filter(|id| there.contains_key(id) && here.get(id) != there.get(id)));
+            let differs = |id: &Uuid| there.get(id).is_some_and(|there| there.as_ref() != Some(here.get(id).unwrap_or(&NOTHING)));
+            suspects.builds.extend(ids.into_iter().filter(differs));
         }
     }
 
@@ -150,24 +157,23 @@ impl<'a> Sides<'a> {
         }
     }
 
-    /// Digest of the build and of the claim that it may be.
-    async fn ledger_digests(&self, ids: &[Uuid]) -> anyhow::Result<HashMap<Uuid, [Option<Digest>; 2]>> {
+    async fn ledger_digests(&self, ids: &[Uuid]) -> anyhow::Result<HashMap<Uuid, BuildDigests>> {
         let mut builds = self.ledger.known_builds(self.source.id, ids).await?;
         let mut claims = self.ledger.known_claims(self.source.id, ids).await?;
         let known = ids.iter().map(|id| (*id, [builds.remove(id), claims.remove(id)]));
-        Ok(known.filter(|(_, digests)| digests.iter().any(Option::is_some)).collect())
+        Ok(known.filter(|(_, digests)| *digests != NOTHING).collect())
     }
 
-    async fn source_digests(&mut self, ids: &[Uuid]) -> anyhow::Result<HashMap<Uuid, [Option<Digest>; 2]>> {
+    /// None for a row that this version cannot read.
+    async fn source_digests(&mut self, ids: &[Uuid]) -> anyhow::Result<HashMap<Uuid, Option<BuildDigests>>> {
         let mut digests = HashMap::with_capacity(ids.len());
         for row in self.reader.builds(&self.catalog, ids).await? {
             let id = row.build_id;
-            let Ok(build) = events::build(row) else {
-                digests.insert(id, [None, None]);
-                continue;
-            };
-            let claim = events::claim(&build).map(|claim| self.digest(Payload::Claim(Box::new(claim))));
-            digests.insert(id, [Some(self.digest(Payload::Build(Box::new(build)))), claim]);
+            let read = events::build(row).ok().map(|build| {
+                let claim = events::claim(&build).map(|claim| self.digest(Payload::Claim(Box::new(claim))));
+                [Some(self.digest(Payload::Build(Box::new(build)))), claim]
+            });
+            digests.insert(id, read);
         }
         Ok(digests)
     }
@@ -188,35 +194,35 @@ impl<'a> Sides<'a> {
     async fn builds(&mut self, suspects: &BTreeSet<Uuid>, joint: &mut Joint) -> anyhow::Result<()> {
         let ids: Vec<Uuid> = suspects.iter().copied().collect();
         for ids in ids.chunks(2_000) {
-            let names: Vec<String> = ids.iter().map(|id| format!("workspace_build_completed:{id}")).collect();
+            let names: Vec<String> = ids.iter().flat_map(|id| EVENTS.map(|event| format!("{event}:{id}"))).collect();
             let refused = self.ledger.refused_ids(self.source.deployment_id, &names).await?;
             let here = self.ledger_digests(ids).await?;
             let there = self.source_digests(ids).await?;
             let parentless = self.parentless(ids).await?;
-            for (id, name) in ids.iter().zip(names) {
-                match (here.get(id), there.get(id)) {
-                    (Some(here), Some(there)) if here == there => {}
-                    (Some(here), Some(there)) if here[0].is_some() && (here[1].is_some() || there[1].is_none()) => {
-                        joint.remarks.push(remark("source_changed", &name, "coderd has rewritten the row since it was accepted"));
+            for id in ids {
+                for (at, event) in EVENTS.iter().enumerate() {
+                    let name = format!("{event}:{id}");
+                    let here = here.get(id).and_then(|here| here[at]);
+                    match (here, there.get(id).map(|there| there.map(|there| there[at]))) {
+                        (None, None | Some(Some(None))) => {}
+                        (Some(here), Some(Some(Some(there)))) if here == there => {}
+                        (Some(_), Some(Some(Some(_)))) => {
+                            joint.remarks.push(remark("source_changed", &name, "coderd has rewritten the row since it was accepted"));
+                        }
+                        (_, Some(None)) if at > 0 => {}
+                        (_, Some(None)) => joint.differences.push(difference("unreadable", &name, "this version cannot read coderd's row")),
+                        (None, Some(_)) if refused.contains(&name) => {
+                            joint.differences.push(difference("rejected", &name, "the ledger has it among its rejects"));
+                        }
+                        (None, Some(_)) => joint.differences.push(difference("missing", &name, "coderd has it, the ledger does not")),
+                        (Some(_), None) if parentless.contains(id) => {
+                            let detail = "coderd has removed its workspace or template version, and it with them";
+                            joint.remarks.push(remark("source_gone", &name, detail));
+                        }
+                        (Some(_), None | Some(Some(None))) => {
+                            joint.differences.push(difference("not_in_source", &name, "coderd does not have it, the ledger does"));
+                        }
                     }
-                    (Some(_), Some(_)) => {
-                        joint.differences.push(difference("missing", &name, "its claim, or the build of its claim, is not in the ledger"))
-                    }
-                    (None, Some(_)) if refused.contains(&name) => {
-                        joint.differences.push(difference("rejected", &name, "the ledger has it among its rejects"))
-                    }
-                    (None, Some(_)) => joint.differences.push(difference("missing", &name, "coderd has it, the ledger does not")),
-                    (Some(_), None) if parentless.contains(id) => {
-                        joint.remarks.push(remark(
-                            "source_gone",
-                            &name,
-                            "coderd has removed its workspace or template version, and it with them",
-                        ));
-                    }
-                    (Some(_), None) => {
-                        joint.differences.push(difference("not_in_source", &name, "coderd does not have it, the ledger does"))
-                    }
-                    (None, None) => {}
                 }
             }
         }

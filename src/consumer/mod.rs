@@ -18,12 +18,13 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::event::TopicPartition;
 use crate::ledger::{Claim, Ledger};
-use crate::log::{Assignment, Batch, Delivery, Log, LogError};
+use crate::log::{Batch, Consumer as Membership, Delivery, Log, LogError};
 use crate::waiting::Waits;
 use worker::Worker;
 
@@ -32,6 +33,9 @@ pub const GROUP: &str = "tallyline";
 
 /// A batch in hand at SIGTERM is finished within this, or dropped: then it is read again by whoever comes next.
 pub const GRACE: Duration = Duration::from_secs(10);
+
+/// How often the group is told how far the partitions are recorded.
+const MARK: Duration = Duration::from_secs(1);
 
 /// One consumer: what it needs and what it tells.
 #[derive(Clone)]
@@ -71,64 +75,61 @@ impl Consumer {
 
     /// One membership of the group, from joining to leaving.
     async fn consume(&self, stop: &CancellationToken, waits: &mut Waits) -> anyhow::Result<()> {
-        let mut membership = self.log.join(&self.group, stop.clone()).await?;
+        let membership = self.log.join(&self.group, stop.clone()).await?;
+        let mut ours = Ours { membership, workers: HashMap::new(), starts: HashMap::new(), started: JoinSet::new() };
         let faulty = CancellationToken::new();
-        let mut workers: HashMap<TopicPartition, Worker> = HashMap::new();
+        let mut tick = tokio::time::interval(MARK);
         let outcome = loop {
-            let delivery = tokio::select! {
+            tokio::select! {
                 () = stop.cancelled() => break Ok(()),
-                () = faulty.cancelled() => break Err(anyhow::anyhow!("a partition's position has moved back, or its claim could not be renewed")),
-                delivery = membership.next() => delivery,
-            };
-            match delivery {
-                Ok(Delivery::Assigned(assignment)) => match self.assigned(assignment, &mut workers, &faulty).await {
-                    Ok(()) => waits.reset(),
-                    Err(fault) => break Err(fault),
-                },
-                Ok(Delivery::Revoked(partitions)) => {
-                    info!(partitions = partitions.len(), "partitions revoked");
-                    finish(partitions.iter().filter_map(|partition| workers.remove(partition)).collect()).await;
-                    self.forget(&partitions);
+                () = faulty.cancelled() => break Err(anyhow::anyhow!("a partition's position has moved back")),
+                Some(started) = ours.started.join_next() => {
+                    if let Ok(claim) = started {
+                        ours.begin(self, claim, &faulty);
+                        waits.reset();
+                    }
                 }
-                Ok(Delivery::Batch(batch)) => self.hand_over(&workers, batch, stop).await,
-                Ok(Delivery::Fault { partition, error }) => self.stop_partition(partition, &verify::explain(error)),
-                Err(LogError::Stopped) => break Ok(()),
-                Err(fault) => break Err(fault.into()),
-            }
-            for (partition, next_offset) in workers.values_mut().filter_map(Worker::recorded) {
-                membership.mark(partition, next_offset);
+                _ = tick.tick() => ours.mark(),
+                delivery = ours.membership.next() => match delivery {
+                    Ok(Delivery::Assigned(assignment)) => ours.assigned(self, &assignment.partitions),
+                    Ok(Delivery::Revoked(partitions)) => {
+                        ours.revoked(&partitions).await;
+                        self.forget(&partitions);
+                    }
+                    Ok(Delivery::Batch(batch)) => self.hand_over(&ours.workers, batch, stop).await,
+                    Ok(Delivery::Fault { partition, error }) => self.stop_partition(partition, &verify::explain(error)),
+                    Err(LogError::Stopped) => break Ok(()),
+                    Err(fault) => break Err(fault.into()),
+                },
             }
         };
-        finish(workers.into_values().collect()).await;
+        ours.leave().await;
         if let Ok(mut stopped) = self.stopped.lock() {
             stopped.clear();
         }
-        membership.leave().await;
         outcome
     }
 
-    /// Claims each partition in the ledger, checks that the log still is the one that the position speaks of, and starts its worker.
-    async fn assigned(
-        &self,
-        assignment: Assignment,
-        workers: &mut HashMap<TopicPartition, Worker>,
-        faulty: &CancellationToken,
-    ) -> anyhow::Result<()> {
-        let mut start = Vec::with_capacity(assignment.partitions.len());
-        for partition in assignment.partitions.clone() {
-            let claim = self.claim(partition).await?;
-            match verify::position(&self.log, &claim).await {
-                Ok(()) => {
-                    start.push((partition, claim.next_offset));
-                    workers.insert(partition, Worker::start(self.clone(), claim, faulty.clone()));
-                }
-                Err(verify::Problem::Fault(fault)) => self.stop_partition(partition, &fault.to_string()),
-                Err(verify::Problem::Log(error)) => return Err(error.into()),
-            }
+    /// Claims the partition in the ledger and checks that the log still is the one that its position speaks of. What may pass is waited for: one
+    /// partition that has no leader holds up no other.
+    async fn start(self, partition: TopicPartition) -> Claim {
+        let mut waits = Waits::new(Duration::from_millis(200), Duration::from_secs(10));
+        loop {
+            let problem = match self.claim(partition).await {
+                Ok(claim) => match verify::position(&self.log, &claim).await {
+                    Ok(()) => return claim,
+                    Err(verify::Problem::Fault(fault)) => {
+                        self.stop_partition(partition, &fault.to_string());
+                        // only a new assignment looks again
+                        std::future::pending().await
+                    }
+                    Err(verify::Problem::Log(error)) => error.to_string(),
+                },
+                Err(error) => format!("{error:#}"),
+            };
+            self.not_started(partition, &problem);
+            tokio::time::sleep(waits.next_wait()).await;
         }
-        info!(partitions = start.len(), "partitions assigned");
-        assignment.start(start);
-        Ok(())
     }
 
     async fn claim(&self, partition: TopicPartition) -> anyhow::Result<Claim> {
@@ -140,6 +141,15 @@ impl Consumer {
         // a batch of a partition that was revoked meanwhile is somebody else's
         if let Some(worker) = workers.get(&batch.partition) {
             stop.run_until_cancelled(worker.hand_over(batch)).await;
+        }
+    }
+
+    fn not_started(&self, partition: TopicPartition, problem: &str) {
+        let reason = format!("not read yet: {problem}");
+        if let Ok(mut stopped) = self.stopped.lock()
+            && stopped.insert(partition, reason.clone()).is_none_or(|before| before != reason)
+        {
+            warn!(%partition, reason, "partition not started, trying again");
         }
     }
 
@@ -158,7 +168,61 @@ impl Consumer {
     }
 }
 
-/// Lets workers finish the batches in hand, all at once, within the grace.
-async fn finish(workers: Vec<Worker>) {
-    futures::future::join_all(workers.into_iter().map(Worker::finish)).await;
+/// What one membership of the group has.
+struct Ours {
+    membership: Membership,
+    workers: HashMap<TopicPartition, Worker>,
+    /// Partitions on their way to a worker.
+    starts: HashMap<TopicPartition, AbortHandle>,
+    started: JoinSet<Claim>,
+}
+
+impl Ours {
+    fn assigned(&mut self, consumer: &Consumer, partitions: &[TopicPartition]) {
+        info!(partitions = partitions.len(), "partitions assigned");
+        for partition in partitions {
+            self.starts.insert(*partition, self.started.spawn(consumer.clone().start(*partition)));
+        }
+    }
+
+    /// A claimed partition is read from its position on.
+    fn begin(&mut self, consumer: &Consumer, claim: Claim, faulty: &CancellationToken) {
+        let partition = claim.partition;
+        if self.starts.remove(&partition).is_some() {
+            consumer.forget(&[partition]);
+            self.membership.start(vec![(partition, claim.next_offset)]);
+            self.workers.insert(partition, Worker::start(consumer.clone(), claim, faulty.clone()));
+        }
+    }
+
+    /// Batches in hand are finished first, all at once, within the grace.
+    async fn revoked(&mut self, partitions: &[TopicPartition]) {
+        info!(partitions = partitions.len(), "partitions revoked");
+        for start in partitions.iter().filter_map(|partition| self.starts.remove(partition)) {
+            start.abort();
+        }
+        let ending: Vec<Worker> = partitions.iter().filter_map(|partition| self.workers.remove(partition)).collect();
+        self.finish(ending).await;
+    }
+
+    async fn finish(&self, ending: Vec<Worker>) {
+        let marks = futures::future::join_all(ending.into_iter().map(Worker::finish)).await;
+        for (partition, next_offset) in marks.into_iter().flatten() {
+            self.membership.mark(partition, next_offset);
+        }
+    }
+
+    /// Tells the group how far each partition is recorded, for lag tools.
+    fn mark(&mut self) {
+        for (partition, next_offset) in self.workers.values_mut().filter_map(Worker::recorded) {
+            self.membership.mark(partition, next_offset);
+        }
+    }
+
+    async fn leave(mut self) {
+        self.started.abort_all();
+        let ending = std::mem::take(&mut self.workers).into_values().collect();
+        self.finish(ending).await;
+        self.membership.leave().await;
+    }
 }

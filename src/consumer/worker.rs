@@ -28,6 +28,7 @@ pub(super) struct Worker {
     batches: mpsc::Sender<Batch>,
     recorded: mpsc::UnboundedReceiver<i64>,
     partition: TopicPartition,
+    finishing: CancellationToken,
     task: JoinHandle<()>,
 }
 
@@ -38,8 +39,9 @@ impl Worker {
         let (told, recorded) = mpsc::unbounded_channel();
         let partition = claim.partition;
         // the position was looked at just now
-        let task = Task { consumer, claim, told, refused_in_a_row: 0, looked_at: Instant::now() };
-        Worker { batches, recorded, partition, task: tokio::spawn(task.run(incoming, faulty)) }
+        let finishing = CancellationToken::new();
+        let task = Task { consumer, claim, finishing: finishing.clone(), told, refused_in_a_row: 0, looked_at: Instant::now() };
+        Worker { batches, recorded, partition, finishing, task: tokio::spawn(task.run(incoming, faulty)) }
     }
 
     /// Gives the worker a batch; waits while it has one in hand and one waiting.
@@ -57,18 +59,23 @@ impl Worker {
         newest.map(|next_offset| (self.partition, next_offset))
     }
 
-    /// Finishes what is in hand, or drops it after the grace.
-    pub async fn finish(mut self) {
-        drop(self.batches);
+    /// Finishes what is in hand, or drops it after the grace; answers the newest position recorded since [`Worker::recorded`].
+    pub async fn finish(mut self) -> Option<(TopicPartition, i64)> {
+        // what waits in the channel is dropped with it: only the batch in hand is finished
+        self.finishing.cancel();
+        let (closed, _) = mpsc::channel(1);
+        drop(std::mem::replace(&mut self.batches, closed));
         if tokio::time::timeout(GRACE, &mut self.task).await.is_err() {
             self.task.abort();
         }
+        self.recorded()
     }
 }
 
 struct Task {
     consumer: Consumer,
     claim: Claim,
+    finishing: CancellationToken,
     told: mpsc::UnboundedSender<i64>,
     refused_in_a_row: u32,
     /// When the log was last seen to be the one that was read before.
@@ -81,17 +88,18 @@ enum GiveUp {
     Rejoin,
     /// Its partition must not be read on.
     Stop(String),
+    /// Its partition is no longer ours: what is in hand is read again by whoever has it.
+    Drop,
 }
 
 impl Task {
     async fn run(mut self, mut incoming: mpsc::Receiver<Batch>, faulty: CancellationToken) {
-        while let Some(batch) = incoming.recv().await {
+        while let Some(Some(batch)) = self.finishing.clone().run_until_cancelled(incoming.recv()).await {
             let next_offset = batch.next_offset;
             if next_offset <= self.claim.next_offset {
                 continue;
             }
-            let unread = batch.records.into_iter().filter(|record| record.offset >= self.claim.next_offset);
-            let arrivals: Vec<Arrival> = unread.map(arrival::read).collect();
+            let arrivals: Vec<Arrival> = batch.records.into_iter().map(arrival::read).collect();
             let recorded = match self.look_again().await {
                 Ok(()) => self.record(arrivals, next_offset).await,
                 Err(fault) => Err(GiveUp::Stop(fault.to_string())),
@@ -104,6 +112,7 @@ impl Task {
                     faulty.cancel();
                     return;
                 }
+                Err(GiveUp::Drop) => return,
                 Err(GiveUp::Stop(reason)) => {
                     self.consumer.stop_partition(self.claim.partition, &reason);
                     return;
@@ -130,11 +139,18 @@ impl Task {
     async fn record(&mut self, mut arrivals: Vec<Arrival>, next_offset: i64) -> Result<(), GiveUp> {
         let mut waits = Waits::new(Duration::from_millis(100), Duration::from_secs(5));
         loop {
+            arrivals.retain(|arrival| arrival.offset >= self.claim.next_offset);
+            if self.claim.next_offset >= next_offset {
+                return Ok(());
+            }
             match self.consumer.ledger.record(&Chain::Live(self.claim.clone()), &arrivals, next_offset).await {
                 Ok(counts) => {
                     debug!(partition = %self.claim.partition, records = counts.records, accepted = counts.accepted, "batch recorded");
                     self.consumer.telemetry.recorded(self.claim.partition, counts);
                     self.moved(&arrivals, next_offset);
+                    if arrivals.iter().any(|arrival| arrival.event.is_ok()) {
+                        self.refused_in_a_row = 0;
+                    }
                     return Ok(());
                 }
                 Err(RecordError::Refused(error)) => return Box::pin(self.narrow(arrivals, next_offset, &error)).await,
@@ -144,16 +160,11 @@ impl Task {
                 }
             }
             let expected = self.claim.next_offset;
-            tokio::time::sleep(waits.next_wait()).await;
-            self.claim_again(&mut waits).await;
+            self.claim_again(&mut waits).await?;
             if self.claim.next_offset < expected {
                 // a ledger restored from a backup: what lies between has to be read again
                 return Err(GiveUp::Rejoin);
             }
-            if self.claim.next_offset >= next_offset {
-                return Ok(());
-            }
-            arrivals.retain(|arrival| arrival.offset >= self.claim.next_offset);
         }
     }
 
@@ -164,18 +175,19 @@ impl Task {
         }
     }
 
-    /// Takes the epoch again: a commit whose answer was lost shows in the position, and so does another consumer's work.
-    async fn claim_again(&mut self, waits: &mut Waits) {
-        loop {
+    /// Takes the epoch again: a commit whose answer was lost shows in the position, and so does another consumer's work. Once the partition is
+    /// no longer ours, its next consumer is not disturbed.
+    async fn claim_again(&mut self, waits: &mut Waits) -> Result<(), GiveUp> {
+        while waits.wait(&self.finishing).await {
             match self.consumer.claim(self.claim.partition).await {
                 Ok(claim) => {
                     self.claim = claim;
-                    return;
+                    return Ok(());
                 }
                 Err(error) => warn!(partition = %self.claim.partition, error = format!("{error:#}"), "the partition cannot be claimed"),
             }
-            tokio::time::sleep(waits.next_wait()).await;
         }
+        Err(GiveUp::Drop)
     }
 
     /// PostgreSQL refuses something in the batch: halves find the event, and that one is rejected.

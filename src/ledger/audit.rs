@@ -88,21 +88,25 @@ impl Ledger {
         Ok(books)
     }
 
-    /// A page of the source's accepted build ids after `after`, by id.
+    /// A page of the build ids of the source's accepted builds and claims after `after`, by id.
     ///
     /// # Errors
     /// The database's.
     pub async fn build_ids(&self, source_id: i16, after: Uuid, limit: i64) -> Result<Vec<Uuid>, sqlx::Error> {
-        let query = "select build_id from workspace_build where source_id = $1 and build_id > $2 order by build_id limit $3";
+        let query = "select build_id from (
+                (select build_id from workspace_build where source_id = $1 and build_id > $2 order by build_id limit $3)
+                union (select build_id from prebuild_claim where source_id = $1 and build_id > $2 order by build_id limit $3)
+            ) as ids order by build_id limit $3";
         sqlx::query_scalar(query).bind(source_id).bind(after).bind(limit).fetch_all(&self.pool).await
     }
 
-    /// Build, workspace and template version ids of these builds.
+    /// Build, workspace and template version ids of these builds and claims.
     ///
     /// # Errors
     /// The database's.
     pub async fn build_parents(&self, source_id: i16, build_ids: &[Uuid]) -> Result<Vec<(Uuid, Uuid, Uuid)>, sqlx::Error> {
-        let query = "select build_id, workspace_id, template_version_id from workspace_build where source_id = $1 and build_id = any($2)";
+        let query = "select build_id, workspace_id, template_version_id from workspace_build where source_id = $1 and build_id = any($2)
+            union select build_id, workspace_id, template_version_id from prebuild_claim where source_id = $1 and build_id = any($2)";
         sqlx::query_as(query).bind(source_id).bind(build_ids).fetch_all(&self.pool).await
     }
 

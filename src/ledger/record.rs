@@ -1,16 +1,14 @@
 //! One batch of one partition, in one transaction: new events as rows, duplicates counted, conflicts, rejects and held records as rows,
 //! publications queued, and the position moved with them.
 
-use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
 use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
 use super::positions::advance;
+use super::refused::insert_refused;
 use super::{Claim, LastRecord, Ledger, rows};
 use crate::event::{Digest, Event, Message, Payload, TopicPartition};
 
@@ -50,7 +48,7 @@ pub enum Verdict {
 }
 
 impl Verdict {
-    fn as_str(self) -> &'static str {
+    pub(super) fn as_str(self) -> &'static str {
         match self {
             Verdict::Rejected => "rejected",
             Verdict::Conflict => "conflict",
@@ -76,7 +74,7 @@ pub enum Chain {
 }
 
 impl Chain {
-    fn partition(&self) -> TopicPartition {
+    pub(super) fn partition(&self) -> TopicPartition {
         match self {
             Chain::Live(claim) => claim.partition,
             Chain::Replay { partition, .. } => *partition,
@@ -157,11 +155,12 @@ impl Ledger {
     pub async fn record(&self, chain: &Chain, arrivals: &[Arrival], next_offset: i64) -> Result<Counts, RecordError> {
         let sources = self.source_ids(arrivals).await?;
         let mut tx = self.pool.begin().await?;
+        self.check_sources(&mut tx, &sources).await?;
         let batch_id: i64 = sqlx::query("select nextval(pg_get_serial_sequence('batch', 'id'))").fetch_one(&mut *tx).await?.try_get(0)?;
         let sorted = Sorted::of(arrivals, &sources);
         let judged = insert_events(&mut tx, batch_id, &sorted, self.clock.now()).await?;
         let counts = judged.counts(arrivals);
-        insert_refused(&mut tx, self, batch_id, chain.partition(), arrivals, &judged).await?;
+        insert_refused(&mut tx, self, batch_id, chain, arrivals, &judged.conflicts).await?;
         insert_batch(&mut tx, self, batch_id, chain, next_offset, counts).await?;
         match chain {
             Chain::Live(claim) => advance(&mut tx, self, claim, next_offset, last_record(arrivals), i64::from(counts.records)).await?,
@@ -169,35 +168,6 @@ impl Ledger {
         }
         tx.commit().await?;
         Ok(counts)
-    }
-
-    /// What [`Ledger::record`] would count, without writing. `foreseen` remembers the new events of the batches before this one.
-    ///
-    /// # Errors
-    /// The database's.
-    pub async fn foresee(&self, arrivals: &[Arrival], foreseen: &mut Foreseen) -> Result<Counts, sqlx::Error> {
-        let mut tx = self.pool.begin().await?;
-        let mut sources = HashMap::new();
-        for row in &sqlx::query("select deployment_id, id from source").fetch_all(&mut *tx).await? {
-            sources.insert(row.try_get(0)?, row.try_get(1)?);
-        }
-        // a deployment that is not known yet has no events: any id that no source has will do
-        for arrival in arrivals {
-            if let Ok(event) = &arrival.event {
-                sources.entry(event.deployment).or_insert(0);
-            }
-        }
-        let sorted = Sorted::of(arrivals, &sources);
-        let mut judged = Judged::default();
-        let (builds, claims, usage) = sorted.tables();
-        let known = rows::known_builds(&mut tx, &builds, &HashSet::new()).await?;
-        judge(&mut judged, &builds, &foreseen.and(known, &builds));
-        let known = rows::known_claims(&mut tx, &claims, &HashSet::new()).await?;
-        judge(&mut judged, &claims, &foreseen.and(known, &claims));
-        let known = rows::known_usage(&mut tx, &usage, &HashSet::new()).await?;
-        judge(&mut judged, &usage, &foreseen.and(known, &usage));
-        sorted.judge_again(&mut judged);
-        Ok(judged.counts(arrivals))
     }
 
     /// The ledger's small ids of the batch's deployments. One that no collector has registered is introduced now, by itself, before its first event.
@@ -225,6 +195,26 @@ impl Ledger {
         Ok(id)
     }
 
+    /// A ledger that was restored from a backup may not have a source that this process knows: what it knows is forgotten then, and the batch is
+    /// tried again.
+    async fn check_sources(&self, tx: &mut PgConnection, sources: &HashMap<Uuid, i16>) -> Result<(), RecordError> {
+        let (deployments, ids): (Vec<Uuid>, Vec<i16>) = sources.iter().map(|(deployment, id)| (*deployment, *id)).unzip();
+        let there: i64 = sqlx::query_scalar(
+            "select count(*) from source join unnest($1::uuid[], $2::smallint[]) as known (deployment_id, id) using (deployment_id, id)",
+        )
+        .bind(deployments)
+        .bind(ids)
+        .fetch_one(tx)
+        .await?;
+        if usize::try_from(there) == Ok(sources.len()) {
+            return Ok(());
+        }
+        if let Ok(mut known) = self.source_ids.lock() {
+            known.clear();
+        }
+        Err(RecordError::Unavailable(sqlx::Error::Protocol("the ledger no longer has a source that this process knew".into())))
+    }
+
     async fn introduce(&self, deployment: Uuid) -> Result<i16, sqlx::Error> {
         let mut tx = self.pool.begin().await?;
         let now = self.clock.now();
@@ -250,7 +240,7 @@ impl Ledger {
 }
 
 /// A batch's events by table, each id once and in order, so that parallel partitions never deadlock on ids.
-struct Sorted<'a> {
+pub(super) struct Sorted<'a> {
     builds: BTreeMap<(i16, Uuid), rows::New<'a>>,
     claims: BTreeMap<(i16, Uuid), rows::New<'a>>,
     usage: BTreeMap<(i16, &'a str), rows::New<'a>>,
@@ -259,7 +249,7 @@ struct Sorted<'a> {
 }
 
 impl<'a> Sorted<'a> {
-    fn of(arrivals: &'a [Arrival], sources: &HashMap<Uuid, i16>) -> Self {
+    pub(super) fn of(arrivals: &'a [Arrival], sources: &HashMap<Uuid, i16>) -> Self {
         let mut sorted = Sorted { builds: BTreeMap::new(), claims: BTreeMap::new(), usage: BTreeMap::new(), again: Vec::new() };
         for (index, arrival) in arrivals.iter().enumerate() {
             let Ok(event) = &arrival.event else { continue };
@@ -280,11 +270,11 @@ impl<'a> Sorted<'a> {
 }
 
 impl<'a> Sorted<'a> {
-    fn tables(&self) -> (Vec<&rows::New<'a>>, Vec<&rows::New<'a>>, Vec<&rows::New<'a>>) {
+    pub(super) fn tables(&self) -> (Vec<&rows::New<'a>>, Vec<&rows::New<'a>>, Vec<&rows::New<'a>>) {
         (self.builds.values().collect(), self.claims.values().collect(), self.usage.values().collect())
     }
 
-    fn judge_again(&self, judged: &mut Judged) {
+    pub(super) fn judge_again(&self, judged: &mut Judged) {
         for (index, same) in &self.again {
             if *same {
                 judged.duplicates += 1;
@@ -295,33 +285,9 @@ impl<'a> Sorted<'a> {
     }
 }
 
-/// The events that a plan has found to be new so far.
-#[derive(Default)]
-pub struct Foreseen(HashMap<(Uuid, String), Digest>);
-
-impl Foreseen {
-    /// What the ledger knows and what the batches before would have brought, by index; then remembers what is new here.
-    fn and(&mut self, mut known: HashMap<usize, Digest>, news: &[&rows::New<'_>]) -> HashMap<usize, Digest> {
-        for new in news {
-            if known.contains_key(&new.index) {
-                continue;
-            }
-            match self.0.entry((new.event.deployment, new.event.id())) {
-                Entry::Occupied(earlier) => {
-                    known.insert(new.index, *earlier.get());
-                }
-                Entry::Vacant(first) => {
-                    first.insert(new.digest);
-                }
-            }
-        }
-        known
-    }
-}
-
 /// What the tables said.
 #[derive(Default)]
-struct Judged {
+pub(super) struct Judged {
     accepted: usize,
     duplicates: usize,
     /// Indices of records that conflict with what is accepted.
@@ -329,7 +295,7 @@ struct Judged {
 }
 
 impl Judged {
-    fn counts(&self, arrivals: &[Arrival]) -> Counts {
+    pub(super) fn counts(&self, arrivals: &[Arrival]) -> Counts {
         let count = |number: usize| i32::try_from(number).unwrap_or(i32::MAX);
         let refused =
             |verdict| arrivals.iter().filter(|arrival| matches!(&arrival.event, Err(refusal) if refusal.verdict == verdict)).count();
@@ -355,7 +321,7 @@ async fn insert_events(tx: &mut PgConnection, batch_id: i64, sorted: &Sorted<'_>
 }
 
 /// `known` holds, by index, the digest under which an id that was not inserted is in the ledger.
-fn judge(judged: &mut Judged, news: &[&rows::New], known: &HashMap<usize, Digest>) {
+pub(super) fn judge(judged: &mut Judged, news: &[&rows::New], known: &HashMap<usize, Digest>) {
     for new in news {
         match known.get(&new.index) {
             None => judged.accepted += 1,
@@ -419,92 +385,4 @@ async fn advance_replay(tx: &mut PgConnection, id: Uuid, partition: TopicPartiti
 /// The last record as it will be known again.
 fn last_record(arrivals: &[Arrival]) -> Option<LastRecord> {
     arrivals.last().map(|arrival| LastRecord { offset: arrival.offset, fingerprint: rows::fingerprint(&arrival.message) })
-}
-
-/// Conflicts, rejects and held records, raw. A replay finds those of the live chain there already.
-async fn insert_refused(
-    tx: &mut PgConnection,
-    ledger: &Ledger,
-    batch_id: i64,
-    partition: TopicPartition,
-    arrivals: &[Arrival],
-    judged: &Judged,
-) -> Result<(), sqlx::Error> {
-    for (index, arrival) in arrivals.iter().enumerate() {
-        let refusal = match &arrival.event {
-            Err(refusal) => refusal.clone(),
-            Ok(event) if judged.conflicts.contains(&index) => conflict(event),
-            Ok(_) => continue,
-        };
-        insert_reject(tx, ledger, batch_id, partition, arrival, &refusal).await?;
-    }
-    Ok(())
-}
-
-fn conflict(event: &Event) -> Refusal {
-    let detail = format!("{} is accepted with other content; the accepted event stands", event.id());
-    Refusal { verdict: Verdict::Conflict, cause: "conflict".into(), detail }
-}
-
-async fn insert_reject(
-    tx: &mut PgConnection,
-    ledger: &Ledger,
-    batch_id: i64,
-    partition: TopicPartition,
-    arrival: &Arrival,
-    refusal: &Refusal,
-) -> Result<(), sqlx::Error> {
-    let headers: Vec<(&str, Option<String>)> =
-        arrival.message.headers.iter().map(|(name, value)| (name.as_str(), value.as_ref().map(|value| BASE64.encode(value)))).collect();
-    let hints = Hints::of(arrival);
-    sqlx::query(
-        "insert into reject (batch_id, topic, partition, log_offset, verdict, cause, detail, deployment_id, event_id, event_type,
-             record_timestamp, record_key, headers, payload, recorded_at)
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15) on conflict on constraint reject_is_unique do nothing",
-    )
-    .bind(batch_id)
-    .bind(partition.topic.name())
-    .bind(partition.partition)
-    .bind(arrival.offset)
-    .bind(refusal.verdict.as_str())
-    .bind(&refusal.cause)
-    .bind(refusal.detail.replace('\0', "\u{fffd}"))
-    .bind(hints.deployment)
-    .bind(hints.event_id)
-    .bind(hints.event_type)
-    .bind(arrival.timestamp)
-    .bind(&arrival.message.key)
-    .bind(serde_json::to_vec(&headers).unwrap_or_default())
-    .bind(&arrival.message.payload)
-    .bind(ledger.clock.now())
-    .execute(tx)
-    .await?;
-    Ok(())
-}
-
-/// What can be told about a record that is no event, for whoever looks for it.
-#[derive(Default)]
-struct Hints {
-    deployment: Option<Uuid>,
-    event_id: Option<String>,
-    event_type: Option<String>,
-}
-
-impl Hints {
-    fn of(arrival: &Arrival) -> Self {
-        if let Ok(event) = &arrival.event {
-            let event_type = Some(event.event_type().to_owned());
-            return Hints { deployment: Some(event.deployment), event_id: Some(event.id()), event_type };
-        }
-        let header = |name: &str| {
-            let (_, value) = arrival.message.headers.iter().find(|(header, _)| header.eq_ignore_ascii_case(name))?;
-            let text = String::from_utf8_lossy(value.as_deref()?).replace('\0', "\u{fffd}");
-            Some(text.chars().take(200).collect::<String>())
-        };
-        Hints {
-            deployment: header("ce_source").and_then(|source| source.strip_prefix("/coder/")?.parse().ok()),
-            event_id: header("ce_id"),
-            event_type: header("ce_type"),
-        }
-    }
 }

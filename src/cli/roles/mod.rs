@@ -59,13 +59,7 @@ pub async fn run(site: Site, stop: &CancellationToken, listening: impl FnOnce(Li
 }
 
 /// The roles that need ledger and log before they can begin.
-async fn work(
-    site: Site,
-    registry: Registry,
-    consumer: Consumer,
-    publishing: Publishing,
-    stop: CancellationToken,
-) -> Result<(), Failure> {
+async fn work(site: Site, registry: Registry, consumer: Consumer, publishing: Publishing, stop: CancellationToken) -> Result<(), Failure> {
     match site.wait(&stop).await {
         Err(failure) if failure.exit == Exit::Interrupted => return Ok(()),
         waited => waited?,

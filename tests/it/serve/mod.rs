@@ -80,7 +80,18 @@ impl Site {
     fn api(&self, ledger: &Ledger, metrics: View<MetricsState>, licenses: View<LicensesState>) -> Api {
         let addresses = Addresses { ledger: "the ledger's".to_owned(), log: "the log's".to_owned() };
         let (log, clock, registry) = (self.log.clone(), ledger.clock.clone(), ::prometheus::Registry::new());
-        Api { ledger: ledger.clone(), log, clock, metrics, licenses, registry, stopped_partitions: None, coderd: None, publisher: None, addresses }
+        Api {
+            ledger: ledger.clone(),
+            log,
+            clock,
+            metrics,
+            licenses,
+            registry,
+            stopped_partitions: None,
+            coderd: None,
+            publisher: None,
+            addresses,
+        }
     }
 
     /// A process with the role `serve`, on ports of its own.

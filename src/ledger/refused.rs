@@ -1,0 +1,101 @@
+//! Records that are no accepted event, as rows.
+
+use std::collections::HashSet;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use super::{Arrival, Chain, Ledger, Refusal, Verdict};
+use crate::event::Event;
+
+/// Conflicts, rejects and held records, raw, once for each place in the log. The row is the live chain's: a replay finds it there, or has run ahead
+/// and gives it up.
+pub(super) async fn insert_refused(
+    tx: &mut PgConnection,
+    ledger: &Ledger,
+    batch_id: i64,
+    chain: &Chain,
+    arrivals: &[Arrival],
+    conflicts: &HashSet<usize>,
+) -> Result<(), sqlx::Error> {
+    for (index, arrival) in arrivals.iter().enumerate() {
+        let refusal = match &arrival.event {
+            Err(refusal) => refusal.clone(),
+            Ok(event) if conflicts.contains(&index) => conflict(event),
+            Ok(_) => continue,
+        };
+        insert_reject(tx, ledger, batch_id, chain, arrival, &refusal).await?;
+    }
+    Ok(())
+}
+
+fn conflict(event: &Event) -> Refusal {
+    let detail = format!("{} is accepted with other content; the accepted event stands", event.id());
+    Refusal { verdict: Verdict::Conflict, cause: "conflict".into(), detail }
+}
+
+async fn insert_reject(
+    tx: &mut PgConnection,
+    ledger: &Ledger,
+    batch_id: i64,
+    chain: &Chain,
+    arrival: &Arrival,
+    refusal: &Refusal,
+) -> Result<(), sqlx::Error> {
+    let headers: Vec<(&str, Option<String>)> =
+        arrival.message.headers.iter().map(|(name, value)| (name.as_str(), value.as_ref().map(|value| BASE64.encode(value)))).collect();
+    let traces = Traces::of(arrival);
+    sqlx::query(
+        "insert into reject (batch_id, topic, partition, log_offset, verdict, cause, detail, deployment_id, event_id, event_type,
+             record_timestamp, record_key, headers, payload, recorded_at)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15) on conflict on constraint reject_is_unique do update set batch_id = excluded.batch_id where $16",
+    )
+    .bind(batch_id)
+    .bind(chain.partition().topic.name())
+    .bind(chain.partition().partition)
+    .bind(arrival.offset)
+    .bind(refusal.verdict.as_str())
+    .bind(&refusal.cause)
+    .bind(refusal.detail.replace('\0', "\u{fffd}"))
+    .bind(traces.deployment)
+    .bind(traces.event_id)
+    .bind(traces.event_type)
+    .bind(arrival.timestamp)
+    .bind(&arrival.message.key)
+    .bind(serde_json::to_vec(&headers).unwrap_or_default())
+    .bind(&arrival.message.payload)
+    .bind(ledger.clock.now())
+    .bind(matches!(chain, Chain::Live(_)))
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+/// What can be told about a record that is no event, for whoever looks for it.
+#[derive(Default)]
+struct Traces {
+    deployment: Option<Uuid>,
+    event_id: Option<String>,
+    event_type: Option<String>,
+}
+
+impl Traces {
+    fn of(arrival: &Arrival) -> Self {
+        if let Ok(event) = &arrival.event {
+            let event_type = Some(event.event_type().to_owned());
+            return Traces { deployment: Some(event.deployment), event_id: Some(event.id()), event_type };
+        }
+        let header = |name: &str| {
+            let (_, value) = arrival.message.headers.iter().find(|(header, _)| header.eq_ignore_ascii_case(name))?;
+            let text = String::from_utf8_lossy(value.as_deref()?).replace('\0', "\u{fffd}");
+            Some(text.chars().take(200).collect::<String>())
+        };
+        Traces {
+            deployment: header("ce_source").and_then(|source| source.strip_prefix("/coder/")?.parse().ok()),
+            event_id: header("ce_id"),
+            event_type: header("ce_type"),
+        }
+    }
+}
