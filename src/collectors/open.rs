@@ -40,7 +40,7 @@ pub struct Collector {
     pub(super) catalog: Option<Catalog>,
     pub(super) builds: Seen<Uuid>,
     pub(super) usage: Seen<String>,
-    /// Builds with a word that we do not know: nothing is claimed while there are any.
+    /// Builds with a word that we do not know: nothing is claimed while there are any. A full sweep drops those that it no longer meets.
     pub(super) unreadable: HashSet<Uuid>,
     pub(super) licenses: Vec<LicenseChange>,
     /// Where the next pass begins; None: a full sweep is due.

@@ -1,6 +1,6 @@
 //! Pages of coderd's rows: what is new among them goes to the log.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
@@ -17,6 +17,8 @@ use crate::event::{Event, Message, Payload, Topic, TopicPartition};
 pub(super) struct Appended {
     pub(super) report: PassReport,
     pub(super) ends: HashMap<TopicPartition, i64>,
+    /// Builds that were met and cannot be read.
+    unreadable: HashSet<Uuid>,
 }
 
 impl Collector {
@@ -40,9 +42,14 @@ impl Collector {
             self.take_builds(reader, catalog, &keys, appended).await?;
             match keys.last() {
                 Some(last) if full(keys.len(), page) => (swept, recent) = (last.job_id, (last.completed_at, last.job_id)),
-                _ => return Ok(()),
+                _ => break,
             }
         }
+        if bounds.from.is_none() {
+            // All builds were met. One that is gone from coderd, or can be read by now, holds nothing back any more.
+            self.unreadable.retain(|id| appended.unreadable.contains(id));
+        }
+        Ok(())
     }
 
     /// Appends those of these builds that are new. The claim goes first: a build that is known then proves that its claim is in the log.
@@ -65,7 +72,7 @@ impl Collector {
         for id in known {
             self.builds.insert(id, unseen[&id], self.pass_number);
         }
-        let (claims, builds) = self.build_events(reader, catalog, &unknown).await?;
+        let (claims, builds) = self.build_events(reader, catalog, &unknown, &mut appended.unreadable).await?;
         let late = builds.iter().filter(|build| self.is_late(build.time())).count();
         let sent = claims.iter().map(Event::to_message).collect();
         appended.report.claims += self.append(Topic::PrebuildClaims, sent, &mut appended.ends, |_, _| {}).await?;
@@ -87,6 +94,7 @@ impl Collector {
         reader: &mut Reader,
         catalog: &Catalog,
         ids: &[Uuid],
+        unreadable: &mut HashSet<Uuid>,
     ) -> Result<(Vec<Event>, Vec<Event>), CollectError> {
         let deployment = self.source.deployment_id;
         let (mut claims, mut builds) = (Vec::new(), Vec::new());
@@ -102,10 +110,12 @@ impl Collector {
                     claims.extend(claim.map(|claim| Event { deployment, payload: Payload::Claim(Box::new(claim)) }));
                     builds.push(Event { deployment, payload: Payload::Build(Box::new(build)) });
                 }
-                Err(error) if self.unreadable.insert(build_id) => {
-                    tracing::error!(%error, "a build cannot be collected; nothing is claimed to be complete until it can");
+                Err(error) => {
+                    unreadable.insert(build_id);
+                    if self.unreadable.insert(build_id) {
+                        tracing::error!(%error, "a build cannot be collected; nothing is claimed to be complete until it can");
+                    }
                 }
-                Err(_) => {}
             }
         }
         let event_ids: Vec<String> = claims.iter().chain(&builds).map(Event::id).collect();

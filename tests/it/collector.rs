@@ -443,6 +443,19 @@ async fn what_is_found_later_than_claimed_is_counted() {
 }
 
 #[tokio::test]
+async fn a_build_that_cannot_be_read_holds_the_claim_back_only_while_it_is_there() {
+    let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
+    let id = coderd.build(&Build { stage: 3, ..coderd.first_start(coderd.workspace().await).await }).await;
+    let mut collector = ours.collector(Settings { sweep_interval: TimeDelta::zero(), ..settings() }, &coderd).await;
+    for _ in 0..2 {
+        let report = collector.pass().await.unwrap();
+        assert_eq!((produced(&report), report.complete_until), ((0, 0, 0), None));
+    }
+    sqlx::query("delete from workspace_builds where id = $1").bind(id).execute(&coderd.database.pool).await.unwrap();
+    assert!(collector.pass().await.unwrap().complete_until.is_some());
+}
+
+#[tokio::test]
 async fn one_collector_at_a_time() {
     let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
     let first = ours.collector(settings(), &coderd).await;
