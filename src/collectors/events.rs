@@ -113,6 +113,16 @@ fn unread_usage(deployment: Uuid, id: &str, event_type: &str, data: String, crea
     }
 }
 
+/// The id of a message that comes from this deployment, by its headers alone: also of one that is no event.
+pub(super) fn id_from(deployment: Uuid, message: &Message) -> Option<String> {
+    let header = |name: &str| {
+        let value = message.headers.iter().find(|(header, _)| header == name)?.1.as_deref()?;
+        str::from_utf8(value).ok()
+    };
+    let ours = header("ce_source")? == format!("/coder/{deployment}");
+    ours.then(|| header("ce_id").map(str::to_owned)).flatten()
+}
+
 /// A failure message is a label: one that is longer than an event may carry must not cost the event.
 fn clip(text: &str) -> &str {
     let mut end = text.len().min(MAX_TEXT_BYTES);

@@ -6,6 +6,7 @@ use std::time::Instant;
 use chrono::{DateTime, SubsecRound, Utc};
 use uuid::Uuid;
 
+use super::events;
 use super::seen::Seen;
 use super::settings::{CollectError, Settings};
 use crate::clock::Clock;
@@ -13,7 +14,7 @@ use crate::coderd::{Catalog, Database, Reader};
 use crate::event::{Payload, Topic, TopicPartition, parse};
 use crate::ledger::{Baseline, BaselineRow, Lease, Ledger, LicenseChange, Source};
 use crate::license::PublicKeys;
-use crate::log::Log;
+use crate::log::{Log, Record};
 
 /// Ids remembered of each kind, at most: some 100 MB.
 const SEEN_LIMIT: usize = 1_000_000;
@@ -150,19 +151,33 @@ impl Collector {
             let Some(last) = records.last() else { return Ok(()) };
             from = last.offset + 1;
             *left -= records.len().min(*left);
-            let events = records.iter().filter_map(|record| parse(&record.message).ok());
-            for event in events.filter(|event| event.deployment == self.source.deployment_id) {
-                match event.payload {
-                    Payload::Build(build) => self.builds.insert(build.build_id, build.completed_at, self.pass_number + 1),
-                    Payload::Usage(usage) => self.usage.insert(usage.id, usage.created_at, self.pass_number + 1),
-                    Payload::Claim(_) => {}
-                }
+            for record in &records {
+                self.remember_record(partition.topic, record);
             }
             if records.len() < limit {
                 return Ok(());
             }
         }
         Ok(())
+    }
+
+    fn remember_record(&mut self, topic: Topic, record: &Record) {
+        let (deployment, pass) = (self.source.deployment_id, self.pass_number + 1);
+        match parse(&record.message) {
+            Ok(event) if event.deployment != deployment => {}
+            Ok(event) => match event.payload {
+                Payload::Build(build) => self.builds.insert(build.build_id, build.completed_at, pass),
+                Payload::Usage(usage) => self.usage.insert(usage.id, usage.created_at, pass),
+                Payload::Claim(_) => {}
+            },
+            // Usage travels also where it is no event that this version can count: it will be held or rejected, and is in the log all the same.
+            Err(_) if topic == Topic::AgentUsage => {
+                if let Some(id) = events::id_from(deployment, &record.message) {
+                    self.usage.insert(id, record.timestamp, pass);
+                }
+            }
+            Err(_) => {}
+        }
     }
 }
 

@@ -396,9 +396,13 @@ async fn a_usage_type_that_is_not_known_yet_is_held_once() {
     coderd.usage("none", "dc_managed_agents_v1", json!({"count": 0}), coderd.now().await).await;
     let mut collector = ours.collector(settings(), &coderd).await;
     assert_eq!(collector.pass().await.unwrap().usage, 2);
-    ours.consume().await;
     drop(collector);
-    let mut sweeping = ours.collector(Settings { sweep_interval: TimeDelta::zero(), ..settings() }, &coderd).await;
+    let sweep = Settings { sweep_interval: TimeDelta::zero(), ..settings() };
+    let mut sweeping = ours.collector(sweep.clone(), &coderd).await;
+    assert_eq!(sweeping.pass().await.unwrap().usage, 0, "known from the log");
+    drop(sweeping);
+    ours.consume().await;
+    let mut sweeping = ours.collector(sweep, &coderd).await;
     assert_eq!(sweeping.pass().await.unwrap().usage, 0, "held and rejected records are known");
     let verdicts: Vec<(String, String)> =
         sqlx::query_as("select event_id, verdict from reject order by event_id").fetch_all(&ours.ledger.pool).await.unwrap();
