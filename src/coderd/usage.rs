@@ -15,6 +15,32 @@ pub struct UsageKey {
     pub created_at: DateTime<Utc>,
 }
 
+/// Each range gives one page at most, so that a page costs the same wherever it begins. (The unmarked range is ordered by its empty marks,
+/// too: the planner does not see that `is null` leaves one value, and would sort all of it for each page.)
+macro_rules! recent_keys {
+    ($explain:literal) => {
+        concat!(
+            $explain,
+            "select id, created_at from (
+                 (select id, created_at from usage_events
+                  where published_at is null and publish_started_at is null and created_at >= $1
+                      and (created_at, id) > (coalesce($3, '-infinity'::timestamptz), coalesce($4, ''))
+                  order by published_at, publish_started_at, created_at, id limit $5)
+                 union
+                 (select id, created_at from usage_events
+                  where published_at is null and publish_started_at >= $2
+                      and (created_at, id) > (coalesce($3, '-infinity'::timestamptz), coalesce($4, ''))
+                  order by created_at, id limit $5)
+                 union
+                 (select id, created_at from usage_events
+                  where published_at >= $2 and (created_at, id) > (coalesce($3, '-infinity'::timestamptz), coalesce($4, ''))
+                  order by created_at, id limit $5)
+             ) recent
+             order by created_at, id limit $5"
+        )
+    };
+}
+
 impl Reader {
     /// A page of the rows that can have come since `since`, behind the key `after`, by (`created_at`, `id`).
     ///
@@ -35,24 +61,37 @@ impl Reader {
     ) -> Result<Vec<UsageKey>, CoderdError> {
         within(
             self.deadline,
-            sqlx::query_as(
-                "select id, created_at from (
-                     select id, created_at from usage_events
-                     where published_at is null and publish_started_at is null and created_at >= $1
-                     union
-                     select id, created_at from usage_events where published_at is null and publish_started_at >= $2
-                     union
-                     select id, created_at from usage_events where published_at >= $2
-                 ) recent
-                 where $3::timestamptz is null or (created_at, id) > ($3, $4)
-                 order by created_at, id limit $5",
-            )
-            .bind(dated_since)
-            .bind(since)
-            .bind(after.map(|key| key.created_at))
-            .bind(after.map(|key| &key.id))
-            .bind(limit)
-            .fetch_all(&mut self.connection),
+            sqlx::query_as(recent_keys!(""))
+                .bind(dated_since)
+                .bind(since)
+                .bind(after.map(|key| key.created_at))
+                .bind(after.map(|key| &key.id))
+                .bind(limit)
+                .fetch_all(&mut self.connection),
+        )
+        .await
+    }
+
+    /// How PostgreSQL reads such a page: the plan, run, with the pages it touched.
+    ///
+    /// # Errors
+    /// [`CoderdError`]
+    pub async fn explain_recent_usage_keys(
+        &mut self,
+        dated_since: DateTime<Utc>,
+        since: DateTime<Utc>,
+        after: Option<&UsageKey>,
+        limit: i64,
+    ) -> Result<Vec<String>, CoderdError> {
+        within(
+            self.deadline,
+            sqlx::query_scalar(recent_keys!("explain (analyze, buffers) "))
+                .bind(dated_since)
+                .bind(since)
+                .bind(after.map(|key| key.created_at))
+                .bind(after.map(|key| &key.id))
+                .bind(limit)
+                .fetch_all(&mut self.connection),
         )
         .await
     }

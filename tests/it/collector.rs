@@ -6,7 +6,7 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::json;
 use tallyline::clock::Clock;
-use tallyline::coderd::{self, CoderdError};
+use tallyline::coderd::{self, CoderdError, UsageKey};
 use tallyline::collectors::{CollectError, Collector, PassReport, Settings, run};
 use tallyline::consumer;
 use tallyline::event::{
@@ -576,6 +576,43 @@ async fn the_incremental_probe_reads_only_the_index() {
         paged.extend(page);
     }
     assert_eq!(paged, keys);
+}
+
+#[tokio::test]
+async fn a_page_of_recent_usage_costs_the_same_wherever_it_begins() {
+    let coderd = Coderd::new(SchemaVersion::Sep2026).await;
+    // Three rows share each instant; every hundredth was claimed just now, every other hundredth published.
+    sqlx::raw_sql(
+        "alter table usage_events disable trigger all;
+         insert into usage_events (id, event_type, event_data, created_at, publish_started_at, published_at)
+         select n::text, 'dc_managed_agents_v1', '{\"count\": 1}', now() - (n / 3) * interval '1 second',
+             case when n % 100 < 2 then now() end, case when n % 100 = 1 then now() end
+         from generate_series(1, 30000) n;
+         analyze usage_events",
+    )
+    .execute(&coderd.database.pool)
+    .await
+    .unwrap();
+    let mut reader = source_of(&coderd.database.url).connect().await.unwrap();
+    let now = coderd.now().await;
+    let (dated_since, since) = (now - TimeDelta::days(8), now - TimeDelta::hours(1));
+    let mut keys: Vec<UsageKey> = Vec::new();
+    loop {
+        let page = reader.recent_usage_keys(dated_since, since, keys.last(), 1000).await.unwrap();
+        let full = page.len() == 1000;
+        keys.extend(page);
+        if !full {
+            break;
+        }
+    }
+    assert_eq!(keys.len(), 30000, "pages leave none out");
+    assert!(keys.windows(2).all(|pair| (pair[0].created_at, &pair[0].id) < (pair[1].created_at, &pair[1].id)), "and meet none twice");
+    for after in [None, Some(&keys[15_000]), Some(&keys[28_000])] {
+        let plan = reader.explain_recent_usage_keys(dated_since, since, after, 100).await.unwrap().join("\n");
+        let read = plan.lines().find(|line| line.contains("idx_usage_events_select_for_publishing")).expect(&plan);
+        let rows: i64 = read.split("rows=").nth(2).and_then(|rest| rest.split(' ').next()?.parse().ok()).expect(read);
+        assert!(rows < 200, "{rows} unmarked rows read for a page of 100\n{plan}");
+    }
 }
 
 #[tokio::test]
