@@ -298,6 +298,9 @@ create table collector_pass (
     late integer not null
 );
 create index collector_pass_by_source on collector_pass (source_id, id);
+-- The newest claim is found at once, also where no pass can claim anything.
+create index collector_pass_with_claim on collector_pass (source_id, id) where complete_until is not null;
+create index collector_pass_with_runtime_claim on collector_pass (source_id, id) where runtime_complete_until is not null;
 -- The pass is in the ledger once every one of these positions is reached.
 create table collector_pass_offset (
     pass_id bigint not null references collector_pass,

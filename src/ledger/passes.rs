@@ -47,6 +47,30 @@ pub struct LastPass {
     pub swept_at: Option<DateTime<Utc>>,
 }
 
+/// Asked each second by whoever shows a source: it must not depend on how many passes there were.
+macro_rules! completeness {
+    ($explain:literal) => {
+        concat!(
+            $explain,
+            "with reached as (
+                 select coalesce(
+                     (select min(pass.id) - 1 from collector_pass pass
+                      join collector_pass_offset ahead on ahead.pass_id = pass.id
+                      left join position on position.topic = ahead.topic and position.partition = ahead.partition
+                      where pass.source_id = $1 and (position.next_offset is null or position.next_offset < ahead.next_offset)),
+                     9223372036854775807) as pass_id
+             )
+             select
+                 (select complete_until from collector_pass
+                  where source_id = $1 and complete_until is not null and id <= reached.pass_id order by id desc limit 1) as complete_until,
+                 (select runtime_complete_until from collector_pass
+                  where source_id = $1 and runtime_complete_until is not null and id <= reached.pass_id order by id desc limit 1)
+                     as runtime_complete_until
+             from reached"
+        )
+    };
+}
+
 impl Ledger {
     /// Records a pass as a batch and answers its id. Claims never move back, for what was complete stays so.
     ///
@@ -124,26 +148,15 @@ impl Ledger {
     /// # Errors
     /// The database's.
     pub async fn completeness(&self, source_id: i16) -> Result<Completeness, sqlx::Error> {
-        sqlx::query_as(
-            "with reached as (
-                 select coalesce(
-                     (select min(pass.id) - 1 from collector_pass pass
-                      join collector_pass_offset ahead on ahead.pass_id = pass.id
-                      left join position on position.topic = ahead.topic and position.partition = ahead.partition
-                      where pass.source_id = $1 and (position.next_offset is null or position.next_offset < ahead.next_offset)),
-                     9223372036854775807) as pass_id
-             )
-             select
-                 (select complete_until from collector_pass
-                  where source_id = $1 and complete_until is not null and id <= reached.pass_id order by id desc limit 1) as complete_until,
-                 (select runtime_complete_until from collector_pass
-                  where source_id = $1 and runtime_complete_until is not null and id <= reached.pass_id order by id desc limit 1)
-                     as runtime_complete_until
-             from reached",
-        )
-        .bind(source_id)
-        .fetch_one(&self.pool)
-        .await
+        sqlx::query_as(completeness!("")).bind(source_id).fetch_one(&self.pool).await
+    }
+
+    /// How PostgreSQL finds that: the plan, run.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn explain_completeness(&self, source_id: i16) -> Result<Vec<String>, sqlx::Error> {
+        sqlx::query_scalar(completeness!("explain (analyze) ")).bind(source_id).fetch_all(&self.pool).await
     }
 
     /// Whether the source's first full pass is in the ledger: from then on its series may be shown.

@@ -11,6 +11,7 @@ mod ledger;
 mod log_contract;
 mod operate;
 mod oracle;
+mod passes;
 mod projection;
 mod publisher;
 mod serve;
