@@ -4,7 +4,7 @@ use sha2::{Digest, Sha256};
 
 use super::settings::CollectError;
 use crate::coderd::LicenseRow;
-use crate::ledger::{Ledger, LicenseChange, LicenseState};
+use crate::ledger::{Lease, Ledger, LicenseChange, LicenseState};
 use crate::license::PublicKeys;
 
 /// What is to be recorded, given what is recorded. A token is judged anew each time: a key that was configured later makes it good.
@@ -21,6 +21,7 @@ pub(super) fn changes(known: &[LicenseChange], rows: &[LicenseRow], keys: &Publi
 /// Changes are rare: then the ledger is asked what it really has, for the answer to an earlier record may have been lost.
 pub(super) async fn record(
     ledger: &Ledger,
+    lease: &Lease,
     source_id: i16,
     known: &[LicenseChange],
     rows: &[LicenseRow],
@@ -30,7 +31,7 @@ pub(super) async fn record(
         return Ok(known.to_vec());
     }
     let changes = changes(&ledger.present_licenses(source_id).await?, rows, keys);
-    ledger.record_licenses(source_id, &changes).await?;
+    ledger.record_licenses(lease, source_id, &changes).await?;
     for change in &changes {
         match &change.state {
             LicenseState::Verified(_) => tracing::info!(license_id = change.license_id, "license verified"),

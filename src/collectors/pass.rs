@@ -81,7 +81,7 @@ impl Collector {
             self.usage(reader, &bounds, &mut appended).await?;
         }
         let rows = reader.licenses().await?;
-        self.licenses = licenses::record(&self.ledger, self.source.id, &self.licenses, &rows, &self.keys).await?;
+        self.licenses = licenses::record(&self.ledger, &self.lease, self.source.id, &self.licenses, &rows, &self.keys).await?;
         let mut report = appended.report;
         report.full_sweep = bounds.from.is_none();
         report.complete_until = bounds.complete_until.filter(|_| self.unreadable.is_empty());
@@ -143,7 +143,7 @@ impl Collector {
             late: report.late,
             offsets,
         };
-        Ok(self.ledger.record_pass(&pass).await?)
+        Ok(self.ledger.record_pass(&self.lease, &pass).await?)
     }
 
     /// What the next pass builds on. Only now: a pass that failed is read again from where it began.

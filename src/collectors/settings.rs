@@ -6,6 +6,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use uuid::Uuid;
 
 use crate::coderd::CoderdError;
+use crate::ledger::LeaseError;
 use crate::log::{AppendError, LogError};
 
 /// How one source is collected.
@@ -87,4 +88,13 @@ pub enum CollectError {
     /// As there is no right to see the open transactions, no instant can be given before which all builds are committed.
     #[error("collecting from an instant needs pg_read_all_stats, or builds before it could be missed: grant pg_read_all_stats to the role")]
     FromUncertain,
+}
+
+impl From<LeaseError> for CollectError {
+    fn from(error: LeaseError) -> Self {
+        match error {
+            LeaseError::Lost(_) => CollectError::LeaseLost,
+            LeaseError::Database(error) => CollectError::Ledger(error),
+        }
+    }
 }

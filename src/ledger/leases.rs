@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use sqlx::PgConnection;
+
 use super::Ledger;
 
 /// A lease that was held when this was made. It ends by itself unless renewed.
@@ -13,6 +15,17 @@ pub struct Lease {
     pub holder: String,
     /// Raised by each new holder.
     pub epoch: i64,
+}
+
+/// Why nothing was written in a lease's name.
+#[derive(Debug, thiserror::Error)]
+pub enum LeaseError {
+    /// Somebody else has taken it.
+    #[error("the lease {0:?} is lost")]
+    Lost(String),
+    /// The database.
+    #[error(transparent)]
+    Database(#[from] sqlx::Error),
 }
 
 impl Ledger {
@@ -100,4 +113,16 @@ impl Ledger {
         .fetch_optional(&self.pool)
         .await
     }
+}
+
+/// Makes sure that the lease is this holder's until the transaction ends: who wants to take it waits. One that has ended, but that nobody
+/// else took, still is.
+pub(super) async fn hold(connection: &mut PgConnection, lease: &Lease) -> Result<(), LeaseError> {
+    let held = sqlx::query("select from lease where name = $1 and holder = $2 and epoch = $3 for share")
+        .bind(&lease.name)
+        .bind(&lease.holder)
+        .bind(lease.epoch)
+        .fetch_optional(connection)
+        .await?;
+    held.map(|_| ()).ok_or_else(|| LeaseError::Lost(lease.name.clone()))
 }

@@ -4,7 +4,8 @@ use chrono::{DateTime, Utc};
 use serde_json::Value;
 use sqlx::FromRow;
 
-use super::Ledger;
+use super::leases::hold;
+use super::{Lease, LeaseError, Ledger};
 
 /// A license came, went, or is judged otherwise than before.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,15 +41,16 @@ struct Row {
 }
 
 impl Ledger {
-    /// Records changes in one batch; none, no batch.
+    /// Records changes in one batch; none, no batch. Only who holds the lease of the source's collector may.
     ///
     /// # Errors
-    /// The database's.
-    pub async fn record_licenses(&self, source_id: i16, changes: &[LicenseChange]) -> Result<(), sqlx::Error> {
+    /// [`LeaseError`]; then nothing is recorded.
+    pub async fn record_licenses(&self, lease: &Lease, source_id: i16, changes: &[LicenseChange]) -> Result<(), LeaseError> {
         if changes.is_empty() {
             return Ok(());
         }
         let mut tx = self.pool.begin().await?;
+        hold(&mut tx, lease).await?;
         let batch_id: i64 = sqlx::query_scalar("insert into batch (kind, recorded_at) values ('licenses', $1) returning id")
             .bind(self.clock.now())
             .fetch_one(&mut *tx)
@@ -74,7 +76,7 @@ impl Ledger {
             .execute(&mut *tx)
             .await?;
         }
-        tx.commit().await
+        Ok(tx.commit().await?)
     }
 
     /// The licenses that are in coderd as far as the ledger knows, by coderd's id.

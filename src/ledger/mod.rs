@@ -30,7 +30,7 @@ pub use exports::{UsageRange, UsageRow};
 pub use follow::{Entry, Fact};
 pub use foresee::Foreseen;
 pub use hints::Hints;
-pub use leases::Lease;
+pub use leases::{Lease, LeaseError};
 pub use licenses::{LicenseChange, LicenseState};
 pub use passes::{Completeness, LastPass, NewPass};
 pub use positions::{Claim, LastRecord};

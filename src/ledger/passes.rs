@@ -3,7 +3,8 @@
 use chrono::{DateTime, Utc};
 use sqlx::FromRow;
 
-use super::Ledger;
+use super::leases::hold;
+use super::{Lease, LeaseError, Ledger};
 use crate::event::TopicPartition;
 
 /// A pass whose findings the log has acknowledged.
@@ -74,12 +75,14 @@ macro_rules! completeness {
 impl Ledger {
     /// Records a pass as a batch and answers its id. Claims never move back, for what was complete stays so.
     ///
-    /// Rows of `collector_pass_offset` that the ledger has passed tell nothing more and go: a pass without any is in the ledger.
+    /// Rows of `collector_pass_offset` that the ledger has passed tell nothing more and go: a pass without any is in the ledger. Only who
+    /// holds the lease of the source's collector may record.
     ///
     /// # Errors
-    /// The database's.
-    pub async fn record_pass(&self, pass: &NewPass) -> Result<i64, sqlx::Error> {
+    /// [`LeaseError`]; then nothing is recorded.
+    pub async fn record_pass(&self, lease: &Lease, pass: &NewPass) -> Result<i64, LeaseError> {
         let mut tx = self.pool.begin().await?;
+        hold(&mut tx, lease).await?;
         let pass_id: i64 = sqlx::query_scalar(
             "with taken as (insert into batch (kind, recorded_at) values ('pass', $1) returning id)
              insert into collector_pass

@@ -477,6 +477,20 @@ async fn one_collector_at_a_time() {
 }
 
 #[tokio::test]
+async fn a_collector_that_lost_its_source_unawares_records_nothing_more() {
+    let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
+    // By its own count the first need not ask for its lease again for minutes, but the database gave it to another.
+    let mut first = ours.collector(Settings { lease_length: Duration::from_secs(600), ..settings() }, &coderd).await;
+    first.pass().await.unwrap();
+    sqlx::query("update lease set expires_at = clock_timestamp()").execute(&ours.ledger.pool).await.unwrap();
+    let other = Settings { holder: "other".into(), ..settings() };
+    let _second = ours.open(other, &coderd.database.url).await.unwrap().expect("the lease has ended");
+    assert!(matches!(first.pass().await, Err(CollectError::LeaseLost)));
+    let passes: i64 = sqlx::query_scalar("select count(*) from collector_pass").fetch_one(&ours.ledger.pool).await.unwrap();
+    assert_eq!(passes, 1);
+}
+
+#[tokio::test]
 async fn collecting_from_an_instant_starts_the_counters_with_coderds_own_count() {
     let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
     let now = coderd.now().await;

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use tallyline::clock::Clock;
-use tallyline::ledger::{Ledger, LedgerSettings};
+use tallyline::ledger::{LeaseError, Ledger, LedgerSettings, LicenseChange, LicenseState, NewPass};
+use uuid::Uuid;
 
 use crate::support::{Database, database, eventually};
 
@@ -67,4 +68,30 @@ async fn of_many_who_ask_at_once_one_gets_it() {
         holders += usize::from(asked.await.unwrap().is_some());
     }
     assert_eq!(holders, 1);
+}
+
+#[tokio::test]
+async fn who_has_lost_the_lease_records_neither_passes_nor_licenses() {
+    let (ledger, _database) = ledger().await;
+    let source_id = ledger.register_source(Uuid::from_u128(1), DateTime::UNIX_EPOCH, None).await.unwrap().id;
+    let pass = NewPass {
+        source_id,
+        started_at: DateTime::UNIX_EPOCH,
+        complete_until: Some(DateTime::UNIX_EPOCH),
+        runtime_complete_until: None,
+        full_sweep: true,
+        produced: 0,
+        late: 0,
+        offsets: Vec::new(),
+    };
+    let license = [LicenseChange { license_id: 1, jwt_sha256: [1; 32], uploaded_at: None, state: LicenseState::Refused("no key".into()) }];
+    let first = ledger.take_lease("collector", "one", SHORT).await.unwrap().unwrap();
+    ledger.record_pass(&first, &pass).await.unwrap();
+    ledger.record_licenses(&first, source_id, &license).await.unwrap();
+    eventually(Duration::from_secs(10), "another takes it", async || ledger.take_lease("collector", "two", LONG).await.unwrap().is_some())
+        .await;
+    let end = ledger.last_sequence().await.unwrap();
+    assert!(matches!(ledger.record_pass(&first, &pass).await, Err(LeaseError::Lost(_))));
+    assert!(matches!(ledger.record_licenses(&first, source_id, &license).await, Err(LeaseError::Lost(_))));
+    assert_eq!(ledger.last_sequence().await.unwrap(), end, "nothing was recorded");
 }

@@ -161,8 +161,9 @@ async fn a_registered_source_begins_with_its_baseline_and_has_the_licenses_that_
     let change =
         |license_id: i32, state| LicenseChange { license_id, jwt_sha256: [license_id.to_le_bytes()[0]; 32], uploaded_at: None, state };
     let came = [change(3, LicenseState::Refused("no such key".into())), change(2, verified(2)), change(1, verified(1))];
-    ledger.record_licenses(source.id, &came).await.unwrap();
-    ledger.record_licenses(source.id, &[change(2, LicenseState::Gone)]).await.unwrap();
+    let lease = ledger.take_lease("collector", "test", Duration::from_secs(60)).await.unwrap().unwrap();
+    ledger.record_licenses(&lease, source.id, &came).await.unwrap();
+    ledger.record_licenses(&lease, source.id, &[change(2, LicenseState::Gone)]).await.unwrap();
     let claim = ledger.claim(partition(Topic::AgentUsage, 0), 0).await.unwrap();
     let used: Vec<_> = (0..).zip([0, 1, 2, 4]).map(|(offset, n)| arrival(offset, usage(DEPLOYMENT, n))).collect();
     ledger.record(&Chain::Live(claim), &used, 4).await.unwrap();

@@ -47,7 +47,7 @@ async fn license(site: &Site, source: &Source, features: Value) {
         "account_type": "salesforce", "account_id": "1", "feature_set": "enterprise", "features": features
     });
     let change = LicenseChange { license_id: 1, jwt_sha256: [7; 32], uploaded_at: None, state: LicenseState::Verified(claims) };
-    site.ledger.record_licenses(source.id, &[change]).await.unwrap();
+    site.ledger.record_licenses(&site.lease(source).await, source.id, &[change]).await.unwrap();
 }
 
 /// Waits until what was recorded is in the answers.

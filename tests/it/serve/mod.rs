@@ -12,7 +12,7 @@ use reqwest::StatusCode;
 use serde_json::Value;
 use tallyline::api::{Addresses, Api, ServeSettings, Server};
 use tallyline::event::{Event, Topic, TopicPartition};
-use tallyline::ledger::{Chain, Ledger, NewPass, Source};
+use tallyline::ledger::{Chain, Lease, Ledger, NewPass, Source};
 use tallyline::log::{Log, PostgresLogSettings};
 use tallyline::projection::{Projection, ProjectionSettings, View};
 use tallyline::stages::{LicensesState, MetricsState, Stage};
@@ -47,6 +47,12 @@ impl Site {
         self.ledger.register_source(deployment, noon(), None).await.unwrap()
     }
 
+    /// The right to write as the source's collector.
+    async fn lease(&self, source: &Source) -> Lease {
+        let name = format!("collector:{}", source.deployment_id);
+        self.ledger.take_lease(&name, "test", SOON).await.unwrap().expect("the tests' own")
+    }
+
     /// A full pass of the source's collector, complete until noon, which ends where the ledger has read each topic, and `ahead` records
     /// further in the builds' topic.
     async fn pass(&self, source: &Source, ahead: i64) {
@@ -64,7 +70,7 @@ impl Site {
             late: 0,
             offsets,
         };
-        self.ledger.record_pass(&pass).await.unwrap();
+        self.ledger.record_pass(&self.lease(source).await, &pass).await.unwrap();
     }
 
     /// Appends the events to the log and records them, as a consumer does.
