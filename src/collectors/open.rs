@@ -1,6 +1,6 @@
 //! A collector comes up: it takes the source's lease, introduces the source, and learns where the last one left off.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::Instant;
 
 use chrono::{DateTime, SubsecRound, Utc};
@@ -17,7 +17,7 @@ use crate::license::PublicKeys;
 use crate::log::{Log, Record};
 
 /// Ids remembered of each kind, at most: some 100 MB.
-const SEEN_LIMIT: usize = 1_000_000;
+pub(super) const SEEN_LIMIT: usize = 1_000_000;
 /// Records of the log that are read for ids in flight, at most.
 const IN_FLIGHT_LIMIT: usize = 1_000_000;
 /// Records read at a time.
@@ -56,6 +56,8 @@ pub struct Collector {
     pub(super) pass_in_ledger: u64,
     /// Recorded passes that are not known to be in the ledger: number and the ledger's id.
     pub(super) passes_ahead: VecDeque<(u64, i64)>,
+    /// Partitions that ended before the ledger's position when the last pass looked: nothing is claimed while there are any.
+    pub(super) behind: BTreeSet<TopicPartition>,
 }
 
 impl Collector {
@@ -104,6 +106,7 @@ impl Collector {
             pass_number: 0,
             pass_in_ledger: 0,
             passes_ahead: VecDeque::new(),
+            behind: BTreeSet::new(),
         };
         collector.remember_in_flight().await?;
         Ok(Some(collector))
@@ -126,14 +129,16 @@ impl Collector {
     }
 
     /// What the log holds and the ledger has not read yet would look unknown to both memory and look-up. It counts as seen in the pass to come.
-    async fn remember_in_flight(&mut self) -> Result<(), CollectError> {
+    pub(super) async fn remember_in_flight(&mut self) -> Result<(), CollectError> {
         let positions: HashMap<TopicPartition, i64> = self.ledger.positions().await?.into_iter().collect();
         let mut left = IN_FLIGHT_LIMIT;
         for topic in [Topic::WorkspaceBuilds, Topic::AgentUsage] {
             for partition in self.log.partitions(topic).await? {
                 let partition = TopicPartition { topic, partition };
-                let (start, _) = self.log.watermarks(partition).await?;
-                let from = positions.get(&partition).copied().unwrap_or(start).max(start);
+                let (start, end) = self.log.watermarks(partition).await?;
+                // A position beyond the end is one in a topic that was recreated: of the new one nothing was read.
+                let position = positions.get(&partition).copied().filter(|position| *position <= end);
+                let from = position.unwrap_or(start).max(start);
                 self.remember_from(partition, from, &mut left).await?;
             }
         }

@@ -1,11 +1,12 @@
 //! One pass over coderd's database.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::time::Instant;
 
 use chrono::{DateTime, Utc};
 
-use super::open::Collector;
+use super::open::{Collector, SEEN_LIMIT};
+use super::seen::Seen;
 use super::settings::CollectError;
 use super::take::Appended;
 use super::{licenses, runtime};
@@ -42,6 +43,14 @@ pub(super) struct Bounds {
     /// Where the next pass begins.
     next_from: DateTime<Utc>,
     pub(super) now: DateTime<Utc>,
+}
+
+/// Where the log ends.
+struct Ends {
+    /// The end of each partition that is not empty.
+    offsets: Vec<(TopicPartition, i64)>,
+    /// Partitions that end before the ledger's position.
+    behind: BTreeSet<TopicPartition>,
 }
 
 impl Collector {
@@ -86,8 +95,14 @@ impl Collector {
         report.full_sweep = bounds.from.is_none();
         report.complete_until = bounds.complete_until.filter(|_| self.unreadable.is_empty());
         report.runtime_complete_until = hours.map(|hours| runtime::complete_until(&hours, bounds.now));
-        report.pass_id = self.record(started_at, &report, appended.ends).await?;
-        self.remember(&bounds, started_at, &report);
+        let ends = self.ends(appended.ends).await?;
+        let comparable = ends.behind.is_empty() && self.behind.is_empty();
+        if !comparable {
+            (report.complete_until, report.runtime_complete_until) = (None, None);
+        }
+        report.pass_id = self.record(started_at, &report, comparable, ends.offsets).await?;
+        self.remember(&bounds, started_at, &report, comparable);
+        self.heed(ends.behind).await?;
         Ok(report)
     }
 
@@ -117,28 +132,40 @@ impl Collector {
     }
 
     /// The ends of all partitions: whatever this and earlier passes appended, by this process or another, lies before them.
-    async fn record(
-        &mut self,
-        started_at: DateTime<Utc>,
-        report: &PassReport,
-        mut ends: HashMap<TopicPartition, i64>,
-    ) -> Result<i64, CollectError> {
+    async fn ends(&self, mut ends: HashMap<TopicPartition, i64>) -> Result<Ends, CollectError> {
+        // The positions first: an end that is asked for afterwards lies at or beyond them, unless the topic is another one.
+        let positions: HashMap<TopicPartition, i64> = self.ledger.positions().await?.into_iter().collect();
+        let mut behind = BTreeSet::new();
         for topic in Topic::ALL {
             for partition in self.log.partitions(topic).await? {
                 let partition = TopicPartition { topic, partition };
                 let (_, end) = self.log.watermarks(partition).await?;
+                if positions.get(&partition).is_some_and(|position| end < *position) {
+                    behind.insert(partition);
+                }
                 let known = ends.entry(partition).or_default();
                 *known = (*known).max(end);
             }
         }
         let mut offsets: Vec<(TopicPartition, i64)> = ends.into_iter().filter(|(_, end)| *end > 0).collect();
         offsets.sort_unstable();
+        Ok(Ends { offsets, behind })
+    }
+
+    /// Records the pass. One that cannot be compared with the ledger counts as no full sweep, or the source would pass for backfilled.
+    async fn record(
+        &self,
+        started_at: DateTime<Utc>,
+        report: &PassReport,
+        comparable: bool,
+        offsets: Vec<(TopicPartition, i64)>,
+    ) -> Result<i64, CollectError> {
         let pass = NewPass {
             source_id: self.source.id,
             started_at,
             complete_until: report.complete_until,
             runtime_complete_until: report.runtime_complete_until,
-            full_sweep: report.full_sweep,
+            full_sweep: report.full_sweep && comparable,
             produced: report.builds + report.claims + report.usage,
             late: report.late,
             offsets,
@@ -147,8 +174,10 @@ impl Collector {
     }
 
     /// What the next pass builds on. Only now: a pass that failed is read again from where it began.
-    fn remember(&mut self, bounds: &Bounds, started_at: DateTime<Utc>, report: &PassReport) {
-        self.passes_ahead.push_back((self.pass_number, report.pass_id));
+    fn remember(&mut self, bounds: &Bounds, started_at: DateTime<Utc>, report: &PassReport, comparable: bool) {
+        if comparable {
+            self.passes_ahead.push_back((self.pass_number, report.pass_id));
+        }
         self.claimed_until = self.claimed_until.max(report.complete_until);
         self.reread_from = Some(bounds.next_from);
         if report.full_sweep {
@@ -156,6 +185,27 @@ impl Collector {
         }
         self.builds.forget(bounds.next_from, self.pass_in_ledger);
         self.usage.forget(bounds.next_from.min(bounds.now - self.settings.usage_window), self.pass_in_ledger);
+    }
+
+    /// A topic that was recreated begins again at 0, so the ledger's position in the old one looks as if the new one had been read. Nothing
+    /// is claimed until the position is set to the new one. What the old one held unread is lost then: all is read again, and only the
+    /// ledger and the new topic count as known.
+    async fn heed(&mut self, behind: BTreeSet<TopicPartition>) -> Result<(), CollectError> {
+        if behind.is_empty() && !self.behind.is_empty() {
+            tracing::info!("the ledger's positions lie within the log again: all is read again");
+            (self.builds, self.usage) = (Seen::new(SEEN_LIMIT), Seen::new(SEEN_LIMIT));
+            self.passes_ahead.clear();
+            self.reread_from = None;
+            self.remember_in_flight().await?;
+        } else if !behind.is_subset(&self.behind) {
+            let partitions: Vec<String> = behind.iter().map(|at| format!("{}/{}", at.topic.name(), at.partition)).collect();
+            tracing::warn!(
+                ?partitions,
+                "the log ends before the ledger's position: was the topic recreated? Nothing is claimed to be complete"
+            );
+        }
+        self.behind = behind;
+        Ok(())
     }
 
     /// Which passes of ours are in the ledger by now.

@@ -434,6 +434,73 @@ async fn a_pass_counts_once_the_ledger_is_past_its_offsets() {
     assert!(ours.ledger.pass_is_in(first.pass_id).await.unwrap());
 }
 
+/// What an operator does to the builds' topic: all its records are gone, and it begins again at 0.
+async fn recreate_builds_topic(ours: &Ours) {
+    sqlx::raw_sql(
+        "delete from log_record where partition_id in (select id from log_partition where topic like '%workspace-builds%');
+         update log_partition set start_offset = 0, next_offset = 0 where topic like '%workspace-builds%'",
+    )
+    .execute(&ours.ledger.pool)
+    .await
+    .unwrap();
+}
+
+#[tokio::test]
+async fn nothing_is_claimed_while_the_log_ends_before_the_ledgers_position() {
+    let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
+    for _ in 0..12 {
+        coderd.creation().await;
+    }
+    let mut collector = ours.collector(settings(), &coderd).await;
+    let source = collector.source().id;
+    let first = collector.pass().await.unwrap();
+    ours.consume().await;
+    let lost = coderd.creation().await;
+    assert_eq!(collector.pass().await.unwrap().builds, 1);
+    recreate_builds_topic(&ours).await;
+    let found = coderd.creation().await;
+    for builds in [1, 0] {
+        let report = collector.pass().await.unwrap();
+        assert_eq!((report.builds, report.complete_until, report.runtime_complete_until), (builds, None, None));
+        assert_eq!(ours.ledger.completeness(source).await.unwrap().complete_until, first.complete_until);
+    }
+    // A source whose first passes fall into that time is not shown as backfilled.
+    let other = Coderd::new(SchemaVersion::Sep2026).await;
+    let others = other.creation().await;
+    let mut newcomer = ours.collector(settings(), &other).await;
+    assert!(newcomer.pass().await.unwrap().full_sweep);
+    newcomer.pass().await.unwrap();
+    assert!(!ours.ledger.backfilled(newcomer.source().id).await.unwrap());
+    // As after a recovery: the ledger reads the new topic from its start.
+    sqlx::query("update position set next_offset = 0, last_offset = null, last_record = null where topic like '%workspace-builds%'")
+        .execute(&ours.ledger.pool)
+        .await
+        .unwrap();
+    assert_eq!(collector.pass().await.unwrap().complete_until, None, "this pass still relied on what the old topic held");
+    let report = collector.pass().await.unwrap();
+    assert_eq!((report.full_sweep, report.builds), (true, 1), "what nobody had read is appended again");
+    assert!(report.complete_until > first.complete_until);
+    assert_eq!(ours.builds().await.into_keys().collect::<BTreeSet<_>>(), BTreeSet::from([lost, found, others]));
+}
+
+#[tokio::test]
+async fn a_collector_comes_up_beside_a_recreated_topic() {
+    let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
+    for _ in 0..12 {
+        coderd.creation().await;
+    }
+    let mut first = ours.collector(settings(), &coderd).await;
+    first.pass().await.unwrap();
+    ours.consume().await;
+    recreate_builds_topic(&ours).await;
+    coderd.creation().await;
+    assert_eq!(first.pass().await.unwrap().builds, 1);
+    drop(first);
+    let mut second = ours.collector(settings(), &coderd).await;
+    let report = second.pass().await.unwrap();
+    assert_eq!((report.full_sweep, report.builds, report.complete_until), (true, 0, None), "known from the new topic");
+}
+
 #[tokio::test]
 async fn what_is_found_later_than_claimed_is_counted() {
     let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
