@@ -105,7 +105,12 @@ impl Ledger {
     async fn schema_version(&self) -> Result<(i64, i64), LedgerError> {
         let needed = MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or_default();
         let mut connection = self.pool.acquire().await?;
-        connection.ensure_migrations_table(&MIGRATIONS.table_name).await?;
+        // Only asked: two processes that made this table at once would get in each other's way.
+        let begun: bool =
+            sqlx::query_scalar("select to_regclass($1) is not null").bind(&*MIGRATIONS.table_name).fetch_one(&mut *connection).await?;
+        if !begun {
+            return Ok((0, needed));
+        }
         let applied = connection.list_applied_migrations(&MIGRATIONS.table_name).await?;
         let found = applied.iter().map(|migration| migration.version).max().unwrap_or_default();
         Ok((found, needed))

@@ -193,7 +193,7 @@ async fn a_claim_without_its_event_is_missing_though_its_build_is_there() {
     let site = Site::new().await;
     site.tamper("delete from prebuild_claim").await;
     let report = site.audit().await;
-    let id = format!("workspace_build_completed:{}", site.claim);
+    let id = format!("prebuild_claimed:{}", site.claim);
     assert!(differences(&report).contains(&(SOURCE, "missing", &id)), "{report:?}");
 }
 

@@ -81,7 +81,7 @@ async fn kafka_cut_and_frozen_under_load_loses_and_doubles_nothing() {
     cut_again_and_again(&proxy, 4, 200_000).await;
     proxy.freeze();
     // longer than the group's patience: the group thinks that the member is gone
-    running.not_ready("log").await;
+    running.not_ready("log", &["Kafka at"]).await;
     proxy.thaw();
     all_is_recorded_once(&site).await;
     running.ready().await;

@@ -83,11 +83,13 @@ impl Site {
         self.settings.push((key.to_owned(), value.to_owned()));
     }
 
-    /// Writes the file as it stands now.
+    /// Writes the file as it stands now; one that a process is about to read is never half there.
     fn file(&self) -> String {
         let path = self.folder.path().join("pipeline.toml");
         let text: String = self.settings.iter().map(|(key, value)| format!("{key} = {value}\n")).collect();
-        std::fs::write(&path, text).unwrap();
+        let part = self.folder.path().join(format!("{}.part", uuid::Uuid::new_v4()));
+        std::fs::write(&part, text).unwrap();
+        std::fs::rename(part, &path).unwrap();
         path.to_str().unwrap().to_owned()
     }
 
@@ -228,12 +230,13 @@ impl Running {
         eventually(SOON, "it is ready", || async { self.get("/readyz").await.0 == StatusCode::OK }).await;
     }
 
-    /// Waits until this check is not well, while the process is alive, and says why it is not.
-    async fn not_ready(&self, check: &str) -> String {
-        let why = found(SOON, &format!("{check} is not ready"), async || {
+    /// Waits until this check is not well for a reason that holds all these words, while the process is alive, and says the reason.
+    async fn not_ready(&self, check: &str, words: &[&str]) -> String {
+        let why = found(SOON, &format!("{check} is not ready because {words:?}"), async || {
             let (status, body) = self.get("/readyz").await;
             let check = &body["checks"][check];
-            (status == StatusCode::SERVICE_UNAVAILABLE && check["ok"] == false).then(|| check["why"].as_str().unwrap().to_owned())
+            let why = check["why"].as_str().filter(|why| words.iter().all(|word| why.contains(word)))?;
+            (status == StatusCode::SERVICE_UNAVAILABLE && check["ok"] == false).then(|| why.to_owned())
         })
         .await;
         assert_eq!(self.get("/healthz").await.0, StatusCode::OK);

@@ -82,3 +82,16 @@ async fn the_shipped_pipelines_have_no_mistake() {
         assert!(unset.status.code() == Some(2) && unset.stdout.contains("CODERD_DATABASE_URL is not set"), "{unset:?}");
     }
 }
+
+#[tokio::test]
+async fn a_look_at_an_empty_database_writes_nothing_and_many_may_migrate_at_once() {
+    let site = Site::bare(Kind::Postgres).await;
+    let looks = futures::future::join_all((0..4).map(|_| site.command("status"))).await;
+    for look in looks {
+        assert!(look.status.code() == Some(3) && look.stderr.contains("run `tallyline migrate`"), "{look:?}");
+    }
+    assert_eq!(site.count("select count(*) from pg_tables where schemaname = 'public'").await, 0);
+    for migrated in futures::future::join_all((0..4).map(|_| site.command("migrate"))).await {
+        assert!(migrated.status.success(), "{migrated:?}");
+    }
+}
