@@ -248,9 +248,8 @@ impl<'a> Sides<'a> {
             for id in ids {
                 match (here.get(id), there.get(id)) {
                     (Some(here), Some(Ok(there))) if here == there => {}
-                    (Some(_), Some(_)) => {
-                        joint.remarks.push(remark("source_changed", id, "coderd has rewritten the row since it was accepted"))
-                    }
+                    // coderd never rewrites what the digest of usage covers
+                    (Some(_), Some(_)) => joint.differences.push(difference("differs", id, "coderd's row tells something else")),
                     (None, Some(Err(ParseError::UnknownEventType(_)))) if refused.contains(id) => {
                         joint.remarks.push(remark("held", id, "the ledger holds the row raw, for a version that knows its type"));
                     }

@@ -8,12 +8,13 @@ use tallyline::audit::{Audit, AuditReport};
 use tallyline::clock::Clock;
 use tallyline::coderd;
 use tallyline::collectors::{Collector, Settings};
-use tallyline::consumer;
-use tallyline::event::{Message, PREBUILDS_USER, Topic, TopicPartition};
-use tallyline::ledger::{Chain, Ledger, LedgerSettings};
+use tallyline::consumer::{self, Replay};
+use tallyline::event::{Event, Message, PREBUILDS_USER, Payload, PrebuildClaimed, Topic, TopicPartition, parse};
+use tallyline::ledger::{Chain, Ledger, LedgerSettings, ReplayRange};
 use tallyline::license::PublicKeys;
 use tallyline::log::{Log, PostgresLogSettings};
 use tallyline::sim::coderd::SchemaVersion;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::support::coderd::{Build, Coderd};
@@ -50,6 +51,14 @@ impl Site {
         let mut site = Site { coderd, collector, ledger, log, creation, claim, _database: database };
         site.collect().await;
         site
+    }
+
+    /// The claims in the log.
+    async fn claims(&self) -> Vec<PrebuildClaimed> {
+        let partition = TopicPartition { topic: Topic::PrebuildClaims, partition: 0 };
+        let records = self.log.read(partition, 0, 100).await.unwrap();
+        let claim = |payload| if let Payload::Claim(claim) = payload { Some(*claim) } else { None };
+        records.into_iter().filter_map(|record| claim(parse(&record.message).unwrap().payload)).collect()
     }
 
     /// One pass, and everything that it appended recorded.
@@ -195,6 +204,49 @@ async fn a_claim_without_its_event_is_missing_though_its_build_is_there() {
     let report = site.audit().await;
     let id = format!("prebuild_claimed:{}", site.claim);
     assert!(differences(&report).contains(&(SOURCE, "missing", &id)), "{report:?}");
+}
+
+#[tokio::test]
+async fn a_claim_that_coderd_never_had_is_a_difference() {
+    let site = Site::new().await;
+    let known: PrebuildClaimed = site.claims().await.remove(0);
+    let forged = PrebuildClaimed { build_id: Uuid::new_v4(), ..known.clone() };
+    let of_a_creation = PrebuildClaimed { build_id: site.creation, ..known };
+    for claim in [&forged, &of_a_creation] {
+        let event = Event { deployment: site.coderd.deployment, payload: Payload::Claim(Box::new(claim.clone())) };
+        site.log.append(Topic::PrebuildClaims, vec![event.to_message()]).await.unwrap();
+    }
+    site.consume().await;
+    let report = site.audit().await;
+    let mut expected = [forged.build_id, site.creation].map(|id| format!("prebuild_claimed:{id}"));
+    let mut found: Vec<_> = differences(&report).into_iter().map(|(joint, kind, id)| (joint, kind, id.to_owned())).collect();
+    expected.sort();
+    found.sort();
+    assert_eq!(found, expected.map(|id| (SOURCE, "not_in_source", id)));
+}
+
+#[tokio::test]
+async fn usage_that_tells_something_else_than_coderds_row_is_a_difference() {
+    let site = Site::new().await;
+    site.tamper_source("update usage_events set event_data = '{\"count\": 2}' where $1::uuid is not null", site.creation).await;
+    assert_eq!(differences(&site.audit().await), [(SOURCE, "differs", "usage-1")]);
+}
+
+#[tokio::test]
+async fn a_replay_that_runs_ahead_of_the_consumer_leaves_balanced_books() {
+    let site = Site::new().await;
+    site.log.append(Topic::AgentUsage, vec![Message { payload: Some(b"{}".to_vec()), ..Message::default() }]).await.unwrap();
+    let partition = TopicPartition { topic: Topic::AgentUsage, partition: 0 };
+    let (first_offset, end_offset) = site.log.watermarks(partition).await.unwrap();
+    let range = ReplayRange { partition, first_offset, next_offset: first_offset, end_offset };
+    let replay = Replay { log: site.log.clone(), ledger: site.ledger.clone() };
+    let plan = replay.plan(&[range], |_| {}).await.unwrap();
+    replay.execute(&plan.hash, |_| {}, &CancellationToken::new()).await.unwrap();
+    assert_eq!(differences(&site.audit().await), []);
+    site.consume().await;
+    let report = site.audit().await;
+    assert_eq!(differences(&report), []);
+    assert_eq!(number(&report, LOG, "rejects"), 1);
 }
 
 #[tokio::test]
