@@ -15,7 +15,7 @@ pub use telemetry::ConsumerTelemetry;
 pub use verify::PositionFault;
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::task::{AbortHandle, JoinSet};
@@ -104,9 +104,7 @@ impl Consumer {
             }
         };
         ours.leave().await;
-        if let Ok(mut stopped) = self.stopped.lock() {
-            stopped.clear();
-        }
+        self.not_read(BTreeMap::clear);
         outcome
     }
 
@@ -146,25 +144,26 @@ impl Consumer {
 
     fn not_started(&self, partition: TopicPartition, problem: &str) {
         let reason = format!("not read yet: {problem}");
-        if let Ok(mut stopped) = self.stopped.lock()
-            && stopped.insert(partition, reason.clone()).is_none_or(|before| before != reason)
-        {
+        if self.not_read(|not_read| not_read.insert(partition, reason.clone())).as_ref() != Some(&reason) {
             warn!(%partition, reason, "partition not started, trying again");
         }
     }
 
     fn stop_partition(&self, partition: TopicPartition, reason: &str) {
         error!(%partition, reason, "partition stopped");
-        self.telemetry.partition_stopped();
-        if let Ok(mut stopped) = self.stopped.lock() {
-            stopped.insert(partition, reason.to_owned());
-        }
+        self.not_read(|not_read| not_read.insert(partition, reason.to_owned()));
     }
 
     fn forget(&self, partitions: &[TopicPartition]) {
-        if let Ok(mut stopped) = self.stopped.lock() {
-            stopped.retain(|partition, _| !partitions.contains(partition));
-        }
+        self.not_read(|not_read| not_read.retain(|partition, _| !partitions.contains(partition)));
+    }
+
+    /// Changes what is told about partitions that are not read.
+    fn not_read<R>(&self, change: impl FnOnce(&mut BTreeMap<TopicPartition, String>) -> R) -> R {
+        let mut stopped = self.stopped.lock().unwrap_or_else(PoisonError::into_inner);
+        let changed = change(&mut stopped);
+        self.telemetry.not_read(stopped.len());
+        changed
     }
 }
 

@@ -1,21 +1,21 @@
 //! What a consumer counts of itself: batches and verdicts, never single events.
 
-use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
+use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
 use crate::event::TopicPartition;
 use crate::ledger::Counts;
 
-/// Counters of this process's consumer. Names begin with `tallyline_consumer_`.
+/// What this process's consumer tells of itself. Names begin with `tallyline_consumer_`.
 #[derive(Clone)]
 pub struct ConsumerTelemetry {
     batches: IntCounterVec,
     records: IntCounterVec,
     fenced: IntCounter,
-    stopped: IntCounter,
+    not_read: IntGauge,
 }
 
 impl ConsumerTelemetry {
-    /// Counters in `registry`.
+    /// Registers all in `registry`.
     ///
     /// # Errors
     /// A name that is registered already.
@@ -27,12 +27,15 @@ impl ConsumerTelemetry {
                 &["verdict"],
             )?,
             fenced: IntCounter::new("tallyline_consumer_fenced_total", "Batches dropped because another consumer has the partition.")?,
-            stopped: IntCounter::new("tallyline_consumer_partitions_stopped_total", "Partitions stopped because of their position.")?,
+            not_read: IntGauge::new(
+                "tallyline_consumer_partitions_not_read",
+                "Partitions that are this process's but are not read: stopped because of their position, or not started yet.",
+            )?,
         };
         registry.register(Box::new(telemetry.batches.clone()))?;
         registry.register(Box::new(telemetry.records.clone()))?;
         registry.register(Box::new(telemetry.fenced.clone()))?;
-        registry.register(Box::new(telemetry.stopped.clone()))?;
+        registry.register(Box::new(telemetry.not_read.clone()))?;
         Ok(telemetry)
     }
 
@@ -53,7 +56,7 @@ impl ConsumerTelemetry {
         self.fenced.inc();
     }
 
-    pub(super) fn partition_stopped(&self) {
-        self.stopped.inc();
+    pub(super) fn not_read(&self, partitions: usize) {
+        self.not_read.set(i64::try_from(partitions).unwrap_or(i64::MAX));
     }
 }
