@@ -16,3 +16,4 @@ mod publisher;
 mod serve;
 mod smoke;
 mod support;
+mod vanished;
