@@ -77,8 +77,12 @@ impl MetricsLease {
         let ledger = &serving.api.ledger;
         let until = Instant::now() + length;
         match self.last() {
-            // A fold that broke shows nothing any more: let another process.
-            Some(lease) if serving.api.metrics.watch().borrow().is_none() => self.give_back(ledger, lease).await?,
+            // A fold that broke shows nothing any more, and one that has not come to the ledger's end for `FRESH` shows what is old: let
+            // another process.
+            Some(lease) if serving.api.metrics.watch().borrow().is_none() || !serving.known.is_fresh() => {
+                warn!(epoch = lease.epoch, "this process's folds are broken or behind: another may show the domain series");
+                self.give_back(ledger, lease).await?;
+            }
             Some(lease) if ledger.renew_lease(&lease, length).await? => self.hold(lease, until),
             Some(lease) => self.lost(&lease),
             // Who is still reading the ledger's events would keep the series from who could show them.

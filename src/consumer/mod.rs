@@ -132,7 +132,7 @@ impl Consumer {
 
     async fn claim(&self, partition: TopicPartition) -> anyhow::Result<Claim> {
         let (log_start, _) = self.log.watermarks(partition).await?;
-        Ok(self.ledger.claim(partition, log_start).await?)
+        Ok(self.ledger.in_time(self.ledger.claim(partition, log_start)).await?)
     }
 
     async fn hand_over(&self, workers: &HashMap<TopicPartition, Worker>, batch: Batch, stop: &CancellationToken) {

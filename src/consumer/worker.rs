@@ -143,7 +143,9 @@ impl Task {
             if self.claim.next_offset >= next_offset {
                 return Ok(());
             }
-            match self.consumer.ledger.record(&Chain::Live(self.claim.clone()), &arrivals, next_offset).await {
+            let chain = Chain::Live(self.claim.clone());
+            let recording = self.consumer.ledger.record(&chain, &arrivals, next_offset);
+            match self.consumer.ledger.in_time(recording).await {
                 Ok(counts) => {
                     debug!(partition = %self.claim.partition, records = counts.records, accepted = counts.accepted, "batch recorded");
                     self.consumer.telemetry.recorded(self.claim.partition, counts);

@@ -10,6 +10,7 @@ use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions as _, Connection as _};
 
 use super::Ledger;
+use super::in_time::{DEADLINE, settles};
 use crate::clock::Clock;
 
 static MIGRATIONS: Migrator = sqlx::migrate!();
@@ -67,8 +68,9 @@ impl Ledger {
             .max_connections(settings.connections)
             .acquire_timeout(Duration::from_secs(10))
             .test_before_acquire(true)
+            .after_release(|connection, _| Box::pin(settles(connection)))
             .connect_lazy_with(options);
-        Ok(Ledger { pool, clock, source_ids: Arc::new(Mutex::new(HashMap::new())) })
+        Ok(Ledger { pool, clock, deadline: DEADLINE, source_ids: Arc::new(Mutex::new(HashMap::new())) })
     }
 
     /// Opens one connection beside the pool, which would hide the reason why it cannot be had, and closes it.
@@ -104,14 +106,17 @@ impl Ledger {
 
     async fn schema_version(&self) -> Result<(i64, i64), LedgerError> {
         let needed = MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or_default();
-        let mut connection = self.pool.acquire().await?;
-        // Only asked: two processes that made this table at once would get in each other's way.
-        let begun: bool =
-            sqlx::query_scalar("select to_regclass($1) is not null").bind(&*MIGRATIONS.table_name).fetch_one(&mut *connection).await?;
-        if !begun {
-            return Ok((0, needed));
-        }
-        let applied = connection.list_applied_migrations(&MIGRATIONS.table_name).await?;
+        let listed = async {
+            let mut connection = self.pool.acquire().await?;
+            // Only asked: two processes that made this table at once would get in each other's way.
+            let begun = sqlx::query_scalar("select to_regclass($1) is not null").bind(&*MIGRATIONS.table_name);
+            let begun: bool = begun.fetch_one(&mut *connection).await?;
+            if !begun {
+                return Ok(Vec::new());
+            }
+            connection.list_applied_migrations(&MIGRATIONS.table_name).await.map_err(LedgerError::from)
+        };
+        let applied = self.in_time(listed).await?;
         let found = applied.iter().map(|migration| migration.version).max().unwrap_or_default();
         Ok((found, needed))
     }

@@ -9,6 +9,7 @@ mod exports;
 mod follow;
 mod foresee;
 mod hints;
+mod in_time;
 mod known;
 mod leases;
 mod licenses;
@@ -45,6 +46,7 @@ pub use status::{BatchCount, Contents, EventCount, LeaseRow, PositionRow, Public
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use sqlx::PgPool;
 use uuid::Uuid;
@@ -58,6 +60,8 @@ pub struct Ledger {
     pub pool: PgPool,
     /// What `recorded_at` is taken from. Leases use the database's clock instead.
     pub clock: Clock,
+    /// How long a call under [`Ledger::in_time`] may take.
+    pub deadline: Duration,
     /// Sources never go away, so what was looked up once stays true.
     source_ids: Arc<Mutex<HashMap<Uuid, i16>>>,
 }

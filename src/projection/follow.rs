@@ -107,10 +107,11 @@ impl<S: Stage> Projection<S> {
     /// Adds all that was committed before now.
     async fn catch_up(&mut self) -> Result<(), ProjectionError> {
         let asked_at = self.ledger.clock.now();
-        let head = self.ledger.head().await?;
+        let head = self.ledger.in_time(self.ledger.head()).await?;
         let mut standing = self.view.standing().map(|standing| (standing.incarnation, standing.sequence));
         if standing.is_none_or(|(incarnation, _)| incarnation != head.incarnation) {
-            let folded = Folded::<S>::begin(&self.ledger, head.incarnation, head.sequence).await?;
+            let begun = Folded::<S>::begin(&self.ledger, head.incarnation, head.sequence);
+            let folded = self.ledger.in_time(begun).await?;
             if folded.incarnation != head.incarnation {
                 return Ok(()); // replaced just now: the next round sees it
             }
@@ -124,7 +125,8 @@ impl<S: Stage> Projection<S> {
             return Err(ProjectionError::WentBack { was: sequence, now: head.sequence });
         }
         while sequence < head.sequence {
-            let Some(page) = next_page(&self.ledger, incarnation, sequence, head.sequence).await? else { return Ok(()) };
+            let next = next_page(&self.ledger, incarnation, sequence, head.sequence);
+            let Some(page) = self.ledger.in_time(next).await? else { return Ok(()) };
             for entry in page {
                 sequence = entry.sequence;
                 self.view.add(entry)?;
@@ -153,7 +155,7 @@ impl<S: Stage> Projection<S> {
         let view = self.view();
         let Ok(Some(snapshot)) = tokio::task::spawn_blocking(move || view.folded(Folded::snapshot)).await else { return };
         let kept = match snapshot {
-            Ok(snapshot) => match self.ledger.save_snapshot(S::NAME, S::RULES_VERSION, &snapshot).await {
+            Ok(snapshot) => match self.ledger.in_time(self.ledger.save_snapshot(S::NAME, S::RULES_VERSION, &snapshot)).await {
                 Ok(()) => Ok(snapshot.sequence),
                 Err(error) => Err(ProjectionError::from(error)),
             },

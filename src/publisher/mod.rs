@@ -155,7 +155,7 @@ impl Publisher {
             self.condition.set(Condition::NoDatabase);
             return Ok(Cycle::default());
         };
-        let Some(source) = self.ledger.source(self.settings.deployment).await? else {
+        let Some(source) = self.ledger.in_time(self.ledger.source(self.settings.deployment)).await? else {
             self.condition.set(Condition::NotIntroduced);
             return Ok(Cycle::default());
         };
@@ -177,7 +177,7 @@ impl Publisher {
             done?;
             self.reader = Some(reader);
         }
-        let pending = self.ledger.pending_publications(source_id).await?;
+        let pending = self.ledger.in_time(self.ledger.pending_publications(source_id)).await?;
         self.telemetry.queue(self.settings.deployment, &pending, self.ledger.clock.now());
         Ok(cycle)
     }
@@ -188,7 +188,8 @@ impl Publisher {
         let mut after = None;
         while !stop.is_cancelled() {
             let now = self.ledger.clock.now();
-            let old = self.ledger.old_publications(source_id, look::sendable_after(now), after.as_ref(), OLD_PAGE).await?;
+            let old = self.ledger.old_publications(source_id, look::sendable_after(now), after.as_ref(), OLD_PAGE);
+            let old = self.ledger.in_time(old).await?;
             let Some(last) = old.last().cloned() else { return Ok(()) };
             let ids: Vec<String> = old.into_iter().map(|(_, id)| id).collect();
             let rows = rows_by_id(reader, &ids).await?;
@@ -204,7 +205,7 @@ impl Publisher {
 
     async fn settle(&self, source_id: i16, ids: &[String], settlement: Settlement, settled: &mut Settled) -> anyhow::Result<()> {
         if !ids.is_empty() {
-            let more = self.ledger.settle_publications(source_id, &self.holder, ids, settlement).await?;
+            let more = self.ledger.in_time(self.ledger.settle_publications(source_id, &self.holder, ids, settlement)).await?;
             settled.not_ours += more.not_ours;
             settled.expired += more.expired;
             settled.unknown += more.unknown;

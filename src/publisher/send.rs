@@ -39,7 +39,7 @@ impl Publisher {
             holder: &self.holder,
             lease: self.settings.lease,
         };
-        if !self.ledger.begin_request(&request).await? {
+        if !self.ledger.in_time(self.ledger.begin_request(&request)).await? {
             info!(request = %request.id, "not sent: a lease ended before its request began");
             return Ok(());
         }
@@ -89,7 +89,7 @@ impl Publisher {
         }
         if !invalid.is_empty() {
             cycle.held_back += invalid.len();
-            self.ledger.postpone_publications(source_id, &self.holder, &invalid).await?;
+            self.ledger.in_time(self.ledger.postpone_publications(source_id, &self.holder, &invalid)).await?;
         }
         Ok((ready, outgoing))
     }
@@ -140,7 +140,7 @@ impl Publisher {
     async fn record(&self, outcome: &RequestOutcome<'_>, begun: Instant) -> anyhow::Result<()> {
         let mut waits = Waits::new(Duration::from_millis(100), Duration::from_secs(5));
         loop {
-            let fault = match self.ledger.record_outcome(outcome).await {
+            let fault = match self.ledger.in_time(self.ledger.record_outcome(outcome)).await {
                 Ok(()) => return Ok(()),
                 Err(fault) => fault,
             };

@@ -32,12 +32,13 @@ impl Publisher {
     async fn follow(&self, reader: &mut Reader, source_id: i16, cycle: &mut Cycle) -> anyhow::Result<bool> {
         let now = self.ledger.clock.now();
         let limit = i64::try_from(PAGE)?;
-        let leased = self.ledger.lease_publications(source_id, &self.holder, sendable_after(now), limit, self.settings.lease).await?;
+        let leased = self.ledger.lease_publications(source_id, &self.holder, sendable_after(now), limit, self.settings.lease);
+        let leased = self.ledger.in_time(leased).await?;
         let ids: Vec<String> = leased.iter().map(|ours| ours.event_id.clone()).collect();
         let rows = match rows_by_id(reader, &ids).await {
             Ok(rows) => rows,
             Err(fault) => {
-                self.ledger.release_publications(source_id, &self.holder, &ids).await?;
+                self.ledger.in_time(self.ledger.release_publications(source_id, &self.holder, &ids)).await?;
                 return Err(fault);
             }
         };
@@ -58,7 +59,7 @@ impl Publisher {
             later.push(Postponed { event_id: ours.event_id, message, next_attempt_at: now + LOOK_AGAIN });
         }
         self.settle(source_id, &not_ours, Settlement::NotOurs, &mut cycle.settled).await?;
-        self.ledger.postpone_publications(source_id, &self.holder, &later).await?;
+        self.ledger.in_time(self.ledger.postpone_publications(source_id, &self.holder, &later)).await?;
         cycle.held_back += differences;
         cycle.waiting += later.len() - differences;
         Ok(ids.len() == PAGE)

@@ -69,7 +69,8 @@ impl Publisher {
     async fn publish(&self, reader: &mut Reader, source_id: i16, license: &SigningLicense, cycle: &mut Cycle) -> anyhow::Result<bool> {
         let now = self.ledger.clock.now();
         let limit = i64::try_from(MAX_EVENTS_PER_REQUEST)?;
-        let leased = self.ledger.lease_publications(source_id, &self.holder, sendable_after(now), limit, self.settings.lease).await?;
+        let leased = self.ledger.lease_publications(source_id, &self.holder, sendable_after(now), limit, self.settings.lease);
+        let leased = self.ledger.in_time(leased).await?;
         let ids: Vec<String> = leased.iter().map(|ours| ours.event_id.clone()).collect();
         let sent = match self.sift(reader, source_id, leased, now, cycle).await {
             Ok(ours) if ours.is_empty() => Ok(()),
@@ -78,7 +79,7 @@ impl Publisher {
         };
         if let Err(fault) = sent {
             // nothing is on its way any more; if this fails too, the leases end by themselves
-            self.ledger.release_publications(source_id, &self.holder, &ids).await?;
+            self.ledger.in_time(self.ledger.release_publications(source_id, &self.holder, &ids)).await?;
             return Err(fault);
         }
         Ok(ids.len() == MAX_EVENTS_PER_REQUEST)
@@ -113,7 +114,7 @@ impl Publisher {
             }
         }
         self.settle(source_id, &not_ours, Settlement::NotOurs, &mut cycle.settled).await?;
-        self.ledger.postpone_publications(source_id, &self.holder, &later).await?;
+        self.ledger.in_time(self.ledger.postpone_publications(source_id, &self.holder, &later)).await?;
         Ok(ours)
     }
 }

@@ -17,3 +17,4 @@ mod publisher;
 mod serve;
 mod smoke;
 mod support;
+mod vanished;

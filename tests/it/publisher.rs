@@ -4,4 +4,4 @@ mod expiry;
 mod modes;
 mod requests;
 mod verdicts;
-mod world;
+pub mod world;

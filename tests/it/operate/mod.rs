@@ -1,7 +1,7 @@
 //! `tallyline run` as an operator meets it: real processes, and dependencies that are not there, go away, freeze or come back changed.
 
 mod faults;
-mod proxy;
+pub mod proxy;
 mod recreated;
 mod refusals;
 mod start;

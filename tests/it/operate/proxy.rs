@@ -1,6 +1,7 @@
 //! A TCP proxy in front of a server: a test takes the network away and gives it back.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
@@ -23,6 +24,8 @@ pub struct Proxy {
 struct State {
     /// Bytes stand still in both directions; connections are taken but lead nowhere.
     frozen: watch::Sender<bool>,
+    /// All connections that are open when it changes carry nothing any more, and nobody is told.
+    losses: watch::Sender<u64>,
     /// All connections that are open when it changes are cut.
     cuts: watch::Sender<u64>,
     /// Bytes that came from the server.
@@ -58,6 +61,7 @@ impl Proxy {
     fn at(address: SocketAddr, server: String) -> Proxy {
         let state = State {
             frozen: watch::Sender::new(false),
+            losses: watch::Sender::new(0),
             cuts: watch::Sender::new(0),
             bytes: AtomicU64::new(0),
             connections: AtomicUsize::new(0),
@@ -113,6 +117,12 @@ impl Proxy {
         self.state.frozen.send_replace(false);
     }
 
+    /// The server's host is gone and another has its address: of the connections that are open nothing is heard any more, new ones are
+    /// carried.
+    pub fn lose(&self) {
+        self.state.losses.send_modify(|losses| *losses += 1);
+    }
+
     pub fn connections(&self) -> usize {
         self.state.connections.load(Ordering::SeqCst)
     }
@@ -126,8 +136,9 @@ impl Drop for Proxy {
 
 async fn carry(client: TcpStream, server: String, state: Arc<State>) {
     let mut cut = state.cuts.subscribe();
+    let mut lost = state.losses.subscribe();
     let mut frozen = state.frozen.subscribe();
-    let carried = async {
+    let carried = pin!(async {
         if frozen.wait_for(|frozen| !frozen).await.is_err() {
             return;
         }
@@ -139,11 +150,13 @@ async fn carry(client: TcpStream, server: String, state: Arc<State>) {
             () = pass(&mut from_client, &mut to_server, &state, false) => {}
             () = pass(&mut from_server, &mut to_client, &state, true) => {}
         }
-    };
+    });
     state.connections.fetch_add(1, Ordering::SeqCst);
     tokio::select! {
         () = carried => {}
         _ = cut.changed() => {}
+        // both ends stay open, for `carried` lives on
+        _ = lost.changed() => { let _ = cut.changed().await; }
     }
     state.connections.fetch_sub(1, Ordering::SeqCst);
 }

@@ -1,0 +1,139 @@
+//! The ledger's host is gone while it owes an answer, and nobody says so: no call waits for ever, and no place in the pool is lost.
+
+use std::io;
+use std::time::Duration;
+
+use prometheus::Registry;
+use sqlx::{AssertSqlSafe, PgPool};
+use tallyline::clock::Clock;
+use tallyline::event::Topic;
+use tallyline::ledger::{Chain, Ledger, LedgerSettings, RecordError};
+use tallyline::projection::{Projection, ProjectionSettings};
+use tallyline::publisher::{Condition, Publisher, PublisherTelemetry};
+use tallyline::stages::MetricsState;
+use tokio_util::sync::CancellationToken;
+
+use crate::operate::proxy::Proxy;
+use crate::publisher::world::{World, start_time, usage};
+use crate::support::eventually;
+use crate::support::ledger::{DEPLOYMENT, arrival, build, ledger, noon, partition};
+
+const SOON: Duration = Duration::from_secs(30);
+/// Long enough to take a host away while a call waits.
+const DEADLINE: Duration = Duration::from_secs(3);
+
+/// The same ledger, reached through a proxy.
+async fn through_proxy(direct: &Ledger, connections: u32) -> (Proxy, Ledger) {
+    let at = direct.pool.connect_options();
+    let url = format!("postgres://{}@{}:{}/{}", at.get_username(), at.get_host(), at.get_port(), at.get_database().unwrap());
+    let (mut proxy, url) = Proxy::to_database(&url);
+    proxy.open().await;
+    let mut ledger = Ledger::open(&LedgerSettings { url, connections }, direct.clock.clone()).unwrap();
+    ledger.deadline = DEADLINE;
+    (proxy, ledger)
+}
+
+/// Runs `call`, which waits for the table, and takes the server's host away meanwhile. The table is free then, but the answer does not come.
+async fn lost<T>(pool: &PgPool, table: &str, proxy: &Proxy, call: impl Future<Output = T>) -> T {
+    let mut lock = pool.begin().await.unwrap();
+    sqlx::query(AssertSqlSafe(format!("lock table {table} in access exclusive mode"))).execute(&mut *lock).await.unwrap();
+    let taking_away = async {
+        eventually(SOON, "the call waits", || async { waiting(pool).await > 0 }).await;
+        proxy.lose();
+        lock.rollback().await.unwrap();
+    };
+    let in_time = tokio::time::timeout(SOON, async { tokio::join!(call, taking_away) });
+    in_time.await.expect("the call ends").0
+}
+
+async fn waiting(pool: &PgPool) -> i64 {
+    sqlx::query_scalar("select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'")
+        .fetch_one(pool)
+        .await
+        .unwrap()
+}
+
+#[tokio::test]
+async fn a_call_ends_in_time_and_its_connection_is_not_used_again() {
+    let (database, direct) = ledger().await;
+    let (proxy, ledger) = through_proxy(&direct, 1).await;
+    ledger.head().await.unwrap();
+    let answer = lost(&database.pool, "ledger", &proxy, ledger.in_time(ledger.head())).await;
+    assert!(matches!(&answer, Err(sqlx::Error::Io(error)) if error.kind() == io::ErrorKind::TimedOut), "{answer:?}");
+    // The pool has one place. Its next user waits for it for ten seconds at most.
+    ledger.head().await.expect("another connection");
+}
+
+#[tokio::test]
+async fn a_call_may_take_longer_than_the_server_lets_a_statement_run() {
+    let ledger = Ledger::open(&LedgerSettings { url: crate::support::database().await.url, connections: 1 }, Clock::given(noon())).unwrap();
+    let query = "select setting::bigint from pg_settings where name = 'statement_timeout'";
+    let statement_timeout: i64 = sqlx::query_scalar(query).fetch_one(&ledger.pool).await.unwrap();
+    let longest = ledger.deadline.as_millis();
+    assert!((1..i64::try_from(longest).unwrap()).contains(&statement_timeout), "{statement_timeout} ms in {longest} ms");
+}
+
+#[tokio::test]
+async fn a_batch_is_recorded_once_although_its_answer_never_came() {
+    let (database, direct) = ledger().await;
+    let (proxy, ledger) = through_proxy(&direct, 2).await;
+    let claim = ledger.claim(partition(Topic::WorkspaceBuilds, 0), 0).await.unwrap();
+    let arrivals = [arrival(0, build(DEPLOYMENT, 1))];
+    let chain = Chain::Live(claim);
+    let answer = lost(&database.pool, "workspace_build", &proxy, ledger.in_time(ledger.record(&chain, &arrivals, 1))).await;
+    assert!(matches!(&answer, Err(RecordError::Unavailable(_))), "{answer:?}");
+    // The server gives up what its lost client had begun.
+    eventually(SOON, "it is recorded", || async { ledger.in_time(ledger.record(&chain, &arrivals, 1)).await.is_ok() }).await;
+    let builds: i64 = sqlx::query_scalar("select count(*) from workspace_build").fetch_one(&database.pool).await.unwrap();
+    assert_eq!(builds, 1);
+}
+
+/// One batch of one build.
+async fn record(ledger: &Ledger, offset: i64) {
+    let claim = ledger.claim(partition(Topic::WorkspaceBuilds, 0), 0).await.unwrap();
+    let arrivals = [arrival(offset, build(DEPLOYMENT, u32::try_from(offset).unwrap()))];
+    ledger.record(&Chain::Live(claim), &arrivals, offset + 1).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_fold_goes_on() {
+    let (database, direct) = ledger().await;
+    let (proxy, ledger) = through_proxy(&direct, 4).await;
+    let settings = ProjectionSettings { poll: Duration::from_millis(50), ..ProjectionSettings::default() };
+    let projection = Projection::<MetricsState>::new(ledger, settings);
+    let (view, stop) = (projection.view(), CancellationToken::new());
+    let heard = stop.clone();
+    let folding = tokio::spawn(async move { projection.run(&heard).await });
+    let reaches = async |sequence| eventually(SOON, "the fold goes on", || async { view.caught_up_to() >= sequence }).await;
+    record(&direct, 0).await;
+    reaches(1).await;
+    lost(&database.pool, "ledger", &proxy, std::future::ready(())).await;
+    record(&direct, 1).await;
+    reaches(2).await;
+    // read with each page of batches, and not written with a build
+    lost(&database.pool, "license", &proxy, record(&direct, 2)).await;
+    reaches(3).await;
+    stop.cancel();
+    folding.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_publisher_says_so_and_publishes_afterwards() {
+    let world = World::new().await;
+    let (proxy, ledger) = through_proxy(&world.ledger, 4).await;
+    let telemetry = PublisherTelemetry::register(&Registry::new()).unwrap();
+    let mut publisher = Publisher::new(ledger, world.settings.clone(), telemetry).unwrap();
+    for table in ["source", "publication", "publication_request"] {
+        world.add(&[usage(table, start_time())]).await;
+        let cycle = lost(&world.ledger.pool, table, &proxy, publisher.cycle(&world.stop)).await;
+        let fault = format!("{:#}", cycle.unwrap_err());
+        assert!(fault.contains("no answer within 3 s"), "{table}: {fault}");
+        assert!(matches!(publisher.condition().get(), Condition::Failing(_)), "{table}");
+        assert_eq!(world.times_billed(table), 0, "{table}");
+        world.end_leases().await;
+        // The server gives up what its lost client had begun.
+        let published = async { while !publisher.cycle(&world.stop).await.is_ok_and(|cycle| cycle.accepted == 1) {} };
+        tokio::time::timeout(SOON, published).await.expect(table);
+        assert_eq!(world.times_billed(table), 1, "{table}");
+    }
+}
