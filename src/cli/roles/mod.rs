@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
 use super::{Exit, Failure};
-use crate::config::Role;
+use crate::config::{PublishMode, Role};
 use crate::consumer::{Consumer, ConsumerTelemetry, GRACE};
 use crate::publisher;
 
@@ -35,6 +35,8 @@ type Publishing = Arc<OnceLock<publisher::Shown>>;
 
 /// How long after the stop a role may still take: the batch in hand, open requests, the last snapshot.
 const STOP_GRACE: Duration = Duration::from_secs(GRACE.as_secs() + 5);
+/// How long after its timeout what came of a request to the vendor may still take to be recorded.
+const RECORDING: Duration = Duration::from_secs(5);
 
 /// Runs the pipeline's roles until `stop`. What is not reachable at start is said plainly and waited for; `/healthz` and `/readyz` answer meanwhile.
 /// `listening` is told the addresses where the process serves.
@@ -46,14 +48,14 @@ pub async fn run(site: Site, stop: &CancellationToken, listening: impl FnOnce(Li
     let mut roles: JoinSet<Result<(), Failure>> = JoinSet::new();
     let telemetry = ConsumerTelemetry::register(&registry).map_err(|error| Failure::new(Exit::Internal, error))?;
     let consumer = Consumer::new(site.log.log.clone(), site.ledger.ledger.clone(), &site.pipeline.log.group, telemetry);
-    let publishing = Publishing::default();
+    let (publishing, grace) = (Publishing::default(), grace(&site));
     if site.has(Role::Serve) {
         let server = serve::bind(&site, &registry, &consumer, &publishing).await?;
         listening(server.listening()?);
         roles.spawn(server.run(stop.clone()));
     }
     roles.spawn(work(site, registry, consumer, publishing, stop.clone()));
-    end(roles, stop).await?;
+    end(roles, stop, grace).await?;
     info!("stopped");
     Ok(())
 }
@@ -65,6 +67,7 @@ async fn work(site: Site, registry: Registry, consumer: Consumer, publishing: Pu
         waited => waited?,
     }
     let mut roles: JoinSet<Result<(), Failure>> = JoinSet::new();
+    let grace = grace(&site);
     if site.has(Role::Consume) {
         let stop = stop.clone();
         roles.spawn(async move {
@@ -78,11 +81,22 @@ async fn work(site: Site, registry: Registry, consumer: Consumer, publishing: Pu
     if site.has(Role::Publish) {
         roles.spawn(publish::run(site.clone(), registry, publishing, stop.clone()));
     }
-    end(roles, &stop).await
+    end(roles, &stop, grace).await
+}
+
+/// How long the roles have after the stop. An answer of the vendor that is on its way is waited for: were it dropped, its events would be sent
+/// again, and the vendor's memory would have to save us. In mode `shadow` there is no request.
+fn grace(site: &Site) -> Duration {
+    let publish = &site.pipeline.publish;
+    if site.has(Role::Publish) && publish.mode == PublishMode::Sole {
+        STOP_GRACE.max(publish.request_timeout + RECORDING)
+    } else {
+        STOP_GRACE
+    }
 }
 
 /// Waits for all roles. The first that fails stops the others; one that does not end within the grace is left.
-async fn end(mut roles: JoinSet<Result<(), Failure>>, stop: &CancellationToken) -> Result<(), Failure> {
+async fn end(mut roles: JoinSet<Result<(), Failure>>, stop: &CancellationToken, grace: Duration) -> Result<(), Failure> {
     let mut outcome = Ok(());
     let all = async {
         while let Some(ended) = roles.join_next().await {
@@ -98,7 +112,7 @@ async fn end(mut roles: JoinSet<Result<(), Failure>>, stop: &CancellationToken) 
     };
     let overdue = async {
         stop.cancelled().await;
-        tokio::time::sleep(STOP_GRACE).await;
+        tokio::time::sleep(grace).await;
     };
     tokio::select! {
         () = all => {}

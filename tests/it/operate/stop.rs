@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use tallyline::clock::Clock;
-use tallyline::sim::tallyman::{Config, Tallyman};
+use tallyline::sim::tallyman::{Config, Switches, Tallyman};
 use tokio_util::sync::CancellationToken;
 
 use super::proxy::{self, Proxy};
@@ -112,6 +112,34 @@ async fn a_second_process_takes_over_at_once_and_goes_on_from_the_snapshot() {
     let sequence = serde_json::from_str::<serde_json::Value>(&line).unwrap()["sequence"].as_i64().unwrap();
     assert!(kept.contains(&("metrics".to_owned(), sequence)), "{line}, kept {kept:?}");
     third.ends_in_order().await;
+}
+
+#[tokio::test]
+async fn a_request_to_the_vendor_that_is_on_its_way_is_waited_for() {
+    let mut site = Site::new(Kind::Postgres).await;
+    let _coderd = site.with_coderd().await;
+    let stop = CancellationToken::new();
+    let tallyman = Tallyman::start(Config::default(), Clock::system(), stop.clone()).await.unwrap();
+    site.set("publish.mode", "'sole'");
+    site.set("publish.url", &format!("'{}'", tallyman.ingest_url()));
+    let mut first = site.start("--role collect --role consume");
+    eventually(SOON, "usage waits", || async { site.count("select count(*) from publication where state = 'pending'").await > 0 }).await;
+    first.ends_in_order().await;
+    let slow = GRACE + Duration::from_secs(3);
+    let latency_ms = slow.as_millis().try_into().unwrap();
+    tallyman.set_switches(Switches { latency_ms, ..Switches::default() }).unwrap();
+    let mut publishing = site.start("--role publish");
+    eventually(SOON, "a request is on its way", || async { site.count("select count(*) from publication_request").await == 1 }).await;
+
+    let status = publishing.process.terminate(slow + LEEWAY).await;
+    assert_eq!(status.code(), Some(0), "{}", publishing.process.stderr());
+    assert_eq!(site.count("select count(*) from publication_request where answered_at is not null").await, 1);
+    assert_eq!(site.count("select count(*) from publication where leased_until > clock_timestamp()").await, 0);
+    let published = site.count("select count(*) from publication where state = 'published'").await;
+    assert!(published > 0);
+    assert_eq!(tallyman.books().requests, 1);
+    stop.cancel();
+    tallyman.stopped().await.unwrap();
 }
 
 /// A process whose ledger has frozen while it had work in hand.
