@@ -30,8 +30,8 @@ pub(super) async fn record(
     if changes(known, rows, keys).is_empty() {
         return Ok(known.to_vec());
     }
-    let changes = changes(&ledger.present_licenses(source_id).await?, rows, keys);
-    ledger.record_licenses(lease, source_id, &changes).await?;
+    let changes = changes(&ledger.in_time(ledger.present_licenses(source_id)).await?, rows, keys);
+    ledger.in_time(ledger.record_licenses(lease, source_id, &changes)).await?;
     for change in &changes {
         match &change.state {
             LicenseState::Verified(_) => tracing::info!(license_id = change.license_id, "license verified"),

@@ -80,10 +80,10 @@ impl Collector {
         };
         let name = format!("collector:{deployment_id}");
         let renewed = Instant::now();
-        let Some(lease) = ledger.take_lease(&name, &settings.holder, settings.lease_length).await? else { return Ok(None) };
+        let Some(lease) = ledger.in_time(ledger.take_lease(&name, &settings.holder, settings.lease_length)).await? else { return Ok(None) };
         let source = introduce(&settings, &mut reader, &ledger, &clock, deployment_id).await?;
-        let last = ledger.last_pass(source.id).await?;
-        let licenses = ledger.present_licenses(source.id).await?;
+        let last = ledger.in_time(ledger.last_pass(source.id)).await?;
+        let licenses = ledger.in_time(ledger.present_licenses(source.id)).await?;
         let mut collector = Collector {
             settings,
             database,
@@ -123,14 +123,14 @@ impl Collector {
         if let Some(reader) = self.reader {
             reader.close().await;
         }
-        if let Err(error) = self.ledger.release_lease(self.lease).await {
+        if let Err(error) = self.ledger.in_time(self.ledger.release_lease(self.lease)).await {
             tracing::warn!(%error, "the collector's lease is left to end by itself");
         }
     }
 
     /// What the log holds and the ledger has not read yet would look unknown to both memory and look-up. It counts as seen in the pass to come.
     pub(super) async fn remember_in_flight(&mut self) -> Result<(), CollectError> {
-        let positions: HashMap<TopicPartition, i64> = self.ledger.positions().await?.into_iter().collect();
+        let positions: HashMap<TopicPartition, i64> = self.ledger.in_time(self.ledger.positions()).await?.into_iter().collect();
         let mut left = IN_FLIGHT_LIMIT;
         for topic in [Topic::WorkspaceBuilds, Topic::AgentUsage] {
             for partition in self.log.partitions(topic).await? {
@@ -194,7 +194,7 @@ async fn introduce(
     clock: &Clock,
     deployment_id: Uuid,
 ) -> Result<Source, CollectError> {
-    let known = ledger.source(deployment_id).await?;
+    let known = ledger.in_time(ledger.source(deployment_id)).await?;
     // As fine as PostgreSQL keeps it.
     let from = settings.from.map(|from| from.trunc_subsecs(6));
     if let Some(known) = &known
@@ -208,7 +208,7 @@ async fn introduce(
         _ => None,
     };
     let introduced_at = settings.introduced_at.unwrap_or_else(|| clock.now());
-    Ok(ledger.register_source(deployment_id, introduced_at, baseline.as_ref()).await?)
+    Ok(ledger.in_time(ledger.register_source(deployment_id, introduced_at, baseline.as_ref())).await?)
 }
 
 /// coderd's count of creations before `from`, which must be certain not to change any more.

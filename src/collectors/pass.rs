@@ -134,7 +134,7 @@ impl Collector {
     /// The ends of all partitions: whatever this and earlier passes appended, by this process or another, lies before them.
     async fn ends(&self, mut ends: HashMap<TopicPartition, i64>) -> Result<Ends, CollectError> {
         // The positions first: an end that is asked for afterwards lies at or beyond them, unless the topic is another one.
-        let positions: HashMap<TopicPartition, i64> = self.ledger.positions().await?.into_iter().collect();
+        let positions: HashMap<TopicPartition, i64> = self.ledger.in_time(self.ledger.positions()).await?.into_iter().collect();
         let mut behind = BTreeSet::new();
         for topic in Topic::ALL {
             for partition in self.log.partitions(topic).await? {
@@ -170,7 +170,7 @@ impl Collector {
             late: report.late,
             offsets,
         };
-        Ok(self.ledger.record_pass(&self.lease, &pass).await?)
+        Ok(self.ledger.in_time(self.ledger.record_pass(&self.lease, &pass)).await?)
     }
 
     /// What the next pass builds on. Only now: a pass that failed is read again from where it began.
@@ -211,7 +211,7 @@ impl Collector {
     /// Which passes of ours are in the ledger by now.
     async fn learn_what_is_in(&mut self) -> Result<(), CollectError> {
         while let Some((number, pass_id)) = self.passes_ahead.front().copied() {
-            if !self.ledger.pass_is_in(pass_id).await? {
+            if !self.ledger.in_time(self.ledger.pass_is_in(pass_id)).await? {
                 break;
             }
             self.pass_in_ledger = number;
@@ -226,7 +226,7 @@ impl Collector {
             return Ok(());
         }
         let asked = Instant::now();
-        if !self.ledger.renew_lease(&self.lease, self.settings.lease_length).await? {
+        if !self.ledger.in_time(self.ledger.renew_lease(&self.lease, self.settings.lease_length)).await? {
             return Err(CollectError::LeaseLost);
         }
         self.renewed = asked;

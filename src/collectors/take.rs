@@ -67,7 +67,7 @@ impl Collector {
             return Ok(());
         }
         let ids: Vec<Uuid> = unseen.keys().copied().collect();
-        let known = self.ledger.known_builds(self.source.id, &ids).await?;
+        let known = self.ledger.in_time(self.ledger.known_builds(self.source.id, &ids)).await?;
         let (known, unknown): (Vec<Uuid>, Vec<Uuid>) = ids.into_iter().partition(|id| known.contains_key(id));
         for id in known {
             self.builds.insert(id, unseen[&id], self.pass_number);
@@ -119,7 +119,7 @@ impl Collector {
             }
         }
         let event_ids: Vec<String> = claims.iter().chain(&builds).map(Event::id).collect();
-        let refused = self.ledger.refused_ids(deployment, &event_ids).await?;
+        let refused = self.ledger.in_time(self.ledger.refused_ids(deployment, &event_ids)).await?;
         claims.retain(|claim| !refused.contains(&claim.id()));
         builds.retain(|build| !refused.contains(&build.id()));
         Ok((claims, builds))
@@ -154,8 +154,8 @@ impl Collector {
             return Ok(());
         }
         let ids: Vec<String> = unseen.keys().map(|id| (*id).clone()).collect();
-        let known = self.ledger.known_usage(self.source.id, &ids).await?;
-        let refused = self.ledger.refused_ids(self.source.deployment_id, &ids).await?;
+        let known = self.ledger.in_time(self.ledger.known_usage(self.source.id, &ids)).await?;
+        let refused = self.ledger.in_time(self.ledger.refused_ids(self.source.deployment_id, &ids)).await?;
         let (known, unknown): (Vec<String>, Vec<String>) = ids.into_iter().partition(|id| known.contains_key(id) || refused.contains(id));
         for id in known {
             let at = unseen[&id];

@@ -117,6 +117,11 @@ impl Publisher {
                 Ok(()) => return self.condition.set(Condition::Starting),
                 Err(failure) => self.condition.set(Condition::Failing(format!("{}; waiting", self.failing(&failure)))),
             }
+            if let Ok(Some(source)) = self.ledger.in_time(self.ledger.source(self.settings.deployment)).await
+                && let Err(error) = self.show_queue(source.id).await
+            {
+                debug!(error = format!("{error:#}"), "the queue cannot be looked at");
+            }
             if !waits.wait(stop).await {
                 return;
             }
@@ -160,6 +165,8 @@ impl Publisher {
             return Ok(Cycle::default());
         };
         let source_id = source.id;
+        // whatever comes of this cycle: usage that waits must be seen to wait
+        self.show_queue(source_id).await?;
         let stopped = matches!(self.condition.get(), Condition::Stopped(_));
         let mut cycle = Cycle::default();
         if !stopped {
@@ -177,9 +184,14 @@ impl Publisher {
             done?;
             self.reader = Some(reader);
         }
+        self.show_queue(source_id).await?;
+        Ok(cycle)
+    }
+
+    async fn show_queue(&self, source_id: i16) -> anyhow::Result<()> {
         let pending = self.ledger.in_time(self.ledger.pending_publications(source_id)).await?;
         self.telemetry.queue(self.settings.deployment, &pending, self.ledger.clock.now());
-        Ok(cycle)
+        Ok(())
     }
 
     /// Settles what is too old to be sent, unless coderd has published it: then it is not ours. While coderd holds a fresh claim its answer

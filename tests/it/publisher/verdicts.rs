@@ -157,6 +157,17 @@ async fn a_license_that_the_vendor_refuses_is_read_again_for_the_next_request() 
     }
 }
 
+#[tokio::test]
+async fn usage_that_waits_is_seen_to_wait_though_coderds_database_cannot_be_used() {
+    let world = World::new().await;
+    world.add(&[usage("a", start_time())]).await;
+    sqlx::raw_sql("alter table usage_events rename to usage_events_away").execute(&world.coderd).await.unwrap();
+    let registry = Registry::new();
+    assert!(world.publisher_in(&registry).cycle(&world.stop).await.is_err());
+    let samples: Vec<String> = registry.gather().iter().flat_map(described).collect();
+    assert!(samples.contains(&"tallyline_publisher_pending 00000000-0000-0000-0000-00000000000d 1".to_owned()), "{samples:#?}");
+}
+
 fn described(family: &prometheus::proto::MetricFamily) -> Vec<String> {
     let number = |metric: &prometheus::proto::Metric| metric.get_counter().value() + metric.get_gauge().value();
     let label = |metric: &prometheus::proto::Metric| metric.get_label()[0].value().to_owned();
