@@ -19,5 +19,6 @@ pub mod projection;
 pub mod publisher;
 pub mod sim;
 pub mod stages;
+pub mod status;
 pub mod tallyman;
 pub mod waiting;

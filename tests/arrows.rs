@@ -25,6 +25,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("publisher", &["event", "ledger", "tallyman", "coderd", "license"]),
     ("sim", &[]),
     ("stages", &["event", "license", "metrics"]),
+    ("status", &["event", "log", "ledger"]),
     ("tallyman", &[]),
     ("waiting", &[]),
 ];
