@@ -5,7 +5,7 @@ use std::io;
 use std::time::Duration;
 
 use sqlx::PgConnection;
-use sqlx::{Connection as _, Error};
+use sqlx::{Error, Row as _};
 
 use super::Ledger;
 
@@ -30,10 +30,13 @@ impl Ledger {
     }
 }
 
-/// Whether a connection is fit for the pool: it has answered all that it was asked. The pool asks that, too, but would wait for ever.
+/// Whether a connection is fit for the pool: it has answered all that it was asked, and no transaction is open on it. A `begin` that is given up
+/// before its answer leaves one open, and whatever the next user writes would be part of it. In the simple protocol a statement by itself begins
+/// its transaction at its own time.
 pub(super) async fn settles(connection: &mut PgConnection) -> Result<bool, Error> {
-    match tokio::time::timeout(SETTLE, connection.ping()).await {
-        Ok(answered) => answered.map(|()| true),
+    let asked = sqlx::raw_sql("select now() = statement_timestamp()").fetch_one(connection);
+    match tokio::time::timeout(SETTLE, asked).await {
+        Ok(answered) => answered?.try_get(0),
         Err(_) => Err(no_answer(SETTLE)),
     }
 }

@@ -193,3 +193,16 @@ async fn write_60_batches(ledger: Ledger, n: u32, ticks: Arc<AtomicU64>) -> Vec<
     }
     written
 }
+
+#[tokio::test]
+async fn a_transaction_that_was_left_open_on_a_connection_is_nobody_elses() {
+    let (database, _ledger) = ledger().await;
+    let settings = LedgerSettings { url: database.url.clone(), connections: 1 };
+    let ledger = Ledger::open(&settings, tallyline::clock::Clock::system()).unwrap();
+    for begin in ["begin read only", "begin"] {
+        sqlx::raw_sql(begin).execute(&mut *ledger.pool.acquire().await.unwrap()).await.unwrap();
+        let epoch = ledger.claim(partition(Topic::WorkspaceBuilds, 0), 0).await.unwrap().epoch;
+        let kept: i64 = sqlx::query_scalar("select epoch from position").fetch_one(&database.pool).await.unwrap();
+        assert_eq!(kept, epoch, "{begin}: what was written is committed");
+    }
+}

@@ -118,6 +118,8 @@ async fn prometheus_3_scrapes_both_kinds_of_histograms_from_one_job() {
     let (holder, heir) = if holds { (one, other) } else { (other, one) };
     holder.end().await;
     heir.shows("").await;
+    // the server marks what it last had of the holder as stale: only what it scrapes after that stays
+    eventually(SOON, "the holder is known to be gone", || async { server.query("up == 0").await.len() == 1 }).await;
     let moved = heir.metrics.trim_start_matches("http://").to_owned();
     eventually(SOON, "the heir is scraped with the series", || async {
         !server.query(&format!("tallyline_shown_sequence{{instance=\"{moved}\"}} > 0")).await.is_empty()
