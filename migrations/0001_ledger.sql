@@ -18,6 +18,8 @@ create table batch (
     recorded_at timestamptz not null,
     topic text,
     partition integer,
+    -- which life of the partition: a topic that was lost and made anew begins another
+    generation integer,
     epoch bigint,
     replay_id uuid,
     first_offset bigint,
@@ -30,10 +32,11 @@ create table batch (
     held integer not null default 0,
     constraint batch_counts_balance check (records = accepted + duplicates + conflicts + rejects + held),
     constraint batch_of_the_log_names_its_range check (
-        (kind in ('log', 'replay')) = (topic is not null and partition is not null and first_offset is not null and next_offset is not null)),
+        (kind in ('log', 'replay')) = (topic is not null and partition is not null and generation is not null and first_offset is not null and next_offset is not null)),
     constraint batch_of_a_replay_names_it check ((kind = 'replay') = (replay_id is not null))
 );
 create index batch_by_partition on batch (topic, partition, first_offset) where kind in ('log', 'replay');
+create index batch_by_time on batch (recorded_at);
 
 -- The last thing a transaction does, inside its commit: no writer waits for another's network.
 create function take_sequence() returns trigger language plpgsql as $$
@@ -48,6 +51,23 @@ end
 $$;
 create constraint trigger batch_takes_sequence after insert on batch
     deferrable initially deferred for each row execute function take_sequence();
+
+-- What an operator did, or this program in an operator's stead: who, when, why. Each is a batch of its own, so that it has its place in the
+-- ledger's order. What came of it is in its rows' own tables.
+create table operator_act (
+    id bigint generated always as identity primary key,
+    batch_id bigint not null references batch,
+    acted_at timestamptz not null,
+    -- a person's login, a token's name, or `tallyline VERSION`
+    actor text not null constraint operator_act_names_its_actor check (actor <> ''),
+    act text not null constraint operator_act_is_known
+        check (act in ('resubmit', 'admit', 'discard', 'pause', 'resume', 'replay', 'rebuild', 'recover')),
+    -- what it was done to: a reject's id, a plan's hash, an operation
+    subject text not null,
+    reason text not null,
+    detail jsonb not null default '{}'
+);
+create index operator_act_by_subject on operator_act (act, subject);
 
 -- A Coder deployment. Its introduction is in the ledger before its first event.
 create table source (
@@ -171,6 +191,7 @@ create table reject (
     batch_id bigint not null,
     topic text not null,
     partition integer not null,
+    generation integer not null,
     log_offset bigint not null,
     verdict text not null constraint reject_verdict_is_known check (verdict in ('rejected', 'conflict', 'held')),
     cause text not null,
@@ -179,14 +200,21 @@ create table reject (
     deployment_id uuid,
     event_id text,
     event_type text,
+    -- what is at stake, where it is usage whose number can be read: an unsigned number of 64 bits in its type's unit
+    units numeric(20, 0),
+    -- open until an act of an operator, or of an upgrade, ends it
+    state text not null default 'open' constraint reject_state_is_known check (state in ('open', 'resubmitted', 'admitted', 'discarded')),
+    act_id bigint references operator_act,
     -- the record as found; headers are JSON, [[name, value in base64 or null], ...], as bytes, for text refuses NUL
     record_timestamp timestamptz,
     record_key bytea,
     headers bytea not null,
     payload bytea,
     recorded_at timestamptz not null,
-    constraint reject_is_unique unique (topic, partition, log_offset)
+    constraint reject_is_unique unique (topic, partition, generation, log_offset),
+    constraint reject_is_ended_by_an_act check ((state = 'open') = (act_id is null))
 );
+create index reject_open on reject (verdict, cause, id) where state = 'open';
 create index reject_by_batch on reject (batch_id);
 create index reject_by_event on reject (deployment_id, event_id);
 
@@ -194,6 +222,8 @@ create index reject_by_event on reject (deployment_id, event_id);
 create table position (
     topic text not null,
     partition integer not null,
+    -- raised when the partition is begun anew by `recover`; rows of earlier lives are in past_position
+    generation integer not null default 1,
     epoch bigint not null,
     -- where reading began, for a partition without a position the log's start
     start_offset bigint not null,
@@ -206,12 +236,37 @@ create table position (
     primary key (topic, partition)
 );
 
+-- Positions that `recover` has ended: the topic was lost, made anew, or no longer held what was to be read.
+create table past_position (
+    topic text not null,
+    partition integer not null,
+    generation integer not null,
+    start_offset bigint not null,
+    next_offset bigint not null,
+    records bigint not null,
+    act_id bigint not null references operator_act,
+    primary key (topic, partition, generation)
+);
+
+-- What was planned to be done, under the hash of its effect: only exactly that is executed.
+create table plan (
+    hash text primary key,
+    kind text not null constraint plan_kind_is_known check (kind in ('replay', 'rebuild', 'recover')),
+    -- what was asked for, and the effect that was shown
+    request jsonb not null,
+    effect jsonb not null,
+    planned_at timestamptz not null,
+    act_id bigint references operator_act,
+    finished_at timestamptz
+);
+
 -- A planned replay, a row for each partition. It keeps positions of its own and never moves the live ones.
 create table replay (
     id uuid not null,
     plan_hash text not null,
     topic text not null,
     partition integer not null,
+    generation integer not null,
     first_offset bigint not null,
     next_offset bigint not null,
     end_offset bigint not null,
@@ -329,4 +384,97 @@ create table snapshot (
     state bytea not null,
     taken_at timestamptz not null,
     primary key (stage, rules_version, incarnation, sequence)
+);
+
+-- A file that finance has: which events are in it follows from its range and sequence.
+create table export_file (
+    id bigint generated always as identity primary key,
+    exported_at timestamptz not null,
+    actor text not null,
+    incarnation uuid not null,
+    -- usage of [first_instant, end_instant) among the batches up to this sequence
+    sequence bigint not null,
+    first_instant timestamptz not null,
+    end_instant timestamptz not null,
+    -- null: all sources
+    source_id smallint references source,
+    format text not null,
+    events bigint not null,
+    sha256 bytea not null
+);
+
+-- What operators have stopped for now, in all processes. A row is a pause; resuming removes it.
+create table pause (
+    operation text not null constraint pause_operation_is_known check (operation in ('collect', 'consume', 'publish', 'export')),
+    -- empty: all topics
+    topic text not null default '',
+    act_id bigint not null references operator_act,
+    primary key (operation, topic)
+);
+
+-- What operators have chosen in the ledger, over the pipeline file.
+create table choice (
+    name text primary key constraint choice_is_known check (name in ('license.rules')),
+    value text not null,
+    act_id bigint not null references operator_act
+);
+
+-- A ledger, a topic or a source that was lost and is being caught up with. While one is open, domain series are withheld and publishing is held.
+create table recovery (
+    id bigint generated always as identity primary key,
+    lost text not null constraint recovery_lost_is_known check (lost in ('kafka', 'ledger', 'coderd')),
+    act_id bigint not null references operator_act,
+    opened_at timestamptz not null,
+    closed_at timestamptz
+);
+create unique index recovery_open on recovery (lost) where closed_at is null;
+-- It has caught up once every one of these positions is reached …
+create table recovery_offset (
+    recovery_id bigint not null references recovery,
+    topic text not null,
+    partition integer not null,
+    generation integer not null,
+    next_offset bigint not null,
+    primary key (recovery_id, topic, partition)
+);
+-- … and a pass over each of these sources that began after this one is in the ledger, and what the vendor has taken was compared.
+create table recovery_source (
+    recovery_id bigint not null references recovery,
+    source_id smallint not null references source,
+    after_pass_id bigint not null,
+    compared_at timestamptz,
+    primary key (recovery_id, source_id)
+);
+
+-- Events that coderd lost when its database was restored to an earlier time; the ledger keeps them.
+create table source_lost (
+    source_id smallint not null references source,
+    event_id text not null,
+    act_id bigint not null references operator_act,
+    primary key (source_id, event_id)
+);
+
+-- What the continuous audit found last, a row for each joint. A difference stops publishing everywhere.
+create table audit_finding (
+    joint text primary key,
+    differences bigint not null,
+    -- the first few, as JSON
+    examples jsonb not null,
+    sequence bigint not null,
+    audited_at timestamptz not null,
+    -- since when it has not balanced
+    differs_since timestamptz
+);
+
+-- Processes as they were last heard of, by the database's clock.
+create table process (
+    id uuid primary key,
+    host text not null,
+    pid integer not null,
+    version text not null,
+    roles text[] not null,
+    started_at timestamptz not null,
+    seen_at timestamptz not null,
+    -- how its roles stand: the publisher's condition, partitions that are not read and why
+    standing jsonb not null default '{}'
 );

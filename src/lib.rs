@@ -15,6 +15,7 @@ pub mod ledger;
 pub mod license;
 pub mod log;
 pub mod metrics;
+pub mod operations;
 pub mod projection;
 pub mod publisher;
 pub mod sim;

@@ -5,6 +5,8 @@ use axum::http::{StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
+use crate::operations::OperationError;
+
 /// Why a request gets no answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Problem {
@@ -41,6 +43,24 @@ impl Problem {
     pub(super) fn internal(cause: &impl std::fmt::Display) -> Self {
         tracing::error!(%cause, "a request failed");
         Self { status: StatusCode::INTERNAL_SERVER_ERROR, message: "internal error".into(), field: None }
+    }
+}
+
+impl From<OperationError> for Problem {
+    fn from(error: OperationError) -> Self {
+        let status = match &error {
+            OperationError::NotFound(_) => StatusCode::NOT_FOUND,
+            OperationError::Forbidden(_) => StatusCode::CONFLICT,
+            OperationError::Invalid { .. } => StatusCode::BAD_REQUEST,
+            OperationError::Ledger(_) | OperationError::Log(_) | OperationError::Coderd(_) | OperationError::Interrupted => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            OperationError::Internal(cause) => return Problem::internal(cause),
+        };
+        match error {
+            OperationError::Invalid { field, message } => Self { status, message, field: Some(field.to_owned()) },
+            error => Self { status, message: error.to_string(), field: None },
+        }
     }
 }
 

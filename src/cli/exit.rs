@@ -5,6 +5,7 @@ use std::fmt;
 use crate::consumer::ReplayError;
 use crate::ledger::{LedgerError, RecordError};
 use crate::log::LogError;
+use crate::operations::OperationError;
 
 /// Exit codes. They are part of the interface: a code never changes its meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,6 +113,21 @@ impl From<LogError> for Failure {
             LogError::NoTopic(_) => Failure::of(exit, format!("{error}: run `tallyline migrate`")),
             error => Failure::new(exit, error),
         }
+    }
+}
+
+impl From<OperationError> for Failure {
+    fn from(error: OperationError) -> Self {
+        let exit = match &error {
+            OperationError::NotFound(_) | OperationError::Forbidden(_) => Exit::Refused,
+            OperationError::Invalid { .. } => Exit::Configuration,
+            OperationError::Ledger(cause) => database_exit(cause),
+            OperationError::Log(cause) => log_exit(cause),
+            OperationError::Coderd(_) => Exit::Unreachable,
+            OperationError::Interrupted => Exit::Interrupted,
+            OperationError::Internal(_) => Exit::Internal,
+        };
+        Failure::new(exit, error)
     }
 }
 

@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 
 use super::{Exit, Failure, instant};
 use crate::event::{Topic, TopicPartition};
-use crate::ledger::ReplayRange;
+use crate::ledger::{Ledger, ReplayRange};
 use crate::log::Log;
 
 /// Which part of the log.
@@ -83,7 +83,8 @@ impl RangeArguments {
     ///
     /// # Errors
     /// [`Exit::Configuration`] for a topic or partition that is not there and for a range that ends before it begins; or the log's.
-    pub async fn resolve(&self, log: &Log, prefix: &str, now: DateTime<Utc>) -> Result<(Vec<ReplayRange>, Vec<String>), Failure> {
+    pub async fn resolve(&self, log: &Log, ledger: &Ledger, prefix: &str) -> Result<(Vec<ReplayRange>, Vec<String>), Failure> {
+        let now = ledger.clock.now();
         let mut ranges = Vec::new();
         let mut notes = Vec::new();
         for partition in self.partitions(log, prefix).await? {
@@ -94,7 +95,13 @@ impl RangeArguments {
                 let message = format!("{partition}: the range would begin at {first_offset} and end at {end_offset}");
                 return Err(Failure::of(Exit::Configuration, message));
             }
-            ranges.push(ReplayRange { partition, first_offset, next_offset: first_offset, end_offset });
+            ranges.push(ReplayRange {
+                partition,
+                generation: ledger.generation(partition).await?,
+                first_offset,
+                next_offset: first_offset,
+                end_offset,
+            });
         }
         Ok((ranges, notes))
     }

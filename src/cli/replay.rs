@@ -68,7 +68,7 @@ pub(super) async fn run(replay: Replay, context: Context) -> Result<Exit, Failur
 async fn plan(arguments: Plan, context: &Context) -> Result<Exit, Failure> {
     let pipeline = arguments.pipeline.load()?;
     let replay = open(&pipeline, context).await?;
-    let (ranges, notes) = arguments.range.resolve(&replay.log, &pipeline.kafka.topic_prefix, context.clock.now()).await?;
+    let (ranges, notes) = arguments.range.resolve(&replay.log, &replay.ledger, &pipeline.kafka.topic_prefix).await?;
     for note in notes {
         tracing::warn!("{note}");
     }

@@ -116,7 +116,7 @@ impl Replay {
                 if stop.is_cancelled() {
                     return Err(ReplayError::Interrupted);
                 }
-                let chain = Chain::Replay { id, partition: range.partition, next_offset: range.next_offset };
+                let chain = Chain::Replay { id, partition: range.partition, generation: range.generation, next_offset: range.next_offset };
                 let counts = self.ledger.record(&chain, &arrivals, next_offset).await?;
                 range.next_offset = next_offset;
                 total = total + counts;

@@ -147,7 +147,7 @@ async fn partitions(tx: &mut PgConnection) -> Result<Vec<PartitionBooks>, sqlx::
         "select p.topic, p.partition, p.next_offset, p.last_offset, p.last_record,
              coalesce(sum(b.records), 0)::bigint, coalesce(sum(b.accepted), 0)::bigint, coalesce(sum(b.duplicates), 0)::bigint,
              coalesce(sum(b.conflicts), 0)::bigint, coalesce(sum(b.rejects), 0)::bigint, coalesce(sum(b.held), 0)::bigint
-         from position p left join batch b on b.kind = 'log' and b.topic = p.topic and b.partition = p.partition
+         from position p left join batch b on b.kind = 'log' and b.topic = p.topic and b.partition = p.partition and b.generation = p.generation
          group by p.topic, p.partition order by p.topic, p.partition",
     )
     .fetch_all(tx)
@@ -176,15 +176,18 @@ const CHECKS: [(&str, &str); 9] = [
         "chain_broken",
         "select topic || '/' || partition || '@' || first_offset, 'the batch before it ends at ' || coalesce(before::text, 'no batch')
          from (select b.topic, b.partition, b.first_offset, p.start_offset,
-                   lag(b.next_offset) over (partition by b.topic, b.partition order by b.sequence) as before
-               from batch b join position p using (topic, partition) where b.kind = 'log') as chain
+                   lag(b.next_offset) over (partition by b.topic, b.partition, b.generation order by b.sequence) as before
+               from batch b join (select topic, partition, generation, start_offset from position
+                                  union all select topic, partition, generation, start_offset from past_position) p
+                   using (topic, partition, generation)
+               where b.kind = 'log') as chain
          where first_offset <> coalesce(before, start_offset) limit $1",
     ),
     (
         "position_off_its_chain",
         "select p.topic || '/' || p.partition, 'position ' || p.next_offset || ' after ' || p.records || ' records, batches end at '
                  || coalesce(max(b.next_offset), p.start_offset) || ' after ' || coalesce(sum(b.records), 0)
-         from position p left join batch b on b.kind = 'log' and b.topic = p.topic and b.partition = p.partition
+         from position p left join batch b on b.kind = 'log' and b.topic = p.topic and b.partition = p.partition and b.generation = p.generation
          group by p.topic, p.partition
          having p.next_offset <> coalesce(max(b.next_offset), p.start_offset) or p.records <> coalesce(sum(b.records), 0) limit $1",
     ),

@@ -3,6 +3,7 @@
 //! Each file holds one subject and its SQL. Whatever a fold, an export or a close reads belongs to a row of `batch`, which takes the next
 //! ledger sequence inside its transaction's commit.
 
+mod acts;
 mod audit;
 mod connect;
 mod exports;
@@ -25,6 +26,7 @@ mod snapshots;
 mod sources;
 mod status;
 
+pub use acts::NewAct;
 pub use audit::{Difference, LedgerBooks, PartitionBooks};
 pub use connect::{LedgerError, LedgerSettings};
 pub use exports::{UsageRange, UsageRow};

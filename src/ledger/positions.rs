@@ -19,6 +19,8 @@ pub struct LastRecord {
 pub struct Claim {
     /// The partition.
     pub partition: TopicPartition,
+    /// Which life of the partition: raised when an operator begins it anew, because the topic was lost or made anew.
+    pub generation: i32,
     /// Raised by each claim.
     pub epoch: i64,
     /// The offset to read next.
@@ -36,7 +38,7 @@ impl Ledger {
         let row = sqlx::query(
             "insert into position as p (topic, partition, epoch, start_offset, next_offset, moved_at) values ($1, $2, 1, $3, $3, $4)
              on conflict (topic, partition) do update set epoch = p.epoch + 1
-             returning epoch, next_offset, last_offset, last_record",
+             returning generation, epoch, next_offset, last_offset, last_record",
         )
         .bind(partition.topic.name())
         .bind(partition.partition)
@@ -44,7 +46,22 @@ impl Ledger {
         .bind(self.clock.now())
         .fetch_one(&self.pool)
         .await?;
-        Ok(Claim { partition, epoch: row.try_get("epoch")?, next_offset: row.try_get("next_offset")?, last: last_record(&row)? })
+        Ok(Claim {
+            partition,
+            generation: row.try_get("generation")?,
+            epoch: row.try_get("epoch")?,
+            next_offset: row.try_get("next_offset")?,
+            last: last_record(&row)?,
+        })
+    }
+
+    /// Which life of the partition the ledger is in; the first where it has no position yet.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn generation(&self, partition: TopicPartition) -> Result<i32, sqlx::Error> {
+        let query = "select coalesce((select generation from position where topic = $1 and partition = $2), 1)";
+        sqlx::query_scalar(query).bind(partition.topic.name()).bind(partition.partition).fetch_one(&self.pool).await
     }
 
     /// Every partition's position.

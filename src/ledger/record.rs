@@ -68,6 +68,8 @@ pub enum Chain {
         id: Uuid,
         /// The partition that is replayed.
         partition: TopicPartition,
+        /// Its life when the replay was planned.
+        generation: i32,
         /// The replay's position before this batch.
         next_offset: i64,
     },
@@ -78,6 +80,13 @@ impl Chain {
         match self {
             Chain::Live(claim) => claim.partition,
             Chain::Replay { partition, .. } => *partition,
+        }
+    }
+
+    pub(super) fn generation(&self) -> i32 {
+        match self {
+            Chain::Live(claim) => claim.generation,
+            Chain::Replay { generation, .. } => *generation,
         }
     }
 
@@ -164,7 +173,7 @@ impl Ledger {
         insert_batch(&mut tx, self, batch_id, chain, next_offset, counts).await?;
         match chain {
             Chain::Live(claim) => advance(&mut tx, self, claim, next_offset, last_record(arrivals), i64::from(counts.records)).await?,
-            Chain::Replay { id, partition, next_offset: from } => advance_replay(&mut tx, *id, *partition, *from, next_offset).await?,
+            Chain::Replay { id, partition, next_offset: from, .. } => advance_replay(&mut tx, *id, *partition, *from, next_offset).await?,
         }
         tx.commit().await?;
         Ok(counts)
@@ -346,15 +355,16 @@ async fn insert_batch(
         Chain::Replay { id, .. } => ("replay", None, Some(*id)),
     };
     sqlx::query(
-        "insert into batch (id, kind, recorded_at, topic, partition, epoch, replay_id, first_offset, next_offset,
+        "insert into batch (id, kind, recorded_at, topic, partition, generation, epoch, replay_id, first_offset, next_offset,
              records, accepted, duplicates, conflicts, rejects, held)
-         overriding system value values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
+         overriding system value values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)",
     )
     .bind(batch_id)
     .bind(kind)
     .bind(ledger.clock.now())
     .bind(chain.partition().topic.name())
     .bind(chain.partition().partition)
+    .bind(chain.generation())
     .bind(epoch)
     .bind(replay_id)
     .bind(chain.next_offset())

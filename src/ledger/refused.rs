@@ -48,13 +48,15 @@ async fn insert_reject(
         arrival.message.headers.iter().map(|(name, value)| (name.as_str(), value.as_ref().map(|value| BASE64.encode(value)))).collect();
     let traces = Traces::of(arrival);
     sqlx::query(
-        "insert into reject (batch_id, topic, partition, log_offset, verdict, cause, detail, deployment_id, event_id, event_type,
+        "insert into reject (batch_id, topic, partition, generation, log_offset, verdict, cause, detail, deployment_id, event_id, event_type,
              record_timestamp, record_key, headers, payload, recorded_at)
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15) on conflict on constraint reject_is_unique do update set batch_id = excluded.batch_id where $16",
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
+         on conflict on constraint reject_is_unique do update set batch_id = excluded.batch_id where $17",
     )
     .bind(batch_id)
     .bind(chain.partition().topic.name())
     .bind(chain.partition().partition)
+    .bind(chain.generation())
     .bind(arrival.offset)
     .bind(refusal.verdict.as_str())
     .bind(&refusal.cause)

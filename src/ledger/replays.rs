@@ -11,6 +11,8 @@ use crate::event::{Topic, TopicPartition};
 pub struct ReplayRange {
     /// The partition.
     pub partition: TopicPartition,
+    /// Its life when this was planned.
+    pub generation: i32,
     /// The first offset of the range.
     pub first_offset: i64,
     /// The offset to read next.
@@ -28,13 +30,14 @@ impl Ledger {
         let mut tx = self.pool.begin().await?;
         for range in ranges {
             sqlx::query(
-                "insert into replay (id, plan_hash, topic, partition, first_offset, next_offset, end_offset, planned_at)
-                 values ($1, $2, $3, $4, $5, $6, $7, $8)",
+                "insert into replay (id, plan_hash, topic, partition, generation, first_offset, next_offset, end_offset, planned_at)
+                 values ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
             )
             .bind(id)
             .bind(plan_hash)
             .bind(range.partition.topic.name())
             .bind(range.partition.partition)
+            .bind(range.generation)
             .bind(range.first_offset)
             .bind(range.next_offset)
             .bind(range.end_offset)
@@ -51,7 +54,7 @@ impl Ledger {
     /// The database's.
     pub async fn load_replay(&self, plan_hash: &str) -> Result<Option<(Uuid, bool, Vec<ReplayRange>)>, sqlx::Error> {
         let rows = sqlx::query(
-            "select id, started_at is not null, topic, partition, first_offset, next_offset, end_offset
+            "select id, started_at is not null, topic, partition, generation, first_offset, next_offset, end_offset
              from replay where plan_hash = $1 order by topic, partition",
         )
         .bind(plan_hash)
@@ -64,9 +67,10 @@ impl Ledger {
             let partition = TopicPartition { topic, partition: row.try_get(3)? };
             ranges.push(ReplayRange {
                 partition,
-                first_offset: row.try_get(4)?,
-                next_offset: row.try_get(5)?,
-                end_offset: row.try_get(6)?,
+                generation: row.try_get(4)?,
+                first_offset: row.try_get(5)?,
+                next_offset: row.try_get(6)?,
+                end_offset: row.try_get(7)?,
             });
         }
         Ok(Some((first.try_get(0)?, first.try_get(1)?, ranges)))

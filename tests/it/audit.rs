@@ -238,7 +238,7 @@ async fn a_replay_that_runs_ahead_of_the_consumer_leaves_balanced_books() {
     site.log.append(Topic::AgentUsage, vec![Message { payload: Some(b"{}".to_vec()), ..Message::default() }]).await.unwrap();
     let partition = TopicPartition { topic: Topic::AgentUsage, partition: 0 };
     let (first_offset, end_offset) = site.log.watermarks(partition).await.unwrap();
-    let range = ReplayRange { partition, first_offset, next_offset: first_offset, end_offset };
+    let range = ReplayRange { partition, generation: 1, first_offset, next_offset: first_offset, end_offset };
     let replay = Replay { log: site.log.clone(), ledger: site.ledger.clone() };
     let plan = replay.plan(&[range], |_| {}).await.unwrap();
     replay.execute(&plan.hash, |_| {}, &CancellationToken::new()).await.unwrap();

@@ -1,0 +1,34 @@
+//! What operations work on, and who asks for them.
+
+use uuid::Uuid;
+
+use crate::coderd::Database;
+use crate::ledger::Ledger;
+use crate::license::{PublicKeys, RuleSet};
+use crate::log::Log;
+
+/// The handles of one deployment, as a command or a serving process has them. None need be reachable yet.
+#[derive(Clone)]
+pub struct Desk {
+    /// The ledger; its clock is the operations' clock.
+    pub ledger: Ledger,
+    /// The log.
+    pub log: Log,
+    /// coderd's database, where it is configured.
+    pub coderd: Option<Database>,
+    /// The deployment that the pipeline names or coderd told; none: not known.
+    pub deployment: Option<Uuid>,
+    /// The keys that may have signed licenses.
+    pub keys: PublicKeys,
+    /// The pipeline's license rules; a choice in the ledger goes before them.
+    pub rules: RuleSet,
+}
+
+/// Who does something, and why. Both go into the audit trail.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Actor {
+    /// A person's login, a token's name, or `tallyline VERSION`.
+    pub name: String,
+    /// Why, in the actor's words; may be empty where an operation does not demand it.
+    pub reason: String,
+}
