@@ -10,6 +10,7 @@ mod journey;
 mod leases;
 mod ledger;
 mod log_contract;
+mod million;
 mod operate;
 mod oracle;
 mod passes;
