@@ -14,6 +14,7 @@ mod oracle;
 mod passes;
 mod projection;
 mod publisher;
+mod rejects;
 mod serve;
 mod smoke;
 mod support;
