@@ -35,7 +35,10 @@ impl ConsumerTelemetry {
                 "Partitions that are this process's but are not read: stopped because of their position, or not started yet.",
             )?,
             stalls: IntCounterVec::new(
-                Opts::new("tallyline_consumer_stalls_total", "Times that this consumer left its group because records waited and nothing moved."),
+                Opts::new(
+                    "tallyline_consumer_stalls_total",
+                    "Times that this consumer left its group because records waited and nothing moved.",
+                ),
                 &["topic"],
             )?,
             progress: GaugeVec::new(

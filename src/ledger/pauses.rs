@@ -141,7 +141,13 @@ impl Ledger {
     ///
     /// # Errors
     /// The database's.
-    pub async fn pause(&self, operation: Pausable, topic: Option<Topic>, actor: &str, reason: &str) -> Result<Result<Pause, Pause>, sqlx::Error> {
+    pub async fn pause(
+        &self,
+        operation: Pausable,
+        topic: Option<Topic>,
+        actor: &str,
+        reason: &str,
+    ) -> Result<Result<Pause, Pause>, sqlx::Error> {
         let mut tx = self.pool.begin().await?;
         lock(&mut tx).await?;
         let held = pauses(&mut tx).await?;
@@ -157,7 +163,10 @@ impl Ledger {
             .bind(act_id)
             .execute(&mut *tx)
             .await?;
-        let written = pauses(&mut tx).await?.into_iter().find(|pause| pause.operation == operation && pause.topic.as_deref() == topic.map(Topic::name));
+        let written = pauses(&mut tx)
+            .await?
+            .into_iter()
+            .find(|pause| pause.operation == operation && pause.topic.as_deref() == topic.map(Topic::name));
         tx.commit().await?;
         written.map(Ok).ok_or_else(|| sqlx::Error::Protocol("a pause that was written is not there".into()))
     }
@@ -202,7 +211,13 @@ async fn pauses(connection: &mut PgConnection) -> Result<Vec<Pause>, sqlx::Error
     .await?;
     let pause = |row: Row| {
         let operation = Pausable::named(&row.operation)?;
-        Some(Pause { operation, topic: Some(row.topic).filter(|topic| !topic.is_empty()), actor: row.actor, reason: row.reason, since: row.acted_at })
+        Some(Pause {
+            operation,
+            topic: Some(row.topic).filter(|topic| !topic.is_empty()),
+            actor: row.actor,
+            reason: row.reason,
+            since: row.acted_at,
+        })
     };
     Ok(rows.into_iter().filter_map(pause).collect())
 }

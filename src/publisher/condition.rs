@@ -19,6 +19,8 @@ pub enum Condition {
     NotIntroduced,
     /// None of coderd's licenses allows publishing: nothing is published, as coderd itself would not. Healthy.
     NoLicense,
+    /// An operator has paused publishing; who and why. Healthy.
+    Paused(String),
     /// The last cycle failed; it is tried again.
     Failing(String),
     /// Nothing is sent any more until the process is started again.
@@ -41,6 +43,7 @@ impl fmt::Display for Condition {
             Condition::NoDatabase => f.write_str("nothing is published: no database of coderd is configured for this source"),
             Condition::NotIntroduced => f.write_str("nothing is published: no event of this source has come yet"),
             Condition::NoLicense => f.write_str("nothing is published: no license in coderd allows it"),
+            Condition::Paused(why) => write!(f, "nothing is published: {why}"),
             Condition::Failing(why) => write!(f, "failing: {why}"),
             Condition::Stopped(why) => write!(f, "stopped: {why}"),
         }
