@@ -77,6 +77,12 @@ fn table(answer: &Answer) -> String {
         let holder = if row.held { row.holder.clone() } else { "nobody".to_owned() };
         [row.name.clone(), holder, row.epoch.to_string(), time(row.expires_at)]
     });
+    let audit = status.audit.iter().map(|row| {
+        let verdict = if row.differences == 0 { "balanced" } else { "DIFFERS: nothing is published" };
+        let counts = [row.differences, row.open].map(|count| count.to_string());
+        let [differences, open] = counts;
+        [row.joint.clone(), verdict.to_owned(), differences, open, time(row.audited_at), or_dash(row.differs_since, time)]
+    });
     let tables = [
         columns(["TOPIC", "PARTITION", "POSITION", "LOG END", "LAG", "MOVED AT"], partitions),
         columns(["BATCHES", "COUNT", "RECORDS", "ACCEPTED", "DUPLICATES", "LAST AT"], batches),
@@ -84,6 +90,7 @@ fn table(answer: &Answer) -> String {
         columns(["REFUSED", "CAUSE", "RECORDS"], refused),
         columns(["DEPLOYMENT", "COLLECTED", "INTRODUCED AT", "COMPLETE UNTIL", "RUNTIME COMPLETE UNTIL"], sources),
         columns(["DEPLOYMENT", "PUBLICATION", "EVENTS", "UNANSWERED", "OLDEST"], publications),
+        columns(["AUDIT", "VERDICT", "DIFFERENCES", "OPEN", "AUDITED AT", "DIFFERS SINCE"], audit),
         columns(["LEASE", "HELD BY", "EPOCH", "UNTIL"], leases),
     ];
     let head = format!("ledger {} at sequence {}, {}\n", status.ledger_incarnation, status.ledger_sequence, time(*at));

@@ -159,6 +159,8 @@ pub struct Serve {
     pub api_listen: SocketAddr,
     /// `/metrics`.
     pub metrics_listen: SocketAddr,
+    /// How often the books are audited.
+    pub audit: Duration,
     /// What API callers send.
     pub token: Option<Secret>,
     /// Not there yet: always none.
@@ -211,6 +213,7 @@ impl Pipeline {
             serve: Serve {
                 api_listen: values.listen("serve.api_listen"),
                 metrics_listen: values.listen("serve.metrics_listen"),
+                audit: values.duration("serve.audit_seconds"),
                 token: values.secret("serve.token"),
                 tls_certificate: values.text("serve.tls_certificate").map(PathBuf::from),
                 tls_key: values.text("serve.tls_key").map(PathBuf::from),

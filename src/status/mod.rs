@@ -7,7 +7,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use crate::event::{Topic, TopicPartition};
-use crate::ledger::{BatchCount, Contents, EventCount, LeaseRow, Ledger, PositionRow, PublicationCount, RefusedCount, SourceRow};
+use crate::ledger::{BatchCount, Contents, EventCount, Finding, LeaseRow, Ledger, PositionRow, PublicationCount, RefusedCount, SourceRow};
 use crate::log::{Log, LogError};
 
 /// Counted when asked: each event table's index is read once.
@@ -33,6 +33,8 @@ pub struct Status {
     pub publications: Vec<PublicationCount>,
     /// Who holds what.
     pub leases: Vec<LeaseRow>,
+    /// What the last audits found. A difference stops publishing.
+    pub audit: Vec<Finding>,
 }
 
 /// A partition that the log or the ledger knows.
@@ -97,6 +99,7 @@ pub async fn read(ledger: &Ledger, log: &Log, log_deadline: Duration) -> Result<
         sources: sources(ledger, &rows).await?,
         publications,
         leases,
+        audit: ledger.findings().await?,
     })
 }
 
