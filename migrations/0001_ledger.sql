@@ -312,6 +312,7 @@ create table publication_request (
     error text,
     batch_id bigint
 );
+create index publication_request_by_source on publication_request (source_id, sent_at);
 create table publication_attempt (
     request_id uuid not null references publication_request,
     source_id smallint not null,
