@@ -16,6 +16,7 @@ mod oracle;
 mod passes;
 mod projection;
 mod publisher;
+mod rejects;
 mod serve;
 mod smoke;
 mod support;
