@@ -222,19 +222,3 @@ async fn data_that_postgres_cannot_keep_is_refused_and_not_tried_for_ever() {
     }
     ledger.record(&Chain::Live(claim), &[arrival(0, event(Topic::AgentUsage, 1))], 1).await.unwrap();
 }
-
-#[tokio::test]
-async fn each_sighting_is_judged_by_the_accepted_event_also_within_one_batch() {
-    let (_database, ledger) = ledger().await;
-    let claim = ledger.claim(partition(Topic::WorkspaceBuilds, 0), 0).await.unwrap();
-    let mut otherwise = build(DEPLOYMENT, 1);
-    let Payload::Build(other) = &mut otherwise.payload else { panic!("it is a build") };
-    other.build_number = 9;
-    let accepted = || build(DEPLOYMENT, 1);
-    ledger.record(&Chain::Live(claim.clone()), &[arrival(0, accepted())], 1).await.unwrap();
-    let again = [arrival(1, otherwise.clone()), arrival(2, accepted()), arrival(3, otherwise.clone()), arrival(4, accepted())];
-    let counts = ledger.record(&Chain::Live(moved(&claim, 1)), &again, 5).await.unwrap();
-    assert_eq!(counts, Counts { records: 4, duplicates: 2, conflicts: 2, ..Counts::default() });
-    let kept: Vec<i64> = sqlx::query_scalar("select log_offset from reject order by 1").fetch_all(&ledger.pool).await.unwrap();
-    assert_eq!(kept, [1, 3]);
-}

@@ -7,6 +7,7 @@ mod coderd_sim;
 mod collector;
 mod export;
 mod journey;
+mod known_failures;
 mod leases;
 mod ledger;
 mod log_contract;
