@@ -2,6 +2,7 @@
 //!
 //! Each command has a file of its own. It gets its arguments and a [`Context`], and ends with an [`Exit`].
 
+mod actor;
 pub mod audit;
 mod check;
 pub mod connect;
@@ -15,6 +16,7 @@ mod output;
 mod pipeline;
 mod progress;
 mod ranges;
+mod rejects;
 mod replay;
 pub mod roles;
 pub mod run;
@@ -92,6 +94,9 @@ pub enum Command {
     /// Read a range of the log again: what is missing is added, what is there changes nothing
     #[command(subcommand)]
     Replay(replay::Replay),
+    /// Work on records that are no accepted event: rejected, in conflict, or held
+    #[command(subcommand)]
+    Rejects(rejects::Rejects),
     /// Show where everything stands
     Status(status::Arguments),
     /// Prove that the books balance, or list what differs
@@ -137,6 +142,7 @@ pub async fn run(command: Command, context: Context) -> Result<Exit, Failure> {
         Command::Check(arguments) => until_stopped(&context.stop, check::run(arguments, &context)).await,
         Command::Migrate(arguments) => until_stopped(&context.stop, migrate::run(arguments, &context)).await,
         Command::Export(export) => until_stopped(&context.stop, export::run(export, &context)).await,
+        Command::Rejects(rejects) => until_stopped(&context.stop, rejects::run(rejects, &context)).await,
         Command::Status(arguments) => until_stopped(&context.stop, status::run(arguments, &context)).await,
         Command::Audit(arguments) => until_stopped(&context.stop, audit::run(arguments, &context)).await,
     }

@@ -7,6 +7,15 @@ use uuid::Uuid;
 use super::Ledger;
 use crate::event::Digest;
 
+/// How an event id stands among the rejects.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RefusedState {
+    /// `open` where any of its records is; else what the last act made of one: resubmitted, admitted or discarded.
+    pub state: String,
+    /// Whether any of its records went through the log again.
+    pub passed: bool,
+}
+
 impl Ledger {
     /// Those of these builds that are in the ledger, with their digests.
     ///
@@ -61,8 +70,25 @@ impl Ledger {
             .await?;
         Ok(rows.into_iter().collect())
     }
+
+    /// How those of these event ids stand that were refused or are held.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn refused_states(&self, deployment_id: Uuid, ids: &[String]) -> Result<HashMap<String, RefusedState>, sqlx::Error> {
+        let rows: Vec<(String, String, bool)> = sqlx::query_as(
+            "select event_id, case when bool_or(state = 'open') then 'open' else (array_agg(state order by act_id desc))[1] end,
+                 bool_or(state in ('resubmitted', 'admitted'))
+             from reject where deployment_id = $1 and event_id = any($2) group by event_id",
+        )
+        .bind(deployment_id)
+        .bind(ids)
+        .fetch_all(&self.pool)
+        .await?;
+        Ok(rows.into_iter().map(|(id, state, passed)| (id, RefusedState { state, passed })).collect())
+    }
 }
 
-fn digest(bytes: Vec<u8>) -> Result<Digest, sqlx::Error> {
+pub(super) fn digest(bytes: Vec<u8>) -> Result<Digest, sqlx::Error> {
     bytes.try_into().map_err(|_| sqlx::Error::Decode("a digest is not 32 bytes".into()))
 }

@@ -6,6 +6,11 @@
 
 mod desk;
 mod error;
+mod rejects;
 
 pub use desk::{Actor, Desk};
 pub use error::OperationError;
+pub use rejects::{
+    Admitted, Bytes, CountRejects, DiscardRejects, DiscardedRejects, Foreseen, Header, ListRejects, Place, Reject, RejectAct, RejectCounts,
+    RejectPage, Resubmit, Resubmitted, ResubmittedRecord, ShownReject, WhichRejects,
+};

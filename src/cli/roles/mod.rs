@@ -1,5 +1,6 @@
 //! The roles of one process, wired from one pipeline. In one process or in many, they meet in the log and in the ledger only.
 
+mod admit;
 mod collect;
 mod publish;
 mod serve;
@@ -69,6 +70,7 @@ async fn work(site: Site, registry: Registry, consumer: Consumer, publishing: Pu
     let mut roles: JoinSet<Result<(), Failure>> = JoinSet::new();
     let grace = grace(&site);
     if site.has(Role::Consume) {
+        roles.spawn(admit::run(site.clone(), stop.clone()));
         let stop = stop.clone();
         roles.spawn(async move {
             consumer.run(&stop).await;
