@@ -14,6 +14,7 @@ mod lease;
 mod metrics;
 mod parameters;
 mod ready;
+mod rejects;
 mod serve;
 mod settings;
 mod standing;
@@ -86,6 +87,7 @@ struct Serving {
     known: known::KnownSources,
     lease: lease::MetricsLease,
     telemetry: telemetry::ApiTelemetry,
+    rejects: rejects::RejectsTelemetry,
     /// Counting everything is dear: one request at a time.
     counting: tokio::sync::Mutex<()>,
 }

@@ -13,6 +13,7 @@ use tracing::{info, warn};
 
 use super::known::KnownSources;
 use super::lease::MetricsLease;
+use super::rejects::RejectsTelemetry;
 use super::telemetry::ApiTelemetry;
 use super::{Api, ServeSettings, Serving, agents, answer, entitlements, guard, metrics, ready, status};
 
@@ -77,13 +78,14 @@ impl Server {
         settings.check()?;
         let listeners =
             (listen("serve.api_listen", settings.api_listen).await?, listen("serve.metrics_listen", settings.metrics_listen).await?);
-        let telemetry = ApiTelemetry::register(&api.registry)?;
+        let (telemetry, rejects) = (ApiTelemetry::register(&api.registry)?, RejectsTelemetry::register(&api.registry)?);
         let serving = Serving {
             api,
             settings,
             known: KnownSources::default(),
             lease: MetricsLease::default(),
             telemetry,
+            rejects,
             counting: tokio::sync::Mutex::default(),
         };
         Ok(Self { api: listeners.0, metrics: listeners.1, serving: Arc::new(serving) })
@@ -124,7 +126,7 @@ impl Server {
             }
             answered.cancel();
         };
-        tokio::join!(listeners, serving.known.follow(&serving.api, settings.poll, &answered), serving.lease.keep(serving, &answered),);
+        tokio::join!(listeners, serving.known.follow(serving, &answered), serving.lease.keep(serving, &answered));
     }
 }
 
