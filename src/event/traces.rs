@@ -2,7 +2,7 @@
 
 use uuid::Uuid;
 
-use super::fields::{Fields, Value, checked_text};
+use super::fields::{Fields, Value, checked_id};
 use super::message::{MAX_PAYLOAD_BYTES, Message};
 use super::parse::{deployment, header_text};
 use super::usage::UsageType;
@@ -53,7 +53,7 @@ impl Traces {
     }
 
     fn found(source: Option<String>, id: Option<String>, event_type: Option<String>, data: Option<Fields<'_>>) -> Self {
-        let valid = |text: &String| !text.is_empty() && checked_text("", text).is_ok();
+        let valid = |text: &String| !text.is_empty() && checked_id("", text).is_ok();
         let event_type = event_type.filter(valid);
         let units = event_type.as_deref().zip(data).and_then(|(event_type, data)| units(event_type, data));
         Traces { deployment: source.and_then(|source| deployment(&source).ok()), id: id.filter(valid), event_type, units }

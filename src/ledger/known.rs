@@ -2,10 +2,12 @@
 
 use std::collections::{HashMap, HashSet};
 
+use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use super::Ledger;
-use crate::event::Digest;
+use super::refused::headers_json;
+use crate::event::{Digest, Message};
 
 /// How an event id stands among the rejects.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,6 +73,25 @@ impl Ledger {
         Ok(rows.into_iter().collect())
     }
 
+    /// Those of these messages, by event id, that the ledger has among its rejects and that are not to be sent again. An id of which operators have
+    /// given up all records is sent again where this message is none of those: what they gave up was somebody else's, or the row has changed.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn refused_messages(&self, deployment_id: Uuid, messages: &HashMap<String, Message>) -> Result<HashSet<String>, sqlx::Error> {
+        let ids: Vec<&String> = messages.keys().collect();
+        let rows: Vec<(String, bool, Vec<u8>)> = sqlx::query_as(
+            "select event_id, state = 'discarded', sha256(headers || coalesce(payload, '')) from reject
+             where deployment_id = $1 and event_id = any($2)",
+        )
+        .bind(deployment_id)
+        .bind(ids)
+        .fetch_all(&self.pool)
+        .await?;
+        let same = |id: &String, hash: &[u8]| messages.get(id).is_some_and(|message| content_hash(message)[..] == *hash);
+        Ok(rows.into_iter().filter(|(id, discarded, hash)| !discarded || same(id, hash)).map(|(id, _, _)| id).collect())
+    }
+
     /// How those of these event ids stand that were refused or are held.
     ///
     /// # Errors
@@ -87,6 +108,11 @@ impl Ledger {
         .await?;
         Ok(rows.into_iter().map(|(id, state, passed)| (id, RefusedState { state, passed })).collect())
     }
+}
+
+fn content_hash(message: &Message) -> [u8; 32] {
+    let hash = Sha256::new().chain_update(headers_json(message)).chain_update(message.payload.as_deref().unwrap_or_default());
+    hash.finalize().into()
 }
 
 pub(super) fn digest(bytes: Vec<u8>) -> Result<Digest, sqlx::Error> {

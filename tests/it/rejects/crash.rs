@@ -103,9 +103,6 @@ async fn of_several_those_that_the_log_has_are_ended_and_the_others_stay_open() 
     let ids: Vec<i64> = site.list("open").await.iter().map(|row| row.id).collect();
     // one of the two topics is gone
     let removal = "delete from log_partition where topic = 'tallyline.workspace-builds.v1'";
-        .execute(&site.database.pool)
-        .await
-        .unwrap();
     sqlx::raw_sql(removal).execute(&site.database.pool).await.unwrap();
     let some = site.resubmit(Resubmit { force: true, ..as_is(&ids) }).await;
     assert!(matches!(some, Err(OperationError::Log(_))), "{some:?}");

@@ -1,5 +1,6 @@
 //! The rejects desk: what is refused can be seen, mended, passed through the log again or given up, and the books say so.
 
+mod books;
 mod crash;
 mod walk;
 
