@@ -1,6 +1,7 @@
 //! The integration tests, one binary (linking is what costs time). They need the servers that `scripts/test` starts.
 
 mod audit;
+mod bad_input;
 mod cli;
 mod coderd_sim;
 mod collector;
