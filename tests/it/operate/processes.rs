@@ -52,3 +52,35 @@ async fn a_process_is_shown_while_it_lives_as_gone_once_it_was_killed_and_not_af
     clean.ends_in_order().await;
     assert_eq!(site.count("select count(*) from process").await, 0);
 }
+
+#[tokio::test]
+async fn a_process_that_does_not_serve_shows_its_own_telemetry_where_it_is_told_to() {
+    let mut site = Site::new(Kind::Postgres).await;
+    site.set("telemetry.listen", "'127.0.0.1:0'");
+    append_builds(&site.log(), 0..50).await;
+    let mut running = site.start("--role consume");
+    site.builds(50).await;
+    let said = running.says(&["\"message\":\"listening\"", "\"telemetry\":"]).await;
+    let said: Value = serde_json::from_str(&said).unwrap();
+    let at = format!("http://{}", said["telemetry"].as_str().unwrap());
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let get = async |path: &str| {
+        let answer = client.get(format!("{at}{path}")).send().await.unwrap();
+        (answer.status().as_u16(), answer.text().await.unwrap())
+    };
+    let (_, metrics) = get("/metrics").await;
+    assert!(metrics.contains("tallyline_consumer_records_total{verdict=\"accepted\"} 50\n"), "{metrics}");
+    assert!(!metrics.contains("coderd_"), "no domain series: {metrics}");
+    assert_eq!(get("/healthz").await.0, 200);
+    let (code, readiness) = get("/readyz").await;
+    let readiness: Value = serde_json::from_str(&readiness).unwrap();
+    let checks: Vec<&str> = readiness["checks"].as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!((code, checks), (200, vec!["ledger", "log", "partitions", "pauses"]), "{readiness}");
+    assert_eq!(get("/api/v1/status").await.0, 404);
+    running.ends_in_order().await;
+
+    site.set("telemetry.listen", "'0.0.0.0:2113'");
+    let refused = site.command("check").await;
+    assert_eq!(refused.status.code(), Some(2), "{refused:?}");
+    assert!(refused.stdout.contains("telemetry.listen") || refused.stderr.contains("telemetry.listen"), "{refused:?}");
+}
