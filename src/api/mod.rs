@@ -12,6 +12,7 @@ mod guard;
 mod known;
 mod lease;
 mod metrics;
+mod own;
 mod parameters;
 mod ready;
 mod rejects;
@@ -21,6 +22,7 @@ mod standing;
 mod status;
 mod telemetry;
 
+pub use own::{Own, OwnServer};
 pub use serve::{ServeError, Server, serve};
 pub use settings::{ServeSettings, Token};
 
@@ -35,7 +37,7 @@ use crate::ledger::{Ledger, Paused};
 use crate::log::Log;
 use crate::projection::View;
 use crate::stages::{LicensesState, MetricsState};
-use crate::{coderd, consumer, publisher};
+use crate::{coderd, publisher};
 
 /// What the HTTP side shows: handles on the process's other parts. Whoever makes it runs the projections behind the views.
 #[derive(Clone)]
@@ -74,11 +76,18 @@ pub struct Addresses {
 }
 
 impl Api {
-    /// With the partitions that this consumer of the same process stops.
-    #[must_use]
-    pub fn with_consumer(mut self, consumer: &consumer::Consumer) -> Self {
-        self.stopped_partitions = Some(Arc::clone(&consumer.stopped));
-        self
+    /// What it has of this process.
+    fn own(&self) -> Own {
+        Own {
+            ledger: self.ledger.clone(),
+            log: self.log.clone(),
+            addresses: self.addresses.clone(),
+            registry: self.registry.clone(),
+            stopped_partitions: self.stopped_partitions.clone(),
+            coderd: self.coderd.clone(),
+            publisher: self.publisher.clone(),
+            paused: self.paused.clone(),
+        }
     }
 }
 

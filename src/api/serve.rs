@@ -130,11 +130,11 @@ impl Server {
     }
 }
 
-async fn listen(key: &'static str, address: SocketAddr) -> Result<TcpListener, ServeError> {
+pub(super) async fn listen(key: &'static str, address: SocketAddr) -> Result<TcpListener, ServeError> {
     TcpListener::bind(address).await.map_err(|source| ServeError::Listen { key, address, source })
 }
 
-async fn answer_on(listener: TcpListener, router: Router, stop: &CancellationToken) -> std::io::Result<()> {
+pub(super) async fn answer_on(listener: TcpListener, router: Router, stop: &CancellationToken) -> std::io::Result<()> {
     info!(address = ?listener.local_addr().ok(), "listening");
     axum::serve(listener, router).with_graceful_shutdown(stop.clone().cancelled_owned()).await
 }
