@@ -8,7 +8,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::{Arrival, Chain, Ledger, Refusal, Verdict};
-use crate::event::Event;
+use crate::event::{Event, Message};
 
 /// Conflicts, rejects and held records, raw, once for each place in the log. The row is the live chain's: a replay finds it there, or has run ahead
 /// and gives it up.
@@ -44,8 +44,6 @@ async fn insert_reject(
     arrival: &Arrival,
     refusal: &Refusal,
 ) -> Result<(), sqlx::Error> {
-    let headers: Vec<(&str, Option<String>)> =
-        arrival.message.headers.iter().map(|(name, value)| (name.as_str(), value.as_ref().map(|value| BASE64.encode(value)))).collect();
     let traces = Traces::of(arrival);
     sqlx::query(
         "insert into reject (batch_id, topic, partition, generation, log_offset, verdict, cause, detail, deployment_id, event_id, event_type,
@@ -66,7 +64,7 @@ async fn insert_reject(
     .bind(traces.event_type)
     .bind(arrival.timestamp)
     .bind(&arrival.message.key)
-    .bind(serde_json::to_vec(&headers).unwrap_or_default())
+    .bind(headers_json(&arrival.message))
     .bind(&arrival.message.payload)
     .bind(ledger.clock.now())
     .bind(matches!(chain, Chain::Live(_)))
@@ -75,16 +73,23 @@ async fn insert_reject(
     Ok(())
 }
 
+/// A record's headers as they are kept: JSON, `[[name, value in base64 or null], …]`.
+pub(super) fn headers_json(message: &Message) -> Vec<u8> {
+    let headers: Vec<(&str, Option<String>)> =
+        message.headers.iter().map(|(name, value)| (name.as_str(), value.as_ref().map(|value| BASE64.encode(value)))).collect();
+    serde_json::to_vec(&headers).unwrap_or_default()
+}
+
 /// What can be told about a record that is no event, for whoever looks for it.
 #[derive(Default)]
-struct Traces {
-    deployment: Option<Uuid>,
-    event_id: Option<String>,
-    event_type: Option<String>,
+pub(super) struct Traces {
+    pub(super) deployment: Option<Uuid>,
+    pub(super) event_id: Option<String>,
+    pub(super) event_type: Option<String>,
 }
 
 impl Traces {
-    fn of(arrival: &Arrival) -> Self {
+    pub(super) fn of(arrival: &Arrival) -> Self {
         if let Ok(event) = &arrival.event {
             let event_type = Some(event.event_type().to_owned());
             return Traces { deployment: Some(event.deployment), event_id: Some(event.id()), event_type };

@@ -4,6 +4,7 @@ mod audit;
 mod cli;
 mod coderd_sim;
 mod collector;
+mod deep_audit;
 mod export;
 mod journey;
 mod leases;
