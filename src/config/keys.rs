@@ -113,6 +113,12 @@ pub const KEYS: &[Key] = &[
     ),
     key("collect.full_sweep_hours", Kind::Hours(0.01, 168.0), Some("24"), "How often everything is compared again, whatever its time."),
     key(
+        "consume.stall_seconds",
+        Kind::Seconds(1.0, 3600.0),
+        Some("60"),
+        "A consumer that does not move for so long while records wait leaves its group and joins again.",
+    ),
+    key(
         "license.public_keys",
         Kind::PublicKeys,
         None,

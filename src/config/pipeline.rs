@@ -27,6 +27,8 @@ pub struct Pipeline {
     pub source: Source,
     /// The collector.
     pub collect: Collect,
+    /// The consumer.
+    pub consume: Consume,
     /// Licenses.
     pub license: License,
     /// The publisher.
@@ -112,6 +114,13 @@ pub struct Collect {
     pub full_sweep: Duration,
 }
 
+/// `[consume]`
+#[derive(Clone, Debug)]
+pub struct Consume {
+    /// Records may wait for so long while their partition does not move.
+    pub stall: Duration,
+}
+
 /// `[license]`
 #[derive(Clone, Debug)]
 pub struct License {
@@ -193,6 +202,7 @@ impl Pipeline {
                 margin: values.duration("collect.margin_seconds"),
                 full_sweep: values.duration("collect.full_sweep_hours"),
             },
+            consume: Consume { stall: values.duration("consume.stall_seconds") },
             license: License { public_keys: values.texts("license.public_keys"), rules: values.defaulted("license.rules") },
             publish: Publish {
                 mode: if values.text("publish.mode").as_deref() == Some("sole") { PublishMode::Sole } else { PublishMode::Shadow },

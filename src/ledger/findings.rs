@@ -24,7 +24,7 @@ pub struct NewFinding<'a> {
 }
 
 /// What the last audit found at one joint.
-#[derive(Clone, Debug, PartialEq, FromRow, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, FromRow, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
 pub struct Finding {
     /// The joint's name.
     pub joint: String,
@@ -48,7 +48,7 @@ pub struct Finding {
 }
 
 /// A difference as it is kept.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
 pub struct Example {
     /// What kind of difference.
     pub kind: String,

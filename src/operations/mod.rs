@@ -6,6 +6,8 @@
 
 mod desk;
 mod error;
+mod pauses;
 
 pub use desk::{Actor, Desk};
 pub use error::OperationError;
+pub use pauses::{PauseRequest, refuse_paused};

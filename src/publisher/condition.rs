@@ -19,6 +19,8 @@ pub enum Condition {
     NotIntroduced,
     /// None of coderd's licenses allows publishing: nothing is published, as coderd itself would not. Healthy.
     NoLicense,
+    /// An operator has paused publishing; who and why. Healthy.
+    Paused(String),
     /// An audit says that the books do not balance: nothing is sent until a later one says that they do.
     Held(String),
     /// The last cycle failed; it is tried again.
@@ -43,6 +45,7 @@ impl fmt::Display for Condition {
             Condition::NoDatabase => f.write_str("nothing is published: no database of coderd is configured for this source"),
             Condition::NotIntroduced => f.write_str("nothing is published: no event of this source has come yet"),
             Condition::NoLicense => f.write_str("nothing is published: no license in coderd allows it"),
+            Condition::Paused(why) => write!(f, "nothing is published: {why}"),
             Condition::Held(why) => write!(f, "held: the books do not balance: {why}; run `tallyline audit`"),
             Condition::Failing(why) => write!(f, "failing: {why}"),
             Condition::Stopped(why) => write!(f, "stopped: {why}"),

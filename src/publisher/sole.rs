@@ -29,7 +29,7 @@ impl Publisher {
         }
         self.settle_old(reader, source_id, &mut cycle.settled, stop).await?;
         while !stop.is_cancelled() {
-            if self.stops_for_coderd(reader).await? || self.is_held().await? {
+            if self.is_paused() || self.stops_for_coderd(reader).await? || self.is_held().await? {
                 return Ok(());
             }
             // read again for each request: a license may have been exchanged, the more so after a 401

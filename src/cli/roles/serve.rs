@@ -6,12 +6,11 @@ use prometheus::Registry;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{Listening, Publishing, Site};
+use super::{Listening, Parts, Site};
 use crate::api::{Addresses, Api, ServeSettings, Server, Token};
 use crate::audit::{Audit, AuditTelemetry, Continuous};
 use crate::cli::{Exit, Failure, connect};
 use crate::config::Role;
-use crate::consumer::Consumer;
 use crate::projection::{Projection, ProjectionError, ProjectionSettings};
 use crate::stages::{LicensesState, MetricsState};
 
@@ -28,7 +27,7 @@ pub(super) struct Bound {
 }
 
 /// Binds the listeners, so that health is answered from the first moment on.
-pub(super) async fn bind(site: &Site, registry: &Registry, consumer: &Consumer, publishing: &Publishing) -> Result<Bound, Failure> {
+pub(super) async fn bind(site: &Site, registry: &Registry, parts: &Parts) -> Result<Bound, Failure> {
     let settings = settings(site).await?;
     let metrics = Projection::new(site.ledger.ledger.clone(), ProjectionSettings::default());
     let licenses = Projection::new(site.ledger.ledger.clone(), ProjectionSettings::default());
@@ -42,10 +41,11 @@ pub(super) async fn bind(site: &Site, registry: &Registry, consumer: &Consumer, 
         registry: registry.clone(),
         stopped_partitions: None,
         coderd: site.coderd.clone().filter(|_| site.has(Role::Collect)),
-        publisher: site.has(Role::Publish).then(|| publishing.clone()),
+        publisher: site.has(Role::Publish).then(|| parts.publishing.clone()),
+        paused: parts.paused.clone(),
     };
     if site.has(Role::Consume) {
-        api = api.with_consumer(consumer);
+        api = api.with_consumer(&parts.consumer);
     }
     let server = Server::bind(settings, api).await.map_err(|error| Failure::new(Exit::Configuration, error))?;
     let audited = AuditTelemetry::register(registry).map_err(|error| Failure::new(Exit::Internal, error))?;
