@@ -271,10 +271,13 @@ fn refused(place: &str, refusal: &Refusal, reject: Option<&KeptReject>, found: &
         return found.differs("reject_missing", place, format!("the record is no event ({}) and not among the rejects", refusal.detail));
     };
     let expected = if refusal.verdict == Verdict::Held { "held" } else { "rejected" };
-    // what was held is judged again by each version; what was rejected stays so, and its cause with it
-    if reject.verdict != "held" && (reject.verdict != expected || reject.cause != refusal.cause) {
-        let detail = format!("is {} for {}, the record at {place} is {expected} for {}", reject.verdict, reject.cause, refusal.cause);
+    // what was held is judged again by each version
+    if reject.verdict != "held" && reject.verdict != expected {
+        let detail = format!("verdict: is {}, the record at {place} is {expected}", reject.verdict);
         found.differs("reject_changed", format!("reject {}", reject.id), detail);
+    } else if reject.verdict == expected && reject.cause != refusal.cause {
+        let detail = format!("cause: is {}, this version says {}; another version may have judged so", reject.cause, refusal.cause);
+        found.joint.remarks.push(Difference { kind: "reject_cause", id: format!("reject {}", reject.id), detail });
     }
 }
 

@@ -7,7 +7,12 @@
 mod desk;
 mod error;
 mod pauses;
+mod prove;
 
 pub use desk::{Actor, Desk};
 pub use error::OperationError;
 pub use pauses::{PauseRequest, refuse_paused};
+pub use prove::{
+    AcceptedProof, BatchProof, Label, LicenseWindow, LogProof, LogState, NoSeries, Proof, ProveRequest, SeriesProof, SourceProof,
+    SourceState,
+};

@@ -195,7 +195,7 @@ fn rows() -> Vec<Row> {
         // rejects, conflicts and held records
         ("update reject set payload = 'other' where verdict = 'rejected'", "reject_changed", any("reject "), "payload: not as"),
         ("update reject set headers = '[]' where verdict = 'held'", "reject_changed", any("reject "), "headers: not as"),
-        ("update reject set cause = 'x' where verdict = 'rejected'", "reject_changed", any("reject "), "rejected for x"),
+        ("update reject set verdict = 'conflict' where verdict = 'rejected'", "reject_changed", any("reject "), "verdict: is conflict"),
         ("update reject set event_id = 'x' where verdict = 'held'", "reject_changed", any("reject "), "event_id: not as"),
         ("update reject set record_timestamp = now() where verdict = 'conflict'", "reject_changed", any("reject "), "record_timestamp"),
         ("delete from reject where verdict = 'rejected' and topic like '%claims%'", "reject_missing", any("tallyline.prebuild-claims"), "no event"),
