@@ -21,18 +21,18 @@ use crate::support::coderd::{Build, Coderd};
 use crate::support::{Database, database, eventually};
 
 /// A deployment with a creation, a claimed prebuild and a usage event, collected and consumed.
-struct Site {
-    coderd: Coderd,
+pub struct Site {
+    pub coderd: Coderd,
     collector: Collector,
-    ledger: Ledger,
-    log: Log,
-    creation: Uuid,
-    claim: Uuid,
-    _database: Database,
+    pub ledger: Ledger,
+    pub log: Log,
+    pub creation: Uuid,
+    pub claim: Uuid,
+    pub database: Database,
 }
 
 impl Site {
-    async fn new() -> Site {
+    pub async fn new() -> Site {
         let (coderd, database) = (Coderd::new(SchemaVersion::Sep2026).await, database().await);
         let ledger = Ledger::open(&LedgerSettings { url: database.url.clone(), connections: 4 }, Clock::system()).unwrap();
         ledger.migrate().await.unwrap();
@@ -48,7 +48,7 @@ impl Site {
         let source = coderd::Database::new(&coderd.database.url, Duration::from_secs(30)).unwrap();
         let opened = Collector::open(settings, source, PublicKeys::new(), log.clone(), ledger.clone(), Clock::system()).await;
         let collector = opened.unwrap().expect("the source is free");
-        let mut site = Site { coderd, collector, ledger, log, creation, claim, _database: database };
+        let mut site = Site { coderd, collector, ledger, log, creation, claim, database };
         site.collect().await;
         site
     }
@@ -62,12 +62,12 @@ impl Site {
     }
 
     /// One pass, and everything that it appended recorded.
-    async fn collect(&mut self) {
+    pub async fn collect(&mut self) {
         self.collector.pass().await.unwrap();
         self.consume().await;
     }
 
-    async fn consume(&self) {
+    pub async fn consume(&self) {
         for topic in Topic::ALL {
             let partition = TopicPartition { topic, partition: 0 };
             let claim = self.ledger.claim(partition, 0).await.unwrap();
@@ -90,11 +90,11 @@ impl Site {
     }
 
     /// Changes the ledger behind the back of all code.
-    async fn tamper(&self, statement: &'static str) {
+    pub async fn tamper(&self, statement: &'static str) {
         sqlx::raw_sql(statement).execute(&self.ledger.pool).await.unwrap();
     }
 
-    async fn tamper_source(&self, statement: &'static str, id: Uuid) {
+    pub async fn tamper_source(&self, statement: &'static str, id: Uuid) {
         sqlx::query(statement).bind(id).execute(&self.coderd.database.pool).await.unwrap();
     }
 }

@@ -15,6 +15,7 @@ mod operate;
 mod oracle;
 mod passes;
 mod projection;
+mod prove;
 mod publisher;
 mod rejects;
 mod serve;
