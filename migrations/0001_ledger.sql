@@ -36,6 +36,8 @@ create table batch (
     constraint batch_of_a_replay_names_it check ((kind = 'replay') = (replay_id is not null))
 );
 create index batch_by_partition on batch (topic, partition, first_offset) where kind in ('log', 'replay');
+-- replays lie anywhere, and are few
+create index batch_of_replays on batch (topic, partition, first_offset) where kind = 'replay';
 create index batch_by_time on batch (recorded_at);
 
 -- The last thing a transaction does, inside its commit: no writer waits for another's network.

@@ -82,6 +82,11 @@ pub(super) async fn run(export: Export, context: &Context) -> Result<Exit, Failu
         return Err(Failure::of(Exit::Refused, format!("--as-of {as_of}: the ledger's last sequence is {last}")));
     }
     let range = UsageRange { from: usage.from, to: usage.to, source: usage.source, as_of };
+    if let Some(source) = usage.source
+        && ledger.in_time(ledger.source(source)).await?.is_none()
+    {
+        return Err(Failure::of(Exit::Refused, format!("--source {source}: the ledger knows no such deployment")));
+    }
     let Format::Csv = usage.format;
     let to_stdout = usage.file == Path::new("-");
     let actor = usage.actor.actor();

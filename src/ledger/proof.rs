@@ -109,6 +109,8 @@ pub struct ExportLife {
     pub actor: String,
     /// Why.
     pub reason: String,
+    /// The ledger's identity when it was read.
+    pub incarnation: Uuid,
     /// As known at this ledger sequence.
     pub sequence: i64,
     /// Usage at or after this instant.
@@ -192,16 +194,16 @@ impl Ledger {
         Ok(Some(life))
     }
 
-    /// The files that hold a usage event of this time that was accepted at this sequence. Their sequences are this incarnation's.
+    /// The files that hold a usage event of this time that was accepted at this sequence. Rows of an earlier incarnation were written before
+    /// the backup from which this one was restored, so their sequences are in its past, too.
     ///
     /// # Errors
     /// The database's.
     pub async fn exports_of(&self, source_id: i16, created_at: DateTime<Utc>, accepted_at: i64) -> Result<Vec<ExportLife>, sqlx::Error> {
         sqlx::query_as(
-            "select id, exported_at, actor, reason, sequence, first_instant, end_instant, format, events, encode(sha256, 'hex') as sha256
+            "select id, exported_at, actor, reason, incarnation, sequence, first_instant, end_instant, format, events, encode(sha256, 'hex') as sha256
              from export_file
              where first_instant <= $2 and end_instant > $2 and (source_id is null or source_id = $1) and sequence >= $3
-                 and incarnation = (select incarnation from ledger)
              order by id",
         )
         .bind(source_id)

@@ -14,7 +14,7 @@ use tallyline::log::{KafkaSettings, Log, PostgresLogSettings};
 use tempfile::TempDir;
 
 use crate::export::record;
-use crate::support::ledger::{DEPLOYMENT, noon, usage};
+use crate::support::ledger::{DEPLOYMENT, OTHER_DEPLOYMENT, noon, usage};
 use crate::support::process::{Ended, run_tallyline, tallyline};
 use crate::support::{self, Database, database, eventually};
 
@@ -197,6 +197,7 @@ async fn export_writes_the_same_bytes_each_time_and_totals_beside_them() {
     assert_eq!(by, ("user-001".to_owned(), "June".to_owned()));
     assert_eq!(ledger.last_sequence().await.unwrap(), sequence);
 
+    assert_refused(&pipeline.run(&format!("{range} --source {OTHER_DEPLOYMENT} -o -")).await, 4, "no such deployment");
     assert_refused(&pipeline.run(&format!("{range} --as-of 9999 -o -")).await, 4, "the ledger's last sequence is");
     assert_refused(&pipeline.run("export usage --from 2025-08-02 --to 2025-08-02 -o -").await, 2, "--from must be before --to");
     assert_refused(&pipeline.run(&format!("{range} -o {}", pipeline.path("no/folder.csv").display())).await, 4, "cannot be written");
