@@ -1,5 +1,6 @@
 //! One deployment under faults: a simulated coderd that lives on, a process for each role, each behind a proxy of its own, and a vendor.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, SecondsFormat, SubsecRound, TimeDelta, Utc};
@@ -195,16 +196,10 @@ impl World {
         self.site.ends().await
     }
 
-    /// Waits until every partition that had records waiting has moved past them, and remembers how long the slowest took.
-    pub async fn positions_reach(&mut self, ends: &[(TopicPartition, i64)], within: Duration, what: &str) {
-        let begun = Instant::now();
-        eventually(within, what, || async {
-            let positions: std::collections::BTreeMap<_, _> = self.site.ledger.positions().await.unwrap_or_default().into_iter().collect();
-            ends.iter().all(|(partition, end)| positions.get(partition).copied().unwrap_or_default() >= *end)
-        })
-        .await;
-        self.slowest = self.slowest.max(begun.elapsed());
-        self.say(&format!("{what}: within {:.1?}", begun.elapsed()));
+    /// Whether the ledger has read every partition up to there.
+    pub async fn has_reached(&self, ends: &[(TopicPartition, i64)]) -> bool {
+        let positions: BTreeMap<_, _> = self.site.ledger.positions().await.unwrap_or_default().into_iter().collect();
+        ends.iter().all(|(partition, end)| positions.get(partition).is_some_and(|position| position >= end) || *end == 0)
     }
 
     /// The process that shows the domain series, once one does.
