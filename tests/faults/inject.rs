@@ -29,8 +29,9 @@ impl World {
         let alone = round.faults.len() == 1;
         for fault in &round.faults {
             self.say(&format!("{:?} begins", fault.kind));
+            let begun = Instant::now();
             self.begin_fault(*fault, alone, servers).await;
-            tokio::time::sleep(fault.lasts).await;
+            tokio::time::sleep(fault.lasts.saturating_sub(begun.elapsed())).await;
         }
         let mut order = round.faults.clone();
         if round.nested {
@@ -137,9 +138,16 @@ impl World {
     async fn new_records_are_recorded(&mut self, come: Duration, recorded: Duration, what: &str) {
         let (begun, before) = (Instant::now(), self.site.appended().await);
         eventually(come, &format!("{what}: records come"), || async { self.site.appended().await >= before + RECORDS_THAT_MEET_ALL }).await;
-        let (came, ends) = (begun.elapsed(), self.ends().await);
+        let (came, ends) = (begun.elapsed(), self.log_ends().await);
         let begun = Instant::now();
-        eventually(recorded, what, || self.has_reached(&ends)).await;
+        let reached = async {
+            while !self.behind(&ends).await.is_empty() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        if tokio::time::timeout(recorded, reached).await.is_err() {
+            panic!("{what}: not within {recorded:?}, behind are {:?}", self.behind(&ends).await);
+        }
         let took = begun.elapsed();
         self.slowest = self.slowest.max(took);
         self.say(&format!("{what}: records came within {came:.1?}, and were recorded within {took:.1?}"));
@@ -175,7 +183,7 @@ impl World {
     async fn cut(&mut self, fault: Fault) {
         let all = fault.roll.is_multiple_of(3);
         for time in 0..3 {
-            let bytes = 500 + (fault.roll >> (8 * time)) % 20_000;
+            let bytes = 100 + (fault.roll >> (8 * time)) % 5_000;
             let place = fault.place();
             let proxies: Vec<_> = self.members().iter().filter(|member| all || member.place == place).map(|member| &member.proxy).collect();
             proxies.iter().for_each(|proxy| proxy.cut_after(bytes));
@@ -184,7 +192,7 @@ impl World {
                     tokio::time::sleep(Duration::from_millis(5)).await;
                 }
             };
-            if tokio::time::timeout(Duration::from_secs(3), cut).await.is_err() {
+            if tokio::time::timeout(Duration::from_secs(2), cut).await.is_err() {
                 // too little was sent
                 proxies.iter().for_each(|proxy| proxy.cut());
             }
