@@ -103,6 +103,18 @@ async fn a_refusal_for_now_waits_longer_each_time() {
 }
 
 #[tokio::test]
+async fn a_clock_that_was_ahead_for_a_while_keeps_no_event_waiting() {
+    let world = World::with(rules(vec![rule(Behaviour::RefuseForNow, "refused", 1)])).await;
+    let (ahead, right) = (start_time() + TimeDelta::days(3), start_time());
+    world.clock.set(ahead);
+    world.add(&[usage("refused", right)]).await;
+    assert_eq!(world.cycle().await.refused_for_now, 1);
+    world.add(&[usage("accepted then", right)]).await;
+    world.clock.set(right);
+    assert_eq!(world.cycle().await.accepted, 2);
+}
+
+#[tokio::test]
 async fn an_event_refused_for_now_does_not_hold_back_the_ones_behind_it() {
     let world = World::with(rules(vec![EventRule {
         ids: (0..120).map(|index| format!("event-{index:04}")).collect(),
