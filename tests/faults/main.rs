@@ -24,23 +24,19 @@ mod settle;
 mod site;
 #[path = "../it/support/mod.rs"]
 mod support;
+mod traffic;
 #[path = "../it/journey/watch.rs"]
 mod watch;
 mod world;
 
 use std::time::Instant;
 
-use tallyline::clock::Clock;
-use tallyline::sim::coderd::live;
 use tokio_util::sync::CancellationToken;
 
 use runs::Runs;
 use schedule::Schedule;
 use servers::Servers;
 use world::World;
-
-/// Builds in a second, while faults come and go.
-const RATE: f64 = 40.0;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_books_balance_after_every_schedule_of_faults() {
@@ -66,16 +62,10 @@ async fn the_books_balance_after_every_schedule_of_faults() {
 
 /// One schedule, beside traffic that goes on.
 async fn suffer(schedule: &Schedule, servers: &mut Servers) -> String {
-    let (mut world, mut simulation) = World::begin(schedule.seed, schedule.backend, servers).await;
+    let (mut world, simulation) = World::begin(schedule.seed, schedule.backend, servers).await;
     let stop = CancellationToken::new();
     // a task of its own: whatever holds up the faults, coderd lives on
-    let lives = tokio::spawn({
-        let stop = stop.clone();
-        async move {
-            live(&mut simulation, RATE, &Clock::system(), &stop, |_| {}).await.expect("coderd lives");
-            simulation
-        }
-    });
+    let lives = tokio::spawn(traffic::live(simulation, stop.clone()));
     for round in &schedule.rounds {
         world.suffer(round, servers).await;
     }
