@@ -27,12 +27,16 @@ pub struct Pipeline {
     pub source: Source,
     /// The collector.
     pub collect: Collect,
+    /// The consumer.
+    pub consume: Consume,
     /// Licenses.
     pub license: License,
     /// The publisher.
     pub publish: Publish,
     /// What listens.
     pub serve: Serve,
+    /// What listens where the role serve is not there.
+    pub telemetry: Telemetry,
 }
 
 /// A role of `tallyline run`.
@@ -112,6 +116,13 @@ pub struct Collect {
     pub full_sweep: Duration,
 }
 
+/// `[consume]`
+#[derive(Clone, Debug)]
+pub struct Consume {
+    /// Records may wait for so long while their partition does not move.
+    pub stall: Duration,
+}
+
 /// `[license]`
 #[derive(Clone, Debug)]
 pub struct License {
@@ -150,12 +161,21 @@ pub struct Serve {
     pub api_listen: SocketAddr,
     /// `/metrics`.
     pub metrics_listen: SocketAddr,
+    /// How often the books are audited.
+    pub audit: Duration,
     /// What API callers send.
     pub token: Option<Secret>,
     /// Not there yet: always none.
     pub tls_certificate: Option<PathBuf>,
     /// Not there yet: always none.
     pub tls_key: Option<PathBuf>,
+}
+
+/// `[telemetry]`
+#[derive(Clone, Debug)]
+pub struct Telemetry {
+    /// `/metrics`, `/healthz` and `/readyz` of a process that does not serve.
+    pub listen: Option<SocketAddr>,
 }
 
 impl Pipeline {
@@ -191,6 +211,7 @@ impl Pipeline {
                 margin: values.duration("collect.margin_seconds"),
                 full_sweep: values.duration("collect.full_sweep_hours"),
             },
+            consume: Consume { stall: values.duration("consume.stall_seconds") },
             license: License { public_keys: values.texts("license.public_keys"), rules: values.defaulted("license.rules") },
             publish: Publish {
                 mode: if values.text("publish.mode").as_deref() == Some("sole") { PublishMode::Sole } else { PublishMode::Shadow },
@@ -201,10 +222,12 @@ impl Pipeline {
             serve: Serve {
                 api_listen: values.listen("serve.api_listen"),
                 metrics_listen: values.listen("serve.metrics_listen"),
+                audit: values.duration("serve.audit_seconds"),
                 token: values.secret("serve.token"),
                 tls_certificate: values.text("serve.tls_certificate").map(PathBuf::from),
                 tls_key: values.text("serve.tls_key").map(PathBuf::from),
             },
+            telemetry: Telemetry { listen: values.get("telemetry.listen").map(|_| values.listen("telemetry.listen")) },
         }
     }
 

@@ -6,6 +6,13 @@
 
 mod desk;
 mod error;
+mod pauses;
+mod rejects;
 
 pub use desk::{Actor, Desk};
 pub use error::OperationError;
+pub use pauses::{PauseRequest, refuse_paused};
+pub use rejects::{
+    Admitted, Bytes, CountRejects, DiscardRejects, DiscardedRejects, Foreseen, Header, ListRejects, Place, Reject, RejectAct, RejectCounts,
+    RejectPage, Resubmit, Resubmitted, ResubmittedRecord, ShownReject, WhichRejects,
+};

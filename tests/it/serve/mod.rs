@@ -5,6 +5,7 @@ mod dashboards;
 mod domain;
 mod prometheus;
 mod readiness;
+mod rejects;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -13,7 +14,7 @@ use reqwest::StatusCode;
 use serde_json::Value;
 use tallyline::api::{Addresses, Api, ServeSettings, Server};
 use tallyline::event::{Event, Topic, TopicPartition};
-use tallyline::ledger::{Chain, Lease, Ledger, NewPass, Source};
+use tallyline::ledger::{Chain, Lease, Ledger, NewPass, Paused, Source};
 use tallyline::log::{Log, PostgresLogSettings};
 use tallyline::projection::{Projection, ProjectionSettings, View};
 use tallyline::stages::{LicensesState, MetricsState, Stage};
@@ -98,6 +99,7 @@ impl Site {
             coderd: None,
             publisher: None,
             addresses,
+            paused: Paused::never(),
         }
     }
 
