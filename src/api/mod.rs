@@ -4,24 +4,31 @@
 //! [`Server::run`] ask the ledger: [`known`] which sources there are and how far they are complete, [`lease`] whether this process is the one
 //! that shows the domain series.
 
+mod acts;
 mod agents;
 mod answer;
+mod asked;
+mod document;
 mod domain;
 mod entitlements;
 mod guard;
 mod known;
 mod lease;
 mod metrics;
-mod parameters;
+mod paths;
 mod ready;
+mod route;
 mod serve;
 mod settings;
 mod standing;
 mod status;
 mod telemetry;
+mod tokens;
 
+pub use answer::ProblemBody;
 pub use serve::{ServeError, Server, serve};
-pub use settings::{ServeSettings, Token};
+pub use settings::ServeSettings;
+pub use tokens::Token;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -32,6 +39,7 @@ use crate::clock::Clock;
 use crate::event::TopicPartition;
 use crate::ledger::Ledger;
 use crate::log::Log;
+use crate::operations::Desk;
 use crate::projection::View;
 use crate::stages::{LicensesState, MetricsState};
 use crate::{coderd, consumer, publisher};
@@ -43,6 +51,8 @@ pub struct Api {
     pub ledger: Ledger,
     /// Asked for its ends.
     pub log: Log,
+    /// What operators ask for.
+    pub desk: Desk,
     /// Where both are, fit to be shown.
     pub addresses: Addresses,
     /// For which instant entitlements hold.
@@ -86,6 +96,8 @@ struct Serving {
     known: known::KnownSources,
     lease: lease::MetricsLease,
     telemetry: telemetry::ApiTelemetry,
+    /// `/openapi.json`.
+    document: String,
     /// Counting everything is dear: one request at a time.
     counting: tokio::sync::Mutex<()>,
 }

@@ -4,8 +4,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::middleware::from_fn_with_state;
-use axum::routing::get;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tower_http::compression::CompressionLayer;
@@ -13,15 +11,16 @@ use tracing::{info, warn};
 
 use super::known::KnownSources;
 use super::lease::MetricsLease;
+use super::route::Route;
 use super::telemetry::ApiTelemetry;
-use super::{Api, ServeSettings, Serving, agents, answer, entitlements, guard, metrics, ready, status};
+use super::{Api, ServeSettings, Serving, answer, document, paths};
 
 /// Why nothing is served.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     /// Open to the network and to anyone.
     #[error(
-        "{key} is {address}: beyond loopback a token (serve.token) and TLS are needed, and TLS is not there yet; listen on 127.0.0.1 behind a proxy that has both"
+        "{key} is {address}: beyond loopback a token (serve.tokens) and TLS are needed, and TLS is not there yet; listen on 127.0.0.1 behind a proxy that has both"
     )]
     NoToken {
         /// Which setting.
@@ -84,6 +83,7 @@ impl Server {
             known: KnownSources::default(),
             lease: MetricsLease::default(),
             telemetry,
+            document: document::of(&paths::api()).to_string(),
             counting: tokio::sync::Mutex::default(),
         };
         Ok(Self { api: listeners.0, metrics: listeners.1, serving: Arc::new(serving) })
@@ -111,7 +111,7 @@ impl Server {
         let settings = &serving.settings;
         let answered = CancellationToken::new();
         let listeners = async {
-            let (api, metrics) = (router(serving, api_paths()), router(serving, metrics_paths()));
+            let (api, metrics) = (router(serving, paths::api()), router(serving, paths::metrics()));
             tokio::select! {
                 ended = async { tokio::try_join!(answer_on(self.api, api, stop), answer_on(self.metrics, metrics, stop)) } => {
                     if let Err(error) = ended {
@@ -137,25 +137,13 @@ async fn answer_on(listener: TcpListener, router: Router, stop: &CancellationTok
     axum::serve(listener, router).with_graceful_shutdown(stop.clone().cancelled_owned()).await
 }
 
-fn api_paths() -> Router<Arc<Serving>> {
-    Router::new()
-        .route("/api/v2/entitlements", get(entitlements::entitlements))
-        .route("/api/v1/managed-agents/count", get(agents::count))
-        .route("/api/v1/status", get(status::status))
-}
-
-fn metrics_paths() -> Router<Arc<Serving>> {
-    Router::new().route("/metrics", get(metrics::metrics))
-}
-
-/// The paths, and what both listeners have in common.
-fn router(serving: &Arc<Serving>, paths: Router<Arc<Serving>>) -> Router {
-    paths
-        .route("/healthz", get(ready::healthz))
-        .route("/readyz", get(ready::readyz))
+/// The routes, and what both listeners have in common.
+fn router(serving: &Arc<Serving>, routes: Vec<Route>) -> Router {
+    routes
+        .into_iter()
+        .fold(Router::new(), |router, route| route.mount(router, serving))
         .fallback(answer::unknown_path)
         .method_not_allowed_fallback(answer::unknown_method)
-        .layer(from_fn_with_state(Arc::clone(serving), guard::guard))
         .layer(CompressionLayer::new())
         .with_state(Arc::clone(serving))
 }

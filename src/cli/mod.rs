@@ -2,6 +2,8 @@
 //!
 //! Each command has a file of its own. It gets its arguments and a [`Context`], and ends with an [`Exit`].
 
+mod acts;
+mod api;
 pub mod audit;
 mod check;
 pub mod connect;
@@ -21,6 +23,7 @@ pub mod run;
 mod simulators;
 mod status;
 mod stop;
+mod via;
 
 pub use exit::{Exit, Failure};
 pub use logging::start as start_logging;
@@ -94,6 +97,8 @@ pub enum Command {
     Replay(replay::Replay),
     /// Show where everything stands
     Status(status::Arguments),
+    /// Show the audit trail: who did what, when and why
+    Acts(acts::Arguments),
     /// Prove that the books balance, or list what differs
     Audit(audit::Arguments),
     /// Simulate coderd in an empty PostgreSQL database
@@ -134,6 +139,7 @@ pub async fn run(command: Command, context: Context) -> Result<Exit, Failure> {
         Command::TallymanSim(options) => simulators::tallyman(options, context).await,
         Command::Replay(replay) => replay::run(replay, context).await,
         // these leave nothing half done wherever they are dropped
+        Command::Acts(arguments) => until_stopped(&context.stop, acts::run(arguments, &context)).await,
         Command::Check(arguments) => until_stopped(&context.stop, check::run(arguments, &context)).await,
         Command::Migrate(arguments) => until_stopped(&context.stop, migrate::run(arguments, &context)).await,
         Command::Export(export) => until_stopped(&context.stop, export::run(export, &context)).await,

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use chrono::{DateTime, SecondsFormat, Utc};
-use serde::Serialize;
 
-use super::{Context, Exit, Failure, PipelineArguments, columns, connect};
+use super::via::{Via, ViaArguments};
+use super::{Context, Exit, Failure, columns};
 use crate::status::{self, Status};
 
 /// How long the log may take to tell its ends.
@@ -15,26 +15,20 @@ const LOG_ANSWER: Duration = Duration::from_secs(60);
 #[derive(Clone, Debug, clap::Args)]
 pub struct Arguments {
     #[command(flatten)]
-    pipeline: PipelineArguments,
-}
-
-#[derive(Serialize)]
-struct Answer {
-    at: DateTime<Utc>,
-    #[serde(flatten)]
-    status: Status,
+    via: ViaArguments,
 }
 
 pub(super) async fn run(arguments: Arguments, context: &Context) -> Result<Exit, Failure> {
-    let pipeline = arguments.pipeline.load()?;
-    let ledger = connect::open_ledger(&pipeline, context.clock.clone()).await?;
-    let log = connect::open_log(&pipeline, &ledger).await?;
-    ledger.reach().await?;
-    let mut status = status::read(&ledger.ledger, &log.log, LOG_ANSWER).await?;
-    status.log_problem = status.log_problem.map(|problem| format!("{}: {problem}", log.address));
-    let answer = Answer { at: context.clock.now(), status };
-    context.output.answer(&answer, || table(&answer))?;
-    match &answer.status.log_problem {
+    let status = match arguments.via.open(context).await? {
+        Via::Site(site) => {
+            let mut status = status::read(&site.ledger.ledger, &site.log.log, LOG_ANSWER).await?;
+            status.log_problem = status.log_problem.map(|problem| format!("{}: {problem}", site.log.address));
+            status
+        }
+        Via::Api(api) => api.get(&["status"], &()).await?,
+    };
+    context.output.answer(&status, || table(&status))?;
+    match &status.log_problem {
         None => Ok(Exit::Success),
         Some(problem) => Err(Failure::of(Exit::Unreachable, format!("the lag is not known: {problem}"))),
     }
@@ -48,8 +42,7 @@ fn or_dash<T>(value: Option<T>, show: impl FnOnce(T) -> String) -> String {
     value.map_or_else(|| "-".to_owned(), show)
 }
 
-fn table(answer: &Answer) -> String {
-    let Answer { at, status } = answer;
+fn table(status: &Status) -> String {
     let number = |value: Option<i64>| or_dash(value, |number| number.to_string());
     let partitions = status.partitions.iter().map(|row| {
         let ends = [row.position, row.log_end, row.lag].map(number);
@@ -86,6 +79,6 @@ fn table(answer: &Answer) -> String {
         columns(["DEPLOYMENT", "PUBLICATION", "EVENTS", "UNANSWERED", "OLDEST"], publications),
         columns(["LEASE", "HELD BY", "EPOCH", "UNTIL"], leases),
     ];
-    let head = format!("ledger {} at sequence {}, {}\n", status.ledger_incarnation, status.ledger_sequence, time(*at));
+    let head = format!("ledger {} at sequence {}, {}\n", status.ledger_incarnation, status.ledger_sequence, time(status.at));
     tables.into_iter().filter(|table| !table.is_empty()).fold(head, |text, table| format!("{text}\n{table}"))
 }

@@ -1,7 +1,9 @@
 //! What the ledger holds, in numbers of one moment.
 
 use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
 use sqlx::{FromRow, Row};
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::Ledger;
@@ -30,7 +32,7 @@ pub struct Contents {
 }
 
 /// Batches of one kind.
-#[derive(Clone, Debug, FromRow, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, FromRow, Serialize, Deserialize, ToSchema)]
 pub struct BatchCount {
     /// log, replay, source, licenses, pass, verdicts or operator.
     pub kind: String,
@@ -62,7 +64,7 @@ pub struct PositionRow {
 }
 
 /// Accepted events of one type and source.
-#[derive(Clone, Debug, FromRow, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, FromRow, Serialize, Deserialize, ToSchema)]
 pub struct EventCount {
     /// coderd's deployment id.
     pub deployment_id: Uuid,
@@ -73,7 +75,7 @@ pub struct EventCount {
 }
 
 /// Records kept raw.
-#[derive(Clone, Debug, FromRow, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, FromRow, Serialize, Deserialize, ToSchema)]
 pub struct RefusedCount {
     /// rejected, conflict or held.
     pub verdict: String,
@@ -99,7 +101,7 @@ pub struct SourceRow {
 }
 
 /// Publications in one state.
-#[derive(Clone, Debug, FromRow, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, FromRow, Serialize, Deserialize, ToSchema)]
 pub struct PublicationCount {
     /// coderd's deployment id.
     pub deployment_id: Uuid,
@@ -114,7 +116,7 @@ pub struct PublicationCount {
 }
 
 /// A lease, by the database's clock.
-#[derive(Clone, Debug, FromRow, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, FromRow, Serialize, Deserialize, ToSchema)]
 pub struct LeaseRow {
     /// `metrics`: who shows the domain series. `collector:DEPLOYMENT`: who collects that source.
     pub name: String,

@@ -4,8 +4,10 @@
 //! An operation that changes anything names its [`Actor`], and its act goes into the ledger's audit trail with what it changed, in one
 //! transaction. Nothing here prints, parses arguments or speaks HTTP.
 
+mod acts;
 mod desk;
 mod error;
 
+pub use acts::{Acts, ListActs};
 pub use desk::{Actor, Desk};
 pub use error::OperationError;

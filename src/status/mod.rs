@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::event::{Topic, TopicPartition};
@@ -11,8 +12,13 @@ use crate::ledger::{BatchCount, Contents, EventCount, LeaseRow, Ledger, Position
 use crate::log::{Log, LogError};
 
 /// Counted when asked: each event table's index is read once.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Status {
+    /// By the clock of who counted.
+    pub at: DateTime<Utc>,
+    /// How far the process that answers has folded; absent where no serving process answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub folded_sequences: Option<Folded>,
     /// This ledger's identity.
     pub ledger_incarnation: Uuid,
     /// Its last sequence.
@@ -35,8 +41,17 @@ pub struct Status {
     pub leases: Vec<LeaseRow>,
 }
 
+/// Up to which ledger sequence each stage is folded; absent where the fold has not begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Folded {
+    /// The domain series.
+    pub metrics: Option<i64>,
+    /// Licenses and managed agents.
+    pub licenses: Option<i64>,
+}
+
 /// A partition that the log or the ledger knows.
-#[derive(Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Partition {
     /// The topic's name.
     pub topic: String,
@@ -55,7 +70,7 @@ pub struct Partition {
 }
 
 /// A source, and how far it is complete.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Source {
     /// The deployment.
     pub deployment_id: Uuid,
@@ -87,6 +102,8 @@ pub async fn read(ledger: &Ledger, log: &Log, log_deadline: Duration) -> Result<
     let Contents { incarnation, sequence, batches, positions, events, refused, sources: rows, publications, leases } =
         ledger.contents().await?;
     Ok(Status {
+        at: ledger.clock.now(),
+        folded_sequences: None,
         ledger_incarnation: incarnation,
         ledger_sequence: sequence,
         log_problem,

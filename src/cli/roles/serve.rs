@@ -6,7 +6,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Listening, Publishing, Site};
 use crate::api::{Addresses, Api, ServeSettings, Server, Token};
 use crate::cli::{Exit, Failure, connect};
-use crate::config::Role;
+use crate::config::{Role, Serve};
 use crate::consumer::Consumer;
 use crate::projection::{Projection, ProjectionError, ProjectionSettings};
 use crate::stages::{LicensesState, MetricsState};
@@ -26,6 +26,7 @@ pub(super) async fn bind(site: &Site, registry: &Registry, consumer: &Consumer, 
     let mut api = Api {
         ledger: site.ledger.ledger.clone(),
         log: site.log.log.clone(),
+        desk: site.desk()?,
         addresses: Addresses { ledger: format!("PostgreSQL at {}", site.ledger.address), log: site.log.address.clone() },
         clock: site.clock.clone(),
         metrics: metrics.view(),
@@ -44,19 +45,30 @@ pub(super) async fn bind(site: &Site, registry: &Registry, consumer: &Consumer, 
 
 async fn settings(site: &Site) -> Result<ServeSettings, Failure> {
     let serve = &site.pipeline.serve;
-    let token = match &serve.token {
-        Some(token) => Some(Token::new(&connect::secret("serve.token", token).await?)),
-        None => None,
-    };
     let rules = site.pipeline.license.rules.parse();
     Ok(ServeSettings {
         api_listen: serve.api_listen,
         metrics_listen: serve.metrics_listen,
-        token,
+        tokens: tokens(serve).await?,
         source: site.pipeline.source.deployment_id,
         rules: rules.map_err(|_| Failure::of(Exit::Configuration, "license.rules names no rule set"))?,
         ..ServeSettings::default()
     })
+}
+
+/// Each token as it is now.
+async fn tokens(serve: &Serve) -> Result<Vec<Token>, Failure> {
+    let mut tokens: Vec<(&str, Token)> = Vec::new();
+    for (name, setting) in &serve.tokens {
+        let text = connect::secret(&format!("serve.tokens.{name}"), &setting.secret).await?;
+        let token = Token::new(name, setting.scope, &text);
+        if let Some((other, _)) = tokens.iter().find(|(_, other)| other.has_text_of(&token)) {
+            let problem = format!("serve.tokens.{other} and serve.tokens.{name} have one secret: nobody could say who acts");
+            return Err(Failure::of(Exit::Configuration, problem));
+        }
+        tokens.push((name, token));
+    }
+    Ok(tokens.into_iter().map(|(_, token)| token).collect())
 }
 
 impl Bound {
