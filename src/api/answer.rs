@@ -49,6 +49,16 @@ impl Problem {
         Self { field: Some(field.to_owned()), ..Self::wrong(message) }
     }
 
+    /// The body is larger than this.
+    pub(super) fn too_large(most_bytes: usize) -> Self {
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body cannot be read, or is larger than {most_bytes} bytes"))
+    }
+
+    /// The body is of another kind.
+    pub(super) fn not_json() -> Self {
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "the body must be JSON: set content-type: application/json")
+    }
+
     /// Nobody knows who asks.
     pub(super) fn unauthorized() -> Self {
         Self::new(StatusCode::UNAUTHORIZED, "a valid bearer token is needed")

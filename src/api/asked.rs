@@ -1,26 +1,67 @@
 //! What a request asks for, read strictly: a misspelt name must not be passed over. A query is read into the same types as a body, and both by
-//! the fields that the document shows.
+//! the fields that the document shows. What a path has in braces is a field, too.
 
 use std::ops::Deref;
+use std::sync::Arc;
 
-use axum::extract::FromRequestParts;
-use axum::http::Uri;
+use axum::body::{Body, to_bytes};
+use axum::extract::{FromRequest, FromRequestParts, RawPathParams, Request};
+use axum::http::header::CONTENT_TYPE;
 use axum::http::request::Parts;
+use axum::http::{HeaderMap, Method};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
+use super::Serving;
 use super::answer::Problem;
 use super::route::fields;
+use super::tokens::Caller;
+use crate::operations::Actor;
 
-/// A request's query.
+/// The largest body that is read.
+const MOST_BYTES: usize = 1024 * 1024;
+
+/// What is read: fields of the path and the query.
 pub(super) struct Query<T>(pub(super) T);
 
-impl<S: Sync, T: DeserializeOwned + ToSchema> FromRequestParts<S> for Query<T> {
+/// What is to be changed, by whom and why: fields of the path and of the body, or of the query where the method has no body. The reason is a field
+/// beside those of the type.
+pub(super) struct Change<T> {
+    pub(super) asked: T,
+    pub(super) actor: Actor,
+}
+
+impl<T: DeserializeOwned + ToSchema> FromRequestParts<Arc<Serving>> for Query<T> {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        query(&parts.uri).map(Query)
+    async fn from_request_parts(parts: &mut Parts, serving: &Arc<Serving>) -> Result<Self, Problem> {
+        typed(pairs::<T>(parts, serving).await?).map(Query)
+    }
+}
+
+impl<T: DeserializeOwned + ToSchema> FromRequest<Arc<Serving>> for Change<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, serving: &Arc<Serving>) -> Result<Self, Problem> {
+        let (mut parts, body) = request.into_parts();
+        // the guard lets nobody through who has no name
+        let Some(Caller(Some(name))) = parts.extensions.get::<Caller>().cloned() else { return Err(Problem::unauthorized()) };
+        let mut given = pairs::<T>(&mut parts, serving).await?;
+        if parts.method == Method::POST {
+            if let Some(stray) = parts.uri.query().filter(|query| !query.is_empty()) {
+                return Err(Problem::wrong(format!("what is asked for belongs into the body, not behind the path: {stray}")));
+            }
+            for (name, value) in object(&parts.headers, body).await? {
+                put(&mut given, name, value)?;
+            }
+        }
+        let reason = match given.remove("reason") {
+            None => String::new(),
+            Some(Value::String(reason)) => reason,
+            Some(_) => return Err(Problem::field("reason", "must be a text")),
+        };
+        Ok(Self { asked: typed(given)?, actor: Actor { name, reason } })
     }
 }
 
@@ -32,23 +73,47 @@ impl<T> Deref for Query<T> {
     }
 }
 
-/// Each field at most once, in its own kind.
-fn query<T: DeserializeOwned + ToSchema>(uri: &Uri) -> Result<T, Problem> {
-    let pairs = axum::extract::Query::<Vec<(String, String)>>::try_from_uri(uri);
-    let axum::extract::Query(pairs) = pairs.map_err(|error| Problem::wrong(error.to_string()))?;
+/// The fields of the path and the query, each in its own kind.
+async fn pairs<T: ToSchema>(parts: &mut Parts, serving: &Arc<Serving>) -> Result<Map<String, Value>, Problem> {
+    let wrong = |error: &dyn std::fmt::Display| Problem::wrong(error.to_string());
+    let path = RawPathParams::from_request_parts(parts, serving).await.map_err(|error| wrong(&error))?;
+    let query = axum::extract::Query::<Vec<(String, String)>>::try_from_uri(&parts.uri).map_err(|error| wrong(&error))?;
+    let path = path.iter().map(|(name, value)| (name.to_owned(), value.to_owned()));
+    of_texts::<T>(path.chain(query.0))
+}
+
+fn of_texts<T: ToSchema>(texts: impl Iterator<Item = (String, String)>) -> Result<Map<String, Value>, Problem> {
     let (properties, _) = fields::<T>();
     let mut given = Map::new();
-    for (name, value) in pairs {
+    for (name, text) in texts {
         let value = match properties.get(&name) {
-            Some(schema) => of_kind(schema, &value).map_err(|problem| Problem::field(&name, problem))?,
-            None => Value::from(value),
+            Some(schema) => of_kind(schema, &text).map_err(|problem| Problem::field(&name, problem))?,
+            None => Value::from(text),
         };
-        if given.contains_key(&name) {
-            return Err(Problem::field(&name, "given more than once"));
-        }
-        given.insert(name, value);
+        put(&mut given, name, value)?;
     }
-    typed(given)
+    Ok(given)
+}
+
+fn put(given: &mut Map<String, Value>, name: String, value: Value) -> Result<(), Problem> {
+    if given.contains_key(&name) {
+        return Err(Problem::field(&name, "given more than once"));
+    }
+    given.insert(name, value);
+    Ok(())
+}
+
+/// A body that is a JSON object, or none at all.
+async fn object(headers: &HeaderMap, body: Body) -> Result<Map<String, Value>, Problem> {
+    let bytes = to_bytes(body, MOST_BYTES).await.map_err(|_| Problem::too_large(MOST_BYTES))?;
+    if bytes.is_empty() {
+        return Ok(Map::new());
+    }
+    let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    if content_type.split(';').next().unwrap_or_default().trim() != "application/json" {
+        return Err(Problem::not_json());
+    }
+    serde_json::from_slice(&bytes).map_err(|error| Problem::wrong(format!("the body is no JSON object: {error}")))
 }
 
 /// A text as the value that a field's schema wants.
@@ -133,7 +198,9 @@ mod tests {
     }
 
     fn read(text: &str) -> Result<Asked, Problem> {
-        query(&format!("/path?{text}").parse().unwrap())
+        let uri = format!("/path?{text}").parse().unwrap();
+        let pairs = axum::extract::Query::<Vec<(String, String)>>::try_from_uri(&uri).unwrap();
+        typed(of_texts::<Asked>(pairs.0.into_iter())?)
     }
 
     fn field(text: &str) -> String {

@@ -3,17 +3,20 @@
 use super::agents::{self, Count, Window};
 use super::entitlements::{self, Shown};
 use super::metrics;
+use super::pauses;
 use super::ready::{self, Alive, Readiness};
 use super::route::Route;
 use super::status;
 use super::tokens::Needs;
 use super::{acts, answer};
 use crate::config::Scope;
+use crate::ledger::Pause;
 use crate::license::Entitlements;
-use crate::operations::{Acts, ListActs};
+use crate::operations::{Acts, ListActs, PauseRequest, Pauses};
 use crate::status::Status;
 
 const ENFORCE: Needs = Needs::Scope(Scope::Enforce);
+const ADMIN: Needs = Needs::Scope(Scope::Admin);
 const READ: Needs = Needs::Scope(Scope::Read);
 
 /// The API's, in the order of the document.
@@ -39,6 +42,13 @@ pub(super) fn api() -> Vec<Route> {
         Route::get("/api/v1/acts", READ, "The audit trail: what operators did, the latest first", acts::list)
             .query::<ListActs>()
             .answers::<Acts>(200, "One page."),
+        Route::get("/api/v1/pauses", READ, "What is paused", pauses::list).answers::<Pauses>(200, "Each pause that holds."),
+        Route::post("/api/v1/pauses", ADMIN, "Stop an operation in all processes until it is resumed", pauses::pause)
+            .change::<PauseRequest>()
+            .answers::<Pause>(200, "The pause that holds now. 409: it is paused already."),
+        Route::delete("/api/v1/pauses/{operation}", ADMIN, "Go on with what was paused", pauses::resume)
+            .change::<PauseRequest>()
+            .answers::<Pause>(200, "The pause that has ended. 409: it is not paused."),
     ]);
     routes
 }

@@ -40,6 +40,22 @@ impl Route {
         Self::new((Method::GET, MethodFilter::GET), path, needs, summary, handler)
     }
 
+    pub(super) fn post<H, X>(path: &'static str, needs: Needs, summary: &str, handler: H) -> Self
+    where
+        H: Handler<X, Arc<Serving>>,
+        X: 'static,
+    {
+        Self::new((Method::POST, MethodFilter::POST), path, needs, summary, handler)
+    }
+
+    pub(super) fn delete<H, X>(path: &'static str, needs: Needs, summary: &str, handler: H) -> Self
+    where
+        H: Handler<X, Arc<Serving>>,
+        X: 'static,
+    {
+        Self::new((Method::DELETE, MethodFilter::DELETE), path, needs, summary, handler)
+    }
+
     fn new<H, X>((method, filter): (Method, MethodFilter), path: &'static str, needs: Needs, summary: &str, handler: H) -> Self
     where
         H: Handler<X, Arc<Serving>>,
@@ -49,15 +65,36 @@ impl Route {
         Self { method, path, needs, operation, schemas: Vec::new(), deadline: DEADLINE, handler: on(filter, handler) }
     }
 
-    /// The query is this type's fields.
+    /// What is asked for is this type's fields, in the path and the query.
     pub(super) fn query<T: ToSchema>(mut self) -> Self {
         T::schemas(&mut self.schemas);
         let (properties, required) = fields::<T>();
-        for (name, mut schema) in properties {
-            let description = schema.as_object_mut().and_then(|schema| schema.remove("description")).unwrap_or(json!(""));
-            let needed = required.contains(&name);
-            self.parameter(json!({ "name": name, "in": "query", "required": needed, "description": description, "schema": schema }));
+        for (name, schema) in properties {
+            let place = if self.has_in_path(&name) { "path" } else { "query" };
+            self.parameter(&name, place, required.contains(&name), schema);
         }
+        self
+    }
+
+    /// What is to be changed is this type's fields, in the path and the body, or the query where the method has no body; and why.
+    pub(super) fn change<T: ToSchema>(mut self) -> Self {
+        if self.method == Method::DELETE {
+            self = self.query::<T>();
+            self.parameter("reason", "query", false, reason());
+            return self;
+        }
+        T::schemas(&mut self.schemas);
+        let (properties, mut required) = fields::<T>();
+        let (in_path, mut in_body): (Map<_, _>, Map<_, _>) = properties.into_iter().partition(|(name, _)| self.has_in_path(name));
+        for (name, schema) in in_path {
+            self.parameter(&name, "path", true, schema);
+        }
+        in_body.insert("reason".into(), reason());
+        required.retain(|name| in_body.contains_key(name));
+        let needed = !required.is_empty();
+        let schema = json!({ "type": "object", "properties": in_body, "required": required, "additionalProperties": false });
+        let body = json!({ "required": needed, "content": { "application/json": { "schema": schema } } });
+        self.operation.insert("requestBody".into(), body);
         self
     }
 
@@ -85,7 +122,13 @@ impl Route {
         self
     }
 
-    fn parameter(&mut self, parameter: Value) {
+    fn has_in_path(&self, name: &str) -> bool {
+        self.path.split('/').any(|segment| segment.strip_prefix('{').and_then(|rest| rest.strip_suffix('}')) == Some(name))
+    }
+
+    fn parameter(&mut self, name: &str, place: &str, required: bool, mut schema: Value) {
+        let description = schema.as_object_mut().and_then(|schema| schema.remove("description")).unwrap_or(json!(""));
+        let parameter = json!({ "name": name, "in": place, "required": required, "description": description, "schema": schema });
         let parameters = self.operation.entry("parameters").or_insert_with(|| json!([]));
         parameters.as_array_mut().expect("a list").push(parameter);
     }
@@ -95,6 +138,11 @@ impl Route {
         let before = Guard { serving: Arc::clone(serving), needs: self.needs, deadline: self.deadline };
         router.route(self.path, self.handler.route_layer(from_fn_with_state(before, guard)))
     }
+}
+
+/// Beside the fields of whatever changes anything.
+fn reason() -> Value {
+    json!({ "type": "string", "description": "Why, for the audit trail." })
 }
 
 /// Where the document has a type.

@@ -7,7 +7,7 @@ use reqwest::redirect::Policy;
 use reqwest::{Client, Method, StatusCode, Url};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::{Exit, Failure};
 use crate::api::ProblemBody;
@@ -64,7 +64,28 @@ impl ApiClient {
     pub async fn get<T: DeserializeOwned>(&self, path: &[&str], request: &impl Serialize) -> Result<T, Failure> {
         let mut url = self.at(path);
         fill(&mut url, request)?;
-        self.ask(Method::GET, url).await
+        self.ask(Method::GET, url, None).await
+    }
+
+    /// Asks `POST /api/v1/…` with the request's fields and the reason as the body.
+    ///
+    /// # Errors
+    /// As [`ApiClient::get`].
+    pub async fn post<T: DeserializeOwned>(&self, path: &[&str], request: &impl Serialize, reason: &str) -> Result<T, Failure> {
+        let mut body = fields(request)?;
+        body.insert("reason".into(), reason.into());
+        self.ask(Method::POST, self.at(path), Some(body)).await
+    }
+
+    /// Asks `DELETE /api/v1/…` with the request's fields and the reason as the query.
+    ///
+    /// # Errors
+    /// As [`ApiClient::get`].
+    pub async fn delete<T: DeserializeOwned>(&self, path: &[&str], request: &impl Serialize, reason: &str) -> Result<T, Failure> {
+        let mut url = self.at(path);
+        fill(&mut url, request)?;
+        url.query_pairs_mut().append_pair("reason", reason);
+        self.ask(Method::DELETE, url, None).await
     }
 
     fn at(&self, path: &[&str]) -> Url {
@@ -75,8 +96,11 @@ impl ApiClient {
         url
     }
 
-    async fn ask<T: DeserializeOwned>(&self, method: Method, url: Url) -> Result<T, Failure> {
+    async fn ask<T: DeserializeOwned>(&self, method: Method, url: Url, body: Option<Map<String, Value>>) -> Result<T, Failure> {
         let mut request = self.http.request(method, url.clone()).timeout(ANSWER);
+        if let Some(body) = &body {
+            request = request.json(body);
+        }
         if let Some(token) = &self.token {
             request = request.bearer_auth(token);
         }
@@ -96,15 +120,23 @@ impl ApiClient {
 
 /// The request's fields that are there, each as the server reads it.
 fn fill(url: &mut Url, request: &impl Serialize) -> Result<(), Failure> {
-    let fields = serde_json::to_value(request).map_err(|error| Failure::new(Exit::Internal, error))?;
-    for (name, value) in fields.as_object().into_iter().flatten() {
+    for (name, value) in fields(request)? {
         match value {
             Value::Null => continue,
-            Value::String(text) => url.query_pairs_mut().append_pair(name, text),
-            other => url.query_pairs_mut().append_pair(name, &other.to_string()),
+            Value::String(text) => url.query_pairs_mut().append_pair(&name, &text),
+            other => url.query_pairs_mut().append_pair(&name, &other.to_string()),
         };
     }
     Ok(())
+}
+
+/// None for `()`: nothing more is asked.
+fn fields(request: &impl Serialize) -> Result<Map<String, Value>, Failure> {
+    match serde_json::to_value(request) {
+        Ok(Value::Object(fields)) => Ok(fields),
+        Ok(_) => Ok(Map::new()),
+        Err(error) => Err(Failure::new(Exit::Internal, error)),
+    }
 }
 
 fn refused(url: &Url, status: StatusCode, body: &[u8]) -> Failure {

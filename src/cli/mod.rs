@@ -2,6 +2,7 @@
 //!
 //! Each command has a file of its own. It gets its arguments and a [`Context`], and ends with an [`Exit`].
 
+mod actor;
 mod acts;
 mod api;
 pub mod audit;
@@ -14,6 +15,7 @@ mod instant;
 mod logging;
 mod migrate;
 mod output;
+mod pause;
 mod pipeline;
 mod progress;
 mod ranges;
@@ -97,6 +99,10 @@ pub enum Command {
     Replay(replay::Replay),
     /// Show where everything stands
     Status(status::Arguments),
+    /// Stop collecting, consuming, publishing or exporting in all processes until it is resumed
+    Pause(pause::Arguments),
+    /// Go on with what was paused
+    Resume(pause::Arguments),
     /// Show the audit trail: who did what, when and why
     Acts(acts::Arguments),
     /// Prove that the books balance, or list what differs
@@ -138,12 +144,14 @@ pub async fn run(command: Command, context: Context) -> Result<Exit, Failure> {
         Command::CoderdSim(options) => simulators::coderd(options, context).await,
         Command::TallymanSim(options) => simulators::tallyman(options, context).await,
         Command::Replay(replay) => replay::run(replay, context).await,
+        Command::Status(arguments) => status::run(arguments, &context).await,
         // these leave nothing half done wherever they are dropped
         Command::Acts(arguments) => until_stopped(&context.stop, acts::run(arguments, &context)).await,
         Command::Check(arguments) => until_stopped(&context.stop, check::run(arguments, &context)).await,
         Command::Migrate(arguments) => until_stopped(&context.stop, migrate::run(arguments, &context)).await,
         Command::Export(export) => until_stopped(&context.stop, export::run(export, &context)).await,
-        Command::Status(arguments) => until_stopped(&context.stop, status::run(arguments, &context)).await,
+        Command::Pause(arguments) => until_stopped(&context.stop, pause::pause(arguments, &context)).await,
+        Command::Resume(arguments) => until_stopped(&context.stop, pause::resume(arguments, &context)).await,
         Command::Audit(arguments) => until_stopped(&context.stop, audit::run(arguments, &context)).await,
     }
 }

@@ -32,26 +32,34 @@ pub struct ViaArguments {
 
 /// Who answers.
 pub enum Via {
-    /// This process: ledger, log and coderd are its own to ask. The ledger is there, with this binary's schema.
+    /// This process: ledger, log and coderd are its own to ask.
     Site(Box<Site>),
     /// A process that serves.
     Api(ApiClient),
 }
 
 impl ViaArguments {
-    /// Reads settings or the token.
+    /// With a ledger that is there and has this binary's schema. The API is not reached for yet.
     ///
     /// # Errors
-    /// Settings that are wrong, or a ledger that cannot be used. The API is not reached for yet.
+    /// As [`ViaArguments::prepare`], or a ledger that cannot be used.
     pub async fn open(&self, context: &Context) -> Result<Via, Failure> {
-        match &self.api {
-            Some(base) => Ok(Via::Api(ApiClient::new(base.clone(), self.token().await?)?)),
-            None => {
-                let site = Site::open(self.pipeline().load()?, context.clock.clone()).await?;
-                site.ledger.reach().await?;
-                Ok(Via::Site(Box::new(site)))
-            }
+        let via = self.prepare(context).await?;
+        if let Via::Site(site) = &via {
+            site.ledger.reach().await?;
         }
+        Ok(via)
+    }
+
+    /// Reads the settings or the token, and reaches for nothing yet.
+    ///
+    /// # Errors
+    /// Settings that are wrong, or a secret that cannot be had.
+    pub async fn prepare(&self, context: &Context) -> Result<Via, Failure> {
+        Ok(match &self.api {
+            Some(base) => Via::Api(ApiClient::new(base.clone(), self.token().await?)?),
+            None => Via::Site(Box::new(Site::open(self.pipeline().load()?, context.clock.clone()).await?)),
+        })
     }
 
     fn pipeline(&self) -> PipelineArguments {

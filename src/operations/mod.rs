@@ -7,7 +7,9 @@
 mod acts;
 mod desk;
 mod error;
+mod pauses;
 
 pub use acts::{Acts, ListActs};
 pub use desk::{Actor, Desk};
 pub use error::OperationError;
+pub use pauses::{PauseRequest, Pauses, refuse_paused};

@@ -1,6 +1,7 @@
 //! The integration tests, one binary (linking is what costs time). They need the servers that `scripts/test` starts.
 
 mod audit;
+mod bad_input;
 mod cli;
 mod coderd_sim;
 mod collector;
@@ -14,6 +15,7 @@ mod oracle;
 mod passes;
 mod projection;
 mod publisher;
+mod rejects;
 mod serve;
 mod smoke;
 mod support;

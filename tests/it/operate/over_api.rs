@@ -44,8 +44,15 @@ async fn a_command_shows_the_same_whichever_way_it_asks() {
         direct.as_object_mut().unwrap().remove(moving);
     }
     assert_eq!(over_http, direct);
+    let paused = over(&api, "pause publish --reason maintenance", "--token env:ADMIN").await;
+    assert!(paused.status.success() && paused.stdout.contains("publish is paused by the-admin"), "{paused:?}");
+    let again = over(&api, "pause publish --reason maintenance", "--token env:ADMIN").await;
+    assert!(again.status.code() == Some(4) && again.stderr.contains("409 Conflict: publish is paused by the-admin"), "{again:?}");
+    let resumed = over(&api, "resume publish", "--token env:ADMIN").await;
+    assert!(resumed.status.success() && resumed.stdout.contains("publish goes on"), "{resumed:?}");
     let [over_http, direct] = [over(&api, "acts", "--token env:READ").await, site.command("acts").await].map(|ended| ended.stdout);
-    assert_eq!((over_http.as_str(), over_http == direct), ("no act\n", true), "{direct}");
+    assert_eq!(over_http, direct);
+    assert_eq!(direct.lines().filter(|line| line.contains("the-admin")).count(), 2, "{direct}");
     running.ends_in_order().await;
 }
 
@@ -59,6 +66,9 @@ async fn what_is_refused_over_the_api_is_told_with_its_reason_and_exit_code() {
         (&api, "status", "--token env:ENFORCE", 2, "this needs a token of scope read; the-enforce has the scope enforce"),
         (&api, "status", "--token env:NOT_SET", 2, "NOT_SET is not set"),
         (&api, "status", "--token hunter2", 2, "--token must be env:NAME"),
+        (&api, "pause consume --reason x", "--token env:READ", 2, "this needs a token of scope admin; the-read has the scope read"),
+        (&api, "pause consume --reason x --as somebody", "--token env:ADMIN", 2, "--as cannot be used with --api"),
+        (&api, "pause consume", "--token env:ADMIN", 2, "reason: a pause needs a reason"),
         (&api, "acts --act burn", "--token env:ADMIN", 2, "act: must be one of resubmit"),
         (&nowhere, "status", "--token env:READ", 3, "no answer from http://127.0.0.1"),
         (&"http://10.0.0.1:8090".to_owned(), "status", "--token env:READ", 2, "must be https:// beyond this machine"),

@@ -58,6 +58,11 @@ impl Contract {
         (status.as_u16(), body)
     }
 
+    /// Asks to change something, as admin.
+    async fn change(&mut self, method: Method, template: &str, path: &str, body: Option<Value>) -> (u16, Value) {
+        self.ask(method, template, path, Some(Scope::Admin), body).await
+    }
+
     async fn get(&mut self, path: &str) -> (u16, Value) {
         let template = path.split('?').next().unwrap().to_owned();
         self.ask(Method::GET, &template, path, Some(Scope::Admin), None).await
@@ -204,7 +209,7 @@ async fn answers_are_what_the_document_says() {
     assert_eq!(contract.get("/readyz").await.0, 503);
     stopped.lock().unwrap().clear();
     eventually(SOON, "it is ready", || async { contract.process.get("/readyz").await.0 == 200 }).await;
-    for path in ["/healthz", "/readyz", "/openapi.json", "/api/v2/entitlements", "/api/v1/status", "/api/v1/acts"] {
+    for path in ["/healthz", "/readyz", "/openapi.json", "/api/v2/entitlements", "/api/v1/status", "/api/v1/acts", "/api/v1/pauses"] {
         let (status, body) = contract.get(path).await;
         assert_eq!(status, 200, "{path}: {body}");
     }
@@ -221,6 +226,7 @@ async fn answers_are_what_the_document_says() {
         assert_eq!((status, body["field"].as_str()), (400, Some(field)), "{path}: {body}");
     }
     assert_eq!(contract.get(&format!("/api/v2/entitlements?source={OTHER_DEPLOYMENT}")).await.0, 404);
+    pauses(&mut contract).await;
     // nothing is passed over that is too much, too little or of another kind
     let (_, mut status) = contract.get("/api/v1/status").await;
     let schema = json!({ "$ref": "#/components/schemas/Status" });
@@ -247,6 +253,75 @@ async fn answers_are_what_the_document_says() {
     });
     let unseen: Vec<_> = named.filter(|named| !contract.seen.contains(named)).collect();
     assert!(unseen.is_empty(), "{unseen:?}");
+}
+
+/// Pauses consuming and goes on with it.
+async fn pauses(contract: &mut Contract) {
+    let (post, delete) = ((Method::POST, "/api/v1/pauses"), (Method::DELETE, "/api/v1/pauses/{operation}"));
+    let request = json!({ "operation": "consume", "topic": "tallyline.agent-usage.v1", "reason": "the broker moves" });
+    let (status, pause) = contract.change(post.0.clone(), post.1, post.1, Some(request.clone())).await;
+    assert_eq!((status, &pause["actor"], &pause["reason"]), (200, &json!("the-admin"), &json!("the broker moves")), "{pause}");
+    let (status, refused) = contract.change(post.0.clone(), post.1, post.1, Some(request)).await;
+    assert!(status == 409 && refused["message"].as_str().unwrap().contains("is paused by the-admin"), "{refused}");
+    assert_eq!(contract.get("/api/v1/pauses").await.1, json!({ "pauses": [pause] }));
+    let resume = "/api/v1/pauses/consume?topic=tallyline.agent-usage.v1&reason=it%20has%20moved";
+    assert_eq!(contract.change(delete.0.clone(), delete.1, resume, None).await, (200, pause));
+    let (status, refused) = contract.change(delete.0, delete.1, resume, None).await;
+    assert!(status == 409 && refused["message"].as_str().unwrap().contains("is not paused"), "{refused}");
+    let (_, acts) = contract.get("/api/v1/acts?actor=the-admin").await;
+    let acts: Vec<_> = acts["acts"].as_array().unwrap().iter().map(|act| (&act["act"], &act["subject"], &act["reason"])).collect();
+    let texts =
+        [("resume", "consume", "it has moved"), ("pause", "consume", "the broker moves")].map(|(a, b, c)| (json!(a), json!(b), json!(c)));
+    assert_eq!(acts, texts.iter().map(|(a, b, c)| (a, b, c)).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_change_that_is_wrongly_asked_for_is_told_what_is_wrong_and_changes_nothing() {
+    let site = Site::new().await;
+    let process = site.process_with(|settings, _| settings.tokens = tokens()).await;
+    let mut contract = Contract::of(process).await;
+    let (method, path) = (Method::POST, "/api/v1/pauses");
+    for (body, field) in [
+        (json!({ "operation": "consume" }), "reason"),
+        (json!({ "operation": "consume", "reason": "" }), "reason"),
+        (json!({ "operation": "consume", "reason": 1 }), "reason"),
+        (json!({ "reason": "x" }), "operation"),
+        (json!({ "operation": "burn", "reason": "x" }), "operation"),
+        (json!({ "operation": "publish", "reason": "x", "topic": "tallyline.agent-usage.v1" }), "topic"),
+        (json!({ "operation": "consume", "reason": "x", "topics": "tallyline.agent-usage.v1" }), "topics"),
+    ] {
+        let (status, problem) = contract.change(method.clone(), path, path, Some(body.clone())).await;
+        assert_eq!((status, problem["field"].as_str()), (400, Some(field)), "{body}: {problem}");
+    }
+    let url = format!("{}{path}", contract.process.api);
+    let json = ("content-type", "application/json");
+    let right = json!({ "operation": "consume", "reason": "x" }).to_string();
+    let large = json!({ "operation": "consume", "reason": "x".repeat(1024 * 1024) }).to_string();
+    for (query, (name, value), body, status) in [
+        ("", ("content-type", "text/plain"), right.clone(), 415),
+        ("", ("accept", "*/*"), right.clone(), 415),
+        ("", json, "[]".to_owned(), 400),
+        ("", json, "{".to_owned(), 400),
+        ("", json, format!("{right}{right}"), 400),
+        ("?operation=consume", json, right, 400),
+        ("", json, large, 413),
+    ] {
+        let request = Client::new().post(format!("{url}{query}")).bearer_auth("admin").header(name, value).body(body.clone());
+        let answer = request.send().await.unwrap();
+        let found = answer.status();
+        let problem: Value = answer.json().await.unwrap();
+        assert_eq!(found, status, "{query} {value} {}: {problem}", &body[..body.len().min(80)]);
+        contract.hold(&method, path, found, &problem);
+    }
+    let nothing = json!({ "pauses": [] });
+    assert_eq!(contract.get("/api/v1/pauses").await.1, nothing);
+    // nor does anyone with less
+    for scope in [None, Some(Scope::Enforce), Some(Scope::Read)] {
+        let body = json!({ "operation": "consume", "reason": "x" });
+        let (status, _) = contract.ask(method.clone(), path, path, scope, Some(body)).await;
+        assert_eq!(status, if scope.is_none() { 401 } else { 403 });
+    }
+    assert_eq!(contract.get("/api/v1/pauses").await.1, nothing);
 }
 
 #[tokio::test]

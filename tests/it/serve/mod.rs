@@ -14,7 +14,7 @@ use reqwest::StatusCode;
 use serde_json::Value;
 use tallyline::api::{Addresses, Api, ServeSettings, Server};
 use tallyline::event::{Event, Topic, TopicPartition};
-use tallyline::ledger::{Chain, Lease, Ledger, NewPass, Source};
+use tallyline::ledger::{Chain, Lease, Ledger, NewPass, Paused, Source};
 use tallyline::license::{PublicKeys, RuleSet};
 use tallyline::log::{Log, PostgresLogSettings};
 use tallyline::operations::Desk;
@@ -110,6 +110,7 @@ impl Site {
             coderd: None,
             publisher: None,
             addresses,
+            paused: Paused::never(),
         }
     }
 
