@@ -4,7 +4,7 @@ use chrono::TimeDelta;
 use proptest::prelude::*;
 
 use super::*;
-use crate::event::{BuildStatus, Event, InputStage, PREBUILDS_USER, Payload, PrebuildClaimed, Transition, WorkspaceBuildCompleted};
+use crate::event::{BuildStatus, Event, InputStage, PREBUILDS_USER, PrebuildClaimed, Transition, WorkspaceBuildCompleted};
 use crate::stages::samples::{DEPLOYMENT, at, build, claim, claim_build, fact, introduced, introduced_at, pool_build, usage};
 
 fn fold(facts: &[Fact]) -> MetricsState {
