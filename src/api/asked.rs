@@ -147,6 +147,7 @@ fn wrong(properties: &Map<String, Value>, given: &Value, error: &serde_path_to_e
     let field = match missing {
         Some(name) if path == "." => name.to_owned(),
         Some(name) => format!("{path}.{name}"),
+        None if path == "." => return Problem::wrong(message),
         None => path,
     };
     let format = properties.get(&field).and_then(|schema| schema["format"].as_str());
@@ -181,8 +182,14 @@ mod tests {
         source: Option<Uuid>,
         days: Option<Days>,
         limit: Option<u16>,
-        deep: Option<bool>,
+        #[serde(flatten)]
+        which: Which,
         inner: Option<Inner>,
+    }
+
+    #[derive(Debug, PartialEq, Deserialize, ToSchema)]
+    struct Which {
+        deep: Option<bool>,
     }
 
     #[derive(Debug, PartialEq, Deserialize, ToSchema)]
@@ -212,8 +219,8 @@ mod tests {
         let all = "start=2025-07-01T02:00:00.000001%2B02:00&source=00000000-0000-0000-0000-0000000000d1&days=whole&limit=7&deep=true";
         let start = "2025-07-01T00:00:00.000001Z".parse().unwrap();
         let (source, days) = (Some(Uuid::from_u128(0xd1)), Some(Days::Whole));
-        assert_eq!(read(all), Ok(Asked { start, source, days, limit: Some(7), deep: Some(true), inner: None }));
-        let least = Asked { start, source: None, days: None, limit: None, deep: None, inner: None };
+        assert_eq!(read(all), Ok(Asked { start, source, days, limit: Some(7), which: Which { deep: Some(true) }, inner: None }));
+        let least = Asked { start, source: None, days: None, limit: None, which: Which { deep: None }, inner: None };
         assert_eq!(read("start=2025-07-01T00:00:00.000001Z"), Ok(least));
     }
 

@@ -150,9 +150,23 @@ pub(super) fn reference<T: ToSchema>() -> String {
     format!("#/components/schemas/{}", T::name())
 }
 
-/// A type's fields with their schemas, and the names of those that must be there.
+/// A type's fields with their schemas, and the names of those that must be there. Fields of a type that is flattened into it are its own.
 pub(super) fn fields<T: ToSchema>() -> (Map<String, Value>, Vec<String>) {
-    let schema = serde_json::to_value(T::schema()).unwrap_or_default();
-    let required = schema["required"].as_array().into_iter().flatten().filter_map(|name| Some(name.as_str()?.to_owned())).collect();
-    (schema["properties"].as_object().cloned().unwrap_or_default(), required)
+    let mut parts = Vec::new();
+    T::schemas(&mut parts);
+    let mut found = (Map::new(), Vec::new());
+    collect(&json!(T::schema()), &parts, &mut found);
+    found
+}
+
+fn collect(schema: &Value, parts: &[(String, RefOr<Schema>)], found: &mut (Map<String, Value>, Vec<String>)) {
+    let named = schema["$ref"].as_str().and_then(|reference| reference.rsplit('/').next());
+    if let Some((_, part)) = named.and_then(|named| parts.iter().find(|(name, _)| name == named)) {
+        collect(&json!(part), parts, found);
+    }
+    for part in schema["allOf"].as_array().into_iter().flatten() {
+        collect(part, parts, found);
+    }
+    found.0.extend(schema["properties"].as_object().cloned().unwrap_or_default());
+    found.1.extend(schema["required"].as_array().into_iter().flatten().filter_map(|name| Some(name.as_str()?.to_owned())));
 }
