@@ -4,14 +4,13 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::header::{CONTENT_TYPE, HeaderMap, WWW_AUTHENTICATE};
+use axum::http::header::{CONTENT_TYPE, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::Serving;
-use super::tokens::{Needs, admit};
 use crate::operations::OperationError;
 
 /// Why a request gets no answer.
@@ -115,19 +114,13 @@ impl IntoResponse for Problem {
 }
 
 /// For paths that are not there.
-pub(super) async fn unknown_path(State(serving): State<Arc<Serving>>, headers: HeaderMap, uri: Uri) -> Problem {
-    match admit(&serving.settings.tokens, &headers, Needs::AnyToken) {
-        Ok(_) => Problem::not_found(format!("there is nothing at {}", uri.path())),
-        Err(problem) => problem,
-    }
+pub(super) async fn unknown_path(uri: Uri) -> Problem {
+    Problem::not_found(format!("there is nothing at {}", uri.path()))
 }
 
 /// For paths that are there, by another method; the header `Allow` says by which.
-pub(super) async fn unknown_method(State(serving): State<Arc<Serving>>, headers: HeaderMap, method: Method, uri: Uri) -> Problem {
-    match admit(&serving.settings.tokens, &headers, Needs::AnyToken) {
-        Ok(_) => Problem::new(StatusCode::METHOD_NOT_ALLOWED, format!("{} is not asked by {method}", uri.path())),
-        Err(problem) => problem,
-    }
+pub(super) async fn unknown_method(method: Method, uri: Uri) -> Problem {
+    Problem::new(StatusCode::METHOD_NOT_ALLOWED, format!("{} is not asked by {method}", uri.path()))
 }
 
 /// `GET /openapi.json`

@@ -17,9 +17,15 @@ pub(super) const DEADLINE: Duration = Duration::from_secs(30);
 /// Before one path.
 #[derive(Clone)]
 pub(super) struct Guard {
-    pub(super) serving: Arc<Serving>,
-    pub(super) needs: Needs,
-    pub(super) deadline: Duration,
+    serving: Arc<Serving>,
+    needs: Needs,
+    deadline: Duration,
+}
+
+impl Guard {
+    pub(super) fn new(serving: &Arc<Serving>, needs: Needs, deadline: Duration) -> Self {
+        Self { serving: Arc::clone(serving), needs, deadline }
+    }
 }
 
 /// Lets a request through that may be answered, tells the handler who asks, and ends it in time.

@@ -65,7 +65,7 @@ pub(super) async fn metrics(
 }
 
 /// All `Accept` headers as one.
-fn accepted(headers: &HeaderMap) -> String {
+pub(super) fn accepted(headers: &HeaderMap) -> String {
     let all: Vec<&str> = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok()).collect();
     all.join(",")
 }

@@ -15,9 +15,11 @@ mod guard;
 mod known;
 mod lease;
 mod metrics;
+mod own;
 mod paths;
 mod pauses;
 mod ready;
+mod rejects;
 mod route;
 mod serve;
 mod settings;
@@ -27,6 +29,7 @@ mod telemetry;
 mod tokens;
 
 pub use answer::ProblemBody;
+pub use own::{Own, OwnServer};
 pub use serve::{ServeError, Server, serve};
 pub use settings::ServeSettings;
 pub use tokens::Token;
@@ -43,7 +46,7 @@ use crate::log::Log;
 use crate::operations::Desk;
 use crate::projection::View;
 use crate::stages::{LicensesState, MetricsState};
-use crate::{coderd, consumer, publisher};
+use crate::{coderd, publisher};
 
 /// What the HTTP side shows: handles on the process's other parts. Whoever makes it runs the projections behind the views.
 #[derive(Clone)]
@@ -84,11 +87,18 @@ pub struct Addresses {
 }
 
 impl Api {
-    /// With the partitions that this consumer of the same process stops.
-    #[must_use]
-    pub fn with_consumer(mut self, consumer: &consumer::Consumer) -> Self {
-        self.stopped_partitions = Some(Arc::clone(&consumer.stopped));
-        self
+    /// What it has of this process.
+    fn own(&self) -> Own {
+        Own {
+            ledger: self.ledger.clone(),
+            log: self.log.clone(),
+            addresses: self.addresses.clone(),
+            registry: self.registry.clone(),
+            stopped_partitions: self.stopped_partitions.clone(),
+            coderd: self.coderd.clone(),
+            publisher: self.publisher.clone(),
+            paused: self.paused.clone(),
+        }
     }
 }
 
@@ -101,6 +111,7 @@ struct Serving {
     telemetry: telemetry::ApiTelemetry,
     /// `/openapi.json`.
     document: String,
+    rejects: rejects::RejectsTelemetry,
     /// Counting everything is dear: one request at a time.
     counting: tokio::sync::Mutex<()>,
 }

@@ -135,7 +135,7 @@ impl Route {
 
     /// On the router, behind its guard.
     pub(super) fn mount(self, router: Router<Arc<Serving>>, serving: &Arc<Serving>) -> Router<Arc<Serving>> {
-        let before = Guard { serving: Arc::clone(serving), needs: self.needs, deadline: self.deadline };
+        let before = Guard::new(serving, self.needs, self.deadline);
         router.route(self.path, self.handler.route_layer(from_fn_with_state(before, guard)))
     }
 }

@@ -4,15 +4,20 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::Router;
+use axum::handler::Handler as _;
+use axum::middleware::from_fn_with_state;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tower_http::compression::CompressionLayer;
 use tracing::{info, warn};
 
+use super::guard::{DEADLINE, Guard, guard};
 use super::known::KnownSources;
 use super::lease::MetricsLease;
+use super::rejects::RejectsTelemetry;
 use super::route::Route;
 use super::telemetry::ApiTelemetry;
+use super::tokens::Needs;
 use super::{Api, ServeSettings, Serving, answer, document, paths};
 
 /// Why nothing is served.
@@ -76,7 +81,7 @@ impl Server {
         settings.check()?;
         let listeners =
             (listen("serve.api_listen", settings.api_listen).await?, listen("serve.metrics_listen", settings.metrics_listen).await?);
-        let telemetry = ApiTelemetry::register(&api.registry)?;
+        let (telemetry, rejects) = (ApiTelemetry::register(&api.registry)?, RejectsTelemetry::register(&api.registry)?);
         let serving = Serving {
             api,
             settings,
@@ -84,6 +89,7 @@ impl Server {
             lease: MetricsLease::default(),
             telemetry,
             document: document::of(&paths::api()).to_string(),
+            rejects,
             counting: tokio::sync::Mutex::default(),
         };
         Ok(Self { api: listeners.0, metrics: listeners.1, serving: Arc::new(serving) })
@@ -124,26 +130,27 @@ impl Server {
             }
             answered.cancel();
         };
-        tokio::join!(listeners, serving.known.follow(&serving.api, settings.poll, &answered), serving.lease.keep(serving, &answered),);
+        tokio::join!(listeners, serving.known.follow(serving, &answered), serving.lease.keep(serving, &answered));
     }
 }
 
-async fn listen(key: &'static str, address: SocketAddr) -> Result<TcpListener, ServeError> {
+pub(super) async fn listen(key: &'static str, address: SocketAddr) -> Result<TcpListener, ServeError> {
     TcpListener::bind(address).await.map_err(|source| ServeError::Listen { key, address, source })
 }
 
-async fn answer_on(listener: TcpListener, router: Router, stop: &CancellationToken) -> std::io::Result<()> {
+pub(super) async fn answer_on(listener: TcpListener, router: Router, stop: &CancellationToken) -> std::io::Result<()> {
     info!(address = ?listener.local_addr().ok(), "listening");
     axum::serve(listener, router).with_graceful_shutdown(stop.clone().cancelled_owned()).await
 }
 
-/// The routes, and what both listeners have in common.
+/// The routes, and what both listeners have in common. What is not there is told only to who has any token, where there are tokens.
 fn router(serving: &Arc<Serving>, routes: Vec<Route>) -> Router {
+    let guarded = from_fn_with_state(Guard::new(serving, Needs::AnyToken, DEADLINE), guard);
     routes
         .into_iter()
         .fold(Router::new(), |router, route| route.mount(router, serving))
-        .fallback(answer::unknown_path)
-        .method_not_allowed_fallback(answer::unknown_method)
+        .fallback(answer::unknown_path.layer(guarded.clone()))
+        .method_not_allowed_fallback(answer::unknown_method.layer(guarded))
         .layer(CompressionLayer::new())
         .with_state(Arc::clone(serving))
 }

@@ -160,6 +160,12 @@ pub const KEYS: &[Key] = &[
         None,
         "Who may ask over HTTP: name to \"SCOPE SECRET\", the scope enforce (license questions), read or admin. Without any, loopback may read.",
     ),
+    key(
+        "telemetry.listen",
+        Kind::Listen,
+        None,
+        "Where a process without the role serve shows its own telemetry, /healthz and /readyz; without it, nowhere. Loopback only.",
+    ),
 ];
 
 impl Key {

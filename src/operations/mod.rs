@@ -8,8 +8,13 @@ mod acts;
 mod desk;
 mod error;
 mod pauses;
+mod rejects;
 
 pub use acts::{Acts, ListActs};
 pub use desk::{Actor, Desk};
 pub use error::OperationError;
 pub use pauses::{PauseRequest, Pauses, refuse_paused};
+pub use rejects::{
+    Admitted, Bytes, CountRejects, DiscardRejects, DiscardedRejects, Foreseen, Header, ListRejects, Place, Reject, RejectAct, RejectCounts,
+    RejectPage, Resubmit, Resubmitted, ResubmittedRecord, ShownReject, WhichRejects,
+};
