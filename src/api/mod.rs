@@ -4,7 +4,6 @@
 //! [`Server::run`] ask the ledger: [`known`] which sources there are and how far they are complete, [`lease`] whether this process is the one
 //! that shows the domain series.
 
-mod acts;
 mod agents;
 mod answer;
 mod asked;
@@ -15,9 +14,9 @@ mod guard;
 mod known;
 mod lease;
 mod metrics;
+mod operators;
 mod own;
 mod paths;
-mod pauses;
 mod ready;
 mod rejects;
 mod route;
@@ -38,6 +37,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use prometheus::Registry;
+use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::event::TopicPartition;
@@ -112,6 +112,8 @@ struct Serving {
     /// `/openapi.json`.
     document: String,
     rejects: rejects::RejectsTelemetry,
+    /// Long work hears it.
+    stop: CancellationToken,
     /// Counting everything is dear: one request at a time.
     counting: tokio::sync::Mutex<()>,
 }

@@ -1,19 +1,27 @@
 //! Every path of both listeners.
 
+use std::time::Duration;
+
 use super::agents::{self, Count, Window};
 use super::entitlements::{self, Shown};
 use super::metrics;
-use super::pauses;
+use super::operators::{Nothing, OneReject};
 use super::ready::{self, Alive, Readiness};
 use super::route::Route;
 use super::status;
 use super::tokens::Needs;
-use super::{acts, answer};
+use super::{answer, operators};
 use crate::config::Scope;
 use crate::ledger::Pause;
 use crate::license::Entitlements;
-use crate::operations::{Acts, ListActs, PauseRequest, Pauses};
+use crate::operations::{
+    Acts, Admitted, CountRejects, DiscardRejects, DiscardedRejects, ListActs, ListRejects, PauseRequest, Pauses, RejectCounts, RejectPage,
+    Resubmit, Resubmitted, ShownReject,
+};
 use crate::status::Status;
+
+/// For what reads or writes much.
+const LONG: Duration = Duration::from_secs(600);
 
 const ENFORCE: Needs = Needs::Scope(Scope::Enforce);
 const ADMIN: Needs = Needs::Scope(Scope::Admin);
@@ -39,16 +47,45 @@ pub(super) fn api() -> Vec<Route> {
             .answers::<Count>(200, "From memory, and up to where it is true."),
         Route::get("/api/v1/status", READ, "Where everything stands", status::status)
             .answers::<Status>(200, "Counted in the ledger when asked."),
-        Route::get("/api/v1/acts", READ, "The audit trail: what operators did, the latest first", acts::list)
+        Route::get("/api/v1/acts", READ, "The audit trail: what operators did, the latest first", operators::acts)
             .query::<ListActs>()
             .answers::<Acts>(200, "One page."),
-        Route::get("/api/v1/pauses", READ, "What is paused", pauses::list).answers::<Pauses>(200, "Each pause that holds."),
-        Route::post("/api/v1/pauses", ADMIN, "Stop an operation in all processes until it is resumed", pauses::pause)
+        Route::get("/api/v1/pauses", READ, "What is paused", operators::pauses).answers::<Pauses>(200, "Each pause that holds."),
+        Route::post("/api/v1/pauses", ADMIN, "Stop an operation in all processes until it is resumed", operators::pause)
             .change::<PauseRequest>()
             .answers::<Pause>(200, "The pause that holds now. 409: it is paused already."),
-        Route::delete("/api/v1/pauses/{operation}", ADMIN, "Go on with what was paused", pauses::resume)
+        Route::delete("/api/v1/pauses/{operation}", ADMIN, "Go on with what was paused", operators::resume)
             .change::<PauseRequest>()
             .answers::<Pause>(200, "The pause that has ended. 409: it is not paused."),
+        Route::get("/api/v1/rejects", READ, "Records that are no accepted event, by number", operators::list_rejects)
+            .query::<ListRejects>()
+            .answers::<RejectPage>(200, "One page."),
+        Route::get("/api/v1/rejects/counts", READ, "Records that are no accepted event, in groups", operators::count_rejects)
+            .query::<CountRejects>()
+            .answers::<RejectCounts>(200, "The groups, the largest first."),
+        Route::get("/api/v1/rejects/{id}", READ, "One reject whole, and what would become of it now", operators::show_reject)
+            .query::<OneReject>()
+            .answers::<ShownReject>(200, "The reject. 404: there is none."),
+        Route::post(
+            "/api/v1/rejects/resubmit",
+            ADMIN,
+            "Pass rejects through the log again, under their own ids",
+            operators::resubmit_rejects,
+        )
+        .change::<Resubmit>()
+        .answers::<Resubmitted>(200, "What went, or would go. 409: one of them is no longer open, or would be refused again."),
+        Route::post("/api/v1/rejects/discard", ADMIN, "Give rejects up", operators::discard_rejects)
+            .change::<DiscardRejects>()
+            .answers::<DiscardedRejects>(200, "What was given up. 409: one of them is no longer open."),
+        Route::post(
+            "/api/v1/rejects/admit",
+            ADMIN,
+            "Pass held records through the log whose type this version knows",
+            operators::admit_rejects,
+        )
+        .change::<Nothing>()
+        .within(LONG)
+        .answers::<Admitted>(200, "What was admitted."),
     ]);
     routes
 }

@@ -106,6 +106,11 @@ impl Route {
         self.response(&status.to_string(), json!({ "description": description, "content": content }))
     }
 
+    /// Its answer may take longer than others.
+    pub(super) fn within(self, deadline: Duration) -> Self {
+        Self { deadline, ..self }
+    }
+
     /// Headers of the answer with this status.
     pub(super) fn headers(mut self, status: u16, headers: &[(&str, &str)]) -> Self {
         let shown = |(name, description): &(&str, &str)| {

@@ -90,6 +90,7 @@ impl Server {
             telemetry,
             document: document::of(&paths::api()).to_string(),
             rejects,
+            stop: CancellationToken::new(),
             counting: tokio::sync::Mutex::default(),
         };
         Ok(Self { api: listeners.0, metrics: listeners.1, serving: Arc::new(serving) })
@@ -124,7 +125,7 @@ impl Server {
                         warn!(%error, "a listener ended");
                     }
                 }
-                () = async { stop.cancelled().await; tokio::time::sleep(settings.grace).await } => {
+                () = async { stop.cancelled().await; serving.stop.cancel(); tokio::time::sleep(settings.grace).await } => {
                     warn!(grace = ?settings.grace, "open requests are dropped");
                 }
             }

@@ -17,11 +17,16 @@ const CONNECT: Duration = Duration::from_secs(5);
 /// For an answer, longer than a serving process takes: what it says of its own deadline says more than ours.
 const ANSWER: Duration = Duration::from_secs(45);
 
+/// The same for what reads or writes much.
+const LONG_ANSWER: Duration = Duration::from_secs(620);
+
 /// A process that serves, and who asks it.
+#[derive(Clone)]
 pub struct ApiClient {
     base: Url,
     token: Option<String>,
     http: Client,
+    answer: Duration,
 }
 
 /// Where an API may be: over TLS, or on this machine, for a token in clear text protects nothing.
@@ -54,7 +59,13 @@ impl ApiClient {
             http = http.no_proxy();
         }
         let http = http.build().map_err(|error| Failure::new(Exit::Internal, error))?;
-        Ok(Self { base, token, http })
+        Ok(Self { base, token, http, answer: ANSWER })
+    }
+
+    /// The same, for what reads or writes much.
+    #[must_use]
+    pub fn patient(self) -> Self {
+        Self { answer: LONG_ANSWER, ..self }
     }
 
     /// Asks `GET /api/v1/…` with the request's fields as the query. The path is given by its segments, as they are.
@@ -97,7 +108,7 @@ impl ApiClient {
     }
 
     async fn ask<T: DeserializeOwned>(&self, method: Method, url: Url, body: Option<Map<String, Value>>) -> Result<T, Failure> {
-        let mut request = self.http.request(method, url.clone()).timeout(ANSWER);
+        let mut request = self.http.request(method, url.clone()).timeout(self.answer);
         if let Some(body) = &body {
             request = request.json(body);
         }
