@@ -33,7 +33,7 @@ mod snapshots;
 mod sources;
 mod status;
 
-pub use acts::NewAct;
+pub use acts::{ACTS, Act, ActFilter, NewAct};
 pub use audit::{Difference, LedgerBooks, PartitionBooks};
 pub use connect::{LedgerError, LedgerSettings};
 pub use exports::{UsageRange, UsageRow};

@@ -13,7 +13,7 @@ use super::{Listening, Parts, Site};
 use crate::api::{Addresses, Api, Own, OwnServer, ServeSettings, Server, Token};
 use crate::audit::{Audit, AuditTelemetry, Continuous};
 use crate::cli::{Exit, Failure, connect};
-use crate::config::Role;
+use crate::config::{Role, Serve};
 use crate::projection::{Projection, ProjectionError, ProjectionSettings};
 use crate::stages::{LicensesState, MetricsState};
 
@@ -38,6 +38,7 @@ pub(super) async fn bind(site: &Site, registry: &Registry, parts: &Parts) -> Res
     let api = Api {
         ledger: own.ledger,
         log: own.log,
+        desk: site.desk()?,
         addresses: own.addresses,
         clock: site.clock.clone(),
         metrics: metrics.view(),
@@ -73,19 +74,30 @@ fn own(site: &Site, registry: &Registry, parts: &Parts) -> Own {
 
 async fn settings(site: &Site) -> Result<ServeSettings, Failure> {
     let serve = &site.pipeline.serve;
-    let token = match &serve.token {
-        Some(token) => Some(Token::new(&connect::secret("serve.token", token).await?)),
-        None => None,
-    };
     let rules = site.pipeline.license.rules.parse();
     Ok(ServeSettings {
         api_listen: serve.api_listen,
         metrics_listen: serve.metrics_listen,
-        token,
+        tokens: tokens(serve).await?,
         source: site.pipeline.source.deployment_id,
         rules: rules.map_err(|_| Failure::of(Exit::Configuration, "license.rules names no rule set"))?,
         ..ServeSettings::default()
     })
+}
+
+/// Each token as it is now.
+async fn tokens(serve: &Serve) -> Result<Vec<Token>, Failure> {
+    let mut tokens: Vec<(&str, Token)> = Vec::new();
+    for (name, setting) in &serve.tokens {
+        let text = connect::secret(&format!("serve.tokens.{name}"), &setting.secret).await?;
+        let token = Token::new(name, setting.scope, &text);
+        if let Some((other, _)) = tokens.iter().find(|(_, other)| other.has_text_of(&token)) {
+            let problem = format!("serve.tokens.{other} and serve.tokens.{name} have one secret: nobody could say who acts");
+            return Err(Failure::of(Exit::Configuration, problem));
+        }
+        tokens.push((name, token));
+    }
+    Ok(tokens.into_iter().map(|(_, token)| token).collect())
 }
 
 impl Bound {
