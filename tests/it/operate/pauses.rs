@@ -1,7 +1,5 @@
 //! `tallyline pause` and `resume`: durable, in all processes, and nothing is lost by them.
 
-use serde_json::Value;
-
 use super::{Kind, SOON, Site, append_builds, messages};
 use crate::support::eventually;
 use crate::support::ledger::{DEPLOYMENT, usage};
@@ -146,10 +144,7 @@ async fn collecting_publishing_and_exporting_stand_still_and_that_is_shown_every
         site.done(&format!("resume {operation}")).await;
     }
     eventually(SOON, "passes go on", || async { site.count(passes).await > before + 1 }).await;
-    eventually(SOON, "the publisher works", || async {
-        running.get("/readyz").await.1["checks"]["publisher"]["why"] == "working"
-    })
-    .await;
+    eventually(SOON, "the publisher works", || async { running.get("/readyz").await.1["checks"]["publisher"]["why"] == "working" }).await;
     site.done("export usage --from 2020-01-01 --to 2030-01-01 -o -").await;
     running.ends_in_order().await;
 }

@@ -103,6 +103,18 @@ async fn a_refusal_for_now_waits_longer_each_time() {
 }
 
 #[tokio::test]
+async fn a_clock_that_was_ahead_for_a_while_keeps_no_event_waiting() {
+    let world = World::with(rules(vec![rule(Behaviour::RefuseForNow, "refused", 1)])).await;
+    let (ahead, right) = (start_time() + TimeDelta::days(3), start_time());
+    world.clock.set(ahead);
+    world.add(&[usage("refused", right)]).await;
+    assert_eq!(world.cycle().await.refused_for_now, 1);
+    world.add(&[usage("accepted then", right)]).await;
+    world.clock.set(right);
+    assert_eq!(world.cycle().await.accepted, 2);
+}
+
+#[tokio::test]
 async fn a_license_that_the_vendor_refuses_is_read_again_for_the_next_request() {
     let world = World::new().await;
     world.add(&[usage("a", start_time())]).await;
