@@ -137,7 +137,9 @@ async fn the_group_is_never_told_of_more_than_is_recorded() {
             ClientConfig::new().set("bootstrap.servers", &kafka.brokers).set("group.id", kafka.name(GROUP)).create().unwrap();
         let mut asked = TopicPartitionList::new();
         let topic = kafka.name(Topic::AgentUsage.name());
-        (0..2).for_each(|partition| drop(asked.add_partition(&topic, partition)));
+        (0..2).for_each(|partition| {
+            asked.add_partition(&topic, partition);
+        });
         let told = tokio::task::block_in_place(|| group.committed_offsets(asked, Duration::from_secs(20)));
         let offset = |offset: Offset| if let Offset::Offset(offset) = offset { offset } else { 0 };
         told.map_or([0, 0], |told| [0, 1].map(|partition| offset(told.find_partition(&topic, partition).unwrap().offset())))
