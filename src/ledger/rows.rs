@@ -318,7 +318,7 @@ fn word<T>(row: &PgRow, column: &str, read: impl Fn(&str) -> Option<T>) -> Resul
 }
 
 fn stage(row: &PgRow) -> Result<Option<InputStage>, sqlx::Error> {
-    Ok(row.try_get::<Option<&str>, _>("stage")?.and_then(InputStage::named))
+    row.try_get::<Option<&str>, _>("stage")?.map(|_| word(row, "stage", InputStage::named)).transpose()
 }
 
 /// Reads a row of `workspace_build`.
