@@ -11,8 +11,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::Api;
-use crate::ledger::{Completeness, Head, Ledger, Source};
+use super::{Api, ServeSettings};
+use crate::ledger::{Completeness, Head, LICENSE_RULES, Ledger, Source};
+use crate::license::{RuleSet, UnknownRuleSet};
 use crate::projection::Standing;
 
 /// How long the ledger may take to answer.
@@ -22,7 +23,10 @@ pub(super) const FRESH: Duration = Duration::from_secs(30);
 
 /// What was last known; clones see the same.
 #[derive(Clone, Default)]
-pub(super) struct KnownSources(Arc<RwLock<Option<Arc<Known>>>>);
+pub(super) struct KnownSources {
+    known: Arc<RwLock<Option<Arc<Known>>>>,
+    rules: Arc<RwLock<Option<RuleSet>>>,
+}
 
 /// What the ledger said.
 #[derive(Debug)]
@@ -65,7 +69,12 @@ impl KnownSource {
 impl KnownSources {
     /// What is known; nothing before the states first caught up.
     pub(super) fn now(&self) -> Option<Arc<Known>> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.known.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The license rules that hold: those that an operator chose in the ledger, else the pipeline's. None before the ledger was first asked.
+    pub(super) fn rules(&self) -> Option<RuleSet> {
+        *self.rules.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether the states were at the ledger's end lately.
@@ -80,26 +89,31 @@ impl KnownSources {
     }
 
     /// Asks the ledger again and again until `stop`.
-    pub(super) async fn follow(&self, api: &Api, poll: Duration, stop: &CancellationToken) {
+    pub(super) async fn follow(&self, api: &Api, settings: &ServeSettings, stop: &CancellationToken) {
         let mut away = false;
         while !stop.is_cancelled() {
-            let Some(round) = stop.run_until_cancelled(self.round(api)).await else { return };
+            let Some(round) = stop.run_until_cancelled(self.round(api, settings)).await else { return };
             if let Err(cause) = &round
                 && !away
             {
                 tracing::warn!(cause, "the ledger does not say how far its sources are: what was known stays");
             }
             away = round.is_err();
-            stop.run_until_cancelled(tokio::time::sleep(poll)).await;
+            stop.run_until_cancelled(tokio::time::sleep(settings.poll)).await;
         }
     }
 
-    async fn round(&self, api: &Api) -> Result<(), String> {
+    async fn round(&self, api: &Api, settings: &ServeSettings) -> Result<(), String> {
+        let chosen = api.ledger.in_time(api.ledger.choice(LICENSE_RULES)).await.map_err(|error| error.to_string())?;
+        let rules = chosen.map_or(Ok(settings.rules), |name| name.parse().map_err(|error: UnknownRuleSet| error.to_string()))?;
+        if self.rules.write().unwrap_or_else(PoisonError::into_inner).replace(rules) != Some(rules) {
+            tracing::info!(%rules, "license rules");
+        }
         let asked = tokio::time::timeout(ANSWER, ask(&api.ledger)).await.map_err(|_| "no answer in time".to_owned())?;
         let (head, sources) = asked.map_err(|error| error.to_string())?;
         if reached(api, head).await {
             let known = Known { head, sources, reached_at: Instant::now() };
-            *self.0.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(known));
+            *self.known.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(known));
         }
         Ok(())
     }

@@ -124,7 +124,7 @@ impl Server {
             }
             answered.cancel();
         };
-        tokio::join!(listeners, serving.known.follow(&serving.api, settings.poll, &answered), serving.lease.keep(serving, &answered),);
+        tokio::join!(listeners, serving.known.follow(&serving.api, settings, &answered), serving.lease.keep(serving, &answered),);
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Each command has a file of its own. It gets its arguments and a [`Context`], and ends with an [`Exit`].
 
+mod actor;
 pub mod audit;
 mod check;
 pub mod connect;
@@ -14,7 +15,7 @@ mod migrate;
 mod output;
 mod pipeline;
 mod progress;
-mod ranges;
+mod rebuild;
 mod replay;
 pub mod roles;
 pub mod run;
@@ -89,6 +90,9 @@ pub enum Command {
     /// Write files for finance
     #[command(subcommand)]
     Export(export::Export),
+    /// Fold the ledger again from zero and show what differs, also under other license rules or with another license
+    #[command(subcommand)]
+    Rebuild(rebuild::Rebuild),
     /// Read a range of the log again: what is missing is added, what is there changes nothing
     #[command(subcommand)]
     Replay(replay::Replay),
@@ -137,6 +141,7 @@ pub async fn run(command: Command, context: Context) -> Result<Exit, Failure> {
         Command::Check(arguments) => until_stopped(&context.stop, check::run(arguments, &context)).await,
         Command::Migrate(arguments) => until_stopped(&context.stop, migrate::run(arguments, &context)).await,
         Command::Export(export) => until_stopped(&context.stop, export::run(export, &context)).await,
+        Command::Rebuild(rebuild) => until_stopped(&context.stop, rebuild::run(rebuild, &context)).await,
         Command::Status(arguments) => until_stopped(&context.stop, status::run(arguments, &context)).await,
         Command::Audit(arguments) => until_stopped(&context.stop, audit::run(arguments, &context)).await,
     }

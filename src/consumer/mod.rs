@@ -10,7 +10,7 @@ mod verify;
 mod worker;
 
 pub use arrival::read;
-pub use replay::{Plan, PlannedPartition, Replay, ReplayError};
+pub use replay::{ForeseenRange, Replay, ReplayError};
 pub use telemetry::ConsumerTelemetry;
 pub use verify::PositionFault;
 

@@ -5,6 +5,7 @@
 
 mod acts;
 mod audit;
+mod choices;
 mod connect;
 mod exports;
 mod follow;
@@ -28,10 +29,11 @@ mod status;
 
 pub use acts::NewAct;
 pub use audit::{Difference, LedgerBooks, PartitionBooks};
+pub use choices::LICENSE_RULES;
 pub use connect::{LedgerError, LedgerSettings};
 pub use exports::{UsageRange, UsageRow};
 pub use follow::{Entry, Fact};
-pub use foresee::Foreseen;
+pub use foresee::{Foreseen, Foresight};
 pub use hints::Hints;
 pub use leases::{Lease, LeaseError};
 pub use licenses::{LicenseChange, LicenseState};
@@ -40,7 +42,7 @@ pub use positions::{Claim, LastRecord};
 pub use publication_requests::{Attempt, AttemptVerdict, NewRequest, RequestOutcome};
 pub use publications::{HELD_BACK, Pending, Postponed, Publication, Settled, Settlement};
 pub use record::{Arrival, Chain, Counts, RecordError, Refusal, Verdict};
-pub use replays::ReplayRange;
+pub use replays::{PlannedReplay, ReplayRange};
 pub use rows::fingerprint;
 pub use snapshots::{Head, Snapshot};
 pub use sources::{Baseline, BaselineRow, Source};

@@ -5,7 +5,20 @@
 //! transaction. Nothing here prints, parses arguments or speaks HTTP.
 
 mod desk;
+mod effect;
 mod error;
+mod instant;
+mod ranges;
+mod rebuild;
+mod rehearsal;
+mod replay;
+mod series;
 
 pub use desk::{Actor, Desk};
+pub use effect::{Effect, FamilyEffect, Queued, WindowEffect};
 pub use error::OperationError;
+pub use instant::{instant, iso_duration};
+pub use ranges::LogRange;
+pub use rebuild::{RebuildExecution, RebuildPlan, RebuildRequest, RebuildStage, Rebuilt, StateDifference, Told};
+pub use rehearsal::{Granted, LicenseToken, Rehearsal, RehearsedDeployment, RehearsedWindow};
+pub use replay::{PlannedPartition, RECORDS_PER_SECOND, ReplayExecution, ReplayPlan, Replayed, Step};

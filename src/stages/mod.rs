@@ -12,7 +12,7 @@ mod samples;
 pub use agents::AgentCounts;
 pub use fact::Fact;
 pub use licenses::{DeploymentLicenses, KnownLicense, LicensesState};
-pub use metrics::{DeploymentMetrics, MetricsState};
+pub use metrics::{CLAIM_SECONDS, CREATION_SECONDS, CREATIONS, DeploymentMetrics, MetricsState, NEGATIVE_DURATIONS};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
