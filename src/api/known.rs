@@ -104,12 +104,14 @@ impl KnownSources {
     }
 
     async fn round(&self, api: &Api, settings: &ServeSettings) -> Result<(), String> {
-        let chosen = api.ledger.in_time(api.ledger.choice(LICENSE_RULES)).await.map_err(|error| error.to_string())?;
+        let no_answer = |_| "no answer in time".to_owned();
+        let chosen = tokio::time::timeout(ANSWER, api.ledger.choice(LICENSE_RULES)).await.map_err(no_answer)?;
+        let chosen = chosen.map_err(|error| error.to_string())?;
         let rules = chosen.map_or(Ok(settings.rules), |name| name.parse().map_err(|error: UnknownRuleSet| error.to_string()))?;
-        if self.rules.write().unwrap_or_else(PoisonError::into_inner).replace(rules) != Some(rules) {
-            tracing::info!(%rules, "license rules");
+        if self.rules.write().unwrap_or_else(PoisonError::into_inner).replace(rules).is_some_and(|before| before != rules) {
+            tracing::info!(%rules, "an operator chose other license rules");
         }
-        let asked = tokio::time::timeout(ANSWER, ask(&api.ledger)).await.map_err(|_| "no answer in time".to_owned())?;
+        let asked = tokio::time::timeout(ANSWER, ask(&api.ledger)).await.map_err(no_answer)?;
         let (head, sources) = asked.map_err(|error| error.to_string())?;
         if reached(api, head).await {
             let known = Known { head, sources, reached_at: Instant::now() };

@@ -94,11 +94,7 @@ impl Asked {
             Stage::Metrics => "metrics".to_owned(),
             Stage::Licenses => "licenses".to_owned(),
         };
-        let options = [
-            ("rules", self.rules.clone()),
-            ("source", self.source.map(|source| source.to_string())),
-            ("at", self.at.map(told)),
-        ];
+        let options = [("rules", self.rules.clone()), ("source", self.source.map(|source| source.to_string())), ("at", self.at.map(told))];
         for (name, value) in options {
             words += &value.map(|value| format!(" --{name} {value}")).unwrap_or_default();
         }
@@ -118,11 +114,8 @@ pub(super) async fn run(rebuild: Rebuild, context: &Context) -> Result<Exit, Fai
         Rebuild::Plan(arguments) => plan(arguments, context).await,
         Rebuild::Execute(arguments) => {
             let desk = open(&arguments.pipeline, context).await?;
-            let request = RebuildExecution {
-                rebuild: arguments.asked.request(None, &[]),
-                hash: arguments.hash,
-                may_fall: arguments.may_fall,
-            };
+            let request =
+                RebuildExecution { rebuild: arguments.asked.request(None, &[]), hash: arguments.hash, may_fall: arguments.may_fall };
             let rebuilt = desk.execute_rebuild(&request, &arguments.actor.actor()).await?;
             context.output.answer(&rebuilt, || format!("{}\n", rebuilt.done))?;
             Ok(Exit::Success)
@@ -137,9 +130,8 @@ async fn plan(arguments: Plan, context: &Context) -> Result<Exit, Failure> {
     });
     let desk = open(&arguments.pipeline, context).await?;
     let plan = desk.plan_rebuild(&arguments.asked.request(license.transpose()?, &arguments.without)).await?;
-    let command = |hash: &String| {
-        format!("tallyline rebuild execute {} {} --plan {hash}", arguments.asked.again(), arguments.pipeline.again())
-    };
+    let command =
+        |hash: &String| format!("tallyline rebuild execute {} {} --plan {hash}", arguments.asked.again(), arguments.pipeline.again());
     let answer = Planned { execute: plan.hash.as_ref().map(command), plan };
     context.output.answer(&answer, || table(&answer))?;
     Ok(if answer.plan.differs && answer.plan.rehearsal.is_none() { Exit::Differs } else { Exit::Success })

@@ -123,7 +123,8 @@ fn table(answer: &Planned) -> String {
     let rows = answer.plan.partitions.iter().map(|row| {
         let numbers = [row.first_offset, row.end_offset].map(|offset| offset.to_string());
         let counts = [row.records, row.new_events, row.duplicates, row.conflicts, row.rejects, row.held, row.new_refused];
-        let ([first, end], [records, new, duplicates, conflicts, rejects, held, refused]) = (numbers, counts.map(|number| number.to_string()));
+        let ([first, end], [records, new, duplicates, conflicts, rejects, held, refused]) =
+            (numbers, counts.map(|number| number.to_string()));
         [row.topic.clone(), row.partition.to_string(), first, end, records, new, duplicates, conflicts, rejects, held, refused]
     });
     let headings =

@@ -163,7 +163,8 @@ impl Replay {
             return Ok(None);
         }
         let reading = self.log.read(range.partition, range.next_offset, limit);
-        let no_answer = |_| LogError::Unreachable(format!("{}: no answer within {} s", range.partition, self.ledger.deadline.as_secs_f64()));
+        let no_answer =
+            |_| LogError::Unreachable(format!("{}: no answer within {} s", range.partition, self.ledger.deadline.as_secs_f64()));
         let mut records = tokio::time::timeout(self.ledger.deadline, reading).await.map_err(no_answer)??;
         let full = records.len() == limit;
         records.retain(|record| record.offset < range.end_offset);

@@ -51,12 +51,7 @@ impl Ledger {
     ///
     /// # Errors
     /// The database's.
-    pub async fn foresee(
-        &self,
-        range: &ReplayRange,
-        arrivals: &mut [Arrival],
-        foreseen: &mut Foreseen,
-    ) -> Result<Foresight, sqlx::Error> {
+    pub async fn foresee(&self, range: &ReplayRange, arrivals: &mut [Arrival], foreseen: &mut Foreseen) -> Result<Foresight, sqlx::Error> {
         let mut tx = self.pool.begin().await?;
         let mut sources = HashMap::new();
         for row in &sqlx::query("select deployment_id, id from source").fetch_all(&mut *tx).await? {

@@ -75,7 +75,10 @@ impl Effect {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         let Self { introduced, licenses, publications, metrics } = self;
-        introduced.is_empty() && publications.is_empty() && metrics.is_empty() && licenses.iter().all(|window| window.before == window.after)
+        introduced.is_empty()
+            && publications.is_empty()
+            && metrics.is_empty()
+            && licenses.iter().all(|window| window.before == window.after)
     }
 
     /// What an execution must still bring about. Live events beside it may raise `before` and `after` together; that is no other effect.

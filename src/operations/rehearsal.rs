@@ -142,7 +142,10 @@ impl Desk {
             hash: executable.then(|| sha256(&(request.source, request.at, essence(&rehearsal)))),
             incarnation: folded.incarnation,
             sequence: folded.sequence,
-            differs: rehearsal.deployments.iter().any(|one| one.now != one.then || one.windows.iter().any(|window| window.now != window.then)),
+            differs: rehearsal
+                .deployments
+                .iter()
+                .any(|one| one.now != one.then || one.windows.iter().any(|window| window.now != window.then)),
             falling: 0,
             differences: Vec::new(),
             rehearsal: Some(rehearsal),
@@ -167,12 +170,7 @@ fn invalid(field: &'static str, problem: impl fmt::Display) -> OperationError {
 }
 
 /// Adds and takes away licenses as the fold does when they come to coderd and go from it.
-fn change(
-    then: &mut LicensesState,
-    deployment: Uuid,
-    candidate: Option<&VerifiedLicense>,
-    without: &[i32],
-) -> Result<(), OperationError> {
+fn change(then: &mut LicensesState, deployment: Uuid, candidate: Option<&VerifiedLicense>, without: &[i32]) -> Result<(), OperationError> {
     let there = then.deployment(deployment).map(|licenses| licenses.licenses().to_vec()).unwrap_or_default();
     let mut facts = Vec::new();
     for license_id in without {

@@ -14,6 +14,8 @@ mod oracle;
 mod passes;
 mod projection;
 mod publisher;
+mod rebuild;
+mod replay;
 mod serve;
 mod smoke;
 mod support;
