@@ -22,7 +22,9 @@ use crate::stages::DeploymentLicenses;
 pub(super) async fn entitlements(State(serving): State<Arc<Serving>>, uri: Uri) -> Result<Response, Problem> {
     let asked = Parameters::of(&uri, &["source"])?.source()?;
     let now = serving.api.clock.now();
-    let rules = serving.known.rules().ok_or_else(|| Problem::unavailable("the ledger has not said yet which license rules hold"))?;
+    let rules = serving.known.rules().ok_or_else(|| {
+        Problem::unavailable("which license rules hold is not known: the ledger was not asked yet, or names rules of a later version")
+    })?;
     let answer = from_memory(&serving, asked, |licenses| licenses.entitlements(rules, now))?;
     let mut response = Json(answer.value).into_response();
     let complete_until = serving.known.completeness(answer.source, answer.standing).complete_until;

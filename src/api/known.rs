@@ -72,7 +72,8 @@ impl KnownSources {
         self.known.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The license rules that hold: those that an operator chose in the ledger, else the pipeline's. None before the ledger was first asked.
+    /// The license rules that hold: those that an operator chose in the ledger, else the pipeline's. None before the ledger was first asked, and
+    /// where rules were chosen that this version does not know.
     pub(super) fn rules(&self) -> Option<RuleSet> {
         *self.rules.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -96,7 +97,7 @@ impl KnownSources {
             if let Err(cause) = &round
                 && !away
             {
-                tracing::warn!(cause, "the ledger does not say how far its sources are: what was known stays");
+                tracing::warn!(cause, "what the ledger says of its sources and rules cannot be used: what was known stays");
             }
             away = round.is_err();
             stop.run_until_cancelled(tokio::time::sleep(settings.poll)).await;
@@ -107,9 +108,13 @@ impl KnownSources {
         let no_answer = |_| "no answer in time".to_owned();
         let chosen = tokio::time::timeout(ANSWER, api.ledger.choice(LICENSE_RULES)).await.map_err(no_answer)?;
         let chosen = chosen.map_err(|error| error.to_string())?;
-        let rules = chosen.map_or(Ok(settings.rules), |name| name.parse().map_err(|error: UnknownRuleSet| error.to_string()))?;
-        if self.rules.write().unwrap_or_else(PoisonError::into_inner).replace(rules).is_some_and(|before| before != rules) {
-            tracing::info!(%rules, "an operator chose other license rules");
+        // Rules of a later version, which this one cannot answer by, hide nothing else.
+        let rules = chosen.map_or(Ok(settings.rules), |name| name.parse().map_err(|error: UnknownRuleSet| error.to_string()));
+        let before = std::mem::replace(&mut *self.rules.write().unwrap_or_else(PoisonError::into_inner), rules.clone().ok());
+        if let (Some(before), Ok(now)) = (before, &rules)
+            && before != *now
+        {
+            tracing::info!(rules = %now, "an operator chose other license rules");
         }
         let asked = tokio::time::timeout(ANSWER, ask(&api.ledger)).await.map_err(no_answer)?;
         let (head, sources) = asked.map_err(|error| error.to_string())?;
@@ -117,7 +122,7 @@ impl KnownSources {
             let known = Known { head, sources, reached_at: Instant::now() };
             *self.known.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(known));
         }
-        Ok(())
+        rules.map(|_| ())
     }
 }
 

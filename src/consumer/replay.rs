@@ -3,17 +3,21 @@
 
 use std::time::Duration;
 
+use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::arrival;
+use super::{PositionFault, arrival, verify};
 use crate::event::{Event, TopicPartition};
 use crate::ledger::{Arrival, Chain, Counts, Foreseen, Ledger, RecordError, Refusal, ReplayRange, Verdict};
 use crate::log::{Log, LogError};
 
 /// Records read and recorded at a time.
 const BATCH_RECORDS: usize = 2_000;
+
+/// Partitions looked at at a time: a look at Kafka is mostly waiting.
+const LOOKS: usize = 8;
 
 /// What a replay would do to one range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +36,9 @@ pub enum ReplayError {
     /// Another execution moves it, or the partition was begun anew.
     #[error("{0}: another execution of this plan is at work, or the partition was begun anew by `tallyline recover`")]
     Moved(TopicPartition),
+    /// The log is not the one that the ledger has read.
+    #[error("{0}: `tallyline recover` first")]
+    AnotherLog(PositionFault),
     /// It was told to stop; the same call goes on where it stopped.
     #[error("interrupted; the same command goes on from here")]
     Interrupted,
@@ -62,6 +69,23 @@ pub struct Replay {
 }
 
 impl Replay {
+    /// Whether the ledger's positions still speak of this log: an offset of a topic that was made anew is another record. What retention has
+    /// passed does not matter here.
+    ///
+    /// # Errors
+    /// [`ReplayError::AnotherLog`], or that this cannot be seen.
+    pub async fn is_the_same_log(&self, ranges: &[ReplayRange]) -> Result<(), ReplayError> {
+        let looks = ranges.iter().map(|range| async move {
+            let Some(claim) = self.ledger.in_time(self.ledger.standing_claim(range.partition)).await? else { return Ok(()) };
+            match verify::position(&self.log, &claim).await {
+                Ok(()) | Err(verify::Problem::Fault(PositionFault::BeforeStart { .. })) => Ok(()),
+                Err(verify::Problem::Fault(fault)) => Err(ReplayError::AnotherLog(fault)),
+                Err(verify::Problem::Log(error)) => Err(error.into()),
+            }
+        });
+        stream::iter(looks).buffer_unordered(LOOKS).try_collect().await
+    }
+
     /// Reads the ranges without writing anything. `new` sees each event that would be added, once; `progress` is told how many records were read.
     ///
     /// # Errors

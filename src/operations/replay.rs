@@ -109,6 +109,7 @@ impl Desk {
         stop: &CancellationToken,
     ) -> Result<ReplayPlan, OperationError> {
         let (ranges, notes) = self.resolve(request).await?;
+        self.replay().is_the_same_log(&ranges).await?;
         let id = Uuid::new_v4();
         let plan = ReplayPlan { notes, ..self.foresee(id, &ranges, "planning", progress, stop).await? };
         let (request, effect) = (json(request)?, json(&plan)?);
@@ -141,6 +142,7 @@ impl Desk {
             return Err(OperationError::Forbidden("this plan was executed to its end: plan again".to_owned()));
         }
         self.same_lives(&planned.ranges).await?;
+        self.replay().is_the_same_log(&planned.ranges).await?;
         if !planned.started {
             let now = self.foresee(planned.id, &planned.ranges, "comparing with the plan", &progress, stop).await?;
             if now.hash != *hash {
@@ -193,7 +195,7 @@ impl Desk {
 impl From<ReplayError> for OperationError {
     fn from(error: ReplayError) -> Self {
         match error {
-            ReplayError::Moved(_) => OperationError::Forbidden(error.to_string()),
+            ReplayError::Moved(_) | ReplayError::AnotherLog(_) => OperationError::Forbidden(error.to_string()),
             ReplayError::Interrupted => OperationError::Interrupted,
             ReplayError::Log(error) => OperationError::Log(error),
             ReplayError::Ledger(error) => OperationError::Ledger(error),
