@@ -30,7 +30,7 @@ use prometheus::Registry;
 
 use crate::clock::Clock;
 use crate::event::TopicPartition;
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, Paused};
 use crate::log::Log;
 use crate::projection::View;
 use crate::stages::{LicensesState, MetricsState};
@@ -59,6 +59,8 @@ pub struct Api {
     pub coderd: Option<coderd::Database>,
     /// How this process's publisher stands, once it has begun; absent where this process does not publish.
     pub publisher: Option<Arc<OnceLock<publisher::Shown>>>,
+    /// What operators have paused.
+    pub paused: Paused,
 }
 
 /// Where an operator has to look, without passwords.

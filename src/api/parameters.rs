@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named() {
+    fn a_query_that_is_wrong_names_the_parameter() {
         assert_eq!(field(read("strat=x")), "strat");
         assert_eq!(field(read("start=x&start=y")), "start");
         assert_eq!(field(read("").unwrap().time("end")), "end");

@@ -64,6 +64,7 @@ pub(super) async fn readyz(State(serving): State<Arc<Serving>>) -> (StatusCode, 
     checks.extend(coderd.map(|check| ("coderd", check)));
     checks.extend(publisher(&serving).map(|check| ("publisher", check)));
     checks.extend(partitions(&serving).map(|check| ("partitions", check)));
+    checks.insert("pauses", pauses(&serving));
     let ready = checks.values().all(|check| check.ok);
     (if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, Json(Readiness { ready, checks }))
 }
@@ -141,6 +142,12 @@ fn partitions(serving: &Serving) -> Option<Check> {
     let stopped = serving.api.stopped_partitions.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let why: Vec<String> = stopped.iter().map(|(partition, why)| format!("{partition} is stopped: {why}")).collect();
     Some(if why.is_empty() { Check::well("none is stopped") } else { Check::missing(why.join("; ")) })
+}
+
+/// What is paused is as its operators want it: said, and no reason to be unready.
+fn pauses(serving: &Serving) -> Check {
+    let pauses: Vec<String> = serving.api.paused.all().iter().map(ToString::to_string).collect();
+    Check::well(if pauses.is_empty() { "nothing is paused".to_owned() } else { pauses.join("; ") })
 }
 
 async fn holder(serving: &Serving) -> Check {

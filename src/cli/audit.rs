@@ -48,6 +48,7 @@ pub fn table(report: &AuditReport) -> String {
         let numbers = joint.numbers.iter().map(|(name, number)| [format!("  {}", name.replace('_', " ")), number.to_string()]);
         text += &columns([&joint.name.to_uppercase(), verdict], numbers);
         text += &columns(["  DIFFERENCE", "ID", "WHAT"], rows(&joint.differences));
+        text += &columns(["  OPEN", "ID", "WHAT"], rows(&joint.open));
         text += &columns(["  REMARK", "ID", "WHAT"], rows(&joint.remarks));
         text.push('\n');
     }

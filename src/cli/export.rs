@@ -9,7 +9,8 @@ use uuid::Uuid;
 
 use super::{Context, Exit, Failure, PipelineArguments, columns, connect, instant};
 use crate::export::{ExportFile, Totals, export_usage};
-use crate::ledger::{Ledger, UsageRange};
+use crate::ledger::{Ledger, Pausable, UsageRange};
+use crate::operations::refuse_paused;
 
 /// Write files for finance.
 #[derive(Clone, Debug, clap::Subcommand)]
@@ -69,6 +70,7 @@ pub(super) async fn run(export: Export, context: &Context) -> Result<Exit, Failu
     }
     let pipeline = usage.pipeline.load()?;
     let ledger = connect::ledger(&pipeline, context.clock.clone()).await?;
+    refuse_paused(&ledger, Pausable::Export).await?;
     let (ledger_incarnation, last) = (ledger.incarnation().await?, ledger.last_sequence().await?);
     let as_of = usage.as_of.unwrap_or(last);
     if as_of > last {

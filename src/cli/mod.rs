@@ -13,6 +13,7 @@ mod instant;
 mod logging;
 mod migrate;
 mod output;
+mod pause;
 mod pipeline;
 mod progress;
 mod rebuild;
@@ -98,6 +99,10 @@ pub enum Command {
     Replay(replay::Replay),
     /// Show where everything stands
     Status(status::Arguments),
+    /// Stop collecting, consuming, publishing or exporting in all processes until it is resumed
+    Pause(pause::Arguments),
+    /// Go on with what was paused
+    Resume(pause::Arguments),
     /// Prove that the books balance, or list what differs
     Audit(audit::Arguments),
     /// Simulate coderd in an empty PostgreSQL database
@@ -137,12 +142,18 @@ pub async fn run(command: Command, context: Context) -> Result<Exit, Failure> {
         Command::CoderdSim(options) => simulators::coderd(options, context).await,
         Command::TallymanSim(options) => simulators::tallyman(options, context).await,
         Command::Replay(replay) => replay::run(replay, context).await,
+        Command::Status(arguments) => status::run(arguments, &context).await,
         // these leave nothing half done wherever they are dropped
         Command::Check(arguments) => until_stopped(&context.stop, check::run(arguments, &context)).await,
         Command::Migrate(arguments) => until_stopped(&context.stop, migrate::run(arguments, &context)).await,
         Command::Export(export) => until_stopped(&context.stop, export::run(export, &context)).await,
+<<<<<<< HEAD
         Command::Rebuild(rebuild) => until_stopped(&context.stop, rebuild::run(rebuild, &context)).await,
         Command::Status(arguments) => until_stopped(&context.stop, status::run(arguments, &context)).await,
+=======
+        Command::Pause(arguments) => until_stopped(&context.stop, pause::pause(arguments, &context)).await,
+        Command::Resume(arguments) => until_stopped(&context.stop, pause::resume(arguments, &context)).await,
+>>>>>>> main
         Command::Audit(arguments) => until_stopped(&context.stop, audit::run(arguments, &context)).await,
     }
 }

@@ -113,6 +113,12 @@ pub const KEYS: &[Key] = &[
     ),
     key("collect.full_sweep_hours", Kind::Hours(0.01, 168.0), Some("24"), "How often everything is compared again, whatever its time."),
     key(
+        "consume.stall_seconds",
+        Kind::Seconds(1.0, 3600.0),
+        Some("60"),
+        "A consumer that does not move for so long while records wait leaves its group and joins again.",
+    ),
+    key(
         "license.public_keys",
         Kind::PublicKeys,
         None,
@@ -140,6 +146,12 @@ pub const KEYS: &[Key] = &[
     ),
     key("serve.api_listen", Kind::Listen, Some("127.0.0.1:8090"), "Where the API listens. Loopback only until TLS is there."),
     key("serve.metrics_listen", Kind::Listen, Some("127.0.0.1:2112"), "Where /metrics listens. Loopback only until TLS is there."),
+    key(
+        "serve.audit_seconds",
+        Kind::Seconds(0.2, 86_400.0),
+        Some("300"),
+        "How often the books are audited; never more than about a tenth of the time. An imbalance stops publishing.",
+    ),
     key("serve.token", Kind::Secret, None, "The token that API callers send. Secret. Needed beyond loopback."),
     key("serve.tls_certificate", Kind::Path, None, "Path of the certificate chain (PEM). Not there yet: refused."),
     key("serve.tls_key", Kind::Path, None, "Path of the certificate's private key (PEM). Not there yet: refused."),

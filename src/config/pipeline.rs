@@ -27,6 +27,8 @@ pub struct Pipeline {
     pub source: Source,
     /// The collector.
     pub collect: Collect,
+    /// The consumer.
+    pub consume: Consume,
     /// Licenses.
     pub license: License,
     /// The publisher.
@@ -112,6 +114,13 @@ pub struct Collect {
     pub full_sweep: Duration,
 }
 
+/// `[consume]`
+#[derive(Clone, Debug)]
+pub struct Consume {
+    /// Records may wait for so long while their partition does not move.
+    pub stall: Duration,
+}
+
 /// `[license]`
 #[derive(Clone, Debug)]
 pub struct License {
@@ -150,6 +159,8 @@ pub struct Serve {
     pub api_listen: SocketAddr,
     /// `/metrics`.
     pub metrics_listen: SocketAddr,
+    /// How often the books are audited.
+    pub audit: Duration,
     /// What API callers send.
     pub token: Option<Secret>,
     /// Not there yet: always none.
@@ -191,6 +202,7 @@ impl Pipeline {
                 margin: values.duration("collect.margin_seconds"),
                 full_sweep: values.duration("collect.full_sweep_hours"),
             },
+            consume: Consume { stall: values.duration("consume.stall_seconds") },
             license: License { public_keys: values.texts("license.public_keys"), rules: values.defaulted("license.rules") },
             publish: Publish {
                 mode: if values.text("publish.mode").as_deref() == Some("sole") { PublishMode::Sole } else { PublishMode::Shadow },
@@ -201,6 +213,7 @@ impl Pipeline {
             serve: Serve {
                 api_listen: values.listen("serve.api_listen"),
                 metrics_listen: values.listen("serve.metrics_listen"),
+                audit: values.duration("serve.audit_seconds"),
                 token: values.secret("serve.token"),
                 tls_certificate: values.text("serve.tls_certificate").map(PathBuf::from),
                 tls_key: values.text("serve.tls_key").map(PathBuf::from),

@@ -17,7 +17,7 @@ mod usage;
 pub use build::{BuildKind, BuildStatus, InputStage, Transition, WorkspaceBuildCompleted, kind};
 pub use claim::PrebuildClaimed;
 pub use digest::Digest;
-pub use fields::MAX_TEXT_BYTES;
+pub use fields::{MAX_ID_BYTES, MAX_TEXT_BYTES};
 pub use message::{MAX_PAYLOAD_BYTES, Message};
 pub use parse::{ParseError, parse};
 pub use topic::{Topic, TopicPartition};

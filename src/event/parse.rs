@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use super::fields::{Fields, checked_text, time, uuid};
+use super::fields::{Fields, checked_id, checked_text, time, uuid};
 use super::message::{MAX_PAYLOAD_BYTES, Message};
 use super::usage::{self, PublishMarks, Usage, UsageType};
 use super::{Event, Payload, build, claim};
@@ -138,7 +138,7 @@ fn event<'a>(attributes: Attributes, data: impl FnOnce() -> Result<Fields<'a>, P
     if needed("specversion", attributes.specversion)? != "1.0" {
         return Err(ParseError::attribute("specversion", "must be 1.0"));
     }
-    let id = checked_text("id", needed("id", attributes.id)?)?;
+    let id = checked_id("id", needed("id", attributes.id)?)?;
     let deployment = deployment(&needed("source", attributes.source)?)?;
     let event_type = needed("type", attributes.event_type)?;
     let at = attributes.time.as_deref().map(|text| time("time", text)).transpose()?;

@@ -145,10 +145,11 @@ pub enum RecordError {
 }
 
 impl From<sqlx::Error> for RecordError {
-    /// SQLSTATE classes 22 (data exception) and 23 (constraint violation) are about the data.
+    /// SQLSTATE classes 22 (data exception), 23 (constraint violation) and 54 (a limit of the program exceeded, such as an index entry's size) are
+    /// about the data.
     fn from(error: sqlx::Error) -> Self {
         let code = error.as_database_error().and_then(|error| error.code()).unwrap_or_default();
-        if code.starts_with("22") || code.starts_with("23") || matches!(error, sqlx::Error::Encode(_)) {
+        if ["22", "23", "54"].iter().any(|class| code.starts_with(class)) || matches!(error, sqlx::Error::Encode(_)) {
             RecordError::Refused(error)
         } else {
             RecordError::Unavailable(error)

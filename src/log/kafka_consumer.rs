@@ -181,6 +181,7 @@ impl Member {
         loop {
             match self.link.commands.try_recv() {
                 Ok(Command::Start { from }) => self.start(from),
+                Ok(Command::Hold { partitions }) => self.hold(&partitions),
                 Ok(Command::Mark { partition, next_offset }) => {
                     self.marks.insert(partition, next_offset);
                 }
@@ -291,6 +292,22 @@ impl Member {
             begun.push(start.partition);
         }
         self.assign(&begun);
+    }
+
+    /// Reads these no more, while the group still counts them as this member's.
+    fn hold(&mut self, partitions: &[TopicPartition]) {
+        for partition in partitions {
+            self.running.remove(partition);
+            self.drop_unread(*partition);
+        }
+        if matches!(self.client.rebalance_protocol(), RebalanceProtocol::Eager) {
+            return self.assign(&[]);
+        }
+        let held: Vec<(String, i32)> = partitions.iter().map(|at| (self.log.topic_name(at.topic), at.partition)).collect();
+        if let Err(error) = unassign(&self.client, &held) {
+            // what is still read of them is of an earlier run, and dropped
+            warn!(%error, "partitions not held");
+        }
     }
 
     /// Gives the client these running partitions at their next offsets. Under the eager protocol only all can be given at once.

@@ -19,6 +19,10 @@ pub enum Condition {
     NotIntroduced,
     /// None of coderd's licenses allows publishing: nothing is published, as coderd itself would not. Healthy.
     NoLicense,
+    /// An operator has paused publishing; who and why. Healthy.
+    Paused(String),
+    /// An audit says that the books do not balance: nothing is sent until a later one says that they do.
+    Held(String),
     /// The last cycle failed; it is tried again.
     Failing(String),
     /// Nothing is sent any more until the process is started again.
@@ -29,7 +33,7 @@ impl Condition {
     /// Whether nobody has to look.
     #[must_use]
     pub fn is_healthy(&self) -> bool {
-        !matches!(self, Condition::Failing(_) | Condition::Stopped(_))
+        !matches!(self, Condition::Held(_) | Condition::Failing(_) | Condition::Stopped(_))
     }
 }
 
@@ -41,6 +45,8 @@ impl fmt::Display for Condition {
             Condition::NoDatabase => f.write_str("nothing is published: no database of coderd is configured for this source"),
             Condition::NotIntroduced => f.write_str("nothing is published: no event of this source has come yet"),
             Condition::NoLicense => f.write_str("nothing is published: no license in coderd allows it"),
+            Condition::Paused(why) => write!(f, "nothing is published: {why}"),
+            Condition::Held(why) => write!(f, "held: the books do not balance: {why}; run `tallyline audit`"),
             Condition::Failing(why) => write!(f, "failing: {why}"),
             Condition::Stopped(why) => write!(f, "stopped: {why}"),
         }
@@ -74,7 +80,7 @@ impl Shown {
         let source = self.source;
         match &condition {
             Condition::Failing(_) => warn!(%source, %condition, "publisher"),
-            Condition::Stopped(_) => error!(%source, %condition, "publisher"),
+            Condition::Held(_) | Condition::Stopped(_) => error!(%source, %condition, "publisher"),
             _ => info!(%source, %condition, "publisher"),
         }
         *now = condition;

@@ -206,3 +206,19 @@ async fn a_transaction_that_was_left_open_on_a_connection_is_nobody_elses() {
         assert_eq!(kept, epoch, "{begin}: what was written is committed");
     }
 }
+
+#[tokio::test]
+async fn data_that_postgres_cannot_keep_is_refused_and_not_tried_for_ever() {
+    let (_database, ledger) = ledger().await;
+    let claim = ledger.claim(partition(Topic::AgentUsage, 0), 0).await.unwrap();
+    // no index entry can be as long, and this text cannot be compressed
+    let long: String = (0..128).map(|_| uuid::Uuid::new_v4().simple().to_string()).collect();
+    for id in ["with\0NUL", &long] {
+        let mut event = event(Topic::AgentUsage, 1);
+        let Payload::Usage(usage) = &mut event.payload else { panic!("it is usage") };
+        usage.id = id.to_owned();
+        let outcome = ledger.record(&Chain::Live(claim.clone()), &[arrival(0, event)], 1).await;
+        assert!(matches!(outcome, Err(RecordError::Refused(_))), "{outcome:?}");
+    }
+    ledger.record(&Chain::Live(claim), &[arrival(0, event(Topic::AgentUsage, 1))], 1).await.unwrap();
+}

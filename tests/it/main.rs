@@ -1,6 +1,7 @@
 //! The integration tests, one binary (linking is what costs time). They need the servers that `scripts/test` starts.
 
 mod audit;
+mod bad_input;
 mod cli;
 mod coderd_sim;
 mod collector;
@@ -15,6 +16,7 @@ mod passes;
 mod projection;
 mod publisher;
 mod rebuild;
+mod rejects;
 mod replay;
 mod serve;
 mod smoke;

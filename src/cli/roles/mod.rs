@@ -1,6 +1,8 @@
 //! The roles of one process, wired from one pipeline. In one process or in many, they meet in the log and in the ledger only.
 
 mod collect;
+mod pauses;
+mod processes;
 mod publish;
 mod serve;
 mod site;
@@ -19,7 +21,8 @@ use tracing::{error, info};
 use super::{Exit, Failure};
 use crate::config::{PublishMode, Role};
 use crate::consumer::{Consumer, ConsumerTelemetry, GRACE};
-use crate::publisher;
+use crate::ledger::Paused;
+use crate::{collectors, publisher};
 
 /// Where this process listens, once it does.
 #[derive(Clone, Copy, Debug)]
@@ -32,6 +35,15 @@ pub struct Listening {
 
 /// How this process's publisher stands, from when it begins.
 type Publishing = Arc<OnceLock<publisher::Shown>>;
+
+/// What this process's roles hear, and where they tell how they stand.
+#[derive(Clone)]
+struct Parts {
+    consumer: Consumer,
+    collecting: collectors::Standing,
+    publishing: Publishing,
+    paused: Paused,
+}
 
 /// How long after the stop a role may still take: the batch in hand, open requests, the last snapshot.
 const STOP_GRACE: Duration = Duration::from_secs(GRACE.as_secs() + 5);
@@ -46,40 +58,53 @@ const RECORDING: Duration = Duration::from_secs(5);
 pub async fn run(site: Site, stop: &CancellationToken, listening: impl FnOnce(Listening)) -> Result<(), Failure> {
     let registry = Registry::new();
     let mut roles: JoinSet<Result<(), Failure>> = JoinSet::new();
-    let telemetry = ConsumerTelemetry::register(&registry).map_err(|error| Failure::new(Exit::Internal, error))?;
+    let internal = |error| Failure::new(Exit::Internal, error);
+    let telemetry = ConsumerTelemetry::register(&registry).map_err(internal)?;
+    let (hearing, paused) = pauses::Hearing::new(site.ledger.ledger.clone(), &registry).map_err(internal)?;
     let consumer = Consumer::new(site.log.log.clone(), site.ledger.ledger.clone(), &site.pipeline.log.group, telemetry);
-    let (publishing, grace) = (Publishing::default(), grace(&site));
+    let consumer = Consumer { paused: paused.clone(), ..consumer.stalls_after(site.pipeline.consume.stall) };
+    let parts = Parts { consumer, collecting: collectors::Standing::default(), publishing: Publishing::default(), paused };
+    let (grace, mut serving) = (grace(&site), None);
     if site.has(Role::Serve) {
-        let server = serve::bind(&site, &registry, &consumer, &publishing).await?;
-        listening(server.listening()?);
+        let server = serve::bind(&site, &registry, &parts).await?;
+        let at = server.listening()?;
+        serving = Some(at);
+        listening(at);
         roles.spawn(server.run(stop.clone()));
     }
-    roles.spawn(work(site, registry, consumer, publishing, stop.clone()));
-    end(roles, stop, grace).await?;
+    let heart = processes::Heart::start(&site, &parts, serving);
+    roles.spawn(work(site, registry, parts, hearing, stop.clone()));
+    let outcome = end(roles, stop, grace).await;
+    heart.stop(outcome.is_ok()).await;
+    outcome?;
     info!("stopped");
     Ok(())
 }
 
-/// The roles that need ledger and log before they can begin.
-async fn work(site: Site, registry: Registry, consumer: Consumer, publishing: Publishing, stop: CancellationToken) -> Result<(), Failure> {
+/// The roles that need ledger and log before they can begin. None begins before it is known what is paused.
+async fn work(site: Site, registry: Registry, parts: Parts, hearing: pauses::Hearing, stop: CancellationToken) -> Result<(), Failure> {
     match site.wait(&stop).await {
         Err(failure) if failure.exit == Exit::Interrupted => return Ok(()),
         waited => waited?,
     }
+    if !hearing.first(&stop).await {
+        return Ok(());
+    }
     let mut roles: JoinSet<Result<(), Failure>> = JoinSet::new();
     let grace = grace(&site);
+    roles.spawn(hearing.run(stop.clone()));
     if site.has(Role::Consume) {
-        let stop = stop.clone();
+        let (consumer, stop) = (parts.consumer.clone(), stop.clone());
         roles.spawn(async move {
             consumer.run(&stop).await;
             Ok(())
         });
     }
     if site.has(Role::Collect) {
-        roles.spawn(collect::run(site.clone(), stop.clone()));
+        roles.spawn(collect::run(site.clone(), parts.clone(), stop.clone()));
     }
     if site.has(Role::Publish) {
-        roles.spawn(publish::run(site.clone(), registry, publishing, stop.clone()));
+        roles.spawn(publish::run(site.clone(), registry, parts, stop.clone()));
     }
     end(roles, &stop, grace).await
 }

@@ -1,25 +1,33 @@
 //! The role `serve`: both folds and both listeners.
 
+use std::time::Duration;
+
 use prometheus::Registry;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
-use super::{Listening, Publishing, Site};
+use super::{Listening, Parts, Site};
 use crate::api::{Addresses, Api, ServeSettings, Server, Token};
+use crate::audit::{Audit, AuditTelemetry, Continuous};
 use crate::cli::{Exit, Failure, connect};
 use crate::config::Role;
-use crate::consumer::Consumer;
 use crate::projection::{Projection, ProjectionError, ProjectionSettings};
 use crate::stages::{LicensesState, MetricsState};
+
+/// How long an audit that runs by itself waits for a collector pass that began after a difference was seen.
+const AUDIT_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Listeners that are bound, and the folds that they will show.
 pub(super) struct Bound {
     server: Server,
     metrics: Projection<MetricsState>,
     licenses: Projection<LicensesState>,
+    site: Site,
+    audited: AuditTelemetry,
 }
 
 /// Binds the listeners, so that health is answered from the first moment on.
-pub(super) async fn bind(site: &Site, registry: &Registry, consumer: &Consumer, publishing: &Publishing) -> Result<Bound, Failure> {
+pub(super) async fn bind(site: &Site, registry: &Registry, parts: &Parts) -> Result<Bound, Failure> {
     let settings = settings(site).await?;
     let metrics = Projection::new(site.ledger.ledger.clone(), ProjectionSettings::default());
     let licenses = Projection::new(site.ledger.ledger.clone(), ProjectionSettings::default());
@@ -33,13 +41,15 @@ pub(super) async fn bind(site: &Site, registry: &Registry, consumer: &Consumer, 
         registry: registry.clone(),
         stopped_partitions: None,
         coderd: site.coderd.clone().filter(|_| site.has(Role::Collect)),
-        publisher: site.has(Role::Publish).then(|| publishing.clone()),
+        publisher: site.has(Role::Publish).then(|| parts.publishing.clone()),
+        paused: parts.paused.clone(),
     };
     if site.has(Role::Consume) {
-        api = api.with_consumer(consumer);
+        api = api.with_consumer(&parts.consumer);
     }
     let server = Server::bind(settings, api).await.map_err(|error| Failure::new(Exit::Configuration, error))?;
-    Ok(Bound { server, metrics, licenses })
+    let audited = AuditTelemetry::register(registry).map_err(|error| Failure::new(Exit::Internal, error))?;
+    Ok(Bound { server, metrics, licenses, site: site.clone(), audited })
 }
 
 async fn settings(site: &Site) -> Result<ServeSettings, Failure> {
@@ -68,12 +78,27 @@ impl Bound {
 
     /// Serves until `stop`. A fold that finds a broken promise of the ledger ends the process.
     pub async fn run(self, stop: CancellationToken) -> Result<(), Failure> {
-        let Bound { server, metrics, licenses } = self;
+        let Bound { server, metrics, licenses, site, audited } = self;
         let folds = async { tokio::try_join!(metrics.run(&stop), licenses.run(&stop)).map(|_| ()) };
         let serving = async {
-            server.run(&stop).await;
+            tokio::join!(server.run(&stop), audit(&site, audited, &stop));
             Ok::<(), ProjectionError>(())
         };
         tokio::try_join!(folds, serving).map(|_| ()).map_err(|error| Failure::new(Exit::Internal, error))
     }
+}
+
+/// Audits for as long as the process serves, from when ledger, log and the deployment's id are there.
+async fn audit(site: &Site, telemetry: AuditTelemetry, stop: &CancellationToken) {
+    // what cannot be waited for ends the process elsewhere
+    if site.wait(stop).await.is_err() {
+        return;
+    }
+    let source = match &site.coderd {
+        Some(database) => site.deployment(stop).await.map(|deployment| (database.clone(), deployment)),
+        None => None,
+    };
+    let audit = Audit { ledger: site.ledger.ledger.clone(), log: site.log.log.clone(), source, patience: AUDIT_PATIENCE };
+    let holder = format!("{}-{}", std::process::id(), Uuid::new_v4().simple());
+    Continuous { audit, every: site.pipeline.serve.audit, holder, telemetry }.run(stop).await;
 }

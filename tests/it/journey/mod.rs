@@ -7,6 +7,7 @@ mod bad_input;
 mod books;
 mod expected;
 mod exposition;
+mod proof;
 mod site;
 mod story;
 mod watch;

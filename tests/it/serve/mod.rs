@@ -13,7 +13,7 @@ use reqwest::StatusCode;
 use serde_json::Value;
 use tallyline::api::{Addresses, Api, ServeSettings, Server};
 use tallyline::event::{Event, Topic, TopicPartition};
-use tallyline::ledger::{Chain, Lease, Ledger, NewPass, Source};
+use tallyline::ledger::{Chain, Lease, Ledger, NewPass, Paused, Source};
 use tallyline::log::{Log, PostgresLogSettings};
 use tallyline::projection::{Projection, ProjectionSettings, View};
 use tallyline::stages::{LicensesState, MetricsState, Stage};
@@ -98,6 +98,7 @@ impl Site {
             coderd: None,
             publisher: None,
             addresses,
+            paused: Paused::never(),
         }
     }
 

@@ -4,6 +4,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use ::prometheus::{IntGauge, Registry};
+use tallyline::audit::AuditTelemetry;
 use tallyline::consumer::ConsumerTelemetry;
 use tallyline::publisher::PublisherTelemetry;
 
@@ -46,13 +47,15 @@ fn rules_name_only_series_that_there_are() {
     let registry = Registry::new();
     ConsumerTelemetry::register(&registry).unwrap();
     PublisherTelemetry::register(&registry).unwrap();
+    AuditTelemetry::register(&registry).unwrap();
     let registered = |name: &str| {
         let again = registry.register(Box::new(IntGauge::new(name, "One more of that name.").unwrap()));
         matches!(again, Err(::prometheus::Error::AlreadyReg))
     };
     assert!(!registered("tallyline_publisher_no_such_series"));
-    let named: Vec<_> = ["tallyline_consumer_", "tallyline_publisher_"].iter().flat_map(|begin| names(&rules(), begin)).collect();
-    assert!(named.len() >= 6, "{named:?}");
+    let named: Vec<_> =
+        ["tallyline_audit_", "tallyline_consumer_", "tallyline_publisher_"].iter().flat_map(|begin| names(&rules(), begin)).collect();
+    assert!(named.len() >= 8, "{named:?}");
     for name in named {
         assert!(registered(&name), "{name}");
     }
