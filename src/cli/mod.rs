@@ -147,13 +147,9 @@ pub async fn run(command: Command, context: Context) -> Result<Exit, Failure> {
         Command::Check(arguments) => until_stopped(&context.stop, check::run(arguments, &context)).await,
         Command::Migrate(arguments) => until_stopped(&context.stop, migrate::run(arguments, &context)).await,
         Command::Export(export) => until_stopped(&context.stop, export::run(export, &context)).await,
-<<<<<<< HEAD
-        Command::Rebuild(rebuild) => until_stopped(&context.stop, rebuild::run(rebuild, &context)).await,
-        Command::Status(arguments) => until_stopped(&context.stop, status::run(arguments, &context)).await,
-=======
         Command::Pause(arguments) => until_stopped(&context.stop, pause::pause(arguments, &context)).await,
+        Command::Rebuild(rebuild) => until_stopped(&context.stop, rebuild::run(rebuild, &context)).await,
         Command::Resume(arguments) => until_stopped(&context.stop, pause::resume(arguments, &context)).await,
->>>>>>> main
         Command::Audit(arguments) => until_stopped(&context.stop, audit::run(arguments, &context)).await,
     }
 }

@@ -11,12 +11,8 @@ mod verify;
 mod worker;
 
 pub use arrival::read;
-<<<<<<< HEAD
-pub use replay::{ForeseenRange, Replay, ReplayError};
-=======
 pub use progress::{Progress, Stall};
-pub use replay::{Plan, PlannedPartition, Replay, ReplayError};
->>>>>>> main
+pub use replay::{ForeseenRange, Replay, ReplayError};
 pub use telemetry::ConsumerTelemetry;
 pub use verify::PositionFault;
 

@@ -49,12 +49,8 @@ pub use processes::{GONE_SECONDS, Process, ProcessRow};
 pub use publication_requests::{Attempt, AttemptVerdict, LastRequest, NewRequest, RequestOutcome};
 pub use publications::{HELD_BACK, Pending, Postponed, Publication, Settled, Settlement};
 pub use record::{Arrival, Chain, Counts, RecordError, Refusal, Verdict};
-<<<<<<< HEAD
-pub use replays::{PlannedReplay, ReplayRange};
-=======
 pub use rejects::OpenRejects;
-pub use replays::ReplayRange;
->>>>>>> main
+pub use replays::{PlannedReplay, ReplayRange};
 pub use rows::fingerprint;
 pub use snapshots::{Head, Snapshot};
 pub use sources::{Baseline, BaselineRow, Source};

@@ -7,26 +7,20 @@
 mod desk;
 mod effect;
 mod error;
-<<<<<<< HEAD
 mod instant;
+mod pauses;
 mod ranges;
 mod rebuild;
 mod rehearsal;
 mod replay;
 mod series;
-=======
-mod pauses;
->>>>>>> main
 
 pub use desk::{Actor, Desk};
 pub use effect::{Effect, FamilyEffect, Queued, WindowEffect};
 pub use error::OperationError;
-<<<<<<< HEAD
 pub use instant::{instant, iso_duration};
+pub use pauses::{PauseRequest, refuse_paused};
 pub use ranges::LogRange;
 pub use rebuild::{RebuildExecution, RebuildPlan, RebuildRequest, RebuildStage, Rebuilt, StateDifference, Told};
 pub use rehearsal::{Granted, LicenseToken, Rehearsal, RehearsedDeployment, RehearsedWindow};
 pub use replay::{PlannedPartition, RECORDS_PER_SECOND, ReplayExecution, ReplayPlan, Replayed, Step};
-=======
-pub use pauses::{PauseRequest, refuse_paused};
->>>>>>> main
