@@ -12,6 +12,7 @@ use crate::log::Log;
 
 /// Which part of the log, in words.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct LogRange {
     /// Topics, each with all its partitions or with some: `NAME` or `NAME:0,1,2`. None: all topics.
     #[serde(default)]

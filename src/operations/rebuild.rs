@@ -27,6 +27,7 @@ pub enum RebuildStage {
 
 /// What to fold again. With rules, a license or a license less it is a rehearsal: the answer is what would be shown then. Nothing is written.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct RebuildRequest {
     /// The fold.
     pub stage: RebuildStage,
@@ -49,9 +50,9 @@ pub struct RebuildRequest {
 
 /// The same request again, with the hash of the plan that is to be executed: the plan is made again, and only an equal one is executed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct RebuildExecution {
     /// What was asked for in the plan.
-    #[serde(flatten)]
     pub rebuild: RebuildRequest,
     /// The hash that the plan has.
     pub hash: String,

@@ -59,6 +59,7 @@ pub struct PlannedPartition {
 
 /// Which plan to execute, and how fast.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct ReplayExecution {
     /// The hash that the plan has.
     pub hash: String,

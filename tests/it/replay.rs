@@ -478,31 +478,6 @@ async fn a_log_that_is_not_the_one_that_was_read_is_not_replayed() {
 }
 
 #[tokio::test]
-async fn timing_of_reads() {
-    let kafka = support::kafka();
-    let log = Log::kafka(KafkaSettings { topic_prefix: kafka.prefix.clone(), ..KafkaSettings::new(&kafka.brokers) }).unwrap();
-    log.create_topics(6).await.unwrap();
-    log.append(Topic::AgentUsage, (0..600).map(|n| usage(DEPLOYMENT, n).to_message()).collect()).await.unwrap();
-    for round in 0..2 {
-        for partition in 0..6 {
-            let partition = TopicPartition { topic: Topic::AgentUsage, partition };
-            let begun = std::time::Instant::now();
-            let (start, end) = log.watermarks(partition).await.unwrap();
-            let asked = begun.elapsed();
-            let all = log.read(partition, start, 10_000).await.unwrap();
-            let read = begun.elapsed() - asked;
-            let last = log.read(partition, end - 1, 1).await.unwrap();
-            eprintln!(
-                "{round} {partition}: watermarks {asked:?}, {} records {read:?}, last {} {:?}",
-                all.len(),
-                last.len(),
-                begun.elapsed() - read - asked
-            );
-        }
-    }
-}
-
-#[tokio::test]
 async fn no_more_records_a_second_are_read_than_was_asked_for() {
     let site = Site::new().await;
     site.append(Topic::AgentUsage, &(0..60).map(|n| usage(DEPLOYMENT, n)).collect::<Vec<_>>()).await;

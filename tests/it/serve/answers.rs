@@ -165,6 +165,11 @@ async fn license_rules_that_an_operator_chose_hold_without_a_restart_and_over_th
     let later = site.process().await;
     caught_up(&site, &later).await;
     assert_eq!(limits(&later).await, (Some(40), None));
+    // rules of a later version: no answer by other rules, and all else goes on
+    site.ledger.choose(LICENSE_RULES, "2031-01", &act).await.unwrap();
+    eventually(SOON, "no entitlements are answered", || async { later.get("/api/v2/entitlements").await.0 == 503 }).await;
+    let (status, _) = later.get("/api/v1/managed-agents/count?start=2025-01-01T00:00:00Z&end=2025-01-01T00:00:00Z").await;
+    assert_eq!(status, 200);
 }
 
 #[tokio::test]
