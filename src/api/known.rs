@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{Api, ServeSettings};
+use super::{Api, ServeSettings, Serving};
 use crate::ledger::{Completeness, Head, LICENSE_RULES, Ledger, Source};
 use crate::license::{RuleSet, UnknownRuleSet};
 use crate::projection::Standing;
@@ -89,11 +89,16 @@ impl KnownSources {
         known.and_then(|known| known.source(deployment).map(|source| source.completeness.clone())).unwrap_or_default()
     }
 
-    /// Asks the ledger again and again until `stop`.
-    pub(super) async fn follow(&self, api: &Api, settings: &ServeSettings, stop: &CancellationToken) {
+    /// Asks the ledger again and again until `stop`, for the open rejects too.
+    pub(super) async fn follow(&self, serving: &Serving, stop: &CancellationToken) {
+        let (api, settings) = (&serving.api, &serving.settings);
         let mut away = false;
         while !stop.is_cancelled() {
-            let Some(round) = stop.run_until_cancelled(self.round(api, settings)).await else { return };
+            let asked = async {
+                serving.rejects.look(&api.ledger, &api.clock, ANSWER).await;
+                self.round(api, settings).await
+            };
+            let Some(round) = stop.run_until_cancelled(asked).await else { return };
             if let Err(cause) = &round
                 && !away
             {

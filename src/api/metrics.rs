@@ -44,7 +44,7 @@ pub(super) async fn metrics(State(serving): State<Arc<Serving>>, uri: Uri, heade
 }
 
 /// All `Accept` headers as one.
-fn accepted(headers: &HeaderMap) -> String {
+pub(super) fn accepted(headers: &HeaderMap) -> String {
     let all: Vec<&str> = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok()).collect();
     all.join(",")
 }

@@ -12,14 +12,17 @@ mod guard;
 mod known;
 mod lease;
 mod metrics;
+mod own;
 mod parameters;
 mod ready;
+mod rejects;
 mod serve;
 mod settings;
 mod standing;
 mod status;
 mod telemetry;
 
+pub use own::{Own, OwnServer};
 pub use serve::{ServeError, Server, serve};
 pub use settings::{ServeSettings, Token};
 
@@ -34,7 +37,7 @@ use crate::ledger::{Ledger, Paused};
 use crate::log::Log;
 use crate::projection::View;
 use crate::stages::{LicensesState, MetricsState};
-use crate::{coderd, consumer, publisher};
+use crate::{coderd, publisher};
 
 /// What the HTTP side shows: handles on the process's other parts. Whoever makes it runs the projections behind the views.
 #[derive(Clone)]
@@ -73,11 +76,18 @@ pub struct Addresses {
 }
 
 impl Api {
-    /// With the partitions that this consumer of the same process stops.
-    #[must_use]
-    pub fn with_consumer(mut self, consumer: &consumer::Consumer) -> Self {
-        self.stopped_partitions = Some(Arc::clone(&consumer.stopped));
-        self
+    /// What it has of this process.
+    fn own(&self) -> Own {
+        Own {
+            ledger: self.ledger.clone(),
+            log: self.log.clone(),
+            addresses: self.addresses.clone(),
+            registry: self.registry.clone(),
+            stopped_partitions: self.stopped_partitions.clone(),
+            coderd: self.coderd.clone(),
+            publisher: self.publisher.clone(),
+            paused: self.paused.clone(),
+        }
     }
 }
 
@@ -88,6 +98,7 @@ struct Serving {
     known: known::KnownSources,
     lease: lease::MetricsLease,
     telemetry: telemetry::ApiTelemetry,
+    rejects: rejects::RejectsTelemetry,
     /// Counting everything is dear: one request at a time.
     counting: tokio::sync::Mutex<()>,
 }

@@ -13,6 +13,7 @@ use tracing::{info, warn};
 
 use super::known::KnownSources;
 use super::lease::MetricsLease;
+use super::rejects::RejectsTelemetry;
 use super::telemetry::ApiTelemetry;
 use super::{Api, ServeSettings, Serving, agents, answer, entitlements, guard, metrics, ready, status};
 
@@ -77,13 +78,14 @@ impl Server {
         settings.check()?;
         let listeners =
             (listen("serve.api_listen", settings.api_listen).await?, listen("serve.metrics_listen", settings.metrics_listen).await?);
-        let telemetry = ApiTelemetry::register(&api.registry)?;
+        let (telemetry, rejects) = (ApiTelemetry::register(&api.registry)?, RejectsTelemetry::register(&api.registry)?);
         let serving = Serving {
             api,
             settings,
             known: KnownSources::default(),
             lease: MetricsLease::default(),
             telemetry,
+            rejects,
             counting: tokio::sync::Mutex::default(),
         };
         Ok(Self { api: listeners.0, metrics: listeners.1, serving: Arc::new(serving) })
@@ -124,15 +126,15 @@ impl Server {
             }
             answered.cancel();
         };
-        tokio::join!(listeners, serving.known.follow(&serving.api, settings, &answered), serving.lease.keep(serving, &answered),);
+        tokio::join!(listeners, serving.known.follow(serving, &answered), serving.lease.keep(serving, &answered));
     }
 }
 
-async fn listen(key: &'static str, address: SocketAddr) -> Result<TcpListener, ServeError> {
+pub(super) async fn listen(key: &'static str, address: SocketAddr) -> Result<TcpListener, ServeError> {
     TcpListener::bind(address).await.map_err(|source| ServeError::Listen { key, address, source })
 }
 
-async fn answer_on(listener: TcpListener, router: Router, stop: &CancellationToken) -> std::io::Result<()> {
+pub(super) async fn answer_on(listener: TcpListener, router: Router, stop: &CancellationToken) -> std::io::Result<()> {
     info!(address = ?listener.local_addr().ok(), "listening");
     axum::serve(listener, router).with_graceful_shutdown(stop.clone().cancelled_owned()).await
 }

@@ -14,7 +14,7 @@ use super::{Audit, Joint, SOURCE};
 use crate::coderd::{Catalog, Database, Reader};
 use crate::collectors::events;
 use crate::event::{self, Digest, Event, ParseError, Payload};
-use crate::ledger::{Difference, Ledger, Source};
+use crate::ledger::{Difference, Ledger, RefusedState, Source};
 
 /// Ids compared at a time.
 const PAGE: i64 = 2_000;
@@ -198,8 +198,7 @@ impl<'a> Sides<'a> {
         let ids: Vec<Uuid> = suspects.iter().copied().collect();
         for ids in ids.chunks(2_000) {
             let names: Vec<String> = ids.iter().flat_map(|id| EVENTS.map(|event| format!("{event}:{id}"))).collect();
-            let refused = self.ledger.in_time(self.ledger.refused_ids(self.source.deployment_id, &names)).await?;
-            let discarded = self.ledger.in_time(self.ledger.discarded_ids(self.source.deployment_id, &names)).await?;
+            let refused = self.ledger.in_time(self.ledger.refused_states(self.source.deployment_id, &names)).await?;
             let here = self.ledger_digests(ids).await?;
             let there = self.source_digests(ids).await?;
             let parentless = self.parentless(ids).await?;
@@ -215,8 +214,7 @@ impl<'a> Sides<'a> {
                         }
                         (_, Some(None)) if at > 0 => {}
                         (_, Some(None)) => joint.open.push(difference("unreadable", &name, "this version cannot read coderd's row")),
-                        (None, Some(_)) if refused.contains(&name) => joint.refused(&name, &discarded),
-                        (None, Some(_)) => joint.differences.push(difference("missing", &name, "coderd has it, the ledger does not")),
+                        (None, Some(_)) => joint.not_accepted(&name, refused.get(&name), false),
                         (Some(_), None) if parentless.contains(id) => {
                             let detail = "coderd has removed its workspace or template version, and it with them";
                             joint.remarks.push(remark("source_gone", &name, detail));
@@ -244,21 +242,27 @@ impl<'a> Sides<'a> {
     async fn usage(&mut self, suspects: &BTreeSet<String>, joint: &mut Joint) -> anyhow::Result<()> {
         let ids: Vec<String> = suspects.iter().cloned().collect();
         for ids in ids.chunks(2_000) {
-            let refused = self.ledger.in_time(self.ledger.refused_ids(self.source.deployment_id, ids)).await?;
-            let discarded = self.ledger.in_time(self.ledger.discarded_ids(self.source.deployment_id, ids)).await?;
+            let refused = self.ledger.in_time(self.ledger.refused_states(self.source.deployment_id, ids)).await?;
             let here: BTreeMap<String, Digest> =
                 self.ledger.in_time(self.ledger.known_usage(self.source.id, ids)).await?.into_iter().collect();
             let there = self.source_usage_digests(ids).await?;
             for id in ids {
                 match (here.get(id), there.get(id)) {
                     (Some(here), Some(Ok(there))) if here == there => {}
+                    // coderd's row never was an event, and what is accepted went through the log from the rejects
+                    (Some(_), Some(Err(_))) if refused.get(id).is_some_and(|refused| refused.passed) => {
+                        joint.remarks.push(remark(
+                            "mended",
+                            id,
+                            "coderd's row is no event; an operator has passed a mended one through the log",
+                        ));
+                    }
                     // coderd never rewrites what the digest of usage covers
                     (Some(_), Some(_)) => joint.differences.push(difference("differs", id, "coderd's row tells something else")),
-                    (None, Some(Err(ParseError::UnknownEventType(_)))) if refused.contains(id) && !discarded.contains(id) => {
-                        joint.open.push(difference("held", id, "the ledger holds the row raw, for a version that knows its type"));
+                    (None, Some(there)) => {
+                        let unknown_type = matches!(there, Err(ParseError::UnknownEventType(_)));
+                        joint.not_accepted(id, refused.get(id), unknown_type);
                     }
-                    (None, Some(_)) if refused.contains(id) => joint.refused(id, &discarded),
-                    (None, Some(_)) => joint.differences.push(difference("missing", id, "coderd has it, the ledger does not")),
                     // usage_events has no deletion: a row that is not there never was
                     (Some(_), None) => joint.differences.push(difference("not_in_source", id, "coderd does not have it, the ledger does")),
                     (None, None) => {}
@@ -270,12 +274,20 @@ impl<'a> Sides<'a> {
 }
 
 impl Joint {
-    /// What coderd has and the ledger refused is in the books: among the rejects, which are an operator's work, or discarded by one.
-    fn refused(&mut self, id: &str, discarded: &HashSet<String>) {
-        if discarded.contains(id) {
-            self.remarks.push(remark("discarded", id, "the ledger refused it, and an operator has discarded it"));
-        } else {
-            self.open.push(difference("rejected", id, "the ledger has it among its rejects"));
+    /// What coderd has and is no accepted event. What the ledger refused is in the books: among the rejects, which are an operator's work, or
+    /// given up by one.
+    fn not_accepted(&mut self, id: &str, refused: Option<&RefusedState>, unknown_type: bool) {
+        match refused.map(|refused| refused.state.as_str()) {
+            None => self.differences.push(difference("missing", id, "coderd has it, the ledger does not")),
+            Some("open") if unknown_type => {
+                self.open.push(difference("held", id, "the ledger holds the row raw, for a version that knows its type"));
+            }
+            Some("open") => self.open.push(difference("rejected", id, "the ledger has it among its rejects")),
+            Some("discarded") => self.remarks.push(remark("discarded", id, "the ledger refused it, and an operator has discarded it")),
+            Some(_) => {
+                let detail = "it went through the log again from the rejects, and the ledger does not have it";
+                self.differences.push(difference("resubmitted", id, detail));
+            }
         }
     }
 

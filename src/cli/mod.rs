@@ -17,6 +17,7 @@ mod pause;
 mod pipeline;
 mod progress;
 mod rebuild;
+mod rejects;
 mod replay;
 pub mod roles;
 pub mod run;
@@ -97,6 +98,9 @@ pub enum Command {
     /// Read a range of the log again: what is missing is added, what is there changes nothing
     #[command(subcommand)]
     Replay(replay::Replay),
+    /// Work on records that are no accepted event: rejected, in conflict, or held
+    #[command(subcommand)]
+    Rejects(rejects::Rejects),
     /// Show where everything stands
     Status(status::Arguments),
     /// Stop collecting, consuming, publishing or exporting in all processes until it is resumed
@@ -147,6 +151,7 @@ pub async fn run(command: Command, context: Context) -> Result<Exit, Failure> {
         Command::Check(arguments) => until_stopped(&context.stop, check::run(arguments, &context)).await,
         Command::Migrate(arguments) => until_stopped(&context.stop, migrate::run(arguments, &context)).await,
         Command::Export(export) => until_stopped(&context.stop, export::run(export, &context)).await,
+        Command::Rejects(rejects) => until_stopped(&context.stop, rejects::run(rejects, &context)).await,
         Command::Pause(arguments) => until_stopped(&context.stop, pause::pause(arguments, &context)).await,
         Command::Rebuild(rebuild) => until_stopped(&context.stop, rebuild::run(rebuild, &context)).await,
         Command::Resume(arguments) => until_stopped(&context.stop, pause::resume(arguments, &context)).await,

@@ -76,7 +76,7 @@ pub(super) async fn run(replay: Replay, context: Context) -> Result<Exit, Failur
 async fn plan(arguments: Plan, context: &Context) -> Result<Exit, Failure> {
     let desk = open(&arguments.pipeline, context).await?;
     let RangeArguments { topic: topics, from, until, .. } = arguments.range;
-    let (progress, range) = (Progress::new(), LogRange { topics, from, until });
+    let (progress, range) = (Progress::of_steps(), LogRange { topics, from, until });
     let planned = desk.plan_replay(&range, |Step { doing, done, total }| progress.at(doing, done, total), &context.stop).await;
     progress.finish();
     let plan = planned?;
@@ -92,7 +92,7 @@ async fn plan(arguments: Plan, context: &Context) -> Result<Exit, Failure> {
 async fn execute(arguments: Execute, context: &Context) -> Result<Exit, Failure> {
     let desk = open(&arguments.pipeline, context).await?;
     let request = ReplayExecution { hash: arguments.hash, records_per_second: Some(arguments.rate) };
-    let progress = Progress::new();
+    let progress = Progress::of_steps();
     let told = |Step { doing, done, total }| progress.at(doing, done, total);
     let executed = desk.execute_replay(&request, &arguments.actor.actor(), told, &context.stop).await;
     progress.finish();

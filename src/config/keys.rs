@@ -155,6 +155,12 @@ pub const KEYS: &[Key] = &[
     key("serve.token", Kind::Secret, None, "The token that API callers send. Secret. Needed beyond loopback."),
     key("serve.tls_certificate", Kind::Path, None, "Path of the certificate chain (PEM). Not there yet: refused."),
     key("serve.tls_key", Kind::Path, None, "Path of the certificate's private key (PEM). Not there yet: refused."),
+    key(
+        "telemetry.listen",
+        Kind::Listen,
+        None,
+        "Where a process without the role serve shows its own telemetry, /healthz and /readyz; without it, nowhere. Loopback only.",
+    ),
 ];
 
 impl Key {

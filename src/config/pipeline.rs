@@ -35,6 +35,8 @@ pub struct Pipeline {
     pub publish: Publish,
     /// What listens.
     pub serve: Serve,
+    /// What listens where the role serve is not there.
+    pub telemetry: Telemetry,
 }
 
 /// A role of `tallyline run`.
@@ -169,6 +171,13 @@ pub struct Serve {
     pub tls_key: Option<PathBuf>,
 }
 
+/// `[telemetry]`
+#[derive(Clone, Debug)]
+pub struct Telemetry {
+    /// `/metrics`, `/healthz` and `/readyz` of a process that does not serve.
+    pub listen: Option<SocketAddr>,
+}
+
 impl Pipeline {
     /// From values that have been checked.
     ///
@@ -218,6 +227,7 @@ impl Pipeline {
                 tls_certificate: values.text("serve.tls_certificate").map(PathBuf::from),
                 tls_key: values.text("serve.tls_key").map(PathBuf::from),
             },
+            telemetry: Telemetry { listen: values.get("telemetry.listen").map(|_| values.listen("telemetry.listen")) },
         }
     }
 

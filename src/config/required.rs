@@ -70,6 +70,12 @@ fn listeners(values: &Values, mistakes: &mut Mistakes) {
             mistakes.add(&values.place(key), key, problem);
         }
     }
+    if let Some(Value::Listen(address)) = values.get("telemetry.listen")
+        && !address.ip().is_loopback()
+    {
+        let problem = "lies beyond loopback, which needs TLS, and TLS is not there yet: listen on 127.0.0.1 behind a proxy";
+        mistakes.add(&values.place("telemetry.listen"), "telemetry.listen", problem);
+    }
     for key in ["serve.tls_certificate", "serve.tls_key"] {
         if values.get(key).is_some() {
             mistakes.add(&values.place(key), key, "is refused: TLS is not there yet, and what is given must not be passed over");

@@ -109,6 +109,13 @@ impl<'a> Fields<'a> {
         number.ok_or_else(|| ParseError::field(name, "must be a whole number of 64 bits that is not negative"))
     }
 
+    /// The one field that is a whole number; none where there are several.
+    pub(super) fn only_whole(&self) -> Option<&Value<'a>> {
+        let mut whole =
+            self.0.iter().filter_map(|(_, value)| value.as_ref()).filter(|value| matches!(value, Value::Whole(_) | Value::Large(_)));
+        whole.next().filter(|_| whole.next().is_none())
+    }
+
     pub(super) fn flag(&mut self, name: &'static str) -> Result<bool, ParseError> {
         self.optional_flag(name)?.ok_or_else(|| ParseError::field(name, "is missing"))
     }

@@ -1,6 +1,6 @@
 //! What the audit asks of the ledger: rows on both sides of each joint, counted and compared under one snapshot.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 
 use sqlx::{PgConnection, Row};
 use uuid::Uuid;
@@ -109,17 +109,6 @@ impl Ledger {
         let query = "select build_id, workspace_id, template_version_id from workspace_build where source_id = $1 and build_id = any($2)
             union select build_id, workspace_id, template_version_id from prebuild_claim where source_id = $1 and build_id = any($2)";
         sqlx::query_as(query).bind(source_id).bind(build_ids).fetch_all(&self.pool).await
-    }
-
-    /// Those of these event ids that were refused, and of which operators have discarded what was open.
-    ///
-    /// # Errors
-    /// The database's.
-    pub async fn discarded_ids(&self, deployment_id: Uuid, ids: &[String]) -> Result<HashSet<String>, sqlx::Error> {
-        let query = "select event_id from reject where deployment_id = $1 and event_id = any($2)
-             group by event_id having bool_or(state = 'discarded') and not bool_or(state = 'open')";
-        let rows: Vec<String> = sqlx::query_scalar(query).bind(deployment_id).bind(ids).fetch_all(&self.pool).await?;
-        Ok(rows.into_iter().collect())
     }
 
     /// A page of the source's accepted usage ids after `after`, by id.

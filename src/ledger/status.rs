@@ -1,6 +1,6 @@
 //! What the ledger holds, in numbers of one moment.
 //!
-//! What grows without end is counted exactly while a table has at most [`COUNTED_BYTES`]; of a larger one a part of that size is counted, blocks
+//! What grows without end is counted exactly while a table has at most 64 MiB; of a larger one a part of that size is counted, blocks
 //! chosen by chance, and the numbers are scaled up and say that they are estimates. So an answer costs the same at any size. What an operator acts
 //! on is exact always: positions, what is pending, open rejects.
 
@@ -149,6 +149,14 @@ impl Ledger {
     /// # Errors
     /// The database's.
     pub async fn contents(&self) -> Result<Contents, sqlx::Error> {
+        self.contents_counting(COUNTED_BYTES).await
+    }
+
+    /// The same, where at most so many bytes of each table are counted.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn contents_counting(&self, bytes: i64) -> Result<Contents, sqlx::Error> {
         let mut tx = self.pool.begin_with("begin isolation level repeatable read read only").await?;
         let ledger = sqlx::query("select incarnation, next_sequence - 1 from ledger").fetch_one(&mut *tx).await?;
         let positions =
@@ -165,11 +173,11 @@ impl Ledger {
         let contents = Contents {
             incarnation: ledger.try_get(0)?,
             sequence: ledger.try_get(1)?,
-            batches: batches(&mut tx).await?,
+            batches: batches(&mut tx, bytes).await?,
             positions,
-            events: events(&mut tx).await?,
+            events: events(&mut tx, bytes).await?,
             sources,
-            publications: publications(&mut tx).await?,
+            publications: publications(&mut tx, bytes).await?,
             leases,
             rates: rates(&mut tx, self.clock.now()).await?,
         };
@@ -179,16 +187,16 @@ impl Ledger {
 }
 
 /// How much of a table is counted, in percent: all of it, unless it is large.
-async fn share(tx: &mut PgConnection, table: &'static str) -> Result<f32, sqlx::Error> {
+async fn share(tx: &mut PgConnection, table: &'static str, bytes: i64) -> Result<f32, sqlx::Error> {
     sqlx::query_scalar("select least(100, 100.0 * $2 / greatest(pg_relation_size($1::regclass), 1))::real")
         .bind(table)
-        .bind(COUNTED_BYTES)
+        .bind(bytes)
         .fetch_one(tx)
         .await
 }
 
-async fn batches(tx: &mut PgConnection) -> Result<Vec<BatchCount>, sqlx::Error> {
-    let share = share(tx, "batch").await?;
+async fn batches(tx: &mut PgConnection, bytes: i64) -> Result<Vec<BatchCount>, sqlx::Error> {
+    let share = share(tx, "batch", bytes).await?;
     sqlx::query_as(
         "select kind, round(count(*) * 100 / $1::real)::bigint as batches, round(sum(records) * 100 / $1::real)::bigint as records,
              round(sum(accepted) * 100 / $1::real)::bigint as accepted, round(sum(duplicates) * 100 / $1::real)::bigint as duplicates, $1::real < 100 as estimated
@@ -199,9 +207,9 @@ async fn batches(tx: &mut PgConnection) -> Result<Vec<BatchCount>, sqlx::Error> 
     .await
 }
 
-async fn events(tx: &mut PgConnection) -> Result<Vec<EventCount>, sqlx::Error> {
+async fn events(tx: &mut PgConnection, bytes: i64) -> Result<Vec<EventCount>, sqlx::Error> {
     let [builds, claims, usage] =
-        [share(tx, "workspace_build").await?, share(tx, "prebuild_claim").await?, share(tx, "usage_event").await?];
+        [share(tx, "workspace_build", bytes).await?, share(tx, "prebuild_claim", bytes).await?, share(tx, "usage_event", bytes).await?];
     sqlx::query_as(
         "select source.deployment_id, event_type, events, share < 100 as estimated from (
              select source_id, 'workspace_build_completed_v1' as event_type, round(count(*) * 100 / $1::real)::bigint as events, $1::real as share
@@ -222,8 +230,8 @@ async fn events(tx: &mut PgConnection) -> Result<Vec<EventCount>, sqlx::Error> {
 }
 
 /// What is pending has an index of its own and is always counted.
-async fn publications(tx: &mut PgConnection) -> Result<Vec<PublicationCount>, sqlx::Error> {
-    let share = share(tx, "publication").await?;
+async fn publications(tx: &mut PgConnection, bytes: i64) -> Result<Vec<PublicationCount>, sqlx::Error> {
+    let share = share(tx, "publication", bytes).await?;
     sqlx::query_as(
         "select deployment_id, state, events, unanswered, estimated from (
              select source_id, state, count(*) as events, count(*) filter (where unanswered) as unanswered, false as estimated

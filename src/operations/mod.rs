@@ -12,6 +12,7 @@ mod pauses;
 mod ranges;
 mod rebuild;
 mod rehearsal;
+mod rejects;
 mod replay;
 mod series;
 
@@ -23,4 +24,8 @@ pub use pauses::{PauseRequest, refuse_paused};
 pub use ranges::LogRange;
 pub use rebuild::{RebuildExecution, RebuildPlan, RebuildRequest, RebuildStage, Rebuilt, StateDifference, Told};
 pub use rehearsal::{Granted, LicenseToken, Rehearsal, RehearsedDeployment, RehearsedWindow};
+pub use rejects::{
+    Admitted, Bytes, CountRejects, DiscardRejects, DiscardedRejects, Foreseen, Header, ListRejects, Place, Reject, RejectAct, RejectCounts,
+    RejectPage, Resubmit, Resubmitted, ResubmittedRecord, ShownReject, WhichRejects,
+};
 pub use replay::{PlannedPartition, RECORDS_PER_SECOND, ReplayExecution, ReplayPlan, Replayed, Step};

@@ -65,9 +65,21 @@ fn assert_refused(ended: &Ended, exit: i32, words: &str) {
 async fn help_is_an_answer_and_a_wrong_command_line_is_not() {
     let help = run_tallyline(&["--help"], &[]).await;
     assert_eq!((code(&help), help.stderr.as_str()), (0, ""));
-    for word in
-        ["run", "check", "migrate", "demo", "export", "rebuild", "replay", "status", "audit", "coderd-sim", "tallyman-sim", "Exit codes:"]
-    {
+    for word in [
+        "run",
+        "check",
+        "migrate",
+        "demo",
+        "export",
+        "rebuild",
+        "rejects",
+        "replay",
+        "status",
+        "audit",
+        "coderd-sim",
+        "tallyman-sim",
+        "Exit codes:",
+    ] {
         assert!(help.stdout.contains(word), "{word} is not in {}", help.stdout);
     }
     let version = run_tallyline(&["--version"], &[]).await;

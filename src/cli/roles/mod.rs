@@ -1,5 +1,6 @@
 //! The roles of one process, wired from one pipeline. In one process or in many, they meet in the log and in the ledger only.
 
+mod admit;
 mod collect;
 mod pauses;
 mod processes;
@@ -14,6 +15,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use prometheus::Registry;
+use serde_json::json;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
@@ -64,15 +66,25 @@ pub async fn run(site: Site, stop: &CancellationToken, listening: impl FnOnce(Li
     let consumer = Consumer::new(site.log.log.clone(), site.ledger.ledger.clone(), &site.pipeline.log.group, telemetry);
     let consumer = Consumer { paused: paused.clone(), ..consumer.stalls_after(site.pipeline.consume.stall) };
     let parts = Parts { consumer, collecting: collectors::Standing::default(), publishing: Publishing::default(), paused };
-    let (grace, mut serving) = (grace(&site), None);
+    let (grace, mut at) = (grace(&site), json!({}));
     if site.has(Role::Serve) {
         let server = serve::bind(&site, &registry, &parts).await?;
-        let at = server.listening()?;
-        serving = Some(at);
-        listening(at);
+        let bound = server.listening()?;
+        at = json!({ "serve": { "api": bound.api, "metrics": bound.metrics } });
+        listening(bound);
         roles.spawn(server.run(stop.clone()));
+    } else if let Some(address) = site.pipeline.telemetry.listen {
+        let server = serve::bind_own(&site, &registry, &parts, address).await?;
+        let telemetry = server.address().map_err(|error| Failure::new(Exit::Internal, error))?;
+        at = json!({ "telemetry": telemetry });
+        info!(%telemetry, "listening");
+        let stop = stop.clone();
+        roles.spawn(async move {
+            server.run(&stop).await;
+            Ok(())
+        });
     }
-    let heart = processes::Heart::start(&site, &parts, serving);
+    let heart = processes::Heart::start(&site, &parts, at);
     roles.spawn(work(site, registry, parts, hearing, stop.clone()));
     let outcome = end(roles, stop, grace).await;
     heart.stop(outcome.is_ok()).await;
@@ -94,6 +106,7 @@ async fn work(site: Site, registry: Registry, parts: Parts, hearing: pauses::Hea
     let grace = grace(&site);
     roles.spawn(hearing.run(stop.clone()));
     if site.has(Role::Consume) {
+        roles.spawn(admit::run(site.clone(), stop.clone()));
         let (consumer, stop) = (parts.consumer.clone(), stop.clone());
         roles.spawn(async move {
             consumer.run(&stop).await;

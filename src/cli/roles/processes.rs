@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 use uuid::Uuid;
 
-use super::{Listening, Parts, Site};
+use super::{Parts, Site};
 use crate::config::Role;
 use crate::ledger::{Ledger, Process};
 
@@ -27,8 +27,8 @@ pub(super) struct Heart {
 }
 
 impl Heart {
-    /// Begins to tell, as soon as the ledger is there.
-    pub fn start(site: &Site, parts: &Parts, serving: Option<Listening>) -> Self {
+    /// Begins to tell, as soon as the ledger is there. `at` is an object that says where the process listens.
+    pub fn start(site: &Site, parts: &Parts, at: Value) -> Self {
         let stop = CancellationToken::new();
         let process = Process {
             id: Uuid::new_v4(),
@@ -38,7 +38,7 @@ impl Heart {
             roles: site.pipeline.roles.iter().map(|role| role.name()).collect(),
             started_at: site.clock.now(),
         };
-        let task = tokio::spawn(beat(site.clone(), parts.clone(), serving, process, stop.clone()));
+        let task = tokio::spawn(beat(site.clone(), parts.clone(), at, process, stop.clone()));
         Heart { stop, task }
     }
 
@@ -57,11 +57,11 @@ impl Heart {
     }
 }
 
-async fn beat(site: Site, parts: Parts, serving: Option<Listening>, process: Process, stop: CancellationToken) -> (Ledger, Uuid) {
+async fn beat(site: Site, parts: Parts, at: Value, process: Process, stop: CancellationToken) -> (Ledger, Uuid) {
     let (ledger, id) = (site.ledger.ledger.clone(), process.id);
     let telling = async {
         loop {
-            let standing = standing(&site, &parts, serving);
+            let standing = standing(&site, &parts, &at);
             match tokio::time::timeout(ANSWER, ledger.process_lives(&process, &standing)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => debug!(%error, "heartbeat missed"),
@@ -75,8 +75,8 @@ async fn beat(site: Site, parts: Parts, serving: Option<Listening>, process: Pro
 }
 
 /// How each role of this process stands.
-fn standing(site: &Site, parts: &Parts, serving: Option<Listening>) -> Value {
-    let mut standing = Map::new();
+fn standing(site: &Site, parts: &Parts, at: &Value) -> Value {
+    let mut standing = at.as_object().cloned().unwrap_or_default();
     if site.has(Role::Collect) {
         standing.insert("collect".into(), json!({ "standing": parts.collecting.get() }));
     }
@@ -88,9 +88,6 @@ fn standing(site: &Site, parts: &Parts, serving: Option<Listening>) -> Value {
         let healthy = condition.as_ref().is_none_or(crate::publisher::Condition::is_healthy);
         let condition = condition.map_or_else(|| "not begun".to_owned(), |condition| condition.to_string());
         standing.insert("publish".into(), json!({ "condition": condition, "healthy": healthy }));
-    }
-    if let Some(at) = serving {
-        standing.insert("serve".into(), json!({ "api": at.api, "metrics": at.metrics }));
     }
     Value::Object(standing)
 }

@@ -1,5 +1,7 @@
 //! The role `serve`: both folds and both listeners.
 
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus::Registry;
@@ -7,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{Listening, Parts, Site};
-use crate::api::{Addresses, Api, ServeSettings, Server, Token};
+use crate::api::{Addresses, Api, Own, OwnServer, ServeSettings, Server, Token};
 use crate::audit::{Audit, AuditTelemetry, Continuous};
 use crate::cli::{Exit, Failure, connect};
 use crate::config::Role;
@@ -31,25 +33,41 @@ pub(super) async fn bind(site: &Site, registry: &Registry, parts: &Parts) -> Res
     let settings = settings(site).await?;
     let metrics = Projection::new(site.ledger.ledger.clone(), ProjectionSettings::default());
     let licenses = Projection::new(site.ledger.ledger.clone(), ProjectionSettings::default());
-    let mut api = Api {
-        ledger: site.ledger.ledger.clone(),
-        log: site.log.log.clone(),
-        addresses: Addresses { ledger: format!("PostgreSQL at {}", site.ledger.address), log: site.log.address.clone() },
+    let own = own(site, registry, parts);
+    let api = Api {
+        ledger: own.ledger,
+        log: own.log,
+        addresses: own.addresses,
         clock: site.clock.clone(),
         metrics: metrics.view(),
         licenses: licenses.view(),
-        registry: registry.clone(),
-        stopped_partitions: None,
-        coderd: site.coderd.clone().filter(|_| site.has(Role::Collect)),
-        publisher: site.has(Role::Publish).then(|| parts.publishing.clone()),
-        paused: parts.paused.clone(),
+        registry: own.registry,
+        stopped_partitions: own.stopped_partitions,
+        coderd: own.coderd,
+        publisher: own.publisher,
+        paused: own.paused,
     };
-    if site.has(Role::Consume) {
-        api = api.with_consumer(&parts.consumer);
-    }
     let server = Server::bind(settings, api).await.map_err(|error| Failure::new(Exit::Configuration, error))?;
     let audited = AuditTelemetry::register(registry).map_err(|error| Failure::new(Exit::Internal, error))?;
     Ok(Bound { server, metrics, licenses, site: site.clone(), audited })
+}
+
+/// Binds the listener of a process that does not serve.
+pub(super) async fn bind_own(site: &Site, registry: &Registry, parts: &Parts, address: SocketAddr) -> Result<OwnServer, Failure> {
+    OwnServer::bind(address, own(site, registry, parts)).await.map_err(|error| Failure::new(Exit::Configuration, error))
+}
+
+fn own(site: &Site, registry: &Registry, parts: &Parts) -> Own {
+    Own {
+        ledger: site.ledger.ledger.clone(),
+        log: site.log.log.clone(),
+        addresses: Addresses { ledger: format!("PostgreSQL at {}", site.ledger.address), log: site.log.address.clone() },
+        registry: registry.clone(),
+        stopped_partitions: site.has(Role::Consume).then(|| Arc::clone(&parts.consumer.stopped)),
+        coderd: site.coderd.clone().filter(|_| site.has(Role::Collect)),
+        publisher: site.has(Role::Publish).then(|| parts.publishing.clone()),
+        paused: parts.paused.clone(),
+    }
 }
 
 async fn settings(site: &Site) -> Result<ServeSettings, Failure> {

@@ -128,6 +128,9 @@ fn standing(standing: &Value) -> String {
     if let Some(api) = standing["serve"]["api"].as_str() {
         words.push(format!("serve: {api}"));
     }
+    if let Some(telemetry) = standing["telemetry"].as_str() {
+        words.push(format!("telemetry: {telemetry}"));
+    }
     words.join("; ")
 }
 

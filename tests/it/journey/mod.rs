@@ -8,7 +8,7 @@ mod books;
 mod expected;
 mod exposition;
 mod proof;
-mod site;
+pub mod site;
 mod story;
 mod watch;
 

@@ -20,6 +20,7 @@ on_every_group!(
     consumers_share_the_partitions_and_each_record_is_recorded_once,
     the_partitions_of_a_consumer_killed_with_9_move,
     partitions_left_out_are_not_read_until_they_are_started,
+    held_partitions_are_not_read_until_they_are_started_and_stay_with_their_consumer,
     starting_anew_shows_nothing_that_was_read_before,
     an_offset_that_the_log_does_not_hold_stops_only_its_partition,
     a_consumer_that_takes_nothing_for_long_keeps_its_partitions,
@@ -291,6 +292,35 @@ async fn partitions_left_out_are_not_read_until_they_are_started(site: Site) {
     consumer.start(vec![(builds(1), ends[1] - 1)]);
     let batch = next_batch(&mut consumer).await;
     assert_eq!((batch.partition, batch.records[0].offset, batch.next_offset), (builds(1), ends[1] - 1, ends[1]));
+    consumer.leave().await;
+}
+
+async fn held_partitions_are_not_read_until_they_are_started_and_stay_with_their_consumer(site: Site) {
+    ten_in_each(&site).await;
+    let before = ends(&site).await;
+    let mut consumer = site.log.join(GROUP, CancellationToken::new()).await.unwrap();
+    assigned(&mut consumer, |partition| Some(if partition.topic == BUILDS { before[partition.partition as usize] } else { 0 })).await;
+    consumer.hold(vec![builds(0)]);
+    // ten more in each: those of the held partition do not come
+    for number in 0.. {
+        if ends(&site).await.iter().zip(&before).all(|(end, before)| end - before >= 10) {
+            break;
+        }
+        site.log.append(BUILDS, vec![message(&format!("{number}"), &format!("more {number}"))]).await.unwrap();
+    }
+    let after = ends(&site).await;
+    let mut reached = before.clone();
+    while (1..reached.len()).any(|partition| reached[partition] < after[partition]) {
+        let batch = next_batch(&mut consumer).await;
+        assert_ne!(batch.partition, builds(0));
+        reached[batch.partition.partition as usize] = batch.next_offset;
+    }
+    consumer.start(vec![(builds(0), before[0])]);
+    while reached[0] < after[0] {
+        let batch = next_batch(&mut consumer).await;
+        assert_eq!((batch.partition, batch.records[0].offset), (builds(0), reached[0]));
+        reached[0] = batch.next_offset;
+    }
     consumer.leave().await;
 }
 

@@ -5,6 +5,7 @@ mod dashboards;
 mod domain;
 mod prometheus;
 mod readiness;
+mod rejects;
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -41,7 +41,7 @@ async fn a_process_is_ready_once_all_it_needs_is_there() {
     eventually(SOON, "it is ready", || async { ready(&process).await.0 == 200 }).await;
     let (_, body) = ready(&process).await;
     let checks: Vec<&String> = body["checks"].as_object().unwrap().keys().collect();
-    assert_eq!(checks, ["coderd", "ledger", "log", "metrics_lease", "partitions", "projections"]);
+    assert_eq!(checks, ["coderd", "ledger", "log", "metrics_lease", "partitions", "pauses", "projections"]);
 
     // A second process is ready although it does not hold the lease, and says who does.
     let second = site.process().await;

@@ -75,9 +75,11 @@ pub(super) async fn are_loaded_and_evaluated(server: &Prometheus) {
         assert_eq!((text(&rule["health"]), text(&rule["state"])), ("ok", expected), "{rule}");
     }
     // Series that every process shows.
-    let shown: Vec<_> =
-        ["tallyline_build_", "tallyline_metrics_", "tallyline_complete_"].iter().flat_map(|begin| names(&rules(), begin)).collect();
-    assert!(shown.len() >= 4, "{shown:?}");
+    let shown: Vec<_> = ["tallyline_build_", "tallyline_metrics_", "tallyline_complete_", "tallyline_rejects_"]
+        .iter()
+        .flat_map(|begin| names(&rules(), begin))
+        .collect();
+    assert!(shown.len() >= 5, "{shown:?}");
     for name in shown {
         assert_eq!(server.query(&format!("count({name}) > 0")).await.len(), 1, "{name}");
     }
