@@ -6,35 +6,44 @@
 
 mod agents;
 mod answer;
+mod asked;
+mod document;
 mod domain;
 mod entitlements;
 mod guard;
 mod known;
 mod lease;
 mod metrics;
+mod operators;
 mod own;
-mod parameters;
+mod paths;
 mod ready;
 mod rejects;
+mod route;
 mod serve;
 mod settings;
 mod standing;
 mod status;
 mod telemetry;
+mod tokens;
 
+pub use answer::ProblemBody;
 pub use own::{Own, OwnServer};
 pub use serve::{ServeError, Server, serve};
-pub use settings::{ServeSettings, Token};
+pub use settings::ServeSettings;
+pub use tokens::Token;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use prometheus::Registry;
+use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::event::TopicPartition;
 use crate::ledger::{Ledger, Paused};
 use crate::log::Log;
+use crate::operations::Desk;
 use crate::projection::View;
 use crate::stages::{LicensesState, MetricsState};
 use crate::{coderd, publisher};
@@ -46,6 +55,8 @@ pub struct Api {
     pub ledger: Ledger,
     /// Asked for its ends.
     pub log: Log,
+    /// What operators ask for.
+    pub desk: Desk,
     /// Where both are, fit to be shown.
     pub addresses: Addresses,
     /// For which instant entitlements hold.
@@ -98,7 +109,11 @@ struct Serving {
     known: known::KnownSources,
     lease: lease::MetricsLease,
     telemetry: telemetry::ApiTelemetry,
+    /// `/openapi.json`.
+    document: String,
     rejects: rejects::RejectsTelemetry,
+    /// Long work hears it.
+    stop: CancellationToken,
     /// Counting everything is dear: one request at a time.
     counting: tokio::sync::Mutex<()>,
 }

@@ -9,6 +9,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::known::FRESH;
 use super::{Own, Serving, lease};
@@ -18,20 +19,32 @@ use crate::event::Topic;
 const ANSWER: Duration = Duration::from_secs(3);
 
 /// Alive for as long as this is answered.
-pub(super) async fn healthz() -> Json<serde_json::Value> {
-    Json(serde_json::json!({ "alive": true }))
+pub(super) async fn healthz() -> Json<Alive> {
+    Json(Alive { alive: true })
 }
 
-#[derive(Debug, Serialize)]
+/// The process is alive.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Alive {
+    /// True.
+    alive: bool,
+}
+
+/// What the process depends on.
+#[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Readiness {
+    /// Whether every check is well.
     ready: bool,
+    /// By name; which there are depends on the process's roles.
     checks: BTreeMap<&'static str, Check>,
 }
 
 /// One dependency: whether it is well, and why it is not or how it stands.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct Check {
+    /// Whether it is well.
     ok: bool,
+    /// Why it is not, or how it stands.
     why: String,
 }
 

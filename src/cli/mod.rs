@@ -3,6 +3,8 @@
 //! Each command has a file of its own. It gets its arguments and a [`Context`], and ends with an [`Exit`].
 
 mod actor;
+mod acts;
+mod api;
 pub mod audit;
 mod check;
 pub mod connect;
@@ -16,6 +18,7 @@ mod output;
 mod pause;
 mod pipeline;
 mod progress;
+mod prove;
 mod rebuild;
 mod rejects;
 mod replay;
@@ -24,6 +27,7 @@ pub mod run;
 mod simulators;
 mod status;
 mod stop;
+mod via;
 
 pub use exit::{Exit, Failure};
 pub use logging::start as start_logging;
@@ -107,8 +111,12 @@ pub enum Command {
     Pause(pause::Arguments),
     /// Go on with what was paused
     Resume(pause::Arguments),
+    /// Show the audit trail: who did what, when and why
+    Acts(acts::Arguments),
     /// Prove that the books balance, or list what differs
     Audit(audit::Arguments),
+    /// Show the whole life of one event
+    Prove(prove::Arguments),
     /// Simulate coderd in an empty PostgreSQL database
     CoderdSim(sim::coderd::Options),
     /// Simulate Tallyman
@@ -148,6 +156,7 @@ pub async fn run(command: Command, context: Context) -> Result<Exit, Failure> {
         Command::Replay(replay) => replay::run(replay, context).await,
         Command::Status(arguments) => status::run(arguments, &context).await,
         // these leave nothing half done wherever they are dropped
+        Command::Acts(arguments) => until_stopped(&context.stop, acts::run(arguments, &context)).await,
         Command::Check(arguments) => until_stopped(&context.stop, check::run(arguments, &context)).await,
         Command::Migrate(arguments) => until_stopped(&context.stop, migrate::run(arguments, &context)).await,
         Command::Export(export) => until_stopped(&context.stop, export::run(export, &context)).await,
@@ -156,6 +165,7 @@ pub async fn run(command: Command, context: Context) -> Result<Exit, Failure> {
         Command::Rebuild(rebuild) => until_stopped(&context.stop, rebuild::run(rebuild, &context)).await,
         Command::Resume(arguments) => until_stopped(&context.stop, pause::resume(arguments, &context)).await,
         Command::Audit(arguments) => until_stopped(&context.stop, audit::run(arguments, &context)).await,
+        Command::Prove(arguments) => until_stopped(&context.stop, prove::run(arguments, &context)).await,
     }
 }
 

@@ -1,8 +1,10 @@
 //! `tallyline pause` and `tallyline resume`
 
+use serde_json::json;
+
 use super::actor::ActorArguments;
-use super::roles::Site;
-use super::{Context, Exit, Failure, PipelineArguments};
+use super::via::{Via, ViaArguments};
+use super::{Context, Exit, Failure};
 use crate::ledger::{Pausable, Pause};
 use crate::operations::PauseRequest;
 
@@ -13,7 +15,7 @@ pub struct Arguments {
     #[arg(value_enum)]
     operation: Operation,
     #[command(flatten)]
-    pipeline: PipelineArguments,
+    via: ViaArguments,
     /// Only this topic, by its full name; only for consume
     #[arg(long, value_name = "TOPIC")]
     topic: Option<String>,
@@ -47,23 +49,26 @@ impl Arguments {
 }
 
 pub(super) async fn pause(arguments: Arguments, context: &Context) -> Result<Exit, Failure> {
-    let site = open(&arguments, context).await?;
-    let pause = site.desk()?.pause(&arguments.request(), &arguments.actor.actor()).await?;
+    let request = arguments.request();
+    let pause = match arguments.via.open(context).await? {
+        Via::Site(site) => site.desk()?.pause(&request, &arguments.actor.actor()).await?,
+        Via::Api(api) => api.post(&["pauses"], &request, arguments.actor.reason_alone()?).await?,
+    };
     context.output.answer(&pause, || format!("{pause}\n"))?;
     Ok(Exit::Success)
 }
 
 pub(super) async fn resume(arguments: Arguments, context: &Context) -> Result<Exit, Failure> {
-    let site = open(&arguments, context).await?;
-    let pause = site.desk()?.resume(&arguments.request(), &arguments.actor.actor()).await?;
+    let request = arguments.request();
+    let pause = match arguments.via.open(context).await? {
+        Via::Site(site) => site.desk()?.resume(&request, &arguments.actor.actor()).await?,
+        Via::Api(api) => {
+            let (path, topic) = (["pauses", request.operation.name()], json!({ "topic": request.topic }));
+            api.delete(&path, &topic, arguments.actor.reason_alone()?).await?
+        }
+    };
     context.output.answer(&pause, || resumed(&pause))?;
     Ok(Exit::Success)
-}
-
-async fn open(arguments: &Arguments, context: &Context) -> Result<Site, Failure> {
-    let site = Site::open(arguments.pipeline.load()?, context.clock.clone()).await?;
-    site.ledger.reach().await?;
-    Ok(site)
 }
 
 fn resumed(pause: &Pause) -> String {

@@ -7,12 +7,12 @@ use chrono::{DateTime, SecondsFormat, Utc};
 
 use super::actor::ActorArguments;
 use super::progress::Progress;
-use super::roles::Site;
-use super::{Context, Exit, Failure, PipelineArguments, columns};
+use super::via::{Via, ViaArguments};
+use super::{Context, Exit, Failure, columns};
 use crate::event::UsageType;
 use crate::operations::{
-    Admitted, Bytes, CountRejects, Desk, DiscardRejects, DiscardedRejects, Foreseen, ListRejects, OperationError, RejectCounts, RejectPage,
-    Resubmit, Resubmitted, ShownReject, WhichRejects,
+    Actor, Admitted, Bytes, CountRejects, Desk, DiscardRejects, DiscardedRejects, Foreseen, ListRejects, OperationError, RejectCounts,
+    RejectPage, Resubmit, Resubmitted, ShownReject, WhichRejects,
 };
 
 /// Work on records that are no accepted event: rejected, in conflict, or held.
@@ -34,7 +34,7 @@ pub enum Rejects {
 #[derive(Clone, Debug, clap::Args)]
 pub struct List {
     #[command(flatten)]
-    pipeline: PipelineArguments,
+    via: ViaArguments,
     /// Count them in groups instead: verdict, cause, type, topic, state, deployment
     #[arg(long, value_name = "WHAT", conflicts_with_all = ["limit", "after"])]
     by: Option<String>,
@@ -62,7 +62,7 @@ pub struct List {
 #[derive(Clone, Debug, clap::Args)]
 pub struct Show {
     #[command(flatten)]
-    pipeline: PipelineArguments,
+    via: ViaArguments,
     /// Its number, as `list` shows it
     id: i64,
 }
@@ -71,7 +71,7 @@ pub struct Show {
 #[derive(Clone, Debug, clap::Args)]
 pub struct ResubmitArguments {
     #[command(flatten)]
-    pipeline: PipelineArguments,
+    via: ViaArguments,
     #[command(flatten)]
     actor: ActorArguments,
     /// Their numbers, as `list` shows them
@@ -93,7 +93,7 @@ pub struct ResubmitArguments {
 #[derive(Clone, Debug, clap::Args)]
 pub struct Discard {
     #[command(flatten)]
-    pipeline: PipelineArguments,
+    via: ViaArguments,
     #[command(flatten)]
     actor: ActorArguments,
     /// Their numbers, as `list` shows them
@@ -105,7 +105,7 @@ pub struct Discard {
 #[derive(Clone, Debug, clap::Args)]
 pub struct Admit {
     #[command(flatten)]
-    pipeline: PipelineArguments,
+    via: ViaArguments,
     #[command(flatten)]
     actor: ActorArguments,
 }
@@ -114,34 +114,39 @@ pub(super) async fn run(rejects: Rejects, context: &Context) -> Result<Exit, Fai
     match rejects {
         Rejects::List(arguments) => list(arguments, context).await,
         Rejects::Show(arguments) => {
-            let desk = desk(&arguments.pipeline, context).await?;
-            let shown = desk.show_reject(arguments.id).await?;
+            let shown = match arguments.via.open(context).await? {
+                Via::Site(site) => site.desk()?.show_reject(arguments.id).await?,
+                Via::Api(api) => api.get(&["rejects", &arguments.id.to_string()], &()).await?,
+            };
             context.output.answer(&shown, || page(&shown))?;
             Ok(Exit::Success)
         }
         Rejects::Resubmit(arguments) => resubmit(arguments, context).await,
         Rejects::Discard(arguments) => {
-            let desk = desk(&arguments.pipeline, context).await?;
-            let discarded = desk.discard_rejects(&DiscardRejects { ids: arguments.ids }, &arguments.actor.actor()).await?;
+            let (request, actor) = (DiscardRejects { ids: arguments.ids }, arguments.actor);
+            let discarded = match arguments.via.open(context).await? {
+                Via::Site(site) => site.desk()?.discard_rejects(&request, &actor.actor()).await?,
+                Via::Api(api) => api.post(&["rejects", "discard"], &request, actor.reason_alone()?).await?,
+            };
             context.output.answer(&discarded, || acts(&discarded))?;
             Ok(Exit::Success)
         }
         Rejects::Admit(arguments) => {
-            let desk = desk(&arguments.pipeline, context).await?;
-            let progress = Progress::new("admitting", known(&desk).await?);
-            let admitted = desk.admit_rejects(&arguments.actor.actor(), |records| progress.add(records), &context.stop).await;
-            progress.finish();
-            let admitted = admitted?;
+            let admitted = match arguments.via.open(context).await? {
+                Via::Site(site) => admit(&site.desk()?, &arguments.actor.actor(), context).await?,
+                Via::Api(api) => api.patient().post(&["rejects", "admit"], &(), arguments.actor.reason_alone()?).await?,
+            };
             context.output.answer(&admitted, || sentence(&admitted))?;
             Ok(Exit::Success)
         }
     }
 }
 
-async fn desk(pipeline: &PipelineArguments, context: &Context) -> Result<Desk, Failure> {
-    let site = Site::open(pipeline.load()?, context.clock.clone()).await?;
-    site.ledger.reach().await?;
-    site.desk()
+async fn admit(desk: &Desk, actor: &Actor, context: &Context) -> Result<Admitted, Failure> {
+    let progress = Progress::new("admitting", known(desk).await?);
+    let admitted = desk.admit_rejects(actor, |records| progress.add(records), &context.stop).await;
+    progress.finish();
+    Ok(admitted?)
 }
 
 /// How many held records are of a type that this version knows.
@@ -153,14 +158,22 @@ async fn known(desk: &Desk) -> Result<u64, Failure> {
 }
 
 async fn list(arguments: List, context: &Context) -> Result<Exit, Failure> {
-    let desk = desk(&arguments.pipeline, context).await?;
-    let List { by, state, verdict, cause, event_type, limit, after, .. } = arguments;
+    let List { via, by, state, verdict, cause, event_type, limit, after } = arguments;
+    let via = via.open(context).await?;
     let which = WhichRejects { state, verdict, cause, event_type };
     if let Some(by) = by {
-        let counts = desk.count_rejects(&CountRejects { which, by }).await?;
+        let request = CountRejects { which, by };
+        let counts = match via {
+            Via::Site(site) => site.desk()?.count_rejects(&request).await?,
+            Via::Api(api) => api.get(&["rejects", "counts"], &request).await?,
+        };
         context.output.answer(&counts, || groups(&counts))?;
     } else {
-        let page = desk.list_rejects(&ListRejects { which, after, limit }).await?;
+        let request = ListRejects { which, after, limit };
+        let page = match via {
+            Via::Site(site) => site.desk()?.list_rejects(&request).await?,
+            Via::Api(api) => api.get(&["rejects"], &request).await?,
+        };
         context.output.answer(&page, || table(&page))?;
     }
     Ok(Exit::Success)
@@ -175,9 +188,11 @@ async fn resubmit(arguments: ResubmitArguments, context: &Context) -> Result<Exi
                 message: format!("{} cannot be read: {error}", file.display()),
             })?),
         };
-    let desk = desk(&arguments.pipeline, context).await?;
     let request = Resubmit { ids: arguments.ids, edit, force: arguments.force, dry_run: arguments.dry_run };
-    let resubmitted = desk.resubmit_rejects(&request, &arguments.actor.actor()).await?;
+    let resubmitted = match arguments.via.open(context).await? {
+        Via::Site(site) => site.desk()?.resubmit_rejects(&request, &arguments.actor.actor()).await?,
+        Via::Api(api) => api.post(&["rejects", "resubmit"], &request, arguments.actor.reason_alone()?).await?,
+    };
     context.output.answer(&resubmitted, || outcomes(&resubmitted))?;
     Ok(Exit::Success)
 }

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use tracing::warn;
 
-use super::connect::{LedgerAt, LogAt};
-use super::{Context, Exit, Failure, Output, PipelineArguments, connect, until_stopped};
+use super::via::{Via, ViaArguments};
+use super::{Context, Exit, Failure, Output, until_stopped};
 use crate::status::{self, Status};
 
 /// How long the log may take to tell its ends.
@@ -22,7 +22,7 @@ const CLEAR: &str = "\x1b[H\x1b[2J";
 #[derive(Clone, Debug, clap::Args)]
 pub struct Arguments {
     #[command(flatten)]
-    pipeline: PipelineArguments,
+    via: ViaArguments,
     /// Look again every so many seconds until Ctrl-C
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2",
           value_parser = clap::value_parser!(u64).range(1..=3600))]
@@ -30,21 +30,19 @@ pub struct Arguments {
 }
 
 pub(super) async fn run(arguments: Arguments, context: &Context) -> Result<Exit, Failure> {
-    let pipeline = arguments.pipeline.load()?;
-    let ledger = connect::open_ledger(&pipeline, context.clock.clone()).await?;
-    let log = connect::open_log(&pipeline, &ledger).await?;
+    let via = arguments.via.prepare(context).await?;
     match arguments.watch {
-        None => until_stopped(&context.stop, once(&ledger, &log, context.output)).await,
+        None => until_stopped(&context.stop, once(&via, context.output)).await,
         Some(seconds) => {
-            let watched = watch(&ledger, &log, context.output, Duration::from_secs(seconds));
+            let watched = watch(&via, context.output, Duration::from_secs(seconds));
             // to be stopped is how a watch ends
             context.stop.run_until_cancelled(watched).await.unwrap_or(Ok(Exit::Success))
         }
     }
 }
 
-async fn once(ledger: &LedgerAt, log: &LogAt, output: Output) -> Result<Exit, Failure> {
-    let status = read(ledger, log, LOG_ANSWER).await?;
+async fn once(via: &Via, output: Output) -> Result<Exit, Failure> {
+    let status = read(via, LOG_ANSWER).await?;
     output.answer(&status, || table::of(&status))?;
     match status.log_problem {
         None => Ok(Exit::Success),
@@ -53,10 +51,10 @@ async fn once(ledger: &LedgerAt, log: &LogAt, output: Output) -> Result<Exit, Fa
 }
 
 /// Goes on while ledger or log are away, for that is what one watches for; ends when nobody reads any more.
-async fn watch(ledger: &LedgerAt, log: &LogAt, output: Output, every: Duration) -> Result<Exit, Failure> {
+async fn watch(via: &Via, output: Output, every: Duration) -> Result<Exit, Failure> {
     let on_terminal = std::io::stdout().is_terminal();
     loop {
-        match read(ledger, log, LOG_ANSWER_WATCHED).await {
+        match read(via, LOG_ANSWER_WATCHED).await {
             Ok(status) => {
                 let block = || {
                     let table = table::of(&status);
@@ -73,9 +71,13 @@ async fn watch(ledger: &LedgerAt, log: &LogAt, output: Output, every: Duration) 
     }
 }
 
-async fn read(ledger: &LedgerAt, log: &LogAt, log_answer: Duration) -> Result<Status, Failure> {
-    ledger.reach().await?;
-    let mut status = status::read(&ledger.ledger, &log.log, log_answer).await?;
-    status.log_problem = status.log_problem.map(|problem| format!("{}: {problem}", log.address));
+async fn read(via: &Via, log_answer: Duration) -> Result<Status, Failure> {
+    let site = match via {
+        Via::Site(site) => site,
+        Via::Api(api) => return api.get(&["status"], &()).await,
+    };
+    site.ledger.reach().await?;
+    let mut status = status::read(&site.ledger.ledger, &site.log.log, log_answer).await?;
+    status.log_problem = status.log_problem.map(|problem| format!("{}: {problem}", site.log.address));
     Ok(status)
 }

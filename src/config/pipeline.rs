@@ -8,9 +8,9 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use super::Secret;
 use super::given::Values;
 use super::value::Value;
+use super::{Secret, TokenSetting};
 
 /// All settings of one deployment shape. Names and defaults are those of [`super::KEYS`].
 #[derive(Clone, Debug)]
@@ -163,8 +163,8 @@ pub struct Serve {
     pub metrics_listen: SocketAddr,
     /// How often the books are audited.
     pub audit: Duration,
-    /// What API callers send.
-    pub token: Option<Secret>,
+    /// Who may ask, by the name under which they act.
+    pub tokens: BTreeMap<String, TokenSetting>,
     /// Not there yet: always none.
     pub tls_certificate: Option<PathBuf>,
     /// Not there yet: always none.
@@ -223,7 +223,7 @@ impl Pipeline {
                 api_listen: values.listen("serve.api_listen"),
                 metrics_listen: values.listen("serve.metrics_listen"),
                 audit: values.duration("serve.audit_seconds"),
-                token: values.secret("serve.token"),
+                tokens: values.tokens("serve.tokens"),
                 tls_certificate: values.text("serve.tls_certificate").map(PathBuf::from),
                 tls_key: values.text("serve.tls_key").map(PathBuf::from),
             },
@@ -237,7 +237,7 @@ impl Pipeline {
         let mut secrets = vec![("ledger.url".to_owned(), &self.ledger.url)];
         secrets.extend(self.kafka.properties.iter().map(|(name, secret)| (format!("kafka.properties.{name}"), secret)));
         secrets.extend(self.source.coderd_url.iter().map(|secret| ("source.coderd_url".to_owned(), secret)));
-        secrets.extend(self.serve.token.iter().map(|secret| ("serve.token".to_owned(), secret)));
+        secrets.extend(self.serve.tokens.iter().map(|(name, token)| (format!("serve.tokens.{name}"), &token.secret)));
         secrets
     }
 }
@@ -327,6 +327,11 @@ impl Values {
     fn secrets(&self, name: &str) -> BTreeMap<String, Secret> {
         let secret = |value: &Value| if let Value::Secret(secret) = value { Some(secret.clone()) } else { None };
         self.table(name).filter_map(|(entry, value, _)| Some((entry.to_owned(), secret(value)?))).collect()
+    }
+
+    fn tokens(&self, name: &str) -> BTreeMap<String, TokenSetting> {
+        let token = |value: &Value| if let Value::Token(token) = value { Some(token.clone()) } else { None };
+        self.table(name).filter_map(|(entry, value, _)| Some((entry.to_owned(), token(value)?))).collect()
     }
 
     fn texts(&self, name: &str) -> BTreeMap<String, String> {

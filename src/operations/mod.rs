@@ -4,11 +4,13 @@
 //! An operation that changes anything names its [`Actor`], and its act goes into the ledger's audit trail with what it changed, in one
 //! transaction. Nothing here prints, parses arguments or speaks HTTP.
 
+mod acts;
 mod desk;
 mod effect;
 mod error;
 mod instant;
 mod pauses;
+mod prove;
 mod ranges;
 mod rebuild;
 mod rehearsal;
@@ -16,11 +18,16 @@ mod rejects;
 mod replay;
 mod series;
 
+pub use acts::{Acts, ListActs};
 pub use desk::{Actor, Desk};
 pub use effect::{Effect, FamilyEffect, Queued, WindowEffect};
 pub use error::OperationError;
 pub use instant::{instant, iso_duration};
-pub use pauses::{PauseRequest, refuse_paused};
+pub use pauses::{PauseRequest, Pauses, refuse_paused};
+pub use prove::{
+    AcceptedProof, BatchProof, Label, LicenseWindow, LogProof, LogState, NoSeries, Proof, ProveRequest, SeriesProof, SourceProof,
+    SourceState,
+};
 pub use ranges::LogRange;
 pub use rebuild::{RebuildExecution, RebuildPlan, RebuildRequest, RebuildStage, Rebuilt, StateDifference, Told};
 pub use rehearsal::{Granted, LicenseToken, Rehearsal, RehearsedDeployment, RehearsedWindow};

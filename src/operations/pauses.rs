@@ -18,7 +18,22 @@ pub struct PauseRequest {
     pub topic: Option<String>,
 }
 
+/// What is paused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Pauses {
+    /// Each pause that holds.
+    pub pauses: Vec<Pause>,
+}
+
 impl Desk {
+    /// What is paused, by whom and why.
+    ///
+    /// # Errors
+    /// The ledger's.
+    pub async fn pauses(&self) -> Result<Pauses, OperationError> {
+        Ok(Pauses { pauses: self.ledger.in_time(self.ledger.pauses()).await? })
+    }
+
     /// Stops an operation in all processes, within seconds: what is in hand is finished, nothing new is begun. Nothing is lost by it: what is
     /// not done now is done once it is resumed.
     ///

@@ -6,17 +6,18 @@ use std::time::Duration;
 
 use prometheus::Registry;
 use tokio_util::sync::CancellationToken;
+use tracing::info;
 use uuid::Uuid;
 
 use super::{Listening, Parts, Site};
 use crate::api::{Addresses, Api, Own, OwnServer, ServeSettings, Server, Token};
 use crate::audit::{Audit, AuditTelemetry, Continuous};
 use crate::cli::{Exit, Failure, connect};
-use crate::config::Role;
+use crate::config::{Role, Serve};
 use crate::projection::{Projection, ProjectionError, ProjectionSettings};
 use crate::stages::{LicensesState, MetricsState};
 
-/// How long an audit that runs by itself waits for a collector pass that began after a difference was seen.
+/// How long an audit that runs by itself waits for a collector pass that began after a difference was seen, beyond the pauses between passes.
 const AUDIT_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Listeners that are bound, and the folds that they will show.
@@ -37,6 +38,7 @@ pub(super) async fn bind(site: &Site, registry: &Registry, parts: &Parts) -> Res
     let api = Api {
         ledger: own.ledger,
         log: own.log,
+        desk: site.desk()?,
         addresses: own.addresses,
         clock: site.clock.clone(),
         metrics: metrics.view(),
@@ -72,19 +74,30 @@ fn own(site: &Site, registry: &Registry, parts: &Parts) -> Own {
 
 async fn settings(site: &Site) -> Result<ServeSettings, Failure> {
     let serve = &site.pipeline.serve;
-    let token = match &serve.token {
-        Some(token) => Some(Token::new(&connect::secret("serve.token", token).await?)),
-        None => None,
-    };
     let rules = site.pipeline.license.rules.parse();
     Ok(ServeSettings {
         api_listen: serve.api_listen,
         metrics_listen: serve.metrics_listen,
-        token,
+        tokens: tokens(serve).await?,
         source: site.pipeline.source.deployment_id,
         rules: rules.map_err(|_| Failure::of(Exit::Configuration, "license.rules names no rule set"))?,
         ..ServeSettings::default()
     })
+}
+
+/// Each token as it is now.
+async fn tokens(serve: &Serve) -> Result<Vec<Token>, Failure> {
+    let mut tokens: Vec<(&str, Token)> = Vec::new();
+    for (name, setting) in &serve.tokens {
+        let text = connect::secret(&format!("serve.tokens.{name}"), &setting.secret).await?;
+        let token = Token::new(name, setting.scope, &text);
+        if let Some((other, _)) = tokens.iter().find(|(_, other)| other.has_text_of(&token)) {
+            let problem = format!("serve.tokens.{other} and serve.tokens.{name} have one secret: nobody could say who acts");
+            return Err(Failure::of(Exit::Configuration, problem));
+        }
+        tokens.push((name, token));
+    }
+    Ok(tokens.into_iter().map(|(_, token)| token).collect())
 }
 
 impl Bound {
@@ -112,11 +125,26 @@ async fn audit(site: &Site, telemetry: AuditTelemetry, stop: &CancellationToken)
     if site.wait(stop).await.is_err() {
         return;
     }
-    let source = match &site.coderd {
-        Some(database) => site.deployment(stop).await.map(|deployment| (database.clone(), deployment)),
-        None => None,
-    };
-    let audit = Audit { ledger: site.ledger.ledger.clone(), log: site.log.log.clone(), source, patience: AUDIT_PATIENCE };
     let holder = format!("{}-{}", std::process::id(), Uuid::new_v4().simple());
-    Continuous { audit, every: site.pipeline.serve.audit, holder, telemetry }.run(stop).await;
+    let patience = AUDIT_PATIENCE + 2 * site.pipeline.collect.poll;
+    let continuous = |source| {
+        let audit = Audit { ledger: site.ledger.ledger.clone(), log: site.log.log.clone(), source, patience };
+        Continuous { audit, every: site.pipeline.serve.audit, holder: holder.clone(), telemetry: telemetry.clone() }
+    };
+    let Some(database) = &site.coderd else {
+        info!("no database of coderd is configured: this process audits the ledger against log and vendor only");
+        return continuous(None).run(stop).await;
+    };
+    // the other joints do not wait for coderd to tell its id
+    let asking = stop.child_token();
+    let asked = async {
+        let deployment = site.deployment(stop).await;
+        asking.cancel();
+        deployment
+    };
+    let meanwhile = continuous(None);
+    let (deployment, ()) = tokio::join!(asked, meanwhile.run(&asking));
+    if let Some(deployment) = deployment {
+        continuous(Some((database.clone(), deployment))).run(stop).await;
+    }
 }

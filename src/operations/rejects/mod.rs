@@ -31,8 +31,9 @@ const LISTED_BYTES: i32 = 1_024;
 
 /// Which rejects.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(default)]
 pub struct WhichRejects {
-    /// open, resubmitted, admitted, discarded, or all.
+    /// open (where it is not given), resubmitted, admitted, discarded, or all.
     pub state: String,
     /// rejected, conflict or held; absent: any.
     pub verdict: Option<String>,
@@ -55,9 +56,15 @@ pub struct ListRejects {
     #[serde(flatten)]
     pub which: WhichRejects,
     /// Only those with a higher number.
+    #[serde(default)]
     pub after: i64,
-    /// At most so many, from 1 to 1000.
+    /// At most so many, from 1 to 1000; 100 where it is not given.
+    #[serde(default = "page")]
     pub limit: usize,
+}
+
+fn page() -> usize {
+    100
 }
 
 /// A page of rejects, by number. Of each body the first 1024 bytes are told.

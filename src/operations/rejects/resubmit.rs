@@ -24,6 +24,7 @@ const ADMITTED_AT_A_TIME: i64 = 200;
 
 /// Rejects to go through the log again.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(default)]
 pub struct Resubmit {
     /// Their numbers: at most 200, all open unless forced.
     pub ids: Vec<i64>,

@@ -1,6 +1,7 @@
 //! `tallyline run` as an operator meets it: real processes, and dependencies that are not there, go away, freeze or come back changed.
 
 mod faults;
+mod over_api;
 mod pauses;
 mod processes;
 pub mod proxy;
