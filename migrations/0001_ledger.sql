@@ -36,6 +36,8 @@ create table batch (
     constraint batch_of_a_replay_names_it check ((kind = 'replay') = (replay_id is not null))
 );
 create index batch_by_partition on batch (topic, partition, first_offset) where kind in ('log', 'replay');
+-- replays lie anywhere, and are few
+create index batch_of_replays on batch (topic, partition, first_offset) where kind = 'replay';
 create index batch_by_time on batch (recorded_at);
 
 -- The last thing a transaction does, inside its commit: no writer waits for another's network.
@@ -217,7 +219,7 @@ create table reject (
 -- what is counted at every look lies in the index itself
 create index reject_open on reject (verdict, cause, id) include (event_type, units, recorded_at) where state = 'open';
 create index reject_by_batch on reject (batch_id);
-create index reject_by_event on reject (deployment_id, event_id);
+create index reject_by_event on reject (event_id, deployment_id);
 
 -- Where each partition stands. Only who knows epoch and position moves it.
 create table position (
@@ -393,6 +395,7 @@ create table export_file (
     id bigint generated always as identity primary key,
     exported_at timestamptz not null,
     actor text not null,
+    reason text not null,
     incarnation uuid not null,
     -- usage of [first_instant, end_instant) among the batches up to this sequence
     sequence bigint not null,

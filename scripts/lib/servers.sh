@@ -133,6 +133,14 @@ start_servers() {
     export TMPDIR=$servers/tmp
 }
 
+# cargo whose tests end when it does, and which ends when this script does, even where that is killed: what a test starts ends with the test.
+cargo_beside_servers() {
+    local host
+    host=$(rustc -vV | sed -n 's/^host: //p')
+    export "CARGO_TARGET_$(tr 'a-z-' 'A-Z_' <<<"$host")_RUNNER=setpriv --pdeathsig=KILL"
+    setpriv --pdeathsig=KILL cargo "$@"
+}
+
 # Runs a command beside the servers, and tells a server that ended meanwhile.
 run_beside_servers() {
     local result=0

@@ -98,9 +98,6 @@ struct Said {
 impl Continuous {
     /// Audits until `stop`.
     pub async fn run(&self, stop: &CancellationToken) {
-        if self.audit.source.is_none() {
-            info!("this process cannot read coderd's database: it audits the ledger against log and vendor only");
-        }
         let mut said = Said::default();
         let mut failed_at: Option<Instant> = None;
         let mut held: Option<Lease> = None;

@@ -2,6 +2,7 @@
 //! differs is listed by id.
 
 mod continuous;
+mod deep;
 mod log;
 mod source;
 mod vendor;
@@ -59,6 +60,16 @@ pub struct Joint {
     pub open: Vec<Difference>,
     /// What coderd itself changed or removed later, and what could not be compared: no imbalance.
     pub remarks: Vec<Difference>,
+}
+
+impl AuditReport {
+    /// With one more joint.
+    #[must_use]
+    pub fn with(mut self, joint: Joint) -> Self {
+        self.balanced &= joint.differences.is_empty();
+        self.joints.push(joint);
+        self
+    }
 }
 
 impl Joint {

@@ -18,6 +18,7 @@ mod output;
 mod pause;
 mod pipeline;
 mod progress;
+mod prove;
 mod ranges;
 mod rejects;
 mod replay;
@@ -111,6 +112,8 @@ pub enum Command {
     Acts(acts::Arguments),
     /// Prove that the books balance, or list what differs
     Audit(audit::Arguments),
+    /// Show the whole life of one event
+    Prove(prove::Arguments),
     /// Simulate coderd in an empty PostgreSQL database
     CoderdSim(sim::coderd::Options),
     /// Simulate Tallyman
@@ -158,6 +161,7 @@ pub async fn run(command: Command, context: Context) -> Result<Exit, Failure> {
         Command::Pause(arguments) => until_stopped(&context.stop, pause::pause(arguments, &context)).await,
         Command::Resume(arguments) => until_stopped(&context.stop, pause::resume(arguments, &context)).await,
         Command::Audit(arguments) => until_stopped(&context.stop, audit::run(arguments, &context)).await,
+        Command::Prove(arguments) => until_stopped(&context.stop, prove::run(arguments, &context)).await,
     }
 }
 

@@ -89,7 +89,7 @@ introduced_at = 2025-01-01
     let sets = ["serve.metrics_listen=2112", "ledger.url", "ledger.usl=x", "kafka.properties.acks=0", "serve.tokens.a b=read hunter2"];
     let expected = "p.toml: kafka.brokers is missing: log.kind is kafka
 p.toml:1: roles must be a list of collect, consume, publish, serve, each at most once
-p.toml:2: colour is unknown; there are roles, ledger, log, kafka, source, collect, license, publish, serve
+p.toml:2: colour is unknown; there are roles, ledger, log, kafka, source, collect, consume, license, publish, serve, telemetry
 p.toml:4: ledger.url must be a postgres:// URL with a host and a database, env:NAME, file:PATH or exec:COMMAND
 p.toml:5: ledger.connections must be a whole number from 2 to 500
 p.toml:8: log.partitions must be a whole number from 1 to 1000

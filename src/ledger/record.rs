@@ -254,8 +254,16 @@ pub(super) struct Sorted<'a> {
     builds: BTreeMap<(i16, Uuid), rows::New<'a>>,
     claims: BTreeMap<(i16, Uuid), rows::New<'a>>,
     usage: BTreeMap<(i16, &'a str), rows::New<'a>>,
-    /// Later sightings within this batch: index, and whether it tells the same as the first.
-    again: Vec<(usize, bool)>,
+    /// Later sightings within this batch.
+    again: Vec<Again>,
+}
+
+/// A later sighting of an id within one batch. It is judged by the accepted event, which need not be the batch's first sighting.
+struct Again {
+    index: usize,
+    digest: Digest,
+    first_index: usize,
+    first_digest: Digest,
 }
 
 impl<'a> Sorted<'a> {
@@ -272,7 +280,7 @@ impl<'a> Sorted<'a> {
                 Payload::Usage(usage) => sorted.usage.entry((source_id, usage.id.as_str())).or_insert(new),
             };
             if first.index != index {
-                sorted.again.push((index, first.digest == digest));
+                sorted.again.push(Again { index, digest, first_index: first.index, first_digest: first.digest });
             }
         }
         sorted
@@ -285,11 +293,11 @@ impl<'a> Sorted<'a> {
     }
 
     pub(super) fn judge_again(&self, judged: &mut Judged) {
-        for (index, same) in &self.again {
-            if *same {
+        for again in &self.again {
+            if again.digest == judged.otherwise.get(&again.first_index).copied().unwrap_or(again.first_digest) {
                 judged.duplicates += 1;
             } else {
-                judged.conflicts.insert(*index);
+                judged.conflicts.insert(again.index);
             }
         }
     }
@@ -302,6 +310,8 @@ pub(super) struct Judged {
     duplicates: usize,
     /// Indices of records that conflict with what is accepted.
     conflicts: HashSet<usize>,
+    /// By the index of a batch's first sighting that is in conflict: the digest of what is accepted.
+    otherwise: HashMap<usize, Digest>,
 }
 
 impl Judged {
@@ -336,8 +346,9 @@ pub(super) fn judge(judged: &mut Judged, news: &[&rows::New], known: &HashMap<us
         match known.get(&new.index) {
             None => judged.accepted += 1,
             Some(digest) if *digest == new.digest => judged.duplicates += 1,
-            Some(_) => {
+            Some(digest) => {
                 judged.conflicts.insert(new.index);
+                judged.otherwise.insert(new.index, *digest);
             }
         }
     }

@@ -320,12 +320,14 @@ impl Member {
             .map(|(partition, run)| (self.log.topic_name(partition.topic), partition.partition, run.next))
             .collect();
         let assigned = list(&given).and_then(|list| {
-            if eager {
-                return self.client.assign(&list);
+            if !eager {
+                let again: Vec<(String, i32)> = given.iter().map(|(name, partition, _)| (name.clone(), *partition)).collect();
+                unassign(&self.client, &again)?;
             }
-            let again: Vec<(String, i32)> = given.iter().map(|(name, partition, _)| (name.clone(), *partition)).collect();
-            unassign(&self.client, &again)?;
-            self.client.incremental_assign(&list)
+            // The library keeps a pause over the loss of a partition: what was taken away while we were paused would never be read when it
+            // comes back.
+            self.client.resume(&list)?;
+            if eager { self.client.assign(&list) } else { self.client.incremental_assign(&list) }
         });
         if let Err(error) = assigned {
             // Happens where the group takes the partitions away at this moment; then the news of it follows.

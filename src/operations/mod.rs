@@ -8,12 +8,17 @@ mod acts;
 mod desk;
 mod error;
 mod pauses;
+mod prove;
 mod rejects;
 
 pub use acts::{Acts, ListActs};
 pub use desk::{Actor, Desk};
 pub use error::OperationError;
 pub use pauses::{PauseRequest, Pauses, refuse_paused};
+pub use prove::{
+    AcceptedProof, BatchProof, Label, LicenseWindow, LogProof, LogState, NoSeries, Proof, ProveRequest, SeriesProof, SourceProof,
+    SourceState,
+};
 pub use rejects::{
     Admitted, Bytes, CountRejects, DiscardRejects, DiscardedRejects, Foreseen, Header, ListRejects, Place, Reject, RejectAct, RejectCounts,
     RejectPage, Resubmit, Resubmitted, ResubmittedRecord, ShownReject, WhichRejects,

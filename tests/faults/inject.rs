@@ -1,6 +1,8 @@
 //! How each fault begins, what must hold while it lasts, and how it is over.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use tallyline::sim::tallyman::Books;
 
 use crate::schedule::{Fault, Kind, Round};
 use crate::servers::Servers;
@@ -10,8 +12,8 @@ use crate::world::{Place, World};
 /// Others take over what a consumer that is dead or frozen had within this: its session (3 s; in the PostgreSQL log a lease of 10 s), the locks of a
 /// transaction that it left open (5 s), and the claims, with room for a machine that is busy.
 const TAKEN_OVER: Duration = Duration::from_secs(20);
-/// After a fault is over, all that waited in the log is recorded within this: the longest wait between two attempts is 15 s, and only after
-/// several that failed; and what others take over is taken over meanwhile.
+/// After a fault is over, new records come within this (a collector that died is replaced within 17 s, its lease), and are recorded within this: the
+/// longest wait between two attempts is 15 s, and only after several that failed; what others take over is taken over meanwhile.
 const MOVES_AGAIN: Duration = Duration::from_secs(30);
 /// For what a fault needs to have happened, while there is traffic: a collector that died is replaced within 17 s.
 const MET: Duration = Duration::from_secs(40);
@@ -27,8 +29,9 @@ impl World {
         let alone = round.faults.len() == 1;
         for fault in &round.faults {
             self.say(&format!("{:?} begins", fault.kind));
+            let begun = Instant::now();
             self.begin_fault(*fault, alone, servers).await;
-            tokio::time::sleep(fault.lasts).await;
+            tokio::time::sleep(fault.lasts.saturating_sub(begun.elapsed())).await;
         }
         let mut order = round.faults.clone();
         if round.nested {
@@ -38,8 +41,7 @@ impl World {
             self.end_fault(fault, servers).await;
             self.say(&format!("{:?} is over", fault.kind));
         }
-        let ends = self.ends().await;
-        self.positions_reach(&ends, MOVES_AGAIN, "all that waited is recorded").await;
+        self.new_records_are_recorded(MOVES_AGAIN, MOVES_AGAIN, "all moves again").await;
     }
 
     async fn begin_fault(&mut self, fault: Fault, alone: bool, servers: &mut Servers) {
@@ -50,8 +52,7 @@ impl World {
                 self.others_go_on(place, alone).await;
             }
             Kind::PublisherKilled => {
-                self.a_request_is_on_its_way().await;
-                self.kill(Place::Publish);
+                self.kill_publisher(fault.roll).await;
             }
             Kind::AllKilled => {
                 for place in Place::ALL {
@@ -130,34 +131,59 @@ impl World {
         if !alone || place == Place::Collect {
             return;
         }
-        let before = self.site.appended().await;
-        let what = format!("records come after the end of {place:?}");
-        eventually(MET, &what, || async { self.site.appended().await >= before + RECORDS_THAT_MEET_ALL }).await;
-        let ends = self.ends().await;
-        self.positions_reach(&ends, TAKEN_OVER, &format!("others go on without {place:?}")).await;
+        self.new_records_are_recorded(MET, TAKEN_OVER, &format!("others go on without {place:?}")).await;
     }
 
-    /// Or none comes: there may be nothing to publish.
-    async fn a_request_is_on_its_way(&self) {
-        let taken = |books: &tallyline::sim::tallyman::Books| books.deliveries.last().map_or(0, |delivery| delivery.request);
-        let on_its_way = async {
-            loop {
-                let books = self.tallyman.books();
-                if books.requests > taken(&books) {
-                    return;
-                }
+    /// Records come, in every partition, and what has come then is recorded. Each within its bound.
+    async fn new_records_are_recorded(&mut self, come: Duration, recorded: Duration, what: &str) {
+        let (begun, before) = (Instant::now(), self.site.appended().await);
+        eventually(come, &format!("{what}: records come"), || async { self.site.appended().await >= before + RECORDS_THAT_MEET_ALL }).await;
+        let (came, ends) = (begun.elapsed(), self.log_ends().await);
+        let begun = Instant::now();
+        let reached = async {
+            while !self.behind(&ends).await.is_empty() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        if tokio::time::timeout(recorded, reached).await.is_err() {
+            panic!("{what}: not within {recorded:?}, behind are {:?}", self.behind(&ends).await);
+        }
+        let took = begun.elapsed();
+        self.slowest = self.slowest.max(took);
+        self.say(&format!("{what}: records came within {came:.1?}, and were recorded within {took:.1?}"));
+    }
+
+    /// With a request on its way, if there is anything to publish. Half of the times it stops where it stands first, until the vendor has taken
+    /// the events: no answer is ever read. Else the request dies with it.
+    async fn kill_publisher(&mut self, roll: u64) {
+        let requests = |books: &Books| (books.requests, books.deliveries.last().map_or(0, |delivery| delivery.request));
+        if self.within(Duration::from_secs(5), |books| requests(books).0 > requests(books).1).await {
+            if roll.is_multiple_of(2) {
+                self.member(Place::Publish).process().pause();
+                let taken = self.within(Duration::from_secs(2), |books| requests(books).0 == requests(books).1).await;
+                self.say(if taken { "the vendor has taken a request that the publisher will not hear of" } else { "a request was lost" });
+            } else {
+                self.say("a request is on its way");
+            }
+        }
+        self.kill(Place::Publish);
+    }
+
+    /// Whether the vendor's books come to say so.
+    async fn within(&self, limit: Duration, so: impl Fn(&Books) -> bool) -> bool {
+        let waited = async {
+            while !so(&self.tallyman.books()) {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        let met = tokio::time::timeout(Duration::from_secs(5), on_its_way).await;
-        self.say(if met.is_ok() { "a request is on its way" } else { "no request is on its way" });
+        tokio::time::timeout(limit, waited).await.is_ok()
     }
 
     /// Three times, in the middle of what the server sends: of one process, or of all.
     async fn cut(&mut self, fault: Fault) {
         let all = fault.roll.is_multiple_of(3);
         for time in 0..3 {
-            let bytes = 500 + (fault.roll >> (8 * time)) % 20_000;
+            let bytes = 100 + (fault.roll >> (8 * time)) % 5_000;
             let place = fault.place();
             let proxies: Vec<_> = self.members().iter().filter(|member| all || member.place == place).map(|member| &member.proxy).collect();
             proxies.iter().for_each(|proxy| proxy.cut_after(bytes));
@@ -166,7 +192,7 @@ impl World {
                     tokio::time::sleep(Duration::from_millis(5)).await;
                 }
             };
-            if tokio::time::timeout(Duration::from_secs(3), cut).await.is_err() {
+            if tokio::time::timeout(Duration::from_secs(2), cut).await.is_err() {
                 // too little was sent
                 proxies.iter().for_each(|proxy| proxy.cut());
             }

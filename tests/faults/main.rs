@@ -24,23 +24,19 @@ mod settle;
 mod site;
 #[path = "../it/support/mod.rs"]
 mod support;
+mod traffic;
 #[path = "../it/journey/watch.rs"]
 mod watch;
 mod world;
 
 use std::time::Instant;
 
-use tallyline::clock::Clock;
-use tallyline::sim::coderd::live;
 use tokio_util::sync::CancellationToken;
 
 use runs::Runs;
 use schedule::Schedule;
 use servers::Servers;
 use world::World;
-
-/// Builds in a second, while faults come and go.
-const RATE: f64 = 30.0;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_books_balance_after_every_schedule_of_faults() {
@@ -66,16 +62,15 @@ async fn the_books_balance_after_every_schedule_of_faults() {
 
 /// One schedule, beside traffic that goes on.
 async fn suffer(schedule: &Schedule, servers: &mut Servers) -> String {
-    let (mut world, mut simulation) = World::begin(schedule.seed, schedule.backend, servers).await;
-    let (clock, stop) = (Clock::system(), CancellationToken::new());
-    let faults = async {
-        for round in &schedule.rounds {
-            world.suffer(round, servers).await;
-        }
-        stop.cancel();
-    };
-    let (lived, ()) = tokio::join!(live(&mut simulation, RATE, &clock, &stop, |_| {}), faults);
-    lived.expect("coderd lives");
+    let (mut world, simulation) = World::begin(schedule.seed, schedule.backend, servers).await;
+    let stop = CancellationToken::new();
+    // a task of its own: whatever holds up the faults, coderd lives on
+    let lives = tokio::spawn(traffic::live(simulation, stop.clone()));
+    for round in &schedule.rounds {
+        world.suffer(round, servers).await;
+    }
+    stop.cancel();
+    let simulation = lives.await.expect("coderd lives");
     world.say("the traffic has ended");
     let truth = simulation.truth();
     world.settle(&truth).await;

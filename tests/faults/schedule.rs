@@ -99,8 +99,16 @@ impl Kind {
         self.of_broker() || matches!(self, PostgresStopped | PostgresKilled | DiskFull)
     }
 
-    /// Two that touch the same thing do not overlap: whichever ended last would undo the other.
+    /// It begins only where records are written.
+    fn needs_traffic(self) -> bool {
+        matches!(self, DiskFull | FrozenInTransaction)
+    }
+
+    /// Whether `other` may come while this lasts. Two that touch the same thing do not overlap: whichever ended last would undo the other.
     fn overlaps(self, other: Kind) -> bool {
+        if other.needs_traffic() {
+            return false;
+        }
         let role = |kind| match kind {
             ConsumerKilled | ConsumersReplaced => 1,
             CollectorKilled => 2,

@@ -1,5 +1,6 @@
 //! One deployment under faults: a simulated coderd that lives on, a process for each role, each behind a proxy of its own, and a vendor.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, SecondsFormat, SubsecRound, TimeDelta, Utc};
@@ -14,7 +15,7 @@ use crate::schedule::Backend;
 use crate::servers::{SESSION_MS, Servers, drop_database};
 use crate::site::{Serve, Site};
 use crate::support::process::Process;
-use crate::support::{self, Database, database, database_on, eventually};
+use crate::support::{self, Database, database, database_on};
 use crate::watch::Watch;
 
 /// After SIGTERM, as `tallyline run` says itself, and a little for a busy machine.
@@ -158,8 +159,13 @@ impl World {
 
     /// SIGTERM: it ends in order, and soon.
     pub async fn end(&mut self, place: Place) {
+        self.member(place).process().signal("TERM");
+        self.ends(place).await;
+    }
+
+    async fn ends(&mut self, place: Place) {
         let process = self.member(place).process();
-        let status = process.terminate(GRACE).await;
+        let status = process.ends_within(GRACE).await;
         assert!(status.success(), "{place:?}: {}", process.stderr());
         self.never_stopped(place);
         self.members.retain(|member| member.place != Place::ConsumeC || place != Place::ConsumeC);
@@ -191,20 +197,16 @@ impl World {
     }
 
     /// Where each partition of the log ends now.
-    pub async fn ends(&self) -> Vec<(TopicPartition, i64)> {
+    pub async fn log_ends(&self) -> Vec<(TopicPartition, i64)> {
         self.site.ends().await
     }
 
-    /// Waits until every partition that had records waiting has moved past them, and remembers how long the slowest took.
-    pub async fn positions_reach(&mut self, ends: &[(TopicPartition, i64)], within: Duration, what: &str) {
-        let begun = Instant::now();
-        eventually(within, what, || async {
-            let positions: std::collections::BTreeMap<_, _> = self.site.ledger.positions().await.unwrap_or_default().into_iter().collect();
-            ends.iter().all(|(partition, end)| positions.get(partition).copied().unwrap_or_default() >= *end)
-        })
-        .await;
-        self.slowest = self.slowest.max(begun.elapsed());
-        self.say(&format!("{what}: within {:.1?}", begun.elapsed()));
+    /// What the ledger has not read up to there: partition, position and end.
+    pub async fn behind(&self, ends: &[(TopicPartition, i64)]) -> Vec<(TopicPartition, i64, i64)> {
+        let positions: BTreeMap<_, _> = self.site.ledger.positions().await.unwrap_or_default().into_iter().collect();
+        let position = |partition| positions.get(partition).copied().unwrap_or_default();
+        let behind = ends.iter().filter(|(partition, end)| position(partition) < *end);
+        behind.map(|(partition, end)| (*partition, position(partition), *end)).collect()
     }
 
     /// The process that shows the domain series, once one does.
@@ -225,7 +227,10 @@ impl World {
     /// All processes end in order, and what they used is given back.
     pub async fn end_all(mut self, servers: &Servers) {
         for place in Place::ALL {
-            self.end(place).await;
+            self.member(place).process().signal("TERM");
+        }
+        for place in Place::ALL {
+            self.ends(place).await;
         }
         self.vendor.cancel();
         self.tallyman.stopped().await.expect("the vendor ends");
@@ -286,7 +291,7 @@ fn pipeline(coderd: &Database, simulation: &Simulation, tallyman: &Tallyman, int
         "source.coderd_url = '{}'
 source.introduced_at = {}
 collect.poll_seconds = 0.5
-collect.margin_seconds = 3
+collect.margin_seconds = 20
 license.public_keys.'{}' = '''{}'''
 publish.mode = 'sole'
 publish.url = '{}'

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use prometheus::Registry;
 use tokio_util::sync::CancellationToken;
+use tracing::info;
 use uuid::Uuid;
 
 use super::{Listening, Parts, Site};
@@ -16,7 +17,7 @@ use crate::config::{Role, Serve};
 use crate::projection::{Projection, ProjectionError, ProjectionSettings};
 use crate::stages::{LicensesState, MetricsState};
 
-/// How long an audit that runs by itself waits for a collector pass that began after a difference was seen.
+/// How long an audit that runs by itself waits for a collector pass that began after a difference was seen, beyond the pauses between passes.
 const AUDIT_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Listeners that are bound, and the folds that they will show.
@@ -124,11 +125,26 @@ async fn audit(site: &Site, telemetry: AuditTelemetry, stop: &CancellationToken)
     if site.wait(stop).await.is_err() {
         return;
     }
-    let source = match &site.coderd {
-        Some(database) => site.deployment(stop).await.map(|deployment| (database.clone(), deployment)),
-        None => None,
-    };
-    let audit = Audit { ledger: site.ledger.ledger.clone(), log: site.log.log.clone(), source, patience: AUDIT_PATIENCE };
     let holder = format!("{}-{}", std::process::id(), Uuid::new_v4().simple());
-    Continuous { audit, every: site.pipeline.serve.audit, holder, telemetry }.run(stop).await;
+    let patience = AUDIT_PATIENCE + 2 * site.pipeline.collect.poll;
+    let continuous = |source| {
+        let audit = Audit { ledger: site.ledger.ledger.clone(), log: site.log.log.clone(), source, patience };
+        Continuous { audit, every: site.pipeline.serve.audit, holder: holder.clone(), telemetry: telemetry.clone() }
+    };
+    let Some(database) = &site.coderd else {
+        info!("no database of coderd is configured: this process audits the ledger against log and vendor only");
+        return continuous(None).run(stop).await;
+    };
+    // the other joints do not wait for coderd to tell its id
+    let asking = stop.child_token();
+    let asked = async {
+        let deployment = site.deployment(stop).await;
+        asking.cancel();
+        deployment
+    };
+    let meanwhile = continuous(None);
+    let (deployment, ()) = tokio::join!(asked, meanwhile.run(&asking));
+    if let Some(deployment) = deployment {
+        continuous(Some((database.clone(), deployment))).run(stop).await;
+    }
 }

@@ -2,7 +2,7 @@
 //! real ledger; `journey::bad_input` takes some of them through both logs and a real process.
 
 mod records;
-mod table;
+pub mod table;
 
 use tallyline::consumer;
 use tallyline::event::{Event, Message, Topic};

@@ -280,6 +280,7 @@ async fn text_that_is_too_long_is_rejected() {
         (with_field(&build, "template_name", noise(4097)), "field template_name is longer than 4096 bytes"),
         (with_header(&usage, "ce_failuremessage", Some(noise(4097).as_bytes())), "field failuremessage is longer than 4096 bytes"),
         (with_header(&usage, "ce_id", Some(noise(1025).as_bytes())), "field id is longer than 1024 bytes"),
+        (with_header(&usage, "ce_id", Some(noise(4096).as_bytes())), "field id is longer than 1024 bytes"),
     ];
     all_refused(rows, "rejected", "field").await;
     // the longest that are taken fit the ledger's indexes, also where they cannot be compressed

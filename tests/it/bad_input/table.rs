@@ -28,7 +28,7 @@ fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
 }
 
 /// The names of all functions that cargo runs as tests, as often as they are there.
-fn tests() -> Vec<String> {
+pub fn tests() -> Vec<String> {
     let mut files = Vec::new();
     sources(&root().join("src"), &mut files);
     sources(&root().join("tests"), &mut files);

@@ -24,6 +24,7 @@ on_every_group!(
     starting_anew_shows_nothing_that_was_read_before,
     an_offset_that_the_log_does_not_hold_stops_only_its_partition,
     a_consumer_that_takes_nothing_for_long_keeps_its_partitions,
+    partitions_that_went_while_nothing_was_taken_are_read_when_they_come_back,
     a_consumer_that_is_told_to_stop_leaves,
 );
 
@@ -105,8 +106,11 @@ struct Worker {
 
 impl Worker {
     async fn begin(log: &Log, books: &Arc<Books>, holder: usize) -> Worker {
+        Worker::go_on(log.join(GROUP, CancellationToken::new()).await.unwrap(), books, holder)
+    }
+
+    fn go_on(consumer: Consumer, books: &Arc<Books>, holder: usize) -> Worker {
         let leave = CancellationToken::new();
-        let consumer = log.join(GROUP, CancellationToken::new()).await.unwrap();
         let task = tokio::spawn(Self::work(consumer, books.clone(), holder, leave.clone()));
         Worker { leave, task }
     }
@@ -406,6 +410,30 @@ async fn a_consumer_that_takes_nothing_for_long_keeps_its_partitions(site: Site)
     bodies.sort_unstable();
     assert_eq!(bodies, all);
     consumer.leave().await;
+}
+
+async fn partitions_that_went_while_nothing_was_taken_are_read_when_they_come_back(site: Site) {
+    let books = Arc::new(Books::default());
+    let mut consumer = site.log.join(GROUP, CancellationToken::new()).await.unwrap();
+    assigned(&mut consumer, |_| Some(0)).await;
+    for topic in Topic::ALL {
+        books.claim(1, &(0..PARTITIONS).map(|partition| TopicPartition { topic, partition }).collect::<Vec<_>>());
+    }
+    // More batches than may wait, for longer than it is waited before partitions are paused.
+    let (begun, mut all) = (Instant::now(), Vec::new());
+    while begun.elapsed() < Duration::from_secs(2) {
+        all.extend(append(&site.log, &format!("turn-{}", all.len()), 20).await);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let other = Worker::begin(&site.log, &books, 2).await;
+    books.eventually_held("two share", |held| held.get(&2) == Some(&(ALL_PARTITIONS / 2))).await;
+    other.leave().await;
+    let worker = Worker::go_on(consumer, &books, 1);
+    books.eventually_held("one holds all again", |held| held.get(&1) == Some(&ALL_PARTITIONS)).await;
+    all.extend(append(&site.log, "after", 100).await);
+    all.sort_unstable();
+    books.eventually_recorded(&all).await;
+    worker.leave().await;
 }
 
 async fn a_consumer_that_is_told_to_stop_leaves(site: Site) {

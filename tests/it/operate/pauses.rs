@@ -1,7 +1,5 @@
 //! `tallyline pause` and `resume`: durable, in all processes, and nothing is lost by them.
 
-use serde_json::Value;
-
 use super::{Kind, SOON, Site, append_builds, messages};
 use crate::support::eventually;
 use crate::support::ledger::{DEPLOYMENT, usage};

@@ -16,6 +16,7 @@ async fn status_shows_where_everything_stands() {
     let mut site = Site::new(Kind::Postgres).await;
     let coderd = site.with_coderd().await;
     site.set("roles", "['collect', 'consume', 'serve']");
+    site.set("serve.audit_seconds", "0.5");
     let mut running = site.start("");
     running.ready().await;
     site.log().append(Topic::AgentUsage, vec![garbage(), garbage()]).await.unwrap();
@@ -23,7 +24,8 @@ async fn status_shows_where_everything_stands() {
         let answer = site.status().await;
         let lag: i64 = answer["partitions"].as_array().unwrap().iter().map(|row| row["lag"].as_i64().unwrap()).sum();
         let complete = answer["sources"][0]["complete_until"].is_string();
-        (lag == 0 && complete && answer["open_rejects"][0]["records"] == 2).then_some(answer)
+        let audited = answer["audit"].as_array().is_some_and(|joints| joints.len() == 3);
+        (lag == 0 && complete && audited && answer["open_rejects"][0]["records"] == 2).then_some(answer)
     })
     .await;
     let deployment = coderd.simulation.deployment().id.to_string();
@@ -51,6 +53,9 @@ async fn status_shows_where_everything_stands() {
     let usage = i64::try_from(coderd.simulation.usage_rows()).unwrap();
     let queue: i64 = answer["publications"].as_array().unwrap().iter().map(|row| row["events"].as_i64().unwrap()).sum();
     assert_eq!(queue, usage, "{answer}");
+    for joint in answer["audit"].as_array().unwrap() {
+        assert!(joint["differences"] == 0 && joint["differs_since"].is_null() && joint["audited_at"].is_string(), "{joint}");
+    }
     // the audit holds its own only while it runs
     let leases: Vec<&Value> = answer["leases"].as_array().unwrap().iter().filter(|lease| lease["name"] != "audit").collect();
     let names: Vec<&str> = leases.iter().map(|lease| lease["name"].as_str().unwrap()).collect();
@@ -63,9 +68,20 @@ async fn status_shows_where_everything_stands() {
     assert!(over_http["leases"].as_array().unwrap().len() >= 2, "{over_http}");
 
     let table = site.command("status").await.stdout;
-    for words in
-        ["LAG", "COMPLETE UNTIL", "PUBLICATION", "pending", "OPEN REJECTS", "rejected", "LEASE", "collector:", "metrics", &deployment]
-    {
+    for words in [
+        "LAG",
+        "COMPLETE UNTIL",
+        "PUBLICATION",
+        "pending",
+        "OPEN REJECTS",
+        "rejected",
+        "LEASE",
+        "collector:",
+        "metrics",
+        "AUDIT",
+        "balanced",
+        &deployment,
+    ] {
         assert!(table.contains(words), "{words:?} is not in\n{table}");
     }
     running.ends_in_order().await;
