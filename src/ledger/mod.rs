@@ -5,6 +5,7 @@
 
 mod acts;
 mod audit;
+mod choices;
 mod connect;
 mod exports;
 mod findings;
@@ -35,11 +36,12 @@ mod status;
 
 pub use acts::{ACTS, Act, ActFilter, NewAct};
 pub use audit::{Difference, LedgerBooks, PartitionBooks};
+pub use choices::LICENSE_RULES;
 pub use connect::{LedgerError, LedgerSettings};
 pub use exports::{UsageRange, UsageRow};
 pub use findings::{Example, Finding, NewFinding};
 pub use follow::{Entry, Fact};
-pub use foresee::Foreseen;
+pub use foresee::{Foreseen, Foresight};
 pub use hints::Hints;
 pub use kept::{KeptBatch, KeptEvent, KeptRange, KeptReject};
 pub use known::RefusedState;
@@ -55,7 +57,7 @@ pub use publications::{HELD_BACK, Pending, Postponed, Publication, Settled, Sett
 pub use record::{Arrival, Chain, Counts, RecordError, Refusal, Verdict};
 pub use reject_counts::{OpenRejects, RejectGroup};
 pub use rejects::{RejectActRow, RejectFilter, RejectRow, SameEvent};
-pub use replays::ReplayRange;
+pub use replays::{PlannedReplay, ReplayRange};
 pub use rows::fingerprint;
 pub use snapshots::{Head, Snapshot};
 pub use sources::{Baseline, BaselineRow, Source};
