@@ -145,7 +145,10 @@ async fn over_api(api: &ApiClient, request: &ReplayExecution, reason: &str, prog
             (_, Some(replayed), _) => return Ok(replayed),
             (_, _, Some(problem)) => return Err(ApiClient::failure(problem.status, &problem.message)),
             _ => {
-                return Err(Failure::of(Exit::Refused, "the process that executed the plan has ended; the same command goes on from there"));
+                return Err(Failure::of(
+                    Exit::Refused,
+                    "the process that executed the plan has ended; the same command goes on from there",
+                ));
             }
         }
     }
