@@ -34,6 +34,11 @@ pub struct ProblemBody {
 }
 
 impl Problem {
+    /// As it was told before.
+    pub(super) fn with_status(status: u16, message: String) -> Self {
+        Self::new(StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), message)
+    }
+
     fn new(status: StatusCode, message: impl Into<String>) -> Self {
         Self { status, message: message.into(), field: None }
     }

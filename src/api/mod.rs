@@ -10,6 +10,7 @@ mod asked;
 mod document;
 mod domain;
 mod entitlements;
+mod executions;
 mod guard;
 mod known;
 mod lease;
@@ -28,6 +29,7 @@ mod telemetry;
 mod tokens;
 
 pub use answer::ProblemBody;
+pub use executions::{PlanProblem, PlanStanding, PlanState};
 pub use own::{Own, OwnServer};
 pub use serve::{ServeError, Server, serve};
 pub use settings::ServeSettings;
@@ -112,6 +114,8 @@ struct Serving {
     /// `/openapi.json`.
     document: String,
     rejects: rejects::RejectsTelemetry,
+    /// Plans that this process executes.
+    executions: executions::Executions,
     /// Long work hears it.
     stop: CancellationToken,
     /// Counting everything is dear: one request at a time.

@@ -10,10 +10,12 @@ use utoipa::ToSchema;
 use super::Serving;
 use super::answer::Problem;
 use super::asked::{Change, Query};
+use crate::audit::AuditReport;
 use crate::ledger::Pause;
 use crate::operations::{
-    Acts, Admitted, CountRejects, DiscardRejects, DiscardedRejects, ListActs, ListRejects, PauseRequest, Pauses, RejectCounts, RejectPage,
-    Resubmit, Resubmitted, ShownReject,
+    Acts, Admitted, AuditFindings, CountRejects, DiscardRejects, DiscardedRejects, ListActs, ListRejects, LogRange, PauseRequest, Pauses,
+    Proof, ProveRequest, RebuildExecution, RebuildPlan, RebuildRequest, Rebuilt, RejectCounts, RejectPage, ReplayPlan, Resubmit,
+    Resubmitted, RunAudit, ShownReject,
 };
 
 type Serves = State<Arc<Serving>>;
@@ -68,4 +70,28 @@ pub(super) async fn discard_rejects(State(serving): Serves, change: Change<Disca
 
 pub(super) async fn admit_rejects(State(serving): Serves, change: Change<Nothing>) -> Answer<Admitted> {
     Ok(Json(serving.api.desk.admit_rejects(&change.actor, |_| {}, &serving.stop).await?))
+}
+
+pub(super) async fn audit_findings(State(serving): Serves) -> Answer<AuditFindings> {
+    Ok(Json(serving.api.desk.audit_findings().await?))
+}
+
+pub(super) async fn audit(State(serving): Serves, change: Change<RunAudit>) -> Answer<AuditReport> {
+    Ok(Json(serving.api.desk.audit(&change.asked).await?))
+}
+
+pub(super) async fn prove(State(serving): Serves, Query(request): Query<ProveRequest>) -> Answer<Proof> {
+    Ok(Json(serving.api.desk.prove(&request).await?))
+}
+
+pub(super) async fn plan_replay(State(serving): Serves, change: Change<LogRange>) -> Answer<ReplayPlan> {
+    Ok(Json(serving.api.desk.plan_replay(&change.asked, |_| {}, &serving.stop).await?))
+}
+
+pub(super) async fn plan_rebuild(State(serving): Serves, change: Change<RebuildRequest>) -> Answer<RebuildPlan> {
+    Ok(Json(serving.api.desk.plan_rebuild(&change.asked).await?))
+}
+
+pub(super) async fn execute_rebuild(State(serving): Serves, change: Change<RebuildExecution>) -> Answer<Rebuilt> {
+    Ok(Json(serving.api.desk.execute_rebuild(&change.asked, &change.actor).await?))
 }

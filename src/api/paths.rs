@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::agents::{self, Count, Window};
 use super::entitlements::{self, Shown};
+use super::executions::{self, OnePlan, PlanStanding};
 use super::metrics;
 use super::operators::{Nothing, OneReject};
 use super::ready::{self, Alive, Readiness};
@@ -11,12 +12,14 @@ use super::route::Route;
 use super::status;
 use super::tokens::Needs;
 use super::{answer, operators};
+use crate::audit::AuditReport;
 use crate::config::Scope;
 use crate::ledger::Pause;
 use crate::license::Entitlements;
 use crate::operations::{
-    Acts, Admitted, CountRejects, DiscardRejects, DiscardedRejects, ListActs, ListRejects, PauseRequest, Pauses, RejectCounts, RejectPage,
-    Resubmit, Resubmitted, ShownReject,
+    Acts, Admitted, AuditFindings, CountRejects, DiscardRejects, DiscardedRejects, ListActs, ListRejects, LogRange, PauseRequest, Pauses,
+    Proof, ProveRequest, RebuildExecution, RebuildPlan, RebuildRequest, Rebuilt, RejectCounts, RejectPage, ReplayExecution, ReplayPlan,
+    Resubmit, Resubmitted, RunAudit, ShownReject,
 };
 use crate::status::Status;
 
@@ -86,6 +89,41 @@ pub(super) fn api() -> Vec<Route> {
         .change::<Nothing>()
         .within(LONG)
         .answers::<Admitted>(200, "What was admitted."),
+        Route::get("/api/v1/audit", READ, "What the audit that runs by itself found last", operators::audit_findings)
+            .answers::<AuditFindings>(200, "By joint."),
+        Route::post("/api/v1/audit", ADMIN, "Audit now; nothing is written", operators::audit)
+            .change::<RunAudit>()
+            .within(LONG)
+            .answers::<AuditReport>(200, "What was found."),
+        Route::get("/api/v1/events/{event_id}/proof", READ, "The whole life of one event", operators::prove)
+            .query::<ProveRequest>()
+            .answers::<Proof>(200, "Its life. 404: it is known nowhere."),
+        Route::post("/api/v1/replays", ADMIN, "Plan to read a range of the log again", operators::plan_replay)
+            .change::<LogRange>()
+            .within(LONG)
+            .answers::<ReplayPlan>(200, "What would change, and the hash under which exactly this is executed."),
+        Route::get("/api/v1/plans/{hash}", READ, "Where a planned replay stands", executions::standing)
+            .query::<OnePlan>()
+            .answers::<PlanStanding>(200, "How far it is. 404: nothing was planned under this hash."),
+        Route::post("/api/v1/plans/{hash}/execute", ADMIN, "Execute a planned replay, or go on with it", executions::execute)
+            .change::<ReplayExecution>()
+            .answers::<PlanStanding>(
+                202,
+                "It is under way, or over already. 409: the effect is no longer the planned one, or it was executed.",
+            ),
+        Route::post(
+            "/api/v1/rebuilds",
+            ADMIN,
+            "Plan to fold a stage again from zero, or rehearse rules and licenses",
+            operators::plan_rebuild,
+        )
+        .change::<RebuildRequest>()
+        .within(LONG)
+        .answers::<RebuildPlan>(200, "What would change. Nothing is written."),
+        Route::post("/api/v1/rebuilds/execute", ADMIN, "Execute a planned rebuild", operators::execute_rebuild)
+            .change::<RebuildExecution>()
+            .within(LONG)
+            .answers::<Rebuilt>(200, "What was done. 409: the effect is no longer the planned one."),
     ]);
     routes
 }

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tower_http::compression::CompressionLayer;
 use tracing::{info, warn};
 
+use super::executions::Executions;
 use super::guard::{DEADLINE, Guard, guard};
 use super::known::KnownSources;
 use super::lease::MetricsLease;
@@ -90,6 +91,7 @@ impl Server {
             telemetry,
             document: document::of(&paths::api()).to_string(),
             rejects,
+            executions: Executions::default(),
             stop: CancellationToken::new(),
             counting: tokio::sync::Mutex::default(),
         };

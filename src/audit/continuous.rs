@@ -210,7 +210,7 @@ impl Continuous {
 
     async fn record(&self, lease: &Lease, joints: &[&Joint], sequence: i64, begun: Instant) -> anyhow::Result<()> {
         let found: Vec<NewFinding> =
-            joints.iter().map(|joint| NewFinding { joint: joint.name, differences: &joint.differences, open: joint.open.len() }).collect();
+            joints.iter().map(|joint| NewFinding { joint: &joint.name, differences: &joint.differences, open: joint.open.len() }).collect();
         let ledger = &self.audit.ledger;
         Ok(ledger.in_time(ledger.record_findings(lease, &found, sequence, begun.elapsed().as_secs_f64())).await?)
     }

@@ -150,7 +150,7 @@ impl Found {
     }
 
     fn differs(&mut self, kind: &'static str, id: impl Into<String>, detail: impl Into<String>) {
-        self.push(Difference { kind, id: id.into(), detail: detail.into() });
+        self.push(Difference { kind: kind.into(), id: id.into(), detail: detail.into() });
     }
 }
 
@@ -277,7 +277,7 @@ fn refused(place: &str, refusal: &Refusal, reject: Option<&KeptReject>, found: &
         found.differs("reject_changed", format!("reject {}", reject.id), detail);
     } else if reject.verdict == expected && reject.cause != refusal.cause {
         let detail = format!("cause: is {}, this version says {}; another version may have judged so", reject.cause, refusal.cause);
-        found.joint.remarks.push(Difference { kind: "reject_cause", id: format!("reject {}", reject.id), detail });
+        found.joint.remarks.push(Difference { kind: "reject_cause".into(), id: format!("reject {}", reject.id), detail });
     }
 }
 

@@ -9,10 +9,12 @@ mod vendor;
 
 pub use continuous::{AuditTelemetry, Continuous};
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::coderd::Database;
 use crate::ledger::{Difference, Ledger};
@@ -37,7 +39,7 @@ pub struct Audit {
 }
 
 /// What an audit found.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct AuditReport {
     /// No joint has a difference.
     pub balanced: bool,
@@ -48,10 +50,10 @@ pub struct AuditReport {
 }
 
 /// One joint.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Joint {
     /// Its name.
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     /// What was compared, in numbers.
     pub numbers: BTreeMap<String, i64>,
     /// What does not balance.
@@ -74,7 +76,7 @@ impl AuditReport {
 
 impl Joint {
     fn new(name: &'static str) -> Self {
-        Joint { name, numbers: BTreeMap::new(), differences: Vec::new(), open: Vec::new(), remarks: Vec::new() }
+        Joint { name: Cow::Borrowed(name), numbers: BTreeMap::new(), differences: Vec::new(), open: Vec::new(), remarks: Vec::new() }
     }
 
     fn number(&mut self, name: impl Into<String>, number: impl TryInto<i64>) {

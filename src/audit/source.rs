@@ -50,7 +50,7 @@ pub(super) async fn compare(audit: &Audit) -> anyhow::Result<Joint> {
     };
     let Some(source) = audit.ledger.in_time(audit.ledger.source(*deployment)).await? else {
         let detail = "the ledger has not been introduced to this deployment: no collector pass yet".to_owned();
-        joint.differences.push(Difference { kind: "source_unknown", id: deployment.to_string(), detail });
+        joint.differences.push(Difference { kind: "source_unknown".into(), id: deployment.to_string(), detail });
         return Ok(joint);
     };
     let mut sides = Sides::open(&audit.ledger, database, source).await?;
@@ -294,13 +294,13 @@ impl Joint {
     /// Whether what this joint calls missing may only be on its way: no collector pass that began after the first reading came in time. Before
     /// the first pass all of it is.
     pub(super) fn awaits_a_pass(&self) -> bool {
-        let has = |kind| self.differences.iter().any(|difference| difference.kind == kind);
+        let has = |kind: &str| self.differences.iter().any(|difference| difference.kind == kind);
         has("source_unknown") || self.numbers.get(READ_AGAIN) == Some(&0) && has("missing")
     }
 }
 
 fn difference(kind: &'static str, id: &str, detail: &str) -> Difference {
-    Difference { kind, id: id.to_owned(), detail: detail.to_owned() }
+    Difference { kind: kind.into(), id: id.to_owned(), detail: detail.to_owned() }
 }
 
 fn remark(kind: &'static str, id: &str, detail: &str) -> Difference {

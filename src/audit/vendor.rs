@@ -13,7 +13,7 @@ pub(super) fn compare(books: &LedgerBooks) -> Joint {
     for (state, count) in &books.publications {
         joint.number(state.clone(), *count);
     }
-    joint.differences = books.differences.iter().filter(|difference| KINDS.contains(&difference.kind)).cloned().collect();
+    joint.differences = books.differences.iter().filter(|difference| KINDS.contains(&&*difference.kind)).cloned().collect();
     joint
 }
 

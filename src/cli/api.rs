@@ -99,6 +99,11 @@ impl ApiClient {
         self.ask(Method::DELETE, url, None).await
     }
 
+    /// What failed over there after it was asked for, as an answer of this status would have said it.
+    pub fn failure(status: u16, message: &str) -> Failure {
+        Failure::of(exit(status), message)
+    }
+
     fn at(&self, path: &[&str]) -> Url {
         let mut url = self.base.clone();
         if let Ok(mut segments) = url.path_segments_mut() {
@@ -150,19 +155,22 @@ fn fields(request: &impl Serialize) -> Result<Map<String, Value>, Failure> {
     }
 }
 
-fn refused(url: &Url, status: StatusCode, body: &[u8]) -> Failure {
-    let exit = match status.as_u16() {
+fn exit(status: u16) -> Exit {
+    match status {
         // the request, or the token's settings, are to be mended
         400 | 401 | 403 | 413 | 415 => Exit::Configuration,
         404 | 409 => Exit::Refused,
         _ => Exit::Unreachable,
-    };
+    }
+}
+
+fn refused(url: &Url, status: StatusCode, body: &[u8]) -> Failure {
     let problem = match serde_json::from_slice(body) {
         Ok(ProblemBody { message, field: Some(field) }) => format!("{field}: {message}"),
         Ok(ProblemBody { message, field: None }) => message,
         Err(_) => "the answer is none of Tallyline's".to_owned(),
     };
-    Failure::of(exit, format!("{url} answers {status}: {problem}"))
+    Failure::of(exit(status.as_u16()), format!("{url} answers {status}: {problem}"))
 }
 
 #[cfg(test)]

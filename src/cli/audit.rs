@@ -4,33 +4,41 @@ use std::time::Duration;
 
 use super::progress::Progress;
 use super::roles::Site;
-use super::{Context, Exit, Failure, PipelineArguments, columns};
+use super::via::{Via, ViaArguments};
+use super::{Context, Exit, Failure, columns};
 use crate::audit::{Audit, AuditReport, Joint};
 use crate::ledger::Difference;
+use crate::operations::RunAudit;
 
 /// Prove that the books balance, or list what differs.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Arguments {
     #[command(flatten)]
-    pipeline: PipelineArguments,
+    via: ViaArguments,
     /// Seconds to wait for a collector pass that began after a difference was seen
     #[arg(long, default_value_t = 60, value_name = "SECONDS")]
-    patience: u64,
+    patience: u32,
     /// Also read again what the log still holds, and name each row that was changed, removed or added by hand
     #[arg(long)]
     deep: bool,
 }
 
 pub(super) async fn run(arguments: Arguments, context: &Context) -> Result<Exit, Failure> {
-    let site = Site::open(arguments.pipeline.load()?, context.clock.clone()).await?;
-    site.ledger.reach().await?;
-    site.log.reach().await?;
-    let mut report = audit(&site, Duration::from_secs(arguments.patience), context).await?;
-    if arguments.deep {
-        report = report.with(deep(&site).await?);
-    }
+    let report = match arguments.via.open(context).await? {
+        Via::Site(site) => here(&site, &arguments, context).await?,
+        Via::Api(api) => {
+            let request = RunAudit { patience_seconds: Some(arguments.patience), deep: arguments.deep };
+            api.patient().post(&["audit"], &request, "").await?
+        }
+    };
     context.output.answer(&report, || table(&report))?;
     Ok(if report.balanced { Exit::Success } else { Exit::Differs })
+}
+
+async fn here(site: &Site, arguments: &Arguments, context: &Context) -> Result<AuditReport, Failure> {
+    site.log.reach().await?;
+    let report = audit(site, Duration::from_secs(arguments.patience.into()), context).await?;
+    if arguments.deep { Ok(report.with(deep(site).await?)) } else { Ok(report) }
 }
 
 /// Audits a site that can be reached.

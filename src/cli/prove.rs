@@ -1,10 +1,11 @@
 //! `tallyline prove`
 
 use chrono::{DateTime, SecondsFormat, Utc};
+use serde_json::json;
 use uuid::Uuid;
 
-use super::roles::Site;
-use super::{Context, Exit, Failure, PipelineArguments};
+use super::via::{Via, ViaArguments};
+use super::{Context, Exit, Failure};
 use crate::operations::{AcceptedProof, Proof, ProveRequest};
 
 /// A side that cannot be asked is said to be so, and the rest is shown.
@@ -14,17 +15,18 @@ pub struct Arguments {
     #[arg(value_name = "EVENT ID")]
     event_id: String,
     #[command(flatten)]
-    pipeline: PipelineArguments,
+    via: ViaArguments,
     /// Of this Coder deployment; needed only where several have an event of this id
     #[arg(long, value_name = "DEPLOYMENT ID")]
     source: Option<Uuid>,
 }
 
 pub(super) async fn run(arguments: Arguments, context: &Context) -> Result<Exit, Failure> {
-    let site = Site::open(arguments.pipeline.load()?, context.clock.clone()).await?;
-    site.ledger.reach().await?;
     let request = ProveRequest { event_id: arguments.event_id, source: arguments.source };
-    let proof = site.desk()?.prove(&request).await?;
+    let proof = match arguments.via.open(context).await? {
+        Via::Site(site) => site.desk()?.prove(&request).await?,
+        Via::Api(api) => api.get(&["events", &request.event_id, "proof"], &json!({ "source": request.source })).await?,
+    };
     context.output.answer(&proof, || page(&proof))?;
     Ok(Exit::Success)
 }

@@ -7,10 +7,10 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::actor::ActorArguments;
-use super::roles::Site;
-use super::{Context, Exit, Failure, PipelineArguments, columns, instant};
+use super::via::{Via, ViaArguments};
+use super::{Context, Exit, Failure, columns, instant};
 use crate::operations::{
-    Desk, Granted, LicenseToken, RebuildExecution, RebuildPlan, RebuildRequest, RebuildStage, Rehearsal, RehearsedDeployment, Told,
+    Granted, LicenseToken, RebuildExecution, RebuildPlan, RebuildRequest, RebuildStage, Rebuilt, Rehearsal, RehearsedDeployment, Told,
 };
 
 /// Fold the ledger again from zero, also under other license rules or with another license.
@@ -26,7 +26,7 @@ pub enum Rebuild {
 #[derive(Clone, Debug, clap::Args)]
 pub struct Plan {
     #[command(flatten)]
-    pipeline: PipelineArguments,
+    via: ViaArguments,
     #[command(flatten)]
     asked: Asked,
     /// Rehearse with the license in this file, which coderd does not have yet; only coderd's administrators can install it
@@ -41,7 +41,7 @@ pub struct Plan {
 #[derive(Clone, Debug, clap::Args)]
 pub struct Execute {
     #[command(flatten)]
-    pipeline: PipelineArguments,
+    via: ViaArguments,
     #[command(flatten)]
     asked: Asked,
     /// The hash that `tallyline rebuild plan` printed for the same arguments
@@ -113,10 +113,12 @@ pub(super) async fn run(rebuild: Rebuild, context: &Context) -> Result<Exit, Fai
     match rebuild {
         Rebuild::Plan(arguments) => plan(arguments, context).await,
         Rebuild::Execute(arguments) => {
-            let desk = open(&arguments.pipeline, context).await?;
             let request =
                 RebuildExecution { rebuild: arguments.asked.request(None, &[]), hash: arguments.hash, may_fall: arguments.may_fall };
-            let rebuilt = desk.execute_rebuild(&request, &arguments.actor.actor()).await?;
+            let rebuilt: Rebuilt = match arguments.via.open(context).await? {
+                Via::Site(site) => site.desk()?.execute_rebuild(&request, &arguments.actor.actor()).await?,
+                Via::Api(api) => api.patient().post(&["rebuilds", "execute"], &request, arguments.actor.reason_alone()?).await?,
+            };
             context.output.answer(&rebuilt, || format!("{}\n", rebuilt.done))?;
             Ok(Exit::Success)
         }
@@ -128,19 +130,15 @@ async fn plan(arguments: Plan, context: &Context) -> Result<Exit, Failure> {
         let text = std::fs::read_to_string(path);
         text.map(LicenseToken).map_err(|error| Failure::of(Exit::Configuration, format!("--license {}: {error}", path.display())))
     });
-    let desk = open(&arguments.pipeline, context).await?;
-    let plan = desk.plan_rebuild(&arguments.asked.request(license.transpose()?, &arguments.without)).await?;
-    let command =
-        |hash: &String| format!("tallyline rebuild execute {} {} --plan {hash}", arguments.asked.again(), arguments.pipeline.again());
+    let request = arguments.asked.request(license.transpose()?, &arguments.without);
+    let plan = match arguments.via.open(context).await? {
+        Via::Site(site) => site.desk()?.plan_rebuild(&request).await?,
+        Via::Api(api) => api.patient().post(&["rebuilds"], &request, "").await?,
+    };
+    let command = |hash: &String| format!("tallyline rebuild execute {} {} --plan {hash}", arguments.asked.again(), arguments.via.again());
     let answer = Planned { execute: plan.hash.as_ref().map(command), plan };
     context.output.answer(&answer, || table(&answer))?;
     Ok(if answer.plan.differs && answer.plan.rehearsal.is_none() { Exit::Differs } else { Exit::Success })
-}
-
-async fn open(pipeline: &PipelineArguments, context: &Context) -> Result<Desk, Failure> {
-    let site = Site::open(pipeline.load()?, context.clock.clone()).await?;
-    site.ledger.reach().await?;
-    site.desk()
 }
 
 fn told(instant: DateTime<Utc>) -> String {

@@ -1,12 +1,22 @@
 //! `tallyline replay plan` and `tallyline replay execute`
 
+use std::time::Duration;
+
 use serde::Serialize;
+use serde_json::json;
 
 use super::actor::ActorArguments;
+use super::api::ApiClient;
 use super::progress::Progress;
-use super::roles::Site;
-use super::{Context, Exit, Failure, PipelineArguments, columns};
-use crate::operations::{Desk, Effect, LogRange, ReplayExecution, ReplayPlan, Step};
+use super::via::{Via, ViaArguments};
+use super::{Context, Exit, Failure, columns};
+use crate::api::{PlanStanding, PlanState};
+use crate::operations::{Desk, Effect, LogRange, ReplayExecution, ReplayPlan, Replayed, Step};
+
+/// How often a process that executes a plan is asked how far it is.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
+/// The first step of an execution.
+const COMPARING: &str = "comparing with the plan";
 
 /// Read a range of the log again.
 #[derive(Clone, Debug, clap::Subcommand)]
@@ -21,7 +31,7 @@ pub enum Replay {
 #[derive(Clone, Debug, clap::Args)]
 pub struct Plan {
     #[command(flatten)]
-    pipeline: PipelineArguments,
+    via: ViaArguments,
     #[command(flatten)]
     range: RangeArguments,
 }
@@ -47,7 +57,7 @@ struct RangeArguments {
 #[derive(Clone, Debug, clap::Args)]
 pub struct Execute {
     #[command(flatten)]
-    pipeline: PipelineArguments,
+    via: ViaArguments,
     /// The hash that `tallyline replay plan` printed
     #[arg(long = "plan", value_name = "HASH")]
     hash: String,
@@ -74,27 +84,39 @@ pub(super) async fn run(replay: Replay, context: Context) -> Result<Exit, Failur
 }
 
 async fn plan(arguments: Plan, context: &Context) -> Result<Exit, Failure> {
-    let desk = open(&arguments.pipeline, context).await?;
     let RangeArguments { topic: topics, from, until, .. } = arguments.range;
-    let (progress, range) = (Progress::of_steps(), LogRange { topics, from, until });
-    let planned = desk.plan_replay(&range, |Step { doing, done, total }| progress.at(doing, done, total), &context.stop).await;
-    progress.finish();
-    let plan = planned?;
+    let range = LogRange { topics, from, until };
+    let plan: ReplayPlan = match open(&arguments.via, context).await? {
+        Reached::Desk(desk) => {
+            let progress = Progress::of_steps();
+            let planned = desk.plan_replay(&range, |Step { doing, done, total }| progress.at(doing, done, total), &context.stop).await;
+            progress.finish();
+            planned?
+        }
+        Reached::Api(api) => unless_stopped(context, api.patient().post(&["replays"], &range, "")).await?,
+    };
     for note in &plan.notes {
         tracing::warn!("{note}");
     }
-    let execute = format!("tallyline replay execute {} --plan {}", arguments.pipeline.again(), plan.hash);
+    let execute = format!("tallyline replay execute {} --plan {}", arguments.via.again(), plan.hash);
     let answer = Planned { plan, execute };
     context.output.answer(&answer, || table(&answer))?;
     Ok(Exit::Success)
 }
 
 async fn execute(arguments: Execute, context: &Context) -> Result<Exit, Failure> {
-    let desk = open(&arguments.pipeline, context).await?;
     let request = ReplayExecution { hash: arguments.hash, records_per_second: Some(arguments.rate) };
     let progress = Progress::of_steps();
-    let told = |Step { doing, done, total }| progress.at(doing, done, total);
-    let executed = desk.execute_replay(&request, &arguments.actor.actor(), told, &context.stop).await;
+    let executed = match open(&arguments.via, context).await? {
+        Reached::Desk(desk) => {
+            let told = |Step { doing, done, total }| progress.at(doing, done, total);
+            desk.execute_replay(&request, &arguments.actor.actor(), told, &context.stop).await.map_err(Failure::from)
+        }
+        Reached::Api(api) => {
+            let reason = arguments.actor.reason_alone()?;
+            unless_stopped(context, over_api(&api, &request, reason, &progress)).await
+        }
+    };
     progress.finish();
     let answer = executed?;
     context.output.answer(&answer, || {
@@ -108,15 +130,54 @@ async fn execute(arguments: Execute, context: &Context) -> Result<Exit, Failure>
     Ok(Exit::Success)
 }
 
-/// Ledger and log, both reached.
-async fn open(pipeline: &PipelineArguments, context: &Context) -> Result<Desk, Failure> {
-    let site = Site::open(pipeline.load()?, context.clock.clone()).await?;
+/// Has a process that serves execute the plan, and watches it.
+async fn over_api(api: &ApiClient, request: &ReplayExecution, reason: &str, progress: &Progress) -> Result<Replayed, Failure> {
+    let (plan, body) = (["plans", &request.hash], json!({ "records_per_second": request.records_per_second }));
+    let mut standing: PlanStanding = api.post(&["plans", &request.hash, "execute"], &body, reason).await?;
+    loop {
+        match (standing.state, standing.replayed, standing.problem) {
+            (PlanState::Running, ..) => {
+                let doing = if standing.doing.as_deref() == Some(COMPARING) { COMPARING } else { "replaying" };
+                progress.at(doing, standing.done, standing.total);
+                tokio::time::sleep(LOOK_AGAIN).await;
+                standing = api.get(&plan, &()).await?;
+            }
+            (_, Some(replayed), _) => return Ok(replayed),
+            (_, _, Some(problem)) => return Err(ApiClient::failure(problem.status, &problem.message)),
+            _ => {
+                return Err(Failure::of(
+                    Exit::Refused,
+                    "the process that executed the plan has ended; the same command goes on from there",
+                ));
+            }
+        }
+    }
+}
+
+/// What answers, reached.
+enum Reached {
+    /// Ledger and log.
+    Desk(Box<Desk>),
+    /// A process that serves.
+    Api(ApiClient),
+}
+
+async fn open(via: &ViaArguments, context: &Context) -> Result<Reached, Failure> {
     let reached = async {
-        site.ledger.reach().await?;
-        site.log.reach().await
+        Ok(match via.open(context).await? {
+            Via::Api(api) => Reached::Api(api),
+            Via::Site(site) => {
+                site.log.reach().await?;
+                Reached::Desk(Box::new(site.desk()?))
+            }
+        })
     };
-    context.stop.run_until_cancelled(reached).await.unwrap_or_else(|| Err(Failure::interrupted()))?;
-    site.desk()
+    unless_stopped(context, reached).await
+}
+
+/// What a process that serves was asked for goes on there.
+async fn unless_stopped<T>(context: &Context, asked: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    context.stop.run_until_cancelled(asked).await.unwrap_or_else(|| Err(Failure::interrupted()))
 }
 
 fn table(answer: &Planned) -> String {

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use reqwest::Url;
 
 use super::api::{ApiClient, url};
+use super::pipeline::quoted;
 use super::roles::Site;
 use super::{Context, Exit, Failure, PipelineArguments};
 use crate::config::Secret;
@@ -60,6 +61,16 @@ impl ViaArguments {
             Some(base) => Via::Api(ApiClient::new(base.clone(), self.token().await?)?),
             None => Via::Site(Box::new(Site::open(self.pipeline().load()?, context.clock.clone()).await?)),
         })
+    }
+
+    /// The same flags for another command, quoted for a shell. Whatever may be secret is not written out again.
+    #[must_use]
+    pub(super) fn again(&self) -> String {
+        match (&self.api, &self.token) {
+            (Some(base), Some(token)) => format!("--api {} --token {}", quoted(base.as_str()), quoted(&token.origin())),
+            (Some(base), None) => format!("--api {}", quoted(base.as_str())),
+            (None, _) => self.pipeline().again(),
+        }
     }
 
     fn pipeline(&self) -> PipelineArguments {

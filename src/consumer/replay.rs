@@ -75,7 +75,7 @@ impl Replay {
     /// # Errors
     /// [`ReplayError::AnotherLog`], or that this cannot be seen.
     pub async fn is_the_same_log(&self, ranges: &[ReplayRange]) -> Result<(), ReplayError> {
-        let looks = ranges.iter().map(|range| async move {
+        let looks = ranges.iter().copied().map(|range| async move {
             let Some(claim) = self.ledger.in_time(self.ledger.standing_claim(range.partition)).await? else { return Ok(()) };
             match verify::position(&self.log, &claim).await {
                 Ok(()) | Err(verify::Problem::Fault(PositionFault::BeforeStart { .. })) => Ok(()),

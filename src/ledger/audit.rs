@@ -1,5 +1,6 @@
 //! What the audit asks of the ledger: rows on both sides of each joint, counted and compared under one snapshot.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use sqlx::{PgConnection, Row};
@@ -32,10 +33,10 @@ pub struct PartitionBooks {
 }
 
 /// Something that does not balance, by the id of what it is about.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
 pub struct Difference {
     /// What kind of difference.
-    pub kind: &'static str,
+    pub kind: Cow<'static, str>,
     /// The event, batch or partition.
     pub id: String,
     /// What is on both sides.
@@ -82,7 +83,7 @@ impl Ledger {
         for (kind, query) in CHECKS {
             let rows = self.in_time(sqlx::query(query).bind(LISTED).fetch_all(&mut *tx)).await?;
             for row in &rows {
-                books.differences.push(Difference { kind, id: row.try_get(0)?, detail: row.try_get(1)? });
+                books.differences.push(Difference { kind: kind.into(), id: row.try_get(0)?, detail: row.try_get(1)? });
             }
         }
         self.in_time(tx.commit()).await?;

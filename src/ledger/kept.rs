@@ -233,7 +233,7 @@ impl Ledger {
         let mut differences = Vec::new();
         for (kind, query) in CHECKS {
             for row in &self.in_time(sqlx::query(query).bind(limit).fetch_all(&self.pool)).await? {
-                differences.push(Difference { kind, id: row.try_get(0)?, detail: row.try_get(1)? });
+                differences.push(Difference { kind: kind.into(), id: row.try_get(0)?, detail: row.try_get(1)? });
             }
         }
         Ok(differences)

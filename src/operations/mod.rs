@@ -5,6 +5,7 @@
 //! transaction. Nothing here prints, parses arguments or speaks HTTP.
 
 mod acts;
+mod audit;
 mod desk;
 mod effect;
 mod error;
@@ -19,6 +20,7 @@ mod replay;
 mod series;
 
 pub use acts::{Acts, ListActs};
+pub use audit::{AuditFindings, RunAudit};
 pub use desk::{Actor, Desk};
 pub use effect::{Effect, FamilyEffect, Queued, WindowEffect};
 pub use error::OperationError;

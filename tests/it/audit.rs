@@ -102,18 +102,18 @@ impl Site {
 
 /// (joint, kind, id) of every difference.
 fn differences(report: &AuditReport) -> Vec<(&str, &str, &str)> {
-    let rows = report.joints.iter().flat_map(|joint| joint.differences.iter().map(|row| (joint.name, row.kind, row.id.as_str())));
+    let rows = report.joints.iter().flat_map(|joint| joint.differences.iter().map(|row| (&*joint.name, &*row.kind, row.id.as_str())));
     let rows: Vec<_> = rows.collect();
     assert_eq!(report.balanced, rows.is_empty());
     rows
 }
 
 fn remarks(report: &AuditReport) -> Vec<(&str, &str)> {
-    report.joints.iter().flat_map(|joint| joint.remarks.iter().map(|row| (row.kind, row.id.as_str()))).collect()
+    report.joints.iter().flat_map(|joint| joint.remarks.iter().map(|row| (&*row.kind, row.id.as_str()))).collect()
 }
 
 fn open(report: &AuditReport) -> Vec<(&str, &str)> {
-    report.joints.iter().flat_map(|joint| joint.open.iter().map(|row| (row.kind, row.id.as_str()))).collect()
+    report.joints.iter().flat_map(|joint| joint.open.iter().map(|row| (&*row.kind, row.id.as_str()))).collect()
 }
 
 fn number(report: &AuditReport, joint: &str, name: &str) -> i64 {

@@ -121,7 +121,7 @@ impl Books {
 /// (kind, id, detail) of every difference.
 fn differences(report: &AuditReport) -> Vec<(&str, &str, &str)> {
     let rows = report.joints.iter().flat_map(|joint| &joint.differences);
-    let rows: Vec<_> = rows.map(|row| (row.kind, row.id.as_str(), row.detail.as_str())).collect();
+    let rows: Vec<_> = rows.map(|row| (&*row.kind, row.id.as_str(), row.detail.as_str())).collect();
     assert_eq!(report.balanced, rows.is_empty());
     rows
 }

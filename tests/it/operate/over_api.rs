@@ -56,9 +56,22 @@ async fn a_command_shows_the_same_whichever_way_it_asks() {
     assert_eq!((none.status.code(), none.stdout.as_str()), (Some(0), "none\n"), "{none:?}");
     let unknown = over(&api, "rejects show 7", "--token env:READ").await;
     assert!(unknown.status.code() == Some(4) && unknown.stderr.contains("404 Not Found: there is no reject 7"), "{unknown:?}");
+    let proof = format!("prove {} --output json", crate::support::ledger::build(crate::support::ledger::DEPLOYMENT, 0).id());
+    assert_eq!(json(&over(&api, &proof, "--token env:READ").await), json(&site.command(&proof).await));
+    let audited = over(&api, "audit --patience 1", "--token env:ADMIN").await;
+    assert!(audited.status.success() && audited.stdout.contains("the books balance"), "{audited:?}");
+    let planned = json(&over(&api, "replay plan --all-topics --from earliest --output json", "--token env:ADMIN").await);
+    let execute = planned["execute"].as_str().unwrap().strip_prefix("tallyline ").unwrap();
+    assert!(execute.contains(&format!("--api {api}/ --token env:ADMIN")), "{execute}");
+    let executed = run_tallyline(&execute.split(' ').collect::<Vec<_>>(), &SECRETS).await;
+    assert!(executed.stdout.contains("5 records read again: 0 new, 5 duplicates"), "{executed:?}");
+    let again = run_tallyline(&execute.split(' ').collect::<Vec<_>>(), &SECRETS).await;
+    assert!(again.status.code() == Some(4) && again.stderr.contains("plan again"), "{again:?}");
+    let rebuilt = over(&api, "rebuild plan metrics", "--token env:ADMIN").await;
+    assert!(rebuilt.status.success() && rebuilt.stdout.contains("what is shown is what the ledger says"), "{rebuilt:?}");
     let [over_http, direct] = [over(&api, "acts", "--token env:READ").await, site.command("acts").await].map(|ended| ended.stdout);
     assert_eq!(over_http, direct);
-    assert_eq!(direct.lines().filter(|line| line.contains("the-admin")).count(), 2, "{direct}");
+    assert_eq!(direct.lines().filter(|line| line.contains("the-admin")).count(), 3, "{direct}");
     running.ends_in_order().await;
 }
 

@@ -38,7 +38,7 @@ async fn audit(coderd: &Coderd, site: &Site) -> AuditReport {
 /// What the audit says: whether all balances, and (kind, id) of differences, open work and remarks.
 fn told(report: &AuditReport) -> (bool, Vec<(&str, &str)>) {
     let rows = report.joints.iter().flat_map(|joint| joint.differences.iter().chain(&joint.open).chain(&joint.remarks));
-    (report.balanced, rows.map(|row| (row.kind, row.id.as_str())).collect())
+    (report.balanced, rows.map(|row| (&*row.kind, row.id.as_str())).collect())
 }
 
 #[tokio::test]

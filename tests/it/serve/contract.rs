@@ -230,6 +230,9 @@ async fn answers_are_what_the_document_says() {
     assert_eq!(contract.get(&format!("/api/v2/entitlements?source={OTHER_DEPLOYMENT}")).await.0, 404);
     operators::pauses(&mut contract).await;
     operators::rejects(&mut contract, &site).await;
+    operators::proof_and_audit(&mut contract).await;
+    operators::replay(&mut contract).await;
+    operators::rebuild(&mut contract).await;
     // nothing is passed over that is too much, too little or of another kind
     let (_, mut status) = contract.get("/api/v1/status").await;
     let schema = json!({ "$ref": "#/components/schemas/Status" });

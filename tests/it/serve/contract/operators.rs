@@ -8,7 +8,7 @@ use tallyline::ledger::Chain;
 use tallyline::log::Record;
 
 use super::{Contract, Site};
-use crate::support::ledger::{DEPLOYMENT, noon, partition, usage};
+use crate::support::ledger::{DEPLOYMENT, build, noon, partition, usage};
 
 /// Pauses consuming and goes on with it.
 pub async fn pauses(contract: &mut Contract) {
@@ -78,4 +78,62 @@ pub async fn rejects(contract: &mut Contract, site: &Site) {
     let admit = "/api/v1/rejects/admit";
     let (status, admitted) = contract.change(Method::POST, admit, admit, None).await;
     assert_eq!((status, admitted), (200, json!({ "records": 0, "refused": 0, "left": 0 })));
+}
+
+/// The life of the one build, and the books.
+pub async fn proof_and_audit(contract: &mut Contract) {
+    let template = "/api/v1/events/{event_id}/proof";
+    let event_id = build(DEPLOYMENT, 1).id();
+    let path = format!("/api/v1/events/{}/proof", event_id.replace(':', "%3A"));
+    let as_admin = Some(super::Scope::Admin);
+    let (status, proof) = contract.ask(Method::GET, template, &path, as_admin, None).await;
+    assert_eq!((status, &proof["event_id"]), (200, &json!(event_id)), "{proof}");
+    for (path, status) in [("/api/v1/events/nobody%2Fknows%20it/proof", 404), ("/api/v1/events/prebuild_claimed%3Ax/proof", 400)] {
+        assert_eq!(contract.ask(Method::GET, template, path, as_admin, None).await.0, status, "{path}");
+    }
+    assert_eq!(contract.get("/api/v1/audit").await, (200, json!({ "findings": [] })));
+    let request = json!({ "patience_seconds": 0, "deep": true });
+    let (status, report) = contract.change(Method::POST, "/api/v1/audit", "/api/v1/audit", Some(request)).await;
+    let names: Vec<&str> = report["joints"].as_array().unwrap().iter().map(|joint| joint["name"].as_str().unwrap()).collect();
+    assert_eq!(status, 200, "{report}");
+    assert_eq!(names[..3], ["source and ledger", "log and ledger", "ledger and vendor"], "{report}");
+}
+
+/// Everything once more: planned, executed to its end, and not a second time. Nobody reads the log here, so that the record which went through it
+/// again is new.
+pub async fn replay(contract: &mut Contract) {
+    let (plans, plan, execute) = ("/api/v1/replays", "/api/v1/plans/{hash}", "/api/v1/plans/{hash}/execute");
+    let (status, planned) = contract.change(Method::POST, plans, plans, Some(json!({ "from": "earliest" }))).await;
+    assert_eq!(status, 200, "{planned}");
+    let (status, wrong) = contract.change(Method::POST, plans, plans, Some(json!({ "from": "yesterday" }))).await;
+    assert_eq!((status, wrong["field"].as_str()), (400, Some("from")), "{wrong}");
+    let path = format!("/api/v1/plans/{}", planned["hash"].as_str().unwrap());
+    let as_admin = Some(super::Scope::Admin);
+    assert_eq!(contract.ask(Method::GET, plan, &path, as_admin, None).await.1["state"], "planned");
+    let at = format!("{path}/execute");
+    let (status, mut standing) = contract.change(Method::POST, execute, &at, Some(json!({ "reason": "to be sure" }))).await;
+    assert_eq!(status, 202, "{standing}");
+    let begun = std::time::Instant::now();
+    while standing["state"] == "running" {
+        assert!(begun.elapsed() < super::SOON, "{standing}");
+        standing = contract.ask(Method::GET, plan, &path, as_admin, None).await.1;
+    }
+    assert_eq!((&standing["state"], &standing["replayed"]["accepted"]), (&json!("finished"), &json!(1)), "{standing}");
+    assert_eq!(contract.change(Method::POST, execute, &at, None).await.0, 409);
+    assert_eq!(contract.change(Method::POST, execute, "/api/v1/plans/0/execute", None).await.0, 404);
+    let (_, acts) = contract.get("/api/v1/acts?act=replay").await;
+    assert_eq!((&acts["acts"][0]["actor"], &acts["acts"][0]["reason"]), (&json!("the-admin"), &json!("to be sure")), "{acts}");
+}
+
+/// From zero, with nothing that differs.
+pub async fn rebuild(contract: &mut Contract) {
+    let (plans, execute) = ("/api/v1/rebuilds", "/api/v1/rebuilds/execute");
+    let (status, plan) = contract.change(Method::POST, plans, plans, Some(json!({ "stage": "metrics" }))).await;
+    assert_eq!((status, &plan["differs"]), (200, &json!(false)), "{plan}");
+    let (status, rehearsed) = contract.change(Method::POST, plans, plans, Some(json!({ "stage": "licenses", "rules": "2026-02" }))).await;
+    assert_eq!(status, 200, "{rehearsed}");
+    let with = |hash: &serde_json::Value| json!({ "rebuild": { "stage": "metrics" }, "hash": hash, "reason": "to be sure" });
+    assert_eq!(contract.change(Method::POST, execute, execute, Some(with(&json!("0")))).await.0, 409);
+    let (status, done) = contract.change(Method::POST, execute, execute, Some(with(&plan["hash"]))).await;
+    assert_eq!(status, 200, "{done}");
 }

@@ -1,0 +1,79 @@
+//! Auditing when it is asked for, and what the audit that runs by itself found last.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use super::{Desk, OperationError};
+use crate::audit::{Audit, AuditReport};
+use crate::coderd::Database;
+use crate::ledger::Finding;
+
+/// How to audit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RunAudit {
+    /// How long to wait for a collector pass that began after a difference was seen, in seconds; 60 where it is not given.
+    pub patience_seconds: Option<u32>,
+    /// Also read again what the log still holds, and name each row that was changed, removed or added by hand.
+    pub deep: bool,
+}
+
+/// What the audit that runs by itself found last.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct AuditFindings {
+    /// By joint; empty before the first.
+    pub findings: Vec<Finding>,
+}
+
+impl Desk {
+    /// What the audit that runs by itself found last.
+    ///
+    /// # Errors
+    /// The ledger's.
+    pub async fn audit_findings(&self) -> Result<AuditFindings, OperationError> {
+        Ok(AuditFindings { findings: self.ledger.in_time(self.ledger.findings()).await? })
+    }
+
+    /// Audits now. Nothing is written.
+    ///
+    /// # Errors
+    /// A side that cannot be read: then nothing is said about the books.
+    pub async fn audit(&self, request: &RunAudit) -> Result<AuditReport, OperationError> {
+        let patience = Duration::from_secs(request.patience_seconds.unwrap_or(60).into());
+        let source = match &self.coderd {
+            Some(database) => Some((database.clone(), self.deployment_told_by(database).await?)),
+            None => None,
+        };
+        let audit = Audit { ledger: self.ledger.clone(), log: self.log.clone(), source, patience };
+        let report = audit.run().await.map_err(unread)?;
+        if !request.deep {
+            return Ok(report);
+        }
+        let ranges = audit.rereadable().await.map_err(unread)?;
+        Ok(report.with(audit.deep(&ranges, |_| {}).await.map_err(unread)?))
+    }
+
+    /// The configured deployment, or the one that coderd tells.
+    async fn deployment_told_by(&self, database: &Database) -> Result<Uuid, OperationError> {
+        if let Some(deployment) = self.deployment {
+            return Ok(deployment);
+        }
+        let asked = async {
+            let mut reader = database.connect().await?;
+            let deployment = reader.deployment_id().await;
+            reader.close().await;
+            deployment
+        };
+        asked.await.map_err(|error| OperationError::Coderd(error.to_string()))
+    }
+}
+
+fn unread(error: impl Into<anyhow::Error>) -> OperationError {
+    match error.into().downcast::<sqlx::Error>() {
+        Ok(ledger) => OperationError::Ledger(ledger),
+        Err(other) => OperationError::Internal(other),
+    }
+}
