@@ -61,6 +61,7 @@ pub(super) async fn readyz(State(serving): State<Arc<Serving>>) -> (StatusCode, 
         in_time(holder(&serving))
     );
     let mut checks = BTreeMap::from([("ledger", ledger), ("log", log), ("projections", projections), ("metrics_lease", holder)]);
+    checks.extend(recovery(&serving).await.map(|check| ("recovery", check)));
     checks.extend(coderd.map(|check| ("coderd", check)));
     checks.extend(publisher(&serving).map(|check| ("publisher", check)));
     checks.extend(partitions(&serving).map(|check| ("partitions", check)));
@@ -127,6 +128,12 @@ async fn projections(serving: &Serving) -> Check {
     } else {
         Check::missing(format!("{why}: the ledger's end was not reached for {} seconds", FRESH.as_secs()))
     }
+}
+
+/// Only while a ledger that was restored from a backup catches up.
+async fn recovery(serving: &Serving) -> Option<Check> {
+    let asked = tokio::time::timeout(ANSWER, serving.api.ledger.recovering()).await;
+    asked.ok()?.ok()?.map(Check::missing)
 }
 
 /// Also whether the vendor can be reached.

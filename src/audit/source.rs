@@ -25,6 +25,9 @@ const NOTHING: BuildDigests = [None, None];
 /// What the ids of their events begin with.
 const EVENTS: [&str; 2] = ["workspace_build_completed", "prebuild_claimed"];
 
+/// What is known of an event since `tallyline recover`.
+const LOST: &str = "coderd lost it when its database was restored to an earlier time";
+
 /// Ids that differ, by table.
 #[derive(Default)]
 struct Suspects {
@@ -199,6 +202,7 @@ impl<'a> Sides<'a> {
             let here = self.ledger_digests(ids).await?;
             let there = self.source_digests(ids).await?;
             let parentless = self.parentless(ids).await?;
+            let lost = self.ledger.lost_ids(self.source.id, &names).await?;
             for id in ids {
                 for (at, event) in EVENTS.iter().enumerate() {
                     let name = format!("{event}:{id}");
@@ -215,6 +219,7 @@ impl<'a> Sides<'a> {
                             joint.differences.push(difference("rejected", &name, "the ledger has it among its rejects"));
                         }
                         (None, Some(_)) => joint.differences.push(difference("missing", &name, "coderd has it, the ledger does not")),
+                        (Some(_), None) if lost.contains(&name) => joint.remarks.push(remark("source_gone", &name, LOST)),
                         (Some(_), None) if parentless.contains(id) => {
                             let detail = "coderd has removed its workspace or template version, and it with them";
                             joint.remarks.push(remark("source_gone", &name, detail));
@@ -245,6 +250,7 @@ impl<'a> Sides<'a> {
             let refused = self.ledger.refused_ids(self.source.deployment_id, ids).await?;
             let here: BTreeMap<String, Digest> = self.ledger.known_usage(self.source.id, ids).await?.into_iter().collect();
             let there = self.source_usage_digests(ids).await?;
+            let lost = self.ledger.lost_ids(self.source.id, ids).await?;
             for id in ids {
                 match (here.get(id), there.get(id)) {
                     (Some(here), Some(Ok(there))) if here == there => {}
@@ -257,6 +263,7 @@ impl<'a> Sides<'a> {
                         joint.differences.push(difference("rejected", id, "the ledger has it among its rejects"));
                     }
                     (None, Some(_)) => joint.differences.push(difference("missing", id, "coderd has it, the ledger does not")),
+                    (Some(_), None) if lost.contains(id) => joint.remarks.push(remark("source_gone", id, LOST)),
                     // usage_events has no deletion: a row that is not there never was
                     (Some(_), None) => joint.differences.push(difference("not_in_source", id, "coderd does not have it, the ledger does")),
                     (None, None) => {}

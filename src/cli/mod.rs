@@ -2,6 +2,7 @@
 //!
 //! Each command has a file of its own. It gets its arguments and a [`Context`], and ends with an [`Exit`].
 
+mod actor;
 pub mod audit;
 mod check;
 pub mod connect;
@@ -15,6 +16,7 @@ mod output;
 mod pipeline;
 mod progress;
 mod ranges;
+mod recover;
 mod replay;
 pub mod roles;
 pub mod run;
@@ -89,6 +91,9 @@ pub enum Command {
     /// Write files for finance
     #[command(subcommand)]
     Export(export::Export),
+    /// Bring everything back after a loss: of the log, of the ledger, or of coderd's database
+    #[command(subcommand)]
+    Recover(recover::Recover),
     /// Read a range of the log again: what is missing is added, what is there changes nothing
     #[command(subcommand)]
     Replay(replay::Replay),
@@ -132,6 +137,7 @@ pub async fn run(command: Command, context: Context) -> Result<Exit, Failure> {
         Command::Demo(arguments) => demo::run(arguments, context).await,
         Command::CoderdSim(options) => simulators::coderd(options, context).await,
         Command::TallymanSim(options) => simulators::tallyman(options, context).await,
+        Command::Recover(recover) => recover::run(recover, context).await,
         Command::Replay(replay) => replay::run(replay, context).await,
         // these leave nothing half done wherever they are dropped
         Command::Check(arguments) => until_stopped(&context.stop, check::run(arguments, &context)).await,

@@ -87,5 +87,6 @@ fn table(answer: &Answer) -> String {
         columns(["LEASE", "HELD BY", "EPOCH", "UNTIL"], leases),
     ];
     let head = format!("ledger {} at sequence {}, {}\n", status.ledger_incarnation, status.ledger_sequence, time(*at));
+    let head = status.recovering.iter().fold(head, |head, recovering| format!("{head}{recovering}\n"));
     tables.into_iter().filter(|table| !table.is_empty()).fold(head, |text, table| format!("{text}\n{table}"))
 }

@@ -12,7 +12,7 @@ mod worker;
 pub use arrival::read;
 pub use replay::{Plan, PlannedPartition, Replay, ReplayError};
 pub use telemetry::ConsumerTelemetry;
-pub use verify::PositionFault;
+pub use verify::{PositionFault, Problem as PositionProblem, position as check_position};
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::event::TopicPartition;
-use crate::ledger::{Claim, Ledger};
+use crate::ledger::{Claim, Ledger, Lives};
 use crate::log::{Batch, Consumer as Membership, Delivery, Log, LogError};
 use crate::waiting::Waits;
 use worker::Worker;
@@ -33,6 +33,9 @@ pub const GROUP: &str = "tallyline";
 
 /// A batch in hand at SIGTERM is finished within this, or dropped: then it is read again by whoever comes next.
 pub const GRACE: Duration = Duration::from_secs(10);
+
+/// How often a consumer looks whether something was recovered: then it joins again, and also what it had stopped is read.
+const LOOK_FOR_RECOVERY: Duration = Duration::from_secs(2);
 
 /// How often the group is told how far the partitions are recorded.
 const MARK: Duration = Duration::from_secs(1);
@@ -75,13 +78,17 @@ impl Consumer {
 
     /// One membership of the group, from joining to leaving.
     async fn consume(&self, stop: &CancellationToken, waits: &mut Waits) -> anyhow::Result<()> {
+        let lives = self.ledger.in_time(self.ledger.lives()).await?;
         let membership = self.log.join(&self.group, stop.clone()).await?;
+        membership.sign(lives.mark());
         let mut ours = Ours { membership, workers: HashMap::new(), starts: HashMap::new(), started: JoinSet::new() };
         let faulty = CancellationToken::new();
         let mut tick = tokio::time::interval(MARK);
+        let mut recovered = std::pin::pin!(self.recovered(lives));
         let outcome = loop {
             tokio::select! {
                 () = stop.cancelled() => break Ok(()),
+                () = &mut recovered => break Err(anyhow::anyhow!("the ledger or the log was recovered")),
                 () = faulty.cancelled() => break Err(anyhow::anyhow!("a partition's position has moved back")),
                 Some(started) = ours.started.join_next() => {
                     if let Ok(claim) = started {
@@ -108,6 +115,17 @@ impl Consumer {
         outcome
     }
 
+    /// Answers once the ledger is another incarnation, or a partition's life was ended.
+    async fn recovered(&self, lives: Lives) {
+        loop {
+            tokio::time::sleep(LOOK_FOR_RECOVERY).await;
+            // one that does not answer is met by the workers
+            if self.ledger.in_time(self.ledger.lives()).await.is_ok_and(|now| now != lives) {
+                return;
+            }
+        }
+    }
+
     /// Claims the partition in the ledger and checks that the log still is the one that its position speaks of. What may pass is waited for: one
     /// partition that has no leader holds up no other.
     async fn start(self, partition: TopicPartition) -> Claim {
@@ -118,7 +136,7 @@ impl Consumer {
                     Ok(()) => return claim,
                     Err(verify::Problem::Fault(fault)) => {
                         self.stop_partition(partition, &fault.to_string());
-                        // only a new assignment looks again
+                        // only a new assignment looks again, as comes with a recovery
                         std::future::pending().await
                     }
                     Err(verify::Problem::Log(error)) => error.to_string(),

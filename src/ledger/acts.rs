@@ -4,6 +4,9 @@ use sqlx::PgConnection;
 
 use super::Ledger;
 
+/// Who did what this program does by itself.
+pub const OURSELVES: &str = concat!("tallyline ", env!("CARGO_PKG_VERSION"));
+
 /// An act to be written down.
 #[derive(Clone, Debug)]
 pub struct NewAct<'a> {

@@ -6,6 +6,7 @@
 
 mod desk;
 mod error;
+pub mod recover;
 
 pub use desk::{Actor, Desk};
 pub use error::OperationError;

@@ -19,6 +19,8 @@ pub enum Condition {
     NotIntroduced,
     /// None of coderd's licenses allows publishing: nothing is published, as coderd itself would not. Healthy.
     NoLicense,
+    /// Nothing is published for now, and why; it goes on by itself. Not healthy: usage waits.
+    Held(String),
     /// The last cycle failed; it is tried again.
     Failing(String),
     /// Nothing is sent any more until the process is started again.
@@ -29,7 +31,7 @@ impl Condition {
     /// Whether nobody has to look.
     #[must_use]
     pub fn is_healthy(&self) -> bool {
-        !matches!(self, Condition::Failing(_) | Condition::Stopped(_))
+        !matches!(self, Condition::Held(_) | Condition::Failing(_) | Condition::Stopped(_))
     }
 }
 
@@ -41,6 +43,7 @@ impl fmt::Display for Condition {
             Condition::NoDatabase => f.write_str("nothing is published: no database of coderd is configured for this source"),
             Condition::NotIntroduced => f.write_str("nothing is published: no event of this source has come yet"),
             Condition::NoLicense => f.write_str("nothing is published: no license in coderd allows it"),
+            Condition::Held(why) => write!(f, "held: {why}"),
             Condition::Failing(why) => write!(f, "failing: {why}"),
             Condition::Stopped(why) => write!(f, "stopped: {why}"),
         }
@@ -73,7 +76,7 @@ impl Shown {
         }
         let source = self.source;
         match &condition {
-            Condition::Failing(_) => warn!(%source, %condition, "publisher"),
+            Condition::Held(_) | Condition::Failing(_) => warn!(%source, %condition, "publisher"),
             Condition::Stopped(_) => error!(%source, %condition, "publisher"),
             _ => info!(%source, %condition, "publisher"),
         }

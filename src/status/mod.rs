@@ -7,7 +7,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use crate::event::{Topic, TopicPartition};
-use crate::ledger::{BatchCount, Contents, EventCount, LeaseRow, Ledger, PositionRow, PublicationCount, RefusedCount, SourceRow};
+use crate::ledger::{BatchCount, Contents, EventCount, LeaseRow, Ledger, PositionRow, PublicationCount, Recovering, RefusedCount, SourceRow};
 use crate::log::{Log, LogError};
 
 /// Counted when asked: each event table's index is read once.
@@ -17,6 +17,8 @@ pub struct Status {
     pub ledger_incarnation: Uuid,
     /// Its last sequence.
     pub ledger_sequence: i64,
+    /// The ledger was restored from a backup and has not caught up yet: domain series are withheld, publishing is held.
+    pub recovering: Option<Recovering>,
     /// Why the log's ends are not known, if so.
     pub log_problem: Option<String>,
     /// Each partition's position beside the log's ends.
@@ -89,6 +91,7 @@ pub async fn read(ledger: &Ledger, log: &Log, log_deadline: Duration) -> Result<
     Ok(Status {
         ledger_incarnation: incarnation,
         ledger_sequence: sequence,
+        recovering: ledger.recovering().await?,
         log_problem,
         partitions: partitions(positions, &ends),
         batches,

@@ -19,6 +19,7 @@ use tracing::{error, info};
 use super::{Exit, Failure};
 use crate::config::{PublishMode, Role};
 use crate::consumer::{Consumer, ConsumerTelemetry, GRACE};
+use crate::operations::recover::Lookout;
 use crate::publisher;
 
 /// Where this process listens, once it does.
@@ -29,6 +30,9 @@ pub struct Listening {
     /// `/metrics`.
     pub metrics: SocketAddr,
 }
+
+/// Set once this process has looked whether the ledger was restored from a backup.
+type Looked = Arc<OnceLock<()>>;
 
 /// How this process's publisher stands, from when it begins.
 type Publishing = Arc<OnceLock<publisher::Shown>>;
@@ -48,12 +52,18 @@ pub async fn run(site: Site, stop: &CancellationToken, listening: impl FnOnce(Li
     let mut roles: JoinSet<Result<(), Failure>> = JoinSet::new();
     let telemetry = ConsumerTelemetry::register(&registry).map_err(|error| Failure::new(Exit::Internal, error))?;
     let consumer = Consumer::new(site.log.log.clone(), site.ledger.ledger.clone(), &site.pipeline.log.group, telemetry);
-    let (publishing, grace) = (Publishing::default(), grace(&site));
+    let (publishing, looked, grace) = (Publishing::default(), Looked::default(), grace(&site));
     if site.has(Role::Serve) {
-        let server = serve::bind(&site, &registry, &consumer, &publishing).await?;
+        let server = serve::bind(&site, &registry, &consumer, &publishing, &looked).await?;
         listening(server.listening()?);
         roles.spawn(server.run(stop.clone()));
     }
+    let lookout = Lookout::new(site.desk()?, &site.pipeline.log.group, looked);
+    let hears = stop.clone();
+    roles.spawn(async move {
+        lookout.keep(&hears).await;
+        Ok(())
+    });
     roles.spawn(work(site, registry, consumer, publishing, stop.clone()));
     end(roles, stop, grace).await?;
     info!("stopped");

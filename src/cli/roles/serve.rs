@@ -3,7 +3,7 @@
 use prometheus::Registry;
 use tokio_util::sync::CancellationToken;
 
-use super::{Listening, Publishing, Site};
+use super::{Listening, Looked, Publishing, Site};
 use crate::api::{Addresses, Api, ServeSettings, Server, Token};
 use crate::cli::{Exit, Failure, connect};
 use crate::config::Role;
@@ -19,7 +19,13 @@ pub(super) struct Bound {
 }
 
 /// Binds the listeners, so that health is answered from the first moment on.
-pub(super) async fn bind(site: &Site, registry: &Registry, consumer: &Consumer, publishing: &Publishing) -> Result<Bound, Failure> {
+pub(super) async fn bind(
+    site: &Site,
+    registry: &Registry,
+    consumer: &Consumer,
+    publishing: &Publishing,
+    looked: &Looked,
+) -> Result<Bound, Failure> {
     let settings = settings(site).await?;
     let metrics = Projection::new(site.ledger.ledger.clone(), ProjectionSettings::default());
     let licenses = Projection::new(site.ledger.ledger.clone(), ProjectionSettings::default());
@@ -33,6 +39,7 @@ pub(super) async fn bind(site: &Site, registry: &Registry, consumer: &Consumer, 
         registry: registry.clone(),
         stopped_partitions: None,
         coderd: site.coderd.clone().filter(|_| site.has(Role::Collect)),
+        looked: looked.clone(),
         publisher: site.has(Role::Publish).then(|| publishing.clone()),
     };
     if site.has(Role::Consume) {

@@ -8,11 +8,12 @@ use tracing::{info, warn};
 use uuid::Uuid;
 
 use crate::cli::connect::{self, LedgerAt, LogAt};
-use crate::cli::{Exit, Failure};
+use crate::cli::{Exit, Failure, license_rules};
 use crate::clock::Clock;
 use crate::coderd::{CoderdError, Database};
 use crate::config::{Pipeline, Role};
 use crate::license::PublicKeys;
+use crate::operations::Desk;
 use crate::waiting::Waits;
 
 /// How long a statement of ours may run in coderd's database.
@@ -56,6 +57,21 @@ impl Site {
             keys.add(name, key).map_err(|error| Failure::of(Exit::Configuration, format!("license.public_keys: {error}")))?;
         }
         Ok(Site { pipeline: Arc::new(pipeline), ledger, log, coderd, keys, clock })
+    }
+
+    /// What operations work on. The deployment is the configured one: coderd is not asked.
+    ///
+    /// # Errors
+    /// Never for checked settings.
+    pub fn desk(&self) -> Result<Desk, Failure> {
+        Ok(Desk {
+            ledger: self.ledger.ledger.clone(),
+            log: self.log.log.clone(),
+            coderd: self.coderd.clone(),
+            deployment: self.pipeline.source.deployment_id,
+            keys: self.keys.clone(),
+            rules: license_rules(&self.pipeline)?,
+        })
     }
 
     /// Whether this process has the role.

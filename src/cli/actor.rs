@@ -1,0 +1,44 @@
+//! Who asks for a change, and why.
+
+use std::os::unix::fs::MetadataExt as _;
+
+use crate::operations::Actor;
+
+/// Who asks for a change, and why: both go into the audit trail.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct ActorArguments {
+    /// Who asks for it, for the audit trail; without it, your login name
+    #[arg(long = "as", value_name = "NAME")]
+    name: Option<String>,
+    /// Why, for the audit trail
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    reason: String,
+}
+
+impl ActorArguments {
+    /// The actor that they name.
+    #[must_use]
+    pub fn actor(&self) -> Actor {
+        let login = || ["USER", "LOGNAME"].iter().find_map(|name| std::env::var(name).ok().filter(|login| !login.trim().is_empty()));
+        let name = self.name.clone().filter(|name| !name.trim().is_empty()).or_else(login).unwrap_or_else(user_id);
+        Actor { name, reason: self.reason.clone() }
+    }
+}
+
+/// For a user without a name, as in a container.
+fn user_id() -> String {
+    std::fs::metadata("/proc/self").map_or_else(|_| "unknown".to_owned(), |process| format!("uid {}", process.uid()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_actor_always_has_a_name() {
+        let named = |name: Option<&str>| ActorArguments { name: name.map(str::to_owned), reason: String::new() }.actor().name;
+        assert_eq!(named(Some("sre-1")), "sre-1");
+        assert!(!named(None).is_empty() && !named(Some(" ")).trim().is_empty());
+        assert!(user_id().starts_with("uid "));
+    }
+}
