@@ -14,6 +14,7 @@ mod oracle;
 mod passes;
 mod projection;
 mod publisher;
+mod recover;
 mod serve;
 mod smoke;
 mod support;

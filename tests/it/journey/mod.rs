@@ -5,10 +5,10 @@
 
 mod bad_input;
 mod books;
-mod expected;
+pub mod expected;
 mod exposition;
-mod site;
-mod story;
+pub mod site;
+pub mod story;
 mod watch;
 
 use std::time::Instant;

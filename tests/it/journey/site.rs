@@ -22,6 +22,8 @@ pub struct Site {
     pub database: Database,
     pub ledger: Ledger,
     pub log: Log,
+    /// What stands before each topic's name in Kafka.
+    pub prefix: Option<String>,
     folder: TempDir,
 }
 
@@ -30,10 +32,12 @@ impl Site {
     pub async fn new(backend: Backend, more: &str) -> Site {
         let database = support::database().await;
         let ledger = Ledger::open(&LedgerSettings { url: database.url.clone(), connections: 4 }, Clock::system()).expect("a ledger");
+        let mut prefix = None;
         let (log, lines) = match backend {
             Backend::Postgres => (Log::postgres(ledger.pool.clone(), PostgresLogSettings::default()), String::new()),
             Backend::Kafka => {
                 let kafka = support::kafka();
+                prefix = Some(kafka.prefix.clone());
                 let settings = KafkaSettings { topic_prefix: kafka.prefix.clone(), ..KafkaSettings::new(&kafka.brokers) };
                 let lines = format!(
                     "log.kind = 'kafka'\nkafka.brokers = '{}'\nkafka.topic_prefix = '{}'\nkafka.properties.'session.timeout.ms' = '6000'\n",
@@ -45,7 +49,7 @@ impl Site {
         let folder = TempDir::new().expect("a folder");
         let text = format!("{more}ledger.url = '{}'\nledger.connections = 8\nlog.partitions = 6\n{lines}", database.url);
         std::fs::write(folder.path().join("pipeline.toml"), text).expect("write the pipeline");
-        let site = Site { database, ledger, log, folder };
+        let site = Site { database, ledger, log, prefix, folder };
         let migrated = site.command(&["migrate"]).await;
         assert!(migrated.status.success(), "{migrated:?}");
         site

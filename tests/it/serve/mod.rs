@@ -7,6 +7,7 @@ mod prometheus;
 mod readiness;
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use reqwest::StatusCode;
@@ -70,6 +71,7 @@ impl Site {
             produced: 0,
             late: 0,
             offsets,
+            previous: None,
         };
         self.ledger.record_pass(&self.lease(source).await, &pass).await.unwrap();
     }
@@ -96,6 +98,7 @@ impl Site {
             registry,
             stopped_partitions: None,
             coderd: None,
+            looked: Arc::new(OnceLock::from(())),
             publisher: None,
             addresses,
         }
