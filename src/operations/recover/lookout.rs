@@ -20,6 +20,8 @@ use crate::log::{LogError, Mark};
 const LOOK: Duration = Duration::from_secs(1);
 /// Publications settled in one transaction.
 const SETTLED_AT_ONCE: usize = 500;
+/// So many looks in a row fail before it is told.
+const TOLD_AFTER: u32 = 10;
 /// How long a starting process waits for the log's word before it shows what the ledger says.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -45,16 +47,18 @@ impl Lookout {
 
     /// Looks until `stop`.
     pub async fn keep(mut self, stop: &CancellationToken) {
-        let mut said = String::new();
+        let mut failures = 0;
         loop {
             match stop.run_until_cancelled(self.look()).await {
                 None => return,
-                Some(Ok(())) => said.clear(),
-                Some(Err(error)) if error.to_string() != said => {
-                    said = error.to_string();
-                    warn!(error = said, "whether the ledger was restored is not known, or it does not catch up");
+                Some(Ok(())) => failures = 0,
+                Some(Err(error)) => {
+                    failures += 1;
+                    // what is away is told by whoever works with it; a new group's coordinator takes a moment
+                    if failures == TOLD_AFTER {
+                        warn!(%error, "whether the ledger was restored is not known, or it does not catch up");
+                    }
                 }
-                Some(Err(_)) => {}
             }
             if stop.run_until_cancelled(tokio::time::sleep(LOOK)).await.is_none() {
                 return;

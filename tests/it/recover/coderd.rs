@@ -11,7 +11,7 @@ use crate::support::eventually;
 async fn what_coderd_lost_stays_counted_and_is_published_once_an_operator_has_said_so() {
     let mut world = World::begin(Backend::Postgres).await;
     let folder = TempDir::new().unwrap();
-    let mut collect = world.site.start("collect", &[]);
+    let mut collect = world.collect();
     let mut consume = world.site.start("consume", &[]);
     let mut publish = world.site.start("publish", &[]);
     world.all_is_in().await;

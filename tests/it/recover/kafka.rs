@@ -45,7 +45,7 @@ async fn unread(world: &World) -> i64 {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_topic_that_was_lost_unread_is_created_again_and_comes_again_from_coderd() {
     let mut world = World::begin(Backend::Kafka).await;
-    let mut collect = world.site.start("collect", &[]);
+    let mut collect = world.collect();
     let mut consume = world.site.start("consume", &[]);
     world.all_is_in().await;
     let before = world.site.ledger.completeness(world.source_id().await).await.unwrap();
@@ -110,7 +110,7 @@ async fn a_postgres_log_emptied_and_grown_beyond_the_old_is_begun_anew_by_those_
 }
 
 async fn made_anew_and_grown(mut world: World, make_anew: impl AsyncFn(&World)) {
-    let mut collect = world.site.start("collect", &[]);
+    let mut collect = world.collect();
     let mut consume = world.site.start("consume", &[]);
     world.all_is_in().await;
     let before = world.site.ledger.completeness(world.source_id().await).await.unwrap();

@@ -8,7 +8,7 @@ use tallyline::clock::Clock;
 use tallyline::sim::coderd::{Config, SchemaVersion, Simulation};
 use tallyline::sim::tallyman::Tallyman;
 
-use crate::journey::site::{Backend, Serve, Site};
+use crate::journey::site::{Backend, Site};
 use crate::journey::story::{instant, pipeline, vendor};
 use crate::support::process::{Ended, Process};
 use crate::support::{self, Database, eventually};
@@ -36,6 +36,13 @@ impl World {
         let tallyman = vendor(&simulation).await;
         let site = Site::new(backend, &pipeline(&coderd, &simulation, &tallyman, start)).await;
         World { site, coderd, simulation, tallyman }
+    }
+
+    /// A collector that lives at the end of the first half, so that it looks for what came since then.
+    pub fn collect(&self) -> Process {
+        let lives_at = self.at(0.5) - TimeDelta::minutes(10);
+        let offset = (lives_at - Clock::system().now()).num_seconds().to_string();
+        self.site.start("collect", &["--clock-offset", &offset])
     }
 
     pub fn at(&self, part: f64) -> DateTime<Utc> {
@@ -116,13 +123,6 @@ impl World {
     pub async fn acts(&self) -> Vec<(String, String, String)> {
         let query = "select actor, subject, reason from operator_act where act = 'recover' order by id";
         sqlx::query_as(query).fetch_all(&self.site.database.pool).await.unwrap()
-    }
-
-    /// What the check of a serving process says, if it is not well.
-    pub async fn complaint(serve: &Serve, check: &str) -> Option<String> {
-        let answer: Json = reqwest::get(format!("{}/readyz", serve.api)).await.ok()?.json().await.ok()?;
-        let check = &answer["checks"][check];
-        (check["ok"] == false).then(|| check["why"].as_str().unwrap_or_default().to_owned())
     }
 }
 
