@@ -4,6 +4,8 @@
 create table ledger (
     singleton boolean primary key default true constraint ledger_is_one_row check (singleton),
     incarnation uuid not null default gen_random_uuid(),
+    -- which server, timeline and database it was last seen in: one that is found in another was restored, copied or failed over
+    place text,
     next_sequence bigint not null default 1
 );
 insert into ledger default values;

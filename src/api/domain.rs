@@ -102,7 +102,8 @@ pub(super) async fn families(serving: &Serving, asked: Option<Uuid>, within: Dur
         if !known.is_in(standing) {
             return Err(Withheld::Behind);
         }
-        let raise = serving.api.ledger.raise_shown_sequence(&lease, Head { incarnation: standing.incarnation, sequence: standing.sequence });
+        let raise =
+            serving.api.ledger.raise_shown_sequence(&lease, Head { incarnation: standing.incarnation, sequence: standing.sequence });
         let shown_sequence = timeout_at(deadline, raise).await.map_err(|_| Withheld::LedgerAway)?.map_err(|_| Withheld::LedgerAway)?;
         match raised(standing, shown_sequence) {
             Raised::Shown => {
@@ -199,7 +200,9 @@ mod tests {
     #[test]
     fn every_reason_is_listed() {
         let none = [NoSource::Unknown(Uuid::nil()), NoSource::NoneYet, NoSource::Several].map(Withheld::Source);
-        let all = [Withheld::NotHolder, Withheld::LedgerAway, Withheld::Behind, Withheld::Backfilling, Withheld::Recovering].into_iter().chain(none);
+        let all = [Withheld::NotHolder, Withheld::LedgerAway, Withheld::Behind, Withheld::Backfilling, Withheld::Recovering]
+            .into_iter()
+            .chain(none);
         assert_eq!(all.map(Withheld::reason).collect::<Vec<_>>(), Withheld::REASONS);
     }
 }

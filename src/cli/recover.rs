@@ -185,6 +185,7 @@ fn coderd(effect: &CoderdEffect) -> String {
         ("published here, no mark in coderd", effect.published_here_without_mark),
         ("published by coderd, mark gone: coderd sends them again", effect.published_by_coderd_without_mark),
     ];
-    text += &columns(["DEPLOYMENT", &effect.deployment_id.to_string()], numbers.map(|(what, number)| [what.to_owned(), number.to_string()]));
+    text +=
+        &columns(["DEPLOYMENT", &effect.deployment_id.to_string()], numbers.map(|(what, number)| [what.to_owned(), number.to_string()]));
     text + "Lost events stay counted, and what is pending of them may be sent although coderd has no row. coderd is read again as a whole.\n"
 }

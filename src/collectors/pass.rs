@@ -167,7 +167,9 @@ impl Collector {
             return Ok(false);
         }
         match self.log.read(position.partition, last.offset, 1).await {
-            Ok(found) if found.first().is_some_and(|record| record.offset == last.offset && fingerprint(&record.message) == last.fingerprint) => {
+            Ok(found)
+                if found.first().is_some_and(|record| record.offset == last.offset && fingerprint(&record.message) == last.fingerprint) =>
+            {
                 self.looked_at.insert(position.partition, Instant::now());
                 Ok(false)
             }

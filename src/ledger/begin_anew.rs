@@ -42,7 +42,8 @@ impl Ledger {
     /// The database's.
     pub async fn standings(&self) -> Result<Vec<Claim>, sqlx::Error> {
         use sqlx::Row as _;
-        let query = "select topic, partition, generation, epoch, next_offset, last_offset, last_record from position order by topic, partition";
+        let query =
+            "select topic, partition, generation, epoch, next_offset, last_offset, last_record from position order by topic, partition";
         let rows = sqlx::query(query).fetch_all(&self.pool).await?;
         let claim = |row: &sqlx::postgres::PgRow| {
             let topic = Topic::named(row.try_get("topic")?).ok_or_else(|| sqlx::Error::Protocol("unknown topic".into()))?;

@@ -7,11 +7,12 @@ use chrono::{DateTime, Utc};
 use sqlx::{FromRow, PgConnection, Row};
 use uuid::Uuid;
 
+use super::landmarks::actual_place;
 use super::{Landmark, Ledger, NewAct, OURSELVES, plans};
 use crate::event::TopicPartition;
 
 /// Why the ledger is taken to be a restored one. Looked at again before anything is changed, so that only the first who comes opens a recovery.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Restored {
     /// It had this batch and does not have it any more.
     Batch(Landmark),
@@ -24,6 +25,13 @@ pub enum Restored {
         /// What was read next.
         next_offset: i64,
     },
+    /// It was last seen in another place than where it is: it was restored, copied or failed over, and may have lost its newest batches.
+    Place {
+        /// The ledger's identity at that time.
+        incarnation: Uuid,
+        /// Server, timeline and database.
+        place: String,
+    },
     /// An operator says so of this incarnation.
     Said(Uuid),
 }
@@ -32,7 +40,7 @@ impl Restored {
     fn incarnation(&self) -> Uuid {
         match self {
             Restored::Batch(landmark) => landmark.incarnation,
-            Restored::Position { incarnation, .. } | Restored::Said(incarnation) => *incarnation,
+            Restored::Position { incarnation, .. } | Restored::Place { incarnation, .. } | Restored::Said(incarnation) => *incarnation,
         }
     }
 }
@@ -43,7 +51,12 @@ impl std::fmt::Display for Restored {
             Restored::Batch(Landmark { sequence, batch_id, recorded_at, .. }) => {
                 write!(f, "it had batch {batch_id} of {recorded_at} at sequence {sequence}, and has it no more")
             }
-            Restored::Position { partition, next_offset, .. } => write!(f, "it had read {partition} up to {next_offset}, and stands before it"),
+            Restored::Position { partition, next_offset, .. } => {
+                write!(f, "it had read {partition} up to {next_offset}, and stands before it")
+            }
+            Restored::Place { place, .. } => {
+                write!(f, "it was last seen in server, timeline and database {place}, and is in another: what it has lost is not known")
+            }
             Restored::Said(_) => f.write_str("an operator says so"),
         }
     }
@@ -112,7 +125,8 @@ impl Ledger {
         if !is_so(&mut tx, restored).await? {
             return Ok(false);
         }
-        sqlx::query("update ledger set incarnation = gen_random_uuid()").execute(&mut *tx).await?;
+        let another = concat!("update ledger set incarnation = gen_random_uuid(), place = ", actual_place!());
+        sqlx::query(another).execute(&mut *tx).await?;
         let now = self.clock.now();
         // A backup may have been taken while an earlier recovery was open: this one waits for more.
         sqlx::query("update recovery set closed_at = $1 where closed_at is null").bind(now).execute(&mut *tx).await?;
@@ -301,6 +315,10 @@ async fn is_so(tx: &mut PgConnection, restored: &Restored) -> Result<bool, sqlx:
             let query = "select not exists (select from batch where sequence = $1 and id = $2 and recorded_at = $3)";
             let query = sqlx::query_scalar(query).bind(landmark.sequence).bind(landmark.batch_id).bind(landmark.recorded_at);
             query.fetch_one(tx).await
+        }
+        Restored::Place { place, .. } => {
+            let query = concat!("select place = $1 and place <> ", actual_place!(), " from ledger");
+            sqlx::query_scalar(query).bind(place).fetch_one(tx).await
         }
         Restored::Position { partition, next_offset, .. } => {
             let query = "select exists (select from position where topic = $1 and partition = $2 and next_offset < $3)";

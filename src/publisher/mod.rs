@@ -170,7 +170,8 @@ impl Publisher {
         self.show_queue(source_id).await?;
         if let Some(recovering) = self.ledger.in_time(self.ledger.recovering()).await? {
             let since = recovering.opened_at.to_rfc3339_opts(SecondsFormat::Secs, true);
-            let why = format!("the ledger was restored from a backup (seen at {since}) and has not caught up: `tallyline status` says with what");
+            let why =
+                format!("the ledger was restored from a backup (seen at {since}) and has not caught up: `tallyline status` says with what");
             self.condition.set(Condition::Held(why));
             return Ok(Cycle::default());
         }

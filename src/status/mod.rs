@@ -7,7 +7,9 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use crate::event::{Topic, TopicPartition};
-use crate::ledger::{BatchCount, Contents, EventCount, LeaseRow, Ledger, PositionRow, PublicationCount, Recovering, RefusedCount, SourceRow};
+use crate::ledger::{
+    BatchCount, Contents, EventCount, LeaseRow, Ledger, PositionRow, PublicationCount, Recovering, RefusedCount, SourceRow,
+};
 use crate::log::{Log, LogError};
 
 /// Counted when asked: each event table's index is read once.

@@ -74,7 +74,11 @@ struct Comparison<'a> {
 }
 
 /// Compares all ids of the ledger with coderd's rows; answers the lost ones, too.
-pub(super) async fn foresee(desk: &Desk, progress: Progress<'_>, stop: &CancellationToken) -> Result<(CoderdEffect, Vec<String>), OperationError> {
+pub(super) async fn foresee(
+    desk: &Desk,
+    progress: Progress<'_>,
+    stop: &CancellationToken,
+) -> Result<(CoderdEffect, Vec<String>), OperationError> {
     let mut comparison = Comparison::open(desk).await?;
     let all = desk.ledger.source_events(comparison.source.id).await?;
     let total = u64::try_from(all).unwrap_or_default();
@@ -154,7 +158,8 @@ impl<'a> Comparison<'a> {
             .collect();
         let builds = self.ledger.known_builds(self.source.id, gone).await?;
         let claims = self.ledger.known_claims(self.source.id, gone).await?;
-        let kinds = [("workspace_build_completed", "workspace_build_completed_v1", builds), ("prebuild_claimed", "prebuild_claimed_v1", claims)];
+        let kinds =
+            [("workspace_build_completed", "workspace_build_completed_v1", builds), ("prebuild_claimed", "prebuild_claimed_v1", claims)];
         for (prefix, event_type, known) in kinds {
             let names: Vec<String> = known.keys().filter(|id| !orphans.contains(*id)).map(|id| format!("{prefix}:{id}")).collect();
             self.effect.removed_with_their_workspace += known.keys().filter(|id| orphans.contains(*id)).count() as i64;
@@ -224,11 +229,8 @@ impl<'a> Comparison<'a> {
             hash.update(id);
         }
         self.effect.ids_sha256 = hex::encode(hash.finalize());
-        self.effect.lost = self
-            .lost
-            .into_values()
-            .map(|(lost, units)| LostEvents { units: (units > 0).then(|| units.to_string()), ..lost })
-            .collect();
+        self.effect.lost =
+            self.lost.into_values().map(|(lost, units)| LostEvents { units: (units > 0).then(|| units.to_string()), ..lost }).collect();
         (self.effect, self.ids)
     }
 }

@@ -48,11 +48,8 @@ pub struct PartitionToBegin {
 
 impl KafkaEffect {
     pub(super) fn changes(&self) -> Value {
-        let partitions: Vec<Value> = self
-            .partitions
-            .iter()
-            .map(|one| json!([one.topic, one.partition, one.generation, one.position, one.problem]))
-            .collect();
+        let partitions: Vec<Value> =
+            self.partitions.iter().map(|one| json!([one.topic, one.partition, one.generation, one.position, one.problem])).collect();
         json!({ "create": self.topics_to_create, "partitions": self.partitions_to_create, "begin": partitions })
     }
 }
@@ -114,7 +111,9 @@ async fn begin(desk: &Desk, position: &Claim, problem: &str) -> Result<Partition
 
 pub(super) async fn execute(desk: &Desk, effect: &KafkaEffect, act: &NewAct<'_>, hash: &str) -> Result<bool, OperationError> {
     if effect.topics_to_create.is_empty() && effect.partitions.is_empty() {
-        return Err(OperationError::Forbidden("every topic is there and every position lies in it: there is nothing to recover".to_owned()));
+        return Err(OperationError::Forbidden(
+            "every topic is there and every position lies in it: there is nothing to recover".to_owned(),
+        ));
     }
     if !effect.topics_to_create.is_empty() {
         for drift in desk.log.create_topics(effect.partitions_to_create).await? {

@@ -78,9 +78,13 @@ impl Lookout {
         Ok(())
     }
 
-    /// Whether the ledger has the batch by which it is known; then one further on is remembered.
+    /// Whether the ledger is where it was, and has the batch by which it is known; then one further on is remembered.
     async fn recognise(&mut self) -> Result<(), OperationError> {
         let ledger = &self.desk.ledger;
+        if let Some((incarnation, place)) = ledger.in_time(ledger.place_before()).await? {
+            ledger.in_time(ledger.note_went_back(&Restored::Place { incarnation, place })).await?;
+            return Ok(());
+        }
         let (head, acquaintance) = ledger.in_time(ledger.head_seen_from(self.landmark.as_ref())).await?;
         if let (Acquaintance::WentBack, Some(landmark)) = (acquaintance, self.landmark) {
             ledger.in_time(ledger.note_went_back(&Restored::Batch(landmark))).await?;
@@ -110,7 +114,8 @@ impl Lookout {
         let lives = ledger.in_time(ledger.lives()).await?;
         let signature = lives.mark();
         let standings = ledger.in_time(ledger.standings()).await?;
-        let behind = |mark: &Mark| standings.iter().any(|stands| stands.partition == mark.partition && stands.next_offset < mark.next_offset);
+        let behind =
+            |mark: &Mark| standings.iter().any(|stands| stands.partition == mark.partition && stands.next_offset < mark.next_offset);
         let proof = marks.into_iter().find(|mark| mark.signature == signature && behind(mark));
         if let Some(Mark { partition, next_offset, .. }) = proof {
             let restored = Restored::Position { incarnation: lives.incarnation, partition, next_offset };

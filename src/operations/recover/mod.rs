@@ -90,8 +90,7 @@ impl Desk {
     ) -> Result<RecoverPlan, OperationError> {
         let (plan, _) = self.foresee_recovery(request, progress, stop).await?;
         let json = |error: serde_json::Error| OperationError::Internal(error.into());
-        let (asked, effect) =
-            (serde_json::to_value(request).map_err(json)?, serde_json::to_value(&plan.effect).map_err(json)?);
+        let (asked, effect) = (serde_json::to_value(request).map_err(json)?, serde_json::to_value(&plan.effect).map_err(json)?);
         self.ledger.keep_plan(&plan.hash, "recover", &asked, &effect).await?;
         Ok(plan)
     }
@@ -108,7 +107,11 @@ impl Desk {
         progress: Progress<'_>,
         stop: &CancellationToken,
     ) -> Result<RecoverPlan, OperationError> {
-        let unknown = || OperationError::NotFound(format!("no recovery was planned under {hash}: run `tallyline recover plan` and use the hash that it prints"));
+        let unknown = || {
+            OperationError::NotFound(format!(
+                "no recovery was planned under {hash}: run `tallyline recover plan` and use the hash that it prints"
+            ))
+        };
         let kept = self.ledger.kept_plan(hash, "recover").await?.ok_or_else(unknown)?;
         if kept.act_id.is_some() {
             return Err(OperationError::Forbidden("this plan was executed before: plan again".to_owned()));

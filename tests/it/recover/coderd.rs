@@ -55,7 +55,8 @@ async fn what_coderd_lost_stays_counted_and_is_published_once_an_operator_has_sa
     assert_eq!((lost("pending", &is_usage), lost("published", &is_usage)), (lost_pending, lost_usage - lost_pending), "{plan}");
     let builds = lost("events", &|kind| kind == "workspace_build_completed_v1");
     assert!(builds > 0 && builds + effect["removed_with_their_workspace"].as_i64().unwrap() >= lost_builds, "{plan}");
-    let units: u128 = effect["lost"].as_array().unwrap().iter().filter_map(|row| row["units"].as_str()).map(|units| units.parse::<u128>().unwrap()).sum();
+    let units: u128 =
+        effect["lost"].as_array().unwrap().iter().filter_map(|row| row["units"].as_str()).map(|units| units.parse::<u128>().unwrap()).sum();
     let known: std::collections::BTreeSet<&str> = earlier.usage.iter().map(|row| row.id.as_str()).collect();
     let expected: i64 = truth.usage.iter().filter(|row| !known.contains(row.id.as_str())).map(|row| row.quantity).sum();
     assert_eq!(units, u128::try_from(expected).unwrap());
@@ -75,12 +76,18 @@ async fn what_coderd_lost_stays_counted_and_is_published_once_an_operator_has_sa
     assert_eq!(sweeps, 2, "the first, and one after the recovery");
 
     // an id that coderd gives again, with other content
-    let again = truth.usage.iter().rfind(|row| row.id.starts_with("hb_") || !row.id.contains('-')).map_or(&truth.usage.last().unwrap().id, |row| &row.id);
-    sqlx::query("insert into usage_events (id, event_type, event_data, created_at) values ($1, 'hb_ai_seats_v1', '{\"count\": 77777}', now())")
-        .bind(again)
-        .execute(&world.coderd.pool)
-        .await
-        .unwrap();
+    let again = truth
+        .usage
+        .iter()
+        .rfind(|row| row.id.starts_with("hb_") || !row.id.contains('-'))
+        .map_or(&truth.usage.last().unwrap().id, |row| &row.id);
+    sqlx::query(
+        "insert into usage_events (id, event_type, event_data, created_at) values ($1, 'hb_ai_seats_v1', '{\"count\": 77777}', now())",
+    )
+    .bind(again)
+    .execute(&world.coderd.pool)
+    .await
+    .unwrap();
     let plan = world.plan("coderd").await;
     assert_eq!((&plan["effect"]["ids_used_again"], &plan["effect"]["lost"]), (&Json::from(1), &serde_json::json!([])), "{plan}");
     for process in [&mut collect, &mut consume, &mut publish] {

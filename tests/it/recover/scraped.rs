@@ -8,8 +8,11 @@ use crate::journey::expected::{Key, Numbers, Value};
 use crate::support::prometheus::{Generation, Prometheus};
 
 /// The counters and the counts of both histograms.
-const SERIES: [&str; 3] =
-    ["coderd_workspace_creation_total", "coderd_workspace_creation_duration_seconds_count", "coderd_prebuilt_workspace_claim_duration_seconds_count"];
+const SERIES: [&str; 3] = [
+    "coderd_workspace_creation_total",
+    "coderd_workspace_creation_duration_seconds_count",
+    "coderd_prebuilt_workspace_claim_duration_seconds_count",
+];
 
 /// A server that scrapes both addresses each second, as the shipped configuration does.
 pub async fn server(metrics: [&str; 2]) -> Prometheus {
@@ -72,7 +75,11 @@ pub async fn nothing_fell(server: &Prometheus, first: &BTreeMap<Key, f64>, last:
     }
     assert!(raw.keys().all(|key| last.contains_key(key)), "a series that is not true");
     assert!(first.len() > 10 && first.iter().any(|(key, value)| last[key] > *value), "something was counted meanwhile");
-    for family in ["coderd_workspace_creation_total", "coderd_workspace_creation_duration_seconds", "coderd_prebuilt_workspace_claim_duration_seconds"] {
+    for family in [
+        "coderd_workspace_creation_total",
+        "coderd_workspace_creation_duration_seconds",
+        "coderd_prebuilt_workspace_claim_duration_seconds",
+    ] {
         for name in [family.to_owned(), format!("{family}_count"), format!("{family}_bucket"), format!("{family}_sum")] {
             assert_eq!(server.query(&format!("resets({name}[1d]) > 0")).await, [], "{name} was reset");
         }

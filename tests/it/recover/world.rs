@@ -28,8 +28,10 @@ impl World {
         let coderd = support::database().await;
         let end = Clock::system().now() - TimeDelta::minutes(4);
         let start = end - TimeDelta::days(25);
-        let config =
-            Config { coderd_publishes_until: Some(instant(start, end, 0.2)), ..Config::history(7, SchemaVersion::Sep2026, start, end, 600) };
+        let config = Config {
+            coderd_publishes_until: Some(instant(start, end, 0.2)),
+            ..Config::history(7, SchemaVersion::Sep2026, start, end, 600)
+        };
         let mut simulation = Simulation::start(config, &coderd.url).await.unwrap();
         simulation.advance_to(instant(start, end, 0.5)).await.unwrap();
         simulation.commit_held().await.unwrap();
@@ -109,7 +111,9 @@ impl World {
 
     pub async fn execute(&self, plan: &Json) -> Ended {
         let hash = plan["hash"].as_str().expect("a hash");
-        self.site.command(&["recover", "execute", "--plan", hash, "--as", "sre-1", "--reason", "the disk is gone", "--output", "json"]).await
+        self.site
+            .command(&["recover", "execute", "--plan", hash, "--as", "sre-1", "--reason", "the disk is gone", "--output", "json"])
+            .await
     }
 
     /// The audit's report, which must say that the books balance.
