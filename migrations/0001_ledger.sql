@@ -38,6 +38,8 @@ create table batch (
     constraint batch_of_a_replay_names_it check ((kind = 'replay') = (replay_id is not null))
 );
 create index batch_by_partition on batch (topic, partition, first_offset) where kind in ('log', 'replay');
+-- replays lie anywhere, and are few
+create index batch_of_replays on batch (topic, partition, first_offset) where kind = 'replay';
 create index batch_by_time on batch (recorded_at);
 
 -- The last thing a transaction does, inside its commit: no writer waits for another's network.
@@ -216,9 +218,10 @@ create table reject (
     constraint reject_is_unique unique (topic, partition, generation, log_offset),
     constraint reject_is_ended_by_an_act check ((state = 'open') = (act_id is null))
 );
-create index reject_open on reject (verdict, cause, id) where state = 'open';
+-- what is counted at every look lies in the index itself
+create index reject_open on reject (verdict, cause, id) include (event_type, units, recorded_at) where state = 'open';
 create index reject_by_batch on reject (batch_id);
-create index reject_by_event on reject (deployment_id, event_id);
+create index reject_by_event on reject (event_id, deployment_id);
 
 -- Where each partition stands. Only who knows epoch and position moves it.
 create table position (
@@ -313,6 +316,7 @@ create table publication_request (
     error text,
     batch_id bigint
 );
+create index publication_request_by_source on publication_request (source_id, sent_at);
 create table publication_attempt (
     request_id uuid not null references publication_request,
     source_id smallint not null,
@@ -395,6 +399,7 @@ create table export_file (
     id bigint generated always as identity primary key,
     exported_at timestamptz not null,
     actor text not null,
+    reason text not null,
     incarnation uuid not null,
     -- usage of [first_instant, end_instant) among the batches up to this sequence
     sequence bigint not null,
@@ -459,14 +464,18 @@ create table source_lost (
     primary key (source_id, event_id)
 );
 
--- What the continuous audit found last, a row for each joint. A difference stops publishing everywhere.
+-- What the continuous audit found last, a row for each joint, by the database's clock. A difference stops publishing everywhere; what is open
+-- is an operator's work and stops nothing.
 create table audit_finding (
     joint text primary key,
     differences bigint not null,
-    -- the first few, as JSON
+    open bigint not null,
+    -- the first few differences, as JSON
     examples jsonb not null,
     sequence bigint not null,
     audited_at timestamptz not null,
+    -- how long the audit took
+    seconds double precision not null,
     -- since when it has not balanced
     differs_since timestamptz
 );

@@ -43,7 +43,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("publisher", &["event", "ledger", "tallyman", "coderd", "license"]),
     ("sim", &[]),
     ("stages", &["event", "license", "metrics"]),
-    ("status", &["event", "log", "ledger"]),
+    ("status", &["event", "license", "log", "ledger"]),
     ("tallyman", &[]),
     ("waiting", &[]),
 ];

@@ -43,6 +43,7 @@ start_postgres() {
     as_postgres "$bin/postgres" -D "$data" -h 127.0.0.1 -p "$first_port" -c unix_socket_directories= -c max_connections=300 \
         -c shared_buffers=256MB -c max_wal_size=2GB -c log_line_prefix='%m [%p] %d %a ' >"$servers/postgres.log" 2>&1 &
     postgres_pid=$!
+    export TALLYLINE_TEST_POSTGRES_BIN=$bin
     export TALLYLINE_TEST_POSTGRES=postgres://postgres@127.0.0.1:$first_port/postgres
 }
 
@@ -79,12 +80,19 @@ group.consumer.session.timeout.ms=6000
 group.consumer.min.heartbeat.interval.ms=300
 group.consumer.heartbeat.interval.ms=1000
 END
-    "$java" -Xmx256m -XX:TieredStopAtLevel=1 -XX:+UseSerialGC -cp "$kafka_libs/*" kafka.tools.StorageTool format \
+    # The fault harness starts a broker of its own by this program, with these properties and ports of its own.
+    cat >"$servers/kafka-program" <<END
+#!/bin/sh
+exec "$java" \${KAFKA_JAVA_OPTIONS:--Xms512m -Xmx1g -XX:+UseG1GC} "-Dlog4j2.configurationFile=$repository/scripts/kafka/log4j2.xml" \\
+    -cp "$kafka_libs/*" "\$@"
+END
+    chmod +x "$servers/kafka-program"
+    KAFKA_JAVA_OPTIONS="-Xmx256m -XX:TieredStopAtLevel=1 -XX:+UseSerialGC" "$servers/kafka-program" kafka.tools.StorageTool format \
         -t MkU3OEVBNTcwNTJENDM2Qg -c "$servers/kafka.properties" >"$servers/kafka-format.log" 2>&1 ||
         fail "formatting Kafka's storage: $(tail -n 5 "$servers/kafka-format.log")"
-    setpriv --pdeathsig=KILL "$java" -Xms512m -Xmx1g -XX:+UseG1GC "-Dlog4j2.configurationFile=$repository/scripts/kafka/log4j2.xml" \
-        -cp "$kafka_libs/*" kafka.Kafka "$servers/kafka.properties" >"$servers/kafka.log" 2>&1 &
+    setpriv --pdeathsig=KILL "$servers/kafka-program" kafka.Kafka "$servers/kafka.properties" >"$servers/kafka.log" 2>&1 &
     kafka_pid=$!
+    export TALLYLINE_TEST_KAFKA_PROGRAM=$servers/kafka-program TALLYLINE_TEST_KAFKA_PROPERTIES=$servers/kafka.properties
     export TALLYLINE_TEST_KAFKA=127.0.0.1:$broker
     export TALLYLINE_TEST_KAFKA_BEHIND_PROXY=127.0.0.1:$behind TALLYLINE_TEST_KAFKA_PROXY=127.0.0.1:$proxy
 }
@@ -123,6 +131,14 @@ start_servers() {
     export TALLYLINE_TEST_PROMTOOL=$prometheus_3/usr/bin/promtool
     export TALLYLINE_TEST_PORTS=$((first_port + 10))-$((first_port + 199))
     export TMPDIR=$servers/tmp
+}
+
+# cargo whose tests end when it does, and which ends when this script does, even where that is killed: what a test starts ends with the test.
+cargo_beside_servers() {
+    local host
+    host=$(rustc -vV | sed -n 's/^host: //p')
+    export "CARGO_TARGET_$(tr 'a-z-' 'A-Z_' <<<"$host")_RUNNER=setpriv --pdeathsig=KILL"
+    setpriv --pdeathsig=KILL cargo "$@"
 }
 
 # Runs a command beside the servers, and tells a server that ended meanwhile.

@@ -4,42 +4,67 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::Uri;
 use chrono::{DateTime, Utc};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::Serving;
 use super::answer::Problem;
+use super::asked::Query;
 use super::entitlements::from_memory;
-use super::parameters::Parameters;
+
+/// The window that is counted: half-open, to the microsecond.
+#[derive(Debug, Deserialize, ToSchema)]
+pub(super) struct Window {
+    /// Included.
+    start: DateTime<Utc>,
+    /// Not included.
+    end: DateTime<Utc>,
+    /// The deployment; needed where there are several and none is configured.
+    source: Option<Uuid>,
+    /// Counts in days instead.
+    days: Option<Days>,
+}
+
+/// How days are counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Days {
+    /// As coderd counts: whole UTC days, those of both ends inside.
+    Whole,
+}
 
 /// A count and up to where it is true.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Count {
+    /// Managed agents that were started in the window.
     count: u128,
+    /// Included.
     start: DateTime<Utc>,
+    /// Not included.
     end: DateTime<Utc>,
     /// Whatever was committed to the ledger before is counted.
     as_of: DateTime<Utc>,
+    /// The same as a ledger sequence.
     sequence: i64,
     /// All that coderd committed before is counted; null where nothing can be said.
     complete_until: Option<DateTime<Utc>>,
+    /// The deployment.
     source: Uuid,
 }
 
-/// The window is half-open, `start` included and `end` not, to the microsecond. `days=whole` counts as coderd does: whole UTC days,
-/// those of both ends inside.
-pub(super) async fn count(State(serving): State<Arc<Serving>>, uri: Uri) -> Result<Json<Count>, Problem> {
-    let parameters = Parameters::of(&uri, &["start", "end", "source", "days"])?;
-    let (start, end) = (parameters.time("start")?, parameters.time("end")?);
+pub(super) async fn count(State(serving): State<Arc<Serving>>, Query(window): Query<Window>) -> Result<Json<Count>, Problem> {
+    let Window { start, end, source, days } = window;
     if start > end {
-        return Err(Problem::parameter("end", "lies before start"));
+        return Err(Problem::field("end", "lies before start"));
     }
-    let whole_days = parameters.is("days", "whole")?;
-    let answer = from_memory(&serving, parameters.source()?, |licenses| {
+    let answer = from_memory(&serving, source, |licenses| {
         let agents = licenses.agents();
-        if whole_days { agents.count_whole_days(start, end) } else { agents.count(start, end) }
+        match days {
+            Some(Days::Whole) => agents.count_whole_days(start, end),
+            None => agents.count(start, end),
+        }
     })?;
     let complete_until = serving.known.completeness(answer.source, answer.standing).complete_until;
     let (sequence, as_of, source) = (answer.standing.sequence, answer.as_of, answer.source);

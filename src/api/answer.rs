@@ -1,10 +1,16 @@
 //! Errors as every path gives them: JSON with a `message`, as coderd's own are.
 
-use axum::Json;
-use axum::http::{StatusCode, Uri};
-use axum::response::{IntoResponse, Response};
-use serde::Serialize;
+use std::sync::Arc;
 
+use axum::Json;
+use axum::extract::State;
+use axum::http::header::{CONTENT_TYPE, WWW_AUTHENTICATE};
+use axum::http::{HeaderValue, Method, StatusCode, Uri};
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::Serving;
 use crate::operations::OperationError;
 
 /// Why a request gets no answer.
@@ -12,37 +18,70 @@ use crate::operations::OperationError;
 pub(super) struct Problem {
     pub(super) status: StatusCode,
     pub(super) message: String,
-    /// The query parameter that is wrong.
+    /// The parameter or field that is wrong.
     pub(super) field: Option<String>,
 }
 
-#[derive(Serialize)]
-struct Body {
-    message: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    field: Option<String>,
+/// Why there is no answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = Problem)]
+pub struct ProblemBody {
+    /// For who asked to act on.
+    pub message: String,
+    /// The parameter or field that is wrong, where it is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub field: Option<String>,
 }
 
 impl Problem {
-    /// A query parameter is wrong.
-    pub(super) fn parameter(field: &str, message: impl Into<String>) -> Self {
-        Self { status: StatusCode::BAD_REQUEST, message: message.into(), field: Some(field.to_owned()) }
+    fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        Self { status, message: message.into(), field: None }
+    }
+
+    /// The request is wrong.
+    pub(super) fn wrong(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, message)
+    }
+
+    /// A parameter or field is wrong.
+    pub(super) fn field(field: &str, message: impl Into<String>) -> Self {
+        Self { field: Some(field.to_owned()), ..Self::wrong(message) }
+    }
+
+    /// The body is larger than this.
+    pub(super) fn too_large(most_bytes: usize) -> Self {
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body cannot be read, or is larger than {most_bytes} bytes"))
+    }
+
+    /// The body is of another kind.
+    pub(super) fn not_json() -> Self {
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "the body must be JSON: set content-type: application/json")
+    }
+
+    /// Nobody knows who asks.
+    pub(super) fn unauthorized() -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, "a valid bearer token is needed")
+    }
+
+    /// Who asks may not.
+    pub(super) fn forbidden(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::FORBIDDEN, message)
     }
 
     /// There is no such thing.
     pub(super) fn not_found(message: impl Into<String>) -> Self {
-        Self { status: StatusCode::NOT_FOUND, message: message.into(), field: None }
+        Self::new(StatusCode::NOT_FOUND, message)
     }
 
     /// Not now.
     pub(super) fn unavailable(message: impl Into<String>) -> Self {
-        Self { status: StatusCode::SERVICE_UNAVAILABLE, message: message.into(), field: None }
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, message)
     }
 
     /// A mistake of ours. The cause is for the log, not for the caller.
     pub(super) fn internal(cause: &impl std::fmt::Display) -> Self {
         tracing::error!(%cause, "a request failed");
-        Self { status: StatusCode::INTERNAL_SERVER_ERROR, message: "internal error".into(), field: None }
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal error")
     }
 }
 
@@ -59,14 +98,18 @@ impl From<OperationError> for Problem {
         };
         match error {
             OperationError::Invalid { field, message } => Self { status, message, field: Some(field.to_owned()) },
-            error => Self { status, message: error.to_string(), field: None },
+            error => Self::new(status, error.to_string()),
         }
     }
 }
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        (self.status, Json(Body { message: self.message, field: self.field })).into_response()
+        let mut response = (self.status, Json(ProblemBody { message: self.message, field: self.field })).into_response();
+        if self.status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
     }
 }
 
@@ -75,7 +118,12 @@ pub(super) async fn unknown_path(uri: Uri) -> Problem {
     Problem::not_found(format!("there is nothing at {}", uri.path()))
 }
 
-/// For paths that are there, by another method.
-pub(super) async fn unknown_method(uri: Uri) -> Problem {
-    Problem { status: StatusCode::METHOD_NOT_ALLOWED, message: format!("{} is only read, by GET", uri.path()), field: None }
+/// For paths that are there, by another method; the header `Allow` says by which.
+pub(super) async fn unknown_method(method: Method, uri: Uri) -> Problem {
+    Problem::new(StatusCode::METHOD_NOT_ALLOWED, format!("{} is not asked by {method}", uri.path()))
+}
+
+/// `GET /openapi.json`
+pub(super) async fn document(State(serving): State<Arc<Serving>>) -> Response {
+    ([(CONTENT_TYPE, "application/json")], serving.document.clone()).into_response()
 }

@@ -4,25 +4,37 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::Uri;
 use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, SecondsFormat, Utc};
+use serde::Deserialize;
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::Serving;
 use super::answer::Problem;
-use super::parameters::Parameters;
+use super::asked::Query;
 use super::standing::choose;
 use crate::projection::Standing;
 use crate::stages::DeploymentLicenses;
 
-/// What a deployment is entitled to now. How fresh that is, is said in headers, so that the body stays coderd's:
-/// `Tallyline-As-Of` (whatever was committed to the ledger before is counted), `Tallyline-Sequence`, and `Tallyline-Complete-Until`
-/// (all that coderd committed before is counted; left out where nothing can be said).
-pub(super) async fn entitlements(State(serving): State<Arc<Serving>>, uri: Uri) -> Result<Response, Problem> {
-    let asked = Parameters::of(&uri, &["source"])?.source()?;
+/// Which deployment is shown.
+#[derive(Debug, Deserialize, ToSchema)]
+pub(super) struct Shown {
+    /// Needed where there are several and none is configured.
+    pub(super) source: Option<Uuid>,
+}
+
+/// How fresh an answer is, so that the body stays coderd's.
+pub(super) const HEADERS: &[(&str, &str)] = &[
+    ("Tallyline-As-Of", "An instant: whatever was committed to the ledger before is counted."),
+    ("Tallyline-Sequence", "The same as a ledger sequence."),
+    ("Tallyline-Complete-Until", "An instant: all that coderd committed before is counted. Left out where nothing can be said."),
+];
+
+/// What a deployment is entitled to now, with [`HEADERS`].
+pub(super) async fn entitlements(State(serving): State<Arc<Serving>>, asked: Query<Shown>) -> Result<Response, Problem> {
     let now = serving.api.clock.now();
-    let answer = from_memory(&serving, asked, |licenses| licenses.entitlements(serving.settings.rules, now))?;
+    let answer = from_memory(&serving, asked.source, |licenses| licenses.entitlements(serving.settings.rules, now))?;
     let mut response = Json(answer.value).into_response();
     let complete_until = serving.known.completeness(answer.source, answer.standing).complete_until;
     let instants = [("tallyline-as-of", Some(answer.as_of)), ("tallyline-complete-until", complete_until)];

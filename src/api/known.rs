@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::Api;
+use super::{Api, Serving};
 use crate::ledger::{Completeness, Head, Ledger, Source};
 use crate::projection::Standing;
 
@@ -81,11 +81,16 @@ impl KnownSources {
         known.and_then(|known| known.source(deployment).map(|source| source.completeness.clone())).unwrap_or_default()
     }
 
-    /// Asks the ledger again and again until `stop`.
-    pub(super) async fn follow(&self, api: &Api, poll: Duration, stop: &CancellationToken) {
+    /// Asks the ledger again and again until `stop`, for the open rejects too.
+    pub(super) async fn follow(&self, serving: &Serving, stop: &CancellationToken) {
+        let (api, poll) = (&serving.api, serving.settings.poll);
         let mut away = false;
         while !stop.is_cancelled() {
-            let Some(round) = stop.run_until_cancelled(self.round(api)).await else { return };
+            let asked = async {
+                serving.rejects.look(&api.ledger, &api.clock, ANSWER).await;
+                self.round(api).await
+            };
+            let Some(round) = stop.run_until_cancelled(asked).await else { return };
             if let Err(cause) = &round
                 && !away
             {

@@ -4,15 +4,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::State;
-use axum::http::Uri;
 use axum::http::header::{ACCEPT, CONTENT_TYPE, HeaderMap};
 use axum::response::{IntoResponse, Response};
 use prometheus::proto::MetricFamily;
+use serde::Deserialize;
+use utoipa::ToSchema;
+use uuid::Uuid;
 
 use super::Serving;
 use super::answer::Problem;
+use super::asked::Query;
 use super::domain::{self, Withheld};
-use super::parameters::Parameters;
 use super::standing::NoSource;
 use crate::metrics::{Format, encode};
 
@@ -21,15 +23,34 @@ const LONGEST_WAIT: Duration = Duration::from_secs(5);
 /// How long a Prometheus waits for an answer, in seconds; it says so itself.
 const SCRAPE_TIMEOUT: &str = "x-prometheus-scrape-timeout-seconds";
 
-/// `source`: the deployment whose series are shown. `format=text`: text whatever is accepted.
-pub(super) async fn metrics(State(serving): State<Arc<Serving>>, uri: Uri, headers: HeaderMap) -> Result<Response, Problem> {
-    let parameters = Parameters::of(&uri, &["source", "format"])?;
-    let asked = parameters.source()?;
-    let format = if parameters.is("format", "text")? { Format::Text } else { Format::for_accept(&accepted(&headers)) };
-    let domain = match domain::families(&serving, asked, wait(&headers)).await {
+/// What is shown.
+#[derive(Debug, Deserialize, ToSchema)]
+pub(super) struct Page {
+    /// The deployment whose series are shown.
+    source: Option<Uuid>,
+    format: Option<Forced>,
+}
+
+/// A format, whatever is accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+enum Forced {
+    Text,
+}
+
+pub(super) async fn metrics(
+    State(serving): State<Arc<Serving>>,
+    Query(page): Query<Page>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let format = match page.format {
+        Some(Forced::Text) => Format::Text,
+        None => Format::for_accept(&accepted(&headers)),
+    };
+    let domain = match domain::families(&serving, page.source, wait(&headers)).await {
         Ok(families) => families,
         // Only one that was asked for: a configured one may be introduced later, and the telemetry is needed until then.
-        Err(Withheld::Source(unknown @ NoSource::Unknown(_))) if asked.is_some() => return Err(unknown.into()),
+        Err(Withheld::Source(unknown @ NoSource::Unknown(_))) if page.source.is_some() => return Err(unknown.into()),
         Err(why) => {
             serving.telemetry.withheld(why);
             Vec::new()
@@ -44,7 +65,7 @@ pub(super) async fn metrics(State(serving): State<Arc<Serving>>, uri: Uri, heade
 }
 
 /// All `Accept` headers as one.
-fn accepted(headers: &HeaderMap) -> String {
+pub(super) fn accepted(headers: &HeaderMap) -> String {
     let all: Vec<&str> = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok()).collect();
     all.join(",")
 }

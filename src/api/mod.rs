@@ -6,35 +6,47 @@
 
 mod agents;
 mod answer;
+mod asked;
+mod document;
 mod domain;
 mod entitlements;
 mod guard;
 mod known;
 mod lease;
 mod metrics;
-mod parameters;
+mod operators;
+mod own;
+mod paths;
 mod ready;
+mod rejects;
+mod route;
 mod serve;
 mod settings;
 mod standing;
 mod status;
 mod telemetry;
+mod tokens;
 
+pub use answer::ProblemBody;
+pub use own::{Own, OwnServer};
 pub use serve::{ServeError, Server, serve};
-pub use settings::{ServeSettings, Token};
+pub use settings::ServeSettings;
+pub use tokens::Token;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use prometheus::Registry;
+use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::event::TopicPartition;
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, Paused};
 use crate::log::Log;
+use crate::operations::Desk;
 use crate::projection::View;
 use crate::stages::{LicensesState, MetricsState};
-use crate::{coderd, consumer, publisher};
+use crate::{coderd, publisher};
 
 /// What the HTTP side shows: handles on the process's other parts. Whoever makes it runs the projections behind the views.
 #[derive(Clone)]
@@ -43,6 +55,8 @@ pub struct Api {
     pub ledger: Ledger,
     /// Asked for its ends.
     pub log: Log,
+    /// What operators ask for.
+    pub desk: Desk,
     /// Where both are, fit to be shown.
     pub addresses: Addresses,
     /// For which instant entitlements hold.
@@ -61,6 +75,8 @@ pub struct Api {
     pub looked: Arc<OnceLock<()>>,
     /// How this process's publisher stands, once it has begun; absent where this process does not publish.
     pub publisher: Option<Arc<OnceLock<publisher::Shown>>>,
+    /// What operators have paused.
+    pub paused: Paused,
 }
 
 /// Where an operator has to look, without passwords.
@@ -73,11 +89,18 @@ pub struct Addresses {
 }
 
 impl Api {
-    /// With the partitions that this consumer of the same process stops.
-    #[must_use]
-    pub fn with_consumer(mut self, consumer: &consumer::Consumer) -> Self {
-        self.stopped_partitions = Some(Arc::clone(&consumer.stopped));
-        self
+    /// What it has of this process.
+    fn own(&self) -> Own {
+        Own {
+            ledger: self.ledger.clone(),
+            log: self.log.clone(),
+            addresses: self.addresses.clone(),
+            registry: self.registry.clone(),
+            stopped_partitions: self.stopped_partitions.clone(),
+            coderd: self.coderd.clone(),
+            publisher: self.publisher.clone(),
+            paused: self.paused.clone(),
+        }
     }
 }
 
@@ -88,6 +111,11 @@ struct Serving {
     known: known::KnownSources,
     lease: lease::MetricsLease,
     telemetry: telemetry::ApiTelemetry,
+    /// `/openapi.json`.
+    document: String,
+    rejects: rejects::RejectsTelemetry,
+    /// Long work hears it.
+    stop: CancellationToken,
     /// Counting everything is dear: one request at a time.
     counting: tokio::sync::Mutex<()>,
 }

@@ -9,29 +9,42 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::known::FRESH;
-use super::{Serving, lease};
+use super::{Own, Serving, lease};
 use crate::event::Topic;
 
 /// How long each dependency may take to answer.
 const ANSWER: Duration = Duration::from_secs(3);
 
 /// Alive for as long as this is answered.
-pub(super) async fn healthz() -> Json<serde_json::Value> {
-    Json(serde_json::json!({ "alive": true }))
+pub(super) async fn healthz() -> Json<Alive> {
+    Json(Alive { alive: true })
 }
 
-#[derive(Debug, Serialize)]
+/// The process is alive.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Alive {
+    /// True.
+    alive: bool,
+}
+
+/// What the process depends on.
+#[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Readiness {
+    /// Whether every check is well.
     ready: bool,
+    /// By name; which there are depends on the process's roles.
     checks: BTreeMap<&'static str, Check>,
 }
 
 /// One dependency: whether it is well, and why it is not or how it stands.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct Check {
+    /// Whether it is well.
     ok: bool,
+    /// Why it is not, or how it stands.
     why: String,
 }
 
@@ -52,48 +65,62 @@ impl Check {
 
 /// Ready only if every check is well.
 pub(super) async fn readyz(State(serving): State<Arc<Serving>>) -> (StatusCode, Json<Readiness>) {
-    let addresses = &serving.api.addresses;
-    let (ledger, log, coderd, projections, holder) = tokio::join!(
-        async { in_time(ledger(&serving)).await.at(&addresses.ledger) },
-        async { in_time(log(&serving)).await.at(&addresses.log) },
-        coderd(&serving),
-        in_time(projections(&serving)),
-        in_time(holder(&serving))
-    );
-    let mut checks = BTreeMap::from([("ledger", ledger), ("log", log), ("projections", projections), ("metrics_lease", holder)]);
-    checks.extend(recovery(&serving).await.map(|check| ("recovery", check)));
-    checks.extend(coderd.map(|check| ("coderd", check)));
-    checks.extend(publisher(&serving).map(|check| ("publisher", check)));
-    checks.extend(partitions(&serving).map(|check| ("partitions", check)));
+    let own = serving.api.own();
+    let (mut checks, projections, holder) = tokio::join!(dependencies(&own), in_time(projections(&serving)), in_time(holder(&serving)));
+    checks.extend([("projections", projections), ("metrics_lease", holder)]);
+    readiness(checks)
+}
+
+/// The same for a process that does not serve: it folds nothing and shows no domain series.
+pub(super) async fn own_readyz(State(own): State<Arc<Own>>) -> (StatusCode, Json<Readiness>) {
+    readiness(dependencies(&own).await)
+}
+
+fn readiness(checks: BTreeMap<&'static str, Check>) -> (StatusCode, Json<Readiness>) {
     let ready = checks.values().all(|check| check.ok);
     (if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, Json(Readiness { ready, checks }))
+}
+
+/// What a process depends on whether or not it serves, as far as its roles need it.
+async fn dependencies(own: &Own) -> BTreeMap<&'static str, Check> {
+    let (ledger, log, coderd) = tokio::join!(
+        async { in_time(ledger(own)).await.at(&own.addresses.ledger) },
+        async { in_time(log(own)).await.at(&own.addresses.log) },
+        coderd(own),
+    );
+    let mut checks = BTreeMap::from([("ledger", ledger), ("log", log), ("pauses", pauses(own))]);
+    checks.extend(recovery(own).await.map(|check| ("recovery", check)));
+    checks.extend(coderd.map(|check| ("coderd", check)));
+    checks.extend(publisher(own).map(|check| ("publisher", check)));
+    checks.extend(partitions(own).map(|check| ("partitions", check)));
+    checks
 }
 
 async fn in_time(check: impl Future<Output = Check>) -> Check {
     tokio::time::timeout(ANSWER, check).await.unwrap_or_else(|_| Check::missing(format!("no answer within {} seconds", ANSWER.as_secs())))
 }
 
-async fn ledger(serving: &Serving) -> Check {
-    if let Err(error) = serving.api.ledger.reach().await {
+async fn ledger(own: &Own) -> Check {
+    if let Err(error) = own.ledger.reach().await {
         return Check::missing(error);
     }
-    match serving.api.ledger.check_schema().await {
+    match own.ledger.check_schema().await {
         Ok(()) => Check::well("reachable, and its schema fits"),
         Err(error) => Check::missing(error),
     }
 }
 
-async fn log(serving: &Serving) -> Check {
+async fn log(own: &Own) -> Check {
     for topic in Topic::ALL {
-        if let Err(error) = serving.api.log.partitions(topic).await {
+        if let Err(error) = own.log.partitions(topic).await {
             return Check::missing(format!("{topic}: {error}"));
         }
     }
     Check::well("reachable, and its topics are there")
 }
 
-async fn coderd(serving: &Serving) -> Option<Check> {
-    let database = serving.api.coderd.as_ref()?;
+async fn coderd(own: &Own) -> Option<Check> {
+    let database = own.coderd.as_ref()?;
     Some(in_time(reach(database)).await)
 }
 
@@ -131,23 +158,29 @@ async fn projections(serving: &Serving) -> Check {
 }
 
 /// Only while a ledger that was restored from a backup catches up.
-async fn recovery(serving: &Serving) -> Option<Check> {
-    let asked = tokio::time::timeout(ANSWER, serving.api.ledger.recovering()).await;
+async fn recovery(own: &Own) -> Option<Check> {
+    let asked = tokio::time::timeout(ANSWER, own.ledger.recovering()).await;
     asked.ok()?.ok()?.map(Check::missing)
 }
 
 /// Also whether the vendor can be reached.
-fn publisher(serving: &Serving) -> Option<Check> {
-    let begun = serving.api.publisher.as_ref()?;
+fn publisher(own: &Own) -> Option<Check> {
+    let begun = own.publisher.as_ref()?;
     let Some(shown) = begun.get() else { return Some(Check::missing("not begun: it needs ledger, log and the deployment's id first")) };
     let condition = shown.get();
     Some(if condition.is_healthy() { Check::well(condition) } else { Check::missing(condition) })
 }
 
-fn partitions(serving: &Serving) -> Option<Check> {
-    let stopped = serving.api.stopped_partitions.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner).clone();
+fn partitions(own: &Own) -> Option<Check> {
+    let stopped = own.stopped_partitions.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let why: Vec<String> = stopped.iter().map(|(partition, why)| format!("{partition} is stopped: {why}")).collect();
     Some(if why.is_empty() { Check::well("none is stopped") } else { Check::missing(why.join("; ")) })
+}
+
+/// What is paused is as its operators want it: said, and no reason to be unready.
+fn pauses(own: &Own) -> Check {
+    let pauses: Vec<String> = own.paused.all().iter().map(ToString::to_string).collect();
+    Check::well(if pauses.is_empty() { "nothing is paused".to_owned() } else { pauses.join("; ") })
 }
 
 async fn holder(serving: &Serving) -> Check {

@@ -4,24 +4,28 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::Router;
+use axum::handler::Handler as _;
 use axum::middleware::from_fn_with_state;
-use axum::routing::get;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tower_http::compression::CompressionLayer;
 use tracing::{info, warn};
 
+use super::guard::{DEADLINE, Guard, guard};
 use super::known::KnownSources;
 use super::lease::MetricsLease;
+use super::rejects::RejectsTelemetry;
+use super::route::Route;
 use super::telemetry::ApiTelemetry;
-use super::{Api, ServeSettings, Serving, agents, answer, entitlements, guard, metrics, ready, status};
+use super::tokens::Needs;
+use super::{Api, ServeSettings, Serving, answer, document, paths};
 
 /// Why nothing is served.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     /// Open to the network and to anyone.
     #[error(
-        "{key} is {address}: beyond loopback a token (serve.token) and TLS are needed, and TLS is not there yet; listen on 127.0.0.1 behind a proxy that has both"
+        "{key} is {address}: beyond loopback a token (serve.tokens) and TLS are needed, and TLS is not there yet; listen on 127.0.0.1 behind a proxy that has both"
     )]
     NoToken {
         /// Which setting.
@@ -77,13 +81,16 @@ impl Server {
         settings.check()?;
         let listeners =
             (listen("serve.api_listen", settings.api_listen).await?, listen("serve.metrics_listen", settings.metrics_listen).await?);
-        let telemetry = ApiTelemetry::register(&api.registry)?;
+        let (telemetry, rejects) = (ApiTelemetry::register(&api.registry)?, RejectsTelemetry::register(&api.registry)?);
         let serving = Serving {
             api,
             settings,
             known: KnownSources::default(),
             lease: MetricsLease::default(),
             telemetry,
+            document: document::of(&paths::api()).to_string(),
+            rejects,
+            stop: CancellationToken::new(),
             counting: tokio::sync::Mutex::default(),
         };
         Ok(Self { api: listeners.0, metrics: listeners.1, serving: Arc::new(serving) })
@@ -111,51 +118,40 @@ impl Server {
         let settings = &serving.settings;
         let answered = CancellationToken::new();
         let listeners = async {
-            let (api, metrics) = (router(serving, api_paths()), router(serving, metrics_paths()));
+            let (api, metrics) = (router(serving, paths::api()), router(serving, paths::metrics()));
             tokio::select! {
                 ended = async { tokio::try_join!(answer_on(self.api, api, stop), answer_on(self.metrics, metrics, stop)) } => {
                     if let Err(error) = ended {
                         warn!(%error, "a listener ended");
                     }
                 }
-                () = async { stop.cancelled().await; tokio::time::sleep(settings.grace).await } => {
+                () = async { stop.cancelled().await; serving.stop.cancel(); tokio::time::sleep(settings.grace).await } => {
                     warn!(grace = ?settings.grace, "open requests are dropped");
                 }
             }
             answered.cancel();
         };
-        tokio::join!(listeners, serving.known.follow(&serving.api, settings.poll, &answered), serving.lease.keep(serving, &answered),);
+        tokio::join!(listeners, serving.known.follow(serving, &answered), serving.lease.keep(serving, &answered));
     }
 }
 
-async fn listen(key: &'static str, address: SocketAddr) -> Result<TcpListener, ServeError> {
+pub(super) async fn listen(key: &'static str, address: SocketAddr) -> Result<TcpListener, ServeError> {
     TcpListener::bind(address).await.map_err(|source| ServeError::Listen { key, address, source })
 }
 
-async fn answer_on(listener: TcpListener, router: Router, stop: &CancellationToken) -> std::io::Result<()> {
+pub(super) async fn answer_on(listener: TcpListener, router: Router, stop: &CancellationToken) -> std::io::Result<()> {
     info!(address = ?listener.local_addr().ok(), "listening");
     axum::serve(listener, router).with_graceful_shutdown(stop.clone().cancelled_owned()).await
 }
 
-fn api_paths() -> Router<Arc<Serving>> {
-    Router::new()
-        .route("/api/v2/entitlements", get(entitlements::entitlements))
-        .route("/api/v1/managed-agents/count", get(agents::count))
-        .route("/api/v1/status", get(status::status))
-}
-
-fn metrics_paths() -> Router<Arc<Serving>> {
-    Router::new().route("/metrics", get(metrics::metrics))
-}
-
-/// The paths, and what both listeners have in common.
-fn router(serving: &Arc<Serving>, paths: Router<Arc<Serving>>) -> Router {
-    paths
-        .route("/healthz", get(ready::healthz))
-        .route("/readyz", get(ready::readyz))
-        .fallback(answer::unknown_path)
-        .method_not_allowed_fallback(answer::unknown_method)
-        .layer(from_fn_with_state(Arc::clone(serving), guard::guard))
+/// The routes, and what both listeners have in common. What is not there is told only to who has any token, where there are tokens.
+fn router(serving: &Arc<Serving>, routes: Vec<Route>) -> Router {
+    let guarded = from_fn_with_state(Guard::new(serving, Needs::AnyToken, DEADLINE), guard);
+    routes
+        .into_iter()
+        .fold(Router::new(), |router, route| route.mount(router, serving))
+        .fallback(answer::unknown_path.layer(guarded.clone()))
+        .method_not_allowed_fallback(answer::unknown_method.layer(guarded))
         .layer(CompressionLayer::new())
         .with_state(Arc::clone(serving))
 }

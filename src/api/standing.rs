@@ -31,7 +31,7 @@ impl From<NoSource> for Problem {
         match none {
             NoSource::Unknown(id) => Problem::not_found(format!("no deployment {id} was introduced")),
             NoSource::NoneYet => Problem::not_found("no deployment was introduced yet"),
-            NoSource::Several => Problem::parameter("source", "is needed: there are several deployments, and none is configured"),
+            NoSource::Several => Problem::field("source", "is needed: there are several deployments, and none is configured"),
         }
     }
 }

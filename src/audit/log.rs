@@ -1,12 +1,12 @@
 //! Log and ledger: the batches of a partition chain, records read are accepted, duplicate, in conflict, rejected or held, and the log still is
 //! the one that was read.
 
-use super::{Audit, Joint, vendor};
+use super::{Audit, Joint, LOG, vendor};
 use crate::event::Topic;
 use crate::ledger::{Difference, LedgerBooks, PartitionBooks, fingerprint};
 
 pub(super) async fn compare(audit: &Audit, books: &LedgerBooks) -> anyhow::Result<Joint> {
-    let mut joint = Joint::new("log and ledger");
+    let mut joint = Joint::new(LOG);
     let sum = |of: fn(&PartitionBooks) -> i64| books.partitions.iter().map(of).sum::<i64>();
     joint.number("records", sum(|books| books.records));
     joint.number("accepted", sum(|books| books.accepted));

@@ -10,11 +10,11 @@ use anyhow::Context as _;
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use super::{Audit, Joint};
+use super::{Audit, Joint, SOURCE};
 use crate::coderd::{Catalog, Database, Reader};
 use crate::collectors::events;
 use crate::event::{self, Digest, Event, ParseError, Payload};
-use crate::ledger::{Difference, Ledger, Source};
+use crate::ledger::{Difference, Ledger, RefusedState, Source};
 
 /// Ids compared at a time.
 const PAGE: i64 = 2_000;
@@ -27,6 +27,8 @@ const EVENTS: [&str; 2] = ["workspace_build_completed", "prebuild_claimed"];
 
 /// What is known of an event since `tallyline recover`.
 const LOST: &str = "coderd lost it when its database was restored to an earlier time";
+/// 1 where what differed was read again after a collector pass that began later.
+const READ_AGAIN: &str = "read_again_after_a_later_pass";
 
 /// Ids that differ, by table.
 #[derive(Default)]
@@ -43,23 +45,23 @@ struct Sides<'a> {
 }
 
 pub(super) async fn compare(audit: &Audit) -> anyhow::Result<Joint> {
-    let mut joint = Joint::new("source and ledger");
+    let mut joint = Joint::new(SOURCE);
     let Some((database, deployment)) = &audit.source else {
         joint.remarks.push(remark("not_compared", "source", "no coderd database is configured"));
         return Ok(joint);
     };
-    let Some(source) = audit.ledger.source(*deployment).await? else {
+    let Some(source) = audit.ledger.in_time(audit.ledger.source(*deployment)).await? else {
         let detail = "the ledger has not been introduced to this deployment: no collector pass yet".to_owned();
         joint.differences.push(Difference { kind: "source_unknown", id: deployment.to_string(), detail });
         return Ok(joint);
     };
     let mut sides = Sides::open(&audit.ledger, database, source).await?;
-    let newest_pass = audit.ledger.newest_pass(sides.source.id).await?;
+    let newest_pass = audit.ledger.in_time(audit.ledger.newest_pass(sides.source.id)).await?;
     let suspects = sides.suspects(&mut joint).await?;
     if !suspects.builds.is_empty() || !suspects.usage.is_empty() {
         let fresh = wait_for_pass(audit, sides.source.id, newest_pass).await?;
         joint.number("differed_at_first", suspects.builds.len() + suspects.usage.len());
-        joint.number("read_again_after_a_later_pass", i64::from(fresh));
+        joint.number(READ_AGAIN, i64::from(fresh));
         sides.builds(&suspects.builds, &mut joint).await?;
         sides.usage(&suspects.usage, &mut joint).await?;
     }
@@ -71,7 +73,7 @@ pub(super) async fn compare(audit: &Audit) -> anyhow::Result<Joint> {
 async fn wait_for_pass(audit: &Audit, source_id: i16, after: i64) -> anyhow::Result<bool> {
     let deadline = tokio::time::Instant::now() + audit.patience;
     loop {
-        if audit.ledger.later_pass_is_in(source_id, after).await? {
+        if audit.ledger.in_time(audit.ledger.later_pass_is_in(source_id, after)).await? {
             return Ok(true);
         }
         if tokio::time::Instant::now() >= deadline {
@@ -123,7 +125,7 @@ impl<'a> Sides<'a> {
     async fn ledger_builds(&mut self, suspects: &mut Suspects) -> anyhow::Result<usize> {
         let (mut after, mut seen) = (Uuid::nil(), 0);
         loop {
-            let ids = self.ledger.build_ids(self.source.id, after, PAGE).await?;
+            let ids = self.ledger.in_time(self.ledger.build_ids(self.source.id, after, PAGE)).await?;
             let Some(last) = ids.last() else { return Ok(seen) };
             after = *last;
             seen += ids.len();
@@ -140,7 +142,7 @@ impl<'a> Sides<'a> {
             after = last.id.clone();
             seen += keys.len();
             let ids: Vec<String> = keys.into_iter().map(|key| key.id).collect();
-            let here = self.ledger.known_usage(self.source.id, &ids).await?;
+            let here = self.ledger.in_time(self.ledger.known_usage(self.source.id, &ids)).await?;
             let there = self.source_usage_digests(&ids).await?;
             suspects.usage.extend(
                 ids.into_iter().filter(|id| there.get(id).is_some_and(|digest| digest.is_err() || digest.as_ref().ok() != here.get(id))),
@@ -151,7 +153,7 @@ impl<'a> Sides<'a> {
     async fn ledger_usage(&mut self, suspects: &mut Suspects) -> anyhow::Result<usize> {
         let (mut after, mut seen) = (String::new(), 0);
         loop {
-            let ids = self.ledger.usage_ids(self.source.id, &after, PAGE).await?;
+            let ids = self.ledger.in_time(self.ledger.usage_ids(self.source.id, &after, PAGE)).await?;
             let Some(last) = ids.last() else { return Ok(seen) };
             after = last.clone();
             seen += ids.len();
@@ -161,8 +163,8 @@ impl<'a> Sides<'a> {
     }
 
     async fn ledger_digests(&self, ids: &[Uuid]) -> anyhow::Result<HashMap<Uuid, BuildDigests>> {
-        let mut builds = self.ledger.known_builds(self.source.id, ids).await?;
-        let mut claims = self.ledger.known_claims(self.source.id, ids).await?;
+        let mut builds = self.ledger.in_time(self.ledger.known_builds(self.source.id, ids)).await?;
+        let mut claims = self.ledger.in_time(self.ledger.known_claims(self.source.id, ids)).await?;
         let known = ids.iter().map(|id| (*id, [builds.remove(id), claims.remove(id)]));
         Ok(known.filter(|(_, digests)| *digests != NOTHING).collect())
     }
@@ -198,7 +200,7 @@ impl<'a> Sides<'a> {
         let ids: Vec<Uuid> = suspects.iter().copied().collect();
         for ids in ids.chunks(2_000) {
             let names: Vec<String> = ids.iter().flat_map(|id| EVENTS.map(|event| format!("{event}:{id}"))).collect();
-            let refused = self.ledger.refused_ids(self.source.deployment_id, &names).await?;
+            let refused = self.ledger.in_time(self.ledger.refused_states(self.source.deployment_id, &names)).await?;
             let here = self.ledger_digests(ids).await?;
             let there = self.source_digests(ids).await?;
             let parentless = self.parentless(ids).await?;
@@ -214,11 +216,8 @@ impl<'a> Sides<'a> {
                             joint.remarks.push(remark("source_changed", &name, "coderd has rewritten the row since it was accepted"));
                         }
                         (_, Some(None)) if at > 0 => {}
-                        (_, Some(None)) => joint.differences.push(difference("unreadable", &name, "this version cannot read coderd's row")),
-                        (None, Some(_)) if refused.contains(&name) => {
-                            joint.differences.push(difference("rejected", &name, "the ledger has it among its rejects"));
-                        }
-                        (None, Some(_)) => joint.differences.push(difference("missing", &name, "coderd has it, the ledger does not")),
+                        (_, Some(None)) => joint.open.push(difference("unreadable", &name, "this version cannot read coderd's row")),
+                        (None, Some(_)) => joint.not_accepted(&name, refused.get(&name), false),
                         (Some(_), None) if lost.contains(&name) => joint.remarks.push(remark("source_gone", &name, LOST)),
                         (Some(_), None) if parentless.contains(id) => {
                             let detail = "coderd has removed its workspace or template version, and it with them";
@@ -236,7 +235,7 @@ impl<'a> Sides<'a> {
 
     /// Builds whose workspace or template version coderd no longer has: it removes builds only with these.
     async fn parentless(&mut self, ids: &[Uuid]) -> anyhow::Result<HashSet<Uuid>> {
-        let parents = self.ledger.build_parents(self.source.id, ids).await?;
+        let parents = self.ledger.in_time(self.ledger.build_parents(self.source.id, ids)).await?;
         let workspaces: Vec<Uuid> = parents.iter().map(|(_, workspace, _)| *workspace).collect();
         let versions: Vec<Uuid> = parents.iter().map(|(_, _, version)| *version).collect();
         let there = self.reader.parents_present(&workspaces, &versions).await?;
@@ -247,22 +246,28 @@ impl<'a> Sides<'a> {
     async fn usage(&mut self, suspects: &BTreeSet<String>, joint: &mut Joint) -> anyhow::Result<()> {
         let ids: Vec<String> = suspects.iter().cloned().collect();
         for ids in ids.chunks(2_000) {
-            let refused = self.ledger.refused_ids(self.source.deployment_id, ids).await?;
-            let here: BTreeMap<String, Digest> = self.ledger.known_usage(self.source.id, ids).await?.into_iter().collect();
+            let refused = self.ledger.in_time(self.ledger.refused_states(self.source.deployment_id, ids)).await?;
+            let here: BTreeMap<String, Digest> =
+                self.ledger.in_time(self.ledger.known_usage(self.source.id, ids)).await?.into_iter().collect();
             let there = self.source_usage_digests(ids).await?;
             let lost = self.ledger.lost_ids(self.source.id, ids).await?;
             for id in ids {
                 match (here.get(id), there.get(id)) {
                     (Some(here), Some(Ok(there))) if here == there => {}
+                    // coderd's row never was an event, and what is accepted went through the log from the rejects
+                    (Some(_), Some(Err(_))) if refused.get(id).is_some_and(|refused| refused.passed) => {
+                        joint.remarks.push(remark(
+                            "mended",
+                            id,
+                            "coderd's row is no event; an operator has passed a mended one through the log",
+                        ));
+                    }
                     // coderd never rewrites what the digest of usage covers
                     (Some(_), Some(_)) => joint.differences.push(difference("differs", id, "coderd's row tells something else")),
-                    (None, Some(Err(ParseError::UnknownEventType(_)))) if refused.contains(id) => {
-                        joint.remarks.push(remark("held", id, "the ledger holds the row raw, for a version that knows its type"));
+                    (None, Some(there)) => {
+                        let unknown_type = matches!(there, Err(ParseError::UnknownEventType(_)));
+                        joint.not_accepted(id, refused.get(id), unknown_type);
                     }
-                    (None, Some(_)) if refused.contains(id) => {
-                        joint.differences.push(difference("rejected", id, "the ledger has it among its rejects"));
-                    }
-                    (None, Some(_)) => joint.differences.push(difference("missing", id, "coderd has it, the ledger does not")),
                     (Some(_), None) if lost.contains(id) => joint.remarks.push(remark("source_gone", id, LOST)),
                     // usage_events has no deletion: a row that is not there never was
                     (Some(_), None) => joint.differences.push(difference("not_in_source", id, "coderd does not have it, the ledger does")),
@@ -271,6 +276,32 @@ impl<'a> Sides<'a> {
             }
         }
         Ok(())
+    }
+}
+
+impl Joint {
+    /// What coderd has and is no accepted event. What the ledger refused is in the books: among the rejects, which are an operator's work, or
+    /// given up by one.
+    fn not_accepted(&mut self, id: &str, refused: Option<&RefusedState>, unknown_type: bool) {
+        match refused.map(|refused| refused.state.as_str()) {
+            None => self.differences.push(difference("missing", id, "coderd has it, the ledger does not")),
+            Some("open") if unknown_type => {
+                self.open.push(difference("held", id, "the ledger holds the row raw, for a version that knows its type"));
+            }
+            Some("open") => self.open.push(difference("rejected", id, "the ledger has it among its rejects")),
+            Some("discarded") => self.remarks.push(remark("discarded", id, "the ledger refused it, and an operator has discarded it")),
+            Some(_) => {
+                let detail = "it went through the log again from the rejects, and the ledger does not have it";
+                self.differences.push(difference("resubmitted", id, detail));
+            }
+        }
+    }
+
+    /// Whether what this joint calls missing may only be on its way: no collector pass that began after the first reading came in time. Before
+    /// the first pass all of it is.
+    pub(super) fn awaits_a_pass(&self) -> bool {
+        let has = |kind| self.differences.iter().any(|difference| difference.kind == kind);
+        has("source_unknown") || self.numbers.get(READ_AGAIN) == Some(&0) && has("missing")
     }
 }
 

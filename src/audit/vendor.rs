@@ -1,14 +1,14 @@
 //! Ledger and vendor: accepted usage is published, permanently refused, expired, unknown, pending or not ours to publish. The vendor's side is
 //! its recorded answers.
 
-use super::Joint;
+use super::{Joint, VENDOR};
 use crate::ledger::LedgerBooks;
 
 /// Which of the ledger's own checks belong here.
 const KINDS: [&str; 2] = ["usage_without_publication", "publication_without_its_answer"];
 
 pub(super) fn compare(books: &LedgerBooks) -> Joint {
-    let mut joint = Joint::new("ledger and vendor");
+    let mut joint = Joint::new(VENDOR);
     joint.number("accepted_usage", books.usage);
     for (state, count) in &books.publications {
         joint.number(state.clone(), *count);

@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::MetadataExt as _;
 
+use super::{Exit, Failure};
 use crate::operations::Actor;
 
 /// Who asks for a change, and why: both go into the audit trail.
@@ -16,6 +17,17 @@ pub(super) struct ActorArguments {
 }
 
 impl ActorArguments {
+    /// The reason, where the actor is the token's name.
+    ///
+    /// # Errors
+    /// [`Exit::Configuration`] where another name is given.
+    pub fn reason_alone(&self) -> Result<&str, Failure> {
+        match self.name {
+            Some(_) => Err(Failure::of(Exit::Configuration, "--as cannot be used with --api: who acts is the token's name")),
+            None => Ok(&self.reason),
+        }
+    }
+
     /// The actor that they name.
     #[must_use]
     pub fn actor(&self) -> Actor {

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use super::progress::Progress;
 use super::roles::Site;
 use super::{Context, Exit, Failure, PipelineArguments, columns};
-use crate::audit::{Audit, AuditReport};
+use crate::audit::{Audit, AuditReport, Joint};
 use crate::ledger::Difference;
 
 /// Prove that the books balance, or list what differs.
@@ -15,13 +16,19 @@ pub struct Arguments {
     /// Seconds to wait for a collector pass that began after a difference was seen
     #[arg(long, default_value_t = 60, value_name = "SECONDS")]
     patience: u64,
+    /// Also read again what the log still holds, and name each row that was changed, removed or added by hand
+    #[arg(long)]
+    deep: bool,
 }
 
 pub(super) async fn run(arguments: Arguments, context: &Context) -> Result<Exit, Failure> {
     let site = Site::open(arguments.pipeline.load()?, context.clock.clone()).await?;
     site.ledger.reach().await?;
     site.log.reach().await?;
-    let report = audit(&site, Duration::from_secs(arguments.patience), context).await?;
+    let mut report = audit(&site, Duration::from_secs(arguments.patience), context).await?;
+    if arguments.deep {
+        report = report.with(deep(&site).await?);
+    }
     context.output.answer(&report, || table(&report))?;
     Ok(if report.balanced { Exit::Success } else { Exit::Differs })
 }
@@ -39,6 +46,17 @@ pub async fn audit(site: &Site, patience: Duration, context: &Context) -> Result
     audit.run().await.map_err(Failure::from)
 }
 
+/// Reads again what the log still holds, with a bar.
+async fn deep(site: &Site) -> Result<Joint, Failure> {
+    let audit = Audit { ledger: site.ledger.ledger.clone(), log: site.log.log.clone(), source: None, patience: Duration::ZERO };
+    let ranges = audit.rereadable().await?;
+    let offsets = ranges.iter().map(|range| u64::try_from(range.until - range.from).unwrap_or_default()).sum();
+    let progress = Progress::new("reading again", offsets);
+    let joint = audit.deep(&ranges, |offsets| progress.add(offsets)).await;
+    progress.finish();
+    Ok(joint?)
+}
+
 /// What was found, for reading.
 #[must_use]
 pub fn table(report: &AuditReport) -> String {
@@ -48,6 +66,7 @@ pub fn table(report: &AuditReport) -> String {
         let numbers = joint.numbers.iter().map(|(name, number)| [format!("  {}", name.replace('_', " ")), number.to_string()]);
         text += &columns([&joint.name.to_uppercase(), verdict], numbers);
         text += &columns(["  DIFFERENCE", "ID", "WHAT"], rows(&joint.differences));
+        text += &columns(["  OPEN", "ID", "WHAT"], rows(&joint.open));
         text += &columns(["  REMARK", "ID", "WHAT"], rows(&joint.remarks));
         text.push('\n');
     }

@@ -7,9 +7,11 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use serde::Serialize;
 use uuid::Uuid;
 
+use super::actor::ActorArguments;
 use super::{Context, Exit, Failure, PipelineArguments, columns, connect, instant};
-use crate::export::{ExportFile, Totals, export_usage};
-use crate::ledger::{Ledger, UsageRange};
+use crate::export::{ExportFile, Hashed, Totals, export_usage};
+use crate::ledger::{Ledger, NewExport, Pausable, UsageRange};
+use crate::operations::refuse_paused;
 
 /// Write files for finance.
 #[derive(Clone, Debug, clap::Subcommand)]
@@ -42,6 +44,8 @@ pub struct Usage {
     /// Where to write: the file is there whole or not at all. `-` is stdout, and the totals go to stderr
     #[arg(short = 'o', long = "file", value_name = "FILE")]
     file: PathBuf,
+    #[command(flatten)]
+    actor: ActorArguments,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -58,6 +62,8 @@ struct Answer {
     source: Option<Uuid>,
     ledger_incarnation: Uuid,
     as_of_sequence: i64,
+    export_id: i64,
+    sha256: String,
     #[serde(flatten)]
     totals: Totals,
 }
@@ -69,15 +75,39 @@ pub(super) async fn run(export: Export, context: &Context) -> Result<Exit, Failu
     }
     let pipeline = usage.pipeline.load()?;
     let ledger = connect::ledger(&pipeline, context.clock.clone()).await?;
+    refuse_paused(&ledger, Pausable::Export).await?;
     let (ledger_incarnation, last) = (ledger.incarnation().await?, ledger.last_sequence().await?);
     let as_of = usage.as_of.unwrap_or(last);
     if as_of > last {
         return Err(Failure::of(Exit::Refused, format!("--as-of {as_of}: the ledger's last sequence is {last}")));
     }
     let range = UsageRange { from: usage.from, to: usage.to, source: usage.source, as_of };
+    if let Some(source) = usage.source
+        && ledger.in_time(ledger.source(source)).await?.is_none()
+    {
+        return Err(Failure::of(Exit::Refused, format!("--source {source}: the ledger knows no such deployment")));
+    }
     let Format::Csv = usage.format;
     let to_stdout = usage.file == Path::new("-");
-    let totals = if to_stdout { to_standard_output(&ledger, &range).await? } else { to_file(&ledger, &range, &usage.file).await? };
+    let actor = usage.actor.actor();
+    let record = async |totals: &Totals, sha256| {
+        let (actor, reason, range, events) = (actor.name.as_str(), actor.reason.as_str(), &range, totals.events);
+        let export = NewExport { actor, reason, range, incarnation: ledger_incarnation, format: "csv", events, sha256 };
+        ledger.in_time(ledger.record_export(&export)).await.map_err(Failure::from)
+    };
+    let (totals, sha256, export_id) = if to_stdout {
+        let (totals, sha256) = hashed(&ledger, &range, io::stdout(), Path::new("stdout")).await?;
+        let export_id = record(&totals, sha256).await?;
+        (totals, sha256, export_id)
+    } else {
+        let refused = |error: io::Error| Failure::of(Exit::Refused, format!("{} cannot be written: {error}", usage.file.display()));
+        let mut file = ExportFile::create(&usage.file).map_err(refused)?;
+        let (totals, sha256) = hashed(&ledger, &range, &mut file, &usage.file).await?;
+        // first: a file that finance has and no proof tells of would be worse than the other way
+        let export_id = record(&totals, sha256).await?;
+        file.finish().map_err(refused)?;
+        (totals, sha256, export_id)
+    };
     let answer = Answer {
         file: usage.file.display().to_string(),
         from: usage.from,
@@ -85,6 +115,8 @@ pub(super) async fn run(export: Export, context: &Context) -> Result<Exit, Failu
         source: usage.source,
         ledger_incarnation,
         as_of_sequence: as_of,
+        export_id,
+        sha256: hex::encode(sha256),
         totals,
     };
     if to_stdout {
@@ -95,16 +127,11 @@ pub(super) async fn run(export: Export, context: &Context) -> Result<Exit, Failu
     Ok(Exit::Success)
 }
 
-async fn to_file(ledger: &Ledger, range: &UsageRange, path: &Path) -> Result<Totals, Failure> {
-    let refused = |error: io::Error| Failure::of(Exit::Refused, format!("{} cannot be written: {error}", path.display()));
-    let mut file = ExportFile::create(path).map_err(refused)?;
-    let totals = export_usage(ledger, range, &mut file).await.map_err(|error| written(error, path))?;
-    file.finish().map_err(refused)?;
-    Ok(totals)
-}
-
-async fn to_standard_output(ledger: &Ledger, range: &UsageRange) -> Result<Totals, Failure> {
-    export_usage(ledger, range, io::stdout()).await.map_err(|error| written(error, Path::new("stdout")))
+/// Writes the range and answers what it adds up to, with the SHA-256 of its bytes.
+async fn hashed(ledger: &Ledger, range: &UsageRange, writer: impl io::Write, path: &Path) -> Result<(Totals, [u8; 32]), Failure> {
+    let mut writer = Hashed::new(writer);
+    let totals = export_usage(ledger, range, &mut writer).await.map_err(|error| written(error, path))?;
+    Ok((totals, writer.sha256()))
 }
 
 /// A full disk or a reader that has gone is no fault of ours; and a file that is not whole is never a success.
@@ -128,8 +155,8 @@ fn table(answer: &Answer) -> String {
     );
     let (from, to) = (time(answer.from), time(answer.to));
     text.push_str(&format!(
-        "{} events from {from} to {to} (not included), as of ledger sequence {} of {}, in {}\n",
-        answer.totals.events, answer.as_of_sequence, answer.ledger_incarnation, answer.file
+        "{} events from {from} to {to} (not included), as of ledger sequence {} of {}, in {}\nexport {}, SHA-256 {}\n",
+        answer.totals.events, answer.as_of_sequence, answer.ledger_incarnation, answer.file, answer.export_id, answer.sha256
     ));
     text
 }

@@ -3,6 +3,8 @@
 //! Each command has a file of its own. It gets its arguments and a [`Context`], and ends with an [`Exit`].
 
 mod actor;
+mod acts;
+mod api;
 pub mod audit;
 mod check;
 pub mod connect;
@@ -13,16 +15,20 @@ mod instant;
 mod logging;
 mod migrate;
 mod output;
+mod pause;
 mod pipeline;
 mod progress;
+mod prove;
 mod ranges;
 mod recover;
+mod rejects;
 mod replay;
 pub mod roles;
 pub mod run;
 mod simulators;
 mod status;
 mod stop;
+mod via;
 
 pub use exit::{Exit, Failure};
 pub use logging::start as start_logging;
@@ -97,10 +103,21 @@ pub enum Command {
     /// Read a range of the log again: what is missing is added, what is there changes nothing
     #[command(subcommand)]
     Replay(replay::Replay),
+    /// Work on records that are no accepted event: rejected, in conflict, or held
+    #[command(subcommand)]
+    Rejects(rejects::Rejects),
     /// Show where everything stands
     Status(status::Arguments),
+    /// Stop collecting, consuming, publishing or exporting in all processes until it is resumed
+    Pause(pause::Arguments),
+    /// Go on with what was paused
+    Resume(pause::Arguments),
+    /// Show the audit trail: who did what, when and why
+    Acts(acts::Arguments),
     /// Prove that the books balance, or list what differs
     Audit(audit::Arguments),
+    /// Show the whole life of one event
+    Prove(prove::Arguments),
     /// Simulate coderd in an empty PostgreSQL database
     CoderdSim(sim::coderd::Options),
     /// Simulate Tallyman
@@ -139,12 +156,17 @@ pub async fn run(command: Command, context: Context) -> Result<Exit, Failure> {
         Command::TallymanSim(options) => simulators::tallyman(options, context).await,
         Command::Recover(recover) => recover::run(recover, context).await,
         Command::Replay(replay) => replay::run(replay, context).await,
+        Command::Status(arguments) => status::run(arguments, &context).await,
         // these leave nothing half done wherever they are dropped
+        Command::Acts(arguments) => until_stopped(&context.stop, acts::run(arguments, &context)).await,
         Command::Check(arguments) => until_stopped(&context.stop, check::run(arguments, &context)).await,
         Command::Migrate(arguments) => until_stopped(&context.stop, migrate::run(arguments, &context)).await,
         Command::Export(export) => until_stopped(&context.stop, export::run(export, &context)).await,
-        Command::Status(arguments) => until_stopped(&context.stop, status::run(arguments, &context)).await,
+        Command::Rejects(rejects) => until_stopped(&context.stop, rejects::run(rejects, &context)).await,
+        Command::Pause(arguments) => until_stopped(&context.stop, pause::pause(arguments, &context)).await,
+        Command::Resume(arguments) => until_stopped(&context.stop, pause::resume(arguments, &context)).await,
         Command::Audit(arguments) => until_stopped(&context.stop, audit::run(arguments, &context)).await,
+        Command::Prove(arguments) => until_stopped(&context.stop, prove::run(arguments, &context)).await,
     }
 }
 

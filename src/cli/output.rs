@@ -27,6 +27,22 @@ impl Output {
         gone_is_fine(stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()))
     }
 
+    /// Writes one of many answers to stdout, JSON as one line. False: the reader has gone.
+    ///
+    /// # Errors
+    /// When stdout cannot be written.
+    pub fn one_of_many(self, answer: &impl Serialize, table: impl FnOnce() -> String) -> Result<bool, Failure> {
+        let text = match self {
+            Output::Table => table(),
+            Output::Json => serde_json::to_string(answer).map_err(|error| Failure::new(Exit::Internal, error))? + "\n",
+        };
+        let mut stdout = io::stdout().lock();
+        match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+            written => gone_is_fine(written).map(|()| true),
+        }
+    }
+
     /// Writes the answer to stderr: where stdout is the file itself.
     ///
     /// # Errors

@@ -69,7 +69,7 @@ impl PipelineArguments {
         for set in &self.set {
             let name = set.split('=').next().unwrap_or_default();
             let secret = KEYS.iter().any(|key| {
-                let may_be = matches!(key.kind, Kind::Secret | Kind::SecretPostgresUrl | Kind::Properties);
+                let may_be = matches!(key.kind, Kind::SecretPostgresUrl | Kind::Properties | Kind::Tokens);
                 may_be && name.trim().starts_with(key.name)
             });
             words.push_str(" --set ");

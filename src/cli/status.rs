@@ -1,92 +1,83 @@
 //! `tallyline status`
 
+mod table;
+
+use std::io::IsTerminal as _;
 use std::time::Duration;
 
-use chrono::{DateTime, SecondsFormat, Utc};
-use serde::Serialize;
+use tracing::warn;
 
-use super::{Context, Exit, Failure, PipelineArguments, columns, connect};
+use super::via::{Via, ViaArguments};
+use super::{Context, Exit, Failure, Output, until_stopped};
 use crate::status::{self, Status};
 
 /// How long the log may take to tell its ends.
 const LOG_ANSWER: Duration = Duration::from_secs(60);
+/// The same, where the next look comes soon.
+const LOG_ANSWER_WATCHED: Duration = Duration::from_secs(10);
+/// To the terminal's upper left corner, all below cleared.
+const CLEAR: &str = "\x1b[H\x1b[2J";
 
 /// Show where everything stands.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Arguments {
     #[command(flatten)]
-    pipeline: PipelineArguments,
-}
-
-#[derive(Serialize)]
-struct Answer {
-    at: DateTime<Utc>,
-    #[serde(flatten)]
-    status: Status,
+    via: ViaArguments,
+    /// Look again every so many seconds until Ctrl-C
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2",
+          value_parser = clap::value_parser!(u64).range(1..=3600))]
+    watch: Option<u64>,
 }
 
 pub(super) async fn run(arguments: Arguments, context: &Context) -> Result<Exit, Failure> {
-    let pipeline = arguments.pipeline.load()?;
-    let ledger = connect::open_ledger(&pipeline, context.clock.clone()).await?;
-    let log = connect::open_log(&pipeline, &ledger).await?;
-    ledger.reach().await?;
-    let mut status = status::read(&ledger.ledger, &log.log, LOG_ANSWER).await?;
-    status.log_problem = status.log_problem.map(|problem| format!("{}: {problem}", log.address));
-    let answer = Answer { at: context.clock.now(), status };
-    context.output.answer(&answer, || table(&answer))?;
-    match &answer.status.log_problem {
+    let via = arguments.via.prepare(context).await?;
+    match arguments.watch {
+        None => until_stopped(&context.stop, once(&via, context.output)).await,
+        Some(seconds) => {
+            let watched = watch(&via, context.output, Duration::from_secs(seconds));
+            // to be stopped is how a watch ends
+            context.stop.run_until_cancelled(watched).await.unwrap_or(Ok(Exit::Success))
+        }
+    }
+}
+
+async fn once(via: &Via, output: Output) -> Result<Exit, Failure> {
+    let status = read(via, LOG_ANSWER).await?;
+    output.answer(&status, || table::of(&status))?;
+    match status.log_problem {
         None => Ok(Exit::Success),
         Some(problem) => Err(Failure::of(Exit::Unreachable, format!("the lag is not known: {problem}"))),
     }
 }
 
-fn time(time: DateTime<Utc>) -> String {
-    time.to_rfc3339_opts(SecondsFormat::Millis, true)
+/// Goes on while ledger or log are away, for that is what one watches for; ends when nobody reads any more.
+async fn watch(via: &Via, output: Output, every: Duration) -> Result<Exit, Failure> {
+    let on_terminal = std::io::stdout().is_terminal();
+    loop {
+        match read(via, LOG_ANSWER_WATCHED).await {
+            Ok(status) => {
+                let block = || {
+                    let table = table::of(&status);
+                    if on_terminal { format!("{CLEAR}{table}") } else { format!("{table}\n") }
+                };
+                if !output.one_of_many(&status, block)? {
+                    return Ok(Exit::Success);
+                }
+            }
+            Err(failure) if failure.exit == Exit::Unreachable => warn!("{:#}", failure.error),
+            Err(failure) => return Err(failure),
+        }
+        tokio::time::sleep(every).await;
+    }
 }
 
-fn or_dash<T>(value: Option<T>, show: impl FnOnce(T) -> String) -> String {
-    value.map_or_else(|| "-".to_owned(), show)
-}
-
-fn table(answer: &Answer) -> String {
-    let Answer { at, status } = answer;
-    let number = |value: Option<i64>| or_dash(value, |number| number.to_string());
-    let partitions = status.partitions.iter().map(|row| {
-        let ends = [row.position, row.log_end, row.lag].map(number);
-        let [position, end, lag] = ends;
-        [row.topic.clone(), row.partition.to_string(), position, end, lag, or_dash(row.moved_at, time)]
-    });
-    let batches = status.batches.iter().map(|row| {
-        let [batches, records, accepted, duplicates] =
-            [row.batches, row.records, row.accepted, row.duplicates].map(|count| count.to_string());
-        [row.kind.clone(), batches, records, accepted, duplicates, time(row.last_recorded_at)]
-    });
-    let events = status.events.iter().map(|row| [row.deployment_id.to_string(), row.event_type.clone(), row.events.to_string()]);
-    let refused = status.refused.iter().map(|row| [row.verdict.clone(), row.cause.clone(), row.records.to_string()]);
-    let sources = status.sources.iter().map(|row| {
-        let collected = if row.collected { "yes" } else { "no" }.to_owned();
-        let complete = [row.complete_until, row.runtime_complete_until].map(|until| or_dash(until, time));
-        let [complete, runtime] = complete;
-        [row.deployment_id.to_string(), collected, time(row.introduced_at), complete, runtime]
-    });
-    let publications = status.publications.iter().map(|row| {
-        let [events, unanswered] = [row.events, row.unanswered].map(|count| count.to_string());
-        [row.deployment_id.to_string(), row.state.clone(), events, unanswered, time(row.oldest_created_at)]
-    });
-    let leases = status.leases.iter().map(|row| {
-        let holder = if row.held { row.holder.clone() } else { "nobody".to_owned() };
-        [row.name.clone(), holder, row.epoch.to_string(), time(row.expires_at)]
-    });
-    let tables = [
-        columns(["TOPIC", "PARTITION", "POSITION", "LOG END", "LAG", "MOVED AT"], partitions),
-        columns(["BATCHES", "COUNT", "RECORDS", "ACCEPTED", "DUPLICATES", "LAST AT"], batches),
-        columns(["DEPLOYMENT", "EVENT TYPE", "EVENTS"], events),
-        columns(["REFUSED", "CAUSE", "RECORDS"], refused),
-        columns(["DEPLOYMENT", "COLLECTED", "INTRODUCED AT", "COMPLETE UNTIL", "RUNTIME COMPLETE UNTIL"], sources),
-        columns(["DEPLOYMENT", "PUBLICATION", "EVENTS", "UNANSWERED", "OLDEST"], publications),
-        columns(["LEASE", "HELD BY", "EPOCH", "UNTIL"], leases),
-    ];
-    let head = format!("ledger {} at sequence {}, {}\n", status.ledger_incarnation, status.ledger_sequence, time(*at));
-    let head = status.recovering.iter().fold(head, |head, recovering| format!("{head}{recovering}\n"));
-    tables.into_iter().filter(|table| !table.is_empty()).fold(head, |text, table| format!("{text}\n{table}"))
+async fn read(via: &Via, log_answer: Duration) -> Result<Status, Failure> {
+    let site = match via {
+        Via::Site(site) => site,
+        Via::Api(api) => return api.get(&["status"], &()).await,
+    };
+    site.ledger.reach().await?;
+    let mut status = status::read(&site.ledger.ledger, &site.log.log, log_answer).await?;
+    status.log_problem = status.log_problem.map(|problem| format!("{}: {problem}", site.log.address));
+    Ok(status)
 }

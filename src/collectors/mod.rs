@@ -15,5 +15,5 @@ mod take;
 
 pub use open::Collector;
 pub use pass::PassReport;
-pub use run::run;
+pub use run::{Standing, run};
 pub use settings::{CollectError, Settings};

@@ -1,5 +1,6 @@
 //! The loop: one collector per source, pass after pass, until told to stop.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -8,12 +9,13 @@ use super::open::Collector;
 use super::settings::{CollectError, Settings};
 use crate::clock::Clock;
 use crate::coderd::Database;
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, Pausable};
 use crate::license::PublicKeys;
 use crate::log::Log;
 
 /// Collects until `stop`. Whatever is wrong is said once and waited for; a source that another process collects is waited for too. A stop
-/// in the middle of a pass drops it: what the log has acknowledged is found there by the next collector.
+/// in the middle of a pass drops it: what the log has acknowledged is found there by the next collector. A pause lets the pass in hand end;
+/// then the lease is given back and coderd's database left alone, and whoever is first collects once it is resumed.
 pub async fn run(
     settings: Settings,
     database: Database,
@@ -23,12 +25,20 @@ pub async fn run(
     clock: Clock,
     stop: CancellationToken,
 ) {
-    let mut trouble = Trouble::default();
+    let mut trouble = Trouble { said: None, standing: settings.standing.clone() };
+    let mut paused = settings.paused.clone();
     while !stop.is_cancelled() {
+        if let Some(pause) = paused.of(Pausable::Collect) {
+            trouble.standing.set(&pause.to_string());
+            if stop.run_until_cancelled(paused.resumed(Pausable::Collect)).await.is_none() {
+                return;
+            }
+        }
         let opened = Collector::open(settings.clone(), database.clone(), keys.clone(), log.clone(), ledger.clone(), clock.clone());
         match stop.run_until_cancelled(opened).await {
             Some(Ok(Some(collector))) => {
                 tracing::info!(source = %collector.source().deployment_id, database = %database.address(), "collecting");
+                trouble.standing.set("collecting");
                 collect(collector, &stop, &mut trouble).await;
             }
             Some(Ok(None)) => trouble.say("another process collects this source; waiting for it to end"),
@@ -39,9 +49,9 @@ pub async fn run(
     }
 }
 
-/// Passes until `stop` or until the source is another's.
+/// Passes until `stop`, until the source is another's, or until collecting is paused.
 async fn collect(mut collector: Collector, stop: &CancellationToken, trouble: &mut Trouble) {
-    loop {
+    while collector.settings.paused.of(Pausable::Collect).is_none() {
         match stop.run_until_cancelled(collector.pass()).await {
             Some(Ok(report)) => {
                 trouble.over();
@@ -55,8 +65,15 @@ async fn collect(mut collector: Collector, stop: &CancellationToken, trouble: &m
             Some(Err(error)) => trouble.say(&error.to_string()),
             None => break,
         }
-        if !pause(collector.settings.poll_interval, stop).await {
-            break;
+        let mut paused = collector.settings.paused.clone();
+        let changed = async {
+            while paused.of(Pausable::Collect).is_none() {
+                paused.changed().await;
+            }
+        };
+        tokio::select! {
+            waited = pause(collector.settings.poll_interval, stop) => if !waited { break },
+            () = changed => {}
         }
     }
     collector.close().await;
@@ -67,21 +84,41 @@ async fn pause(length: Duration, stop: &CancellationToken) -> bool {
     stop.run_until_cancelled(tokio::time::sleep(length)).await.is_some()
 }
 
+/// How collecting stands, for whoever shows it; clones show the same.
+#[derive(Clone, Debug, Default)]
+pub struct Standing(Arc<Mutex<String>>);
+
+impl Standing {
+    /// In words; empty before it begins.
+    #[must_use]
+    pub fn get(&self) -> String {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set(&self, words: &str) {
+        words.clone_into(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
 /// Says what is wrong when it begins and when it changes, not each time it is met.
-#[derive(Default)]
-struct Trouble(Option<String>);
+struct Trouble {
+    said: Option<String>,
+    standing: Standing,
+}
 
 impl Trouble {
     fn say(&mut self, what: &str) {
-        if self.0.as_deref() != Some(what) {
+        if self.said.as_deref() != Some(what) {
             tracing::warn!("{what}");
-            self.0 = Some(what.to_owned());
+            self.said = Some(what.to_owned());
         }
+        self.standing.set(what);
     }
 
     fn over(&mut self) {
-        if self.0.take().is_some() {
+        if self.said.take().is_some() {
             tracing::info!("collecting again");
         }
+        self.standing.set("collecting");
     }
 }

@@ -5,8 +5,9 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use uuid::Uuid;
 
+use super::run::Standing;
 use crate::coderd::CoderdError;
-use crate::ledger::LeaseError;
+use crate::ledger::{LeaseError, Paused};
 use crate::log::{AppendError, LogError};
 
 /// How one source is collected.
@@ -35,6 +36,10 @@ pub struct Settings {
     pub page: i64,
     /// The source is free for another collector this long after ours was last heard of. Longer than `poll_interval`.
     pub lease_length: Duration,
+    /// What operators have paused.
+    pub paused: Paused,
+    /// Where it is said how collecting stands.
+    pub standing: Standing,
 }
 
 impl Settings {
@@ -53,6 +58,8 @@ impl Settings {
             usage_window: TimeDelta::days(8),
             page: 1000,
             lease_length: Duration::from_secs(30),
+            paused: Paused::never(),
+            standing: Standing::default(),
         }
     }
 }

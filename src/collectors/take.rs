@@ -119,7 +119,12 @@ impl Collector {
             }
         }
         let event_ids: Vec<String> = claims.iter().chain(&builds).map(Event::id).collect();
-        let refused = self.ledger.in_time(self.ledger.refused_ids(deployment, &event_ids)).await?;
+        let mut refused = self.ledger.in_time(self.ledger.refused_ids(deployment, &event_ids)).await?;
+        if !refused.is_empty() {
+            let again = claims.iter().chain(&builds).filter(|event| refused.contains(&event.id()));
+            let again = again.map(|event| (event.id(), event.to_message())).collect();
+            refused = self.ledger.in_time(self.ledger.refused_messages(deployment, &again)).await?;
+        }
         claims.retain(|claim| !refused.contains(&claim.id()));
         builds.retain(|build| !refused.contains(&build.id()));
         Ok((claims, builds))
@@ -155,8 +160,7 @@ impl Collector {
         }
         let ids: Vec<String> = unseen.keys().map(|id| (*id).clone()).collect();
         let known = self.ledger.in_time(self.ledger.known_usage(self.source.id, &ids)).await?;
-        let refused = self.ledger.in_time(self.ledger.refused_ids(self.source.deployment_id, &ids)).await?;
-        let (known, unknown): (Vec<String>, Vec<String>) = ids.into_iter().partition(|id| known.contains_key(id) || refused.contains(id));
+        let (known, unknown): (Vec<String>, Vec<String>) = ids.into_iter().partition(|id| known.contains_key(id));
         for id in known {
             let at = unseen[&id];
             self.usage.insert(id, at, self.pass_number);
@@ -164,11 +168,19 @@ impl Collector {
         if unknown.is_empty() {
             return Ok(());
         }
-        let rows = reader.usage(&unknown).await?;
+        let mut rows = reader.usage(&unknown).await?;
+        let deployment = self.source.deployment_id;
+        let mut refused = self.ledger.in_time(self.ledger.refused_ids(deployment, &unknown)).await?;
+        if !refused.is_empty() {
+            let again = rows.iter().filter(|row| refused.contains(&row.id));
+            let again = again.map(|row| (row.id.clone(), events::usage(deployment, row.clone()))).collect();
+            refused = self.ledger.in_time(self.ledger.refused_messages(deployment, &again)).await?;
+        }
+        rows.retain(|row| !refused.contains(&row.id));
         // A runtime row is dated by its hour and rightly comes later; the others are dated by the moment they are written.
         let late = rows.iter().filter(|row| row.event_type != "hb_agent_runtime_v1" && self.is_late(row.created_at)).count();
         let sent: Vec<(String, DateTime<Utc>)> = rows.iter().map(|row| (row.id.clone(), row.created_at)).collect();
-        let messages = rows.into_iter().map(|row| events::usage(self.source.deployment_id, row)).collect();
+        let messages = rows.into_iter().map(|row| events::usage(deployment, row)).collect();
         appended.report.usage += self
             .append(Topic::AgentUsage, messages, &mut appended.ends, |collector, index| {
                 let (id, at) = sent[index].clone();

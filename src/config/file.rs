@@ -1,5 +1,6 @@
 //! The pipeline file.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use toml::Spanned;
@@ -19,10 +20,11 @@ pub(super) fn read(path: &Path, settings: &mut Settings, mistakes: &mut Mistakes
         }
     };
     let (table, errors) = DeTable::parse_recoverable(&text);
-    let mut reader = Reader { path, text: &text, settings, mistakes, broken: Vec::new() };
+    let ends = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n').map(|(at, _)| at).collect();
+    let mut reader = Reader { path, ends, settings, mistakes, broken: BTreeSet::new() };
     for error in &errors {
         let line = reader.line(error.span().map_or(0, |span| span.start));
-        reader.broken.push(line);
+        reader.broken.insert(line);
         // the message alone: the error's whole text repeats the line, and a secret with it
         reader.mistakes.add_without_key(Place::File(path.to_owned(), Some(line)), format!("is no TOML: {}", error.message()));
     }
@@ -32,11 +34,12 @@ pub(super) fn read(path: &Path, settings: &mut Settings, mistakes: &mut Mistakes
 
 struct Reader<'a> {
     path: &'a Path,
-    text: &'a str,
+    /// Where each line ends.
+    ends: Vec<usize>,
     settings: &'a mut Settings,
     mistakes: &'a mut Mistakes,
     /// Lines that are no TOML: what was guessed from them says nothing.
-    broken: Vec<usize>,
+    broken: BTreeSet<usize>,
 }
 
 impl Reader<'_> {
@@ -67,7 +70,7 @@ impl Reader<'_> {
 
     /// Lines are counted from 1.
     fn line(&self, offset: usize) -> usize {
-        self.text.as_bytes().iter().take(offset).filter(|byte| **byte == b'\n').count() + 1
+        self.ends.partition_point(|end| *end < offset) + 1
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::mistakes::{Mistakes, Place};
-use super::value::{self, Value};
+use super::value::{self, Value, is_name};
 use super::{Key, Kind};
 
 /// A value as it was written.
@@ -74,11 +74,14 @@ impl Settings {
 
 fn read(given: &Given, public_key_fault: Option<fn(&str, &str) -> Option<String>>) -> Result<Value, String> {
     let value = value::read(given.key.kind, &given.raw)?;
-    if let (Kind::PublicKeys, Value::Text(key)) = (given.key.kind, &value) {
-        let name = given.name.get(given.key.name.len() + 1..).unwrap_or_default();
-        if let Some(fault) = public_key_fault.and_then(|fault| fault(name, key)) {
-            return Err(format!("is {fault}"));
-        }
+    let name = given.name.get(given.key.name.len() + 1..).unwrap_or_default();
+    if matches!(given.key.kind, Kind::Tokens) && !is_name(name, 1, 100) {
+        return Err("must be named by 1 to 100 letters, digits, '.', '_' or '-': it is who acts, in the audit trail".into());
+    }
+    if let (Kind::PublicKeys, Value::Text(key)) = (given.key.kind, &value)
+        && let Some(fault) = public_key_fault.and_then(|fault| fault(name, key))
+    {
+        return Err(format!("is {fault}"));
     }
     Ok(value)
 }
@@ -97,6 +100,12 @@ impl Values {
     /// Neither given nor had by default.
     pub fn is_missing(&self, name: &str) -> bool {
         !self.found.contains_key(name) && !self.wrong.iter().any(|wrong| wrong == name)
+    }
+
+    /// No entry of the table was given, right or wrong.
+    pub fn is_empty_table(&self, name: &str) -> bool {
+        let is_entry = |full: &String| full.strip_prefix(name).is_some_and(|rest| rest.starts_with('.'));
+        !self.found.keys().chain(&self.wrong).any(is_entry)
     }
 
     /// The entries of a table, by their own names.

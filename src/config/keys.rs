@@ -40,14 +40,14 @@ pub enum Kind {
     Listen,
     /// A path.
     Path,
-    /// A secret text.
-    Secret,
     /// A PostgreSQL URL, secret because it may hold a password.
     SecretPostgresUrl,
     /// A table: name of a public key to the key itself, or `file:PATH`.
     PublicKeys,
     /// A table: librdkafka's properties, each a secret.
     Properties,
+    /// A table: name of a token to its scope and its secret.
+    Tokens,
 }
 
 const fn key(name: &'static str, kind: Kind, default: Option<&'static str>, doc: &'static str) -> Key {
@@ -113,6 +113,12 @@ pub const KEYS: &[Key] = &[
     ),
     key("collect.full_sweep_hours", Kind::Hours(0.01, 168.0), Some("24"), "How often everything is compared again, whatever its time."),
     key(
+        "consume.stall_seconds",
+        Kind::Seconds(1.0, 3600.0),
+        Some("60"),
+        "A consumer that does not move for so long while records wait leaves its group and joins again.",
+    ),
+    key(
         "license.public_keys",
         Kind::PublicKeys,
         None,
@@ -140,13 +146,30 @@ pub const KEYS: &[Key] = &[
     ),
     key("serve.api_listen", Kind::Listen, Some("127.0.0.1:8090"), "Where the API listens. Loopback only until TLS is there."),
     key("serve.metrics_listen", Kind::Listen, Some("127.0.0.1:2112"), "Where /metrics listens. Loopback only until TLS is there."),
-    key("serve.token", Kind::Secret, None, "The token that API callers send. Secret. Needed beyond loopback."),
+    key(
+        "serve.audit_seconds",
+        Kind::Seconds(0.2, 86_400.0),
+        Some("300"),
+        "How often the books are audited; never more than about a tenth of the time. An imbalance stops publishing.",
+    ),
     key("serve.tls_certificate", Kind::Path, None, "Path of the certificate chain (PEM). Not there yet: refused."),
     key("serve.tls_key", Kind::Path, None, "Path of the certificate's private key (PEM). Not there yet: refused."),
+    key(
+        "serve.tokens",
+        Kind::Tokens,
+        None,
+        "Who may ask over HTTP: name to \"SCOPE SECRET\", the scope enforce (license questions), read or admin. Without any, loopback may read.",
+    ),
+    key(
+        "telemetry.listen",
+        Kind::Listen,
+        None,
+        "Where a process without the role serve shows its own telemetry, /healthz and /readyz; without it, nowhere. Loopback only.",
+    ),
 ];
 
 impl Key {
-    /// The key of that name; for `kafka.properties.x` and `license.public_keys.x` that of the table.
+    /// The key of that name; for an entry of a table, such as `serve.tokens.x`, that of the table.
     pub(super) fn of(name: &str) -> Option<&'static Key> {
         KEYS.iter().find(|key| key.name == name).or_else(|| {
             KEYS.iter()
@@ -163,7 +186,7 @@ impl Key {
 
 impl Kind {
     pub(super) fn is_table(self) -> bool {
-        matches!(self, Kind::PublicKeys | Kind::Properties)
+        matches!(self, Kind::PublicKeys | Kind::Properties | Kind::Tokens)
     }
 
     /// What is allowed, to follow "must be".
@@ -182,10 +205,10 @@ impl Kind {
             Kind::Url => "an http:// or https:// URL with a host and without user and password".into(),
             Kind::Listen => "an address and port such as 127.0.0.1:8090".into(),
             Kind::Path => "a path".into(),
-            Kind::Secret => "a text, env:NAME, file:PATH or exec:COMMAND".into(),
             Kind::SecretPostgresUrl => "a postgres:// URL with a host and a database, env:NAME, file:PATH or exec:COMMAND".into(),
             Kind::PublicKeys => "a table of names and public keys".into(),
             Kind::Properties => "a table of librdkafka's properties".into(),
+            Kind::Tokens => "a table of names and \"SCOPE SECRET\"".into(),
         }
     }
 }

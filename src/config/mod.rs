@@ -11,6 +11,7 @@ mod overrides;
 mod pipeline;
 mod required;
 mod secret;
+mod token;
 mod value;
 
 #[cfg(test)]
@@ -20,6 +21,7 @@ pub use keys::{KEYS, Key, Kind};
 pub use mistakes::{Mistake, Mistakes, Place};
 pub use pipeline::{Collect, Kafka, License, LogBackend, LogKind, Pipeline, PostgresLedger, Publish, PublishMode, Role, Serve, Source};
 pub use secret::{Secret, SecretError};
+pub use token::{Scope, TokenSetting};
 
 use std::path::PathBuf;
 

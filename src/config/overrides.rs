@@ -7,8 +7,10 @@ use super::{KEYS, Key, Kind};
 
 const PREFIX: &str = "TALLYLINE_";
 
-/// Variables that are not ours to judge: Kubernetes sets the first two for any Service named `tallyline`, the others belong to the scripts.
-const OTHERS: &[&str] = &["TALLYLINE_SERVICE_", "TALLYLINE_PORT", "TALLYLINE_TEST_", "TALLYLINE_CACHE", "TALLYLINE_PG_BIN"];
+/// Variables that are no settings: Kubernetes sets the first two for any Service named `tallyline`, the third is for `--api`, the others belong to
+/// the scripts.
+const OTHERS: &[&str] =
+    &["TALLYLINE_SERVICE_", "TALLYLINE_PORT", "TALLYLINE_API_TOKEN", "TALLYLINE_TEST_", "TALLYLINE_CACHE", "TALLYLINE_PG_BIN"];
 
 /// Each `TALLYLINE_…` variable.
 pub(super) fn variables(variables: &[(String, String)], settings: &mut Settings, mistakes: &mut Mistakes) {

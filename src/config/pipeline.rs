@@ -8,9 +8,9 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use super::Secret;
 use super::given::Values;
 use super::value::Value;
+use super::{Secret, TokenSetting};
 
 /// All settings of one deployment shape. Names and defaults are those of [`super::KEYS`].
 #[derive(Clone, Debug)]
@@ -27,12 +27,16 @@ pub struct Pipeline {
     pub source: Source,
     /// The collector.
     pub collect: Collect,
+    /// The consumer.
+    pub consume: Consume,
     /// Licenses.
     pub license: License,
     /// The publisher.
     pub publish: Publish,
     /// What listens.
     pub serve: Serve,
+    /// What listens where the role serve is not there.
+    pub telemetry: Telemetry,
 }
 
 /// A role of `tallyline run`.
@@ -112,6 +116,13 @@ pub struct Collect {
     pub full_sweep: Duration,
 }
 
+/// `[consume]`
+#[derive(Clone, Debug)]
+pub struct Consume {
+    /// Records may wait for so long while their partition does not move.
+    pub stall: Duration,
+}
+
 /// `[license]`
 #[derive(Clone, Debug)]
 pub struct License {
@@ -150,12 +161,21 @@ pub struct Serve {
     pub api_listen: SocketAddr,
     /// `/metrics`.
     pub metrics_listen: SocketAddr,
-    /// What API callers send.
-    pub token: Option<Secret>,
+    /// How often the books are audited.
+    pub audit: Duration,
+    /// Who may ask, by the name under which they act.
+    pub tokens: BTreeMap<String, TokenSetting>,
     /// Not there yet: always none.
     pub tls_certificate: Option<PathBuf>,
     /// Not there yet: always none.
     pub tls_key: Option<PathBuf>,
+}
+
+/// `[telemetry]`
+#[derive(Clone, Debug)]
+pub struct Telemetry {
+    /// `/metrics`, `/healthz` and `/readyz` of a process that does not serve.
+    pub listen: Option<SocketAddr>,
 }
 
 impl Pipeline {
@@ -191,6 +211,7 @@ impl Pipeline {
                 margin: values.duration("collect.margin_seconds"),
                 full_sweep: values.duration("collect.full_sweep_hours"),
             },
+            consume: Consume { stall: values.duration("consume.stall_seconds") },
             license: License { public_keys: values.texts("license.public_keys"), rules: values.defaulted("license.rules") },
             publish: Publish {
                 mode: if values.text("publish.mode").as_deref() == Some("sole") { PublishMode::Sole } else { PublishMode::Shadow },
@@ -201,10 +222,12 @@ impl Pipeline {
             serve: Serve {
                 api_listen: values.listen("serve.api_listen"),
                 metrics_listen: values.listen("serve.metrics_listen"),
-                token: values.secret("serve.token"),
+                audit: values.duration("serve.audit_seconds"),
+                tokens: values.tokens("serve.tokens"),
                 tls_certificate: values.text("serve.tls_certificate").map(PathBuf::from),
                 tls_key: values.text("serve.tls_key").map(PathBuf::from),
             },
+            telemetry: Telemetry { listen: values.get("telemetry.listen").map(|_| values.listen("telemetry.listen")) },
         }
     }
 
@@ -214,7 +237,7 @@ impl Pipeline {
         let mut secrets = vec![("ledger.url".to_owned(), &self.ledger.url)];
         secrets.extend(self.kafka.properties.iter().map(|(name, secret)| (format!("kafka.properties.{name}"), secret)));
         secrets.extend(self.source.coderd_url.iter().map(|secret| ("source.coderd_url".to_owned(), secret)));
-        secrets.extend(self.serve.token.iter().map(|secret| ("serve.token".to_owned(), secret)));
+        secrets.extend(self.serve.tokens.iter().map(|(name, token)| (format!("serve.tokens.{name}"), &token.secret)));
         secrets
     }
 }
@@ -304,6 +327,11 @@ impl Values {
     fn secrets(&self, name: &str) -> BTreeMap<String, Secret> {
         let secret = |value: &Value| if let Value::Secret(secret) = value { Some(secret.clone()) } else { None };
         self.table(name).filter_map(|(entry, value, _)| Some((entry.to_owned(), secret(value)?))).collect()
+    }
+
+    fn tokens(&self, name: &str) -> BTreeMap<String, TokenSetting> {
+        let token = |value: &Value| if let Value::Token(token) = value { Some(token.clone()) } else { None };
+        self.table(name).filter_map(|(entry, value, _)| Some((entry.to_owned(), token(value)?))).collect()
     }
 
     fn texts(&self, name: &str) -> BTreeMap<String, String> {

@@ -64,11 +64,17 @@ fn listeners(values: &Values, mistakes: &mut Mistakes) {
         if !address.ip().is_loopback() {
             let mut problem =
                 "lies beyond loopback, which needs TLS, and TLS is not there yet: listen on 127.0.0.1 behind a proxy".to_owned();
-            if values.is_missing("serve.token") {
-                problem.push_str("; it also needs serve.token");
+            if values.is_empty_table("serve.tokens") {
+                problem.push_str("; it also needs serve.tokens");
             }
             mistakes.add(&values.place(key), key, problem);
         }
+    }
+    if let Some(Value::Listen(address)) = values.get("telemetry.listen")
+        && !address.ip().is_loopback()
+    {
+        let problem = "lies beyond loopback, which needs TLS, and TLS is not there yet: listen on 127.0.0.1 behind a proxy";
+        mistakes.add(&values.place("telemetry.listen"), "telemetry.listen", problem);
     }
     for key in ["serve.tls_certificate", "serve.tls_key"] {
         if values.get(key).is_some() {

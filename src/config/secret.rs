@@ -102,6 +102,12 @@ impl Secret {
         }
     }
 
+    /// Whether the secret itself is written out.
+    #[must_use]
+    pub fn is_literal(&self) -> bool {
+        self.literal().is_some()
+    }
+
     /// Whether an empty text is written out: no secret, but a value for librdkafka.
     #[must_use]
     pub fn is_empty_literal(&self) -> bool {

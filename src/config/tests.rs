@@ -72,6 +72,7 @@ url = 'ftp://x'
 [serve]
 api_listen = '0.0.0.0:8090'
 tls_key = 'k'
+tokens.oncall = 'root hunter2'
 [license]
 rules = '2024-01'
 public_keys = 3
@@ -85,10 +86,10 @@ introduced_at = 2025-01-01
         ("TALLYLINE_LICENSE_PUBLIC_KEYS_A", "key"),
         ("OTHER", "1"),
     ];
-    let sets = ["serve.metrics_listen=2112", "ledger.url", "ledger.usl=x", "kafka.properties.acks=0"];
+    let sets = ["serve.metrics_listen=2112", "ledger.url", "ledger.usl=x", "kafka.properties.acks=0", "serve.tokens.a b=read hunter2"];
     let expected = "p.toml: kafka.brokers is missing: log.kind is kafka
 p.toml:1: roles must be a list of collect, consume, publish, serve, each at most once
-p.toml:2: colour is unknown; there are roles, ledger, log, kafka, source, collect, license, publish, serve
+p.toml:2: colour is unknown; there are roles, ledger, log, kafka, source, collect, consume, license, publish, serve, telemetry
 p.toml:4: ledger.url must be a postgres:// URL with a host and a database, env:NAME, file:PATH or exec:COMMAND
 p.toml:5: ledger.connections must be a whole number from 2 to 500
 p.toml:8: log.partitions must be a whole number from 1 to 1000
@@ -96,18 +97,20 @@ p.toml:9: log.groups is unknown; [log] has kind, partitions, group
 p.toml:11: collect.poll_seconds must be a number of seconds from 0.05 to 3600
 p.toml:13: publish.mode must be one of shadow, sole: join is not there yet
 p.toml:14: publish.url must be an http:// or https:// URL with a host and without user and password
-p.toml:16: serve.api_listen lies beyond loopback, which needs TLS, and TLS is not there yet: listen on 127.0.0.1 behind a proxy; it also needs serve.token
+p.toml:16: serve.api_listen lies beyond loopback, which needs TLS, and TLS is not there yet: listen on 127.0.0.1 behind a proxy
 p.toml:17: serve.tls_key is refused: TLS is not there yet, and what is given must not be passed over
-p.toml:19: license.rules must be one of 2025-07, 2026-02
-p.toml:20: license.public_keys must be a table of names and public keys
-p.toml:22: source.introduced_at must be an instant such as 2025-07-01T00:00:00Z
+p.toml:18: serve.tokens.oncall must be \"SCOPE SECRET\": enforce, read or admin, then a text, env:NAME, file:PATH or exec:COMMAND
+p.toml:20: license.rules must be one of 2025-07, 2026-02
+p.toml:21: license.public_keys must be a table of names and public keys
+p.toml:23: source.introduced_at must be an instant such as 2025-07-01T00:00:00Z
 TALLYLINE_COLECT: is no setting: a variable is named TALLYLINE_SECTION_KEY after a key of the pipeline file
 TALLYLINE_COLLECT_MARGIN_SECONDS: collect.margin_seconds must be a number of seconds from 0 to 3600
 TALLYLINE_LICENSE_PUBLIC_KEYS_A: license.public_keys cannot tell the entry's name from a variable: give the whole table in TALLYLINE_LICENSE_PUBLIC_KEYS, { \"NAME\" = \"…\" }
 --set: serve.metrics_listen must be an address and port such as 127.0.0.1:8090
 --set (number 2): must be KEY=VALUE
 --set (number 3): ledger.usl is unknown; [ledger] has url, connections
---set (number 4): kafka.properties.acks is Tallyline's own to set";
+--set (number 4): kafka.properties.acks is Tallyline's own to set
+--set (number 5): serve.tokens.a b must be named by 1 to 100 letters, digits, '.', '_' or '-': it is who acts, in the audit trail";
     let found = mistakes(text, &variables, &sets);
     assert_eq!(found.join("\n"), expected);
     assert!(!found.join("\n").contains("hunter2"));
@@ -171,7 +174,7 @@ fn tables_take_entries_from_the_file_from_variables_and_from_flags() {
 #[test]
 fn nothing_secret_is_in_a_pipelines_debug_form() {
     let text = format!(
-        "{LEAST}source.coderd_url = 'postgres://u:hunter2@h/d'\nserve.token = 'hunter2'\nkafka.properties.'sasl.password' = 'hunter2'\n"
+        "{LEAST}source.coderd_url = 'postgres://u:hunter2@h/d'\nserve.tokens.a = 'read hunter2'\nkafka.properties.'sasl.password' = 'hunter2'\n"
     );
     let pipeline = load_all(&text, &[], &["ledger.url=postgres://u:hunter2@h/d"]).expect("no mistake");
     assert!(!format!("{pipeline:?} {pipeline:#?}").contains("hunter2"));

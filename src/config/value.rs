@@ -7,7 +7,7 @@ use chrono::{DateTime, SubsecRound as _, Utc};
 use uuid::Uuid;
 
 use super::given::Raw;
-use super::{Kind, Secret};
+use super::{Kind, Secret, TokenSetting};
 
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Value {
@@ -19,6 +19,7 @@ pub(super) enum Value {
     Id(Uuid),
     Listen(SocketAddr),
     Secret(Secret),
+    Token(TokenSetting),
 }
 
 /// Reads a value of that kind. The problem, to follow the key's name, says what is allowed and never repeats the value.
@@ -41,12 +42,12 @@ pub(super) fn read(kind: Kind, raw: &Raw) -> Result<Value, String> {
         Kind::Url => checked(raw, is_http_url).ok_or_else(must_be),
         Kind::Listen => text(raw).and_then(|text| text.parse().ok()).map(Value::Listen).ok_or_else(must_be),
         Kind::Path => checked(raw, |text| !text.is_empty() && !text.contains('\0')).ok_or_else(must_be),
-        Kind::Secret => secret(raw, |_| true).ok_or_else(must_be),
         Kind::SecretPostgresUrl => secret(raw, is_postgres_url).ok_or_else(must_be),
         Kind::Properties => {
             property(raw).ok_or_else(|| "must be a text, a number, true or false; or env:NAME, file:PATH, exec:COMMAND".into())
         }
         Kind::PublicKeys => public_key(raw),
+        Kind::Tokens => TokenSetting::read(text(raw).unwrap_or_default()).map(Value::Token),
     }
 }
 
@@ -134,7 +135,7 @@ fn public_key(raw: &Raw) -> Result<Value, String> {
     }
 }
 
-fn is_name(text: &str, least: usize, most: usize) -> bool {
+pub(super) fn is_name(text: &str, least: usize, most: usize) -> bool {
     (least..=most).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
 }
 

@@ -4,26 +4,30 @@
 //! claims it next fences this one.
 
 mod arrival;
+mod progress;
 mod replay;
 mod telemetry;
 mod verify;
 mod worker;
 
 pub use arrival::read;
+pub use progress::{Progress, Stall};
 pub use replay::{Plan, PlannedPartition, Replay, ReplayError};
 pub use telemetry::ConsumerTelemetry;
 pub use verify::{PositionFault, Problem as PositionProblem, position as check_position};
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::event::TopicPartition;
-use crate::ledger::{Claim, Ledger, Lives};
+use crate::ledger::{Claim, Ledger, Lives, Paused};
 use crate::log::{Batch, Consumer as Membership, Delivery, Log, LogError};
 use crate::waiting::Waits;
 use worker::Worker;
@@ -39,6 +43,10 @@ const LOOK_FOR_RECOVERY: Duration = Duration::from_secs(2);
 
 /// How often the group is told how far the partitions are recorded.
 const MARK: Duration = Duration::from_secs(1);
+/// Records may wait for so long while their partition does not move, unless a pipeline says otherwise.
+const STALL: Duration = Duration::from_secs(60);
+/// How long the log may take to say whether records wait.
+const LOOK: Duration = Duration::from_secs(5);
 
 /// One consumer: what it needs and what it tells.
 #[derive(Clone)]
@@ -53,13 +61,24 @@ pub struct Consumer {
     pub telemetry: ConsumerTelemetry,
     /// Partitions that this process holds but does not read, and why.
     pub stopped: Arc<Mutex<BTreeMap<TopicPartition, String>>>,
+    /// How far the partitions are that this process reads.
+    pub progress: Arc<Mutex<Progress>>,
+    /// What operators have paused.
+    pub paused: Paused,
 }
 
 impl Consumer {
-    /// A consumer of `group`.
+    /// A consumer of `group` that nobody pauses, and that joins again where nothing moves for a minute while records wait.
     #[must_use]
     pub fn new(log: Log, ledger: Ledger, group: &str, telemetry: ConsumerTelemetry) -> Self {
-        Consumer { log, ledger, group: group.to_owned(), telemetry, stopped: Arc::default() }
+        let progress = Arc::new(Mutex::new(Progress::new(STALL)));
+        Consumer { log, ledger, group: group.to_owned(), telemetry, stopped: Arc::default(), progress, paused: Paused::never() }
+    }
+
+    /// With another patience.
+    #[must_use]
+    pub fn stalls_after(self, patience: Duration) -> Self {
+        Consumer { progress: Arc::new(Mutex::new(Progress::new(patience))), ..self }
     }
 
     /// Consumes until `stop`; joins again after a fault.
@@ -81,29 +100,30 @@ impl Consumer {
         let lives = self.ledger.in_time(self.ledger.lives()).await?;
         let membership = self.log.join(&self.group, stop.clone()).await?;
         membership.sign(lives.mark());
-        let mut ours = Ours { membership, workers: HashMap::new(), starts: HashMap::new(), started: JoinSet::new() };
-        let faulty = CancellationToken::new();
+        let mut ours = Ours::new(membership);
+        let (faulty, mut paused) = (CancellationToken::new(), self.paused.clone());
         let mut tick = tokio::time::interval(MARK);
         let mut recovered = std::pin::pin!(self.recovered(lives));
+        let mut stalled = std::pin::pin!(self.stalled());
         let outcome = loop {
             tokio::select! {
                 () = stop.cancelled() => break Ok(()),
                 () = &mut recovered => break Err(anyhow::anyhow!("the ledger or the log was recovered")),
                 () = faulty.cancelled() => break Err(anyhow::anyhow!("a partition's position has moved back")),
+                stall = &mut stalled => break Err(self.leave_for(&stall)),
                 Some(started) = ours.started.join_next() => {
                     if let Ok(claim) = started {
                         ours.begin(self, claim, &faulty);
                         waits.reset();
                     }
                 }
-                _ = tick.tick() => ours.mark(),
-                delivery = ours.membership.next() => match delivery {
+                _ = tick.tick() => ours.mark(self),
+                () = paused.changed() => ours.heed_pauses(self).await,
+                room = room(ours.in_hand.as_ref()), if ours.in_hand.is_some() => ours.hand_over(room),
+                delivery = ours.membership.next(), if ours.in_hand.is_none() => match delivery {
                     Ok(Delivery::Assigned(assignment)) => ours.assigned(self, &assignment.partitions),
-                    Ok(Delivery::Revoked(partitions)) => {
-                        ours.revoked(&partitions).await;
-                        self.forget(&partitions);
-                    }
-                    Ok(Delivery::Batch(batch)) => self.hand_over(&ours.workers, batch, stop).await,
+                    Ok(Delivery::Revoked(partitions)) => ours.revoked(self, &partitions).await,
+                    Ok(Delivery::Batch(batch)) => ours.take(batch),
                     Ok(Delivery::Fault { partition, error }) => self.stop_partition(partition, &verify::explain(error)),
                     Err(LogError::Stopped) => break Ok(()),
                     Err(fault) => break Err(fault.into()),
@@ -112,6 +132,7 @@ impl Consumer {
         };
         ours.leave().await;
         self.not_read(BTreeMap::clear);
+        self.progress(Progress::all_ended);
         outcome
     }
 
@@ -124,6 +145,34 @@ impl Consumer {
                 return;
             }
         }
+    }
+
+    /// Answers once a partition has stood still for too long while records waited for it. Where the log does not say that records wait, nothing
+    /// is decided: joining again would not help.
+    async fn stalled(&self) -> Stall {
+        let look_every = self.progress(|progress| progress.look_every());
+        loop {
+            tokio::time::sleep(look_every).await;
+            for partition in self.progress(Progress::suspects) {
+                let Ok(Ok((_, end))) = tokio::time::timeout(LOOK, self.log.watermarks(partition)).await else { break };
+                let looked = self.progress(|progress| progress.look(partition, end, Instant::now(), self.ledger.clock.now()));
+                let Some(stall) = looked else { continue };
+                match tokio::time::timeout(LOOK, self.log.read(partition, stall.position, 1)).await {
+                    Ok(Ok(records)) if records.is_empty() => self.progress(|progress| progress.nothing_waits(partition)),
+                    Ok(Ok(_)) => return stall,
+                    Ok(Err(_)) | Err(_) => {}
+                }
+            }
+        }
+    }
+
+    fn leave_for(&self, stall: &Stall) -> anyhow::Error {
+        let Stall { partition, position, end: log_end, waited } = *stall;
+        self.telemetry.stalled(partition.topic);
+        self.progress(|progress| progress.stalled(partition));
+        let stalled_seconds = waited.as_secs();
+        warn!(%partition, position, log_end, stalled_seconds, "consumer stalled: records wait and nothing moves; leaving the group");
+        anyhow::anyhow!("{partition} has stood at {position} for {stalled_seconds} seconds, and the log ends at {log_end}")
     }
 
     /// Claims the partition in the ledger and checks that the log still is the one that its position speaks of. What may pass is waited for: one
@@ -153,13 +202,6 @@ impl Consumer {
         Ok(self.ledger.in_time(self.ledger.claim(partition, log_start)).await?)
     }
 
-    async fn hand_over(&self, workers: &HashMap<TopicPartition, Worker>, batch: Batch, stop: &CancellationToken) {
-        // a batch of a partition that was revoked meanwhile is somebody else's
-        if let Some(worker) = workers.get(&batch.partition) {
-            stop.run_until_cancelled(worker.hand_over(batch)).await;
-        }
-    }
-
     fn not_started(&self, partition: TopicPartition, problem: &str) {
         let reason = format!("not read yet: {problem}");
         if self.not_read(|not_read| not_read.insert(partition, reason.clone())).as_ref() != Some(&reason) {
@@ -170,6 +212,7 @@ impl Consumer {
     fn stop_partition(&self, partition: TopicPartition, reason: &str) {
         error!(%partition, reason, "partition stopped");
         self.not_read(|not_read| not_read.insert(partition, reason.to_owned()));
+        self.progress(|progress| progress.ended(partition));
     }
 
     fn forget(&self, partitions: &[TopicPartition]) {
@@ -183,6 +226,15 @@ impl Consumer {
         self.telemetry.not_read(stopped.len());
         changed
     }
+
+    fn progress<R>(&self, change: impl FnOnce(&mut Progress) -> R) -> R {
+        change(&mut self.progress.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Room for the batch at its worker; none where the worker has ended.
+async fn room(in_hand: Option<&(mpsc::Sender<Batch>, Batch)>) -> Option<mpsc::OwnedPermit<Batch>> {
+    in_hand?.0.clone().reserve_owned().await.ok()
 }
 
 /// What one membership of the group has.
@@ -192,34 +244,94 @@ struct Ours {
     /// Partitions on their way to a worker.
     starts: HashMap<TopicPartition, AbortHandle>,
     started: JoinSet<Claim>,
+    /// Partitions that are paused: ours, and not read.
+    held: BTreeSet<TopicPartition>,
+    /// A batch that its worker has no room for yet. No further delivery is taken meanwhile.
+    in_hand: Option<(mpsc::Sender<Batch>, Batch)>,
 }
 
 impl Ours {
+    fn new(membership: Membership) -> Self {
+        let (workers, starts, started) = (HashMap::new(), HashMap::new(), JoinSet::new());
+        Ours { membership, workers, starts, started, held: BTreeSet::new(), in_hand: None }
+    }
+
     fn assigned(&mut self, consumer: &Consumer, partitions: &[TopicPartition]) {
         info!(partitions = partitions.len(), "partitions assigned");
+        self.start(consumer, partitions);
+    }
+
+    /// Begins with each partition that is not paused.
+    fn start(&mut self, consumer: &Consumer, partitions: &[TopicPartition]) {
         for partition in partitions {
-            self.starts.insert(*partition, self.started.spawn(consumer.clone().start(*partition)));
+            if consumer.paused.of_topic(partition.topic).is_some() {
+                self.held.insert(*partition);
+            } else {
+                self.starts.insert(*partition, self.started.spawn(consumer.clone().start(*partition)));
+            }
         }
     }
 
     /// A claimed partition is read from its position on.
     fn begin(&mut self, consumer: &Consumer, claim: Claim, faulty: &CancellationToken) {
-        let partition = claim.partition;
+        let (partition, position) = (claim.partition, claim.next_offset);
         if self.starts.remove(&partition).is_some() {
             consumer.forget(&[partition]);
-            self.membership.start(vec![(partition, claim.next_offset)]);
+            self.membership.start(vec![(partition, position)]);
             self.workers.insert(partition, Worker::start(consumer.clone(), claim, faulty.clone()));
+            consumer.progress(|progress| progress.started(partition, position, consumer.ledger.clock.now()));
+        }
+    }
+
+    /// A batch of a partition that was revoked or paused meanwhile is read again by whoever has it next.
+    fn take(&mut self, batch: Batch) {
+        self.in_hand = self.workers.get(&batch.partition).map(|worker| (worker.batches(), batch));
+    }
+
+    /// A worker that has ended has cancelled the membership, or has stopped its partition: the batch is read again.
+    fn hand_over(&mut self, room: Option<mpsc::OwnedPermit<Batch>>) {
+        if let (Some((_, batch)), Some(room)) = (self.in_hand.take(), room) {
+            room.send(batch);
+        }
+    }
+
+    async fn revoked(&mut self, consumer: &Consumer, partitions: &[TopicPartition]) {
+        info!(partitions = partitions.len(), "partitions revoked");
+        for partition in partitions {
+            self.held.remove(partition);
+        }
+        self.end(consumer, partitions).await;
+    }
+
+    /// What operators have paused or resumed: a paused partition stays ours, what is in hand of it is finished, and then it is not read. A
+    /// resumed one is started as if it had just been assigned.
+    async fn heed_pauses(&mut self, consumer: &Consumer) {
+        let is_paused = |partition: &TopicPartition| consumer.paused.of_topic(partition.topic).is_some();
+        let paused: Vec<TopicPartition> = self.workers.keys().chain(self.starts.keys()).copied().filter(is_paused).collect();
+        if !paused.is_empty() {
+            self.in_hand = self.in_hand.take().filter(|(_, batch)| !paused.contains(&batch.partition));
+            self.membership.hold(paused.clone());
+            self.end(consumer, &paused).await;
+            self.held.extend(&paused);
+            info!(partitions = paused.len(), "partitions held: they are paused");
+        }
+        let resumed: Vec<TopicPartition> = self.held.iter().copied().filter(|partition| !is_paused(partition)).collect();
+        if !resumed.is_empty() {
+            self.held.retain(is_paused);
+            info!(partitions = resumed.len(), "partitions resumed");
+            self.start(consumer, &resumed);
         }
     }
 
     /// Batches in hand are finished first, all at once, within the grace.
-    async fn revoked(&mut self, partitions: &[TopicPartition]) {
-        info!(partitions = partitions.len(), "partitions revoked");
+    async fn end(&mut self, consumer: &Consumer, partitions: &[TopicPartition]) {
         for start in partitions.iter().filter_map(|partition| self.starts.remove(partition)) {
             start.abort();
         }
         let ending: Vec<Worker> = partitions.iter().filter_map(|partition| self.workers.remove(partition)).collect();
         self.finish(ending).await;
+        consumer.forget(partitions);
+        consumer.progress(|progress| partitions.iter().for_each(|partition| progress.ended(*partition)));
     }
 
     async fn finish(&self, ending: Vec<Worker>) {
@@ -229,11 +341,14 @@ impl Ours {
         }
     }
 
-    /// Tells the group how far each partition is recorded, for lag tools.
-    fn mark(&mut self) {
+    /// Tells the group how far each partition is recorded, for lag tools, and notes the progress.
+    fn mark(&mut self, consumer: &Consumer) {
+        let now = consumer.ledger.clock.now();
         for (partition, next_offset) in self.workers.values_mut().filter_map(Worker::recorded) {
             self.membership.mark(partition, next_offset);
+            consumer.progress(|progress| progress.moved(partition, next_offset, now));
         }
+        consumer.telemetry.progress(consumer.progress(|progress| progress.oldest()));
     }
 
     async fn leave(mut self) {

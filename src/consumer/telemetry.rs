@@ -1,8 +1,9 @@
 //! What a consumer counts of itself: batches and verdicts, never single events.
 
-use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use chrono::{DateTime, Utc};
+use prometheus::{GaugeVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
-use crate::event::TopicPartition;
+use crate::event::{Topic, TopicPartition};
 use crate::ledger::Counts;
 
 /// What this process's consumer tells of itself. Names begin with `tallyline_consumer_`.
@@ -12,6 +13,8 @@ pub struct ConsumerTelemetry {
     records: IntCounterVec,
     fenced: IntCounter,
     not_read: IntGauge,
+    stalls: IntCounterVec,
+    progress: GaugeVec,
 }
 
 impl ConsumerTelemetry {
@@ -31,11 +34,30 @@ impl ConsumerTelemetry {
                 "tallyline_consumer_partitions_not_read",
                 "Partitions that are this process's but are not read: stopped because of their position, or not started yet.",
             )?,
+            stalls: IntCounterVec::new(
+                Opts::new(
+                    "tallyline_consumer_stalls_total",
+                    "Times that this consumer left its group because records waited and nothing moved.",
+                ),
+                &["topic"],
+            )?,
+            progress: GaugeVec::new(
+                Opts::new(
+                    "tallyline_consumer_progress_timestamp_seconds",
+                    "When the partition of the topic that has gone without progress for longest last moved or had nothing to read.",
+                ),
+                &["topic"],
+            )?,
         };
         registry.register(Box::new(telemetry.batches.clone()))?;
         registry.register(Box::new(telemetry.records.clone()))?;
         registry.register(Box::new(telemetry.fenced.clone()))?;
         registry.register(Box::new(telemetry.not_read.clone()))?;
+        registry.register(Box::new(telemetry.stalls.clone()))?;
+        registry.register(Box::new(telemetry.progress.clone()))?;
+        for topic in Topic::ALL {
+            telemetry.stalls.with_label_values(&[topic.name()]);
+        }
         Ok(telemetry)
     }
 
@@ -49,6 +71,20 @@ impl ConsumerTelemetry {
             ("held", counts.held),
         ] {
             self.records.with_label_values(&[verdict]).inc_by(u64::try_from(number).unwrap_or_default());
+        }
+    }
+
+    pub(super) fn stalled(&self, topic: Topic) {
+        self.stalls.with_label_values(&[topic.name()]).inc();
+    }
+
+    /// A topic of which nothing is read has no series.
+    pub(super) fn progress(&self, oldest: [(Topic, Option<DateTime<Utc>>); 3]) {
+        for (topic, at) in oldest {
+            match at {
+                Some(at) => self.progress.with_label_values(&[topic.name()]).set(at.timestamp_micros() as f64 / 1e6),
+                None => drop(self.progress.remove_label_values(&[topic.name()])),
+            }
         }
     }
 

@@ -44,10 +44,9 @@ impl Worker {
         Worker { batches, recorded, partition, finishing, task: tokio::spawn(task.run(incoming, faulty)) }
     }
 
-    /// Gives the worker a batch; waits while it has one in hand and one waiting.
-    pub async fn hand_over(&self, batch: Batch) {
-        // a worker that has ended has cancelled `faulty`, or was revoked: the batch is read again
-        let _ = self.batches.send(batch).await;
+    /// Where the worker gets its batches: there is room for one while it has another in hand. Closed once it has ended.
+    pub fn batches(&self) -> mpsc::Sender<Batch> {
+        self.batches.clone()
     }
 
     /// The newest position recorded since the last call.

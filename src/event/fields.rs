@@ -9,8 +9,10 @@ use uuid::Uuid;
 
 use super::ParseError;
 
-/// Longest text taken for a name or an id, in bytes.
+/// Longest text taken for a name, in bytes.
 pub const MAX_TEXT_BYTES: usize = 4096;
+/// Longest id taken, in bytes: PostgreSQL's indexes hold no entry above 2704.
+pub const MAX_ID_BYTES: usize = 1024;
 
 /// A JSON value, borrowed where it can be. What no field is made of (a fraction, a list) is only known to be there.
 pub(super) enum Value<'a> {
@@ -107,6 +109,13 @@ impl<'a> Fields<'a> {
         number.ok_or_else(|| ParseError::field(name, "must be a whole number of 64 bits that is not negative"))
     }
 
+    /// The one field that is a whole number; none where there are several.
+    pub(super) fn only_whole(&self) -> Option<&Value<'a>> {
+        let mut whole =
+            self.0.iter().filter_map(|(_, value)| value.as_ref()).filter(|value| matches!(value, Value::Whole(_) | Value::Large(_)));
+        whole.next().filter(|_| whole.next().is_none())
+    }
+
     pub(super) fn flag(&mut self, name: &'static str) -> Result<bool, ParseError> {
         self.optional_flag(name)?.ok_or_else(|| ParseError::field(name, "is missing"))
     }
@@ -136,11 +145,20 @@ impl<'a> Fields<'a> {
 
 /// Text that PostgreSQL can hold: no NUL, not endless.
 pub(super) fn checked_text<T: AsRef<str>>(name: &'static str, text: T) -> Result<T, ParseError> {
+    checked(name, text, MAX_TEXT_BYTES)
+}
+
+/// As [`checked_text`], for an id.
+pub(super) fn checked_id<T: AsRef<str>>(name: &'static str, id: T) -> Result<T, ParseError> {
+    checked(name, id, MAX_ID_BYTES)
+}
+
+fn checked<T: AsRef<str>>(name: &'static str, text: T, most: usize) -> Result<T, ParseError> {
     if text.as_ref().contains('\0') {
         return Err(ParseError::field(name, "holds a NUL character"));
     }
-    if text.as_ref().len() > MAX_TEXT_BYTES {
-        return Err(ParseError::field(name, format!("is longer than {MAX_TEXT_BYTES} bytes")));
+    if text.as_ref().len() > most {
+        return Err(ParseError::field(name, format!("is longer than {most} bytes")));
     }
     Ok(text)
 }

@@ -12,15 +12,17 @@ mod parse;
 #[cfg(test)]
 mod tests;
 mod topic;
+mod traces;
 mod usage;
 
 pub use build::{BuildKind, BuildStatus, InputStage, Transition, WorkspaceBuildCompleted, kind};
 pub use claim::PrebuildClaimed;
 pub use digest::Digest;
-pub use fields::MAX_TEXT_BYTES;
+pub use fields::{MAX_ID_BYTES, MAX_TEXT_BYTES};
 pub use message::{MAX_PAYLOAD_BYTES, Message};
-pub use parse::{ParseError, parse};
+pub use parse::{ParseError, STRUCTURED, parse};
 pub use topic::{Topic, TopicPartition};
+pub use traces::Traces;
 pub use usage::{PublishMarks, Usage, UsageQuantity, UsageType};
 
 use chrono::{DateTime, Utc};
@@ -36,6 +38,12 @@ pub struct Event {
     pub deployment: Uuid,
     /// What happened.
     pub payload: Payload,
+}
+
+/// Whether a type is one of the two events of builds.
+#[must_use]
+pub fn is_build_type(event_type: &str) -> bool {
+    event_type == build::TYPE || event_type == claim::TYPE
 }
 
 /// What happened, by type.

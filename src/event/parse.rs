@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use super::fields::{Fields, checked_text, time, uuid};
+use super::fields::{Fields, checked_id, checked_text, time, uuid};
 use super::message::{MAX_PAYLOAD_BYTES, Message};
 use super::usage::{self, PublishMarks, Usage, UsageType};
 use super::{Event, Payload, build, claim};
@@ -82,12 +82,26 @@ pub fn parse(message: &Message) -> Result<Event, ParseError> {
         return Err(ParseError::Oversized(body.len()));
     }
     let content_type = header_text(message, "content-type")?.unwrap_or("application/json");
-    let media_type = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    match media_type.as_str() {
-        "application/cloudevents+json" => structured(body),
+    match media_type(content_type).as_str() {
+        STRUCTURED => structured(body),
         "application/json" => binary(message, body),
         _ => Err(ParseError::attribute("datacontenttype", format!("{:?} is not JSON", clip(content_type)))),
     }
+}
+
+impl Message {
+    /// Whether the record's attributes are in its body, as far as its content type can be read.
+    #[must_use]
+    pub fn is_structured(&self) -> bool {
+        header_text(self, "content-type").ok().flatten().is_some_and(|content_type| media_type(content_type) == STRUCTURED)
+    }
+}
+
+/// The media type of a CloudEvent in structured content mode.
+pub const STRUCTURED: &str = "application/cloudevents+json";
+
+fn media_type(content_type: &str) -> String {
+    content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
 }
 
 /// The CloudEvents attributes that we read; any further extension is left alone, as CloudEvents asks.
@@ -138,7 +152,7 @@ fn event<'a>(attributes: Attributes, data: impl FnOnce() -> Result<Fields<'a>, P
     if needed("specversion", attributes.specversion)? != "1.0" {
         return Err(ParseError::attribute("specversion", "must be 1.0"));
     }
-    let id = checked_text("id", needed("id", attributes.id)?)?;
+    let id = checked_id("id", needed("id", attributes.id)?)?;
     let deployment = deployment(&needed("source", attributes.source)?)?;
     let event_type = needed("type", attributes.event_type)?;
     let at = attributes.time.as_deref().map(|text| time("time", text)).transpose()?;
@@ -182,7 +196,7 @@ fn usage_id(id: String) -> Result<String, ParseError> {
     Ok(id)
 }
 
-fn deployment(source: &str) -> Result<Uuid, ParseError> {
+pub(super) fn deployment(source: &str) -> Result<Uuid, ParseError> {
     let id = source.strip_prefix("/coder/").ok_or_else(|| ParseError::attribute("source", "must be /coder/<deployment id>"))?;
     uuid("source", id)
 }
@@ -191,7 +205,7 @@ fn needed(name: &'static str, value: Option<String>) -> Result<String, ParseErro
     value.ok_or_else(|| ParseError::attribute(name, "is missing"))
 }
 
-fn header_text<'a>(message: &'a Message, name: &str) -> Result<Option<&'a str>, ParseError> {
+pub(super) fn header_text<'a>(message: &'a Message, name: &str) -> Result<Option<&'a str>, ParseError> {
     let mut values = message.headers.iter().filter(|(header, _)| header.eq_ignore_ascii_case(name));
     let Some((_, value)) = values.next() else { return Ok(None) };
     let attribute = name.strip_prefix("ce_").unwrap_or("datacontenttype");

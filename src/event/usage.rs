@@ -23,8 +23,19 @@ impl UsageType {
     /// All types, in the order in which they are shown.
     pub const ALL: [UsageType; 3] = [UsageType::ManagedAgents, UsageType::AiSeats, UsageType::AgentRuntime];
 
+    /// What the type's number counts.
+    #[must_use]
+    pub fn unit(self) -> &'static str {
+        match self {
+            UsageType::ManagedAgents => "agents",
+            UsageType::AiSeats => "seats",
+            UsageType::AgentRuntime => "ms",
+        }
+    }
+
     /// Tallyman's types begin with `dc_` or `hb_`: such a type that we do not know is money all the same.
-    pub(super) fn looks_like_usage(event_type: &str) -> bool {
+    #[must_use]
+    pub fn looks_like_usage(event_type: &str) -> bool {
         event_type.starts_with("dc_") || event_type.starts_with("hb_")
     }
 }

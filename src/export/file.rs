@@ -4,6 +4,8 @@ use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
+use sha2::{Digest as _, Sha256};
+
 /// Written beside its final place and moved there when it is complete. Dropped before that, nothing of it stays.
 #[derive(Debug)]
 pub struct ExportFile {
@@ -67,6 +69,36 @@ impl Drop for ExportFile {
         if self.writer.is_some() {
             let _ = std::fs::remove_file(&self.part);
         }
+    }
+}
+
+/// Passes bytes on and knows their SHA-256.
+pub struct Hashed<W> {
+    writer: W,
+    hash: Sha256,
+}
+
+impl<W: Write> Hashed<W> {
+    /// Nothing is written yet.
+    pub fn new(writer: W) -> Self {
+        Hashed { writer, hash: Sha256::new() }
+    }
+
+    /// Of all that was written.
+    pub fn sha256(self) -> [u8; 32] {
+        self.hash.finalize().into()
+    }
+}
+
+impl<W: Write> Write for Hashed<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.writer.write(bytes)?;
+        self.hash.update(&bytes[..written]);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.writer.flush()
     }
 }
 

@@ -4,5 +4,5 @@ mod csv;
 mod file;
 mod usage;
 
-pub use file::{ExportFile, part_path};
+pub use file::{ExportFile, Hashed, part_path};
 pub use usage::{Totals, TypeTotal, export_usage};

@@ -58,7 +58,7 @@ pub async fn export_usage(ledger: &Ledger, range: &UsageRange, writer: impl Writ
     let mut sums: BTreeMap<String, (u64, u128)> = BTreeMap::new();
     let mut last: Option<UsageRow> = None;
     loop {
-        let page = ledger.usage_page(range, last.as_ref(), PAGE_ROWS).await.context("reading usage from the ledger")?;
+        let page = ledger.in_time(ledger.usage_page(range, last.as_ref(), PAGE_ROWS)).await.context("reading usage from the ledger")?;
         for row in &page {
             csv.write_record(fields(row))?;
             let quantity: u128 = row.quantity.parse().with_context(|| format!("the quantity of {}", row.event_id))?;

@@ -61,30 +61,31 @@ pub struct LedgerBooks {
 const LISTED: i64 = 1_000;
 
 impl Ledger {
-    /// Adds up and compares the ledger's rows with each other.
+    /// Adds up and compares the ledger's rows with each other. Each statement has its own deadline.
     ///
     /// # Errors
     /// The database's.
     pub async fn books(&self) -> Result<LedgerBooks, sqlx::Error> {
-        let mut tx = self.pool.begin_with("begin isolation level repeatable read read only").await?;
-        let sequence = sqlx::query("select next_sequence - 1 from ledger").fetch_one(&mut *tx).await?.try_get(0)?;
+        let mut tx = self.in_time(self.pool.begin_with("begin isolation level repeatable read read only")).await?;
+        let sequence = self.in_time(sqlx::query("select next_sequence - 1 from ledger").fetch_one(&mut *tx)).await?.try_get(0)?;
         let mut books = LedgerBooks {
             sequence,
-            partitions: partitions(&mut tx).await?,
-            usage: sqlx::query("select count(*) from usage_event").fetch_one(&mut *tx).await?.try_get(0)?,
+            partitions: self.in_time(partitions(&mut tx)).await?,
+            usage: self.in_time(sqlx::query("select count(*) from usage_event").fetch_one(&mut *tx)).await?.try_get(0)?,
             publications: BTreeMap::new(),
             differences: Vec::new(),
         };
-        for row in &sqlx::query("select state, count(*) from publication group by state").fetch_all(&mut *tx).await? {
+        let states = sqlx::query("select state, count(*) from publication group by state").fetch_all(&mut *tx);
+        for row in &self.in_time(states).await? {
             books.publications.insert(row.try_get(0)?, row.try_get(1)?);
         }
         for (kind, query) in CHECKS {
-            let rows = sqlx::query(query).bind(LISTED).fetch_all(&mut *tx).await?;
+            let rows = self.in_time(sqlx::query(query).bind(LISTED).fetch_all(&mut *tx)).await?;
             for row in &rows {
                 books.differences.push(Difference { kind, id: row.try_get(0)?, detail: row.try_get(1)? });
             }
         }
-        tx.commit().await?;
+        self.in_time(tx.commit()).await?;
         Ok(books)
     }
 

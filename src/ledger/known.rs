@@ -2,10 +2,21 @@
 
 use std::collections::{HashMap, HashSet};
 
+use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use super::Ledger;
-use crate::event::Digest;
+use super::refused::headers_json;
+use crate::event::{Digest, Message};
+
+/// How an event id stands among the rejects.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RefusedState {
+    /// `open` where any of its records is; else what the last act made of one: resubmitted, admitted or discarded.
+    pub state: String,
+    /// Whether any of its records went through the log again.
+    pub passed: bool,
+}
 
 impl Ledger {
     /// Those of these builds that are in the ledger, with their digests.
@@ -61,8 +72,49 @@ impl Ledger {
             .await?;
         Ok(rows.into_iter().collect())
     }
+
+    /// Those of these messages, by event id, that the ledger has among its rejects and that are not to be sent again. An id of which operators have
+    /// given up all records is sent again where this message is none of those: what they gave up was somebody else's, or the row has changed.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn refused_messages(&self, deployment_id: Uuid, messages: &HashMap<String, Message>) -> Result<HashSet<String>, sqlx::Error> {
+        let ids: Vec<&String> = messages.keys().collect();
+        let rows: Vec<(String, bool, Vec<u8>)> = sqlx::query_as(
+            "select event_id, state = 'discarded', sha256(headers || coalesce(payload, '')) from reject
+             where deployment_id = $1 and event_id = any($2)",
+        )
+        .bind(deployment_id)
+        .bind(ids)
+        .fetch_all(&self.pool)
+        .await?;
+        let same = |id: &String, hash: &[u8]| messages.get(id).is_some_and(|message| content_hash(message)[..] == *hash);
+        Ok(rows.into_iter().filter(|(id, discarded, hash)| !discarded || same(id, hash)).map(|(id, _, _)| id).collect())
+    }
+
+    /// How those of these event ids stand that were refused or are held.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn refused_states(&self, deployment_id: Uuid, ids: &[String]) -> Result<HashMap<String, RefusedState>, sqlx::Error> {
+        let rows: Vec<(String, String, bool)> = sqlx::query_as(
+            "select event_id, case when bool_or(state = 'open') then 'open' else (array_agg(state order by act_id desc))[1] end,
+                 bool_or(state in ('resubmitted', 'admitted'))
+             from reject where deployment_id = $1 and event_id = any($2) group by event_id",
+        )
+        .bind(deployment_id)
+        .bind(ids)
+        .fetch_all(&self.pool)
+        .await?;
+        Ok(rows.into_iter().map(|(id, state, passed)| (id, RefusedState { state, passed })).collect())
+    }
 }
 
-fn digest(bytes: Vec<u8>) -> Result<Digest, sqlx::Error> {
+fn content_hash(message: &Message) -> [u8; 32] {
+    let hash = Sha256::new().chain_update(headers_json(message)).chain_update(message.payload.as_deref().unwrap_or_default());
+    hash.finalize().into()
+}
+
+pub(super) fn digest(bytes: Vec<u8>) -> Result<Digest, sqlx::Error> {
     bytes.try_into().map_err(|_| sqlx::Error::Decode("a digest is not 32 bytes".into()))
 }

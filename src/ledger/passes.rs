@@ -39,6 +39,15 @@ pub struct Completeness {
     pub runtime_complete_until: Option<DateTime<Utc>>,
 }
 
+/// How far a source is complete in the ledger, as far as one topic's events go.
+#[derive(Clone, Debug, PartialEq, Eq, FromRow)]
+pub struct TopicCompleteness {
+    /// The topic's name.
+    pub topic: String,
+    /// All of the topic's events that coderd committed before this instant are in the ledger. None: nothing can be said.
+    pub complete_until: Option<DateTime<Utc>>,
+}
+
 /// Where a collector left off.
 #[derive(Clone, Debug, Default, PartialEq, Eq, FromRow)]
 pub struct LastPass {
@@ -158,6 +167,32 @@ impl Ledger {
     /// The database's.
     pub async fn completeness(&self, source_id: i16) -> Result<Completeness, sqlx::Error> {
         sqlx::query_as(completeness!("")).bind(source_id).fetch_one(&self.pool).await
+    }
+
+    /// The same for each topic by itself: one that is behind does not hold back what can be said of the others.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn completeness_by_topic(&self, source_id: i16) -> Result<Vec<TopicCompleteness>, sqlx::Error> {
+        sqlx::query_as(
+            "with reached as (
+                 select topic, coalesce(
+                     (select min(pass.id) - 1 from collector_pass pass
+                      join collector_pass_offset ahead on ahead.pass_id = pass.id and ahead.topic = asked.topic
+                      left join position on position.topic = ahead.topic and position.partition = ahead.partition
+                      where pass.source_id = $1 and (position.next_offset is null or position.next_offset < ahead.next_offset)),
+                     9223372036854775807) as pass_id
+                 from unnest($2::text[]) as asked (topic)
+             )
+             select topic,
+                 (select complete_until from collector_pass
+                  where source_id = $1 and complete_until is not null and id <= reached.pass_id order by id desc limit 1) as complete_until
+             from reached",
+        )
+        .bind(source_id)
+        .bind(crate::event::Topic::ALL.map(crate::event::Topic::name).as_slice())
+        .fetch_all(&self.pool)
+        .await
     }
 
     /// How PostgreSQL finds that: the plan, run.

@@ -87,7 +87,42 @@ pub struct RequestOutcome<'a> {
     pub attempts: Vec<Attempt>,
 }
 
+/// The latest request to the vendor of one source.
+#[derive(Clone, Debug, PartialEq, Eq, sqlx::FromRow, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
+pub struct LastRequest {
+    /// Under which its events' verdicts are recorded.
+    pub id: Uuid,
+    /// When it was written down, just before it was sent.
+    pub sent_at: DateTime<Utc>,
+    /// When its answer came. None: none was recorded.
+    pub answered_at: Option<DateTime<Utc>>,
+    /// The answer's HTTP status.
+    pub status: Option<i32>,
+    /// Why there are no verdicts.
+    pub error: Option<String>,
+    /// How many of its events were accepted, refused, refused for now, left out, or failed with it; by verdict.
+    #[sqlx(json)]
+    pub verdicts: std::collections::BTreeMap<String, i64>,
+}
+
 impl Ledger {
+    /// The source's latest request; none before the first.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn last_request(&self, source_id: i16) -> Result<Option<LastRequest>, sqlx::Error> {
+        sqlx::query_as(
+            "select id, sent_at, answered_at, status, error,
+                 (select coalesce(jsonb_object_agg(verdict, events), '{}') from (
+                      select verdict, count(*) as events from publication_attempt where request_id = request.id and verdict is not null group by verdict
+                  ) counted) as verdicts
+             from publication_request request where source_id = $1 order by sent_at desc limit 1",
+        )
+        .bind(source_id)
+        .fetch_optional(&self.pool)
+        .await
+    }
+
     /// Writes the request and its attempts, commits, and holds the leases anew. From here on its events count as sent, whatever happens.
     /// False: a lease was lost, or the ledger turned out to be a restored one; nothing is written and nothing may be sent.
     ///

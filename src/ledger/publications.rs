@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 
@@ -14,6 +14,9 @@ use crate::event::UsageQuantity;
 
 /// How the message of a row begins that is not sent although it is due, because coderd's own row no longer says the same.
 pub const HELD_BACK: &str = "held back: ";
+
+/// No publisher lets a row wait for longer. One that is not due for longer than this was written by a clock that was ahead.
+const LONGEST_WAIT: TimeDelta = TimeDelta::hours(2);
 
 /// A leased row, with the event as it was accepted.
 #[derive(Clone, Debug, PartialEq)]
@@ -91,7 +94,7 @@ impl Ledger {
         let rows = sqlx::query(
             "with due as (
                  select event_id from publication
-                 where source_id = $1 and state = 'pending' and next_attempt_at <= $2 and event_created_at > $3
+                 where source_id = $1 and state = 'pending' and (next_attempt_at <= $2 or next_attempt_at > $7) and event_created_at > $3
                      and (leased_until is null or leased_until <= clock_timestamp())
                  order by event_created_at, event_id limit $4 for update skip locked
              ), leased as (
@@ -112,6 +115,7 @@ impl Ledger {
         .bind(limit)
         .bind(holder)
         .bind(length.as_secs_f64())
+        .bind(self.clock.now() + LONGEST_WAIT)
         .fetch_all(&self.pool)
         .await?;
         rows.iter().map(publication_of).collect()

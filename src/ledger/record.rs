@@ -145,10 +145,11 @@ pub enum RecordError {
 }
 
 impl From<sqlx::Error> for RecordError {
-    /// SQLSTATE classes 22 (data exception) and 23 (constraint violation) are about the data.
+    /// SQLSTATE classes 22 (data exception), 23 (constraint violation) and 54 (a limit of the program exceeded, such as an index entry's size) are
+    /// about the data.
     fn from(error: sqlx::Error) -> Self {
         let code = error.as_database_error().and_then(|error| error.code()).unwrap_or_default();
-        if code.starts_with("22") || code.starts_with("23") || matches!(error, sqlx::Error::Encode(_)) {
+        if ["22", "23", "54"].iter().any(|class| code.starts_with(class)) || matches!(error, sqlx::Error::Encode(_)) {
             RecordError::Refused(error)
         } else {
             RecordError::Unavailable(error)
@@ -253,8 +254,16 @@ pub(super) struct Sorted<'a> {
     builds: BTreeMap<(i16, Uuid), rows::New<'a>>,
     claims: BTreeMap<(i16, Uuid), rows::New<'a>>,
     usage: BTreeMap<(i16, &'a str), rows::New<'a>>,
-    /// Later sightings within this batch: index, and whether it tells the same as the first.
-    again: Vec<(usize, bool)>,
+    /// Later sightings within this batch.
+    again: Vec<Again>,
+}
+
+/// A later sighting of an id within one batch. It is judged by the accepted event, which need not be the batch's first sighting.
+struct Again {
+    index: usize,
+    digest: Digest,
+    first_index: usize,
+    first_digest: Digest,
 }
 
 impl<'a> Sorted<'a> {
@@ -271,7 +280,7 @@ impl<'a> Sorted<'a> {
                 Payload::Usage(usage) => sorted.usage.entry((source_id, usage.id.as_str())).or_insert(new),
             };
             if first.index != index {
-                sorted.again.push((index, first.digest == digest));
+                sorted.again.push(Again { index, digest, first_index: first.index, first_digest: first.digest });
             }
         }
         sorted
@@ -284,11 +293,11 @@ impl<'a> Sorted<'a> {
     }
 
     pub(super) fn judge_again(&self, judged: &mut Judged) {
-        for (index, same) in &self.again {
-            if *same {
+        for again in &self.again {
+            if again.digest == judged.otherwise.get(&again.first_index).copied().unwrap_or(again.first_digest) {
                 judged.duplicates += 1;
             } else {
-                judged.conflicts.insert(*index);
+                judged.conflicts.insert(again.index);
             }
         }
     }
@@ -301,6 +310,8 @@ pub(super) struct Judged {
     duplicates: usize,
     /// Indices of records that conflict with what is accepted.
     conflicts: HashSet<usize>,
+    /// By the index of a batch's first sighting that is in conflict: the digest of what is accepted.
+    otherwise: HashMap<usize, Digest>,
 }
 
 impl Judged {
@@ -335,8 +346,9 @@ pub(super) fn judge(judged: &mut Judged, news: &[&rows::New], known: &HashMap<us
         match known.get(&new.index) {
             None => judged.accepted += 1,
             Some(digest) if *digest == new.digest => judged.duplicates += 1,
-            Some(_) => {
+            Some(digest) => {
                 judged.conflicts.insert(new.index);
+                judged.otherwise.insert(new.index, *digest);
             }
         }
     }

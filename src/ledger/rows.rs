@@ -214,7 +214,7 @@ pub(super) async fn known_claims(
     known_digests(tx, known, news, inserted, |new| claim(new).build_id).await
 }
 
-/// As [`insert_builds`], for usage; each accepted event is queued for publication.
+/// As [`insert_builds`], for usage; each accepted event is queued for publication, and due at once also where this process's clock is ahead.
 pub(super) async fn insert_usage(
     tx: &mut PgConnection,
     batch_id: i64,
@@ -235,7 +235,7 @@ pub(super) async fn insert_usage(
              on conflict on constraint usage_event_is_unique do nothing returning source_id, id, event_type, created_at
          ), queued as (
              insert into publication (source_id, event_id, event_type, event_created_at, queued_batch_id, next_attempt_at)
-             select source_id, id, event_type, created_at, $1, $12 from accepted
+             select source_id, id, event_type, created_at, $1, least(created_at, $12) from accepted
          )
          select source_id, id from accepted",
     )
@@ -318,7 +318,7 @@ fn word<T>(row: &PgRow, column: &str, read: impl Fn(&str) -> Option<T>) -> Resul
 }
 
 fn stage(row: &PgRow) -> Result<Option<InputStage>, sqlx::Error> {
-    Ok(row.try_get::<Option<&str>, _>("stage")?.and_then(InputStage::named))
+    row.try_get::<Option<&str>, _>("stage")?.map(|_| word(row, "stage", InputStage::named)).transpose()
 }
 
 /// Reads a row of `workspace_build`.

@@ -1,10 +1,19 @@
 //! What the ledger holds, in numbers of one moment.
+//!
+//! What grows without end is counted exactly while a table has at most 64 MiB; of a larger one a part of that size is counted, blocks
+//! chosen by chance, and the numbers are scaled up and say that they are estimates. So an answer costs the same at any size. What an operator acts
+//! on is exact always: positions, what is pending, open rejects.
 
 use chrono::{DateTime, Utc};
-use sqlx::{FromRow, Row};
+use serde::{Deserialize, Serialize};
+use sqlx::{FromRow, PgConnection, Row};
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::Ledger;
+
+/// Some hundred thousand rows, read in well under a second.
+const COUNTED_BYTES: i64 = 64 * 1024 * 1024;
 
 /// Numbers of one database snapshot.
 #[derive(Clone, Debug)]
@@ -19,18 +28,18 @@ pub struct Contents {
     pub positions: Vec<PositionRow>,
     /// Accepted events by type and source.
     pub events: Vec<EventCount>,
-    /// Records that are no accepted event, by verdict and cause.
-    pub refused: Vec<RefusedCount>,
     /// The deployments.
     pub sources: Vec<SourceRow>,
     /// Publications by state.
     pub publications: Vec<PublicationCount>,
     /// What only one process does at a time.
     pub leases: Vec<LeaseRow>,
+    /// What was read from the log of late.
+    pub rates: Rates,
 }
 
 /// Batches of one kind.
-#[derive(Clone, Debug, FromRow, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, FromRow, Serialize, Deserialize, ToSchema)]
 pub struct BatchCount {
     /// log, replay, source, licenses, pass, verdicts or operator.
     pub kind: String,
@@ -42,8 +51,21 @@ pub struct BatchCount {
     pub accepted: i64,
     /// Events that were there already.
     pub duplicates: i64,
-    /// When the last was recorded.
-    pub last_recorded_at: DateTime<Utc>,
+    /// These are estimates.
+    pub estimated: bool,
+}
+
+/// What live consumption took from the log, by the times at which batches were recorded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, FromRow, Serialize, Deserialize, ToSchema)]
+pub struct Rates {
+    /// Records a second in the last minute, whatever became of them.
+    pub records_per_second_1m: f64,
+    /// New events a second in the last minute.
+    pub events_per_second_1m: f64,
+    /// Records a second in the last ten minutes.
+    pub records_per_second_10m: f64,
+    /// New events a second in the last ten minutes.
+    pub events_per_second_10m: f64,
 }
 
 /// One partition's position.
@@ -57,12 +79,14 @@ pub struct PositionRow {
     pub next_offset: i64,
     /// How often it was claimed.
     pub epoch: i64,
+    /// Records read since its beginning.
+    pub records: i64,
     /// When it last moved.
     pub moved_at: DateTime<Utc>,
 }
 
 /// Accepted events of one type and source.
-#[derive(Clone, Debug, FromRow, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, FromRow, Serialize, Deserialize, ToSchema)]
 pub struct EventCount {
     /// coderd's deployment id.
     pub deployment_id: Uuid,
@@ -70,17 +94,8 @@ pub struct EventCount {
     pub event_type: String,
     /// How many.
     pub events: i64,
-}
-
-/// Records kept raw.
-#[derive(Clone, Debug, FromRow, serde::Serialize)]
-pub struct RefusedCount {
-    /// rejected, conflict or held.
-    pub verdict: String,
-    /// The short word.
-    pub cause: String,
-    /// How many.
-    pub records: i64,
+    /// This is an estimate.
+    pub estimated: bool,
 }
 
 /// A deployment.
@@ -99,7 +114,7 @@ pub struct SourceRow {
 }
 
 /// Publications in one state.
-#[derive(Clone, Debug, FromRow, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, FromRow, Serialize, Deserialize, ToSchema)]
 pub struct PublicationCount {
     /// coderd's deployment id.
     pub deployment_id: Uuid,
@@ -109,12 +124,12 @@ pub struct PublicationCount {
     pub events: i64,
     /// Of these, sent at least once without an answer on record.
     pub unanswered: i64,
-    /// The oldest usage among them.
-    pub oldest_created_at: DateTime<Utc>,
+    /// This is an estimate; what is pending never is.
+    pub estimated: bool,
 }
 
 /// A lease, by the database's clock.
-#[derive(Clone, Debug, FromRow, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, FromRow, Serialize, Deserialize, ToSchema)]
 pub struct LeaseRow {
     /// `metrics`: who shows the domain series. `collector:DEPLOYMENT`: who collects that source.
     pub name: String,
@@ -129,61 +144,146 @@ pub struct LeaseRow {
 }
 
 impl Ledger {
-    /// Counts everything: reads each event table's index once.
+    /// Reads all of it.
     ///
     /// # Errors
     /// The database's.
     pub async fn contents(&self) -> Result<Contents, sqlx::Error> {
+        self.contents_counting(COUNTED_BYTES).await
+    }
+
+    /// The same, where at most so many bytes of each table are counted.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn contents_counting(&self, bytes: i64) -> Result<Contents, sqlx::Error> {
         let mut tx = self.pool.begin_with("begin isolation level repeatable read read only").await?;
         let ledger = sqlx::query("select incarnation, next_sequence - 1 from ledger").fetch_one(&mut *tx).await?;
-        let batches = sqlx::query_as(
-            "select kind, count(*) as batches, sum(records)::bigint as records, sum(accepted)::bigint as accepted,
-                 sum(duplicates)::bigint as duplicates, max(recorded_at) as last_recorded_at
-             from batch group by kind order by kind",
-        )
-        .fetch_all(&mut *tx)
-        .await?;
-        let positions = sqlx::query_as("select topic, partition, next_offset, epoch, moved_at from position order by topic, partition")
-            .fetch_all(&mut *tx)
-            .await?;
-        let events = sqlx::query_as(
-            "select source.deployment_id, event_type, events from (
-                 select source_id, 'workspace_build_completed_v1' as event_type, count(*) as events from workspace_build group by source_id
-                 union all select source_id, 'prebuild_claimed_v1', count(*) from prebuild_claim group by source_id
-                 union all select source_id, event_type, count(*) from usage_event group by source_id, event_type
-             ) counted join source on source.id = source_id order by deployment_id, event_type",
-        )
-        .fetch_all(&mut *tx)
-        .await?;
-        let refused =
-            sqlx::query_as("select verdict, cause, count(*) as records from reject group by verdict, cause order by verdict, cause")
+        let positions =
+            sqlx::query_as("select topic, partition, next_offset, epoch, records, moved_at from position order by topic, partition")
                 .fetch_all(&mut *tx)
                 .await?;
         let sources = sqlx::query_as("select id, deployment_id, collected, introduced_at, baseline_until from source order by id")
             .fetch_all(&mut *tx)
             .await?;
-        let publications = sqlx::query_as(
-            "select deployment_id, state, count(*) as events, count(*) filter (where unanswered) as unanswered,
-                 min(event_created_at) as oldest_created_at
-             from publication join source on source.id = source_id group by deployment_id, state order by deployment_id, state",
-        )
-        .fetch_all(&mut *tx)
-        .await?;
         let leases =
             sqlx::query_as("select name, expires_at > clock_timestamp() as held, holder, epoch, expires_at from lease order by name")
                 .fetch_all(&mut *tx)
                 .await?;
-        tx.commit().await?;
-        Ok(Contents {
+        let contents = Contents {
             incarnation: ledger.try_get(0)?,
             sequence: ledger.try_get(1)?,
-            batches,
+            batches: batches(&mut tx, bytes).await?,
             positions,
-            events,
-            refused,
+            events: events(&mut tx, bytes).await?,
             sources,
-            publications,
+            publications: publications(&mut tx, bytes).await?,
             leases,
-        })
+            rates: rates(&mut tx, self.clock.now()).await?,
+        };
+        tx.commit().await?;
+        Ok(contents)
     }
+}
+
+/// How much of a table is counted, in percent: all of it, unless it is large.
+async fn share(tx: &mut PgConnection, table: &'static str, bytes: i64) -> Result<f32, sqlx::Error> {
+    sqlx::query_scalar("select least(100, 100.0 * $2 / greatest(pg_relation_size($1::regclass), 1))::real")
+        .bind(table)
+        .bind(bytes)
+        .fetch_one(tx)
+        .await
+}
+
+async fn batches(tx: &mut PgConnection, bytes: i64) -> Result<Vec<BatchCount>, sqlx::Error> {
+    let share = share(tx, "batch", bytes).await?;
+    sqlx::query_as(
+        "select kind, round(count(*) * 100 / $1::real)::bigint as batches, round(sum(records) * 100 / $1::real)::bigint as records,
+             round(sum(accepted) * 100 / $1::real)::bigint as accepted, round(sum(duplicates) * 100 / $1::real)::bigint as duplicates, $1::real < 100 as estimated
+         from batch tablesample system ($1::real) group by kind order by kind",
+    )
+    .bind(share)
+    .fetch_all(tx)
+    .await
+}
+
+async fn events(tx: &mut PgConnection, bytes: i64) -> Result<Vec<EventCount>, sqlx::Error> {
+    let [builds, claims, usage] =
+        [share(tx, "workspace_build", bytes).await?, share(tx, "prebuild_claim", bytes).await?, share(tx, "usage_event", bytes).await?];
+    sqlx::query_as(
+        "select source.deployment_id, event_type, events, share < 100 as estimated from (
+             select source_id, 'workspace_build_completed_v1' as event_type, round(count(*) * 100 / $1::real)::bigint as events, $1::real as share
+             from workspace_build tablesample system ($1::real) group by source_id
+             union all
+             select source_id, 'prebuild_claimed_v1', round(count(*) * 100 / $2::real)::bigint, $2::real
+             from prebuild_claim tablesample system ($2::real) group by source_id
+             union all
+             select source_id, event_type, round(count(*) * 100 / $3::real)::bigint, $3::real
+             from usage_event tablesample system ($3::real) group by source_id, event_type
+         ) counted join source on source.id = source_id order by deployment_id, event_type",
+    )
+    .bind(builds)
+    .bind(claims)
+    .bind(usage)
+    .fetch_all(tx)
+    .await
+}
+
+/// What is pending has an index of its own and is always counted.
+async fn publications(tx: &mut PgConnection, bytes: i64) -> Result<Vec<PublicationCount>, sqlx::Error> {
+    let share = share(tx, "publication", bytes).await?;
+    sqlx::query_as(
+        "select deployment_id, state, events, unanswered, estimated from (
+             select source_id, state, count(*) as events, count(*) filter (where unanswered) as unanswered, false as estimated
+             from publication where state = 'pending' group by source_id, state
+             union all
+             select source_id, state, round(count(*) * 100 / $1::real)::bigint, round(count(*) filter (where unanswered) * 100 / $1::real)::bigint, $1::real < 100
+             from publication tablesample system ($1::real) where state <> 'pending' group by source_id, state
+         ) counted join source on source.id = source_id order by deployment_id, state",
+    )
+    .bind(share)
+    .fetch_all(tx)
+    .await
+}
+
+/// A recovery that is not over.
+#[derive(Clone, Debug, PartialEq, Eq, FromRow, Serialize, Deserialize, ToSchema)]
+pub struct OpenRecovery {
+    /// The ledger's id of it.
+    pub id: i64,
+    /// Since when.
+    pub opened_at: DateTime<Utc>,
+    /// Who began it.
+    pub actor: String,
+    /// Why.
+    pub reason: String,
+}
+
+impl Ledger {
+    /// The recoveries that are not over: while there is one, domain series are withheld and publishing is held.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn open_recoveries(&self) -> Result<Vec<OpenRecovery>, sqlx::Error> {
+        sqlx::query_as(
+            "select recovery.id, opened_at, actor, reason from recovery join operator_act on operator_act.id = act_id
+             where closed_at is null order by recovery.id",
+        )
+        .fetch_all(&self.pool)
+        .await
+    }
+}
+
+/// By the index of times: reads the batches of ten minutes, however many there are.
+async fn rates(tx: &mut PgConnection, now: DateTime<Utc>) -> Result<Rates, sqlx::Error> {
+    sqlx::query_as(
+        "select coalesce(sum(records) filter (where recorded_at > $1::timestamptz - interval '1 minute'), 0)::double precision / 60 as records_per_second_1m,
+             coalesce(sum(accepted) filter (where recorded_at > $1::timestamptz - interval '1 minute'), 0)::double precision / 60 as events_per_second_1m,
+             coalesce(sum(records), 0)::double precision / 600 as records_per_second_10m,
+             coalesce(sum(accepted), 0)::double precision / 600 as events_per_second_10m
+         from batch where kind = 'log' and recorded_at > $1::timestamptz - interval '10 minutes' and recorded_at <= $1::timestamptz",
+    )
+    .bind(now)
+    .fetch_one(tx)
+    .await
 }

@@ -108,6 +108,20 @@ impl LicenseClaims {
         }
     }
 
+    /// When what the license is worth changes next after `now`, and to what. None: never again.
+    #[must_use]
+    pub fn next_edge(&self, now: DateTime<Utc>) -> Option<(DateTime<Utc>, Validity)> {
+        let current = self.validity(now);
+        // grace begins just after the last instant of the paid term
+        let grace = self.license_expires.checked_add_signed(TimeDelta::microseconds(1));
+        let short_enough = self.license_expires.checked_sub_signed(LONGEST_TERM);
+        let mut edges: Vec<DateTime<Utc>> =
+            [Some(self.issued_at), Some(self.not_before), Some(self.expires_at), grace, short_enough].into_iter().flatten().collect();
+        edges.sort_unstable();
+        let later = edges.into_iter().filter(|at| *at > now).map(|at| (at, self.validity(at)));
+        later.into_iter().find(|(_, validity)| *validity != current)
+    }
+
     /// The feature set that holds, the older flag taken into account.
     #[must_use]
     pub fn feature_set(&self) -> FeatureSet {
@@ -116,5 +130,52 @@ impl LicenseClaims {
             ("enterprise", _) | ("", true) => FeatureSet::Enterprise,
             _ => FeatureSet::None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(text: &str) -> DateTime<Utc> {
+        text.parse().expect("a time")
+    }
+
+    fn claims(issued: &str, from: &str, expires: &str, end: &str) -> LicenseClaims {
+        let (issued, from, expires, end) = (at(issued), at(from), at(expires), at(end));
+        let claims = serde_json::json!({ "issued_at": issued, "not_before": from, "license_expires": expires, "expires_at": end,
+            "account_type": "salesforce", "account_id": "account-1" });
+        serde_json::from_value(claims).expect("claims")
+    }
+
+    #[test]
+    fn each_edge_of_a_license_comes_after_the_one_before() {
+        let license = claims("2025-08-01T09:00:00Z", "2025-08-02T10:00:00Z", "2026-08-01T10:00:00Z", "2026-09-01T10:00:00Z");
+        let mut now = at("2025-01-01T00:00:00Z");
+        let mut edges = Vec::new();
+        while let Some((next, validity)) = license.next_edge(now) {
+            edges.push((next, validity));
+            now = next;
+        }
+        let expected = [
+            (at("2025-08-02T10:00:00Z"), Validity::Valid),
+            (at("2026-08-01T10:00:00.000001Z"), Validity::InGrace),
+            (at("2026-09-01T10:00:00Z"), Validity::Expired),
+        ];
+        assert_eq!(edges, expected);
+    }
+
+    #[test]
+    fn a_license_issued_after_it_begins_and_one_without_grace_have_no_edge_in_between() {
+        let license = claims("2025-08-03T09:00:00Z", "2025-08-02T10:00:00Z", "2026-08-01T10:00:00Z", "2026-08-01T10:00:00Z");
+        assert_eq!(license.next_edge(at("2025-08-02T00:00:00Z")), Some((at("2025-08-03T09:00:00Z"), Validity::Valid)));
+        assert_eq!(license.next_edge(at("2025-08-03T09:00:00Z")), Some((at("2026-08-01T10:00:00Z"), Validity::Expired)));
+    }
+
+    #[test]
+    fn a_term_that_is_too_long_counts_once_five_years_are_left() {
+        let license = claims("2025-01-01T00:00:00Z", "2025-01-01T00:00:00Z", "2035-01-01T00:00:00Z", "2035-02-01T00:00:00Z");
+        let five_years_before = at("2035-01-01T00:00:00Z") - TimeDelta::days(5 * 365);
+        assert_eq!(license.next_edge(at("2026-01-01T00:00:00Z")), Some((five_years_before, Validity::Valid)));
     }
 }

@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// The name of the managed agents' feature.
 pub const MANAGED_AGENT_LIMIT: &str = "managed_agent_limit";
 
 /// What coderd answers under `GET /api/v2/entitlements`; of its features only those that Tallyline counts.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Entitlements {
     /// Feature name to what is known of it.
     pub features: BTreeMap<String, Feature>,
@@ -28,7 +29,7 @@ pub struct Entitlements {
 }
 
 /// How a feature is granted. The order is the rank: entitled is best.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Entitlement {
     /// No license grants it.
@@ -40,7 +41,7 @@ pub enum Entitlement {
 }
 
 /// One feature. Absent values are left out of the JSON.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Feature {
     /// How it is granted.
     pub entitlement: Entitlement,
@@ -61,7 +62,7 @@ pub struct Feature {
 }
 
 /// The period over which a license's usage is counted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct UsagePeriod {
     /// `iat` of the license.
     pub issued_at: DateTime<Utc>,

@@ -112,7 +112,16 @@ fn a_claim_of_another_type_is_named() {
         let error = verify(&with(field, value.clone())).expect_err(field);
         assert!(matches!(error, LicenseError::InvalidClaim { field: named, .. } if named == field), "{field} {value}: {error:?}");
     }
-    assert_eq!(verify(&with("version", json!(4))), Err(LicenseError::Version(4)));
+}
+
+#[test]
+fn a_token_of_another_version_is_refused() {
+    for version in [0, 2, 4, u64::MAX] {
+        assert_eq!(verify(&with("version", json!(version))), Err(LicenseError::Version(version)));
+    }
+    for version in [json!("3"), json!(3.5), json!(-3)] {
+        assert!(matches!(verify(&with("version", version)), Err(LicenseError::InvalidClaim { field: "version", .. })));
+    }
 }
 
 #[test]
@@ -121,21 +130,30 @@ fn fractional_dates_are_kept_to_the_microsecond() {
     assert_eq!(claims.not_before, at("2025-07-01T00:00:00.123456Z"));
 }
 
+/// The good token under another header is refused for its algorithm, with its signature and without one.
+#[track_caller]
+fn refused_for_its_algorithm(header: &str, algorithm: &str) {
+    use base64::Engine as _;
+    let token = sign(&good());
+    let [_, claims, signature]: [&str; 3] = token.split('.').collect::<Vec<_>>().try_into().expect("three parts");
+    for signature in [signature, ""] {
+        let token = format!("{}.{claims}.{signature}", base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(header));
+        assert_eq!(keys().verify(&token), Err(LicenseError::Algorithm(algorithm.to_owned())), "{header}");
+    }
+}
+
+#[test]
+fn a_token_with_alg_none_is_refused() {
+    for algorithm in ["none", "None", "NONE", ""] {
+        refused_for_its_algorithm(&format!(r#"{{"alg":"{algorithm}","kid":"test"}}"#), algorithm);
+    }
+    refused_for_its_algorithm(r#"{"kid":"test"}"#, "");
+}
+
 #[test]
 fn only_eddsa_is_accepted() {
-    use base64::Engine as _;
-    let encode = |text: &str| base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(text);
-    let [_, claims, signature]: [&str; 3] = sign(&good()).leak().split('.').collect::<Vec<_>>().try_into().expect("three parts");
-    for (header, algorithm) in [
-        (r#"{"alg":"none","kid":"test"}"#, "none"),
-        (r#"{"alg":"HS256","kid":"test"}"#, "HS256"),
-        (r#"{"alg":"eddsa","kid":"test"}"#, "eddsa"),
-        (r#"{"kid":"test"}"#, ""),
-    ] {
-        for signature in [signature, ""] {
-            let token = format!("{}.{claims}.{signature}", encode(header));
-            assert_eq!(keys().verify(&token), Err(LicenseError::Algorithm(algorithm.to_owned())), "{header}");
-        }
+    for algorithm in ["HS256", "eddsa", "RS256", "ES256"] {
+        refused_for_its_algorithm(&format!(r#"{{"alg":"{algorithm}","kid":"test"}}"#), algorithm);
     }
     // The classic confusion: the public key as the secret of a symmetric algorithm.
     let mut header = Header::new(Algorithm::HS256);
@@ -145,10 +163,17 @@ fn only_eddsa_is_accepted() {
 }
 
 #[test]
-fn the_named_key_must_be_known_and_must_have_signed() {
+fn a_token_of_an_unknown_kid_is_refused() {
     assert_eq!(keys().verify(&sign_with(PRIVATE_KEY, None, &good())), Err(LicenseError::MissingKeyId));
-    let unknown = Err(LicenseError::UnknownKey("else".to_owned()));
-    assert_eq!(keys().verify(&sign_with(PRIVATE_KEY, Some("else"), &good())), unknown);
+    assert_eq!(keys().verify(&sign_with(PRIVATE_KEY, Some(""), &good())), Err(LicenseError::MissingKeyId));
+    for kid in ["else", "TEST", "test\0"] {
+        let unknown = Err(LicenseError::UnknownKey(kid.to_owned()));
+        assert_eq!(keys().verify(&sign_with(PRIVATE_KEY, Some(kid), &good())), unknown);
+    }
+}
+
+#[test]
+fn the_named_key_must_have_signed() {
     let forged = Err(LicenseError::BadSignature("test".to_owned()));
     assert_eq!(keys().verify(&sign_with(OTHER_PRIVATE_KEY, Some("test"), &good())), forged);
     assert!(PublicKeys::new().verify(&sign(&good())).is_err());
@@ -225,7 +250,7 @@ proptest! {
 
     /// Whatever byte of a good token is changed, it is refused: every byte is signed, or is the signature.
     #[test]
-    fn a_changed_token_is_refused(position: prop::sample::Index, replacement in "[ -~]") {
+    fn a_tampered_token_is_refused(position: prop::sample::Index, replacement in "[ -~]") {
         let token = sign(&good());
         let at = position.index(token.len());
         let changed = format!("{}{replacement}{}", &token[..at], &token[at + 1..]);

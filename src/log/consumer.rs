@@ -92,6 +92,13 @@ impl Consumer {
         self.control.start(from);
     }
 
+    /// Reads these partitions no more until [`Consumer::start`] names them again; they stay this consumer's. No batch of them comes after
+    /// this call.
+    pub fn hold(&self, partitions: Vec<TopicPartition>) {
+        self.control.forget(&partitions);
+        self.control.send(Command::Hold { partitions });
+    }
+
     /// Tells the group how far the partition has been read. For lag tools, and as a proof that it was read so far. Best effort, some later.
     pub fn mark(&self, partition: TopicPartition, next_offset: i64) {
         self.control.send(Command::Mark { partition, next_offset });
@@ -131,6 +138,7 @@ pub(super) enum Told {
 #[derive(Debug)]
 pub(super) enum Command {
     Start { from: Vec<Start> },
+    Hold { partitions: Vec<TopicPartition> },
     Mark { partition: TopicPartition, next_offset: i64 },
     Sign { signature: String },
     Leave,

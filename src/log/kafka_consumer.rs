@@ -210,6 +210,7 @@ impl Member {
         loop {
             match self.link.commands.try_recv() {
                 Ok(Command::Start { from }) => self.start(from),
+                Ok(Command::Hold { partitions }) => self.hold(&partitions),
                 Ok(Command::Mark { partition, next_offset }) => {
                     self.marks.insert(partition, next_offset);
                 }
@@ -323,6 +324,22 @@ impl Member {
         self.assign(&begun);
     }
 
+    /// Reads these no more, while the group still counts them as this member's.
+    fn hold(&mut self, partitions: &[TopicPartition]) {
+        for partition in partitions {
+            self.running.remove(partition);
+            self.drop_unread(*partition);
+        }
+        if matches!(self.client.rebalance_protocol(), RebalanceProtocol::Eager) {
+            return self.assign(&[]);
+        }
+        let held: Vec<(String, i32)> = partitions.iter().map(|at| (self.log.topic_name(at.topic), at.partition)).collect();
+        if let Err(error) = unassign(&self.client, &held) {
+            // what is still read of them is of an earlier run, and dropped
+            warn!(%error, "partitions not held");
+        }
+    }
+
     /// Gives the client these running partitions at their next offsets. Under the eager protocol only all can be given at once.
     fn assign(&mut self, begun: &[TopicPartition]) {
         let eager = matches!(self.client.rebalance_protocol(), RebalanceProtocol::Eager);
@@ -333,12 +350,14 @@ impl Member {
             .map(|(partition, run)| (self.log.topic_name(partition.topic), partition.partition, run.next))
             .collect();
         let assigned = list(&given).and_then(|list| {
-            if eager {
-                return self.client.assign(&list);
+            if !eager {
+                let again: Vec<(String, i32)> = given.iter().map(|(name, partition, _)| (name.clone(), *partition)).collect();
+                unassign(&self.client, &again)?;
             }
-            let again: Vec<(String, i32)> = given.iter().map(|(name, partition, _)| (name.clone(), *partition)).collect();
-            unassign(&self.client, &again)?;
-            self.client.incremental_assign(&list)
+            // The library keeps a pause over the loss of a partition: what was taken away while we were paused would never be read when it
+            // comes back.
+            self.client.resume(&list)?;
+            if eager { self.client.assign(&list) } else { self.client.incremental_assign(&list) }
         });
         if let Err(error) = assigned {
             // Happens where the group takes the partitions away at this moment; then the news of it follows.

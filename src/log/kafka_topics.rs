@@ -1,6 +1,6 @@
 //! Topics on Kafka: created when missing, compared when there.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rdkafka::admin::{AdminClient, AdminOptions, ConfigResource, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::consumer::Consumer as _;
@@ -16,10 +16,7 @@ const DAY_MS: i64 = 24 * 60 * 60 * 1000;
 impl KafkaLog {
     pub(super) async fn create_topics(&self, partitions: i32) -> Result<Vec<String>, LogError> {
         let there = self.partition_counts().await?;
-        let admin: AdminClient<Connection> = self
-            .config()
-            .create_with_context(Connection::new("creates topics"))
-            .map_err(|error| refused(Topic::WorkspaceBuilds, &error))?;
+        let admin = self.admin("creates topics")?;
         let mut drift = Vec::new();
         for (topic, count) in there {
             match count {
@@ -87,17 +84,36 @@ impl KafkaLog {
         .await
     }
 
-    async fn drift(&self, admin: &AdminClient<Connection>, topic: Topic, count: usize, wanted: i32) -> Result<Vec<String>, LogError> {
+    /// By the topic's own settings; compaction by itself has no limit of time.
+    pub(super) async fn keeps_unread(&self, topic: Topic) -> Result<Option<Duration>, LogError> {
+        let config = self.topic_config(&self.admin("asks for retention")?, topic).await?;
+        let value = |key: &str| config.get(key).and_then(|entry| entry.value.clone());
+        if !value("cleanup.policy").is_none_or(|policy| policy.contains("delete")) {
+            return Ok(None);
+        }
+        // -1 is without a limit
+        Ok(value("retention.ms").and_then(|millis| millis.parse().ok()).map(Duration::from_millis))
+    }
+
+    fn admin(&self, role: &'static str) -> Result<AdminClient<Connection>, LogError> {
+        self.config().create_with_context(Connection::new(role)).map_err(|error| refused(Topic::WorkspaceBuilds, &error))
+    }
+
+    async fn topic_config(&self, admin: &AdminClient<Connection>, topic: Topic) -> Result<ConfigResource, LogError> {
         let name = self.topic_name(topic);
         let answers = admin
             .describe_configs(&[ResourceSpecifier::Topic(&name)], &self.admin_options())
             .await
             .map_err(|error| refused(topic, &error))?;
-        let config = match answers.into_iter().next() {
-            Some(Ok(config)) => config,
-            Some(Err(code)) => return Err(refused(topic, &KafkaError::AdminOp(code))),
-            None => return Err(LogError::Refused(format!("no answer about {name}"))),
-        };
+        match answers.into_iter().next() {
+            Some(Ok(config)) => Ok(config),
+            Some(Err(code)) => Err(refused(topic, &KafkaError::AdminOp(code))),
+            None => Err(LogError::Refused(format!("no answer about {name}"))),
+        }
+    }
+
+    async fn drift(&self, admin: &AdminClient<Connection>, topic: Topic, count: usize, wanted: i32) -> Result<Vec<String>, LogError> {
+        let (name, config) = (self.topic_name(topic), self.topic_config(admin, topic).await?);
         let mut lines = Vec::new();
         if i64::try_from(count) != Ok(i64::from(wanted)) {
             lines.push(format!("{name}: {count} partitions, wanted {wanted}"));

@@ -25,6 +25,8 @@ pub use error::{AppendError, LogError};
 pub use kafka::{KafkaLog, KafkaSettings};
 pub use postgres::{PostgresLog, PostgresLogSettings};
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
@@ -181,6 +183,19 @@ impl Log {
         match self {
             Log::Kafka(log) => log.marks(group).await,
             Log::Postgres(_) => Ok(Vec::new()),
+        }
+    }
+
+    /// How long the topic keeps a record that nobody has read; none: until it is read. The broker removes whole segments, so that it may keep one
+    /// longer; a limit of bytes (drift that `create_topics` reports) may remove one sooner.
+    ///
+    /// # Errors
+    /// As [`Log::partitions`].
+    pub async fn keeps_unread(&self, topic: Topic) -> Result<Option<Duration>, LogError> {
+        match self {
+            Log::Kafka(log) => log.keeps_unread(topic).await,
+            // what a group has still to read is never removed
+            Log::Postgres(log) => log.partitions(topic).await.map(|_| None),
         }
     }
 

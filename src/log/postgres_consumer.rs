@@ -96,6 +96,7 @@ impl Member {
         loop {
             match self.what_comes_next().await {
                 Next::Command(Command::Start { from }) => self.start(from),
+                Next::Command(Command::Hold { partitions }) => self.hold(&partitions),
                 Next::Command(Command::Mark { partition, next_offset }) => {
                     self.marks.insert(partition, next_offset);
                 }
@@ -136,6 +137,13 @@ impl Member {
             }
         }
         self.look_due = Instant::now();
+    }
+
+    fn hold(&mut self, partitions: &[TopicPartition]) {
+        for partition in partitions {
+            self.running.remove(partition);
+            self.drop_unread(*partition);
+        }
     }
 
     fn drop_unread(&mut self, partition: TopicPartition) {

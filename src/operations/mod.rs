@@ -4,9 +4,23 @@
 //! An operation that changes anything names its [`Actor`], and its act goes into the ledger's audit trail with what it changed, in one
 //! transaction. Nothing here prints, parses arguments or speaks HTTP.
 
+mod acts;
 mod desk;
 mod error;
+mod pauses;
+mod prove;
 pub mod recover;
+mod rejects;
 
+pub use acts::{Acts, ListActs};
 pub use desk::{Actor, Desk};
 pub use error::OperationError;
+pub use pauses::{PauseRequest, Pauses, refuse_paused};
+pub use prove::{
+    AcceptedProof, BatchProof, Label, LicenseWindow, LogProof, LogState, NoSeries, Proof, ProveRequest, SeriesProof, SourceProof,
+    SourceState,
+};
+pub use rejects::{
+    Admitted, Bytes, CountRejects, DiscardRejects, DiscardedRejects, Foreseen, Header, ListRejects, Place, Reject, RejectAct, RejectCounts,
+    RejectPage, Resubmit, Resubmitted, ResubmittedRecord, ShownReject, WhichRejects,
+};

@@ -27,7 +27,7 @@ use tracing::debug;
 use uuid::Uuid;
 
 use crate::coderd::{Reader, UsageRow};
-use crate::ledger::{Ledger, Settled, Settlement};
+use crate::ledger::{Ledger, Pausable, Settled, Settlement};
 use crate::tallyman::{SendError, TallymanClient};
 use crate::waiting::Waits;
 
@@ -100,7 +100,7 @@ impl Publisher {
             let goes_on = match self.cycle(stop).await {
                 Ok(Cycle { failure: None, .. }) => {
                     waits.reset();
-                    stop.run_until_cancelled(tokio::time::sleep(self.settings.poll)).await.is_some()
+                    stop.run_until_cancelled(self.rest()).await.is_some()
                 }
                 Ok(_) | Err(_) => waits.wait(stop).await,
             };
@@ -108,6 +108,30 @@ impl Publisher {
                 return;
             }
         }
+    }
+
+    /// Until the next cycle: it comes at once where a pause begins or ends.
+    async fn rest(&self) {
+        let mut paused = self.settings.paused.clone();
+        let was_paused = paused.of(Pausable::Publish).is_some();
+        let changed = async {
+            while paused.of(Pausable::Publish).is_some() == was_paused {
+                paused.changed().await;
+            }
+        };
+        tokio::select! {
+            () = tokio::time::sleep(self.settings.poll) => {}
+            () = changed => {}
+        }
+    }
+
+    /// Whether an operator has paused publishing: then that is the condition, and nothing new is leased.
+    fn is_paused(&self) -> bool {
+        let pause = self.settings.paused.of(Pausable::Publish);
+        if let Some(pause) = &pause {
+            self.condition.set(Condition::Paused(pause.to_string()));
+        }
+        pause.is_some()
     }
 
     /// Before anything is leased or written down, the vendor is there: otherwise every event would have failed attempts on record.
@@ -172,12 +196,12 @@ impl Publisher {
             let since = recovering.opened_at.to_rfc3339_opts(SecondsFormat::Secs, true);
             let why =
                 format!("the ledger was restored from a backup (seen at {since}) and has not caught up: `tallyline status` says with what");
-            self.condition.set(Condition::Held(why));
+            self.condition.set(Condition::Recovering(why));
             return Ok(Cycle::default());
         }
         let stopped = matches!(self.condition.get(), Condition::Stopped(_));
         let mut cycle = Cycle::default();
-        if !stopped {
+        if !stopped && !self.is_paused() {
             let mut reader = match self.reader.take() {
                 Some(reader) => reader,
                 None => database.connect().await?,

@@ -6,6 +6,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use crate::coderd::Database;
+use crate::ledger::Paused;
 use crate::license::PublicKeys;
 use crate::tallyman::{ClientSettings, SettingsError};
 
@@ -64,6 +65,8 @@ pub struct Settings {
     pub first_refusal_wait: Duration,
     /// The longest wait of an event that is refused for now again and again, before jitter.
     pub longest_refusal_wait: Duration,
+    /// What operators have paused.
+    pub paused: Paused,
 }
 
 /// Why a publisher cannot be made.
@@ -101,6 +104,7 @@ impl Settings {
             longest_wait: Duration::from_secs(10 * 60),
             first_refusal_wait: Duration::from_secs(60),
             longest_refusal_wait: Duration::from_secs(60 * 60),
+            paused: Paused::never(),
         }
     }
 

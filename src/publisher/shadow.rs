@@ -23,7 +23,14 @@ impl Publisher {
         stop: &CancellationToken,
     ) -> anyhow::Result<()> {
         self.settle_old(reader, source_id, &mut cycle.settled, stop).await?;
-        while !stop.is_cancelled() && self.follow(reader, source_id, cycle).await? {}
+        while !stop.is_cancelled() {
+            if self.is_paused() {
+                return Ok(());
+            }
+            if !self.follow(reader, source_id, cycle).await? {
+                break;
+            }
+        }
         self.condition.set(Condition::Working);
         Ok(())
     }

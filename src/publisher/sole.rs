@@ -24,12 +24,12 @@ impl Publisher {
         cycle: &mut Cycle,
         stop: &CancellationToken,
     ) -> anyhow::Result<()> {
-        if self.stops_for_coderd(reader).await? {
+        if self.stops_for_coderd(reader).await? || self.is_held().await? {
             return Ok(());
         }
         self.settle_old(reader, source_id, &mut cycle.settled, stop).await?;
         while !stop.is_cancelled() {
-            if self.stops_for_coderd(reader).await? {
+            if self.is_paused() || self.stops_for_coderd(reader).await? || self.is_held().await? {
                 return Ok(());
             }
             // read again for each request: a license may have been exchanged, the more so after a 401
@@ -62,6 +62,13 @@ impl Publisher {
             "coderd has published usage by itself at {at}, since this publisher began: cut its publishing off and start again, or use mode shadow"
         );
         self.condition.set(Condition::Stopped(why));
+        Ok(true)
+    }
+
+    /// Money leaves only while the books balance, as far as any process's audit knows. Asked before each lease, so that no process goes on.
+    async fn is_held(&self) -> anyhow::Result<bool> {
+        let Some(why) = self.ledger.in_time(self.ledger.imbalance()).await? else { return Ok(false) };
+        self.condition.set(Condition::Held(why));
         Ok(true)
     }
 

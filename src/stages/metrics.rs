@@ -5,14 +5,14 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 use prometheus::core::Desc;
 use prometheus::proto::MetricFamily;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::effects::{Effect, effects_of};
 use super::{Broken, Fact, Stage};
-use crate::event::{BuildKind, BuildStatus, Event, PREBUILDS_USER, Payload, PrebuildClaimed, WorkspaceBuildCompleted, kind};
 use crate::metrics::{BucketOptions, Counter, CounterFamily, HistogramFamily, NativeOptions, Series, Tally};
 
 /// All-time regular creations. Source: coderd's query behind the metric of this name (first successful start build of a workspace, not by
@@ -119,50 +119,22 @@ impl DeploymentMetrics {
             // When these creations happened is not known. The epoch says so: a server takes it as no time, and does not draw years of
             // history as one step up from zero.
             Fact::Baseline { series, creations, .. } => self.creations.add(series.clone(), *creations, DateTime::UNIX_EPOCH),
-            Fact::Event(Event { payload: Payload::Build(build), .. }) => self.build(build),
-            Fact::Event(Event { payload: Payload::Claim(claim), .. }) => self.claim(claim),
-            Fact::Event(Event { payload: Payload::Usage(_), .. }) | Fact::Introduced { .. } | Fact::License { .. } => {}
+            Fact::Event(event) => {
+                for effect in effects_of(event, self.introduced_at).added {
+                    self.add(effect, event.time());
+                }
+            }
+            Fact::Introduced { .. } | Fact::License { .. } => {}
         }
     }
 
-    fn build(&mut self, build: &WorkspaceBuildCompleted) {
-        let [organization, template, preset] = names(&build.organization_name, &build.template_name, &build.preset_name);
-        if build.first_successful_start && build.initiator_id != PREBUILDS_USER {
-            self.creations.add([organization.clone(), template.clone(), preset.clone()], 1, build.completed_at);
+    fn add(&mut self, effect: Effect, at: DateTime<Utc>) {
+        match effect {
+            Effect::Creation(labels) => self.creations.add(labels, 1, at),
+            Effect::CreationSeconds(labels, micros) => self.creation_seconds.observe_micros(&CREATION_SECONDS.buckets, labels, micros, at),
+            Effect::ClaimSeconds(labels, micros) => self.claim_seconds.observe_micros(&CLAIM_SECONDS.buckets, labels, micros, at),
+            Effect::NegativeDuration(labels) => self.negative_durations.add(labels, 1, at),
         }
-        let creation = match kind(build) {
-            BuildKind::RegularCreation => "regular",
-            BuildKind::PrebuildCreation => "prebuild",
-            BuildKind::PrebuildClaim | BuildKind::Other => return,
-        };
-        if let Some(micros) = self.observed(build.status, build.duration(), build.completed_at, &organization) {
-            let labels = [organization, template, preset, creation.to_owned()];
-            self.creation_seconds.observe_micros(&CREATION_SECONDS.buckets, labels, micros, build.completed_at);
-        }
-    }
-
-    fn claim(&mut self, claim: &PrebuildClaimed) {
-        if let Some(micros) = self.observed(claim.status, claim.duration(), claim.completed_at, &claim.organization_name) {
-            let labels = names(&claim.organization_name, &claim.template_name, &claim.preset_name);
-            self.claim_seconds.observe_micros(&CLAIM_SECONDS.buckets, labels, micros, claim.completed_at);
-        }
-    }
-
-    /// The duration in microseconds as a histogram sees it; absent where none is to be observed. A negative one is 0, and counted.
-    fn observed(
-        &mut self,
-        status: BuildStatus,
-        duration: Option<TimeDelta>,
-        completed_at: DateTime<Utc>,
-        organization: &str,
-    ) -> Option<i64> {
-        let duration = duration.filter(|_| status == BuildStatus::Succeeded && completed_at >= self.introduced_at)?;
-        if duration < TimeDelta::zero() {
-            self.negative_durations.add([organization.to_owned()], 1, completed_at);
-            return Some(0);
-        }
-        // Times that PostgreSQL can hold lie at most 300,000 years apart, a little more than fits.
-        Some(duration.num_microseconds().unwrap_or(i64::MAX))
     }
 
     /// When the deployment was introduced: histograms observe from here.
@@ -205,10 +177,6 @@ impl DeploymentMetrics {
             NEGATIVE_DURATIONS.show(&self.negative_durations),
         ]
     }
-}
-
-fn names(organization: &str, template: &str, preset: &str) -> [String; 3] {
-    [organization, template, preset].map(str::to_owned)
 }
 
 #[cfg(test)]

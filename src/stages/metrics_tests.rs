@@ -1,9 +1,10 @@
 //! The rules of coderd's creation and claim metrics, worked by hand, and what a fold promises.
 
+use chrono::TimeDelta;
 use proptest::prelude::*;
 
 use super::*;
-use crate::event::{InputStage, Transition};
+use crate::event::{BuildStatus, Event, InputStage, PREBUILDS_USER, PrebuildClaimed, Transition, WorkspaceBuildCompleted};
 use crate::stages::samples::{DEPLOYMENT, at, build, claim, claim_build, fact, introduced, introduced_at, pool_build, usage};
 
 fn fold(facts: &[Fact]) -> MetricsState {

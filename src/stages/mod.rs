@@ -2,6 +2,7 @@
 //! sequence holds the same state.
 
 mod agents;
+mod effects;
 mod fact;
 mod licenses;
 mod metrics;
@@ -10,6 +11,7 @@ mod metrics;
 mod samples;
 
 pub use agents::AgentCounts;
+pub use effects::{Effect, Effects, LeftOut, WhyNot, effects_of};
 pub use fact::Fact;
 pub use licenses::{DeploymentLicenses, KnownLicense, LicensesState};
 pub use metrics::{DeploymentMetrics, MetricsState};

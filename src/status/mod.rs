@@ -1,20 +1,35 @@
 //! Where everything stands: the ledger's contents beside the log's ends. What `tallyline status` and `GET /api/v1/status` show.
 
+mod licenses;
+mod partitions;
+
+pub use licenses::LicenseEdge;
+pub use partitions::Partition;
+
+use std::collections::HashMap;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::event::{Topic, TopicPartition};
+use crate::event::Topic;
 use crate::ledger::{
-    BatchCount, Contents, EventCount, LeaseRow, Ledger, PositionRow, PublicationCount, Recovering, RefusedCount, SourceRow,
+    BatchCount, Contents, EventCount, Finding, LastRequest, LeaseRow, Ledger, OpenRecovery, OpenRejects, Pause, ProcessRow,
+    PublicationCount, Rates, Recovering, SourceRow,
 };
-use crate::log::{Log, LogError};
+use crate::log::Log;
 
-/// Counted when asked: each event table's index is read once.
-#[derive(Debug, Serialize)]
+/// Everything at one moment. It costs the same at any size of the ledger: what grows without end is counted exactly while it is small, and
+/// estimated, and said to be, beyond some hundred thousand rows.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Status {
+    /// When, by the clock of who asked.
+    pub at: DateTime<Utc>,
+    /// How far the process that answers has folded; absent where no serving process answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub folded_sequences: Option<Folded>,
     /// This ledger's identity.
     pub ledger_incarnation: Uuid,
     /// Its last sequence.
@@ -23,43 +38,47 @@ pub struct Status {
     pub recovering: Option<Recovering>,
     /// Why the log's ends are not known, if so.
     pub log_problem: Option<String>,
+    /// What is paused, by whom and why.
+    pub pauses: Vec<Pause>,
+    /// Recoveries that are not over.
+    pub recoveries: Vec<OpenRecovery>,
+    /// What the last audits found. A difference stops publishing.
+    pub audit: Vec<Finding>,
     /// Each partition's position beside the log's ends.
     pub partitions: Vec<Partition>,
-    /// Batches by kind.
-    pub batches: Vec<BatchCount>,
-    /// Accepted events by type.
-    pub events: Vec<EventCount>,
-    /// Rejects, conflicts and held records by cause.
-    pub refused: Vec<RefusedCount>,
+    /// What was read from the log of late.
+    pub rates: Rates,
     /// Each source.
     pub sources: Vec<Source>,
-    /// Publications by state.
-    pub publications: Vec<PublicationCount>,
+    /// What waits to be published, by source.
+    pub queues: Vec<Queue>,
+    /// Rejects, conflicts and held records that wait for an operator, by cause.
+    pub open_rejects: Vec<OpenRejects>,
+    /// The next instant at which a license begins or ceases to count.
+    pub next_license_edge: Option<LicenseEdge>,
+    /// The processes, as they were last heard of.
+    pub processes: Vec<ProcessRow>,
     /// Who holds what.
     pub leases: Vec<LeaseRow>,
+    /// Publications by state.
+    pub publications: Vec<PublicationCount>,
+    /// Accepted events by type.
+    pub events: Vec<EventCount>,
+    /// Batches by kind.
+    pub batches: Vec<BatchCount>,
 }
 
-/// A partition that the log or the ledger knows.
-#[derive(Debug, PartialEq, Eq, Serialize)]
-pub struct Partition {
-    /// The topic's name.
-    pub topic: String,
-    /// Its number.
-    pub partition: i32,
-    /// The offset to read next; none before it was ever assigned.
-    pub position: Option<i64>,
-    /// The first offset that the log holds.
-    pub log_start: Option<i64>,
-    /// The offset that its next record gets.
-    pub log_end: Option<i64>,
-    /// Offsets behind the log's end. None where that is not known, or where the position is not in the log.
-    pub lag: Option<i64>,
-    /// When the position last moved.
-    pub moved_at: Option<DateTime<Utc>>,
+/// Up to which ledger sequence each stage is folded; absent where the fold has not begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Folded {
+    /// The domain series.
+    pub metrics: Option<i64>,
+    /// Licenses and managed agents.
+    pub licenses: Option<i64>,
 }
 
 /// A source, and how far it is complete.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Source {
     /// The deployment.
     pub deployment_id: Uuid,
@@ -73,54 +92,84 @@ pub struct Source {
     pub backfilled: bool,
     /// All that coderd committed before this is counted.
     pub complete_until: Option<DateTime<Utc>>,
+    /// All builds that coderd committed before this are counted.
+    pub builds_complete_until: Option<DateTime<Utc>>,
+    /// All claims that coderd committed before this are counted.
+    pub claims_complete_until: Option<DateTime<Utc>>,
+    /// All usage that coderd committed before this is counted.
+    pub usage_complete_until: Option<DateTime<Utc>>,
     /// Every hour before has its agent runtime, or is over 7 days old.
     pub runtime_complete_until: Option<DateTime<Utc>>,
 }
 
-/// Reads both. The log's ends come first, so that the ledger is never shown ahead of the log only because it was read later; a log that does
-/// not tell them within `log_deadline` is a problem of the answer.
+/// What waits to be published of one source. How its publishers stand is in the standing of their processes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Queue {
+    /// coderd's deployment id.
+    pub deployment_id: Uuid,
+    /// Events that wait.
+    pub pending: i64,
+    /// Of these, not sent because coderd's row no longer says the same.
+    pub held_back: i64,
+    /// Of these, with an attempt that may have been taken.
+    pub unanswered: i64,
+    /// When the oldest of them happened. It expires 30 days later.
+    pub oldest_created_at: Option<DateTime<Utc>>,
+    /// The latest request to the vendor and its verdicts.
+    pub last_request: Option<LastRequest>,
+}
+
+/// Reads all of it. The log's ends come first, so that the ledger is never shown ahead of the log only because it was read later; a log that
+/// does not tell them within `log_deadline` is a problem of the answer.
 ///
 /// # Errors
 /// The ledger's.
 pub async fn read(ledger: &Ledger, log: &Log, log_deadline: Duration) -> Result<Status, sqlx::Error> {
-    let (ends, log_problem) = match tokio::time::timeout(log_deadline, ends(log)).await {
-        Ok(Ok(ends)) => (ends, None),
-        Ok(Err(error)) => (Vec::new(), Some(error.to_string())),
-        Err(_) => (Vec::new(), Some(format!("no answer within {} seconds", log_deadline.as_secs()))),
+    let slow = || format!("no answer within {} seconds", log_deadline.as_secs());
+    let (mut seen, mut log_problem) = match tokio::time::timeout(log_deadline, partitions::ends(log)).await {
+        Ok(Ok(seen)) => (seen, None),
+        Ok(Err(error)) => (HashMap::new(), Some(error.to_string())),
+        Err(_) => (HashMap::new(), Some(slow())),
     };
-    let Contents { incarnation, sequence, batches, positions, events, refused, sources: rows, publications, leases } =
+    let Contents { incarnation, sequence, batches, positions, events, sources: rows, publications, leases, rates } =
         ledger.contents().await?;
+    let aged = tokio::time::timeout(log_deadline, partitions::ages(log, &mut seen, &positions)).await;
+    log_problem = log_problem.or(match aged {
+        Ok(Ok(())) => None,
+        Ok(Err(error)) => Some(error.to_string()),
+        Err(_) => Some(slow()),
+    });
+    let at = ledger.clock.now();
     Ok(Status {
+        at,
+        folded_sequences: None,
         ledger_incarnation: incarnation,
         ledger_sequence: sequence,
         recovering: ledger.recovering().await?,
         log_problem,
-        partitions: partitions(positions, &ends),
-        batches,
-        events,
-        refused,
+        pauses: ledger.pauses().await?,
+        recoveries: ledger.open_recoveries().await?,
+        audit: ledger.findings().await?,
+        partitions: partitions::partitions(&positions, &seen, at),
+        rates,
         sources: sources(ledger, &rows).await?,
-        publications,
+        queues: queues(ledger, &rows).await?,
+        open_rejects: ledger.open_rejects().await?,
+        next_license_edge: next_license_edge(ledger, &rows, at).await?,
+        processes: ledger.processes().await?,
         leases,
+        publications,
+        events,
+        batches,
     })
-}
-
-/// Each partition's first and next offset.
-async fn ends(log: &Log) -> Result<Vec<(TopicPartition, (i64, i64))>, LogError> {
-    let mut ends = Vec::new();
-    for topic in Topic::ALL {
-        for partition in log.partitions(topic).await? {
-            let partition = TopicPartition { topic, partition };
-            ends.push((partition, log.watermarks(partition).await?));
-        }
-    }
-    Ok(ends)
 }
 
 async fn sources(ledger: &Ledger, rows: &[SourceRow]) -> Result<Vec<Source>, sqlx::Error> {
     let mut sources = Vec::with_capacity(rows.len());
     for row in rows {
         let completeness = ledger.completeness(row.id).await?;
+        let by_topic = ledger.completeness_by_topic(row.id).await?;
+        let of = |topic: Topic| by_topic.iter().find(|of| of.topic == topic.name()).and_then(|of| of.complete_until);
         sources.push(Source {
             deployment_id: row.deployment_id,
             collected: row.collected,
@@ -128,55 +177,36 @@ async fn sources(ledger: &Ledger, rows: &[SourceRow]) -> Result<Vec<Source>, sql
             baseline_until: row.baseline_until,
             backfilled: ledger.backfilled(row.id).await?,
             complete_until: completeness.complete_until,
+            builds_complete_until: of(Topic::WorkspaceBuilds),
+            claims_complete_until: of(Topic::PrebuildClaims),
+            usage_complete_until: of(Topic::AgentUsage),
             runtime_complete_until: completeness.runtime_complete_until,
         });
     }
     Ok(sources)
 }
 
-/// What the log has, then what only the ledger has.
-fn partitions(mut positions: Vec<PositionRow>, ends: &[(TopicPartition, (i64, i64))]) -> Vec<Partition> {
-    let mut partitions = Vec::with_capacity(ends.len());
-    for (at, (start, end)) in ends {
-        let found = positions.iter().position(|row| row.topic == at.topic.name() && row.partition == at.partition);
-        let row = found.map(|found| positions.remove(found));
-        let position = row.as_ref().map(|row| row.next_offset);
-        partitions.push(Partition {
-            topic: at.topic.name().to_owned(),
-            partition: at.partition,
-            position,
-            log_start: Some(*start),
-            log_end: Some(*end),
-            // What was never assigned will be read from the log's start.
-            lag: Some(position.unwrap_or(*start)).filter(|next| (start..=end).contains(&next)).map(|next| end - next),
-            moved_at: row.map(|row| row.moved_at),
+async fn queues(ledger: &Ledger, rows: &[SourceRow]) -> Result<Vec<Queue>, sqlx::Error> {
+    let mut queues = Vec::with_capacity(rows.len());
+    for row in rows {
+        let pending = ledger.pending_publications(row.id).await?;
+        queues.push(Queue {
+            deployment_id: row.deployment_id,
+            pending: pending.events,
+            held_back: pending.held_back,
+            unanswered: pending.unanswered,
+            oldest_created_at: pending.oldest,
+            last_request: ledger.last_request(row.id).await?,
         });
     }
-    partitions.extend(positions.into_iter().map(|row| Partition {
-        topic: row.topic,
-        partition: row.partition,
-        position: Some(row.next_offset),
-        log_start: None,
-        log_end: None,
-        lag: None,
-        moved_at: Some(row.moved_at),
-    }));
-    partitions
+    Ok(queues)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lag_is_told_where_both_ends_of_it_are_known() {
-        let moved_at = DateTime::UNIX_EPOCH;
-        let row =
-            |partition, next_offset| PositionRow { topic: Topic::AgentUsage.name().into(), partition, next_offset, epoch: 1, moved_at };
-        let ends: Vec<_> = (0..4).map(|partition| (TopicPartition { topic: Topic::AgentUsage, partition }, (5, 20))).collect();
-        // Within the log, never assigned, fallen out of the log, beyond its end, and in a partition that the log does not have.
-        let told = partitions(vec![row(0, 18), row(2, 4), row(3, 21), row(9, 1)], &ends);
-        let lags: Vec<_> = told.iter().map(|partition| (partition.partition, partition.position, partition.lag)).collect();
-        assert_eq!(lags, [(0, Some(18), Some(2)), (1, None, Some(15)), (2, Some(4), None), (3, Some(21), None), (9, Some(1), None)]);
+async fn next_license_edge(ledger: &Ledger, rows: &[SourceRow], now: DateTime<Utc>) -> Result<Option<LicenseEdge>, sqlx::Error> {
+    let mut next: Option<LicenseEdge> = None;
+    for row in rows {
+        let edge = licenses::next_edge(row.deployment_id, &ledger.present_licenses(row.id).await?, now);
+        next = [next, edge].into_iter().flatten().min_by_key(|edge| edge.at);
     }
+    Ok(next)
 }

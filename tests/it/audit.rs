@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 use serde_json::json;
-use tallyline::audit::{Audit, AuditReport};
+use tallyline::audit::{Audit, AuditReport, AuditTelemetry, Continuous};
 use tallyline::clock::Clock;
 use tallyline::coderd;
 use tallyline::collectors::{Collector, Settings};
 use tallyline::consumer::{self, Replay};
 use tallyline::event::{Event, Message, PREBUILDS_USER, Payload, PrebuildClaimed, Topic, TopicPartition, parse};
-use tallyline::ledger::{Chain, Ledger, LedgerSettings, ReplayRange};
+use tallyline::ledger::{Chain, Finding, Ledger, LedgerSettings, NewAct, ReplayRange};
 use tallyline::license::PublicKeys;
 use tallyline::log::{Log, PostgresLogSettings};
 use tallyline::sim::coderd::SchemaVersion;
@@ -18,21 +18,21 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::support::coderd::{Build, Coderd};
-use crate::support::{Database, database};
+use crate::support::{Database, database, eventually};
 
 /// A deployment with a creation, a claimed prebuild and a usage event, collected and consumed.
-struct Site {
-    coderd: Coderd,
+pub struct Site {
+    pub coderd: Coderd,
     collector: Collector,
-    ledger: Ledger,
-    log: Log,
-    creation: Uuid,
-    claim: Uuid,
-    _database: Database,
+    pub ledger: Ledger,
+    pub log: Log,
+    pub creation: Uuid,
+    pub claim: Uuid,
+    pub database: Database,
 }
 
 impl Site {
-    async fn new() -> Site {
+    pub async fn new() -> Site {
         let (coderd, database) = (Coderd::new(SchemaVersion::Sep2026).await, database().await);
         let ledger = Ledger::open(&LedgerSettings { url: database.url.clone(), connections: 4 }, Clock::system()).unwrap();
         ledger.migrate().await.unwrap();
@@ -48,7 +48,7 @@ impl Site {
         let source = coderd::Database::new(&coderd.database.url, Duration::from_secs(30)).unwrap();
         let opened = Collector::open(settings, source, PublicKeys::new(), log.clone(), ledger.clone(), Clock::system()).await;
         let collector = opened.unwrap().expect("the source is free");
-        let mut site = Site { coderd, collector, ledger, log, creation, claim, _database: database };
+        let mut site = Site { coderd, collector, ledger, log, creation, claim, database };
         site.collect().await;
         site
     }
@@ -62,12 +62,12 @@ impl Site {
     }
 
     /// One pass, and everything that it appended recorded.
-    async fn collect(&mut self) {
+    pub async fn collect(&mut self) {
         self.collector.pass().await.unwrap();
         self.consume().await;
     }
 
-    async fn consume(&self) {
+    pub async fn consume(&self) {
         for topic in Topic::ALL {
             let partition = TopicPartition { topic, partition: 0 };
             let claim = self.ledger.claim(partition, 0).await.unwrap();
@@ -90,11 +90,11 @@ impl Site {
     }
 
     /// Changes the ledger behind the back of all code.
-    async fn tamper(&self, statement: &'static str) {
+    pub async fn tamper(&self, statement: &'static str) {
         sqlx::raw_sql(statement).execute(&self.ledger.pool).await.unwrap();
     }
 
-    async fn tamper_source(&self, statement: &'static str, id: Uuid) {
+    pub async fn tamper_source(&self, statement: &'static str, id: Uuid) {
         sqlx::query(statement).bind(id).execute(&self.coderd.database.pool).await.unwrap();
     }
 }
@@ -109,6 +109,10 @@ fn differences(report: &AuditReport) -> Vec<(&str, &str, &str)> {
 
 fn remarks(report: &AuditReport) -> Vec<(&str, &str)> {
     report.joints.iter().flat_map(|joint| joint.remarks.iter().map(|row| (row.kind, row.id.as_str()))).collect()
+}
+
+fn open(report: &AuditReport) -> Vec<(&str, &str)> {
+    report.joints.iter().flat_map(|joint| joint.open.iter().map(|row| (row.kind, row.id.as_str()))).collect()
 }
 
 fn number(report: &AuditReport, joint: &str, name: &str) -> i64 {
@@ -250,7 +254,7 @@ async fn a_replay_that_runs_ahead_of_the_consumer_leaves_balanced_books() {
 }
 
 #[tokio::test]
-async fn a_usage_row_that_the_consumer_rejected_is_a_difference_and_one_that_it_holds_is_a_remark() {
+async fn what_the_consumer_rejected_or_holds_is_open_work_and_no_imbalance_until_it_is_discarded() {
     let mut site = Site::new().await;
     let now = site.coderd.now().await;
     site.coderd.usage("usage-bad", "dc_managed_agents_v1", json!({"count": 0}), now).await;
@@ -263,9 +267,31 @@ async fn a_usage_row_that_the_consumer_rejected_is_a_difference_and_one_that_it_
     .unwrap();
     site.collect().await;
     let report = site.audit().await;
-    assert_eq!(remarks(&report), [("held", "usage-new")]);
-    assert_eq!(differences(&report), [(SOURCE, "rejected", "usage-bad")]);
+    assert_eq!(open(&report), [("rejected", "usage-bad"), ("held", "usage-new")]);
+    assert_eq!((differences(&report), remarks(&report)), (vec![], vec![]));
     assert_eq!((number(&report, LOG, "rejects"), number(&report, LOG, "held")), (1, 1));
+
+    let act = NewAct { actor: "user-001", act: "discard", subject: "1", reason: "a test", detail: json!({}) };
+    let act = site.ledger.record_act(&act).await.unwrap();
+    sqlx::query("update reject set state = 'discarded', act_id = $1").bind(act).execute(&site.ledger.pool).await.unwrap();
+    let report = site.audit().await;
+    assert_eq!(remarks(&report), [("discarded", "usage-bad"), ("discarded", "usage-new")]);
+    assert_eq!((differences(&report), open(&report)), (vec![], vec![]));
+}
+
+/// A build whose words a newer coderd has written.
+#[tokio::test]
+async fn a_build_that_this_version_cannot_read_is_open_work() {
+    let mut site = Site::new().await;
+    let build = site.coderd.creation().await;
+    let stage = "update provisioner_jobs set input = input || '{\"prebuilt_workspace_stage\": 9}'
+                 where id = (select job_id from workspace_builds where id = $1)";
+    site.tamper_source(stage, build).await;
+    site.collect().await;
+    let report = site.audit().await;
+    let id = format!("workspace_build_completed:{build}");
+    assert_eq!(open(&report), [("unreadable", id.as_str())]);
+    assert_eq!(differences(&report), []);
 }
 
 /// Each row: a change to the ledger by hand, and what the audit says of it.
@@ -323,4 +349,51 @@ async fn a_second_claimant_of_a_first_successful_start_is_named() {
     site.tamper("update workspace_first_start set build_id = gen_random_uuid() where workspace_id = (select workspace_id from workspace_build where build_number = 1 and first_build_by_prebuilds_user = false)").await;
     let id = format!("workspace_build_completed:{}", site.creation);
     assert_eq!(differences(&site.audit().await), [(LOG, "second_first_start", id.as_str())]);
+}
+
+/// What a continuous audit says of the source, as soon as it says anything.
+async fn source_finding(site: &Site) -> Option<Finding> {
+    site.ledger.findings().await.unwrap().into_iter().find(|finding| finding.joint == SOURCE)
+}
+
+#[tokio::test]
+async fn what_is_missing_is_no_finding_before_a_later_pass_has_confirmed_it() {
+    let mut site = Site::new().await;
+    let database = coderd::Database::new(&site.coderd.database.url, Duration::from_secs(30)).unwrap();
+    let source = Some((database, site.coderd.deployment));
+    let audit = Audit { ledger: site.ledger.clone(), log: site.log.clone(), source, patience: Duration::from_millis(300) };
+    let telemetry = AuditTelemetry::register(&prometheus::Registry::new()).unwrap();
+    let continuous = Continuous { audit, every: Duration::from_millis(200), holder: "test".into(), telemetry };
+    let missing = site.coderd.creation().await;
+    let stop = CancellationToken::new();
+    let heard = stop.clone();
+    let running = tokio::spawn(async move { continuous.run(&heard).await });
+    let seconds = Duration::from_secs(30);
+    let logs = || async {
+        let findings = site.ledger.findings().await.unwrap();
+        findings.iter().filter(|finding| finding.joint == LOG).map(|finding| finding.audited_at).collect::<Vec<_>>()
+    };
+    let mut times = Vec::new();
+    for _ in 0..3 {
+        eventually(seconds, "another audit", || async { logs().await.iter().any(|time| !times.contains(time)) }).await;
+        times.extend(logs().await);
+        assert_eq!(source_finding(&site).await, None, "no pass has come since");
+    }
+    // Passes come, and the build with them.
+    let until = tokio::time::Instant::now() + seconds;
+    while source_finding(&site).await.is_none_or(|finding| finding.differences > 0) {
+        assert!(tokio::time::Instant::now() < until, "{:?}", source_finding(&site).await);
+        site.collect().await;
+    }
+    // It is lost in the ledger, and passes still come: they do not bring it again.
+    sqlx::query("delete from workspace_build where build_id = $1").bind(missing).execute(&site.ledger.pool).await.unwrap();
+    while source_finding(&site).await.is_none_or(|finding| finding.differences == 0) {
+        assert!(tokio::time::Instant::now() < until + seconds, "{:?}", source_finding(&site).await);
+        site.collect().await;
+    }
+    let finding = source_finding(&site).await.unwrap();
+    assert_eq!((finding.differences, finding.examples[0].kind.as_str()), (1, "missing"));
+    assert_eq!(finding.examples[0].id, format!("workspace_build_completed:{missing}"));
+    stop.cancel();
+    tokio::time::timeout(seconds, running).await.expect("it ends").unwrap();
 }

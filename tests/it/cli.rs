@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 use serde_json::Value;
+use sha2::{Digest as _, Sha256};
 use tallyline::clock::Clock;
 use tallyline::event::Topic;
 use tallyline::ledger::{Ledger, LedgerSettings};
@@ -13,7 +14,7 @@ use tallyline::log::{KafkaSettings, Log, PostgresLogSettings};
 use tempfile::TempDir;
 
 use crate::export::record;
-use crate::support::ledger::{DEPLOYMENT, noon, usage};
+use crate::support::ledger::{DEPLOYMENT, OTHER_DEPLOYMENT, noon, usage};
 use crate::support::process::{Ended, run_tallyline, tallyline};
 use crate::support::{self, Database, database, eventually};
 
@@ -65,7 +66,21 @@ fn assert_refused(ended: &Ended, exit: i32, words: &str) {
 async fn help_is_an_answer_and_a_wrong_command_line_is_not() {
     let help = run_tallyline(&["--help"], &[]).await;
     assert_eq!((code(&help), help.stderr.as_str()), (0, ""));
-    for word in ["run", "check", "migrate", "demo", "export", "replay", "status", "audit", "coderd-sim", "tallyman-sim", "Exit codes:"] {
+    for word in [
+        "run",
+        "check",
+        "migrate",
+        "demo",
+        "export",
+        "replay",
+        "rejects",
+        "prove",
+        "status",
+        "audit",
+        "coderd-sim",
+        "tallyman-sim",
+        "Exit codes:",
+    ] {
         assert!(help.stdout.contains(word), "{word} is not in {}", help.stdout);
     }
     let version = run_tallyline(&["--version"], &[]).await;
@@ -177,9 +192,24 @@ async fn export_writes_the_same_bytes_each_time_and_totals_beside_them() {
     let to_stdout = pipeline.run(&format!("{range} --as-of {sequence} -o -")).await;
     assert_eq!((code(&to_stdout), to_stdout.stdout.as_bytes()), (0, files[0].as_slice()));
     assert!(to_stdout.stderr.contains("40 events"), "{to_stdout:?}");
-    let table = pipeline.run(&format!("{range} -o {}", pipeline.path("three.csv").display())).await;
+    let table = pipeline.run(&format!("{range} --as user-001 --reason June -o {}", pipeline.path("three.csv").display())).await;
     assert!(table.stdout.contains(&format!("as of ledger sequence {sequence}")), "{table:?}");
 
+    // each file is written down, and none takes a sequence
+    let sha256 = hex::encode(Sha256::digest(&files[0]));
+    assert!(table.stdout.contains(&sha256), "{table:?}");
+    type Row = (i64, i64, String, bool);
+    let rows: Vec<Row> = sqlx::query_as("select sequence, events, encode(sha256, 'hex'), source_id is null from export_file order by id")
+        .fetch_all(&database.pool)
+        .await
+        .unwrap();
+    assert_eq!(rows, vec![(sequence, 40, sha256, true); 4]);
+    let by: (String, String) =
+        sqlx::query_as("select actor, reason from export_file order by id desc limit 1").fetch_one(&database.pool).await.unwrap();
+    assert_eq!(by, ("user-001".to_owned(), "June".to_owned()));
+    assert_eq!(ledger.last_sequence().await.unwrap(), sequence);
+
+    assert_refused(&pipeline.run(&format!("{range} --source {OTHER_DEPLOYMENT} -o -")).await, 4, "no such deployment");
     assert_refused(&pipeline.run(&format!("{range} --as-of 9999 -o -")).await, 4, "the ledger's last sequence is");
     assert_refused(&pipeline.run("export usage --from 2025-08-02 --to 2025-08-02 -o -").await, 2, "--from must be before --to");
     assert_refused(&pipeline.run(&format!("{range} -o {}", pipeline.path("no/folder.csv").display())).await, 4, "cannot be written");

@@ -778,8 +778,9 @@ async fn a_connection_that_is_cut_costs_one_pass() {
     assert_eq!(produced(&collector.pass().await.unwrap()), (1, 0, 0));
 }
 
+/// Stands for a known failure of other pipelines: an id is seen but not stored.
 #[tokio::test]
-async fn a_log_that_refuses_leaves_everything_for_the_next_pass() {
+async fn what_the_log_has_not_stored_is_not_seen_and_comes_with_the_next_pass() {
     let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
     let mut collector = ours.collector(settings(), &coderd).await;
     collector.pass().await.unwrap();

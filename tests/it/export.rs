@@ -142,7 +142,7 @@ async fn what_comes_later_does_not_change_what_was_known_then() {
 }
 
 /// Sends one event by the ledger's own steps, as far as the vendor's acceptance.
-async fn publish(ledger: &Ledger, source_id: i16, event_id: &str) -> Uuid {
+pub async fn publish(ledger: &Ledger, source_id: i16, event_id: &str) -> Uuid {
     let (id, lease) = (Uuid::from_u128(7), Duration::from_secs(60));
     ledger.lease_publications(source_id, "me", DateTime::UNIX_EPOCH, 10, lease).await.unwrap();
     let request = NewRequest { id, source_id, license_sha256: [1; 32], event_ids: vec![event_id], holder: "me", lease };

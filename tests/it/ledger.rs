@@ -9,7 +9,7 @@ use tallyline::event::{Event, Payload, Topic};
 use tallyline::ledger::{Chain, Claim, Counts, Fact, Ledger, LedgerSettings, RecordError, Verdict};
 use tokio::task::JoinSet;
 
-use crate::support::ledger::{DEPLOYMENT, arrival, build, event, ledger, moved, partition, refused};
+use crate::support::ledger::{DEPLOYMENT, arrival, build, event, ledger, moved, noon, partition, refused};
 
 async fn number(ledger: &Ledger, query: &'static str) -> i64 {
     sqlx::query(query).fetch_one(&ledger.pool).await.unwrap().try_get(0).unwrap()
@@ -205,4 +205,49 @@ async fn a_transaction_that_was_left_open_on_a_connection_is_nobody_elses() {
         let kept: i64 = sqlx::query_scalar("select epoch from position").fetch_one(&database.pool).await.unwrap();
         assert_eq!(kept, epoch, "{begin}: what was written is committed");
     }
+}
+
+#[tokio::test]
+async fn large_tables_are_estimated_from_a_part_and_say_so() {
+    let (_database, ledger) = ledger().await;
+    let source = ledger.register_source(DEPLOYMENT, noon(), None).await.unwrap();
+    // some 30 MB: every fifth event is a seat count
+    sqlx::query(
+        "insert into usage_event (source_id, id, batch_id, log_offset, digest, event_type, quantity, created_at)
+         select $1, 'usage-' || number, 1, number, '\\x00',
+             case when number % 5 = 0 then 'hb_ai_seats_v1' else 'dc_managed_agents_v1' end, 1, $2
+         from generate_series(1, 200000) as number",
+    )
+    .bind(source.id)
+    .bind(noon())
+    .execute(&ledger.pool)
+    .await
+    .unwrap();
+    let counts = |contents: tallyline::ledger::Contents| -> Vec<(String, i64, bool)> {
+        contents.events.into_iter().map(|row| (row.event_type, row.events, row.estimated)).collect()
+    };
+    let exact = counts(ledger.contents().await.unwrap());
+    assert_eq!(exact, [("dc_managed_agents_v1".to_owned(), 160_000, false), ("hb_ai_seats_v1".to_owned(), 40_000, false)]);
+    let about = counts(ledger.contents_counting(8 * 1024 * 1024).await.unwrap());
+    for ((_, estimate, estimated), (event_type, events, _)) in about.iter().zip(&exact) {
+        // a third of some 3,000 blocks: the standard deviation is below 3 %
+        assert!(*estimated && (estimate - events).abs() * 5 < *events, "{event_type}: {estimate} for {events}");
+    }
+    assert_eq!(about.len(), 2);
+}
+
+#[tokio::test]
+async fn data_that_postgres_cannot_keep_is_refused_and_not_tried_for_ever() {
+    let (_database, ledger) = ledger().await;
+    let claim = ledger.claim(partition(Topic::AgentUsage, 0), 0).await.unwrap();
+    // no index entry can be as long, and this text cannot be compressed
+    let long: String = (0..128).map(|_| uuid::Uuid::new_v4().simple().to_string()).collect();
+    for id in ["with\0NUL", &long] {
+        let mut event = event(Topic::AgentUsage, 1);
+        let Payload::Usage(usage) = &mut event.payload else { panic!("it is usage") };
+        usage.id = id.to_owned();
+        let outcome = ledger.record(&Chain::Live(claim.clone()), &[arrival(0, event)], 1).await;
+        assert!(matches!(outcome, Err(RecordError::Refused(_))), "{outcome:?}");
+    }
+    ledger.record(&Chain::Live(claim), &[arrival(0, event(Topic::AgentUsage, 1))], 1).await.unwrap();
 }

@@ -6,14 +6,14 @@ use chrono::TimeDelta;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::Site;
+use super::{Parts, Site};
 use crate::cli::{Exit, Failure};
 use crate::collectors;
 
 /// How long after the next pass was due the source is free for another collector.
 const LEASE: Duration = Duration::from_secs(15);
 
-pub(super) async fn run(site: Site, stop: CancellationToken) -> Result<(), Failure> {
+pub(super) async fn run(site: Site, parts: Parts, stop: CancellationToken) -> Result<(), Failure> {
     let Some(database) = site.coderd.clone() else {
         return Err(Failure::of(Exit::Configuration, "the role collect needs source.coderd_url"));
     };
@@ -28,6 +28,8 @@ pub(super) async fn run(site: Site, stop: CancellationToken) -> Result<(), Failu
         lease_length: collect.poll * 3 + LEASE,
         sweep_interval: span(collect.full_sweep)?,
         margin: span(collect.margin)?,
+        paused: parts.paused,
+        standing: parts.collecting,
         ..collectors::Settings::new(Uuid::new_v4().to_string())
     };
     collectors::run(settings, database, site.keys, site.log.log, site.ledger.ledger, site.clock, stop).await;

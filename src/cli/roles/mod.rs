@@ -1,6 +1,9 @@
 //! The roles of one process, wired from one pipeline. In one process or in many, they meet in the log and in the ledger only.
 
+mod admit;
 mod collect;
+mod pauses;
+mod processes;
 mod publish;
 mod serve;
 mod site;
@@ -12,6 +15,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use prometheus::Registry;
+use serde_json::json;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
@@ -19,8 +23,9 @@ use tracing::{error, info};
 use super::{Exit, Failure};
 use crate::config::{PublishMode, Role};
 use crate::consumer::{Consumer, ConsumerTelemetry, GRACE};
+use crate::ledger::Paused;
 use crate::operations::recover::Lookout;
-use crate::publisher;
+use crate::{collectors, publisher};
 
 /// Where this process listens, once it does.
 #[derive(Clone, Copy, Debug)]
@@ -37,6 +42,16 @@ type Looked = Arc<OnceLock<()>>;
 /// How this process's publisher stands, from when it begins.
 type Publishing = Arc<OnceLock<publisher::Shown>>;
 
+/// What this process's roles hear, and where they tell how they stand.
+#[derive(Clone)]
+struct Parts {
+    consumer: Consumer,
+    collecting: collectors::Standing,
+    publishing: Publishing,
+    paused: Paused,
+    looked: Looked,
+}
+
 /// How long after the stop a role may still take: the batch in hand, open requests, the last snapshot.
 const STOP_GRACE: Duration = Duration::from_secs(GRACE.as_secs() + 5);
 /// How long after its timeout what came of a request to the vendor may still take to be recorded.
@@ -50,46 +65,71 @@ const RECORDING: Duration = Duration::from_secs(5);
 pub async fn run(site: Site, stop: &CancellationToken, listening: impl FnOnce(Listening)) -> Result<(), Failure> {
     let registry = Registry::new();
     let mut roles: JoinSet<Result<(), Failure>> = JoinSet::new();
-    let telemetry = ConsumerTelemetry::register(&registry).map_err(|error| Failure::new(Exit::Internal, error))?;
+    let internal = |error| Failure::new(Exit::Internal, error);
+    let telemetry = ConsumerTelemetry::register(&registry).map_err(internal)?;
+    let (hearing, paused) = pauses::Hearing::new(site.ledger.ledger.clone(), &registry).map_err(internal)?;
     let consumer = Consumer::new(site.log.log.clone(), site.ledger.ledger.clone(), &site.pipeline.log.group, telemetry);
-    let (publishing, looked, grace) = (Publishing::default(), Looked::default(), grace(&site));
+    let consumer = Consumer { paused: paused.clone(), ..consumer.stalls_after(site.pipeline.consume.stall) };
+    let (collecting, publishing, looked) = (collectors::Standing::default(), Publishing::default(), Looked::default());
+    let parts = Parts { consumer, collecting, publishing, paused, looked };
+    let (grace, mut at) = (grace(&site), json!({}));
     if site.has(Role::Serve) {
-        let server = serve::bind(&site, &registry, &consumer, &publishing, &looked).await?;
-        listening(server.listening()?);
+        let server = serve::bind(&site, &registry, &parts).await?;
+        let bound = server.listening()?;
+        at = json!({ "serve": { "api": bound.api, "metrics": bound.metrics } });
+        listening(bound);
         roles.spawn(server.run(stop.clone()));
+    } else if let Some(address) = site.pipeline.telemetry.listen {
+        let server = serve::bind_own(&site, &registry, &parts, address).await?;
+        let telemetry = server.address().map_err(|error| Failure::new(Exit::Internal, error))?;
+        at = json!({ "telemetry": telemetry });
+        info!(%telemetry, "listening");
+        let stop = stop.clone();
+        roles.spawn(async move {
+            server.run(&stop).await;
+            Ok(())
+        });
     }
-    let lookout = Lookout::new(site.desk()?, &site.pipeline.log.group, looked);
+    let lookout = Lookout::new(site.desk()?, &site.pipeline.log.group, parts.looked.clone());
     let hears = stop.clone();
     roles.spawn(async move {
         lookout.keep(&hears).await;
         Ok(())
     });
-    roles.spawn(work(site, registry, consumer, publishing, stop.clone()));
-    end(roles, stop, grace).await?;
+    let heart = processes::Heart::start(&site, &parts, at);
+    roles.spawn(work(site, registry, parts, hearing, stop.clone()));
+    let outcome = end(roles, stop, grace).await;
+    heart.stop(outcome.is_ok()).await;
+    outcome?;
     info!("stopped");
     Ok(())
 }
 
-/// The roles that need ledger and log before they can begin.
-async fn work(site: Site, registry: Registry, consumer: Consumer, publishing: Publishing, stop: CancellationToken) -> Result<(), Failure> {
+/// The roles that need ledger and log before they can begin. None begins before it is known what is paused.
+async fn work(site: Site, registry: Registry, parts: Parts, hearing: pauses::Hearing, stop: CancellationToken) -> Result<(), Failure> {
     match site.wait(&stop).await {
         Err(failure) if failure.exit == Exit::Interrupted => return Ok(()),
         waited => waited?,
     }
+    if !hearing.first(&stop).await {
+        return Ok(());
+    }
     let mut roles: JoinSet<Result<(), Failure>> = JoinSet::new();
     let grace = grace(&site);
+    roles.spawn(hearing.run(stop.clone()));
     if site.has(Role::Consume) {
-        let stop = stop.clone();
+        roles.spawn(admit::run(site.clone(), stop.clone()));
+        let (consumer, stop) = (parts.consumer.clone(), stop.clone());
         roles.spawn(async move {
             consumer.run(&stop).await;
             Ok(())
         });
     }
     if site.has(Role::Collect) {
-        roles.spawn(collect::run(site.clone(), stop.clone()));
+        roles.spawn(collect::run(site.clone(), parts.clone(), stop.clone()));
     }
     if site.has(Role::Publish) {
-        roles.spawn(publish::run(site.clone(), registry, publishing, stop.clone()));
+        roles.spawn(publish::run(site.clone(), registry, parts, stop.clone()));
     }
     end(roles, &stop, grace).await
 }

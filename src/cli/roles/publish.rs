@@ -3,13 +3,13 @@
 use prometheus::Registry;
 use tokio_util::sync::CancellationToken;
 
-use super::{Publishing, Site};
+use super::{Parts, Site};
 use crate::cli::{Exit, Failure};
 use crate::config::PublishMode;
 use crate::publisher::{Mode, Publisher, PublisherTelemetry, Settings};
 use crate::tallyman::ClientSettings;
 
-pub(super) async fn run(site: Site, registry: Registry, publishing: Publishing, stop: CancellationToken) -> Result<(), Failure> {
+pub(super) async fn run(site: Site, registry: Registry, parts: Parts, stop: CancellationToken) -> Result<(), Failure> {
     let Some(deployment) = site.deployment(&stop).await else { return Ok(()) };
     let publish = &site.pipeline.publish;
     let mode = match publish.mode {
@@ -18,11 +18,11 @@ pub(super) async fn run(site: Site, registry: Registry, publishing: Publishing, 
     };
     let tallyman = ClientSettings { request_timeout: publish.request_timeout, ..ClientSettings::new(publish.url.clone()) };
     let defaults = Settings::new(deployment, site.coderd.clone(), site.keys.clone(), tallyman);
-    let settings = Settings { mode, poll: publish.interval, ..defaults };
+    let settings = Settings { mode, poll: publish.interval, paused: parts.paused, ..defaults };
     let telemetry = PublisherTelemetry::register(&registry).map_err(|error| Failure::new(Exit::Internal, error))?;
     let publisher = Publisher::new(site.ledger.ledger.clone(), settings, telemetry);
     let mut publisher = publisher.map_err(|error| Failure::new(Exit::Configuration, error))?;
-    publishing.get_or_init(|| publisher.condition());
+    parts.publishing.get_or_init(|| publisher.condition());
     publisher.run(&stop).await;
     Ok(())
 }

@@ -1,69 +1,104 @@
 //! The role `serve`: both folds and both listeners.
 
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
 use prometheus::Registry;
 use tokio_util::sync::CancellationToken;
+use tracing::info;
+use uuid::Uuid;
 
-use super::{Listening, Looked, Publishing, Site};
-use crate::api::{Addresses, Api, ServeSettings, Server, Token};
+use super::{Listening, Parts, Site};
+use crate::api::{Addresses, Api, Own, OwnServer, ServeSettings, Server, Token};
+use crate::audit::{Audit, AuditTelemetry, Continuous};
 use crate::cli::{Exit, Failure, connect};
-use crate::config::Role;
-use crate::consumer::Consumer;
+use crate::config::{Role, Serve};
 use crate::projection::{Projection, ProjectionError, ProjectionSettings};
 use crate::stages::{LicensesState, MetricsState};
+
+/// How long an audit that runs by itself waits for a collector pass that began after a difference was seen, beyond the pauses between passes.
+const AUDIT_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Listeners that are bound, and the folds that they will show.
 pub(super) struct Bound {
     server: Server,
     metrics: Projection<MetricsState>,
     licenses: Projection<LicensesState>,
+    site: Site,
+    audited: AuditTelemetry,
 }
 
 /// Binds the listeners, so that health is answered from the first moment on.
-pub(super) async fn bind(
-    site: &Site,
-    registry: &Registry,
-    consumer: &Consumer,
-    publishing: &Publishing,
-    looked: &Looked,
-) -> Result<Bound, Failure> {
+pub(super) async fn bind(site: &Site, registry: &Registry, parts: &Parts) -> Result<Bound, Failure> {
     let settings = settings(site).await?;
     let metrics = Projection::new(site.ledger.ledger.clone(), ProjectionSettings::default());
     let licenses = Projection::new(site.ledger.ledger.clone(), ProjectionSettings::default());
-    let mut api = Api {
-        ledger: site.ledger.ledger.clone(),
-        log: site.log.log.clone(),
-        addresses: Addresses { ledger: format!("PostgreSQL at {}", site.ledger.address), log: site.log.address.clone() },
+    let own = own(site, registry, parts);
+    let api = Api {
+        ledger: own.ledger,
+        log: own.log,
+        desk: site.desk()?,
+        addresses: own.addresses,
         clock: site.clock.clone(),
         metrics: metrics.view(),
         licenses: licenses.view(),
-        registry: registry.clone(),
-        stopped_partitions: None,
-        coderd: site.coderd.clone().filter(|_| site.has(Role::Collect)),
-        looked: looked.clone(),
-        publisher: site.has(Role::Publish).then(|| publishing.clone()),
+        registry: own.registry,
+        stopped_partitions: own.stopped_partitions,
+        coderd: own.coderd,
+        looked: parts.looked.clone(),
+        publisher: own.publisher,
+        paused: own.paused,
     };
-    if site.has(Role::Consume) {
-        api = api.with_consumer(consumer);
-    }
     let server = Server::bind(settings, api).await.map_err(|error| Failure::new(Exit::Configuration, error))?;
-    Ok(Bound { server, metrics, licenses })
+    let audited = AuditTelemetry::register(registry).map_err(|error| Failure::new(Exit::Internal, error))?;
+    Ok(Bound { server, metrics, licenses, site: site.clone(), audited })
+}
+
+/// Binds the listener of a process that does not serve.
+pub(super) async fn bind_own(site: &Site, registry: &Registry, parts: &Parts, address: SocketAddr) -> Result<OwnServer, Failure> {
+    OwnServer::bind(address, own(site, registry, parts)).await.map_err(|error| Failure::new(Exit::Configuration, error))
+}
+
+fn own(site: &Site, registry: &Registry, parts: &Parts) -> Own {
+    Own {
+        ledger: site.ledger.ledger.clone(),
+        log: site.log.log.clone(),
+        addresses: Addresses { ledger: format!("PostgreSQL at {}", site.ledger.address), log: site.log.address.clone() },
+        registry: registry.clone(),
+        stopped_partitions: site.has(Role::Consume).then(|| Arc::clone(&parts.consumer.stopped)),
+        coderd: site.coderd.clone().filter(|_| site.has(Role::Collect)),
+        publisher: site.has(Role::Publish).then(|| parts.publishing.clone()),
+        paused: parts.paused.clone(),
+    }
 }
 
 async fn settings(site: &Site) -> Result<ServeSettings, Failure> {
     let serve = &site.pipeline.serve;
-    let token = match &serve.token {
-        Some(token) => Some(Token::new(&connect::secret("serve.token", token).await?)),
-        None => None,
-    };
     let rules = site.pipeline.license.rules.parse();
     Ok(ServeSettings {
         api_listen: serve.api_listen,
         metrics_listen: serve.metrics_listen,
-        token,
+        tokens: tokens(serve).await?,
         source: site.pipeline.source.deployment_id,
         rules: rules.map_err(|_| Failure::of(Exit::Configuration, "license.rules names no rule set"))?,
         ..ServeSettings::default()
     })
+}
+
+/// Each token as it is now.
+async fn tokens(serve: &Serve) -> Result<Vec<Token>, Failure> {
+    let mut tokens: Vec<(&str, Token)> = Vec::new();
+    for (name, setting) in &serve.tokens {
+        let text = connect::secret(&format!("serve.tokens.{name}"), &setting.secret).await?;
+        let token = Token::new(name, setting.scope, &text);
+        if let Some((other, _)) = tokens.iter().find(|(_, other)| other.has_text_of(&token)) {
+            let problem = format!("serve.tokens.{other} and serve.tokens.{name} have one secret: nobody could say who acts");
+            return Err(Failure::of(Exit::Configuration, problem));
+        }
+        tokens.push((name, token));
+    }
+    Ok(tokens.into_iter().map(|(_, token)| token).collect())
 }
 
 impl Bound {
@@ -75,12 +110,42 @@ impl Bound {
 
     /// Serves until `stop`. A fold that finds a broken promise of the ledger ends the process.
     pub async fn run(self, stop: CancellationToken) -> Result<(), Failure> {
-        let Bound { server, metrics, licenses } = self;
+        let Bound { server, metrics, licenses, site, audited } = self;
         let folds = async { tokio::try_join!(metrics.run(&stop), licenses.run(&stop)).map(|_| ()) };
         let serving = async {
-            server.run(&stop).await;
+            tokio::join!(server.run(&stop), audit(&site, audited, &stop));
             Ok::<(), ProjectionError>(())
         };
         tokio::try_join!(folds, serving).map(|_| ()).map_err(|error| Failure::new(Exit::Internal, error))
+    }
+}
+
+/// Audits for as long as the process serves, from when ledger, log and the deployment's id are there.
+async fn audit(site: &Site, telemetry: AuditTelemetry, stop: &CancellationToken) {
+    // what cannot be waited for ends the process elsewhere
+    if site.wait(stop).await.is_err() {
+        return;
+    }
+    let holder = format!("{}-{}", std::process::id(), Uuid::new_v4().simple());
+    let patience = AUDIT_PATIENCE + 2 * site.pipeline.collect.poll;
+    let continuous = |source| {
+        let audit = Audit { ledger: site.ledger.ledger.clone(), log: site.log.log.clone(), source, patience };
+        Continuous { audit, every: site.pipeline.serve.audit, holder: holder.clone(), telemetry: telemetry.clone() }
+    };
+    let Some(database) = &site.coderd else {
+        info!("no database of coderd is configured: this process audits the ledger against log and vendor only");
+        return continuous(None).run(stop).await;
+    };
+    // the other joints do not wait for coderd to tell its id
+    let asking = stop.child_token();
+    let asked = async {
+        let deployment = site.deployment(stop).await;
+        asking.cancel();
+        deployment
+    };
+    let meanwhile = continuous(None);
+    let (deployment, ()) = tokio::join!(asked, meanwhile.run(&asking));
+    if let Some(deployment) = deployment {
+        continuous(Some((database.clone(), deployment))).run(stop).await;
     }
 }

@@ -7,6 +7,7 @@ mod bad_input;
 mod books;
 pub mod expected;
 mod exposition;
+mod proof;
 pub mod site;
 pub mod story;
 mod watch;

@@ -8,7 +8,7 @@ use tallyline::log::{KafkaSettings, Log, PostgresLogSettings};
 use tempfile::TempDir;
 
 use crate::support::process::{Ended, Process, run_tallyline, tallyline};
-use crate::support::{self, Database, ports};
+use crate::support::{self, Database, Kafka, ports};
 
 /// Where the log is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,21 +28,26 @@ pub struct Site {
 }
 
 impl Site {
-    /// Writes the pipeline file, with these lines of TOML before what every pipeline needs, and migrates.
+    /// On the servers of `scripts/test`; otherwise as [`Site::on`].
     pub async fn new(backend: Backend, more: &str) -> Site {
-        let database = support::database().await;
+        let kafka = (backend == Backend::Kafka).then(support::kafka);
+        let more = match backend {
+            Backend::Kafka => format!("{more}kafka.properties.'session.timeout.ms' = '6000'\n"),
+            Backend::Postgres => more.to_owned(),
+        };
+        Site::on(support::database().await, kafka, &more).await
+    }
+
+    /// Writes the pipeline file, with these lines of TOML before what every pipeline needs, and migrates. Without a broker the log is in the
+    /// database.
+    pub async fn on(database: Database, kafka: Option<Kafka>, more: &str) -> Site {
         let ledger = Ledger::open(&LedgerSettings { url: database.url.clone(), connections: 4 }, Clock::system()).expect("a ledger");
-        let mut prefix = None;
-        let (log, lines) = match backend {
-            Backend::Postgres => (Log::postgres(ledger.pool.clone(), PostgresLogSettings::default()), String::new()),
-            Backend::Kafka => {
-                let kafka = support::kafka();
-                prefix = Some(kafka.prefix.clone());
+        let prefix = kafka.as_ref().map(|kafka| kafka.prefix.clone());
+        let (log, lines) = match kafka {
+            None => (Log::postgres(ledger.pool.clone(), PostgresLogSettings::default()), String::new()),
+            Some(kafka) => {
                 let settings = KafkaSettings { topic_prefix: kafka.prefix.clone(), ..KafkaSettings::new(&kafka.brokers) };
-                let lines = format!(
-                    "log.kind = 'kafka'\nkafka.brokers = '{}'\nkafka.topic_prefix = '{}'\nkafka.properties.'session.timeout.ms' = '6000'\n",
-                    kafka.brokers, kafka.prefix
-                );
+                let lines = format!("log.kind = 'kafka'\nkafka.brokers = '{}'\nkafka.topic_prefix = '{}'\n", kafka.brokers, kafka.prefix);
                 (Log::kafka(settings).expect("a log"), lines)
             }
         };
@@ -115,19 +120,28 @@ pub struct Serve {
 
 impl Serve {
     pub fn start(site: &Site) -> Serve {
+        Serve::start_with(site, &[])
+    }
+
+    /// With more arguments.
+    pub fn start_with(site: &Site, more: &[&str]) -> Serve {
         let (api, metrics) = (ports::free_port(), ports::free_port());
         let settings = [format!("serve.api_listen=127.0.0.1:{api}"), format!("serve.metrics_listen=127.0.0.1:{metrics}")];
-        let process = Self::process(site, &settings);
+        let process = Self::process(site, &settings, more);
         Serve { process, api: format!("http://127.0.0.1:{api}"), metrics: format!("http://127.0.0.1:{metrics}/metrics"), settings }
     }
 
-    fn process(site: &Site, [api, metrics]: &[String; 2]) -> Process {
-        site.start("serve", &["--set", api, "--set", metrics])
+    fn process(site: &Site, [api, metrics]: &[String; 2], more: &[&str]) -> Process {
+        site.start("serve", &[&["--set", api, "--set", metrics], more].concat())
     }
 
     /// Starts it again at the same addresses.
     pub fn start_again(&mut self, site: &Site) {
-        self.process = Self::process(site, &self.settings);
+        self.start_again_with(site, &[]);
+    }
+
+    pub fn start_again_with(&mut self, site: &Site, more: &[&str]) {
+        self.process = Self::process(site, &self.settings, more);
     }
 
     /// An answer of the API.

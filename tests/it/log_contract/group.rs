@@ -20,9 +20,11 @@ on_every_group!(
     consumers_share_the_partitions_and_each_record_is_recorded_once,
     the_partitions_of_a_consumer_killed_with_9_move,
     partitions_left_out_are_not_read_until_they_are_started,
+    held_partitions_are_not_read_until_they_are_started_and_stay_with_their_consumer,
     starting_anew_shows_nothing_that_was_read_before,
     an_offset_that_the_log_does_not_hold_stops_only_its_partition,
     a_consumer_that_takes_nothing_for_long_keeps_its_partitions,
+    partitions_that_went_while_nothing_was_taken_are_read_when_they_come_back,
     a_consumer_that_is_told_to_stop_leaves,
 );
 
@@ -104,8 +106,11 @@ struct Worker {
 
 impl Worker {
     async fn begin(log: &Log, books: &Arc<Books>, holder: usize) -> Worker {
+        Worker::go_on(log.join(GROUP, CancellationToken::new()).await.unwrap(), books, holder)
+    }
+
+    fn go_on(consumer: Consumer, books: &Arc<Books>, holder: usize) -> Worker {
         let leave = CancellationToken::new();
-        let consumer = log.join(GROUP, CancellationToken::new()).await.unwrap();
         let task = tokio::spawn(Self::work(consumer, books.clone(), holder, leave.clone()));
         Worker { leave, task }
     }
@@ -294,6 +299,35 @@ async fn partitions_left_out_are_not_read_until_they_are_started(site: Site) {
     consumer.leave().await;
 }
 
+async fn held_partitions_are_not_read_until_they_are_started_and_stay_with_their_consumer(site: Site) {
+    ten_in_each(&site).await;
+    let before = ends(&site).await;
+    let mut consumer = site.log.join(GROUP, CancellationToken::new()).await.unwrap();
+    assigned(&mut consumer, |partition| Some(if partition.topic == BUILDS { before[partition.partition as usize] } else { 0 })).await;
+    consumer.hold(vec![builds(0)]);
+    // ten more in each: those of the held partition do not come
+    for number in 0.. {
+        if ends(&site).await.iter().zip(&before).all(|(end, before)| end - before >= 10) {
+            break;
+        }
+        site.log.append(BUILDS, vec![message(&format!("{number}"), &format!("more {number}"))]).await.unwrap();
+    }
+    let after = ends(&site).await;
+    let mut reached = before.clone();
+    while (1..reached.len()).any(|partition| reached[partition] < after[partition]) {
+        let batch = next_batch(&mut consumer).await;
+        assert_ne!(batch.partition, builds(0));
+        reached[batch.partition.partition as usize] = batch.next_offset;
+    }
+    consumer.start(vec![(builds(0), before[0])]);
+    while reached[0] < after[0] {
+        let batch = next_batch(&mut consumer).await;
+        assert_eq!((batch.partition, batch.records[0].offset), (builds(0), reached[0]));
+        reached[0] = batch.next_offset;
+    }
+    consumer.leave().await;
+}
+
 async fn starting_anew_shows_nothing_that_was_read_before(site: Site) {
     ten_in_each(&site).await;
     let end = ends(&site).await[0];
@@ -376,6 +410,30 @@ async fn a_consumer_that_takes_nothing_for_long_keeps_its_partitions(site: Site)
     bodies.sort_unstable();
     assert_eq!(bodies, all);
     consumer.leave().await;
+}
+
+async fn partitions_that_went_while_nothing_was_taken_are_read_when_they_come_back(site: Site) {
+    let books = Arc::new(Books::default());
+    let mut consumer = site.log.join(GROUP, CancellationToken::new()).await.unwrap();
+    assigned(&mut consumer, |_| Some(0)).await;
+    for topic in Topic::ALL {
+        books.claim(1, &(0..PARTITIONS).map(|partition| TopicPartition { topic, partition }).collect::<Vec<_>>());
+    }
+    // More batches than may wait, for longer than it is waited before partitions are paused.
+    let (begun, mut all) = (Instant::now(), Vec::new());
+    while begun.elapsed() < Duration::from_secs(2) {
+        all.extend(append(&site.log, &format!("turn-{}", all.len()), 20).await);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let other = Worker::begin(&site.log, &books, 2).await;
+    books.eventually_held("two share", |held| held.get(&2) == Some(&(ALL_PARTITIONS / 2))).await;
+    other.leave().await;
+    let worker = Worker::go_on(consumer, &books, 1);
+    books.eventually_held("one holds all again", |held| held.get(&1) == Some(&ALL_PARTITIONS)).await;
+    all.extend(append(&site.log, "after", 100).await);
+    all.sort_unstable();
+    books.eventually_recorded(&all).await;
+    worker.leave().await;
 }
 
 async fn a_consumer_that_is_told_to_stop_leaves(site: Site) {

@@ -1,9 +1,13 @@
 //! `tallyline run` as an operator meets it: real processes, and dependencies that are not there, go away, freeze or come back changed.
 
 mod faults;
+mod over_api;
+mod pauses;
+mod processes;
 pub mod proxy;
 mod recreated;
 mod refusals;
+mod stalled;
 mod start;
 mod status;
 mod stop;
@@ -223,6 +227,15 @@ impl Running {
         let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(20)).build().unwrap();
         let answer = client.get(&url).send().await.unwrap_or_else(|error| panic!("{url}: {error}"));
         (answer.status(), answer.json().await.unwrap())
+    }
+
+    /// What `/metrics` says, as text.
+    async fn metrics(&self) -> String {
+        self.api().await;
+        let line = self.lines().into_iter().find(|line| line["message"] == "listening" && line["metrics"].is_string()).expect("listening");
+        let url = format!("http://{}/metrics?format=text", line["metrics"].as_str().unwrap());
+        let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(20)).build().unwrap();
+        client.get(&url).send().await.unwrap_or_else(|error| panic!("{url}: {error}")).text().await.unwrap()
     }
 
     /// Waits until it says that it is ready.

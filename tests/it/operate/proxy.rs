@@ -1,5 +1,8 @@
 //! A TCP proxy in front of a server: a test takes the network away and gives it back.
 
+// The fault harness uses it, too: which of its methods are used depends on the binary.
+#![allow(dead_code)]
+
 use std::net::{Ipv4Addr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
@@ -34,6 +37,8 @@ struct State {
     /// For a cut by itself, once so many bytes have come from the server.
     cut_at: AtomicU64,
     cut_itself: AtomicBool,
+    /// The same for a freeze.
+    freeze_at: AtomicU64,
 }
 
 /// The one port that the broker names to the clients of its proxied listener: one test at a time.
@@ -67,6 +72,7 @@ impl Proxy {
             connections: AtomicUsize::new(0),
             cut_at: AtomicU64::new(u64::MAX),
             cut_itself: AtomicBool::new(false),
+            freeze_at: AtomicU64::new(u64::MAX),
         };
         Proxy { address, server, state: Arc::new(state), listening: None }
     }
@@ -113,7 +119,17 @@ impl Proxy {
         self.state.frozen.send_replace(true);
     }
 
+    /// The same once so many more bytes have come from the server: in the middle of something.
+    pub fn freeze_after(&self, bytes: u64) {
+        self.state.freeze_at.store(self.state.bytes.load(Ordering::SeqCst) + bytes, Ordering::SeqCst);
+    }
+
+    pub fn is_frozen(&self) -> bool {
+        *self.state.frozen.borrow()
+    }
+
     pub fn thaw(&self) {
+        self.state.freeze_at.store(u64::MAX, Ordering::SeqCst);
         self.state.frozen.send_replace(false);
     }
 
@@ -166,17 +182,19 @@ async fn pass(from: &mut (impl AsyncReadExt + Unpin), to: &mut (impl AsyncWriteE
     let mut buffer = vec![0; 16 * 1024];
     loop {
         let Ok(read) = from.read(&mut buffer).await else { return };
+        let bytes = if of_server { state.bytes.fetch_add(read as u64, Ordering::SeqCst) + read as u64 } else { 0 };
+        if bytes >= state.freeze_at.load(Ordering::SeqCst) {
+            state.freeze_at.store(u64::MAX, Ordering::SeqCst);
+            state.frozen.send_replace(true);
+        }
         if read == 0 || frozen.wait_for(|frozen| !frozen).await.is_err() {
             return;
         }
-        if of_server {
-            let bytes = state.bytes.fetch_add(read as u64, Ordering::SeqCst) + read as u64;
-            if bytes >= state.cut_at.load(Ordering::SeqCst) {
-                state.cut_at.store(u64::MAX, Ordering::SeqCst);
-                state.cut_itself.store(true, Ordering::SeqCst);
-                state.cuts.send_modify(|cuts| *cuts += 1);
-                return;
-            }
+        if bytes >= state.cut_at.load(Ordering::SeqCst) {
+            state.cut_at.store(u64::MAX, Ordering::SeqCst);
+            state.cut_itself.store(true, Ordering::SeqCst);
+            state.cuts.send_modify(|cuts| *cuts += 1);
+            return;
         }
         if to.write_all(&buffer[..read]).await.is_err() {
             return;

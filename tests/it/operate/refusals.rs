@@ -50,9 +50,8 @@ async fn nothing_is_served_beyond_loopback() {
     let mut site = Site::new(Kind::Postgres).await;
     for (key, token) in [("serve.api_listen", false), ("serve.metrics_listen", false), ("serve.api_listen", true)] {
         site.set(key, "'0.0.0.0:0'");
-        site.set("serve.token", if token { "'the-token'" } else { "''" });
-        if !token {
-            site.settings.retain(|(key, _)| key != "serve.token");
+        if token {
+            site.set("serve.tokens.a", "'read the-token'");
         }
         let mut running = site.start("");
         let status = running.process.ends_within(SOON).await;

@@ -1,10 +1,14 @@
 //! What coderd does beside us, and who may publish.
 
+use std::time::Duration;
+
 use chrono::TimeDelta;
-use tallyline::ledger::Settled;
+use tallyline::ledger::{Pausable, Pause, Paused, Settled};
 use tallyline::publisher::{Condition, Mode};
+use tallyline::sim::tallyman::Switches;
 
 use super::world::{World, start_time, usage};
+use crate::support::eventually;
 
 #[tokio::test]
 async fn what_coderd_has_published_is_not_ours() {
@@ -142,4 +146,42 @@ async fn a_fault_of_coderds_database_in_mid_cycle_gives_the_leases_back() {
     assert!(world.publisher().cycle(&world.stop).await.is_err());
     sqlx::query("alter table elsewhere rename to usage_events").execute(&world.coderd).await.unwrap();
     assert_eq!(world.cycle().await.waiting, 1);
+}
+
+#[tokio::test]
+async fn a_pause_lets_the_answer_on_its_way_be_recorded_and_nothing_new_be_leased() {
+    let mut world = World::with(Switches { latency_ms: 3_000, ..Switches::default() }).await;
+    let (tell, paused) = Paused::told();
+    world.settings.paused = paused;
+    world.add_many(250).await;
+    let mut publisher = world.publisher();
+    let requests = || async {
+        let count = sqlx::query_scalar::<_, i64>("select count(*) from publication_request").fetch_one(&world.ledger.pool);
+        count.await.unwrap()
+    };
+    let pausing = async {
+        eventually(Duration::from_secs(30), "the first request is on its way", || async { requests().await == 1 }).await;
+        let pause = Pause {
+            operation: Pausable::Publish,
+            topic: None,
+            actor: "user-001".into(),
+            reason: "maintenance".into(),
+            since: start_time(),
+        };
+        tell.send_replace(vec![pause]);
+    };
+    let (cycle, ()) = tokio::join!(publisher.cycle(&world.stop), pausing);
+    assert_eq!((cycle.unwrap().accepted, world.number_in("published").await, world.number_in("pending").await), (100, 100, 150));
+    assert!(matches!(publisher.condition().get(), Condition::Paused(why) if why.contains("user-001") && why.contains("maintenance")));
+    assert!(publisher.condition().get().is_healthy());
+    assert_eq!(publisher.cycle(&world.stop).await.unwrap().requests, 0);
+    let leased: i64 =
+        sqlx::query_scalar("select count(*) from publication where leased_until is not null").fetch_one(&world.ledger.pool).await.unwrap();
+    assert_eq!((requests().await, leased), (1, 0));
+
+    tell.send_replace(Vec::new());
+    world.vendor.set_switches(Switches::default()).unwrap();
+    assert_eq!(publisher.cycle(&world.stop).await.unwrap().accepted, 150);
+    assert_eq!(publisher.condition().get(), Condition::Working);
+    assert_eq!(world.vendor.books().billed.iter().filter(|billed| billed.times != 1).count(), 0);
 }

@@ -103,24 +103,15 @@ async fn a_refusal_for_now_waits_longer_each_time() {
 }
 
 #[tokio::test]
-async fn an_event_refused_for_now_does_not_hold_back_the_ones_behind_it() {
-    let world = World::with(rules(vec![EventRule {
-        ids: (0..120).map(|index| format!("event-{index:04}")).collect(),
-        ..rule(Behaviour::RefuseForNow, "", 1)
-    }]))
-    .await;
-    world.add_many(250).await;
-    let cycle = world.cycle().await;
-    assert_eq!((cycle.requests, cycle.refused_for_now, cycle.accepted), (3, 120, 130), "full requests follow each other at once");
-    let sizes: Vec<i32> =
-        sqlx::query_scalar("select events from publication_request order by events desc").fetch_all(&world.ledger.pool).await.unwrap();
-    assert_eq!(sizes, [100, 100, 50]);
-    world.pass(TimeDelta::minutes(2));
-    assert_eq!(world.cycle().await.accepted, 120);
-    assert_eq!(world.number_in("published").await, 250);
-    let books = world.vendor.books();
-    assert_eq!(books.billed.len(), 250);
-    assert!(books.billed.iter().all(|billed| billed.times == 1));
+async fn a_clock_that_was_ahead_for_a_while_keeps_no_event_waiting() {
+    let world = World::with(rules(vec![rule(Behaviour::RefuseForNow, "refused", 1)])).await;
+    let (ahead, right) = (start_time() + TimeDelta::days(3), start_time());
+    world.clock.set(ahead);
+    world.add(&[usage("refused", right)]).await;
+    assert_eq!(world.cycle().await.refused_for_now, 1);
+    world.add(&[usage("accepted then", right)]).await;
+    world.clock.set(right);
+    assert_eq!(world.cycle().await.accepted, 2);
 }
 
 #[tokio::test]

@@ -1,10 +1,12 @@
 //! The HTTP side on a real ledger: several processes' worth of it, each with folds of its own, over one database.
 
 mod answers;
+mod contract;
 mod dashboards;
 mod domain;
 mod prometheus;
 mod readiness;
+mod rejects;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
@@ -14,8 +16,10 @@ use reqwest::StatusCode;
 use serde_json::Value;
 use tallyline::api::{Addresses, Api, ServeSettings, Server};
 use tallyline::event::{Event, Topic, TopicPartition};
-use tallyline::ledger::{Chain, Lease, Ledger, NewPass, Source};
+use tallyline::ledger::{Chain, Lease, Ledger, NewPass, Paused, Source};
+use tallyline::license::{PublicKeys, RuleSet};
 use tallyline::log::{Log, PostgresLogSettings};
+use tallyline::operations::Desk;
 use tallyline::projection::{Projection, ProjectionSettings, View};
 use tallyline::stages::{LicensesState, MetricsState, Stage};
 use tokio::task::JoinHandle;
@@ -88,10 +92,19 @@ impl Site {
 
     fn api(&self, ledger: &Ledger, metrics: View<MetricsState>, licenses: View<LicensesState>) -> Api {
         let addresses = Addresses { ledger: "the ledger's".to_owned(), log: "the log's".to_owned() };
+        let desk = Desk {
+            ledger: ledger.clone(),
+            log: self.log.clone(),
+            coderd: None,
+            deployment: None,
+            keys: PublicKeys::new(),
+            rules: RuleSet::default(),
+        };
         let (log, clock, registry) = (self.log.clone(), ledger.clock.clone(), ::prometheus::Registry::new());
         Api {
             ledger: ledger.clone(),
             log,
+            desk,
             clock,
             metrics,
             licenses,
@@ -101,6 +114,7 @@ impl Site {
             looked: Arc::new(OnceLock::from(())),
             publisher: None,
             addresses,
+            paused: Paused::never(),
         }
     }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tallyline::api::{ServeError, ServeSettings, Server, Token};
 use tallyline::coderd;
+use tallyline::config::Scope;
 use tallyline::event::Topic;
 use tallyline::ledger::{Ledger, LedgerSettings};
 use tokio_util::sync::CancellationToken;
@@ -41,7 +42,7 @@ async fn a_process_is_ready_once_all_it_needs_is_there() {
     eventually(SOON, "it is ready", || async { ready(&process).await.0 == 200 }).await;
     let (_, body) = ready(&process).await;
     let checks: Vec<&String> = body["checks"].as_object().unwrap().keys().collect();
-    assert_eq!(checks, ["coderd", "ledger", "log", "metrics_lease", "partitions", "projections"]);
+    assert_eq!(checks, ["coderd", "ledger", "log", "metrics_lease", "partitions", "pauses", "projections"]);
 
     // A second process is ready although it does not hold the lease, and says who does.
     let second = site.process().await;
@@ -88,7 +89,7 @@ async fn what_is_missing_is_named_while_the_process_is_alive() {
 #[tokio::test]
 async fn a_token_is_demanded_where_one_is_set() {
     let site = Site::new().await;
-    let process = site.process_with(|settings, _| settings.token = Some(Token::new("the token"))).await;
+    let process = site.process_with(|settings, _| settings.tokens = vec![Token::new("grafana", Scope::Read, "the token")]).await;
     let client = reqwest::Client::new();
     for url in [format!("{}/api/v1/status", process.api), format!("{}/metrics", process.metrics), format!("{}/nowhere", process.api)] {
         let without = client.get(&url).send().await.unwrap();
@@ -108,8 +109,8 @@ async fn nothing_listens_beyond_loopback_or_twice_on_an_address() {
     let open = ([0, 0, 0, 0], 0).into();
     let refused = Server::bind(ServeSettings { api_listen: open, ..settings() }, api()).await;
     assert!(matches!(refused, Err(ServeError::NoToken { key: "serve.api_listen", .. })));
-    let token = Some(Token::new("t"));
-    let refused = Server::bind(ServeSettings { metrics_listen: open, token, ..settings() }, api()).await;
+    let tokens = vec![Token::new("a", Scope::Admin, "t")];
+    let refused = Server::bind(ServeSettings { metrics_listen: open, tokens, ..settings() }, api()).await;
     assert!(matches!(refused, Err(ServeError::NoTls { key: "serve.metrics_listen", .. })));
 
     let first = Server::bind(settings(), api()).await.unwrap();

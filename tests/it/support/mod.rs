@@ -35,9 +35,13 @@ pub struct Database {
 
 /// Creates a database on the server of `scripts/test`.
 pub async fn database() -> Database {
-    let server = setting("TALLYLINE_TEST_POSTGRES");
+    database_on(&setting("TALLYLINE_TEST_POSTGRES")).await
+}
+
+/// Creates a database on the server of which this is a database's URL.
+pub async fn database_on(server: &str) -> Database {
     let name = format!("test_{}", Uuid::new_v4().simple());
-    let admin = pool(&server).await;
+    let admin = pool(server).await;
     sqlx::query(sqlx::AssertSqlSafe(format!("create database {name}"))).execute(&admin).await.expect("create a database");
     admin.close().await;
     let (address, _) = server.rsplit_once('/').expect("the server's address ends in a database name");

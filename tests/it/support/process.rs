@@ -1,7 +1,7 @@
 //! Real processes, started and ended as an operator or a fault would.
 
+use std::ffi::OsStr;
 use std::fs::File;
-use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -26,12 +26,19 @@ pub struct Ended {
 
 /// Starts the `tallyline` binary under test. It sees no `TALLYLINE_…` variable but the given ones.
 pub fn tallyline(arguments: &[&str], environment: &[(&str, &str)]) -> Process {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tallyline"));
+    let mut command = bound(env!("CARGO_BIN_EXE_tallyline"), "KILL");
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("TALLYLINE_")) {
         command.env_remove(name);
     }
     command.args(arguments).envs(environment.iter().copied());
     Process::spawn(command)
+}
+
+/// A program that gets this signal when the thread that started it ends, so that it outlives no test run, however that ends.
+pub fn bound(program: &str, signal: &str) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", signal, program]);
+    command
 }
 
 /// Runs the `tallyline` binary to its end, which must come within a minute.
@@ -46,7 +53,8 @@ impl Process {
     pub fn spawn(mut command: Command) -> Process {
         let folder = TempDir::new().expect("a temporary folder");
         let file = |name| File::create(folder.path().join(name)).expect("a file for the output");
-        let name = PathBuf::from(command.get_program()).file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let words = std::iter::once(command.get_program()).chain(command.get_args());
+        let name = words.map(OsStr::to_string_lossy).take(12).collect::<Vec<_>>().join(" ");
         let child = command
             .stdin(Stdio::null())
             .stdout(file("stdout"))

@@ -4,6 +4,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use ::prometheus::{IntGauge, Registry};
+use tallyline::audit::AuditTelemetry;
 use tallyline::consumer::ConsumerTelemetry;
 use tallyline::publisher::PublisherTelemetry;
 
@@ -46,13 +47,15 @@ fn rules_name_only_series_that_there_are() {
     let registry = Registry::new();
     ConsumerTelemetry::register(&registry).unwrap();
     PublisherTelemetry::register(&registry).unwrap();
+    AuditTelemetry::register(&registry).unwrap();
     let registered = |name: &str| {
         let again = registry.register(Box::new(IntGauge::new(name, "One more of that name.").unwrap()));
         matches!(again, Err(::prometheus::Error::AlreadyReg))
     };
     assert!(!registered("tallyline_publisher_no_such_series"));
-    let named: Vec<_> = ["tallyline_consumer_", "tallyline_publisher_"].iter().flat_map(|begin| names(&rules(), begin)).collect();
-    assert!(named.len() >= 6, "{named:?}");
+    let named: Vec<_> =
+        ["tallyline_audit_", "tallyline_consumer_", "tallyline_publisher_"].iter().flat_map(|begin| names(&rules(), begin)).collect();
+    assert!(named.len() >= 8, "{named:?}");
     for name in named {
         assert!(registered(&name), "{name}");
     }
@@ -72,9 +75,11 @@ pub(super) async fn are_loaded_and_evaluated(server: &Prometheus) {
         assert_eq!((text(&rule["health"]), text(&rule["state"])), ("ok", expected), "{rule}");
     }
     // Series that every process shows.
-    let shown: Vec<_> =
-        ["tallyline_build_", "tallyline_metrics_", "tallyline_complete_"].iter().flat_map(|begin| names(&rules(), begin)).collect();
-    assert!(shown.len() >= 4, "{shown:?}");
+    let shown: Vec<_> = ["tallyline_build_", "tallyline_metrics_", "tallyline_complete_", "tallyline_rejects_"]
+        .iter()
+        .flat_map(|begin| names(&rules(), begin))
+        .collect();
+    assert!(shown.len() >= 5, "{shown:?}");
     for name in shown {
         assert_eq!(server.query(&format!("count({name}) > 0")).await.len(), 1, "{name}");
     }

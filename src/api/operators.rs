@@ -1,0 +1,71 @@
+//! What operators ask for: each path is one operation.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::Serving;
+use super::answer::Problem;
+use super::asked::{Change, Query};
+use crate::ledger::Pause;
+use crate::operations::{
+    Acts, Admitted, CountRejects, DiscardRejects, DiscardedRejects, ListActs, ListRejects, PauseRequest, Pauses, RejectCounts, RejectPage,
+    Resubmit, Resubmitted, ShownReject,
+};
+
+type Serves = State<Arc<Serving>>;
+type Answer<T> = Result<Json<T>, Problem>;
+
+/// One reject.
+#[derive(Debug, Deserialize, ToSchema)]
+pub(super) struct OneReject {
+    /// Its number.
+    id: i64,
+}
+
+/// Nothing more is asked for.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub(super) struct Nothing {}
+
+pub(super) async fn acts(State(serving): Serves, Query(request): Query<ListActs>) -> Answer<Acts> {
+    Ok(Json(serving.api.desk.acts(&request).await?))
+}
+
+pub(super) async fn pauses(State(serving): Serves) -> Answer<Pauses> {
+    Ok(Json(serving.api.desk.pauses().await?))
+}
+
+pub(super) async fn pause(State(serving): Serves, change: Change<PauseRequest>) -> Answer<Pause> {
+    Ok(Json(serving.api.desk.pause(&change.asked, &change.actor).await?))
+}
+
+pub(super) async fn resume(State(serving): Serves, change: Change<PauseRequest>) -> Answer<Pause> {
+    Ok(Json(serving.api.desk.resume(&change.asked, &change.actor).await?))
+}
+
+pub(super) async fn list_rejects(State(serving): Serves, Query(request): Query<ListRejects>) -> Answer<RejectPage> {
+    Ok(Json(serving.api.desk.list_rejects(&request).await?))
+}
+
+pub(super) async fn count_rejects(State(serving): Serves, Query(request): Query<CountRejects>) -> Answer<RejectCounts> {
+    Ok(Json(serving.api.desk.count_rejects(&request).await?))
+}
+
+pub(super) async fn show_reject(State(serving): Serves, asked: Query<OneReject>) -> Answer<ShownReject> {
+    Ok(Json(serving.api.desk.show_reject(asked.id).await?))
+}
+
+pub(super) async fn resubmit_rejects(State(serving): Serves, change: Change<Resubmit>) -> Answer<Resubmitted> {
+    Ok(Json(serving.api.desk.resubmit_rejects(&change.asked, &change.actor).await?))
+}
+
+pub(super) async fn discard_rejects(State(serving): Serves, change: Change<DiscardRejects>) -> Answer<DiscardedRejects> {
+    Ok(Json(serving.api.desk.discard_rejects(&change.asked, &change.actor).await?))
+}
+
+pub(super) async fn admit_rejects(State(serving): Serves, change: Change<Nothing>) -> Answer<Admitted> {
+    Ok(Json(serving.api.desk.admit_rejects(&change.actor, |_| {}, &serving.stop).await?))
+}

@@ -1,0 +1,99 @@
+//! What a process without the role `serve` shows: its own telemetry, that it is alive, and whether it is ready. No domain series and no API.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, OnceLock};
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use prometheus::Registry;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tower_http::compression::CompressionLayer;
+use tracing::warn;
+
+use super::answer::Problem;
+use super::metrics::accepted;
+use super::serve::{answer_on, listen};
+use super::{Addresses, ServeError, answer, ready};
+use crate::event::TopicPartition;
+use crate::ledger::{Ledger, Paused};
+use crate::log::Log;
+use crate::metrics::{Format, encode};
+use crate::{coderd, publisher};
+
+/// The setting that says where.
+const KEY: &str = "telemetry.listen";
+
+/// Handles on a process's parts, whatever its roles.
+#[derive(Clone)]
+pub struct Own {
+    /// Asked whether it is there.
+    pub ledger: Ledger,
+    /// Asked whether it is there.
+    pub log: Log,
+    /// Where both are, fit to be shown.
+    pub addresses: Addresses,
+    /// The process's telemetry, of all its roles.
+    pub registry: Registry,
+    /// Partitions that this process's consumer does not read, and why; absent where it does not consume.
+    pub stopped_partitions: Option<Arc<Mutex<BTreeMap<TopicPartition, String>>>>,
+    /// coderd's database; absent where this process does not collect.
+    pub coderd: Option<coderd::Database>,
+    /// How this process's publisher stands, once it has begun; absent where this process does not publish.
+    pub publisher: Option<Arc<OnceLock<publisher::Shown>>>,
+    /// What operators have paused.
+    pub paused: Paused,
+}
+
+/// One listener, bound: requests wait until [`OwnServer::run`].
+pub struct OwnServer {
+    listener: TcpListener,
+    own: Arc<Own>,
+}
+
+impl OwnServer {
+    /// Binds the listener; port 0 takes a free one.
+    ///
+    /// # Errors
+    /// [`ServeError`]; also for an address beyond loopback.
+    pub async fn bind(address: SocketAddr, own: Own) -> Result<Self, ServeError> {
+        if !address.ip().is_loopback() {
+            return Err(ServeError::NoTls { key: KEY, address });
+        }
+        Ok(Self { listener: listen(KEY, address).await?, own: Arc::new(own) })
+    }
+
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn address(&self) -> std::io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Answers until `stop`.
+    pub async fn run(self, stop: &CancellationToken) {
+        let router = Router::new()
+            .route("/metrics", get(metrics))
+            .route("/healthz", get(ready::healthz))
+            .route("/readyz", get(ready::own_readyz))
+            .fallback(answer::unknown_path)
+            .method_not_allowed_fallback(answer::unknown_method)
+            .layer(CompressionLayer::new())
+            .with_state(self.own);
+        if let Err(error) = answer_on(self.listener, router, stop).await {
+            warn!(%error, "the telemetry's listener ended");
+        }
+    }
+}
+
+async fn metrics(State(own): State<Arc<Own>>, headers: HeaderMap) -> Result<Response, Problem> {
+    let encoded = encode(&own.registry.gather(), Format::for_accept(&accepted(&headers)));
+    let (content_type, body) = encoded.map_err(|cause| Problem::internal(&cause))?;
+    Ok(([(CONTENT_TYPE, content_type)], body).into_response())
+}

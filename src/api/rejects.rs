@@ -1,0 +1,91 @@
+//! Gauges of the rejects that wait for somebody to act on them. The ledger is asked by the loop that asks it for its sources, never by a scrape.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use prometheus::{Gauge, GaugeVec, IntGaugeVec, Opts, Registry};
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+
+use crate::clock::Clock;
+use crate::event::UsageType;
+use crate::ledger::{Ledger, OpenRejects};
+
+/// After each count so many times as long as it took nothing is counted: very many open rejects are counted less often.
+const PAUSE: u32 = 20;
+
+/// The gauges.
+pub(super) struct RejectsTelemetry {
+    open: IntGaugeVec,
+    at_stake: GaugeVec,
+    oldest: Gauge,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    next_look: Option<Instant>,
+    /// Verdicts and causes that were shown: those that have none left fall to 0.
+    shown: BTreeSet<(String, String)>,
+}
+
+impl RejectsTelemetry {
+    /// Registers them. Before the ledger has answered, there is an age of 0 and nothing else.
+    ///
+    /// # Errors
+    /// A name that is registered already.
+    pub(super) fn register(registry: &Registry) -> prometheus::Result<Self> {
+        let telemetry = Self {
+            open: IntGaugeVec::new(
+                Opts::new("tallyline_rejects_open", "Records that are no accepted event and wait for somebody to act on them."),
+                &["verdict", "cause"],
+            )?,
+            at_stake: GaugeVec::new(
+                Opts::new("tallyline_rejects_units_at_stake", "Usage in open rejects, as far as its number could be read."),
+                &["unit"],
+            )?,
+            oldest: Gauge::new("tallyline_rejects_oldest_age_seconds", "How long the oldest open reject has waited; 0 without any.")?,
+            state: Mutex::default(),
+        };
+        registry.register(Box::new(telemetry.open.clone()))?;
+        registry.register(Box::new(telemetry.at_stake.clone()))?;
+        registry.register(Box::new(telemetry.oldest.clone()))?;
+        Ok(telemetry)
+    }
+
+    /// Asks the ledger, unless it was asked just now. While it does not answer within the time, what was shown stays.
+    pub(super) async fn look(&self, ledger: &Ledger, clock: &Clock, within: Duration) {
+        let mut state = self.state.lock().await;
+        let begun = Instant::now();
+        if state.next_look.is_some_and(|next| begun < next) {
+            return;
+        }
+        match tokio::time::timeout(within, ledger.open_rejects()).await {
+            Ok(Ok(open)) => self.show(&open, clock, &mut state.shown),
+            Ok(Err(error)) => tracing::debug!(%error, "open rejects are not counted"),
+            Err(_) => tracing::debug!("open rejects are not counted: no answer in time"),
+        }
+        state.next_look = Some(Instant::now() + begun.elapsed() * PAUSE);
+    }
+
+    fn show(&self, open: &[OpenRejects], clock: &Clock, shown: &mut BTreeSet<(String, String)>) {
+        let mut records: BTreeMap<(String, String), i64> = shown.iter().map(|of| (of.clone(), 0)).collect();
+        let mut at_stake: BTreeMap<&str, f64> = UsageType::ALL.map(|usage_type| (usage_type.unit(), 0.0)).into();
+        at_stake.insert("unknown", 0.0);
+        for rejects in open {
+            records.insert((rejects.verdict.clone(), rejects.cause.clone()), rejects.records);
+            for (unit, number) in &rejects.units {
+                *at_stake.entry(unit).or_default() += *number as f64;
+            }
+        }
+        for ((verdict, cause), number) in &records {
+            self.open.with_label_values(&[verdict, cause]).set(*number);
+        }
+        for (unit, number) in at_stake {
+            self.at_stake.with_label_values(&[unit]).set(number);
+        }
+        let oldest = open.iter().map(|rejects| clock.now() - rejects.oldest).max();
+        self.oldest.set(oldest.map_or(0.0, |age| age.as_seconds_f64().max(0.0)));
+        *shown = records.into_keys().collect();
+    }
+}

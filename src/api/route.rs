@@ -1,0 +1,177 @@
+//! One path of the API by one method: who may ask, what is asked and answered, and what answers. Router and document are made of the same routes,
+//! so neither can know one that the other does not.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::handler::Handler;
+use axum::http::Method;
+use axum::middleware::from_fn_with_state;
+use axum::routing::{MethodFilter, MethodRouter, on};
+use serde_json::{Map, Value, json};
+use utoipa::ToSchema;
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::Schema;
+
+use super::Serving;
+use super::guard::{DEADLINE, Guard, guard};
+use super::tokens::Needs;
+
+/// A path and a method.
+pub(super) struct Route {
+    pub(super) method: Method,
+    pub(super) path: &'static str,
+    pub(super) needs: Needs,
+    /// What the document says of it, as an OpenAPI operation.
+    pub(super) operation: Map<String, Value>,
+    /// Types that the operation names.
+    pub(super) schemas: Vec<(String, RefOr<Schema>)>,
+    deadline: Duration,
+    handler: MethodRouter<Arc<Serving>>,
+}
+
+impl Route {
+    pub(super) fn get<H, X>(path: &'static str, needs: Needs, summary: &str, handler: H) -> Self
+    where
+        H: Handler<X, Arc<Serving>>,
+        X: 'static,
+    {
+        Self::new((Method::GET, MethodFilter::GET), path, needs, summary, handler)
+    }
+
+    pub(super) fn post<H, X>(path: &'static str, needs: Needs, summary: &str, handler: H) -> Self
+    where
+        H: Handler<X, Arc<Serving>>,
+        X: 'static,
+    {
+        Self::new((Method::POST, MethodFilter::POST), path, needs, summary, handler)
+    }
+
+    pub(super) fn delete<H, X>(path: &'static str, needs: Needs, summary: &str, handler: H) -> Self
+    where
+        H: Handler<X, Arc<Serving>>,
+        X: 'static,
+    {
+        Self::new((Method::DELETE, MethodFilter::DELETE), path, needs, summary, handler)
+    }
+
+    fn new<H, X>((method, filter): (Method, MethodFilter), path: &'static str, needs: Needs, summary: &str, handler: H) -> Self
+    where
+        H: Handler<X, Arc<Serving>>,
+        X: 'static,
+    {
+        let operation = Map::from_iter([("summary".to_owned(), json!(summary))]);
+        Self { method, path, needs, operation, schemas: Vec::new(), deadline: DEADLINE, handler: on(filter, handler) }
+    }
+
+    /// What is asked for is this type's fields, in the path and the query.
+    pub(super) fn query<T: ToSchema>(mut self) -> Self {
+        T::schemas(&mut self.schemas);
+        let (properties, required) = fields::<T>();
+        for (name, schema) in properties {
+            let place = if self.has_in_path(&name) { "path" } else { "query" };
+            self.parameter(&name, place, required.contains(&name), schema);
+        }
+        self
+    }
+
+    /// What is to be changed is this type's fields, in the path and the body, or the query where the method has no body; and why.
+    pub(super) fn change<T: ToSchema>(mut self) -> Self {
+        if self.method == Method::DELETE {
+            self = self.query::<T>();
+            self.parameter("reason", "query", false, reason());
+            return self;
+        }
+        T::schemas(&mut self.schemas);
+        let (properties, mut required) = fields::<T>();
+        let (in_path, mut in_body): (Map<_, _>, Map<_, _>) = properties.into_iter().partition(|(name, _)| self.has_in_path(name));
+        for (name, schema) in in_path {
+            self.parameter(&name, "path", true, schema);
+        }
+        in_body.insert("reason".into(), reason());
+        required.retain(|name| in_body.contains_key(name));
+        let needed = !required.is_empty();
+        let schema = json!({ "type": "object", "properties": in_body, "required": required, "additionalProperties": false });
+        let body = json!({ "required": needed, "content": { "application/json": { "schema": schema } } });
+        self.operation.insert("requestBody".into(), body);
+        self
+    }
+
+    /// An answer of this type.
+    pub(super) fn answers<T: ToSchema>(mut self, status: u16, description: &str) -> Self {
+        self.schemas.push((T::name().into_owned(), T::schema()));
+        T::schemas(&mut self.schemas);
+        let content = json!({ "application/json": { "schema": { "$ref": reference::<T>() } } });
+        self.response(&status.to_string(), json!({ "description": description, "content": content }))
+    }
+
+    /// Its answer may take longer than others.
+    pub(super) fn within(self, deadline: Duration) -> Self {
+        Self { deadline, ..self }
+    }
+
+    /// Headers of the answer with this status.
+    pub(super) fn headers(mut self, status: u16, headers: &[(&str, &str)]) -> Self {
+        let shown = |(name, description): &(&str, &str)| {
+            ((*name).to_owned(), json!({ "description": description, "schema": { "type": "string" } }))
+        };
+        self.operation["responses"][status.to_string()]["headers"] = headers.iter().map(shown).collect::<Map<_, _>>().into();
+        self
+    }
+
+    /// An answer with this status, or `default`.
+    pub(super) fn response(mut self, status: &str, response: Value) -> Self {
+        let responses = self.operation.entry("responses").or_insert_with(|| json!({}));
+        responses[status] = response;
+        self
+    }
+
+    fn has_in_path(&self, name: &str) -> bool {
+        self.path.split('/').any(|segment| segment.strip_prefix('{').and_then(|rest| rest.strip_suffix('}')) == Some(name))
+    }
+
+    fn parameter(&mut self, name: &str, place: &str, required: bool, mut schema: Value) {
+        let description = schema.as_object_mut().and_then(|schema| schema.remove("description")).unwrap_or(json!(""));
+        let parameter = json!({ "name": name, "in": place, "required": required, "description": description, "schema": schema });
+        let parameters = self.operation.entry("parameters").or_insert_with(|| json!([]));
+        parameters.as_array_mut().expect("a list").push(parameter);
+    }
+
+    /// On the router, behind its guard.
+    pub(super) fn mount(self, router: Router<Arc<Serving>>, serving: &Arc<Serving>) -> Router<Arc<Serving>> {
+        let before = Guard::new(serving, self.needs, self.deadline);
+        router.route(self.path, self.handler.route_layer(from_fn_with_state(before, guard)))
+    }
+}
+
+/// Beside the fields of whatever changes anything.
+fn reason() -> Value {
+    json!({ "type": "string", "description": "Why, for the audit trail." })
+}
+
+/// Where the document has a type.
+pub(super) fn reference<T: ToSchema>() -> String {
+    format!("#/components/schemas/{}", T::name())
+}
+
+/// A type's fields with their schemas, and the names of those that must be there. Fields of a type that is flattened into it are its own.
+pub(super) fn fields<T: ToSchema>() -> (Map<String, Value>, Vec<String>) {
+    let mut parts = Vec::new();
+    T::schemas(&mut parts);
+    let mut found = (Map::new(), Vec::new());
+    collect(&json!(T::schema()), &parts, &mut found);
+    found
+}
+
+fn collect(schema: &Value, parts: &[(String, RefOr<Schema>)], found: &mut (Map<String, Value>, Vec<String>)) {
+    let named = schema["$ref"].as_str().and_then(|reference| reference.rsplit('/').next());
+    if let Some((_, part)) = named.and_then(|named| parts.iter().find(|(name, _)| name == named)) {
+        collect(&json!(part), parts, found);
+    }
+    for part in schema["allOf"].as_array().into_iter().flatten() {
+        collect(part, parts, found);
+    }
+    found.0.extend(schema["properties"].as_object().cloned().unwrap_or_default());
+    found.1.extend(schema["required"].as_array().into_iter().flatten().filter_map(|name| Some(name.as_str()?.to_owned())));
+}

@@ -1,0 +1,163 @@
+//! Who may ask what: bearer tokens, each of one scope.
+
+use std::fmt;
+
+use axum::http::HeaderMap;
+use axum::http::header::AUTHORIZATION;
+use sha2::{Digest, Sha256};
+
+use super::answer::Problem;
+use crate::config::Scope;
+
+/// A bearer token, kept as its hash. Its name is who acts, in the audit trail.
+#[derive(Clone)]
+pub struct Token {
+    name: String,
+    scope: Scope,
+    hash: [u8; 32],
+}
+
+impl Token {
+    /// The token of this text.
+    #[must_use]
+    pub fn new(name: &str, scope: Scope, text: &str) -> Self {
+        Self { name: name.to_owned(), scope, hash: Sha256::digest(text).into() }
+    }
+
+    /// Whether two tokens have one text, so that nobody could say whose it is.
+    #[must_use]
+    pub fn has_text_of(&self, other: &Token) -> bool {
+        self.hash == other.hash
+    }
+
+    /// Whether this text is the token. The time that it takes tells nothing of the token: hashes are compared, and to their end.
+    fn is(&self, text: &str) -> bool {
+        let other: [u8; 32] = Sha256::digest(text).into();
+        std::hint::black_box(self.hash.iter().zip(other).fold(0, |differences, (one, other)| differences | (one ^ other))) == 0
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({}) ***", self.name, self.scope)
+    }
+}
+
+/// What a path demands of who asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Needs {
+    /// An orchestrator's probes and the document carry no token, and need none: they tell no numbers.
+    Nothing,
+    /// Where tokens are configured, any of them: what is not there is nobody's to know.
+    AnyToken,
+    /// A token of a scope that covers this one. Without any configured, loopback may read, and nobody may change anything.
+    Scope(Scope),
+}
+
+/// Who asks: a token's name, where there was one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Caller(pub(super) Option<String>);
+
+/// Who asks with these headers, where they may.
+pub(super) fn admit(tokens: &[Token], headers: &HeaderMap, needs: Needs) -> Result<Caller, Problem> {
+    match needs {
+        Needs::Nothing => return Ok(Caller(None)),
+        Needs::Scope(Scope::Admin) if tokens.is_empty() => {
+            return Err(Problem::forbidden(
+                "this needs a token of scope admin, and no token is configured: set serve.tokens.NAME = \"admin SECRET\"",
+            ));
+        }
+        Needs::AnyToken | Needs::Scope(_) if tokens.is_empty() => return Ok(Caller(None)),
+        Needs::AnyToken | Needs::Scope(_) => {}
+    }
+    let token = bearer(headers).and_then(|text| tokens.iter().find(|token| token.is(text))).ok_or_else(Problem::unauthorized)?;
+    match needs {
+        Needs::Scope(scope) if !token.scope.covers(scope) => {
+            Err(Problem::forbidden(format!("this needs a token of scope {scope}; {} has the scope {}", token.name, token.scope)))
+        }
+        _ => Ok(Caller(Some(token.name.clone()))),
+    }
+}
+
+/// The token of the one `Authorization` header.
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let mut all = headers.get_all(AUTHORIZATION).iter();
+    let (scheme, token) = all.next()?.to_str().ok()?.split_once(' ')?;
+    (all.next().is_none() && scheme.eq_ignore_ascii_case("bearer")).then(|| token.trim())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(values: &[&str]) -> HeaderMap {
+        values.iter().map(|value| (AUTHORIZATION, value.parse().unwrap())).collect()
+    }
+
+    fn tokens() -> [Token; 3] {
+        Scope::ALL.map(|scope| Token::new(&format!("the-{scope}"), scope, &format!("secret {scope}")))
+    }
+
+    fn status(tokens: &[Token], authorization: &[&str], needs: Needs) -> u16 {
+        admit(tokens, &headers(authorization), needs).map_or_else(|problem| problem.status.as_u16(), |_| 200)
+    }
+
+    #[test]
+    fn a_token_is_known_again_and_never_printed() {
+        let token = Token::new("grafana", Scope::Read, "correct horse");
+        assert!(token.is("correct horse"));
+        for other in ["", "correct hors", "correct horse ", "Correct horse"] {
+            assert!(!token.is(other), "{other:?}");
+        }
+        assert_eq!(format!("{token:?}"), "grafana (read) ***");
+        assert!(token.has_text_of(&Token::new("other", Scope::Admin, "correct horse")));
+    }
+
+    #[test]
+    fn without_a_token_anyone_may_read_and_nobody_may_change() {
+        for (needs, answer) in [
+            (Needs::Nothing, 200),
+            (Needs::AnyToken, 200),
+            (Needs::Scope(Scope::Enforce), 200),
+            (Needs::Scope(Scope::Read), 200),
+            (Needs::Scope(Scope::Admin), 403),
+        ] {
+            assert_eq!(status(&[], &[], needs), answer, "{needs:?}");
+            assert_eq!(status(&[], &["Bearer secret admin"], needs), answer, "{needs:?}");
+        }
+    }
+
+    #[test]
+    fn one_right_header_is_needed() {
+        let read = Needs::Scope(Scope::Read);
+        for right in ["Bearer secret read", "bearer secret read", "BEARER  secret read "] {
+            assert_eq!(status(&tokens(), &[right], read), 200, "{right}");
+        }
+        for wrong in [
+            &[][..],
+            &["Bearer"],
+            &["Bearer "],
+            &["Bearer secret reads"],
+            &["Basic secret read"],
+            &["secret read"],
+            &["Bearer x", "Bearer secret read"],
+        ] {
+            assert_eq!(status(&tokens(), wrong, read), 401, "{wrong:?}");
+            assert_eq!(status(&tokens(), wrong, Needs::AnyToken), 401, "{wrong:?}");
+            assert_eq!(status(&tokens(), wrong, Needs::Nothing), 200, "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_token_is_good_for_its_scope_and_the_narrower_ones() {
+        let asked = |scope: Scope, needs| status(&tokens(), &[&format!("Bearer secret {scope}")], needs);
+        for (scope, answers) in [(Scope::Enforce, [200, 403, 403]), (Scope::Read, [200, 200, 403]), (Scope::Admin, [200, 200, 200])] {
+            assert_eq!(Scope::ALL.map(|needed| asked(scope, Needs::Scope(needed))), answers, "{scope}");
+            assert_eq!(asked(scope, Needs::AnyToken), 200);
+        }
+        let refused = admit(&tokens(), &headers(&["Bearer secret read"]), Needs::Scope(Scope::Admin)).unwrap_err();
+        assert_eq!(refused.message, "this needs a token of scope admin; the-read has the scope read");
+        let caller = admit(&tokens(), &headers(&["Bearer secret admin"]), Needs::Scope(Scope::Admin));
+        assert_eq!(caller, Ok(Caller(Some("the-admin".into()))));
+    }
+}

@@ -1,0 +1,229 @@
+//! The audit that runs by itself beside everything else: one process at a time, by the lease `audit`, and what it finds is in the ledger for all.
+//!
+//! A side that cannot be read changes no finding; the age of the last one tells. The same holds where something is missing and no collector
+//! pass came in time to say that it is not merely on its way.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use prometheus::{GaugeVec, IntGaugeVec, Opts, Registry};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, info, warn};
+
+use super::{Audit, Joint, LOG, SOURCE, VENDOR};
+use crate::ledger::{Finding, Lease, LeaseError, NewFinding};
+
+/// The lease's name.
+const NAME: &str = "audit";
+/// After this the audit of a process that is gone is free for another.
+const LEASE_LENGTH: Duration = Duration::from_secs(60);
+/// How often the ledger is asked whether an audit is due, and what others found, at most.
+const POLL: Duration = Duration::from_secs(5);
+/// After an audit nothing is audited for so many times its length: it takes at most a tenth of the time.
+const REST: f64 = 9.0;
+
+/// What audits found, as every process with the role `serve` shows it.
+#[derive(Clone)]
+pub struct AuditTelemetry {
+    differences: IntGaugeVec,
+    open: IntGaugeVec,
+    audited_at: GaugeVec,
+}
+
+impl AuditTelemetry {
+    /// Gauges in `registry`; a joint that was never audited has none.
+    ///
+    /// # Errors
+    /// A name that is registered already.
+    pub fn register(registry: &Registry) -> prometheus::Result<Self> {
+        let opts = |name: &str, help: &str| Opts::new(format!("tallyline_audit_{name}"), help);
+        let joint = &["joint"];
+        let telemetry = AuditTelemetry {
+            differences: IntGaugeVec::new(
+                opts("difference", "What does not balance, as the last audit found; nothing is sent then."),
+                joint,
+            )?,
+            open: IntGaugeVec::new(opts("open", "What waits for an operator at a joint that balances."), joint)?,
+            audited_at: GaugeVec::new(opts("timestamp_seconds", "When the last audit of the joint ended."), joint)?,
+        };
+        registry.register(Box::new(telemetry.differences.clone()))?;
+        registry.register(Box::new(telemetry.open.clone()))?;
+        registry.register(Box::new(telemetry.audited_at.clone()))?;
+        Ok(telemetry)
+    }
+
+    fn show(&self, findings: &[Finding]) {
+        for finding in findings {
+            let joint = &[finding.joint.replace(' ', "_")];
+            self.differences.with_label_values(joint).set(finding.differences);
+            self.open.with_label_values(joint).set(finding.open);
+            self.audited_at.with_label_values(joint).set(finding.audited_at.timestamp_micros() as f64 / 1e6);
+        }
+    }
+}
+
+/// Audits again and again.
+pub struct Continuous {
+    /// What is compared. Without a source, only the joints of the ledger with log and vendor: another process may have the source.
+    pub audit: Audit,
+    /// A joint is audited so long after it was audited last.
+    pub every: Duration,
+    /// Who holds the lease: differs between processes.
+    pub holder: String,
+    /// Where what was found is shown.
+    pub telemetry: AuditTelemetry,
+}
+
+/// What an audit is due for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Due {
+    source: bool,
+    ledger: bool,
+}
+
+impl Due {
+    fn any(self) -> bool {
+        self.source || self.ledger
+    }
+}
+
+/// What is said once, and again when it has changed.
+#[derive(Default)]
+struct Said {
+    fault: Option<String>,
+    imbalance: Option<String>,
+}
+
+impl Continuous {
+    /// Audits until `stop`.
+    pub async fn run(&self, stop: &CancellationToken) {
+        let mut said = Said::default();
+        let mut failed_at: Option<Instant> = None;
+        let mut held: Option<Lease> = None;
+        while !stop.is_cancelled() {
+            let rests = failed_at.is_some_and(|at| at.elapsed() < self.every);
+            let round = stop.run_until_cancelled(self.round(rests, &mut held, &mut said)).await;
+            match round {
+                None => break,
+                Some(Ok(())) if !rests => said.fault = None,
+                Some(Ok(())) => {}
+                Some(Err(fault)) => {
+                    failed_at = Some(Instant::now());
+                    let fault = format!("{fault:#}");
+                    if said.fault.as_ref() != Some(&fault) {
+                        warn!(fault, "the audit cannot be made: what the last one found stands");
+                        said.fault = Some(fault);
+                    }
+                }
+            }
+            stop.run_until_cancelled(tokio::time::sleep(self.every.min(POLL))).await;
+        }
+        if let Some(lease) = held {
+            // one that is not given back ends by itself
+            let _ = tokio::time::timeout(Duration::from_secs(2), self.audit.ledger.release_lease(lease)).await;
+        }
+    }
+
+    /// Shows what was found last, and audits what is due unless an audit has just failed.
+    async fn round(&self, rests: bool, held: &mut Option<Lease>, said: &mut Said) -> anyhow::Result<()> {
+        let ledger = &self.audit.ledger;
+        let findings = ledger.in_time(ledger.findings()).await.context("the ledger")?;
+        self.telemetry.show(&findings);
+        tell(said, ledger.in_time(ledger.imbalance()).await?);
+        if rests || !self.due(&findings).any() {
+            return Ok(());
+        }
+        *held = ledger.in_time(ledger.take_lease(NAME, &self.holder, LEASE_LENGTH)).await?;
+        let Some(lease) = held.clone() else { return Ok(()) };
+        // whoever had it may have audited meanwhile
+        let due = self.due(&ledger.in_time(ledger.findings()).await?);
+        let audited = if due.any() { self.audited(&lease, due).await } else { Ok(()) };
+        ledger.in_time(ledger.release_lease(lease)).await?;
+        *held = None;
+        audited?;
+        self.telemetry.show(&ledger.in_time(ledger.findings()).await?);
+        tell(said, ledger.in_time(ledger.imbalance()).await?);
+        Ok(())
+    }
+
+    fn due(&self, findings: &[Finding]) -> Due {
+        let due = |joint: &str| {
+            let last = findings.iter().find(|finding| finding.joint == joint);
+            last.is_none_or(|last| last.age_seconds >= self.every.as_secs_f64().max(last.seconds * REST))
+        };
+        Due { source: self.audit.source.is_some() && due(SOURCE), ledger: due(LOG) || due(VENDOR) }
+    }
+
+    /// Audits while it holds the lease, which it keeps renewing.
+    async fn audited(&self, lease: &Lease, due: Due) -> anyhow::Result<()> {
+        let ledger = &self.audit.ledger;
+        let keeping = async {
+            loop {
+                tokio::time::sleep(LEASE_LENGTH / 4).await;
+                match ledger.in_time(ledger.renew_lease(lease, LEASE_LENGTH)).await {
+                    Ok(true) => {}
+                    Ok(false) => return LeaseError::Lost(lease.name.clone()),
+                    Err(error) => return error.into(),
+                }
+            }
+        };
+        tokio::select! {
+            done = self.joints(lease, due) => done,
+            lost = keeping => Err(lost.into()),
+        }
+    }
+
+    /// One side that cannot be read does not keep the other joints from being audited.
+    async fn joints(&self, lease: &Lease, due: Due) -> anyhow::Result<()> {
+        let begun = Instant::now();
+        let mut outcome = Ok(());
+        if due.ledger {
+            match self.ledger_joints().await {
+                Ok((sequence, joints)) => self.record(lease, &joints.iter().collect::<Vec<_>>(), sequence, begun).await?,
+                Err(fault) => outcome = Err(fault),
+            }
+        }
+        if due.source {
+            match self.audit.source_joint().await {
+                Ok(joint) if joint.awaits_a_pass() => {
+                    let missing = joint.differences.len();
+                    debug!(missing, "what is missing may be on its way: no collector pass came in time");
+                    outcome =
+                        outcome.and(Err(anyhow::anyhow!("no collector pass came in time to tell what is missing from what is on its way")));
+                }
+                Ok(joint) => {
+                    let sequence = self.audit.ledger.last_sequence().await?;
+                    self.record(lease, &[&joint], sequence, begun).await?;
+                }
+                Err(fault) => outcome = outcome.and(Err(fault)),
+            }
+        }
+        outcome
+    }
+
+    /// What differs is read a second time: a change of the log in the middle of the first is no imbalance.
+    async fn ledger_joints(&self) -> anyhow::Result<(i64, [Joint; 2])> {
+        let first = self.audit.ledger_joints().await?;
+        if first.1.iter().all(|joint| joint.differences.is_empty()) { Ok(first) } else { self.audit.ledger_joints().await }
+    }
+
+    async fn record(&self, lease: &Lease, joints: &[&Joint], sequence: i64, begun: Instant) -> anyhow::Result<()> {
+        let found: Vec<NewFinding> =
+            joints.iter().map(|joint| NewFinding { joint: joint.name, differences: &joint.differences, open: joint.open.len() }).collect();
+        let ledger = &self.audit.ledger;
+        Ok(ledger.in_time(ledger.record_findings(lease, &found, sequence, begun.elapsed().as_secs_f64())).await?)
+    }
+}
+
+/// Says a change once: every process does, whoever audits.
+fn tell(said: &mut Said, imbalance: Option<String>) {
+    match (&said.imbalance, &imbalance) {
+        (before, Some(differences)) if before.as_ref() != Some(differences) => {
+            error!(differences, "the books do not balance: nothing is published until they do; run `tallyline audit`");
+        }
+        (Some(_), None) => info!("the books balance again"),
+        _ => {}
+    }
+    said.imbalance = imbalance;
+}

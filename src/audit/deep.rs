@@ -1,0 +1,365 @@
+//! Every record that the log still holds, read again and compared with its row, and every row with its own digest: what was changed, removed or
+//! added by hand is named.
+
+use std::collections::{BTreeMap, HashMap};
+
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::{Audit, Joint};
+use crate::event::{self, Event, ParseError, Topic, TopicPartition};
+use crate::ledger::{Arrival, Difference, KeptEvent, KeptRange, KeptReject, Refusal, Verdict};
+use crate::log::{LogError, Record};
+
+/// Records, and rows, compared at a time: what bounds memory.
+const PAGE: usize = 2_000;
+
+/// So many differences are listed; the number of all is told.
+const LISTED: usize = 1_000;
+
+/// The joint's name.
+const DEEP: &str = "log and ledger, record by record";
+
+impl Audit {
+    /// What the log still holds of what the ledger has read, as both are now.
+    ///
+    /// # Errors
+    /// A side that cannot be read.
+    pub async fn rereadable(&self) -> anyhow::Result<Vec<KeptRange>> {
+        let mut ranges = self.ledger.in_time(self.ledger.kept_ranges()).await?;
+        for range in &mut ranges {
+            let (start, end) = self.log.watermarks(range.partition).await?;
+            // a topic that was lost and not yet recovered holds nothing of it; the other joints say so
+            (range.from, range.until) = (range.from.max(start), range.until.min(end));
+        }
+        ranges.retain(|range| range.from < range.until);
+        Ok(ranges)
+    }
+
+    /// Reads these ranges again and compares each record with the ledger; then each row of the ledger with its own digest and with the rows that
+    /// speak of it. `progress` is told offsets of the ranges as they are done.
+    ///
+    /// # Errors
+    /// A side that cannot be read.
+    pub async fn deep(&self, ranges: &[KeptRange], progress: impl Fn(u64)) -> anyhow::Result<Joint> {
+        let mut found = Found { joint: Joint::new(DEEP), differences: 0 };
+        let mut read = 0;
+        for range in ranges {
+            let mut rest = *range;
+            while let Some((page, records)) = self.page(&mut rest).await? {
+                read += records.len();
+                self.compare(&page, records, &mut found).await?;
+                progress(u64::try_from(page.until - page.from).unwrap_or_default());
+            }
+        }
+        found.joint.number("records_read_again", read);
+        for (topic, name) in [
+            (Topic::WorkspaceBuilds, "builds_checked_by_their_digests"),
+            (Topic::PrebuildClaims, "claims_checked_by_their_digests"),
+            (Topic::AgentUsage, "usage_checked_by_its_digests"),
+        ] {
+            let rows = self.rows(topic, &mut found).await?;
+            found.joint.number(name, rows);
+        }
+        for difference in self.ledger.rows_that_disagree(i64::try_from(LISTED)?).await? {
+            found.push(difference);
+        }
+        found.joint.number("differences", found.differences);
+        Ok(found.joint)
+    }
+
+    /// The next records of the range and the offsets that they cover; none at its end. What retention takes away meanwhile is left out.
+    async fn page(&self, rest: &mut KeptRange) -> anyhow::Result<Option<(KeptRange, Vec<Record>)>> {
+        if rest.from >= rest.until {
+            return Ok(None);
+        }
+        let mut records = match self.log.read(rest.partition, rest.from, PAGE).await {
+            Ok(records) => records,
+            Err(LogError::OutOfRange { start, .. }) if start > rest.from => {
+                rest.from = start;
+                return Ok(Some((KeptRange { until: start, ..*rest }, Vec::new())));
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let full = records.len() == PAGE;
+        records.retain(|record| record.offset < rest.until);
+        let until = match records.last() {
+            Some(last) if full => last.offset + 1,
+            _ => rest.until,
+        };
+        let page = KeptRange { until, ..*rest };
+        rest.from = until;
+        Ok(Some((page, records)))
+    }
+
+    async fn compare(&self, page: &KeptRange, records: Vec<Record>, found: &mut Found) -> anyhow::Result<()> {
+        if page.from >= page.until {
+            return Ok(());
+        }
+        let arrivals: Vec<Arrival> = records.into_iter().map(arrival).collect();
+        let mut kept = Kept::default();
+        for row in self.ledger.in_time(self.ledger.kept_in(page)).await? {
+            kept.here.entry(row.log_offset).or_default().push(row);
+        }
+        for reject in self.ledger.in_time(self.ledger.kept_rejects(page)).await? {
+            kept.rejects.insert(reject.log_offset, reject);
+        }
+        let topic = page.partition.topic;
+        let elsewhere: Vec<String> = arrivals.iter().filter_map(|arrival| kept.not_here(topic, arrival)).collect();
+        for row in self.ledger.in_time(self.ledger.kept_by_key(topic, &elsewhere)).await? {
+            if let Some(deployment) = row.event.as_ref().ok().map(|event| event.deployment) {
+                kept.elsewhere.insert((deployment, row.key.clone()), row);
+            }
+        }
+        for arrival in &arrivals {
+            kept.judge(page.partition, arrival, found);
+        }
+        // the log may have let go of the oldest meanwhile
+        let (start, _) = self.log.watermarks(page.partition).await?;
+        kept.left_over(page.partition, start, found);
+        Ok(())
+    }
+
+    /// Every row of a topic's table against its own digest and its batch; answers how many there are.
+    async fn rows(&self, topic: Topic, found: &mut Found) -> anyhow::Result<usize> {
+        let (mut after, mut count) = (None, 0);
+        loop {
+            let rows = self.ledger.in_time(self.ledger.kept_after(topic, after, i64::try_from(PAGE)?)).await?;
+            let Some(last) = rows.last() else { return Ok(count) };
+            after = Some((last.source_id, last.key.clone()));
+            count += rows.len();
+            for row in &rows {
+                row_alone(topic, row, found);
+            }
+        }
+    }
+}
+
+/// What was found so far.
+struct Found {
+    joint: Joint,
+    differences: usize,
+}
+
+impl Found {
+    fn push(&mut self, difference: Difference) {
+        self.differences += 1;
+        if self.joint.differences.len() < LISTED {
+            self.joint.differences.push(difference);
+        }
+    }
+
+    fn differs(&mut self, kind: &'static str, id: impl Into<String>, detail: impl Into<String>) {
+        self.push(Difference { kind, id: id.into(), detail: detail.into() });
+    }
+}
+
+/// The ledger's rows that speak of a page of records.
+#[derive(Default)]
+struct Kept {
+    /// Events accepted from the page, by offset: more than one only by somebody's hand.
+    here: BTreeMap<i64, Vec<KeptEvent>>,
+    /// Events of the page's ids that were accepted from another record.
+    elsewhere: HashMap<(Uuid, String), KeptEvent>,
+    rejects: BTreeMap<i64, KeptReject>,
+}
+
+impl Kept {
+    /// The key of an event that was not accepted from this record.
+    fn not_here(&self, topic: Topic, arrival: &Arrival) -> Option<String> {
+        let event = arrival.event.as_ref().ok().filter(|event| event.topic() == topic)?;
+        let here = self.here.get(&arrival.offset).is_some_and(|rows| rows.iter().any(|row| is_of(topic, row, event)));
+        (!here).then(|| key(event))
+    }
+
+    fn judge(&mut self, at: TopicPartition, arrival: &Arrival, found: &mut Found) {
+        let place = format!("{at}@{}", arrival.offset);
+        let reject = self.rejects.remove(&arrival.offset);
+        let mut here = self.here.remove(&arrival.offset).unwrap_or_default();
+        match &arrival.event {
+            Ok(event) => {
+                let own = here.iter().position(|row| is_of(at.topic, row, event)).map(|own| here.swap_remove(own));
+                match own {
+                    Some(row) => accepted_here(at.topic, &place, &row, event, reject.as_ref(), found),
+                    None => self.accepted_elsewhere(&place, event, reject.as_ref(), found),
+                }
+            }
+            Err(refusal) => refused(&place, refusal, reject.as_ref(), found),
+        }
+        if let Some(reject) = &reject {
+            let columns = reject.differs_from(arrival);
+            if !columns.is_empty() {
+                found.differs(
+                    "reject_changed",
+                    format!("reject {}", reject.id),
+                    format!("{}: not as the record at {place}", columns.join(", ")),
+                );
+            }
+        }
+        for row in here {
+            found.differs("event_without_record", row.id(at.topic), format!("the record at {place} tells another event"));
+        }
+    }
+
+    /// A record of an event that was accepted from another record: a duplicate, or a conflict that is kept.
+    fn accepted_elsewhere(&self, place: &str, event: &Event, reject: Option<&KeptReject>, found: &mut Found) {
+        let row = self.elsewhere.get(&(event.deployment, key(event)));
+        let conflict = reject.is_some_and(|reject| reject.verdict == "conflict");
+        match row {
+            // rejected or held when it was read: an upgrade, or another ledger, may know better now
+            _ if reject.is_some() && !conflict => {}
+            None => found.differs(
+                "event_missing",
+                event.id(),
+                format!("the record at {place} is in the ledger neither as an event nor as a reject"),
+            ),
+            Some(row) if row.digest == event.digest() && conflict => {
+                found.differs(
+                    "conflict_with_the_same",
+                    event.id(),
+                    format!("the record at {place} is kept as a conflict and tells the same"),
+                );
+            }
+            Some(row) if row.digest != event.digest() && !conflict => {
+                found.differs(
+                    "conflict_missing",
+                    event.id(),
+                    format!("the record at {place} tells something else and is not among the rejects"),
+                );
+            }
+            Some(_) => {}
+        }
+    }
+
+    /// Rows without a record, unless the log has let go of it.
+    fn left_over(self, at: TopicPartition, start: i64, found: &mut Found) {
+        for (offset, rows) in self.here.into_iter().filter(|(offset, _)| *offset >= start) {
+            for row in rows {
+                found.differs("event_without_record", row.id(at.topic), format!("the log holds no record at {at}@{offset}"));
+            }
+        }
+        for (offset, reject) in self.rejects.into_iter().filter(|(offset, _)| *offset >= start) {
+            found.differs("reject_without_record", format!("reject {}", reject.id), format!("the log holds no record at {at}@{offset}"));
+        }
+    }
+}
+
+/// The record from which the row was accepted: every column must be the record's.
+fn accepted_here(topic: Topic, place: &str, row: &KeptEvent, event: &Event, reject: Option<&KeptReject>, found: &mut Found) {
+    let mut columns = match &row.event {
+        Ok(kept) => differing(kept, event),
+        Err(why) => vec![format!("no event any more ({why})")],
+    };
+    if row.digest != event.digest() {
+        columns.push("digest".to_owned());
+    }
+    if !columns.is_empty() {
+        found.differs("event_changed", row.id(topic), format!("{}: not as the record at {place}", columns.join(", ")));
+    }
+    if let Some(reject) = reject {
+        found.differs(
+            "reject_of_an_event",
+            format!("reject {}", reject.id),
+            format!("the record at {place} is accepted as {}", row.id(topic)),
+        );
+    }
+}
+
+/// A record that is no event.
+fn refused(place: &str, refusal: &Refusal, reject: Option<&KeptReject>, found: &mut Found) {
+    let Some(reject) = reject else {
+        return found.differs("reject_missing", place, format!("the record is no event ({}) and not among the rejects", refusal.detail));
+    };
+    let expected = if refusal.verdict == Verdict::Held { "held" } else { "rejected" };
+    // what was held is judged again by each version
+    if reject.verdict != "held" && reject.verdict != expected {
+        let detail = format!("verdict: is {}, the record at {place} is {expected}", reject.verdict);
+        found.differs("reject_changed", format!("reject {}", reject.id), detail);
+    } else if reject.verdict == expected && reject.cause != refusal.cause {
+        let detail = format!("cause: is {}, this version says {}; another version may have judged so", reject.cause, refusal.cause);
+        found.joint.remarks.push(Difference { kind: "reject_cause", id: format!("reject {}", reject.id), detail });
+    }
+}
+
+/// A row by itself: its digest is that of its columns, and its batch is one of the log whose range holds its record.
+fn row_alone(topic: Topic, row: &KeptEvent, found: &mut Found) {
+    match &row.event {
+        Ok(event) if event.digest().as_slice() == row.digest => {}
+        Ok(_) => found.differs("digest_differs", row.id(topic), "its columns do not give the digest under which it was accepted"),
+        Err(why) => found.differs("event_unreadable", row.id(topic), why),
+    }
+    let Some(batch) = &row.batch else {
+        return found.differs("event_without_its_batch", row.id(topic), format!("names batch {}, which is not there", row.batch_id));
+    };
+    let of_the_topic = batch.topic.as_deref() == Some(topic.name());
+    let inside =
+        batch.first_offset.is_some_and(|first| first <= row.log_offset) && batch.next_offset.is_some_and(|next| row.log_offset < next);
+    if !of_the_topic || !inside {
+        let detail = format!("offset {} of {topic} is not in batch {}", row.log_offset, row.batch_id);
+        found.differs("event_outside_its_batch", row.id(topic), detail);
+    }
+}
+
+/// A record as a consumer reads it.
+fn arrival(record: Record) -> Arrival {
+    let refusal = |error: ParseError| {
+        let verdict = if matches!(error, ParseError::UnknownEventType(_)) { Verdict::Held } else { Verdict::Rejected };
+        Refusal { verdict, cause: error.cause().to_owned(), detail: error.to_string() }
+    };
+    let event = event::parse(&record.message).map_err(refusal);
+    Arrival { offset: record.offset, timestamp: record.timestamp, message: record.message, event }
+}
+
+/// The event's key in its table.
+fn key(event: &Event) -> String {
+    match &event.payload {
+        event::Payload::Build(build) => build.build_id.to_string(),
+        event::Payload::Claim(claim) => claim.build_id.to_string(),
+        event::Payload::Usage(usage) => usage.id.clone(),
+    }
+}
+
+fn is_of(topic: Topic, row: &KeptEvent, event: &Event) -> bool {
+    // one that no longer says whose it is is known by its key
+    event.topic() == topic && row.key == key(event) && row.event.as_ref().map_or(true, |kept| kept.deployment == event.deployment)
+}
+
+/// The column of a wire form's field, where it has another name.
+fn column(field: &str) -> &str {
+    match field {
+        "count" | "runtime_ms" => "quantity",
+        "type" => "event_type",
+        "time" => "created_at",
+        "publishstartedat" => "publish_started_at",
+        "publishedat" => "published_at",
+        "failuremessage" => "failure_message",
+        other => other,
+    }
+}
+
+/// The columns in which two events differ.
+fn differing(kept: &Event, record: &Event) -> Vec<String> {
+    if kept == record {
+        return Vec::new();
+    }
+    let (kept, record) = (fields(kept), fields(record));
+    let names: std::collections::BTreeSet<&String> = kept.keys().chain(record.keys()).collect();
+    names.into_iter().filter(|name| kept.get(*name) != record.get(*name)).cloned().collect()
+}
+
+fn fields(event: &Event) -> BTreeMap<String, Value> {
+    let mut fields = BTreeMap::new();
+    if let Value::Object(attributes) = event.to_structured() {
+        for (name, value) in attributes {
+            match (name.as_str(), value) {
+                ("data", Value::Object(data)) => fields.extend(data.into_iter().map(|(name, value)| (column(&name).to_owned(), value))),
+                // a field of the data under another name
+                ("time", _) if !matches!(event.payload, event::Payload::Usage(_)) => {}
+                (name, value) => {
+                    fields.insert(column(name).to_owned(), value);
+                }
+            }
+        }
+    }
+    fields
+}

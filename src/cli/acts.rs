@@ -1,0 +1,59 @@
+//! `tallyline acts`
+
+use chrono::{DateTime, SecondsFormat, Utc};
+
+use super::via::{Via, ViaArguments};
+use super::{Context, Exit, Failure, columns, instant};
+use crate::operations::{Acts, ListActs};
+
+/// Show the audit trail: who did what, when and why, the latest first.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Arguments {
+    #[command(flatten)]
+    via: ViaArguments,
+    /// Only this actor's: a person's login, a token's name, or "tallyline VERSION"
+    #[arg(long, value_name = "NAME")]
+    actor: Option<String>,
+    /// Only these: resubmit, admit, discard, pause, resume, replay, rebuild or recover
+    #[arg(long, value_name = "ACT")]
+    act: Option<String>,
+    /// Only what was done to this: a reject's id, a plan's hash, an operation
+    #[arg(long, value_name = "SUBJECT")]
+    subject: Option<String>,
+    /// Only at or after this instant (RFC 3339, or a date in UTC)
+    #[arg(long, value_name = "TIME", value_parser = instant::instant)]
+    from: Option<DateTime<Utc>>,
+    /// And before this one
+    #[arg(long, value_name = "TIME", value_parser = instant::instant)]
+    to: Option<DateTime<Utc>>,
+    /// Only with smaller ids: the next page
+    #[arg(long, value_name = "ID")]
+    before: Option<i64>,
+    /// Most acts, 1 to 1000
+    #[arg(long, value_name = "COUNT", default_value_t = 100)]
+    limit: u16,
+}
+
+pub(super) async fn run(arguments: Arguments, context: &Context) -> Result<Exit, Failure> {
+    let Arguments { via, actor, act, subject, from, to, before, limit } = arguments;
+    let request = ListActs { actor, act, subject, from, to, before, limit: Some(limit) };
+    let answer = match via.open(context).await? {
+        Via::Site(site) => site.desk()?.acts(&request).await?,
+        Via::Api(api) => api.get(&["acts"], &request).await?,
+    };
+    context.output.answer(&answer, || table(&answer))?;
+    Ok(Exit::Success)
+}
+
+fn table(answer: &Acts) -> String {
+    let rows = answer.acts.iter().map(|act| {
+        let at = act.acted_at.to_rfc3339_opts(SecondsFormat::Millis, true);
+        [act.id.to_string(), at, act.actor.clone(), act.act.clone(), act.subject.clone(), act.reason.clone()]
+    });
+    let page = columns(["ID", "AT", "WHO", "WHAT", "SUBJECT", "WHY"], rows);
+    match answer.next_before {
+        Some(before) => format!("{page}more with  --before {before}\n"),
+        None if page.is_empty() => "no act\n".to_owned(),
+        None => page,
+    }
+}

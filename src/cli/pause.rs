@@ -1,0 +1,77 @@
+//! `tallyline pause` and `tallyline resume`
+
+use serde_json::json;
+
+use super::actor::ActorArguments;
+use super::via::{Via, ViaArguments};
+use super::{Context, Exit, Failure};
+use crate::ledger::{Pausable, Pause};
+use crate::operations::PauseRequest;
+
+/// Stop or go on with something in all processes.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Arguments {
+    /// What stands still or goes on
+    #[arg(value_enum)]
+    operation: Operation,
+    #[command(flatten)]
+    via: ViaArguments,
+    /// Only this topic, by its full name; only for consume
+    #[arg(long, value_name = "TOPIC")]
+    topic: Option<String>,
+    #[command(flatten)]
+    actor: ActorArguments,
+}
+
+/// What can be paused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Operation {
+    /// Reading coderd's database
+    Collect,
+    /// Reading the log into the ledger
+    Consume,
+    /// Sending usage to the vendor
+    Publish,
+    /// Writing files for finance
+    Export,
+}
+
+impl Arguments {
+    fn request(&self) -> PauseRequest {
+        let operation = match self.operation {
+            Operation::Collect => Pausable::Collect,
+            Operation::Consume => Pausable::Consume,
+            Operation::Publish => Pausable::Publish,
+            Operation::Export => Pausable::Export,
+        };
+        PauseRequest { operation, topic: self.topic.clone() }
+    }
+}
+
+pub(super) async fn pause(arguments: Arguments, context: &Context) -> Result<Exit, Failure> {
+    let request = arguments.request();
+    let pause = match arguments.via.open(context).await? {
+        Via::Site(site) => site.desk()?.pause(&request, &arguments.actor.actor()).await?,
+        Via::Api(api) => api.post(&["pauses"], &request, arguments.actor.reason_alone()?).await?,
+    };
+    context.output.answer(&pause, || format!("{pause}\n"))?;
+    Ok(Exit::Success)
+}
+
+pub(super) async fn resume(arguments: Arguments, context: &Context) -> Result<Exit, Failure> {
+    let request = arguments.request();
+    let pause = match arguments.via.open(context).await? {
+        Via::Site(site) => site.desk()?.resume(&request, &arguments.actor.actor()).await?,
+        Via::Api(api) => {
+            let (path, topic) = (["pauses", request.operation.name()], json!({ "topic": request.topic }));
+            api.delete(&path, &topic, arguments.actor.reason_alone()?).await?
+        }
+    };
+    context.output.answer(&pause, || resumed(&pause))?;
+    Ok(Exit::Success)
+}
+
+fn resumed(pause: &Pause) -> String {
+    let of = pause.topic.as_ref().map(|topic| format!(" of {topic}")).unwrap_or_default();
+    format!("{}{of} goes on; it was paused by {}: {}\n", pause.operation.name(), pause.actor, pause.reason)
+}

@@ -1,0 +1,160 @@
+//! `tallyline prove`
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use uuid::Uuid;
+
+use super::roles::Site;
+use super::{Context, Exit, Failure, PipelineArguments};
+use crate::operations::{AcceptedProof, Proof, ProveRequest};
+
+/// A side that cannot be asked is said to be so, and the rest is shown.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Arguments {
+    /// `workspace_build_completed:BUILD`, `prebuild_claimed:BUILD`, or coderd's own id of a usage event
+    #[arg(value_name = "EVENT ID")]
+    event_id: String,
+    #[command(flatten)]
+    pipeline: PipelineArguments,
+    /// Of this Coder deployment; needed only where several have an event of this id
+    #[arg(long, value_name = "DEPLOYMENT ID")]
+    source: Option<Uuid>,
+}
+
+pub(super) async fn run(arguments: Arguments, context: &Context) -> Result<Exit, Failure> {
+    let site = Site::open(arguments.pipeline.load()?, context.clock.clone()).await?;
+    site.ledger.reach().await?;
+    let request = ProveRequest { event_id: arguments.event_id, source: arguments.source };
+    let proof = site.desk()?.prove(&request).await?;
+    context.output.answer(&proof, || page(&proof))?;
+    Ok(Exit::Success)
+}
+
+fn time(time: DateTime<Utc>) -> String {
+    time.to_rfc3339_opts(SecondsFormat::AutoSi, true)
+}
+
+/// Lines under headings: a heading stands before its first line.
+#[derive(Default)]
+struct Page(String);
+
+impl Page {
+    fn line(&mut self, heading: &str, text: &str) {
+        // a vendor's message or a name may hold anything: a terminal must not obey it
+        let text: String = text.chars().map(|character| if character.is_control() { '\u{fffd}' } else { character }).collect();
+        self.0.push_str(format!("{heading:<12}{text}").trim_end());
+        self.0.push('\n');
+    }
+
+    fn lines(&mut self, heading: &str, lines: impl IntoIterator<Item = String>) {
+        for (index, line) in lines.into_iter().enumerate() {
+            self.line(if index == 0 { heading } else { "" }, &line);
+        }
+    }
+}
+
+/// The proof, for reading.
+fn page(proof: &Proof) -> String {
+    let mut page = Page::default();
+    page.line("EVENT", &proof.event_id);
+    let deployment = proof.deployment_id.map_or_else(|| "of no known deployment".to_owned(), |id| format!("of deployment {id}"));
+    page.line("", &deployment);
+    page.line("SOURCE", &proof.source.detail);
+    if let Some(published_at) = proof.source.published_at {
+        page.line("", &format!("coderd has marked it as published at {}", time(published_at)));
+    }
+    match &proof.accepted {
+        None => page.line("ACCEPTED", "no event is accepted under this id"),
+        Some(accepted) => accepted_lines(&mut page, accepted),
+    }
+    refusal_lines(&mut page, proof);
+    page.line("AS OF", &format!("ledger {} at sequence {}", proof.ledger_incarnation, proof.as_of_sequence));
+    page.0
+}
+
+fn accepted_lines(page: &mut Page, accepted: &AcceptedProof) {
+    let text = |name: &str| accepted.event[name].as_str().unwrap_or_default().to_owned();
+    page.line("WHAT", &format!("{} at {}: {}", text("type"), text("time"), accepted.event["data"]));
+    let log = &accepted.log;
+    let number = |number: Option<i32>| number.map_or_else(|| "?".to_owned(), |number| number.to_string());
+    let place = format!("{}/{}@{}, life {} of the partition", log.topic, number(log.partition), log.offset, number(log.generation));
+    page.lines("LOG", [place, log.detail.clone()]);
+    let batch = &accepted.batch;
+    match (batch.sequence, batch.recorded_at) {
+        (Some(sequence), Some(recorded_at)) => {
+            let epoch = batch.epoch.map(|epoch| format!(", epoch {epoch}")).unwrap_or_default();
+            let kind = batch.kind.as_deref().unwrap_or_default();
+            page.line("LEDGER", &format!("sequence {sequence}: {kind} batch {}{epoch}, recorded at {}", batch.id, time(recorded_at)));
+        }
+        _ => page.line("LEDGER", &format!("batch {}, which is NOT there: run `tallyline audit`", batch.id)),
+    }
+    let holds =
+        if accepted.digest_holds { "the row gives it still" } else { "the row does NOT give it any more: run `tallyline audit --deep`" };
+    page.line("", &format!("digest {}; {holds}", accepted.digest));
+    counted_lines(page, accepted);
+    publication_lines(page, accepted);
+    page.lines(
+        "EXPORTS",
+        accepted.exports.iter().map(|export| {
+            let range = format!("{} to {}", time(export.first_instant), time(export.end_instant));
+            let head = format!("{} {} by {} at {}", export.format, export.id, export.actor, time(export.exported_at));
+            format!("{head}: {range}, as of sequence {}, SHA-256 {}", export.sequence, export.sha256)
+        }),
+    );
+    if accepted.publication.is_some() && accepted.exports.is_empty() {
+        page.line("EXPORTS", "in no file yet");
+    }
+}
+
+fn counted_lines(page: &mut Page, accepted: &AcceptedProof) {
+    page.lines(
+        "LICENSES",
+        accepted.license_windows.iter().map(|window| {
+            let counts = if window.counts { format!("counts {}", window.agents) } else { "outside".to_owned() };
+            let in_force = if window.in_force { ", in force now" } else { "" };
+            format!("license {}: {} to {} (not included){in_force}: {counts}", window.license_id, time(window.start), time(window.end))
+        }),
+    );
+    let added = accepted.metrics.iter().map(|series| {
+        let labels: Vec<String> = series.labels.iter().map(|label| format!("{}={:?}", label.name, label.value)).collect();
+        let value = series.observed_seconds.map_or_else(|| "+1".to_owned(), |seconds| format!("observed {seconds} s"));
+        format!("{}{{{}}} {value}", series.family, labels.join(", "))
+    });
+    let left_out = accepted.not_in_metrics.iter().map(|family| format!("not in {}: {}", family.family, family.why));
+    page.lines("METRICS", added.chain(left_out));
+}
+
+fn publication_lines(page: &mut Page, accepted: &AcceptedProof) {
+    let Some(life) = &accepted.publication else { return };
+    let settled = match (life.settled_sequence, life.settled_at) {
+        (Some(sequence), Some(at)) => format!(" at sequence {sequence}, {}", time(at)),
+        _ => String::new(),
+    };
+    let next = life.next_attempt_at.map(|at| format!(", due at {}", time(at))).unwrap_or_default();
+    let unanswered = if life.unanswered { ", an attempt may have been taken" } else { "" };
+    page.line("PUBLISHED", &format!("{}{settled}{next}{unanswered}", life.state));
+    page.lines("", life.last_message.iter().cloned());
+    for attempt in &life.attempts {
+        let verdict = attempt.verdict.as_deref().unwrap_or("no answer is recorded");
+        let status = attempt.status.map(|status| format!(", HTTP {status}")).unwrap_or_default();
+        let answered = attempt.answered_at.map(|at| format!(", answered {}", time(at))).unwrap_or_default();
+        let message = attempt.message.as_ref().map(|message| format!(": {message}")).unwrap_or_default();
+        page.line("", &format!("request {} sent {}{answered}{status}: {verdict}{message}", attempt.request_id, time(attempt.sent_at)));
+        page.line("", &format!("  under the license {}", attempt.license_sha256));
+    }
+}
+
+fn refusal_lines(page: &mut Page, proof: &Proof) {
+    for refusal in &proof.refusals {
+        let place = format!("{}/{}@{}", refusal.topic, refusal.partition, refusal.log_offset);
+        page.line("REFUSED", &format!("reject {} at {place}, recorded at {}: {}", refusal.id, time(refusal.recorded_at), refusal.verdict));
+        let units = refusal.units.as_ref().map(|units| format!(", {units} units at stake")).unwrap_or_default();
+        page.line("", &format!("{}: {}{units}", refusal.cause, refusal.detail));
+        page.line("", &format!("is {}", refusal.state));
+        for act in &refusal.acts {
+            page.line("", &format!("{} by {} at {}: {}", act.act, act.actor, time(act.acted_at), act.reason));
+        }
+    }
+    if proof.accepted.is_some() && proof.refusals.is_empty() {
+        page.line("REFUSED", "no record under this id; equal ones are counted as duplicates with their batches");
+    }
+}

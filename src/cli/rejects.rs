@@ -1,0 +1,343 @@
+//! `tallyline rejects`
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use chrono::{DateTime, SecondsFormat, Utc};
+
+use super::actor::ActorArguments;
+use super::progress::Progress;
+use super::via::{Via, ViaArguments};
+use super::{Context, Exit, Failure, columns};
+use crate::event::UsageType;
+use crate::operations::{
+    Actor, Admitted, Bytes, CountRejects, Desk, DiscardRejects, DiscardedRejects, Foreseen, ListRejects, OperationError, RejectCounts,
+    RejectPage, Resubmit, Resubmitted, ShownReject, WhichRejects,
+};
+
+/// Work on records that are no accepted event: rejected, in conflict, or held.
+#[derive(Clone, Debug, clap::Subcommand)]
+pub enum Rejects {
+    /// List rejects, or count them in groups
+    List(List),
+    /// Show one reject whole: the record, what was done to it, and what would become of it now
+    Show(Show),
+    /// Pass rejects through the log again, under their own event ids
+    Resubmit(ResubmitArguments),
+    /// Give rejects up; what is accepted under their ids stands
+    Discard(Discard),
+    /// Pass held records through the log whose type this version knows; a process with the role consume does so at its start
+    Admit(Admit),
+}
+
+/// List rejects.
+#[derive(Clone, Debug, clap::Args)]
+pub struct List {
+    #[command(flatten)]
+    via: ViaArguments,
+    /// Count them in groups instead: verdict, cause, type, topic, state, deployment
+    #[arg(long, value_name = "WHAT", conflicts_with_all = ["limit", "after"])]
+    by: Option<String>,
+    /// Only those in this state: open, resubmitted, admitted, discarded, all
+    #[arg(long, value_name = "STATE", default_value = "open")]
+    state: String,
+    /// Only these: rejected, conflict, held
+    #[arg(long, value_name = "VERDICT")]
+    verdict: Option<String>,
+    /// Only those with this cause, such as json
+    #[arg(long, value_name = "CAUSE")]
+    cause: Option<String>,
+    /// Only those of this event type
+    #[arg(long = "type", value_name = "TYPE")]
+    event_type: Option<String>,
+    /// At most so many
+    #[arg(long, value_name = "NUMBER", default_value_t = 100)]
+    limit: usize,
+    /// Only those with a higher number: the next page
+    #[arg(long, value_name = "ID", default_value_t = 0)]
+    after: i64,
+}
+
+/// Show one reject.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Show {
+    #[command(flatten)]
+    via: ViaArguments,
+    /// Its number, as `list` shows it
+    id: i64,
+}
+
+/// Pass rejects through the log again.
+#[derive(Clone, Debug, clap::Args)]
+pub struct ResubmitArguments {
+    #[command(flatten)]
+    via: ViaArguments,
+    #[command(flatten)]
+    actor: ActorArguments,
+    /// Their numbers, as `list` shows them
+    #[arg(required = true, value_name = "ID")]
+    ids: Vec<i64>,
+    /// For one reject: a file whose content takes the place of the record's body. Where it is a whole CloudEvent (JSON with a specversion), it
+    /// takes the place of the headers, too. Id, source and type must stay what they are
+    #[arg(long, value_name = "FILE")]
+    edit: Option<PathBuf>,
+    /// Also what would be refused again; also what was ended before, while its event is not accepted
+    #[arg(long)]
+    force: bool,
+    /// Only say what would become of it
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// Give rejects up.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Discard {
+    #[command(flatten)]
+    via: ViaArguments,
+    #[command(flatten)]
+    actor: ActorArguments,
+    /// Their numbers, as `list` shows them
+    #[arg(required = true, value_name = "ID")]
+    ids: Vec<i64>,
+}
+
+/// Pass held records through the log.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Admit {
+    #[command(flatten)]
+    via: ViaArguments,
+    #[command(flatten)]
+    actor: ActorArguments,
+}
+
+pub(super) async fn run(rejects: Rejects, context: &Context) -> Result<Exit, Failure> {
+    match rejects {
+        Rejects::List(arguments) => list(arguments, context).await,
+        Rejects::Show(arguments) => {
+            let shown = match arguments.via.open(context).await? {
+                Via::Site(site) => site.desk()?.show_reject(arguments.id).await?,
+                Via::Api(api) => api.get(&["rejects", &arguments.id.to_string()], &()).await?,
+            };
+            context.output.answer(&shown, || page(&shown))?;
+            Ok(Exit::Success)
+        }
+        Rejects::Resubmit(arguments) => resubmit(arguments, context).await,
+        Rejects::Discard(arguments) => {
+            let (request, actor) = (DiscardRejects { ids: arguments.ids }, arguments.actor);
+            let discarded = match arguments.via.open(context).await? {
+                Via::Site(site) => site.desk()?.discard_rejects(&request, &actor.actor()).await?,
+                Via::Api(api) => api.post(&["rejects", "discard"], &request, actor.reason_alone()?).await?,
+            };
+            context.output.answer(&discarded, || acts(&discarded))?;
+            Ok(Exit::Success)
+        }
+        Rejects::Admit(arguments) => {
+            let admitted = match arguments.via.open(context).await? {
+                Via::Site(site) => admit(&site.desk()?, &arguments.actor.actor(), context).await?,
+                Via::Api(api) => api.patient().post(&["rejects", "admit"], &(), arguments.actor.reason_alone()?).await?,
+            };
+            context.output.answer(&admitted, || sentence(&admitted))?;
+            Ok(Exit::Success)
+        }
+    }
+}
+
+async fn admit(desk: &Desk, actor: &Actor, context: &Context) -> Result<Admitted, Failure> {
+    let progress = Progress::new("admitting", known(desk).await?);
+    let admitted = desk.admit_rejects(actor, |records| progress.add(records), &context.stop).await;
+    progress.finish();
+    Ok(admitted?)
+}
+
+/// How many held records are of a type that this version knows.
+async fn known(desk: &Desk) -> Result<u64, Failure> {
+    let which = WhichRejects { verdict: Some("held".to_owned()), ..WhichRejects::default() };
+    let held = desk.count_rejects(&CountRejects { which, by: "type".to_owned() }).await?;
+    let known = held.groups.iter().filter(|group| group.value.as_deref().and_then(UsageType::named).is_some());
+    Ok(known.map(|group| u64::try_from(group.records).unwrap_or_default()).sum())
+}
+
+async fn list(arguments: List, context: &Context) -> Result<Exit, Failure> {
+    let List { via, by, state, verdict, cause, event_type, limit, after } = arguments;
+    let via = via.open(context).await?;
+    let which = WhichRejects { state, verdict, cause, event_type };
+    if let Some(by) = by {
+        let request = CountRejects { which, by };
+        let counts = match via {
+            Via::Site(site) => site.desk()?.count_rejects(&request).await?,
+            Via::Api(api) => api.get(&["rejects", "counts"], &request).await?,
+        };
+        context.output.answer(&counts, || groups(&counts))?;
+    } else {
+        let request = ListRejects { which, after, limit };
+        let page = match via {
+            Via::Site(site) => site.desk()?.list_rejects(&request).await?,
+            Via::Api(api) => api.get(&["rejects"], &request).await?,
+        };
+        context.output.answer(&page, || table(&page))?;
+    }
+    Ok(Exit::Success)
+}
+
+async fn resubmit(arguments: ResubmitArguments, context: &Context) -> Result<Exit, Failure> {
+    let edit =
+        match &arguments.edit {
+            None => None,
+            Some(file) => Some(std::fs::read_to_string(file).map_err(|error| OperationError::Invalid {
+                field: "edit",
+                message: format!("{} cannot be read: {error}", file.display()),
+            })?),
+        };
+    let request = Resubmit { ids: arguments.ids, edit, force: arguments.force, dry_run: arguments.dry_run };
+    let resubmitted = match arguments.via.open(context).await? {
+        Via::Site(site) => site.desk()?.resubmit_rejects(&request, &arguments.actor.actor()).await?,
+        Via::Api(api) => api.post(&["rejects", "resubmit"], &request, arguments.actor.reason_alone()?).await?,
+    };
+    context.output.answer(&resubmitted, || outcomes(&resubmitted))?;
+    Ok(Exit::Success)
+}
+
+fn time(time: DateTime<Utc>) -> String {
+    time.to_rfc3339_opts(SecondsFormat::Millis, true)
+}
+
+fn or_dash<T: ToString>(value: Option<T>) -> String {
+    value.map_or_else(|| "-".to_owned(), |value| value.to_string())
+}
+
+fn amounts(units: &BTreeMap<String, u64>) -> String {
+    let amounts: Vec<String> = units.iter().map(|(unit, number)| format!("{number} {unit}")).collect();
+    if amounts.is_empty() { "-".to_owned() } else { amounts.join(", ") }
+}
+
+fn table(page: &RejectPage) -> String {
+    let rows = page.rejects.iter().map(|row| {
+        let place = format!("{}/{}@{}", row.topic, row.partition, row.offset);
+        let stake = row.units.map_or_else(|| "-".to_owned(), |units| format!("{units} {}", row.unit.as_deref().unwrap_or_default()));
+        let of = [row.event_type.clone(), row.event_id.clone()].map(or_dash);
+        let [event_type, event_id] = of;
+        let what = [row.state.clone(), row.verdict.clone(), row.cause.clone()];
+        let [state, verdict, cause] = what;
+        [row.id.to_string(), state, verdict, cause, time(row.first_seen), stake, event_type, event_id, place]
+    });
+    let mut text = columns(["ID", "STATE", "VERDICT", "CAUSE", "FIRST SEEN", "AT STAKE", "EVENT TYPE", "EVENT ID", "RECORD"], rows);
+    if text.is_empty() {
+        "none\n".clone_into(&mut text);
+    }
+    if let Some(after) = page.next_after {
+        text.push_str(&format!("more: --after {after}\n"));
+    }
+    text
+}
+
+fn groups(counts: &RejectCounts) -> String {
+    let rows = counts
+        .groups
+        .iter()
+        .map(|group| [or_dash(group.value.clone()), group.records.to_string(), amounts(&group.units), time(group.oldest)]);
+    let text = columns([counts.by.to_uppercase().as_str(), "RECORDS", "AT STAKE", "OLDEST"], rows);
+    if text.is_empty() { "none\n".to_owned() } else { text }
+}
+
+/// Bytes for a terminal: text where they are, else hexadecimal; of long ones the beginning.
+fn shown(bytes: Option<&Bytes>) -> String {
+    use base64::Engine as _;
+    const MOST: usize = 4_096;
+    let Some(bytes) = bytes else { return "-".to_owned() };
+    let whole = match &bytes.text {
+        Some(text) => text.clone(),
+        None => {
+            let raw = base64::engine::general_purpose::STANDARD.decode(&bytes.base64).unwrap_or_default();
+            format!("hex {}", hex::encode(&raw[..raw.len().min(MOST / 2)]))
+        }
+    };
+    let text: String = whole.chars().take(MOST).collect();
+    let cut = bytes.cut || text.len() < whole.len() || (bytes.text.is_none() && bytes.length > MOST / 2);
+    if cut { format!("{text} … ({} bytes; --output json has all)", bytes.length) } else { text }
+}
+
+fn word(foreseen: Foreseen) -> &'static str {
+    match foreseen {
+        Foreseen::Accepted => "accepted",
+        Foreseen::Duplicate => "duplicate",
+        Foreseen::Conflict => "conflict",
+        Foreseen::Rejected => "rejected",
+        Foreseen::Held => "held",
+    }
+}
+
+fn page(shown_reject: &ShownReject) -> String {
+    let row = &shown_reject.reject;
+    let stake = row.units.map_or_else(|| "-".to_owned(), |units| format!("{units} {}", row.unit.as_deref().unwrap_or_default()));
+    let would = match &shown_reject.if_resubmitted_reason {
+        None => word(shown_reject.if_resubmitted).to_owned(),
+        Some(reason) => format!("{}: {reason}", word(shown_reject.if_resubmitted)),
+    };
+    let facts = [
+        ("reject", row.id.to_string()),
+        ("state", row.state.clone()),
+        ("verdict", format!("{} ({})", row.verdict, row.cause)),
+        ("detail", row.detail.clone()),
+        ("record", format!("{}/{}@{}, generation {}", row.topic, row.partition, row.offset, row.generation)),
+        ("record time", or_dash(row.record_time.map(time))),
+        ("first seen", time(row.first_seen)),
+        ("deployment", or_dash(row.deployment_id)),
+        ("event id", or_dash(row.event_id.clone())),
+        ("event type", or_dash(row.event_type.clone())),
+        ("at stake", stake),
+        ("event accepted", shown_reject.accepted_sequence.map_or_else(|| "no".to_owned(), |at| format!("at ledger sequence {at}"))),
+        ("if resubmitted", would),
+        ("key", shown(row.key.as_ref())),
+    ];
+    let mut text = columns(["", ""], facts.map(|(name, value)| [name.to_owned(), value]));
+    // the headings are empty
+    text = text.split_once('\n').map_or(String::new(), |(_, rows)| rows.to_owned());
+    let headers = row.headers.iter().map(|header| [header.name.clone(), shown(header.value.as_ref())]);
+    let acts = row.acts.iter().map(|act| {
+        let did = if act.ended_it { "ended it" } else { "did not end it" };
+        [time(act.acted_at), act.act.clone(), act.actor.clone(), act.reason.clone(), did.to_owned()]
+    });
+    let same = shown_reject
+        .same_event
+        .iter()
+        .map(|other| [other.id.to_string(), other.state.clone(), other.verdict.clone(), other.cause.clone(), time(other.recorded_at)]);
+    let tables = [
+        columns(["HEADER", "VALUE"], headers),
+        columns(["ACT AT", "ACT", "BY", "REASON", "EFFECT"], acts),
+        columns(["SAME EVENT ID", "STATE", "VERDICT", "CAUSE", "FIRST SEEN"], same),
+    ];
+    for table in tables.into_iter().filter(|table| !table.is_empty()) {
+        text.push('\n');
+        text.push_str(&table);
+    }
+    let body = row.payload.as_ref().map_or_else(|| "no body: a tombstone".to_owned(), |payload| shown(Some(payload)));
+    format!("{text}\nBODY\n{body}\n")
+}
+
+fn outcomes(resubmitted: &Resubmitted) -> String {
+    let rows = resubmitted.records.iter().map(|record| {
+        let place = record.place.as_ref().map(|place| format!("{}/{}@{}", place.topic, place.partition, place.offset));
+        let ended = if record.ended || resubmitted.dry_run { "" } else { "; somebody else ended it meanwhile" };
+        let why = format!("{}{ended}", record.reason.clone().unwrap_or_default());
+        [
+            record.id.to_string(),
+            or_dash(record.event_id.clone()),
+            word(record.foreseen).to_owned(),
+            or_dash(place),
+            or_dash(record.act_id),
+            why,
+        ]
+    });
+    let table = columns(["ID", "EVENT ID", "FORESEEN", "RECORD", "ACT", "WHY"], rows);
+    if resubmitted.dry_run { format!("{table}nothing was done\n") } else { table }
+}
+
+fn acts(discarded: &DiscardedRejects) -> String {
+    let rows = discarded.ids.iter().zip(&discarded.act_ids).map(|(id, act)| [id.to_string(), "discarded".to_owned(), act.to_string()]);
+    columns(["ID", "STATE", "ACT"], rows)
+}
+
+fn sentence(admitted: &Admitted) -> String {
+    let Admitted { records, refused, left } = admitted;
+    format!("{records} held records admitted, {refused} of them foreseen to be refused for another cause; {left} stay held\n")
+}

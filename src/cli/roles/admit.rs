@@ -1,0 +1,50 @@
+//! Held records whose type this version knows are admitted when a process with the role `consume` starts: an upgrade lets them in.
+
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::Site;
+use crate::cli::Failure;
+use crate::ledger::Ledger;
+use crate::operations::{Actor, Admitted, Desk, OperationError};
+use crate::waiting::Waits;
+
+/// One process at a time, or records would go through the log more often than needed. Should it take longer, that is all that happens.
+const LEASE: (&str, Duration) = ("admit", Duration::from_secs(60));
+
+/// Admits what can be, once, however long ledger and log are away.
+pub(super) async fn run(site: Site, stop: CancellationToken) -> Result<(), Failure> {
+    let desk = site.desk()?;
+    let holder = uuid::Uuid::new_v4().to_string();
+    let mut waits = Waits::new(Duration::from_millis(500), Duration::from_secs(30));
+    loop {
+        match admit(&desk, &holder, &stop).await {
+            Ok(Some(Admitted { records: 0, .. })) | Err(OperationError::Interrupted) => return Ok(()),
+            Ok(Some(Admitted { records, refused, left })) => {
+                info!(records, refused, left, "held records are admitted: this version knows their types");
+                return Ok(());
+            }
+            // somebody else is at it
+            Ok(None) => {}
+            Err(error) => warn!(%error, "held records are not admitted yet, trying again"),
+        }
+        if !waits.wait(&stop).await {
+            return Ok(());
+        }
+    }
+}
+
+async fn admit(desk: &Desk, holder: &str, stop: &CancellationToken) -> Result<Option<Admitted>, OperationError> {
+    let ledger: &Ledger = &desk.ledger;
+    if ledger.in_time(ledger.held_of_known_types(0, 1)).await?.is_empty() {
+        return Ok(Some(Admitted::default()));
+    }
+    let Some(lease) = ledger.in_time(ledger.take_lease(LEASE.0, holder, LEASE.1)).await? else { return Ok(None) };
+    let actor =
+        Actor { name: concat!("tallyline ", env!("CARGO_PKG_VERSION")).to_owned(), reason: "this version knows the type".to_owned() };
+    let admitted = desk.admit_rejects(&actor, |_| {}, stop).await;
+    ledger.in_time(ledger.release_lease(lease)).await?;
+    admitted.map(Some)
+}

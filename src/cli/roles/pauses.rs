@@ -1,0 +1,99 @@
+//! What operators have paused, heard by this process: one small query a second.
+
+use std::time::Duration;
+
+use prometheus::{IntGaugeVec, Opts, Registry};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use crate::cli::Failure;
+use crate::event::Topic;
+use crate::ledger::{Ledger, Pausable, Pause, Paused};
+use crate::waiting::Waits;
+
+/// Between two questions; an act takes effect within this and what is in hand.
+const ASK: Duration = Duration::from_secs(1);
+/// How long the ledger may take to answer one.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// Asks the ledger, and tells all roles of this process. Where the ledger does not answer, nothing changes.
+pub(super) struct Hearing {
+    ledger: Ledger,
+    tell: watch::Sender<Vec<Pause>>,
+    gauge: IntGaugeVec,
+}
+
+impl Hearing {
+    /// Has heard nothing yet.
+    pub fn new(ledger: Ledger, registry: &Registry) -> prometheus::Result<(Self, Paused)> {
+        let (tell, paused) = Paused::told();
+        let help = "1 where an operator has paused this; without a topic, all of it.";
+        let gauge = IntGaugeVec::new(Opts::new("tallyline_paused", help), &["operation", "topic"])?;
+        registry.register(Box::new(gauge.clone()))?;
+        let hearing = Hearing { ledger, tell, gauge };
+        hearing.show(&[]);
+        Ok((hearing, paused))
+    }
+
+    /// Waits until the ledger has said once what is paused; false when it was told to stop first.
+    pub async fn first(&self, stop: &CancellationToken) -> bool {
+        let mut waits = Waits::new(Duration::from_millis(200), Duration::from_secs(5));
+        while !self.ask().await {
+            if !waits.wait(stop).await {
+                return false;
+            }
+        }
+        !stop.is_cancelled()
+    }
+
+    /// Goes on asking until `stop`.
+    pub async fn run(self, stop: CancellationToken) -> Result<(), Failure> {
+        while stop.run_until_cancelled(tokio::time::sleep(ASK)).await.is_some() {
+            stop.run_until_cancelled(self.ask()).await;
+        }
+        Ok(())
+    }
+
+    /// Whether there was an answer.
+    async fn ask(&self) -> bool {
+        match tokio::time::timeout(ANSWER, self.ledger.pauses()).await {
+            Ok(Ok(pauses)) => {
+                self.heard(pauses);
+                true
+            }
+            Ok(Err(error)) => {
+                debug!(%error, "what is paused cannot be asked for: nothing changes");
+                false
+            }
+            Err(_) => false,
+        }
+    }
+
+    fn heard(&self, pauses: Vec<Pause>) {
+        let before = self.tell.borrow().clone();
+        if pauses == before {
+            return;
+        }
+        for pause in pauses.iter().filter(|pause| !before.contains(pause)) {
+            warn!("{pause}");
+        }
+        for pause in before.iter().filter(|pause| !pauses.contains(pause)) {
+            info!(operation = pause.operation.name(), topic = pause.topic, "resumed");
+        }
+        self.show(&pauses);
+        self.tell.send_replace(pauses);
+    }
+
+    fn show(&self, pauses: &[Pause]) {
+        let is_paused = |operation, topic: Option<Topic>| {
+            i64::from(pauses.iter().any(|pause| pause.operation == operation && pause.topic.as_deref() == topic.map(Topic::name)))
+        };
+        for operation in Pausable::ALL {
+            self.gauge.with_label_values(&[operation.name(), ""]).set(is_paused(operation, None));
+        }
+        for topic in Topic::ALL {
+            self.gauge.with_label_values(&[Pausable::Consume.name(), topic.name()]).set(is_paused(Pausable::Consume, Some(topic)));
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! The status for reading: what somebody has to look at comes first, counts come last.
+
+use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
+use serde_json::Value;
+
+use super::super::columns;
+use crate::status::{Partition, Queue, Status};
+
+/// All of it; a part without rows is left out.
+pub(super) fn of(status: &Status) -> String {
+    let mut head = format!("ledger {} at sequence {}, {}\n", status.ledger_incarnation, status.ledger_sequence, time(status.at));
+    if let Some(problem) = &status.log_problem {
+        head += &format!("the log: {}\n", shown(problem));
+    }
+    if let Some(edge) = &status.next_license_edge {
+        let until = span((edge.at - status.at).num_seconds());
+        head += &format!("next license edge {} (in {until}): license {}, {}\n", time(edge.at), edge.license_id, edge.what);
+    }
+    let rates = &status.rates;
+    head += &format!(
+        "read per second: {:.1} records, {:.1} new events in the last minute; {:.1} records, {:.1} new events in the last ten\n",
+        rates.records_per_second_1m, rates.events_per_second_1m, rates.records_per_second_10m, rates.events_per_second_10m
+    );
+    let tables = [
+        attention(status),
+        columns(
+            ["TOPIC", "PARTITION", "POSITION", "LOG END", "LAG", "BEHIND", "LOSS IN", "MOVED AT"],
+            status.partitions.iter().map(partition),
+        ),
+        sources(status),
+        queues(status),
+        processes(status),
+        counts(status),
+    ];
+    tables.into_iter().filter(|table| !table.is_empty()).fold(head, |text, table| format!("{text}\n{table}"))
+}
+
+/// Pauses, recoveries, audits and rejects.
+fn attention(status: &Status) -> String {
+    let pauses = status.pauses.iter().map(|pause| {
+        let topic = pause.topic.clone().unwrap_or_else(|| "-".to_owned());
+        [pause.operation.name().to_owned(), topic, pause.actor.clone(), time(pause.since), pause.reason.clone()]
+    });
+    let recoveries = status.recoveries.iter().map(|row| [row.id.to_string(), row.actor.clone(), time(row.opened_at), row.reason.clone()]);
+    let audit = status.audit.iter().map(|row| {
+        let verdict = if row.differences == 0 { "balanced" } else { "DIFFERS: nothing is published" };
+        let [differences, open] = [row.differences, row.open].map(|count| count.to_string());
+        [row.joint.clone(), verdict.to_owned(), differences, open, time(row.audited_at), or_dash(row.differs_since, time)]
+    });
+    let rejects = status.open_rejects.iter().map(|row| {
+        let units: Vec<String> = row.units.iter().map(|(unit, number)| format!("{number} {unit}")).collect();
+        [row.verdict.clone(), row.cause.clone(), row.records.to_string(), units.join(", "), time(row.oldest)]
+    });
+    [
+        status.recovering.as_ref().map(|recovering| format!("{recovering}\n")).unwrap_or_default(),
+        columns(["PAUSED", "TOPIC", "BY", "SINCE", "REASON"], pauses),
+        columns(["RECOVERY", "BY", "SINCE", "REASON"], recoveries),
+        columns(["AUDIT", "VERDICT", "DIFFERENCES", "OPEN", "AUDITED AT", "DIFFERS SINCE"], audit),
+        columns(["OPEN REJECTS", "CAUSE", "RECORDS", "AT STAKE", "OLDEST"], rejects),
+    ]
+    .into_iter()
+    .filter(|table| !table.is_empty())
+    .collect::<Vec<_>>()
+    .join("\n")
+}
+
+fn partition(row: &Partition) -> [String; 8] {
+    let [position, end, lag] = [row.position, row.log_end, row.lag].map(|number| or_dash(number, |number| number.to_string()));
+    let [behind, loss] = [row.lag_seconds, row.loss_in_seconds].map(|seconds| or_dash(seconds, span));
+    [row.topic.clone(), row.partition.to_string(), position, end, lag, behind, loss, or_dash(row.moved_at, time)]
+}
+
+fn sources(status: &Status) -> String {
+    let rows = status.sources.iter().map(|row| {
+        let collected = if row.collected { "yes" } else { "no" }.to_owned();
+        let complete = [row.complete_until, row.builds_complete_until, row.claims_complete_until, row.usage_complete_until];
+        let [all, builds, claims, usage] = complete.map(|until| or_dash(until, time));
+        [row.deployment_id.to_string(), collected, all, builds, claims, usage, or_dash(row.runtime_complete_until, time)]
+    });
+    columns(["DEPLOYMENT", "COLLECTED", "COMPLETE UNTIL", "BUILDS UNTIL", "CLAIMS UNTIL", "USAGE UNTIL", "RUNTIME UNTIL"], rows)
+}
+
+fn queues(status: &Status) -> String {
+    let rows = status.queues.iter().map(|row| {
+        let [pending, held, unanswered] = [row.pending, row.held_back, row.unanswered].map(|count| count.to_string());
+        [row.deployment_id.to_string(), pending, held, unanswered, or_dash(row.oldest_created_at, time), last_request(row)]
+    });
+    columns(["QUEUE OF", "PENDING", "HELD BACK", "UNANSWERED", "OLDEST", "LAST REQUEST"], rows)
+}
+
+fn last_request(row: &Queue) -> String {
+    let Some(request) = &row.last_request else { return "-".to_owned() };
+    let mut words = vec![time(request.sent_at)];
+    words.extend(request.status.map(|status| format!("HTTP {status}")));
+    words.extend(request.verdicts.iter().map(|(verdict, events)| format!("{events} {}", verdict.replace('_', " "))));
+    words.extend(request.error.clone());
+    words.join(", ")
+}
+
+fn processes(status: &Status) -> String {
+    let rows = status.processes.iter().map(|row| {
+        let state = if row.gone { "gone" } else { "alive" }.to_owned();
+        [row.host.clone(), row.pid.to_string(), row.roles.join(","), state, time(row.seen_at), row.version.clone(), standing(&row.standing)]
+    });
+    let leases = status.leases.iter().map(|row| {
+        let holder = if row.held { row.holder.clone() } else { "nobody".to_owned() };
+        [row.name.clone(), holder, row.epoch.to_string(), time(row.expires_at)]
+    });
+    let processes = columns(["HOST", "PID", "ROLES", "PROCESS", "HEARD OF AT", "VERSION", "STANDING"], rows);
+    let leases = columns(["LEASE", "HELD BY", "EPOCH", "UNTIL"], leases);
+    [processes, leases].into_iter().filter(|table| !table.is_empty()).collect::<Vec<_>>().join("\n")
+}
+
+/// What a process says of its roles, in words.
+fn standing(standing: &Value) -> String {
+    let mut words = Vec::new();
+    if let Some(collecting) = standing["collect"]["standing"].as_str().filter(|words| !words.is_empty()) {
+        words.push(format!("collect: {collecting}"));
+    }
+    if let Some(partitions) = standing["consume"]["partitions"].as_object() {
+        words.push(format!("consume: {} partitions", partitions.len()));
+    }
+    for (partition, why) in standing["consume"]["not_read"].as_object().into_iter().flatten() {
+        words.push(format!("{partition}: {}", why.as_str().unwrap_or_default()));
+    }
+    if let Some(condition) = standing["publish"]["condition"].as_str() {
+        words.push(format!("publish: {condition}"));
+    }
+    if let Some(api) = standing["serve"]["api"].as_str() {
+        words.push(format!("serve: {api}"));
+    }
+    if let Some(telemetry) = standing["telemetry"].as_str() {
+        words.push(format!("telemetry: {telemetry}"));
+    }
+    words.join("; ")
+}
+
+fn counts(status: &Status) -> String {
+    let count = |number: i64, estimated: bool| if estimated { format!("about {number}") } else { number.to_string() };
+    let publications = status.publications.iter().map(|row| {
+        let [events, unanswered] = [row.events, row.unanswered].map(|number| count(number, row.estimated));
+        [row.deployment_id.to_string(), row.state.clone(), events, unanswered]
+    });
+    let events = status.events.iter().map(|row| [row.deployment_id.to_string(), row.event_type.clone(), count(row.events, row.estimated)]);
+    let batches = status.batches.iter().map(|row| {
+        let numbers = [row.batches, row.records, row.accepted, row.duplicates];
+        let [batches, records, accepted, duplicates] = numbers.map(|number| count(number, row.estimated));
+        [row.kind.clone(), batches, records, accepted, duplicates]
+    });
+    [
+        columns(["DEPLOYMENT", "PUBLICATION", "EVENTS", "UNANSWERED"], publications),
+        columns(["DEPLOYMENT", "EVENT TYPE", "EVENTS"], events),
+        columns(["BATCHES", "COUNT", "RECORDS", "ACCEPTED", "DUPLICATES"], batches),
+    ]
+    .into_iter()
+    .filter(|table| !table.is_empty())
+    .collect::<Vec<_>>()
+    .join("\n")
+}
+
+fn time(time: DateTime<Utc>) -> String {
+    time.to_rfc3339_opts(SecondsFormat::Millis, true)
+}
+
+/// `3d 4h`, `5m 6s`, `7s`: the two largest units.
+fn span(seconds: i64) -> String {
+    let span = TimeDelta::seconds(seconds);
+    match (span.num_days(), span.num_hours() % 24, span.num_minutes() % 60, seconds % 60) {
+        (0, 0, 0, seconds) => format!("{seconds}s"),
+        (0, 0, minutes, seconds) => format!("{minutes}m {seconds}s"),
+        (0, hours, minutes, _) => format!("{hours}h {minutes}m"),
+        (days, hours, ..) => format!("{days}d {hours}h"),
+    }
+}
+
+/// Without what a terminal would obey.
+fn shown(text: &str) -> String {
+    text.replace(char::is_control, "\u{fffd}")
+}
+
+fn or_dash<T>(value: Option<T>, show: impl FnOnce(T) -> String) -> String {
+    value.map_or_else(|| "-".to_owned(), show)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::span;
+
+    #[test]
+    fn a_span_shows_its_two_largest_units() {
+        let spans = [(0, "0s"), (59, "59s"), (61, "1m 1s"), (3_600, "1h 0m"), (90_061, "1d 1h"), (35 * 86_400, "35d 0h")];
+        for (seconds, words) in spans {
+            assert_eq!(span(seconds), words);
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! Whether a command asks the databases itself, or a process that serves. Both answer the same types.
+
+use std::convert::Infallible;
+use std::path::PathBuf;
+
+use reqwest::Url;
+
+use super::api::{ApiClient, url};
+use super::roles::Site;
+use super::{Context, Exit, Failure, PipelineArguments};
+use crate::config::Secret;
+
+/// Holds the token where no flag names it.
+const TOKEN_VARIABLE: &str = "TALLYLINE_API_TOKEN";
+
+/// Whom a command asks.
+#[derive(Clone, Debug, clap::Args)]
+pub struct ViaArguments {
+    /// The pipeline file, such as pipelines/single.toml
+    #[arg(long, value_name = "FILE", required_unless_present = "api", conflicts_with = "api")]
+    pipeline: Option<PathBuf>,
+    /// A setting over variable and file, such as collect.poll_seconds=1; may be repeated
+    #[arg(long, value_name = "KEY=VALUE", requires = "pipeline", conflicts_with = "api")]
+    set: Vec<String>,
+    /// Ask a process that serves, such as http://127.0.0.1:8090, instead of the databases
+    #[arg(long, value_name = "URL", value_parser = url)]
+    api: Option<Url>,
+    /// The token for --api, as env:NAME, file:PATH or exec:COMMAND; without it the variable TALLYLINE_API_TOKEN
+    #[arg(long, value_name = "SECRET", requires = "api", value_parser = secret)]
+    token: Option<Secret>,
+}
+
+/// Who answers.
+pub enum Via {
+    /// This process: ledger, log and coderd are its own to ask.
+    Site(Box<Site>),
+    /// A process that serves.
+    Api(ApiClient),
+}
+
+impl ViaArguments {
+    /// With a ledger that is there and has this binary's schema. The API is not reached for yet.
+    ///
+    /// # Errors
+    /// As [`ViaArguments::prepare`], or a ledger that cannot be used.
+    pub async fn open(&self, context: &Context) -> Result<Via, Failure> {
+        let via = self.prepare(context).await?;
+        if let Via::Site(site) = &via {
+            site.ledger.reach().await?;
+        }
+        Ok(via)
+    }
+
+    /// Reads the settings or the token, and reaches for nothing yet.
+    ///
+    /// # Errors
+    /// Settings that are wrong, or a secret that cannot be had.
+    pub async fn prepare(&self, context: &Context) -> Result<Via, Failure> {
+        Ok(match &self.api {
+            Some(base) => Via::Api(ApiClient::new(base.clone(), self.token().await?)?),
+            None => Via::Site(Box::new(Site::open(self.pipeline().load()?, context.clock.clone()).await?)),
+        })
+    }
+
+    fn pipeline(&self) -> PipelineArguments {
+        PipelineArguments { pipeline: self.pipeline.clone().unwrap_or_default(), set: self.set.clone() }
+    }
+
+    async fn token(&self) -> Result<Option<String>, Failure> {
+        let (named, secret) = match (&self.token, std::env::var(TOKEN_VARIABLE)) {
+            (Some(token), _) if token.is_literal() => {
+                let advice = format!("anyone on this machine can read a command's arguments; or set {TOKEN_VARIABLE}");
+                return Err(Failure::of(Exit::Configuration, format!("--token must be env:NAME, file:PATH or exec:COMMAND: {advice}")));
+            }
+            (Some(token), _) => ("--token", token.clone()),
+            (None, Ok(text)) => (TOKEN_VARIABLE, Secret::new(&text)),
+            (None, Err(_)) => return Ok(None),
+        };
+        let text = secret.resolve().await;
+        text.map(Some).map_err(|error| Failure::of(Exit::Configuration, format!("{named}: {error}")))
+    }
+}
+
+fn secret(text: &str) -> Result<Secret, Infallible> {
+    Ok(Secret::new(text))
+}

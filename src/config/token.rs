@@ -1,0 +1,94 @@
+//! Who may ask over HTTP.
+
+use std::fmt;
+
+use super::Secret;
+
+/// What a token may be used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// coderd's license questions: entitlements and counts.
+    Enforce,
+    /// Whatever is only read, those included.
+    Read,
+    /// Everything.
+    Admin,
+}
+
+/// A token as the settings name it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenSetting {
+    /// What it may be used for.
+    pub scope: Scope,
+    /// What callers send.
+    pub secret: Secret,
+}
+
+impl Scope {
+    /// All scopes, the narrowest first.
+    pub const ALL: [Scope; 3] = [Scope::Enforce, Scope::Read, Scope::Admin];
+
+    /// As in the pipeline file.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Scope::Enforce => "enforce",
+            Scope::Read => "read",
+            Scope::Admin => "admin",
+        }
+    }
+
+    /// Whether a token of this scope may do what needs `needed`: each scope holds the ones before it.
+    #[must_use]
+    pub fn covers(self, needed: Scope) -> bool {
+        self as u8 >= needed as u8
+    }
+}
+
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl TokenSetting {
+    /// Reads `SCOPE SECRET`. The problem, to follow the key's name, never repeats the secret.
+    pub(super) fn read(text: &str) -> Result<TokenSetting, String> {
+        let (scope, secret) = text.trim().split_once(char::is_whitespace).unwrap_or((text.trim(), ""));
+        if scope == "ingest" || scope.starts_with("ingest:") {
+            return Err("cannot have the scope ingest: intake over HTTP is not there yet".into());
+        }
+        let scope = Scope::ALL.into_iter().find(|known| known.name() == scope);
+        let secret = Secret::new(secret.trim());
+        match scope {
+            Some(scope) if secret.is_whole() => Ok(TokenSetting { scope, secret }),
+            _ => Err("must be \"SCOPE SECRET\": enforce, read or admin, then a text, env:NAME, file:PATH or exec:COMMAND".into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_scope_holds_the_narrower_ones() {
+        let covers = |scope: Scope| Scope::ALL.map(|needed| scope.covers(needed));
+        assert_eq!(covers(Scope::Enforce), [true, false, false]);
+        assert_eq!(covers(Scope::Read), [true, true, false]);
+        assert_eq!(covers(Scope::Admin), [true, true, true]);
+    }
+
+    #[test]
+    fn a_token_is_a_scope_and_a_secret() {
+        let read = TokenSetting::read("read  exec:vault read x ").unwrap();
+        assert_eq!((read.scope, read.secret), (Scope::Read, Secret::new("exec:vault read x")));
+        for wrong in ["", "admin", "admin ", "root hunter2", "hunter2", "read env:", "Read hunter2"] {
+            let problem = TokenSetting::read(wrong).unwrap_err();
+            assert!(problem.starts_with("must be") && !problem.contains("hunter2"), "{problem}");
+        }
+        for ingest in ["ingest hunter2", "ingest:00000000-0000-4000-8000-000000000000 hunter2"] {
+            assert!(TokenSetting::read(ingest).unwrap_err().contains("not there yet"));
+        }
+    }
+}

@@ -1,0 +1,359 @@
+//! Rows as they are kept, with where their batch says that they stand: what a proof shows, and what is compared with the log again.
+
+use chrono::{DateTime, Utc};
+use sqlx::postgres::PgRow;
+use sqlx::{FromRow, Row};
+use uuid::Uuid;
+
+use super::refused::{Traces, headers_json};
+use super::{Arrival, Difference, Ledger, rows};
+use crate::event::{Event, Payload, Topic, TopicPartition};
+
+/// An accepted event's row.
+#[derive(Clone, Debug)]
+pub struct KeptEvent {
+    /// The ledger's small id of its source.
+    pub source_id: i16,
+    /// The key of its table: a build's id, or the usage's own.
+    pub key: String,
+    /// What the columns say, or why they say no event: somebody has changed them.
+    pub event: Result<Event, String>,
+    /// The digest under which it was accepted.
+    pub digest: Vec<u8>,
+    /// Where its record stood.
+    pub log_offset: i64,
+    /// Which batch accepted it.
+    pub batch_id: i64,
+    /// The batch itself; none: it is not there.
+    pub batch: Option<KeptBatch>,
+}
+
+/// A batch of the log, or of a replay.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeptBatch {
+    /// `log` or `replay`; any other holds no events.
+    pub kind: String,
+    /// The topic's name.
+    pub topic: Option<String>,
+    /// The partition.
+    pub partition: Option<i32>,
+    /// Which life of the partition.
+    pub generation: Option<i32>,
+    /// Raised by each claim of the partition; none for a replay.
+    pub epoch: Option<i64>,
+    /// Its range.
+    pub first_offset: Option<i64>,
+    /// The offset behind its range.
+    pub next_offset: Option<i64>,
+    /// Its place in the ledger's order.
+    pub sequence: Option<i64>,
+    /// When it was recorded.
+    pub recorded_at: DateTime<Utc>,
+}
+
+/// A record that is no accepted event, as it is kept.
+#[derive(Clone, Debug, FromRow)]
+pub struct KeptReject {
+    /// The ledger's own id.
+    pub id: i64,
+    /// Where it stood.
+    pub log_offset: i64,
+    /// rejected, conflict or held.
+    pub verdict: String,
+    /// The short word for why.
+    pub cause: String,
+    record_timestamp: Option<DateTime<Utc>>,
+    record_key: Option<Vec<u8>>,
+    headers: Vec<u8>,
+    payload: Option<Vec<u8>>,
+    deployment_id: Option<Uuid>,
+    event_id: Option<String>,
+    event_type: Option<String>,
+}
+
+/// Offsets of one life of a partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeptRange {
+    /// The partition.
+    pub partition: TopicPartition,
+    /// Which life of it.
+    pub generation: i32,
+    /// The first offset.
+    pub from: i64,
+    /// The offset behind the last.
+    pub until: i64,
+}
+
+/// Each event table's columns, with those of the batch.
+macro_rules! kept {
+    (builds $rest:literal) => {
+        concat!("select e.build_id::text as key, e.*, ", kept!(batch), " from workspace_build e ", kept!(joins), $rest)
+    };
+    (claims $rest:literal) => {
+        concat!("select e.build_id::text as key, e.*, ", kept!(batch), " from prebuild_claim e ", kept!(joins), $rest)
+    };
+    (usage $rest:literal) => {
+        concat!(
+            "select e.id as key, e.id, e.source_id, e.batch_id, e.log_offset, e.digest, e.event_type, e.quantity::text as quantity, e.created_at,
+                 e.publish_started_at, e.published_at, e.failure_message, ",
+            kept!(batch),
+            " from usage_event e ",
+            kept!(joins),
+            $rest
+        )
+    };
+    (batch) => {
+        "s.deployment_id, b.kind as batch_kind, b.topic as batch_topic, b.partition as batch_partition, b.generation as batch_generation,
+         b.epoch as batch_epoch, b.first_offset as batch_first_offset, b.next_offset as batch_next_offset, b.sequence as batch_sequence,
+         b.recorded_at as batch_recorded_at"
+    };
+    (joins) => {
+        "left join source s on s.id = e.source_id left join batch b on b.id = e.batch_id "
+    };
+}
+
+impl Ledger {
+    /// The parts of the log that the ledger's positions speak of, by partition.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn kept_ranges(&self) -> Result<Vec<KeptRange>, sqlx::Error> {
+        let rows = sqlx::query("select topic, partition, generation, start_offset, next_offset from position order by topic, partition")
+            .fetch_all(&self.pool)
+            .await?;
+        let mut ranges = Vec::with_capacity(rows.len());
+        for row in &rows {
+            let topic = Topic::named(row.try_get(0)?).ok_or_else(|| sqlx::Error::Protocol("unknown topic".into()))?;
+            let partition = TopicPartition { topic, partition: row.try_get(1)? };
+            ranges.push(KeptRange { partition, generation: row.try_get(2)?, from: row.try_get(3)?, until: row.try_get(4)? });
+        }
+        Ok(ranges)
+    }
+
+    /// The events that were accepted from records of the range, as their batches say.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn kept_in(&self, range: &KeptRange) -> Result<Vec<KeptEvent>, sqlx::Error> {
+        // the live chain's batches follow each other: the one with the range's first record is the first; those of replays lie anywhere
+        let batches: Vec<i64> = sqlx::query_scalar(
+            "select id from batch
+             where kind = 'log' and topic = $1 and partition = $2 and generation = $3 and first_offset < $5
+                 and first_offset >= coalesce((select max(first_offset) from batch
+                     where kind = 'log' and topic = $1 and partition = $2 and generation = $3 and first_offset <= $4), $4)
+             union all
+             select id from batch
+             where kind = 'replay' and topic = $1 and partition = $2 and generation = $3 and accepted > 0
+                 and first_offset < $5 and next_offset > $4",
+        )
+        .bind(range.partition.topic.name())
+        .bind(range.partition.partition)
+        .bind(range.generation)
+        .bind(range.from)
+        .bind(range.until)
+        .fetch_all(&self.pool)
+        .await?;
+        let query = match range.partition.topic {
+            Topic::WorkspaceBuilds => sqlx::query(kept!(builds "where e.batch_id = any($1) and e.log_offset >= $2 and e.log_offset < $3")),
+            Topic::PrebuildClaims => sqlx::query(kept!(claims "where e.batch_id = any($1) and e.log_offset >= $2 and e.log_offset < $3")),
+            Topic::AgentUsage => sqlx::query(kept!(usage "where e.batch_id = any($1) and e.log_offset >= $2 and e.log_offset < $3")),
+        };
+        let rows = query.bind(batches).bind(range.from).bind(range.until).fetch_all(&self.pool).await?;
+        rows.iter().map(|row| kept_event(range.partition.topic, row)).collect()
+    }
+
+    /// The accepted events of these keys, of all deployments.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn kept_by_key(&self, topic: Topic, keys: &[String]) -> Result<Vec<KeptEvent>, sqlx::Error> {
+        let ids: Vec<Uuid> = keys.iter().filter_map(|key| key.parse().ok()).collect();
+        let rows = match topic {
+            Topic::WorkspaceBuilds => {
+                sqlx::query(kept!(builds "where s.id in (select id from source) and e.build_id = any($1)")).bind(ids).fetch_all(&self.pool)
+            }
+            Topic::PrebuildClaims => {
+                sqlx::query(kept!(claims "where s.id in (select id from source) and e.build_id = any($1)")).bind(ids).fetch_all(&self.pool)
+            }
+            Topic::AgentUsage => {
+                sqlx::query(kept!(usage "where s.id in (select id from source) and e.id = any($1)")).bind(keys).fetch_all(&self.pool)
+            }
+        };
+        rows.await?.iter().map(|row| kept_event(topic, row)).collect()
+    }
+
+    /// A page of all accepted events of a topic behind `after`, by source and key.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn kept_after(&self, topic: Topic, after: Option<(i16, String)>, limit: i64) -> Result<Vec<KeptEvent>, sqlx::Error> {
+        let (source_id, key) = after.unwrap_or((i16::MIN, String::new()));
+        let id: Uuid = key.parse().unwrap_or_default();
+        let rows = match topic {
+            Topic::WorkspaceBuilds => {
+                sqlx::query(kept!(builds "where (e.source_id, e.build_id) > ($1, $2) order by e.source_id, e.build_id limit $3"))
+                    .bind(source_id)
+                    .bind(id)
+            }
+            Topic::PrebuildClaims => {
+                sqlx::query(kept!(claims "where (e.source_id, e.build_id) > ($1, $2) order by e.source_id, e.build_id limit $3"))
+                    .bind(source_id)
+                    .bind(id)
+            }
+            Topic::AgentUsage => sqlx::query(kept!(usage "where (e.source_id, e.id) > ($1, $2) order by e.source_id, e.id limit $3"))
+                .bind(source_id)
+                .bind(key),
+        };
+        rows.bind(limit).fetch_all(&self.pool).await?.iter().map(|row| kept_event(topic, row)).collect()
+    }
+
+    /// The rejects, conflicts and held records of the range.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn kept_rejects(&self, range: &KeptRange) -> Result<Vec<KeptReject>, sqlx::Error> {
+        sqlx::query_as(
+            "select id, log_offset, verdict, cause, record_timestamp, record_key, headers, payload, deployment_id, event_id, event_type
+             from reject where topic = $1 and partition = $2 and generation = $3 and log_offset >= $4 and log_offset < $5",
+        )
+        .bind(range.partition.topic.name())
+        .bind(range.partition.partition)
+        .bind(range.generation)
+        .bind(range.from)
+        .bind(range.until)
+        .fetch_all(&self.pool)
+        .await
+    }
+
+    /// What rows say of each other without the log: publications of their usage, attempts of their requests, first starts of their builds.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn rows_that_disagree(&self, limit: i64) -> Result<Vec<Difference>, sqlx::Error> {
+        let mut differences = Vec::new();
+        for (kind, query) in CHECKS {
+            for row in &self.in_time(sqlx::query(query).bind(limit).fetch_all(&self.pool)).await? {
+                differences.push(Difference { kind, id: row.try_get(0)?, detail: row.try_get(1)? });
+            }
+        }
+        Ok(differences)
+    }
+}
+
+impl KeptEvent {
+    /// The event's id, as far as the row tells it.
+    #[must_use]
+    pub fn id(&self, topic: Topic) -> String {
+        match topic {
+            Topic::WorkspaceBuilds => format!("workspace_build_completed:{}", self.key),
+            Topic::PrebuildClaims => format!("prebuild_claimed:{}", self.key),
+            Topic::AgentUsage => self.key.clone(),
+        }
+    }
+}
+
+impl KeptReject {
+    /// The columns that are not as this record gives them.
+    #[must_use]
+    pub fn differs_from(&self, arrival: &Arrival) -> Vec<&'static str> {
+        let traces = Traces::of(arrival);
+        let message = &arrival.message;
+        let same = [
+            ("record_timestamp", self.record_timestamp == Some(arrival.timestamp)),
+            ("record_key", self.record_key == message.key),
+            ("headers", self.headers == headers_json(message)),
+            ("payload", self.payload == message.payload),
+            ("deployment_id", self.deployment_id == traces.deployment),
+            ("event_id", self.event_id == traces.event_id),
+            ("event_type", self.event_type == traces.event_type),
+        ];
+        same.into_iter().filter(|(_, same)| !same).map(|(name, _)| name).collect()
+    }
+}
+
+fn kept_event(topic: Topic, row: &PgRow) -> Result<KeptEvent, sqlx::Error> {
+    let source_id: i16 = row.try_get("source_id")?;
+    let deployment: Option<Uuid> = row.try_get("deployment_id")?;
+    let payload = match topic {
+        Topic::WorkspaceBuilds => rows::build_of(row).map(|build| Payload::Build(Box::new(build))),
+        Topic::PrebuildClaims => rows::claim_of(row).map(|claim| Payload::Claim(Box::new(claim))),
+        Topic::AgentUsage => rows::usage_of(row).map(Payload::Usage),
+    };
+    let event = match (deployment, payload) {
+        (Some(deployment), Ok(payload)) => Ok(Event { deployment, payload }),
+        (None, _) => Err(format!("names source {source_id}, which is not there")),
+        (_, Err(error)) => Err(error.to_string()),
+    };
+    Ok(KeptEvent {
+        source_id,
+        key: row.try_get("key")?,
+        event,
+        digest: row.try_get("digest")?,
+        log_offset: row.try_get("log_offset")?,
+        batch_id: row.try_get("batch_id")?,
+        batch: kept_batch(row)?,
+    })
+}
+
+fn kept_batch(row: &PgRow) -> Result<Option<KeptBatch>, sqlx::Error> {
+    let Some(kind) = row.try_get("batch_kind")? else { return Ok(None) };
+    Ok(Some(KeptBatch {
+        kind,
+        topic: row.try_get("batch_topic")?,
+        partition: row.try_get("batch_partition")?,
+        generation: row.try_get("batch_generation")?,
+        epoch: row.try_get("batch_epoch")?,
+        first_offset: row.try_get("batch_first_offset")?,
+        next_offset: row.try_get("batch_next_offset")?,
+        sequence: row.try_get("batch_sequence")?,
+        recorded_at: row.try_get("batch_recorded_at")?,
+    }))
+}
+
+/// Each query answers (id, detail) for rows that disagree, at most `$1`.
+const CHECKS: [(&str, &str); 6] = [
+    (
+        "publication_changed",
+        "select p.event_id, concat_ws(', ', case when p.event_type <> u.event_type then 'event_type' end,
+                 case when p.event_created_at <> u.created_at then 'event_created_at' end,
+                 case when p.queued_batch_id <> u.batch_id then 'queued_batch_id' end) || ': not as in its usage'
+         from publication p join usage_event u on u.source_id = p.source_id and u.id = p.event_id
+         where (p.event_type, p.event_created_at, p.queued_batch_id) <> (u.event_type, u.created_at, u.batch_id) limit $1",
+    ),
+    (
+        "publication_settled_by_no_batch",
+        "select event_id, 'is ' || state || ' by batch ' || settled_batch_id || ', which holds no verdicts'
+         from publication p
+         where settled_batch_id is not null and not exists (select from batch b where b.id = p.settled_batch_id and b.kind = 'verdicts') limit $1",
+    ),
+    (
+        "publication_off_its_attempts",
+        "select p.event_id, 'attempts: says ' || p.attempts || ', there are ' || coalesce(a.n, 0)
+         from publication p left join (
+             select source_id, event_id, count(*) as n from publication_attempt group by source_id, event_id
+         ) a using (source_id, event_id)
+         where p.attempts <> coalesce(a.n, 0) limit $1",
+    ),
+    (
+        "request_off_its_attempts",
+        "select 'request ' || r.id, case when r.events <> coalesce(a.n, 0) then 'events: says ' || r.events || ', there are ' || coalesce(a.n, 0)
+                 else 'some of its events have a verdict and it has no answer, or the other way' end
+         from publication_request r left join (
+             select request_id, count(*) as n, count(verdict) as verdicts from publication_attempt group by request_id
+         ) a on a.request_id = r.id
+         where r.events <> coalesce(a.n, 0) or (r.batch_id is null and a.verdicts > 0) or (r.batch_id is not null and a.verdicts < a.n) limit $1",
+    ),
+    (
+        "first_start_without_its_build",
+        "select 'workspace_build_completed:' || f.build_id, 'is no accepted first successful start of workspace ' || f.workspace_id
+         from workspace_first_start f left join workspace_build b
+             on b.source_id = f.source_id and b.build_id = f.build_id and b.workspace_id = f.workspace_id and b.first_successful_start
+         where b.build_id is null limit $1",
+    ),
+    (
+        "build_without_its_first_start",
+        "select 'workspace_build_completed:' || b.build_id, 'no first start of workspace ' || b.workspace_id || ' is kept'
+         from workspace_build b left join workspace_first_start f on f.source_id = b.source_id and f.workspace_id = b.workspace_id
+         where b.first_successful_start and f.workspace_id is null limit $1",
+    ),
+];

@@ -1,0 +1,100 @@
+//! Processes of `tallyline run`, as they were last heard of, by the database's clock.
+
+use chrono::{DateTime, Utc};
+use sqlx::FromRow;
+use uuid::Uuid;
+
+use super::Ledger;
+
+/// A process that has not been heard of for so many seconds is shown as gone; one that lives is heard of every 5.
+pub const GONE_SECONDS: f64 = 30.0;
+/// A process that is gone for so long is forgotten, in seconds.
+const FORGOTTEN_SECONDS: f64 = 24.0 * 3600.0;
+
+/// What a process is.
+#[derive(Clone, Debug)]
+pub struct Process {
+    /// A new one with each start.
+    pub id: Uuid,
+    /// The machine's name.
+    pub host: String,
+    /// The system's number of it.
+    pub pid: u32,
+    /// This binary's version.
+    pub version: &'static str,
+    /// What it does.
+    pub roles: Vec<&'static str>,
+    /// When it began, by its own clock.
+    pub started_at: DateTime<Utc>,
+}
+
+/// A process as it was last heard of.
+#[derive(Clone, Debug, PartialEq, FromRow, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
+pub struct ProcessRow {
+    /// A new one with each start.
+    pub id: Uuid,
+    /// The machine's name.
+    pub host: String,
+    /// The system's number of it.
+    pub pid: i32,
+    /// Its binary's version.
+    pub version: String,
+    /// What it does: collect, consume, publish, serve.
+    pub roles: Vec<String>,
+    /// When it began, by its own clock.
+    pub started_at: DateTime<Utc>,
+    /// When it was last heard of, by the database's clock.
+    pub seen_at: DateTime<Utc>,
+    /// It has not been heard of for 30 seconds, and it did not end in good order.
+    pub gone: bool,
+    /// How each of its roles stood then.
+    pub standing: serde_json::Value,
+}
+
+impl Ledger {
+    /// Says that the process lives, and how it stands. Forgets those that are gone for a day.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn process_lives(&self, process: &Process, standing: &serde_json::Value) -> Result<(), sqlx::Error> {
+        sqlx::query(
+            "with forgotten as (delete from process where seen_at < clock_timestamp() - make_interval(secs => $8))
+             insert into process as known (id, host, pid, version, roles, started_at, seen_at, standing)
+             values ($1, $2, $3, $4, $5, $6, clock_timestamp(), $7)
+             on conflict (id) do update set seen_at = greatest(known.seen_at, excluded.seen_at), standing = excluded.standing",
+        )
+        .bind(process.id)
+        .bind(&process.host)
+        .bind(i32::try_from(process.pid).unwrap_or_default())
+        .bind(process.version)
+        .bind(&process.roles)
+        .bind(process.started_at)
+        .bind(standing)
+        .bind(FORGOTTEN_SECONDS)
+        .execute(&self.pool)
+        .await
+        .map(|_| ())
+    }
+
+    /// The process has ended in good order.
+    ///
+    /// # Errors
+    /// The database's; then it is shown as gone for a day.
+    pub async fn process_ends(&self, id: Uuid) -> Result<(), sqlx::Error> {
+        sqlx::query("delete from process where id = $1").bind(id).execute(&self.pool).await.map(|_| ())
+    }
+
+    /// All processes of the last day that did not end in good order.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn processes(&self) -> Result<Vec<ProcessRow>, sqlx::Error> {
+        sqlx::query_as(
+            "select id, host, pid, version, roles, started_at, seen_at, seen_at < clock_timestamp() - make_interval(secs => $1) as gone, standing
+             from process order by host, started_at, id",
+        )
+        .bind(GONE_SECONDS)
+        .fetch_all(&self.pool)
+        .await
+    }
+}

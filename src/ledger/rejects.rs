@@ -1,0 +1,308 @@
+//! Records that are no accepted event, as operators work on them. Rows are never deleted: an act ends one, and names itself in it.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use chrono::{DateTime, Utc};
+use sqlx::postgres::PgRow;
+use sqlx::{FromRow, Row};
+use uuid::Uuid;
+
+use super::known::digest;
+use super::{Ledger, NewAct};
+use crate::event::{Digest, UsageType};
+
+/// A record that is no accepted event, as found, and what became of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RejectRow {
+    /// Its number in the ledger.
+    pub id: i64,
+    /// The topic's name.
+    pub topic: String,
+    /// The partition.
+    pub partition: i32,
+    /// Which life of the partition.
+    pub generation: i32,
+    /// Its offset there.
+    pub offset: i64,
+    /// rejected, conflict or held.
+    pub verdict: String,
+    /// The short word.
+    pub cause: String,
+    /// What is wrong.
+    pub detail: String,
+    /// Whose event it would be, as far as that could be read.
+    pub deployment_id: Option<Uuid>,
+    /// Which, as far as that could be read.
+    pub event_id: Option<String>,
+    /// Of which type, as far as that could be read.
+    pub event_type: Option<String>,
+    /// What is at stake, in the type's unit.
+    pub units: Option<u64>,
+    /// open, resubmitted, admitted or discarded.
+    pub state: String,
+    /// The act that ended it.
+    pub act_id: Option<i64>,
+    /// The log's timestamp.
+    pub record_timestamp: Option<DateTime<Utc>>,
+    /// The record's key.
+    pub key: Option<Vec<u8>>,
+    /// The record's headers.
+    pub headers: Vec<(String, Option<Vec<u8>>)>,
+    /// The record's body, or as much of it as was asked for.
+    pub payload: Option<Vec<u8>>,
+    /// The length of the whole body.
+    pub payload_bytes: Option<i32>,
+    /// When it was recorded.
+    pub recorded_at: DateTime<Utc>,
+}
+
+/// Which rejects; what is absent does not matter.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RejectFilter {
+    /// open, resubmitted, admitted or discarded.
+    pub state: Option<&'static str>,
+    /// rejected, conflict or held.
+    pub verdict: Option<&'static str>,
+    /// The short word.
+    pub cause: Option<String>,
+    /// The event's type.
+    pub event_type: Option<String>,
+}
+
+/// What was done to a reject, or tried.
+#[derive(Clone, Debug, PartialEq, FromRow)]
+pub struct RejectActRow {
+    /// Its number in the audit trail.
+    pub id: i64,
+    /// The reject.
+    pub reject_id: i64,
+    /// resubmit, admit or discard.
+    pub act: String,
+    /// Who.
+    pub actor: String,
+    /// When.
+    pub acted_at: DateTime<Utc>,
+    /// Why.
+    pub reason: String,
+    /// What more there is to say.
+    pub detail: serde_json::Value,
+}
+
+/// Another record under the same event id.
+#[derive(Clone, Debug, PartialEq, Eq, FromRow, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
+pub struct SameEvent {
+    /// Its number among the rejects.
+    pub id: i64,
+    /// rejected, conflict or held.
+    pub verdict: String,
+    /// The short word.
+    pub cause: String,
+    /// open, resubmitted, admitted or discarded.
+    pub state: String,
+    /// When it was recorded.
+    pub recorded_at: DateTime<Utc>,
+}
+
+impl Ledger {
+    /// A page of rejects by number, of each body at most `payload_bytes`.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn rejects(&self, filter: &RejectFilter, after: i64, limit: i64, payload_bytes: i32) -> Result<Vec<RejectRow>, sqlx::Error> {
+        let rows = sqlx::query(
+            "select id, topic, partition, generation, log_offset, verdict, cause, detail, deployment_id, event_id, event_type,
+                 units::text as units, state, act_id, record_timestamp, record_key, headers, substring(payload from 1 for $7) as payload,
+                 octet_length(payload) as payload_bytes, recorded_at
+             from reject
+             where ($1::text is null or state = $1) and ($2::text is null or verdict = $2) and ($3::text is null or cause = $3)
+                 and ($4::text is null or event_type = $4) and id > $5
+             order by id limit $6",
+        )
+        .bind(filter.state)
+        .bind(filter.verdict)
+        .bind(&filter.cause)
+        .bind(&filter.event_type)
+        .bind(after)
+        .bind(limit)
+        .bind(payload_bytes)
+        .fetch_all(&self.pool)
+        .await?;
+        rows.iter().map(reject).collect()
+    }
+
+    /// These rejects by number, of each body at most `payload_bytes`; one that is not there is left out.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn rejects_of(&self, ids: &[i64], payload_bytes: i32) -> Result<Vec<RejectRow>, sqlx::Error> {
+        let rows = sqlx::query(
+            "select id, topic, partition, generation, log_offset, verdict, cause, detail, deployment_id, event_id, event_type,
+                 units::text as units, state, act_id, record_timestamp, record_key, headers, substring(payload from 1 for $2) as payload,
+                 octet_length(payload) as payload_bytes, recorded_at
+             from reject where id = any($1) order by id",
+        )
+        .bind(ids)
+        .bind(payload_bytes)
+        .fetch_all(&self.pool)
+        .await?;
+        rows.iter().map(reject).collect()
+    }
+
+    /// Held records, open and above that number, whose type is one that this version knows.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn held_of_known_types(&self, after: i64, limit: i64) -> Result<Vec<i64>, sqlx::Error> {
+        sqlx::query_scalar(
+            "select id from reject where state = 'open' and verdict = 'held' and event_type = any($1) and id > $2 order by id limit $3",
+        )
+        .bind(UsageType::ALL.map(UsageType::as_str))
+        .bind(after)
+        .bind(limit)
+        .fetch_all(&self.pool)
+        .await
+    }
+
+    /// What was done to these rejects, in order.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn reject_acts(&self, ids: &[i64]) -> Result<Vec<RejectActRow>, sqlx::Error> {
+        let subjects: Vec<String> = ids.iter().map(i64::to_string).collect();
+        sqlx::query_as(
+            "select id, subject::bigint as reject_id, act, actor, acted_at, reason, detail from operator_act
+             where act in ('resubmit', 'admit', 'discard') and subject = any($1) order by id",
+        )
+        .bind(subjects)
+        .fetch_all(&self.pool)
+        .await
+    }
+
+    /// The other rejects under this event id, in order, at most a hundred.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn rejects_of_event(&self, deployment_id: Uuid, event_id: &str, but: i64) -> Result<Vec<SameEvent>, sqlx::Error> {
+        sqlx::query_as(
+            "select id, verdict, cause, state, recorded_at from reject where deployment_id = $1 and event_id = $2 and id <> $3
+             order by id limit 100",
+        )
+        .bind(deployment_id)
+        .bind(event_id)
+        .bind(but)
+        .fetch_all(&self.pool)
+        .await
+    }
+
+    /// The sequence at which the event of this id was accepted, and its digest, if it was.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn accepted(&self, deployment_id: Uuid, event_id: &str) -> Result<Option<(i64, Digest)>, sqlx::Error> {
+        let build: Option<Uuid> = event_id.split_once(':').and_then(|(_, id)| id.parse().ok());
+        let found: Option<(i64, Vec<u8>)> = sqlx::query_as(
+            "select sequence, digest from source join lateral (
+                 select batch_id, digest from usage_event where source_id = source.id and usage_event.id = $2
+                 union all select batch_id, digest from workspace_build
+                     where source_id = source.id and build_id = $3 and $2 like 'workspace_build_completed:%'
+                 union all select batch_id, digest from prebuild_claim
+                     where source_id = source.id and build_id = $3 and $2 like 'prebuild_claimed:%') as event on true
+             join batch on batch.id = event.batch_id where deployment_id = $1",
+        )
+        .bind(deployment_id)
+        .bind(event_id)
+        .bind(build)
+        .fetch_optional(&self.pool)
+        .await?;
+        found.map(|(sequence, bytes)| Ok((sequence, digest(bytes)?))).transpose()
+    }
+
+    /// Writes down that this is about to be done to each of these rejects, all or none, and answers the acts' numbers in order.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn begin_acts(&self, acts: &[NewAct<'_>]) -> Result<Vec<i64>, sqlx::Error> {
+        let mut tx = self.pool.begin().await?;
+        let mut ids = Vec::with_capacity(acts.len());
+        for act in acts {
+            ids.push(self.act(&mut tx, act).await?);
+        }
+        tx.commit().await?;
+        Ok(ids)
+    }
+
+    /// Gives each of these rejects its end by its act, where it still is in one of the states `from`. Answers those that got it.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn end_rejects(&self, rejects_and_acts: &[(i64, i64)], from: &[&str], to: &'static str) -> Result<Vec<i64>, sqlx::Error> {
+        let (rejects, acts): (Vec<i64>, Vec<i64>) = rejects_and_acts.iter().copied().unzip();
+        sqlx::query_scalar(
+            "update reject set state = $4, act_id = ended.act_id from unnest($1::bigint[], $2::bigint[]) as ended (id, act_id)
+             where reject.id = ended.id and reject.state = any($3) returning reject.id",
+        )
+        .bind(rejects)
+        .bind(acts)
+        .bind(from)
+        .bind(to)
+        .fetch_all(&self.pool)
+        .await
+    }
+
+    /// Gives up these open rejects, each with its act, all or none. Answers none where one is no longer open; then nothing is changed.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn discard_rejects(&self, ids: &[i64], acts: &[NewAct<'_>]) -> Result<Option<Vec<i64>>, sqlx::Error> {
+        let mut tx = self.pool.begin().await?;
+        let mut act_ids = Vec::with_capacity(ids.len());
+        for (id, act) in ids.iter().zip(acts) {
+            let act_id = self.act(&mut tx, act).await?;
+            let ended = sqlx::query("update reject set state = 'discarded', act_id = $2 where id = $1 and state = 'open'")
+                .bind(id)
+                .bind(act_id)
+                .execute(&mut *tx)
+                .await?;
+            if ended.rows_affected() != 1 {
+                tx.rollback().await?;
+                return Ok(None);
+            }
+            act_ids.push(act_id);
+        }
+        tx.commit().await?;
+        Ok(Some(act_ids))
+    }
+}
+
+fn reject(row: &PgRow) -> Result<RejectRow, sqlx::Error> {
+    let damaged = |what: &str| sqlx::Error::Protocol(format!("a reject's {what} are not as they were written"));
+    let headers: Vec<(String, Option<String>)> = serde_json::from_slice(row.try_get("headers")?).map_err(|_| damaged("headers"))?;
+    let value = |value: Option<String>| value.map(|value| BASE64.decode(value).map_err(|_| damaged("headers"))).transpose();
+    Ok(RejectRow {
+        id: row.try_get("id")?,
+        topic: row.try_get("topic")?,
+        partition: row.try_get("partition")?,
+        generation: row.try_get("generation")?,
+        offset: row.try_get("log_offset")?,
+        verdict: row.try_get("verdict")?,
+        cause: row.try_get("cause")?,
+        detail: row.try_get("detail")?,
+        deployment_id: row.try_get("deployment_id")?,
+        event_id: row.try_get("event_id")?,
+        event_type: row.try_get("event_type")?,
+        units: units(row.try_get("units")?)?,
+        state: row.try_get("state")?,
+        act_id: row.try_get("act_id")?,
+        record_timestamp: row.try_get("record_timestamp")?,
+        key: row.try_get("record_key")?,
+        headers: headers.into_iter().map(|(name, text)| Ok((name, value(text)?))).collect::<Result<_, sqlx::Error>>()?,
+        payload: row.try_get("payload")?,
+        payload_bytes: row.try_get("payload_bytes")?,
+        recorded_at: row.try_get("recorded_at")?,
+    })
+}
+
+/// A number of 64 bits without a sign, as PostgreSQL writes it.
+pub(super) fn units(text: Option<&str>) -> Result<Option<u64>, sqlx::Error> {
+    text.map(|text| text.parse().map_err(|_| sqlx::Error::Protocol("units out of range".into()))).transpose()
+}

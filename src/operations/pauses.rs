@@ -1,0 +1,90 @@
+//! Pausing and resuming: what an operator has stopped stays stopped, in all processes and over their restarts, until somebody resumes it.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::{Actor, Desk, OperationError};
+use crate::event::Topic;
+use crate::ledger::{Ledger, Pausable, Pause};
+
+/// What to pause or to resume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PauseRequest {
+    /// What stands still, or goes on.
+    pub operation: Pausable,
+    /// Only this topic, by its full name; only for `consume`.
+    #[serde(default)]
+    pub topic: Option<String>,
+}
+
+/// What is paused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Pauses {
+    /// Each pause that holds.
+    pub pauses: Vec<Pause>,
+}
+
+impl Desk {
+    /// What is paused, by whom and why.
+    ///
+    /// # Errors
+    /// The ledger's.
+    pub async fn pauses(&self) -> Result<Pauses, OperationError> {
+        Ok(Pauses { pauses: self.ledger.in_time(self.ledger.pauses()).await? })
+    }
+
+    /// Stops an operation in all processes, within seconds: what is in hand is finished, nothing new is begun. Nothing is lost by it: what is
+    /// not done now is done once it is resumed.
+    ///
+    /// # Errors
+    /// [`OperationError::Invalid`] without a reason, or for a topic where it has no meaning; [`OperationError::Forbidden`] where it is paused
+    /// already, with who did it.
+    pub async fn pause(&self, request: &PauseRequest, actor: &Actor) -> Result<Pause, OperationError> {
+        let topic = topic(request)?;
+        if actor.reason.trim().is_empty() {
+            let message = "a pause needs a reason: whoever finds it must know why".to_owned();
+            return Err(OperationError::Invalid { field: "reason", message });
+        }
+        let paused = self.ledger.in_time(self.ledger.pause(request.operation, topic, &actor.name, &actor.reason)).await?;
+        paused.map_err(|held| OperationError::Forbidden(held.to_string()))
+    }
+
+    /// Ends a pause; answers it as it was.
+    ///
+    /// # Errors
+    /// [`OperationError::Invalid`] for a topic where it has no meaning; [`OperationError::Forbidden`] where it is not paused, with what is.
+    pub async fn resume(&self, request: &PauseRequest, actor: &Actor) -> Result<Pause, OperationError> {
+        let topic = topic(request)?;
+        let resumed = self.ledger.in_time(self.ledger.resume(request.operation, topic, &actor.name, &actor.reason)).await?;
+        resumed.map_err(|held| {
+            let of = topic.map(|topic| format!(" of {topic}")).unwrap_or_default();
+            let others: String = held.iter().map(|pause| format!("; {pause}")).collect();
+            OperationError::Forbidden(format!("{}{of} is not paused{others}", request.operation.name()))
+        })
+    }
+}
+
+/// Refuses what is paused.
+///
+/// # Errors
+/// [`OperationError::Forbidden`] with who paused it and why; the ledger's.
+pub async fn refuse_paused(ledger: &Ledger, operation: Pausable) -> Result<(), OperationError> {
+    let pauses = ledger.in_time(ledger.pauses()).await?;
+    match pauses.iter().find(|pause| pause.operation == operation && pause.topic.is_none()) {
+        Some(pause) => Err(OperationError::Forbidden(pause.to_string())),
+        None => Ok(()),
+    }
+}
+
+fn topic(request: &PauseRequest) -> Result<Option<Topic>, OperationError> {
+    let Some(name) = &request.topic else { return Ok(None) };
+    let invalid = |message| Err(OperationError::Invalid { field: "topic", message });
+    if request.operation != Pausable::Consume {
+        return invalid(format!("has no meaning for {}: only consume goes by topics", request.operation.name()));
+    }
+    match Topic::named(name) {
+        Some(topic) => Ok(Some(topic)),
+        None => invalid(format!("{name:?} is no topic: one of {}", Topic::ALL.map(Topic::name).join(", "))),
+    }
+}

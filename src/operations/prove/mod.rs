@@ -1,0 +1,183 @@
+//! Proving an event: where it came from, where it was counted, and what became of it.
+
+mod effects;
+mod proof;
+mod sides;
+
+pub use proof::{
+    AcceptedProof, BatchProof, Label, LicenseWindow, LogProof, LogState, NoSeries, Proof, SeriesProof, SourceProof, SourceState,
+};
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use super::{Desk, OperationError};
+use crate::event::{Event, Payload, Topic};
+use crate::ledger::{KeptEvent, RefusalLife};
+
+/// Which event to prove.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ProveRequest {
+    /// `workspace_build_completed:BUILD`, `prebuild_claimed:BUILD`, or coderd's own id of a usage event.
+    pub event_id: String,
+    /// Of this deployment; needed only where several have an event of this id.
+    #[serde(default)]
+    pub source: Option<Uuid>,
+}
+
+/// An id, taken apart.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct EventId {
+    topic: Topic,
+    /// A build's id, or the usage's own.
+    key: String,
+}
+
+impl EventId {
+    fn parse(id: &str) -> Result<EventId, OperationError> {
+        let prefixes = [("workspace_build_completed:", Topic::WorkspaceBuilds), ("prebuild_claimed:", Topic::PrebuildClaims)];
+        for (prefix, topic) in prefixes {
+            if let Some(rest) = id.strip_prefix(prefix) {
+                let build: Uuid = rest.parse().map_err(|_| {
+                    let message = format!("{rest:?} after {prefix} is no build id: coderd's UUID of the workspace build is needed");
+                    OperationError::Invalid { field: "event_id", message }
+                })?;
+                return Ok(EventId { topic, key: build.to_string() });
+            }
+        }
+        Ok(EventId { topic: Topic::AgentUsage, key: id.to_owned() })
+    }
+
+    /// The id in its one spelling.
+    fn whole(&self) -> String {
+        match self.topic {
+            Topic::WorkspaceBuilds => format!("workspace_build_completed:{}", self.key),
+            Topic::PrebuildClaims => format!("prebuild_claimed:{}", self.key),
+            Topic::AgentUsage => self.key.clone(),
+        }
+    }
+}
+
+impl Desk {
+    /// Everything that is known of one event, from coderd's row to the files that hold it. A side that cannot be asked is said to be so.
+    ///
+    /// # Errors
+    /// [`OperationError::NotFound`] where it is known nowhere, with where was looked; [`OperationError::Invalid`] for an id that can be none,
+    /// or for one that several deployments have; the ledger's.
+    pub async fn prove(&self, request: &ProveRequest) -> Result<Proof, OperationError> {
+        let id = EventId::parse(&request.event_id)?;
+        let head = self.ledger.in_time(self.ledger.head()).await?;
+        let mut kept = self.ledger.in_time(self.ledger.kept_by_key(id.topic, std::slice::from_ref(&id.key))).await?;
+        kept.retain(|row| request.source.is_none_or(|source| deployment_of(row) == Some(source)));
+        let refusals = self.ledger.in_time(self.ledger.refusals_of(&id.whole(), request.source)).await?;
+        let deployment = one_deployment(&kept, &refusals)?.or(request.source);
+        let kept = kept.pop();
+        let accepted = kept.as_ref().map(|row| accepted_event(&id, row)).transpose()?;
+        let source = self.source_side(&id, deployment, accepted).await;
+        if kept.is_none() && refusals.is_empty() && source.state != SourceState::NotAccepted && source.state != SourceState::Unreadable {
+            return Err(not_found(&id, &head, &source));
+        }
+        let accepted = match (&kept, accepted) {
+            (Some(row), Some(event)) => Some(self.accepted_proof(row, event).await?),
+            _ => None,
+        };
+        Ok(Proof {
+            event_id: id.whole(),
+            deployment_id: deployment,
+            ledger_incarnation: head.incarnation,
+            as_of_sequence: head.sequence,
+            source,
+            accepted,
+            refusals,
+        })
+    }
+
+    async fn accepted_proof(&self, row: &KeptEvent, event: &Event) -> Result<AcceptedProof, OperationError> {
+        let ledger = &self.ledger;
+        let sequence = row.batch.as_ref().and_then(|batch| batch.sequence);
+        let usage = matches!(event.payload, Payload::Usage(_));
+        let publication = if usage { ledger.in_time(ledger.publication_of(row.source_id, &row.key)).await? } else { None };
+        let exports = match sequence.filter(|_| usage) {
+            Some(sequence) => ledger.in_time(ledger.exports_of(row.source_id, event.time(), sequence)).await?,
+            None => Vec::new(),
+        };
+        let (metrics, not_in_metrics) = self.metrics_of(event).await?;
+        Ok(AcceptedProof {
+            event: event.to_structured(),
+            digest: hex::encode(&row.digest),
+            digest_holds: row.digest == event.digest(),
+            log: self.log_side(row, event).await?,
+            batch: BatchProof {
+                id: row.batch_id,
+                kind: row.batch.as_ref().map(|batch| batch.kind.clone()),
+                epoch: row.batch.as_ref().and_then(|batch| batch.epoch),
+                sequence,
+                recorded_at: row.batch.as_ref().map(|batch| batch.recorded_at),
+            },
+            license_windows: self.license_windows(row.source_id, event).await?,
+            metrics,
+            not_in_metrics,
+            publication,
+            exports,
+        })
+    }
+}
+
+fn deployment_of(row: &KeptEvent) -> Option<Uuid> {
+    row.event.as_ref().ok().map(|event| event.deployment)
+}
+
+fn accepted_event<'a>(id: &EventId, row: &'a KeptEvent) -> Result<&'a Event, OperationError> {
+    let unreadable =
+        |why: &String| anyhow::anyhow!("the ledger's row of {} says no event any more ({why}): run `tallyline audit --deep`", id.whole());
+    Ok(row.event.as_ref().map_err(unreadable)?)
+}
+
+/// The one deployment that has an event or a refusal of this id.
+fn one_deployment(kept: &[KeptEvent], refusals: &[RefusalLife]) -> Result<Option<Uuid>, OperationError> {
+    let mut deployments: BTreeSet<Uuid> = kept.iter().filter_map(deployment_of).collect();
+    deployments.extend(refusals.iter().filter_map(|refusal| refusal.deployment_id));
+    if deployments.len() > 1 {
+        let all: Vec<String> = deployments.iter().map(Uuid::to_string).collect();
+        return Err(OperationError::Invalid {
+            field: "source",
+            message: format!("several deployments have this id, name one of {}", all.join(", ")),
+        });
+    }
+    Ok(deployments.pop_first())
+}
+
+fn not_found(id: &EventId, head: &crate::ledger::Head, source: &SourceProof) -> OperationError {
+    OperationError::NotFound(format!(
+        "{} is known nowhere: not among the accepted events of {} nor the rejects of ledger {} up to sequence {}; coderd: {}",
+        id.whole(),
+        id.topic,
+        head.incarnation,
+        head.sequence,
+        source.detail,
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_says_which_table_holds_it() {
+        let build = "0b3ad5a6-6b5e-4b0c-9d5c-0123456789ab";
+        for (text, topic, key) in [
+            (format!("workspace_build_completed:{build}"), Topic::WorkspaceBuilds, build),
+            (format!("prebuild_claimed:{}", build.to_uppercase()), Topic::PrebuildClaims, build),
+            ("hb_ai_seats_v1:2025-08-01".to_owned(), Topic::AgentUsage, "hb_ai_seats_v1:2025-08-01"),
+            (build.to_owned(), Topic::AgentUsage, build),
+        ] {
+            assert_eq!(EventId::parse(&text).unwrap(), EventId { topic, key: key.to_owned() });
+        }
+        let wrong = EventId::parse("prebuild_claimed:7").unwrap_err();
+        assert!(matches!(&wrong, OperationError::Invalid { field: "event_id", .. }), "{wrong}");
+    }
+}

@@ -1,0 +1,216 @@
+//! The rejects desk: records that are no accepted event are listed, shown, passed through the log again, or given up.
+
+mod edit;
+mod resubmit;
+mod shown;
+
+pub use resubmit::{Admitted, Foreseen, Place, Resubmit, Resubmitted, ResubmittedRecord};
+pub use shown::{Bytes, Header, Reject, RejectAct, ShownReject};
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::{Actor, Desk, OperationError};
+use crate::ledger::{NewAct, RejectFilter, RejectGroup, RejectRow};
+
+/// The states that a reject can be in.
+const STATES: [&str; 4] = ["open", "resubmitted", "admitted", "discarded"];
+const VERDICTS: [&str; 3] = ["rejected", "conflict", "held"];
+const GROUPS: [&str; 6] = ["verdict", "cause", "type", "topic", "state", "deployment"];
+
+/// Most rejects of one page.
+const MOST_LISTED: usize = 1_000;
+/// Most rejects of one call that changes them: their bodies are in memory meanwhile.
+const MOST_CHANGED: usize = 200;
+/// More than any record of ours can have.
+const WHOLE: i32 = 1 << 30;
+/// Of a listed reject's body so many bytes are told; `show` tells it whole.
+const LISTED_BYTES: i32 = 1_024;
+
+/// Which rejects.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(default)]
+pub struct WhichRejects {
+    /// open (where it is not given), resubmitted, admitted, discarded, or all.
+    pub state: String,
+    /// rejected, conflict or held; absent: any.
+    pub verdict: Option<String>,
+    /// The short word, such as json; absent: any.
+    pub cause: Option<String>,
+    /// The event's type; absent: any.
+    pub event_type: Option<String>,
+}
+
+impl Default for WhichRejects {
+    fn default() -> Self {
+        WhichRejects { state: "open".to_owned(), verdict: None, cause: None, event_type: None }
+    }
+}
+
+/// A page of rejects.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ListRejects {
+    /// Which.
+    #[serde(flatten)]
+    pub which: WhichRejects,
+    /// Only those with a higher number.
+    #[serde(default)]
+    pub after: i64,
+    /// At most so many, from 1 to 1000; 100 where it is not given.
+    #[serde(default = "page")]
+    pub limit: usize,
+}
+
+fn page() -> usize {
+    100
+}
+
+/// A page of rejects, by number. Of each body the first 1024 bytes are told.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct RejectPage {
+    /// The rejects.
+    pub rejects: Vec<Reject>,
+    /// The `after` of the next page; absent where this is the last.
+    pub next_after: Option<i64>,
+}
+
+/// Rejects in groups.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CountRejects {
+    /// Which.
+    #[serde(flatten)]
+    pub which: WhichRejects,
+    /// verdict, cause, type, topic, state or deployment.
+    pub by: String,
+}
+
+/// Rejects in groups, the largest first.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RejectCounts {
+    /// What the groups have in common.
+    pub by: String,
+    /// The groups.
+    pub groups: Vec<RejectGroup>,
+}
+
+/// Rejects to be given up. An accepted event under the same id stays as it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DiscardRejects {
+    /// Their numbers: at most 200, all open.
+    pub ids: Vec<i64>,
+}
+
+/// What was given up.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DiscardedRejects {
+    /// The rejects' numbers.
+    pub ids: Vec<i64>,
+    /// The acts in the audit trail, in the same order.
+    pub act_ids: Vec<i64>,
+}
+
+impl Desk {
+    /// A page of rejects.
+    ///
+    /// # Errors
+    /// [`OperationError::Invalid`], or the ledger's.
+    pub async fn list_rejects(&self, request: &ListRejects) -> Result<RejectPage, OperationError> {
+        let filter = filter(&request.which)?;
+        if !(1..=MOST_LISTED).contains(&request.limit) {
+            return Err(OperationError::Invalid { field: "limit", message: format!("must lie between 1 and {MOST_LISTED}") });
+        }
+        let one_more = i64::try_from(request.limit).unwrap_or(i64::MAX) + 1;
+        let mut rows = self.ledger.rejects(&filter, request.after, one_more, LISTED_BYTES).await?;
+        let more = rows.len() > request.limit;
+        rows.truncate(request.limit);
+        let next_after = rows.last().map(|row| row.id).filter(|_| more);
+        Ok(RejectPage { rejects: self.with_acts(rows).await?, next_after })
+    }
+
+    /// Rejects in groups.
+    ///
+    /// # Errors
+    /// [`OperationError::Invalid`], or the ledger's.
+    pub async fn count_rejects(&self, request: &CountRejects) -> Result<RejectCounts, OperationError> {
+        let groups = self.ledger.reject_groups(&filter(&request.which)?, one_of("by", &request.by, &GROUPS)?).await?;
+        Ok(RejectCounts { by: request.by.clone(), groups })
+    }
+
+    /// One reject, whole, and what would become of it now.
+    ///
+    /// # Errors
+    /// [`OperationError::NotFound`], or the ledger's.
+    pub async fn show_reject(&self, id: i64) -> Result<ShownReject, OperationError> {
+        let row = self.these_rejects(&[id]).await?.remove(0);
+        self.shown(row).await
+    }
+
+    /// Gives up rejects, all or none. They stay in the ledger as discarded.
+    ///
+    /// # Errors
+    /// [`OperationError::NotFound`]; [`OperationError::Forbidden`] where one is not open; [`OperationError::Invalid`] without a reason; the
+    /// ledger's.
+    pub async fn discard_rejects(&self, request: &DiscardRejects, actor: &Actor) -> Result<DiscardedRejects, OperationError> {
+        if actor.reason.trim().is_empty() {
+            return Err(OperationError::Invalid {
+                field: "reason",
+                message: "say why they are given up: it goes into the audit trail".into(),
+            });
+        }
+        let rows = self.these_rejects(&request.ids).await?;
+        self.all_open(&rows).await?;
+        let ids: Vec<i64> = rows.iter().map(|row| row.id).collect();
+        let subjects: Vec<String> = ids.iter().map(i64::to_string).collect();
+        let act = |subject| act(actor, "discard", subject, serde_json::json!({}));
+        let acts: Vec<NewAct<'_>> = subjects.iter().map(act).collect();
+        match self.ledger.discard_rejects(&ids, &acts).await? {
+            Some(act_ids) => Ok(DiscardedRejects { ids, act_ids }),
+            None => Err(OperationError::Forbidden("one of them was ended by somebody else meanwhile; nothing was done".to_owned())),
+        }
+    }
+
+    /// The rejects of these numbers, each once.
+    async fn these_rejects(&self, ids: &[i64]) -> Result<Vec<RejectRow>, OperationError> {
+        let ids: Vec<i64> = ids.iter().copied().collect::<BTreeSet<_>>().into_iter().collect();
+        if ids.is_empty() || ids.len() > MOST_CHANGED {
+            return Err(OperationError::Invalid { field: "ids", message: format!("give from 1 to {MOST_CHANGED} numbers of rejects") });
+        }
+        let rows = self.ledger.rejects_of(&ids, WHOLE).await?;
+        match ids.iter().find(|id| !rows.iter().any(|row| row.id == **id)) {
+            None => Ok(rows),
+            Some(id) => Err(OperationError::NotFound(format!("there is no reject {id}: `tallyline rejects list` shows their numbers"))),
+        }
+    }
+
+    /// Refuses rejects that an act has ended, and says which act of whom.
+    async fn all_open(&self, rows: &[RejectRow]) -> Result<(), OperationError> {
+        let Some(ended) = rows.iter().find(|row| row.state != "open") else { return Ok(()) };
+        let acts = self.ledger.reject_acts(&[ended.id]).await?;
+        let by = acts.iter().find(|act| Some(act.id) == ended.act_id).map(|act| format!(" by {} at {}", act.actor, act.acted_at));
+        let (id, state) = (ended.id, &ended.state);
+        Err(OperationError::Forbidden(format!("reject {id} is no longer open: it was {state}{}; nothing was done", by.unwrap_or_default())))
+    }
+}
+
+fn act<'a>(actor: &'a Actor, act: &'static str, subject: &'a String, detail: serde_json::Value) -> NewAct<'a> {
+    NewAct { actor: &actor.name, act, subject, reason: &actor.reason, detail }
+}
+
+fn filter(which: &WhichRejects) -> Result<RejectFilter, OperationError> {
+    let state = match which.state.as_str() {
+        "all" => None,
+        state => Some(STATES.into_iter().find(|known| *known == state).ok_or_else(|| OperationError::Invalid {
+            field: "state",
+            message: format!("{state:?} is none of {}, all", STATES.join(", ")),
+        })?),
+    };
+    let verdict = which.verdict.as_deref().map(|verdict| one_of("verdict", verdict, &VERDICTS)).transpose()?;
+    Ok(RejectFilter { state, verdict, cause: which.cause.clone(), event_type: which.event_type.clone() })
+}
+
+fn one_of(field: &'static str, word: &str, words: &[&'static str]) -> Result<&'static str, OperationError> {
+    let known = words.iter().copied().find(|known| *known == word);
+    known.ok_or_else(|| OperationError::Invalid { field, message: format!("{word:?} is none of {}", words.join(", ")) })
+}

@@ -1,0 +1,226 @@
+//! What one event adds to the series of stage `metrics`, and why not to the others: the rule that the fold, a proof and a plan have in common.
+
+use chrono::{DateTime, TimeDelta, Utc};
+
+use super::metrics::{CLAIM_SECONDS, CREATION_SECONDS, CREATIONS, NEGATIVE_DURATIONS};
+use crate::event::{BuildKind, BuildStatus, Event, PREBUILDS_USER, Payload, PrebuildClaimed, WorkspaceBuildCompleted, kind};
+
+/// What one event adds to one series.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// One more regular creation; organization, template and preset name.
+    Creation([String; 3]),
+    /// An observation of a creation's duration; organization, template and preset name, `regular` or `prebuild`.
+    CreationSeconds([String; 4], i64),
+    /// An observation of a claim's duration; organization, template and preset name.
+    ClaimSeconds([String; 3], i64),
+    /// One more observation whose start lay after its end; organization name.
+    NegativeDuration([String; 1]),
+}
+
+/// A family that could have been fed by an event of this type, and was not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeftOut {
+    /// The family's name.
+    pub family: &'static str,
+    /// Why.
+    pub why: WhyNot,
+}
+
+/// Why an event adds nothing to a family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WhyNot {
+    /// A restart, a stop, or a start that failed.
+    #[error("it is not its workspace's first successful start")]
+    NotTheFirstStart,
+    /// The pool's own.
+    #[error("it was started by the prebuilds user")]
+    ByThePrebuildsUser,
+    /// A restart, a stop, a claim: claims are timed by their own events.
+    #[error("it is no creation of a workspace")]
+    NoCreation,
+    /// Failed or canceled.
+    #[error("it did not succeed")]
+    NotSucceeded,
+    /// Histograms observe from the introduction on.
+    #[error("it was completed before the introduction of its deployment")]
+    BeforeTheIntroduction,
+    /// Never started, or started and completed in one write.
+    #[error("it has no duration")]
+    NoDuration,
+}
+
+/// What an event adds, and to which families not.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Effects {
+    /// What is added.
+    pub added: Vec<Effect>,
+    /// What is not, and why.
+    pub left_out: Vec<LeftOut>,
+}
+
+/// What an accepted event adds to the series of its deployment, which was introduced at `introduced_at`. No clock, no I/O, no state. Usage adds
+/// nothing to series.
+#[must_use]
+pub fn effects_of(event: &Event, introduced_at: DateTime<Utc>) -> Effects {
+    let mut effects = Effects::default();
+    match &event.payload {
+        Payload::Build(build) => effects.build(build, introduced_at),
+        Payload::Claim(claim) => effects.claim(claim, introduced_at),
+        Payload::Usage(_) => {}
+    }
+    effects
+}
+
+impl Effects {
+    fn build(&mut self, build: &WorkspaceBuildCompleted, introduced_at: DateTime<Utc>) {
+        let [organization, template, preset] = names(&build.organization_name, &build.template_name, &build.preset_name);
+        if !build.first_successful_start {
+            self.left_out(CREATIONS.name, WhyNot::NotTheFirstStart);
+        } else if build.initiator_id == PREBUILDS_USER {
+            self.left_out(CREATIONS.name, WhyNot::ByThePrebuildsUser);
+        } else {
+            self.added.push(Effect::Creation([organization.clone(), template.clone(), preset.clone()]));
+        }
+        let creation = match kind(build) {
+            BuildKind::RegularCreation => "regular",
+            BuildKind::PrebuildCreation => "prebuild",
+            BuildKind::PrebuildClaim | BuildKind::Other => return self.left_out(CREATION_SECONDS.name, WhyNot::NoCreation),
+        };
+        match observed(build.status, build.duration(), build.completed_at, introduced_at) {
+            Ok(micros) => {
+                let micros = self.not_negative(micros, &organization);
+                self.added.push(Effect::CreationSeconds([organization, template, preset, creation.to_owned()], micros));
+            }
+            Err(why) => self.left_out(CREATION_SECONDS.name, why),
+        }
+    }
+
+    fn claim(&mut self, claim: &PrebuildClaimed, introduced_at: DateTime<Utc>) {
+        match observed(claim.status, claim.duration(), claim.completed_at, introduced_at) {
+            Ok(micros) => {
+                let micros = self.not_negative(micros, &claim.organization_name);
+                let labels = names(&claim.organization_name, &claim.template_name, &claim.preset_name);
+                self.added.push(Effect::ClaimSeconds(labels, micros));
+            }
+            Err(why) => self.left_out(CLAIM_SECONDS.name, why),
+        }
+    }
+
+    /// A negative duration is observed as 0, and counted.
+    fn not_negative(&mut self, micros: i64, organization: &str) -> i64 {
+        if micros < 0 {
+            self.added.push(Effect::NegativeDuration([organization.to_owned()]));
+        }
+        micros.max(0)
+    }
+
+    fn left_out(&mut self, family: &'static str, why: WhyNot) {
+        self.left_out.push(LeftOut { family, why });
+    }
+}
+
+/// The duration in microseconds, where one is to be observed.
+fn observed(
+    status: BuildStatus,
+    duration: Option<TimeDelta>,
+    completed_at: DateTime<Utc>,
+    introduced_at: DateTime<Utc>,
+) -> Result<i64, WhyNot> {
+    if status != BuildStatus::Succeeded {
+        return Err(WhyNot::NotSucceeded);
+    }
+    if completed_at < introduced_at {
+        return Err(WhyNot::BeforeTheIntroduction);
+    }
+    let duration = duration.ok_or(WhyNot::NoDuration)?;
+    // Times that PostgreSQL can hold lie at most 300,000 years apart, a little more than fits.
+    let beyond = if duration < TimeDelta::zero() { i64::MIN } else { i64::MAX };
+    Ok(duration.num_microseconds().unwrap_or(beyond))
+}
+
+impl Effect {
+    /// The family's name.
+    #[must_use]
+    pub fn family(&self) -> &'static str {
+        match self {
+            Effect::Creation(_) => CREATIONS.name,
+            Effect::CreationSeconds(..) => CREATION_SECONDS.name,
+            Effect::ClaimSeconds(..) => CLAIM_SECONDS.name,
+            Effect::NegativeDuration(_) => NEGATIVE_DURATIONS.name,
+        }
+    }
+
+    /// The series' labels, in the family's order.
+    #[must_use]
+    pub fn labels(&self) -> Vec<(&'static str, &str)> {
+        fn named<'a, const N: usize>(names: [&'static str; N], values: &'a [String; N]) -> Vec<(&'static str, &'a str)> {
+            names.into_iter().zip(values.iter().map(String::as_str)).collect()
+        }
+        match self {
+            Effect::Creation(labels) => named(CREATIONS.labels, labels),
+            Effect::CreationSeconds(labels, _) => named(CREATION_SECONDS.labels, labels),
+            Effect::ClaimSeconds(labels, _) => named(CLAIM_SECONDS.labels, labels),
+            Effect::NegativeDuration(labels) => named(NEGATIVE_DURATIONS.labels, labels),
+        }
+    }
+
+    /// What a histogram observes, in microseconds; none: a counter rises by 1.
+    #[must_use]
+    pub fn observed_micros(&self) -> Option<i64> {
+        match self {
+            Effect::CreationSeconds(_, micros) | Effect::ClaimSeconds(_, micros) => Some(*micros),
+            Effect::Creation(_) | Effect::NegativeDuration(_) => None,
+        }
+    }
+}
+
+fn names(organization: &str, template: &str, preset: &str) -> [String; 3] {
+    [organization, template, preset].map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::UsageQuantity;
+    use crate::stages::samples::{build, claim, introduced_at, usage};
+    use crate::stages::{Fact, samples};
+
+    fn event(fact: Fact) -> Event {
+        let Fact::Event(event) = fact else { panic!("no event") };
+        event
+    }
+
+    fn why(fact: Fact) -> Vec<(&'static str, WhyNot)> {
+        let effects = effects_of(&event(fact), introduced_at());
+        effects.left_out.iter().map(|left_out| (left_out.family, left_out.why)).collect()
+    }
+
+    #[test]
+    fn what_is_added_names_family_labels_and_value() {
+        let effects = effects_of(&event(samples::fact(build())), introduced_at());
+        let labels = vec![("organization_name", "engineering"), ("template_name", "docker"), ("preset_name", "small")];
+        let told: Vec<_> = effects.added.iter().map(|effect| (effect.family(), effect.observed_micros(), effect.labels())).collect();
+        let timed = [labels.clone(), vec![("type", "regular")]].concat();
+        assert_eq!(
+            told,
+            [("coderd_workspace_creation_total", None, labels), ("coderd_workspace_creation_duration_seconds", Some(42_000_000), timed)]
+        );
+        assert!(effects.left_out.is_empty());
+        let usage = samples::fact(usage(UsageQuantity::ManagedAgents(3), introduced_at()));
+        assert_eq!(effects_of(&event(usage), introduced_at()), Effects::default());
+    }
+
+    #[test]
+    fn what_is_not_added_says_why() {
+        let (total, seconds) = (CREATIONS.name, CREATION_SECONDS.name);
+        let failed = WorkspaceBuildCompleted { status: BuildStatus::Failed, first_successful_start: false, ..build() };
+        assert_eq!(why(samples::fact(failed)), [(total, WhyNot::NotTheFirstStart), (seconds, WhyNot::NotSucceeded)]);
+        assert_eq!(why(samples::fact(samples::pool_build())), [(total, WhyNot::ByThePrebuildsUser)]);
+        assert_eq!(why(samples::fact(samples::claim_build())).last(), Some(&(seconds, WhyNot::NoCreation)));
+        let reaped = WorkspaceBuildCompleted { started_at: Some(build().completed_at), ..build() };
+        assert_eq!(why(samples::fact(reaped)), [(seconds, WhyNot::NoDuration)]);
+        let early = PrebuildClaimed { completed_at: introduced_at() - TimeDelta::microseconds(1), ..claim() };
+        assert_eq!(why(samples::fact(early)), [(CLAIM_SECONDS.name, WhyNot::BeforeTheIntroduction)]);
+    }
+}

@@ -1,0 +1,42 @@
+//! When what the licenses are worth changes next.
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use crate::ledger::{LicenseChange, LicenseState};
+use crate::license::{LicenseClaims, Validity};
+
+/// The next instant at which a license begins or ceases to count, or its grace begins.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LicenseEdge {
+    /// coderd's deployment id.
+    pub deployment_id: Uuid,
+    /// When.
+    pub at: DateTime<Utc>,
+    /// coderd's own id of the license.
+    pub license_id: i32,
+    /// What happens then, in words.
+    pub what: String,
+}
+
+/// The first edge after `now` among the licenses that are in coderd and verified.
+pub(super) fn next_edge(deployment_id: Uuid, licenses: &[LicenseChange], now: DateTime<Utc>) -> Option<LicenseEdge> {
+    let edges = licenses.iter().filter_map(|license| {
+        let LicenseState::Verified(claims) = &license.state else { return None };
+        let claims: LicenseClaims = serde_json::from_value(claims.clone()).ok()?;
+        let (at, validity) = claims.next_edge(now)?;
+        Some(LicenseEdge { deployment_id, at, license_id: license.license_id, what: words(validity).to_owned() })
+    });
+    edges.min_by_key(|edge| (edge.at, edge.license_id))
+}
+
+fn words(validity: Validity) -> &'static str {
+    match validity {
+        Validity::Valid => "it begins to count",
+        Validity::InGrace => "its paid term ends, and grace begins",
+        Validity::Expired => "it expires",
+        Validity::NotYetValid | Validity::TermTooLong => "it no longer counts",
+    }
+}

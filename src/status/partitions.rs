@@ -1,0 +1,194 @@
+//! Each partition: how far the ledger is behind the log, in records and in time, and how long until the log forgets what was not read.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use futures::StreamExt as _;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::event::{Topic, TopicPartition};
+use crate::ledger::PositionRow;
+use crate::log::{Log, LogError};
+
+/// So many partitions are asked about at a time.
+const AT_ONCE: usize = 8;
+
+/// A partition that the log or the ledger knows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Partition {
+    /// The topic's name.
+    pub topic: String,
+    /// Its number.
+    pub partition: i32,
+    /// The offset to read next; none before it was ever assigned.
+    pub position: Option<i64>,
+    /// The first offset that the log holds.
+    pub log_start: Option<i64>,
+    /// The offset that its next record gets.
+    pub log_end: Option<i64>,
+    /// Offsets behind the log's end: records, unless the log has gaps. None where that is not known, or where the position is not in the log.
+    pub lag: Option<i64>,
+    /// When the log took the oldest record that was not read, by the log's own clock; none where nothing waits or it is not known.
+    pub oldest_unread_at: Option<DateTime<Utc>>,
+    /// How long that record has waited, in seconds; 0 where nothing waits.
+    pub lag_seconds: Option<i64>,
+    /// In so many seconds the log may remove that record. 0: it may at any time. None where nothing waits, or where the log keeps what was not
+    /// read.
+    pub loss_in_seconds: Option<i64>,
+    /// Records read since its beginning.
+    pub records: Option<i64>,
+    /// When the position last moved.
+    pub moved_at: Option<DateTime<Utc>>,
+}
+
+/// What the log says of one partition.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Seen {
+    start: i64,
+    end: i64,
+    oldest_unread: Option<DateTime<Utc>>,
+    keeps: Option<Duration>,
+}
+
+/// Each partition's ends, which are asked for first, so that the ledger is never shown ahead of the log only because it was read later.
+pub(super) async fn ends(log: &Log) -> Result<HashMap<TopicPartition, Seen>, LogError> {
+    let mut seen = HashMap::new();
+    for topic in Topic::ALL {
+        let keeps = log.keeps_unread(topic).await?;
+        let partitions = log.partitions(topic).await?.into_iter().map(|partition| TopicPartition { topic, partition });
+        let mut asked = futures::stream::iter(partitions.map(|at| async move { (at, log.watermarks(at).await) })).buffer_unordered(AT_ONCE);
+        while let Some((at, ends)) = asked.next().await {
+            let (start, end) = ends?;
+            seen.insert(at, Seen { start, end, oldest_unread: None, keeps });
+        }
+    }
+    Ok(seen)
+}
+
+/// Reads the first record behind each position: when the log took it.
+pub(super) async fn ages(log: &Log, seen: &mut HashMap<TopicPartition, Seen>, positions: &[PositionRow]) -> Result<(), LogError> {
+    let next = |at: &TopicPartition, seen: &Seen| position(positions, *at).map_or(seen.start, |row| row.next_offset);
+    let waiting: Vec<(TopicPartition, i64)> = seen
+        .iter()
+        .map(|(at, seen)| (*at, next(at, seen), seen))
+        .filter(|(_, next, seen)| (seen.start..seen.end).contains(next))
+        .map(|(at, next, _)| (at, next))
+        .collect();
+    let read = waiting.into_iter().map(|(at, next)| async move { (at, log.read(at, next, 1).await) });
+    let mut read = futures::stream::iter(read).buffer_unordered(AT_ONCE);
+    while let Some((at, records)) = read.next().await {
+        let first = match records {
+            Ok(records) => records.first().map(|record| record.timestamp),
+            // retention or a new topic came between
+            Err(LogError::OutOfRange { .. } | LogError::Missing { .. }) => None,
+            Err(error) => return Err(error),
+        };
+        if let Some(seen) = seen.get_mut(&at) {
+            seen.oldest_unread = first;
+        }
+    }
+    Ok(())
+}
+
+fn position(positions: &[PositionRow], at: TopicPartition) -> Option<&PositionRow> {
+    positions.iter().find(|row| row.topic == at.topic.name() && row.partition == at.partition)
+}
+
+/// What the log has, then what only the ledger has.
+pub(super) fn partitions(positions: &[PositionRow], seen: &HashMap<TopicPartition, Seen>, now: DateTime<Utc>) -> Vec<Partition> {
+    let mut known: Vec<TopicPartition> = seen.keys().copied().collect();
+    known.sort_unstable();
+    let mut partitions: Vec<Partition> = known.iter().map(|at| of_log(*at, &seen[at], position(positions, *at), now)).collect();
+    let only_ledger = |row: &&PositionRow| !known.iter().any(|at| row.topic == at.topic.name() && row.partition == at.partition);
+    partitions.extend(positions.iter().filter(only_ledger).map(|row| Partition {
+        topic: row.topic.clone(),
+        partition: row.partition,
+        position: Some(row.next_offset),
+        log_start: None,
+        log_end: None,
+        lag: None,
+        oldest_unread_at: None,
+        lag_seconds: None,
+        loss_in_seconds: None,
+        records: Some(row.records),
+        moved_at: Some(row.moved_at),
+    }));
+    partitions
+}
+
+fn of_log(at: TopicPartition, seen: &Seen, row: Option<&PositionRow>, now: DateTime<Utc>) -> Partition {
+    let position = row.map(|row| row.next_offset);
+    // what was never assigned will be read from the log's start
+    let lag = Some(position.unwrap_or(seen.start)).filter(|next| (seen.start..=seen.end).contains(next)).map(|next| seen.end - next);
+    let age = match (lag, seen.oldest_unread) {
+        (Some(0), _) => Some(TimeDelta::zero()),
+        (_, Some(taken)) => Some((now - taken).max(TimeDelta::zero())),
+        _ => None,
+    };
+    let unread = seen.oldest_unread.filter(|_| lag != Some(0));
+    let keeps = seen.keeps.and_then(|keeps| TimeDelta::from_std(keeps).ok());
+    Partition {
+        topic: at.topic.name().to_owned(),
+        partition: at.partition,
+        position,
+        log_start: Some(seen.start),
+        log_end: Some(seen.end),
+        lag,
+        oldest_unread_at: unread,
+        lag_seconds: age.map(|age| age.num_seconds()),
+        loss_in_seconds: unread.and(age).zip(keeps).map(|(age, keeps)| (keeps - age).num_seconds().max(0)),
+        records: row.map(|row| row.records),
+        moved_at: row.map(|row| row.moved_at),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DAY: u64 = 24 * 3600;
+
+    fn now() -> DateTime<Utc> {
+        "2026-11-24T12:00:00Z".parse().expect("a time")
+    }
+
+    fn row(partition: i32, next_offset: i64) -> PositionRow {
+        PositionRow { topic: Topic::AgentUsage.name().into(), partition, next_offset, epoch: 1, records: 7, moved_at: now() }
+    }
+
+    fn at(partition: i32) -> TopicPartition {
+        TopicPartition { topic: Topic::AgentUsage, partition }
+    }
+
+    /// From 5 to 20; the first unread record was taken so many seconds ago.
+    fn seen(unread_for: Option<i64>) -> Seen {
+        let oldest_unread = unread_for.map(|seconds| now() - TimeDelta::seconds(seconds));
+        Seen { start: 5, end: 20, oldest_unread, keeps: Some(Duration::from_secs(35 * DAY)) }
+    }
+
+    #[test]
+    fn lag_is_told_where_both_ends_of_it_are_known() {
+        let ends: HashMap<_, _> = (0..4).map(|partition| (at(partition), seen(None))).collect();
+        // Within the log, never assigned, fallen out of the log, beyond its end, and in a partition that the log does not have.
+        let told = partitions(&[row(0, 18), row(2, 4), row(3, 21), row(9, 1)], &ends, now());
+        let lags: Vec<_> = told.iter().map(|partition| (partition.partition, partition.position, partition.lag)).collect();
+        assert_eq!(lags, [(0, Some(18), Some(2)), (1, None, Some(15)), (2, Some(4), None), (3, Some(21), None), (9, Some(1), None)]);
+    }
+
+    #[test]
+    fn the_oldest_unread_record_says_how_far_behind_and_how_long_until_it_is_lost() {
+        let told = |next, seen: Seen| {
+            let told = partitions(&[row(0, next)], &HashMap::from([(at(0), seen)]), now());
+            (told[0].lag_seconds, told[0].loss_in_seconds)
+        };
+        let day = i64::try_from(DAY).expect("small");
+        assert_eq!(told(18, seen(Some(90))), (Some(90), Some(35 * day - 90)));
+        assert_eq!(told(18, seen(Some(40 * day))), (Some(40 * day), Some(0)), "it may be removed at any time");
+        assert_eq!(told(18, seen(Some(-3))), (Some(0), Some(35 * day)), "the log's clock is ahead");
+        assert_eq!(told(20, seen(None)), (Some(0), None), "nothing waits");
+        assert_eq!(told(18, seen(None)), (None, None), "not known");
+        assert_eq!(told(18, Seen { keeps: None, ..seen(Some(90)) }), (Some(90), None), "the log keeps what was not read");
+    }
+}

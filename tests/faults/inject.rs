@@ -1,0 +1,268 @@
+//! How each fault begins, what must hold while it lasts, and how it is over.
+
+use std::time::{Duration, Instant};
+
+use tallyline::sim::tallyman::Books;
+
+use crate::schedule::{Fault, Kind, Round};
+use crate::servers::Servers;
+use crate::support::eventually;
+use crate::world::{Place, World};
+
+/// Others take over what a consumer that is dead or frozen had within this: its session (3 s; in the PostgreSQL log a lease of 10 s), the locks of a
+/// transaction that it left open (5 s), and the claims, with room for a machine that is busy.
+const TAKEN_OVER: Duration = Duration::from_secs(20);
+/// After a fault is over, new records come within this (a collector that died is replaced within 17 s, its lease), and are recorded within this: the
+/// longest wait between two attempts is 15 s, and only after several that failed; what others take over is taken over meanwhile.
+const MOVES_AGAIN: Duration = Duration::from_secs(30);
+/// For what a fault needs to have happened, while there is traffic: a collector that died is replaced within 17 s.
+const MET: Duration = Duration::from_secs(40);
+/// Of so many records nearly always some lie in every partition of the topic that has the most of them.
+const RECORDS_THAT_MEET_ALL: i64 = 60;
+/// The farthest step of a clock. The history is 20 days long, and the vendor takes usage of 30.
+const FARTHEST_STEP_SECONDS: u64 = 5 * 24 * 3600;
+
+impl World {
+    /// One round, until all moves again.
+    pub async fn suffer(&mut self, round: &Round, servers: &mut Servers) {
+        tokio::time::sleep(round.calm).await;
+        let alone = round.faults.len() == 1;
+        for fault in &round.faults {
+            self.say(&format!("{:?} begins", fault.kind));
+            let begun = Instant::now();
+            self.begin_fault(*fault, alone, servers).await;
+            tokio::time::sleep(fault.lasts.saturating_sub(begun.elapsed())).await;
+        }
+        let mut order = round.faults.clone();
+        if round.nested {
+            order.reverse();
+        }
+        for fault in order {
+            self.end_fault(fault, servers).await;
+            self.say(&format!("{:?} is over", fault.kind));
+        }
+        self.new_records_are_recorded(MOVES_AGAIN, MOVES_AGAIN, "all moves again").await;
+    }
+
+    async fn begin_fault(&mut self, fault: Fault, alone: bool, servers: &mut Servers) {
+        match fault.kind {
+            Kind::ConsumerKilled | Kind::CollectorKilled | Kind::ServerKilled => {
+                let place = fault.place();
+                self.kill(place);
+                self.others_go_on(place, alone).await;
+            }
+            Kind::PublisherKilled => {
+                self.kill_publisher(fault.roll).await;
+            }
+            Kind::AllKilled => {
+                for place in Place::ALL {
+                    self.kill(place);
+                }
+            }
+            Kind::BrokerStopped => servers.kafka.stop().await,
+            Kind::BrokerKilled => servers.kafka.kill(),
+            Kind::PostgresStopped => {
+                servers.postgres.stop().await;
+                self.answers_lost += 1;
+            }
+            Kind::PostgresKilled => {
+                servers.postgres.kill();
+                self.answers_lost += 1;
+            }
+            Kind::ConnectionsCut => self.cut(fault).await,
+            Kind::ConsumersReplaced => self.replace_consumer(fault, alone).await,
+            Kind::ProcessFrozen => {
+                let place = fault.place();
+                self.member(place).process().pause();
+                self.others_go_on(place, alone).await;
+            }
+            Kind::FrozenInTransaction => {
+                let place = fault.place();
+                self.freeze_in_transaction(place, fault.roll).await;
+                self.others_go_on(place, alone).await;
+            }
+            Kind::ClockStepped => {
+                let place = fault.place();
+                self.end(place).await;
+                let seconds = i64::try_from((fault.roll >> 8) % (2 * FARTHEST_STEP_SECONDS)).expect("days");
+                let offset = seconds - i64::try_from(FARTHEST_STEP_SECONDS).expect("days");
+                self.say(&format!("{place:?} starts with a clock that is {offset} s off"));
+                self.start(place, offset);
+            }
+            Kind::DiskFull => {
+                let before = servers.postgres.refusals();
+                servers.postgres.fill_disk();
+                self.answers_lost += 1;
+                eventually(MET, "PostgreSQL meets the full disk", || {
+                    let met = servers.postgres.refusals() > before;
+                    async move { met }
+                })
+                .await;
+            }
+        }
+    }
+
+    async fn end_fault(&mut self, fault: Fault, servers: &mut Servers) {
+        match fault.kind {
+            Kind::ConsumerKilled | Kind::CollectorKilled | Kind::ServerKilled | Kind::PublisherKilled => self.start(fault.place(), 0),
+            Kind::AllKilled => Place::ALL.into_iter().for_each(|place| self.start(place, 0)),
+            Kind::BrokerStopped | Kind::BrokerKilled => servers.kafka.start().await,
+            Kind::PostgresStopped | Kind::PostgresKilled => servers.postgres.start().await,
+            Kind::ConnectionsCut => {}
+            Kind::ConsumersReplaced => {
+                self.start(fault.place(), 0);
+                self.end(Place::ConsumeC).await;
+            }
+            Kind::ProcessFrozen | Kind::FrozenInTransaction => self.member(fault.place()).process().resume(),
+            Kind::ClockStepped => {
+                self.end(fault.place()).await;
+                self.start(fault.place(), 0);
+            }
+            Kind::DiskFull => {
+                servers.postgres.empty_disk();
+                servers.postgres.start().await;
+            }
+        }
+    }
+
+    /// Without a consumer the others record what comes after its end, in its partitions, too. What a process of another role holds stops none of
+    /// them. Where a server is away as well, nothing goes on.
+    async fn others_go_on(&mut self, place: Place, alone: bool) {
+        if !alone || place == Place::Collect {
+            return;
+        }
+        self.new_records_are_recorded(MET, TAKEN_OVER, &format!("others go on without {place:?}")).await;
+    }
+
+    /// Records come, in every partition, and what has come then is recorded. Each within its bound.
+    async fn new_records_are_recorded(&mut self, come: Duration, recorded: Duration, what: &str) {
+        let (begun, before) = (Instant::now(), self.site.appended().await);
+        eventually(come, &format!("{what}: records come"), || async { self.site.appended().await >= before + RECORDS_THAT_MEET_ALL }).await;
+        let (came, ends) = (begun.elapsed(), self.log_ends().await);
+        let begun = Instant::now();
+        let reached = async {
+            while !self.behind(&ends).await.is_empty() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        if tokio::time::timeout(recorded, reached).await.is_err() {
+            panic!("{what}: not within {recorded:?}, behind are {:?}", self.behind(&ends).await);
+        }
+        let took = begun.elapsed();
+        self.slowest = self.slowest.max(took);
+        self.say(&format!("{what}: records came within {came:.1?}, and were recorded within {took:.1?}"));
+    }
+
+    /// With a request on its way, if there is anything to publish. Half of the times it stops where it stands first, until the vendor has taken
+    /// the events: no answer is ever read. Else the request dies with it.
+    async fn kill_publisher(&mut self, roll: u64) {
+        let requests = |books: &Books| (books.requests, books.deliveries.last().map_or(0, |delivery| delivery.request));
+        if self.within(Duration::from_secs(5), |books| requests(books).0 > requests(books).1).await {
+            if roll.is_multiple_of(2) {
+                self.member(Place::Publish).process().pause();
+                let taken = self.within(Duration::from_secs(2), |books| requests(books).0 == requests(books).1).await;
+                self.say(if taken { "the vendor has taken a request that the publisher will not hear of" } else { "a request was lost" });
+            } else {
+                self.say("a request is on its way");
+            }
+        }
+        self.kill(Place::Publish);
+    }
+
+    /// Whether the vendor's books come to say so.
+    async fn within(&self, limit: Duration, so: impl Fn(&Books) -> bool) -> bool {
+        let waited = async {
+            while !so(&self.tallyman.books()) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(limit, waited).await.is_ok()
+    }
+
+    /// Three times, in the middle of what the server sends: of one process, or of all.
+    async fn cut(&mut self, fault: Fault) {
+        let all = fault.roll.is_multiple_of(3);
+        for time in 0..3 {
+            let bytes = 100 + (fault.roll >> (8 * time)) % 5_000;
+            let place = fault.place();
+            let proxies: Vec<_> = self.members().iter().filter(|member| all || member.place == place).map(|member| &member.proxy).collect();
+            proxies.iter().for_each(|proxy| proxy.cut_after(bytes));
+            let cut = async {
+                while !proxies.iter().all(|proxy| proxy.has_cut()) {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            };
+            if tokio::time::timeout(Duration::from_secs(2), cut).await.is_err() {
+                // too little was sent
+                proxies.iter().for_each(|proxy| proxy.cut());
+            }
+        }
+    }
+
+    /// A third comes, and one of the others goes.
+    async fn replace_consumer(&mut self, fault: Fault, alone: bool) {
+        self.add(Place::ConsumeC).await;
+        if alone {
+            let process = self.member(Place::ConsumeC).process();
+            eventually(TAKEN_OVER, "the third consumer has its part", || {
+                let assigned = process.stderr().contains("partitions assigned");
+                async move { assigned }
+            })
+            .await;
+        }
+        self.end(fault.place()).await;
+    }
+
+    /// Bytes stand still in the middle of something, then the process is stopped. Again, until that is within a transaction.
+    async fn freeze_in_transaction(&mut self, place: Place, roll: u64) {
+        let attempt = async {
+            for time in 0.. {
+                let member = self.member(place);
+                member.proxy.freeze_after(1 + (roll >> (time % 40)) % 3000);
+                while !member.proxy.is_frozen() {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+                member.process().pause();
+                member.proxy.thaw();
+                if self.a_transaction_stands_still().await {
+                    return time + 1;
+                }
+                self.member(place).process().resume();
+            }
+            unreachable!("there is no end")
+        };
+        let Ok(attempts) = tokio::time::timeout(MET, attempt).await else { panic!("{place:?} was not frozen within a transaction") };
+        self.say(&format!("{place:?} is frozen within a transaction, at attempt {attempts}"));
+    }
+
+    /// Whether a transaction of the ledger has waited for its client for longer than any does that runs.
+    async fn a_transaction_stands_still(&self) -> bool {
+        let waits = "select count(*) from pg_stat_activity where datname = current_database() and state = 'idle in transaction'
+             and state_change < clock_timestamp() - interval '200 milliseconds'";
+        for _ in 0..30 {
+            let waiting = sqlx::query_scalar::<_, i64>(waits).fetch_one(&self.site.database.pool).await;
+            if waiting.is_ok_and(|waiting| waiting > 0) {
+                return true;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        false
+    }
+}
+
+impl Fault {
+    /// Which process it is about.
+    fn place(self) -> Place {
+        let one_of = |places: &[Place]| places[usize::try_from(self.roll % places.len() as u64).expect("small")];
+        match self.kind {
+            Kind::CollectorKilled => Place::Collect,
+            Kind::PublisherKilled => Place::Publish,
+            Kind::ServerKilled => one_of(&[Place::ServeA, Place::ServeB]),
+            Kind::ConsumerKilled | Kind::ConsumersReplaced => one_of(&[Place::ConsumeA, Place::ConsumeB]),
+            Kind::ProcessFrozen | Kind::FrozenInTransaction => {
+                one_of(&[Place::ConsumeA, Place::ConsumeB, Place::ConsumeA, Place::ConsumeB, Place::Collect, Place::Publish])
+            }
+            _ => one_of(&Place::ALL),
+        }
+    }
+}

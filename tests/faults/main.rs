@@ -1,0 +1,80 @@
+//! The fault harness: real servers and real processes under schedules of faults drawn from seeds, and then every number must be true.
+//!
+//! `scripts/test --faults N --seed S` runs N schedules, of the seeds S, S+1, …; `scripts/test` runs a few beside all other tests.
+
+// Each shared part is used by some test; which of its parts are depends on the tests that exist.
+#![allow(dead_code)]
+
+#[path = "../it/journey/expected.rs"]
+mod expected;
+#[path = "../it/journey/exposition.rs"]
+mod exposition;
+mod inject;
+#[path = "../it/oracle/mod.rs"]
+mod oracle;
+#[path = "../it/journey/proof.rs"]
+mod proof;
+#[path = "../it/operate/proxy.rs"]
+mod proxy;
+mod runs;
+mod schedule;
+mod servers;
+mod settle;
+#[path = "../it/journey/site.rs"]
+mod site;
+#[path = "../it/support/mod.rs"]
+mod support;
+mod traffic;
+#[path = "../it/journey/watch.rs"]
+mod watch;
+mod world;
+
+use std::time::Instant;
+
+use tokio_util::sync::CancellationToken;
+
+use runs::Runs;
+use schedule::Schedule;
+use servers::Servers;
+use world::World;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_books_balance_after_every_schedule_of_faults() {
+    let runs = Runs::asked_for();
+    let mut servers = None;
+    for seed in runs.seeds() {
+        if runs.has_passed(seed) {
+            runs.tell(&format!("seed {seed} passed before, on this commit: skipped"));
+            continue;
+        }
+        let schedule = Schedule::of(seed);
+        runs.tell(&schedule.to_string());
+        let begun = Instant::now();
+        let servers = match &mut servers {
+            Some(servers) => servers,
+            none => none.insert(Servers::start().await),
+        };
+        let told = runs.watch_over(&schedule, suffer(&schedule, servers)).await;
+        runs.passed(seed);
+        runs.tell(&format!("seed {seed} passed in {:.1} s: {told}", begun.elapsed().as_secs_f64()));
+    }
+}
+
+/// One schedule, beside traffic that goes on.
+async fn suffer(schedule: &Schedule, servers: &mut Servers) -> String {
+    let (mut world, simulation) = World::begin(schedule.seed, schedule.backend, servers).await;
+    let stop = CancellationToken::new();
+    // a task of its own: whatever holds up the faults, coderd lives on
+    let lives = tokio::spawn(traffic::live(simulation, stop.clone()));
+    for round in &schedule.rounds {
+        world.suffer(round, servers).await;
+    }
+    stop.cancel();
+    let simulation = lives.await.expect("coderd lives");
+    world.say("the traffic has ended");
+    let truth = simulation.truth();
+    world.settle(&truth).await;
+    let told = world.proves(&truth).await;
+    world.end_all(servers).await;
+    told
+}

@@ -1,0 +1,201 @@
+//! What happens to a site, and when: drawn from a seed.
+
+use std::fmt;
+use std::time::Duration;
+
+use rand::seq::SliceRandom;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+/// Where the log is, and how the group that reads it is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backend {
+    Kafka,
+    /// With the group protocol of brokers from 4.0 on.
+    KafkaNewProtocol,
+    Postgres,
+}
+
+/// What can happen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    ConsumerKilled,
+    CollectorKilled,
+    PublisherKilled,
+    ServerKilled,
+    AllKilled,
+    BrokerStopped,
+    BrokerKilled,
+    PostgresStopped,
+    PostgresKilled,
+    ConnectionsCut,
+    ConsumersReplaced,
+    ProcessFrozen,
+    FrozenInTransaction,
+    ClockStepped,
+    DiskFull,
+}
+
+use Kind::{
+    AllKilled, BrokerKilled, BrokerStopped, ClockStepped, CollectorKilled, ConnectionsCut, ConsumerKilled, ConsumersReplaced, DiskFull,
+    FrozenInTransaction, PostgresKilled, PostgresStopped, ProcessFrozen, PublisherKilled, ServerKilled,
+};
+
+/// Any five seeds in a row have all of these: each has three neighbours of this list for certain.
+const KINDS: [Kind; 15] = [
+    ConsumerKilled,
+    PostgresStopped,
+    FrozenInTransaction,
+    BrokerKilled,
+    ConnectionsCut,
+    PublisherKilled,
+    DiskFull,
+    ConsumersReplaced,
+    CollectorKilled,
+    ProcessFrozen,
+    BrokerStopped,
+    ServerKilled,
+    ClockStepped,
+    PostgresKilled,
+    AllKilled,
+];
+const CERTAIN: usize = 3;
+const BY_CHANCE: usize = 2;
+
+/// One fault.
+#[derive(Clone, Copy, Debug)]
+pub struct Fault {
+    pub kind: Kind,
+    /// How long it lasts, at least.
+    pub lasts: Duration,
+    /// Decides what else there is to decide: which process, how many bytes, how far a clock.
+    pub roll: u64,
+}
+
+/// One fault, or two that overlap.
+#[derive(Clone, Debug)]
+pub struct Round {
+    /// Before it: so long all is well.
+    pub calm: Duration,
+    pub faults: Vec<Fault>,
+    /// The second of two is over first.
+    pub nested: bool,
+}
+
+/// All that a seed decides.
+#[derive(Clone, Debug)]
+pub struct Schedule {
+    pub seed: u64,
+    pub backend: Backend,
+    pub rounds: Vec<Round>,
+}
+
+impl Kind {
+    fn of_broker(self) -> bool {
+        matches!(self, BrokerStopped | BrokerKilled)
+    }
+
+    fn of_server(self) -> bool {
+        self.of_broker() || matches!(self, PostgresStopped | PostgresKilled | DiskFull)
+    }
+
+    /// It begins only where records are written.
+    fn needs_traffic(self) -> bool {
+        matches!(self, DiskFull | FrozenInTransaction)
+    }
+
+    /// Whether `other` may come while this lasts. Two that touch the same thing do not overlap: whichever ended last would undo the other.
+    fn overlaps(self, other: Kind) -> bool {
+        if other.needs_traffic() {
+            return false;
+        }
+        let role = |kind| match kind {
+            ConsumerKilled | ConsumersReplaced => 1,
+            CollectorKilled => 2,
+            PublisherKilled => 3,
+            ServerKilled => 4,
+            _ => 0,
+        };
+        let server = self.of_server() || other.of_server();
+        let same_server = self.of_broker() == other.of_broker() && self.of_server() && other.of_server();
+        if server { !same_server } else { role(self) != role(other) && role(self) != 0 && role(other) != 0 }
+    }
+
+    /// Longer than any process forgives where that is what it is about; else as short as faults often are.
+    fn lasts(self, dice: &mut ChaCha8Rng) -> Duration {
+        let milliseconds = match self {
+            BrokerStopped | BrokerKilled => 0..2000,
+            PostgresStopped | PostgresKilled => 0..4000,
+            FrozenInTransaction | ProcessFrozen => 5500..7000,
+            ClockStepped | DiskFull => 500..2500,
+            _ => 0..1500,
+        };
+        Duration::from_millis(dice.random_range(milliseconds))
+    }
+}
+
+impl Schedule {
+    pub fn of(seed: u64) -> Schedule {
+        let mut dice = ChaCha8Rng::seed_from_u64(seed);
+        let first = usize::try_from(seed % KINDS.len() as u64).expect("small") * CERTAIN;
+        let mut kinds: Vec<Kind> = (first..first + CERTAIN).map(|place| KINDS[place % KINDS.len()]).collect();
+        let brokers = kinds.iter().any(|kind| kind.of_broker());
+        let backend = match dice.random_range(0..4) {
+            0 => Backend::KafkaNewProtocol,
+            1 => Backend::Kafka,
+            _ if brokers => Backend::Kafka,
+            _ => Backend::Postgres,
+        };
+        while kinds.len() < CERTAIN + BY_CHANCE {
+            let kind = KINDS[dice.random_range(0..KINDS.len())];
+            if backend != Backend::Postgres || !kind.of_broker() {
+                kinds.push(kind);
+            }
+        }
+        kinds.shuffle(&mut dice);
+        let mut rounds: Vec<Round> = Vec::new();
+        for kind in kinds {
+            let fault = Fault { kind, lasts: kind.lasts(&mut dice), roll: dice.random() };
+            match rounds.last_mut() {
+                Some(Round { faults, .. }) if faults.len() == 1 && faults[0].kind.overlaps(kind) && dice.random_bool(0.5) => {
+                    faults.push(fault);
+                }
+                _ => {
+                    let calm = Duration::from_millis(dice.random_range(0..1500));
+                    rounds.push(Round { calm, faults: vec![fault], nested: dice.random() });
+                }
+            }
+        }
+        Schedule { seed, backend, rounds }
+    }
+}
+
+impl fmt::Display for Schedule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "seed {} on {:?}:", self.seed, self.backend)?;
+        for round in &self.rounds {
+            let faults: Vec<String> = round.faults.iter().map(|fault| format!("{:?} {:.1?}", fault.kind, fault.lasts)).collect();
+            write!(f, "\n  after {:.1?} {}", round.calm, faults.join(if round.nested { " around " } else { " into " }))?;
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn five_seeds_in_a_row_have_every_kind_and_a_seed_is_always_the_same_schedule() {
+    for seed in [0, 1, 40, 4001, u64::MAX / 2] {
+        let schedules: Vec<Schedule> = (seed..seed + 5).map(Schedule::of).collect();
+        for kind in KINDS {
+            let has = |schedule: &Schedule| schedule.rounds.iter().flat_map(|round| &round.faults).any(|fault| fault.kind == kind);
+            assert!(schedules.iter().any(has), "{kind:?} is in none of five from {seed} on");
+        }
+        assert_eq!(Schedule::of(seed).to_string(), schedules[0].to_string());
+    }
+    let many: Vec<Schedule> = (0..200).map(Schedule::of).collect();
+    for backend in [Backend::Kafka, Backend::KafkaNewProtocol, Backend::Postgres] {
+        assert!(many.iter().filter(|schedule| schedule.backend == backend).count() > 30, "{backend:?}");
+    }
+    assert!(many.iter().filter(|schedule| schedule.rounds.iter().any(|round| round.faults.len() == 2)).count() > 60);
+    let brokers = |schedule: &&Schedule| schedule.rounds.iter().flat_map(|round| &round.faults).any(|fault| fault.kind.of_broker());
+    assert!(many.iter().filter(brokers).all(|schedule| schedule.backend != Backend::Postgres));
+}

@@ -1,0 +1,86 @@
+//! What must be true once all is healed.
+
+use std::time::Duration;
+
+use serde_json::Value as Json;
+use tallyline::sim::coderd::Truth;
+
+use crate::proof::{EVENTS_IN_A_REQUEST, Proof};
+use crate::support::eventually;
+use crate::watch::Seen;
+use crate::world::World;
+
+/// All that was on its way has arrived within this: a collector that died is replaced within 17 s (its lease), and then come its pass, the log, the
+/// folds, and a publisher that waits up to 15 s after some failures.
+const SETTLED: Duration = Duration::from_secs(60);
+
+impl World {
+    /// Nothing is on its way any more: all of coderd is in the ledger, every event has its publication's fate.
+    pub async fn settle(&mut self, truth: &Truth) {
+        eventually(SETTLED, "the source is introduced", || async { self.site.ledger.source(truth.deployment_id).await.unwrap().is_some() })
+            .await;
+        let source_id = self.site.ledger.source(truth.deployment_id).await.unwrap().expect("introduced").id;
+        let newest = self.site.ledger.newest_pass(source_id).await.unwrap();
+        eventually(SETTLED, "all that coderd committed is in the ledger", || async {
+            self.site.ledger.later_pass_is_in(source_id, newest).await.unwrap()
+        })
+        .await;
+        self.say("all of coderd is in the ledger");
+        // a machine so busy that the simulated coderd commits what it dated long before proves nothing
+        let late = "select coalesce(sum(late), 0) from collector_pass";
+        let late: i64 = sqlx::query_scalar(late).fetch_one(&self.site.database.pool).await.unwrap();
+        assert_eq!(late, 0, "the simulated coderd committed later than the margin allows: this machine is too busy");
+        eventually(SETTLED, "the log is read to its ends", || self.site.has_read_all()).await;
+        let pending = "select count(*) from publication where state = 'pending'";
+        eventually(SETTLED, "every publication is settled", || async {
+            sqlx::query_scalar::<_, i64>(pending).fetch_one(&self.site.database.pool).await.unwrap() == 0
+        })
+        .await;
+        self.say("every publication is settled");
+        let sequence = self.site.ledger.last_sequence().await.unwrap();
+        let serve = self.shows(SETTLED).await;
+        eventually(SETTLED, "all is folded", || serve.has_folded(sequence)).await;
+        self.say("all is folded");
+    }
+
+    /// Every number against both oracles, the vendor's books, and the audit. Answers what there is to tell.
+    pub async fn proves(&mut self, truth: &Truth) -> String {
+        let serve = self.shows(SETTLED).await;
+        let proof = Proof { truth, introduced_at: self.introduced_at, coderd: &self.coderd.pool, site: &self.site, serve };
+        proof.series_are_true().await;
+        proof.license_counts_are_true().await;
+        let books = self.tallyman.books();
+        let again = proof.bill_is_true(&books).await;
+        let most = self.answers_lost * EVENTS_IN_A_REQUEST;
+        assert!(again <= most, "{again} delivered again, at most {most} can have been on their way");
+        self.say("every number is true");
+        let duplicates = self.audited(truth).await;
+        self.say("the books balance");
+        let Seen { pages, changed, faults, .. } = self.watch.take().expect("it watches").end().await;
+        assert!(faults.is_empty(), "{} faults of the series: {:?}", faults.len(), &faults[..faults.len().min(5)]);
+        assert!(pages > 0 && changed > 0, "{changed} of {pages} pages were new");
+        let (builds, usage) = (truth.builds.len(), truth.usage.len());
+        format!(
+            "{builds} builds, {usage} usage; {duplicates} duplicates, {again} of at most {most} delivered again; {pages} pages; slowest {:.1?}",
+            self.slowest
+        )
+    }
+
+    /// Answers how many duplicates the consumers met.
+    async fn audited(&self, truth: &Truth) -> i64 {
+        let audit = self.site.command(&["audit", "--output", "json"]).await;
+        assert!(audit.status.success(), "{audit:?}");
+        let report: Json = serde_json::from_str(&audit.stdout).unwrap_or_else(|error| panic!("{error}: {audit:?}"));
+        assert_eq!(report["balanced"], true, "{report}");
+        let joints = report["joints"].as_array().expect("joints");
+        assert!(joints.iter().all(|joint| joint["differences"] == serde_json::json!([])), "{report}");
+        let numbers = &joints.iter().find(|joint| joint["name"] == "log and ledger").expect("the joint")["numbers"];
+        let number = |name: &str| numbers[name].as_i64().unwrap_or_else(|| panic!("{name}: {numbers}"));
+        assert_eq!(["conflicts", "rejects", "held"].map(number), [0; 3], "{report}");
+        // every build, every claim, every usage row, each once
+        let claims: i64 = sqlx::query_scalar("select count(*) from prebuild_claim").fetch_one(&self.site.database.pool).await.unwrap();
+        let expected = i64::try_from(truth.builds.len() + truth.usage.len()).expect("small") + claims;
+        assert_eq!((number("accepted"), self.site.accepted().await), (expected, expected), "{report}");
+        number("duplicates")
+    }
+}

@@ -1,0 +1,40 @@
+//! coderd lives on in real time, while faults come and go.
+
+use std::time::{Duration, Instant};
+
+use chrono::TimeDelta;
+use tallyline::clock::Clock;
+use tallyline::sim::coderd::Simulation;
+use tokio_util::sync::CancellationToken;
+
+/// Builds in a second, on a machine that keeps up.
+const RATE: f64 = 40.0;
+/// What is due is committed in so few transactions: a coderd that fell behind would commit what it dated long before.
+const ACTS_PER_TRANSACTION: usize = 25;
+/// So far ahead builds are planned.
+const AHEAD: TimeDelta = TimeDelta::seconds(2);
+
+/// Acts until `stop`, then commits what is open. Plans less while the machine is too busy to keep up.
+pub async fn live(mut simulation: Simulation, stop: CancellationToken) -> Simulation {
+    let clock = Clock::system();
+    simulation.set_acts_per_transaction(ACTS_PER_TRANSACTION);
+    // no builds while the history was written: they would complete before they could be seen
+    let mut planned = clock.now();
+    simulation.extend(planned, 0);
+    let mut slowest = Duration::ZERO;
+    while !stop.is_cancelled() {
+        let now = clock.now();
+        if planned < now + AHEAD / 2 {
+            let until = planned.max(now) + AHEAD;
+            let builds = RATE * (until - planned.max(now)).as_seconds_f64() / (1.0 + 4.0 * slowest.as_secs_f64());
+            simulation.extend(until, builds as usize);
+            (planned, slowest) = (until, Duration::ZERO);
+        }
+        let begun = Instant::now();
+        simulation.advance_to(now).await.expect("coderd lives");
+        slowest = slowest.max(begun.elapsed());
+        let _ = stop.run_until_cancelled(tokio::time::sleep(Duration::from_millis(50))).await;
+    }
+    simulation.commit_held().await.expect("coderd lives");
+    simulation
+}

@@ -1,0 +1,317 @@
+//! One deployment under faults: a simulated coderd that lives on, a process for each role, each behind a proxy of its own, and a vendor.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, SecondsFormat, SubsecRound, TimeDelta, Utc};
+use tallyline::clock::Clock;
+use tallyline::event::TopicPartition;
+use tallyline::sim::coderd::{Config, SchemaVersion, Simulation};
+use tallyline::sim::tallyman::{self, Switches, Tallyman};
+use tokio_util::sync::CancellationToken;
+
+use crate::proxy::Proxy;
+use crate::schedule::Backend;
+use crate::servers::{SESSION_MS, Servers, drop_database};
+use crate::site::{Serve, Site};
+use crate::support::process::Process;
+use crate::support::{self, Database, database, database_on};
+use crate::watch::Watch;
+
+/// After SIGTERM, as `tallyline run` says itself, and a little for a busy machine.
+const GRACE: Duration = Duration::from_secs(20);
+/// Older usage cannot be published. With the farthest step of a clock all of it is younger than the vendor's 30 days.
+const DAYS: i64 = 20;
+const BUILDS: usize = 600;
+/// The vendor takes its time, so that a publisher that is killed may have a request on its way.
+const LATENCY_MS: u64 = 100;
+
+/// Which process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    Collect,
+    ConsumeA,
+    ConsumeB,
+    /// Beside the other two for a while.
+    ConsumeC,
+    Publish,
+    ServeA,
+    ServeB,
+}
+
+impl Place {
+    /// Those that always run.
+    pub const ALL: [Place; 6] = [Place::Collect, Place::ConsumeA, Place::ConsumeB, Place::Publish, Place::ServeA, Place::ServeB];
+
+    fn role(self) -> &'static str {
+        match self {
+            Place::Collect => "collect",
+            Place::ConsumeA | Place::ConsumeB | Place::ConsumeC => "consume",
+            Place::Publish => "publish",
+            Place::ServeA | Place::ServeB => "serve",
+        }
+    }
+
+    pub fn consumes(self) -> bool {
+        self.role() == "consume"
+    }
+}
+
+enum Running {
+    Plain(Process),
+    Serve(Serve),
+}
+
+/// A process and the way by which it reaches the ledger.
+pub struct Member {
+    pub place: Place,
+    pub proxy: Proxy,
+    ledger: String,
+    running: Running,
+}
+
+impl Member {
+    async fn start(site: &Site, place: Place) -> Member {
+        let (mut proxy, url) = Proxy::to_database(&site.database.url);
+        proxy.open().await;
+        let ledger = format!("ledger.url={url}");
+        let arguments = ["--set", ledger.as_str()];
+        let running = match place.role() {
+            "serve" => Running::Serve(Serve::start_with(site, &arguments)),
+            role => Running::Plain(site.start(role, &arguments)),
+        };
+        Member { place, proxy, ledger, running }
+    }
+
+    pub fn process(&mut self) -> &mut Process {
+        match &mut self.running {
+            Running::Plain(process) => process,
+            Running::Serve(serve) => &mut serve.process,
+        }
+    }
+
+    fn serve(&self) -> Option<&Serve> {
+        match &self.running {
+            Running::Plain(_) => None,
+            Running::Serve(serve) => Some(serve),
+        }
+    }
+}
+
+pub struct World {
+    pub site: Site,
+    pub coderd: Database,
+    pub introduced_at: DateTime<Utc>,
+    pub tallyman: Tallyman,
+    members: Vec<Member>,
+    pub watch: Option<Watch>,
+    /// How often what a publisher had on its way could be lost: it was killed or held up, or there was no ledger to write the answer to.
+    pub answers_lost: usize,
+    pub slowest: Duration,
+    begun: Instant,
+    topics: Vec<String>,
+    vendor: CancellationToken,
+}
+
+impl World {
+    /// A history is written, and all processes start.
+    pub async fn begin(seed: u64, backend: Backend, servers: &Servers) -> (World, Simulation) {
+        let begun = Instant::now();
+        let (coderd, ledger) = (database().await, database_on(&servers.postgres.url()).await);
+        let simulation = history(seed, &coderd).await;
+        let introduced_at = introduction(&simulation);
+        let vendor = CancellationToken::new();
+        let tallyman = start_vendor(&simulation, &vendor).await;
+        let kafka = (backend != Backend::Postgres)
+            .then(|| support::Kafka { brokers: servers.kafka.brokers.clone(), prefix: format!("s{}.", uuid::Uuid::new_v4().simple()) });
+        let topics = kafka.iter().flat_map(|kafka| tallyline::event::Topic::ALL.map(|topic| kafka.name(topic.name()))).collect();
+        let pipeline = pipeline(&coderd, &simulation, &tallyman, introduced_at) + group(backend);
+        let site = Site::on(ledger, kafka, &pipeline).await;
+        let mut members = Vec::new();
+        for place in Place::ALL {
+            members.push(Member::start(&site, place).await);
+        }
+        let serve: Vec<String> = members.iter().filter_map(|member| Some(member.serve()?.metrics.clone())).collect();
+        let watch = Some(Watch::start(serve.try_into().expect("two")));
+        let slowest = Duration::ZERO;
+        let world = World { site, coderd, introduced_at, tallyman, members, watch, answers_lost: 0, slowest, begun, topics, vendor };
+        world.say("all started");
+        (world, simulation)
+    }
+
+    /// What happened, and when.
+    pub fn say(&self, what: &str) {
+        eprintln!("  {:5.1} s  {what}", self.begun.elapsed().as_secs_f64());
+    }
+
+    pub fn member(&mut self, place: Place) -> &mut Member {
+        self.members.iter_mut().find(|member| member.place == place).expect("it is there")
+    }
+
+    pub fn members(&mut self) -> &mut [Member] {
+        &mut self.members
+    }
+
+    pub async fn add(&mut self, place: Place) {
+        let member = Member::start(&self.site, place).await;
+        self.members.push(member);
+    }
+
+    /// SIGTERM: it ends in order, and soon.
+    pub async fn end(&mut self, place: Place) {
+        self.member(place).process().signal("TERM");
+        self.ends(place).await;
+    }
+
+    async fn ends(&mut self, place: Place) {
+        let process = self.member(place).process();
+        let status = process.ends_within(GRACE).await;
+        assert!(status.success(), "{place:?}: {}", process.stderr());
+        self.never_stopped(place);
+        self.members.retain(|member| member.place != Place::ConsumeC || place != Place::ConsumeC);
+    }
+
+    pub fn kill(&mut self, place: Place) {
+        self.member(place).process().kill();
+        self.never_stopped(place);
+        self.answers_lost += usize::from(place == Place::Publish);
+    }
+
+    /// None of these faults makes a partition unreadable, or is a broken invariant.
+    fn never_stopped(&mut self, place: Place) {
+        let said = self.member(place).process().stderr();
+        assert!(!said.contains("partition stopped") && !said.contains("panicked"), "{place:?}: {said}");
+    }
+
+    /// Starts it anew, with a clock that is so many seconds off.
+    pub fn start(&mut self, place: Place, offset: i64) {
+        let World { site, members, .. } = self;
+        let member = members.iter_mut().find(|member| member.place == place).expect("it is there");
+        member.proxy.thaw();
+        let offset = offset.to_string();
+        let arguments = ["--set", member.ledger.as_str(), "--clock-offset", offset.as_str()];
+        match &mut member.running {
+            Running::Plain(process) => *process = site.start(place.role(), &arguments),
+            Running::Serve(serve) => serve.start_again_with(site, &arguments),
+        }
+    }
+
+    /// Where each partition of the log ends now.
+    pub async fn log_ends(&self) -> Vec<(TopicPartition, i64)> {
+        self.site.ends().await
+    }
+
+    /// What the ledger has not read up to there: partition, position and end.
+    pub async fn behind(&self, ends: &[(TopicPartition, i64)]) -> Vec<(TopicPartition, i64, i64)> {
+        let positions: BTreeMap<_, _> = self.site.ledger.positions().await.unwrap_or_default().into_iter().collect();
+        let position = |partition| positions.get(partition).copied().unwrap_or_default();
+        let behind = ends.iter().filter(|(partition, end)| position(partition) < *end);
+        behind.map(|(partition, end)| (*partition, position(partition), *end)).collect()
+    }
+
+    /// The process that shows the domain series, once one does.
+    pub async fn shows(&self, within: Duration) -> &Serve {
+        let shown = async {
+            loop {
+                for serve in self.members.iter().filter_map(Member::serve) {
+                    if !serve.domain_lines().await.is_empty() {
+                        return serve;
+                    }
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        tokio::time::timeout(within, shown).await.unwrap_or_else(|_| panic!("nobody shows the domain series within {within:?}"))
+    }
+
+    /// All processes end in order, and what they used is given back.
+    pub async fn end_all(mut self, servers: &Servers) {
+        for place in Place::ALL {
+            self.member(place).process().signal("TERM");
+        }
+        for place in Place::ALL {
+            self.ends(place).await;
+        }
+        self.vendor.cancel();
+        self.tallyman.stopped().await.expect("the vendor ends");
+        self.site.ledger.pool.close().await;
+        self.site.database.pool.close().await;
+        self.coderd.pool.close().await;
+        servers.postgres.drop_database(&self.site.database.name).await;
+        drop_database(&support::setting("TALLYLINE_TEST_POSTGRES"), &self.coderd.name).await;
+        if !self.topics.is_empty() {
+            servers.kafka.delete_topics(&self.topics).await;
+        }
+    }
+}
+
+/// Twenty days of a deployment, all committed.
+async fn history(seed: u64, coderd: &Database) -> Simulation {
+    let end = Clock::system().now();
+    let start = end - TimeDelta::days(DAYS);
+    let schema = if seed.is_multiple_of(2) { SchemaVersion::TasksEra } else { SchemaVersion::Sep2026 };
+    let published = Some(start + TimeDelta::days(DAYS / 5));
+    let config = Config { coderd_publishes_until: published, ..Config::history(seed, schema, start, end, BUILDS) };
+    let mut simulation = Simulation::start(config, &coderd.url).await.expect("coderd's tables");
+    simulation.advance_to(end).await.expect("the history");
+    simulation.commit_held().await.expect("the history");
+    simulation
+}
+
+/// The very instant at which a creation in the middle of the history ended.
+fn introduction(simulation: &Simulation) -> DateTime<Utc> {
+    let (truth, config) = (simulation.truth(), simulation.config());
+    let middle = config.start + (config.end - config.start) / 2;
+    let ends = truth.creation_seconds.iter().flat_map(|series| &series.observations).map(|observed| observed.completed_at);
+    ends.filter(|end| *end >= middle).min().expect("a creation")
+}
+
+/// It takes only the license that coderd itself would publish under, and remembers ids for 34 days.
+async fn start_vendor(simulation: &Simulation, stop: &CancellationToken) -> Tallyman {
+    let now = Clock::system().now();
+    let truth = simulation.truth();
+    let good = truth.licenses.iter().filter(|license| {
+        let claims = &license.claims;
+        license.verifiable && claims.publish_usage_data && claims.account_type == "salesforce" && claims.nbf <= now && now < claims.exp
+    });
+    let config = tallyman::Config {
+        license_keys: good.map(|license| license.jwt.clone()).collect(),
+        deployment_ids: vec![simulation.deployment().id],
+        remember: TimeDelta::days(34),
+        switches: Switches { latency_ms: LATENCY_MS, ..Switches::default() },
+        ..tallyman::Config::default()
+    };
+    assert_eq!(config.license_keys.len(), 1);
+    Tallyman::start(config, Clock::system(), stop.clone()).await.expect("a vendor")
+}
+
+fn pipeline(coderd: &Database, simulation: &Simulation, tallyman: &Tallyman, introduced_at: DateTime<Utc>) -> String {
+    let key = simulation.license_key();
+    format!(
+        "source.coderd_url = '{}'
+source.introduced_at = {}
+collect.poll_seconds = 0.5
+collect.margin_seconds = 20
+license.public_keys.'{}' = '''{}'''
+publish.mode = 'sole'
+publish.url = '{}'
+publish.interval_seconds = 0.5
+publish.request_timeout_seconds = 2
+",
+        coderd.url,
+        introduced_at.trunc_subsecs(6).to_rfc3339_opts(SecondsFormat::AutoSi, true),
+        key.kid,
+        key.public_key_pem,
+        tallyman.ingest_url(),
+    )
+}
+
+/// Members of the group that are gone are missed soon. In the new protocol the broker says how soon.
+fn group(backend: Backend) -> &'static str {
+    const { assert!(SESSION_MS == 3000) };
+    match backend {
+        Backend::Kafka => "kafka.properties = {'session.timeout.ms' = '3000', 'heartbeat.interval.ms' = '500'}\n",
+        Backend::KafkaNewProtocol => "kafka.properties = {'group.protocol' = 'consumer'}\n",
+        Backend::Postgres => "",
+    }
+}

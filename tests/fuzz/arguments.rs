@@ -1,0 +1,25 @@
+//! Command lines: instants, durations, ranges, numbers, ids.
+
+use clap::Parser as _;
+use clap::error::ErrorKind;
+use tallyline::cli::Cli;
+
+/// The arguments, a line each.
+pub fn command_line(input: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(input);
+    let arguments = std::iter::once("tallyline").chain(text.trim_end_matches('\n').split('\n'));
+    match Cli::try_parse_from(arguments) {
+        Ok(cli) => {
+            // what the flags say is a time
+            let _ = cli.clock().now();
+            assert!(!format!("{:?}", cli.command).is_empty());
+            true
+        }
+        Err(error) => {
+            let rendered = error.to_string();
+            let asked = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+            assert!(asked || !rendered.is_empty(), "{:?}", error.kind());
+            false
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! License tokens: as they are, and with a good signature over anything.
+
+use std::sync::LazyLock;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use chrono::{DateTime, Utc};
+use jsonwebtoken::{Algorithm, EncodingKey};
+use tallyline::license::{LicenseClaims, LicenseError, PublicKeys, RuleSet, entitlements, pick_publishing_license};
+
+/// Made for this test; it signs nothing else.
+const PRIVATE_KEY: &str = "-----BEGIN PRIVATE KEY-----
+MC4CAQAwBQYDK2VwBCIEIHcFjYpAx/UmIKg3rGH+CW1QmHLT1/tbeyqL3qR9bfIG
+-----END PRIVATE KEY-----";
+const PUBLIC_KEY: &str = "ZZ029Oih6p0jeHrj1ZAVopIBfpoBDirQzuqaWb3pA7I=";
+
+static KEYS: LazyLock<PublicKeys> = LazyLock::new(|| {
+    let mut keys = PublicKeys::new();
+    keys.add("test", PUBLIC_KEY).expect("a key");
+    keys
+});
+
+/// A token's text. Only one that was signed as it stands is accepted: those are in the corpus.
+pub fn token(input: &[u8]) -> bool {
+    static SIGNED: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| crate::corpus("license_token"));
+    let text = String::from_utf8_lossy(input);
+    let verified = KEYS.verify(&text);
+    if let Err(error) = &verified {
+        refused(error, &text);
+    }
+    assert!(verified.is_err() || SIGNED.iter().any(|signed| signed == input), "a tampered token is accepted");
+    verified.is_ok()
+}
+
+/// A line with the header, then the claims: whatever they are, they are signed.
+pub fn claims(input: &[u8]) -> bool {
+    let at = input.iter().position(|byte| *byte == b'\n').unwrap_or(input.len());
+    let parts = [&input[..at], input.get(at + 1..).unwrap_or_default()].map(|part| URL_SAFE_NO_PAD.encode(part));
+    let message = parts.join(".");
+    let key = EncodingKey::from_ed_pem(PRIVATE_KEY.as_bytes()).expect("a key");
+    let signature = jsonwebtoken::crypto::sign(message.as_bytes(), &key, Algorithm::EdDSA).expect("signed");
+    let token = format!("{message}.{signature}");
+    match KEYS.verify(&token) {
+        Ok(license) => {
+            assert_eq!(license.key_id, "test");
+            accepted(&license.claims);
+            true
+        }
+        Err(error) => {
+            refused(&error, &token);
+            assert!(!matches!(error, LicenseError::BadSignature(_)), "the signature is good");
+            false
+        }
+    }
+}
+
+/// What was accepted can be kept as JSON in PostgreSQL, comes back equal, and is judged at any instant.
+fn accepted(claims: &LicenseClaims) {
+    let kept = serde_json::to_string(claims).expect("JSON");
+    assert!(!kept.contains("\\u0000"), "PostgreSQL's jsonb refuses NUL");
+    assert_eq!(serde_json::from_str::<LicenseClaims>(&kept).expect("readable").to_owned(), *claims);
+    let ends: [DateTime<Utc>; 4] =
+        [DateTime::UNIX_EPOCH, claims.not_before, claims.expires_at, "9999-12-31T23:59:59Z".parse().expect("a time")];
+    for now in ends {
+        for rules in [RuleSet::Y2025M07, RuleSet::Y2026M02] {
+            let answer = entitlements(rules, std::slice::from_ref(claims), now, |_, _| u64::MAX);
+            assert_eq!(answer.has_license, claims.validity(now).counts());
+        }
+        let _ = pick_publishing_license([((), claims)], now);
+    }
+}
+
+/// A refusal says why, and never shows what stands in the token's body or signature.
+fn refused(error: &LicenseError, token: &str) {
+    let text = error.to_string();
+    assert!(!text.is_empty());
+    for part in token.split('.').skip(1).filter(|part| part.len() > 20) {
+        assert!(!text.contains(part), "the token is shown");
+    }
+}

@@ -1,0 +1,99 @@
+//! Every parser on its corpus, and on a bounded, seeded number of mutations of it. A longer hunt, or the same one again:
+//!
+//!     FUZZ_RUNS=5000000 FUZZ_SEED=7 cargo test --test fuzz -- event
+//!
+//! A target takes any bytes, never panics, checks what must hold of its parser and says whether the bytes were accepted. Its corpus is
+//! `corpus/TARGET/`, a file an input; a new finding goes there.
+
+mod arguments;
+mod event;
+mod license;
+mod mutate;
+mod settings;
+mod vendor;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rand::SeedableRng as _;
+use rand::rngs::StdRng;
+
+/// Takes any bytes; true: accepted.
+type Target = fn(&[u8]) -> bool;
+
+/// So many mutations a target, unless `FUZZ_RUNS` says otherwise.
+const RUNS: u64 = 10_000;
+/// No input of at most 300 KiB takes longer, also on a machine that is busy: far more than what any should take.
+const LONGEST: Duration = Duration::from_secs(10);
+
+macro_rules! targets {
+    ($($name:ident = $target:path),* $(,)?) => {
+        $(#[test] fn $name() { fuzz(stringify!($name), $target); })*
+    };
+}
+
+targets! {
+    event_in_binary_mode = event::binary,
+    event_in_structured_mode = event::structured,
+    usage_payload = event::usage,
+    license_token = license::token,
+    license_claims = license::claims,
+    tallyman_answer = vendor::answer,
+    accept_header = vendor::accept,
+    command_line = arguments::command_line,
+    pipeline_file = settings::file,
+    pipeline_settings = settings::flags,
+    snapshot = settings::snapshot,
+    words = settings::words,
+}
+
+fn number(name: &str, default: u64) -> u64 {
+    std::env::var(name).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name} must be a whole number")))
+}
+
+/// The files of the target's corpus, by name.
+fn corpus(name: &str) -> Vec<Vec<u8>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus").join(name);
+    let mut files: Vec<_> = std::fs::read_dir(&folder).expect("the corpus").map(|entry| entry.expect("an entry").path()).collect();
+    files.sort();
+    assert!(!files.is_empty(), "no input in {}", folder.display());
+    files.iter().map(|file| std::fs::read(file).expect("an input")).collect()
+}
+
+fn fuzz(name: &str, target: Target) {
+    let (seed, runs) = (number("FUZZ_SEED", 1), number("FUZZ_RUNS", RUNS));
+    let corpus = corpus(name);
+    let (mut accepted, mut refused) = (0_u64, 0_u64);
+    let mut try_one = |input: &[u8], what: &str| {
+        // the same bytes get the same answer, or none of them can be told again
+        let begun = Instant::now();
+        let answer = catch_unwind(AssertUnwindSafe(|| (target(input), target(input))));
+        assert!(begun.elapsed() < 2 * LONGEST, "{name}, {what}: {:?} for {}", begun.elapsed(), shown(input));
+        match answer {
+            Ok((true, true)) => accepted += 1,
+            Ok((false, false)) => refused += 1,
+            Ok(_) => panic!("{name}, {what}: two answers to {}", shown(input)),
+            Err(_) => panic!("{name}, {what}: the target panicked on {}", shown(input)),
+        }
+    };
+    for (index, input) in corpus.iter().enumerate() {
+        try_one(input, &format!("file {index} of the corpus"));
+    }
+    for run in 0..runs {
+        let mut chance = StdRng::seed_from_u64(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ run);
+        try_one(&mutate::one(&corpus, &mut chance), &format!("FUZZ_SEED={seed}, run {run}"));
+    }
+    println!("{name}: {accepted} accepted, {refused} refused");
+    assert!(accepted > 0 && refused > 0, "a target that only ever says one thing checks nothing: {accepted} accepted, {refused} refused");
+}
+
+/// The input, so that it can be put into the corpus; a long one is kept in a file.
+fn shown(input: &[u8]) -> String {
+    if input.len() <= 4096 {
+        return format!("b\"{}\"", input.escape_ascii());
+    }
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("fuzz-{}", std::process::id()));
+    let kept = std::fs::write(&path, input);
+    format!("{} bytes, {}", input.len(), kept.map_or_else(|error| error.to_string(), |()| format!("kept in {}", path.display())))
+}

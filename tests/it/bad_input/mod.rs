@@ -1,0 +1,124 @@
+//! Bad input: one test for each row of ARCHITECTURE.md's table of that name. Records go the consumer's own way, between two good ones, into a
+//! real ledger; `journey::bad_input` takes some of them through both logs and a real process.
+
+mod records;
+pub mod table;
+
+use tallyline::consumer;
+use tallyline::event::{Event, Message, Topic};
+use tallyline::ledger::{Chain, Counts, Fact, Ledger};
+use tallyline::log::Record;
+
+use crate::support::Database;
+use crate::support::ledger::{DEPLOYMENT, build, ledger, noon, partition};
+
+/// What became of one record.
+#[derive(Debug, PartialEq)]
+enum Became {
+    Accepted,
+    Duplicate,
+    /// Verdict, cause and what the row says is wrong.
+    Refused(String, String, String),
+}
+
+/// A ledger that has recorded two good builds with other records between them, all in one batch.
+struct Recorded {
+    _database: Database,
+    ledger: Ledger,
+    became: Vec<Became>,
+}
+
+/// Reads and records the messages as a consumer does. The two good builds must be there, every refused record must be kept as it was found, and
+/// the books must balance: nothing else in a batch is lost for a bad record.
+async fn recorded(messages: &[Message]) -> Recorded {
+    let (database, ledger) = ledger().await;
+    let (first, last) = (build(DEPLOYMENT, 9_000), build(DEPLOYMENT, 9_001));
+    let all: Vec<Message> = [&[first.to_message()], messages, &[last.to_message()]].concat();
+    let claim = ledger.claim(partition(Topic::WorkspaceBuilds, 0), 0).await.unwrap();
+    let arrivals: Vec<_> =
+        (0..).zip(&all).map(|(offset, message)| consumer::read(Record { offset, timestamp: noon(), message: message.clone() })).collect();
+    let counts = ledger.record(&Chain::Live(claim), &arrivals, i64::try_from(all.len()).unwrap()).await.unwrap();
+
+    let mut became = Vec::new();
+    for (offset, message) in (0..).zip(&all) {
+        became.push(what_became(&ledger, offset, message).await);
+    }
+    assert_eq!(counts, counted(&became));
+    assert_eq!((&became[0], &became[all.len() - 1]), (&Became::Accepted, &Became::Accepted), "the good ones around it");
+    let facts = events(&ledger).await;
+    assert!(facts.contains(&first) && facts.contains(&last));
+    assert_eq!(ledger.books().await.unwrap().differences, []);
+    became.remove(0);
+    became.pop();
+    Recorded { _database: database, ledger, became }
+}
+
+/// What the counts of a batch must be for these.
+fn counted(became: &[Became]) -> Counts {
+    let of = |holds: &dyn Fn(&Became) -> bool| i32::try_from(became.iter().filter(|one| holds(one)).count()).unwrap();
+    let refused = |verdict: &str| of(&|one| matches!(one, Became::Refused(found, _, _) if found == verdict));
+    Counts {
+        records: of(&|_| true),
+        accepted: of(&|one| *one == Became::Accepted),
+        duplicates: of(&|one| *one == Became::Duplicate),
+        conflicts: refused("conflict"),
+        rejects: refused("rejected"),
+        held: refused("held"),
+    }
+}
+
+type RefusedRow = (String, String, String, Option<Vec<u8>>, Option<Vec<u8>>, Vec<u8>);
+
+async fn what_became(ledger: &Ledger, offset: i64, message: &Message) -> Became {
+    let row: Option<RefusedRow> =
+        sqlx::query_as("select verdict, cause, detail, record_key, payload, headers from reject where log_offset = $1")
+            .bind(offset)
+            .fetch_optional(&ledger.pool)
+            .await
+            .unwrap();
+    let accepted: i64 = sqlx::query_scalar(
+        "select count(*) from (select log_offset from workspace_build union all select log_offset from prebuild_claim
+             union all select log_offset from usage_event) as events where log_offset = $1",
+    )
+    .bind(offset)
+    .fetch_one(&ledger.pool)
+    .await
+    .unwrap();
+    match row {
+        None if accepted == 0 => Became::Duplicate,
+        None => Became::Accepted,
+        Some((verdict, cause, detail, key, payload, headers)) => {
+            assert_eq!(accepted, 0, "the record at {offset} is in two places");
+            assert_eq!((key, payload), (message.key.clone(), message.payload.clone()), "as it was found");
+            let headers: Vec<(String, Option<String>)> = serde_json::from_slice(&headers).unwrap();
+            let names: Vec<&String> = message.headers.iter().map(|(name, _)| name).collect();
+            assert_eq!(headers.iter().map(|(name, _)| name).collect::<Vec<_>>(), names, "as they were found");
+            Became::Refused(verdict, cause, detail)
+        }
+    }
+}
+
+/// The events that folds see.
+async fn events(ledger: &Ledger) -> Vec<Event> {
+    let entries = ledger.entries_after(0, i64::MAX).await.unwrap();
+    let facts = entries.into_iter().flat_map(|entry| entry.facts);
+    facts.filter_map(|fact| if let Fact::Event(event) = fact { Some(event) } else { None }).collect()
+}
+
+/// Each message is refused with this verdict and this cause, and the row names what is wrong in these words.
+async fn all_refused(rows: Vec<(Message, &str)>, verdict: &str, cause: &str) {
+    let messages: Vec<Message> = rows.iter().map(|(message, _)| message.clone()).collect();
+    let found = recorded(&messages).await;
+    for ((_, words), became) in rows.iter().zip(&found.became) {
+        let Became::Refused(found_verdict, found_cause, detail) = became else { panic!("accepted, though {words:?}") };
+        assert_eq!((found_verdict.as_str(), found_cause.as_str()), (verdict, cause), "{detail}");
+        assert!(detail.contains(words), "{words:?} is not in {detail:?}");
+    }
+}
+
+/// Every message is accepted.
+async fn all_accepted(messages: &[Message]) -> Recorded {
+    let found = recorded(messages).await;
+    assert!(found.became.iter().all(|became| *became == Became::Accepted), "{:?}", found.became);
+    found
+}

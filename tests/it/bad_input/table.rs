@@ -1,0 +1,70 @@
+//! The table itself: what it names is there.
+
+use std::path::{Path, PathBuf};
+
+/// The rows of ARCHITECTURE.md's table *Bad input*: input, what becomes of it, the test's name.
+fn rows() -> Vec<[String; 3]> {
+    let text = std::fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
+    let (_, section) = text.split_once("\n## Bad input\n").expect("the section");
+    let section = section.split("\n## ").next().unwrap();
+    let cells = |line: &str| line.trim_matches('|').split(" | ").map(|cell| cell.trim().to_owned()).collect::<Vec<_>>();
+    let lines = section.lines().filter(|line| line.starts_with("| ")).skip(2);
+    lines.map(|line| cells(line).try_into().unwrap_or_else(|cells| panic!("not three cells: {cells:?}"))).collect()
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        match path.extension() {
+            _ if path.is_dir() => sources(&path, found),
+            Some(kind) if kind == "rs" => found.push(path),
+            _ => {}
+        }
+    }
+}
+
+/// The names of all functions that cargo runs as tests, as often as they are there.
+pub fn tests() -> Vec<String> {
+    let mut files = Vec::new();
+    sources(&root().join("src"), &mut files);
+    sources(&root().join("tests"), &mut files);
+    let mut names = Vec::new();
+    for file in files {
+        let text = std::fs::read_to_string(&file).unwrap();
+        let mut is_test = false;
+        for line in text.lines().map(str::trim) {
+            let function = line.strip_prefix("async fn ").or_else(|| line.strip_prefix("fn "));
+            match function.and_then(|rest| rest.split_once('(')) {
+                Some((name, _)) => {
+                    if is_test {
+                        names.push(name.to_owned());
+                    }
+                    is_test = false;
+                }
+                None => is_test |= line.starts_with("#[test]") || line.starts_with("#[tokio::test"),
+            }
+        }
+    }
+    names
+}
+
+#[test]
+fn every_row_names_a_test_of_its_own_that_exists() {
+    let (rows, tests) = (rows(), tests());
+    let named: Vec<&str> = rows.iter().map(|[_, _, test]| test.trim_matches('`')).collect();
+    for name in &named {
+        assert_eq!(tests.iter().filter(|test| test == name).count(), 1, "tests named {name}");
+        assert_eq!(named.iter().filter(|other| other == &name).count(), 1, "rows that name {name}");
+    }
+    for [input, becomes, _] in &rows {
+        assert!(!input.is_empty() && !becomes.is_empty(), "a row without a text");
+    }
+    // the other way round: no test here is left out of the table
+    let here = include_str!("records.rs").lines().filter_map(|line| line.strip_prefix("async fn ")?.split_once('(')).map(|(name, _)| name);
+    let left_out: Vec<&str> = here.filter(|name| !named.contains(name)).collect();
+    assert_eq!(left_out, Vec::<&str>::new(), "not in the table");
+}

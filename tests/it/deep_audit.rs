@@ -1,0 +1,285 @@
+//! The deep audit on both logs: whatever is changed, removed or added in the ledger by hand is named, and an untouched ledger has no difference.
+
+use std::time::Duration;
+
+use tallyline::audit::{Audit, AuditReport};
+use tallyline::clock::Clock;
+use tallyline::consumer;
+use tallyline::event::{Event, Message, Payload, Topic, TopicPartition};
+use tallyline::ledger::{Chain, Ledger, LedgerSettings};
+use tallyline::log::{KafkaSettings, Log, PostgresLogSettings};
+
+use crate::export::publish;
+use crate::support::ledger::{DEPLOYMENT, event, noon};
+use crate::support::{self, Database, database};
+
+/// A log with events of each type, one of them twice, a conflict, a reject and a held record. Nothing of a ledger.
+struct Written {
+    log: Log,
+    _database: Option<Database>,
+}
+
+/// A ledger that has read it whole.
+struct Books {
+    ledger: Ledger,
+    log: Log,
+    _database: Database,
+}
+
+const EVENTS: u32 = 12;
+
+/// The same id with another content.
+fn conflicting(event: &Event) -> Event {
+    let mut event = event.clone();
+    let Payload::Build(build) = &mut event.payload else { panic!("a build") };
+    build.build_number += 1000;
+    event
+}
+
+fn held() -> Message {
+    let text = |text: &str| Some(text.as_bytes().to_vec());
+    let headers = [
+        ("ce_specversion", "1.0"),
+        ("ce_id", "gpu"),
+        ("ce_source", &format!("/coder/{DEPLOYMENT}")),
+        ("ce_type", "dc_gpu_v1"),
+        ("ce_time", "2025-08-01T12:00:00Z"),
+        ("content-type", "application/json"),
+    ];
+    let headers = headers.into_iter().map(|(name, value)| (name.to_owned(), text(value))).collect();
+    Message { key: text("k"), headers, payload: text("{}") }
+}
+
+impl Written {
+    async fn kafka() -> Written {
+        let kafka = support::kafka();
+        let settings = KafkaSettings { topic_prefix: kafka.prefix.clone(), ..KafkaSettings::new(&kafka.brokers) };
+        Written::on(Log::kafka(settings).unwrap(), None).await
+    }
+
+    async fn postgres() -> Written {
+        let database = database().await;
+        let ledger = Ledger::open(&LedgerSettings { url: database.url.clone(), connections: 2 }, Clock::system()).unwrap();
+        ledger.migrate().await.unwrap();
+        Written::on(Log::postgres(database.pool.clone(), PostgresLogSettings::default()), Some(database)).await
+    }
+
+    async fn on(log: Log, database: Option<Database>) -> Written {
+        log.create_topics(1).await.unwrap();
+        for topic in Topic::ALL {
+            let mut messages: Vec<Message> = (0..EVENTS).map(|n| event(topic, n).to_message()).collect();
+            messages.push(event(topic, 3).to_message());
+            messages.push(Message { payload: Some(b"no event".to_vec()), ..messages[0].clone() });
+            match topic {
+                Topic::WorkspaceBuilds => messages.push(conflicting(&event(topic, 4)).to_message()),
+                Topic::PrebuildClaims => {}
+                Topic::AgentUsage => messages.push(held()),
+            }
+            log.append(topic, messages).await.unwrap();
+        }
+        Written { log, _database: database }
+    }
+
+    /// Reads all of it into a ledger of its own, in two batches a topic, and publishes one event.
+    async fn books(&self) -> Books {
+        let database = database().await;
+        let ledger = Ledger::open(&LedgerSettings { url: database.url.clone(), connections: 4 }, Clock::given(noon())).unwrap();
+        ledger.migrate().await.unwrap();
+        for topic in Topic::ALL {
+            let partition = TopicPartition { topic, partition: 0 };
+            for limit in [7, 1000] {
+                let claim = ledger.claim(partition, 0).await.unwrap();
+                let records = self.log.read(partition, claim.next_offset, limit).await.unwrap();
+                let next_offset = records.last().unwrap().offset + 1;
+                let arrivals: Vec<_> = records.into_iter().map(consumer::read).collect();
+                ledger.record(&Chain::Live(claim), &arrivals, next_offset).await.unwrap();
+            }
+        }
+        let source_id: i16 =
+            sqlx::query_scalar("select id from source where deployment_id = $1").bind(DEPLOYMENT).fetch_one(&ledger.pool).await.unwrap();
+        publish(&ledger, source_id, "usage-1").await;
+        Books { ledger, log: self.log.clone(), _database: database }
+    }
+}
+
+impl Books {
+    async fn audit(&self) -> AuditReport {
+        let audit = Audit { ledger: self.ledger.clone(), log: self.log.clone(), source: None, patience: Duration::ZERO };
+        let ranges = audit.rereadable().await.unwrap();
+        let done = std::cell::Cell::new(0);
+        let joint = audit.deep(&ranges, |offsets| done.set(done.get() + offsets)).await.unwrap();
+        let all: i64 = ranges.iter().map(|range| range.until - range.from).sum();
+        assert_eq!(i64::try_from(done.get()).unwrap(), all, "progress reaches the end");
+        audit.run().await.unwrap().with(joint)
+    }
+
+    async fn tamper(&self, statement: &'static str) {
+        sqlx::raw_sql(statement).execute(&self.ledger.pool).await.unwrap_or_else(|error| panic!("{statement}: {error}"));
+    }
+}
+
+/// (kind, id, detail) of every difference.
+fn differences(report: &AuditReport) -> Vec<(&str, &str, &str)> {
+    let rows = report.joints.iter().flat_map(|joint| &joint.differences);
+    let rows: Vec<_> = rows.map(|row| (row.kind, row.id.as_str(), row.detail.as_str())).collect();
+    assert_eq!(report.balanced, rows.is_empty());
+    rows
+}
+
+/// What is done to the ledger, the kind of difference, what its id begins with, and words of its detail.
+type Row = (&'static str, &'static str, String, &'static str);
+
+fn rows() -> Vec<Row> {
+    let build = |n| event(Topic::WorkspaceBuilds, n).id();
+    let claim = |n| event(Topic::PrebuildClaims, n).id();
+    let usage = |n| event(Topic::AgentUsage, n).id();
+    let any = |text: &str| text.to_owned();
+    vec![
+        // a column of each event table, covered by the digest or not
+        ("update workspace_build set owner_name = 'x' where log_offset = 0", "event_changed", build(0), "owner_name: not as"),
+        ("update workspace_build set daily_cost = 77 where log_offset = 8", "event_changed", build(8), "daily_cost: not as"),
+        (
+            "update workspace_build set completed_at = completed_at + interval '1 microsecond' where log_offset = 1",
+            "event_changed",
+            build(1),
+            "completed_at: not as",
+        ),
+        ("update workspace_build set transition = 'x' where log_offset = 1", "event_unreadable", build(1), "transition"),
+        ("update workspace_build set stage = 'x' where log_offset = 1", "event_changed", build(1), "stage"),
+        ("update workspace_build set digest = decode(repeat('00', 32), 'hex') where log_offset = 2", "event_changed", build(2), "digest"),
+        ("update workspace_build set log_offset = 5 where log_offset = 2", "event_without_record", build(2), "another event"),
+        ("update workspace_build set log_offset = 500 where log_offset = 2", "event_outside_its_batch", build(2), "offset 500"),
+        ("update workspace_build set source_id = 99 where log_offset = 2", "event_unreadable", build(2), "names source 99"),
+        ("update prebuild_claim set claimed_by = gen_random_uuid() where log_offset = 0", "event_changed", claim(0), "claimed_by: not as"),
+        ("update usage_event set quantity = quantity + 1 where log_offset = 0", "event_changed", usage(0), "quantity"),
+        ("update usage_event set created_at = created_at - interval '1 day' where log_offset = 0", "event_changed", usage(0), "created_at"),
+        ("update usage_event set event_type = 'hb_agent_runtime_v1' where log_offset = 0", "event_changed", usage(0), "event_type"),
+        ("update usage_event set published_at = now() where log_offset = 0", "event_changed", usage(0), "published_at: not as"),
+        // a row of each
+        ("delete from workspace_build where log_offset = 3", "event_missing", build(3), "neither"),
+        ("delete from prebuild_claim where log_offset = 1", "event_missing", claim(1), "neither"),
+        ("delete from usage_event where log_offset = 1", "event_missing", usage(1), "neither"),
+        ("delete from usage_event where log_offset = 1", "batch_without_its_events", any("batch "), "accepted"),
+        // a forged one of each
+        (
+            "update workspace_build set build_id = 'ffffffff-0000-0000-0000-000000000000' where log_offset = 3",
+            "event_without_record",
+            any("workspace_build_completed:ffffffff-0000"),
+            "another event",
+        ),
+        (
+            "insert into prebuild_claim (source_id, build_id, batch_id, log_offset, digest, workspace_id, organization_id, template_id,
+                 template_version_id, claimed_by, initiator_id, build_number, status, created_at, completed_at, organization_name,
+                 template_name, preset_name)
+             select source_id, 'ffffffff-0000-0000-0000-000000000000', batch_id, log_offset, digest, workspace_id, organization_id, template_id,
+                 template_version_id, claimed_by, initiator_id, build_number, status, created_at, completed_at, organization_name,
+                 template_name, preset_name from prebuild_claim where log_offset = 2",
+            "event_without_record",
+            any("prebuild_claimed:ffffffff-0000"),
+            "another event",
+        ),
+        (
+            "insert into usage_event (source_id, id, batch_id, log_offset, digest, event_type, quantity, created_at)
+             select source_id, 'forged', batch_id, log_offset, digest, event_type, quantity, created_at from usage_event where log_offset = 2",
+            "event_without_record",
+            any("forged"),
+            "another event",
+        ),
+        (
+            "insert into usage_event (source_id, id, batch_id, log_offset, digest, event_type, quantity, created_at)
+             select source_id, 'forged', 9999, 9999, digest, event_type, quantity, created_at from usage_event where log_offset = 2",
+            "digest_differs",
+            any("forged"),
+            "do not give the digest",
+        ),
+        // rejects, conflicts and held records
+        ("update reject set payload = 'other' where verdict = 'rejected'", "reject_changed", any("reject "), "payload: not as"),
+        ("update reject set headers = '[]' where verdict = 'held'", "reject_changed", any("reject "), "headers: not as"),
+        ("update reject set verdict = 'conflict' where verdict = 'rejected'", "reject_changed", any("reject "), "verdict: is conflict"),
+        ("update reject set event_id = 'x' where verdict = 'held'", "reject_changed", any("reject "), "event_id: not as"),
+        ("update reject set record_timestamp = now() where verdict = 'conflict'", "reject_changed", any("reject "), "record_timestamp"),
+        ("delete from reject where verdict = 'rejected' and topic like '%claims%'", "reject_missing", any("tallyline.prebuild-claims"), "no event"),
+        ("delete from reject where verdict = 'held'", "reject_missing", any("tallyline.agent-usage"), "no event"),
+        ("delete from reject where verdict = 'conflict'", "conflict_missing", build(4), "tells something else"),
+        ("update reject set log_offset = 0 where verdict = 'conflict'", "reject_of_an_event", any("reject "), "is accepted as"),
+        ("update reject set log_offset = 12 where verdict = 'conflict'", "conflict_with_the_same", build(3), "tells the same"),
+        // what speaks of events
+        ("delete from workspace_first_start", "build_without_its_first_start", any("workspace_build_completed:"), "first start"),
+        ("update workspace_first_start set build_id = gen_random_uuid()", "first_start_without_its_build", any("workspace_build_"), "no accepted"),
+        ("update publication set event_type = 'x' where event_id = 'usage-0'", "publication_changed", usage(0), "event_type: not as"),
+        ("update publication set settled_batch_id = 1 where state = 'published'", "publication_settled_by_no_batch", usage(1), "batch 1"),
+        ("update publication set attempts = 7 where event_id = 'usage-0'", "publication_off_its_attempts", usage(0), "says 7, there are 0"),
+        ("update publication set state = 'expired' where state = 'published'", "publication_without_its_answer", usage(1), "no recorded answer"),
+        ("delete from publication where event_id = 'usage-0'", "usage_without_publication", usage(0), "not queued"),
+        (
+            "insert into publication (source_id, event_id, event_type, event_created_at, queued_batch_id, next_attempt_at)
+             values (1, 'forged', 'x', now(), 1, now())",
+            "usage_without_publication",
+            any("forged"),
+            "not accepted",
+        ),
+        ("delete from publication_attempt", "publication_off_its_attempts", usage(1), "says 1, there are 0"),
+        ("update publication_attempt set verdict = null", "request_off_its_attempts", any("request "), "verdict"),
+        ("update publication_request set events = 5", "request_off_its_attempts", any("request "), "says 5, there are 1"),
+        // the books of the chain
+        ("update batch set accepted = accepted + 1, duplicates = duplicates - 1 where duplicates > 0", "batch_without_its_events", any("batch "), "accepted"),
+        ("delete from batch where topic like '%claims%' and first_offset > 0", "event_without_its_batch", claim(11), "not there"),
+        ("update position set last_offset = last_offset - 1 where topic like '%claims%'", "another_record", any("tallyline.prebuild-claims"), "offset"),
+    ]
+}
+
+async fn each_is_named(written: Written) {
+    let untouched = written.books().await.audit().await;
+    assert_eq!(differences(&untouched), []);
+    let deep = untouched.joints.last().unwrap();
+    for (number, expected) in [
+        ("records_read_again", 3 * 14 + 2),
+        ("builds_checked_by_their_digests", 12),
+        ("claims_checked_by_their_digests", 12),
+        ("usage_checked_by_its_digests", 12),
+    ] {
+        assert_eq!(deep.numbers[number], expected, "{number}");
+    }
+    let mut missed = Vec::new();
+    for (statement, kind, id, words) in rows() {
+        let books = written.books().await;
+        books.tamper(statement).await;
+        let report = books.audit().await;
+        let found = differences(&report);
+        let named = found.iter().any(|row| row.0 == kind && row.1.starts_with(&id) && row.2.contains(words));
+        if !named {
+            missed.push(format!("{statement}: expected {kind} {id} {words:?}, found {found:#?}"));
+        }
+    }
+    assert!(missed.is_empty(), "{}", missed.join("\n"));
+}
+
+#[tokio::test]
+async fn whatever_is_changed_by_hand_is_named_with_kafka() {
+    each_is_named(Written::kafka().await).await;
+}
+
+#[tokio::test]
+async fn whatever_is_changed_by_hand_is_named_with_postgresql() {
+    each_is_named(Written::postgres().await).await;
+}
+
+#[tokio::test]
+async fn what_the_log_no_longer_holds_is_checked_by_its_digest_and_the_rest_by_its_record() {
+    let written = Written::postgres().await;
+    let books = written.books().await;
+    let log = &written._database.as_ref().unwrap().pool;
+    sqlx::raw_sql("delete from log_record where record_offset < 6; update log_partition set start_offset = 6").execute(log).await.unwrap();
+    let report = books.audit().await;
+    assert_eq!(differences(&report), []);
+    assert_eq!(report.joints.last().unwrap().numbers["records_read_again"], 3 * (14 - 6) + 2);
+    books
+        .tamper(
+            "update workspace_build set owner_name = 'x' where log_offset = 7; update usage_event set quantity = 99 where log_offset = 0",
+        )
+        .await;
+    let report = books.audit().await;
+    let found: Vec<_> = differences(&report).into_iter().map(|(kind, id, _)| (kind, id.to_owned())).collect();
+    let changed = ("event_changed", event(Topic::WorkspaceBuilds, 7).id());
+    assert_eq!(found, [changed, ("digest_differs", event(Topic::AgentUsage, 0).id())]);
+}

@@ -1,0 +1,291 @@
+//! What other pipelines are known to get wrong, each failure a test that says what must hold instead. One of them is with the collector's other
+//! tests: `what_the_log_has_not_stored_is_not_seen_and_comes_with_the_next_pass` stands for an id that is seen but not stored.
+
+use std::time::Duration;
+
+use chrono::TimeDelta;
+use prometheus::Registry;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+use tallyline::consumer::{Consumer, ConsumerTelemetry, GROUP};
+use tallyline::event::{Event, Message, Payload, Topic};
+use tallyline::ledger::{Chain, Counts, Fact, Ledger};
+use tallyline::log::{KafkaSettings, Log, LogError, PostgresLogSettings};
+use tallyline::sim::tallyman::{Behaviour, EventRule, Switches};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::publisher::world::World;
+use crate::support::ledger::{DEPLOYMENT, arrival, build, ledger, moved, noon, partition, usage};
+use crate::support::{self, Database, Kafka, eventually};
+
+const SOON: Duration = Duration::from_secs(120);
+
+/// A consumer at work in this process.
+struct Consuming {
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Consuming {
+    fn start(log: &Log, ledger: &Ledger) -> Consuming {
+        let consumer = Consumer::new(log.clone(), ledger.clone(), GROUP, ConsumerTelemetry::register(&Registry::new()).unwrap());
+        let stop = CancellationToken::new();
+        let task = tokio::spawn({
+            let stop = stop.clone();
+            async move { consumer.run(&stop).await }
+        });
+        Consuming { stop, task }
+    }
+
+    async fn ends(self) {
+        self.stop.cancel();
+        tokio::time::timeout(SOON, self.task).await.expect("it ends").unwrap();
+    }
+}
+
+/// A ledger that knows the tests' deployment.
+async fn ours() -> (Database, Ledger) {
+    let (database, ledger) = ledger().await;
+    ledger.register_source(DEPLOYMENT, noon(), None).await.unwrap();
+    (database, ledger)
+}
+
+/// The PostgreSQL log in the ledger's database, of one partition a topic.
+async fn postgres_log(ledger: &Ledger, batch_records: usize) -> Log {
+    let log = Log::postgres(ledger.pool.clone(), PostgresLogSettings { batch_records, ..PostgresLogSettings::default() });
+    log.create_topics(1).await.unwrap();
+    log
+}
+
+fn kafka_log(kafka: &Kafka) -> Log {
+    Log::kafka(KafkaSettings { topic_prefix: kafka.prefix.clone(), ..KafkaSettings::new(&kafka.brokers) }).unwrap()
+}
+
+fn messages(numbers: std::ops::Range<u32>) -> Vec<Message> {
+    numbers.map(|n| usage(DEPLOYMENT, n).to_message()).collect()
+}
+
+async fn number(database: &Database, query: &'static str) -> i64 {
+    sqlx::query_scalar(query).fetch_one(&database.pool).await.unwrap()
+}
+
+async fn recorded(database: &Database, events: i64) {
+    eventually(SOON, "all is recorded", || async { number(database, "select count(*) from usage_event").await >= events }).await;
+}
+
+/// So many events are recorded, each once, and the books balance.
+async fn all_is_recorded_once(database: &Database, ledger: &Ledger, events: i64) {
+    recorded(database, events).await;
+    let books = ledger.books().await.unwrap();
+    assert_eq!((books.usage, books.differences), (events, vec![]));
+    assert_eq!(number(database, "select sum(records)::bigint from position").await, events, "nothing was read twice");
+}
+
+/// Stands for: the offset is committed when a record is handed over, and a crash before its rows are written loses it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_position_is_never_claimed_before_its_rows_are_written() {
+    let (database, ledger) = ours().await;
+    let log = postgres_log(&ledger, 5000).await;
+    log.append(Topic::AgentUsage, messages(0..100)).await.unwrap();
+    // every batch's last lock: with it held, rows and position are written but not committed
+    let mut held = database.pool.begin().await.unwrap();
+    sqlx::query("select 1 from ledger for update").execute(&mut *held).await.unwrap();
+    let consuming = Consuming::start(&log, &ledger);
+    // the writer dies there twice
+    for _ in 0..2 {
+        let waiting = "select coalesce(max(pid), 0)::bigint from pg_stat_activity
+             where datname = current_database() and wait_event_type = 'Lock' and query ilike 'commit%'";
+        eventually(SOON, "a batch is about to be committed", || async { number(&database, waiting).await > 0 }).await;
+        let claimed = "select coalesce(max(next_offset), 0) from position where topic = 'tallyline.agent-usage.v1'";
+        let told = "select coalesce(max(marked_offset), 0) from log_assignment join log_partition on id = partition_id where topic = 'tallyline.agent-usage.v1'";
+        assert_eq!(number(&database, "select count(*) from usage_event").await, 0);
+        assert_eq!((number(&database, claimed).await, number(&database, told).await), (0, 0));
+        let kill = "select count(pg_terminate_backend(pid)) from pg_stat_activity
+             where datname = current_database() and wait_event_type = 'Lock' and query ilike 'commit%'";
+        assert!(number(&database, kill).await > 0);
+        eventually(SOON, "it is gone", || async { number(&database, waiting).await == 0 }).await;
+    }
+    held.rollback().await.unwrap();
+    all_is_recorded_once(&database, &ledger, 100).await;
+    consuming.ends().await;
+}
+
+/// Stands for: workers of one partition or of several finish out of order, and the highest offset is committed for all of them.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_group_is_never_told_of_more_than_is_recorded() {
+    let (database, ledger) = ours().await;
+    let kafka = support::kafka();
+    let log = kafka_log(&kafka);
+    log.create_topics(2).await.unwrap();
+    let places = log.append(Topic::AgentUsage, messages(0..100)).await.unwrap();
+    let first_of_0 = (0..100).zip(&places).find(|(_, (partition, _))| *partition == 0).map(|(n, _)| n).unwrap();
+    // another transaction has that id and is not finished: the batch of partition 0 can neither be recorded nor refused
+    let mut held = database.pool.begin().await.unwrap();
+    sqlx::query(
+        "insert into usage_event (source_id, id, batch_id, log_offset, digest, event_type, quantity, created_at)
+         select id, $1, 0, 0, '', '', 1, now() from source",
+    )
+    .bind(format!("usage-{first_of_0}"))
+    .execute(&mut *held)
+    .await
+    .unwrap();
+    let consuming = Consuming::start(&log, &ledger);
+    let ends = [0, 1].map(|of| i64::try_from(places.iter().filter(|(partition, _)| *partition == of).count()).unwrap());
+    let committed = || {
+        let group: BaseConsumer =
+            ClientConfig::new().set("bootstrap.servers", &kafka.brokers).set("group.id", kafka.name(GROUP)).create().unwrap();
+        let mut asked = TopicPartitionList::new();
+        let topic = kafka.name(Topic::AgentUsage.name());
+        (0..2).for_each(|partition| drop(asked.add_partition(&topic, partition)));
+        let told = tokio::task::block_in_place(|| group.committed_offsets(asked, Duration::from_secs(20)));
+        let offset = |offset: Offset| if let Offset::Offset(offset) = offset { offset } else { 0 };
+        told.map_or([0, 0], |told| [0, 1].map(|partition| offset(told.find_partition(&topic, partition).unwrap().offset())))
+    };
+    eventually(SOON, "the other partition is read to its end, and the group is told", || async { committed()[1] == ends[1] }).await;
+    let waiting = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
+    eventually(SOON, "the batch waits", || async { number(&database, waiting).await > 0 }).await;
+    // more comes behind the unfinished one
+    log.append(Topic::AgentUsage, messages(100..200)).await.unwrap();
+    recorded(&database, ends[1] + 1).await;
+    assert_eq!(committed()[0], 0);
+    held.rollback().await.unwrap();
+    all_is_recorded_once(&database, &ledger, 200).await;
+    eventually(SOON, "the group is told", || async { committed()[0] > ends[0] }).await;
+    consuming.ends().await;
+}
+
+/// Stands for: a delivery is refused by the store, the next one is acknowledged, and the acknowledgement covers both.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_that_was_refused_is_recorded_before_any_behind_it() {
+    let (database, ledger) = ours().await;
+    let log = postgres_log(&ledger, 10).await;
+    // refused for now, three times: a counter is not rolled back
+    sqlx::raw_sql(
+        "create sequence refusals;
+         create function refuse() returns trigger language plpgsql as $$
+         begin
+             if new.id = 'usage-15' and nextval('refusals') <= 3 then
+                 raise exception 'no space left' using errcode = '53100';
+             end if;
+             return new;
+         end
+         $$;
+         create trigger refuses before insert on usage_event for each row execute function refuse()",
+    )
+    .execute(&database.pool)
+    .await
+    .unwrap();
+    log.append(Topic::AgentUsage, messages(0..100)).await.unwrap();
+    let consuming = Consuming::start(&log, &ledger);
+    all_is_recorded_once(&database, &ledger, 100).await;
+    assert!(number(&database, "select last_value from refusals").await >= 4, "it was refused three times");
+    let order: Vec<i64> =
+        sqlx::query_scalar("select first_offset from batch where kind = 'log' order by sequence").fetch_all(&database.pool).await.unwrap();
+    assert!(order.is_sorted() && order.len() >= 10, "{order:?}");
+    consuming.ends().await;
+}
+
+/// Stands for: after partitions have moved, one of them has no reader that knows of it, and nobody notices.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_partition_is_read_on_after_each_rebalance() {
+    let (database, ledger) = ours().await;
+    let kafka = support::kafka();
+    let log = kafka_log(&kafka);
+    log.create_topics(4).await.unwrap();
+    let topic = "select max(epoch) from position where topic = 'tallyline.agent-usage.v1'";
+    let first = Consuming::start(&log, &ledger);
+    append_to_every_partition(&log, 0..200).await;
+    recorded(&database, 200).await;
+    let before = number(&database, topic).await;
+    let second = Consuming::start(&kafka_log(&kafka), &ledger);
+    eventually(SOON, "partitions have moved", || async { number(&database, topic).await > before }).await;
+    append_to_every_partition(&log, 200..400).await;
+    recorded(&database, 400).await;
+    first.ends().await;
+    append_to_every_partition(&log, 400..600).await;
+    recorded(&database, 600).await;
+    let third = Consuming::start(&log, &ledger);
+    append_to_every_partition(&log, 600..800).await;
+    second.ends().await;
+    append_to_every_partition(&log, 800..1000).await;
+    all_is_recorded_once(&database, &ledger, 1000).await;
+    third.ends().await;
+}
+
+async fn append_to_every_partition(log: &Log, numbers: std::ops::Range<u32>) {
+    let mut partitions: Vec<i32> =
+        log.append(Topic::AgentUsage, messages(numbers)).await.unwrap().into_iter().map(|(partition, _)| partition).collect();
+    partitions.sort_unstable();
+    partitions.dedup();
+    assert_eq!(partitions, [0, 1, 2, 3]);
+}
+
+/// Stands for: the last writer of an id wins, or a conflict is taken for a duplicate because the batch's own first sighting was compared.
+#[tokio::test]
+async fn the_same_id_with_another_body_is_a_conflict_and_the_accepted_event_stands() {
+    let (_database, ledger) = ours().await;
+    let claim = ledger.claim(partition(Topic::WorkspaceBuilds, 0), 0).await.unwrap();
+    let accepted = build(DEPLOYMENT, 1);
+    let mut otherwise = accepted.clone();
+    let Payload::Build(other) = &mut otherwise.payload else { panic!("it is a build") };
+    other.build_number = 9;
+    ledger.record(&Chain::Live(claim.clone()), &[arrival(0, accepted.clone())], 1).await.unwrap();
+    let again = [(1, &otherwise), (2, &accepted), (3, &otherwise), (4, &accepted)].map(|(offset, event)| arrival(offset, event.clone()));
+    let counts = ledger.record(&Chain::Live(moved(&claim, 1)), &again, 5).await.unwrap();
+    assert_eq!(counts, Counts { records: 4, duplicates: 2, conflicts: 2, ..Counts::default() });
+    let kept: Vec<i64> = sqlx::query_scalar("select log_offset from reject order by 1").fetch_all(&ledger.pool).await.unwrap();
+    assert_eq!(kept, [1, 3]);
+    let facts = ledger.entries_after(0, i64::MAX).await.unwrap().into_iter().flat_map(|entry| entry.facts);
+    let events: Vec<Event> = facts.filter_map(|fact| if let Fact::Event(event) = fact { Some(event) } else { None }).collect();
+    assert_eq!(events, [accepted]);
+}
+
+/// Stands for: a producer says accepted, and the record went to a topic that nobody made and nobody reads.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_taken_for_a_topic_that_does_not_exist() {
+    let (_database, ledger) = ours().await;
+    let postgres = Log::postgres(ledger.pool.clone(), PostgresLogSettings::default());
+    for log in [postgres, kafka_log(&support::kafka())] {
+        let error = log.append(Topic::AgentUsage, messages(0..3)).await.unwrap_err();
+        assert_eq!((error.cause, error.placed), (LogError::NoTopic(Topic::AgentUsage), vec![None; 3]));
+        assert_eq!(log.partitions(Topic::AgentUsage).await, Err(LogError::NoTopic(Topic::AgentUsage)), "nor was it made by asking");
+    }
+}
+
+/// Stands for: the oldest event of the queue is refused for now, and everything behind it waits until it expires.
+#[tokio::test]
+async fn an_event_refused_for_now_does_not_hold_back_the_ones_behind_it() {
+    let ids = (0..120).map(|index| format!("event-{index:04}")).collect();
+    let rule = EventRule { behaviour: Behaviour::RefuseForNow, ids, fraction: 0.0, until: None, times: Some(1) };
+    let world = World::with(Switches { events: vec![rule], ..Switches::default() }).await;
+    world.add_many(250).await;
+    let cycle = world.cycle().await;
+    assert_eq!((cycle.requests, cycle.refused_for_now, cycle.accepted), (3, 120, 130), "full requests follow each other at once");
+    let sizes: Vec<i32> =
+        sqlx::query_scalar("select events from publication_request order by events desc").fetch_all(&world.ledger.pool).await.unwrap();
+    assert_eq!(sizes, [100, 100, 50]);
+    world.pass(TimeDelta::minutes(2));
+    assert_eq!(world.cycle().await.accepted, 120);
+    assert_eq!(world.number_in("published").await, 250);
+    let books = world.vendor.books();
+    assert_eq!(books.billed.len(), 250);
+    assert!(books.billed.iter().all(|billed| billed.times == 1));
+}
+
+#[test]
+fn each_failure_has_its_test() {
+    let tests = crate::bad_input::table::tests();
+    for name in [
+        "a_position_is_never_claimed_before_its_rows_are_written",
+        "what_the_log_has_not_stored_is_not_seen_and_comes_with_the_next_pass",
+        "the_group_is_never_told_of_more_than_is_recorded",
+        "a_batch_that_was_refused_is_recorded_before_any_behind_it",
+        "every_partition_is_read_on_after_each_rebalance",
+        "the_same_id_with_another_body_is_a_conflict_and_the_accepted_event_stands",
+        "nothing_is_taken_for_a_topic_that_does_not_exist",
+        "an_event_refused_for_now_does_not_hold_back_the_ones_behind_it",
+    ] {
+        assert_eq!(tests.iter().filter(|test| *test == name).count(), 1, "{name}");
+    }
+}

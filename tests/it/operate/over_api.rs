@@ -1,0 +1,86 @@
+//! The command line asks a process that serves, as it asks the databases.
+
+use serde_json::Value;
+
+use super::{Kind, Running, Site, append_builds};
+use crate::support::eventually;
+use crate::support::ports::free_port;
+use crate::support::process::{Ended, run_tallyline};
+
+const SECRETS: [(&str, &str); 3] = [("READ", "the read token"), ("ENFORCE", "the enforce token"), ("ADMIN", "the admin token")];
+
+/// A running process with a token of each scope.
+async fn serving() -> (Site, Running) {
+    let mut site = Site::new(Kind::Postgres).await;
+    for (name, text) in SECRETS {
+        let scope = name.to_lowercase();
+        site.set(&format!("serve.tokens.the-{scope}"), &format!("'{scope} {text}'"));
+    }
+    let running = site.start("");
+    eventually(super::SOON, "it is ready", || async { running.get("/readyz").await.0.is_success() }).await;
+    (site, running)
+}
+
+/// Runs a command against the API at this address.
+async fn over(api: &str, words: &str, token: &str) -> Ended {
+    let words: Vec<&str> = words.split_whitespace().chain(["--api", api]).chain(token.split_whitespace()).collect();
+    run_tallyline(&words, &SECRETS).await
+}
+
+fn json(ended: &Ended) -> Value {
+    assert!(ended.status.success(), "{ended:?}");
+    serde_json::from_str(&ended.stdout).unwrap()
+}
+
+#[tokio::test]
+async fn a_command_shows_the_same_whichever_way_it_asks() {
+    let (site, mut running) = serving().await;
+    append_builds(&site.log(), 0..5).await;
+    site.builds(5).await;
+    let api = running.api().await;
+    let (mut over_http, mut direct) = (json(&over(&api, "status --output json", "--token env:READ").await), site.status().await);
+    assert!(over_http.as_object_mut().unwrap().remove("folded_sequences").is_some());
+    // what moves by itself is there, with the time that it was asked for
+    for moving in ["at", "audit", "leases", "processes", "rates"] {
+        let [one, other] = [&mut over_http, &mut direct].map(|answer| answer.as_object_mut().unwrap().remove(moving).unwrap());
+        assert_eq!(one.as_array().map(Vec::len), other.as_array().map(Vec::len), "{moving}");
+    }
+    assert_eq!(over_http, direct);
+    let paused = over(&api, "pause publish --reason maintenance", "--token env:ADMIN").await;
+    assert!(paused.status.success() && paused.stdout.contains("publish is paused by the-admin"), "{paused:?}");
+    let again = over(&api, "pause publish --reason maintenance", "--token env:ADMIN").await;
+    assert!(again.status.code() == Some(4) && again.stderr.contains("409 Conflict: publish is paused by the-admin"), "{again:?}");
+    let resumed = over(&api, "resume publish", "--token env:ADMIN").await;
+    assert!(resumed.status.success() && resumed.stdout.contains("publish goes on"), "{resumed:?}");
+    let [over_http, direct] = [over(&api, "acts", "--token env:READ").await, site.command("acts").await].map(|ended| ended.stdout);
+    assert_eq!(over_http, direct);
+    assert_eq!(direct.lines().filter(|line| line.contains("the-admin")).count(), 2, "{direct}");
+    running.ends_in_order().await;
+}
+
+#[tokio::test]
+async fn what_is_refused_over_the_api_is_told_with_its_reason_and_exit_code() {
+    let (_site, mut running) = serving().await;
+    let api = running.api().await;
+    let nowhere = format!("http://127.0.0.1:{}", free_port());
+    for (at, words, token, code, said) in [
+        (&api, "status", "", 2, "401 Unauthorized: a valid bearer token is needed"),
+        (&api, "status", "--token env:ENFORCE", 2, "this needs a token of scope read; the-enforce has the scope enforce"),
+        (&api, "status", "--token env:NOT_SET", 2, "NOT_SET is not set"),
+        (&api, "status", "--token hunter2", 2, "--token must be env:NAME"),
+        (&api, "pause consume --reason x", "--token env:READ", 2, "this needs a token of scope admin; the-read has the scope read"),
+        (&api, "pause consume --reason x --as somebody", "--token env:ADMIN", 2, "--as cannot be used with --api"),
+        (&api, "pause consume", "--token env:ADMIN", 2, "reason: a pause needs a reason"),
+        (&api, "acts --act burn", "--token env:ADMIN", 2, "act: must be one of resubmit"),
+        (&nowhere, "status", "--token env:READ", 3, "no answer from http://127.0.0.1"),
+        (&"http://10.0.0.1:8090".to_owned(), "status", "--token env:READ", 2, "must be https:// beyond this machine"),
+    ] {
+        let ended = over(at, words, token).await;
+        assert!(ended.status.code() == Some(code) && ended.stderr.contains(said), "{words} {token}: {ended:?}");
+        assert!(!ended.stderr.contains("hunter2") && !ended.stderr.contains("the read token"), "{ended:?}");
+    }
+    // by the variable alone
+    let by_variable = run_tallyline(&["status", "--api", &api], &[("TALLYLINE_API_TOKEN", "the read token")]).await;
+    assert!(by_variable.status.success(), "{by_variable:?}");
+    running.ends_in_order().await;
+}

@@ -1,0 +1,88 @@
+//! A consumer that is alive and does not move: noticed by its progress, and its group is joined anew.
+
+use std::time::Duration;
+
+use tallyline::event::{Topic, TopicPartition};
+
+use super::{Kind, SOON, Site, append_builds};
+use crate::support::eventually;
+
+const BUILDS: u32 = 300;
+
+#[tokio::test]
+async fn a_consumer_that_stands_still_while_records_wait_says_so_and_joins_again() {
+    for kind in [Kind::Postgres, Kind::Kafka] {
+        let mut site = Site::new(kind).await;
+        site.set("consume.stall_seconds", "2");
+        let mut running = site.start("");
+        let log = site.log();
+        append_builds(&log, 0..BUILDS).await;
+        site.builds(i64::from(BUILDS)).await;
+
+        // Somebody holds the row that says where a partition stands: its batches cannot be recorded, while the member's heartbeats go on.
+        let mut lock = site.ledger.pool.begin().await.unwrap();
+        let position: i64 = sqlx::query_scalar("select next_offset from position where topic = $1 and partition = 0 for update")
+            .bind(Topic::WorkspaceBuilds.name())
+            .fetch_one(&mut *lock)
+            .await
+            .unwrap();
+        append_builds(&log, BUILDS..2 * BUILDS).await;
+        let said = running.says(&["consumer stalled", "tallyline.workspace-builds.v1/0", &format!("\"position\":{position}")]).await;
+        assert!(said.contains("\"log_end\":") && said.contains("\"stalled_seconds\":"), "{said}");
+        running.says(&["consumer joins again"]).await;
+        // it is back in its group, and the partition that cannot be claimed holds up no other
+        eventually(SOON, "it has joined again", || async { joined(&running.process.stderr()) >= 2 }).await;
+        for partition in [1, 2] {
+            let (_, end) = log.watermarks(TopicPartition { topic: Topic::WorkspaceBuilds, partition }).await.unwrap();
+            eventually(SOON, "the other partitions go on", || async {
+                let position: i64 = sqlx::query_scalar("select next_offset from position where topic = $1 and partition = $2")
+                    .bind(Topic::WorkspaceBuilds.name())
+                    .bind(partition)
+                    .fetch_one(&site.ledger.pool)
+                    .await
+                    .unwrap();
+                position == end
+            })
+            .await;
+        }
+        let metrics = running.metrics().await;
+        assert!(metrics.contains("tallyline_consumer_stalls_total{topic=\"tallyline.workspace-builds.v1\"} 1\n"), "{metrics}");
+
+        lock.rollback().await.unwrap();
+        site.builds(i64::from(2 * BUILDS)).await;
+        let numbers = site.balanced().await;
+        assert_eq!(numbers["accepted"], 2 * BUILDS);
+        running.ready().await;
+        running.ends_in_order().await;
+    }
+}
+
+fn joined(log: &str) -> usize {
+    log.lines().filter(|line| line.contains("partitions assigned")).count()
+}
+
+#[tokio::test]
+async fn a_consumer_with_nothing_to_read_and_one_that_is_paused_do_not_stall() {
+    let mut site = Site::new(Kind::Postgres).await;
+    site.set("consume.stall_seconds", "1");
+    let mut running = site.start("");
+    let log = site.log();
+    append_builds(&log, 0..BUILDS).await;
+    site.builds(i64::from(BUILDS)).await;
+    let paused = site.command("pause consume --reason a-test").await;
+    assert!(paused.status.success(), "{paused:?}");
+    running.says(&["partitions held"]).await;
+    append_builds(&log, BUILDS..2 * BUILDS).await;
+    // Records wait for well over the second: the pause lasts until the database's clock says so.
+    eventually(SOON, "five seconds are over", || async {
+        site.count("select (extract(epoch from clock_timestamp() - acted_at) > 5)::int::bigint from operator_act where act = 'pause'").await
+            == 1
+    })
+    .await;
+    assert_eq!(site.count("select count(*) from workspace_build").await, i64::from(BUILDS));
+    let resumed = site.command("resume consume").await;
+    assert!(resumed.status.success(), "{resumed:?}");
+    site.builds(i64::from(2 * BUILDS)).await;
+    assert!(!running.process.stderr().contains("consumer stalled"), "{}", running.process.stderr());
+    assert!(running.ends_in_order().await < Duration::from_secs(15));
+}

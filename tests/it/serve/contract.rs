@@ -1,0 +1,357 @@
+//! The API against its own document: each route is in it, and each answer of a serving process, good or bad, is of the shape that it promises.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+
+use jsonschema::Validator;
+use reqwest::{Client, Method, StatusCode};
+use serde_json::{Map, Value, json};
+use tallyline::api::Token;
+use tallyline::config::Scope;
+use tallyline::event::Topic;
+use tallyline::ledger::NewAct;
+
+use super::{Process, SOON, Site};
+use crate::support::eventually;
+use crate::support::ledger::{DEPLOYMENT, OTHER_DEPLOYMENT, build, partition};
+
+/// A process whose answers are held against its document.
+struct Contract {
+    process: Process,
+    /// With every type closed, so that a field that the document does not know is found.
+    document: Value,
+    /// Which operations gave which answer.
+    seen: BTreeSet<(String, String)>,
+}
+
+fn tokens() -> Vec<Token> {
+    Scope::ALL.map(|scope| Token::new(&format!("the-{scope}"), scope, scope.name())).to_vec()
+}
+
+impl Contract {
+    async fn of(process: Process) -> Contract {
+        let (status, mut document) = process.get("/openapi.json").await;
+        assert_eq!((status.as_u16(), &document["openapi"]), (200, &json!("3.1.0")));
+        let open: BTreeSet<String> = flattened(&document);
+        for (name, schema) in document["components"]["schemas"].as_object_mut().unwrap() {
+            if !open.contains(name) {
+                close(schema);
+            }
+        }
+        Contract { process, document, seen: BTreeSet::new() }
+    }
+
+    /// Asks as `scope`, or as nobody, and answers what came after it was found to be what the document says of `template`.
+    async fn ask(&mut self, method: Method, template: &str, path: &str, scope: Option<Scope>, body: Option<Value>) -> (u16, Value) {
+        let mut request = Client::new().request(method.clone(), format!("{}{path}", self.process.api));
+        if let Some(scope) = scope {
+            request = request.bearer_auth(scope.name());
+        }
+        if let Some(body) = body {
+            request = request.json(&body);
+        }
+        let answer = request.send().await.unwrap();
+        let status = answer.status();
+        assert_eq!(answer.headers()["content-type"], "application/json", "{path}");
+        let body: Value = answer.json().await.unwrap();
+        self.hold(&method, template, status, &body);
+        (status.as_u16(), body)
+    }
+
+    /// Asks to change something, as admin.
+    async fn change(&mut self, method: Method, template: &str, path: &str, body: Option<Value>) -> (u16, Value) {
+        self.ask(method, template, path, Some(Scope::Admin), body).await
+    }
+
+    async fn get(&mut self, path: &str) -> (u16, Value) {
+        let template = path.split('?').next().unwrap().to_owned();
+        self.ask(Method::GET, &template, path, Some(Scope::Admin), None).await
+    }
+
+    fn hold(&mut self, method: &Method, template: &str, status: StatusCode, body: &Value) {
+        let operation = format!("{method} {template}");
+        let responses = &self.document["paths"][template][method.as_str().to_lowercase()]["responses"];
+        assert!(responses.is_object(), "{operation} is not in the document");
+        let code = if responses[status.as_str()].is_object() { status.as_str() } else { "default" };
+        assert!(code != "default" || !status.is_success(), "{operation}: {status} is not in the document");
+        let schema = &responses[code]["content"]["application/json"]["schema"];
+        if schema.is_object() {
+            let faults = self.faults(schema, body);
+            assert!(faults.is_empty(), "{operation} {status}: {faults:?}\n{body}");
+        }
+        let code = code.to_owned();
+        self.seen.insert((operation, code));
+    }
+
+    fn faults(&self, schema: &Value, body: &Value) -> Vec<String> {
+        let mut whole = schema.clone();
+        whole["components"] = self.document["components"].clone();
+        let validator = Validator::new(&whole).unwrap();
+        validator.iter_errors(body).map(|error| format!("{}: {error}", error.instance_path())).collect()
+    }
+}
+
+/// Types that are flattened into others: these close them.
+fn flattened(document: &Value) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    let mut left = vec![document];
+    while let Some(value) = left.pop() {
+        match value {
+            Value::Object(fields) => {
+                let parts = fields.get("allOf").and_then(Value::as_array).into_iter().flatten();
+                found.extend(parts.filter_map(|part| part["$ref"].as_str()?.rsplit('/').next().map(str::to_owned)));
+                left.extend(fields.values());
+            }
+            Value::Array(items) => left.extend(items),
+            _ => {}
+        }
+    }
+    found
+}
+
+/// Allows no other fields than the named ones.
+fn close(schema: &mut Value) {
+    match schema {
+        Value::Object(fields) => {
+            if fields.contains_key("allOf") {
+                fields.insert("unevaluatedProperties".into(), false.into());
+                return;
+            }
+            if fields.contains_key("properties") && fields.get("type") == Some(&json!("object")) {
+                fields.entry("additionalProperties").or_insert(false.into());
+            }
+            fields.values_mut().for_each(close);
+        }
+        Value::Array(items) => items.iter_mut().for_each(close),
+        _ => {}
+    }
+}
+
+fn operations(document: &Value) -> Vec<(Method, String, Map<String, Value>)> {
+    let paths = document["paths"].as_object().unwrap();
+    let of_path = |(path, item): (&String, &Value)| {
+        let methods = item.as_object().unwrap().clone();
+        let path = path.clone();
+        methods
+            .into_iter()
+            .map(move |(method, operation)| (method.to_uppercase().parse().unwrap(), path.clone(), operation.as_object().unwrap().clone()))
+    };
+    paths.iter().flat_map(of_path).collect()
+}
+
+/// Parameters in a path replaced by what is nothing's name.
+fn filled(path: &str) -> String {
+    path.split('/').map(|segment| if segment.starts_with('{') { "0" } else { segment }).collect::<Vec<_>>().join("/")
+}
+
+#[tokio::test]
+async fn every_path_of_the_document_answers_and_asks_for_the_scope_that_it_names() {
+    let site = Site::new().await;
+    site.collected(DEPLOYMENT).await;
+    let process = site.process_with(|settings, _| settings.tokens = tokens()).await;
+    let mut contract = Contract::of(process).await;
+    for (method, path, operation) in operations(&contract.document) {
+        let needs = operation.get("security").map(|security| security[0]["token"][0].as_str().unwrap().to_owned());
+        let needs = needs.map(|name| Scope::ALL.into_iter().find(|scope| scope.name() == name).unwrap());
+        let at = filled(&path);
+        for scope in [None, Some(Scope::Enforce), Some(Scope::Read), Some(Scope::Admin)] {
+            let (status, body) = contract.ask(method.clone(), &path, &at, scope, None).await;
+            match (needs, scope) {
+                (Some(_), None) => assert_eq!(status, 401, "{method} {path}: {body}"),
+                (Some(needs), Some(scope)) if !scope.covers(needs) => {
+                    assert_eq!(status, 403, "{method} {path} as {scope}: {body}");
+                    assert!(body["message"].as_str().unwrap().contains(&format!("scope {needs}")), "{body}");
+                }
+                _ => assert!(![401, 403, 405].contains(&status), "{method} {path} as {scope:?}: {status} {body}"),
+            }
+        }
+    }
+    // and one that nobody knows
+    let wrong = Client::new().get(format!("{}/api/v1/status", contract.process.api)).bearer_auth("no token").send().await.unwrap();
+    assert_eq!((wrong.status().as_u16(), wrong.headers()["www-authenticate"].to_str().unwrap()), (401, "Bearer"));
+    // other methods are refused, and the ones that are there are named
+    let refused = Client::new().put(format!("{}/api/v1/status", contract.process.api)).bearer_auth("admin").send().await.unwrap();
+    assert_eq!((refused.status().as_u16(), refused.headers()["allow"].to_str().unwrap()), (405, "GET,HEAD"));
+}
+
+#[tokio::test]
+async fn without_tokens_loopback_may_read_and_nobody_may_change() {
+    let site = Site::new().await;
+    site.collected(DEPLOYMENT).await;
+    let mut contract = Contract::of(site.process().await).await;
+    for (method, path, operation) in operations(&contract.document) {
+        let open = operation.get("security").is_none_or(|security| security.as_array().unwrap().contains(&json!({})));
+        let (status, body) = contract.ask(method.clone(), &path, &filled(&path), None, None).await;
+        assert_ne!(status, 401, "{method} {path}");
+        assert_eq!(status == 403, !open, "{method} {path}: {status} {body}");
+        assert!(open || body["message"].as_str().unwrap().contains("serve.tokens"), "{body}");
+    }
+}
+
+#[tokio::test]
+async fn answers_are_what_the_document_says() {
+    let site = Site::new().await;
+    let source = site.collected(DEPLOYMENT).await;
+    site.record(Topic::WorkspaceBuilds, vec![build(DEPLOYMENT, 1)]).await;
+    site.pass(&source, 0).await;
+    for subject in ["consume", "publish"] {
+        let detail = json!({ "topic": null });
+        site.ledger.record_act(&NewAct { actor: "user-001", act: "pause", subject, reason: "maintenance", detail }).await.unwrap();
+    }
+    let stopped = Arc::new(Mutex::new(BTreeMap::from([(partition(Topic::AgentUsage, 0), "the log was recreated".to_owned())])));
+    let process = site
+        .process_with(|settings, api| {
+            settings.tokens = tokens();
+            api.stopped_partitions = Some(Arc::clone(&stopped));
+        })
+        .await;
+    let mut contract = Contract::of(process).await;
+    assert_eq!(contract.get("/readyz").await.0, 503);
+    stopped.lock().unwrap().clear();
+    eventually(SOON, "it is ready", || async { contract.process.get("/readyz").await.0 == 200 }).await;
+    for path in ["/healthz", "/readyz", "/openapi.json", "/api/v2/entitlements", "/api/v1/status", "/api/v1/acts", "/api/v1/pauses"] {
+        let (status, body) = contract.get(path).await;
+        assert_eq!(status, 200, "{path}: {body}");
+    }
+    let (status, _) = contract.get("/api/v1/managed-agents/count?start=2025-01-01T00:00:00Z&end=2026-01-01T00:00:00Z").await;
+    assert_eq!(status, 200);
+    for (path, field) in [
+        ("/api/v1/managed-agents/count", "start"),
+        ("/api/v2/entitlements?source=x", "source"),
+        ("/api/v1/acts?actr=user-001", "actr"),
+        ("/api/v1/acts?limit=0", "limit"),
+        ("/api/v1/acts?act=burn", "act"),
+    ] {
+        let (status, body) = contract.get(path).await;
+        assert_eq!((status, body["field"].as_str()), (400, Some(field)), "{path}: {body}");
+    }
+    assert_eq!(contract.get(&format!("/api/v2/entitlements?source={OTHER_DEPLOYMENT}")).await.0, 404);
+    pauses(&mut contract).await;
+    // nothing is passed over that is too much, too little or of another kind
+    let (_, mut status) = contract.get("/api/v1/status").await;
+    let schema = json!({ "$ref": "#/components/schemas/Status" });
+    for (change, at) in [(json!(1), "/partitions/0/more"), (json!("x"), "/partitions/0/partition"), (json!(1), "/at"), (json!(1), "/more")]
+    {
+        let before = status.clone();
+        let (parent, field) = at.rsplit_once('/').unwrap();
+        status.pointer_mut(parent).unwrap()[field] = change;
+        assert!(!contract.faults(&schema, &status).is_empty(), "{at}");
+        status = before;
+    }
+    status.as_object_mut().unwrap().remove("leases");
+    assert!(!contract.faults(&schema, &status).is_empty());
+    // each answer that the document names was seen
+    let named = operations(&contract.document).into_iter().flat_map(|(method, path, operation)| {
+        let codes: Vec<String> = operation["responses"].as_object().unwrap().keys().cloned().collect();
+        let schema = |code: &String| operation["responses"][code]["content"]["application/json"]["schema"].is_object();
+        codes
+            .into_iter()
+            .filter(schema)
+            .filter(|code| code != "default")
+            .map(move |code| (format!("{method} {path}"), code))
+            .collect::<Vec<_>>()
+    });
+    let unseen: Vec<_> = named.filter(|named| !contract.seen.contains(named)).collect();
+    assert!(unseen.is_empty(), "{unseen:?}");
+}
+
+/// Pauses consuming and goes on with it.
+async fn pauses(contract: &mut Contract) {
+    let (post, delete) = ((Method::POST, "/api/v1/pauses"), (Method::DELETE, "/api/v1/pauses/{operation}"));
+    let request = json!({ "operation": "consume", "topic": "tallyline.agent-usage.v1", "reason": "the broker moves" });
+    let (status, pause) = contract.change(post.0.clone(), post.1, post.1, Some(request.clone())).await;
+    assert_eq!((status, &pause["actor"], &pause["reason"]), (200, &json!("the-admin"), &json!("the broker moves")), "{pause}");
+    let (status, refused) = contract.change(post.0.clone(), post.1, post.1, Some(request)).await;
+    assert!(status == 409 && refused["message"].as_str().unwrap().contains("is paused by the-admin"), "{refused}");
+    assert_eq!(contract.get("/api/v1/pauses").await.1, json!({ "pauses": [pause] }));
+    let resume = "/api/v1/pauses/consume?topic=tallyline.agent-usage.v1&reason=it%20has%20moved";
+    assert_eq!(contract.change(delete.0.clone(), delete.1, resume, None).await, (200, pause));
+    let (status, refused) = contract.change(delete.0, delete.1, resume, None).await;
+    assert!(status == 409 && refused["message"].as_str().unwrap().contains("is not paused"), "{refused}");
+    let (_, acts) = contract.get("/api/v1/acts?actor=the-admin").await;
+    let acts: Vec<_> = acts["acts"].as_array().unwrap().iter().map(|act| (&act["act"], &act["subject"], &act["reason"])).collect();
+    let texts =
+        [("resume", "consume", "it has moved"), ("pause", "consume", "the broker moves")].map(|(a, b, c)| (json!(a), json!(b), json!(c)));
+    assert_eq!(acts, texts.iter().map(|(a, b, c)| (a, b, c)).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_change_that_is_wrongly_asked_for_is_told_what_is_wrong_and_changes_nothing() {
+    let site = Site::new().await;
+    let process = site.process_with(|settings, _| settings.tokens = tokens()).await;
+    let mut contract = Contract::of(process).await;
+    let (method, path) = (Method::POST, "/api/v1/pauses");
+    for (body, field) in [
+        (json!({ "operation": "consume" }), "reason"),
+        (json!({ "operation": "consume", "reason": "" }), "reason"),
+        (json!({ "operation": "consume", "reason": 1 }), "reason"),
+        (json!({ "reason": "x" }), "operation"),
+        (json!({ "operation": "burn", "reason": "x" }), "operation"),
+        (json!({ "operation": "publish", "reason": "x", "topic": "tallyline.agent-usage.v1" }), "topic"),
+        (json!({ "operation": "consume", "reason": "x", "topics": "tallyline.agent-usage.v1" }), "topics"),
+    ] {
+        let (status, problem) = contract.change(method.clone(), path, path, Some(body.clone())).await;
+        assert_eq!((status, problem["field"].as_str()), (400, Some(field)), "{body}: {problem}");
+    }
+    let url = format!("{}{path}", contract.process.api);
+    let json = ("content-type", "application/json");
+    let right = json!({ "operation": "consume", "reason": "x" }).to_string();
+    let large = json!({ "operation": "consume", "reason": "x".repeat(1024 * 1024) }).to_string();
+    for (query, (name, value), body, status) in [
+        ("", ("content-type", "text/plain"), right.clone(), 415),
+        ("", ("accept", "*/*"), right.clone(), 415),
+        ("", json, "[]".to_owned(), 400),
+        ("", json, "{".to_owned(), 400),
+        ("", json, format!("{right}{right}"), 400),
+        ("?operation=consume", json, right, 400),
+        ("", json, large, 413),
+    ] {
+        let request = Client::new().post(format!("{url}{query}")).bearer_auth("admin").header(name, value).body(body.clone());
+        let answer = request.send().await.unwrap();
+        let found = answer.status();
+        let problem: Value = answer.json().await.unwrap();
+        assert_eq!(found, status, "{query} {value} {}: {problem}", &body[..body.len().min(80)]);
+        contract.hold(&method, path, found, &problem);
+    }
+    let nothing = json!({ "pauses": [] });
+    assert_eq!(contract.get("/api/v1/pauses").await.1, nothing);
+    // nor does anyone with less
+    for scope in [None, Some(Scope::Enforce), Some(Scope::Read)] {
+        let body = json!({ "operation": "consume", "reason": "x" });
+        let (status, _) = contract.ask(method.clone(), path, path, scope, Some(body)).await;
+        assert_eq!(status, if scope.is_none() { 401 } else { 403 });
+    }
+    assert_eq!(contract.get("/api/v1/pauses").await.1, nothing);
+}
+
+#[tokio::test]
+async fn the_audit_trail_is_paged_and_filtered() {
+    let site = Site::new().await;
+    for (actor, act, subject) in [("user-001", "pause", "consume"), ("user-002", "pause", "publish"), ("user-001", "resume", "consume")] {
+        let act = NewAct { actor, act, subject, reason: "because", detail: json!({}) };
+        site.ledger.record_act(&act).await.unwrap();
+    }
+    let process = site.process().await;
+    let shown = async |query: &str| {
+        let (status, body) = process.get(&format!("/api/v1/acts{query}")).await;
+        assert_eq!(status, 200, "{body}");
+        let acts = body["acts"].as_array().unwrap().iter();
+        let acts: Vec<String> = acts.map(|act| format!("{} {} {}", act["actor"], act["act"], act["subject"]).replace('"', "")).collect();
+        (acts, body["next_before"].as_i64())
+    };
+    let all = ["user-001 resume consume", "user-002 pause publish", "user-001 pause consume"];
+    assert_eq!(shown("").await, (all.map(String::from).to_vec(), None));
+    let (first, next) = shown("?limit=2").await;
+    assert_eq!(first, all[..2]);
+    assert_eq!(shown(&format!("?limit=2&before={}", next.unwrap())).await, (vec![all[2].to_owned()], None));
+    assert_eq!(shown("?actor=user-001&act=pause").await.0, all[2..]);
+    assert_eq!(shown("?subject=publish").await.0, all[1..2]);
+    // the clock stands at noon
+    assert_eq!(shown("?from=2025-08-01T12:00:00Z").await.0.len(), 3);
+    assert_eq!(shown("?to=2025-08-01T12:00:00Z").await.0.len(), 0);
+    let words =
+        sqlx::query_scalar::<_, String>("select pg_get_constraintdef(oid) from pg_constraint where conname = 'operator_act_is_known'");
+    let words = words.fetch_one(&site.ledger.pool).await.unwrap();
+    let known: Vec<&str> = words.split('\'').skip(1).step_by(2).collect();
+    assert_eq!(known, tallyline::ledger::ACTS);
+}

@@ -1,0 +1,44 @@
+//! What waits among the rejects is seen on `/metrics` of a process that serves.
+
+use chrono::TimeDelta;
+use tallyline::consumer;
+use tallyline::event::{Message, Topic};
+use tallyline::ledger::{Chain, NewAct};
+use tallyline::log::Record;
+
+use super::{SOON, Site};
+use crate::support::eventually;
+use crate::support::ledger::{DEPLOYMENT, noon, partition, usage};
+
+#[tokio::test]
+async fn open_rejects_what_is_at_stake_and_the_oldest_age_are_gauges() {
+    let site = Site::new().await;
+    let process = site.process().await;
+    let shows = async |series: &'static str, value: f64| {
+        eventually(SOON, series, || async { process.scrape("").await.get(series) == Some(&value) }).await;
+    };
+    shows("tallyline_rejects_units_at_stake{unit=\"agents\"}", 0.0).await;
+    let claim = site.ledger.claim(partition(Topic::AgentUsage, 0), 0).await.unwrap();
+    let bodies = [r#"{"count": 3, "colour": "blue"}"#, r#"{"count": 4, "colour": "blue"}"#, "no JSON"];
+    let arrivals = (0..).zip(bodies).map(|(offset, body)| {
+        let event = usage(DEPLOYMENT, u32::try_from(offset).unwrap());
+        let message = Message { payload: Some(body.into()), ..event.to_message() };
+        consumer::read(Record { offset, timestamp: noon(), message })
+    });
+    let arrivals: Vec<_> = arrivals.collect();
+    site.ledger.record(&Chain::Live(claim), &arrivals, 3).await.unwrap();
+    shows("tallyline_rejects_units_at_stake{unit=\"agents\"}", 7.0).await;
+    shows("tallyline_rejects_open{cause=\"unknown_field\",verdict=\"rejected\"}", 2.0).await;
+    shows("tallyline_rejects_open{cause=\"json\",verdict=\"rejected\"}", 1.0).await;
+    site.ledger.clock.set(noon() + TimeDelta::seconds(90));
+    shows("tallyline_rejects_oldest_age_seconds", 90.0).await;
+
+    let ids: Vec<i64> = sqlx::query_scalar("select id from reject order by id").fetch_all(&site.ledger.pool).await.unwrap();
+    let act = || NewAct { actor: "operator-1", act: "discard", subject: "all", reason: "a test", detail: serde_json::json!({}) };
+    let discarded = site.ledger.discard_rejects(&ids, &[act(), act(), act()]).await.unwrap();
+    assert_eq!(discarded.map(|acts| acts.len()), Some(3));
+    shows("tallyline_rejects_units_at_stake{unit=\"agents\"}", 0.0).await;
+    shows("tallyline_rejects_open{cause=\"unknown_field\",verdict=\"rejected\"}", 0.0).await;
+    shows("tallyline_rejects_oldest_age_seconds", 0.0).await;
+    process.end().await;
+}
