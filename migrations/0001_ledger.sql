@@ -256,7 +256,7 @@ create table past_position (
 -- What was planned to be done, under the hash of its effect: only exactly that is executed.
 create table plan (
     hash text primary key,
-    kind text not null constraint plan_kind_is_known check (kind in ('replay', 'rebuild', 'recover')),
+    kind text not null constraint plan_kind_is_known check (kind in ('replay', 'recover')),
     -- what was asked for, and the effect that was shown
     request jsonb not null,
     effect jsonb not null,
@@ -268,15 +268,13 @@ create table plan (
 -- A planned replay, a row for each partition. It keeps positions of its own and never moves the live ones.
 create table replay (
     id uuid not null,
-    plan_hash text not null,
+    plan_hash text not null references plan,
     topic text not null,
     partition integer not null,
     generation integer not null,
     first_offset bigint not null,
     next_offset bigint not null,
     end_offset bigint not null,
-    planned_at timestamptz not null,
-    started_at timestamptz,
     primary key (id, topic, partition)
 );
 create index replay_by_plan on replay (plan_hash);

@@ -33,6 +33,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "ledger",
             "license",
             "log",
+            "metrics",
             "projection",
             "publisher",
             "stages",

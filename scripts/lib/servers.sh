@@ -112,12 +112,27 @@ port_answers() {
     (exec 3<>"/dev/tcp/127.0.0.1/$1")
 }
 
+# A run that was killed could not remove its folder. One that is in use is locked.
+remove_what_killed_runs_left() {
+    local lock
+    for lock in /tmp/tallyline-servers.*/lock; do
+        [[ -O $lock ]] || continue
+        (
+            exec 9>>"$lock"
+            ! flock -n 9 || rm -rf "${lock%/lock}"
+        )
+    done
+}
+
 start_servers() {
     trap stop_servers EXIT
     trap 'exit 130' INT
     trap 'exit 143' TERM HUP
     take_ports
+    remove_what_killed_runs_left
     servers=$(mktemp -d /tmp/tallyline-servers.XXXXXX)
+    exec {servers_lock}>"$servers/lock"
+    flock -n "$servers_lock"
     chmod 711 "$servers" # the postgres user passes through
     mkdir -m 1777 "$servers/tmp"
     set -m # each server in a process group of its own: Ctrl-C reaches this script only, which stops them in order
@@ -133,12 +148,13 @@ start_servers() {
     export TMPDIR=$servers/tmp
 }
 
-# cargo whose tests end when it does, and which ends when this script does, even where that is killed: what a test starts ends with the test.
+# Goes on as cargo, for run_beside_servers. It ends when this script does, even where that is killed, its tests end with it, and what a test
+# starts ends with the test.
 cargo_beside_servers() {
     local host
     host=$(rustc -vV | sed -n 's/^host: //p')
     export "CARGO_TARGET_$(tr 'a-z-' 'A-Z_' <<<"$host")_RUNNER=setpriv --pdeathsig=KILL"
-    setpriv --pdeathsig=KILL cargo "$@"
+    exec setpriv --pdeathsig=KILL cargo "$@"
 }
 
 # Runs a command beside the servers, and tells a server that ended meanwhile.

@@ -34,7 +34,10 @@ pub(super) const HEADERS: &[(&str, &str)] = &[
 /// What a deployment is entitled to now, with [`HEADERS`].
 pub(super) async fn entitlements(State(serving): State<Arc<Serving>>, asked: Query<Shown>) -> Result<Response, Problem> {
     let now = serving.api.clock.now();
-    let answer = from_memory(&serving, asked.source, |licenses| licenses.entitlements(serving.settings.rules, now))?;
+    let rules = serving.known.rules().ok_or_else(|| {
+        Problem::unavailable("which license rules hold is not known: the ledger was not asked yet, or names rules of a later version")
+    })?;
+    let answer = from_memory(&serving, asked.source, |licenses| licenses.entitlements(rules, now))?;
     let mut response = Json(answer.value).into_response();
     let complete_until = serving.known.completeness(answer.source, answer.standing).complete_until;
     let instants = [("tallyline-as-of", Some(answer.as_of)), ("tallyline-complete-until", complete_until)];

@@ -11,8 +11,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{Api, Serving};
-use crate::ledger::{Completeness, Head, Ledger, Source};
+use super::{Api, ServeSettings, Serving};
+use crate::ledger::{Completeness, Head, LICENSE_RULES, Ledger, Source};
+use crate::license::{RuleSet, UnknownRuleSet};
 use crate::projection::Standing;
 
 /// How long the ledger may take to answer.
@@ -22,7 +23,10 @@ pub(super) const FRESH: Duration = Duration::from_secs(30);
 
 /// What was last known; clones see the same.
 #[derive(Clone, Default)]
-pub(super) struct KnownSources(Arc<RwLock<Option<Arc<Known>>>>);
+pub(super) struct KnownSources {
+    known: Arc<RwLock<Option<Arc<Known>>>>,
+    rules: Arc<RwLock<Option<RuleSet>>>,
+}
 
 /// What the ledger said.
 #[derive(Debug)]
@@ -67,7 +71,13 @@ impl KnownSource {
 impl KnownSources {
     /// What is known; nothing before the states first caught up.
     pub(super) fn now(&self) -> Option<Arc<Known>> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.known.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The license rules that hold: those that an operator chose in the ledger, else the pipeline's. None before the ledger was first asked, and
+    /// where rules were chosen that this version does not know.
+    pub(super) fn rules(&self) -> Option<RuleSet> {
+        *self.rules.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether the states were at the ledger's end lately.
@@ -83,32 +93,43 @@ impl KnownSources {
 
     /// Asks the ledger again and again until `stop`, for the open rejects too.
     pub(super) async fn follow(&self, serving: &Serving, stop: &CancellationToken) {
-        let (api, poll) = (&serving.api, serving.settings.poll);
+        let (api, settings) = (&serving.api, &serving.settings);
         let mut away = false;
         while !stop.is_cancelled() {
             let asked = async {
                 serving.rejects.look(&api.ledger, &api.clock, ANSWER).await;
-                self.round(api).await
+                self.round(api, settings).await
             };
             let Some(round) = stop.run_until_cancelled(asked).await else { return };
             if let Err(cause) = &round
                 && !away
             {
-                tracing::warn!(cause, "the ledger does not say how far its sources are: what was known stays");
+                tracing::warn!(cause, "what the ledger says of its sources and rules cannot be used: what was known stays");
             }
             away = round.is_err();
-            stop.run_until_cancelled(tokio::time::sleep(poll)).await;
+            stop.run_until_cancelled(tokio::time::sleep(settings.poll)).await;
         }
     }
 
-    async fn round(&self, api: &Api) -> Result<(), String> {
-        let asked = tokio::time::timeout(ANSWER, ask(&api.ledger)).await.map_err(|_| "no answer in time".to_owned())?;
+    async fn round(&self, api: &Api, settings: &ServeSettings) -> Result<(), String> {
+        let no_answer = |_| "no answer in time".to_owned();
+        let chosen = tokio::time::timeout(ANSWER, api.ledger.choice(LICENSE_RULES)).await.map_err(no_answer)?;
+        let chosen = chosen.map_err(|error| error.to_string())?;
+        // Rules of a later version, which this one cannot answer by, hide nothing else.
+        let rules = chosen.map_or(Ok(settings.rules), |name| name.parse().map_err(|error: UnknownRuleSet| error.to_string()));
+        let before = std::mem::replace(&mut *self.rules.write().unwrap_or_else(PoisonError::into_inner), rules.clone().ok());
+        if let (Some(before), Ok(now)) = (before, &rules)
+            && before != *now
+        {
+            tracing::info!(rules = %now, "an operator chose other license rules");
+        }
+        let asked = tokio::time::timeout(ANSWER, ask(&api.ledger)).await.map_err(no_answer)?;
         let (head, recovering, sources) = asked.map_err(|error| error.to_string())?;
         if reached(api, head).await && api.looked.get().is_some() {
             let known = Known { head, recovering, sources, reached_at: Instant::now() };
-            *self.0.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(known));
+            *self.known.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(known));
         }
-        Ok(())
+        rules.map(|_| ())
     }
 }
 

@@ -20,7 +20,7 @@ pub struct ServeSettings {
     pub tokens: Vec<Token>,
     /// The deployment that is shown where a request names none.
     pub source: Option<Uuid>,
-    /// How licenses become limits.
+    /// How licenses become limits, unless an operator chose otherwise in the ledger.
     pub rules: RuleSet,
     /// Who holds the lease on the domain series: differs between processes.
     pub holder: String,

@@ -2,8 +2,7 @@
 
 use std::fmt;
 
-use crate::consumer::ReplayError;
-use crate::ledger::{LedgerError, RecordError};
+use crate::ledger::LedgerError;
 use crate::log::LogError;
 use crate::operations::OperationError;
 
@@ -126,19 +125,6 @@ impl From<OperationError> for Failure {
             OperationError::Coderd(_) => Exit::Unreachable,
             OperationError::Interrupted => Exit::Interrupted,
             OperationError::Internal(_) => Exit::Internal,
-        };
-        Failure::new(exit, error)
-    }
-}
-
-impl From<ReplayError> for Failure {
-    fn from(error: ReplayError) -> Self {
-        let exit = match &error {
-            ReplayError::UnknownPlan(_) | ReplayError::Changed | ReplayError::Finished => Exit::Refused,
-            ReplayError::Interrupted => Exit::Interrupted,
-            ReplayError::Log(cause) => log_exit(cause),
-            ReplayError::Ledger(cause) | ReplayError::Record(RecordError::Unavailable(cause)) => database_exit(cause),
-            ReplayError::Record(_) => Exit::Internal,
         };
         Failure::new(exit, error)
     }

@@ -2,52 +2,7 @@
 
 use std::time::Duration;
 
-use chrono::{DateTime, NaiveDate, NaiveDateTime, SubsecRound as _, TimeDelta, Utc};
-
-/// An instant: RFC 3339, the same without an offset (then UTC), or a date (its first instant in UTC). To the microsecond.
-pub(super) fn instant(text: &str) -> Result<DateTime<Utc>, String> {
-    let offset = || DateTime::parse_from_rfc3339(text).map(|time| time.to_utc()).ok();
-    // kafka-consumer-groups also takes +0200 and +02
-    let short_offset =
-        || ["%Y-%m-%dT%H:%M:%S%.f%z", "%Y-%m-%dT%H:%M:%S%.f%#z"].iter().find_map(|form| DateTime::parse_from_str(text, form).ok());
-    let naive = || NaiveDateTime::parse_from_str(text, "%Y-%m-%dT%H:%M:%S%.f").map(|time| time.and_utc()).ok();
-    let date = || NaiveDate::parse_from_str(text, "%Y-%m-%d").ok().and_then(|date| date.and_hms_opt(0, 0, 0)).map(|time| time.and_utc());
-    offset()
-        .or_else(naive)
-        .or_else(|| short_offset().map(|time| time.to_utc()))
-        .or_else(date)
-        .map(|time| time.trunc_subsecs(6))
-        .ok_or_else(|| "no instant such as 2025-07-01T00:00:00Z, 2025-07-01T00:00:00.000 or 2025-07-01 (UTC)".to_owned())
-}
-
-/// An ISO 8601 duration as `kafka-consumer-groups` takes it: `PnDTnHnMnS`, seconds may have a fraction.
-pub(super) fn iso_duration(text: &str) -> Option<TimeDelta> {
-    let rest = text.strip_prefix('P')?;
-    let (days, clock) = rest.split_once('T').unwrap_or((rest, ""));
-    if days.is_empty() && clock.is_empty() {
-        return None;
-    }
-    let mut total = TimeDelta::zero();
-    if !days.is_empty() {
-        total = TimeDelta::try_days(days.strip_suffix('D')?.parse::<u32>().ok()?.into())?;
-    }
-    let mut left = clock;
-    for (unit, seconds) in [('H', 3600), ('M', 60)] {
-        if let Some((number, behind)) = left.split_once(unit) {
-            total = total.checked_add(&TimeDelta::try_seconds(i64::from(number.parse::<u32>().ok()?) * seconds)?)?;
-            left = behind;
-        }
-    }
-    if !left.is_empty() {
-        let number = left.strip_suffix('S')?;
-        let plain =
-            number.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') && number.starts_with(|first: char| first.is_ascii_digit());
-        let seconds = number.parse::<f64>().ok().filter(|_| plain)?;
-        total = total.checked_add(&TimeDelta::from_std(Duration::try_from_secs_f64(seconds).ok()?).ok()?)?;
-    }
-    // a T with nothing behind it
-    (!rest.ends_with('T')).then_some(total)
-}
+pub(super) use crate::operations::instant;
 
 /// A time to run: `20s`, `5m`, `2h`, or plain seconds.
 pub(super) fn span(text: &str) -> Result<Duration, String> {
@@ -61,38 +16,6 @@ pub(super) fn span(text: &str) -> Result<Duration, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn instants_in_all_forms() {
-        let expected = DateTime::parse_from_rfc3339("2025-07-01T10:30:00.25Z").expect("valid").to_utc();
-        for text in [
-            "2025-07-01T10:30:00.250Z",
-            "2025-07-01T12:30:00.25+02:00",
-            "2025-07-01T12:30:00.25+0200",
-            "2025-07-01T12:30:00.25+02",
-            "2025-07-01T10:30:00.250",
-        ] {
-            assert_eq!(instant(text), Ok(expected), "{text}");
-        }
-        assert_eq!(instant("2025-07-01"), instant("2025-07-01T00:00:00Z"));
-        for text in ["", "2025-07", "2025-13-01", "tomorrow", "1751328000"] {
-            assert!(instant(text).is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn durations_in_the_words_of_kafka() {
-        let valid =
-            [("P1D", 86_400_000), ("PT1H", 3_600_000), ("P1DT2H3M4.5S", 93_784_500), ("PT0S", 0), ("PT90M", 5_400_000), ("P0DT5S", 5_000)];
-        for (text, milliseconds) in valid {
-            assert_eq!(iso_duration(text), Some(TimeDelta::milliseconds(milliseconds)), "{text}");
-        }
-        for text in
-            ["", "P", "PT", "P1DT", "1D", "P1H", "PT1D", "P-1D", "PT-1S", "PT1S1M", "PTinfS", "PT1e3S", "PT.5S", "P99999999999D", "P1W"]
-        {
-            assert_eq!(iso_duration(text), None, "{text}");
-        }
-    }
 
     #[test]
     fn spans() {

@@ -19,7 +19,7 @@ mod pause;
 mod pipeline;
 mod progress;
 mod prove;
-mod ranges;
+mod rebuild;
 mod recover;
 mod rejects;
 mod replay;
@@ -97,6 +97,9 @@ pub enum Command {
     /// Write files for finance
     #[command(subcommand)]
     Export(export::Export),
+    /// Fold the ledger again from zero and show what differs, also under other license rules or with another license
+    #[command(subcommand)]
+    Rebuild(rebuild::Rebuild),
     /// Bring everything back after a loss: of the log, of the ledger, or of coderd's database
     #[command(subcommand)]
     Recover(recover::Recover),
@@ -164,6 +167,7 @@ pub async fn run(command: Command, context: Context) -> Result<Exit, Failure> {
         Command::Export(export) => until_stopped(&context.stop, export::run(export, &context)).await,
         Command::Rejects(rejects) => until_stopped(&context.stop, rejects::run(rejects, &context)).await,
         Command::Pause(arguments) => until_stopped(&context.stop, pause::pause(arguments, &context)).await,
+        Command::Rebuild(rebuild) => until_stopped(&context.stop, rebuild::run(rebuild, &context)).await,
         Command::Resume(arguments) => until_stopped(&context.stop, pause::resume(arguments, &context)).await,
         Command::Audit(arguments) => until_stopped(&context.stop, audit::run(arguments, &context)).await,
         Command::Prove(arguments) => until_stopped(&context.stop, prove::run(arguments, &context)).await,

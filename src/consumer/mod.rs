@@ -12,7 +12,7 @@ mod worker;
 
 pub use arrival::read;
 pub use progress::{Progress, Stall};
-pub use replay::{Plan, PlannedPartition, Replay, ReplayError};
+pub use replay::{ForeseenRange, Replay, ReplayError};
 pub use telemetry::ConsumerTelemetry;
 pub use verify::{PositionFault, Problem as PositionProblem, position as check_position};
 

@@ -1,65 +1,44 @@
 //! Replay: a range of a topic read again through the same apply path. What was counted already is a duplicate and changes nothing; what is missing
 //! is added. The live positions never move.
 
-use serde::Serialize;
-use sha2::{Digest as _, Sha256};
+use std::time::Duration;
+
+use futures::stream::{self, StreamExt as _, TryStreamExt as _};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::arrival;
-use crate::event::TopicPartition;
-use crate::ledger::{Arrival, Chain, Counts, Foreseen, Ledger, RecordError, ReplayRange};
+use super::{PositionFault, arrival, verify};
+use crate::event::{Event, TopicPartition};
+use crate::ledger::{Arrival, Chain, Counts, Foreseen, Ledger, RecordError, Refusal, ReplayRange, Verdict};
 use crate::log::{Log, LogError};
 
 /// Records read and recorded at a time.
 const BATCH_RECORDS: usize = 2_000;
 
-/// What a replay would do, in numbers, and the hash by which exactly this is executed.
-#[derive(Clone, Debug, Serialize)]
-pub struct Plan {
-    /// SHA-256 of the ranges and their effect, in hexadecimal.
-    pub hash: String,
-    /// Each partition's range and effect.
-    pub partitions: Vec<PlannedPartition>,
+/// Partitions looked at at a time: a look at Kafka is mostly waiting.
+const LOOKS: usize = 8;
+
+/// What a replay would do to one range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ForeseenRange {
+    /// The range.
+    pub range: ReplayRange,
+    /// What recording it would count.
+    pub counts: Counts,
+    /// Conflicts, rejects and held records that the ledger does not have yet.
+    pub new_refused: i32,
 }
 
-/// One partition of a plan.
-#[derive(Clone, Debug, Serialize)]
-pub struct PlannedPartition {
-    /// The topic's name.
-    pub topic: &'static str,
-    /// The partition.
-    pub partition: i32,
-    /// The first offset.
-    pub first_offset: i64,
-    /// The offset behind the last.
-    pub end_offset: i64,
-    /// Records in the range.
-    pub records: i32,
-    /// Events that the ledger does not have: they would be added.
-    pub new_events: i32,
-    /// Events that the ledger has: nothing would change.
-    pub duplicates: i32,
-    /// Events that the ledger has with other content.
-    pub conflicts: i32,
-    /// Records that are no events.
-    pub rejects: i32,
-    /// Usage of types that are not known yet.
-    pub held: i32,
-}
-
-/// Why a replay cannot be planned or executed.
+/// Why a replay did not come to its end.
 #[derive(Debug, thiserror::Error)]
 pub enum ReplayError {
-    /// No plan of that hash is kept.
-    #[error("no replay was planned under {0}: run `tallyline replay plan` and use the hash that it prints")]
-    UnknownPlan(String),
-    /// The effect is another than when it was planned.
-    #[error("the effect is no longer the planned one: plan again")]
-    Changed,
-    /// It ran to its end before.
-    #[error("this plan was executed to its end: plan again")]
-    Finished,
+    /// Another execution moves it, or the partition was begun anew.
+    #[error("{0}: another execution of this plan is at work, or the partition was begun anew by `tallyline recover`")]
+    Moved(TopicPartition),
+    /// The log is not the one that the ledger has read.
+    #[error("{0}: `tallyline recover` first")]
+    AnotherLog(PositionFault),
     /// It was told to stop; the same call goes on where it stopped.
     #[error("interrupted; the same command goes on from here")]
     Interrupted,
@@ -67,11 +46,17 @@ pub enum ReplayError {
     #[error(transparent)]
     Log(#[from] LogError),
     /// The ledger.
-    #[error(transparent)]
-    Record(#[from] RecordError),
-    /// The ledger.
     #[error("the ledger cannot be used: {0}")]
     Ledger(#[from] sqlx::Error),
+}
+
+impl From<RecordError> for ReplayError {
+    fn from(error: RecordError) -> Self {
+        match error {
+            RecordError::Fenced(partition) => ReplayError::Moved(partition),
+            RecordError::Refused(cause) | RecordError::Unavailable(cause) => ReplayError::Ledger(cause),
+        }
+    }
 }
 
 /// Replays against one log and one ledger.
@@ -84,55 +69,128 @@ pub struct Replay {
 }
 
 impl Replay {
-    /// Reads the ranges without writing an event, and keeps the plan. `progress` is told how many records were read.
+    /// Whether the ledger's positions still speak of this log: an offset of a topic that was made anew is another record. What retention has
+    /// passed does not matter here.
+    ///
+    /// # Errors
+    /// [`ReplayError::AnotherLog`], or that this cannot be seen.
+    pub async fn is_the_same_log(&self, ranges: &[ReplayRange]) -> Result<(), ReplayError> {
+        let looks = ranges.iter().map(|range| async move {
+            let Some(claim) = self.ledger.in_time(self.ledger.standing_claim(range.partition)).await? else { return Ok(()) };
+            match verify::position(&self.log, &claim).await {
+                Ok(()) | Err(verify::Problem::Fault(PositionFault::BeforeStart { .. })) => Ok(()),
+                Err(verify::Problem::Fault(fault)) => Err(ReplayError::AnotherLog(fault)),
+                Err(verify::Problem::Log(error)) => Err(error.into()),
+            }
+        });
+        stream::iter(looks).buffer_unordered(LOOKS).try_collect().await
+    }
+
+    /// Reads the ranges without writing anything. `new` sees each event that would be added, once; `progress` is told how many records were read.
     ///
     /// # Errors
     /// [`ReplayError`].
-    pub async fn plan(&self, ranges: &[ReplayRange], progress: impl Fn(u64)) -> Result<Plan, ReplayError> {
-        let id = Uuid::new_v4();
-        let plan = self.foresee(id, ranges, progress).await?;
-        self.ledger.save_replay(id, &plan.hash, ranges).await?;
-        Ok(plan)
-    }
-
-    /// Executes the plan of that hash, or goes on with it. Returns what was recorded by this call.
-    ///
-    /// # Errors
-    /// [`ReplayError`]; [`ReplayError::Changed`] before anything is written.
-    pub async fn execute(&self, hash: &str, progress: impl Fn(u64), stop: &CancellationToken) -> Result<Counts, ReplayError> {
-        let (id, started, ranges) = self.ledger.load_replay(hash).await?.ok_or_else(|| ReplayError::UnknownPlan(hash.to_owned()))?;
-        if ranges.iter().all(|range| range.next_offset >= range.end_offset) && started {
-            return Err(ReplayError::Finished);
-        }
-        if !started {
-            if self.foresee(id, &ranges, |_| {}).await?.hash != hash {
-                return Err(ReplayError::Changed);
-            }
-            self.ledger.start_replay(id).await?;
-        }
-        let mut total = Counts::default();
-        for mut range in ranges {
-            while let Some((arrivals, next_offset)) = self.batch(&range).await? {
+    pub async fn foresee(
+        &self,
+        ranges: &[ReplayRange],
+        mut new: impl FnMut(&Event) + Send,
+        progress: impl Fn(u64) + Send,
+        stop: &CancellationToken,
+    ) -> Result<Vec<ForeseenRange>, ReplayError> {
+        let mut foreseen = Foreseen::default();
+        let mut found = Vec::with_capacity(ranges.len());
+        for range in ranges {
+            let (mut reading, mut counts, mut new_refused) = (*range, Counts::default(), 0);
+            while let Some((mut arrivals, next_offset)) = self.batch(&reading, BATCH_RECORDS).await? {
                 if stop.is_cancelled() {
                     return Err(ReplayError::Interrupted);
                 }
-                let chain = Chain::Replay { id, partition: range.partition, generation: range.generation, next_offset: range.next_offset };
-                let counts = self.ledger.record(&chain, &arrivals, next_offset).await?;
+                reading.next_offset = next_offset;
+                let foresight = self.ledger.in_time(self.ledger.foresee(range, &mut arrivals, &mut foreseen)).await?;
+                foresight.new.iter().filter_map(|index| arrivals[*index].event.as_ref().ok()).for_each(&mut new);
+                counts = counts + foresight.counts;
+                new_refused += foresight.new_refused;
+                progress(u64::try_from(foresight.counts.records).unwrap_or_default());
+            }
+            found.push(ForeseenRange { range: *range, counts, new_refused });
+        }
+        Ok(found)
+    }
+
+    /// Reads what is left of the ranges and records it, at most so many records a second. Returns what was recorded by this call.
+    ///
+    /// # Errors
+    /// [`ReplayError`]; what was recorded stays, and the same call on the ranges as they stand then goes on.
+    pub async fn record(
+        &self,
+        id: Uuid,
+        ranges: &[ReplayRange],
+        records_per_second: u32,
+        progress: impl Fn(u64) + Send,
+        stop: &CancellationToken,
+    ) -> Result<Counts, ReplayError> {
+        let limit = BATCH_RECORDS.min(usize::try_from(records_per_second).unwrap_or(BATCH_RECORDS)).max(1);
+        let (mut total, mut due) = (Counts::default(), Instant::now());
+        for range in ranges {
+            let mut range = *range;
+            while let Some((arrivals, next_offset)) = self.batch(&range, limit).await? {
+                // no burst after a pause: what was not used of the rate is gone
+                due = due.max(Instant::now());
+                if stop.is_cancelled() {
+                    return Err(ReplayError::Interrupted);
+                }
+                let counts = self.record_batch(id, range, arrivals, next_offset).await?;
                 range.next_offset = next_offset;
                 total = total + counts;
                 progress(u64::try_from(counts.records).unwrap_or_default());
+                due += Duration::from_secs_f64(f64::from(counts.records) / f64::from(records_per_second.max(1)));
+                stop.run_until_cancelled(tokio::time::sleep_until(due)).await;
             }
         }
         Ok(total)
     }
 
+    /// What PostgreSQL refuses is narrowed to its record, as in live consumption, and that one is rejected.
+    async fn record_batch(
+        &self,
+        id: Uuid,
+        mut range: ReplayRange,
+        mut arrivals: Vec<Arrival>,
+        next_offset: i64,
+    ) -> Result<Counts, ReplayError> {
+        let chain = Chain::Replay { id, partition: range.partition, generation: range.generation, next_offset: range.next_offset };
+        let error = match self.ledger.in_time(self.ledger.record(&chain, &arrivals, next_offset)).await {
+            Err(RecordError::Refused(error)) => error,
+            recorded => return Ok(recorded?),
+        };
+        match arrivals.as_mut_slice() {
+            [] => Err(error.into()),
+            [one] if one.event.is_err() => Err(error.into()),
+            [one] => {
+                one.event = Err(Refusal { verdict: Verdict::Rejected, cause: "ledger".into(), detail: error.to_string() });
+                Box::pin(self.record_batch(id, range, arrivals, next_offset)).await
+            }
+            several => {
+                let half = several.len() / 2;
+                let second = arrivals.split_off(half);
+                let middle = second[0].offset;
+                let first = Box::pin(self.record_batch(id, range, arrivals, middle)).await?;
+                range.next_offset = middle;
+                Ok(first + Box::pin(self.record_batch(id, range, second, next_offset)).await?)
+            }
+        }
+    }
+
     /// Records from here to at most the range's end; none is left when the range is done.
-    async fn batch(&self, range: &ReplayRange) -> Result<Option<(Vec<Arrival>, i64)>, LogError> {
+    async fn batch(&self, range: &ReplayRange, limit: usize) -> Result<Option<(Vec<Arrival>, i64)>, LogError> {
         if range.next_offset >= range.end_offset {
             return Ok(None);
         }
-        let mut records = self.log.read(range.partition, range.next_offset, BATCH_RECORDS).await?;
-        let full = records.len() == BATCH_RECORDS;
+        let reading = self.log.read(range.partition, range.next_offset, limit);
+        let no_answer =
+            |_| LogError::Unreachable(format!("{}: no answer within {} s", range.partition, self.ledger.deadline.as_secs_f64()));
+        let mut records = tokio::time::timeout(self.ledger.deadline, reading).await.map_err(no_answer)??;
+        let full = records.len() == limit;
         records.retain(|record| record.offset < range.end_offset);
         // fewer than asked for: the range's end is reached, whatever gap lies before it
         let next_offset = match records.last() {
@@ -141,47 +199,4 @@ impl Replay {
         };
         Ok(Some((records.into_iter().map(arrival::read).collect(), next_offset)))
     }
-
-    async fn foresee(&self, id: Uuid, ranges: &[ReplayRange], progress: impl Fn(u64)) -> Result<Plan, ReplayError> {
-        // one order, in whichever the ranges came: the hash must be the same for the plan as asked for and as kept
-        let mut ranges: Vec<&ReplayRange> = ranges.iter().collect();
-        ranges.sort_by_key(|range| (range.partition.topic.name(), range.partition.partition, range.first_offset));
-        let mut foreseen = Foreseen::default();
-        let mut partitions = Vec::with_capacity(ranges.len());
-        for range in ranges {
-            let mut reading = *range;
-            let mut counts = Counts::default();
-            while let Some((arrivals, next_offset)) = self.batch(&reading).await? {
-                reading.next_offset = next_offset;
-                let batch = self.ledger.foresee(&arrivals, &mut foreseen).await?;
-                progress(u64::try_from(batch.records).unwrap_or_default());
-                counts = counts + batch;
-            }
-            partitions.push(planned(range.partition, range, counts));
-        }
-        Ok(Plan { hash: hash(id, &partitions), partitions })
-    }
-}
-
-fn planned(partition: TopicPartition, range: &ReplayRange, counts: Counts) -> PlannedPartition {
-    PlannedPartition {
-        topic: partition.topic.name(),
-        partition: partition.partition,
-        first_offset: range.first_offset,
-        end_offset: range.end_offset,
-        records: counts.records,
-        new_events: counts.accepted,
-        duplicates: counts.duplicates,
-        conflicts: counts.conflicts,
-        rejects: counts.rejects,
-        held: counts.held,
-    }
-}
-
-/// The id keeps two plans of the same range apart: each is executed once.
-fn hash(id: Uuid, partitions: &[PlannedPartition]) -> String {
-    let mut hash = Sha256::new();
-    hash.update(id.as_bytes());
-    hash.update(serde_json::to_vec(partitions).unwrap_or_default());
-    hex::encode(hash.finalize())
 }

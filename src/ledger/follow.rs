@@ -1,5 +1,7 @@
 //! Reading the ledger forward, batch by batch in sequence order. No reader holds a snapshot longer than one page.
 
+use std::collections::HashMap;
+
 use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, Row};
 use uuid::Uuid;
@@ -14,6 +16,8 @@ pub struct Entry {
     pub sequence: i64,
     /// What it tells, in the log's order.
     pub facts: Vec<Fact>,
+    /// The stage that an operator had folded anew here: whatever was folded from rows read before this batch was committed begins again.
+    pub rebuilt: Option<String>,
 }
 
 /// Anything that a fold may care for.
@@ -68,10 +72,12 @@ impl Ledger {
         let page = page(&mut tx, sequence, limit).await?;
         let ids: Vec<i64> = page.iter().map(|(id, _)| *id).collect();
         let mut facts = facts(&mut tx, &ids).await?;
+        let mut rebuilt = rebuilt(&mut tx, &ids).await?;
         tx.commit().await?;
         facts.sort_by_key(|fact| (fact.batch_id, fact.order));
         let mut by_batch = facts.into_iter().peekable();
-        let mut entries: Vec<(i64, Entry)> = page.into_iter().map(|(id, sequence)| (id, Entry { sequence, facts: Vec::new() })).collect();
+        let empty = |(id, sequence)| (id, Entry { sequence, facts: Vec::new(), rebuilt: rebuilt.remove(&id) });
+        let mut entries: Vec<(i64, Entry)> = page.into_iter().map(empty).collect();
         entries.sort_by_key(|(id, _)| *id);
         for (id, entry) in &mut entries {
             while let Some(found) = by_batch.next_if(|found| found.batch_id == *id) {
@@ -157,6 +163,11 @@ async fn introductions(tx: &mut PgConnection, ids: &[i64], found: &mut Vec<Found
         found.push(Found { batch_id: row.try_get(0)?, order: 1, fact });
     }
     Ok(())
+}
+
+async fn rebuilt(tx: &mut PgConnection, ids: &[i64]) -> Result<HashMap<i64, String>, sqlx::Error> {
+    let acts = sqlx::query_as("select batch_id, subject from operator_act where act = 'rebuild' and batch_id = any($1)").bind(ids);
+    Ok(acts.fetch_all(tx).await?.into_iter().collect())
 }
 
 async fn licenses(tx: &mut PgConnection, ids: &[i64], found: &mut Vec<Found>) -> Result<(), sqlx::Error> {

@@ -47,13 +47,17 @@ impl Ledger {
         .bind(self.clock.now())
         .fetch_one(&self.pool)
         .await?;
-        Ok(Claim {
-            partition,
-            generation: row.try_get("generation")?,
-            epoch: row.try_get("epoch")?,
-            next_offset: row.try_get("next_offset")?,
-            last: last_record(&row)?,
-        })
+        claim_of(partition, &row)
+    }
+
+    /// The claim as it is, without taking it; nothing where the partition was never claimed.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn standing_claim(&self, partition: TopicPartition) -> Result<Option<Claim>, sqlx::Error> {
+        let query = "select generation, epoch, next_offset, last_offset, last_record from position where topic = $1 and partition = $2";
+        let row = sqlx::query(query).bind(partition.topic.name()).bind(partition.partition).fetch_optional(&self.pool).await?;
+        row.map(|row| claim_of(partition, &row)).transpose()
     }
 
     /// Which life of the partition the ledger is in; the first where it has no position yet.
@@ -80,6 +84,16 @@ impl Ledger {
         }
         Ok(positions)
     }
+}
+
+fn claim_of(partition: TopicPartition, row: &sqlx::postgres::PgRow) -> Result<Claim, sqlx::Error> {
+    Ok(Claim {
+        partition,
+        generation: row.try_get("generation")?,
+        epoch: row.try_get("epoch")?,
+        next_offset: row.try_get("next_offset")?,
+        last: last_record(row)?,
+    })
 }
 
 /// Moves a claimed partition's position by compare-and-set: a consumer that has lost its partition stops here.

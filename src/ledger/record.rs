@@ -174,7 +174,7 @@ impl Ledger {
         insert_batch(&mut tx, self, batch_id, chain, next_offset, counts).await?;
         match chain {
             Chain::Live(claim) => advance(&mut tx, self, claim, next_offset, last_record(arrivals), i64::from(counts.records)).await?,
-            Chain::Replay { id, partition, next_offset: from, .. } => advance_replay(&mut tx, *id, *partition, *from, next_offset).await?,
+            Chain::Replay { id, next_offset: from, .. } => advance_replay(&mut tx, *id, chain, *from, next_offset).await?,
         }
         tx.commit().await?;
         Ok(counts)
@@ -315,6 +315,10 @@ pub(super) struct Judged {
 }
 
 impl Judged {
+    pub(super) fn conflicts(&self) -> &HashSet<usize> {
+        &self.conflicts
+    }
+
     pub(super) fn counts(&self, arrivals: &[Arrival]) -> Counts {
         let count = |number: usize| i32::try_from(number).unwrap_or(i32::MAX);
         let refused =
@@ -392,15 +396,21 @@ async fn insert_batch(
     Ok(())
 }
 
-async fn advance_replay(tx: &mut PgConnection, id: Uuid, partition: TopicPartition, from: i64, to: i64) -> Result<(), RecordError> {
-    let moved = sqlx::query("update replay set next_offset = $5 where id = $1 and topic = $2 and partition = $3 and next_offset = $4")
-        .bind(id)
-        .bind(partition.topic.name())
-        .bind(partition.partition)
-        .bind(from)
-        .bind(to)
-        .execute(tx)
-        .await?;
+/// By compare-and-set, and only while the partition is in the life that was planned for: an offset of another life is another record.
+async fn advance_replay(tx: &mut PgConnection, id: Uuid, chain: &Chain, from: i64, to: i64) -> Result<(), RecordError> {
+    let partition = chain.partition();
+    let moved = sqlx::query(
+        "update replay set next_offset = $5 where id = $1 and topic = $2 and partition = $3 and next_offset = $4
+             and coalesce((select generation from position where topic = $2 and partition = $3), 1) = $6",
+    )
+    .bind(id)
+    .bind(partition.topic.name())
+    .bind(partition.partition)
+    .bind(from)
+    .bind(to)
+    .bind(chain.generation())
+    .execute(tx)
+    .await?;
     if moved.rows_affected() == 1 { Ok(()) } else { Err(RecordError::Fenced(partition)) }
 }
 

@@ -3,7 +3,7 @@
 use sqlx::Row;
 use uuid::Uuid;
 
-use super::Ledger;
+use super::{Ledger, NewAct};
 use crate::event::{Topic, TopicPartition};
 
 /// One partition's range of a replay: `next_offset` moves from `first_offset` to `end_offset` (exclusive).
@@ -21,68 +21,109 @@ pub struct ReplayRange {
     pub end_offset: i64,
 }
 
+/// A replay that was planned.
+#[derive(Clone, Debug)]
+pub struct PlannedReplay {
+    /// Its batches carry it.
+    pub id: Uuid,
+    /// Begun: from then on it is resumed, not compared with its plan again.
+    pub started: bool,
+    /// It ran to its end.
+    pub finished: bool,
+    /// How far each partition is, by topic and partition.
+    pub ranges: Vec<ReplayRange>,
+}
+
 impl Ledger {
-    /// Keeps a plan under its hash, so that exactly it can be executed.
+    /// Keeps a plan under its hash, so that exactly it can be executed. `request` and `effect` are what was asked for and what was shown.
     ///
     /// # Errors
     /// The database's.
-    pub async fn save_replay(&self, id: Uuid, plan_hash: &str, ranges: &[ReplayRange]) -> Result<(), sqlx::Error> {
+    pub async fn save_replay(
+        &self,
+        id: Uuid,
+        hash: &str,
+        request: &serde_json::Value,
+        effect: &serde_json::Value,
+        ranges: &[ReplayRange],
+    ) -> Result<(), sqlx::Error> {
         let mut tx = self.pool.begin().await?;
+        sqlx::query("insert into plan (hash, kind, request, effect, planned_at) values ($1, 'replay', $2, $3, $4)")
+            .bind(hash)
+            .bind(request)
+            .bind(effect)
+            .bind(self.clock.now())
+            .execute(&mut *tx)
+            .await?;
         for range in ranges {
             sqlx::query(
-                "insert into replay (id, plan_hash, topic, partition, generation, first_offset, next_offset, end_offset, planned_at)
-                 values ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+                "insert into replay (id, plan_hash, topic, partition, generation, first_offset, next_offset, end_offset)
+                 values ($1, $2, $3, $4, $5, $6, $7, $8)",
             )
             .bind(id)
-            .bind(plan_hash)
+            .bind(hash)
             .bind(range.partition.topic.name())
             .bind(range.partition.partition)
             .bind(range.generation)
             .bind(range.first_offset)
             .bind(range.next_offset)
             .bind(range.end_offset)
-            .bind(self.clock.now())
             .execute(&mut *tx)
             .await?;
         }
         tx.commit().await
     }
 
-    /// The replay planned under that hash, if any: its id, whether it was started, and its ranges.
+    /// The replay planned under that hash, if any.
     ///
     /// # Errors
     /// The database's.
-    pub async fn load_replay(&self, plan_hash: &str) -> Result<Option<(Uuid, bool, Vec<ReplayRange>)>, sqlx::Error> {
+    pub async fn load_replay(&self, hash: &str) -> Result<Option<PlannedReplay>, sqlx::Error> {
         let rows = sqlx::query(
-            "select id, started_at is not null, topic, partition, generation, first_offset, next_offset, end_offset
-             from replay where plan_hash = $1 order by topic, partition",
+            "select id, act_id is not null, finished_at is not null, topic, partition, generation, first_offset, next_offset, end_offset
+             from plan join replay on replay.plan_hash = plan.hash where plan.hash = $1 order by topic, partition",
         )
-        .bind(plan_hash)
+        .bind(hash)
         .fetch_all(&self.pool)
         .await?;
         let Some(first) = rows.first() else { return Ok(None) };
         let mut ranges = Vec::with_capacity(rows.len());
         for row in &rows {
-            let topic = Topic::named(row.try_get(2)?).ok_or_else(|| sqlx::Error::Protocol("unknown topic".into()))?;
-            let partition = TopicPartition { topic, partition: row.try_get(3)? };
+            let topic = Topic::named(row.try_get(3)?).ok_or_else(|| sqlx::Error::Protocol("unknown topic".into()))?;
+            let partition = TopicPartition { topic, partition: row.try_get(4)? };
             ranges.push(ReplayRange {
                 partition,
-                generation: row.try_get(4)?,
-                first_offset: row.try_get(5)?,
-                next_offset: row.try_get(6)?,
-                end_offset: row.try_get(7)?,
+                generation: row.try_get(5)?,
+                first_offset: row.try_get(6)?,
+                next_offset: row.try_get(7)?,
+                end_offset: row.try_get(8)?,
             });
         }
-        Ok(Some((first.try_get(0)?, first.try_get(1)?, ranges)))
+        Ok(Some(PlannedReplay { id: first.try_get(0)?, started: first.try_get(1)?, finished: first.try_get(2)?, ranges }))
     }
 
-    /// From now on it is resumed, not compared with its plan again.
+    /// Writes the act that begins a planned replay; nothing where it was begun already.
     ///
     /// # Errors
     /// The database's.
-    pub async fn start_replay(&self, id: Uuid) -> Result<(), sqlx::Error> {
-        sqlx::query("update replay set started_at = coalesce(started_at, $2) where id = $1")
-            .bind(id)
+    pub async fn start_replay(&self, hash: &str, act: &NewAct<'_>) -> Result<(), sqlx::Error> {
+        let mut tx = self.pool.begin().await?;
+        let open = sqlx::query("select from plan where hash = $1 and act_id is null for update").bind(hash);
+        if open.fetch_optional(&mut *tx).await?.is_none() {
+            return Ok(());
+        }
+        let act_id = self.act(&mut tx, act).await?;
+        sqlx::query("update plan set act_id = $2 where hash = $1").bind(hash).bind(act_id).execute(&mut *tx).await?;
+        tx.commit().await
+    }
+
+    /// It ran to its end: this plan is not executed again.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn finish_replay(&self, hash: &str) -> Result<(), sqlx::Error> {
+        sqlx::query("update plan set finished_at = coalesce(finished_at, $2) where hash = $1")
+            .bind(hash)
             .bind(self.clock.now())
             .execute(&self.pool)
             .await?;

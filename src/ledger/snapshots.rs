@@ -3,7 +3,7 @@
 use sqlx::Row;
 use uuid::Uuid;
 
-use super::Ledger;
+use super::{Ledger, NewAct};
 
 /// Kept for each stage and rules version; older ones go when a newer one is saved.
 const KEPT: i64 = 2;
@@ -112,5 +112,17 @@ impl Ledger {
         .execute(&self.pool)
         .await?;
         Ok(())
+    }
+
+    /// Lets every snapshot of the stage go, with the act that asks for it. Its subject is the stage: every fold that comes to the act's batch
+    /// begins again from zero there, also one that went on from a snapshot which was saved meanwhile.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn rebuild(&self, stage: &str, act: &NewAct<'_>) -> Result<(), sqlx::Error> {
+        let mut tx = self.pool.begin().await?;
+        sqlx::query("delete from snapshot where stage = $1").bind(stage).execute(&mut *tx).await?;
+        self.act(&mut tx, &NewAct { act: "rebuild", subject: stage, ..act.clone() }).await?;
+        tx.commit().await
     }
 }

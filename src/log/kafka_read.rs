@@ -79,7 +79,8 @@ impl Reader {
             .set("enable.auto.offset.store", "false")
             .set("auto.offset.reset", "error")
             .set("enable.partition.eof", "true")
-            .set("fetch.wait.max.ms", "50")
+            // A reader at the end has asked ahead, and what it asks next waits for that answer. It only reads where there are records.
+            .set("fetch.wait.max.ms", "5")
             .set("queued.max.messages.kbytes", "4096");
         let consumer = config.create_with_context(Connection::new("reads")).map_err(|error| refused(partition.topic, &error))?;
         Ok(Reader { consumer, at: None })

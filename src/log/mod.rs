@@ -93,6 +93,16 @@ impl Log {
         Log::Postgres(PostgresLog::new(pool, settings))
     }
 
+    /// The topic of that name, which may be given with the prefix under which a Kafka log keeps it, or without.
+    #[must_use]
+    pub fn topic(&self, name: &str) -> Option<Topic> {
+        let prefix = match self {
+            Log::Kafka(log) => log.settings.topic_prefix.as_str(),
+            Log::Postgres(_) => "",
+        };
+        Topic::named(name).or_else(|| Topic::named(name.strip_prefix(prefix)?))
+    }
+
     /// Creates the topics that are missing, with so many partitions and [`RETENTION_DAYS`]. A topic that is there is never changed: where
     /// it differs from what is wanted, one line of the answer says how.
     ///

@@ -1,6 +1,7 @@
 //! Why an operation was not done.
 
 use crate::log::LogError;
+use crate::projection::ProjectionError;
 
 /// Why an operation was not done. The command line makes an exit code of it, the HTTP side a status.
 #[derive(Debug, thiserror::Error)]
@@ -34,4 +35,13 @@ pub enum OperationError {
     /// A fault of ours. HTTP 500, exit code 70.
     #[error("{0:#}")]
     Internal(#[from] anyhow::Error),
+}
+
+impl From<ProjectionError> for OperationError {
+    fn from(error: ProjectionError) -> Self {
+        match error {
+            ProjectionError::Unavailable(cause) => OperationError::Ledger(cause),
+            broken => OperationError::Internal(broken.into()),
+        }
+    }
 }

@@ -6,21 +6,34 @@
 
 mod acts;
 mod desk;
+mod effect;
 mod error;
+mod instant;
 mod pauses;
 mod prove;
+mod ranges;
+mod rebuild;
 pub mod recover;
+mod rehearsal;
 mod rejects;
+mod replay;
+mod series;
 
 pub use acts::{Acts, ListActs};
 pub use desk::{Actor, Desk};
+pub use effect::{Effect, FamilyEffect, Queued, WindowEffect};
 pub use error::OperationError;
+pub use instant::{instant, iso_duration};
 pub use pauses::{PauseRequest, Pauses, refuse_paused};
 pub use prove::{
     AcceptedProof, BatchProof, Label, LicenseWindow, LogProof, LogState, NoSeries, Proof, ProveRequest, SeriesProof, SourceProof,
     SourceState,
 };
+pub use ranges::LogRange;
+pub use rebuild::{RebuildExecution, RebuildPlan, RebuildRequest, RebuildStage, Rebuilt, StateDifference, Told};
+pub use rehearsal::{Granted, LicenseToken, Rehearsal, RehearsedDeployment, RehearsedWindow};
 pub use rejects::{
     Admitted, Bytes, CountRejects, DiscardRejects, DiscardedRejects, Foreseen, Header, ListRejects, Place, Reject, RejectAct, RejectCounts,
     RejectPage, Resubmit, Resubmitted, ResubmittedRecord, ShownReject, WhichRejects,
 };
+pub use replay::{PlannedPartition, RECORDS_PER_SECOND, ReplayExecution, ReplayPlan, Replayed, Step};

@@ -66,18 +66,42 @@ impl<S: Stage> Folded<S> {
 /// # Errors
 /// [`ProjectionError`]; also where the ledger becomes another incarnation meanwhile.
 pub async fn fold_to<S: Stage>(ledger: &Ledger, limit: i64) -> Result<Folded<S>, ProjectionError> {
-    let head = ledger.head().await?;
+    let head = ledger.in_time(ledger.head()).await?;
     let mut folded = Folded::zero(head.incarnation);
     let end = limit.min(head.sequence);
     while folded.sequence < end {
-        let Some(page) = next_page(ledger, folded.incarnation, folded.sequence, end).await? else {
-            return Err(sqlx::Error::Protocol("the ledger became another incarnation while it was folded".into()).into());
-        };
-        for entry in page {
+        for entry in page_of_one_ledger(ledger, &folded, end).await? {
             folded.add(entry)?;
         }
     }
     Ok(folded)
+}
+
+/// The state at `limit`, or at the ledger's end if that comes first, as a serving process has it: from the newest snapshot on.
+///
+/// # Errors
+/// As [`fold_to`].
+pub async fn fold_on<S: Stage>(ledger: &Ledger, limit: i64) -> Result<Folded<S>, ProjectionError> {
+    let head = ledger.in_time(ledger.head()).await?;
+    let end = limit.min(head.sequence);
+    let mut folded = ledger.in_time(Folded::<S>::begin(ledger, head.incarnation, end)).await?;
+    if folded.sequence == 0 {
+        return fold_to(ledger, end).await;
+    }
+    while folded.sequence < end {
+        for entry in page_of_one_ledger(ledger, &folded, end).await? {
+            if entry.rebuilt.as_deref() == Some(S::NAME) {
+                return fold_to(ledger, end).await;
+            }
+            folded.add(entry)?;
+        }
+    }
+    Ok(folded)
+}
+
+async fn page_of_one_ledger<S>(ledger: &Ledger, folded: &Folded<S>, end: i64) -> Result<Vec<Entry>, ProjectionError> {
+    let page = ledger.in_time(next_page(ledger, folded.incarnation, folded.sequence, end)).await?;
+    page.ok_or_else(|| sqlx::Error::Protocol("the ledger became another incarnation while it was folded".into()).into())
 }
 
 /// The batches after `sequence` up to `end`, which the ledger has reached; none if the ledger is another one by now.

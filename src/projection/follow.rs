@@ -7,8 +7,9 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
+use uuid::Uuid;
 
-use super::fold::next_page;
+use super::fold::{fold_to, next_page};
 use super::{Folded, ProjectionError, View};
 use crate::ledger::{Acquaintance, Entry, Landmark, Ledger, Restored};
 use crate::stages::Stage;
@@ -44,13 +45,15 @@ pub struct Projection<S> {
     saved: (Instant, i64),
     /// The last batch in the state: the ledger is the same as long as it has it.
     landmark: Option<Landmark>,
+    /// The ledger's end when this state was begun from zero: all its rows were read after that. 0 for one begun from a snapshot.
+    read_since: i64,
 }
 
 impl<S: Stage> Projection<S> {
     /// A fold that begins when it is run.
     #[must_use]
     pub fn new(ledger: Ledger, settings: ProjectionSettings) -> Self {
-        Self { ledger, settings, view: View::empty(), saved: (Instant::now(), 0), landmark: None }
+        Self { ledger, settings, view: View::empty(), saved: (Instant::now(), 0), landmark: None, read_since: 0 }
     }
 
     /// The state, for readers.
@@ -126,6 +129,7 @@ impl<S: Stage> Projection<S> {
             self.landmark = landmark;
             info!(stage = S::NAME, sequence = folded.sequence, end = head.sequence, "the fold begins");
             self.saved = (Instant::now(), folded.sequence);
+            self.read_since = if folded.sequence == 0 { head.sequence } else { 0 };
             standing = Some((folded.incarnation, folded.sequence));
             self.view.begin(folded);
         }
@@ -137,7 +141,11 @@ impl<S: Stage> Projection<S> {
             self.landmark = Some(landmark);
             for entry in page {
                 sequence = entry.sequence;
-                self.view.add(entry)?;
+                if entry.rebuilt.as_deref() == Some(S::NAME) && sequence > self.read_since {
+                    self.rebuild(incarnation, sequence).await?;
+                } else {
+                    self.view.add(entry)?;
+                }
             }
             self.save_if_due().await;
         }
@@ -153,6 +161,20 @@ impl<S: Stage> Projection<S> {
         let landmark = self.ledger.in_time(self.ledger.landmark(last.sequence)).await?;
         let (_, acquaintance) = self.ledger.in_time(self.ledger.head_seen_from(self.landmark.as_ref())).await?;
         Ok(landmark.filter(|_| acquaintance == Acquaintance::Same))
+    }
+
+    /// An operator had this stage folded anew at this sequence. The state before stays shown until the new one is there, so that every process
+    /// changes over at the same sequence.
+    async fn rebuild(&mut self, incarnation: Uuid, sequence: i64) -> Result<(), ProjectionError> {
+        info!(stage = S::NAME, sequence, "an operator has it folded anew from zero");
+        let head = self.ledger.in_time(self.ledger.head()).await?;
+        let folded = fold_to::<S>(&self.ledger, sequence).await?;
+        if folded.incarnation != incarnation {
+            return Err(sqlx::Error::Protocol("the ledger became another incarnation while it was folded".into()).into());
+        }
+        self.read_since = head.sequence;
+        self.view.renew(folded);
+        Ok(())
     }
 
     async fn save_if_due(&mut self) {

@@ -83,6 +83,12 @@ impl<S: Stage> View<S> {
         self.replace(Some(Shown { folded, as_of: None }));
     }
 
+    /// Puts another state of the same ledger in its place, one that is as far or further. Whatever was in the state until `as_of` still is.
+    pub(super) fn renew(&self, folded: Folded<S>) {
+        let as_of = self.standing().and_then(|standing| standing.as_of);
+        self.replace(Some(Shown { folded, as_of }));
+    }
+
     pub(super) fn clear(&self) {
         self.replace(None);
     }

@@ -105,10 +105,16 @@ impl DeploymentLicenses {
     /// did not verify is an error in the answer and grants nothing.
     #[must_use]
     pub fn entitlements(&self, rules: RuleSet, now: DateTime<Utc>) -> Entitlements {
-        let claims: Vec<LicenseClaims> = self.licenses.iter().filter_map(|license| license.claims.clone()).collect();
+        self.entitlements_by(&self.licenses, rules, now)
+    }
+
+    /// The same, had it these licenses, ordered by coderd's id.
+    #[must_use]
+    pub fn entitlements_by(&self, licenses: &[KnownLicense], rules: RuleSet, now: DateTime<Utc>) -> Entitlements {
+        let claims: Vec<LicenseClaims> = licenses.iter().filter_map(|license| license.claims.clone()).collect();
         // The count is exact; an answer holds at most what fits, far beyond any limit.
         let mut answer = entitlements(rules, &claims, now, |start, end| u64::try_from(self.agents.count(start, end)).unwrap_or(u64::MAX));
-        let refused = self.licenses.iter().filter(|license| license.claims.is_none());
+        let refused = licenses.iter().filter(|license| license.claims.is_none());
         answer.errors.extend(refused.map(|license| format!("Invalid license (id {}): its token did not verify", license.license_id)));
         answer
     }

@@ -14,7 +14,7 @@ pub use agents::AgentCounts;
 pub use effects::{Effect, Effects, LeftOut, WhyNot, effects_of};
 pub use fact::Fact;
 pub use licenses::{DeploymentLicenses, KnownLicense, LicensesState};
-pub use metrics::{DeploymentMetrics, MetricsState};
+pub use metrics::{CLAIM_SECONDS, CREATION_SECONDS, CREATIONS, DeploymentMetrics, MetricsState, NEGATIVE_DURATIONS};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;

@@ -73,7 +73,7 @@ impl SmallDisk {
         if !is_root() {
             command.args(["--user", "--preserve-credentials"]);
         }
-        command.args(["--mount", "--target", &self.holder.pid().to_string(), program]);
+        command.args(["--mount", "--target", &self.holder.pid().to_string(), program]).env("LC_ALL", "C");
         command
     }
 

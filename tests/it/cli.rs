@@ -72,9 +72,10 @@ async fn help_is_an_answer_and_a_wrong_command_line_is_not() {
         "migrate",
         "demo",
         "export",
-        "replay",
-        "rejects",
         "prove",
+        "rebuild",
+        "rejects",
+        "replay",
         "status",
         "audit",
         "coderd-sim",
@@ -241,6 +242,10 @@ async fn replay_adds_what_is_missing_once(database: &Database, log: &Log, words:
     assert_eq!(count(&plan("--topic tallyline.agent-usage.v1 --from 2025-01-01T00:00:00.000 --until 3").await, "records"), 6);
     assert_eq!(count(&plan("--all-topics --from latest").await, "records"), 0);
 
+    let queued: Vec<_> =
+        first["effect"]["publications"].as_array().unwrap().iter().map(|one| (one["event_type"].clone(), one["events"].clone())).collect();
+    // every fourth of the 30 is a seat
+    assert_eq!(queued, [("dc_managed_agents_v1".into(), 23.into()), ("hb_ai_seats_v1".into(), 7.into())], "{first}");
     let hash = |plan: &Value| plan["hash"].as_str().unwrap().to_owned();
     // the command as it was printed, from behind the program's name
     let command: Vec<&str> = first["execute"].as_str().unwrap().split(' ').skip(1).chain(["--output", "json"]).collect();
@@ -255,6 +260,7 @@ async fn replay_adds_what_is_missing_once(database: &Database, log: &Log, words:
 
     assert_refused(&run("replay plan --topic tallyline.agent-usage.v1:7 --from earliest").await, 2, "there is no partition 7");
     assert_refused(&run("replay plan --topic usage --from earliest").await, 2, "tallyline.workspace-builds.v1");
+    assert_refused(&run("replay plan --all-topics --from yesterday").await, 2, "neither earliest, latest, an offset");
     let clamped = run("replay plan --topic tallyline.agent-usage.v1:0 --from 0 --until 99999").await;
     assert!(code(&clamped) == 0 && clamped.stderr.contains("offset 99999 is not in the log"), "{clamped:?}");
     assert_refused(&run("replay plan --topic tallyline.agent-usage.v1:0 --from 2 --until 1").await, 2, "would begin at 2 and end at 1");

@@ -51,6 +51,11 @@ impl Journey {
         let sum = |field: &str| planned["partitions"].as_array().unwrap().iter().map(|one| one[field].as_i64().unwrap()).sum::<i64>();
         let records = self.site.appended().await;
         assert_eq!((sum("records"), sum("new_events"), sum("duplicates")), (records, 0, records), "{planned}");
+        for none in ["introduced", "publications", "metrics"] {
+            assert_eq!(planned["effect"][none], serde_json::json!([]), "{planned}");
+        }
+        let windows = planned["effect"]["licenses"].as_array().unwrap();
+        assert!(!windows.is_empty() && windows.iter().all(|window| window["before"] == window["after"]), "{planned}");
         let executed = self.succeeds(&["replay", "execute", "--plan", planned["hash"].as_str().unwrap(), "--output", "json"]).await;
         assert_eq!((executed["records"].as_i64(), executed["accepted"].as_i64()), (Some(records), Some(0)), "{executed}");
 

@@ -52,6 +52,10 @@ async fn a_command_shows_the_same_whichever_way_it_asks() {
     assert!(again.status.code() == Some(4) && again.stderr.contains("409 Conflict: publish is paused by the-admin"), "{again:?}");
     let resumed = over(&api, "resume publish", "--token env:ADMIN").await;
     assert!(resumed.status.success() && resumed.stdout.contains("publish goes on"), "{resumed:?}");
+    let none = over(&api, "rejects list", "--token env:READ").await;
+    assert_eq!((none.status.code(), none.stdout.as_str()), (Some(0), "none\n"), "{none:?}");
+    let unknown = over(&api, "rejects show 7", "--token env:READ").await;
+    assert!(unknown.status.code() == Some(4) && unknown.stderr.contains("404 Not Found: there is no reject 7"), "{unknown:?}");
     let [over_http, direct] = [over(&api, "acts", "--token env:READ").await, site.command("acts").await].map(|ended| ended.stdout);
     assert_eq!(over_http, direct);
     assert_eq!(direct.lines().filter(|line| line.contains("the-admin")).count(), 2, "{direct}");

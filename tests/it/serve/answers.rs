@@ -3,7 +3,7 @@
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Value, json};
 use tallyline::event::{Event, Payload, PublishMarks, Topic, Usage, UsageQuantity};
-use tallyline::ledger::{LicenseChange, LicenseState, Source};
+use tallyline::ledger::{LICENSE_RULES, LicenseChange, LicenseState, NewAct, Source};
 use tallyline::license::RuleSet;
 
 use super::{Process, SOON, Site};
@@ -58,6 +58,8 @@ async fn caught_up(site: &Site, process: &Process) {
         status == 200 && body["sequence"].as_i64() >= Some(end)
     })
     .await;
+    // and which license rules hold was asked
+    eventually(SOON, "entitlements are answered", || async { process.get("/api/v2/entitlements").await.0 == 200 }).await;
 }
 
 #[tokio::test]
@@ -140,6 +142,34 @@ async fn entitlements_follow_the_clock_the_licenses_and_the_configured_rules() {
         let actual = feature(&body)["actual"].as_i64();
         assert_eq!(actual, (entitlement != "not_entitled").then_some(56), "at {now}");
     }
+}
+
+#[tokio::test]
+async fn license_rules_that_an_operator_chose_hold_without_a_restart_and_over_the_pipelines() {
+    let site = Site::new().await;
+    let source = site.collected(DEPLOYMENT).await;
+    site.record(Topic::AgentUsage, usage()).await;
+    license(&site, &source, json!({"managed_agent_limit_soft": 40, "managed_agent_limit_hard": 60})).await;
+    let process = site.process().await;
+    caught_up(&site, &process).await;
+    let limits = async |process: &Process| {
+        let (_, body) = process.get("/api/v2/entitlements").await;
+        let feature = &body["features"]["managed_agent_limit"];
+        (feature["limit"].as_i64(), feature["soft_limit"].as_i64())
+    };
+    assert_eq!(limits(&process).await, (Some(60), Some(40)));
+    let act = NewAct { actor: "sre-1", act: "rebuild", subject: LICENSE_RULES, reason: "", detail: json!({}) };
+    site.ledger.choose(LICENSE_RULES, "2026-02", &act).await.unwrap();
+    eventually(SOON, "the chosen rules hold", || async { limits(&process).await == (Some(40), None) }).await;
+    // a process that begins now never answers by the pipeline's
+    let later = site.process().await;
+    caught_up(&site, &later).await;
+    assert_eq!(limits(&later).await, (Some(40), None));
+    // rules of a later version: no answer by other rules, and all else goes on
+    site.ledger.choose(LICENSE_RULES, "2031-01", &act).await.unwrap();
+    eventually(SOON, "no entitlements are answered", || async { later.get("/api/v2/entitlements").await.0 == 503 }).await;
+    let (status, _) = later.get("/api/v1/managed-agents/count?start=2025-01-01T00:00:00Z&end=2025-01-01T00:00:00Z").await;
+    assert_eq!(status, 200);
 }
 
 #[tokio::test]

@@ -1,5 +1,7 @@
 //! The API against its own document: each route is in it, and each answer of a serving process, good or bad, is of the shape that it promises.
 
+mod operators;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
@@ -226,7 +228,8 @@ async fn answers_are_what_the_document_says() {
         assert_eq!((status, body["field"].as_str()), (400, Some(field)), "{path}: {body}");
     }
     assert_eq!(contract.get(&format!("/api/v2/entitlements?source={OTHER_DEPLOYMENT}")).await.0, 404);
-    pauses(&mut contract).await;
+    operators::pauses(&mut contract).await;
+    operators::rejects(&mut contract, &site).await;
     // nothing is passed over that is too much, too little or of another kind
     let (_, mut status) = contract.get("/api/v1/status").await;
     let schema = json!({ "$ref": "#/components/schemas/Status" });
@@ -253,26 +256,6 @@ async fn answers_are_what_the_document_says() {
     });
     let unseen: Vec<_> = named.filter(|named| !contract.seen.contains(named)).collect();
     assert!(unseen.is_empty(), "{unseen:?}");
-}
-
-/// Pauses consuming and goes on with it.
-async fn pauses(contract: &mut Contract) {
-    let (post, delete) = ((Method::POST, "/api/v1/pauses"), (Method::DELETE, "/api/v1/pauses/{operation}"));
-    let request = json!({ "operation": "consume", "topic": "tallyline.agent-usage.v1", "reason": "the broker moves" });
-    let (status, pause) = contract.change(post.0.clone(), post.1, post.1, Some(request.clone())).await;
-    assert_eq!((status, &pause["actor"], &pause["reason"]), (200, &json!("the-admin"), &json!("the broker moves")), "{pause}");
-    let (status, refused) = contract.change(post.0.clone(), post.1, post.1, Some(request)).await;
-    assert!(status == 409 && refused["message"].as_str().unwrap().contains("is paused by the-admin"), "{refused}");
-    assert_eq!(contract.get("/api/v1/pauses").await.1, json!({ "pauses": [pause] }));
-    let resume = "/api/v1/pauses/consume?topic=tallyline.agent-usage.v1&reason=it%20has%20moved";
-    assert_eq!(contract.change(delete.0.clone(), delete.1, resume, None).await, (200, pause));
-    let (status, refused) = contract.change(delete.0, delete.1, resume, None).await;
-    assert!(status == 409 && refused["message"].as_str().unwrap().contains("is not paused"), "{refused}");
-    let (_, acts) = contract.get("/api/v1/acts?actor=the-admin").await;
-    let acts: Vec<_> = acts["acts"].as_array().unwrap().iter().map(|act| (&act["act"], &act["subject"], &act["reason"])).collect();
-    let texts =
-        [("resume", "consume", "it has moved"), ("pause", "consume", "the broker moves")].map(|(a, b, c)| (json!(a), json!(b), json!(c)));
-    assert_eq!(acts, texts.iter().map(|(a, b, c)| (a, b, c)).collect::<Vec<_>>());
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@ pub mod ledger;
 pub mod ports;
 pub mod process;
 pub mod prometheus;
+pub mod tables;
 
 use std::future::Future;
 use std::path::{Path, PathBuf};

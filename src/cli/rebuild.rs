@@ -1,0 +1,223 @@
+//! `tallyline rebuild plan` and `tallyline rebuild execute`
+
+use std::path::PathBuf;
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::actor::ActorArguments;
+use super::roles::Site;
+use super::{Context, Exit, Failure, PipelineArguments, columns, instant};
+use crate::operations::{
+    Desk, Granted, LicenseToken, RebuildExecution, RebuildPlan, RebuildRequest, RebuildStage, Rehearsal, RehearsedDeployment, Told,
+};
+
+/// Fold the ledger again from zero, also under other license rules or with another license.
+#[derive(Clone, Debug, clap::Subcommand)]
+pub enum Rebuild {
+    /// Show what would differ from what is shown now; nothing is written (1 where it differs without other rules or licenses)
+    Plan(Plan),
+    /// Make the plan again and execute it, if it is still the one of that hash
+    Execute(Execute),
+}
+
+/// Show what would differ.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Plan {
+    #[command(flatten)]
+    pipeline: PipelineArguments,
+    #[command(flatten)]
+    asked: Asked,
+    /// Rehearse with the license in this file, which coderd does not have yet; only coderd's administrators can install it
+    #[arg(long, value_name = "FILE")]
+    license: Option<PathBuf>,
+    /// Rehearse without the license of this id (coderd's own); may be repeated
+    #[arg(long, value_name = "LICENSE_ID")]
+    without: Vec<i32>,
+}
+
+/// Make the plan again and execute it.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Execute {
+    #[command(flatten)]
+    pipeline: PipelineArguments,
+    #[command(flatten)]
+    asked: Asked,
+    /// The hash that `tallyline rebuild plan` printed for the same arguments
+    #[arg(long = "plan", value_name = "HASH")]
+    hash: String,
+    /// Execute although shown series would fall, which a metrics server takes for a restart
+    #[arg(long)]
+    may_fall: bool,
+    #[command(flatten)]
+    actor: ActorArguments,
+}
+
+/// What plan and execution have in common.
+#[derive(Clone, Debug, clap::Args)]
+struct Asked {
+    /// What to fold again
+    #[arg(value_enum)]
+    stage: Stage,
+    /// Rehearse these license rules: 2025-07 or 2026-02
+    #[arg(long, value_name = "NAME")]
+    rules: Option<String>,
+    /// The deployment whose licenses are meant, where there are several
+    #[arg(long, value_name = "DEPLOYMENT_ID")]
+    source: Option<Uuid>,
+    /// The instant for which entitlements and warnings are rehearsed [default: now]
+    #[arg(long, value_name = "INSTANT", value_parser = instant::instant)]
+    at: Option<DateTime<Utc>>,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Stage {
+    /// The domain series of /metrics
+    Metrics,
+    /// Licenses and managed agents
+    Licenses,
+}
+
+impl Asked {
+    fn request(&self, license: Option<LicenseToken>, without: &[i32]) -> RebuildRequest {
+        let stage = match self.stage {
+            Stage::Metrics => RebuildStage::Metrics,
+            Stage::Licenses => RebuildStage::Licenses,
+        };
+        RebuildRequest { stage, rules: self.rules.clone(), license, without: without.to_vec(), source: self.source, at: self.at }
+    }
+
+    /// The arguments again, for the other command.
+    fn again(&self) -> String {
+        let mut words = match self.stage {
+            Stage::Metrics => "metrics".to_owned(),
+            Stage::Licenses => "licenses".to_owned(),
+        };
+        let options = [("rules", self.rules.clone()), ("source", self.source.map(|source| source.to_string())), ("at", self.at.map(told))];
+        for (name, value) in options {
+            words += &value.map(|value| format!(" --{name} {value}")).unwrap_or_default();
+        }
+        words
+    }
+}
+
+#[derive(Serialize)]
+struct Planned {
+    #[serde(flatten)]
+    plan: RebuildPlan,
+    execute: Option<String>,
+}
+
+pub(super) async fn run(rebuild: Rebuild, context: &Context) -> Result<Exit, Failure> {
+    match rebuild {
+        Rebuild::Plan(arguments) => plan(arguments, context).await,
+        Rebuild::Execute(arguments) => {
+            let desk = open(&arguments.pipeline, context).await?;
+            let request =
+                RebuildExecution { rebuild: arguments.asked.request(None, &[]), hash: arguments.hash, may_fall: arguments.may_fall };
+            let rebuilt = desk.execute_rebuild(&request, &arguments.actor.actor()).await?;
+            context.output.answer(&rebuilt, || format!("{}\n", rebuilt.done))?;
+            Ok(Exit::Success)
+        }
+    }
+}
+
+async fn plan(arguments: Plan, context: &Context) -> Result<Exit, Failure> {
+    let license = arguments.license.as_ref().map(|path| {
+        let text = std::fs::read_to_string(path);
+        text.map(LicenseToken).map_err(|error| Failure::of(Exit::Configuration, format!("--license {}: {error}", path.display())))
+    });
+    let desk = open(&arguments.pipeline, context).await?;
+    let plan = desk.plan_rebuild(&arguments.asked.request(license.transpose()?, &arguments.without)).await?;
+    let command =
+        |hash: &String| format!("tallyline rebuild execute {} {} --plan {hash}", arguments.asked.again(), arguments.pipeline.again());
+    let answer = Planned { execute: plan.hash.as_ref().map(command), plan };
+    context.output.answer(&answer, || table(&answer))?;
+    Ok(if answer.plan.differs && answer.plan.rehearsal.is_none() { Exit::Differs } else { Exit::Success })
+}
+
+async fn open(pipeline: &PipelineArguments, context: &Context) -> Result<Desk, Failure> {
+    let site = Site::open(pipeline.load()?, context.clock.clone()).await?;
+    site.ledger.reach().await?;
+    site.desk()
+}
+
+fn told(instant: DateTime<Utc>) -> String {
+    instant.to_rfc3339_opts(SecondsFormat::AutoSi, true)
+}
+
+fn table(answer: &Planned) -> String {
+    let plan = &answer.plan;
+    let mut text = match &plan.rehearsal {
+        Some(rehearsal) => rehearsed(rehearsal),
+        None => compared(plan),
+    };
+    match (&plan.hash, &answer.execute) {
+        (Some(hash), Some(execute)) => text += &format!("hash     {hash}\nexecute  {execute}\n"),
+        _ => text += "nothing to execute: licenses are installed and removed in coderd, by its administrators\n",
+    }
+    text
+}
+
+fn compared(plan: &RebuildPlan) -> String {
+    let numbers = |told: Option<Told>| match told {
+        Some(Told { count, sum_seconds: Some(sum) }) => format!("{count} in {sum} s"),
+        Some(Told { count, sum_seconds: None }) => count.to_string(),
+        None => "-".to_owned(),
+    };
+    let rows = plan.differences.iter().map(|row| [row.what.clone(), row.labels.clone(), numbers(row.shown), numbers(row.rebuilt)]);
+    let table = columns(["WHAT", "WHICH", "SHOWN", "FROM ZERO"], rows);
+    let verdict = match (plan.differs, plan.falling) {
+        (false, _) => "what is shown is what the ledger says".to_owned(),
+        (true, 0) => "what is shown is NOT what the ledger says".to_owned(),
+        (true, falling) => format!("what is shown is NOT what the ledger says; {falling} shown series would fall"),
+    };
+    format!("{table}{verdict}, up to ledger sequence {}\n", plan.sequence)
+}
+
+fn rehearsed(rehearsal: &Rehearsal) -> String {
+    let mut text = format!("rules {} and {}, at {}\n", rehearsal.rules_now, rehearsal.rules_then, told(rehearsal.at));
+    for note in &rehearsal.notes {
+        text += &format!("{note}\n");
+    }
+    for deployment in &rehearsal.deployments {
+        text += &format!("\ndeployment {}\n", deployment.deployment);
+        text += &columns(HEADINGS, rows(deployment));
+        for (when, granted) in [("now", &deployment.now), ("then", &deployment.then)] {
+            text += &granted.warnings.iter().map(|warning| format!("{when}: warning: {warning}\n")).collect::<String>();
+            text += &granted.errors.iter().map(|error| format!("{when}: error: {error}\n")).collect::<String>();
+        }
+    }
+    text + "\n"
+}
+
+const HEADINGS: [&str; 10] = ["LICENSE", "VALIDITY", "", "ENTITLEMENT", "SOFT", "LIMIT", "AGENTS", "FROM", "UNTIL", "WARNINGS"];
+
+/// What coderd is answered first, then each license by itself.
+fn rows(deployment: &RehearsedDeployment) -> Vec<[String; 10]> {
+    let mut rows = vec![row("all", "", "now", Some(&deployment.now)), row("", "", "then", Some(&deployment.then))];
+    for window in &deployment.windows {
+        let name = format!("{}{}", window.license_id, if window.candidate { " (candidate)" } else { "" });
+        rows.push(row(&name, &window.validity, "now", window.now.as_ref()));
+        rows.push(row("", "", "then", window.then.as_ref()));
+    }
+    rows
+}
+
+fn row(name: &str, validity: &str, when: &str, granted: Option<&Granted>) -> [String; 10] {
+    let dash = || "-".to_owned();
+    let mut cells = [name, validity, when, "not there", "-", "-", "-", "-", "-", "-"].map(str::to_owned);
+    if let Some(granted) = granted {
+        let number = |number: Option<i64>| number.map_or_else(dash, |number| number.to_string());
+        let switched_off = granted.entitlement != "not_entitled" && !granted.enabled;
+        cells[3] = format!("{}{}", granted.entitlement, if switched_off { ", off" } else { "" });
+        cells[4] = number(granted.soft_limit);
+        cells[5] = number(granted.limit);
+        cells[6] = granted.agents.map_or_else(dash, |agents| agents.to_string());
+        cells[7] = granted.start.map_or_else(dash, told);
+        cells[8] = granted.end.map_or_else(dash, told);
+        cells[9] = (granted.warnings.len() + granted.errors.len()).to_string();
+    }
+    cells
+}

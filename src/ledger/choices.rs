@@ -1,0 +1,35 @@
+//! What operators have chosen in the ledger, over the pipeline file.
+
+use super::{Ledger, NewAct};
+
+/// The choice of the license rules; its values are names of rule sets.
+pub const LICENSE_RULES: &str = "license.rules";
+
+impl Ledger {
+    /// What was chosen under that name, if anything was.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn choice(&self, name: &str) -> Result<Option<String>, sqlx::Error> {
+        sqlx::query_scalar("select value from choice where name = $1").bind(name).fetch_optional(&self.pool).await
+    }
+
+    /// Chooses that value, with the act that does it.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn choose(&self, name: &str, value: &str, act: &NewAct<'_>) -> Result<(), sqlx::Error> {
+        let mut tx = self.pool.begin().await?;
+        let act_id = self.act(&mut tx, act).await?;
+        sqlx::query(
+            "insert into choice (name, value, act_id) values ($1, $2, $3)
+             on conflict (name) do update set value = excluded.value, act_id = excluded.act_id",
+        )
+        .bind(name)
+        .bind(value)
+        .bind(act_id)
+        .execute(&mut *tx)
+        .await?;
+        tx.commit().await
+    }
+}

@@ -1,0 +1,289 @@
+//! Rehearsals: each license window and each warning as it would be under other rules, with a license that is not installed yet, or without one.
+
+use std::fmt;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::effect::saturating;
+use super::rebuild::{RebuildPlan, RebuildRequest, sha256};
+use super::{Desk, OperationError};
+use crate::ledger::LICENSE_RULES;
+use crate::license::{Entitlement, Entitlements, LicenseClaims, RuleSet, Validity, VerifiedLicense};
+use crate::projection;
+use crate::stages::{AgentCounts, DeploymentLicenses, Fact, KnownLicense, LicensesState, Stage as _};
+
+/// A license's token. It is never printed and never kept.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(transparent)]
+pub struct LicenseToken(pub String);
+
+impl fmt::Debug for LicenseToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// What would be true beside what is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Rehearsal {
+    /// The instant for which it holds.
+    pub at: DateTime<Utc>,
+    /// The rules now.
+    pub rules_now: String,
+    /// The rules then.
+    pub rules_then: String,
+    /// What is to be known about it.
+    pub notes: Vec<String>,
+    /// Each deployment.
+    pub deployments: Vec<RehearsedDeployment>,
+}
+
+/// One deployment's entitlement and its windows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct RehearsedDeployment {
+    /// The deployment.
+    pub deployment: Uuid,
+    /// What coderd is answered now.
+    pub now: Granted,
+    /// What it would be answered then.
+    pub then: Granted,
+    /// Each license by itself, as if it were the only one.
+    pub windows: Vec<RehearsedWindow>,
+}
+
+/// One license by itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct RehearsedWindow {
+    /// coderd's own id; for a candidate the one that it would get next.
+    pub license_id: i32,
+    /// Not in coderd: given with the request.
+    pub candidate: bool,
+    /// What it is worth at the instant: `valid`, `in_grace`, `not_yet_valid`, `expired`, `term_too_long`, or `refused` where its token did not
+    /// verify.
+    pub validity: String,
+    /// What it grants now, at the nearest instant at which it is valid; absent where it is not there now.
+    pub now: Option<Granted>,
+    /// What it would grant then; absent where it would not be there.
+    pub then: Option<Granted>,
+}
+
+/// What is granted about managed agents.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Granted {
+    /// `entitled`, `grace_period` or `not_entitled`.
+    pub entitlement: String,
+    /// Granted and not switched off by a limit of 0.
+    pub enabled: bool,
+    /// There is a license that counts. Without one, agents are free.
+    pub has_license: bool,
+    /// The limit that counts; under 2025-07 the hard one.
+    pub limit: Option<i64>,
+    /// The soft limit; only under 2025-07.
+    pub soft_limit: Option<i64>,
+    /// The start of the usage period, included; of the license's own where nothing is granted.
+    pub start: Option<DateTime<Utc>>,
+    /// Its end, not included.
+    pub end: Option<DateTime<Utc>>,
+    /// Managed agents within it.
+    pub agents: Option<u64>,
+    /// For administrators.
+    pub warnings: Vec<String>,
+    /// Licenses, or parts of them, that are refused.
+    pub errors: Vec<String>,
+}
+
+impl Desk {
+    /// The rules that hold: those that were chosen in the ledger, else the pipeline's.
+    ///
+    /// # Errors
+    /// The ledger's; [`OperationError::Forbidden`] where rules were chosen that this version does not know.
+    pub async fn license_rules(&self) -> Result<RuleSet, OperationError> {
+        match self.ledger.in_time(self.ledger.choice(LICENSE_RULES)).await? {
+            Some(name) => name.parse().map_err(|error| OperationError::Forbidden(format!("in the ledger were chosen: {error}"))),
+            None => Ok(self.rules),
+        }
+    }
+
+    /// The rehearsal that was asked for. Its hash covers limits, entitlements and warnings, not the counts, which live events raise.
+    pub(super) async fn rehearse(&self, request: &RebuildRequest) -> Result<RebuildPlan, OperationError> {
+        let rules_now = self.license_rules().await?;
+        let rules_then = match &request.rules {
+            Some(name) => name.parse().map_err(|error| invalid("rules", error))?,
+            None => rules_now,
+        };
+        let candidate = match &request.license {
+            Some(token) => Some(self.keys.verify(token.0.trim()).map_err(|error| invalid("license", error))?),
+            None => None,
+        };
+        let at = request.at.unwrap_or_else(|| self.ledger.clock.now());
+        let folded = projection::fold_on::<LicensesState>(&self.ledger, i64::MAX).await?;
+        let mut then = folded.state.clone();
+        let mut notes = Vec::new();
+        if candidate.is_some() || !request.without.is_empty() {
+            let deployment = self.one_deployment(&folded.state, request)?;
+            change(&mut then, deployment, candidate.as_ref(), &request.without)?;
+            notes.extend(candidate.as_ref().and_then(|license| foreign(license, deployment)));
+        }
+        let mut deployments = Vec::new();
+        for (deployment, now) in folded.state.deployments() {
+            let asked = request.source.is_none_or(|source| source == deployment);
+            if let Some(then) = then.deployment(deployment).filter(|_| asked) {
+                deployments.push(rehearsed(deployment, (now, rules_now), (then, rules_then), at));
+            }
+        }
+        if let (Some(source), true) = (request.source, deployments.is_empty()) {
+            return Err(OperationError::NotFound(format!("the ledger has no deployment {source}")));
+        }
+        let executable = candidate.is_none() && request.without.is_empty();
+        let rehearsal = Rehearsal { at, rules_now: rules_now.to_string(), rules_then: rules_then.to_string(), notes, deployments };
+        Ok(RebuildPlan {
+            hash: executable.then(|| sha256(&(request.source, request.at, essence(&rehearsal)))),
+            incarnation: folded.incarnation,
+            sequence: folded.sequence,
+            differs: rehearsal
+                .deployments
+                .iter()
+                .any(|one| one.now != one.then || one.windows.iter().any(|window| window.now != window.then)),
+            falling: 0,
+            differences: Vec::new(),
+            rehearsal: Some(rehearsal),
+        })
+    }
+
+    /// Whose licenses are meant: named, the pipeline's, or the only one there is.
+    fn one_deployment(&self, state: &LicensesState, request: &RebuildRequest) -> Result<Uuid, OperationError> {
+        let there: Vec<Uuid> = state.deployments().map(|(deployment, _)| deployment).collect();
+        match (request.source.or(self.deployment), there.as_slice()) {
+            (Some(asked), there) if there.contains(&asked) => Ok(asked),
+            (Some(asked), _) => Err(OperationError::NotFound(format!("the ledger has no deployment {asked}"))),
+            (None, [only]) => Ok(*only),
+            (None, []) => Err(OperationError::NotFound("the ledger has no deployment yet".to_owned())),
+            (None, several) => Err(invalid("source", format!("there are several deployments, name one of {several:?}"))),
+        }
+    }
+}
+
+fn invalid(field: &'static str, problem: impl fmt::Display) -> OperationError {
+    OperationError::Invalid { field, message: problem.to_string() }
+}
+
+/// Adds and takes away licenses as the fold does when they come to coderd and go from it.
+fn change(then: &mut LicensesState, deployment: Uuid, candidate: Option<&VerifiedLicense>, without: &[i32]) -> Result<(), OperationError> {
+    let there = then.deployment(deployment).map(|licenses| licenses.licenses().to_vec()).unwrap_or_default();
+    let mut facts = Vec::new();
+    for license_id in without {
+        let known = there.iter().find(|license| license.license_id == *license_id);
+        let known = known.ok_or_else(|| invalid("without", format!("deployment {deployment} has no license with id {license_id}")))?;
+        facts.push(Fact::License { deployment, license_id: *license_id, jwt_sha256: hash(known)?, present: false, claims: None });
+    }
+    if let Some(VerifiedLicense { claims, jwt_sha256, .. }) = candidate {
+        if let Some(known) = there.iter().find(|license| license.jwt_sha256 == hex::encode(jwt_sha256)) {
+            return Err(invalid("license", format!("it is in coderd already, with id {}", known.license_id)));
+        }
+        let license_id = there.iter().map(|license| license.license_id).max().unwrap_or(0).saturating_add(1);
+        let claims = Some(claims.clone());
+        facts.push(Fact::License { deployment, license_id, jwt_sha256: *jwt_sha256, present: true, claims });
+    }
+    for fact in &facts {
+        then.apply(fact).map_err(anyhow::Error::from)?;
+    }
+    Ok(())
+}
+
+fn hash(license: &KnownLicense) -> Result<[u8; 32], OperationError> {
+    let mut hash = [0; 32];
+    hex::decode_to_slice(&license.jwt_sha256, &mut hash).map_err(anyhow::Error::from)?;
+    Ok(hash)
+}
+
+/// coderd refuses a license for other deployments when it is uploaded.
+fn foreign(license: &VerifiedLicense, deployment: Uuid) -> Option<String> {
+    let named = &license.claims.deployment_ids;
+    let other = !named.is_empty() && !named.iter().any(|id| id.parse() == Ok(deployment));
+    other.then(|| format!("the license names other deployments ({}): coderd will refuse it", named.join(", ")))
+}
+
+type Under<'a> = (&'a DeploymentLicenses, RuleSet);
+
+fn rehearsed(deployment: Uuid, now: Under<'_>, then: Under<'_>, at: DateTime<Utc>) -> RehearsedDeployment {
+    let whole = |(licenses, rules): Under<'_>| granted(licenses.entitlements(rules, at), licenses.agents(), None);
+    let mut windows = Vec::new();
+    let gone = now.0.licenses().iter().filter(|license| !then.0.licenses().contains(license));
+    for license in gone.chain(then.0.licenses()) {
+        let alone = |(licenses, rules): Under<'_>| {
+            let judged_at = license.claims.as_ref().map_or(at, |claims| counting(claims, at));
+            licenses.licenses().contains(license).then(|| {
+                let answer = licenses.entitlements_by(std::slice::from_ref(license), rules, judged_at);
+                granted(answer, licenses.agents(), license.claims.as_ref())
+            })
+        };
+        windows.push(RehearsedWindow {
+            license_id: license.license_id,
+            candidate: !now.0.licenses().contains(license),
+            validity: license.claims.as_ref().map_or("refused", |claims| validity(claims.validity(at))).to_owned(),
+            now: alone(now),
+            then: alone(then),
+        });
+    }
+    windows.sort_by_key(|window| window.license_id);
+    RehearsedDeployment { deployment, now: whole(now), then: whole(then), windows }
+}
+
+/// The instant nearest to `at` at which the license counts, if it ever does.
+fn counting(claims: &LicenseClaims, at: DateTime<Utc>) -> DateTime<Utc> {
+    let micro = TimeDelta::microseconds(1);
+    match claims.validity(at) {
+        Validity::NotYetValid => claims.not_before.max(claims.issued_at),
+        Validity::Expired => claims.expires_at.checked_sub_signed(micro).unwrap_or(at),
+        Validity::Valid | Validity::InGrace | Validity::TermTooLong => at,
+    }
+}
+
+fn validity(validity: Validity) -> &'static str {
+    match validity {
+        Validity::NotYetValid => "not_yet_valid",
+        Validity::Valid => "valid",
+        Validity::InGrace => "in_grace",
+        Validity::Expired => "expired",
+        Validity::TermTooLong => "term_too_long",
+    }
+}
+
+fn granted(answer: Entitlements, agents: &AgentCounts, own: Option<&LicenseClaims>) -> Granted {
+    let feature = answer.managed_agents();
+    let period = feature.usage_period.map(|period| (period.start, period.end));
+    let window = period.or_else(|| own.map(|claims| (claims.not_before, claims.expires_at)));
+    Granted {
+        entitlement: match feature.entitlement {
+            Entitlement::NotEntitled => "not_entitled",
+            Entitlement::GracePeriod => "grace_period",
+            Entitlement::Entitled => "entitled",
+        }
+        .to_owned(),
+        enabled: feature.enabled,
+        has_license: answer.has_license,
+        limit: feature.limit,
+        soft_limit: feature.soft_limit,
+        start: window.map(|(start, _)| start),
+        end: window.map(|(_, end)| end),
+        agents: window.map(|(start, end)| saturating(agents.count(start, end))),
+        warnings: answer.warnings,
+        errors: answer.errors,
+    }
+}
+
+/// All but the counts and the instant.
+fn essence(rehearsal: &Rehearsal) -> impl Serialize + use<> {
+    let bare = |granted: &Granted| Granted { agents: None, ..granted.clone() };
+    let deployments = rehearsal.deployments.iter().map(|one| {
+        let windows: Vec<_> = one
+            .windows
+            .iter()
+            .map(|window| (window.license_id, window.validity.clone(), window.now.as_ref().map(bare), window.then.as_ref().map(bare)))
+            .collect();
+        (one.deployment, bare(&one.now), bare(&one.then), windows)
+    });
+    (rehearsal.rules_now.clone(), rehearsal.rules_then.clone(), deployments.collect::<Vec<_>>())
+}

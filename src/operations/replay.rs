@@ -1,0 +1,243 @@
+//! Replays: what reading a range of the log again would change, and doing exactly that.
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::effect::{Effect, Effects};
+use super::ranges::LogRange;
+use super::{Actor, Desk, OperationError};
+use crate::consumer::{ForeseenRange, Replay, ReplayError};
+use crate::ledger::{Counts, NewAct, ReplayRange};
+
+/// Records a second, unless it is asked for otherwise. One consumer records ten times as many on two cores beside its broker, so that live
+/// consumption keeps most of the ledger; a million records take three and a half minutes.
+pub const RECORDS_PER_SECOND: u32 = 5_000;
+
+/// What a replay would do, in numbers, and the hash under which exactly this is executed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct ReplayPlan {
+    /// SHA-256 of the ranges and their effect, in hexadecimal.
+    pub hash: String,
+    /// Each partition's range, and what becomes of its records.
+    pub partitions: Vec<PlannedPartition>,
+    /// What the new events would change.
+    pub effect: Effect,
+    /// Where the range that was asked for is not the one that is taken.
+    pub notes: Vec<String>,
+}
+
+/// One partition of a plan.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct PlannedPartition {
+    /// The topic's name.
+    pub topic: String,
+    /// The partition.
+    pub partition: i32,
+    /// Which life of the partition: `recover` begins another where the topic was lost or made anew.
+    pub generation: i32,
+    /// The first offset.
+    pub first_offset: i64,
+    /// The offset behind the last.
+    pub end_offset: i64,
+    /// Records in the range.
+    pub records: i32,
+    /// Events that the ledger does not have: they would be added.
+    pub new_events: i32,
+    /// Events that the ledger has: nothing would change.
+    pub duplicates: i32,
+    /// Events that the ledger has with other content.
+    pub conflicts: i32,
+    /// Records that are no events.
+    pub rejects: i32,
+    /// Usage of types that are not known yet.
+    pub held: i32,
+    /// Of the last three, those that the ledger does not have yet: they would come to the rejects.
+    pub new_refused: i32,
+}
+
+/// Which plan to execute, and how fast.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ReplayExecution {
+    /// The hash that the plan has.
+    pub hash: String,
+    /// At most so many records a second, at least 1; without it, 5,000, which leaves live consumption most of the ledger.
+    #[serde(default)]
+    pub records_per_second: Option<u32>,
+}
+
+/// What was recorded by one call of an execution.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Replayed {
+    /// The plan.
+    pub hash: String,
+    /// Records read.
+    pub records: i32,
+    /// New events.
+    pub accepted: i32,
+    /// Events that the ledger had.
+    pub duplicates: i32,
+    /// Events that it had with other content.
+    pub conflicts: i32,
+    /// Records that are no events.
+    pub rejects: i32,
+    /// Usage of types that are not known yet.
+    pub held: i32,
+}
+
+/// How far it is: `done` of `total` offsets. Kafka's offsets have gaps, then it ends before the total.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// In one word.
+    pub doing: &'static str,
+    /// Records read in this call.
+    pub done: u64,
+    /// Offsets to be read in this call.
+    pub total: u64,
+}
+
+impl Desk {
+    /// Reads the range without writing an event, and keeps the plan.
+    ///
+    /// # Errors
+    /// [`OperationError`].
+    pub async fn plan_replay(
+        &self,
+        request: &LogRange,
+        progress: impl Fn(Step) + Send + Sync,
+        stop: &CancellationToken,
+    ) -> Result<ReplayPlan, OperationError> {
+        let (ranges, notes) = self.resolve(request).await?;
+        self.replay().is_the_same_log(&ranges).await?;
+        let id = Uuid::new_v4();
+        let plan = ReplayPlan { notes, ..self.foresee(id, &ranges, "planning", progress, stop).await? };
+        let (request, effect) = (json(request)?, json(&plan)?);
+        self.ledger.in_time(self.ledger.save_replay(id, &plan.hash, &request, &effect, &ranges)).await?;
+        Ok(plan)
+    }
+
+    /// Executes the plan of that hash, or goes on with it where it was interrupted. Answers what was recorded by this call.
+    ///
+    /// # Errors
+    /// [`OperationError::Forbidden`] before anything is written, where the effect is no longer the planned one.
+    pub async fn execute_replay(
+        &self,
+        request: &ReplayExecution,
+        actor: &Actor,
+        progress: impl Fn(Step) + Send + Sync,
+        stop: &CancellationToken,
+    ) -> Result<Replayed, OperationError> {
+        let hash = &request.hash;
+        let rate = request.records_per_second.unwrap_or(RECORDS_PER_SECOND);
+        if rate == 0 {
+            return Err(OperationError::Invalid { field: "records_per_second", message: "must be at least 1".to_owned() });
+        }
+        let unknown = || {
+            let message = format!("no replay was planned under {hash}: run `tallyline replay plan` and use the hash that it prints");
+            OperationError::NotFound(message)
+        };
+        let planned = self.ledger.in_time(self.ledger.load_replay(hash)).await?.ok_or_else(unknown)?;
+        if planned.finished {
+            return Err(OperationError::Forbidden("this plan was executed to its end: plan again".to_owned()));
+        }
+        self.same_lives(&planned.ranges).await?;
+        self.replay().is_the_same_log(&planned.ranges).await?;
+        if !planned.started {
+            let now = self.foresee(planned.id, &planned.ranges, "comparing with the plan", &progress, stop).await?;
+            if now.hash != *hash {
+                return Err(OperationError::Forbidden("the effect is no longer the planned one: plan again".to_owned()));
+            }
+            let detail = serde_json::json!({ "records_per_second": rate });
+            let act = NewAct { actor: &actor.name, act: "replay", subject: hash, reason: &actor.reason, detail };
+            self.ledger.in_time(self.ledger.start_replay(hash, &act)).await?;
+        }
+        let progress = stepping("replaying", &planned.ranges, &progress);
+        let counts = self.replay().record(planned.id, &planned.ranges, rate, progress, stop).await?;
+        self.ledger.in_time(self.ledger.finish_replay(hash)).await?;
+        let Counts { records, accepted, duplicates, conflicts, rejects, held } = counts;
+        Ok(Replayed { hash: hash.clone(), records, accepted, duplicates, conflicts, rejects, held })
+    }
+
+    /// An offset means a record only within one life of its partition.
+    async fn same_lives(&self, ranges: &[ReplayRange]) -> Result<(), OperationError> {
+        for range in ranges {
+            let generation = self.ledger.in_time(self.ledger.generation(range.partition)).await?;
+            if generation != range.generation {
+                let message = format!("{} was begun anew since this was planned: plan again", range.partition);
+                return Err(OperationError::Forbidden(message));
+            }
+        }
+        Ok(())
+    }
+
+    async fn foresee(
+        &self,
+        id: Uuid,
+        ranges: &[ReplayRange],
+        doing: &'static str,
+        progress: impl Fn(Step) + Send + Sync,
+        stop: &CancellationToken,
+    ) -> Result<ReplayPlan, OperationError> {
+        let mut effects = Effects::begin(&self.ledger).await?;
+        let progress = stepping(doing, ranges, &progress);
+        let partitions = self.replay().foresee(ranges, |event| effects.add(event), progress, stop).await?;
+        let partitions: Vec<PlannedPartition> = partitions.into_iter().map(planned).collect();
+        let effect = effects.end()?;
+        Ok(ReplayPlan { hash: hash(id, &partitions, &effect)?, partitions, effect, notes: Vec::new() })
+    }
+
+    fn replay(&self) -> Replay {
+        Replay { log: self.log.clone(), ledger: self.ledger.clone() }
+    }
+}
+
+impl From<ReplayError> for OperationError {
+    fn from(error: ReplayError) -> Self {
+        match error {
+            ReplayError::Moved(_) | ReplayError::AnotherLog(_) => OperationError::Forbidden(error.to_string()),
+            ReplayError::Interrupted => OperationError::Interrupted,
+            ReplayError::Log(error) => OperationError::Log(error),
+            ReplayError::Ledger(error) => OperationError::Ledger(error),
+        }
+    }
+}
+
+/// Tells the steps of one reading of the ranges.
+fn stepping<P: Fn(Step) + Send + Sync>(doing: &'static str, ranges: &[ReplayRange], progress: P) -> impl Fn(u64) + Send + use<P> {
+    let total = ranges.iter().map(|range| u64::try_from(range.end_offset - range.next_offset).unwrap_or_default()).sum();
+    let done = std::sync::atomic::AtomicU64::new(0);
+    move |records| {
+        let done = done.fetch_add(records, std::sync::atomic::Ordering::Relaxed) + records;
+        progress(Step { doing, done, total });
+    }
+}
+
+fn planned(foreseen: ForeseenRange) -> PlannedPartition {
+    let ForeseenRange { range, counts, new_refused } = foreseen;
+    PlannedPartition {
+        topic: range.partition.topic.name().to_owned(),
+        partition: range.partition.partition,
+        generation: range.generation,
+        first_offset: range.first_offset,
+        end_offset: range.end_offset,
+        records: counts.records,
+        new_events: counts.accepted,
+        duplicates: counts.duplicates,
+        conflicts: counts.conflicts,
+        rejects: counts.rejects,
+        held: counts.held,
+        new_refused,
+    }
+}
+
+/// The id keeps two plans of the same range apart: each is executed once.
+fn hash(id: Uuid, partitions: &[PlannedPartition], effect: &Effect) -> Result<String, OperationError> {
+    let bytes = serde_json::to_vec(&(id, partitions, effect.essence())).map_err(anyhow::Error::from)?;
+    Ok(hex::encode(Sha256::digest(bytes)))
+}
+
+fn json(value: &impl Serialize) -> Result<serde_json::Value, OperationError> {
+    Ok(serde_json::to_value(value).map_err(anyhow::Error::from)?)
+}

@@ -1,0 +1,84 @@
+//! The series of a metrics state, to be compared.
+
+use std::collections::BTreeMap;
+
+use uuid::Uuid;
+
+use crate::metrics::{Buckets, Counter, Tally};
+use crate::stages::{CLAIM_SECONDS, CREATION_SECONDS, CREATIONS, MetricsState, NEGATIVE_DURATIONS};
+
+/// Which series.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct SeriesKey {
+    pub deployment: Uuid,
+    pub family: &'static str,
+    /// Names and values, in the family's order.
+    pub labels: Vec<(&'static str, String)>,
+}
+
+/// A series' whole state.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Series<'a> {
+    Counter(&'a Counter),
+    Histogram(&'a Tally),
+}
+
+impl Series<'_> {
+    /// A counter's value, or how many observations a histogram has.
+    pub fn count(self) -> u64 {
+        match self {
+            Series::Counter(counter) => counter.value,
+            Series::Histogram(tally) => tally.buckets().count(),
+        }
+    }
+
+    /// A histogram's sum in microseconds.
+    pub fn sum_micros(self) -> Option<i128> {
+        match self {
+            Series::Counter(_) => None,
+            Series::Histogram(tally) => Some(tally.sum_micros()),
+        }
+    }
+
+    /// Whether a server that saw this one and then the other would take it for a restart.
+    pub fn falls_to(self, other: Series<'_>) -> bool {
+        let sum_falls = matches!((self.sum_micros(), other.sum_micros()), (Some(before), Some(after)) if after < before);
+        let buckets_fall = match (self, other) {
+            (Series::Histogram(before), Series::Histogram(after)) => buckets_fall(before.buckets(), after.buckets()),
+            _ => false,
+        };
+        other.count() < self.count() || sum_falls || buckets_fall
+    }
+}
+
+fn buckets_fall(before: &Buckets, after: &Buckets) -> bool {
+    let sides = [(before.positive(), after.positive()), (before.negative(), after.negative())];
+    let native = |(before, after): (&BTreeMap<i32, u64>, &BTreeMap<i32, u64>)| {
+        before.iter().any(|(index, count)| after.get(index).copied().unwrap_or(0) < *count)
+    };
+    before.schema() != after.schema() || after.zero_count() < before.zero_count() || sides.into_iter().any(native)
+}
+
+/// Every series of a state.
+pub(super) fn series(state: &MetricsState) -> BTreeMap<SeriesKey, Series<'_>> {
+    let mut found = BTreeMap::new();
+    for (deployment, metrics) in state.deployments() {
+        let mut add = |family, names: &[&'static str], values: &[String], series| {
+            let labels = names.iter().copied().zip(values.iter().cloned()).collect();
+            found.insert(SeriesKey { deployment, family, labels }, series);
+        };
+        for (labels, counter) in metrics.creations() {
+            add(CREATIONS.name, &CREATIONS.labels, labels, Series::Counter(counter));
+        }
+        for (labels, counter) in metrics.negative_durations() {
+            add(NEGATIVE_DURATIONS.name, &NEGATIVE_DURATIONS.labels, labels, Series::Counter(counter));
+        }
+        for (labels, tally) in metrics.creation_seconds() {
+            add(CREATION_SECONDS.name, &CREATION_SECONDS.labels, labels, Series::Histogram(tally));
+        }
+        for (labels, tally) in metrics.claim_seconds() {
+            add(CLAIM_SECONDS.name, &CLAIM_SECONDS.labels, labels, Series::Histogram(tally));
+        }
+    }
+    found
+}

@@ -1,0 +1,21 @@
+//! What every table holds, to see that nothing was changed.
+
+use std::collections::BTreeMap;
+
+use sqlx::PgPool;
+
+/// How many rows each table of the ledger and the log has, and the hash of all of them.
+pub async fn tables(pool: &PgPool) -> BTreeMap<String, (i64, String)> {
+    let names: Vec<String> = sqlx::query_scalar("select table_name::text from information_schema.tables where table_schema = 'public'")
+        .fetch_all(pool)
+        .await
+        .expect("list tables");
+    let mut found = BTreeMap::new();
+    for name in names {
+        let rows = format!("select count(*), coalesce(md5(string_agg(one::text, E'\\n' order by one::text)), '') from \"{name}\" one");
+        let counted: (i64, String) = sqlx::query_as(sqlx::AssertSqlSafe(rows)).fetch_one(pool).await.expect("read a table");
+        found.insert(name, counted);
+    }
+    assert!(found.len() > 20, "{found:?}");
+    found
+}
