@@ -4,6 +4,8 @@
 create table ledger (
     singleton boolean primary key default true constraint ledger_is_one_row check (singleton),
     incarnation uuid not null default gen_random_uuid(),
+    -- which server, timeline and database it was last seen in: one that is found in another was restored, copied or failed over
+    place text,
     next_sequence bigint not null default 1
 );
 insert into ledger default values;
@@ -352,7 +354,9 @@ create table collector_pass (
     full_sweep boolean not null,
     produced integer not null,
     -- rows found later than an earlier pass had claimed to be complete
-    late integer not null
+    late integer not null,
+    -- what it appended was lost with its topic before it was read: it claims nothing
+    void boolean not null default false
 );
 create index collector_pass_by_source on collector_pass (source_id, id);
 -- The newest claim is found at once, also where no pass can claim anything.
@@ -422,15 +426,16 @@ create table choice (
     act_id bigint not null references operator_act
 );
 
--- A ledger, a topic or a source that was lost and is being caught up with. While one is open, domain series are withheld and publishing is held.
+-- A ledger that was restored from a backup, until it has caught up: while one is open, domain series are withheld and publishing is held.
 create table recovery (
     id bigint generated always as identity primary key,
-    lost text not null constraint recovery_lost_is_known check (lost in ('kafka', 'ledger', 'coderd')),
     act_id bigint not null references operator_act,
     opened_at timestamptz not null,
+    -- when the log's ends were asked for; nothing is caught up with before
+    targeted_at timestamptz,
     closed_at timestamptz
 );
-create unique index recovery_open on recovery (lost) where closed_at is null;
+create unique index recovery_open on recovery ((true)) where closed_at is null;
 -- It has caught up once every one of these positions is reached …
 create table recovery_offset (
     recovery_id bigint not null references recovery,
@@ -440,7 +445,7 @@ create table recovery_offset (
     next_offset bigint not null,
     primary key (recovery_id, topic, partition)
 );
--- … and a pass over each of these sources that began after this one is in the ledger, and what the vendor has taken was compared.
+-- … and a pass over all of each of these sources that began after this one is in the ledger, and coderd's own publish marks were compared.
 create table recovery_source (
     recovery_id bigint not null references recovery,
     source_id smallint not null references source,

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::Serving;
 use super::known::Known;
 use super::standing::{NoSource, choose};
-use crate::ledger::Lease;
+use crate::ledger::{Head, Lease};
 use crate::projection::{self, ShownFamilies, Standing};
 
 /// Why there are no domain series in an answer.
@@ -26,6 +26,8 @@ pub(super) enum Withheld {
     Behind,
     /// The first backfill is under way.
     Backfilling,
+    /// The ledger was restored from a backup and has not caught up yet: it knows less than what was shown.
+    Recovering,
     /// Which source is meant is not known.
     Source(NoSource),
 }
@@ -38,6 +40,7 @@ impl Withheld {
             Withheld::LedgerAway => "ledger_away",
             Withheld::Behind => "behind",
             Withheld::Backfilling => "backfilling",
+            Withheld::Recovering => "recovering",
             Withheld::Source(NoSource::Unknown(_)) => "unknown_source",
             Withheld::Source(NoSource::NoneYet) => "no_source",
             Withheld::Source(NoSource::Several) => "several_sources",
@@ -45,8 +48,8 @@ impl Withheld {
     }
 
     /// Every reason, so that each is there from the beginning.
-    pub(super) const REASONS: [&str; 7] =
-        ["not_holder", "ledger_away", "behind", "backfilling", "unknown_source", "no_source", "several_sources"];
+    pub(super) const REASONS: [&str; 8] =
+        ["not_holder", "ledger_away", "behind", "backfilling", "recovering", "unknown_source", "no_source", "several_sources"];
 }
 
 /// Which source's series may be shown under which lease.
@@ -60,6 +63,9 @@ fn permitted(
     let there: Vec<Uuid> = known.sources.iter().map(|known| known.source.deployment_id).collect();
     let source = choose(&there, configured, asked).map_err(Withheld::Source)?;
     let lease = lease.ok_or(Withheld::NotHolder)?;
+    if known.recovering {
+        return Err(Withheld::Recovering);
+    }
     if known.source(source).is_some_and(super::known::KnownSource::is_shown) { Ok((source, lease)) } else { Err(Withheld::Backfilling) }
 }
 
@@ -96,7 +102,8 @@ pub(super) async fn families(serving: &Serving, asked: Option<Uuid>, within: Dur
         if !known.is_in(standing) {
             return Err(Withheld::Behind);
         }
-        let raise = serving.api.ledger.raise_shown_sequence(&lease, standing.sequence);
+        let raise =
+            serving.api.ledger.raise_shown_sequence(&lease, Head { incarnation: standing.incarnation, sequence: standing.sequence });
         let shown_sequence = timeout_at(deadline, raise).await.map_err(|_| Withheld::LedgerAway)?.map_err(|_| Withheld::LedgerAway)?;
         match raised(standing, shown_sequence) {
             Raised::Shown => {
@@ -120,7 +127,7 @@ pub(super) async fn families(serving: &Serving, asked: Option<Uuid>, within: Dur
 mod tests {
     use super::*;
     use crate::api::known::KnownSource;
-    use crate::ledger::{Completeness, Head, Source};
+    use crate::ledger::{Completeness, Source};
 
     fn known(sources: &[(u128, bool, bool)]) -> Known {
         let source = |(id, collected, backfilled): &(u128, bool, bool)| KnownSource {
@@ -135,7 +142,7 @@ mod tests {
             completeness: Completeness::default(),
         };
         let head = Head { incarnation: Uuid::from_u128(9), sequence: 5 };
-        Known { head, sources: sources.iter().map(source).collect(), reached_at: Instant::now() }
+        Known { head, recovering: false, sources: sources.iter().map(source).collect(), reached_at: Instant::now() }
     }
 
     fn lease() -> Option<Lease> {
@@ -154,6 +161,12 @@ mod tests {
         assert_eq!(outcome(Some(&backfilling), lease(), None), Err(Withheld::Backfilling));
         assert_eq!(outcome(Some(&backfilled), None, None), Err(Withheld::NotHolder));
         assert_eq!(outcome(None, lease(), None), Err(Withheld::Behind), "before the states have caught up");
+    }
+
+    #[test]
+    fn a_restored_ledger_s_state_is_not_shown_before_it_has_caught_up() {
+        let restored = Known { recovering: true, ..known(&[(1, true, true)]) };
+        assert_eq!(outcome(Some(&restored), lease(), None), Err(Withheld::Recovering));
     }
 
     #[test]
@@ -187,7 +200,9 @@ mod tests {
     #[test]
     fn every_reason_is_listed() {
         let none = [NoSource::Unknown(Uuid::nil()), NoSource::NoneYet, NoSource::Several].map(Withheld::Source);
-        let all = [Withheld::NotHolder, Withheld::LedgerAway, Withheld::Behind, Withheld::Backfilling].into_iter().chain(none);
+        let all = [Withheld::NotHolder, Withheld::LedgerAway, Withheld::Behind, Withheld::Backfilling, Withheld::Recovering]
+            .into_iter()
+            .chain(none);
         assert_eq!(all.map(Withheld::reason).collect::<Vec<_>>(), Withheld::REASONS);
     }
 }

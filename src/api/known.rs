@@ -33,6 +33,8 @@ pub(super) struct KnownSources {
 pub(super) struct Known {
     /// The ledger's end, read after all else.
     pub(super) head: Head,
+    /// It was restored from a backup and has not caught up yet; of the same moment.
+    pub(super) recovering: bool,
     /// In the order of their introduction.
     pub(super) sources: Vec<KnownSource>,
     /// When both states had reached it.
@@ -122,23 +124,24 @@ impl KnownSources {
             tracing::info!(rules = %now, "an operator chose other license rules");
         }
         let asked = tokio::time::timeout(ANSWER, ask(&api.ledger)).await.map_err(no_answer)?;
-        let (head, sources) = asked.map_err(|error| error.to_string())?;
-        if reached(api, head).await {
-            let known = Known { head, sources, reached_at: Instant::now() };
+        let (head, recovering, sources) = asked.map_err(|error| error.to_string())?;
+        if reached(api, head).await && api.looked.get().is_some() {
+            let known = Known { head, recovering, sources, reached_at: Instant::now() };
             *self.known.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(known));
         }
         rules.map(|_| ())
     }
 }
 
-async fn ask(ledger: &Ledger) -> Result<(Head, Vec<KnownSource>), sqlx::Error> {
+async fn ask(ledger: &Ledger) -> Result<(Head, bool, Vec<KnownSource>), sqlx::Error> {
     let mut sources = Vec::new();
     for source in ledger.sources().await? {
         let (backfilled, completeness) = (ledger.backfilled(source.id).await?, ledger.completeness(source.id).await?);
         sources.push(KnownSource { source, backfilled, completeness });
     }
     // Last: whatever was said before rests on batches up to here.
-    Ok((ledger.head().await?, sources))
+    let (head, recovering) = ledger.head_and_recovery().await?;
+    Ok((head, recovering, sources))
 }
 
 /// Waits until both states have reached the ledger's end as it was; false where it has become another ledger. Without a deadline, because a

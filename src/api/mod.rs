@@ -73,6 +73,8 @@ pub struct Api {
     pub stopped_partitions: Option<Arc<Mutex<BTreeMap<TopicPartition, String>>>>,
     /// coderd's database; absent where this process does not collect.
     pub coderd: Option<coderd::Database>,
+    /// Set once this process has looked whether the ledger was restored from a backup: before, it knows of no sources to show.
+    pub looked: Arc<OnceLock<()>>,
     /// How this process's publisher stands, once it has begun; absent where this process does not publish.
     pub publisher: Option<Arc<OnceLock<publisher::Shown>>>,
     /// What operators have paused.

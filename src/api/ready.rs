@@ -89,6 +89,7 @@ async fn dependencies(own: &Own) -> BTreeMap<&'static str, Check> {
         coderd(own),
     );
     let mut checks = BTreeMap::from([("ledger", ledger), ("log", log), ("pauses", pauses(own))]);
+    checks.extend(recovery(own).await.map(|check| ("recovery", check)));
     checks.extend(coderd.map(|check| ("coderd", check)));
     checks.extend(publisher(own).map(|check| ("publisher", check)));
     checks.extend(partitions(own).map(|check| ("partitions", check)));
@@ -154,6 +155,12 @@ async fn projections(serving: &Serving) -> Check {
     } else {
         Check::missing(format!("{why}: the ledger's end was not reached for {} seconds", FRESH.as_secs()))
     }
+}
+
+/// Only while a ledger that was restored from a backup catches up.
+async fn recovery(own: &Own) -> Option<Check> {
+    let asked = tokio::time::timeout(ANSWER, own.ledger.recovering()).await;
+    asked.ok()?.ok()?.map(Check::missing)
 }
 
 /// Also whether the vendor can be reached.

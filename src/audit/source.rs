@@ -25,6 +25,8 @@ const NOTHING: BuildDigests = [None, None];
 /// What the ids of their events begin with.
 const EVENTS: [&str; 2] = ["workspace_build_completed", "prebuild_claimed"];
 
+/// What is known of an event since `tallyline recover`.
+const LOST: &str = "coderd lost it when its database was restored to an earlier time";
 /// 1 where what differed was read again after a collector pass that began later.
 const READ_AGAIN: &str = "read_again_after_a_later_pass";
 
@@ -202,6 +204,7 @@ impl<'a> Sides<'a> {
             let here = self.ledger_digests(ids).await?;
             let there = self.source_digests(ids).await?;
             let parentless = self.parentless(ids).await?;
+            let lost = self.ledger.lost_ids(self.source.id, &names).await?;
             for id in ids {
                 for (at, event) in EVENTS.iter().enumerate() {
                     let name = format!("{event}:{id}");
@@ -215,6 +218,7 @@ impl<'a> Sides<'a> {
                         (_, Some(None)) if at > 0 => {}
                         (_, Some(None)) => joint.open.push(difference("unreadable", &name, "this version cannot read coderd's row")),
                         (None, Some(_)) => joint.not_accepted(&name, refused.get(&name), false),
+                        (Some(_), None) if lost.contains(&name) => joint.remarks.push(remark("source_gone", &name, LOST)),
                         (Some(_), None) if parentless.contains(id) => {
                             let detail = "coderd has removed its workspace or template version, and it with them";
                             joint.remarks.push(remark("source_gone", &name, detail));
@@ -246,6 +250,7 @@ impl<'a> Sides<'a> {
             let here: BTreeMap<String, Digest> =
                 self.ledger.in_time(self.ledger.known_usage(self.source.id, ids)).await?.into_iter().collect();
             let there = self.source_usage_digests(ids).await?;
+            let lost = self.ledger.lost_ids(self.source.id, ids).await?;
             for id in ids {
                 match (here.get(id), there.get(id)) {
                     (Some(here), Some(Ok(there))) if here == there => {}
@@ -263,6 +268,7 @@ impl<'a> Sides<'a> {
                         let unknown_type = matches!(there, Err(ParseError::UnknownEventType(_)));
                         joint.not_accepted(id, refused.get(id), unknown_type);
                     }
+                    (Some(_), None) if lost.contains(id) => joint.remarks.push(remark("source_gone", id, LOST)),
                     // usage_events has no deletion: a row that is not there never was
                     (Some(_), None) => joint.differences.push(difference("not_in_source", id, "coderd does not have it, the ledger does")),
                     (None, None) => {}

@@ -20,6 +20,7 @@ mod pipeline;
 mod progress;
 mod prove;
 mod rebuild;
+mod recover;
 mod rejects;
 mod replay;
 pub mod roles;
@@ -99,6 +100,9 @@ pub enum Command {
     /// Fold the ledger again from zero and show what differs, also under other license rules or with another license
     #[command(subcommand)]
     Rebuild(rebuild::Rebuild),
+    /// Bring everything back after a loss: of the log, of the ledger, or of coderd's database
+    #[command(subcommand)]
+    Recover(recover::Recover),
     /// Read a range of the log again: what is missing is added, what is there changes nothing
     #[command(subcommand)]
     Replay(replay::Replay),
@@ -153,6 +157,7 @@ pub async fn run(command: Command, context: Context) -> Result<Exit, Failure> {
         Command::Demo(arguments) => demo::run(arguments, context).await,
         Command::CoderdSim(options) => simulators::coderd(options, context).await,
         Command::TallymanSim(options) => simulators::tallyman(options, context).await,
+        Command::Recover(recover) => recover::run(recover, context).await,
         Command::Replay(replay) => replay::run(replay, context).await,
         Command::Status(arguments) => status::run(arguments, &context).await,
         // these leave nothing half done wherever they are dropped

@@ -58,6 +58,10 @@ pub struct Collector {
     pub(super) passes_ahead: VecDeque<(u64, i64)>,
     /// Partitions that ended before the ledger's position when the last pass looked: nothing is claimed while there are any.
     pub(super) behind: BTreeSet<TopicPartition>,
+    /// When the log was last seen to hold the last record that was read of a partition.
+    pub(super) looked_at: HashMap<TopicPartition, Instant>,
+    /// The last pass of this process, by id and beginning: a ledger without it was restored from a backup.
+    pub(super) previous: Option<(i64, DateTime<Utc>)>,
 }
 
 impl Collector {
@@ -107,6 +111,8 @@ impl Collector {
             pass_in_ledger: 0,
             passes_ahead: VecDeque::new(),
             behind: BTreeSet::new(),
+            looked_at: HashMap::new(),
+            previous: None,
         };
         collector.remember_in_flight().await?;
         Ok(Some(collector))

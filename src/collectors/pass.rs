@@ -1,7 +1,7 @@
 //! One pass over coderd's database.
 
 use std::collections::{BTreeSet, HashMap};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 
@@ -12,7 +12,11 @@ use super::take::Appended;
 use super::{licenses, runtime};
 use crate::coderd::{Catalog, Horizon, Reader};
 use crate::event::{Topic, TopicPartition};
-use crate::ledger::NewPass;
+use crate::ledger::{Claim, NewPass, fingerprint};
+use crate::log::LogError;
+
+/// A partition's last record is looked for again after this.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
 
 /// What a pass did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -49,7 +53,7 @@ pub(super) struct Bounds {
 struct Ends {
     /// The end of each partition that is not empty.
     offsets: Vec<(TopicPartition, i64)>,
-    /// Partitions that end before the ledger's position.
+    /// Partitions that end before the ledger's position, or are others than the ledger has read.
     behind: BTreeSet<TopicPartition>,
 }
 
@@ -132,15 +136,18 @@ impl Collector {
     }
 
     /// The ends of all partitions: whatever this and earlier passes appended, by this process or another, lies before them.
-    async fn ends(&self, mut ends: HashMap<TopicPartition, i64>) -> Result<Ends, CollectError> {
+    async fn ends(&mut self, mut ends: HashMap<TopicPartition, i64>) -> Result<Ends, CollectError> {
         // The positions first: an end that is asked for afterwards lies at or beyond them, unless the topic is another one.
-        let positions: HashMap<TopicPartition, i64> = self.ledger.in_time(self.ledger.positions()).await?.into_iter().collect();
+        let positions = self.ledger.in_time(self.ledger.standings()).await?;
         let mut behind = BTreeSet::new();
         for topic in Topic::ALL {
             for partition in self.log.partitions(topic).await? {
                 let partition = TopicPartition { topic, partition };
                 let (_, end) = self.log.watermarks(partition).await?;
-                if positions.get(&partition).is_some_and(|position| end < *position) {
+                let position = positions.iter().find(|position| position.partition == partition);
+                if let Some(position) = position
+                    && (end < position.next_offset || end == position.next_offset && self.is_another(position).await?)
+                {
                     behind.insert(partition);
                 }
                 let known = ends.entry(partition).or_default();
@@ -150,6 +157,27 @@ impl Collector {
         let mut offsets: Vec<(TopicPartition, i64)> = ends.into_iter().filter(|(_, end)| *end > 0).collect();
         offsets.sort_unstable();
         Ok(Ends { offsets, behind })
+    }
+
+    /// Whether the log no longer holds the last record that was read. Asked where the ledger seems to have read all: only there could a topic that
+    /// was made anew and has grown to the same end pass for the one that was read.
+    async fn is_another(&mut self, position: &Claim) -> Result<bool, CollectError> {
+        let Some(last) = position.last else { return Ok(false) };
+        if self.looked_at.get(&position.partition).is_some_and(|looked_at| looked_at.elapsed() < LOOK_AGAIN) {
+            return Ok(false);
+        }
+        match self.log.read(position.partition, last.offset, 1).await {
+            Ok(found)
+                if found.first().is_some_and(|record| record.offset == last.offset && fingerprint(&record.message) == last.fingerprint) =>
+            {
+                self.looked_at.insert(position.partition, Instant::now());
+                Ok(false)
+            }
+            Ok(_) => Ok(true),
+            // retention has passed it
+            Err(LogError::OutOfRange { start, .. }) if last.offset < start => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Records the pass. One that cannot be compared with the ledger counts as no full sweep, or the source would pass for backfilled.
@@ -169,12 +197,14 @@ impl Collector {
             produced: report.builds + report.claims + report.usage,
             late: report.late,
             offsets,
+            previous: self.previous,
         };
         Ok(self.ledger.in_time(self.ledger.record_pass(&self.lease, &pass)).await?)
     }
 
     /// What the next pass builds on. Only now: a pass that failed is read again from where it began.
     fn remember(&mut self, bounds: &Bounds, started_at: DateTime<Utc>, report: &PassReport, comparable: bool) {
+        self.previous = Some((report.pass_id, started_at));
         if comparable {
             self.passes_ahead.push_back((self.pass_number, report.pass_id));
         }

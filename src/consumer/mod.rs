@@ -14,7 +14,7 @@ pub use arrival::read;
 pub use progress::{Progress, Stall};
 pub use replay::{ForeseenRange, Replay, ReplayError};
 pub use telemetry::ConsumerTelemetry;
-pub use verify::PositionFault;
+pub use verify::{PositionFault, Problem as PositionProblem, position as check_position};
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::event::TopicPartition;
-use crate::ledger::{Claim, Ledger, Paused};
+use crate::ledger::{Claim, Ledger, Lives, Paused};
 use crate::log::{Batch, Consumer as Membership, Delivery, Log, LogError};
 use crate::waiting::Waits;
 use worker::Worker;
@@ -37,6 +37,9 @@ pub const GROUP: &str = "tallyline";
 
 /// A batch in hand at SIGTERM is finished within this, or dropped: then it is read again by whoever comes next.
 pub const GRACE: Duration = Duration::from_secs(10);
+
+/// How often a consumer looks whether something was recovered: then it joins again, and also what it had stopped is read.
+const LOOK_FOR_RECOVERY: Duration = Duration::from_secs(2);
 
 /// How often the group is told how far the partitions are recorded.
 const MARK: Duration = Duration::from_secs(1);
@@ -94,14 +97,18 @@ impl Consumer {
 
     /// One membership of the group, from joining to leaving.
     async fn consume(&self, stop: &CancellationToken, waits: &mut Waits) -> anyhow::Result<()> {
+        let lives = self.ledger.in_time(self.ledger.lives()).await?;
         let membership = self.log.join(&self.group, stop.clone()).await?;
+        membership.sign(lives.mark());
         let mut ours = Ours::new(membership);
         let (faulty, mut paused) = (CancellationToken::new(), self.paused.clone());
         let mut tick = tokio::time::interval(MARK);
+        let mut recovered = std::pin::pin!(self.recovered(lives));
         let mut stalled = std::pin::pin!(self.stalled());
         let outcome = loop {
             tokio::select! {
                 () = stop.cancelled() => break Ok(()),
+                () = &mut recovered => break Err(anyhow::anyhow!("the ledger or the log was recovered")),
                 () = faulty.cancelled() => break Err(anyhow::anyhow!("a partition's position has moved back")),
                 stall = &mut stalled => break Err(self.leave_for(&stall)),
                 Some(started) = ours.started.join_next() => {
@@ -127,6 +134,17 @@ impl Consumer {
         self.not_read(BTreeMap::clear);
         self.progress(Progress::all_ended);
         outcome
+    }
+
+    /// Answers once the ledger is another incarnation, or a partition's life was ended.
+    async fn recovered(&self, lives: Lives) {
+        loop {
+            tokio::time::sleep(LOOK_FOR_RECOVERY).await;
+            // one that does not answer is met by the workers
+            if self.ledger.in_time(self.ledger.lives()).await.is_ok_and(|now| now != lives) {
+                return;
+            }
+        }
     }
 
     /// Answers once a partition has stood still for too long while records waited for it. Where the log does not say that records wait, nothing
@@ -167,7 +185,7 @@ impl Consumer {
                     Ok(()) => return claim,
                     Err(verify::Problem::Fault(fault)) => {
                         self.stop_partition(partition, &fault.to_string());
-                        // only a new assignment looks again
+                        // only a new assignment looks again, as comes with a recovery
                         std::future::pending().await
                     }
                     Err(verify::Problem::Log(error)) => error.to_string(),

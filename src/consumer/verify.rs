@@ -51,7 +51,7 @@ pub(super) fn explain(error: LogError) -> String {
 
 /// What keeps a partition from being read.
 #[derive(Debug)]
-pub(super) enum Problem {
+pub enum Problem {
     /// For good, until an operator recovers it.
     Fault(PositionFault),
     /// The log could not be asked.
@@ -59,7 +59,10 @@ pub(super) enum Problem {
 }
 
 /// Compares a claim's position with the log's ends and its last record with the one that stands there now.
-pub(super) async fn position(log: &Log, claim: &Claim) -> Result<(), Problem> {
+///
+/// # Errors
+/// [`Problem`]
+pub async fn position(log: &Log, claim: &Claim) -> Result<(), Problem> {
     let (partition, position) = (claim.partition, claim.next_offset);
     let (start, end) = log.watermarks(partition).await.map_err(Problem::Log)?;
     if position < start {

@@ -160,10 +160,10 @@ impl Task {
                     warn!(partition = %self.claim.partition, %error, "batch not recorded, trying again")
                 }
             }
-            let expected = self.claim.next_offset;
+            let (generation, expected) = (self.claim.generation, self.claim.next_offset);
             self.claim_again(&mut waits).await?;
-            if self.claim.next_offset < expected {
-                // a ledger restored from a backup: what lies between has to be read again
+            if self.claim.generation != generation || self.claim.next_offset < expected {
+                // a partition that begins anew, or a ledger restored from a backup: what lies between has to be read again
                 return Err(GiveUp::Rejoin);
             }
         }

@@ -7,6 +7,8 @@ use utoipa::ToSchema;
 
 use super::Ledger;
 
+/// Who did what this program does by itself.
+pub const OURSELVES: &str = concat!("tallyline ", env!("CARGO_PKG_VERSION"));
 /// The words of `operator_act_is_known`: what can be done.
 pub const ACTS: [&str; 8] = ["resubmit", "admit", "discard", "pause", "resume", "replay", "rebuild", "recover"];
 

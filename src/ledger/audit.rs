@@ -126,7 +126,7 @@ impl Ledger {
     /// # Errors
     /// The database's.
     pub async fn later_pass_is_in(&self, source_id: i16, pass_id: i64) -> Result<bool, sqlx::Error> {
-        let next = "select id from collector_pass where source_id = $1 and id > $2 order by id offset 1 limit 1";
+        let next = "select id from collector_pass where source_id = $1 and id > $2 and not void order by id offset 1 limit 1";
         let next: Option<i64> = sqlx::query_scalar(next).bind(source_id).bind(pass_id).fetch_optional(&self.pool).await?;
         match next {
             Some(next) => self.pass_is_in(next).await,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use sqlx::PgConnection;
 
-use super::Ledger;
+use super::{Head, Ledger};
 
 /// A lease that was held when this was made. It ends by itself unless renewed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,21 +95,24 @@ impl Ledger {
             .await
     }
 
-    /// Says that a fold up to `sequence` is about to be shown in this lease's name, and answers the highest that ever was, this one included:
-    /// a fold below it must not be shown. None: the lease is another's. One that has ended, but that nobody else took, still is ours:
+    /// Says that a fold up to this sequence of this incarnation is about to be shown in this lease's name, and answers the highest that ever was, this one included:
+    /// a fold below it must not be shown. None: the lease is another's, or the ledger
+    /// is another by now. One that has ended, but that nobody else took, still is ours:
     /// the next holder finds what was raised.
     ///
     /// # Errors
     /// The database's: then nothing may be shown.
-    pub async fn raise_shown_sequence(&self, lease: &Lease, sequence: i64) -> Result<Option<i64>, sqlx::Error> {
+    pub async fn raise_shown_sequence(&self, lease: &Lease, folded: Head) -> Result<Option<i64>, sqlx::Error> {
         sqlx::query_scalar(
             "update lease set shown_sequence = greatest(shown_sequence, $4) where name = $1 and holder = $2 and epoch = $3
+                 and $5 = (select incarnation from ledger)
              returning shown_sequence",
         )
         .bind(&lease.name)
         .bind(&lease.holder)
         .bind(lease.epoch)
-        .bind(sequence)
+        .bind(folded.sequence)
+        .bind(folded.incarnation)
         .fetch_optional(&self.pool)
         .await
     }

@@ -26,6 +26,8 @@ pub struct NewPass {
     pub late: i32,
     /// Where each partition of the log ended afterwards: all that this and earlier passes appended lies before.
     pub offsets: Vec<(TopicPartition, i64)>,
+    /// The pass whose findings this one relies on, by id and beginning: where it is not there, the ledger is a restored one.
+    pub previous: Option<(i64, DateTime<Utc>)>,
 }
 
 /// How far a source is complete in the ledger.
@@ -53,7 +55,7 @@ pub struct LastPass {
     pub complete_until: Option<DateTime<Utc>>,
     /// The latest claim of any pass.
     pub claimed_until: Option<DateTime<Utc>>,
-    /// When the last full sweep began.
+    /// When the last full sweep began; None where something was recovered since, so that all is to be read again.
     pub swept_at: Option<DateTime<Utc>>,
 }
 
@@ -85,13 +87,17 @@ impl Ledger {
     /// Records a pass as a batch and answers its id. Claims never move back, for what was complete stays so.
     ///
     /// Rows of `collector_pass_offset` that the ledger has passed tell nothing more and go: a pass without any is in the ledger. Only who
-    /// holds the lease of the source's collector may record.
+    /// holds the lease of the source's collector may record, and who remembers an earlier pass only where that pass is.
     ///
     /// # Errors
     /// [`LeaseError`]; then nothing is recorded.
     pub async fn record_pass(&self, lease: &Lease, pass: &NewPass) -> Result<i64, LeaseError> {
         let mut tx = self.pool.begin().await?;
         hold(&mut tx, lease).await?;
+        if let Some((id, started_at)) = pass.previous {
+            let there = sqlx::query("select from collector_pass where id = $1 and started_at = $2").bind(id).bind(started_at);
+            there.fetch_optional(&mut *tx).await?.ok_or_else(|| LeaseError::Lost(lease.name.clone()))?;
+        }
         let pass_id: i64 = sqlx::query_scalar(
             "with taken as (insert into batch (kind, recorded_at) values ('pass', $1) returning id)
              insert into collector_pass
@@ -223,7 +229,9 @@ impl Ledger {
                  (select complete_until from collector_pass where source_id = $1 order by id desc limit 1) as complete_until,
                  (select complete_until from collector_pass
                   where source_id = $1 and complete_until is not null order by id desc limit 1) as claimed_until,
-                 (select started_at from collector_pass where source_id = $1 and full_sweep order by id desc limit 1) as swept_at",
+                 (select started_at from collector_pass where source_id = $1 and full_sweep
+                      and batch_id > coalesce((select max(batch_id) from operator_act where act = 'recover'), 0)
+                  order by id desc limit 1) as swept_at",
         )
         .bind(source_id)
         .fetch_one(&self.pool)

@@ -36,7 +36,8 @@ impl Ledger {
     /// The database's.
     pub async fn claim(&self, partition: TopicPartition, log_start: i64) -> Result<Claim, sqlx::Error> {
         let row = sqlx::query(
-            "insert into position as p (topic, partition, epoch, start_offset, next_offset, moved_at) values ($1, $2, 1, $3, $3, $4)
+            "insert into position as p (topic, partition, generation, epoch, start_offset, next_offset, moved_at)
+             select $1, $2, coalesce(max(generation), 0) + 1, 1, $3::bigint, $3::bigint, $4::timestamptz from past_position where topic = $1 and partition = $2
              on conflict (topic, partition) do update set epoch = p.epoch + 1
              returning generation, epoch, next_offset, last_offset, last_record",
         )
@@ -64,7 +65,8 @@ impl Ledger {
     /// # Errors
     /// The database's.
     pub async fn generation(&self, partition: TopicPartition) -> Result<i32, sqlx::Error> {
-        let query = "select coalesce((select generation from position where topic = $1 and partition = $2), 1)";
+        let query = "select coalesce((select generation from position where topic = $1 and partition = $2),
+             (select max(generation) + 1 from past_position where topic = $1 and partition = $2), 1)";
         sqlx::query_scalar(query).bind(partition.topic.name()).bind(partition.partition).fetch_one(&self.pool).await
     }
 

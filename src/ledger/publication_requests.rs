@@ -124,7 +124,7 @@ impl Ledger {
     }
 
     /// Writes the request and its attempts, commits, and holds the leases anew. From here on its events count as sent, whatever happens.
-    /// False: a lease was lost, nothing is written and nothing may be sent.
+    /// False: a lease was lost, or the ledger turned out to be a restored one; nothing is written and nothing may be sent.
     ///
     /// # Errors
     /// The database's: nothing may be sent then.
@@ -133,7 +133,8 @@ impl Ledger {
         lock(&mut tx, request.source_id, &request.event_ids).await?;
         let held = sqlx::query(
             "update publication set attempts = attempts + 1, unanswered = true, leased_until = clock_timestamp() + make_interval(secs => $4)
-             where source_id = $1 and event_id = any($2) and state = 'pending' and leased_by = $3 and leased_until > clock_timestamp()",
+             where source_id = $1 and event_id = any($2) and state = 'pending' and leased_by = $3 and leased_until > clock_timestamp()
+                 and not exists (select from recovery where closed_at is null)",
         )
         .bind(request.source_id)
         .bind(&request.event_ids)

@@ -190,7 +190,8 @@ impl Ledger {
         .await
     }
 
-    /// Settles pending rows that `holder` or nobody has leased, in one batch; where there are none, no batch.
+    /// Settles pending rows that `holder` or nobody has leased, in one batch; where there are none, no batch. While a restored ledger catches
+    /// up, nothing is too old.
     ///
     /// # Errors
     /// The database's.
@@ -206,11 +207,13 @@ impl Ledger {
             "select event_id from publication
              where source_id = $1 and event_id = any($2) and state = 'pending'
                  and (leased_until is null or leased_until <= clock_timestamp() or leased_by = $3)
+                 and ($4 or not exists (select from recovery where closed_at is null))
              order by event_id for update",
         )
         .bind(source_id)
         .bind(ids)
         .bind(holder)
+        .bind(settlement == Settlement::NotOurs)
         .fetch_all(&mut *tx)
         .await?;
         if free.is_empty() {

@@ -54,6 +54,16 @@ impl Ledger {
         Ok(Head { incarnation: row.try_get(0)?, sequence: row.try_get(1)? })
     }
 
+    /// Identity and highest sequence, and whether it is a restored ledger that has not caught up yet, of one moment.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn head_and_recovery(&self) -> Result<(Head, bool), sqlx::Error> {
+        let query = "select incarnation, next_sequence - 1, exists (select from recovery where closed_at is null) from ledger";
+        let row = sqlx::query(query).fetch_one(&self.pool).await?;
+        Ok((Head { incarnation: row.try_get(0)?, sequence: row.try_get(1)? }, row.try_get(2)?))
+    }
+
     /// The newest snapshot of this stage under these rules in this incarnation, at most at `limit`.
     ///
     /// # Errors

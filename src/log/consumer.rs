@@ -99,9 +99,14 @@ impl Consumer {
         self.control.send(Command::Hold { partitions });
     }
 
-    /// Tells the group how far the partition has been read. For lag tools only: nothing reads it back. Best effort, some later.
+    /// Tells the group how far the partition has been read. For lag tools, and as a proof that it was read so far. Best effort, some later.
     pub fn mark(&self, partition: TopicPartition, next_offset: i64) {
         self.control.send(Command::Mark { partition, next_offset });
+    }
+
+    /// What goes with the marks from now on, where the log has room for it: [`super::Log::marks`] answers it.
+    pub fn sign(&self, signature: String) {
+        self.control.send(Command::Sign { signature });
     }
 
     /// Leaves the group, so that the others get its partitions at once, and waits for that (15 s at most).
@@ -135,6 +140,7 @@ pub(super) enum Command {
     Start { from: Vec<Start> },
     Hold { partitions: Vec<TopicPartition> },
     Mark { partition: TopicPartition, next_offset: i64 },
+    Sign { signature: String },
     Leave,
 }
 

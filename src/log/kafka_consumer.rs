@@ -12,6 +12,7 @@ use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, RebalanceProtocol};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::BorrowedMessage;
+use rdkafka::topic_partition_list::TopicPartitionListElem;
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{ClientContext, Message as _, Offset, TopicPartitionList};
 use tokio::sync::mpsc::error::TrySendError;
@@ -19,9 +20,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::consumer::{Command, Consumer, Link, Start, Told};
-use super::kafka::{Connection, KafkaLog};
+use super::kafka::{Connection, KafkaLog, blocking, refused};
 use super::kafka_gather::Gathered;
-use super::{LogError, kafka_decode};
+use super::{LogError, Mark, kafka_decode};
 use crate::event::{Topic, TopicPartition};
 
 /// The longest that a command or the stop token waits to be heard.
@@ -54,12 +55,39 @@ impl KafkaLog {
             paused: false,
             marks: BTreeMap::new(),
             marks_due: Instant::now(),
+            signature: String::new(),
         };
         std::thread::Builder::new()
             .name("kafka-consumer".to_owned())
             .spawn(move || member.run())
             .map_err(|error| LogError::Settings(format!("no thread for the consumer: {error}")))?;
         Ok(consumer)
+    }
+}
+
+impl KafkaLog {
+    /// Asks the group's coordinator; joins nothing.
+    pub(super) async fn marks(&self, group: &str) -> Result<Vec<Mark>, LogError> {
+        let mut list = TopicPartitionList::new();
+        for topic in Topic::ALL {
+            for partition in self.partitions(topic).await? {
+                list.add_partition(&self.topic_name(topic), partition);
+            }
+        }
+        let (log, config) = (self.clone(), self.member_config(group));
+        blocking(move || {
+            let refused = |error: KafkaError| refused(Topic::WorkspaceBuilds, &error);
+            let client: BaseConsumer<Connection> = config.create_with_context(Connection::new("asks for marks")).map_err(refused)?;
+            let committed = client.committed_offsets(list, log.settings.request_deadline).map_err(refused)?;
+            let names = Topic::ALL.map(|topic| log.topic_name(topic));
+            let mark = |element: &TopicPartitionListElem<'_>| {
+                let partition = TopicPartition { topic: topic_of(&names, element.topic())?, partition: element.partition() };
+                let Offset::Offset(next_offset) = element.offset() else { return None };
+                Some(Mark { partition, next_offset, signature: element.metadata().to_owned() })
+            };
+            Ok(committed.elements().iter().filter_map(mark).collect())
+        })
+        .await
     }
 }
 
@@ -149,6 +177,7 @@ struct Member {
     paused: bool,
     marks: BTreeMap<TopicPartition, i64>,
     marks_due: Instant,
+    signature: String,
 }
 
 impl Member {
@@ -185,6 +214,7 @@ impl Member {
                 Ok(Command::Mark { partition, next_offset }) => {
                     self.marks.insert(partition, next_offset);
                 }
+                Ok(Command::Sign { signature }) => self.signature = signature,
                 Ok(Command::Leave) | Err(TryRecvError::Disconnected) => return false,
                 Err(TryRecvError::Empty) => return true,
             }
@@ -372,7 +402,15 @@ impl Member {
             .filter(|(partition, _)| self.owned.contains(partition))
             .map(|(partition, next)| (self.log.topic_name(partition.topic), partition.partition, next))
             .collect();
-        if let Err(error) = list(&marks).and_then(|list| self.client.commit(&list, CommitMode::Async)) {
+        let signed = |list: TopicPartitionList| {
+            for (name, partition, _) in &marks {
+                if let Some(mut element) = list.find_partition(name, *partition) {
+                    element.set_metadata(&self.signature);
+                }
+            }
+            list
+        };
+        if let Err(error) = list(&marks).map(signed).and_then(|list| self.client.commit(&list, CommitMode::Async)) {
             debug!(%error, "group offsets not committed; only lag tools miss them");
         }
     }

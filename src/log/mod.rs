@@ -58,6 +58,17 @@ pub struct Batch {
     pub next_offset: i64,
 }
 
+/// How far a group was told that a partition was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// The partition.
+    pub partition: TopicPartition,
+    /// Where reading goes on.
+    pub next_offset: i64,
+    /// What [`Consumer::sign`] said.
+    pub signature: String,
+}
+
 /// A handle to the log; a clone is the same log.
 #[derive(Clone, Debug)]
 pub enum Log {
@@ -138,6 +149,18 @@ impl Log {
         }
     }
 
+    /// The first offset from which on the partition can be read to its end: where the log begins, or in tables that lost records, behind the last
+    /// gap.
+    ///
+    /// # Errors
+    /// As [`Log::watermarks`].
+    pub async fn whole_from(&self, partition: TopicPartition) -> Result<i64, LogError> {
+        match self {
+            Log::Kafka(log) => log.watermarks(partition).await.map(|(start, _)| start),
+            Log::Postgres(log) => log.whole_from(partition).await,
+        }
+    }
+
     /// The first offset whose record's time is at or after `time`; the partition's end when there is none.
     ///
     /// # Errors
@@ -158,6 +181,18 @@ impl Log {
         match self {
             Log::Kafka(log) => log.read(partition, from, limit).await,
             Log::Postgres(log) => log.read(partition, from, limit).await,
+        }
+    }
+
+    /// How far the group was told that its partitions were read, with the signature that goes with each mark. None where nothing was told, and none
+    /// of a log in PostgreSQL: it is restored together with what is to be proved.
+    ///
+    /// # Errors
+    /// Where the log can't be reached or refuses.
+    pub async fn marks(&self, group: &str) -> Result<Vec<Mark>, LogError> {
+        match self {
+            Log::Kafka(log) => log.marks(group).await,
+            Log::Postgres(_) => Ok(Vec::new()),
         }
     }
 

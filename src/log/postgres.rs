@@ -138,6 +138,24 @@ impl PostgresLog {
             .ok_or(LogError::NoTopic(partition.topic))
     }
 
+    pub(super) async fn whole_from(&self, partition: TopicPartition) -> Result<i64, LogError> {
+        self.in_time(async {
+            let Partition { id, next_offset: end, .. } = self.partition(partition).await?;
+            let last_run: Option<(i64, i64)> = sqlx::query_as(
+                "select max(record_offset) filter (where before is null or before < record_offset - 1), max(record_offset)
+                 from (select record_offset, lag(record_offset) over (order by record_offset) as before
+                       from log_record where partition_id = $1 and record_offset < $2) as records having count(*) > 0",
+            )
+            .bind(id)
+            .bind(end)
+            .fetch_optional(&self.pool)
+            .await
+            .map_err(refused)?;
+            Ok(last_run.filter(|(_, last)| last + 1 == end).map_or(end, |(first, _)| first))
+        })
+        .await
+    }
+
     /// Halves the range, since times never fall along a partition.
     pub(super) async fn offset_at(&self, partition: TopicPartition, time: DateTime<Utc>) -> Result<i64, LogError> {
         self.in_time(async {

@@ -100,6 +100,8 @@ impl Member {
                 Next::Command(Command::Mark { partition, next_offset }) => {
                     self.marks.insert(partition, next_offset);
                 }
+                // the marks are in the database of the positions: they prove nothing about it
+                Next::Command(Command::Sign { .. }) => {}
                 Next::Command(Command::Leave) | Next::Gone => return,
                 Next::Delivered => {}
                 Next::Beat => self.beat().await,

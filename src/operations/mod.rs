@@ -14,6 +14,7 @@ mod pauses;
 mod prove;
 mod ranges;
 mod rebuild;
+pub mod recover;
 mod rehearsal;
 mod rejects;
 mod replay;

@@ -16,14 +16,6 @@ pub enum ProjectionError {
         /// What came instead of the next; nothing, where the ledger says that there is more.
         found: Option<i64>,
     },
-    /// A ledger does not lose what it had; one that was restored must be made a new incarnation.
-    #[error("the ledger is at sequence {now} and was at {was}: a restored ledger needs `tallyline recover`")]
-    WentBack {
-        /// The sequence that the fold has reached.
-        was: i64,
-        /// The ledger's highest sequence.
-        now: i64,
-    },
     /// A batch tells what no ledger tells.
     #[error("batch {sequence} cannot be folded: {source}")]
     Broken {

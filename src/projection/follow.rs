@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::fold::{fold_to, next_page};
 use super::{Folded, ProjectionError, View};
-use crate::ledger::Ledger;
+use crate::ledger::{Acquaintance, Entry, Landmark, Ledger, Restored};
 use crate::stages::Stage;
 
 /// How long to wait before another try when the database is away.
@@ -43,6 +43,8 @@ pub struct Projection<S> {
     view: View<S>,
     /// When a snapshot was last kept or found, and the sequence in it.
     saved: (Instant, i64),
+    /// The last batch in the state: the ledger is the same as long as it has it.
+    landmark: Option<Landmark>,
     /// The ledger's end when this state was begun from zero: all its rows were read after that. 0 for one begun from a snapshot.
     read_since: i64,
 }
@@ -51,7 +53,7 @@ impl<S: Stage> Projection<S> {
     /// A fold that begins when it is run.
     #[must_use]
     pub fn new(ledger: Ledger, settings: ProjectionSettings) -> Self {
-        Self { ledger, settings, view: View::empty(), saved: (Instant::now(), 0), read_since: 0 }
+        Self { ledger, settings, view: View::empty(), saved: (Instant::now(), 0), landmark: None, read_since: 0 }
     }
 
     /// The state, for readers.
@@ -107,17 +109,24 @@ impl<S: Stage> Projection<S> {
         Ok(())
     }
 
-    /// Adds all that was committed before now.
+    /// Adds all that was committed before now. A ledger that was restored from a backup is said to be one; the state before stays until it is
+    /// another incarnation, then the fold begins again.
     async fn catch_up(&mut self) -> Result<(), ProjectionError> {
         let asked_at = self.ledger.clock.now();
-        let head = self.ledger.in_time(self.ledger.head()).await?;
+        let (head, acquaintance) = self.ledger.in_time(self.ledger.head_seen_from(self.landmark.as_ref())).await?;
+        if let (Acquaintance::WentBack, Some(landmark)) = (acquaintance, self.landmark) {
+            self.ledger.in_time(self.ledger.note_went_back(&Restored::Batch(landmark))).await?;
+            return Ok(());
+        }
         let mut standing = self.view.standing().map(|standing| (standing.incarnation, standing.sequence));
         if standing.is_none_or(|(incarnation, _)| incarnation != head.incarnation) {
             let begun = Folded::<S>::begin(&self.ledger, head.incarnation, head.sequence);
             let folded = self.ledger.in_time(begun).await?;
-            if folded.incarnation != head.incarnation {
+            let landmark = self.ledger.in_time(self.ledger.landmark(folded.sequence)).await?;
+            if folded.incarnation != head.incarnation || landmark.is_some_and(|landmark| landmark.incarnation != head.incarnation) {
                 return Ok(()); // replaced just now: the next round sees it
             }
+            self.landmark = landmark;
             info!(stage = S::NAME, sequence = folded.sequence, end = head.sequence, "the fold begins");
             self.saved = (Instant::now(), folded.sequence);
             self.read_since = if folded.sequence == 0 { head.sequence } else { 0 };
@@ -125,12 +134,11 @@ impl<S: Stage> Projection<S> {
             self.view.begin(folded);
         }
         let Some((incarnation, mut sequence)) = standing else { return Ok(()) };
-        if sequence > head.sequence {
-            return Err(ProjectionError::WentBack { was: sequence, now: head.sequence });
-        }
         while sequence < head.sequence {
             let next = next_page(&self.ledger, incarnation, sequence, head.sequence);
             let Some(page) = self.ledger.in_time(next).await? else { return Ok(()) };
+            let Some(landmark) = self.end_of(&page).await? else { return Ok(()) };
+            self.landmark = Some(landmark);
             for entry in page {
                 sequence = entry.sequence;
                 if entry.rebuilt.as_deref() == Some(S::NAME) && sequence > self.read_since {
@@ -144,6 +152,15 @@ impl<S: Stage> Projection<S> {
         self.view.caught_up(asked_at)?;
         self.save_if_due().await;
         Ok(())
+    }
+
+    /// The last batch of a page, if the page is of the ledger that the state is of: the batch before is asked for afterwards, and one that was lost
+    /// does not come back.
+    async fn end_of(&self, page: &[Entry]) -> Result<Option<Landmark>, ProjectionError> {
+        let Some(last) = page.last() else { return Ok(None) };
+        let landmark = self.ledger.in_time(self.ledger.landmark(last.sequence)).await?;
+        let (_, acquaintance) = self.ledger.in_time(self.ledger.head_seen_from(self.landmark.as_ref())).await?;
+        Ok(landmark.filter(|_| acquaintance == Acquaintance::Same))
     }
 
     /// An operator had this stage folded anew at this sequence. The state before stays shown until the new one is there, so that every process
@@ -172,6 +189,11 @@ impl<S: Stage> Projection<S> {
         self.saved.0 = Instant::now();
         if unsaved.is_none() {
             return;
+        }
+        // Of a ledger that was restored meanwhile this would be a state of another.
+        match self.ledger.in_time(self.ledger.head_seen_from(self.landmark.as_ref())).await {
+            Ok((_, Acquaintance::Same)) => {}
+            Ok(_) | Err(_) => return,
         }
         // A large state takes a while to write out; readers are not held up, and no other task of this thread.
         let view = self.view();

@@ -21,6 +21,8 @@ pub enum Condition {
     NoLicense,
     /// An operator has paused publishing; who and why. Healthy.
     Paused(String),
+    /// The ledger was restored from a backup, and what was sent in the lost time is not known: nothing is published until it has caught up.
+    Recovering(String),
     /// An audit says that the books do not balance: nothing is sent until a later one says that they do.
     Held(String),
     /// The last cycle failed; it is tried again.
@@ -33,7 +35,7 @@ impl Condition {
     /// Whether nobody has to look.
     #[must_use]
     pub fn is_healthy(&self) -> bool {
-        !matches!(self, Condition::Held(_) | Condition::Failing(_) | Condition::Stopped(_))
+        !matches!(self, Condition::Recovering(_) | Condition::Held(_) | Condition::Failing(_) | Condition::Stopped(_))
     }
 }
 
@@ -46,6 +48,7 @@ impl fmt::Display for Condition {
             Condition::NotIntroduced => f.write_str("nothing is published: no event of this source has come yet"),
             Condition::NoLicense => f.write_str("nothing is published: no license in coderd allows it"),
             Condition::Paused(why) => write!(f, "nothing is published: {why}"),
+            Condition::Recovering(why) => write!(f, "held: {why}"),
             Condition::Held(why) => write!(f, "held: the books do not balance: {why}; run `tallyline audit`"),
             Condition::Failing(why) => write!(f, "failing: {why}"),
             Condition::Stopped(why) => write!(f, "stopped: {why}"),
@@ -79,7 +82,7 @@ impl Shown {
         }
         let source = self.source;
         match &condition {
-            Condition::Failing(_) => warn!(%source, %condition, "publisher"),
+            Condition::Recovering(_) | Condition::Failing(_) => warn!(%source, %condition, "publisher"),
             Condition::Held(_) | Condition::Stopped(_) => error!(%source, %condition, "publisher"),
             _ => info!(%source, %condition, "publisher"),
         }

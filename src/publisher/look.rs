@@ -30,9 +30,12 @@ pub fn sendable_after(now: DateTime<Utc>) -> DateTime<Utc> {
     now - LONGEST_AGE
 }
 
-/// Compares an event with coderd's row of the same id, if it is still there.
-pub fn look(ours: &Publication, theirs: Option<&UsageRow>, now: DateTime<Utc>) -> Look {
-    let Some(theirs) = theirs else { return Look::Changed("coderd no longer has the row".to_owned()) };
+/// Compares an event with coderd's row of the same id, if it is still there. One that coderd is known to have lost, when its database was restored, is
+/// ours: an operator has said so.
+pub fn look(ours: &Publication, theirs: Option<&UsageRow>, lost: bool, now: DateTime<Utc>) -> Look {
+    let Some(theirs) = theirs else {
+        return if lost { Look::Ours } else { Look::Changed("coderd no longer has the row".to_owned()) };
+    };
     if theirs.published_at.is_some() {
         return Look::NotOurs;
     }
@@ -83,7 +86,7 @@ mod tests {
     fn look_at(change: impl FnOnce(&mut UsageRow)) -> Look {
         let mut row = theirs();
         change(&mut row);
-        look(&ours(), Some(&row), now())
+        look(&ours(), Some(&row), false, now())
     }
 
     #[test]
@@ -110,7 +113,15 @@ mod tests {
         assert!(why(look_at(|row| row.event_type = "hb_ai_seats_v1".into())).contains("hb_ai_seats_v1 1"));
         assert!(why(look_at(|row| row.event_data = r#"{"count": 1, "x": 1}"#.into())).contains("no usage event"));
         assert!(why(look_at(|row| row.created_at = now() + TimeDelta::microseconds(1))).contains("dated"));
-        assert!(why(look(&ours(), None, now())).contains("no longer has the row"));
+        assert!(why(look(&ours(), None, false, now())).contains("no longer has the row"));
+    }
+
+    #[test]
+    fn a_row_that_coderd_has_lost_is_ours_only_where_that_is_known() {
+        assert_eq!(look(&ours(), None, true, now()), Look::Ours);
+        let mut again = theirs();
+        again.event_data = r#"{"count": 2}"#.into();
+        assert!(matches!(look(&ours(), Some(&again), true, now()), Look::Changed(_)), "its id was used again");
     }
 
     #[test]

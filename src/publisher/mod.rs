@@ -14,13 +14,14 @@ mod sole;
 mod telemetry;
 
 pub use condition::{Condition, Shown};
+pub use look::sendable_after;
 pub use settings::{Mode, PublisherError, Settings, UnknownMode};
 pub use telemetry::PublisherTelemetry;
 
 use std::collections::HashMap;
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, SecondsFormat, Utc};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 use uuid::Uuid;
@@ -191,6 +192,13 @@ impl Publisher {
         let source_id = source.id;
         // whatever comes of this cycle: usage that waits must be seen to wait
         self.show_queue(source_id).await?;
+        if let Some(recovering) = self.ledger.in_time(self.ledger.recovering()).await? {
+            let since = recovering.opened_at.to_rfc3339_opts(SecondsFormat::Secs, true);
+            let why =
+                format!("the ledger was restored from a backup (seen at {since}) and has not caught up: `tallyline status` says with what");
+            self.condition.set(Condition::Recovering(why));
+            return Ok(Cycle::default());
+        }
         let stopped = matches!(self.condition.get(), Condition::Stopped(_));
         let mut cycle = Cycle::default();
         if !stopped && !self.is_paused() {

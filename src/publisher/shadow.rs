@@ -52,7 +52,7 @@ impl Publisher {
         let (mut not_ours, mut later) = (Vec::new(), Vec::new());
         let mut differences = 0;
         for ours in leased {
-            let message = match look(&ours, rows.get(&ours.event_id), now) {
+            let message = match look(&ours, rows.get(&ours.event_id), false, now) {
                 Look::NotOurs => {
                     not_ours.push(ours.event_id);
                     continue;

@@ -103,9 +103,11 @@ impl Publisher {
     ) -> anyhow::Result<Vec<Publication>> {
         let ids: Vec<String> = leased.iter().map(|ours| ours.event_id.clone()).collect();
         let rows = rows_by_id(reader, &ids).await?;
+        let gone: Vec<String> = ids.iter().filter(|id| !rows.contains_key(*id)).cloned().collect();
+        let lost = self.ledger.in_time(self.ledger.lost_ids(source_id, &gone)).await?;
         let (mut ours, mut not_ours, mut later) = (Vec::new(), Vec::new(), Vec::new());
         for event in leased {
-            match look(&event, rows.get(&event.event_id), now) {
+            match look(&event, rows.get(&event.event_id), lost.contains(&event.event_id), now) {
                 Look::Ours => ours.push(event),
                 Look::NotOurs => not_ours.push(event.event_id),
                 Look::Claimed => {

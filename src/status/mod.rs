@@ -17,7 +17,7 @@ use uuid::Uuid;
 use crate::event::Topic;
 use crate::ledger::{
     BatchCount, Contents, EventCount, Finding, LastRequest, LeaseRow, Ledger, OpenRecovery, OpenRejects, Pause, ProcessRow,
-    PublicationCount, Rates, SourceRow,
+    PublicationCount, Rates, Recovering, SourceRow,
 };
 use crate::log::Log;
 
@@ -34,6 +34,8 @@ pub struct Status {
     pub ledger_incarnation: Uuid,
     /// Its last sequence.
     pub ledger_sequence: i64,
+    /// The ledger was restored from a backup and has not caught up yet: domain series are withheld, publishing is held.
+    pub recovering: Option<Recovering>,
     /// Why the log's ends are not known, if so.
     pub log_problem: Option<String>,
     /// What is paused, by whom and why.
@@ -143,6 +145,7 @@ pub async fn read(ledger: &Ledger, log: &Log, log_deadline: Duration) -> Result<
         folded_sequences: None,
         ledger_incarnation: incarnation,
         ledger_sequence: sequence,
+        recovering: ledger.recovering().await?,
         log_problem,
         pauses: ledger.pauses().await?,
         recoveries: ledger.open_recoveries().await?,

@@ -20,6 +20,7 @@ mod projection;
 mod prove;
 mod publisher;
 mod rebuild;
+mod recover;
 mod rejects;
 mod replay;
 mod serve;

@@ -332,15 +332,44 @@ async fn another_incarnation_is_folded_anew_and_no_snapshot_of_the_old_one_count
 }
 
 #[tokio::test]
-async fn a_ledger_that_went_back_ends_the_fold_and_nothing_is_shown() {
+async fn a_ledger_that_went_back_is_another_incarnation_and_folded_anew() {
     let (_database, ledger) = ledger().await;
     write_one(&ledger, 1).await;
     let running = Running::<MetricsState>::start(&ledger, SETTINGS);
     running.reaches(2).await;
-    ledger.pool.execute("update ledger set next_sequence = 2").await.unwrap();
-    let ended = tokio::time::timeout(SOON, running.task).await.unwrap().unwrap();
-    assert!(matches!(ended, Err(ProjectionError::WentBack { was: 2, now: 1 })), "{ended:?}");
-    assert_eq!(running.view.standing(), None);
+    let old = ledger.incarnation().await.unwrap();
+    let back = "delete from workspace_build; delete from batch where sequence = 2; update ledger set next_sequence = 2";
+    ledger.pool.execute(back).await.unwrap();
+    // the act that says so is its second batch now
+    eventually(SOON, "it is folded anew", || async {
+        running.view.standing().is_some_and(|standing| standing.incarnation != old && standing.sequence == 2)
+    })
+    .await;
+    assert!(!String::from_utf8(running.bytes()).unwrap().contains("template-1"), "nothing of the lost batch is left");
+    let recovering = ledger.recovering().await.unwrap().expect("a recovery is open");
+    assert!(!recovering.log_ends_known);
+    let acts: Vec<(String, String)> = sqlx::query_as("select actor, subject from operator_act").fetch_all(&ledger.pool).await.unwrap();
+    assert_eq!(acts, [(format!("tallyline {}", env!("CARGO_PKG_VERSION")), "ledger".to_owned())]);
+    running.end().await;
+}
+
+#[tokio::test]
+async fn a_ledger_that_went_back_and_grew_again_is_known_by_its_batches() {
+    let (_database, ledger) = ledger().await;
+    write_one(&ledger, 1).await;
+    let running = Running::<MetricsState>::start(&ledger, SETTINGS);
+    running.reaches(2).await;
+    let old = ledger.incarnation().await.unwrap();
+    // in one transaction, so that nobody sees it lower than before
+    let regrown = "begin; set constraints all immediate;
+        delete from workspace_build; delete from batch where sequence = 2; update ledger set next_sequence = 2;
+        insert into batch (kind, recorded_at) values ('pass', now()), ('pass', now()), ('pass', now()); commit";
+    sqlx::raw_sql(regrown).execute(&ledger.pool).await.unwrap();
+    eventually(SOON, "it is folded anew", || async {
+        running.view.standing().is_some_and(|standing| standing.incarnation != old && standing.sequence == 5)
+    })
+    .await;
+    running.end().await;
 }
 
 #[tokio::test]

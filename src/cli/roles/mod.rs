@@ -24,6 +24,7 @@ use super::{Exit, Failure};
 use crate::config::{PublishMode, Role};
 use crate::consumer::{Consumer, ConsumerTelemetry, GRACE};
 use crate::ledger::Paused;
+use crate::operations::recover::Lookout;
 use crate::{collectors, publisher};
 
 /// Where this process listens, once it does.
@@ -35,6 +36,9 @@ pub struct Listening {
     pub metrics: SocketAddr,
 }
 
+/// Set once this process has looked whether the ledger was restored from a backup.
+type Looked = Arc<OnceLock<()>>;
+
 /// How this process's publisher stands, from when it begins.
 type Publishing = Arc<OnceLock<publisher::Shown>>;
 
@@ -45,6 +49,7 @@ struct Parts {
     collecting: collectors::Standing,
     publishing: Publishing,
     paused: Paused,
+    looked: Looked,
 }
 
 /// How long after the stop a role may still take: the batch in hand, open requests, the last snapshot.
@@ -65,7 +70,8 @@ pub async fn run(site: Site, stop: &CancellationToken, listening: impl FnOnce(Li
     let (hearing, paused) = pauses::Hearing::new(site.ledger.ledger.clone(), &registry).map_err(internal)?;
     let consumer = Consumer::new(site.log.log.clone(), site.ledger.ledger.clone(), &site.pipeline.log.group, telemetry);
     let consumer = Consumer { paused: paused.clone(), ..consumer.stalls_after(site.pipeline.consume.stall) };
-    let parts = Parts { consumer, collecting: collectors::Standing::default(), publishing: Publishing::default(), paused };
+    let (collecting, publishing, looked) = (collectors::Standing::default(), Publishing::default(), Looked::default());
+    let parts = Parts { consumer, collecting, publishing, paused, looked };
     let (grace, mut at) = (grace(&site), json!({}));
     if site.has(Role::Serve) {
         let server = serve::bind(&site, &registry, &parts).await?;
@@ -84,6 +90,12 @@ pub async fn run(site: Site, stop: &CancellationToken, listening: impl FnOnce(Li
             Ok(())
         });
     }
+    let lookout = Lookout::new(site.desk()?, &site.pipeline.log.group, parts.looked.clone());
+    let hears = stop.clone();
+    roles.spawn(async move {
+        lookout.keep(&hears).await;
+        Ok(())
+    });
     let heart = processes::Heart::start(&site, &parts, at);
     roles.spawn(work(site, registry, parts, hearing, stop.clone()));
     let outcome = end(roles, stop, grace).await;

@@ -46,6 +46,7 @@ pub(super) async fn bind(site: &Site, registry: &Registry, parts: &Parts) -> Res
         registry: own.registry,
         stopped_partitions: own.stopped_partitions,
         coderd: own.coderd,
+        looked: parts.looked.clone(),
         publisher: own.publisher,
         paused: own.paused,
     };

@@ -78,7 +78,7 @@ impl Journey {
         self.done(&format!("{records} records replayed without effect, audited"));
     }
 
-    async fn succeeds(&self, words: &[&str]) -> Json {
+    pub async fn succeeds(&self, words: &[&str]) -> Json {
         let ended = self.site.command(words).await;
         assert!(ended.status.success(), "{words:?}: {ended:?}");
         json(&ended)

@@ -5,11 +5,11 @@
 
 mod bad_input;
 mod books;
-mod expected;
+pub mod expected;
 mod exposition;
 mod proof;
 pub mod site;
-mod story;
+pub mod story;
 mod watch;
 
 use std::time::Instant;

@@ -22,6 +22,8 @@ pub struct Site {
     pub database: Database,
     pub ledger: Ledger,
     pub log: Log,
+    /// What stands before each topic's name in Kafka.
+    pub prefix: Option<String>,
     folder: TempDir,
 }
 
@@ -40,6 +42,7 @@ impl Site {
     /// database.
     pub async fn on(database: Database, kafka: Option<Kafka>, more: &str) -> Site {
         let ledger = Ledger::open(&LedgerSettings { url: database.url.clone(), connections: 4 }, Clock::system()).expect("a ledger");
+        let prefix = kafka.as_ref().map(|kafka| kafka.prefix.clone());
         let (log, lines) = match kafka {
             None => (Log::postgres(ledger.pool.clone(), PostgresLogSettings::default()), String::new()),
             Some(kafka) => {
@@ -51,7 +54,7 @@ impl Site {
         let folder = TempDir::new().expect("a folder");
         let text = format!("{more}ledger.url = '{}'\nledger.connections = 8\nlog.partitions = 6\n{lines}", database.url);
         std::fs::write(folder.path().join("pipeline.toml"), text).expect("write the pipeline");
-        let site = Site { database, ledger, log, folder };
+        let site = Site { database, ledger, log, prefix, folder };
         let migrated = site.command(&["migrate"]).await;
         assert!(migrated.status.success(), "{migrated:?}");
         site

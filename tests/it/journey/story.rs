@@ -27,10 +27,10 @@ pub struct Journey {
     pub tallyman: Tallyman,
     pub introduced_at: DateTime<Utc>,
     pub serve: [Serve; 2],
-    collect: Process,
-    consume: [Process; 2],
-    publish: Process,
-    watch: Option<Watch>,
+    pub collect: Process,
+    pub consume: [Process; 2],
+    pub publish: Process,
+    pub watch: Option<Watch>,
     pub kills_of_publishers: usize,
     phase: Instant,
 }
@@ -194,23 +194,23 @@ impl Journey {
         self.done("ended");
     }
 
-    async fn source_id(&self) -> i16 {
+    pub async fn source_id(&self) -> i16 {
         self.site.ledger.source(self.simulation.deployment().id).await.unwrap().expect("introduced").id
     }
 
-    async fn newest_pass(&self) -> i64 {
+    pub async fn newest_pass(&self) -> i64 {
         self.site.ledger.newest_pass(self.source_id().await).await.unwrap()
     }
 
     /// A pass that began after this call is in the ledger, with all before it.
-    async fn all_of_coderd_is_in(&self) {
+    pub async fn all_of_coderd_is_in(&self) {
         let (source_id, newest) = (self.source_id().await, self.newest_pass().await);
         let what = "all that coderd committed is in the ledger";
         eventually(SOON, what, || async { self.site.ledger.later_pass_is_in(source_id, newest).await.unwrap() }).await;
     }
 
     /// In so many parts, as coderd's own replicas commit one after the other.
-    async fn history(&mut self, from: f64, to: f64, parts: i32) {
+    pub async fn history(&mut self, from: f64, to: f64, parts: i32) {
         for part in 1..=parts {
             let until = self.at(from + (to - from) * f64::from(part) / f64::from(parts));
             self.simulation.advance_to(until).await.unwrap();
@@ -233,7 +233,7 @@ impl Journey {
         self.tallyman.set_switches(Switches::default()).unwrap();
     }
 
-    fn holders(&self) -> Vec<usize> {
+    pub fn holders(&self) -> Vec<usize> {
         self.watch.as_ref().map(Watch::holders).unwrap_or_default()
     }
 
@@ -242,7 +242,7 @@ impl Journey {
         eventually(SOON, what, || async { !self.serve[index].domain_lines().await.is_empty() }).await;
     }
 
-    fn at(&self, part: f64) -> DateTime<Utc> {
+    pub fn at(&self, part: f64) -> DateTime<Utc> {
         let config = self.simulation.config();
         instant(config.start, config.end, part)
     }
@@ -255,10 +255,10 @@ impl Journey {
 }
 
 /// The parts of the history at which it stands still for a while. The second lies where a template may be deleted.
-const FIRST_PART: f64 = 0.55;
-const SECOND_PART: f64 = 0.75;
+pub const FIRST_PART: f64 = 0.55;
+pub const SECOND_PART: f64 = 0.75;
 
-fn instant(start: DateTime<Utc>, end: DateTime<Utc>, part: f64) -> DateTime<Utc> {
+pub fn instant(start: DateTime<Utc>, end: DateTime<Utc>, part: f64) -> DateTime<Utc> {
     start + TimeDelta::seconds(((end - start).num_seconds() as f64 * part) as i64)
 }
 
@@ -267,7 +267,7 @@ fn seconds_from_now(at: DateTime<Utc>) -> String {
 }
 
 /// It takes only the license that coderd itself would publish under, and remembers ids for 34 days.
-async fn vendor(simulation: &Simulation) -> Tallyman {
+pub async fn vendor(simulation: &Simulation) -> Tallyman {
     let now = Clock::system().now();
     let truth = simulation.truth();
     let good = truth.licenses.iter().filter(|license| {
@@ -281,7 +281,7 @@ async fn vendor(simulation: &Simulation) -> Tallyman {
     Tallyman::start(config, Clock::system(), CancellationToken::new()).await.unwrap()
 }
 
-fn pipeline(coderd: &Database, simulation: &Simulation, tallyman: &Tallyman, introduced_at: DateTime<Utc>) -> String {
+pub fn pipeline(coderd: &Database, simulation: &Simulation, tallyman: &Tallyman, introduced_at: DateTime<Utc>) -> String {
     let key = simulation.license_key();
     format!(
         "source.coderd_url = '{}'

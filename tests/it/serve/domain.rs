@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tallyline::event::Topic;
+use tallyline::ledger::Head;
 
 use super::{Process, SOON, Site, fold, get};
 use crate::support::eventually;
@@ -209,15 +210,19 @@ async fn without_the_database_there_is_telemetry_only() {
 async fn only_the_latest_holder_raises_what_is_shown_and_it_never_falls() {
     let site = Site::new().await;
     let ledger = &site.ledger;
+    let incarnation = ledger.incarnation().await.unwrap();
+    let at = |sequence| Head { incarnation, sequence };
     let moment = Duration::from_millis(1);
     let first = ledger.take_lease("metrics", "one", moment).await.unwrap().unwrap();
-    assert_eq!(ledger.raise_shown_sequence(&first, 7).await.unwrap(), Some(7));
-    assert_eq!(ledger.raise_shown_sequence(&first, 5).await.unwrap(), Some(7), "a fold below it hears what was shown");
+    assert_eq!(ledger.raise_shown_sequence(&first, at(7)).await.unwrap(), Some(7));
+    assert_eq!(ledger.raise_shown_sequence(&first, at(5)).await.unwrap(), Some(7), "a fold below it hears what was shown");
     // It has ended, but nobody else took it: whoever does, finds what is raised now.
     eventually(SOON, "it ends", || async { ledger.lease_holder("metrics").await.unwrap().is_none() }).await;
-    assert_eq!(ledger.raise_shown_sequence(&first, 8).await.unwrap(), Some(8));
+    assert_eq!(ledger.raise_shown_sequence(&first, at(8)).await.unwrap(), Some(8));
     let second = ledger.take_lease("metrics", "other", SOON).await.unwrap().unwrap();
     assert_eq!(ledger.lease_holder("metrics").await.unwrap().as_deref(), Some("other"));
-    assert_eq!(ledger.raise_shown_sequence(&first, 9).await.unwrap(), None, "a process that slept through its lease");
-    assert_eq!(ledger.raise_shown_sequence(&second, 1).await.unwrap(), Some(8));
+    assert_eq!(ledger.raise_shown_sequence(&first, at(9)).await.unwrap(), None, "a process that slept through its lease");
+    assert_eq!(ledger.raise_shown_sequence(&second, at(1)).await.unwrap(), Some(8));
+    let another = Head { incarnation: uuid::Uuid::from_u128(1), sequence: 99 };
+    assert_eq!(ledger.raise_shown_sequence(&second, another).await.unwrap(), None, "a state of a ledger that is no more");
 }

@@ -9,6 +9,7 @@ mod readiness;
 mod rejects;
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use reqwest::StatusCode;
@@ -74,6 +75,7 @@ impl Site {
             produced: 0,
             late: 0,
             offsets,
+            previous: None,
         };
         self.ledger.record_pass(&self.lease(source).await, &pass).await.unwrap();
     }
@@ -109,6 +111,7 @@ impl Site {
             registry,
             stopped_partitions: None,
             coderd: None,
+            looked: Arc::new(OnceLock::from(())),
             publisher: None,
             addresses,
             paused: Paused::never(),

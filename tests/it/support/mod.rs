@@ -11,6 +11,8 @@ pub mod prometheus;
 pub mod tables;
 
 use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use sqlx::PgPool;
@@ -55,6 +57,31 @@ async fn pool(url: &str) -> PgPool {
         .connect(url)
         .await
         .unwrap_or_else(|error| panic!("PostgreSQL at {url}: {error}"))
+}
+
+impl Database {
+    /// A backup as an operator takes it, beside whatever goes on: `pg_dump` into a file of this folder.
+    pub fn back_up(&self, folder: &Path) -> PathBuf {
+        let file = folder.join(format!("{}.dump", Uuid::new_v4().simple()));
+        let dumped = Command::new("pg_dump").args(["--format=custom", "--file"]).arg(&file).arg(&self.url).output().expect("run pg_dump");
+        assert!(dumped.status.success(), "{dumped:?}");
+        file
+    }
+
+    /// Restores a backup beside the database and puts it in its place, ending all its connections. What came since is lost.
+    pub async fn restore(&self, backup: &Path) {
+        let server = setting("TALLYLINE_TEST_POSTGRES");
+        let (address, _) = server.rsplit_once('/').expect("the server's address ends in a database name");
+        let (admin, beside) = (pool(&server).await, format!("{}_restored", self.name));
+        let run = async |statement: String| sqlx::query(sqlx::AssertSqlSafe(statement)).execute(&admin).await.expect("the server obeys");
+        run(format!("create database {beside}")).await;
+        let url = format!("{address}/{beside}");
+        let restored = Command::new("pg_restore").args(["--exit-on-error", "--dbname", &url]).arg(backup).output().expect("run pg_restore");
+        assert!(restored.status.success(), "{restored:?}");
+        run(format!("drop database {} with (force)", self.name)).await;
+        run(format!("alter database {beside} rename to {}", self.name)).await;
+        admin.close().await;
+    }
 }
 
 /// The broker, and what keeps one test's topics and groups apart from all others'.

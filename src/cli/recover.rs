@@ -1,0 +1,191 @@
+//! `tallyline recover plan` and `tallyline recover execute`
+
+use std::sync::OnceLock;
+
+use serde::Serialize;
+
+use super::actor::ActorArguments;
+use super::progress::Progress;
+use super::roles::Site;
+use super::{Context, Exit, Failure, PipelineArguments, columns};
+use crate::operations::Desk;
+use crate::operations::recover::{CoderdEffect, KafkaEffect, LedgerEffect, Lost, RecoverEffect, RecoverPlan, RecoverRequest};
+
+/// Bring everything back after a loss.
+#[derive(Clone, Debug, clap::Subcommand)]
+pub enum Recover {
+    /// Show what can be restored from where and what is at risk, and the hash under which exactly that is executed
+    Plan(Plan),
+    /// Execute a plan
+    Execute(Execute),
+}
+
+/// Show what can be restored.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Plan {
+    #[command(flatten)]
+    pipeline: PipelineArguments,
+    /// What was lost: topics, also in PostgreSQL; the ledger's newest part; coderd's newest part
+    #[arg(long, value_enum, value_name = "WHAT")]
+    lost: What,
+}
+
+/// Execute a plan.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Execute {
+    #[command(flatten)]
+    pipeline: PipelineArguments,
+    /// The hash that `tallyline recover plan` printed
+    #[arg(long = "plan", value_name = "HASH")]
+    hash: String,
+    #[command(flatten)]
+    actor: ActorArguments,
+}
+
+/// What was lost.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum What {
+    /// Topics that were lost, made anew or emptied, in Kafka or in PostgreSQL
+    Kafka,
+    /// The ledger, restored from a backup
+    Ledger,
+    /// coderd's database, restored to an earlier time
+    Coderd,
+}
+
+#[derive(Serialize)]
+struct Planned {
+    #[serde(flatten)]
+    plan: RecoverPlan,
+    execute: String,
+}
+
+pub(super) async fn run(recover: Recover, context: Context) -> Result<Exit, Failure> {
+    let stop = context.stop.clone();
+    match recover {
+        Recover::Plan(arguments) => super::until_stopped(&stop, plan(arguments, &context)).await,
+        // one transaction: dropped before it, nothing is changed
+        Recover::Execute(arguments) => super::until_stopped(&stop, execute(arguments, &context)).await,
+    }
+}
+
+async fn plan(arguments: Plan, context: &Context) -> Result<Exit, Failure> {
+    let (desk, partitions) = open(&arguments.pipeline, context).await?;
+    let lost = match arguments.lost {
+        What::Kafka => Lost::Kafka,
+        What::Ledger => Lost::Ledger,
+        What::Coderd => Lost::Coderd,
+    };
+    let request = RecoverRequest { lost, partitions };
+    let bar = Bar::default();
+    let plan = desk.plan_recovery(&request, &|done, total| bar.add(done, total), &context.stop).await;
+    bar.finish();
+    let plan = plan?;
+    let execute = format!("tallyline recover execute {} --plan {}", arguments.pipeline.again(), plan.hash);
+    let answer = Planned { plan, execute };
+    let end = || format!("hash     {}\nexecute  {}\n", answer.plan.hash, answer.execute);
+    context.output.answer(&answer, || table(&answer.plan.effect) + &end())?;
+    Ok(Exit::Success)
+}
+
+async fn execute(arguments: Execute, context: &Context) -> Result<Exit, Failure> {
+    let (desk, _) = open(&arguments.pipeline, context).await?;
+    let bar = Bar::default();
+    let done = desk.execute_recovery(&arguments.hash, &arguments.actor.actor(), &|done, total| bar.add(done, total), &context.stop).await;
+    bar.finish();
+    let done = done?;
+    context.output.answer(&done, || table(&done.effect) + "done\n")?;
+    Ok(Exit::Success)
+}
+
+/// The log's topics need not be there.
+async fn open(pipeline: &PipelineArguments, context: &Context) -> Result<(Desk, i32), Failure> {
+    let site = Site::open(pipeline.load()?, context.clock.clone()).await?;
+    site.ledger.reach().await?;
+    let partitions = i32::try_from(site.pipeline.log.partitions).map_err(|error| Failure::new(Exit::Configuration, error))?;
+    Ok((site.desk()?, partitions))
+}
+
+/// A bar that begins when there is something to show.
+#[derive(Default)]
+struct Bar(OnceLock<Progress>);
+
+impl Bar {
+    fn add(&self, done: u64, total: u64) {
+        self.0.get_or_init(|| Progress::new("comparing", total)).add(done);
+    }
+
+    fn finish(&self) {
+        if let Some(progress) = self.0.get() {
+            progress.finish();
+        }
+    }
+}
+
+fn table(effect: &RecoverEffect) -> String {
+    match effect {
+        RecoverEffect::Kafka(effect) => kafka(effect),
+        RecoverEffect::Ledger(effect) => ledger(effect),
+        RecoverEffect::Coderd(effect) => coderd(effect),
+    }
+}
+
+fn kafka(effect: &KafkaEffect) -> String {
+    let or_dash = |value: Option<i64>| value.map_or_else(|| "-".to_owned(), |value| value.to_string());
+    let rows = effect.partitions.iter().map(|one| {
+        let [position, unread] = [one.position, one.unread].map(|number| number.to_string());
+        let [start, end] = [one.log_start, one.log_end].map(or_dash);
+        [one.topic.clone(), one.partition.to_string(), position, start, end, one.problem.replace('_', " "), unread]
+    });
+    let mut text = columns(["TOPIC", "PARTITION", "POSITION", "LOG START", "LOG END", "PROBLEM", "UNREAD"], rows);
+    for topic in &effect.topics_to_create {
+        text += &format!("to be created: {topic}, {} partitions\n", effect.partitions_to_create);
+    }
+    if effect.partitions.is_empty() {
+        return text + "every position lies in the log\n";
+    }
+    text + "These partitions begin anew at the log's start. coderd is read again as a whole: what our collectors appended and nobody read comes again.\n\
+            UNREAD of other producers is lost; what they appended after the last pass of a collector is not known.\n"
+}
+
+fn ledger(effect: &LedgerEffect) -> String {
+    let at = effect.newest_batch_at.map_or_else(|| "-".to_owned(), |at| at.to_rfc3339_opts(chrono::SecondsFormat::Millis, true));
+    let number = |number: i64| number.to_string();
+    let published = effect.pending_published_by_coderd.map_or_else(|| "not known".to_owned(), number);
+    let mut rows = vec![
+        ["ledger ends at sequence".to_owned(), effect.sequence.to_string()],
+        ["its newest batch is of".to_owned(), at],
+        ["records of the log to read".to_owned(), number(effect.records_to_read)],
+        ["sources to read again as a whole".to_owned(), effect.sources_to_read.len().to_string()],
+        ["pending publications, each perhaps sent".to_owned(), number(effect.pending)],
+        ["  published by coderd: not ours".to_owned(), published],
+        ["  young enough: sent, perhaps again, billed once".to_owned(), number(effect.pending_to_send)],
+        ["  too old to be sent: unknown".to_owned(), number(effect.pending_too_old)],
+    ];
+    if effect.log_restored_too {
+        rows.push(["pushed by others after the backup: lost".to_owned(), "not known".to_owned()]);
+    }
+    if let Some(open) = &effect.open {
+        rows.push(["open already".to_owned(), open.to_string()]);
+    }
+    let text = columns(["LEDGER", &effect.incarnation.to_string()], rows);
+    text + "It becomes another incarnation. Until it has caught up, no domain series are shown and nothing is published.\n"
+}
+
+fn coderd(effect: &CoderdEffect) -> String {
+    let rows = effect.lost.iter().map(|lost| {
+        let [events, published, pending] = [lost.events, lost.published, lost.pending].map(|number| number.to_string());
+        [lost.event_type.clone(), events, lost.units.clone().unwrap_or_else(|| "-".to_owned()), published, pending]
+    });
+    let mut text = columns(["LOST IN CODERD", "EVENTS", "UNITS", "PUBLISHED", "PENDING"], rows);
+    let numbers = [
+        ("gone with their workspace, perhaps removed by coderd", effect.removed_with_their_workspace),
+        ("usage ids with other content now", effect.ids_used_again),
+        ("conflicts recorded so far", effect.conflicts),
+        ("published here, no mark in coderd", effect.published_here_without_mark),
+        ("published by coderd, mark gone: coderd sends them again", effect.published_by_coderd_without_mark),
+    ];
+    text +=
+        &columns(["DEPLOYMENT", &effect.deployment_id.to_string()], numbers.map(|(what, number)| [what.to_owned(), number.to_string()]));
+    text + "Lost events stay counted, and what is pending of them may be sent although coderd has no row. coderd is read again as a whole.\n"
+}

@@ -1,0 +1,173 @@
+//! A partition's next life: its topic was lost or made anew, or no longer holds what was to be read.
+
+use sqlx::PgConnection;
+
+use super::{Claim, Ledger, NewAct, plans};
+use crate::event::{Topic, TopicPartition};
+
+/// A partition that begins anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BegunAnew {
+    /// The partition.
+    pub partition: TopicPartition,
+    /// Its life until now, and where that stood: it ends only if it still is so.
+    pub generation: i32,
+    /// What was to be read next.
+    pub next_offset: i64,
+    /// Where the next life begins; none: the log has the partition no more, and the position ends.
+    pub start: Option<i64>,
+}
+
+/// How much a recovery of the log sees: what changes with each, and when another ledger is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, sqlx::FromRow)]
+pub struct Lives {
+    /// The ledger's identity.
+    pub incarnation: uuid::Uuid,
+    /// Lives of partitions that have ended.
+    pub ended: i64,
+}
+
+impl Lives {
+    /// What goes with the group's marks in the log: marks of another incarnation, or made before a life ended, prove nothing.
+    #[must_use]
+    pub fn mark(&self) -> String {
+        format!("{} {}", self.incarnation, self.ended)
+    }
+}
+
+impl Ledger {
+    /// Each partition's position as whoever claimed it last has it. Nothing is claimed by that.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn standings(&self) -> Result<Vec<Claim>, sqlx::Error> {
+        use sqlx::Row as _;
+        let query =
+            "select topic, partition, generation, epoch, next_offset, last_offset, last_record from position order by topic, partition";
+        let rows = sqlx::query(query).fetch_all(&self.pool).await?;
+        let claim = |row: &sqlx::postgres::PgRow| {
+            let topic = Topic::named(row.try_get("topic")?).ok_or_else(|| sqlx::Error::Protocol("unknown topic".into()))?;
+            Ok(Claim {
+                partition: TopicPartition { topic, partition: row.try_get("partition")? },
+                generation: row.try_get("generation")?,
+                epoch: row.try_get("epoch")?,
+                next_offset: row.try_get("next_offset")?,
+                last: super::positions::last_record(row)?,
+            })
+        };
+        rows.iter().map(claim).collect()
+    }
+
+    /// What a consumer looks at to see that it has to begin again.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn lives(&self) -> Result<Lives, sqlx::Error> {
+        sqlx::query_as("select incarnation, (select count(*) from past_position) as ended from ledger").fetch_one(&self.pool).await
+    }
+
+    /// How far collectors saw the log of each partition that is not read to there, at least: the highest end that a pass noted.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn noted_end(&self, partition: TopicPartition) -> Result<Option<i64>, sqlx::Error> {
+        sqlx::query_scalar("select max(next_offset) from collector_pass_offset where topic = $1 and partition = $2")
+            .bind(partition.topic.name())
+            .bind(partition.partition)
+            .fetch_one(&self.pool)
+            .await
+    }
+
+    /// Ends these partitions' lives and begins their next ones, executing the plan of that hash. Passes that noted offsets which were not reached
+    /// claim nothing any more, and each collector has to open again: it reads everything once more. False: a partition no longer stands
+    /// where it was planned, or the plan was executed before; then nothing is changed.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn begin_anew(&self, begun: &[BegunAnew], act: &NewAct<'_>, plan: &str) -> Result<bool, sqlx::Error> {
+        let mut tx = self.pool.begin().await?;
+        revoke_collectors(&mut tx).await?;
+        let topics: Vec<&str> = begun.iter().map(|one| one.partition.topic.name()).collect();
+        let partitions: Vec<i32> = begun.iter().map(|one| one.partition.partition).collect();
+        let lock = "select from position where (topic, partition) in (select * from unnest($1::text[], $2::integer[])) order by topic, partition for update";
+        sqlx::query(lock).bind(&topics).bind(&partitions).execute(&mut *tx).await?;
+        sqlx::query(
+            "with unreached as (
+                 select distinct ahead.pass_id from collector_pass_offset ahead left join position using (topic, partition)
+                 where (ahead.topic, ahead.partition) in (select * from unnest($1::text[], $2::integer[]))
+                     and (position.next_offset is null or position.next_offset < ahead.next_offset)
+             ), voided as (
+                 update collector_pass set void = true, complete_until = null, runtime_complete_until = null, full_sweep = false
+                 where id in (select pass_id from unreached)
+             )
+             delete from collector_pass_offset
+             where pass_id in (select pass_id from unreached) or (topic, partition) in (select * from unnest($1::text[], $2::integer[]))",
+        )
+        .bind(&topics)
+        .bind(&partitions)
+        .execute(&mut *tx)
+        .await?;
+        let act_id = self.act(&mut tx, act).await?;
+        for one in begun {
+            if !self.next_life(&mut tx, one, act_id).await? {
+                return Ok(false);
+            }
+        }
+        if !plans::executed(&mut tx, plan, act_id, self.clock.now()).await? {
+            return Ok(false);
+        }
+        tx.commit().await?;
+        Ok(true)
+    }
+
+    async fn next_life(&self, tx: &mut PgConnection, begun: &BegunAnew, act_id: i64) -> Result<bool, sqlx::Error> {
+        let ended = sqlx::query(
+            "insert into past_position (topic, partition, generation, start_offset, next_offset, records, act_id)
+             select topic, partition, generation, start_offset, next_offset, records, $5 from position
+             where topic = $1 and partition = $2 and generation = $3 and next_offset = $4",
+        )
+        .bind(begun.partition.topic.name())
+        .bind(begun.partition.partition)
+        .bind(begun.generation)
+        .bind(begun.next_offset)
+        .bind(act_id)
+        .execute(&mut *tx)
+        .await?;
+        if ended.rows_affected() == 0 {
+            return Ok(false);
+        }
+        match begun.start {
+            // its epoch rises, so that whoever still reads the old one is fenced
+            Some(start) => {
+                sqlx::query(
+                    "update position set generation = generation + 1, epoch = epoch + 1, start_offset = $3, next_offset = $3,
+                         last_offset = null, last_record = null, records = 0, moved_at = $4
+                     where topic = $1 and partition = $2",
+                )
+                .bind(begun.partition.topic.name())
+                .bind(begun.partition.partition)
+                .bind(start)
+                .bind(self.clock.now())
+                .execute(tx)
+                .await?
+            }
+            None => {
+                sqlx::query("delete from position where topic = $1 and partition = $2")
+                    .bind(begun.partition.topic.name())
+                    .bind(begun.partition.partition)
+                    .execute(tx)
+                    .await?
+            }
+        };
+        Ok(true)
+    }
+}
+
+/// No collector goes on with what it remembers: each opens again, and reads everything. A pass that is being recorded is in before.
+pub(super) async fn revoke_collectors(tx: &mut PgConnection) -> Result<(), sqlx::Error> {
+    sqlx::query("select from lease where name like 'collector:%' order by name for update").execute(&mut *tx).await?;
+    sqlx::query("update lease set holder = '', epoch = epoch + 1, expires_at = clock_timestamp() where name like 'collector:%'")
+        .execute(tx)
+        .await?;
+    Ok(())
+}

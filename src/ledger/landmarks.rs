@@ -1,0 +1,101 @@
+//! Whether this still is the ledger that was there before: one restored from a backup has lost its newest batches.
+
+use chrono::{DateTime, Utc};
+use sqlx::Row;
+use uuid::Uuid;
+
+use super::{Head, Ledger};
+
+/// A batch by which the ledger is known again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Landmark {
+    /// The ledger's identity when the batch was seen.
+    pub incarnation: Uuid,
+    /// Its sequence.
+    pub sequence: i64,
+    /// Its id.
+    pub batch_id: i64,
+    /// When it was recorded: a ledger that went back and grew again may give sequence and id a second time.
+    pub recorded_at: DateTime<Utc>,
+}
+
+/// What the ledger is to somebody who has seen it before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Acquaintance {
+    /// The same, or never seen before.
+    Same,
+    /// Another incarnation: what was lost is known already.
+    Another,
+    /// The same incarnation without a batch that it had: it was restored from a backup, and nobody has said so yet.
+    WentBack,
+}
+
+/// Server, timeline and database, as they tell themselves.
+macro_rules! actual_place {
+    () => {
+        "(select system_identifier || ' ' || timeline_id || ' ' || oid from pg_control_system(), pg_control_checkpoint(), pg_database
+             where datname = current_database())"
+    };
+}
+pub(super) use actual_place;
+
+impl Ledger {
+    /// The ledger's identity, and where it was last seen, if it is somewhere else now. A ledger that was never seen is seen here.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn place_before(&self) -> Result<Option<(Uuid, String)>, sqlx::Error> {
+        let seen = sqlx::query_as(concat!("select incarnation, place from ledger where place <> ", actual_place!()));
+        let elsewhere = seen.fetch_optional(&self.pool).await?;
+        if elsewhere.is_none() {
+            let first = sqlx::query(concat!("update ledger set place = ", actual_place!(), " where place is null"));
+            first.execute(&self.pool).await?;
+        }
+        Ok(elsewhere)
+    }
+
+    /// Identity and highest sequence of one moment, and whether the ledger is the one that had this batch.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn head_seen_from(&self, landmark: Option<&Landmark>) -> Result<(Head, Acquaintance), sqlx::Error> {
+        let Some(landmark) = landmark else { return Ok((self.head().await?, Acquaintance::Same)) };
+        let row = sqlx::query(
+            "select incarnation, next_sequence - 1, next_sequence > $1
+                 and exists (select from batch where sequence = $1 and id = $2 and recorded_at = $3)
+             from ledger",
+        )
+        .bind(landmark.sequence)
+        .bind(landmark.batch_id)
+        .bind(landmark.recorded_at)
+        .fetch_one(&self.pool)
+        .await?;
+        let head = Head { incarnation: row.try_get(0)?, sequence: row.try_get(1)? };
+        let acquaintance = match (head.incarnation == landmark.incarnation, row.try_get(2)?) {
+            (false, _) => Acquaintance::Another,
+            (true, true) => Acquaintance::Same,
+            (true, false) => Acquaintance::WentBack,
+        };
+        Ok((head, acquaintance))
+    }
+
+    /// The batch of that sequence, to know the ledger again; none for 0, the empty ledger, nor for one that is not there.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn landmark(&self, sequence: i64) -> Result<Option<Landmark>, sqlx::Error> {
+        let row = sqlx::query("select incarnation, sequence, id, recorded_at from ledger, batch where sequence = $1")
+            .bind(sequence)
+            .fetch_optional(&self.pool)
+            .await?;
+        row.map(|row| {
+            Ok(Landmark {
+                incarnation: row.try_get(0)?,
+                sequence: row.try_get(1)?,
+                batch_id: row.try_get(2)?,
+                recorded_at: row.try_get(3)?,
+            })
+        })
+        .transpose()
+    }
+}

@@ -1,0 +1,64 @@
+//! What was planned, under the hash of its effect.
+
+use chrono::{DateTime, Utc};
+use serde_json::Value;
+use sqlx::{FromRow, PgConnection};
+
+use super::Ledger;
+
+/// A kept plan.
+#[derive(Clone, Debug, FromRow)]
+pub struct KeptPlan {
+    /// What was asked for.
+    pub request: Value,
+    /// What was shown.
+    pub effect: Value,
+    /// When it was planned last.
+    pub planned_at: DateTime<Utc>,
+    /// The act that executed it; none: not yet.
+    pub act_id: Option<i64>,
+}
+
+impl Ledger {
+    /// Keeps a plan under its hash. One of the same effect that is there already is that one.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn keep_plan(&self, hash: &str, kind: &'static str, request: &Value, effect: &Value) -> Result<(), sqlx::Error> {
+        sqlx::query(
+            "insert into plan (hash, kind, request, effect, planned_at) values ($1, $2, $3, $4, $5)
+             on conflict (hash) do update set planned_at = excluded.planned_at, effect = excluded.effect",
+        )
+        .bind(hash)
+        .bind(kind)
+        .bind(request)
+        .bind(effect)
+        .bind(self.clock.now())
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
+    /// The plan of that kind under that hash, if one is kept.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn kept_plan(&self, hash: &str, kind: &'static str) -> Result<Option<KeptPlan>, sqlx::Error> {
+        sqlx::query_as("select request, effect, planned_at, act_id from plan where hash = $1 and kind = $2")
+            .bind(hash)
+            .bind(kind)
+            .fetch_optional(&self.pool)
+            .await
+    }
+}
+
+/// Marks a plan as executed by this act, in the act's transaction. False: it was executed before.
+pub(super) async fn executed(tx: &mut PgConnection, hash: &str, act_id: i64, now: DateTime<Utc>) -> Result<bool, sqlx::Error> {
+    let marked = sqlx::query("update plan set act_id = $2, finished_at = $3 where hash = $1 and act_id is null")
+        .bind(hash)
+        .bind(act_id)
+        .bind(now)
+        .execute(tx)
+        .await?;
+    Ok(marked.rows_affected() == 1)
+}

@@ -1,0 +1,104 @@
+//! Events that coderd lost when its database was restored to an earlier time. The ledger keeps them.
+
+use std::collections::{BTreeMap, HashSet};
+
+use chrono::{DateTime, Utc};
+use uuid::Uuid;
+
+use super::begin_anew::revoke_collectors;
+use super::{Ledger, NewAct, plans};
+
+/// A usage event as it was accepted, and what became of it.
+#[derive(Clone, Debug, PartialEq, Eq, sqlx::FromRow)]
+pub struct UsageFate {
+    /// coderd's own id.
+    pub id: String,
+    /// Its type.
+    pub event_type: String,
+    /// An unsigned number of 64 bits in the type's unit.
+    pub quantity: String,
+    /// The publication's state.
+    pub state: String,
+    /// When the usage happened.
+    pub created_at: DateTime<Utc>,
+}
+
+impl Ledger {
+    /// These usage events of the source and what became of them, by id. One that the ledger does not have is left out.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn usage_fates(&self, source_id: i16, ids: &[String]) -> Result<BTreeMap<String, UsageFate>, sqlx::Error> {
+        let fates: Vec<UsageFate> = sqlx::query_as(
+            "select usage.id, usage.event_type, usage.quantity::text as quantity, publication.state, usage.created_at
+             from usage_event usage join publication on publication.source_id = usage.source_id and event_id = usage.id
+             where usage.source_id = $1 and usage.id = any($2)",
+        )
+        .bind(source_id)
+        .bind(ids)
+        .fetch_all(&self.pool)
+        .await?;
+        Ok(fates.into_iter().map(|fate| (fate.id.clone(), fate)).collect())
+    }
+
+    /// How many builds, claims and usage events of the source were accepted.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn source_events(&self, source_id: i16) -> Result<i64, sqlx::Error> {
+        let query = "select (select count(*) from workspace_build where source_id = $1) + (select count(*) from prebuild_claim where source_id = $1)
+                 + (select count(*) from usage_event where source_id = $1)";
+        sqlx::query_scalar(query).bind(source_id).fetch_one(&self.pool).await
+    }
+
+    /// Those of these event ids that coderd is known to have lost.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn lost_ids(&self, source_id: i16, ids: &[String]) -> Result<HashSet<String>, sqlx::Error> {
+        let rows: Vec<String> = sqlx::query_scalar("select event_id from source_lost where source_id = $1 and event_id = any($2)")
+            .bind(source_id)
+            .bind(ids)
+            .fetch_all(&self.pool)
+            .await?;
+        Ok(rows.into_iter().collect())
+    }
+
+    /// Usage of the deployment whose id came a second time with other content, and was refused.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn usage_conflicts(&self, deployment_id: Uuid) -> Result<i64, sqlx::Error> {
+        let query = "select count(*) from reject where deployment_id = $1 and verdict = 'conflict' and topic like '%agent-usage%'";
+        sqlx::query_scalar(query).bind(deployment_id).fetch_one(&self.pool).await
+    }
+
+    /// Lists events as lost in coderd, executing the plan of that hash; each collector has to open again and reads everything once more. False:
+    /// the plan was executed before.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn record_lost(&self, source_id: i16, event_ids: &[String], act: &NewAct<'_>, plan: &str) -> Result<bool, sqlx::Error> {
+        let mut tx = self.pool.begin().await?;
+        revoke_collectors(&mut tx).await?;
+        let act_id = self.act(&mut tx, act).await?;
+        sqlx::query("insert into source_lost (source_id, event_id, act_id) select $1, unnest($2::text[]), $3 on conflict do nothing")
+            .bind(source_id)
+            .bind(event_ids)
+            .bind(act_id)
+            .execute(&mut *tx)
+            .await?;
+        if !plans::executed(&mut tx, plan, act_id, self.clock.now()).await? {
+            return Ok(false);
+        }
+        // What is held back because its row is gone is due at once: the act authorises it.
+        sqlx::query("update publication set next_attempt_at = $3 where source_id = $1 and event_id = any($2) and state = 'pending' and leased_by is null")
+            .bind(source_id)
+            .bind(event_ids)
+            .bind(self.clock.now())
+            .execute(&mut *tx)
+            .await?;
+        tx.commit().await?;
+        Ok(true)
+    }
+}

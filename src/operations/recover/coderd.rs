@@ -1,0 +1,244 @@
+//! coderd's database restored to an earlier time: the ledger keeps what coderd has lost, and coderd may do again what it did.
+
+use std::collections::{BTreeMap, HashSet};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+use tokio_util::sync::CancellationToken;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use super::super::{Desk, OperationError};
+use super::Progress;
+use crate::coderd::{Catalog, CoderdError, Reader};
+use crate::collectors::events;
+use crate::event;
+use crate::ledger::{Ledger, NewAct, Source};
+
+/// Ids compared at a time.
+const PAGE: i64 = 2_000;
+
+/// What was found of coderd's database.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CoderdEffect {
+    /// The deployment.
+    pub deployment_id: Uuid,
+    /// Events that the ledger has and coderd no longer has, by type: they stay counted, and the audit would list them as `source_gone`.
+    pub lost: Vec<LostEvents>,
+    /// Builds and claims that coderd does not have, nor their workspace or template version: coderd may have removed them itself. Nothing is done
+    /// about them.
+    pub removed_with_their_workspace: i64,
+    /// SHA-256 of the lost events' ids, in hexadecimal.
+    pub ids_sha256: String,
+    /// Usage ids under which coderd now has other content than was accepted: the accepted event stands, and nothing of the other is counted.
+    pub ids_used_again: i64,
+    /// Records that were refused for that so far.
+    pub conflicts: i64,
+    /// Usage that was published here and bears no mark in coderd. In mode `sole` that is as it should be.
+    pub published_here_without_mark: i64,
+    /// Usage that coderd had published and now bears no mark: coderd itself will publish it again. The vendor remembers its id for 34 days and bills it
+    /// once.
+    pub published_by_coderd_without_mark: i64,
+}
+
+/// Lost events of one type.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LostEvents {
+    /// The type.
+    pub event_type: String,
+    /// How many.
+    pub events: i64,
+    /// Usage in the type's unit, in decimal; none for builds and claims.
+    pub units: Option<String>,
+    /// Of these, published already.
+    pub published: i64,
+    /// Of these, still to be published: in mode `sole` they would be sent, although coderd has no row.
+    pub pending: i64,
+}
+
+impl CoderdEffect {
+    pub(super) fn changes(&self) -> Value {
+        json!({ "deployment": self.deployment_id, "ids": self.ids_sha256 })
+    }
+}
+
+struct Comparison<'a> {
+    ledger: &'a Ledger,
+    source: Source,
+    reader: Reader,
+    catalog: Catalog,
+    effect: CoderdEffect,
+    lost: BTreeMap<&'static str, (LostEvents, u128)>,
+    ids: Vec<String>,
+}
+
+/// Compares all ids of the ledger with coderd's rows; answers the lost ones, too.
+pub(super) async fn foresee(
+    desk: &Desk,
+    progress: Progress<'_>,
+    stop: &CancellationToken,
+) -> Result<(CoderdEffect, Vec<String>), OperationError> {
+    let mut comparison = Comparison::open(desk).await?;
+    let all = desk.ledger.source_events(comparison.source.id).await?;
+    let total = u64::try_from(all).unwrap_or_default();
+    comparison.builds(&|done| progress(done, total), stop).await?;
+    if comparison.catalog.usage_events {
+        comparison.usage(&|done| progress(done, total), stop).await?;
+    }
+    Ok(comparison.end().await)
+}
+
+pub(super) async fn execute(
+    desk: &Desk,
+    effect: &CoderdEffect,
+    ids: &[String],
+    act: &NewAct<'_>,
+    hash: &str,
+) -> Result<bool, OperationError> {
+    let source = desk.ledger.source(effect.deployment_id).await?.ok_or_else(super::changed)?;
+    Ok(desk.ledger.record_lost(source.id, ids, act, hash).await?)
+}
+
+impl<'a> Comparison<'a> {
+    async fn open(desk: &'a Desk) -> Result<Self, OperationError> {
+        let Some(database) = &desk.coderd else {
+            return Err(OperationError::Forbidden("no database of coderd is configured (source.coderd_url)".to_owned()));
+        };
+        let mut reader = database.connect().await.map_err(coderd)?;
+        let deployment_id = match desk.deployment {
+            Some(id) => id,
+            None => reader.deployment_id().await.map_err(coderd)?,
+        };
+        let unknown = || OperationError::NotFound(format!("the ledger knows no deployment {deployment_id}"));
+        let source = desk.ledger.source(deployment_id).await?.ok_or_else(unknown)?;
+        let catalog = reader.catalog().await.map_err(coderd)?;
+        let effect = CoderdEffect {
+            deployment_id,
+            lost: Vec::new(),
+            removed_with_their_workspace: 0,
+            ids_sha256: String::new(),
+            ids_used_again: 0,
+            conflicts: desk.ledger.usage_conflicts(deployment_id).await?,
+            published_here_without_mark: 0,
+            published_by_coderd_without_mark: 0,
+        };
+        Ok(Comparison { ledger: &desk.ledger, source, reader, catalog, effect, lost: BTreeMap::new(), ids: Vec::new() })
+    }
+
+    async fn builds(&mut self, progress: &(dyn Fn(u64) + Sync), stop: &CancellationToken) -> Result<(), OperationError> {
+        let mut after = Uuid::nil();
+        loop {
+            let ids = self.ledger.build_ids(self.source.id, after, PAGE).await?;
+            let Some(last) = ids.last().copied() else { return Ok(()) };
+            if stop.is_cancelled() {
+                return Err(OperationError::Interrupted);
+            }
+            after = last;
+            let there: HashSet<Uuid> =
+                self.reader.builds(&self.catalog, &ids).await.map_err(coderd)?.into_iter().map(|row| row.build_id).collect();
+            let gone: Vec<Uuid> = ids.iter().copied().filter(|id| !there.contains(id)).collect();
+            self.gone_builds(&gone).await?;
+            progress(ids.len() as u64);
+        }
+    }
+
+    async fn gone_builds(&mut self, gone: &[Uuid]) -> Result<(), OperationError> {
+        if gone.is_empty() {
+            return Ok(());
+        }
+        let parents = self.ledger.build_parents(self.source.id, gone).await?;
+        let workspaces: Vec<Uuid> = parents.iter().map(|(_, workspace, _)| *workspace).collect();
+        let versions: Vec<Uuid> = parents.iter().map(|(_, _, version)| *version).collect();
+        let there = self.reader.parents_present(&workspaces, &versions).await.map_err(coderd)?;
+        let orphans: HashSet<Uuid> = parents
+            .into_iter()
+            .filter(|(_, workspace, version)| !there.contains(workspace) || !there.contains(version))
+            .map(|(build, _, _)| build)
+            .collect();
+        let builds = self.ledger.known_builds(self.source.id, gone).await?;
+        let claims = self.ledger.known_claims(self.source.id, gone).await?;
+        let kinds =
+            [("workspace_build_completed", "workspace_build_completed_v1", builds), ("prebuild_claimed", "prebuild_claimed_v1", claims)];
+        for (prefix, event_type, known) in kinds {
+            let names: Vec<String> = known.keys().filter(|id| !orphans.contains(*id)).map(|id| format!("{prefix}:{id}")).collect();
+            self.effect.removed_with_their_workspace += known.keys().filter(|id| orphans.contains(*id)).count() as i64;
+            let listed = self.ledger.lost_ids(self.source.id, &names).await?;
+            for name in names.into_iter().filter(|name| !listed.contains(name)) {
+                self.lost_event(event_type).0.events += 1;
+                self.ids.push(name);
+            }
+        }
+        Ok(())
+    }
+
+    async fn usage(&mut self, progress: &(dyn Fn(u64) + Sync), stop: &CancellationToken) -> Result<(), OperationError> {
+        let mut after = String::new();
+        loop {
+            let ids = self.ledger.usage_ids(self.source.id, &after, PAGE).await?;
+            let Some(last) = ids.last().cloned() else { return Ok(()) };
+            if stop.is_cancelled() {
+                return Err(OperationError::Interrupted);
+            }
+            after = last;
+            self.usage_page(&ids).await?;
+            progress(ids.len() as u64);
+        }
+    }
+
+    async fn usage_page(&mut self, ids: &[String]) -> Result<(), OperationError> {
+        let fates = self.ledger.usage_fates(self.source.id, ids).await?;
+        let accepted = self.ledger.known_usage(self.source.id, ids).await?;
+        let listed = self.ledger.lost_ids(self.source.id, ids).await?;
+        let rows: BTreeMap<String, _> =
+            self.reader.usage(ids).await.map_err(coderd)?.into_iter().map(|row| (row.id.clone(), row)).collect();
+        for (id, fate) in fates {
+            match rows.get(&id) {
+                None if listed.contains(&id) => {}
+                None => {
+                    let (lost, units) = self.lost_event(usage_type(&fate.event_type));
+                    lost.events += 1;
+                    lost.published += i64::from(matches!(fate.state.as_str(), "published" | "not_ours"));
+                    lost.pending += i64::from(fate.state == "pending");
+                    *units += fate.quantity.parse::<u128>().unwrap_or_default();
+                    self.ids.push(id);
+                }
+                Some(row) => {
+                    let unmarked = row.published_at.is_none();
+                    self.effect.published_here_without_mark += i64::from(unmarked && fate.state == "published");
+                    self.effect.published_by_coderd_without_mark += i64::from(unmarked && fate.state == "not_ours");
+                    let message = events::usage(self.source.deployment_id, row.clone());
+                    let same = event::parse(&message).is_ok_and(|event| accepted.get(&id) == Some(&event.digest()));
+                    self.effect.ids_used_again += i64::from(!same);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn lost_event(&mut self, event_type: &'static str) -> &mut (LostEvents, u128) {
+        self.lost.entry(event_type).or_insert_with(|| (LostEvents { event_type: event_type.to_owned(), ..LostEvents::default() }, 0))
+    }
+
+    async fn end(mut self) -> (CoderdEffect, Vec<String>) {
+        self.reader.close().await;
+        self.ids.sort_unstable();
+        let mut hash = Sha256::new();
+        for id in &self.ids {
+            hash.update((id.len() as u64).to_be_bytes());
+            hash.update(id);
+        }
+        self.effect.ids_sha256 = hex::encode(hash.finalize());
+        self.effect.lost =
+            self.lost.into_values().map(|(lost, units)| LostEvents { units: (units > 0).then(|| units.to_string()), ..lost }).collect();
+        (self.effect, self.ids)
+    }
+}
+
+fn usage_type(name: &str) -> &'static str {
+    event::UsageType::ALL.into_iter().map(event::UsageType::as_str).find(|known| *known == name).unwrap_or("unknown")
+}
+
+fn coderd(error: CoderdError) -> OperationError {
+    OperationError::Coderd(error.to_string())
+}

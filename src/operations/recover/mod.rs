@@ -1,0 +1,168 @@
+//! Recover: what can be restored from where after a loss, what is at risk in numbers, and then doing it.
+//!
+//! A plan is kept under a hash of what it would change; it is executed only while it would change exactly that.
+
+mod coderd;
+mod kafka;
+mod ledger;
+mod lookout;
+
+pub use coderd::{CoderdEffect, LostEvents};
+pub use kafka::{KafkaEffect, PartitionToBegin};
+pub use ledger::LedgerEffect;
+pub use lookout::Lookout;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+use tokio_util::sync::CancellationToken;
+use utoipa::ToSchema;
+
+use super::{Actor, Desk, OperationError};
+use crate::ledger::NewAct;
+
+/// What was lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Lost {
+    /// Topics of the log: lost, made anew, or emptied before they were read. Also in the tables of a log in PostgreSQL.
+    Kafka,
+    /// The newest part of the ledger, which was restored from a backup.
+    Ledger,
+    /// The newest part of coderd's database, which was restored to an earlier time.
+    Coderd,
+}
+
+impl Lost {
+    /// The word for it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Lost::Kafka => "kafka",
+            Lost::Ledger => "ledger",
+            Lost::Coderd => "coderd",
+        }
+    }
+}
+
+/// What is to be planned.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RecoverRequest {
+    /// What was lost.
+    pub lost: Lost,
+    /// Partitions of each topic that has to be created again.
+    pub partitions: i32,
+}
+
+/// What would be done, in numbers, and the hash by which exactly this is executed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct RecoverPlan {
+    /// SHA-256 of what would be changed, in hexadecimal.
+    pub hash: String,
+    /// What was found, what would be done, and what is at risk.
+    pub effect: RecoverEffect,
+}
+
+/// What was found, what would be done, and what is at risk.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(tag = "lost", rename_all = "lowercase")]
+pub enum RecoverEffect {
+    /// Of topics.
+    Kafka(KafkaEffect),
+    /// Of the ledger's newest part.
+    Ledger(LedgerEffect),
+    /// Of coderd's newest part.
+    Coderd(CoderdEffect),
+}
+
+/// How a comparison goes on: so many more of so many are done.
+pub type Progress<'a> = &'a (dyn Fn(u64, u64) + Sync);
+
+impl Desk {
+    /// Looks at what was lost, and keeps the plan. Changes nothing else.
+    ///
+    /// # Errors
+    /// [`OperationError`]
+    pub async fn plan_recovery(
+        &self,
+        request: &RecoverRequest,
+        progress: Progress<'_>,
+        stop: &CancellationToken,
+    ) -> Result<RecoverPlan, OperationError> {
+        let (plan, _) = self.foresee_recovery(request, progress, stop).await?;
+        let json = |error: serde_json::Error| OperationError::Internal(error.into());
+        let (asked, effect) = (serde_json::to_value(request).map_err(json)?, serde_json::to_value(&plan.effect).map_err(json)?);
+        self.ledger.keep_plan(&plan.hash, "recover", &asked, &effect).await?;
+        Ok(plan)
+    }
+
+    /// Executes the plan of that hash, if it would still change exactly what was planned. Answers what was done.
+    ///
+    /// # Errors
+    /// [`OperationError::NotFound`] for an unknown hash, [`OperationError::Forbidden`] where the effect is another by now or there is nothing
+    /// to do; then nothing was changed.
+    pub async fn execute_recovery(
+        &self,
+        hash: &str,
+        actor: &Actor,
+        progress: Progress<'_>,
+        stop: &CancellationToken,
+    ) -> Result<RecoverPlan, OperationError> {
+        let unknown = || {
+            OperationError::NotFound(format!(
+                "no recovery was planned under {hash}: run `tallyline recover plan` and use the hash that it prints"
+            ))
+        };
+        let kept = self.ledger.kept_plan(hash, "recover").await?.ok_or_else(unknown)?;
+        if kept.act_id.is_some() {
+            return Err(OperationError::Forbidden("this plan was executed before: plan again".to_owned()));
+        }
+        let request: RecoverRequest = serde_json::from_value(kept.request).map_err(anyhow::Error::from)?;
+        let (plan, lost_ids) = self.foresee_recovery(&request, progress, stop).await?;
+        if plan.hash != hash {
+            return Err(changed());
+        }
+        let detail = serde_json::to_value(&plan.effect).map_err(anyhow::Error::from)?;
+        let act = NewAct { actor: &actor.name, act: "recover", subject: request.lost.as_str(), reason: &actor.reason, detail };
+        let done = match &plan.effect {
+            RecoverEffect::Kafka(effect) => kafka::execute(self, effect, &act, hash).await?,
+            RecoverEffect::Ledger(effect) => ledger::execute(self, effect, &act, hash).await?,
+            RecoverEffect::Coderd(effect) => coderd::execute(self, effect, &lost_ids, &act, hash).await?,
+        };
+        if done { Ok(plan) } else { Err(changed()) }
+    }
+
+    /// The plan, and the ids of events that coderd has lost.
+    async fn foresee_recovery(
+        &self,
+        request: &RecoverRequest,
+        progress: Progress<'_>,
+        stop: &CancellationToken,
+    ) -> Result<(RecoverPlan, Vec<String>), OperationError> {
+        match request.lost {
+            Lost::Kafka => {
+                let effect = kafka::foresee(self, request.partitions).await?;
+                Ok((RecoverPlan { hash: hash(request.lost, &effect.changes()), effect: RecoverEffect::Kafka(effect) }, Vec::new()))
+            }
+            Lost::Ledger => {
+                let effect = ledger::foresee(self).await?;
+                Ok((RecoverPlan { hash: hash(request.lost, &effect.changes()), effect: RecoverEffect::Ledger(effect) }, Vec::new()))
+            }
+            Lost::Coderd => {
+                let (effect, ids) = coderd::foresee(self, progress, stop).await?;
+                Ok((RecoverPlan { hash: hash(request.lost, &effect.changes()), effect: RecoverEffect::Coderd(effect) }, ids))
+            }
+        }
+    }
+}
+
+fn changed() -> OperationError {
+    OperationError::Forbidden("the effect is no longer the planned one: plan again".to_owned())
+}
+
+/// Over what would be changed, not over numbers that move beside live traffic.
+fn hash(lost: Lost, changes: &serde_json::Value) -> String {
+    let mut hash = Sha256::new();
+    hash.update(lost.as_str());
+    hash.update(changes.to_string());
+    hex::encode(hash.finalize())
+}

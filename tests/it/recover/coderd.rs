@@ -1,0 +1,100 @@
+//! coderd's database restored to an earlier time: the ledger keeps what coderd lost, and what was still to be published is.
+
+use serde_json::Value as Json;
+use tempfile::TempDir;
+
+use super::world::{SOON, World, ends};
+use crate::journey::site::Backend;
+use crate::support::eventually;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_coderd_lost_stays_counted_and_is_published_once_an_operator_has_said_so() {
+    let mut world = World::begin(Backend::Postgres).await;
+    let folder = TempDir::new().unwrap();
+    let mut collect = world.collect();
+    let mut consume = world.site.start("consume", &[]);
+    let mut publish = world.site.start("publish", &[]);
+    world.all_is_in().await;
+    let pending = "select count(*) from publication where state = 'pending'";
+    eventually(SOON, "all is published", || async { world.count(pending).await == 0 }).await;
+    let backup = world.coderd.back_up(folder.path());
+    let earlier = world.simulation.truth();
+
+    // a part of what is lost is published already, a part is not
+    world.goes_on_to(0.55).await;
+    world.all_is_in().await;
+    eventually(SOON, "all is published", || async { world.count(pending).await == 0 }).await;
+    ends(&mut publish).await;
+    let published = world.simulation.truth();
+    world.goes_on_to(0.6).await;
+    world.all_is_in().await;
+    let truth = world.simulation.truth();
+    let lost_usage = (truth.usage.len() - earlier.usage.len()) as i64;
+    let lost_pending = (truth.usage.len() - published.usage.len()) as i64;
+    let lost_builds = (truth.builds.len() - earlier.builds.len()) as i64;
+    assert!(lost_builds > 10 && lost_pending > 5 && lost_usage > lost_pending, "{lost_builds} {lost_usage} {lost_pending}");
+    assert_eq!(world.count(pending).await, lost_pending);
+
+    world.coderd.restore(&backup).await;
+    let differs = world.site.command(&["audit", "--patience", "5", "--output", "json"]).await;
+    assert_eq!(differs.status.code(), Some(1), "{differs:?}");
+    let mut publish = world.site.start("publish", &[]);
+    eventually(SOON, "what is gone is held back", || async {
+        world.count("select count(*) from publication where last_message like 'held back: coderd no longer has%'").await == lost_pending
+    })
+    .await;
+
+    let plan = world.plan("coderd").await;
+    let effect = &plan["effect"];
+    let lost = |field: &str, of: &dyn Fn(&str) -> bool| -> i64 {
+        let rows = effect["lost"].as_array().unwrap().iter().filter(|row| of(row["event_type"].as_str().unwrap()));
+        rows.map(|row| row[field].as_i64().unwrap()).sum()
+    };
+    let is_usage = |kind: &str| kind.starts_with("dc_") || kind.starts_with("hb_");
+    assert_eq!(lost("events", &is_usage), lost_usage, "{plan}");
+    assert_eq!((lost("pending", &is_usage), lost("published", &is_usage)), (lost_pending, lost_usage - lost_pending), "{plan}");
+    let builds = lost("events", &|kind| kind == "workspace_build_completed_v1");
+    assert!(builds > 0 && builds + effect["removed_with_their_workspace"].as_i64().unwrap() >= lost_builds, "{plan}");
+    let units: u128 =
+        effect["lost"].as_array().unwrap().iter().filter_map(|row| row["units"].as_str()).map(|units| units.parse::<u128>().unwrap()).sum();
+    let known: std::collections::BTreeSet<&str> = earlier.usage.iter().map(|row| row.id.as_str()).collect();
+    let expected: i64 = truth.usage.iter().filter(|row| !known.contains(row.id.as_str())).map(|row| row.quantity).sum();
+    assert_eq!(units, u128::try_from(expected).unwrap());
+
+    let executed = world.execute(&plan).await;
+    assert!(executed.status.success(), "{executed:?}");
+    eventually(SOON, "all is published", || async { world.count(pending).await == 0 }).await;
+    let billed = world.tallyman.books().billed;
+    assert!(billed.iter().all(|billed| billed.times == 1));
+    assert_eq!(billed.len(), truth.usage.iter().filter(|row| row.published_at.is_none()).count());
+    let report = world.balanced().await;
+    let remarks = report["joints"][0]["remarks"].as_array().unwrap();
+    let gone = |row: &&Json| row["kind"] == "source_gone" && is_usage_id(row["id"].as_str().unwrap());
+    assert_eq!(remarks.iter().filter(gone).count() as i64, lost_usage, "{report}");
+    assert_eq!(world.acts().await, [("sre-1".to_owned(), "coderd".to_owned(), "the disk is gone".to_owned())]);
+    let sweeps = world.count("select count(*) from collector_pass where full_sweep").await;
+    assert_eq!(sweeps, 2, "the first, and one after the recovery");
+
+    // an id that coderd gives again, with other content
+    let again = truth
+        .usage
+        .iter()
+        .rfind(|row| row.id.starts_with("hb_") || !row.id.contains('-'))
+        .map_or(&truth.usage.last().unwrap().id, |row| &row.id);
+    sqlx::query(
+        "insert into usage_events (id, event_type, event_data, created_at) values ($1, 'hb_ai_seats_v1', '{\"count\": 77777}', now())",
+    )
+    .bind(again)
+    .execute(&world.coderd.pool)
+    .await
+    .unwrap();
+    let plan = world.plan("coderd").await;
+    assert_eq!((&plan["effect"]["ids_used_again"], &plan["effect"]["lost"]), (&Json::from(1), &serde_json::json!([])), "{plan}");
+    for process in [&mut collect, &mut consume, &mut publish] {
+        ends(process).await;
+    }
+}
+
+fn is_usage_id(id: &str) -> bool {
+    !id.starts_with("workspace_build_completed:") && !id.starts_with("prebuild_claimed:")
+}

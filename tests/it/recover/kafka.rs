@@ -1,0 +1,151 @@
+//! Topics that are lost or made anew behind everybody's back: consumers that stopped go on by themselves after the recovery, what was lost unread
+//! comes again from coderd, and nothing is claimed to be complete in between.
+
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::client::DefaultClientContext;
+use serde_json::json;
+use tallyline::event::Topic;
+
+use super::world::{SOON, World, ends, json as answered};
+use crate::journey::site::Backend;
+use crate::support::eventually;
+use crate::support::ledger::{OTHER_DEPLOYMENT, build};
+
+/// The topic of the builds, under the test's prefix.
+fn name(world: &World) -> String {
+    let prefix = world.site.prefix.as_ref().expect("Kafka");
+    format!("{prefix}{}", Topic::WorkspaceBuilds.name())
+}
+
+async fn delete_topic(world: &World) {
+    let brokers = crate::support::setting("TALLYLINE_TEST_KAFKA");
+    let admin: AdminClient<DefaultClientContext> = ClientConfig::new().set("bootstrap.servers", brokers).create().unwrap();
+    let deleted = admin.delete_topics(&[&name(world)], &AdminOptions::new()).await.unwrap();
+    assert!(deleted.iter().all(Result::is_ok), "{deleted:?}");
+    eventually(SOON, "the topic is gone", || async { world.site.log.partitions(Topic::WorkspaceBuilds).await.is_err() }).await;
+}
+
+/// Builds of another deployment, pushed by somebody else.
+async fn push(world: &World, numbers: std::ops::Range<u32>) {
+    let messages = numbers.map(|n| build(OTHER_DEPLOYMENT, 100_000 + n).to_message()).collect();
+    world.site.log.append(Topic::WorkspaceBuilds, messages).await.unwrap();
+}
+
+/// The builds' positions and where the log ends, added up.
+async fn unread(world: &World) -> i64 {
+    let positions = world.site.ledger.positions().await.unwrap();
+    let ends = world.site.ends().await;
+    let sum = |of: &[(tallyline::event::TopicPartition, i64)]| {
+        of.iter().filter(|(at, _)| at.topic == Topic::WorkspaceBuilds).map(|(_, offset)| offset).sum::<i64>()
+    };
+    sum(&ends) - sum(&positions)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_topic_that_was_lost_unread_is_created_again_and_comes_again_from_coderd() {
+    let mut world = World::begin(Backend::Kafka).await;
+    let mut collect = world.collect();
+    let mut consume = world.site.start("consume", &[]);
+    world.all_is_in().await;
+    let before = world.site.ledger.completeness(world.source_id().await).await.unwrap();
+    assert!(before.complete_until.is_some());
+
+    // half an hour of builds and some of somebody else are in the log, and nobody has read them
+    ends(&mut consume).await;
+    world.goes_on_to(0.6).await;
+    push(&world, 0..40).await;
+    world.another_pass().await;
+    let lost = unread(&world).await;
+    assert!(lost > 60, "{lost} unread");
+    delete_topic(&world).await;
+    let mut consume = world.site.start("consume", &[]);
+
+    let plan = world.plan("kafka").await;
+    assert_eq!(plan["effect"]["topics_to_create"], json!([Topic::WorkspaceBuilds.name()]), "{plan}");
+    let partitions = plan["effect"]["partitions"].as_array().unwrap();
+    let sum: i64 = partitions.iter().map(|one| one["unread"].as_i64().unwrap()).sum();
+    assert!(partitions.len() == 6 && partitions.iter().all(|one| one["problem"] == "gone"), "{plan}");
+    assert_eq!(sum, lost, "{plan}");
+    // what was claimed stays, and nothing more is
+    assert_eq!(world.site.ledger.completeness(world.source_id().await).await.unwrap(), before);
+
+    let executed = world.execute(&plan).await;
+    assert!(executed.status.success(), "{executed:?}");
+    world.all_is_in().await;
+    world.everything_is_there().await;
+    assert!(world.site.ledger.completeness(world.source_id().await).await.unwrap().complete_until > before.complete_until);
+    assert_eq!(world.count("select count(*) from past_position").await, 6);
+    assert_eq!(world.acts().await, [("sre-1".to_owned(), "kafka".to_owned(), "the disk is gone".to_owned())]);
+    world.balanced().await;
+    let again = world.execute(&plan).await;
+    assert_eq!(again.status.code(), Some(4), "{again:?}");
+    let nothing = world.plan("kafka").await;
+    assert_eq!(world.execute(&nothing).await.status.code(), Some(4), "nothing is lost: {nothing}");
+    for process in [&mut collect, &mut consume] {
+        ends(process).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_kafka_topic_made_anew_and_grown_beyond_the_old_is_begun_anew_by_those_who_stopped() {
+    let world = World::begin(Backend::Kafka).await;
+    made_anew_and_grown(world, async |world| {
+        delete_topic(world).await;
+        eventually(SOON, "the topic is made again", || async { world.site.log.create_topics(6).await.is_ok() }).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_postgres_log_emptied_and_grown_beyond_the_old_is_begun_anew_by_those_who_stopped() {
+    let world = World::begin(Backend::Postgres).await;
+    made_anew_and_grown(world, async |world| {
+        let emptied = "begin;
+            delete from log_record using log_partition where id = partition_id and topic = 'tallyline.workspace-builds.v1';
+            update log_partition set start_offset = 0, next_offset = 0 where topic = 'tallyline.workspace-builds.v1'; commit";
+        sqlx::raw_sql(emptied).execute(&world.site.database.pool).await.unwrap();
+    })
+    .await;
+}
+
+async fn made_anew_and_grown(mut world: World, make_anew: impl AsyncFn(&World)) {
+    let mut collect = world.collect();
+    let mut consume = world.site.start("consume", &[]);
+    world.all_is_in().await;
+    let before = world.site.ledger.completeness(world.source_id().await).await.unwrap();
+    let records = world.count("select sum(records)::bigint from position where topic like '%workspace-builds%'").await;
+
+    make_anew(&world).await;
+    push(&world, 0..3000).await;
+    world.goes_on_to(0.6).await;
+    eventually(SOON, "its partitions are stopped", || {
+        let said = consume.stderr().matches("partition stopped").count();
+        async move { said >= 6 }
+    })
+    .await;
+    world.another_pass().await;
+    let now = world.site.ledger.completeness(world.source_id().await).await.unwrap();
+    assert_eq!(now, before, "nothing is claimed while the new topic is not read");
+    assert_eq!(world.count("select sum(records)::bigint from position where topic like '%workspace-builds%'").await, records);
+
+    let plan = world.plan("kafka").await;
+    let problems: Vec<&str> = plan["effect"]["partitions"].as_array().unwrap().iter().map(|one| one["problem"].as_str().unwrap()).collect();
+    assert!(problems.len() == 6 && problems.iter().all(|problem| *problem == "another_record"), "{plan}");
+    let executed = world.execute(&plan).await;
+    assert!(executed.status.success(), "{executed:?}");
+    assert_eq!(answered(&executed)["hash"], plan["hash"]);
+
+    // the same processes go on
+    world.all_is_in().await;
+    world.everything_is_there().await;
+    let pushed = "select count(*) from workspace_build join source on source.id = source_id
+        where deployment_id = '00000000-0000-0000-0000-0000000000d2'";
+    eventually(SOON, "what others pushed is read, too", || async { world.count(pushed).await == 3000 }).await;
+    assert!(world.site.ledger.completeness(world.source_id().await).await.unwrap().complete_until > before.complete_until);
+    world.balanced().await;
+    assert!(consume.runs() && collect.runs());
+    for process in [&mut collect, &mut consume] {
+        ends(process).await;
+    }
+}

@@ -1,0 +1,248 @@
+//! A ledger that is restored from a backup under running processes, as nobody should do it: they see it, withhold and hold what has to be, catch
+//! up, and end at the truth. No series falls in a Prometheus that scraped throughout, and nothing is billed twice.
+
+use chrono::{DateTime, TimeDelta, Utc};
+use tallyline::consumer::GROUP;
+use tallyline::sim::coderd::SchemaVersion;
+use tempfile::TempDir;
+
+use super::scraped::{self, values};
+use super::world::{World, ends};
+use crate::journey::expected::Numbers;
+use crate::journey::site::{Backend, Serve};
+use crate::journey::story::{FIRST_PART, Journey, SECOND_PART, SOON};
+use crate::support::eventually;
+
+const PENDING: &str = "select count(*) from publication where state = 'pending'";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ledger_restored_from_a_backup_ends_equal_to_the_truth_on_kafka() {
+    restored(Backend::Kafka, SchemaVersion::TasksEra).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ledger_restored_from_a_backup_ends_equal_to_the_truth_on_the_postgres_log() {
+    restored(Backend::Postgres, SchemaVersion::Sep2026).await;
+}
+
+/// Where in the history the backup is taken; the restore is hours of coderd's time later.
+const BACKUP: f64 = 0.6;
+
+async fn restored(backend: Backend, schema: SchemaVersion) {
+    let folder = TempDir::new().unwrap();
+    let mut journey = Journey::begin(backend, schema, 20_262).await;
+    journey.backfill().await;
+    journey.simulation.commit_held().await.unwrap();
+    all_is_published(&journey).await;
+    let first = values(&Numbers::of_truth(&journey.simulation.truth(), journey.introduced_at));
+    let server = scraped::server(journey.serve.each_ref().map(|serve| serve.metrics.as_str())).await;
+    eventually(SOON, "the first truth is scraped", || scraped::has(&server, &first)).await;
+
+    journey.history(FIRST_PART, BACKUP, 2).await;
+    let backup = journey.site.database.back_up(folder.path());
+    let backed_up_at = journey.at(BACKUP);
+    journey.history(BACKUP, SECOND_PART, 4).await;
+    journey.simulation.commit_held().await.unwrap();
+    all_is_published(&journey).await;
+    let truth = journey.simulation.truth();
+    assert!(journey.at(SECOND_PART) - backed_up_at > TimeDelta::hours(1));
+    let lost = truth.builds.iter().filter(|build| build.completed_at > backed_up_at).count();
+    let second = values(&Numbers::of_truth(&truth, journey.introduced_at));
+    eventually(SOON, "all before the loss is scraped", || scraped::has(&server, &second)).await;
+    let page = shown(&journey).await;
+    let (incarnation, billed) = (journey.site.ledger.incarnation().await.unwrap(), journey.tallyman.books().billed.len());
+    let sequence = journey.site.ledger.last_sequence().await.unwrap();
+
+    journey.site.database.restore(&backup).await;
+    journey.done(&format!("restored: {lost} builds lost"));
+    let recoveries = "select count(*) from recovery";
+    eventually(SOON, "it is seen", || async { count(&journey, recoveries).await == Some(1) }).await;
+    let restored = journey.site.ledger.recovering().await.unwrap();
+    eprintln!("sequence was {sequence}, is {}; {restored:?}", journey.site.ledger.last_sequence().await.unwrap());
+    assert_ne!(journey.site.ledger.incarnation().await.unwrap(), incarnation);
+    // as long as it is open, nobody shows anything and nothing is sent
+    let looks = std::cell::Cell::new(0);
+    let requests = journey.tallyman.books().requests;
+    eventually(SOON, "it has caught up", || async {
+        let before = open(&journey).await;
+        let shown = format!("{}{}", journey.serve[0].domain_lines().await, journey.serve[1].domain_lines().await);
+        let sent = journey.tallyman.books().requests;
+        if before && open(&journey).await {
+            assert_eq!((shown.as_str(), sent), ("", requests), "shown or sent before it has caught up");
+            looks.set(looks.get() + 1);
+        }
+        !open(&journey).await
+    })
+    .await;
+    eprintln!("looked {} times while it caught up", looks.get());
+    let closed: (DateTime<Utc>, DateTime<Utc>) =
+        sqlx::query_as("select opened_at, closed_at from recovery").fetch_one(&journey.site.database.pool).await.unwrap();
+    eprintln!("caught up in {} ms", (closed.1 - closed.0).num_milliseconds());
+    let trail: Vec<(String, String)> =
+        sqlx::query_as("select actor, subject from operator_act").fetch_all(&journey.site.database.pool).await.unwrap();
+    assert_eq!(trail, [(format!("tallyline {}", env!("CARGO_PKG_VERSION")), "ledger".to_owned())]);
+    all_is_published(&journey).await;
+    eventually(SOON, "the same is shown as before", || async { shown(&journey).await == page }).await;
+    let books = journey.tallyman.books();
+    assert_eq!(books.billed.len(), billed);
+    assert!(books.billed.iter().all(|billed| billed.times == 1));
+    // what was published in the lost time is sent again, and so often may `bill_is_true` meet it
+    journey.kills_of_publishers += books.deliveries.len().div_ceil(100);
+    journey.done("caught up");
+
+    journey.history(SECOND_PART, 1.0, 4).await;
+    journey.simulation.commit_held().await.unwrap();
+    journey.all_of_coderd_is_in().await;
+    journey.settled().await;
+    if shown(&journey).await.is_empty() || journey.serve[0].domain_lines().await.is_empty() {
+        journey.serve.swap(0, 1);
+    }
+    journey.every_number_is_true().await;
+    let audit = journey.succeeds(&["audit", "--output", "json"]).await;
+    assert_eq!(audit["balanced"], true, "{audit}");
+    let last = values(&Numbers::of_truth(&journey.simulation.truth(), journey.introduced_at));
+    eventually(SOON, "the last truth is scraped", || scraped::has(&server, &last)).await;
+    scraped::nothing_fell(&server, &first, &last).await;
+    let seen = journey.watch.take().expect("it watches").end().await;
+    assert!(seen.faults.is_empty(), "{:?}", seen.faults);
+    let [one, other] = &mut journey.consume;
+    let [first, second] = &mut journey.serve;
+    for process in [&mut journey.collect, one, other, &mut journey.publish, &mut first.process, &mut second.process] {
+        assert!(process.runs(), "{}", process.stderr());
+        assert!(process.terminate(SOON).await.success(), "{}", process.stderr());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn processes_that_begin_after_the_restore_see_it_in_the_place() {
+    let folder = TempDir::new().unwrap();
+    let mut world = World::begin(Backend::Postgres).await;
+    let backup = lost_part(&mut world, &folder).await;
+    world.site.database.restore(&backup).await;
+    comes_back(&world, "last seen in server").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn processes_that_begin_after_the_restore_see_it_in_the_groups_marks() {
+    let folder = TempDir::new().unwrap();
+    let mut world = World::begin(Backend::Kafka).await;
+    let backup = lost_part(&mut world, &folder).await;
+    world.site.database.restore(&backup).await;
+    // as where the files of a whole server were put back
+    let place = "update ledger set place = null";
+    sqlx::query(place).execute(&world.site.database.pool).await.unwrap();
+    comes_back(&world, "and stands before it").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_operator_says_that_the_ledger_was_restored() {
+    let folder = TempDir::new().unwrap();
+    let mut world = World::begin(Backend::Postgres).await;
+    let backup = lost_part(&mut world, &folder).await;
+    world.site.database.restore(&backup).await;
+    sqlx::query(
+        "update publication set event_created_at = now() - interval '31 days' where event_id in (select event_id from publication limit 3)",
+    )
+    .execute(&world.site.database.pool)
+    .await
+    .unwrap();
+    let plan = world.plan("ledger").await;
+    let effect = &plan["effect"];
+    let pending = world.count(PENDING).await;
+    assert!(pending > 100, "{pending}");
+    assert_eq!((effect["pending"].as_i64(), effect["pending_too_old"].as_i64()), (Some(pending), Some(3)), "{plan}");
+    assert_eq!(effect["pending_published_by_coderd"].as_i64(), Some(marked(&world, true).await), "{plan}");
+    assert_eq!((&effect["log_restored_too"], effect["sources_to_read"].as_array().unwrap().len()), (&true.into(), 1), "{plan}");
+    let executed = world.execute(&plan).await;
+    assert!(executed.status.success(), "{executed:?}");
+    assert_eq!(world.count("select count(*) from publication where state = 'pending' and not unanswered").await, 0);
+    let refused = world.plan("ledger").await;
+    let refused = world.execute(&refused).await;
+    assert!(refused.status.code() == Some(4) && refused.stderr.contains("closes by itself"), "{refused:?}");
+    let status = world.site.command(&["status"]).await;
+    assert!(status.stdout.contains("was restored from a backup"), "{status:?}");
+    comes_back(&world, "the disk is gone").await;
+    assert_eq!(world.acts().await.len(), 1, "nobody opens another");
+    assert_eq!(world.count("select count(*) from publication where state = 'not_ours'").await, marked(&world, true).await);
+    // what was too old could have been sent in the lost time
+    let mut publish = world.site.start("publish", &[]);
+    eventually(SOON * 2, "all is settled", || async { world.count(PENDING).await == 0 }).await;
+    assert_eq!(world.count("select count(*) from publication where state = 'unknown'").await, 3 - world.count(THREE_MARKED).await);
+    ends(&mut publish).await;
+}
+
+/// Of the three that were made too old, those that coderd had published.
+const THREE_MARKED: &str = "select count(*) from publication where state = 'not_ours' and event_created_at < now() - interval '30 days'";
+
+/// How many usage rows coderd has marked as published, or not.
+async fn marked(world: &World, published: bool) -> i64 {
+    sqlx::query_scalar("select count(*) from usage_events where (published_at is not null) = $1")
+        .bind(published)
+        .fetch_one(&world.coderd.pool)
+        .await
+        .unwrap()
+}
+
+/// All is in, a backup is taken, more comes in and is read, and all processes end.
+async fn lost_part(world: &mut World, folder: &TempDir) -> std::path::PathBuf {
+    let (mut collect, mut consume) = (world.collect(), world.site.start("consume", &[]));
+    world.all_is_in().await;
+    let backup = world.site.database.back_up(folder.path());
+    world.goes_on_to(0.6).await;
+    world.all_is_in().await;
+    if world.site.prefix.is_some() {
+        eventually(SOON, "the group was told all of it", || async {
+            let Ok(marks) = world.site.log.marks(GROUP).await else { return false };
+            let positions = world.site.ledger.positions().await.unwrap();
+            positions.iter().all(|(at, next)| *next == 0 || marks.iter().any(|mark| mark.partition == *at && mark.next_offset == *next))
+        })
+        .await;
+    }
+    for process in [&mut collect, &mut consume] {
+        ends(process).await;
+    }
+    backup
+}
+
+/// Processes begin, see what happened for this reason, show nothing until all is there, and then everything.
+async fn comes_back(world: &World, reason: &str) {
+    let mut serve = Serve::start(&world.site);
+    let (mut collect, mut consume) = (world.collect(), world.site.start("consume", &[]));
+    let closed = "select count(*) from recovery where closed_at is not null";
+    eventually(SOON * 2, "it has caught up", || async {
+        let shown = serve.domain_lines().await;
+        let done = world.count(closed).await == 1;
+        assert!(shown.is_empty() || done, "shown before it has caught up");
+        done
+    })
+    .await;
+    let acts = world.acts().await;
+    assert!(acts.len() == 1 && acts[0].2.contains(reason), "{acts:?}");
+    world.all_is_in().await;
+    world.everything_is_there().await;
+    eventually(SOON, "the series are shown again", || async { !serve.domain_lines().await.is_empty() }).await;
+    world.balanced().await;
+    for process in [&mut collect, &mut consume, &mut serve.process] {
+        ends(process).await;
+    }
+}
+
+/// The page of whichever process shows the series.
+async fn shown(journey: &Journey) -> String {
+    format!("{}{}", journey.serve[0].domain_lines().await, journey.serve[1].domain_lines().await)
+}
+
+async fn all_is_published(journey: &Journey) {
+    journey.all_of_coderd_is_in().await;
+    eventually(SOON, "the log is read to its ends", || journey.site.has_read_all()).await;
+    eventually(SOON * 2, "all is published", || async { count(journey, PENDING).await == Some(0) }).await;
+}
+
+/// None while the ledger cannot be asked.
+async fn count(journey: &Journey, query: &'static str) -> Option<i64> {
+    sqlx::query_scalar(query).fetch_one(&journey.site.database.pool).await.ok()
+}
+
+async fn open(journey: &Journey) -> bool {
+    count(journey, "select count(*) from recovery where closed_at is null").await == Some(1)
+}

@@ -1,0 +1,7 @@
+//! Bringing everything back after a loss, with real processes on real servers: topics, the ledger, coderd's database.
+
+mod coderd;
+mod kafka;
+mod ledger;
+mod scraped;
+mod world;

@@ -1,0 +1,139 @@
+//! A small deployment with all that Tallyline has beside it: a simulated coderd and vendor, a log, a ledger, and processes with one role each.
+
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use serde_json::Value as Json;
+use tallyline::clock::Clock;
+use tallyline::sim::coderd::{Config, SchemaVersion, Simulation};
+use tallyline::sim::tallyman::Tallyman;
+
+use crate::journey::site::{Backend, Site};
+use crate::journey::story::{instant, pipeline, vendor};
+use crate::support::process::{Ended, Process};
+use crate::support::{self, Database, eventually};
+
+pub const SOON: Duration = Duration::from_secs(60);
+
+pub struct World {
+    pub site: Site,
+    pub coderd: Database,
+    pub simulation: Simulation,
+    pub tallyman: Tallyman,
+}
+
+impl World {
+    /// Half of the history is written; nothing of Tallyline runs.
+    pub async fn begin(backend: Backend) -> World {
+        let coderd = support::database().await;
+        let end = Clock::system().now() - TimeDelta::minutes(4);
+        let start = end - TimeDelta::days(25);
+        let config = Config {
+            coderd_publishes_until: Some(instant(start, end, 0.2)),
+            ..Config::history(7, SchemaVersion::Sep2026, start, end, 600)
+        };
+        let mut simulation = Simulation::start(config, &coderd.url).await.unwrap();
+        simulation.advance_to(instant(start, end, 0.5)).await.unwrap();
+        simulation.commit_held().await.unwrap();
+        let tallyman = vendor(&simulation).await;
+        let site = Site::new(backend, &pipeline(&coderd, &simulation, &tallyman, start)).await;
+        World { site, coderd, simulation, tallyman }
+    }
+
+    /// A collector that lives at the end of the first half, so that it looks for what came since then.
+    pub fn collect(&self) -> Process {
+        let lives_at = self.at(0.5) - TimeDelta::minutes(10);
+        let offset = (lives_at - Clock::system().now()).num_seconds().to_string();
+        self.site.start("collect", &["--clock-offset", &offset])
+    }
+
+    pub fn at(&self, part: f64) -> DateTime<Utc> {
+        let config = self.simulation.config();
+        instant(config.start, config.end, part)
+    }
+
+    /// coderd goes on to this part of its history, and nothing is left uncommitted.
+    pub async fn goes_on_to(&mut self, part: f64) {
+        let until = self.at(part);
+        self.simulation.advance_to(until).await.unwrap();
+        self.simulation.commit_held().await.unwrap();
+    }
+
+    pub async fn source_id(&self) -> i16 {
+        self.site.ledger.source(self.simulation.deployment().id).await.unwrap().expect("introduced").id
+    }
+
+    pub async fn newest_pass(&self) -> i64 {
+        self.site.ledger.newest_pass(self.source_id().await).await.unwrap()
+    }
+
+    /// A pass that began after this call is recorded; whether the ledger has it is another question.
+    pub async fn another_pass(&self) {
+        let newest = self.newest_pass().await;
+        eventually(SOON, "another pass", || async { self.newest_pass().await > newest + 1 }).await;
+    }
+
+    /// Whatever coderd has committed by now is in the ledger.
+    pub async fn all_is_in(&self) {
+        eventually(SOON, "the source is introduced", || async {
+            self.site.ledger.source(self.simulation.deployment().id).await.unwrap().is_some()
+        })
+        .await;
+        let (source_id, newest) = (self.source_id().await, self.newest_pass().await);
+        eventually(SOON * 2, "all that coderd committed is in the ledger", || async {
+            self.site.ledger.later_pass_is_in(source_id, newest).await.unwrap()
+        })
+        .await;
+    }
+
+    pub async fn count(&self, query: &'static str) -> i64 {
+        sqlx::query_scalar(query).fetch_one(&self.site.database.pool).await.unwrap()
+    }
+
+    /// The ledger has exactly what the simulator did.
+    pub async fn everything_is_there(&self) {
+        let truth = self.simulation.truth();
+        let deployment = self.source_id().await;
+        for (query, happened) in [
+            ("select count(*) from workspace_build where source_id = $1", truth.builds.len()),
+            ("select count(*) from usage_event where source_id = $1", truth.usage.len()),
+        ] {
+            let counted: i64 = sqlx::query_scalar(query).bind(deployment).fetch_one(&self.site.database.pool).await.unwrap();
+            assert_eq!(counted, happened as i64, "{query}");
+        }
+    }
+
+    pub async fn plan(&self, lost: &str) -> Json {
+        let planned = self.site.command(&["recover", "plan", "--lost", lost, "--output", "json"]).await;
+        assert!(planned.status.success(), "{planned:?}");
+        json(&planned)
+    }
+
+    pub async fn execute(&self, plan: &Json) -> Ended {
+        let hash = plan["hash"].as_str().expect("a hash");
+        self.site
+            .command(&["recover", "execute", "--plan", hash, "--as", "sre-1", "--reason", "the disk is gone", "--output", "json"])
+            .await
+    }
+
+    /// The audit's report, which must say that the books balance.
+    pub async fn balanced(&self) -> Json {
+        let audited = self.site.command(&["audit", "--output", "json"]).await;
+        assert!(audited.status.success(), "{audited:?}");
+        json(&audited)
+    }
+
+    /// Who did what to what, as the audit trail has it.
+    pub async fn acts(&self) -> Vec<(String, String, String)> {
+        let query = "select actor, subject, reason from operator_act where act = 'recover' order by id";
+        sqlx::query_as(query).fetch_all(&self.site.database.pool).await.unwrap()
+    }
+}
+
+pub fn json(ended: &Ended) -> Json {
+    serde_json::from_str(&ended.stdout).unwrap_or_else(|error| panic!("{error}: {ended:?}"))
+}
+
+pub async fn ends(process: &mut Process) {
+    assert!(process.terminate(SOON).await.success(), "{}", process.stderr());
+}
