@@ -15,6 +15,7 @@ use utoipa::ToSchema;
 
 use super::Serving;
 use super::answer::Problem;
+use super::object;
 use super::route::fields;
 use super::tokens::Caller;
 use crate::operations::Actor;
@@ -52,7 +53,7 @@ impl<T: DeserializeOwned + ToSchema> FromRequest<Arc<Serving>> for Change<T> {
             if let Some(stray) = parts.uri.query().filter(|query| !query.is_empty()) {
                 return Err(Problem::wrong(format!("what is asked for belongs into the body, not behind the path: {stray}")));
             }
-            for (name, value) in object(&parts.headers, body).await? {
+            for (name, value) in read(&parts.headers, body).await? {
                 put(&mut given, name, value)?;
             }
         }
@@ -104,7 +105,7 @@ fn put(given: &mut Map<String, Value>, name: String, value: Value) -> Result<(),
 }
 
 /// A body that is a JSON object, or none at all.
-async fn object(headers: &HeaderMap, body: Body) -> Result<Map<String, Value>, Problem> {
+async fn read(headers: &HeaderMap, body: Body) -> Result<Map<String, Value>, Problem> {
     let bytes = to_bytes(body, MOST_BYTES).await.map_err(|_| Problem::too_large(MOST_BYTES))?;
     if bytes.is_empty() {
         return Ok(Map::new());
@@ -113,7 +114,7 @@ async fn object(headers: &HeaderMap, body: Body) -> Result<Map<String, Value>, P
     if content_type.split(';').next().unwrap_or_default().trim() != "application/json" {
         return Err(Problem::not_json());
     }
-    serde_json::from_slice(&bytes).map_err(|error| Problem::wrong(format!("the body is no JSON object: {error}")))
+    object::read(&bytes)
 }
 
 /// A text as the value that a field's schema wants.

@@ -15,6 +15,7 @@ mod guard;
 mod known;
 mod lease;
 mod metrics;
+mod object;
 mod operators;
 mod own;
 mod paths;

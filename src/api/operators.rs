@@ -12,6 +12,7 @@ use super::answer::Problem;
 use super::asked::{Change, Query};
 use crate::audit::AuditReport;
 use crate::ledger::Pause;
+use crate::operations::recover::{RecoverExecution, RecoverPlan, RecoverRequest};
 use crate::operations::{
     Acts, Admitted, AuditFindings, CountRejects, DiscardRejects, DiscardedRejects, ListActs, ListRejects, LogRange, PauseRequest, Pauses,
     Proof, ProveRequest, RebuildExecution, RebuildPlan, RebuildRequest, Rebuilt, RejectCounts, RejectPage, ReplayPlan, Resubmit,
@@ -94,4 +95,12 @@ pub(super) async fn plan_rebuild(State(serving): Serves, change: Change<RebuildR
 
 pub(super) async fn execute_rebuild(State(serving): Serves, change: Change<RebuildExecution>) -> Answer<Rebuilt> {
     Ok(Json(serving.api.desk.execute_rebuild(&change.asked, &change.actor).await?))
+}
+
+pub(super) async fn plan_recovery(State(serving): Serves, change: Change<RecoverRequest>) -> Answer<RecoverPlan> {
+    Ok(Json(serving.api.desk.plan_recovery(&change.asked, &|_, _| {}, &serving.stop).await?))
+}
+
+pub(super) async fn execute_recovery(State(serving): Serves, change: Change<RecoverExecution>) -> Answer<RecoverPlan> {
+    Ok(Json(serving.api.desk.execute_recovery(&change.asked, &change.actor, &|_, _| {}, &serving.stop).await?))
 }

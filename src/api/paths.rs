@@ -16,6 +16,7 @@ use crate::audit::AuditReport;
 use crate::config::Scope;
 use crate::ledger::Pause;
 use crate::license::Entitlements;
+use crate::operations::recover::{RecoverExecution, RecoverPlan, RecoverRequest};
 use crate::operations::{
     Acts, Admitted, AuditFindings, CountRejects, DiscardRejects, DiscardedRejects, ListActs, ListRejects, LogRange, PauseRequest, Pauses,
     Proof, ProveRequest, RebuildExecution, RebuildPlan, RebuildRequest, Rebuilt, RejectCounts, RejectPage, ReplayExecution, ReplayPlan,
@@ -124,6 +125,22 @@ pub(super) fn api() -> Vec<Route> {
             .change::<RebuildExecution>()
             .within(LONG)
             .answers::<Rebuilt>(200, "What was done. 409: the effect is no longer the planned one."),
+        Route::post("/api/v1/recoveries", ADMIN, "Plan to bring everything back after a loss", operators::plan_recovery)
+            .change::<RecoverRequest>()
+            .within(LONG)
+            .answers::<RecoverPlan>(
+                200,
+                "What was found, what would be done and what is at risk. Nothing else is changed. 409: coderd's part, and this process has not \
+                 coderd's database.",
+            ),
+        Route::post("/api/v1/recoveries/execute", ADMIN, "Execute a planned recovery", operators::execute_recovery)
+            .change::<RecoverExecution>()
+            .within(LONG)
+            .answers::<RecoverPlan>(
+                200,
+                "What was done. 404: nothing was planned under this hash. 409: nothing is lost, the plan was executed, or the effect is no \
+                 longer the planned one.",
+            ),
     ]);
     routes
 }

@@ -6,10 +6,11 @@ use serde::Serialize;
 
 use super::actor::ActorArguments;
 use super::progress::Progress;
-use super::roles::Site;
-use super::{Context, Exit, Failure, PipelineArguments, columns};
-use crate::operations::Desk;
-use crate::operations::recover::{CoderdEffect, KafkaEffect, LedgerEffect, Lost, RecoverEffect, RecoverPlan, RecoverRequest};
+use super::via::{Via, ViaArguments};
+use super::{Context, Exit, Failure, columns};
+use crate::operations::recover::{
+    CoderdEffect, KafkaEffect, LedgerEffect, Lost, RecoverEffect, RecoverExecution, RecoverPlan, RecoverRequest,
+};
 
 /// Bring everything back after a loss.
 #[derive(Clone, Debug, clap::Subcommand)]
@@ -24,7 +25,7 @@ pub enum Recover {
 #[derive(Clone, Debug, clap::Args)]
 pub struct Plan {
     #[command(flatten)]
-    pipeline: PipelineArguments,
+    via: ViaArguments,
     /// What was lost: topics, also in PostgreSQL; the ledger's newest part; coderd's newest part
     #[arg(long, value_enum, value_name = "WHAT")]
     lost: What,
@@ -34,7 +35,7 @@ pub struct Plan {
 #[derive(Clone, Debug, clap::Args)]
 pub struct Execute {
     #[command(flatten)]
-    pipeline: PipelineArguments,
+    via: ViaArguments,
     /// The hash that `tallyline recover plan` printed
     #[arg(long = "plan", value_name = "HASH")]
     hash: String,
@@ -70,18 +71,22 @@ pub(super) async fn run(recover: Recover, context: Context) -> Result<Exit, Fail
 }
 
 async fn plan(arguments: Plan, context: &Context) -> Result<Exit, Failure> {
-    let (desk, partitions) = open(&arguments.pipeline, context).await?;
     let lost = match arguments.lost {
         What::Kafka => Lost::Kafka,
         What::Ledger => Lost::Ledger,
         What::Coderd => Lost::Coderd,
     };
-    let request = RecoverRequest { lost, partitions };
-    let bar = Bar::default();
-    let plan = desk.plan_recovery(&request, &|done, total| bar.add(done, total), &context.stop).await;
-    bar.finish();
-    let plan = plan?;
-    let execute = format!("tallyline recover execute {} --plan {}", arguments.pipeline.again(), plan.hash);
+    let request = RecoverRequest { lost };
+    let plan = match arguments.via.open(context).await? {
+        Via::Site(site) => {
+            let (desk, bar) = (site.desk()?, Bar::default());
+            let plan = desk.plan_recovery(&request, &|done, total| bar.add(done, total), &context.stop).await;
+            bar.finish();
+            plan?
+        }
+        Via::Api(api) => api.patient().post(&["recoveries"], &request, "").await?,
+    };
+    let execute = format!("tallyline recover execute {} --plan {}", arguments.via.again(), plan.hash);
     let answer = Planned { plan, execute };
     let end = || format!("hash     {}\nexecute  {}\n", answer.plan.hash, answer.execute);
     context.output.answer(&answer, || table(&answer.plan.effect) + &end())?;
@@ -89,21 +94,19 @@ async fn plan(arguments: Plan, context: &Context) -> Result<Exit, Failure> {
 }
 
 async fn execute(arguments: Execute, context: &Context) -> Result<Exit, Failure> {
-    let (desk, _) = open(&arguments.pipeline, context).await?;
-    let bar = Bar::default();
-    let done = desk.execute_recovery(&arguments.hash, &arguments.actor.actor(), &|done, total| bar.add(done, total), &context.stop).await;
-    bar.finish();
-    let done = done?;
+    let request = RecoverExecution { hash: arguments.hash };
+    let done: RecoverPlan = match arguments.via.open(context).await? {
+        Via::Site(site) => {
+            let (desk, bar) = (site.desk()?, Bar::default());
+            let progress = |done, total| bar.add(done, total);
+            let done = desk.execute_recovery(&request, &arguments.actor.actor(), &progress, &context.stop).await;
+            bar.finish();
+            done?
+        }
+        Via::Api(api) => api.patient().post(&["recoveries", "execute"], &request, arguments.actor.reason_alone()?).await?,
+    };
     context.output.answer(&done, || table(&done.effect) + "done\n")?;
     Ok(Exit::Success)
-}
-
-/// The log's topics need not be there.
-async fn open(pipeline: &PipelineArguments, context: &Context) -> Result<(Desk, i32), Failure> {
-    let site = Site::open(pipeline.load()?, context.clock.clone()).await?;
-    site.ledger.reach().await?;
-    let partitions = i32::try_from(site.pipeline.log.partitions).map_err(|error| Failure::new(Exit::Configuration, error))?;
-    Ok((site.desk()?, partitions))
 }
 
 /// A bar that begins when there is something to show.

@@ -71,7 +71,7 @@ pub use rows::fingerprint;
 pub use snapshots::{Head, Snapshot};
 pub use source_lost::UsageFate;
 pub use sources::{Baseline, BaselineRow, Source};
-pub use status::{BatchCount, Contents, EventCount, LeaseRow, OpenRecovery, PositionRow, PublicationCount, Rates, SourceRow};
+pub use status::{BatchCount, Contents, EventCount, LeaseRow, PositionRow, PublicationCount, Rates, SourceRow};
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};

@@ -67,6 +67,10 @@ impl std::fmt::Display for Restored {
 pub struct Recovering {
     /// The ledger's id of it.
     pub id: i64,
+    /// Who began it.
+    pub actor: String,
+    /// Why.
+    pub reason: String,
     /// Since when.
     pub opened_at: DateTime<Utc>,
     /// Whether the log's ends at that time are known: until then nothing is caught up with.
@@ -170,7 +174,7 @@ impl Ledger {
     /// The database's.
     pub async fn recovering(&self) -> Result<Option<Recovering>, sqlx::Error> {
         let row = sqlx::query(
-            "select id, opened_at, targeted_at is not null,
+            "select recovery.id, actor, reason, opened_at, targeted_at is not null,
                  (select coalesce(sum(target.next_offset - position.next_offset), 0)::bigint
                   from recovery_offset target join position using (topic, partition, generation)
                   where recovery_id = recovery.id and position.next_offset < target.next_offset),
@@ -180,18 +184,20 @@ impl Ledger {
                           and not exists (select from collector_pass_offset ahead left join position using (topic, partition)
                               where ahead.pass_id = pass.id and (position.next_offset is null or position.next_offset < ahead.next_offset)))),
                  (select count(*) from recovery_source where recovery_id = recovery.id and compared_at is null)
-             from recovery where closed_at is null",
+             from recovery join operator_act on operator_act.id = act_id where closed_at is null",
         )
         .fetch_optional(&self.pool)
         .await?;
         row.map(|row| {
             Ok(Recovering {
                 id: row.try_get(0)?,
-                opened_at: row.try_get(1)?,
-                log_ends_known: row.try_get(2)?,
-                records_to_read: row.try_get(3)?,
-                sources_to_read: row.try_get(4)?,
-                sources_to_compare: row.try_get(5)?,
+                actor: row.try_get(1)?,
+                reason: row.try_get(2)?,
+                opened_at: row.try_get(3)?,
+                log_ends_known: row.try_get(4)?,
+                records_to_read: row.try_get(5)?,
+                sources_to_read: row.try_get(6)?,
+                sources_to_compare: row.try_get(7)?,
             })
         })
         .transpose()

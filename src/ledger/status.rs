@@ -246,34 +246,6 @@ async fn publications(tx: &mut PgConnection, bytes: i64) -> Result<Vec<Publicati
     .await
 }
 
-/// A recovery that is not over.
-#[derive(Clone, Debug, PartialEq, Eq, FromRow, Serialize, Deserialize, ToSchema)]
-pub struct OpenRecovery {
-    /// The ledger's id of it.
-    pub id: i64,
-    /// Since when.
-    pub opened_at: DateTime<Utc>,
-    /// Who began it.
-    pub actor: String,
-    /// Why.
-    pub reason: String,
-}
-
-impl Ledger {
-    /// The recoveries that are not over: while there is one, domain series are withheld and publishing is held.
-    ///
-    /// # Errors
-    /// The database's.
-    pub async fn open_recoveries(&self) -> Result<Vec<OpenRecovery>, sqlx::Error> {
-        sqlx::query_as(
-            "select recovery.id, opened_at, actor, reason from recovery join operator_act on operator_act.id = act_id
-             where closed_at is null order by recovery.id",
-        )
-        .fetch_all(&self.pool)
-        .await
-    }
-}
-
 /// By the index of times: reads the batches of ten minutes, however many there are.
 async fn rates(tx: &mut PgConnection, now: DateTime<Utc>) -> Result<Rates, sqlx::Error> {
     sqlx::query_as(

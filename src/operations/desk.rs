@@ -14,6 +14,8 @@ pub struct Desk {
     pub ledger: Ledger,
     /// The log.
     pub log: Log,
+    /// Partitions of each topic that has to be created.
+    pub partitions: i32,
     /// coderd's database, where it is configured.
     pub coderd: Option<Database>,
     /// The deployment that the pipeline names or coderd told; none: not known.

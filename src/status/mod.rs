@@ -16,8 +16,8 @@ use uuid::Uuid;
 
 use crate::event::Topic;
 use crate::ledger::{
-    BatchCount, Contents, EventCount, Finding, LastRequest, LeaseRow, Ledger, OpenRecovery, OpenRejects, Pause, ProcessRow,
-    PublicationCount, Rates, Recovering, SourceRow,
+    BatchCount, Contents, EventCount, Finding, LastRequest, LeaseRow, Ledger, OpenRejects, Pause, ProcessRow, PublicationCount, Rates,
+    Recovering, SourceRow,
 };
 use crate::log::Log;
 
@@ -34,14 +34,13 @@ pub struct Status {
     pub ledger_incarnation: Uuid,
     /// Its last sequence.
     pub ledger_sequence: i64,
-    /// The ledger was restored from a backup and has not caught up yet: domain series are withheld, publishing is held.
+    /// The ledger was restored from a backup and has not caught up yet: domain series are withheld, publishing is held. Who says so
+    /// and why, since when, and what it waits for.
     pub recovering: Option<Recovering>,
     /// Why the log's ends are not known, if so.
     pub log_problem: Option<String>,
     /// What is paused, by whom and why.
     pub pauses: Vec<Pause>,
-    /// Recoveries that are not over.
-    pub recoveries: Vec<OpenRecovery>,
     /// What the last audits found. A difference stops publishing.
     pub audit: Vec<Finding>,
     /// Each partition's position beside the log's ends.
@@ -148,7 +147,6 @@ pub async fn read(ledger: &Ledger, log: &Log, log_deadline: Duration) -> Result<
         recovering: ledger.recovering().await?,
         log_problem,
         pauses: ledger.pauses().await?,
-        recoveries: ledger.open_recoveries().await?,
         audit: ledger.findings().await?,
         partitions: partitions::partitions(&positions, &seen, at),
         rates,

@@ -35,13 +35,13 @@ pub(super) fn of(status: &Status) -> String {
     tables.into_iter().filter(|table| !table.is_empty()).fold(head, |text, table| format!("{text}\n{table}"))
 }
 
-/// Pauses, recoveries, audits and rejects.
+/// A recovery, pauses, audits and rejects.
 fn attention(status: &Status) -> String {
     let pauses = status.pauses.iter().map(|pause| {
         let topic = pause.topic.clone().unwrap_or_else(|| "-".to_owned());
         [pause.operation.name().to_owned(), topic, pause.actor.clone(), time(pause.since), pause.reason.clone()]
     });
-    let recoveries = status.recoveries.iter().map(|row| [row.id.to_string(), row.actor.clone(), time(row.opened_at), row.reason.clone()]);
+    let recoveries = status.recovering.iter().map(|row| [row.id.to_string(), row.actor.clone(), time(row.opened_at), row.reason.clone()]);
     let audit = status.audit.iter().map(|row| {
         let verdict = if row.differences == 0 { "balanced" } else { "DIFFERS: nothing is published" };
         let [differences, open] = [row.differences, row.open].map(|count| count.to_string());

@@ -103,7 +103,8 @@ pub(super) async fn execute(
 impl<'a> Comparison<'a> {
     async fn open(desk: &'a Desk) -> Result<Self, OperationError> {
         let Some(database) = &desk.coderd else {
-            return Err(OperationError::Forbidden("no database of coderd is configured (source.coderd_url)".to_owned()));
+            let unset = "coderd's database is not known here, source.coderd_url is not set: ask where it is";
+            return Err(OperationError::Forbidden(unset.to_owned()));
         };
         let mut reader = database.connect().await.map_err(coderd)?;
         let deployment_id = match desk.deployment {

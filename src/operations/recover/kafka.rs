@@ -54,8 +54,8 @@ impl KafkaEffect {
     }
 }
 
-pub(super) async fn foresee(desk: &Desk, partitions: i32) -> Result<KafkaEffect, OperationError> {
-    let mut effect = KafkaEffect { topics_to_create: Vec::new(), partitions_to_create: partitions, partitions: Vec::new() };
+pub(super) async fn foresee(desk: &Desk) -> Result<KafkaEffect, OperationError> {
+    let mut effect = KafkaEffect { topics_to_create: Vec::new(), partitions_to_create: desk.partitions, partitions: Vec::new() };
     for topic in Topic::ALL {
         match desk.log.partitions(topic).await {
             Ok(_) => {}

@@ -49,8 +49,13 @@ impl Lost {
 pub struct RecoverRequest {
     /// What was lost.
     pub lost: Lost,
-    /// Partitions of each topic that has to be created again.
-    pub partitions: i32,
+}
+
+/// Which plan is to be executed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RecoverExecution {
+    /// The hash that the plan has.
+    pub hash: String,
 }
 
 /// What would be done, in numbers, and the hash by which exactly this is executed.
@@ -102,7 +107,7 @@ impl Desk {
     /// to do; then nothing was changed.
     pub async fn execute_recovery(
         &self,
-        hash: &str,
+        RecoverExecution { hash }: &RecoverExecution,
         actor: &Actor,
         progress: Progress<'_>,
         stop: &CancellationToken,
@@ -118,7 +123,7 @@ impl Desk {
         }
         let request: RecoverRequest = serde_json::from_value(kept.request).map_err(anyhow::Error::from)?;
         let (plan, lost_ids) = self.foresee_recovery(&request, progress, stop).await?;
-        if plan.hash != hash {
+        if plan.hash != *hash {
             return Err(changed());
         }
         let detail = serde_json::to_value(&plan.effect).map_err(anyhow::Error::from)?;
@@ -140,7 +145,7 @@ impl Desk {
     ) -> Result<(RecoverPlan, Vec<String>), OperationError> {
         match request.lost {
             Lost::Kafka => {
-                let effect = kafka::foresee(self, request.partitions).await?;
+                let effect = kafka::foresee(self).await?;
                 Ok((RecoverPlan { hash: hash(request.lost, &effect.changes()), effect: RecoverEffect::Kafka(effect) }, Vec::new()))
             }
             Lost::Ledger => {

@@ -76,6 +76,44 @@ async fn a_command_shows_the_same_whichever_way_it_asks() {
 }
 
 #[tokio::test]
+async fn a_loss_is_made_good_over_the_api() {
+    let (site, mut running) = serving().await;
+    append_builds(&site.log(), 0..5).await;
+    site.builds(5).await;
+    // nobody reads the source, so that the ledger does not catch up
+    sqlx::query("update source set collected = true").execute(&site.ledger.pool).await.unwrap();
+    let api = running.api().await;
+    let execute = |planned: &Value| planned["execute"].as_str().unwrap().strip_prefix("tallyline ").unwrap().to_owned();
+    let nothing = json(&over(&api, "recover plan --lost kafka --output json", "--token env:ADMIN").await);
+    let direct = json(&site.command("recover plan --lost kafka --output json").await);
+    assert_eq!((&nothing["effect"], &nothing["hash"]), (&direct["effect"], &direct["hash"]));
+    assert_eq!(nothing["effect"]["partitions_to_create"], 3, "{nothing}");
+    let refused = run_tallyline(&execute(&nothing).split(' ').collect::<Vec<_>>(), &SECRETS).await;
+    assert!(refused.status.code() == Some(4) && refused.stderr.contains("there is nothing to recover"), "{refused:?}");
+    let unknown = over(&api, "recover plan --lost coderd", "--token env:ADMIN").await;
+    assert!(
+        unknown.status.code() == Some(4) && unknown.stderr.contains("409 Conflict: coderd's database is not known here"),
+        "{unknown:?}"
+    );
+
+    let planned = json(&over(&api, "recover plan --lost ledger --output json", "--token env:ADMIN").await);
+    let words = format!("{} --reason tests", execute(&planned));
+    assert!(words.contains(&format!("--api {api}/ --token env:ADMIN")), "{words}");
+    let words: Vec<&str> = words.split(' ').collect();
+    let executed = run_tallyline(&words, &SECRETS).await;
+    assert!(executed.status.success() && executed.stdout.ends_with("done\n"), "{executed:?}");
+    let again = run_tallyline(&words, &SECRETS).await;
+    assert!(again.status.code() == Some(4) && again.stderr.contains("this plan was executed before"), "{again:?}");
+    let status = over(&api, "status", "--token env:READ").await;
+    let mut lines = status.stdout.lines();
+    assert!(lines.any(|line| line.starts_with("the ledger was restored from a backup and catches up since ")), "{status:?}");
+    let table: Vec<Vec<&str>> = lines.skip(1).take(2).map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(table[0], ["RECOVERY", "BY", "SINCE", "REASON"]);
+    assert_eq!((table[1][1], table[1][3]), ("the-admin", "tests"));
+    running.ends_in_order().await;
+}
+
+#[tokio::test]
 async fn what_is_refused_over_the_api_is_told_with_its_reason_and_exit_code() {
     let (_site, mut running) = serving().await;
     let api = running.api().await;
@@ -88,6 +126,8 @@ async fn what_is_refused_over_the_api_is_told_with_its_reason_and_exit_code() {
         (&api, "pause consume --reason x", "--token env:READ", 2, "this needs a token of scope admin; the-read has the scope read"),
         (&api, "pause consume --reason x --as somebody", "--token env:ADMIN", 2, "--as cannot be used with --api"),
         (&api, "pause consume", "--token env:ADMIN", 2, "reason: a pause needs a reason"),
+        (&api, "recover plan --lost ledger", "--token env:READ", 2, "this needs a token of scope admin; the-read has the scope read"),
+        (&api, "recover execute --plan 0", "--token env:ADMIN", 4, "404 Not Found: no recovery was planned under 0"),
         (&api, "acts --act burn", "--token env:ADMIN", 2, "act: must be one of resubmit"),
         (&nowhere, "status", "--token env:READ", 3, "no answer from http://127.0.0.1"),
         (&"http://10.0.0.1:8090".to_owned(), "status", "--token env:READ", 2, "must be https:// beyond this machine"),

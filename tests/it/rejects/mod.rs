@@ -86,7 +86,7 @@ impl Site {
 }
 
 fn desk(ledger: Ledger, log: Log) -> Desk {
-    Desk { ledger, log, coderd: None, deployment: None, keys: PublicKeys::new(), rules: RuleSet::default() }
+    Desk { ledger, log, partitions: 1, coderd: None, deployment: None, keys: PublicKeys::new(), rules: RuleSet::default() }
 }
 
 fn operator() -> Actor {

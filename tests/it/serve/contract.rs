@@ -9,13 +9,16 @@ use jsonschema::Validator;
 use reqwest::{Client, Method, StatusCode};
 use serde_json::{Map, Value, json};
 use tallyline::api::Token;
+use tallyline::coderd;
 use tallyline::config::Scope;
 use tallyline::event::Topic;
 use tallyline::ledger::NewAct;
+use tallyline::sim::coderd::SchemaVersion;
 
 use super::{Process, SOON, Site};
+use crate::support::coderd::Coderd;
 use crate::support::eventually;
-use crate::support::ledger::{DEPLOYMENT, OTHER_DEPLOYMENT, build, partition};
+use crate::support::ledger::{DEPLOYMENT, OTHER_DEPLOYMENT, build, partition, usage};
 
 /// A process whose answers are held against its document.
 struct Contract {
@@ -233,6 +236,7 @@ async fn answers_are_what_the_document_says() {
     operators::proof_and_audit(&mut contract).await;
     operators::replay(&mut contract).await;
     operators::rebuild(&mut contract).await;
+    operators::recoveries(&mut contract, &site).await;
     // nothing is passed over that is too much, too little or of another kind
     let (_, mut status) = contract.get("/api/v1/status").await;
     let schema = json!({ "$ref": "#/components/schemas/Status" });
@@ -283,20 +287,27 @@ async fn a_change_that_is_wrongly_asked_for_is_told_what_is_wrong_and_changes_no
     let json = ("content-type", "application/json");
     let right = json!({ "operation": "consume", "reason": "x" }).to_string();
     let large = json!({ "operation": "consume", "reason": "x".repeat(1024 * 1024) }).to_string();
-    for (query, (name, value), body, status) in [
-        ("", ("content-type", "text/plain"), right.clone(), 415),
-        ("", ("accept", "*/*"), right.clone(), 415),
-        ("", json, "[]".to_owned(), 400),
-        ("", json, "{".to_owned(), 400),
-        ("", json, format!("{right}{right}"), 400),
-        ("?operation=consume", json, right, 400),
-        ("", json, large, 413),
+    let doubled = right.replace("\"consume\"", "\"consume\", \"operation\": \"consume\"");
+    for (query, (name, value), body, status, field) in [
+        ("", ("content-type", "text/plain"), right.clone(), 415, None),
+        ("", ("accept", "*/*"), right.clone(), 415, None),
+        ("", json, "[]".to_owned(), 400, None),
+        ("", json, "{".to_owned(), 400, None),
+        ("", json, format!("{right}{right}"), 400, None),
+        ("", json, doubled, 400, Some("operation")),
+        ("?operation=consume", json, right, 400, None),
+        ("", json, large, 413, None),
     ] {
         let request = Client::new().post(format!("{url}{query}")).bearer_auth("admin").header(name, value).body(body.clone());
         let answer = request.send().await.unwrap();
         let found = answer.status();
         let problem: Value = answer.json().await.unwrap();
-        assert_eq!(found, status, "{query} {value} {}: {problem}", &body[..body.len().min(80)]);
+        assert_eq!(
+            (found.as_u16(), problem["field"].as_str()),
+            (status, field),
+            "{query} {value} {}: {problem}",
+            &body[..body.len().min(80)]
+        );
         contract.hold(&method, path, found, &problem);
     }
     let nothing = json!({ "pauses": [] });
@@ -308,6 +319,25 @@ async fn a_change_that_is_wrongly_asked_for_is_told_what_is_wrong_and_changes_no
         assert_eq!(status, if scope.is_none() { 401 } else { 403 });
     }
     assert_eq!(contract.get("/api/v1/pauses").await.1, nothing);
+}
+
+#[tokio::test]
+async fn what_coderd_lost_is_planned_and_executed_where_its_database_is_known() {
+    let site = Site::new().await;
+    let coderd = Coderd::new(SchemaVersion::TasksEra).await;
+    site.collected(coderd.deployment).await;
+    site.record(Topic::AgentUsage, vec![usage(coderd.deployment, 1)]).await;
+    for known in [false, true] {
+        let url = &coderd.database.url;
+        let process = site
+            .process_with(|settings, api| {
+                settings.tokens = tokens();
+                api.desk.coderd = known.then(|| coderd::Database::new(url, SOON).unwrap());
+                api.desk.deployment = Some(coderd.deployment);
+            })
+            .await;
+        operators::lost_in_coderd(&mut Contract::of(process).await, known).await;
+    }
 }
 
 #[tokio::test]

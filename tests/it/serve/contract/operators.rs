@@ -1,7 +1,7 @@
 //! What operators do over HTTP, each answer held against the document.
 
 use reqwest::Method;
-use serde_json::json;
+use serde_json::{Value, json};
 use tallyline::consumer;
 use tallyline::event::{Message, Topic};
 use tallyline::ledger::Chain;
@@ -132,8 +132,72 @@ pub async fn rebuild(contract: &mut Contract) {
     assert_eq!((status, &plan["differs"]), (200, &json!(false)), "{plan}");
     let (status, rehearsed) = contract.change(Method::POST, plans, plans, Some(json!({ "stage": "licenses", "rules": "2026-02" }))).await;
     assert_eq!(status, 200, "{rehearsed}");
-    let with = |hash: &serde_json::Value| json!({ "rebuild": { "stage": "metrics" }, "hash": hash, "reason": "to be sure" });
+    let with = |hash: &Value| json!({ "rebuild": { "stage": "metrics" }, "hash": hash, "reason": "to be sure" });
     assert_eq!(contract.change(Method::POST, execute, execute, Some(with(&json!("0")))).await.0, 409);
     let (status, done) = contract.change(Method::POST, execute, execute, Some(with(&plan["hash"]))).await;
     assert_eq!(status, 200, "{done}");
+}
+
+async fn plan_recovery(contract: &mut Contract, lost: &str) -> (u16, Value) {
+    let path = "/api/v1/recoveries";
+    contract.change(Method::POST, path, path, Some(json!({ "lost": lost }))).await
+}
+
+async fn execute_recovery(contract: &mut Contract, plan: &Value) -> (u16, Value) {
+    let path = "/api/v1/recoveries/execute";
+    contract.change(Method::POST, path, path, Some(json!({ "hash": plan["hash"], "reason": "the disk died" }))).await
+}
+
+async fn refuses_recovery(contract: &mut Contract, plan: &Value, why: &str) {
+    let (status, refused) = execute_recovery(contract, plan).await;
+    assert!(status == 409 && refused["message"].as_str().unwrap().contains(why), "{refused}");
+}
+
+/// A topic that is emptied, and then the ledger: planned, executed, and not a second time.
+pub async fn recoveries(contract: &mut Contract, site: &Site) {
+    let (status, wrong) = plan_recovery(contract, "everything").await;
+    assert_eq!((status, wrong["field"].as_str()), (400, Some("lost")), "{wrong}");
+    assert_eq!(execute_recovery(contract, &json!({ "hash": "0" })).await.0, 404);
+    let (status, nothing) = plan_recovery(contract, "kafka").await;
+    assert_eq!((status, &nothing["effect"]["partitions"]), (200, &json!([])), "{nothing}");
+    refuses_recovery(contract, &nothing, "there is nothing to recover").await;
+
+    let emptied = "begin;
+        delete from log_record using log_partition where id = partition_id and topic = 'tallyline.workspace-builds.v1';
+        update log_partition set start_offset = 0, next_offset = 0 where topic = 'tallyline.workspace-builds.v1'; commit";
+    sqlx::raw_sql(emptied).execute(&site.ledger.pool).await.unwrap();
+    let (status, plan) = plan_recovery(contract, "kafka").await;
+    assert_eq!((status, &plan["effect"]["partitions"][0]["problem"]), (200, &json!("beyond_end")), "{plan}");
+    refuses_recovery(contract, &nothing, "the effect is no longer the planned one").await;
+    assert_eq!(execute_recovery(contract, &plan).await, (200, plan.clone()));
+    refuses_recovery(contract, &plan, "this plan was executed before").await;
+
+    let (status, plan) = plan_recovery(contract, "ledger").await;
+    assert_eq!((status, &plan["effect"]["open"]), (200, &json!(null)), "{plan}");
+    assert_eq!(execute_recovery(contract, &plan).await, (200, plan.clone()));
+    refuses_recovery(contract, &plan, "this plan was executed before").await;
+    let (_, open) = plan_recovery(contract, "ledger").await;
+    refuses_recovery(contract, &open, "it closes by itself").await;
+    let (_, shown) = contract.get("/api/v1/status").await;
+    let recovering = &shown["recovering"];
+    assert_eq!(*recovering, open["effect"]["open"]);
+    assert_eq!([&recovering["actor"], &recovering["reason"]], [&json!("the-admin"), &json!("the disk died")]);
+    let (_, acts) = contract.get("/api/v1/acts?act=recover").await;
+    let acts: Vec<_> = acts["acts"].as_array().unwrap().iter().map(|act| [&act["actor"], &act["subject"], &act["reason"]]).collect();
+    let texts = ["ledger", "kafka"].map(|lost| [json!("the-admin"), json!(lost), json!("the disk died")]);
+    assert_eq!(acts, texts.iter().map(|act| act.each_ref()).collect::<Vec<_>>());
+}
+
+/// One usage event that coderd has no more, asked of a process that knows coderd's database or does not.
+pub async fn lost_in_coderd(contract: &mut Contract, known: bool) {
+    let (status, plan) = plan_recovery(contract, "coderd").await;
+    if !known {
+        assert!(status == 409 && plan["message"].as_str().unwrap().contains("source.coderd_url is not set"), "{plan}");
+        return;
+    }
+    assert_eq!((status, &plan["effect"]["lost"][0]["events"]), (200, &json!(1)), "{plan}");
+    assert_eq!(execute_recovery(contract, &plan).await, (200, plan.clone()));
+    refuses_recovery(contract, &plan, "this plan was executed before").await;
+    let (_, again) = plan_recovery(contract, "coderd").await;
+    assert_eq!(again["effect"]["lost"], json!([]), "{again}");
 }
