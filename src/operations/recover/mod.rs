@@ -69,7 +69,7 @@ pub struct RecoverPlan {
 
 /// What was found, what would be done, and what is at risk.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
-#[serde(tag = "lost", rename_all = "lowercase")]
+#[serde(tag = "loss", rename_all = "lowercase")]
 pub enum RecoverEffect {
     /// Of topics.
     Kafka(KafkaEffect),
