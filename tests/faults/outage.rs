@@ -13,7 +13,7 @@ use crate::servers::Servers;
 use crate::settle::SETTLED;
 use crate::support::eventually;
 use crate::walk::Walk;
-use crate::world::World;
+use crate::world::{Place, World};
 
 const SEED: u64 = 3;
 /// So long before the outage the backup is taken.
@@ -94,20 +94,21 @@ async fn an_hour_passes(world: &mut World, simulation: &mut Simulation) -> Usage
 
 const OPEN_REJECTS: &str = "select count(*) from reject where state = 'open'";
 
-/// For ten minutes, and all goes on by itself.
+/// For ten minutes: after them the processes are started anew, for their clocks go on only then. When Kafka is back, all goes on by itself.
 async fn kafka_is_away(world: &mut World, simulation: &mut Simulation, servers: &mut Servers, walk: &mut Walk) {
     servers.kafka.stop().await;
     world.say("Kafka is away");
     let complete_until = complete_until(world).await;
     let accepted = world.site.accepted().await;
     let watch = walk.start("tallyline status");
-    eventually(SETTLED, "status says that the log is away", || async { last_page(&watch.process.stdout()).contains("\nthe log: ") }).await;
     goes_on(simulation, TimeDelta::zero(), BUILDS_OF_THE_OUTAGE).await;
     world.end_each().await;
     world.start_each(TimeDelta::zero());
-    // the new processes have tried
-    let tries = async || last_page(&watch.process.stdout()).matches(" alive ").count() == 6;
-    eventually(SETTLED, "all processes are there again", &tries).await;
+    eventually(SETTLED, "status says that the log is away, and all processes are there", || async {
+        let page = last_page(&watch.process.stdout());
+        page.contains("\nthe log: ") && page.matches(" alive ").count() == Place::ALL.len()
+    })
+    .await;
     let page = last_page(&watch.process.stdout());
     let partitions: Vec<Vec<&str>> =
         page.lines().filter(|line| line.starts_with("tallyline.")).map(|line| line.split_whitespace().collect()).collect();

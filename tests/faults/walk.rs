@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
@@ -50,9 +50,11 @@ impl Walk {
     /// Runs the page's next command, which must begin with these words, to its end, exit code 0. Answers what it said, which is what the page shows.
     pub async fn run(&mut self, begin: &str) -> String {
         let shown = self.next(begin);
+        let begun = Instant::now();
         let mut process = self.shell("");
         let status = process.ends_within(SOON).await;
         assert!(status.success(), "{}: {status}\n{}{}", self.last, process.stdout(), process.stderr());
+        eprintln!("  {:.1?}  $ {}", begun.elapsed(), self.last);
         self.compare(&shown, &process.stdout());
         process.stdout()
     }
