@@ -86,7 +86,8 @@ mod tests {
         let text = document.to_string();
         let used: BTreeSet<&str> = text.split("\"#/components/schemas/").skip(1).filter_map(|rest| rest.split('"').next()).collect();
         let there: BTreeSet<&str> = document["components"]["schemas"].as_object().unwrap().keys().map(String::as_str).collect();
-        assert_eq!(used, there);
+        // one that is flattened into a query is there without being named
+        assert!(used.is_subset(&there), "{:?} are named and not there", used.difference(&there));
     }
 
     #[test]
