@@ -61,7 +61,9 @@ impl Output {
 
 fn gone_is_fine(written: io::Result<()>) -> Result<(), Failure> {
     match written {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::new(Exit::Refused, error)),
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::new(Exit::Refused, error).while_doing("the answer cannot be written"))
+        }
         _ => Ok(()),
     }
 }
