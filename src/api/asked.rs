@@ -1,6 +1,7 @@
 //! What a request asks for, read strictly: a misspelt name must not be passed over. A query is read into the same types as a body, and both by
 //! the fields that the document shows. What a path has in braces is a field, too.
 
+use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
 
@@ -9,7 +10,8 @@ use axum::extract::{FromRequest, FromRequestParts, RawPathParams, Request};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, Method};
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
@@ -17,7 +19,7 @@ use super::Serving;
 use super::answer::Problem;
 use super::route::fields;
 use super::tokens::Caller;
-use crate::operations::Actor;
+use crate::operations::{Actor, reason};
 
 /// The largest body that is read.
 const MOST_BYTES: usize = 1024 * 1024;
@@ -58,7 +60,7 @@ impl<T: DeserializeOwned + ToSchema> FromRequest<Arc<Serving>> for Change<T> {
         }
         let reason = match given.remove("reason") {
             None => String::new(),
-            Some(Value::String(reason)) => reason,
+            Some(Value::String(text)) => reason(&text).map_err(|problem| Problem::field("reason", problem))?,
             Some(_) => return Err(Problem::field("reason", "must be a text")),
         };
         Ok(Self { asked: typed(given)?, actor: Actor { name, reason } })
@@ -99,21 +101,60 @@ fn put(given: &mut Map<String, Value>, name: String, value: Value) -> Result<(),
     if given.contains_key(&name) {
         return Err(Problem::field(&name, "given more than once"));
     }
+    if holds_nul(&value) {
+        return Err(Problem::field(&name, "holds a NUL character"));
+    }
     given.insert(name, value);
     Ok(())
 }
 
+/// Whether a text in it holds what no text in PostgreSQL can.
+fn holds_nul(value: &Value) -> bool {
+    match value {
+        Value::String(text) => text.contains('\0'),
+        Value::Array(values) => values.iter().any(holds_nul),
+        Value::Object(fields) => fields.values().any(holds_nul),
+        Value::Null | Value::Bool(_) | Value::Number(_) => false,
+    }
+}
+
+/// The fields of a JSON object as they are given: a map would hide the first of two that have one name.
+struct Given(Vec<(String, Value)>);
+
+impl<'de> Deserialize<'de> for Given {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Fields;
+        impl<'de> Visitor<'de> for Fields {
+            type Value = Given;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Given, A::Error> {
+                let mut fields = Vec::new();
+                while let Some(field) = map.next_entry()? {
+                    fields.push(field);
+                }
+                Ok(Given(fields))
+            }
+        }
+        deserializer.deserialize_map(Fields)
+    }
+}
+
 /// A body that is a JSON object, or none at all.
-async fn object(headers: &HeaderMap, body: Body) -> Result<Map<String, Value>, Problem> {
+async fn object(headers: &HeaderMap, body: Body) -> Result<Vec<(String, Value)>, Problem> {
     let bytes = to_bytes(body, MOST_BYTES).await.map_err(|_| Problem::too_large(MOST_BYTES))?;
     if bytes.is_empty() {
-        return Ok(Map::new());
+        return Ok(Vec::new());
     }
     let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     if content_type.split(';').next().unwrap_or_default().trim() != "application/json" {
         return Err(Problem::not_json());
     }
-    serde_json::from_slice(&bytes).map_err(|error| Problem::wrong(format!("the body is no JSON object: {error}")))
+    let given: Given = serde_json::from_slice(&bytes).map_err(|error| Problem::wrong(format!("the body is no JSON object: {error}")))?;
+    Ok(given.0)
 }
 
 /// A text as the value that a field's schema wants.
@@ -171,7 +212,6 @@ fn wrong(properties: &Map<String, Value>, given: &Value, error: &serde_path_to_e
 #[cfg(test)]
 mod tests {
     use chrono::{DateTime, Utc};
-    use serde::Deserialize;
     use uuid::Uuid;
 
     use super::*;
@@ -236,8 +276,22 @@ mod tests {
         for wrong in ["", "2025-07-01", "1751328000", "2025-02-30T00:00:00Z", "2025-07-01T00:00:00"] {
             assert_eq!(field(&format!("start={wrong}")), "start", "{wrong}");
         }
+        assert_eq!(field(&format!("{START}&inner=a%00")), "inner");
         let unescaped = read("start=2025-07-01T00:00:00+02:00").unwrap_err();
         assert!(unescaped.message.contains("%2B"), "{unescaped:?}");
+    }
+
+    #[tokio::test]
+    async fn a_body_gives_each_field_once_and_no_nul() {
+        async fn wrong(body: &'static str) -> Option<String> {
+            let headers = HeaderMap::from_iter([(CONTENT_TYPE, "application/json".parse().unwrap())]);
+            let mut given = Map::new();
+            let fields = object(&headers, Body::from(body)).await.unwrap();
+            fields.into_iter().find_map(|(name, value)| put(&mut given, name, value).err()).map(|problem| problem.field.unwrap())
+        }
+        assert_eq!(wrong(r#"{"a":1,"b":["x"]}"#).await, None);
+        assert_eq!(wrong(r#"{"a":1,"b":2,"a":1}"#).await.as_deref(), Some("a"));
+        assert_eq!(wrong(r#"{"a":1,"b":[{"c":"x\u0000"}]}"#).await.as_deref(), Some("b"));
     }
 
     #[test]
