@@ -18,7 +18,7 @@ use super::answer::Problem;
 use super::object;
 use super::route::fields;
 use super::tokens::Caller;
-use crate::operations::Actor;
+use crate::operations::{Actor, reason};
 
 /// The largest body that is read.
 const MOST_BYTES: usize = 1024 * 1024;
@@ -53,13 +53,13 @@ impl<T: DeserializeOwned + ToSchema> FromRequest<Arc<Serving>> for Change<T> {
             if let Some(stray) = parts.uri.query().filter(|query| !query.is_empty()) {
                 return Err(Problem::wrong(format!("what is asked for belongs into the body, not behind the path: {stray}")));
             }
-            for (name, value) in read(&parts.headers, body).await? {
+            for (name, value) in body_of(&parts.headers, body).await? {
                 put(&mut given, name, value)?;
             }
         }
         let reason = match given.remove("reason") {
             None => String::new(),
-            Some(Value::String(reason)) => reason,
+            Some(Value::String(text)) => reason(&text).map_err(|problem| Problem::field("reason", problem))?,
             Some(_) => return Err(Problem::field("reason", "must be a text")),
         };
         Ok(Self { asked: typed(given)?, actor: Actor { name, reason } })
@@ -100,12 +100,25 @@ fn put(given: &mut Map<String, Value>, name: String, value: Value) -> Result<(),
     if given.contains_key(&name) {
         return Err(Problem::field(&name, "given more than once"));
     }
+    if holds_nul(&value) {
+        return Err(Problem::field(&name, "holds a NUL character"));
+    }
     given.insert(name, value);
     Ok(())
 }
 
+/// Whether a text in it holds what no text in PostgreSQL can.
+fn holds_nul(value: &Value) -> bool {
+    match value {
+        Value::String(text) => text.contains('\0'),
+        Value::Array(values) => values.iter().any(holds_nul),
+        Value::Object(fields) => fields.values().any(holds_nul),
+        Value::Null | Value::Bool(_) | Value::Number(_) => false,
+    }
+}
+
 /// A body that is a JSON object, or none at all.
-async fn read(headers: &HeaderMap, body: Body) -> Result<Map<String, Value>, Problem> {
+async fn body_of(headers: &HeaderMap, body: Body) -> Result<Map<String, Value>, Problem> {
     let bytes = to_bytes(body, MOST_BYTES).await.map_err(|_| Problem::too_large(MOST_BYTES))?;
     if bytes.is_empty() {
         return Ok(Map::new());
@@ -237,8 +250,20 @@ mod tests {
         for wrong in ["", "2025-07-01", "1751328000", "2025-02-30T00:00:00Z", "2025-07-01T00:00:00"] {
             assert_eq!(field(&format!("start={wrong}")), "start", "{wrong}");
         }
+        assert_eq!(field(&format!("{START}&inner=a%00")), "inner");
         let unescaped = read("start=2025-07-01T00:00:00+02:00").unwrap_err();
         assert!(unescaped.message.contains("%2B"), "{unescaped:?}");
+    }
+
+    #[test]
+    fn a_body_gives_no_nul() {
+        let wrong = |body: &str| {
+            let mut given = Map::new();
+            let fields = object::read(body.as_bytes()).unwrap();
+            fields.into_iter().find_map(|(name, value)| put(&mut given, name, value).err()).map(|problem| problem.field.unwrap())
+        };
+        assert_eq!(wrong(r#"{"a":1,"b":["x"]}"#), None);
+        assert_eq!(wrong(r#"{"a":1,"b":[{"c":"x\u0000"}]}"#).as_deref(), Some("b"));
     }
 
     #[test]

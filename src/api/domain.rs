@@ -61,7 +61,7 @@ fn permitted(
 ) -> Result<(Uuid, Lease), Withheld> {
     let known = known.ok_or(Withheld::Behind)?;
     let there: Vec<Uuid> = known.sources.iter().map(|known| known.source.deployment_id).collect();
-    let source = choose(&there, configured, asked).map_err(Withheld::Source)?;
+    let source = choose(&there, configured.or_else(|| known.first_alone_collected()), asked).map_err(Withheld::Source)?;
     let lease = lease.ok_or(Withheld::NotHolder)?;
     if known.recovering {
         return Err(Withheld::Recovering);
@@ -175,6 +175,11 @@ mod tests {
         assert_eq!(outcome(Some(&two), lease(), Some(1)), Ok(1));
         assert_eq!(outcome(Some(&two), lease(), Some(2)), Err(Withheld::Backfilling));
         assert_eq!(outcome(Some(&two), lease(), None), Err(Withheld::Source(NoSource::Several)));
+        // What somebody else put on the log withholds nothing of the source that is collected.
+        assert_eq!(outcome(Some(&known(&[(1, true, true), (2, false, false)])), lease(), None), Ok(1));
+        for pushed_first in [known(&[(1, false, false), (2, true, true)]), known(&[(1, false, false), (2, false, false)])] {
+            assert_eq!(outcome(Some(&pushed_first), lease(), None), Err(Withheld::Source(NoSource::Several)));
+        }
         // A source that is not there is said to be so by every process, whether it holds the lease or not.
         let unknown = Err(Withheld::Source(NoSource::Unknown(Uuid::from_u128(3))));
         assert_eq!(outcome(Some(&two), None, Some(3)), unknown);

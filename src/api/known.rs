@@ -55,6 +55,14 @@ impl Known {
         self.sources.iter().find(|known| known.source.deployment_id == deployment)
     }
 
+    /// The first source, where a collector of ours reads it and no other: what somebody puts on the log later, under another source, by mistake
+    /// or not, hides nothing of it. One that was there before it was perhaps shown, and another's series would make that one's fall.
+    pub(super) fn first_alone_collected(&self) -> Option<Uuid> {
+        let (first, others) = self.sources.split_first()?;
+        let alone = first.source.collected && others.iter().all(|other| !other.source.collected);
+        alone.then_some(first.source.deployment_id)
+    }
+
     /// Whether a state of this standing holds all that was known of.
     pub(super) fn is_in(&self, standing: Standing) -> bool {
         standing.incarnation == self.head.incarnation && standing.sequence >= self.head.sequence

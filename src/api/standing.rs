@@ -15,9 +15,9 @@ pub(super) enum NoSource {
     Several,
 }
 
-/// The source that is meant: the one asked for, else the configured one, else the only one.
-pub(super) fn choose(there: &[Uuid], configured: Option<Uuid>, asked: Option<Uuid>) -> Result<Uuid, NoSource> {
-    match (asked.or(configured), there) {
+/// The source that is meant: the one asked for, else the one that is meant without it (configured, or first and alone collected), else the only one.
+pub(super) fn choose(there: &[Uuid], meant: Option<Uuid>, asked: Option<Uuid>) -> Result<Uuid, NoSource> {
+    match (asked.or(meant), there) {
         (Some(named), _) if there.contains(&named) => Ok(named),
         (Some(named), _) => Err(NoSource::Unknown(named)),
         (None, [only]) => Ok(*only),
@@ -31,7 +31,9 @@ impl From<NoSource> for Problem {
         match none {
             NoSource::Unknown(id) => Problem::not_found(format!("no deployment {id} was introduced")),
             NoSource::NoneYet => Problem::not_found("no deployment was introduced yet"),
-            NoSource::Several => Problem::field("source", "is needed: there are several deployments, and none is configured"),
+            NoSource::Several => {
+                Problem::field("source", "is needed: there are several deployments, and source.deployment_id does not say which is meant")
+            }
         }
     }
 }

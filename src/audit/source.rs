@@ -27,6 +27,9 @@ const EVENTS: [&str; 2] = ["workspace_build_completed", "prebuild_claimed"];
 
 /// What is known of an event since `tallyline recover`.
 const LOST: &str = "coderd lost it when its database was restored to an earlier time";
+/// The same of usage whose id it has given again.
+const USED_AGAIN: &str =
+    "coderd lost it when its database was restored to an earlier time, and has used its id again: the accepted event stands";
 /// 1 where what differed was read again after a collector pass that began later.
 const READ_AGAIN: &str = "read_again_after_a_later_pass";
 
@@ -42,6 +45,8 @@ struct Sides<'a> {
     source: Source,
     reader: Reader,
     catalog: Catalog,
+    /// Suspects that had gone through the log again from the rejects before the pass that was waited for began.
+    passed: HashSet<String>,
 }
 
 pub(super) async fn compare(audit: &Audit) -> anyhow::Result<Joint> {
@@ -56,9 +61,11 @@ pub(super) async fn compare(audit: &Audit) -> anyhow::Result<Joint> {
         return Ok(joint);
     };
     let mut sides = Sides::open(&audit.ledger, database, source).await?;
-    let newest_pass = audit.ledger.in_time(audit.ledger.newest_pass(sides.source.id)).await?;
     let suspects = sides.suspects(&mut joint).await?;
     if !suspects.builds.is_empty() || !suspects.usage.is_empty() {
+        sides.passed = sides.passed(&suspects).await?;
+        // Asked last: what was read before, which may have taken many passes, is all in a pass that begins from now on.
+        let newest_pass = audit.ledger.in_time(audit.ledger.newest_pass(sides.source.id)).await?;
         let fresh = wait_for_pass(audit, sides.source.id, newest_pass).await?;
         joint.number("differed_at_first", suspects.builds.len() + suspects.usage.len());
         joint.number(READ_AGAIN, i64::from(fresh));
@@ -87,7 +94,7 @@ impl<'a> Sides<'a> {
     async fn open(ledger: &'a Ledger, database: &Database, source: Source) -> anyhow::Result<Self> {
         let mut reader = database.connect().await.context("coderd's database")?;
         let catalog = reader.catalog().await.context("coderd's database")?;
-        Ok(Sides { ledger, source, reader, catalog })
+        Ok(Sides { ledger, source, reader, catalog, passed: HashSet::new() })
     }
 
     fn baseline(&self) -> DateTime<Utc> {
@@ -104,6 +111,18 @@ impl<'a> Sides<'a> {
             joint.number("ledger_usage", self.ledger_usage(&mut suspects).await?);
         }
         Ok(suspects)
+    }
+
+    /// Which of the suspects' records went through the log again from the rejects.
+    async fn passed(&self, suspects: &Suspects) -> anyhow::Result<HashSet<String>> {
+        let builds = suspects.builds.iter().flat_map(names);
+        let names: Vec<String> = builds.chain(suspects.usage.iter().cloned()).collect();
+        let mut passed = HashSet::new();
+        for names in names.chunks(4_000) {
+            let refused = self.ledger.in_time(self.ledger.refused_states(self.source.deployment_id, names)).await?;
+            passed.extend(refused.into_iter().filter(|(_, refused)| refused.passed).map(|(name, _)| name));
+        }
+        Ok(passed)
     }
 
     async fn source_builds(&mut self, suspects: &mut Suspects) -> anyhow::Result<usize> {
@@ -199,7 +218,7 @@ impl<'a> Sides<'a> {
     async fn builds(&mut self, suspects: &BTreeSet<Uuid>, joint: &mut Joint) -> anyhow::Result<()> {
         let ids: Vec<Uuid> = suspects.iter().copied().collect();
         for ids in ids.chunks(2_000) {
-            let names: Vec<String> = ids.iter().flat_map(|id| EVENTS.map(|event| format!("{event}:{id}"))).collect();
+            let names: Vec<String> = ids.iter().flat_map(names).collect();
             let refused = self.ledger.in_time(self.ledger.refused_states(self.source.deployment_id, &names)).await?;
             let here = self.ledger_digests(ids).await?;
             let there = self.source_digests(ids).await?;
@@ -217,7 +236,7 @@ impl<'a> Sides<'a> {
                         }
                         (_, Some(None)) if at > 0 => {}
                         (_, Some(None)) => joint.open.push(difference("unreadable", &name, "this version cannot read coderd's row")),
-                        (None, Some(_)) => joint.not_accepted(&name, refused.get(&name), false),
+                        (None, Some(_)) => joint.not_accepted(&name, refused.get(&name), false, &self.passed),
                         (Some(_), None) if lost.contains(&name) => joint.remarks.push(remark("source_gone", &name, LOST)),
                         (Some(_), None) if parentless.contains(id) => {
                             let detail = "coderd has removed its workspace or template version, and it with them";
@@ -262,11 +281,12 @@ impl<'a> Sides<'a> {
                             "coderd's row is no event; an operator has passed a mended one through the log",
                         ));
                     }
+                    (Some(_), Some(_)) if lost.contains(id) => joint.remarks.push(remark("source_changed", id, USED_AGAIN)),
                     // coderd never rewrites what the digest of usage covers
                     (Some(_), Some(_)) => joint.differences.push(difference("differs", id, "coderd's row tells something else")),
                     (None, Some(there)) => {
                         let unknown_type = matches!(there, Err(ParseError::UnknownEventType(_)));
-                        joint.not_accepted(id, refused.get(id), unknown_type);
+                        joint.not_accepted(id, refused.get(id), unknown_type, &self.passed);
                     }
                     (Some(_), None) if lost.contains(id) => joint.remarks.push(remark("source_gone", id, LOST)),
                     // usage_events has no deletion: a row that is not there never was
@@ -281,8 +301,8 @@ impl<'a> Sides<'a> {
 
 impl Joint {
     /// What coderd has and is no accepted event. What the ledger refused is in the books: among the rejects, which are an operator's work, or
-    /// given up by one.
-    fn not_accepted(&mut self, id: &str, refused: Option<&RefusedState>, unknown_type: bool) {
+    /// given up by one. What went through the log again only after the first reading may be on its way.
+    fn not_accepted(&mut self, id: &str, refused: Option<&RefusedState>, unknown_type: bool, passed: &HashSet<String>) {
         match refused.map(|refused| refused.state.as_str()) {
             None => self.differences.push(difference("missing", id, "coderd has it, the ledger does not")),
             Some("open") if unknown_type => {
@@ -290,6 +310,9 @@ impl Joint {
             }
             Some("open") => self.open.push(difference("rejected", id, "the ledger has it among its rejects")),
             Some("discarded") => self.remarks.push(remark("discarded", id, "the ledger refused it, and an operator has discarded it")),
+            Some(_) if !passed.contains(id) => {
+                self.open.push(difference("resubmitted", id, "it went through the log again from the rejects just now"));
+            }
             Some(_) => {
                 let detail = "it went through the log again from the rejects, and the ledger does not have it";
                 self.differences.push(difference("resubmitted", id, detail));
@@ -301,8 +324,13 @@ impl Joint {
     /// the first pass all of it is.
     pub(super) fn awaits_a_pass(&self) -> bool {
         let has = |kind: &str| self.differences.iter().any(|difference| difference.kind == kind);
-        has("source_unknown") || self.numbers.get(READ_AGAIN) == Some(&0) && has("missing")
+        has("source_unknown") || self.numbers.get(READ_AGAIN) == Some(&0) && (has("missing") || has("resubmitted"))
     }
+}
+
+/// The names of the events that a build may be.
+fn names(id: &Uuid) -> [String; 2] {
+    EVENTS.map(|event| format!("{event}:{id}"))
 }
 
 fn difference(kind: &'static str, id: &str, detail: &str) -> Difference {
@@ -311,4 +339,26 @@ fn difference(kind: &'static str, id: &str, detail: &str) -> Difference {
 
 fn remark(kind: &'static str, id: &str, detail: &str) -> Difference {
     difference(kind, id, detail)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn joint(passed_before: bool, read_again: i64) -> Joint {
+        let mut joint = Joint::new(SOURCE);
+        joint.number(READ_AGAIN, read_again);
+        let passed = if passed_before { HashSet::from(["a".to_owned()]) } else { HashSet::new() };
+        joint.not_accepted("a", Some(&RefusedState { state: "resubmitted".into(), passed: true }), false, &passed);
+        joint
+    }
+
+    #[test]
+    fn what_goes_through_the_log_again_while_the_audit_reads_is_on_its_way() {
+        let just_now = joint(false, 1);
+        assert_eq!((just_now.differences.len(), just_now.open.len(), just_now.awaits_a_pass()), (0, 1, false));
+        let lost = joint(true, 1);
+        assert_eq!((lost.differences.len(), lost.open.len(), lost.awaits_a_pass()), (1, 0, false));
+        assert!(joint(true, 0).awaits_a_pass(), "the log may not have been read since: consuming may be paused");
+    }
 }

@@ -3,7 +3,7 @@
 use std::os::unix::fs::MetadataExt as _;
 
 use super::{Exit, Failure};
-use crate::operations::Actor;
+use crate::operations::{Actor, reason};
 
 /// Who asks for a change, and why: both go into the audit trail.
 #[derive(Clone, Debug, clap::Args)]
@@ -12,7 +12,7 @@ pub(super) struct ActorArguments {
     #[arg(long = "as", value_name = "NAME")]
     name: Option<String>,
     /// Why, for the audit trail
-    #[arg(long, value_name = "TEXT", default_value = "")]
+    #[arg(long, value_name = "TEXT", default_value = "", value_parser = reason)]
     reason: String,
 }
 

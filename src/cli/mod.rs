@@ -11,6 +11,7 @@ pub mod connect;
 mod demo;
 mod exit;
 mod export;
+mod given_file;
 mod instant;
 mod logging;
 mod migrate;
@@ -32,7 +33,7 @@ mod via;
 
 pub use exit::{Exit, Failure};
 pub use logging::start as start_logging;
-pub use output::{Output, columns};
+pub use output::{Output, columns, plain};
 pub use pipeline::{PipelineArguments, license_rules, public_keys};
 pub use stop::on_signals;
 

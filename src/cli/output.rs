@@ -53,7 +53,7 @@ impl Output {
 
     fn text(self, answer: &impl Serialize, table: impl FnOnce() -> String) -> Result<String, Failure> {
         Ok(match self {
-            Output::Table => table(),
+            Output::Table => plain(&table()),
             Output::Json => serde_json::to_string_pretty(answer).map_err(|error| Failure::new(Exit::Internal, error))? + "\n",
         })
     }
@@ -61,18 +61,37 @@ impl Output {
 
 fn gone_is_fine(written: io::Result<()>) -> Result<(), Failure> {
     match written {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::new(Exit::Refused, error)),
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::new(Exit::Refused, error).while_doing("the answer cannot be written"))
+        }
         _ => Ok(()),
     }
 }
 
+/// Text for a terminal: what it would obey, control characters other than line feeds and tabs, is shown as U+FFFD.
+#[must_use]
+pub fn plain(text: &str) -> String {
+    text.chars().map(|character| if character.is_control() && !matches!(character, '\n' | '\t') { '\u{fffd}' } else { character }).collect()
+}
+
+/// Of a longer cell the beginning is shown: what others wrote must not make a table unreadable. JSON has all.
+const MOST_IN_A_CELL: usize = 4_200;
+
+/// A cell in one line. Control characters, which a terminal would obey, are shown as U+FFFD.
+fn in_one_line(cell: &str) -> String {
+    let mut text: String =
+        cell.chars().take(MOST_IN_A_CELL).map(|character| if character.is_control() { '\u{fffd}' } else { character }).collect();
+    if cell.chars().nth(MOST_IN_A_CELL).is_some() {
+        text.push('…');
+    }
+    text
+}
+
 /// Rows under headings, each column as wide as its widest cell, numbers to the right. Control characters, which a terminal would obey, are
-/// shown as U+FFFD. Nothing for no rows.
+/// shown as U+FFFD, and the end of very long cells as an ellipsis. Nothing for no rows.
 #[must_use]
 pub fn columns<const N: usize>(headings: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> String {
-    let shown =
-        |cell: String| cell.chars().map(|character| if character.is_control() { '\u{fffd}' } else { character }).collect::<String>();
-    let rows: Vec<[String; N]> = rows.into_iter().map(|row| row.map(shown)).collect();
+    let rows: Vec<[String; N]> = rows.into_iter().map(|row| row.map(|cell| in_one_line(&cell))).collect();
     if rows.is_empty() {
         return String::new();
     }
@@ -94,12 +113,26 @@ pub fn columns<const N: usize>(headings: [&str; N], rows: impl IntoIterator<Item
 
 #[cfg(test)]
 mod tests {
-    use super::columns;
+    use super::{MOST_IN_A_CELL, columns, plain};
 
     #[test]
     fn columns_are_aligned_and_hold_no_control_characters() {
         let rows = [["a".to_owned(), "7".to_owned(), "x\u{1b}[2J".to_owned()], ["long".to_owned(), "123".to_owned(), String::new()]];
         assert_eq!(columns(["name", "count", "note"], rows), "name  count  note\na         7  x\u{fffd}[2J\nlong    123\n");
         assert_eq!(columns(["a"], []), "");
+    }
+
+    #[test]
+    fn a_cell_of_any_length_is_shown() {
+        // longer than the width that a format string may ask for
+        let table = columns(["a", "b"], [["é".repeat(70_000), "1".to_owned()], ["x".to_owned(), "2".to_owned()]]);
+        let cut = "é".repeat(MOST_IN_A_CELL) + "…";
+        let blanks = " ".repeat(MOST_IN_A_CELL);
+        assert_eq!(table, format!("a{blanks}  b\n{cut}  1\nx{blanks}  2\n"));
+    }
+
+    #[test]
+    fn what_a_terminal_would_obey_is_not_written() {
+        assert_eq!(plain("a\u{1b}[2J\tb\r\n\u{9b}é"), "a\u{fffd}[2J\tb\u{fffd}\n\u{fffd}é");
     }
 }

@@ -8,7 +8,8 @@ use uuid::Uuid;
 
 use super::actor::ActorArguments;
 use super::via::{Via, ViaArguments};
-use super::{Context, Exit, Failure, columns, instant};
+use super::{Context, Exit, Failure, columns, given_file, instant};
+use crate::license::MAX_TOKEN_BYTES;
 use crate::operations::{
     Granted, LicenseToken, RebuildExecution, RebuildPlan, RebuildRequest, RebuildStage, Rebuilt, Rehearsal, RehearsedDeployment, Told,
 };
@@ -127,8 +128,9 @@ pub(super) async fn run(rebuild: Rebuild, context: &Context) -> Result<Exit, Fai
 
 async fn plan(arguments: Plan, context: &Context) -> Result<Exit, Failure> {
     let license = arguments.license.as_ref().map(|path| {
-        let text = std::fs::read_to_string(path);
-        text.map(LicenseToken).map_err(|error| Failure::of(Exit::Configuration, format!("--license {}: {error}", path.display())))
+        // a line feed may follow the token
+        let text = given_file::text(path, MAX_TOKEN_BYTES + 1);
+        text.map(LicenseToken).map_err(|problem| Failure::of(Exit::Configuration, format!("--license: {problem}")))
     });
     let request = arguments.asked.request(license.transpose()?, &arguments.without);
     let plan = match arguments.via.open(context).await? {

@@ -8,12 +8,15 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use super::actor::ActorArguments;
 use super::progress::Progress;
 use super::via::{Via, ViaArguments};
-use super::{Context, Exit, Failure, columns};
-use crate::event::UsageType;
+use super::{Context, Exit, Failure, columns, given_file};
+use crate::event::{MAX_PAYLOAD_BYTES, UsageType};
 use crate::operations::{
     Actor, Admitted, Bytes, CountRejects, Desk, DiscardRejects, DiscardedRejects, Foreseen, ListRejects, OperationError, RejectCounts,
     RejectPage, Resubmit, Resubmitted, ShownReject, WhichRejects,
 };
+
+/// Most bytes of a file for --edit: a body, with the attributes of a whole CloudEvent.
+const MOST_OF_AN_EDIT: usize = 2 * MAX_PAYLOAD_BYTES;
 
 /// Work on records that are no accepted event: rejected, in conflict, or held.
 #[derive(Clone, Debug, clap::Subcommand)]
@@ -180,14 +183,10 @@ async fn list(arguments: List, context: &Context) -> Result<Exit, Failure> {
 }
 
 async fn resubmit(arguments: ResubmitArguments, context: &Context) -> Result<Exit, Failure> {
-    let edit =
-        match &arguments.edit {
-            None => None,
-            Some(file) => Some(std::fs::read_to_string(file).map_err(|error| OperationError::Invalid {
-                field: "edit",
-                message: format!("{} cannot be read: {error}", file.display()),
-            })?),
-        };
+    let edit = match &arguments.edit {
+        None => None,
+        Some(file) => Some(given_file::text(file, MOST_OF_AN_EDIT).map_err(|message| OperationError::Invalid { field: "edit", message })?),
+    };
     let request = Resubmit { ids: arguments.ids, edit, force: arguments.force, dry_run: arguments.dry_run };
     let resubmitted = match arguments.via.open(context).await? {
         Via::Site(site) => site.desk()?.resubmit_rejects(&request, &arguments.actor.actor()).await?,
@@ -339,5 +338,8 @@ fn acts(discarded: &DiscardedRejects) -> String {
 
 fn sentence(admitted: &Admitted) -> String {
     let Admitted { records, refused, left } = admitted;
-    format!("{records} held records admitted, {refused} of them foreseen to be refused for another cause; {left} stay held\n")
+    format!(
+        "{records} held records of known types admitted, {refused} of them foreseen to be refused for another cause; {left} stay held, \
+         and all of other types\n"
+    )
 }

@@ -228,7 +228,9 @@ const CHECKS: [(&str, &str); 9] = [
         "select 'workspace_build_completed:' || b.build_id, 'workspace ' || b.workspace_id || ' had its first successful start in build '
                  || f.build_id
          from workspace_build b join workspace_first_start f using (source_id, workspace_id)
-         where b.first_successful_start and b.build_id <> f.build_id limit $1",
+         where b.first_successful_start and b.build_id <> f.build_id
+             and not exists (select from source_lost lost
+                 where lost.source_id = b.source_id and lost.event_id = 'workspace_build_completed:' || f.build_id) limit $1",
     ),
     (
         "usage_without_publication",

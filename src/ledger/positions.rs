@@ -108,7 +108,7 @@ pub(super) async fn advance(
     let moved = sqlx::query(
         "update position set next_offset = $5, records = records + $6, moved_at = $7,
              last_offset = coalesce($8, last_offset), last_record = coalesce($9, last_record)
-         where topic = $1 and partition = $2 and epoch = $3 and next_offset = $4",
+         where topic = $1 and partition = $2 and epoch = $3 and next_offset = $4 and generation = $10",
     )
     .bind(claim.partition.topic.name())
     .bind(claim.partition.partition)
@@ -119,6 +119,7 @@ pub(super) async fn advance(
     .bind(ledger.clock.now())
     .bind(last.map(|last| last.offset))
     .bind(last.map(|last| last.fingerprint.to_vec()))
+    .bind(claim.generation)
     .execute(connection)
     .await?;
     if moved.rows_affected() == 1 { Ok(()) } else { Err(RecordError::Fenced(claim.partition)) }

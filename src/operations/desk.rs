@@ -26,6 +26,20 @@ pub struct Desk {
     pub rules: RuleSet,
 }
 
+/// Most characters of a reason: it is shown whole wherever its act is.
+const MOST_OF_A_REASON: usize = 2_000;
+
+/// A reason that the audit trail takes.
+///
+/// # Errors
+/// Why it does not.
+pub fn reason(text: &str) -> Result<String, String> {
+    match text.chars().count() {
+        length if length > MOST_OF_A_REASON => Err(format!("has {length} characters, more than {MOST_OF_A_REASON}")),
+        _ => Ok(text.to_owned()),
+    }
+}
+
 /// Who does something, and why. Both go into the audit trail.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Actor {

@@ -22,7 +22,7 @@ mod series;
 
 pub use acts::{Acts, ListActs};
 pub use audit::{AuditFindings, RunAudit};
-pub use desk::{Actor, Desk};
+pub use desk::{Actor, Desk, reason};
 pub use effect::{Effect, FamilyEffect, Queued, WindowEffect};
 pub use error::OperationError;
 pub use instant::{instant, iso_duration};

@@ -12,6 +12,7 @@ mod exposition;
 mod inject;
 #[path = "../it/oracle/mod.rs"]
 mod oracle;
+mod outage;
 #[path = "../it/journey/proof.rs"]
 mod proof;
 #[path = "../it/operate/proxy.rs"]
@@ -25,12 +26,14 @@ mod site;
 #[path = "../it/support/mod.rs"]
 mod support;
 mod traffic;
+mod walk;
 #[path = "../it/journey/watch.rs"]
 mod watch;
 mod world;
 
 use std::time::Instant;
 
+use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use runs::Runs;
@@ -38,8 +41,12 @@ use schedule::Schedule;
 use servers::Servers;
 use world::World;
 
+/// One test at a time: they measure how long things take.
+static TURN: Mutex<()> = Mutex::const_new(());
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_books_balance_after_every_schedule_of_faults() {
+    let _turn = TURN.lock().await;
     let runs = Runs::asked_for();
     let mut servers = None;
     for seed in runs.seeds() {

@@ -12,7 +12,7 @@ use crate::world::World;
 
 /// All that was on its way has arrived within this: a collector that died is replaced within 17 s (its lease), and then come its pass, the log, the
 /// folds, and a publisher that waits up to 15 s after some failures.
-const SETTLED: Duration = Duration::from_secs(60);
+pub const SETTLED: Duration = Duration::from_secs(60);
 
 impl World {
     /// Nothing is on its way any more: all of coderd is in the ledger, every event has its publication's fate.
@@ -45,25 +45,36 @@ impl World {
 
     /// Every number against both oracles, the vendor's books, and the audit. Answers what there is to tell.
     pub async fn proves(&mut self, truth: &Truth) -> String {
-        let serve = self.shows(SETTLED).await;
-        let proof = Proof { truth, introduced_at: self.introduced_at, coderd: &self.coderd.pool, site: &self.site, serve };
-        proof.series_are_true().await;
-        proof.license_counts_are_true().await;
-        let books = self.tallyman.books();
-        let again = proof.bill_is_true(&books).await;
+        let again = self.every_number_is_true(truth).await;
         let most = self.answers_lost * EVENTS_IN_A_REQUEST;
         assert!(again <= most, "{again} delivered again, at most {most} can have been on their way");
-        self.say("every number is true");
         let duplicates = self.audited(truth).await;
         self.say("the books balance");
-        let Seen { pages, changed, faults, .. } = self.watch.take().expect("it watches").end().await;
-        assert!(faults.is_empty(), "{} faults of the series: {:?}", faults.len(), &faults[..faults.len().min(5)]);
-        assert!(pages > 0 && changed > 0, "{changed} of {pages} pages were new");
+        let pages = self.no_series_fell().await;
         let (builds, usage) = (truth.builds.len(), truth.usage.len());
         format!(
             "{builds} builds, {usage} usage; {duplicates} duplicates, {again} of at most {most} delivered again; {pages} pages; slowest {:.1?}",
             self.slowest
         )
+    }
+
+    /// Against both oracles and the vendor's books. Answers how many deliveries there were beyond the first of each event.
+    pub async fn every_number_is_true(&self, truth: &Truth) -> usize {
+        let serve = self.shows(SETTLED).await;
+        let proof = Proof { truth, introduced_at: self.introduced_at, coderd: &self.coderd.pool, site: &self.site, serve };
+        proof.series_are_true().await;
+        proof.license_counts_are_true().await;
+        let again = proof.bill_is_true(&self.tallyman.books()).await;
+        self.say("every number is true");
+        again
+    }
+
+    /// Not on any of the pages; answers how many there were.
+    pub async fn no_series_fell(&mut self) -> usize {
+        let Seen { pages, changed, faults, .. } = self.watch.take().expect("it watches").end().await;
+        assert!(faults.is_empty(), "{} faults of the series: {:?}", faults.len(), &faults[..faults.len().min(5)]);
+        assert!(pages > 0 && changed > 0, "{changed} of {pages} pages were new");
+        pages
     }
 
     /// Answers how many duplicates the consumers met.

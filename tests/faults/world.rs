@@ -71,11 +71,11 @@ pub struct Member {
 }
 
 impl Member {
-    async fn start(site: &Site, place: Place) -> Member {
+    async fn start(site: &Site, place: Place, offset: i64) -> Member {
         let (mut proxy, url) = Proxy::to_database(&site.database.url);
         proxy.open().await;
-        let ledger = format!("ledger.url={url}");
-        let arguments = ["--set", ledger.as_str()];
+        let (ledger, offset) = (format!("ledger.url={url}"), offset.to_string());
+        let arguments = ["--set", ledger.as_str(), "--clock-offset", offset.as_str()];
         let running = match place.role() {
             "serve" => Running::Serve(Serve::start_with(site, &arguments)),
             role => Running::Plain(site.start(role, &arguments)),
@@ -116,9 +116,14 @@ pub struct World {
 impl World {
     /// A history is written, and all processes start.
     pub async fn begin(seed: u64, backend: Backend, servers: &Servers) -> (World, Simulation) {
+        World::begin_behind(TimeDelta::zero(), seed, backend, servers).await
+    }
+
+    /// The same with a history that ended so long ago, and processes whose clocks are as far behind.
+    pub async fn begin_behind(behind: TimeDelta, seed: u64, backend: Backend, servers: &Servers) -> (World, Simulation) {
         let begun = Instant::now();
         let (coderd, ledger) = (database().await, database_on(&servers.postgres.url()).await);
-        let simulation = history(seed, &coderd).await;
+        let simulation = history(seed, Clock::system().now() - behind, &coderd).await;
         let introduced_at = introduction(&simulation);
         let vendor = CancellationToken::new();
         let tallyman = start_vendor(&simulation, &vendor).await;
@@ -129,7 +134,7 @@ impl World {
         let site = Site::on(ledger, kafka, &pipeline).await;
         let mut members = Vec::new();
         for place in Place::ALL {
-            members.push(Member::start(&site, place).await);
+            members.push(Member::start(&site, place, -behind.num_seconds()).await);
         }
         let serve: Vec<String> = members.iter().filter_map(|member| Some(member.serve()?.metrics.clone())).collect();
         let watch = Some(Watch::start(serve.try_into().expect("two")));
@@ -153,7 +158,7 @@ impl World {
     }
 
     pub async fn add(&mut self, place: Place) {
-        let member = Member::start(&self.site, place).await;
+        let member = Member::start(&self.site, place, 0).await;
         self.members.push(member);
     }
 
@@ -196,6 +201,21 @@ impl World {
         }
     }
 
+    /// All processes end in order.
+    pub async fn end_each(&mut self) {
+        for place in Place::ALL {
+            self.member(place).process().signal("TERM");
+        }
+        for place in Place::ALL {
+            self.ends(place).await;
+        }
+    }
+
+    /// All processes start anew, with clocks that are so far behind.
+    pub fn start_each(&mut self, behind: TimeDelta) {
+        Place::ALL.into_iter().for_each(|place| self.start(place, -behind.num_seconds()));
+    }
+
     /// Where each partition of the log ends now.
     pub async fn log_ends(&self) -> Vec<(TopicPartition, i64)> {
         self.site.ends().await
@@ -226,12 +246,7 @@ impl World {
 
     /// All processes end in order, and what they used is given back.
     pub async fn end_all(mut self, servers: &Servers) {
-        for place in Place::ALL {
-            self.member(place).process().signal("TERM");
-        }
-        for place in Place::ALL {
-            self.ends(place).await;
-        }
+        self.end_each().await;
         self.vendor.cancel();
         self.tallyman.stopped().await.expect("the vendor ends");
         self.site.ledger.pool.close().await;
@@ -246,8 +261,7 @@ impl World {
 }
 
 /// Twenty days of a deployment, all committed.
-async fn history(seed: u64, coderd: &Database) -> Simulation {
-    let end = Clock::system().now();
+async fn history(seed: u64, end: DateTime<Utc>, coderd: &Database) -> Simulation {
     let start = end - TimeDelta::days(DAYS);
     let schema = if seed.is_multiple_of(2) { SchemaVersion::TasksEra } else { SchemaVersion::Sep2026 };
     let published = Some(start + TimeDelta::days(DAYS / 5));

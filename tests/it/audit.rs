@@ -352,6 +352,11 @@ async fn a_second_claimant_of_a_first_successful_start_is_named() {
     site.tamper("update workspace_first_start set build_id = gen_random_uuid() where workspace_id = (select workspace_id from workspace_build where build_number = 1 and first_build_by_prebuilds_user = false)").await;
     let id = format!("workspace_build_completed:{}", site.creation);
     assert_eq!(differences(&site.audit().await), [(LOG, "second_first_start", id.as_str())]);
+    // The first claimant was lost with coderd's newest part, and an operator has said so: coderd rightly has another first one.
+    let act = NewAct { actor: "sre-1", act: "recover", subject: "coderd", reason: "restored", detail: json!({}) };
+    site.ledger.record_act(&act).await.unwrap();
+    site.tamper("insert into source_lost select source_id, 'workspace_build_completed:' || build_id, (select max(id) from operator_act) from workspace_first_start").await;
+    assert_eq!(differences(&site.audit().await), []);
 }
 
 /// What a continuous audit says of the source, as soon as it says anything.

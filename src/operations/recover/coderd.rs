@@ -29,9 +29,10 @@ pub struct CoderdEffect {
     /// Builds and claims that coderd does not have, nor their workspace or template version: coderd may have removed them itself. Nothing is done
     /// about them.
     pub removed_with_their_workspace: i64,
-    /// SHA-256 of the lost events' ids, in hexadecimal.
+    /// SHA-256 of the ids of the lost events, and of usage whose ids were used again, in hexadecimal.
     pub ids_sha256: String,
     /// Usage ids under which coderd now has other content than was accepted: the accepted event stands, and nothing of the other is counted.
+    /// The audit would list them as `source_changed`.
     pub ids_used_again: i64,
     /// Records that were refused for that so far.
     pub conflicts: i64,
@@ -209,8 +210,13 @@ impl<'a> Comparison<'a> {
                     self.effect.published_here_without_mark += i64::from(unmarked && fate.state == "published");
                     self.effect.published_by_coderd_without_mark += i64::from(unmarked && fate.state == "not_ours");
                     let message = events::usage(self.source.deployment_id, row.clone());
-                    let same = event::parse(&message).is_ok_and(|event| accepted.get(&id) == Some(&event.digest()));
+                    let event = event::parse(&message);
+                    let same = event.as_ref().is_ok_and(|event| accepted.get(&id) == Some(&event.digest()));
                     self.effect.ids_used_again += i64::from(!same);
+                    // what was accepted is in coderd no more
+                    if event.is_ok() && !same && !listed.contains(&id) {
+                        self.ids.push(id);
+                    }
                 }
             }
         }

@@ -60,7 +60,8 @@ impl Site {
         site
     }
 
-    fn pipeline(&self) -> String {
+    /// The path of the pipeline file.
+    pub fn pipeline(&self) -> String {
         self.folder.path().join("pipeline.toml").display().to_string()
     }
 

@@ -147,17 +147,20 @@ impl Journey {
         self.collect = self.site.start("collect", &[]);
         let before = self.simulation.completed_builds();
         let (clock, stop) = (Clock::system(), CancellationToken::new());
-        let enough = async {
-            tokio::time::sleep(Duration::from_secs(6)).await;
+        let completed =
+            "select count(*) from workspace_builds build join provisioner_jobs job on job.id = build.job_id where completed_at is not null";
+        let completed = || async { sqlx::query_scalar::<_, i64>(completed).fetch_one(&self.coderd.pool).await.unwrap() };
+        let first = completed().await;
+        let beside = async {
+            let audited = self.site.command(&["audit"]).await;
+            eventually(SOON, "coderd goes on", || async { completed().await > first + 100 }).await;
             stop.cancel();
+            audited
         };
-        let audited = self.site.command(&["audit"]);
-        let (lived, (), audited) = tokio::join!(live(&mut self.simulation, 60.0, &clock, &stop, |_| {}), enough, audited);
+        let (lived, audited) = tokio::join!(live(&mut self.simulation, 60.0, &clock, &stop, |_| {}), beside);
         lived.unwrap();
         assert!(audited.status.success(), "the books balance beside live traffic, too: {audited:?}");
-        let builds = self.simulation.completed_builds() - before;
-        assert!(builds > 10, "only {builds} builds");
-        eprintln!("{builds} builds in real time");
+        eprintln!("{} builds in real time", self.simulation.completed_builds() - before);
         self.all_of_coderd_is_in().await;
         self.done("lived in the present");
     }

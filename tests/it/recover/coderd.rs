@@ -90,6 +90,23 @@ async fn what_coderd_lost_stays_counted_and_is_published_once_an_operator_has_sa
     .unwrap();
     let plan = world.plan("coderd").await;
     assert_eq!((&plan["effect"]["ids_used_again"], &plan["effect"]["lost"]), (&Json::from(1), &serde_json::json!([])), "{plan}");
+    // and one that coderd gave again before it was known to be lost: an operator says so, and the books balance
+    let earlier_id = &earlier.usage[0].id;
+    sqlx::query("update usage_events set event_type = 'hb_ai_seats_v1', event_data = '{\"count\": 77777}' where id = $1")
+        .bind(earlier_id)
+        .execute(&world.coderd.pool)
+        .await
+        .unwrap();
+    let differs = world.site.command(&["audit", "--patience", "5", "--output", "json"]).await;
+    assert_eq!(differs.status.code(), Some(1), "{differs:?}");
+    let plan = world.plan("coderd").await;
+    assert_eq!((&plan["effect"]["ids_used_again"], &plan["effect"]["lost"]), (&Json::from(2), &serde_json::json!([])), "{plan}");
+    let executed = world.execute(&plan).await;
+    assert!(executed.status.success(), "{executed:?}");
+    let report = world.balanced().await;
+    let remarks = report["joints"][0]["remarks"].as_array().unwrap();
+    let changed: Vec<&Json> = remarks.iter().filter(|row| row["kind"] == "source_changed").map(|row| &row["id"]).collect();
+    assert!(changed.contains(&&Json::from(again.as_str())) && changed.contains(&&Json::from(earlier_id.as_str())), "{report}");
     for process in [&mut collect, &mut consume, &mut publish] {
         ends(process).await;
     }

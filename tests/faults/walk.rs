@@ -1,0 +1,178 @@
+//! The README's walk-through, as somebody types it: each command goes to a shell, its placeholders filled in, and what it shows is held against
+//! what the page says that one sees.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+use crate::support::process::{Process, bound};
+use crate::support::setting;
+
+/// For one command, on a machine that is busy.
+const SOON: Duration = Duration::from_secs(60);
+
+/// What stands in capitals on the page. Some are known from the start, the others are learnt from answers.
+const PLACEHOLDERS: [&str; 9] =
+    ["LEDGER_URL", "LEDGER_NAME", "SERVER_URL", "PLAN_HASH", "REPLAY_HASH", "REJECT_ID", "JUNK_ID", "EVENT_ID", "UNITS"];
+
+/// A command of the page, and the lines that it shows.
+#[derive(Debug, PartialEq)]
+struct Shown {
+    command: String,
+    lines: Vec<String>,
+}
+
+pub struct Walk {
+    left: VecDeque<Shown>,
+    known: BTreeMap<&'static str, String>,
+    folder: TempDir,
+    last: String,
+}
+
+/// A command that runs on.
+pub struct Running {
+    pub process: Process,
+    shown: Shown,
+}
+
+impl Walk {
+    /// In a folder that holds this pipeline file under the page's name.
+    pub fn begin(pipeline: &str, known: [(&'static str, String); 3]) -> Walk {
+        let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).expect("the README");
+        let folder = TempDir::new().expect("a folder");
+        std::fs::copy(pipeline, folder.path().join("kafka.toml")).expect("the pipeline file");
+        Walk { left: commands(&readme, "After an outage"), known: known.into(), folder, last: String::new() }
+    }
+
+    /// Runs the page's next command, which must begin with these words, to its end, exit code 0. Answers what it said, which is what the page shows.
+    pub async fn run(&mut self, begin: &str) -> String {
+        let shown = self.next(begin);
+        let begun = Instant::now();
+        let mut process = self.shell("");
+        let status = process.ends_within(SOON).await;
+        assert!(status.success(), "{}: {status}\n{}{}", self.last, process.stdout(), process.stderr());
+        eprintln!("  {:.1?}  $ {}", begun.elapsed(), self.last);
+        self.compare(&shown, &process.stdout());
+        process.stdout()
+    }
+
+    /// Starts the page's next command, which must begin with these words.
+    pub fn start(&mut self, begin: &str) -> Running {
+        let shown = self.next(begin);
+        // in the shell's place, so that it hears Ctrl-C itself
+        Running { process: self.shell("exec "), shown }
+    }
+
+    fn next(&mut self, begin: &str) -> Shown {
+        let shown = self.left.pop_front().unwrap_or_else(|| panic!("the page has no command after {:?}", self.last));
+        assert!(shown.command.starts_with(begin), "{begin:?} should come next, the page has {:?}", shown.command);
+        self.last = filled(&shown.command, &self.known);
+        assert!(!PLACEHOLDERS.iter().any(|name| self.last.contains(name)), "nobody can know what to type: {}", self.last);
+        shown
+    }
+
+    /// Ctrl-C ends it, as if all was well.
+    pub async fn interrupt(&mut self, Running { mut process, shown }: Running) {
+        process.signal("INT");
+        let status = process.ends_within(SOON).await;
+        assert!(status.success(), "{}: {status}\n{}", self.last, process.stderr());
+        self.compare(&shown, &process.stdout());
+    }
+
+    /// The same command again; the page says for how long.
+    pub async fn again(&self) -> String {
+        let mut process = self.shell("");
+        let status = process.ends_within(SOON).await;
+        assert!(status.success(), "{}: {status}\n{}", self.last, process.stderr());
+        process.stdout()
+    }
+
+    /// What is known under this placeholder by now.
+    pub fn known(&self, name: &str) -> &str {
+        &self.known[name]
+    }
+
+    /// The page has no more.
+    pub fn end(self) {
+        assert_eq!(self.left, [], "the page goes on");
+    }
+
+    fn shell(&self, prefix: &str) -> Process {
+        let tallyline = Path::new(env!("CARGO_BIN_EXE_tallyline")).parent().expect("a folder").display();
+        let path = format!("{tallyline}:{}:{}", setting("TALLYLINE_TEST_POSTGRES_BIN"), std::env::var("PATH").expect("a path"));
+        let mut command: Command = bound("sh", "KILL");
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("TALLYLINE_")) {
+            command.env_remove(name);
+        }
+        command.args(["-c", &format!("{prefix}{}", self.last)]).env("PATH", path).current_dir(self.folder.path());
+        Process::spawn(command)
+    }
+
+    /// Every line that the page shows is there, in this order; a placeholder that was not known yet is, now.
+    fn compare(&mut self, shown: &Shown, said: &str) {
+        let mut said_lines = said.lines();
+        for line in &shown.lines {
+            let expected = filled(line, &self.known);
+            let expected: Vec<&str> = expected.split_whitespace().collect();
+            let found = said_lines.find_map(|line| learnt(&expected, &line.split_whitespace().collect::<Vec<_>>()));
+            let Some(found) = found else { panic!("{}: the page shows {line:?}, and it said\n{said}", self.last) };
+            self.known.extend(found);
+        }
+    }
+}
+
+/// The commands of one section: indented lines after a `$`, each with the lines below it.
+fn commands(page: &str, heading: &str) -> VecDeque<Shown> {
+    let section = page.split("\n## ").find_map(|section| section.strip_prefix(heading)?.strip_prefix('\n')).expect("the section");
+    let mut commands = VecDeque::<Shown>::new();
+    for line in section.lines().filter_map(|line| line.strip_prefix("    ")) {
+        match (line.strip_prefix("$ "), commands.back_mut()) {
+            (Some(command), _) => commands.push_back(Shown { command: command.to_owned(), lines: Vec::new() }),
+            (None, Some(command)) => command.lines.push(line.to_owned()),
+            (None, None) => panic!("{line:?} is shown by no command"),
+        }
+    }
+    commands
+}
+
+fn filled(text: &str, known: &BTreeMap<&'static str, String>) -> String {
+    known.iter().fold(text.to_owned(), |text, (name, value)| text.replace(name, value))
+}
+
+/// Whether the words are the expected ones, where `…` stands for anything: between words, or for the rest of one. What stands where a placeholder
+/// does, is learnt.
+fn learnt(expected: &[&str], words: &[&str]) -> Option<Vec<(&'static str, String)>> {
+    match (expected, words) {
+        ([], []) => Some(Vec::new()),
+        (["…", rest @ ..], _) => (0..=words.len()).find_map(|skipped| learnt(rest, &words[skipped..])),
+        ([first, rest @ ..], [word, words @ ..]) => {
+            let placeholder = PLACEHOLDERS.into_iter().find(|name| name == first);
+            let is_it = match first.strip_suffix('…') {
+                Some(begin) => word.starts_with(begin),
+                None => word == first || placeholder.is_some(),
+            };
+            let mut found = learnt(rest, words).filter(|_| is_it)?;
+            found.extend(placeholder.map(|name| (name, (*word).to_owned())));
+            Some(found)
+        }
+        _ => None,
+    }
+}
+
+#[test]
+fn a_page_is_taken_apart_and_compared() {
+    let page = "# A\n## Before\n    $ no\n## It\n\nText `$ no`.\n\n    $ one X\n    a b\n\n    $ two\n## After\n    $ no\n";
+    let of =
+        |command: &str, lines: &[&str]| Shown { command: command.to_owned(), lines: lines.iter().map(|line| (*line).to_owned()).collect() };
+    assert_eq!(commands(page, "It"), [of("one X", &["a b"]), of("two", &[])]);
+    let learn =
+        |expected: &str, said: &str| learnt(&expected.split_whitespace().collect::<Vec<_>>(), &said.split_whitespace().collect::<Vec<_>>());
+    assert_eq!(learn("a … c… d", "a x y cc d"), Some(vec![]));
+    assert_eq!(learn("UNITS …", "3"), Some(vec![("UNITS", "3".to_owned())]));
+    for (expected, said) in [("a", "a b"), ("a b", "a"), ("a", "b"), ("a … c", "a b"), ("b…", "cb"), ("", "a")] {
+        assert_eq!(learn(expected, said), None, "{expected:?} {said:?}");
+    }
+}
