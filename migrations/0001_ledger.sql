@@ -10,6 +10,17 @@ create table ledger (
 );
 insert into ledger default values;
 
+-- Server, timeline and database, as they tell themselves. Where that is not allowed the database alone: a failover is not seen then, a restore is by
+-- its batches.
+create function actual_place() returns text language plpgsql stable as $$
+begin
+    return (select system_identifier || ' ' || timeline_id || ' ' || oid from pg_control_system(), pg_control_checkpoint(), pg_database
+            where datname = current_database());
+exception when insufficient_privilege then
+    return (select 'database ' || oid from pg_database where datname = current_database());
+end
+$$;
+
 -- Whatever a fold, an export or a close reads belongs to a batch.
 create table batch (
     id bigint generated always as identity primary key,

@@ -30,25 +30,16 @@ pub enum Acquaintance {
     WentBack,
 }
 
-/// Server, timeline and database, as they tell themselves.
-macro_rules! actual_place {
-    () => {
-        "(select system_identifier || ' ' || timeline_id || ' ' || oid from pg_control_system(), pg_control_checkpoint(), pg_database
-             where datname = current_database())"
-    };
-}
-pub(super) use actual_place;
-
 impl Ledger {
     /// The ledger's identity, and where it was last seen, if it is somewhere else now. A ledger that was never seen is seen here.
     ///
     /// # Errors
     /// The database's.
     pub async fn place_before(&self) -> Result<Option<(Uuid, String)>, sqlx::Error> {
-        let seen = sqlx::query_as(concat!("select incarnation, place from ledger where place <> ", actual_place!()));
+        let seen = sqlx::query_as("select incarnation, place from ledger where place <> actual_place()");
         let elsewhere = seen.fetch_optional(&self.pool).await?;
         if elsewhere.is_none() {
-            let first = sqlx::query(concat!("update ledger set place = ", actual_place!(), " where place is null"));
+            let first = sqlx::query("update ledger set place = actual_place() where place is null");
             first.execute(&self.pool).await?;
         }
         Ok(elsewhere)

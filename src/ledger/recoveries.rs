@@ -7,7 +7,6 @@ use chrono::{DateTime, Utc};
 use sqlx::{FromRow, PgConnection, Row};
 use uuid::Uuid;
 
-use super::landmarks::actual_place;
 use super::{Landmark, Ledger, NewAct, OURSELVES, plans};
 use crate::event::TopicPartition;
 
@@ -129,7 +128,7 @@ impl Ledger {
         if !is_so(&mut tx, restored).await? {
             return Ok(false);
         }
-        let another = concat!("update ledger set incarnation = gen_random_uuid(), place = ", actual_place!());
+        let another = "update ledger set incarnation = gen_random_uuid(), place = actual_place()";
         sqlx::query(another).execute(&mut *tx).await?;
         let now = self.clock.now();
         // A backup may have been taken while an earlier recovery was open: this one waits for more.
@@ -323,7 +322,7 @@ async fn is_so(tx: &mut PgConnection, restored: &Restored) -> Result<bool, sqlx:
             query.fetch_one(tx).await
         }
         Restored::Place { place, .. } => {
-            let query = concat!("select place = $1 and place <> ", actual_place!(), " from ledger");
+            let query = "select place = $1 and place <> actual_place() from ledger";
             sqlx::query_scalar(query).bind(place).fetch_one(tx).await
         }
         Restored::Position { partition, next_offset, .. } => {

@@ -251,3 +251,23 @@ async fn data_that_postgres_cannot_keep_is_refused_and_not_tried_for_ever() {
     }
     ledger.record(&Chain::Live(claim), &[arrival(0, event(Topic::AgentUsage, 1))], 1).await.unwrap();
 }
+
+#[tokio::test]
+async fn a_ledger_whose_user_may_not_ask_for_the_server_knows_its_database() {
+    let (database, _ledger) = ledger().await;
+    let role = format!("plain_{}", Uuid::new_v4().simple());
+    let mut connection = database.pool.acquire().await.unwrap();
+    let place = "select actual_place()";
+    let before: String = sqlx::query_scalar(place).fetch_one(&mut *connection).await.unwrap();
+    assert_eq!(before.split(' ').count(), 3, "server, timeline, database: {before}");
+    for statement in
+        ["revoke execute on function pg_control_system() from public".to_owned(), format!("create role {role}"), format!("set role {role}")]
+    {
+        sqlx::query(sqlx::AssertSqlSafe(statement)).execute(&mut *connection).await.unwrap();
+    }
+    let after: String = sqlx::query_scalar(place).fetch_one(&mut *connection).await.unwrap();
+    assert_eq!(after, format!("database {}", before.rsplit(' ').next().unwrap()));
+    for statement in ["reset role".to_owned(), format!("drop role {role}")] {
+        sqlx::query(sqlx::AssertSqlSafe(statement)).execute(&mut *connection).await.unwrap();
+    }
+}
