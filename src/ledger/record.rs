@@ -401,7 +401,8 @@ async fn advance_replay(tx: &mut PgConnection, id: Uuid, chain: &Chain, from: i6
     let partition = chain.partition();
     let moved = sqlx::query(
         "update replay set next_offset = $5 where id = $1 and topic = $2 and partition = $3 and next_offset = $4
-             and coalesce((select generation from position where topic = $2 and partition = $3), 1) = $6",
+             and coalesce((select generation from position where topic = $2 and partition = $3),
+                          (select max(generation) + 1 from past_position where topic = $2 and partition = $3), 1) = $6",
     )
     .bind(id)
     .bind(partition.topic.name())

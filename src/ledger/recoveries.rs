@@ -134,11 +134,14 @@ impl Ledger {
         // A backup may have been taken while an earlier recovery was open: this one waits for more.
         sqlx::query("update recovery set closed_at = $1 where closed_at is null").bind(now).execute(&mut *tx).await?;
         let act_id = self.act(&mut tx, act).await?;
+        // A source that was not read for as long as the log keeps its records is not read any more: waiting for it would never end.
         sqlx::query(
             "with opened as (insert into recovery (act_id, opened_at) values ($1, $2) returning id)
              insert into recovery_source (recovery_id, source_id, after_pass_id)
-             select opened.id, source.id, coalesce((select max(id) from collector_pass where source_id = source.id), 0)
-             from opened, source where collected",
+             select opened.id, source.id, coalesce(max(pass.id), 0)
+             from opened, source left join collector_pass pass on pass.source_id = source.id
+             where collected group by opened.id, source.id
+             having max(pass.started_at) is null or max(pass.started_at) > $2 - interval '35 days'",
         )
         .bind(act_id)
         .bind(now)

@@ -213,12 +213,12 @@ impl World {
         self.end(fault.place()).await;
     }
 
-    /// Bytes stand still in the middle of something, then the process is stopped. Again, until that is within a transaction.
+    /// Bytes stand still after some statement within a transaction, then the process is stopped. Again, should the server have ended it.
     async fn freeze_in_transaction(&mut self, place: Place, roll: u64) {
         let attempt = async {
             for time in 0.. {
                 let member = self.member(place);
-                member.proxy.freeze_after(1 + (roll >> (time % 40)) % 3000);
+                member.proxy.freeze_in_transaction(1 + (roll >> (time % 40)) % 6);
                 while !member.proxy.is_frozen() {
                     tokio::time::sleep(Duration::from_millis(5)).await;
                 }

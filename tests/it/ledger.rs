@@ -8,6 +8,7 @@ use sqlx::Row;
 use tallyline::event::{Event, Payload, Topic};
 use tallyline::ledger::{Chain, Claim, Counts, Fact, Ledger, LedgerSettings, RecordError, Verdict};
 use tokio::task::JoinSet;
+use uuid::Uuid;
 
 use crate::support::ledger::{DEPLOYMENT, arrival, build, event, ledger, moved, noon, partition, refused};
 

@@ -16,6 +16,9 @@ use tokio_util::sync::CancellationToken;
 use crate::support::ports::free_port;
 use crate::support::setting;
 
+/// How PostgreSQL says that it waits for its client within a transaction: ReadyForQuery of status T.
+const WAITS_IN_TRANSACTION: &[u8] = b"Z\0\0\0\x05T";
+
 /// Where a proxy will listen, and what it leads to. Nobody listens before [`Proxy::open`].
 pub struct Proxy {
     pub address: SocketAddr,
@@ -37,8 +40,8 @@ struct State {
     /// For a cut by itself, once so many bytes have come from the server.
     cut_at: AtomicU64,
     cut_itself: AtomicBool,
-    /// The same for a freeze.
-    freeze_at: AtomicU64,
+    /// For a freeze by itself: how often PostgreSQL still has to say that it waits for the client within a transaction.
+    freeze_after: AtomicU64,
 }
 
 /// The one port that the broker names to the clients of its proxied listener: one test at a time.
@@ -72,7 +75,7 @@ impl Proxy {
             connections: AtomicUsize::new(0),
             cut_at: AtomicU64::new(u64::MAX),
             cut_itself: AtomicBool::new(false),
-            freeze_at: AtomicU64::new(u64::MAX),
+            freeze_after: AtomicU64::new(0),
         };
         Proxy { address, server, state: Arc::new(state), listening: None }
     }
@@ -119,9 +122,9 @@ impl Proxy {
         self.state.frozen.send_replace(true);
     }
 
-    /// The same once so many more bytes have come from the server: in the middle of something.
-    pub fn freeze_after(&self, bytes: u64) {
-        self.state.freeze_at.store(self.state.bytes.load(Ordering::SeqCst) + bytes, Ordering::SeqCst);
+    /// The same once PostgreSQL has said so many times that it waits for the client within a transaction. The last time the client does not hear it.
+    pub fn freeze_in_transaction(&self, times: u64) {
+        self.state.freeze_after.store(times, Ordering::SeqCst);
     }
 
     pub fn is_frozen(&self) -> bool {
@@ -129,7 +132,7 @@ impl Proxy {
     }
 
     pub fn thaw(&self) {
-        self.state.freeze_at.store(u64::MAX, Ordering::SeqCst);
+        self.state.freeze_after.store(0, Ordering::SeqCst);
         self.state.frozen.send_replace(false);
     }
 
@@ -183,9 +186,11 @@ async fn pass(from: &mut (impl AsyncReadExt + Unpin), to: &mut (impl AsyncWriteE
     loop {
         let Ok(read) = from.read(&mut buffer).await else { return };
         let bytes = if of_server { state.bytes.fetch_add(read as u64, Ordering::SeqCst) + read as u64 } else { 0 };
-        if bytes >= state.freeze_at.load(Ordering::SeqCst) {
-            state.freeze_at.store(u64::MAX, Ordering::SeqCst);
-            state.frozen.send_replace(true);
+        if of_server && buffer[..read].ends_with(WAITS_IN_TRANSACTION) {
+            let counted = state.freeze_after.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |times| times.checked_sub(1));
+            if counted == Ok(1) {
+                state.frozen.send_replace(true);
+            }
         }
         if read == 0 || frozen.wait_for(|frozen| !frozen).await.is_err() {
             return;
