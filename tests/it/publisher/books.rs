@@ -82,7 +82,7 @@ impl Audited {
         let server = setting("TALLYLINE_TEST_POSTGRES");
         let (server, _) = server.rsplit_once('/').unwrap();
         let pipeline = NamedTempFile::new().unwrap();
-        std::fs::write(pipeline.path(), format!("ledger.url = '{server}/{database}'\n")).unwrap();
+        std::fs::write(pipeline.path(), format!("roles = ['serve']\nledger.url = '{server}/{database}'\n")).unwrap();
         run_tallyline(&[words, &["--pipeline", pipeline.path().to_str().unwrap()]].concat(), &[]).await
     }
 }
