@@ -330,7 +330,16 @@ async fn a_reject_whose_event_a_replay_accepted_is_open_work_until_it_is_ended_a
     assert_eq!((differences(&books.audit().await), open(&books.audit().await)), (vec![], vec![]));
 
     let (ledger, log) = (books.ledger.clone(), books.log.clone());
-    let desk = Desk { ledger, log, partitions: 1, coderd: None, deployment: None, keys: PublicKeys::new(), rules: RuleSet::default() };
+    let desk = Desk {
+        ledger,
+        log,
+        partitions: 1,
+        group: tallyline::consumer::GROUP.to_owned(),
+        coderd: None,
+        deployment: None,
+        keys: PublicKeys::new(),
+        rules: RuleSet::default(),
+    };
     let (stop, actor) = (CancellationToken::new(), Actor { name: "sre-1".into(), reason: "an upgrade".into() });
     let range = LogRange { topics: vec![USAGE.topic.name().into()], from: "earliest".into(), until: "latest".into() };
     let plan = desk.plan_replay(&range, |_: Step| {}, &stop).await.unwrap();
