@@ -1,7 +1,7 @@
 //! The audit that runs by itself beside everything else: one process at a time, by the lease `audit`, and what it finds is in the ledger for all.
 //!
-//! A side that cannot be read changes no finding; the age of the last one tells. The same holds where something is missing and no collector
-//! pass came in time to say that it is not merely on its way.
+//! A side that cannot be read changes no finding; the age of the last one tells. The same holds where something is missing, nothing else differs,
+//! and no collector pass came in time to say that it is not merely on its way.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 use uuid::Uuid;
 
-use super::{Audit, Joint, LOG, SOURCE, VENDOR};
+use super::{Audit, Joint, LOG, LedgerJoints, SOURCE, VENDOR};
 use crate::ledger::{Finding, Lease, LeaseError, NewFinding};
 
 /// The lease's name.
@@ -220,21 +220,27 @@ impl Continuous {
         let mut outcome = Ok(());
         if due.ledger {
             match self.ledger_joints().await {
-                Ok((sequence, joints)) => self.record(lease, None, &joints.iter().collect::<Vec<_>>(), sequence, begun).await?,
+                Ok(LedgerJoints { sequence, log, vendor }) => {
+                    let joints: Vec<&Joint> = log.iter().chain([&vendor]).collect();
+                    self.record(lease, None, &joints, sequence, begun).await?;
+                    outcome = log.map(|_| ());
+                }
                 Err(fault) => outcome = Err(fault),
             }
         }
         if due.source {
             match self.audit.source_joint().await {
-                Ok(joint) if joint.awaits_a_pass() => {
-                    let missing = joint.differences.len();
-                    debug!(missing, "what is missing may be on its way: no collector pass came in time");
-                    outcome =
-                        outcome.and(Err(anyhow::anyhow!("no collector pass came in time to tell what is missing from what is on its way")));
-                }
-                Ok(joint) => {
-                    let sequence = self.audit.ledger.last_sequence().await?;
-                    self.record(lease, self.own(), &[&joint], sequence, begun).await?;
+                Ok(mut joint) => {
+                    let awaits = joint.leave_what_awaits_a_pass();
+                    if awaits == 0 || !joint.differences.is_empty() {
+                        let sequence = self.audit.ledger.last_sequence().await?;
+                        self.record(lease, self.own(), &[&joint], sequence, begun).await?;
+                    }
+                    if awaits > 0 {
+                        debug!(awaits, "what is missing may be on its way: no collector pass came in time");
+                        let fault = anyhow::anyhow!("no collector pass came in time to tell what is missing from what is on its way");
+                        outcome = outcome.and(Err(fault));
+                    }
                 }
                 Err(fault) => outcome = outcome.and(Err(fault)),
             }
@@ -243,9 +249,13 @@ impl Continuous {
     }
 
     /// What differs is read a second time: a change of the log in the middle of the first is no imbalance.
-    async fn ledger_joints(&self) -> anyhow::Result<(i64, [Joint; 2])> {
+    async fn ledger_joints(&self) -> anyhow::Result<LedgerJoints> {
         let first = self.audit.ledger_joints().await?;
-        if first.1.iter().all(|joint| joint.differences.is_empty()) { Ok(first) } else { self.audit.ledger_joints().await }
+        if first.log.iter().chain([&first.vendor]).all(|joint| joint.differences.is_empty()) {
+            Ok(first)
+        } else {
+            self.audit.ledger_joints().await
+        }
     }
 
     /// `deployment` is whose joints these are, where they are not the whole ledger's.

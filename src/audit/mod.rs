@@ -64,6 +64,15 @@ pub struct Joint {
     pub remarks: Vec<Difference>,
 }
 
+/// The joints of the ledger with log and vendor.
+struct LedgerJoints {
+    /// Up to which the ledger was read.
+    sequence: i64,
+    /// An error: the log cannot be read, which says nothing about the vendor.
+    log: anyhow::Result<Joint>,
+    vendor: Joint,
+}
+
 impl AuditReport {
     /// With one more joint.
     #[must_use]
@@ -91,8 +100,8 @@ impl Audit {
     /// A side that cannot be read: then nothing is said about the books.
     pub async fn run(&self) -> anyhow::Result<AuditReport> {
         let source = self.source_joint().await?;
-        let (sequence, [log, vendor]) = self.ledger_joints().await?;
-        let joints = vec![source, log, vendor];
+        let LedgerJoints { sequence, log, vendor } = self.ledger_joints().await?;
+        let joints = vec![source, log?, vendor];
         Ok(AuditReport { balanced: joints.iter().all(|joint| joint.differences.is_empty()), sequence, joints })
     }
 
@@ -101,11 +110,10 @@ impl Audit {
         source::compare(self).await
     }
 
-    /// Compares log and ledger, and ledger and vendor, with the sequence up to which the ledger was read.
-    async fn ledger_joints(&self) -> anyhow::Result<(i64, [Joint; 2])> {
+    /// Compares log and ledger, and ledger and vendor. An error: the ledger cannot be read.
+    async fn ledger_joints(&self) -> anyhow::Result<LedgerJoints> {
         let books = self.ledger.books().await?;
-        let log = log::compare(self, &books).await?;
-        let vendor = vendor::compare(&books);
-        Ok((books.sequence, [log, vendor]))
+        let log = log::compare(self, &books).await;
+        Ok(LedgerJoints { sequence: books.sequence, log, vendor: vendor::compare(&books) })
     }
 }

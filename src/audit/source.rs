@@ -320,11 +320,14 @@ impl Joint {
         }
     }
 
-    /// Whether what this joint calls missing may only be on its way: no collector pass that began after the first reading came in time. Before
-    /// the first pass all of it is.
-    pub(super) fn awaits_a_pass(&self) -> bool {
-        let has = |kind: &str| self.differences.iter().any(|difference| difference.kind == kind);
-        has("source_unknown") || self.numbers.get(READ_AGAIN) == Some(&0) && (has("missing") || has("resubmitted"))
+    /// Leaves out what may only be on its way, and answers how much that is: what is missing while no collector pass that began after the first
+    /// reading came in time. Before the first pass all of it is.
+    pub(super) fn leave_what_awaits_a_pass(&mut self) -> usize {
+        let unread = self.numbers.get(READ_AGAIN) == Some(&0);
+        let awaits = |kind: &str| kind == "source_unknown" || unread && matches!(kind, "missing" | "resubmitted");
+        let found = self.differences.len();
+        self.differences.retain(|difference| !awaits(&difference.kind));
+        found - self.differences.len()
     }
 }
 
@@ -355,10 +358,21 @@ mod tests {
 
     #[test]
     fn what_goes_through_the_log_again_while_the_audit_reads_is_on_its_way() {
-        let just_now = joint(false, 1);
-        assert_eq!((just_now.differences.len(), just_now.open.len(), just_now.awaits_a_pass()), (0, 1, false));
-        let lost = joint(true, 1);
-        assert_eq!((lost.differences.len(), lost.open.len(), lost.awaits_a_pass()), (1, 0, false));
-        assert!(joint(true, 0).awaits_a_pass(), "the log may not have been read since: consuming may be paused");
+        let found = |passed_before, read_again| {
+            let mut joint = joint(passed_before, read_again);
+            let awaits = joint.leave_what_awaits_a_pass();
+            (joint.differences.len(), joint.open.len(), awaits)
+        };
+        assert_eq!(found(false, 1), (0, 1, 0), "just now");
+        assert_eq!(found(true, 1), (1, 0, 0), "lost");
+        assert_eq!(found(true, 0), (0, 0, 1), "the log may not have been read since: consuming may be paused");
+    }
+
+    #[test]
+    fn what_no_pass_can_bring_is_found_beside_what_is_on_its_way() {
+        let mut joint = joint(true, 0);
+        joint.differences.push(difference("not_in_source", "b", ""));
+        assert_eq!(joint.leave_what_awaits_a_pass(), 1);
+        assert_eq!(joint.differences.iter().map(|difference| &*difference.kind).collect::<Vec<_>>(), ["not_in_source"]);
     }
 }
