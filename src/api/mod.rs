@@ -34,7 +34,7 @@ pub use executions::{PlanProblem, PlanStanding, PlanState};
 pub use own::{Own, OwnServer};
 pub use serve::{ServeError, Server, serve};
 pub use settings::ServeSettings;
-pub use tokens::Token;
+pub use tokens::{Token, Tokens};
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, OnceLock};

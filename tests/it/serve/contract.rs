@@ -153,7 +153,7 @@ fn filled(path: &str) -> String {
 async fn every_path_of_the_document_answers_and_asks_for_the_scope_that_it_names() {
     let site = Site::new().await;
     site.collected(DEPLOYMENT).await;
-    let process = site.process_with(|settings, _| settings.tokens = tokens()).await;
+    let process = site.process_with(|settings, _| settings.tokens = tokens().into()).await;
     let mut contract = Contract::of(process).await;
     for (method, path, operation) in operations(&contract.document) {
         let needs = operation.get("security").map(|security| security[0]["token"][0].as_str().unwrap().to_owned());
@@ -206,7 +206,7 @@ async fn answers_are_what_the_document_says() {
     let stopped = Arc::new(Mutex::new(BTreeMap::from([(partition(Topic::AgentUsage, 0), "the log was recreated".to_owned())])));
     let process = site
         .process_with(|settings, api| {
-            settings.tokens = tokens();
+            settings.tokens = tokens().into();
             api.stopped_partitions = Some(Arc::clone(&stopped));
         })
         .await;
@@ -268,7 +268,7 @@ async fn answers_are_what_the_document_says() {
 #[tokio::test]
 async fn a_change_that_is_wrongly_asked_for_is_told_what_is_wrong_and_changes_nothing() {
     let site = Site::new().await;
-    let process = site.process_with(|settings, _| settings.tokens = tokens()).await;
+    let process = site.process_with(|settings, _| settings.tokens = tokens().into()).await;
     let mut contract = Contract::of(process).await;
     let (method, path) = (Method::POST, "/api/v1/pauses");
     for (body, field) in [
@@ -331,7 +331,7 @@ async fn what_coderd_lost_is_planned_and_executed_where_its_database_is_known() 
         let url = &coderd.database.url;
         let process = site
             .process_with(|settings, api| {
-                settings.tokens = tokens();
+                settings.tokens = tokens().into();
                 api.desk.coderd = known.then(|| coderd::Database::new(url, SOON).unwrap());
                 api.desk.deployment = Some(coderd.deployment);
             })
