@@ -40,6 +40,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use prometheus::Registry;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
@@ -107,6 +108,17 @@ impl Api {
     }
 }
 
+/// How the states stand to the ledger's end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Freshness {
+    /// Both were there lately.
+    Current,
+    /// An operator has one of them folded anew, and that goes on: the state before is shown until the new one is there, in every process.
+    Rebuilding,
+    /// Not there lately, or never.
+    Behind,
+}
+
 /// What every handler gets.
 struct Serving {
     api: Api,
@@ -123,4 +135,16 @@ struct Serving {
     stop: CancellationToken,
     /// Counting everything is dear: one request at a time.
     counting: tokio::sync::Mutex<()>,
+}
+
+impl Serving {
+    fn freshness(&self) -> Freshness {
+        let lately = |at: Instant| at.elapsed() <= self.settings.fresh;
+        let rebuilds = || [self.api.metrics.rebuild_went_on(), self.api.licenses.rebuild_went_on()].into_iter().flatten().any(lately);
+        match self.known.now() {
+            Some(known) if lately(known.reached_at) => Freshness::Current,
+            Some(_) if rebuilds() => Freshness::Rebuilding,
+            Some(_) | None => Freshness::Behind,
+        }
+    }
 }

@@ -28,6 +28,8 @@ pub struct ServeSettings {
     pub lease_length: Duration,
     /// How often the ledger is asked how far its sources are complete.
     pub poll: Duration,
+    /// When both states were last at the ledger's end: longer ago than this, and they are behind.
+    pub fresh: Duration,
     /// How long open requests may go on after the stop.
     pub grace: Duration,
 }
@@ -43,6 +45,7 @@ impl Default for ServeSettings {
             holder: format!("{}-{}", std::process::id(), Uuid::new_v4().simple()),
             lease_length: Duration::from_secs(15),
             poll: Duration::from_secs(1),
+            fresh: Duration::from_secs(30),
             grace: Duration::from_secs(10),
         }
     }

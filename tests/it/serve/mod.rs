@@ -6,6 +6,7 @@ mod dashboards;
 mod domain;
 mod prometheus;
 mod readiness;
+mod rebuild;
 mod rejects;
 
 use std::collections::BTreeMap;
