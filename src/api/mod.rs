@@ -7,6 +7,7 @@
 mod agents;
 mod answer;
 mod asked;
+mod connections;
 mod document;
 mod domain;
 mod entitlements;
@@ -30,6 +31,7 @@ mod telemetry;
 mod tokens;
 
 pub use answer::ProblemBody;
+pub use connections::Limits;
 pub use executions::{PlanProblem, PlanStanding, PlanState};
 pub use own::{Own, OwnServer};
 pub use serve::{ServeError, Server, serve};

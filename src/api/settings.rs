@@ -6,6 +6,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::ServeError;
+use super::connections::Limits;
 use super::tokens::Tokens;
 use crate::license::RuleSet;
 
@@ -30,6 +31,8 @@ pub struct ServeSettings {
     pub poll: Duration,
     /// When both states were last at the ledger's end: longer ago than this, and they are behind.
     pub fresh: Duration,
+    /// What clients may take up of each listener.
+    pub limits: Limits,
     /// How long open requests may go on after the stop.
     pub grace: Duration,
 }
@@ -46,6 +49,7 @@ impl Default for ServeSettings {
             lease_length: Duration::from_secs(15),
             poll: Duration::from_secs(1),
             fresh: Duration::from_secs(30),
+            limits: Limits::default(),
             grace: Duration::from_secs(10),
         }
     }

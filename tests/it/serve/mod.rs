@@ -1,6 +1,7 @@
 //! The HTTP side on a real ledger: several processes' worth of it, each with folds of its own, over one database.
 
 mod answers;
+mod connections;
 mod contract;
 mod dashboards;
 mod domain;
