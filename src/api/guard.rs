@@ -30,7 +30,7 @@ impl Guard {
 
 /// Lets a request through that may be answered, tells the handler who asks, and ends it in time.
 pub(super) async fn guard(State(guard): State<Guard>, mut request: Request, next: Next) -> Response {
-    match admit(&guard.serving.settings.tokens, request.headers(), guard.needs) {
+    match admit(&guard.serving.settings.tokens.now(), request.headers(), guard.needs) {
         Ok(caller) => request.extensions_mut().insert(caller),
         Err(problem) => return problem.into_response(),
     };

@@ -18,8 +18,6 @@ use crate::projection::Standing;
 
 /// How long the ledger may take to answer.
 const ANSWER: Duration = Duration::from_secs(10);
-/// When both states were last at the ledger's end: longer ago than this, and they are behind.
-pub(super) const FRESH: Duration = Duration::from_secs(30);
 
 /// What was last known; clones see the same.
 #[derive(Clone, Default)]
@@ -86,11 +84,6 @@ impl KnownSources {
     /// where rules were chosen that this version does not know.
     pub(super) fn rules(&self) -> Option<RuleSet> {
         *self.rules.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Whether the states were at the ledger's end lately.
-    pub(super) fn is_fresh(&self) -> bool {
-        self.now().is_some_and(|known| known.reached_at.elapsed() <= FRESH)
     }
 
     /// How far a source is complete in a state of this standing.

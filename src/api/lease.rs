@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::Serving;
+use super::{Freshness, Serving};
 use crate::ledger::{Lease, Ledger};
 
 /// The lease's name.
@@ -76,17 +76,17 @@ impl MetricsLease {
     async fn ask(&self, serving: &Serving, length: Duration) -> Result<(), sqlx::Error> {
         let ledger = &serving.api.ledger;
         let until = Instant::now() + length;
+        let can_show = can_show(serving).await?;
         match self.last() {
-            // A fold that broke shows nothing any more, and one that has not come to the ledger's end for `FRESH` shows what is old: let
-            // another process.
-            Some(lease) if serving.api.metrics.watch().borrow().is_none() || !serving.known.is_fresh() => {
+            // let another process
+            Some(lease) if !can_show => {
                 warn!(epoch = lease.epoch, "this process's folds are broken or behind: another may show the domain series");
                 self.give_back(ledger, lease).await?;
             }
             Some(lease) if ledger.renew_lease(&lease, length).await? => self.hold(lease, until),
             Some(lease) => self.lost(&lease),
             // Who is still reading the ledger's events would keep the series from who could show them.
-            None if serving.known.is_fresh() => {
+            None if can_show => {
                 if let Some(lease) = ledger.take_lease(NAME, &serving.settings.holder, length).await? {
                     info!(epoch = lease.epoch, "this process shows the domain series");
                     self.hold(lease, until);
@@ -101,4 +101,15 @@ impl MetricsLease {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
         ledger.release_lease(lease).await
     }
+}
+
+/// Whether this process's state is fit to be shown. A fold that broke shows nothing any more, and one that has not come to the ledger's end lately
+/// shows what is old, unless it is folded anew: then every process is behind, and the state before is shown by one that is not below what was shown.
+async fn can_show(serving: &Serving) -> Result<bool, sqlx::Error> {
+    let Some(standing) = *serving.api.metrics.watch().borrow() else { return Ok(false) };
+    Ok(match serving.freshness() {
+        Freshness::Current => true,
+        Freshness::Rebuilding => serving.api.ledger.shown_sequence(NAME).await? <= standing.sequence,
+        Freshness::Behind => false,
+    })
 }

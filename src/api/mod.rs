@@ -7,6 +7,7 @@
 mod agents;
 mod answer;
 mod asked;
+mod connections;
 mod document;
 mod domain;
 mod entitlements;
@@ -30,16 +31,18 @@ mod telemetry;
 mod tokens;
 
 pub use answer::ProblemBody;
+pub use connections::Limits;
 pub use executions::{PlanProblem, PlanStanding, PlanState};
 pub use own::{Own, OwnServer};
 pub use serve::{ServeError, Server, serve};
 pub use settings::ServeSettings;
-pub use tokens::Token;
+pub use tokens::{Token, Tokens};
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use prometheus::Registry;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
@@ -107,6 +110,17 @@ impl Api {
     }
 }
 
+/// How the states stand to the ledger's end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Freshness {
+    /// Both were there lately.
+    Current,
+    /// An operator has one of them folded anew, and that goes on: the state before is shown until the new one is there, in every process.
+    Rebuilding,
+    /// Not there lately, or never.
+    Behind,
+}
+
 /// What every handler gets.
 struct Serving {
     api: Api,
@@ -123,4 +137,16 @@ struct Serving {
     stop: CancellationToken,
     /// Counting everything is dear: one request at a time.
     counting: tokio::sync::Mutex<()>,
+}
+
+impl Serving {
+    fn freshness(&self) -> Freshness {
+        let lately = |at: Instant| at.elapsed() <= self.settings.fresh;
+        let rebuilds = || [self.api.metrics.rebuild_went_on(), self.api.licenses.rebuild_went_on()].into_iter().flatten().any(lately);
+        match self.known.now() {
+            Some(known) if lately(known.reached_at) => Freshness::Current,
+            Some(_) if rebuilds() => Freshness::Rebuilding,
+            Some(_) | None => Freshness::Behind,
+        }
+    }
 }

@@ -14,11 +14,11 @@ use prometheus::Registry;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tower_http::compression::CompressionLayer;
-use tracing::warn;
 
 use super::answer::Problem;
+use super::connections::{Limits, answer_on};
 use super::metrics::accepted;
-use super::serve::{answer_on, listen};
+use super::serve::listen;
 use super::{Addresses, ServeError, answer, ready};
 use crate::event::TopicPartition;
 use crate::ledger::{Ledger, Paused};
@@ -86,9 +86,7 @@ impl OwnServer {
             .method_not_allowed_fallback(answer::unknown_method)
             .layer(CompressionLayer::new())
             .with_state(self.own);
-        if let Err(error) = answer_on(self.listener, router, stop).await {
-            warn!(%error, "the telemetry's listener ended");
-        }
+        answer_on(self.listener, router, Limits::default(), stop).await;
     }
 }
 

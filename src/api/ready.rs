@@ -11,8 +11,7 @@ use axum::http::StatusCode;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::known::FRESH;
-use super::{Own, Serving, lease};
+use super::{Freshness, Own, Serving, lease};
 use crate::event::Topic;
 
 /// How long each dependency may take to answer.
@@ -148,12 +147,13 @@ async fn projections(serving: &Serving) -> Check {
             return Check::missing(format!("{}: the ledger's end was not reached yet", standings.join("; ")));
         }
     }
-    let fresh = serving.known.is_fresh();
     let why = standings.join("; ");
-    if fresh {
-        Check::well(why)
-    } else {
-        Check::missing(format!("{why}: the ledger's end was not reached for {} seconds", FRESH.as_secs()))
+    match serving.freshness() {
+        Freshness::Current => Check::well(why),
+        Freshness::Rebuilding => Check::well(format!("{why}: an operator has it folded anew, and the state before is shown meanwhile")),
+        Freshness::Behind => {
+            Check::missing(format!("{why}: the ledger's end was not reached for {} seconds", serving.settings.fresh.as_secs()))
+        }
     }
 }
 

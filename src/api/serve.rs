@@ -9,8 +9,9 @@ use axum::middleware::from_fn_with_state;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tower_http::compression::CompressionLayer;
-use tracing::{info, warn};
+use tracing::warn;
 
+use super::connections::answer_on;
 use super::executions::Executions;
 use super::guard::{DEADLINE, Guard, guard};
 use super::known::KnownSources;
@@ -121,12 +122,9 @@ impl Server {
         let answered = CancellationToken::new();
         let listeners = async {
             let (api, metrics) = (router(serving, paths::api()), router(serving, paths::metrics()));
+            let limits = settings.limits;
             tokio::select! {
-                ended = async { tokio::try_join!(answer_on(self.api, api, stop), answer_on(self.metrics, metrics, stop)) } => {
-                    if let Err(error) = ended {
-                        warn!(%error, "a listener ended");
-                    }
-                }
+                _ = async { tokio::join!(answer_on(self.api, api, limits, stop), answer_on(self.metrics, metrics, limits, stop)) } => {}
                 () = async { stop.cancelled().await; serving.stop.cancel(); tokio::time::sleep(settings.grace).await } => {
                     warn!(grace = ?settings.grace, "open requests are dropped");
                 }
@@ -139,11 +137,6 @@ impl Server {
 
 pub(super) async fn listen(key: &'static str, address: SocketAddr) -> Result<TcpListener, ServeError> {
     TcpListener::bind(address).await.map_err(|source| ServeError::Listen { key, address, source })
-}
-
-pub(super) async fn answer_on(listener: TcpListener, router: Router, stop: &CancellationToken) -> std::io::Result<()> {
-    info!(address = ?listener.local_addr().ok(), "listening");
-    axum::serve(listener, router).with_graceful_shutdown(stop.clone().cancelled_owned()).await
 }
 
 /// The routes, and what both listeners have in common. What is not there is told only to who has any token, where there are tokens.

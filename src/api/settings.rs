@@ -6,7 +6,8 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::ServeError;
-use super::tokens::Token;
+use super::connections::Limits;
+use super::tokens::Tokens;
 use crate::license::RuleSet;
 
 /// How the HTTP side is run.
@@ -17,7 +18,7 @@ pub struct ServeSettings {
     /// Where `/metrics` listens: loopback.
     pub metrics_listen: SocketAddr,
     /// Who may ask; where there are any, each path but the probes and the document needs one.
-    pub tokens: Vec<Token>,
+    pub tokens: Tokens,
     /// The deployment that is shown where a request names none.
     pub source: Option<Uuid>,
     /// How licenses become limits, unless an operator chose otherwise in the ledger.
@@ -28,6 +29,10 @@ pub struct ServeSettings {
     pub lease_length: Duration,
     /// How often the ledger is asked how far its sources are complete.
     pub poll: Duration,
+    /// When both states were last at the ledger's end: longer ago than this, and they are behind.
+    pub fresh: Duration,
+    /// What clients may take up of each listener.
+    pub limits: Limits,
     /// How long open requests may go on after the stop.
     pub grace: Duration,
 }
@@ -37,12 +42,14 @@ impl Default for ServeSettings {
         Self {
             api_listen: SocketAddr::from(([127, 0, 0, 1], 8090)),
             metrics_listen: SocketAddr::from(([127, 0, 0, 1], 2112)),
-            tokens: Vec::new(),
+            tokens: Tokens::default(),
             source: None,
             rules: RuleSet::default(),
             holder: format!("{}-{}", std::process::id(), Uuid::new_v4().simple()),
             lease_length: Duration::from_secs(15),
             poll: Duration::from_secs(1),
+            fresh: Duration::from_secs(30),
+            limits: Limits::default(),
             grace: Duration::from_secs(10),
         }
     }
@@ -54,7 +61,11 @@ impl ServeSettings {
     pub(super) fn check(&self) -> Result<(), ServeError> {
         for (key, address) in [("serve.api_listen", self.api_listen), ("serve.metrics_listen", self.metrics_listen)] {
             if !address.ip().is_loopback() {
-                return Err(if self.tokens.is_empty() { ServeError::NoToken { key, address } } else { ServeError::NoTls { key, address } });
+                return Err(if self.tokens.now().is_empty() {
+                    ServeError::NoToken { key, address }
+                } else {
+                    ServeError::NoTls { key, address }
+                });
             }
         }
         Ok(())
@@ -64,10 +75,11 @@ impl ServeSettings {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::Token;
     use crate::config::Scope;
 
     fn listening(api: &str, metrics: &str, token: Option<&str>) -> Result<(), ServeError> {
-        let tokens = token.iter().map(|text| Token::new("a", Scope::Read, text)).collect();
+        let tokens = token.iter().map(|text| Token::new("a", Scope::Read, text)).collect::<Vec<_>>().into();
         let (api_listen, metrics_listen) = (api.parse().unwrap(), metrics.parse().unwrap());
         ServeSettings { api_listen, metrics_listen, tokens, ..ServeSettings::default() }.check()
     }

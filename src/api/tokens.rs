@@ -1,6 +1,7 @@
 //! Who may ask what: bearer tokens, each of one scope.
 
 use std::fmt;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use axum::http::HeaderMap;
 use axum::http::header::AUTHORIZATION;
@@ -9,8 +10,32 @@ use sha2::{Digest, Sha256};
 use super::answer::Problem;
 use crate::config::Scope;
 
+/// The tokens that are good now; clones see the same. Whether there are any never changes.
+#[derive(Clone, Debug, Default)]
+pub struct Tokens(Arc<RwLock<Arc<[Token]>>>);
+
+impl Tokens {
+    /// Puts others in their place. True: they differ.
+    pub fn replace(&self, tokens: Vec<Token>) -> bool {
+        let before = std::mem::replace(&mut *self.0.write().unwrap_or_else(PoisonError::into_inner), tokens.into());
+        *before != *self.now()
+    }
+
+    /// Those that are good now.
+    #[must_use]
+    pub fn now(&self) -> Arc<[Token]> {
+        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl From<Vec<Token>> for Tokens {
+    fn from(tokens: Vec<Token>) -> Self {
+        Self(Arc::new(RwLock::new(tokens.into())))
+    }
+}
+
 /// A bearer token, kept as its hash. Its name is who acts, in the audit trail.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Token {
     name: String,
     scope: Scope,

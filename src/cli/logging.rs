@@ -9,6 +9,9 @@ use super::{Cli, Command, Exit, Failure, LogFormat};
 /// Servers' notices ("relation already exists, skipping") are told only where something asks for them by name.
 const QUIET: &str = "sqlx::postgres::notice=warn";
 
+/// Who waits for one answer sees how long it takes. The roles tell of slow statements.
+const QUIET_ABOUT_SLOWNESS: &str = "sqlx::query=error,sqlx::pool::acquire=error";
+
 /// Starts logging for the whole process: flag over `RUST_LOG` over `info`. The demo has a status line of its own, so there it is `warn`.
 ///
 /// # Errors
@@ -20,8 +23,10 @@ pub fn start(cli: &Cli) -> Result<(), Failure> {
         Some(filter) => ("--log-level", filter.clone()),
         None => ("RUST_LOG", std::env::var("RUST_LOG").ok().filter(|filter| !filter.is_empty()).unwrap_or_else(|| default.to_owned())),
     };
+    let runs = matches!(cli.command, Command::Run(_) | Command::CoderdSim(_) | Command::TallymanSim(_));
+    let quiet = if runs { QUIET.to_owned() } else { format!("{QUIET},{QUIET_ABOUT_SLOWNESS}") };
     let filter =
-        EnvFilter::try_new(format!("{QUIET},{filter}")).map_err(|error| Failure::of(Exit::Configuration, format!("{origin}: {error}")))?;
+        EnvFilter::try_new(format!("{quiet},{filter}")).map_err(|error| Failure::of(Exit::Configuration, format!("{origin}: {error}")))?;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match global.log_format {
         LogFormat::Human => log.with_ansi(std::io::stderr().is_terminal()).init(),

@@ -68,27 +68,32 @@ fn gone_is_fine(written: io::Result<()>) -> Result<(), Failure> {
     }
 }
 
-/// Text for a terminal: what it would obey, control characters other than line feeds and tabs, is shown as U+FFFD.
+/// Text for a terminal: what it would obey, other than line feeds and tabs, is shown as U+FFFD.
 #[must_use]
 pub fn plain(text: &str) -> String {
-    text.chars().map(|character| if character.is_control() && !matches!(character, '\n' | '\t') { '\u{fffd}' } else { character }).collect()
+    text.chars().map(|character| if is_obeyed(character) && !matches!(character, '\n' | '\t') { '\u{fffd}' } else { character }).collect()
+}
+
+/// What moves or turns the text around it instead of being seen: control characters, and of the format characters those that end a line or set its
+/// direction (Unicode's `Bidi_Control`).
+fn is_obeyed(character: char) -> bool {
+    character.is_control() || matches!(character, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// Of a longer cell the beginning is shown: what others wrote must not make a table unreadable. JSON has all.
 const MOST_IN_A_CELL: usize = 4_200;
 
-/// A cell in one line. Control characters, which a terminal would obey, are shown as U+FFFD.
+/// A cell in one line. What a terminal would obey is shown as U+FFFD.
 fn in_one_line(cell: &str) -> String {
     let mut text: String =
-        cell.chars().take(MOST_IN_A_CELL).map(|character| if character.is_control() { '\u{fffd}' } else { character }).collect();
+        cell.chars().take(MOST_IN_A_CELL).map(|character| if is_obeyed(character) { '\u{fffd}' } else { character }).collect();
     if cell.chars().nth(MOST_IN_A_CELL).is_some() {
         text.push('…');
     }
     text
 }
 
-/// Rows under headings, each column as wide as its widest cell, numbers to the right. Control characters, which a terminal would obey, are
-/// shown as U+FFFD, and the end of very long cells as an ellipsis. Nothing for no rows.
+/// Rows under headings, each column as wide as its widest cell, numbers to the right. What a terminal would obey is shown as U+FFFD, and the end of very long cells as an ellipsis. Nothing for no rows.
 #[must_use]
 pub fn columns<const N: usize>(headings: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> String {
     let rows: Vec<[String; N]> = rows.into_iter().map(|row| row.map(|cell| in_one_line(&cell))).collect();
@@ -113,7 +118,7 @@ pub fn columns<const N: usize>(headings: [&str; N], rows: impl IntoIterator<Item
 
 #[cfg(test)]
 mod tests {
-    use super::{MOST_IN_A_CELL, columns, plain};
+    use super::{MOST_IN_A_CELL, Output, columns, plain};
 
     #[test]
     fn columns_are_aligned_and_hold_no_control_characters() {
@@ -134,5 +139,13 @@ mod tests {
     #[test]
     fn what_a_terminal_would_obey_is_not_written() {
         assert_eq!(plain("a\u{1b}[2J\tb\r\n\u{9b}é"), "a\u{fffd}[2J\tb\u{fffd}\n\u{fffd}é");
+        let turning = "\u{61c}\u{200e}\u{200f}\u{202a}\u{202b}\u{202c}\u{202d}\u{202e}\u{2066}\u{2067}\u{2068}\u{2069}\u{2028}\u{2029}";
+        assert_eq!(plain(turning), "\u{fffd}".repeat(14));
+        assert_eq!(columns(["a"], [[format!("gnp.{turning}exe")]]), format!("a\ngnp.{}exe\n", "\u{fffd}".repeat(14)));
+        // what is only written from right to left, or joined, is shown as it is
+        let seen = "שלום \u{200d}👩\u{200d}🔬 —…";
+        assert_eq!((plain(seen), columns(["a"], [[seen.to_owned()]])), (seen.to_owned(), format!("a\n{seen}\n")));
+        let json = Output::Json.text(&"a\u{202e}b", String::new).unwrap();
+        assert_eq!(serde_json::from_str::<String>(&json).unwrap(), "a\u{202e}b");
     }
 }

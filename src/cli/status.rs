@@ -8,7 +8,7 @@ use std::time::Duration;
 use tracing::warn;
 
 use super::via::{Via, ViaArguments};
-use super::{Context, Exit, Failure, Output, until_stopped};
+use super::{Context, Exit, Failure, Output, plain, until_stopped};
 use crate::status::{self, Status};
 
 /// How long the log may take to tell its ends.
@@ -57,7 +57,7 @@ async fn watch(via: &Via, output: Output, every: Duration) -> Result<Exit, Failu
         match read(via, LOG_ANSWER_WATCHED).await {
             Ok(status) => {
                 let block = || {
-                    let table = table::of(&status);
+                    let table = plain(&table::of(&status));
                     if on_terminal { format!("{CLEAR}{table}") } else { format!("{table}\n") }
                 };
                 if !output.one_of_many(&status, block)? {

@@ -95,6 +95,15 @@ impl Ledger {
             .await
     }
 
+    /// The highest sequence that was ever shown in this lease's name; 0 before anything was.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn shown_sequence(&self, name: &str) -> Result<i64, sqlx::Error> {
+        let shown = sqlx::query_scalar("select shown_sequence from lease where name = $1").bind(name).fetch_optional(&self.pool).await?;
+        Ok(shown.unwrap_or_default())
+    }
+
     /// Says that a fold up to this sequence of this incarnation is about to be shown in this lease's name, and answers the highest that ever was, this one included:
     /// a fold below it must not be shown. None: the lease is another's, or the ledger
     /// is another by now. One that has ended, but that nobody else took, still is ours:

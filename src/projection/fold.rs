@@ -66,6 +66,11 @@ impl<S: Stage> Folded<S> {
 /// # Errors
 /// [`ProjectionError`]; also where the ledger becomes another incarnation meanwhile.
 pub async fn fold_to<S: Stage>(ledger: &Ledger, limit: i64) -> Result<Folded<S>, ProjectionError> {
+    fold_to_telling(ledger, limit, || ()).await
+}
+
+/// The same; tells of each page.
+pub(super) async fn fold_to_telling<S: Stage>(ledger: &Ledger, limit: i64, page: impl Fn()) -> Result<Folded<S>, ProjectionError> {
     let head = ledger.in_time(ledger.head()).await?;
     let mut folded = Folded::zero(head.incarnation);
     let end = limit.min(head.sequence);
@@ -73,6 +78,7 @@ pub async fn fold_to<S: Stage>(ledger: &Ledger, limit: i64) -> Result<Folded<S>,
         for entry in page_of_one_ledger(ledger, &folded, end).await? {
             folded.add(entry)?;
         }
+        page();
     }
     Ok(folded)
 }

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use uuid::Uuid;
 
-use super::fold::{fold_to, next_page};
+use super::fold::{fold_to_telling, next_page};
 use super::{Folded, ProjectionError, View};
 use crate::ledger::{Acquaintance, Entry, Landmark, Ledger, Restored};
 use crate::stages::Stage;
@@ -147,6 +147,9 @@ impl<S: Stage> Projection<S> {
                     self.view.add(entry)?;
                 }
             }
+            if self.view.rebuild_went_on().is_some() {
+                self.view.set_rebuild(Some(Instant::now()));
+            }
             self.save_if_due().await;
         }
         self.view.caught_up(asked_at)?;
@@ -164,11 +167,13 @@ impl<S: Stage> Projection<S> {
     }
 
     /// An operator had this stage folded anew at this sequence. The state before stays shown until the new one is there, so that every process
-    /// changes over at the same sequence.
+    /// changes over at the same sequence. Readers are told that it goes on, for that one is not at the ledger's end meanwhile.
     async fn rebuild(&mut self, incarnation: Uuid, sequence: i64) -> Result<(), ProjectionError> {
         info!(stage = S::NAME, sequence, "an operator has it folded anew from zero");
         let head = self.ledger.in_time(self.ledger.head()).await?;
-        let folded = fold_to::<S>(&self.ledger, sequence).await?;
+        let goes_on = || self.view.set_rebuild(Some(Instant::now()));
+        goes_on();
+        let folded = fold_to_telling::<S>(&self.ledger, sequence, goes_on).await?;
         if folded.incarnation != incarnation {
             return Err(sqlx::Error::Protocol("the ledger became another incarnation while it was folded".into()).into());
         }

@@ -1,9 +1,10 @@
 //! How readers see a state while it is folded on.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use chrono::{DateTime, Utc};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::{Folded, ProjectionError};
@@ -30,6 +31,7 @@ pub struct View<S>(Arc<Shared<S>>);
 struct Shared<S> {
     shown: RwLock<Option<Shown<S>>>,
     standing: watch::Sender<Option<Standing>>,
+    rebuild_went_on: Mutex<Option<Instant>>,
 }
 
 struct Shown<S> {
@@ -51,7 +53,7 @@ impl<S> Clone for View<S> {
 
 impl<S: Stage> View<S> {
     pub(super) fn empty() -> Self {
-        Self(Arc::new(Shared { shown: RwLock::new(None), standing: watch::Sender::new(None) }))
+        Self(Arc::new(Shared { shown: RwLock::new(None), standing: watch::Sender::new(None), rebuild_went_on: Mutex::default() }))
     }
 
     /// What `read` makes of the state, which stands still meanwhile: be short. Nothing before the fold has begun, nor after it broke.
@@ -79,7 +81,18 @@ impl<S: Stage> View<S> {
         self.0.standing.subscribe()
     }
 
+    /// When a rebuild last went on, while one is under way: until it is done and has come to the ledger's end, the state is as new as can be had.
+    #[must_use]
+    pub fn rebuild_went_on(&self) -> Option<Instant> {
+        *self.0.rebuild_went_on.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn set_rebuild(&self, went_on: Option<Instant>) {
+        *self.0.rebuild_went_on.lock().unwrap_or_else(PoisonError::into_inner) = went_on;
+    }
+
     pub(super) fn begin(&self, folded: Folded<S>) {
+        self.set_rebuild(None);
         self.replace(Some(Shown { folded, as_of: None }));
     }
 
@@ -106,6 +119,7 @@ impl<S: Stage> View<S> {
 
     /// All that was committed before `as_of` is in the state.
     pub(super) fn caught_up(&self, as_of: DateTime<Utc>) -> Result<(), ProjectionError> {
+        self.set_rebuild(None);
         self.change(|shown| {
             shown.as_of = shown.as_of.max(Some(as_of));
             Ok(())

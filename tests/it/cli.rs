@@ -331,3 +331,28 @@ async fn the_clock_can_be_shifted() {
     // the two runs lie seconds apart, not hours
     assert!((now - back - TimeDelta::days(1)).abs() < TimeDelta::minutes(10), "{now} {back}");
 }
+
+#[tokio::test]
+async fn a_slow_statement_is_not_told_to_who_waits_for_the_answer() {
+    let database = database().await;
+    let pipeline = Pipeline::on(&database);
+    assert_eq!(code(&pipeline.run("migrate").await), 0);
+    let ledger = Ledger::open(&LedgerSettings { url: database.url.clone(), connections: 2 }, Clock::given(noon())).unwrap();
+    for (filter, told) in [("info", false), ("info,sqlx::query=warn", true)] {
+        let held = sqlx::raw_sql("begin; lock table operator_act in access exclusive mode; select pg_sleep(3); commit");
+        let (pool, arguments) = (&ledger.pool, ["acts", "--pipeline", &pipeline.file]);
+        let locked =
+            "select exists (select from pg_locks where relation = 'operator_act'::regclass and mode = 'AccessExclusiveLock' and granted)";
+        let asked = async {
+            eventually(Duration::from_secs(30), "the table is locked", || async {
+                sqlx::query_scalar::<_, bool>(locked).fetch_one(pool).await.unwrap()
+            })
+            .await;
+            run_tallyline(&arguments, &[("RUST_LOG", filter)]).await
+        };
+        let (held, ended) = tokio::join!(held.execute(pool), asked);
+        held.unwrap();
+        assert_eq!((code(&ended), ended.stderr.contains("slow")), (0, told), "{ended:?}");
+        assert!(told || ended.stderr.is_empty(), "{ended:?}");
+    }
+}

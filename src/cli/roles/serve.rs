@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use prometheus::Registry;
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, warn};
 use uuid::Uuid;
 
 use super::{Listening, Parts, Site};
-use crate::api::{Addresses, Api, Own, OwnServer, ServeSettings, Server, Token};
+use crate::api::{Addresses, Api, Own, OwnServer, ServeSettings, Server, Token, Tokens};
 use crate::audit::{Audit, AuditTelemetry, Continuous};
 use crate::cli::{Exit, Failure, connect};
 use crate::config::{Role, Serve};
@@ -20,6 +20,9 @@ use crate::stages::{LicensesState, MetricsState};
 /// How long an audit that runs by itself waits for a collector pass that began after a difference was seen, beyond the pauses between passes.
 const AUDIT_PATIENCE: Duration = Duration::from_secs(60);
 
+/// How often the tokens are read again, so that one can be changed without a restart.
+const TOKENS_AGAIN: Duration = Duration::from_secs(60);
+
 /// Listeners that are bound, and the folds that they will show.
 pub(super) struct Bound {
     server: Server,
@@ -27,11 +30,13 @@ pub(super) struct Bound {
     licenses: Projection<LicensesState>,
     site: Site,
     audited: AuditTelemetry,
+    tokens: Tokens,
 }
 
 /// Binds the listeners, so that health is answered from the first moment on.
 pub(super) async fn bind(site: &Site, registry: &Registry, parts: &Parts) -> Result<Bound, Failure> {
     let settings = settings(site).await?;
+    let tokens = settings.tokens.clone();
     let metrics = Projection::new(site.ledger.ledger.clone(), ProjectionSettings::default());
     let licenses = Projection::new(site.ledger.ledger.clone(), ProjectionSettings::default());
     let own = own(site, registry, parts);
@@ -52,7 +57,7 @@ pub(super) async fn bind(site: &Site, registry: &Registry, parts: &Parts) -> Res
     };
     let server = Server::bind(settings, api).await.map_err(|error| Failure::new(Exit::Configuration, error))?;
     let audited = AuditTelemetry::register(registry, site.coderd.is_some()).map_err(|error| Failure::new(Exit::Internal, error))?;
-    Ok(Bound { server, metrics, licenses, site: site.clone(), audited })
+    Ok(Bound { server, metrics, licenses, site: site.clone(), audited, tokens })
 }
 
 /// Binds the listener of a process that does not serve.
@@ -79,7 +84,7 @@ async fn settings(site: &Site) -> Result<ServeSettings, Failure> {
     Ok(ServeSettings {
         api_listen: serve.api_listen,
         metrics_listen: serve.metrics_listen,
-        tokens: tokens(serve).await?,
+        tokens: tokens(serve).await?.into(),
         source: site.pipeline.source.deployment_id,
         rules: rules.map_err(|_| Failure::of(Exit::Configuration, "license.rules names no rule set"))?,
         ..ServeSettings::default()
@@ -101,6 +106,24 @@ async fn tokens(serve: &Serve) -> Result<Vec<Token>, Failure> {
     Ok(tokens.into_iter().map(|(_, token)| token).collect())
 }
 
+/// Reads the tokens again and again until `stop`. Those before stay good while one cannot be had.
+async fn follow_tokens(serve: &Serve, held: &Tokens, every: Duration, stop: &CancellationToken) {
+    let mut away = false;
+    while stop.run_until_cancelled(tokio::time::sleep(every)).await.is_some() {
+        let Some(read) = stop.run_until_cancelled(tokens(serve)).await else { return };
+        match read {
+            Ok(tokens) => {
+                away = false;
+                if held.replace(tokens) {
+                    info!("tokens of the API have changed");
+                }
+            }
+            Err(failure) if !std::mem::replace(&mut away, true) => warn!("{:#}; the tokens before stay good", failure.error),
+            Err(_) => {}
+        }
+    }
+}
+
 impl Bound {
     /// The addresses, also where port 0 asked for free ones.
     pub fn listening(&self) -> Result<Listening, Failure> {
@@ -110,10 +133,11 @@ impl Bound {
 
     /// Serves until `stop`. A fold that finds a broken promise of the ledger ends the process.
     pub async fn run(self, stop: CancellationToken) -> Result<(), Failure> {
-        let Bound { server, metrics, licenses, site, audited } = self;
+        let Bound { server, metrics, licenses, site, audited, tokens } = self;
         let folds = async { tokio::try_join!(metrics.run(&stop), licenses.run(&stop)).map(|_| ()) };
         let serving = async {
-            tokio::join!(server.run(&stop), audit(&site, audited, &stop));
+            let tokens = follow_tokens(&site.pipeline.serve, &tokens, TOKENS_AGAIN, &stop);
+            tokio::join!(server.run(&stop), audit(&site, audited, &stop), tokens);
             Ok::<(), ProjectionError>(())
         };
         tokio::try_join!(folds, serving).map(|_| ()).map_err(|error| Failure::new(Exit::Internal, error))
@@ -147,5 +171,47 @@ async fn audit(site: &Site, telemetry: AuditTelemetry, stop: &CancellationToken)
     let (deployment, ()) = tokio::join!(asked, meanwhile.run(&asking));
     if let Some(deployment) = deployment {
         continuous(Some((database.clone(), deployment))).run(stop).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::config::{Scope, Secret, TokenSetting};
+
+    async fn until(held: &Tokens, text: &str) {
+        let wanted = [Token::new("oncall", Scope::Admin, text)];
+        let looks = async {
+            while held.now()[..] != wanted {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), looks).await.expect("read in time");
+    }
+
+    #[tokio::test]
+    async fn a_token_is_changed_without_a_restart_and_stays_good_while_its_file_is_gone() {
+        let folder = TempDir::new().unwrap();
+        let file = folder.path().join("oncall-token");
+        std::fs::write(&file, "one\n").unwrap();
+        let setting = TokenSetting { scope: Scope::Admin, secret: Secret::new(&format!("file:{}", file.display())) };
+        let (listen, tokens_set) = (SocketAddr::from(([127, 0, 0, 1], 0)), [("oncall".to_owned(), setting)].into());
+        let audit = Duration::from_secs(300);
+        let serve = Serve { api_listen: listen, metrics_listen: listen, audit, tokens: tokens_set, tls_certificate: None, tls_key: None };
+        let (held, stop) = (Tokens::from(tokens(&serve).await.unwrap()), CancellationToken::new());
+        let following = {
+            let (serve, held, stop) = (serve.clone(), held.clone(), stop.clone());
+            tokio::spawn(async move { follow_tokens(&serve, &held, Duration::from_millis(1), &stop).await })
+        };
+        std::fs::write(&file, "two\n").unwrap();
+        until(&held, "two").await;
+        std::fs::remove_file(&file).unwrap();
+        until(&held, "two").await;
+        std::fs::write(&file, "three\n").unwrap();
+        until(&held, "three").await;
+        stop.cancel();
+        following.await.unwrap();
     }
 }

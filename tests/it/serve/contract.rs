@@ -29,6 +29,9 @@ struct Contract {
     seen: BTreeSet<(String, String)>,
 }
 
+/// Before anything that PostgreSQL can be asked for.
+const FAR: &str = "-9000-01-01T00:00:00Z";
+
 fn tokens() -> Vec<Token> {
     Scope::ALL.map(|scope| Token::new(&format!("the-{scope}"), scope, scope.name())).to_vec()
 }
@@ -153,7 +156,7 @@ fn filled(path: &str) -> String {
 async fn every_path_of_the_document_answers_and_asks_for_the_scope_that_it_names() {
     let site = Site::new().await;
     site.collected(DEPLOYMENT).await;
-    let process = site.process_with(|settings, _| settings.tokens = tokens()).await;
+    let process = site.process_with(|settings, _| settings.tokens = tokens().into()).await;
     let mut contract = Contract::of(process).await;
     for (method, path, operation) in operations(&contract.document) {
         let needs = operation.get("security").map(|security| security[0]["token"][0].as_str().unwrap().to_owned());
@@ -206,7 +209,7 @@ async fn answers_are_what_the_document_says() {
     let stopped = Arc::new(Mutex::new(BTreeMap::from([(partition(Topic::AgentUsage, 0), "the log was recreated".to_owned())])));
     let process = site
         .process_with(|settings, api| {
-            settings.tokens = tokens();
+            settings.tokens = tokens().into();
             api.stopped_partitions = Some(Arc::clone(&stopped));
         })
         .await;
@@ -268,7 +271,7 @@ async fn answers_are_what_the_document_says() {
 #[tokio::test]
 async fn a_change_that_is_wrongly_asked_for_is_told_what_is_wrong_and_changes_nothing() {
     let site = Site::new().await;
-    let process = site.process_with(|settings, _| settings.tokens = tokens()).await;
+    let process = site.process_with(|settings, _| settings.tokens = tokens().into()).await;
     let mut contract = Contract::of(process).await;
     let (method, path) = (Method::POST, "/api/v1/pauses");
     for (body, field) in [
@@ -282,6 +285,16 @@ async fn a_change_that_is_wrongly_asked_for_is_told_what_is_wrong_and_changes_no
     ] {
         let (status, problem) = contract.change(method.clone(), path, path, Some(body.clone())).await;
         assert_eq!((status, problem["field"].as_str()), (400, Some(field)), "{body}: {problem}");
+    }
+    for (path, body, field) in [
+        ("/api/v1/rebuilds", json!({ "stage": "licenses", "at": FAR }), "at"),
+        ("/api/v1/rebuilds/execute", json!({ "stage": "licenses", "at": FAR, "hash": "00ff" }), "at"),
+        ("/api/v1/replays", json!({ "from": FAR }), "from"),
+        ("/api/v1/replays", json!({ "from": "P99999999D" }), "from"),
+        ("/api/v1/replays", json!({ "from": "earliest", "until": FAR }), "until"),
+    ] {
+        let (status, problem) = contract.change(method.clone(), path, path, Some(body.clone())).await;
+        assert_eq!((status, problem["field"].as_str()), (400, Some(field)), "{path} {body}: {problem}");
     }
     let url = format!("{}{path}", contract.process.api);
     let json = ("content-type", "application/json");
@@ -331,7 +344,7 @@ async fn what_coderd_lost_is_planned_and_executed_where_its_database_is_known() 
         let url = &coderd.database.url;
         let process = site
             .process_with(|settings, api| {
-                settings.tokens = tokens();
+                settings.tokens = tokens().into();
                 api.desk.coderd = known.then(|| coderd::Database::new(url, SOON).unwrap());
                 api.desk.deployment = Some(coderd.deployment);
             })
@@ -365,6 +378,10 @@ async fn the_audit_trail_is_paged_and_filtered() {
     // the clock stands at noon
     assert_eq!(shown("?from=2025-08-01T12:00:00Z").await.0.len(), 3);
     assert_eq!(shown("?to=2025-08-01T12:00:00Z").await.0.len(), 0);
+    for field in ["from", "to"] {
+        let (status, problem) = process.get(&format!("/api/v1/acts?{field}={FAR}")).await;
+        assert_eq!((status.as_u16(), problem["field"].as_str()), (400, Some(field)), "{problem}");
+    }
     let words =
         sqlx::query_scalar::<_, String>("select pg_get_constraintdef(oid) from pg_constraint where conname = 'operator_act_is_known'");
     let words = words.fetch_one(&site.ledger.pool).await.unwrap();

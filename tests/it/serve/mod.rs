@@ -1,11 +1,13 @@
 //! The HTTP side on a real ledger: several processes' worth of it, each with folds of its own, over one database.
 
 mod answers;
+mod connections;
 mod contract;
 mod dashboards;
 mod domain;
 mod prometheus;
 mod readiness;
+mod rebuild;
 mod rejects;
 
 use std::collections::BTreeMap;

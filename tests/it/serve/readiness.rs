@@ -89,7 +89,7 @@ async fn what_is_missing_is_named_while_the_process_is_alive() {
 #[tokio::test]
 async fn a_token_is_demanded_where_one_is_set() {
     let site = Site::new().await;
-    let process = site.process_with(|settings, _| settings.tokens = vec![Token::new("grafana", Scope::Read, "the token")]).await;
+    let process = site.process_with(|settings, _| settings.tokens = vec![Token::new("grafana", Scope::Read, "the token")].into()).await;
     let client = reqwest::Client::new();
     for url in [format!("{}/api/v1/status", process.api), format!("{}/metrics", process.metrics), format!("{}/nowhere", process.api)] {
         let without = client.get(&url).send().await.unwrap();
@@ -109,7 +109,7 @@ async fn nothing_listens_beyond_loopback_or_twice_on_an_address() {
     let open = ([0, 0, 0, 0], 0).into();
     let refused = Server::bind(ServeSettings { api_listen: open, ..settings() }, api()).await;
     assert!(matches!(refused, Err(ServeError::NoToken { key: "serve.api_listen", .. })));
-    let tokens = vec![Token::new("a", Scope::Admin, "t")];
+    let tokens: tallyline::api::Tokens = vec![Token::new("a", Scope::Admin, "t")].into();
     let refused = Server::bind(ServeSettings { metrics_listen: open, tokens, ..settings() }, api()).await;
     assert!(matches!(refused, Err(ServeError::NoTls { key: "serve.metrics_listen", .. })));
 

@@ -1,0 +1,170 @@
+//! What is shown while an operator has the metrics folded anew, which takes longer than a state may be behind.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tallyline::event::Topic;
+use tallyline::ledger::{Ledger, LedgerSettings, NewAct, Snapshot};
+use tallyline::projection::{Folded, fold_to};
+use tallyline::stages::{MetricsState, Stage};
+
+use super::{Process, SOON, Site, fold};
+use crate::operate::proxy::Proxy;
+use crate::support::eventually;
+use crate::support::ledger::{DEPLOYMENT, build, noon};
+
+/// A process whose states are behind for longer than this gives way, unless they are folded anew.
+const FRESH: Duration = Duration::from_secs(5);
+/// Longer than a renewal may be held up on a machine that is busy with other tests.
+const LEASE: Duration = Duration::from_secs(3);
+/// How long each statement of the held up fold waits: a page has about ten, and there are thirty pages.
+const HELD: Duration = Duration::from_millis(40);
+const BUILDS: u32 = 100;
+/// Batches without events: pages of a rebuild.
+const BATCHES: i32 = 16_000;
+
+/// A site whose snapshot of the metrics has one creation too few in one series, and then a long ledger.
+async fn site() -> Site {
+    let site = Site::new().await;
+    let source = site.collected(DEPLOYMENT).await;
+    site.pass(&source, 0).await;
+    site.record(Topic::WorkspaceBuilds, (0..BUILDS).map(|n| build(DEPLOYMENT, n)).collect()).await;
+    let folded: Folded<MetricsState> = fold_to(&site.ledger, i64::MAX).await.unwrap();
+    let mut state = serde_json::to_value(&folded.state).unwrap();
+    let value = &mut state["deployments"][DEPLOYMENT.to_string()]["creations"][0][1]["value"];
+    *value = json!(value.as_u64().unwrap() - 1);
+    let snapshot = Snapshot { incarnation: folded.incarnation, sequence: folded.sequence, state: state_bytes(&state) };
+    site.ledger.save_snapshot(MetricsState::NAME, MetricsState::RULES_VERSION, &snapshot).await.unwrap();
+    sqlx::query("insert into batch (kind, recorded_at) select 'operator', $1 from generate_series(1, $2)")
+        .bind(noon())
+        .bind(BATCHES)
+        .execute(&site.ledger.pool)
+        .await
+        .unwrap();
+    site
+}
+
+fn state_bytes(state: &Value) -> Vec<u8> {
+    serde_json::to_vec(state).unwrap()
+}
+
+/// A process whose fold of the metrics reads the ledger through `proxy`.
+async fn behind(site: &Site, url: &str) -> Process {
+    let through = Ledger::open(&LedgerSettings { url: url.to_owned(), connections: 2 }, site.ledger.clock.clone()).unwrap();
+    let folds = tokio_util::sync::CancellationToken::new();
+    let mut settings = super::settings();
+    (settings.fresh, settings.lease_length) = (FRESH, LEASE);
+    let api = site.api(&site.ledger, fold(&through, &folds), fold(&site.ledger, &folds));
+    Process::start(settings, api, folds).await
+}
+
+async fn rebuild(site: &Site) {
+    let act = NewAct { actor: "sre-1", act: "rebuild", subject: MetricsState::NAME, reason: "", detail: json!({}) };
+    site.ledger.rebuild(MetricsState::NAME, &act).await.unwrap();
+}
+
+fn creations(page: &BTreeMap<String, f64>) -> f64 {
+    page.iter().filter(|(series, _)| series.starts_with("coderd_workspace_creation_total")).map(|(_, value)| value).sum()
+}
+
+/// Of the builds, by hand: those that failed, and the pool's, are no creations.
+fn truth(builds: u32) -> f64 {
+    f64::from((0..builds).filter(|n| n % 7 != 3 && n % 5 != 0).map(|_| 1).sum::<u32>())
+}
+
+/// Lets one statement after the other through for `length`, and looks meanwhile.
+async fn held_up(proxy: &Proxy, length: Duration, mut look: impl AsyncFnMut()) {
+    let begun = Instant::now();
+    let gates = async {
+        while begun.elapsed() < length {
+            proxy.freeze_in_transaction(1);
+            eventually(SOON, "the fold reads on", || async { proxy.is_frozen() }).await;
+            tokio::time::sleep(HELD).await;
+            proxy.thaw();
+        }
+    };
+    let looks = async {
+        while begun.elapsed() < length {
+            look().await;
+            tokio::time::sleep(HELD).await;
+        }
+    };
+    tokio::join!(gates, looks);
+}
+
+#[tokio::test]
+async fn a_long_rebuild_shows_the_state_before_without_a_gap_until_it_is_done() {
+    let site = site().await;
+    let (mut proxy, url) = Proxy::to_database(&site._database.url);
+    proxy.open().await;
+    let first = behind(&site, &url).await;
+    let before = first.shows("").await;
+    assert_eq!(creations(&before), truth(BUILDS) - 1.0);
+    let second = behind(&site, &url).await;
+    eventually(SOON, "the second is ready", || async { second.get("/readyz").await.0 == 200 }).await;
+
+    rebuild(&site).await;
+    site.record(Topic::WorkspaceBuilds, (BUILDS..BUILDS + 50).map(|n| build(DEPLOYMENT, n)).collect()).await;
+    held_up(&proxy, 2 * FRESH, async || {
+        assert_eq!(first.domain("").await, before, "the state before, and no gap");
+        assert_eq!(second.domain("").await, BTreeMap::new(), "one process at a time");
+        assert_eq!(first.get("/readyz").await.1["checks"]["projections"]["ok"], true);
+    })
+    .await;
+
+    // Who holds the right dies: another that is folded anew shows the same.
+    first.vanish();
+    let taken = std::cell::Cell::new(false);
+    held_up(&proxy, FRESH + LEASE, async || {
+        let page = second.domain("").await;
+        assert!(page == before || page.is_empty() && !taken.get(), "a gap after the handover");
+        taken.set(!page.is_empty());
+    })
+    .await;
+    assert!(taken.get(), "nobody took over");
+
+    // Every page on the way is the old state or one that is at least the new one.
+    let deadline = Instant::now() + SOON;
+    let mut last = creations(&before);
+    while last < truth(BUILDS + 50) {
+        let page = second.domain("").await;
+        assert!(!page.is_empty(), "a gap at the change-over");
+        let now = creations(&page);
+        assert!(now == last || now >= truth(BUILDS).max(last), "{now} after {last}");
+        last = now;
+        assert!(Instant::now() < deadline, "{last} creations are shown");
+    }
+    assert_eq!(last, truth(BUILDS + 50));
+}
+
+#[tokio::test]
+async fn a_rebuild_below_what_was_shown_keeps_the_right_from_nobody_and_one_that_stands_still_gives_it_back() {
+    let site = site().await;
+    let (mut proxy, url) = Proxy::to_database(&site._database.url);
+    proxy.open().await;
+    let slow = behind(&site, &url).await;
+    slow.shows("").await;
+    rebuild(&site).await;
+    held_up(&proxy, FRESH, async || {}).await;
+    // Nothing gets through any more: what it has is old, and another may show something newer.
+    proxy.freeze();
+    let holder = || site.ledger.lease_holder("metrics");
+    eventually(SOON, "it gives way", || async { holder().await.unwrap().is_none() }).await;
+    assert_eq!(slow.get("/readyz").await.1["checks"]["projections"]["ok"], false);
+
+    // Another was done, showed that, and went.
+    sqlx::query("update lease set shown_sequence = (select next_sequence - 1 from ledger) where name = 'metrics'")
+        .execute(&site.ledger.pool)
+        .await
+        .unwrap();
+    proxy.thaw();
+    let lost = site.ledger.last_sequence().await.unwrap();
+    held_up(&proxy, 2 * LEASE, async || {
+        let folded = slow.telemetry("tallyline_folded_sequence{stage=\"metrics\"}").await;
+        assert!(folded < lost as f64, "the test's own ledger is too short");
+        assert_eq!(holder().await.unwrap(), None, "it could show nothing");
+    })
+    .await;
+    eventually(SOON, "it is done", || async { creations(&slow.domain("").await) == truth(BUILDS) }).await;
+}
