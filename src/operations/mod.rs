@@ -31,7 +31,7 @@ pub use prove::{
     AcceptedProof, BatchProof, Label, LicenseWindow, LogProof, LogState, NoSeries, Proof, ProveRequest, SeriesProof, SourceProof,
     SourceState,
 };
-pub use ranges::LogRange;
+pub use ranges::{LogRange, MovedEnd};
 pub use rebuild::{
     Granted, LicenseToken, RebuildExecution, RebuildPlan, RebuildRequest, RebuildStage, Rebuilt, Rehearsal, RehearsedDeployment,
     RehearsedWindow, StateDifference, Told,
