@@ -40,7 +40,7 @@ pub struct PlanStanding {
     pub done: u64,
     /// Offsets to be read.
     pub total: u64,
-    /// What this process recorded, once it has finished.
+    /// What the execution recorded, once this process has finished it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replayed: Option<Replayed>,
     /// Why it failed.

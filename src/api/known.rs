@@ -11,9 +11,10 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{Api, ServeSettings, Serving};
-use crate::ledger::{Completeness, Head, LICENSE_RULES, Ledger, Source};
-use crate::license::{RuleSet, UnknownRuleSet};
+use super::{Api, Serving};
+use crate::ledger::{Completeness, Head, Ledger, Source};
+use crate::license::RuleSet;
+use crate::operations::OperationError;
 use crate::projection::Standing;
 
 /// How long the ledger may take to answer.
@@ -99,7 +100,7 @@ impl KnownSources {
         while !stop.is_cancelled() {
             let asked = async {
                 serving.rejects.look(&api.ledger, &api.clock, ANSWER).await;
-                self.round(api, settings).await
+                self.round(api).await
             };
             let Some(round) = stop.run_until_cancelled(asked).await else { return };
             if let Err(cause) = &round
@@ -112,19 +113,20 @@ impl KnownSources {
         }
     }
 
-    async fn round(&self, api: &Api, settings: &ServeSettings) -> Result<(), String> {
-        let no_answer = |_| "no answer in time".to_owned();
-        let chosen = tokio::time::timeout(ANSWER, api.ledger.choice(LICENSE_RULES)).await.map_err(no_answer)?;
-        let chosen = chosen.map_err(|error| error.to_string())?;
+    async fn round(&self, api: &Api) -> Result<(), String> {
         // Rules of a later version, which this one cannot answer by, hide nothing else.
-        let rules = chosen.map_or(Ok(settings.rules), |name| name.parse().map_err(|error: UnknownRuleSet| error.to_string()));
+        let rules = match api.desk.license_rules().await {
+            Ok(rules) => Ok(rules),
+            Err(unknown @ OperationError::Forbidden(_)) => Err(unknown.to_string()),
+            Err(error) => return Err(error.to_string()),
+        };
         let before = std::mem::replace(&mut *self.rules.write().unwrap_or_else(PoisonError::into_inner), rules.clone().ok());
         if let (Some(before), Ok(now)) = (before, &rules)
             && before != *now
         {
             tracing::info!(rules = %now, "an operator chose other license rules");
         }
-        let asked = tokio::time::timeout(ANSWER, ask(&api.ledger)).await.map_err(no_answer)?;
+        let asked = tokio::time::timeout(ANSWER, ask(&api.ledger)).await.map_err(|_| "no answer in time".to_owned())?;
         let (head, recovering, sources) = asked.map_err(|error| error.to_string())?;
         if reached(api, head).await && api.looked.get().is_some() {
             let known = Known { head, recovering, sources, reached_at: Instant::now() };

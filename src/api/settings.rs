@@ -8,7 +8,6 @@ use uuid::Uuid;
 use super::ServeError;
 use super::connections::Limits;
 use super::tokens::Tokens;
-use crate::license::RuleSet;
 
 /// How the HTTP side is run.
 #[derive(Clone, Debug)]
@@ -21,8 +20,6 @@ pub struct ServeSettings {
     pub tokens: Tokens,
     /// The deployment that is shown where a request names none.
     pub source: Option<Uuid>,
-    /// How licenses become limits, unless an operator chose otherwise in the ledger.
-    pub rules: RuleSet,
     /// Who holds the lease on the domain series: differs between processes.
     pub holder: String,
     /// The domain series are free for another process this long after ours was last heard of.
@@ -44,7 +41,6 @@ impl Default for ServeSettings {
             metrics_listen: SocketAddr::from(([127, 0, 0, 1], 2112)),
             tokens: Tokens::default(),
             source: None,
-            rules: RuleSet::default(),
             holder: format!("{}-{}", std::process::id(), Uuid::new_v4().simple()),
             lease_length: Duration::from_secs(15),
             poll: Duration::from_secs(1),

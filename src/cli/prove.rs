@@ -6,6 +6,7 @@ use uuid::Uuid;
 
 use super::via::{Via, ViaArguments};
 use super::{Context, Exit, Failure};
+use crate::event::UsageType;
 use crate::operations::{AcceptedProof, Proof, ProveRequest};
 
 /// A side that cannot be asked is said to be so, and the rest is shown.
@@ -23,6 +24,8 @@ pub struct Arguments {
 
 pub(super) async fn run(arguments: Arguments, context: &Context) -> Result<Exit, Failure> {
     let request = ProveRequest { event_id: arguments.event_id, source: arguments.source };
+    // an empty id would be another path over there
+    request.check()?;
     let proof = match arguments.via.open(context).await? {
         Via::Site(site) => site.desk()?.prove(&request).await?,
         Via::Api(api) => api.get(&["events", &request.event_id, "proof"], &json!({ "source": request.source })).await?,
@@ -112,8 +115,12 @@ fn counted_lines(page: &mut Page, accepted: &AcceptedProof) {
         "LICENSES",
         accepted.license_windows.iter().map(|window| {
             let counts = if window.counts { format!("counts {}", window.agents) } else { "outside".to_owned() };
-            let in_force = if window.in_force { ", in force now" } else { "" };
-            format!("license {}: {} to {} (not included){in_force}: {counts}", window.license_id, time(window.start), time(window.end))
+            let standing = match window.gone_at {
+                Some(gone_at) => format!(", gone from coderd at {}", time(gone_at)),
+                None if window.in_force => ", in force now".to_owned(),
+                None => String::new(),
+            };
+            format!("license {}: {} to {} (not included){standing}: {counts}", window.license_id, time(window.start), time(window.end))
         }),
     );
     let added = accepted.metrics.iter().map(|series| {
@@ -149,7 +156,8 @@ fn refusal_lines(page: &mut Page, proof: &Proof) {
     for refusal in &proof.refusals {
         let place = format!("{}/{}@{}", refusal.topic, refusal.partition, refusal.log_offset);
         page.line("REFUSED", &format!("reject {} at {place}, recorded at {}: {}", refusal.id, time(refusal.recorded_at), refusal.verdict));
-        let units = refusal.units.as_ref().map(|units| format!(", {units} units at stake")).unwrap_or_default();
+        let unit = refusal.event_type.as_deref().and_then(UsageType::named).map_or("of an unknown unit", UsageType::unit);
+        let units = refusal.units.as_ref().map(|units| format!(", {units} {unit} at stake")).unwrap_or_default();
         page.line("", &format!("{}: {}{units}", refusal.cause, refusal.detail));
         page.line("", &format!("is {}", refusal.state));
         for act in &refusal.acts {

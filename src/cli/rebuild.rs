@@ -177,7 +177,8 @@ fn compared(plan: &RebuildPlan) -> String {
 }
 
 fn rehearsed(rehearsal: &Rehearsal) -> String {
-    let mut text = format!("rules {} and {}, at {}\n", rehearsal.rules_now, rehearsal.rules_then, told(rehearsal.at));
+    let then = if rehearsal.rules_then == rehearsal.rules_now { String::new() } else { format!(" and {}", rehearsal.rules_then) };
+    let mut text = format!("rules {}{then}, at {}\n", rehearsal.rules_now, told(rehearsal.at));
     for note in &rehearsal.notes {
         text += &format!("{note}\n");
     }

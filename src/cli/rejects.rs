@@ -11,8 +11,8 @@ use super::via::{Via, ViaArguments};
 use super::{Context, Exit, Failure, columns, given_file};
 use crate::event::{MAX_PAYLOAD_BYTES, UsageType};
 use crate::operations::{
-    Actor, Admitted, Bytes, CountRejects, Desk, DiscardRejects, DiscardedRejects, Foreseen, ListRejects, OperationError, RejectCounts,
-    RejectPage, Resubmit, Resubmitted, ShownReject, WhichRejects,
+    Actor, Admitted, Bytes, CountRejects, Desk, DiscardRejects, DiscardedRejects, Foreseen, ListRejects, OperationError, Reject,
+    RejectCounts, RejectPage, Resubmit, Resubmitted, ShownReject, WhichRejects,
 };
 
 /// Most bytes of a file for --edit: a body, with the attributes of a whole CloudEvent.
@@ -204,15 +204,23 @@ fn or_dash<T: ToString>(value: Option<T>) -> String {
     value.map_or_else(|| "-".to_owned(), |value| value.to_string())
 }
 
+fn amount(number: u64, unit: &str) -> String {
+    if unit == "unknown" { format!("{number} of an unknown unit") } else { format!("{number} {unit}") }
+}
+
+fn at_stake(row: &Reject) -> String {
+    or_dash(row.units.map(|units| amount(units, row.unit.as_deref().unwrap_or_default())))
+}
+
 fn amounts(units: &BTreeMap<String, u64>) -> String {
-    let amounts: Vec<String> = units.iter().map(|(unit, number)| format!("{number} {unit}")).collect();
+    let amounts: Vec<String> = units.iter().map(|(unit, number)| amount(*number, unit)).collect();
     if amounts.is_empty() { "-".to_owned() } else { amounts.join(", ") }
 }
 
 fn table(page: &RejectPage) -> String {
     let rows = page.rejects.iter().map(|row| {
         let place = format!("{}/{}@{}", row.topic, row.partition, row.offset);
-        let stake = row.units.map_or_else(|| "-".to_owned(), |units| format!("{units} {}", row.unit.as_deref().unwrap_or_default()));
+        let stake = at_stake(row);
         let of = [row.event_type.clone(), row.event_id.clone()].map(or_dash);
         let [event_type, event_id] = of;
         let what = [row.state.clone(), row.verdict.clone(), row.cause.clone()];
@@ -267,7 +275,7 @@ fn word(foreseen: Foreseen) -> &'static str {
 
 fn page(shown_reject: &ShownReject) -> String {
     let row = &shown_reject.reject;
-    let stake = row.units.map_or_else(|| "-".to_owned(), |units| format!("{units} {}", row.unit.as_deref().unwrap_or_default()));
+    let stake = at_stake(row);
     let would = match &shown_reject.if_resubmitted_reason {
         None => word(shown_reject.if_resubmitted).to_owned(),
         Some(reason) => format!("{}: {reason}", word(shown_reject.if_resubmitted)),
@@ -277,7 +285,7 @@ fn page(shown_reject: &ShownReject) -> String {
         ("state", row.state.clone()),
         ("verdict", format!("{} ({})", row.verdict, row.cause)),
         ("detail", row.detail.clone()),
-        ("record", format!("{}/{}@{}, generation {}", row.topic, row.partition, row.offset, row.generation)),
+        ("record", format!("{}/{}@{}, life {} of the partition", row.topic, row.partition, row.offset, row.generation)),
         ("record time", or_dash(row.record_time.map(time))),
         ("first seen", time(row.first_seen)),
         ("deployment", or_dash(row.deployment_id)),

@@ -1,5 +1,6 @@
 //! `tallyline replay plan` and `tallyline replay execute`
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -11,7 +12,7 @@ use super::progress::Progress;
 use super::via::{Via, ViaArguments};
 use super::{Context, Exit, Failure, columns};
 use crate::api::{PlanStanding, PlanState};
-use crate::operations::{Desk, Effect, LogRange, ReplayExecution, ReplayPlan, Replayed, Step};
+use crate::operations::{Desk, Effect, LogRange, MovedEnd, ReplayExecution, ReplayPlan, Replayed, Step, WindowEffect};
 
 /// How often a process that executes a plan is asked how far it is.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
@@ -95,8 +96,8 @@ async fn plan(arguments: Plan, context: &Context) -> Result<Exit, Failure> {
         }
         Reached::Api(api) => unless_stopped(context, api.patient().post(&["replays"], &range, "")).await?,
     };
-    for note in &plan.notes {
-        tracing::warn!("{note}");
+    if !plan.moved_ends.is_empty() {
+        tracing::warn!("{}", moved(&plan.moved_ends));
     }
     let execute = format!("tallyline replay execute {} --plan {}", arguments.via.again(), plan.hash);
     let answer = Planned { plan, execute };
@@ -119,15 +120,27 @@ async fn execute(arguments: Execute, context: &Context) -> Result<Exit, Failure>
     };
     progress.finish();
     let answer = executed?;
-    context.output.answer(&answer, || {
-        let numbers = [answer.accepted, answer.duplicates, answer.conflicts, answer.rejects, answer.held].map(|number| number.to_string());
-        let [accepted, duplicates, conflicts, rejects, held] = numbers;
-        format!(
-            "{} records read again: {accepted} new, {duplicates} duplicates, {conflicts} conflicts, {rejects} rejected, {held} held\n",
-            answer.records
-        )
-    })?;
+    context.output.answer(&answer, || sentence(&answer))?;
     Ok(Exit::Success)
+}
+
+/// One line, however many partitions: what was asked for, and what each of them holds.
+fn moved(ends: &[MovedEnd]) -> String {
+    let asked: BTreeSet<String> = ends.iter().map(|end| format!("--{} {}", end.end, end.asked)).collect();
+    let mut held: Vec<String> =
+        ends.iter().map(|end| format!("{}/{} {} to {}", end.topic, end.partition, end.log_start, end.log_end)).collect();
+    held.dedup();
+    let asked = asked.into_iter().collect::<Vec<_>>().join(" and ");
+    format!("{asked}: not held by every partition, so the nearest offset is taken; the log holds {}", held.join(", "))
+}
+
+/// The whole of the plan, whatever part of it this call did.
+fn sentence(replayed: &Replayed) -> String {
+    let Replayed { resumed_after, records, accepted, duplicates, conflicts, rejects, held, .. } = replayed;
+    let resumed = resumed_after.map(|earlier| format!(", {earlier} of them before it was interrupted")).unwrap_or_default();
+    format!(
+        "{records} records read again{resumed}: {accepted} new, {duplicates} duplicates, {conflicts} conflicts, {rejects} rejected, {held} held\n"
+    )
 }
 
 /// Has a process that serves execute the plan, and watches it.
@@ -203,9 +216,13 @@ fn effect(effect: &Effect) -> String {
     for deployment in &effect.introduced {
         text += &format!("deployment {deployment} would be introduced\n");
     }
+    let changed: Vec<&WindowEffect> = effect.licenses.iter().filter(|row| row.before != row.after).collect();
+    if changed.is_empty() && !effect.is_empty() {
+        text += "no license count would change\n";
+    }
     text += &columns(
         ["LICENSE", "FROM", "UNTIL", "AGENTS NOW", "THEN"],
-        effect.licenses.iter().map(|row| {
+        changed.into_iter().map(|row| {
             let instants = [row.start, row.end].map(|instant| instant.to_rfc3339_opts(chrono::SecondsFormat::AutoSi, true));
             let [start, end] = instants;
             [row.license_id.to_string(), start, end, row.before.to_string(), row.after.to_string()]
@@ -224,4 +241,43 @@ fn effect(effect: &Effect) -> String {
         }),
     );
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::operations::Queued;
+
+    /// A license whose usage period holds so many agents now and then.
+    fn window(license_id: i32, before: u64, after: u64) -> WindowEffect {
+        let (start, end) = ("2025-07-01T00:00:00Z".parse().unwrap(), "2026-07-01T00:00:00Z".parse().unwrap());
+        WindowEffect { deployment: uuid::Uuid::nil(), license_id, start, end, before, after }
+    }
+
+    #[test]
+    fn only_licenses_whose_count_changes_are_shown() {
+        let one_of_two = Effect { licenses: vec![window(1, 16, 16), window(2, 16, 19)], ..Effect::default() };
+        let text = effect(&one_of_two);
+        let rows: Vec<Vec<&str>> = text.lines().skip(1).map(|line| line.split_whitespace().collect()).collect();
+        assert_eq!(rows, [["2", "2025-07-01T00:00:00Z", "2026-07-01T00:00:00Z", "16", "19"]]);
+
+        let none = Effect { licenses: vec![window(1, 16, 16)], ..Effect::default() };
+        assert_eq!(effect(&none), "no license count, publication or metric would change\n");
+
+        let seats = Queued { deployment: uuid::Uuid::nil(), event_type: "hb_ai_seats_v1".into(), events: 1, units: "5".into() };
+        let other = effect(&Effect { publications: vec![seats], ..none });
+        assert!(other.starts_with("no license count would change\n") && other.contains("hb_ai_seats_v1"), "{other}");
+    }
+
+    #[test]
+    fn a_resumed_replay_says_so() {
+        let replayed = |resumed_after| {
+            let counts = (40, 30, 7, 1, 1, 1);
+            let (records, accepted, duplicates, conflicts, rejects, held) = counts;
+            Replayed { hash: String::new(), resumed_after, records, accepted, duplicates, conflicts, rejects, held }
+        };
+        let counts = "30 new, 7 duplicates, 1 conflicts, 1 rejected, 1 held";
+        assert_eq!(sentence(&replayed(None)), format!("40 records read again: {counts}\n"));
+        assert_eq!(sentence(&replayed(Some(10))), format!("40 records read again, 10 of them before it was interrupted: {counts}\n"));
+    }
 }

@@ -1,7 +1,8 @@
 //! Which usage rows there are, and which of them can be new.
 
 use chrono::{DateTime, Utc};
-use sqlx::FromRow;
+use sqlx::postgres::PgRow;
+use sqlx::{FromRow, Row as _};
 
 use super::connect::within;
 use super::{CoderdError, Reader};
@@ -59,17 +60,8 @@ impl Reader {
         after: Option<&UsageKey>,
         limit: i64,
     ) -> Result<Vec<UsageKey>, CoderdError> {
-        within(
-            self.deadline,
-            sqlx::query_as(recent_keys!(""))
-                .bind(dated_since)
-                .bind(since)
-                .bind(after.map(|key| key.created_at))
-                .bind(after.map(|key| &key.id))
-                .bind(limit)
-                .fetch_all(&mut self.connection),
-        )
-        .await
+        let rows = self.recent(recent_keys!(""), dated_since, since, after, limit).await?;
+        Ok(rows.iter().map(UsageKey::from_row).collect::<Result<_, _>>()?)
     }
 
     /// How PostgreSQL reads such a page: the plan, run, with the pages it touched.
@@ -83,17 +75,25 @@ impl Reader {
         after: Option<&UsageKey>,
         limit: i64,
     ) -> Result<Vec<String>, CoderdError> {
-        within(
-            self.deadline,
-            sqlx::query_scalar(recent_keys!("explain (analyze, buffers) "))
-                .bind(dated_since)
-                .bind(since)
-                .bind(after.map(|key| key.created_at))
-                .bind(after.map(|key| &key.id))
-                .bind(limit)
-                .fetch_all(&mut self.connection),
-        )
-        .await
+        let rows = self.recent(recent_keys!("explain (analyze, buffers) "), dated_since, since, after, limit).await?;
+        Ok(rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?)
+    }
+
+    async fn recent(
+        &mut self,
+        query: &'static str,
+        dated_since: DateTime<Utc>,
+        since: DateTime<Utc>,
+        after: Option<&UsageKey>,
+        limit: i64,
+    ) -> Result<Vec<PgRow>, CoderdError> {
+        let query = sqlx::query(query)
+            .bind(dated_since)
+            .bind(since)
+            .bind(after.map(|key| key.created_at))
+            .bind(after.map(|key| &key.id))
+            .bind(limit);
+        within(self.deadline, query.fetch_all(&mut self.connection)).await
     }
 
     /// A page of all rows, behind the id `after`, by id.

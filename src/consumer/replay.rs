@@ -19,6 +19,9 @@ const BATCH_RECORDS: usize = 2_000;
 /// Partitions looked at at a time: a look at Kafka is mostly waiting.
 const LOOKS: usize = 8;
 
+/// While a partition is read, it is looked for again whether this is still its log, at most this often, as live consumption does.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
 /// What a replay would do to one range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ForeseenRange {
@@ -101,7 +104,8 @@ impl Replay {
         let mut found = Vec::with_capacity(ranges.len());
         for range in ranges {
             let (mut reading, mut counts, mut new_refused) = (*range, Counts::default(), 0);
-            while let Some((mut arrivals, next_offset)) = self.batch(&reading, BATCH_RECORDS).await? {
+            let mut looked_at = None;
+            while let Some((mut arrivals, next_offset)) = self.batch(&reading, BATCH_RECORDS, &mut looked_at).await? {
                 if stop.is_cancelled() {
                     return Err(ReplayError::Interrupted);
                 }
@@ -117,7 +121,7 @@ impl Replay {
         Ok(found)
     }
 
-    /// Reads what is left of the ranges and records it, at most so many records a second. Returns what was recorded by this call.
+    /// Reads what is left of the ranges and records it, at most so many records a second.
     ///
     /// # Errors
     /// [`ReplayError`]; what was recorded stays, and the same call on the ranges as they stand then goes on.
@@ -128,12 +132,12 @@ impl Replay {
         records_per_second: u32,
         progress: impl Fn(u64) + Send,
         stop: &CancellationToken,
-    ) -> Result<Counts, ReplayError> {
+    ) -> Result<(), ReplayError> {
         let limit = BATCH_RECORDS.min(usize::try_from(records_per_second).unwrap_or(BATCH_RECORDS)).max(1);
-        let (mut total, mut due) = (Counts::default(), Instant::now());
+        let mut due = Instant::now();
         for range in ranges {
-            let mut range = *range;
-            while let Some((arrivals, next_offset)) = self.batch(&range, limit).await? {
+            let (mut range, mut looked_at) = (*range, None);
+            while let Some((arrivals, next_offset)) = self.batch(&range, limit, &mut looked_at).await? {
                 // no burst after a pause: what was not used of the rate is gone
                 due = due.max(Instant::now());
                 if stop.is_cancelled() {
@@ -141,13 +145,12 @@ impl Replay {
                 }
                 let counts = self.record_batch(id, range, arrivals, next_offset).await?;
                 range.next_offset = next_offset;
-                total = total + counts;
                 progress(u64::try_from(counts.records).unwrap_or_default());
                 due += Duration::from_secs_f64(f64::from(counts.records) / f64::from(records_per_second.max(1)));
                 stop.run_until_cancelled(tokio::time::sleep_until(due)).await;
             }
         }
-        Ok(total)
+        Ok(())
     }
 
     /// What PostgreSQL refuses is narrowed to its record, as in live consumption, and that one is rejected.
@@ -181,8 +184,14 @@ impl Replay {
         }
     }
 
-    /// Records from here to at most the range's end; none is left when the range is done.
-    async fn batch(&self, range: &ReplayRange, limit: usize) -> Result<Option<(Vec<Arrival>, i64)>, LogError> {
+    /// Records from here to at most the range's end; none is left when the range is done. They are of the log that the ledger has read: one that
+    /// was made anew does not become the old one again, so whoever looks after reading knows what was read.
+    async fn batch(
+        &self,
+        range: &ReplayRange,
+        limit: usize,
+        looked_at: &mut Option<Instant>,
+    ) -> Result<Option<(Vec<Arrival>, i64)>, ReplayError> {
         if range.next_offset >= range.end_offset {
             return Ok(None);
         }
@@ -190,6 +199,10 @@ impl Replay {
         let no_answer =
             |_| LogError::Unreachable(format!("{}: no answer within {} s", range.partition, self.ledger.deadline.as_secs_f64()));
         let mut records = tokio::time::timeout(self.ledger.deadline, reading).await.map_err(no_answer)??;
+        if looked_at.is_none_or(|at| at.elapsed() >= LOOK_AGAIN) {
+            self.is_the_same_log(std::slice::from_ref(range)).await?;
+            *looked_at = Some(Instant::now());
+        }
         let full = records.len() == limit;
         records.retain(|record| record.offset < range.end_offset);
         // fewer than asked for: the range's end is reached, whatever gap lies before it

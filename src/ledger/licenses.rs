@@ -31,6 +31,19 @@ pub enum LicenseState {
     Gone,
 }
 
+/// A license whose token verified, while it was in coderd.
+#[derive(Clone, Debug, PartialEq, FromRow)]
+pub struct LicenseLife {
+    /// coderd's own id, the last one that it had.
+    pub license_id: i32,
+    /// SHA-256 of the token.
+    pub jwt_sha256: [u8; 32],
+    /// What it says.
+    pub claims: Value,
+    /// When it was recorded that it is no longer in coderd; none: it is there.
+    pub gone_at: Option<DateTime<Utc>>,
+}
+
 #[derive(FromRow)]
 struct Row {
     license_id: i32,
@@ -98,6 +111,32 @@ impl Ledger {
         .fetch_all(&self.pool)
         .await?;
         rows.into_iter().map(change).collect()
+    }
+
+    /// The licenses that were ever in coderd as far as the ledger knows, by coderd's id; not those whose token does not verify.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn licenses_ever(&self, source_id: i16) -> Result<Vec<LicenseLife>, sqlx::Error> {
+        // The row of one that went has no claims.
+        sqlx::query_as(
+            "select latest.license_id, latest.jwt_sha256, verified.claims,
+                 case when not latest.present then latest.recorded_at end as gone_at
+             from (
+                 select distinct on (license.jwt_sha256) license.*, batch.recorded_at
+                 from license join batch on batch.id = license.batch_id
+                 where license.source_id = $1 order by license.jwt_sha256, batch.sequence desc
+             ) latest
+             cross join lateral (
+                 select license.claims from license join batch on batch.id = license.batch_id
+                 where license.source_id = $1 and license.jwt_sha256 = latest.jwt_sha256 and license.claims is not null
+                 order by batch.sequence desc limit 1
+             ) verified
+             where latest.refusal is null order by latest.license_id, latest.jwt_sha256",
+        )
+        .bind(source_id)
+        .fetch_all(&self.pool)
+        .await
     }
 }
 

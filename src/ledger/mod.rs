@@ -54,7 +54,7 @@ pub use kept::{KeptBatch, KeptEvent, KeptRange, KeptReject};
 pub use known::RefusedState;
 pub use landmarks::{Acquaintance, Landmark};
 pub use leases::{Lease, LeaseError};
-pub use licenses::{LicenseChange, LicenseState};
+pub use licenses::{LicenseChange, LicenseLife, LicenseState};
 pub use passes::{Completeness, LastPass, NewPass, TopicCompleteness};
 pub use pauses::{Pausable, Pause, Paused};
 pub use plans::KeptPlan;

@@ -31,6 +31,8 @@ pub struct RefusalLife {
     pub detail: String,
     /// open, resubmitted, admitted or discarded.
     pub state: String,
+    /// The type that its headers name, if they name one.
+    pub event_type: Option<String>,
     /// What is at stake, in its type's unit: an unsigned number of 64 bits, in decimal.
     pub units: Option<String>,
     /// When it was recorded.
@@ -152,7 +154,7 @@ impl Ledger {
     pub async fn refusals_of(&self, event_id: &str, deployment: Option<Uuid>) -> Result<Vec<RefusalLife>, sqlx::Error> {
         sqlx::query_as(
             "select r.id, r.deployment_id, r.topic, r.partition, r.generation, r.log_offset, r.verdict, r.cause, r.detail, r.state,
-                 r.units::text as units, r.recorded_at, b.sequence,
+                 r.event_type, r.units::text as units, r.recorded_at, b.sequence,
                  (select coalesce(jsonb_agg(jsonb_build_object('act', a.act, 'actor', a.actor, 'reason', a.reason, 'acted_at', a.acted_at)
                       order by a.id), '[]')
                   from operator_act a

@@ -3,7 +3,7 @@
 use sqlx::Row;
 use uuid::Uuid;
 
-use super::{Ledger, NewAct};
+use super::{Counts, Ledger, NewAct};
 use crate::event::{Topic, TopicPartition};
 
 /// One partition's range of a replay: `next_offset` moves from `first_offset` to `end_offset` (exclusive).
@@ -115,6 +115,29 @@ impl Ledger {
         let act_id = self.act(&mut tx, act).await?;
         sqlx::query("update plan set act_id = $2 where hash = $1").bind(hash).bind(act_id).execute(&mut *tx).await?;
         tx.commit().await
+    }
+
+    /// What the replay of that id has recorded until now, by whichever calls.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn replayed(&self, id: Uuid) -> Result<Counts, sqlx::Error> {
+        let row = sqlx::query(
+            "select coalesce(sum(records), 0)::integer, coalesce(sum(accepted), 0)::integer, coalesce(sum(duplicates), 0)::integer,
+                 coalesce(sum(conflicts), 0)::integer, coalesce(sum(rejects), 0)::integer, coalesce(sum(held), 0)::integer
+             from batch where kind = 'replay' and replay_id = $1",
+        )
+        .bind(id)
+        .fetch_one(&self.pool)
+        .await?;
+        Ok(Counts {
+            records: row.try_get(0)?,
+            accepted: row.try_get(1)?,
+            duplicates: row.try_get(2)?,
+            conflicts: row.try_get(3)?,
+            rejects: row.try_get(4)?,
+            held: row.try_get(5)?,
+        })
     }
 
     /// It ran to its end: this plan is not executed again.

@@ -2,8 +2,9 @@
 
 use uuid::Uuid;
 
+use super::OperationError;
 use crate::coderd::Database;
-use crate::ledger::Ledger;
+use crate::ledger::{LICENSE_RULES, Ledger};
 use crate::license::{PublicKeys, RuleSet};
 use crate::log::Log;
 
@@ -26,6 +27,19 @@ pub struct Desk {
     pub keys: PublicKeys,
     /// The pipeline's license rules; a choice in the ledger goes before them.
     pub rules: RuleSet,
+}
+
+impl Desk {
+    /// The rules that hold: those that were chosen in the ledger, else the pipeline's.
+    ///
+    /// # Errors
+    /// The ledger's; [`OperationError::Forbidden`] where rules were chosen that this version does not know.
+    pub async fn license_rules(&self) -> Result<RuleSet, OperationError> {
+        match self.ledger.in_time(self.ledger.choice(LICENSE_RULES)).await? {
+            Some(name) => name.parse().map_err(|error| OperationError::Forbidden(format!("in the ledger were chosen: {error}"))),
+            None => Ok(self.rules),
+        }
+    }
 }
 
 /// Most characters of a reason: it is shown whole wherever its act is.

@@ -11,11 +11,11 @@ mod effect;
 mod error;
 mod instant;
 mod pauses;
+mod plan_hash;
 mod prove;
 mod ranges;
 mod rebuild;
 pub mod recover;
-mod rehearsal;
 mod rejects;
 mod replay;
 mod series;
@@ -31,9 +31,11 @@ pub use prove::{
     AcceptedProof, BatchProof, Label, LicenseWindow, LogProof, LogState, NoSeries, Proof, ProveRequest, SeriesProof, SourceProof,
     SourceState,
 };
-pub use ranges::LogRange;
-pub use rebuild::{RebuildExecution, RebuildPlan, RebuildRequest, RebuildStage, Rebuilt, StateDifference, Told};
-pub use rehearsal::{Granted, LicenseToken, Rehearsal, RehearsedDeployment, RehearsedWindow};
+pub use ranges::{LogRange, MovedEnd};
+pub use rebuild::{
+    Granted, LicenseToken, RebuildExecution, RebuildPlan, RebuildRequest, RebuildStage, Rebuilt, Rehearsal, RehearsedDeployment,
+    RehearsedWindow, StateDifference, Told,
+};
 pub use rejects::{
     Admitted, Bytes, CountRejects, DiscardRejects, DiscardedRejects, Foreseen, Header, ListRejects, Place, Reject, RejectAct, RejectCounts,
     RejectPage, Resubmit, Resubmitted, ResubmittedRecord, ShownReject, WhichRejects,

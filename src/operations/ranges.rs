@@ -25,6 +25,25 @@ pub struct LogRange {
     pub until: String,
 }
 
+/// An end of a range in one partition that is not the one that was asked for, because the log does not hold that offset: the nearest is taken.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct MovedEnd {
+    /// The topic's name.
+    pub topic: String,
+    /// The partition.
+    pub partition: i32,
+    /// `from` or `until`.
+    pub end: String,
+    /// The offset that was asked for.
+    pub asked: i64,
+    /// The offset that is taken.
+    pub taken: i64,
+    /// The first offset that the log holds.
+    pub log_start: i64,
+    /// The offset behind its last.
+    pub log_end: i64,
+}
+
 fn latest() -> String {
     "latest".to_owned()
 }
@@ -91,20 +110,20 @@ fn chosen(text: &str, named: impl Fn(&str) -> Option<Topic>) -> Result<Chosen, S
 
 impl Desk {
     /// The offsets that these words mean now, each partition once and in order. An offset that the log does not hold is brought to the nearest
-    /// that it does, as `kafka-consumer-groups` does, and each such change is answered in words.
+    /// that it does, as `kafka-consumer-groups` does, and each such change is answered.
     ///
     /// # Errors
     /// [`OperationError::Invalid`] for a topic or partition that is not there and for a range that ends before it begins; or the log's.
-    pub(super) async fn resolve(&self, range: &LogRange) -> Result<(Vec<ReplayRange>, Vec<String>), OperationError> {
+    pub(super) async fn resolve(&self, range: &LogRange) -> Result<(Vec<ReplayRange>, Vec<MovedEnd>), OperationError> {
         let parse = |field, text: &str| text.parse::<Edge>().map_err(|message| OperationError::Invalid { field, message });
         let (from, until) = (parse("from", &range.from)?, parse("until", &range.until)?);
         let now = self.ledger.clock.now();
         let mut ranges = Vec::new();
-        let mut notes = Vec::new();
+        let mut moved = Vec::new();
         for partition in partitions(&self.log, &range.topics).await? {
             let watermarks = self.log.watermarks(partition).await?;
-            let first_offset = place(&self.log, partition, ("from", from), now, watermarks, &mut notes).await?;
-            let end_offset = place(&self.log, partition, ("until", until), now, watermarks, &mut notes).await?;
+            let first_offset = place(&self.log, partition, ("from", from), now, watermarks, &mut moved).await?;
+            let end_offset = place(&self.log, partition, ("until", until), now, watermarks, &mut moved).await?;
             if first_offset > end_offset {
                 let message = format!("{partition}: the range would begin at {first_offset} and end at {end_offset}");
                 return Err(OperationError::Invalid { field: "until", message });
@@ -112,7 +131,7 @@ impl Desk {
             let generation = self.ledger.in_time(self.ledger.generation(partition)).await?;
             ranges.push(ReplayRange { partition, generation, first_offset, next_offset: first_offset, end_offset });
         }
-        Ok((ranges, notes))
+        Ok((ranges, moved))
     }
 }
 
@@ -141,21 +160,23 @@ async fn place(
     partition: TopicPartition,
     (field, edge): (&'static str, Edge),
     now: DateTime<Utc>,
-    (start, end): (i64, i64),
-    notes: &mut Vec<String>,
+    (log_start, log_end): (i64, i64),
+    moved: &mut Vec<MovedEnd>,
 ) -> Result<i64, OperationError> {
     Ok(match edge {
-        Edge::Earliest => start,
-        Edge::Latest => end,
+        Edge::Earliest => log_start,
+        Edge::Latest => log_end,
         Edge::Time(time) => log.offset_at(partition, time).await?,
         Edge::Ago(ago) => {
             let too_far = || OperationError::Invalid { field, message: "the duration reaches too far back".to_owned() };
             log.offset_at(partition, now.checked_sub_signed(ago).filter(|time| can_be(*time)).ok_or_else(too_far)?).await?
         }
         Edge::Offset(offset) => {
-            let held = offset.clamp(start, end);
+            let held = offset.clamp(log_start, log_end);
             if held != offset {
-                notes.push(format!("{partition}: offset {offset} is not in the log, which holds {start} to {end}; {held} is taken"));
+                let topic = partition.topic.name().to_owned();
+                let (partition, end) = (partition.partition, field.to_owned());
+                moved.push(MovedEnd { topic, partition, end, asked: offset, taken: held, log_start, log_end });
             }
             held
         }

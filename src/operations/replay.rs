@@ -1,12 +1,12 @@
 //! Replays: what reading a range of the log again would change, and doing exactly that.
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::effect::{Effect, Effects};
-use super::ranges::LogRange;
+use super::plan_hash::plan_hash;
+use super::ranges::{LogRange, MovedEnd};
 use super::{Actor, Desk, OperationError};
 use crate::consumer::{ForeseenRange, Replay, ReplayError};
 use crate::ledger::{Counts, NewAct, ReplayRange};
@@ -25,7 +25,7 @@ pub struct ReplayPlan {
     /// What the new events would change.
     pub effect: Effect,
     /// Where the range that was asked for is not the one that is taken.
-    pub notes: Vec<String>,
+    pub moved_ends: Vec<MovedEnd>,
 }
 
 /// One partition of a plan.
@@ -68,11 +68,14 @@ pub struct ReplayExecution {
     pub records_per_second: Option<u32>,
 }
 
-/// What was recorded by one call of an execution.
+/// What the execution of a plan recorded, from its beginning to its end.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Replayed {
     /// The plan.
     pub hash: String,
+    /// So many of the records were read before an interruption, after which it went on; none: it was executed in one piece.
+    #[serde(default)]
+    pub resumed_after: Option<i32>,
     /// Records read.
     pub records: i32,
     /// New events.
@@ -109,16 +112,16 @@ impl Desk {
         progress: impl Fn(Step) + Send + Sync,
         stop: &CancellationToken,
     ) -> Result<ReplayPlan, OperationError> {
-        let (ranges, notes) = self.resolve(request).await?;
+        let (ranges, moved_ends) = self.resolve(request).await?;
         self.replay().is_the_same_log(&ranges).await?;
         let id = Uuid::new_v4();
-        let plan = ReplayPlan { notes, ..self.foresee(id, &ranges, "planning", progress, stop).await? };
+        let plan = ReplayPlan { moved_ends, ..self.foresee(id, &ranges, "planning", progress, stop).await? };
         let (request, effect) = (json(request)?, json(&plan)?);
         self.ledger.in_time(self.ledger.save_replay(id, &plan.hash, &request, &effect, &ranges)).await?;
         Ok(plan)
     }
 
-    /// Executes the plan of that hash, or goes on with it where it was interrupted. Answers what was recorded by this call.
+    /// Executes the plan of that hash, or goes on with it where it was interrupted. Answers what was recorded of the whole plan.
     ///
     /// # Errors
     /// [`OperationError::Forbidden`] before anything is written, where the effect is no longer the planned one.
@@ -144,7 +147,9 @@ impl Desk {
         }
         self.same_lives(&planned.ranges).await?;
         self.replay().is_the_same_log(&planned.ranges).await?;
-        if !planned.started {
+        let resumed_after = if planned.started {
+            Some(self.ledger.in_time(self.ledger.replayed(planned.id)).await?.records)
+        } else {
             let now = self.foresee(planned.id, &planned.ranges, "comparing with the plan", &progress, stop).await?;
             if now.hash != *hash {
                 return Err(OperationError::Forbidden("the effect is no longer the planned one: plan again".to_owned()));
@@ -152,12 +157,14 @@ impl Desk {
             let detail = serde_json::json!({ "records_per_second": rate });
             let act = NewAct { actor: &actor.name, act: "replay", subject: hash, reason: &actor.reason, detail };
             self.ledger.in_time(self.ledger.start_replay(hash, &act)).await?;
-        }
+            None
+        };
         let progress = stepping("replaying", &planned.ranges, &progress);
-        let counts = self.replay().record(planned.id, &planned.ranges, rate, progress, stop).await?;
+        self.replay().record(planned.id, &planned.ranges, rate, progress, stop).await?;
         self.ledger.in_time(self.ledger.finish_replay(hash)).await?;
+        let counts = self.ledger.in_time(self.ledger.replayed(planned.id)).await?;
         let Counts { records, accepted, duplicates, conflicts, rejects, held } = counts;
-        Ok(Replayed { hash: hash.clone(), records, accepted, duplicates, conflicts, rejects, held })
+        Ok(Replayed { hash: hash.clone(), resumed_after, records, accepted, duplicates, conflicts, rejects, held })
     }
 
     /// An offset means a record only within one life of its partition.
@@ -185,7 +192,9 @@ impl Desk {
         let partitions = self.replay().foresee(ranges, |event| effects.add(event), progress, stop).await?;
         let partitions: Vec<PlannedPartition> = partitions.into_iter().map(planned).collect();
         let effect = effects.end()?;
-        Ok(ReplayPlan { hash: hash(id, &partitions, &effect)?, partitions, effect, notes: Vec::new() })
+        // the id keeps two plans of the same range apart: each is executed once
+        let hash = plan_hash(&(id, &partitions, effect.essence()))?;
+        Ok(ReplayPlan { hash, partitions, effect, moved_ends: Vec::new() })
     }
 
     fn replay(&self) -> Replay {
@@ -230,12 +239,6 @@ fn planned(foreseen: ForeseenRange) -> PlannedPartition {
         held: counts.held,
         new_refused,
     }
-}
-
-/// The id keeps two plans of the same range apart: each is executed once.
-fn hash(id: Uuid, partitions: &[PlannedPartition], effect: &Effect) -> Result<String, OperationError> {
-    let bytes = serde_json::to_vec(&(id, partitions, effect.essence())).map_err(anyhow::Error::from)?;
-    Ok(hex::encode(Sha256::digest(bytes)))
 }
 
 fn json(value: &impl Serialize) -> Result<serde_json::Value, OperationError> {

@@ -8,7 +8,7 @@ use chrono::TimeDelta;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use tallyline::clock::Clock;
-use tallyline::event::Topic;
+use tallyline::event::{Topic, TopicPartition};
 use tallyline::ledger::{Ledger, LedgerSettings};
 use tallyline::log::{KafkaSettings, Log, PostgresLogSettings};
 use tempfile::TempDir;
@@ -261,8 +261,16 @@ async fn replay_adds_what_is_missing_once(database: &Database, log: &Log, words:
     assert_refused(&run("replay plan --topic tallyline.agent-usage.v1:7 --from earliest").await, 2, "there is no partition 7");
     assert_refused(&run("replay plan --topic usage --from earliest").await, 2, "tallyline.workspace-builds.v1");
     assert_refused(&run("replay plan --all-topics --from yesterday").await, 2, "neither earliest, latest, an offset");
-    let clamped = run("replay plan --topic tallyline.agent-usage.v1:0 --from 0 --until 99999").await;
-    assert!(code(&clamped) == 0 && clamped.stderr.contains("offset 99999 is not in the log"), "{clamped:?}");
+    // one line, however many partitions; in JSON each end of each of the six
+    let clamped = run("replay plan --all-topics --from 99998 --until 99999 --output json").await;
+    let warnings: Vec<&str> = clamped.stderr.lines().filter(|line| line.contains("WARN")).collect();
+    assert_eq!((code(&clamped), warnings.len(), json(&clamped)["moved_ends"].as_array().map(Vec::len)), (0, 1, Some(12)), "{clamped:?}");
+    assert!(warnings[0].contains("--from 99998 and --until 99999: not held by every partition"), "{clamped:?}");
+    for partition in 0..2 {
+        let (_, end) = log.watermarks(TopicPartition { topic: Topic::AgentUsage, partition }).await.unwrap();
+        let range = format!("tallyline.agent-usage.v1/{partition} 0 to {end}");
+        assert_eq!(warnings[0].matches(&range).count(), 1, "{range:?} is not once in {clamped:?}");
+    }
     assert_refused(&run("replay plan --topic tallyline.agent-usage.v1:0 --from 2 --until 1").await, 2, "would begin at 2 and end at 1");
 
     let status = run("status --output json").await;

@@ -6,7 +6,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::json;
 use tallyline::coderd;
 use tallyline::event::{Event, Message, Payload, PublishMarks, Topic, Usage, UsageQuantity};
-use tallyline::ledger::{LicenseChange, LicenseState, NewAct, NewExport, UsageRange};
+use tallyline::ledger::{LICENSE_RULES, LicenseChange, LicenseState, NewAct, NewExport, UsageRange};
 use tallyline::license::{PublicKeys, RuleSet};
 use tallyline::operations::{Desk, LogState, OperationError, Proof, ProveRequest, SourceState};
 use uuid::Uuid;
@@ -198,6 +198,42 @@ async fn usage_is_followed_into_its_license_windows_its_requests_and_its_files()
     assert_eq!((accepted.exports[0].sha256.as_str(), accepted.exports[0].actor.as_str()), ("07".repeat(32).as_str(), "user-001"));
 }
 
+#[tokio::test]
+async fn license_windows_go_by_the_chosen_rules_and_outlive_their_licenses() {
+    let site = Site::new().await;
+    let source_id: i16 = sqlx::query_scalar("select id from source").fetch_one(&site.ledger.pool).await.unwrap();
+    let at: DateTime<Utc> = sqlx::query_scalar("select created_at from usage_event").fetch_one(&site.ledger.pool).await.unwrap();
+    let week = TimeDelta::weeks(1);
+    // a hard limit below the soft one grants nothing in 2025-07; in 2026-02 there is only the soft one
+    let mut of_2026 = license(2, at - week, at + week);
+    let LicenseState::Verified(claims) = &mut of_2026.state else { panic!("it is verified") };
+    claims["features"] = json!({"managed_agent_limit_soft": 50, "managed_agent_limit_hard": 45});
+    let lease = site.ledger.take_lease("test", "test", Duration::from_secs(60)).await.unwrap().unwrap();
+    let both = [license(1, at, at + week), of_2026];
+    site.ledger.record_licenses(&lease, source_id, &both).await.unwrap();
+    let windows = async || {
+        let windows = proof(&site, "usage-1").await.accepted.unwrap().license_windows;
+        windows.into_iter().map(|one| (one.license_id, one.agents, one.in_force, one.gone_at)).collect::<Vec<_>>()
+    };
+    assert_eq!(windows().await, [(1, 1, true, None)], "by the pipeline's rules");
+
+    let act = NewAct { actor: "user-001", act: "rebuild", subject: LICENSE_RULES, reason: "a test", detail: json!({}) };
+    site.ledger.choose(LICENSE_RULES, "2026-02", &act).await.unwrap();
+    // the first one was issued later
+    assert_eq!(windows().await, [(1, 1, true, None), (2, 1, false, None)], "by the chosen rules");
+
+    let gone = LicenseChange { state: LicenseState::Gone, ..both[0].clone() };
+    site.ledger.record_licenses(&lease, source_id, &[gone]).await.unwrap();
+    let gone_at: DateTime<Utc> = sqlx::query_scalar("select recorded_at from batch where kind = 'licenses' order by sequence desc limit 1")
+        .fetch_one(&site.ledger.pool)
+        .await
+        .unwrap();
+    assert_eq!(windows().await, [(1, 1, false, Some(gone_at)), (2, 1, true, None)]);
+    // one that came back is there again
+    site.ledger.record_licenses(&lease, source_id, &both[..1]).await.unwrap();
+    assert_eq!(windows().await, [(1, 1, true, None), (2, 1, false, None)]);
+}
+
 fn usage_of(deployment: Uuid, id: &str, at: DateTime<Utc>) -> Message {
     let usage = Usage { id: id.to_owned(), quantity: UsageQuantity::ManagedAgents(1), created_at: at, marks: PublishMarks::default() };
     Event { deployment, payload: Payload::Usage(usage) }.to_message()
@@ -293,7 +329,13 @@ async fn the_command_shows_a_page_and_the_same_as_json() {
     let answer = run(&id, &["--output", "json"]).await;
     let answer: Proof = serde_json::from_str(&answer.stdout).unwrap();
     assert_eq!(answer, proof(&site, &id).await);
-    for (id, exit, words) in [("no-such", 4, "is known nowhere"), ("prebuild_claimed:7", 2, "is no build id")] {
+    let long = "x".repeat(1025);
+    for (id, exit, words) in [
+        ("no-such", 4, "is known nowhere"),
+        ("prebuild_claimed:7", 2, "event_id: \"7\" after prebuild_claimed: is no build id"),
+        ("", 2, "event_id: is empty"),
+        (long.as_str(), 2, "event_id: has 1025 bytes"),
+    ] {
         let refused = run(id, &[]).await;
         assert_eq!((refused.status.code(), refused.stdout.as_str()), (Some(exit), ""), "{refused:?}");
         assert!(refused.stderr.contains(words), "{refused:?}");

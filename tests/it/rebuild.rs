@@ -184,6 +184,9 @@ async fn rehearsed_rules_are_used_by_their_hash_only_and_with_an_act() {
         ("licenses --rules 2027-01", 2, "no rule set \"2027-01\""),
         ("metrics --rules 2026-02", 2, "metrics have no rules"),
         ("licenses --rules 2026-02 --source 00000000-0000-0000-0000-0000000000ff", 4, "has no deployment"),
+        ("licenses --source 00000000-0000-0000-0000-0000000000d1", 2, "source: --source is only for a rehearsal"),
+        ("licenses --at 2025-08-01", 2, "at: --at is only for a rehearsal"),
+        ("metrics --at 2025-08-01", 2, "at: --at is only for a rehearsal"),
     ] {
         let ended = site.rehearse(&format!("rebuild plan {words}"), exit).await;
         assert!(ended.stderr.contains(problem), "{ended:?}");

@@ -174,7 +174,7 @@ async fn a_whole_topic_replay_changes_nothing_and_its_plan_said_so() {
     assert_eq!(window, [(7, agents, agents)]);
 
     let executed = site.execute(&plan).await.unwrap();
-    assert_eq!((executed.records, executed.accepted, executed.duplicates), (904, 0, 901));
+    assert_eq!((executed.resumed_after, executed.records, executed.accepted, executed.duplicates), (None, 904, 0, 901));
     let bytes = |state: &MetricsState| serde_json::to_vec(state).unwrap();
     let after = site.state::<MetricsState>().await;
     assert!(bytes(&after) == bytes(&metrics) && format!("{:?}", after.deployment(DEPLOYMENT).unwrap().families()) == families);
@@ -362,7 +362,34 @@ async fn a_partition_begun_anew_in_the_middle_ends_the_replay() {
     assert!(matches!(site.execute(&plan).await, Err(OperationError::Forbidden(_))));
     assert_eq!(accepted().await, 10);
     sqlx::query("update position set generation = 1").execute(pool).await.unwrap();
-    assert_eq!(site.execute(&plan).await.unwrap().accepted, 30, "it goes on where it was");
+    let done = site.execute(&plan).await.unwrap();
+    assert_eq!((done.resumed_after, done.accepted), (Some(10), 40), "it goes on where it was");
+}
+
+/// New events, some twice, and one that is none; at ten a second the first part of them is one batch of ten.
+#[tokio::test]
+async fn a_resumed_replay_answers_for_the_whole_plan() {
+    let site = Site::new().await;
+    let usage: Vec<_> = (0..20).chain(0..5).map(|n| usage(DEPLOYMENT, n)).collect();
+    site.append(Topic::AgentUsage, &usage).await;
+    site.desk.log.append(Topic::AgentUsage, vec![Message { payload: Some(b"{}".to_vec()), ..Message::default() }]).await.unwrap();
+    let plan = site.plan(&["tallyline.agent-usage.v1"]).await;
+    let of = |count: fn(&tallyline::operations::PlannedPartition) -> i32| sum(&plan, count);
+    let planned = [of(|one| one.records), of(|one| one.new_events), of(|one| one.duplicates), of(|one| one.rejects)];
+    assert_eq!(planned, [26, 20, 5, 1]);
+
+    let (stop, request) = (CancellationToken::new(), ReplayExecution { hash: plan.hash.clone(), records_per_second: Some(10) });
+    let heard = stop.clone();
+    let stopping = move |step: Step| {
+        if step.doing == "replaying" {
+            heard.cancel();
+        }
+    };
+    let interrupted = site.desk.execute_replay(&request, &actor(), stopping, &stop).await;
+    assert!(matches!(interrupted, Err(OperationError::Interrupted)), "{interrupted:?}");
+    let done = site.execute(&plan).await.unwrap();
+    assert!(done.resumed_after.is_some_and(|before| (1..=10).contains(&before)), "{done:?}");
+    assert_eq!([done.records, done.accepted, done.duplicates, done.rejects], planned);
 }
 
 #[tokio::test]
@@ -443,8 +470,10 @@ async fn killed_in_the_middle(log: impl FnOnce(&Ledger) -> (Log, String)) {
     let mut again = execute("100000");
     assert!(again.ends_within(SOON).await.success(), "{}", again.stderr());
     let answer: serde_json::Value = serde_json::from_str(&again.stdout()).unwrap();
-    let rest = answer["accepted"].as_i64().unwrap();
-    assert!(rest > 0 && rest <= 1000 - done, "it went on: {done} before, {rest} after");
+    let before = answer["resumed_after"].as_i64().unwrap();
+    assert_eq!((answer["records"].as_i64(), answer["accepted"].as_i64()), (Some(1000), Some(1000)), "the whole plan: {answer}");
+    // what was in hand when it was killed may have been recorded since
+    assert!(before >= done && before < 1000, "{done}, then {before}");
     assert_eq!((count(replayed).await, count("select count(*) from usage_event").await), (1000, 1200));
     assert_eq!(count("select count(*) from operator_act where act = 'replay'").await, 1, "one act, however often it was begun");
     assert!(consumer.terminate(SOON).await.success());
@@ -484,6 +513,33 @@ async fn a_log_that_is_not_the_one_that_was_read_is_not_replayed() {
     let range = LogRange { topics: vec![], from: "earliest".into(), until: "latest".into() };
     let planned = site.desk.plan_replay(&range, |_: Step| {}, &CancellationToken::new()).await;
     assert!(matches!(planned, Err(OperationError::Forbidden(_))), "{planned:?}");
+}
+
+#[tokio::test]
+async fn a_log_made_anew_in_the_middle_ends_the_replay() {
+    let site = Site::new().await;
+    site.append(Topic::AgentUsage, &(0..60).map(|n| usage(DEPLOYMENT, n)).collect::<Vec<_>>()).await;
+    site.consume().await;
+    let plan = site.plan(&[]).await;
+    // at five a second it waits a second after each five
+    let request = ReplayExecution { hash: plan.hash, records_per_second: Some(5) };
+    let begun = std::sync::Arc::new(tokio::sync::Notify::new());
+    let told = begun.clone();
+    let progress = move |step: Step| {
+        if step.doing == "replaying" {
+            told.notify_one();
+        }
+    };
+    let made_anew = async {
+        begun.notified().await;
+        sqlx::query("update log_record set payload = '{}'").execute(&site.desk.ledger.pool).await.unwrap();
+    };
+    let (actor, stop) = (actor(), CancellationToken::new());
+    let (executed, ()) = tokio::join!(site.desk.execute_replay(&request, &actor, progress, &stop), made_anew);
+    let executed = executed.unwrap_err();
+    assert!(matches!(&executed, OperationError::Forbidden(message) if message.contains("recover")), "{executed:?}");
+    let rejects: i64 = sqlx::query_scalar("select count(*) from reject").fetch_one(&site.desk.ledger.pool).await.unwrap();
+    assert_eq!(rejects, 0, "a record of another log was recorded");
 }
 
 #[tokio::test]

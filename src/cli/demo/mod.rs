@@ -1,49 +1,25 @@
 //! `tallyline demo`: everything in one process. Only coderd and Tallyman are simulated; PostgreSQL, collector, consumer, folds and publisher are real.
 
+mod arguments;
 mod folder;
 mod postgres;
 mod summary;
 mod world;
 
 use std::io::{IsTerminal as _, Write as _};
-use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::{Context, Exit, Failure, audit, instant};
+pub use arguments::Arguments;
+
+use super::{Context, Exit, Failure, audit};
 use folder::Folder;
 use postgres::PrivatePostgres;
 use summary::Summary;
 use world::World;
-
-/// Show everything working on a private PostgreSQL and simulated traffic.
-#[derive(Clone, Debug, clap::Args)]
-pub struct Arguments {
-    /// End after this time with a summary and an audit, such as 20s or 5m; without it, run until Ctrl-C
-    #[arg(long = "for", value_name = "TIME", value_parser = instant::span)]
-    pub run_for: Option<Duration>,
-    /// Decides every id, name, time and outcome
-    #[arg(long, default_value_t = 1)]
-    pub seed: u64,
-    /// New folder for the private PostgreSQL and its pipeline file, kept afterwards; without it a temporary one
-    #[arg(long, value_name = "FOLDER")]
-    pub data: Option<PathBuf>,
-    /// Port of the API; 0 takes a free one
-    #[arg(long, default_value_t = 8090, value_name = "PORT")]
-    pub api_port: u16,
-    /// Port of /metrics; 0 takes a free one
-    #[arg(long, default_value_t = 2112, value_name = "PORT")]
-    pub metrics_port: u16,
-    /// Builds a second, once the history is written
-    #[arg(long, default_value_t = 5.0, value_name = "RATE")]
-    pub rate: f64,
-    /// Where initdb, postgres and pg_ctl are; without it they are looked for
-    #[arg(long, env = "TALLYLINE_PG_BIN", value_name = "FOLDER")]
-    pub postgres_bin: Option<PathBuf>,
-}
 
 /// How long the end may take until all that happened is counted and billed.
 const SETTLE: Duration = Duration::from_secs(60);

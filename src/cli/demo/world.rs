@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::Arguments;
+use super::arguments::Arguments;
 use super::folder::Folder;
 use super::postgres::PrivatePostgres;
 use crate::cli::roles::{self, Listening, Site};

@@ -80,13 +80,11 @@ fn own(site: &Site, registry: &Registry, parts: &Parts) -> Own {
 
 async fn settings(site: &Site) -> Result<ServeSettings, Failure> {
     let serve = &site.pipeline.serve;
-    let rules = site.pipeline.license.rules.parse();
     Ok(ServeSettings {
         api_listen: serve.api_listen,
         metrics_listen: serve.metrics_listen,
         tokens: tokens(serve).await?.into(),
         source: site.pipeline.source.deployment_id,
-        rules: rules.map_err(|_| Failure::of(Exit::Configuration, "license.rules names no rule set"))?,
         ..ServeSettings::default()
     })
 }

@@ -4,18 +4,19 @@ use chrono::{DateTime, Utc};
 
 use super::{Label, LicenseWindow, NoSeries, SeriesProof};
 use crate::event::{Event, Payload, UsageQuantity};
-use crate::ledger::LicenseState;
-use crate::license::{LicenseClaims, UsagePeriod};
+use crate::ledger::LicenseLife;
+use crate::license::{LicenseClaims, RuleSet, UsagePeriod};
 use crate::operations::{Desk, OperationError};
 use crate::stages::{Effect, Fact, LicensesState, Stage as _, effects_of};
 
 const MICROS_PER_SECOND: f64 = 1e6;
 
-/// A license that is in coderd, as the ledger knows it.
+/// A license that is in coderd or was, as the ledger knows it.
 struct Known {
     license_id: i32,
     jwt_sha256: [u8; 32],
     claims: LicenseClaims,
+    gone_at: Option<DateTime<Utc>>,
 }
 
 impl Desk {
@@ -28,62 +29,62 @@ impl Desk {
         Ok((effects.added.iter().map(series).collect(), left_out.collect()))
     }
 
-    /// The usage periods of the licenses that are in coderd, under the rules in force: each from a fold that holds this license and this
-    /// event alone, at an instant when the license is good.
+    /// The usage periods of the licenses that are in coderd or were, under the rules in force: each from a fold that holds this license and
+    /// this event alone, at an instant when the license is good.
     pub(super) async fn license_windows(&self, source_id: i16, event: &Event) -> Result<Vec<LicenseWindow>, OperationError> {
         if !matches!(&event.payload, Payload::Usage(usage) if matches!(usage.quantity, UsageQuantity::ManagedAgents(_))) {
             return Ok(Vec::new());
         }
-        let known = self.known_licenses(source_id).await?;
-        let now = self.ledger.clock.now();
-        let in_force = self.period(event, &known.iter().collect::<Vec<_>>(), now)?;
+        let (rules, known) = (self.license_rules().await?, self.known_licenses(source_id).await?);
+        let there: Vec<&Known> = known.iter().filter(|license| license.gone_at.is_none()).collect();
+        let in_force = period(rules, event, &there, self.ledger.clock.now())?;
         let mut windows = Vec::new();
         for license in &known {
             let good_at = license.claims.not_before.max(license.claims.issued_at);
-            if let Some((period, agents)) = self.period(event, &[license], good_at)? {
+            if let Some((period, agents)) = period(rules, event, &[license], good_at)? {
                 windows.push(LicenseWindow {
                     license_id: license.license_id,
                     start: period.start,
                     end: period.end,
                     counts: agents > 0,
                     agents,
-                    in_force: in_force.is_some_and(|(winning, _)| winning == period),
+                    in_force: license.gone_at.is_none() && in_force.is_some_and(|(winning, _)| winning == period),
+                    gone_at: license.gone_at,
                 });
             }
         }
         Ok(windows)
     }
 
-    /// The period over which usage is counted at `at`, and how much of it is this event: the licenses stage's own answer.
-    fn period(&self, event: &Event, licenses: &[&Known], at: DateTime<Utc>) -> Result<Option<(UsagePeriod, i64)>, OperationError> {
-        let deployment = event.deployment;
-        let mut state = LicensesState::default();
-        let mut facts = vec![Fact::Introduced { deployment, introduced_at: at }, Fact::Event(event.clone())];
-        facts.extend(licenses.iter().map(|license| Fact::License {
-            deployment,
-            license_id: license.license_id,
-            jwt_sha256: license.jwt_sha256,
-            present: true,
-            claims: Some(license.claims.clone()),
-        }));
-        for fact in &facts {
-            state.apply(fact).map_err(anyhow::Error::from)?;
-        }
-        let answer = state.deployment(deployment).map(|licenses| licenses.entitlements(self.rules, at));
-        let feature = answer.as_ref().map(|answer| answer.managed_agents());
-        Ok(feature.and_then(|feature| feature.usage_period.zip(feature.actual)))
-    }
-
     async fn known_licenses(&self, source_id: i16) -> Result<Vec<Known>, OperationError> {
         let mut known = Vec::new();
-        for license in self.ledger.in_time(self.ledger.present_licenses(source_id)).await? {
-            if let LicenseState::Verified(claims) = license.state {
-                let claims = serde_json::from_value(claims).map_err(anyhow::Error::from)?;
-                known.push(Known { license_id: license.license_id, jwt_sha256: license.jwt_sha256, claims });
-            }
+        for license in self.ledger.in_time(self.ledger.licenses_ever(source_id)).await? {
+            let LicenseLife { license_id, jwt_sha256, claims, gone_at } = license;
+            let claims = serde_json::from_value(claims).map_err(anyhow::Error::from)?;
+            known.push(Known { license_id, jwt_sha256, claims, gone_at });
         }
         Ok(known)
     }
+}
+
+/// The period over which usage is counted at `at`, and how much of it is this event: the licenses stage's own answer.
+fn period(rules: RuleSet, event: &Event, licenses: &[&Known], at: DateTime<Utc>) -> Result<Option<(UsagePeriod, i64)>, OperationError> {
+    let deployment = event.deployment;
+    let mut state = LicensesState::default();
+    let mut facts = vec![Fact::Introduced { deployment, introduced_at: at }, Fact::Event(event.clone())];
+    facts.extend(licenses.iter().map(|license| Fact::License {
+        deployment,
+        license_id: license.license_id,
+        jwt_sha256: license.jwt_sha256,
+        present: true,
+        claims: Some(license.claims.clone()),
+    }));
+    for fact in &facts {
+        state.apply(fact).map_err(anyhow::Error::from)?;
+    }
+    let answer = state.deployment(deployment).map(|licenses| licenses.entitlements(rules, at));
+    let feature = answer.as_ref().map(|answer| answer.managed_agents());
+    Ok(feature.and_then(|feature| feature.usage_period.zip(feature.actual)))
 }
 
 fn series(effect: &Effect) -> SeriesProof {

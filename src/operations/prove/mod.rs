@@ -15,7 +15,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::{Desk, OperationError};
-use crate::event::{Event, Payload, Topic};
+use crate::event::{Event, MAX_ID_BYTES, Payload, Topic};
 use crate::ledger::{KeptEvent, RefusalLife};
 
 /// Which event to prove.
@@ -37,16 +37,38 @@ struct EventId {
     key: String,
 }
 
+impl ProveRequest {
+    /// Whether there can be an event of this id. Nothing is asked for it.
+    ///
+    /// # Errors
+    /// [`OperationError::Invalid`] names what is wrong with it.
+    pub fn check(&self) -> Result<(), OperationError> {
+        EventId::parse(&self.event_id).map(|_| ())
+    }
+}
+
 impl EventId {
     fn parse(id: &str) -> Result<EventId, OperationError> {
+        let invalid = |message: String| Err(OperationError::Invalid { field: "event_id", message });
+        if id.is_empty() {
+            return invalid(
+                "is empty: workspace_build_completed:BUILD, prebuild_claimed:BUILD or coderd's own id of a usage event is needed"
+                    .to_owned(),
+            );
+        }
+        if id.len() > MAX_ID_BYTES {
+            return invalid(format!("has {} bytes, and no event's id has more than {MAX_ID_BYTES}", id.len()));
+        }
+        if id.contains('\0') {
+            return invalid("holds a NUL character, as no event's id does".to_owned());
+        }
         let prefixes = [("workspace_build_completed:", Topic::WorkspaceBuilds), ("prebuild_claimed:", Topic::PrebuildClaims)];
         for (prefix, topic) in prefixes {
             if let Some(rest) = id.strip_prefix(prefix) {
-                let build: Uuid = rest.parse().map_err(|_| {
-                    let message = format!("{rest:?} after {prefix} is no build id: coderd's UUID of the workspace build is needed");
-                    OperationError::Invalid { field: "event_id", message }
-                })?;
-                return Ok(EventId { topic, key: build.to_string() });
+                return match rest.parse::<Uuid>() {
+                    Ok(build) => Ok(EventId { topic, key: build.to_string() }),
+                    Err(_) => invalid(format!("{rest:?} after {prefix} is no build id: coderd's UUID of the workspace build is needed")),
+                };
             }
         }
         Ok(EventId { topic: Topic::AgentUsage, key: id.to_owned() })
@@ -177,7 +199,21 @@ mod tests {
         ] {
             assert_eq!(EventId::parse(&text).unwrap(), EventId { topic, key: key.to_owned() });
         }
-        let wrong = EventId::parse("prebuild_claimed:7").unwrap_err();
-        assert!(matches!(&wrong, OperationError::Invalid { field: "event_id", .. }), "{wrong}");
+        assert!(EventId::parse(&"x".repeat(1024)).is_ok());
+    }
+
+    #[test]
+    fn an_id_that_no_event_can_have_is_refused_by_its_name() {
+        let long = "x".repeat(1025);
+        for (id, words) in [
+            ("", "is empty"),
+            (long.as_str(), "has 1025 bytes"),
+            ("a\0b", "NUL"),
+            ("prebuild_claimed:7", "\"7\" after prebuild_claimed: is no build id"),
+        ] {
+            let wrong = ProveRequest { event_id: id.to_owned(), source: None }.check().unwrap_err();
+            let named = matches!(&wrong, OperationError::Invalid { field: "event_id", message } if message.contains(words));
+            assert!(named, "{wrong}");
+        }
     }
 }

@@ -128,7 +128,7 @@ pub struct BatchProof {
     pub recorded_at: Option<DateTime<Utc>>,
 }
 
-/// The usage period of a license that is in coderd.
+/// The usage period of a license that is in coderd, or was.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LicenseWindow {
     /// coderd's own id of the license.
@@ -143,6 +143,8 @@ pub struct LicenseWindow {
     pub agents: i64,
     /// Whether this is the license by which the deployment is judged now.
     pub in_force: bool,
+    /// When it was seen that coderd has it no more; none: coderd has it.
+    pub gone_at: Option<DateTime<Utc>>,
 }
 
 /// What the event added to a series.

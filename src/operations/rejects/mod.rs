@@ -9,6 +9,7 @@ pub use shown::{Bytes, Header, Reject, RejectAct, ShownReject};
 
 use std::collections::BTreeSet;
 
+use chrono::SecondsFormat;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -188,7 +189,10 @@ impl Desk {
     async fn all_open(&self, rows: &[RejectRow]) -> Result<(), OperationError> {
         let Some(ended) = rows.iter().find(|row| row.state != "open") else { return Ok(()) };
         let acts = self.ledger.reject_acts(&[ended.id]).await?;
-        let by = acts.iter().find(|act| Some(act.id) == ended.act_id).map(|act| format!(" by {} at {}", act.actor, act.acted_at));
+        let by = acts
+            .iter()
+            .find(|act| Some(act.id) == ended.act_id)
+            .map(|act| format!(" by {} at {}", act.actor, act.acted_at.to_rfc3339_opts(SecondsFormat::Millis, true)));
         let (id, state) = (ended.id, &ended.state);
         Err(OperationError::Forbidden(format!("reject {id} is no longer open: it was {state}{}; nothing was done", by.unwrap_or_default())))
     }

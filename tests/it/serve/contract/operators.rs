@@ -92,6 +92,11 @@ pub async fn proof_and_audit(contract: &mut Contract, site: &Site) {
     for (path, status) in [("/api/v1/events/nobody%2Fknows%20it/proof", 404), ("/api/v1/events/prebuild_claimed%3Ax/proof", 400)] {
         assert_eq!(contract.ask(Method::GET, template, path, as_admin, None).await.0, status, "{path}");
     }
+    for id in [String::new(), "x".repeat(1025), "a%00b".to_owned()] {
+        let path = format!("/api/v1/events/{id}/proof");
+        let (status, problem) = contract.ask(Method::GET, template, &path, as_admin, None).await;
+        assert_eq!((status, &problem["field"]), (400, &json!("event_id")), "{problem}");
+    }
     assert_eq!(contract.get("/api/v1/audit").await, (200, json!({ "findings": [] })));
     let request = json!({ "patience_seconds": 0, "deep": true });
     let (status, report) = contract.change(Method::POST, "/api/v1/audit", "/api/v1/audit", Some(request)).await;
@@ -146,6 +151,10 @@ pub async fn rebuild(contract: &mut Contract) {
     assert_eq!((status, &plan["differs"]), (200, &json!(false)), "{plan}");
     let (status, rehearsed) = contract.change(Method::POST, plans, plans, Some(json!({ "stage": "licenses", "rules": "2026-02" }))).await;
     assert_eq!(status, 200, "{rehearsed}");
+    for (field, value) in [("source", json!(DEPLOYMENT)), ("at", json!("2025-08-01T00:00:00Z"))] {
+        let (status, problem) = contract.change(Method::POST, plans, plans, Some(json!({ "stage": "licenses", field: value }))).await;
+        assert_eq!((status, problem["field"].as_str()), (400, Some(field)), "{problem}");
+    }
     let with = |hash: &Value| json!({ "rebuild": { "stage": "metrics" }, "hash": hash, "reason": "to be sure" });
     assert_eq!(contract.change(Method::POST, execute, execute, Some(with(&json!("0")))).await.0, 409);
     let (status, done) = contract.change(Method::POST, execute, execute, Some(with(&plan["hash"]))).await;

@@ -1,52 +1,26 @@
 //! Rebuilds: a stage folded again from zero, compared with what is shown, and put in its place.
 
+mod rehearsal;
+mod request;
+
+pub use rehearsal::{Granted, Rehearsal, RehearsedDeployment, RehearsedWindow};
+pub use request::{LicenseToken, RebuildRequest, RebuildStage};
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
+use rehearsal::Rehearsed;
+
 use super::effect::saturating;
-use super::rehearsal::{LicenseToken, Rehearsal};
-use super::series::{SeriesKey, series};
+use super::plan_hash::plan_hash;
+use super::series::{Series, SeriesKey, series};
 use super::{Actor, Desk, OperationError};
 use crate::ledger::{LICENSE_RULES, NewAct};
 use crate::projection::{self, Folded};
 use crate::stages::{DeploymentLicenses, LicensesState, MetricsState, Stage};
-
-/// Which fold.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum RebuildStage {
-    /// The domain series of `/metrics`.
-    Metrics,
-    /// Licenses and managed agents.
-    Licenses,
-}
-
-/// What to fold again. With rules, a license or a license less it is a rehearsal: the answer is what would be shown then. Nothing is written.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct RebuildRequest {
-    /// The fold.
-    pub stage: RebuildStage,
-    /// The name of the license rules to rehearse; only for the licenses.
-    #[serde(default)]
-    pub rules: Option<String>,
-    /// A candidate license, which coderd does not have yet; only for the licenses.
-    #[serde(default)]
-    pub license: Option<LicenseToken>,
-    /// coderd's ids of licenses to leave out; only for the licenses.
-    #[serde(default)]
-    pub without: Vec<i32>,
-    /// The deployment whose licenses are meant; without it, the pipeline's, or all where only the rules are another.
-    #[serde(default)]
-    pub source: Option<Uuid>,
-    /// The instant for which entitlements are rehearsed; without it, now.
-    #[serde(default)]
-    pub at: Option<DateTime<Utc>>,
-}
 
 /// The same request again, with the hash of the plan that is to be executed: the plan is made again, and only an equal one is executed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -120,15 +94,10 @@ impl Desk {
     /// # Errors
     /// [`OperationError`].
     pub async fn plan_rebuild(&self, request: &RebuildRequest) -> Result<RebuildPlan, OperationError> {
-        let rehearses = request.rules.is_some() || request.license.is_some() || !request.without.is_empty();
-        match (request.stage, rehearses) {
-            (RebuildStage::Metrics, false) => Ok(compared(&self.both().await?, metrics_found)),
-            (RebuildStage::Licenses, false) => Ok(compared(&self.both().await?, licenses_found)),
-            (RebuildStage::Licenses, true) => self.rehearse(request).await,
-            (RebuildStage::Metrics, true) => {
-                let message = "metrics have no rules and no licenses to rehearse: `rebuild plan licenses`".to_owned();
-                Err(OperationError::Invalid { field: "stage", message })
-            }
+        match (request.stage, request.rehearses()?) {
+            (_, true) => Ok(self.rehearse(request).await?.into()),
+            (RebuildStage::Metrics, false) => compared(&self.both().await?, metrics_found),
+            (RebuildStage::Licenses, false) => compared(&self.both().await?, licenses_found),
         }
     }
 
@@ -185,6 +154,13 @@ impl Desk {
     }
 }
 
+impl From<Rehearsed> for RebuildPlan {
+    fn from(rehearsed: Rehearsed) -> Self {
+        let Rehearsed { hash, incarnation, sequence, differs, rehearsal } = rehearsed;
+        Self { hash, incarnation, sequence, differs, falling: 0, differences: Vec::new(), rehearsal: Some(rehearsal) }
+    }
+}
+
 /// A difference, how large it is whatever live events add to both sides, and whether a shown series would fall.
 struct Found {
     difference: StateDifference,
@@ -192,22 +168,22 @@ struct Found {
     falls: bool,
 }
 
-fn compared<S>((shown, rebuilt): &(Folded<S>, Folded<S>), find: impl Fn(&S, &S) -> Vec<Found>) -> RebuildPlan
+fn compared<S>((shown, rebuilt): &(Folded<S>, Folded<S>), find: impl Fn(&S, &S) -> Vec<Found>) -> Result<RebuildPlan, OperationError>
 where
     S: Stage + PartialEq,
 {
     let found = if shown.state == rebuilt.state { Vec::new() } else { find(&shown.state, &rebuilt.state) };
     let essence: Vec<_> =
         found.iter().map(|found| (found.difference.deployment, &found.difference.what, &found.difference.labels, found.delta)).collect();
-    RebuildPlan {
-        hash: Some(sha256(&(S::NAME, essence))),
+    Ok(RebuildPlan {
+        hash: Some(plan_hash(&(S::NAME, essence))?),
         incarnation: shown.incarnation,
         sequence: shown.sequence,
         differs: shown.state != rebuilt.state,
         falling: u32::try_from(found.iter().filter(|found| found.falls).count()).unwrap_or(u32::MAX),
         differences: found.into_iter().map(|found| found.difference).collect(),
         rehearsal: None,
-    }
+    })
 }
 
 fn metrics_found(shown: &MetricsState, rebuilt: &MetricsState) -> Vec<Found> {
@@ -217,12 +193,9 @@ fn metrics_found(shown: &MetricsState, rebuilt: &MetricsState) -> Vec<Found> {
     differing
         .filter(|(_, shown, rebuilt)| shown != rebuilt)
         .map(|(key, shown, rebuilt)| {
-            let told = |series: super::series::Series| Told {
-                count: series.count(),
-                sum_seconds: series.sum_micros().map(|micros| micros as f64 / 1e6),
-            };
-            let count = |series: Option<super::series::Series>| series.map_or(0, |series| i128::from(series.count()));
-            let sum = |series: Option<super::series::Series>| series.and_then(|series| series.sum_micros()).unwrap_or(0);
+            let told = |series: Series| Told { count: series.count(), sum_seconds: series.sum_micros().map(|micros| micros as f64 / 1e6) };
+            let count = |series: Option<Series>| series.map_or(0, |series| i128::from(series.count()));
+            let sum = |series: Option<Series>| series.and_then(|series| series.sum_micros()).unwrap_or(0);
             let labels: Vec<String> = key.labels.iter().map(|(name, value)| format!("{name}={value:?}")).collect();
             Found {
                 difference: StateDifference {
@@ -275,10 +248,4 @@ fn windows(licenses: &DeploymentLicenses) -> BTreeMap<(String, String), u128> {
         windows.insert((format!("license {}", license.license_id), shown), count);
     }
     windows
-}
-
-/// Of what has a JSON form.
-pub(super) fn sha256(essence: &impl Serialize) -> String {
-    let json = serde_json::to_vec(essence).unwrap_or_default();
-    hex::encode(Sha256::digest(json))
 }

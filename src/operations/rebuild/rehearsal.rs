@@ -6,24 +6,13 @@ use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::effect::saturating;
-use super::rebuild::{RebuildPlan, RebuildRequest, sha256};
-use super::{Desk, OperationError};
-use crate::ledger::LICENSE_RULES;
+use super::request::RebuildRequest;
 use crate::license::{Entitlement, Entitlements, LicenseClaims, RuleSet, Validity, VerifiedLicense};
+use crate::operations::effect::saturating;
+use crate::operations::plan_hash::plan_hash;
+use crate::operations::{Desk, OperationError};
 use crate::projection;
 use crate::stages::{AgentCounts, DeploymentLicenses, Fact, KnownLicense, LicensesState, Stage as _};
-
-/// A license's token. It is never printed and never kept.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-#[serde(transparent)]
-pub struct LicenseToken(pub String);
-
-impl fmt::Debug for LicenseToken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("***")
-    }
-}
 
 /// What would be true beside what is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -94,20 +83,20 @@ pub struct Granted {
     pub errors: Vec<String>,
 }
 
-impl Desk {
-    /// The rules that hold: those that were chosen in the ledger, else the pipeline's.
-    ///
-    /// # Errors
-    /// The ledger's; [`OperationError::Forbidden`] where rules were chosen that this version does not know.
-    pub async fn license_rules(&self) -> Result<RuleSet, OperationError> {
-        match self.ledger.in_time(self.ledger.choice(LICENSE_RULES)).await? {
-            Some(name) => name.parse().map_err(|error| OperationError::Forbidden(format!("in the ledger were chosen: {error}"))),
-            None => Ok(self.rules),
-        }
-    }
+/// A rehearsal, as a plan says it.
+pub(super) struct Rehearsed {
+    /// None: there is nothing to execute.
+    pub hash: Option<String>,
+    pub incarnation: Uuid,
+    /// The ledger sequence up to which it holds.
+    pub sequence: i64,
+    pub differs: bool,
+    pub rehearsal: Rehearsal,
+}
 
+impl Desk {
     /// The rehearsal that was asked for. Its hash covers limits, entitlements and warnings, not the counts, which live events raise.
-    pub(super) async fn rehearse(&self, request: &RebuildRequest) -> Result<RebuildPlan, OperationError> {
+    pub(super) async fn rehearse(&self, request: &RebuildRequest) -> Result<Rehearsed, OperationError> {
         let rules_now = self.license_rules().await?;
         let rules_then = match &request.rules {
             Some(name) => name.parse().map_err(|error| invalid("rules", error))?,
@@ -138,17 +127,13 @@ impl Desk {
         }
         let executable = candidate.is_none() && request.without.is_empty();
         let rehearsal = Rehearsal { at, rules_now: rules_now.to_string(), rules_then: rules_then.to_string(), notes, deployments };
-        Ok(RebuildPlan {
-            hash: executable.then(|| sha256(&(request.source, request.at, essence(&rehearsal)))),
+        let differs = |one: &RehearsedDeployment| one.now != one.then || one.windows.iter().any(|window| window.now != window.then);
+        Ok(Rehearsed {
+            hash: executable.then(|| plan_hash(&(request.source, request.at, essence(&rehearsal)))).transpose()?,
             incarnation: folded.incarnation,
             sequence: folded.sequence,
-            differs: rehearsal
-                .deployments
-                .iter()
-                .any(|one| one.now != one.then || one.windows.iter().any(|window| window.now != window.then)),
-            falling: 0,
-            differences: Vec::new(),
-            rehearsal: Some(rehearsal),
+            differs: rehearsal.deployments.iter().any(differs),
+            rehearsal,
         })
     }
 
