@@ -7,9 +7,9 @@ use chrono::TimeDelta;
 use prometheus::Registry;
 use tallyline::audit::{Audit, AuditTelemetry, Continuous};
 use tallyline::coderd::Database;
-use tallyline::event::{Event, Payload, Topic, Usage};
+use tallyline::event::Usage;
 use tallyline::ledger::Finding;
-use tallyline::log::{Log, PostgresLogSettings};
+use tallyline::log::Log;
 use tallyline::publisher::{Condition, Mode, Publisher};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -31,8 +31,7 @@ struct Audited {
 impl Audited {
     async fn new() -> Audited {
         let world = World::new().await;
-        let log = Log::postgres(world.ledger.pool.clone(), PostgresLogSettings::default());
-        log.create_topics(1).await.unwrap();
+        let log = world.log().await;
         let audits = CancellationToken::new();
         let registries = [Registry::new(), Registry::new()];
         for registry in &registries {
@@ -46,9 +45,7 @@ impl Audited {
 
     /// Usage that coderd has, that the log holds and that the ledger has accepted.
     async fn add(&self, usage: Usage) {
-        let event = Event { deployment: DEPLOYMENT, payload: Payload::Usage(usage.clone()) };
-        self.log.append(Topic::AgentUsage, vec![event.to_message()]).await.unwrap();
-        self.world.add(&[usage]).await;
+        self.world.add_with(&self.log, &[usage]).await;
     }
 
     async fn tamper(&self, statement: &'static str) {
@@ -157,8 +154,7 @@ async fn in_mode_shadow_nothing_is_held_because_nothing_leaves() {
 #[tokio::test]
 async fn a_side_that_is_away_changes_no_finding_and_the_other_joints_are_still_audited() {
     let world = World::new().await;
-    let log = Log::postgres(world.ledger.pool.clone(), PostgresLogSettings::default());
-    log.create_topics(1).await.unwrap();
+    let log = world.log().await;
     let nobody = Database::new("postgres://nobody@127.0.0.1:1/none", Duration::from_secs(1)).unwrap();
     for source in [Some(nobody), None] {
         let audits = CancellationToken::new();
