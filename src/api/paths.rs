@@ -18,9 +18,9 @@ use crate::ledger::Pause;
 use crate::license::Entitlements;
 use crate::operations::recover::{RecoverExecution, RecoverPlan, RecoverRequest};
 use crate::operations::{
-    Acts, Admitted, AuditFindings, CountRejects, DiscardRejects, DiscardedRejects, ListActs, ListRejects, LogRange, PauseRequest, Pauses,
-    Proof, ProveRequest, RebuildExecution, RebuildPlan, RebuildRequest, Rebuilt, RejectCounts, RejectPage, ReplayExecution, ReplayPlan,
-    Resubmit, Resubmitted, RunAudit, ShownReject,
+    Acts, Admitted, AuditFindings, CountRejects, DiscardRejects, DiscardedRejects, ForgetFindings, ListActs, ListRejects, LogRange,
+    PauseRequest, Pauses, Proof, ProveRequest, RebuildExecution, RebuildPlan, RebuildRequest, Rebuilt, RejectCounts, RejectPage,
+    ReplayExecution, ReplayPlan, Resubmit, Resubmitted, RunAudit, ShownReject,
 };
 use crate::status::Status;
 
@@ -96,6 +96,9 @@ pub(super) fn api() -> Vec<Route> {
             .change::<RunAudit>()
             .within(LONG)
             .answers::<AuditReport>(200, "What was found."),
+        Route::post("/api/v1/audit/forget", ADMIN, "Forget what was found last of a deployment that is retired", operators::forget_findings)
+            .change::<ForgetFindings>()
+            .answers::<AuditFindings>(200, "What is forgotten. 404: nothing is known of it."),
         Route::get("/api/v1/events/{event_id}/proof", READ, "The whole life of one event", operators::prove)
             .query::<ProveRequest>()
             .answers::<Proof>(200, "Its life. 404: it is known nowhere."),
@@ -130,8 +133,9 @@ pub(super) fn api() -> Vec<Route> {
             .within(LONG)
             .answers::<RecoverPlan>(
                 200,
-                "What was found, what would be done and what is at risk. Nothing else is changed. 409: coderd's part, and this process has not \
-                 coderd's database.",
+                "What was found, what would be done and what is at risk. Nothing else is changed. Without a hash: nothing is lost. 404: the ledger \
+                 does not know a source that is to be given up. 409: that source is there, or not waited for; or coderd's part, and this process \
+                 has not coderd's database.",
             ),
         Route::post("/api/v1/recoveries/execute", ADMIN, "Execute a planned recovery", operators::execute_recovery)
             .change::<RecoverExecution>()

@@ -83,12 +83,15 @@ impl Ledger {
         let mut tx = self.pool.begin().await?;
         revoke_collectors(&mut tx).await?;
         let act_id = self.act(&mut tx, act).await?;
-        sqlx::query("insert into source_lost (source_id, event_id, act_id) select $1, unnest($2::text[]), $3 on conflict do nothing")
-            .bind(source_id)
-            .bind(event_ids)
-            .bind(act_id)
-            .execute(&mut *tx)
-            .await?;
+        sqlx::query(
+            "insert into source_lost (source_id, event_id, act_id)
+             select $1, event_id, $3 from unnest($2::text[]) as lost (event_id) order by event_id on conflict do nothing",
+        )
+        .bind(source_id)
+        .bind(event_ids)
+        .bind(act_id)
+        .execute(&mut *tx)
+        .await?;
         if !plans::executed(&mut tx, plan, act_id, self.clock.now()).await? {
             return Ok(false);
         }

@@ -242,7 +242,16 @@ async fn a_replay_that_runs_ahead_of_the_consumer_leaves_balanced_books() {
     let site = Site::new().await;
     site.log.append(Topic::AgentUsage, vec![Message { payload: Some(b"{}".to_vec()), ..Message::default() }]).await.unwrap();
     let (ledger, log) = (site.ledger.clone(), site.log.clone());
-    let desk = Desk { ledger, log, partitions: 1, coderd: None, deployment: None, keys: PublicKeys::new(), rules: RuleSet::default() };
+    let desk = Desk {
+        ledger,
+        log,
+        group: tallyline::consumer::GROUP.to_owned(),
+        partitions: 1,
+        coderd: None,
+        deployment: None,
+        keys: PublicKeys::new(),
+        rules: RuleSet::default(),
+    };
     let range = LogRange { topics: vec![Topic::AgentUsage.name().to_owned()], from: "earliest".into(), until: "latest".into() };
     let (stop, actor) = (CancellationToken::new(), Actor { name: "sre-1".into(), reason: String::new() });
     let plan = desk.plan_replay(&range, |_: Step| {}, &stop).await.unwrap();
@@ -370,7 +379,7 @@ async fn what_is_missing_is_no_finding_before_a_later_pass_has_confirmed_it() {
     let database = coderd::Database::new(&site.coderd.database.url, Duration::from_secs(30)).unwrap();
     let source = Some((database, site.coderd.deployment));
     let audit = Audit { ledger: site.ledger.clone(), log: site.log.clone(), source, patience: Duration::from_millis(300) };
-    let telemetry = AuditTelemetry::register(&prometheus::Registry::new()).unwrap();
+    let telemetry = AuditTelemetry::register(&prometheus::Registry::new(), true).unwrap();
     let continuous = Continuous { audit, every: Duration::from_millis(200), holder: "test".into(), telemetry };
     let missing = site.coderd.creation().await;
     let stop = CancellationToken::new();

@@ -197,6 +197,7 @@ impl World {
         Desk {
             ledger: self.ledger.clone(),
             log: log.clone(),
+            group: "tallyline".to_owned(),
             partitions: 1,
             coderd: self.settings.coderd.clone(),
             deployment: Some(DEPLOYMENT),

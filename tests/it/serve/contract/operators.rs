@@ -4,11 +4,12 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tallyline::consumer;
 use tallyline::event::{Message, Topic};
-use tallyline::ledger::Chain;
+use tallyline::ledger::{Chain, NewFinding};
 use tallyline::log::Record;
+use uuid::Uuid;
 
 use super::{Contract, Site};
-use crate::support::ledger::{DEPLOYMENT, build, noon, partition, usage};
+use crate::support::ledger::{DEPLOYMENT, OTHER_DEPLOYMENT, build, noon, partition, usage};
 
 /// Pauses consuming and goes on with it.
 pub async fn pauses(contract: &mut Contract) {
@@ -81,7 +82,7 @@ pub async fn rejects(contract: &mut Contract, site: &Site) {
 }
 
 /// The life of the one build, and the books.
-pub async fn proof_and_audit(contract: &mut Contract) {
+pub async fn proof_and_audit(contract: &mut Contract, site: &Site) {
     let template = "/api/v1/events/{event_id}/proof";
     let event_id = build(DEPLOYMENT, 1).id();
     let path = format!("/api/v1/events/{}/proof", event_id.replace(':', "%3A"));
@@ -97,6 +98,19 @@ pub async fn proof_and_audit(contract: &mut Contract) {
     let names: Vec<&str> = report["joints"].as_array().unwrap().iter().map(|joint| joint["name"].as_str().unwrap()).collect();
     assert_eq!(status, 200, "{report}");
     assert_eq!(names[..3], ["source and ledger", "log and ledger", "ledger and vendor"], "{report}");
+
+    let lease = site.ledger.take_lease("audit", "test", super::SOON).await.unwrap().unwrap();
+    let finding = NewFinding { joint: "source and ledger", deployment: Some(OTHER_DEPLOYMENT), differences: &[], open: 1 };
+    site.ledger.record_findings(&lease, &[finding], 1, 0.5).await.unwrap();
+    let (_, found) = contract.get("/api/v1/audit").await;
+    assert_eq!(found["findings"][0]["deployment_id"], json!(OTHER_DEPLOYMENT), "{found}");
+    let forget = "/api/v1/audit/forget";
+    let retired = json!({ "deployment_id": OTHER_DEPLOYMENT, "reason": "retired" });
+    let (status, without) = contract.change(Method::POST, forget, forget, Some(json!({ "deployment_id": OTHER_DEPLOYMENT }))).await;
+    assert_eq!((status, without["field"].as_str()), (400, Some("reason")), "{without}");
+    let (status, forgotten) = contract.change(Method::POST, forget, forget, Some(retired.clone())).await;
+    assert_eq!((status, &forgotten["findings"][0]["open"]), (200, &json!(1)), "{forgotten}");
+    assert_eq!(contract.change(Method::POST, forget, forget, Some(retired)).await.0, 404);
 }
 
 /// Everything once more: planned, executed to its end, and not a second time. Nobody reads the log here, so that the record which went through it
@@ -160,7 +174,7 @@ pub async fn recoveries(contract: &mut Contract, site: &Site) {
     assert_eq!(execute_recovery(contract, &json!({ "hash": "0" })).await.0, 404);
     let (status, nothing) = plan_recovery(contract, "kafka").await;
     assert_eq!((status, &nothing["effect"]["partitions"]), (200, &json!([])), "{nothing}");
-    refuses_recovery(contract, &nothing, "there is nothing to recover").await;
+    assert_eq!(nothing["hash"], json!(null), "{nothing}");
 
     let emptied = "begin;
         delete from log_record using log_partition where id = partition_id and topic = 'tallyline.workspace-builds.v1';
@@ -168,7 +182,6 @@ pub async fn recoveries(contract: &mut Contract, site: &Site) {
     sqlx::raw_sql(emptied).execute(&site.ledger.pool).await.unwrap();
     let (status, plan) = plan_recovery(contract, "kafka").await;
     assert_eq!((status, &plan["effect"]["partitions"][0]["problem"]), (200, &json!("beyond_end")), "{plan}");
-    refuses_recovery(contract, &nothing, "the effect is no longer the planned one").await;
     assert_eq!(execute_recovery(contract, &plan).await, (200, plan.clone()));
     refuses_recovery(contract, &plan, "this plan was executed before").await;
 
@@ -177,7 +190,14 @@ pub async fn recoveries(contract: &mut Contract, site: &Site) {
     assert_eq!(execute_recovery(contract, &plan).await, (200, plan.clone()));
     refuses_recovery(contract, &plan, "this plan was executed before").await;
     let (_, open) = plan_recovery(contract, "ledger").await;
-    refuses_recovery(contract, &open, "it closes by itself").await;
+    assert_eq!(open["hash"], json!(null), "{open}");
+    let path = "/api/v1/recoveries";
+    let without = |id: Uuid| Some(json!({ "lost": "ledger", "without": [id] }));
+    assert_eq!(contract.change(Method::POST, path, path, without(Uuid::nil())).await.0, 404);
+    let (status, given_up) = contract.change(Method::POST, path, path, without(DEPLOYMENT)).await;
+    assert_eq!((status, &given_up["effect"]["not_waited_for"][0]["by_this_plan"]), (200, &json!(true)), "{given_up}");
+    let wrong = contract.change(Method::POST, path, path, Some(json!({ "lost": "ledger", "without": "all" }))).await;
+    assert_eq!((wrong.0, wrong.1["field"].as_str()), (400, Some("without")), "{wrong:?}");
     let (_, shown) = contract.get("/api/v1/status").await;
     let recovering = &shown["recovering"];
     assert_eq!(*recovering, open["effect"]["open"]);
