@@ -218,6 +218,7 @@ fn coderd(effect: &CoderdEffect) -> String {
     let numbers = [
         ("gone with their workspace, perhaps removed by coderd", effect.removed_with_their_workspace),
         ("usage ids with other content now", effect.ids_used_again),
+        ("  still to be published: sent as they were accepted", effect.ids_used_again_pending),
         ("conflicts recorded so far", effect.conflicts),
         ("published here, no mark in coderd", effect.published_here_without_mark),
         ("published by coderd, mark gone: coderd sends them again", effect.published_by_coderd_without_mark),
@@ -227,5 +228,6 @@ fn coderd(effect: &CoderdEffect) -> String {
     if effect.to_list == 0 {
         return text;
     }
-    text + "Lost events stay counted, and what is pending of them may be sent although coderd has no row. coderd is read again as a whole.\n"
+    text + "Lost events stay counted, and what is pending of them may be sent although coderd has no row, or another one under the id. \
+            coderd is read again as a whole.\n"
 }

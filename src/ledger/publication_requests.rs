@@ -87,6 +87,18 @@ pub struct RequestOutcome<'a> {
     pub attempts: Vec<Attempt>,
 }
 
+/// What became of an outcome.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recorded {
+    /// It is in the ledger now.
+    Now,
+    /// It was in the ledger already; nothing is changed.
+    Before,
+    /// The ledger has no such request, though it was written down before it was sent: it went back since then. Nothing is changed; the recovery
+    /// doubts what is pending, and the vendor knows the ids.
+    RequestLost,
+}
+
 /// The latest request to the vendor of one source.
 #[derive(Clone, Debug, PartialEq, Eq, sqlx::FromRow, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
 pub struct LastRequest {
@@ -168,7 +180,7 @@ impl Ledger {
     ///
     /// # Errors
     /// The database's.
-    pub async fn record_outcome(&self, outcome: &RequestOutcome<'_>) -> Result<(), sqlx::Error> {
+    pub async fn record_outcome(&self, outcome: &RequestOutcome<'_>) -> Result<Recorded, sqlx::Error> {
         let mut tx = self.pool.begin().await?;
         let ids: Vec<&str> = outcome.attempts.iter().map(|attempt| attempt.event_id.as_str()).collect();
         lock(&mut tx, outcome.source_id, &ids).await?;
@@ -184,12 +196,15 @@ impl Ledger {
         .execute(&mut *tx)
         .await?;
         if open.rows_affected() == 0 {
-            return Ok(());
+            let query = "select exists (select from publication_request where id = $1)";
+            let there: bool = sqlx::query_scalar(query).bind(outcome.id).fetch_one(&mut *tx).await?;
+            return Ok(if there { Recorded::Before } else { Recorded::RequestLost });
         }
         record_attempts(&mut tx, outcome).await?;
         settle(&mut tx, outcome, batch_id).await?;
         reschedule(&mut tx, outcome).await?;
-        tx.commit().await
+        tx.commit().await?;
+        Ok(Recorded::Now)
     }
 }
 

@@ -31,6 +31,8 @@ pub struct Publication {
     pub unanswered: bool,
     /// How often it was refused for now, or left out of an answer.
     pub refusals: u32,
+    /// What was said of it last.
+    pub last_message: Option<String>,
 }
 
 /// A row that is given back without an attempt.
@@ -62,6 +64,17 @@ pub struct Settled {
     pub expired: usize,
     /// Too old, and an attempt may have been taken.
     pub unknown: usize,
+}
+
+/// A pending row that is not sent although it is due.
+#[derive(Clone, Debug, PartialEq, Eq, sqlx::FromRow, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
+pub struct HeldBack {
+    /// coderd's own id.
+    pub event_id: String,
+    /// When the usage happened. It expires 30 days later.
+    pub created_at: DateTime<Utc>,
+    /// Why, and what releases it.
+    pub why: String,
 }
 
 /// What waits in one source's queue.
@@ -100,10 +113,10 @@ impl Ledger {
              ), leased as (
                  update publication set leased_by = $5, leased_until = clock_timestamp() + make_interval(secs => $6)
                  from due where publication.source_id = $1 and publication.event_id = due.event_id
-                 returning publication.event_id, publication.unanswered
+                 returning publication.event_id, publication.unanswered, publication.last_message
              )
              select usage.id, usage.event_type, usage.quantity::text as quantity, usage.created_at, usage.publish_started_at,
-                 usage.published_at, usage.failure_message, leased.unanswered,
+                 usage.published_at, usage.failure_message, leased.unanswered, leased.last_message,
                  (select count(*) from publication_attempt attempt
                   where attempt.source_id = $1 and attempt.event_id = usage.id and attempt.verdict in ('refused_for_now', 'left_out')) as refusals
              from leased join usage_event usage on usage.source_id = $1 and usage.id = leased.event_id
@@ -150,6 +163,8 @@ impl Ledger {
     /// # Errors
     /// The database's; then the leases end by themselves.
     pub async fn release_publications(&self, source_id: i16, holder: &str, ids: &[String]) -> Result<(), sqlx::Error> {
+        let mut tx = self.pool.begin().await?;
+        lock(&mut tx, source_id, ids).await?;
         sqlx::query(
             "update publication set leased_by = null, leased_until = null
              where source_id = $1 and event_id = any($2) and state = 'pending' and leased_by = $3",
@@ -157,9 +172,9 @@ impl Ledger {
         .bind(source_id)
         .bind(ids)
         .bind(holder)
-        .execute(&self.pool)
+        .execute(&mut *tx)
         .await?;
-        Ok(())
+        tx.commit().await
     }
 
     /// A page of pending events as old as `until` or older, behind the key `after`, by time and id. What somebody else has leased is left
@@ -252,6 +267,22 @@ impl Ledger {
         Ok(Pending { events: row.try_get(0)?, held_back: row.try_get(1)?, unanswered: row.try_get(2)?, oldest: row.try_get(3)? })
     }
 
+    /// The first of the pending rows that are held back, by time and id.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn held_back(&self, source_id: i16, limit: i64) -> Result<Vec<HeldBack>, sqlx::Error> {
+        sqlx::query_as(
+            "select event_id, event_created_at as created_at, substr(last_message, length($2) + 1) as why from publication
+             where source_id = $1 and state = 'pending' and starts_with(last_message, $2) order by event_created_at, event_id limit $3",
+        )
+        .bind(source_id)
+        .bind(HELD_BACK)
+        .bind(limit)
+        .fetch_all(&self.pool)
+        .await
+    }
+
     /// How many events of a source are in which state, `pending` included. Reads the whole queue; a state that no event is in is left out.
     ///
     /// # Errors
@@ -290,5 +321,6 @@ fn publication_of(row: &PgRow) -> Result<Publication, sqlx::Error> {
         created_at: usage.created_at,
         unanswered: row.try_get("unanswered")?,
         refusals: u32::try_from(row.try_get::<i64, _>("refusals")?).unwrap_or(u32::MAX),
+        last_message: row.try_get("last_message")?,
     })
 }

@@ -25,29 +25,50 @@ pub enum Look {
     Changed(String),
 }
 
+/// What operators have said of an event, in acts of the audit trail.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Said {
+    /// coderd lost it when its database was restored to an earlier time (`recover --lost coderd`), whatever it has done with the id since.
+    pub lost: bool,
+    /// Its record was refused and went through the log again from the rejects: coderd's row may never have been an event.
+    pub mended: bool,
+}
+
 /// The instant that an event must be later than to be sent. The comparison is strict, as coderd's is.
 pub fn sendable_after(now: DateTime<Utc>) -> DateTime<Utc> {
     now - LONGEST_AGE
 }
 
-/// Compares an event with coderd's row of the same id, if it is still there. One that coderd is known to have lost, when its database was restored, is
-/// ours: an operator has said so.
-pub fn look(ours: &Publication, theirs: Option<&UsageRow>, lost: bool, now: DateTime<Utc>) -> Look {
+/// Compares an event with coderd's row of the same id, if it is still there. What was accepted stands, and so does what the vendor got first: a
+/// row that says something else holds the event back only until an operator has said why it does.
+pub fn look(ours: &Publication, theirs: Option<&UsageRow>, said: Said, now: DateTime<Utc>) -> Look {
     let Some(theirs) = theirs else {
-        return if lost { Look::Ours } else { Look::Changed("coderd no longer has the row".to_owned()) };
+        return if said.lost { Look::Ours } else { Look::Changed("coderd no longer has the row".to_owned()) };
     };
     if theirs.published_at.is_some() {
         return Look::NotOurs;
     }
-    if theirs.created_at != ours.created_at {
-        return Look::Changed(format!("coderd's row is now dated {}, accepted was {}", theirs.created_at, ours.created_at));
+    match difference(ours, theirs, said) {
+        Some(why) => Look::Changed(why),
+        None if claimed(theirs, now) => Look::Claimed,
+        None => Look::Ours,
+    }
+}
+
+/// What coderd's row says that nobody has explained.
+fn difference(ours: &Publication, theirs: &UsageRow, said: Said) -> Option<String> {
+    if said.lost {
+        return None;
     }
     match UsageQuantity::parse(&theirs.event_type, theirs.event_data.as_bytes()) {
-        Ok(quantity) if quantity == ours.quantity => {}
-        Ok(quantity) => return Look::Changed(format!("coderd's row now says {}, accepted was {}", words(quantity), words(ours.quantity))),
-        Err(error) => return Look::Changed(format!("coderd's row is no usage event any more: {error}")),
+        Err(_) if said.mended => None,
+        Err(error) => Some(format!("coderd's row is no usage event any more: {error}")),
+        Ok(_) if theirs.created_at != ours.created_at => {
+            Some(format!("coderd's row is now dated {}, accepted was {}", theirs.created_at, ours.created_at))
+        }
+        Ok(quantity) if quantity == ours.quantity => None,
+        Ok(quantity) => Some(format!("coderd's row now says {}, accepted was {}", words(quantity), words(ours.quantity))),
     }
-    if claimed(theirs, now) { Look::Claimed } else { Look::Ours }
 }
 
 /// Whether a replica of coderd may be at work on the row.
@@ -68,7 +89,14 @@ mod tests {
     }
 
     fn ours() -> Publication {
-        Publication { event_id: "a".into(), quantity: UsageQuantity::ManagedAgents(1), created_at: now(), unanswered: false, refusals: 0 }
+        Publication {
+            event_id: "a".into(),
+            quantity: UsageQuantity::ManagedAgents(1),
+            created_at: now(),
+            unanswered: false,
+            refusals: 0,
+            last_message: None,
+        }
     }
 
     fn theirs() -> UsageRow {
@@ -86,7 +114,7 @@ mod tests {
     fn look_at(change: impl FnOnce(&mut UsageRow)) -> Look {
         let mut row = theirs();
         change(&mut row);
-        look(&ours(), Some(&row), false, now())
+        look(&ours(), Some(&row), Said::default(), now())
     }
 
     #[test]
@@ -113,15 +141,31 @@ mod tests {
         assert!(why(look_at(|row| row.event_type = "hb_ai_seats_v1".into())).contains("hb_ai_seats_v1 1"));
         assert!(why(look_at(|row| row.event_data = r#"{"count": 1, "x": 1}"#.into())).contains("no usage event"));
         assert!(why(look_at(|row| row.created_at = now() + TimeDelta::microseconds(1))).contains("dated"));
-        assert!(why(look(&ours(), None, false, now())).contains("no longer has the row"));
+        assert!(why(look(&ours(), None, Said::default(), now())).contains("no longer has the row"));
     }
 
     #[test]
-    fn a_row_that_coderd_has_lost_is_ours_only_where_that_is_known() {
-        assert_eq!(look(&ours(), None, true, now()), Look::Ours);
+    fn what_was_accepted_stands_where_an_operator_has_said_that_coderd_lost_it() {
+        let lost = Said { lost: true, ..Said::default() };
+        assert_eq!(look(&ours(), None, lost, now()), Look::Ours);
         let mut again = theirs();
-        again.event_data = r#"{"count": 2}"#.into();
-        assert!(matches!(look(&ours(), Some(&again), true, now()), Look::Changed(_)), "its id was used again");
+        (again.event_data, again.created_at) = (r#"{"count": 2}"#.into(), now() + TimeDelta::minutes(1));
+        assert_eq!(look(&ours(), Some(&again), lost, now()), Look::Ours, "its id was used again");
+        again.publish_started_at = Some(now());
+        assert_eq!(look(&ours(), Some(&again), lost, now()), Look::Claimed);
+        again.published_at = Some(now());
+        assert_eq!(look(&ours(), Some(&again), lost, now()), Look::NotOurs, "the vendor has the id already");
+    }
+
+    #[test]
+    fn a_row_that_never_was_an_event_is_ours_only_where_an_operator_has_mended_it() {
+        let mended = Said { mended: true, ..Said::default() };
+        let mut row = theirs();
+        row.event_data = r#"{"count": 1, "x": 1}"#.into();
+        assert_eq!(look(&ours(), Some(&row), mended, now()), Look::Ours);
+        row.event_data = r#"{"count": 2}"#.into();
+        assert!(matches!(look(&ours(), Some(&row), mended, now()), Look::Changed(_)), "coderd's row is an event, and another one");
+        assert!(matches!(look(&ours(), None, mended, now()), Look::Changed(_)));
     }
 
     #[test]

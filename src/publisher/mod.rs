@@ -19,6 +19,7 @@ pub use settings::{Mode, PublisherError, Settings, UnknownMode};
 pub use telemetry::PublisherTelemetry;
 
 use std::collections::HashMap;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use chrono::{DateTime, SecondsFormat, Utc};
@@ -90,8 +91,10 @@ impl Publisher {
         self.condition.clone()
     }
 
-    /// Publishes until `stop`; then the request in hand is finished first, within the request's timeout.
-    pub async fn run(&mut self, stop: &CancellationToken) {
+    /// Publishes until `stop`; then the request in hand is finished first, within the request's timeout. Nothing is leased, sent or settled before
+    /// `looked` is set: what a ledger calls pending that went back before this process began may have been sent.
+    pub async fn run(&mut self, looked: &OnceLock<()>, stop: &CancellationToken) {
+        self.wait_for_look(looked, stop).await;
         if self.settings.mode == Mode::Sole {
             self.wait_for_tallyman(stop).await;
         }
@@ -134,6 +137,19 @@ impl Publisher {
         pause.is_some()
     }
 
+    /// Before anything else it is known whether the ledger was restored from a backup: then a recovery is open, and holds everything.
+    async fn wait_for_look(&self, looked: &OnceLock<()>, stop: &CancellationToken) {
+        let mut waits = Waits::new(Duration::from_millis(50), Duration::from_secs(1));
+        while looked.get().is_none() {
+            self.condition.set(Condition::NotLooked);
+            self.show_what_waits().await;
+            if !waits.wait(stop).await {
+                return;
+            }
+        }
+        self.condition.set(Condition::Starting);
+    }
+
     /// Before anything is leased or written down, the vendor is there: otherwise every event would have failed attempts on record.
     async fn wait_for_tallyman(&self, stop: &CancellationToken) {
         let mut waits = Waits::new(Duration::from_millis(500), Duration::from_secs(10));
@@ -142,11 +158,7 @@ impl Publisher {
                 Ok(()) => return self.condition.set(Condition::Starting),
                 Err(failure) => self.condition.set(Condition::Failing(format!("{}; waiting", self.failing(&failure)))),
             }
-            if let Ok(Some(source)) = self.ledger.in_time(self.ledger.source(self.settings.deployment)).await
-                && let Err(error) = self.show_queue(source.id).await
-            {
-                debug!(error = format!("{error:#}"), "the queue cannot be looked at");
-            }
+            self.show_what_waits().await;
             if !waits.wait(stop).await {
                 return;
             }
@@ -218,6 +230,15 @@ impl Publisher {
         }
         self.show_queue(source_id).await?;
         Ok(cycle)
+    }
+
+    /// The queue while nothing is done with it.
+    async fn show_what_waits(&self) {
+        if let Ok(Some(source)) = self.ledger.in_time(self.ledger.source(self.settings.deployment)).await
+            && let Err(error) = self.show_queue(source.id).await
+        {
+            debug!(error = format!("{error:#}"), "the queue cannot be looked at");
+        }
     }
 
     async fn show_queue(&self, source_id: i16) -> anyhow::Result<()> {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use anyhow::bail;
 use chrono::{DateTime, TimeDelta, Utc};
 use tokio::time::Instant;
 use tracing::{info, warn};
@@ -10,7 +11,7 @@ use uuid::Uuid;
 use super::signing::SigningLicense;
 use super::{Cycle, Publisher};
 use crate::event::{UsageQuantity, UsageType};
-use crate::ledger::{Attempt, AttemptVerdict, HELD_BACK, NewRequest, Postponed, Publication, RequestOutcome};
+use crate::ledger::{Attempt, AttemptVerdict, HELD_BACK, NewRequest, Postponed, Publication, Recorded, RequestOutcome};
 use crate::tallyman::{Answer, EventType, InvalidEvent, LEFT_OUT_MESSAGE, OutgoingEvent, SendError, Verdict, request_body};
 use crate::waiting::{Waits, wait_after};
 
@@ -136,12 +137,20 @@ impl Publisher {
         }
     }
 
-    /// Keeps trying while the lease lasts: an answer that is not recorded is asked for again, and the vendor's memory must then save us.
+    /// Keeps trying while the lease lasts: an answer that is not recorded is asked for again, and the vendor's memory must then save us. So it is
+    /// with the answer to a request that a restored ledger does not have; nothing of it counts.
     async fn record(&self, outcome: &RequestOutcome<'_>, begun: Instant) -> anyhow::Result<()> {
         let mut waits = Waits::new(Duration::from_millis(100), Duration::from_secs(5));
         loop {
             let fault = match self.ledger.in_time(self.ledger.record_outcome(outcome)).await {
-                Ok(()) => return Ok(()),
+                Ok(Recorded::Now | Recorded::Before) => return Ok(()),
+                Ok(Recorded::RequestLost) => {
+                    let (request, events) = (outcome.id, outcome.attempts.len());
+                    warn!(%request, events, status = outcome.status, "the ledger has lost the request: what came of it is not recorded");
+                    bail!(
+                        "the ledger does not have request {request} any more: it was restored from a backup, and its {events} events wait"
+                    );
+                }
                 Err(fault) => fault,
             };
             let wait = waits.next_wait();

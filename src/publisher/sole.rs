@@ -2,8 +2,9 @@
 
 use chrono::{DateTime, TimeDelta, Utc};
 use tokio_util::sync::CancellationToken;
+use tracing::warn;
 
-use super::look::{Look, look, sendable_after};
+use super::look::{Look, Said, look, sendable_after};
 use super::signing::{SigningLicense, signing_license};
 use super::{Condition, Cycle, Publisher, rows_by_id};
 use crate::coderd::Reader;
@@ -15,6 +16,9 @@ const CLAIM_WAIT: TimeDelta = TimeDelta::minutes(1);
 
 /// An event that is held back is looked at again after this.
 const HELD_BACK_WAIT: TimeDelta = TimeDelta::minutes(10);
+
+/// The act that releases what is held back.
+const RELEASE: &str = "if coderd was restored, `tallyline recover plan --lost coderd` and its execution release it as it was accepted";
 
 impl Publisher {
     pub(super) async fn sole(
@@ -103,11 +107,13 @@ impl Publisher {
     ) -> anyhow::Result<Vec<Publication>> {
         let ids: Vec<String> = leased.iter().map(|ours| ours.event_id.clone()).collect();
         let rows = rows_by_id(reader, &ids).await?;
-        let gone: Vec<String> = ids.iter().filter(|id| !rows.contains_key(*id)).cloned().collect();
-        let lost = self.ledger.in_time(self.ledger.lost_ids(source_id, &gone)).await?;
-        let (mut ours, mut not_ours, mut later) = (Vec::new(), Vec::new(), Vec::new());
+        let lost = self.ledger.in_time(self.ledger.lost_ids(source_id, &ids)).await?;
+        let refused = self.ledger.in_time(self.ledger.refused_states(self.settings.deployment, &ids)).await?;
+        let (mut ours, mut not_ours, mut later, mut newly) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for event in leased {
-            match look(&event, rows.get(&event.event_id), lost.contains(&event.event_id), now) {
+            let mended = refused.get(&event.event_id).is_some_and(|refused| refused.passed);
+            let said = Said { lost: lost.contains(&event.event_id), mended };
+            match look(&event, rows.get(&event.event_id), said, now) {
                 Look::Ours => ours.push(event),
                 Look::NotOurs => not_ours.push(event.event_id),
                 Look::Claimed => {
@@ -117,13 +123,20 @@ impl Publisher {
                 }
                 Look::Changed(why) => {
                     cycle.held_back += 1;
-                    let message = Some(format!("{HELD_BACK}{why}"));
+                    let message = Some(format!("{HELD_BACK}{why}; {RELEASE}"));
+                    if event.last_message != message {
+                        newly.push((event.event_id.clone(), why));
+                    }
                     later.push(Postponed { event_id: event.event_id, message, next_attempt_at: now + HELD_BACK_WAIT });
                 }
             }
         }
         self.settle(source_id, &not_ours, Settlement::NotOurs, &mut cycle.settled).await?;
         self.ledger.in_time(self.ledger.postpone_publications(source_id, &self.holder, &later)).await?;
+        if let Some((first, why)) = newly.first() {
+            let (source, events) = (self.settings.deployment, newly.len());
+            warn!(%source, events, first, why, "usage held back: coderd's rows say something else than was accepted; {RELEASE}");
+        }
         Ok(ours)
     }
 }

@@ -16,8 +16,8 @@ use uuid::Uuid;
 
 use crate::event::Topic;
 use crate::ledger::{
-    BatchCount, Contents, EventCount, Finding, LastRequest, LeaseRow, Ledger, OpenRejects, Pause, ProcessRow, PublicationCount, Rates,
-    Recovering, SourceRow,
+    BatchCount, Contents, EventCount, Finding, HeldBack, LastRequest, LeaseRow, Ledger, OpenRejects, Pause, ProcessRow, PublicationCount,
+    Rates, Recovering, SourceRow,
 };
 use crate::log::Log;
 
@@ -110,6 +110,8 @@ pub struct Queue {
     pub pending: i64,
     /// Of these, not sent because coderd's row no longer says the same.
     pub held_back: i64,
+    /// The first of those by time, at most 10.
+    pub held_back_first: Vec<HeldBack>,
     /// Of these, with an attempt that may have been taken.
     pub unanswered: i64,
     /// When the oldest of them happened. It expires 30 days later.
@@ -117,6 +119,9 @@ pub struct Queue {
     /// The latest request to the vendor and its verdicts.
     pub last_request: Option<LastRequest>,
 }
+
+/// So many publications that are held back are told one by one.
+const HELD_BACK_SHOWN: i64 = 10;
 
 /// Reads all of it. The log's ends come first, so that the ledger is never shown ahead of the log only because it was read later; a log that
 /// does not tell them within `log_deadline` is a problem of the answer.
@@ -192,6 +197,7 @@ async fn queues(ledger: &Ledger, rows: &[SourceRow]) -> Result<Vec<Queue>, sqlx:
             deployment_id: row.deployment_id,
             pending: pending.events,
             held_back: pending.held_back,
+            held_back_first: ledger.held_back(row.id, HELD_BACK_SHOWN).await?,
             unanswered: pending.unanswered,
             oldest_created_at: pending.oldest,
             last_request: ledger.last_request(row.id).await?,

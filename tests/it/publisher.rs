@@ -2,7 +2,10 @@
 
 mod books;
 mod expiry;
+mod frozen;
 mod modes;
 mod requests;
+mod restored;
+mod said;
 mod verdicts;
 pub mod world;

@@ -88,7 +88,10 @@ fn queues(status: &Status) -> String {
         let [pending, held, unanswered] = [row.pending, row.held_back, row.unanswered].map(|count| count.to_string());
         [row.deployment_id.to_string(), pending, held, unanswered, or_dash(row.oldest_created_at, time), last_request(row)]
     });
+    let held_back = status.queues.iter().flat_map(|row| &row.held_back_first);
+    let held_back = held_back.map(|event| [event.event_id.clone(), time(event.created_at), event.why.clone()]);
     columns(["QUEUE OF", "PENDING", "HELD BACK", "UNANSWERED", "OLDEST", "LAST REQUEST"], rows)
+        + &columns(["HELD BACK", "HAPPENED AT", "WHY"], held_back)
 }
 
 fn last_request(row: &Queue) -> String {

@@ -36,6 +36,8 @@ pub struct CoderdEffect {
     /// Usage ids under which coderd now has other content than was accepted: the accepted event stands, and nothing of the other is counted.
     /// The audit would list them as `source_changed`.
     pub ids_used_again: i64,
+    /// Of these, held back from the vendor until this is executed: then they are sent in mode `sole`, as they were accepted.
+    pub ids_used_again_pending: i64,
     /// Records that were refused for that so far.
     pub conflicts: i64,
     /// Usage that was published here and bears no mark in coderd. In mode `sole` that is as it should be.
@@ -129,6 +131,7 @@ impl<'a> Comparison<'a> {
             to_list: 0,
             ids_sha256: String::new(),
             ids_used_again: 0,
+            ids_used_again_pending: 0,
             conflicts: desk.ledger.usage_conflicts(deployment_id).await?,
             published_here_without_mark: 0,
             published_by_coderd_without_mark: 0,
@@ -223,6 +226,7 @@ impl<'a> Comparison<'a> {
                     self.effect.ids_used_again += i64::from(!same);
                     // what was accepted is in coderd no more
                     if event.is_ok() && !same && !listed.contains(&id) {
+                        self.effect.ids_used_again_pending += i64::from(unmarked && fate.state == "pending");
                         self.ids.push(id);
                     }
                 }

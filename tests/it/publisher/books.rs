@@ -10,7 +10,7 @@ use tallyline::coderd::Database;
 use tallyline::consumer;
 use tallyline::event::{Event, Payload, Topic, TopicPartition, Usage};
 use tallyline::ledger::{Chain, Finding};
-use tallyline::log::{Log, PostgresLogSettings};
+use tallyline::log::Log;
 use tallyline::publisher::{Condition, Mode, Publisher};
 use tallyline::sim::coderd::{SchemaVersion, create_schema};
 use tempfile::NamedTempFile;
@@ -39,8 +39,7 @@ struct Audited {
 impl Audited {
     async fn new() -> Audited {
         let world = World::new().await;
-        let log = Log::postgres(world.ledger.pool.clone(), PostgresLogSettings::default());
-        log.create_topics(1).await.unwrap();
+        let log = world.log().await;
         let audits = CancellationToken::new();
         let registries = [Registry::new(), Registry::new()];
         for registry in &registries {
@@ -54,9 +53,7 @@ impl Audited {
 
     /// Usage that coderd has, that the log holds and that the ledger has accepted.
     async fn add(&self, usage: Usage) {
-        let event = Event { deployment: DEPLOYMENT, payload: Payload::Usage(usage.clone()) };
-        self.log.append(Topic::AgentUsage, vec![event.to_message()]).await.unwrap();
-        self.world.add(&[usage]).await;
+        self.world.add_with(&self.log, &[usage]).await;
     }
 
     async fn tamper(&self, statement: &'static str) {
@@ -182,8 +179,7 @@ async fn in_mode_shadow_nothing_is_held_because_nothing_leaves() {
 #[tokio::test]
 async fn a_side_that_is_away_changes_no_finding_and_the_other_joints_are_still_audited() {
     let world = World::new().await;
-    let log = Log::postgres(world.ledger.pool.clone(), PostgresLogSettings::default());
-    log.create_topics(1).await.unwrap();
+    let log = world.log().await;
     let nobody = Database::new("postgres://nobody@127.0.0.1:1/none", Duration::from_secs(1)).unwrap();
     for source in [Some(nobody), None] {
         let (audits, registry) = (CancellationToken::new(), Registry::new());

@@ -12,7 +12,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use uuid::Uuid;
 
-use super::world::{DEPLOYMENT, World, start_time, usage};
+use super::world::{DEPLOYMENT, World, looked, start_time, usage};
 use crate::support::eventually;
 
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -183,7 +183,7 @@ async fn a_stop_lets_the_request_in_hand_be_finished() {
     let stop = world.stop.child_token();
     let (mut publisher, heard) = (world.publisher(), stop.clone());
     let condition = publisher.condition();
-    let running = tokio::spawn(async move { publisher.run(&heard).await });
+    let running = tokio::spawn(async move { publisher.run(&looked(), &heard).await });
     eventually(DEADLINE, "a request is under way", || async {
         sqlx::query_scalar("select count(*) = 1 from publication_request").fetch_one(&world.ledger.pool).await.unwrap()
     })
@@ -207,7 +207,7 @@ async fn a_running_publisher_outlasts_faults() {
     let stop = world.stop.child_token();
     let (mut publisher, heard) = (world.publisher(), stop.clone());
     let condition = publisher.condition();
-    let running = tokio::spawn(async move { publisher.run(&heard).await });
+    let running = tokio::spawn(async move { publisher.run(&looked(), &heard).await });
     eventually(DEADLINE, "it is published", || async { world.number_in("published").await == 1 }).await;
     world.add(&[usage("b", start_time())]).await;
     eventually(DEADLINE, "what comes later is published too", || async { world.number_in("published").await == 2 }).await;
@@ -227,4 +227,45 @@ async fn a_process_that_was_held_up_until_its_lease_could_end_too_early_sends_no
     assert!(matches!(&cycle.failure, Some(SendError::Unreachable(why)) if why.contains("held up")), "{cycle:?}");
     assert_eq!(world.vendor.books().requests, 0);
     assert_eq!(world.ledger.pending_publications(world.source.id).await.unwrap().unanswered, 0);
+}
+
+#[tokio::test]
+async fn leases_are_given_back_in_the_order_of_the_ids_as_all_others_lock_them() {
+    let world = World::new().await;
+    let ids: Vec<String> = ["a", "b", "c"].map(str::to_owned).to_vec();
+    world.add(&["c", "b", "a"].map(|id| usage(id, start_time()))).await;
+    let leased = world.ledger.lease_publications(world.source.id, "one", start_time() - TimeDelta::days(30), 10, DEADLINE).await.unwrap();
+    assert_eq!(leased.len(), 3);
+    // the first id's row is the last one in the table: whoever takes them as they come, without the index, takes the others first
+    for statement in [
+        "update publication set last_message = repeat('x', 9000) where event_id = 'a'",
+        "do $$ begin
+             execute format('alter database %I set enable_indexscan = off', current_database());
+             execute format('alter database %I set enable_bitmapscan = off', current_database());
+         end $$",
+    ] {
+        sqlx::query(statement).execute(&world.ledger.pool).await.unwrap();
+    }
+    let ledger = world.ledger_again();
+    let lock = |id: &'static str| sqlx::query("select from publication where event_id = $1 for update nowait").bind(id);
+    let mut other = world.ledger.pool.begin().await.unwrap();
+    lock("a").execute(&mut *other).await.unwrap();
+    let backwards: Vec<String> = ids.iter().rev().cloned().collect();
+    let released = ledger.release_publications(world.source.id, "one", &backwards);
+    let beside = async {
+        eventually(DEADLINE, "it waits for the first", || async {
+            let waiting = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
+            sqlx::query_scalar::<_, i64>(waiting).fetch_one(&world.ledger.pool).await.unwrap() == 1
+        })
+        .await;
+        for id in ["b", "c"] {
+            lock(id).execute(&mut *other).await.expect("it holds no later one");
+        }
+        other.commit().await.unwrap();
+    };
+    let (released, ()) = tokio::join!(released, beside);
+    released.unwrap();
+    let left: i64 =
+        sqlx::query_scalar("select count(*) from publication where leased_by is not null").fetch_one(&world.ledger.pool).await.unwrap();
+    assert_eq!(left, 0);
 }

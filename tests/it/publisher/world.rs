@@ -1,5 +1,6 @@
 //! A ledger, coderd's database and a vendor of a test's own.
 
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -13,14 +14,18 @@ use tallyline::coderd::Database;
 use tallyline::event::{Event, Payload, PublishMarks, Topic, TopicPartition, Usage, UsageQuantity};
 use tallyline::ledger::{Arrival, Chain, Ledger, LedgerSettings, Source};
 use tallyline::license::PublicKeys;
+use tallyline::log::{Log, PostgresLogSettings};
+use tallyline::operations::Desk;
 use tallyline::publisher::{Cycle, Mode, Publisher, PublisherTelemetry, Settings};
 use tallyline::sim::coderd::{SchemaVersion, Signer, create_schema};
 use tallyline::sim::tallyman::{Config, Switches, Tallyman};
 use tallyline::tallyman::ClientSettings;
+use tempfile::TempDir;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use uuid::Uuid;
 
 use crate::support;
+use crate::support::process::{Process, tallyline};
 
 pub const DEPLOYMENT: Uuid = Uuid::from_u128(0xd);
 const SECRET: [u8; 32] = [7; 32];
@@ -35,6 +40,10 @@ pub struct World {
     /// The ledger's source.
     pub source: Source,
     pub stop: CancellationToken,
+    ledger_url: String,
+    coderd_url: String,
+    public_key_pem: String,
+    folder: TempDir,
     _stop_at_the_end: DropGuard,
 }
 
@@ -61,6 +70,11 @@ pub fn first_license() -> String {
     license(start_time() - TimeDelta::days(50), true)
 }
 
+/// A process that has looked whether the ledger went back.
+pub fn looked() -> OnceLock<()> {
+    OnceLock::from(())
+}
+
 /// One managed agent.
 pub fn usage(id: &str, created_at: DateTime<Utc>) -> Usage {
     Usage { id: id.to_owned(), quantity: UsageQuantity::ManagedAgents(1), created_at, marks: PublishMarks::default() }
@@ -85,7 +99,20 @@ impl World {
         let mut settings = Settings::new(DEPLOYMENT, Some(database), keys, ClientSettings::new(vendor.ingest_url()));
         settings.mode = Mode::Sole;
         let source = ledger.register_source(DEPLOYMENT, start_time(), None).await.expect("introduced");
-        let world = World { ledger, coderd, clock, vendor, settings, source, _stop_at_the_end: stop.clone().drop_guard(), stop };
+        let world = World {
+            ledger,
+            coderd,
+            clock,
+            vendor,
+            settings,
+            source,
+            _stop_at_the_end: stop.clone().drop_guard(),
+            stop,
+            ledger_url: ledger_database.url,
+            coderd_url: coderd_database.url,
+            public_key_pem: signer.public().public_key_pem.clone(),
+            folder: TempDir::new().expect("a folder"),
+        };
         world.add_license(&first_license()).await;
         world
     }
@@ -144,6 +171,64 @@ impl World {
         let next_offset = claim.next_offset + i64::try_from(usages.len()).expect("few");
         let counts = self.ledger.record(&Chain::Live(claim), &arrivals, next_offset).await.expect("recorded");
         assert_eq!(usize::try_from(counts.accepted), Ok(usages.len()));
+    }
+
+    /// The same ledger over new connections.
+    pub fn ledger_again(&self) -> Ledger {
+        Ledger::open(&LedgerSettings { url: self.ledger_url.clone(), connections: 2 }, self.clock.clone()).expect("a ledger")
+    }
+
+    /// A log of one partition beside the ledger.
+    pub async fn log(&self) -> Log {
+        let log = Log::postgres(self.ledger.pool.clone(), PostgresLogSettings::default());
+        log.create_topics(1).await.expect("topics");
+        log
+    }
+
+    /// Usage that coderd has, that the log holds and that the ledger has accepted.
+    pub async fn add_with(&self, log: &Log, usages: &[Usage]) {
+        let message = |usage: &Usage| Event { deployment: DEPLOYMENT, payload: Payload::Usage(usage.clone()) }.to_message();
+        log.append(Topic::AgentUsage, usages.iter().map(message).collect()).await.expect("appended");
+        self.add(usages).await;
+    }
+
+    /// What its operators work on.
+    pub fn desk(&self, log: &Log) -> Desk {
+        Desk {
+            ledger: self.ledger.clone(),
+            log: log.clone(),
+            group: "tallyline".to_owned(),
+            partitions: 1,
+            coderd: self.settings.coderd.clone(),
+            deployment: Some(DEPLOYMENT),
+            keys: self.settings.license_keys.clone(),
+            rules: tallyline::license::RuleSet::default(),
+        }
+    }
+
+    /// A process that publishes to this address and lives at the world's time.
+    pub fn process(&self, publish_url: &str) -> Process {
+        let file = self.folder.path().join(format!("{}.toml", Uuid::new_v4()));
+        std::fs::write(&file, self.pipeline(publish_url)).expect("the pipeline file");
+        let offset = (start_time() - Clock::system().now()).num_seconds().to_string();
+        let file = file.to_str().expect("a path");
+        tallyline(&["run", "--pipeline", file, "--role", "publish", "--clock-offset", &offset], &[])
+    }
+
+    fn pipeline(&self, publish_url: &str) -> String {
+        format!(
+            "ledger.url = '{}'
+log.partitions = 1
+source.coderd_url = '{}'
+source.deployment_id = '{DEPLOYMENT}'
+license.public_keys.k1 = '''{}'''
+publish.mode = 'sole'
+publish.url = '{publish_url}'
+publish.interval_seconds = 0.2
+publish.request_timeout_seconds = 3
+",
+            self.ledger_url, self.coderd_url, self.public_key_pem
+        )
     }
 
     /// As many events, a second apart, the last one now.

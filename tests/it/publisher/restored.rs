@@ -1,0 +1,147 @@
+//! A ledger that went back, as a publisher meets it: before that is known, and in the middle of a request.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use chrono::TimeDelta;
+use prometheus::Registry;
+use tallyline::ledger::{Attempt, AttemptVerdict, NewAct, NewRequest, Recorded, RequestOutcome, Restored};
+use tallyline::publisher::Condition;
+use tallyline::sim::tallyman::Switches;
+use uuid::Uuid;
+
+use super::world::{World, start_time, usage};
+use crate::support::eventually;
+
+const DEADLINE: Duration = Duration::from_secs(30);
+
+fn gauge(registry: &Registry, name: &str) -> f64 {
+    let families = registry.gather();
+    families.iter().find(|family| family.name() == name).map_or(0.0, |family| family.get_metric()[0].get_gauge().value())
+}
+
+fn accepted(registry: &Registry) -> f64 {
+    let families = registry.gather();
+    let Some(family) = families.iter().find(|family| family.name() == "tallyline_publisher_verdicts_total") else { return 0.0 };
+    let of = |metric: &&prometheus::proto::Metric| metric.get_label().iter().any(|label| label.value() == "accepted");
+    family.get_metric().iter().find(of).map_or(0.0, |metric| metric.get_counter().value())
+}
+
+#[tokio::test]
+async fn nothing_is_sent_or_settled_before_it_is_known_whether_the_ledger_went_back() {
+    for went_back in [false, true] {
+        let mut world = World::new().await;
+        world.settings.poll = Duration::from_millis(20);
+        world.add(&[usage("old", start_time() - TimeDelta::days(31)), usage("due", start_time())]).await;
+        let registry = Registry::new();
+        let mut publisher = world.publisher_in(&registry);
+        let (condition, stop) = (publisher.condition(), world.stop.child_token());
+        let looked = Arc::new(OnceLock::new());
+        let (waits_for, heard) = (Arc::clone(&looked), stop.clone());
+        let running = tokio::spawn(async move { publisher.run(&waits_for, &heard).await });
+        // it goes on showing what waits, and does nothing about it
+        for (number, id) in [(2.0, "a"), (3.0, "b"), (4.0, "c")] {
+            eventually(DEADLINE, "what waits is shown", || async { gauge(&registry, "tallyline_publisher_pending") == number }).await;
+            world.add(&[usage(id, start_time())]).await;
+        }
+        assert_eq!(condition.get(), Condition::NotLooked);
+        assert!(!condition.get().is_healthy());
+        assert_eq!((world.number_in("pending").await, world.vendor.books().requests), (5, 0));
+        let began: i64 = sqlx::query_scalar("select count(*) from publication_request").fetch_one(&world.ledger.pool).await.unwrap();
+        assert_eq!(began, 0);
+
+        if went_back {
+            let restored = Restored::Said { incarnation: world.ledger.head().await.unwrap().incarnation, without: Vec::new() };
+            let act = NewAct { actor: "user-001", act: "recover", subject: "ledger", reason: "", detail: serde_json::json!({}) };
+            assert!(world.ledger.note_restored(&restored, &act, None).await.unwrap());
+        }
+        looked.get_or_init(|| ());
+        if went_back {
+            eventually(DEADLINE, "it is held", || async { matches!(condition.get(), Condition::Recovering(_)) }).await;
+            assert_eq!((world.number_in("pending").await, world.vendor.books().requests), (5, 0));
+        } else {
+            eventually(DEADLINE, "it is published", || async { world.number_in("published").await == 4 }).await;
+            assert_eq!(world.state("old").await.0, "expired");
+        }
+        stop.cancel();
+        tokio::time::timeout(DEADLINE, running).await.expect("it ends").unwrap();
+    }
+}
+
+/// As a backup has it that was taken before the request was written down.
+async fn restore_to_before_the_request(world: &World) {
+    for statement in [
+        "delete from publication_attempt",
+        "delete from publication_request",
+        "update publication set attempts = 0, unanswered = false, leased_by = null, leased_until = null",
+    ] {
+        sqlx::query(statement).execute(&world.ledger.pool).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn an_answer_whose_request_the_ledger_has_lost_is_said_to_be_lost_and_counts_nowhere_twice() {
+    let mut world = World::with(Switches { latency_ms: 500, ..Switches::default() }).await;
+    world.settings.poll = Duration::from_millis(20);
+    world.add(&[usage("a", start_time()), usage("b", start_time())]).await;
+    let registry = Registry::new();
+    let mut publisher = world.publisher_in(&registry);
+    let requests = || async {
+        let ids = sqlx::query_scalar::<_, Uuid>("select id from publication_request").fetch_all(&world.ledger.pool);
+        ids.await.unwrap()
+    };
+    let restoring = async {
+        eventually(DEADLINE, "a request is on its way", || async { requests().await.len() == 1 }).await;
+        let lost = requests().await[0].to_string();
+        restore_to_before_the_request(&world).await;
+        lost
+    };
+    let (cycle, request) = tokio::join!(publisher.cycle(&world.stop), restoring);
+    let fault = format!("{:#}", cycle.expect_err("the answer cannot be recorded"));
+    assert!(fault.contains(&request) && fault.contains("does not have request"), "{fault}");
+    assert!(matches!(publisher.condition().get(), Condition::Failing(why) if why.contains(&request)));
+    assert_eq!((world.number_in("pending").await, accepted(&registry)), (2, 0.0));
+    assert_eq!(["a", "b"].map(|id| world.times_billed(id)), [1, 1], "the vendor took them");
+
+    // the ledger catches up, and they are sent again: the vendor knows their ids
+    assert_eq!(publisher.cycle(&world.stop).await.unwrap().accepted, 2);
+    assert_eq!((world.number_in("published").await, accepted(&registry)), (2, 2.0));
+    assert_eq!(["a", "b"].map(|id| world.times_billed(id)), [1, 1]);
+}
+
+#[tokio::test]
+async fn what_became_of_a_request_is_recorded_once_and_a_lost_one_is_told_from_a_known_one() {
+    let world = World::new().await;
+    world.add(&[usage("a", start_time())]).await;
+    let (source_id, lease) = (world.source.id, Duration::from_secs(90));
+    let leased = || world.ledger.lease_publications(source_id, "one", start_time() - TimeDelta::days(30), 10, lease);
+    let request = |id| NewRequest { id, source_id, license_sha256: [1; 32], event_ids: vec!["a"], holder: "one", lease };
+    let attempt = Attempt {
+        event_id: "a".to_owned(),
+        verdict: AttemptVerdict::Accepted,
+        message: None,
+        next_attempt_at: start_time(),
+        unanswered: false,
+    };
+    let outcome = |id| RequestOutcome {
+        id,
+        source_id,
+        holder: "one",
+        answered_at: Some(start_time()),
+        status: Some(200),
+        error: None,
+        attempts: vec![attempt.clone()],
+    };
+    let [lost, known] = [Uuid::from_u128(1), Uuid::from_u128(2)];
+    assert_eq!(leased().await.unwrap().len(), 1);
+    assert!(world.ledger.begin_request(&request(lost)).await.unwrap());
+    restore_to_before_the_request(&world).await;
+    let before = world.ledger.last_sequence().await.unwrap();
+    assert_eq!(world.ledger.record_outcome(&outcome(lost)).await.unwrap(), Recorded::RequestLost);
+    assert_eq!((world.state("a").await.0.as_str(), world.ledger.last_sequence().await.unwrap()), ("pending", before));
+    assert_eq!(leased().await.unwrap().len(), 1);
+    assert!(world.ledger.begin_request(&request(known)).await.unwrap());
+    assert_eq!(world.ledger.record_outcome(&outcome(known)).await.unwrap(), Recorded::Now);
+    assert_eq!(world.ledger.record_outcome(&outcome(known)).await.unwrap(), Recorded::Before);
+    assert_eq!((world.state("a").await.0.as_str(), world.ledger.last_sequence().await.unwrap()), ("published", before + 1));
+}

@@ -1,0 +1,159 @@
+//! What an operator has said of usage whose row in coderd says something else: it is held back before, and sent as it was accepted then.
+
+use std::time::Duration;
+
+use chrono::TimeDelta;
+use prometheus::Registry;
+use tallyline::audit::{Audit, AuditReport};
+use tallyline::event::{Event, Payload, Topic, TopicPartition};
+use tallyline::ledger::{Arrival, Chain, NewAct, Refusal, Verdict};
+use tallyline::log::Log;
+use tallyline::operations::Actor;
+use tallyline::operations::recover::{Lost, RecoverEffect, RecoverExecution, RecoverRequest};
+use tallyline::status;
+use tokio_util::sync::CancellationToken;
+
+use super::world::{DEPLOYMENT, World, start_time, usage};
+use crate::support::eventually;
+
+const SOON: Duration = Duration::from_secs(60);
+
+fn held_back(registry: &Registry) -> f64 {
+    let families = registry.gather();
+    let family = families.iter().find(|family| family.name() == "tallyline_publisher_held_back").expect("the gauge");
+    family.get_metric()[0].get_gauge().value()
+}
+
+async fn audited(world: &World, log: &Log) -> AuditReport {
+    let source = world.settings.coderd.clone().map(|database| (database, DEPLOYMENT));
+    Audit { ledger: world.ledger.clone(), log: log.clone(), source, patience: Duration::ZERO }.run().await.expect("audited")
+}
+
+/// Plans what is to be done about a restored coderd; answers how many ids were used again, how many of them are pending, and the hash.
+async fn planned(world: &World, log: &Log) -> (i64, i64, Option<String>) {
+    let request = RecoverRequest { lost: Lost::Coderd, without: Vec::new() };
+    let plan = world.desk(log).plan_recovery(&request, &|_, _| {}, &CancellationToken::new()).await.expect("a plan");
+    let RecoverEffect::Coderd(effect) = plan.effect else { panic!("{plan:?}") };
+    (effect.ids_used_again, effect.ids_used_again_pending, plan.hash)
+}
+
+async fn said(world: &World, log: &Log, hash: String) {
+    let actor = Actor { name: "user-001".to_owned(), reason: "coderd was restored".to_owned() };
+    let execution = RecoverExecution { hash };
+    world.desk(log).execute_recovery(&execution, &actor, &|_, _| {}, &CancellationToken::new()).await.expect("executed");
+}
+
+#[tokio::test]
+async fn usage_whose_id_a_restored_coderd_used_again_is_shown_and_sent_as_accepted_once_an_operator_has_said_so() {
+    let world = World::new().await;
+    let log = world.log().await;
+    world.add_with(&log, &["again", "good", "later"].map(|id| usage(id, start_time()))).await;
+    // restored to before it had given the ids, coderd gives two of them again
+    for change in [
+        "update usage_events set event_data = '{\"count\": 5}', created_at = created_at + interval '3 minutes' where id = 'again'",
+        "update usage_events set event_data = '{\"count\": 7}' where id = 'later'",
+    ] {
+        sqlx::query(change).execute(&world.coderd).await.unwrap();
+    }
+
+    let registry = Registry::new();
+    let mut publisher = world.publisher_in(&registry);
+    for accepted in [1, 0] {
+        let cycle = publisher.cycle(&world.stop).await.unwrap();
+        assert_eq!((cycle.accepted, cycle.held_back), (accepted, 2));
+        world.pass(TimeDelta::minutes(10));
+    }
+    // where operators look: the metrics, the status and the event's proof; each says what to do
+    assert_eq!(held_back(&registry), 2.0);
+    let status = status::read(&world.ledger, &log, Duration::from_secs(10)).await.unwrap();
+    assert_eq!(status.queues[0].held_back, 2);
+    let told = &status.queues[0].held_back_first;
+    assert_eq!(told.iter().map(|event| event.event_id.as_str()).collect::<Vec<_>>(), ["again", "later"]);
+    assert!(told[0].why.starts_with("coderd's row is now dated 2025-08-01 12:03:00 UTC"), "{told:?}");
+    assert!(told[1].why.starts_with("coderd's row now says dc_managed_agents_v1 7, accepted was dc_managed_agents_v1 1"), "{told:?}");
+    let life = world.ledger.publication_of(world.source.id, "again").await.unwrap().expect("a publication");
+    assert!(life.last_message.is_some_and(|message| message.contains("recover plan --lost coderd")));
+
+    assert!(!audited(&world, &log).await.balanced, "and the audit stops all publishing");
+    let (again, pending, hash) = planned(&world, &log).await;
+    assert_eq!((again, pending), (2, 2));
+    said(&world, &log, hash.expect("there is something to do")).await;
+
+    let report = audited(&world, &log).await;
+    assert!(report.balanced, "{report:?}");
+    // before the publisher began anew coderd published one of its own under the id: the vendor has that one
+    world.coderd_marks("later", Some(start_time()), None).await;
+    let registry = Registry::new();
+    let mut publisher = world.publisher_in(&registry);
+    let cycle = publisher.cycle(&world.stop).await.unwrap();
+    assert_eq!((cycle.accepted, cycle.settled.not_ours, cycle.held_back), (1, 1, 0));
+    assert_eq!(held_back(&registry), 0.0);
+    assert_eq!(world.delivered(), ["good", "again"]);
+    let books = world.vendor.books();
+    let billed = books.billed.iter().find(|billed| billed.id == "again").expect("billed");
+    assert_eq!((billed.times, &billed.event_data, billed.created_at), (1, &serde_json::json!({ "count": 1 }), start_time()));
+    let acts: Vec<(String, String)> =
+        sqlx::query_as("select actor, reason from operator_act where act = 'recover'").fetch_all(&world.ledger.pool).await.unwrap();
+    assert_eq!(acts, [("user-001".to_owned(), "coderd was restored".to_owned())]);
+    assert_eq!(planned(&world, &log).await.1, 0);
+    assert!(audited(&world, &log).await.balanced);
+}
+
+#[tokio::test]
+async fn usage_that_an_operator_has_mended_is_sent_though_coderds_row_is_no_event() {
+    let world = World::new().await;
+    // coderd's row cannot be read, and what an operator has made of it is accepted
+    let event = Event { deployment: DEPLOYMENT, payload: Payload::Usage(usage("mended", start_time())) };
+    let claim = world.ledger.claim(TopicPartition { topic: Topic::AgentUsage, partition: 0 }, 0).await.unwrap();
+    let refusal = Refusal { verdict: Verdict::Rejected, cause: "field".into(), detail: "count is no number".into() };
+    let arrival = Arrival { offset: 0, timestamp: start_time(), message: event.to_message(), event: Err(refusal) };
+    world.ledger.record(&Chain::Live(claim), &[arrival], 1).await.unwrap();
+    world.add(&["mended", "broken"].map(|id| usage(id, start_time()))).await;
+    sqlx::query("update usage_events set event_data = '{\"count\": \"one\"}'").execute(&world.coderd).await.unwrap();
+    let cycle = world.cycle().await;
+    assert_eq!((cycle.accepted, cycle.held_back), (0, 2), "nobody has said anything");
+
+    let reject: i64 = sqlx::query_scalar("select id from reject").fetch_one(&world.ledger.pool).await.unwrap();
+    let subject = reject.to_string();
+    let act = NewAct { actor: "user-001", act: "resubmit", subject: &subject, reason: "one is 1", detail: serde_json::json!({}) };
+    let acts = world.ledger.begin_acts(&[act]).await.unwrap();
+    world.ledger.end_rejects(&[(reject, acts[0])], &["open"], "resubmitted").await.unwrap();
+    world.pass(TimeDelta::minutes(10));
+    let cycle = world.cycle().await;
+    assert_eq!((cycle.accepted, cycle.held_back), (1, 1));
+    assert_eq!(world.delivered(), ["mended"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn usage_that_is_held_back_is_logged_once_with_what_releases_it() {
+    let world = World::new().await;
+    let log = world.log().await;
+    world.add_with(&log, &["again", "gone", "good"].map(|id| usage(id, start_time()))).await;
+    for change in ["update usage_events set event_data = '{\"count\": 5}' where id = 'again'", "delete from usage_events where id = 'gone'"]
+    {
+        sqlx::query(change).execute(&world.coderd).await.unwrap();
+    }
+    let mut process = world.process(&world.vendor.ingest_url());
+    for _ in 0..2 {
+        eventually(SOON, "both are looked at", || async {
+            let query = "select count(*) from publication where last_message like 'held back: %' and next_attempt_at > $1";
+            let seen = sqlx::query_scalar::<_, i64>(query).bind(start_time() + TimeDelta::minutes(5)).fetch_one(&world.ledger.pool);
+            seen.await.unwrap() == 2
+        })
+        .await;
+        // due again at once
+        sqlx::query("update publication set next_attempt_at = $1 where state = 'pending'")
+            .bind(start_time())
+            .execute(&world.ledger.pool)
+            .await
+            .unwrap();
+    }
+    assert!(process.terminate(SOON).await.success(), "{}", process.stderr());
+    let said = process.stderr();
+    let lines: Vec<&str> = said.lines().filter(|line| line.contains("usage held back")).collect();
+    assert_eq!(lines.len(), 1, "{said}");
+    for words in ["WARN", "events=2", "first=\"again\"", "recover plan --lost coderd"] {
+        assert!(lines[0].contains(words), "{words:?} is not in {}", lines[0]);
+    }
+    assert_eq!(world.delivered(), ["good"]);
+}
