@@ -233,7 +233,7 @@ impl Continuous {
                 Ok(mut joint) => {
                     let awaits = joint.leave_what_awaits_a_pass();
                     if awaits == 0 || !joint.differences.is_empty() {
-                        let sequence = self.audit.ledger.last_sequence().await?;
+                        let sequence = self.audit.ledger.in_time(self.audit.ledger.last_sequence()).await?;
                         self.record(lease, self.own(), &[&joint], sequence, begun).await?;
                     }
                     if awaits > 0 {
