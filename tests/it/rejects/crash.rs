@@ -39,12 +39,12 @@ impl Site {
     }
 
     async fn plan_recovery(&self) -> RecoverPlan {
-        let request = RecoverRequest { lost: Lost::Kafka };
+        let request = RecoverRequest { lost: Lost::Kafka, without: Vec::new() };
         self.desk.plan_recovery(&request, &|_, _| {}, &CancellationToken::new()).await.unwrap()
     }
 
     async fn execute_recovery(&self, plan: &RecoverPlan) -> Result<RecoverPlan, OperationError> {
-        let execution = RecoverExecution { hash: plan.hash.clone() };
+        let execution = RecoverExecution { hash: plan.hash.clone().unwrap() };
         self.desk.execute_recovery(&execution, &operator(), &|_, _| {}, &CancellationToken::new()).await
     }
 
