@@ -233,7 +233,7 @@ impl Continuous {
                         outcome.and(Err(anyhow::anyhow!("no collector pass came in time to tell what is missing from what is on its way")));
                 }
                 Ok(joint) => {
-                    let sequence = self.audit.ledger.last_sequence().await?;
+                    let sequence = self.audit.ledger.in_time(self.audit.ledger.last_sequence()).await?;
                     self.record(lease, self.own(), &[&joint], sequence, begun).await?;
                 }
                 Err(fault) => outcome = outcome.and(Err(fault)),

@@ -223,7 +223,7 @@ impl<'a> Sides<'a> {
             let here = self.ledger_digests(ids).await?;
             let there = self.source_digests(ids).await?;
             let parentless = self.parentless(ids).await?;
-            let lost = self.ledger.lost_ids(self.source.id, &names).await?;
+            let lost = self.ledger.in_time(self.ledger.lost_ids(self.source.id, &names)).await?;
             for id in ids {
                 for (at, event) in EVENTS.iter().enumerate() {
                     let name = format!("{event}:{id}");
@@ -269,7 +269,7 @@ impl<'a> Sides<'a> {
             let here: BTreeMap<String, Digest> =
                 self.ledger.in_time(self.ledger.known_usage(self.source.id, ids)).await?.into_iter().collect();
             let there = self.source_usage_digests(ids).await?;
-            let lost = self.ledger.lost_ids(self.source.id, ids).await?;
+            let lost = self.ledger.in_time(self.ledger.lost_ids(self.source.id, ids)).await?;
             for id in ids {
                 match (here.get(id), there.get(id)) {
                     (Some(here), Some(Ok(there))) if here == there => {}

@@ -76,7 +76,7 @@ pub(super) async fn run(export: Export, context: &Context) -> Result<Exit, Failu
     let pipeline = usage.pipeline.load()?;
     let ledger = connect::ledger(&pipeline, context.clock.clone()).await?;
     refuse_paused(&ledger, Pausable::Export).await?;
-    let (ledger_incarnation, last) = (ledger.incarnation().await?, ledger.last_sequence().await?);
+    let (ledger_incarnation, last) = (ledger.in_time(ledger.incarnation()).await?, ledger.in_time(ledger.last_sequence()).await?);
     let as_of = usage.as_of.unwrap_or(last);
     if as_of > last {
         return Err(Failure::of(Exit::Refused, format!("--as-of {as_of}: the ledger's last sequence is {last}")));

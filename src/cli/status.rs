@@ -77,7 +77,8 @@ async fn read(via: &Via, log_answer: Duration) -> Result<Status, Failure> {
         Via::Api(api) => return api.get(&["status"], &()).await,
     };
     site.ledger.reach().await?;
-    let mut status = status::read(&site.ledger.ledger, &site.log.log, log_answer).await?;
+    let ledger = &site.ledger.ledger;
+    let mut status = ledger.in_time(status::read(ledger, &site.log.log, log_answer)).await?;
     status.log_problem = status.log_problem.map(|problem| format!("{}: {problem}", site.log.address));
     Ok(status)
 }

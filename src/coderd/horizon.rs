@@ -27,6 +27,14 @@ impl Horizon {
 }
 
 impl Reader {
+    /// The database's clock.
+    ///
+    /// # Errors
+    /// [`CoderdError::Lost`], [`CoderdError::Query`].
+    pub async fn now(&mut self) -> Result<DateTime<Utc>, CoderdError> {
+        within(self.deadline, sqlx::query_scalar("select now()").fetch_one(&mut self.connection)).await
+    }
+
     /// The database's now and its oldest open transaction.
     ///
     /// # Errors

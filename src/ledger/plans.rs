@@ -20,14 +20,15 @@ pub struct KeptPlan {
 }
 
 impl Ledger {
-    /// Keeps a plan under its hash. One of the same effect that is there already is that one.
+    /// Keeps a plan under its hash. One of the same effect that is there already is that one; had it been executed, it is to be executed again.
     ///
     /// # Errors
     /// The database's.
     pub async fn keep_plan(&self, hash: &str, kind: &'static str, request: &Value, effect: &Value) -> Result<(), sqlx::Error> {
         sqlx::query(
             "insert into plan (hash, kind, request, effect, planned_at) values ($1, $2, $3, $4, $5)
-             on conflict (hash) do update set planned_at = excluded.planned_at, effect = excluded.effect",
+             on conflict (hash) do update set planned_at = excluded.planned_at, effect = excluded.effect, act_id = null,
+                 finished_at = null",
         )
         .bind(hash)
         .bind(kind)

@@ -210,8 +210,8 @@ async fn record_attempts(tx: &mut PgConnection, outcome: &RequestOutcome<'_>) ->
     Ok(())
 }
 
-/// The vendor's word is final. One that comes late still stands: over `unknown`, which only says that no word had come, and an acceptance
-/// over a refusal of the same event.
+/// The vendor's word is final. One that comes late still stands: over `unknown`, which only says that no word had come, over `not_ours`, which only
+/// says that coderd had one, too, and an acceptance over a refusal of the same event.
 async fn settle(tx: &mut PgConnection, outcome: &RequestOutcome<'_>, batch_id: i64) -> Result<(), sqlx::Error> {
     let final_words = outcome.attempts.iter().filter(|one| matches!(one.verdict, AttemptVerdict::Accepted | AttemptVerdict::Refused));
     let final_words: Vec<&Attempt> = final_words.collect();
@@ -220,7 +220,7 @@ async fn settle(tx: &mut PgConnection, outcome: &RequestOutcome<'_>, batch_id: i
              leased_by = null, leased_until = null
          from unnest($3::text[], $4::text[], $5::text[]) as new (event_id, state, message)
          where publication.source_id = $1 and publication.event_id = new.event_id
-             and (publication.state in ('pending', 'unknown') or publication.state = 'refused' and new.state = 'published')",
+             and (publication.state in ('pending', 'unknown', 'not_ours') or publication.state = 'refused' and new.state = 'published')",
     )
     .bind(outcome.source_id)
     .bind(batch_id)

@@ -43,6 +43,13 @@ pub struct Recovering {
 }
 
 impl Recovering {
+    /// Whether nothing is left to wait for.
+    #[must_use]
+    pub fn has_caught_up(&self) -> bool {
+        let Recovering { log_ends_known, records_to_read, sources_to_read, sources_to_compare, .. } = self;
+        *log_ends_known && *records_to_read == 0 && sources_to_read.is_empty() && sources_to_compare.is_empty()
+    }
+
     /// What operators did that this ledger does not know, in words.
     #[must_use]
     pub fn forgotten(&self) -> String {
@@ -105,6 +112,17 @@ macro_rules! read_again {
     };
 }
 
+/// The partitions of the recovery that are not read to where the log ended: also those that were never read, unless that life is over.
+macro_rules! unread {
+    () => {
+        "from recovery_offset target left join position using (topic, partition)
+         where target.recovery_id = recovery.id and target.next_offset > 0 and (position.generation is null and not exists (
+                 select from past_position past where past.topic = target.topic and past.partition = target.partition
+                     and past.generation = target.generation)
+             or position.generation = target.generation and position.next_offset < target.next_offset)"
+    };
+}
+
 /// The deployments of those sources of the recovery of which this is true.
 macro_rules! sources {
     ($($true:expr),+) => {
@@ -125,9 +143,9 @@ impl Ledger {
     pub async fn recovering(&self) -> Result<Option<Recovering>, sqlx::Error> {
         sqlx::query_as(concat!(
             "select recovery.id, actor, reason, opened_at, targeted_at is not null as log_ends_known,
-                 (select coalesce(sum(target.next_offset - position.next_offset), 0)::bigint
-                  from recovery_offset target join position using (topic, partition, generation)
-                  where recovery_id = recovery.id and position.next_offset < target.next_offset) as records_to_read,
+                 (select coalesce(sum(target.next_offset - coalesce(position.next_offset, 0)), 0)::bigint ",
+            unread!(),
+            ") as records_to_read,
                  ",
             sources!("given_up_act_id is null and not ", read_again!()),
             " as sources_to_read,
@@ -255,16 +273,18 @@ impl Ledger {
     /// # Errors
     /// The database's.
     pub async fn close_recovery(&self, id: i64) -> Result<bool, sqlx::Error> {
+        // asked before the whole queue is locked: until it is so, this is called each second by every process
+        if !self.recovering().await?.is_some_and(|open| open.id == id && open.has_caught_up()) {
+            return Ok(false);
+        }
         let mut tx = self.pool.begin().await?;
         doubt_pending(&mut tx).await?;
         let closed = sqlx::query(concat!(
             "update recovery set closed_at = $2
              where id = $1 and closed_at is null and targeted_at is not null
-                 and not exists (select from recovery_offset target left join position using (topic, partition)
-                     where target.recovery_id = recovery.id and target.next_offset > 0 and (position.generation is null and not exists (
-                             select from past_position past where past.topic = target.topic and past.partition = target.partition
-                                 and past.generation = target.generation)
-                         or position.generation = target.generation and position.next_offset < target.next_offset))
+                 and not exists (select ",
+            unread!(),
+            ")
                  and not exists (select from recovery_source waiting
                      where recovery_id = recovery.id and given_up_act_id is null and (compared_at is null or not ",
             read_again!(),

@@ -30,7 +30,7 @@ pub enum Restored {
     Place {
         /// The ledger's identity at that time.
         incarnation: Uuid,
-        /// Server, timeline and database.
+        /// Database, server and timeline, as far as they were told.
         place: String,
     },
     /// An operator says so.
@@ -65,7 +65,7 @@ impl std::fmt::Display for Restored {
                 f.write_str(", and stands before it")
             }
             Restored::Place { place, .. } => {
-                write!(f, "it was last seen in server, timeline and database {place}, and is in another: what it has lost is not known")
+                write!(f, "it was last seen in database, server and timeline {place}, and is in another: what it has lost is not known")
             }
             Restored::Said { .. } => f.write_str("an operator says so"),
         }
@@ -200,7 +200,7 @@ async fn is_so(tx: &mut PgConnection, restored: &Restored) -> Result<bool, sqlx:
             query.fetch_one(tx).await
         }
         Restored::Place { place, .. } => {
-            let query = "select place = $1 and place <> actual_place() from ledger";
+            let query = "select place = $1 and is_elsewhere(place) from ledger";
             sqlx::query_scalar(query).bind(place).fetch_one(tx).await
         }
         Restored::Position { partition, next_offset, .. } => {

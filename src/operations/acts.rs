@@ -72,7 +72,7 @@ impl Desk {
             before: request.before,
         };
         // one more says whether there is another page
-        let mut acts = self.ledger.acts(&filter, i64::from(limit) + 1).await?;
+        let mut acts = self.ledger.in_time(self.ledger.acts(&filter, i64::from(limit) + 1)).await?;
         let more = acts.len() > usize::from(limit);
         acts.truncate(usize::from(limit));
         let next_before = acts.last().filter(|_| more).map(|act| act.id);

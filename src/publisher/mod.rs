@@ -226,12 +226,18 @@ impl Publisher {
         Ok(())
     }
 
+    /// Now, by which an event is too old and a claim of coderd over: the earlier of our own clock and coderd's database's. What is too old is so for
+    /// good, and that is not for one clock to say. How long something waits goes by our own, as it is looked for by that.
+    async fn now(&self, reader: &mut Reader) -> anyhow::Result<DateTime<Utc>> {
+        Ok(self.ledger.clock.now().min(reader.now().await?))
+    }
+
     /// Settles what is too old to be sent, unless coderd has published it: then it is not ours. While coderd holds a fresh claim its answer
     /// may be on the way, and the event is left for the next cycle.
     async fn settle_old(&self, reader: &mut Reader, source_id: i16, settled: &mut Settled, stop: &CancellationToken) -> anyhow::Result<()> {
         let mut after = None;
         while !stop.is_cancelled() {
-            let now = self.ledger.clock.now();
+            let now = self.now(reader).await?;
             let old = self.ledger.old_publications(source_id, look::sendable_after(now), after.as_ref(), OLD_PAGE);
             let old = self.ledger.in_time(old).await?;
             let Some(last) = old.last().cloned() else { return Ok(()) };

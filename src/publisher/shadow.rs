@@ -37,7 +37,7 @@ impl Publisher {
 
     /// Compares a page of events with coderd's rows; whether there may be more.
     async fn follow(&self, reader: &mut Reader, source_id: i16, cycle: &mut Cycle) -> anyhow::Result<bool> {
-        let now = self.ledger.clock.now();
+        let now = self.now(reader).await?;
         let limit = i64::try_from(PAGE)?;
         let leased = self.ledger.lease_publications(source_id, &self.holder, sendable_after(now), limit, self.settings.lease);
         let leased = self.ledger.in_time(leased).await?;
@@ -63,7 +63,7 @@ impl Publisher {
                     Some(format!("{HELD_BACK}{why}"))
                 }
             };
-            later.push(Postponed { event_id: ours.event_id, message, next_attempt_at: now + LOOK_AGAIN });
+            later.push(Postponed { event_id: ours.event_id, message, next_attempt_at: self.ledger.clock.now() + LOOK_AGAIN });
         }
         self.settle(source_id, &not_ours, Settlement::NotOurs, &mut cycle.settled).await?;
         self.ledger.in_time(self.ledger.postpone_publications(source_id, &self.holder, &later)).await?;

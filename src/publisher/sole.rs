@@ -74,7 +74,7 @@ impl Publisher {
 
     /// Publishes what one request holds; whether there may be more at once.
     async fn publish(&self, reader: &mut Reader, source_id: i16, license: &SigningLicense, cycle: &mut Cycle) -> anyhow::Result<bool> {
-        let now = self.ledger.clock.now();
+        let now = self.now(reader).await?;
         let limit = i64::try_from(MAX_EVENTS_PER_REQUEST)?;
         let leased = self.ledger.lease_publications(source_id, &self.holder, sendable_after(now), limit, self.settings.lease);
         let leased = self.ledger.in_time(leased).await?;
@@ -113,12 +113,12 @@ impl Publisher {
                 Look::Claimed => {
                     cycle.waiting += 1;
                     let message = Some("coderd has claimed it and may be publishing it".to_owned());
-                    later.push(Postponed { event_id: event.event_id, message, next_attempt_at: now + CLAIM_WAIT });
+                    later.push(Postponed { event_id: event.event_id, message, next_attempt_at: self.ledger.clock.now() + CLAIM_WAIT });
                 }
                 Look::Changed(why) => {
                     cycle.held_back += 1;
                     let message = Some(format!("{HELD_BACK}{why}"));
-                    later.push(Postponed { event_id: event.event_id, message, next_attempt_at: now + HELD_BACK_WAIT });
+                    later.push(Postponed { event_id: event.event_id, message, next_attempt_at: self.ledger.clock.now() + HELD_BACK_WAIT });
                 }
             }
         }

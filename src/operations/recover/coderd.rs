@@ -88,7 +88,7 @@ pub(super) async fn foresee(
     stop: &CancellationToken,
 ) -> Result<(CoderdEffect, Vec<String>), OperationError> {
     let mut comparison = Comparison::open(desk).await?;
-    let all = desk.ledger.source_events(comparison.source.id).await?;
+    let all = desk.ledger.in_time(desk.ledger.source_events(comparison.source.id)).await?;
     let total = u64::try_from(all).unwrap_or_default();
     comparison.builds(&|done| progress(done, total), stop).await?;
     if comparison.catalog.usage_events {
@@ -104,8 +104,8 @@ pub(super) async fn execute(
     act: &NewAct<'_>,
     hash: &str,
 ) -> Result<bool, OperationError> {
-    let source = desk.ledger.source(effect.deployment_id).await?.ok_or_else(super::changed)?;
-    Ok(desk.ledger.record_lost(source.id, ids, act, hash).await?)
+    let source = desk.ledger.in_time(desk.ledger.source(effect.deployment_id)).await?.ok_or_else(super::changed)?;
+    Ok(desk.ledger.in_time(desk.ledger.record_lost(source.id, ids, act, hash)).await?)
 }
 
 impl<'a> Comparison<'a> {
@@ -120,7 +120,7 @@ impl<'a> Comparison<'a> {
             None => reader.deployment_id().await.map_err(coderd)?,
         };
         let unknown = || OperationError::NotFound(format!("the ledger knows no deployment {deployment_id}"));
-        let source = desk.ledger.source(deployment_id).await?.ok_or_else(unknown)?;
+        let source = desk.ledger.in_time(desk.ledger.source(deployment_id)).await?.ok_or_else(unknown)?;
         let catalog = reader.catalog().await.map_err(coderd)?;
         let effect = CoderdEffect {
             deployment_id,
@@ -129,7 +129,7 @@ impl<'a> Comparison<'a> {
             to_list: 0,
             ids_sha256: String::new(),
             ids_used_again: 0,
-            conflicts: desk.ledger.usage_conflicts(deployment_id).await?,
+            conflicts: desk.ledger.in_time(desk.ledger.usage_conflicts(deployment_id)).await?,
             published_here_without_mark: 0,
             published_by_coderd_without_mark: 0,
         };
@@ -139,7 +139,7 @@ impl<'a> Comparison<'a> {
     async fn builds(&mut self, progress: &(dyn Fn(u64) + Sync), stop: &CancellationToken) -> Result<(), OperationError> {
         let mut after = Uuid::nil();
         loop {
-            let ids = self.ledger.build_ids(self.source.id, after, PAGE).await?;
+            let ids = self.ledger.in_time(self.ledger.build_ids(self.source.id, after, PAGE)).await?;
             let Some(last) = ids.last().copied() else { return Ok(()) };
             if stop.is_cancelled() {
                 return Err(OperationError::Interrupted);
@@ -157,7 +157,7 @@ impl<'a> Comparison<'a> {
         if gone.is_empty() {
             return Ok(());
         }
-        let parents = self.ledger.build_parents(self.source.id, gone).await?;
+        let parents = self.ledger.in_time(self.ledger.build_parents(self.source.id, gone)).await?;
         let workspaces: Vec<Uuid> = parents.iter().map(|(_, workspace, _)| *workspace).collect();
         let versions: Vec<Uuid> = parents.iter().map(|(_, _, version)| *version).collect();
         let there = self.reader.parents_present(&workspaces, &versions).await.map_err(coderd)?;
@@ -166,14 +166,14 @@ impl<'a> Comparison<'a> {
             .filter(|(_, workspace, version)| !there.contains(workspace) || !there.contains(version))
             .map(|(build, _, _)| build)
             .collect();
-        let builds = self.ledger.known_builds(self.source.id, gone).await?;
-        let claims = self.ledger.known_claims(self.source.id, gone).await?;
+        let builds = self.ledger.in_time(self.ledger.known_builds(self.source.id, gone)).await?;
+        let claims = self.ledger.in_time(self.ledger.known_claims(self.source.id, gone)).await?;
         let kinds =
             [("workspace_build_completed", "workspace_build_completed_v1", builds), ("prebuild_claimed", "prebuild_claimed_v1", claims)];
         for (prefix, event_type, known) in kinds {
             let names: Vec<String> = known.keys().filter(|id| !orphans.contains(*id)).map(|id| format!("{prefix}:{id}")).collect();
             self.effect.removed_with_their_workspace += known.keys().filter(|id| orphans.contains(*id)).count() as i64;
-            let listed = self.ledger.lost_ids(self.source.id, &names).await?;
+            let listed = self.ledger.in_time(self.ledger.lost_ids(self.source.id, &names)).await?;
             for name in names.into_iter().filter(|name| !listed.contains(name)) {
                 self.lost_event(event_type).0.events += 1;
                 self.ids.push(name);
@@ -185,7 +185,7 @@ impl<'a> Comparison<'a> {
     async fn usage(&mut self, progress: &(dyn Fn(u64) + Sync), stop: &CancellationToken) -> Result<(), OperationError> {
         let mut after = String::new();
         loop {
-            let ids = self.ledger.usage_ids(self.source.id, &after, PAGE).await?;
+            let ids = self.ledger.in_time(self.ledger.usage_ids(self.source.id, &after, PAGE)).await?;
             let Some(last) = ids.last().cloned() else { return Ok(()) };
             if stop.is_cancelled() {
                 return Err(OperationError::Interrupted);
@@ -197,9 +197,9 @@ impl<'a> Comparison<'a> {
     }
 
     async fn usage_page(&mut self, ids: &[String]) -> Result<(), OperationError> {
-        let fates = self.ledger.usage_fates(self.source.id, ids).await?;
-        let accepted = self.ledger.known_usage(self.source.id, ids).await?;
-        let listed = self.ledger.lost_ids(self.source.id, ids).await?;
+        let fates = self.ledger.in_time(self.ledger.usage_fates(self.source.id, ids)).await?;
+        let accepted = self.ledger.in_time(self.ledger.known_usage(self.source.id, ids)).await?;
+        let listed = self.ledger.in_time(self.ledger.lost_ids(self.source.id, ids)).await?;
         let rows: BTreeMap<String, _> =
             self.reader.usage(ids).await.map_err(coderd)?.into_iter().map(|row| (row.id.clone(), row)).collect();
         for (id, fate) in fates {

@@ -74,7 +74,7 @@ pub(super) async fn foresee(desk: &Desk) -> Result<KafkaEffect, OperationError> 
             Err(error) => return Err(error.into()),
         }
     }
-    for position in desk.ledger.standings().await? {
+    for position in desk.ledger.in_time(desk.ledger.standings()).await? {
         let Some(problem) = problem(&desk.log, &position).await? else { continue };
         effect.partitions.push(begin(desk, &position, problem).await?);
     }
@@ -103,7 +103,7 @@ async fn misses_records(log: &Log, position: &Claim) -> Result<bool, LogError> {
 
 async fn begin(desk: &Desk, position: &Claim, problem: &str) -> Result<PartitionToBegin, OperationError> {
     let ends = if problem == "gone" { None } else { Some(desk.log.watermarks(position.partition).await?) };
-    let noted = desk.ledger.noted_end(position.partition).await?;
+    let noted = desk.ledger.in_time(desk.ledger.noted_end(position.partition)).await?;
     let known_end = match (problem, ends) {
         ("before_start", Some((start, _))) => Some(start),
         _ => noted,
@@ -139,5 +139,5 @@ pub(super) async fn execute(desk: &Desk, effect: &KafkaEffect, act: &NewAct<'_>,
         };
         begun.push(BegunAnew { partition, generation: one.generation, next_offset: one.position, reopened: one.reopened, start });
     }
-    Ok(desk.ledger.begin_anew(&begun, act, hash).await?)
+    Ok(desk.ledger.in_time(desk.ledger.begin_anew(&begun, act, hash)).await?)
 }

@@ -90,14 +90,14 @@ impl LedgerEffect {
 
 pub(super) async fn foresee(desk: &Desk, without: &[Uuid]) -> Result<LedgerEffect, OperationError> {
     let ledger = &desk.ledger;
-    let (head, open) = (ledger.head().await?, ledger.recovering().await?);
+    let (head, open) = (ledger.in_time(ledger.head()).await?, ledger.in_time(ledger.recovering()).await?);
     let (sources_to_read, not_waited_for) = sources(desk, open.as_ref(), without).await?;
-    let (pending, pending_to_send) = ledger.pending_later_than(sendable_after(ledger.clock.now())).await?;
+    let (pending, pending_to_send) = ledger.in_time(ledger.pending_later_than(sendable_after(ledger.clock.now()))).await?;
     Ok(LedgerEffect {
         incarnation: head.incarnation,
         sequence: head.sequence,
-        newest_batch_at: ledger.landmark(head.sequence).await?.map(|landmark| landmark.recorded_at),
-        last_act_at: ledger.acts(&ActFilter::default(), 1).await?.first().map(|act| act.acted_at),
+        newest_batch_at: ledger.in_time(ledger.landmark(head.sequence)).await?.map(|landmark| landmark.recorded_at),
+        last_act_at: ledger.in_time(ledger.acts(&ActFilter::default(), 1)).await?.first().map(|act| act.acted_at),
         had_read_until: had_read_until(desk).await,
         open,
         records_to_read: records_to_read(desk).await?,
@@ -113,7 +113,7 @@ pub(super) async fn foresee(desk: &Desk, without: &[Uuid]) -> Result<LedgerEffec
 
 /// The deployments that are waited for, and the collected ones that are not.
 async fn sources(desk: &Desk, open: Option<&Recovering>, without: &[Uuid]) -> Result<(Vec<Uuid>, Vec<SourceNotWaitedFor>), OperationError> {
-    let (waited_for, not_read) = desk.ledger.sources_to_recover().await?;
+    let (waited_for, not_read) = desk.ledger.in_time(desk.ledger.sources_to_recover()).await?;
     let waits_for = |id: &Uuid| match open {
         Some(open) => open.sources_to_read.contains(id) || open.sources_to_compare.contains(id),
         None => waited_for.iter().any(|source| source.deployment_id == *id),
@@ -131,8 +131,8 @@ async fn sources(desk: &Desk, open: Option<&Recovering>, without: &[Uuid]) -> Re
         if waits_for(&id) && !by_this_plan {
             to_read.push(id);
         } else if by_this_plan || given_up || open.is_none() {
-            let (events, pending) =
-                (desk.ledger.source_events(source.id).await?, desk.ledger.pending_publications(source.id).await?.events);
+            let events = desk.ledger.in_time(desk.ledger.source_events(source.id)).await?;
+            let pending = desk.ledger.in_time(desk.ledger.pending_publications(source.id)).await?.events;
             others.push(SourceNotWaitedFor { deployment_id: id, by_this_plan, last_read_at: source.last_read_at, events, pending });
         }
     }
@@ -141,10 +141,10 @@ async fn sources(desk: &Desk, open: Option<&Recovering>, without: &[Uuid]) -> Re
 
 /// Refuses to give up what can be read.
 async fn is_not_there(desk: &Desk, id: Uuid) -> Result<(), OperationError> {
-    if desk.ledger.source(id).await?.is_none() {
+    if desk.ledger.in_time(desk.ledger.source(id)).await?.is_none() {
         return Err(OperationError::NotFound(format!("the ledger knows no deployment {id}")));
     }
-    if let Some(holder) = desk.ledger.lease_holder(&format!("collector:{id}")).await? {
+    if let Some(holder) = desk.ledger.in_time(desk.ledger.lease_holder(&format!("collector:{id}"))).await? {
         return Err(OperationError::Forbidden(format!("{id} is there: the collector {holder} reads it; stop that first if it cannot")));
     }
     match &desk.coderd {
@@ -173,7 +173,7 @@ async fn had_read_until(desk: &Desk) -> Option<DateTime<Utc>> {
 
 async fn records_to_read(desk: &Desk) -> Result<i64, OperationError> {
     let mut waiting = 0;
-    for position in desk.ledger.standings().await? {
+    for position in desk.ledger.in_time(desk.ledger.standings()).await? {
         let (start, end) = desk.log.watermarks(position.partition).await?;
         waiting += (end - position.next_offset.max(start)).max(0);
     }
@@ -184,7 +184,7 @@ async fn records_to_read(desk: &Desk) -> Result<i64, OperationError> {
 async fn published_by_coderd(desk: &Desk) -> Result<Option<i64>, OperationError> {
     let Some(database) = &desk.coderd else { return Ok(None) };
     let mut published = 0;
-    for source in desk.ledger.sources().await?.into_iter().filter(|source| source.collected) {
+    for source in desk.ledger.in_time(desk.ledger.sources()).await?.into_iter().filter(|source| source.collected) {
         if !is_of(database, source.deployment_id).await {
             continue;
         }
@@ -214,7 +214,7 @@ pub(super) async fn marked_as_published(desk: &Desk, database: &Database, source
     let mut reader = database.connect().await.map_err(coderd)?;
     let (mut after, mut published) = (None, Vec::new());
     loop {
-        let page = desk.ledger.old_publications(source_id, DateTime::<Utc>::MAX_UTC, after.as_ref(), PAGE).await?;
+        let page = desk.ledger.in_time(desk.ledger.old_publications(source_id, DateTime::<Utc>::MAX_UTC, after.as_ref(), PAGE)).await?;
         let Some(last) = page.last().cloned() else { break };
         let ids: Vec<String> = page.into_iter().map(|(_, id)| id).collect();
         let rows = reader.usage(&ids).await.map_err(coderd)?;
@@ -228,7 +228,11 @@ pub(super) async fn marked_as_published(desk: &Desk, database: &Database, source
 pub(super) async fn execute(desk: &Desk, effect: &LedgerEffect, act: &NewAct<'_>, hash: &str) -> Result<bool, OperationError> {
     let without = effect.given_up();
     Ok(match &effect.open {
-        Some(open) => desk.ledger.give_up_sources(open.id, &without, act, hash).await?,
-        None => desk.ledger.note_restored(&Restored::Said { incarnation: effect.incarnation, without }, act, Some(hash)).await?,
+        Some(open) => desk.ledger.in_time(desk.ledger.give_up_sources(open.id, &without, act, hash)).await?,
+        None => {
+            desk.ledger
+                .in_time(desk.ledger.note_restored(&Restored::Said { incarnation: effect.incarnation, without }, act, Some(hash)))
+                .await?
+        }
     })
 }

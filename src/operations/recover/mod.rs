@@ -124,7 +124,7 @@ impl Desk {
         let Some(hash) = &plan.hash else { return Ok(plan) };
         let json = |error: serde_json::Error| OperationError::Internal(error.into());
         let (asked, effect) = (serde_json::to_value(request).map_err(json)?, serde_json::to_value(&plan.effect).map_err(json)?);
-        self.ledger.keep_plan(hash, "recover", &asked, &effect).await?;
+        self.ledger.in_time(self.ledger.keep_plan(hash, "recover", &asked, &effect)).await?;
         Ok(plan)
     }
 
@@ -145,7 +145,7 @@ impl Desk {
                 "no recovery was planned under {hash}: run `tallyline recover plan` and use the hash that it prints"
             ))
         };
-        let kept = self.ledger.kept_plan(hash, "recover").await?.ok_or_else(unknown)?;
+        let kept = self.ledger.in_time(self.ledger.kept_plan(hash, "recover")).await?.ok_or_else(unknown)?;
         if kept.act_id.is_some() {
             return Err(OperationError::Forbidden("this plan was executed before: plan again".to_owned()));
         }

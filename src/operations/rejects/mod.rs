@@ -122,7 +122,7 @@ impl Desk {
             return Err(OperationError::Invalid { field: "limit", message: format!("must lie between 1 and {MOST_LISTED}") });
         }
         let one_more = i64::try_from(request.limit).unwrap_or(i64::MAX) + 1;
-        let mut rows = self.ledger.rejects(&filter, request.after, one_more, LISTED_BYTES).await?;
+        let mut rows = self.ledger.in_time(self.ledger.rejects(&filter, request.after, one_more, LISTED_BYTES)).await?;
         let more = rows.len() > request.limit;
         rows.truncate(request.limit);
         let next_after = rows.last().map(|row| row.id).filter(|_| more);
@@ -134,7 +134,8 @@ impl Desk {
     /// # Errors
     /// [`OperationError::Invalid`], or the ledger's.
     pub async fn count_rejects(&self, request: &CountRejects) -> Result<RejectCounts, OperationError> {
-        let groups = self.ledger.reject_groups(&filter(&request.which)?, one_of("by", &request.by, &GROUPS)?).await?;
+        let (filter, by) = (filter(&request.which)?, one_of("by", &request.by, &GROUPS)?);
+        let groups = self.ledger.in_time(self.ledger.reject_groups(&filter, by)).await?;
         Ok(RejectCounts { by: request.by.clone(), groups })
     }
 
@@ -165,7 +166,7 @@ impl Desk {
         let subjects: Vec<String> = ids.iter().map(i64::to_string).collect();
         let act = |subject| act(actor, "discard", subject, serde_json::json!({}));
         let acts: Vec<NewAct<'_>> = subjects.iter().map(act).collect();
-        match self.ledger.discard_rejects(&ids, &acts).await? {
+        match self.ledger.in_time(self.ledger.discard_rejects(&ids, &acts)).await? {
             Some(act_ids) => Ok(DiscardedRejects { ids, act_ids }),
             None => Err(OperationError::Forbidden("one of them was ended by somebody else meanwhile; nothing was done".to_owned())),
         }
@@ -177,7 +178,7 @@ impl Desk {
         if ids.is_empty() || ids.len() > MOST_CHANGED {
             return Err(OperationError::Invalid { field: "ids", message: format!("give from 1 to {MOST_CHANGED} numbers of rejects") });
         }
-        let rows = self.ledger.rejects_of(&ids, WHOLE).await?;
+        let rows = self.ledger.in_time(self.ledger.rejects_of(&ids, WHOLE)).await?;
         match ids.iter().find(|id| !rows.iter().any(|row| row.id == **id)) {
             None => Ok(rows),
             Some(id) => Err(OperationError::NotFound(format!("there is no reject {id}: `tallyline rejects list` shows their numbers"))),
@@ -187,7 +188,7 @@ impl Desk {
     /// Refuses rejects that an act has ended, and says which act of whom.
     async fn all_open(&self, rows: &[RejectRow]) -> Result<(), OperationError> {
         let Some(ended) = rows.iter().find(|row| row.state != "open") else { return Ok(()) };
-        let acts = self.ledger.reject_acts(&[ended.id]).await?;
+        let acts = self.ledger.in_time(self.ledger.reject_acts(&[ended.id])).await?;
         let by = acts.iter().find(|act| Some(act.id) == ended.act_id).map(|act| format!(" by {} at {}", act.actor, act.acted_at));
         let (id, state) = (ended.id, &ended.state);
         Err(OperationError::Forbidden(format!("reject {id} is no longer open: it was {state}{}; nothing was done", by.unwrap_or_default())))

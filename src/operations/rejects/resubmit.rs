@@ -213,7 +213,7 @@ impl Desk {
         // one key is one partition, whoever wrote the record first
         message.key = Some(event.key().into_bytes());
         let (id, digest) = (event.id(), event.digest());
-        let accepted = self.ledger.accepted(event.deployment, &id).await?.map(|(_, digest)| digest);
+        let accepted = self.ledger.in_time(self.ledger.accepted(event.deployment, &id)).await?.map(|(_, digest)| digest);
         let known = accepted.or_else(|| news.get(&(event.deployment, id.clone())).copied());
         let (what, reason) = match known {
             None => {

@@ -118,8 +118,9 @@ impl Desk {
     pub(super) async fn shown(&self, row: RejectRow) -> Result<ShownReject, OperationError> {
         let (mut accepted_sequence, mut same_event) = (None, Vec::new());
         if let (Some(deployment), Some(event_id)) = (row.deployment_id, &row.event_id) {
-            accepted_sequence = self.ledger.accepted(deployment, event_id).await?.map(|(sequence, _)| sequence);
-            same_event = self.ledger.rejects_of_event(deployment, event_id, row.id).await?;
+            let accepted = self.ledger.in_time(self.ledger.accepted(deployment, event_id)).await?;
+            accepted_sequence = accepted.map(|(sequence, _)| sequence);
+            same_event = self.ledger.in_time(self.ledger.rejects_of_event(deployment, event_id, row.id)).await?;
         }
         let foreseen = self.foreseen(&as_found(&row), &mut Default::default()).await?;
         let reject = self.with_acts(vec![row]).await?.remove(0);
@@ -128,7 +129,7 @@ impl Desk {
 
     pub(super) async fn with_acts(&self, rows: Vec<RejectRow>) -> Result<Vec<Reject>, OperationError> {
         let ids: Vec<i64> = rows.iter().map(|row| row.id).collect();
-        let acts = self.ledger.reject_acts(&ids).await?;
+        let acts = self.ledger.in_time(self.ledger.reject_acts(&ids)).await?;
         Ok(rows.into_iter().map(|row| reject(row, &acts)).collect())
     }
 }

@@ -1,10 +1,15 @@
 //! The 30-day line.
 
-use chrono::TimeDelta;
-use tallyline::ledger::Settled;
-use tallyline::sim::tallyman::{CutMoment, Cuts, Switches};
+use std::time::Duration;
 
-use super::world::{World, start_time, usage};
+use chrono::TimeDelta;
+use tallyline::clock::Clock;
+use tallyline::ledger::Settled;
+use tallyline::publisher::Mode;
+use tallyline::sim::tallyman::{Config, CutMoment, Cuts, ServerErrors, Switches, Tallyman};
+use tallyline::tallyman::ClientSettings;
+
+use super::world::{DEPLOYMENT, World, license_until, start_time, usage};
 
 #[tokio::test]
 async fn an_event_is_sent_up_to_the_last_microsecond_before_it_is_30_days_old() {
@@ -66,4 +71,61 @@ async fn years_of_history_are_settled_page_by_page() {
     let cycle = world.cycle().await;
     assert_eq!((cycle.requests, cycle.settled), (0, Settled { not_ours: 700, expired: 503, unknown: 0 }));
     assert_eq!(world.number_in("pending").await, 0);
+}
+
+/// A world that lives now, as coderd's database does, and a vendor that cannot take the first request.
+async fn living_now(mode: Mode) -> (World, Tallyman) {
+    let mut world = World::new().await;
+    let now = Clock::system().now();
+    world.clock.set(now);
+    let license = license_until(now + TimeDelta::days(100), now - TimeDelta::days(1), true);
+    world.add_license(&license).await;
+    let config = Config { license_keys: vec![license], deployment_ids: vec![DEPLOYMENT], ..Config::default() };
+    let vendor = Tallyman::start(config, Clock::given(now), world.stop.clone()).await.unwrap();
+    vendor
+        .set_switches(Switches { errors: ServerErrors { status: 503, next: 1, ..ServerErrors::default() }, ..Switches::default() })
+        .unwrap();
+    world.settings.tallyman = ClientSettings::new(vendor.ingest_url());
+    world.settings.mode = mode;
+    (world, vendor)
+}
+
+#[tokio::test]
+async fn a_clock_that_is_ahead_ends_nothing() {
+    for mode in [Mode::Sole, Mode::Shadow] {
+        let (world, vendor) = living_now(mode).await;
+        let now = world.clock.now();
+        world.add(&[usage("young", now - TimeDelta::days(20)), usage("old", now - TimeDelta::days(31))]).await;
+        world.clock.set(now + TimeDelta::days(11));
+        let cycle = world.cycle().await;
+        assert_eq!(cycle.settled, Settled { expired: 1, ..Settled::default() }, "{mode:?}: {cycle:?}");
+        assert_eq!(world.states(&["young", "old"]).await, ["pending", "expired"], "{mode:?}");
+
+        world.clock.set(now);
+        world.coderd_marks("young", (mode == Mode::Shadow).then_some(now), None).await;
+        world.cycle().await;
+        let (state, billed) = if mode == Mode::Sole { ("published", 1) } else { ("not_ours", 0) };
+        assert_eq!(world.state("young").await.0, state);
+        assert_eq!(vendor.books().times_billed(DEPLOYMENT, "young"), billed);
+    }
+}
+
+#[tokio::test]
+async fn a_clock_that_is_ahead_keeps_nothing_from_being_sent() {
+    let (world, vendor) = living_now(Mode::Sole).await;
+    let now = world.clock.now();
+    world.add(&[usage("young", now - TimeDelta::days(20))]).await;
+    world.clock.set(now + TimeDelta::days(11));
+    assert!(world.cycle().await.failure.is_some());
+    assert_eq!(world.cycle().await.accepted, 1);
+    assert_eq!(vendor.books().times_billed(DEPLOYMENT, "young"), 1);
+}
+
+#[tokio::test]
+async fn a_clock_that_is_ahead_looks_at_each_event_once_in_a_cycle() {
+    let (world, _vendor) = living_now(Mode::Shadow).await;
+    let more_than_a_page = world.add_many(501).await.len();
+    world.pass(TimeDelta::hours(1));
+    let cycle = tokio::time::timeout(Duration::from_secs(30), world.cycle()).await.expect("it ends");
+    assert_eq!(cycle.waiting, more_than_a_page);
 }

@@ -177,6 +177,40 @@ async fn a_request_is_not_sent_once_a_lease_is_lost_and_a_late_answer_still_coun
 }
 
 #[tokio::test]
+async fn the_vendors_late_word_stands_over_what_coderds_mark_said() {
+    let world = World::new().await;
+    let (source_id, lease, id) = (world.source.id, Duration::from_secs(90), Uuid::from_u128(1));
+    world.add(&["a", "b"].map(|id| usage(id, start_time()))).await;
+    world.ledger.lease_publications(source_id, "frozen", start_time() - TimeDelta::days(30), 10, lease).await.unwrap();
+    let event_ids = vec!["a", "b"];
+    assert!(
+        world
+            .ledger
+            .begin_request(&NewRequest { id, source_id, license_sha256: [1; 32], event_ids, holder: "frozen", lease })
+            .await
+            .unwrap()
+    );
+    world.end_leases().await;
+    let ids = ["a", "b"].map(str::to_owned);
+    assert_eq!(world.ledger.settle_publications(source_id, "other", &ids, Settlement::NotOurs).await.unwrap().not_ours, 2);
+
+    let attempts = [("a", AttemptVerdict::Accepted), ("b", AttemptVerdict::Refused)].map(|(id, verdict)| Attempt {
+        event_id: id.to_owned(),
+        verdict,
+        message: None,
+        next_attempt_at: world.clock.now(),
+        unanswered: false,
+    });
+    let answered_at = Some(world.clock.now());
+    let attempts = attempts.to_vec();
+    let outcome = RequestOutcome { id, source_id, holder: "frozen", answered_at, status: Some(200), error: None, attempts };
+    world.ledger.record_outcome(&outcome).await.unwrap();
+    assert_eq!(world.states(&["a", "b"]).await, ["published", "refused"]);
+    let differences = world.ledger.books().await.unwrap().differences;
+    assert!(differences.iter().all(|difference| difference.kind != "publication_without_its_answer"), "{differences:?}");
+}
+
+#[tokio::test]
 async fn a_stop_lets_the_request_in_hand_be_finished() {
     let world = World::with(Switches { latency_ms: 300, ..Switches::default() }).await;
     world.add_many(150).await;

@@ -44,9 +44,14 @@ pub fn start_time() -> DateTime<Utc> {
 
 /// A license token as the vendor issues it, valid around the tests' time.
 pub fn license(issued_at: DateTime<Utc>, publish: bool) -> String {
+    license_until(start_time() + TimeDelta::days(300), issued_at, publish)
+}
+
+/// The same, valid until this instant.
+pub fn license_until(expires_at: DateTime<Utc>, issued_at: DateTime<Utc>, publish: bool) -> String {
     let claims = serde_json::json!({
-        "iat": issued_at.timestamp(), "nbf": issued_at.timestamp(), "exp": (start_time() + TimeDelta::days(300)).timestamp(),
-        "license_expires": (start_time() + TimeDelta::days(290)).timestamp(), "version": 3, "account_type": "salesforce",
+        "iat": issued_at.timestamp(), "nbf": issued_at.timestamp(), "exp": expires_at.timestamp(),
+        "license_expires": (expires_at - TimeDelta::days(10)).timestamp(), "version": 3, "account_type": "salesforce",
         "account_id": "account-1", "features": {}, "publish_usage_data": publish,
     });
     // PKCS #8 form of an Ed25519 secret

@@ -119,7 +119,7 @@ async fn processes_that_begin_after_the_restore_see_it_in_the_place() {
     let mut world = World::begin(Backend::Postgres).await;
     let backup = lost_part(&mut world, &folder).await;
     world.site.database.restore(&backup).await;
-    comes_back(&world, "last seen in server").await;
+    comes_back(&world, "last seen in database").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

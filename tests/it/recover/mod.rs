@@ -1,5 +1,6 @@
 //! Bringing everything back after a loss, with real processes on real servers: topics, the ledger, coderd's database.
 
+mod again;
 mod at_once;
 mod coderd;
 mod first_look;

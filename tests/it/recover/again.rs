@@ -1,0 +1,48 @@
+//! What is lost a second time is recovered a second time, also where nothing else has changed.
+
+use serde_json::json;
+use tallyline::consumer::GROUP;
+use tallyline::license::{PublicKeys, RuleSet};
+use tallyline::log::{Log, PostgresLogSettings};
+use tallyline::operations::recover::{RecoverExecution, RecoverPlan};
+use tallyline::operations::{Actor, Desk, OperationError};
+use tokio_util::sync::CancellationToken;
+
+use crate::support::ledger::ledger;
+
+async fn plan(desk: &Desk) -> RecoverPlan {
+    let request = serde_json::from_value(json!({ "lost": "kafka" })).unwrap();
+    desk.plan_recovery(&request, &|_, _| (), &CancellationToken::new()).await.unwrap()
+}
+
+async fn execute(desk: &Desk, plan: &RecoverPlan) -> Result<RecoverPlan, OperationError> {
+    let execution = RecoverExecution { hash: plan.hash.clone().expect("something to do") };
+    let actor = Actor { name: "sre-1".into(), reason: "the topics are gone".into() };
+    desk.execute_recovery(&execution, &actor, &|_, _| (), &CancellationToken::new()).await
+}
+
+#[tokio::test]
+async fn topics_that_are_lost_again_are_created_again() {
+    let (_database, ledger) = ledger().await;
+    let desk = Desk {
+        ledger: ledger.clone(),
+        log: Log::postgres(ledger.pool.clone(), PostgresLogSettings::default()),
+        group: GROUP.to_owned(),
+        partitions: 1,
+        coderd: None,
+        deployment: None,
+        keys: PublicKeys::new(),
+        rules: RuleSet::default(),
+    };
+    for _ in 0..2 {
+        let planned = plan(&desk).await;
+        execute(&desk, &planned).await.unwrap();
+        let twice = execute(&desk, &planned).await.unwrap_err();
+        assert!(matches!(&twice, OperationError::Forbidden(why) if why.contains("plan again")), "{twice}");
+        assert_eq!(plan(&desk).await.hash, None, "nothing is lost");
+        let lost = "delete from log_partition; delete from log_topic";
+        sqlx::raw_sql(lost).execute(&ledger.pool).await.unwrap();
+    }
+    let acts: i64 = sqlx::query_scalar("select count(*) from operator_act where act = 'recover'").fetch_one(&ledger.pool).await.unwrap();
+    assert_eq!(acts, 2);
+}
