@@ -226,6 +226,11 @@ create table reject (
     -- open until an act of an operator, or of an upgrade, ends it
     state text not null default 'open' constraint reject_state_is_known check (state in ('open', 'resubmitted', 'admitted', 'discarded')),
     act_id bigint references operator_act,
+    -- where the log has what went through it again at that act; null where nothing had to
+    passed_topic text,
+    passed_partition integer,
+    passed_generation integer,
+    passed_offset bigint,
     -- the record as found; headers are JSON, [[name, value in base64 or null], ...], as bytes, for text refuses NUL
     record_timestamp timestamptz,
     record_key bytea,
@@ -233,12 +238,16 @@ create table reject (
     payload bytea,
     recorded_at timestamptz not null,
     constraint reject_is_unique unique (topic, partition, generation, log_offset),
-    constraint reject_is_ended_by_an_act check ((state = 'open') = (act_id is null))
+    constraint reject_is_ended_by_an_act check ((state = 'open') = (act_id is null)),
+    constraint reject_passed_to_one_place check (
+        num_nulls(passed_topic, passed_partition, passed_generation, passed_offset) = 4
+        or num_nulls(passed_topic, passed_partition, passed_generation, passed_offset) = 0 and state in ('resubmitted', 'admitted'))
 );
 -- what is counted at every look lies in the index itself
 create index reject_open on reject (verdict, cause, id) include (event_type, units, recorded_at) where state = 'open';
 create index reject_by_batch on reject (batch_id);
 create index reject_by_event on reject (event_id, deployment_id);
+create index reject_passed on reject (passed_topic, passed_partition, passed_generation, passed_offset) where passed_offset is not null;
 
 -- Where each partition stands. Only who knows epoch and position moves it.
 create table position (

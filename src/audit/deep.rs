@@ -96,7 +96,7 @@ impl Audit {
         if page.from >= page.until {
             return Ok(());
         }
-        let arrivals: Vec<Arrival> = records.into_iter().map(arrival).collect();
+        let arrivals: Vec<Arrival> = records.into_iter().map(|record| arrival(page.partition.topic, record)).collect();
         let mut kept = Kept::default();
         for row in self.ledger.in_time(self.ledger.kept_in(page)).await? {
             kept.here.entry(row.log_offset).or_default().push(row);
@@ -303,13 +303,13 @@ fn row_alone(topic: Topic, row: &KeptEvent, found: &mut Found) {
     }
 }
 
-/// A record as a consumer reads it.
-fn arrival(record: Record) -> Arrival {
+/// A record as a consumer reads it from that topic.
+fn arrival(topic: Topic, record: Record) -> Arrival {
     let refusal = |error: ParseError| {
         let verdict = if matches!(error, ParseError::UnknownEventType(_)) { Verdict::Held } else { Verdict::Rejected };
         Refusal { verdict, cause: error.cause().to_owned(), detail: error.to_string() }
     };
-    let event = event::parse(&record.message).map_err(refusal);
+    let event = event::parse_in(topic, &record.message).map_err(refusal);
     Arrival { offset: record.offset, timestamp: record.timestamp, message: record.message, event }
 }
 

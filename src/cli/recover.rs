@@ -150,11 +150,11 @@ fn table(effect: &RecoverEffect) -> String {
 fn kafka(effect: &KafkaEffect) -> String {
     let or_dash = |value: Option<i64>| value.map_or_else(|| "-".to_owned(), |value| value.to_string());
     let rows = effect.partitions.iter().map(|one| {
-        let [position, unread] = [one.position, one.unread].map(|number| number.to_string());
+        let [position, unread, reopened] = [one.position, one.unread, one.reopened].map(|number| number.to_string());
         let [start, end] = [one.log_start, one.log_end].map(or_dash);
-        [one.topic.clone(), one.partition.to_string(), position, start, end, one.problem.replace('_', " "), unread]
+        [one.topic.clone(), one.partition.to_string(), position, start, end, one.problem.replace('_', " "), unread, reopened]
     });
-    let mut text = columns(["TOPIC", "PARTITION", "POSITION", "LOG START", "LOG END", "PROBLEM", "UNREAD"], rows);
+    let mut text = columns(["TOPIC", "PARTITION", "POSITION", "LOG START", "LOG END", "PROBLEM", "UNREAD", "REOPENED"], rows);
     for topic in &effect.topics_to_create {
         text += &format!("to be created: {topic}, {} partitions\n", effect.partitions_to_create);
     }
@@ -162,6 +162,7 @@ fn kafka(effect: &KafkaEffect) -> String {
         return text;
     }
     text + "These partitions begin anew at the log's start. coderd is read again as a whole: what our collectors appended and nobody read comes again.\n\
+            REOPENED went through the log again from the rejects: it is among them again, to be resubmitted or admitted.\n\
             UNREAD of other producers is lost; what they appended after the last pass of a collector is not known.\n"
 }
 

@@ -11,7 +11,7 @@ use super::seen::Seen;
 use super::settings::{CollectError, Settings};
 use crate::clock::Clock;
 use crate::coderd::{Catalog, Database, Reader};
-use crate::event::{Payload, Topic, TopicPartition, parse};
+use crate::event::{Payload, Topic, TopicPartition, parse_in};
 use crate::ledger::{Baseline, BaselineRow, Lease, Ledger, LicenseChange, Source};
 use crate::license::PublicKeys;
 use crate::log::{Log, Record};
@@ -40,6 +40,8 @@ pub struct Collector {
     /// What was there in the last pass.
     pub(super) catalog: Option<Catalog>,
     pub(super) builds: Seen<Uuid>,
+    /// Claims, by their build, that were in flight when this collector opened. Later ones go by their builds.
+    pub(super) claims: Seen<Uuid>,
     pub(super) usage: Seen<String>,
     /// Builds with a word that we do not know: nothing is claimed while there are any. A full sweep drops those that it no longer meets.
     pub(super) unreadable: HashSet<Uuid>,
@@ -101,6 +103,7 @@ impl Collector {
             reader: Some(reader),
             catalog: None,
             builds: Seen::new(SEEN_LIMIT),
+            claims: Seen::new(SEEN_LIMIT),
             usage: Seen::new(SEEN_LIMIT),
             unreadable: HashSet::new(),
             licenses,
@@ -138,7 +141,8 @@ impl Collector {
     pub(super) async fn remember_in_flight(&mut self) -> Result<(), CollectError> {
         let positions: HashMap<TopicPartition, i64> = self.ledger.in_time(self.ledger.positions()).await?.into_iter().collect();
         let mut left = IN_FLIGHT_LIMIT;
-        for topic in [Topic::WorkspaceBuilds, Topic::AgentUsage] {
+        // a build that is a claim is looked for after its claim
+        for topic in [Topic::PrebuildClaims, Topic::WorkspaceBuilds, Topic::AgentUsage] {
             for partition in self.log.partitions(topic).await? {
                 let partition = TopicPartition { topic, partition };
                 let (start, end) = self.log.watermarks(partition).await?;
@@ -162,8 +166,13 @@ impl Collector {
             let Some(last) = records.last() else { return Ok(()) };
             from = last.offset + 1;
             *left -= records.len().min(*left);
+            let mut claimless = HashMap::new();
             for record in &records {
-                self.remember_record(partition.topic, record);
+                self.remember_record(partition.topic, record, &mut claimless);
+            }
+            let ids: Vec<Uuid> = claimless.keys().copied().collect();
+            for id in self.ledger.in_time(self.ledger.known_claims(self.source.id, &ids)).await?.into_keys() {
+                self.builds.insert(id, claimless[&id], self.pass_number + 1);
             }
             if records.len() < limit {
                 return Ok(());
@@ -172,14 +181,18 @@ impl Collector {
         Ok(())
     }
 
-    fn remember_record(&mut self, topic: Topic, record: &Record) {
+    /// `claimless` gets the builds that are claims and whose claim is not in flight: they count as seen only where the ledger has it.
+    fn remember_record(&mut self, topic: Topic, record: &Record, claimless: &mut HashMap<Uuid, DateTime<Utc>>) {
         let (deployment, pass) = (self.source.deployment_id, self.pass_number + 1);
-        match parse(&record.message) {
+        match parse_in(topic, &record.message) {
             Ok(event) if event.deployment != deployment => {}
             Ok(event) => match event.payload {
+                Payload::Build(build) if events::claim(&build).is_some() && !self.claims.contains(&build.build_id) => {
+                    claimless.insert(build.build_id, build.completed_at);
+                }
                 Payload::Build(build) => self.builds.insert(build.build_id, build.completed_at, pass),
                 Payload::Usage(usage) => self.usage.insert(usage.id, usage.created_at, pass),
-                Payload::Claim(_) => {}
+                Payload::Claim(claim) => self.claims.insert(claim.build_id, claim.completed_at, pass),
             },
             // Usage travels also where it is no event that this version can count: it will be held or rejected, and is in the log all the same.
             Err(_) if topic == Topic::AgentUsage => {

@@ -214,6 +214,7 @@ impl Collector {
             self.swept_at = Some(started_at);
         }
         self.builds.forget(bounds.next_from, self.pass_in_ledger);
+        self.claims.forget(bounds.next_from, self.pass_in_ledger);
         self.usage.forget(bounds.next_from.min(bounds.now - self.settings.usage_window), self.pass_in_ledger);
     }
 
@@ -223,7 +224,7 @@ impl Collector {
     async fn heed(&mut self, behind: BTreeSet<TopicPartition>) -> Result<(), CollectError> {
         if behind.is_empty() && !self.behind.is_empty() {
             tracing::info!("the ledger's positions lie within the log again: all is read again");
-            (self.builds, self.usage) = (Seen::new(SEEN_LIMIT), Seen::new(SEEN_LIMIT));
+            (self.builds, self.claims, self.usage) = (Seen::new(SEEN_LIMIT), Seen::new(SEEN_LIMIT), Seen::new(SEEN_LIMIT));
             self.passes_ahead.clear();
             self.reread_from = None;
             self.remember_in_flight().await?;

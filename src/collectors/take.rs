@@ -52,7 +52,8 @@ impl Collector {
         Ok(())
     }
 
-    /// Appends those of these builds that are new. The claim goes first: a build that is known then proves that its claim is in the log.
+    /// Appends those of these builds that are new, each claim before its build. A known build may have lost its claim all the same, for the
+    /// two are in different topics, and one can be lost while the other was read: then the claim goes again.
     async fn take_builds(
         &mut self,
         reader: &mut Reader,
@@ -69,13 +70,17 @@ impl Collector {
         let ids: Vec<Uuid> = unseen.keys().copied().collect();
         let known = self.ledger.in_time(self.ledger.known_builds(self.source.id, &ids)).await?;
         let (known, unknown): (Vec<Uuid>, Vec<Uuid>) = ids.into_iter().partition(|id| known.contains_key(id));
-        for id in known {
-            self.builds.insert(id, unseen[&id], self.pass_number);
-        }
-        let (claims, builds) = self.build_events(reader, catalog, &unknown, &mut appended.unreadable).await?;
+        let mut claimless = self.ledger.in_time(self.ledger.builds_without_claim(self.source.id, &known)).await?;
+        claimless.retain(|id| !self.claims.contains(id));
+        let wanted = [unknown, claimless.clone()].concat();
+        let (claims, mut builds) = self.build_events(reader, catalog, &wanted, &mut appended.unreadable).await?;
+        builds.retain(|event| !matches!(&event.payload, Payload::Build(build) if claimless.contains(&build.build_id)));
         let late = builds.iter().filter(|build| self.is_late(build.time())).count();
         let sent = claims.iter().map(Event::to_message).collect();
         appended.report.claims += self.append(Topic::PrebuildClaims, sent, &mut appended.ends, |_, _| {}).await?;
+        for id in known {
+            self.builds.insert(id, unseen[&id], self.pass_number);
+        }
         let sent = builds.iter().map(Event::to_message).collect();
         appended.report.builds += self
             .append(Topic::WorkspaceBuilds, sent, &mut appended.ends, |collector, index| {

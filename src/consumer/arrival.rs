@@ -1,14 +1,25 @@
 //! From a record to what the ledger records of it.
 
-use crate::event::{self, ParseError};
+use crate::event::{self, Event, ParseError, Topic};
 use crate::ledger::{Arrival, Refusal, Verdict};
 use crate::log::Record;
 
-/// Parses a record. One that is no event becomes data, too: nothing is dropped, nothing stops.
+/// Parses a record, wherever it is from. One that is no event becomes data, too: nothing is dropped, nothing stops.
 #[must_use]
 pub fn read(record: Record) -> Arrival {
-    let event = event::parse(&record.message).map_err(refusal);
-    Arrival { offset: record.offset, timestamp: record.timestamp, message: record.message, event }
+    let event = event::parse(&record.message);
+    arrival(record, event)
+}
+
+/// Parses a record of that topic: an event whose topic is another is refused.
+#[must_use]
+pub fn read_from(topic: Topic, record: Record) -> Arrival {
+    let event = event::parse_in(topic, &record.message);
+    arrival(record, event)
+}
+
+fn arrival(record: Record, event: Result<Event, ParseError>) -> Arrival {
+    Arrival { offset: record.offset, timestamp: record.timestamp, message: record.message, event: event.map_err(refusal) }
 }
 
 fn refusal(error: ParseError) -> Refusal {

@@ -10,7 +10,7 @@ mod telemetry;
 mod verify;
 mod worker;
 
-pub use arrival::read;
+pub use arrival::{read, read_from};
 pub use progress::{Progress, Stall};
 pub use replay::{ForeseenRange, Replay, ReplayError};
 pub use telemetry::ConsumerTelemetry;
@@ -111,12 +111,14 @@ impl Consumer {
                 () = &mut recovered => break Err(anyhow::anyhow!("the ledger or the log was recovered")),
                 () = faulty.cancelled() => break Err(anyhow::anyhow!("a partition's position has moved back")),
                 stall = &mut stalled => break Err(self.leave_for(&stall)),
-                Some(started) = ours.started.join_next() => {
-                    if let Ok(claim) = started {
+                Some(started) = ours.started.join_next() => match started {
+                    Ok(claim) => {
                         ours.begin(self, claim, &faulty);
                         waits.reset();
                     }
-                }
+                    Err(given_up) if given_up.is_cancelled() => {}
+                    Err(panic) => break Err(panic.into()),
+                },
                 _ = tick.tick() => ours.mark(self),
                 () = paused.changed() => ours.heed_pauses(self).await,
                 room = room(ours.in_hand.as_ref()), if ours.in_hand.is_some() => ours.hand_over(room),
@@ -125,8 +127,7 @@ impl Consumer {
                     Ok(Delivery::Revoked(partitions)) => ours.revoked(self, &partitions).await,
                     Ok(Delivery::Batch(batch)) => ours.take(batch),
                     Ok(Delivery::Fault { partition, error }) => self.stop_partition(partition, &verify::explain(error)),
-                    Err(LogError::Stopped) => break Ok(()),
-                    Err(fault) => break Err(fault.into()),
+                    Err(fault) => break ended(stop, fault),
                 },
             }
         };
@@ -148,13 +149,13 @@ impl Consumer {
     }
 
     /// Answers once a partition has stood still for too long while records waited for it. Where the log does not say that records wait, nothing
-    /// is decided: joining again would not help.
+    /// is decided about it: joining again would not help.
     async fn stalled(&self) -> Stall {
         let look_every = self.progress(|progress| progress.look_every());
         loop {
             tokio::time::sleep(look_every).await;
             for partition in self.progress(Progress::suspects) {
-                let Ok(Ok((_, end))) = tokio::time::timeout(LOOK, self.log.watermarks(partition)).await else { break };
+                let Ok(Ok((_, end))) = tokio::time::timeout(LOOK, self.log.watermarks(partition)).await else { continue };
                 let looked = self.progress(|progress| progress.look(partition, end, Instant::now(), self.ledger.clock.now()));
                 let Some(stall) = looked else { continue };
                 match tokio::time::timeout(LOOK, self.log.read(partition, stall.position, 1)).await {
@@ -229,6 +230,15 @@ impl Consumer {
 
     fn progress<R>(&self, change: impl FnOnce(&mut Progress) -> R) -> R {
         change(&mut self.progress.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// How a membership has ended that tells nothing more: in order only where it was told to stop. One whose thread or task has died says the same.
+fn ended(stop: &CancellationToken, fault: LogError) -> anyhow::Result<()> {
+    match fault {
+        LogError::Stopped if stop.is_cancelled() => Ok(()),
+        LogError::Stopped => Err(anyhow::anyhow!("the group's member has died without a word")),
+        fault => Err(fault.into()),
     }
 }
 
@@ -356,5 +366,19 @@ impl Ours {
         let ending = std::mem::take(&mut self.workers).into_values().collect();
         self.finish(ending).await;
         self.membership.leave().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_member_that_dies_is_a_fault_unless_it_was_told_to_stop() {
+        let stop = CancellationToken::new();
+        assert!(ended(&stop, LogError::Stopped).unwrap_err().to_string().contains("died"));
+        assert!(ended(&stop, LogError::Refused("no".into())).is_err());
+        stop.cancel();
+        assert!(ended(&stop, LogError::Stopped).is_ok());
     }
 }

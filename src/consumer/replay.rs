@@ -210,6 +210,7 @@ impl Replay {
             Some(last) if full => last.offset + 1,
             _ => range.end_offset,
         };
-        Ok(Some((records.into_iter().map(arrival::read).collect(), next_offset)))
+        let topic = range.partition.topic;
+        Ok(Some((records.into_iter().map(|record| arrival::read_from(topic, record)).collect(), next_offset)))
     }
 }

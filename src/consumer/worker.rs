@@ -98,7 +98,8 @@ impl Task {
             if next_offset <= self.claim.next_offset {
                 continue;
             }
-            let arrivals: Vec<Arrival> = batch.records.into_iter().map(arrival::read).collect();
+            let topic = batch.partition.topic;
+            let arrivals: Vec<Arrival> = batch.records.into_iter().map(|record| arrival::read_from(topic, record)).collect();
             let recorded = match self.look_again().await {
                 Ok(()) => self.record(arrivals, next_offset).await,
                 Err(fault) => Err(GiveUp::Stop(fault.to_string())),

@@ -20,7 +20,7 @@ pub use claim::PrebuildClaimed;
 pub use digest::Digest;
 pub use fields::{MAX_ID_BYTES, MAX_TEXT_BYTES};
 pub use message::{MAX_PAYLOAD_BYTES, Message};
-pub use parse::{ParseError, STRUCTURED, parse};
+pub use parse::{ParseError, STRUCTURED, parse, parse_in};
 pub use topic::{Topic, TopicPartition};
 pub use traces::Traces;
 pub use usage::{PublishMarks, Usage, UsageQuantity, UsageType};

@@ -6,7 +6,7 @@ use uuid::Uuid;
 use super::fields::{Fields, checked_id, checked_text, time, uuid};
 use super::message::{MAX_PAYLOAD_BYTES, Message};
 use super::usage::{self, PublishMarks, Usage, UsageType};
-use super::{Event, Payload, build, claim};
+use super::{Event, Payload, Topic, build, claim};
 
 /// Why a record is no event that we can count. Each names what is wrong.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -34,6 +34,16 @@ pub enum ParseError {
     /// A type that is neither ours nor Tallyman's.
     #[error("event type {0:?} is none that is counted here")]
     ForeignEventType(String),
+    /// An event in a topic that is not its own.
+    #[error("event type {event_type:?} belongs in {own}, not in {found}")]
+    ForeignTopic {
+        /// Its type.
+        event_type: &'static str,
+        /// Where it belongs.
+        own: Topic,
+        /// Where it was found.
+        found: Topic,
+    },
     /// A payload field is missing, of the wrong type or out of range.
     #[error("field {name} {problem}")]
     Field {
@@ -66,6 +76,7 @@ impl ParseError {
             ParseError::Attribute { .. } => "attribute",
             ParseError::UnknownEventType(_) => "unknown_event_type",
             ParseError::ForeignEventType(_) => "foreign_event_type",
+            ParseError::ForeignTopic { .. } => "foreign_topic",
             ParseError::Field { .. } => "field",
             ParseError::UnknownField(_) => "unknown_field",
         }
@@ -87,6 +98,16 @@ pub fn parse(message: &Message) -> Result<Event, ParseError> {
         "application/json" => binary(message, body),
         _ => Err(ParseError::attribute("datacontenttype", format!("{:?} is not JSON", clip(content_type)))),
     }
+}
+
+/// Reads one record of that topic: an event whose topic is another is none here.
+///
+/// # Errors
+/// As of [`parse`], and [`ParseError::ForeignTopic`].
+pub fn parse_in(topic: Topic, message: &Message) -> Result<Event, ParseError> {
+    let event = parse(message)?;
+    let own = event.topic();
+    if own == topic { Ok(event) } else { Err(ParseError::ForeignTopic { event_type: event.event_type(), own, found: topic }) }
 }
 
 impl Message {

@@ -174,7 +174,7 @@ async fn partitions(tx: &mut PgConnection) -> Result<Vec<PartitionBooks>, sqlx::
 
 /// Each query answers (id, detail) for every row that does not balance, at most `$1`. While the books balance there is none, and all is read: where
 /// the planner would look rows up one by one in the hope of an early `limit`, `materialized` makes it plan for all.
-const CHECKS: [(&str, &str); 9] = [
+const CHECKS: [(&str, &str); 10] = [
     (
         "chain_broken",
         "select topic || '/' || partition || '@' || first_offset, 'the batch before it ends at ' || coalesce(before::text, 'no batch')
@@ -215,6 +215,28 @@ const CHECKS: [(&str, &str); 9] = [
         "select 'batch ' || b.id, 'refused ' || (b.rejects + b.conflicts + b.held) || ', rows ' || coalesce(rows.n, 0)
          from batch b left join (select batch_id, count(*) as n from reject group by batch_id) as rows on rows.batch_id = b.id
          where b.kind = 'log' and b.rejects + b.conflicts + b.held <> coalesce(rows.n, 0) limit $1",
+    ),
+    // Read beyond there, or its partition's life is over: then it is an accepted event, or a reject of its own.
+    (
+        "passed_and_gone",
+        "select coalesce(event_id, 'reject ' || id), 'reject ' || id || ' is ' || state || ' and went through the log again to ' || topic || '/'
+                 || partition || '@' || log_offset || ': nothing came of it; `tallyline rejects resubmit --force` does it again'
+         from (select r.id, r.state, r.passed_topic as topic, r.passed_partition as partition, r.passed_generation as generation,
+                   r.passed_offset as log_offset, coalesce(a.detail->>'event_id', r.event_id) as event_id,
+                   coalesce((a.detail->>'deployment_id')::uuid, r.deployment_id) as deployment_id
+               from reject r join operator_act a on a.id = r.act_id where r.passed_offset is not null) as passed
+         join (select topic, partition, generation, next_offset, false as is_over from position
+               union all select topic, partition, generation, next_offset, true from past_position) as life using (topic, partition, generation)
+         cross join lateral (select substring(event_id from ':([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})$')::uuid) as build (key)
+         where (is_over or next_offset > log_offset)
+             and not exists (select from reject r where r.topic = passed.topic and r.partition = passed.partition
+                 and r.generation = passed.generation and r.log_offset = passed.log_offset)
+             and not exists (select from source s where s.deployment_id = passed.deployment_id and (
+                 exists (select from usage_event e where e.source_id = s.id and e.id = passed.event_id)
+                 or event_id like 'workspace_build_completed:%'
+                     and exists (select from workspace_build b where b.source_id = s.id and b.build_id = build.key)
+                 or event_id like 'prebuild_claimed:%'
+                     and exists (select from prebuild_claim c where c.source_id = s.id and c.build_id = build.key))) limit $1",
     ),
     (
         "sequence_broken",

@@ -14,6 +14,8 @@ pub struct BegunAnew {
     pub generation: i32,
     /// What was to be read next.
     pub next_offset: i64,
+    /// How many rejects had gone through the log again and were not read: they are open again.
+    pub reopened: i64,
     /// Where the next life begins; none: the log has the partition no more, and the position ends.
     pub start: Option<i64>,
 }
@@ -78,7 +80,8 @@ impl Ledger {
             .await
     }
 
-    /// Ends these partitions' lives and begins their next ones, executing the plan of that hash. Passes that noted offsets which were not reached
+    /// Ends these partitions' lives and begins their next ones, executing the plan of that hash. Rejects that had gone through the log again and
+    /// were not read are open again. Passes that noted offsets which were not reached
     /// claim nothing any more, and each collector has to open again: it reads everything once more. False: a partition no longer stands
     /// where it was planned, or the plan was executed before; then nothing is changed.
     ///
@@ -133,7 +136,7 @@ impl Ledger {
         .bind(act_id)
         .execute(&mut *tx)
         .await?;
-        if ended.rows_affected() == 0 {
+        if ended.rows_affected() == 0 || reopen_unread(tx, begun).await? != begun.reopened {
             return Ok(false);
         }
         match begun.start {
@@ -161,6 +164,22 @@ impl Ledger {
         };
         Ok(true)
     }
+}
+
+/// What went through the log again and was lost with the partition's life is on the desk again, as if it never had. Answers how many.
+async fn reopen_unread(tx: &mut PgConnection, begun: &BegunAnew) -> Result<i64, sqlx::Error> {
+    let reopened = sqlx::query(
+        "update reject set state = 'open', act_id = null, passed_topic = null, passed_partition = null, passed_generation = null,
+             passed_offset = null
+         where passed_topic = $1 and passed_partition = $2 and passed_generation = $3 and passed_offset >= $4",
+    )
+    .bind(begun.partition.topic.name())
+    .bind(begun.partition.partition)
+    .bind(begun.generation)
+    .bind(begun.next_offset)
+    .execute(tx)
+    .await?;
+    Ok(i64::try_from(reopened.rows_affected()).unwrap_or(i64::MAX))
 }
 
 /// No collector goes on with what it remembers: each opens again, and reads everything. A pass that is being recorded is in before.

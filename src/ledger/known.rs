@@ -47,6 +47,22 @@ impl Ledger {
         rows.into_iter().map(|(id, bytes)| Ok((id, digest(bytes)?))).collect()
     }
 
+    /// Those of these builds that are in the ledger without a claim of theirs, though by their stage or number they may be claims.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn builds_without_claim(&self, source_id: i16, build_ids: &[Uuid]) -> Result<Vec<Uuid>, sqlx::Error> {
+        sqlx::query_scalar(
+            "select build_id from workspace_build build where source_id = $1 and build_id = any($2) and transition = 'start'
+                 and (stage = 'claim' or stage is null and build_number = 2 and first_build_by_prebuilds_user)
+                 and not exists (select from prebuild_claim claim where claim.source_id = build.source_id and claim.build_id = build.build_id)",
+        )
+        .bind(source_id)
+        .bind(build_ids)
+        .fetch_all(&self.pool)
+        .await
+    }
+
     /// Those of these usage events that are accepted, with their digests.
     ///
     /// # Errors
@@ -60,16 +76,19 @@ impl Ledger {
         rows.into_iter().map(|(id, bytes)| Ok((id, digest(bytes)?))).collect()
     }
 
-    /// Those of these event ids that were refused or are held: the ledger has seen them, though they are no events.
+    /// Those of these event ids that were refused or are held: the ledger has seen them, though they are no events. A record in a topic that is
+    /// not its own says nothing about the event in its own.
     ///
     /// # Errors
     /// The database's.
     pub async fn refused_ids(&self, deployment_id: Uuid, ids: &[String]) -> Result<HashSet<String>, sqlx::Error> {
-        let rows: Vec<String> = sqlx::query_scalar("select distinct event_id from reject where deployment_id = $1 and event_id = any($2)")
-            .bind(deployment_id)
-            .bind(ids)
-            .fetch_all(&self.pool)
-            .await?;
+        let rows: Vec<String> = sqlx::query_scalar(
+            "select distinct event_id from reject where deployment_id = $1 and event_id = any($2) and cause <> 'foreign_topic'",
+        )
+        .bind(deployment_id)
+        .bind(ids)
+        .fetch_all(&self.pool)
+        .await?;
         Ok(rows.into_iter().collect())
     }
 
@@ -82,7 +101,7 @@ impl Ledger {
         let ids: Vec<&String> = messages.keys().collect();
         let rows: Vec<(String, bool, Vec<u8>)> = sqlx::query_as(
             "select event_id, state = 'discarded', sha256(headers || coalesce(payload, '')) from reject
-             where deployment_id = $1 and event_id = any($2)",
+             where deployment_id = $1 and event_id = any($2) and cause <> 'foreign_topic'",
         )
         .bind(deployment_id)
         .bind(ids)
@@ -100,7 +119,7 @@ impl Ledger {
         let rows: Vec<(String, String, bool)> = sqlx::query_as(
             "select event_id, case when bool_or(state = 'open') then 'open' else (array_agg(state order by act_id desc))[1] end,
                  bool_or(state in ('resubmitted', 'admitted'))
-             from reject where deployment_id = $1 and event_id = any($2) group by event_id",
+             from reject where deployment_id = $1 and event_id = any($2) and cause <> 'foreign_topic' group by event_id",
         )
         .bind(deployment_id)
         .bind(ids)

@@ -66,7 +66,7 @@ pub use publications::{HELD_BACK, HeldBack, Pending, Postponed, Publication, Set
 pub use record::{Arrival, Chain, Counts, RecordError, Refusal, Verdict};
 pub use recoveries::{FORGOTTEN, Recovering, SourceToCompare, last_act};
 pub use reject_counts::{OpenRejects, RejectGroup};
-pub use rejects::{RejectActRow, RejectFilter, RejectRow, SameEvent};
+pub use rejects::{PassedReject, RejectActRow, RejectFilter, RejectRow, SameEvent};
 pub use replays::{PlannedReplay, ReplayRange};
 pub use restored::{CollectedSource, Restored};
 pub use rows::fingerprint;

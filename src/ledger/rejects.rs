@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::known::digest;
 use super::{Ledger, NewAct};
-use crate::event::{Digest, UsageType};
+use crate::event::{Digest, TopicPartition, UsageType};
 
 /// A record that is no accepted event, as found, and what became of it.
 #[derive(Clone, Debug, PartialEq)]
@@ -86,6 +86,17 @@ pub struct RejectActRow {
     pub reason: String,
     /// What more there is to say.
     pub detail: serde_json::Value,
+}
+
+/// A reject that has gone through the log again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PassedReject {
+    /// Its number in the ledger.
+    pub id: i64,
+    /// The act that ends it.
+    pub act_id: i64,
+    /// Where the log has it, and at which offset; none where its event is accepted already.
+    pub place: Option<(TopicPartition, i64)>,
 }
 
 /// Another record under the same event id.
@@ -235,17 +246,40 @@ impl Ledger {
     ///
     /// # Errors
     /// The database's.
-    pub async fn end_rejects(&self, rejects_and_acts: &[(i64, i64)], from: &[&str], to: &'static str) -> Result<Vec<i64>, sqlx::Error> {
-        let (rejects, acts): (Vec<i64>, Vec<i64>) = rejects_and_acts.iter().copied().unzip();
+    pub async fn end_rejects(&self, passed: &[PassedReject], from: &[&str], to: &'static str) -> Result<Vec<i64>, sqlx::Error> {
         sqlx::query_scalar(
-            "update reject set state = $4, act_id = ended.act_id from unnest($1::bigint[], $2::bigint[]) as ended (id, act_id)
+            "update reject set state = $4, act_id = ended.act_id, passed_topic = ended.topic, passed_partition = ended.partition,
+                 passed_offset = ended.log_offset, passed_generation = case when ended.topic is not null then coalesce(
+                     (select generation from position p where p.topic = ended.topic and p.partition = ended.partition),
+                     (select max(generation) + 1 from past_position p where p.topic = ended.topic and p.partition = ended.partition), 1) end
+             from unnest($1::bigint[], $2::bigint[], $5::text[], $6::integer[], $7::bigint[]) as ended (id, act_id, topic, partition, log_offset)
              where reject.id = ended.id and reject.state = any($3) returning reject.id",
         )
-        .bind(rejects)
-        .bind(acts)
+        .bind(passed.iter().map(|one| one.id).collect::<Vec<_>>())
+        .bind(passed.iter().map(|one| one.act_id).collect::<Vec<_>>())
         .bind(from)
         .bind(to)
+        .bind(passed.iter().map(|one| Some(one.place?.0.topic.name())).collect::<Vec<_>>())
+        .bind(passed.iter().map(|one| Some(one.place?.0.partition)).collect::<Vec<_>>())
+        .bind(passed.iter().map(|one| Some(one.place?.1)).collect::<Vec<_>>())
         .fetch_all(&self.pool)
+        .await
+    }
+
+    /// How many rejects went through the log again to this life of the partition, at or behind this offset.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn passed_to(&self, partition: TopicPartition, generation: i32, from: i64) -> Result<i64, sqlx::Error> {
+        sqlx::query_scalar(
+            "select count(*) from reject
+             where passed_topic = $1 and passed_partition = $2 and passed_generation = $3 and passed_offset >= $4",
+        )
+        .bind(partition.topic.name())
+        .bind(partition.partition)
+        .bind(generation)
+        .bind(from)
+        .fetch_one(&self.pool)
         .await
     }
 

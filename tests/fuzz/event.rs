@@ -62,6 +62,7 @@ fn refused(message: &Message, error: &ParseError) {
         ParseError::Json(why) => assert!(!why.is_empty()),
         ParseError::UnknownEventType(name) => assert!(name.starts_with("dc_") || name.starts_with("hb_")),
         ParseError::ForeignEventType(name) => assert!(!name.starts_with("dc_") && !name.starts_with("hb_")),
+        ParseError::ForeignTopic { own, found, .. } => panic!("no topic was named: {own}, {found}"),
         ParseError::UnknownField(_) => {}
     }
 }

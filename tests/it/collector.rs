@@ -12,7 +12,7 @@ use tallyline::consumer;
 use tallyline::event::{
     Event, InputStage, PREBUILDS_USER, Payload, PrebuildClaimed, Topic, TopicPartition, WorkspaceBuildCompleted, parse,
 };
-use tallyline::ledger::{Chain, Ledger, LedgerSettings, LicenseState};
+use tallyline::ledger::{Arrival, Chain, Ledger, LedgerSettings, LicenseState, NewAct, Refusal, Verdict};
 use tallyline::license::PublicKeys;
 use tallyline::log::{Log, PostgresLogSettings, Record};
 use tallyline::sim::coderd::{Config, SchemaVersion, Simulation};
@@ -100,15 +100,35 @@ impl Ours {
     /// Brings the ledger to the log's end, as a consumer does.
     async fn consume(&self) {
         for topic in Topic::ALL {
-            for partition in self.log.partitions(topic).await.unwrap() {
-                let partition = TopicPartition { topic, partition };
-                let claim = self.ledger.claim(partition, 0).await.unwrap();
-                let records = self.log.read(partition, claim.next_offset, 1_000_000).await.unwrap();
-                let Some(last) = records.last() else { continue };
-                let next_offset = last.offset + 1;
-                let arrivals: Vec<_> = records.into_iter().map(consumer::read).collect();
-                self.ledger.record(&Chain::Live(claim), &arrivals, next_offset).await.unwrap();
-            }
+            self.consume_topic(topic).await;
+        }
+    }
+
+    async fn consume_topic(&self, topic: Topic) {
+        self.consume_as(topic, |record| consumer::read_from(topic, record)).await;
+    }
+
+    async fn consume_as(&self, topic: Topic, read: impl Fn(Record) -> Arrival) {
+        for partition in self.log.partitions(topic).await.unwrap() {
+            let partition = TopicPartition { topic, partition };
+            let claim = self.ledger.claim(partition, 0).await.unwrap();
+            let records = self.log.read(partition, claim.next_offset, 1_000_000).await.unwrap();
+            let Some(last) = records.last() else { continue };
+            let next_offset = last.offset + 1;
+            let arrivals: Vec<_> = records.into_iter().map(&read).collect();
+            self.ledger.record(&Chain::Live(claim), &arrivals, next_offset).await.unwrap();
+        }
+    }
+
+    /// The claims that wait in the log are refused, as what PostgreSQL does not take, and stand so among the rejects.
+    async fn refuse_claims(&self, state: &str) {
+        let refusal = || Refusal { verdict: Verdict::Rejected, cause: "ledger".to_owned(), detail: "refused".to_owned() };
+        self.consume_as(Topic::PrebuildClaims, |record| Arrival { event: Err(refusal()), ..consumer::read(record) }).await;
+        if state != "open" {
+            let act = NewAct { actor: "a", act: "discard", subject: "1", reason: "a test", detail: json!({}) };
+            let act_id = self.ledger.record_act(&act).await.unwrap();
+            let ended = sqlx::query("update reject set state = $1, act_id = $2 where state = 'open'").bind(state).bind(act_id);
+            ended.execute(&self.ledger.pool).await.unwrap();
         }
     }
 }
@@ -386,6 +406,56 @@ async fn nothing_is_appended_twice_after_a_restart() {
 }
 
 #[tokio::test]
+async fn a_claim_that_is_neither_in_the_ledger_nor_in_the_log_is_sent_again_once() {
+    let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
+    let claimed = async || {
+        let workspace = coderd.workspace().await;
+        coderd.build(&Build { initiator: PREBUILDS_USER, stage: 1, ..coderd.first_start(workspace).await }).await;
+        coderd.build(&Build { number: 2, stage: 2, ..coderd.first_start(workspace).await }).await
+    };
+    let sweeping = Settings { sweep_interval: TimeDelta::zero(), ..settings() };
+    let read = claimed().await;
+    let mut collector = ours.collector(sweeping.clone(), &coderd).await;
+    assert_eq!(produced(&collector.pass().await.unwrap()), (2, 1, 0));
+    ours.consume_topic(Topic::WorkspaceBuilds).await;
+    // while its claim waits in the log, neither this collector nor the next sends it again
+    assert_eq!(produced(&collector.pass().await.unwrap()), (0, 0, 0));
+    drop(collector);
+    let mut collector = ours.collector(sweeping.clone(), &coderd).await;
+    for _ in 0..2 {
+        assert_eq!(produced(&collector.pass().await.unwrap()), (0, 0, 0));
+    }
+    let waiting = claimed().await;
+    assert_eq!(produced(&collector.pass().await.unwrap()), (2, 1, 0));
+    drop(collector);
+
+    // one build is in the ledger, the other in the log, and both claims are lost
+    recreate_topic(&ours, Topic::PrebuildClaims).await;
+    let mut collector = ours.collector(sweeping.clone(), &coderd).await;
+    assert_eq!(produced(&collector.pass().await.unwrap()), (1, 2, 0), "the build that waits goes again with its claim");
+    assert_eq!(produced(&collector.pass().await.unwrap()), (0, 0, 0));
+    let claims = || async { ours.claims().await.into_iter().map(|claim| claim.build_id).collect::<BTreeSet<_>>() };
+    assert_eq!(claims().await, BTreeSet::from([read, waiting]));
+    ours.consume().await;
+    drop(collector);
+    let mut collector = ours.collector(sweeping.clone(), &coderd).await;
+    assert_eq!(produced(&collector.pass().await.unwrap()), (0, 0, 0));
+    drop(collector);
+
+    // a claim that the ledger refused, and one that an operator has given up, stay so
+    for state in ["open", "discarded"] {
+        let refused = claimed().await;
+        let mut collector = ours.collector(sweeping.clone(), &coderd).await;
+        assert_eq!(produced(&collector.pass().await.unwrap()), (2, 1, 0));
+        drop(collector);
+        ours.consume_topic(Topic::WorkspaceBuilds).await;
+        ours.refuse_claims(state).await;
+        let mut collector = ours.collector(sweeping.clone(), &coderd).await;
+        assert_eq!(produced(&collector.pass().await.unwrap()), (0, 0, 0), "{refused} is {state}");
+    }
+}
+
+#[tokio::test]
 async fn a_usage_type_that_is_not_known_yet_is_held_once() {
     let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
     sqlx::raw_sql("alter table usage_events drop constraint usage_event_type_check; alter table usage_events disable trigger all")
@@ -434,15 +504,14 @@ async fn a_pass_counts_once_the_ledger_is_past_its_offsets() {
     assert!(ours.ledger.pass_is_in(first.pass_id).await.unwrap());
 }
 
-/// What an operator does to the builds' topic: all its records are gone, and it begins again at 0.
-async fn recreate_builds_topic(ours: &Ours) {
-    sqlx::raw_sql(
-        "delete from log_record where partition_id in (select id from log_partition where topic like '%workspace-builds%');
-         update log_partition set start_offset = 0, next_offset = 0 where topic like '%workspace-builds%'",
-    )
-    .execute(&ours.ledger.pool)
-    .await
-    .unwrap();
+/// What an operator does to a topic: all its records are gone, and it begins again at 0.
+async fn recreate_topic(ours: &Ours, topic: Topic) {
+    for statement in [
+        "delete from log_record where partition_id in (select id from log_partition where topic = $1)",
+        "update log_partition set start_offset = 0, next_offset = 0 where topic = $1",
+    ] {
+        sqlx::query(statement).bind(topic.name()).execute(&ours.ledger.pool).await.unwrap();
+    }
 }
 
 #[tokio::test]
@@ -457,7 +526,7 @@ async fn nothing_is_claimed_while_the_log_ends_before_the_ledgers_position() {
     ours.consume().await;
     let lost = coderd.creation().await;
     assert_eq!(collector.pass().await.unwrap().builds, 1);
-    recreate_builds_topic(&ours).await;
+    recreate_topic(&ours, Topic::WorkspaceBuilds).await;
     let found = coderd.creation().await;
     for builds in [1, 0] {
         let report = collector.pass().await.unwrap();
@@ -492,7 +561,7 @@ async fn a_collector_comes_up_beside_a_recreated_topic() {
     let mut first = ours.collector(settings(), &coderd).await;
     first.pass().await.unwrap();
     ours.consume().await;
-    recreate_builds_topic(&ours).await;
+    recreate_topic(&ours, Topic::WorkspaceBuilds).await;
     coderd.creation().await;
     assert_eq!(first.pass().await.unwrap().builds, 1);
     drop(first);

@@ -1,20 +1,24 @@
 //! The ledger's host is gone while it owes an answer, and nobody says so: no call waits for ever, and no place in the pool is lost.
 
 use std::io;
+use std::pin::Pin;
 use std::time::Duration;
 
 use prometheus::Registry;
+use serde_json::json;
 use sqlx::{AssertSqlSafe, PgPool};
 use tallyline::clock::Clock;
 use tallyline::event::Topic;
 use tallyline::ledger::{Chain, Ledger, LedgerSettings, RecordError};
+use tallyline::log::{Log, PostgresLogSettings};
+use tallyline::operations::{Desk, ListActs, OperationError};
 use tallyline::projection::{Projection, ProjectionSettings};
 use tallyline::publisher::{Condition, Publisher, PublisherTelemetry};
 use tallyline::stages::MetricsState;
 use tokio_util::sync::CancellationToken;
 
 use crate::operate::proxy::Proxy;
-use crate::publisher::world::{World, start_time, usage};
+use crate::publisher::world::{DEPLOYMENT as COLLECTED, World, start_time, usage};
 use crate::support::eventually;
 use crate::support::ledger::{DEPLOYMENT, arrival, build, ledger, noon, partition};
 
@@ -138,5 +142,54 @@ async fn a_publisher_says_so_and_publishes_afterwards() {
         let published = async { while !publisher.cycle(&world.stop).await.is_ok_and(|cycle| cycle.accepted == 1) {} };
         tokio::time::timeout(SOON, published).await.expect(table);
         assert_eq!(world.times_billed(table), 1, "{table}");
+    }
+}
+
+/// A call of an operation.
+type Call<'a> = Pin<Box<dyn Future<Output = Result<(), OperationError>> + 'a>>;
+
+/// What the command line does in one go, with nobody beside it who would end it.
+#[tokio::test]
+async fn an_operation_says_so() {
+    let world = World::new().await;
+    world.add(&[usage("a", start_time())]).await;
+    // the log's own deadline is another matter
+    let log = Log::postgres(world.ledger.pool.clone(), PostgresLogSettings::default());
+    log.create_topics(1).await.unwrap();
+    let everything = serde_json::from_value(json!({ "state": "all" })).unwrap();
+    for (table, operation) in [
+        ("operator_act", "acts"),
+        ("reject", "list"),
+        ("reject", "show"),
+        ("recovery", "ledger"),
+        ("publication", "ledger"),
+        ("position", "kafka"),
+        ("usage_event", "coderd"),
+    ] {
+        let (proxy, ledger) = through_proxy(&world.ledger, 4).await;
+        let desk = Desk {
+            ledger,
+            log: log.clone(),
+            group: tallyline::consumer::GROUP.to_owned(),
+            partitions: 1,
+            coderd: world.settings.coderd.clone(),
+            deployment: Some(COLLECTED),
+            keys: world.settings.license_keys.clone(),
+            rules: tallyline::license::RuleSet::default(),
+        };
+        let call: Call<'_> = match operation {
+            "acts" => Box::pin(async { desk.acts(&ListActs::default()).await.map(drop) }),
+            "list" => Box::pin(async { desk.list_rejects(&everything).await.map(drop) }),
+            "show" => Box::pin(async { desk.show_reject(1).await.map(drop) }),
+            lost => {
+                let (request, desk) = (serde_json::from_value(json!({ "lost": lost })).unwrap(), &desk);
+                Box::pin(async move { desk.plan_recovery(&request, &|_, _| (), &CancellationToken::new()).await.map(drop) })
+            }
+        };
+        let said = lost(&world.ledger.pool, table, &proxy, call).await.unwrap_err();
+        assert!(
+            matches!(&said, OperationError::Ledger(sqlx::Error::Io(error)) if error.kind() == io::ErrorKind::TimedOut),
+            "{operation} of {table}: {said}"
+        );
     }
 }

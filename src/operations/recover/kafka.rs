@@ -1,7 +1,7 @@
 //! Topics that were lost, made anew, or emptied before they were read.
 //!
 //! Their partitions begin another life at the log's start. What our collectors had appended and nobody had read comes again from coderd; what
-//! others had appended is lost.
+//! had gone through the log again from the rejects is open again; what others had appended is lost.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -44,6 +44,9 @@ pub struct PartitionToBegin {
     /// Offsets that are known to have been in the log and were never read. What our collectors appended comes again; the rest is lost. What others
     /// appended after the last pass of a collector is not known.
     pub unread: i64,
+    /// Records that had gone through the log again from the rejects and were never read. Their rejects are open again: they can be resubmitted
+    /// once more, or admitted.
+    pub reopened: i64,
 }
 
 impl KafkaEffect {
@@ -53,8 +56,11 @@ impl KafkaEffect {
     }
 
     pub(super) fn changes(&self) -> Value {
-        let partitions: Vec<Value> =
-            self.partitions.iter().map(|one| json!([one.topic, one.partition, one.generation, one.position, one.problem])).collect();
+        let partitions: Vec<Value> = self
+            .partitions
+            .iter()
+            .map(|one| json!([one.topic, one.partition, one.generation, one.position, one.problem, one.reopened]))
+            .collect();
         json!({ "create": self.topics_to_create, "partitions": self.partitions_to_create, "begin": partitions })
     }
 }
@@ -111,6 +117,7 @@ async fn begin(desk: &Desk, position: &Claim, problem: &str) -> Result<Partition
         log_start: ends.map(|(start, _)| start),
         log_end: ends.map(|(_, end)| end),
         unread: known_end.map_or(0, |end| (end - position.next_offset).max(0)),
+        reopened: desk.ledger.passed_to(position.partition, position.generation, position.next_offset).await?,
     })
 }
 
@@ -130,7 +137,7 @@ pub(super) async fn execute(desk: &Desk, effect: &KafkaEffect, act: &NewAct<'_>,
             Err(LogError::NoTopic(_)) => None,
             Err(error) => return Err(error.into()),
         };
-        begun.push(BegunAnew { partition, generation: one.generation, next_offset: one.position, start });
+        begun.push(BegunAnew { partition, generation: one.generation, next_offset: one.position, reopened: one.reopened, start });
     }
     Ok(desk.ledger.in_time(desk.ledger.begin_anew(&begun, act, hash)).await?)
 }

@@ -3,7 +3,8 @@
 //! The log and the ledger have no transaction in common, so the order makes it safe: first the acts are written down, then the records are
 //! appended and acknowledged, and only then do the rejects end. After a crash in between the rejects are still open: nothing is lost, the audit
 //! trail has an act that ended nothing, and whoever resubmits again appends at worst the same event again, which the ledger counts as a duplicate
-//! (with another edit as a conflict: the first stands). There is no moment at which a reject has ended and its record is not in the log.
+//! (with another edit as a conflict: the first stands). There is no moment at which a reject has ended and its record is not in the log. Its place
+//! there is kept with the reject: if the log loses it unread, `recover --lost kafka` opens the reject again.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -14,8 +15,8 @@ use uuid::Uuid;
 
 use super::{STATES, WHOLE, act, edit};
 use crate::consumer;
-use crate::event::{Digest, Message, Topic};
-use crate::ledger::{NewAct, RejectRow, Verdict};
+use crate::event::{Digest, Message, Topic, TopicPartition};
+use crate::ledger::{NewAct, PassedReject, RejectRow, Verdict};
 use crate::log::Record;
 use crate::operations::{Actor, Desk, OperationError};
 
@@ -109,7 +110,8 @@ pub(super) struct Foresight {
     pub what: Foreseen,
     pub reason: Option<String>,
     event_id: Option<String>,
-    topic: Option<Topic>,
+    /// Whose event it would be, and in which topic: none where it is no event.
+    event: Option<(Uuid, Topic)>,
     message: Message,
 }
 
@@ -205,12 +207,12 @@ impl Desk {
             Err(refusal) => {
                 let what = if refusal.verdict == Verdict::Held { Foreseen::Held } else { Foreseen::Rejected };
                 let event_id = crate::event::Traces::of(&message).id;
-                return Ok(Foresight { what, reason: Some(refusal.detail), event_id, topic: None, message });
+                return Ok(Foresight { what, reason: Some(refusal.detail), event_id, event: None, message });
             }
         };
         // one key is one partition, whoever wrote the record first
         message.key = Some(event.key().into_bytes());
-        let (id, digest, topic) = (event.id(), event.digest(), Some(event.topic()));
+        let (id, digest) = (event.id(), event.digest());
         let accepted = self.ledger.in_time(self.ledger.accepted(event.deployment, &id)).await?.map(|(_, digest)| digest);
         let known = accepted.or_else(|| news.get(&(event.deployment, id.clone())).copied());
         let (what, reason) = match known {
@@ -221,7 +223,7 @@ impl Desk {
             Some(known) if known == digest => (Foreseen::Duplicate, Some(format!("{id} is accepted already, with the same content"))),
             Some(_) => (Foreseen::Conflict, Some(format!("{id} is accepted with other content; the accepted event stands"))),
         };
-        Ok(Foresight { what, reason, event_id: Some(id), topic, message })
+        Ok(Foresight { what, reason, event_id: Some(id), event: Some((event.deployment, event.topic())), message })
     }
 
     /// Acts first, then the log, then the ends: see the head of this file.
@@ -236,12 +238,13 @@ impl Desk {
         let acts: Vec<NewAct<'_>> = prepared.iter().zip(&subjects).map(|(one, subject)| act(actor, verb, subject, detail(one))).collect();
         let act_ids = self.ledger.in_time(self.ledger.begin_acts(&acts)).await?;
         let (places, fault) = self.append(prepared).await;
-        let done: Vec<(i64, i64)> = prepared
+        let done: Vec<PassedReject> = prepared
             .iter()
             .zip(&act_ids)
             .enumerate()
-            .filter(|(index, (one, _))| one.foresight.what == Foreseen::Duplicate || places.contains_key(index))
-            .map(|(_, (one, act_id))| (one.row.id, *act_id))
+            .map(|(index, (one, act_id))| (one, PassedReject { id: one.row.id, act_id: *act_id, place: places.get(&index).copied() }))
+            .filter(|(one, passed)| one.foresight.what == Foreseen::Duplicate || passed.place.is_some())
+            .map(|(_, passed)| passed)
             .collect();
         let ended = self.ledger.in_time(self.ledger.end_rejects(&done, &prepared_states(prepared), state)).await?;
         if let Some(fault) = fault {
@@ -249,16 +252,16 @@ impl Desk {
         }
         let records = prepared.iter().zip(act_ids).enumerate();
         Ok(records
-            .map(|(index, (one, act_id))| record(one, places.get(&index).cloned(), Some(act_id), ended.contains(&one.row.id)))
+            .map(|(index, (one, act_id))| record(one, places.get(&index).copied(), Some(act_id), ended.contains(&one.row.id)))
             .collect())
     }
 
     /// Appends what is no duplicate. Answers where the log has each that it acknowledged, by index, and the first fault.
-    async fn append(&self, prepared: &[Prepared]) -> (BTreeMap<usize, Place>, Option<OperationError>) {
+    async fn append(&self, prepared: &[Prepared]) -> (BTreeMap<usize, (TopicPartition, i64)>, Option<OperationError>) {
         let mut by_topic: BTreeMap<Topic, Vec<usize>> = BTreeMap::new();
         let (mut places, mut fault) = (BTreeMap::new(), None);
         for (index, one) in prepared.iter().enumerate().filter(|(_, one)| one.foresight.what != Foreseen::Duplicate) {
-            match one.foresight.topic.or_else(|| Topic::named(&one.row.topic)) {
+            match one.foresight.event.map(|(_, topic)| topic).or_else(|| Topic::named(&one.row.topic)) {
                 Some(topic) => by_topic.entry(topic).or_default().push(index),
                 None => fault = fault.or_else(|| Some(OperationError::NotFound(format!("there is no topic {} any more", one.row.topic)))),
             }
@@ -274,7 +277,7 @@ impl Desk {
             };
             for (index, place) in indices.into_iter().zip(placed) {
                 if let Some((partition, offset)) = place {
-                    places.insert(index, Place { topic: topic.name().to_owned(), partition, offset });
+                    places.insert(index, (TopicPartition { topic, partition }, offset));
                 }
             }
         }
@@ -302,6 +305,9 @@ fn allowed(one: &Prepared, force: bool) -> Result<(), OperationError> {
 
 fn detail(one: &Prepared) -> serde_json::Value {
     let mut detail = serde_json::json!({ "foreseen": one.foresight.what });
+    if let (Some(id), Some((deployment, _))) = (&one.foresight.event_id, one.foresight.event) {
+        (detail["event_id"], detail["deployment_id"]) = (id.clone().into(), deployment.to_string().into());
+    }
     if let Some(edit) = &one.edit {
         detail["edit"] = edit.clone().into();
     }
@@ -311,7 +317,8 @@ fn detail(one: &Prepared) -> serde_json::Value {
     detail
 }
 
-fn record(one: &Prepared, place: Option<Place>, act_id: Option<i64>, ended: bool) -> ResubmittedRecord {
+fn record(one: &Prepared, place: Option<(TopicPartition, i64)>, act_id: Option<i64>, ended: bool) -> ResubmittedRecord {
     let Foresight { what, reason, event_id, .. } = &one.foresight;
+    let place = place.map(|(at, offset)| Place { topic: at.topic.name().to_owned(), partition: at.partition, offset });
     ResubmittedRecord { id: one.row.id, event_id: event_id.clone(), foreseen: *what, reason: reason.clone(), place, act_id, ended }
 }

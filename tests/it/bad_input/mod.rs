@@ -6,7 +6,7 @@ pub mod table;
 
 use tallyline::consumer;
 use tallyline::event::{Event, Message, Topic};
-use tallyline::ledger::{Chain, Counts, Fact, Ledger};
+use tallyline::ledger::{Arrival, Chain, Counts, Fact, Ledger};
 use tallyline::log::Record;
 
 use crate::support::Database;
@@ -31,12 +31,16 @@ struct Recorded {
 /// Reads and records the messages as a consumer does. The two good builds must be there, every refused record must be kept as it was found, and
 /// the books must balance: nothing else in a batch is lost for a bad record.
 async fn recorded(messages: &[Message]) -> Recorded {
+    recorded_as(messages, consumer::read).await
+}
+
+async fn recorded_as(messages: &[Message], read: impl Fn(Record) -> Arrival) -> Recorded {
     let (database, ledger) = ledger().await;
     let (first, last) = (build(DEPLOYMENT, 9_000), build(DEPLOYMENT, 9_001));
     let all: Vec<Message> = [&[first.to_message()], messages, &[last.to_message()]].concat();
     let claim = ledger.claim(partition(Topic::WorkspaceBuilds, 0), 0).await.unwrap();
     let arrivals: Vec<_> =
-        (0..).zip(&all).map(|(offset, message)| consumer::read(Record { offset, timestamp: noon(), message: message.clone() })).collect();
+        (0..).zip(&all).map(|(offset, message)| read(Record { offset, timestamp: noon(), message: message.clone() })).collect();
     let counts = ledger.record(&Chain::Live(claim), &arrivals, i64::try_from(all.len()).unwrap()).await.unwrap();
 
     let mut became = Vec::new();

@@ -1,10 +1,11 @@
 //! Records.
 
 use serde_json::{Value, json};
-use tallyline::event::{Event, MAX_PAYLOAD_BYTES, Message, Payload, UsageQuantity};
+use tallyline::consumer;
+use tallyline::event::{Event, MAX_PAYLOAD_BYTES, Message, Payload, Topic, UsageQuantity};
 use uuid::Uuid;
 
-use super::{Became, all_accepted, all_refused, events, recorded};
+use super::{Became, all_accepted, all_refused, events, recorded, recorded_as};
 use crate::support::ledger::{DEPLOYMENT, build, claim, usage};
 
 /// The binary form of `event` with this body.
@@ -296,4 +297,19 @@ fn noise(bytes: usize) -> String {
     }
     text.truncate(bytes);
     text
+}
+
+#[tokio::test]
+async fn an_event_in_a_topic_that_is_not_its_own_is_rejected() {
+    let strays = [claim(DEPLOYMENT, 1), usage(DEPLOYMENT, 2)];
+    let messages = strays.map(|event| event.to_message());
+    let found = recorded_as(&messages, |record| consumer::read_from(Topic::WorkspaceBuilds, record)).await;
+    let detail =
+        |event_type: &str, own: &str| format!("event type \"{event_type}\" belongs in {own}, not in tallyline.workspace-builds.v1");
+    let refused = |detail| Became::Refused("rejected".to_owned(), "foreign_topic".to_owned(), detail);
+    let expected = [
+        refused(detail("prebuild_claimed_v1", "tallyline.prebuild-claims.v1")),
+        refused(detail("dc_managed_agents_v1", "tallyline.agent-usage.v1")),
+    ];
+    assert_eq!(found.became, expected);
 }

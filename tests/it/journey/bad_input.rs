@@ -75,6 +75,7 @@ fn build_records() -> Vec<Message> {
         changed(&build(DEPLOYMENT, 3), None, None),
         longer.to_message(),
         renamed.to_message(),
+        usage(DEPLOYMENT, 7).to_message(),
         build(DEPLOYMENT, 4).to_message(),
     ]
 }
@@ -100,6 +101,7 @@ async fn what_is_no_event_becomes_a_row_and_the_partition_moves_on(backend: Back
         (builds, 1, "rejected", "json"),
         (builds, 2, "rejected", "tombstone"),
         (builds, 3, "conflict", "conflict"),
+        (builds, 5, "rejected", "foreign_topic"),
         (usages, 1, "rejected", "json"),
         (usages, 2, "rejected", "unknown_field"),
         (usages, 3, "held", "unknown_event_type"),
@@ -109,7 +111,7 @@ async fn what_is_no_event_becomes_a_row_and_the_partition_moves_on(backend: Back
     ];
     assert_eq!(told, expected);
     assert_eq!(rows[0].payload.as_deref(), Some(&b"\0 no JSON"[..]), "kept as found");
-    assert_eq!((rows[5].event_id.as_deref(), rows[7].payload.is_none()), (Some("usage-3"), true));
+    assert_eq!((rows[6].event_id.as_deref(), rows[8].payload.is_none()), (Some("usage-3"), true));
 
     // the first of each stands, and so do the good ones behind all that
     let accepted: Vec<(String, String)> = sqlx::query_as(
@@ -122,12 +124,12 @@ async fn what_is_no_event_becomes_a_row_and_the_partition_moves_on(backend: Back
     let stands = [(name(1), "template-1"), (name(4), "template-0"), ("usage-0".to_owned(), "1"), ("usage-6".to_owned(), "1")];
     assert_eq!(accepted, stands.map(|(id, value)| (id, value.to_owned())));
 
-    let audit = site.command(&["audit", "--output", "json"]).await;
+    let audit = site.command(&["audit", "--deep", "--output", "json"]).await;
     assert!(audit.status.success(), "{audit:?}");
     let report: serde_json::Value = serde_json::from_str(&audit.stdout).unwrap();
     let numbers = &report["joints"].as_array().unwrap().iter().find(|joint| joint["name"] == "log and ledger").unwrap()["numbers"];
     let counts = ["records", "accepted", "duplicates", "conflicts", "rejects", "held"].map(|name| numbers[name].as_i64().unwrap());
-    assert_eq!(counts, [15, 4, 2, 2, 6, 1], "{report}");
+    assert_eq!(counts, [16, 4, 2, 2, 7, 1], "{report}");
     let status = site.command(&["status"]).await;
     for word in ["rejected", "held", "conflict", "tombstone", "unknown_event_type"] {
         assert!(status.stdout.contains(word), "{word} is not in {status:?}");

@@ -12,18 +12,14 @@ use crate::journey::site::Backend;
 use crate::support::eventually;
 use crate::support::ledger::{OTHER_DEPLOYMENT, build};
 
-/// The topic of the builds, under the test's prefix.
-fn name(world: &World) -> String {
+async fn delete_topic(world: &World, topic: Topic) {
     let prefix = world.site.prefix.as_ref().expect("Kafka");
-    format!("{prefix}{}", Topic::WorkspaceBuilds.name())
-}
-
-async fn delete_topic(world: &World) {
+    let name = format!("{prefix}{}", topic.name());
     let brokers = crate::support::setting("TALLYLINE_TEST_KAFKA");
     let admin: AdminClient<DefaultClientContext> = ClientConfig::new().set("bootstrap.servers", brokers).create().unwrap();
-    let deleted = admin.delete_topics(&[&name(world)], &AdminOptions::new()).await.unwrap();
+    let deleted = admin.delete_topics(&[&name], &AdminOptions::new()).await.unwrap();
     assert!(deleted.iter().all(Result::is_ok), "{deleted:?}");
-    eventually(SOON, "the topic is gone", || async { world.site.log.partitions(Topic::WorkspaceBuilds).await.is_err() }).await;
+    eventually(SOON, "the topic is gone", || async { world.site.log.partitions(topic).await.is_err() }).await;
 }
 
 /// Builds of another deployment, pushed by somebody else.
@@ -32,12 +28,12 @@ async fn push(world: &World, numbers: std::ops::Range<u32>) {
     world.site.log.append(Topic::WorkspaceBuilds, messages).await.unwrap();
 }
 
-/// The builds' positions and where the log ends, added up.
-async fn unread(world: &World) -> i64 {
+/// How many offsets of the topic are not read.
+async fn unread(world: &World, topic: Topic) -> i64 {
     let positions = world.site.ledger.positions().await.unwrap();
     let ends = world.site.ends().await;
     let sum = |of: &[(tallyline::event::TopicPartition, i64)]| {
-        of.iter().filter(|(at, _)| at.topic == Topic::WorkspaceBuilds).map(|(_, offset)| offset).sum::<i64>()
+        of.iter().filter(|(at, _)| at.topic == topic).map(|(_, offset)| offset).sum::<i64>()
     };
     sum(&ends) - sum(&positions)
 }
@@ -56,9 +52,9 @@ async fn a_topic_that_was_lost_unread_is_created_again_and_comes_again_from_code
     world.goes_on_to(0.6).await;
     push(&world, 0..40).await;
     world.another_pass().await;
-    let lost = unread(&world).await;
+    let lost = unread(&world, Topic::WorkspaceBuilds).await;
     assert!(lost > 60, "{lost} unread");
-    delete_topic(&world).await;
+    delete_topic(&world, Topic::WorkspaceBuilds).await;
     let mut consume = world.site.start("consume", &[]);
 
     let plan = world.plan("kafka").await;
@@ -87,10 +83,60 @@ async fn a_topic_that_was_lost_unread_is_created_again_and_comes_again_from_code
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn claims_that_were_lost_unread_come_again_from_coderd_whether_their_builds_were_read_or_not() {
+    let mut world = World::begin(Backend::Kafka).await;
+    let mut collect = world.collect();
+    let mut consume = world.site.start("consume", &[]);
+    world.all_is_in().await;
+
+    // of the first half of what comes now, the builds are read and the claims are not; of the other half neither
+    let claims = Topic::PrebuildClaims;
+    let paused = world.site.command(&["pause", "consume", "--topic", claims.name(), "--reason", "a test"]).await;
+    assert!(paused.status.success(), "{paused:?}");
+    eventually(SOON, "its partitions are held", || {
+        let held = consume.stderr().contains("partitions held");
+        async move { held }
+    })
+    .await;
+    world.goes_on_to(0.56).await;
+    world.another_pass().await;
+    eventually(SOON, "the builds are read", || async { unread(&world, Topic::WorkspaceBuilds).await == 0 }).await;
+    ends(&mut consume).await;
+    let claimless = "select count(*) from workspace_build where stage = 'claim'
+        and not exists (select from prebuild_claim where prebuild_claim.build_id = workspace_build.build_id)";
+    let (read_half, waiting) = (world.count(claimless).await, unread(&world, claims).await);
+    assert!(read_half > 0 && read_half <= waiting, "{read_half} {waiting}");
+    world.goes_on_to(0.8).await;
+    world.another_pass().await;
+    let lost = unread(&world, claims).await;
+    assert!(lost > waiting && unread(&world, Topic::WorkspaceBuilds).await > 0, "{lost} {waiting}");
+    world.another_pass().await;
+    assert_eq!(unread(&world, claims).await, lost, "what waits is not sent again by each pass");
+
+    delete_topic(&world, claims).await;
+    let mut consume = world.site.start("consume", &[]);
+    let plan = world.plan("kafka").await;
+    assert_eq!(plan["effect"]["topics_to_create"], json!([claims.name()]), "{plan}");
+    let executed = world.execute(&plan).await;
+    assert!(executed.status.success(), "{executed:?}");
+    let resumed = world.site.command(&["resume", "consume", "--topic", claims.name()]).await;
+    assert!(resumed.status.success(), "{resumed:?}");
+    world.all_is_in().await;
+    world.everything_is_there().await;
+    world.balanced().await;
+    let sent = world.site.appended().await;
+    world.another_pass().await;
+    assert_eq!(world.site.appended().await, sent);
+    for process in [&mut collect, &mut consume] {
+        ends(process).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_kafka_topic_made_anew_and_grown_beyond_the_old_is_begun_anew_by_those_who_stopped() {
     let world = World::begin(Backend::Kafka).await;
     made_anew_and_grown(world, async |world| {
-        delete_topic(world).await;
+        delete_topic(world, Topic::WorkspaceBuilds).await;
         eventually(SOON, "the topic is made again", || async { world.site.log.create_topics(6).await.is_ok() }).await;
     })
     .await;

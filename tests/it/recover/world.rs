@@ -5,6 +5,7 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::Value as Json;
 use tallyline::clock::Clock;
+use tallyline::sim::coderd::truth::Class;
 use tallyline::sim::coderd::{Config, SchemaVersion, Simulation};
 use tallyline::sim::tallyman::Tallyman;
 
@@ -96,6 +97,10 @@ impl World {
         let deployment = self.source_id().await;
         for (query, happened) in [
             ("select count(*) from workspace_build where source_id = $1", truth.builds.len()),
+            (
+                "select count(*) from prebuild_claim where source_id = $1",
+                truth.builds.iter().filter(|build| build.class == Class::Claim).count(),
+            ),
             ("select count(*) from usage_event where source_id = $1", truth.usage.len()),
         ] {
             let counted: i64 = sqlx::query_scalar(query).bind(deployment).fetch_one(&self.site.database.pool).await.unwrap();

@@ -1,13 +1,16 @@
 //! Between the acts, the log and the ends of the rejects there is no transaction: wherever it breaks off, nothing is lost and a second
 //! resubmission is safe.
 
-use tallyline::event::Topic;
+use tallyline::event::{Event, Topic};
+use tallyline::ledger::Difference;
 use tallyline::log::{Log, PostgresLogSettings};
+use tallyline::operations::recover::{Lost, RecoverEffect, RecoverExecution, RecoverPlan, RecoverRequest};
 use tallyline::operations::{Foreseen, OperationError, Resubmit};
+use tokio_util::sync::CancellationToken;
 
 use super::{Backend, Site, as_is, desk, operator, with, with_body};
 use crate::support;
-use crate::support::ledger::{DEPLOYMENT, build, usage};
+use crate::support::ledger::{DEPLOYMENT, OTHER_DEPLOYMENT, build, claim, usage};
 
 const MENDED: &str = r#"{"count": 5}"#;
 
@@ -26,6 +29,27 @@ impl Site {
     async fn one_bad_record(&self) -> i64 {
         assert_eq!(self.take(vec![with_body(&usage(DEPLOYMENT, 1), "broken")]).await.rejects, 1);
         self.list("open").await[0].id
+    }
+
+    /// A record of the event's own topic that is none, recorded: its reject's number.
+    async fn broken(&self, event: &Event) -> i64 {
+        self.desk.log.append(event.topic(), vec![with_body(event, "broken")]).await.unwrap();
+        assert_eq!(self.consume().await.rejects, 1);
+        self.list("open").await.last().unwrap().id
+    }
+
+    async fn plan_recovery(&self) -> RecoverPlan {
+        let request = RecoverRequest { lost: Lost::Kafka, without: Vec::new() };
+        self.desk.plan_recovery(&request, &|_, _| {}, &CancellationToken::new()).await.unwrap()
+    }
+
+    async fn execute_recovery(&self, plan: &RecoverPlan) -> Result<RecoverPlan, OperationError> {
+        let execution = RecoverExecution { hash: plan.hash.clone().unwrap() };
+        self.desk.execute_recovery(&execution, &operator(), &|_, _| {}, &CancellationToken::new()).await
+    }
+
+    async fn differences(&self) -> Vec<Difference> {
+        self.desk.ledger.books().await.unwrap().differences
     }
 
     /// The event is accepted once, as mended, the reject has ended, and the books balance.
@@ -108,4 +132,94 @@ async fn of_several_those_that_the_log_has_are_ended_and_the_others_stay_open() 
     assert!(matches!(some, Err(OperationError::Log(_))), "{some:?}");
     let open: Vec<i64> = site.list("open").await.iter().map(|row| row.id).collect();
     assert_eq!((ids.len(), open), (2, ids.into_iter().filter(|one| *one != id).collect()));
+}
+
+/// How many rejects a recovery would open again, by partition.
+fn reopened(plan: &RecoverPlan) -> Vec<i64> {
+    let RecoverEffect::Kafka(effect) = &plan.effect else { panic!("{plan:?}") };
+    effect.partitions.iter().map(|one| one.reopened).collect()
+}
+
+#[tokio::test]
+async fn what_is_lost_with_its_topic_before_it_was_read_is_open_again_after_the_recovery() {
+    let site = Site::new(Backend::Postgres).await;
+    let (read, lost, late) = (usage(DEPLOYMENT, 1), usage(OTHER_DEPLOYMENT, 2), usage(DEPLOYMENT, 4));
+    let mended = |id: i64, event: &Event| with(id, &event.to_structured().to_string());
+    let id = site.broken(&read).await;
+    site.resubmit(mended(id, &read)).await.unwrap();
+    assert_eq!(site.consume().await.accepted, 1);
+    let (id, late_id) = (site.broken(&lost).await, site.broken(&late).await);
+    site.resubmit(mended(id, &lost)).await.unwrap();
+    assert_eq!(site.differences().await, [], "it waits in the log");
+
+    let emptied = "delete from log_record using log_partition where id = partition_id and topic = 'tallyline.agent-usage.v1';
+        update log_partition set start_offset = 0, next_offset = 0 where topic = 'tallyline.agent-usage.v1'";
+    sqlx::raw_sql(emptied).execute(&site.database.pool).await.unwrap();
+    let plan = site.plan_recovery().await;
+    assert_eq!(reopened(&plan), [1]);
+    // where the life ended and the reject did not open, the audit names it
+    let named = "insert into past_position select topic, partition, generation, start_offset, next_offset, records, (select max(id) from operator_act)
+        from position where topic like '%usage%'";
+    sqlx::raw_sql(named).execute(&site.database.pool).await.unwrap();
+    let gone = site.differences().await.into_iter().filter(|one| one.kind == "passed_and_gone");
+    assert_eq!(gone.map(|one| one.id).collect::<Vec<_>>(), ["usage-2"]);
+    sqlx::raw_sql("delete from past_position").execute(&site.database.pool).await.unwrap();
+
+    site.execute_recovery(&plan).await.unwrap();
+    assert_eq!(site.list("open").await.iter().map(|row| row.id).collect::<Vec<_>>(), [id, late_id]);
+    assert_eq!((site.list("resubmitted").await.len(), site.differences().await), (1, vec![]));
+    let acts = site.desk.show_reject(id).await.unwrap().reject.acts;
+    assert_eq!(acts.iter().map(|act| act.ended_it).collect::<Vec<_>>(), [false], "what was done is not forgotten");
+    site.resubmit(mended(id, &lost)).await.unwrap();
+    assert_eq!(site.consume().await.accepted, 1);
+    assert_eq!(site.differences().await, []);
+    assert!(site.desk.ledger.accepted(OTHER_DEPLOYMENT, "usage-2").await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn a_resubmission_of_which_nothing_came_is_named_whoever_it_is_of() {
+    let site = Site::new(Backend::Postgres).await;
+    for event in [build(OTHER_DEPLOYMENT, 1), claim(OTHER_DEPLOYMENT, 2), usage(OTHER_DEPLOYMENT, 4)] {
+        let id = site.broken(&event).await;
+        site.resubmit(with(id, &event.to_structured().to_string())).await.unwrap();
+        assert_eq!(site.consume().await.accepted, 1);
+    }
+    assert_eq!(site.differences().await, []);
+
+    for event in [build(OTHER_DEPLOYMENT, 5), claim(OTHER_DEPLOYMENT, 6), usage(OTHER_DEPLOYMENT, 8)] {
+        let id = site.broken(&event).await;
+        let resubmitted = site.resubmit(with(id, &event.to_structured().to_string())).await.unwrap();
+        let offset = resubmitted.records[0].place.as_ref().unwrap().offset;
+        // as after a leader's unclean election: another record has its place
+        for undone in [
+            "delete from log_record using log_partition where id = partition_id and topic = $1 and record_offset = $2",
+            "update log_partition set next_offset = $2 where topic = $1",
+        ] {
+            sqlx::query(undone).bind(event.topic().name()).bind(offset).execute(&site.database.pool).await.unwrap();
+        }
+        assert_eq!(site.differences().await, [], "nobody has read so far");
+        let other = crate::support::ledger::event(event.topic(), 100);
+        site.desk.log.append(event.topic(), vec![other.to_message()]).await.unwrap();
+        assert_eq!(site.consume().await.accepted, 1);
+        let told: Vec<_> = site.differences().await.into_iter().map(|one| (one.kind, one.id)).collect();
+        assert_eq!(told, [("passed_and_gone".into(), event.id())]);
+        let forced = Resubmit { force: true, ..with(id, &event.to_structured().to_string()) };
+        site.resubmit(forced).await.unwrap();
+        assert_eq!((site.differences().await, site.consume().await.accepted), (vec![], 1));
+        assert_eq!(site.differences().await, []);
+    }
+}
+
+#[tokio::test]
+async fn an_event_that_came_in_another_topic_is_resubmitted_to_its_own() {
+    let site = Site::new(Backend::Postgres).await;
+    let event = usage(DEPLOYMENT, 1);
+    site.desk.log.append(Topic::WorkspaceBuilds, vec![event.to_message()]).await.unwrap();
+    assert_eq!(site.consume().await.rejects, 1);
+    let [stray] = site.list("open").await.try_into().unwrap();
+    assert_eq!((stray.cause.as_str(), stray.event_id.as_deref()), ("foreign_topic", Some("usage-1")));
+    let resubmitted = site.resubmit(as_is(&[stray.id])).await.unwrap();
+    assert_eq!(resubmitted.records[0].place.as_ref().unwrap().topic, Topic::AgentUsage.name());
+    assert_eq!(site.consume().await.accepted, 1);
+    assert_eq!(site.differences().await, []);
 }

@@ -59,7 +59,7 @@ impl Site {
             let records = log.read(partition, claim.next_offset, 10_000).await.unwrap();
             let Some(last) = records.last() else { continue };
             let next_offset = last.offset + 1;
-            let arrivals: Vec<_> = records.into_iter().map(consumer::read).collect();
+            let arrivals: Vec<_> = records.into_iter().map(|record| consumer::read_from(topic, record)).collect();
             counts = counts + ledger.record(&Chain::Live(claim), &arrivals, next_offset).await.unwrap();
         }
         counts
