@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use chrono::{DateTime, NaiveDate, NaiveDateTime, SubsecRound as _, TimeDelta, Utc};
+use chrono::{DateTime, NaiveDate, NaiveDateTime, TimeDelta, Utc};
 
 /// An instant: RFC 3339, the same without an offset (then UTC), or a date (its first instant in UTC). To the microsecond.
 ///
@@ -19,7 +19,8 @@ pub fn instant(text: &str) -> Result<DateTime<Utc>, String> {
         .or_else(naive)
         .or_else(|| short_offset().map(|time| time.to_utc()))
         .or_else(date)
-        .map(|time| time.trunc_subsecs(6))
+        // a leap second is the one that follows it, as PostgreSQL takes it
+        .and_then(|time| DateTime::from_timestamp_micros(time.timestamp_micros()))
         .ok_or_else(|| "no instant such as 2025-07-01T00:00:00Z, 2025-07-01T00:00:00.000 or 2025-07-01 (UTC)".to_owned())
 }
 

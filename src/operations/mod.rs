@@ -28,14 +28,14 @@ pub use error::OperationError;
 pub use instant::{instant, iso_duration};
 pub use pauses::{PauseRequest, Pauses, refuse_paused};
 pub use prove::{
-    AcceptedProof, BatchProof, Label, LicenseWindow, LogProof, LogState, NoSeries, Proof, ProveRequest, SeriesProof, SourceProof,
+    AcceptedProof, BatchProof, EventId, Label, LicenseWindow, LogProof, LogState, NoSeries, Proof, ProveRequest, SeriesProof, SourceProof,
     SourceState,
 };
-pub use ranges::LogRange;
+pub use ranges::{Chosen, Edge, LogRange, chosen};
 pub use rebuild::{RebuildExecution, RebuildPlan, RebuildRequest, RebuildStage, Rebuilt, StateDifference, Told};
 pub use rehearsal::{Granted, LicenseToken, Rehearsal, RehearsedDeployment, RehearsedWindow};
 pub use rejects::{
     Admitted, Bytes, CountRejects, DiscardRejects, DiscardedRejects, Foreseen, Header, ListRejects, Place, Reject, RejectAct, RejectCounts,
-    RejectPage, Resubmit, Resubmitted, ResubmittedRecord, ShownReject, WhichRejects,
+    RejectPage, Resubmit, Resubmitted, ResubmittedRecord, ShownReject, WhichRejects, edited,
 };
 pub use replay::{PlannedPartition, RECORDS_PER_SECOND, ReplayExecution, ReplayPlan, Replayed, Step};

@@ -78,3 +78,22 @@ fn refused(error: &LicenseError, token: &str) {
         assert!(!text.contains(part), "the token is shown");
     }
 }
+
+/// A public key as the pipeline has it. Any that is accepted can judge a token.
+pub fn key(input: &[u8]) -> bool {
+    static TOKEN: LazyLock<String> = LazyLock::new(|| {
+        let tokens = crate::corpus("license_token").into_iter().map(|token| String::from_utf8(token).expect("text"));
+        tokens.into_iter().find(|token| KEYS.verify(token).is_ok()).expect("a good token")
+    });
+    let text = String::from_utf8_lossy(input);
+    let mut keys = PublicKeys::new();
+    let added = keys.add("test", &text);
+    assert_eq!(keys.len(), usize::from(added.is_ok()));
+    if let Err(error) = &added {
+        assert!(error.to_string().contains("test"), "the key's name is told: {error}");
+        assert!(text.trim().len() < 20 || !error.to_string().contains(text.trim()), "and not what stands in its place");
+    }
+    let judged = keys.verify(&TOKEN);
+    assert!(added.is_err() || matches!(judged, Ok(_) | Err(LicenseError::BadSignature(_))), "{judged:?}");
+    added.is_ok()
+}

@@ -31,14 +31,17 @@ pub struct ProveRequest {
 
 /// An id, taken apart.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct EventId {
-    topic: Topic,
+pub struct EventId {
+    /// Where its events are.
+    pub topic: Topic,
     /// A build's id, or the usage's own.
-    key: String,
+    pub key: String,
 }
 
 impl EventId {
-    fn parse(id: &str) -> Result<EventId, OperationError> {
+    /// # Errors
+    /// [`OperationError::Invalid`] where a build's id is no UUID.
+    pub fn parse(id: &str) -> Result<EventId, OperationError> {
         let prefixes = [("workspace_build_completed:", Topic::WorkspaceBuilds), ("prebuild_claimed:", Topic::PrebuildClaims)];
         for (prefix, topic) in prefixes {
             if let Some(rest) = id.strip_prefix(prefix) {
@@ -53,7 +56,8 @@ impl EventId {
     }
 
     /// The id in its one spelling.
-    fn whole(&self) -> String {
+    #[must_use]
+    pub fn whole(&self) -> String {
         match self.topic {
             Topic::WorkspaceBuilds => format!("workspace_build_completed:{}", self.key),
             Topic::PrebuildClaims => format!("prebuild_claimed:{}", self.key),
