@@ -21,6 +21,8 @@ mod runs;
 mod schedule;
 mod servers;
 mod settle;
+#[path = "../it/journey/simulated.rs"]
+mod simulated;
 #[path = "../it/journey/site.rs"]
 mod site;
 #[path = "../it/support/mod.rs"]
