@@ -66,7 +66,8 @@ fn accepted(claims: &LicenseClaims) {
             let answer = entitlements(rules, std::slice::from_ref(claims), now, |_, _| u64::MAX);
             assert_eq!(answer.has_license, claims.validity(now).counts());
         }
-        let _ = pick_publishing_license([((), claims)], now);
+        let publishes = claims.validity(now).counts() && claims.publish_usage_data && claims.account_type == "salesforce";
+        assert_eq!(pick_publishing_license([((), claims)], now).is_some(), publishes);
     }
 }
 

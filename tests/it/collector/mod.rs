@@ -14,14 +14,15 @@ use chrono::TimeDelta;
 use tallyline::clock::Clock;
 use tallyline::collectors::{CollectError, Collector, PassReport, Settings};
 use tallyline::event::{Event, Payload, PrebuildClaimed, Topic, TopicPartition, WorkspaceBuildCompleted, parse};
-use tallyline::ledger::{Chain, Ledger, LedgerSettings};
+use tallyline::ledger::{Chain, Ledger};
 use tallyline::license::PublicKeys;
 use tallyline::log::{Log, PostgresLogSettings, Record};
 use tallyline::{coderd, consumer};
 use uuid::Uuid;
 
+use crate::support::Database;
 use crate::support::coderd::Coderd;
-use crate::support::{Database, database};
+use crate::support::ledger::ledger_at;
 
 /// Our side: a ledger and a log in one database.
 struct Ours {
@@ -31,10 +32,7 @@ struct Ours {
 }
 
 async fn ours() -> Ours {
-    let database = database().await;
-    let settings = LedgerSettings { url: database.url.clone(), connections: 4 };
-    let ledger = Ledger::open(&settings, Clock::system()).unwrap();
-    ledger.migrate().await.unwrap();
+    let (database, ledger) = ledger_at(Clock::system()).await;
     let log = Log::postgres(ledger.pool.clone(), PostgresLogSettings::default());
     log.create_topics(3).await.unwrap();
     Ours { ledger, log, _database: database }
