@@ -78,6 +78,14 @@ pub struct Pending {
 }
 
 impl Ledger {
+    /// The time of the database's server.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn server_time(&self) -> Result<DateTime<Utc>, sqlx::Error> {
+        sqlx::query_scalar("select clock_timestamp()").fetch_one(&self.pool).await
+    }
+
     /// Leases at most `limit` rows that are due, oldest event first, of events later than `after`. A row that is not due or leased by
     /// somebody else holds nothing back.
     ///

@@ -226,12 +226,19 @@ impl Publisher {
         Ok(())
     }
 
+    /// Now, and never later than the ledger's server says: a clock of ours that is ahead would give up usage that the vendor still takes, and
+    /// would not heed coderd's fresh claims.
+    async fn now(&self) -> anyhow::Result<DateTime<Utc>> {
+        let servers = self.ledger.in_time(self.ledger.server_time()).await?;
+        Ok(self.ledger.clock.now().min(servers))
+    }
+
     /// Settles what is too old to be sent, unless coderd has published it: then it is not ours. While coderd holds a fresh claim its answer
     /// may be on the way, and the event is left for the next cycle.
     async fn settle_old(&self, reader: &mut Reader, source_id: i16, settled: &mut Settled, stop: &CancellationToken) -> anyhow::Result<()> {
         let mut after = None;
         while !stop.is_cancelled() {
-            let now = self.ledger.clock.now();
+            let now = self.now().await?;
             let old = self.ledger.old_publications(source_id, look::sendable_after(now), after.as_ref(), OLD_PAGE);
             let old = self.ledger.in_time(old).await?;
             let Some(last) = old.last().cloned() else { return Ok(()) };

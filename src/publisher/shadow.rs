@@ -37,7 +37,7 @@ impl Publisher {
 
     /// Compares a page of events with coderd's rows; whether there may be more.
     async fn follow(&self, reader: &mut Reader, source_id: i16, cycle: &mut Cycle) -> anyhow::Result<bool> {
-        let now = self.ledger.clock.now();
+        let now = self.now().await?;
         let limit = i64::try_from(PAGE)?;
         let leased = self.ledger.lease_publications(source_id, &self.holder, sendable_after(now), limit, self.settings.lease);
         let leased = self.ledger.in_time(leased).await?;

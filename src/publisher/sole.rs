@@ -74,7 +74,7 @@ impl Publisher {
 
     /// Publishes what one request holds; whether there may be more at once.
     async fn publish(&self, reader: &mut Reader, source_id: i16, license: &SigningLicense, cycle: &mut Cycle) -> anyhow::Result<bool> {
-        let now = self.ledger.clock.now();
+        let now = self.now().await?;
         let limit = i64::try_from(MAX_EVENTS_PER_REQUEST)?;
         let leased = self.ledger.lease_publications(source_id, &self.holder, sendable_after(now), limit, self.settings.lease);
         let leased = self.ledger.in_time(leased).await?;

@@ -59,11 +59,14 @@ async fn the_books_balance_after_every_schedule_of_faults() {
         let schedule = Schedule::of(seed);
         runs.tell(&schedule.to_string());
         let begun = Instant::now();
-        let servers = match &mut servers {
-            Some(servers) => servers,
-            none => none.insert(Servers::start().await),
+        let run = async {
+            let servers = match &mut servers {
+                Some(servers) => servers,
+                none => none.insert(Servers::start().await),
+            };
+            suffer(&schedule, servers).await
         };
-        let told = runs.watch_over(&schedule, suffer(&schedule, servers)).await;
+        let told = runs.watch_over(&schedule, run).await;
         runs.passed(seed);
         runs.tell(&format!("seed {seed} passed in {:.1} s: {told}", begun.elapsed().as_secs_f64()));
     }

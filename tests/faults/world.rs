@@ -21,7 +21,8 @@ use crate::watch::Watch;
 
 /// After SIGTERM, as `tallyline run` says itself, and a little for a busy machine.
 const GRACE: Duration = Duration::from_secs(20);
-/// Older usage cannot be published. With the farthest step of a clock all of it is younger than the vendor's 30 days.
+/// All usage is younger than the vendor's 30 days. A clock that is ahead changes nothing of that: usage is too old only if the ledger's server
+/// says so, too.
 const DAYS: i64 = 20;
 const BUILDS: usize = 600;
 /// The vendor takes its time, so that a publisher that is killed may have a request on its way.

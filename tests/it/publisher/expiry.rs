@@ -1,6 +1,7 @@
 //! The 30-day line.
 
 use chrono::TimeDelta;
+use tallyline::clock::Clock;
 use tallyline::ledger::Settled;
 use tallyline::sim::tallyman::{CutMoment, Cuts, Switches};
 
@@ -35,6 +36,17 @@ async fn an_event_that_grows_too_old_after_an_unanswered_attempt_is_unknown() {
     let cycle = world.cycle().await;
     assert_eq!((cycle.requests, cycle.settled), (0, Settled { expired: 1, unknown: 1, not_ours: 0 }));
     assert_eq!(world.states(&["attempted", "never attempted"]).await, ["unknown", "expired"]);
+}
+
+#[tokio::test]
+async fn a_clock_that_is_ahead_of_the_ledgers_server_gives_nothing_up() {
+    let world = World::new().await;
+    let now = Clock::system().now();
+    let line = now - TimeDelta::days(30);
+    world.add(&[usage("old", line - TimeDelta::hours(1)), usage("young", line + TimeDelta::hours(1))]).await;
+    world.pass(now + TimeDelta::days(33) - start_time());
+    assert_eq!(world.cycle().await.settled, Settled { expired: 1, ..Settled::default() });
+    assert_eq!(world.states(&["old", "young"]).await, ["expired", "pending"]);
 }
 
 #[tokio::test]
