@@ -18,7 +18,7 @@ use super::answer::{Problem, ProblemBody};
 use super::object;
 use super::route::fields;
 use super::tokens::Caller;
-use crate::operations::{Actor, reason};
+use crate::operations::{Actor, CANNOT_BE, can_be, reason};
 
 /// The largest body that is read.
 const MOST_BYTES: usize = 1024 * 1024;
@@ -178,6 +178,12 @@ fn typed<T: DeserializeOwned + ToSchema>(given: Map<String, Value>) -> Result<T,
         let known: Vec<&str> = properties.keys().map(String::as_str).collect();
         return Err(Problem::field(name, format!("is unknown; there are {}", known.join(", "))));
     }
+    for (name, value) in &given {
+        let instant = value.as_str().filter(|_| properties[name]["format"] == "date-time").and_then(|text| text.parse().ok());
+        if instant.is_some_and(|instant| !can_be(instant)) {
+            return Err(Problem::field(name, CANNOT_BE));
+        }
+    }
     let texts = Value::Object(given);
     serde_path_to_error::deserialize(&texts).map_err(|error| wrong(&properties, &texts, &error))
 }
@@ -277,6 +283,9 @@ mod tests {
         }
         for wrong in ["", "2025-07-01", "1751328000", "2025-02-30T00:00:00Z", "2025-07-01T00:00:00"] {
             assert_eq!(field(&format!("start={wrong}")), "start", "{wrong}");
+        }
+        for far in ["-9000-01-01T00:00:00Z", "0001-01-01T00:00:00Z", "%2B12000-01-01T00:00:00Z"] {
+            assert_eq!(read(&format!("start={far}")).unwrap_err().message, CANNOT_BE, "{far}");
         }
         assert_eq!(field(&format!("{START}&inner=a%00")), "inner");
         let unescaped = read("start=2025-07-01T00:00:00+02:00").unwrap_err();

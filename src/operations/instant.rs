@@ -2,9 +2,18 @@
 
 use std::time::Duration;
 
-use chrono::{DateTime, NaiveDate, NaiveDateTime, TimeDelta, Utc};
+use chrono::{DateTime, Datelike as _, NaiveDate, NaiveDateTime, TimeDelta, Utc};
 
-/// An instant: RFC 3339, the same without an offset (then UTC), or a date (its first instant in UTC). To the microsecond.
+/// Whether events can be of that time, the years 1970 to 9999: the ledger cannot even be asked for much else.
+#[must_use]
+pub fn can_be(instant: DateTime<Utc>) -> bool {
+    (1970..=9999).contains(&instant.year())
+}
+
+/// What is said of an instant that cannot be.
+pub const CANNOT_BE: &str = "lies outside the years 1970 to 9999";
+
+/// An instant of the years 1970 to 9999: RFC 3339, the same without an offset (then UTC), or a date (its first instant in UTC). To the microsecond.
 ///
 /// # Errors
 /// What would have been one.
@@ -22,6 +31,7 @@ pub fn instant(text: &str) -> Result<DateTime<Utc>, String> {
         // a leap second is the one that follows it, as PostgreSQL takes it
         .and_then(|time| DateTime::from_timestamp_micros(time.timestamp_micros()))
         .ok_or_else(|| "no instant such as 2025-07-01T00:00:00Z, 2025-07-01T00:00:00.000 or 2025-07-01 (UTC)".to_owned())
+        .and_then(|instant| if can_be(instant) { Ok(instant) } else { Err(CANNOT_BE.to_owned()) })
 }
 
 /// An ISO 8601 duration as `kafka-consumer-groups` takes it: `PnDTnHnMnS`, seconds may have a fraction.
@@ -71,6 +81,19 @@ mod tests {
             assert_eq!(instant(text), Ok(expected), "{text}");
         }
         assert_eq!(instant("2025-07-01"), instant("2025-07-01T00:00:00Z"));
+        for far in [
+            "-9000-01-01T00:00:00Z",
+            "0001-01-01",
+            "1969-12-31T23:59:59.999999Z",
+            "1970-01-01T00:00:00+01:00",
+            "+12000-01-01",
+            "9999-12-31T23:59:59-01:00",
+        ] {
+            assert_eq!(instant(far), Err(CANNOT_BE.to_owned()), "{far}");
+        }
+        for near in ["1970-01-01", "9999-12-31T23:59:59.999999999Z"] {
+            assert!(instant(near).is_ok(), "{near}");
+        }
         for text in ["", "2025-07", "2025-13-01", "tomorrow", "1751328000"] {
             assert!(instant(text).is_err(), "{text}");
         }

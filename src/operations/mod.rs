@@ -25,7 +25,7 @@ pub use audit::{AuditFindings, RunAudit};
 pub use desk::{Actor, Desk, reason};
 pub use effect::{Effect, FamilyEffect, Queued, WindowEffect};
 pub use error::OperationError;
-pub use instant::{instant, iso_duration};
+pub use instant::{CANNOT_BE, can_be, instant, iso_duration};
 pub use pauses::{PauseRequest, Pauses, refuse_paused};
 pub use prove::{
     AcceptedProof, BatchProof, EventId, Label, LicenseWindow, LogProof, LogState, NoSeries, Proof, ProveRequest, SeriesProof, SourceProof,

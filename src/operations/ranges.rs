@@ -5,7 +5,7 @@ use std::str::FromStr;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::{Desk, OperationError, instant, iso_duration};
+use super::{CANNOT_BE, Desk, OperationError, can_be, instant, iso_duration};
 use crate::event::{Topic, TopicPartition};
 use crate::ledger::ReplayRange;
 use crate::log::Log;
@@ -59,7 +59,10 @@ impl FromStr for Edge {
         if let Some(ago) = iso_duration(text) {
             return Ok(Edge::Ago(ago));
         }
-        instant(text).map(Edge::Time).map_err(|_| {
+        instant(text).map(Edge::Time).map_err(|problem| {
+            if problem == CANNOT_BE {
+                return problem;
+            }
             "neither earliest, latest, an offset, an instant such as 2025-07-01T00:00:00.000 nor a duration such as P1DT2H".to_owned()
         })
     }
@@ -155,7 +158,7 @@ async fn place(
         Edge::Time(time) => log.offset_at(partition, time).await?,
         Edge::Ago(ago) => {
             let too_far = || OperationError::Invalid { field, message: "the duration reaches too far back".to_owned() };
-            log.offset_at(partition, now.checked_sub_signed(ago).ok_or_else(too_far)?).await?
+            log.offset_at(partition, now.checked_sub_signed(ago).filter(|time| can_be(*time)).ok_or_else(too_far)?).await?
         }
         Edge::Offset(offset) => {
             let held = offset.clamp(start, end);
@@ -180,6 +183,8 @@ mod tests {
         assert_eq!(edge("PT1H"), Ok(Edge::Ago(TimeDelta::hours(1))));
         let time = DateTime::from_timestamp(1_751_328_000, 0).expect("in range");
         assert_eq!((edge("2025-07-01T00:00:00.000"), edge("2025-07-01T02:00:00+02:00")), (Ok(Edge::Time(time)), Ok(Edge::Time(time))));
+        // Kafka takes a millisecond before 1970 for `latest`
+        assert_eq!(edge("1969-12-31T23:59:59.999Z"), Err(CANNOT_BE.to_owned()));
         assert!(edge("-1").is_err() && edge("first").is_err() && edge("").is_err());
     }
 

@@ -88,18 +88,21 @@ fn in_a_body<T: DeserializeOwned + ToSchema + Serialize + PartialEq + Debug>(bod
 }
 
 /// Whatever was taken can be kept and asked for in PostgreSQL.
-fn bounds(value: &Value) {
-    match value {
-        Value::String(text) => assert!(!text.contains('\0'), "NUL in {text:?}"),
-        Value::Array(values) => values.iter().for_each(bounds),
-        Value::Object(fields) => {
-            let instants = fields.iter().filter(|(name, _)| ["from", "to", "at"].contains(&name.as_str()));
-            for instant in instants.filter_map(|(_, value)| value.as_str()?.parse::<DateTime<Utc>>().ok()) {
-                assert!((1970..=9999).contains(&instant.year()), "{instant}");
-            }
-            fields.values().for_each(bounds);
+fn bounds(fields: &Value) {
+    assert!(!holds_nul(fields), "NUL in {fields}");
+    for name in ["from", "to", "at"] {
+        if let Some(instant) = fields[name].as_str().and_then(|text| text.parse::<DateTime<Utc>>().ok()) {
+            assert!((1970..=9999).contains(&instant.year()), "{name} is {instant}");
         }
-        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
+}
+
+fn holds_nul(value: &Value) -> bool {
+    match value {
+        Value::String(text) => text.contains('\0'),
+        Value::Array(values) => values.iter().any(holds_nul),
+        Value::Object(fields) => fields.values().any(holds_nul),
+        Value::Null | Value::Bool(_) | Value::Number(_) => false,
     }
 }
 

@@ -186,7 +186,7 @@ async fn agents_are_counted_half_open_or_in_coderds_whole_days() {
         ("2025-07-10T11:30:00%2B02:00", END, "", 56),
         ("2025-07-10T09:30:00.0000001Z", END, "", 48),
         (START, START, "", 0),
-        ("0001-01-01T00:00:00Z", "9999-01-01T00:00:00Z", "", 511),
+        ("1970-01-01T00:00:00Z", "9999-01-01T00:00:00Z", "", 511),
         // Both ends' days whole: 2 + 4 + 8 + 16 + 32 + 64 + 128.
         (START, END, "&days=whole", 254),
     ] {
@@ -215,6 +215,8 @@ async fn a_wrong_question_is_told_what_is_wrong() {
         ("", "start"),
         ("start=2025-07-01T00:00:00Z", "end"),
         ("start=yesterday&end=2025-07-01T00:00:00Z", "start"),
+        ("start=-9000-01-01T00:00:00Z&end=2025-07-01T00:00:00Z", "start"),
+        ("start=2025-07-01T00:00:00Z&end=%2B12000-01-01T00:00:00Z", "end"),
         ("start=2025-07-02T00:00:00Z&end=2025-07-01T23:59:59.999999Z", "end"),
         ("start=2025-07-01T00:00:00Z&end=2025-07-02T00:00:00Z&days=half", "days"),
         ("start=2025-07-01T00:00:00Z&end=2025-07-02T00:00:00Z&source=x", "source"),

@@ -29,6 +29,9 @@ struct Contract {
     seen: BTreeSet<(String, String)>,
 }
 
+/// Before anything that PostgreSQL can be asked for.
+const FAR: &str = "-9000-01-01T00:00:00Z";
+
 fn tokens() -> Vec<Token> {
     Scope::ALL.map(|scope| Token::new(&format!("the-{scope}"), scope, scope.name())).to_vec()
 }
@@ -283,6 +286,16 @@ async fn a_change_that_is_wrongly_asked_for_is_told_what_is_wrong_and_changes_no
         let (status, problem) = contract.change(method.clone(), path, path, Some(body.clone())).await;
         assert_eq!((status, problem["field"].as_str()), (400, Some(field)), "{body}: {problem}");
     }
+    for (path, body, field) in [
+        ("/api/v1/rebuilds", json!({ "stage": "licenses", "at": FAR }), "at"),
+        ("/api/v1/rebuilds/execute", json!({ "stage": "licenses", "at": FAR, "hash": "00ff" }), "at"),
+        ("/api/v1/replays", json!({ "from": FAR }), "from"),
+        ("/api/v1/replays", json!({ "from": "P99999999D" }), "from"),
+        ("/api/v1/replays", json!({ "from": "earliest", "until": FAR }), "until"),
+    ] {
+        let (status, problem) = contract.change(method.clone(), path, path, Some(body.clone())).await;
+        assert_eq!((status, problem["field"].as_str()), (400, Some(field)), "{path} {body}: {problem}");
+    }
     let url = format!("{}{path}", contract.process.api);
     let json = ("content-type", "application/json");
     let right = json!({ "operation": "consume", "reason": "x" }).to_string();
@@ -365,6 +378,10 @@ async fn the_audit_trail_is_paged_and_filtered() {
     // the clock stands at noon
     assert_eq!(shown("?from=2025-08-01T12:00:00Z").await.0.len(), 3);
     assert_eq!(shown("?to=2025-08-01T12:00:00Z").await.0.len(), 0);
+    for field in ["from", "to"] {
+        let (status, problem) = process.get(&format!("/api/v1/acts?{field}={FAR}")).await;
+        assert_eq!((status.as_u16(), problem["field"].as_str()), (400, Some(field)), "{problem}");
+    }
     let words =
         sqlx::query_scalar::<_, String>("select pg_get_constraintdef(oid) from pg_constraint where conname = 'operator_act_is_known'");
     let words = words.fetch_one(&site.ledger.pool).await.unwrap();
