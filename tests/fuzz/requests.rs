@@ -35,7 +35,7 @@ fn in_a_query<T: DeserializeOwned + ToSchema + Serialize + PartialEq + Debug>(ur
     match query_of::<T>(uri) {
         Ok(asked) => {
             let fields = serde_json::to_value(&asked).expect("JSON");
-            bounds(&fields);
+            bounds(&fields, &["from", "to"]);
             // as the command line asks
             let mut url = Url::parse("http://h/path").expect("an address");
             for (name, value) in fields.as_object().expect("fields").iter().filter(|(_, value)| !value.is_null()) {
@@ -75,7 +75,7 @@ fn in_a_body<T: DeserializeOwned + ToSchema + Serialize + PartialEq + Debug>(bod
     match body_of::<T>(body) {
         Ok((asked, reason)) => {
             let mut fields = serde_json::to_value(&asked).expect("JSON");
-            bounds(&fields);
+            bounds(&fields, &["at"]);
             fields["reason"] = reason.clone().into();
             assert_eq!(body_of::<T>(fields.to_string().as_bytes()), Ok((asked, reason)), "{fields}");
             true
@@ -87,11 +87,11 @@ fn in_a_body<T: DeserializeOwned + ToSchema + Serialize + PartialEq + Debug>(bod
     }
 }
 
-/// Whatever was taken can be kept and asked for in PostgreSQL.
-fn bounds(fields: &Value) {
+/// Whatever was taken can be kept and asked for in PostgreSQL. The ends of a range of the log are texts, which [`crate::operators`] reads.
+fn bounds(fields: &Value, instants: &[&str]) {
     assert!(!holds_nul(fields), "NUL in {fields}");
-    for name in ["from", "to", "at"] {
-        if let Some(instant) = fields[name].as_str().and_then(|text| text.parse::<DateTime<Utc>>().ok()) {
+    for name in instants {
+        if let Some(instant) = fields[*name].as_str().and_then(|text| text.parse::<DateTime<Utc>>().ok()) {
             assert!((1970..=9999).contains(&instant.year()), "{name} is {instant}");
         }
     }
