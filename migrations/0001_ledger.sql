@@ -462,6 +462,8 @@ create table recovery_source (
     source_id smallint not null references source,
     after_pass_id bigint not null,
     compared_at timestamptz,
+    -- an operator has said that the source is not there any more: nothing of it is waited for
+    given_up_act_id bigint references operator_act,
     primary key (recovery_id, source_id)
 );
 

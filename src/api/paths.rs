@@ -130,8 +130,9 @@ pub(super) fn api() -> Vec<Route> {
             .within(LONG)
             .answers::<RecoverPlan>(
                 200,
-                "What was found, what would be done and what is at risk. Nothing else is changed. 409: coderd's part, and this process has not \
-                 coderd's database.",
+                "What was found, what would be done and what is at risk. Nothing else is changed. Without a hash: nothing is lost. 404: the ledger \
+                 does not know a source that is to be given up. 409: that source is there, or not waited for; or coderd's part, and this process \
+                 has not coderd's database.",
             ),
         Route::post("/api/v1/recoveries/execute", ADMIN, "Execute a planned recovery", operators::execute_recovery)
             .change::<RecoverExecution>()

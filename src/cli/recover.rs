@@ -2,12 +2,15 @@
 
 use std::sync::OnceLock;
 
+use chrono::{DateTime, Utc};
 use serde::Serialize;
+use uuid::Uuid;
 
 use super::actor::ActorArguments;
 use super::progress::Progress;
 use super::via::{Via, ViaArguments};
 use super::{Context, Exit, Failure, columns};
+use crate::ledger::FORGOTTEN;
 use crate::operations::recover::{
     CoderdEffect, KafkaEffect, LedgerEffect, Lost, RecoverEffect, RecoverExecution, RecoverPlan, RecoverRequest,
 };
@@ -29,6 +32,9 @@ pub struct Plan {
     /// What was lost: topics, also in PostgreSQL; the ledger's newest part; coderd's newest part
     #[arg(long, value_enum, value_name = "WHAT")]
     lost: What,
+    /// A deployment that is not there any more: the recovery of a restored ledger, also an open one, is not to wait for it; may be repeated
+    #[arg(long, value_name = "DEPLOYMENT")]
+    without: Vec<Uuid>,
 }
 
 /// Execute a plan.
@@ -58,7 +64,8 @@ enum What {
 struct Planned {
     #[serde(flatten)]
     plan: RecoverPlan,
-    execute: String,
+    /// None: there is nothing to execute.
+    execute: Option<String>,
 }
 
 pub(super) async fn run(recover: Recover, context: Context) -> Result<Exit, Failure> {
@@ -76,7 +83,7 @@ async fn plan(arguments: Plan, context: &Context) -> Result<Exit, Failure> {
         What::Ledger => Lost::Ledger,
         What::Coderd => Lost::Coderd,
     };
-    let request = RecoverRequest { lost };
+    let request = RecoverRequest { lost, without: arguments.without };
     let plan = match arguments.via.open(context).await? {
         Via::Site(site) => {
             let (desk, bar) = (site.desk()?, Bar::default());
@@ -86,11 +93,18 @@ async fn plan(arguments: Plan, context: &Context) -> Result<Exit, Failure> {
         }
         Via::Api(api) => api.patient().post(&["recoveries"], &request, "").await?,
     };
-    let execute = format!("tallyline recover execute {} --plan {}", arguments.via.again(), plan.hash);
+    let execute = plan.hash.as_ref().map(|hash| format!("tallyline recover execute {} --plan {hash}", arguments.via.again()));
     let answer = Planned { plan, execute };
-    let end = || format!("hash     {}\nexecute  {}\n", answer.plan.hash, answer.execute);
-    context.output.answer(&answer, || table(&answer.plan.effect) + &end())?;
+    context.output.answer(&answer, || table(&answer.plan.effect) + &end(&answer))?;
     Ok(Exit::Success)
+}
+
+/// What to do with the plan.
+fn end(answer: &Planned) -> String {
+    match (&answer.plan.hash, &answer.execute) {
+        (Some(hash), Some(execute)) => format!("hash     {hash}\nexecute  {execute}\n"),
+        _ => answer.plan.effect.nothing().map(|nothing| nothing + "\n").unwrap_or_default(),
+    }
 }
 
 async fn execute(arguments: Execute, context: &Context) -> Result<Exit, Failure> {
@@ -145,19 +159,24 @@ fn kafka(effect: &KafkaEffect) -> String {
         text += &format!("to be created: {topic}, {} partitions\n", effect.partitions_to_create);
     }
     if effect.partitions.is_empty() {
-        return text + "every position lies in the log\n";
+        return text;
     }
     text + "These partitions begin anew at the log's start. coderd is read again as a whole: what our collectors appended and nobody read comes again.\n\
             UNREAD of other producers is lost; what they appended after the last pass of a collector is not known.\n"
 }
 
 fn ledger(effect: &LedgerEffect) -> String {
-    let at = effect.newest_batch_at.map_or_else(|| "-".to_owned(), |at| at.to_rfc3339_opts(chrono::SecondsFormat::Millis, true));
+    let time = |at: Option<DateTime<Utc>>| at.map_or_else(|| "-".to_owned(), |at| at.to_rfc3339_opts(chrono::SecondsFormat::Millis, true));
     let number = |number: i64| number.to_string();
     let published = effect.pending_published_by_coderd.map_or_else(|| "not known".to_owned(), number);
     let mut rows = vec![
         ["ledger ends at sequence".to_owned(), effect.sequence.to_string()],
-        ["its newest batch is of".to_owned(), at],
+        ["its newest batch is of".to_owned(), time(effect.newest_batch_at)],
+        ["its last act is of".to_owned(), time(effect.last_act_at)],
+        [
+            "the log had been read up to a record of".to_owned(),
+            effect.had_read_until.map_or_else(|| "not known".to_owned(), |at| time(Some(at))),
+        ],
         ["records of the log to read".to_owned(), number(effect.records_to_read)],
         ["sources to read again as a whole".to_owned(), effect.sources_to_read.len().to_string()],
         ["pending publications, each perhaps sent".to_owned(), number(effect.pending)],
@@ -167,12 +186,27 @@ fn ledger(effect: &LedgerEffect) -> String {
     ];
     if effect.log_restored_too {
         rows.push(["pushed by others after the backup: lost".to_owned(), "not known".to_owned()]);
+        rows.push(["names of what comes again from coderd".to_owned(), "as they are there today".to_owned()]);
     }
     if let Some(open) = &effect.open {
         rows.push(["open already".to_owned(), open.to_string()]);
     }
-    let text = columns(["LEDGER", &effect.incarnation.to_string()], rows);
-    text + "It becomes another incarnation. Until it has caught up, no domain series are shown and nothing is published.\n"
+    let mut text = columns(["LEDGER", &effect.incarnation.to_string()], rows);
+    if !effect.not_waited_for.is_empty() {
+        let rows = effect.not_waited_for.iter().map(|source| {
+            let why = if source.by_this_plan { "given up by this plan" } else { "was not read for 35 days, or is given up" };
+            [source.deployment_id.to_string(), time(source.last_read_at), number(source.events), number(source.pending), why.to_owned()]
+        });
+        text += &columns(["NOT WAITED FOR", "LAST READ", "EVENTS", "PENDING", "WHY"], rows);
+        text += "What happened there after the backup may never come back: series and counts of these sources may stay lower than they were, and the\n\
+                 vendor may have amounts that this ledger does not know. Should one be read again, what it still has is added.\n";
+    }
+    if effect.log_restored_too {
+        text += "A series whose template, organization or preset was renamed since the backup may be lower than it was, and another one higher.\n";
+    }
+    let to_do = "look at `tallyline acts`, and set again what has to hold: pauses before processes are started";
+    text + &format!("{FORGOTTEN}; {to_do}.\n")
+        + "Until it has caught up as another incarnation, no domain series are shown and nothing is published.\n"
 }
 
 fn coderd(effect: &CoderdEffect) -> String {
@@ -190,5 +224,8 @@ fn coderd(effect: &CoderdEffect) -> String {
     ];
     text +=
         &columns(["DEPLOYMENT", &effect.deployment_id.to_string()], numbers.map(|(what, number)| [what.to_owned(), number.to_string()]));
+    if effect.to_list == 0 {
+        return text;
+    }
     text + "Lost events stay counted, and what is pending of them may be sent although coderd has no row. coderd is read again as a whole.\n"
 }

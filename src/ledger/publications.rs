@@ -274,10 +274,10 @@ impl Ledger {
 }
 
 /// Whoever changes several rows locks them in this order first, so that two never wait for each other.
-pub(super) async fn lock(tx: &mut PgConnection, source_id: i16, ids: &[&str]) -> Result<(), sqlx::Error> {
+pub(super) async fn lock(tx: &mut PgConnection, source_id: i16, ids: &[impl AsRef<str>]) -> Result<(), sqlx::Error> {
     sqlx::query("select from publication where source_id = $1 and event_id = any($2) order by event_id for update")
         .bind(source_id)
-        .bind(ids)
+        .bind(ids.iter().map(AsRef::as_ref).collect::<Vec<&str>>())
         .execute(tx)
         .await?;
     Ok(())

@@ -1,68 +1,19 @@
 //! A ledger that was restored from a backup, until it has caught up with what it lost.
-//!
-//! Opening a recovery makes it another incarnation, in one transaction with all that must not go on as before: leases, claims on partitions, and
-//! what may have been sent in the lost time.
 
 use chrono::{DateTime, Utc};
-use sqlx::{FromRow, PgConnection, Row};
+use sqlx::FromRow;
 use uuid::Uuid;
 
-use super::{Landmark, Ledger, NewAct, OURSELVES, plans};
+use super::restored::doubt_pending;
+use super::{Ledger, NewAct, plans};
 use crate::event::TopicPartition;
 
-/// Why the ledger is taken to be a restored one. Looked at again before anything is changed, so that only the first who comes opens a recovery.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Restored {
-    /// It had this batch and does not have it any more.
-    Batch(Landmark),
-    /// It had read this partition up to here, and stands before it.
-    Position {
-        /// The ledger's identity at that time.
-        incarnation: Uuid,
-        /// The partition.
-        partition: TopicPartition,
-        /// What was read next.
-        next_offset: i64,
-    },
-    /// It was last seen in another place than where it is: it was restored, copied or failed over, and may have lost its newest batches.
-    Place {
-        /// The ledger's identity at that time.
-        incarnation: Uuid,
-        /// Server, timeline and database.
-        place: String,
-    },
-    /// An operator says so of this incarnation.
-    Said(Uuid),
-}
-
-impl Restored {
-    fn incarnation(&self) -> Uuid {
-        match self {
-            Restored::Batch(landmark) => landmark.incarnation,
-            Restored::Position { incarnation, .. } | Restored::Place { incarnation, .. } | Restored::Said(incarnation) => *incarnation,
-        }
-    }
-}
-
-impl std::fmt::Display for Restored {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Restored::Batch(Landmark { sequence, batch_id, recorded_at, .. }) => {
-                write!(f, "it had batch {batch_id} of {recorded_at} at sequence {sequence}, and has it no more")
-            }
-            Restored::Position { partition, next_offset, .. } => {
-                write!(f, "it had read {partition} up to {next_offset}, and stands before it")
-            }
-            Restored::Place { place, .. } => {
-                write!(f, "it was last seen in server, timeline and database {place}, and is in another: what it has lost is not known")
-            }
-            Restored::Said(_) => f.write_str("an operator says so"),
-        }
-    }
-}
+/// What no log and no source can give back.
+pub const FORGOTTEN: &str = "what operators did after the backup is not in this ledger: pauses, choices of license rules, acts on rejects, \
+                             replays, rebuilds, recoveries, exports";
 
 /// An open recovery and what it waits for.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, FromRow, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
 pub struct Recovering {
     /// The ledger's id of it.
     pub id: i64,
@@ -76,24 +27,61 @@ pub struct Recovering {
     pub log_ends_known: bool,
     /// Records of the log still to be read (offsets, where it has gaps).
     pub records_to_read: i64,
-    /// Sources that were not read again as a whole yet.
-    pub sources_to_read: i64,
-    /// Sources whose publish marks in coderd were not compared yet.
-    pub sources_to_compare: i64,
+    /// Deployments that were not read again as a whole yet.
+    pub sources_to_read: Vec<Uuid>,
+    /// Deployments whose publish marks in coderd were not compared yet.
+    pub sources_to_compare: Vec<Uuid>,
+    /// Deployments that are not there any more, as an operator has said: nothing of them is waited for.
+    pub without: Vec<Uuid>,
+    /// Where the ledger ended when it was seen to be restored. What was read between the restore and then is in it.
+    pub ended_at_sequence: i64,
+    /// When the batch of that sequence was recorded; none: the ledger was empty.
+    pub ended_at: Option<DateTime<Utc>>,
+    /// When the last act before this recovery was done; none: the ledger knows of none. What operators did later, up to the restore, is not in
+    /// the ledger: pauses, choices of license rules, acts on rejects, replays, rebuilds, recoveries, exports.
+    pub last_act_at: Option<DateTime<Utc>>,
+}
+
+impl Recovering {
+    /// What operators did that this ledger does not know, in words.
+    #[must_use]
+    pub fn forgotten(&self) -> String {
+        let sequence = self.ended_at_sequence;
+        let ended =
+            self.ended_at.map_or_else(|| "it was empty".to_owned(), |at| format!("it ended at sequence {sequence} of {}", seconds(at)));
+        format!("{FORGOTTEN}. {}, and {ended} when it was seen to be restored", last_act(self.last_act_at))
+    }
+}
+
+/// The last act that a restored ledger knows, in words.
+#[must_use]
+pub fn last_act(at: Option<DateTime<Utc>>) -> String {
+    at.map_or_else(|| "It knows no act".to_owned(), |at| format!("Its last act is of {}", seconds(at)))
+}
+
+fn seconds(at: DateTime<Utc>) -> String {
+    at.to_rfc3339_opts(chrono::SecondsFormat::Secs, true)
 }
 
 impl std::fmt::Display for Recovering {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let since = self.opened_at.to_rfc3339_opts(chrono::SecondsFormat::Secs, true);
-        write!(f, "the ledger was restored from a backup and catches up since {since}: ")?;
+        write!(f, "the ledger was restored from a backup and catches up since {}: ", seconds(self.opened_at))?;
         if !self.log_ends_known {
             return f.write_str("the log's ends are still to be asked for");
         }
-        let Recovering { records_to_read, sources_to_read, sources_to_compare, .. } = self;
+        let ids = |ids: &[Uuid]| {
+            let text: Vec<String> = ids.iter().map(Uuid::to_string).collect();
+            if text.is_empty() { String::new() } else { format!(" ({})", text.join(", ")) }
+        };
+        let Recovering { records_to_read, sources_to_read, sources_to_compare, without, .. } = self;
         write!(
             f,
-            "{records_to_read} records of the log to read, {sources_to_read} sources to read again as a whole, {sources_to_compare} to compare with coderd's publish marks"
-        )
+            "{records_to_read} records of the log to read, {} sources to read again as a whole{}, {} to compare with coderd's publish marks",
+            sources_to_read.len(),
+            ids(sources_to_read),
+            sources_to_compare.len()
+        )?;
+        if without.is_empty() { Ok(()) } else { write!(f, "; without {} sources that are given up{}", without.len(), ids(without)) }
     }
 }
 
@@ -106,103 +94,56 @@ pub struct SourceToCompare {
     pub deployment_id: Uuid,
 }
 
-impl Ledger {
-    /// Opens a recovery, once: the ledger becomes another incarnation, nobody holds a lease or a partition any more, and every pending publication
-    /// may have been sent. `plan` is the plan that this executes. False: it is no longer so, or somebody else was first.
-    ///
-    /// # Errors
-    /// The database's; then nothing is changed.
-    pub async fn note_restored(&self, restored: &Restored, act: &NewAct<'_>, plan: Option<&str>) -> Result<bool, sqlx::Error> {
-        let mut tx = self.pool.begin().await?;
-        if !is_so(&mut tx, restored).await? {
-            return Ok(false);
-        }
-        // In the order in which every writer takes them, the one row of `ledger` last. Passes and batches on their way are in, or fail.
-        sqlx::query("select from lease order by name for update").execute(&mut *tx).await?;
-        let revoked = "update lease set holder = '', epoch = epoch + 1, expires_at = clock_timestamp(), shown_sequence = 0";
-        sqlx::query(revoked).execute(&mut *tx).await?;
-        doubt_pending(&mut tx).await?;
-        sqlx::query("select from position order by topic, partition for update").execute(&mut *tx).await?;
-        sqlx::query("update position set epoch = epoch + 1").execute(&mut *tx).await?;
-        sqlx::query("select from ledger for update").execute(&mut *tx).await?;
-        if !is_so(&mut tx, restored).await? {
-            return Ok(false);
-        }
-        let another = "update ledger set incarnation = gen_random_uuid(), place = actual_place()";
-        sqlx::query(another).execute(&mut *tx).await?;
-        let now = self.clock.now();
-        // A backup may have been taken while an earlier recovery was open: this one waits for more.
-        sqlx::query("update recovery set closed_at = $1 where closed_at is null").bind(now).execute(&mut *tx).await?;
-        let act_id = self.act(&mut tx, act).await?;
-        // A source that was not read for as long as the log keeps its records is not read any more: waiting for it would never end.
-        sqlx::query(
-            "with opened as (insert into recovery (act_id, opened_at) values ($1, $2) returning id)
-             insert into recovery_source (recovery_id, source_id, after_pass_id)
-             select opened.id, source.id, coalesce(max(pass.id), 0)
-             from opened, source left join collector_pass pass on pass.source_id = source.id
-             where collected group by opened.id, source.id
-             having max(pass.started_at) is null or max(pass.started_at) > $2 - interval '35 days'",
+/// Whether a pass over all of the source `waiting` that began after the recovery was opened is in the ledger.
+macro_rules! read_again {
+    () => {
+        "exists (
+             select from collector_pass pass
+             where pass.source_id = waiting.source_id and pass.id > waiting.after_pass_id and full_sweep and not void
+                 and not exists (select from collector_pass_offset ahead left join position using (topic, partition)
+                     where ahead.pass_id = pass.id and (position.next_offset is null or position.next_offset < ahead.next_offset)))"
+    };
+}
+
+/// The deployments of those sources of the recovery of which this is true.
+macro_rules! sources {
+    ($($true:expr),+) => {
+        concat!(
+            "array(select deployment_id from recovery_source waiting join source on source.id = waiting.source_id
+                   where recovery_id = recovery.id and ",
+            $($true,)+
+            " order by source.id)"
         )
-        .bind(act_id)
-        .bind(now)
-        .execute(&mut *tx)
-        .await?;
-        if let Some(hash) = plan
-            && !plans::executed(&mut tx, hash, act_id, now).await?
-        {
-            return Ok(false);
-        }
-        tx.commit().await?;
-        Ok(true)
-    }
+    };
+}
 
-    /// Opens a recovery of a ledger that went back, seen by this program itself. Whoever sees it says so; the first opens it.
-    ///
-    /// # Errors
-    /// The database's; then it is for the next look.
-    pub async fn note_went_back(&self, restored: &Restored) -> Result<bool, sqlx::Error> {
-        let reason = restored.to_string();
-        let act = NewAct { actor: OURSELVES, act: "recover", subject: "ledger", reason: &reason, detail: serde_json::json!({}) };
-        let opened = self.note_restored(restored, &act, None).await?;
-        if opened {
-            tracing::warn!(reason, "the ledger was restored from a backup: it is another incarnation now, and catches up");
-        }
-        Ok(opened)
-    }
-
+impl Ledger {
     /// The open recovery, if there is one.
     ///
     /// # Errors
     /// The database's.
     pub async fn recovering(&self) -> Result<Option<Recovering>, sqlx::Error> {
-        let row = sqlx::query(
-            "select recovery.id, actor, reason, opened_at, targeted_at is not null,
+        sqlx::query_as(concat!(
+            "select recovery.id, actor, reason, opened_at, targeted_at is not null as log_ends_known,
                  (select coalesce(sum(target.next_offset - position.next_offset), 0)::bigint
                   from recovery_offset target join position using (topic, partition, generation)
-                  where recovery_id = recovery.id and position.next_offset < target.next_offset),
-                 (select count(*) from recovery_source source where recovery_id = recovery.id and not exists (
-                      select from collector_pass pass
-                      where pass.source_id = source.source_id and pass.id > source.after_pass_id and full_sweep and not void
-                          and not exists (select from collector_pass_offset ahead left join position using (topic, partition)
-                              where ahead.pass_id = pass.id and (position.next_offset is null or position.next_offset < ahead.next_offset)))),
-                 (select count(*) from recovery_source where recovery_id = recovery.id and compared_at is null)
-             from recovery join operator_act on operator_act.id = act_id where closed_at is null",
-        )
+                  where recovery_id = recovery.id and position.next_offset < target.next_offset) as records_to_read,
+                 ",
+            sources!("given_up_act_id is null and not ", read_again!()),
+            " as sources_to_read,
+                 ",
+            sources!("given_up_act_id is null and compared_at is null"),
+            " as sources_to_compare,
+                 ",
+            sources!("given_up_act_id is not null"),
+            " as without,
+                 batch.sequence - 1 as ended_at_sequence,
+                 (select recorded_at from batch before where before.sequence = batch.sequence - 1) as ended_at,
+                 (select acted_at from operator_act earlier where earlier.id < recovery.act_id order by id desc limit 1) as last_act_at
+             from recovery join operator_act on operator_act.id = act_id join batch on batch.id = batch_id where closed_at is null"
+        ))
         .fetch_optional(&self.pool)
-        .await?;
-        row.map(|row| {
-            Ok(Recovering {
-                id: row.try_get(0)?,
-                actor: row.try_get(1)?,
-                reason: row.try_get(2)?,
-                opened_at: row.try_get(3)?,
-                log_ends_known: row.try_get(4)?,
-                records_to_read: row.try_get(5)?,
-                sources_to_read: row.try_get(6)?,
-                sources_to_compare: row.try_get(7)?,
-            })
-        })
-        .transpose()
+        .await
     }
 
     /// How many publications are pending, and how many of them are of events later than `after`.
@@ -257,7 +198,7 @@ impl Ledger {
     pub async fn sources_to_compare(&self, id: i64) -> Result<Vec<SourceToCompare>, sqlx::Error> {
         sqlx::query_as(
             "select source.id, source.deployment_id from recovery_source waiting join source on source.id = waiting.source_id
-             where recovery_id = $1 and compared_at is null order by source.id",
+             where recovery_id = $1 and compared_at is null and given_up_act_id is null order by source.id",
         )
         .bind(id)
         .fetch_all(&self.pool)
@@ -278,6 +219,36 @@ impl Ledger {
         Ok(())
     }
 
+    /// Gives up sources that the open recovery waits for and that are not there any more, executing the plan of that hash. False: it does not
+    /// wait for one of them, it is closed, or the plan was executed before; then nothing is changed.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn give_up_sources(&self, id: i64, without: &[Uuid], act: &NewAct<'_>, plan: &str) -> Result<bool, sqlx::Error> {
+        let mut tx = self.pool.begin().await?;
+        // first, as where a recovery is opened
+        sqlx::query("select from ledger for update").execute(&mut *tx).await?;
+        let open = sqlx::query("select from recovery where id = $1 and closed_at is null for update").bind(id);
+        if open.fetch_optional(&mut *tx).await?.is_none() {
+            return Ok(false);
+        }
+        let act_id = self.act(&mut tx, act).await?;
+        let given_up = sqlx::query(
+            "update recovery_source set given_up_act_id = $3 from source
+             where recovery_id = $1 and source.id = source_id and deployment_id = any($2) and given_up_act_id is null",
+        )
+        .bind(id)
+        .bind(without)
+        .bind(act_id)
+        .execute(&mut *tx)
+        .await?;
+        if given_up.rows_affected() != without.len() as u64 || !plans::executed(&mut tx, plan, act_id, self.clock.now()).await? {
+            return Ok(false);
+        }
+        tx.commit().await?;
+        Ok(true)
+    }
+
     /// Closes the recovery if it has caught up with everything. What was accepted meanwhile may have been sent in the lost time, too. False: it
     /// waits for more, or is closed already.
     ///
@@ -286,7 +257,7 @@ impl Ledger {
     pub async fn close_recovery(&self, id: i64) -> Result<bool, sqlx::Error> {
         let mut tx = self.pool.begin().await?;
         doubt_pending(&mut tx).await?;
-        let closed = sqlx::query(
+        let closed = sqlx::query(concat!(
             "update recovery set closed_at = $2
              where id = $1 and closed_at is null and targeted_at is not null
                  and not exists (select from recovery_offset target left join position using (topic, partition)
@@ -294,12 +265,11 @@ impl Ledger {
                              select from past_position past where past.topic = target.topic and past.partition = target.partition
                                  and past.generation = target.generation)
                          or position.generation = target.generation and position.next_offset < target.next_offset))
-                 and not exists (select from recovery_source source where recovery_id = recovery.id and (compared_at is null or not exists (
-                     select from collector_pass pass
-                     where pass.source_id = source.source_id and pass.id > source.after_pass_id and full_sweep and not void
-                         and not exists (select from collector_pass_offset ahead left join position using (topic, partition)
-                             where ahead.pass_id = pass.id and (position.next_offset is null or position.next_offset < ahead.next_offset)))))",
-        )
+                 and not exists (select from recovery_source waiting
+                     where recovery_id = recovery.id and given_up_act_id is null and (compared_at is null or not ",
+            read_again!(),
+            "))"
+        ))
         .bind(id)
         .bind(self.clock.now())
         .execute(&mut *tx)
@@ -310,35 +280,4 @@ impl Ledger {
         tx.commit().await?;
         Ok(true)
     }
-}
-
-async fn is_so(tx: &mut PgConnection, restored: &Restored) -> Result<bool, sqlx::Error> {
-    let incarnation: Uuid = sqlx::query_scalar("select incarnation from ledger").fetch_one(&mut *tx).await?;
-    if incarnation != restored.incarnation() {
-        return Ok(false);
-    }
-    match restored {
-        Restored::Said(_) => Ok(true),
-        Restored::Batch(landmark) => {
-            let query = "select not exists (select from batch where sequence = $1 and id = $2 and recorded_at = $3)";
-            let query = sqlx::query_scalar(query).bind(landmark.sequence).bind(landmark.batch_id).bind(landmark.recorded_at);
-            query.fetch_one(tx).await
-        }
-        Restored::Place { place, .. } => {
-            let query = "select place = $1 and place <> actual_place() from ledger";
-            sqlx::query_scalar(query).bind(place).fetch_one(tx).await
-        }
-        Restored::Position { partition, next_offset, .. } => {
-            let query = "select exists (select from position where topic = $1 and partition = $2 and next_offset < $3)";
-            let query = sqlx::query_scalar(query).bind(partition.topic.name()).bind(partition.partition).bind(next_offset);
-            query.fetch_one(tx).await
-        }
-    }
-}
-
-/// Whatever is pending may have been sent when nobody remembers: should it become too old, its fate is unknown.
-async fn doubt_pending(tx: &mut PgConnection) -> Result<(), sqlx::Error> {
-    sqlx::query("select from publication where state = 'pending' order by source_id, event_id for update").execute(&mut *tx).await?;
-    sqlx::query("update publication set unanswered = true where state = 'pending' and not unanswered").execute(tx).await?;
-    Ok(())
 }

@@ -6,6 +6,7 @@ use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::begin_anew::revoke_collectors;
+use super::publications::lock;
 use super::{Ledger, NewAct, plans};
 
 /// A usage event as it was accepted, and what became of it.
@@ -82,16 +83,20 @@ impl Ledger {
         let mut tx = self.pool.begin().await?;
         revoke_collectors(&mut tx).await?;
         let act_id = self.act(&mut tx, act).await?;
-        sqlx::query("insert into source_lost (source_id, event_id, act_id) select $1, unnest($2::text[]), $3 on conflict do nothing")
-            .bind(source_id)
-            .bind(event_ids)
-            .bind(act_id)
-            .execute(&mut *tx)
-            .await?;
+        sqlx::query(
+            "insert into source_lost (source_id, event_id, act_id)
+             select $1, event_id, $3 from unnest($2::text[]) as lost (event_id) order by event_id on conflict do nothing",
+        )
+        .bind(source_id)
+        .bind(event_ids)
+        .bind(act_id)
+        .execute(&mut *tx)
+        .await?;
         if !plans::executed(&mut tx, plan, act_id, self.clock.now()).await? {
             return Ok(false);
         }
-        // What is held back because its row is gone is due at once: the act authorises it.
+        // What is held back because its row is gone or says something else is due at once: the act authorises it.
+        lock(&mut tx, source_id, event_ids).await?;
         sqlx::query("update publication set next_attempt_at = $3 where source_id = $1 and event_id = any($2) and state = 'pending' and leased_by is null")
             .bind(source_id)
             .bind(event_ids)

@@ -70,9 +70,19 @@ impl KafkaLog {
     pub(super) async fn marks(&self, group: &str) -> Result<Vec<Mark>, LogError> {
         let mut list = TopicPartitionList::new();
         for topic in Topic::ALL {
-            for partition in self.partitions(topic).await? {
-                list.add_partition(&self.topic_name(topic), partition);
+            match self.partitions(topic).await {
+                Ok(partitions) => {
+                    for partition in partitions {
+                        list.add_partition(&self.topic_name(topic), partition);
+                    }
+                }
+                // its marks went with it
+                Err(LogError::NoTopic(_)) => {}
+                Err(error) => return Err(error),
             }
+        }
+        if list.count() == 0 {
+            return Ok(Vec::new());
         }
         let (log, config) = (self.clone(), self.member_config(group));
         blocking(move || {
@@ -85,7 +95,9 @@ impl KafkaLog {
                 let Offset::Offset(next_offset) = element.offset() else { return None };
                 Some(Mark { partition, next_offset, signature: element.metadata().to_owned() })
             };
-            Ok(committed.elements().iter().filter_map(mark).collect())
+            let elements = committed.elements();
+            elements.iter().try_for_each(TopicPartitionListElem::error).map_err(refused)?;
+            Ok(elements.iter().filter_map(mark).collect())
         })
         .await
     }

@@ -14,6 +14,8 @@ pub struct Desk {
     pub ledger: Ledger,
     /// The log.
     pub log: Log,
+    /// The consumers' group, whose marks in the log may prove that the ledger was further.
+    pub group: String,
     /// Partitions of each topic that has to be created.
     pub partitions: i32,
     /// coderd's database, where it is configured.

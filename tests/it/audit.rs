@@ -242,7 +242,16 @@ async fn a_replay_that_runs_ahead_of_the_consumer_leaves_balanced_books() {
     let site = Site::new().await;
     site.log.append(Topic::AgentUsage, vec![Message { payload: Some(b"{}".to_vec()), ..Message::default() }]).await.unwrap();
     let (ledger, log) = (site.ledger.clone(), site.log.clone());
-    let desk = Desk { ledger, log, partitions: 1, coderd: None, deployment: None, keys: PublicKeys::new(), rules: RuleSet::default() };
+    let desk = Desk {
+        ledger,
+        log,
+        group: tallyline::consumer::GROUP.to_owned(),
+        partitions: 1,
+        coderd: None,
+        deployment: None,
+        keys: PublicKeys::new(),
+        rules: RuleSet::default(),
+    };
     let range = LogRange { topics: vec![Topic::AgentUsage.name().to_owned()], from: "earliest".into(), until: "latest".into() };
     let (stop, actor) = (CancellationToken::new(), Actor { name: "sre-1".into(), reason: String::new() });
     let plan = desk.plan_replay(&range, |_: Step| {}, &stop).await.unwrap();

@@ -20,6 +20,7 @@ fn desk(site: &Site) -> Desk {
     Desk {
         ledger: site.ledger.clone(),
         log: site.log.clone(),
+        group: tallyline::consumer::GROUP.to_owned(),
         partitions: 1,
         coderd: Some(coderd),
         deployment: Some(site.coderd.deployment),

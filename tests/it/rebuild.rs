@@ -346,7 +346,16 @@ async fn tamper(ledger: &Ledger, change: impl Fn(u64) -> u64) -> (u64, u64) {
 
 fn desk(ledger: &Ledger) -> Desk {
     let log = Log::postgres(ledger.pool.clone(), PostgresLogSettings::default());
-    Desk { ledger: ledger.clone(), log, partitions: 1, coderd: None, deployment: None, keys: PublicKeys::new(), rules: RuleSet::Y2025M07 }
+    Desk {
+        ledger: ledger.clone(),
+        log,
+        group: tallyline::consumer::GROUP.to_owned(),
+        partitions: 1,
+        coderd: None,
+        deployment: None,
+        keys: PublicKeys::new(),
+        rules: RuleSet::Y2025M07,
+    }
 }
 
 fn plain(stage: RebuildStage) -> RebuildRequest {

@@ -90,7 +90,16 @@ impl Site {
 }
 
 fn desk(ledger: Ledger, log: Log) -> Desk {
-    Desk { ledger, log, partitions: 1, coderd: None, deployment: None, keys: PublicKeys::new(), rules: RuleSet::Y2025M07 }
+    Desk {
+        ledger,
+        log,
+        group: tallyline::consumer::GROUP.to_owned(),
+        partitions: 1,
+        coderd: None,
+        deployment: None,
+        keys: PublicKeys::new(),
+        rules: RuleSet::Y2025M07,
+    }
 }
 
 fn actor() -> Actor {

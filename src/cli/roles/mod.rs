@@ -90,7 +90,7 @@ pub async fn run(site: Site, stop: &CancellationToken, listening: impl FnOnce(Li
             Ok(())
         });
     }
-    let lookout = Lookout::new(site.desk()?, &site.pipeline.log.group, parts.looked.clone());
+    let lookout = Lookout::new(site.desk()?, parts.looked.clone());
     let hears = stop.clone();
     roles.spawn(async move {
         lookout.keep(&hears).await;
@@ -105,7 +105,11 @@ pub async fn run(site: Site, stop: &CancellationToken, listening: impl FnOnce(Li
     Ok(())
 }
 
-/// The roles that need ledger and log before they can begin. None begins before it is known what is paused.
+/// How often a role looks whether it may begin.
+const BEGIN: Duration = Duration::from_millis(100);
+
+/// The roles that need ledger and log before they can begin. None begins before it is known what is paused, and none reads before it is known
+/// whether the ledger was restored.
 async fn work(site: Site, registry: Registry, parts: Parts, hearing: pauses::Hearing, stop: CancellationToken) -> Result<(), Failure> {
     match site.wait(&stop).await {
         Err(failure) if failure.exit == Exit::Interrupted => return Ok(()),
@@ -118,20 +122,31 @@ async fn work(site: Site, registry: Registry, parts: Parts, hearing: pauses::Hea
     let grace = grace(&site);
     roles.spawn(hearing.run(stop.clone()));
     if site.has(Role::Consume) {
-        roles.spawn(admit::run(site.clone(), stop.clone()));
-        let (consumer, stop) = (parts.consumer.clone(), stop.clone());
-        roles.spawn(async move {
-            consumer.run(&stop).await;
+        roles.spawn(once_known(parts.looked.clone(), stop.clone(), admit::run(site.clone(), stop.clone())));
+        let (consumer, hears) = (parts.consumer.clone(), stop.clone());
+        let consume = async move {
+            consumer.run(&hears).await;
             Ok(())
-        });
+        };
+        roles.spawn(once_known(parts.looked.clone(), stop.clone(), consume));
     }
     if site.has(Role::Collect) {
-        roles.spawn(collect::run(site.clone(), parts.clone(), stop.clone()));
+        roles.spawn(once_known(parts.looked.clone(), stop.clone(), collect::run(site.clone(), parts.clone(), stop.clone())));
     }
     if site.has(Role::Publish) {
         roles.spawn(publish::run(site.clone(), registry, parts, stop.clone()));
     }
     end(roles, &stop, grace).await
+}
+
+/// A role that begins once it is known whether the ledger was restored.
+async fn once_known(looked: Looked, stop: CancellationToken, role: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    while looked.get().is_none() {
+        if stop.run_until_cancelled(tokio::time::sleep(BEGIN)).await.is_none() {
+            return Ok(());
+        }
+    }
+    role.await
 }
 
 /// How long the roles have after the stop. An answer of the vendor that is on its way is waited for: were it dropped, its events would be sent

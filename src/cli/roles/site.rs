@@ -67,6 +67,7 @@ impl Site {
         Ok(Desk {
             ledger: self.ledger.ledger.clone(),
             log: self.log.log.clone(),
+            group: self.pipeline.log.group.clone(),
             partitions: i32::try_from(self.pipeline.log.partitions).map_err(|error| Failure::new(Exit::Configuration, error))?,
             coderd: self.coderd.clone(),
             deployment: self.pipeline.source.deployment_id,

@@ -52,7 +52,7 @@ fn attention(status: &Status) -> String {
         [row.verdict.clone(), row.cause.clone(), row.records.to_string(), units.join(", "), time(row.oldest)]
     });
     [
-        status.recovering.as_ref().map(|recovering| format!("{recovering}\n")).unwrap_or_default(),
+        status.recovering.as_ref().map(|recovering| format!("{recovering}\n{}\n", recovering.forgotten())).unwrap_or_default(),
         columns(["PAUSED", "TOPIC", "BY", "SINCE", "REASON"], pauses),
         columns(["RECOVERY", "BY", "SINCE", "REASON"], recoveries),
         columns(["AUDIT", "VERDICT", "DIFFERENCES", "OPEN", "AUDITED AT", "DIFFERS SINCE"], audit),

@@ -29,7 +29,9 @@ pub struct CoderdEffect {
     /// Builds and claims that coderd does not have, nor their workspace or template version: coderd may have removed them itself. Nothing is done
     /// about them.
     pub removed_with_their_workspace: i64,
-    /// SHA-256 of the ids of the lost events, and of usage whose ids were used again, in hexadecimal.
+    /// Events that would be listed as lost: the lost ones, and usage whose ids were used again, as far as neither is listed already.
+    pub to_list: i64,
+    /// SHA-256 of their ids, in hexadecimal.
     pub ids_sha256: String,
     /// Usage ids under which coderd now has other content than was accepted: the accepted event stands, and nothing of the other is counted.
     /// The audit would list them as `source_changed`.
@@ -59,6 +61,11 @@ pub struct LostEvents {
 }
 
 impl CoderdEffect {
+    pub(super) fn nothing(&self) -> Option<String> {
+        let nothing = "coderd has all that was accepted from it, but for what is known to be lost: there is nothing to recover";
+        (self.to_list == 0).then(|| nothing.to_owned())
+    }
+
     pub(super) fn changes(&self) -> Value {
         json!({ "deployment": self.deployment_id, "ids": self.ids_sha256 })
     }
@@ -119,6 +126,7 @@ impl<'a> Comparison<'a> {
             deployment_id,
             lost: Vec::new(),
             removed_with_their_workspace: 0,
+            to_list: 0,
             ids_sha256: String::new(),
             ids_used_again: 0,
             conflicts: desk.ledger.usage_conflicts(deployment_id).await?,
@@ -230,6 +238,7 @@ impl<'a> Comparison<'a> {
     async fn end(mut self) -> (CoderdEffect, Vec<String>) {
         self.reader.close().await;
         self.ids.sort_unstable();
+        self.effect.to_list = i64::try_from(self.ids.len()).unwrap_or(i64::MAX);
         let mut hash = Sha256::new();
         for id in &self.ids {
             hash.update((id.len() as u64).to_be_bytes());

@@ -47,6 +47,11 @@ pub struct PartitionToBegin {
 }
 
 impl KafkaEffect {
+    pub(super) fn nothing(&self) -> Option<String> {
+        let nothing = self.topics_to_create.is_empty() && self.partitions.is_empty();
+        nothing.then(|| "every topic is there and every position lies in it: nothing is lost, and there is nothing to recover".to_owned())
+    }
+
     pub(super) fn changes(&self) -> Value {
         let partitions: Vec<Value> =
             self.partitions.iter().map(|one| json!([one.topic, one.partition, one.generation, one.position, one.problem])).collect();
@@ -110,11 +115,6 @@ async fn begin(desk: &Desk, position: &Claim, problem: &str) -> Result<Partition
 }
 
 pub(super) async fn execute(desk: &Desk, effect: &KafkaEffect, act: &NewAct<'_>, hash: &str) -> Result<bool, OperationError> {
-    if effect.topics_to_create.is_empty() && effect.partitions.is_empty() {
-        return Err(OperationError::Forbidden(
-            "every topic is there and every position lies in it: there is nothing to recover".to_owned(),
-        ));
-    }
     if !effect.topics_to_create.is_empty() {
         for drift in desk.log.create_topics(effect.partitions_to_create).await? {
             tracing::warn!("{drift}");

@@ -7,8 +7,9 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::super::{Desk, OperationError};
+use super::marks;
 use crate::coderd::Database;
-use crate::ledger::{NewAct, Recovering, Restored};
+use crate::ledger::{ActFilter, NewAct, Recovering, Restored};
 use crate::log::Log;
 use crate::publisher::sendable_after;
 
@@ -24,15 +25,24 @@ pub struct LedgerEffect {
     pub sequence: i64,
     /// When its newest batch was recorded.
     pub newest_batch_at: Option<DateTime<Utc>>,
-    /// The recovery that is open already; then there is nothing to execute.
+    /// When the last act that it knows was done. What operators did after the backup is not in it: pauses, choices of license rules, acts on
+    /// rejects, replays, rebuilds, recoveries, exports.
+    pub last_act_at: Option<DateTime<Utc>>,
+    /// When the newest record that was read before the loss came to the log, as marks of the Kafka group tell: so far the lost time reaches, at least.
+    /// None where they tell nothing.
+    pub had_read_until: Option<DateTime<Utc>>,
+    /// The recovery that is open already; then only sources can be given up.
     pub open: Option<Recovering>,
     /// Offsets of the log that it has not read: they come again from there.
     pub records_to_read: i64,
     /// Whether the log is in the same database and was restored with it: then what others than our collectors appended after the backup is lost, and how
-    /// much that is, is not known.
+    /// much that is, is not known. What our collectors had appended comes again from coderd, under the names that it has today: a series whose
+    /// template, organization or preset was renamed since may be lower than it was, and another one higher.
     pub log_restored_too: bool,
-    /// Deployments whose databases are read again as a whole.
+    /// Deployments whose databases are read again as a whole, and waited for.
     pub sources_to_read: Vec<Uuid>,
+    /// Collected deployments that are not waited for.
+    pub not_waited_for: Vec<SourceNotWaitedFor>,
     /// Publications that are pending: each may have been sent after the backup.
     pub pending: i64,
     /// Of these, young enough to be sent, in mode `sole` again where they were sent already: the vendor remembers their ids and bills them once.
@@ -43,29 +53,122 @@ pub struct LedgerEffect {
     pub pending_published_by_coderd: Option<i64>,
 }
 
+/// A collected source that a recovery does not wait for. What happened there after the backup may never come back: its series and counts may stay
+/// lower than they were, and the vendor may have amounts that this ledger does not know. Should it be read again, what it still has is added.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SourceNotWaitedFor {
+    /// The deployment.
+    pub deployment_id: Uuid,
+    /// Whether it is given up by this plan. Else it was not read for 35 days while others were, or was given up before.
+    pub by_this_plan: bool,
+    /// When it was read last, as far as this ledger knows.
+    pub last_read_at: Option<DateTime<Utc>>,
+    /// Events of it in this ledger.
+    pub events: i64,
+    /// Of these, to be published: each may have been sent after the backup.
+    pub pending: i64,
+}
+
 impl LedgerEffect {
+    /// What is given up by this plan.
+    fn given_up(&self) -> Vec<Uuid> {
+        self.not_waited_for.iter().filter(|source| source.by_this_plan).map(|source| source.deployment_id).collect()
+    }
+
+    pub(super) fn nothing(&self) -> Option<String> {
+        let open = self.open.as_ref().filter(|_| self.given_up().is_empty())?;
+        Some(format!("{open}: it closes by itself, and there is nothing to execute"))
+    }
+
     pub(super) fn changes(&self) -> Value {
-        json!({ "incarnation": self.incarnation, "sources": self.sources_to_read })
+        match &self.open {
+            Some(open) => json!({ "recovery": open.id, "incarnation": self.incarnation, "without": self.given_up() }),
+            None => json!({ "incarnation": self.incarnation, "sources": self.sources_to_read, "without": self.given_up() }),
+        }
     }
 }
 
-pub(super) async fn foresee(desk: &Desk) -> Result<LedgerEffect, OperationError> {
+pub(super) async fn foresee(desk: &Desk, without: &[Uuid]) -> Result<LedgerEffect, OperationError> {
     let ledger = &desk.ledger;
-    let head = ledger.head().await?;
+    let (head, open) = (ledger.head().await?, ledger.recovering().await?);
+    let (sources_to_read, not_waited_for) = sources(desk, open.as_ref(), without).await?;
     let (pending, pending_to_send) = ledger.pending_later_than(sendable_after(ledger.clock.now())).await?;
     Ok(LedgerEffect {
         incarnation: head.incarnation,
         sequence: head.sequence,
         newest_batch_at: ledger.landmark(head.sequence).await?.map(|landmark| landmark.recorded_at),
-        open: ledger.recovering().await?,
+        last_act_at: ledger.acts(&ActFilter::default(), 1).await?.first().map(|act| act.acted_at),
+        had_read_until: had_read_until(desk).await,
+        open,
         records_to_read: records_to_read(desk).await?,
         log_restored_too: matches!(desk.log, Log::Postgres(_)),
-        sources_to_read: ledger.sources().await?.into_iter().filter(|source| source.collected).map(|source| source.deployment_id).collect(),
+        sources_to_read,
+        not_waited_for,
         pending,
         pending_to_send,
         pending_too_old: pending - pending_to_send,
         pending_published_by_coderd: published_by_coderd(desk).await?,
     })
+}
+
+/// The deployments that are waited for, and the collected ones that are not.
+async fn sources(desk: &Desk, open: Option<&Recovering>, without: &[Uuid]) -> Result<(Vec<Uuid>, Vec<SourceNotWaitedFor>), OperationError> {
+    let (waited_for, not_read) = desk.ledger.sources_to_recover().await?;
+    let waits_for = |id: &Uuid| match open {
+        Some(open) => open.sources_to_read.contains(id) || open.sources_to_compare.contains(id),
+        None => waited_for.iter().any(|source| source.deployment_id == *id),
+    };
+    for id in without {
+        is_not_there(desk, *id).await?;
+        if !waits_for(id) {
+            return Err(OperationError::Forbidden(format!("the recovery does not wait for {id}: there is nothing to give up")));
+        }
+    }
+    let (mut to_read, mut others) = (Vec::new(), Vec::new());
+    for source in waited_for.iter().chain(&not_read) {
+        let id = source.deployment_id;
+        let (by_this_plan, given_up) = (without.contains(&id), open.is_some_and(|open| open.without.contains(&id)));
+        if waits_for(&id) && !by_this_plan {
+            to_read.push(id);
+        } else if by_this_plan || given_up || open.is_none() {
+            let (events, pending) =
+                (desk.ledger.source_events(source.id).await?, desk.ledger.pending_publications(source.id).await?.events);
+            others.push(SourceNotWaitedFor { deployment_id: id, by_this_plan, last_read_at: source.last_read_at, events, pending });
+        }
+    }
+    Ok((to_read, others))
+}
+
+/// Refuses to give up what can be read.
+async fn is_not_there(desk: &Desk, id: Uuid) -> Result<(), OperationError> {
+    if desk.ledger.source(id).await?.is_none() {
+        return Err(OperationError::NotFound(format!("the ledger knows no deployment {id}")));
+    }
+    if let Some(holder) = desk.ledger.lease_holder(&format!("collector:{id}")).await? {
+        return Err(OperationError::Forbidden(format!("{id} is there: the collector {holder} reads it; stop that first if it cannot")));
+    }
+    match &desk.coderd {
+        Some(database) if is_of(database, id).await => Err(OperationError::Forbidden(format!(
+            "{id} is there: its database answers at {}, and a collector can read it",
+            database.address()
+        ))),
+        _ => Ok(()),
+    }
+}
+
+async fn had_read_until(desk: &Desk) -> Option<DateTime<Utc>> {
+    let ahead = match marks::ahead(desk).await {
+        Ok(ahead) => ahead,
+        Err(error) => {
+            tracing::warn!(%error, "how far the log had been read is not known");
+            return None;
+        }
+    };
+    let mut until = None;
+    for (_, mark) in &ahead {
+        until = until.max(marks::read_until(desk, mark).await);
+    }
+    until
 }
 
 async fn records_to_read(desk: &Desk) -> Result<i64, OperationError> {
@@ -123,8 +226,9 @@ pub(super) async fn marked_as_published(desk: &Desk, database: &Database, source
 }
 
 pub(super) async fn execute(desk: &Desk, effect: &LedgerEffect, act: &NewAct<'_>, hash: &str) -> Result<bool, OperationError> {
-    if let Some(open) = &effect.open {
-        return Err(OperationError::Forbidden(format!("{open}: it closes by itself, and there is nothing to execute")));
-    }
-    Ok(desk.ledger.note_restored(&Restored::Said(effect.incarnation), act, Some(hash)).await?)
+    let without = effect.given_up();
+    Ok(match &effect.open {
+        Some(open) => desk.ledger.give_up_sources(open.id, &without, act, hash).await?,
+        None => desk.ledger.note_restored(&Restored::Said { incarnation: effect.incarnation, without }, act, Some(hash)).await?,
+    })
 }

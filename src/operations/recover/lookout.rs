@@ -5,56 +5,107 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use uuid::Uuid;
 
 use super::super::{Desk, OperationError};
 use super::ledger::{is_of, marked_as_published};
+use super::marks;
 use crate::event::{Topic, TopicPartition};
 use crate::ledger::{Acquaintance, Landmark, Recovering, Restored, Settlement};
-use crate::log::{LogError, Mark};
+use crate::log::LogError;
+use crate::waiting::Waits;
 
 /// How often it looks.
 const LOOK: Duration = Duration::from_secs(1);
+/// The longest wait between two first looks: so long after the log is back nothing is shown or sent yet, at most.
+const FIRST_LOOK: Duration = Duration::from_secs(10);
 /// Publications settled in one transaction.
 const SETTLED_AT_ONCE: usize = 500;
 /// So many looks in a row fail before it is told.
 const TOLD_AFTER: u32 = 10;
-/// How long a starting process waits for the log's word before it shows what the ledger says.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// So many first looks fail before it is told: a new group's coordinator takes a moment.
+const FIRST_TOLD_AFTER: u32 = 3;
 
 /// One process's lookout.
+///
+/// At a start nothing is remembered, and only the marks of the consumers' group may tell that the ledger went back. They are asked for until the
+/// log answers, however long that takes. Until then this process shows no domain series and no source's completeness, sends nothing to the vendor,
+/// and reads neither log nor coderd: a consumer's own marks would take the place of those that tell. License questions are answered from memory
+/// as ever, and say how fresh they are. A log in PostgreSQL has no marks, and holds nothing back.
 pub struct Lookout {
     desk: Desk,
-    /// The consumers' group, whose marks in the log may prove that the ledger was further.
-    group: String,
     /// Names this process where it settles publications.
     holder: String,
     looked: Arc<OnceLock<()>>,
+}
+
+/// What the looks before have left.
+#[derive(Default)]
+struct Remembered {
+    /// The batch by which the ledger is known again.
     landmark: Option<Landmark>,
-    /// When the ledger first answered.
-    begun: Option<Instant>,
+    /// The recovery that was told of.
+    told: Option<i64>,
 }
 
 impl Lookout {
     /// A lookout that has not looked yet. `looked` is set once it knows whether the ledger went back before this process began.
     #[must_use]
-    pub fn new(desk: Desk, group: &str, looked: Arc<OnceLock<()>>) -> Self {
-        Lookout { desk, group: group.to_owned(), holder: Uuid::new_v4().to_string(), looked, landmark: None, begun: None }
+    pub fn new(desk: Desk, looked: Arc<OnceLock<()>>) -> Self {
+        Lookout { desk, holder: Uuid::new_v4().to_string(), looked }
     }
 
     /// Looks until `stop`.
-    pub async fn keep(mut self, stop: &CancellationToken) {
+    pub async fn keep(self, stop: &CancellationToken) {
+        tokio::join!(self.look_first(stop), self.look_always(stop));
+    }
+
+    async fn look_first(&self, stop: &CancellationToken) {
+        let mut waits = Waits::new(LOOK, FIRST_LOOK);
         let mut failures = 0;
+        while let Some(looked) = stop.run_until_cancelled(self.first_look()).await {
+            match looked {
+                Ok(()) => {
+                    self.looked.get_or_init(|| ());
+                    if failures >= FIRST_TOLD_AFTER {
+                        info!("whether the ledger was restored is known: all goes on");
+                    }
+                    return;
+                }
+                Err(error) => {
+                    failures += 1;
+                    if failures == FIRST_TOLD_AFTER {
+                        warn!(%error, "whether the ledger was restored is not known yet: nothing is shown, sent or read before the log says it");
+                    }
+                }
+            }
+            if !waits.wait(stop).await {
+                return;
+            }
+        }
+    }
+
+    /// Where the ledger is, and how far the group was told that its partitions were read, after that was committed.
+    async fn first_look(&self) -> Result<(), OperationError> {
+        self.look_at_place().await?;
+        let Some((incarnation, mark)) = marks::ahead(&self.desk).await?.into_iter().next() else { return Ok(()) };
+        let read_until = marks::read_until(&self.desk, &mark).await;
+        let restored = Restored::Position { incarnation, partition: mark.partition, next_offset: mark.next_offset, read_until };
+        self.desk.ledger.in_time(self.desk.ledger.note_went_back(&restored)).await?;
+        Ok(())
+    }
+
+    async fn look_always(&self, stop: &CancellationToken) {
+        let (mut remembered, mut failures) = (Remembered::default(), 0);
         loop {
-            match stop.run_until_cancelled(self.look()).await {
+            match stop.run_until_cancelled(self.look(&mut remembered)).await {
                 None => return,
                 Some(Ok(())) => failures = 0,
                 Some(Err(error)) => {
                     failures += 1;
-                    // what is away is told by whoever works with it; a new group's coordinator takes a moment
+                    // what is away is told by whoever works with it
                     if failures == TOLD_AFTER {
                         warn!(%error, "whether the ledger was restored is not known, or it does not catch up");
                     }
@@ -66,62 +117,43 @@ impl Lookout {
         }
     }
 
-    async fn look(&mut self) -> Result<(), OperationError> {
-        self.recognise().await?;
-        if self.looked.get().is_none() {
-            self.look_at_marks().await?;
-        }
+    async fn look(&self, remembered: &mut Remembered) -> Result<(), OperationError> {
+        self.recognise(&mut remembered.landmark).await?;
         let ledger = &self.desk.ledger;
         if let Some(recovering) = ledger.in_time(ledger.recovering()).await? {
+            if remembered.told.replace(recovering.id) != Some(recovering.id) {
+                warn!(by = recovering.actor, reason = recovering.reason, "{recovering}; {}", recovering.forgotten());
+            }
             self.tend(&recovering).await?;
         }
         Ok(())
     }
 
-    /// Whether the ledger is where it was, and has the batch by which it is known; then one further on is remembered.
-    async fn recognise(&mut self) -> Result<(), OperationError> {
+    /// Whether the ledger is where it was; false where it is not.
+    async fn look_at_place(&self) -> Result<bool, OperationError> {
         let ledger = &self.desk.ledger;
-        if let Some((incarnation, place)) = ledger.in_time(ledger.place_before()).await? {
-            ledger.in_time(ledger.note_went_back(&Restored::Place { incarnation, place })).await?;
+        let Some((incarnation, place)) = ledger.in_time(ledger.place_before()).await? else { return Ok(true) };
+        ledger.in_time(ledger.note_went_back(&Restored::Place { incarnation, place })).await?;
+        Ok(false)
+    }
+
+    /// Whether the ledger is where it was, and has the batch by which it is known; then one further on is remembered.
+    async fn recognise(&self, known: &mut Option<Landmark>) -> Result<(), OperationError> {
+        let ledger = &self.desk.ledger;
+        if !self.look_at_place().await? {
             return Ok(());
         }
-        let (head, acquaintance) = ledger.in_time(ledger.head_seen_from(self.landmark.as_ref())).await?;
-        if let (Acquaintance::WentBack, Some(landmark)) = (acquaintance, self.landmark) {
+        let (head, acquaintance) = ledger.in_time(ledger.head_seen_from(known.as_ref())).await?;
+        if let (Acquaintance::WentBack, Some(landmark)) = (acquaintance, *known) {
             ledger.in_time(ledger.note_went_back(&Restored::Batch(landmark))).await?;
             return Ok(());
         }
         let further = ledger.in_time(ledger.landmark(head.sequence)).await?;
         // asked again: what was lost in between does not come back
-        let (_, acquaintance) = ledger.in_time(ledger.head_seen_from(self.landmark.as_ref())).await?;
+        let (_, acquaintance) = ledger.in_time(ledger.head_seen_from(known.as_ref())).await?;
         if acquaintance != Acquaintance::WentBack {
-            self.landmark = further.or(self.landmark);
+            *known = further.or(*known);
         }
-        Ok(())
-    }
-
-    /// At a start nothing is remembered, but the group was told how far its partitions were read, after that was committed.
-    async fn look_at_marks(&mut self) -> Result<(), OperationError> {
-        let begun = *self.begun.get_or_insert_with(Instant::now);
-        let marks = match self.desk.log.marks(&self.group).await {
-            Ok(marks) => marks,
-            Err(error) if begun.elapsed() < PATIENCE => return Err(error.into()),
-            Err(error) => {
-                warn!(%error, "the log does not say whether the ledger was restored: going on without its word");
-                Vec::new()
-            }
-        };
-        let ledger = &self.desk.ledger;
-        let lives = ledger.in_time(ledger.lives()).await?;
-        let signature = lives.mark();
-        let standings = ledger.in_time(ledger.standings()).await?;
-        let behind =
-            |mark: &Mark| standings.iter().any(|stands| stands.partition == mark.partition && stands.next_offset < mark.next_offset);
-        let proof = marks.into_iter().find(|mark| mark.signature == signature && behind(mark));
-        if let Some(Mark { partition, next_offset, .. }) = proof {
-            let restored = Restored::Position { incarnation: lives.incarnation, partition, next_offset };
-            ledger.in_time(ledger.note_went_back(&restored)).await?;
-        }
-        self.looked.get_or_init(|| ());
         Ok(())
     }
 
@@ -133,14 +165,14 @@ impl Lookout {
             ledger.in_time(ledger.target_recovery(recovering.id, &ends)).await?;
             return Ok(());
         }
-        if recovering.records_to_read > 0 || recovering.sources_to_read > 0 {
+        if recovering.records_to_read > 0 || !recovering.sources_to_read.is_empty() {
             return Ok(());
         }
-        if recovering.sources_to_compare > 0 {
+        if !recovering.sources_to_compare.is_empty() {
             self.compare(recovering).await?;
         }
         if ledger.in_time(ledger.close_recovery(recovering.id)).await? {
-            info!("the restored ledger has caught up: series are shown and usage is published again");
+            info!("the restored ledger has caught up: series are shown and usage is published again; {}", recovering.forgotten());
         }
         Ok(())
     }

@@ -6,16 +6,18 @@ mod coderd;
 mod kafka;
 mod ledger;
 mod lookout;
+mod marks;
 
 pub use coderd::{CoderdEffect, LostEvents};
 pub use kafka::{KafkaEffect, PartitionToBegin};
-pub use ledger::LedgerEffect;
+pub use ledger::{LedgerEffect, SourceNotWaitedFor};
 pub use lookout::Lookout;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tokio_util::sync::CancellationToken;
 use utoipa::ToSchema;
+use uuid::Uuid;
 
 use super::{Actor, Desk, OperationError};
 use crate::ledger::NewAct;
@@ -49,6 +51,9 @@ impl Lost {
 pub struct RecoverRequest {
     /// What was lost.
     pub lost: Lost,
+    /// Deployments that are not there any more, and that the recovery of a restored ledger is not to wait for; also of one that is open.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub without: Vec<Uuid>,
 }
 
 /// Which plan is to be executed.
@@ -58,11 +63,12 @@ pub struct RecoverExecution {
     pub hash: String,
 }
 
-/// What would be done, in numbers, and the hash by which exactly this is executed.
+/// What would be done, in numbers, and the hash by which exactly this is executed; or that there is nothing to do.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct RecoverPlan {
-    /// SHA-256 of what would be changed, in hexadecimal.
-    pub hash: String,
+    /// SHA-256 of what would be changed, in hexadecimal. Null where nothing is lost, or what is lost is being recovered: there is nothing to
+    /// execute.
+    pub hash: Option<String>,
     /// What was found, what would be done, and what is at risk.
     pub effect: RecoverEffect,
 }
@@ -74,19 +80,40 @@ pub enum RecoverEffect {
     /// Of topics.
     Kafka(KafkaEffect),
     /// Of the ledger's newest part.
-    Ledger(LedgerEffect),
+    Ledger(Box<LedgerEffect>),
     /// Of coderd's newest part.
     Coderd(CoderdEffect),
+}
+
+impl RecoverEffect {
+    /// Why there is nothing to execute, if so.
+    #[must_use]
+    pub fn nothing(&self) -> Option<String> {
+        match self {
+            RecoverEffect::Kafka(effect) => effect.nothing(),
+            RecoverEffect::Ledger(effect) => effect.nothing(),
+            RecoverEffect::Coderd(effect) => effect.nothing(),
+        }
+    }
+
+    fn changes(&self) -> serde_json::Value {
+        match self {
+            RecoverEffect::Kafka(effect) => effect.changes(),
+            RecoverEffect::Ledger(effect) => effect.changes(),
+            RecoverEffect::Coderd(effect) => effect.changes(),
+        }
+    }
 }
 
 /// How a comparison goes on: so many more of so many are done.
 pub type Progress<'a> = &'a (dyn Fn(u64, u64) + Sync);
 
 impl Desk {
-    /// Looks at what was lost, and keeps the plan. Changes nothing else.
+    /// Looks at what was lost, and keeps the plan where there is anything to execute. Changes nothing else.
     ///
     /// # Errors
-    /// [`OperationError`]
+    /// [`OperationError::NotFound`] for a source that the ledger does not know, [`OperationError::Forbidden`] for one that is there or not
+    /// waited for; the databases' and the log's.
     pub async fn plan_recovery(
         &self,
         request: &RecoverRequest,
@@ -94,9 +121,10 @@ impl Desk {
         stop: &CancellationToken,
     ) -> Result<RecoverPlan, OperationError> {
         let (plan, _) = self.foresee_recovery(request, progress, stop).await?;
+        let Some(hash) = &plan.hash else { return Ok(plan) };
         let json = |error: serde_json::Error| OperationError::Internal(error.into());
         let (asked, effect) = (serde_json::to_value(request).map_err(json)?, serde_json::to_value(&plan.effect).map_err(json)?);
-        self.ledger.keep_plan(&plan.hash, "recover", &asked, &effect).await?;
+        self.ledger.keep_plan(hash, "recover", &asked, &effect).await?;
         Ok(plan)
     }
 
@@ -104,7 +132,7 @@ impl Desk {
     ///
     /// # Errors
     /// [`OperationError::NotFound`] for an unknown hash, [`OperationError::Forbidden`] where the effect is another by now or there is nothing
-    /// to do; then nothing was changed.
+    /// to do, [`OperationError::Invalid`] where a source is given up without a reason; then nothing was changed.
     pub async fn execute_recovery(
         &self,
         RecoverExecution { hash }: &RecoverExecution,
@@ -123,8 +151,15 @@ impl Desk {
         }
         let request: RecoverRequest = serde_json::from_value(kept.request).map_err(anyhow::Error::from)?;
         let (plan, lost_ids) = self.foresee_recovery(&request, progress, stop).await?;
-        if plan.hash != *hash {
+        if let Some(nothing) = plan.effect.nothing() {
+            return Err(OperationError::Forbidden(nothing));
+        }
+        if plan.hash.as_ref() != Some(hash) {
             return Err(changed());
+        }
+        if !request.without.is_empty() && actor.reason.trim().is_empty() {
+            let message = "giving up a source needs a reason: what happened there after the backup may never be counted".to_owned();
+            return Err(OperationError::Invalid { field: "reason", message });
         }
         let detail = serde_json::to_value(&plan.effect).map_err(anyhow::Error::from)?;
         let act = NewAct { actor: &actor.name, act: "recover", subject: request.lost.as_str(), reason: &actor.reason, detail };
@@ -143,20 +178,20 @@ impl Desk {
         progress: Progress<'_>,
         stop: &CancellationToken,
     ) -> Result<(RecoverPlan, Vec<String>), OperationError> {
-        match request.lost {
-            Lost::Kafka => {
-                let effect = kafka::foresee(self).await?;
-                Ok((RecoverPlan { hash: hash(request.lost, &effect.changes()), effect: RecoverEffect::Kafka(effect) }, Vec::new()))
-            }
-            Lost::Ledger => {
-                let effect = ledger::foresee(self).await?;
-                Ok((RecoverPlan { hash: hash(request.lost, &effect.changes()), effect: RecoverEffect::Ledger(effect) }, Vec::new()))
-            }
-            Lost::Coderd => {
-                let (effect, ids) = coderd::foresee(self, progress, stop).await?;
-                Ok((RecoverPlan { hash: hash(request.lost, &effect.changes()), effect: RecoverEffect::Coderd(effect) }, ids))
-            }
+        if request.lost != Lost::Ledger && !request.without.is_empty() {
+            let message = "has a meaning only for a ledger that was restored".to_owned();
+            return Err(OperationError::Invalid { field: "without", message });
         }
+        let (effect, lost_ids) = match request.lost {
+            Lost::Kafka => (RecoverEffect::Kafka(kafka::foresee(self).await?), Vec::new()),
+            Lost::Ledger => (RecoverEffect::Ledger(Box::new(ledger::foresee(self, &request.without).await?)), Vec::new()),
+            Lost::Coderd => {
+                let (effect, lost_ids) = coderd::foresee(self, progress, stop).await?;
+                (RecoverEffect::Coderd(effect), lost_ids)
+            }
+        };
+        let hash = effect.nothing().is_none().then(|| hash(request.lost, &effect.changes()));
+        Ok((RecoverPlan { hash, effect }, lost_ids))
     }
 }
 

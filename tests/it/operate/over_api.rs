@@ -88,8 +88,7 @@ async fn a_loss_is_made_good_over_the_api() {
     let direct = json(&site.command("recover plan --lost kafka --output json").await);
     assert_eq!((&nothing["effect"], &nothing["hash"]), (&direct["effect"], &direct["hash"]));
     assert_eq!(nothing["effect"]["partitions_to_create"], 3, "{nothing}");
-    let refused = run_tallyline(&execute(&nothing).split(' ').collect::<Vec<_>>(), &SECRETS).await;
-    assert!(refused.status.code() == Some(4) && refused.stderr.contains("there is nothing to recover"), "{refused:?}");
+    assert_eq!((&nothing["hash"], &nothing["execute"]), (&Value::Null, &Value::Null), "{nothing}");
     let unknown = over(&api, "recover plan --lost coderd", "--token env:ADMIN").await;
     assert!(
         unknown.status.code() == Some(4) && unknown.stderr.contains("409 Conflict: coderd's database is not known here"),
@@ -107,9 +106,32 @@ async fn a_loss_is_made_good_over_the_api() {
     let status = over(&api, "status", "--token env:READ").await;
     let mut lines = status.stdout.lines();
     assert!(lines.any(|line| line.starts_with("the ledger was restored from a backup and catches up since ")), "{status:?}");
+    let forgotten = "what operators did after the backup is not in this ledger: pauses, choices of license rules,";
+    assert!(lines.next().is_some_and(|line| line.starts_with(forgotten)), "{status:?}");
     let table: Vec<Vec<&str>> = lines.skip(1).take(2).map(|line| line.split_whitespace().collect()).collect();
     assert_eq!(table[0], ["RECOVERY", "BY", "SINCE", "REASON"]);
     assert_eq!((table[1][1], table[1][3]), ("the-admin", "tests"));
+
+    // the source is not there any more
+    let waiting = site.status().await["recovering"]["sources_to_read"].clone();
+    let without: String = waiting.as_array().unwrap().iter().map(|id| format!(" --without {}", id.as_str().unwrap())).collect();
+    let planned = over(&api, &format!("recover plan --lost ledger{without}"), "--token env:ADMIN").await.stdout;
+    assert!(
+        planned.contains("given up by this plan") && planned.contains("the\nvendor may have amounts that this ledger does not"),
+        "{planned}"
+    );
+    let planned = json(&over(&api, &format!("recover plan --lost ledger{without} --output json"), "--token env:ADMIN").await);
+    let unreasoned = run_tallyline(&execute(&planned).split(' ').collect::<Vec<_>>(), &SECRETS).await;
+    assert!(
+        unreasoned.status.code() == Some(2) && unreasoned.stderr.contains("reason: giving up a source needs a reason"),
+        "{unreasoned:?}"
+    );
+    let words = format!("{} --reason retired", execute(&planned));
+    let executed = run_tallyline(&words.split(' ').collect::<Vec<_>>(), &SECRETS).await;
+    assert!(executed.status.success() && executed.stdout.ends_with("done\n"), "{executed:?}");
+    eventually(super::SOON, "the recovery is over", || async { site.status().await["recovering"].is_null() }).await;
+    let acts = over(&api, "acts --act recover", "--token env:READ").await.stdout;
+    assert!(acts.contains("the-admin") && acts.contains("retired"), "{acts}");
     running.ends_in_order().await;
 }
 

@@ -106,6 +106,7 @@ async fn what_coderd_lost_stays_counted_and_is_published_once_an_operator_has_sa
     let report = world.balanced().await;
     let remarks = report["joints"][0]["remarks"].as_array().unwrap();
     let changed: Vec<&Json> = remarks.iter().filter(|row| row["kind"] == "source_changed").map(|row| &row["id"]).collect();
+    world.nothing_is_lost("coderd", "there is nothing to recover").await;
     assert!(changed.contains(&&Json::from(again.as_str())) && changed.contains(&&Json::from(earlier_id.as_str())), "{report}");
     for process in [&mut collect, &mut consume, &mut publish] {
         ends(process).await;

@@ -80,8 +80,7 @@ async fn a_topic_that_was_lost_unread_is_created_again_and_comes_again_from_code
     world.balanced().await;
     let again = world.execute(&plan).await;
     assert_eq!(again.status.code(), Some(4), "{again:?}");
-    let nothing = world.plan("kafka").await;
-    assert_eq!(world.execute(&nothing).await.status.code(), Some(4), "nothing is lost: {nothing}");
+    world.nothing_is_lost("kafka", "every position lies in it: nothing is lost").await;
     for process in [&mut collect, &mut consume] {
         ends(process).await;
     }

@@ -131,6 +131,10 @@ async fn processes_that_begin_after_the_restore_see_it_in_the_groups_marks() {
     // as where the files of a whole server were put back
     let place = "update ledger set place = null";
     sqlx::query(place).execute(&world.site.database.pool).await.unwrap();
+    // the lost time reaches at least to the records that were read after the backup
+    let effect = world.plan("ledger").await["effect"].clone();
+    let [newest, read_until] = [&effect["newest_batch_at"], &effect["had_read_until"]].map(|at| at.as_str().map(instant_of));
+    assert!(newest.is_some() && read_until > newest, "{effect}");
     comes_back(&world, "and stands before it").await;
 }
 
@@ -140,6 +144,10 @@ async fn an_operator_says_that_the_ledger_was_restored() {
     let mut world = World::begin(Backend::Postgres).await;
     let backup = lost_part(&mut world, &folder).await;
     world.site.database.restore(&backup).await;
+    // as where the files of a whole server were put back, the log's among them: nothing tells, but an operator
+    let place = "update ledger set place = actual_place()";
+    sqlx::query(place).execute(&world.site.database.pool).await.unwrap();
+    assert_eq!(world.site.ledger.place_before().await.unwrap(), None);
     sqlx::query(
         "update publication set event_created_at = now() - interval '31 days' where event_id in (select event_id from publication limit 3)",
     )
@@ -153,14 +161,22 @@ async fn an_operator_says_that_the_ledger_was_restored() {
     assert_eq!((effect["pending"].as_i64(), effect["pending_too_old"].as_i64()), (Some(pending), Some(3)), "{plan}");
     assert_eq!(effect["pending_published_by_coderd"].as_i64(), Some(marked(&world, true).await), "{plan}");
     assert_eq!((&effect["log_restored_too"], effect["sources_to_read"].as_array().unwrap().len()), (&true.into(), 1), "{plan}");
+    assert_eq!(effect["had_read_until"], serde_json::Value::Null, "{plan}");
+    let planned = world.site.command(&["recover", "plan", "--lost", "ledger"]).await.stdout;
+    for said in ["as they are there today", "whose template, organization or preset was renamed", "what operators did after the backup"] {
+        assert!(planned.contains(said), "{planned}");
+    }
     let executed = world.execute(&plan).await;
     assert!(executed.status.success(), "{executed:?}");
     assert_eq!(world.count("select count(*) from publication where state = 'pending' and not unanswered").await, 0);
-    let refused = world.plan("ledger").await;
-    let refused = world.execute(&refused).await;
-    assert!(refused.status.code() == Some(4) && refused.stderr.contains("closes by itself"), "{refused:?}");
-    let status = world.site.command(&["status"]).await;
-    assert!(status.stdout.contains("was restored from a backup"), "{status:?}");
+    world.nothing_is_lost("ledger", "closes by itself").await;
+    let refused = world.execute(&plan).await;
+    assert!(refused.status.code() == Some(4) && refused.stderr.contains("executed before"), "{refused:?}");
+    // where the backup ended, and that an operator's last word may be missing
+    let (sequence, newest) = (&effect["sequence"], effect["newest_batch_at"].as_str().unwrap());
+    let status = world.site.command(&["status"]).await.stdout;
+    let forgotten = format!("It knows no act, and it ended at sequence {sequence} of {}Z when it was seen", &newest[..19]);
+    assert!(status.contains("was restored from a backup") && status.contains(&forgotten), "{status}\n{forgotten}");
     comes_back(&world, "the disk is gone").await;
     assert_eq!(world.acts().await.len(), 1, "nobody opens another");
     assert_eq!(world.count("select count(*) from publication where state = 'not_ours'").await, marked(&world, true).await);
@@ -169,6 +185,10 @@ async fn an_operator_says_that_the_ledger_was_restored() {
     eventually(SOON * 2, "all is settled", || async { world.count(PENDING).await == 0 }).await;
     assert_eq!(world.count("select count(*) from publication where state = 'unknown'").await, 3 - world.count(THREE_MARKED).await);
     ends(&mut publish).await;
+}
+
+fn instant_of(text: &str) -> DateTime<Utc> {
+    text.parse().expect("a time")
 }
 
 /// Of the three that were made too old, those that coderd had published.
@@ -184,7 +204,7 @@ async fn marked(world: &World, published: bool) -> i64 {
 }
 
 /// All is in, a backup is taken, more comes in and is read, and all processes end.
-async fn lost_part(world: &mut World, folder: &TempDir) -> std::path::PathBuf {
+pub async fn lost_part(world: &mut World, folder: &TempDir) -> std::path::PathBuf {
     let (mut collect, mut consume) = (world.collect(), world.site.start("consume", &[]));
     world.all_is_in().await;
     let backup = world.site.database.back_up(folder.path());

@@ -111,6 +111,15 @@ impl World {
         json(&planned)
     }
 
+    /// There is nothing to execute, and both forms of the answer say so.
+    pub async fn nothing_is_lost(&self, lost: &str, said: &str) {
+        let plan = self.plan(lost).await;
+        assert_eq!((&plan["hash"], &plan["execute"]), (&Json::Null, &Json::Null), "{plan}");
+        let planned = self.site.command(&["recover", "plan", "--lost", lost]).await;
+        assert!(planned.status.success() && planned.stdout.contains(said), "{planned:?}");
+        assert!(!planned.stdout.contains("recover execute") && !planned.stdout.contains("hash "), "{planned:?}");
+    }
+
     pub async fn execute(&self, plan: &Json) -> Ended {
         let hash = plan["hash"].as_str().expect("a hash");
         self.site

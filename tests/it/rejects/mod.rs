@@ -86,7 +86,16 @@ impl Site {
 }
 
 fn desk(ledger: Ledger, log: Log) -> Desk {
-    Desk { ledger, log, partitions: 1, coderd: None, deployment: None, keys: PublicKeys::new(), rules: RuleSet::default() }
+    Desk {
+        ledger,
+        log,
+        group: tallyline::consumer::GROUP.to_owned(),
+        partitions: 1,
+        coderd: None,
+        deployment: None,
+        keys: PublicKeys::new(),
+        rules: RuleSet::default(),
+    }
 }
 
 fn operator() -> Actor {

@@ -95,6 +95,7 @@ impl Site {
         let desk = Desk {
             ledger: ledger.clone(),
             log: self.log.clone(),
+            group: tallyline::consumer::GROUP.to_owned(),
             partitions: 1,
             coderd: None,
             deployment: None,

@@ -1,0 +1,242 @@
+//! A ledger that was restored from a backup: how it is known, and how its recovery is opened.
+//!
+//! Opening one makes it another incarnation, in one transaction with all that must not go on as before: leases, claims on partitions, and
+//! what may have been sent in the lost time.
+
+use chrono::{DateTime, TimeDelta, Utc};
+use sqlx::{FromRow, PgConnection};
+use uuid::Uuid;
+
+use super::{FORGOTTEN, Landmark, Ledger, NewAct, OURSELVES, plans};
+use crate::event::TopicPartition;
+
+/// Why the ledger is taken to be a restored one. Looked at again before anything is changed, so that only the first who comes opens a recovery.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Restored {
+    /// It had this batch and does not have it any more.
+    Batch(Landmark),
+    /// It had read this partition up to here, and stands before it.
+    Position {
+        /// The ledger's identity at that time.
+        incarnation: Uuid,
+        /// The partition.
+        partition: TopicPartition,
+        /// What was read next.
+        next_offset: i64,
+        /// When the last record before that came to the log, where the log still has it: so far the lost time reaches, at least.
+        read_until: Option<DateTime<Utc>>,
+    },
+    /// It was last seen in another place than where it is: it was restored, copied or failed over, and may have lost its newest batches.
+    Place {
+        /// The ledger's identity at that time.
+        incarnation: Uuid,
+        /// Server, timeline and database.
+        place: String,
+    },
+    /// An operator says so.
+    Said {
+        /// Of this incarnation.
+        incarnation: Uuid,
+        /// Sources that are not there any more: the recovery does not wait for them.
+        without: Vec<Uuid>,
+    },
+}
+
+impl Restored {
+    fn incarnation(&self) -> Uuid {
+        match self {
+            Restored::Batch(landmark) => landmark.incarnation,
+            Restored::Position { incarnation, .. } | Restored::Place { incarnation, .. } | Restored::Said { incarnation, .. } => {
+                *incarnation
+            }
+        }
+    }
+}
+
+impl std::fmt::Display for Restored {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Restored::Batch(Landmark { sequence, batch_id, recorded_at, .. }) => {
+                write!(f, "it had batch {batch_id} of {recorded_at} at sequence {sequence}, and has it no more")
+            }
+            Restored::Position { partition, next_offset, read_until, .. } => {
+                write!(f, "it had read {partition} up to {next_offset}")?;
+                read_until.map_or(Ok(()), |until| write!(f, ", a record of {until}"))?;
+                f.write_str(", and stands before it")
+            }
+            Restored::Place { place, .. } => {
+                write!(f, "it was last seen in server, timeline and database {place}, and is in another: what it has lost is not known")
+            }
+            Restored::Said { .. } => f.write_str("an operator says so"),
+        }
+    }
+}
+
+/// A collected source, and how far it was read.
+#[derive(Clone, Debug, PartialEq, Eq, FromRow)]
+pub struct CollectedSource {
+    /// The ledger's own small id.
+    pub id: i16,
+    /// coderd's deployment id.
+    pub deployment_id: Uuid,
+    /// Its newest pass; 0: none.
+    pub last_pass_id: i64,
+    /// When that began.
+    pub last_read_at: Option<DateTime<Utc>>,
+}
+
+/// A source that was not read for as long as the log keeps its records, while another was, is not read any more: waiting for it would never end.
+/// Today's date says nothing: of an old backup every pass is old.
+const READ_WITHIN: TimeDelta = TimeDelta::days(35);
+
+/// Those that a recovery waits for, and the others.
+fn split(sources: Vec<CollectedSource>) -> (Vec<CollectedSource>, Vec<CollectedSource>) {
+    let newest = sources.iter().filter_map(|source| source.last_read_at).max();
+    sources.into_iter().partition(|source| match (source.last_read_at, newest) {
+        (Some(read_at), Some(newest)) => newest - read_at < READ_WITHIN,
+        _ => true,
+    })
+}
+
+async fn collected(connection: &mut PgConnection) -> Result<Vec<CollectedSource>, sqlx::Error> {
+    sqlx::query_as(
+        "select source.id, deployment_id, coalesce(max(pass.id), 0) as last_pass_id, max(pass.started_at) as last_read_at
+         from source left join collector_pass pass on pass.source_id = source.id where collected group by source.id order by source.id",
+    )
+    .fetch_all(connection)
+    .await
+}
+
+impl Ledger {
+    /// Collected sources: those that a recovery which is opened now waits for, and the others.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn sources_to_recover(&self) -> Result<(Vec<CollectedSource>, Vec<CollectedSource>), sqlx::Error> {
+        let mut connection = self.pool.acquire().await?;
+        Ok(split(collected(&mut connection).await?))
+    }
+
+    /// Opens a recovery, once: the ledger becomes another incarnation, nobody holds a lease or a partition any more, and every pending publication
+    /// may have been sent. `plan` is the plan that this executes. False: it is no longer so, or somebody else was first.
+    ///
+    /// # Errors
+    /// The database's; then nothing is changed.
+    pub async fn note_restored(&self, restored: &Restored, act: &NewAct<'_>, plan: Option<&str>) -> Result<bool, sqlx::Error> {
+        let mut tx = self.pool.begin().await?;
+        if !is_so(&mut tx, restored).await? {
+            return Ok(false);
+        }
+        // In the order in which every writer takes them, the one row of `ledger` last. Passes and batches on their way are in, or fail.
+        sqlx::query("select from lease order by name for update").execute(&mut *tx).await?;
+        let revoked = "update lease set holder = '', epoch = epoch + 1, expires_at = clock_timestamp(), shown_sequence = 0";
+        sqlx::query(revoked).execute(&mut *tx).await?;
+        doubt_pending(&mut tx).await?;
+        sqlx::query("select from position order by topic, partition for update").execute(&mut *tx).await?;
+        sqlx::query("update position set epoch = epoch + 1").execute(&mut *tx).await?;
+        sqlx::query("select from ledger for update").execute(&mut *tx).await?;
+        if !is_so(&mut tx, restored).await? {
+            return Ok(false);
+        }
+        let another = "update ledger set incarnation = gen_random_uuid(), place = actual_place()";
+        sqlx::query(another).execute(&mut *tx).await?;
+        let now = self.clock.now();
+        // A backup may have been taken while an earlier recovery was open: this one waits for more.
+        sqlx::query("update recovery set closed_at = $1 where closed_at is null").bind(now).execute(&mut *tx).await?;
+        let act_id = self.act(&mut tx, act).await?;
+        let without = if let Restored::Said { without, .. } = restored { without.as_slice() } else { &[] };
+        let (waited_for, _) = split(collected(&mut tx).await?);
+        if without.iter().any(|named| !waited_for.iter().any(|source| source.deployment_id == *named)) {
+            return Ok(false);
+        }
+        let given_up: Vec<bool> = waited_for.iter().map(|source| without.contains(&source.deployment_id)).collect();
+        sqlx::query(
+            "with opened as (insert into recovery (act_id, opened_at) values ($1, $2) returning id)
+             insert into recovery_source (recovery_id, source_id, after_pass_id, given_up_act_id)
+             select opened.id, source_id, after_pass_id, case when given_up then $1 end
+             from opened, unnest($3::smallint[], $4::bigint[], $5::boolean[]) as waited_for (source_id, after_pass_id, given_up)",
+        )
+        .bind(act_id)
+        .bind(now)
+        .bind(waited_for.iter().map(|source| source.id).collect::<Vec<_>>())
+        .bind(waited_for.iter().map(|source| source.last_pass_id).collect::<Vec<_>>())
+        .bind(&given_up)
+        .execute(&mut *tx)
+        .await?;
+        if let Some(hash) = plan
+            && !plans::executed(&mut tx, hash, act_id, now).await?
+        {
+            return Ok(false);
+        }
+        tx.commit().await?;
+        Ok(true)
+    }
+
+    /// Opens a recovery of a ledger that went back, seen by this program itself. Whoever sees it says so; the first opens it.
+    ///
+    /// # Errors
+    /// The database's; then it is for the next look.
+    pub async fn note_went_back(&self, restored: &Restored) -> Result<bool, sqlx::Error> {
+        let reason = restored.to_string();
+        let act = NewAct { actor: OURSELVES, act: "recover", subject: "ledger", reason: &reason, detail: serde_json::json!({}) };
+        let opened = self.note_restored(restored, &act, None).await?;
+        if opened {
+            tracing::warn!(reason, "the ledger was restored from a backup: it is another incarnation now, and catches up; {FORGOTTEN}");
+        }
+        Ok(opened)
+    }
+}
+
+async fn is_so(tx: &mut PgConnection, restored: &Restored) -> Result<bool, sqlx::Error> {
+    let incarnation: Uuid = sqlx::query_scalar("select incarnation from ledger").fetch_one(&mut *tx).await?;
+    if incarnation != restored.incarnation() {
+        return Ok(false);
+    }
+    match restored {
+        Restored::Said { .. } => Ok(true),
+        Restored::Batch(landmark) => {
+            let query = "select not exists (select from batch where sequence = $1 and id = $2 and recorded_at = $3)";
+            let query = sqlx::query_scalar(query).bind(landmark.sequence).bind(landmark.batch_id).bind(landmark.recorded_at);
+            query.fetch_one(tx).await
+        }
+        Restored::Place { place, .. } => {
+            let query = "select place = $1 and place <> actual_place() from ledger";
+            sqlx::query_scalar(query).bind(place).fetch_one(tx).await
+        }
+        Restored::Position { partition, next_offset, .. } => {
+            let query = "select exists (select from position where topic = $1 and partition = $2 and next_offset < $3)";
+            let query = sqlx::query_scalar(query).bind(partition.topic.name()).bind(partition.partition).bind(next_offset);
+            query.fetch_one(tx).await
+        }
+    }
+}
+
+/// Whatever is pending may have been sent when nobody remembers: should it become too old, its fate is unknown.
+pub(super) async fn doubt_pending(tx: &mut PgConnection) -> Result<(), sqlx::Error> {
+    sqlx::query("select from publication where state = 'pending' order by source_id, event_id for update").execute(&mut *tx).await?;
+    sqlx::query("update publication set unanswered = true where state = 'pending' and not unanswered").execute(tx).await?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_source_that_others_outlived_by_35_days_is_not_waited_for() {
+        let newest: DateTime<Utc> = "2025-08-01T12:00:00Z".parse().expect("a time");
+        let source = |id: i16, days: Option<i64>| CollectedSource {
+            id,
+            deployment_id: Uuid::from_u128(id.unsigned_abs().into()),
+            last_pass_id: i64::from(id),
+            last_read_at: days.map(|days| newest - TimeDelta::days(days)),
+        };
+        let ids = |sources: &[CollectedSource]| sources.iter().map(|source| source.id).collect::<Vec<_>>();
+        let (waited_for, others) =
+            split(vec![source(1, Some(34)), source(2, Some(35)), source(3, None), source(4, Some(0)), source(5, Some(400))]);
+        assert_eq!((ids(&waited_for), ids(&others)), (vec![1, 3, 4], vec![2, 5]));
+        // one alone is not outlived, however long ago it was read
+        let (waited_for, others) = split(vec![source(5, Some(400))]);
+        assert_eq!((ids(&waited_for), ids(&others)), (vec![5], vec![]));
+    }
+}

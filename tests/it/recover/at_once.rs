@@ -1,0 +1,30 @@
+//! Two operators who do the same at the same time.
+
+use serde_json::{Value, json};
+use tallyline::event::Topic;
+use tallyline::ledger::{Chain, NewAct};
+
+use crate::support::ledger::{DEPLOYMENT, arrival, ledger, noon, partition, usage};
+
+/// So many rows that both are in the middle of them at once.
+const EVENTS: u32 = 3_000;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_who_list_the_same_losses_in_any_order_do_not_stop_each_other() {
+    let (_database, ledger) = ledger().await;
+    let source = ledger.register_source(DEPLOYMENT, noon(), None).await.unwrap();
+    let arrivals: Vec<_> = (0..EVENTS).map(|n| arrival(n.into(), usage(DEPLOYMENT, n))).collect();
+    let claim = ledger.claim(partition(Topic::AgentUsage, 0), 0).await.unwrap();
+    ledger.record(&Chain::Live(claim), &arrivals, EVENTS.into()).await.unwrap();
+    let ids: Vec<String> = (0..EVENTS).map(|n| format!("usage-{n}")).collect();
+    let reversed: Vec<String> = ids.iter().rev().cloned().collect();
+    for hash in ["one", "other"] {
+        ledger.keep_plan(hash, "recover", &Value::Null, &Value::Null).await.unwrap();
+    }
+    let act = NewAct { actor: "sre-1", act: "recover", subject: "coderd", reason: "restored", detail: json!({}) };
+    let (one, other) =
+        tokio::join!(ledger.record_lost(source.id, &ids, &act, "one"), ledger.record_lost(source.id, &reversed, &act, "other"));
+    assert_eq!((one.unwrap(), other.unwrap()), (true, true));
+    let listed: i64 = sqlx::query_scalar("select count(*) from source_lost").fetch_one(&ledger.pool).await.unwrap();
+    assert_eq!(listed, i64::from(EVENTS));
+}

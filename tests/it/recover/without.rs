@@ -1,0 +1,184 @@
+//! Which sources the recovery of a restored ledger waits for, and how an operator gives up one that is not there any more.
+
+use std::time::Duration;
+
+use chrono::TimeDelta;
+use tallyline::consumer::GROUP;
+use tallyline::ledger::{Ledger, NewPass, Source};
+use tallyline::license::{PublicKeys, RuleSet};
+use tallyline::log::{Log, PostgresLogSettings};
+use tallyline::operations::recover::{LedgerEffect, Lost, RecoverEffect, RecoverExecution, RecoverPlan, RecoverRequest};
+use tallyline::operations::{Actor, Desk, ListActs, OperationError};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::support::Database;
+use crate::support::ledger::{ledger, noon};
+
+// Read until the end; 34 days before; 36 days before; never.
+const LIVE: Uuid = Uuid::from_u128(1);
+const QUIET: Uuid = Uuid::from_u128(2);
+const RETIRED: Uuid = Uuid::from_u128(3);
+const NEVER: Uuid = Uuid::from_u128(4);
+/// Nobody collects it.
+const PUSHED: Uuid = Uuid::from_u128(5);
+
+struct Site {
+    desk: Desk,
+    _database: Database,
+}
+
+impl Site {
+    /// A ledger with all five, a hundred days after its newest pass: the backup is an old one.
+    async fn restored() -> Site {
+        let (database, ledger) = ledger().await;
+        let log = Log::postgres(ledger.pool.clone(), PostgresLogSettings::default());
+        log.create_topics(1).await.unwrap();
+        for (deployment, days) in [(LIVE, Some(0)), (QUIET, Some(34)), (RETIRED, Some(36)), (NEVER, None), (PUSHED, None)] {
+            let source = ledger.register_source(deployment, noon(), None).await.unwrap();
+            if let Some(days) = days {
+                pass(&ledger, &source, TimeDelta::days(days)).await;
+            }
+        }
+        sqlx::query("update source set collected = false where deployment_id = $1").bind(PUSHED).execute(&ledger.pool).await.unwrap();
+        ledger.clock.set(noon() + TimeDelta::days(100));
+        let (coderd, deployment, keys, rules) = (None, None, PublicKeys::new(), RuleSet::Y2025M07);
+        let desk = Desk { ledger, log, group: GROUP.to_owned(), partitions: 1, coderd, deployment, keys, rules };
+        Site { desk, _database: database }
+    }
+
+    async fn try_plan(&self, without: &[Uuid]) -> Result<(RecoverPlan, LedgerEffect), OperationError> {
+        let request = RecoverRequest { lost: Lost::Ledger, without: without.to_vec() };
+        let plan = self.desk.plan_recovery(&request, &|_, _| {}, &CancellationToken::new()).await?;
+        let RecoverEffect::Ledger(effect) = plan.effect.clone() else { panic!("{plan:?}") };
+        Ok((plan, *effect))
+    }
+
+    async fn plan(&self, without: &[Uuid]) -> (RecoverPlan, LedgerEffect) {
+        self.try_plan(without).await.unwrap()
+    }
+
+    async fn execute(&self, plan: &RecoverPlan, reason: &str) -> Result<RecoverPlan, OperationError> {
+        let actor = Actor { name: "sre-1".into(), reason: reason.into() };
+        let execution = RecoverExecution { hash: plan.hash.clone().expect("a hash") };
+        self.desk.execute_recovery(&execution, &actor, &|_, _| {}, &CancellationToken::new()).await
+    }
+}
+
+/// A full pass that began so long before noon, and which the ledger has.
+async fn pass(ledger: &Ledger, source: &Source, before: TimeDelta) {
+    let lease = ledger.take_lease(&name(source.deployment_id), "test", Duration::from_secs(30)).await.unwrap().expect("the test's own");
+    let pass = NewPass {
+        source_id: source.id,
+        started_at: noon() - before,
+        complete_until: None,
+        runtime_complete_until: None,
+        full_sweep: true,
+        produced: 0,
+        late: 0,
+        offsets: Vec::new(),
+        previous: None,
+    };
+    ledger.record_pass(&lease, &pass).await.unwrap();
+    ledger.release_lease(lease).await.unwrap();
+}
+
+fn name(deployment: Uuid) -> String {
+    format!("collector:{deployment}")
+}
+
+fn not_waited_for(effect: &LedgerEffect) -> Vec<(Uuid, bool)> {
+    effect.not_waited_for.iter().map(|source| (source.deployment_id, source.by_this_plan)).collect()
+}
+
+fn refused(planned: Result<(RecoverPlan, LedgerEffect), OperationError>) -> String {
+    match planned {
+        Err(OperationError::Forbidden(why)) => why,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_recovery_waits_for_what_was_read_in_the_last_35_days_of_the_ledger() {
+    let site = Site::restored().await;
+    let (plan, effect) = site.plan(&[]).await;
+    assert_eq!(effect.sources_to_read, [LIVE, QUIET, NEVER]);
+    assert_eq!(not_waited_for(&effect), [(RETIRED, false)]);
+    assert_eq!(effect.not_waited_for[0].last_read_at, Some(noon() - TimeDelta::days(36)));
+    site.execute(&plan, "").await.unwrap();
+    let recovering = site.desk.ledger.recovering().await.unwrap().expect("it is open");
+    assert_eq!(recovering.sources_to_read, [LIVE, QUIET, NEVER]);
+    assert_eq!((recovering.sources_to_compare, recovering.without), (recovering.sources_to_read, vec![]));
+}
+
+#[tokio::test]
+async fn a_source_that_is_not_there_any_more_is_given_up_and_the_recovery_ends() {
+    let site = Site::restored().await;
+    let ledger = &site.desk.ledger;
+    let (plan, _) = site.plan(&[]).await;
+    site.execute(&plan, "the disk died").await.unwrap();
+    let id = ledger.recovering().await.unwrap().expect("it is open").id;
+    ledger.target_recovery(id, &[]).await.unwrap();
+    let live = ledger.source(LIVE).await.unwrap().unwrap();
+    pass(ledger, &live, TimeDelta::zero()).await;
+    ledger.recovery_compared(id, live.id).await.unwrap();
+    assert!(!ledger.close_recovery(id).await.unwrap(), "two others are still to be read");
+
+    let (plan, effect) = site.plan(&[QUIET, NEVER]).await;
+    assert_eq!((effect.sources_to_read.as_slice(), not_waited_for(&effect)), (&[][..], vec![(QUIET, true), (NEVER, true)]));
+    let unreasoned = site.execute(&plan, " ").await;
+    assert!(matches!(unreasoned, Err(OperationError::Invalid { field: "reason", .. })), "{unreasoned:?}");
+    assert!(!ledger.close_recovery(id).await.unwrap());
+    site.execute(&plan, "switched off in July").await.unwrap();
+    let recovering = ledger.recovering().await.unwrap().expect("it is open");
+    assert_eq!((recovering.sources_to_read.as_slice(), recovering.without.as_slice()), (&[][..], &[QUIET, NEVER][..]));
+    assert!(recovering.to_string().contains(&format!("without 2 sources that are given up ({QUIET}, {NEVER})")), "{recovering}");
+    let again = site.execute(&plan, "again").await;
+    assert!(matches!(&again, Err(OperationError::Forbidden(why)) if why.contains("executed before")), "{again:?}");
+    assert!(ledger.close_recovery(id).await.unwrap(), "nothing is waited for any more");
+
+    let acts = site.desk.acts(&ListActs { act: Some("recover".into()), ..ListActs::default() }).await.unwrap().acts;
+    let reasons: Vec<&str> = acts.iter().map(|act| act.reason.as_str()).collect();
+    assert_eq!(reasons, ["switched off in July", "the disk died"]);
+    let given_up = acts[0].detail["not_waited_for"].as_array().unwrap();
+    assert_eq!(given_up.iter().map(|source| &source["deployment_id"]).collect::<Vec<_>>(), [&QUIET.to_string(), &NEVER.to_string()]);
+}
+
+#[tokio::test]
+async fn a_source_can_be_given_up_as_the_recovery_is_opened() {
+    let site = Site::restored().await;
+    let (plan, effect) = site.plan(&[NEVER]).await;
+    assert_ne!(plan.hash, site.plan(&[]).await.0.hash);
+    assert_eq!(effect.sources_to_read, [LIVE, QUIET]);
+    assert_eq!(not_waited_for(&effect), [(NEVER, true), (RETIRED, false)]);
+    site.execute(&plan, "it never began").await.unwrap();
+    let recovering = site.desk.ledger.recovering().await.unwrap().expect("it is open");
+    assert_eq!((recovering.sources_to_read.as_slice(), recovering.without.as_slice()), (&[LIVE, QUIET][..], &[NEVER][..]));
+    // and there is nothing more to execute, as the plan says
+    let (nothing, effect) = site.plan(&[]).await;
+    assert_eq!((nothing.hash.as_ref(), not_waited_for(&effect)), (None, vec![(NEVER, false)]));
+    assert!(nothing.effect.nothing().unwrap().contains("it closes by itself"), "{nothing:?}");
+}
+
+#[tokio::test]
+async fn what_is_there_or_not_waited_for_cannot_be_given_up() {
+    let site = Site::restored().await;
+    let unknown = site.try_plan(&[Uuid::from_u128(9)]).await;
+    assert!(matches!(unknown, Err(OperationError::NotFound(_))), "{unknown:?}");
+    for other in [RETIRED, PUSHED] {
+        assert!(refused(site.try_plan(&[other]).await).contains("does not wait for"));
+    }
+    let lease = site.desk.ledger.take_lease(&name(LIVE), "host-1", Duration::from_secs(30)).await.unwrap().unwrap();
+    assert!(refused(site.try_plan(&[LIVE]).await).contains("the collector host-1 reads it"));
+    site.desk.ledger.release_lease(lease).await.unwrap();
+    let (stale, _) = site.plan(&[LIVE]).await;
+    let request = RecoverRequest { lost: Lost::Kafka, without: vec![LIVE] };
+    let elsewhere = site.desk.plan_recovery(&request, &|_, _| {}, &CancellationToken::new()).await;
+    assert!(matches!(elsewhere, Err(OperationError::Invalid { field: "without", .. })), "{elsewhere:?}");
+    // planned before the recovery was opened, it is another plan afterwards
+    let (plan, _) = site.plan(&[]).await;
+    site.execute(&plan, "").await.unwrap();
+    let executed = site.execute(&stale, "too late").await;
+    assert!(matches!(&executed, Err(OperationError::Forbidden(why)) if why.contains("plan again")), "{executed:?}");
+    assert!(site.desk.ledger.recovering().await.unwrap().unwrap().without.is_empty());
+}
