@@ -76,8 +76,8 @@ create table operator_act (
     -- a person's login, a token's name, or `tallyline VERSION`
     actor text not null constraint operator_act_names_its_actor check (actor <> ''),
     act text not null constraint operator_act_is_known
-        check (act in ('resubmit', 'admit', 'discard', 'pause', 'resume', 'replay', 'rebuild', 'recover')),
-    -- what it was done to: a reject's id, a plan's hash, an operation
+        check (act in ('resubmit', 'admit', 'discard', 'pause', 'resume', 'replay', 'rebuild', 'recover', 'forget')),
+    -- what it was done to: a reject's id, a plan's hash, an operation, a deployment
     subject text not null,
     reason text not null,
     detail jsonb not null default '{}'
@@ -475,10 +475,12 @@ create table source_lost (
     primary key (source_id, event_id)
 );
 
--- What the continuous audit found last, a row for each joint, by the database's clock. A difference stops publishing everywhere; what is open
--- is an operator's work and stops nothing.
+-- What the continuous audit found last, a row for each joint, and of each deployment where a joint is one deployment's, by the database's clock.
+-- A difference stops publishing everywhere; what is open is an operator's work and stops nothing.
 create table audit_finding (
-    joint text primary key,
+    joint text not null,
+    -- null: the joint is of the whole ledger
+    deployment_id uuid,
     differences bigint not null,
     open bigint not null,
     -- the first few differences, as JSON
@@ -490,6 +492,7 @@ create table audit_finding (
     -- since when it has not balanced
     differs_since timestamptz
 );
+create unique index audit_finding_of_a_joint on audit_finding (joint, coalesce(deployment_id, '00000000-0000-0000-0000-000000000000'));
 
 -- Processes as they were last heard of, by the database's clock.
 create table process (

@@ -14,9 +14,9 @@ use crate::audit::AuditReport;
 use crate::ledger::Pause;
 use crate::operations::recover::{RecoverExecution, RecoverPlan, RecoverRequest};
 use crate::operations::{
-    Acts, Admitted, AuditFindings, CountRejects, DiscardRejects, DiscardedRejects, ListActs, ListRejects, LogRange, PauseRequest, Pauses,
-    Proof, ProveRequest, RebuildExecution, RebuildPlan, RebuildRequest, Rebuilt, RejectCounts, RejectPage, ReplayPlan, Resubmit,
-    Resubmitted, RunAudit, ShownReject,
+    Acts, Admitted, AuditFindings, CountRejects, DiscardRejects, DiscardedRejects, ForgetFindings, ListActs, ListRejects, LogRange,
+    PauseRequest, Pauses, Proof, ProveRequest, RebuildExecution, RebuildPlan, RebuildRequest, Rebuilt, RejectCounts, RejectPage,
+    ReplayPlan, Resubmit, Resubmitted, RunAudit, ShownReject,
 };
 
 type Serves = State<Arc<Serving>>;
@@ -79,6 +79,10 @@ pub(super) async fn audit_findings(State(serving): Serves) -> Answer<AuditFindin
 
 pub(super) async fn audit(State(serving): Serves, change: Change<RunAudit>) -> Answer<AuditReport> {
     Ok(Json(serving.api.desk.audit(&change.asked).await?))
+}
+
+pub(super) async fn forget_findings(State(serving): Serves, change: Change<ForgetFindings>) -> Answer<AuditFindings> {
+    Ok(Json(serving.api.desk.forget_findings(&change.asked, &change.actor).await?))
 }
 
 pub(super) async fn prove(State(serving): Serves, Query(request): Query<ProveRequest>) -> Answer<Proof> {

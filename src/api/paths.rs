@@ -18,9 +18,9 @@ use crate::ledger::Pause;
 use crate::license::Entitlements;
 use crate::operations::recover::{RecoverExecution, RecoverPlan, RecoverRequest};
 use crate::operations::{
-    Acts, Admitted, AuditFindings, CountRejects, DiscardRejects, DiscardedRejects, ListActs, ListRejects, LogRange, PauseRequest, Pauses,
-    Proof, ProveRequest, RebuildExecution, RebuildPlan, RebuildRequest, Rebuilt, RejectCounts, RejectPage, ReplayExecution, ReplayPlan,
-    Resubmit, Resubmitted, RunAudit, ShownReject,
+    Acts, Admitted, AuditFindings, CountRejects, DiscardRejects, DiscardedRejects, ForgetFindings, ListActs, ListRejects, LogRange,
+    PauseRequest, Pauses, Proof, ProveRequest, RebuildExecution, RebuildPlan, RebuildRequest, Rebuilt, RejectCounts, RejectPage,
+    ReplayExecution, ReplayPlan, Resubmit, Resubmitted, RunAudit, ShownReject,
 };
 use crate::status::Status;
 
@@ -96,6 +96,9 @@ pub(super) fn api() -> Vec<Route> {
             .change::<RunAudit>()
             .within(LONG)
             .answers::<AuditReport>(200, "What was found."),
+        Route::post("/api/v1/audit/forget", ADMIN, "Forget what was found last of a deployment that is retired", operators::forget_findings)
+            .change::<ForgetFindings>()
+            .answers::<AuditFindings>(200, "What is forgotten. 404: nothing is known of it."),
         Route::get("/api/v1/events/{event_id}/proof", READ, "The whole life of one event", operators::prove)
             .query::<ProveRequest>()
             .answers::<Proof>(200, "Its life. 404: it is known nowhere."),

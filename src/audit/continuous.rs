@@ -3,6 +3,8 @@
 //! A side that cannot be read changes no finding; the age of the last one tells. The same holds where something is missing and no collector
 //! pass came in time to say that it is not merely on its way.
 
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -10,6 +12,7 @@ use prometheus::{GaugeVec, IntGaugeVec, Opts, Registry};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
+use uuid::Uuid;
 
 use super::{Audit, Joint, LOG, SOURCE, VENDOR};
 use crate::ledger::{Finding, Lease, LeaseError, NewFinding};
@@ -23,44 +26,76 @@ const POLL: Duration = Duration::from_secs(5);
 /// After an audit nothing is audited for so many times its length: it takes at most a tenth of the time.
 const REST: f64 = 9.0;
 
-/// What audits found, as every process with the role `serve` shows it.
+/// What audits found, as every process with the role `serve` shows it. Clones show the same.
 #[derive(Clone)]
 pub struct AuditTelemetry {
     differences: IntGaugeVec,
     open: IntGaugeVec,
     audited_at: GaugeVec,
+    /// Whether this process has a database of coderd to audit.
+    reads_source: bool,
+    /// Joint and source of what is shown.
+    shown: Arc<Mutex<BTreeSet<[String; 2]>>>,
 }
 
 impl AuditTelemetry {
-    /// Gauges in `registry`; a joint that was never audited has none.
+    /// Gauges in `registry`. A joint that this process is to audit, and that nobody ever has, has the time 0; one that others audit appears
+    /// with its first audit.
     ///
     /// # Errors
     /// A name that is registered already.
-    pub fn register(registry: &Registry) -> prometheus::Result<Self> {
+    pub fn register(registry: &Registry, reads_source: bool) -> prometheus::Result<Self> {
         let opts = |name: &str, help: &str| Opts::new(format!("tallyline_audit_{name}"), help);
-        let joint = &["joint"];
+        let labels = &["joint", "source"];
         let telemetry = AuditTelemetry {
             differences: IntGaugeVec::new(
                 opts("difference", "What does not balance, as the last audit found; nothing is sent then."),
-                joint,
+                labels,
             )?,
-            open: IntGaugeVec::new(opts("open", "What waits for an operator at a joint that balances."), joint)?,
-            audited_at: GaugeVec::new(opts("timestamp_seconds", "When the last audit of the joint ended."), joint)?,
+            open: IntGaugeVec::new(opts("open", "What waits for an operator at a joint that balances."), labels)?,
+            audited_at: GaugeVec::new(
+                opts("timestamp_seconds", "When the last audit of the joint ended; 0: there never was one."),
+                labels,
+            )?,
+            reads_source,
+            shown: Arc::default(),
         };
         registry.register(Box::new(telemetry.differences.clone()))?;
         registry.register(Box::new(telemetry.open.clone()))?;
         registry.register(Box::new(telemetry.audited_at.clone()))?;
+        telemetry.show(&[], None);
         Ok(telemetry)
     }
 
-    fn show(&self, findings: &[Finding]) {
+    /// Shows what was found, and what was never audited of that which this process is to audit; `own` is its deployment, once that is known.
+    fn show(&self, findings: &[Finding], own: Option<Uuid>) {
+        let source = self.reads_source.then_some((SOURCE, own));
+        let due: BTreeSet<_> = [(LOG, None), (VENDOR, None)].into_iter().chain(source).map(|(joint, of)| labels(joint, of)).collect();
+        let found: BTreeSet<_> = findings.iter().map(|finding| labels(&finding.joint, finding.deployment_id)).collect();
         for finding in findings {
-            let joint = &[finding.joint.replace(' ', "_")];
-            self.differences.with_label_values(joint).set(finding.differences);
-            self.open.with_label_values(joint).set(finding.open);
-            self.audited_at.with_label_values(joint).set(finding.audited_at.timestamp_micros() as f64 / 1e6);
+            let labels = labels(&finding.joint, finding.deployment_id);
+            self.differences.with_label_values(&labels).set(finding.differences);
+            self.open.with_label_values(&labels).set(finding.open);
+            self.audited_at.with_label_values(&labels).set(finding.audited_at.timestamp_micros() as f64 / 1e6);
         }
+        for never in due.difference(&found) {
+            self.audited_at.with_label_values(never).set(0.0);
+        }
+        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        for gone in shown.difference(&found) {
+            // those that never were shown are no error
+            let _ = (self.differences.remove_label_values(gone), self.open.remove_label_values(gone));
+            if !due.contains(gone) {
+                let _ = self.audited_at.remove_label_values(gone);
+            }
+        }
+        *shown = found.into_iter().chain(due).collect();
     }
+}
+
+/// `joint` and `source` of a series; the whole ledger's has no source.
+fn labels(joint: &str, deployment: Option<Uuid>) -> [String; 2] {
+    [joint.replace(' ', "_"), deployment.map(|deployment| deployment.to_string()).unwrap_or_default()]
 }
 
 /// Audits again and again.
@@ -129,7 +164,7 @@ impl Continuous {
     async fn round(&self, rests: bool, held: &mut Option<Lease>, said: &mut Said) -> anyhow::Result<()> {
         let ledger = &self.audit.ledger;
         let findings = ledger.in_time(ledger.findings()).await.context("the ledger")?;
-        self.telemetry.show(&findings);
+        self.telemetry.show(&findings, self.own());
         tell(said, ledger.in_time(ledger.imbalance()).await?);
         if rests || !self.due(&findings).any() {
             return Ok(());
@@ -142,17 +177,22 @@ impl Continuous {
         ledger.in_time(ledger.release_lease(lease)).await?;
         *held = None;
         audited?;
-        self.telemetry.show(&ledger.in_time(ledger.findings()).await?);
+        self.telemetry.show(&ledger.in_time(ledger.findings()).await?, self.own());
         tell(said, ledger.in_time(ledger.imbalance()).await?);
         Ok(())
     }
 
+    /// The deployment that this process can read.
+    fn own(&self) -> Option<Uuid> {
+        self.audit.source.as_ref().map(|(_, deployment)| *deployment)
+    }
+
     fn due(&self, findings: &[Finding]) -> Due {
-        let due = |joint: &str| {
-            let last = findings.iter().find(|finding| finding.joint == joint);
+        let due = |joint: &str, deployment: Option<Uuid>| {
+            let last = findings.iter().find(|finding| finding.joint == joint && finding.deployment_id == deployment);
             last.is_none_or(|last| last.age_seconds >= self.every.as_secs_f64().max(last.seconds * REST))
         };
-        Due { source: self.audit.source.is_some() && due(SOURCE), ledger: due(LOG) || due(VENDOR) }
+        Due { source: self.own().is_some_and(|own| due(SOURCE, Some(own))), ledger: due(LOG, None) || due(VENDOR, None) }
     }
 
     /// Audits while it holds the lease, which it keeps renewing.
@@ -180,7 +220,7 @@ impl Continuous {
         let mut outcome = Ok(());
         if due.ledger {
             match self.ledger_joints().await {
-                Ok((sequence, joints)) => self.record(lease, &joints.iter().collect::<Vec<_>>(), sequence, begun).await?,
+                Ok((sequence, joints)) => self.record(lease, None, &joints.iter().collect::<Vec<_>>(), sequence, begun).await?,
                 Err(fault) => outcome = Err(fault),
             }
         }
@@ -194,7 +234,7 @@ impl Continuous {
                 }
                 Ok(joint) => {
                     let sequence = self.audit.ledger.last_sequence().await?;
-                    self.record(lease, &[&joint], sequence, begun).await?;
+                    self.record(lease, self.own(), &[&joint], sequence, begun).await?;
                 }
                 Err(fault) => outcome = outcome.and(Err(fault)),
             }
@@ -208,9 +248,19 @@ impl Continuous {
         if first.1.iter().all(|joint| joint.differences.is_empty()) { Ok(first) } else { self.audit.ledger_joints().await }
     }
 
-    async fn record(&self, lease: &Lease, joints: &[&Joint], sequence: i64, begun: Instant) -> anyhow::Result<()> {
-        let found: Vec<NewFinding> =
-            joints.iter().map(|joint| NewFinding { joint: &joint.name, differences: &joint.differences, open: joint.open.len() }).collect();
+    /// `deployment` is whose joints these are, where they are not the whole ledger's.
+    async fn record(
+        &self,
+        lease: &Lease,
+        deployment: Option<Uuid>,
+        joints: &[&Joint],
+        sequence: i64,
+        begun: Instant,
+    ) -> anyhow::Result<()> {
+        let found: Vec<NewFinding> = joints
+            .iter()
+            .map(|joint| NewFinding { joint: &joint.name, deployment, differences: &joint.differences, open: joint.open.len() })
+            .collect();
         let ledger = &self.audit.ledger;
         Ok(ledger.in_time(ledger.record_findings(lease, &found, sequence, begun.elapsed().as_secs_f64())).await?)
     }

@@ -256,12 +256,15 @@ fn accepted_here(topic: Topic, place: &str, row: &KeptEvent, event: &Event, reje
     if !columns.is_empty() {
         found.differs("event_changed", row.id(topic), format!("{}: not as the record at {place}", columns.join(", ")));
     }
-    if let Some(reject) = reject {
-        found.differs(
-            "reject_of_an_event",
-            format!("reject {}", reject.id),
-            format!("the record at {place} is accepted as {}", row.id(topic)),
-        );
+    let Some(reject) = reject else { return };
+    let (id, detail) = (format!("reject {}", reject.id), format!("the record at {place} is accepted as {}", row.id(topic)));
+    // a replay reads a record a second time, and one of the two readings may know better; what was in conflict stays so
+    let read_twice = reject.by_a_replay || row.batch.as_ref().is_some_and(|batch| batch.kind == "replay");
+    if !read_twice || reject.verdict == "conflict" {
+        found.differs("reject_of_an_event", id, detail);
+    } else if reject.state == "open" {
+        let detail = format!("{detail} by another reading; `tallyline rejects resubmit {}` ends the reject and appends nothing", reject.id);
+        found.joint.open.push(Difference { kind: "accepted_after_all".into(), id, detail });
     }
 }
 

@@ -14,10 +14,10 @@ pub struct Arguments {
     /// Only this actor's: a person's login, a token's name, or "tallyline VERSION"
     #[arg(long, value_name = "NAME")]
     actor: Option<String>,
-    /// Only these: resubmit, admit, discard, pause, resume, replay, rebuild or recover
+    /// Only these: resubmit, admit, discard, pause, resume, replay, rebuild, recover or forget
     #[arg(long, value_name = "ACT")]
     act: Option<String>,
-    /// Only what was done to this: a reject's id, a plan's hash, an operation
+    /// Only what was done to this: a reject's id, a plan's hash, an operation, a deployment
     #[arg(long, value_name = "SUBJECT")]
     subject: Option<String>,
     /// Only at or after this instant (RFC 3339, or a date in UTC)

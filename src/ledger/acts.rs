@@ -10,7 +10,7 @@ use super::Ledger;
 /// Who did what this program does by itself.
 pub const OURSELVES: &str = concat!("tallyline ", env!("CARGO_PKG_VERSION"));
 /// The words of `operator_act_is_known`: what can be done.
-pub const ACTS: [&str; 8] = ["resubmit", "admit", "discard", "pause", "resume", "replay", "rebuild", "recover"];
+pub const ACTS: [&str; 9] = ["resubmit", "admit", "discard", "pause", "resume", "replay", "rebuild", "recover", "forget"];
 
 /// An act to be written down.
 #[derive(Clone, Debug)]
@@ -19,7 +19,7 @@ pub struct NewAct<'a> {
     pub actor: &'a str,
     /// One of the words of `operator_act_is_known`.
     pub act: &'static str,
-    /// What it was done to: a reject's id, a plan's hash, an operation.
+    /// What it was done to: a reject's id, a plan's hash, an operation, a deployment.
     pub subject: &'a str,
     /// Why, in the actor's words.
     pub reason: &'a str,
@@ -36,9 +36,9 @@ pub struct Act {
     pub acted_at: DateTime<Utc>,
     /// Who: a person's login, a token's name, or `tallyline VERSION`.
     pub actor: String,
-    /// What: resubmit, admit, discard, pause, resume, replay, rebuild or recover.
+    /// What: resubmit, admit, discard, pause, resume, replay, rebuild, recover or forget.
     pub act: String,
-    /// What it was done to: a reject's id, a plan's hash, an operation.
+    /// What it was done to: a reject's id, a plan's hash, an operation, a deployment.
     pub subject: String,
     /// Why, in the actor's words; may be empty.
     pub reason: String,

@@ -2,21 +2,26 @@
 
 use std::fmt::Write as _;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, SecondsFormat, Utc};
 use sqlx::FromRow;
 use sqlx::types::Json;
+use uuid::Uuid;
 
 use super::leases::hold;
-use super::{Difference, Lease, LeaseError, Ledger};
+use super::{Difference, Lease, LeaseError, Ledger, NewAct};
 
 /// So many differences of a joint are kept with their ids.
 const EXAMPLES: usize = 10;
+/// After so long without an audit nobody may be there any more who makes one.
+const STALE_SECONDS: f64 = 3600.0;
 
 /// What an audit found at one joint.
 #[derive(Clone, Copy, Debug)]
 pub struct NewFinding<'a> {
     /// The joint's name.
     pub joint: &'a str,
+    /// Whose, where the joint is one deployment's and not the whole ledger's.
+    pub deployment: Option<Uuid>,
     /// What does not balance.
     pub differences: &'a [Difference],
     /// How much waits for an operator.
@@ -28,6 +33,8 @@ pub struct NewFinding<'a> {
 pub struct Finding {
     /// The joint's name.
     pub joint: String,
+    /// Whose, where the joint is one deployment's and not the whole ledger's.
+    pub deployment_id: Option<Uuid>,
     /// How much does not balance. While there is any, nothing is published.
     pub differences: i64,
     /// How much waits for an operator: it is in the books, and stops nothing.
@@ -58,6 +65,30 @@ pub struct Example {
     pub detail: String,
 }
 
+impl Finding {
+    /// What does not balance, in words; none: it balances. They stay the same while the same is found.
+    #[must_use]
+    pub fn imbalance(&self) -> Option<String> {
+        if self.differences == 0 {
+            return None;
+        }
+        let noun = if self.differences == 1 { "difference" } else { "differences" };
+        let mut words = format!("{} {noun} between {}", self.differences, self.joint);
+        // writing into a text cannot fail
+        if let Some(deployment) = self.deployment_id {
+            let _ = write!(words, " of deployment {deployment}");
+        }
+        if let Some(first) = self.examples.first() {
+            let _ = write!(words, " ({} {}: {})", first.kind, first.id, first.detail);
+        }
+        if let Some(deployment) = self.deployment_id.filter(|_| self.age_seconds > STALE_SECONDS) {
+            let since = self.audited_at.to_rfc3339_opts(SecondsFormat::Secs, true);
+            let _ = write!(words, ", not audited since {since}: if it is retired, `tallyline audit --forget {deployment}` ends this");
+        }
+        Some(words)
+    }
+}
+
 impl Ledger {
     /// Writes what an audit found, in place of what the one before found. Only who holds the lease may.
     ///
@@ -69,9 +100,9 @@ impl Ledger {
         for one in found {
             let examples: Vec<&Difference> = one.differences.iter().take(EXAMPLES).collect();
             sqlx::query(
-                "insert into audit_finding as last (joint, differences, open, examples, sequence, audited_at, seconds, differs_since)
-                 values ($1, $2, $3, $4, $5, clock_timestamp(), $6, case when $2 > 0 then clock_timestamp() end)
-                 on conflict (joint) do update set differences = excluded.differences, open = excluded.open, examples = excluded.examples,
+                "insert into audit_finding as last (joint, deployment_id, differences, open, examples, sequence, audited_at, seconds, differs_since)
+                 values ($1, $7, $2, $3, $4, $5, clock_timestamp(), $6, case when $2 > 0 then clock_timestamp() end)
+                 on conflict (joint, coalesce(deployment_id, '00000000-0000-0000-0000-000000000000')) do update set differences = excluded.differences, open = excluded.open, examples = excluded.examples,
                      sequence = excluded.sequence, audited_at = excluded.audited_at, seconds = excluded.seconds,
                      differs_since = case when excluded.differences > 0 then coalesce(last.differs_since, excluded.differs_since) end",
             )
@@ -81,21 +112,22 @@ impl Ledger {
             .bind(Json(examples))
             .bind(sequence)
             .bind(seconds)
+            .bind(one.deployment)
             .execute(&mut *tx)
             .await?;
         }
         Ok(tx.commit().await?)
     }
 
-    /// What the last audits found, by joint. Empty before the first.
+    /// What the last audits found, by joint and deployment. Empty before the first.
     ///
     /// # Errors
     /// The database's.
     pub async fn findings(&self) -> Result<Vec<Finding>, sqlx::Error> {
         sqlx::query_as(
-            "select joint, differences, open, examples, sequence, audited_at, seconds, differs_since,
+            "select joint, deployment_id, differences, open, examples, sequence, audited_at, seconds, differs_since,
                  extract(epoch from clock_timestamp() - audited_at)::double precision as age_seconds
-             from audit_finding order by joint",
+             from audit_finding order by joint, deployment_id",
         )
         .fetch_all(&self.pool)
         .await
@@ -106,17 +138,30 @@ impl Ledger {
     /// # Errors
     /// The database's: then whether the books balance is not known.
     pub async fn imbalance(&self) -> Result<Option<String>, sqlx::Error> {
-        let mut words = String::new();
-        for finding in self.findings().await?.iter().filter(|finding| finding.differences > 0) {
-            let separator = if words.is_empty() { "" } else { "; " };
-            let Finding { joint, differences, .. } = finding;
-            let noun = if *differences == 1 { "difference" } else { "differences" };
-            // writing into a text cannot fail
-            let _ = write!(words, "{separator}{differences} {noun} between {joint}");
-            if let Some(first) = finding.examples.first() {
-                let _ = write!(words, " ({} {}: {})", first.kind, first.id, first.detail);
-            }
+        let words: Vec<String> = self.findings().await?.iter().filter_map(Finding::imbalance).collect();
+        Ok(Some(words.join("; ")).filter(|words| !words.is_empty()))
+    }
+
+    /// Forgets what was found last of a deployment, and answers it; none: nothing was. Where somebody still audits it, that is found again.
+    ///
+    /// # Errors
+    /// The database's; then nothing is changed.
+    pub async fn forget_findings(&self, deployment: Uuid, act: &NewAct<'_>) -> Result<Vec<Finding>, sqlx::Error> {
+        let mut tx = self.pool.begin().await?;
+        let forgotten: Vec<Finding> = sqlx::query_as(
+            "delete from audit_finding where deployment_id = $1
+             returning joint, deployment_id, differences, open, examples, sequence, audited_at, seconds, differs_since,
+                 extract(epoch from clock_timestamp() - audited_at)::double precision as age_seconds",
+        )
+        .bind(deployment)
+        .fetch_all(&mut *tx)
+        .await?;
+        if forgotten.is_empty() {
+            return Ok(forgotten);
         }
-        Ok(Some(words).filter(|words| !words.is_empty()))
+        let act = NewAct { detail: serde_json::json!({ "findings": forgotten }), ..act.clone() };
+        self.act(&mut tx, &act).await?;
+        tx.commit().await?;
+        Ok(forgotten)
     }
 }

@@ -62,6 +62,10 @@ pub struct KeptReject {
     pub verdict: String,
     /// The short word for why.
     pub cause: String,
+    /// open, resubmitted, admitted or discarded.
+    pub state: String,
+    /// A replay refused it, and no live reading did.
+    pub by_a_replay: bool,
     record_timestamp: Option<DateTime<Utc>>,
     record_key: Option<Vec<u8>>,
     headers: Vec<u8>,
@@ -213,7 +217,8 @@ impl Ledger {
     /// The database's.
     pub async fn kept_rejects(&self, range: &KeptRange) -> Result<Vec<KeptReject>, sqlx::Error> {
         sqlx::query_as(
-            "select id, log_offset, verdict, cause, record_timestamp, record_key, headers, payload, deployment_id, event_id, event_type
+            "select id, log_offset, verdict, cause, state, record_timestamp, record_key, headers, payload, deployment_id, event_id, event_type,
+                 exists (select from batch where batch.id = batch_id and kind = 'replay') as by_a_replay
              from reject where topic = $1 and partition = $2 and generation = $3 and log_offset >= $4 and log_offset < $5",
         )
         .bind(range.partition.topic.name())
@@ -310,29 +315,35 @@ fn kept_batch(row: &PgRow) -> Result<Option<KeptBatch>, sqlx::Error> {
     }))
 }
 
-/// Each query answers (id, detail) for rows that disagree, at most `$1`.
+/// Each query answers (id, detail) for rows that disagree, at most `$1`; mostly there is none, and `materialized` makes the planner plan for all.
 const CHECKS: [(&str, &str); 6] = [
     (
         "publication_changed",
-        "select p.event_id, concat_ws(', ', case when p.event_type <> u.event_type then 'event_type' end,
-                 case when p.event_created_at <> u.created_at then 'event_created_at' end,
-                 case when p.queued_batch_id <> u.batch_id then 'queued_batch_id' end) || ': not as in its usage'
-         from publication p join usage_event u on u.source_id = p.source_id and u.id = p.event_id
-         where (p.event_type, p.event_created_at, p.queued_batch_id) <> (u.event_type, u.created_at, u.batch_id) limit $1",
+        "with found as materialized (
+             select p.event_id, concat_ws(', ', case when p.event_type <> u.event_type then 'event_type' end,
+                     case when p.event_created_at <> u.created_at then 'event_created_at' end,
+                     case when p.queued_batch_id <> u.batch_id then 'queued_batch_id' end) || ': not as in its usage'
+             from publication p join usage_event u on u.source_id = p.source_id and u.id = p.event_id
+             where (p.event_type, p.event_created_at, p.queued_batch_id) <> (u.event_type, u.created_at, u.batch_id))
+         select * from found limit $1",
     ),
     (
         "publication_settled_by_no_batch",
-        "select event_id, 'is ' || state || ' by batch ' || settled_batch_id || ', which holds no verdicts'
-         from publication p
-         where settled_batch_id is not null and not exists (select from batch b where b.id = p.settled_batch_id and b.kind = 'verdicts') limit $1",
+        "with found as materialized (
+             select event_id, 'is ' || state || ' by batch ' || settled_batch_id || ', which holds no verdicts'
+             from publication p
+             where settled_batch_id is not null and not exists (select from batch b where b.id = p.settled_batch_id and b.kind = 'verdicts'))
+         select * from found limit $1",
     ),
     (
         "publication_off_its_attempts",
-        "select p.event_id, 'attempts: says ' || p.attempts || ', there are ' || coalesce(a.n, 0)
-         from publication p left join (
-             select source_id, event_id, count(*) as n from publication_attempt group by source_id, event_id
-         ) a using (source_id, event_id)
-         where p.attempts <> coalesce(a.n, 0) limit $1",
+        "with found as materialized (
+             select p.event_id, 'attempts: says ' || p.attempts || ', there are ' || coalesce(a.n, 0)
+             from publication p left join (
+                 select source_id, event_id, count(*) as n from publication_attempt group by source_id, event_id
+             ) a using (source_id, event_id)
+             where p.attempts <> coalesce(a.n, 0))
+         select * from found limit $1",
     ),
     (
         "request_off_its_attempts",
@@ -345,10 +356,12 @@ const CHECKS: [(&str, &str); 6] = [
     ),
     (
         "first_start_without_its_build",
-        "select 'workspace_build_completed:' || f.build_id, 'is no accepted first successful start of workspace ' || f.workspace_id
-         from workspace_first_start f left join workspace_build b
-             on b.source_id = f.source_id and b.build_id = f.build_id and b.workspace_id = f.workspace_id and b.first_successful_start
-         where b.build_id is null limit $1",
+        "with found as materialized (
+             select 'workspace_build_completed:' || f.build_id, 'is no accepted first successful start of workspace ' || f.workspace_id
+             from workspace_first_start f left join workspace_build b
+                 on b.source_id = f.source_id and b.build_id = f.build_id and b.workspace_id = f.workspace_id and b.first_successful_start
+             where b.build_id is null)
+         select * from found limit $1",
     ),
     (
         "build_without_its_first_start",

@@ -21,7 +21,7 @@ mod replay;
 mod series;
 
 pub use acts::{Acts, ListActs};
-pub use audit::{AuditFindings, RunAudit};
+pub use audit::{AuditFindings, ForgetFindings, RunAudit};
 pub use desk::{Actor, Desk, reason};
 pub use effect::{Effect, FamilyEffect, Queued, WindowEffect};
 pub use error::OperationError;

@@ -379,7 +379,7 @@ async fn what_is_missing_is_no_finding_before_a_later_pass_has_confirmed_it() {
     let database = coderd::Database::new(&site.coderd.database.url, Duration::from_secs(30)).unwrap();
     let source = Some((database, site.coderd.deployment));
     let audit = Audit { ledger: site.ledger.clone(), log: site.log.clone(), source, patience: Duration::from_millis(300) };
-    let telemetry = AuditTelemetry::register(&prometheus::Registry::new()).unwrap();
+    let telemetry = AuditTelemetry::register(&prometheus::Registry::new(), true).unwrap();
     let continuous = Continuous { audit, every: Duration::from_millis(200), holder: "test".into(), telemetry };
     let missing = site.coderd.creation().await;
     let stop = CancellationToken::new();

@@ -6,8 +6,12 @@ use tallyline::audit::{Audit, AuditReport};
 use tallyline::clock::Clock;
 use tallyline::consumer;
 use tallyline::event::{Event, Message, Payload, Topic, TopicPartition};
-use tallyline::ledger::{Chain, Ledger, LedgerSettings};
-use tallyline::log::{KafkaSettings, Log, PostgresLogSettings};
+use tallyline::ledger::{Arrival, Chain, Ledger, LedgerSettings, Refusal, ReplayRange, Verdict};
+use tallyline::license::{PublicKeys, RuleSet};
+use tallyline::log::{KafkaSettings, Log, PostgresLogSettings, Record};
+use tallyline::operations::{Actor, Desk, LogRange, ReplayExecution, Resubmit, Step};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use crate::export::publish;
 use crate::support::ledger::{DEPLOYMENT, event, noon};
@@ -82,27 +86,36 @@ impl Written {
 
     /// Reads all of it into a ledger of its own, in two batches a topic, and publishes one event.
     async fn books(&self) -> Books {
-        let database = database().await;
-        let ledger = Ledger::open(&LedgerSettings { url: database.url.clone(), connections: 4 }, Clock::given(noon())).unwrap();
-        ledger.migrate().await.unwrap();
+        let books = self.unread().await;
+        let ledger = &books.ledger;
         for topic in Topic::ALL {
-            let partition = TopicPartition { topic, partition: 0 };
-            for limit in [7, 1000] {
-                let claim = ledger.claim(partition, 0).await.unwrap();
-                let records = self.log.read(partition, claim.next_offset, limit).await.unwrap();
-                let next_offset = records.last().unwrap().offset + 1;
-                let arrivals: Vec<_> = records.into_iter().map(consumer::read).collect();
-                ledger.record(&Chain::Live(claim), &arrivals, next_offset).await.unwrap();
-            }
+            books.read(topic, 7, consumer::read).await;
+            books.read(topic, 1000, consumer::read).await;
         }
         let source_id: i16 =
             sqlx::query_scalar("select id from source where deployment_id = $1").bind(DEPLOYMENT).fetch_one(&ledger.pool).await.unwrap();
-        publish(&ledger, source_id, "usage-1").await;
+        publish(ledger, source_id, "usage-1").await;
+        books
+    }
+
+    async fn unread(&self) -> Books {
+        let database = database().await;
+        let ledger = Ledger::open(&LedgerSettings { url: database.url.clone(), connections: 4 }, Clock::given(noon())).unwrap();
+        ledger.migrate().await.unwrap();
         Books { ledger, log: self.log.clone(), _database: database }
     }
 }
 
 impl Books {
+    /// Records the topic's next records, as the version of `read` sees them.
+    async fn read(&self, topic: Topic, limit: usize, read: impl Fn(Record) -> Arrival) {
+        let claim = self.ledger.claim(TopicPartition { topic, partition: 0 }, 0).await.unwrap();
+        let records = self.log.read(claim.partition, claim.next_offset, limit).await.unwrap();
+        let next_offset = records.last().unwrap().offset + 1;
+        let arrivals: Vec<_> = records.into_iter().map(read).collect();
+        self.ledger.record(&Chain::Live(claim), &arrivals, next_offset).await.unwrap();
+    }
+
     async fn audit(&self) -> AuditReport {
         let audit = Audit { ledger: self.ledger.clone(), log: self.log.clone(), source: None, patience: Duration::ZERO };
         let ranges = audit.rereadable().await.unwrap();
@@ -202,6 +215,7 @@ fn rows() -> Vec<Row> {
         ("delete from reject where verdict = 'held'", "reject_missing", any("tallyline.agent-usage"), "no event"),
         ("delete from reject where verdict = 'conflict'", "conflict_missing", build(4), "tells something else"),
         ("update reject set log_offset = 0 where verdict = 'conflict'", "reject_of_an_event", any("reject "), "is accepted as"),
+        ("update reject set log_offset = 0 where verdict = 'held'", "reject_of_an_event", any("reject "), "is accepted as"),
         ("update reject set log_offset = 12 where verdict = 'conflict'", "conflict_with_the_same", build(3), "tells the same"),
         // what speaks of events
         ("delete from workspace_first_start", "build_without_its_first_start", any("workspace_build_completed:"), "first start"),
@@ -282,4 +296,86 @@ async fn what_the_log_no_longer_holds_is_checked_by_its_digest_and_the_rest_by_i
     let found: Vec<_> = differences(&report).into_iter().map(|(kind, id, _)| (kind, id.to_owned())).collect();
     let changed = ("event_changed", event(Topic::WorkspaceBuilds, 7).id());
     assert_eq!(found, [changed, ("digest_differs", event(Topic::AgentUsage, 0).id())]);
+}
+
+/// A version that holds the first record and refuses the second.
+fn earlier(record: Record) -> Arrival {
+    let (verdict, cause) = match record.offset {
+        0 => (Verdict::Held, "unknown_event_type"),
+        1 => (Verdict::Rejected, "field"),
+        _ => return consumer::read(record),
+    };
+    Arrival { event: Err(Refusal { verdict, cause: cause.into(), detail: "an earlier version".into() }), ..consumer::read(record) }
+}
+
+/// (kind, id) of what waits for an operator in the ledger's rows.
+fn open(report: &AuditReport) -> Vec<(&str, &str)> {
+    report.joints.last().unwrap().open.iter().map(|row| (&*row.kind, row.id.as_str())).collect()
+}
+
+async fn rejects(books: &Books) -> Vec<i64> {
+    sqlx::query_scalar("select id from reject where detail = 'an earlier version' order by log_offset")
+        .fetch_all(&books.ledger.pool)
+        .await
+        .unwrap()
+}
+
+const USAGE: TopicPartition = TopicPartition { topic: Topic::AgentUsage, partition: 0 };
+
+#[tokio::test]
+async fn a_reject_whose_event_a_replay_accepted_is_open_work_until_it_is_ended_and_no_difference() {
+    let written = Written::postgres().await;
+    let books = written.unread().await;
+    books.read(Topic::AgentUsage, 1000, earlier).await;
+    assert_eq!((differences(&books.audit().await), open(&books.audit().await)), (vec![], vec![]));
+
+    let (ledger, log) = (books.ledger.clone(), books.log.clone());
+    let desk = Desk {
+        ledger,
+        log,
+        partitions: 1,
+        group: tallyline::consumer::GROUP.to_owned(),
+        coderd: None,
+        deployment: None,
+        keys: PublicKeys::new(),
+        rules: RuleSet::default(),
+    };
+    let (stop, actor) = (CancellationToken::new(), Actor { name: "sre-1".into(), reason: "an upgrade".into() });
+    let range = LogRange { topics: vec![USAGE.topic.name().into()], from: "earliest".into(), until: "latest".into() };
+    let plan = desk.plan_replay(&range, |_: Step| {}, &stop).await.unwrap();
+    let execution = ReplayExecution { hash: plan.hash, records_per_second: None };
+    assert_eq!(desk.execute_replay(&execution, &actor, |_: Step| {}, &stop).await.unwrap().accepted, 2);
+    let ids = rejects(&books).await;
+    let named: Vec<String> = ids.iter().map(|id| format!("reject {id}")).collect();
+    let report = books.audit().await;
+    assert_eq!(differences(&report), []);
+    assert_eq!(open(&report), [("accepted_after_all", named[0].as_str()), ("accepted_after_all", named[1].as_str())]);
+
+    let resubmit = Resubmit { ids, ..Resubmit::default() };
+    let done = desk.resubmit_rejects(&resubmit, &actor).await.unwrap();
+    assert!(done.records.iter().all(|record| record.ended && record.place.is_none()), "{done:?}");
+    let report = books.audit().await;
+    assert_eq!((differences(&report), open(&report)), (vec![], vec![]));
+
+    // by hand, nothing is excused: what is in conflict with an event is not it
+    books.tamper("update reject set verdict = 'conflict' where detail = 'an earlier version'").await;
+    let report = books.audit().await;
+    let named = differences(&report).into_iter().filter(|(kind, ..)| *kind == "reject_of_an_event").count();
+    assert_eq!(named, 2, "{report:?}");
+}
+
+#[tokio::test]
+async fn a_reject_of_a_replay_that_ran_ahead_of_a_later_version_is_no_difference() {
+    let written = Written::postgres().await;
+    let books = written.unread().await;
+    let range = ReplayRange { partition: USAGE, generation: 1, first_offset: 0, next_offset: 0, end_offset: 5 };
+    let id = Uuid::new_v4();
+    books.ledger.save_replay(id, "a hash", &serde_json::json!({}), &serde_json::json!({}), &[range]).await.unwrap();
+    let arrivals: Vec<_> = books.log.read(USAGE, 0, 5).await.unwrap().into_iter().map(earlier).collect();
+    let chain = Chain::Replay { id, partition: USAGE, generation: 1, next_offset: 0 };
+    assert_eq!(books.ledger.record(&chain, &arrivals, 5).await.unwrap().accepted, 3);
+    books.read(USAGE.topic, 1000, consumer::read).await;
+    let report = books.audit().await;
+    assert_eq!(differences(&report), []);
+    assert_eq!((open(&report).len(), rejects(&books).await.len()), (2, 2));
 }

@@ -51,7 +51,7 @@ pub(super) async fn bind(site: &Site, registry: &Registry, parts: &Parts) -> Res
         paused: own.paused,
     };
     let server = Server::bind(settings, api).await.map_err(|error| Failure::new(Exit::Configuration, error))?;
-    let audited = AuditTelemetry::register(registry).map_err(|error| Failure::new(Exit::Internal, error))?;
+    let audited = AuditTelemetry::register(registry, site.coderd.is_some()).map_err(|error| Failure::new(Exit::Internal, error))?;
     Ok(Bound { server, metrics, licenses, site: site.clone(), audited })
 }
 

@@ -45,8 +45,10 @@ fn attention(status: &Status) -> String {
     let audit = status.audit.iter().map(|row| {
         let verdict = if row.differences == 0 { "balanced" } else { "DIFFERS: nothing is published" };
         let [differences, open] = [row.differences, row.open].map(|count| count.to_string());
-        [row.joint.clone(), verdict.to_owned(), differences, open, time(row.audited_at), or_dash(row.differs_since, time)]
+        let deployment = or_dash(row.deployment_id, |deployment| deployment.to_string());
+        [row.joint.clone(), deployment, verdict.to_owned(), differences, open, time(row.audited_at), or_dash(row.differs_since, time)]
     });
+    let differs = status.audit.iter().filter_map(|row| row.imbalance().map(|words| [words]));
     let rejects = status.open_rejects.iter().map(|row| {
         let units: Vec<String> = row.units.iter().map(|(unit, number)| format!("{number} {unit}")).collect();
         [row.verdict.clone(), row.cause.clone(), row.records.to_string(), units.join(", "), time(row.oldest)]
@@ -55,7 +57,8 @@ fn attention(status: &Status) -> String {
         status.recovering.as_ref().map(|recovering| format!("{recovering}\n{}\n", recovering.forgotten())).unwrap_or_default(),
         columns(["PAUSED", "TOPIC", "BY", "SINCE", "REASON"], pauses),
         columns(["RECOVERY", "BY", "SINCE", "REASON"], recoveries),
-        columns(["AUDIT", "VERDICT", "DIFFERENCES", "OPEN", "AUDITED AT", "DIFFERS SINCE"], audit),
+        columns(["AUDIT", "DEPLOYMENT", "VERDICT", "DIFFERENCES", "OPEN", "AUDITED AT", "DIFFERS SINCE"], audit),
+        columns(["THE BOOKS DIFFER"], differs),
         columns(["OPEN REJECTS", "CAUSE", "RECORDS", "AT STAKE", "OLDEST"], rejects),
     ]
     .into_iter()

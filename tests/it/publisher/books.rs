@@ -7,15 +7,23 @@ use chrono::TimeDelta;
 use prometheus::Registry;
 use tallyline::audit::{Audit, AuditTelemetry, Continuous};
 use tallyline::coderd::Database;
-use tallyline::event::{Event, Payload, Topic, Usage};
-use tallyline::ledger::Finding;
+use tallyline::consumer;
+use tallyline::event::{Event, Payload, Topic, TopicPartition, Usage};
+use tallyline::ledger::{Chain, Finding};
 use tallyline::log::{Log, PostgresLogSettings};
 use tallyline::publisher::{Condition, Mode, Publisher};
+use tallyline::sim::coderd::{SchemaVersion, create_schema};
+use tempfile::NamedTempFile;
+use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
+use uuid::Uuid;
 
 use super::world::{DEPLOYMENT, World, start_time, usage};
-use crate::support::eventually;
+use crate::support::process::{Ended, run_tallyline};
+use crate::support::{self, eventually, setting};
 
+/// Another deployment in the same ledger.
+const OTHER: Uuid = Uuid::from_u128(0xe);
 const DEADLINE: Duration = Duration::from_secs(30);
 const LOG: &str = "log and ledger";
 const SOURCE: &str = "source and ledger";
@@ -36,7 +44,7 @@ impl Audited {
         let audits = CancellationToken::new();
         let registries = [Registry::new(), Registry::new()];
         for registry in &registries {
-            audit(&world, &log, world.settings.coderd.clone(), registry, &audits);
+            audit(&world, &log, world.settings.coderd.clone().map(|database| (database, DEPLOYMENT)), registry, &audits);
         }
         let audited = Audited { world, log, registries, _audits: audits.drop_guard() };
         audited.finds(SOURCE, "the source was audited", |finding| finding.differences == 0).await;
@@ -64,23 +72,39 @@ impl Audited {
         .await;
     }
 
-    fn gauge(&self, process: usize, name: &str, joint: &str) -> Option<f64> {
-        let families = self.registries[process].gather();
-        let family = families.iter().find(|family| family.name() == name)?;
-        let of = |metric: &&prometheus::proto::Metric| metric.get_label().iter().any(|label| label.value() == joint);
-        family.get_metric().iter().find(of).map(|metric| metric.get_gauge().value())
+    fn gauge(&self, process: usize, name: &str, joint: &str, source: Option<Uuid>) -> Option<f64> {
+        gauge(&self.registries[process], name, joint, source)
+    }
+
+    /// Runs the command, as an operator of this ledger does.
+    async fn command(&self, words: &[&str]) -> Ended {
+        let database: String = sqlx::query_scalar("select current_database()").fetch_one(&self.world.ledger.pool).await.unwrap();
+        let server = setting("TALLYLINE_TEST_POSTGRES");
+        let (server, _) = server.rsplit_once('/').unwrap();
+        let pipeline = NamedTempFile::new().unwrap();
+        std::fs::write(pipeline.path(), format!("roles = ['serve']\nledger.url = '{server}/{database}'\n")).unwrap();
+        run_tallyline(&[words, &["--pipeline", pipeline.path().to_str().unwrap()]].concat(), &[]).await
     }
 }
 
+fn gauge(registry: &Registry, name: &str, joint: &str, source: Option<Uuid>) -> Option<f64> {
+    let labels = [("joint", joint.to_owned()), ("source", source.map(|source| source.to_string()).unwrap_or_default())];
+    let families = registry.gather();
+    let family = families.iter().find(|family| family.name() == name)?;
+    let of = |metric: &&prometheus::proto::Metric| {
+        metric.get_label().iter().map(|label| (label.name(), label.value().to_owned())).eq(labels.clone())
+    };
+    family.get_metric().iter().find(of).map(|metric| metric.get_gauge().value())
+}
+
 /// One process's continuous audit.
-fn audit(world: &World, log: &Log, source: Option<Database>, registry: &Registry, stop: &CancellationToken) {
-    let source = source.map(|database| (database, DEPLOYMENT));
+fn audit(world: &World, log: &Log, source: Option<(Database, Uuid)>, registry: &Registry, stop: &CancellationToken) -> JoinHandle<()> {
+    let telemetry = AuditTelemetry::register(registry, source.is_some()).unwrap();
     let audit = Audit { ledger: world.ledger.clone(), log: log.clone(), source, patience: Duration::ZERO };
-    let telemetry = AuditTelemetry::register(registry).unwrap();
     let holder = uuid::Uuid::new_v4().to_string();
     let continuous = Continuous { audit, every: Duration::from_millis(200), holder, telemetry };
     let stop = stop.clone();
-    tokio::spawn(async move { continuous.run(&stop).await });
+    tokio::spawn(async move { continuous.run(&stop).await })
 }
 
 async fn nothing_is_sent(publisher: &mut Publisher, world: &World) {
@@ -115,11 +139,12 @@ async fn an_imbalance_stops_publishing_in_all_processes_and_counting_goes_on_unt
     assert_eq!((site.world.delivered(), world.number_in("pending").await), (vec!["a".to_owned()], 2));
     for process in 0..2 {
         eventually(DEADLINE, "each process shows it", || async {
-            site.gauge(process, "tallyline_audit_difference", "log_and_ledger").is_some_and(|differences| differences > 0.0)
+            site.gauge(process, "tallyline_audit_difference", "log_and_ledger", None).is_some_and(|differences| differences > 0.0)
         })
         .await;
-        assert_eq!(site.gauge(process, "tallyline_audit_difference", "ledger_and_vendor"), Some(0.0));
-        assert!(site.gauge(process, "tallyline_audit_timestamp_seconds", "source_and_ledger").is_some_and(|at| at > 0.0));
+        assert_eq!(site.gauge(process, "tallyline_audit_difference", "ledger_and_vendor", None), Some(0.0));
+        let audited_at = |source| site.gauge(process, "tallyline_audit_timestamp_seconds", "source_and_ledger", source);
+        assert!(audited_at(Some(DEPLOYMENT)).is_some_and(|at| at > 0.0) && audited_at(None).is_none());
     }
 
     site.tamper("update batch set accepted = accepted - 1, records = records - 1 where topic like '%usage%' and accepted > 1").await;
@@ -161,8 +186,11 @@ async fn a_side_that_is_away_changes_no_finding_and_the_other_joints_are_still_a
     log.create_topics(1).await.unwrap();
     let nobody = Database::new("postgres://nobody@127.0.0.1:1/none", Duration::from_secs(1)).unwrap();
     for source in [Some(nobody), None] {
-        let audits = CancellationToken::new();
-        audit(&world, &log, source, &Registry::new(), &audits);
+        let (audits, registry) = (CancellationToken::new(), Registry::new());
+        let (reads, own) = (source.is_some(), Some(DEPLOYMENT));
+        audit(&world, &log, source.map(|database| (database, DEPLOYMENT)), &registry, &audits);
+        let shown = |source| gauge(&registry, "tallyline_audit_timestamp_seconds", "source_and_ledger", source);
+        assert_eq!(shown(None), reads.then_some(0.0), "whose it is, is not known yet");
         let audited_at = Arc::new(std::sync::Mutex::new(Vec::new()));
         eventually(DEADLINE, "the log is audited twice", || async {
             let findings = world.ledger.findings().await.unwrap();
@@ -174,6 +202,134 @@ async fn a_side_that_is_away_changes_no_finding_and_the_other_joints_are_still_a
         })
         .await;
         audits.cancel();
+        // what was to be audited and never was is seen; what another process is to audit is that one's to show
+        assert_eq!((shown(None), shown(own)), (None, reads.then_some(0.0)));
+        assert_eq!(gauge(&registry, "tallyline_audit_difference", "source_and_ledger", own), None);
         assert_eq!(world.ledger.imbalance().await.unwrap(), None);
     }
+}
+
+/// The other deployment's own side: its coderd, and the audit of a process that reads it.
+struct Second {
+    coderd: sqlx::PgPool,
+    registry: Registry,
+    audit: JoinHandle<()>,
+    stop: DropGuard,
+}
+
+impl Second {
+    /// Usage of it is in the log and in the ledger, and its coderd has never had it.
+    async fn that_differs(site: &Audited) -> Second {
+        let world = &site.world;
+        world.ledger.register_source(OTHER, start_time(), None).await.unwrap();
+        let database = support::database().await;
+        create_schema(&mut database.pool.acquire().await.unwrap(), SchemaVersion::Sep2026).await.unwrap();
+        let (registry, audits) = (Registry::new(), CancellationToken::new());
+        let reader = Database::new(&database.url, Duration::from_secs(10)).unwrap();
+        let audit = audit(world, &site.log, Some((reader, OTHER)), &registry, &audits);
+        let event = Event { deployment: OTHER, payload: Payload::Usage(usage("elsewhere", start_time())) };
+        site.log.append(Topic::AgentUsage, vec![event.to_message()]).await.unwrap();
+        let partition = TopicPartition { topic: Topic::AgentUsage, partition: 0 };
+        let claim = world.ledger.claim(partition, 0).await.unwrap();
+        let records = site.log.read(partition, claim.next_offset, 10).await.unwrap();
+        let next_offset = records.last().unwrap().offset + 1;
+        let arrivals: Vec<_> = records.into_iter().map(consumer::read).collect();
+        assert_eq!(world.ledger.record(&Chain::Live(claim), &arrivals, next_offset).await.unwrap().accepted, 1);
+        let second = Second { coderd: database.pool.clone(), registry, audit, stop: audits.drop_guard() };
+        let differs = |finding: &Finding| finding.deployment_id == Some(OTHER) && finding.differences == 1;
+        site.finds(SOURCE, "the other deployment differs", differs).await;
+        second
+    }
+}
+
+/// The first deployment is audited once more, and balances.
+async fn the_first_balances_again(site: &Audited) {
+    let now: chrono::DateTime<chrono::Utc> =
+        sqlx::query_scalar("select clock_timestamp()").fetch_one(&site.world.ledger.pool).await.unwrap();
+    let balances = |finding: &Finding| finding.deployment_id == Some(DEPLOYMENT) && finding.differences == 0 && finding.audited_at > now;
+    site.finds(SOURCE, "the first deployment balances", balances).await;
+}
+
+#[tokio::test]
+async fn one_deployments_balance_does_not_hide_anothers_imbalance() {
+    let site = Audited::new().await;
+    let world = &site.world;
+    let mut publisher = world.publisher();
+    site.add(usage("a", start_time())).await;
+    let second = Second::that_differs(&site).await;
+    for _ in 0..2 {
+        the_first_balances_again(&site).await;
+        let cycle = publisher.cycle(&world.stop).await.unwrap();
+        let condition = publisher.condition().get();
+        assert!(cycle.requests == 0 && matches!(&condition, Condition::Held(_)), "{cycle:?} {condition}");
+        for words in
+            [format!("1 difference between {SOURCE} of deployment {OTHER} (not_in_source elsewhere"), "run `tallyline audit`".into()]
+        {
+            assert!(condition.to_string().contains(&words), "{words:?} is not in {condition}");
+        }
+    }
+    let status = site.command(&["status"]).await;
+    let line = |words: &[&str]| status.stdout.lines().any(|line| words.iter().all(|words| line.contains(words)));
+    assert!(line(&[SOURCE, &OTHER.to_string(), "DIFFERS: nothing is published"]), "{status:?}");
+    assert!(line(&[SOURCE, &DEPLOYMENT.to_string(), "balanced"]), "{status:?}");
+    assert!(line(&["not_in_source elsewhere: coderd does not have it"]), "{status:?}");
+    for registry in site.registries.iter().chain([&second.registry]) {
+        eventually(DEADLINE, "each process shows both", || async {
+            let shown = |source| gauge(registry, "tallyline_audit_difference", "source_and_ledger", Some(source));
+            (shown(DEPLOYMENT), shown(OTHER)) == (Some(0.0), Some(1.0))
+        })
+        .await;
+    }
+
+    sqlx::raw_sql(
+        "insert into usage_events (id, event_type, event_data, created_at)
+         values ('elsewhere', 'dc_managed_agents_v1', '{\"count\": 1}', '2025-08-01T12:00:00Z')",
+    )
+    .execute(&second.coderd)
+    .await
+    .unwrap();
+    site.finds(SOURCE, "the other balances", |finding| finding.deployment_id == Some(OTHER) && finding.differences == 0).await;
+    assert_eq!(publisher.cycle(&world.stop).await.unwrap().accepted, 1);
+    assert_eq!((publisher.condition().get(), world.times_billed("a")), (Condition::Working, 1));
+}
+
+#[tokio::test]
+async fn what_a_retired_deployment_left_stops_publishing_until_an_operator_says_so() {
+    let site = Audited::new().await;
+    let world = &site.world;
+    site.add(usage("a", start_time())).await;
+    let second = Second::that_differs(&site).await;
+    assert!(!world.ledger.imbalance().await.unwrap().unwrap().contains("--forget"), "it is audited");
+    drop(second.stop);
+    second.audit.await.unwrap();
+    let age = "update audit_finding set audited_at = audited_at - interval '2 hours' where deployment_id = $1";
+    sqlx::query(age).bind(OTHER).execute(&world.ledger.pool).await.unwrap();
+    the_first_balances_again(&site).await;
+    assert_eq!(world.cycle().await.requests, 0);
+    let forget = format!("tallyline audit --forget {OTHER}");
+    let status = site.command(&["status"]).await;
+    assert!(status.stdout.contains(&forget), "{status:?}");
+
+    let words = ["audit", "--forget", &OTHER.to_string(), "--as", "sre-1", "--reason", "retired in July"];
+    let without = site.command(&words[..3]).await;
+    assert_eq!(without.status.code(), Some(2), "{without:?}");
+    let forgotten = site.command(&words).await;
+    assert!(forgotten.status.success() && forgotten.stdout.contains("forgotten: 1 difference between"), "{forgotten:?}");
+    assert_eq!(site.command(&words).await.status.code(), Some(4), "nothing is known of it any more");
+    assert_eq!(world.cycle().await.accepted, 1);
+    for process in 0..2 {
+        eventually(DEADLINE, "no process shows it any more", || async {
+            ["difference", "open", "timestamp_seconds"]
+                .iter()
+                .all(|name| site.gauge(process, &format!("tallyline_audit_{name}"), "source_and_ledger", Some(OTHER)).is_none())
+        })
+        .await;
+    }
+    let act: (String, String, String, i64) = sqlx::query_as(
+        "select actor, subject, reason, (detail->'findings'->0->>'differences')::bigint from operator_act where act = 'forget'",
+    )
+    .fetch_one(&world.ledger.pool)
+    .await
+    .unwrap();
+    assert_eq!(act, ("sre-1".into(), OTHER.to_string(), "retired in July".into(), 1));
 }

@@ -236,7 +236,7 @@ async fn answers_are_what_the_document_says() {
     assert_eq!(contract.get(&format!("/api/v2/entitlements?source={OTHER_DEPLOYMENT}")).await.0, 404);
     operators::pauses(&mut contract).await;
     operators::rejects(&mut contract, &site).await;
-    operators::proof_and_audit(&mut contract).await;
+    operators::proof_and_audit(&mut contract, &site).await;
     operators::replay(&mut contract).await;
     operators::rebuild(&mut contract).await;
     operators::recoveries(&mut contract, &site).await;

@@ -4,12 +4,12 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tallyline::consumer;
 use tallyline::event::{Message, Topic};
-use tallyline::ledger::Chain;
+use tallyline::ledger::{Chain, NewFinding};
 use tallyline::log::Record;
 use uuid::Uuid;
 
 use super::{Contract, Site};
-use crate::support::ledger::{DEPLOYMENT, build, noon, partition, usage};
+use crate::support::ledger::{DEPLOYMENT, OTHER_DEPLOYMENT, build, noon, partition, usage};
 
 /// Pauses consuming and goes on with it.
 pub async fn pauses(contract: &mut Contract) {
@@ -82,7 +82,7 @@ pub async fn rejects(contract: &mut Contract, site: &Site) {
 }
 
 /// The life of the one build, and the books.
-pub async fn proof_and_audit(contract: &mut Contract) {
+pub async fn proof_and_audit(contract: &mut Contract, site: &Site) {
     let template = "/api/v1/events/{event_id}/proof";
     let event_id = build(DEPLOYMENT, 1).id();
     let path = format!("/api/v1/events/{}/proof", event_id.replace(':', "%3A"));
@@ -98,6 +98,19 @@ pub async fn proof_and_audit(contract: &mut Contract) {
     let names: Vec<&str> = report["joints"].as_array().unwrap().iter().map(|joint| joint["name"].as_str().unwrap()).collect();
     assert_eq!(status, 200, "{report}");
     assert_eq!(names[..3], ["source and ledger", "log and ledger", "ledger and vendor"], "{report}");
+
+    let lease = site.ledger.take_lease("audit", "test", super::SOON).await.unwrap().unwrap();
+    let finding = NewFinding { joint: "source and ledger", deployment: Some(OTHER_DEPLOYMENT), differences: &[], open: 1 };
+    site.ledger.record_findings(&lease, &[finding], 1, 0.5).await.unwrap();
+    let (_, found) = contract.get("/api/v1/audit").await;
+    assert_eq!(found["findings"][0]["deployment_id"], json!(OTHER_DEPLOYMENT), "{found}");
+    let forget = "/api/v1/audit/forget";
+    let retired = json!({ "deployment_id": OTHER_DEPLOYMENT, "reason": "retired" });
+    let (status, without) = contract.change(Method::POST, forget, forget, Some(json!({ "deployment_id": OTHER_DEPLOYMENT }))).await;
+    assert_eq!((status, without["field"].as_str()), (400, Some("reason")), "{without}");
+    let (status, forgotten) = contract.change(Method::POST, forget, forget, Some(retired.clone())).await;
+    assert_eq!((status, &forgotten["findings"][0]["open"]), (200, &json!(1)), "{forgotten}");
+    assert_eq!(contract.change(Method::POST, forget, forget, Some(retired)).await.0, 404);
 }
 
 /// Everything once more: planned, executed to its end, and not a second time. Nobody reads the log here, so that the record which went through it

@@ -47,7 +47,7 @@ fn rules_name_only_series_that_there_are() {
     let registry = Registry::new();
     ConsumerTelemetry::register(&registry).unwrap();
     PublisherTelemetry::register(&registry).unwrap();
-    AuditTelemetry::register(&registry).unwrap();
+    AuditTelemetry::register(&registry, true).unwrap();
     let registered = |name: &str| {
         let again = registry.register(Box::new(IntGauge::new(name, "One more of that name.").unwrap()));
         matches!(again, Err(::prometheus::Error::AlreadyReg))
