@@ -8,10 +8,12 @@ postgres_pid="" kafka_pid="" command_pid=""
 # Takes a block of 200 ports for this run: a lock keeps a second run out of it, and it lies below the range from which Linux gives
 # ports to outgoing connections. The first ten are the servers', the rest are the tests' (TALLYLINE_TEST_PORTS).
 take_ports() {
-    local locks=/tmp/tallyline-ports-$EUID block offset port
-    mkdir -p "$locks"
+    local locks=/tmp/tallyline-ports block offset port
+    mkdir -p -m 1777 "$locks"
     for block in {0..49}; do
-        exec {ports_lock}>"$locks/$block"
+        # another user's file can be read and locked, not written
+        [[ -e $locks/$block ]] || (umask 022 && : >"$locks/$block") 2>/dev/null || true
+        exec {ports_lock}<"$locks/$block"
         first_port=$((20000 + block * 200))
         if flock -n "$ports_lock"; then
             for offset in 0 1 2 3 4; do

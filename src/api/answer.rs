@@ -90,6 +90,12 @@ impl Problem {
     }
 }
 
+impl From<Problem> for ProblemBody {
+    fn from(problem: Problem) -> Self {
+        ProblemBody { message: problem.message, field: problem.field }
+    }
+}
+
 impl From<OperationError> for Problem {
     fn from(error: OperationError) -> Self {
         let status = match &error {
@@ -110,8 +116,9 @@ impl From<OperationError> for Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let mut response = (self.status, Json(ProblemBody { message: self.message, field: self.field })).into_response();
-        if self.status == StatusCode::UNAUTHORIZED {
+        let status = self.status;
+        let mut response = (status, Json(ProblemBody::from(self))).into_response();
+        if status == StatusCode::UNAUTHORIZED {
             response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         response

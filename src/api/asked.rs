@@ -8,13 +8,13 @@ use axum::body::{Body, to_bytes};
 use axum::extract::{FromRequest, FromRequestParts, RawPathParams, Request};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, Method};
+use axum::http::{HeaderMap, Method, Uri};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::Serving;
-use super::answer::Problem;
+use super::answer::{Problem, ProblemBody};
 use super::object;
 use super::route::fields;
 use super::tokens::Caller;
@@ -53,16 +53,10 @@ impl<T: DeserializeOwned + ToSchema> FromRequest<Arc<Serving>> for Change<T> {
             if let Some(stray) = parts.uri.query().filter(|query| !query.is_empty()) {
                 return Err(Problem::wrong(format!("what is asked for belongs into the body, not behind the path: {stray}")));
             }
-            for (name, value) in body_of(&parts.headers, body).await? {
-                put(&mut given, name, value)?;
-            }
+            put_all(&mut given, fields_of(&parts.headers, body).await?)?;
         }
-        let reason = match given.remove("reason") {
-            None => String::new(),
-            Some(Value::String(text)) => reason(&text).map_err(|problem| Problem::field("reason", problem))?,
-            Some(_) => return Err(Problem::field("reason", "must be a text")),
-        };
-        Ok(Self { asked: typed(given)?, actor: Actor { name, reason } })
+        let (asked, reason) = with_reason(given)?;
+        Ok(Self { asked, actor: Actor { name, reason } })
     }
 }
 
@@ -74,13 +68,34 @@ impl<T> Deref for Query<T> {
     }
 }
 
+/// What the query of this address asks for, as every path reads it.
+///
+/// # Errors
+/// What is wrong, and with which parameter.
+pub fn query_of<T: DeserializeOwned + ToSchema>(uri: &Uri) -> Result<T, ProblemBody> {
+    let read = texts(uri).and_then(|texts| typed(of_texts::<T>(texts.into_iter())?));
+    read.map_err(ProblemBody::from)
+}
+
+/// What this body asks to be changed, and why, as every path reads it.
+///
+/// # Errors
+/// What is wrong, and with which field.
+pub fn body_of<T: DeserializeOwned + ToSchema>(body: &[u8]) -> Result<(T, String), ProblemBody> {
+    let mut given = Map::new();
+    let read = object::read(body).and_then(|fields| put_all(&mut given, fields)).and_then(|()| with_reason(given));
+    read.map_err(ProblemBody::from)
+}
+
 /// The fields of the path and the query, each in its own kind.
 async fn pairs<T: ToSchema>(parts: &mut Parts, serving: &Arc<Serving>) -> Result<Map<String, Value>, Problem> {
-    let wrong = |error: &dyn std::fmt::Display| Problem::wrong(error.to_string());
-    let path = RawPathParams::from_request_parts(parts, serving).await.map_err(|error| wrong(&error))?;
-    let query = axum::extract::Query::<Vec<(String, String)>>::try_from_uri(&parts.uri).map_err(|error| wrong(&error))?;
+    let path = RawPathParams::from_request_parts(parts, serving).await.map_err(|error| Problem::wrong(error.to_string()))?;
     let path = path.iter().map(|(name, value)| (name.to_owned(), value.to_owned()));
-    of_texts::<T>(path.chain(query.0))
+    of_texts::<T>(path.chain(texts(&parts.uri)?))
+}
+
+fn texts(uri: &Uri) -> Result<Vec<(String, String)>, Problem> {
+    axum::extract::Query::try_from_uri(uri).map(|query| query.0).map_err(|error| Problem::wrong(error.to_string()))
 }
 
 fn of_texts<T: ToSchema>(texts: impl Iterator<Item = (String, String)>) -> Result<Map<String, Value>, Problem> {
@@ -94,6 +109,10 @@ fn of_texts<T: ToSchema>(texts: impl Iterator<Item = (String, String)>) -> Resul
         put(&mut given, name, value)?;
     }
     Ok(given)
+}
+
+fn put_all(given: &mut Map<String, Value>, fields: Map<String, Value>) -> Result<(), Problem> {
+    fields.into_iter().try_for_each(|(name, value)| put(given, name, value))
 }
 
 fn put(given: &mut Map<String, Value>, name: String, value: Value) -> Result<(), Problem> {
@@ -118,7 +137,7 @@ fn holds_nul(value: &Value) -> bool {
 }
 
 /// A body that is a JSON object, or none at all.
-async fn body_of(headers: &HeaderMap, body: Body) -> Result<Map<String, Value>, Problem> {
+async fn fields_of(headers: &HeaderMap, body: Body) -> Result<Map<String, Value>, Problem> {
     let bytes = to_bytes(body, MOST_BYTES).await.map_err(|_| Problem::too_large(MOST_BYTES))?;
     if bytes.is_empty() {
         return Ok(Map::new());
@@ -140,6 +159,16 @@ fn of_kind(schema: &Value, text: &str) -> Result<Value, &'static str> {
     } else {
         Ok(Value::from(text))
     }
+}
+
+/// The fields as their type, and the reason beside them.
+fn with_reason<T: DeserializeOwned + ToSchema>(mut given: Map<String, Value>) -> Result<(T, String), Problem> {
+    let reason = match given.remove("reason") {
+        None => String::new(),
+        Some(Value::String(text)) => reason(&text).map_err(|problem| Problem::field("reason", problem))?,
+        Some(_) => return Err(Problem::field("reason", "must be a text")),
+    };
+    Ok((typed(given)?, reason))
 }
 
 /// The fields as their type.
@@ -226,8 +255,7 @@ mod tests {
 
     fn read(text: &str) -> Result<Asked, Problem> {
         let uri = format!("/path?{text}").parse().unwrap();
-        let pairs = axum::extract::Query::<Vec<(String, String)>>::try_from_uri(&uri).unwrap();
-        typed(of_texts::<Asked>(pairs.0.into_iter())?)
+        typed(of_texts::<Asked>(texts(&uri)?.into_iter())?)
     }
 
     fn field(text: &str) -> String {
@@ -268,8 +296,7 @@ mod tests {
     fn a_body_gives_no_nul() {
         let wrong = |body: &str| {
             let mut given = Map::new();
-            let fields = object::read(body.as_bytes()).unwrap();
-            fields.into_iter().find_map(|(name, value)| put(&mut given, name, value).err()).map(|problem| problem.field.unwrap())
+            put_all(&mut given, object::read(body.as_bytes()).unwrap()).err().map(|problem| problem.field.unwrap())
         };
         assert_eq!(wrong(r#"{"a":1,"b":["x"]}"#), None);
         assert_eq!(wrong(r#"{"a":1,"b":[{"c":"x\u0000"}]}"#).as_deref(), Some("b"));

@@ -31,6 +31,7 @@ mod telemetry;
 mod tokens;
 
 pub use answer::ProblemBody;
+pub use asked::{body_of, query_of};
 pub use connections::Limits;
 pub use executions::{PlanProblem, PlanStanding, PlanState};
 pub use own::{Own, OwnServer};

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use chrono::{DateTime, Datelike as _, NaiveDate, NaiveDateTime, SubsecRound as _, TimeDelta, Utc};
+use chrono::{DateTime, Datelike as _, NaiveDate, NaiveDateTime, TimeDelta, Utc};
 
 /// Whether events can be of that time, the years 1970 to 9999: the ledger cannot even be asked for much else.
 #[must_use]
@@ -28,7 +28,8 @@ pub fn instant(text: &str) -> Result<DateTime<Utc>, String> {
         .or_else(naive)
         .or_else(|| short_offset().map(|time| time.to_utc()))
         .or_else(date)
-        .map(|time| time.trunc_subsecs(6))
+        // a leap second is the one that follows it, as PostgreSQL takes it
+        .and_then(|time| DateTime::from_timestamp_micros(time.timestamp_micros()))
         .ok_or_else(|| "no instant such as 2025-07-01T00:00:00Z, 2025-07-01T00:00:00.000 or 2025-07-01 (UTC)".to_owned())
         .and_then(|instant| if can_be(instant) { Ok(instant) } else { Err(CANNOT_BE.to_owned()) })
 }

@@ -28,16 +28,16 @@ pub use error::OperationError;
 pub use instant::{CANNOT_BE, can_be, instant, iso_duration};
 pub use pauses::{PauseRequest, Pauses, refuse_paused};
 pub use prove::{
-    AcceptedProof, BatchProof, Label, LicenseWindow, LogProof, LogState, NoSeries, Proof, ProveRequest, SeriesProof, SourceProof,
+    AcceptedProof, BatchProof, EventId, Label, LicenseWindow, LogProof, LogState, NoSeries, Proof, ProveRequest, SeriesProof, SourceProof,
     SourceState,
 };
-pub use ranges::{LogRange, MovedEnd};
+pub use ranges::{Chosen, Edge, LogRange, MovedEnd, chosen};
 pub use rebuild::{
     Granted, LicenseToken, RebuildExecution, RebuildPlan, RebuildRequest, RebuildStage, Rebuilt, Rehearsal, RehearsedDeployment,
     RehearsedWindow, StateDifference, Told,
 };
 pub use rejects::{
     Admitted, Bytes, CountRejects, DiscardRejects, DiscardedRejects, Foreseen, Header, ListRejects, Place, Reject, RejectAct, RejectCounts,
-    RejectPage, Resubmit, Resubmitted, ResubmittedRecord, ShownReject, WhichRejects,
+    RejectPage, Resubmit, Resubmitted, ResubmittedRecord, ShownReject, WhichRejects, edited,
 };
 pub use replay::{PlannedPartition, RECORDS_PER_SECOND, ReplayExecution, ReplayPlan, Replayed, Step};

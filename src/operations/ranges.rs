@@ -50,9 +50,12 @@ fn latest() -> String {
 
 /// One end of a range.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Edge {
+pub enum Edge {
+    /// Where the log begins.
     Earliest,
+    /// Where it ends now.
     Latest,
+    /// The record with this offset, from 0 on.
     Offset(i64),
     /// The first record at or after it, by the log's own time.
     Time(DateTime<Utc>),
@@ -86,13 +89,18 @@ impl FromStr for Edge {
 
 /// A topic and the partitions that were named; none: all.
 #[derive(Clone, Debug, PartialEq)]
-struct Chosen {
-    topic: Topic,
-    partitions: Option<Vec<i32>>,
+pub struct Chosen {
+    /// The topic.
+    pub topic: Topic,
+    /// The partitions as they were named.
+    pub partitions: Option<Vec<i32>>,
 }
 
-/// `named` knows topics by their names.
-fn chosen(text: &str, named: impl Fn(&str) -> Option<Topic>) -> Result<Chosen, String> {
+/// `NAME` or `NAME:0,1,2`. `named` knows topics by their names.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn chosen(text: &str, named: impl Fn(&str) -> Option<Topic>) -> Result<Chosen, String> {
     let (name, list) = text.split_once(':').map_or((text, None), |(name, list)| (name, Some(list)));
     let topic = named(name).ok_or_else(|| {
         let names: Vec<&str> = Topic::ALL.iter().map(|topic| topic.name()).collect();

@@ -19,8 +19,8 @@ const MOVES_AGAIN: Duration = Duration::from_secs(30);
 const MET: Duration = Duration::from_secs(40);
 /// Of so many records nearly always some lie in every partition of the topic that has the most of them.
 const RECORDS_THAT_MEET_ALL: i64 = 60;
-/// The farthest step of a clock. The history is 20 days long, and the vendor takes usage of 30.
-const FARTHEST_STEP_SECONDS: u64 = 5 * 24 * 3600;
+/// The farthest step of a clock: beyond the 30 days that the vendor takes usage of, and the 34 for which it remembers ids.
+const FARTHEST_STEP_SECONDS: u64 = 40 * 24 * 3600;
 
 impl World {
     /// One round, until all moves again.

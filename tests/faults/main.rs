@@ -21,6 +21,8 @@ mod runs;
 mod schedule;
 mod servers;
 mod settle;
+#[path = "../it/journey/simulated.rs"]
+mod simulated;
 #[path = "../it/journey/site.rs"]
 mod site;
 #[path = "../it/support/mod.rs"]
@@ -57,11 +59,14 @@ async fn the_books_balance_after_every_schedule_of_faults() {
         let schedule = Schedule::of(seed);
         runs.tell(&schedule.to_string());
         let begun = Instant::now();
-        let servers = match &mut servers {
-            Some(servers) => servers,
-            none => none.insert(Servers::start().await),
+        let run = async {
+            let servers = match &mut servers {
+                Some(servers) => servers,
+                none => none.insert(Servers::start().await),
+            };
+            suffer(&schedule, servers).await
         };
-        let told = runs.watch_over(&schedule, suffer(&schedule, servers)).await;
+        let told = runs.watch_over(&schedule, run).await;
         runs.passed(seed);
         runs.tell(&format!("seed {seed} passed in {:.1} s: {told}", begun.elapsed().as_secs_f64()));
     }

@@ -3,16 +3,17 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use chrono::{DateTime, SecondsFormat, SubsecRound, TimeDelta, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use tallyline::clock::Clock;
 use tallyline::event::TopicPartition;
 use tallyline::sim::coderd::{Config, SchemaVersion, Simulation};
-use tallyline::sim::tallyman::{self, Switches, Tallyman};
+use tallyline::sim::tallyman::{Switches, Tallyman};
 use tokio_util::sync::CancellationToken;
 
 use crate::proxy::Proxy;
 use crate::schedule::Backend;
 use crate::servers::{SESSION_MS, Servers, drop_database};
+use crate::simulated::{self, introduction, pipeline};
 use crate::site::{Serve, Site};
 use crate::support::process::Process;
 use crate::support::{self, Database, database, database_on};
@@ -20,11 +21,15 @@ use crate::watch::Watch;
 
 /// After SIGTERM, as `tallyline run` says itself, and a little for a busy machine.
 const GRACE: Duration = Duration::from_secs(20);
-/// Older usage cannot be published. With the farthest step of a clock all of it is younger than the vendor's 30 days.
+/// All usage is younger than the vendor's 30 days. A clock that is ahead changes nothing of that: usage is too old only if the ledger's server
+/// says so, too.
 const DAYS: i64 = 20;
 const BUILDS: usize = 600;
 /// The vendor takes its time, so that a publisher that is killed may have a request on its way.
 const LATENCY_MS: u64 = 100;
+
+/// Lines of the pipeline.
+const PACE: &str = "collect.poll_seconds = 0.5\ncollect.margin_seconds = 20\npublish.request_timeout_seconds = 2\n";
 
 /// Which process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,13 +129,15 @@ impl World {
         let begun = Instant::now();
         let (coderd, ledger) = (database().await, database_on(&servers.postgres.url()).await);
         let simulation = history(seed, Clock::system().now() - behind, &coderd).await;
-        let introduced_at = introduction(&simulation);
+        let config = simulation.config();
+        let introduced_at = introduction(&simulation, config.start + (config.end - config.start) / 2);
         let vendor = CancellationToken::new();
-        let tallyman = start_vendor(&simulation, &vendor).await;
+        let switches = Switches { latency_ms: LATENCY_MS, ..Switches::default() };
+        let tallyman = simulated::vendor(&simulation, switches, &vendor).await;
         let kafka = (backend != Backend::Postgres)
             .then(|| support::Kafka { brokers: servers.kafka.brokers.clone(), prefix: format!("s{}.", uuid::Uuid::new_v4().simple()) });
         let topics = kafka.iter().flat_map(|kafka| tallyline::event::Topic::ALL.map(|topic| kafka.name(topic.name()))).collect();
-        let pipeline = pipeline(&coderd, &simulation, &tallyman, introduced_at) + group(backend);
+        let pipeline = pipeline(&coderd, &simulation, &tallyman, introduced_at, PACE) + group(backend);
         let site = Site::on(ledger, kafka, &pipeline).await;
         let mut members = Vec::new();
         for place in Place::ALL {
@@ -270,54 +277,6 @@ async fn history(seed: u64, end: DateTime<Utc>, coderd: &Database) -> Simulation
     simulation.advance_to(end).await.expect("the history");
     simulation.commit_held().await.expect("the history");
     simulation
-}
-
-/// The very instant at which a creation in the middle of the history ended.
-fn introduction(simulation: &Simulation) -> DateTime<Utc> {
-    let (truth, config) = (simulation.truth(), simulation.config());
-    let middle = config.start + (config.end - config.start) / 2;
-    let ends = truth.creation_seconds.iter().flat_map(|series| &series.observations).map(|observed| observed.completed_at);
-    ends.filter(|end| *end >= middle).min().expect("a creation")
-}
-
-/// It takes only the license that coderd itself would publish under, and remembers ids for 34 days.
-async fn start_vendor(simulation: &Simulation, stop: &CancellationToken) -> Tallyman {
-    let now = Clock::system().now();
-    let truth = simulation.truth();
-    let good = truth.licenses.iter().filter(|license| {
-        let claims = &license.claims;
-        license.verifiable && claims.publish_usage_data && claims.account_type == "salesforce" && claims.nbf <= now && now < claims.exp
-    });
-    let config = tallyman::Config {
-        license_keys: good.map(|license| license.jwt.clone()).collect(),
-        deployment_ids: vec![simulation.deployment().id],
-        remember: TimeDelta::days(34),
-        switches: Switches { latency_ms: LATENCY_MS, ..Switches::default() },
-        ..tallyman::Config::default()
-    };
-    assert_eq!(config.license_keys.len(), 1);
-    Tallyman::start(config, Clock::system(), stop.clone()).await.expect("a vendor")
-}
-
-fn pipeline(coderd: &Database, simulation: &Simulation, tallyman: &Tallyman, introduced_at: DateTime<Utc>) -> String {
-    let key = simulation.license_key();
-    format!(
-        "source.coderd_url = '{}'
-source.introduced_at = {}
-collect.poll_seconds = 0.5
-collect.margin_seconds = 20
-license.public_keys.'{}' = '''{}'''
-publish.mode = 'sole'
-publish.url = '{}'
-publish.interval_seconds = 0.5
-publish.request_timeout_seconds = 2
-",
-        coderd.url,
-        introduced_at.trunc_subsecs(6).to_rfc3339_opts(SecondsFormat::AutoSi, true),
-        key.kid,
-        key.public_key_pem,
-        tallyman.ingest_url(),
-    )
 }
 
 /// Members of the group that are gone are missed soon. In the new protocol the broker says how soon.

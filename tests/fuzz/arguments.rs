@@ -1,5 +1,6 @@
 //! Command lines: instants, durations, ranges, numbers, ids.
 
+use chrono::Datelike as _;
 use clap::Parser as _;
 use clap::error::ErrorKind;
 use tallyline::cli::Cli;
@@ -10,8 +11,8 @@ pub fn command_line(input: &[u8]) -> bool {
     let arguments = std::iter::once("tallyline").chain(text.trim_end_matches('\n').split('\n'));
     match Cli::try_parse_from(arguments) {
         Ok(cli) => {
-            // what the flags say is a time
-            let _ = cli.clock().now();
+            // what the flags say is a time: some hundred years around now, as the ledger can keep it
+            assert!((1900..2200).contains(&cli.clock().now().year()));
             assert!(!format!("{:?}", cli.command).is_empty());
             true
         }

@@ -2,9 +2,14 @@
 
 use tallyline::event::{Event, MAX_ID_BYTES, MAX_PAYLOAD_BYTES, Message, ParseError, UsageQuantity, parse};
 
-/// The record as in HTTP: headers a line each, `name: value`, one without a colon has no value; an empty line; the body. Without an empty line
-/// it has no body.
+/// A record as in HTTP.
 pub fn binary(input: &[u8]) -> bool {
+    record(&message(input))
+}
+
+/// The record: headers a line each, `name: value`, one without a colon has no value; an empty line; the body. Without an empty line it has no
+/// body.
+pub fn message(input: &[u8]) -> Message {
     let at = input.windows(2).position(|two| two == b"\n\n");
     let (head, payload) = at.map_or((input, None), |at| (&input[..at], Some(input[at + 2..].to_vec())));
     let header = |line: &[u8]| {
@@ -15,7 +20,7 @@ pub fn binary(input: &[u8]) -> bool {
         (String::from_utf8_lossy(name).into_owned(), value)
     };
     let headers = head.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).map(header).collect();
-    record(&Message { key: None, headers, payload })
+    Message { key: None, headers, payload }
 }
 
 /// The body of a record in structured mode.

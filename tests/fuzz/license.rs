@@ -66,7 +66,8 @@ fn accepted(claims: &LicenseClaims) {
             let answer = entitlements(rules, std::slice::from_ref(claims), now, |_, _| u64::MAX);
             assert_eq!(answer.has_license, claims.validity(now).counts());
         }
-        let _ = pick_publishing_license([((), claims)], now);
+        let publishes = claims.validity(now).counts() && claims.publish_usage_data && claims.account_type == "salesforce";
+        assert_eq!(pick_publishing_license([((), claims)], now).is_some(), publishes);
     }
 }
 
@@ -77,4 +78,23 @@ fn refused(error: &LicenseError, token: &str) {
     for part in token.split('.').skip(1).filter(|part| part.len() > 20) {
         assert!(!text.contains(part), "the token is shown");
     }
+}
+
+/// A public key as the pipeline has it. Any that is accepted can judge a token.
+pub fn key(input: &[u8]) -> bool {
+    static TOKEN: LazyLock<String> = LazyLock::new(|| {
+        let tokens = crate::corpus("license_token").into_iter().map(|token| String::from_utf8(token).expect("text"));
+        tokens.into_iter().find(|token| KEYS.verify(token).is_ok()).expect("a good token")
+    });
+    let text = String::from_utf8_lossy(input);
+    let mut keys = PublicKeys::new();
+    let added = keys.add("test", &text);
+    assert_eq!(keys.len(), usize::from(added.is_ok()));
+    if let Err(error) = &added {
+        assert!(error.to_string().contains("test"), "the key's name is told: {error}");
+        assert!(text.trim().len() < 20 || !error.to_string().contains(text.trim()), "and not what stands in its place");
+    }
+    let judged = keys.verify(&TOKEN);
+    assert!(added.is_err() || matches!(judged, Ok(_) | Err(LicenseError::BadSignature(_))), "{judged:?}");
+    added.is_ok()
 }

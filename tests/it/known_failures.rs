@@ -86,7 +86,8 @@ async fn all_is_recorded_once(database: &Database, ledger: &Ledger, events: i64)
 #[tokio::test(flavor = "multi_thread")]
 async fn a_position_is_never_claimed_before_its_rows_are_written() {
     let (database, ledger) = ours().await;
-    let log = postgres_log(&ledger, 5000).await;
+    let log = Log::postgres(ledger.pool.clone(), PostgresLogSettings { lease: Duration::from_secs(3), ..PostgresLogSettings::default() });
+    log.create_topics(1).await.unwrap();
     log.append(Topic::AgentUsage, messages(0..100)).await.unwrap();
     // the first is recorded already, so that this process knows the source
     let claim = ledger.claim(partition(Topic::AgentUsage, 0), 0).await.unwrap();
@@ -99,12 +100,20 @@ async fn a_position_is_never_claimed_before_its_rows_are_written() {
     for _ in 0..2 {
         let waiting = "select coalesce(max(pid), 0)::bigint from pg_stat_activity
              where datname = current_database() and wait_event_type = 'Lock' and query ilike 'commit%'";
-        eventually(SOON, "a batch is about to be committed", || async { number(&database, waiting).await > 0 }).await;
+        let a_batch_waits = || eventually(SOON, "a batch is about to be committed", || async { number(&database, waiting).await > 0 });
+        a_batch_waits().await;
+        // whatever the group is told, it is told with its member's next renewals
+        let renewed = "select (extract(epoch from max(lease_until)) * 1000000)::bigint from log_member";
+        for _ in 0..3 {
+            let before = number(&database, renewed).await;
+            eventually(SOON, "the member renews its lease", || async { number(&database, renewed).await > before }).await;
+        }
         let claimed = "select next_offset from position where topic = 'tallyline.agent-usage.v1'";
         let told = "select coalesce(max(marked_offset), 0) from log_assignment join log_partition on id = partition_id where topic = 'tallyline.agent-usage.v1'";
         assert_eq!(number(&database, "select count(*) from usage_event").await, 1);
         assert_eq!(number(&database, claimed).await, 1);
         assert!(number(&database, told).await <= 1);
+        a_batch_waits().await;
         let kill = "select count(pg_terminate_backend(pid)) from pg_stat_activity
              where datname = current_database() and wait_event_type = 'Lock' and query ilike 'commit%'";
         assert!(number(&database, kill).await > 0);

@@ -4,21 +4,14 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use tallyline::clock::Clock;
-use tallyline::ledger::{LeaseError, Ledger, LedgerSettings, LicenseChange, LicenseState, NewPass};
+use tallyline::ledger::{LeaseError, Ledger, LicenseChange, LicenseState, NewPass};
 use uuid::Uuid;
 
-use crate::support::{Database, database, eventually};
+use crate::support::eventually;
+use crate::support::ledger::ledger_at;
 
 const LONG: Duration = Duration::from_secs(600);
 const SHORT: Duration = Duration::from_millis(1);
-
-async fn ledger() -> (Ledger, Database) {
-    let database = database().await;
-    let settings = LedgerSettings { url: database.url.clone(), connections: 4 };
-    let ledger = Ledger::open(&settings, Clock::system()).unwrap();
-    ledger.migrate().await.unwrap();
-    (ledger, database)
-}
 
 async fn ends_at(ledger: &Ledger) -> DateTime<Utc> {
     sqlx::query_scalar("select expires_at from lease").fetch_one(&ledger.pool).await.unwrap()
@@ -26,7 +19,7 @@ async fn ends_at(ledger: &Ledger) -> DateTime<Utc> {
 
 #[tokio::test]
 async fn a_lease_has_one_holder_and_its_epoch_rises_with_each_new_one() {
-    let (ledger, _database) = ledger().await;
+    let (_database, ledger) = ledger_at(Clock::system()).await;
     let first = ledger.take_lease("metrics", "one", LONG).await.unwrap().unwrap();
     assert_eq!(ledger.take_lease("metrics", "one", LONG).await.unwrap(), Some(first.clone()), "the same holder, the same epoch");
     assert_eq!(ledger.take_lease("metrics", "two", LONG).await.unwrap(), None);
@@ -41,7 +34,7 @@ async fn a_lease_has_one_holder_and_its_epoch_rises_with_each_new_one() {
 
 #[tokio::test]
 async fn a_lease_that_is_not_renewed_ends_and_its_end_never_moves_back() {
-    let (ledger, _database) = ledger().await;
+    let (_database, ledger) = ledger_at(Clock::system()).await;
     let first = ledger.take_lease("metrics", "one", LONG).await.unwrap().unwrap();
     let end = ends_at(&ledger).await;
     assert!(ledger.renew_lease(&first, SHORT).await.unwrap());
@@ -58,7 +51,7 @@ async fn a_lease_that_is_not_renewed_ends_and_its_end_never_moves_back() {
 
 #[tokio::test]
 async fn of_many_who_ask_at_once_one_gets_it() {
-    let (ledger, _database) = ledger().await;
+    let (_database, ledger) = ledger_at(Clock::system()).await;
     let asking = (0..16).map(|number| {
         let ledger = ledger.clone();
         tokio::spawn(async move { ledger.take_lease("metrics", &format!("process {number}"), LONG).await.unwrap() })
@@ -72,7 +65,7 @@ async fn of_many_who_ask_at_once_one_gets_it() {
 
 #[tokio::test]
 async fn who_has_lost_the_lease_records_neither_passes_nor_licenses() {
-    let (ledger, _database) = ledger().await;
+    let (_database, ledger) = ledger_at(Clock::system()).await;
     let source_id = ledger.register_source(Uuid::from_u128(1), DateTime::UNIX_EPOCH, None).await.unwrap().id;
     let pass = NewPass {
         source_id,

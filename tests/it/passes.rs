@@ -2,18 +2,10 @@
 
 use chrono::{DateTime, TimeDelta, Utc};
 use tallyline::clock::Clock;
-use tallyline::ledger::{Completeness, Ledger, LedgerSettings};
+use tallyline::ledger::Completeness;
 use uuid::Uuid;
 
-use crate::support::{Database, database};
-
-async fn ledger() -> (Ledger, Database) {
-    let database = database().await;
-    let settings = LedgerSettings { url: database.url.clone(), connections: 4 };
-    let ledger = Ledger::open(&settings, Clock::system()).unwrap();
-    ledger.migrate().await.unwrap();
-    (ledger, database)
-}
+use crate::support::ledger::ledger_at;
 
 /// Rows that a scan of the plan read, by its index: `Index Scan using i on t (cost=… rows=1 …) (actual … rows=1 loops=1)`.
 fn rows_read_by(index: &str, plan: &[String]) -> Option<u64> {
@@ -23,7 +15,7 @@ fn rows_read_by(index: &str, plan: &[String]) -> Option<u64> {
 
 #[tokio::test]
 async fn how_far_a_source_is_complete_is_found_without_reading_its_passes() {
-    let (ledger, _database) = ledger().await;
+    let (_database, ledger) = ledger_at(Clock::system()).await;
     let begin = "2026-01-10T12:00:00Z".parse::<DateTime<Utc>>().unwrap();
     let source = ledger.register_source(Uuid::from_u128(1), begin, None).await.unwrap().id;
     // Two early passes that claim, and then weeks of passes that cannot. The ledger has not read what the last one found.

@@ -31,10 +31,11 @@ pub struct ProveRequest {
 
 /// An id, taken apart.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct EventId {
-    topic: Topic,
+pub struct EventId {
+    /// Where its events are.
+    pub topic: Topic,
     /// A build's id, or the usage's own.
-    key: String,
+    pub key: String,
 }
 
 impl ProveRequest {
@@ -48,7 +49,9 @@ impl ProveRequest {
 }
 
 impl EventId {
-    fn parse(id: &str) -> Result<EventId, OperationError> {
+    /// # Errors
+    /// [`OperationError::Invalid`] for one that no event can have.
+    pub fn parse(id: &str) -> Result<EventId, OperationError> {
         let invalid = |message: String| Err(OperationError::Invalid { field: "event_id", message });
         if id.is_empty() {
             return invalid(
@@ -75,7 +78,8 @@ impl EventId {
     }
 
     /// The id in its one spelling.
-    fn whole(&self) -> String {
+    #[must_use]
+    pub fn whole(&self) -> String {
         match self.topic {
             Topic::WorkspaceBuilds => format!("workspace_build_completed:{}", self.key),
             Topic::PrebuildClaims => format!("prebuild_claimed:{}", self.key),

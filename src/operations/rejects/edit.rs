@@ -9,7 +9,7 @@ use crate::operations::OperationError;
 ///
 /// # Errors
 /// [`OperationError::Invalid`], with the attribute that would no longer be the record's own.
-pub(super) fn edited(original: &Message, text: &str) -> Result<Message, OperationError> {
+pub fn edited(original: &Message, text: &str) -> Result<Message, OperationError> {
     let invalid = |field, message: String| Err(OperationError::Invalid { field, message });
     if text.contains('\0') {
         return invalid("edit", "holds a NUL character, which no event may".to_owned());

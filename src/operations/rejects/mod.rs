@@ -4,6 +4,7 @@ mod edit;
 mod resubmit;
 mod shown;
 
+pub use edit::edited;
 pub use resubmit::{Admitted, Foreseen, Place, Resubmit, Resubmitted, ResubmittedRecord};
 pub use shown::{Bytes, Header, Reject, RejectAct, ShownReject};
 

@@ -8,6 +8,7 @@ mod books;
 pub mod expected;
 mod exposition;
 mod proof;
+pub mod simulated;
 pub mod site;
 pub mod story;
 mod watch;

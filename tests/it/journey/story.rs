@@ -2,12 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use tallyline::clock::Clock;
 use tallyline::sim::coderd::{Config, SchemaVersion, Simulation, live};
-use tallyline::sim::tallyman::{self, Books, Switches, Tallyman};
+use tallyline::sim::tallyman::{Books, Switches, Tallyman};
 use tokio_util::sync::CancellationToken;
 
+use super::simulated::{introduction, pipeline, vendor};
 use super::site::{Backend, Serve, Site};
 use super::watch::{Seen, Watch};
 use crate::support::process::Process;
@@ -19,6 +20,9 @@ const DAYS: i64 = 25;
 const BUILDS: usize = 5000;
 /// Transactions are held open for two minutes of coderd's time at most.
 const LONGEST_HOLD: TimeDelta = TimeDelta::minutes(10);
+
+/// Lines of the pipeline.
+pub const PACE: &str = "collect.poll_seconds = 1\ncollect.margin_seconds = 5\npublish.request_timeout_seconds = 4\n";
 
 pub struct Journey {
     pub site: Site,
@@ -48,12 +52,9 @@ impl Journey {
         simulation.advance_to(part(FIRST_PART)).await.unwrap();
         assert!(simulation.completed_builds() > 2000 && simulation.usage_rows() > 400);
 
-        // the very instant at which a creation ended: it is observed, the one before it is not
-        let truth = simulation.truth();
-        let ends = truth.creation_seconds.iter().flat_map(|series| &series.observations).map(|observed| observed.completed_at);
-        let introduced_at = ends.filter(|end| *end >= part(0.43)).min().expect("a creation");
-        let tallyman = vendor(&simulation).await;
-        let site = Site::new(backend, &pipeline(&coderd, &simulation, &tallyman, introduced_at)).await;
+        let introduced_at = introduction(&simulation, part(0.43));
+        let tallyman = vendor(&simulation, Switches::default(), &CancellationToken::new()).await;
+        let site = Site::new(backend, &pipeline(&coderd, &simulation, &tallyman, introduced_at, PACE)).await;
         let collect = site.start("collect", &["--clock-offset", &seconds_from_now(part(FIRST_PART) - LONGEST_HOLD)]);
         let consume = [site.start("consume", &[]), site.start("consume", &[])];
         let publish = site.start("publish", &[]);
@@ -267,42 +268,6 @@ pub fn instant(start: DateTime<Utc>, end: DateTime<Utc>, part: f64) -> DateTime<
 
 fn seconds_from_now(at: DateTime<Utc>) -> String {
     (at - Clock::system().now()).num_seconds().to_string()
-}
-
-/// It takes only the license that coderd itself would publish under, and remembers ids for 34 days.
-pub async fn vendor(simulation: &Simulation) -> Tallyman {
-    let now = Clock::system().now();
-    let truth = simulation.truth();
-    let good = truth.licenses.iter().filter(|license| {
-        let claims = &license.claims;
-        license.verifiable && claims.publish_usage_data && claims.account_type == "salesforce" && claims.nbf <= now && now < claims.exp
-    });
-    let license_keys: Vec<String> = good.map(|license| license.jwt.clone()).collect();
-    assert_eq!(license_keys.len(), 1);
-    let deployment_ids = vec![simulation.deployment().id];
-    let config = tallyman::Config { license_keys, deployment_ids, remember: TimeDelta::days(34), ..tallyman::Config::default() };
-    Tallyman::start(config, Clock::system(), CancellationToken::new()).await.unwrap()
-}
-
-pub fn pipeline(coderd: &Database, simulation: &Simulation, tallyman: &Tallyman, introduced_at: DateTime<Utc>) -> String {
-    let key = simulation.license_key();
-    format!(
-        "source.coderd_url = '{}'
-source.introduced_at = {}
-collect.poll_seconds = 1
-collect.margin_seconds = 5
-license.public_keys.'{}' = '''{}'''
-publish.mode = 'sole'
-publish.url = '{}'
-publish.interval_seconds = 0.5
-publish.request_timeout_seconds = 4
-",
-        coderd.url,
-        introduced_at.trunc_subsecs(6).to_rfc3339_opts(chrono::SecondsFormat::AutoSi, true),
-        key.kid,
-        key.public_key_pem,
-        tallyman.ingest_url(),
-    )
 }
 
 fn kill_and_start_again(process: &mut Process, start: impl FnOnce() -> Process) {

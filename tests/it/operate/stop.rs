@@ -9,7 +9,7 @@ use tallyline::sim::tallyman::{Config, Switches, Tallyman};
 use tokio_util::sync::CancellationToken;
 
 use super::proxy::{self, Proxy};
-use super::{GRACE, Kind, LEEWAY, Running, SOON, Site, append_builds, found};
+use super::{GRACE, Kind, LEEWAY, Running, SOON, Site, append_builds};
 use crate::support::eventually;
 
 /// A role, and what its process says once it works.
@@ -222,5 +222,5 @@ async fn a_kafka_that_has_frozen_holds_nobody_up_for_longer_than_the_grace() {
     eventually(SOON, "it is ready", || async { next.get("/readyz").await.0.is_success() }).await;
     next.ends_in_order().await;
     assert_eq!(site.balanced().await["accepted"], 200);
-    let _ = found(SOON, "all connections end", async || (proxy.connections() == 0).then_some(())).await;
+    eventually(SOON, "all connections end", || async { proxy.connections() == 0 }).await;
 }

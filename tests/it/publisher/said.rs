@@ -6,7 +6,7 @@ use chrono::TimeDelta;
 use prometheus::Registry;
 use tallyline::audit::{Audit, AuditReport};
 use tallyline::event::{Event, Payload, Topic, TopicPartition};
-use tallyline::ledger::{Arrival, Chain, NewAct, Refusal, Verdict};
+use tallyline::ledger::{Arrival, Chain, NewAct, PassedReject, Refusal, Verdict};
 use tallyline::log::Log;
 use tallyline::operations::Actor;
 use tallyline::operations::recover::{Lost, RecoverEffect, RecoverExecution, RecoverRequest};
@@ -117,7 +117,7 @@ async fn usage_that_an_operator_has_mended_is_sent_though_coderds_row_is_no_even
     let subject = reject.to_string();
     let act = NewAct { actor: "user-001", act: "resubmit", subject: &subject, reason: "one is 1", detail: serde_json::json!({}) };
     let acts = world.ledger.begin_acts(&[act]).await.unwrap();
-    world.ledger.end_rejects(&[(reject, acts[0])], &["open"], "resubmitted").await.unwrap();
+    world.ledger.end_rejects(&[PassedReject { id: reject, act_id: acts[0], place: None }], &["open"], "resubmitted").await.unwrap();
     world.pass(TimeDelta::minutes(10));
     let cycle = world.cycle().await;
     assert_eq!((cycle.accepted, cycle.held_back), (1, 1));

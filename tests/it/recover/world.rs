@@ -7,10 +7,12 @@ use serde_json::Value as Json;
 use tallyline::clock::Clock;
 use tallyline::sim::coderd::truth::Class;
 use tallyline::sim::coderd::{Config, SchemaVersion, Simulation};
-use tallyline::sim::tallyman::Tallyman;
+use tallyline::sim::tallyman::{Switches, Tallyman};
+use tokio_util::sync::CancellationToken;
 
+use crate::journey::simulated::{pipeline, vendor};
 use crate::journey::site::{Backend, Site};
-use crate::journey::story::{instant, pipeline, vendor};
+use crate::journey::story::{PACE, instant};
 use crate::support::process::{Ended, Process};
 use crate::support::{self, Database, eventually};
 
@@ -36,8 +38,8 @@ impl World {
         let mut simulation = Simulation::start(config, &coderd.url).await.unwrap();
         simulation.advance_to(instant(start, end, 0.5)).await.unwrap();
         simulation.commit_held().await.unwrap();
-        let tallyman = vendor(&simulation).await;
-        let site = Site::new(backend, &pipeline(&coderd, &simulation, &tallyman, start)).await;
+        let tallyman = vendor(&simulation, Switches::default(), &CancellationToken::new()).await;
+        let site = Site::new(backend, &pipeline(&coderd, &simulation, &tallyman, start, PACE)).await;
         World { site, coderd, simulation, tallyman }
     }
 

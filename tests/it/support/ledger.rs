@@ -20,8 +20,13 @@ pub fn noon() -> DateTime<Utc> {
 
 /// An empty ledger whose clock stands at [`noon`].
 pub async fn ledger() -> (Database, Ledger) {
+    ledger_at(Clock::given(noon())).await
+}
+
+/// An empty ledger with this clock.
+pub async fn ledger_at(clock: Clock) -> (Database, Ledger) {
     let database = super::database().await;
-    let ledger = Ledger::open(&LedgerSettings { url: database.url.clone(), connections: 8 }, Clock::given(noon())).expect("a ledger");
+    let ledger = Ledger::open(&LedgerSettings { url: database.url.clone(), connections: 8 }, clock).expect("a ledger");
     ledger.migrate().await.expect("migrate");
     (database, ledger)
 }

@@ -1,0 +1,93 @@
+//! What a pass costs coderd's database.
+
+use chrono::TimeDelta;
+use tallyline::coderd::UsageKey;
+use tallyline::sim::coderd::SchemaVersion;
+use uuid::Uuid;
+
+use super::source_of;
+use crate::support::coderd::Coderd;
+
+/// Pages that a line of a plan says were touched: `Buffers: shared hit=271 read=3`.
+fn pages_of(line: &str) -> i64 {
+    line.split([' ', '=']).filter_map(|word| word.parse::<i64>().ok()).sum()
+}
+
+#[tokio::test]
+async fn the_incremental_probe_reads_only_the_index() {
+    let coderd = Coderd::new(SchemaVersion::Sep2026).await;
+    sqlx::raw_sql(
+        "insert into provisioner_jobs (id, created_at, updated_at, started_at, completed_at, organization_id, initiator_id, provisioner,
+             storage_method, type, input, worker_id, file_id)
+         select gen_random_uuid(), at, at, at, at, (select id from organizations), gen_random_uuid(), 'terraform', 'file', 'workspace_build',
+             '{}', case when n % 50 > 0 then md5((n % 20)::text)::uuid end, gen_random_uuid()
+         from (select n, now() - n * interval '1 minute' as at from generate_series(1, 30000) n) jobs;
+         analyze provisioner_jobs",
+    )
+    .execute(&coderd.database.pool)
+    .await
+    .unwrap();
+    let mut reader = source_of(&coderd.database.url).connect().await.unwrap();
+    let after = (coderd.now().await - TimeDelta::minutes(100), Uuid::nil());
+    let plan = reader.explain_recent_build_keys(after, 1000).await.unwrap().join("\n");
+    assert!(!plan.contains("Seq Scan on provisioner_jobs"), "{plan}");
+    assert!(plan.contains("provisioner_jobs_worker_id_organization_id_completed_at_idx"), "{plan}");
+    let pages: i64 =
+        sqlx::query_scalar("select pg_relation_size('provisioner_jobs') / 8192").fetch_one(&coderd.database.pool).await.unwrap();
+    let touched: i64 = plan.lines().filter(|line| line.contains("Buffers: shared")).map(pages_of).max().unwrap();
+    assert!(touched * 2 < pages, "{touched} of {pages} pages for the last 100 minutes of three weeks\n{plan}");
+    let keys = reader.recent_build_keys(after, 1000).await.unwrap();
+    let expected: i64 = sqlx::query_scalar("select count(*) from provisioner_jobs where completed_at >= $1")
+        .bind(after.0)
+        .fetch_one(&coderd.database.pool)
+        .await
+        .unwrap();
+    assert!(expected >= 99, "{expected}");
+    assert_eq!(i64::try_from(keys.len()).unwrap(), expected, "every lane is found, the one without a worker too");
+    // Pages meet no key twice and leave none out.
+    let (mut paged, mut at) = (Vec::new(), after);
+    loop {
+        let page = reader.recent_build_keys(at, 7).await.unwrap();
+        let Some(last) = page.last() else { break };
+        at = (last.completed_at, last.job_id);
+        paged.extend(page);
+    }
+    assert_eq!(paged, keys);
+}
+
+#[tokio::test]
+async fn a_page_of_recent_usage_costs_the_same_wherever_it_begins() {
+    let coderd = Coderd::new(SchemaVersion::Sep2026).await;
+    // Three rows share each instant; every hundredth was claimed just now, every other hundredth published.
+    sqlx::raw_sql(
+        "alter table usage_events disable trigger all;
+         insert into usage_events (id, event_type, event_data, created_at, publish_started_at, published_at)
+         select n::text, 'dc_managed_agents_v1', '{\"count\": 1}', now() - (n / 3) * interval '1 second',
+             case when n % 100 < 2 then now() end, case when n % 100 = 1 then now() end
+         from generate_series(1, 30000) n;
+         analyze usage_events",
+    )
+    .execute(&coderd.database.pool)
+    .await
+    .unwrap();
+    let mut reader = source_of(&coderd.database.url).connect().await.unwrap();
+    let now = coderd.now().await;
+    let (dated_since, since) = (now - TimeDelta::days(8), now - TimeDelta::hours(1));
+    let mut keys: Vec<UsageKey> = Vec::new();
+    loop {
+        let page = reader.recent_usage_keys(dated_since, since, keys.last(), 1000).await.unwrap();
+        let full = page.len() == 1000;
+        keys.extend(page);
+        if !full {
+            break;
+        }
+    }
+    assert_eq!(keys.len(), 30000, "pages leave none out");
+    assert!(keys.windows(2).all(|pair| (pair[0].created_at, &pair[0].id) < (pair[1].created_at, &pair[1].id)), "and meet none twice");
+    for after in [None, Some(&keys[15_000]), Some(&keys[28_000])] {
+        let plan = reader.explain_recent_usage_keys(dated_since, since, after, 100).await.unwrap().join("\n");
+        let read = plan.lines().find(|line| line.contains("idx_usage_events_select_for_publishing")).expect(&plan);
+        let rows: i64 = read.split("rows=").nth(2).and_then(|rest| rest.split(' ').next()?.parse().ok()).expect(read);
+        assert!(rows < 200, "{rows} unmarked rows read for a page of 100\n{plan}");
+    }
+}

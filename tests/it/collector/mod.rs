@@ -1,0 +1,154 @@
+//! The collector on a real coderd schema, a real ledger and the log in PostgreSQL.
+
+mod access;
+mod complete;
+mod cost;
+mod once;
+mod rows;
+mod source;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use chrono::TimeDelta;
+use serde_json::json;
+use tallyline::clock::Clock;
+use tallyline::collectors::{CollectError, Collector, PassReport, Settings};
+use tallyline::event::{Event, Payload, PrebuildClaimed, Topic, TopicPartition, WorkspaceBuildCompleted, parse};
+use tallyline::ledger::{Arrival, Chain, Ledger, NewAct, Refusal, Verdict};
+use tallyline::license::PublicKeys;
+use tallyline::log::{Log, PostgresLogSettings, Record};
+use tallyline::{coderd, consumer};
+use uuid::Uuid;
+
+use crate::support::Database;
+use crate::support::coderd::Coderd;
+use crate::support::ledger::ledger_at;
+
+/// Our side: a ledger and a log in one database.
+struct Ours {
+    ledger: Ledger,
+    log: Log,
+    _database: Database,
+}
+
+async fn ours() -> Ours {
+    let (database, ledger) = ledger_at(Clock::system()).await;
+    let log = Log::postgres(ledger.pool.clone(), PostgresLogSettings::default());
+    log.create_topics(3).await.unwrap();
+    Ours { ledger, log, _database: database }
+}
+
+/// Every clock of a test is the machine's own, so no margin is needed; a test's collectors take over from each other.
+fn settings() -> Settings {
+    Settings { margin: TimeDelta::zero(), ..Settings::new("test") }
+}
+
+fn source_of(url: &str) -> coderd::Database {
+    coderd::Database::new(url, Duration::from_secs(30)).unwrap()
+}
+
+impl Ours {
+    async fn open(&self, settings: Settings, url: &str) -> Result<Option<Collector>, CollectError> {
+        let keys = PublicKeys::new();
+        Collector::open(settings, source_of(url), keys, self.log.clone(), self.ledger.clone(), Clock::system()).await
+    }
+
+    async fn collector(&self, settings: Settings, coderd: &Coderd) -> Collector {
+        self.open(settings, &coderd.database.url).await.unwrap().expect("the source is free")
+    }
+
+    async fn records(&self, topic: Topic) -> Vec<(TopicPartition, Record)> {
+        let mut all = Vec::new();
+        for partition in self.log.partitions(topic).await.unwrap() {
+            let partition = TopicPartition { topic, partition };
+            let records = self.log.read(partition, 0, 1_000_000).await.unwrap();
+            all.extend(records.into_iter().map(|record| (partition, record)));
+        }
+        all
+    }
+
+    async fn events(&self, topic: Topic) -> Vec<Event> {
+        self.records(topic).await.into_iter().map(|(_, record)| parse(&record.message).unwrap()).collect()
+    }
+
+    /// Builds in the log, by id; fails when one is there twice.
+    async fn builds(&self) -> BTreeMap<Uuid, WorkspaceBuildCompleted> {
+        let mut builds = BTreeMap::new();
+        for event in self.events(Topic::WorkspaceBuilds).await {
+            let Payload::Build(build) = event.payload else { panic!("not a build") };
+            assert!(builds.insert(build.build_id, *build).is_none(), "a build is in the log twice");
+        }
+        builds
+    }
+
+    async fn claims(&self) -> Vec<PrebuildClaimed> {
+        let claim = |event: Event| match event.payload {
+            Payload::Claim(claim) => *claim,
+            _ => panic!("not a claim"),
+        };
+        self.events(Topic::PrebuildClaims).await.into_iter().map(claim).collect()
+    }
+
+    /// Usage ids in the log, also of events that do not parse.
+    async fn usage_ids(&self) -> Vec<String> {
+        let mut ids: Vec<String> = self.records(Topic::AgentUsage).await.iter().map(|(_, record)| header(record, "ce_id")).collect();
+        ids.sort();
+        ids
+    }
+
+    /// Brings the ledger to the log's end, as a consumer does.
+    async fn consume(&self) {
+        for topic in Topic::ALL {
+            self.consume_topic(topic).await;
+        }
+    }
+
+    async fn consume_topic(&self, topic: Topic) {
+        self.consume_as(topic, |record| consumer::read_from(topic, record)).await;
+    }
+
+    async fn consume_as(&self, topic: Topic, read: impl Fn(Record) -> Arrival) {
+        for partition in self.log.partitions(topic).await.unwrap() {
+            let partition = TopicPartition { topic, partition };
+            let claim = self.ledger.claim(partition, 0).await.unwrap();
+            let records = self.log.read(partition, claim.next_offset, 1_000_000).await.unwrap();
+            let Some(last) = records.last() else { continue };
+            let next_offset = last.offset + 1;
+            let arrivals: Vec<_> = records.into_iter().map(&read).collect();
+            self.ledger.record(&Chain::Live(claim), &arrivals, next_offset).await.unwrap();
+        }
+    }
+
+    /// The claims that wait in the log are refused, as what PostgreSQL does not take, and stand so among the rejects.
+    async fn refuse_claims(&self, state: &str) {
+        let refusal = || Refusal { verdict: Verdict::Rejected, cause: "ledger".to_owned(), detail: "refused".to_owned() };
+        self.consume_as(Topic::PrebuildClaims, |record| Arrival { event: Err(refusal()), ..consumer::read(record) }).await;
+        if state != "open" {
+            let act = NewAct { actor: "a", act: "discard", subject: "1", reason: "a test", detail: json!({}) };
+            let act_id = self.ledger.record_act(&act).await.unwrap();
+            let ended = sqlx::query("update reject set state = $1, act_id = $2 where state = 'open'").bind(state).bind(act_id);
+            ended.execute(&self.ledger.pool).await.unwrap();
+        }
+    }
+}
+
+fn header(record: &Record, name: &str) -> String {
+    let value = record.message.headers.iter().find(|(header, _)| header == name).and_then(|(_, value)| value.clone());
+    String::from_utf8(value.unwrap()).unwrap()
+}
+
+/// Builds, claims and usage of a pass.
+fn produced(report: &PassReport) -> (i32, i32, i32) {
+    (report.builds, report.claims, report.usage)
+}
+
+/// What an operator does to a topic: all its records are gone, and it begins again at 0.
+async fn recreate_topic(ours: &Ours, topic: Topic) {
+    for statement in [
+        "delete from log_record where partition_id in (select id from log_partition where topic = $1)",
+        "update log_partition set start_offset = 0, next_offset = 0 where topic = $1",
+    ] {
+        sqlx::query(statement).bind(topic.name()).execute(&ours.ledger.pool).await.unwrap();
+    }
+}

@@ -1,0 +1,133 @@
+//! Who collects a source, from when on, and the licenses that come with it.
+
+use std::time::Duration;
+
+use chrono::TimeDelta;
+use tallyline::clock::Clock;
+use tallyline::coderd::CoderdError;
+use tallyline::collectors::{CollectError, Settings, run};
+use tallyline::event::PREBUILDS_USER;
+use tallyline::ledger::LicenseState;
+use tallyline::license::PublicKeys;
+use tallyline::sim::coderd::SchemaVersion;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::{ours, produced, settings, source_of};
+use crate::support::coderd::{Build, Coderd};
+use crate::support::eventually;
+
+#[tokio::test]
+async fn one_collector_at_a_time() {
+    let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
+    let first = ours.collector(settings(), &coderd).await;
+    let other = Settings { holder: "other".into(), ..settings() };
+    assert!(ours.open(other.clone(), &coderd.database.url).await.unwrap().is_none());
+    first.close().await;
+    let mut second = ours.open(other, &coderd.database.url).await.unwrap().expect("given back");
+    second.pass().await.unwrap();
+    second.close().await;
+    let mut frozen = ours.collector(Settings { lease_length: Duration::from_millis(1), ..settings() }, &coderd).await;
+    let other = Settings { holder: "third".into(), ..settings() };
+    eventually(Duration::from_secs(10), "a lease ends", async || ours.open(other.clone(), &coderd.database.url).await.unwrap().is_some())
+        .await;
+    assert!(matches!(frozen.pass().await, Err(CollectError::LeaseLost)));
+}
+
+#[tokio::test]
+async fn a_collector_that_lost_its_source_unawares_records_nothing_more() {
+    let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
+    // By its own count the first need not ask for its lease again for minutes, but the database gave it to another.
+    let mut first = ours.collector(Settings { lease_length: Duration::from_secs(600), ..settings() }, &coderd).await;
+    first.pass().await.unwrap();
+    sqlx::query("update lease set expires_at = clock_timestamp()").execute(&ours.ledger.pool).await.unwrap();
+    let other = Settings { holder: "other".into(), ..settings() };
+    let _second = ours.open(other, &coderd.database.url).await.unwrap().expect("the lease has ended");
+    assert!(matches!(first.pass().await, Err(CollectError::LeaseLost)));
+    let passes: i64 = sqlx::query_scalar("select count(*) from collector_pass").fetch_one(&ours.ledger.pool).await.unwrap();
+    assert_eq!(passes, 1);
+}
+
+#[tokio::test]
+async fn collecting_from_an_instant_starts_the_counters_with_coderds_own_count() {
+    let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
+    let now = coderd.now().await;
+    let from = now - TimeDelta::hours(1);
+    for (hours, preset) in [(3, None), (2, Some(coderd.preset)), (2, Some(coderd.preset))] {
+        let workspace = coderd.workspace().await;
+        let completed_at = now - TimeDelta::hours(hours);
+        coderd.build(&Build { completed_at, preset, ..coderd.first_start(workspace).await }).await;
+    }
+    let pool_build =
+        Build { initiator: PREBUILDS_USER, completed_at: now - TimeDelta::hours(2), ..coderd.first_start(coderd.workspace().await).await };
+    coderd.build(&pool_build).await;
+    sqlx::query("update templates set deleted = true").execute(&coderd.database.pool).await.unwrap();
+    let after = coderd.creation().await;
+    let too_recent = Settings { from: Some(now + TimeDelta::hours(1)), ..settings() };
+    assert!(matches!(ours.open(too_recent, &coderd.database.url).await, Err(CollectError::FromTooRecent { .. })));
+    let mut collector = ours.collector(Settings { from: Some(from), ..settings() }, &coderd).await;
+    assert_eq!(produced(&collector.pass().await.unwrap()), (1, 0, 0));
+    assert_eq!(ours.builds().await.into_keys().collect::<Vec<_>>(), [after]);
+    let source = collector.source().clone();
+    assert_eq!(source.baseline_until.map(|at| at.timestamp_micros()), Some(from.timestamp_micros()));
+    let baseline = ours.ledger.creation_baseline(source.id).await.unwrap();
+    let counts: Vec<(&str, &str, &str, i64)> = baseline
+        .iter()
+        .map(|row| (row.organization_name.as_str(), row.template_name.as_str(), row.preset_name.as_str(), row.creations))
+        .collect();
+    assert_eq!(counts, [("acme", "docker", "", 1), ("acme", "docker", "large", 2)]);
+    // Where collection begins is decided once.
+    collector.close().await;
+    let again = ours.collector(settings(), &coderd).await;
+    assert_eq!(*again.source(), source);
+}
+
+#[tokio::test]
+async fn licenses_are_recorded_as_they_come_and_go() {
+    let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
+    let mut collector = ours.collector(settings(), &coderd).await;
+    let source = collector.source().id;
+    sqlx::query("insert into licenses (uploaded_at, jwt, exp, uuid) values (now(), 'not.a.token', now(), gen_random_uuid())")
+        .execute(&coderd.database.pool)
+        .await
+        .unwrap();
+    for _ in 0..2 {
+        collector.pass().await.unwrap();
+        let present = ours.ledger.present_licenses(source).await.unwrap();
+        assert!(matches!(present.as_slice(), [license] if matches!(&license.state, LicenseState::Refused(_))), "{present:?}");
+    }
+    sqlx::query("delete from licenses").execute(&coderd.database.pool).await.unwrap();
+    collector.pass().await.unwrap();
+    assert!(ours.ledger.present_licenses(source).await.unwrap().is_empty());
+    let rows: i64 = sqlx::query_scalar("select count(*) from license").fetch_one(&ours.ledger.pool).await.unwrap();
+    assert_eq!(rows, 2, "one change when it came, one when it went");
+}
+
+#[tokio::test]
+async fn an_unreachable_coderd_is_waited_for() {
+    let ours = ours().await;
+    let coderd = Coderd::new(SchemaVersion::Sep2026).await;
+    let nowhere = coderd.database.url.rsplit_once('/').unwrap().0.rsplit_once(':').unwrap().0.to_owned() + ":1/coder";
+    let error = ours.open(settings(), &nowhere).await.err().unwrap();
+    assert!(matches!(&error, CollectError::Coderd(CoderdError::Unreachable { .. })), "{error}");
+    assert!(error.to_string().contains("127.0.0.1:1/coder"), "{error}");
+    // A database that does not exist yet: the loop goes on until it does.
+    let name = format!("later_{}", Uuid::new_v4().simple());
+    let later = format!("{}/{name}", coderd.database.url.rsplit_once('/').unwrap().0);
+    let stop = CancellationToken::new();
+    let fast = Settings { poll_interval: Duration::from_millis(50), deployment_id: Some(coderd.deployment), ..settings() };
+    let running =
+        tokio::spawn(run(fast, source_of(&later), PublicKeys::new(), ours.log.clone(), ours.ledger.clone(), Clock::system(), stop.clone()));
+    coderd.creation().await;
+    coderd.database.pool.close().await;
+    let admin = sqlx::PgPool::connect(&crate::support::setting("TALLYLINE_TEST_POSTGRES")).await.unwrap();
+    sqlx::query(sqlx::AssertSqlSafe(format!("create database {name} template {}", coderd.database.name))).execute(&admin).await.unwrap();
+    eventually(Duration::from_secs(20), "the build is collected", async || ours.builds().await.len() == 1).await;
+    stop.cancel();
+    tokio::time::timeout(Duration::from_secs(10), running).await.expect("it stops").unwrap();
+    let held: bool = sqlx::query_scalar("select exists (select from lease where expires_at > clock_timestamp())")
+        .fetch_one(&ours.ledger.pool)
+        .await
+        .unwrap();
+    assert!(!held, "the lease is given back");
+}
