@@ -94,11 +94,11 @@ pub(super) async fn plan_replay(State(serving): Serves, change: Change<LogRange>
 }
 
 pub(super) async fn plan_rebuild(State(serving): Serves, change: Change<RebuildRequest>) -> Answer<RebuildPlan> {
-    Ok(Json(serving.api.desk.plan_rebuild(&change.asked).await?))
+    Ok(Json(serving.api.desk.plan_rebuild(&change.asked, |_, _| {}).await?))
 }
 
 pub(super) async fn execute_rebuild(State(serving): Serves, change: Change<RebuildExecution>) -> Answer<Rebuilt> {
-    Ok(Json(serving.api.desk.execute_rebuild(&change.asked, &change.actor).await?))
+    Ok(Json(serving.api.desk.execute_rebuild(&change.asked, &change.actor, |_, _| {}).await?))
 }
 
 pub(super) async fn plan_recovery(State(serving): Serves, change: Change<RecoverRequest>) -> Answer<RecoverPlan> {

@@ -5,9 +5,11 @@ use std::sync::{Mutex, PoisonError};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// Counts records up to a total, of one thing that is done after the other.
+/// Counts records, or what else there is, up to a total, of one thing that is done after the other.
 pub(super) struct Progress {
     on_terminal: bool,
+    /// What is counted.
+    of: &'static str,
     shown: Mutex<Shown>,
 }
 
@@ -24,30 +26,30 @@ struct Shown {
 impl Progress {
     /// Of one thing that is done, of `total` records, offsets that hold none included.
     pub fn new(doing: &'static str, total: u64) -> Progress {
-        let progress = Progress::of_steps();
+        let progress = Progress::of_steps("records");
         progress.at(doing, 0, total);
         progress
     }
 
-    /// Of several things that are done one after the other. Nothing is shown before the first.
-    pub fn of_steps() -> Progress {
-        Progress { on_terminal: std::io::stderr().is_terminal(), shown: Mutex::default() }
+    /// Of several things that are done one after the other. `of` is what is counted. Nothing is shown before the first.
+    pub fn of_steps(of: &'static str) -> Progress {
+        Progress { on_terminal: std::io::stderr().is_terminal(), of, shown: Mutex::default() }
     }
 
     /// So many more are done.
-    pub fn add(&self, records: u64) {
+    pub fn add(&self, more: u64) {
         let (doing, done, total) = {
             let shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
-            (shown.doing, shown.done + records, shown.total)
+            (shown.doing, shown.done + more, shown.total)
         };
         self.at(doing, done, total);
     }
 
-    /// So many of `total` records are done, offsets that hold none included in the total.
+    /// So many of `total` are done; of records, offsets that hold none are included in the total.
     pub fn at(&self, doing: &'static str, done: u64, total: u64) {
         let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
         if shown.doing != doing {
-            shown.begin(doing, self.on_terminal);
+            shown.begin(doing, self.of, self.on_terminal);
         }
         (shown.done, shown.total) = (done, total);
         if let Some(bar) = &shown.bar {
@@ -59,7 +61,7 @@ impl Progress {
         if tenths > shown.tenths {
             shown.tenths = tenths;
             // nobody may be reading
-            let _ = writeln!(std::io::stderr(), "{doing}: {done} of {total} records");
+            let _ = writeln!(std::io::stderr(), "{doing}: {done} of {total} {}", self.of);
         }
     }
 
@@ -70,9 +72,10 @@ impl Progress {
 }
 
 impl Shown {
-    fn begin(&mut self, doing: &'static str, on_terminal: bool) {
+    fn begin(&mut self, doing: &'static str, of: &str, on_terminal: bool) {
         self.end();
-        let style = || ProgressStyle::with_template("{msg} {wide_bar} {human_pos}/{human_len} records {eta}");
+        let template = format!("{{msg}} {{wide_bar}} {{human_pos}}/{{human_len}} {of} {{eta}}");
+        let style = || ProgressStyle::with_template(&template);
         let bar = || ProgressBar::new(0).with_message(doing).with_style(style().unwrap_or_else(|_| ProgressStyle::default_bar()));
         *self = Shown { doing, bar: on_terminal.then(bar), ..Shown::default() };
     }

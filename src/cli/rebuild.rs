@@ -7,6 +7,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::actor::ActorArguments;
+use super::progress::Progress;
 use super::via::{Via, ViaArguments};
 use super::{Context, Exit, Failure, columns, given_file, instant};
 use crate::license::MAX_TOKEN_BYTES;
@@ -117,7 +118,12 @@ pub(super) async fn run(rebuild: Rebuild, context: &Context) -> Result<Exit, Fai
             let request =
                 RebuildExecution { rebuild: arguments.asked.request(None, &[]), hash: arguments.hash, may_fall: arguments.may_fall };
             let rebuilt: Rebuilt = match arguments.via.open(context).await? {
-                Via::Site(site) => site.desk()?.execute_rebuild(&request, &arguments.actor.actor()).await?,
+                Via::Site(site) => {
+                    let (desk, progress) = (site.desk()?, Progress::of_steps("batches"));
+                    let rebuilt = desk.execute_rebuild(&request, &arguments.actor.actor(), folding(&progress)).await;
+                    progress.finish();
+                    rebuilt?
+                }
                 Via::Api(api) => api.patient().post(&["rebuilds", "execute"], &request, arguments.actor.reason_alone()?).await?,
             };
             context.output.answer(&rebuilt, || format!("{}\n", rebuilt.done))?;
@@ -134,13 +140,22 @@ async fn plan(arguments: Plan, context: &Context) -> Result<Exit, Failure> {
     });
     let request = arguments.asked.request(license.transpose()?, &arguments.without);
     let plan = match arguments.via.open(context).await? {
-        Via::Site(site) => site.desk()?.plan_rebuild(&request).await?,
+        Via::Site(site) => {
+            let (desk, progress) = (site.desk()?, Progress::of_steps("batches"));
+            let plan = desk.plan_rebuild(&request, folding(&progress)).await;
+            progress.finish();
+            plan?
+        }
         Via::Api(api) => api.patient().post(&["rebuilds"], &request, "").await?,
     };
     let command = |hash: &String| format!("tallyline rebuild execute {} {} --plan {hash}", arguments.asked.again(), arguments.via.again());
     let answer = Planned { execute: plan.hash.as_ref().map(command), plan };
     context.output.answer(&answer, || table(&answer))?;
     Ok(if answer.plan.differs && answer.plan.rehearsal.is_none() { Exit::Differs } else { Exit::Success })
+}
+
+fn folding(progress: &Progress) -> impl Fn(u64, u64) + Send + Sync {
+    |done, total| progress.at("folding", done, total)
 }
 
 fn told(instant: DateTime<Utc>) -> String {

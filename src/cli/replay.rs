@@ -89,7 +89,7 @@ async fn plan(arguments: Plan, context: &Context) -> Result<Exit, Failure> {
     let range = LogRange { topics, from, until };
     let plan: ReplayPlan = match open(&arguments.via, context).await? {
         Reached::Desk(desk) => {
-            let progress = Progress::of_steps();
+            let progress = Progress::of_steps("records");
             let planned = desk.plan_replay(&range, |Step { doing, done, total }| progress.at(doing, done, total), &context.stop).await;
             progress.finish();
             planned?
@@ -107,7 +107,7 @@ async fn plan(arguments: Plan, context: &Context) -> Result<Exit, Failure> {
 
 async fn execute(arguments: Execute, context: &Context) -> Result<Exit, Failure> {
     let request = ReplayExecution { hash: arguments.hash, records_per_second: Some(arguments.rate) };
-    let progress = Progress::of_steps();
+    let progress = Progress::of_steps("records");
     let executed = match open(&arguments.via, context).await? {
         Reached::Desk(desk) => {
             let told = |Step { doing, done, total }| progress.at(doing, done, total);

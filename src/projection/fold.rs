@@ -66,11 +66,14 @@ impl<S: Stage> Folded<S> {
 /// # Errors
 /// [`ProjectionError`]; also where the ledger becomes another incarnation meanwhile.
 pub async fn fold_to<S: Stage>(ledger: &Ledger, limit: i64) -> Result<Folded<S>, ProjectionError> {
-    fold_to_telling(ledger, limit, || ()).await
+    fold_to_telling(ledger, limit, |_, _| ()).await
 }
 
-/// The same; tells of each page.
-pub(super) async fn fold_to_telling<S: Stage>(ledger: &Ledger, limit: i64, page: impl Fn()) -> Result<Folded<S>, ProjectionError> {
+/// The same; tells of each page how many batches are folded, of how many.
+///
+/// # Errors
+/// As [`fold_to`].
+pub async fn fold_to_telling<S: Stage>(ledger: &Ledger, limit: i64, told: impl Fn(i64, i64)) -> Result<Folded<S>, ProjectionError> {
     let head = ledger.in_time(ledger.head()).await?;
     let mut folded = Folded::zero(head.incarnation);
     let end = limit.min(head.sequence);
@@ -78,7 +81,7 @@ pub(super) async fn fold_to_telling<S: Stage>(ledger: &Ledger, limit: i64, page:
         for entry in page_of_one_ledger(ledger, &folded, end).await? {
             folded.add(entry)?;
         }
-        page();
+        told(folded.sequence, end);
     }
     Ok(folded)
 }

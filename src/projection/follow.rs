@@ -171,8 +171,8 @@ impl<S: Stage> Projection<S> {
     async fn rebuild(&mut self, incarnation: Uuid, sequence: i64) -> Result<(), ProjectionError> {
         info!(stage = S::NAME, sequence, "an operator has it folded anew from zero");
         let head = self.ledger.in_time(self.ledger.head()).await?;
-        let goes_on = || self.view.set_rebuild(Some(Instant::now()));
-        goes_on();
+        let goes_on = |_, _| self.view.set_rebuild(Some(Instant::now()));
+        goes_on(0, sequence);
         let folded = fold_to_telling::<S>(&self.ledger, sequence, goes_on).await?;
         if folded.incarnation != incarnation {
             return Err(sqlx::Error::Protocol("the ledger became another incarnation while it was folded".into()).into());

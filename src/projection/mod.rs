@@ -8,7 +8,7 @@ mod translate;
 mod view;
 
 pub use error::ProjectionError;
-pub use fold::{Folded, fold_on, fold_to};
+pub use fold::{Folded, fold_on, fold_to, fold_to_telling};
 pub use follow::{Projection, ProjectionSettings};
 pub use shown::{ShownFamilies, families};
 pub use view::{Standing, View};

@@ -369,7 +369,7 @@ async fn execute(ledger: &Ledger, plan: &RebuildPlan, may_fall: bool) -> Result<
     let hash = plan.hash.clone().unwrap();
     let request = RebuildExecution { rebuild: plain(RebuildStage::Metrics), hash, may_fall };
     let actor = Actor { name: "sre-1".into(), reason: "the snapshot was changed by hand".into() };
-    desk(ledger).execute_rebuild(&request, &actor).await.map(|rebuilt| rebuilt.done)
+    desk(ledger).execute_rebuild(&request, &actor, |_, _| {}).await.map(|rebuilt| rebuilt.done)
 }
 
 /// A ledger whose newest snapshot of the metrics is wrong, and a process that began from it. Answers the true and the shown number.
@@ -391,14 +391,14 @@ async fn a_rebuild_says_what_is_shown_wrongly_and_puts_it_right_in_running_proce
     let (_database, ledger, running, (truth, shown)) = wrong(|value| value - 1).await;
     let stale = ledger.load_snapshot(MetricsState::NAME, MetricsState::RULES_VERSION, i64::MAX).await.unwrap().unwrap();
     let before = tables(&ledger.pool).await;
-    let plan = desk(&ledger).plan_rebuild(&plain(RebuildStage::Metrics)).await.unwrap();
+    let plan = desk(&ledger).plan_rebuild(&plain(RebuildStage::Metrics), |_, _| {}).await.unwrap();
     assert!(tables(&ledger.pool).await == before, "a plan writes nothing");
     let numbers: Vec<_> =
         plan.differences.iter().map(|one| (one.what.as_str(), one.rebuilt.unwrap().count - one.shown.unwrap().count)).collect();
     assert_eq!((plan.differs, plan.falling, numbers), (true, 0, vec![("coderd_workspace_creation_total", truth - shown)]));
     // events that come in meanwhile raise both sides: it is the same effect
     builds(&ledger, 210..230).await;
-    assert_eq!(desk(&ledger).plan_rebuild(&plain(RebuildStage::Metrics)).await.unwrap().hash, plan.hash);
+    assert_eq!(desk(&ledger).plan_rebuild(&plain(RebuildStage::Metrics), |_, _| {}).await.unwrap().hash, plan.hash);
 
     execute(&ledger, &plan, false).await.unwrap();
     builds(&ledger, 230..240).await;
@@ -411,7 +411,7 @@ async fn a_rebuild_says_what_is_shown_wrongly_and_puts_it_right_in_running_proce
     restarted.caught_up(&ledger).await;
     assert!(restarted.bytes() == from_zero().await, "a process that began from a stale snapshot");
     restarted.end().await;
-    let again = desk(&ledger).plan_rebuild(&plain(RebuildStage::Metrics)).await.unwrap();
+    let again = desk(&ledger).plan_rebuild(&plain(RebuildStage::Metrics), |_, _| {}).await.unwrap();
     assert_eq!((again.differs, again.differences), (false, vec![]));
     assert!(matches!(execute(&ledger, &plan, false).await, Err(OperationError::Forbidden(_))), "the effect is another now");
     running.end().await;
@@ -420,7 +420,7 @@ async fn a_rebuild_says_what_is_shown_wrongly_and_puts_it_right_in_running_proce
 #[tokio::test]
 async fn no_shown_series_falls_unless_it_is_allowed() {
     let (_database, ledger, running, (truth, shown)) = wrong(|value| value + 5).await;
-    let plan = desk(&ledger).plan_rebuild(&plain(RebuildStage::Metrics)).await.unwrap();
+    let plan = desk(&ledger).plan_rebuild(&plain(RebuildStage::Metrics), |_, _| {}).await.unwrap();
     assert_eq!((plan.differs, plan.falling, plan.differences.len()), (true, 1, 1));
     assert_eq!(shown - truth, 5);
     let before = tables(&ledger.pool).await;
@@ -490,6 +490,7 @@ async fn the_command_ends_with_one_where_what_is_shown_differs() {
     assert_eq!((&first["shown"]["count"], &first["rebuilt"]["count"]), (&json!(59), &json!(57)));
     let table = run_tallyline(&["rebuild", "plan", "licenses", "--pipeline", &site.file], &[]).await;
     assert!(table.status.code() == Some(1) && table.stdout.contains("NOT what the ledger says"), "{table:?}");
+    assert!(table.stderr.contains(&format!("folding: {0} of {0} batches", answer["sequence"])), "{table:?}");
     let hash = answer["hash"].as_str().unwrap();
     assert!(site.run(&format!("rebuild execute licenses --plan {hash}")).await.status.success());
     site.rehearse("rebuild plan licenses", 0).await;
@@ -504,6 +505,6 @@ async fn a_snapshot_that_is_only_older_is_no_difference() {
     let snapshot = Snapshot { incarnation: folded.incarnation, sequence: folded.sequence, state };
     ledger.save_snapshot(MetricsState::NAME, MetricsState::RULES_VERSION, &snapshot).await.unwrap();
     builds(&ledger, 100..200).await;
-    let plan = desk(&ledger).plan_rebuild(&plain(RebuildStage::Metrics)).await.unwrap();
+    let plan = desk(&ledger).plan_rebuild(&plain(RebuildStage::Metrics), |_, _| {}).await.unwrap();
     assert_eq!((plan.differs, plan.sequence), (false, folded.sequence + 1));
 }

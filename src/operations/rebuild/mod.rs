@@ -89,24 +89,33 @@ pub struct Rebuilt {
 }
 
 impl Desk {
-    /// What a rebuild would change. Writes nothing at all.
+    /// What a rebuild would change. Writes nothing at all. `progress` is told how many batches are folded from zero, of how many.
     ///
     /// # Errors
     /// [`OperationError`].
-    pub async fn plan_rebuild(&self, request: &RebuildRequest) -> Result<RebuildPlan, OperationError> {
+    pub async fn plan_rebuild(
+        &self,
+        request: &RebuildRequest,
+        progress: impl Fn(u64, u64) + Send + Sync,
+    ) -> Result<RebuildPlan, OperationError> {
         match (request.stage, request.rehearses()?) {
             (_, true) => Ok(self.rehearse(request).await?.into()),
-            (RebuildStage::Metrics, false) => compared(&self.both().await?, metrics_found),
-            (RebuildStage::Licenses, false) => compared(&self.both().await?, licenses_found),
+            (RebuildStage::Metrics, false) => compared(&self.both(progress).await?, metrics_found),
+            (RebuildStage::Licenses, false) => compared(&self.both(progress).await?, licenses_found),
         }
     }
 
-    /// Makes the plan again, and executes it if it is still the one of that hash.
+    /// Makes the plan again, with the same `progress`, and executes it if it is still the one of that hash.
     ///
     /// # Errors
     /// [`OperationError::Forbidden`] where it is not, or where shown series would fall and that was not allowed; nothing is written then.
-    pub async fn execute_rebuild(&self, request: &RebuildExecution, actor: &Actor) -> Result<Rebuilt, OperationError> {
-        let plan = self.plan_rebuild(&request.rebuild).await?;
+    pub async fn execute_rebuild(
+        &self,
+        request: &RebuildExecution,
+        actor: &Actor,
+        progress: impl Fn(u64, u64) + Send + Sync,
+    ) -> Result<Rebuilt, OperationError> {
+        let plan = self.plan_rebuild(&request.rebuild, progress).await?;
         let forbidden = |message: &str| Err(OperationError::Forbidden(message.to_owned()));
         match &plan.hash {
             None => return forbidden("there is nothing to execute: licenses are installed and removed in coderd, by its administrators"),
@@ -143,9 +152,10 @@ impl Desk {
     }
 
     /// The state as it is shown, and as it is from zero, at the same sequence.
-    async fn both<S: Stage>(&self) -> Result<(Folded<S>, Folded<S>), OperationError> {
+    async fn both<S: Stage>(&self, progress: impl Fn(u64, u64) + Send + Sync) -> Result<(Folded<S>, Folded<S>), OperationError> {
         let shown = projection::fold_on::<S>(&self.ledger, i64::MAX).await?;
-        let rebuilt = projection::fold_to::<S>(&self.ledger, shown.sequence).await?;
+        let told = |done: i64, total: i64| progress(done.unsigned_abs(), total.unsigned_abs());
+        let rebuilt = projection::fold_to_telling::<S>(&self.ledger, shown.sequence, told).await?;
         if (shown.incarnation, shown.sequence) == (rebuilt.incarnation, rebuilt.sequence) {
             Ok((shown, rebuilt))
         } else {
