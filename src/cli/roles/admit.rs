@@ -1,4 +1,4 @@
-//! Held records whose type this version knows are admitted when a process with the role `consume` starts: an upgrade lets them in.
+//! Held records whose type this version knows are admitted by processes with the role `consume`: an upgrade lets them in.
 
 use std::time::Duration;
 
@@ -14,23 +14,32 @@ use crate::waiting::Waits;
 /// One process at a time, or records would go through the log more often than needed. Should it take longer, that is all that happens.
 const LEASE: (&str, Duration) = ("admit", Duration::from_secs(60));
 
-/// Admits what can be, once, however long ledger and log are away.
+/// So long after one look comes the next: in an upgrade that overlaps, a consumer of the version before may hold a record again.
+const AGAIN: Duration = Duration::from_secs(300);
+
+/// Admits what can be until `stop`, however long ledger and log are away.
 pub(super) async fn run(site: Site, stop: CancellationToken) -> Result<(), Failure> {
     let desk = site.desk()?;
     let holder = uuid::Uuid::new_v4().to_string();
     let mut waits = Waits::new(Duration::from_millis(500), Duration::from_secs(30));
     loop {
-        match admit(&desk, &holder, &stop).await {
-            Ok(Some(Admitted { records: 0, .. })) | Err(OperationError::Interrupted) => return Ok(()),
+        let goes_on = match admit(&desk, &holder, &stop).await {
             Ok(Some(Admitted { records, refused, left })) => {
-                info!(records, refused, left, "held records are admitted: this version knows their types");
-                return Ok(());
+                if records > 0 {
+                    info!(records, refused, left, "held records are admitted: this version knows their types");
+                }
+                waits.reset();
+                stop.run_until_cancelled(tokio::time::sleep(AGAIN)).await.is_some()
             }
+            Err(OperationError::Interrupted) => false,
             // somebody else is at it
-            Ok(None) => {}
-            Err(error) => warn!(%error, "held records are not admitted yet, trying again"),
-        }
-        if !waits.wait(&stop).await {
+            Ok(None) => waits.wait(&stop).await,
+            Err(error) => {
+                warn!(%error, "held records are not admitted yet, trying again");
+                waits.wait(&stop).await
+            }
+        };
+        if !goes_on {
             return Ok(());
         }
     }
