@@ -107,6 +107,7 @@ impl Api {
             coderd: self.coderd.clone(),
             publisher: self.publisher.clone(),
             paused: self.paused.clone(),
+            looked: self.looked.clone(),
         }
     }
 }

@@ -126,7 +126,8 @@ impl Collector {
     fn bounds(&self, horizon: Horizon, started_at: DateTime<Utc>) -> Bounds {
         let now = horizon.now.min(started_at);
         let complete_until = horizon.complete_before().map(|before| before.min(now) - self.settings.margin);
-        let swept_recently = self.swept_at.is_some_and(|swept_at| started_at - swept_at < self.settings.sweep_interval);
+        // a sweep by a clock that was ahead is no recent one
+        let swept_recently = self.swept_at.is_some_and(|swept_at| (started_at - swept_at).abs() < self.settings.sweep_interval);
         Bounds {
             from: self.reread_from.filter(|_| swept_recently),
             complete_until,

@@ -1,19 +1,21 @@
 //! A partition's next life: its topic was lost or made anew, or no longer holds what was to be read.
 
+use std::ops::Range;
+
 use sqlx::PgConnection;
 
 use super::{Claim, Ledger, NewAct, plans};
 use crate::event::{Topic, TopicPartition};
 
 /// A partition that begins anew.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BegunAnew {
     /// The partition.
     pub partition: TopicPartition,
     /// Its life until now, and where that stood: it ends only if it still is so.
     pub generation: i32,
-    /// What was to be read next.
-    pub next_offset: i64,
+    /// From what was to be read next, up to where nothing is read any more.
+    pub lost: Range<i64>,
     /// How many rejects had gone through the log again and were not read: they are open again.
     pub reopened: i64,
     /// Where the next life begins; none: the log has the partition no more, and the position ends.
@@ -81,9 +83,9 @@ impl Ledger {
     }
 
     /// Ends these partitions' lives and begins their next ones, executing the plan of that hash. Rejects that had gone through the log again and
-    /// were not read are open again. Passes that noted offsets which were not reached
-    /// claim nothing any more, and each collector has to open again: it reads everything once more. False: a partition no longer stands
-    /// where it was planned, or the plan was executed before; then nothing is changed.
+    /// were not read are open again. Passes that noted offsets which were not reached claim nothing any more, and each collector has to open
+    /// again: it reads everything once more. False: a partition no longer stands where it was planned, or the plan was executed before; then
+    /// nothing is changed.
     ///
     /// # Errors
     /// The database's.
@@ -132,7 +134,7 @@ impl Ledger {
         .bind(begun.partition.topic.name())
         .bind(begun.partition.partition)
         .bind(begun.generation)
-        .bind(begun.next_offset)
+        .bind(begun.lost.start)
         .bind(act_id)
         .execute(&mut *tx)
         .await?;
@@ -171,12 +173,14 @@ async fn reopen_unread(tx: &mut PgConnection, begun: &BegunAnew) -> Result<i64, 
     let reopened = sqlx::query(
         "update reject set state = 'open', act_id = null, passed_topic = null, passed_partition = null, passed_generation = null,
              passed_offset = null
-         where passed_topic = $1 and passed_partition = $2 and passed_generation = $3 and passed_offset >= $4",
+         where passed_topic = $1 and passed_partition = $2 and passed_generation = $3 and passed_offset >= $4
+             and passed_offset < $5",
     )
     .bind(begun.partition.topic.name())
     .bind(begun.partition.partition)
     .bind(begun.generation)
-    .bind(begun.next_offset)
+    .bind(begun.lost.start)
+    .bind(begun.lost.end)
     .execute(tx)
     .await?;
     Ok(i64::try_from(reopened.rows_affected()).unwrap_or(i64::MAX))

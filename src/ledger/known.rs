@@ -94,6 +94,7 @@ impl Ledger {
 
     /// Those of these messages, by event id, that the ledger has among its rejects and that are not to be sent again. An id of which operators have
     /// given up all records is sent again where this message is none of those: what they gave up was somebody else's, or the row has changed.
+    /// A record in a topic that is not its own counts as little here.
     ///
     /// # Errors
     /// The database's.
@@ -111,7 +112,7 @@ impl Ledger {
         Ok(rows.into_iter().filter(|(id, discarded, hash)| !discarded || same(id, hash)).map(|(id, _, _)| id).collect())
     }
 
-    /// How those of these event ids stand that were refused or are held.
+    /// How those of these event ids stand that were refused or are held, in their own topics.
     ///
     /// # Errors
     /// The database's.

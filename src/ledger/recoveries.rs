@@ -195,7 +195,8 @@ impl Ledger {
         if targeted.rows_affected() == 1 {
             sqlx::query(
                 "insert into recovery_offset (recovery_id, topic, partition, generation, next_offset)
-                 select $1, topic, partition, coalesce(generation, 1), at.next_offset
+                 select $1, topic, partition, coalesce(generation, (select max(past.generation) + 1 from past_position past
+                     where past.topic = at.topic and past.partition = at.partition), 1), at.next_offset
                  from unnest($2::text[], $3::integer[], $4::bigint[]) as at (topic, partition, next_offset)
                  left join position using (topic, partition)",
             )

@@ -1,5 +1,7 @@
 //! Records that are no accepted event, as operators work on them. Rows are never deleted: an act ends one, and names itself in it.
 
+use std::ops::Range;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use chrono::{DateTime, Utc};
@@ -266,19 +268,21 @@ impl Ledger {
         .await
     }
 
-    /// How many rejects went through the log again to this life of the partition, at or behind this offset.
+    /// How many rejects went through the log again to these offsets of this life of the partition.
     ///
     /// # Errors
     /// The database's.
-    pub async fn passed_to(&self, partition: TopicPartition, generation: i32, from: i64) -> Result<i64, sqlx::Error> {
+    pub async fn passed_to(&self, partition: TopicPartition, generation: i32, offsets: Range<i64>) -> Result<i64, sqlx::Error> {
         sqlx::query_scalar(
             "select count(*) from reject
-             where passed_topic = $1 and passed_partition = $2 and passed_generation = $3 and passed_offset >= $4",
+             where passed_topic = $1 and passed_partition = $2 and passed_generation = $3 and passed_offset >= $4
+                 and passed_offset < $5",
         )
         .bind(partition.topic.name())
         .bind(partition.partition)
         .bind(generation)
-        .bind(from)
+        .bind(offsets.start)
+        .bind(offsets.end)
         .fetch_one(&self.pool)
         .await
     }

@@ -81,7 +81,7 @@ pub struct CollectedSource {
     pub deployment_id: Uuid,
     /// Its newest pass; 0: none.
     pub last_pass_id: i64,
-    /// When that began.
+    /// When one began last; a clock that was ahead counts as now, by the database's.
     pub last_read_at: Option<DateTime<Utc>>,
 }
 
@@ -100,7 +100,7 @@ fn split(sources: Vec<CollectedSource>) -> (Vec<CollectedSource>, Vec<CollectedS
 
 async fn collected(connection: &mut PgConnection) -> Result<Vec<CollectedSource>, sqlx::Error> {
     sqlx::query_as(
-        "select source.id, deployment_id, coalesce(max(pass.id), 0) as last_pass_id, max(pass.started_at) as last_read_at
+        "select source.id, deployment_id, coalesce(max(pass.id), 0) as last_pass_id, max(least(pass.started_at, clock_timestamp())) as last_read_at
          from source left join collector_pass pass on pass.source_id = source.id where collected group by source.id order by source.id",
     )
     .fetch_all(connection)

@@ -15,7 +15,7 @@ const CLAIM_AGE: TimeDelta = TimeDelta::hours(1);
 /// What coderd's row says about an event of ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Look {
-    /// It says the same as when it was accepted, and nobody has published it.
+    /// Nobody has published it, and it says what was accepted, or an operator has said why it does not.
     Ours,
     /// coderd has published it, or had its final refusal.
     NotOurs,

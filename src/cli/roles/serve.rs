@@ -75,6 +75,7 @@ fn own(site: &Site, registry: &Registry, parts: &Parts) -> Own {
         coderd: site.coderd.clone().filter(|_| site.has(Role::Collect)),
         publisher: site.has(Role::Publish).then(|| parts.publishing.clone()),
         paused: parts.paused.clone(),
+        looked: parts.looked.clone(),
     }
 }
 
@@ -194,7 +195,11 @@ mod tests {
         let folder = TempDir::new().unwrap();
         let file = folder.path().join("oncall-token");
         std::fs::write(&file, "one\n").unwrap();
-        let setting = TokenSetting { scope: Scope::Admin, secret: Secret::new(&format!("file:{}", file.display())) };
+        // each reading leaves a line
+        let (script, readings) = (folder.path().join("read"), folder.path().join("readings"));
+        let words = format!("cat {}; found=$?; echo >> {}; exit $found", file.display(), readings.display());
+        std::fs::write(&script, words).unwrap();
+        let setting = TokenSetting { scope: Scope::Admin, secret: Secret::new(&format!("exec:sh {}", script.display())) };
         let (listen, tokens_set) = (SocketAddr::from(([127, 0, 0, 1], 0)), [("oncall".to_owned(), setting)].into());
         let audit = Duration::from_secs(300);
         let serve = Serve { api_listen: listen, metrics_listen: listen, audit, tokens: tokens_set, tls_certificate: None, tls_key: None };
@@ -206,6 +211,15 @@ mod tests {
         std::fs::write(&file, "two\n").unwrap();
         until(&held, "two").await;
         std::fs::remove_file(&file).unwrap();
+        let read = || std::fs::read_to_string(&readings).unwrap().lines().count();
+        let before = read();
+        let twice_more = async {
+            // the first may have begun before the file went
+            while read() < before + 2 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), twice_more).await.expect("read in time");
         until(&held, "two").await;
         std::fs::write(&file, "three\n").unwrap();
         until(&held, "three").await;

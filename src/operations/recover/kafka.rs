@@ -3,6 +3,8 @@
 //! Their partitions begin another life at the log's start. What our collectors had appended and nobody had read comes again from coderd; what
 //! had gone through the log again from the rejects is open again; what others had appended is lost.
 
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use utoipa::ToSchema;
@@ -104,6 +106,8 @@ async fn misses_records(log: &Log, position: &Claim) -> Result<bool, LogError> {
 async fn begin(desk: &Desk, position: &Claim, problem: &str) -> Result<PartitionToBegin, OperationError> {
     let ends = if problem == "gone" { None } else { Some(desk.log.watermarks(position.partition).await?) };
     let noted = desk.ledger.in_time(desk.ledger.noted_end(position.partition)).await?;
+    let lost = lost(position.next_offset, problem, ends.map(|(start, _)| start));
+    let reopened = desk.ledger.passed_to(position.partition, position.generation, lost);
     let known_end = match (problem, ends) {
         ("before_start", Some((start, _))) => Some(start),
         _ => noted,
@@ -117,8 +121,14 @@ async fn begin(desk: &Desk, position: &Claim, problem: &str) -> Result<Partition
         log_start: ends.map(|(start, _)| start),
         log_end: ends.map(|(_, end)| end),
         unread: known_end.map_or(0, |end| (end - position.next_offset).max(0)),
-        reopened: desk.ledger.passed_to(position.partition, position.generation, position.next_offset).await?,
+        reopened: desk.ledger.in_time(reopened).await?,
     })
+}
+
+/// The offsets of which nothing is read any more. What lies behind the start that retention left is still there.
+fn lost(position: i64, problem: &str, log_start: Option<i64>) -> Range<i64> {
+    let until = log_start.filter(|_| problem == "before_start");
+    position..until.unwrap_or(i64::MAX)
 }
 
 pub(super) async fn execute(desk: &Desk, effect: &KafkaEffect, act: &NewAct<'_>, hash: &str) -> Result<bool, OperationError> {
@@ -137,7 +147,8 @@ pub(super) async fn execute(desk: &Desk, effect: &KafkaEffect, act: &NewAct<'_>,
             Err(LogError::NoTopic(_)) => None,
             Err(error) => return Err(error.into()),
         };
-        begun.push(BegunAnew { partition, generation: one.generation, next_offset: one.position, reopened: one.reopened, start });
+        let lost = lost(one.position, &one.problem, one.log_start);
+        begun.push(BegunAnew { partition, generation: one.generation, lost, reopened: one.reopened, start });
     }
     Ok(desk.ledger.in_time(desk.ledger.begin_anew(&begun, act, hash)).await?)
 }

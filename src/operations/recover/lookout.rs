@@ -27,6 +27,8 @@ const SETTLED_AT_ONCE: usize = 500;
 const TOLD_AFTER: u32 = 10;
 /// So many first looks fail before it is told: a new group's coordinator takes a moment.
 const FIRST_TOLD_AFTER: u32 = 3;
+/// And so many more before it is told again.
+const TOLD_AGAIN_AFTER: u32 = 30;
 
 /// One process's lookout.
 ///
@@ -76,7 +78,7 @@ impl Lookout {
                 }
                 Err(error) => {
                     failures += 1;
-                    if failures == FIRST_TOLD_AFTER {
+                    if failures % TOLD_AGAIN_AFTER == FIRST_TOLD_AFTER {
                         warn!(%error, "whether the ledger was restored is not known yet: nothing is shown, sent or read before the log says it");
                     }
                 }

@@ -14,11 +14,11 @@ pub use ledger::{LedgerEffect, SourceNotWaitedFor};
 pub use lookout::Lookout;
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 use tokio_util::sync::CancellationToken;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use super::plan_hash::plan_hash;
 use super::{Actor, Desk, OperationError};
 use crate::ledger::NewAct;
 
@@ -190,19 +190,15 @@ impl Desk {
                 (RecoverEffect::Coderd(effect), lost_ids)
             }
         };
-        let hash = effect.nothing().is_none().then(|| hash(request.lost, &effect.changes()));
+        // over what would be changed, not over numbers that move beside live traffic
+        let hash = match effect.nothing() {
+            None => Some(plan_hash(&(request.lost.as_str(), effect.changes()))?),
+            Some(_) => None,
+        };
         Ok((RecoverPlan { hash, effect }, lost_ids))
     }
 }
 
 fn changed() -> OperationError {
     OperationError::Forbidden("the effect is no longer the planned one: plan again".to_owned())
-}
-
-/// Over what would be changed, not over numbers that move beside live traffic.
-fn hash(lost: Lost, changes: &serde_json::Value) -> String {
-    let mut hash = Sha256::new();
-    hash.update(lost.as_str());
-    hash.update(changes.to_string());
-    hex::encode(hash.finalize())
 }

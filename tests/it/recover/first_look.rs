@@ -32,6 +32,8 @@ async fn a_restored_ledger_is_seen_by_a_broker_that_comes_later_and_nothing_is_s
         })
         .await;
     }
+    let unready: serde_json::Value = reqwest::get(format!("{}/readyz", serve.api)).await.unwrap().json().await.unwrap();
+    assert_eq!((&unready["ready"], &unready["checks"]["first_look"]["ok"]), (&false.into(), &false.into()), "{unready}");
     assert_eq!(world.count("select count(*) from recovery").await, 0);
     assert_eq!((serve.domain_lines().await.as_str(), read(&world).await), ("", before));
     assert_eq!(world.tallyman.books().requests, 0);

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use chrono::TimeDelta;
+use tallyline::clock::Clock;
 use tallyline::consumer::GROUP;
 use tallyline::ledger::{Ledger, NewPass, Source};
 use tallyline::license::{PublicKeys, RuleSet};
@@ -109,6 +110,18 @@ async fn a_recovery_waits_for_what_was_read_in_the_last_35_days_of_the_ledger() 
     let recovering = site.desk.ledger.recovering().await.unwrap().expect("it is open");
     assert_eq!(recovering.sources_to_read, [LIVE, QUIET, NEVER]);
     assert_eq!((recovering.sources_to_compare, recovering.without), (recovering.sources_to_read, vec![]));
+}
+
+#[tokio::test]
+async fn a_pass_by_a_clock_that_was_ahead_is_no_reason_to_leave_out_another_source() {
+    let (_database, ledger) = ledger().await;
+    let now = Clock::system().now();
+    for (deployment, at) in [(LIVE, now), (QUIET, now + TimeDelta::days(40))] {
+        let source = ledger.register_source(deployment, noon(), None).await.unwrap();
+        pass(&ledger, &source, noon() - at).await;
+    }
+    let (waited_for, others) = ledger.sources_to_recover().await.unwrap();
+    assert_eq!((waited_for.len(), others), (2, vec![]));
 }
 
 #[tokio::test]

@@ -177,6 +177,29 @@ async fn what_is_lost_with_its_topic_before_it_was_read_is_open_again_after_the_
 }
 
 #[tokio::test]
+async fn what_the_log_still_holds_behind_a_start_that_has_moved_on_is_not_open_again() {
+    let site = Site::new(Backend::Postgres).await;
+    let mut refused = Vec::new();
+    for event in [usage(DEPLOYMENT, 1), usage(DEPLOYMENT, 2)] {
+        refused.push((site.broken(&event).await, event));
+    }
+    for (id, event) in &refused {
+        site.resubmit(with(*id, &event.to_structured().to_string())).await.unwrap();
+    }
+    // the first of them is gone before it was read
+    let expired =
+        "delete from log_record using log_partition where id = partition_id and topic = 'tallyline.agent-usage.v1' and record_offset = 2;
+        update log_partition set start_offset = 3 where topic = 'tallyline.agent-usage.v1'";
+    sqlx::raw_sql(expired).execute(&site.database.pool).await.unwrap();
+    let plan = site.plan_recovery().await;
+    assert_eq!(reopened(&plan), [1]);
+    site.execute_recovery(&plan).await.unwrap();
+    assert_eq!(site.consume().await.accepted, 1);
+    assert_eq!(site.list("open").await.iter().map(|row| row.id).collect::<Vec<_>>(), [refused[0].0]);
+    assert_eq!(site.differences().await, []);
+}
+
+#[tokio::test]
 async fn a_resubmission_of_which_nothing_came_is_named_whoever_it_is_of() {
     let site = Site::new(Backend::Postgres).await;
     for event in [build(OTHER_DEPLOYMENT, 1), claim(OTHER_DEPLOYMENT, 2), usage(OTHER_DEPLOYMENT, 4)] {
