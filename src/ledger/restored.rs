@@ -100,7 +100,8 @@ fn split(sources: Vec<CollectedSource>) -> (Vec<CollectedSource>, Vec<CollectedS
 
 async fn collected(connection: &mut PgConnection) -> Result<Vec<CollectedSource>, sqlx::Error> {
     sqlx::query_as(
-        "select source.id, deployment_id, coalesce(max(pass.id), 0) as last_pass_id, max(least(pass.started_at, clock_timestamp())) as last_read_at
+        "select source.id, deployment_id, coalesce(max(pass.id), 0) as last_pass_id,
+             max(least(pass.started_at, clock_timestamp())) filter (where pass.id is not null) as last_read_at
          from source left join collector_pass pass on pass.source_id = source.id where collected group by source.id order by source.id",
     )
     .fetch_all(connection)
