@@ -134,6 +134,8 @@ impl From<OperationError> for Failure {
 fn database_exit(error: &sqlx::Error) -> Exit {
     match error {
         sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed => Exit::Unreachable,
+        // cut off before the server has said whether it takes TLS
+        sqlx::Error::Protocol(problem) if problem.contains("SSLRequest") => Exit::Unreachable,
         sqlx::Error::Configuration(_) => Exit::Configuration,
         // connection exceptions, authorization, no such database, out of resources, shut down by an operator, its own timeouts
         sqlx::Error::Database(answer) => match answer.code().as_deref().unwrap_or_default() {
@@ -156,7 +158,25 @@ fn log_exit(error: &LogError) -> Exit {
 
 #[cfg(test)]
 mod tests {
+    use sqlx::{Connection as _, PgConnection};
+    use tokio::io::AsyncReadExt as _;
+    use tokio::net::TcpListener;
+
     use super::*;
+
+    #[tokio::test]
+    async fn a_connection_that_is_cut_off_as_it_begins_is_no_fault_of_ours() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("postgres://nobody@{}/none", listener.local_addr().expect("an address"));
+        let cut = async {
+            let (mut stream, _) = listener.accept().await.expect("a connection");
+            stream.read_exact(&mut [0; 8]).await.expect("the question for TLS");
+        };
+        let (connected, ()) = tokio::join!(PgConnection::connect(&url), cut);
+        let error = connected.expect_err("cut off");
+        assert_eq!(database_exit(&error), Exit::Unreachable, "{error}");
+        assert_eq!(database_exit(&sqlx::Error::Protocol("unknown topic".into())), Exit::Internal);
+    }
 
     #[test]
     fn the_table_that_help_shows_holds_every_code() {

@@ -226,6 +226,8 @@ pub(super) fn refused(error: sqlx::Error) -> LogError {
     let passing = match &error {
         sqlx::Error::Database(cause) => cause.code().is_some_and(|code| PASSING.iter().any(|class| code.starts_with(class))),
         sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::PoolTimedOut | sqlx::Error::WorkerCrashed => true,
+        // cut off before the server has said whether it takes TLS
+        sqlx::Error::Protocol(problem) => problem.contains("SSLRequest"),
         _ => false,
     };
     if passing { LogError::Unreachable(error.to_string()) } else { LogError::Refused(error.to_string()) }
