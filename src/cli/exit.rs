@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use sqlx::migrate::MigrateError;
+
 use crate::ledger::LedgerError;
 use crate::log::LogError;
 use crate::operations::OperationError;
@@ -99,6 +101,7 @@ impl From<LedgerError> for Failure {
             LedgerError::Unavailable(cause) => database_exit(cause),
             LedgerError::SchemaTooOld { .. } => Exit::Unreachable,
             LedgerError::SchemaTooNew { .. } => Exit::Refused,
+            LedgerError::Migrate(MigrateError::Execute(cause) | MigrateError::ExecuteMigration(cause, _)) => database_exit(cause),
             LedgerError::Migrate(_) => Exit::Internal,
         };
         Failure::new(exit, error)
@@ -163,6 +166,15 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
+
+    #[test]
+    fn a_connection_that_is_cut_off_in_a_look_at_the_schema_is_no_fault_of_ours() {
+        let cut = || sqlx::Error::Io(std::io::ErrorKind::UnexpectedEof.into());
+        for error in [MigrateError::Execute(cut()), MigrateError::ExecuteMigration(cut(), 1)] {
+            assert_eq!(Failure::from(LedgerError::from(error)).exit, Exit::Unreachable);
+        }
+        assert_eq!(Failure::from(LedgerError::from(MigrateError::VersionMismatch(1))).exit, Exit::Internal);
+    }
 
     #[tokio::test]
     async fn a_connection_that_is_cut_off_as_it_begins_is_no_fault_of_ours() {
