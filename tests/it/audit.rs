@@ -11,14 +11,15 @@ use tallyline::collectors::{Collector, Settings};
 use tallyline::consumer;
 use tallyline::event::{Event, Message, PREBUILDS_USER, Payload, PrebuildClaimed, Topic, TopicPartition, parse};
 use tallyline::ledger::{Chain, Finding, Ledger, LedgerSettings, NewAct};
-use tallyline::license::{PublicKeys, RuleSet};
+use tallyline::license::PublicKeys;
 use tallyline::log::{Log, PostgresLogSettings};
-use tallyline::operations::{Actor, Desk, LogRange, ReplayExecution, Step};
+use tallyline::operations::{Actor, LogRange, ReplayExecution, Step};
 use tallyline::sim::coderd::SchemaVersion;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::support::coderd::{Build, Coderd};
+use crate::support::ledger::desk;
 use crate::support::{Database, database, eventually};
 
 /// A deployment with a creation, a claimed prebuild and a usage event, collected and consumed.
@@ -241,17 +242,7 @@ async fn usage_that_tells_something_else_than_coderds_row_is_a_difference() {
 async fn a_replay_that_runs_ahead_of_the_consumer_leaves_balanced_books() {
     let site = Site::new().await;
     site.log.append(Topic::AgentUsage, vec![Message { payload: Some(b"{}".to_vec()), ..Message::default() }]).await.unwrap();
-    let (ledger, log) = (site.ledger.clone(), site.log.clone());
-    let desk = Desk {
-        ledger,
-        log,
-        group: tallyline::consumer::GROUP.to_owned(),
-        partitions: 1,
-        coderd: None,
-        deployment: None,
-        keys: PublicKeys::new(),
-        rules: RuleSet::default(),
-    };
+    let desk = desk(&site.ledger, &site.log);
     let range = LogRange { topics: vec![Topic::AgentUsage.name().to_owned()], from: "earliest".into(), until: "latest".into() };
     let (stop, actor) = (CancellationToken::new(), Actor { name: "sre-1".into(), reason: String::new() });
     let plan = desk.plan_replay(&range, |_: Step| {}, &stop).await.unwrap();

@@ -7,14 +7,13 @@ use tallyline::clock::Clock;
 use tallyline::consumer;
 use tallyline::event::{Event, Message, Payload, Topic, TopicPartition};
 use tallyline::ledger::{Arrival, Chain, Ledger, LedgerSettings, Refusal, ReplayRange, Verdict};
-use tallyline::license::{PublicKeys, RuleSet};
 use tallyline::log::{KafkaSettings, Log, PostgresLogSettings, Record};
-use tallyline::operations::{Actor, Desk, LogRange, ReplayExecution, Resubmit, Step};
+use tallyline::operations::{Actor, LogRange, ReplayExecution, Resubmit, Step};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::export::publish;
-use crate::support::ledger::{DEPLOYMENT, event, noon};
+use crate::support::ledger::{DEPLOYMENT, desk, event, noon};
 use crate::support::{self, Database, database};
 
 /// A log with events of each type, one of them twice, a conflict, a reject and a held record. Nothing of a ledger.
@@ -329,17 +328,7 @@ async fn a_reject_whose_event_a_replay_accepted_is_open_work_until_it_is_ended_a
     books.read(Topic::AgentUsage, 1000, earlier).await;
     assert_eq!((differences(&books.audit().await), open(&books.audit().await)), (vec![], vec![]));
 
-    let (ledger, log) = (books.ledger.clone(), books.log.clone());
-    let desk = Desk {
-        ledger,
-        log,
-        partitions: 1,
-        group: tallyline::consumer::GROUP.to_owned(),
-        coderd: None,
-        deployment: None,
-        keys: PublicKeys::new(),
-        rules: RuleSet::default(),
-    };
+    let desk = desk(&books.ledger, &books.log);
     let (stop, actor) = (CancellationToken::new(), Actor { name: "sre-1".into(), reason: "an upgrade".into() });
     let range = LogRange { topics: vec![USAGE.topic.name().into()], from: "earliest".into(), until: "latest".into() };
     let plan = desk.plan_replay(&range, |_: Step| {}, &stop).await.unwrap();

@@ -7,26 +7,17 @@ use serde_json::json;
 use tallyline::coderd;
 use tallyline::event::{Event, Message, Payload, PublishMarks, Topic, Usage, UsageQuantity};
 use tallyline::ledger::{LICENSE_RULES, LicenseChange, LicenseState, NewAct, NewExport, UsageRange};
-use tallyline::license::{PublicKeys, RuleSet};
 use tallyline::operations::{Desk, LogState, OperationError, Proof, ProveRequest, SourceState};
 use uuid::Uuid;
 
 use crate::audit::Site;
 use crate::export::publish;
+use crate::support;
 use crate::support::process::run_tallyline;
 
 fn desk(site: &Site) -> Desk {
     let coderd = coderd::Database::new(&site.coderd.database.url, Duration::from_secs(30)).unwrap();
-    Desk {
-        ledger: site.ledger.clone(),
-        log: site.log.clone(),
-        group: tallyline::consumer::GROUP.to_owned(),
-        partitions: 1,
-        coderd: Some(coderd),
-        deployment: Some(site.coderd.deployment),
-        keys: PublicKeys::new(),
-        rules: RuleSet::default(),
-    }
+    Desk { coderd: Some(coderd), deployment: Some(site.coderd.deployment), ..support::ledger::desk(&site.ledger, &site.log) }
 }
 
 async fn asked(site: &Site, event_id: &str, source: Option<Uuid>) -> Result<Proof, OperationError> {

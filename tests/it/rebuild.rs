@@ -9,7 +9,6 @@ use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::{Value, json};
 use tallyline::event::{Event, Payload, PublishMarks, Topic, Usage, UsageQuantity};
 use tallyline::ledger::{Chain, Ledger, LicenseChange, LicenseState, NewAct, Snapshot};
-use tallyline::license::{PublicKeys, RuleSet};
 use tallyline::log::{Log, PostgresLogSettings};
 use tallyline::operations::{Actor, Desk, OperationError, RebuildExecution, RebuildPlan, RebuildRequest, RebuildStage};
 use tallyline::projection::{self, Folded, Projection, ProjectionSettings, View};
@@ -22,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::support::ledger::{DEPLOYMENT, OTHER_DEPLOYMENT, arrival, build, ledger, noon, partition};
 use crate::support::process::{Ended, run_tallyline};
 use crate::support::tables::tables;
-use crate::support::{Database, eventually};
+use crate::support::{self, Database, eventually};
 
 const SOON: Duration = Duration::from_secs(30);
 const AT: &str = "2025-08-01T12:00:00Z";
@@ -348,17 +347,7 @@ async fn tamper(ledger: &Ledger, change: impl Fn(u64) -> u64) -> (u64, u64) {
 }
 
 fn desk(ledger: &Ledger) -> Desk {
-    let log = Log::postgres(ledger.pool.clone(), PostgresLogSettings::default());
-    Desk {
-        ledger: ledger.clone(),
-        log,
-        group: tallyline::consumer::GROUP.to_owned(),
-        partitions: 1,
-        coderd: None,
-        deployment: None,
-        keys: PublicKeys::new(),
-        rules: RuleSet::Y2025M07,
-    }
+    support::ledger::desk(ledger, &Log::postgres(ledger.pool.clone(), PostgresLogSettings::default()))
 }
 
 fn plain(stage: RebuildStage) -> RebuildRequest {

@@ -13,7 +13,6 @@ use tallyline::event::{
     UsageQuantity, WorkspaceBuildCompleted,
 };
 use tallyline::ledger::{Chain, Ledger, LedgerSettings, LicenseChange, LicenseState};
-use tallyline::license::{PublicKeys, RuleSet};
 use tallyline::log::{KafkaSettings, Log, PostgresLogSettings};
 use tallyline::operations::{
     Actor, Desk, FamilyEffect, LogRange, OperationError, Queued, ReplayExecution, ReplayPlan, Replayed, Step, WindowEffect,
@@ -22,7 +21,7 @@ use tallyline::projection;
 use tallyline::stages::{LicensesState, MetricsState, Stage};
 use tokio_util::sync::CancellationToken;
 
-use crate::support::ledger::{DEPLOYMENT, build, claim, ledger, noon, usage};
+use crate::support::ledger::{DEPLOYMENT, build, claim, desk, ledger, noon, usage};
 use crate::support::process::{Process, tallyline};
 use crate::support::tables::tables;
 use crate::support::{self, Database, database, eventually};
@@ -40,7 +39,7 @@ impl Site {
         let (database, ledger) = ledger().await;
         let log = Log::postgres(ledger.pool.clone(), PostgresLogSettings::default());
         log.create_topics(2).await.unwrap();
-        Site { desk: desk(ledger, log), _database: database }
+        Site { desk: desk(&ledger, &log), _database: database }
     }
 
     async fn append(&self, topic: Topic, events: &[Event]) {
@@ -84,21 +83,21 @@ impl Site {
         self.desk.execute_replay(&request, &actor(), |_: Step| {}, &CancellationToken::new()).await
     }
 
+    /// At ten a second an execution waits after the first ten, and is stopped there.
+    async fn interrupt(&self, plan: &ReplayPlan) {
+        let (stop, request) = (CancellationToken::new(), ReplayExecution { hash: plan.hash.clone(), records_per_second: Some(10) });
+        let heard = stop.clone();
+        let stopping = move |step: Step| {
+            if step.doing == "replaying" {
+                heard.cancel();
+            }
+        };
+        let interrupted = self.desk.execute_replay(&request, &actor(), stopping, &stop).await;
+        assert!(matches!(interrupted, Err(OperationError::Interrupted)), "{interrupted:?}");
+    }
+
     async fn state<S: Stage>(&self) -> S {
         projection::fold_to::<S>(&self.desk.ledger, i64::MAX).await.unwrap().state
-    }
-}
-
-fn desk(ledger: Ledger, log: Log) -> Desk {
-    Desk {
-        ledger,
-        log,
-        group: tallyline::consumer::GROUP.to_owned(),
-        partitions: 1,
-        coderd: None,
-        deployment: None,
-        keys: PublicKeys::new(),
-        rules: RuleSet::Y2025M07,
     }
 }
 
@@ -345,16 +344,7 @@ async fn a_partition_begun_anew_in_the_middle_ends_the_replay() {
     site.append(Topic::AgentUsage, &(0..40).map(|n| usage(DEPLOYMENT, n)).collect::<Vec<_>>()).await;
     site.begin_at_the_ends().await;
     let plan = site.plan(&["tallyline.agent-usage.v1"]).await;
-    // at ten a second it waits after the first ten, and is stopped there
-    let (stop, request) = (CancellationToken::new(), ReplayExecution { hash: plan.hash.clone(), records_per_second: Some(10) });
-    let heard = stop.clone();
-    let stopping = move |step: Step| {
-        if step.doing == "replaying" {
-            heard.cancel();
-        }
-    };
-    let interrupted = site.desk.execute_replay(&request, &actor(), stopping, &stop).await;
-    assert!(matches!(interrupted, Err(OperationError::Interrupted)), "{interrupted:?}");
+    site.interrupt(&plan).await;
     let pool = &site.desk.ledger.pool;
     let accepted = async || sqlx::query_scalar::<_, i64>("select count(*) from usage_event").fetch_one(pool).await.unwrap();
     assert_eq!(accepted().await, 10);
@@ -378,15 +368,7 @@ async fn a_resumed_replay_answers_for_the_whole_plan() {
     let planned = [of(|one| one.records), of(|one| one.new_events), of(|one| one.duplicates), of(|one| one.rejects)];
     assert_eq!(planned, [26, 20, 5, 1]);
 
-    let (stop, request) = (CancellationToken::new(), ReplayExecution { hash: plan.hash.clone(), records_per_second: Some(10) });
-    let heard = stop.clone();
-    let stopping = move |step: Step| {
-        if step.doing == "replaying" {
-            heard.cancel();
-        }
-    };
-    let interrupted = site.desk.execute_replay(&request, &actor(), stopping, &stop).await;
-    assert!(matches!(interrupted, Err(OperationError::Interrupted)), "{interrupted:?}");
+    site.interrupt(&plan).await;
     let done = site.execute(&plan).await.unwrap();
     assert!(done.resumed_after.is_some_and(|before| (1..=10).contains(&before)), "{done:?}");
     assert_eq!([done.records, done.accepted, done.duplicates, done.rejects], planned);
@@ -441,7 +423,7 @@ async fn killed_in_the_middle(log: impl FnOnce(&Ledger) -> (Log, String)) {
     ledger.migrate().await.unwrap();
     let (log, more) = log(&ledger);
     log.create_topics(2).await.unwrap();
-    let site = Site { desk: desk(ledger, log), _database: database };
+    let site = Site { desk: desk(&ledger, &log), _database: database };
     site.desk.ledger.register_source(DEPLOYMENT, noon(), None).await.unwrap();
     let missing: Vec<_> = (0..1000).map(|n| usage(DEPLOYMENT, n)).collect();
     site.append(Topic::AgentUsage, &missing).await;

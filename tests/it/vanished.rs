@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::operate::proxy::Proxy;
 use crate::publisher::world::{DEPLOYMENT as COLLECTED, World, start_time, usage};
 use crate::support::eventually;
-use crate::support::ledger::{DEPLOYMENT, arrival, build, ledger, noon, partition};
+use crate::support::ledger::{DEPLOYMENT, arrival, build, desk, ledger, noon, partition};
 
 const SOON: Duration = Duration::from_secs(30);
 /// Long enough to take a host away while a call waits.
@@ -167,16 +167,8 @@ async fn an_operation_says_so() {
         ("usage_event", "coderd"),
     ] {
         let (proxy, ledger) = through_proxy(&world.ledger, 4).await;
-        let desk = Desk {
-            ledger,
-            log: log.clone(),
-            group: tallyline::consumer::GROUP.to_owned(),
-            partitions: 1,
-            coderd: world.settings.coderd.clone(),
-            deployment: Some(COLLECTED),
-            keys: world.settings.license_keys.clone(),
-            rules: tallyline::license::RuleSet::default(),
-        };
+        let (coderd, keys) = (world.settings.coderd.clone(), world.settings.license_keys.clone());
+        let desk = Desk { coderd, deployment: Some(COLLECTED), keys, ..desk(&ledger, &log) };
         let call: Call<'_> = match operation {
             "acts" => Box::pin(async { desk.acts(&ListActs::default()).await.map(drop) }),
             "list" => Box::pin(async { desk.list_rejects(&everything).await.map(drop) }),

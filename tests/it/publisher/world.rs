@@ -199,16 +199,8 @@ impl World {
 
     /// What its operators work on.
     pub fn desk(&self, log: &Log) -> Desk {
-        Desk {
-            ledger: self.ledger.clone(),
-            log: log.clone(),
-            group: "tallyline".to_owned(),
-            partitions: 1,
-            coderd: self.settings.coderd.clone(),
-            deployment: Some(DEPLOYMENT),
-            keys: self.settings.license_keys.clone(),
-            rules: tallyline::license::RuleSet::default(),
-        }
+        let (coderd, keys) = (self.settings.coderd.clone(), self.settings.license_keys.clone());
+        Desk { coderd, deployment: Some(DEPLOYMENT), keys, ..support::ledger::desk(&self.ledger, log) }
     }
 
     /// A process that publishes to this address and lives at the world's time.

@@ -1,14 +1,12 @@
 //! What is lost a second time is recovered a second time, also where nothing else has changed.
 
 use serde_json::json;
-use tallyline::consumer::GROUP;
-use tallyline::license::{PublicKeys, RuleSet};
 use tallyline::log::{Log, PostgresLogSettings};
 use tallyline::operations::recover::{RecoverExecution, RecoverPlan};
 use tallyline::operations::{Actor, Desk, OperationError};
 use tokio_util::sync::CancellationToken;
 
-use crate::support::ledger::ledger;
+use crate::support::ledger::{desk, ledger};
 
 async fn plan(desk: &Desk) -> RecoverPlan {
     let request = serde_json::from_value(json!({ "lost": "kafka" })).unwrap();
@@ -24,16 +22,7 @@ async fn execute(desk: &Desk, plan: &RecoverPlan) -> Result<RecoverPlan, Operati
 #[tokio::test]
 async fn topics_that_are_lost_again_are_created_again() {
     let (_database, ledger) = ledger().await;
-    let desk = Desk {
-        ledger: ledger.clone(),
-        log: Log::postgres(ledger.pool.clone(), PostgresLogSettings::default()),
-        group: GROUP.to_owned(),
-        partitions: 1,
-        coderd: None,
-        deployment: None,
-        keys: PublicKeys::new(),
-        rules: RuleSet::default(),
-    };
+    let desk = desk(&ledger, &Log::postgres(ledger.pool.clone(), PostgresLogSettings::default()));
     for _ in 0..2 {
         let planned = plan(&desk).await;
         execute(&desk, &planned).await.unwrap();

@@ -4,9 +4,7 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 use tallyline::clock::Clock;
-use tallyline::consumer::GROUP;
 use tallyline::ledger::{Ledger, NewPass, Source};
-use tallyline::license::{PublicKeys, RuleSet};
 use tallyline::log::{Log, PostgresLogSettings};
 use tallyline::operations::recover::{LedgerEffect, Lost, RecoverEffect, RecoverExecution, RecoverPlan, RecoverRequest};
 use tallyline::operations::{Actor, Desk, ListActs, OperationError};
@@ -14,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::support::Database;
-use crate::support::ledger::{ledger, noon};
+use crate::support::ledger::{desk, ledger, noon};
 
 // Read until the end; 34 days before; 36 days before; never.
 const LIVE: Uuid = Uuid::from_u128(1);
@@ -43,8 +41,7 @@ impl Site {
         }
         sqlx::query("update source set collected = false where deployment_id = $1").bind(PUSHED).execute(&ledger.pool).await.unwrap();
         ledger.clock.set(noon() + TimeDelta::days(100));
-        let (coderd, deployment, keys, rules) = (None, None, PublicKeys::new(), RuleSet::Y2025M07);
-        let desk = Desk { ledger, log, group: GROUP.to_owned(), partitions: 1, coderd, deployment, keys, rules };
+        let desk = desk(&ledger, &log);
         Site { desk, _database: database }
     }
 

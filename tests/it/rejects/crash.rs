@@ -107,7 +107,7 @@ async fn a_log_that_takes_nothing_leaves_the_reject_open() {
     let id = site.one_bad_record().await;
     // a log without topics
     let elsewhere = support::database().await;
-    let other = desk(site.desk.ledger.clone(), Log::postgres(elsewhere.pool.clone(), PostgresLogSettings::default()));
+    let other = desk(&site.desk.ledger, &Log::postgres(elsewhere.pool.clone(), PostgresLogSettings::default()));
     let edit = with(id, MENDED);
     let broken = other.resubmit_rejects(&edit, &operator()).await;
     assert!(matches!(broken, Err(OperationError::Log(_))), "{broken:?}");

@@ -11,7 +11,6 @@ use tallyline::clock::Clock;
 use tallyline::consumer;
 use tallyline::event::{Event, Message, Payload, Topic, TopicPartition, Usage, UsageQuantity};
 use tallyline::ledger::{Arrival, Chain, Counts, Ledger, LedgerSettings, OpenRejects, Refusal, Verdict};
-use tallyline::license::{PublicKeys, RuleSet};
 use tallyline::log::{KafkaSettings, Log, PostgresLogSettings, Record};
 use tallyline::operations::{
     Actor, CountRejects, Desk, DiscardRejects, Foreseen, ListRejects, OperationError, Reject, Resubmit, Resubmitted, WhichRejects,
@@ -19,7 +18,7 @@ use tallyline::operations::{
 use tokio_util::sync::CancellationToken;
 
 use crate::journey::site::Backend;
-use crate::support::ledger::{DEPLOYMENT, build, ledger, noon, partition, refused, usage};
+use crate::support::ledger::{DEPLOYMENT, build, desk, ledger, noon, partition, refused, usage};
 use crate::support::{self, Database};
 
 /// A ledger and a log, and an operator's desk over both.
@@ -42,7 +41,7 @@ impl Site {
             }
         };
         log.create_topics(1).await.unwrap();
-        Site { desk: desk(ledger, log), database }
+        Site { desk: desk(&ledger, &log), database }
     }
 
     async fn append(&self, messages: Vec<Message>) {
@@ -82,19 +81,6 @@ impl Site {
 
     async fn number(&self, query: &'static str) -> i64 {
         sqlx::query_scalar(query).fetch_one(&self.database.pool).await.unwrap()
-    }
-}
-
-fn desk(ledger: Ledger, log: Log) -> Desk {
-    Desk {
-        ledger,
-        log,
-        group: tallyline::consumer::GROUP.to_owned(),
-        partitions: 1,
-        coderd: None,
-        deployment: None,
-        keys: PublicKeys::new(),
-        rules: RuleSet::default(),
     }
 }
 

@@ -170,7 +170,7 @@ async fn a_consumer_that_knows_the_type_admits_held_usage_at_its_start_on_the_po
 async fn a_consumer_that_knows_the_type_admits_held_usage_at_its_start(backend: Backend) {
     let site = Site::new(backend, "roles = ['consume']\n").await;
     let event = crate::support::ledger::usage(crate::support::ledger::DEPLOYMENT, 1);
-    let operators = super::Site { desk: desk(site.ledger.clone(), site.log.clone()), database: crate::support::database().await };
+    let operators = super::Site { desk: desk(&site.ledger, &site.log), database: crate::support::database().await };
     // all of one key, so of one partition, wherever that is
     let placed = site.log.append(Topic::AgentUsage, vec![event.to_message()]).await.unwrap();
     held_by_an_earlier_version(&operators, placed[0].0).await;
@@ -195,7 +195,7 @@ async fn what_was_mended_is_published_and_billed_once() {
     let world = World::new().await;
     let log = Log::postgres(world.ledger.pool.clone(), PostgresLogSettings::default());
     log.create_topics(1).await.unwrap();
-    let site = super::Site { desk: desk(world.ledger.clone(), log), database: crate::support::database().await };
+    let site = super::Site { desk: desk(&world.ledger, &log), database: crate::support::database().await };
     let usage = world::usage("agent-1", world::start_time());
     sqlx::query("insert into usage_events (id, event_type, event_data, created_at) values ($1, $2, $3, $4)")
         .bind(&usage.id)

@@ -19,16 +19,14 @@ use serde_json::Value;
 use tallyline::api::{Addresses, Api, ServeSettings, Server};
 use tallyline::event::{Event, Topic, TopicPartition};
 use tallyline::ledger::{Chain, Lease, Ledger, NewPass, Paused, Source};
-use tallyline::license::{PublicKeys, RuleSet};
 use tallyline::log::{Log, PostgresLogSettings};
-use tallyline::operations::Desk;
 use tallyline::projection::{Projection, ProjectionSettings, View};
 use tallyline::stages::{LicensesState, MetricsState, Stage};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::support::ledger::{arrival, ledger, noon};
+use crate::support::ledger::{arrival, desk, ledger, noon};
 use crate::support::{Database, eventually};
 
 const SOON: Duration = Duration::from_secs(30);
@@ -94,16 +92,7 @@ impl Site {
 
     fn api(&self, ledger: &Ledger, metrics: View<MetricsState>, licenses: View<LicensesState>) -> Api {
         let addresses = Addresses { ledger: "the ledger's".to_owned(), log: "the log's".to_owned() };
-        let desk = Desk {
-            ledger: ledger.clone(),
-            log: self.log.clone(),
-            group: tallyline::consumer::GROUP.to_owned(),
-            partitions: 1,
-            coderd: None,
-            deployment: None,
-            keys: PublicKeys::new(),
-            rules: RuleSet::default(),
-        };
+        let desk = desk(ledger, &self.log);
         let (log, clock, registry) = (self.log.clone(), ledger.clock.clone(), ::prometheus::Registry::new());
         Api {
             ledger: ledger.clone(),

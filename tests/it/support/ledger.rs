@@ -2,11 +2,15 @@
 
 use chrono::{DateTime, TimeDelta, Utc};
 use tallyline::clock::Clock;
+use tallyline::consumer::GROUP;
 use tallyline::event::{
     BuildStatus, Event, InputStage, PREBUILDS_USER, Payload, PrebuildClaimed, PublishMarks, Topic, TopicPartition, Transition, Usage,
     UsageQuantity, WorkspaceBuildCompleted,
 };
 use tallyline::ledger::{Arrival, Claim, Ledger, LedgerSettings, Refusal, Verdict};
+use tallyline::license::{PublicKeys, RuleSet};
+use tallyline::log::Log;
+use tallyline::operations::Desk;
 use uuid::Uuid;
 
 use super::Database;
@@ -29,6 +33,20 @@ pub async fn ledger_at(clock: Clock) -> (Database, Ledger) {
     let ledger = Ledger::open(&LedgerSettings { url: database.url.clone(), connections: 8 }, clock).expect("a ledger");
     ledger.migrate().await.expect("migrate");
     (database, ledger)
+}
+
+/// What operators work on where there is no coderd: everything else as it is by default.
+pub fn desk(ledger: &Ledger, log: &Log) -> Desk {
+    Desk {
+        ledger: ledger.clone(),
+        log: log.clone(),
+        group: GROUP.to_owned(),
+        partitions: 1,
+        coderd: None,
+        deployment: None,
+        keys: PublicKeys::new(),
+        rules: RuleSet::default(),
+    }
 }
 
 pub fn partition(topic: Topic, partition: i32) -> TopicPartition {
