@@ -1,0 +1,229 @@
+//! Rebuilds: what is shown wrongly is put right, in one step and in every process.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tallyline::event::Topic;
+use tallyline::ledger::{Chain, Ledger, NewAct, Snapshot};
+use tallyline::log::{Log, PostgresLogSettings};
+use tallyline::operations::{Actor, Desk, OperationError, RebuildExecution, RebuildPlan, RebuildRequest, RebuildStage};
+use tallyline::projection::{self, Folded, Projection, ProjectionSettings, View};
+use tallyline::stages::{LicensesState, MetricsState, Stage};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::support::ledger::{DEPLOYMENT, arrival, build, ledger, partition};
+use crate::support::process::run_tallyline;
+use crate::support::tables::tables;
+use crate::support::{self, Database, eventually};
+
+use super::{SOON, Site, json_of};
+
+/// A fold that runs as in a serving process.
+struct Running<S> {
+    view: View<S>,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl<S: Stage> Running<S> {
+    fn start(ledger: &Ledger) -> Self {
+        let settings = ProjectionSettings { poll: Duration::from_millis(50), snapshot: Duration::from_secs(3600), last_snapshot: SOON };
+        let projection = Projection::<S>::new(ledger.clone(), settings);
+        let (view, stop) = (projection.view(), CancellationToken::new());
+        let heard = stop.clone();
+        Running { view, stop, task: tokio::spawn(async move { projection.run(&heard).await.unwrap() }) }
+    }
+
+    /// Waits until all that the ledger has now is folded.
+    async fn caught_up(&self, ledger: &Ledger) {
+        let end = ledger.last_sequence().await.unwrap();
+        eventually(SOON, "all is folded", || async { self.view.caught_up_to() >= end }).await;
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        self.view.with(|state, _| serde_json::to_vec(state).unwrap()).unwrap()
+    }
+
+    /// Ends in order, so that a snapshot is kept.
+    async fn end(self) {
+        self.stop.cancel();
+        self.task.await.unwrap();
+    }
+}
+
+async fn builds(ledger: &Ledger, numbers: std::ops::Range<u32>) {
+    let claim = ledger.claim(partition(Topic::WorkspaceBuilds, 0), 0).await.unwrap();
+    let arrivals: Vec<_> = (claim.next_offset..).zip(numbers).map(|(offset, n)| arrival(offset, build(DEPLOYMENT, n))).collect();
+    let next_offset = claim.next_offset + i64::try_from(arrivals.len()).unwrap();
+    ledger.record(&Chain::Live(claim), &arrivals, next_offset).await.unwrap();
+}
+
+/// Puts another number of creations into the first series of the newest snapshot.
+async fn tamper(ledger: &Ledger, change: impl Fn(u64) -> u64) -> (u64, u64) {
+    let found = ledger.load_snapshot(MetricsState::NAME, MetricsState::RULES_VERSION, i64::MAX).await.unwrap().expect("a snapshot");
+    let mut state: Value = serde_json::from_slice(&found.state).unwrap();
+    let value = &mut state["deployments"][DEPLOYMENT.to_string()]["creations"][0][1]["value"];
+    let (before, after) = (value.as_u64().unwrap(), change(value.as_u64().unwrap()));
+    *value = json!(after);
+    sqlx::query("update snapshot set state = $1 where stage = 'metrics'")
+        .bind(serde_json::to_vec(&state).unwrap())
+        .execute(&ledger.pool)
+        .await
+        .unwrap();
+    (before, after)
+}
+
+fn desk(ledger: &Ledger) -> Desk {
+    support::ledger::desk(ledger, &Log::postgres(ledger.pool.clone(), PostgresLogSettings::default()))
+}
+
+fn plain(stage: RebuildStage) -> RebuildRequest {
+    RebuildRequest { stage, rules: None, license: None, without: Vec::new(), source: None, at: None }
+}
+
+async fn execute(ledger: &Ledger, plan: &RebuildPlan, may_fall: bool) -> Result<String, OperationError> {
+    let hash = plan.hash.clone().unwrap();
+    let request = RebuildExecution { rebuild: plain(RebuildStage::Metrics), hash, may_fall };
+    let actor = Actor { name: "sre-1".into(), reason: "the snapshot was changed by hand".into() };
+    desk(ledger).execute_rebuild(&request, &actor, |_, _| {}).await.map(|rebuilt| rebuilt.done)
+}
+
+/// A ledger whose newest snapshot of the metrics is wrong, and a process that began from it. Answers the true and the shown number.
+async fn wrong(change: impl Fn(u64) -> u64) -> (Database, Ledger, Running<MetricsState>, (u64, u64)) {
+    let (database, ledger) = ledger().await;
+    builds(&ledger, 0..200).await;
+    let first = Running::<MetricsState>::start(&ledger);
+    first.caught_up(&ledger).await;
+    first.end().await;
+    let numbers = tamper(&ledger, change).await;
+    let running = Running::start(&ledger);
+    builds(&ledger, 200..210).await;
+    running.caught_up(&ledger).await;
+    (database, ledger, running, numbers)
+}
+
+#[tokio::test]
+async fn a_rebuild_says_what_is_shown_wrongly_and_puts_it_right_in_running_processes_and_in_later_ones() {
+    let (_database, ledger, running, (truth, shown)) = wrong(|value| value - 1).await;
+    let stale = ledger.load_snapshot(MetricsState::NAME, MetricsState::RULES_VERSION, i64::MAX).await.unwrap().unwrap();
+    let before = tables(&ledger.pool).await;
+    let plan = desk(&ledger).plan_rebuild(&plain(RebuildStage::Metrics), |_, _| {}).await.unwrap();
+    assert!(tables(&ledger.pool).await == before, "a plan writes nothing");
+    let numbers: Vec<_> =
+        plan.differences.iter().map(|one| (one.what.as_str(), one.rebuilt.unwrap().count - one.shown.unwrap().count)).collect();
+    assert_eq!((plan.differs, plan.falling, numbers), (true, 0, vec![("coderd_workspace_creation_total", truth - shown)]));
+    // events that come in meanwhile raise both sides: it is the same effect
+    builds(&ledger, 210..230).await;
+    assert_eq!(desk(&ledger).plan_rebuild(&plain(RebuildStage::Metrics), |_, _| {}).await.unwrap().hash, plan.hash);
+
+    execute(&ledger, &plan, false).await.unwrap();
+    builds(&ledger, 230..240).await;
+    running.caught_up(&ledger).await;
+    let from_zero = async || serde_json::to_vec(&projection::fold_to::<MetricsState>(&ledger, i64::MAX).await.unwrap().state).unwrap();
+    assert!(running.bytes() == from_zero().await, "a process that ran on");
+    // one that hangs saves what it had: whoever begins there comes to the act and begins again
+    ledger.save_snapshot(MetricsState::NAME, MetricsState::RULES_VERSION, &stale).await.unwrap();
+    let restarted = Running::<MetricsState>::start(&ledger);
+    restarted.caught_up(&ledger).await;
+    assert!(restarted.bytes() == from_zero().await, "a process that began from a stale snapshot");
+    restarted.end().await;
+    let again = desk(&ledger).plan_rebuild(&plain(RebuildStage::Metrics), |_, _| {}).await.unwrap();
+    assert_eq!((again.differs, again.differences), (false, vec![]));
+    assert!(matches!(execute(&ledger, &plan, false).await, Err(OperationError::Forbidden(_))), "the effect is another now");
+    running.end().await;
+}
+
+#[tokio::test]
+async fn no_shown_series_falls_unless_it_is_allowed() {
+    let (_database, ledger, running, (truth, shown)) = wrong(|value| value + 5).await;
+    let plan = desk(&ledger).plan_rebuild(&plain(RebuildStage::Metrics), |_, _| {}).await.unwrap();
+    assert_eq!((plan.differs, plan.falling, plan.differences.len()), (true, 1, 1));
+    assert_eq!(shown - truth, 5);
+    let before = tables(&ledger.pool).await;
+    let refused = execute(&ledger, &plan, false).await.unwrap_err();
+    assert!(matches!(&refused, OperationError::Forbidden(message) if message.contains("1 shown series would fall")), "{refused:?}");
+    assert!(tables(&ledger.pool).await == before);
+    execute(&ledger, &plan, true).await.unwrap();
+    running.caught_up(&ledger).await;
+    let from_zero: Folded<MetricsState> = projection::fold_to(&ledger, i64::MAX).await.unwrap();
+    assert!(running.bytes() == serde_json::to_vec(&from_zero.state).unwrap());
+    running.end().await;
+}
+
+#[tokio::test]
+async fn a_rebuilt_state_comes_in_one_step_and_no_reader_sees_less_before() {
+    let (_database, ledger, running, _) = wrong(|value| value - 1).await;
+    let (view, seen, looks) = (running.view.clone(), CancellationToken::new(), Arc::new(AtomicU32::new(0)));
+    let watching = tokio::spawn({
+        let (seen, looks) = (seen.clone(), looks.clone());
+        async move {
+            let mut last = (0, 0);
+            let mut changes = view.watch();
+            while seen.run_until_cancelled(changes.changed()).await.is_some_and(|changed| changed.is_ok()) {
+                let now = view.with(|state, standing| {
+                    let sum = state.deployment(DEPLOYMENT).map_or(0, |one| one.creations().iter().map(|(_, counter)| counter.value).sum());
+                    assert!(standing.as_of.is_some(), "it is as fresh as before");
+                    (standing.sequence, sum)
+                });
+                let now: (i64, u64) = now.expect("there is always a state");
+                assert!(now.0 >= last.0 && now.1 >= last.1, "from {last:?} to {now:?}");
+                last = now;
+                looks.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+    });
+    for n in 0..5 {
+        let act = NewAct { actor: "sre-1", act: "rebuild", subject: MetricsState::NAME, reason: "", detail: json!({}) };
+        ledger.rebuild(MetricsState::NAME, &act).await.unwrap();
+        let before = looks.load(Ordering::SeqCst);
+        builds(&ledger, 300 + n * 10..310 + n * 10).await;
+        running.caught_up(&ledger).await;
+        eventually(SOON, "the reader has looked", || async { looks.load(Ordering::SeqCst) > before }).await;
+    }
+    seen.cancel();
+    watching.await.unwrap();
+    running.end().await;
+}
+
+#[tokio::test]
+async fn the_command_ends_with_one_where_what_is_shown_differs() {
+    let site = Site::new().await;
+    let licenses = Running::<LicensesState>::start(&site.ledger);
+    licenses.caught_up(&site.ledger).await;
+    licenses.end().await;
+    for stage in ["metrics", "licenses"] {
+        let answer = json_of(&site.rehearse(&format!("rebuild plan {stage}"), 0).await);
+        assert_eq!((&answer["differs"], answer["hash"].is_string()), (&json!(false), true));
+    }
+    // 48 at 2025-07-25 become 50
+    let snapshot =
+        "update snapshot set state = convert_to(replace(convert_from(state, 'UTF8'), ',48]', ',50]'), 'UTF8') where stage = 'licenses'";
+    assert_eq!(sqlx::query(snapshot).execute(&site.ledger.pool).await.unwrap().rows_affected(), 1);
+    let answer = json_of(&site.rehearse("rebuild plan licenses", 1).await);
+    let differences: Vec<_> = answer["differences"].as_array().unwrap().iter().map(|one| one["what"].as_str().unwrap()).collect();
+    assert_eq!(differences, ["license 1", "license 2", "license 3", "managed agents"], "{answer}");
+    let first = &answer["differences"][0];
+    assert_eq!((&first["shown"]["count"], &first["rebuilt"]["count"]), (&json!(59), &json!(57)));
+    let table = run_tallyline(&["rebuild", "plan", "licenses", "--pipeline", &site.file], &[]).await;
+    assert!(table.status.code() == Some(1) && table.stdout.contains("NOT what the ledger says"), "{table:?}");
+    assert!(table.stderr.contains(&format!("folding: {0} of {0} batches", answer["sequence"])), "{table:?}");
+    let hash = answer["hash"].as_str().unwrap();
+    assert!(site.run(&format!("rebuild execute licenses --plan {hash}")).await.status.success());
+    site.rehearse("rebuild plan licenses", 0).await;
+}
+
+#[tokio::test]
+async fn a_snapshot_that_is_only_older_is_no_difference() {
+    let (_database, ledger) = ledger().await;
+    builds(&ledger, 0..100).await;
+    let folded: Folded<MetricsState> = projection::fold_to(&ledger, i64::MAX).await.unwrap();
+    let state = serde_json::to_vec(&folded.state).unwrap();
+    let snapshot = Snapshot { incarnation: folded.incarnation, sequence: folded.sequence, state };
+    ledger.save_snapshot(MetricsState::NAME, MetricsState::RULES_VERSION, &snapshot).await.unwrap();
+    builds(&ledger, 100..200).await;
+    let plan = desk(&ledger).plan_rebuild(&plain(RebuildStage::Metrics), |_, _| {}).await.unwrap();
+    assert_eq!((plan.differs, plan.sequence), (false, folded.sequence + 1));
+}

@@ -1,0 +1,172 @@
+//! Replays that are broken off, or whose log becomes another one.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tallyline::audit::Audit;
+use tallyline::clock::Clock;
+use tallyline::event::{Message, Topic};
+use tallyline::ledger::{Ledger, LedgerSettings};
+use tallyline::log::{KafkaSettings, Log, PostgresLogSettings};
+use tallyline::operations::{LogRange, OperationError, ReplayExecution, Step};
+use tokio_util::sync::CancellationToken;
+
+use crate::support::ledger::{DEPLOYMENT, desk, noon, usage};
+use crate::support::process::{Process, tallyline};
+use crate::support::{self, Database, database, eventually};
+
+use super::{SOON, Site, actor, license, sum};
+
+#[tokio::test]
+async fn a_partition_begun_anew_in_the_middle_ends_the_replay() {
+    let site = Site::new().await;
+    license(&site.desk.ledger).await;
+    site.append(Topic::AgentUsage, &(0..40).map(|n| usage(DEPLOYMENT, n)).collect::<Vec<_>>()).await;
+    site.begin_at_the_ends().await;
+    let plan = site.plan(&["tallyline.agent-usage.v1"]).await;
+    site.interrupt(&plan).await;
+    let pool = &site.desk.ledger.pool;
+    let accepted = async || sqlx::query_scalar::<_, i64>("select count(*) from usage_event").fetch_one(pool).await.unwrap();
+    assert_eq!(accepted().await, 10);
+    sqlx::query("update position set generation = 2").execute(pool).await.unwrap();
+    assert!(matches!(site.execute(&plan).await, Err(OperationError::Forbidden(_))));
+    assert_eq!(accepted().await, 10);
+    sqlx::query("update position set generation = 1").execute(pool).await.unwrap();
+    let done = site.execute(&plan).await.unwrap();
+    assert_eq!((done.resumed_after, done.accepted), (Some(10), 40), "it goes on where it was");
+}
+
+/// New events, some twice, and one that is none; at ten a second the first part of them is one batch of ten.
+#[tokio::test]
+async fn a_resumed_replay_answers_for_the_whole_plan() {
+    let site = Site::new().await;
+    let usage: Vec<_> = (0..20).chain(0..5).map(|n| usage(DEPLOYMENT, n)).collect();
+    site.append(Topic::AgentUsage, &usage).await;
+    site.desk.log.append(Topic::AgentUsage, vec![Message { payload: Some(b"{}".to_vec()), ..Message::default() }]).await.unwrap();
+    let plan = site.plan(&["tallyline.agent-usage.v1"]).await;
+    let of = |count: fn(&tallyline::operations::PlannedPartition) -> i32| sum(&plan, count);
+    let planned = [of(|one| one.records), of(|one| one.new_events), of(|one| one.duplicates), of(|one| one.rejects)];
+    assert_eq!(planned, [26, 20, 5, 1]);
+
+    site.interrupt(&plan).await;
+    let done = site.execute(&plan).await.unwrap();
+    assert!(done.resumed_after.is_some_and(|before| (1..=10).contains(&before)), "{done:?}");
+    assert_eq!([done.records, done.accepted, done.duplicates, done.rejects], planned);
+}
+
+/// A pipeline file on this database, with these lines more.
+fn pipeline(database: &Database, more: &str) -> (tempfile::TempDir, String) {
+    let folder = tempfile::TempDir::new().unwrap();
+    let path = folder.path().join("pipeline.toml");
+    let lines = format!("roles = ['consume']\nledger.url = '{}'\nledger.connections = 4\nlog.partitions = 2\n{more}", database.url);
+    std::fs::write(&path, lines).unwrap();
+    let file = path.to_str().unwrap().to_owned();
+    (folder, file)
+}
+
+async fn killed_in_the_middle(log: impl FnOnce(&Ledger) -> (Log, String)) {
+    let database = database().await;
+    let ledger = Ledger::open(&LedgerSettings { url: database.url.clone(), connections: 4 }, Clock::system()).unwrap();
+    ledger.migrate().await.unwrap();
+    let (log, more) = log(&ledger);
+    log.create_topics(2).await.unwrap();
+    let site = Site { desk: desk(&ledger, &log), _database: database };
+    site.desk.ledger.register_source(DEPLOYMENT, noon(), None).await.unwrap();
+    let missing: Vec<_> = (0..1000).map(|n| usage(DEPLOYMENT, n)).collect();
+    site.append(Topic::AgentUsage, &missing).await;
+    site.begin_at_the_ends().await;
+    let (_folder, file) = pipeline(&site._database, &more);
+    let mut consumer = tallyline(&["run", "--pipeline", &file], &[]);
+    let plan = site.plan(&[]).await;
+    assert_eq!(sum(&plan, |one| one.new_events), 1000);
+
+    let pool = &site.desk.ledger.pool;
+    let count = async |query: &'static str| sqlx::query_scalar::<_, i64>(query).fetch_one(pool).await.unwrap();
+    let replayed = "select coalesce(sum(accepted), 0)::bigint from batch where kind = 'replay'";
+    let live = "select coalesce(sum(accepted), 0)::bigint from batch where kind = 'log'";
+    let execute =
+        |rate: &str| tallyline(&["replay", "execute", "--pipeline", &file, "--plan", &plan.hash, "--rate", rate, "--output", "json"], &[]);
+    let mut replay: Process = execute("60");
+    eventually(SOON, "some of it is replayed", || async { count(replayed).await > 0 }).await;
+    // live events come in while it runs
+    site.append(Topic::AgentUsage, &(5000..5200).map(|n| usage(DEPLOYMENT, n)).collect::<Vec<_>>()).await;
+    eventually(SOON, "live events are recorded beside it", || async { count(live).await == 200 }).await;
+    assert!(replay.runs() && count(replayed).await < 1000, "they were not beside it");
+    replay.kill();
+    let done = count(replayed).await;
+    assert!((1..1000).contains(&done), "{done}");
+
+    let mut again = execute("100000");
+    assert!(again.ends_within(SOON).await.success(), "{}", again.stderr());
+    let answer: serde_json::Value = serde_json::from_str(&again.stdout()).unwrap();
+    let before = answer["resumed_after"].as_i64().unwrap();
+    assert_eq!((answer["records"].as_i64(), answer["accepted"].as_i64()), (Some(1000), Some(1000)), "the whole plan: {answer}");
+    // what was in hand when it was killed may have been recorded since
+    assert!(before >= done && before < 1000, "{done}, then {before}");
+    assert_eq!((count(replayed).await, count("select count(*) from usage_event").await), (1000, 1200));
+    assert_eq!(count("select count(*) from operator_act where act = 'replay'").await, 1, "one act, however often it was begun");
+    assert!(consumer.terminate(SOON).await.success());
+    let (ledger, log) = (site.desk.ledger.clone(), site.desk.log.clone());
+    let report = Audit { ledger, log, source: None, patience: Duration::ZERO }.run().await.unwrap();
+    assert!(report.balanced, "{report:?}");
+    let by_state: BTreeMap<String, i64> = site.desk.ledger.publication_counts(1).await.unwrap();
+    assert_eq!(by_state, BTreeMap::from([("pending".into(), 1200)]));
+}
+
+#[tokio::test]
+async fn a_replay_killed_in_the_middle_goes_on_and_live_events_come_in_beside_it() {
+    killed_in_the_middle(|ledger| (Log::postgres(ledger.pool.clone(), PostgresLogSettings::default()), String::new())).await;
+}
+
+#[tokio::test]
+async fn a_replay_killed_in_the_middle_goes_on_on_kafka() {
+    killed_in_the_middle(|_| {
+        let kafka = support::kafka();
+        let log = Log::kafka(KafkaSettings { topic_prefix: kafka.prefix.clone(), ..KafkaSettings::new(&kafka.brokers) }).unwrap();
+        let lines = format!("log.kind = 'kafka'\nkafka.brokers = '{}'\nkafka.topic_prefix = '{}'\n", kafka.brokers, kafka.prefix);
+        (log, lines)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_log_that_is_not_the_one_that_was_read_is_not_replayed() {
+    let site = Site::new().await;
+    site.append(Topic::AgentUsage, &(0..40).map(|n| usage(DEPLOYMENT, n)).collect::<Vec<_>>()).await;
+    site.consume().await;
+    let plan = site.plan(&[]).await;
+    // as if the topic had been made anew: the same offsets hold other records
+    sqlx::query("update log_record set payload = '{}' where payload is not null").execute(&site.desk.ledger.pool).await.unwrap();
+    let executed = site.execute(&plan).await.unwrap_err();
+    assert!(matches!(&executed, OperationError::Forbidden(message) if message.contains("recover")), "{executed:?}");
+    let range = LogRange { topics: vec![], from: "earliest".into(), until: "latest".into() };
+    let planned = site.desk.plan_replay(&range, |_: Step| {}, &CancellationToken::new()).await;
+    assert!(matches!(planned, Err(OperationError::Forbidden(_))), "{planned:?}");
+}
+
+#[tokio::test]
+async fn a_log_made_anew_in_the_middle_ends_the_replay() {
+    let site = Site::new().await;
+    site.append(Topic::AgentUsage, &(0..60).map(|n| usage(DEPLOYMENT, n)).collect::<Vec<_>>()).await;
+    site.consume().await;
+    let plan = site.plan(&[]).await;
+    // at five a second it waits a second after each five
+    let request = ReplayExecution { hash: plan.hash, records_per_second: Some(5) };
+    let begun = std::sync::Arc::new(tokio::sync::Notify::new());
+    let told = begun.clone();
+    let progress = move |step: Step| {
+        if step.doing == "replaying" {
+            told.notify_one();
+        }
+    };
+    let made_anew = async {
+        begun.notified().await;
+        sqlx::query("update log_record set payload = '{}'").execute(&site.desk.ledger.pool).await.unwrap();
+    };
+    let (actor, stop) = (actor(), CancellationToken::new());
+    let (executed, ()) = tokio::join!(site.desk.execute_replay(&request, &actor, progress, &stop), made_anew);
+    let executed = executed.unwrap_err();
+    assert!(matches!(&executed, OperationError::Forbidden(message) if message.contains("recover")), "{executed:?}");
+    let rejects: i64 = sqlx::query_scalar("select count(*) from reject").fetch_one(&site.desk.ledger.pool).await.unwrap();
+    assert_eq!(rejects, 0, "a record of another log was recorded");
+}

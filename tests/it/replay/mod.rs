@@ -1,0 +1,194 @@
+//! Replays: what a plan says is what then comes, and nothing else.
+
+mod effect;
+mod interrupted;
+
+use std::time::Duration;
+
+use chrono::TimeDelta;
+use serde_json::json;
+use tallyline::consumer;
+use tallyline::event::{Event, Message, Payload, Topic, TopicPartition, UsageQuantity};
+use tallyline::ledger::{Chain, Ledger, LicenseChange, LicenseState};
+use tallyline::log::{Log, PostgresLogSettings};
+use tallyline::operations::{Actor, Desk, LogRange, OperationError, ReplayExecution, ReplayPlan, Replayed, Step};
+use tallyline::projection;
+use tallyline::stages::{LicensesState, MetricsState, Stage};
+use tokio_util::sync::CancellationToken;
+
+use crate::support::Database;
+use crate::support::ledger::{DEPLOYMENT, build, claim, desk, ledger, noon, usage};
+use crate::support::tables::tables;
+
+const SOON: Duration = Duration::from_secs(60);
+
+/// A ledger and a log of two partitions a topic, in one database.
+struct Site {
+    desk: Desk,
+    _database: Database,
+}
+
+impl Site {
+    async fn new() -> Site {
+        let (database, ledger) = ledger().await;
+        let log = Log::postgres(ledger.pool.clone(), PostgresLogSettings::default());
+        log.create_topics(2).await.unwrap();
+        Site { desk: desk(&ledger, &log), _database: database }
+    }
+
+    async fn append(&self, topic: Topic, events: &[Event]) {
+        self.desk.log.append(topic, events.iter().map(Event::to_message).collect()).await.unwrap();
+    }
+
+    /// Records what the log holds behind the ledger's positions, as a consumer does.
+    async fn consume(&self) {
+        for topic in Topic::ALL {
+            for partition in self.desk.log.partitions(topic).await.unwrap() {
+                let partition = TopicPartition { topic, partition };
+                let claim = self.desk.ledger.claim(partition, 0).await.unwrap();
+                let records = self.desk.log.read(partition, claim.next_offset, 10_000).await.unwrap();
+                let Some(last) = records.last() else { continue };
+                let next_offset = last.offset + 1;
+                let arrivals: Vec<_> = records.into_iter().map(consumer::read).collect();
+                self.desk.ledger.record(&Chain::Live(claim), &arrivals, next_offset).await.unwrap();
+            }
+        }
+    }
+
+    /// The ledger begins to read at the log's ends: what is before is missing in it.
+    async fn begin_at_the_ends(&self) {
+        for topic in Topic::ALL {
+            for partition in self.desk.log.partitions(topic).await.unwrap() {
+                let partition = TopicPartition { topic, partition };
+                let (_, end) = self.desk.log.watermarks(partition).await.unwrap();
+                self.desk.ledger.claim(partition, end).await.unwrap();
+            }
+        }
+    }
+
+    async fn plan(&self, topics: &[&str]) -> ReplayPlan {
+        let topics = topics.iter().map(|topic| (*topic).to_owned()).collect();
+        let range = LogRange { topics, from: "earliest".into(), until: "latest".into() };
+        self.desk.plan_replay(&range, |_: Step| {}, &CancellationToken::new()).await.unwrap()
+    }
+
+    async fn execute(&self, plan: &ReplayPlan) -> Result<Replayed, OperationError> {
+        let request = ReplayExecution { hash: plan.hash.clone(), records_per_second: Some(1_000_000) };
+        self.desk.execute_replay(&request, &actor(), |_: Step| {}, &CancellationToken::new()).await
+    }
+
+    /// At ten a second an execution waits after the first ten, and is stopped there.
+    async fn interrupt(&self, plan: &ReplayPlan) {
+        let (stop, request) = (CancellationToken::new(), ReplayExecution { hash: plan.hash.clone(), records_per_second: Some(10) });
+        let heard = stop.clone();
+        let stopping = move |step: Step| {
+            if step.doing == "replaying" {
+                heard.cancel();
+            }
+        };
+        let interrupted = self.desk.execute_replay(&request, &actor(), stopping, &stop).await;
+        assert!(matches!(interrupted, Err(OperationError::Interrupted)), "{interrupted:?}");
+    }
+
+    async fn state<S: Stage>(&self) -> S {
+        projection::fold_to::<S>(&self.desk.ledger, i64::MAX).await.unwrap().state
+    }
+}
+
+fn actor() -> Actor {
+    Actor { name: "sre-1".into(), reason: "a test".into() }
+}
+
+fn sum(plan: &ReplayPlan, of: impl Fn(&tallyline::operations::PlannedPartition) -> i32) -> i32 {
+    plan.partitions.iter().map(of).sum()
+}
+
+/// From an hour before noon to a year later.
+async fn license(ledger: &Ledger) {
+    let source = ledger.register_source(DEPLOYMENT, noon(), None).await.unwrap();
+    let (start, end) = (noon() - TimeDelta::hours(1), noon() + TimeDelta::days(365));
+    let claims = json!({
+        "issued_at": start, "not_before": start, "license_expires": end, "expires_at": end, "account_type": "salesforce",
+        "account_id": "1", "feature_set": "enterprise", "features": {"managed_agent_limit_soft": 10, "managed_agent_limit_hard": 20}
+    });
+    let change = LicenseChange { license_id: 7, jwt_sha256: [7; 32], uploaded_at: None, state: LicenseState::Verified(claims) };
+    let lease = ledger.take_lease("collector", "test", SOON).await.unwrap().unwrap();
+    ledger.record_licenses(&lease, source.id, &[change]).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_whole_topic_replay_changes_nothing_and_its_plan_said_so() {
+    let site = Site::new().await;
+    license(&site.desk.ledger).await;
+    site.append(Topic::WorkspaceBuilds, &(0..400).map(|n| build(DEPLOYMENT, n)).collect::<Vec<_>>()).await;
+    site.append(Topic::PrebuildClaims, &(0..200).map(|n| claim(DEPLOYMENT, n)).collect::<Vec<_>>()).await;
+    site.append(Topic::AgentUsage, &(0..300).map(|n| usage(DEPLOYMENT, n)).collect::<Vec<_>>()).await;
+    // one event twice, one with another content, one that is none, one of a type of later days
+    let Payload::Usage(mut other) = usage(DEPLOYMENT, 1).payload else { panic!("it is usage") };
+    other.quantity = UsageQuantity::ManagedAgents(99);
+    let mut later = usage(DEPLOYMENT, 5000).to_message();
+    for (name, value) in &mut later.headers {
+        if name == "ce_type" {
+            *value = Some(b"dc_later_v1".to_vec());
+        }
+    }
+    let odd = vec![
+        usage(DEPLOYMENT, 1).to_message(),
+        Event { deployment: DEPLOYMENT, payload: Payload::Usage(other) }.to_message(),
+        Message { payload: Some(b"{}".to_vec()), ..Message::default() },
+        later,
+    ];
+    site.desk.log.append(Topic::AgentUsage, odd).await.unwrap();
+    site.consume().await;
+    // one is published, the others wait
+    let settled = "with b as (insert into batch (kind, recorded_at) values ('verdicts', now()) returning id)
+        update publication set state = 'published', settled_batch_id = b.id from b where event_id = 'usage-2'";
+    sqlx::query(settled).execute(&site.desk.ledger.pool).await.unwrap();
+
+    let (metrics, licenses) = (site.state::<MetricsState>().await, site.state::<LicensesState>().await);
+    let families = format!("{:?}", metrics.deployment(DEPLOYMENT).unwrap().families());
+    let before = tables(&site.desk.ledger.pool).await;
+    let plan = site.plan(&[]).await;
+    let counts = [
+        sum(&plan, |one| one.records),
+        sum(&plan, |one| one.new_events),
+        sum(&plan, |one| one.duplicates),
+        sum(&plan, |one| one.conflicts),
+        sum(&plan, |one| one.rejects),
+        sum(&plan, |one| one.held),
+        sum(&plan, |one| one.new_refused),
+    ];
+    assert_eq!(counts, [904, 0, 901, 1, 1, 1, 0]);
+    assert!(plan.effect.is_empty(), "{:?}", plan.effect);
+    assert!(plan.effect.introduced.is_empty() && plan.effect.publications.is_empty() && plan.effect.metrics.is_empty());
+    // the window begins an hour before the first usage and holds all: those that are no fourth, 1 to 3 agents each
+    let agents: u64 = (0..300_u64).filter(|n| n % 4 != 3).map(|n| n % 3 + 1).sum();
+    let window: Vec<_> = plan.effect.licenses.iter().map(|window| (window.license_id, window.before, window.after)).collect();
+    assert_eq!(window, [(7, agents, agents)]);
+
+    let executed = site.execute(&plan).await.unwrap();
+    assert_eq!((executed.resumed_after, executed.records, executed.accepted, executed.duplicates), (None, 904, 0, 901));
+    let bytes = |state: &MetricsState| serde_json::to_vec(state).unwrap();
+    let after = site.state::<MetricsState>().await;
+    assert!(bytes(&after) == bytes(&metrics) && format!("{:?}", after.deployment(DEPLOYMENT).unwrap().families()) == families);
+    assert!(serde_json::to_vec(&site.state::<LicensesState>().await).unwrap() == serde_json::to_vec(&licenses).unwrap());
+    let now = tables(&site.desk.ledger.pool).await;
+    let changed: Vec<&String> = now.iter().filter(|(name, rows)| before.get(*name) != Some(rows)).map(|(name, _)| name).collect();
+    assert_eq!(changed, ["batch", "ledger", "operator_act", "plan", "replay"], "its own batches, its act and its plan");
+    let acts: Vec<(String, String, String, String)> =
+        sqlx::query_as("select actor, act, subject, reason from operator_act").fetch_all(&site.desk.ledger.pool).await.unwrap();
+    assert_eq!(acts, [("sre-1".into(), "replay".into(), plan.hash.clone(), "a test".into())]);
+    assert!(matches!(site.execute(&plan).await, Err(OperationError::Forbidden(_))), "once");
+}
+
+#[tokio::test]
+async fn no_more_records_a_second_are_read_than_was_asked_for() {
+    let site = Site::new().await;
+    site.append(Topic::AgentUsage, &(0..60).map(|n| usage(DEPLOYMENT, n)).collect::<Vec<_>>()).await;
+    let plan = site.plan(&[]).await;
+    let request = ReplayExecution { hash: plan.hash, records_per_second: Some(40) };
+    let begun = std::time::Instant::now();
+    site.desk.execute_replay(&request, &actor(), |_: Step| {}, &CancellationToken::new()).await.unwrap();
+    // 60 records at 40 a second; a busy machine only makes it longer
+    assert!(begun.elapsed() >= Duration::from_millis(1490), "{:?}", begun.elapsed());
+}
