@@ -1,7 +1,7 @@
 //! The audit that runs by itself beside everything else: one process at a time, by the lease `audit`, and what it finds is in the ledger for all.
 //!
 //! A side that cannot be read changes no finding; the age of the last one tells. The same holds where something is missing, nothing else differs,
-//! and no collector pass came in time to say that it is not merely on its way.
+//! and no collector pass came in time to say that it is not merely on its way. What was found then stands until one comes.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};

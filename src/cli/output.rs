@@ -93,7 +93,8 @@ fn in_one_line(cell: &str) -> String {
     text
 }
 
-/// Rows under headings, each column as wide as its widest cell, numbers to the right. What a terminal would obey is shown as U+FFFD, and the end of very long cells as an ellipsis. Nothing for no rows.
+/// Rows under headings, each column as wide as its widest cell, numbers to the right. What a terminal would obey is shown as U+FFFD, and the
+/// end of very long cells as an ellipsis. Nothing for no rows.
 #[must_use]
 pub fn columns<const N: usize>(headings: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> String {
     let rows: Vec<[String; N]> = rows.into_iter().map(|row| row.map(|cell| in_one_line(&cell))).collect();

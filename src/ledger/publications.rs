@@ -306,6 +306,13 @@ pub(super) async fn lock(tx: &mut PgConnection, source_id: i16, ids: &[impl AsRe
     Ok(())
 }
 
+/// Whatever is pending may have been sent when nobody remembers: should it become too old, its fate is unknown.
+pub(super) async fn doubt_pending(tx: &mut PgConnection) -> Result<(), sqlx::Error> {
+    sqlx::query("select from publication where state = 'pending' order by source_id, event_id for update").execute(&mut *tx).await?;
+    sqlx::query("update publication set unanswered = true where state = 'pending' and not unanswered").execute(tx).await?;
+    Ok(())
+}
+
 pub(super) async fn insert_verdicts(tx: &mut PgConnection, ledger: &Ledger) -> Result<i64, sqlx::Error> {
     sqlx::query_scalar("insert into batch (kind, recorded_at) values ('verdicts', $1) returning id")
         .bind(ledger.clock.now())

@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use sqlx::FromRow;
 use uuid::Uuid;
 
-use super::restored::doubt_pending;
+use super::publications::doubt_pending;
 use super::{Ledger, NewAct, plans};
 use crate::event::TopicPartition;
 

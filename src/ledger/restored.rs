@@ -7,6 +7,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::{FromRow, PgConnection};
 use uuid::Uuid;
 
+use super::publications::doubt_pending;
 use super::{FORGOTTEN, Landmark, Ledger, NewAct, OURSELVES, plans};
 use crate::event::TopicPartition;
 
@@ -210,13 +211,6 @@ async fn is_so(tx: &mut PgConnection, restored: &Restored) -> Result<bool, sqlx:
             query.fetch_one(tx).await
         }
     }
-}
-
-/// Whatever is pending may have been sent when nobody remembers: should it become too old, its fate is unknown.
-pub(super) async fn doubt_pending(tx: &mut PgConnection) -> Result<(), sqlx::Error> {
-    sqlx::query("select from publication where state = 'pending' order by source_id, event_id for update").execute(&mut *tx).await?;
-    sqlx::query("update publication set unanswered = true where state = 'pending' and not unanswered").execute(tx).await?;
-    Ok(())
 }
 
 #[cfg(test)]

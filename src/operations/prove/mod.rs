@@ -49,6 +49,8 @@ impl ProveRequest {
 }
 
 impl EventId {
+    /// Takes an id apart.
+    ///
     /// # Errors
     /// [`OperationError::Invalid`] for one that no event can have.
     pub fn parse(id: &str) -> Result<EventId, OperationError> {

@@ -127,10 +127,7 @@ async fn processes_that_begin_after_the_restore_see_it_in_the_groups_marks() {
     let folder = TempDir::new().unwrap();
     let mut world = World::begin(Backend::Kafka).await;
     let backup = lost_part(&mut world, &folder).await;
-    world.site.database.restore(&backup).await;
-    // as where the files of a whole server were put back
-    let place = "update ledger set place = null";
-    sqlx::query(place).execute(&world.site.database.pool).await.unwrap();
+    world.restore_as_files(&backup).await;
     // the lost time reaches at least to the records that were read after the backup
     let effect = world.plan("ledger").await["effect"].clone();
     let [newest, read_until] = [&effect["newest_batch_at"], &effect["had_read_until"]].map(|at| at.as_str().map(instant_of));
