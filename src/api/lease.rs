@@ -3,6 +3,7 @@
 //! Whether it is still ours is decided by the ledger alone, when `shown_sequence` is raised before an answer; what is kept here only says
 //! whether asking is worth while.
 
+use std::pin::pin;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,6 +18,8 @@ use crate::ledger::{Lease, Ledger};
 pub(super) const NAME: &str = "metrics";
 /// A free lease is looked for at least this often.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
+/// How long a process that stops waits for the ledger in order to give the lease back.
+const GIVE_BACK: Duration = Duration::from_secs(2);
 
 /// What this process knows of its lease.
 #[derive(Default)]
@@ -57,7 +60,15 @@ impl MetricsLease {
         let length = serving.settings.lease_length;
         let mut away = false;
         while !stop.is_cancelled() {
-            let Some(asked) = stop.run_until_cancelled(tokio::time::timeout(length, self.ask(serving, length))).await else { break };
+            let mut asking = pin!(tokio::time::timeout(length, self.ask(serving, length)));
+            let asked = tokio::select! {
+                asked = &mut asking => asked,
+                () = stop.cancelled() => {
+                    // a lease that is being taken has to be known, to be given back
+                    let _ = tokio::time::timeout(GIVE_BACK, asking).await;
+                    break;
+                }
+            };
             let fault = asked.map_or_else(|_| Some("no answer in time".to_owned()), |answer| answer.err().map(|error| error.to_string()));
             if let Some(cause) = &fault
                 && !away
@@ -69,7 +80,7 @@ impl MetricsLease {
         }
         if let Some(lease) = self.last() {
             // One that is not given back ends by itself.
-            let _ = tokio::time::timeout(Duration::from_secs(2), self.give_back(&serving.api.ledger, lease)).await;
+            let _ = tokio::time::timeout(GIVE_BACK, self.give_back(&serving.api.ledger, lease)).await;
         }
     }
 

@@ -4,6 +4,7 @@
 //! and no collector pass came in time to say that it is not merely on its way. What was found then stands until one comes.
 
 use std::collections::BTreeSet;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -21,6 +22,8 @@ use crate::ledger::{Finding, Lease, LeaseError, NewFinding};
 const NAME: &str = "audit";
 /// After this the audit of a process that is gone is free for another.
 const LEASE_LENGTH: Duration = Duration::from_secs(60);
+/// How long a process that stops waits for the ledger in order to give its lease back.
+const GIVE_BACK: Duration = Duration::from_secs(2);
 /// How often the ledger is asked whether an audit is due, and what others found, at most.
 const POLL: Duration = Duration::from_secs(5);
 /// After an audit nothing is audited for so many times its length: it takes at most a tenth of the time.
@@ -135,15 +138,12 @@ impl Continuous {
     pub async fn run(&self, stop: &CancellationToken) {
         let mut said = Said::default();
         let mut failed_at: Option<Instant> = None;
-        let mut held: Option<Lease> = None;
         while !stop.is_cancelled() {
             let rests = failed_at.is_some_and(|at| at.elapsed() < self.every);
-            let round = stop.run_until_cancelled(self.round(rests, &mut held, &mut said)).await;
-            match round {
-                None => break,
-                Some(Ok(())) if !rests => said.fault = None,
-                Some(Ok(())) => {}
-                Some(Err(fault)) => {
+            match self.round(rests, &mut said, stop).await {
+                Ok(()) if !rests => said.fault = None,
+                Ok(()) => {}
+                Err(fault) => {
                     failed_at = Some(Instant::now());
                     let fault = format!("{fault:#}");
                     if said.fault.as_ref() != Some(&fault) {
@@ -154,32 +154,49 @@ impl Continuous {
             }
             stop.run_until_cancelled(tokio::time::sleep(self.every.min(POLL))).await;
         }
-        if let Some(lease) = held {
-            // one that is not given back ends by itself
-            let _ = tokio::time::timeout(Duration::from_secs(2), self.audit.ledger.release_lease(lease)).await;
-        }
     }
 
-    /// Shows what was found last, and audits what is due unless an audit has just failed.
-    async fn round(&self, rests: bool, held: &mut Option<Lease>, said: &mut Said) -> anyhow::Result<()> {
+    /// Looks at what was found last, and audits what is due unless an audit has just failed.
+    async fn round(&self, rests: bool, said: &mut Said, stop: &CancellationToken) -> anyhow::Result<()> {
+        let ledger = &self.audit.ledger;
+        let looked = stop.run_until_cancelled(self.look(said)).await.transpose()?;
+        if rests || !looked.is_some_and(Due::any) {
+            return Ok(());
+        }
+        let mut taking = pin!(ledger.in_time(ledger.take_lease(NAME, &self.holder, LEASE_LENGTH)));
+        let taken = tokio::select! {
+            taken = &mut taking => taken?,
+            // a lease that is being taken has to be known, to be given back
+            () = stop.cancelled() => tokio::time::timeout(GIVE_BACK, taking).await.ok().transpose()?.flatten(),
+        };
+        let Some(lease) = taken else { return Ok(()) };
+        let audited = stop.run_until_cancelled(self.audited_if_due(&lease)).await;
+        let given_back = ledger.in_time(ledger.release_lease(lease));
+        if stop.is_cancelled() {
+            // one that is not given back ends by itself
+            let _ = tokio::time::timeout(GIVE_BACK, given_back).await;
+            return Ok(());
+        }
+        given_back.await?;
+        audited.transpose()?;
+        stop.run_until_cancelled(self.look(said)).await.transpose()?;
+        Ok(())
+    }
+
+    /// Shows and tells what was found last, and answers what is due.
+    async fn look(&self, said: &mut Said) -> anyhow::Result<Due> {
         let ledger = &self.audit.ledger;
         let findings = ledger.in_time(ledger.findings()).await.context("the ledger")?;
         self.telemetry.show(&findings, self.own());
         tell(said, ledger.in_time(ledger.imbalance()).await?);
-        if rests || !self.due(&findings).any() {
-            return Ok(());
-        }
-        *held = ledger.in_time(ledger.take_lease(NAME, &self.holder, LEASE_LENGTH)).await?;
-        let Some(lease) = held.clone() else { return Ok(()) };
-        // whoever had it may have audited meanwhile
+        Ok(self.due(&findings))
+    }
+
+    /// Whoever had the lease may have audited meanwhile.
+    async fn audited_if_due(&self, lease: &Lease) -> anyhow::Result<()> {
+        let ledger = &self.audit.ledger;
         let due = self.due(&ledger.in_time(ledger.findings()).await?);
-        let audited = if due.any() { self.audited(&lease, due).await } else { Ok(()) };
-        ledger.in_time(ledger.release_lease(lease)).await?;
-        *held = None;
-        audited?;
-        self.telemetry.show(&ledger.in_time(ledger.findings()).await?, self.own());
-        tell(said, ledger.in_time(ledger.imbalance()).await?);
-        Ok(())
+        if due.any() { self.audited(lease, due).await } else { Ok(()) }
     }
 
     /// The deployment that this process can read.
