@@ -49,10 +49,13 @@ create table batch (
     conflicts integer not null default 0,
     rejects integer not null default 0,
     held integer not null default 0,
+    -- publications that it took out of the queue without a word of the vendor; a word that comes late may move them on
+    settled integer not null default 0,
     constraint batch_counts_balance check (records = accepted + duplicates + conflicts + rejects + held),
     constraint batch_of_the_log_names_its_range check (
         (kind in ('log', 'replay')) = (topic is not null and partition is not null and generation is not null and first_offset is not null and next_offset is not null)),
-    constraint batch_of_a_replay_names_it check ((kind = 'replay') = (replay_id is not null))
+    constraint batch_of_a_replay_names_it check ((kind = 'replay') = (replay_id is not null)),
+    constraint batch_of_verdicts_settles check (settled = 0 or kind = 'verdicts')
 );
 create index batch_by_partition on batch (topic, partition, first_offset) where kind in ('log', 'replay');
 -- replays lie anywhere, and are few

@@ -316,7 +316,7 @@ fn kept_batch(row: &PgRow) -> Result<Option<KeptBatch>, sqlx::Error> {
 }
 
 /// Each query answers (id, detail) for rows that disagree, at most `$1`; mostly there is none, and `materialized` makes the planner plan for all.
-const CHECKS: [(&str, &str); 6] = [
+const CHECKS: [(&str, &str); 7] = [
     (
         "publication_changed",
         "with found as materialized (
@@ -333,6 +333,15 @@ const CHECKS: [(&str, &str); 6] = [
              select event_id, 'is ' || state || ' by batch ' || settled_batch_id || ', which holds no verdicts'
              from publication p
              where settled_batch_id is not null and not exists (select from batch b where b.id = p.settled_batch_id and b.kind = 'verdicts'))
+         select * from found limit $1",
+    ),
+    (
+        "publication_beyond_its_batch",
+        "with found as materialized (
+             select event_id, 'is ' || state || ' by batch ' || batch_id || ', which settled ' || settled || ' so, and there are ' || n
+             from (select p.event_id, p.state, b.id as batch_id, b.settled, count(*) over (partition by b.id) as n
+                   from publication p join batch b on b.id = p.settled_batch_id where p.state not in ('pending', 'published', 'refused')) as settled
+             where n > settled)
          select * from found limit $1",
     ),
     (

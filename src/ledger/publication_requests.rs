@@ -184,7 +184,7 @@ impl Ledger {
         let mut tx = self.pool.begin().await?;
         let ids: Vec<&str> = outcome.attempts.iter().map(|attempt| attempt.event_id.as_str()).collect();
         lock(&mut tx, outcome.source_id, &ids).await?;
-        let batch_id = insert_verdicts(&mut tx, self).await?;
+        let batch_id = insert_verdicts(&mut tx, self, 0).await?;
         let open = sqlx::query(
             "update publication_request set answered_at = $2, status = $3, error = $4, batch_id = $5 where id = $1 and batch_id is null",
         )

@@ -234,7 +234,7 @@ impl Ledger {
         if free.is_empty() {
             return Ok(Settled::default());
         }
-        let batch_id = insert_verdicts(&mut tx, self).await?;
+        let batch_id = insert_verdicts(&mut tx, self, free.len()).await?;
         let states: Vec<String> = sqlx::query_scalar(
             "update publication set settled_batch_id = $3, leased_by = null, leased_until = null,
                  state = case when $4 then 'not_ours' when unanswered then 'unknown' else 'expired' end
@@ -313,9 +313,10 @@ pub(super) async fn doubt_pending(tx: &mut PgConnection) -> Result<(), sqlx::Err
     Ok(())
 }
 
-pub(super) async fn insert_verdicts(tx: &mut PgConnection, ledger: &Ledger) -> Result<i64, sqlx::Error> {
-    sqlx::query_scalar("insert into batch (kind, recorded_at) values ('verdicts', $1) returning id")
+pub(super) async fn insert_verdicts(tx: &mut PgConnection, ledger: &Ledger, settled: usize) -> Result<i64, sqlx::Error> {
+    sqlx::query_scalar("insert into batch (kind, recorded_at, settled) values ('verdicts', $1, $2) returning id")
         .bind(ledger.clock.now())
+        .bind(i32::try_from(settled).unwrap_or(i32::MAX))
         .fetch_one(tx)
         .await
 }

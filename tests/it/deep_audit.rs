@@ -6,7 +6,7 @@ use tallyline::audit::{Audit, AuditReport};
 use tallyline::clock::Clock;
 use tallyline::consumer;
 use tallyline::event::{Event, Message, Payload, Topic, TopicPartition};
-use tallyline::ledger::{Arrival, Chain, Ledger, LedgerSettings, Refusal, ReplayRange, Verdict};
+use tallyline::ledger::{Arrival, Chain, Ledger, LedgerSettings, Refusal, ReplayRange, Settlement, Verdict};
 use tallyline::log::{KafkaSettings, Log, PostgresLogSettings, Record};
 use tallyline::operations::{Actor, LogRange, ReplayExecution, Resubmit, Step};
 use tokio_util::sync::CancellationToken;
@@ -83,7 +83,7 @@ impl Written {
         Written { log, _database: database }
     }
 
-    /// Reads all of it into a ledger of its own, in two batches a topic, and publishes one event.
+    /// Reads all of it into a ledger of its own, in two batches a topic, publishes one event, and settles another one as coderd's own.
     async fn books(&self) -> Books {
         let books = self.unread().await;
         let ledger = &books.ledger;
@@ -94,6 +94,8 @@ impl Written {
         let source_id: i16 =
             sqlx::query_scalar("select id from source where deployment_id = $1").bind(DEPLOYMENT).fetch_one(&ledger.pool).await.unwrap();
         publish(ledger, source_id, "usage-1").await;
+        let settled = ledger.settle_publications(source_id, "me", &["usage-2".to_owned()], Settlement::NotOurs).await.unwrap();
+        assert_eq!(settled.not_ours, 1);
         books
     }
 
@@ -221,6 +223,12 @@ fn rows() -> Vec<Row> {
         ("update workspace_first_start set build_id = gen_random_uuid()", "first_start_without_its_build", any("workspace_build_"), "no accepted"),
         ("update publication set event_type = 'x' where event_id = 'usage-0'", "publication_changed", usage(0), "event_type: not as"),
         ("update publication set settled_batch_id = 1 where state = 'published'", "publication_settled_by_no_batch", usage(1), "batch 1"),
+        (
+            "update publication set state = 'expired', settled_batch_id = b.id from batch b where b.settled = 1 and event_id = 'usage-0'",
+            "publication_beyond_its_batch",
+            usage(0),
+            "which settled 1 so, and there are 2",
+        ),
         ("update publication set attempts = 7 where event_id = 'usage-0'", "publication_off_its_attempts", usage(0), "says 7, there are 0"),
         ("update publication set state = 'expired' where state = 'published'", "publication_without_its_answer", usage(1), "no recorded answer"),
         ("delete from publication where event_id = 'usage-0'", "usage_without_publication", usage(0), "not queued"),
