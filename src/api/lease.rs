@@ -3,7 +3,6 @@
 //! Whether it is still ours is decided by the ledger alone, when `shown_sequence` is raised before an answer; what is kept here only says
 //! whether asking is worth while.
 
-use std::pin::pin;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -12,14 +11,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::{Freshness, Serving};
-use crate::ledger::{Lease, Ledger};
+use crate::ledger::{Lease, Ledger, lease_step};
 
 /// The lease's name.
 pub(super) const NAME: &str = "metrics";
 /// A free lease is looked for at least this often.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
-/// How long a process that stops waits for the ledger in order to give the lease back.
-const GIVE_BACK: Duration = Duration::from_secs(2);
 
 /// What this process knows of its lease.
 #[derive(Default)]
@@ -60,15 +57,7 @@ impl MetricsLease {
         let length = serving.settings.lease_length;
         let mut away = false;
         while !stop.is_cancelled() {
-            let mut asking = pin!(tokio::time::timeout(length, self.ask(serving, length)));
-            let asked = tokio::select! {
-                asked = &mut asking => asked,
-                () = stop.cancelled() => {
-                    // a lease that is being taken has to be known, to be given back
-                    let _ = tokio::time::timeout(GIVE_BACK, asking).await;
-                    break;
-                }
-            };
+            let Some(asked) = lease_step(stop, tokio::time::timeout(length, self.ask(serving, length))).await else { break };
             let fault = asked.map_or_else(|_| Some("no answer in time".to_owned()), |answer| answer.err().map(|error| error.to_string()));
             if let Some(cause) = &fault
                 && !away
@@ -79,8 +68,7 @@ impl MetricsLease {
             stop.run_until_cancelled(tokio::time::sleep((length / 3).min(LONGEST_WAIT))).await;
         }
         if let Some(lease) = self.last() {
-            // One that is not given back ends by itself.
-            let _ = tokio::time::timeout(GIVE_BACK, self.give_back(&serving.api.ledger, lease)).await;
+            let _ = lease_step(stop, self.give_back(&serving.api.ledger, lease)).await;
         }
     }
 

@@ -4,7 +4,6 @@
 //! and no collector pass came in time to say that it is not merely on its way. What was found then stands until one comes.
 
 use std::collections::BTreeSet;
-use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -16,14 +15,12 @@ use tracing::{debug, error, info, warn};
 use uuid::Uuid;
 
 use super::{Audit, Joint, LOG, LedgerJoints, SOURCE, VENDOR};
-use crate::ledger::{Finding, Lease, LeaseError, NewFinding};
+use crate::ledger::{Finding, Lease, LeaseError, NewFinding, lease_step};
 
 /// The lease's name.
 const NAME: &str = "audit";
 /// After this the audit of a process that is gone is free for another.
 const LEASE_LENGTH: Duration = Duration::from_secs(60);
-/// How long a process that stops waits for the ledger in order to give its lease back.
-const GIVE_BACK: Duration = Duration::from_secs(2);
 /// How often the ledger is asked whether an audit is due, and what others found, at most.
 const POLL: Duration = Duration::from_secs(5);
 /// After an audit nothing is audited for so many times its length: it takes at most a tenth of the time.
@@ -163,21 +160,10 @@ impl Continuous {
         if rests || !looked.is_some_and(Due::any) {
             return Ok(());
         }
-        let mut taking = pin!(ledger.in_time(ledger.take_lease(NAME, &self.holder, LEASE_LENGTH)));
-        let taken = tokio::select! {
-            taken = &mut taking => taken?,
-            // a lease that is being taken has to be known, to be given back
-            () = stop.cancelled() => tokio::time::timeout(GIVE_BACK, taking).await.ok().transpose()?.flatten(),
-        };
-        let Some(lease) = taken else { return Ok(()) };
+        let taken = lease_step(stop, ledger.in_time(ledger.take_lease(NAME, &self.holder, LEASE_LENGTH))).await.transpose()?;
+        let Some(lease) = taken.flatten() else { return Ok(()) };
         let audited = stop.run_until_cancelled(self.audited_if_due(&lease)).await;
-        let given_back = ledger.in_time(ledger.release_lease(lease));
-        if stop.is_cancelled() {
-            // one that is not given back ends by itself
-            let _ = tokio::time::timeout(GIVE_BACK, given_back).await;
-            return Ok(());
-        }
-        given_back.await?;
+        lease_step(stop, ledger.in_time(ledger.release_lease(lease))).await.transpose()?;
         audited.transpose()?;
         stop.run_until_cancelled(self.look(said)).await.transpose()?;
         Ok(())

@@ -104,7 +104,8 @@ impl Ledger {
                      differs_since)
                  values ($1, $7, $2, $3, $4, $5, clock_timestamp(), $6, case when $2 > 0 then clock_timestamp() end)
                  on conflict (joint, coalesce(deployment_id, '00000000-0000-0000-0000-000000000000')) do update set
-                     differences = excluded.differences, open = excluded.open, examples = excluded.examples, sequence = excluded.sequence, audited_at = excluded.audited_at, seconds = excluded.seconds,
+                     differences = excluded.differences, open = excluded.open, examples = excluded.examples,
+                     sequence = excluded.sequence, audited_at = excluded.audited_at, seconds = excluded.seconds,
                      differs_since = case when excluded.differences > 0 then coalesce(last.differs_since, excluded.differs_since) end",
             )
             .bind(one.joint)

@@ -340,7 +340,7 @@ const CHECKS: [(&str, &str); 7] = [
         "with found as materialized (
              select event_id, 'is ' || state || ' by batch ' || batch_id || ', which settled ' || settled || ' so, and there are ' || n
              from (select p.event_id, p.state, b.id as batch_id, b.settled, count(*) over (partition by b.id) as n
-                   from publication p join batch b on b.id = p.settled_batch_id where p.state not in ('pending', 'published', 'refused')) as settled
+                   from publication p join batch b on b.id = p.settled_batch_id where p.state not in ('pending', 'published', 'refused')) as so
              where n > settled)
          select * from found limit $1",
     ),

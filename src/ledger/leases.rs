@@ -1,10 +1,15 @@
 //! Leases: one holder at a time, by the database's clock, so that no machine's own clock decides.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use sqlx::PgConnection;
+use tokio_util::sync::CancellationToken;
 
 use super::{Head, Ledger};
+
+/// How long a process that stops waits for the ledger's answer about a lease.
+const LAST_ANSWER: Duration = Duration::from_secs(2);
 
 /// A lease that was held when this was made. It ends by itself unless renewed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +31,16 @@ pub enum LeaseError {
     /// The database.
     #[error(transparent)]
     Database(#[from] sqlx::Error),
+}
+
+/// What a step of a lease gives: taking, renewing or giving it back. It is not broken off as the process stops, for a lease that is being
+/// taken has to be known, to be given back; but then it has only 2 s more. None: the ledger did not answer, and the lease ends by itself.
+pub async fn lease_step<T>(stop: &CancellationToken, step: impl Future<Output = T>) -> Option<T> {
+    let mut step = pin!(step);
+    tokio::select! {
+        done = &mut step => Some(done),
+        () = stop.cancelled() => tokio::time::timeout(LAST_ANSWER, step).await.ok(),
+    }
 }
 
 impl Ledger {

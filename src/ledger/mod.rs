@@ -53,7 +53,7 @@ pub use hints::Hints;
 pub use kept::{KeptBatch, KeptEvent, KeptRange, KeptReject};
 pub use known::RefusedState;
 pub use landmarks::{Acquaintance, Landmark};
-pub use leases::{Lease, LeaseError};
+pub use leases::{Lease, LeaseError, lease_step};
 pub use licenses::{LicenseChange, LicenseLife, LicenseState};
 pub use passes::{Completeness, LastPass, NewPass, TopicCompleteness};
 pub use pauses::{Pausable, Pause, Paused};
