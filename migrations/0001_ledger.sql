@@ -150,6 +150,8 @@ create table workspace_build (
     preset_name text not null,
     workspace_name text not null,
     owner_name text not null,
+    -- when it was accepted with a valid signature or found equal in coderd; null: neither
+    confirmed_at timestamptz,
     constraint workspace_build_is_unique primary key (source_id, build_id)
 );
 create index workspace_build_by_batch on workspace_build (batch_id);
@@ -185,6 +187,8 @@ create table prebuild_claim (
     organization_name text not null,
     template_name text not null,
     preset_name text not null,
+    -- as of a build
+    confirmed_at timestamptz,
     constraint prebuild_claim_is_unique primary key (source_id, build_id)
 );
 create index prebuild_claim_by_batch on prebuild_claim (batch_id);
@@ -204,6 +208,8 @@ create table usage_event (
     publish_started_at timestamptz,
     published_at timestamptz,
     failure_message text,
+    -- as of a build
+    confirmed_at timestamptz,
     constraint usage_event_is_unique primary key (source_id, id)
 );
 create index usage_event_by_batch on usage_event (batch_id);
