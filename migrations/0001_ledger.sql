@@ -406,6 +406,27 @@ create table collector_pass_offset (
     primary key (pass_id, topic, partition)
 );
 
+-- Events that an audit misses: the source's collector fetches their rows in its next pass, whose recording removes the request.
+create table fetch_request (
+    source_id smallint not null references source,
+    event_id text not null,
+    requested_at timestamptz not null,
+    constraint fetch_request_is_unique primary key (source_id, event_id)
+);
+create index fetch_request_by_age on fetch_request (source_id, requested_at, event_id);
+
+-- The latest request of a person for a full sweep of the source, and its progress.
+create table sweep_request (
+    source_id smallint not null references source constraint sweep_request_is_unique primary key,
+    requested_at timestamptz not null,
+    -- the collector's mark of the sweep that answers it; null: not begun
+    begun_at timestamptz,
+    rows_read bigint not null default 0,
+    -- the pass that was the sweep; null: not recorded
+    pass_id bigint references collector_pass,
+    constraint sweep_request_has_begun_before_its_pass check (pass_id is null or begun_at is not null)
+);
+
 -- One holder at a time, by the database's clock. The epoch rises with each new holder.
 create table lease (
     name text primary key,

@@ -199,6 +199,8 @@ impl Collector {
             late: report.late,
             offsets,
             previous: self.previous,
+            fetched: Vec::new(),
+            requested_sweep: None,
         };
         Ok(self.ledger.in_time(self.ledger.record_pass(&self.lease, &pass)).await?)
     }

@@ -3,6 +3,7 @@
 use chrono::{DateTime, Utc};
 use sqlx::FromRow;
 
+use super::collector_requests::end_requests;
 use super::leases::hold;
 use super::{Lease, LeaseError, Ledger};
 use crate::event::TopicPartition;
@@ -28,6 +29,10 @@ pub struct NewPass {
     pub offsets: Vec<(TopicPartition, i64)>,
     /// The pass whose findings this one relies on, by id and beginning: where it is not there, the ledger is a restored one.
     pub previous: Option<(i64, DateTime<Utc>)>,
+    /// Event ids that it was asked for and has looked for.
+    pub fetched: Vec<String>,
+    /// The mark of the requested sweep that it was.
+    pub requested_sweep: Option<DateTime<Utc>>,
 }
 
 /// How far a source is complete in the ledger.
@@ -141,6 +146,7 @@ impl Ledger {
         .bind(&offsets)
         .execute(&mut *tx)
         .await?;
+        end_requests(&mut tx, pass.source_id, pass_id, &pass.fetched, pass.requested_sweep).await?;
         tx.commit().await?;
         Ok(pass_id)
     }

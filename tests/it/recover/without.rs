@@ -76,6 +76,8 @@ async fn pass(ledger: &Ledger, source: &Source, before: TimeDelta) {
         late: 0,
         offsets: Vec::new(),
         previous: None,
+        fetched: Vec::new(),
+        requested_sweep: None,
     };
     ledger.record_pass(&lease, &pass).await.unwrap();
     ledger.release_lease(lease).await.unwrap();

@@ -76,6 +76,8 @@ impl Site {
             late: 0,
             offsets,
             previous: None,
+            fetched: Vec::new(),
+            requested_sweep: None,
         };
         self.ledger.record_pass(&self.lease(source).await, &pass).await.unwrap();
     }
