@@ -137,6 +137,8 @@ create table workspace_build (
     build_number integer not null,
     stage text,
     first_build_by_prebuilds_user boolean not null,
+    -- the stage of the workspace's build 1
+    first_build_stage text,
     first_successful_start boolean not null,
     has_ai_task boolean,
     has_external_agent boolean,

@@ -45,6 +45,7 @@ pub fn event(number: u32) -> Event {
         build_number: i32::try_from(build_number).unwrap_or_default(),
         stage: by_pool.then_some(InputStage::Create),
         first_build_by_prebuilds_user: prebuilt,
+        first_build_stage: None,
         first_successful_start: build_number == 1,
         has_ai_task: Some(of_build.random_bool(0.1)),
         has_external_agent: Some(false),

@@ -24,15 +24,17 @@ pub struct UnknownWord {
 /// [`UnknownWord`]
 pub fn build(row: BuildRow) -> Result<WorkspaceBuildCompleted, UnknownWord> {
     let unknown = |field, value: &str| UnknownWord { build_id: row.build_id, field, value: value.to_owned() };
+    let stage = |value: Option<&str>| match value {
+        None | Some("0") => Ok(None),
+        Some("1") => Ok(Some(InputStage::Create)),
+        Some("2") => Ok(Some(InputStage::Claim)),
+        Some(other) => Err(unknown("prebuilt_workspace_stage", other)),
+    };
     Ok(WorkspaceBuildCompleted {
         transition: Transition::named(&row.transition).ok_or_else(|| unknown("transition", &row.transition))?,
         status: BuildStatus::named(&row.status).ok_or_else(|| unknown("job_status", &row.status))?,
-        stage: match row.stage.as_deref() {
-            None | Some("0") => None,
-            Some("1") => Some(InputStage::Create),
-            Some("2") => Some(InputStage::Claim),
-            Some(other) => return Err(unknown("prebuilt_workspace_stage", other)),
-        },
+        stage: stage(row.stage.as_deref())?,
+        first_build_stage: stage(row.first_build_stage.as_deref())?,
         build_id: row.build_id,
         workspace_id: row.workspace_id,
         organization_id: row.organization_id,
@@ -153,6 +155,7 @@ mod tests {
             status: "succeeded".into(),
             build_number: 2,
             stage: None,
+            first_build_stage: None,
             first_build_initiator_id: Some(Uuid::from_u128(6)),
             first_successful_start: false,
             has_ai_task: None,
@@ -198,6 +201,13 @@ mod tests {
         assert!(claim(&build(BuildRow { build_number: 3, ..prebuilt.clone() }).unwrap()).is_none());
         assert!(claim(&build(BuildRow { transition: "stop".into(), ..prebuilt }).unwrap()).is_none());
         assert!(claim(&build(row()).unwrap()).is_none(), "a regular restart");
+    }
+
+    #[test]
+    fn a_start_after_a_prebuild_with_a_stage_is_not_a_claim() {
+        let restarted = BuildRow { first_build_initiator_id: Some(PREBUILDS_USER), first_build_stage: Some("1".into()), ..row() };
+        assert!(claim(&build(restarted.clone()).unwrap()).is_none(), "an administrator's retry");
+        assert!(claim(&build(BuildRow { stage: Some("2".into()), ..restarted }).unwrap()).is_some());
     }
 
     #[test]

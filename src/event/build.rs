@@ -100,6 +100,9 @@ pub struct WorkspaceBuildCompleted {
     pub stage: Option<InputStage>,
     /// Whether the workspace's build 1 was initiated by the prebuilds user
     pub first_build_by_prebuilds_user: bool,
+    /// The stage of the workspace's build 1. It travels as an extension attribute, so that earlier versions accept the event, and it is
+    /// not part of the digest.
+    pub first_build_stage: Option<InputStage>,
     /// Whether this is a succeeded start and coderd has no lower-numbered one of this workspace
     pub first_successful_start: bool,
     /// `workspace_builds.has_ai_task`, where the schema has it
@@ -129,17 +132,18 @@ pub struct WorkspaceBuildCompleted {
 }
 
 impl WorkspaceBuildCompleted {
-    /// `completed_at − started_at`. Absent when the job never ran, or when the job reaper set both at once: no duration exists then.
-    /// Negative when the two were written by clocks that differ.
+    /// `completed_at − started_at`. Absent when the job never ran, or when the job reaper failed it and set both at once. Negative when
+    /// the two were written by clocks that differ.
     #[must_use]
     pub fn duration(&self) -> Option<TimeDelta> {
-        duration(self.started_at, self.completed_at)
+        duration(self.status, self.started_at, self.completed_at)
     }
 }
 
 /// See [`WorkspaceBuildCompleted::duration`].
-pub(super) fn duration(started_at: Option<DateTime<Utc>>, completed_at: DateTime<Utc>) -> Option<TimeDelta> {
-    started_at.filter(|started_at| *started_at != completed_at).map(|started_at| completed_at - started_at)
+pub(super) fn duration(status: BuildStatus, started_at: Option<DateTime<Utc>>, completed_at: DateTime<Utc>) -> Option<TimeDelta> {
+    let reaped = status == BuildStatus::Failed && started_at == Some(completed_at);
+    started_at.filter(|_| !reaped).map(|started_at| completed_at - started_at)
 }
 
 /// Which class a build falls into, for timing metrics.
@@ -156,14 +160,17 @@ pub enum BuildKind {
 }
 
 /// Which class a completed build falls into. Source: Coder's flags IsPrebuild, IsClaim and IsFirstBuild with their priority, and the row-level
-/// fallback for inputs without a stage. A claim is never decided by its initiator, who differs by coderd's version.
+/// fallback for inputs without a stage. A claim is never decided by its initiator, who differs by coderd's version. Where the pool's build 1
+/// has a stage, a claim would have one, too: build 2 is then an administrator's start or retry.
 #[must_use]
 pub fn kind(build: &WorkspaceBuildCompleted) -> BuildKind {
     match (build.transition, build.stage, build.build_number) {
         (Transition::Start, Some(InputStage::Create), _) => BuildKind::PrebuildCreation,
         (Transition::Start, Some(InputStage::Claim), _) => BuildKind::PrebuildClaim,
         (Transition::Start, None, 1) if build.initiator_id == PREBUILDS_USER => BuildKind::PrebuildCreation,
-        (Transition::Start, None, 2) if build.first_build_by_prebuilds_user => BuildKind::PrebuildClaim,
+        (Transition::Start, None, 2) if build.first_build_by_prebuilds_user && build.first_build_stage.is_none() => {
+            BuildKind::PrebuildClaim
+        }
         (Transition::Start, None, 1) => BuildKind::RegularCreation,
         _ => BuildKind::Other,
     }
@@ -201,7 +208,8 @@ pub(super) fn to_data(build: &WorkspaceBuildCompleted) -> Value {
     })
 }
 
-pub(super) fn from_data(mut data: Fields<'_>) -> Result<WorkspaceBuildCompleted, ParseError> {
+/// The build of these fields; the stage of build 1 comes from the attributes.
+pub(super) fn from_data(mut data: Fields<'_>, first_build_stage: Option<InputStage>) -> Result<WorkspaceBuildCompleted, ParseError> {
     let build = WorkspaceBuildCompleted {
         build_id: data.uuid("build_id")?,
         workspace_id: data.uuid("workspace_id")?,
@@ -217,6 +225,7 @@ pub(super) fn from_data(mut data: Fields<'_>) -> Result<WorkspaceBuildCompleted,
         build_number: data.small_integer("build_number", 1)?,
         stage: stage(&mut data)?,
         first_build_by_prebuilds_user: data.flag("first_build_by_prebuilds_user")?,
+        first_build_stage,
         first_successful_start: data.flag("first_successful_start")?,
         has_ai_task: data.optional_flag("has_ai_task")?,
         has_external_agent: data.optional_flag("has_external_agent")?,
@@ -241,10 +250,9 @@ pub(super) fn from_data(mut data: Fields<'_>) -> Result<WorkspaceBuildCompleted,
 
 /// The optional stage word, shared with claims.
 pub(super) fn stage(data: &mut Fields<'_>) -> Result<Option<InputStage>, ParseError> {
-    match data.optional_text("stage")? {
-        None => Ok(None),
-        Some(word) => {
-            InputStage::named(&word).map(Some).ok_or_else(|| ParseError::field("stage", format!("{word:?} is not one of its values")))
-        }
-    }
+    data.optional_text("stage")?.map(|word| stage_named("stage", &word)).transpose()
+}
+
+pub(super) fn stage_named(name: &'static str, word: &str) -> Result<InputStage, ParseError> {
+    InputStage::named(word).ok_or_else(|| ParseError::field(name, format!("{word:?} is not one of its values")))
 }

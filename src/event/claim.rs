@@ -57,7 +57,7 @@ impl PrebuildClaimed {
     /// As [`super::WorkspaceBuildCompleted::duration`].
     #[must_use]
     pub fn duration(&self) -> Option<TimeDelta> {
-        build::duration(self.started_at, self.completed_at)
+        build::duration(self.status, self.started_at, self.completed_at)
     }
 }
 

@@ -8,6 +8,9 @@ use super::{Event, Payload, build, claim};
 /// Payloads above this are refused. Ours are under 2 KiB; Kafka's own limit for a record is 1 MiB.
 pub const MAX_PAYLOAD_BYTES: usize = 256 * 1024;
 
+/// The extension attribute of a build with the stage of its workspace's build 1.
+pub(super) const FIRST_BUILD_STAGE: &str = "firstbuildstage";
+
 /// Key, headers and body of a record: any bytes, as found. Shape: CloudEvents over Kafka, binary mode (structured mode is understood too).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Message {
@@ -61,10 +64,15 @@ impl Event {
         }
     }
 
-    /// coderd's publish marks travel as extension attributes, so that the data stays exactly Tallyman's own.
+    /// Extension attributes. coderd's publish marks are among them, so that the data stays exactly Tallyman's own.
     fn extensions(&self) -> Vec<(&'static str, String)> {
-        let Payload::Usage(usage) = &self.payload else { return Vec::new() };
-        let marks = &usage.marks;
+        let marks = match &self.payload {
+            Payload::Build(build) => {
+                return build.first_build_stage.map(|stage| (FIRST_BUILD_STAGE, stage.as_str().to_owned())).into_iter().collect();
+            }
+            Payload::Claim(_) => return Vec::new(),
+            Payload::Usage(usage) => &usage.marks,
+        };
         [
             marks.publish_started_at.map(|at| ("publishstartedat", rfc3339(at))),
             marks.published_at.map(|at| ("publishedat", rfc3339(at))),

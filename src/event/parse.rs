@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::fields::{Fields, checked_id, checked_text, time, uuid};
-use super::message::{MAX_PAYLOAD_BYTES, Message};
+use super::message::{FIRST_BUILD_STAGE, MAX_PAYLOAD_BYTES, Message};
 use super::usage::{self, PublishMarks, Usage, UsageType};
 use super::{Event, Payload, Topic, build, claim};
 
@@ -136,6 +136,7 @@ struct Attributes {
     publish_started_at: Option<String>,
     published_at: Option<String>,
     failure_message: Option<String>,
+    first_build_stage: Option<String>,
 }
 
 fn binary(message: &Message, body: &[u8]) -> Result<Event, ParseError> {
@@ -149,6 +150,7 @@ fn binary(message: &Message, body: &[u8]) -> Result<Event, ParseError> {
         publish_started_at: attribute("ce_publishstartedat")?,
         published_at: attribute("ce_publishedat")?,
         failure_message: attribute("ce_failuremessage")?,
+        first_build_stage: attribute("ce_firstbuildstage")?,
     };
     event(attributes, || Fields::of(body))
 }
@@ -165,6 +167,7 @@ fn structured(body: &[u8]) -> Result<Event, ParseError> {
         publish_started_at: outer.optional_text("publishstartedat")?,
         published_at: outer.optional_text("publishedat")?,
         failure_message: outer.optional_text("failuremessage")?,
+        first_build_stage: outer.optional_text(FIRST_BUILD_STAGE)?,
     };
     event(attributes, || Fields::from_value(data.ok_or_else(|| ParseError::field("data", "is missing"))?, "data"))
 }
@@ -178,7 +181,11 @@ fn event<'a>(attributes: Attributes, data: impl FnOnce() -> Result<Fields<'a>, P
     let event_type = needed("type", attributes.event_type)?;
     let at = attributes.time.as_deref().map(|text| time("time", text)).transpose()?;
     let payload = match event_type.as_str() {
-        build::TYPE => Payload::Build(Box::new(build::from_data(data()?)?)),
+        build::TYPE => {
+            let first_stage =
+                attributes.first_build_stage.as_deref().map(|word| build::stage_named(FIRST_BUILD_STAGE, word)).transpose()?;
+            Payload::Build(Box::new(build::from_data(data()?, first_stage)?))
+        }
         claim::TYPE => Payload::Claim(Box::new(claim::from_data(data()?)?)),
         _ => match UsageType::named(&event_type) {
             Some(usage_type) => Payload::Usage(Usage {

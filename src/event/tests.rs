@@ -33,6 +33,7 @@ fn build() -> WorkspaceBuildCompleted {
         build_number: 2,
         stage: Some(InputStage::Claim),
         first_build_by_prebuilds_user: true,
+        first_build_stage: Some(InputStage::Create),
         first_successful_start: false,
         has_ai_task: None,
         has_external_agent: Some(false),
@@ -128,6 +129,7 @@ fn the_digest_leaves_out_what_coderd_rewrites_and_covers_the_rest() {
         template_name: "renamed".into(),
         has_ai_task: Some(true),
         daily_cost: 0,
+        first_build_stage: None,
         ..build()
     };
     assert_eq!(build_event(rewritten).digest(), same);
@@ -154,6 +156,7 @@ fn the_wire_form_of_a_build_is_pinned() {
         ("ce_type", "workspace_build_completed_v1"),
         ("ce_time", "2026-03-01T10:01:00.000001Z"),
         ("content-type", "application/json"),
+        ("ce_firstbuildstage", "create"),
     ];
     assert_eq!(headers(&message), expected.map(|(name, value)| (name.to_owned(), value.to_owned())));
     assert_eq!(
@@ -255,6 +258,7 @@ fn a_record_that_is_not_exactly_right_is_refused_by_name() {
         ("fraction", with_data(&event, |d| d["build_number"] = json!(1.5)), Box::new(field("build_number"))),
         ("build 0", with_data(&event, |d| d["build_number"] = json!(0)), Box::new(field("build_number"))),
         ("beyond 32 bits", with_data(&event, |d| d["daily_cost"] = json!(3_000_000_000_u64)), Box::new(field("daily_cost"))),
+        ("unknown stage of build 1", with_header(&event, "ce_firstbuildstage", Some("begin")), Box::new(field("firstbuildstage"))),
         ("unknown word", with_data(&event, |d| d["status"] = json!("running")), Box::new(field("status"))),
         (
             "first start of a failed build",
@@ -306,7 +310,8 @@ fn an_unknown_usage_type_is_told_apart_from_garbage_whatever_its_data() {
 
 #[test]
 fn the_kind_of_a_build_follows_stage_then_fallback_and_never_the_claims_initiator() {
-    let base = WorkspaceBuildCompleted { stage: None, build_number: 1, first_build_by_prebuilds_user: false, ..build() };
+    let base =
+        WorkspaceBuildCompleted { stage: None, build_number: 1, first_build_by_prebuilds_user: false, first_build_stage: None, ..build() };
     let pool = WorkspaceBuildCompleted { initiator_id: PREBUILDS_USER, first_build_by_prebuilds_user: true, ..base.clone() };
     let rows = [
         (base.clone(), BuildKind::RegularCreation),
@@ -318,6 +323,7 @@ fn the_kind_of_a_build_follows_stage_then_fallback_and_never_the_claims_initiato
         (WorkspaceBuildCompleted { stage: Some(InputStage::Claim), build_number: 3, ..pool.clone() }, BuildKind::PrebuildClaim),
         (WorkspaceBuildCompleted { build_number: 2, first_build_by_prebuilds_user: true, ..base.clone() }, BuildKind::PrebuildClaim),
         (WorkspaceBuildCompleted { build_number: 2, ..pool.clone() }, BuildKind::PrebuildClaim),
+        (WorkspaceBuildCompleted { build_number: 2, first_build_stage: Some(InputStage::Create), ..pool.clone() }, BuildKind::Other),
         (WorkspaceBuildCompleted { build_number: 3, ..pool.clone() }, BuildKind::Other),
         (WorkspaceBuildCompleted { transition: Transition::Delete, build_number: 2, ..pool }, BuildKind::Other),
     ];
@@ -328,12 +334,14 @@ fn the_kind_of_a_build_follows_stage_then_fallback_and_never_the_claims_initiato
 
 #[test]
 fn a_duration_exists_only_where_the_job_ran() {
-    let micros =
-        |started: Option<&str>| WorkspaceBuildCompleted { started_at: started.map(at), ..build() }.duration().map(|d| d.num_microseconds());
-    assert_eq!(micros(Some("2026-03-01T10:00:01.5Z")), Some(Some(58_500_001)));
-    assert_eq!(micros(None), None);
-    assert_eq!(micros(Some("2026-03-01T10:01:00.000001Z")), None);
-    assert_eq!(micros(Some("2026-03-01T10:01:01Z")), Some(Some(-999_999)));
+    let micros = |status, started: Option<&str>| {
+        WorkspaceBuildCompleted { status, started_at: started.map(at), ..build() }.duration().map(|d| d.num_microseconds())
+    };
+    assert_eq!(micros(BuildStatus::Succeeded, Some("2026-03-01T10:00:01.5Z")), Some(Some(58_500_001)));
+    assert_eq!(micros(BuildStatus::Succeeded, None), None);
+    assert_eq!(micros(BuildStatus::Succeeded, Some("2026-03-01T10:01:00.000001Z")), Some(Some(0)));
+    assert_eq!(micros(BuildStatus::Failed, Some("2026-03-01T10:01:00.000001Z")), None, "the job reaper's");
+    assert_eq!(micros(BuildStatus::Succeeded, Some("2026-03-01T10:01:01Z")), Some(Some(-999_999)));
 }
 
 prop_compose! {
@@ -348,7 +356,7 @@ prop_compose! {
         preset in any::<bool>(),
         transition in prop::sample::select(vec![Transition::Start, Transition::Stop, Transition::Delete]),
         status in prop::sample::select(vec![BuildStatus::Succeeded, BuildStatus::Failed, BuildStatus::Canceled]),
-        stage in prop::sample::select(vec![None, Some(InputStage::Create), Some(InputStage::Claim)]),
+        stages in proptest::array::uniform2(prop::sample::select(vec![None, Some(InputStage::Create), Some(InputStage::Claim)])),
         flags in any::<(bool, Option<bool>, Option<bool>)>(),
         numbers in (1..i32::MAX, any::<i32>()),
         created_at in any_time(), started_at in prop::option::of(any_time()), completed_at in any_time(),
@@ -359,7 +367,7 @@ prop_compose! {
         WorkspaceBuildCompleted {
             build_id: id(ids[0]), workspace_id: id(ids[1]), organization_id: id(ids[2]), template_id: id(ids[3]),
             template_version_id: id(ids[4]), preset_id: preset.then_some(id(ids[5])), owner_id: id(ids[6]), initiator_id: id(ids[7]),
-            transition, reason, status, build_number: numbers.0, stage, first_build_by_prebuilds_user: flags.0,
+            transition, reason, status, build_number: numbers.0, stage: stages[0], first_build_by_prebuilds_user: flags.0, first_build_stage: stages[1],
             first_successful_start: flags.0 && transition == Transition::Start && status == BuildStatus::Succeeded,
             has_ai_task: flags.1, has_external_agent: flags.2, daily_cost: numbers.1, created_at, started_at, completed_at,
             organization_name, template_name, template_version_name, preset_name, workspace_name, owner_name,

@@ -54,7 +54,7 @@ impl Ledger {
     pub async fn builds_without_claim(&self, source_id: i16, build_ids: &[Uuid]) -> Result<Vec<Uuid>, sqlx::Error> {
         sqlx::query_scalar(
             "select build_id from workspace_build build where source_id = $1 and build_id = any($2) and transition = 'start'
-                 and (stage = 'claim' or stage is null and build_number = 2 and first_build_by_prebuilds_user)
+                 and (stage = 'claim' or stage is null and build_number = 2 and first_build_by_prebuilds_user and first_build_stage is null)
                  and not exists (select from prebuild_claim claim where claim.source_id = build.source_id and claim.build_id = build.build_id)",
         )
         .bind(source_id)

@@ -70,14 +70,14 @@ pub(super) async fn insert_builds(tx: &mut PgConnection, batch_id: i64, news: &[
     let inserted = sqlx::query(
         "insert into workspace_build (batch_id, source_id, build_id, log_offset, digest, workspace_id, organization_id, template_id,
              template_version_id, preset_id, owner_id, initiator_id, transition, reason, status, build_number, stage,
-             first_build_by_prebuilds_user, first_successful_start, has_ai_task, has_external_agent, daily_cost,
+             first_build_by_prebuilds_user, first_build_stage, first_successful_start, has_ai_task, has_external_agent, daily_cost,
              created_at, started_at, completed_at,
              organization_name, template_name, template_version_name, preset_name, workspace_name, owner_name)
          select $1, * from unnest($2::smallint[], $3::uuid[], $4::bigint[], $5::bytea[], $6::uuid[], $7::uuid[], $8::uuid[],
              $9::uuid[], $10::uuid[], $11::uuid[], $12::uuid[], $13::text[], $14::text[], $15::text[], $16::integer[], $17::text[],
-             $18::boolean[], $19::boolean[], $20::boolean[], $21::boolean[], $22::integer[],
-             $23::timestamptz[], $24::timestamptz[], $25::timestamptz[],
-             $26::text[], $27::text[], $28::text[], $29::text[], $30::text[], $31::text[])
+             $18::boolean[], $19::text[], $20::boolean[], $21::boolean[], $22::boolean[], $23::integer[],
+             $24::timestamptz[], $25::timestamptz[], $26::timestamptz[],
+             $27::text[], $28::text[], $29::text[], $30::text[], $31::text[], $32::text[])
          on conflict on constraint workspace_build_is_unique do nothing returning source_id, build_id",
     )
     .bind(batch_id)
@@ -98,6 +98,7 @@ pub(super) async fn insert_builds(tx: &mut PgConnection, batch_id: i64, news: &[
     .bind(column(news, |new| build(new).build_number))
     .bind(column(news, |new| build(new).stage.map(InputStage::as_str)))
     .bind(column(news, |new| build(new).first_build_by_prebuilds_user))
+    .bind(column(news, |new| build(new).first_build_stage.map(InputStage::as_str)))
     .bind(column(news, |new| build(new).first_successful_start))
     .bind(column(news, |new| build(new).has_ai_task))
     .bind(column(news, |new| build(new).has_external_agent))
@@ -317,8 +318,8 @@ fn word<T>(row: &PgRow, column: &str, read: impl Fn(&str) -> Option<T>) -> Resul
     read(text).ok_or_else(|| sqlx::Error::Protocol(format!("{column} holds {text:?}, which this version does not know")))
 }
 
-fn stage(row: &PgRow) -> Result<Option<InputStage>, sqlx::Error> {
-    row.try_get::<Option<&str>, _>("stage")?.map(|_| word(row, "stage", InputStage::named)).transpose()
+fn stage(row: &PgRow, name: &'static str) -> Result<Option<InputStage>, sqlx::Error> {
+    row.try_get::<Option<&str>, _>(name)?.map(|_| word(row, name, InputStage::named)).transpose()
 }
 
 /// Reads a row of `workspace_build`.
@@ -336,8 +337,9 @@ pub(super) fn build_of(row: &PgRow) -> Result<WorkspaceBuildCompleted, sqlx::Err
         reason: row.try_get("reason")?,
         status: word(row, "status", BuildStatus::named)?,
         build_number: row.try_get("build_number")?,
-        stage: stage(row)?,
+        stage: stage(row, "stage")?,
         first_build_by_prebuilds_user: row.try_get("first_build_by_prebuilds_user")?,
+        first_build_stage: stage(row, "first_build_stage")?,
         first_successful_start: row.try_get("first_successful_start")?,
         has_ai_task: row.try_get("has_ai_task")?,
         has_external_agent: row.try_get("has_external_agent")?,
@@ -366,7 +368,7 @@ pub(super) fn claim_of(row: &PgRow) -> Result<PrebuildClaimed, sqlx::Error> {
         claimed_by: row.try_get("claimed_by")?,
         initiator_id: row.try_get("initiator_id")?,
         build_number: row.try_get("build_number")?,
-        stage: stage(row)?,
+        stage: stage(row, "stage")?,
         status: word(row, "status", BuildStatus::named)?,
         created_at: row.try_get("created_at")?,
         started_at: row.try_get("started_at")?,

@@ -45,7 +45,7 @@ pub enum WhyNot {
     /// Histograms observe from the introduction on.
     #[error("it was completed before the introduction of its deployment")]
     BeforeTheIntroduction,
-    /// Never started, or started and completed in one write.
+    /// The job never started.
     #[error("it has no duration")]
     NoDuration,
 }
@@ -212,14 +212,28 @@ mod tests {
     }
 
     #[test]
+    fn a_success_that_ends_as_it_starts_is_observed_as_0_and_a_reaped_job_is_not() {
+        let at_once = WorkspaceBuildCompleted { started_at: Some(build().completed_at), ..build() };
+        let effects = effects_of(&event(samples::fact(at_once.clone())), introduced_at());
+        assert_eq!(effects.added.iter().filter_map(Effect::observed_micros).collect::<Vec<_>>(), [0]);
+        assert!(!effects.added.iter().any(|effect| matches!(effect, Effect::NegativeDuration(_))));
+        let claimed = PrebuildClaimed { started_at: Some(claim().completed_at), ..claim() };
+        let effects = effects_of(&event(samples::fact(claimed)), introduced_at());
+        assert_eq!(effects.added.iter().filter_map(Effect::observed_micros).collect::<Vec<_>>(), [0]);
+        let reaped = WorkspaceBuildCompleted { status: BuildStatus::Failed, first_successful_start: false, ..at_once };
+        assert_eq!(reaped.duration(), None);
+        assert_eq!(effects_of(&event(samples::fact(reaped)), introduced_at()).added, []);
+    }
+
+    #[test]
     fn what_is_not_added_says_why() {
         let (total, seconds) = (CREATIONS.name, CREATION_SECONDS.name);
         let failed = WorkspaceBuildCompleted { status: BuildStatus::Failed, first_successful_start: false, ..build() };
         assert_eq!(why(samples::fact(failed)), [(total, WhyNot::NotTheFirstStart), (seconds, WhyNot::NotSucceeded)]);
         assert_eq!(why(samples::fact(samples::pool_build())), [(total, WhyNot::ByThePrebuildsUser)]);
         assert_eq!(why(samples::fact(samples::claim_build())).last(), Some(&(seconds, WhyNot::NoCreation)));
-        let reaped = WorkspaceBuildCompleted { started_at: Some(build().completed_at), ..build() };
-        assert_eq!(why(samples::fact(reaped)), [(seconds, WhyNot::NoDuration)]);
+        let unstarted = WorkspaceBuildCompleted { started_at: None, ..build() };
+        assert_eq!(why(samples::fact(unstarted)), [(seconds, WhyNot::NoDuration)]);
         let early = PrebuildClaimed { completed_at: introduced_at() - TimeDelta::microseconds(1), ..claim() };
         assert_eq!(why(samples::fact(early)), [(CLAIM_SECONDS.name, WhyNot::BeforeTheIntroduction)]);
     }

@@ -43,6 +43,7 @@ pub fn build() -> WorkspaceBuildCompleted {
         build_number: 1,
         stage: None,
         first_build_by_prebuilds_user: false,
+        first_build_stage: None,
         first_successful_start: true,
         has_ai_task: None,
         has_external_agent: None,
@@ -66,6 +67,7 @@ pub fn pool_build() -> WorkspaceBuildCompleted {
         initiator_id: PREBUILDS_USER,
         stage: Some(InputStage::Create),
         first_build_by_prebuilds_user: true,
+        first_build_stage: None,
         ..build()
     }
 }
@@ -76,6 +78,7 @@ pub fn claim_build() -> WorkspaceBuildCompleted {
         build_number: 2,
         stage: Some(InputStage::Claim),
         first_build_by_prebuilds_user: true,
+        first_build_stage: None,
         first_successful_start: false,
         ..build()
     }

@@ -53,6 +53,7 @@ pub fn build(input: &[u8]) -> bool {
         status: row.text("status"),
         build_number: row.optional("build_number").unwrap_or_default(),
         stage: row.optional("stage"),
+        first_build_stage: row.optional("first_build_stage"),
         first_build_initiator_id: row.optional("first_build_initiator_id"),
         first_successful_start: row.text("first_successful_start") == "true",
         has_ai_task: row.optional("has_ai_task"),

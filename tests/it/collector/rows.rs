@@ -104,6 +104,29 @@ async fn a_claim_is_known_by_its_stage_and_without_one_by_the_fallback() {
 }
 
 #[tokio::test]
+async fn an_administrators_start_or_retry_of_a_pool_workspace_is_not_a_claim() {
+    let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
+    let mut claims = BTreeSet::new();
+    // claimed at once; started by an administrator, then claimed; retried by an administrator after a failure, then claimed
+    for (failed, before) in [(false, 0), (false, 1), (true, 1)] {
+        let workspace = coderd.workspace().await;
+        let start = coderd.first_start(workspace).await;
+        let error = failed.then_some("no quota");
+        coderd.build(&Build { initiator: PREBUILDS_USER, stage: 1, error, ..start.clone() }).await;
+        for number in 2..2 + before {
+            coderd.build(&Build { number, ..start.clone() }).await;
+        }
+        claims.insert(coderd.build(&Build { number: 2 + before, stage: 2, ..start }).await);
+    }
+    let mut collector = ours.collector(settings(), &coderd).await;
+    assert_eq!(produced(&collector.pass().await.unwrap()), (8, 3, 0));
+    assert_eq!(ours.claims().await.into_iter().map(|claim| claim.build_id).collect::<BTreeSet<_>>(), claims);
+    ours.consume().await;
+    let ids: Vec<_> = ours.builds().await.into_keys().collect();
+    assert!(ours.ledger.builds_without_claim(collector.source().id, &ids).await.unwrap().is_empty());
+}
+
+#[tokio::test]
 async fn a_first_build_that_fails_leaves_the_first_successful_start_to_the_second() {
     let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
     let workspace = coderd.workspace().await;

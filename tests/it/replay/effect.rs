@@ -28,6 +28,7 @@ fn creation(n: u32, seconds: i64) -> WorkspaceBuildCompleted {
         status: BuildStatus::Succeeded,
         stage: None,
         first_build_by_prebuilds_user: false,
+        first_build_stage: None,
         first_successful_start: true,
         created_at: completed_at - TimeDelta::hours(1),
         started_at: Some(completed_at - TimeDelta::seconds(seconds)),
@@ -53,6 +54,7 @@ async fn append_what_is_missing(site: &Site) {
         initiator_id: PREBUILDS_USER,
         stage: Some(InputStage::Create),
         first_build_by_prebuilds_user: true,
+        first_build_stage: None,
         ..creation(4, 30)
     };
     let builds = [creation(1, 42), creation(2, 100), early, pool].map(|build| of(Payload::Build(Box::new(build))));

@@ -75,6 +75,7 @@ pub fn build(deployment: Uuid, n: u32) -> Event {
         build_number: 1,
         stage: prebuilt.then_some(InputStage::Create),
         first_build_by_prebuilds_user: prebuilt,
+        first_build_stage: None,
         first_successful_start: status == BuildStatus::Succeeded,
         has_ai_task: None,
         has_external_agent: None,
