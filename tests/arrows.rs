@@ -42,7 +42,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     ("projection", &["stages", "ledger", "event"]),
     ("publisher", &["event", "ledger", "tallyman", "coderd", "license"]),
-    ("sim", &[]),
+    ("sim", &["coderd"]),
     ("stages", &["event", "license", "metrics"]),
     ("status", &["event", "license", "log", "ledger"]),
     ("tallyman", &[]),

@@ -47,6 +47,8 @@ pub struct BuildRow {
     pub build_number: i32,
     /// The job input's `prebuilt_workspace_stage`, as text: absent, `0`, `1`, `2`
     pub stage: Option<String>,
+    /// The same of the workspace's build 1
+    pub first_build_stage: Option<String>,
     /// The initiator of the workspace's build 1
     pub first_build_initiator_id: Option<Uuid>,
     /// A succeeded start without a succeeded start of a lower number
@@ -135,12 +137,19 @@ macro_rules! recent_keys {
 macro_rules! build_rows {
     ($has_ai_task:literal) => {
         concat!(
-            "select build.id as build_id, build.workspace_id, workspaces.organization_id, workspaces.template_id, build.template_version_id,
+            "with first_build as (
+                 select build.id as of_build_id, first_build.id, first_build.initiator_id
+                 from workspace_builds build
+                 join workspace_builds first_build on first_build.workspace_id = build.workspace_id and first_build.build_number = 1
+                 where build.id = any($1)
+             ),
+             stage as materialized (
+                 select build_id, stage from tallyline.prebuild_stages($1 || array(select id from first_build))
+             )
+             select build.id as build_id, build.workspace_id, workspaces.organization_id, workspaces.template_id, build.template_version_id,
                  build.template_version_preset_id as preset_id, workspaces.owner_id, build.initiator_id,
                  build.transition::text as transition, build.reason::text as reason, job.job_status::text as status, build.build_number,
-                 job.input ->> 'prebuilt_workspace_stage' as stage,
-                 (select first_build.initiator_id from workspace_builds first_build
-                  where first_build.workspace_id = build.workspace_id and first_build.build_number = 1) as first_build_initiator_id,
+                 stage.stage, first_stage.stage as first_build_stage, first_build.initiator_id as first_build_initiator_id,
                  build.transition = 'start' and job.job_status = 'succeeded' and not exists (
                      select from workspace_builds earlier join provisioner_jobs earlier_job on earlier_job.id = earlier.job_id
                      where earlier.workspace_id = build.workspace_id and earlier.build_number < build.build_number
@@ -159,6 +168,9 @@ macro_rules! build_rows {
              join template_versions version on version.id = build.template_version_id
              join users owner on owner.id = workspaces.owner_id
              left join template_version_presets preset on preset.id = build.template_version_preset_id
+             left join stage on stage.build_id = build.id
+             left join first_build on first_build.of_build_id = build.id
+             left join stage first_stage on first_stage.build_id = first_build.id
              where build.id = any($1) and job.completed_at is not null
              order by job.completed_at, build.id"
         )

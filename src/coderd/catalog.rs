@@ -5,14 +5,12 @@ use std::collections::BTreeMap;
 use sqlx::FromRow;
 
 use super::connect::within;
+use super::functions::{Function, OLDEST_TRANSACTION, PREBUILD_STAGES, statements};
 use super::{CoderdError, Reader};
 
 /// Columns that every supported version has. The grants name the same ones.
 const REQUIRED: &[(&str, &[&str])] = &[
-    (
-        "provisioner_jobs",
-        &["id", "created_at", "started_at", "completed_at", "organization_id", "type", "input", "worker_id", "job_status"],
-    ),
+    ("provisioner_jobs", &["id", "created_at", "started_at", "completed_at", "organization_id", "type", "worker_id", "job_status"]),
     (
         "workspace_builds",
         &[
@@ -45,6 +43,9 @@ const OPTIONAL: &[(&str, &[&str])] = &[
     ("usage_events", &["id", "event_type", "event_data", "created_at", "publish_started_at", "published_at", "failure_message"]),
 ];
 
+/// Columns that tell which deployment this is: without a right on them, builds and usage are collected all the same.
+const IDENTITY: &[(&str, &[&str])] = &[("organizations", &["is_default"])];
+
 /// What can be read of this deployment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Catalog {
@@ -56,6 +57,8 @@ pub struct Catalog {
     pub usage_types: Vec<String>,
     /// Labels of the enum `build_reason`; the Tasks era has `task_resume`
     pub build_reasons: Vec<String>,
+    /// Whether open transactions can be asked for: without that nothing is reported as complete
+    pub open_transactions: bool,
 }
 
 impl Catalog {
@@ -96,9 +99,34 @@ impl Reader {
     /// # Errors
     /// [`CoderdError::Missing`] and [`CoderdError::NotGranted`], each with everything that is wrong.
     pub async fn catalog(&mut self) -> Result<Catalog, CoderdError> {
-        let all = || REQUIRED.iter().chain(OPTIONAL).flat_map(|(table, columns)| columns.iter().map(move |column| (*table, *column)));
-        let (tables, columns): (Vec<&str>, Vec<&str>) = all().unzip();
-        let found: Vec<Found> = within(
+        let (found, functions) = (self.columns(&[REQUIRED, OPTIONAL]).await?, self.functions().await?);
+        judge(&found, &functions, &self.user)?;
+        let there = |table: &str, column: &str| {
+            found.iter().any(|found| found.table_name == table && found.column_name == column && found.column_there)
+        };
+        Ok(Catalog {
+            has_ai_task: there("workspace_builds", "has_ai_task"),
+            usage_events: there("usage_events", "id"),
+            usage_types: self.usage_types().await?,
+            build_reasons: self.build_reasons().await?,
+            open_transactions: functions.iter().any(|function| function.name == OLDEST_TRANSACTION && function.usable()),
+        })
+    }
+
+    /// The rights that the role lacks, also those without which less is reported: each as the statement that gives it.
+    ///
+    /// # Errors
+    /// [`CoderdError::Missing`] with all columns that are not there; the database's.
+    pub async fn missing_rights(&mut self) -> Result<Vec<String>, CoderdError> {
+        let (found, functions) = (self.columns(&[REQUIRED, OPTIONAL, IDENTITY]).await?, self.functions().await?);
+        present(&found)?;
+        Ok(lacking(&found, &functions, &self.user))
+    }
+
+    async fn columns(&mut self, wanted: &[&[(&str, &[&str])]]) -> Result<Vec<Found>, CoderdError> {
+        let all = wanted.iter().copied().flatten().flat_map(|(table, columns)| columns.iter().map(move |column| (*table, *column)));
+        let (tables, columns): (Vec<&str>, Vec<&str>) = all.unzip();
+        within(
             self.deadline,
             sqlx::query_as(
                 "select wanted.table_name, wanted.column_name, to_regclass(wanted.table_name) is not null as table_there,
@@ -112,17 +140,7 @@ impl Reader {
             .bind(&columns)
             .fetch_all(&mut self.connection),
         )
-        .await?;
-        judge(&found, &self.user)?;
-        let there = |table: &str, column: &str| {
-            found.iter().any(|found| found.table_name == table && found.column_name == column && found.column_there)
-        };
-        Ok(Catalog {
-            has_ai_task: there("workspace_builds", "has_ai_task"),
-            usage_events: there("usage_events", "id"),
-            usage_types: self.usage_types().await?,
-            build_reasons: self.build_reasons().await?,
-        })
+        .await
     }
 
     /// The words in quotes in CHECK `usage_event_type_check`, which is how a database says which types it knows.
@@ -154,7 +172,14 @@ fn quoted(text: &str) -> Vec<String> {
     text.split('\'').skip(1).step_by(2).map(str::to_owned).collect()
 }
 
-fn judge(found: &[Found], user: &str) -> Result<(), CoderdError> {
+fn judge(found: &[Found], functions: &[Function], user: &str) -> Result<(), CoderdError> {
+    present(found)?;
+    let grants = lacking(found, functions.iter().filter(|function| function.name == PREBUILD_STAGES), user);
+    if grants.is_empty() { Ok(()) } else { Err(CoderdError::NotGranted { grants }) }
+}
+
+/// Whether all that every supported version has is there.
+fn present(found: &[Found]) -> Result<(), CoderdError> {
     let optional =
         |one: &Found| OPTIONAL.iter().any(|(table, columns)| *table == one.table_name && columns.contains(&one.column_name.as_str()));
     // An optional table that is there must have all its columns.
@@ -163,18 +188,17 @@ fn judge(found: &[Found], user: &str) -> Result<(), CoderdError> {
         .map(|one| if one.table_there { format!("{}.{}", one.table_name, one.column_name) } else { one.table_name.clone() })
         .collect();
     names.dedup();
-    if !names.is_empty() {
-        return Err(CoderdError::Missing { names });
-    }
-    let mut lacking: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    if names.is_empty() { Ok(()) } else { Err(CoderdError::Missing { names }) }
+}
+
+/// The statements that give the rights which `user` lacks.
+fn lacking<'a>(found: &[Found], functions: impl IntoIterator<Item = &'a Function>, user: &str) -> Vec<String> {
+    let mut columns: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for one in found.iter().filter(|one| one.column_there && !one.readable) {
-        lacking.entry(&one.table_name).or_default().push(&one.column_name);
-    }
-    if lacking.is_empty() {
-        return Ok(());
+        columns.entry(&one.table_name).or_default().push(&one.column_name);
     }
     let grant = |(table, columns): (&str, Vec<&str>)| format!("grant select ({}) on {table} to {user};", columns.join(", "));
-    Err(CoderdError::NotGranted { grants: lacking.into_iter().map(grant).collect() })
+    columns.into_iter().map(grant).chain(statements(functions, user)).collect()
 }
 
 #[cfg(test)]
@@ -187,11 +211,11 @@ mod tests {
 
     #[test]
     fn a_missing_column_is_named_unless_the_reference_says_it_is_optional() {
-        assert!(judge(&[found("workspace_builds", "has_ai_task", true, false, false)], "reader").is_ok());
-        assert!(judge(&[found("usage_events", "id", false, false, false)], "reader").is_ok());
-        let error = judge(&[found("workspace_builds", "reason", true, false, false)], "reader").unwrap_err();
+        assert!(judge(&[found("workspace_builds", "has_ai_task", true, false, false)], &[], "reader").is_ok());
+        assert!(judge(&[found("usage_events", "id", false, false, false)], &[], "reader").is_ok());
+        let error = judge(&[found("workspace_builds", "reason", true, false, false)], &[], "reader").unwrap_err();
         assert!(error.to_string().contains("lacks workspace_builds.reason"), "{error}");
-        let error = judge(&[found("usage_events", "published_at", true, false, false)], "reader").unwrap_err();
+        let error = judge(&[found("usage_events", "published_at", true, false, false)], &[], "reader").unwrap_err();
         assert!(error.to_string().contains("usage_events.published_at"), "{error}");
     }
 
@@ -202,20 +226,21 @@ mod tests {
             found("users", "username", true, true, false),
             found("licenses", "jwt", true, true, true),
         ];
-        let error = judge(&rows, "reader").unwrap_err();
+        let error = judge(&rows, &[], "reader").unwrap_err();
         assert!(error.to_string().ends_with("grant select (id, username) on users to reader;"), "{error}");
     }
 
     #[test]
     fn a_column_that_came_but_is_not_granted_is_an_error_too() {
-        assert!(judge(&[found("workspace_builds", "has_ai_task", true, true, false)], "reader").is_err());
+        assert!(judge(&[found("workspace_builds", "has_ai_task", true, true, false)], &[], "reader").is_err());
     }
 
     #[test]
     fn the_grants_name_every_column_that_is_read() {
-        for (table, columns) in REQUIRED.iter().chain(OPTIONAL) {
+        let script = crate::coderd::grants("reader");
+        for (table, columns) in REQUIRED.iter().chain(OPTIONAL).chain(IDENTITY) {
             for column in *columns {
-                let granted = crate::coderd::GRANTS.lines().any(|line| {
+                let granted = script.lines().any(|line| {
                     let Some((list, rest)) = line.split_once(") on ") else { return false };
                     rest.starts_with(&format!("{table} ")) && list.split([' ', '(', ',']).any(|word| word == *column)
                 });

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions, Connection};
-use uuid::Uuid;
 
 use super::CoderdError;
 
@@ -91,31 +90,6 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// The deployment's own id. Source: `site_configs`, key `deployment_id`.
-    ///
-    /// That table holds coderd's secrets too, so the grants leave it out: configure the id instead.
-    ///
-    /// # Errors
-    /// [`CoderdError::NoDeploymentId`] where it is not there or not readable.
-    pub async fn deployment_id(&mut self) -> Result<Uuid, CoderdError> {
-        let readable: Option<bool> = within(
-            self.deadline,
-            sqlx::query_scalar("select has_table_privilege(to_regclass('site_configs'), 'select')").fetch_one(&mut self.connection),
-        )
-        .await?;
-        let unknown = || CoderdError::NoDeploymentId { user: self.user.clone() };
-        if readable != Some(true) {
-            return Err(unknown());
-        }
-        let value: Option<String> = within(
-            self.deadline,
-            sqlx::query_scalar("select value from site_configs where key = 'deployment_id'").fetch_optional(&mut self.connection),
-        )
-        .await?;
-        let value = value.ok_or_else(unknown)?;
-        Uuid::parse_str(&value).map_err(|_| CoderdError::BadDeploymentId(value))
-    }
-
     /// Ends the connection politely.
     pub async fn close(self) {
         // A server that does not answer is left to its keepalives.

@@ -40,7 +40,9 @@ pub enum CoderdError {
         names: Vec<String>,
     },
     /// Neither the configuration nor the database says which deployment this is.
-    #[error("the deployment id is not known: set deployment_id, or let the role read it: grant select on site_configs to {user};")]
+    #[error(
+        "the deployment id is unknown: set source.deployment_id, or let an administrator run:\npsql --set reader={user} --file src/coderd/grants.sql CODERD_DATABASE_URL"
+    )]
     NoDeploymentId {
         /// The database role.
         user: String,

@@ -1,33 +1,83 @@
--- What Tallyline reads from coderd's database, column by column: no build state, no password hash, no email address.
--- Run as an administrator in coderd's database, after: create role tallyline login password '…';
+-- What Tallyline reads from coderd's database: named columns, and three functions. It gets no job input, no build state, no password hash
+-- and no email address. An administrator (a superuser or a member of pg_read_all_stats) runs this in coderd's database:
+--   psql --set reader=ROLE --file grants.sql CODERD_DATABASE_URL
+-- Without --set the role is called tallyline. Run it again after an upgrade of coderd or of Tallyline.
+\set ON_ERROR_STOP on
+\if :{?reader}
+\else
+\set reader tallyline
+\endif
+set tallyline.reader = :'reader';
 
-grant usage on schema public to tallyline;
+grant usage on schema public to :"reader";
 
--- To see the oldest open transaction of others. Without it collecting works, but nothing is claimed to be complete.
-grant pg_read_all_stats to tallyline;
+grant select (id, created_at, started_at, completed_at, organization_id, type, worker_id, job_status) on provisioner_jobs to :"reader";
+grant select (id, workspace_id, template_version_id, build_number, transition, initiator_id, job_id, reason, daily_cost, template_version_preset_id, has_external_agent) on workspace_builds to :"reader";
+grant select (id, owner_id, organization_id, template_id, name) on workspaces to :"reader";
+grant select (id, name, is_default) on organizations to :"reader";
+grant select (id, name) on templates to :"reader";
+grant select (id, name) on template_versions to :"reader";
+grant select (id, name) on template_version_presets to :"reader";
+grant select (id, username) on users to :"reader";
+grant select (id, uploaded_at, jwt, exp, uuid) on licenses to :"reader";
 
-grant select (id, created_at, started_at, completed_at, organization_id, type, input, worker_id, job_status) on provisioner_jobs to tallyline;
-grant select (id, workspace_id, template_version_id, build_number, transition, initiator_id, job_id, reason, daily_cost, template_version_preset_id, has_external_agent) on workspace_builds to tallyline;
-grant select (id, owner_id, organization_id, template_id, name) on workspaces to tallyline;
-grant select (id, name) on organizations to tallyline;
-grant select (id, name) on templates to tallyline;
-grant select (id, name) on template_versions to tallyline;
-grant select (id, name) on template_version_presets to tallyline;
-grant select (id, username) on users to tallyline;
-grant select (id, uploaded_at, jwt, exp, uuid) on licenses to tallyline;
-
--- What not every version of coderd has. Run this again after an upgrade of coderd.
 do $$
+declare
+    reader text := current_setting('tallyline.reader');
 begin
+    -- Earlier versions of this file granted these.
+    if exists (select from pg_attribute where attrelid = to_regclass('provisioner_jobs') and attname = 'input' and not attisdropped) then
+        execute format('revoke select (input) on provisioner_jobs from %I', reader);
+    end if;
+    if exists (select from pg_auth_members join pg_roles on pg_roles.oid = member
+               where rolname = reader and roleid = 'pg_read_all_stats'::regrole) then
+        execute format('revoke pg_read_all_stats from %I', reader);
+    end if;
+    -- Not every version of coderd has these.
     if to_regclass('usage_events') is not null then
-        grant select (id, event_type, event_data, created_at, publish_started_at, published_at, failure_message) on usage_events to tallyline;
+        execute format('grant select (id, event_type, event_data, created_at, publish_started_at, published_at, failure_message) on usage_events to %I', reader);
     end if;
     if exists (select from pg_attribute where attrelid = to_regclass('workspace_builds') and attname = 'has_ai_task' and not attisdropped) then
-        grant select (has_ai_task) on workspace_builds to tallyline;
+        execute format('grant select (has_ai_task) on workspace_builds to %I', reader);
+    end if;
+    if not pg_has_role(current_user, 'pg_read_all_stats', 'usage') then
+        raise warning '% is not a member of pg_read_all_stats: Tallyline will collect, but report nothing as complete', current_user;
     end if;
 end
 $$;
 
--- The deployment's id is in site_configs, beside coderd's signing keys: rather set deployment_id in Tallyline's configuration. It is
--- shown in coderd under Deployment > Overview, and this query gives it:
---   select value from site_configs where key = 'deployment_id';
+-- Single values of tables that also hold secrets. A body is a string, so that coderd's migrations may drop or rename what it reads.
+create schema if not exists tallyline;
+grant usage on schema tallyline to :"reader";
+
+-- The prebuild stage of workspace builds. The inputs of other jobs hold the values of Terraform variables.
+create or replace function tallyline.prebuild_stages(build_ids uuid[]) returns table (build_id uuid, stage text)
+    language sql stable security definer set search_path = pg_catalog, pg_temp as $$
+    select build.id, job.input ->> 'prebuilt_workspace_stage'
+    from public.workspace_builds build join public.provisioner_jobs job on job.id = build.job_id
+    where build.id = any(build_ids) and job.type = 'workspace_build'
+$$;
+
+-- coderd's deployment id. It lies beside coderd's signing keys.
+create or replace function tallyline.deployment_id() returns text
+    language sql stable security definer set search_path = pg_catalog, pg_temp as $$
+    select value from public.site_configs where key = 'deployment_id'
+$$;
+
+-- When the oldest open transaction of this database began, prepared ones included, and whether this function can see all of them: not
+-- without pg_read_all_stats, not on a standby (the writers are elsewhere), and not while track_activities is off. Autovacuum and
+-- replication write no row of coderd.
+create or replace function tallyline.oldest_transaction(out started_at timestamptz, out sees_all boolean)
+    language sql stable security definer set search_path = pg_catalog, pg_temp as $$
+    select min(open.started_at), pg_has_role(current_user, 'pg_read_all_stats', 'usage') and not pg_is_in_recovery()
+        and current_setting('track_activities')::boolean
+    from (
+        select xact_start as started_at from pg_stat_activity
+        where datname = current_database() and pid <> pg_backend_pid() and backend_type not in ('autovacuum worker', 'walsender')
+        union all
+        select prepared from pg_prepared_xacts where database = current_database()
+    ) open
+$$;
+
+revoke all on function tallyline.prebuild_stages(uuid[]), tallyline.deployment_id(), tallyline.oldest_transaction() from public;
+grant execute on function tallyline.prebuild_stages(uuid[]), tallyline.deployment_id(), tallyline.oldest_transaction() to :"reader";

@@ -8,7 +8,9 @@ mod builds;
 mod catalog;
 mod connect;
 mod error;
+mod functions;
 mod horizon;
+mod identity;
 mod licenses;
 mod publish;
 mod usage;
@@ -18,10 +20,8 @@ pub use builds::{BuildKey, BuildRow};
 pub use catalog::Catalog;
 pub use connect::{Database, Reader};
 pub use error::CoderdError;
+pub use functions::grants;
 pub use horizon::Horizon;
 pub use licenses::LicenseRow;
 pub use publish::UsageRow;
 pub use usage::UsageKey;
-
-/// The grants that a reader needs, as a script for `psql`. The role in it is called `tallyline`.
-pub const GRANTS: &str = include_str!("grants.sql");

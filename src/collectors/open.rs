@@ -232,8 +232,8 @@ async fn introduce(
 
 /// coderd's count of creations before `from`, which must be certain not to change any more.
 async fn baseline(settings: &Settings, reader: &mut Reader, from: DateTime<Utc>) -> Result<Baseline, CollectError> {
-    reader.catalog().await?;
-    let complete = reader.horizon().await?.complete_before().ok_or(CollectError::FromUncertain)? - settings.margin;
+    let catalog = reader.catalog().await?;
+    let complete = reader.horizon(&catalog).await?.complete_before().ok_or(CollectError::FromUncertain)? - settings.margin;
     if from > complete {
         return Err(CollectError::FromTooRecent { from, complete });
     }

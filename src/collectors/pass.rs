@@ -80,7 +80,7 @@ impl Collector {
     async fn pass_with(&mut self, reader: &mut Reader) -> Result<PassReport, CollectError> {
         let started_at = self.clock.now();
         let catalog = self.look_around(reader).await?;
-        let bounds = self.bounds(reader.horizon().await?, started_at);
+        let bounds = self.bounds(reader.horizon(&catalog).await?, started_at);
         self.pass_number += 1;
         self.learn_what_is_in().await?;
         // The hours first: a row that is counted here is met by the pages that follow.

@@ -92,8 +92,10 @@ pub enum CollectError {
         /// The latest possible.
         complete: DateTime<Utc>,
     },
-    /// As there is no right to see the open transactions, no instant can be given before which all builds are committed.
-    #[error("collecting from an instant needs pg_read_all_stats, or builds before it could be missed: grant pg_read_all_stats to the role")]
+    /// As open transactions cannot be seen, no instant can be given before which all builds are committed.
+    #[error(
+        "source.backfill_from needs to see coderd's open transactions, or builds before it could be missed: let an administrator run src/coderd/grants.sql for the role (it does not help on a standby)"
+    )]
     FromUncertain,
 }
 

@@ -28,7 +28,7 @@ impl SchemaVersion {
     }
 }
 
-/// Creates the tables in an empty schema, all or none.
+/// Creates the tables in an empty schema, all or none, and gives their owner what an administrator gives to the role that reads them.
 ///
 /// # Errors
 /// When the database already holds a table `provisioner_jobs`, or PostgreSQL refuses.
@@ -45,6 +45,9 @@ pub async fn create(connection: &mut PgConnection, version: SchemaVersion) -> an
         SchemaVersion::Sep2026 => include_str!("schema/sep_2026.sql"),
     };
     sqlx::raw_sql(era).execute(&mut *tx).await.context("create what this schema version adds")?;
+    let owner: String = sqlx::query_scalar("select current_user::text").fetch_one(&mut *tx).await.context("ask for the owner")?;
+    let grants = crate::coderd::grants(&owner);
+    sqlx::raw_sql(sqlx::AssertSqlSafe(grants)).execute(&mut *tx).await.context("grant what a reader needs")?;
     tx.commit().await?;
     Ok(())
 }

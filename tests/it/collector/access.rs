@@ -52,6 +52,15 @@ async fn role(coderd: &Coderd) -> (String, String) {
     (role, url)
 }
 
+/// What `grants.sql` does for this role, as an administrator runs it.
+async fn grant(coderd: &Coderd, role: &str) {
+    sqlx::raw_sql(sqlx::AssertSqlSafe(coderd::grants(role))).execute(&coderd.database.pool).await.unwrap();
+}
+
+async fn run(coderd: &Coderd, statements: &str) {
+    sqlx::raw_sql(sqlx::AssertSqlSafe(statements.to_owned())).execute(&coderd.database.pool).await.unwrap();
+}
+
 #[tokio::test]
 async fn the_grants_suffice_and_give_no_more() {
     for version in [SchemaVersion::TasksEra, SchemaVersion::Sep2026] {
@@ -62,31 +71,145 @@ async fn the_grants_suffice_and_give_no_more() {
         let error = ours.open(Settings { deployment_id: Some(coderd.deployment), ..settings() }, &url).await.unwrap().unwrap().pass().await;
         let Err(CollectError::Coderd(CoderdError::NotGranted { grants })) = error else { panic!("{error:?}") };
         assert!(grants.iter().any(|grant| *grant == format!("grant select (id, username) on users to {role};")), "{grants:?}");
-        let script = coderd::GRANTS.replace(" to tallyline;", &format!(" to {role};"));
-        sqlx::raw_sql(sqlx::AssertSqlSafe(script)).execute(&coderd.database.pool).await.unwrap();
-        let error = ours.open(settings(), &url).await.err().unwrap();
-        assert!(matches!(error, CollectError::Coderd(CoderdError::NoDeploymentId { .. })), "{error}");
-        let mut collector = ours.open(Settings { deployment_id: Some(coderd.deployment), ..settings() }, &url).await.unwrap().unwrap();
+        grant(&coderd, &role).await;
+        let mut collector = ours.open(settings(), &url).await.unwrap().unwrap();
+        assert_eq!(collector.source().deployment_id, coderd.deployment);
         let report = collector.pass().await.unwrap();
         assert_eq!(produced(&report), (1, 0, 1));
-        assert!(report.complete_until.is_some(), "pg_read_all_stats is among the grants");
+        assert!(report.complete_until.is_some(), "the function sees open transactions");
         coderd.creation().await;
         assert_eq!(produced(&collector.pass().await.unwrap()), (1, 0, 0));
         let as_role = sqlx::PgPool::connect(&url).await.unwrap();
-        for forbidden in
-            ["select hashed_password from users", "select provisioner_state from workspace_builds", "select value from site_configs"]
-        {
+        for forbidden in [
+            "select hashed_password from users",
+            "select provisioner_state from workspace_builds",
+            "select value from site_configs",
+            "select input from provisioner_jobs",
+        ] {
             assert!(sqlx::query(forbidden).execute(&as_role).await.is_err(), "{forbidden}");
         }
+        let stats: bool = sqlx::query_scalar("select pg_has_role('pg_read_all_stats', 'usage')").fetch_one(&as_role).await.unwrap();
+        assert!(!stats);
+        assert!(source_of(&url).connect().await.unwrap().missing_rights().await.unwrap().is_empty());
     }
+}
+
+#[tokio::test]
+async fn what_earlier_grants_gave_and_is_not_needed_is_revoked() {
+    let coderd = Coderd::new(SchemaVersion::Sep2026).await;
+    let (role, url) = role(&coderd).await;
+    run(&coderd, &format!("grant pg_read_all_stats to {role}; grant select (input) on provisioner_jobs to {role}")).await;
+    grant(&coderd, &role).await;
+    let as_role = sqlx::PgPool::connect(&url).await.unwrap();
+    let more: bool = sqlx::query_scalar(
+        "select pg_has_role('pg_read_all_stats', 'usage') or has_column_privilege('provisioner_jobs', 'input', 'select')",
+    )
+    .fetch_one(&as_role)
+    .await
+    .unwrap();
+    assert!(!more);
+}
+
+#[tokio::test]
+async fn the_stage_of_workspace_builds_is_all_that_is_read_of_job_inputs() {
+    let coderd = Coderd::new(SchemaVersion::Sep2026).await;
+    let workspace = coderd.workspace().await;
+    let build = coderd.build(&Build { stage: 2, ..coderd.first_start(workspace).await }).await;
+    let (role, url) = role(&coderd).await;
+    grant(&coderd, &role).await;
+    let as_role = sqlx::PgPool::connect(&url).await.unwrap();
+    let stages = async || -> Vec<(Uuid, Option<String>)> {
+        sqlx::query_as("select build_id, stage from tallyline.prebuild_stages($1)").bind(vec![build]).fetch_all(&as_role).await.unwrap()
+    };
+    assert_eq!(stages().await, [(build, Some("2".to_owned()))]);
+    run(&coderd, "update provisioner_jobs set type = 'template_version_import'").await;
+    assert_eq!(stages().await, []);
+}
+
+#[tokio::test]
+async fn coderds_migrations_may_drop_and_rename_every_column_that_is_read() {
+    let read: &[(&str, &[&str])] = &[
+        (
+            "provisioner_jobs",
+            &["created_at", "started_at", "completed_at", "organization_id", "type", "input", "worker_id", "job_status", "id"],
+        ),
+        (
+            "workspace_builds",
+            &["workspace_id", "template_version_id", "build_number", "transition", "initiator_id", "reason", "job_id", "id"],
+        ),
+        ("workspace_builds", &["daily_cost", "template_version_preset_id", "has_external_agent", "has_ai_task"]),
+        ("workspaces", &["owner_id", "organization_id", "template_id", "name", "id"]),
+        ("organizations", &["name", "is_default", "id"]),
+        ("templates", &["name", "id"]),
+        ("template_versions", &["name", "id"]),
+        ("template_version_presets", &["name", "id"]),
+        ("users", &["username", "id"]),
+        ("licenses", &["uploaded_at", "jwt", "exp", "uuid", "id"]),
+        ("usage_events", &["event_type", "event_data", "created_at", "publish_started_at", "published_at", "failure_message", "id"]),
+        ("site_configs", &["value", "key"]),
+    ];
+    // What the columns' own keys and indexes refuse without us is not ours to prove: the outcome must be the same as without the grants.
+    let (bare, granted) = (Coderd::new(SchemaVersion::TasksEra).await, Coderd::new(SchemaVersion::TasksEra).await);
+    run(&bare, "drop schema tallyline cascade").await;
+    let (role, _) = role(&granted).await;
+    grant(&granted, &role).await;
+    for (table, columns) in read {
+        for column in *columns {
+            for statement in [
+                format!("alter table {table} rename column {column} to renamed"),
+                format!("alter table {table} rename column renamed to {column}"),
+                format!("alter table {table} rename to renamed"),
+                format!("alter table renamed rename to {table}"),
+                format!("alter table {table} alter column {column} type text using {column}::text"),
+                format!("alter table {table} drop column {column}"),
+                format!("alter table {table} drop column {column} cascade"),
+            ] {
+                let refused = async |coderd: &Coderd| {
+                    let done = sqlx::raw_sql(sqlx::AssertSqlSafe(statement.clone())).execute(&coderd.database.pool).await;
+                    done.err().map(|error| error.to_string())
+                };
+                assert_eq!(refused(&granted).await, refused(&bare).await, "{statement}");
+            }
+            let dropped: bool =
+                sqlx::query_scalar("select not exists (select from pg_attribute where attrelid = $1::regclass and attname = $2)")
+                    .bind(table)
+                    .bind(column)
+                    .fetch_one(&granted.database.pool)
+                    .await
+                    .unwrap();
+            assert!(dropped, "{table}.{column}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_missing_function_is_named_with_what_makes_it() {
+    let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
+    let (role, url) = role(&coderd).await;
+    grant(&coderd, &role).await;
+    run(&coderd, &format!("revoke execute on function tallyline.prebuild_stages(uuid[]) from {role}")).await;
+    let settings = Settings { deployment_id: Some(coderd.deployment), ..settings() };
+    let mut collector = ours.open(settings, &url).await.unwrap().unwrap();
+    let error = collector.pass().await.unwrap_err().to_string();
+    assert!(error.ends_with(&format!("grant execute on function tallyline.prebuild_stages(uuid[]) to {role};")), "{error}");
+    run(&coderd, "drop schema tallyline cascade").await;
+    let error = collector.pass().await.unwrap_err().to_string();
+    assert!(error.ends_with(&format!("psql --set reader={role} --file src/coderd/grants.sql CODERD_DATABASE_URL")), "{error}");
+    run(&coderd, &format!("revoke select (is_default) on organizations from {role}")).await;
+    let rights = source_of(&url).connect().await.unwrap().missing_rights().await.unwrap();
+    let expected = [
+        format!("grant select (is_default) on organizations to {role};"),
+        format!("psql --set reader={role} --file src/coderd/grants.sql CODERD_DATABASE_URL"),
+    ];
+    assert_eq!(rights, expected);
 }
 
 #[tokio::test]
 async fn without_the_right_to_see_other_sessions_nothing_is_claimed() {
     let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
     let (role, url) = role(&coderd).await;
-    let script = coderd::GRANTS.replace("grant pg_read_all_stats to tallyline;", "").replace(" to tallyline;", &format!(" to {role};"));
-    sqlx::raw_sql(sqlx::AssertSqlSafe(script)).execute(&coderd.database.pool).await.unwrap();
+    grant(&coderd, &role).await;
+    run(&coderd, &format!("revoke execute on function tallyline.oldest_transaction() from {role}")).await;
     let settings = Settings { deployment_id: Some(coderd.deployment), ..settings() };
     let mut collector = ours.open(settings.clone(), &url).await.unwrap().unwrap();
     coderd.creation().await;

@@ -1,0 +1,110 @@
+//! The functions of `grants.sql`, which give single values of tables that a reader has no right on.
+
+use sqlx::FromRow;
+
+use super::connect::within;
+use super::{CoderdError, Reader};
+
+/// The prebuild stage of workspace builds.
+pub(super) const PREBUILD_STAGES: &str = "prebuild_stages";
+/// coderd's deployment id.
+pub(super) const DEPLOYMENT_ID: &str = "deployment_id";
+/// When the oldest open transaction began.
+pub(super) const OLDEST_TRANSACTION: &str = "oldest_transaction";
+
+/// Each function with its arguments.
+const FUNCTIONS: [(&str, &str); 3] = [(PREBUILD_STAGES, "uuid[]"), (DEPLOYMENT_ID, ""), (OLDEST_TRANSACTION, "")];
+
+/// The rights of a reader as a script for `psql`.
+const GRANTS: &str = include_str!("grants.sql");
+
+/// The script of `grants.sql` for this role, without psql's own commands.
+#[must_use]
+pub fn grants(role: &str) -> String {
+    let sql: Vec<&str> = GRANTS.lines().filter(|line| !line.starts_with('\\')).collect();
+    let (name, text) = (role.replace('"', "\"\""), role.replace('\'', "''"));
+    sql.join("\n").replace(":\"reader\"", &format!("\"{name}\"")).replace(":'reader'", &format!("'{text}'"))
+}
+
+/// What the role may do with one of the functions.
+#[derive(Clone, Debug, PartialEq, Eq, FromRow)]
+pub(super) struct Function {
+    pub(super) name: String,
+    pub(super) there: bool,
+    pub(super) schema_usable: bool,
+    pub(super) executable: bool,
+}
+
+impl Function {
+    pub(super) fn usable(&self) -> bool {
+        self.there && self.schema_usable && self.executable
+    }
+}
+
+/// The statements that make these functions usable for `user`.
+pub(super) fn statements<'a>(functions: impl IntoIterator<Item = &'a Function>, user: &str) -> Vec<String> {
+    let unusable: Vec<&Function> = functions.into_iter().filter(|function| !function.usable()).collect();
+    if unusable.iter().any(|function| !function.there) {
+        return vec![format!("psql --set reader={user} --file src/coderd/grants.sql CODERD_DATABASE_URL")];
+    }
+    let mut statements = Vec::new();
+    if unusable.iter().any(|function| !function.schema_usable) {
+        statements.push(format!("grant usage on schema tallyline to {user};"));
+    }
+    for function in unusable.iter().filter(|function| !function.executable) {
+        let arguments = FUNCTIONS.iter().find(|(name, _)| *name == function.name).map_or("", |(_, arguments)| *arguments);
+        statements.push(format!("grant execute on function tallyline.{}({arguments}) to {user};", function.name));
+    }
+    statements
+}
+
+impl Reader {
+    /// Asks which functions are there and may be called. The catalog is read itself: a cast to `regprocedure` fails without the right to
+    /// use the schema.
+    pub(super) async fn functions(&mut self) -> Result<Vec<Function>, CoderdError> {
+        let names = FUNCTIONS.map(|(name, _)| name);
+        let query = sqlx::query_as(
+            "select wanted.name, function.oid is not null as there, coalesce(has_schema_privilege(schema.oid, 'usage'), false) as schema_usable,
+                 coalesce(has_function_privilege(function.oid, 'execute'), false) as executable
+             from unnest($1::text[]) as wanted (name)
+             left join pg_namespace schema on schema.nspname = 'tallyline'
+             left join pg_proc function on function.pronamespace = schema.oid and function.proname = wanted.name",
+        );
+        within(self.deadline, query.bind(&names[..]).fetch_all(&mut self.connection)).await
+    }
+
+    /// Whether this function may be called.
+    pub(super) async fn may_call(&mut self, name: &str) -> Result<bool, CoderdError> {
+        Ok(self.functions().await?.iter().any(|function| function.name == name && function.usable()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn function(name: &str, there: bool, schema_usable: bool, executable: bool) -> Function {
+        Function { name: name.into(), there, schema_usable, executable }
+    }
+
+    #[test]
+    fn the_grants_are_for_the_role_that_is_asked_for() {
+        let script = grants("Ops \"night\" o'clock");
+        assert!(script.contains("on users to \"Ops \"\"night\"\" o'clock\";"), "{script}");
+        assert!(script.contains("set tallyline.reader = 'Ops \"night\" o''clock';"), "{script}");
+        assert!(!script.contains("\n\\") && !script.contains(":\"") && !script.contains(":'"), "{script}");
+    }
+
+    #[test]
+    fn a_function_that_cannot_be_called_gives_the_statement_that_mends_it() {
+        let usable = function(DEPLOYMENT_ID, true, true, true);
+        assert!(statements([&usable], "reader").is_empty());
+        let missing = function(PREBUILD_STAGES, false, false, false);
+        let expected = ["psql --set reader=reader --file src/coderd/grants.sql CODERD_DATABASE_URL"];
+        assert_eq!(statements([&usable, &missing], "reader"), expected);
+        let denied = function(PREBUILD_STAGES, true, false, false);
+        let expected =
+            ["grant usage on schema tallyline to reader;", "grant execute on function tallyline.prebuild_stages(uuid[]) to reader;"];
+        assert_eq!(statements([&usable, &denied], "reader"), expected);
+    }
+}
