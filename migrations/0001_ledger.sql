@@ -85,7 +85,7 @@ create table operator_act (
     -- a person's login, a token's name, or `tallyline VERSION`
     actor text not null constraint operator_act_names_its_actor check (actor <> ''),
     act text not null constraint operator_act_is_known
-        check (act in ('resubmit', 'admit', 'discard', 'pause', 'resume', 'replay', 'rebuild', 'recover', 'forget')),
+        check (act in ('resubmit', 'admit', 'discard', 'pause', 'resume', 'replay', 'rebuild', 'recover', 'forget', 'accept')),
     -- what it was done to: a reject's id, a plan's hash, an operation, a deployment
     subject text not null,
     reason text not null,
@@ -102,6 +102,10 @@ create table source (
     introduced_at timestamptz not null,
     -- builds completed before this were counted once into creation_baseline and are not collected; null: all history is collected
     baseline_until timestamptz,
+    -- the coderd it is bound to: coderd's own deployment id and its default organization; null: they could not be read yet
+    bound_deployment_id uuid constraint source_coderd_is_bound_once unique,
+    bound_organization_id uuid constraint source_organization_is_bound_once unique,
+    constraint source_is_bound_to_both check (num_nulls(bound_deployment_id, bound_organization_id) in (0, 2)),
     -- whether a collector of ours reads this deployment's database
     collected boolean not null
 );

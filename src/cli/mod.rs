@@ -2,6 +2,7 @@
 //!
 //! Each command has a file of its own. It gets its arguments and a [`Context`], and ends with an [`Exit`].
 
+mod accept;
 mod actor;
 mod acts;
 mod api;
@@ -27,6 +28,7 @@ mod replay;
 pub mod roles;
 pub mod run;
 mod simulators;
+mod sources;
 mod status;
 mod stop;
 mod via;
@@ -118,6 +120,9 @@ pub enum Command {
     Resume(pause::Arguments),
     /// Show the audit trail: who did what, when and why
     Acts(acts::Arguments),
+    /// Work on the registered sources
+    #[command(subcommand)]
+    Sources(sources::Sources),
     /// Prove that the books balance, or list what differs
     Audit(audit::Arguments),
     /// Show the whole life of one event
@@ -162,6 +167,7 @@ pub async fn run(command: Command, context: Context) -> Result<Exit, Failure> {
         Command::Replay(replay) => replay::run(replay, context).await,
         Command::Status(arguments) => status::run(arguments, &context).await,
         // these leave nothing half done wherever they are dropped
+        Command::Sources(arguments) => until_stopped(&context.stop, sources::run(arguments, &context)).await,
         Command::Acts(arguments) => until_stopped(&context.stop, acts::run(arguments, &context)).await,
         Command::Check(arguments) => until_stopped(&context.stop, check::run(arguments, &context)).await,
         Command::Migrate(arguments) => until_stopped(&context.stop, migrate::run(arguments, &context)).await,

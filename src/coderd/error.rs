@@ -47,6 +47,12 @@ pub enum CoderdError {
         /// The database role.
         user: String,
     },
+    /// The default organization, which tells one coderd from another, is not known.
+    #[error("coderd's default organization is unknown: {problem}")]
+    NoDefaultOrganization {
+        /// What is missing, and what to do.
+        problem: String,
+    },
     /// The value in the database is no UUID.
     #[error("site_configs.deployment_id is {0:?}, not a UUID")]
     BadDeploymentId(String),
@@ -56,6 +62,14 @@ pub enum CoderdError {
     /// Anything else that PostgreSQL says.
     #[error("coderd's database: {0}")]
     Query(#[source] sqlx::Error),
+}
+
+impl CoderdError {
+    /// Whether this coderd's identity is not there or may not be read. Other errors pass.
+    #[must_use]
+    pub fn hides_identity(&self) -> bool {
+        matches!(self, CoderdError::NoDeploymentId { .. } | CoderdError::BadDeploymentId(_) | CoderdError::NoDefaultOrganization { .. })
+    }
 }
 
 impl From<sqlx::Error> for CoderdError {

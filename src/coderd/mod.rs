@@ -22,6 +22,7 @@ pub use connect::{Database, Reader};
 pub use error::CoderdError;
 pub use functions::grants;
 pub use horizon::Horizon;
+pub use identity::Identity;
 pub use licenses::LicenseRow;
 pub use publish::UsageRow;
 pub use usage::UsageKey;

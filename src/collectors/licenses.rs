@@ -1,15 +1,24 @@
 //! What has changed in coderd's licenses.
 
 use sha2::{Digest, Sha256};
+use uuid::Uuid;
 
 use super::settings::CollectError;
 use crate::coderd::LicenseRow;
 use crate::ledger::{Lease, Ledger, LicenseChange, LicenseState};
 use crate::license::PublicKeys;
 
-/// What is to be recorded, given what is recorded. A token is judged anew each time: a key that was configured later makes it good.
-pub(super) fn changes(known: &[LicenseChange], rows: &[LicenseRow], keys: &PublicKeys) -> Vec<LicenseChange> {
-    let now: Vec<LicenseChange> = rows.iter().map(|row| judged(row, keys)).collect();
+/// By which keys, and for which deployment, licenses are judged.
+#[derive(Clone, Copy)]
+pub(super) struct Judge<'a> {
+    pub keys: &'a PublicKeys,
+    /// coderd's own id.
+    pub deployment: Uuid,
+}
+
+/// What is to be recorded, given what is recorded. A token is judged in each pass: a key that was configured later makes it good.
+pub(super) fn changes(known: &[LicenseChange], rows: &[LicenseRow], judge: Judge<'_>) -> Vec<LicenseChange> {
+    let now: Vec<LicenseChange> = rows.iter().map(|row| judge.judged(row)).collect();
     let gone = known.iter().filter(|known| now.iter().all(|now| now.jwt_sha256 != known.jwt_sha256));
     let gone = gone.map(|known| LicenseChange { state: LicenseState::Gone, ..known.clone() });
     let new = now.iter().filter(|now| !known.contains(now)).cloned();
@@ -25,12 +34,12 @@ pub(super) async fn record(
     source_id: i16,
     known: &[LicenseChange],
     rows: &[LicenseRow],
-    keys: &PublicKeys,
+    judge: Judge<'_>,
 ) -> Result<Vec<LicenseChange>, CollectError> {
-    if changes(known, rows, keys).is_empty() {
+    if changes(known, rows, judge).is_empty() {
         return Ok(known.to_vec());
     }
-    let changes = changes(&ledger.in_time(ledger.present_licenses(source_id)).await?, rows, keys);
+    let changes = changes(&ledger.in_time(ledger.present_licenses(source_id)).await?, rows, judge);
     ledger.in_time(ledger.record_licenses(lease, source_id, &changes)).await?;
     for change in &changes {
         match &change.state {
@@ -39,23 +48,24 @@ pub(super) async fn record(
             LicenseState::Gone => tracing::info!(license_id = change.license_id, "license removed from coderd"),
         }
     }
-    Ok(rows.iter().map(|row| judged(row, keys)).collect())
+    Ok(rows.iter().map(|row| judge.judged(row)).collect())
 }
 
-fn judged(row: &LicenseRow, keys: &PublicKeys) -> LicenseChange {
-    let verified = keys.verify(&row.jwt).map_err(|error| error.to_string());
-    let state = match verified.and_then(|license| serde_json::to_value(&license.claims).map_err(|error| error.to_string())) {
-        Ok(claims) => LicenseState::Verified(claims),
-        Err(refusal) => LicenseState::Refused(refusal),
-    };
-    let jwt_sha256 = Sha256::digest(row.jwt.as_bytes()).into();
-    LicenseChange { license_id: row.id, jwt_sha256, uploaded_at: Some(row.uploaded_at), state }
+impl Judge<'_> {
+    fn judged(self, row: &LicenseRow) -> LicenseChange {
+        let verified = self.keys.verify_for(&row.jwt, self.deployment).map_err(|error| error.to_string());
+        let state = match verified.and_then(|license| serde_json::to_value(&license.claims).map_err(|error| error.to_string())) {
+            Ok(claims) => LicenseState::Verified(claims),
+            Err(refusal) => LicenseState::Refused(refusal),
+        };
+        let jwt_sha256 = Sha256::digest(row.jwt.as_bytes()).into();
+        LicenseChange { license_id: row.id, jwt_sha256, uploaded_at: Some(row.uploaded_at), state }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use chrono::DateTime;
-    use uuid::Uuid;
 
     use super::*;
 
@@ -66,11 +76,11 @@ mod tests {
 
     #[test]
     fn a_license_is_recorded_when_it_comes_and_when_it_goes_and_not_in_between() {
-        let keys = PublicKeys::new();
-        let first = changes(&[], &[row(1, "a.b.c")], &keys);
+        let judge = Judge { keys: &PublicKeys::new(), deployment: Uuid::nil() };
+        let first = changes(&[], &[row(1, "a.b.c")], judge);
         assert!(matches!(first.as_slice(), [LicenseChange { license_id: 1, state: LicenseState::Refused(_), .. }]));
-        assert!(changes(&first, &[row(1, "a.b.c")], &keys).is_empty());
-        let second = changes(&first, &[row(2, "d.e.f")], &keys);
+        assert!(changes(&first, &[row(1, "a.b.c")], judge).is_empty());
+        let second = changes(&first, &[row(2, "d.e.f")], judge);
         assert_eq!(second.iter().map(|change| change.license_id).collect::<Vec<_>>(), [1, 2]);
         assert_eq!(second[0].state, LicenseState::Gone);
     }
@@ -78,7 +88,8 @@ mod tests {
     #[test]
     fn a_refusal_never_holds_the_token() {
         let jwt = "header.secretsecret.signature";
-        for change in changes(&[], &[row(1, jwt)], &PublicKeys::new()) {
+        let judge = Judge { keys: &PublicKeys::new(), deployment: Uuid::nil() };
+        for change in changes(&[], &[row(1, jwt)], judge) {
             assert!(!format!("{change:?}").contains("secretsecret"));
         }
     }

@@ -4,6 +4,7 @@
 //! acknowledged all of it, the pass is recorded with the offsets that carry it and the instant until which it is complete.
 
 pub mod events;
+mod identity;
 mod licenses;
 mod open;
 mod pass;

@@ -6,9 +6,9 @@ use std::time::Instant;
 use chrono::{DateTime, SubsecRound, Utc};
 use uuid::Uuid;
 
-use super::events;
 use super::seen::Seen;
 use super::settings::{CollectError, Settings};
+use super::{events, identity};
 use crate::clock::Clock;
 use crate::coderd::{Catalog, Database, Reader};
 use crate::event::{Payload, Topic, TopicPartition, parse_in};
@@ -32,6 +32,8 @@ pub struct Collector {
     pub(super) ledger: Ledger,
     pub(super) clock: Clock,
     pub(super) source: Source,
+    /// What coderd reported of itself last.
+    pub(super) identity: identity::Known,
     pub(super) lease: Lease,
     /// When the lease was last renewed.
     pub(super) renewed: Instant,
@@ -84,10 +86,19 @@ impl Collector {
             Some(id) => id,
             None => reader.deployment_id().await?,
         };
+        let identity = identity::read(&settings, &mut reader).await?;
+        if let Ok(found) = identity
+            && let Some(refusal) = ledger.in_time(ledger.identity_refusal(deployment_id, found)).await?
+        {
+            return Err(refusal.into());
+        }
         let name = format!("collector:{deployment_id}");
         let renewed = Instant::now();
         let Some(lease) = ledger.in_time(ledger.take_lease(&name, &settings.holder, settings.lease_length)).await? else { return Ok(None) };
         let source = introduce(&settings, &mut reader, &ledger, &clock, deployment_id).await?;
+        if let Ok(found) = identity {
+            ledger.in_time(ledger.bind_source(deployment_id, found)).await??;
+        }
         let last = ledger.in_time(ledger.last_pass(source.id)).await?;
         let licenses = ledger.in_time(ledger.present_licenses(source.id)).await?;
         let mut collector = Collector {
@@ -98,6 +109,7 @@ impl Collector {
             ledger,
             clock,
             source,
+            identity,
             lease,
             renewed,
             reader: Some(reader),

@@ -5,14 +5,15 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 
+use super::licenses::Judge;
 use super::open::{Collector, SEEN_LIMIT};
 use super::seen::Seen;
 use super::settings::CollectError;
 use super::take::Appended;
 use super::{licenses, runtime};
-use crate::coderd::{Catalog, Horizon, Reader};
+use crate::coderd::{Catalog, Horizon, LicenseRow, Reader};
 use crate::event::{Topic, TopicPartition};
-use crate::ledger::{Claim, NewPass, fingerprint};
+use crate::ledger::{Claim, LicenseChange, NewPass, fingerprint};
 use crate::log::LogError;
 
 /// A partition's last record is looked for again after this.
@@ -79,6 +80,7 @@ impl Collector {
     /// again, later: it moves ahead.) So nothing is held open in coderd's database while the log acknowledges.
     async fn pass_with(&mut self, reader: &mut Reader) -> Result<PassReport, CollectError> {
         let started_at = self.clock.now();
+        self.identify(reader).await?;
         let catalog = self.look_around(reader).await?;
         let bounds = self.bounds(reader.horizon(&catalog).await?, started_at);
         self.pass_number += 1;
@@ -94,7 +96,7 @@ impl Collector {
             self.usage(reader, &bounds, &mut appended).await?;
         }
         let rows = reader.licenses().await?;
-        self.licenses = licenses::record(&self.ledger, &self.lease, self.source.id, &self.licenses, &rows, &self.keys).await?;
+        self.licenses = self.record_licenses(&rows).await?;
         let mut report = appended.report;
         report.full_sweep = bounds.from.is_none();
         report.complete_until = bounds.complete_until.filter(|_| self.unreadable.is_empty());
@@ -108,6 +110,13 @@ impl Collector {
         self.remember(&bounds, started_at, &report, comparable);
         self.heed(ends.behind).await?;
         Ok(report)
+    }
+
+    /// The licenses of coderd that are there now, with what is recorded of them.
+    async fn record_licenses(&self, rows: &[LicenseRow]) -> Result<Vec<LicenseChange>, CollectError> {
+        let deployment = self.identity.as_ref().map_or(self.source.deployment_id, |coderd| coderd.deployment_id);
+        let judge = Judge { keys: &self.keys, deployment };
+        licenses::record(&self.ledger, &self.lease, self.source.id, &self.licenses, rows, judge).await
     }
 
     /// What there is to read; said when it is not what it was.

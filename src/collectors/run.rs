@@ -54,7 +54,7 @@ async fn collect(mut collector: Collector, stop: &CancellationToken, trouble: &m
     while collector.settings.paused.of(Pausable::Collect).is_none() {
         match stop.run_until_cancelled(collector.pass()).await {
             Some(Ok(report)) => {
-                trouble.over();
+                trouble.over(collector.warning().as_deref());
                 let (builds, claims, usage, late) = (report.builds, report.claims, report.usage, report.late);
                 tracing::debug!(builds, claims, usage, late, full_sweep = report.full_sweep, "pass recorded");
                 if late > 0 {
@@ -115,10 +115,15 @@ impl Trouble {
         self.standing.set(what);
     }
 
-    fn over(&mut self) {
-        if self.said.take().is_some() {
-            tracing::info!("collecting again");
+    fn over(&mut self, warning: Option<&str>) {
+        let standing = warning.map_or("collecting".to_owned(), |warning| format!("collecting, but {warning}"));
+        if self.said.as_deref() != warning {
+            match warning {
+                Some(_) => tracing::warn!("{standing}"),
+                None => tracing::info!("collecting again"),
+            }
+            self.said = warning.map(str::to_owned);
         }
-        self.standing.set("collecting");
+        self.standing.set(&standing);
     }
 }

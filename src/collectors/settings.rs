@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::run::Standing;
 use crate::coderd::CoderdError;
-use crate::ledger::{LeaseError, Paused};
+use crate::ledger::{IdentityRefusal, LeaseError, Paused};
 use crate::log::{AppendError, LogError};
 
 /// How one source is collected.
@@ -15,6 +15,8 @@ use crate::log::{AppendError, LogError};
 pub struct Settings {
     /// The deployment's id; None: read from coderd, where the role may.
     pub deployment_id: Option<Uuid>,
+    /// Nothing is collected from a coderd that does not report which one it is: usage is published from it.
+    pub identity_required: bool,
     /// Who collects: differs between processes.
     pub holder: String,
     /// Histograms observe builds completed from here on. None: the moment at which the source is first seen. Read once, at the introduction.
@@ -48,6 +50,7 @@ impl Settings {
     pub fn new(holder: impl Into<String>) -> Self {
         Settings {
             deployment_id: None,
+            identity_required: false,
             holder: holder.into(),
             introduced_at: None,
             from: None,
@@ -79,6 +82,9 @@ pub enum CollectError {
     /// The log's partitions or ends could not be asked for.
     #[error("the log cannot be used: {0}")]
     Log(#[from] LogError),
+    /// coderd is not the one of this source.
+    #[error(transparent)]
+    NotItsCoderd(#[from] IdentityRefusal),
     /// Another collector has taken the source.
     #[error("another collector has taken this source")]
     LeaseLost,

@@ -334,14 +334,16 @@ fn the_kind_of_a_build_follows_stage_then_fallback_and_never_the_claims_initiato
 
 #[test]
 fn a_duration_exists_only_where_the_job_ran() {
-    let micros = |status, started: Option<&str>| {
-        WorkspaceBuildCompleted { status, started_at: started.map(at), ..build() }.duration().map(|d| d.num_microseconds())
-    };
-    assert_eq!(micros(BuildStatus::Succeeded, Some("2026-03-01T10:00:01.5Z")), Some(Some(58_500_001)));
-    assert_eq!(micros(BuildStatus::Succeeded, None), None);
-    assert_eq!(micros(BuildStatus::Succeeded, Some("2026-03-01T10:01:00.000001Z")), Some(Some(0)));
-    assert_eq!(micros(BuildStatus::Failed, Some("2026-03-01T10:01:00.000001Z")), None, "the job reaper's");
-    assert_eq!(micros(BuildStatus::Succeeded, Some("2026-03-01T10:01:01Z")), Some(Some(-999_999)));
+    for (status, started, expected) in [
+        (BuildStatus::Succeeded, Some("2026-03-01T10:00:01.5Z"), Some(58_500_001)),
+        (BuildStatus::Succeeded, None, None),
+        (BuildStatus::Succeeded, Some("2026-03-01T10:01:00.000001Z"), Some(0)),
+        (BuildStatus::Failed, Some("2026-03-01T10:01:00.000001Z"), None), // the job reaper's
+        (BuildStatus::Succeeded, Some("2026-03-01T10:01:01Z"), Some(-999_999)),
+    ] {
+        let build = WorkspaceBuildCompleted { status, started_at: started.map(at), ..build() };
+        assert_eq!(build.duration().and_then(|duration| duration.num_microseconds()), expected, "{build:?}");
+    }
 }
 
 prop_compose! {

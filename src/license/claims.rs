@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 /// The longest term that coderd accepts, counted from now to `license_expires`.
 const LONGEST_TERM: TimeDelta = TimeDelta::days(5 * 365);
@@ -30,7 +31,7 @@ pub struct LicenseClaims {
     pub account_type: String,
     /// The customer's account with the vendor.
     pub account_id: String,
-    /// The deployments for which the license was issued; empty for any. Checked by whoever takes the license in, not by the parser.
+    /// The deployments for which the license was issued; empty for any. See [`LicenseClaims::is_for`].
     #[serde(default)]
     pub deployment_ids: Vec<String>,
     /// A trial license.
@@ -91,6 +92,12 @@ impl Validity {
 }
 
 impl LicenseClaims {
+    /// Whether the license was issued for this deployment: it names it, or names none.
+    #[must_use]
+    pub fn is_for(&self, deployment: Uuid) -> bool {
+        self.deployment_ids.is_empty() || self.deployment_ids.iter().any(|id| id.parse() == Ok(deployment))
+    }
+
     /// What the license is worth at `now`. The token is good from `nbf` on until just before `exp`; grace begins just after
     /// `license_expires`.
     #[must_use]

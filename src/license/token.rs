@@ -9,6 +9,7 @@ use chrono::{DateTime, Datelike as _, Utc};
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
+use uuid::Uuid;
 
 use super::claims::LicenseClaims;
 
@@ -55,6 +56,14 @@ pub enum LicenseError {
         field: &'static str,
         /// What it must be.
         expected: &'static str,
+    },
+    /// Issued for other deployments.
+    #[error("claim deployment_ids names {}, not this deployment, {deployment}", .named.join(", "))]
+    OtherDeployment {
+        /// Those that it names.
+        named: Vec<String>,
+        /// This one.
+        deployment: Uuid,
     },
 }
 
@@ -129,6 +138,18 @@ impl PublicKeys {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// Verifies the token as [`PublicKeys::verify`] does, and that it was issued for this deployment.
+    ///
+    /// # Errors
+    /// [`LicenseError::OtherDeployment`], and those of [`PublicKeys::verify`].
+    pub fn verify_for(&self, jwt: &str, deployment: Uuid) -> Result<VerifiedLicense, LicenseError> {
+        let license = self.verify(jwt)?;
+        match license.claims.is_for(deployment) {
+            true => Ok(license),
+            false => Err(LicenseError::OtherDeployment { named: license.claims.deployment_ids, deployment }),
+        }
     }
 
     /// Verifies the token's signature and the structure of its claims. Whether it is valid at an instant is

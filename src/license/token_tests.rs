@@ -163,6 +163,20 @@ fn only_eddsa_is_accepted() {
 }
 
 #[test]
+fn a_token_of_other_deployments_is_refused_and_one_that_names_none_is_for_any() {
+    let (own, other) = (uuid::Uuid::from_u128(0xa), uuid::Uuid::from_u128(0xb));
+    let verify = |named: Value| keys().verify_for(&sign(&with("deployment_ids", named)), own);
+    for named in [json!([]), Value::Null, json!([own]), json!([other, own]), json!([own.to_string().to_uppercase()])] {
+        assert!(verify(named.clone()).is_ok(), "{named}");
+    }
+    for named in [json!([other]), json!(["d1"]), json!([""])] {
+        let refused = verify(named.clone()).expect_err("refused");
+        assert!(matches!(refused, LicenseError::OtherDeployment { deployment, .. } if deployment == own), "{named}");
+        assert!(refused.to_string().contains(&own.to_string()), "{refused}");
+    }
+}
+
+#[test]
 fn a_token_of_an_unknown_kid_is_refused() {
     assert_eq!(keys().verify(&sign_with(PRIVATE_KEY, None, &good())), Err(LicenseError::MissingKeyId));
     assert_eq!(keys().verify(&sign_with(PRIVATE_KEY, Some(""), &good())), Err(LicenseError::MissingKeyId));

@@ -9,6 +9,7 @@ mod audit;
 mod desk;
 mod effect;
 mod error;
+mod identity;
 mod instant;
 mod pauses;
 mod plan_hash;
@@ -25,6 +26,7 @@ pub use audit::{AuditFindings, ForgetFindings, RunAudit};
 pub use desk::{Actor, Desk, reason};
 pub use effect::{Effect, FamilyEffect, Queued, WindowEffect};
 pub use error::OperationError;
+pub use identity::AcceptedIdentity;
 pub use instant::{CANNOT_BE, can_be, instant, iso_duration};
 pub use pauses::{PauseRequest, Pauses, refuse_paused};
 pub use prove::{

@@ -25,6 +25,8 @@ pub enum Condition {
     Paused(String),
     /// The ledger was restored from a backup, and what was sent in the lost time is not known: nothing is published until it has caught up.
     Recovering(String),
+    /// coderd is not the one of this source, or its license was issued for another deployment: nothing is sent or settled meanwhile.
+    Refused(String),
     /// An audit says that the books do not balance: nothing is sent until a later one says that they do.
     Held(String),
     /// The last cycle failed; it is tried again.
@@ -39,7 +41,12 @@ impl Condition {
     pub fn is_healthy(&self) -> bool {
         !matches!(
             self,
-            Condition::NotLooked | Condition::Recovering(_) | Condition::Held(_) | Condition::Failing(_) | Condition::Stopped(_)
+            Condition::NotLooked
+                | Condition::Refused(_)
+                | Condition::Recovering(_)
+                | Condition::Held(_)
+                | Condition::Failing(_)
+                | Condition::Stopped(_)
         )
     }
 }
@@ -56,6 +63,7 @@ impl fmt::Display for Condition {
             Condition::NotIntroduced => f.write_str("nothing is published: no event of this source has come yet"),
             Condition::NoLicense => f.write_str("nothing is published: no license in coderd allows it"),
             Condition::Paused(why) => write!(f, "nothing is published: {why}"),
+            Condition::Refused(why) => write!(f, "refused: {why}"),
             Condition::Recovering(why) => write!(f, "held: {why}"),
             Condition::Held(why) => write!(f, "held: the books do not balance: {why}; run `tallyline audit`"),
             Condition::Failing(why) => write!(f, "failing: {why}"),
@@ -91,7 +99,7 @@ impl Shown {
         let source = self.source;
         match &condition {
             Condition::Recovering(_) | Condition::Failing(_) => warn!(%source, %condition, "publisher"),
-            Condition::Held(_) | Condition::Stopped(_) => error!(%source, %condition, "publisher"),
+            Condition::Refused(_) | Condition::Held(_) | Condition::Stopped(_) => error!(%source, %condition, "publisher"),
             _ => info!(%source, %condition, "publisher"),
         }
         *now = condition;

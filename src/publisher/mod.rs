@@ -28,7 +28,7 @@ use tracing::debug;
 use uuid::Uuid;
 
 use crate::coderd::{Reader, UsageRow};
-use crate::ledger::{Ledger, Pausable, Settled, Settlement};
+use crate::ledger::{Ledger, Pausable, Settled, Settlement, SourceIdentity};
 use crate::tallyman::{SendError, TallymanClient};
 use crate::waiting::Waits;
 
@@ -46,6 +46,8 @@ pub struct Publisher {
     condition: Shown,
     /// Kept from cycle to cycle; after a fault a new one is opened.
     reader: Option<Reader>,
+    /// coderd's own deployment id; the source's, as long as it is not known.
+    coderd_id: Uuid,
     /// The latest of coderd's own publish marks as it was at the first look.
     first_mark: Option<Option<DateTime<Utc>>>,
 }
@@ -82,7 +84,8 @@ impl Publisher {
         settings.check()?;
         let client = TallymanClient::new(&settings.tallyman)?;
         let (holder, condition) = (Uuid::new_v4().to_string(), Shown::new(settings.deployment));
-        Ok(Publisher { ledger, settings, client, telemetry, holder, condition, reader: None, first_mark: None })
+        let coderd_id = settings.deployment;
+        Ok(Publisher { ledger, settings, client, telemetry, holder, condition, reader: None, coderd_id, first_mark: None })
     }
 
     /// How it stands, for as long as anyone cares to look.
@@ -218,6 +221,9 @@ impl Publisher {
                 Some(reader) => reader,
                 None => database.connect().await?,
             };
+            if !self.identify(&mut reader).await? {
+                return Ok(cycle);
+            }
             let done = match self.settings.mode {
                 Mode::Shadow => self.shadow(&mut reader, source_id, &mut cycle, stop).await,
                 Mode::Sole => self.sole(&mut reader, source_id, &mut cycle, stop).await,
@@ -230,6 +236,23 @@ impl Publisher {
         }
         self.show_queue(source_id).await?;
         Ok(cycle)
+    }
+
+    /// Whether coderd is the one of this source; if not, that is the condition. Where coderd may not be asked, only mode `shadow` goes on.
+    async fn identify(&mut self, reader: &mut Reader) -> anyhow::Result<bool> {
+        let refusal = match reader.identity().await {
+            Ok(found) => {
+                self.coderd_id = found.deployment_id;
+                let found = SourceIdentity { deployment_id: found.deployment_id, organization_id: found.organization_id };
+                let refusal = self.ledger.in_time(self.ledger.identity_refusal(self.settings.deployment, found)).await?;
+                refusal.map(|refusal| refusal.to_string())
+            }
+            Err(error) if error.hides_identity() => (self.settings.mode != Mode::Shadow).then(|| error.to_string()),
+            Err(error) => return Err(error.into()),
+        };
+        let Some(why) = refusal else { return Ok(true) };
+        self.condition.set(Condition::Refused(why));
+        Ok(false)
     }
 
     /// The queue while nothing is done with it.

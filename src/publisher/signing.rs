@@ -2,9 +2,10 @@
 
 use chrono::{DateTime, Utc};
 use tracing::debug;
+use uuid::Uuid;
 
 use crate::coderd::LicenseRow;
-use crate::license::{PublicKeys, VerifiedLicense, pick_publishing_license};
+use crate::license::{LicenseError, PublicKeys, VerifiedLicense, pick_publishing_license};
 
 /// The license that signs, with its token. The token is kept no longer than a request needs it, and `Debug` leaves it out.
 pub struct SigningLicense {
@@ -22,21 +23,44 @@ impl std::fmt::Debug for SigningLicense {
     }
 }
 
-/// The license under which coderd itself would publish now, if there is one. `rows` come in the order of their ids; one that does not
-/// verify is left out.
-pub fn signing_license(rows: Vec<LicenseRow>, keys: &PublicKeys, now: DateTime<Utc>) -> Option<SigningLicense> {
-    let verified: Vec<(LicenseRow, VerifiedLicense)> = rows
-        .into_iter()
-        .filter_map(|row| match keys.verify(&row.jwt) {
-            Ok(license) => Some((row, license)),
+/// Why no license signs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NoLicense {
+    /// None of coderd's licenses allows publishing.
+    None,
+    /// Those that would allow it were issued for other deployments.
+    OtherDeployment(String),
+}
+
+/// The license under which coderd itself would publish now, for the deployment with coderd's own id. `rows` come in the order of their
+/// ids; one that does not verify is left out.
+///
+/// # Errors
+/// [`NoLicense`]
+pub fn signing_license(
+    rows: Vec<LicenseRow>,
+    keys: &PublicKeys,
+    deployment: Uuid,
+    now: DateTime<Utc>,
+) -> Result<SigningLicense, NoLicense> {
+    let mut foreign = Vec::new();
+    let mut verified: Vec<(LicenseRow, VerifiedLicense)> = Vec::new();
+    for row in rows {
+        match keys.verify_for(&row.jwt, deployment) {
+            Ok(license) => verified.push((row, license)),
             Err(error) => {
                 debug!(license_id = row.id, %error, "license left out");
-                None
+                if matches!(error, LicenseError::OtherDeployment { .. }) {
+                    foreign.push(format!("license {}: {error}", row.id));
+                }
             }
-        })
-        .collect();
+        }
+    }
     let candidates = verified.iter().enumerate().map(|(index, (_, license))| (index, &license.claims));
-    let (index, _) = pick_publishing_license(candidates, now)?;
-    let (row, license) = verified.into_iter().nth(index)?;
-    Some(SigningLicense { id: row.id, jwt: row.jwt, jwt_sha256: license.jwt_sha256 })
+    let picked = pick_publishing_license(candidates, now).map(|(index, _)| index);
+    match picked.map(|index| verified.swap_remove(index)) {
+        Some((row, license)) => Ok(SigningLicense { id: row.id, jwt: row.jwt, jwt_sha256: license.jwt_sha256 }),
+        None if foreign.is_empty() => Err(NoLicense::None),
+        None => Err(NoLicense::OtherDeployment(foreign.join("; "))),
+    }
 }

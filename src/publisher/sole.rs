@@ -5,7 +5,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::look::{Look, Said, look, sendable_after};
-use super::signing::{SigningLicense, signing_license};
+use super::signing::{NoLicense, SigningLicense, signing_license};
 use super::{Condition, Cycle, Publisher, rows_by_id};
 use crate::coderd::Reader;
 use crate::ledger::{HELD_BACK, Postponed, Publication, Settlement};
@@ -37,9 +37,16 @@ impl Publisher {
                 return Ok(());
             }
             // read again for each request: a license may have been exchanged, the more so after a 401
-            let Some(license) = signing_license(reader.licenses().await?, &self.settings.license_keys, self.ledger.clock.now()) else {
-                self.condition.set(Condition::NoLicense);
-                return Ok(());
+            let (rows, now) = (reader.licenses().await?, self.ledger.clock.now());
+            let license = match signing_license(rows, &self.settings.license_keys, self.coderd_id, now) {
+                Ok(license) => license,
+                Err(none) => {
+                    self.condition.set(match none {
+                        NoLicense::None => Condition::NoLicense,
+                        NoLicense::OtherDeployment(why) => Condition::Refused(why),
+                    });
+                    return Ok(());
+                }
             };
             let more = self.publish(reader, source_id, &license, cycle).await?;
             if cycle.failure.is_some() {

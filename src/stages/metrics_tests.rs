@@ -92,10 +92,17 @@ fn a_first_build_without_success_adds_nothing() {
 
 #[test]
 fn a_build_without_a_duration_is_counted_and_never_observed_as_0() {
-    for started_at in [None, Some(build().completed_at)] {
-        gives([fact(WorkspaceBuildCompleted { started_at, ..build() })], [CREATED]);
-        gives([fact(PrebuildClaimed { started_at, ..claim() })], []);
-    }
+    gives([fact(WorkspaceBuildCompleted { started_at: None, ..build() })], [CREATED]);
+    gives([fact(PrebuildClaimed { started_at: None, ..claim() })], []);
+}
+
+#[test]
+fn a_success_that_ends_as_it_starts_is_observed_as_0_and_is_no_skew() {
+    let started_at = Some(build().completed_at);
+    gives(
+        [fact(WorkspaceBuildCompleted { started_at, ..build() }), fact(PrebuildClaimed { started_at, ..claim() })],
+        [CREATED, "creation engineering/docker/small/regular 1 0s", "claim engineering/docker/small 1 0s"],
+    );
 }
 
 #[test]

@@ -7,6 +7,8 @@ mod coderd_sim;
 mod collector;
 mod deep_audit;
 mod export;
+mod identity;
+mod install;
 mod journey;
 mod known_failures;
 mod leases;

@@ -3,6 +3,7 @@
 mod books;
 mod expiry;
 mod frozen;
+mod identity;
 mod modes;
 mod requests;
 mod restored;

@@ -9,6 +9,7 @@ use uuid::Uuid;
 use super::{Parts, Site};
 use crate::cli::{Exit, Failure};
 use crate::collectors;
+use crate::config::PublishMode;
 
 /// How long after the next pass was due the source is free for another collector.
 const LEASE: Duration = Duration::from_secs(15);
@@ -21,6 +22,7 @@ pub(super) async fn run(site: Site, parts: Parts, stop: CancellationToken) -> Re
     let span = |length| TimeDelta::from_std(length).map_err(|error| Failure::new(Exit::Configuration, error));
     let settings = collectors::Settings {
         deployment_id: source.deployment_id,
+        identity_required: site.pipeline.publish.mode == PublishMode::Sole,
         introduced_at: source.introduced_at,
         from: source.backfill_from,
         poll_interval: collect.poll,

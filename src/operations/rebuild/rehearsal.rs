@@ -185,9 +185,8 @@ fn hash(license: &KnownLicense) -> Result<[u8; 32], OperationError> {
 
 /// coderd refuses a license for other deployments when it is uploaded.
 fn foreign(license: &VerifiedLicense, deployment: Uuid) -> Option<String> {
-    let named = &license.claims.deployment_ids;
-    let other = !named.is_empty() && !named.iter().any(|id| id.parse() == Ok(deployment));
-    other.then(|| format!("the license names other deployments ({}): coderd will refuse it", named.join(", ")))
+    let named = || license.claims.deployment_ids.join(", ");
+    (!license.claims.is_for(deployment)).then(|| format!("the license names other deployments ({}): coderd will refuse it", named()))
 }
 
 type Under<'a> = (&'a DeploymentLicenses, RuleSet);

@@ -148,7 +148,7 @@ async fn is_not_there(desk: &Desk, id: Uuid) -> Result<(), OperationError> {
         return Err(OperationError::Forbidden(format!("{id} is there: the collector {holder} reads it; stop that first if it cannot")));
     }
     match &desk.coderd {
-        Some(database) if is_of(database, id).await => Err(OperationError::Forbidden(format!(
+        Some(database) if is_of(desk, database, id).await.unwrap_or(false) => Err(OperationError::Forbidden(format!(
             "{id} is there: its database answers at {}, and a collector can read it",
             database.address()
         ))),
@@ -185,7 +185,7 @@ async fn published_by_coderd(desk: &Desk) -> Result<Option<i64>, OperationError>
     let Some(database) = &desk.coderd else { return Ok(None) };
     let mut published = 0;
     for source in desk.ledger.in_time(desk.ledger.sources()).await?.into_iter().filter(|source| source.collected) {
-        if !is_of(database, source.deployment_id).await {
+        if !is_of(desk, database, source.deployment_id).await.unwrap_or(false) {
             continue;
         }
         match marked_as_published(desk, database, source.id).await {
@@ -200,12 +200,19 @@ async fn published_by_coderd(desk: &Desk) -> Result<Option<i64>, OperationError>
     Ok(Some(published))
 }
 
-/// Whether coderd's database answers and is that deployment's.
-pub(super) async fn is_of(database: &Database, deployment: Uuid) -> bool {
-    let Ok(mut reader) = database.connect().await else { return false };
-    let found = reader.deployment_id().await;
-    reader.close().await;
-    found.is_ok_and(|found| found == deployment)
+/// Whether the database is that of the source's coderd. Where coderd does not tell, the configured id decides.
+pub(super) async fn is_of(desk: &Desk, database: &Database, source_id: Uuid) -> Result<bool, OperationError> {
+    let asked = async {
+        let mut reader = database.connect().await?;
+        let identity = reader.identity().await;
+        reader.close().await;
+        identity
+    };
+    match asked.await {
+        Ok(found) => Ok(desk.ledger.in_time(desk.ledger.identity_refusal(source_id, found.into())).await?.is_none()),
+        Err(error) if error.hides_identity() => Ok(desk.deployment == Some(source_id)),
+        Err(error) => Err(OperationError::Coderd(error.to_string())),
+    }
 }
 
 /// The source's pending events that coderd has marked as published, read in pages.

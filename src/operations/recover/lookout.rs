@@ -196,9 +196,11 @@ impl Lookout {
         let Some(database) = &self.desk.coderd else { return Ok(()) };
         let ledger = &self.desk.ledger;
         for source in ledger.in_time(ledger.sources_to_compare(recovering.id)).await? {
-            if self.desk.deployment.is_some_and(|configured| configured != source.deployment_id)
-                || self.desk.deployment.is_none() && !is_of(database, source.deployment_id).await
-            {
+            let is_of = match self.desk.deployment {
+                Some(configured) => configured == source.deployment_id && is_of(&self.desk, database, configured).await?,
+                None => is_of(&self.desk, database, source.deployment_id).await.unwrap_or(false),
+            };
+            if !is_of {
                 continue;
             }
             let mut not_ours = 0;

@@ -223,8 +223,9 @@ async fn without_the_right_to_see_other_sessions_nothing_is_claimed() {
     ours.consume().await;
     let source = collector.source().id;
     assert_eq!(ours.ledger.completeness(source).await.unwrap().complete_until, None);
-    let from = Settings { from: Some(coderd.now().await - TimeDelta::days(1)), deployment_id: Some(Uuid::new_v4()), ..settings };
-    assert!(matches!(ours.open(from, &url).await, Err(CollectError::FromUncertain)));
+    let from = Settings { from: Some(coderd.now().await - TimeDelta::days(1)), ..settings };
+    let another = super::ours().await;
+    assert!(matches!(another.open(from, &url).await, Err(CollectError::FromUncertain)));
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 mod access;
 mod complete;
 mod cost;
+mod identity;
 mod once;
 mod rows;
 mod source;

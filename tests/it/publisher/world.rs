@@ -25,9 +25,12 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use uuid::Uuid;
 
 use crate::support;
+use crate::support::coderd::identify;
 use crate::support::process::{Process, tallyline};
 
 pub const DEPLOYMENT: Uuid = Uuid::from_u128(0xd);
+/// coderd's default organization.
+pub const ORGANIZATION: Uuid = Uuid::from_u128(0xd0);
 const SECRET: [u8; 32] = [7; 32];
 
 pub struct World {
@@ -58,16 +61,30 @@ pub fn license(issued_at: DateTime<Utc>, publish: bool) -> String {
 
 /// The same, valid until this instant.
 pub fn license_until(expires_at: DateTime<Utc>, issued_at: DateTime<Utc>, publish: bool) -> String {
-    let claims = serde_json::json!({
+    signed(&claims(expires_at, issued_at, publish))
+}
+
+/// A license that allows publishing, for these deployments.
+pub fn license_for(issued_at: DateTime<Utc>, deployment_ids: &serde_json::Value) -> String {
+    let mut claims = claims(start_time() + TimeDelta::days(300), issued_at, true);
+    claims["deployment_ids"] = deployment_ids.clone();
+    signed(&claims)
+}
+
+fn claims(expires_at: DateTime<Utc>, issued_at: DateTime<Utc>, publish: bool) -> serde_json::Value {
+    serde_json::json!({
         "iat": issued_at.timestamp(), "nbf": issued_at.timestamp(), "exp": expires_at.timestamp(),
         "license_expires": (expires_at - TimeDelta::days(10)).timestamp(), "version": 3, "account_type": "salesforce",
         "account_id": "account-1", "features": {}, "publish_usage_data": publish,
-    });
+    })
+}
+
+fn signed(claims: &serde_json::Value) -> String {
     // PKCS #8 form of an Ed25519 secret
     let head = STANDARD.decode("MC4CAQAwBQYDK2VwBCIEIA==").expect("base64");
     let key = EncodingKey::from_ed_der(&[head.as_slice(), &SECRET].concat());
     let header = Header { kid: Some("k1".to_owned()), ..Header::new(Algorithm::EdDSA) };
-    jsonwebtoken::encode(&header, &claims, &key).expect("signed")
+    jsonwebtoken::encode(&header, claims, &key).expect("signed")
 }
 
 /// The license that every world begins with; the vendor accepts it.
@@ -95,6 +112,7 @@ impl World {
         ledger.migrate().await.expect("migrated");
         let coderd = coderd_database.pool.clone();
         create_schema(&mut coderd.acquire().await.expect("a connection"), SchemaVersion::Sep2026).await.expect("coderd's tables");
+        identify(&coderd, DEPLOYMENT, ORGANIZATION).await;
         let config = Config { license_keys: vec![first_license()], deployment_ids: vec![DEPLOYMENT], ..Config::default() };
         let vendor = Tallyman::start(config, clock.clone(), stop.clone()).await.expect("a vendor");
         let signer = Signer::new(SECRET, "k1").expect("a key pair");

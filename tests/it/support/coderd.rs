@@ -1,7 +1,7 @@
 //! A deployment of one template in coderd's own tables, written row by row: for tests that need one certain row.
 
 use chrono::{DateTime, Utc};
-use sqlx::{PgConnection, PgExecutor};
+use sqlx::{PgConnection, PgExecutor, PgPool};
 use tallyline::sim::coderd::{PREBUILDS_USER, SchemaVersion, create_schema};
 use uuid::Uuid;
 
@@ -36,6 +36,23 @@ pub struct Build {
     pub completed_at: DateTime<Utc>,
 }
 
+/// Writes what tells this coderd from others: its deployment id and its default organization.
+pub async fn identify(pool: &PgPool, deployment: Uuid, organization: Uuid) {
+    sqlx::query("insert into site_configs (key, value) values ('deployment_id', $1)")
+        .bind(deployment.to_string())
+        .execute(pool)
+        .await
+        .unwrap();
+    sqlx::query(
+        "insert into organizations (id, name, description, created_at, updated_at, is_default, display_name, default_org_member_roles)
+         values ($1, 'acme', '', now(), now(), true, '', '{}')",
+    )
+    .bind(organization)
+    .execute(pool)
+    .await
+    .unwrap();
+}
+
 impl Coderd {
     /// Tables of that version, with one organization, user, template, version and preset.
     pub async fn new(version: SchemaVersion) -> Coderd {
@@ -60,19 +77,7 @@ impl Coderd {
 
     async fn furnish(&self) {
         let pool = &self.database.pool;
-        sqlx::query("insert into site_configs (key, value) values ('deployment_id', $1)")
-            .bind(self.deployment.to_string())
-            .execute(pool)
-            .await
-            .unwrap();
-        sqlx::query(
-            "insert into organizations (id, name, description, created_at, updated_at, display_name, default_org_member_roles)
-             values ($1, 'acme', '', now(), now(), '', '{}')",
-        )
-        .bind(self.organization)
-        .execute(pool)
-        .await
-        .unwrap();
+        identify(pool, self.deployment, self.organization).await;
         for (id, name) in [(self.owner, "user-001"), (PREBUILDS_USER, "prebuilds")] {
             sqlx::query(
                 "insert into users (id, email, username, hashed_password, created_at, updated_at) values ($1, $2 || '@x', $2, '', now(), now())",

@@ -1,0 +1,48 @@
+//! Accepting that a source is collected from another coderd than before.
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::{Actor, Desk, OperationError};
+use crate::ledger::{NewAct, SourceIdentity};
+
+/// A source, and the coderd that it is bound to from now on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AcceptedIdentity {
+    /// The source's id.
+    pub source_id: Uuid,
+    /// The deployment id that coderd reports.
+    pub deployment_id: Uuid,
+    /// Its default organization.
+    pub organization_id: Uuid,
+}
+
+impl Desk {
+    /// Binds a source to the coderd that is configured here, whatever it was bound to.
+    ///
+    /// # Errors
+    /// [`OperationError::Invalid`] without a reason; [`OperationError::Coderd`] where coderd does not tell which one it is;
+    /// [`OperationError::Forbidden`] where no coderd is configured, or this one is another source's; [`OperationError::NotFound`].
+    pub async fn accept_identity(&self, source_id: Uuid, actor: &Actor) -> Result<AcceptedIdentity, OperationError> {
+        if actor.reason.trim().is_empty() {
+            return Err(OperationError::Invalid { field: "reason", message: "is missing: it goes into the audit trail".to_owned() });
+        }
+        let Some(database) = &self.coderd else {
+            return Err(OperationError::Forbidden("source.coderd_url is not set: it names the coderd to accept".to_owned()));
+        };
+        let asked = async {
+            let mut reader = database.connect().await?;
+            let identity = reader.identity().await;
+            reader.close().await;
+            identity
+        };
+        let found = SourceIdentity::from(asked.await.map_err(|error| OperationError::Coderd(error.to_string()))?);
+        let subject = source_id.to_string();
+        let act = NewAct { actor: &actor.name, act: "accept", subject: &subject, reason: &actor.reason, detail: serde_json::Value::Null };
+        match self.ledger.in_time(self.ledger.accept_identity(source_id, found, &act)).await? {
+            Ok(Some(_)) => Ok(AcceptedIdentity { source_id, deployment_id: found.deployment_id, organization_id: found.organization_id }),
+            Ok(None) => Err(OperationError::NotFound(format!("source {source_id} is not registered"))),
+            Err(refusal) => Err(OperationError::Forbidden(refusal.to_string())),
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! One coderd is one source, and one source is one coderd.
+
+use tallyline::collectors::{CollectError, Settings};
+use tallyline::event::Topic;
+use tallyline::ledger::{ActFilter, IdentityRefusal};
+use tallyline::operations::{Actor, Desk, OperationError};
+use tallyline::sim::coderd::SchemaVersion;
+use uuid::Uuid;
+
+use super::{Ours, ours, produced, settings, source_of};
+use crate::support::coderd::Coderd;
+use crate::support::ledger::desk;
+
+/// Settings that name this deployment.
+fn named(deployment: Uuid) -> Settings {
+    Settings { deployment_id: Some(deployment), ..settings() }
+}
+
+async fn refused(ours: &Ours, settings: Settings, url: &str) -> (IdentityRefusal, String) {
+    let error = ours.open(settings, url).await.err().expect("refused");
+    let text = error.to_string();
+    let CollectError::NotItsCoderd(refusal) = error else { panic!("{text}") };
+    (refusal, text)
+}
+
+async fn records(ours: &Ours) -> usize {
+    let mut records = 0;
+    for topic in Topic::ALL {
+        records += ours.records(topic).await.len();
+    }
+    records
+}
+
+#[tokio::test]
+async fn a_second_deployment_id_on_the_same_coderd_is_refused_before_anything_is_appended() {
+    let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
+    coderd.creation().await;
+    let mistyped = Uuid::new_v4();
+    let (refusal, text) = refused(&ours, named(mistyped), &coderd.database.url).await;
+    assert!(matches!(refusal, IdentityRefusal::NotItsOwnId { .. }), "{text}");
+    let mut collector = ours.collector(named(coderd.deployment), &coderd).await;
+    assert_eq!(produced(&collector.pass().await.unwrap()), (1, 0, 0));
+    for id in [&mistyped, &coderd.deployment] {
+        let (_, text) = refused(&ours, named(mistyped), &coderd.database.url).await;
+        assert!(text.contains(&id.to_string()), "{text}");
+    }
+    // coderd's own id is another one now, as after its row was lost; its organizations are the same
+    collector.close().await;
+    sqlx::query("update site_configs set value = $1").bind(mistyped.to_string()).execute(&coderd.database.pool).await.unwrap();
+    let (refusal, text) = refused(&ours, named(mistyped), &coderd.database.url).await;
+    assert!(matches!(refusal, IdentityRefusal::OtherSource { other_id, .. } if other_id == coderd.deployment), "{text}");
+    let (refusal, text) = refused(&ours, named(coderd.deployment), &coderd.database.url).await;
+    assert!(matches!(refusal, IdentityRefusal::OtherCoderd { .. }) && text.contains("--accept-new-identity"), "{text}");
+    assert_eq!((records(&ours).await, ours.ledger.sources().await.unwrap().len()), (1, 1));
+}
+
+#[tokio::test]
+async fn the_same_deployment_id_on_another_coderd_is_refused() {
+    let (coderd, other, ours) = (Coderd::new(SchemaVersion::Sep2026).await, Coderd::new(SchemaVersion::Sep2026).await, ours().await);
+    ours.collector(settings(), &coderd).await.close().await;
+    other.creation().await;
+    sqlx::query("update site_configs set value = $1").bind(coderd.deployment.to_string()).execute(&other.database.pool).await.unwrap();
+    let (refusal, text) = refused(&ours, settings(), &other.database.url).await;
+    assert!(matches!(refusal, IdentityRefusal::OtherCoderd { source_id, .. } if source_id == coderd.deployment), "{text}");
+    assert!(text.contains(&coderd.organization.to_string()) && text.contains(&other.organization.to_string()), "{text}");
+    assert_eq!(records(&ours).await, 0);
+}
+
+#[tokio::test]
+async fn a_coderd_that_becomes_another_while_it_is_collected_is_refused() {
+    let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
+    let mut collector = ours.collector(settings(), &coderd).await;
+    coderd.creation().await;
+    sqlx::query("update organizations set id = gen_random_uuid()").execute(&coderd.database.pool).await.unwrap_err();
+    sqlx::query("update organizations set is_default = false").execute(&coderd.database.pool).await.unwrap();
+    sqlx::query(
+        "insert into organizations (id, name, description, created_at, updated_at, is_default, display_name, default_org_member_roles)
+         values (gen_random_uuid(), 'other', '', now(), now(), true, '', '{}')",
+    )
+    .execute(&coderd.database.pool)
+    .await
+    .unwrap();
+    assert!(matches!(collector.pass().await, Err(CollectError::NotItsCoderd(IdentityRefusal::OtherCoderd { .. }))));
+    assert_eq!(records(&ours).await, 0);
+}
+
+#[tokio::test]
+async fn a_dump_that_is_restored_elsewhere_goes_on() {
+    let (coderd, ours) = (Coderd::new(SchemaVersion::TasksEra).await, ours().await);
+    let known = coderd.creation().await;
+    let mut collector = ours.collector(settings(), &coderd).await;
+    assert_eq!(produced(&collector.pass().await.unwrap()), (1, 0, 0));
+    collector.close().await;
+    let folder = tempfile::TempDir::new().unwrap();
+    let dump = coderd.database.back_up(folder.path());
+    coderd.database.restore(&dump).await;
+    // and upgraded on its new server
+    let pool = sqlx::PgPool::connect(&coderd.database.url).await.unwrap();
+    sqlx::query("alter table workspace_builds drop column has_ai_task").execute(&pool).await.unwrap();
+    let mut collector = ours.collector(settings(), &coderd).await;
+    assert_eq!(produced(&collector.pass().await.unwrap()), (0, 0, 0));
+    assert_eq!(ours.builds().await.into_keys().collect::<Vec<_>>(), [known]);
+}
+
+#[tokio::test]
+async fn a_coderd_that_does_not_tell_which_it_is_is_collected_with_a_warning_unless_usage_is_published_from_it() {
+    let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
+    sqlx::query("update organizations set is_default = false").execute(&coderd.database.pool).await.unwrap();
+    coderd.creation().await;
+    let required = Settings { identity_required: true, ..settings() };
+    let error = ours.open(required.clone(), &coderd.database.url).await.err().unwrap().to_string();
+    assert!(error.contains("default organization"), "{error}");
+    let mut collector = ours.collector(settings(), &coderd).await;
+    assert_eq!(produced(&collector.pass().await.unwrap()), (1, 0, 0));
+    assert!(collector.warning().is_some_and(|warning| warning.contains("default organization")));
+    // it is bound as soon as it tells
+    sqlx::query("update organizations set is_default = true").execute(&coderd.database.pool).await.unwrap();
+    collector.pass().await.unwrap();
+    assert_eq!(collector.warning(), None);
+    collector.close().await;
+    ours.collector(required, &coderd).await.close().await;
+    let bound: Option<Uuid> = sqlx::query_scalar("select bound_organization_id from source").fetch_one(&ours.ledger.pool).await.unwrap();
+    assert_eq!(bound, Some(coderd.organization));
+}
+
+#[tokio::test]
+async fn an_operator_accepts_the_new_identity_of_a_coderd_with_a_reason() {
+    let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
+    let mut collector = ours.collector(settings(), &coderd).await;
+    coderd.creation().await;
+    sqlx::query("update site_configs set value = gen_random_uuid()::text").execute(&coderd.database.pool).await.unwrap();
+    assert!(matches!(collector.pass().await, Err(CollectError::NotItsCoderd(IdentityRefusal::OtherCoderd { .. }))));
+    let desk = Desk { coderd: Some(source_of(&coderd.database.url)), ..desk(&ours.ledger, &ours.log) };
+    let actor = |reason: &str| Actor { name: "user-001".to_owned(), reason: reason.to_owned() };
+    let error = desk.accept_identity(coderd.deployment, &actor(" ")).await.unwrap_err();
+    assert!(matches!(error, OperationError::Invalid { field: "reason", .. }), "{error}");
+    let error = desk.accept_identity(Uuid::new_v4(), &actor("a test")).await.unwrap_err();
+    assert!(matches!(error, OperationError::Forbidden(_)), "this coderd is bound to another source: {error}");
+    assert!(collector.pass().await.is_err());
+    desk.accept_identity(coderd.deployment, &actor("the row was lost")).await.unwrap();
+    assert_eq!(produced(&collector.pass().await.unwrap()), (1, 0, 0));
+    let acts = ours.ledger.acts(&ActFilter { act: Some("accept"), ..ActFilter::default() }, 10).await.unwrap();
+    assert_eq!((acts.len(), acts[0].subject.clone(), acts[0].reason.as_str()), (1, coderd.deployment.to_string(), "the row was lost"));
+    assert_eq!(acts[0].detail["before"]["deployment_id"], coderd.deployment.to_string());
+}

@@ -1,0 +1,63 @@
+//! A second pipeline with a mistyped deployment id, beside the first one, on real processes: nothing is billed twice.
+
+use std::time::Duration;
+
+use chrono::TimeDelta;
+use tallyline::clock::Clock;
+use tallyline::sim::coderd::{Config, SchemaVersion, Simulation};
+use tallyline::sim::tallyman::{self, Tallyman};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::journey::simulated::{introduction, pipeline};
+use crate::journey::site::{Backend, Site};
+use crate::support::{database, eventually};
+
+const SOON: Duration = Duration::from_secs(120);
+const PACE: &str = "collect.poll_seconds = 0.5\ncollect.margin_seconds = 0\n";
+
+#[tokio::test]
+async fn a_second_pipeline_with_a_mistyped_deployment_id_bills_nothing() {
+    let (coderd, stop) = (database().await, CancellationToken::new());
+    let end = Clock::system().now() - TimeDelta::minutes(5);
+    let config = Config::history(3, SchemaVersion::Sep2026, end - TimeDelta::days(20), end, 300);
+    let mut simulation = Simulation::start(config, &coderd.url).await.unwrap();
+    simulation.finish().await.unwrap();
+    let (own, mistyped) = (simulation.deployment().id, Uuid::from_u128(0xbad));
+    // a vendor that knows both ids: only we can prevent it
+    let config = tallyman::Config {
+        license_keys: simulation.truth().licenses.iter().map(|license| license.jwt.clone()).collect(),
+        deployment_ids: vec![own, mistyped],
+        ..tallyman::Config::default()
+    };
+    let vendor = Tallyman::start(config, Clock::system(), stop.clone()).await.unwrap();
+    let introduced_at = introduction(&simulation, end - TimeDelta::days(10));
+    let site = Site::new(Backend::Postgres, &pipeline(&coderd, &simulation, &vendor, introduced_at, PACE)).await;
+    let roles = ["--role", "consume", "--role", "publish"];
+    let first = site.start("collect", &roles);
+    let pending = async || -> i64 {
+        let query = "select count(*) from publication where state = 'pending'";
+        sqlx::query_scalar(query).fetch_one(&site.database.pool).await.unwrap()
+    };
+    eventually(SOON, "all is billed", async || !vendor.books().billed.is_empty() && site.has_read_all().await && pending().await == 0)
+        .await;
+    let (billed, accepted) = (vendor.books().billed.len(), site.accepted().await);
+
+    let set = format!("source.deployment_id={mistyped}");
+    let second = site.start("collect", &[&roles[..], &["--set", &set]].concat());
+    let named = format!("source.deployment_id {mistyped} is not the id of this coderd: set it to {own}");
+    let said = |text: &str, times: usize| text.matches(&named).count() >= times;
+    eventually(SOON, "the collector refuses", async || said(&second.stderr(), 1)).await;
+    // the first goes on beside it
+    let passes =
+        async || -> i64 { sqlx::query_scalar("select count(*) from collector_pass").fetch_one(&site.database.pool).await.unwrap() };
+    let before = passes().await;
+    eventually(SOON, "the first goes on", async || passes().await > before + 3).await;
+    assert!(vendor.books().billed.iter().all(|billed| billed.times == 1 && billed.deployment_id == own));
+    assert_eq!((vendor.books().billed.len(), site.accepted().await, site.ledger.sources().await.unwrap().len()), (billed, accepted, 1));
+    // what lies in the ledger under the other id, as a collector of an earlier version left it, is not sent either
+    site.ledger.register_source(mistyped, introduced_at, None).await.unwrap();
+    eventually(SOON, "the publisher refuses, too", async || second.stderr().contains("refused: ") && said(&second.stderr(), 2)).await;
+    assert_eq!(vendor.books().billed.len(), billed);
+    drop(first);
+}

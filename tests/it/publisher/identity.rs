@@ -1,0 +1,72 @@
+//! Nothing is sent from a coderd that is not the source's, nor under a license of another deployment.
+
+use std::time::Duration;
+
+use chrono::TimeDelta;
+use serde_json::json;
+use tallyline::ledger::SourceIdentity;
+use tallyline::publisher::{Condition, Mode};
+use uuid::Uuid;
+
+use super::world::{DEPLOYMENT, ORGANIZATION, World, first_license, license_for, start_time, usage};
+
+async fn refusal(world: &World) -> String {
+    let mut publisher = world.publisher();
+    let cycle = publisher.cycle(&world.stop).await.unwrap();
+    let condition = publisher.condition().get();
+    assert_eq!((cycle.requests, world.vendor.books().requests), (0, 0));
+    assert!(!condition.is_healthy());
+    let Condition::Refused(why) = condition else { panic!("{condition}") };
+    why
+}
+
+#[tokio::test]
+async fn nothing_is_sent_from_another_coderd_under_the_sources_id() {
+    let mut world = World::new().await;
+    world.add(&[usage("a", start_time())]).await;
+    let bound = SourceIdentity { deployment_id: DEPLOYMENT, organization_id: Uuid::from_u128(0xe) };
+    world.ledger.bind_source(DEPLOYMENT, bound).await.unwrap().unwrap();
+    for mode in [Mode::Sole, Mode::Shadow] {
+        world.settings.mode = mode;
+        let why = refusal(&world).await;
+        assert!(why.contains(&ORGANIZATION.to_string()) && why.contains(&bound.organization_id.to_string()), "{why}");
+        assert_eq!(world.state("a").await.0, "pending");
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_sent_of_a_source_whose_id_is_not_coderds_own() {
+    let world = World::new().await;
+    world.add(&[usage("a", start_time())]).await;
+    sqlx::query("update site_configs set value = gen_random_uuid()::text").execute(&world.coderd).await.unwrap();
+    assert!(refusal(&world).await.contains(&DEPLOYMENT.to_string()));
+}
+
+#[tokio::test]
+async fn sole_sends_nothing_and_does_not_start_where_coderd_does_not_tell_which_it_is() {
+    let mut world = World::new().await;
+    world.add(&[usage("a", start_time())]).await;
+    sqlx::raw_sql("drop schema tallyline cascade").execute(&world.coderd).await.unwrap();
+    let why = refusal(&world).await;
+    assert!(why.contains("psql --set reader=postgres --file src/coderd/grants.sql"), "{why}");
+    world.log().await;
+    let mut process = world.process(&world.vendor.ingest_url());
+    let status = process.ends_within(Duration::from_secs(60)).await;
+    assert_eq!(status.code(), Some(4), "{}", process.stderr());
+    assert!(process.stderr().contains("publish.mode is sole"), "{}", process.stderr());
+    world.settings.mode = Mode::Shadow;
+    assert_eq!(world.cycle().await.waiting, 1);
+}
+
+#[tokio::test]
+async fn a_license_of_other_deployments_does_not_sign() {
+    let world = World::new().await;
+    world.add(&[usage("a", start_time())]).await;
+    sqlx::query("delete from licenses").execute(&world.coderd).await.unwrap();
+    let other = Uuid::from_u128(0xe);
+    world.add_license(&license_for(start_time() - TimeDelta::days(40), &json!([other]))).await;
+    let why = refusal(&world).await;
+    assert!(why.contains("deployment_ids") && why.contains(&other.to_string()) && why.contains(&DEPLOYMENT.to_string()), "{why}");
+    world.add_license(&first_license()).await;
+    assert_eq!(world.cycle().await.accepted, 1);
+}
