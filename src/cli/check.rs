@@ -1,5 +1,7 @@
 //! `tallyline check`
 
+mod connections;
+
 use serde::Serialize;
 
 use super::output::columns;
@@ -14,23 +16,35 @@ pub struct Arguments {
     /// Also look up every secret (env:, file:, exec:), without showing any
     #[arg(long)]
     secrets: bool,
+    /// Also try every connection and every right, and list all that is missing with the statement that gives it
+    #[arg(long)]
+    connect: bool,
 }
 
 #[derive(Serialize)]
 struct Answer {
     mistakes: Vec<Line>,
+    /// What works, but with less than it should.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    warnings: Vec<String>,
 }
 
 #[derive(Serialize)]
-struct Line {
+pub(super) struct Line {
     place: String,
     key: Option<String>,
     problem: String,
 }
 
 pub(super) async fn run(arguments: Arguments, context: &Context) -> Result<Exit, Failure> {
+    let mut warnings = Vec::new();
     let mistakes = match arguments.pipeline.read() {
         Err(mistakes) => lines(&mistakes),
+        Ok(pipeline) if arguments.connect => {
+            let found = connections::check(pipeline, context.clock.clone()).await;
+            warnings = found.warnings;
+            found.mistakes
+        }
         Ok(pipeline) if arguments.secrets => {
             let mut lines = Vec::new();
             for (key, secret) in pipeline.secrets() {
@@ -47,7 +61,7 @@ pub(super) async fn run(arguments: Arguments, context: &Context) -> Result<Exit,
         Ok(_) => Vec::new(),
     };
     let exit = if mistakes.is_empty() { Exit::Success } else { Exit::Configuration };
-    let answer = Answer { mistakes };
+    let answer = Answer { mistakes, warnings };
     context.output.answer(&answer, || table(&answer, &arguments.pipeline))?;
     Ok(exit)
 }
@@ -62,11 +76,14 @@ fn lines(mistakes: &Mistakes) -> Vec<Line> {
 }
 
 fn table(answer: &Answer, arguments: &PipelineArguments) -> String {
+    let mut text: String = answer.warnings.iter().map(|warning| format!("warning: {warning}\n")).collect();
     if answer.mistakes.is_empty() {
-        return format!("{}: no mistake\n", arguments.pipeline.display());
+        text.push_str(&format!("{}: no mistake\n", arguments.pipeline.display()));
+        return text;
     }
-    columns(
+    text.push_str(&columns(
         ["PLACE", "KEY", "PROBLEM"],
         answer.mistakes.iter().map(|line| [line.place.clone(), line.key.clone().unwrap_or_default(), line.problem.clone()]),
-    )
+    ));
+    text
 }

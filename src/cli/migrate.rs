@@ -24,6 +24,11 @@ pub(super) async fn run(arguments: Arguments, context: &Context) -> Result<Exit,
     let ledger = connect::open_ledger(&pipeline, context.clock.clone()).await?;
     let log = connect::open_log(&pipeline, &ledger).await?;
     ledger.reach_server().await?;
+    let lacking = ledger.ledger.in_time(ledger.ledger.missing_rights(true)).await?;
+    if !lacking.is_empty() {
+        let problem = format!("{}: the role lacks rights; let an administrator run:\n{}", ledger.address, lacking.join("\n"));
+        return Err(Failure::of(Exit::Unreachable, problem));
+    }
     ledger.ledger.migrate().await.map_err(|error| Failure::from(error).while_doing(format!("migrating {}", ledger.address)))?;
     let partitions = i32::try_from(pipeline.log.partitions).map_err(|error| Failure::new(Exit::Internal, error))?;
     let differences = log

@@ -68,7 +68,12 @@ pub const KEYS: &[Key] = &[
         None,
         "The ledger's database, postgres://USER:PASSWORD@HOST:PORT/DATABASE (PostgreSQL 14 or newer). Secret.",
     ),
-    key("ledger.connections", Kind::Whole(2, 500), Some("16"), "Most connections of this process to the ledger."),
+    key(
+        "ledger.connections",
+        Kind::Whole(2, 500),
+        None,
+        "Most connections of this process to the ledger; without it, 4 and what its roles need: collect 1, consume 4, publish 1, serve 3.",
+    ),
     key("log.kind", Kind::Choice(&["postgres", "kafka"]), Some("postgres"), "Where the log is: tables in the ledger's database, or Kafka."),
     key(
         "log.partitions",
@@ -91,7 +96,12 @@ pub const KEYS: &[Key] = &[
         None,
         "coderd's own database, read only. Secret. Needed by the roles collect and publish.",
     ),
-    key("source.deployment_id", Kind::Id, None, "coderd's deployment id; without it, it is read from coderd's site_configs."),
+    key(
+        "source.deployment_id",
+        Kind::Id,
+        None,
+        "coderd's own deployment id, which `select tallyline.deployment_id()` in its database shows; without it, coderd is asked.",
+    ),
     key(
         "source.introduced_at",
         Kind::Time,

@@ -178,18 +178,24 @@ pub struct Telemetry {
     pub listen: Option<SocketAddr>,
 }
 
+/// Connections to the ledger for what every process does: its heartbeat, the pauses, the search for a restored ledger, and callers of
+/// its health.
+const OWN_CONNECTIONS: u32 = 4;
+
 impl Pipeline {
     /// From values that have been checked.
     ///
     /// # Panics
     /// When the table of keys and the reading here disagree: any load of any file shows that.
     pub(super) fn of(values: &Values) -> Pipeline {
+        let roles: BTreeSet<Role> = values.words("roles").iter().map(|word| Role::named(word)).collect();
+        let connections = match values.get("ledger.connections") {
+            Some(_) => values.whole("ledger.connections"),
+            None => OWN_CONNECTIONS + roles.iter().map(|role| role.connections()).sum::<u32>(),
+        };
         Pipeline {
-            roles: values.words("roles").iter().map(|word| Role::named(word)).collect(),
-            ledger: PostgresLedger {
-                url: values.secret("ledger.url").expect("checked to be there"),
-                connections: values.whole("ledger.connections"),
-            },
+            roles,
+            ledger: PostgresLedger { url: values.secret("ledger.url").expect("checked to be there"), connections },
             log: LogBackend {
                 kind: if values.text("log.kind").as_deref() == Some("kafka") { LogKind::Kafka } else { LogKind::Postgres },
                 partitions: values.whole("log.partitions"),
@@ -245,6 +251,16 @@ impl Pipeline {
 impl Role {
     /// All roles.
     pub const ALL: [Role; 4] = [Role::Collect, Role::Consume, Role::Publish, Role::Serve];
+
+    /// Connections to the ledger that the role uses at once: a collector's pass; four partitions at a time; a publisher's cycle; two folds
+    /// and an audit or an answer. More of them would only wait for each other.
+    fn connections(self) -> u32 {
+        match self {
+            Role::Collect | Role::Publish => 1,
+            Role::Consume => 4,
+            Role::Serve => 3,
+        }
+    }
 
     /// As in the pipeline file.
     #[must_use]

@@ -209,6 +209,16 @@ fn the_shipped_files_load_as_they_are() {
 }
 
 #[test]
+fn connections_to_the_ledger_follow_from_the_roles() {
+    for (roles, connections) in
+        [("collect", 5), ("consume", 8), ("publish", 5), ("serve", 7), ("collect,publish", 6), ("collect,consume,publish,serve", 13)]
+    {
+        let pipeline = load(&Input { file: shipped("single.toml").0, sets: vec![format!("roles={roles}")], ..Input::default() });
+        assert_eq!(pipeline.expect("no mistake").ledger.connections, connections, "{roles}");
+    }
+}
+
+#[test]
 fn the_shipped_files_hold_every_key_with_its_doc_line_and_its_default() {
     for name in ["single.toml", "kafka.toml"] {
         let (_, text) = shipped(name);

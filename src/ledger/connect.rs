@@ -81,6 +81,27 @@ impl Ledger {
         self.pool.connect_options().connect().await?.close().await
     }
 
+    /// The rights that the role lacks in the ledger's database, each as the statement that gives it. Only who migrates needs to create
+    /// tables.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn missing_rights(&self, migrates: bool) -> Result<Vec<String>, sqlx::Error> {
+        sqlx::query_scalar(
+            "select format('grant usage on schema public to %I;', current_user) where not has_schema_privilege('public', 'usage')
+             union all
+             select format('grant create on schema public to %I;', current_user) where $1 and not has_schema_privilege('public', 'create')
+             union all
+             select format('grant select, insert, update, delete on %s to %I;', oid::regclass, current_user) from pg_class
+             where relnamespace = 'public'::regnamespace and relkind = 'r'
+                 and not (has_table_privilege(oid, 'select') and has_table_privilege(oid, 'insert')
+                     and has_table_privilege(oid, 'update') and has_table_privilege(oid, 'delete'))",
+        )
+        .bind(migrates)
+        .fetch_all(&self.pool)
+        .await
+    }
+
     /// Brings the schema to this binary's version.
     ///
     /// # Errors

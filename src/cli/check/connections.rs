@@ -1,0 +1,147 @@
+//! Every connection and every right that a pipeline needs, tried once. Nothing is changed, and nothing is sent to the vendor.
+
+use super::Line;
+use crate::cli::connect::{self, LedgerAt};
+use crate::cli::{Failure, roles::Site};
+use crate::clock::Clock;
+use crate::coderd::{Database, Identity, Reader};
+use crate::config::{LogKind, Pipeline, PublishMode};
+use crate::event::Topic;
+use crate::ledger::{LedgerError, SourceIdentity};
+use crate::log::LogError;
+
+/// What is wrong, and what works with less than it should.
+#[derive(Default)]
+pub(super) struct Found {
+    pub mistakes: Vec<Line>,
+    pub warnings: Vec<String>,
+}
+
+impl Found {
+    fn mistake(&mut self, key: &str, problem: impl std::fmt::Display) {
+        self.mistakes.push(Line { place: "connection".to_owned(), key: Some(key.to_owned()), problem: problem.to_string() });
+    }
+
+    fn failure(&mut self, key: &str, failure: &Failure) {
+        self.mistake(key, format!("{:#}", failure.error));
+    }
+}
+
+/// Tries the ledger, the log and coderd.
+pub(super) async fn check(pipeline: Pipeline, clock: Clock) -> Found {
+    let mut found = Found::default();
+    let (ledger_kind, configured) = (pipeline.log.kind, pipeline.clone());
+    let ledger = match connect::open_ledger(&pipeline, clock.clone()).await {
+        Ok(ledger) => ledger,
+        Err(failure) => {
+            found.failure("ledger.url", &failure);
+            return found;
+        }
+    };
+    let current = check_ledger(&ledger, &mut found).await;
+    if ledger_kind == LogKind::Kafka {
+        check_kafka(&pipeline, &ledger, &mut found).await;
+    }
+    match Site::open(pipeline, clock).await {
+        Ok(Site { coderd: Some(database), .. }) => check_coderd(&configured, &database, &ledger, current, &mut found).await,
+        Ok(Site { coderd: None, .. }) => {}
+        Err(failure) => found.failure("source.coderd_url", &failure),
+    }
+    found
+}
+
+/// Whether the ledger can be read with this binary's schema.
+async fn check_ledger(at: &LedgerAt, found: &mut Found) -> bool {
+    if let Err(failure) = at.reach_server().await {
+        found.failure("ledger.url", &failure);
+        return false;
+    }
+    let current = match at.ledger.check_schema().await {
+        Ok(()) => true,
+        Err(error @ LedgerError::SchemaTooOld { .. }) => {
+            found.warnings.push(error.to_string());
+            false
+        }
+        Err(error) => {
+            found.mistake("ledger.url", error);
+            false
+        }
+    };
+    match at.ledger.in_time(at.ledger.missing_rights(!current)).await {
+        Ok(statements) => statements.iter().for_each(|statement| found.mistake("ledger.url", statement)),
+        Err(error) => found.mistake("ledger.url", error),
+    }
+    current
+}
+
+/// The brokers, the topics, and the right to describe the group.
+async fn check_kafka(pipeline: &Pipeline, ledger: &LedgerAt, found: &mut Found) {
+    let at = match connect::open_log(pipeline, ledger).await {
+        Ok(at) => at,
+        Err(failure) => return found.failure("kafka", &failure),
+    };
+    let mut missing = Vec::new();
+    for topic in Topic::ALL {
+        match at.log.partitions(topic).await {
+            Ok(_) => {}
+            Err(LogError::NoTopic(topic)) => missing.push(topic.name()),
+            Err(error) => return found.mistake("kafka.brokers", format!("{}: {error}", at.address)),
+        }
+    }
+    if !missing.is_empty() {
+        found.warnings.push(format!("{} has no topic {}: run `tallyline migrate`", at.address, missing.join(", ")));
+    } else if let Err(error) = at.log.marks(&pipeline.log.group).await {
+        found.mistake("log.group", format!("{}: the group cannot be described: {error}", at.address));
+    }
+}
+
+/// coderd's database: each right, and whether this coderd is the one of the source.
+async fn check_coderd(pipeline: &Pipeline, database: &Database, ledger: &LedgerAt, current: bool, found: &mut Found) {
+    let mut reader = match database.connect().await {
+        Ok(reader) => reader,
+        Err(error) => return found.mistake("source.coderd_url", error),
+    };
+    match reader.missing_rights().await {
+        Ok(statements) => statements.iter().for_each(|statement| found.mistake("source.coderd_url", statement)),
+        Err(error) => found.mistake("source.coderd_url", error),
+    }
+    check_transactions(&mut reader, found).await;
+    match reader.identity().await {
+        Ok(identity) => check_identity(pipeline, identity, ledger, current, found).await,
+        Err(error) if error.hides_identity() && pipeline.publish.mode == PublishMode::Shadow => {
+            found.warnings.push(format!("whether coderd is the one of the source is not checked: {error}"));
+        }
+        Err(error) if error.hides_identity() => found.mistake("publish.mode", format!("sole refuses to start: {error}")),
+        Err(error) => found.mistake("source.coderd_url", error),
+    }
+    reader.close().await;
+}
+
+async fn check_transactions(reader: &mut Reader, found: &mut Found) {
+    // what is missing is in the list of rights
+    let Ok(catalog) = reader.catalog().await else { return };
+    match reader.horizon(&catalog).await {
+        Ok(horizon) if catalog.open_transactions && !horizon.sees_all => found.warnings.push(
+            "coderd's open transactions are not all visible, so nothing is reported as complete: this is a hot standby, track_activities is \
+             off, or src/coderd/grants.sql was not run by a superuser or a member of pg_read_all_stats"
+                .to_owned(),
+        ),
+        Ok(_) => {}
+        Err(error) => found.mistake("source.coderd_url", error),
+    }
+}
+
+async fn check_identity(pipeline: &Pipeline, identity: Identity, ledger: &LedgerAt, current: bool, found: &mut Found) {
+    let source_id = pipeline.source.deployment_id.unwrap_or(identity.deployment_id);
+    let coderd = SourceIdentity::from(identity);
+    let refusal = match current {
+        true => ledger.ledger.in_time(ledger.ledger.identity_refusal(source_id, coderd)).await,
+        // nothing is registered yet
+        false => Ok(coderd.refusal_of_new(source_id)),
+    };
+    match refusal {
+        Ok(None) => {}
+        Ok(Some(refusal)) => found.mistake("source.deployment_id", refusal),
+        Err(error) => found.mistake("ledger.url", error),
+    }
+}
