@@ -7,15 +7,13 @@ use super::{KEYS, Key, Kind};
 
 const PREFIX: &str = "TALLYLINE_";
 
-/// Variables that are no settings: Kubernetes sets the first two for any Service named `tallyline`, the third is for `--api`, the others belong to
-/// the scripts.
-const OTHERS: &[&str] =
-    &["TALLYLINE_SERVICE_", "TALLYLINE_PORT", "TALLYLINE_API_TOKEN", "TALLYLINE_TEST_", "TALLYLINE_CACHE", "TALLYLINE_PG_BIN"];
+/// Variables of other programs: the first is for `--api`, the others are for the scripts.
+const OTHERS: &[&str] = &["TALLYLINE_API_TOKEN", "TALLYLINE_TEST_", "TALLYLINE_CACHE", "TALLYLINE_PG_BIN"];
 
 /// Each `TALLYLINE_…` variable.
 pub(super) fn variables(variables: &[(String, String)], settings: &mut Settings, mistakes: &mut Mistakes) {
     for (name, value) in variables {
-        if !name.starts_with(PREFIX) || OTHERS.iter().any(|other| name.starts_with(other)) {
+        if !name.starts_with(PREFIX) || OTHERS.iter().any(|other| name.starts_with(other)) || is_of_kubernetes(name, value) {
             continue;
         }
         let place = Place::Variable(name.clone());
@@ -41,6 +39,24 @@ pub(super) fn variables(variables: &[(String, String)], settings: &mut Settings,
             mistakes.add_without_key(place, "is no setting: a variable is named TALLYLINE_SECTION_KEY after a key of the pipeline file");
         }
     }
+}
+
+/// Whether Kubernetes sets this variable in each pod for a Service named `tallyline` or `tallyline-…`.
+/// Source: "Accessing the Service, environment variables" in Kubernetes' documentation, and the older form of Docker links.
+pub(super) fn is_of_kubernetes(name: &str, value: &str) -> bool {
+    let words: Vec<&str> = name.split('_').skip(1).collect();
+    let ends_with = |end: &[&str]| words.ends_with(end);
+    let is_port_link = |link: &[&str]| match link {
+        ["PORT", number, "TCP" | "UDP" | "SCTP", rest @ ..] => {
+            number.parse::<u16>().is_ok() && matches!(rest, [] | ["PROTO" | "PORT" | "ADDR"])
+        }
+        _ => false,
+    };
+    ends_with(&["SERVICE", "HOST"])
+        || words.windows(2).any(|pair| pair == ["SERVICE", "PORT"])
+        || (0..words.len()).any(|start| is_port_link(&words[start..]))
+        // its name alone could be a misspelt setting
+        || (ends_with(&["PORT"]) && ["tcp://", "udp://", "sctp://"].iter().any(|scheme| value.starts_with(scheme)))
 }
 
 fn entry_of<'a>(key: &'static Key, variable: &'a str) -> Option<(&'static Key, &'a str)> {

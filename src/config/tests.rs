@@ -82,7 +82,8 @@ introduced_at = 2025-01-01
     let variables = [
         ("TALLYLINE_COLLECT_MARGIN_SECONDS", "soon"),
         ("TALLYLINE_COLECT", "1"),
-        ("TALLYLINE_SERVICE_HOST", "10.0.0.1"),
+        ("TALLYLINE_SERVE_PORT", "8090"),
+        ("TALLYLINE_SERVE_PORT_8090", "tcp://10.0.0.1:8090"),
         ("TALLYLINE_LICENSE_PUBLIC_KEYS_A", "key"),
         ("OTHER", "1"),
     ];
@@ -106,6 +107,8 @@ p.toml:23: source.introduced_at must be an instant such as 2025-07-01T00:00:00Z
 TALLYLINE_COLECT: is no setting: a variable is named TALLYLINE_SECTION_KEY after a key of the pipeline file
 TALLYLINE_COLLECT_MARGIN_SECONDS: collect.margin_seconds must be a number of seconds from 0 to 3600
 TALLYLINE_LICENSE_PUBLIC_KEYS_A: license.public_keys cannot tell the entry's name from a variable: give the whole table in TALLYLINE_LICENSE_PUBLIC_KEYS, { \"NAME\" = \"…\" }
+TALLYLINE_SERVE_PORT: is no setting: a variable is named TALLYLINE_SECTION_KEY after a key of the pipeline file
+TALLYLINE_SERVE_PORT_8090: is no setting: a variable is named TALLYLINE_SECTION_KEY after a key of the pipeline file
 --set: serve.metrics_listen must be an address and port such as 127.0.0.1:8090
 --set (number 2): must be KEY=VALUE
 --set (number 3): ledger.usl is unknown; [ledger] has url, connections
@@ -266,7 +269,41 @@ fn the_shipped_examples_are_allowed() {
     }
 }
 
+/// What Kubernetes sets for one Service with one port, whose names are written as in variables.
+fn of_kubernetes(service: &str, port_name: &str, port: u16, protocol: &str) -> Vec<(String, String)> {
+    let (address, scheme) = ("10.0.0.1", protocol.to_lowercase());
+    let link = format!("{service}_PORT_{port}_{protocol}");
+    vec![
+        (format!("{service}_SERVICE_HOST"), address.into()),
+        (format!("{service}_SERVICE_PORT"), port.to_string()),
+        (format!("{service}_SERVICE_PORT_{port_name}"), port.to_string()),
+        (format!("{service}_PORT"), format!("{scheme}://{address}:{port}")),
+        (link.clone(), format!("{scheme}://{address}:{port}")),
+        (format!("{link}_PROTO"), scheme),
+        (format!("{link}_PORT"), port.to_string()),
+        (format!("{link}_ADDR"), address.into()),
+    ]
+}
+
 proptest! {
+    /// A Service next to the pods changes nothing, whatever follows `tallyline` in its name.
+    #[test]
+    fn variables_of_kubernetes_for_services_are_ignored(
+        service in "TALLYLINE(_[A-Z0-9]{1,8}){0,3}", port_name in "[A-Z0-9]{1,8}(_[A-Z0-9]{1,8}){0,2}", port: u16, protocol in "TCP|UDP|SCTP",
+    ) {
+        for (name, value) in of_kubernetes(&service, &port_name, port, &protocol) {
+            let loaded = load_all(LEAST, &[(&name, &value)], &[]);
+            prop_assert!(loaded.is_ok(), "{}: {:?}", name, loaded);
+        }
+    }
+
+    /// No setting is ignored as a variable of Kubernetes, whatever its value.
+    #[test]
+    fn no_setting_is_taken_for_a_variable_of_kubernetes(index in 0..KEYS.len(), value in "(tcp://)?\\PC{0,30}") {
+        let variable = KEYS[index].variable();
+        prop_assert!(!overrides::is_of_kubernetes(&variable, &value), "{}", variable);
+    }
+
     /// Whatever the file, the flags and the variables hold: no panic, and the answer is a pipeline or mistakes.
     #[test]
     fn any_input_is_answered(text in "\\PC*|([a-z_\\[\\].='\" 0-9\n]{0,60})", set in "\\PC*|[a-z._]{1,20}=\\PC{0,20}", variable in "TALLYLINE_[A-Z_]{0,20}", value in "\\PC*") {
