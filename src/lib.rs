@@ -3,6 +3,7 @@
 
 pub mod api;
 pub mod audit;
+pub mod cause;
 pub mod cli;
 pub mod clock;
 pub mod coderd;

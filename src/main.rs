@@ -21,7 +21,7 @@ fn main() -> ExitCode {
         Ok(Ok(exit)) => exit.into(),
         Ok(Err(failure)) => {
             use std::io::Write as _;
-            let _ = writeln!(std::io::stderr(), "tallyline: {}", cli::plain(&format!("{:#}", failure.error)));
+            let _ = writeln!(std::io::stderr(), "tallyline: {}", cli::plain(&failure.text()));
             failure.exit.into()
         }
         Err(_) => Exit::Internal.into(),

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 const ARROWS: &[(&str, &[&str])] = &[
     ("api", ANY),
     ("audit", &["event", "log", "ledger", "coderd", "collectors"]),
+    ("cause", &[]),
     ("cli", ANY),
     ("clock", &[]),
     ("coderd", &[]),
@@ -49,7 +50,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("waiting", &[]),
 ];
 const ANY: &[&str] = &["*"];
-const LEAVES: &[&str] = &["clock", "waiting"];
+const LEAVES: &[&str] = &["cause", "clock", "waiting"];
 
 /// One part names another, in this file.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

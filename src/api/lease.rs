@@ -58,7 +58,8 @@ impl MetricsLease {
         let mut away = false;
         while !stop.is_cancelled() {
             let Some(asked) = lease_step(stop, tokio::time::timeout(length, self.ask(serving, length))).await else { break };
-            let fault = asked.map_or_else(|_| Some("no answer in time".to_owned()), |answer| answer.err().map(|error| error.to_string()));
+            let fault =
+                asked.map_or_else(|_| Some("no answer in time".to_owned()), |answer| answer.err().map(|error| crate::cause::text(&error)));
             if let Some(cause) = &fault
                 && !away
             {

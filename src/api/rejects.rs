@@ -62,7 +62,7 @@ impl RejectsTelemetry {
         }
         match tokio::time::timeout(within, ledger.open_rejects()).await {
             Ok(Ok(open)) => self.show(&open, clock, &mut state.shown),
-            Ok(Err(error)) => tracing::debug!(%error, "open rejects are not counted"),
+            Ok(Err(error)) => tracing::debug!(error = crate::cause::text(&error), "open rejects are not counted"),
             Err(_) => tracing::debug!("open rejects are not counted: no answer in time"),
         }
         state.next_look = Some(Instant::now() + begun.elapsed() * PAUSE);

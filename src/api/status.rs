@@ -18,7 +18,7 @@ pub(super) async fn status(State(serving): State<Arc<Serving>>) -> Result<Json<S
     let _turn = serving.counting.lock().await;
     let api = &serving.api;
     let status = api.ledger.in_time(status::read(&api.ledger, &api.log, LOG_ANSWER)).await;
-    let mut status = status.map_err(|error| Problem::unavailable(format!("the ledger cannot be read: {error}")))?;
+    let mut status = status.map_err(|error| Problem::unavailable(format!("the ledger cannot be read: {}", crate::cause::text(&error))))?;
     status.folded_sequences = Some(Folded {
         metrics: api.metrics.watch().borrow().map(|standing| standing.sequence),
         licenses: api.licenses.watch().borrow().map(|standing| standing.sequence),

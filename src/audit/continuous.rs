@@ -142,7 +142,7 @@ impl Continuous {
                 Ok(()) => {}
                 Err(fault) => {
                     failed_at = Some(Instant::now());
-                    let fault = format!("{fault:#}");
+                    let fault = crate::cause::text(fault.as_ref());
                     if said.fault.as_ref() != Some(&fault) {
                         warn!(fault, "the audit cannot be made: what the last one found stands");
                         said.fault = Some(fault);

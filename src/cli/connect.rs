@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::{Exit, Failure};
+use crate::cause;
 use crate::clock::Clock;
 use crate::config::{LogKind, Pipeline, Secret};
 use crate::event::Topic;
@@ -78,7 +79,7 @@ impl LedgerAt {
         let answered = tokio::time::timeout(Duration::from_secs(REACH_SECONDS), self.ledger.reach()).await;
         let problem = match answered {
             Ok(Ok(())) => return Ok(()),
-            Ok(Err(error)) => error.to_string(),
+            Ok(Err(error)) => cause::text(&error),
             Err(_) => format!("no answer within {REACH_SECONDS} s"),
         };
         let advice = "is it started, and are ledger.url, the database and its user right?";
@@ -168,7 +169,7 @@ where
             None => return Err(Failure::interrupted()),
             Some(Ok(())) => break,
             Some(Err(failure)) if failure.exit == Exit::Unreachable => {
-                let reason = format!("{:#}", failure.error);
+                let reason = failure.text();
                 if reason != said {
                     warn!(waiting_for = what, "{reason}; waiting");
                     said = reason;

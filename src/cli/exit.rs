@@ -4,6 +4,7 @@ use std::fmt;
 
 use sqlx::migrate::MigrateError;
 
+use crate::cause;
 use crate::ledger::LedgerError;
 use crate::log::LogError;
 use crate::operations::OperationError;
@@ -20,7 +21,7 @@ pub enum Exit {
     Configuration = 2,
     /// PostgreSQL, Kafka or another dependency cannot be reached, or is not prepared.
     Unreachable = 3,
-    /// Refused: a plan that changed, a schema that is newer, a file that cannot be written.
+    /// Refused: a plan that changed, a schema that is newer, a file that cannot be written, a range that is not complete.
     Refused = 4,
     /// A fault of Tallyline's own.
     Internal = 70,
@@ -34,7 +35,7 @@ pub(super) const TABLE: &str = "Exit codes:
     1  the books, or what was compared, differ
     2  the command line or the configuration is wrong
     3  a dependency cannot be reached or is not prepared
-    4  refused: the plan changed, the schema is newer, the file cannot be written
+    4  refused: the plan changed, the schema is newer, the file cannot be written, the range is not complete
    70  a fault of Tallyline's own
   130  stopped by a signal before the work was done";
 
@@ -49,7 +50,7 @@ impl From<Exit> for std::process::ExitCode {
 pub struct Failure {
     /// The code.
     pub exit: Exit,
-    /// What is shown on stderr, with its causes.
+    /// What went wrong, with its causes.
     pub error: anyhow::Error,
 }
 
@@ -68,6 +69,12 @@ impl Failure {
     #[must_use]
     pub fn interrupted() -> Failure {
         Failure::of(Exit::Interrupted, "stopped by a signal")
+    }
+
+    /// What is shown on stderr: the error with its causes, each once.
+    #[must_use]
+    pub fn text(&self) -> String {
+        cause::text(self.error.as_ref())
     }
 
     /// Says what was being done.

@@ -72,7 +72,7 @@ impl Database {
                         cause: refused.message().to_owned(),
                     }
                 }
-                _ => unreachable(error.to_string()),
+                _ => unreachable(crate::cause::text(&error)),
             }
         })?;
         let user = self.options.get_username().to_owned();

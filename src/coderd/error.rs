@@ -60,7 +60,7 @@ pub enum CoderdError {
     #[error("the connection to coderd's database was lost or too slow: {0}")]
     Lost(String),
     /// Anything else that PostgreSQL says.
-    #[error("coderd's database: {0}")]
+    #[error("coderd's database: {}", crate::cause::text(.0))]
     Query(#[source] sqlx::Error),
 }
 

@@ -145,7 +145,7 @@ impl Collector {
             reader.close().await;
         }
         if let Err(error) = self.ledger.in_time(self.ledger.release_lease(self.lease)).await {
-            tracing::warn!(%error, "the collector's lease is left to end by itself");
+            tracing::warn!(error = crate::cause::text(&error), "the collector's lease is left to end by itself");
         }
     }
 

@@ -74,7 +74,7 @@ pub enum CollectError {
     #[error(transparent)]
     Coderd(#[from] CoderdError),
     /// The ledger.
-    #[error("the ledger cannot be used: {0}")]
+    #[error("the ledger cannot be used: {}", crate::cause::text(.0))]
     Ledger(#[from] sqlx::Error),
     /// The log did not acknowledge everything.
     #[error("the log did not take all events: {0}")]

@@ -87,7 +87,7 @@ impl Consumer {
         while !stop.is_cancelled() {
             match self.consume(stop, &mut waits).await {
                 Ok(()) => return,
-                Err(fault) => warn!(error = format!("{fault:#}"), "consumer joins again"),
+                Err(fault) => warn!(error = crate::cause::text(fault.as_ref()), "consumer joins again"),
             }
             if !waits.wait(stop).await {
                 return;
@@ -191,7 +191,7 @@ impl Consumer {
                     }
                     Err(verify::Problem::Log(error)) => error.to_string(),
                 },
-                Err(error) => format!("{error:#}"),
+                Err(error) => crate::cause::text(error.as_ref()),
             };
             self.not_started(partition, &problem);
             tokio::time::sleep(waits.next_wait()).await;

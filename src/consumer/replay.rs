@@ -49,7 +49,7 @@ pub enum ReplayError {
     #[error(transparent)]
     Log(#[from] LogError),
     /// The ledger.
-    #[error("the ledger cannot be used: {0}")]
+    #[error("the ledger cannot be used: {}", crate::cause::text(.0))]
     Ledger(#[from] sqlx::Error),
 }
 

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::{Consumer, GRACE, PositionFault, arrival, verify};
+use crate::cause;
 use crate::event::TopicPartition;
 use crate::ledger::{Arrival, Chain, Claim, LastRecord, RecordError, Refusal, Verdict, fingerprint};
 use crate::log::Batch;
@@ -158,7 +159,7 @@ impl Task {
                 Err(RecordError::Refused(error)) => return Box::pin(self.narrow(arrivals, next_offset, &error)).await,
                 Err(RecordError::Fenced(_)) => self.consumer.telemetry.fenced(),
                 Err(RecordError::Unavailable(error)) => {
-                    warn!(partition = %self.claim.partition, %error, "batch not recorded, trying again")
+                    warn!(partition = %self.claim.partition, error = cause::text(&error), "batch not recorded, trying again")
                 }
             }
             let (generation, expected) = (self.claim.generation, self.claim.next_offset);
@@ -186,7 +187,9 @@ impl Task {
                     self.claim = claim;
                     return Ok(());
                 }
-                Err(error) => warn!(partition = %self.claim.partition, error = format!("{error:#}"), "the partition cannot be claimed"),
+                Err(error) => {
+                    warn!(partition = %self.claim.partition, error = cause::text(error.as_ref()), "the partition cannot be claimed")
+                }
             }
         }
         Err(GiveUp::Drop)

@@ -11,6 +11,7 @@ use sqlx::{ConnectOptions as _, Connection as _};
 
 use super::Ledger;
 use super::in_time::{DEADLINE, settles};
+use crate::cause;
 use crate::clock::Clock;
 
 static MIGRATIONS: Migrator = sqlx::migrate!();
@@ -28,10 +29,10 @@ pub struct LedgerSettings {
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
     /// The URL does not parse.
-    #[error("ledger.url is no PostgreSQL URL: {0}")]
+    #[error("ledger.url is no PostgreSQL URL: {}", cause::text(.0))]
     Url(#[source] sqlx::Error),
     /// No answer, or a refusal, from PostgreSQL.
-    #[error("the ledger's PostgreSQL cannot be used: {0}")]
+    #[error("the ledger's PostgreSQL cannot be used: {}", cause::text(.0))]
     Unavailable(#[from] sqlx::Error),
     /// Older than this binary.
     #[error("the ledger's schema is at version {found}, this binary needs {needed}: run `tallyline migrate`")]
@@ -52,7 +53,7 @@ pub enum LedgerError {
         needed: i64,
     },
     /// A migration failed.
-    #[error("migrating the ledger failed: {0}")]
+    #[error("migrating the ledger failed: {}", cause::text(.0))]
     Migrate(#[from] sqlx::migrate::MigrateError),
 }
 
@@ -109,7 +110,13 @@ impl Ledger {
     pub async fn migrate(&self) -> Result<(), LedgerError> {
         match self.schema_version().await? {
             (found, needed) if found > needed => Err(LedgerError::SchemaTooNew { found, needed }),
-            _ => Ok(MIGRATIONS.run(&self.pool).await?),
+            _ => {
+                // a migration may rewrite a large table
+                let options = PgConnectOptions::clone(&self.pool.connect_options()).options([("statement_timeout", "0")]);
+                let mut connection = options.connect().await?;
+                MIGRATIONS.run(&mut connection).await?;
+                Ok(connection.close().await?)
+            }
         }
     }
 

@@ -29,7 +29,7 @@ pub enum LeaseError {
     #[error("the lease {0:?} is lost")]
     Lost(String),
     /// The database.
-    #[error(transparent)]
+    #[error("{}", crate::cause::text(.0))]
     Database(#[from] sqlx::Error),
 }
 

@@ -137,10 +137,10 @@ pub enum RecordError {
     #[error("{0} has been taken by another consumer")]
     Fenced(TopicPartition),
     /// The data itself is refused by PostgreSQL: trying again cannot help.
-    #[error("the ledger refuses the data: {0}")]
+    #[error("the ledger refuses the data: {}", crate::cause::text(.0))]
     Refused(#[source] sqlx::Error),
     /// Anything that may pass.
-    #[error("the ledger cannot be written: {0}")]
+    #[error("the ledger cannot be written: {}", crate::cause::text(.0))]
     Unavailable(#[source] sqlx::Error),
 }
 

@@ -9,6 +9,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{FromRow as _, Row as _};
 
 use super::{LogError, RETENTION_DAYS, Record};
+use crate::cause;
 use crate::event::{Message, Topic, TopicPartition};
 
 /// How the log in PostgreSQL is used.
@@ -230,5 +231,5 @@ pub(super) fn refused(error: sqlx::Error) -> LogError {
         sqlx::Error::Protocol(problem) => problem.contains("SSLRequest"),
         _ => false,
     };
-    if passing { LogError::Unreachable(error.to_string()) } else { LogError::Refused(error.to_string()) }
+    if passing { LogError::Unreachable(cause::text(&error)) } else { LogError::Refused(cause::text(&error)) }
 }

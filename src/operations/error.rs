@@ -21,7 +21,7 @@ pub enum OperationError {
         message: String,
     },
     /// The ledger. HTTP 503, exit code by its cause.
-    #[error("the ledger cannot be used: {0}")]
+    #[error("the ledger cannot be used: {}", crate::cause::text(.0))]
     Ledger(#[from] sqlx::Error),
     /// The log. HTTP 503, exit code by its cause.
     #[error(transparent)]
@@ -33,7 +33,7 @@ pub enum OperationError {
     #[error("interrupted; the same command goes on from here")]
     Interrupted,
     /// A fault of ours. HTTP 500, exit code 70.
-    #[error("{0:#}")]
+    #[error("{}", crate::cause::text(.0.as_ref()))]
     Internal(#[from] anyhow::Error),
 }
 

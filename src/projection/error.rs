@@ -6,7 +6,7 @@ use crate::stages::Broken;
 #[derive(Debug, thiserror::Error)]
 pub enum ProjectionError {
     /// The ledger gives no answer, or one that this version cannot read.
-    #[error("the ledger cannot be read: {0}")]
+    #[error("the ledger cannot be read: {}", crate::cause::text(.0))]
     Unavailable(#[from] sqlx::Error),
     /// Sequences have no holes.
     #[error("after sequence {after} the ledger has {found:?}: its order is broken")]

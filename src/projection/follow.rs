@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use super::fold::{fold_to_telling, next_page};
 use super::{Folded, ProjectionError, View};
+use crate::cause;
 use crate::ledger::{Acquaintance, Entry, Landmark, Ledger, Restored};
 use crate::stages::Stage;
 
@@ -88,7 +89,7 @@ impl<S: Stage> Projection<S> {
                 }
                 Some(Err(ProjectionError::Unavailable(error))) => {
                     if !std::mem::replace(&mut away, true) {
-                        warn!(stage = S::NAME, %error, "the ledger cannot be read: the last state stays");
+                        warn!(stage = S::NAME, error = cause::text(&error), "the ledger cannot be read: the last state stays");
                     }
                     AWAY
                 }

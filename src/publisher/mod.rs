@@ -189,7 +189,7 @@ impl Publisher {
         match &outcome {
             Ok(Cycle { failure: Some(failure), .. }) => self.condition.set(Condition::Failing(self.failing(failure))),
             Ok(cycle) => debug!(?cycle, "publisher's cycle"),
-            Err(fault) => self.condition.set(Condition::Failing(format!("{fault:#}"))),
+            Err(fault) => self.condition.set(Condition::Failing(crate::cause::text(fault.as_ref()))),
         }
         self.telemetry.stopped(self.settings.deployment, matches!(self.condition.get(), Condition::Stopped(_)));
         outcome
@@ -260,7 +260,7 @@ impl Publisher {
         if let Ok(Some(source)) = self.ledger.in_time(self.ledger.source(self.settings.deployment)).await
             && let Err(error) = self.show_queue(source.id).await
         {
-            debug!(error = format!("{error:#}"), "the queue cannot be looked at");
+            debug!(error = crate::cause::text(error.as_ref()), "the queue cannot be looked at");
         }
     }
 

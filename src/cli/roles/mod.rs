@@ -167,7 +167,7 @@ async fn end(mut roles: JoinSet<Result<(), Failure>>, stop: &CancellationToken, 
         while let Some(ended) = roles.join_next().await {
             let ended = ended.unwrap_or_else(|panic| Err(Failure::new(Exit::Internal, panic)));
             if let Err(failure) = ended {
-                error!(error = format!("{:#}", failure.error), "a role has failed, all stop");
+                error!(error = failure.text(), "a role has failed, all stop");
                 stop.cancel();
                 if outcome.is_ok() {
                     outcome = Err(failure);

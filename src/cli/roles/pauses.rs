@@ -7,6 +7,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use crate::cause;
 use crate::cli::Failure;
 use crate::event::Topic;
 use crate::ledger::{Ledger, Pausable, Pause, Paused};
@@ -63,7 +64,7 @@ impl Hearing {
                 true
             }
             Ok(Err(error)) => {
-                debug!(%error, "what is paused cannot be asked for: nothing changes");
+                debug!(error = cause::text(&error), "what is paused cannot be asked for: nothing changes");
                 false
             }
             Err(_) => false,

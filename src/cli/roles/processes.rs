@@ -10,6 +10,7 @@ use tracing::debug;
 use uuid::Uuid;
 
 use super::{Parts, Site};
+use crate::cause;
 use crate::config::Role;
 use crate::ledger::{Ledger, Process};
 
@@ -50,7 +51,7 @@ impl Heart {
                 && in_order
                 && let Err(error) = ledger.process_ends(id).await
             {
-                debug!(%error, "the process's row stays");
+                debug!(error = cause::text(&error), "the process's row stays");
             }
         };
         let _ = tokio::time::timeout(FAREWELL, farewell).await;
@@ -64,7 +65,7 @@ async fn beat(site: Site, parts: Parts, at: Value, process: Process, stop: Cance
             let standing = standing(&site, &parts, &at);
             match tokio::time::timeout(ANSWER, ledger.process_lives(&process, &standing)).await {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => debug!(%error, "heartbeat missed"),
+                Ok(Err(error)) => debug!(error = cause::text(&error), "heartbeat missed"),
                 Err(_) => debug!("heartbeat missed: no answer"),
             }
             tokio::time::sleep(BEAT).await;

@@ -1,0 +1,109 @@
+//! What an error says to a reader: each of its causes once, and of a database's answer only the message.
+
+use std::error::Error;
+
+use sqlx::error::DatabaseError;
+
+/// The error's text and those of its causes, joined by `: `. A cause that the text repeats is left out. So is what sqlx adds to the message of
+/// a database: the line of PostgreSQL's own source that reported it.
+#[must_use]
+pub fn text(error: &(dyn Error + 'static)) -> String {
+    let causes: Vec<&(dyn Error + 'static)> = std::iter::successors(Some(error), |cause| (*cause).source()).collect();
+    let answer = causes.iter().find_map(|cause| database(*cause));
+    let mut text = String::new();
+    for cause in causes {
+        let mut words = cause.to_string();
+        if let Some(answer) = answer {
+            words = words
+                .replace(&format!("error returned from database: {answer}"), answer.message())
+                .replace(&answer.to_string(), answer.message());
+        }
+        if text.is_empty() {
+            text = words;
+        } else if !text.contains(&words) {
+            text = format!("{text}: {words}");
+        }
+    }
+    text
+}
+
+/// The answer of a database, where the cause is one.
+fn database<'a>(cause: &'a (dyn Error + 'static)) -> Option<&'a (dyn DatabaseError + 'static)> {
+    match cause.downcast_ref::<sqlx::Error>() {
+        Some(error) => error.as_database_error(),
+        None => cause.downcast_ref::<Box<dyn DatabaseError>>().map(|answer| &**answer),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::borrow::Cow;
+    use std::fmt;
+
+    use sqlx::error::ErrorKind;
+
+    use super::*;
+
+    /// As PostgreSQL's: the message, and where in its source it was reported.
+    #[derive(Debug)]
+    struct Answer;
+
+    impl fmt::Display for Answer {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("permission denied for table batch at line 2741")
+        }
+    }
+
+    impl Error for Answer {}
+
+    impl DatabaseError for Answer {
+        fn message(&self) -> &str {
+            "permission denied for table batch"
+        }
+        fn code(&self) -> Option<Cow<'_, str>> {
+            Some("42501".into())
+        }
+        fn as_error(&self) -> &(dyn Error + Send + Sync + 'static) {
+            self
+        }
+        fn as_error_mut(&mut self) -> &mut (dyn Error + Send + Sync + 'static) {
+            self
+        }
+        fn into_error(self: Box<Self>) -> Box<dyn Error + Send + Sync + 'static> {
+            self
+        }
+        fn kind(&self) -> ErrorKind {
+            ErrorKind::Other
+        }
+    }
+
+    #[derive(Debug, thiserror::Error)]
+    enum Outer {
+        #[error("the ledger cannot be used: {0}")]
+        Repeated(#[from] sqlx::Error),
+        #[error(transparent)]
+        Passed(sqlx::Error),
+    }
+
+    fn answer() -> sqlx::Error {
+        sqlx::Error::Database(Box::new(Answer))
+    }
+
+    #[test]
+    fn a_database_is_quoted_once_and_without_its_source_lines() {
+        assert_eq!(text(&answer()), "permission denied for table batch");
+        assert_eq!(text(&Outer::Repeated(answer())), "the ledger cannot be used: permission denied for table batch");
+        assert_eq!(text(&Outer::Passed(answer())), "permission denied for table batch");
+        let context = anyhow::Error::from(Outer::Repeated(answer())).context("migrating");
+        assert_eq!(text(context.as_ref()), "migrating: the ledger cannot be used: permission denied for table batch");
+    }
+
+    #[test]
+    fn causes_that_say_something_else_are_kept() {
+        let cause = std::io::Error::new(std::io::ErrorKind::ConnectionRefused, "refused");
+        let error = anyhow::Error::from(Outer::Repeated(cause.into())).context("reading at line 7");
+        assert_eq!(text(error.as_ref()), "reading at line 7: the ledger cannot be used: error communicating with database: refused");
+        let error = anyhow::anyhow!("a file").context("an export");
+        assert_eq!(text(error.as_ref()), "an export: a file");
+    }
+}
