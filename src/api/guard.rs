@@ -1,4 +1,4 @@
-//! What stands before every path: who may ask, and a deadline.
+//! Before every path: for which name and by whom it may be asked, and a deadline.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,6 +9,7 @@ use axum::response::{IntoResponse, Response};
 
 use super::Serving;
 use super::answer::Problem;
+use super::host::{self, Hosts};
 use super::tokens::{Needs, admit};
 
 /// No answer takes longer, unless its path says so.
@@ -19,18 +20,27 @@ pub(super) const DEADLINE: Duration = Duration::from_secs(30);
 pub(super) struct Guard {
     serving: Arc<Serving>,
     needs: Needs,
+    hosts: Hosts,
     deadline: Duration,
 }
 
 impl Guard {
-    pub(super) fn new(serving: &Arc<Serving>, needs: Needs, deadline: Duration) -> Self {
-        Self { serving: Arc::clone(serving), needs, deadline }
+    pub(super) fn new(serving: &Arc<Serving>, needs: Needs, hosts: Hosts, deadline: Duration) -> Self {
+        Self { serving: Arc::clone(serving), needs, hosts, deadline }
     }
 }
 
 /// Lets a request through that may be answered, tells the handler who asks, and ends it in time.
 pub(super) async fn guard(State(guard): State<Guard>, mut request: Request, next: Next) -> Response {
-    match admit(&guard.serving.settings.tokens.now(), request.headers(), guard.needs) {
+    let settings = &guard.serving.settings;
+    let tokens = settings.tokens.now();
+    // another origin's page has no token
+    if tokens.is_empty()
+        && let Err(problem) = host::admit(request.headers(), &settings.host_names, guard.hosts)
+    {
+        return problem.into_response();
+    }
+    match admit(&tokens, request.headers(), guard.needs) {
         Ok(caller) => request.extensions_mut().insert(caller),
         Err(problem) => return problem.into_response(),
     };

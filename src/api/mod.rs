@@ -13,6 +13,7 @@ mod domain;
 mod entitlements;
 mod executions;
 mod guard;
+mod host;
 mod known;
 mod lease;
 mod metrics;
@@ -21,6 +22,7 @@ mod operators;
 mod own;
 mod paths;
 mod ready;
+mod recent;
 mod rejects;
 mod route;
 mod serve;
@@ -133,6 +135,8 @@ struct Serving {
     /// `/openapi.json`.
     document: String,
     rejects: rejects::RejectsTelemetry,
+    /// `/readyz`
+    probe: ready::Probe,
     /// Plans that this process executes.
     executions: executions::Executions,
     /// Long work hears it.

@@ -5,9 +5,10 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{Request, State};
 use axum::http::HeaderMap;
 use axum::http::header::CONTENT_TYPE;
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use prometheus::Registry;
@@ -17,7 +18,9 @@ use tower_http::compression::CompressionLayer;
 
 use super::answer::Problem;
 use super::connections::{Limits, answer_on};
+use super::host::{self, Hosts};
 use super::metrics::accepted;
+use super::ready::Probe;
 use super::serve::listen;
 use super::{Addresses, ServeError, answer, ready};
 use crate::event::TopicPartition;
@@ -55,7 +58,8 @@ pub struct Own {
 /// One listener, bound: requests wait until [`OwnServer::run`].
 pub struct OwnServer {
     listener: TcpListener,
-    own: Arc<Own>,
+    host_names: Arc<[String]>,
+    probe: Arc<Probe>,
 }
 
 impl OwnServer {
@@ -63,11 +67,11 @@ impl OwnServer {
     ///
     /// # Errors
     /// [`ServeError`]; also for an address beyond loopback.
-    pub async fn bind(address: SocketAddr, own: Own) -> Result<Self, ServeError> {
+    pub async fn bind(address: SocketAddr, host_names: Vec<String>, own: Own) -> Result<Self, ServeError> {
         if !address.ip().is_loopback() {
             return Err(ServeError::NoTls { key: KEY, address });
         }
-        Ok(Self { listener: listen(KEY, address).await?, own: Arc::new(own) })
+        Ok(Self { listener: listen(KEY, address).await?, host_names: host_names.into(), probe: Arc::new(Probe::new(own)) })
     }
 
     /// Where it listens.
@@ -86,14 +90,22 @@ impl OwnServer {
             .route("/readyz", get(ready::own_readyz))
             .fallback(answer::unknown_path)
             .method_not_allowed_fallback(answer::unknown_method)
+            .layer(from_fn_with_state(self.host_names, admitted))
             .layer(CompressionLayer::new())
-            .with_state(self.own);
+            .with_state(self.probe);
         answer_on(self.listener, router, Limits::default(), stop).await;
     }
 }
 
-async fn metrics(State(own): State<Arc<Own>>, headers: HeaderMap) -> Result<Response, Problem> {
-    let encoded = encode(&own.registry.gather(), Format::for_accept(&accepted(&headers)));
+async fn admitted(State(names): State<Arc<[String]>>, request: Request, next: Next) -> Response {
+    match host::admit(request.headers(), &names, Hosts::OrAddress) {
+        Ok(()) => next.run(request).await,
+        Err(problem) => problem.into_response(),
+    }
+}
+
+async fn metrics(State(probe): State<Arc<Probe>>, headers: HeaderMap) -> Result<Response, Problem> {
+    let encoded = encode(&probe.own.registry.gather(), Format::for_accept(&accepted(&headers)));
     let (content_type, body) = encoded.map_err(|cause| Problem::internal(&cause))?;
     Ok(([(CONTENT_TYPE, content_type)], body).into_response())
 }

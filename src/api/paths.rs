@@ -152,14 +152,16 @@ pub(super) fn api() -> Vec<Route> {
 /// Those of the metrics' listener.
 pub(super) fn metrics() -> Vec<Route> {
     let mut routes = probes();
-    routes.push(Route::get("/metrics", READ, "The domain series of one source, and this process's telemetry", metrics::metrics));
+    routes
+        .push(Route::get("/metrics", READ, "The domain series of one source, and this process's telemetry", metrics::metrics).by_address());
     routes
 }
 
 fn probes() -> Vec<Route> {
     vec![
-        Route::get("/healthz", Needs::Nothing, "Whether the process is alive", ready::healthz).answers::<Alive>(200, "It is."),
+        Route::get("/healthz", Needs::Nothing, "Whether the process is alive", ready::healthz).by_address().answers::<Alive>(200, "It is."),
         Route::get("/readyz", Needs::Nothing, "Which of the things that the process depends on is missing, and why", ready::readyz)
+            .by_address()
             .answers::<Readiness>(200, "None.")
             .answers::<Readiness>(503, "Some."),
     ]

@@ -9,13 +9,21 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use serde::Serialize;
+use tokio::sync::Mutex;
+use tokio::time::Instant;
 use utoipa::ToSchema;
 
+use super::recent::Recent;
 use super::{Freshness, Own, Serving, lease};
+use crate::cause;
+use crate::coderd;
 use crate::event::Topic;
 
 /// How long each dependency may take to answer.
 const ANSWER: Duration = Duration::from_secs(3);
+
+/// How long the ledger's pool may take to answer before a connection beside it is asked for the reason.
+const POOL_ANSWER: Duration = Duration::from_secs(1);
 
 /// Alive for as long as this is answered.
 pub(super) async fn healthz() -> Json<Alive> {
@@ -30,7 +38,7 @@ pub(super) struct Alive {
 }
 
 /// What the process depends on.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub(super) struct Readiness {
     /// Whether every check is well.
     ready: bool,
@@ -39,7 +47,7 @@ pub(super) struct Readiness {
 }
 
 /// One dependency: whether it is well, and why it is not or how it stands.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 struct Check {
     /// Whether it is well.
     ok: bool,
@@ -62,30 +70,52 @@ impl Check {
     }
 }
 
+/// What answers `/readyz`: however many ask, each dependency is asked once a second at most, on connections that stay open.
+pub(super) struct Probe {
+    pub(super) own: Own,
+    recent: Recent<Readiness>,
+    /// The connection to coderd's database, while nothing asks on it.
+    source: Mutex<Option<coderd::Reader>>,
+}
+
+impl Probe {
+    pub(super) fn new(own: Own) -> Self {
+        Self { own, recent: Recent::default(), source: Mutex::default() }
+    }
+}
+
 /// Ready only if every check is well.
 pub(super) async fn readyz(State(serving): State<Arc<Serving>>) -> (StatusCode, Json<Readiness>) {
-    let own = serving.api.own();
-    let (mut checks, projections, holder) = tokio::join!(dependencies(&own), in_time(projections(&serving)), in_time(holder(&serving)));
-    checks.extend([("projections", projections), ("metrics_lease", holder)]);
-    readiness(checks)
+    let checks = async {
+        let (mut checks, projections, holder) =
+            tokio::join!(dependencies(&serving.probe), in_time(projections(&serving)), in_time(holder(&serving)));
+        checks.extend([("projections", projections), ("metrics_lease", holder)]);
+        readiness(checks)
+    };
+    answer(serving.probe.recent.get(Instant::now, checks).await)
 }
 
 /// The same for a process that does not serve: it folds nothing and shows no domain series.
-pub(super) async fn own_readyz(State(own): State<Arc<Own>>) -> (StatusCode, Json<Readiness>) {
-    readiness(dependencies(&own).await)
+pub(super) async fn own_readyz(State(probe): State<Arc<Probe>>) -> (StatusCode, Json<Readiness>) {
+    let checks = async { readiness(dependencies(&probe).await) };
+    answer(probe.recent.get(Instant::now, checks).await)
 }
 
-fn readiness(checks: BTreeMap<&'static str, Check>) -> (StatusCode, Json<Readiness>) {
-    let ready = checks.values().all(|check| check.ok);
-    (if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, Json(Readiness { ready, checks }))
+fn answer(readiness: Readiness) -> (StatusCode, Json<Readiness>) {
+    (if readiness.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, Json(readiness))
+}
+
+fn readiness(checks: BTreeMap<&'static str, Check>) -> Readiness {
+    Readiness { ready: checks.values().all(|check| check.ok), checks }
 }
 
 /// What a process depends on whether or not it serves, as far as its roles need it.
-async fn dependencies(own: &Own) -> BTreeMap<&'static str, Check> {
+async fn dependencies(probe: &Probe) -> BTreeMap<&'static str, Check> {
+    let own = &probe.own;
     let (ledger, log, coderd) = tokio::join!(
         async { in_time(ledger(own)).await.at(&own.addresses.ledger) },
         async { in_time(log(own)).await.at(&own.addresses.log) },
-        coderd(own),
+        source(probe),
     );
     let mut checks = BTreeMap::from([("ledger", ledger), ("log", log), ("pauses", pauses(own))]);
     checks.extend(first_look(own).map(|check| ("first_look", check)));
@@ -101,12 +131,14 @@ async fn in_time(check: impl Future<Output = Check>) -> Check {
 }
 
 async fn ledger(own: &Own) -> Check {
-    if let Err(error) = own.ledger.reach().await {
-        return Check::missing(error);
-    }
-    match own.ledger.check_schema().await {
-        Ok(()) => Check::well("reachable, and its schema fits"),
-        Err(error) => Check::missing(error),
+    match tokio::time::timeout(POOL_ANSWER, own.ledger.check_schema()).await {
+        Ok(Ok(())) => Check::well("reachable, and its schema fits"),
+        Ok(Err(error)) => Check::missing(error),
+        // the pool hides why it has no connection
+        Err(_) => match own.ledger.reach().await {
+            Ok(()) => Check::missing(format!("reachable, but no connection of the pool answered within {} second", POOL_ANSWER.as_secs())),
+            Err(error) => Check::missing(cause::text(&error)),
+        },
     }
 }
 
@@ -119,25 +151,31 @@ async fn log(own: &Own) -> Check {
     Check::well("reachable, and its topics are there")
 }
 
-async fn coderd(own: &Own) -> Option<Check> {
-    let database = own.coderd.as_ref()?;
-    Some(in_time(reach(database)).await)
+async fn source(probe: &Probe) -> Option<Check> {
+    let database = probe.own.coderd.as_ref()?;
+    Some(in_time(reach(database, &probe.source)).await)
 }
 
-async fn reach(database: &crate::coderd::Database) -> Check {
-    match database.connect().await {
-        Ok(reader) => {
-            reader.close().await;
-            Check::well(format!("{} is reachable", database.address()))
+/// Asks on the connection that was opened before; one that no longer answers is replaced.
+async fn reach(database: &coderd::Database, kept: &Mutex<Option<coderd::Reader>>) -> Check {
+    let mut kept = kept.lock().await;
+    if let Some(mut reader) = kept.take()
+        && reader.now().await.is_ok()
+    {
+        *kept = Some(reader);
+    } else {
+        match database.connect().await {
+            Ok(reader) => *kept = Some(reader),
+            Err(error) => return Check::missing(error),
         }
-        Err(error) => Check::missing(error),
     }
+    Check::well(format!("{} is reachable", database.address()))
 }
 
 async fn projections(serving: &Serving) -> Check {
     let end = match serving.api.ledger.head().await {
         Ok(head) => head.sequence,
-        Err(error) => return Check::missing(format!("how far they are behind is not known: {error}")),
+        Err(error) => return Check::missing(format!("how far they are behind is not known: {}", cause::text(&error))),
     };
     let mut standings = Vec::new();
     for (stage, standing) in [("metrics", *serving.api.metrics.watch().borrow()), ("licenses", *serving.api.licenses.watch().borrow())] {
@@ -198,6 +236,6 @@ async fn holder(serving: &Serving) -> Check {
     match serving.api.ledger.lease_holder(lease::NAME).await {
         Ok(Some(holder)) => Check::well(format!("held by {holder}")),
         Ok(None) => Check::missing("nobody holds it: no process shows the domain series"),
-        Err(error) => Check::missing(format!("who holds it is not known: {error}")),
+        Err(error) => Check::missing(format!("who holds it is not known: {}", cause::text(&error))),
     }
 }

@@ -16,6 +16,7 @@ use utoipa::openapi::schema::Schema;
 
 use super::Serving;
 use super::guard::{DEADLINE, Guard, guard};
+use super::host::Hosts;
 use super::tokens::Needs;
 
 /// A path and a method.
@@ -27,6 +28,7 @@ pub(super) struct Route {
     pub(super) operation: Map<String, Value>,
     /// Types that the operation names.
     pub(super) schemas: Vec<(String, RefOr<Schema>)>,
+    hosts: Hosts,
     deadline: Duration,
     handler: MethodRouter<Arc<Serving>>,
 }
@@ -62,7 +64,7 @@ impl Route {
         X: 'static,
     {
         let operation = Map::from_iter([("summary".to_owned(), json!(summary))]);
-        Self { method, path, needs, operation, schemas: Vec::new(), deadline: DEADLINE, handler: on(filter, handler) }
+        Self { method, path, needs, operation, schemas: Vec::new(), hosts: Hosts::Named, deadline: DEADLINE, handler: on(filter, handler) }
     }
 
     /// What is asked for is this type's fields, in the path and the query.
@@ -111,6 +113,11 @@ impl Route {
         Self { deadline, ..self }
     }
 
+    /// It may be asked for by any IP address.
+    pub(super) fn by_address(self) -> Self {
+        Self { hosts: Hosts::OrAddress, ..self }
+    }
+
     /// Headers of the answer with this status.
     pub(super) fn headers(mut self, status: u16, headers: &[(&str, &str)]) -> Self {
         let shown = |(name, description): &(&str, &str)| {
@@ -140,7 +147,7 @@ impl Route {
 
     /// On the router, behind its guard.
     pub(super) fn mount(self, router: Router<Arc<Serving>>, serving: &Arc<Serving>) -> Router<Arc<Serving>> {
-        let before = Guard::new(serving, self.needs, self.deadline);
+        let before = Guard::new(serving, self.needs, self.hosts, self.deadline);
         router.route(self.path, self.handler.route_layer(from_fn_with_state(before, guard)))
     }
 }

@@ -14,8 +14,10 @@ use tracing::warn;
 use super::connections::answer_on;
 use super::executions::Executions;
 use super::guard::{DEADLINE, Guard, guard};
+use super::host::Hosts;
 use super::known::KnownSources;
 use super::lease::MetricsLease;
+use super::ready::Probe;
 use super::rejects::RejectsTelemetry;
 use super::route::Route;
 use super::telemetry::ApiTelemetry;
@@ -85,6 +87,7 @@ impl Server {
             (listen("serve.api_listen", settings.api_listen).await?, listen("serve.metrics_listen", settings.metrics_listen).await?);
         let (telemetry, rejects) = (ApiTelemetry::register(&api.registry)?, RejectsTelemetry::register(&api.registry)?);
         let serving = Serving {
+            probe: Probe::new(api.own()),
             api,
             settings,
             known: KnownSources::default(),
@@ -141,7 +144,7 @@ pub(super) async fn listen(key: &'static str, address: SocketAddr) -> Result<Tcp
 
 /// The routes, and what both listeners have in common. What is not there is told only to who has any token, where there are tokens.
 fn router(serving: &Arc<Serving>, routes: Vec<Route>) -> Router {
-    let guarded = from_fn_with_state(Guard::new(serving, Needs::AnyToken, DEADLINE), guard);
+    let guarded = from_fn_with_state(Guard::new(serving, Needs::AnyToken, Hosts::Named, DEADLINE), guard);
     routes
         .into_iter()
         .fold(Router::new(), |router, route| route.mount(router, serving))

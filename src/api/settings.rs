@@ -18,6 +18,8 @@ pub struct ServeSettings {
     pub metrics_listen: SocketAddr,
     /// Who may ask; where there are any, each path but the probes and the document needs one.
     pub tokens: Tokens,
+    /// By which this machine may be asked for, beside loopback's own names, where there are no tokens.
+    pub host_names: Vec<String>,
     /// The deployment that is shown where a request names none.
     pub source: Option<Uuid>,
     /// Who holds the lease on the domain series: differs between processes.
@@ -40,6 +42,7 @@ impl Default for ServeSettings {
             api_listen: SocketAddr::from(([127, 0, 0, 1], 8090)),
             metrics_listen: SocketAddr::from(([127, 0, 0, 1], 2112)),
             tokens: Tokens::default(),
+            host_names: Vec::new(),
             source: None,
             holder: format!("{}-{}", std::process::id(), Uuid::new_v4().simple()),
             lease_length: Duration::from_secs(15),

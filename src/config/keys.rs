@@ -38,6 +38,8 @@ pub enum Kind {
     Url,
     /// `address:port` to listen on.
     Listen,
+    /// Names or IP addresses of machines, each once, without ports.
+    HostNames,
     /// A path.
     Path,
     /// A PostgreSQL URL, secret because it may hold a password.
@@ -162,6 +164,12 @@ pub const KEYS: &[Key] = &[
         Some("300"),
         "How often the books are audited; never more than about a tenth of the time. An imbalance stops publishing.",
     ),
+    key(
+        "serve.host_names",
+        Kind::HostNames,
+        None,
+        "Names, beside loopback's own, by which a proxy's clients ask for this machine. Without tokens, a request for another name is refused.",
+    ),
     key("serve.tls_certificate", Kind::Path, None, "Path of the certificate chain (PEM). Not there yet: refused."),
     key("serve.tls_key", Kind::Path, None, "Path of the certificate's private key (PEM). Not there yet: refused."),
     key(
@@ -214,6 +222,7 @@ impl Kind {
             Kind::Brokers => "host:port, separated by commas".into(),
             Kind::Url => "an http:// or https:// URL with a host and without user and password".into(),
             Kind::Listen => "an address and port such as 127.0.0.1:8090".into(),
+            Kind::HostNames => "a list of host names or IP addresses, without ports".into(),
             Kind::Path => "a path".into(),
             Kind::SecretPostgresUrl => "a postgres:// URL with a host and a database, env:NAME, file:PATH or exec:COMMAND".into(),
             Kind::PublicKeys => "a table of names and public keys".into(),

@@ -165,6 +165,8 @@ pub struct Serve {
     pub audit: Duration,
     /// Who may ask, by the name under which they act.
     pub tokens: BTreeMap<String, TokenSetting>,
+    /// By which this machine may be asked for, beside loopback's own names.
+    pub host_names: Vec<String>,
     /// Not there yet: always none.
     pub tls_certificate: Option<PathBuf>,
     /// Not there yet: always none.
@@ -230,6 +232,7 @@ impl Pipeline {
                 metrics_listen: values.listen("serve.metrics_listen"),
                 audit: values.duration("serve.audit_seconds"),
                 tokens: values.tokens("serve.tokens"),
+                host_names: values.get("serve.host_names").map(|_| values.words("serve.host_names").to_vec()).unwrap_or_default(),
                 tls_certificate: values.text("serve.tls_certificate").map(PathBuf::from),
                 tls_key: values.text("serve.tls_key").map(PathBuf::from),
             },

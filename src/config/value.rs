@@ -1,6 +1,6 @@
 //! From a value as written to a value that cannot be wrong.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use chrono::{DateTime, SubsecRound as _, Utc};
@@ -41,6 +41,7 @@ pub(super) fn read(kind: Kind, raw: &Raw) -> Result<Value, String> {
         Kind::Brokers => checked(raw, are_brokers).ok_or_else(must_be),
         Kind::Url => checked(raw, is_http_url).ok_or_else(must_be),
         Kind::Listen => text(raw).and_then(|text| text.parse().ok()).map(Value::Listen).ok_or_else(must_be),
+        Kind::HostNames => listed(raw, is_host).ok_or_else(must_be),
         Kind::Path => checked(raw, |text| !text.is_empty() && !text.contains('\0')).ok_or_else(must_be),
         Kind::SecretPostgresUrl => secret(raw, is_postgres_url).ok_or_else(must_be),
         Kind::Properties => {
@@ -83,12 +84,17 @@ fn refusal(kind: Kind, raw: &Raw) -> String {
 }
 
 fn choices(words: &[&str], raw: &Raw) -> Option<Value> {
+    listed(raw, |word| words.contains(&word))
+}
+
+/// A list of one or more words, each once.
+fn listed(raw: &Raw, is_allowed: impl Fn(&str) -> bool) -> Option<Value> {
     let given: Vec<&str> = match raw {
         Raw::Untyped(text) => text.split(',').map(str::trim).collect(),
         Raw::List(items) => items.iter().map(text).collect::<Option<_>>()?,
         _ => return None,
     };
-    let each_once = given.iter().enumerate().all(|(index, word)| words.contains(word) && !given[..index].contains(word));
+    let each_once = given.iter().enumerate().all(|(index, word)| is_allowed(word) && !given[..index].contains(word));
     (each_once && !given.is_empty()).then(|| Value::Words(given.into_iter().map(str::to_owned).collect()))
 }
 
@@ -137,6 +143,12 @@ fn public_key(raw: &Raw) -> Result<Value, String> {
 
 pub(super) fn is_name(text: &str, least: usize, most: usize) -> bool {
     (least..=most).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+}
+
+fn is_host(text: &str) -> bool {
+    let is_label =
+        |label: &str| (1..=63).contains(&label.len()) && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
+    text.parse::<IpAddr>().is_ok() || (text.len() <= 253 && text.split('.').all(is_label))
 }
 
 fn are_brokers(text: &str) -> bool {

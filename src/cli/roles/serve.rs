@@ -62,7 +62,9 @@ pub(super) async fn bind(site: &Site, registry: &Registry, parts: &Parts) -> Res
 
 /// Binds the listener of a process that does not serve.
 pub(super) async fn bind_own(site: &Site, registry: &Registry, parts: &Parts, address: SocketAddr) -> Result<OwnServer, Failure> {
-    OwnServer::bind(address, own(site, registry, parts)).await.map_err(|error| Failure::new(Exit::Configuration, error))
+    OwnServer::bind(address, site.pipeline.serve.host_names.clone(), own(site, registry, parts))
+        .await
+        .map_err(|error| Failure::new(Exit::Configuration, error))
 }
 
 fn own(site: &Site, registry: &Registry, parts: &Parts) -> Own {
@@ -85,6 +87,7 @@ async fn settings(site: &Site) -> Result<ServeSettings, Failure> {
         api_listen: serve.api_listen,
         metrics_listen: serve.metrics_listen,
         tokens: tokens(serve).await?.into(),
+        host_names: serve.host_names.clone(),
         source: site.pipeline.source.deployment_id,
         ..ServeSettings::default()
     })
@@ -117,7 +120,7 @@ async fn follow_tokens(serve: &Serve, held: &Tokens, every: Duration, stop: &Can
                     info!("tokens of the API have changed");
                 }
             }
-            Err(failure) if !std::mem::replace(&mut away, true) => warn!("{:#}; the tokens before stay good", failure.error),
+            Err(failure) if !std::mem::replace(&mut away, true) => warn!("{}; the tokens before stay good", failure.text()),
             Err(_) => {}
         }
     }
@@ -202,7 +205,15 @@ mod tests {
         let setting = TokenSetting { scope: Scope::Admin, secret: Secret::new(&format!("exec:sh {}", script.display())) };
         let (listen, tokens_set) = (SocketAddr::from(([127, 0, 0, 1], 0)), [("oncall".to_owned(), setting)].into());
         let audit = Duration::from_secs(300);
-        let serve = Serve { api_listen: listen, metrics_listen: listen, audit, tokens: tokens_set, tls_certificate: None, tls_key: None };
+        let serve = Serve {
+            api_listen: listen,
+            metrics_listen: listen,
+            audit,
+            tokens: tokens_set,
+            host_names: Vec::new(),
+            tls_certificate: None,
+            tls_key: None,
+        };
         let (held, stop) = (Tokens::from(tokens(&serve).await.unwrap()), CancellationToken::new());
         let following = {
             let (serve, held, stop) = (serve.clone(), held.clone(), stop.clone());

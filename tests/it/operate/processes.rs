@@ -77,6 +77,10 @@ async fn a_process_that_does_not_serve_shows_its_own_telemetry_where_it_is_told_
     let checks: Vec<&str> = readiness["checks"].as_object().unwrap().keys().map(String::as_str).collect();
     assert_eq!((code, checks), (200, vec!["ledger", "log", "partitions", "pauses"]), "{readiness}");
     assert_eq!(get("/api/v1/status").await.0, 404);
+    for (host, code) in [("evil.example", 403), ("localhost", 200), ("10.1.2.3:2113", 200)] {
+        let answer = client.get(format!("{at}/metrics")).header("host", host).send().await.unwrap();
+        assert_eq!(answer.status().as_u16(), code, "{host}");
+    }
     running.ends_in_order().await;
 
     site.set("telemetry.listen", "'0.0.0.0:2113'");

@@ -37,6 +37,8 @@ struct State {
     /// Bytes that came from the server.
     bytes: AtomicU64,
     connections: AtomicUsize,
+    /// All that were ever taken.
+    taken: AtomicUsize,
     /// For a cut by itself, once so many bytes have come from the server.
     cut_at: AtomicU64,
     cut_itself: AtomicBool,
@@ -73,6 +75,7 @@ impl Proxy {
             cuts: watch::Sender::new(0),
             bytes: AtomicU64::new(0),
             connections: AtomicUsize::new(0),
+            taken: AtomicUsize::new(0),
             cut_at: AtomicU64::new(u64::MAX),
             cut_itself: AtomicBool::new(false),
             freeze_after: AtomicU64::new(0),
@@ -142,6 +145,11 @@ impl Proxy {
         self.state.losses.send_modify(|losses| *losses += 1);
     }
 
+    /// How many connections were taken since the proxy was made, open or not.
+    pub fn taken(&self) -> usize {
+        self.state.taken.load(Ordering::SeqCst)
+    }
+
     pub fn connections(&self) -> usize {
         self.state.connections.load(Ordering::SeqCst)
     }
@@ -171,6 +179,7 @@ async fn carry(client: TcpStream, server: String, state: Arc<State>) {
         }
     });
     state.connections.fetch_add(1, Ordering::SeqCst);
+    state.taken.fetch_add(1, Ordering::SeqCst);
     tokio::select! {
         () = carried => {}
         _ = cut.changed() => {}

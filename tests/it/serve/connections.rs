@@ -30,9 +30,9 @@ async fn a_client_that_does_not_end_its_header_is_cut_off_on_both_listeners() {
     let site = Site::new().await;
     let process = site.process_with(|settings, _| settings.limits.header = HEADER).await;
     for address in [&process.api, &process.metrics] {
-        let half = said(address, "GET /healthz HTTP/1.1\r\nHost: here\r\nX-Half: ").await;
+        let half = said(address, "GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Half: ").await;
         let silent = said(address, "").await;
-        let idle = said(address, "GET /healthz HTTP/1.1\r\nHost: here\r\n\r\n").await;
+        let idle = said(address, "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
         let (half, silent, idle) = tokio::join!(heard(half), heard(silent), heard(idle));
         assert_eq!((half.as_str(), silent.as_str()), ("", ""));
         assert!(idle.starts_with("HTTP/1.1 200 OK\r\n") && idle.ends_with("{\"alive\":true}"), "{idle}");
@@ -44,7 +44,7 @@ async fn connections_beyond_the_limit_wait_until_one_ends() {
     let site = Site::new().await;
     let process = site.process_with(|settings, _| settings.limits = Limits { connections: 2, header: HEADER }).await;
     let open = [said(&process.api, "GET ").await, said(&process.api, "GET ").await];
-    let mut third = said(&process.api, "GET /healthz HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n").await;
+    let mut third = said(&process.api, "GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await;
     let early = tokio::time::timeout(HEADER / 4, third.readable()).await;
     assert!(early.is_err(), "more connections than the limit were taken");
     let mut first = [0];

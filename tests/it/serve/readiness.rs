@@ -10,9 +10,12 @@ use tallyline::coderd;
 use tallyline::config::Scope;
 use tallyline::event::Topic;
 use tallyline::ledger::{Ledger, LedgerSettings};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
 use super::{Process, SOON, Site, fold, get, settings};
+use crate::operate::proxy::Proxy;
 use crate::support::eventually;
 use crate::support::ledger::{DEPLOYMENT, partition};
 use crate::support::ports::free_port;
@@ -60,6 +63,43 @@ async fn a_process_is_ready_once_all_it_needs_is_there() {
 }
 
 #[tokio::test]
+async fn many_callers_of_readyz_open_no_connections_of_their_own() {
+    const CALLERS: usize = 250;
+    let site = Site::new().await;
+    site.collected(DEPLOYMENT).await;
+    let (mut proxy, url) = Proxy::to_database(&site._database.url);
+    proxy.open().await;
+    let through = Ledger::open(&LedgerSettings { url: url.clone(), connections: 4 }, site.ledger.clock.clone()).unwrap();
+    let source = coderd::Database::new(&url, Duration::from_secs(5)).unwrap();
+    let process = site
+        .process_with(|_, api| {
+            let folds = CancellationToken::new();
+            (api.metrics, api.licenses) = (fold(&through, &folds), fold(&through, &folds));
+            api.log = tallyline::log::Log::postgres(through.pool.clone(), tallyline::log::PostgresLogSettings::default());
+            api.ledger = through;
+            api.coderd = Some(source);
+        })
+        .await;
+    eventually(SOON, "it is ready", || async { ready(&process).await.0 == 200 }).await;
+
+    let before = proxy.taken();
+    let client = reqwest::Client::new();
+    let url = format!("{}/readyz", process.api);
+    let calls = (0..CALLERS).map(|_| client.get(&url).send());
+    for answer in futures::future::join_all(calls).await {
+        assert_eq!(answer.unwrap().status().as_u16(), 200);
+    }
+    // the pool has 4 connections at most, and coderd's is one
+    let opened = proxy.taken() - before;
+    assert!(opened <= 5, "{CALLERS} callers opened {opened} connections");
+
+    // an answer that is shared does not hide for long that something is missing
+    proxy.close();
+    eventually(SOON, "it is no longer ready", || async { ready(&process).await.0 == 503 }).await;
+    process.end().await;
+}
+
+#[tokio::test]
 async fn what_is_missing_is_named_while_the_process_is_alive() {
     let site = Site::new().await;
     let lost = Ledger::open(&LedgerSettings { url: nowhere(), connections: 2 }, site.ledger.clock.clone()).unwrap();
@@ -99,6 +139,47 @@ async fn a_token_is_demanded_where_one_is_set() {
         assert_ne!(client.get(&url).bearer_auth("the token").send().await.unwrap().status(), 401);
     }
     assert_eq!(get(&format!("{}/healthz", process.api)).await.0, 200);
+}
+
+#[tokio::test]
+async fn a_page_of_another_origin_gets_nothing_without_tokens() {
+    let site = Site::new().await;
+    let process = site.process_with(|settings, _| settings.host_names = vec!["tallyline.example.com".to_owned()]).await;
+    let client = reqwest::Client::new();
+    let asked = async |url: &str, host: &str| {
+        let answer = client.get(url).header("host", host).send().await.unwrap();
+        (answer.status().as_u16(), answer.text().await.unwrap())
+    };
+    let api = ["/api/v1/status", "/api/v2/entitlements", "/openapi.json", "/healthz", "/readyz", "/nowhere"]
+        .map(|path| format!("{}{path}", process.api));
+    let metrics = ["/metrics", "/healthz", "/readyz"].map(|path| format!("{}{path}", process.metrics));
+    for url in api.iter().chain(&metrics) {
+        for host in ["evil.example", "evil.example:8090", "localhost.evil.example"] {
+            let (status, body) = asked(url, host).await;
+            assert!(
+                status == 403 && body.contains("the header Host") && body.contains("serve.host_names"),
+                "{url} as {host}: {status} {body}"
+            );
+        }
+        for host in ["localhost", "127.0.0.1:8090", "[::1]:8090", "tallyline.example.com", "tallyline.example.com:443"] {
+            assert_ne!(asked(url, host).await.0, 403, "{url} as {host}");
+        }
+        // a probe or Prometheus through a proxy asks for the pod's address
+        let by_address = url.ends_with("/healthz") || url.ends_with("/readyz") || url.ends_with("/metrics");
+        assert_eq!(asked(url, "10.1.2.3:8090").await.0 != 403, by_address, "{url}");
+    }
+    // HTTP/1.0 needs no header Host
+    let address = process.api.trim_start_matches("http://");
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(b"GET /api/v1/status HTTP/1.0\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.0 403") && answer.contains("must be there once"), "{answer}");
+
+    // where tokens are set, they decide, and no page has one
+    let guarded = site.process_with(|settings, _| settings.tokens = vec![Token::new("a", Scope::Read, "t")].into()).await;
+    let behind_a_proxy = client.get(format!("{}/api/v1/acts", guarded.api)).header("host", "any.example").bearer_auth("t").send().await;
+    assert_eq!(behind_a_proxy.unwrap().status().as_u16(), 200);
 }
 
 #[tokio::test]
