@@ -1,40 +1,44 @@
 //! Where the demo keeps its data.
 
-use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
+use tempfile::TempDir;
 
-/// A folder that every user may pass, for PostgreSQL runs as its own; removed at the end if it is a temporary one.
+/// PostgreSQL runs as its own user where we are root, so every user may pass the folder, but not list it. What is in it is closed.
+const MODE: u32 = 0o711;
+
+/// A new folder, removed at the end if it is a temporary one.
 #[derive(Debug)]
 pub(super) struct Folder {
     pub path: PathBuf,
-    temporary: bool,
+    _temporary: Option<TempDir>,
 }
 
 impl Folder {
     /// A new folder at `path`, or a temporary one.
     pub fn new(path: Option<&Path>) -> anyhow::Result<Self> {
-        let (path, temporary) = match path {
-            Some(path) => (std::path::absolute(path)?, false),
-            None => (std::env::temp_dir().join(format!("tallyline-demo-{}", std::process::id())), true),
+        let Some(path) = path else {
+            let folder = tempfile::Builder::new().prefix("tallyline-demo-").permissions(Permissions::from_mode(MODE)).tempdir();
+            let folder = folder.context("a temporary folder cannot be made")?;
+            return Ok(Folder { path: folder.path().to_owned(), _temporary: Some(folder) });
         };
+        let path = std::path::absolute(path)?;
         if fs::read_dir(&path).is_ok_and(|mut entries| entries.next().is_some()) {
             bail!("{} is not empty: the demo begins with a new folder", path.display());
         }
         fs::create_dir_all(&path).with_context(|| format!("{} cannot be made", path.display()))?;
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).with_context(|| format!("{} is not ours", path.display()))?;
-        Ok(Folder { path, temporary })
+        fs::set_permissions(&path, Permissions::from_mode(MODE)).with_context(|| format!("{} is not ours", path.display()))?;
+        Ok(Folder { path, _temporary: None })
     }
-}
 
-impl Drop for Folder {
-    fn drop(&mut self) {
-        if self.temporary
-            && let Err(error) = fs::remove_dir_all(&self.path)
-        {
-            tracing::warn!(%error, folder = %self.path.display(), "the temporary folder is left behind");
-        }
+    /// Makes a file in it that only its owner may read.
+    pub fn create(&self, name: &str) -> anyhow::Result<(PathBuf, File)> {
+        let path = self.path.join(name);
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
+        let file = file.with_context(|| format!("{} cannot be made", path.display()))?;
+        Ok((path, file))
     }
 }

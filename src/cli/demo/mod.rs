@@ -16,6 +16,7 @@ use tracing::warn;
 pub use arguments::Arguments;
 
 use super::{Context, Exit, Failure, audit};
+use crate::cause;
 use folder::Folder;
 use postgres::PrivatePostgres;
 use summary::Summary;
@@ -27,7 +28,7 @@ const SETTLE: Duration = Duration::from_secs(60);
 const TICK: Duration = Duration::from_secs(1);
 
 pub(super) async fn run(arguments: Arguments, context: Context) -> Result<Exit, Failure> {
-    let folder = Folder::new(arguments.data.as_deref()).map_err(|error| Failure::of(Exit::Refused, format!("{error:#}")))?;
+    let folder = Folder::new(arguments.data.as_deref()).map_err(|error| Failure::of(Exit::Refused, cause::text(error.as_ref())))?;
     let postgres = PrivatePostgres::start(&folder, arguments.postgres_bin.as_deref()).await?;
     let outcome = show(&arguments, &context, &folder, &postgres).await;
     postgres.stop().await;
@@ -62,7 +63,7 @@ async fn watch(world: &World, run_for: Option<Duration>, stop: &CancellationToke
     let deadline = run_for.map(|length| Instant::now() + length);
     let on_terminal = std::io::stderr().is_terminal();
     loop {
-        let line = world.status().await.unwrap_or_else(|error| format!("no status: {error:#}"));
+        let line = world.status().await.unwrap_or_else(|error| format!("no status: {}", cause::text(error.as_ref())));
         if on_terminal {
             eprint!("\r\x1b[2K{line}");
             let _ = std::io::stderr().flush();

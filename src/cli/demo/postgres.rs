@@ -1,6 +1,8 @@
-//! A PostgreSQL of the demo's own: its data in the demo's folder, on a free loopback port, gone with the demo.
+//! A PostgreSQL of the demo's own: its data in the demo's folder, gone with the demo. Other users of the machine cannot log in: it listens on
+//! a socket in a folder that is closed to them, and asks for a password there.
 
-use std::net::TcpListener;
+use std::io::Write as _;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{MetadataExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -10,27 +12,33 @@ use anyhow::{Context as _, bail};
 use sqlx::{Connection as _, PgConnection};
 use tokio::process::{Child, Command};
 use tokio::time::Instant;
+use uuid::Uuid;
 
 use super::folder::Folder;
+use crate::cause;
 use crate::cli::{Exit, Failure};
 
 /// How long PostgreSQL may take to answer after its start, and to end after its stop.
 const DEADLINE: Duration = Duration::from_secs(30);
 
+/// Linux' limit for the path of a socket.
+const SOCKET_PATH_BYTES: usize = 107;
+
 /// A running server. Killed when dropped, stopped in order by [`PrivatePostgres::stop`].
-#[derive(Debug)]
 pub(super) struct PrivatePostgres {
     server: Child,
     bin: PathBuf,
     data: PathBuf,
     user: Option<(u32, u32)>,
-    port: u16,
+    password: String,
 }
 
 impl PrivatePostgres {
     /// Makes a cluster in the folder and starts it.
     pub async fn start(folder: &Folder, bin: Option<&Path>) -> Result<Self, Failure> {
-        Self::begin(folder, bin).await.map_err(|error| Failure::of(Exit::Unreachable, format!("the demo's PostgreSQL: {error:#}")))
+        Self::begin(folder, bin)
+            .await
+            .map_err(|error| Failure::of(Exit::Unreachable, format!("the demo's PostgreSQL: {}", cause::text(error.as_ref()))))
     }
 
     async fn begin(folder: &Folder, bin: Option<&Path>) -> anyhow::Result<Self> {
@@ -39,36 +47,34 @@ impl PrivatePostgres {
             None => find()?,
         };
         let data = folder.path.join("postgres");
+        let socket = data.join(".s.PGSQL.5432");
+        if socket.as_os_str().len() > SOCKET_PATH_BYTES {
+            bail!("{} has more than {SOCKET_PATH_BYTES} bytes, too many for a socket: choose a shorter --data", socket.display());
+        }
         std::fs::create_dir(&data).with_context(|| format!("{} cannot be made", data.display()))?;
         let user = own_user()?;
         if let Some((user, group)) = user {
             chown(&data, Some(user), Some(group)).context("its folder cannot be given to the user postgres")?;
         }
         let run = |program: &str| as_user(&bin.join(program), user);
-        let mut initdb = run("initdb");
-        initdb.arg("-D").arg(&data).args(["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync"]);
-        let made = initdb.output().await.with_context(|| format!("{} cannot be run", bin.join("initdb").display()))?;
-        if !made.status.success() {
-            bail!("initdb failed: {}", String::from_utf8_lossy(&made.stderr).trim());
-        }
-        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        let log = std::fs::File::create(folder.path.join("postgres.log"))?;
-        let server = run("postgres")
-            .arg("-D")
-            .arg(&data)
-            .args(["-p", &port.to_string(), "-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="])
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-            .context("postgres cannot be started")?;
-        let postgres = PrivatePostgres { server, bin, data, user, port };
+        let password = Uuid::new_v4().simple().to_string();
+        make_cluster(run("initdb"), folder, &data, user, &password).await?;
+        let (_, log) = folder.create("postgres.log")?;
+        let mut postgres = run("postgres");
+        // the socket is in the data folder
+        postgres.arg("-D").arg(&data).args(["-p", "5432", "-c", "listen_addresses=", "-c", "unix_socket_directories=."]);
+        let server = postgres.stdout(log.try_clone()?).stderr(log).spawn().context("postgres cannot be started")?;
+        let postgres = PrivatePostgres { server, bin, data, user, password };
         postgres.wait().await?;
         Ok(postgres)
     }
 
     /// The URL of a database in it.
     pub fn url(&self, database: &str) -> String {
-        format!("postgres://postgres@127.0.0.1:{}/{database}", self.port)
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/-_.".contains(&byte);
+        let encoded = |byte: &u8| if plain(*byte) { char::from(*byte).to_string() } else { format!("%{byte:02X}") };
+        let folder: String = self.data.as_os_str().as_bytes().iter().map(encoded).collect();
+        format!("postgres://postgres:{}@localhost:5432/{database}?host={folder}", self.password)
     }
 
     /// Makes a database.
@@ -102,6 +108,20 @@ impl PrivatePostgres {
             let _ = self.server.kill().await;
         }
     }
+}
+
+/// Runs `initdb`, which closes the folder to all but its owner.
+async fn make_cluster(mut initdb: Command, folder: &Folder, data: &Path, user: Option<(u32, u32)>, password: &str) -> anyhow::Result<()> {
+    let (path, mut file) = folder.create("postgres.password")?;
+    file.write_all(password.as_bytes())?;
+    chown(&path, user.map(|(user, _)| user), None)?;
+    initdb.arg("-D").arg(data).arg("--pwfile").arg(&path);
+    initdb.args(["-U", "postgres", "-A", "scram-sha-256", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync"]);
+    let made = initdb.output().await.context("initdb cannot be run")?;
+    if !made.status.success() {
+        bail!("initdb failed: {}", String::from_utf8_lossy(&made.stderr).trim());
+    }
+    Ok(std::fs::remove_file(&path)?)
 }
 
 /// A program of PostgreSQL's, under its own user where we are root, and out of reach of the terminal's Ctrl-C, which is ours to handle.

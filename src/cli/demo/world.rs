@@ -1,5 +1,6 @@
 //! What the demo runs: simulated coderd and Tallyman, and the real roles between them.
 
+use std::io::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -55,12 +56,12 @@ impl World {
         let stop = CancellationToken::new();
         let accepted = tallyman::Config {
             deployment_ids: vec![simulation.deployment().id],
-            books: Some(folder.path.join("tallyman-books.jsonl")),
+            books: Some(folder.create("tallyman-books.jsonl")?.0),
             ..tallyman::Config::default()
         };
         let tallyman = Tallyman::start(accepted, context.clock.clone(), stop.clone()).await?;
-        let pipeline = folder.path.join("demo.toml");
-        std::fs::write(&pipeline, pipeline_file(arguments, postgres, &simulation, &tallyman)).context("the pipeline file")?;
+        let (pipeline, mut file) = folder.create("demo.toml")?;
+        file.write_all(pipeline_file(arguments, postgres, &simulation, &tallyman).as_bytes()).context("the pipeline file")?;
         let input = config::Input { file: pipeline.clone(), ..config::Input::default() };
         let settings = config::load(&input).map_err(|mistakes| Failure::of(Exit::Internal, mistakes))?;
         let site = Site::open(settings, context.clock.clone()).await?;
