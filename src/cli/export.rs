@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::actor::ActorArguments;
 use super::{Context, Exit, Failure, PipelineArguments, columns, connect, instant};
-use crate::export::{ExportFile, Hashed, Totals, export_usage};
+use crate::export::{Aggregate, ExportFile, Hashed, Totals, export_usage, incomplete, is_stdout};
 use crate::ledger::{Ledger, NewExport, Pausable, UsageRange};
 use crate::operations::refuse_paused;
 
@@ -41,9 +41,13 @@ pub struct Usage {
     /// The file's form
     #[arg(long, value_enum, default_value = "csv", value_name = "FORMAT")]
     format: Format,
-    /// Where to write: the file is there whole or not at all. `-` is stdout, and the totals go to stderr
+    /// Where to write: a regular file is there whole or not at all, a FIFO or device receives the stream. `-` is stdout, and the totals go to
+    /// stderr
     #[arg(short = 'o', long = "file", value_name = "FILE")]
     file: PathBuf,
+    /// Write what is there, though usage of the range may be missing
+    #[arg(long)]
+    allow_incomplete: bool,
     #[command(flatten)]
     actor: ActorArguments,
 }
@@ -64,6 +68,8 @@ struct Answer {
     as_of_sequence: i64,
     export_id: i64,
     sha256: String,
+    /// Why usage of the range may be missing.
+    incomplete: Option<String>,
     #[serde(flatten)]
     totals: Totals,
 }
@@ -76,48 +82,28 @@ pub(super) async fn run(export: Export, context: &Context) -> Result<Exit, Failu
     let pipeline = usage.pipeline.load()?;
     let ledger = connect::ledger(&pipeline, context.clock.clone()).await?;
     refuse_paused(&ledger, Pausable::Export).await?;
-    let (ledger_incarnation, last) = (ledger.in_time(ledger.incarnation()).await?, ledger.in_time(ledger.last_sequence()).await?);
-    let as_of = usage.as_of.unwrap_or(last);
-    if as_of > last {
-        return Err(Failure::of(Exit::Refused, format!("--as-of {as_of}: the ledger's last sequence is {last}")));
-    }
-    let range = UsageRange { from: usage.from, to: usage.to, source: usage.source, as_of };
-    if let Some(source) = usage.source
-        && ledger.in_time(ledger.source(source)).await?.is_none()
-    {
-        return Err(Failure::of(Exit::Refused, format!("--source {source}: the ledger knows no such deployment")));
+    let range = range(&ledger, &usage).await?;
+    let incomplete = ledger.in_time(incomplete(&ledger, &range)).await?;
+    if let Some(reason) = incomplete.as_ref().filter(|_| !usage.allow_incomplete) {
+        let advice = "retry later, choose an earlier --to, or write what is there with --allow-incomplete";
+        return Err(Failure::of(Exit::Refused, format!("the range is not complete: {reason}; {advice}")));
     }
     let Format::Csv = usage.format;
-    let to_stdout = usage.file == Path::new("-");
-    let actor = usage.actor.actor();
-    let record = async |totals: &Totals, sha256| {
-        let (actor, reason, range, events) = (actor.name.as_str(), actor.reason.as_str(), &range, totals.events);
-        let export = NewExport { actor, reason, range, incarnation: ledger_incarnation, format: "csv", events, sha256 };
-        ledger.in_time(ledger.record_export(&export)).await.map_err(Failure::from)
-    };
-    let (totals, sha256, export_id) = if to_stdout {
-        let (totals, sha256) = hashed(&ledger, &range, io::stdout(), Path::new("stdout")).await?;
-        let export_id = record(&totals, sha256).await?;
-        (totals, sha256, export_id)
-    } else {
-        let refused = |error: io::Error| Failure::of(Exit::Refused, format!("{} cannot be written: {error}", usage.file.display()));
-        let mut file = ExportFile::create(&usage.file).map_err(refused)?;
-        let (totals, sha256) = hashed(&ledger, &range, &mut file, &usage.file).await?;
-        // first: a file that finance has and no proof tells of would be worse than the other way
-        let export_id = record(&totals, sha256).await?;
-        file.finish().map_err(refused)?;
-        (totals, sha256, export_id)
-    };
+    let to_stdout = is_stdout(&usage.file);
+    let writing = write(&ledger, &usage, &range, to_stdout);
+    // a FIFO waits for its reader
+    let written = context.stop.run_until_cancelled(writing).await.ok_or_else(Failure::interrupted)??;
     let answer = Answer {
         file: usage.file.display().to_string(),
         from: usage.from,
         to: usage.to,
         source: usage.source,
-        ledger_incarnation,
-        as_of_sequence: as_of,
-        export_id,
-        sha256: hex::encode(sha256),
-        totals,
+        ledger_incarnation: written.incarnation,
+        as_of_sequence: range.as_of,
+        export_id: written.export_id,
+        sha256: hex::encode(written.sha256),
+        incomplete,
+        totals: written.totals,
     };
     if to_stdout {
         context.output.answer_aside(&answer, || table(&answer))?;
@@ -125,6 +111,52 @@ pub(super) async fn run(export: Export, context: &Context) -> Result<Exit, Failu
         context.output.answer(&answer, || table(&answer))?;
     }
     Ok(Exit::Success)
+}
+
+/// The range that was asked for, in the ledger as it is.
+async fn range(ledger: &Ledger, usage: &Usage) -> Result<UsageRange, Failure> {
+    let last = ledger.in_time(ledger.last_sequence()).await?;
+    let as_of = usage.as_of.unwrap_or(last);
+    if as_of > last {
+        return Err(Failure::of(Exit::Refused, format!("--as-of {as_of}: the ledger's last sequence is {last}")));
+    }
+    if let Some(source) = usage.source
+        && ledger.in_time(ledger.source(source)).await?.is_none()
+    {
+        return Err(Failure::of(Exit::Refused, format!("--source {source}: the ledger knows no such deployment")));
+    }
+    Ok(UsageRange { from: usage.from, to: usage.to, source: usage.source, as_of })
+}
+
+/// An export that is where it belongs.
+struct Written {
+    incarnation: Uuid,
+    export_id: i64,
+    totals: Totals,
+    sha256: [u8; 32],
+}
+
+async fn write(ledger: &Ledger, usage: &Usage, range: &UsageRange, to_stdout: bool) -> Result<Written, Failure> {
+    let incarnation = ledger.in_time(ledger.incarnation()).await?;
+    let actor = usage.actor.actor();
+    let record = async |totals: &Totals, sha256| {
+        let (actor, reason, events) = (actor.name.as_str(), actor.reason.as_str(), totals.events);
+        let export = NewExport { actor, reason, range, incarnation, format: "csv", events, sha256 };
+        ledger.in_time(ledger.record_export(&export)).await.map_err(Failure::from)
+    };
+    if to_stdout {
+        let (totals, sha256) = hashed(ledger, range, io::stdout(), Path::new("stdout")).await?;
+        return Ok(Written { incarnation, export_id: record(&totals, sha256).await?, totals, sha256 });
+    }
+    let refused = |error: io::Error| Failure::of(Exit::Refused, format!("{} cannot be written: {error}", usage.file.display()));
+    let path = usage.file.clone();
+    let opened = tokio::task::spawn_blocking(move || ExportFile::create(&path)).await;
+    let mut file = opened.map_err(|error| Failure::new(Exit::Internal, error))?.map_err(refused)?;
+    let (totals, sha256) = hashed(ledger, range, &mut file, &usage.file).await?;
+    // first: a file that finance has and no proof tells of would be worse than the other way
+    let export_id = record(&totals, sha256).await?;
+    file.finish().map_err(refused)?;
+    Ok(Written { incarnation, export_id, totals, sha256 })
 }
 
 /// Writes the range and answers what it adds up to, with the SHA-256 of its bytes.
@@ -147,16 +179,21 @@ fn table(answer: &Answer) -> String {
     let time = |time: DateTime<Utc>| time.to_rfc3339_opts(SecondsFormat::AutoSi, true);
     let mut text = columns(
         ["TYPE", "EVENTS", "QUANTITY", "UNIT"],
-        answer
-            .totals
-            .types
-            .iter()
-            .map(|total| [total.event_type.clone(), total.events.to_string(), total.quantity.clone(), total.unit.to_owned()]),
+        answer.totals.types.iter().map(|total| {
+            let unit = match total.aggregate {
+                Aggregate::Sum => total.unit.to_owned(),
+                Aggregate::Maximum => format!("{} at most", total.unit),
+            };
+            [total.event_type.clone(), total.events.to_string(), total.quantity.clone(), unit]
+        }),
     );
     let (from, to) = (time(answer.from), time(answer.to));
     text.push_str(&format!(
         "{} events from {from} to {to} (not included), as of ledger sequence {} of {}, in {}\nexport {}, SHA-256 {}\n",
         answer.totals.events, answer.as_of_sequence, answer.ledger_incarnation, answer.file, answer.export_id, answer.sha256
     ));
+    if let Some(reason) = &answer.incomplete {
+        text.push_str(&format!("not complete: {reason}\n"));
+    }
     text
 }

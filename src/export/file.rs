@@ -1,73 +1,102 @@
-//! A file that is there whole or not at all.
+//! Where an export goes: into a file that is replaced as a whole, or as a stream into what is no regular file.
 
-use std::fs::File;
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest as _, Sha256};
+use tempfile::NamedTempFile;
 
-/// Written beside its final place and moved there when it is complete. Dropped before that, nothing of it stays.
+/// Its owner writes, its group reads: usage names people's work, so others may not.
+const MODE: u32 = 0o640;
+
+/// An export that is being written. Dropped before [`ExportFile::finish`], it leaves a regular file as it was.
 #[derive(Debug)]
-pub struct ExportFile {
-    writer: Option<BufWriter<File>>,
-    part: PathBuf,
-    path: PathBuf,
+pub struct ExportFile(Destination);
+
+#[derive(Debug)]
+enum Destination {
+    /// A FIFO, a device, a socket of the terminal: it gets the bytes as they come.
+    Stream(BufWriter<File>),
+    /// A regular file, there or not: written beside its place under a name of its own, then moved there.
+    Replace { unfinished: BufWriter<NamedTempFile>, path: PathBuf },
 }
 
-/// Where the unfinished file is: `FILE.part`.
+/// Whether the bytes belong on standard output: `-`, or a path to what standard output is.
 #[must_use]
-pub fn part_path(path: &Path) -> PathBuf {
-    let mut part = path.as_os_str().to_owned();
-    part.push(".part");
-    PathBuf::from(part)
+pub fn is_stdout(path: &Path) -> bool {
+    let identity = |path: &Path| fs::metadata(path).map(|file| (file.dev(), file.ino())).ok();
+    path == Path::new("-") || identity(path).is_some_and(|file| Some(file) == identity(Path::new("/dev/stdout")))
 }
 
 impl ExportFile {
-    /// Begins a file. What an earlier run left unfinished is written over.
+    /// Opens the destination. A link is followed by the system's own rules. A FIFO waits here for its reader.
     ///
     /// # Errors
     /// The system's.
     pub fn create(path: &Path) -> io::Result<ExportFile> {
-        if path.is_dir() {
-            return Err(io::Error::new(io::ErrorKind::IsADirectory, "is a directory"));
+        let opened = match OpenOptions::new().write(true).open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            opened => Some(opened?),
+        };
+        match opened {
+            Some(file) if !file.metadata()?.is_file() => Ok(ExportFile(Destination::Stream(BufWriter::new(file)))),
+            Some(_) => Self::replace(path.canonicalize()?),
+            None if path.is_symlink() => Self::replace(end_of_link(path)?),
+            None => Self::replace(path.to_owned()),
         }
-        let part = part_path(path);
-        Ok(ExportFile { writer: Some(BufWriter::new(File::create(&part)?)), part, path: path.to_owned() })
     }
 
-    /// Makes it durable and moves it to its place, over whatever was there.
+    fn replace(path: PathBuf) -> io::Result<ExportFile> {
+        let name = path.file_name().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "names no file"))?;
+        let prefix = format!(".{}.", name.to_string_lossy());
+        let mode = Permissions::from_mode(MODE);
+        let file = tempfile::Builder::new().prefix(&prefix).suffix(".part").permissions(mode).tempfile_in(folder(&path))?;
+        Ok(ExportFile(Destination::Replace { unfinished: BufWriter::new(file), path }))
+    }
+
+    /// Hands all bytes over: a regular file is made durable and moved to its place, over whatever was there.
     ///
     /// # Errors
-    /// The system's; then nothing is moved.
-    pub fn finish(mut self) -> io::Result<()> {
-        if let Some(writer) = self.writer.take() {
-            // until the rename has happened, dropping self removes the part
-            let file = writer.into_inner().map_err(io::IntoInnerError::into_error);
-            let moved = file.and_then(|file| file.sync_all()).and_then(|()| std::fs::rename(&self.part, &self.path));
-            if let Err(error) = moved {
-                let _ = std::fs::remove_file(&self.part);
-                return Err(error);
+    /// The system's; then no file is replaced.
+    pub fn finish(self) -> io::Result<()> {
+        match self.0 {
+            Destination::Stream(mut writer) => writer.flush(),
+            Destination::Replace { unfinished, path } => {
+                let file = unfinished.into_inner().map_err(io::IntoInnerError::into_error)?;
+                file.as_file().sync_all()?;
+                file.persist(&path).map_err(|error| error.error)?;
+                File::open(folder(&path))?.sync_all()
             }
         }
-        let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        File::open(folder)?.sync_all()
     }
+}
+
+fn folder(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// The file that a dangling link names. The system makes it for a moment: whether a link may be followed at all is its decision.
+fn end_of_link(path: &Path) -> io::Result<PathBuf> {
+    OpenOptions::new().write(true).create(true).truncate(false).mode(MODE).open(path)?;
+    let end = path.canonicalize()?;
+    fs::remove_file(&end)?;
+    Ok(end)
 }
 
 impl Write for ExportFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.writer.as_mut().map_or(Ok(0), |writer| writer.write(bytes))
+        match &mut self.0 {
+            Destination::Stream(writer) => writer.write(bytes),
+            Destination::Replace { unfinished, .. } => unfinished.write(bytes),
+        }
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.writer.as_mut().map_or(Ok(()), Write::flush)
-    }
-}
-
-impl Drop for ExportFile {
-    fn drop(&mut self) {
-        if self.writer.is_some() {
-            let _ = std::fs::remove_file(&self.part);
+        match &mut self.0 {
+            Destination::Stream(writer) => writer.flush(),
+            Destination::Replace { unfinished, .. } => unfinished.flush(),
         }
     }
 }
@@ -104,26 +133,108 @@ impl<W: Write> Write for Hashed<W> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::symlink;
+
+    use tempfile::TempDir;
+
     use super::*;
 
+    fn entries(folder: &TempDir) -> usize {
+        fs::read_dir(folder.path()).expect("readable").count()
+    }
+
+    fn export(path: &Path, text: &str) {
+        let mut file = ExportFile::create(path).expect("created");
+        file.write_all(text.as_bytes()).expect("written");
+        file.finish().expect("in its place");
+    }
+
+    fn text(path: &Path) -> String {
+        fs::read_to_string(path).expect("there")
+    }
+
     #[test]
-    fn it_is_there_whole_or_not_at_all() {
-        let folder = tempfile::tempdir().expect("a folder");
+    fn a_regular_file_is_there_whole_or_not_at_all() {
+        let folder = TempDir::new().expect("a folder");
         let path = folder.path().join("usage.csv");
-        let entries = || std::fs::read_dir(folder.path()).expect("readable").count();
-        std::fs::write(&path, "old").expect("written");
+        fs::write(&path, "old").expect("written");
 
         let mut unfinished = ExportFile::create(&path).expect("created");
         unfinished.write_all(b"half").expect("written");
-        assert!(part_path(&path).exists());
+        assert_eq!(entries(&folder), 2, "it is written beside its place");
         drop(unfinished);
-        assert_eq!((std::fs::read_to_string(&path).expect("there"), entries()), ("old".into(), 1));
+        assert_eq!((text(&path).as_str(), entries(&folder)), ("old", 1));
 
-        let mut whole = ExportFile::create(&path).expect("created");
-        whole.write_all(b"new").expect("written");
-        whole.finish().expect("moved");
-        assert_eq!((std::fs::read_to_string(&path).expect("there"), entries()), ("new".into(), 1));
+        export(&path, "new");
+        assert_eq!((text(&path).as_str(), entries(&folder)), ("new", 1));
+        assert_eq!(fs::metadata(&path).expect("there").mode() & 0o7777, MODE);
         assert!(ExportFile::create(folder.path()).is_err());
         assert!(ExportFile::create(&folder.path().join("no/such/folder")).is_err());
+    }
+
+    #[test]
+    fn two_exports_of_one_name_share_no_file() {
+        let folder = TempDir::new().expect("a folder");
+        let path = folder.path().join("usage.csv");
+        let mut one = ExportFile::create(&path).expect("created");
+        let mut other = ExportFile::create(&path).expect("created");
+        one.write_all(b"one").expect("written");
+        other.write_all(b"other").expect("written");
+        one.finish().expect("in its place");
+        assert_eq!(text(&path), "one");
+        other.finish().expect("in its place");
+        assert_eq!((text(&path).as_str(), entries(&folder)), ("other", 1));
+    }
+
+    #[test]
+    fn a_link_is_followed_and_stays() {
+        let folder = TempDir::new().expect("a folder");
+        let [file, link, dangling] = ["2026-11.csv", "current.csv", "next.csv"].map(|name| folder.path().join(name));
+        fs::write(&file, "old").expect("written");
+        symlink("2026-11.csv", &link).expect("linked");
+        symlink("2026-12.csv", &dangling).expect("linked");
+        export(&link, "new");
+        assert_eq!((link.is_symlink(), text(&file).as_str()), (true, "new"));
+        export(&dangling, "next");
+        assert_eq!((dangling.is_symlink(), text(&folder.path().join("2026-12.csv")).as_str()), (true, "next"));
+        assert_eq!(entries(&folder), 4);
+    }
+
+    #[test]
+    fn a_link_that_is_planted_for_the_unfinished_file_is_not_followed() {
+        let folder = TempDir::new().expect("a folder");
+        let [path, planted, victim] = ["usage.csv", "usage.csv.part", "victim"].map(|name| folder.path().join(name));
+        fs::write(&victim, "whole").expect("written");
+        symlink(&victim, &planted).expect("linked");
+        export(&path, "usage");
+        assert_eq!((text(&victim).as_str(), text(&path).as_str(), path.is_symlink()), ("whole", "usage", false));
+    }
+
+    #[test]
+    fn a_device_and_a_fifo_receive_the_stream() {
+        export(Path::new("/dev/null"), "usage");
+        assert!(!fs::metadata("/dev/null").expect("there").is_file());
+
+        let folder = TempDir::new().expect("a folder");
+        let fifo = folder.path().join("fifo");
+        assert!(std::process::Command::new("mkfifo").arg(&fifo).status().expect("run mkfifo").success());
+        let reader = std::thread::spawn({
+            let fifo = fifo.clone();
+            move || text(&fifo)
+        });
+        export(&fifo, "usage");
+        assert_eq!((reader.join().expect("read").as_str(), entries(&folder)), ("usage", 1));
+    }
+
+    #[test]
+    fn standard_output_is_known_by_any_of_its_names() {
+        for name in ["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"] {
+            assert!(is_stdout(Path::new(name)), "{name}");
+        }
+        let folder = TempDir::new().expect("a folder");
+        let path = folder.path().join("usage.csv");
+        assert!(!is_stdout(&path));
+        fs::write(&path, "").expect("written");
+        assert!(!is_stdout(&path));
     }
 }

@@ -1,8 +1,10 @@
 //! Usage files for finance: the same range as of the same ledger sequence gives the same bytes.
 
+mod complete;
 mod csv;
 mod file;
 mod usage;
 
-pub use file::{ExportFile, Hashed, part_path};
-pub use usage::{Totals, TypeTotal, export_usage};
+pub use complete::incomplete;
+pub use file::{ExportFile, Hashed, is_stdout};
+pub use usage::{Aggregate, Totals, TypeTotal, export_usage};

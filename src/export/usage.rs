@@ -44,8 +44,33 @@ pub struct TypeTotal {
     pub unit: &'static str,
     /// How many events.
     pub events: u64,
-    /// The sum of their quantities, in decimal: it may be more than 64 bits hold. Of seats, which are a level and no flow, only a check of the file.
+    /// What becomes of their quantities.
+    pub aggregate: Aggregate,
+    /// The sum or the maximum of their quantities, in decimal: a sum may be more than 64 bits hold.
     pub quantity: String,
+}
+
+/// How the quantities of one type become one number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Aggregate {
+    /// Each event adds its own.
+    Sum,
+    /// Each event repeats a level, so that adding them would count the same seats again.
+    Maximum,
+}
+
+impl Aggregate {
+    fn of(event_type: &str) -> Aggregate {
+        if event_type == "hb_ai_seats_v1" { Aggregate::Maximum } else { Aggregate::Sum }
+    }
+
+    fn add(self, total: u128, quantity: u128) -> u128 {
+        match self {
+            Aggregate::Sum => total + quantity,
+            Aggregate::Maximum => total.max(quantity),
+        }
+    }
 }
 
 /// Writes the range as CSV: a header, then rows by time and id, lines ended by a line feed, times in UTC to the microsecond. Returns the totals.
@@ -55,16 +80,16 @@ pub struct TypeTotal {
 pub async fn export_usage(ledger: &Ledger, range: &UsageRange, writer: impl Write) -> anyhow::Result<Totals> {
     let mut csv = ::csv::Writer::from_writer(writer);
     csv.write_record(COLUMNS)?;
-    let mut sums: BTreeMap<String, (u64, u128)> = BTreeMap::new();
+    let mut types: BTreeMap<String, (u64, u128)> = BTreeMap::new();
     let mut last: Option<UsageRow> = None;
     loop {
         let page = ledger.in_time(ledger.usage_page(range, last.as_ref(), PAGE_ROWS)).await.context("reading usage from the ledger")?;
         for row in &page {
             csv.write_record(fields(row))?;
             let quantity: u128 = row.quantity.parse().with_context(|| format!("the quantity of {}", row.event_id))?;
-            let (events, sum) = sums.entry(row.event_type.clone()).or_default();
+            let (events, total) = types.entry(row.event_type.clone()).or_default();
             *events += 1;
-            *sum += quantity;
+            *total = Aggregate::of(&row.event_type).add(*total, quantity);
         }
         match page.into_iter().next_back() {
             Some(row) => last = Some(row),
@@ -72,7 +97,7 @@ pub async fn export_usage(ledger: &Ledger, range: &UsageRange, writer: impl Writ
         }
     }
     csv.flush()?;
-    Ok(totals(sums))
+    Ok(totals(types))
 }
 
 fn fields(row: &UsageRow) -> [String; 9] {
@@ -89,13 +114,16 @@ fn fields(row: &UsageRow) -> [String; 9] {
     ]
 }
 
-fn totals(sums: BTreeMap<String, (u64, u128)>) -> Totals {
-    let events = sums.values().map(|(events, _)| events).sum();
-    let types = sums
-        .into_iter()
-        .map(|(event_type, (events, sum))| TypeTotal { unit: unit(&event_type), event_type, events, quantity: sum.to_string() })
-        .collect();
-    Totals { events, types }
+fn totals(types: BTreeMap<String, (u64, u128)>) -> Totals {
+    let events = types.values().map(|(events, _)| events).sum();
+    let total = |(event_type, (events, quantity)): (String, (u64, u128))| TypeTotal {
+        unit: unit(&event_type),
+        aggregate: Aggregate::of(&event_type),
+        event_type,
+        events,
+        quantity: quantity.to_string(),
+    };
+    Totals { events, types: types.into_iter().map(total).collect() }
 }
 
 /// What the type's quantity counts.
@@ -105,5 +133,18 @@ fn unit(event_type: &str) -> &'static str {
         "hb_ai_seats_v1" => "seats",
         "hb_agent_runtime_v1" => "ms",
         _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seats_are_a_maximum_and_everything_else_is_a_sum() {
+        for (event_type, total) in [("dc_managed_agents_v1", 12), ("hb_agent_runtime_v1", 12), ("hb_ai_seats_v1", 7)] {
+            let aggregate = Aggregate::of(event_type);
+            assert_eq!([2, 7, 3].into_iter().fold(0, |total, quantity| aggregate.add(total, quantity)), total, "{event_type}");
+        }
     }
 }

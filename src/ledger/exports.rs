@@ -40,7 +40,43 @@ pub struct UsageRow {
     pub sequence: i64,
 }
 
+/// How far a source's usage is complete, as known at one ledger sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromRow)]
+pub struct UsageCompleteness {
+    /// All usage that coderd committed before this instant is in the ledger. None: nothing can be said.
+    pub complete_until: Option<DateTime<Utc>>,
+    /// Whether the last pass of its collector could claim anything. None: there was no pass.
+    pub last_pass_claims: Option<bool>,
+}
+
 impl Ledger {
+    /// How far the source's usage is complete by the passes up to this sequence, as far as the log was read.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn usage_completeness(&self, source_id: i16, as_of: i64) -> Result<UsageCompleteness, sqlx::Error> {
+        sqlx::query_as(
+            "with pass as (
+                 select collector_pass.* from collector_pass join batch on batch.id = batch_id where source_id = $1 and sequence <= $2
+             ), unread as (
+                 select min(pass.id) as id from pass
+                 join collector_pass_offset ahead on ahead.pass_id = pass.id and ahead.topic = $3
+                 left join position using (topic, partition)
+                 where position.next_offset is null or position.next_offset < ahead.next_offset
+             )
+             select
+                 (select complete_until from pass where complete_until is not null and (id < unread.id or unread.id is null)
+                  order by id desc limit 1) as complete_until,
+                 (select complete_until is not null from pass order by id desc limit 1) as last_pass_claims
+             from unread",
+        )
+        .bind(source_id)
+        .bind(as_of)
+        .bind(crate::event::Topic::AgentUsage.name())
+        .fetch_one(&self.pool)
+        .await
+    }
+
     /// The next rows of the range behind `after`, ordered by time, then id by its bytes, then deployment; empty at the end. What a batch
     /// tells never changes, so pages of one `as_of` fit together without a common snapshot. One thing is not kept: a vendor's late word over
     /// `unknown` or `refused` replaces the batch that said so, and before that word the event shows as pending.

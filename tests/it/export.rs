@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use tallyline::event::{Event, Payload, PublishMarks, Topic, Usage, UsageQuantity};
-use tallyline::export::{Totals, TypeTotal, export_usage};
+use tallyline::export::{Aggregate, Totals, TypeTotal, export_usage};
 use tallyline::ledger::{Attempt, AttemptVerdict, Chain, Ledger, NewRequest, RequestOutcome, Settlement, UsageRange};
 use uuid::Uuid;
 
@@ -60,7 +60,7 @@ async fn many_pages_hold_each_event_once_in_order_and_add_up() {
     let sequence = record(&ledger, &events).await;
 
     let mut rows = Vec::new();
-    let mut sums: BTreeMap<&str, (u64, u128, &'static str)> = BTreeMap::new();
+    let mut totals: BTreeMap<&str, (u64, u128, &'static str)> = BTreeMap::new();
     for event in &events {
         let Payload::Usage(usage) = &event.payload else { unreachable!("only usage") };
         let (event_type, unit) = match usage.quantity {
@@ -69,8 +69,10 @@ async fn many_pages_hold_each_event_once_in_order_and_add_up() {
             UsageQuantity::AgentRuntimeMs(_) => ("hb_agent_runtime_v1", "ms"),
         };
         let number = usage.quantity.number();
-        let sum = sums.entry(event_type).or_insert((0, 0, unit));
-        (sum.0, sum.1) = (sum.0 + 1, sum.1 + u128::from(number));
+        let (events, total, _) = totals.entry(event_type).or_insert((0, 0, unit));
+        *events += 1;
+        // seats are a level: ten heartbeats of ten seats are ten seats
+        *total = if unit == "seats" { (*total).max(number.into()) } else { *total + u128::from(number) };
         let time = usage.created_at.format("%Y-%m-%dT%H:%M:%S.000000Z");
         let line = format!("{},{},{event_type},{number},{unit},{time},pending,,{sequence}\n", event.deployment, usage.id);
         rows.push((usage.created_at, usage.id.clone(), event.deployment, line));
@@ -78,16 +80,17 @@ async fn many_pages_hold_each_event_once_in_order_and_add_up() {
     rows.sort();
     let expected = rows.iter().fold(HEADER.to_owned(), |text, (.., line)| text + line);
 
-    let (first, totals) = exported(&ledger, &all(sequence)).await;
+    let (first, shown) = exported(&ledger, &all(sequence)).await;
     assert!(first == expected, "the file differs from what was recorded");
-    assert_eq!(exported(&ledger, &all(sequence)).await, (first, totals.clone()), "two runs give the same bytes");
-    let types = sums.into_iter().map(|(event_type, (events, sum, unit))| TypeTotal {
+    assert_eq!(exported(&ledger, &all(sequence)).await, (first, shown.clone()), "two runs give the same bytes");
+    let types = totals.into_iter().map(|(event_type, (events, total, unit))| TypeTotal {
         event_type: event_type.to_owned(),
         unit,
+        aggregate: if unit == "seats" { Aggregate::Maximum } else { Aggregate::Sum },
         events,
-        quantity: sum.to_string(),
+        quantity: total.to_string(),
     });
-    assert_eq!(totals, Totals { events: 5_600, types: types.collect() });
+    assert_eq!(shown, Totals { events: 5_600, types: types.collect() });
 }
 
 #[tokio::test]

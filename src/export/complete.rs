@@ -1,0 +1,85 @@
+//! Whether a range of usage is complete in the ledger, so that a file of it can be closed.
+
+use chrono::{DateTime, SecondsFormat, Utc};
+
+use crate::ledger::{Ledger, Recovering, UsageCompleteness, UsageRange};
+
+/// Why a file of this range may lack usage; none where it is complete. Sources that an operator has retired, or that no collector reads, have
+/// nothing more to add.
+///
+/// # Errors
+/// The database's.
+pub async fn incomplete(ledger: &Ledger, range: &UsageRange) -> Result<Option<String>, sqlx::Error> {
+    if let Some(recovering) = ledger.recovering().await? {
+        return Ok(Some(recovery(&recovering)));
+    }
+    for source in ledger.sources().await? {
+        let asked = range.source.is_none_or(|deployment| deployment == source.deployment_id);
+        if asked && source.collected {
+            let completeness = ledger.usage_completeness(source.id, range.as_of).await?;
+            if let Some(reason) = shortfall(&completeness, range.to) {
+                return Ok(Some(format!("deployment {} {reason}", source.deployment_id)));
+            }
+        }
+    }
+    Ok(None)
+}
+
+fn recovery(recovering: &Recovering) -> String {
+    format!(
+        "the ledger was restored and has not caught up: the recovery by {} since {} is open ({})",
+        recovering.actor,
+        text(recovering.opened_at),
+        recovering.reason
+    )
+}
+
+/// What a source cannot vouch for up to the end of the range.
+fn shortfall(completeness: &UsageCompleteness, to: DateTime<Utc>) -> Option<String> {
+    let UsageCompleteness { complete_until, last_pass_claims } = *completeness;
+    match (complete_until, last_pass_claims) {
+        (Some(until), _) if until >= to => None,
+        (_, None) => Some("was not read by a collector up to that ledger sequence".to_owned()),
+        (until, Some(false)) => Some(format!(
+            "cannot tell until when it is complete: a hot standby cannot, nor can a role that does not see all transactions{}",
+            until.map_or(String::new(), |until| format!("; it is known to be complete until {}", text(until)))
+        )),
+        (until, Some(true)) => {
+            let until = until.map_or("no instant yet".to_owned(), text);
+            Some(format!("is complete until {until}, and the range ends at {}", text(to)))
+        }
+    }
+}
+
+fn text(time: DateTime<Utc>) -> String {
+    time.to_rfc3339_opts(SecondsFormat::AutoSi, true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(day: u32) -> DateTime<Utc> {
+        format!("2026-11-{day:02}T00:00:00Z").parse().expect("a time")
+    }
+
+    fn of(complete_until: Option<u32>, last_pass_claims: Option<bool>) -> Option<String> {
+        shortfall(&UsageCompleteness { complete_until: complete_until.map(at), last_pass_claims }, at(20))
+    }
+
+    #[test]
+    fn a_range_is_complete_up_to_the_instant_itself() {
+        assert_eq!(of(Some(20), Some(true)), None);
+        assert_eq!(of(Some(21), Some(false)), None, "what was complete stays so");
+        let short = of(Some(19), Some(true)).expect("a reason");
+        assert!(short.contains("complete until 2026-11-19T00:00:00Z") && short.contains("ends at 2026-11-20T00:00:00Z"), "{short}");
+    }
+
+    #[test]
+    fn a_source_that_cannot_tell_is_named_as_one() {
+        for until in [None, Some(19)] {
+            assert!(of(until, Some(false)).expect("a reason").contains("hot standby"));
+        }
+        assert!(of(None, None).expect("a reason").contains("not read by a collector"));
+    }
+}

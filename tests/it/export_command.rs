@@ -1,0 +1,148 @@
+//! `tallyline export`: into what it writes, and which ranges it refuses.
+
+use std::os::unix::fs::MetadataExt as _;
+use std::process::{Command, Stdio};
+
+use chrono::{DateTime, TimeDelta, Utc};
+use tallyline::clock::Clock;
+use tallyline::event::{Event, Topic};
+use tallyline::ledger::{Ledger, LedgerSettings, NewPass, Restored, Source};
+use uuid::Uuid;
+
+use crate::cli::{Pipeline, assert_refused, code, json};
+use crate::export::record;
+use crate::support::ledger::{DEPLOYMENT, OTHER_DEPLOYMENT, noon, partition, usage};
+use crate::support::{Database, database};
+
+/// A ledger with some usage, and a pipeline file for it.
+struct Site {
+    database: Database,
+    pipeline: Pipeline,
+    ledger: Ledger,
+}
+
+/// The day that holds all of the usage.
+const DAY: &str = "export usage --from 2025-08-01 --to 2025-08-02";
+
+impl Site {
+    async fn new(deployment: Uuid) -> Site {
+        let database = database().await;
+        let pipeline = Pipeline::on(&database);
+        assert_eq!(code(&pipeline.run("migrate").await), 0);
+        let ledger = Ledger::open(&LedgerSettings { url: database.url.clone(), connections: 2 }, Clock::given(noon())).unwrap();
+        let events: Vec<Event> = (0..20).map(|n| usage(deployment, n)).collect();
+        record(&ledger, &events).await;
+        Site { database, pipeline, ledger }
+    }
+
+    /// A pass of the source's collector that is complete until then, or cannot tell, with records of usage that nobody has read yet.
+    async fn pass(&self, source: &Source, complete_until: Option<DateTime<Utc>>, unread: i64) {
+        let name = format!("collector:{}", source.deployment_id);
+        let lease = self.ledger.take_lease(&name, "test", std::time::Duration::from_secs(60)).await.unwrap().expect("free");
+        let mut offsets = self.ledger.positions().await.unwrap();
+        offsets.iter_mut().for_each(|(_, next_offset)| *next_offset += unread);
+        let pass = NewPass {
+            source_id: source.id,
+            started_at: noon(),
+            complete_until,
+            runtime_complete_until: None,
+            full_sweep: true,
+            produced: 0,
+            late: 0,
+            offsets,
+            previous: None,
+        };
+        self.ledger.record_pass(&lease, &pass).await.unwrap();
+        self.ledger.release_lease(lease).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_fifo_and_standard_output_receive_the_stream() {
+    let site = Site::new(DEPLOYMENT).await;
+    let whole = site.pipeline.run(&format!("{DAY} -o -")).await;
+    assert!(code(&whole) == 0 && whole.stdout.lines().count() == 21 && whole.stderr.contains("20 events"), "{whole:?}");
+    // what it is piped into is a FIFO, what it is redirected into is a regular file: both by the same name
+    let to_name = site.pipeline.run(&format!("{DAY} -o /dev/stdout")).await;
+    assert_eq!((code(&to_name), &to_name.stdout), (0, &whole.stdout));
+    assert!(to_name.stderr.contains("20 events"), "{to_name:?}");
+    let words: Vec<&str> = DAY.split(' ').chain(["-o", "/dev/stdout", "--pipeline", &site.pipeline.file]).collect();
+    let piped = Command::new(env!("CARGO_BIN_EXE_tallyline")).args(words).stdin(Stdio::null()).output().unwrap();
+    assert_eq!((piped.status.code(), String::from_utf8_lossy(&piped.stdout).as_ref()), (Some(0), whole.stdout.as_str()));
+
+    let fifo = site.pipeline.path("fifo");
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let reader = std::thread::spawn({
+        let fifo = fifo.clone();
+        move || std::fs::read_to_string(fifo).unwrap()
+    });
+    let streamed = site.pipeline.run(&format!("{DAY} -o {}", fifo.display())).await;
+    assert!(code(&streamed) == 0 && streamed.stdout.contains("20 events"), "{streamed:?}");
+    assert_eq!(reader.join().unwrap(), whole.stdout);
+
+    let file = site.pipeline.path("usage.csv");
+    assert_eq!(code(&site.pipeline.run(&format!("{DAY} -o {}", file.display())).await), 0);
+    assert_eq!((std::fs::metadata(&file).unwrap().mode() & 0o7777, std::fs::read_to_string(&file).unwrap()), (0o640, whole.stdout));
+    drop(site.database);
+}
+
+#[tokio::test]
+async fn a_range_beyond_what_is_complete_is_refused_unless_that_is_allowed() {
+    let site = Site::new(DEPLOYMENT).await;
+    let end = noon() + TimeDelta::hours(12);
+    let source = site.ledger.register_source(DEPLOYMENT, noon(), None).await.unwrap();
+    let export = async |more: &str| site.pipeline.run(&format!("{DAY} -o - {more}")).await;
+    let id = DEPLOYMENT.to_string();
+
+    let never_read = export("").await;
+    assert_refused(&never_read, 4, "not read by a collector");
+    assert!(never_read.stderr.contains(&id) && never_read.stderr.contains("--allow-incomplete"), "{never_read:?}");
+
+    site.pass(&source, Some(end - TimeDelta::seconds(1)), 0).await;
+    assert_refused(&export("").await, 4, "is complete until 2025-08-01T23:59:59Z, and the range ends at 2025-08-02T00:00:00Z");
+    let allowed = site.pipeline.run(&format!("{DAY} -o {} --allow-incomplete --output json", site.pipeline.path("a.csv").display())).await;
+    assert!(code(&allowed) == 0 && json(&allowed)["incomplete"].as_str().unwrap().contains(&id), "{allowed:?}");
+
+    // as of the sequence before that pass, no collector had been there
+    let before = site.ledger.last_sequence().await.unwrap();
+    site.pass(&source, Some(end), 0).await;
+    let complete = site.pipeline.run(&format!("{DAY} -o {} --output json", site.pipeline.path("b.csv").display())).await;
+    assert!(code(&complete) == 0 && json(&complete)["incomplete"].is_null(), "{complete:?}");
+    assert_refused(&export(&format!("--as-of {before}")).await, 4, "is complete until 2025-08-01T23:59:59Z");
+
+    // another deployment is not asked where it is not exported
+    let other = site.ledger.register_source(OTHER_DEPLOYMENT, noon(), None).await.unwrap();
+    assert_eq!(code(&export(&format!("--source {DEPLOYMENT}")).await), 0);
+    assert_refused(&export("").await, 4, &OTHER_DEPLOYMENT.to_string());
+
+    // a hot standby claims nothing
+    site.pass(&other, None, 0).await;
+    assert_refused(
+        &export("").await,
+        4,
+        &format!("deployment {OTHER_DEPLOYMENT} cannot tell until when it is complete: a hot standby cannot"),
+    );
+}
+
+#[tokio::test]
+async fn what_the_log_holds_unread_is_not_complete() {
+    let site = Site::new(DEPLOYMENT).await;
+    let source = site.ledger.register_source(DEPLOYMENT, noon(), None).await.unwrap();
+    site.pass(&source, Some(noon() + TimeDelta::days(1)), 3).await;
+    assert_refused(&site.pipeline.run(&format!("{DAY} -o -")).await, 4, "is complete until no instant yet");
+}
+
+#[tokio::test]
+async fn an_export_while_a_recovery_is_open_is_refused_with_its_reason() {
+    let site = Site::new(DEPLOYMENT).await;
+    let landmark = site.ledger.landmark(site.ledger.last_sequence().await.unwrap()).await.unwrap().unwrap();
+    let gone = tallyline::ledger::Landmark { recorded_at: landmark.recorded_at + TimeDelta::seconds(1), ..landmark };
+    assert!(site.ledger.note_went_back(&Restored::Batch(gone)).await.unwrap());
+    let id = site.ledger.recovering().await.unwrap().unwrap().id;
+    site.ledger.target_recovery(id, &[(partition(Topic::AgentUsage, 1), 3)]).await.unwrap();
+    let path = site.pipeline.path("usage.csv");
+    let refused = site.pipeline.run(&format!("{DAY} -o {}", path.display())).await;
+    assert_refused(&refused, 4, "the ledger was restored and has not caught up");
+    assert!(!path.exists());
+    assert_eq!(code(&site.pipeline.run(&format!("{DAY} -o {} --allow-incomplete", path.display())).await), 0);
+}
