@@ -137,6 +137,9 @@ pub(super) async fn execute(
     State(serving): State<Arc<Serving>>,
     change: Change<ReplayExecution>,
 ) -> Result<(StatusCode, Json<PlanStanding>), Problem> {
+    if kept(&serving.api.desk, &change.asked.hash).await.is_ok_and(|kept| kept.state == PlanState::Finished) {
+        return Err(OperationError::Forbidden("this plan was executed to its end: plan again".to_owned()).into());
+    }
     let mut told = serving.executions.begin(&serving, change.asked, change.actor);
     let over = told.wait_for(|standing| standing.state != PlanState::Running);
     // not over yet: who asks looks again
@@ -149,10 +152,15 @@ pub(super) async fn execute(
 }
 
 pub(super) async fn standing(State(serving): State<Arc<Serving>>, asked: Query<OnePlan>) -> Result<Json<PlanStanding>, Problem> {
-    match serving.executions.of(&asked.hash) {
-        Some(standing) => Ok(Json(standing)),
-        None => Ok(Json(kept(&serving.api.desk, &asked.hash).await?)),
-    }
+    let kept = || kept(&serving.api.desk, &asked.hash);
+    Ok(Json(match serving.executions.of(&asked.hash) {
+        // another process may have executed it since
+        Some(failed) if failed.state == PlanState::Failed => {
+            Some(kept().await?).filter(|kept| kept.state == PlanState::Finished).unwrap_or(failed)
+        }
+        Some(standing) => standing,
+        None => kept().await?,
+    }))
 }
 
 /// As the ledger has it.

@@ -160,6 +160,7 @@ fn exit(status: u16) -> Exit {
         // the request, or the token's settings, are to be mended
         400 | 401 | 403 | 413 | 415 => Exit::Configuration,
         404 | 409 => Exit::Refused,
+        500 => Exit::Internal,
         _ => Exit::Unreachable,
     }
 }
@@ -205,7 +206,7 @@ mod tests {
             (403, Exit::Configuration),
             (404, Exit::Refused),
             (409, Exit::Refused),
-            (500, Exit::Unreachable),
+            (500, Exit::Internal),
             (503, Exit::Unreachable),
             (302, Exit::Unreachable),
         ] {

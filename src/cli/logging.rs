@@ -2,8 +2,11 @@
 
 use std::io::IsTerminal as _;
 
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer as _};
 
+use super::slow_statements::SlowStatements;
 use super::{Cli, Command, Exit, Failure, LogFormat};
 
 /// Servers' notices ("relation already exists, skipping") are told only where something asks for them by name.
@@ -27,10 +30,11 @@ pub fn start(cli: &Cli) -> Result<(), Failure> {
     let quiet = if runs { QUIET.to_owned() } else { format!("{QUIET},{QUIET_ABOUT_SLOWNESS}") };
     let filter =
         EnvFilter::try_new(format!("{quiet},{filter}")).map_err(|error| Failure::of(Exit::Configuration, format!("{origin}: {error}")))?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match global.log_format {
-        LogFormat::Human => log.with_ansi(std::io::stderr().is_terminal()).init(),
-        LogFormat::Json => log.json().flatten_event(true).init(),
-    }
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let lines = match global.log_format {
+        LogFormat::Human => lines.with_ansi(std::io::stderr().is_terminal()).boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).boxed(),
+    };
+    tracing_subscriber::registry().with(filter).with(SlowStatements).with(lines).init();
     Ok(())
 }

@@ -28,6 +28,7 @@ mod replay;
 pub mod roles;
 pub mod run;
 mod simulators;
+mod slow_statements;
 mod sources;
 mod status;
 mod stop;

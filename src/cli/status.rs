@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tracing::warn;
 
+use super::roles::Site;
 use super::via::{Via, ViaArguments};
 use super::{Context, Exit, Failure, Output, plain, until_stopped};
 use crate::status::{self, Status};
@@ -27,22 +28,25 @@ pub struct Arguments {
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2",
           value_parser = clap::value_parser!(u64).range(1..=3600))]
     watch: Option<u64>,
+    /// Show also processes that have been gone for an hour
+    #[arg(long)]
+    all: bool,
 }
 
 pub(super) async fn run(arguments: Arguments, context: &Context) -> Result<Exit, Failure> {
     let via = arguments.via.prepare(context).await?;
     match arguments.watch {
-        None => until_stopped(&context.stop, once(&via, context.output)).await,
+        None => until_stopped(&context.stop, once(&via, arguments.all, context.output)).await,
         Some(seconds) => {
-            let watched = watch(&via, context.output, Duration::from_secs(seconds));
+            let watched = watch(&via, arguments.all, context.output, Duration::from_secs(seconds));
             // to be stopped is how a watch ends
             context.stop.run_until_cancelled(watched).await.unwrap_or(Ok(Exit::Success))
         }
     }
 }
 
-async fn once(via: &Via, output: Output) -> Result<Exit, Failure> {
-    let status = read(via, LOG_ANSWER).await?;
+async fn once(via: &Via, all: bool, output: Output) -> Result<Exit, Failure> {
+    let status = read(via, all, LOG_ANSWER).await?;
     output.answer(&status, || table::of(&status))?;
     match status.log_problem {
         None => Ok(Exit::Success),
@@ -51,10 +55,10 @@ async fn once(via: &Via, output: Output) -> Result<Exit, Failure> {
 }
 
 /// Goes on while ledger or log are away, for that is what one watches for; ends when nobody reads any more.
-async fn watch(via: &Via, output: Output, every: Duration) -> Result<Exit, Failure> {
+async fn watch(via: &Via, all: bool, output: Output, every: Duration) -> Result<Exit, Failure> {
     let on_terminal = std::io::stdout().is_terminal();
     loop {
-        match read(via, LOG_ANSWER_WATCHED).await {
+        match read(via, all, LOG_ANSWER_WATCHED).await {
             Ok(status) => {
                 let block = || {
                     let table = plain(&table::of(&status));
@@ -64,18 +68,23 @@ async fn watch(via: &Via, output: Output, every: Duration) -> Result<Exit, Failu
                     return Ok(Exit::Success);
                 }
             }
-            Err(failure) if failure.exit == Exit::Unreachable => warn!("{:#}", failure.error),
+            Err(failure) if failure.exit == Exit::Unreachable => warn!("{}", failure.text()),
             Err(failure) => return Err(failure),
         }
         tokio::time::sleep(every).await;
     }
 }
 
-async fn read(via: &Via, log_answer: Duration) -> Result<Status, Failure> {
-    let site = match via {
-        Via::Site(site) => site,
-        Via::Api(api) => return api.get(&["status"], &()).await,
+async fn read(via: &Via, all: bool, log_answer: Duration) -> Result<Status, Failure> {
+    let mut status = match via {
+        Via::Site(site) => of_site(site, log_answer).await?,
+        Via::Api(api) => api.get(&["status"], &()).await?,
     };
+    status.processes.retain(|process| all || !process.long_gone);
+    Ok(status)
+}
+
+async fn of_site(site: &Site, log_answer: Duration) -> Result<Status, Failure> {
     site.ledger.reach().await?;
     let ledger = &site.ledger.ledger;
     let mut status = ledger.in_time(status::read(ledger, &site.log.log, log_answer)).await?;

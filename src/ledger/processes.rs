@@ -8,6 +8,8 @@ use super::Ledger;
 
 /// A process that has not been heard of for so many seconds is shown as gone; one that lives is heard of every 5.
 pub const GONE_SECONDS: f64 = 30.0;
+/// A process that has not been heard of for so many seconds is no longer looked for.
+const LONG_GONE_SECONDS: f64 = 3600.0;
 /// A process that is gone for so long is forgotten, in seconds.
 const FORGOTTEN_SECONDS: f64 = 24.0 * 3600.0;
 
@@ -47,6 +49,9 @@ pub struct ProcessRow {
     pub seen_at: DateTime<Utc>,
     /// It has not been heard of for 30 seconds, and it did not end in good order.
     pub gone: bool,
+    /// It has not been heard of for an hour.
+    #[serde(default)]
+    pub long_gone: bool,
     /// How each of its roles stood then.
     pub standing: serde_json::Value,
 }
@@ -90,10 +95,12 @@ impl Ledger {
     /// The database's.
     pub async fn processes(&self) -> Result<Vec<ProcessRow>, sqlx::Error> {
         sqlx::query_as(
-            "select id, host, pid, version, roles, started_at, seen_at, seen_at < clock_timestamp() - make_interval(secs => $1) as gone, standing
+            "select id, host, pid, version, roles, started_at, seen_at, seen_at < clock_timestamp() - make_interval(secs => $1) as gone,
+                 seen_at < clock_timestamp() - make_interval(secs => $2) as long_gone, standing
              from process order by host, started_at, id",
         )
         .bind(GONE_SECONDS)
+        .bind(LONG_GONE_SECONDS)
         .fetch_all(&self.pool)
         .await
     }

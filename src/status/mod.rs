@@ -6,7 +6,7 @@ mod partitions;
 pub use licenses::LicenseEdge;
 pub use partitions::Partition;
 
-use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -130,11 +130,13 @@ const HELD_BACK_SHOWN: i64 = 10;
 /// The ledger's.
 pub async fn read(ledger: &Ledger, log: &Log, log_deadline: Duration) -> Result<Status, sqlx::Error> {
     let slow = || format!("no answer within {} seconds", log_deadline.as_secs());
-    let (mut seen, mut log_problem) = match tokio::time::timeout(log_deadline, partitions::ends(log)).await {
-        Ok(Ok(seen)) => (seen, None),
-        Ok(Err(error)) => (HashMap::new(), Some(error.to_string())),
-        Err(_) => (HashMap::new(), Some(slow())),
+    let seen = Mutex::default();
+    let mut log_problem = match tokio::time::timeout(log_deadline, partitions::ends(log, &seen)).await {
+        Ok(Ok(())) => None,
+        Ok(Err(error)) => Some(error.to_string()),
+        Err(_) => Some(slow()),
     };
+    let mut seen = seen.into_inner().unwrap_or_else(PoisonError::into_inner);
     let Contents { incarnation, sequence, batches, positions, events, sources: rows, publications, leases, rates } =
         ledger.contents().await?;
     let aged = tokio::time::timeout(log_deadline, partitions::ages(log, &mut seen, &positions)).await;

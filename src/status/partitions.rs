@@ -1,6 +1,7 @@
 //! Each partition: how far the ledger is behind the log, in records and in time, and how long until the log forgets what was not read.
 
 use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -28,7 +29,7 @@ pub struct Partition {
     pub log_start: Option<i64>,
     /// The offset that its next record gets.
     pub log_end: Option<i64>,
-    /// Offsets behind the log's end: records, unless the log has gaps. None where that is not known, or where the position is not in the log.
+    /// Offsets behind the log's end: records, unless the log has gaps. None where the log does not answer, or does not have the partition.
     pub lag: Option<i64>,
     /// When the log took the oldest record that was not read, by the log's own clock; none where nothing waits or it is not known.
     pub oldest_unread_at: Option<DateTime<Utc>>,
@@ -52,19 +53,27 @@ pub(super) struct Seen {
     keeps: Option<Duration>,
 }
 
-/// Each partition's ends, which are asked for first, so that the ledger is never shown ahead of the log only because it was read later.
-pub(super) async fn ends(log: &Log) -> Result<HashMap<TopicPartition, Seen>, LogError> {
-    let mut seen = HashMap::new();
-    for topic in Topic::ALL {
-        let keeps = log.keeps_unread(topic).await?;
-        let partitions = log.partitions(topic).await?.into_iter().map(|partition| TopicPartition { topic, partition });
-        let mut asked = futures::stream::iter(partitions.map(|at| async move { (at, log.watermarks(at).await) })).buffer_unordered(AT_ONCE);
-        while let Some((at, ends)) = asked.next().await {
-            let (start, end) = ends?;
-            seen.insert(at, Seen { start, end, oldest_unread: None, keeps });
+/// Each partition's ends, which are asked for first, so that the ledger is never shown ahead of the log only because it was read later. A
+/// partition that does not answer hides none of the others; the first fault is returned once all were asked.
+pub(super) async fn ends(log: &Log, seen: &Mutex<HashMap<TopicPartition, Seen>>) -> Result<(), LogError> {
+    futures::future::join_all(Topic::ALL.map(|topic| ends_of(log, topic, seen))).await.into_iter().collect()
+}
+
+async fn ends_of(log: &Log, topic: Topic, seen: &Mutex<HashMap<TopicPartition, Seen>>) -> Result<(), LogError> {
+    let keeps = log.keeps_unread(topic).await?;
+    let partitions = log.partitions(topic).await?.into_iter().map(|partition| TopicPartition { topic, partition });
+    let mut asked = futures::stream::iter(partitions.map(|at| async move { (at, log.watermarks(at).await) })).buffer_unordered(AT_ONCE);
+    let mut answered = Ok(());
+    while let Some((at, ends)) = asked.next().await {
+        match ends {
+            Ok((start, end)) => {
+                let seen_at = Seen { start, end, oldest_unread: None, keeps };
+                seen.lock().unwrap_or_else(PoisonError::into_inner).insert(at, seen_at);
+            }
+            Err(error) => answered = answered.and(Err(error)),
         }
     }
-    Ok(seen)
+    answered
 }
 
 /// Reads the first record behind each position: when the log took it.
@@ -120,8 +129,7 @@ pub(super) fn partitions(positions: &[PositionRow], seen: &HashMap<TopicPartitio
 
 fn of_log(at: TopicPartition, seen: &Seen, row: Option<&PositionRow>, now: DateTime<Utc>) -> Partition {
     let position = row.map(|row| row.next_offset);
-    // what was never assigned will be read from the log's start
-    let lag = Some(position.unwrap_or(seen.start)).filter(|next| (seen.start..=seen.end).contains(next)).map(|next| seen.end - next);
+    let lag = Some(lag(position, seen));
     let age = match (lag, seen.oldest_unread) {
         (Some(0), _) => Some(TimeDelta::zero()),
         (_, Some(taken)) => Some((now - taken).max(TimeDelta::zero())),
@@ -141,6 +149,16 @@ fn of_log(at: TopicPartition, seen: &Seen, row: Option<&PositionRow>, now: DateT
         loss_in_seconds: unread.and(age).zip(keeps).map(|(age, keeps)| (keeps - age).num_seconds().max(0)),
         records: row.map(|row| row.records),
         moved_at: row.map(|row| row.moved_at),
+    }
+}
+
+/// Offsets between what was read and the log's end.
+fn lag(position: Option<i64>, seen: &Seen) -> i64 {
+    match position {
+        // also where the log has forgotten some of them
+        Some(next) if next <= seen.end => seen.end - next,
+        // never assigned, or of a topic that was made anew: all that the log holds is unread
+        Some(_) | None => seen.end - seen.start,
     }
 }
 
@@ -169,12 +187,15 @@ mod tests {
     }
 
     #[test]
-    fn lag_is_told_where_both_ends_of_it_are_known() {
+    fn lag_is_a_number_wherever_the_log_answers() {
         let ends: HashMap<_, _> = (0..4).map(|partition| (at(partition), seen(None))).collect();
         // Within the log, never assigned, fallen out of the log, beyond its end, and in a partition that the log does not have.
         let told = partitions(&[row(0, 18), row(2, 4), row(3, 21), row(9, 1)], &ends, now());
         let lags: Vec<_> = told.iter().map(|partition| (partition.partition, partition.position, partition.lag)).collect();
-        assert_eq!(lags, [(0, Some(18), Some(2)), (1, None, Some(15)), (2, Some(4), None), (3, Some(21), None), (9, Some(1), None)]);
+        assert_eq!(
+            lags,
+            [(0, Some(18), Some(2)), (1, None, Some(15)), (2, Some(4), Some(16)), (3, Some(21), Some(15)), (9, Some(1), None)]
+        );
     }
 
     #[test]

@@ -19,9 +19,9 @@ use crate::support::process::{Ended, run_tallyline, tallyline};
 use crate::support::{self, Database, database, eventually};
 
 /// A pipeline file in a folder of its own.
-struct Pipeline {
-    folder: TempDir,
-    file: String,
+pub struct Pipeline {
+    pub folder: TempDir,
+    pub file: String,
 }
 
 fn pipeline(text: &str) -> Pipeline {
@@ -32,32 +32,32 @@ fn pipeline(text: &str) -> Pipeline {
 }
 
 impl Pipeline {
-    fn on(database: &Database) -> Pipeline {
+    pub fn on(database: &Database) -> Pipeline {
         pipeline(&format!("roles = ['consume']\nledger.url = '{}'\nlog.partitions = 2\n", database.url))
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
     /// Runs a command on this file, the words separated by blanks.
-    async fn run(&self, words: &str) -> Ended {
+    pub async fn run(&self, words: &str) -> Ended {
         let words: Vec<&str> = words.split_whitespace().collect();
         run_tallyline(&[&words[..], &["--pipeline", &self.file]].concat(), &[]).await
     }
 }
 
-fn code(ended: &Ended) -> i32 {
+pub fn code(ended: &Ended) -> i32 {
     ended.status.code().unwrap_or_else(|| panic!("no exit code: {ended:?}"))
 }
 
 /// The answer as JSON: the whole of stdout.
-fn json(ended: &Ended) -> Value {
+pub fn json(ended: &Ended) -> Value {
     serde_json::from_str(&ended.stdout).unwrap_or_else(|error| panic!("{error}: {ended:?}"))
 }
 
 /// Ended with this code, nothing on stdout and these words on stderr.
-fn assert_refused(ended: &Ended, exit: i32, words: &str) {
+pub fn assert_refused(ended: &Ended, exit: i32, words: &str) {
     assert_eq!((code(ended), ended.stdout.as_str()), (exit, ""), "{ended:?}");
     assert!(ended.stderr.contains(words), "{words:?} is not in {ended:?}");
 }
@@ -138,6 +138,69 @@ async fn what_cannot_be_reached_is_said_plainly_and_without_the_password() {
 }
 
 #[tokio::test]
+async fn a_database_error_is_said_once_and_without_lines_of_postgres_source() {
+    let database = database().await;
+    let role = format!("r{}", uuid::Uuid::new_v4().simple());
+    let run = async |statement: String| sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(&database.pool).await.unwrap();
+    run(format!("create role {role} login; revoke create on schema public from public")).await;
+    let (_, address) = database.url.split_once('@').unwrap();
+    let without_rights = pipeline(&format!("roles = ['consume']\nledger.url = 'postgres://{role}@{address}'\n"));
+    let nowhere = pipeline(&format!("roles = ['consume']\nledger.url = '{}_not'\n", database.url));
+    for (pipeline, command, exit, words) in
+        [(&without_rights, "migrate", 3, "permission denied for schema public"), (&nowhere, "status", 3, "does not exist")]
+    {
+        let ended = pipeline.run(command).await;
+        assert_refused(&ended, exit, words);
+        assert_eq!(ended.stderr.matches(words).count(), 1, "{ended:?}");
+        for noise in [" at line ", "error returned from database"] {
+            assert!(!ended.stderr.contains(noise), "{noise:?} is in {ended:?}");
+        }
+    }
+    run(format!("drop role {role}")).await;
+}
+
+#[tokio::test]
+async fn a_migration_may_take_as_long_as_it_needs() {
+    let database = database().await;
+    sqlx::raw_sql(
+        "create table noted (statement_timeout text);
+         create function note() returns event_trigger language plpgsql as
+             $$ begin insert into noted values (current_setting('statement_timeout')); end $$;
+         create event trigger noting on ddl_command_end when tag in ('CREATE TABLE') execute function note()",
+    )
+    .execute(&database.pool)
+    .await
+    .unwrap();
+    assert_eq!(code(&Pipeline::on(&database).run("migrate").await), 0);
+    let limits: Vec<String> = sqlx::query_scalar("select distinct statement_timeout from noted").fetch_all(&database.pool).await.unwrap();
+    assert_eq!(limits, ["0"]);
+}
+
+#[tokio::test]
+async fn status_hides_processes_that_have_been_gone_for_an_hour() {
+    let database = database().await;
+    let pipeline = Pipeline::on(&database);
+    assert_eq!(code(&pipeline.run("migrate").await), 0);
+    sqlx::query(
+        "insert into process (id, host, pid, version, roles, started_at, seen_at)
+         select gen_random_uuid(), 'host-' || minutes, minutes, '0', '{collect}', now() - interval '1 day', now() - make_interval(mins => minutes)
+         from unnest(array[0, 59, 61]) as minutes",
+    )
+    .execute(&database.pool)
+    .await
+    .unwrap();
+    let shown = async |command: &str| {
+        let status = json(&pipeline.run(&format!("{command} --output json")).await);
+        let rows = status["processes"].as_array().unwrap().iter();
+        let mut shown: Vec<(i64, bool)> = rows.map(|row| (row["pid"].as_i64().unwrap(), row["gone"] == true)).collect();
+        shown.sort_unstable();
+        shown
+    };
+    assert_eq!(shown("status").await, [(0, false), (59, true)]);
+    assert_eq!(shown("status --all").await, [(0, false), (59, true), (61, true)]);
+}
+
+#[tokio::test]
 async fn migrate_may_run_again_and_leaves_a_newer_schema_alone() {
     let database = database().await;
     let pipeline = Pipeline::on(&database);
@@ -167,8 +230,8 @@ async fn export_writes_the_same_bytes_each_time_and_totals_beside_them() {
     let ledger = Ledger::open(&LedgerSettings { url: database.url.clone(), connections: 2 }, Clock::given(noon())).unwrap();
     let events: Vec<_> = (0..40).map(|n| usage(DEPLOYMENT, n)).collect();
     let sequence = record(&ledger, &events).await;
-    // usage(n) counts n % 3 + 1; every fourth is a seat
-    let sum = |seats: bool| (0..40_u64).filter(|n| (n % 4 == 3) == seats).map(|n| n % 3 + 1).sum::<u64>().to_string();
+    // usage(n) counts n % 3 + 1; every fourth is a seat, of which the most at a time is told
+    let agents = (0..40_u64).filter(|n| n % 4 != 3).map(|n| n % 3 + 1).sum::<u64>().to_string();
 
     let range = "export usage --from 2025-08-01 --to 2025-08-02";
     let mut files = Vec::new();
@@ -184,7 +247,7 @@ async fn export_writes_the_same_bytes_each_time_and_totals_beside_them() {
             .iter()
             .map(|one| (one["event_type"].as_str().unwrap(), one["events"].as_u64().unwrap(), one["quantity"].as_str().unwrap()))
             .collect();
-        assert_eq!(types, [("dc_managed_agents_v1", 30, sum(false).as_str()), ("hb_ai_seats_v1", 10, sum(true).as_str())]);
+        assert_eq!(types, [("dc_managed_agents_v1", 30, agents.as_str()), ("hb_ai_seats_v1", 10, "3")]);
         files.push(std::fs::read(path).unwrap());
     }
     assert_eq!(files[0], files[1]);
@@ -195,6 +258,7 @@ async fn export_writes_the_same_bytes_each_time_and_totals_beside_them() {
     assert!(to_stdout.stderr.contains("40 events"), "{to_stdout:?}");
     let table = pipeline.run(&format!("{range} --as user-001 --reason June -o {}", pipeline.path("three.csv").display())).await;
     assert!(table.stdout.contains(&format!("as of ledger sequence {sequence}")), "{table:?}");
+    assert!(table.stdout.contains("seats at most"), "{table:?}");
 
     // each file is written down, and none takes a sequence
     let sha256 = hex::encode(Sha256::digest(&files[0]));
@@ -361,6 +425,10 @@ async fn a_slow_statement_is_not_told_to_who_waits_for_the_answer() {
         let (held, ended) = tokio::join!(held.execute(pool), asked);
         held.unwrap();
         assert_eq!((code(&ended), ended.stderr.contains("slow")), (0, told), "{ended:?}");
+        assert_eq!(ended.stderr.contains("operation=\"select operator_act\""), told, "{ended:?}");
+        for sql in ["order by", "where", "select id"] {
+            assert!(!ended.stderr.contains(sql), "{sql} is in {ended:?}");
+        }
         assert!(told || ended.stderr.is_empty(), "{ended:?}");
     }
 }
