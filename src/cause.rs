@@ -1,4 +1,4 @@
-//! What an error says to a reader: each of its causes once, and of a database's answer only the message.
+//! The text of an error: each of its causes once, and of a database's answer only the message.
 
 use std::error::Error;
 
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn causes_that_say_something_else_are_kept() {
+    fn other_causes_are_kept() {
         let cause = std::io::Error::new(std::io::ErrorKind::ConnectionRefused, "refused");
         let error = anyhow::Error::from(Outer::Repeated(cause.into())).context("reading at line 7");
         assert_eq!(text(error.as_ref()), "reading at line 7: the ledger cannot be used: error communicating with database: refused");

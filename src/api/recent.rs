@@ -53,7 +53,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_waits_for_an_answer_gets_that_one_however_long_it_took() {
+    async fn a_caller_that_waits_shares_the_answer_however_long_it_took() {
         let (recent, begin) = (Recent::default(), Instant::now());
         let elapsed = Cell::new(Duration::ZERO);
         let now = || begin + elapsed.get();

@@ -153,7 +153,7 @@ async fn write(ledger: &Ledger, usage: &Usage, range: &UsageRange, to_stdout: bo
     let opened = tokio::task::spawn_blocking(move || ExportFile::create(&path)).await;
     let mut file = opened.map_err(|error| Failure::new(Exit::Internal, error))?.map_err(refused)?;
     let (totals, sha256) = hashed(ledger, range, &mut file, &usage.file).await?;
-    // first: a file that finance has and no proof tells of would be worse than the other way
+    // recorded first: a file without a record would be worse than a record without a file
     let export_id = record(&totals, sha256).await?;
     file.finish().map_err(refused)?;
     Ok(Written { incarnation, export_id, totals, sha256 })

@@ -1,4 +1,4 @@
-//! Statements that take long, by what they do. sqlx' own warning holds the whole SQL, which a log should not.
+//! Warnings about slow statements, by operation. sqlx' own warning contains the whole SQL, which does not belong in a log.
 
 use std::fmt::Debug;
 
@@ -7,7 +7,7 @@ use tracing::{Event, Subscriber, debug, warn};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 
-/// Where sqlx tells of statements.
+/// The target of sqlx' events about statements.
 const TARGET: &str = "sqlx::query";
 
 /// Puts a warning that names the operation in the place of sqlx' own.
@@ -30,7 +30,7 @@ impl<S: Subscriber> Layer<S> for SlowStatements {
     }
 }
 
-/// What sqlx says of a statement.
+/// The fields of such an event.
 #[derive(Default)]
 struct Statement {
     /// Its first words, or all of it where it has no more.

@@ -28,7 +28,7 @@ pub struct Arguments {
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2",
           value_parser = clap::value_parser!(u64).range(1..=3600))]
     watch: Option<u64>,
-    /// Show also processes that have been gone for an hour
+    /// Show also processes that were last seen over an hour ago
     #[arg(long)]
     all: bool,
 }

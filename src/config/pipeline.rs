@@ -165,7 +165,7 @@ pub struct Serve {
     pub audit: Duration,
     /// Who may ask, by the name under which they act.
     pub tokens: BTreeMap<String, TokenSetting>,
-    /// By which this machine may be asked for, beside loopback's own names.
+    /// Host names, beside loopback's own, that a request may name.
     pub host_names: Vec<String>,
     /// Not there yet: always none.
     pub tls_certificate: Option<PathBuf>,

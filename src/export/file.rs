@@ -1,4 +1,4 @@
-//! Where an export goes: into a file that is replaced as a whole, or as a stream into what is no regular file.
+//! The destination of an export. A regular file is replaced as a whole; a FIFO or a device receives a stream.
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, BufWriter, Write};

@@ -43,9 +43,9 @@ pub struct UsageRow {
 /// How far a source's usage is complete, as known at one ledger sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromRow)]
 pub struct UsageCompleteness {
-    /// All usage that coderd committed before this instant is in the ledger. None: nothing can be said.
+    /// All usage that coderd committed before this instant is in the ledger. None: not known.
     pub complete_until: Option<DateTime<Utc>>,
-    /// Whether the last pass of its collector could claim anything. None: there was no pass.
+    /// Whether the last pass of its collector claimed completeness. None: there was no pass.
     pub last_pass_claims: Option<bool>,
 }
 

@@ -8,7 +8,7 @@ use super::Ledger;
 
 /// A process that has not been heard of for so many seconds is shown as gone; one that lives is heard of every 5.
 pub const GONE_SECONDS: f64 = 30.0;
-/// A process that has not been heard of for so many seconds is no longer looked for.
+/// A process that was last seen this many seconds ago is not shown by default.
 const LONG_GONE_SECONDS: f64 = 3600.0;
 /// A process that is gone for so long is forgotten, in seconds.
 const FORGOTTEN_SECONDS: f64 = 24.0 * 3600.0;

@@ -152,12 +152,12 @@ fn of_log(at: TopicPartition, seen: &Seen, row: Option<&PositionRow>, now: DateT
     }
 }
 
-/// Offsets between what was read and the log's end.
+/// Offsets from the position to the log's end.
 fn lag(position: Option<i64>, seen: &Seen) -> i64 {
     match position {
         // also where the log has forgotten some of them
         Some(next) if next <= seen.end => seen.end - next,
-        // never assigned, or of a topic that was made anew: all that the log holds is unread
+        // never assigned, or of a topic that was recreated: all that the log holds is unread
         Some(_) | None => seen.end - seen.start,
     }
 }

@@ -35,7 +35,7 @@ impl Site {
         Site { database, pipeline, ledger }
     }
 
-    /// A pass of the source's collector that is complete until then, or cannot tell, with records of usage that nobody has read yet.
+    /// A pass of the source's collector that is complete until then, or cannot tell, and this number of unread records.
     async fn pass(&self, source: &Source, complete_until: Option<DateTime<Utc>>, unread: i64) {
         let name = format!("collector:{}", source.deployment_id);
         let lease = self.ledger.take_lease(&name, "test", std::time::Duration::from_secs(60)).await.unwrap().expect("free");
@@ -49,6 +49,8 @@ impl Site {
             full_sweep: true,
             produced: 0,
             late: 0,
+            fetched: Vec::new(),
+            requested_sweep: None,
             offsets,
             previous: None,
         };

@@ -1,5 +1,5 @@
-//! A PostgreSQL of the demo's own: its data in the demo's folder, gone with the demo. Other users of the machine cannot log in: it listens on
-//! a socket in a folder that is closed to them, and asks for a password there.
+//! A PostgreSQL of the demo's own. Its data is in the demo's folder and ends with it. Other users of the machine cannot log in: it listens
+//! on a socket in a folder that is closed to them, and asks for a password.
 
 use std::io::Write as _;
 use std::os::unix::ffi::OsStrExt as _;
