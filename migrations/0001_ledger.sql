@@ -167,7 +167,8 @@ create index workspace_build_by_completion on workspace_build (source_id, comple
 create table workspace_first_start (
     source_id smallint not null,
     workspace_id uuid not null,
-    build_id uuid not null,
+    -- null: before the source's baseline
+    build_id uuid,
     constraint workspace_first_start_is_unique primary key (source_id, workspace_id)
 );
 

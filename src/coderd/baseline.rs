@@ -2,6 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use sqlx::FromRow;
+use uuid::Uuid;
 
 use super::connect::within;
 use super::{CoderdError, Reader};
@@ -46,6 +47,24 @@ impl Reader {
                  where first_start.completed_at < $1 and first_start.initiator_id <> 'c42fdf75-3097-471c-8c33-fb52454d81c0'
                  group by 1, 2, 3
                  order by 1, 2, 3",
+            )
+            .bind(before)
+            .fetch_all(&mut self.connection),
+        )
+        .await
+    }
+
+    /// Workspaces with a successful start that completed before `before`, the pool's own among them.
+    ///
+    /// # Errors
+    /// [`CoderdError`]
+    pub async fn workspaces_started_before(&mut self, before: DateTime<Utc>) -> Result<Vec<Uuid>, CoderdError> {
+        within(
+            self.deadline,
+            sqlx::query_scalar(
+                "select distinct build.workspace_id
+                 from workspace_builds build join provisioner_jobs job on job.id = build.job_id
+                 where build.transition = 'start' and job.job_status = 'succeeded' and job.completed_at < $1",
             )
             .bind(before)
             .fetch_all(&mut self.connection),

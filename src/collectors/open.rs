@@ -255,5 +255,5 @@ async fn baseline(settings: &Settings, reader: &mut Reader, from: DateTime<Utc>)
         preset_name: row.preset_name,
         creations: row.creations,
     });
-    Ok(Baseline { until: from, creations: rows.collect() })
+    Ok(Baseline { until: from, creations: rows.collect(), started: reader.workspaces_started_before(from).await? })
 }

@@ -39,7 +39,7 @@ pub enum Fact {
         /// All-time creations before the baseline.
         creations: i64,
     },
-    /// An accepted event.
+    /// An accepted event. Of a workspace's builds at most one is its first successful start, whatever the source said of a later one.
     Event(Event),
     /// A license came to coderd or went from it.
     License {
@@ -114,9 +114,19 @@ struct Found {
 
 async fn facts(tx: &mut PgConnection, ids: &[i64]) -> Result<Vec<Found>, sqlx::Error> {
     let mut found = Vec::new();
-    let builds =
-        sqlx::query("select e.*, s.deployment_id from workspace_build e join source s on s.id = e.source_id where e.batch_id = any($1)");
-    events(tx, builds, ids, &mut found, |row| Ok(Payload::Build(Box::new(rows::build_of(row)?)))).await?;
+    let builds = sqlx::query(
+        "select e.*, s.deployment_id, coalesce(f.build_id = e.build_id, false) as has_first_start
+         from workspace_build e join source s on s.id = e.source_id
+             left join workspace_first_start f
+                 on e.first_successful_start and f.source_id = e.source_id and f.workspace_id = e.workspace_id
+         where e.batch_id = any($1)",
+    );
+    events(tx, builds, ids, &mut found, |row| {
+        let mut build = rows::build_of(row)?;
+        build.first_successful_start &= row.try_get::<bool, _>("has_first_start")?;
+        Ok(Payload::Build(Box::new(build)))
+    })
+    .await?;
     let claims =
         sqlx::query("select e.*, s.deployment_id from prebuild_claim e join source s on s.id = e.source_id where e.batch_id = any($1)");
     events(tx, claims, ids, &mut found, |row| Ok(Payload::Claim(Box::new(rows::claim_of(row)?)))).await?;

@@ -8,11 +8,14 @@ use uuid::Uuid;
 
 use super::record::{Judged, Sorted, judge};
 use super::{Arrival, Counts, Ledger, Refusal, ReplayRange, Verdict, rows};
-use crate::event::Digest;
+use crate::event::{Digest, Event, Payload};
 
-/// The events that a plan has found to be new so far.
+/// The events that a plan has found to be new so far, and the workspaces that they start for the first time.
 #[derive(Default)]
-pub struct Foreseen(HashMap<(Uuid, String), Digest>);
+pub struct Foreseen {
+    events: HashMap<(Uuid, String), Digest>,
+    started: HashSet<(Uuid, Uuid)>,
+}
 
 /// What recording some arrivals would do.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -32,7 +35,7 @@ impl Foreseen {
             if known.contains_key(&new.index) {
                 continue;
             }
-            match self.0.entry((new.event.deployment, new.event.id())) {
+            match self.events.entry((new.event.deployment, new.event.id())) {
                 Entry::Occupied(earlier) => {
                     known.insert(new.index, *earlier.get());
                 }
@@ -47,7 +50,8 @@ impl Foreseen {
 
 impl Ledger {
     /// What [`Ledger::record`] would do with arrivals of this range, without writing. `foreseen` remembers the new events of the batches before
-    /// this one. An arrival that PostgreSQL itself refused before is taken as it was recorded then.
+    /// this one. An arrival that PostgreSQL itself refused before is taken as it was recorded then, and a new build is a first successful start only
+    /// where the ledger would keep it as one.
     ///
     /// # Errors
     /// The database's.
@@ -82,8 +86,41 @@ impl Ledger {
         sorted.judge_again(&mut judged);
         let refused = arrivals.iter().enumerate().filter(|(index, arrival)| arrival.event.is_err() || judged.conflicts().contains(index));
         let new_refused = refused.filter(|(_, arrival)| !refused_before.contains_key(&arrival.offset)).count();
-        Ok(Foresight { counts: judged.counts(arrivals), new, new_refused: i32::try_from(new_refused).unwrap_or(i32::MAX) })
+        let counts = judged.counts(arrivals);
+        first_starts(&mut tx, arrivals, &new, foreseen).await?;
+        Ok(Foresight { counts, new, new_refused: i32::try_from(new_refused).unwrap_or(i32::MAX) })
     }
+}
+
+/// Of the new builds that name themselves their workspace's first successful start, leaves it only to the one that the ledger would keep.
+async fn first_starts(tx: &mut PgConnection, arrivals: &mut [Arrival], new: &[usize], foreseen: &mut Foreseen) -> Result<(), sqlx::Error> {
+    let mut claimants = Vec::new();
+    for index in new {
+        if let Ok(Event { deployment, payload: Payload::Build(build) }) = &arrivals[*index].event
+            && build.first_successful_start
+        {
+            claimants.push((build.build_number, *index, (*deployment, build.workspace_id)));
+        }
+    }
+    claimants.sort_unstable();
+    let (deployments, workspaces): (Vec<Uuid>, Vec<Uuid>) = claimants.iter().map(|(_, _, workspace)| *workspace).unzip();
+    let started: Vec<(Uuid, Uuid)> = sqlx::query_as(
+        "select s.deployment_id, f.workspace_id from unnest($1::uuid[], $2::uuid[]) as named (deployment_id, workspace_id)
+             join source s using (deployment_id) join workspace_first_start f on f.source_id = s.id and f.workspace_id = named.workspace_id",
+    )
+    .bind(deployments)
+    .bind(workspaces)
+    .fetch_all(tx)
+    .await?;
+    foreseen.started.extend(started);
+    for (_, index, workspace) in claimants {
+        if !foreseen.started.insert(workspace)
+            && let Ok(Event { payload: Payload::Build(build), .. }) = &mut arrivals[index].event
+        {
+            build.first_successful_start = false;
+        }
+    }
+    Ok(())
 }
 
 /// The offsets that are recorded as refused; with its detail where PostgreSQL was who refused.

@@ -369,7 +369,7 @@ const CHECKS: [(&str, &str); 7] = [
              select 'workspace_build_completed:' || f.build_id, 'is no accepted first successful start of workspace ' || f.workspace_id
              from workspace_first_start f left join workspace_build b
                  on b.source_id = f.source_id and b.build_id = f.build_id and b.workspace_id = f.workspace_id and b.first_successful_start
-             where b.build_id is null)
+             where f.build_id is not null and b.build_id is null)
          select * from found limit $1",
     ),
     (

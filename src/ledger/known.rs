@@ -63,6 +63,16 @@ impl Ledger {
         .await
     }
 
+    /// The build that is kept as the first successful start of this workspace; none: there is none, or it came before the source's baseline.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn first_start(&self, source_id: i16, workspace_id: Uuid) -> Result<Option<Uuid>, sqlx::Error> {
+        let query = "select build_id from workspace_first_start where source_id = $1 and workspace_id = $2";
+        let found: Option<Option<Uuid>> = sqlx::query_scalar(query).bind(source_id).bind(workspace_id).fetch_optional(&self.pool).await?;
+        Ok(found.flatten())
+    }
+
     /// Those of these usage events that are accepted, with their digests.
     ///
     /// # Errors

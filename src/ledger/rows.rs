@@ -135,7 +135,7 @@ pub(super) async fn known_builds(
     known_digests(tx, known, news, inserted, |new| build(new).build_id).await
 }
 
-/// The first workspace to claim its first successful start has it: a second claimant is shown by the audit.
+/// The first build that a workspace names as its first successful start keeps that place. Folds count no other as a creation.
 async fn claim_first_starts(tx: &mut PgConnection, news: &[&New<'_>], inserted: &HashSet<(i16, Uuid)>) -> Result<(), sqlx::Error> {
     let mut first: Vec<&New> = news
         .iter()

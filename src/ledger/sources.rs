@@ -6,6 +6,9 @@ use uuid::Uuid;
 
 use super::Ledger;
 
+/// Workspaces inserted in one statement.
+const STARTED_AT_ONCE: usize = 10_000;
+
 /// A Coder deployment.
 #[derive(Clone, Debug, PartialEq, Eq, FromRow)]
 pub struct Source {
@@ -41,6 +44,8 @@ pub struct Baseline {
     pub until: DateTime<Utc>,
     /// coderd's count of creations before it.
     pub creations: Vec<BaselineRow>,
+    /// The workspaces whose first successful start came before it: no later build of theirs is a creation.
+    pub started: Vec<Uuid>,
 }
 
 impl Ledger {
@@ -96,6 +101,13 @@ impl Ledger {
             .bind(row.creations)
             .execute(&mut *tx)
             .await?;
+        }
+        for started in baseline.into_iter().flat_map(|baseline| baseline.started.chunks(STARTED_AT_ONCE)) {
+            sqlx::query("insert into workspace_first_start (source_id, workspace_id) select $1, unnest($2::uuid[])")
+                .bind(source.id)
+                .bind(started)
+                .execute(&mut *tx)
+                .await?;
         }
         tx.commit().await?;
         Ok(source)

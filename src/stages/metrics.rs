@@ -67,7 +67,7 @@ pub struct DeploymentMetrics {
 
 impl Stage for MetricsState {
     const NAME: &'static str = "metrics";
-    // 2: a success that ends as it starts is observed as 0
+    // 2: a success that ends as it starts is observed as 0, and a workspace is one creation
     const RULES_VERSION: i32 = 2;
 
     fn apply(&mut self, fact: &Fact) -> Result<(), Broken> {

@@ -154,7 +154,8 @@ async fn a_registered_source_begins_with_its_baseline_and_has_the_licenses_that_
         preset_name: preset.into(),
         creations,
     };
-    let baseline = Baseline { until: noon() - TimeDelta::days(30), creations: vec![named("", 700), named("preset-1", 1200)] };
+    let baseline =
+        Baseline { until: noon() - TimeDelta::days(30), creations: vec![named("", 700), named("preset-1", 1200)], started: Vec::new() };
     let introduced_at = noon() - TimeDelta::days(1);
     let source = ledger.register_source(DEPLOYMENT, introduced_at, Some(&baseline)).await.unwrap();
     let verified = |license_id: i32| LicenseState::Verified(serde_json::to_value(license(i64::from(license_id))).unwrap());

@@ -24,7 +24,12 @@ impl Desk {
     pub(super) async fn metrics_of(&self, event: &Event) -> Result<(Vec<SeriesProof>, Vec<NoSeries>), OperationError> {
         let source = self.ledger.in_time(self.ledger.source(event.deployment)).await?;
         let Some(source) = source else { return Ok((Vec::new(), Vec::new())) };
-        let effects = effects_of(event, source.introduced_at);
+        let mut event = event.clone();
+        if let Payload::Build(build) = &mut event.payload {
+            let kept = self.ledger.in_time(self.ledger.first_start(source.id, build.workspace_id)).await?;
+            build.first_successful_start &= kept == Some(build.build_id);
+        }
+        let effects = effects_of(&event, source.introduced_at);
         let left_out = effects.left_out.iter().map(|one| NoSeries { family: one.family.to_owned(), why: one.why.to_string() });
         Ok((effects.added.iter().map(series).collect(), left_out.collect()))
     }

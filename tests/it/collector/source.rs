@@ -6,8 +6,8 @@ use chrono::TimeDelta;
 use tallyline::clock::Clock;
 use tallyline::coderd::CoderdError;
 use tallyline::collectors::{CollectError, Settings, run};
-use tallyline::event::PREBUILDS_USER;
-use tallyline::ledger::LicenseState;
+use tallyline::event::{Event, PREBUILDS_USER, Payload};
+use tallyline::ledger::{Fact, LicenseState};
 use tallyline::license::PublicKeys;
 use tallyline::sim::coderd::SchemaVersion;
 use tokio_util::sync::CancellationToken;
@@ -80,6 +80,42 @@ async fn collecting_from_an_instant_starts_the_counters_with_coderds_own_count()
     collector.close().await;
     let again = ours.collector(settings(), &coderd).await;
     assert_eq!(*again.source(), source);
+}
+
+/// coderd removes old builds, and then names the first that is left as the first successful start.
+#[tokio::test]
+async fn a_workspace_that_was_started_before_the_baseline_is_not_created_again() {
+    let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
+    let now = coderd.now().await;
+    let mut workspaces = Vec::new();
+    for initiator in [coderd.owner, PREBUILDS_USER] {
+        let workspace = coderd.workspace().await;
+        let completed_at = now - TimeDelta::hours(2);
+        coderd.build(&Build { completed_at, initiator, ..coderd.first_start(workspace).await }).await;
+        workspaces.push(workspace);
+    }
+    let mut collector = ours.collector(Settings { from: Some(now - TimeDelta::hours(1)), ..settings() }, &coderd).await;
+    collector.pass().await.unwrap();
+    sqlx::raw_sql("delete from provisioner_jobs").execute(&coderd.database.pool).await.unwrap();
+    for workspace in workspaces {
+        coderd.build(&Build { number: 2, ..coderd.first_start(workspace).await }).await;
+    }
+    coderd.creation().await;
+    collector.pass().await.unwrap();
+    ours.consume().await;
+    let counted: Vec<bool> = ours
+        .ledger
+        .entries_after(0, i64::MAX)
+        .await
+        .unwrap()
+        .into_iter()
+        .flat_map(|entry| entry.facts)
+        .filter_map(|fact| match fact {
+            Fact::Event(Event { payload: Payload::Build(build), .. }) => Some(build.first_successful_start),
+            _ => None,
+        })
+        .collect();
+    assert_eq!((counted.len(), counted.iter().filter(|first| **first).count()), (3, 1), "only the new workspace");
 }
 
 #[tokio::test]
