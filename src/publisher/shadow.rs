@@ -45,7 +45,7 @@ impl Publisher {
         let rows = match rows_by_id(reader, &ids).await {
             Ok(rows) => rows,
             Err(fault) => {
-                self.ledger.in_time(self.ledger.release_publications(source_id, &self.holder, &ids)).await?;
+                self.release(source_id, &ids).await;
                 return Err(fault);
             }
         };

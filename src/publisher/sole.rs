@@ -96,12 +96,18 @@ impl Publisher {
             Err(fault) => Err(fault),
         };
         if let Err(fault) = sent {
-            // nothing is on its way any more; if this fails too, the leases end by themselves
-            self.ledger.in_time(self.ledger.release_publications(source_id, &self.holder, &ids)).await?;
+            self.release(source_id, &ids).await;
             return Err(fault);
         }
         Ok(ids.len() == MAX_EVENTS_PER_REQUEST)
     }
+    /// Ends the leases of events that are not in flight. A fault of this is not the cycle's: what ended the cycle is, and the leases end by themselves.
+    pub(super) async fn release(&self, source_id: i16, ids: &[String]) {
+        if let Err(error) = self.ledger.in_time(self.ledger.release_publications(source_id, &self.holder, ids)).await {
+            warn!(%error, "leases of publications are left to end by themselves");
+        }
+    }
+
 
     /// The last look at coderd's rows: those that are still ours to send.
     async fn sift(
