@@ -346,6 +346,16 @@ create index publication_by_batch on publication (settled_batch_id);
 
 -- A request to the vendor, written before it is sent; its answer is recorded with its verdicts.
 create table publication_request (
+-- Mode `sole`: coderd's newest publish mark at our first look, over all restarts. A later mark stops the source's publishing until an act.
+create table publish_mark (
+    source_id smallint primary key references source,
+    -- null: coderd had published nothing
+    first_mark timestamptz,
+    later_mark timestamptz,
+    seen_at timestamptz,
+    constraint publish_mark_is_seen_at_an_instant check ((later_mark is null) = (seen_at is null))
+);
+
     id uuid primary key,
     source_id smallint not null,
     license_sha256 bytea not null,

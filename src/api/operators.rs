@@ -11,11 +11,11 @@ use super::Serving;
 use super::answer::Problem;
 use super::asked::{Change, Query};
 use crate::audit::AuditReport;
-use crate::ledger::Pause;
+use crate::ledger::{Pause, PublishStop};
 use crate::operations::recover::{RecoverExecution, RecoverPlan, RecoverRequest};
 use crate::operations::{
-    Acts, Admitted, AuditFindings, CountRejects, DiscardRejects, DiscardedRejects, ForgetFindings, ListActs, ListRejects, LogRange,
-    PauseRequest, Pauses, Proof, ProveRequest, RebuildExecution, RebuildPlan, RebuildRequest, Rebuilt, RejectCounts, RejectPage,
+    Acts, Admitted, AuditFindings, CoderdCutOff, CountRejects, DiscardRejects, DiscardedRejects, ForgetFindings, ListActs, ListRejects,
+    LogRange, PauseRequest, Pauses, Proof, ProveRequest, RebuildExecution, RebuildPlan, RebuildRequest, Rebuilt, RejectCounts, RejectPage,
     ReplayPlan, Resubmit, Resubmitted, RunAudit, ShownReject,
 };
 
@@ -47,6 +47,10 @@ pub(super) async fn pause(State(serving): Serves, change: Change<PauseRequest>) 
 
 pub(super) async fn resume(State(serving): Serves, change: Change<PauseRequest>) -> Answer<Pause> {
     Ok(Json(serving.api.desk.resume(&change.asked, &change.actor).await?))
+}
+
+pub(super) async fn coderd_cut_off(State(serving): Serves, change: Change<CoderdCutOff>) -> Answer<PublishStop> {
+    Ok(Json(serving.api.desk.coderd_cut_off(&change.asked, &change.actor).await?))
 }
 
 pub(super) async fn list_rejects(State(serving): Serves, Query(request): Query<ListRejects>) -> Answer<RejectPage> {

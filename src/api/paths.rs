@@ -14,12 +14,12 @@ use super::tokens::Needs;
 use super::{answer, operators};
 use crate::audit::AuditReport;
 use crate::config::Scope;
-use crate::ledger::Pause;
+use crate::ledger::{Pause, PublishStop};
 use crate::license::Entitlements;
 use crate::operations::recover::{RecoverExecution, RecoverPlan, RecoverRequest};
 use crate::operations::{
-    Acts, Admitted, AuditFindings, CountRejects, DiscardRejects, DiscardedRejects, ForgetFindings, ListActs, ListRejects, LogRange,
-    PauseRequest, Pauses, Proof, ProveRequest, RebuildExecution, RebuildPlan, RebuildRequest, Rebuilt, RejectCounts, RejectPage,
+    Acts, Admitted, AuditFindings, CoderdCutOff, CountRejects, DiscardRejects, DiscardedRejects, ForgetFindings, ListActs, ListRejects,
+    LogRange, PauseRequest, Pauses, Proof, ProveRequest, RebuildExecution, RebuildPlan, RebuildRequest, Rebuilt, RejectCounts, RejectPage,
     ReplayExecution, ReplayPlan, Resubmit, Resubmitted, RunAudit, ShownReject,
 };
 use crate::status::Status;
@@ -61,6 +61,9 @@ pub(super) fn api() -> Vec<Route> {
         Route::delete("/api/v1/pauses/{operation}", ADMIN, "Go on with what was paused", operators::resume)
             .change::<PauseRequest>()
             .answers::<Pause>(200, "The pause that has ended. 409: it is not paused."),
+        Route::post("/api/v1/publish/coderd-cut-off", ADMIN, "Go on publishing after coderd has published by itself", operators::coderd_cut_off)
+            .change::<CoderdCutOff>()
+            .answers::<PublishStop>(200, "The stop that has ended. 404: publishing of the deployment has not stopped."),
         Route::get("/api/v1/rejects", READ, "Records that are no accepted event, by number", operators::list_rejects)
             .query::<ListRejects>()
             .answers::<RejectPage>(200, "One page."),

@@ -118,7 +118,7 @@ pub enum Command {
     /// Stop collecting, consuming, publishing or exporting in all processes until it is resumed
     Pause(pause::Arguments),
     /// Go on with what was paused
-    Resume(pause::Arguments),
+    Resume(pause::ResumeArguments),
     /// Show the audit trail: who did what, when and why
     Acts(acts::Arguments),
     /// Work on the registered sources

@@ -1,12 +1,13 @@
 //! `tallyline pause` and `tallyline resume`
 
 use serde_json::json;
+use uuid::Uuid;
 
 use super::actor::ActorArguments;
 use super::via::{Via, ViaArguments};
 use super::{Context, Exit, Failure};
-use crate::ledger::{Pausable, Pause};
-use crate::operations::PauseRequest;
+use crate::ledger::{Pausable, Pause, PublishStop};
+use crate::operations::{CoderdCutOff, PauseRequest};
 
 /// Stop or go on with something in all processes.
 #[derive(Clone, Debug, clap::Args)]
@@ -58,7 +59,21 @@ pub(super) async fn pause(arguments: Arguments, context: &Context) -> Result<Exi
     Ok(Exit::Success)
 }
 
-pub(super) async fn resume(arguments: Arguments, context: &Context) -> Result<Exit, Failure> {
+/// Go on with something in all processes.
+#[derive(Clone, Debug, clap::Args)]
+pub struct ResumeArguments {
+    #[command(flatten)]
+    what: Arguments,
+    /// With publish: go on after coderd has published by itself. Its own publishing of this deployment is cut off, which needs a reason
+    #[arg(long, value_name = "DEPLOYMENT", conflicts_with = "topic")]
+    coderd_cut_off: Option<Uuid>,
+}
+
+pub(super) async fn resume(arguments: ResumeArguments, context: &Context) -> Result<Exit, Failure> {
+    let ResumeArguments { what: arguments, coderd_cut_off } = arguments;
+    if let Some(deployment_id) = coderd_cut_off {
+        return coderd_is_cut_off(&arguments, CoderdCutOff { deployment_id }, context).await;
+    }
     let request = arguments.request();
     let pause = match arguments.via.open(context).await? {
         Via::Site(site) => site.desk()?.resume(&request, &arguments.actor.actor()).await?,
@@ -68,6 +83,19 @@ pub(super) async fn resume(arguments: Arguments, context: &Context) -> Result<Ex
         }
     };
     context.output.answer(&pause, || resumed(&pause))?;
+    Ok(Exit::Success)
+}
+
+async fn coderd_is_cut_off(arguments: &Arguments, request: CoderdCutOff, context: &Context) -> Result<Exit, Failure> {
+    if arguments.operation != Operation::Publish {
+        return Err(Failure::of(Exit::Configuration, "--coderd-cut-off: expected with `resume publish` only"));
+    }
+    let stop: PublishStop = match arguments.via.open(context).await? {
+        Via::Site(site) => site.desk()?.coderd_cut_off(&request, &arguments.actor.actor()).await?,
+        Via::Api(api) => api.post(&["publish", "coderd-cut-off"], &request, arguments.actor.reason_alone()?).await?,
+    };
+    let goes_on = || format!("publish of {} goes on; coderd's last publish mark is {}\n", stop.deployment_id, stop.later_mark.to_rfc3339());
+    context.output.answer(&stop, goes_on)?;
     Ok(Exit::Success)
 }
 

@@ -31,6 +31,7 @@ mod publication_requests;
 mod publications;
 mod record;
 mod recoveries;
+mod publish_marks;
 mod refused;
 mod reject_counts;
 mod rejects;
@@ -70,6 +71,7 @@ pub use publications::{HELD_BACK, HeldBack, Pending, Postponed, Publication, Set
 pub use record::{Arrival, Chain, Counts, RecordError, Refusal, Verdict};
 pub use recoveries::{FORGOTTEN, Recovering, SourceToCompare, last_act};
 pub use reject_counts::{OpenRejects, RejectGroup};
+pub use publish_marks::PublishStop;
 pub use rejects::{PassedReject, RejectActRow, RejectFilter, RejectRow, SameEvent};
 pub use replays::{PlannedReplay, ReplayRange};
 pub use restored::{CollectedSource, Restored};

@@ -28,7 +28,7 @@ pub use effect::{Effect, FamilyEffect, Queued, WindowEffect};
 pub use error::OperationError;
 pub use identity::AcceptedIdentity;
 pub use instant::{CANNOT_BE, can_be, instant, iso_duration};
-pub use pauses::{PauseRequest, Pauses, refuse_paused};
+pub use pauses::{CoderdCutOff, PauseRequest, Pauses, refuse_paused};
 pub use prove::{
     AcceptedProof, BatchProof, EventId, Label, LicenseWindow, LogProof, LogState, NoSeries, Proof, ProveRequest, SeriesProof, SourceProof,
     SourceState,

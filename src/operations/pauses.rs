@@ -2,10 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+use uuid::Uuid;
 
 use super::{Actor, Desk, OperationError};
 use crate::event::Topic;
-use crate::ledger::{Ledger, Pausable, Pause};
+use crate::ledger::{Ledger, NewAct, Pausable, Pause, PublishStop};
 
 /// What to pause or to resume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -16,6 +17,14 @@ pub struct PauseRequest {
     /// Only this topic, by its full name; only for `consume`.
     #[serde(default)]
     pub topic: Option<String>,
+}
+
+/// A deployment whose coderd no longer publishes by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CoderdCutOff {
+    /// coderd's deployment id.
+    pub deployment_id: Uuid,
 }
 
 /// What is paused.
@@ -62,6 +71,24 @@ impl Desk {
             let others: String = held.iter().map(|pause| format!("; {pause}")).collect();
             OperationError::Forbidden(format!("{}{of} is not paused{others}", request.operation.name()))
         })
+    }
+}
+
+impl Desk {
+    /// Ends the stop of a deployment's publishing after coderd published by itself: from now on only a later mark of coderd stops it.
+    ///
+    /// # Errors
+    /// [`OperationError::Invalid`] without a reason; [`OperationError::NotFound`] where the deployment's publishing has not stopped; the ledger's.
+    pub async fn coderd_cut_off(&self, request: &CoderdCutOff, actor: &Actor) -> Result<PublishStop, OperationError> {
+        if actor.reason.trim().is_empty() {
+            let message = "say how coderd's publishing is cut off: it goes into the audit trail".to_owned();
+            return Err(OperationError::Invalid { field: "reason", message });
+        }
+        let detail = serde_json::Value::default();
+        let act = NewAct { actor: &actor.name, act: "resume", subject: "publish", reason: &actor.reason, detail };
+        let ended = self.ledger.in_time(self.ledger.end_publish_stop(request.deployment_id, &act)).await?;
+        let not_stopped = || format!("publishing of deployment {} has not stopped for coderd's own", request.deployment_id);
+        ended.ok_or_else(|| OperationError::NotFound(not_stopped()))
     }
 }
 

@@ -31,7 +31,7 @@ pub enum Condition {
     Held(String),
     /// The last cycle failed; it is tried again.
     Failing(String),
-    /// Nothing is sent any more until the process is started again.
+    /// coderd publishes by itself: nothing is sent until an operator says that this is cut off.
     Stopped(String),
 }
 
@@ -90,10 +90,10 @@ impl Shown {
         self.now.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Says a change once. What has stopped stays so.
+    /// Logs each change once.
     pub(super) fn set(&self, condition: Condition) {
         let mut now = self.now.lock().unwrap_or_else(PoisonError::into_inner);
-        if *now == condition || matches!(*now, Condition::Stopped(_)) {
+        if *now == condition {
             return;
         }
         let source = self.source;

@@ -48,8 +48,6 @@ pub struct Publisher {
     reader: Option<Reader>,
     /// coderd's own deployment id; the source's, as long as it is not known.
     coderd_id: Uuid,
-    /// The latest of coderd's own publish marks as it was at the first look.
-    first_mark: Option<Option<DateTime<Utc>>>,
 }
 
 /// What one cycle did. Events are counted by their requests' verdicts as recorded.
@@ -85,7 +83,7 @@ impl Publisher {
         let client = TallymanClient::new(&settings.tallyman)?;
         let (holder, condition) = (Uuid::new_v4().to_string(), Shown::new(settings.deployment));
         let coderd_id = settings.deployment;
-        Ok(Publisher { ledger, settings, client, telemetry, holder, condition, reader: None, coderd_id, first_mark: None })
+        Ok(Publisher { ledger, settings, client, telemetry, holder, condition, reader: None, coderd_id })
     }
 
     /// How it stands, for as long as anyone cares to look.
@@ -214,9 +212,8 @@ impl Publisher {
             self.condition.set(Condition::Recovering(why));
             return Ok(Cycle::default());
         }
-        let stopped = matches!(self.condition.get(), Condition::Stopped(_));
         let mut cycle = Cycle::default();
-        if !stopped && !self.is_paused() {
+        if !self.is_paused() {
             let mut reader = match self.reader.take() {
                 Some(reader) => reader,
                 None => database.connect().await?,

@@ -28,12 +28,12 @@ impl Publisher {
         cycle: &mut Cycle,
         stop: &CancellationToken,
     ) -> anyhow::Result<()> {
-        if self.stops_for_coderd(reader).await? || self.is_held().await? {
+        if self.stops_for_coderd(reader, source_id).await? || self.is_held().await? {
             return Ok(());
         }
         self.settle_old(reader, source_id, &mut cycle.settled, stop).await?;
         while !stop.is_cancelled() {
-            if self.is_paused() || self.stops_for_coderd(reader).await? || self.is_held().await? {
+            if self.is_paused() || self.stops_for_coderd(reader, source_id).await? || self.is_held().await? {
                 return Ok(());
             }
             // read again for each request: a license may have been exchanged, the more so after a 401
@@ -61,16 +61,13 @@ impl Publisher {
     }
 
     /// coderd's own publishing is cut off: its marks as they were at our first look are the last ones. A later one means that it publishes all
-    /// the same, and every further event could be billed twice.
-    async fn stops_for_coderd(&mut self, reader: &mut Reader) -> anyhow::Result<bool> {
-        let latest = reader.latest_publish_mark().await?;
-        let first = *self.first_mark.get_or_insert(latest);
-        if latest <= first {
-            return Ok(false);
-        }
-        let at: String = latest.as_ref().map(DateTime::<Utc>::to_rfc3339).unwrap_or_default();
+    /// the same, and every further event could be billed twice. The ledger remembers the first look, so that no restart takes a later mark for it.
+    async fn stops_for_coderd(&mut self, reader: &mut Reader, source_id: i16) -> anyhow::Result<bool> {
+        let newest = reader.latest_publish_mark().await?;
+        let Some(later) = self.ledger.in_time(self.ledger.check_publish_mark(source_id, newest)).await? else { return Ok(false) };
+        let (at, deployment) = (later.to_rfc3339(), self.settings.deployment);
         let why = format!(
-            "coderd has published usage by itself at {at}, since this publisher began: cut its publishing off and start again, or use mode shadow"
+            "coderd has published usage by itself at {at}: cut its publishing off, then run `tallyline resume publish --coderd-cut-off {deployment}`, or use mode shadow"
         );
         self.condition.set(Condition::Stopped(why));
         Ok(true)

@@ -11,8 +11,8 @@ use serde_json::Value;
 use tallyline::api::{ProblemBody, body_of, query_of};
 use tallyline::operations::recover::{RecoverExecution, RecoverRequest};
 use tallyline::operations::{
-    CountRejects, DiscardRejects, ListActs, ListRejects, LogRange, PauseRequest, ProveRequest, RebuildExecution, RebuildRequest,
-    ReplayExecution, Resubmit, RunAudit,
+    CoderdCutOff, CountRejects, DiscardRejects, ListActs, ListRejects, LogRange, PauseRequest, ProveRequest, RebuildExecution,
+    RebuildRequest, ReplayExecution, Resubmit, RunAudit,
 };
 use utoipa::ToSchema;
 
@@ -58,6 +58,7 @@ pub fn body(input: &[u8]) -> bool {
     let body = input.get(at + 1..).unwrap_or_default();
     match &input[..at] {
         b"pause" => in_a_body::<PauseRequest>(body),
+        b"coderd cut off" => in_a_body::<CoderdCutOff>(body),
         b"resubmit" => in_a_body::<Resubmit>(body),
         b"discard" => in_a_body::<DiscardRejects>(body),
         b"audit" => in_a_body::<RunAudit>(body),

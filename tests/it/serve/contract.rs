@@ -237,6 +237,7 @@ async fn answers_are_what_the_document_says() {
     operators::pauses(&mut contract).await;
     operators::rejects(&mut contract, &site).await;
     operators::proof_and_audit(&mut contract, &site).await;
+    operators::coderd_cut_off(&mut contract, &site).await;
     operators::replay(&mut contract).await;
     operators::rebuild(&mut contract).await;
     operators::recoveries(&mut contract, &site).await;

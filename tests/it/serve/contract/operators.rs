@@ -105,7 +105,15 @@ pub async fn proof_and_audit(contract: &mut Contract, site: &Site) {
     assert_eq!(names[..3], ["source and ledger", "log and ledger", "ledger and vendor"], "{report}");
 
     let lease = site.ledger.take_lease("audit", "test", super::SOON).await.unwrap().unwrap();
-    let finding = NewFinding { joint: "source and ledger", deployment: Some(OTHER_DEPLOYMENT), differences: &[], open: 1 };
+    let finding = NewFinding {
+        joint: "source and ledger",
+        deployment: Some(OTHER_DEPLOYMENT),
+        differences: &[],
+        open: 1,
+        gone: 0,
+        recent_usage_differs: 0,
+        recent_usage: 0,
+    };
     site.ledger.record_findings(&lease, &[finding], 1, 0.5).await.unwrap();
     let (_, found) = contract.get("/api/v1/audit").await;
     assert_eq!(found["findings"][0]["deployment_id"], json!(OTHER_DEPLOYMENT), "{found}");
@@ -116,6 +124,21 @@ pub async fn proof_and_audit(contract: &mut Contract, site: &Site) {
     let (status, forgotten) = contract.change(Method::POST, forget, forget, Some(retired.clone())).await;
     assert_eq!((status, &forgotten["findings"][0]["open"]), (200, &json!(1)), "{forgotten}");
     assert_eq!(contract.change(Method::POST, forget, forget, Some(retired)).await.0, 404);
+}
+
+/// coderd has published by itself, and an operator has cut that off.
+pub async fn coderd_cut_off(contract: &mut Contract, site: &Site) {
+    let source = site.ledger.source(DEPLOYMENT).await.unwrap().unwrap();
+    for mark in [None, Some(noon())] {
+        site.ledger.check_publish_mark(source.id, mark).await.unwrap();
+    }
+    let path = "/api/v1/publish/coderd-cut-off";
+    let request = json!({ "deployment_id": DEPLOYMENT, "reason": "its publisher is disabled" });
+    let (status, without) = contract.change(Method::POST, path, path, Some(json!({ "deployment_id": DEPLOYMENT }))).await;
+    assert_eq!((status, without["field"].as_str()), (400, Some("reason")), "{without}");
+    let (status, stop) = contract.change(Method::POST, path, path, Some(request.clone())).await;
+    assert_eq!((status, &stop["deployment_id"]), (200, &json!(DEPLOYMENT)), "{stop}");
+    assert_eq!(contract.change(Method::POST, path, path, Some(request)).await.0, 404);
 }
 
 /// Everything once more: planned, executed to its end, and not a second time. Nobody reads the log here, so that the record which went through it

@@ -1,0 +1,86 @@
+//! coderd's own publish marks in mode `sole`: its newest one when we began, and a later one, which stops our publishing.
+
+use chrono::{DateTime, Utc};
+use uuid::Uuid;
+
+use super::{Ledger, NewAct};
+
+/// A source's publishing, stopped because coderd published by itself.
+#[derive(Clone, Debug, PartialEq, Eq, sqlx::FromRow, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
+pub struct PublishStop {
+    /// The source.
+    pub deployment_id: Uuid,
+    /// coderd's newest mark.
+    pub later_mark: DateTime<Utc>,
+    /// When a mark later than the first was first seen, by the database's clock.
+    pub seen_at: DateTime<Utc>,
+}
+
+impl Ledger {
+    /// Compares coderd's newest mark with the first one that was seen of this source, which is remembered over restarts. Answers the newest where
+    /// publishing stops for it.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn check_publish_mark(&self, source_id: i16, newest: Option<DateTime<Utc>>) -> Result<Option<DateTime<Utc>>, sqlx::Error> {
+        let known: Option<(Option<DateTime<Utc>>, Option<DateTime<Utc>>)> =
+            sqlx::query_as("select first_mark, later_mark from publish_mark where source_id = $1")
+                .bind(source_id)
+                .fetch_optional(&self.pool)
+                .await?;
+        if let Some((first, later)) = known
+            && (newest <= first || newest <= later)
+        {
+            return Ok(later);
+        }
+        sqlx::query_scalar(
+            "insert into publish_mark as known (source_id, first_mark) values ($1, $2)
+             on conflict (source_id) do update set
+                 later_mark = case when $2 > coalesce(known.first_mark, '-infinity') then greatest(known.later_mark, $2) else known.later_mark end,
+                 seen_at = case when $2 > coalesce(known.first_mark, '-infinity') then coalesce(known.seen_at, clock_timestamp()) else known.seen_at end
+             returning later_mark",
+        )
+        .bind(source_id)
+        .bind(newest)
+        .fetch_one(&self.pool)
+        .await
+    }
+
+    /// The sources whose publishing has stopped because coderd published by itself.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn publish_stops(&self) -> Result<Vec<PublishStop>, sqlx::Error> {
+        let query = "select deployment_id, later_mark, seen_at from publish_mark join source on source.id = source_id
+                     where later_mark is not null order by source_id";
+        sqlx::query_as(query).fetch_all(&self.pool).await
+    }
+
+    /// Goes on publishing this deployment's usage: an operator says that coderd's own publishing is cut off, so its newest mark is the last one.
+    /// Answers the stop that ends; none: there is none, and nothing is written.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn end_publish_stop(&self, deployment: Uuid, act: &NewAct<'_>) -> Result<Option<PublishStop>, sqlx::Error> {
+        let mut tx = self.pool.begin().await?;
+        let stop: Option<PublishStop> = sqlx::query_as(
+            "select deployment_id, later_mark, seen_at from publish_mark join source on source.id = source_id
+             where deployment_id = $1 and later_mark is not null for update of publish_mark",
+        )
+        .bind(deployment)
+        .fetch_optional(&mut *tx)
+        .await?;
+        let Some(stop) = stop else { return Ok(None) };
+        sqlx::query(
+            "update publish_mark set first_mark = later_mark, later_mark = null, seen_at = null
+             where source_id = (select id from source where deployment_id = $1)",
+        )
+        .bind(deployment)
+        .execute(&mut *tx)
+        .await?;
+        let act = NewAct { detail: serde_json::json!({ "coderd_cut_off": stop }), ..act.clone() };
+        self.act(&mut tx, &act).await?;
+        tx.commit().await?;
+        Ok(Some(stop))
+    }
+}
