@@ -5,6 +5,7 @@ mod continuous;
 mod deep;
 mod log;
 mod source;
+mod suspects;
 mod vendor;
 
 pub use continuous::{AuditTelemetry, Continuous};
@@ -24,6 +25,11 @@ use crate::log::Log;
 const SOURCE: &str = "source and ledger";
 const LOG: &str = "log and ledger";
 const VENDOR: &str = "ledger and vendor";
+
+/// Of a joint's numbers, those that a finding keeps: events that coderd no longer has, usage of the last 30 days and how much of it differs.
+const SOURCE_GONE: &str = "source_gone";
+const RECENT_USAGE: &str = "usage_of_30_days";
+const RECENT_USAGE_DIFFERS: &str = "usage_of_30_days_that_differs";
 
 /// What an audit compares.
 #[derive(Clone)]
@@ -86,6 +92,11 @@ impl AuditReport {
 impl Joint {
     fn new(name: &'static str) -> Self {
         Joint { name: Cow::Borrowed(name), numbers: BTreeMap::new(), differences: Vec::new(), open: Vec::new(), remarks: Vec::new() }
+    }
+
+    /// One of its numbers; 0 where it was not counted.
+    fn count(&self, name: &str) -> i64 {
+        self.numbers.get(name).copied().unwrap_or(0)
     }
 
     fn number(&mut self, name: impl Into<String>, number: impl TryInto<i64>) {

@@ -217,7 +217,7 @@ fn coderd(effect: &CoderdEffect) -> String {
     });
     let mut text = columns(["LOST IN CODERD", "EVENTS", "UNITS", "PUBLISHED", "PENDING"], rows);
     let numbers = [
-        ("gone with their workspace, perhaps removed by coderd", effect.removed_with_their_workspace),
+        ("never confirmed, so nothing is done: `tallyline audit` lists them", effect.unconfirmed),
         ("usage ids with other content now", effect.ids_used_again),
         ("  still to be published: sent as they were accepted", effect.ids_used_again_pending),
         ("conflicts recorded so far", effect.conflicts),

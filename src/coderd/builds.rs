@@ -226,21 +226,6 @@ impl Reader {
         .await
     }
 
-    /// Those of these workspaces and template versions that are there. coderd removes a build only with one of them.
-    ///
-    /// # Errors
-    /// [`CoderdError`]
-    pub async fn parents_present(
-        &mut self,
-        workspaces: &[Uuid],
-        versions: &[Uuid],
-    ) -> Result<std::collections::HashSet<Uuid>, CoderdError> {
-        let query = "select id from workspaces where id = any($1) union all select id from template_versions where id = any($2)";
-        let ids: Vec<Uuid> =
-            within(self.deadline, sqlx::query_scalar(query).bind(workspaces).bind(versions).fetch_all(&mut self.connection)).await?;
-        Ok(ids.into_iter().collect())
-    }
-
     /// What these builds were, by time and id. One that was removed meanwhile is left out.
     ///
     /// # Errors

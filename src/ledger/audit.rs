@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
+use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
@@ -90,6 +91,26 @@ impl Ledger {
         Ok(books)
     }
 
+    /// Builds that the source names as the first successful start of a workspace that has another one: after coderd has removed old builds it names
+    /// the first that is left. Each with what the ledger has instead; at most `limit`.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn second_first_starts(&self, source_id: i16, limit: i64) -> Result<Vec<Difference>, sqlx::Error> {
+        let rows: Vec<(String, String)> = sqlx::query_as(
+            "select 'workspace_build_completed:' || b.build_id, 'not counted as a creation: workspace ' || b.workspace_id
+                     || coalesce(' had its first successful start in build ' || f.build_id, ' was started before the baseline')
+             from workspace_build b join workspace_first_start f using (source_id, workspace_id)
+             where source_id = $1 and b.first_successful_start and b.build_id is distinct from f.build_id
+             order by b.completed_at desc limit $2",
+        )
+        .bind(source_id)
+        .bind(limit)
+        .fetch_all(&self.pool)
+        .await?;
+        Ok(rows.into_iter().map(|(id, detail)| Difference { kind: "second_first_start".into(), id, detail }).collect())
+    }
+
     /// A page of the build ids of the source's accepted builds and claims after `after`, by id.
     ///
     /// # Errors
@@ -102,14 +123,22 @@ impl Ledger {
         sqlx::query_scalar(query).bind(source_id).bind(after).bind(limit).fetch_all(&self.pool).await
     }
 
-    /// Build, workspace and template version ids of these builds and claims.
+    /// How many usage events of the source happened at or after `since`.
     ///
     /// # Errors
     /// The database's.
-    pub async fn build_parents(&self, source_id: i16, build_ids: &[Uuid]) -> Result<Vec<(Uuid, Uuid, Uuid)>, sqlx::Error> {
-        let query = "select build_id, workspace_id, template_version_id from workspace_build where source_id = $1 and build_id = any($2)
-            union select build_id, workspace_id, template_version_id from prebuild_claim where source_id = $1 and build_id = any($2)";
-        sqlx::query_as(query).bind(source_id).bind(build_ids).fetch_all(&self.pool).await
+    pub async fn recent_usage(&self, source_id: i16, since: DateTime<Utc>) -> Result<i64, sqlx::Error> {
+        let query = "select count(*) from usage_event where source_id = $1 and created_at >= $2";
+        sqlx::query_scalar(query).bind(source_id).bind(since).fetch_one(&self.pool).await
+    }
+
+    /// How many of these usage events happened at or after `since`.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn recent_usage_of(&self, source_id: i16, ids: &[String], since: DateTime<Utc>) -> Result<i64, sqlx::Error> {
+        let query = "select count(*) from usage_event where source_id = $1 and id = any($2) and created_at >= $3";
+        sqlx::query_scalar(query).bind(source_id).bind(ids).bind(since).fetch_one(&self.pool).await
     }
 
     /// A page of the source's accepted usage ids after `after`, by id.
@@ -174,7 +203,7 @@ async fn partitions(tx: &mut PgConnection) -> Result<Vec<PartitionBooks>, sqlx::
 
 /// Each query answers (id, detail) for every row that does not balance, at most `$1`. While the books balance there is none, and all is read: where
 /// the planner would look rows up one by one in the hope of an early `limit`, `materialized` makes it plan for all.
-const CHECKS: [(&str, &str); 10] = [
+const CHECKS: [(&str, &str); 9] = [
     (
         "chain_broken",
         "select topic || '/' || partition || '@' || first_offset, 'the batch before it ends at ' || coalesce(before::text, 'no batch')
@@ -245,17 +274,6 @@ const CHECKS: [(&str, &str); 10] = [
          from ledger left join batch on true
          having count(batch.id) <> min(next_sequence) - 1 or count(sequence) <> min(next_sequence) - 1
              or coalesce(max(sequence), 0) <> min(next_sequence) - 1 limit $1",
-    ),
-    (
-        "second_first_start",
-        "with found as materialized (
-             select 'workspace_build_completed:' || b.build_id, 'workspace ' || b.workspace_id || ' had its first successful start in build '
-                     || f.build_id
-             from workspace_build b join workspace_first_start f using (source_id, workspace_id)
-             where b.first_successful_start and b.build_id <> f.build_id
-                 and not exists (select from source_lost lost
-                     where lost.source_id = b.source_id and lost.event_id = 'workspace_build_completed:' || f.build_id))
-         select * from found limit $1",
     ),
     (
         "usage_without_publication",

@@ -8,6 +8,7 @@ mod audit;
 mod begin_anew;
 mod choices;
 mod collector_requests;
+mod confirmations;
 mod connect;
 mod exports;
 mod findings;

@@ -17,8 +17,10 @@ const CLAIM_WAIT: TimeDelta = TimeDelta::minutes(1);
 /// An event that is held back is looked at again after this.
 const HELD_BACK_WAIT: TimeDelta = TimeDelta::minutes(10);
 
-/// The act that releases what is held back.
+/// The act that releases a confirmed event that is held back.
 const RELEASE: &str = "if coderd was restored, `tallyline recover plan --lost coderd` and its execution release it as it was accepted";
+/// What can be done about one that was never confirmed.
+const NEVER_CONFIRMED: &str = "coderd was never seen to have it, so no operation releases it; `tallyline prove` shows where it came from";
 
 impl Publisher {
     pub(super) async fn sole(
@@ -133,7 +135,9 @@ impl Publisher {
                 }
                 Look::Changed(why) => {
                     cycle.held_back += 1;
-                    let message = Some(format!("{HELD_BACK}{why}; {RELEASE}"));
+                    let release = if event.confirmed { RELEASE } else { NEVER_CONFIRMED };
+                    let why = format!("{why}; {release}");
+                    let message = Some(format!("{HELD_BACK}{why}"));
                     if event.last_message != message {
                         newly.push((event.event_id.clone(), why));
                     }
@@ -145,7 +149,7 @@ impl Publisher {
         self.ledger.in_time(self.ledger.postpone_publications(source_id, &self.holder, &later)).await?;
         if let Some((first, why)) = newly.first() {
             let (source, events) = (self.settings.deployment, newly.len());
-            warn!(%source, events, first, why, "usage held back: coderd's rows say something else than was accepted; {RELEASE}");
+            warn!(%source, events, first, why, "usage held back: coderd's rows say something else than was accepted");
         }
         Ok(ours)
     }

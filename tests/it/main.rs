@@ -8,6 +8,7 @@ mod collector;
 mod deep_audit;
 mod demo;
 mod export;
+mod gone;
 mod export_command;
 mod identity;
 mod install;

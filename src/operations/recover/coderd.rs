@@ -24,11 +24,10 @@ const PAGE: i64 = 2_000;
 pub struct CoderdEffect {
     /// The deployment.
     pub deployment_id: Uuid,
-    /// Events that the ledger has and coderd no longer has, by type: they stay counted, and the audit would list them as `source_gone`.
+    /// Confirmed events that coderd no longer has, by type: they stay counted, and the audit would list them as `source_gone`.
     pub lost: Vec<LostEvents>,
-    /// Builds and claims that coderd does not have, nor their workspace or template version: coderd may have removed them itself. Nothing is done
-    /// about them.
-    pub removed_with_their_workspace: i64,
+    /// Events that coderd does not have and was never seen to have: nothing is done about them, and the audit lists them by id.
+    pub unconfirmed: i64,
     /// Events that would be listed as lost: the lost ones, and usage whose ids were used again, as far as neither is listed already.
     pub to_list: i64,
     /// SHA-256 of their ids, in hexadecimal.
@@ -132,7 +131,7 @@ impl<'a> Comparison<'a> {
         let effect = CoderdEffect {
             deployment_id,
             lost: Vec::new(),
-            removed_with_their_workspace: 0,
+            unconfirmed: 0,
             to_list: 0,
             ids_sha256: String::new(),
             ids_used_again: 0,
@@ -165,22 +164,12 @@ impl<'a> Comparison<'a> {
         if gone.is_empty() {
             return Ok(());
         }
-        let parents = self.ledger.in_time(self.ledger.build_parents(self.source.id, gone)).await?;
-        let workspaces: Vec<Uuid> = parents.iter().map(|(_, workspace, _)| *workspace).collect();
-        let versions: Vec<Uuid> = parents.iter().map(|(_, _, version)| *version).collect();
-        let there = self.reader.parents_present(&workspaces, &versions).await.map_err(coderd)?;
-        let orphans: HashSet<Uuid> = parents
-            .into_iter()
-            .filter(|(_, workspace, version)| !there.contains(workspace) || !there.contains(version))
-            .map(|(build, _, _)| build)
-            .collect();
-        let builds = self.ledger.in_time(self.ledger.known_builds(self.source.id, gone)).await?;
-        let claims = self.ledger.in_time(self.ledger.known_claims(self.source.id, gone)).await?;
-        let kinds =
-            [("workspace_build_completed", "workspace_build_completed_v1", builds), ("prebuild_claimed", "prebuild_claimed_v1", claims)];
-        for (prefix, event_type, known) in kinds {
-            let names: Vec<String> = known.keys().filter(|id| !orphans.contains(*id)).map(|id| format!("{prefix}:{id}")).collect();
-            self.effect.removed_with_their_workspace += known.keys().filter(|id| orphans.contains(*id)).count() as i64;
+        let confirmed = self.ledger.in_time(self.ledger.confirmed_builds(self.source.id, gone)).await?;
+        let kinds = [("workspace_build_completed", "workspace_build_completed_v1"), ("prebuild_claimed", "prebuild_claimed_v1")];
+        for (at, (prefix, event_type)) in kinds.into_iter().enumerate() {
+            let of = |is_confirmed| confirmed.iter().filter(move |(_, events)| events[at] == Some(is_confirmed)).map(|(id, _)| id);
+            self.effect.unconfirmed += of(false).count() as i64;
+            let names: Vec<String> = of(true).map(|id| format!("{prefix}:{id}")).collect();
             let listed = self.ledger.in_time(self.ledger.lost_ids(self.source.id, &names)).await?;
             for name in names.into_iter().filter(|name| !listed.contains(name)) {
                 self.lost_event(event_type).0.events += 1;
@@ -208,11 +197,13 @@ impl<'a> Comparison<'a> {
         let fates = self.ledger.in_time(self.ledger.usage_fates(self.source.id, ids)).await?;
         let accepted = self.ledger.in_time(self.ledger.known_usage(self.source.id, ids)).await?;
         let listed = self.ledger.in_time(self.ledger.lost_ids(self.source.id, ids)).await?;
+        let confirmed = self.ledger.in_time(self.ledger.confirmed_usage(self.source.id, ids)).await?;
         let rows: BTreeMap<String, _> =
             self.reader.usage(ids).await.map_err(coderd)?.into_iter().map(|row| (row.id.clone(), row)).collect();
         for (id, fate) in fates {
             match rows.get(&id) {
                 None if listed.contains(&id) => {}
+                None if !confirmed.contains(&id) => self.effect.unconfirmed += 1,
                 None => {
                     let (lost, units) = self.lost_event(usage_type(&fate.event_type));
                     lost.events += 1;
@@ -230,7 +221,7 @@ impl<'a> Comparison<'a> {
                     let same = event.as_ref().is_ok_and(|event| accepted.get(&id) == Some(&event.digest()));
                     self.effect.ids_used_again += i64::from(!same);
                     // what was accepted is in coderd no more
-                    if event.is_ok() && !same && !listed.contains(&id) {
+                    if event.is_ok() && !same && confirmed.contains(&id) && !listed.contains(&id) {
                         self.effect.ids_used_again_pending += i64::from(unmarked && fate.state == "pending");
                         self.ids.push(id);
                     }

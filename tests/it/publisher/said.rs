@@ -8,8 +8,8 @@ use tallyline::audit::{Audit, AuditReport};
 use tallyline::event::{Event, Payload, Topic, TopicPartition};
 use tallyline::ledger::{Arrival, Chain, NewAct, PassedReject, Refusal, Verdict};
 use tallyline::log::Log;
-use tallyline::operations::Actor;
 use tallyline::operations::recover::{Lost, RecoverEffect, RecoverExecution, RecoverRequest};
+use tallyline::operations::{Actor, CoderdCutOff};
 use tallyline::status;
 use tokio_util::sync::CancellationToken;
 
@@ -48,6 +48,7 @@ async fn usage_whose_id_a_restored_coderd_used_again_is_shown_and_sent_as_accept
     let world = World::new().await;
     let log = world.log().await;
     world.add_with(&log, &["again", "good", "later"].map(|id| usage(id, start_time()))).await;
+    assert!(audited(&world, &log).await.balanced, "this confirms them");
     // restored to before it had given the ids, coderd gives two of them again
     for change in [
         "update usage_events set event_data = '{\"count\": 5}', created_at = created_at + interval '3 minutes' where id = 'again'",
@@ -74,17 +75,20 @@ async fn usage_whose_id_a_restored_coderd_used_again_is_shown_and_sent_as_accept
     let life = world.ledger.publication_of(world.source.id, "again").await.unwrap().expect("a publication");
     assert!(life.last_message.is_some_and(|message| message.contains("recover plan --lost coderd")));
 
-    assert!(!audited(&world, &log).await.balanced, "and the audit stops all publishing");
+    assert!(!audited(&world, &log).await.balanced, "and the books differ");
     let (again, pending, hash) = planned(&world, &log).await;
     assert_eq!((again, pending), (2, 2));
     said(&world, &log, hash.expect("there is something to do")).await;
 
     let report = audited(&world, &log).await;
     assert!(report.balanced, "{report:?}");
-    // before the publisher began anew coderd published one of its own under the id: the vendor has that one
+    // the restored coderd published one of its own under the id before it was cut off: the vendor has that one
     world.coderd_marks("later", Some(start_time()), None).await;
     let registry = Registry::new();
     let mut publisher = world.publisher_in(&registry);
+    assert_eq!(publisher.cycle(&world.stop).await.unwrap().requests, 0);
+    let actor = Actor { name: "user-001".to_owned(), reason: "coderd's publisher is disabled again".to_owned() };
+    world.desk(&log).coderd_cut_off(&CoderdCutOff { deployment_id: DEPLOYMENT }, &actor).await.expect("it has stopped");
     let cycle = publisher.cycle(&world.stop).await.unwrap();
     assert_eq!((cycle.accepted, cycle.settled.not_ours, cycle.held_back), (1, 1, 0));
     assert_eq!(held_back(&registry), 0.0);
@@ -129,6 +133,7 @@ async fn usage_that_is_held_back_is_logged_once_with_what_releases_it() {
     let world = World::new().await;
     let log = world.log().await;
     world.add_with(&log, &["again", "gone", "good"].map(|id| usage(id, start_time()))).await;
+    assert!(audited(&world, &log).await.balanced, "this confirms them");
     for change in ["update usage_events set event_data = '{\"count\": 5}' where id = 'again'", "delete from usage_events where id = 'gone'"]
     {
         sqlx::query(change).execute(&world.coderd).await.unwrap();
@@ -156,4 +161,30 @@ async fn usage_that_is_held_back_is_logged_once_with_what_releases_it() {
         assert!(lines[0].contains(words), "{words:?} is not in {}", lines[0]);
     }
     assert_eq!(world.delivered(), ["good"]);
+}
+
+/// A forged record of usage that coderd never had: no operation on a restored coderd sends it.
+#[tokio::test]
+async fn usage_that_was_never_confirmed_is_not_released_by_a_recovery() {
+    let world = World::new().await;
+    let log = world.log().await;
+    world.add_with(&log, &["seen", "forged"].map(|id| usage(id, start_time()))).await;
+    sqlx::query("delete from usage_events where id = 'forged'").execute(&world.coderd).await.unwrap();
+    assert!(!audited(&world, &log).await.balanced);
+    sqlx::query("delete from usage_events").execute(&world.coderd).await.unwrap();
+    assert_eq!(world.cycle().await.held_back, 2);
+    let message = world.state("forged").await.1.expect("a message");
+    assert!(message.contains("never seen to have it") && !message.contains("recover"), "{message}");
+
+    let request = RecoverRequest { lost: Lost::Coderd, without: Vec::new() };
+    let plan = world.desk(&log).plan_recovery(&request, &|_, _| {}, &CancellationToken::new()).await.expect("a plan");
+    let RecoverEffect::Coderd(effect) = &plan.effect else { panic!("{plan:?}") };
+    assert_eq!((effect.to_list, effect.unconfirmed), (1, 1), "{effect:?}");
+    said(&world, &log, plan.hash.expect("there is something to do")).await;
+    world.pass(TimeDelta::minutes(10));
+    assert_eq!(world.cycle().await.accepted, 1);
+    assert_eq!((world.times_billed("seen"), world.times_billed("forged")), (1, 0));
+    let report = audited(&world, &log).await;
+    let differences: Vec<_> = report.joints.iter().flat_map(|joint| &joint.differences).map(|one| (&*one.kind, one.id.as_str())).collect();
+    assert_eq!(differences, [("not_in_source", "forged")]);
 }

@@ -1,0 +1,245 @@
+//! The second reading: what each id is that differed in the first.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+
+use uuid::Uuid;
+
+use super::source::{BuildDigests, READ_AGAIN, Sides};
+use super::{Joint, RECENT_USAGE_DIFFERS, SOURCE_GONE};
+use crate::event::{Digest, ParseError};
+use crate::ledger::{Difference, RefusedState};
+
+/// Ids judged at a time.
+const PAGE: usize = 2_000;
+/// Builds and claims that coderd no longer has are counted; at most this number of them is listed.
+const GONE_LISTED: i64 = 20;
+
+/// What the ids of a build's events begin with.
+const EVENTS: [&str; 2] = ["workspace_build_completed", "prebuild_claimed"];
+
+const GONE: &str = "coderd had it and has removed it since; it stays counted";
+const NEVER_THERE: &str = "coderd does not have it, the ledger does, and coderd was never seen to have it";
+/// Usage has no deletion in coderd.
+const USAGE_GONE: &str =
+    "coderd had it and does not have it any more: if coderd's database was restored, run `tallyline recover plan --lost coderd`";
+/// What is known of usage since `tallyline recover`.
+const LOST: &str = "coderd lost it when its database was restored to an earlier time";
+/// The same where its id was used again.
+const USED_AGAIN: &str =
+    "coderd lost it when its database was restored to an earlier time, and has used its id again: the accepted event stands";
+
+/// What the ledger knows of one suspect beside its digest.
+struct Suspect<'a> {
+    id: &'a str,
+    /// coderd was seen to have it as it was accepted.
+    is_confirmed: bool,
+    /// An operator has said that coderd lost it.
+    is_lost: bool,
+    /// How a record of it was refused.
+    refused: Option<&'a RefusedState>,
+    /// It had gone through the log again from the rejects before the first reading.
+    passed_before: bool,
+}
+
+/// What the ledger knows of a page of suspects.
+struct Known {
+    refused: HashMap<String, RefusedState>,
+    lost: HashSet<String>,
+}
+
+impl Sides<'_> {
+    /// Asks the source's collector for the rows that the ledger does not have.
+    pub(super) async fn fetch_missing(&self, joint: &Joint) -> anyhow::Result<()> {
+        let missing = joint.differences.iter().filter(|difference| difference.kind == "missing");
+        let ids: Vec<String> = missing.map(|difference| difference.id.clone()).collect();
+        for ids in ids.chunks(PAGE) {
+            self.ledger.in_time(self.ledger.request_fetch(self.source.id, ids)).await?;
+        }
+        Ok(())
+    }
+
+    async fn known(&self, ids: &[String]) -> anyhow::Result<Known> {
+        let refused = self.ledger.in_time(self.ledger.refused_states(self.source.deployment_id, ids)).await?;
+        Ok(Known { refused, lost: self.ledger.in_time(self.ledger.lost_ids(self.source.id, ids)).await? })
+    }
+
+    fn suspect<'a>(&self, id: &'a str, is_confirmed: bool, known: &'a Known) -> Suspect<'a> {
+        let (is_lost, refused) = (known.lost.contains(id), known.refused.get(id));
+        Suspect { id, is_confirmed, is_lost, refused, passed_before: self.passed.contains(id) }
+    }
+
+    /// Reads suspected builds again, ledger first.
+    pub(super) async fn judge_builds(&mut self, suspects: &BTreeSet<Uuid>, joint: &mut Joint) -> anyhow::Result<()> {
+        let ids: Vec<Uuid> = suspects.iter().copied().collect();
+        for ids in ids.chunks(PAGE) {
+            let known = self.known(&ids.iter().flat_map(event_ids).collect::<Vec<_>>()).await?;
+            let here = self.ledger_digests(ids).await?;
+            let there = self.source_digests(ids).await?;
+            let confirmed = self.ledger.in_time(self.ledger.confirmed_builds(self.source.id, ids)).await?;
+            for id in ids {
+                for (at, name) in event_ids(id).iter().enumerate() {
+                    let here = here.get(id).and_then(|here| here[at]);
+                    let is_confirmed = confirmed.get(id).is_some_and(|events| events[at] == Some(true));
+                    joint.judge_build(&self.suspect(name, is_confirmed, &known), at, here, there.get(id).copied());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads suspected usage again, ledger first. What differs is held back at once.
+    pub(super) async fn judge_usage(&mut self, suspects: &BTreeSet<String>, joint: &mut Joint) -> anyhow::Result<()> {
+        let ids: Vec<String> = suspects.iter().cloned().collect();
+        let mut recent = 0;
+        for ids in ids.chunks(PAGE) {
+            let known = self.known(ids).await?;
+            let here = self.ledger.in_time(self.ledger.known_usage(self.source.id, ids)).await?;
+            let there = self.source_usage_digests(ids).await?;
+            let confirmed = self.ledger.in_time(self.ledger.confirmed_usage(self.source.id, ids)).await?;
+            let mut differs = Vec::new();
+            for id in ids {
+                let before = joint.differences.len();
+                joint.judge_usage(&self.suspect(id, confirmed.contains(id), &known), here.get(id), there.get(id));
+                let new = joint.differences[before..].first().filter(|_| here.contains_key(id));
+                differs.extend(new.map(|new| (new.id.clone(), new.detail.clone())));
+            }
+            let ids: Vec<String> = differs.iter().map(|(id, _)| id.clone()).collect();
+            recent += self.ledger.in_time(self.ledger.recent_usage_of(self.source.id, &ids, self.recent())).await?;
+            self.ledger.in_time(self.ledger.hold_back_publications(self.source.id, &differs)).await?;
+        }
+        joint.number(RECENT_USAGE_DIFFERS, recent);
+        Ok(())
+    }
+}
+
+impl Joint {
+    /// One event of a build: `here` is its digest in the ledger. `there` is none for a build that coderd does not have, and holds none for a row that
+    /// this version cannot read.
+    fn judge_build(&mut self, suspect: &Suspect<'_>, at: usize, here: Option<Digest>, there: Option<Option<BuildDigests>>) {
+        let id = suspect.id;
+        match (here, there.map(|there| there.map(|there| there[at]))) {
+            (None, None | Some(Some(None))) => {}
+            (Some(here), Some(Some(Some(there)))) if here == there => {}
+            (Some(_), Some(Some(Some(_)))) => {
+                self.remarks.push(difference("source_changed", id, "coderd has rewritten the row since it was accepted"));
+            }
+            (_, Some(None)) if at > 0 => {}
+            (_, Some(None)) => self.open.push(difference("unreadable", id, "this version cannot read coderd's row")),
+            (None, Some(_)) => self.not_accepted(suspect, false),
+            (Some(_), None) if suspect.is_lost => self.gone(id, LOST),
+            (Some(_), None) if suspect.is_confirmed => self.gone(id, GONE),
+            (Some(_), None | Some(Some(None))) => self.differences.push(difference("not_in_source", id, NEVER_THERE)),
+        }
+    }
+
+    /// One usage event. coderd never rewrites what its digest covers, and never deletes its row.
+    fn judge_usage(&mut self, suspect: &Suspect<'_>, here: Option<&Digest>, there: Option<&Result<Digest, ParseError>>) {
+        let id = suspect.id;
+        match (here, there) {
+            (Some(here), Some(Ok(there))) if here == there => {}
+            // coderd's row never was an event, and what is accepted went through the log from the rejects
+            (Some(_), Some(Err(_))) if suspect.refused.is_some_and(|refused| refused.passed) => {
+                let detail = "coderd's row is not an event; an operator has passed a mended one through the log";
+                self.remarks.push(difference("mended", id, detail));
+            }
+            (Some(_), Some(_)) if suspect.is_lost => self.remarks.push(difference("source_changed", id, USED_AGAIN)),
+            (Some(_), Some(_)) => self.differences.push(difference("differs", id, "coderd's row does not say what was accepted")),
+            (None, Some(there)) => self.not_accepted(suspect, matches!(there, Err(ParseError::UnknownEventType(_)))),
+            (Some(_), None) if suspect.is_lost => self.gone(id, LOST),
+            (Some(_), None) if suspect.is_confirmed => self.differences.push(difference("not_in_source", id, USAGE_GONE)),
+            (Some(_), None) => self.differences.push(difference("not_in_source", id, NEVER_THERE)),
+            (None, None) => {}
+        }
+    }
+
+    /// The events of a confirmed build that coderd no longer has.
+    pub(super) fn gone_build(&mut self, id: &Uuid, events: &[Option<bool>; 2]) {
+        for (name, _) in event_ids(id).iter().zip(events).filter(|(_, event)| event.is_some()) {
+            self.gone(name, GONE);
+        }
+    }
+
+    /// Counts an event that coderd no longer has, and lists the first ones.
+    fn gone(&mut self, id: &str, detail: &str) {
+        let count = self.numbers.entry(SOURCE_GONE.to_owned()).or_default();
+        *count += 1;
+        if *count <= GONE_LISTED {
+            self.remarks.push(difference("source_gone", id, detail));
+        }
+    }
+
+    /// What coderd has and is no accepted event. What the ledger refused is in the books: among the rejects, which are an operator's work, or
+    /// given up by one. What went through the log again only after the first reading may be on its way.
+    fn not_accepted(&mut self, suspect: &Suspect<'_>, unknown_type: bool) {
+        let id = suspect.id;
+        match suspect.refused.map(|refused| refused.state.as_str()) {
+            None => self.differences.push(difference("missing", id, "coderd has it, the ledger does not")),
+            Some("open") if unknown_type => {
+                self.open.push(difference("held", id, "the ledger holds the row raw, for a version that knows its type"));
+            }
+            Some("open") => self.open.push(difference("rejected", id, "the ledger has it among its rejects")),
+            Some("discarded") => self.remarks.push(difference("discarded", id, "the ledger refused it, and an operator has discarded it")),
+            Some(_) if !suspect.passed_before => {
+                self.open.push(difference("resubmitted", id, "it went through the log again from the rejects just now"));
+            }
+            Some(_) => {
+                let detail = "it went through the log again from the rejects, and the ledger does not have it";
+                self.differences.push(difference("resubmitted", id, detail));
+            }
+        }
+    }
+
+    /// Leaves out what may only be on its way, and answers how much that is: what is missing while no collector pass that began after the first
+    /// reading came in time. Before the first pass all of it is.
+    pub(super) fn leave_what_awaits_a_pass(&mut self) -> usize {
+        let unread = self.numbers.get(READ_AGAIN) == Some(&0);
+        let awaits = |kind: &str| kind == "source_unknown" || unread && matches!(kind, "missing" | "resubmitted");
+        let found = self.differences.len();
+        self.differences.retain(|difference| !awaits(&difference.kind));
+        found - self.differences.len()
+    }
+}
+
+/// The ids of the events that a build may be.
+pub(super) fn event_ids(id: &Uuid) -> [String; 2] {
+    EVENTS.map(|event| format!("{event}:{id}"))
+}
+
+fn difference(kind: &'static str, id: &str, detail: &str) -> Difference {
+    Difference { kind: kind.into(), id: id.to_owned(), detail: detail.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::audit::SOURCE;
+
+    fn joint(passed_before: bool, read_again: i64) -> Joint {
+        let mut joint = Joint::new(SOURCE);
+        joint.number(READ_AGAIN, read_again);
+        let refused = RefusedState { state: "resubmitted".into(), passed: true };
+        let suspect = Suspect { id: "a", is_confirmed: false, is_lost: false, refused: Some(&refused), passed_before };
+        joint.not_accepted(&suspect, false);
+        joint
+    }
+
+    #[test]
+    fn what_goes_through_the_log_again_while_the_audit_reads_is_on_its_way() {
+        let found = |passed_before, read_again| {
+            let mut joint = joint(passed_before, read_again);
+            let awaits = joint.leave_what_awaits_a_pass();
+            (joint.differences.len(), joint.open.len(), awaits)
+        };
+        assert_eq!(found(false, 1), (0, 1, 0), "just now");
+        assert_eq!(found(true, 1), (1, 0, 0), "lost");
+        assert_eq!(found(true, 0), (0, 0, 1), "the log may not have been read since: consuming may be paused");
+    }
+
+    #[test]
+    fn what_no_pass_can_bring_is_found_beside_what_is_on_its_way() {
+        let mut joint = joint(true, 0);
+        joint.differences.push(difference("not_in_source", "b", ""));
+        assert_eq!(joint.leave_what_awaits_a_pass(), 1);
+        assert_eq!(joint.differences.iter().map(|difference| &*difference.kind).collect::<Vec<_>>(), ["not_in_source"]);
+    }
+}
