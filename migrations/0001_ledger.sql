@@ -163,7 +163,7 @@ create table workspace_build (
 create index workspace_build_by_batch on workspace_build (batch_id);
 create index workspace_build_by_completion on workspace_build (source_id, completed_at);
 
--- One first successful start a workspace: a second claimant is an audit difference.
+-- One first successful start a workspace, whatever its source says later: only this build can be counted as a creation.
 create table workspace_first_start (
     source_id smallint not null,
     workspace_id uuid not null,
@@ -338,14 +338,14 @@ create table publication (
     leased_by text,
     leased_until timestamptz,
     last_message text,
+    -- since when it is not sent because coderd's own row does not agree; null: nothing holds it by itself
+    held_since timestamptz,
     constraint publication_is_unique primary key (source_id, event_id),
     constraint publication_is_settled_by_a_batch check ((state = 'pending') = (settled_batch_id is null))
 );
 create index publication_due on publication (source_id, event_created_at, event_id) where state = 'pending';
 create index publication_by_batch on publication (settled_batch_id);
 
--- A request to the vendor, written before it is sent; its answer is recorded with its verdicts.
-create table publication_request (
 -- Mode `sole`: coderd's newest publish mark at our first look, over all restarts. A later mark stops the source's publishing until an act.
 create table publish_mark (
     source_id smallint primary key references source,
@@ -356,6 +356,8 @@ create table publish_mark (
     constraint publish_mark_is_seen_at_an_instant check ((later_mark is null) = (seen_at is null))
 );
 
+-- A request to the vendor, written before it is sent; its answer is recorded with its verdicts.
+create table publication_request (
     id uuid primary key,
     source_id smallint not null,
     license_sha256 bytea not null,
@@ -538,13 +540,18 @@ create table source_lost (
 );
 
 -- What the continuous audit found last, a row for each joint, and of each deployment where a joint is one deployment's, by the database's clock.
--- A difference stops publishing everywhere; what is open is an operator's work and stops nothing.
+-- Which differences hold usage back is decided from these numbers; what is open is an operator's work and holds nothing.
 create table audit_finding (
     joint text not null,
     -- null: the joint is of the whole ledger
     deployment_id uuid,
     differences bigint not null,
     open bigint not null,
+    -- confirmed builds and claims that coderd no longer has
+    gone bigint not null,
+    -- usage of the last 30 days that differs, of how much
+    recent_usage_differs bigint not null,
+    recent_usage bigint not null,
     -- the first few differences, as JSON
     examples jsonb not null,
     sequence bigint not null,

@@ -14,8 +14,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 use uuid::Uuid;
 
-use super::{Audit, Joint, LOG, LedgerJoints, SOURCE, VENDOR};
-use crate::ledger::{Finding, Lease, LeaseError, NewFinding, lease_step};
+use super::{Audit, Joint, LOG, LedgerJoints, RECENT_USAGE, RECENT_USAGE_DIFFERS, SOURCE, SOURCE_GONE, VENDOR};
+use crate::ledger::{Finding, Lease, LeaseError, NewFinding, holds, lease_step};
 
 /// The lease's name.
 const NAME: &str = "audit";
@@ -31,6 +31,8 @@ const REST: f64 = 9.0;
 pub struct AuditTelemetry {
     differences: IntGaugeVec,
     open: IntGaugeVec,
+    gone: IntGaugeVec,
+    holds: IntGaugeVec,
     audited_at: GaugeVec,
     /// Whether this process has a database of coderd to audit.
     reads_source: bool,
@@ -48,8 +50,13 @@ impl AuditTelemetry {
         let opts = |name: &str, help: &str| Opts::new(format!("tallyline_audit_{name}"), help);
         let labels = &["joint", "source"];
         let telemetry = AuditTelemetry {
-            differences: IntGaugeVec::new(
-                opts("difference", "What does not balance, as the last audit found; nothing is sent then."),
+            differences: IntGaugeVec::new(opts("difference", "What does not balance, as the last audit found."), labels)?,
+            gone: IntGaugeVec::new(
+                opts("source_gone", "Confirmed builds and claims that coderd has removed since; they stay counted."),
+                labels,
+            )?,
+            holds: IntGaugeVec::new(
+                opts("holds_publishing", "1 where what the last audit found holds the source's usage, or without a source all usage."),
                 labels,
             )?,
             open: IntGaugeVec::new(opts("open", "What waits for an operator at a joint that balances."), labels)?,
@@ -62,6 +69,8 @@ impl AuditTelemetry {
         };
         registry.register(Box::new(telemetry.differences.clone()))?;
         registry.register(Box::new(telemetry.open.clone()))?;
+        registry.register(Box::new(telemetry.gone.clone()))?;
+        registry.register(Box::new(telemetry.holds.clone()))?;
         registry.register(Box::new(telemetry.audited_at.clone()))?;
         telemetry.show(&[], None);
         Ok(telemetry)
@@ -76,6 +85,8 @@ impl AuditTelemetry {
             let labels = labels(&finding.joint, finding.deployment_id);
             self.differences.with_label_values(&labels).set(finding.differences);
             self.open.with_label_values(&labels).set(finding.open);
+            self.gone.with_label_values(&labels).set(finding.gone);
+            self.holds.with_label_values(&labels).set(i64::from(finding.hold().is_some()));
             self.audited_at.with_label_values(&labels).set(finding.audited_at.timestamp_micros() as f64 / 1e6);
         }
         for never in due.difference(&found) {
@@ -83,8 +94,10 @@ impl AuditTelemetry {
         }
         let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
         for gone in shown.difference(&found) {
-            // those that never were shown are no error
-            let _ = (self.differences.remove_label_values(gone), self.open.remove_label_values(gone));
+            // one that was never shown is not an error
+            for gauge in [&self.differences, &self.open, &self.gone, &self.holds] {
+                let _ = gauge.remove_label_values(gone);
+            }
             if !due.contains(gone) {
                 let _ = self.audited_at.remove_label_values(gone);
             }
@@ -128,6 +141,7 @@ impl Due {
 struct Said {
     fault: Option<String>,
     imbalance: Option<String>,
+    holds: Option<String>,
 }
 
 impl Continuous {
@@ -163,18 +177,20 @@ impl Continuous {
         let taken = lease_step(stop, ledger.in_time(ledger.take_lease(NAME, &self.holder, LEASE_LENGTH))).await.transpose()?;
         let Some(lease) = taken.flatten() else { return Ok(()) };
         let audited = stop.run_until_cancelled(self.audited_if_due(&lease)).await;
-        lease_step(stop, ledger.in_time(ledger.release_lease(lease))).await.transpose()?;
+        let released = lease_step(stop, ledger.in_time(ledger.release_lease(lease))).await.transpose();
+        // the audit's own fault first
         audited.transpose()?;
+        released?;
         stop.run_until_cancelled(self.look(said)).await.transpose()?;
         Ok(())
     }
 
-    /// Shows and tells what was found last, and answers what is due.
+    /// Shows and logs what was found last, and answers what is due.
     async fn look(&self, said: &mut Said) -> anyhow::Result<Due> {
         let ledger = &self.audit.ledger;
         let findings = ledger.in_time(ledger.findings()).await.context("the ledger")?;
         self.telemetry.show(&findings, self.own());
-        tell(said, ledger.in_time(ledger.imbalance()).await?);
+        tell(said, &findings);
         Ok(self.due(&findings))
     }
 
@@ -272,21 +288,35 @@ impl Continuous {
     ) -> anyhow::Result<()> {
         let found: Vec<NewFinding> = joints
             .iter()
-            .map(|joint| NewFinding { joint: &joint.name, deployment, differences: &joint.differences, open: joint.open.len() })
+            .map(|joint| NewFinding {
+                joint: &joint.name,
+                deployment,
+                differences: &joint.differences,
+                open: joint.open.len(),
+                gone: joint.count(SOURCE_GONE),
+                recent_usage_differs: joint.count(RECENT_USAGE_DIFFERS),
+                recent_usage: joint.count(RECENT_USAGE),
+            })
             .collect();
         let ledger = &self.audit.ledger;
         Ok(ledger.in_time(ledger.record_findings(lease, &found, sequence, begun.elapsed().as_secs_f64())).await?)
     }
 }
 
-/// Says a change once: every process does, whoever audits.
-fn tell(said: &mut Said, imbalance: Option<String>) {
-    match (&said.imbalance, &imbalance) {
-        (before, Some(differences)) if before.as_ref() != Some(differences) => {
-            error!(differences, "the books do not balance: nothing is published until they do; run `tallyline audit`");
-        }
-        (Some(_), None) => info!("the books balance again"),
+/// Logs each change once: every process does, whichever one audits.
+fn tell(said: &mut Said, findings: &[Finding]) {
+    let joined = |words: Vec<String>| Some(words.join("; ")).filter(|words| !words.is_empty());
+    let imbalance = joined(findings.iter().filter_map(Finding::imbalance).collect());
+    let holds = joined(holds(findings).into_iter().map(|hold| hold.why).collect());
+    match &imbalance {
+        Some(differences) if said.imbalance != imbalance => warn!(differences, "the books differ; `tallyline audit` lists it"),
+        None if said.imbalance.is_some() => info!("the books balance again"),
         _ => {}
     }
-    said.imbalance = imbalance;
+    match &holds {
+        Some(why) if said.holds != holds => error!(why, "usage is held back from the vendor; `tallyline status` says what ends it"),
+        None if said.holds.is_some() => info!("no finding holds usage any more"),
+        _ => {}
+    }
+    (said.imbalance, said.holds) = (imbalance, holds);
 }

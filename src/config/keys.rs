@@ -162,7 +162,7 @@ pub const KEYS: &[Key] = &[
         "serve.audit_seconds",
         Kind::Seconds(0.2, 86_400.0),
         Some("300"),
-        "How often the books are audited; never more than about a tenth of the time. An imbalance stops publishing.",
+        "How often the books are audited; never more than about a tenth of the time. What differs may hold usage back.",
     ),
     key(
         "serve.host_names",

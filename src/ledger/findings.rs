@@ -26,6 +26,12 @@ pub struct NewFinding<'a> {
     pub differences: &'a [Difference],
     /// How much waits for an operator.
     pub open: usize,
+    /// Confirmed builds and claims that coderd no longer has.
+    pub gone: i64,
+    /// Usage of the last 30 days that differs.
+    pub recent_usage_differs: i64,
+    /// All accepted usage of the last 30 days.
+    pub recent_usage: i64,
 }
 
 /// What the last audit found at one joint.
@@ -35,10 +41,16 @@ pub struct Finding {
     pub joint: String,
     /// Whose, where the joint is one deployment's and not the whole ledger's.
     pub deployment_id: Option<Uuid>,
-    /// How much does not balance. While there is any, nothing is published.
+    /// How much does not balance.
     pub differences: i64,
     /// How much waits for an operator: it is in the books, and stops nothing.
     pub open: i64,
+    /// Confirmed builds and claims that coderd no longer has: not an imbalance.
+    pub gone: i64,
+    /// Usage of the last 30 days that differs from coderd's rows.
+    pub recent_usage_differs: i64,
+    /// All accepted usage of the last 30 days of the deployment.
+    pub recent_usage: i64,
     /// The first few differences: objects of `kind`, `id` and `detail`.
     #[sqlx(json)]
     pub examples: Vec<Example>,
@@ -101,11 +113,12 @@ impl Ledger {
             let examples: Vec<&Difference> = one.differences.iter().take(EXAMPLES).collect();
             sqlx::query(
                 "insert into audit_finding as last (joint, deployment_id, differences, open, examples, sequence, audited_at, seconds,
-                     differs_since)
-                 values ($1, $7, $2, $3, $4, $5, clock_timestamp(), $6, case when $2 > 0 then clock_timestamp() end)
+                     differs_since, gone, recent_usage_differs, recent_usage)
+                 values ($1, $7, $2, $3, $4, $5, clock_timestamp(), $6, case when $2 > 0 then clock_timestamp() end, $8, $9, $10)
                  on conflict (joint, coalesce(deployment_id, '00000000-0000-0000-0000-000000000000')) do update set
                      differences = excluded.differences, open = excluded.open, examples = excluded.examples,
-                     sequence = excluded.sequence, audited_at = excluded.audited_at, seconds = excluded.seconds,
+                     sequence = excluded.sequence, audited_at = excluded.audited_at, seconds = excluded.seconds, gone = excluded.gone,
+                     recent_usage_differs = excluded.recent_usage_differs, recent_usage = excluded.recent_usage,
                      differs_since = case when excluded.differences > 0 then coalesce(last.differs_since, excluded.differs_since) end",
             )
             .bind(one.joint)
@@ -115,6 +128,9 @@ impl Ledger {
             .bind(sequence)
             .bind(seconds)
             .bind(one.deployment)
+            .bind(one.gone)
+            .bind(one.recent_usage_differs)
+            .bind(one.recent_usage)
             .execute(&mut *tx)
             .await?;
         }
@@ -127,21 +143,13 @@ impl Ledger {
     /// The database's.
     pub async fn findings(&self) -> Result<Vec<Finding>, sqlx::Error> {
         sqlx::query_as(
-            "select joint, deployment_id, differences, open, examples, sequence, audited_at, seconds, differs_since,
+            "select joint, deployment_id, differences, open, gone, recent_usage_differs, recent_usage, examples, sequence, audited_at,
+                 seconds, differs_since,
                  extract(epoch from clock_timestamp() - audited_at)::double precision as age_seconds
              from audit_finding order by joint, deployment_id",
         )
         .fetch_all(&self.pool)
         .await
-    }
-
-    /// What does not balance, in words; none: nothing that an audit knows of.
-    ///
-    /// # Errors
-    /// The database's: then whether the books balance is not known.
-    pub async fn imbalance(&self) -> Result<Option<String>, sqlx::Error> {
-        let words: Vec<String> = self.findings().await?.iter().filter_map(Finding::imbalance).collect();
-        Ok(Some(words.join("; ")).filter(|words| !words.is_empty()))
     }
 
     /// Forgets what was found last of a deployment, and answers it; none: nothing was. Where somebody still audits it, that is found again.
@@ -152,7 +160,8 @@ impl Ledger {
         let mut tx = self.pool.begin().await?;
         let forgotten: Vec<Finding> = sqlx::query_as(
             "delete from audit_finding where deployment_id = $1
-             returning joint, deployment_id, differences, open, examples, sequence, audited_at, seconds, differs_since,
+             returning joint, deployment_id, differences, open, gone, recent_usage_differs, recent_usage, examples, sequence, audited_at,
+                 seconds, differs_since,
                  extract(epoch from clock_timestamp() - audited_at)::double precision as age_seconds",
         )
         .bind(deployment)

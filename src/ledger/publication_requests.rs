@@ -231,7 +231,7 @@ async fn settle(tx: &mut PgConnection, outcome: &RequestOutcome<'_>, batch_id: i
     let final_words = outcome.attempts.iter().filter(|one| matches!(one.verdict, AttemptVerdict::Accepted | AttemptVerdict::Refused));
     let final_words: Vec<&Attempt> = final_words.collect();
     sqlx::query(
-        "update publication set state = new.state, settled_batch_id = $2, unanswered = false, last_message = new.message,
+        "update publication set state = new.state, settled_batch_id = $2, unanswered = false, last_message = new.message, held_since = null,
              leased_by = null, leased_until = null
          from unnest($3::text[], $4::text[], $5::text[]) as new (event_id, state, message)
          where publication.source_id = $1 and publication.event_id = new.event_id
@@ -251,7 +251,7 @@ async fn reschedule(tx: &mut PgConnection, outcome: &RequestOutcome<'_>) -> Resu
     let again = outcome.attempts.iter().filter(|one| !matches!(one.verdict, AttemptVerdict::Accepted | AttemptVerdict::Refused));
     let again: Vec<&Attempt> = again.collect();
     sqlx::query(
-        "update publication set next_attempt_at = new.next_attempt_at, unanswered = new.unanswered, last_message = new.message,
+        "update publication set next_attempt_at = new.next_attempt_at, unanswered = new.unanswered, last_message = new.message, held_since = null,
              leased_by = null, leased_until = null
          from unnest($3::text[], $4::timestamptz[], $5::boolean[], $6::text[]) as new (event_id, next_attempt_at, unanswered, message)
          where publication.source_id = $1 and publication.event_id = new.event_id and state = 'pending' and leased_by = $2",

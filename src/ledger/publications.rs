@@ -31,6 +31,8 @@ pub struct Publication {
     pub unanswered: bool,
     /// How often it was refused for now, or left out of an answer.
     pub refusals: u32,
+    /// Whether coderd is known to have had it as it was accepted.
+    pub confirmed: bool,
     /// What was said of it last.
     pub last_message: Option<String>,
 }
@@ -73,6 +75,8 @@ pub struct HeldBack {
     pub event_id: String,
     /// When the usage happened. It expires 30 days later.
     pub created_at: DateTime<Utc>,
+    /// Since when it is held back.
+    pub since: DateTime<Utc>,
     /// Why, and what releases it.
     pub why: String,
 }
@@ -116,7 +120,7 @@ impl Ledger {
                  returning publication.event_id, publication.unanswered, publication.last_message
              )
              select usage.id, usage.event_type, usage.quantity::text as quantity, usage.created_at, usage.publish_started_at,
-                 usage.published_at, usage.failure_message, leased.unanswered, leased.last_message,
+                 usage.published_at, usage.failure_message, usage.confirmed_at is not null as confirmed, leased.unanswered, leased.last_message,
                  (select count(*) from publication_attempt attempt
                   where attempt.source_id = $1 and attempt.event_id = usage.id and attempt.verdict in ('refused_for_now', 'left_out')) as refusals
              from leased join usage_event usage on usage.source_id = $1 and usage.id = leased.event_id
@@ -144,6 +148,7 @@ impl Ledger {
         lock(&mut tx, source_id, &ids).await?;
         sqlx::query(
             "update publication set next_attempt_at = new.next_attempt_at, last_message = new.message,
+                 held_since = case when starts_with(new.message, $6) then coalesce(held_since, $7) end,
                  leased_by = null, leased_until = null
              from unnest($3::text[], $4::text[], $5::timestamptz[]) as new (event_id, message, next_attempt_at)
              where publication.source_id = $1 and publication.event_id = new.event_id and state = 'pending' and leased_by = $2",
@@ -153,6 +158,32 @@ impl Ledger {
         .bind(&ids)
         .bind(postponed.iter().map(|one| one.message.as_deref()).collect::<Vec<_>>())
         .bind(postponed.iter().map(|one| one.next_attempt_at).collect::<Vec<_>>())
+        .bind(HELD_BACK)
+        .bind(self.clock.now())
+        .execute(&mut *tx)
+        .await?;
+        tx.commit().await
+    }
+
+    /// Holds these pending rows back, each with the reason why, unless a publisher works on them or holds them back already. The publisher's next
+    /// look at coderd's row ends it, or gives its own reason.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn hold_back_publications(&self, source_id: i16, held: &[(String, String)]) -> Result<(), sqlx::Error> {
+        let (ids, reasons): (Vec<&str>, Vec<String>) = held.iter().map(|(id, why)| (id.as_str(), format!("{HELD_BACK}{why}"))).unzip();
+        let mut tx = self.pool.begin().await?;
+        lock(&mut tx, source_id, &ids).await?;
+        sqlx::query(
+            "update publication set last_message = new.message, held_since = $4
+             from unnest($2::text[], $3::text[]) as new (event_id, message)
+             where publication.source_id = $1 and publication.event_id = new.event_id and state = 'pending' and held_since is null
+                 and (leased_until is null or leased_until <= clock_timestamp())",
+        )
+        .bind(source_id)
+        .bind(&ids)
+        .bind(reasons)
+        .bind(self.clock.now())
         .execute(&mut *tx)
         .await?;
         tx.commit().await
@@ -236,7 +267,7 @@ impl Ledger {
         }
         let batch_id = insert_verdicts(&mut tx, self, free.len()).await?;
         let states: Vec<String> = sqlx::query_scalar(
-            "update publication set settled_batch_id = $3, leased_by = null, leased_until = null,
+            "update publication set settled_batch_id = $3, held_since = null, leased_by = null, leased_until = null,
                  state = case when $4 then 'not_ours' when unanswered then 'unknown' else 'expired' end
              where source_id = $1 and event_id = any($2) returning state",
         )
@@ -257,11 +288,10 @@ impl Ledger {
     /// The database's.
     pub async fn pending_publications(&self, source_id: i16) -> Result<Pending, sqlx::Error> {
         let row = sqlx::query(
-            "select count(*), count(*) filter (where starts_with(last_message, $2)), count(*) filter (where unanswered), min(event_created_at)
+            "select count(*), count(held_since), count(*) filter (where unanswered), min(event_created_at)
              from publication where source_id = $1 and state = 'pending'",
         )
         .bind(source_id)
-        .bind(HELD_BACK)
         .fetch_one(&self.pool)
         .await?;
         Ok(Pending { events: row.try_get(0)?, held_back: row.try_get(1)?, unanswered: row.try_get(2)?, oldest: row.try_get(3)? })
@@ -273,8 +303,8 @@ impl Ledger {
     /// The database's.
     pub async fn held_back(&self, source_id: i16, limit: i64) -> Result<Vec<HeldBack>, sqlx::Error> {
         sqlx::query_as(
-            "select event_id, event_created_at as created_at, substr(last_message, length($2) + 1) as why from publication
-             where source_id = $1 and state = 'pending' and starts_with(last_message, $2) order by event_created_at, event_id limit $3",
+            "select event_id, event_created_at as created_at, held_since as since, substr(last_message, length($2) + 1) as why from publication
+             where source_id = $1 and state = 'pending' and held_since is not null order by event_created_at, event_id limit $3",
         )
         .bind(source_id)
         .bind(HELD_BACK)
@@ -329,6 +359,7 @@ fn publication_of(row: &PgRow) -> Result<Publication, sqlx::Error> {
         created_at: usage.created_at,
         unanswered: row.try_get("unanswered")?,
         refusals: u32::try_from(row.try_get::<i64, _>("refusals")?).unwrap_or(u32::MAX),
+        confirmed: row.try_get("confirmed")?,
         last_message: row.try_get("last_message")?,
     })
 }

@@ -27,7 +27,7 @@ pub enum Condition {
     Recovering(String),
     /// coderd is not the one of this source, or its license was issued for another deployment: nothing is sent or settled meanwhile.
     Refused(String),
-    /// An audit says that the books do not balance: nothing is sent until a later one says that they do.
+    /// What an audit found holds all usage of the source, or of all sources: why, and what ends it.
     Held(String),
     /// The last cycle failed; it is tried again.
     Failing(String),
@@ -65,7 +65,7 @@ impl fmt::Display for Condition {
             Condition::Paused(why) => write!(f, "nothing is published: {why}"),
             Condition::Refused(why) => write!(f, "refused: {why}"),
             Condition::Recovering(why) => write!(f, "held: {why}"),
-            Condition::Held(why) => write!(f, "held: the books do not balance: {why}; run `tallyline audit`"),
+            Condition::Held(why) => write!(f, "held: {why}"),
             Condition::Failing(why) => write!(f, "failing: {why}"),
             Condition::Stopped(why) => write!(f, "stopped: {why}"),
         }

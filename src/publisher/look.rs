@@ -95,6 +95,7 @@ mod tests {
             created_at: now(),
             unanswered: false,
             refusals: 0,
+            confirmed: true,
             last_message: None,
         }
     }

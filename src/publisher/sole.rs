@@ -75,10 +75,10 @@ impl Publisher {
         Ok(true)
     }
 
-    /// Money leaves only while the books balance, as far as any process's audit knows. Asked before each lease, so that no process goes on.
+    /// Money leaves only where no finding of any process's audit holds it. Asked before each lease, so that no process goes on.
     async fn is_held(&self) -> anyhow::Result<bool> {
-        let Some(why) = self.ledger.in_time(self.ledger.imbalance()).await? else { return Ok(false) };
-        self.condition.set(Condition::Held(why));
+        let Some(hold) = self.ledger.in_time(self.ledger.hold_of(self.settings.deployment)).await? else { return Ok(false) };
+        self.condition.set(Condition::Held(format!("{}; ends with {}", hold.why, hold.ends)));
         Ok(true)
     }
 
@@ -100,13 +100,13 @@ impl Publisher {
         }
         Ok(ids.len() == MAX_EVENTS_PER_REQUEST)
     }
+
     /// Ends the leases of events that are not in flight. A fault of this is not the cycle's: what ended the cycle is, and the leases end by themselves.
     pub(super) async fn release(&self, source_id: i16, ids: &[String]) {
         if let Err(error) = self.ledger.in_time(self.ledger.release_publications(source_id, &self.holder, ids)).await {
             warn!(%error, "leases of publications are left to end by themselves");
         }
     }
-
 
     /// The last look at coderd's rows: those that are still ours to send.
     async fn sift(

@@ -1,5 +1,6 @@
 //! Where everything stands: the ledger's contents beside the log's ends. What `tallyline status` and `GET /api/v1/status` show.
 
+mod holds;
 mod licenses;
 mod partitions;
 
@@ -16,8 +17,8 @@ use uuid::Uuid;
 
 use crate::event::Topic;
 use crate::ledger::{
-    BatchCount, Contents, EventCount, Finding, HeldBack, LastRequest, LeaseRow, Ledger, OpenRejects, Pause, ProcessRow, PublicationCount,
-    Rates, Recovering, SourceRow,
+    BatchCount, Contents, EventCount, Finding, HeldBack, Hold, LastRequest, LeaseRow, Ledger, OpenRejects, Pause, ProcessRow,
+    PublicationCount, Rates, Recovering, SourceRow,
 };
 use crate::log::Log;
 
@@ -41,8 +42,10 @@ pub struct Status {
     pub log_problem: Option<String>,
     /// What is paused, by whom and why.
     pub pauses: Vec<Pause>,
-    /// What the last audits found. A difference stops publishing.
+    /// What the last audits found.
     pub audit: Vec<Finding>,
+    /// What holds usage back from the vendor, the widest first; of events that are held back by themselves the first 10 of each source.
+    pub holds: Vec<Hold>,
     /// Each partition's position beside the log's ends.
     pub partitions: Vec<Partition>,
     /// What was read from the log of late.
@@ -146,19 +149,23 @@ pub async fn read(ledger: &Ledger, log: &Log, log_deadline: Duration) -> Result<
         Err(_) => Some(slow()),
     });
     let at = ledger.clock.now();
+    let (recovering, pauses, audit) = (ledger.recovering().await?, ledger.pauses().await?, ledger.findings().await?);
+    let queues = queues(ledger, &rows).await?;
+    let holds = holds::all(&audit, recovering.as_ref(), &pauses, &ledger.publish_stops().await?, &queues);
     Ok(Status {
         at,
         folded_sequences: None,
         ledger_incarnation: incarnation,
         ledger_sequence: sequence,
-        recovering: ledger.recovering().await?,
+        recovering,
         log_problem,
-        pauses: ledger.pauses().await?,
-        audit: ledger.findings().await?,
+        pauses,
+        audit,
+        holds,
         partitions: partitions::partitions(&positions, &seen, at),
         rates,
         sources: sources(ledger, &rows).await?,
-        queues: queues(ledger, &rows).await?,
+        queues,
         open_rejects: ledger.open_rejects().await?,
         next_license_edge: next_license_edge(ledger, &rows, at).await?,
         processes: ledger.processes().await?,

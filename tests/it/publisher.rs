@@ -3,6 +3,7 @@
 mod books;
 mod expiry;
 mod frozen;
+mod holds;
 mod identity;
 mod modes;
 mod requests;

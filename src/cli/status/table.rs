@@ -4,6 +4,7 @@ use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use serde_json::Value;
 
 use super::super::columns;
+use crate::ledger::HoldScope;
 use crate::status::{Partition, Queue, Status};
 
 /// All of it; a part without rows is left out.
@@ -43,12 +44,20 @@ fn attention(status: &Status) -> String {
     });
     let recoveries = status.recovering.iter().map(|row| [row.id.to_string(), row.actor.clone(), time(row.opened_at), row.reason.clone()]);
     let audit = status.audit.iter().map(|row| {
-        let verdict = if row.differences == 0 { "balanced" } else { "DIFFERS: nothing is published" };
-        let [differences, open] = [row.differences, row.open].map(|count| count.to_string());
+        let verdict = if row.differences == 0 { "balanced" } else { "DIFFERS" };
+        let [differences, open, gone] = [row.differences, row.open, row.gone].map(|count| count.to_string());
         let deployment = or_dash(row.deployment_id, |deployment| deployment.to_string());
-        [row.joint.clone(), deployment, verdict.to_owned(), differences, open, time(row.audited_at), or_dash(row.differs_since, time)]
+        [row.joint.clone(), deployment, verdict.to_owned(), differences, open, gone, time(row.audited_at), or_dash(row.differs_since, time)]
     });
     let differs = status.audit.iter().filter_map(|row| row.imbalance().map(|words| [words]));
+    let holds = status.holds.iter().map(|hold| {
+        let (scope, of) = match (hold.scope, hold.deployment_id, &hold.event_id) {
+            (HoldScope::Everything, ..) => ("all", "-".to_owned()),
+            (HoldScope::Source, deployment, _) => ("source", or_dash(deployment, |deployment| deployment.to_string())),
+            (HoldScope::Event, _, event) => ("event", event.clone().unwrap_or_default()),
+        };
+        [scope.to_owned(), of, or_dash(hold.since, time), shown(&hold.why), hold.ends.clone()]
+    });
     let rejects = status.open_rejects.iter().map(|row| {
         let units: Vec<String> = row.units.iter().map(|(unit, number)| format!("{number} {unit}")).collect();
         [row.verdict.clone(), row.cause.clone(), row.records.to_string(), units.join(", "), time(row.oldest)]
@@ -57,8 +66,9 @@ fn attention(status: &Status) -> String {
         status.recovering.as_ref().map(|recovering| format!("{recovering}\n{}\n", recovering.forgotten())).unwrap_or_default(),
         columns(["PAUSED", "TOPIC", "BY", "SINCE", "REASON"], pauses),
         columns(["RECOVERY", "BY", "SINCE", "REASON"], recoveries),
-        columns(["AUDIT", "DEPLOYMENT", "VERDICT", "DIFFERENCES", "OPEN", "AUDITED AT", "DIFFERS SINCE"], audit),
+        columns(["AUDIT", "DEPLOYMENT", "VERDICT", "DIFFERENCES", "OPEN", "SOURCE GONE", "AUDITED AT", "DIFFERS SINCE"], audit),
         columns(["THE BOOKS DIFFER"], differs),
+        columns(["USAGE HELD", "OF", "SINCE", "WHY", "ENDS WITH"], holds),
         columns(["OPEN REJECTS", "CAUSE", "RECORDS", "AT STAKE", "OLDEST"], rejects),
     ]
     .into_iter()
@@ -88,10 +98,7 @@ fn queues(status: &Status) -> String {
         let [pending, held, unanswered] = [row.pending, row.held_back, row.unanswered].map(|count| count.to_string());
         [row.deployment_id.to_string(), pending, held, unanswered, or_dash(row.oldest_created_at, time), last_request(row)]
     });
-    let held_back = status.queues.iter().flat_map(|row| &row.held_back_first);
-    let held_back = held_back.map(|event| [event.event_id.clone(), time(event.created_at), event.why.clone()]);
     columns(["QUEUE OF", "PENDING", "HELD BACK", "UNANSWERED", "OLDEST", "LAST REQUEST"], rows)
-        + &columns(["HELD BACK", "HAPPENED AT", "WHY"], held_back)
 }
 
 fn last_request(row: &Queue) -> String {

@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 use tallyline::ledger::{Pausable, Pause, Paused, Settled};
-use tallyline::publisher::{Condition, Mode};
+use tallyline::operations::{Actor, CoderdCutOff, OperationError};
+use tallyline::publisher::{Condition, Mode, Publisher};
 use tallyline::sim::tallyman::Switches;
+use tallyline::status;
 
-use super::world::{World, start_time, usage};
+use super::world::{DEPLOYMENT, World, start_time, usage};
 use crate::support::eventually;
 
 #[tokio::test]
@@ -65,8 +67,14 @@ async fn an_event_whose_row_says_something_else_is_held_back_until_it_says_the_s
     assert_eq!(world.ledger.pending_publications(world.source.id).await.unwrap().held_back, 2);
 }
 
+fn has_stopped(publisher: &Publisher) -> bool {
+    let condition = publisher.condition().get();
+    let told = condition.to_string();
+    matches!(condition, Condition::Stopped(_)) && told.contains("coderd has published usage by itself") && told.contains("--coderd-cut-off")
+}
+
 #[tokio::test]
-async fn publishing_stops_for_good_when_coderd_publishes_by_itself() {
+async fn publishing_stops_over_restarts_when_coderd_publishes_by_itself() {
     let world = World::new().await;
     world.add(&["before", "first"].map(|id| usage(id, start_time()))).await;
     world.coderd_marks("before", Some(start_time()), None).await;
@@ -75,14 +83,74 @@ async fn publishing_stops_for_good_when_coderd_publishes_by_itself() {
 
     world.add(&["second", "third"].map(|id| usage(id, start_time()))).await;
     world.coderd_marks("second", Some(start_time() + TimeDelta::seconds(1)), None).await;
-    for _ in 0..2 {
+    for mut publisher in [publisher, world.publisher(), world.publisher()] {
         assert_eq!(publisher.cycle(&world.stop).await.unwrap().requests, 0);
-        let condition = publisher.condition().get();
-        assert!(matches!(&condition, Condition::Stopped(why) if why.contains("coderd has published usage by itself")), "{condition:?}");
-        assert!(!condition.is_healthy());
+        assert!(has_stopped(&publisher) && !publisher.condition().get().is_healthy(), "{}", publisher.condition().get());
     }
     assert_eq!(world.delivered(), ["first"]);
     assert_eq!(world.states(&["second", "third"]).await, ["pending", "pending"]);
+}
+
+/// The first look may lie before coderd published anything, and in a process that is gone.
+#[tokio::test]
+async fn the_first_look_at_coderds_marks_is_remembered_over_a_restart() {
+    let world = World::new().await;
+    assert_eq!(world.cycle().await.requests, 0);
+    world.add(&["one", "two"].map(|id| usage(id, start_time()))).await;
+    world.coderd_marks("one", Some(start_time()), None).await;
+    let mut publisher = world.publisher();
+    assert_eq!(publisher.cycle(&world.stop).await.unwrap().requests, 0);
+    assert!(has_stopped(&publisher), "{}", publisher.condition().get());
+}
+
+#[tokio::test]
+async fn publishing_goes_on_once_an_operator_says_that_coderds_is_cut_off() {
+    let world = World::new().await;
+    let log = world.log().await;
+    let mut publisher = world.publisher();
+    publisher.cycle(&world.stop).await.unwrap();
+    world.add(&["one", "two", "three"].map(|id| usage(id, start_time()))).await;
+    world.coderd_marks("one", Some(start_time()), None).await;
+    publisher.cycle(&world.stop).await.unwrap();
+    assert!(has_stopped(&publisher));
+    let holds = status::read(&world.ledger, &log, Duration::from_secs(10)).await.unwrap().holds;
+    assert!(holds.len() == 1 && holds[0].deployment_id == Some(DEPLOYMENT) && holds[0].since.is_some(), "{holds:?}");
+
+    let (desk, request) = (world.desk(&log), CoderdCutOff { deployment_id: DEPLOYMENT });
+    let actor = |reason: &str| Actor { name: "sre-1".into(), reason: reason.into() };
+    assert!(matches!(desk.coderd_cut_off(&request, &actor(" ")).await, Err(OperationError::Invalid { field: "reason", .. })));
+    desk.coderd_cut_off(&request, &actor("its usage publisher is disabled")).await.unwrap();
+    assert!(matches!(desk.coderd_cut_off(&request, &actor("again")).await, Err(OperationError::NotFound(_))));
+    let acts: Vec<(String, String, String)> =
+        sqlx::query_as("select actor, act, reason from operator_act").fetch_all(&world.ledger.pool).await.unwrap();
+    assert_eq!(acts, [("sre-1".into(), "resume".into(), "its usage publisher is disabled".into())]);
+    let cycle = publisher.cycle(&world.stop).await.unwrap();
+    assert_eq!((cycle.accepted, cycle.settled.not_ours), (2, 1), "the same process goes on");
+
+    world.add(&[usage("four", start_time()), usage("five", start_time())]).await;
+    world.coderd_marks("four", Some(start_time() + TimeDelta::seconds(1)), None).await;
+    publisher.cycle(&world.stop).await.unwrap();
+    assert!(has_stopped(&publisher), "a later mark stops it again");
+}
+
+/// coderd's rows cannot be read, and the leases cannot be released either.
+#[tokio::test]
+async fn a_fault_while_leases_are_released_does_not_hide_the_first() {
+    let world = World::new().await;
+    world.add(&[usage("one", start_time())]).await;
+    sqlx::raw_sql("alter table usage_events rename column event_data to data").execute(&world.coderd).await.unwrap();
+    sqlx::raw_sql(
+        "create function refuse() returns trigger language plpgsql as 'begin raise exception ''no release''; end';
+         create trigger refuse before update on publication for each row
+             when (old.leased_by is not null and new.leased_by is null) execute function refuse()",
+    )
+    .execute(&world.ledger.pool)
+    .await
+    .unwrap();
+    let mut publisher = world.publisher();
+    let fault = format!("{:#}", publisher.cycle(&world.stop).await.unwrap_err());
+    assert!(fault.contains("event_data") && !fault.contains("no release"), "{fault}");
+    assert!(publisher.condition().get().to_string().contains("event_data"));
 }
 
 #[tokio::test]

@@ -1,0 +1,140 @@
+//! What holds money: from the audit's findings to usage that is not published.
+
+use chrono::{DateTime, Utc};
+use uuid::Uuid;
+
+use super::{Finding, Ledger};
+
+/// Beyond this share of the usage of the last 30 days a source is held whole.
+const LARGEST_SHARE_PERCENT: i128 = 1;
+
+/// How far a hold reaches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum HoldScope {
+    /// Usage of all sources.
+    Everything,
+    /// Usage of one source.
+    Source,
+    /// One usage event.
+    Event,
+}
+
+/// Usage that is not published, why, and what ends that.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
+pub struct Hold {
+    /// How far it reaches.
+    pub scope: HoldScope,
+    /// The source, unless it reaches all.
+    pub deployment_id: Option<Uuid>,
+    /// The usage event, where it is one.
+    pub event_id: Option<String>,
+    /// Since when.
+    pub since: Option<DateTime<Utc>>,
+    /// Why.
+    pub why: String,
+    /// What ends it.
+    pub ends: String,
+}
+
+/// The policy: which findings hold money, and how far. A contradiction of the ledger with the log or the vendor holds everything. A source is held
+/// whole when over 1 % of its usage of the last 30 days differs; below that each event that differs holds itself. Builds hold nothing.
+#[must_use]
+pub fn holds(findings: &[Finding]) -> Vec<Hold> {
+    findings.iter().filter_map(Finding::hold).collect()
+}
+
+impl Finding {
+    /// What it holds, if anything.
+    #[must_use]
+    pub fn hold(&self) -> Option<Hold> {
+        let scope = self.hold_scope()?;
+        let (why, ends) = match scope {
+            HoldScope::Everything => {
+                (self.imbalance()?, "an audit of this joint that balances; `tallyline audit` lists what differs".to_owned())
+            }
+            HoldScope::Source | HoldScope::Event => {
+                let (differs, usage) = (self.recent_usage_differs, self.recent_usage);
+                let why = format!("{differs} of {usage} usage events of the last 30 days differ from coderd's rows");
+                (why, "an audit in which at most 1 % differs; `tallyline audit` lists what differs".to_owned())
+            }
+        };
+        Some(Hold { scope, deployment_id: self.deployment_id, event_id: None, since: self.differs_since, why, ends })
+    }
+
+    fn hold_scope(&self) -> Option<HoldScope> {
+        let share_is_too_large = i128::from(self.recent_usage_differs) * 100 > i128::from(self.recent_usage) * LARGEST_SHARE_PERCENT;
+        match self.deployment_id {
+            None if self.differences > 0 => Some(HoldScope::Everything),
+            Some(_) if share_is_too_large => Some(HoldScope::Source),
+            _ => None,
+        }
+    }
+}
+
+impl Ledger {
+    /// What the audits' findings hold of this deployment's usage; none: only single events may be held.
+    ///
+    /// # Errors
+    /// The database's: then whether usage is held is not known.
+    pub async fn hold_of(&self, deployment: Uuid) -> Result<Option<Hold>, sqlx::Error> {
+        let concerns = |hold: &Hold| hold.scope == HoldScope::Everything || hold.deployment_id == Some(deployment);
+        Ok(holds(&self.findings().await?).into_iter().find(concerns))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SOURCE: Uuid = Uuid::from_u128(0xd);
+
+    fn finding(deployment_id: Option<Uuid>, differences: i64, recent_usage_differs: i64, recent_usage: i64) -> Finding {
+        Finding {
+            joint: "a joint".into(),
+            deployment_id,
+            differences,
+            open: 0,
+            gone: 0,
+            recent_usage_differs,
+            recent_usage,
+            examples: Vec::new(),
+            sequence: 1,
+            audited_at: DateTime::UNIX_EPOCH,
+            age_seconds: 0.0,
+            seconds: 0.0,
+            differs_since: (differences > 0).then_some(DateTime::UNIX_EPOCH),
+        }
+    }
+
+    #[test]
+    fn each_finding_holds_as_far_as_the_policy_says() {
+        use HoldScope::{Everything, Source};
+        let of_ledger = |differences| finding(None, differences, 0, 0);
+        let of_source = |differences, differs, usage| finding(Some(SOURCE), differences, differs, usage);
+        for (finding, expected, why) in [
+            (of_ledger(0), None, "log or vendor agrees"),
+            (of_ledger(1), Some(Everything), "log or vendor contradicts the ledger"),
+            (of_source(0, 0, 0), None, "a source without usage"),
+            (of_source(500, 0, 0), None, "builds alone"),
+            (of_source(500, 0, 1000), None, "builds beside usage that agrees"),
+            (of_source(1, 1, 100), None, "exactly 1 % holds itself"),
+            (of_source(1, 1, 99), Some(Source), "over 1 %"),
+            (of_source(11, 11, 1000), Some(Source), "over 1 %"),
+            (of_source(10, 10, 1000), None, "exactly 1 %"),
+            (of_source(1, 1, 1), Some(Source), "all of it"),
+            (of_source(i64::MAX, i64::MAX, i64::MAX), Some(Source), "no overflow"),
+        ] {
+            assert_eq!(finding.hold().map(|hold| hold.scope), expected, "{why}");
+        }
+    }
+
+    #[test]
+    fn a_hold_names_what_it_holds_since_when_why_and_what_ends_it() {
+        let found = holds(&[finding(None, 0, 0, 0), finding(Some(SOURCE), 3, 2, 10)]);
+        let [hold] = found.as_slice() else { panic!("{found:?}") };
+        assert_eq!((hold.scope, hold.deployment_id, hold.since), (HoldScope::Source, Some(SOURCE), Some(DateTime::UNIX_EPOCH)));
+        assert!(hold.why.contains("2 of 10 usage events"), "{hold:?}");
+        assert!(hold.ends.contains("at most 1 %"), "{hold:?}");
+    }
+}
