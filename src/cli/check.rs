@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::output::columns;
 use super::{Context, Exit, Failure, PipelineArguments};
-use crate::config::Mistakes;
+use crate::config::{Mistakes, Pipeline};
 
 /// List every mistake of a pipeline file.
 #[derive(Clone, Debug, clap::Args)]
@@ -37,33 +37,38 @@ pub(super) struct Line {
 }
 
 pub(super) async fn run(arguments: Arguments, context: &Context) -> Result<Exit, Failure> {
-    let mut warnings = Vec::new();
-    let mistakes = match arguments.pipeline.read() {
-        Err(mistakes) => lines(&mistakes),
-        Ok(pipeline) if arguments.connect => {
-            let found = connections::check(pipeline, context.clock.clone()).await;
-            warnings = found.warnings;
-            found.mistakes
-        }
-        Ok(pipeline) if arguments.secrets => {
-            let mut lines = Vec::new();
-            for (key, secret) in pipeline.secrets() {
-                // an empty property is a value for librdkafka
-                if secret.is_empty_literal() {
-                    continue;
-                }
-                if let Err(error) = secret.resolve().await {
-                    lines.push(Line { place: secret.origin(), key: Some(key), problem: error.to_string() });
-                }
+    let (mut mistakes, mut warnings) = (Vec::new(), Vec::new());
+    match arguments.pipeline.read() {
+        Err(wrong) => mistakes = lines(&wrong),
+        Ok(pipeline) => {
+            if arguments.secrets {
+                mistakes = missing_secrets(&pipeline).await;
             }
-            lines
+            if arguments.connect {
+                let found = connections::check(pipeline, context.clock.clone()).await;
+                mistakes.extend(found.mistakes);
+                warnings = found.warnings;
+            }
         }
-        Ok(_) => Vec::new(),
-    };
+    }
     let exit = if mistakes.is_empty() { Exit::Success } else { Exit::Configuration };
     let answer = Answer { mistakes, warnings };
     context.output.answer(&answer, || table(&answer, &arguments.pipeline))?;
     Ok(exit)
+}
+
+async fn missing_secrets(pipeline: &Pipeline) -> Vec<Line> {
+    let mut lines = Vec::new();
+    for (key, secret) in pipeline.secrets() {
+        // an empty property is a value for librdkafka
+        if secret.is_empty_literal() {
+            continue;
+        }
+        if let Err(error) = secret.resolve().await {
+            lines.push(Line { place: secret.origin(), key: Some(key), problem: error.to_string() });
+        }
+    }
+    lines
 }
 
 fn lines(mistakes: &Mistakes) -> Vec<Line> {

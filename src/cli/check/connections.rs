@@ -30,7 +30,7 @@ impl Found {
 /// Tries the ledger, the log and coderd.
 pub(super) async fn check(pipeline: Pipeline, clock: Clock) -> Found {
     let mut found = Found::default();
-    let (ledger_kind, configured) = (pipeline.log.kind, pipeline.clone());
+    let configured = pipeline.clone();
     let ledger = match connect::open_ledger(&pipeline, clock.clone()).await {
         Ok(ledger) => ledger,
         Err(failure) => {
@@ -39,7 +39,7 @@ pub(super) async fn check(pipeline: Pipeline, clock: Clock) -> Found {
         }
     };
     let current = check_ledger(&ledger, &mut found).await;
-    if ledger_kind == LogKind::Kafka {
+    if pipeline.log.kind == LogKind::Kafka {
         check_kafka(&pipeline, &ledger, &mut found).await;
     }
     match Site::open(pipeline, clock).await {
