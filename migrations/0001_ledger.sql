@@ -252,8 +252,12 @@ create table reject (
     record_key bytea,
     headers bytea not null,
     payload bytea,
+    -- of a body that is too large only the beginning is kept: how long the whole one is, and its SHA-256
+    whole_bytes bigint,
+    whole_sha256 bytea,
     recorded_at timestamptz not null,
     constraint reject_is_unique unique (topic, partition, generation, log_offset),
+    constraint reject_names_the_whole_body check ((whole_bytes is null) = (whole_sha256 is null)),
     constraint reject_is_ended_by_an_act check ((state = 'open') = (act_id is null)),
     constraint reject_passed_to_one_place check (
         num_nulls(passed_topic, passed_partition, passed_generation, passed_offset) = 4

@@ -112,6 +112,7 @@ fn unread_usage(deployment: Uuid, id: &str, event_type: &str, data: String, crea
             header("content-type", "application/json".into()),
         ],
         payload: Some(data.into_bytes()),
+        oversized: None,
     }
 }
 

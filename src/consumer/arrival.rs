@@ -1,6 +1,6 @@
 //! From a record to what the ledger records of it.
 
-use crate::event::{self, Event, ParseError, Topic};
+use crate::event::{self, Event, KEPT_PAYLOAD_BYTES, Message, Oversized, ParseError, Topic};
 use crate::ledger::{Arrival, Refusal, Verdict};
 use crate::log::Record;
 
@@ -19,13 +19,20 @@ pub fn read_from(topic: Topic, record: Record) -> Arrival {
 }
 
 fn arrival(record: Record, event: Result<Event, ParseError>) -> Arrival {
-    Arrival { offset: record.offset, timestamp: record.timestamp, message: record.message, event: event.map_err(refusal) }
+    let event = event.map_err(|error| refusal(&error, &record.message));
+    Arrival { offset: record.offset, timestamp: record.timestamp, message: record.message, event }
 }
 
-fn refusal(error: ParseError) -> Refusal {
+fn refusal(error: &ParseError, message: &Message) -> Refusal {
     let verdict = match error {
         ParseError::UnknownEventType(_) => Verdict::Held,
         _ => Verdict::Rejected,
     };
-    Refusal { verdict, cause: error.cause().to_owned(), detail: error.to_string() }
+    let detail = match message.oversized {
+        Some(Oversized { sha256, .. }) => {
+            format!("{error}; only its first {KEPT_PAYLOAD_BYTES} bytes and its SHA-256 are kept, {}", hex::encode(sha256))
+        }
+        None => error.to_string(),
+    };
+    Refusal { verdict, cause: error.cause().to_owned(), detail }
 }

@@ -2,6 +2,7 @@
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::Value;
+use sha2::{Digest as _, Sha256};
 
 use super::{Event, Payload, build, claim};
 
@@ -10,6 +11,18 @@ pub const MAX_PAYLOAD_BYTES: usize = 256 * 1024;
 
 /// The extension attribute of a build with the stage of its workspace's build 1.
 pub(super) const FIRST_BUILD_STAGE: &str = "firstbuildstage";
+
+/// The first bytes of a larger payload that are kept.
+pub const KEPT_PAYLOAD_BYTES: usize = 64 * 1024;
+
+/// Identifies a payload above [`MAX_PAYLOAD_BYTES`], of which only the beginning is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Oversized {
+    /// The length of the whole payload.
+    pub bytes: usize,
+    /// SHA-256 of the whole payload.
+    pub sha256: [u8; 32],
+}
 
 /// Key, headers and body of a record: any bytes, as found. Shape: CloudEvents over Kafka, binary mode (structured mode is understood too).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -20,6 +33,19 @@ pub struct Message {
     pub headers: Vec<(String, Option<Vec<u8>>)>,
     /// The body; absent in a tombstone.
     pub payload: Option<Vec<u8>>,
+    /// Where the body was oversized: `payload` is only its beginning.
+    pub oversized: Option<Oversized>,
+}
+
+impl Message {
+    /// A record as a log holds it. However large its body is, this takes up little memory.
+    #[must_use]
+    pub fn found(key: Option<Vec<u8>>, headers: Vec<(String, Option<Vec<u8>>)>, payload: Option<&[u8]>) -> Self {
+        let large = payload.filter(|payload| payload.len() > MAX_PAYLOAD_BYTES);
+        let oversized = large.map(|payload| Oversized { bytes: payload.len(), sha256: Sha256::digest(payload).into() });
+        let kept = if oversized.is_some() { KEPT_PAYLOAD_BYTES } else { MAX_PAYLOAD_BYTES };
+        Message { key, headers, payload: payload.map(|payload| payload[..payload.len().min(kept)].to_vec()), oversized }
+    }
 }
 
 impl Event {
@@ -35,7 +61,7 @@ impl Event {
             header("content-type", "application/json"),
         ];
         headers.extend(self.extensions().into_iter().map(|(name, value)| header(&format!("ce_{name}"), &value)));
-        Message { key: Some(self.key().into_bytes()), headers, payload: Some(self.data().to_string().into_bytes()) }
+        Message { key: Some(self.key().into_bytes()), headers, payload: Some(self.data().to_string().into_bytes()), oversized: None }
     }
 
     /// The event in structured form, one JSON object: the form of NDJSON files and of HTTP.

@@ -19,7 +19,7 @@ pub use build::{BuildKind, BuildStatus, InputStage, Transition, WorkspaceBuildCo
 pub use claim::PrebuildClaimed;
 pub use digest::Digest;
 pub use fields::{MAX_ID_BYTES, MAX_TEXT_BYTES};
-pub use message::{MAX_PAYLOAD_BYTES, Message};
+pub use message::{KEPT_PAYLOAD_BYTES, MAX_PAYLOAD_BYTES, Message, Oversized};
 pub use parse::{ParseError, STRUCTURED, parse, parse_in};
 pub use topic::{Topic, TopicPartition};
 pub use traces::Traces;

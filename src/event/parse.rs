@@ -89,8 +89,9 @@ impl ParseError {
 /// [`ParseError`]; [`ParseError::UnknownEventType`] means the record is to be held, all others that it is to be rejected.
 pub fn parse(message: &Message) -> Result<Event, ParseError> {
     let body = message.payload.as_deref().ok_or(ParseError::Tombstone)?;
-    if body.len() > MAX_PAYLOAD_BYTES {
-        return Err(ParseError::Oversized(body.len()));
+    let bytes = message.oversized.map_or(body.len(), |oversized| oversized.bytes);
+    if bytes > MAX_PAYLOAD_BYTES {
+        return Err(ParseError::Oversized(bytes));
     }
     let content_type = header_text(message, "content-type")?.unwrap_or("application/json");
     match media_type(content_type).as_str() {

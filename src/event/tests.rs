@@ -211,6 +211,7 @@ fn every_event_comes_back_from_both_content_modes() {
             key: None,
             headers: vec![("Content-Type".into(), Some(b"application/cloudevents+json; charset=UTF-8".to_vec()))],
             payload: Some(event.to_structured().to_string().into_bytes()),
+            oversized: None,
         };
         assert_eq!(parse(&structured), Ok(event));
     }
@@ -389,7 +390,7 @@ proptest! {
         headers in prop::collection::vec(("(ce_)?[a-z-]{1,12}", prop::option::of(prop::collection::vec(any::<u8>(), 0..40))), 0..8),
         payload in prop::option::of(prop::collection::vec(any::<u8>(), 0..200)),
     ) {
-        let _ = parse(&Message { key: None, headers, payload });
+        let _ = parse(&Message { headers, payload, ..Message::default() });
     }
 
     #[test]

@@ -36,7 +36,7 @@ impl Traces {
         if let Ok(event) = parse(message) {
             return Traces::of_event(&event);
         }
-        let body = message.payload.as_deref().filter(|body| body.len() <= MAX_PAYLOAD_BYTES);
+        let body = message.payload.as_deref().filter(|body| body.len() <= MAX_PAYLOAD_BYTES && message.oversized.is_none());
         let fields = body.and_then(|body| Fields::of(body).ok());
         if message.is_structured() {
             return fields.map(Traces::structured).unwrap_or_default();

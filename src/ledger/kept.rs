@@ -70,6 +70,8 @@ pub struct KeptReject {
     record_key: Option<Vec<u8>>,
     headers: Vec<u8>,
     payload: Option<Vec<u8>>,
+    whole_bytes: Option<i64>,
+    whole_sha256: Option<Vec<u8>>,
     deployment_id: Option<Uuid>,
     event_id: Option<String>,
     event_type: Option<String>,
@@ -217,8 +219,8 @@ impl Ledger {
     /// The database's.
     pub async fn kept_rejects(&self, range: &KeptRange) -> Result<Vec<KeptReject>, sqlx::Error> {
         sqlx::query_as(
-            "select id, log_offset, verdict, cause, state, record_timestamp, record_key, headers, payload, deployment_id, event_id, event_type,
-                 exists (select from batch where batch.id = batch_id and kind = 'replay') as by_a_replay
+            "select id, log_offset, verdict, cause, state, record_timestamp, record_key, headers, payload, whole_bytes, whole_sha256, deployment_id, event_id,
+                 event_type, exists (select from batch where batch.id = batch_id and kind = 'replay') as by_a_replay
              from reject where topic = $1 and partition = $2 and generation = $3 and log_offset >= $4 and log_offset < $5",
         )
         .bind(range.partition.topic.name())
@@ -268,6 +270,8 @@ impl KeptReject {
             ("record_key", self.record_key == message.key),
             ("headers", self.headers == headers_json(message)),
             ("payload", self.payload == message.payload),
+            ("whole_bytes", self.whole_bytes == message.oversized.and_then(|whole| i64::try_from(whole.bytes).ok())),
+            ("whole_sha256", self.whole_sha256.as_deref() == message.oversized.as_ref().map(|whole| whole.sha256.as_slice())),
             ("deployment_id", self.deployment_id == traces.deployment),
             ("event_id", self.event_id == traces.event_id),
             ("event_type", self.event_type == traces.event_type),

@@ -47,8 +47,8 @@ async fn insert_reject(
     let traces = Traces::of(arrival);
     sqlx::query(
         "insert into reject (batch_id, topic, partition, generation, log_offset, verdict, cause, detail, deployment_id, event_id, event_type, units,
-             record_timestamp, record_key, headers, payload, recorded_at)
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12::text::numeric, $13, $14, $15, $16, $17)
+             record_timestamp, record_key, headers, payload, recorded_at, whole_bytes, whole_sha256)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12::text::numeric, $13, $14, $15, $16, $17, $19, $20)
          on conflict on constraint reject_is_unique do update set batch_id = excluded.batch_id where $18",
     )
     .bind(batch_id)
@@ -69,6 +69,8 @@ async fn insert_reject(
     .bind(&arrival.message.payload)
     .bind(ledger.clock.now())
     .bind(matches!(chain, Chain::Live(_)))
+    .bind(arrival.message.oversized.map(|whole| i64::try_from(whole.bytes).unwrap_or(i64::MAX)))
+    .bind(arrival.message.oversized.map(|whole| whole.sha256.to_vec()))
     .execute(tx)
     .await?;
     Ok(())

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::known::digest;
 use super::{Ledger, NewAct};
-use crate::event::{Digest, TopicPartition, UsageType};
+use crate::event::{Digest, Oversized, TopicPartition, UsageType};
 
 /// A record that is no accepted event, as found, and what became of it.
 #[derive(Clone, Debug, PartialEq)]
@@ -53,7 +53,9 @@ pub struct RejectRow {
     /// The record's body, or as much of it as was asked for.
     pub payload: Option<Vec<u8>>,
     /// The length of the whole body.
-    pub payload_bytes: Option<i32>,
+    pub payload_bytes: Option<i64>,
+    /// Where only the body's beginning is kept.
+    pub oversized: Option<Oversized>,
     /// When it was recorded.
     pub recorded_at: DateTime<Utc>,
 }
@@ -125,7 +127,8 @@ impl Ledger {
         let rows = sqlx::query(
             "select id, topic, partition, generation, log_offset, verdict, cause, detail, deployment_id, event_id, event_type,
                  units::text as units, state, act_id, record_timestamp, record_key, headers, substring(payload from 1 for $7) as payload,
-                 octet_length(payload) as payload_bytes, recorded_at
+                 coalesce(whole_bytes, octet_length(payload)) as payload_bytes,
+                 whole_sha256, recorded_at
              from reject
              where ($1::text is null or state = $1) and ($2::text is null or verdict = $2) and ($3::text is null or cause = $3)
                  and ($4::text is null or event_type = $4) and id > $5
@@ -151,7 +154,8 @@ impl Ledger {
         let rows = sqlx::query(
             "select id, topic, partition, generation, log_offset, verdict, cause, detail, deployment_id, event_id, event_type,
                  units::text as units, state, act_id, record_timestamp, record_key, headers, substring(payload from 1 for $2) as payload,
-                 octet_length(payload) as payload_bytes, recorded_at
+                 coalesce(whole_bytes, octet_length(payload)) as payload_bytes,
+                 whole_sha256, recorded_at
              from reject where id = any($1) order by id",
         )
         .bind(ids)
@@ -336,8 +340,15 @@ fn reject(row: &PgRow) -> Result<RejectRow, sqlx::Error> {
         headers: headers.into_iter().map(|(name, text)| Ok((name, value(text)?))).collect::<Result<_, sqlx::Error>>()?,
         payload: row.try_get("payload")?,
         payload_bytes: row.try_get("payload_bytes")?,
+        oversized: oversized(row)?,
         recorded_at: row.try_get("recorded_at")?,
     })
+}
+
+fn oversized(row: &PgRow) -> Result<Option<Oversized>, sqlx::Error> {
+    let Some(sha256) = row.try_get::<Option<Vec<u8>>, _>("whole_sha256")? else { return Ok(None) };
+    let (bytes, sha256) = (usize::try_from(row.try_get::<i64, _>("payload_bytes")?).ok(), digest(sha256)?);
+    Ok(bytes.map(|bytes| Oversized { bytes, sha256 }))
 }
 
 /// A number of 64 bits without a sign, as PostgreSQL writes it.

@@ -33,6 +33,10 @@ pub fn fingerprint(message: &Message) -> [u8; 32] {
         hash.update((bytes.map_or(0, <[u8]>::len) as u64).to_be_bytes());
         hash.update(bytes.unwrap_or_default());
     }
+    if let Some(whole) = message.oversized {
+        hash.update((whole.bytes as u64).to_be_bytes());
+        hash.update(whole.sha256);
+    }
     hash.finalize().into()
 }
 

@@ -26,10 +26,10 @@ pub struct PostgresLogSettings {
 }
 
 impl Default for PostgresLogSettings {
-    /// A lease of 10 s, a look every 200 ms, 30 s for a statement, batches of 5,000 records.
+    /// A lease of 6 s, a look every 200 ms, 30 s for a statement, batches of 5,000 records.
     fn default() -> PostgresLogSettings {
         PostgresLogSettings {
-            lease: Duration::from_secs(10),
+            lease: Duration::from_secs(6),
             poll: Duration::from_millis(200),
             deadline: Duration::from_secs(30),
             batch_records: 5000,
@@ -214,7 +214,7 @@ impl sqlx::FromRow<'_, PgRow> for Record {
         Ok(Record {
             offset: row.try_get("record_offset")?,
             timestamp: row.try_get("appended_at")?,
-            message: Message { key: row.try_get("key")?, headers: names.zip(values).collect(), payload: row.try_get("payload")? },
+            message: Message::found(row.try_get("key")?, names.zip(values).collect(), row.try_get("payload")?),
         })
     }
 }

@@ -31,7 +31,7 @@ async fn the_readmes_way_back_after_an_outage_is_one() {
     let known = [("LEDGER_URL", ledger), ("LEDGER_NAME", world.site.database.name.clone()), ("SERVER_URL", server)];
     let mut walk = Walk::begin(&world.site.pipeline(), known);
 
-    let junk = Message { key: None, headers: Vec::new(), payload: Some(b"no event".to_vec()) };
+    let junk = Message { payload: Some(b"no event".to_vec()), ..Message::default() };
     world.site.log.append(Topic::WorkspaceBuilds, vec![junk]).await.expect("append");
     world.settle(&simulation.truth()).await;
     walk.run("pg_dump").await;

@@ -20,13 +20,13 @@ pub fn message(input: &[u8]) -> Message {
         (String::from_utf8_lossy(name).into_owned(), value)
     };
     let headers = head.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).map(header).collect();
-    Message { key: None, headers, payload }
+    Message { headers, payload, ..Message::default() }
 }
 
 /// The body of a record in structured mode.
 pub fn structured(input: &[u8]) -> bool {
     let headers = vec![("content-type".to_owned(), Some(b"application/cloudevents+json".to_vec()))];
-    record(&Message { key: None, headers, payload: Some(input.to_vec()) })
+    record(&Message { headers, payload: Some(input.to_vec()), ..Message::default() })
 }
 
 fn record(message: &Message) -> bool {
@@ -47,7 +47,8 @@ fn accepted(event: &Event) {
     let again = event.to_message();
     assert_eq!(parse(&again).as_ref(), Ok(event));
     let headers = vec![("content-type".to_owned(), Some(b"application/cloudevents+json".to_vec()))];
-    let structured = Message { key: None, headers, payload: Some(event.to_structured().to_string().into_bytes()) };
+    let payload = Some(event.to_structured().to_string().into_bytes());
+    let structured = Message { headers, payload, ..Message::default() };
     assert_eq!(parse(&structured).as_ref(), Ok(event));
     assert!(!event.id().is_empty() && event.id().len() <= MAX_ID_BYTES);
     assert!(!format!("{event:?}").contains("\\0"), "no NUL in any text");

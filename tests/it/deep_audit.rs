@@ -50,7 +50,7 @@ fn held() -> Message {
         ("content-type", "application/json"),
     ];
     let headers = headers.into_iter().map(|(name, value)| (name.to_owned(), text(value))).collect();
-    Message { key: text("k"), headers, payload: text("{}") }
+    Message { key: text("k"), headers, payload: text("{}"), ..Message::default() }
 }
 
 impl Written {

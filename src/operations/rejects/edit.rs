@@ -15,7 +15,8 @@ pub fn edited(original: &Message, text: &str) -> Result<Message, OperationError>
         return invalid("edit", "holds a NUL character, which no event may".to_owned());
     }
     let whole = serde_json::from_str::<serde_json::Value>(text).is_ok_and(|event| event.get("specversion").is_some());
-    let mut message = Message { key: original.key.clone(), headers: original.headers.clone(), payload: Some(text.as_bytes().to_vec()) };
+    let payload = Some(text.as_bytes().to_vec());
+    let mut message = Message { key: original.key.clone(), headers: original.headers.clone(), payload, oversized: None };
     if whole {
         message.headers = vec![("content-type".to_owned(), Some(STRUCTURED.as_bytes().to_vec()))];
     } else if original.is_structured() {
@@ -54,7 +55,7 @@ mod tests {
     fn record(id: &str, source: &str, event_type: &str) -> Message {
         let headers = [("ce_id", id), ("ce_source", source), ("ce_type", event_type)];
         let headers = headers.map(|(name, value)| (name.to_owned(), Some(value.as_bytes().to_vec()))).to_vec();
-        Message { key: Some(b"k".to_vec()), headers, payload: Some(b"broken".to_vec()) }
+        Message { key: Some(b"k".to_vec()), headers, payload: Some(b"broken".to_vec()), oversized: None }
     }
 
     fn whole(id: &str, source: &str, event_type: &str) -> String {

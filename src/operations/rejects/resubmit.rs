@@ -127,7 +127,7 @@ type News = HashMap<(Uuid, String), Digest>;
 
 /// The record as the log had it.
 pub(super) fn as_found(row: &RejectRow) -> Message {
-    Message { key: row.key.clone(), headers: row.headers.clone(), payload: row.payload.clone() }
+    Message { key: row.key.clone(), headers: row.headers.clone(), payload: row.payload.clone(), oversized: row.oversized }
 }
 
 impl Desk {
@@ -294,6 +294,9 @@ fn allowed(one: &Prepared, force: bool) -> Result<(), OperationError> {
     let id = one.row.id;
     let reason = one.foresight.reason.as_deref().unwrap_or_default();
     let refused = match one.foresight.what {
+        _ if one.foresight.message.oversized.is_some() => {
+            format!("reject {id} is kept only in part ({reason}): give the whole record with --edit, or discard it")
+        }
         Foreseen::Conflict => format!("reject {id} would be a conflict again: {reason}; `tallyline rejects discard` gives it up"),
         Foreseen::Duplicate if one.row.state != "open" => format!("reject {id} was {}: {reason}", one.row.state),
         Foreseen::Rejected if !force => format!("reject {id} would be rejected again: {reason}; mend it with --edit"),

@@ -1,8 +1,9 @@
 //! Records.
 
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 use tallyline::consumer;
-use tallyline::event::{Event, MAX_PAYLOAD_BYTES, Message, Payload, Topic, UsageQuantity};
+use tallyline::event::{Event, KEPT_PAYLOAD_BYTES, MAX_PAYLOAD_BYTES, Message, Payload, Topic, UsageQuantity};
 use uuid::Uuid;
 
 use super::{Became, all_accepted, all_refused, events, recorded, recorded_as};
@@ -34,7 +35,7 @@ fn with_header(event: &Event, name: &str, value: Option<&[u8]>) -> Message {
 
 fn structured(body: impl ToString) -> Message {
     let headers = vec![("content-type".to_owned(), Some(b"application/cloudevents+json".to_vec()))];
-    Message { key: None, headers, payload: Some(body.to_string().into_bytes()) }
+    Message { headers, payload: Some(body.to_string().into_bytes()), ..Message::default() }
 }
 
 #[tokio::test]
@@ -87,10 +88,17 @@ async fn structured_mode_is_understood() {
 }
 
 #[tokio::test]
-async fn an_oversized_record_is_rejected_and_kept_whole() {
+async fn an_oversized_record_is_rejected_and_its_hash_and_beginning_are_kept() {
     let event = build(DEPLOYMENT, 1);
-    let rows = [MAX_PAYLOAD_BYTES + 1, 1024 * 1024].map(|bytes| (with_body(&event, vec![b' '; bytes]), "more than 262144"));
-    all_refused(rows.into(), "rejected", "oversized").await;
+    let rows = [MAX_PAYLOAD_BYTES + 1, 1024 * 1024].map(|bytes| {
+        let message = with_body(&event, vec![b' '; bytes]);
+        let found = Message::found(message.key, message.headers, message.payload.as_deref());
+        assert_eq!(found.payload.as_ref().map(Vec::len), Some(KEPT_PAYLOAD_BYTES));
+        let sha256 = hex::encode(Sha256::digest(vec![b' '; bytes]));
+        (found, format!("the body has {bytes} bytes, more than 262144; only its first 65536 bytes and its SHA-256 are kept, {sha256}"))
+    });
+    let rows = rows.iter().map(|(found, words)| (found.clone(), words.as_str())).collect();
+    all_refused(rows, "rejected", "oversized").await;
 }
 
 #[tokio::test]

@@ -22,10 +22,10 @@ async fn what_is_appended_is_read_back_as_it_was(site: Site) {
     let header = |name: &str, value: Option<&[u8]>| (name.to_owned(), value.map(<[u8]>::to_vec));
     let messages = vec![
         message("plain", "body"),
-        Message { key: Some(vec![0, 255, 0, 128]), headers: vec![], payload: Some(vec![0, 1, 2, 255]) },
-        Message { key: None, headers: vec![header("only", None)], payload: Some(b"no key".to_vec()) },
-        Message { key: Some(b"tombstone".to_vec()), headers: vec![], payload: None },
-        Message { key: Some(b"empty body".to_vec()), headers: vec![header("", Some(b""))], payload: Some(vec![]) },
+        Message { key: Some(vec![0, 255, 0, 128]), payload: Some(vec![0, 1, 2, 255]), ..Message::default() },
+        Message { headers: vec![header("only", None)], payload: Some(b"no key".to_vec()), ..Message::default() },
+        Message { key: Some(b"tombstone".to_vec()), ..Message::default() },
+        Message { key: Some(b"empty body".to_vec()), headers: vec![header("", Some(b""))], payload: Some(vec![]), oversized: None },
         Message {
             key: Some(b"headers".to_vec()),
             headers: vec![
@@ -35,6 +35,7 @@ async fn what_is_appended_is_read_back_as_it_was(site: Site) {
                 header("nothing", None),
             ],
             payload: Some(vec![7; 200_000]),
+            oversized: None,
         },
     ];
     let placed = site.log.append(BUILDS, messages.clone()).await.unwrap();

@@ -50,6 +50,7 @@ fn message(key: &str, body: &str) -> Message {
         key: Some(key.as_bytes().to_vec()),
         headers: vec![("ce_id".to_owned(), Some(body.as_bytes().to_vec()))],
         payload: Some(body.as_bytes().to_vec()),
+        oversized: None,
     }
 }
 

@@ -8,7 +8,7 @@ use crate::support::process::tallyline;
 
 /// A record that is no event.
 fn garbage() -> Message {
-    Message { key: Some(b"k".to_vec()), headers: Vec::new(), payload: Some(b"no event".to_vec()) }
+    Message { key: Some(b"k".to_vec()), payload: Some(b"no event".to_vec()), ..Message::default() }
 }
 
 #[tokio::test]
