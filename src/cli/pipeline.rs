@@ -37,6 +37,7 @@ impl PipelineArguments {
             sets: self.set.clone(),
             variables: std::env::vars_os().map(|(name, value)| (text(name), text(value))).collect(),
             public_key_fault: Some(|name, key| PublicKeys::new().add(name, key).err().map(|error| format!("refused: {}", error.reason))),
+            kafka_property_faults: Some(crate::log::property_faults),
         })
     }
 }

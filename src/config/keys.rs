@@ -154,7 +154,7 @@ pub const KEYS: &[Key] = &[
         "publish.request_timeout_seconds",
         Kind::Seconds(1.0, 300.0),
         Some("30"),
-        "How long Tallyman may take to answer. What a killed publisher had in hand is sent again after three times that.",
+        "How long Tallyman may take to answer. A killed publisher's events are sent again within twice that.",
     ),
     key("serve.api_listen", Kind::Listen, Some("127.0.0.1:8090"), "Where the API listens. Loopback only until TLS is there."),
     key("serve.metrics_listen", Kind::Listen, Some("127.0.0.1:2112"), "Where /metrics listens. Loopback only until TLS is there."),

@@ -38,7 +38,13 @@ pub struct Input {
     pub variables: Vec<(String, String)>,
     /// What is wrong with a license's public key of this name, if anything: the rule is the license part's.
     pub public_key_fault: Option<fn(&str, &str) -> Option<String>>,
+    /// The log part's rule for Kafka's properties, if it is to be applied.
+    pub kafka_property_faults: Option<PropertyFaults>,
 }
+
+/// What is wrong with properties that are given by name and, where it is written out, value: for each fault the property's index and a text that
+/// continues its name and contains no value.
+pub type PropertyFaults = fn(&[(&str, Option<&str>)]) -> Vec<(usize, String)>;
 
 /// Reads all settings. A secret is not looked up yet.
 ///
@@ -54,6 +60,9 @@ pub fn load(input: &Input) -> Result<Pipeline, Mistakes> {
     // what a file that could not be read whole leaves out is not missing
     if whole {
         required::check(&values, &input.file, &mut mistakes);
+    }
+    if let Some(rule) = input.kafka_property_faults {
+        required::properties(&values, rule, &mut mistakes);
     }
     if mistakes.is_empty() { Ok(Pipeline::of(&values)) } else { Err(mistakes.sorted()) }
 }

@@ -2,23 +2,10 @@
 
 use std::path::Path;
 
+use super::PropertyFaults;
 use super::given::Values;
 use super::mistakes::{Mistakes, Place};
 use super::value::Value;
-
-/// Properties of librdkafka that decide whether the books balance, and the key that sets them, if any does.
-const OURS: &[(&str, &str)] = &[
-    ("bootstrap.servers", "kafka.brokers"),
-    ("metadata.broker.list", "kafka.brokers"),
-    ("group.id", "log.group"),
-    ("enable.idempotence", ""),
-    ("acks", ""),
-    ("request.required.acks", ""),
-    ("enable.auto.commit", ""),
-    ("enable.auto.offset.store", ""),
-    ("auto.offset.reset", ""),
-    ("enable.partition.eof", ""),
-];
 
 pub(super) fn check(values: &Values, file: &Path, mistakes: &mut Mistakes) {
     let nowhere = Place::File(file.to_owned(), None);
@@ -40,20 +27,19 @@ pub(super) fn check(values: &Values, file: &Path, mistakes: &mut Mistakes) {
             needed("source.coderd_url", &format!("the role {role} reads coderd's database"));
         }
     }
-    properties(values, mistakes);
     listeners(values, mistakes);
     times(values, mistakes);
 }
 
-fn properties(values: &Values, mistakes: &mut Mistakes) {
-    for (name, _, place) in values.table("kafka.properties") {
-        if let Some((_, instead)) = OURS.iter().find(|(ours, _)| *ours == name) {
-            let problem = match *instead {
-                "" => "is Tallyline's own to set".to_owned(),
-                key => format!("is Tallyline's own to set, from {key}"),
-            };
-            mistakes.add(place, &format!("kafka.properties.{name}"), problem);
-        }
+/// A property whose value is looked up later is checked by its name alone.
+pub(super) fn properties(values: &Values, rule: PropertyFaults, mistakes: &mut Mistakes) {
+    let given: Vec<(&str, &Value, &Place)> = values.table("kafka.properties").collect();
+    let literal = |value: &Value| if let Value::Secret(secret) = value { secret.literal().map(str::to_owned) } else { None };
+    let literals: Vec<Option<String>> = given.iter().map(|(_, value, _)| literal(value)).collect();
+    let properties: Vec<(&str, Option<&str>)> = given.iter().zip(&literals).map(|((name, ..), value)| (*name, value.as_deref())).collect();
+    for (index, fault) in rule(&properties) {
+        let (name, _, place) = given[index];
+        mistakes.add(place, &format!("kafka.properties.{name}"), fault);
     }
 }
 

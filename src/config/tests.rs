@@ -18,7 +18,18 @@ fn file(text: &str) -> (tempfile::TempDir, PathBuf) {
 fn load_all(text: &str, variables: &[(&str, &str)], sets: &[&str]) -> Result<Pipeline, Mistakes> {
     let (_folder, path) = file(text);
     let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-    load(&Input { file: path, sets: sets.iter().map(|set| (*set).to_owned()).collect(), variables, public_key_fault: Some(key_fault) })
+    load(&Input {
+        file: path,
+        sets: sets.iter().map(|set| (*set).to_owned()).collect(),
+        variables,
+        public_key_fault: Some(key_fault),
+        kafka_property_faults: Some(property_faults),
+    })
+}
+
+fn property_faults(given: &[(&str, Option<&str>)]) -> Vec<(usize, String)> {
+    let ours = given.iter().position(|(name, _)| *name == "acks");
+    ours.map(|index| (index, "is Tallyline's own to set".to_owned())).into_iter().collect()
 }
 
 fn key_fault(_name: &str, key: &str) -> Option<String> {

@@ -31,6 +31,17 @@ pub enum LogError {
     /// The topic, or this partition of it, does not exist.
     #[error("topic {0} (or the partition of it that was asked for) does not exist in the log")]
     NoTopic(Topic),
+    /// Brokers refuse records by their size: a smaller limit than Kafka's default, or a record that is larger than ours.
+    #[error(
+        "the brokers refuse records of {topic} by their size (the largest of this append has {bytes} bytes): set max.message.bytes of the \
+         topic to at least 1048588, Kafka's default; for a larger record set message.max.bytes in kafka.properties, too"
+    )]
+    TooLarge {
+        /// The topic's name in Kafka.
+        topic: String,
+        /// The size of the largest record.
+        bytes: usize,
+    },
     /// A setting is unknown or wrong.
     #[error("log settings: {0}")]
     Settings(String),

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
-use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::{ClientConfig, ClientContext, Offset, TopicPartitionList};
@@ -14,6 +14,7 @@ use tracing::{debug, info, warn};
 
 use super::LogError;
 use super::kafka_append::Producer;
+use super::kafka_properties::{by_canonical_name, property_faults, without_values};
 use super::kafka_read::Readers;
 use crate::event::{Topic, TopicPartition};
 
@@ -34,8 +35,8 @@ pub struct KafkaSettings {
     pub batch_records: usize,
     /// How long a batch that is not full waits for more.
     pub batch_linger: Duration,
-    /// librdkafka's properties (TLS, SASL, `session.timeout.ms`, …), passed through. They win over our defaults; the few on which
-    /// correctness rests are refused.
+    /// librdkafka's properties (TLS, SASL, `session.timeout.ms`, …), passed through. They take precedence over our defaults;
+    /// [`super::property_faults`] says which are refused.
     pub properties: BTreeMap<String, String>,
 }
 
@@ -56,23 +57,9 @@ impl KafkaSettings {
     }
 }
 
-/// What correctness rests on: not to be set from outside.
-const OURS: [&str; 9] = [
-    "bootstrap.servers",
-    "group.id",
-    "enable.auto.commit",
-    "enable.auto.offset.store",
-    "auto.offset.reset",
-    "enable.partition.eof",
-    "enable.idempotence",
-    "acks",
-    "request.required.acks",
-];
-
 /// Meant for members of a group: clients that only ask or read a partition go without.
-const OF_MEMBERS: [&str; 7] = [
+const OF_MEMBERS: [&str; 6] = [
     "group.protocol",
-    "group.instance.id",
     "group.remote.assignor",
     "partition.assignment.strategy",
     "session.timeout.ms",
@@ -89,8 +76,14 @@ pub struct KafkaLog {
     pub(super) settings: Arc<KafkaSettings>,
     pub(super) producer: Arc<Mutex<Option<Producer>>>,
     pub(super) readers: Arc<Readers>,
-    asker: Arc<Mutex<Option<Arc<BaseConsumer<Connection>>>>>,
+    /// Sees what is committed, as a member of a group does.
+    asker: Asker,
+    /// Sees records of open transactions, too: where partitions end.
+    end_asker: Asker,
 }
+
+/// A client for questions, made when first used.
+type Asker = Arc<Mutex<Option<Arc<BaseConsumer<Connection>>>>>;
 
 impl fmt::Debug for KafkaLog {
     /// Without the properties, which hold secrets.
@@ -103,37 +96,62 @@ impl fmt::Debug for KafkaLog {
 }
 
 impl KafkaLog {
-    pub(super) fn new(settings: KafkaSettings) -> Result<KafkaLog, LogError> {
-        if let Some(name) = OURS.iter().find(|name| settings.properties.contains_key(**name)) {
-            return Err(LogError::Settings(format!("property {name} is not to be set")));
+    pub(super) fn new(mut settings: KafkaSettings) -> Result<KafkaLog, LogError> {
+        let given: Vec<(&str, Option<&str>)> =
+            settings.properties.iter().map(|(name, value)| (name.as_str(), Some(value.as_str()))).collect();
+        let faults: Vec<String> =
+            property_faults(&given).into_iter().map(|(index, fault)| format!("kafka.properties.{} {fault}", given[index].0)).collect();
+        if !faults.is_empty() {
+            return Err(LogError::Settings(faults.join("; ")));
         }
-        let log = KafkaLog { settings: Arc::new(settings), producer: Arc::default(), readers: Arc::default(), asker: Arc::default() };
-        log.member_config("").create_native_config().map_err(|error| LogError::Settings(error.to_string()))?;
-        Ok(log)
+        settings.properties = by_canonical_name(&settings.properties);
+        Ok(KafkaLog {
+            settings: Arc::new(settings),
+            producer: Arc::default(),
+            readers: Arc::default(),
+            asker: Arc::default(),
+            end_asker: Arc::default(),
+        })
+    }
+
+    /// A client of librdkafka. What it refuses is told without the values of properties.
+    pub(super) fn client<C: ClientContext, T: FromClientConfigAndContext<C>>(
+        &self,
+        config: &ClientConfig,
+        context: C,
+    ) -> Result<T, LogError> {
+        config.create_with_context(context).map_err(|error| match error {
+            KafkaError::ClientCreation(text) => LogError::Settings(without_values(&text, &self.settings.properties)),
+            _ => LogError::Settings("librdkafka does not take kafka.properties".to_owned()),
+        })
     }
 
     pub(super) fn topic_name(&self, topic: Topic) -> String {
         format!("{}{}", self.settings.topic_prefix, topic.name())
     }
 
-    /// For clients that join no group.
-    pub(super) fn config(&self) -> ClientConfig {
+    /// For clients that join no group: these defaults of ours, then what was given.
+    pub(super) fn config(&self, defaults: &[(&str, &str)]) -> ClientConfig {
         let mut config = self.base();
-        for (name, value) in self.settings.properties.iter().filter(|(name, _)| !OF_MEMBERS.contains(&name.as_str())) {
+        let given = self.settings.properties.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        let given = given.filter(|(name, _)| !OF_MEMBERS.contains(name));
+        for (name, value) in defaults.iter().copied().chain(given) {
             config.set(name, value);
         }
         config
     }
 
     /// For members of a group. The classic protocol with cooperative-sticky assignment is the default: every broker since 2.4 speaks it,
-    /// and a rebalance stops only the partitions that move. The newer `group.protocol=consumer` needs brokers of 4.0.
+    /// and a rebalance stops only the partitions that move. A member that is killed is missed after the shortest session that brokers allow by
+    /// default. The newer `group.protocol=consumer` needs brokers of 4.0, and the broker decides its session: 45 s by default.
     pub(super) fn member_config(&self, group: &str) -> ClientConfig {
         let mut config = self.base();
         let properties = &self.settings.properties;
         // Topics and partitions that are made later are noticed within this; the default is five minutes.
         config.set("topic.metadata.refresh.interval.ms", "5000");
-        if properties.get("group.protocol").is_none_or(|protocol| protocol == "classic") {
+        if properties.get("group.protocol").is_none_or(|protocol| protocol.eq_ignore_ascii_case("classic")) {
             config.set("partition.assignment.strategy", "cooperative-sticky");
+            config.set("session.timeout.ms", "6000").set("heartbeat.interval.ms", "1500");
         }
         for (name, value) in properties {
             config.set(name, value);
@@ -146,8 +164,8 @@ impl KafkaLog {
         config
     }
 
-    /// Bounds what is fetched ahead: a fetched batch is held unpacked, and zstd packs ours to a tenth. A full queue is looked at again after
-    /// 10 ms; the default of a second lets a consumer idle half of the time.
+    /// Bounds what is fetched ahead: a fetched batch is held unpacked, and zstd packs ours to a tenth. A batch of zstd may unpack to at most
+    /// `receive.message.max.bytes`: librdkafka guesses up to three times the true size, so that 128 MiB always fit. A full queue is looked at again after 10 ms; the default of a second lets a consumer idle half of the time.
     fn base(&self) -> ClientConfig {
         let mut config = ClientConfig::new();
         config
@@ -159,6 +177,9 @@ impl KafkaLog {
             .set("topic.metadata.propagation.max.ms", "100")
             .set("queued.max.messages.kbytes", "16384")
             .set("max.partition.fetch.bytes", "131072")
+            .set("fetch.max.bytes", "4194304")
+            .set("message.max.bytes", "1000000")
+            .set("receive.message.max.bytes", "402653184")
             .set("fetch.queue.backoff.ms", "10");
         config
     }
@@ -170,22 +191,22 @@ impl KafkaLog {
         F: FnOnce(&KafkaLog, &BaseConsumer<Connection>) -> Result<T, LogError> + Send + 'static,
     {
         let log = self.clone();
-        blocking(move || {
-            let asker = log.asker()?;
-            // Nothing is read through it: this only empties its queue of log lines.
-            while asker.poll(Duration::ZERO).is_some() {}
-            question(&log, &asker)
-        })
-        .await
+        blocking(move || question(&log, &*log.asker(&log.asker, "read_committed")?)).await
     }
 
-    fn asker(&self) -> Result<Arc<BaseConsumer<Connection>>, LogError> {
-        let mut asker = self.asker.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(asker) = &*asker {
-            return Ok(asker.clone());
-        }
-        let made = self.config().create_with_context(Connection::new("asks")).map_err(|error| refused(Topic::WorkspaceBuilds, &error))?;
-        Ok(asker.insert(Arc::new(made)).clone())
+    fn asker(&self, asker: &Asker, isolation: &str) -> Result<Arc<BaseConsumer<Connection>>, LogError> {
+        let mut asker = asker.lock().unwrap_or_else(PoisonError::into_inner);
+        let asker = match &*asker {
+            Some(asker) => asker.clone(),
+            None => {
+                let mut config = self.config(&[]);
+                config.set("isolation.level", isolation);
+                asker.insert(Arc::new(self.client(&config, Connection::new("asks"))?)).clone()
+            }
+        };
+        // Nothing is read through it: this only empties its queue of log lines.
+        while asker.poll(Duration::ZERO).is_some() {}
+        Ok(asker)
     }
 
     pub(super) async fn partitions(&self, topic: Topic) -> Result<Vec<i32>, LogError> {
@@ -201,9 +222,25 @@ impl KafkaLog {
     }
 
     pub(super) async fn watermarks(&self, partition: TopicPartition) -> Result<(i64, i64), LogError> {
+        let log = self.clone();
+        blocking(move || log.watermarks_now(partition)).await
+    }
+
+    /// Waits for the broker: for threads where that is allowed.
+    pub(super) fn watermarks_now(&self, partition: TopicPartition) -> Result<(i64, i64), LogError> {
+        self.watermarks_by(&*self.asker(&self.end_asker, "read_uncommitted")?, partition)
+    }
+
+    pub(super) async fn readable_end(&self, partition: TopicPartition) -> Result<i64, LogError> {
+        self.readable(partition).await.map(|(_, end)| end)
+    }
+
+    /// The watermarks as a reader of what is committed sees them.
+    pub(super) async fn readable(&self, partition: TopicPartition) -> Result<(i64, i64), LogError> {
         self.ask(move |log, asker| log.watermarks_by(asker, partition)).await
     }
 
+    /// The end as the client's isolation level lets it be seen.
     pub(super) fn watermarks_by<C: ConsumerContext>(
         &self,
         client: &BaseConsumer<C>,
@@ -277,7 +314,7 @@ pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T,
     }
 }
 
-/// librdkafka's error as a caller can act on it. `topic` is what was asked about.
+/// librdkafka's error about a request, as a caller can act on it. `topic` is what was asked about.
 pub(super) fn refused(topic: Topic, error: &KafkaError) -> LogError {
     use RDKafkaErrorCode as Code;
     let code = match error {
@@ -285,7 +322,6 @@ pub(super) fn refused(topic: Topic, error: &KafkaError) -> LogError {
         _ => error.rdkafka_error_code(),
     };
     match (error, code) {
-        (KafkaError::ClientConfig(..) | KafkaError::ClientCreation(_), _) => LogError::Settings(error.to_string()),
         (_, Some(Code::UnknownTopic | Code::UnknownPartition | Code::UnknownTopicOrPartition)) => LogError::NoTopic(topic),
         (
             _,
@@ -368,6 +404,28 @@ impl ConsumerContext for Connection {}
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn log(properties: &[(&str, &str)]) -> KafkaLog {
+        let properties = properties.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        KafkaLog::new(KafkaSettings { properties, ..KafkaSettings::new("127.0.0.1:1") }).unwrap()
+    }
+
+    #[test]
+    fn a_given_property_takes_the_place_of_ours_under_either_spelling() {
+        for name in ["compression.codec", "compression.type"] {
+            let config = log(&[(name, "gzip")]).config(&[("compression.type", "zstd")]);
+            assert_eq!((config.get("compression.type"), config.get("compression.codec")), (Some("gzip"), None));
+        }
+        let member = log(&[("session.timeout.ms", "9000"), ("fetch.message.max.bytes", "1000")]).member_config("group");
+        assert_eq!((member.get("session.timeout.ms"), member.get("max.partition.fetch.bytes")), (Some("9000"), Some("1000")));
+    }
+
+    #[test]
+    fn a_killed_member_is_missed_as_soon_as_brokers_allow_unless_the_broker_decides() {
+        let session = |log: KafkaLog| log.member_config("group").get("session.timeout.ms").map(str::to_owned);
+        assert_eq!(session(log(&[])).as_deref(), Some("6000"));
+        assert_eq!(session(log(&[("group.protocol", "consumer")])), None);
+    }
 
     #[test]
     fn the_end_of_a_partition_is_no_fault_and_hides_none() {

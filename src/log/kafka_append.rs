@@ -10,7 +10,7 @@ use tokio::time::{Instant, timeout_at};
 use tracing::warn;
 
 use super::kafka::{Connection, KafkaLog, refused};
-use super::kafka_decode::owned_headers;
+use super::kafka_decode::{self, owned_headers};
 use super::{AppendError, LogError};
 use crate::event::{Message, Topic};
 
@@ -30,6 +30,8 @@ impl KafkaLog {
     pub(super) async fn append(&self, topic: Topic, messages: Vec<Message>) -> Result<Vec<(i32, i64)>, AppendError> {
         let mut call = Call {
             topic,
+            name: self.topic_name(topic),
+            largest: messages.iter().map(kafka_decode::message_size).max().unwrap_or_default(),
             placed: vec![None; messages.len()],
             open: VecDeque::new(),
             cause: None,
@@ -37,7 +39,7 @@ impl KafkaLog {
         };
         match self.producer() {
             Ok(producer) => {
-                call.send_all(&producer, &self.topic_name(topic), &messages).await;
+                call.send_all(&producer, &messages).await;
                 while call.settle_oldest().await {}
                 self.replace_if_fatal(&producer);
             }
@@ -62,24 +64,20 @@ impl KafkaLog {
         if let Some(producer) = &*producer {
             return Ok(producer.clone());
         }
-        let mut config = self.config();
-        // One key is one partition by Java's own rule, so that other producers of the topic agree. The queue bounds memory.
+        // The queue bounds memory. A topic that brokers do not know yet may still turn out to be new for some time.
+        let mut config = self.config(&[
+            ("compression.type", "zstd"),
+            ("queue.buffering.max.kbytes", "65536"),
+            ("topic.metadata.propagation.max.ms", "5000"),
+        ]);
+        // One key is one partition by Java's own rule, so that other producers of the topic agree.
         config
             .set("enable.idempotence", "true")
             .set("acks", "all")
-            .set("compression.type", "zstd")
             .set("partitioner", "murmur2_random")
-            .set("queue.buffering.max.kbytes", "65536")
-            // How long a topic that nobody has heard of may still turn out to be new.
-            .set("topic.metadata.propagation.max.ms", "5000")
             .set("delivery.timeout.ms", self.settings.append_deadline.as_millis().to_string());
-        for (name, value) in &self.settings.properties {
-            if ["compression.type", "queue.buffering.max.kbytes", "queue.buffering.max.messages"].contains(&name.as_str()) {
-                config.set(name, value);
-            }
-        }
         let connection = Connection::new("appends");
-        let client = config.create_with_context(connection.clone()).map_err(|error| refused(Topic::WorkspaceBuilds, &error))?;
+        let client = self.client(&config, connection.clone())?;
         Ok(producer.insert(Producer { client, connection }).clone())
     }
 
@@ -98,6 +96,10 @@ impl KafkaLog {
 /// One append under way.
 struct Call {
     topic: Topic,
+    /// The topic's name in Kafka.
+    name: String,
+    /// The size of the largest message.
+    largest: usize,
     placed: Vec<Option<(i32, i64)>>,
     open: VecDeque<(usize, DeliveryFuture)>,
     cause: Option<LogError>,
@@ -106,14 +108,15 @@ struct Call {
 
 impl Call {
     /// Hands the messages to the producer in order and stops at the first that fails: what comes later must not overtake it.
-    async fn send_all(&mut self, producer: &Producer, name: &str, messages: &[Message]) {
+    async fn send_all(&mut self, producer: &Producer, messages: &[Message]) {
+        let name = self.name.clone();
         for (index, message) in messages.iter().enumerate() {
             let Some(headers) = owned_headers(message) else {
                 self.cause = Some(LogError::Refused("a header name holds NUL".to_owned()));
                 return;
             };
             let mut record = FutureRecord::<[u8], [u8]> {
-                topic: name,
+                topic: &name,
                 partition: None,
                 payload: message.payload.as_deref(),
                 key: message.key.as_deref(),
@@ -127,7 +130,7 @@ impl Call {
                     Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), again)) if Instant::now() < self.deadline => {
                         record = again;
                     }
-                    Err((error, _)) => break Err(refused(self.topic, &error)),
+                    Err((error, _)) => break Err(self.failure(&error)),
                 }
                 if !self.settle_oldest().await {
                     tokio::time::sleep(QUEUE_FULL_PAUSE).await;
@@ -143,6 +146,16 @@ impl Call {
         }
     }
 
+    fn failure(&self, error: &KafkaError) -> LogError {
+        use RDKafkaErrorCode as Code;
+        match error.rdkafka_error_code() {
+            Some(Code::MessageSizeTooLarge | Code::MessageBatchTooLarge) => {
+                LogError::TooLarge { topic: self.name.clone(), bytes: self.largest }
+            }
+            _ => refused(self.topic, error),
+        }
+    }
+
     /// Waits for the oldest open acknowledgement. Says whether there was one.
     async fn settle_oldest(&mut self) -> bool {
         let Some((index, sent)) = self.open.pop_front() else { return false };
@@ -151,7 +164,7 @@ impl Call {
                 self.placed[index] = Some((delivered.partition, delivered.offset));
                 return true;
             }
-            Ok(Ok(Err((error, _)))) => refused(self.topic, &error),
+            Ok(Ok(Err((error, _)))) => self.failure(&error),
             Ok(Err(_)) => LogError::Unreachable("the producer was closed".to_owned()),
             Err(_) => LogError::Unreachable("no acknowledgement in time".to_owned()),
         };

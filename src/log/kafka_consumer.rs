@@ -34,11 +34,10 @@ const MARK_EVERY: Duration = Duration::from_secs(1);
 
 impl KafkaLog {
     pub(super) fn join(&self, group: &str, stop: CancellationToken) -> Result<Consumer, LogError> {
-        let settings = |error: KafkaError| LogError::Settings(error.to_string());
         let context = Rebalances { connection: Connection::new("consumes"), news: Mutex::default() };
-        let client: BaseConsumer<Rebalances> = self.member_config(group).create_with_context(context).map_err(settings)?;
+        let client: BaseConsumer<Rebalances> = self.client(&self.member_config(group), context)?;
         let names = Topic::ALL.map(|topic| self.topic_name(topic));
-        client.subscribe(&names.each_ref().map(String::as_str)).map_err(settings)?;
+        client.subscribe(&names.each_ref().map(String::as_str)).map_err(|error| LogError::Settings(error.to_string()))?;
         let (consumer, link) = Link::new();
         let gathered = Gathered::new(self.settings.batch_records, self.settings.batch_linger);
         let member = Member {
@@ -87,7 +86,7 @@ impl KafkaLog {
         let (log, config) = (self.clone(), self.member_config(group));
         blocking(move || {
             let refused = |error: KafkaError| refused(Topic::WorkspaceBuilds, &error);
-            let client: BaseConsumer<Connection> = config.create_with_context(Connection::new("asks for marks")).map_err(refused)?;
+            let client: BaseConsumer<Connection> = log.client(&config, Connection::new("asks for marks"))?;
             let committed = client.committed_offsets(list, log.settings.request_deadline).map_err(refused)?;
             let names = Topic::ALL.map(|topic| log.topic_name(topic));
             let mark = |element: &TopicPartitionListElem<'_>| {
@@ -388,7 +387,7 @@ impl Member {
             self.running.iter().filter(|(_, run)| !run.faulted).map(|(partition, run)| (*partition, *run)).collect();
         let mut found = false;
         for (partition, run) in &running {
-            let Ok((start, end)) = self.log.watermarks_by(&self.client, *partition) else { continue };
+            let Ok((start, end)) = self.log.watermarks_now(*partition) else { continue };
             if !(start..=end).contains(&run.next) {
                 found = true;
                 let error = LogError::OutOfRange { partition: *partition, offset: run.next, start, end };

@@ -29,11 +29,15 @@ struct Reader {
 impl KafkaLog {
     pub(super) async fn read(&self, partition: TopicPartition, from: i64, limit: usize) -> Result<Vec<Record>, LogError> {
         let log = self.clone();
-        let (start, end) = self.watermarks(partition).await?;
-        if from < start || from > end {
-            return Err(LogError::OutOfRange { partition, offset: from, start, end });
+        let (start, readable) = self.readable(partition).await?;
+        if from < start || from > readable {
+            let (start, end) = self.watermarks(partition).await?;
+            if from < start || from > end {
+                return Err(LogError::OutOfRange { partition, offset: from, start, end });
+            }
         }
-        if from == end || limit == 0 {
+        let end = readable;
+        if from >= end || limit == 0 {
             return Ok(Vec::new());
         }
         blocking(move || {
@@ -58,7 +62,7 @@ impl Readers {
             return Ok(readers.remove(0));
         }
         drop(readers);
-        Reader::new(log, partition)
+        Reader::new(log)
     }
 
     fn keep(&self, reader: Reader) {
@@ -71,8 +75,8 @@ impl Readers {
 
 impl Reader {
     /// librdkafka wants a group's name before it assigns anything; nothing is ever told to that group.
-    fn new(log: &KafkaLog, partition: TopicPartition) -> Result<Reader, LogError> {
-        let mut config = log.config();
+    fn new(log: &KafkaLog) -> Result<Reader, LogError> {
+        let mut config = log.config(&[]);
         config
             .set("group.id", format!("{}tallyline-reader", log.settings.topic_prefix))
             .set("enable.auto.commit", "false")
@@ -82,8 +86,7 @@ impl Reader {
             // A reader at the end has asked ahead, and what it asks next waits for that answer. It only reads where there are records.
             .set("fetch.wait.max.ms", "5")
             .set("queued.max.messages.kbytes", "4096");
-        let consumer = config.create_with_context(Connection::new("reads")).map_err(|error| refused(partition.topic, &error))?;
-        Ok(Reader { consumer, at: None })
+        Ok(Reader { consumer: log.client(&config, Connection::new("reads"))?, at: None })
     }
 
     /// Reads records before `end`. On an error the reader is given up.
@@ -111,7 +114,7 @@ impl Reader {
                     fresh = true;
                 }
                 Some(Err(KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange))) => {
-                    let (start, end) = log.watermarks_by(&self.consumer, partition)?;
+                    let (start, end) = log.watermarks_now(partition)?;
                     return Err(LogError::OutOfRange { partition, offset: next, start, end });
                 }
                 Some(Err(error)) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::UnknownTopicOrPartition) => {

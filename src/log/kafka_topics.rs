@@ -96,7 +96,7 @@ impl KafkaLog {
     }
 
     fn admin(&self, role: &'static str) -> Result<AdminClient<Connection>, LogError> {
-        self.config().create_with_context(Connection::new(role)).map_err(|error| refused(Topic::WorkspaceBuilds, &error))
+        self.client(&self.config(&[]), Connection::new(role))
     }
 
     async fn topic_config(&self, admin: &AdminClient<Connection>, topic: Topic) -> Result<ConfigResource, LogError> {

@@ -12,6 +12,7 @@ mod kafka_append;
 mod kafka_consumer;
 mod kafka_decode;
 mod kafka_gather;
+mod kafka_properties;
 mod kafka_read;
 mod kafka_topics;
 mod postgres;
@@ -23,6 +24,7 @@ mod postgres_retention;
 pub use consumer::{Assignment, Consumer, Delivery};
 pub use error::{AppendError, LogError};
 pub use kafka::{KafkaLog, KafkaSettings};
+pub use kafka_properties::property_faults;
 pub use postgres::{PostgresLog, PostgresLogSettings};
 
 use std::time::Duration;
@@ -47,7 +49,7 @@ pub struct Record {
     pub message: Message,
 }
 
-/// Records of one partition, in offset order. Never empty.
+/// Records of one partition, in offset order. Never empty as the log delivers it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch {
     /// Whose records.
@@ -138,7 +140,8 @@ impl Log {
         }
     }
 
-    /// The first offset that the partition still holds, and the one that its next record gets.
+    /// The first offset that the partition still holds, and the one that its next record gets. In Kafka the offsets between may hold no record
+    /// that can be read: control records, aborted ones, and those of transactions that are open.
     ///
     /// # Errors
     /// [`LogError::NoTopic`] when the partition does not exist; else where the log can't be reached or refuses.
@@ -146,6 +149,18 @@ impl Log {
         match self {
             Log::Kafka(log) => log.watermarks(partition).await,
             Log::Postgres(log) => log.watermarks(partition).await,
+        }
+    }
+
+    /// The offset before which everything is decided: reading never goes beyond it. Before the end it lies only in Kafka, where the transaction of
+    /// another producer is open.
+    ///
+    /// # Errors
+    /// As [`Log::watermarks`].
+    pub async fn readable_end(&self, partition: TopicPartition) -> Result<i64, LogError> {
+        match self {
+            Log::Kafka(log) => log.readable_end(partition).await,
+            Log::Postgres(log) => log.watermarks(partition).await.map(|(_, end)| end),
         }
     }
 
@@ -172,7 +187,7 @@ impl Log {
         }
     }
 
-    /// At most `limit` records from offset `from` on, without a group. Reads no further than the partition's end as it is when called, so
+    /// At most `limit` records from offset `from` on, without a group. Reads no further than the readable end as it is when called, so
     /// fewer than `limit` (none at all, too) says that the end was reached. Reading on where the last call stopped is fast.
     ///
     /// # Errors

@@ -27,6 +27,7 @@ pub fn flags(input: &[u8]) -> bool {
             sets: sets.iter().map(|set| (*set).to_owned()).collect(),
             variables: variables.into_iter().map(variable).collect(),
             public_key_fault: None,
+            kafka_property_faults: Some(tallyline::log::property_faults),
         })
     })
 }

@@ -1,0 +1,294 @@
+//! The rules for `kafka.properties`: checked without a broker, against librdkafka itself where it knows. No text of this file contains a value of
+//! a property, since any of them may be a secret.
+
+use std::collections::BTreeMap;
+
+use rdkafka::ClientConfig;
+use rdkafka::error::KafkaError;
+use rdkafka::types::RDKafkaConfRes;
+
+/// Properties on which correctness rests, and why they cannot be set.
+const OWN: &[(&str, &str)] = &[
+    ("bootstrap.servers", "set kafka.brokers instead"),
+    ("group.id", "set log.group instead"),
+    ("enable.auto.commit", "the ledger's position decides where reading continues"),
+    ("enable.auto.offset.store", "the ledger's position decides where reading continues"),
+    ("auto.offset.reset", "the ledger's position decides where reading continues"),
+    ("enable.partition.eof", "readers depend on it"),
+    ("isolation.level", "records of aborted transactions must not be counted"),
+    ("enable.idempotence", "the order of a key's records depends on it"),
+    ("acks", "an event counts as appended once every replica has it"),
+    ("delivery.timeout.ms", "the deadline of an append sets it"),
+    ("partitioner", "all producers of a topic must put a key into the same partition"),
+    ("transactional.id", "Tallyline's producers are not transactional"),
+    (
+        "group.instance.id",
+        "two processes with one id would fence each other, and the partitions of a static member that ends wait for its session; leave it out",
+    ),
+];
+
+/// Other spellings of a property, and the spelling that Tallyline uses. librdkafka takes both.
+const ALIASES: &[(&str, &str)] = &[
+    ("metadata.broker.list", "bootstrap.servers"),
+    ("max.in.flight", "max.in.flight.requests.per.connection"),
+    ("sasl.mechanism", "sasl.mechanisms"),
+    ("fetch.message.max.bytes", "max.partition.fetch.bytes"),
+    ("queue.buffering.max.ms", "linger.ms"),
+    ("message.send.max.retries", "retries"),
+    ("compression.codec", "compression.type"),
+    ("request.required.acks", "acks"),
+    ("message.timeout.ms", "delivery.timeout.ms"),
+    ("auto.commit.enable", "enable.auto.commit"),
+];
+
+/// Names that only Kafka's Java client knows, and what to use instead.
+const JAVA: &[(&str, &str)] = &[
+    ("sasl.jaas.config", "set sasl.username and sasl.password"),
+    ("sasl.login.callback.handler.class", "use SCRAM or TLS certificates"),
+    ("sasl.client.callback.handler.class", "use SCRAM or TLS certificates"),
+    ("sasl.login.class", "leave it out"),
+    ("ssl.truststore.location", "set ssl.ca.location to a PEM file"),
+    ("ssl.truststore.certificates", "set ssl.ca.pem"),
+    ("ssl.truststore.password", "set ssl.ca.location to a PEM file, which needs no password"),
+    ("ssl.truststore.type", "set ssl.ca.location to a PEM file"),
+    ("ssl.keystore.type", "set ssl.keystore.location to a PKCS#12 file, or ssl.certificate.location and ssl.key.location to PEM files"),
+    ("ssl.keystore.key", "set ssl.key.pem"),
+    ("ssl.keystore.certificate.chain", "set ssl.certificate.pem"),
+    ("ssl.enabled.protocols", "leave it out"),
+    ("ssl.protocol", "leave it out"),
+    ("ssl.provider", "leave it out"),
+    ("ssl.trustmanager.algorithm", "leave it out"),
+    ("ssl.keymanager.algorithm", "leave it out"),
+    ("ssl.secure.random.implementation", "leave it out"),
+    ("ssl.engine.factory.class", "leave it out"),
+    ("key.serializer", "leave it out"),
+    ("value.serializer", "leave it out"),
+    ("key.deserializer", "leave it out"),
+    ("value.deserializer", "leave it out"),
+    ("interceptor.classes", "leave it out"),
+    ("metric.reporters", "leave it out"),
+    ("partitioner.class", "leave it out"),
+    ("max.poll.records", "leave it out"),
+    ("buffer.memory", "set queue.buffering.max.kbytes"),
+    ("max.block.ms", "leave it out"),
+    ("max.request.size", "set message.max.bytes"),
+    ("fetch.max.wait.ms", "set fetch.wait.max.ms"),
+    ("send.buffer.bytes", "set socket.send.buffer.bytes"),
+    ("receive.buffer.bytes", "set socket.receive.buffer.bytes"),
+    ("default.api.timeout.ms", "set socket.timeout.ms"),
+    ("socket.connection.setup.timeout.max.ms", "set socket.connection.setup.timeout.ms"),
+    ("exclude.internal.topics", "leave it out"),
+];
+
+/// Values of properties that are a choice, as librdkafka compares them: without case.
+const CHOICES: &[(&str, &[&str])] = &[
+    ("security.protocol", &["plaintext", "ssl", "sasl_plaintext", "sasl_ssl"]),
+    ("ssl.endpoint.identification.algorithm", &["none", "https"]),
+    ("group.protocol", &["classic", "consumer"]),
+    ("compression.type", &["none", "gzip", "snappy", "lz4", "zstd"]),
+    ("broker.address.family", &["any", "v4", "v6"]),
+    ("client.dns.lookup", &["use_all_dns_ips", "resolve_canonical_bootstrap_servers_only"]),
+    ("metadata.recovery.strategy", &["none", "rebootstrap"]),
+    ("queuing.strategy", &["fifo", "lifo"]),
+];
+
+/// Choices that librdkafka looks at only when it makes a client; of SASL this build has these three.
+const LATER_CHOICES: &[(&str, &[&str])] = &[
+    ("sasl.mechanisms", &["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]),
+    ("partition.assignment.strategy", &["cooperative-sticky", "range", "roundrobin"]),
+];
+
+/// With `group.protocol=consumer` the broker decides these.
+const OF_THE_CLASSIC_PROTOCOL: &[(&str, &str)] = &[
+    ("session.timeout.ms", "group.consumer.session.timeout.ms"),
+    ("heartbeat.interval.ms", "group.consumer.heartbeat.interval.ms"),
+    ("partition.assignment.strategy", "group.consumer.assignors"),
+];
+
+/// What is wrong with properties that are given by name and value; a value that is not known yet is none. Each fault names its property by index
+/// and is a sentence that continues the property's name.
+#[must_use]
+pub fn property_faults(given: &[(&str, Option<&str>)]) -> Vec<(usize, String)> {
+    let mut faults = Vec::new();
+    let new_protocol =
+        given.iter().any(|(name, value)| *name == "group.protocol" && value.is_some_and(|value| value.eq_ignore_ascii_case("consumer")));
+    for (index, (name, value)) in given.iter().enumerate() {
+        let of_broker = OF_THE_CLASSIC_PROTOCOL.iter().find(|(classic, _)| new_protocol && classic == name);
+        let twin = given[..index].iter().find(|(other, _)| canonical(other) == canonical(name));
+        let fault = match (own(name), java(name), twin, of_broker) {
+            (Some(reason), ..) => Some(format!("is Tallyline's own to set: {reason}")),
+            (_, Some(instead), ..) => Some(format!("is a property of Kafka's Java client only: {instead}")),
+            (_, _, Some((twin, _)), _) => Some(format!("is another spelling of {twin}, which is given too: leave one of them out")),
+            (.., Some((_, setting))) => Some(format!("must be left out with group.protocol=consumer: the broker's {setting} decides it")),
+            _ => value_fault(name, *value),
+        };
+        faults.extend(fault.map(|fault| (index, fault)));
+    }
+    faults
+}
+
+/// The properties by the spelling that Tallyline uses, so that a given one takes the place of our own.
+pub(super) fn by_canonical_name(given: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    given.iter().map(|(name, value)| (canonical(name).to_owned(), value.clone())).collect()
+}
+
+/// librdkafka's text about a client that it does not make, without the value of any property.
+pub(super) fn without_values(text: &str, given: &BTreeMap<String, String>) -> String {
+    let mut values: Vec<&String> = given.values().filter(|value| !value.is_empty()).collect();
+    values.sort_unstable_by_key(|value| std::cmp::Reverse(value.len()));
+    values.into_iter().fold(text.to_owned(), |text, value| text.replace(value.as_str(), "***"))
+}
+
+fn canonical(name: &str) -> &str {
+    ALIASES.iter().find(|(alias, _)| *alias == name).map_or(name, |(_, ours)| *ours)
+}
+
+fn own(name: &str) -> Option<&'static str> {
+    OWN.iter().find(|(own, _)| *own == canonical(name)).map(|(_, reason)| *reason)
+}
+
+fn java(name: &str) -> Option<&'static str> {
+    JAVA.iter().find(|(java, _)| *java == name).map(|(_, instead)| *instead)
+}
+
+/// Asks librdkafka about name and value, and the tables about choices.
+fn value_fault(name: &str, value: Option<&str>) -> Option<String> {
+    let of = |choices: &[(&str, &'static [&'static str])]| {
+        choices.iter().find(|(choice, _)| *choice == canonical(name)).map(|(_, words)| *words)
+    };
+    let outside = |words: &[&str]| value.is_some_and(|value| !value.split(',').all(|word| words.contains(&word.trim())));
+    let must_be = |words: &[&str]| Some(format!("must be one of {}", words.join(", ")));
+    let asked = ClientConfig::new().set(name, value.unwrap_or_default()).create_native_config();
+    match asked.err() {
+        Some(KafkaError::ClientConfig(RDKafkaConfRes::RD_KAFKA_CONF_UNKNOWN, ..)) => Some(unknown(name)),
+        None => of(LATER_CHOICES).filter(|words| outside(words)).and_then(must_be),
+        Some(_) if value.is_none() => None,
+        Some(_) if of(CHOICES).is_some() => of(CHOICES).and_then(must_be),
+        Some(KafkaError::ClientConfig(_, text, ..)) if text.contains("not supported in this build") => {
+            Some("is not supported by this build of librdkafka: leave it out".to_owned())
+        }
+        Some(KafkaError::ClientConfig(_, text, ..)) => Some(match allowed_range(&text) {
+            Some(range) => format!("must be a number within {range}"),
+            None => "has a value that librdkafka does not take: see its CONFIGURATION.md".to_owned(),
+        }),
+        Some(_) => Some("contains a NUL character, which no property may".to_owned()),
+    }
+}
+
+/// The end of librdkafka's text about a number. Nothing else of a text is repeated: it contains the value.
+fn allowed_range(text: &str) -> Option<&str> {
+    let (_, range) = text.rsplit_once(" is outside allowed range ")?;
+    range.chars().all(|character| character.is_ascii_digit() || "-.".contains(character)).then_some(range)
+}
+
+fn unknown(name: &str) -> String {
+    let lower = name.to_lowercase();
+    if lower != name && value_fault(&lower, None).is_none() {
+        return format!("is unknown to librdkafka: write {lower}");
+    }
+    "is unknown to librdkafka: check its spelling in librdkafka's CONFIGURATION.md".to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fault(name: &str, value: &str) -> String {
+        let faults = property_faults(&[(name, Some(value))]);
+        faults.into_iter().next().map(|(_, fault)| fault).unwrap_or_default()
+    }
+
+    #[test]
+    fn each_kind_of_mistake_is_named_and_says_what_to_do() {
+        for (name, value, words) in [
+            ("sasl.passwrd", "hunter2", "is unknown to librdkafka"),
+            ("Security.Protocol", "ssl", "write security.protocol"),
+            ("security.protocol", "tls", "must be one of plaintext, ssl, sasl_plaintext, sasl_ssl"),
+            ("sasl.mechanism", "SCRAM-SHA-521", "must be one of PLAIN, SCRAM-SHA-256, SCRAM-SHA-512"),
+            ("sasl.mechanism", "plain", "must be one of PLAIN"),
+            ("compression.codec", "brotli", "must be one of none, gzip"),
+            ("partition.assignment.strategy", "org.apache.kafka.clients.consumer.RangeAssignor", "must be one of cooperative-sticky"),
+            ("session.timeout.ms", "soon", "librdkafka does not take"),
+            ("session.timeout.ms", "99999999", "must be a number within 1..3600000"),
+            ("socket.keepalive.enable", "perhaps", "librdkafka does not take"),
+            ("sasl.jaas.config", "hunter2", "Java client only: set sasl.username and sasl.password"),
+            ("ssl.truststore.location", "/a.jks", "Java client only: set ssl.ca.location"),
+            ("isolation.level", "read_uncommitted", "Tallyline's own to set: records of aborted transactions"),
+            ("metadata.broker.list", "a:1", "Tallyline's own to set: set kafka.brokers"),
+            ("message.timeout.ms", "1", "Tallyline's own to set"),
+            ("group.instance.id", "one", "two processes with one id would fence each other"),
+        ] {
+            let fault = fault(name, value);
+            assert!(fault.contains(words), "{name}: {fault}");
+            assert!(value.len() < 4 || !fault.contains(value), "{name}: {fault}");
+        }
+    }
+
+    #[test]
+    fn what_is_right_has_no_fault() {
+        let given = [
+            ("security.protocol", Some("SASL_SSL")),
+            ("sasl.mechanism", Some("SCRAM-SHA-512")),
+            ("sasl.username", Some("tallyline")),
+            ("sasl.password", None),
+            ("compression.codec", Some("gzip")),
+            ("partition.assignment.strategy", Some("range,roundrobin")),
+            ("session.timeout.ms", None),
+            ("ssl.ca.location", Some("/nowhere/ca.pem")),
+        ];
+        assert_eq!(property_faults(&given), []);
+        assert_eq!(property_faults(&[("group.protocol", Some("consumer")), ("max.poll.interval.ms", Some("9000"))]), []);
+    }
+
+    #[test]
+    fn two_spellings_and_the_brokers_own_settings_are_named() {
+        let faults = property_faults(&[("compression.type", Some("zstd")), ("compression.codec", Some("gzip"))]);
+        assert_eq!(faults, [(1, "is another spelling of compression.type, which is given too: leave one of them out".to_owned())]);
+        let faults = property_faults(&[("group.protocol", Some("consumer")), ("session.timeout.ms", Some("6000"))]);
+        assert_eq!(faults.len(), 1);
+        assert!(faults[0].1.contains("group.consumer.session.timeout.ms"), "{faults:?}");
+    }
+
+    /// The table is librdkafka's: a value set under one spelling is read back under the other.
+    #[test]
+    fn each_alias_is_one_to_librdkafka() {
+        for (alias, ours) in ALIASES {
+            let value = match *ours {
+                "compression.type" => "gzip",
+                "enable.auto.commit" => "false",
+                "bootstrap.servers" | "sasl.mechanisms" => "PLAIN",
+                "acks" => "1",
+                _ => "4321",
+            };
+            let config = ClientConfig::new().set(*alias, value).create_native_config().expect(alias);
+            assert_eq!(config.get(ours).expect(ours), value, "{alias}");
+        }
+        for (name, words) in CHOICES.iter().chain(LATER_CHOICES) {
+            for word in *words {
+                assert_eq!(property_faults(&[(name, Some(word))]), [], "{name}");
+            }
+        }
+        for (name, _) in JAVA {
+            let asked = ClientConfig::new().set(*name, "1").create_native_config();
+            assert!(
+                matches!(asked.err(), Some(KafkaError::ClientConfig(RDKafkaConfRes::RD_KAFKA_CONF_UNKNOWN, ..))),
+                "{name} is librdkafka's too"
+            );
+        }
+    }
+
+    #[test]
+    fn a_text_of_librdkafka_is_shown_without_values() {
+        let given = [("sasl.password", "hunter2"), ("sasl.username", "hunter")].map(|(name, value)| (name.to_owned(), value.to_owned()));
+        assert_eq!(without_values("hunter2 and hunter", &given.into()), "*** and ***");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_fault_contains_a_value(name in "[a-z.]{1,24}|sasl.passwrd|session.timeout.ms|security.protocol|ssl.key.pem", value in "SECRET[ -~]{0,12}") {
+            for (_, fault) in property_faults(&[(&name, Some(&value))]) {
+                proptest::prop_assert!(!fault.contains("SECRET"), "{}", fault);
+            }
+        }
+    }
+}
