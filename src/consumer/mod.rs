@@ -104,7 +104,8 @@ impl Consumer {
         let (faulty, mut paused) = (CancellationToken::new(), self.paused.clone());
         let mut tick = tokio::time::interval(MARK);
         let mut recovered = std::pin::pin!(self.recovered(lives));
-        let mut stalled = std::pin::pin!(self.stalled());
+        let (gaps_in, mut gaps) = mpsc::unbounded_channel();
+        let mut stalled = std::pin::pin!(self.stalled(gaps_in));
         let outcome = loop {
             tokio::select! {
                 () = stop.cancelled() => break Ok(()),
@@ -119,6 +120,7 @@ impl Consumer {
                     Err(given_up) if given_up.is_cancelled() => {}
                     Err(panic) => break Err(panic.into()),
                 },
+                Some(gap) = gaps.recv() => ours.step_over(self, gap),
                 _ = tick.tick() => ours.mark(self),
                 () = paused.changed() => ours.heed_pauses(self).await,
                 room = room(ours.in_hand.as_ref()), if ours.in_hand.is_some() => ours.hand_over(room),
@@ -149,22 +151,38 @@ impl Consumer {
     }
 
     /// Answers once a partition has stood still for too long while records waited for it. Where the log does not say that records wait, nothing
-    /// is decided about it: joining again would not help.
-    async fn stalled(&self) -> Stall {
+    /// is decided about it: joining again would not help. `gaps` gets the ranges without a record that partitions stand before.
+    async fn stalled(&self, gaps: mpsc::UnboundedSender<Gap>) -> Stall {
         let look_every = self.progress(|progress| progress.look_every());
         loop {
             tokio::time::sleep(look_every).await;
             for partition in self.progress(Progress::suspects) {
                 let Ok(Ok((_, end))) = tokio::time::timeout(LOOK, self.log.watermarks(partition)).await else { continue };
-                let looked = self.progress(|progress| progress.look(partition, end, Instant::now(), self.ledger.clock.now()));
-                let Some(stall) = looked else { continue };
-                match tokio::time::timeout(LOOK, self.log.read(partition, stall.position, 1)).await {
-                    Ok(Ok(records)) if records.is_empty() => self.progress(|progress| progress.nothing_waits(partition)),
-                    Ok(Ok(_)) => return stall,
+                let stall = self.progress(|progress| progress.look(partition, end, Instant::now(), self.ledger.clock.now()));
+                let Some(from) = self.progress(|progress| progress.position(partition)).filter(|position| *position < end) else {
+                    continue;
+                };
+                match tokio::time::timeout(LOOK, self.without_record(partition, from)).await {
+                    Ok(Ok(Some(until))) => {
+                        self.progress(|progress| progress.nothing_waits(partition));
+                        let _ = gaps.send(Gap { partition, from, until });
+                    }
+                    Ok(Ok(None)) => {
+                        if let Some(stall) = stall {
+                            return stall;
+                        }
+                    }
                     Ok(Err(_)) | Err(_) => {}
                 }
             }
         }
+    }
+
+    /// Where the offsets end that hold no record from `from` on; none where the next record can be read. What is not decided yet, since another
+    /// producer's transaction is open, is not among them.
+    async fn without_record(&self, partition: TopicPartition, from: i64) -> Result<Option<i64>, LogError> {
+        let until = self.log.readable_end(partition).await?;
+        Ok(self.log.read(partition, from, 1).await?.is_empty().then_some(until))
     }
 
     fn leave_for(&self, stall: &Stall) -> anyhow::Error {
@@ -247,6 +265,14 @@ async fn room(in_hand: Option<&(mpsc::Sender<Batch>, Batch)>) -> Option<mpsc::Ow
     in_hand?.0.clone().reserve_owned().await.ok()
 }
 
+/// Offsets of a partition that hold no record: control records, and records of aborted transactions.
+#[derive(Clone, Copy, Debug)]
+struct Gap {
+    partition: TopicPartition,
+    from: i64,
+    until: i64,
+}
+
 /// What one membership of the group has.
 struct Ours {
     membership: Membership,
@@ -290,6 +316,16 @@ impl Ours {
             self.membership.start(vec![(partition, position)]);
             self.workers.insert(partition, Worker::start(consumer.clone(), claim, faulty.clone()));
             consumer.progress(|progress| progress.started(partition, position, consumer.ledger.clock.now()));
+        }
+    }
+
+    /// Records that a partition at this position has been read beyond the gap. A worker that is busy will be asked again.
+    fn step_over(&mut self, consumer: &Consumer, Gap { partition, from, until }: Gap) {
+        if from < until
+            && consumer.progress(|progress| progress.position(partition)) == Some(from)
+            && let Some(worker) = self.workers.get(&partition)
+        {
+            let _ = worker.batches().try_send(Batch { partition, records: Vec::new(), next_offset: until });
         }
     }
 

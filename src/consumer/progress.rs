@@ -55,7 +55,7 @@ impl Progress {
     /// How often to look.
     #[must_use]
     pub fn look_every(&self) -> Duration {
-        (self.patience / 4).clamp(Duration::from_millis(50), Duration::from_secs(15))
+        (self.patience / 4).clamp(Duration::from_millis(50), Duration::from_secs(2))
     }
 
     /// The partition is read from here on.
@@ -81,6 +81,12 @@ impl Progress {
         self.partitions.clear();
     }
 
+    /// The offset to be recorded next; none where the partition is not read.
+    #[must_use]
+    pub fn position(&self, partition: TopicPartition) -> Option<i64> {
+        self.partitions.get(&partition).map(|seen| seen.position)
+    }
+
     /// The partitions that have not moved since they were asked for last: where the log ends is worth a question.
     pub fn suspects(&mut self) -> Vec<TopicPartition> {
         let moved = |seen: &mut Seen| seen.looked.replace(seen.position) != Some(seen.position);
@@ -104,7 +110,7 @@ impl Progress {
         *self.stalls.entry(partition).or_default() += 1;
     }
 
-    /// Beyond the position there is nothing to read, although the log ends later: a marker, not a record.
+    /// Beyond the position no record can be read, although the log ends later: control records, or an open transaction.
     pub fn nothing_waits(&mut self, partition: TopicPartition) {
         if let Some(seen) = self.partitions.get_mut(&partition) {
             seen.waiting_since = None;

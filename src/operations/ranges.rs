@@ -129,7 +129,9 @@ impl Desk {
         let mut ranges = Vec::new();
         let mut moved = Vec::new();
         for partition in partitions(&self.log, &range.topics).await? {
-            let watermarks = self.log.watermarks(partition).await?;
+            // beyond the readable end nothing is decided: a replay up to there would leave out records that come to be read later
+            let (start, _) = self.log.watermarks(partition).await?;
+            let watermarks = (start, self.log.readable_end(partition).await?);
             let first_offset = place(&self.log, partition, ("from", from), now, watermarks, &mut moved).await?;
             let end_offset = place(&self.log, partition, ("until", until), now, watermarks, &mut moved).await?;
             if first_offset > end_offset {

@@ -31,6 +31,8 @@ pub struct Partition {
     pub log_end: Option<i64>,
     /// Offsets behind the log's end: records, unless the log has gaps. None where the log does not answer, or does not have the partition.
     pub lag: Option<i64>,
+    /// Of these, offsets that cannot be read yet, since the transaction of another producer is open.
+    pub in_open_transaction: Option<i64>,
     /// When the log took the oldest record that was not read, by the log's own clock; none where nothing waits or it is not known.
     pub oldest_unread_at: Option<DateTime<Utc>>,
     /// How long that record has waited, in seconds; 0 where nothing waits.
@@ -49,6 +51,9 @@ pub struct Partition {
 pub(super) struct Seen {
     start: i64,
     end: i64,
+    readable_end: i64,
+    /// Nothing can be read between the position and the readable end.
+    nothing_to_read: bool,
     oldest_unread: Option<DateTime<Utc>>,
     keeps: Option<Duration>,
 }
@@ -62,18 +67,23 @@ pub(super) async fn ends(log: &Log, seen: &Mutex<HashMap<TopicPartition, Seen>>)
 async fn ends_of(log: &Log, topic: Topic, seen: &Mutex<HashMap<TopicPartition, Seen>>) -> Result<(), LogError> {
     let keeps = log.keeps_unread(topic).await?;
     let partitions = log.partitions(topic).await?.into_iter().map(|partition| TopicPartition { topic, partition });
-    let mut asked = futures::stream::iter(partitions.map(|at| async move { (at, log.watermarks(at).await) })).buffer_unordered(AT_ONCE);
+    let mut asked = futures::stream::iter(partitions.map(|at| async move { (at, both_ends(log, at).await) })).buffer_unordered(AT_ONCE);
     let mut answered = Ok(());
     while let Some((at, ends)) = asked.next().await {
         match ends {
-            Ok((start, end)) => {
-                let seen_at = Seen { start, end, oldest_unread: None, keeps };
+            Ok(((start, end), readable_end)) => {
+                let seen_at = Seen { start, end, readable_end, nothing_to_read: false, oldest_unread: None, keeps };
                 seen.lock().unwrap_or_else(PoisonError::into_inner).insert(at, seen_at);
             }
             Err(error) => answered = answered.and(Err(error)),
         }
     }
     answered
+}
+
+async fn both_ends(log: &Log, at: TopicPartition) -> Result<((i64, i64), i64), LogError> {
+    let readable_end = log.readable_end(at).await?;
+    Ok((log.watermarks(at).await?, readable_end))
 }
 
 /// Reads the first record behind each position: when the log took it.
@@ -88,14 +98,15 @@ pub(super) async fn ages(log: &Log, seen: &mut HashMap<TopicPartition, Seen>, po
     let read = waiting.into_iter().map(|(at, next)| async move { (at, log.read(at, next, 1).await) });
     let mut read = futures::stream::iter(read).buffer_unordered(AT_ONCE);
     while let Some((at, records)) = read.next().await {
-        let first = match records {
-            Ok(records) => records.first().map(|record| record.timestamp),
+        let Some(seen) = seen.get_mut(&at) else { continue };
+        match records {
+            Ok(records) => {
+                seen.oldest_unread = records.first().map(|record| record.timestamp);
+                seen.nothing_to_read = records.is_empty();
+            }
             // retention or a new topic came between
-            Err(LogError::OutOfRange { .. } | LogError::Missing { .. }) => None,
+            Err(LogError::OutOfRange { .. } | LogError::Missing { .. }) => {}
             Err(error) => return Err(error),
-        };
-        if let Some(seen) = seen.get_mut(&at) {
-            seen.oldest_unread = first;
         }
     }
     Ok(())
@@ -118,6 +129,7 @@ pub(super) fn partitions(positions: &[PositionRow], seen: &HashMap<TopicPartitio
         log_start: None,
         log_end: None,
         lag: None,
+        in_open_transaction: None,
         oldest_unread_at: None,
         lag_seconds: None,
         loss_in_seconds: None,
@@ -144,6 +156,7 @@ fn of_log(at: TopicPartition, seen: &Seen, row: Option<&PositionRow>, now: DateT
         log_start: Some(seen.start),
         log_end: Some(seen.end),
         lag,
+        in_open_transaction: lag.map(|lag| lag.min(seen.end - seen.readable_end).max(0)),
         oldest_unread_at: unread,
         lag_seconds: age.map(|age| age.num_seconds()),
         loss_in_seconds: unread.and(age).zip(keeps).map(|(age, keeps)| (keeps - age).num_seconds().max(0)),
@@ -155,6 +168,8 @@ fn of_log(at: TopicPartition, seen: &Seen, row: Option<&PositionRow>, now: DateT
 /// Offsets from the position to the log's end.
 fn lag(position: Option<i64>, seen: &Seen) -> i64 {
     match position {
+        // control records and aborted ones are no records to read
+        _ if seen.nothing_to_read => seen.end - seen.readable_end.max(position.unwrap_or(seen.start)),
         // also where the log has forgotten some of them
         Some(next) if next <= seen.end => seen.end - next,
         // never assigned, or of a topic that was recreated: all that the log holds is unread
@@ -183,7 +198,7 @@ mod tests {
     /// From 5 to 20; the first unread record was taken so many seconds ago.
     fn seen(unread_for: Option<i64>) -> Seen {
         let oldest_unread = unread_for.map(|seconds| now() - TimeDelta::seconds(seconds));
-        Seen { start: 5, end: 20, oldest_unread, keeps: Some(Duration::from_secs(35 * DAY)) }
+        Seen { start: 5, end: 20, readable_end: 20, nothing_to_read: false, oldest_unread, keeps: Some(Duration::from_secs(35 * DAY)) }
     }
 
     #[test]
@@ -196,6 +211,18 @@ mod tests {
             lags,
             [(0, Some(18), Some(2)), (1, None, Some(15)), (2, Some(4), Some(16)), (3, Some(21), Some(15)), (9, Some(1), None)]
         );
+    }
+
+    #[test]
+    fn control_records_are_no_lag_and_an_open_transaction_is() {
+        let lag = |next, readable_end, nothing_to_read| {
+            let told = partitions(&[row(0, next)], &HashMap::from([(at(0), Seen { readable_end, nothing_to_read, ..seen(None) })]), now());
+            (told[0].lag, told[0].in_open_transaction)
+        };
+        assert_eq!(lag(17, 20, true), (Some(0), Some(0)), "only control records");
+        assert_eq!(lag(17, 18, true), (Some(2), Some(2)), "a control record, then an open transaction");
+        assert_eq!(lag(17, 18, false), (Some(3), Some(2)), "a record, then an open transaction");
+        assert_eq!(lag(20, 20, false), (Some(0), Some(0)));
     }
 
     #[test]

@@ -24,6 +24,7 @@ pub(super) fn of(status: &Status) -> String {
     );
     let tables = [
         attention(status),
+        open_transactions(status),
         columns(
             ["TOPIC", "PARTITION", "POSITION", "LOG END", "LAG", "BEHIND", "LOSS IN", "MOVED AT"],
             status.partitions.iter().map(partition),
@@ -75,6 +76,17 @@ fn attention(status: &Status) -> String {
     .filter(|table| !table.is_empty())
     .collect::<Vec<_>>()
     .join("\n")
+}
+
+fn open_transactions(status: &Status) -> String {
+    let waiting = status.partitions.iter().filter(|row| row.in_open_transaction.is_some_and(|offsets| offsets > 0));
+    let line = |row: &Partition| {
+        let (topic, partition, offsets) = (&row.topic, row.partition, row.in_open_transaction.unwrap_or_default());
+        format!(
+            "{topic}/{partition}: {offsets} offsets wait until another producer's open transaction ends; completeness waits with them\n"
+        )
+    };
+    waiting.map(line).collect()
 }
 
 fn partition(row: &Partition) -> [String; 8] {
