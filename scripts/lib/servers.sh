@@ -65,7 +65,7 @@ inter.broker.listener.name=PLAINTEXT
 controller.listener.names=CONTROLLER
 log.dirs=$data
 auto.create.topics.enable=false
-# One node holds everything.
+# One node holds everything. All limits of groups are the broker's defaults, as at most sites.
 offsets.topic.replication.factor=1
 offsets.topic.num.partitions=4
 transaction.state.log.replication.factor=1
@@ -74,13 +74,6 @@ transaction.state.log.num.partitions=4
 share.coordinator.state.topic.replication.factor=1
 share.coordinator.state.topic.min.isr=1
 share.coordinator.state.topic.num.partitions=1
-# Consumers that are killed in tests are missed soon, by either group protocol; a test may ask for less.
-group.initial.rebalance.delay.ms=0
-group.min.session.timeout.ms=1000
-group.consumer.min.session.timeout.ms=1000
-group.consumer.session.timeout.ms=6000
-group.consumer.min.heartbeat.interval.ms=300
-group.consumer.heartbeat.interval.ms=1000
 END
     # The fault harness starts a broker of its own by this program, with these properties and ports of its own.
     cat >"$servers/kafka-program" <<END

@@ -24,7 +24,7 @@ pub struct ServeSettings {
     pub source: Option<Uuid>,
     /// Who holds the lease on the domain series: differs between processes.
     pub holder: String,
-    /// The domain series are free for another process this long after ours was last heard of.
+    /// The domain series are free for another process this long after ours last renewed its lease.
     pub lease_length: Duration,
     /// How often the ledger is asked how far its sources are complete.
     pub poll: Duration,
@@ -45,7 +45,7 @@ impl Default for ServeSettings {
             host_names: Vec::new(),
             source: None,
             holder: format!("{}-{}", std::process::id(), Uuid::new_v4().simple()),
-            lease_length: Duration::from_secs(15),
+            lease_length: Duration::from_secs(6),
             poll: Duration::from_secs(1),
             fresh: Duration::from_secs(30),
             limits: Limits::default(),

@@ -5,6 +5,7 @@
 
 pub mod events;
 mod identity;
+mod lease;
 mod licenses;
 mod open;
 mod pass;
@@ -13,8 +14,10 @@ mod runtime;
 mod seen;
 mod settings;
 mod take;
+mod telemetry;
 
 pub use open::Collector;
 pub use pass::PassReport;
 pub use run::{Standing, run};
 pub use settings::{CollectError, Settings};
+pub use telemetry::CollectorTelemetry;

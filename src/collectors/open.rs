@@ -6,13 +6,14 @@ use std::time::Instant;
 use chrono::{DateTime, SubsecRound, Utc};
 use uuid::Uuid;
 
+use super::lease::KeptLease;
 use super::seen::Seen;
 use super::settings::{CollectError, Settings};
 use super::{events, identity};
 use crate::clock::Clock;
 use crate::coderd::{Catalog, Database, Reader};
 use crate::event::{Payload, Topic, TopicPartition, parse_in};
-use crate::ledger::{Baseline, BaselineRow, Lease, Ledger, LicenseChange, Source};
+use crate::ledger::{Baseline, BaselineRow, Ledger, LicenseChange, Source};
 use crate::license::PublicKeys;
 use crate::log::{Log, Record};
 
@@ -34,9 +35,7 @@ pub struct Collector {
     pub(super) source: Source,
     /// What coderd reported of itself last.
     pub(super) identity: identity::Known,
-    pub(super) lease: Lease,
-    /// When the lease was last renewed.
-    pub(super) renewed: Instant,
+    pub(super) lease: KeptLease,
     /// None: the next pass connects.
     pub(super) reader: Option<Reader>,
     /// What was there in the last pass.
@@ -93,8 +92,8 @@ impl Collector {
             return Err(refusal.into());
         }
         let name = format!("collector:{deployment_id}");
-        let renewed = Instant::now();
         let Some(lease) = ledger.in_time(ledger.take_lease(&name, &settings.holder, settings.lease_length)).await? else { return Ok(None) };
+        let lease = KeptLease::keep(&ledger, lease, settings.lease_length);
         let source = introduce(&settings, &mut reader, &ledger, &clock, deployment_id).await?;
         if let Ok(found) = identity {
             ledger.in_time(ledger.bind_source(deployment_id, found)).await??;
@@ -111,7 +110,6 @@ impl Collector {
             source,
             identity,
             lease,
-            renewed,
             reader: Some(reader),
             catalog: None,
             builds: Seen::new(SEEN_LIMIT),
@@ -144,7 +142,7 @@ impl Collector {
         if let Some(reader) = self.reader {
             reader.close().await;
         }
-        if let Err(error) = self.ledger.in_time(self.ledger.release_lease(self.lease)).await {
+        if let Err(error) = self.lease.release(&self.ledger).await {
             tracing::warn!(error = crate::cause::text(&error), "the collector's lease is left to end by itself");
         }
     }
@@ -172,7 +170,7 @@ impl Collector {
 
     async fn remember_from(&mut self, partition: TopicPartition, mut from: i64, left: &mut usize) -> Result<(), CollectError> {
         while *left > 0 {
-            self.keep_lease().await?;
+            self.lease.check()?;
             let limit = READ_PAGE.min(*left);
             let records = self.log.read(partition, from, limit).await?;
             let Some(last) = records.last() else { return Ok(()) };

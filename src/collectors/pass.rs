@@ -65,7 +65,7 @@ impl Collector {
     /// # Errors
     /// [`CollectError`]
     pub async fn pass(&mut self) -> Result<PassReport, CollectError> {
-        self.keep_lease().await?;
+        self.lease.check()?;
         let mut reader = match self.reader.take() {
             Some(reader) => reader,
             None => self.database.connect().await?,
@@ -116,7 +116,7 @@ impl Collector {
     async fn record_licenses(&self, rows: &[LicenseRow]) -> Result<Vec<LicenseChange>, CollectError> {
         let deployment = self.identity.as_ref().map_or(self.source.deployment_id, |coderd| coderd.deployment_id);
         let judge = Judge { keys: &self.keys, deployment };
-        licenses::record(&self.ledger, &self.lease, self.source.id, &self.licenses, rows, judge).await
+        licenses::record(&self.ledger, &self.lease.lease, self.source.id, &self.licenses, rows, judge).await
     }
 
     /// What there is to read; said when it is not what it was.
@@ -211,7 +211,7 @@ impl Collector {
             fetched: Vec::new(),
             requested_sweep: None,
         };
-        Ok(self.ledger.in_time(self.ledger.record_pass(&self.lease, &pass)).await?)
+        Ok(self.ledger.in_time(self.ledger.record_pass(&self.lease.lease, &pass)).await?)
     }
 
     /// What the next pass builds on. Only now: a pass that failed is read again from where it began.
@@ -260,19 +260,6 @@ impl Collector {
             self.pass_in_ledger = number;
             self.passes_ahead.pop_front();
         }
-        Ok(())
-    }
-
-    /// Holds the source while a long pass runs.
-    pub(super) async fn keep_lease(&mut self) -> Result<(), CollectError> {
-        if self.renewed.elapsed() < self.settings.lease_length / 3 {
-            return Ok(());
-        }
-        let asked = Instant::now();
-        if !self.ledger.in_time(self.ledger.renew_lease(&self.lease, self.settings.lease_length)).await? {
-            return Err(CollectError::LeaseLost);
-        }
-        self.renewed = asked;
         Ok(())
     }
 }

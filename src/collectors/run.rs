@@ -34,6 +34,7 @@ pub async fn run(
                 return;
             }
         }
+        let mut wait = settings.poll_interval;
         let opened = Collector::open(settings.clone(), database.clone(), keys.clone(), log.clone(), ledger.clone(), clock.clone());
         match stop.run_until_cancelled(opened).await {
             Some(Ok(Some(collector))) => {
@@ -41,11 +42,15 @@ pub async fn run(
                 trouble.standing.set("collecting");
                 collect(collector, &stop, &mut trouble).await;
             }
-            Some(Ok(None)) => trouble.say("another process collects this source; waiting for it to end"),
+            Some(Ok(None)) => {
+                trouble.say("another process collects this source; waiting for it to end");
+                // one that is killed leaves a lease that ends soon
+                wait = wait.min(settings.lease_length / 3);
+            }
             Some(Err(error)) => trouble.say(&error.to_string()),
             None => return,
         }
-        pause(settings.poll_interval, &stop).await;
+        pause(wait, &stop).await;
     }
 }
 

@@ -6,6 +6,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use uuid::Uuid;
 
 use super::run::Standing;
+use super::telemetry::CollectorTelemetry;
 use crate::coderd::CoderdError;
 use crate::ledger::{IdentityRefusal, LeaseError, Paused};
 use crate::log::{AppendError, LogError};
@@ -36,12 +37,14 @@ pub struct Settings {
     pub usage_window: TimeDelta,
     /// Rows read and events appended at a time.
     pub page: i64,
-    /// The source is free for another collector this long after ours was last heard of. Longer than `poll_interval`.
+    /// The source is free for another collector this long after ours last renewed its lease.
     pub lease_length: Duration,
     /// What operators have paused.
     pub paused: Paused,
     /// Where it is said how collecting stands.
     pub standing: Standing,
+    /// What is counted.
+    pub telemetry: CollectorTelemetry,
 }
 
 impl Settings {
@@ -60,9 +63,10 @@ impl Settings {
             blind_overlap: TimeDelta::hours(1),
             usage_window: TimeDelta::days(8),
             page: 1000,
-            lease_length: Duration::from_secs(30),
+            lease_length: Duration::from_secs(6),
             paused: Paused::never(),
             standing: Standing::default(),
+            telemetry: CollectorTelemetry::default(),
         }
     }
 }

@@ -11,6 +11,7 @@ use super::pass::{Bounds, PassReport};
 use super::settings::CollectError;
 use crate::coderd::{BuildKey, Catalog, Reader, UsageKey};
 use crate::event::{Event, Message, Payload, Topic, TopicPartition};
+use crate::log::{AppendError, LogError};
 
 /// Where the appended records end, and the counts.
 #[derive(Default)]
@@ -34,7 +35,7 @@ impl Collector {
         let mut swept = Uuid::nil();
         let mut recent = (bounds.from.unwrap_or(bounds.now), Uuid::nil());
         loop {
-            self.keep_lease().await?;
+            self.lease.check()?;
             let keys = match bounds.from {
                 Some(_) => reader.recent_build_keys(recent, page).await?,
                 None => reader.build_keys(swept, page).await?,
@@ -140,7 +141,7 @@ impl Collector {
         let page = self.settings.page;
         let mut last: Option<UsageKey> = None;
         loop {
-            self.keep_lease().await?;
+            self.lease.check()?;
             let keys = match bounds.from {
                 Some(from) => {
                     let dated_since = bounds.now - self.settings.usage_window;
@@ -208,6 +209,9 @@ impl Collector {
             return Ok(0);
         }
         let answer = self.log.append(topic, messages).await;
+        if matches!(&answer, Err(AppendError { cause: LogError::TooLarge { .. }, .. })) {
+            self.settings.telemetry.too_large(topic);
+        }
         let placed: Vec<Option<(i32, i64)>> = match &answer {
             Ok(placed) => placed.iter().copied().map(Some).collect(),
             Err(error) => error.placed.clone(),

@@ -124,7 +124,7 @@ impl Publisher {
             }
         };
         tokio::select! {
-            () = tokio::time::sleep(self.settings.poll) => {}
+            () = tokio::time::sleep(self.settings.rest()) => {}
             () = changed => {}
         }
     }

@@ -55,7 +55,7 @@ pub struct Settings {
     pub tallyman: ClientSettings,
     /// How long events are leased; longer than a request may take.
     pub lease: Duration,
-    /// Between two cycles that ended well.
+    /// Between two cycles that ended well; at most a third of the request's timeout is waited.
     pub poll: Duration,
     /// After the first failure of a row of them.
     pub first_wait: Duration,
@@ -89,7 +89,7 @@ pub enum PublisherError {
 }
 
 impl Settings {
-    /// Shadow mode, with leases of three times the request's timeout: 90 seconds with coderd's own.
+    /// Shadow mode, with leases of one and a half times the request's timeout: 45 seconds with the default.
     #[must_use]
     pub fn new(deployment: Uuid, coderd: Option<Database>, license_keys: PublicKeys, tallyman: ClientSettings) -> Self {
         Settings {
@@ -97,7 +97,7 @@ impl Settings {
             mode: Mode::Shadow,
             coderd,
             license_keys,
-            lease: 3 * tallyman.request_timeout,
+            lease: tallyman.request_timeout * 3 / 2,
             tallyman,
             poll: Duration::from_secs(10),
             first_wait: Duration::from_secs(2),
@@ -106,6 +106,12 @@ impl Settings {
             longest_refusal_wait: Duration::from_secs(60 * 60),
             paused: Paused::never(),
         }
+    }
+
+    /// Between two cycles that ended well. A lease and this rest together are shorter than two request timeouts: that is how soon a killed
+    /// publisher's events are sent by another.
+    pub(super) fn rest(&self) -> Duration {
+        self.poll.min(self.tallyman.request_timeout / 3)
     }
 
     /// Whether a publisher can work by these settings.

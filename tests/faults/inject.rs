@@ -9,13 +9,13 @@ use crate::servers::Servers;
 use crate::support::eventually;
 use crate::world::{Place, World};
 
-/// Others take over what a consumer that is dead or frozen had within this: its session (3 s; in the PostgreSQL log a lease of 10 s), the locks of a
-/// transaction that it left open (5 s), and the claims, with room for a machine that is busy.
-const TAKEN_OVER: Duration = Duration::from_secs(20);
-/// After a fault is over, new records come within this (a collector that died is replaced within 17 s, its lease), and are recorded within this: the
+/// Others take over what a consumer that is dead or frozen had within this: its session (6 s; in the new group protocol the broker's 45 s; in the
+/// PostgreSQL log a lease of 6 s), the locks of a transaction that it left open (5 s), and the claims, with room for a machine that is busy.
+const TAKEN_OVER: Duration = Duration::from_secs(65);
+/// After a fault is over, new records come within this (a collector that died is replaced within 8 s), and are recorded within this: the
 /// longest wait between two attempts is 15 s, and only after several that failed; what others take over is taken over meanwhile.
 const MOVES_AGAIN: Duration = Duration::from_secs(30);
-/// For what a fault needs to have happened, while there is traffic: a collector that died is replaced within 17 s.
+/// For what a fault needs to have happened, while there is traffic: a collector that died is replaced within 8 s.
 const MET: Duration = Duration::from_secs(40);
 /// Of so many records nearly always some lie in every partition of the topic that has the most of them.
 const RECORDS_THAT_MEET_ALL: i64 = 60;

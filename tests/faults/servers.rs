@@ -223,15 +223,13 @@ impl Kafka {
         let (broker, controller) = (free_port(), free_port());
         let brokers = format!("127.0.0.1:{broker}");
         let settings = std::fs::read_to_string(setting("TALLYLINE_TEST_KAFKA_PROPERTIES")).expect("the properties of scripts/test");
-        // the last of two lines of the same name counts; sessions are as short as they can be without deaths by a busy machine
+        // the last of two lines of the same name counts
         let ours = format!(
             "controller.quorum.voters=1@127.0.0.1:{controller}
 listeners=PLAINTEXT://{brokers},CONTROLLER://127.0.0.1:{controller}
 advertised.listeners=PLAINTEXT://{brokers}
 listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
 log.dirs={}
-group.consumer.session.timeout.ms={SESSION_MS}
-group.consumer.heartbeat.interval.ms=500
 ",
             folder.path().join("data").display()
         );
@@ -295,9 +293,6 @@ group.consumer.heartbeat.interval.ms=500
         ClientConfig::new().set("bootstrap.servers", &self.brokers).create().expect("a client")
     }
 }
-
-/// How long a member of a group may be silent.
-pub const SESSION_MS: u32 = 3000;
 
 fn is_root() -> bool {
     let status = std::fs::read_to_string("/proc/self/status").expect("Linux");

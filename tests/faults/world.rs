@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::proxy::Proxy;
 use crate::schedule::Backend;
-use crate::servers::{SESSION_MS, Servers, drop_database};
+use crate::servers::{Servers, drop_database};
 use crate::simulated::{self, introduction, pipeline};
 use crate::site::{Serve, Site};
 use crate::support::process::Process;
@@ -279,12 +279,10 @@ async fn history(seed: u64, end: DateTime<Utc>, coderd: &Database) -> Simulation
     simulation
 }
 
-/// Members of the group that are gone are missed soon. In the new protocol the broker says how soon.
+/// The protocol that the group speaks.
 fn group(backend: Backend) -> &'static str {
-    const { assert!(SESSION_MS == 3000) };
     match backend {
-        Backend::Kafka => "kafka.properties = {'session.timeout.ms' = '3000', 'heartbeat.interval.ms' = '500'}\n",
         Backend::KafkaNewProtocol => "kafka.properties = {'group.protocol' = 'consumer'}\n",
-        Backend::Postgres => "",
+        Backend::Kafka | Backend::Postgres => "",
     }
 }

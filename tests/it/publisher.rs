@@ -9,5 +9,6 @@ mod modes;
 mod requests;
 mod restored;
 mod said;
+mod takeover;
 mod verdicts;
 pub mod world;

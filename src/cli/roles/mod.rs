@@ -131,7 +131,11 @@ async fn work(site: Site, registry: Registry, parts: Parts, hearing: pauses::Hea
         roles.spawn(once_known(parts.looked.clone(), stop.clone(), consume));
     }
     if site.has(Role::Collect) {
-        roles.spawn(once_known(parts.looked.clone(), stop.clone(), collect::run(site.clone(), parts.clone(), stop.clone())));
+        roles.spawn(once_known(
+            parts.looked.clone(),
+            stop.clone(),
+            collect::run(site.clone(), registry.clone(), parts.clone(), stop.clone()),
+        ));
     }
     if site.has(Role::Publish) {
         roles.spawn(publish::run(site.clone(), registry, parts, stop.clone()));

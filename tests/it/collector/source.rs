@@ -27,11 +27,22 @@ async fn one_collector_at_a_time() {
     let mut second = ours.open(other, &coderd.database.url).await.unwrap().expect("given back");
     second.pass().await.unwrap();
     second.close().await;
-    let mut frozen = ours.collector(Settings { lease_length: Duration::from_millis(1), ..settings() }, &coderd).await;
-    let other = Settings { holder: "third".into(), ..settings() };
-    eventually(Duration::from_secs(10), "a lease ends", async || ours.open(other.clone(), &coderd.database.url).await.unwrap().is_some())
-        .await;
-    assert!(matches!(frozen.pass().await, Err(CollectError::LeaseLost)));
+}
+
+#[tokio::test]
+async fn a_source_stays_its_collectors_through_a_pause_that_is_longer_than_the_lease() {
+    let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
+    let mut first = ours.collector(Settings { lease_length: Duration::from_millis(600), ..settings() }, &coderd).await;
+    let ended = "select clock_timestamp() > $1 + interval '2 seconds'";
+    let begun = coderd.now().await;
+    eventually(Duration::from_secs(30), "two seconds are over", async || {
+        sqlx::query_scalar::<_, bool>(ended).bind(begun).fetch_one(&coderd.database.pool).await.unwrap()
+    })
+    .await;
+    let other = Settings { holder: "other".into(), ..settings() };
+    assert!(ours.open(other, &coderd.database.url).await.unwrap().is_none());
+    first.pass().await.unwrap();
+    first.close().await;
 }
 
 #[tokio::test]

@@ -31,11 +31,7 @@ impl Site {
     /// On the servers of `scripts/test`; otherwise as [`Site::on`].
     pub async fn new(backend: Backend, more: &str) -> Site {
         let kafka = (backend == Backend::Kafka).then(support::kafka);
-        let more = match backend {
-            Backend::Kafka => format!("{more}kafka.properties.'session.timeout.ms' = '6000'\n"),
-            Backend::Postgres => more.to_owned(),
-        };
-        Site::on(support::database().await, kafka, &more).await
+        Site::on(support::database().await, kafka, more).await
     }
 
     /// Writes the pipeline file, with these lines of TOML before what every pipeline needs, and migrates. Without a broker the log is in the

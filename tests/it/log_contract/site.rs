@@ -105,18 +105,18 @@ async fn migrate(database: &Database) {
     connection.apply("_sqlx_migrations", log).await.unwrap();
 }
 
-/// Members that are killed are missed within two seconds, by the new protocol as the broker says.
+/// Members that do not poll are missed as soon as the broker's default limits allow.
 fn kafka_settings(kind: Kind, brokers: &str, prefix: &str) -> KafkaSettings {
     let mut settings = KafkaSettings::new(brokers);
     prefix.clone_into(&mut settings.topic_prefix);
     settings.batch_linger = Duration::from_millis(20);
-    let properties: &[(&str, &str)] = match kind {
-        Kind::KafkaNewProtocol => &[("group.protocol", "consumer"), ("max.poll.interval.ms", "3000")],
-        _ => &[("session.timeout.ms", "2000"), ("heartbeat.interval.ms", "300"), ("max.poll.interval.ms", "3000")],
+    let more = match kind {
+        Kind::KafkaNewProtocol => Some(("group.protocol", "consumer")),
+        Kind::KafkaEager => Some(("partition.assignment.strategy", "range")),
+        Kind::Kafka | Kind::Postgres => None,
     };
-    settings.properties.extend(properties.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
-    if kind == Kind::KafkaEager {
-        settings.properties.insert("partition.assignment.strategy".to_owned(), "range".to_owned());
+    for (name, value) in more.into_iter().chain([("max.poll.interval.ms", "6000")]) {
+        settings.properties.insert(name.to_owned(), value.to_owned());
     }
     settings
 }

@@ -4,13 +4,17 @@ mod faults;
 mod over_api;
 mod pauses;
 mod processes;
+mod properties;
 pub mod proxy;
 mod recreated;
 mod refusals;
+mod sizes;
 mod stalled;
 mod start;
 mod status;
 mod stop;
+mod takeover;
+mod transactions;
 
 use std::time::{Duration, Instant};
 
@@ -63,8 +67,6 @@ impl Site {
             site.set("log.kind", "'kafka'");
             site.set("kafka.brokers", &format!("'{}'", kafka.brokers));
             site.set("kafka.topic_prefix", &format!("'{}'", kafka.prefix));
-            // A member that is killed is missed soon.
-            site.set("kafka.properties", "{'session.timeout.ms' = '3000', 'heartbeat.interval.ms' = '500'}");
             site.kafka = Some(kafka);
         }
         site

@@ -1,0 +1,53 @@
+//! The collector's lease. A task of its own renews it, so that neither a slow statement in coderd's database nor a long pause between two passes
+//! loses it, and a killed collector is replaced within seconds.
+
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::settings::CollectError;
+use crate::ledger::{Lease, Ledger};
+
+/// A lease that is renewed until it is released, lost or dropped.
+pub(super) struct KeptLease {
+    pub(super) lease: Lease,
+    lost: CancellationToken,
+    renewal: JoinHandle<()>,
+}
+
+impl KeptLease {
+    pub(super) fn keep(ledger: &Ledger, lease: Lease, length: Duration) -> Self {
+        let lost = CancellationToken::new();
+        let renewal = tokio::spawn(renew(ledger.clone(), lease.clone(), length, lost.clone()));
+        KeptLease { lease, lost, renewal }
+    }
+
+    /// # Errors
+    /// [`CollectError::LeaseLost`] once another collector is known to have taken it.
+    pub(super) fn check(&self) -> Result<(), CollectError> {
+        if self.lost.is_cancelled() { Err(CollectError::LeaseLost) } else { Ok(()) }
+    }
+
+    /// Lets another collector begin at once.
+    pub(super) async fn release(self, ledger: &Ledger) -> Result<(), sqlx::Error> {
+        self.renewal.abort();
+        ledger.in_time(ledger.release_lease(self.lease.clone())).await
+    }
+}
+
+impl Drop for KeptLease {
+    fn drop(&mut self) {
+        self.renewal.abort();
+    }
+}
+
+/// A ledger that does not answer is asked again: only its word ends a lease.
+async fn renew(ledger: Ledger, lease: Lease, length: Duration, lost: CancellationToken) {
+    loop {
+        tokio::time::sleep(length / 3).await;
+        if let Ok(Ok(false)) = tokio::time::timeout(length, ledger.renew_lease(&lease, length)).await {
+            return lost.cancel();
+        }
+    }
+}
