@@ -3,6 +3,7 @@
 mod audit;
 mod bad_input;
 mod cli;
+mod cli_database;
 mod coderd_sim;
 mod collector;
 mod deep_audit;
