@@ -12,9 +12,9 @@ use uuid::Uuid;
 
 use super::suspects::event_ids;
 use super::{Audit, Joint, RECENT_USAGE, SOURCE, SOURCE_GONE};
-use crate::coderd::{Catalog, Database, Reader};
-use crate::collectors::events;
-use crate::event::{self, Digest, Event, ParseError, Payload};
+use crate::coderd::{BuildKey, Catalog, Database, Reader};
+use crate::collectors::events::{self, NotAnEvent};
+use crate::event::{Digest, Event, ParseError, Payload};
 use crate::ledger::{Difference, Ledger, Source};
 
 /// Ids compared at a time.
@@ -28,6 +28,8 @@ const RECENT: TimeDelta = TimeDelta::days(30);
 /// Digests of a build and of the claim that it may be.
 pub(super) type BuildDigests = [Option<Digest>; 2];
 const NOTHING: BuildDigests = [None, None];
+/// Of a row that is not an event, and is among the rejects: the digest of no event.
+const NO_EVENT: Digest = [0; 32];
 
 /// 1 where what differed was read again after a collector pass that began later.
 pub(super) const READ_AGAIN: &str = "read_again_after_a_later_pass";
@@ -107,8 +109,9 @@ impl<'a> Sides<'a> {
         self.ledger.clock.now() - RECENT
     }
 
-    fn baseline(&self) -> DateTime<Utc> {
-        self.source.baseline_until.unwrap_or(DateTime::<Utc>::MIN_UTC)
+    /// Whether the build completed before collecting began.
+    fn is_in_baseline(&self, key: &BuildKey) -> bool {
+        self.source.baseline_until.is_some_and(|until| key.completed_at < until.into())
     }
 
     /// Reads both sides whole, in pages, and keeps the ids that are not the same on both.
@@ -142,8 +145,7 @@ impl<'a> Sides<'a> {
             let keys = self.reader.build_keys(after, PAGE).await?;
             let Some(last) = keys.last() else { return Ok(seen) };
             after = last.job_id;
-            let baseline = self.baseline();
-            let ids: Vec<Uuid> = keys.iter().filter(|key| key.completed_at >= baseline).filter_map(|key| key.build_id).collect();
+            let ids: Vec<Uuid> = keys.iter().filter(|key| !self.is_in_baseline(key)).filter_map(|key| key.build_id).collect();
             seen += ids.len();
             let here = self.ledger_digests(&ids).await?;
             let there = self.source_digests(&ids).await?;
@@ -229,10 +231,14 @@ impl<'a> Sides<'a> {
         let mut digests = HashMap::with_capacity(ids.len());
         for row in self.reader.builds(&self.catalog, ids).await? {
             let id = row.build_id;
-            let read = events::build(row).ok().map(|build| {
-                let claim = events::claim(&build).map(|claim| self.digest(Payload::Claim(Box::new(claim))));
-                [Some(self.digest(Payload::Build(Box::new(build)))), claim]
-            });
+            let read = match events::build(self.source.deployment_id, row) {
+                Ok(build) => {
+                    let claim = events::claim(&build).map(|claim| self.digest(Payload::Claim(Box::new(claim))));
+                    Some([Some(self.digest(Payload::Build(Box::new(build)))), claim])
+                }
+                Err(NotAnEvent::Time { .. }) => Some([Some(NO_EVENT), None]),
+                Err(NotAnEvent::UnknownWord { .. }) => None,
+            };
             digests.insert(id, read);
         }
         Ok(digests)
@@ -246,8 +252,7 @@ impl<'a> Sides<'a> {
     pub(super) async fn source_usage_digests(&mut self, ids: &[String]) -> anyhow::Result<HashMap<String, Result<Digest, ParseError>>> {
         let deployment = self.source.deployment_id;
         let rows = self.reader.usage(ids).await?;
-        let digest = |message| event::parse(&message).map(|event| event.digest());
-        Ok(rows.into_iter().map(|row| (row.id.clone(), digest(events::usage(deployment, row)))).collect())
+        Ok(rows.into_iter().map(|row| (row.id.clone(), events::usage_digest(deployment, row))).collect())
     }
 }
 

@@ -1,11 +1,10 @@
 //! Completed builds: which there are, and what each was.
 
-use chrono::{DateTime, Utc};
 use sqlx::FromRow;
 use uuid::Uuid;
 
 use super::connect::within;
-use super::{Catalog, CoderdError, Reader};
+use super::{Catalog, CoderdError, Reader, Time};
 
 /// A completed job of type `workspace_build`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromRow)]
@@ -13,7 +12,7 @@ pub struct BuildKey {
     /// `provisioner_jobs.id`
     pub job_id: Uuid,
     /// `provisioner_jobs.completed_at`
-    pub completed_at: DateTime<Utc>,
+    pub completed_at: Time,
     /// `workspace_builds.id`; absent when the build was removed and its job stayed
     pub build_id: Option<Uuid>,
 }
@@ -60,11 +59,11 @@ pub struct BuildRow {
     /// `workspace_builds.daily_cost`
     pub daily_cost: i32,
     /// `provisioner_jobs.created_at`
-    pub created_at: DateTime<Utc>,
+    pub created_at: Time,
     /// `provisioner_jobs.started_at`
-    pub started_at: Option<DateTime<Utc>>,
+    pub started_at: Option<Time>,
     /// `provisioner_jobs.completed_at`
-    pub completed_at: DateTime<Utc>,
+    pub completed_at: Time,
     /// `organizations.name`
     pub organization_name: String,
     /// `templates.name`
@@ -182,7 +181,7 @@ impl Reader {
     ///
     /// # Errors
     /// [`CoderdError`]
-    pub async fn recent_build_keys(&mut self, after: (DateTime<Utc>, Uuid), limit: i64) -> Result<Vec<BuildKey>, CoderdError> {
+    pub async fn recent_build_keys(&mut self, after: (Time, Uuid), limit: i64) -> Result<Vec<BuildKey>, CoderdError> {
         within(self.deadline, sqlx::query_as(recent_keys!("")).bind(after.0).bind(after.1).bind(limit).fetch_all(&mut self.connection))
             .await
     }
@@ -191,7 +190,7 @@ impl Reader {
     ///
     /// # Errors
     /// [`CoderdError`]
-    pub async fn explain_recent_build_keys(&mut self, after: (DateTime<Utc>, Uuid), limit: i64) -> Result<Vec<String>, CoderdError> {
+    pub async fn explain_recent_build_keys(&mut self, after: (Time, Uuid), limit: i64) -> Result<Vec<String>, CoderdError> {
         within(
             self.deadline,
             sqlx::query_scalar(recent_keys!("explain (analyze, buffers) "))
@@ -224,6 +223,17 @@ impl Reader {
             .fetch_all(&mut self.connection),
         )
         .await
+    }
+
+    /// The keys of these builds, as far as they are there and completed, by build id.
+    ///
+    /// # Errors
+    /// [`CoderdError`]
+    pub async fn build_keys_of(&mut self, build_ids: &[Uuid]) -> Result<Vec<BuildKey>, CoderdError> {
+        let query = "select job.id as job_id, job.completed_at, build.id as build_id
+             from workspace_builds build join provisioner_jobs job on job.id = build.job_id
+             where build.id = any($1) and job.completed_at is not null order by build.id";
+        within(self.deadline, sqlx::query_as(query).bind(build_ids).fetch_all(&mut self.connection)).await
     }
 
     /// What these builds were, by time and id. One that was removed meanwhile is left out.

@@ -2,12 +2,11 @@
 
 use std::fmt;
 
-use chrono::{DateTime, Utc};
 use sqlx::FromRow;
 use uuid::Uuid;
 
 use super::connect::within;
-use super::{CoderdError, Reader};
+use super::{CoderdError, Reader, Time};
 
 /// A row of `licenses`. Its `Debug` form leaves the token out.
 #[derive(Clone, PartialEq, Eq, FromRow)]
@@ -15,11 +14,11 @@ pub struct LicenseRow {
     /// `id`
     pub id: i32,
     /// `uploaded_at`
-    pub uploaded_at: DateTime<Utc>,
+    pub uploaded_at: Time,
     /// `jwt`: a secret, for it signs requests to Tallyman
     pub jwt: String,
     /// `exp`: a copy of the token's claim
-    pub exp: DateTime<Utc>,
+    pub exp: Time,
     /// `uuid`, not unique
     pub uuid: Uuid,
 }

@@ -13,7 +13,9 @@ mod horizon;
 mod identity;
 mod licenses;
 mod publish;
+mod time;
 mod usage;
+mod usage_days;
 
 pub use baseline::CreationsRow;
 pub use builds::{BuildKey, BuildRow};
@@ -25,4 +27,5 @@ pub use horizon::Horizon;
 pub use identity::Identity;
 pub use licenses::LicenseRow;
 pub use publish::UsageRow;
+pub use time::Time;
 pub use usage::UsageKey;

@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use sqlx::FromRow;
 
 use super::connect::within;
-use super::{CoderdError, Reader};
+use super::{CoderdError, Reader, Time};
 
 /// A row of `usage_events`.
 #[derive(Clone, Debug, PartialEq, Eq, FromRow)]
@@ -16,11 +16,11 @@ pub struct UsageRow {
     /// `event_data`, as PostgreSQL writes the jsonb
     pub event_data: String,
     /// `created_at`: when the usage happened, not when the row came
-    pub created_at: DateTime<Utc>,
+    pub created_at: Time,
     /// `publish_started_at`: a replica's claim, good for an hour
-    pub publish_started_at: Option<DateTime<Utc>>,
+    pub publish_started_at: Option<Time>,
     /// `published_at`: set on acceptance and on permanent refusal
-    pub published_at: Option<DateTime<Utc>>,
+    pub published_at: Option<Time>,
     /// `failure_message`
     pub failure_message: Option<String>,
 }
@@ -43,11 +43,13 @@ impl Reader {
         .await
     }
 
-    /// The latest of coderd's own publish marks (`published_at`). While coderd does not publish, it does not rise.
+    /// The latest of coderd's own publish marks (`published_at`). While coderd does not publish, it does not rise. A mark beyond tomorrow is not one
+    /// of coderd's: it would hide all that follow.
     ///
     /// # Errors
     /// [`CoderdError`]
     pub async fn latest_publish_mark(&mut self) -> Result<Option<DateTime<Utc>>, CoderdError> {
-        within(self.deadline, sqlx::query_scalar("select max(published_at) from usage_events").fetch_one(&mut self.connection)).await
+        let query = "select max(published_at) from usage_events where published_at between '1970-01-01' and now() + interval '1 day'";
+        within(self.deadline, sqlx::query_scalar(query).fetch_one(&mut self.connection)).await
     }
 }

@@ -5,7 +5,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{FromRow, Row as _};
 
 use super::connect::within;
-use super::{CoderdError, Reader};
+use super::{CoderdError, Reader, Time};
 
 /// The parts of a usage row that never change.
 #[derive(Clone, Debug, PartialEq, Eq, FromRow)]
@@ -13,7 +13,7 @@ pub struct UsageKey {
     /// `id`
     pub id: String,
     /// `created_at`
-    pub created_at: DateTime<Utc>,
+    pub created_at: Time,
 }
 
 /// Each range gives one page at most, so that a page costs the same wherever it begins. (The unmarked range is ordered by its empty marks,
@@ -111,19 +111,22 @@ impl Reader {
         .await
     }
 
+    /// The keys of these ids, as far as they are there.
+    ///
+    /// # Errors
+    /// [`CoderdError`]
+    pub async fn usage_keys_of(&mut self, ids: &[String]) -> Result<Vec<UsageKey>, CoderdError> {
+        let query = "select id, created_at from usage_events where id = any($1) order by id";
+        within(self.deadline, sqlx::query_as(query).bind(ids).fetch_all(&mut self.connection)).await
+    }
+
     /// The hours since `since` that have their runtime row, in order.
     ///
     /// # Errors
     /// [`CoderdError`]
     pub async fn runtime_hours(&mut self, since: DateTime<Utc>) -> Result<Vec<DateTime<Utc>>, CoderdError> {
-        within(
-            self.deadline,
-            sqlx::query_scalar(
-                "select created_at from usage_events where event_type = 'hb_agent_runtime_v1' and created_at >= $1 order by created_at",
-            )
-            .bind(since)
-            .fetch_all(&mut self.connection),
-        )
-        .await
+        let query = "select created_at from usage_events where event_type = 'hb_agent_runtime_v1' and created_at >= $1 order by created_at";
+        let hours: Vec<Time> = within(self.deadline, sqlx::query_scalar(query).bind(since).fetch_all(&mut self.connection)).await?;
+        Ok(hours.into_iter().filter_map(Time::instant).collect())
     }
 }

@@ -1,29 +1,82 @@
 //! From coderd's rows to events.
 
-use chrono::{DateTime, SecondsFormat, Utc};
+use chrono::{DateTime, Datelike as _, Utc};
+use serde_json::Value;
 use uuid::Uuid;
 
-use crate::coderd::{BuildRow, UsageRow};
+use crate::coderd::{BuildRow, Time, UsageRow};
 use crate::event::{
-    BuildKind, BuildStatus, Event, InputStage, MAX_TEXT_BYTES, Message, PREBUILDS_USER, Payload, PrebuildClaimed, PublishMarks, Transition,
-    Usage, UsageQuantity, WorkspaceBuildCompleted, kind,
+    BuildKind, BuildStatus, Digest, Event, InputStage, MAX_TEXT_BYTES, Message, PREBUILDS_USER, ParseError, Payload, PrebuildClaimed,
+    PublishMarks, Transition, Usage, UsageQuantity, WorkspaceBuildCompleted, YEARS, kind, parse,
 };
 
-/// A value that this version has no word for: coderd is newer.
+/// Why coderd's row of a build is not an event.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("build {build_id}: {field} is {value:?}, which this version does not know")]
-pub struct UnknownWord {
-    build_id: Uuid,
-    field: &'static str,
-    value: String,
+pub enum NotAnEvent {
+    /// A value that this version has no word for: coderd is newer.
+    #[error("build {build_id}: {field} is {value:?}, which this version does not know")]
+    UnknownWord {
+        /// `workspace_builds.id`
+        build_id: Uuid,
+        /// The column.
+        field: &'static str,
+        /// Its value.
+        value: String,
+    },
+    /// A time outside of [`YEARS`].
+    #[error("build {build_id}: {field} is {value}, outside the years {} to {}", YEARS.start(), YEARS.end())]
+    Time {
+        /// `workspace_builds.id`
+        build_id: Uuid,
+        /// The column.
+        field: &'static str,
+        /// Its value.
+        value: Time,
+        /// The row as it is: the consumer rejects it where people see it.
+        message: Box<Message>,
+    },
+}
+
+/// The time, where an event can have it.
+fn countable(time: Time) -> Option<DateTime<Utc>> {
+    time.instant().filter(|at| YEARS.contains(&at.year()))
 }
 
 /// The build as an event.
 ///
 /// # Errors
-/// [`UnknownWord`]
-pub fn build(row: BuildRow) -> Result<WorkspaceBuildCompleted, UnknownWord> {
-    let unknown = |field, value: &str| UnknownWord { build_id: row.build_id, field, value: value.to_owned() };
+/// [`NotAnEvent`]
+pub fn build(deployment: Uuid, row: BuildRow) -> Result<WorkspaceBuildCompleted, NotAnEvent> {
+    let times = [("created_at", Some(row.created_at)), ("started_at", row.started_at), ("completed_at", Some(row.completed_at))];
+    let odd: Vec<(&'static str, Time)> =
+        times.into_iter().filter_map(|(field, time)| Some((field, time.filter(|time| countable(*time).is_none())?))).collect();
+    let build = build_with_known_words(row)?;
+    match odd.first() {
+        None => Ok(build),
+        Some((field, value)) => {
+            let (build_id, field, value) = (build.build_id, *field, *value);
+            let event = Event { deployment, payload: Payload::Build(Box::new(build)) };
+            Err(NotAnEvent::Time { build_id, field, value, message: Box::new(with_times(&event, &odd)) })
+        }
+    }
+}
+
+/// The message of a build with these fields as coderd has them. The attribute `time` is left out, so that the field itself is named.
+fn with_times(event: &Event, times: &[(&'static str, Time)]) -> Message {
+    let mut message = event.to_message();
+    message.headers.retain(|(name, _)| name != "ce_time");
+    let mut data: Value = serde_json::from_slice(message.payload.as_deref().unwrap_or_default()).unwrap_or_default();
+    for (field, time) in times {
+        data[*field] = time.to_string().into();
+    }
+    message.payload = Some(data.to_string().into_bytes());
+    message
+}
+
+/// A time that no event can have is 1970.
+fn build_with_known_words(row: BuildRow) -> Result<WorkspaceBuildCompleted, NotAnEvent> {
+    let unknown = |field, value: &str| NotAnEvent::UnknownWord { build_id: row.build_id, field, value: value.to_owned() };
+    let time = |time| countable(time).unwrap_or(DateTime::UNIX_EPOCH);
     let stage = |value: Option<&str>| match value {
         None | Some("0") => Ok(None),
         Some("1") => Ok(Some(InputStage::Create)),
@@ -50,9 +103,9 @@ pub fn build(row: BuildRow) -> Result<WorkspaceBuildCompleted, UnknownWord> {
         has_ai_task: row.has_ai_task,
         has_external_agent: row.has_external_agent,
         daily_cost: row.daily_cost,
-        created_at: row.created_at,
-        started_at: row.started_at,
-        completed_at: row.completed_at,
+        created_at: time(row.created_at),
+        started_at: row.started_at.map(time),
+        completed_at: time(row.completed_at),
         organization_name: row.organization_name,
         template_name: row.template_name,
         template_version_name: row.template_version_name,
@@ -86,32 +139,50 @@ pub fn claim(build: &WorkspaceBuildCompleted) -> Option<PrebuildClaimed> {
     })
 }
 
-/// A usage row as a message. A type that this version does not know, or a payload that is not valid for its type, travels as it is: the
-/// consumer holds or rejects it where it can be seen. It is money.
+/// A usage row as a message. A type that this version does not know, a payload that is not valid for its type, or a time that no event has
+/// travels as it is: the consumer holds or rejects it where it can be seen. It is money.
 #[must_use]
 pub fn usage(deployment: Uuid, row: UsageRow) -> Message {
-    let failure_message = row.failure_message.map(|text| clip(&text).to_owned());
-    let Ok(quantity) = UsageQuantity::parse(&row.event_type, row.event_data.as_bytes()) else {
-        return unread_usage(deployment, &row.id, &row.event_type, row.event_data, row.created_at);
+    let quantity = UsageQuantity::parse(&row.event_type, row.event_data.as_bytes());
+    let mark = |mark: Option<Time>| mark.map(countable);
+    let (Ok(quantity), Some(created_at), publish_started_at @ (None | Some(Some(_))), published_at @ (None | Some(Some(_)))) =
+        (quantity, countable(row.created_at), mark(row.publish_started_at), mark(row.published_at))
+    else {
+        return unread_usage(deployment, row);
     };
-    let marks = PublishMarks { publish_started_at: row.publish_started_at, published_at: row.published_at, failure_message };
-    let usage = Usage { id: row.id, quantity, created_at: row.created_at, marks };
+    let failure_message = row.failure_message.map(|text| clip(&text).to_owned());
+    let marks = PublishMarks { publish_started_at: publish_started_at.flatten(), published_at: published_at.flatten(), failure_message };
+    let usage = Usage { id: row.id, quantity, created_at, marks };
     Event { deployment, payload: Payload::Usage(usage) }.to_message()
 }
 
-fn unread_usage(deployment: Uuid, id: &str, event_type: &str, data: String, created_at: DateTime<Utc>) -> Message {
+/// The digest of a usage row. coderd's marks are not part of it: whatever time they bear, the event is the same.
+///
+/// # Errors
+/// Why the row is not an event.
+pub fn usage_digest(deployment: Uuid, row: UsageRow) -> Result<Digest, ParseError> {
+    let row = UsageRow { publish_started_at: None, published_at: None, failure_message: None, ..row };
+    Ok(parse(&usage(deployment, row))?.digest())
+}
+
+/// Of coderd's marks only those are there that no event can have: the others change while the row is the same.
+fn unread_usage(deployment: Uuid, row: UsageRow) -> Message {
     let header = |name: &str, value: String| (name.to_owned(), Some(value.into_bytes()));
+    let mut headers = vec![
+        header("ce_specversion", "1.0".into()),
+        header("ce_id", row.id.clone()),
+        header("ce_source", format!("/coder/{deployment}")),
+        header("ce_type", row.event_type),
+        header("ce_time", row.created_at.to_string()),
+        header("content-type", "application/json".into()),
+    ];
+    let marks = [("ce_publishstartedat", row.publish_started_at), ("ce_publishedat", row.published_at)];
+    let odd = marks.into_iter().filter_map(|(name, mark)| Some((name, mark.filter(|mark| countable(*mark).is_none())?)));
+    headers.extend(odd.map(|(name, mark)| header(name, mark.to_string())));
     Message {
-        key: Some(format!("{deployment}:{id}").into_bytes()),
-        headers: vec![
-            header("ce_specversion", "1.0".into()),
-            header("ce_id", id.into()),
-            header("ce_source", format!("/coder/{deployment}")),
-            header("ce_type", event_type.into()),
-            header("ce_time", created_at.to_rfc3339_opts(SecondsFormat::AutoSi, true)),
-            header("content-type", "application/json".into()),
-        ],
-        payload: Some(data.into_bytes()),
+        key: Some(format!("{deployment}:{}", row.id).into_bytes()),
+        headers,
+        payload: Some(row.event_data.into_bytes()),
         oversized: None,
     }
 }
@@ -128,20 +199,15 @@ pub(super) fn id_from(deployment: Uuid, message: &Message) -> Option<String> {
 
 /// A failure message is a label: one that is longer than an event may carry must not cost the event.
 fn clip(text: &str) -> &str {
-    let mut end = text.len().min(MAX_TEXT_BYTES);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    &text[..end]
+    &text[..text.floor_char_boundary(MAX_TEXT_BYTES)]
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{ParseError, parse};
 
     fn row() -> BuildRow {
-        let at = |seconds| DateTime::from_timestamp(seconds, 0).unwrap();
+        let at = |seconds| Time::from(DateTime::from_timestamp(seconds, 0).unwrap());
         BuildRow {
             build_id: Uuid::from_u128(1),
             workspace_id: Uuid::from_u128(2),
@@ -179,7 +245,7 @@ mod tests {
             id: "one".into(),
             event_type: event_type.into(),
             event_data: data.into(),
-            created_at: DateTime::from_timestamp(10, 0).unwrap(),
+            created_at: DateTime::from_timestamp(10, 0).unwrap().into(),
             publish_started_at: None,
             published_at: None,
             failure_message: None,
@@ -189,7 +255,7 @@ mod tests {
     #[test]
     fn a_claim_is_known_by_its_stage_whoever_initiated_it() {
         for initiator_id in [PREBUILDS_USER, Uuid::from_u128(6)] {
-            let build = build(BuildRow { stage: Some("2".into()), build_number: 4, initiator_id, ..row() }).unwrap();
+            let build = build(Uuid::nil(), BuildRow { stage: Some("2".into()), build_number: 4, initiator_id, ..row() }).unwrap();
             let claim = claim(&build).expect("a claim");
             assert_eq!((claim.claimed_by, claim.stage), (build.owner_id, Some(InputStage::Claim)));
         }
@@ -198,25 +264,25 @@ mod tests {
     #[test]
     fn without_a_stage_the_second_start_after_a_prebuild_is_the_claim() {
         let prebuilt = BuildRow { first_build_initiator_id: Some(PREBUILDS_USER), ..row() };
-        assert!(claim(&build(prebuilt.clone()).unwrap()).is_some());
-        assert!(claim(&build(BuildRow { build_number: 3, ..prebuilt.clone() }).unwrap()).is_none());
-        assert!(claim(&build(BuildRow { transition: "stop".into(), ..prebuilt }).unwrap()).is_none());
-        assert!(claim(&build(row()).unwrap()).is_none(), "a regular restart");
+        assert!(claim(&build(Uuid::nil(), prebuilt.clone()).unwrap()).is_some());
+        assert!(claim(&build(Uuid::nil(), BuildRow { build_number: 3, ..prebuilt.clone() }).unwrap()).is_none());
+        assert!(claim(&build(Uuid::nil(), BuildRow { transition: "stop".into(), ..prebuilt }).unwrap()).is_none());
+        assert!(claim(&build(Uuid::nil(), row()).unwrap()).is_none(), "a regular restart");
     }
 
     #[test]
     fn a_start_after_a_prebuild_with_a_stage_is_not_a_claim() {
         let restarted = BuildRow { first_build_initiator_id: Some(PREBUILDS_USER), first_build_stage: Some("1".into()), ..row() };
-        assert!(claim(&build(restarted.clone()).unwrap()).is_none(), "an administrator's retry");
-        assert!(claim(&build(BuildRow { stage: Some("2".into()), ..restarted }).unwrap()).is_some());
+        assert!(claim(&build(Uuid::nil(), restarted.clone()).unwrap()).is_none(), "an administrator's retry");
+        assert!(claim(&build(Uuid::nil(), BuildRow { stage: Some("2".into()), ..restarted }).unwrap()).is_some());
     }
 
     #[test]
     fn a_word_of_a_newer_coderd_is_named() {
-        let error = build(BuildRow { transition: "hibernate".into(), ..row() }).unwrap_err();
+        let error = build(Uuid::nil(), BuildRow { transition: "hibernate".into(), ..row() }).unwrap_err();
         assert!(error.to_string().contains("transition is \"hibernate\""));
-        assert!(build(BuildRow { stage: Some("3".into()), ..row() }).is_err());
-        assert_eq!(build(BuildRow { stage: Some("0".into()), ..row() }).unwrap().stage, None);
+        assert!(build(Uuid::nil(), BuildRow { stage: Some("3".into()), ..row() }).is_err());
+        assert_eq!(build(Uuid::nil(), BuildRow { stage: Some("0".into()), ..row() }).unwrap().stage, None);
     }
 
     #[test]

@@ -59,7 +59,7 @@ impl Judge<'_> {
             Err(refusal) => LicenseState::Refused(refusal),
         };
         let jwt_sha256 = Sha256::digest(row.jwt.as_bytes()).into();
-        LicenseChange { license_id: row.id, jwt_sha256, uploaded_at: Some(row.uploaded_at), state }
+        LicenseChange { license_id: row.id, jwt_sha256, uploaded_at: row.uploaded_at.instant(), state }
     }
 }
 
@@ -71,7 +71,7 @@ mod tests {
 
     fn row(id: i32, jwt: &str) -> LicenseRow {
         let at = DateTime::from_timestamp(0, 0).unwrap();
-        LicenseRow { id, uploaded_at: at, jwt: jwt.into(), exp: at, uuid: Uuid::nil() }
+        LicenseRow { id, uploaded_at: at.into(), jwt: jwt.into(), exp: at.into(), uuid: Uuid::nil() }
     }
 
     #[test]

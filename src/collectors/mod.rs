@@ -7,6 +7,7 @@ pub mod events;
 mod identity;
 mod lease;
 mod licenses;
+mod missed;
 mod open;
 mod pass;
 mod run;
@@ -16,7 +17,7 @@ mod settings;
 mod take;
 mod telemetry;
 
-pub use open::Collector;
+pub use open::{Collector, lease_name};
 pub use pass::PassReport;
 pub use run::{Standing, run};
 pub use settings::{CollectError, Settings};

@@ -7,12 +7,14 @@ use chrono::{DateTime, SubsecRound, Utc};
 use uuid::Uuid;
 
 use super::lease::KeptLease;
+use super::missed::Explained;
+use super::pass::before;
 use super::seen::Seen;
 use super::settings::{CollectError, Settings};
 use super::{events, identity};
 use crate::clock::Clock;
 use crate::coderd::{Catalog, Database, Reader};
-use crate::event::{Payload, Topic, TopicPartition, parse_in};
+use crate::event::{Payload, Topic, TopicPartition, build_of, parse_in};
 use crate::ledger::{Baseline, BaselineRow, Ledger, LicenseChange, Source};
 use crate::license::PublicKeys;
 use crate::log::{Log, Record};
@@ -53,6 +55,11 @@ pub struct Collector {
     pub(super) claimed_until: Option<DateTime<Utc>>,
     /// When the last full sweep began.
     pub(super) swept_at: Option<DateTime<Utc>>,
+    /// When a pass last reached back over the whole overlap.
+    pub(super) overlapped_at: Option<DateTime<Utc>>,
+    /// When counts of days were last compared.
+    pub(super) compared_at: Option<DateTime<Utc>>,
+    pub(super) explained: Explained,
     /// Passes of this process, counted from 1.
     pub(super) pass_number: u64,
     /// The latest pass that is known to be in the ledger.
@@ -91,7 +98,7 @@ impl Collector {
         {
             return Err(refusal.into());
         }
-        let name = format!("collector:{deployment_id}");
+        let name = lease_name(deployment_id);
         let Some(lease) = ledger.in_time(ledger.take_lease(&name, &settings.holder, settings.lease_length)).await? else { return Ok(None) };
         let lease = KeptLease::keep(&ledger, lease, settings.lease_length);
         let source = introduce(&settings, &mut reader, &ledger, &clock, deployment_id).await?;
@@ -120,6 +127,9 @@ impl Collector {
             reread_from: last.complete_until,
             claimed_until: last.claimed_until,
             swept_at: last.swept_at,
+            overlapped_at: None,
+            compared_at: None,
+            explained: Explained::new(),
             pass_number: 0,
             pass_in_ledger: 0,
             passes_ahead: VecDeque::new(),
@@ -129,6 +139,10 @@ impl Collector {
         };
         collector.remember_in_flight().await?;
         Ok(Some(collector))
+    }
+
+    pub(super) fn next_pass(&self) -> u64 {
+        self.pass_number.saturating_add(1)
     }
 
     /// The source as the ledger has it.
@@ -174,15 +188,15 @@ impl Collector {
             let limit = READ_PAGE.min(*left);
             let records = self.log.read(partition, from, limit).await?;
             let Some(last) = records.last() else { return Ok(()) };
-            from = last.offset + 1;
-            *left -= records.len().min(*left);
+            from = last.offset.saturating_add(1);
+            *left = left.saturating_sub(records.len());
             let mut claimless = HashMap::new();
             for record in &records {
                 self.remember_record(partition.topic, record, &mut claimless);
             }
             let ids: Vec<Uuid> = claimless.keys().copied().collect();
             for id in self.ledger.in_time(self.ledger.known_claims(self.source.id, &ids)).await?.into_keys() {
-                self.builds.insert(id, claimless[&id], self.pass_number + 1);
+                self.builds.insert(id, claimless[&id], self.next_pass());
             }
             if records.len() < limit {
                 return Ok(());
@@ -193,7 +207,7 @@ impl Collector {
 
     /// `claimless` gets the builds that are claims and whose claim is not in flight: they count as seen only where the ledger has it.
     fn remember_record(&mut self, topic: Topic, record: &Record, claimless: &mut HashMap<Uuid, DateTime<Utc>>) {
-        let (deployment, pass) = (self.source.deployment_id, self.pass_number + 1);
+        let (deployment, pass) = (self.source.deployment_id, self.next_pass());
         match parse_in(topic, &record.message) {
             Ok(event) if event.deployment != deployment => {}
             Ok(event) => match event.payload {
@@ -204,15 +218,23 @@ impl Collector {
                 Payload::Usage(usage) => self.usage.insert(usage.id, usage.created_at, pass),
                 Payload::Claim(claim) => self.claims.insert(claim.build_id, claim.completed_at, pass),
             },
-            // Usage travels also where it is no event that this version can count: it will be held or rejected, and is in the log all the same.
-            Err(_) if topic == Topic::AgentUsage => {
-                if let Some(id) = events::id_from(deployment, &record.message) {
-                    self.usage.insert(id, record.timestamp, pass);
+            // A row travels also where it is not an event that this version can count: it will be held or rejected, and is in the log all the same.
+            Err(_) => {
+                let id = events::id_from(deployment, &record.message);
+                match (topic, id.as_deref().and_then(build_of)) {
+                    (Topic::AgentUsage, _) => id.into_iter().for_each(|id| self.usage.insert(id, record.timestamp, pass)),
+                    (Topic::WorkspaceBuilds, Some(build)) => self.builds.insert(build, record.timestamp, pass),
+                    _ => {}
                 }
             }
-            Err(_) => {}
         }
     }
+}
+
+/// The lease that the collector of a deployment holds.
+#[must_use]
+pub fn lease_name(deployment_id: Uuid) -> String {
+    format!("collector:{deployment_id}")
 }
 
 /// The source as it was introduced, now or before.
@@ -243,7 +265,7 @@ async fn introduce(
 /// coderd's count of creations before `from`, which must be certain not to change any more.
 async fn baseline(settings: &Settings, reader: &mut Reader, from: DateTime<Utc>) -> Result<Baseline, CollectError> {
     let catalog = reader.catalog().await?;
-    let complete = reader.horizon(&catalog).await?.complete_before().ok_or(CollectError::FromUncertain)? - settings.margin;
+    let complete = before(reader.horizon(&catalog).await?.complete_before().ok_or(CollectError::FromUncertain)?, settings.margin);
     if from > complete {
         return Err(CollectError::FromTooRecent { from, complete });
     }

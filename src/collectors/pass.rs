@@ -3,9 +3,10 @@
 use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 
 use super::licenses::Judge;
+use super::missed::is_due;
 use super::open::{Collector, SEEN_LIMIT};
 use super::seen::Seen;
 use super::settings::CollectError;
@@ -18,6 +19,9 @@ use crate::log::LogError;
 
 /// A partition's last record is looked for again after this.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
+
+/// A pass reaches back over the whole overlap this often.
+const OVERLAP_EVERY: TimeDelta = TimeDelta::minutes(1);
 
 /// What a pass did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -48,6 +52,12 @@ pub(super) struct Bounds {
     /// Where the next pass begins.
     next_from: DateTime<Utc>,
     pub(super) now: DateTime<Utc>,
+    /// When the pass began, by our own clock.
+    pub(super) started_at: DateTime<Utc>,
+    /// It reaches back over the whole overlap.
+    overlaps: bool,
+    /// The mark of the sweep that a person has asked for.
+    pub(super) requested_sweep: Option<DateTime<Utc>>,
 }
 
 /// Where the log ends.
@@ -82,8 +92,9 @@ impl Collector {
         let started_at = self.clock.now();
         self.identify(reader).await?;
         let catalog = self.look_around(reader).await?;
-        let bounds = self.bounds(reader.horizon(&catalog).await?, started_at);
-        self.pass_number += 1;
+        let requested_sweep = self.requested_sweep().await?;
+        let bounds = self.bounds(reader.horizon(&catalog).await?, started_at, requested_sweep);
+        self.pass_number = self.next_pass();
         self.learn_what_is_in().await?;
         // The hours first: a row that is counted here is met by the pages that follow.
         let hours = match catalog.has_runtime() {
@@ -94,7 +105,9 @@ impl Collector {
         self.builds(reader, &catalog, &bounds, &mut appended).await?;
         if catalog.usage_events {
             self.usage(reader, &bounds, &mut appended).await?;
+            self.compare_days(reader, &bounds, &mut appended).await?;
         }
+        let fetched = self.fetch(reader, &catalog, &mut appended).await?;
         let rows = reader.licenses().await?;
         self.licenses = self.record_licenses(&rows).await?;
         let mut report = appended.report;
@@ -106,8 +119,8 @@ impl Collector {
         if !comparable {
             (report.complete_until, report.runtime_complete_until) = (None, None);
         }
-        report.pass_id = self.record(started_at, &report, comparable, ends.offsets).await?;
-        self.remember(&bounds, started_at, &report, comparable);
+        report.pass_id = self.record(&bounds, &report, comparable, ends.offsets, fetched).await?;
+        self.remember(&bounds, &report, comparable);
         self.heed(ends.behind).await?;
         Ok(report)
     }
@@ -132,17 +145,32 @@ impl Collector {
     }
 
     /// Now is the earlier of the database's and our own: where the clock is a given one, the source lives by it too.
-    fn bounds(&self, horizon: Horizon, started_at: DateTime<Utc>) -> Bounds {
+    ///
+    /// Once a minute the pass reaches back over the whole overlap: a row can come later than the margin, of a replica whose clock is behind.
+    fn bounds(&self, horizon: Horizon, started_at: DateTime<Utc>, requested_sweep: Option<DateTime<Utc>>) -> Bounds {
         let now = horizon.now.min(started_at);
-        let complete_until = horizon.complete_before().map(|before| before.min(now) - self.settings.margin);
-        // a sweep by a clock that was ahead is no recent one
-        let swept_recently = self.swept_at.is_some_and(|swept_at| (started_at - swept_at).abs() < self.settings.sweep_interval);
+        let complete_until = horizon.complete_before().map(|complete| before(complete.min(now), self.settings.margin));
+        let swept_recently = !is_due(self.swept_at, started_at, self.settings.sweep_interval);
+        let overlaps = is_due(self.overlapped_at, started_at, OVERLAP_EVERY);
+        let overlap = before(now, self.settings.overlap);
+        let from = self.reread_from.filter(|_| swept_recently && requested_sweep.is_none());
         Bounds {
-            from: self.reread_from.filter(|_| swept_recently),
+            from: from.map(|from| if overlaps { from.min(overlap) } else { from }),
             complete_until,
-            next_from: complete_until.unwrap_or(now - self.settings.blind_overlap),
+            next_from: complete_until.unwrap_or(overlap),
             now,
+            started_at,
+            overlaps,
+            requested_sweep,
         }
+    }
+
+    /// The mark of the sweep that a person has asked for. It waits while a topic is not the one that the ledger has read.
+    async fn requested_sweep(&self) -> Result<Option<DateTime<Utc>>, CollectError> {
+        if !self.behind.is_empty() {
+            return Ok(None);
+        }
+        Ok(self.ledger.in_time(self.ledger.begin_requested_sweep(self.source.id)).await?)
     }
 
     /// The ends of all partitions: whatever this and earlier passes appended, by this process or another, lies before them.
@@ -193,41 +221,46 @@ impl Collector {
     /// Records the pass. One that cannot be compared with the ledger counts as no full sweep, or the source would pass for backfilled.
     async fn record(
         &self,
-        started_at: DateTime<Utc>,
+        bounds: &Bounds,
         report: &PassReport,
         comparable: bool,
         offsets: Vec<(TopicPartition, i64)>,
+        fetched: Vec<String>,
     ) -> Result<i64, CollectError> {
         let pass = NewPass {
             source_id: self.source.id,
-            started_at,
+            started_at: bounds.started_at,
             complete_until: report.complete_until,
             runtime_complete_until: report.runtime_complete_until,
             full_sweep: report.full_sweep && comparable,
-            produced: report.builds + report.claims + report.usage,
+            produced: report.builds.saturating_add(report.claims).saturating_add(report.usage),
             late: report.late,
             offsets,
             previous: self.previous,
-            fetched: Vec::new(),
-            requested_sweep: None,
+            fetched,
+            requested_sweep: bounds.requested_sweep.filter(|_| comparable),
         };
         Ok(self.ledger.in_time(self.ledger.record_pass(&self.lease.lease, &pass)).await?)
     }
 
     /// What the next pass builds on. Only now: a pass that failed is read again from where it began.
-    fn remember(&mut self, bounds: &Bounds, started_at: DateTime<Utc>, report: &PassReport, comparable: bool) {
-        self.previous = Some((report.pass_id, started_at));
+    fn remember(&mut self, bounds: &Bounds, report: &PassReport, comparable: bool) {
+        self.previous = Some((report.pass_id, bounds.started_at));
         if comparable {
             self.passes_ahead.push_back((self.pass_number, report.pass_id));
         }
         self.claimed_until = self.claimed_until.max(report.complete_until);
         self.reread_from = Some(bounds.next_from);
         if report.full_sweep {
-            self.swept_at = Some(started_at);
+            self.swept_at = Some(bounds.started_at);
         }
-        self.builds.forget(bounds.next_from, self.pass_in_ledger);
-        self.claims.forget(bounds.next_from, self.pass_in_ledger);
-        self.usage.forget(bounds.next_from.min(bounds.now - self.settings.usage_window), self.pass_in_ledger);
+        if bounds.overlaps {
+            self.overlapped_at = Some(bounds.started_at);
+        }
+        let met_again = bounds.next_from.min(before(bounds.now, self.settings.overlap));
+        self.builds.forget(met_again, self.pass_in_ledger);
+        self.claims.forget(met_again, self.pass_in_ledger);
+        self.usage.forget(met_again.min(before(bounds.now, self.settings.usage_window)), self.pass_in_ledger);
     }
 
     /// A topic that was recreated begins again at 0, so the ledger's position in the old one looks as if the new one had been read. Nothing
@@ -262,4 +295,9 @@ impl Collector {
         }
         Ok(())
     }
+}
+
+/// That long before `at`, as far as there are times.
+pub(super) fn before(at: DateTime<Utc>, span: TimeDelta) -> DateTime<Utc> {
+    at.checked_sub_signed(span).unwrap_or(DateTime::<Utc>::MIN_UTC)
 }

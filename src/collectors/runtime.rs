@@ -2,19 +2,21 @@
 
 use chrono::{DateTime, DurationRound, TimeDelta, Utc};
 
+use super::pass::before;
+
 /// How far back coderd fills missing hours, from the hour that runs. Source: `AgentRuntimeWindow`.
 const WINDOW: TimeDelta = TimeDelta::days(7);
 
 /// The hours that can still get a row begin here.
 pub(super) fn window_start(now: DateTime<Utc>) -> DateTime<Utc> {
-    hour(now) - WINDOW
+    before(hour(now), WINDOW)
 }
 
 /// The hour before which every hour has its row or is past coderd's window. `hours` are those with a row.
 pub(super) fn complete_until(hours: &[DateTime<Utc>], now: DateTime<Utc>) -> DateTime<Utc> {
     let mut next = window_start(now);
     while next < hour(now) && hours.contains(&next) {
-        next += TimeDelta::hours(1);
+        next = next.checked_add_signed(TimeDelta::hours(1)).unwrap_or(now);
     }
     next
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::hash::Hash;
 
-use chrono::{DateTime, Utc};
+use crate::coderd::Time;
 
 /// Bounded memory. What it forgets is looked up in the ledger; an id that is not there yet either is appended again and counted as a
 /// duplicate.
@@ -16,7 +16,7 @@ pub(super) struct Seen<Id> {
 #[derive(Clone, Copy, Debug)]
 struct Sighting {
     /// The row's own time.
-    at: DateTime<Utc>,
+    at: Time,
     /// In which pass of this process.
     pass: u64,
 }
@@ -31,10 +31,10 @@ impl<Id: Eq + Hash> Seen<Id> {
     }
 
     /// Remembers an id. Beyond the limit the earlier half by time goes.
-    pub(super) fn insert(&mut self, id: Id, at: DateTime<Utc>, pass: u64) {
-        self.ids.insert(id, Sighting { at, pass });
+    pub(super) fn insert(&mut self, id: Id, at: impl Into<Time>, pass: u64) {
+        self.ids.insert(id, Sighting { at: at.into(), pass });
         if self.ids.len() > self.limit {
-            let mut times: Vec<DateTime<Utc>> = self.ids.values().map(|sighting| sighting.at).collect();
+            let mut times: Vec<Time> = self.ids.values().map(|sighting| sighting.at).collect();
             let middle = times.len() / 2;
             let (_, median, _) = times.select_nth_unstable(middle);
             let median = *median;
@@ -43,13 +43,23 @@ impl<Id: Eq + Hash> Seen<Id> {
     }
 
     /// Forgets what no incremental pass meets again (dated before `before`) and a look-up would find (of a pass that is in the ledger).
-    pub(super) fn forget(&mut self, before: DateTime<Utc>, pass_in_ledger: u64) {
+    pub(super) fn forget(&mut self, before: impl Into<Time>, pass_in_ledger: u64) {
+        let before = before.into();
         self.ids.retain(|_, sighting| sighting.at >= before || sighting.pass > pass_in_ledger);
+    }
+
+    /// Forgets an id unless its pass is not known to be in the ledger: a look-up then tells whether the ledger has it.
+    pub(super) fn doubt(&mut self, id: &Id, pass_in_ledger: u64) {
+        if self.ids.get(id).is_some_and(|sighting| sighting.pass <= pass_in_ledger) {
+            self.ids.remove(id);
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use chrono::{DateTime, Utc};
+
     use super::*;
 
     fn at(seconds: i64) -> DateTime<Utc> {

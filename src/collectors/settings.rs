@@ -30,9 +30,11 @@ pub struct Settings {
     pub sweep_interval: TimeDelta,
     /// How far the clocks of coderd's replicas and of the database may differ: taken off every claim, added to every overlap.
     pub margin: TimeDelta,
-    /// How far a pass reaches back when the oldest open transaction cannot be seen.
-    pub blind_overlap: TimeDelta,
-    /// Usage dated further back than this, and come since the last pass, is found by the next full sweep only. coderd itself dates runtime
+    /// How far a pass reaches back once a minute, and always when the oldest open transaction cannot be seen.
+    pub overlap: TimeDelta,
+    /// Counts of usage by day are compared with coderd's this often; zero: in every pass.
+    pub compare_interval: TimeDelta,
+    /// Usage dated further back than this, and come since the last pass, is found by the next comparison of days. coderd itself dates runtime
     /// rows up to 7 days back.
     pub usage_window: TimeDelta,
     /// Rows read and events appended at a time.
@@ -43,7 +45,7 @@ pub struct Settings {
     pub paused: Paused,
     /// Where it is said how collecting stands.
     pub standing: Standing,
-    /// What is counted.
+    /// What it counts of itself.
     pub telemetry: CollectorTelemetry,
 }
 
@@ -60,7 +62,8 @@ impl Settings {
             poll_interval: Duration::from_secs(10),
             sweep_interval: TimeDelta::days(1),
             margin: TimeDelta::seconds(60),
-            blind_overlap: TimeDelta::hours(1),
+            overlap: TimeDelta::hours(1),
+            compare_interval: TimeDelta::minutes(3),
             usage_window: TimeDelta::days(8),
             page: 1000,
             lease_length: Duration::from_secs(6),

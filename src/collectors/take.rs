@@ -2,14 +2,14 @@
 
 use std::collections::{HashMap, HashSet};
 
-use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use super::events;
+use super::events::{self, NotAnEvent};
 use super::open::Collector;
-use super::pass::{Bounds, PassReport};
+use super::pass::{Bounds, PassReport, before};
 use super::settings::CollectError;
-use crate::coderd::{BuildKey, Catalog, Reader, UsageKey};
+use super::telemetry::LateKind;
+use crate::coderd::{BuildKey, Catalog, Reader, Time, UsageKey, UsageRow};
 use crate::event::{Event, Message, Payload, Topic, TopicPartition};
 use crate::log::{AppendError, LogError};
 
@@ -20,6 +20,23 @@ pub(super) struct Appended {
     pub(super) ends: HashMap<TopicPartition, i64>,
     /// Builds that were met and cannot be read.
     unreadable: HashSet<Uuid>,
+    /// Rows of coderd that were read.
+    rows: i64,
+}
+
+/// A row that is not known yet, as it would be sent.
+struct Candidate<Id> {
+    id: Id,
+    event_id: String,
+    at: Time,
+    message: Message,
+}
+
+/// The candidates of a page of builds.
+#[derive(Default)]
+struct BuildCandidates {
+    claims: Vec<Candidate<Uuid>>,
+    builds: Vec<Candidate<Uuid>>,
 }
 
 impl Collector {
@@ -33,7 +50,7 @@ impl Collector {
     ) -> Result<(), CollectError> {
         let page = self.settings.page;
         let mut swept = Uuid::nil();
-        let mut recent = (bounds.from.unwrap_or(bounds.now), Uuid::nil());
+        let mut recent = (Time::from(bounds.from.unwrap_or(bounds.now)), Uuid::nil());
         loop {
             self.lease.check()?;
             let keys = match bounds.from {
@@ -41,6 +58,7 @@ impl Collector {
                 None => reader.build_keys(swept, page).await?,
             };
             self.take_builds(reader, catalog, &keys, appended).await?;
+            self.count_rows(bounds, keys.len(), appended).await?;
             match keys.last() {
                 Some(last) if full(keys.len(), page) => (swept, recent) = (last.job_id, (last.completed_at, last.job_id)),
                 _ => break,
@@ -55,16 +73,17 @@ impl Collector {
 
     /// Appends those of these builds that are new, each claim before its build. A known build may have lost its claim all the same, for the
     /// two are in different topics, and one can be lost while the other was read: then the claim goes again.
-    async fn take_builds(
+    pub(super) async fn take_builds(
         &mut self,
         reader: &mut Reader,
         catalog: &Catalog,
         keys: &[BuildKey],
         appended: &mut Appended,
     ) -> Result<(), CollectError> {
-        let from = self.source.baseline_until.unwrap_or(DateTime::<Utc>::MIN_UTC);
-        let unseen = keys.iter().filter(|key| key.completed_at >= from).filter_map(|key| Some((key.build_id?, key.completed_at)));
-        let unseen: HashMap<Uuid, DateTime<Utc>> = unseen.filter(|(id, _)| !self.builds.contains(id)).collect();
+        let from = self.source.baseline_until.map(Time::from);
+        let unseen = keys.iter().filter(|key| from.is_none_or(|from| key.completed_at >= from));
+        let unseen = unseen.filter_map(|key| Some((key.build_id?, key.completed_at)));
+        let unseen: HashMap<Uuid, Time> = unseen.filter(|(id, _)| !self.builds.contains(id)).collect();
         if unseen.is_empty() {
             return Ok(());
         }
@@ -74,66 +93,84 @@ impl Collector {
         let mut claimless = self.ledger.in_time(self.ledger.builds_without_claim(self.source.id, &known)).await?;
         claimless.retain(|id| !self.claims.contains(id));
         let wanted = [unknown, claimless.clone()].concat();
-        let (claims, mut builds) = self.build_events(reader, catalog, &wanted, &mut appended.unreadable).await?;
-        builds.retain(|event| !matches!(&event.payload, Payload::Build(build) if claimless.contains(&build.build_id)));
-        let late = builds.iter().filter(|build| self.is_late(build.time())).count();
-        let sent = claims.iter().map(Event::to_message).collect();
-        appended.report.claims += self.append(Topic::PrebuildClaims, sent, &mut appended.ends, |_, _| {}).await?;
+        let BuildCandidates { claims, mut builds } = self.build_candidates(reader, catalog, &wanted, &mut appended.unreadable).await?;
+        builds.retain(|build| !claimless.contains(&build.id));
+        let late: Vec<Time> = builds.iter().map(|build| build.at).filter(|at| self.is_late(*at)).collect();
+        let sent = claims.into_iter().map(|claim| claim.message).collect();
+        let claims = self.append(Topic::PrebuildClaims, sent, &mut appended.ends, |_, _| {}).await?;
+        appended.report.claims = appended.report.claims.saturating_add(claims);
         for id in known {
             self.builds.insert(id, unseen[&id], self.pass_number);
         }
-        let sent = builds.iter().map(Event::to_message).collect();
-        appended.report.builds += self
+        let (sent, places): (Vec<Message>, Vec<(Uuid, Time)>) =
+            builds.into_iter().map(|build| (build.message, (build.id, build.at))).unzip();
+        let builds = self
             .append(Topic::WorkspaceBuilds, sent, &mut appended.ends, |collector, index| {
-                if let Payload::Build(build) = &builds[index].payload {
-                    collector.builds.insert(build.build_id, build.completed_at, collector.pass_number);
-                }
+                let (id, at) = places[index];
+                collector.builds.insert(id, at, collector.pass_number);
             })
             .await?;
-        appended.report.late += count(late);
+        appended.report.builds = appended.report.builds.saturating_add(builds);
+        self.count_late(LateKind::Build, &late, &mut appended.report);
         Ok(())
     }
 
     /// The claims and the builds among these, without those that the ledger has refused before.
-    async fn build_events(
+    async fn build_candidates(
         &mut self,
         reader: &mut Reader,
         catalog: &Catalog,
         ids: &[Uuid],
         unreadable: &mut HashSet<Uuid>,
-    ) -> Result<(Vec<Event>, Vec<Event>), CollectError> {
+    ) -> Result<BuildCandidates, CollectError> {
         let deployment = self.source.deployment_id;
-        let (mut claims, mut builds) = (Vec::new(), Vec::new());
+        let mut found = BuildCandidates::default();
         if ids.is_empty() {
-            return Ok((claims, builds));
+            return Ok(found);
         }
         for row in reader.builds(catalog, ids).await? {
-            let build_id = row.build_id;
-            match events::build(row) {
+            let (id, at) = (row.build_id, row.completed_at);
+            let candidate = |event: &Event| Candidate { id, event_id: event.id(), at, message: event.to_message() };
+            match events::build(deployment, row) {
                 Ok(build) => {
-                    self.unreadable.remove(&build_id);
-                    let claim = events::claim(&build);
-                    claims.extend(claim.map(|claim| Event { deployment, payload: Payload::Claim(Box::new(claim)) }));
-                    builds.push(Event { deployment, payload: Payload::Build(Box::new(build)) });
+                    self.unreadable.remove(&id);
+                    let claim = events::claim(&build).map(|claim| Event { deployment, payload: Payload::Claim(Box::new(claim)) });
+                    found.claims.extend(claim.as_ref().map(candidate));
+                    found.builds.push(candidate(&Event { deployment, payload: Payload::Build(Box::new(build)) }));
                 }
-                Err(error) => {
-                    unreadable.insert(build_id);
-                    if self.unreadable.insert(build_id) {
+                Err(NotAnEvent::Time { message, .. }) => {
+                    self.unreadable.remove(&id);
+                    let event_id = events::id_from(deployment, &message).unwrap_or_default();
+                    found.builds.push(Candidate { id, event_id, at, message: *message });
+                }
+                Err(error @ NotAnEvent::UnknownWord { .. }) => {
+                    unreadable.insert(id);
+                    if self.unreadable.insert(id) {
                         tracing::error!(%error, "a build cannot be collected; nothing is claimed to be complete until it can");
                     }
                 }
             }
         }
-        let event_ids: Vec<String> = claims.iter().chain(&builds).map(Event::id).collect();
-        let mut refused = self.ledger.in_time(self.ledger.refused_ids(deployment, &event_ids)).await?;
+        found.claims = self.without_refused(found.claims).await?;
+        found.builds = self.without_refused(found.builds).await?;
+        Ok(found)
+    }
+
+    /// Leaves out what the ledger has refused before and is not to be sent again.
+    async fn without_refused<Id>(&self, mut candidates: Vec<Candidate<Id>>) -> Result<Vec<Candidate<Id>>, CollectError> {
+        if candidates.is_empty() {
+            return Ok(candidates);
+        }
+        let deployment = self.source.deployment_id;
+        let ids: Vec<String> = candidates.iter().map(|candidate| candidate.event_id.clone()).collect();
+        let mut refused = self.ledger.in_time(self.ledger.refused_ids(deployment, &ids)).await?;
         if !refused.is_empty() {
-            let again = claims.iter().chain(&builds).filter(|event| refused.contains(&event.id()));
-            let again = again.map(|event| (event.id(), event.to_message())).collect();
+            let again = candidates.iter().filter(|candidate| refused.contains(&candidate.event_id));
+            let again = again.map(|candidate| (candidate.event_id.clone(), candidate.message.clone())).collect();
             refused = self.ledger.in_time(self.ledger.refused_messages(deployment, &again)).await?;
         }
-        claims.retain(|claim| !refused.contains(&claim.id()));
-        builds.retain(|build| !refused.contains(&build.id()));
-        Ok((claims, builds))
+        candidates.retain(|candidate| !refused.contains(&candidate.event_id));
+        Ok(candidates)
     }
 
     /// All usage that the pass meets, page by page.
@@ -144,12 +181,13 @@ impl Collector {
             self.lease.check()?;
             let keys = match bounds.from {
                 Some(from) => {
-                    let dated_since = bounds.now - self.settings.usage_window;
+                    let dated_since = before(bounds.now, self.settings.usage_window);
                     reader.recent_usage_keys(dated_since.min(from), from, last.as_ref(), page).await?
                 }
                 None => reader.usage_keys(last.as_ref().map_or("", |key| &key.id), page).await?,
             };
             self.take_usage(reader, &keys, appended).await?;
+            self.count_rows(bounds, keys.len(), appended).await?;
             if !full(keys.len(), page) {
                 return Ok(());
             }
@@ -158,8 +196,8 @@ impl Collector {
     }
 
     /// Appends those of these usage events that are new.
-    async fn take_usage(&mut self, reader: &mut Reader, keys: &[UsageKey], appended: &mut Appended) -> Result<(), CollectError> {
-        let unseen: HashMap<&String, DateTime<Utc>> =
+    pub(super) async fn take_usage(&mut self, reader: &mut Reader, keys: &[UsageKey], appended: &mut Appended) -> Result<(), CollectError> {
+        let unseen: HashMap<&String, Time> =
             keys.iter().filter(|key| !self.usage.contains(&key.id)).map(|key| (&key.id, key.created_at)).collect();
         if unseen.is_empty() {
             return Ok(());
@@ -174,27 +212,46 @@ impl Collector {
         if unknown.is_empty() {
             return Ok(());
         }
-        let mut rows = reader.usage(&unknown).await?;
-        let deployment = self.source.deployment_id;
-        let mut refused = self.ledger.in_time(self.ledger.refused_ids(deployment, &unknown)).await?;
-        if !refused.is_empty() {
-            let again = rows.iter().filter(|row| refused.contains(&row.id));
-            let again = again.map(|row| (row.id.clone(), events::usage(deployment, row.clone()))).collect();
-            refused = self.ledger.in_time(self.ledger.refused_messages(deployment, &again)).await?;
-        }
-        rows.retain(|row| !refused.contains(&row.id));
+        let rows = reader.usage(&unknown).await?;
         // A runtime row is dated by its hour and rightly comes later; the others are dated by the moment they are written.
-        let late = rows.iter().filter(|row| row.event_type != "hb_agent_runtime_v1" && self.is_late(row.created_at)).count();
-        let sent: Vec<(String, DateTime<Utc>)> = rows.iter().map(|row| (row.id.clone(), row.created_at)).collect();
-        let messages = rows.into_iter().map(|row| events::usage(deployment, row)).collect();
-        appended.report.usage += self
-            .append(Topic::AgentUsage, messages, &mut appended.ends, |collector, index| {
-                let (id, at) = sent[index].clone();
+        let dated_by_hour: HashSet<String> =
+            rows.iter().filter(|row| row.event_type == "hb_agent_runtime_v1").map(|row| row.id.clone()).collect();
+        let deployment = self.source.deployment_id;
+        let candidate = |row: UsageRow| Candidate {
+            id: row.id.clone(),
+            event_id: row.id.clone(),
+            at: row.created_at,
+            message: events::usage(deployment, row),
+        };
+        let new = self.without_refused(rows.into_iter().map(candidate).collect()).await?;
+        let late = new.iter().filter(|row| !dated_by_hour.contains(&row.id)).map(|row| row.at);
+        let late: Vec<Time> = late.filter(|at| self.is_late(*at)).collect();
+        let (sent, places): (Vec<Message>, Vec<(String, Time)>) = new.into_iter().map(|row| (row.message, (row.id, row.at))).unzip();
+        let usage = self
+            .append(Topic::AgentUsage, sent, &mut appended.ends, |collector, index| {
+                let (id, at) = places[index].clone();
                 collector.usage.insert(id, at, collector.pass_number);
             })
             .await?;
-        appended.report.late += count(late);
+        appended.report.usage = appended.report.usage.saturating_add(usage);
+        self.count_late(LateKind::Usage, &late, &mut appended.report);
         Ok(())
+    }
+
+    /// Shows the progress of a sweep to the person who asked for it.
+    async fn count_rows(&self, bounds: &Bounds, rows: usize, appended: &mut Appended) -> Result<(), CollectError> {
+        let Some(begun_at) = bounds.requested_sweep else { return Ok(()) };
+        appended.rows = appended.rows.saturating_add(i64::try_from(rows).unwrap_or(i64::MAX));
+        Ok(self.ledger.in_time(self.ledger.record_sweep_progress(self.source.id, begun_at, appended.rows)).await?)
+    }
+
+    /// Counts what was found later than an earlier pass had claimed to be complete, with its age.
+    fn count_late(&self, kind: LateKind, late: &[Time], report: &mut PassReport) {
+        let now = self.clock.now();
+        for at in late {
+            self.settings.telemetry.late(kind, at.age(now));
+        }
+        report.late = report.late.saturating_add(count(late.len()));
     }
 
     /// Appends messages; `acknowledged` is told the index of each that the log has, also when not all are. Answers how many.
@@ -218,14 +275,14 @@ impl Collector {
         };
         for (index, (partition, offset)) in placed.into_iter().enumerate().filter_map(|(index, place)| Some((index, place?))) {
             let end = ends.entry(TopicPartition { topic, partition }).or_default();
-            *end = (*end).max(offset + 1);
+            *end = (*end).max(offset.saturating_add(1));
             acknowledged(self, index);
         }
         Ok(count(answer?.len()))
     }
 
-    fn is_late(&self, at: DateTime<Utc>) -> bool {
-        self.claimed_until.is_some_and(|claimed| at < claimed)
+    fn is_late(&self, at: Time) -> bool {
+        self.claimed_until.is_some_and(|claimed| at < claimed.into())
     }
 }
 

@@ -1,17 +1,29 @@
 //! What a collector counts of itself.
 
-use prometheus::{IntCounterVec, Opts, Registry};
+use chrono::TimeDelta;
+use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry};
 
 use crate::event::Topic;
 
-/// Counters of this process's collector. Names begin with `tallyline_collector_`.
+/// A minute, five, an hour, six, a day, a week, a month.
+const BUCKETS: [f64; 7] = [60.0, 300.0, 3_600.0, 21_600.0, 86_400.0, 604_800.0, 2_678_400.0];
+
+/// What was found late.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LateKind {
+    Build,
+    Usage,
+}
+
+/// Series of this process's collector; clones show the same. Names begin with `tallyline_collector_`.
 #[derive(Clone, Debug)]
 pub struct CollectorTelemetry {
     too_large: IntCounterVec,
+    late: HistogramVec,
 }
 
 impl Default for CollectorTelemetry {
-    /// Counters that nothing shows.
+    /// Series that nothing shows.
     fn default() -> Self {
         let too_large = Opts::new(
             "tallyline_collector_refused_by_size_total",
@@ -21,7 +33,15 @@ impl Default for CollectorTelemetry {
         for topic in Topic::ALL {
             too_large.with_label_values(&[topic.name()]);
         }
-        CollectorTelemetry { too_large }
+        let late = HistogramOpts::new(
+            "tallyline_collector_late_seconds",
+            "Age of builds and usage found later than a pass had claimed to be complete, without runtime: it is dated by its hour.",
+        );
+        let late = HistogramVec::new(late.buckets(BUCKETS.to_vec()), &["kind"]).expect("valid names");
+        for kind in [LateKind::Build, LateKind::Usage] {
+            late.with_label_values(&[kind.name()]);
+        }
+        CollectorTelemetry { too_large, late }
     }
 }
 
@@ -33,10 +53,24 @@ impl CollectorTelemetry {
     pub fn register(registry: &Registry) -> prometheus::Result<Self> {
         let telemetry = CollectorTelemetry::default();
         registry.register(Box::new(telemetry.too_large.clone()))?;
+        registry.register(Box::new(telemetry.late.clone()))?;
         Ok(telemetry)
     }
 
     pub(super) fn too_large(&self, topic: Topic) {
         self.too_large.with_label_values(&[topic.name()]).inc();
+    }
+
+    pub(super) fn late(&self, kind: LateKind, age: TimeDelta) {
+        self.late.with_label_values(&[kind.name()]).observe(age.as_seconds_f64());
+    }
+}
+
+impl LateKind {
+    fn name(self) -> &'static str {
+        match self {
+            LateKind::Build => "build",
+            LateKind::Usage => "usage",
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! Reads a JSON object strictly, field by field: what is missing, unknown, twice there or out of range is an error that names it.
 
 use std::borrow::Cow;
+use std::ops::RangeInclusive;
 
 use chrono::{DateTime, Datelike, Timelike, Utc};
 use serde::Deserialize;
@@ -171,11 +172,14 @@ pub(super) fn uuid(name: &'static str, text: &str) -> Result<Uuid, ParseError> {
         .ok_or_else(|| ParseError::field(name, "must be a UUID like 00000000-0000-0000-0000-000000000000"))
 }
 
-/// An RFC 3339 instant of the years 1970 to 9999, no finer than a microsecond. coderd's zero time (year 1) means "unknown" and is no instant.
+/// The years in which an event can lie.
+pub const YEARS: RangeInclusive<i32> = 1970..=9999;
+
+/// An RFC 3339 instant of [`YEARS`], no finer than a microsecond. coderd's zero time (year 1) means "unknown" and is no instant.
 pub(super) fn time(name: &'static str, text: &str) -> Result<DateTime<Utc>, ParseError> {
     let at = DateTime::parse_from_rfc3339(text).map_err(|error| ParseError::field(name, format!("is no RFC 3339 time: {error}")))?.to_utc();
-    if !(1970..=9999).contains(&at.year()) {
-        return Err(ParseError::field(name, "lies outside the years 1970 to 9999"));
+    if !YEARS.contains(&at.year()) {
+        return Err(ParseError::field(name, format!("lies outside the years {} to {}", YEARS.start(), YEARS.end())));
     }
     if !at.nanosecond().is_multiple_of(1000) || at.nanosecond() >= 1_000_000_000 {
         return Err(ParseError::field(name, "is finer than a microsecond or a leap second"));

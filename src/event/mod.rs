@@ -18,7 +18,7 @@ mod usage;
 pub use build::{BuildKind, BuildStatus, InputStage, Transition, WorkspaceBuildCompleted, kind};
 pub use claim::PrebuildClaimed;
 pub use digest::Digest;
-pub use fields::{MAX_ID_BYTES, MAX_TEXT_BYTES};
+pub use fields::{MAX_ID_BYTES, MAX_TEXT_BYTES, YEARS};
 pub use message::{KEPT_PAYLOAD_BYTES, MAX_PAYLOAD_BYTES, Message, Oversized};
 pub use parse::{ParseError, STRUCTURED, parse, parse_in};
 pub use topic::{Topic, TopicPartition};
@@ -44,6 +44,13 @@ pub struct Event {
 #[must_use]
 pub fn is_build_type(event_type: &str) -> bool {
     event_type == build::TYPE || event_type == claim::TYPE
+}
+
+/// The build that an event id names: of the build itself, or of the claim that it is. None: an id of usage.
+#[must_use]
+pub fn build_of(event_id: &str) -> Option<Uuid> {
+    let id = event_id.strip_prefix(build::ID_PREFIX).or_else(|| event_id.strip_prefix(claim::ID_PREFIX))?;
+    Uuid::try_parse(id).ok()
 }
 
 /// What happened, by type.

@@ -1,7 +1,8 @@
 //! Which of a source's ids the ledger already has.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
+use chrono::{DateTime, Utc};
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
@@ -84,6 +85,23 @@ impl Ledger {
             .fetch_all(&self.pool)
             .await?;
         rows.into_iter().map(|(id, bytes)| Ok((id, digest(bytes)?))).collect()
+    }
+
+    /// The number of accepted usage events dated in `[from, until)` of each UTC day, counted from 1970. A day without any is left out.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn usage_days(&self, source_id: i16, from: DateTime<Utc>, until: DateTime<Utc>) -> Result<BTreeMap<i64, i64>, sqlx::Error> {
+        let rows: Vec<(i64, i64)> = sqlx::query_as(
+            "select floor(extract(epoch from created_at) / 86400)::bigint as day, count(*) from usage_event
+             where source_id = $1 and created_at >= $2 and created_at < $3 group by 1",
+        )
+        .bind(source_id)
+        .bind(from)
+        .bind(until)
+        .fetch_all(&self.pool)
+        .await?;
+        Ok(rows.into_iter().collect())
     }
 
     /// Those of these event ids that were refused or are held: the ledger has seen them, though they are no events. A record in a topic that is

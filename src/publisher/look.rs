@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use crate::coderd::UsageRow;
+use crate::coderd::{Time, UsageRow};
 use crate::event::UsageQuantity;
 use crate::ledger::Publication;
 
@@ -63,8 +63,8 @@ fn difference(ours: &Publication, theirs: &UsageRow, said: Said) -> Option<Strin
     match UsageQuantity::parse(&theirs.event_type, theirs.event_data.as_bytes()) {
         Err(_) if said.mended => None,
         Err(error) => Some(format!("coderd's row is no usage event any more: {error}")),
-        Ok(_) if theirs.created_at != ours.created_at => {
-            Some(format!("coderd's row is now dated {}, accepted was {}", theirs.created_at, ours.created_at))
+        Ok(_) if theirs.created_at != ours.created_at.into() => {
+            Some(format!("coderd's row is now dated {}, accepted was {}", theirs.created_at, Time::from(ours.created_at)))
         }
         Ok(quantity) if quantity == ours.quantity => None,
         Ok(quantity) => Some(format!("coderd's row now says {}, accepted was {}", words(quantity), words(ours.quantity))),
@@ -73,7 +73,7 @@ fn difference(ours: &Publication, theirs: &UsageRow, said: Said) -> Option<Strin
 
 /// Whether a replica of coderd may be at work on the row.
 pub fn claimed(theirs: &UsageRow, now: DateTime<Utc>) -> bool {
-    theirs.publish_started_at.is_some_and(|started_at| started_at >= now - CLAIM_AGE)
+    theirs.publish_started_at.is_some_and(|started_at| started_at >= Time::from(now - CLAIM_AGE))
 }
 
 fn words(quantity: UsageQuantity) -> String {
@@ -105,7 +105,7 @@ mod tests {
             id: "a".into(),
             event_type: "dc_managed_agents_v1".into(),
             event_data: r#"{"count": 1}"#.into(),
-            created_at: now(),
+            created_at: now().into(),
             publish_started_at: None,
             published_at: None,
             failure_message: None,
@@ -126,9 +126,9 @@ mod tests {
 
     #[test]
     fn a_published_row_is_not_ours_whatever_else_it_says() {
-        assert_eq!(look_at(|row| row.published_at = Some(now())), Look::NotOurs);
+        assert_eq!(look_at(|row| row.published_at = Some(now().into())), Look::NotOurs);
         let refused = |row: &mut UsageRow| {
-            row.published_at = Some(now());
+            row.published_at = Some(now().into());
             row.failure_message = Some("never".into());
             row.event_data = r#"{"count": 2}"#.into();
         };
@@ -141,7 +141,7 @@ mod tests {
         assert!(why(look_at(|row| row.event_data = r#"{"count": 2}"#.into())).contains("now says dc_managed_agents_v1 2, accepted was"));
         assert!(why(look_at(|row| row.event_type = "hb_ai_seats_v1".into())).contains("hb_ai_seats_v1 1"));
         assert!(why(look_at(|row| row.event_data = r#"{"count": 1, "x": 1}"#.into())).contains("no usage event"));
-        assert!(why(look_at(|row| row.created_at = now() + TimeDelta::microseconds(1))).contains("dated"));
+        assert!(why(look_at(|row| row.created_at = (now() + TimeDelta::microseconds(1)).into())).contains("dated"));
         assert!(why(look(&ours(), None, Said::default(), now())).contains("no longer has the row"));
     }
 
@@ -150,11 +150,11 @@ mod tests {
         let lost = Said { lost: true, ..Said::default() };
         assert_eq!(look(&ours(), None, lost, now()), Look::Ours);
         let mut again = theirs();
-        (again.event_data, again.created_at) = (r#"{"count": 2}"#.into(), now() + TimeDelta::minutes(1));
+        (again.event_data, again.created_at) = (r#"{"count": 2}"#.into(), (now() + TimeDelta::minutes(1)).into());
         assert_eq!(look(&ours(), Some(&again), lost, now()), Look::Ours, "its id was used again");
-        again.publish_started_at = Some(now());
+        again.publish_started_at = Some(now().into());
         assert_eq!(look(&ours(), Some(&again), lost, now()), Look::Claimed);
-        again.published_at = Some(now());
+        again.published_at = Some(now().into());
         assert_eq!(look(&ours(), Some(&again), lost, now()), Look::NotOurs, "the vendor has the id already");
     }
 
@@ -171,7 +171,7 @@ mod tests {
 
     #[test]
     fn a_claim_is_fresh_for_an_hour_and_not_longer() {
-        let started = |at: DateTime<Utc>| look_at(|row| row.publish_started_at = Some(at));
+        let started = |at: DateTime<Utc>| look_at(|row| row.publish_started_at = Some(at.into()));
         assert_eq!(started(now()), Look::Claimed);
         assert_eq!(started(now() - CLAIM_AGE), Look::Claimed, "coderd claims what is older than an hour, strictly");
         assert_eq!(started(now() - CLAIM_AGE - TimeDelta::microseconds(1)), Look::Ours);

@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::{EventId, LogProof, LogState, SourceProof, SourceState};
-use crate::coderd::{CoderdError, Database, Reader};
+use crate::coderd::{CoderdError, Database, Reader, Time};
 use crate::collectors::events;
 use crate::event::{self, Digest, Event, Payload, Topic, TopicPartition};
 use crate::ledger::KeptEvent;
@@ -103,9 +103,9 @@ async fn build(reader: &mut Reader, deployment: Uuid, id: &EventId) -> Result<Op
     let Ok(build_id) = id.key.parse() else { return Ok(None) };
     let catalog = reader.catalog().await?;
     let Some(row) = reader.builds(&catalog, &[build_id]).await?.pop() else { return Ok(None) };
-    let build = match events::build(row) {
+    let build = match events::build(deployment, row) {
         Ok(build) => build,
-        Err(unknown) => return Ok(Some(Row { digest: Err(unknown.to_string()), published_at: None })),
+        Err(why) => return Ok(Some(Row { digest: Err(why.to_string()), published_at: None })),
     };
     let payload = match id.topic {
         Topic::PrebuildClaims => events::claim(&build).map(|claim| Payload::Claim(Box::new(claim))),
@@ -119,7 +119,7 @@ async fn usage(reader: &mut Reader, deployment: Uuid, id: &str) -> Result<Option
         return Ok(None);
     }
     let Some(row) = reader.usage(&[id.to_owned()]).await?.pop() else { return Ok(None) };
-    let published_at = row.published_at;
-    let digest = event::parse(&events::usage(deployment, row)).map(|event| event.digest()).map_err(|error| error.to_string());
+    let published_at = row.published_at.and_then(Time::instant);
+    let digest = events::usage_digest(deployment, row).map_err(|error| error.to_string());
     Ok(Some(Row { digest, published_at }))
 }

@@ -216,12 +216,11 @@ impl<'a> Comparison<'a> {
                     let unmarked = row.published_at.is_none();
                     self.effect.published_here_without_mark += i64::from(unmarked && fate.state == "published");
                     self.effect.published_by_coderd_without_mark += i64::from(unmarked && fate.state == "not_ours");
-                    let message = events::usage(self.source.deployment_id, row.clone());
-                    let event = event::parse(&message);
-                    let same = event.as_ref().is_ok_and(|event| accepted.get(&id) == Some(&event.digest()));
+                    let digest = events::usage_digest(self.source.deployment_id, row.clone());
+                    let same = digest.as_ref().is_ok_and(|digest| accepted.get(&id) == Some(digest));
                     self.effect.ids_used_again += i64::from(!same);
                     // what was accepted is in coderd no more
-                    if event.is_ok() && !same && confirmed.contains(&id) && !listed.contains(&id) {
+                    if digest.is_ok() && !same && confirmed.contains(&id) && !listed.contains(&id) {
                         self.effect.ids_used_again_pending += i64::from(unmarked && fate.state == "pending");
                         self.ids.push(id);
                     }

@@ -1,7 +1,7 @@
 //! What a pass costs coderd's database.
 
 use chrono::TimeDelta;
-use tallyline::coderd::UsageKey;
+use tallyline::coderd::{Time, UsageKey};
 use tallyline::sim::coderd::SchemaVersion;
 use uuid::Uuid;
 
@@ -9,7 +9,7 @@ use super::source_of;
 use crate::support::coderd::Coderd;
 
 /// Pages that a line of a plan says were touched: `Buffers: shared hit=271 read=3`.
-fn pages_of(line: &str) -> i64 {
+pub(super) fn pages_of(line: &str) -> i64 {
     line.split([' ', '=']).filter_map(|word| word.parse::<i64>().ok()).sum()
 }
 
@@ -28,7 +28,8 @@ async fn the_incremental_probe_reads_only_the_index() {
     .await
     .unwrap();
     let mut reader = source_of(&coderd.database.url).connect().await.unwrap();
-    let after = (coderd.now().await - TimeDelta::minutes(100), Uuid::nil());
+    let since = coderd.now().await - TimeDelta::minutes(100);
+    let after = (Time::from(since), Uuid::nil());
     let plan = reader.explain_recent_build_keys(after, 1000).await.unwrap().join("\n");
     assert!(!plan.contains("Seq Scan on provisioner_jobs"), "{plan}");
     assert!(plan.contains("provisioner_jobs_worker_id_organization_id_completed_at_idx"), "{plan}");
@@ -38,7 +39,7 @@ async fn the_incremental_probe_reads_only_the_index() {
     assert!(touched * 2 < pages, "{touched} of {pages} pages for the last 100 minutes of three weeks\n{plan}");
     let keys = reader.recent_build_keys(after, 1000).await.unwrap();
     let expected: i64 = sqlx::query_scalar("select count(*) from provisioner_jobs where completed_at >= $1")
-        .bind(after.0)
+        .bind(since)
         .fetch_one(&coderd.database.pool)
         .await
         .unwrap();

@@ -4,9 +4,11 @@ mod access;
 mod complete;
 mod cost;
 mod identity;
+mod late;
 mod once;
 mod rows;
 mod source;
+mod times;
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -70,7 +70,7 @@ async fn usage_whose_id_a_restored_coderd_used_again_is_shown_and_sent_as_accept
     assert_eq!(status.queues[0].held_back, 2);
     let told = &status.queues[0].held_back_first;
     assert_eq!(told.iter().map(|event| event.event_id.as_str()).collect::<Vec<_>>(), ["again", "later"]);
-    assert!(told[0].why.starts_with("coderd's row is now dated 2025-08-01 12:03:00 UTC"), "{told:?}");
+    assert!(told[0].why.starts_with("coderd's row is now dated 2025-08-01T12:03:00Z"), "{told:?}");
     assert!(told[1].why.starts_with("coderd's row now says dc_managed_agents_v1 7, accepted was dc_managed_agents_v1 1"), "{told:?}");
     let life = world.ledger.publication_of(world.source.id, "again").await.unwrap().expect("a publication");
     assert!(life.last_message.is_some_and(|message| message.contains("recover plan --lost coderd")));

@@ -1,0 +1,125 @@
+//! A time as coderd's database may have it: any `timestamptz`, also one that no calendar of ours has.
+
+use std::fmt;
+
+use chrono::{DateTime, Datelike as _, SecondsFormat, TimeDelta, Utc};
+use sqlx::encode::IsNull;
+use sqlx::error::BoxDynError;
+use sqlx::postgres::{PgArgumentBuffer, PgTypeInfo, PgValueFormat, PgValueRef};
+use sqlx::{Decode, Encode, Postgres, Type};
+
+/// PostgreSQL's `timestamptz`: microseconds since 2000; the two extremes are the infinities. It orders as PostgreSQL orders, goes back as it came,
+/// and has no arithmetic: a calendar time is had by [`Time::instant`] only.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Time(i64);
+
+/// 2000-01-01T00:00:00Z in microseconds since 1970.
+const EPOCH_MICROS: i64 = 946_684_800_000_000;
+
+impl Time {
+    /// Microseconds since 1970; the two extremes are the infinities.
+    #[must_use]
+    pub fn from_micros(micros: i64) -> Self {
+        match micros {
+            i64::MAX | i64::MIN => Time(micros),
+            _ => Time(micros.saturating_sub(EPOCH_MICROS)),
+        }
+    }
+
+    /// The calendar time; None for the infinities and beyond the years 1 to 9999, which RFC 3339 cannot write.
+    #[must_use]
+    pub fn instant(self) -> Option<DateTime<Utc>> {
+        self.in_any_year().filter(|at| (1..=9999).contains(&at.year()))
+    }
+
+    fn in_any_year(self) -> Option<DateTime<Utc>> {
+        DateTime::from_timestamp_micros(self.0.checked_add(EPOCH_MICROS)?)
+    }
+
+    /// How long this was before `now`; zero where it was not, the longest span where that is beyond any.
+    #[must_use]
+    pub fn age(self, now: DateTime<Utc>) -> TimeDelta {
+        match self.instant() {
+            Some(at) => now.signed_duration_since(at).max(TimeDelta::zero()),
+            None if self < Time::from(now) => TimeDelta::MAX,
+            None => TimeDelta::zero(),
+        }
+    }
+}
+
+/// In whole microseconds. A time of ours lies within PostgreSQL's range.
+impl From<DateTime<Utc>> for Time {
+    fn from(at: DateTime<Utc>) -> Self {
+        Time::from_micros(at.timestamp_micros())
+    }
+}
+
+/// RFC 3339, with a sign beyond its years; the infinities as PostgreSQL writes them; years that chrono does not have by their distance.
+impl fmt::Display for Time {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.in_any_year(), self.0) {
+            (Some(at), _) => f.write_str(&at.to_rfc3339_opts(SecondsFormat::AutoSi, true)),
+            (None, i64::MAX) => f.write_str("infinity"),
+            (None, i64::MIN) => f.write_str("-infinity"),
+            (None, micros) => write!(f, "{micros} microseconds from the year 2000"),
+        }
+    }
+}
+
+impl fmt::Debug for Time {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl Type<Postgres> for Time {
+    fn type_info() -> PgTypeInfo {
+        <DateTime<Utc> as Type<Postgres>>::type_info()
+    }
+}
+
+impl Decode<'_, Postgres> for Time {
+    fn decode(value: PgValueRef<'_>) -> Result<Self, BoxDynError> {
+        match value.format() {
+            PgValueFormat::Binary => Ok(Time(<i64 as Decode<Postgres>>::decode(value)?)),
+            PgValueFormat::Text => Err("a time in text form; expected the binary form of a prepared statement".into()),
+        }
+    }
+}
+
+impl Encode<'_, Postgres> for Time {
+    fn encode_by_ref(&self, buffer: &mut PgArgumentBuffer) -> Result<IsNull, BoxDynError> {
+        <i64 as Encode<Postgres>>::encode_by_ref(&self.0, buffer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::{any, prop_assert_eq, proptest};
+
+    use super::*;
+
+    #[test]
+    fn the_infinities_and_distant_years_have_no_calendar_time() {
+        for (micros, words) in [(i64::MAX, "infinity"), (i64::MIN, "-infinity"), (i64::MAX - 1, "9223372036854775806 microseconds from")] {
+            assert_eq!(Time(micros).instant(), None);
+            assert!(Time(micros).to_string().starts_with(words), "{}", Time(micros));
+        }
+        assert_eq!(Time(0).to_string(), "2000-01-01T00:00:00Z");
+        let year_20000 = Time::from_micros(568_971_820_800_000_000);
+        assert_eq!((year_20000.to_string().as_str(), year_20000.instant()), ("+20000-01-01T00:00:00Z", None));
+        assert!(Time::from(DateTime::<Utc>::MIN_UTC) < Time(0) && Time::from(DateTime::<Utc>::MAX_UTC) > Time(0));
+    }
+
+    proptest! {
+        #[test]
+        fn every_time_of_postgres_is_told_and_a_calendar_time_comes_back(micros in any::<i64>(), now in 0_i64..200_000_000_000) {
+            let (time, now) = (Time(micros), DateTime::from_timestamp(now, 0).unwrap());
+            if let Some(at) = time.instant() {
+                prop_assert_eq!(Time::from(at), time);
+            }
+            prop_assert_eq!(time.age(now) > TimeDelta::zero(), time < Time::from(now));
+            prop_assert_eq!(time.to_string().is_empty(), false);
+        }
+    }
+}

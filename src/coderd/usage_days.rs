@@ -1,0 +1,96 @@
+//! Usage by the day of its date: how many rows, and which.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, TimeDelta, Utc};
+
+use super::connect::within;
+use super::{CoderdError, Reader, UsageKey};
+
+/// A row is marked after the time that it is dated by, as far as clocks agree within this.
+const CLOCKS: TimeDelta = TimeDelta::days(1);
+
+/// Rows dated from `$1` until before `$2`, marked since `$3` or not at all: three ranges of the one index (`published_at`, `publish_started_at`,
+/// `created_at`), as no index is led by `created_at`. One statement, because a row moves between them while coderd publishes.
+macro_rules! dated {
+    ($columns:literal) => {
+        concat!(
+            "(select ",
+            $columns,
+            " from usage_events
+              where published_at is null and publish_started_at is null and created_at >= $1 and created_at < $2
+              union all
+              select ",
+            $columns,
+            " from usage_events
+              where published_at is null and publish_started_at >= $3 and created_at >= $1 and created_at < $2
+              union all
+              select ",
+            $columns,
+            " from usage_events where published_at >= $3 and created_at >= $1 and created_at < $2) dated"
+        )
+    };
+}
+
+/// All types together: the type is in no index of all rows, and a row that is missing makes the count differ whatever its type.
+macro_rules! count_days {
+    ($explain:literal) => {
+        concat!(
+            $explain,
+            "select floor(extract(epoch from created_at) / 86400)::bigint as day, count(*) from ",
+            dated!("created_at"),
+            " group by 1"
+        )
+    };
+}
+
+impl Reader {
+    /// The number of rows dated in `[from, until)` of each UTC day, counted from 1970. A day without rows is left out.
+    ///
+    /// # Errors
+    /// [`CoderdError`]
+    pub async fn usage_days(&mut self, from: DateTime<Utc>, until: DateTime<Utc>) -> Result<BTreeMap<i64, i64>, CoderdError> {
+        let query = sqlx::query_as(count_days!("")).bind(from).bind(until).bind(marked_since(from));
+        let rows: Vec<(i64, i64)> = within(self.deadline, query.fetch_all(&mut self.connection)).await?;
+        Ok(rows.into_iter().collect())
+    }
+
+    /// PostgreSQL's plan for [`Reader::usage_days`] and what it cost, a line each. It runs the query.
+    ///
+    /// # Errors
+    /// [`CoderdError`]
+    pub async fn explain_usage_days(&mut self, from: DateTime<Utc>, until: DateTime<Utc>) -> Result<Vec<String>, CoderdError> {
+        let query = sqlx::query_scalar(count_days!("explain (analyze, buffers) ")).bind(from).bind(until).bind(marked_since(from));
+        within(self.deadline, query.fetch_all(&mut self.connection)).await
+    }
+
+    /// A page of the rows dated in `[from, until)` behind the key `after`, by (`created_at`, `id`).
+    ///
+    /// # Errors
+    /// [`CoderdError`]
+    pub async fn usage_keys_dated(
+        &mut self,
+        from: DateTime<Utc>,
+        until: DateTime<Utc>,
+        after: Option<&UsageKey>,
+        limit: i64,
+    ) -> Result<Vec<UsageKey>, CoderdError> {
+        let query = concat!(
+            "select id, created_at from ",
+            dated!("id, created_at"),
+            " where (created_at, id) > (coalesce($4, '-infinity'::timestamptz), coalesce($5, '')) order by created_at, id limit $6"
+        );
+        let query = sqlx::query_as(query)
+            .bind(from)
+            .bind(until)
+            .bind(marked_since(from))
+            .bind(after.map(|key| key.created_at))
+            .bind(after.map(|key| &key.id))
+            .bind(limit);
+        within(self.deadline, query.fetch_all(&mut self.connection)).await
+    }
+}
+
+fn marked_since(from: DateTime<Utc>) -> DateTime<Utc> {
+    from.checked_sub_signed(CLOCKS).unwrap_or(from)
+}

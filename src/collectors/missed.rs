@@ -1,0 +1,98 @@
+//! Rows that the pages by time do not meet, because they came later than dated: by counts of days, and by request.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use uuid::Uuid;
+
+use super::open::Collector;
+use super::pass::Bounds;
+use super::settings::CollectError;
+use super::take::Appended;
+use crate::coderd::{Catalog, Reader, UsageKey};
+use crate::event::build_of;
+
+/// Days before today whose usage is compared: what is older cannot be published.
+const COMPARED_DAYS: i64 = 31;
+
+const DAY_SECONDS: i64 = 86_400;
+
+/// Counts of a UTC day (counted from 1970) in coderd and in the ledger, whose rows were read since they differ: rejected and held rows make
+/// them differ for good.
+pub(super) type Explained = BTreeMap<i64, (i64, i64)>;
+
+impl Collector {
+    /// Compares the number of usage rows of each of the last days with the ledger's, and reads the days that differ. A day whose counts are as
+    /// they were when it was last read is not read again. It waits until the ledger has the passes before: what is in flight looks missing.
+    pub(super) async fn compare_days(&mut self, reader: &mut Reader, bounds: &Bounds, appended: &mut Appended) -> Result<(), CollectError> {
+        let due = is_due(self.compared_at, bounds.started_at, self.settings.compare_interval);
+        if bounds.from.is_none() || !due || !self.passes_ahead.is_empty() {
+            return Ok(());
+        }
+        let today = bounds.now.timestamp().div_euclid(DAY_SECONDS);
+        let (from, until) = (start_of(today.saturating_sub(COMPARED_DAYS)), start_of(today.saturating_add(2)));
+        let there = reader.usage_days(from, until).await?;
+        let here = self.ledger.in_time(self.ledger.usage_days(self.source.id, from, until)).await?;
+        let mut explained = Explained::new();
+        for day in there.keys().chain(here.keys()) {
+            let counts = (there.get(day).copied().unwrap_or(0), here.get(day).copied().unwrap_or(0));
+            if counts.0 != counts.1 && explained.insert(*day, counts).is_none() && self.explained.get(day) != Some(&counts) {
+                self.usage_of_day(reader, *day, appended).await?;
+            }
+        }
+        (self.explained, self.compared_at) = (explained, Some(bounds.started_at));
+        Ok(())
+    }
+
+    async fn usage_of_day(&mut self, reader: &mut Reader, day: i64, appended: &mut Appended) -> Result<(), CollectError> {
+        let mut last: Option<UsageKey> = None;
+        loop {
+            self.lease.check()?;
+            let (from, until) = (start_of(day), start_of(day.saturating_add(1)));
+            let keys = reader.usage_keys_dated(from, until, last.as_ref(), self.settings.page).await?;
+            self.take_usage(reader, &keys, appended).await?;
+            match keys.into_iter().next_back() {
+                Some(key) => last = Some(key),
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// Fetches the rows that the audit misses, and returns the event ids that were looked for. What a pass that is in the ledger had appended, and
+    /// the ledger does not have, goes again.
+    pub(super) async fn fetch(
+        &mut self,
+        reader: &mut Reader,
+        catalog: &Catalog,
+        appended: &mut Appended,
+    ) -> Result<Vec<String>, CollectError> {
+        let asked = self.ledger.in_time(self.ledger.fetch_requests(self.source.id, self.settings.page)).await?;
+        let builds: Vec<Uuid> = asked.iter().filter_map(|id| build_of(id)).collect();
+        let usage: Vec<String> = asked.iter().filter(|id| build_of(id).is_none()).cloned().collect();
+        for id in &builds {
+            self.builds.doubt(id, self.pass_in_ledger);
+            self.claims.doubt(id, self.pass_in_ledger);
+        }
+        for id in &usage {
+            self.usage.doubt(id, self.pass_in_ledger);
+        }
+        if !builds.is_empty() {
+            let keys = reader.build_keys_of(&builds).await?;
+            self.take_builds(reader, catalog, &keys, appended).await?;
+        }
+        if !usage.is_empty() && catalog.usage_events {
+            let keys = reader.usage_keys_of(&usage).await?;
+            self.take_usage(reader, &keys, appended).await?;
+        }
+        Ok(asked)
+    }
+}
+
+/// Whether that long has passed since it was last done. A time ahead of now is that of a clock that was wrong.
+pub(super) fn is_due(last: Option<DateTime<Utc>>, now: DateTime<Utc>, interval: TimeDelta) -> bool {
+    last.is_none_or(|last| now.signed_duration_since(last).abs() >= interval)
+}
+
+fn start_of(day: i64) -> DateTime<Utc> {
+    DateTime::from_timestamp(day.saturating_mul(DAY_SECONDS), 0).unwrap_or(DateTime::<Utc>::MAX_UTC)
+}

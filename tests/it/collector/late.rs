@@ -1,0 +1,220 @@
+//! Rows that come later than they are dated: found within minutes, not by the daily sweep, and whether or not the collector was restarted.
+
+use chrono::{DateTime, TimeDelta, Utc};
+use prometheus::Registry;
+use serde_json::json;
+use tallyline::clock::Clock;
+use tallyline::collectors::{Collector, CollectorTelemetry, Settings};
+use tallyline::license::PublicKeys;
+use tallyline::sim::coderd::SchemaVersion;
+use uuid::Uuid;
+
+use super::cost::pages_of;
+use super::{Ours, ours, produced, source_of};
+use crate::support::coderd::{Build, Coderd};
+
+/// A deployment whose first sweep is over, and a clock that the test moves.
+struct Site {
+    coderd: Coderd,
+    ours: Ours,
+    clock: Clock,
+    begun: DateTime<Utc>,
+    settings: Settings,
+}
+
+impl Site {
+    /// The clock is an hour behind, so that it can be moved on without overtaking the database's.
+    async fn new() -> (Site, Collector) {
+        let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
+        let begun = coderd.now().await - TimeDelta::hours(1);
+        let settings = Settings { deployment_id: Some(coderd.deployment), ..Settings::new("test") };
+        let site = Site { coderd, ours, clock: Clock::given(begun), begun, settings };
+        let mut collector = site.open().await;
+        assert!(collector.pass().await.unwrap().full_sweep);
+        site.ours.consume().await;
+        (site, collector)
+    }
+
+    async fn open(&self) -> Collector {
+        let (log, ledger) = (self.ours.log.clone(), self.ours.ledger.clone());
+        let source = source_of(&self.coderd.database.url);
+        Collector::open(self.settings.clone(), source, PublicKeys::new(), log, ledger, self.clock.clone()).await.unwrap().unwrap()
+    }
+
+    fn at(&self, after: TimeDelta) -> DateTime<Utc> {
+        self.begun + after
+    }
+
+    fn later(&self, after: TimeDelta) {
+        self.clock.set(self.at(after));
+    }
+
+    async fn build_completed(&self, completed_at: DateTime<Utc>) -> Uuid {
+        self.coderd.build(&Build { completed_at, ..self.coderd.first_start(self.coderd.workspace().await).await }).await
+    }
+
+    /// The same collector, or another one that takes over from it.
+    async fn go_on(&self, collector: Collector, restarted: bool) -> Collector {
+        if !restarted {
+            return collector;
+        }
+        collector.close().await;
+        self.open().await
+    }
+}
+
+#[tokio::test]
+async fn a_build_that_comes_90_s_late_or_of_a_clock_3_minutes_behind_is_found_within_two_minutes() {
+    for (late, restarted) in [(90, false), (90, true), (180, false), (180, true)] {
+        let (site, mut collector) = Site::new().await;
+        site.later(TimeDelta::seconds(200));
+        collector.pass().await.unwrap();
+        let id = site.build_completed(site.at(TimeDelta::seconds(200 - late))).await;
+        collector = site.go_on(collector, restarted).await;
+        site.later(TimeDelta::seconds(320));
+        let report = collector.pass().await.unwrap();
+        assert_eq!((produced(&report), report.full_sweep, report.late), ((1, 0, 0), false, 1), "{late} s, restarted: {restarted}");
+        assert!(site.ours.builds().await.contains_key(&id));
+        site.later(TimeDelta::seconds(400));
+        assert_eq!(produced(&collector.pass().await.unwrap()), (0, 0, 0), "once");
+    }
+}
+
+#[tokio::test]
+async fn usage_dated_9_days_back_is_found_within_minutes() {
+    for restarted in [false, true] {
+        let (site, mut collector) = Site::new().await;
+        for (id, days) in [("nine", 9), ("thirty", 30)] {
+            site.coderd.usage(id, "dc_managed_agents_v1", json!({"count": 1}), site.begun - TimeDelta::days(days)).await;
+        }
+        collector = site.go_on(collector, restarted).await;
+        site.later(TimeDelta::minutes(5));
+        let report = collector.pass().await.unwrap();
+        assert_eq!((produced(&report), report.full_sweep, report.late), ((0, 0, 2), false, 2), "restarted: {restarted}");
+        assert_eq!(site.ours.usage_ids().await, ["nine", "thirty"]);
+        // Not yet read from the log, then read: either way it is known.
+        for minutes in [10, 15] {
+            site.later(TimeDelta::minutes(minutes));
+            assert_eq!(produced(&collector.pass().await.unwrap()), (0, 0, 0));
+            site.ours.consume().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_day_that_differs_for_a_rejected_row_still_shows_the_next_late_one() {
+    let (site, mut collector) = Site::new().await;
+    let dated = site.begun - TimeDelta::days(9);
+    site.coderd.usage("rejected", "dc_managed_agents_v1", json!({"count": 0}), dated).await;
+    for minutes in [5, 10] {
+        site.later(TimeDelta::minutes(minutes));
+        collector.pass().await.unwrap();
+        site.ours.consume().await;
+    }
+    assert_eq!(site.ours.usage_ids().await, ["rejected"], "sent once");
+    site.coderd.usage("late", "dc_managed_agents_v1", json!({"count": 1}), dated).await;
+    site.later(TimeDelta::minutes(15));
+    assert_eq!(produced(&collector.pass().await.unwrap()), (0, 0, 1));
+    assert_eq!(site.ours.usage_ids().await, ["late", "rejected"]);
+}
+
+#[tokio::test]
+async fn counts_of_days_are_read_from_the_index_alone() {
+    let coderd = Coderd::new(SchemaVersion::Sep2026).await;
+    // 600 days of which 31 are compared; a third published as they came, the latest claimed.
+    sqlx::raw_sql(
+        "alter table usage_events disable trigger all;
+         insert into usage_events (id, event_type, event_data, created_at, publish_started_at, published_at)
+         select n::text, 'dc_managed_agents_v1', '{\"count\": 1}', at, case when n < 100 then at end, case when n % 3 = 0 and n >= 100 then at end
+         from (select n, now() - n * interval '10 minutes' as at from generate_series(1, 86400) n) as dated",
+    )
+    .execute(&coderd.database.pool)
+    .await
+    .unwrap();
+    sqlx::query("vacuum analyze usage_events").execute(&coderd.database.pool).await.unwrap();
+    let mut reader = source_of(&coderd.database.url).connect().await.unwrap();
+    let now = coderd.now().await;
+    let (from, until) = (now - TimeDelta::days(31), now + TimeDelta::days(1));
+    let plan = reader.explain_usage_days(from, until).await.unwrap().join("\n");
+    assert!(plan.contains("Index Only Scan using idx_usage_events_select_for_publishing"), "{plan}");
+    assert!(!plan.contains("Seq Scan"), "{plan}");
+    let heap: i64 = plan.lines().filter(|line| line.contains("Heap Fetches")).map(pages_of).sum();
+    assert_eq!(heap, 0, "{plan}");
+    let pages: i64 = sqlx::query_scalar("select pg_relation_size('usage_events') / 8192").fetch_one(&coderd.database.pool).await.unwrap();
+    let touched = plan.lines().find(|line| line.contains("Buffers: shared")).map(pages_of).unwrap();
+    assert!(touched * 10 < pages, "{touched} of {pages} pages\n{plan}");
+    let counted: i64 = reader.usage_days(from, until).await.unwrap().values().sum();
+    let expected: i64 = sqlx::query_scalar("select count(*) from usage_events where created_at >= $1 and created_at < $2")
+        .bind(from)
+        .bind(until)
+        .fetch_one(&coderd.database.pool)
+        .await
+        .unwrap();
+    assert_eq!(counted, expected);
+}
+
+#[tokio::test]
+async fn what_the_audit_misses_is_fetched_by_id() {
+    let (site, mut collector) = Site::new().await;
+    let source = collector.source().id;
+    let build = site.build_completed(site.begun - TimeDelta::hours(5)).await;
+    site.coderd.usage("old", "dc_managed_agents_v1", json!({"count": 1}), site.begun - TimeDelta::days(40)).await;
+    assert_eq!(produced(&collector.pass().await.unwrap()), (0, 0, 0), "neither is near");
+    let asked = [format!("workspace_build_completed:{build}"), "old".to_owned(), "not there".to_owned()];
+    assert_eq!(site.ours.ledger.request_fetch(source, &asked).await.unwrap(), 3);
+    assert_eq!(site.ours.ledger.request_fetch(source, &asked).await.unwrap(), 0, "asked for already");
+    assert_eq!(produced(&collector.pass().await.unwrap()), (1, 0, 1));
+    assert_eq!(site.ours.ledger.fetch_requests(source, 10).await.unwrap(), Vec::<String>::new(), "answered");
+    site.ours.consume().await;
+    // The ledger lost a row that it had: the collector does not trust its memory.
+    collector.pass().await.unwrap();
+    sqlx::query("delete from workspace_build").execute(&site.ours.ledger.pool).await.unwrap();
+    collector.pass().await.unwrap();
+    site.ours.ledger.request_fetch(source, &asked).await.unwrap();
+    assert_eq!(produced(&collector.pass().await.unwrap()), (1, 0, 0));
+}
+
+#[tokio::test]
+async fn a_requested_sweep_reads_everything_in_the_next_pass() {
+    let (site, mut collector) = Site::new().await;
+    let (source, ledger) = (collector.source().id, site.ours.ledger.clone());
+    site.build_completed(site.begun - TimeDelta::hours(5)).await;
+    ledger.request_sweep(source).await.unwrap();
+    let report = collector.pass().await.unwrap();
+    assert_eq!((produced(&report), report.full_sweep), ((1, 0, 0), true));
+    let done = ledger.sweep_request(source).await.unwrap().unwrap();
+    assert_eq!((done.pass_id, done.rows_read), (Some(report.pass_id), 1));
+    assert!(!collector.pass().await.unwrap().full_sweep, "once");
+    // One that has begun, and whose collector died, is begun again; one that is asked for meanwhile is another.
+    ledger.request_sweep(source).await.unwrap();
+    ledger.begin_requested_sweep(source).await.unwrap().unwrap();
+    collector = site.go_on(collector, true).await;
+    assert!(collector.pass().await.unwrap().full_sweep);
+}
+
+#[tokio::test]
+async fn late_rows_are_counted_with_their_age() {
+    let (mut site, collector) = Site::new().await;
+    let registry = Registry::new();
+    site.settings.telemetry = CollectorTelemetry::register(&registry).unwrap();
+    let mut collector = site.go_on(collector, true).await;
+    site.later(TimeDelta::minutes(10));
+    collector.pass().await.unwrap();
+    site.build_completed(site.at(TimeDelta::minutes(6))).await;
+    site.coderd.usage("nine", "dc_managed_agents_v1", json!({"count": 1}), site.at(TimeDelta::minutes(10)) - TimeDelta::days(9)).await;
+    let hour = DateTime::from_timestamp(site.begun.timestamp() / 3600 * 3600 - 86_400, 0).unwrap();
+    site.coderd.usage("hour", "hb_agent_runtime_v1", json!({"runtime_ms": 5}), hour).await;
+    site.later(TimeDelta::minutes(16));
+    assert_eq!(collector.pass().await.unwrap().late, 2);
+    let families = registry.gather();
+    let family = families.iter().find(|family| family.name() == "tallyline_collector_late_seconds").unwrap();
+    let seen: Vec<(String, u64, f64)> = family
+        .get_metric()
+        .iter()
+        .map(|metric| {
+            let histogram = metric.get_histogram();
+            (metric.get_label()[0].value().to_owned(), histogram.get_sample_count(), histogram.get_sample_sum())
+        })
+        .collect();
+    assert_eq!(seen, [("build".to_owned(), 1, 600.0), ("usage".to_owned(), 1, 9.0 * 86_400.0 + 360.0)]);
+}

@@ -1,0 +1,163 @@
+//! Times that PostgreSQL keeps and no calendar of ours has: each such row is one reject that names the field, and nothing stops for it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use chrono::TimeDelta;
+use serde_json::json;
+use tallyline::audit::Audit;
+use tallyline::collectors::{Collector, Settings};
+use tallyline::sim::coderd::SchemaVersion;
+use uuid::Uuid;
+
+use super::{Ours, ours, settings, source_of};
+use crate::support::coderd::{Build, Coderd};
+
+const ODD: [&str; 5] = ["infinity", "-infinity", "294000-01-01 00:00:00Z", "20000-01-01 00:00:00Z", "0044-03-15 00:00:00Z BC"];
+
+/// Rows with every odd time in every column that is read, and the field that each reject must name.
+async fn odd_rows(coderd: &Coderd) -> BTreeMap<String, &'static str> {
+    let mut fields = BTreeMap::new();
+    for odd in ODD {
+        for field in ["created_at", "started_at", "completed_at"] {
+            // a claim would be a second event of the row
+            let build = Build { stage: 2, number: 2, ..coderd.first_start(coderd.workspace().await).await };
+            let id = coderd.build(&build).await;
+            let update = format!(
+                "update provisioner_jobs set {field} = $1::timestamptz where id = (select job_id from workspace_builds where id = $2)"
+            );
+            sqlx::query(sqlx::AssertSqlSafe(update)).bind(odd).bind(id).execute(&coderd.database.pool).await.unwrap();
+            fields.insert(format!("workspace_build_completed:{id}"), field);
+        }
+        for (column, field) in [("created_at", "time"), ("publish_started_at", "publishstartedat"), ("published_at", "publishedat")] {
+            let id = format!("{column} {odd}");
+            coderd.usage(&id, "dc_managed_agents_v1", json!({"count": 1}), coderd.now().await).await;
+            let update = format!("update usage_events set {column} = $1::timestamptz where id = $2");
+            sqlx::query(sqlx::AssertSqlSafe(update)).bind(odd).bind(&id).execute(&coderd.database.pool).await.unwrap();
+            fields.insert(id, field);
+        }
+    }
+    fields
+}
+
+async fn pass(collector: &mut Collector) -> tallyline::collectors::PassReport {
+    tokio::time::timeout(Duration::from_secs(60), collector.pass()).await.expect("a pass ends").unwrap()
+}
+
+/// Each row is one open reject whose cause is `field`, and the field is named.
+async fn each_is_one_reject(ours: &Ours, fields: &BTreeMap<String, &'static str>) {
+    let rejects: Vec<(String, String, String)> =
+        sqlx::query_as("select event_id, cause, detail from reject where state = 'open'").fetch_all(&ours.ledger.pool).await.unwrap();
+    let found: BTreeMap<&String, &String> = rejects.iter().map(|(id, _, detail)| (id, detail)).collect();
+    assert_eq!((found.len(), rejects.len()), (fields.len(), fields.len()), "{rejects:?}");
+    assert!(rejects.iter().all(|(_, cause, _)| cause == "field"), "{rejects:?}");
+    for (id, field) in fields {
+        let detail = found.get(id).unwrap_or_else(|| panic!("{id} is not among the rejects: {rejects:?}"));
+        assert!(detail.contains(&format!("field {field} ")), "{id}: {detail}");
+    }
+}
+
+#[tokio::test]
+async fn every_row_with_an_odd_time_is_one_reject_that_names_the_field() {
+    let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
+    let good = coderd.creation().await;
+    let fields = odd_rows(&coderd).await;
+    let small = Settings { page: 2, ..settings() };
+    let mut collector = ours.collector(small.clone(), &coderd).await;
+    assert!(pass(&mut collector).await.full_sweep);
+    // Before the ledger has read the log: the rows are known as in flight, by this collector and by the next.
+    assert_eq!(super::produced(&pass(&mut collector).await), (0, 0, 0));
+    collector.close().await;
+    let mut collector = ours.collector(small.clone(), &coderd).await;
+    assert_eq!(super::produced(&pass(&mut collector).await), (0, 0, 0));
+    ours.consume().await;
+    each_is_one_reject(&ours, &fields).await;
+    let builds: Vec<Uuid> = sqlx::query_scalar("select build_id from workspace_build").fetch_all(&ours.ledger.pool).await.unwrap();
+    assert_eq!(builds, [good]);
+    // And afterwards, incremental and as a whole.
+    for sweep in [TimeDelta::days(1), TimeDelta::zero()] {
+        collector.close().await;
+        collector = ours.collector(Settings { sweep_interval: sweep, ..small.clone() }, &coderd).await;
+        assert_eq!(super::produced(&pass(&mut collector).await), (0, 0, 0));
+    }
+    ours.consume().await;
+    each_is_one_reject(&ours, &fields).await;
+}
+
+#[tokio::test]
+async fn an_odd_time_that_comes_between_two_passes_is_one_reject_too() {
+    let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
+    let mut collector = ours.collector(Settings { page: 2, ..settings() }, &coderd).await;
+    pass(&mut collector).await;
+    let mut fields = odd_rows(&coderd).await;
+    let report = pass(&mut collector).await;
+    assert!(!report.full_sweep);
+    ours.consume().await;
+    // What is dated before all time is met by a sweep, as anything that is dated so far back.
+    collector.close().await;
+    let mut sweeping = ours.collector(Settings { sweep_interval: TimeDelta::zero(), ..settings() }, &coderd).await;
+    pass(&mut sweeping).await;
+    ours.consume().await;
+    each_is_one_reject(&ours, &fields).await;
+    // coderd dates a row right after all: the reject stays an operator's work.
+    let (id, _) = fields.pop_first().unwrap();
+    assert!(!id.is_empty());
+}
+
+#[tokio::test]
+async fn the_audit_sees_rows_with_odd_times_as_open_work() {
+    let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
+    let fields = odd_rows(&coderd).await;
+    let mut collector = ours.collector(settings(), &coderd).await;
+    let source = Some((source_of(&coderd.database.url), coderd.deployment));
+    pass(&mut collector).await;
+    ours.consume().await;
+    let audit = Audit { ledger: ours.ledger.clone(), log: ours.log.clone(), source, patience: Duration::ZERO };
+    let report = audit.run().await.unwrap();
+    let joint = &report.joints[0];
+    assert_eq!(joint.differences, []);
+    let open: Vec<(&str, &str)> = joint.open.iter().map(|open| (&*open.kind, open.id.as_str())).collect();
+    assert_eq!(open.len(), fields.len());
+    assert!(open.iter().all(|(kind, id)| *kind == "rejected" && fields.contains_key(*id)), "{open:?}");
+    assert!(report.balanced);
+}
+
+#[tokio::test]
+async fn marks_that_become_odd_after_acceptance_change_nothing() {
+    let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
+    coderd.usage("one", "dc_managed_agents_v1", json!({"count": 1}), coderd.now().await).await;
+    let mut collector = ours.collector(settings(), &coderd).await;
+    pass(&mut collector).await;
+    ours.consume().await;
+    sqlx::query("update usage_events set publish_started_at = '-infinity', published_at = 'infinity'")
+        .execute(&coderd.database.pool)
+        .await
+        .unwrap();
+    let source = Some((source_of(&coderd.database.url), coderd.deployment));
+    let audit = Audit { ledger: ours.ledger.clone(), log: ours.log.clone(), source, patience: Duration::ZERO };
+    let report = audit.run().await.unwrap();
+    assert!(report.balanced && report.joints[0].open.is_empty(), "{report:?}");
+}
+
+#[tokio::test]
+async fn odd_times_of_marks_hours_and_licenses_are_read() {
+    let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
+    sqlx::raw_sql(
+        "insert into licenses (uploaded_at, jwt, exp, uuid) values ('-infinity', 'a.b.c', 'infinity', gen_random_uuid()),
+             ('294000-01-01Z', 'd.e.f', '294000-01-01Z', gen_random_uuid());
+         insert into usage_events (id, event_type, event_data, created_at, published_at) values
+             ('forever', 'hb_agent_runtime_v1', '{\"runtime_ms\": 1}', 'infinity', 'infinity'),
+             ('far', 'hb_agent_runtime_v1', '{\"runtime_ms\": 1}', '294000-01-01 00:00:00Z', '294000-01-01Z'),
+             ('marked', 'dc_managed_agents_v1', '{\"count\": 1}', now(), '2026-01-02 03:04:05Z')",
+    )
+    .execute(&coderd.database.pool)
+    .await
+    .unwrap();
+    let mut collector = ours.collector(settings(), &coderd).await;
+    assert!(pass(&mut collector).await.runtime_complete_until.is_some());
+    let licenses = ours.ledger.present_licenses(collector.source().id).await.unwrap();
+    assert!(licenses.len() == 2 && licenses.iter().all(|license| license.uploaded_at.is_none()), "{licenses:?}");
+    let mut reader = source_of(&coderd.database.url).connect().await.unwrap();
+    let mark = reader.latest_publish_mark().await.unwrap().unwrap();
+    assert_eq!(mark.to_rfc3339(), "2026-01-02T03:04:05+00:00", "a mark of no time hides the real ones");
+}
