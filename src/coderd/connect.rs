@@ -77,7 +77,7 @@ impl Database {
         })?;
         let user = self.options.get_username().to_owned();
         // The server ends a slow statement first; this is for a server that no longer answers at all.
-        let deadline = self.statement_timeout + Duration::from_secs(15);
+        let deadline = self.statement_timeout.saturating_add(Duration::from_secs(15));
         Ok(Reader { connection, user, deadline })
     }
 }

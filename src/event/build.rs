@@ -143,7 +143,7 @@ impl WorkspaceBuildCompleted {
 /// See [`WorkspaceBuildCompleted::duration`].
 pub(super) fn duration(status: BuildStatus, started_at: Option<DateTime<Utc>>, completed_at: DateTime<Utc>) -> Option<TimeDelta> {
     let reaped = status == BuildStatus::Failed && started_at == Some(completed_at);
-    started_at.filter(|_| !reaped).map(|started_at| completed_at - started_at)
+    started_at.filter(|_| !reaped).map(|started_at| completed_at.signed_duration_since(started_at))
 }
 
 /// Which class a build falls into, for timing metrics.

@@ -102,7 +102,7 @@ impl LicenseClaims {
     /// `license_expires`.
     #[must_use]
     pub fn validity(&self, now: DateTime<Utc>) -> Validity {
-        if self.license_expires - now > LONGEST_TERM {
+        if self.license_expires.signed_duration_since(now) > LONGEST_TERM {
             Validity::TermTooLong
         } else if now >= self.expires_at {
             Validity::Expired

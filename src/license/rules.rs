@@ -222,9 +222,9 @@ fn limit_warning(rules: RuleSet, agents: &Feature) -> Option<String> {
 
 /// From here on the limit is near: three quarters of the way from soft to hard, or to hard where the soft limit says nothing.
 fn early_threshold(soft: i64, hard: i64) -> i64 {
-    // Rounded down, and without an intermediate value that could overflow.
-    let three_quarters = |n: i64| n / 4 * 3 + n % 4 * 3 / 4;
-    if hard > soft && soft > 0 { soft + three_quarters(hard - soft) } else { three_quarters(hard) }
+    // Rounded down; the product can overflow 64 bits.
+    let three_quarters = |n: i64| i64::try_from(i128::from(n).saturating_mul(3) / 4).unwrap_or(n);
+    if hard > soft && soft > 0 { soft.saturating_add(three_quarters(hard.saturating_sub(soft))) } else { three_quarters(hard) }
 }
 
 /// One warning if the first unbroken stretch of paid terms ends in fewer than 30 days (7 for a trial). Licenses that begin later
@@ -240,12 +240,12 @@ fn expiry_warning(licenses: &[LicenseClaims], trial: bool, now: DateTime<Utc>) -
         }
         end = end.max(later_end);
     }
-    let days = whole_days_rounded_up(end - now);
+    let days = whole_days_rounded_up(end.signed_duration_since(now));
     let soon = if trial { 7 } else { 30 };
     (days > 0 && days < soon).then(|| format!("Your license expires in {days} {}.", if days == 1 { "day" } else { "days" }))
 }
 
 fn whole_days_rounded_up(left: TimeDelta) -> i64 {
     let days = left.num_days();
-    if left > TimeDelta::days(days) { days + 1 } else { days }
+    if left > TimeDelta::days(days) { days.saturating_add(1) } else { days }
 }

@@ -175,7 +175,7 @@ fn headers(license_jwt: &str, deployment_id: Uuid) -> Result<HeaderMap, SendErro
 async fn read(mut response: reqwest::Response, license_jwt: &str) -> Result<Body, SendError> {
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(|error| unanswered(&error))? {
-        if body.len() + chunk.len() > MAX_ANSWER_BYTES {
+        if body.len().saturating_add(chunk.len()) > MAX_ANSWER_BYTES {
             return Ok(Body::TooLong);
         }
         body.extend_from_slice(&chunk);
