@@ -8,6 +8,7 @@ mod acts;
 mod api;
 pub mod audit;
 mod check;
+mod collect;
 pub mod connect;
 mod demo;
 mod exit;
@@ -94,6 +95,9 @@ pub enum Command {
     Run(run::Arguments),
     /// List every mistake of a pipeline file
     Check(check::Arguments),
+    /// Ask the running collector for something
+    #[command(subcommand)]
+    Collect(collect::Collect),
     /// Bring the ledger's schema and the log's topics to this version
     Migrate(migrate::Arguments),
     /// Show everything working on a private PostgreSQL and simulated traffic
@@ -164,6 +168,7 @@ pub async fn run(command: Command, context: Context) -> Result<Exit, Failure> {
         Command::Demo(arguments) => demo::run(arguments, context).await,
         Command::CoderdSim(options) => simulators::coderd(options, context).await,
         Command::TallymanSim(options) => simulators::tallyman(options, context).await,
+        Command::Collect(collect) => collect::run(collect, context).await,
         Command::Recover(recover) => recover::run(recover, context).await,
         Command::Replay(replay) => replay::run(replay, context).await,
         Command::Status(arguments) => status::run(arguments, &context).await,

@@ -1,6 +1,7 @@
 //! Requests to the collector of a source: fetch certain rows at once, or read everything again.
 
 use chrono::{DateTime, Utc};
+use serde::Serialize;
 use sqlx::{FromRow, PgConnection};
 
 use super::Ledger;
@@ -19,6 +20,19 @@ pub struct SweepRequest {
     pub rows_read: i64,
     /// The recorded pass. None: not yet.
     pub pass_id: Option<i64>,
+}
+
+/// What a sweep brought.
+#[derive(Clone, Debug, PartialEq, Eq, FromRow, Serialize)]
+pub struct SweepResult {
+    /// The recorded pass.
+    pub pass_id: i64,
+    /// Events appended to the log.
+    pub appended: i32,
+    /// Of these, found later than an earlier pass had claimed to be complete.
+    pub late: i32,
+    /// What coderd committed before this instant is in the ledger. None: nothing can be claimed.
+    pub complete_until: Option<DateTime<Utc>>,
 }
 
 impl Ledger {
@@ -92,6 +106,17 @@ impl Ledger {
         .bind(source_id)
         .fetch_optional(&self.pool)
         .await
+    }
+
+    /// What the sweep brought that was recorded as this pass.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn sweep_result(&self, pass_id: i64) -> Result<SweepResult, sqlx::Error> {
+        sqlx::query_as("select id as pass_id, produced as appended, late, complete_until from collector_pass where id = $1")
+            .bind(pass_id)
+            .fetch_one(&self.pool)
+            .await
     }
 
     /// Records the rows that the sweep of that mark has read.

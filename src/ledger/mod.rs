@@ -49,7 +49,7 @@ pub use acts::{ACTS, Act, ActFilter, NewAct, OURSELVES};
 pub use audit::{Difference, LedgerBooks, PartitionBooks};
 pub use begin_anew::{BegunAnew, Lives};
 pub use choices::LICENSE_RULES;
-pub use collector_requests::SweepRequest;
+pub use collector_requests::{SweepRequest, SweepResult};
 pub use connect::{LedgerError, LedgerSettings};
 pub use exports::{UsageCompleteness, UsageRange, UsageRow};
 pub use findings::{Example, Finding, NewFinding};

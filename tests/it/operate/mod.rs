@@ -13,6 +13,7 @@ mod stalled;
 mod start;
 mod status;
 mod stop;
+mod sweep;
 mod takeover;
 mod transactions;
 

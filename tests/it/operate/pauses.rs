@@ -10,14 +10,14 @@ const USAGE: u32 = 100;
 
 impl Site {
     /// Runs a command that must succeed.
-    async fn done(&self, words: &str) -> String {
+    pub(super) async fn done(&self, words: &str) -> String {
         let ended = self.command(words).await;
         assert!(ended.status.success(), "{words}: {ended:?}");
         ended.stdout
     }
 
     /// Runs a command that must be refused with this exit code, and says what it said.
-    async fn refused(&self, words: &str, code: i32) -> String {
+    pub(super) async fn refused(&self, words: &str, code: i32) -> String {
         let ended = self.command(words).await;
         assert_eq!(ended.status.code(), Some(code), "{words}: {ended:?}");
         ended.stderr

@@ -1,0 +1,118 @@
+//! `tallyline collect sweep`
+
+use std::time::Duration;
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use clap::Subcommand;
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::progress::Progress;
+use super::roles::Site;
+use super::{Context, Exit, Failure, PipelineArguments};
+use crate::collectors::lease_name;
+use crate::ledger::{Ledger, Pausable, Source, SweepResult};
+
+/// The ledger is asked this often for the progress.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// What collectors are asked to do.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Collect {
+    /// Let the running collector read everything now, and show its progress until all of it is in the ledger
+    Sweep(Arguments),
+}
+
+/// Let the running collector read everything now.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Arguments {
+    #[command(flatten)]
+    pipeline: PipelineArguments,
+}
+
+/// A sweep that is in the ledger.
+#[derive(Debug, Serialize)]
+struct Swept {
+    deployment_id: Uuid,
+    rows_read: i64,
+    #[serde(flatten)]
+    result: SweepResult,
+}
+
+pub(super) async fn run(collect: Collect, context: Context) -> Result<Exit, Failure> {
+    let Collect::Sweep(arguments) = collect;
+    let site = Site::open(arguments.pipeline.load()?, context.clock.clone()).await?;
+    site.ledger.reach().await?;
+    let ledger = &site.ledger.ledger;
+    let source = source(&site, &context).await?;
+    collector_runs(ledger, &source).await?;
+    let total = ledger.in_time(ledger.source_events(source.id)).await?;
+    ledger.in_time(ledger.request_sweep(source.id)).await?;
+    let progress = Progress::of_steps("rows");
+    let watched = context.stop.run_until_cancelled(watch(ledger, &source, u64::try_from(total).unwrap_or_default(), &progress)).await;
+    progress.finish();
+    let Some(swept) = watched else {
+        let advice = "the sweep goes on; `tallyline collect sweep` asks for another one";
+        return Err(Failure::of(Exit::Interrupted, format!("stopped watching: {advice}")));
+    };
+    let swept = swept?;
+    context.output.answer(&swept, || table(&swept))?;
+    Ok(Exit::Success)
+}
+
+async fn source(site: &Site, context: &Context) -> Result<Source, Failure> {
+    let Some(deployment) = site.deployment(&context.stop).await else {
+        let unset = "source.deployment_id is not set, and coderd's database cannot be asked: set source.deployment_id";
+        return Err(if context.stop.is_cancelled() { Failure::interrupted() } else { Failure::of(Exit::Configuration, unset) });
+    };
+    let source = site.ledger.ledger.in_time(site.ledger.ledger.source(deployment)).await?;
+    source.ok_or_else(|| Failure::of(Exit::Refused, format!("deployment {deployment}: no collector has introduced it; {START}")))
+}
+
+/// What to do without a collector.
+const START: &str = "start a process with the role collect";
+
+/// Only a running collector answers the request.
+async fn collector_runs(ledger: &Ledger, source: &Source) -> Result<(), Failure> {
+    let pauses = ledger.in_time(ledger.pauses()).await?;
+    if let Some(pause) = pauses.iter().find(|pause| pause.operation == Pausable::Collect) {
+        return Err(Failure::of(Exit::Refused, format!("{pause}; `tallyline resume collect` goes on")));
+    }
+    let holder = ledger.in_time(ledger.lease_holder(&lease_name(source.deployment_id))).await?;
+    holder
+        .map(|_| ())
+        .ok_or_else(|| Failure::of(Exit::Refused, format!("deployment {}: no collector runs; {START} and ask again", source.deployment_id)))
+}
+
+/// Shows the progress until all that the sweep read is in the ledger. `total` is what the ledger has: coderd has about as many rows.
+async fn watch(ledger: &Ledger, source: &Source, total: u64, progress: &Progress) -> Result<Swept, Failure> {
+    loop {
+        let gone = || Failure::of(Exit::Refused, "the request is gone: was the ledger restored? Ask again");
+        let request = ledger.in_time(ledger.sweep_request(source.id)).await?.ok_or_else(gone)?;
+        let rows = u64::try_from(request.rows_read).unwrap_or_default();
+        match request.pass_id {
+            None => {
+                collector_runs(ledger, source).await?;
+                progress.at("reading coderd", rows, total.max(rows));
+            }
+            Some(pass_id) if ledger.in_time(ledger.pass_is_in(pass_id)).await? => {
+                let result = ledger.in_time(ledger.sweep_result(pass_id)).await?;
+                return Ok(Swept { deployment_id: source.deployment_id, rows_read: request.rows_read, result });
+            }
+            Some(_) => progress.at("recording what was appended", 0, rows),
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+fn table(swept: &Swept) -> String {
+    let Swept { rows_read, result, .. } = swept;
+    let complete =
+        result.complete_until.map_or_else(|| "completeness is not reported".to_owned(), |until| format!("complete until {}", time(until)));
+    let SweepResult { pass_id, appended, late, .. } = result;
+    format!("swept in pass {pass_id}: {rows_read} rows read, {appended} events appended, {late} of them late; {complete}\n")
+}
+
+fn time(at: DateTime<Utc>) -> String {
+    at.to_rfc3339_opts(SecondsFormat::Secs, true)
+}
