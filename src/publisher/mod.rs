@@ -199,7 +199,12 @@ impl Publisher {
             return Ok(Cycle::default());
         };
         let Some(source) = self.ledger.in_time(self.ledger.source(self.settings.deployment)).await? else {
-            self.condition.set(Condition::NotIntroduced);
+            let mut reader = database.connect().await?;
+            // a wrong deployment id never has an event
+            if self.identify(&mut reader).await? {
+                self.condition.set(Condition::NotIntroduced);
+            }
+            reader.close().await;
             return Ok(Cycle::default());
         };
         let source_id = source.id;

@@ -43,6 +43,18 @@ async fn nothing_is_sent_of_a_source_whose_id_is_not_coderds_own() {
 }
 
 #[tokio::test]
+async fn a_wrong_deployment_id_is_refused_though_no_event_of_it_will_ever_come() {
+    let mut world = World::new().await;
+    world.add(&[usage("a", start_time())]).await;
+    let wrong = Uuid::from_u128(0xe);
+    for mode in [Mode::Sole, Mode::Shadow] {
+        (world.settings.mode, world.settings.deployment) = (mode, wrong);
+        let why = refusal(&world).await;
+        assert!(why.contains(&wrong.to_string()) && why.contains(&DEPLOYMENT.to_string()), "{why}");
+    }
+}
+
+#[tokio::test]
 async fn sole_sends_nothing_and_does_not_start_where_coderd_does_not_tell_which_it_is() {
     let mut world = World::new().await;
     world.add(&[usage("a", start_time())]).await;
