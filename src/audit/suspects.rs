@@ -18,6 +18,8 @@ const GONE_LISTED: i64 = 20;
 const EVENTS: [&str; 2] = ["workspace_build_completed", "prebuild_claimed"];
 
 const GONE: &str = "coderd had it and has removed it since; it stays counted";
+/// Without stages the first build of the workspace is what shows that the second one was a claim.
+const NO_LONGER_A_CLAIM: &str = "coderd has the build, but not the first build of its workspace, by which it was a claim; it stays counted";
 const NEVER_THERE: &str = "coderd does not have it, the ledger does, and coderd was never seen to have it";
 /// Usage has no deletion in coderd.
 const USAGE_GONE: &str =
@@ -128,6 +130,9 @@ impl Joint {
             (None, Some(_)) => self.not_accepted(suspect, false),
             (Some(_), None) if suspect.is_lost => self.gone(id, LOST),
             (Some(_), None) if suspect.is_confirmed => self.gone(id, GONE),
+            (Some(_), Some(Some(None))) if suspect.is_confirmed => {
+                self.remarks.push(difference("source_changed", id, NO_LONGER_A_CLAIM));
+            }
             (Some(_), None | Some(Some(None))) => self.differences.push(difference("not_in_source", id, NEVER_THERE)),
         }
     }
@@ -233,6 +238,19 @@ mod tests {
         assert_eq!(found(false, 1), (0, 1, 0), "just now");
         assert_eq!(found(true, 1), (1, 0, 0), "lost");
         assert_eq!(found(true, 0), (0, 0, 1), "the log may not have been read since: consuming may be paused");
+    }
+
+    #[test]
+    fn a_claim_without_a_stage_outlives_the_first_build_of_its_workspace() {
+        let judged = |is_confirmed| {
+            let mut joint = Joint::new(SOURCE);
+            let suspect = Suspect { id: "prebuild_claimed:a", is_confirmed, is_lost: false, refused: None, passed_before: false };
+            joint.judge_build(&suspect, 1, Some([1; 32]), Some(Some([Some([2; 32]), None])));
+            let kinds = |found: &[Difference]| found.iter().map(|found| found.kind.to_string()).collect::<Vec<_>>();
+            (kinds(&joint.differences), kinds(&joint.remarks))
+        };
+        assert_eq!(judged(true), (vec![], vec!["source_changed".to_owned()]));
+        assert_eq!(judged(false), (vec!["not_in_source".to_owned()], vec![]), "it may be forged");
     }
 
     #[test]
