@@ -44,6 +44,35 @@ pub enum Deed {
     Promote { template: Uuid, version: Uuid },
 }
 
+impl Act {
+    /// The same by a replica whose clock is this far behind. Heartbeats are dated by their hour, and licenses by their issuer.
+    pub(super) fn date_back(&mut self, behind: TimeDelta) {
+        self.at -= behind;
+        match &mut self.deed {
+            Deed::Acquire { started_at, .. } => *started_at -= behind,
+            Deed::CancelRunning { canceled_at, .. } => *canceled_at -= behind,
+            Deed::CancelPending { canceled_at, completed_at, .. } => {
+                *canceled_at -= behind;
+                *completed_at -= behind;
+            }
+            Deed::Complete(done) => {
+                done.completed_at -= behind;
+                if let Some(usage) = done.success.as_mut().and_then(|success| success.usage.as_mut()) {
+                    usage.created_at -= behind;
+                }
+            }
+            Deed::Queue(_)
+            | Deed::Claim { .. }
+            | Deed::Usage(_)
+            | Deed::Publish { .. }
+            | Deed::License(_)
+            | Deed::Chat { .. }
+            | Deed::Seat { .. }
+            | Deed::Promote { .. } => {}
+        }
+    }
+}
+
 /// A build's keys.
 #[derive(Clone, Copy, Debug)]
 pub struct BuildIds {

@@ -8,7 +8,7 @@ use super::acts::{Act, BuildIds, Class, Completed, Deed, NewTask, NewWorkspace, 
 use super::chance::{log_uniform, one_in, pick, uniform, uuid_from};
 use super::config::PREBUILDS_USER;
 use super::deployment::{Deployment, Template, Version};
-use super::lives::{Lives, Window};
+use super::lives::{Existing, Lives, Window};
 
 /// Times that are exactly the upper bound of a classic bucket, in seconds.
 const BUCKET_BOUNDS: [i64; 5] = [1, 10, 30, 60, 300];
@@ -100,6 +100,11 @@ impl<'a> Workspace<'a> {
             new_workspace: None,
             new_task: None,
         }
+    }
+
+    /// Goes on with a workspace that is there.
+    pub fn resume(&mut self, existing: &Existing) {
+        (self.id, self.owner, self.number) = (existing.workspace, existing.owner, existing.builds);
     }
 
     /// A user's creation. On an AI template more than half are tasks; `may_lack_preset` leaves the preset out now and then.

@@ -52,6 +52,16 @@ impl Pace {
     };
 }
 
+/// A workspace that is there.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Existing {
+    pub workspace: Uuid,
+    pub owner: Uuid,
+    pub template: Uuid,
+    /// Its builds so far.
+    pub builds: i32,
+}
+
 /// What becomes of a workspace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Story {
@@ -183,6 +193,15 @@ impl Lives {
         acts
     }
 
+    /// One more start of a workspace by its owner, queued when the window begins. No acts where its template is gone.
+    pub fn start_again(&mut self, deployment: &Deployment, window: Window, existing: &Existing) -> Vec<Act> {
+        let Some(template) = deployment.templates.iter().find(|template| template.id == existing.template) else { return Vec::new() };
+        let mut workspace = self.workspace(deployment, window, template, window.from);
+        workspace.resume(existing);
+        workspace.start("dashboard");
+        workspace.acts
+    }
+
     fn any_story(&mut self) -> Story {
         let mut at = self.dice.random_range(0..STORIES.iter().map(|(_, weight)| weight).sum::<u32>());
         for (story, weight) in STORIES {
@@ -308,10 +327,14 @@ impl Workspace<'_> {
 
     fn start_again(&mut self) {
         if self.pause() {
-            let ending = Ending::Success;
             let reason = pick(&mut self.lives.dice, &["dashboard", "cli", "initiator"]);
-            self.build(Ask { class: Class::Other, transition: Transition::Start, initiator: self.owner, reason, stage: None, ending });
+            self.start(reason);
         }
+    }
+
+    fn start(&mut self, reason: &'static str) {
+        let ending = Ending::Success;
+        self.build(Ask { class: Class::Other, transition: Transition::Start, initiator: self.owner, reason, stage: None, ending });
     }
 
     /// Stops, starts and perhaps a delete, until the window ends.

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use anyhow::ensure;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 
 use super::acts::{Act, Deed};
 use super::books::Books;
@@ -12,7 +12,7 @@ use super::config::Config;
 use super::deployment::Deployment;
 use super::heartbeats::Heartbeats;
 use super::licenses;
-use super::lives::{Lives, Pace, Window};
+use super::lives::{Existing, Lives, Pace, Window};
 use super::signing::Signer;
 use super::truth::Truth;
 
@@ -28,6 +28,15 @@ pub(super) struct Script {
     acts: VecDeque<Act>,
     /// Up to where it is planned.
     planned_until: DateTime<Utc>,
+    /// The clock of one of coderd's two replicas.
+    slow_clock: SlowClock,
+}
+
+/// Two replicas of coderd act in turn. The clock of the second may be behind.
+#[derive(Default)]
+struct SlowClock {
+    behind: TimeDelta,
+    second_replica: bool,
 }
 
 impl Script {
@@ -49,7 +58,8 @@ impl Script {
         acts.sort_by_key(|act| act.at);
         let books = Books::new(&deployment);
         let planned_until = config.end;
-        Ok(Script { config, deployment, signer, books, lives, heartbeats, acts: acts.into(), planned_until })
+        let slow_clock = SlowClock::default();
+        Ok(Script { config, deployment, signer, books, lives, heartbeats, acts: acts.into(), planned_until, slow_clock })
     }
 
     pub fn extend(&mut self, until: DateTime<Utc>, builds: usize) -> usize {
@@ -58,16 +68,41 @@ impl Script {
             return 0;
         }
         let mut acts = self.lives.plan(&self.deployment, window, builds);
-        let planned = acts.iter().filter(|act| matches!(act.deed, Deed::Queue(_))).count();
         if self.config.heartbeats {
             acts.extend(self.heartbeats.plan(&self.deployment, window.from, until));
         }
+        self.planned_until = until;
+        self.add(acts)
+    }
+
+    /// Plans lives that begin in a span that is over. Their acts are due at once and keep their times.
+    pub fn extend_late(&mut self, from: DateTime<Utc>, until: DateTime<Utc>, builds: usize) -> usize {
+        let window = Window { from, to: until, pace: Pace::BRISK, history: false };
+        let acts = self.lives.plan(&self.deployment, window, builds);
+        self.add(acts)
+    }
+
+    /// Plans one more start of each workspace, from `now` on.
+    pub fn start_again(&mut self, workspaces: &[Existing], now: DateTime<Utc>) -> usize {
+        let window = Window { from: now, to: now, pace: Pace::BRISK, history: false };
+        let Script { lives, deployment, .. } = self;
+        let acts = workspaces.iter().flat_map(|workspace| lives.start_again(deployment, window, workspace)).collect();
+        self.add(acts)
+    }
+
+    /// Adds acts to the plan. Gives how many builds they queue.
+    fn add(&mut self, mut acts: Vec<Act>) -> usize {
+        let builds = acts.iter().filter(|act| matches!(act.deed, Deed::Queue(_))).count();
         acts.extend(self.heartbeats.publishing(&acts));
         acts.extend(self.acts.drain(..));
         acts.sort_by_key(|act| act.at);
         self.acts = acts.into();
-        self.planned_until = until;
-        planned
+        builds
+    }
+
+    /// From now on every second act carries times that are this far behind.
+    pub fn set_clock_behind(&mut self, behind: TimeDelta) {
+        self.slow_clock.behind = behind;
     }
 
     /// Up to where it is planned.
@@ -80,6 +115,10 @@ impl Script {
         let mut act = self.acts.pop_front_if(|act| act.at <= now)?;
         if let Deed::Queue(queued) = &mut act.deed {
             queued.preset = queued.preset.filter(|preset| !self.books.removed_presets.contains(preset));
+        }
+        self.slow_clock.second_replica = !self.slow_clock.second_replica;
+        if self.slow_clock.second_replica {
+            act.date_back(self.slow_clock.behind);
         }
         self.books.note(&act);
         Some(act)
@@ -101,9 +140,7 @@ fn edges(acts: &[Act]) -> Vec<DateTime<Utc>> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
-    use chrono::TimeDelta;
+    use std::collections::{BTreeMap, BTreeSet};
 
     use super::super::truth::{Class, Status, UsageKind};
     use super::*;
@@ -173,6 +210,45 @@ mod tests {
             assert!(license.claims.exp <= truth.builds[0].completed_at || license.managed_agents > 0, "{license:?}");
         }
         assert!(edges >= 5, "{edges} edges");
+    }
+
+    #[test]
+    fn lives_of_a_span_that_is_over_are_due_at_once_under_their_own_times() {
+        let mut script = Script::new(config(SchemaVersion::TasksEra, 100)).unwrap();
+        let now = script.config.end;
+        while script.next(now).is_some() {}
+        let before = script.books.completed();
+        let queued = script.extend_late(now - TimeDelta::seconds(120), now - TimeDelta::seconds(90), 30);
+        while script.next(now).is_some() {}
+        let truth = script.truth();
+        let late = truth.builds.iter().filter(|build| build.created_at >= now - TimeDelta::seconds(120) && build.completed_at < now);
+        let late: Vec<_> = late.filter(|build| build.completed_at < now - TimeDelta::seconds(20)).collect();
+        assert!(queued >= 30 && late.len() >= 10 && truth.builds.len() >= before + late.len(), "{} of {queued}", late.len());
+        assert!(late.iter().all(|build| build.created_at <= build.completed_at), "one clock wrote all of their times");
+    }
+
+    #[test]
+    fn a_replica_whose_clock_is_behind_dates_its_rows_back_and_heartbeats_keep_their_hours() {
+        let behind = TimeDelta::minutes(3);
+        let played = |behind| {
+            let mut script = Script::new(config(SchemaVersion::TasksEra, 300)).unwrap();
+            script.set_clock_behind(behind);
+            while script.next(script.config.end).is_some() {}
+            script.truth()
+        };
+        let (right, slow) = (played(TimeDelta::zero()), played(behind));
+        let ends = |truth: &Truth| truth.builds.iter().map(|build| (build.id, build.completed_at)).collect::<BTreeMap<_, _>>();
+        let (right_ends, slow_ends) = (ends(&right), ends(&slow));
+        let shifted = right_ends.iter().filter(|(id, end)| slow_ends[id] == **end - behind).count();
+        let same = right_ends.iter().filter(|(id, end)| slow_ends[id] == **end).count();
+        assert_eq!((right_ends.len(), slow_ends.len()), (shifted + same, shifted + same));
+        assert!(shifted > 50 && same > 50, "{shifted} shifted, {same} not");
+        assert!(slow.clock_skews > right.clock_skews, "a start by the other clock lies after the end");
+        let usage = |truth: &Truth| truth.usage.iter().map(|row| (row.id.clone(), row.created_at)).collect::<BTreeMap<_, _>>();
+        let (right_usage, slow_usage) = (usage(&right), usage(&slow));
+        assert!(right.usage.iter().filter(|row| row.build_id.is_none()).all(|row| slow_usage[&row.id] == row.created_at));
+        assert!(right_usage.iter().any(|(id, at)| slow_usage[id] == *at - behind));
+        assert_eq!(right.creation_totals(), slow.creation_totals());
     }
 
     #[test]

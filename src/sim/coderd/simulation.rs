@@ -3,13 +3,14 @@
 use std::str::FromStr;
 
 use anyhow::Context;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, Connection, PgConnection};
 
 use super::acts::{Act, Deed};
 use super::config::Config;
 use super::deployment::Deployment;
+use super::purge::{self, Purge};
 use super::script::Script;
 use super::signing::LicenseKey;
 use super::truth::{Claims, Rename, Truth};
@@ -158,6 +159,31 @@ impl Simulation {
         let Some((build, job)) = found else { return Ok(None) };
         sqlx::query("delete from provisioner_jobs where id = $1").bind(job).execute(&mut self.connection).await?;
         Ok(Some(build))
+    }
+
+    /// Plans at least `builds` more builds of workspaces that begin in a span that is over. Their rows keep the times of then and are
+    /// written by the next step: they become visible late. Gives how many builds were planned.
+    pub fn extend_late(&mut self, from: DateTime<Utc>, until: DateTime<Utc>, builds: usize) -> usize {
+        self.script.extend_late(from, until, builds)
+    }
+
+    /// From now on one of coderd's two replicas has a clock that is this far behind; zero: it is right again.
+    pub fn set_clock_behind(&mut self, behind: TimeDelta) {
+        self.script.set_clock_behind(behind);
+    }
+
+    /// Old builds are gone, and workspaces that lost their first start begin to start once more. The truth still has all builds. Gives
+    /// the ids of the removed builds.
+    ///
+    /// # Errors
+    /// When PostgreSQL refuses.
+    pub async fn purge_builds(&mut self, purge: Purge, now: DateTime<Utc>) -> anyhow::Result<Vec<uuid::Uuid>> {
+        let mut tx = self.connection.begin().await?;
+        let removed = purge::remove(&mut tx, purge).await?;
+        let workspaces = purge::workspaces_without_first_start(&mut tx, purge.restarts).await?;
+        tx.commit().await?;
+        self.script.start_again(&workspaces, now);
+        Ok(removed)
     }
 
     /// Uploads one more license, signed by the known key.
