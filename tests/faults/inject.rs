@@ -7,16 +7,17 @@ use tallyline::sim::tallyman::Books;
 use crate::schedule::{Fault, Kind, Round};
 use crate::servers::Servers;
 use crate::support::eventually;
+use crate::traffic::Coderd;
 use crate::world::{Place, World};
 
-/// Others take over what a consumer that is dead or frozen had within this: its session (6 s; in the new group protocol the broker's 45 s; in the
+/// Others take over what a consumer that is dead or frozen had within this: its session (6 s; in the
 /// PostgreSQL log a lease of 6 s), the locks of a transaction that it left open (5 s), and the claims, with room for a machine that is busy.
-const TAKEN_OVER: Duration = Duration::from_secs(65);
+const TAKEN_OVER: Duration = Duration::from_secs(20);
 /// After a fault is over, new records come within this (a collector that died is replaced within 8 s), and are recorded within this: the
 /// longest wait between two attempts is 15 s, and only after several that failed; what others take over is taken over meanwhile.
 const MOVES_AGAIN: Duration = Duration::from_secs(30);
 /// For what a fault needs to have happened, while there is traffic: a collector that died is replaced within 8 s.
-const MET: Duration = Duration::from_secs(40);
+pub const MET: Duration = Duration::from_secs(40);
 /// Of so many records nearly always some lie in every partition of the topic that has the most of them.
 const RECORDS_THAT_MEET_ALL: i64 = 60;
 /// The farthest step of a clock: beyond the 30 days that the vendor takes usage of, and the 34 for which it remembers ids.
@@ -24,13 +25,13 @@ const FARTHEST_STEP_SECONDS: u64 = 40 * 24 * 3600;
 
 impl World {
     /// One round, until all moves again.
-    pub async fn suffer(&mut self, round: &Round, servers: &mut Servers) {
+    pub async fn suffer(&mut self, round: &Round, servers: &mut Servers, coderd: &Coderd) {
         tokio::time::sleep(round.calm).await;
         let alone = round.faults.len() == 1;
         for fault in &round.faults {
             self.say(&format!("{:?} begins", fault.kind));
             let begun = Instant::now();
-            self.begin_fault(*fault, alone, servers).await;
+            self.begin_fault(*fault, alone, servers, coderd).await;
             tokio::time::sleep(fault.lasts.saturating_sub(begun.elapsed())).await;
         }
         let mut order = round.faults.clone();
@@ -44,7 +45,7 @@ impl World {
         self.new_records_are_recorded(MOVES_AGAIN, MOVES_AGAIN, "all moves again").await;
     }
 
-    async fn begin_fault(&mut self, fault: Fault, alone: bool, servers: &mut Servers) {
+    async fn begin_fault(&mut self, fault: Fault, alone: bool, servers: &mut Servers, coderd: &Coderd) {
         match fault.kind {
             Kind::ConsumerKilled | Kind::CollectorKilled | Kind::ServerKilled => {
                 let place = fault.place();
@@ -99,6 +100,9 @@ impl World {
                 })
                 .await;
             }
+            Kind::TransactionalNoise => self.foreign_transactions_begin(fault.roll).await,
+            Kind::BuildsPurged => self.builds_are_purged(coderd, fault.roll).await,
+            Kind::SecondPipelineMisconfigured => self.a_wrong_deployment_id_is_refused().await,
         }
     }
 
@@ -122,6 +126,8 @@ impl World {
                 servers.postgres.empty_disk();
                 servers.postgres.start().await;
             }
+            Kind::BuildsPurged | Kind::SecondPipelineMisconfigured => {}
+            Kind::TransactionalNoise => self.foreign_transaction_ends(fault.roll).await,
         }
     }
 

@@ -9,6 +9,7 @@
 mod expected;
 #[path = "../it/journey/exposition.rs"]
 mod exposition;
+mod foreign;
 mod inject;
 #[path = "../it/oracle/mod.rs"]
 mod oracle;
@@ -25,6 +26,7 @@ mod settle;
 mod simulated;
 #[path = "../it/journey/site.rs"]
 mod site;
+mod source;
 #[path = "../it/support/mod.rs"]
 mod support;
 mod traffic;
@@ -33,13 +35,14 @@ mod walk;
 mod watch;
 mod world;
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use runs::Runs;
-use schedule::Schedule;
+use schedule::{Kind, Schedule};
 use servers::Servers;
 use world::World;
 
@@ -75,16 +78,19 @@ async fn the_books_balance_after_every_schedule_of_faults() {
 /// One schedule, beside traffic that goes on.
 async fn suffer(schedule: &Schedule, servers: &mut Servers) -> String {
     let (mut world, simulation) = World::begin(schedule.seed, schedule.backend, servers).await;
-    let stop = CancellationToken::new();
+    let (coderd, stop) = (Arc::new(Mutex::new(simulation)), CancellationToken::new());
     // a task of its own: whatever holds up the faults, coderd lives on
-    let lives = tokio::spawn(traffic::live(simulation, stop.clone()));
+    let lives = tokio::spawn(traffic::live(Arc::clone(&coderd), stop.clone()));
     for round in &schedule.rounds {
-        world.suffer(round, servers).await;
+        world.suffer(round, servers, &coderd).await;
     }
     stop.cancel();
-    let simulation = lives.await.expect("coderd lives");
+    lives.await.expect("coderd lives");
     world.say("the traffic has ended");
-    let truth = simulation.truth();
+    if schedule.has(Kind::TransactionalNoise) {
+        world.partitions_end_in_aborted_records().await;
+    }
+    let truth = coderd.lock().await.truth();
     world.settle(&truth).await;
     let told = world.proves(&truth).await;
     world.end_all(servers).await;

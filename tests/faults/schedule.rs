@@ -34,19 +34,28 @@ pub enum Kind {
     FrozenInTransaction,
     ClockStepped,
     DiskFull,
+    /// A foreign producer writes transactions to the topics.
+    TransactionalNoise,
+    /// coderd removes old builds, and their workspaces start again.
+    BuildsPurged,
+    /// Another process has the same pipeline with another deployment id.
+    SecondPipelineMisconfigured,
 }
 
 use Kind::{
-    AllKilled, BrokerKilled, BrokerStopped, ClockStepped, CollectorKilled, ConnectionsCut, ConsumerKilled, ConsumersReplaced, DiskFull,
-    FrozenInTransaction, PostgresKilled, PostgresStopped, ProcessFrozen, PublisherKilled, ServerKilled,
+    AllKilled, BrokerKilled, BrokerStopped, BuildsPurged, ClockStepped, CollectorKilled, ConnectionsCut, ConsumerKilled, ConsumersReplaced,
+    DiskFull, FrozenInTransaction, PostgresKilled, PostgresStopped, ProcessFrozen, PublisherKilled, SecondPipelineMisconfigured,
+    ServerKilled, TransactionalNoise,
 };
 
-/// Any five seeds in a row have all of these: each has three neighbours of this list for certain.
-const KINDS: [Kind; 15] = [
+/// Any five seeds in a row have all of these: each has four neighbours of this list for certain.
+const KINDS: [Kind; 18] = [
     ConsumerKilled,
     PostgresStopped,
+    BuildsPurged,
     FrozenInTransaction,
     BrokerKilled,
+    TransactionalNoise,
     ConnectionsCut,
     PublisherKilled,
     DiskFull,
@@ -54,13 +63,14 @@ const KINDS: [Kind; 15] = [
     CollectorKilled,
     ProcessFrozen,
     BrokerStopped,
+    SecondPipelineMisconfigured,
     ServerKilled,
     ClockStepped,
     PostgresKilled,
     AllKilled,
 ];
-const CERTAIN: usize = 3;
-const BY_CHANCE: usize = 2;
+const CERTAIN: usize = 4;
+const BY_CHANCE: usize = 1;
 
 /// One fault.
 #[derive(Clone, Copy, Debug)]
@@ -99,9 +109,14 @@ impl Kind {
         self.of_broker() || matches!(self, PostgresStopped | PostgresKilled | DiskFull)
     }
 
-    /// It begins only where records are written.
+    /// Only a log in Kafka can have it.
+    fn needs_broker(self) -> bool {
+        self.of_broker() || self == TransactionalNoise
+    }
+
+    /// It begins only where records are written, and all servers answer.
     fn needs_traffic(self) -> bool {
-        matches!(self, DiskFull | FrozenInTransaction)
+        matches!(self, DiskFull | FrozenInTransaction | TransactionalNoise | BuildsPurged | SecondPipelineMisconfigured)
     }
 
     /// Whether `other` may come while this lasts. Two that touch the same thing do not overlap: whichever ended last would undo the other.
@@ -116,6 +131,9 @@ impl Kind {
             ServerKilled => 4,
             _ => 0,
         };
+        if self == TransactionalNoise && other.of_broker() {
+            return false;
+        }
         let server = self.of_server() || other.of_server();
         let same_server = self.of_broker() == other.of_broker() && self.of_server() && other.of_server();
         if server { !same_server } else { role(self) != role(other) && role(self) != 0 && role(other) != 0 }
@@ -126,8 +144,8 @@ impl Kind {
         let milliseconds = match self {
             BrokerStopped | BrokerKilled => 0..2000,
             PostgresStopped | PostgresKilled => 0..4000,
-            FrozenInTransaction | ProcessFrozen => 5500..7000,
-            ClockStepped | DiskFull => 500..2500,
+            FrozenInTransaction | ProcessFrozen => 6500..8000,
+            ClockStepped | DiskFull | TransactionalNoise => 500..2500,
             _ => 0..1500,
         };
         Duration::from_millis(dice.random_range(milliseconds))
@@ -139,7 +157,7 @@ impl Schedule {
         let mut dice = ChaCha8Rng::seed_from_u64(seed);
         let first = usize::try_from(seed % KINDS.len() as u64).expect("small") * CERTAIN;
         let mut kinds: Vec<Kind> = (first..first + CERTAIN).map(|place| KINDS[place % KINDS.len()]).collect();
-        let brokers = kinds.iter().any(|kind| kind.of_broker());
+        let brokers = kinds.iter().any(|kind| kind.needs_broker());
         let backend = match dice.random_range(0..4) {
             0 => Backend::KafkaNewProtocol,
             1 => Backend::Kafka,
@@ -148,7 +166,7 @@ impl Schedule {
         };
         while kinds.len() < CERTAIN + BY_CHANCE {
             let kind = KINDS[dice.random_range(0..KINDS.len())];
-            if backend != Backend::Postgres || !kind.of_broker() {
+            if backend != Backend::Postgres || !kind.needs_broker() {
                 kinds.push(kind);
             }
         }
@@ -168,6 +186,10 @@ impl Schedule {
         }
         Schedule { seed, backend, rounds }
     }
+
+    pub fn has(&self, kind: Kind) -> bool {
+        self.rounds.iter().flat_map(|round| &round.faults).any(|fault| fault.kind == kind)
+    }
 }
 
 impl fmt::Display for Schedule {
@@ -186,8 +208,7 @@ fn five_seeds_in_a_row_have_every_kind_and_a_seed_is_always_the_same_schedule() 
     for seed in [0, 1, 40, 4001, u64::MAX / 2] {
         let schedules: Vec<Schedule> = (seed..seed + 5).map(Schedule::of).collect();
         for kind in KINDS {
-            let has = |schedule: &Schedule| schedule.rounds.iter().flat_map(|round| &round.faults).any(|fault| fault.kind == kind);
-            assert!(schedules.iter().any(has), "{kind:?} is in none of five from {seed} on");
+            assert!(schedules.iter().any(|schedule| schedule.has(kind)), "{kind:?} is in none of five from {seed} on");
         }
         assert_eq!(Schedule::of(seed).to_string(), schedules[0].to_string());
     }
@@ -196,6 +217,6 @@ fn five_seeds_in_a_row_have_every_kind_and_a_seed_is_always_the_same_schedule() 
         assert!(many.iter().filter(|schedule| schedule.backend == backend).count() > 30, "{backend:?}");
     }
     assert!(many.iter().filter(|schedule| schedule.rounds.iter().any(|round| round.faults.len() == 2)).count() > 60);
-    let brokers = |schedule: &&Schedule| schedule.rounds.iter().flat_map(|round| &round.faults).any(|fault| fault.kind.of_broker());
+    let brokers = |schedule: &&Schedule| KINDS.into_iter().any(|kind| kind.needs_broker() && schedule.has(kind));
     assert!(many.iter().filter(brokers).all(|schedule| schedule.backend != Backend::Postgres));
 }

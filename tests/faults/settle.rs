@@ -61,7 +61,7 @@ impl World {
     /// Against both oracles and the vendor's books. Answers how many deliveries there were beyond the first of each event.
     pub async fn every_number_is_true(&self, truth: &Truth) -> usize {
         let serve = self.shows(SETTLED).await;
-        let proof = Proof { truth, introduced_at: self.introduced_at, coderd: &self.coderd.pool, site: &self.site, serve };
+        let proof = Proof { truth, introduced_at: self.introduced_at, coderd: &self.coderd_before_purges, site: &self.site, serve };
         proof.series_are_true().await;
         proof.license_counts_are_true().await;
         let again = proof.bill_is_true(&self.tallyman.books()).await;
@@ -79,19 +79,44 @@ impl World {
 
     /// Answers how many duplicates the consumers met.
     async fn audited(&self, truth: &Truth) -> i64 {
-        let audit = self.site.command(&["audit", "--output", "json"]).await;
-        assert!(audit.status.success(), "{audit:?}");
-        let report: Json = serde_json::from_str(&audit.stdout).unwrap_or_else(|error| panic!("{error}: {audit:?}"));
+        let report = self.audit().await;
         assert_eq!(report["balanced"], true, "{report}");
         let joints = report["joints"].as_array().expect("joints");
         assert!(joints.iter().all(|joint| joint["differences"] == serde_json::json!([])), "{report}");
         let numbers = &joints.iter().find(|joint| joint["name"] == "log and ledger").expect("the joint")["numbers"];
         let number = |name: &str| numbers[name].as_i64().unwrap_or_else(|| panic!("{name}: {numbers}"));
-        assert_eq!(["conflicts", "rejects", "held"].map(number), [0; 3], "{report}");
+        let foreign = i64::try_from(self.foreign_records).expect("small");
+        assert_eq!(["conflicts", "rejects", "held"].map(number), [0, foreign, 0], "{report}");
+        self.removed_builds_are_gone(joints).await;
+        self.no_partition_lags().await;
         // every build, every claim, every usage row, each once
         let claims: i64 = sqlx::query_scalar("select count(*) from prebuild_claim").fetch_one(&self.site.database.pool).await.unwrap();
         let expected = i64::try_from(truth.builds.len() + truth.usage.len()).expect("small") + claims;
         assert_eq!((number("accepted"), self.site.accepted().await), (expected, expected), "{report}");
         number("duplicates")
+    }
+
+    /// Every build that coderd removed, with the claim that it may be: each is counted, and is not a difference.
+    async fn removed_builds_are_gone(&self, joints: &[Json]) {
+        let claims = "select count(*) from prebuild_claim where build_id = any($1)";
+        let claims = sqlx::query_scalar(claims).bind(&self.purged).fetch_one(&self.site.database.pool);
+        let claims: i64 = claims.await.expect("claims");
+        let source = joints.iter().find(|joint| joint["name"] == "source and ledger").expect("the joint");
+        let gone = source["numbers"]["source_gone"].as_i64().unwrap_or_default();
+        assert_eq!(gone, i64::try_from(self.purged.len()).expect("small") + claims, "{source}");
+    }
+
+    /// Whatever foreign transactions left at the ends of the partitions.
+    async fn no_partition_lags(&self) {
+        let partitions = self.partitions().await;
+        assert!(!partitions.is_empty() && partitions.iter().all(|partition| partition["lag"] == 0), "{partitions:?}");
+    }
+
+    /// As `status` shows them.
+    pub async fn partitions(&self) -> Vec<Json> {
+        let ended = self.site.command(&["status", "--output", "json"]).await;
+        let mut status: Json = serde_json::from_str(&ended.stdout).unwrap_or_else(|error| panic!("{error}: {ended:?}"));
+        let Json::Array(partitions) = status["partitions"].take() else { panic!("{ended:?}") };
+        partitions
     }
 }

@@ -1,10 +1,12 @@
 //! coderd lives on in real time, while faults come and go.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chrono::TimeDelta;
 use tallyline::clock::Clock;
 use tallyline::sim::coderd::Simulation;
+use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 /// Builds in a second, on a machine that keeps up.
@@ -14,15 +16,22 @@ const ACTS_PER_TRANSACTION: usize = 25;
 /// So far ahead builds are planned.
 const AHEAD: TimeDelta = TimeDelta::seconds(2);
 
+/// The simulated coderd: it acts step by step, and faults act between two steps.
+pub type Coderd = Arc<Mutex<Simulation>>;
+
 /// Acts until `stop`, then commits what is open. Plans less while the machine is too busy to keep up.
-pub async fn live(mut simulation: Simulation, stop: CancellationToken) -> Simulation {
+pub async fn live(coderd: Coderd, stop: CancellationToken) {
     let clock = Clock::system();
-    simulation.set_acts_per_transaction(ACTS_PER_TRANSACTION);
-    // no builds while the history was written: they would complete before they could be seen
     let mut planned = clock.now();
-    simulation.extend(planned, 0);
+    {
+        let mut simulation = coderd.lock().await;
+        simulation.set_acts_per_transaction(ACTS_PER_TRANSACTION);
+        // no builds while the history was written: they would complete before they could be seen
+        simulation.extend(planned, 0);
+    }
     let mut slowest = Duration::ZERO;
     while !stop.is_cancelled() {
+        let mut simulation = coderd.lock().await;
         let now = clock.now();
         if planned < now + AHEAD / 2 {
             let until = planned.max(now) + AHEAD;
@@ -33,8 +42,8 @@ pub async fn live(mut simulation: Simulation, stop: CancellationToken) -> Simula
         let begun = Instant::now();
         simulation.advance_to(now).await.expect("coderd lives");
         slowest = slowest.max(begun.elapsed());
+        drop(simulation);
         let _ = stop.run_until_cancelled(tokio::time::sleep(Duration::from_millis(50))).await;
     }
-    simulation.commit_held().await.expect("coderd lives");
-    simulation
+    coderd.lock().await.commit_held().await.expect("coderd lives");
 }

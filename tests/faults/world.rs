@@ -4,12 +4,16 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
+use sqlx::PgPool;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use tallyline::clock::Clock;
 use tallyline::event::TopicPartition;
-use tallyline::sim::coderd::{Config, SchemaVersion, Simulation};
+use tallyline::sim::coderd::{Config, SEARCH_PATH_BEFORE_PURGES, SchemaVersion, Simulation};
 use tallyline::sim::tallyman::{Switches, Tallyman};
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
+use crate::foreign::ForeignProducer;
 use crate::proxy::Proxy;
 use crate::schedule::Backend;
 use crate::servers::{Servers, drop_database};
@@ -20,7 +24,7 @@ use crate::support::{self, Database, database, database_on};
 use crate::watch::Watch;
 
 /// After SIGTERM, as `tallyline run` says itself, and a little for a busy machine.
-const GRACE: Duration = Duration::from_secs(20);
+pub const GRACE: Duration = Duration::from_secs(20);
 /// All usage is younger than the vendor's 30 days. A clock that is ahead changes nothing of that: usage is too old only if the ledger's server
 /// says so, too.
 const DAYS: i64 = 20;
@@ -29,7 +33,8 @@ const BUILDS: usize = 600;
 const LATENCY_MS: u64 = 100;
 
 /// Lines of the pipeline.
-const PACE: &str = "collect.poll_seconds = 0.5\ncollect.margin_seconds = 20\npublish.request_timeout_seconds = 2\n";
+const PACE: &str =
+    "collect.poll_seconds = 0.5\ncollect.margin_seconds = 20\nserve.audit_seconds = 5\npublish.request_timeout_seconds = 2\n";
 
 /// Which process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,6 +111,8 @@ impl Member {
 pub struct World {
     pub site: Site,
     pub coderd: Database,
+    /// The same, read as if it had never removed a build.
+    pub coderd_before_purges: PgPool,
     pub introduced_at: DateTime<Utc>,
     pub tallyman: Tallyman,
     members: Vec<Member>,
@@ -113,8 +120,17 @@ pub struct World {
     /// How often what a publisher had on its way could be lost: it was killed or held up, or there was no ledger to write the answer to.
     pub answers_lost: usize,
     pub slowest: Duration,
+    /// Builds that coderd has removed.
+    pub purged: Vec<Uuid>,
+    /// How many records of a foreign producer are committed.
+    pub foreign_records: usize,
+    pub open_transaction: Option<ForeignProducer>,
+    pub open_records: usize,
+    pub deployment: Uuid,
     begun: Instant,
-    topics: Vec<String>,
+    /// Without a broker both are empty.
+    pub brokers: String,
+    pub topics: Vec<String>,
     vendor: CancellationToken,
 }
 
@@ -136,7 +152,8 @@ impl World {
         let tallyman = simulated::vendor(&simulation, switches, &vendor).await;
         let kafka = (backend != Backend::Postgres)
             .then(|| support::Kafka { brokers: servers.kafka.brokers.clone(), prefix: format!("s{}.", uuid::Uuid::new_v4().simple()) });
-        let topics = kafka.iter().flat_map(|kafka| tallyline::event::Topic::ALL.map(|topic| kafka.name(topic.name()))).collect();
+        let topics: Vec<String> =
+            kafka.iter().flat_map(|kafka| tallyline::event::Topic::ALL.map(|topic| kafka.name(topic.name()))).collect();
         let pipeline = pipeline(&coderd, &simulation, &tallyman, introduced_at, PACE) + group(backend);
         let site = Site::on(ledger, kafka, &pipeline).await;
         let mut members = Vec::new();
@@ -146,7 +163,29 @@ impl World {
         let serve: Vec<String> = members.iter().filter_map(|member| Some(member.serve()?.metrics.clone())).collect();
         let watch = Some(Watch::start(serve.try_into().expect("two")));
         let slowest = Duration::ZERO;
-        let world = World { site, coderd, introduced_at, tallyman, members, watch, answers_lost: 0, slowest, begun, topics, vendor };
+        let coderd_before_purges = before_purges(&coderd.url).await;
+        let brokers = if topics.is_empty() { String::new() } else { servers.kafka.brokers.clone() };
+        let deployment = simulation.deployment().id;
+        let world = World {
+            site,
+            coderd,
+            coderd_before_purges,
+            introduced_at,
+            tallyman,
+            members,
+            watch,
+            answers_lost: 0,
+            slowest,
+            purged: Vec::new(),
+            foreign_records: 0,
+            open_transaction: None,
+            open_records: 0,
+            deployment,
+            begun,
+            brokers,
+            topics,
+            vendor,
+        };
         world.say("all started");
         (world, simulation)
     }
@@ -258,6 +297,7 @@ impl World {
         self.tallyman.stopped().await.expect("the vendor ends");
         self.site.ledger.pool.close().await;
         self.site.database.pool.close().await;
+        self.coderd_before_purges.close().await;
         self.coderd.pool.close().await;
         servers.postgres.drop_database(&self.site.database.name).await;
         drop_database(&support::setting("TALLYLINE_TEST_POSTGRES"), &self.coderd.name).await;
@@ -277,6 +317,13 @@ async fn history(seed: u64, end: DateTime<Utc>, coderd: &Database) -> Simulation
     simulation.advance_to(end).await.expect("the history");
     simulation.commit_held().await.expect("the history");
     simulation
+}
+
+/// coderd's database, read as if it had never removed a build.
+pub async fn before_purges(url: &str) -> PgPool {
+    let options: PgConnectOptions = url.parse().expect("a URL");
+    let options = options.options([("search_path", SEARCH_PATH_BEFORE_PURGES)]);
+    PgPoolOptions::new().max_connections(2).connect_with(options).await.expect("coderd's database")
 }
 
 /// The protocol that the group speaks.

@@ -1,0 +1,77 @@
+//! What happens in coderd: a purge of old builds.
+
+use chrono::{DateTime, TimeDelta};
+use serde_json::Value as Json;
+use tallyline::clock::Clock;
+use tallyline::sim::coderd::{Config, Purge, SchemaVersion, Simulation};
+use uuid::Uuid;
+
+use crate::expected::Numbers;
+use crate::inject::MET;
+use crate::support::{database, eventually};
+use crate::traffic::Coderd;
+use crate::world::{World, before_purges};
+
+/// Of the workspaces that a purge takes the first start from, so many start again.
+const RESTARTS: i64 = 20;
+
+impl World {
+    /// What coderd has written until a minute ago is in the ledger.
+    async fn collectors_are_up_to_date(&self) {
+        eventually(MET, "the source is complete until a minute ago", || async {
+            let Ok(Some(source)) = self.site.ledger.source(self.deployment).await else { return false };
+            let Ok(completeness) = self.site.ledger.completeness(source.id).await else { return false };
+            completeness.complete_until.is_some_and(|until| until > Clock::system().now() - TimeDelta::minutes(1))
+        })
+        .await;
+    }
+
+    /// The audit sees the builds first: only what was confirmed may be gone later.
+    pub async fn builds_are_purged(&mut self, coderd: &Coderd, roll: u64) {
+        self.collectors_are_up_to_date().await;
+        let report = self.audit().await;
+        assert_eq!(report["balanced"], true, "before the purge: {report}");
+        let mut simulation = coderd.lock().await;
+        let (start, end) = (simulation.config().start, simulation.config().end);
+        // the first builds of some workspaces go, and later ones stay
+        let tenths = i32::try_from(1 + (roll >> 8) % 8).expect("small");
+        let completed_before = start + (end - start) / 10 * tenths;
+        let purge = Purge { completed_before, jobs_too: roll.is_multiple_of(2), restarts: RESTARTS };
+        let removed = simulation.purge_builds(purge, Clock::system().now()).await.expect("coderd purges");
+        drop(simulation);
+        let jobs = if purge.jobs_too { "with their jobs" } else { "without their jobs" };
+        self.say(&format!("coderd has removed {} builds {jobs}", removed.len()));
+        self.purged.extend(removed);
+    }
+
+    /// Its report. It succeeds only if the books balance.
+    pub async fn audit(&self) -> Json {
+        let audit = self.site.command(&["audit", "--output", "json"]).await;
+        assert!(audit.status.success(), "{audit:?}");
+        serde_json::from_str(&audit.stdout).unwrap_or_else(|error| panic!("{error}: {audit:?}"))
+    }
+}
+
+#[tokio::test]
+async fn what_a_purge_removed_is_still_counted_and_a_restart_creates_nothing() {
+    let database = database().await;
+    let end = Clock::system().now();
+    let config = Config::history(5, SchemaVersion::Sep2026, end - TimeDelta::days(20), end, 600);
+    let mut simulation = Simulation::start(config, &database.url).await.expect("coderd's tables");
+    simulation.finish().await.expect("the history");
+    let before = simulation.truth();
+    let purge = Purge { completed_before: end - TimeDelta::days(5), jobs_too: true, restarts: RESTARTS };
+    let removed = simulation.purge_builds(purge, end).await.expect("coderd purges");
+    simulation.advance_to(end + TimeDelta::minutes(1)).await.expect("coderd lives");
+
+    let truth = simulation.truth();
+    let again = truth.builds.len() - before.builds.len();
+    assert!(again > 10 && removed.len() > 200, "{again} starts after {} builds were removed", removed.len());
+    assert_eq!(truth.creation_totals(), before.creation_totals(), "no creation twice");
+    let numbers = Numbers::of_truth(&truth, DateTime::UNIX_EPOCH);
+    let (kept, now) = (before_purges(&database.url).await, &database.pool);
+    assert_eq!(Numbers::of_coderd(&kept, &truth.names(), DateTime::UNIX_EPOCH).await, numbers, "as if nothing had been removed");
+    assert_ne!(Numbers::of_coderd(now, &truth.names(), DateTime::UNIX_EPOCH).await, numbers);
+    let there: Vec<Uuid> = sqlx::query_scalar("select id from workspace_builds").fetch_all(now).await.expect("builds");
+    assert!(removed.iter().all(|id| !there.contains(id)));
+}
