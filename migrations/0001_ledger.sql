@@ -85,7 +85,7 @@ create table operator_act (
     -- a person's login, a token's name, or `tallyline VERSION`
     actor text not null constraint operator_act_names_its_actor check (actor <> ''),
     act text not null constraint operator_act_is_known
-        check (act in ('resubmit', 'admit', 'discard', 'pause', 'resume', 'replay', 'rebuild', 'recover', 'forget', 'accept')),
+        check (act in ('resubmit', 'admit', 'discard', 'pause', 'resume', 'replay', 'rebuild', 'recover', 'accept', 'retire', 'reinstate')),
     -- what it was done to: a reject's id, a plan's hash, an operation, a deployment
     subject text not null,
     reason text not null,
@@ -106,8 +106,8 @@ create table source (
     bound_deployment_id uuid constraint source_coderd_is_bound_once unique,
     bound_organization_id uuid constraint source_organization_is_bound_once unique,
     constraint source_is_bound_to_both check (num_nulls(bound_deployment_id, bound_organization_id) in (0, 2)),
-    -- whether a collector of ours reads this deployment's database
-    collected boolean not null
+    -- the operator's act that retired it; null: it is in use
+    retired_act_id bigint references operator_act
 );
 
 -- The all-time counters' start where history is not collected.
@@ -263,6 +263,8 @@ create table reject (
         num_nulls(passed_topic, passed_partition, passed_generation, passed_offset) = 4
         or num_nulls(passed_topic, passed_partition, passed_generation, passed_offset) = 0 and state in ('resubmitted', 'admitted'))
 );
+-- held records of one deployment: registering it releases them
+create index reject_unregistered on reject (deployment_id, id) where state = 'open' and cause = 'unregistered_source';
 -- what is counted at every look lies in the index itself
 create index reject_open on reject (verdict, cause, id) include (event_type, units, recorded_at) where state = 'open';
 create index reject_by_batch on reject (batch_id);
@@ -285,6 +287,17 @@ create table position (
     records bigint not null default 0,
     moved_at timestamptz not null,
     primary key (topic, partition)
+);
+
+-- From which offset on records must bear a valid signature, written for all partitions at once when a consumer first has keys. A partition, or a life of
+-- one, that comes later has no row: all of its records must be signed.
+create table signature_cutover (
+    topic text not null,
+    partition integer not null,
+    generation integer not null,
+    first_offset bigint not null,
+    recorded_at timestamptz not null,
+    constraint signature_cutover_is_recorded_once primary key (topic, partition, generation)
 );
 
 -- Positions that `recover` has ended: the topic was lost, made anew, or no longer held what was to be read.

@@ -61,12 +61,12 @@ fn permitted(
 ) -> Result<(Uuid, Lease), Withheld> {
     let known = known.ok_or(Withheld::Behind)?;
     let there: Vec<Uuid> = known.sources.iter().map(|known| known.source.deployment_id).collect();
-    let source = choose(&there, configured.or_else(|| known.first_alone_collected()), asked).map_err(Withheld::Source)?;
+    let source = choose(&there, configured.or_else(|| known.only_one_in_use()), asked).map_err(Withheld::Source)?;
     let lease = lease.ok_or(Withheld::NotHolder)?;
     if known.recovering {
         return Err(Withheld::Recovering);
     }
-    if known.source(source).is_some_and(super::known::KnownSource::is_shown) { Ok((source, lease)) } else { Err(Withheld::Backfilling) }
+    if known.source(source).is_some_and(|source| source.backfilled) { Ok((source, lease)) } else { Err(Withheld::Backfilling) }
 }
 
 /// What the ledger says to a fold of this standing.
@@ -130,13 +130,13 @@ mod tests {
     use crate::ledger::{Completeness, Source};
 
     fn known(sources: &[(u128, bool, bool)]) -> Known {
-        let source = |(id, collected, backfilled): &(u128, bool, bool)| KnownSource {
+        let source = |(id, retired, backfilled): &(u128, bool, bool)| KnownSource {
             source: Source {
                 id: 1,
                 deployment_id: Uuid::from_u128(*id),
                 introduced_at: chrono::DateTime::UNIX_EPOCH,
                 baseline_until: None,
-                collected: *collected,
+                retired: *retired,
             },
             backfilled: *backfilled,
             completeness: Completeness::default(),
@@ -154,10 +154,9 @@ mod tests {
     }
 
     #[test]
-    fn only_the_holder_shows_and_only_what_is_backfilled_or_not_collected() {
-        let (backfilled, backfilling, pushed) = (known(&[(1, true, true)]), known(&[(1, true, false)]), known(&[(1, false, false)]));
+    fn only_the_holder_shows_and_only_what_is_backfilled() {
+        let (backfilled, backfilling) = (known(&[(1, false, true)]), known(&[(1, false, false)]));
         assert_eq!(outcome(Some(&backfilled), lease(), None), Ok(1));
-        assert_eq!(outcome(Some(&pushed), lease(), None), Ok(1));
         assert_eq!(outcome(Some(&backfilling), lease(), None), Err(Withheld::Backfilling));
         assert_eq!(outcome(Some(&backfilled), None, None), Err(Withheld::NotHolder));
         assert_eq!(outcome(None, lease(), None), Err(Withheld::Behind), "before the states have caught up");
@@ -165,21 +164,20 @@ mod tests {
 
     #[test]
     fn a_restored_ledger_s_state_is_not_shown_before_it_has_caught_up() {
-        let restored = Known { recovering: true, ..known(&[(1, true, true)]) };
+        let restored = Known { recovering: true, ..known(&[(1, false, true)]) };
         assert_eq!(outcome(Some(&restored), lease(), None), Err(Withheld::Recovering));
     }
 
     #[test]
     fn one_source_s_backfill_withholds_no_other() {
-        let two = known(&[(1, true, true), (2, true, false)]);
+        let two = known(&[(1, false, true), (2, false, false)]);
         assert_eq!(outcome(Some(&two), lease(), Some(1)), Ok(1));
         assert_eq!(outcome(Some(&two), lease(), Some(2)), Err(Withheld::Backfilling));
         assert_eq!(outcome(Some(&two), lease(), None), Err(Withheld::Source(NoSource::Several)));
-        // What somebody else put on the log withholds nothing of the source that is collected.
-        assert_eq!(outcome(Some(&known(&[(1, true, true), (2, false, false)])), lease(), None), Ok(1));
-        for pushed_first in [known(&[(1, false, false), (2, true, true)]), known(&[(1, false, false), (2, false, false)])] {
-            assert_eq!(outcome(Some(&pushed_first), lease(), None), Err(Withheld::Source(NoSource::Several)));
-        }
+        // A retired source withholds nothing of the one in use.
+        assert_eq!(outcome(Some(&known(&[(1, false, true), (2, true, false)])), lease(), None), Ok(1));
+        assert_eq!(outcome(Some(&known(&[(1, true, true), (2, false, true)])), lease(), None), Ok(2));
+        assert_eq!(outcome(Some(&known(&[(1, true, true), (2, true, true)])), lease(), None), Err(Withheld::Source(NoSource::Several)));
         // A source that is not there is said to be so by every process, whether it holds the lease or not.
         let unknown = Err(Withheld::Source(NoSource::Unknown(Uuid::from_u128(3))));
         assert_eq!(outcome(Some(&two), None, Some(3)), unknown);

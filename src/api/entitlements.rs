@@ -70,7 +70,7 @@ pub(super) fn from_memory<T>(
         // A state that has not reached the ledger's end knows too few licenses and too little usage.
         let as_of = standing.as_of.ok_or_else(behind)?;
         let there: Vec<Uuid> = state.deployments().map(|(id, _)| id).collect();
-        let meant = serving.settings.source.or_else(|| serving.known.now()?.first_alone_collected());
+        let meant = serving.settings.source.or_else(|| serving.known.now()?.only_one_in_use());
         let source = choose(&there, meant, asked)?;
         let licenses = state.deployment(source).ok_or_else(behind)?;
         Ok(Answer { value: read(licenses), source, standing, as_of })

@@ -44,7 +44,7 @@ pub(super) struct Known {
 #[derive(Clone, Debug)]
 pub(super) struct KnownSource {
     pub(super) source: Source,
-    /// Its first full pass is in the ledger.
+    /// Its first full pass is in the ledger: before, its series would show the backfill as a spike.
     pub(super) backfilled: bool,
     pub(super) completeness: Completeness,
 }
@@ -54,24 +54,16 @@ impl Known {
         self.sources.iter().find(|known| known.source.deployment_id == deployment)
     }
 
-    /// The first source, where a collector of ours reads it and no other: what somebody puts on the log later, under another source, by mistake
-    /// or not, hides nothing of it. One that was there before it was perhaps shown, and another's series would make that one's fall.
-    pub(super) fn first_alone_collected(&self) -> Option<Uuid> {
-        let (first, others) = self.sources.split_first()?;
-        let alone = first.source.collected && others.iter().all(|other| !other.source.collected);
-        alone.then_some(first.source.deployment_id)
+    /// The one source in use; none where there are several.
+    pub(super) fn only_one_in_use(&self) -> Option<Uuid> {
+        let mut in_use = self.sources.iter().filter(|known| !known.source.retired);
+        let first = in_use.next()?;
+        in_use.next().is_none().then_some(first.source.deployment_id)
     }
 
     /// Whether a state of this standing holds all that was known of.
     pub(super) fn is_in(&self, standing: Standing) -> bool {
         standing.incarnation == self.head.incarnation && standing.sequence >= self.head.sequence
-    }
-}
-
-impl KnownSource {
-    /// Whether its series may be shown: only the backfill of a collector could be taken for a spike.
-    pub(super) fn is_shown(&self) -> bool {
-        self.backfilled || !self.source.collected
     }
 }
 

@@ -14,9 +14,9 @@ use crate::audit::AuditReport;
 use crate::ledger::{Pause, PublishStop};
 use crate::operations::recover::{RecoverExecution, RecoverPlan, RecoverRequest};
 use crate::operations::{
-    Acts, Admitted, AuditFindings, CoderdCutOff, CountRejects, DiscardRejects, DiscardedRejects, ForgetFindings, ListActs, ListRejects,
-    LogRange, PauseRequest, Pauses, Proof, ProveRequest, RebuildExecution, RebuildPlan, RebuildRequest, Rebuilt, RejectCounts, RejectPage,
-    ReplayPlan, Resubmit, Resubmitted, RunAudit, ShownReject,
+    Acts, Admitted, AuditFindings, CoderdCutOff, CountRejects, DiscardRejects, DiscardedRejects, ListActs, ListRejects, LogRange,
+    OneSource, PauseRequest, Pauses, Proof, ProveRequest, RebuildExecution, RebuildPlan, RebuildRequest, Rebuilt, RegisteredSource,
+    RejectCounts, RejectPage, ReplayPlan, Resubmit, Resubmitted, RunAudit, ShownReject, Sources,
 };
 
 type Serves = State<Arc<Serving>>;
@@ -85,8 +85,16 @@ pub(super) async fn audit(State(serving): Serves, change: Change<RunAudit>) -> A
     Ok(Json(serving.api.desk.audit(&change.asked).await?))
 }
 
-pub(super) async fn forget_findings(State(serving): Serves, change: Change<ForgetFindings>) -> Answer<AuditFindings> {
-    Ok(Json(serving.api.desk.forget_findings(&change.asked, &change.actor).await?))
+pub(super) async fn list_sources(State(serving): Serves) -> Answer<Sources> {
+    Ok(Json(serving.api.desk.list_sources().await?))
+}
+
+pub(super) async fn retire_source(State(serving): Serves, change: Change<OneSource>) -> Answer<RegisteredSource> {
+    Ok(Json(serving.api.desk.retire_source(&change.asked, &change.actor).await?))
+}
+
+pub(super) async fn reinstate_source(State(serving): Serves, change: Change<OneSource>) -> Answer<RegisteredSource> {
+    Ok(Json(serving.api.desk.reinstate_source(&change.asked, &change.actor).await?))
 }
 
 pub(super) async fn prove(State(serving): Serves, Query(request): Query<ProveRequest>) -> Answer<Proof> {

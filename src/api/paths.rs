@@ -18,9 +18,9 @@ use crate::ledger::{Pause, PublishStop};
 use crate::license::Entitlements;
 use crate::operations::recover::{RecoverExecution, RecoverPlan, RecoverRequest};
 use crate::operations::{
-    Acts, Admitted, AuditFindings, CoderdCutOff, CountRejects, DiscardRejects, DiscardedRejects, ForgetFindings, ListActs, ListRejects,
-    LogRange, PauseRequest, Pauses, Proof, ProveRequest, RebuildExecution, RebuildPlan, RebuildRequest, Rebuilt, RejectCounts, RejectPage,
-    ReplayExecution, ReplayPlan, Resubmit, Resubmitted, RunAudit, ShownReject,
+    Acts, Admitted, AuditFindings, CoderdCutOff, CountRejects, DiscardRejects, DiscardedRejects, ListActs, ListRejects, LogRange,
+    OneSource, PauseRequest, Pauses, Proof, ProveRequest, RebuildExecution, RebuildPlan, RebuildRequest, Rebuilt, RegisteredSource,
+    RejectCounts, RejectPage, ReplayExecution, ReplayPlan, Resubmit, Resubmitted, RunAudit, ShownReject, Sources,
 };
 use crate::status::Status;
 
@@ -99,9 +99,14 @@ pub(super) fn api() -> Vec<Route> {
             .change::<RunAudit>()
             .within(LONG)
             .answers::<AuditReport>(200, "What was found."),
-        Route::post("/api/v1/audit/forget", ADMIN, "Forget what was found last of a deployment that is retired", operators::forget_findings)
-            .change::<ForgetFindings>()
-            .answers::<AuditFindings>(200, "What is forgotten. 404: nothing is known of it."),
+        Route::get("/api/v1/sources", READ, "The registered sources", operators::list_sources)
+            .answers::<Sources>(200, "Every one, in the order of their introduction."),
+        Route::post("/api/v1/sources/retire", ADMIN, "Retire a source: nothing waits for it", operators::retire_source)
+            .change::<OneSource>()
+            .answers::<RegisteredSource>(200, "The source, retired. 404: it is not registered. 409: it is retired already."),
+        Route::post("/api/v1/sources/reinstate", ADMIN, "End a source's retirement", operators::reinstate_source)
+            .change::<OneSource>()
+            .answers::<RegisteredSource>(200, "The source, in use. 404: it is not registered. 409: it is not retired."),
         Route::get("/api/v1/events/{event_id}/proof", READ, "The whole life of one event", operators::prove)
             .query::<ProveRequest>()
             .answers::<Proof>(200, "Its life. 404: it is known nowhere."),

@@ -15,7 +15,7 @@ pub(super) enum NoSource {
     Several,
 }
 
-/// The source that is meant: the one asked for, else the one that is meant without it (configured, or first and alone collected), else the only one.
+/// The source that is meant: the one asked for, else the one that is meant without it (configured, or the only one in use), else the only one.
 pub(super) fn choose(there: &[Uuid], meant: Option<Uuid>, asked: Option<Uuid>) -> Result<Uuid, NoSource> {
     match (asked.or(meant), there) {
         (Some(named), _) if there.contains(&named) => Ok(named),

@@ -99,8 +99,10 @@ impl ApiTelemetry {
                 (&self.complete_until, known.completeness.complete_until),
                 (&self.runtime_complete_until, known.completeness.runtime_complete_until),
             ] {
-                if let Some(until) = until {
-                    gauge.with_label_values(&[&source]).set(until.timestamp_micros() as f64 / 1e6);
+                match until.filter(|_| !known.source.retired) {
+                    Some(until) => gauge.with_label_values(&[&source]).set(until.timestamp_micros() as f64 / 1e6),
+                    // an absent series is not an error
+                    None => drop(gauge.remove_label_values(&[&source])),
                 }
             }
         }

@@ -310,7 +310,7 @@ fn arrival(topic: Topic, record: Record) -> Arrival {
         Refusal { verdict, cause: error.cause().to_owned(), detail: error.to_string() }
     };
     let event = event::parse_in(topic, &record.message).map_err(refusal);
-    Arrival { offset: record.offset, timestamp: record.timestamp, message: record.message, event }
+    Arrival { offset: record.offset, timestamp: record.timestamp, message: record.message, event, confirmed: false }
 }
 
 /// The event's key in its table.

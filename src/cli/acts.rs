@@ -14,7 +14,7 @@ pub struct Arguments {
     /// Only this actor's: a person's login, a token's name, or "tallyline VERSION"
     #[arg(long, value_name = "NAME")]
     actor: Option<String>,
-    /// Only these: resubmit, admit, discard, pause, resume, replay, rebuild, recover or forget
+    /// Only these: resubmit, admit, discard, pause, resume, replay, rebuild, recover, accept, retire or reinstate
     #[arg(long, value_name = "ACT")]
     act: Option<String>,
     /// Only what was done to this: a reject's id, a plan's hash, an operation, a deployment

@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::actor::ActorArguments;
 use super::progress::Progress;
 use super::roles::Site;
 use super::via::{Via, ViaArguments};
 use super::{Context, Exit, Failure, columns};
 use crate::audit::{Audit, AuditReport, Joint};
-use crate::ledger::Difference;
-use crate::operations::{AuditFindings, ForgetFindings, RunAudit};
+use crate::coderd::Database;
+use crate::ledger::{Difference, Ledger};
+use crate::operations::RunAudit;
 
 /// Prove that the books balance, or list what differs.
 #[derive(Clone, Debug, clap::Args)]
@@ -24,17 +24,9 @@ pub struct Arguments {
     /// Also read again what the log still holds, and name each row that was changed, removed or added by hand
     #[arg(long)]
     deep: bool,
-    /// Audit nothing; forget what was found last of this deployment, which is retired, so that it stops nothing any more. Needs a reason
-    #[arg(long, value_name = "DEPLOYMENT", conflicts_with_all = ["patience", "deep"])]
-    forget: Option<Uuid>,
-    #[command(flatten)]
-    actor: ActorArguments,
 }
 
 pub(super) async fn run(arguments: Arguments, context: &Context) -> Result<Exit, Failure> {
-    if let Some(deployment_id) = arguments.forget {
-        return forget(&arguments, ForgetFindings { deployment_id }, context).await;
-    }
     let report = match arguments.via.open(context).await? {
         Via::Site(site) => here(&site, &arguments, context).await?,
         Via::Api(api) => {
@@ -44,18 +36,6 @@ pub(super) async fn run(arguments: Arguments, context: &Context) -> Result<Exit,
     };
     context.output.answer(&report, || table(&report))?;
     Ok(if report.balanced { Exit::Success } else { Exit::Differs })
-}
-
-async fn forget(arguments: &Arguments, request: ForgetFindings, context: &Context) -> Result<Exit, Failure> {
-    let forgotten: AuditFindings = match arguments.via.open(context).await? {
-        Via::Site(site) => site.desk()?.forget_findings(&request, &arguments.actor.actor()).await?,
-        Via::Api(api) => api.post(&["audit", "forget"], &request, arguments.actor.reason_alone()?).await?,
-    };
-    context.output.answer(&forgotten, || {
-        let found = forgotten.findings.iter().map(|finding| finding.imbalance().unwrap_or_else(|| "that it balanced".to_owned()));
-        found.map(|found| format!("forgotten: {found}\n")).collect()
-    })?;
-    Ok(Exit::Success)
 }
 
 async fn here(site: &Site, arguments: &Arguments, context: &Context) -> Result<AuditReport, Failure> {
@@ -73,8 +53,17 @@ pub async fn audit(site: &Site, patience: Duration, context: &Context) -> Result
         Some(database) => site.deployment(&context.stop).await.map(|deployment| (database.clone(), deployment)),
         None => None,
     };
+    let source = in_use(&site.ledger.ledger, source).await?;
     let audit = Audit { ledger: site.ledger.ledger.clone(), log: site.log.log.clone(), source, patience };
     audit.run().await.map_err(Failure::from)
+}
+
+/// The source, unless an operator has retired it: then it is not audited.
+async fn in_use(ledger: &Ledger, source: Option<(Database, Uuid)>) -> Result<Option<(Database, Uuid)>, sqlx::Error> {
+    match &source {
+        Some((_, deployment)) if ledger.in_time(ledger.retirement(*deployment)).await?.is_some() => Ok(None),
+        _ => Ok(source),
+    }
 }
 
 /// Reads again what the log still holds, with a bar.

@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::output::columns;
 use super::{Context, Exit, Failure, PipelineArguments};
 use crate::config::{Mistakes, Pipeline};
+use crate::event::LEAST_KEY_BYTES;
 
 /// List every mistake of a pipeline file.
 #[derive(Clone, Debug, clap::Args)]
@@ -29,6 +30,10 @@ struct Answer {
     warnings: Vec<String>,
 }
 
+/// Without keys, anyone who may write to a topic can add events.
+const UNVERIFIED: &str =
+    "log.verification_keys is not set: records are not verified, and anyone who may write to the topics can add numbers";
+
 #[derive(Serialize)]
 pub(super) struct Line {
     place: String,
@@ -41,13 +46,17 @@ pub(super) async fn run(arguments: Arguments, context: &Context) -> Result<Exit,
     match arguments.pipeline.read() {
         Err(wrong) => mistakes = lines(&wrong),
         Ok(pipeline) => {
+            let unverified = pipeline.log.verification_keys.is_empty();
             if arguments.secrets {
-                mistakes = missing_secrets(&pipeline).await;
+                mistakes = wrong_secrets(&pipeline).await;
             }
             if arguments.connect {
                 let found = connections::check(pipeline, context.clock.clone()).await;
                 mistakes.extend(found.mistakes);
                 warnings = found.warnings;
+            }
+            if unverified {
+                warnings.push(UNVERIFIED.to_owned());
             }
         }
     }
@@ -57,16 +66,22 @@ pub(super) async fn run(arguments: Arguments, context: &Context) -> Result<Exit,
     Ok(exit)
 }
 
-async fn missing_secrets(pipeline: &Pipeline) -> Vec<Line> {
+/// Secrets that cannot be had, and signature keys that are too short.
+async fn wrong_secrets(pipeline: &Pipeline) -> Vec<Line> {
     let mut lines = Vec::new();
     for (key, secret) in pipeline.secrets() {
         // an empty property is a value for librdkafka
         if secret.is_empty_literal() {
             continue;
         }
-        if let Err(error) = secret.resolve().await {
-            lines.push(Line { place: secret.origin(), key: Some(key), problem: error.to_string() });
-        }
+        let problem = match secret.resolve().await {
+            Err(error) => error.to_string(),
+            Ok(text) if key.starts_with("log.verification_keys.") && text.len() < LEAST_KEY_BYTES => {
+                format!("has {} bytes; at least {LEAST_KEY_BYTES} are needed", text.len())
+            }
+            Ok(_) => continue,
+        };
+        lines.push(Line { place: secret.origin(), key: Some(key), problem });
     }
     lines
 }

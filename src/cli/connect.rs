@@ -12,7 +12,7 @@ use super::{Exit, Failure};
 use crate::cause;
 use crate::clock::Clock;
 use crate::config::{LogKind, Pipeline, Secret};
-use crate::event::Topic;
+use crate::event::{Signatures, Topic};
 use crate::ledger::{Ledger, LedgerSettings};
 use crate::log::{KafkaSettings, Log, PostgresLogSettings};
 use crate::waiting::Waits;
@@ -113,8 +113,9 @@ impl LedgerAt {
 /// # Errors
 /// [`Exit::Configuration`]: a secret cannot be had, or a property is unknown or wrong.
 pub async fn open_log(pipeline: &Pipeline, at: &LedgerAt) -> Result<LogAt, Failure> {
+    let signatures = signatures(pipeline).await?;
     if pipeline.log.kind == LogKind::Postgres {
-        let log = Log::postgres(at.ledger.pool.clone(), PostgresLogSettings::default());
+        let log = Log::postgres(at.ledger.pool.clone(), PostgresLogSettings { signatures, ..PostgresLogSettings::default() });
         return Ok(LogAt { log, address: format!("PostgreSQL at {}", at.address) });
     }
     let brokers = pipeline.kafka.brokers.clone().unwrap_or_default();
@@ -123,8 +124,18 @@ pub async fn open_log(pipeline: &Pipeline, at: &LedgerAt) -> Result<LogAt, Failu
         properties.insert(name.clone(), property(name, value).await?);
     }
     let topic_prefix = pipeline.kafka.topic_prefix.clone();
-    let log = Log::kafka(KafkaSettings { topic_prefix, properties, ..KafkaSettings::new(&brokers) })?;
+    let log = Log::kafka(KafkaSettings { topic_prefix, properties, signatures, ..KafkaSettings::new(&brokers) })?;
     Ok(LogAt { log, address: format!("Kafka at {brokers}") })
+}
+
+/// The keys of records' signatures.
+async fn signatures(pipeline: &Pipeline) -> Result<Signatures, Failure> {
+    let mut keys = BTreeMap::new();
+    for (name, key) in &pipeline.log.verification_keys {
+        keys.insert(name.clone(), secret(&format!("log.verification_keys.{name}"), key).await?.into_bytes());
+    }
+    let signatures = Signatures::new(keys, pipeline.log.signing_key.clone());
+    signatures.map_err(|problem| Failure::of(Exit::Configuration, format!("log.verification_keys: {problem}")))
 }
 
 /// An empty literal is a value for librdkafka; any other empty secret is a mistake.

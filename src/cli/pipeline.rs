@@ -70,7 +70,7 @@ impl PipelineArguments {
         for set in &self.set {
             let name = set.split('=').next().unwrap_or_default();
             let secret = KEYS.iter().any(|key| {
-                let may_be = matches!(key.kind, Kind::SecretPostgresUrl | Kind::Properties | Kind::Tokens);
+                let may_be = matches!(key.kind, Kind::SecretPostgresUrl | Kind::Properties | Kind::Tokens | Kind::SignatureKeys);
                 may_be && name.trim().starts_with(key.name)
             });
             words.push_str(" --set ");

@@ -1,16 +1,91 @@
 //! `tallyline sources`
 
-use super::{Context, Exit, Failure, accept};
+use chrono::{DateTime, SecondsFormat, Utc};
+use uuid::Uuid;
+
+use super::actor::ActorArguments;
+use super::via::{Via, ViaArguments};
+use super::{Context, Exit, Failure, accept, columns};
+use crate::operations::{OneSource, RegisteredSource, Sources as Listed};
 
 /// Work on the registered sources.
 #[derive(Clone, Debug, clap::Subcommand)]
 pub enum Sources {
+    /// List the registered sources
+    List(List),
+    /// Retire a source: nothing waits for it, and its collector and publisher refuse to work
+    Retire(Change),
+    /// End a source's retirement
+    Reinstate(Change),
     /// Bind a source to the coderd that the pipeline names, where it is another one than before
     Accept(accept::Arguments),
 }
 
+/// List the registered sources.
+#[derive(Clone, Debug, clap::Args)]
+pub struct List {
+    #[command(flatten)]
+    via: ViaArguments,
+}
+
+/// Change one source. Needs a reason.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Change {
+    #[command(flatten)]
+    via: ViaArguments,
+    #[command(flatten)]
+    actor: ActorArguments,
+    /// coderd's deployment id, as `list` shows it
+    #[arg(value_name = "DEPLOYMENT")]
+    deployment_id: Uuid,
+}
+
 pub(super) async fn run(sources: Sources, context: &Context) -> Result<Exit, Failure> {
     match sources {
-        Sources::Accept(arguments) => accept::run(arguments, context).await,
+        Sources::Accept(arguments) => return accept::run(arguments, context).await,
+        Sources::List(arguments) => {
+            let listed = match arguments.via.open(context).await? {
+                Via::Site(site) => site.desk()?.list_sources().await?,
+                Via::Api(api) => api.get(&["sources"], &()).await?,
+            };
+            context.output.answer(&listed, || table(&listed))?;
+        }
+        Sources::Retire(arguments) => {
+            let request = OneSource { deployment_id: arguments.deployment_id };
+            let source = match arguments.via.open(context).await? {
+                Via::Site(site) => site.desk()?.retire_source(&request, &arguments.actor.actor()).await?,
+                Via::Api(api) => api.post(&["sources", "retire"], &request, arguments.actor.reason_alone()?).await?,
+            };
+            context.output.answer(&source, || format!("{} is retired\n", source.deployment_id))?;
+        }
+        Sources::Reinstate(arguments) => {
+            let request = OneSource { deployment_id: arguments.deployment_id };
+            let source = match arguments.via.open(context).await? {
+                Via::Site(site) => site.desk()?.reinstate_source(&request, &arguments.actor.actor()).await?,
+                Via::Api(api) => api.post(&["sources", "reinstate"], &request, arguments.actor.reason_alone()?).await?,
+            };
+            context.output.answer(&source, || format!("{} is in use\n", source.deployment_id))?;
+        }
     }
+    Ok(Exit::Success)
+}
+
+fn table(listed: &Listed) -> String {
+    let time = |at: Option<DateTime<Utc>>| at.map_or_else(|| "-".to_owned(), |at| at.to_rfc3339_opts(SecondsFormat::Millis, true));
+    let row = |source: &RegisteredSource| {
+        let (by, why) = source.retired.as_ref().map_or(("-", "-"), |retired| (retired.actor.as_str(), retired.reason.as_str()));
+        let retired_at = time(source.retired.as_ref().map(|retired| retired.acted_at));
+        [
+            source.deployment_id.to_string(),
+            time(Some(source.introduced_at)),
+            time(source.last_read_at),
+            time(source.complete_until),
+            retired_at,
+            by.to_owned(),
+            why.to_owned(),
+        ]
+    };
+    let headings = ["SOURCE", "INTRODUCED", "LAST READ", "COMPLETE UNTIL", "RETIRED", "BY", "REASON"];
+    let text = columns(headings, listed.sources.iter().map(row));
+    if text.is_empty() { "none\n".to_owned() } else { text }
 }

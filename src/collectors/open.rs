@@ -92,6 +92,9 @@ impl Collector {
             Some(id) => id,
             None => reader.deployment_id().await?,
         };
+        if let Some(retirement) = ledger.in_time(ledger.retirement(deployment_id)).await? {
+            return Err(CollectError::Retired(retirement));
+        }
         let identity = identity::read(&settings, &mut reader).await?;
         if let Ok(found) = identity
             && let Some(refusal) = ledger.in_time(ledger.identity_refusal(deployment_id, found)).await?
@@ -207,6 +210,10 @@ impl Collector {
 
     /// `claimless` gets the builds that are claims and whose claim is not in flight: they count as seen only where the ledger has it.
     fn remember_record(&mut self, topic: Topic, record: &Record, claimless: &mut HashMap<Uuid, DateTime<Utc>>) {
+        // a record that another has put there under the id of a row of ours keeps nothing away
+        if self.log.signatures().verify() && self.log.signatures().signer(topic, &record.message).is_err() {
+            return;
+        }
         let (deployment, pass) = (self.source.deployment_id, self.next_pass());
         match parse_in(topic, &record.message) {
             Ok(event) if event.deployment != deployment => {}

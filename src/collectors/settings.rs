@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::run::Standing;
 use super::telemetry::CollectorTelemetry;
 use crate::coderd::CoderdError;
-use crate::ledger::{IdentityRefusal, LeaseError, Paused};
+use crate::ledger::{IdentityRefusal, LeaseError, Paused, Retirement};
 use crate::log::{AppendError, LogError};
 
 /// How one source is collected.
@@ -92,6 +92,9 @@ pub enum CollectError {
     /// coderd is not the one of this source.
     #[error(transparent)]
     NotItsCoderd(#[from] IdentityRefusal),
+    /// An operator has retired the source.
+    #[error("{0}")]
+    Retired(Retirement),
     /// Another collector has taken the source.
     #[error("another collector has taken this source")]
     LeaseLost,

@@ -10,7 +10,7 @@ use super::pass::{Bounds, PassReport, before};
 use super::settings::CollectError;
 use super::telemetry::LateKind;
 use crate::coderd::{BuildKey, Catalog, Reader, Time, UsageKey, UsageRow};
-use crate::event::{Event, Message, Payload, Topic, TopicPartition};
+use crate::event::{Event, Message, Payload, Signer, Topic, TopicPartition};
 use crate::log::{AppendError, LogError};
 
 /// Where the appended records end, and the counts.
@@ -265,7 +265,7 @@ impl Collector {
         if messages.is_empty() {
             return Ok(0);
         }
-        let answer = self.log.append(topic, messages).await;
+        let answer = self.log.append_signed(Signer::Collector, topic, messages).await;
         if matches!(&answer, Err(AppendError { cause: LogError::TooLarge { .. }, .. })) {
             self.settings.telemetry.too_large(topic);
         }

@@ -78,6 +78,9 @@ fn read(given: &Given, public_key_fault: Option<fn(&str, &str) -> Option<String>
     if matches!(given.key.kind, Kind::Tokens) && !is_name(name, 1, 100) {
         return Err("must be named by 1 to 100 letters, digits, '.', '_' or '-': it is who acts, in the audit trail".into());
     }
+    if matches!(given.key.kind, Kind::SignatureKeys) && !is_name(name, 1, 100) {
+        return Err("must be named by 1 to 100 letters, digits, '.', '_' or '-': records name it in their signatures".into());
+    }
     if let (Kind::PublicKeys, Value::Text(key)) = (given.key.kind, &value)
         && let Some(fault) = public_key_fault.and_then(|fault| fault(name, key))
     {

@@ -50,6 +50,8 @@ pub enum Kind {
     Properties,
     /// A table: name of a token to its scope and its secret.
     Tokens,
+    /// A table: name of a signature key to its secret.
+    SignatureKeys,
 }
 
 const fn key(name: &'static str, kind: Kind, default: Option<&'static str>, doc: &'static str) -> Key {
@@ -84,6 +86,18 @@ pub const KEYS: &[Key] = &[
         "Partitions of each topic when it is created; a topic that is there is never changed.",
     ),
     key("log.group", Kind::Name(1, 200), Some("tallyline"), "The group whose members share the partitions."),
+    key(
+        "log.signing_key",
+        Kind::Name(1, 100),
+        None,
+        "The name of the verification key with which this process signs what it appends; without it, records are not signed.",
+    ),
+    key(
+        "log.verification_keys",
+        Kind::SignatureKeys,
+        None,
+        "Keys that verify signatures of records, by name: secrets of at least 32 bytes. Without any, records are not verified.",
+    ),
     key("kafka.brokers", Kind::Brokers, None, "Where Kafka is: host:port, separated by commas. Needed when log.kind is kafka."),
     key("kafka.topic_prefix", Kind::Name(0, 100), Some(""), "Put before every topic and group name."),
     key(
@@ -204,7 +218,7 @@ impl Key {
 
 impl Kind {
     pub(super) fn is_table(self) -> bool {
-        matches!(self, Kind::PublicKeys | Kind::Properties | Kind::Tokens)
+        matches!(self, Kind::PublicKeys | Kind::Properties | Kind::Tokens | Kind::SignatureKeys)
     }
 
     /// What is allowed, to follow "must be".
@@ -228,6 +242,7 @@ impl Kind {
             Kind::PublicKeys => "a table of names and public keys".into(),
             Kind::Properties => "a table of librdkafka's properties".into(),
             Kind::Tokens => "a table of names and \"SCOPE SECRET\"".into(),
+            Kind::SignatureKeys => "a table of names and secrets".into(),
         }
     }
 }

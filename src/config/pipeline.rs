@@ -70,6 +70,10 @@ pub struct LogBackend {
     pub partitions: u32,
     /// The consumers' group.
     pub group: String,
+    /// The name of the verification key that signs.
+    pub signing_key: Option<String>,
+    /// By name.
+    pub verification_keys: BTreeMap<String, Secret>,
 }
 
 /// Where the log is.
@@ -202,6 +206,8 @@ impl Pipeline {
                 kind: if values.text("log.kind").as_deref() == Some("kafka") { LogKind::Kafka } else { LogKind::Postgres },
                 partitions: values.whole("log.partitions"),
                 group: values.defaulted("log.group"),
+                signing_key: values.text("log.signing_key"),
+                verification_keys: values.secrets("log.verification_keys"),
             },
             kafka: Kafka {
                 brokers: values.text("kafka.brokers"),
@@ -244,6 +250,7 @@ impl Pipeline {
     #[must_use]
     pub fn secrets(&self) -> Vec<(String, &Secret)> {
         let mut secrets = vec![("ledger.url".to_owned(), &self.ledger.url)];
+        secrets.extend(self.log.verification_keys.iter().map(|(name, secret)| (format!("log.verification_keys.{name}"), secret)));
         secrets.extend(self.kafka.properties.iter().map(|(name, secret)| (format!("kafka.properties.{name}"), secret)));
         secrets.extend(self.source.coderd_url.iter().map(|secret| ("source.coderd_url".to_owned(), secret)));
         secrets.extend(self.serve.tokens.iter().map(|(name, token)| (format!("serve.tokens.{name}"), &token.secret)));

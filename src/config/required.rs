@@ -27,8 +27,17 @@ pub(super) fn check(values: &Values, file: &Path, mistakes: &mut Mistakes) {
             needed("source.coderd_url", &format!("the role {role} reads coderd's database"));
         }
     }
+    signing_key(values, mistakes);
     listeners(values, mistakes);
     times(values, mistakes);
+}
+
+/// The key that signs is one of those that verify.
+fn signing_key(values: &Values, mistakes: &mut Mistakes) {
+    let Some(Value::Text(name)) = values.get("log.signing_key") else { return };
+    if values.is_missing(&format!("log.verification_keys.{name}")) {
+        mistakes.add(&values.place("log.signing_key"), "log.signing_key", "must be the name of one of log.verification_keys");
+    }
 }
 
 /// A property whose value is looked up later is checked by its name alone.

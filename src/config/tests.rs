@@ -348,3 +348,20 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn signature_keys_are_long_and_named_and_one_of_them_signs() {
+    let found = mistakes(
+        &format!("{LEAST}log.signing_key = '2027'\nlog.verification_keys.'2026' = 'hunter2'\nlog.verification_keys.'a:b' = 'env:KEY'\n"),
+        &[],
+        &[],
+    );
+    let told = |key: &str, words: &str| found.iter().any(|mistake| mistake.contains(key) && mistake.contains(words));
+    assert!(told("log.verification_keys.2026", "must be a secret of at least 32 bytes"), "{found:#?}");
+    assert!(told("log.verification_keys.a:b", "must be named by"), "{found:#?}");
+    assert!(told("log.signing_key", "must be the name of one of log.verification_keys"), "{found:#?}");
+    assert!(!found.iter().any(|mistake| mistake.contains("hunter2")), "{found:#?}");
+    let pipeline = load_all(&format!("{LEAST}log.signing_key = '2026'\nlog.verification_keys.'2026' = 'env:KEY'\n"), &[], &[]);
+    let log = pipeline.expect("no mistake").log;
+    assert_eq!((log.signing_key.as_deref(), log.verification_keys.len()), (Some("2026"), 1));
+}

@@ -9,6 +9,9 @@ use uuid::Uuid;
 use super::given::Raw;
 use super::{Kind, Secret, TokenSetting};
 
+/// The least length of a signature key.
+const LEAST_KEY_BYTES: usize = 32;
+
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Value {
     Text(String),
@@ -48,6 +51,8 @@ pub(super) fn read(kind: Kind, raw: &Raw) -> Result<Value, String> {
             property(raw).ok_or_else(|| "must be a text, a number, true or false; or env:NAME, file:PATH, exec:COMMAND".into())
         }
         Kind::PublicKeys => public_key(raw),
+        Kind::SignatureKeys => secret(raw, |text| text.trim().len() >= LEAST_KEY_BYTES)
+            .ok_or_else(|| format!("must be a secret of at least {LEAST_KEY_BYTES} bytes, or env:NAME, file:PATH, exec:COMMAND")),
         Kind::Tokens => TokenSetting::read(text(raw).unwrap_or_default()).map(Value::Token),
     }
 }

@@ -1,6 +1,6 @@
 //! From a record to what the ledger records of it.
 
-use crate::event::{self, Event, KEPT_PAYLOAD_BYTES, Message, Oversized, ParseError, Topic};
+use crate::event::{self, Event, KEPT_PAYLOAD_BYTES, Message, Oversized, ParseError, Signatures, Signer, Topic};
 use crate::ledger::{Arrival, Refusal, Verdict};
 use crate::log::Record;
 
@@ -18,9 +18,23 @@ pub fn read_from(topic: Topic, record: Record) -> Arrival {
     arrival(record, event)
 }
 
+/// As [`read_from`], with the record's signature verified. From offset `signed_from` on a record without a valid one is rejected, whatever it holds.
+pub(super) fn verified(signatures: &Signatures, signed_from: Option<i64>, topic: Topic, record: Record) -> Arrival {
+    let signer = signatures.signer(topic, &record.message);
+    let arrival = read_from(topic, record);
+    match signer {
+        Ok(signer) => Arrival { confirmed: signer == Signer::Collector, ..arrival },
+        Err(error) if signed_from.is_some_and(|from| arrival.offset >= from) => {
+            let refusal = Refusal { verdict: Verdict::Rejected, cause: error.cause().to_owned(), detail: error.to_string() };
+            Arrival { event: Err(refusal), ..arrival }
+        }
+        Err(_) => arrival,
+    }
+}
+
 fn arrival(record: Record, event: Result<Event, ParseError>) -> Arrival {
     let event = event.map_err(|error| refusal(&error, &record.message));
-    Arrival { offset: record.offset, timestamp: record.timestamp, message: record.message, event }
+    Arrival { offset: record.offset, timestamp: record.timestamp, message: record.message, event, confirmed: false }
 }
 
 fn refusal(error: &ParseError, message: &Message) -> Refusal {

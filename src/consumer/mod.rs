@@ -4,6 +4,7 @@
 //! claims it next fences this one.
 
 mod arrival;
+mod cutover;
 mod progress;
 mod replay;
 mod telemetry;
@@ -218,7 +219,13 @@ impl Consumer {
 
     async fn claim(&self, partition: TopicPartition) -> anyhow::Result<Claim> {
         let (log_start, _) = self.log.watermarks(partition).await?;
-        Ok(self.ledger.in_time(self.ledger.claim(partition, log_start)).await?)
+        let verifies = self.log.signatures().verify();
+        if verifies {
+            cutover::begin(&self.log, &self.ledger).await?;
+        }
+        let claim = self.ledger.in_time(self.ledger.claim(partition, log_start)).await?;
+        anyhow::ensure!(verifies || claim.signed_from.is_none(), cutover::NO_KEYS);
+        Ok(claim)
     }
 
     fn not_started(&self, partition: TopicPartition, problem: &str) {

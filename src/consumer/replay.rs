@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::cutover::NO_KEYS;
 use super::{PositionFault, arrival, verify};
 use crate::event::{Event, TopicPartition};
 use crate::ledger::{Arrival, Chain, Counts, Foreseen, Ledger, RecordError, Refusal, ReplayRange, Verdict};
@@ -42,6 +43,9 @@ pub enum ReplayError {
     /// The log is not the one that the ledger has read.
     #[error("{0}: `tallyline recover` first")]
     AnotherLog(PositionFault),
+    /// Records must be signed, and this process cannot verify them.
+    #[error("{NO_KEYS}")]
+    NoKeys,
     /// It was told to stop; the same call goes on where it stopped.
     #[error("interrupted; the same command goes on from here")]
     Interrupted,
@@ -211,6 +215,12 @@ impl Replay {
             _ => range.end_offset,
         };
         let topic = range.partition.topic;
-        Ok(Some((records.into_iter().map(|record| arrival::read_from(topic, record)).collect(), next_offset)))
+        let signed_from = self.ledger.in_time(self.ledger.signed_from(range.partition, range.generation)).await?;
+        let signatures = self.log.signatures();
+        if signed_from.is_some() && !signatures.verify() {
+            return Err(ReplayError::NoKeys);
+        }
+        let read = |record| arrival::verified(signatures, signed_from, topic, record);
+        Ok(Some((records.into_iter().map(read).collect(), next_offset)))
     }
 }

@@ -100,7 +100,9 @@ impl Task {
                 continue;
             }
             let topic = batch.partition.topic;
-            let arrivals: Vec<Arrival> = batch.records.into_iter().map(|record| arrival::read_from(topic, record)).collect();
+            let (signatures, signed_from) = (self.consumer.log.signatures(), self.claim.signed_from);
+            let read = |record| arrival::verified(signatures, signed_from, topic, record);
+            let arrivals: Vec<Arrival> = batch.records.into_iter().map(read).collect();
             let recorded = match self.look_again().await {
                 Ok(()) => self.record(arrivals, next_offset).await,
                 Err(fault) => Err(GiveUp::Stop(fault.to_string())),

@@ -10,7 +10,8 @@ use super::Ledger;
 /// Who did what this program does by itself.
 pub const OURSELVES: &str = concat!("tallyline ", env!("CARGO_PKG_VERSION"));
 /// The words of `operator_act_is_known`: what can be done.
-pub const ACTS: [&str; 10] = ["resubmit", "admit", "discard", "pause", "resume", "replay", "rebuild", "recover", "forget", "accept"];
+pub const ACTS: [&str; 11] =
+    ["resubmit", "admit", "discard", "pause", "resume", "replay", "rebuild", "recover", "accept", "retire", "reinstate"];
 
 /// An act to be written down.
 #[derive(Clone, Debug)]
@@ -36,7 +37,7 @@ pub struct Act {
     pub acted_at: DateTime<Utc>,
     /// Who: a person's login, a token's name, or `tallyline VERSION`.
     pub actor: String,
-    /// What: resubmit, admit, discard, pause, resume, replay, rebuild, recover, forget or accept.
+    /// What: resubmit, admit, discard, pause, resume, replay, rebuild, recover, accept, retire or reinstate.
     pub act: String,
     /// What it was done to: a reject's id, a plan's hash, an operation, a deployment.
     pub subject: String,

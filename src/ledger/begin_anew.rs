@@ -4,6 +4,8 @@ use std::ops::Range;
 
 use sqlx::PgConnection;
 
+use super::cutover::signed_from;
+use super::positions::claim_of;
 use super::{Claim, Ledger, NewAct, plans};
 use crate::event::{Topic, TopicPartition};
 
@@ -46,18 +48,15 @@ impl Ledger {
     /// The database's.
     pub async fn standings(&self) -> Result<Vec<Claim>, sqlx::Error> {
         use sqlx::Row as _;
-        let query =
-            "select topic, partition, generation, epoch, next_offset, last_offset, last_record from position order by topic, partition";
+        let query = concat!(
+            "select topic, partition, generation, epoch, next_offset, last_offset, last_record, ",
+            signed_from!(),
+            " from position p order by topic, partition"
+        );
         let rows = sqlx::query(query).fetch_all(&self.pool).await?;
         let claim = |row: &sqlx::postgres::PgRow| {
             let topic = Topic::named(row.try_get("topic")?).ok_or_else(|| sqlx::Error::Protocol("unknown topic".into()))?;
-            Ok(Claim {
-                partition: TopicPartition { topic, partition: row.try_get("partition")? },
-                generation: row.try_get("generation")?,
-                epoch: row.try_get("epoch")?,
-                next_offset: row.try_get("next_offset")?,
-                last: super::positions::last_record(row)?,
-            })
+            claim_of(TopicPartition { topic, partition: row.try_get("partition")? }, row)
         };
         rows.iter().map(claim).collect()
     }

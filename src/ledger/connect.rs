@@ -1,8 +1,6 @@
 //! Connecting, and bringing the schema to this version.
 
-use std::collections::HashMap;
 use std::str::FromStr;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use sqlx::migrate::{Migrate, Migrator};
@@ -71,7 +69,7 @@ impl Ledger {
             .test_before_acquire(true)
             .after_release(|connection, _| Box::pin(settles(connection)))
             .connect_lazy_with(options);
-        Ok(Ledger { pool, clock, deadline: DEADLINE, source_ids: Arc::new(Mutex::new(HashMap::new())) })
+        Ok(Ledger { pool, clock, deadline: DEADLINE })
     }
 
     /// Opens one connection beside the pool, which would hide the reason why it cannot be had, and closes it.

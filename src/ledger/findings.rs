@@ -8,7 +8,7 @@ use sqlx::types::Json;
 use uuid::Uuid;
 
 use super::leases::hold;
-use super::{Difference, Lease, LeaseError, Ledger, NewAct};
+use super::{Difference, Lease, LeaseError, Ledger};
 
 /// So many differences of a joint are kept with their ids.
 const EXAMPLES: usize = 10;
@@ -95,7 +95,7 @@ impl Finding {
         }
         if let Some(deployment) = self.deployment_id.filter(|_| self.age_seconds > STALE_SECONDS) {
             let since = self.audited_at.to_rfc3339_opts(SecondsFormat::Secs, true);
-            let _ = write!(words, ", not audited since {since}: if it is retired, `tallyline audit --forget {deployment}` ends this");
+            let _ = write!(words, ", not audited since {since}: if it is retired, `tallyline sources retire {deployment}` ends this");
         }
         Some(words)
     }
@@ -137,7 +137,7 @@ impl Ledger {
         Ok(tx.commit().await?)
     }
 
-    /// What the last audits found, by joint and deployment. Empty before the first.
+    /// What the last audits found, by joint and deployment, without retired sources. Empty before the first.
     ///
     /// # Errors
     /// The database's.
@@ -146,33 +146,11 @@ impl Ledger {
             "select joint, deployment_id, differences, open, gone, recent_usage_differs, recent_usage, examples, sequence, audited_at,
                  seconds, differs_since,
                  extract(epoch from clock_timestamp() - audited_at)::double precision as age_seconds
-             from audit_finding order by joint, deployment_id",
+             from audit_finding
+             where deployment_id is null or deployment_id not in (select deployment_id from source where retired_act_id is not null)
+             order by joint, deployment_id",
         )
         .fetch_all(&self.pool)
         .await
-    }
-
-    /// Forgets what was found last of a deployment, and answers it; none: nothing was. Where somebody still audits it, that is found again.
-    ///
-    /// # Errors
-    /// The database's; then nothing is changed.
-    pub async fn forget_findings(&self, deployment: Uuid, act: &NewAct<'_>) -> Result<Vec<Finding>, sqlx::Error> {
-        let mut tx = self.pool.begin().await?;
-        let forgotten: Vec<Finding> = sqlx::query_as(
-            "delete from audit_finding where deployment_id = $1
-             returning joint, deployment_id, differences, open, gone, recent_usage_differs, recent_usage, examples, sequence, audited_at,
-                 seconds, differs_since,
-                 extract(epoch from clock_timestamp() - audited_at)::double precision as age_seconds",
-        )
-        .bind(deployment)
-        .fetch_all(&mut *tx)
-        .await?;
-        if forgotten.is_empty() {
-            return Ok(forgotten);
-        }
-        let act = NewAct { detail: serde_json::json!({ "findings": forgotten }), ..act.clone() };
-        self.act(&mut tx, &act).await?;
-        tx.commit().await?;
-        Ok(forgotten)
     }
 }

@@ -66,12 +66,8 @@ impl Ledger {
             if let Some(detail) = refused_before.get(&arrival.offset).and_then(Option::as_ref) {
                 arrival.event = Err(Refusal { verdict: Verdict::Rejected, cause: "ledger".into(), detail: detail.clone() });
             }
-            // a deployment that is not known yet has no events: any id that no source has will do
-            if let Ok(event) = &arrival.event {
-                sources.entry(event.deployment).or_insert(0);
-            }
         }
-        let sorted = Sorted::of(arrivals, &sources);
+        let sorted = Sorted::of(arrivals, &sources, self.clock.now());
         let (mut judged, mut new) = (Judged::default(), Vec::new());
         let (builds, claims, usage) = sorted.tables();
         let known_builds = rows::known_builds(&mut tx, &builds, &HashSet::new()).await?;
@@ -83,8 +79,8 @@ impl Ledger {
             new.extend(news.iter().map(|new| new.index).filter(|index| !known.contains_key(index)));
         }
         new.sort_unstable();
-        sorted.judge_again(&mut judged);
-        let refused = arrivals.iter().enumerate().filter(|(index, arrival)| arrival.event.is_err() || judged.conflicts().contains(index));
+        sorted.judge_the_rest(&mut judged);
+        let refused = arrivals.iter().enumerate().filter(|(index, arrival)| arrival.event.is_err() || judged.refused().contains_key(index));
         let new_refused = refused.filter(|(_, arrival)| !refused_before.contains_key(&arrival.offset)).count();
         let counts = judged.counts(arrivals);
         first_starts(&mut tx, arrivals, &new, foreseen).await?;

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::Ledger;
 use super::refused::headers_json;
-use crate::event::{Digest, Message};
+use crate::event::{Digest, Message, SIGNATURE};
 
 /// How an event id stands among the rejects.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +17,14 @@ pub struct RefusedState {
     pub state: String,
     /// Whether any of its records went through the log again.
     pub passed: bool,
+}
+
+/// Whether a reject says anything about the event of its id. A record in a topic that is not its own does not, nor does one that no collector and no
+/// operator has signed: the true event may still come.
+macro_rules! of_the_event {
+    () => {
+        "cause not in ('foreign_topic', 'unsigned', 'bad_signature')"
+    };
 }
 
 impl Ledger {
@@ -104,15 +112,16 @@ impl Ledger {
         Ok(rows.into_iter().collect())
     }
 
-    /// Those of these event ids that were refused or are held: the ledger has seen them, though they are no events. A record in a topic that is
-    /// not its own says nothing about the event in its own.
+    /// Those of these event ids that were refused or are held: the ledger has seen them, though they are no events. Causes that say nothing
+    /// about the event are left out.
     ///
     /// # Errors
     /// The database's.
     pub async fn refused_ids(&self, deployment_id: Uuid, ids: &[String]) -> Result<HashSet<String>, sqlx::Error> {
-        let rows: Vec<String> = sqlx::query_scalar(
-            "select distinct event_id from reject where deployment_id = $1 and event_id = any($2) and cause <> 'foreign_topic'",
-        )
+        let rows: Vec<String> = sqlx::query_scalar(concat!(
+            "select distinct event_id from reject where deployment_id = $1 and event_id = any($2) and ",
+            of_the_event!()
+        ))
         .bind(deployment_id)
         .bind(ids)
         .fetch_all(&self.pool)
@@ -122,34 +131,43 @@ impl Ledger {
 
     /// Those of these messages, by event id, that the ledger has among its rejects and that are not to be sent again. An id of which operators have
     /// given up all records is sent again where this message is none of those: what they gave up was somebody else's, or the row has changed.
-    /// A record in a topic that is not its own counts as little here.
+    /// The signature is not compared.
     ///
     /// # Errors
     /// The database's.
     pub async fn refused_messages(&self, deployment_id: Uuid, messages: &HashMap<String, Message>) -> Result<HashSet<String>, sqlx::Error> {
         let ids: Vec<&String> = messages.keys().collect();
-        let rows: Vec<(String, bool, Vec<u8>)> = sqlx::query_as(
-            "select event_id, state = 'discarded', sha256(headers || coalesce(payload, '')) from reject
-             where deployment_id = $1 and event_id = any($2) and cause <> 'foreign_topic'",
-        )
+        let rows: Vec<(String, bool, Vec<u8>, Vec<u8>)> = sqlx::query_as(concat!(
+            "select event_id, state = 'discarded', headers, sha256(coalesce(payload, '')) from reject
+             where deployment_id = $1 and event_id = any($2) and ",
+            of_the_event!()
+        ))
         .bind(deployment_id)
         .bind(ids)
         .fetch_all(&self.pool)
         .await?;
-        let same = |id: &String, hash: &[u8]| messages.get(id).is_some_and(|message| content_hash(message)[..] == *hash);
-        Ok(rows.into_iter().filter(|(id, discarded, hash)| !discarded || same(id, hash)).map(|(id, _, _)| id).collect())
+        let same = |id: &String, headers: &[u8], hash: &[u8]| {
+            messages.get(id).is_some_and(|message| {
+                let body = Sha256::digest(message.payload.as_deref().unwrap_or_default());
+                body[..] == *hash && unsigned(&headers_json(message)) == unsigned(headers)
+            })
+        };
+        let refused = rows.into_iter().filter(|(id, discarded, headers, hash)| !discarded || same(id, headers, hash));
+        Ok(refused.map(|(id, ..)| id).collect())
     }
 
-    /// How those of these event ids stand that were refused or are held, in their own topics.
+    /// How those of these event ids stand that were refused or are held; causes that say nothing about the event are left out.
     ///
     /// # Errors
     /// The database's.
     pub async fn refused_states(&self, deployment_id: Uuid, ids: &[String]) -> Result<HashMap<String, RefusedState>, sqlx::Error> {
-        let rows: Vec<(String, String, bool)> = sqlx::query_as(
+        let rows: Vec<(String, String, bool)> = sqlx::query_as(concat!(
             "select event_id, case when bool_or(state = 'open') then 'open' else (array_agg(state order by act_id desc))[1] end,
                  bool_or(state in ('resubmitted', 'admitted'))
-             from reject where deployment_id = $1 and event_id = any($2) and cause <> 'foreign_topic' group by event_id",
-        )
+             from reject where deployment_id = $1 and event_id = any($2) and ",
+            of_the_event!(),
+            " group by event_id"
+        ))
         .bind(deployment_id)
         .bind(ids)
         .fetch_all(&self.pool)
@@ -158,9 +176,11 @@ impl Ledger {
     }
 }
 
-fn content_hash(message: &Message) -> [u8; 32] {
-    let hash = Sha256::new().chain_update(headers_json(message)).chain_update(message.payload.as_deref().unwrap_or_default());
-    hash.finalize().into()
+/// A record's headers, as they are kept, without the signature: another key gives another one.
+fn unsigned(headers: &[u8]) -> Option<Vec<(String, Option<String>)>> {
+    let mut headers: Vec<(String, Option<String>)> = serde_json::from_slice(headers).ok()?;
+    headers.retain(|(name, _)| !name.eq_ignore_ascii_case(SIGNATURE));
+    Some(headers)
 }
 
 pub(super) fn digest(bytes: Vec<u8>) -> Result<Digest, sqlx::Error> {

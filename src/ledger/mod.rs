@@ -9,7 +9,9 @@ mod begin_anew;
 mod choices;
 mod collector_requests;
 mod confirmations;
+mod confirmed;
 mod connect;
+mod cutover;
 mod exports;
 mod findings;
 mod follow;
@@ -39,6 +41,7 @@ mod reject_counts;
 mod rejects;
 mod replays;
 mod restored;
+mod retirement;
 mod rows;
 mod snapshots;
 mod source_lost;
@@ -66,7 +69,7 @@ pub use licenses::{LicenseChange, LicenseLife, LicenseState};
 pub use passes::{Completeness, LastPass, NewPass, TopicCompleteness};
 pub use pauses::{Pausable, Pause, Paused};
 pub use plans::KeptPlan;
-pub use positions::{Claim, LastRecord};
+pub use positions::{Claim, LastRecord, fingerprint};
 pub use processes::{GONE_SECONDS, Process, ProcessRow};
 pub use proof::{ActOnRefusal, ExportLife, NewExport, PublicationAttempt, PublicationLife, RefusalLife};
 pub use publication_requests::{Attempt, AttemptVerdict, LastRequest, NewRequest, Recorded, RequestOutcome};
@@ -74,22 +77,20 @@ pub use publications::{HELD_BACK, HeldBack, Pending, Postponed, Publication, Set
 pub use publish_marks::PublishStop;
 pub use record::{Arrival, Chain, Counts, RecordError, Refusal, Verdict};
 pub use recoveries::{FORGOTTEN, Recovering, SourceToCompare, last_act};
+pub use refused::UNREGISTERED;
 pub use reject_counts::{OpenRejects, RejectGroup};
 pub use rejects::{PassedReject, RejectActRow, RejectFilter, RejectRow, SameEvent};
 pub use replays::{PlannedReplay, ReplayRange};
 pub use restored::{CollectedSource, Restored};
-pub use rows::fingerprint;
+pub use retirement::{ListedSource, Retirement};
 pub use snapshots::{Head, Snapshot};
 pub use source_lost::UsageFate;
 pub use sources::{Baseline, BaselineRow, Source};
 pub use status::{BatchCount, Contents, EventCount, LeaseRow, PositionRow, PublicationCount, Rates, SourceRow};
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use sqlx::PgPool;
-use uuid::Uuid;
 
 use crate::clock::Clock;
 
@@ -102,6 +103,4 @@ pub struct Ledger {
     pub clock: Clock,
     /// How long a call under [`Ledger::in_time`] may take.
     pub deadline: Duration,
-    /// Sources never go away, so what was looked up once stays true.
-    source_ids: Arc<Mutex<HashMap<Uuid, i16>>>,
 }

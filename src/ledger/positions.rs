@@ -1,9 +1,11 @@
 //! Where each partition stands, and who may move it.
 
+use sha2::{Digest as _, Sha256};
 use sqlx::{PgConnection, Row};
 
+use super::cutover::signed_from;
 use super::{Ledger, RecordError};
-use crate::event::TopicPartition;
+use crate::event::{Message, TopicPartition};
 
 /// A record that was read, to know it again: its offset and the SHA-256 of its key and body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,6 +14,23 @@ pub struct LastRecord {
     pub offset: i64,
     /// SHA-256 of key and body.
     pub fingerprint: [u8; 32],
+}
+
+/// SHA-256 of key and body, to know a record again.
+#[must_use]
+pub fn fingerprint(message: &Message) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    for part in [&message.key, &message.payload] {
+        let bytes = part.as_deref();
+        hash.update([u8::from(bytes.is_some())]);
+        hash.update((bytes.map_or(0, <[u8]>::len) as u64).to_be_bytes());
+        hash.update(bytes.unwrap_or_default());
+    }
+    if let Some(whole) = message.oversized {
+        hash.update((whole.bytes as u64).to_be_bytes());
+        hash.update(whole.sha256);
+    }
+    hash.finalize().into()
 }
 
 /// The right to write one partition's batches, until somebody else claims it.
@@ -27,6 +46,8 @@ pub struct Claim {
     pub next_offset: i64,
     /// The last record before it that was read, if any was.
     pub last: Option<LastRecord>,
+    /// The first offset whose record must bear a valid signature; none: no consumer of this ledger has had keys.
+    pub signed_from: Option<i64>,
 }
 
 impl Ledger {
@@ -35,12 +56,13 @@ impl Ledger {
     /// # Errors
     /// The database's.
     pub async fn claim(&self, partition: TopicPartition, log_start: i64) -> Result<Claim, sqlx::Error> {
-        let row = sqlx::query(
+        let row = sqlx::query(concat!(
             "insert into position as p (topic, partition, generation, epoch, start_offset, next_offset, moved_at)
              select $1, $2, coalesce(max(generation), 0) + 1, 1, $3::bigint, $3::bigint, $4::timestamptz from past_position where topic = $1 and partition = $2
              on conflict (topic, partition) do update set epoch = p.epoch + 1
-             returning generation, epoch, next_offset, last_offset, last_record",
-        )
+             returning generation, epoch, next_offset, last_offset, last_record, ",
+            signed_from!()
+        ))
         .bind(partition.topic.name())
         .bind(partition.partition)
         .bind(log_start)
@@ -55,7 +77,11 @@ impl Ledger {
     /// # Errors
     /// The database's.
     pub async fn standing_claim(&self, partition: TopicPartition) -> Result<Option<Claim>, sqlx::Error> {
-        let query = "select generation, epoch, next_offset, last_offset, last_record from position where topic = $1 and partition = $2";
+        let query = concat!(
+            "select generation, epoch, next_offset, last_offset, last_record, ",
+            signed_from!(),
+            " from position p where topic = $1 and partition = $2"
+        );
         let row = sqlx::query(query).bind(partition.topic.name()).bind(partition.partition).fetch_optional(&self.pool).await?;
         row.map(|row| claim_of(partition, &row)).transpose()
     }
@@ -86,17 +112,19 @@ impl Ledger {
     }
 }
 
-fn claim_of(partition: TopicPartition, row: &sqlx::postgres::PgRow) -> Result<Claim, sqlx::Error> {
+pub(super) fn claim_of(partition: TopicPartition, row: &sqlx::postgres::PgRow) -> Result<Claim, sqlx::Error> {
     Ok(Claim {
         partition,
         generation: row.try_get("generation")?,
         epoch: row.try_get("epoch")?,
         next_offset: row.try_get("next_offset")?,
         last: last_record(row)?,
+        signed_from: row.try_get("signed_from")?,
     })
 }
 
-/// Moves a claimed partition's position by compare-and-set: a consumer that has lost its partition stops here.
+/// Moves a claimed partition's position by compare-and-set: a consumer that has lost its partition stops here, and so does one that claimed it before
+/// records had to be signed.
 pub(super) async fn advance(
     connection: &mut PgConnection,
     ledger: &Ledger,
@@ -108,7 +136,8 @@ pub(super) async fn advance(
     let moved = sqlx::query(
         "update position set next_offset = $5, records = records + $6, moved_at = $7,
              last_offset = coalesce($8, last_offset), last_record = coalesce($9, last_record)
-         where topic = $1 and partition = $2 and epoch = $3 and next_offset = $4 and generation = $10",
+         where topic = $1 and partition = $2 and epoch = $3 and next_offset = $4 and generation = $10
+             and exists (select from signature_cutover) = $11",
     )
     .bind(claim.partition.topic.name())
     .bind(claim.partition.partition)
@@ -120,6 +149,7 @@ pub(super) async fn advance(
     .bind(last.map(|last| last.offset))
     .bind(last.map(|last| last.fingerprint.to_vec()))
     .bind(claim.generation)
+    .bind(claim.signed_from.is_some())
     .execute(connection)
     .await?;
     if moved.rows_affected() == 1 { Ok(()) } else { Err(RecordError::Fenced(claim.partition)) }

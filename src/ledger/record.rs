@@ -7,7 +7,8 @@ use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
-use super::positions::advance;
+use super::confirmed::confirm;
+use super::positions::{advance, fingerprint};
 use super::refused::insert_refused;
 use super::{Claim, LastRecord, Ledger, rows};
 use crate::event::{Digest, Event, Message, Payload, TopicPartition};
@@ -23,6 +24,8 @@ pub struct Arrival {
     pub message: Message,
     /// The event in it, or why there is none.
     pub event: Result<Event, Refusal>,
+    /// Whether it bears a collector's valid signature.
+    pub confirmed: bool,
 }
 
 /// Why a record is not accepted.
@@ -43,7 +46,7 @@ pub enum Verdict {
     Rejected,
     /// Another digest under an accepted id: kept raw, the accepted one stands.
     Conflict,
-    /// A usage type that this version does not know: kept raw as money at risk.
+    /// A usage type that this version does not know, or a deployment that is not registered: kept raw until it is.
     Held,
 }
 
@@ -163,14 +166,14 @@ impl Ledger {
     /// # Errors
     /// [`RecordError`].
     pub async fn record(&self, chain: &Chain, arrivals: &[Arrival], next_offset: i64) -> Result<Counts, RecordError> {
-        let sources = self.source_ids(arrivals).await?;
+        let now = self.clock.now();
         let mut tx = self.pool.begin().await?;
-        self.check_sources(&mut tx, &sources).await?;
+        let sources = self.source_ids(&mut tx, arrivals).await?;
         let batch_id: i64 = sqlx::query("select nextval(pg_get_serial_sequence('batch', 'id'))").fetch_one(&mut *tx).await?.try_get(0)?;
-        let sorted = Sorted::of(arrivals, &sources);
-        let judged = insert_events(&mut tx, batch_id, &sorted, self.clock.now()).await?;
+        let sorted = Sorted::of(arrivals, &sources, now);
+        let judged = insert_events(&mut tx, batch_id, &sorted, now).await?;
         let counts = judged.counts(arrivals);
-        insert_refused(&mut tx, self, batch_id, chain, arrivals, &judged.conflicts).await?;
+        insert_refused(&mut tx, self, batch_id, chain, arrivals, &judged.refused).await?;
         insert_batch(&mut tx, self, batch_id, chain, next_offset, counts).await?;
         match chain {
             Chain::Live(claim) => advance(&mut tx, self, claim, next_offset, last_record(arrivals), i64::from(counts.records)).await?,
@@ -180,72 +183,15 @@ impl Ledger {
         Ok(counts)
     }
 
-    /// The ledger's small ids of the batch's deployments. One that no collector has registered is introduced now, by itself, before its first event.
-    async fn source_ids(&self, arrivals: &[Arrival]) -> Result<HashMap<Uuid, i16>, sqlx::Error> {
-        let mut ids = HashMap::new();
-        for arrival in arrivals {
-            if let Ok(event) = &arrival.event
-                && !ids.contains_key(&event.deployment)
-            {
-                ids.insert(event.deployment, self.source_id(event.deployment).await?);
-            }
-        }
-        Ok(ids)
-    }
-
-    async fn source_id(&self, deployment: Uuid) -> Result<i16, sqlx::Error> {
-        let known = self.source_ids.lock().map(|ids| ids.get(&deployment).copied()).unwrap_or_default();
-        if let Some(id) = known {
-            return Ok(id);
-        }
-        let id = self.introduce(deployment).await?;
-        if let Ok(mut ids) = self.source_ids.lock() {
-            ids.insert(deployment, id);
-        }
-        Ok(id)
-    }
-
-    /// A ledger that was restored from a backup may not have a source that this process knows: what it knows is forgotten then, and the batch is
-    /// tried again.
-    async fn check_sources(&self, tx: &mut PgConnection, sources: &HashMap<Uuid, i16>) -> Result<(), RecordError> {
-        let (deployments, ids): (Vec<Uuid>, Vec<i16>) = sources.iter().map(|(deployment, id)| (*deployment, *id)).unzip();
-        let there: i64 = sqlx::query_scalar(
-            "select count(*) from source join unnest($1::uuid[], $2::smallint[]) as known (deployment_id, id) using (deployment_id, id)",
-        )
-        .bind(deployments)
-        .bind(ids)
-        .fetch_one(tx)
-        .await?;
-        if usize::try_from(there) == Ok(sources.len()) {
-            return Ok(());
-        }
-        if let Ok(mut known) = self.source_ids.lock() {
-            known.clear();
-        }
-        Err(RecordError::Unavailable(sqlx::Error::Protocol("the ledger no longer has a source that this process knew".into())))
-    }
-
-    async fn introduce(&self, deployment: Uuid) -> Result<i16, sqlx::Error> {
-        let mut tx = self.pool.begin().await?;
-        let now = self.clock.now();
-        // the one row of `ledger` is every batch's last lock; taken first here, it keeps two introductions apart
-        sqlx::query("select 1 from ledger for update").execute(&mut *tx).await?;
-        let known = sqlx::query("select id from source where deployment_id = $1").bind(deployment).fetch_optional(&mut *tx).await?;
-        if let Some(row) = known {
-            return row.try_get(0);
-        }
-        let id = sqlx::query(
-            "with b as (insert into batch (kind, recorded_at) values ('source', $2) returning id)
-             insert into source (deployment_id, batch_id, introduced_at, collected) select $1, b.id, $2, false from b returning id",
-        )
-        .bind(deployment)
-        .bind(now)
-        .fetch_one(&mut *tx)
-        .await?
-        .try_get(0)?;
-        tx.commit().await?;
-        tracing::warn!(%deployment, "a source that no collector reads is introduced by its first event");
-        Ok(id)
+    /// The ledger's small ids of those of the batch's deployments that are registered, by one query whatever their number.
+    async fn source_ids(&self, tx: &mut PgConnection, arrivals: &[Arrival]) -> Result<HashMap<Uuid, i16>, sqlx::Error> {
+        let deployments: HashSet<Uuid> =
+            arrivals.iter().filter_map(|arrival| arrival.event.as_ref().ok()).map(|event| event.deployment).collect();
+        let registered: Vec<(Uuid, i16)> = sqlx::query_as("select deployment_id, id from source where deployment_id = any($1)")
+            .bind(deployments.into_iter().collect::<Vec<_>>())
+            .fetch_all(tx)
+            .await?;
+        Ok(registered.into_iter().collect())
     }
 }
 
@@ -255,32 +201,42 @@ pub(super) struct Sorted<'a> {
     claims: BTreeMap<(i16, Uuid), rows::New<'a>>,
     usage: BTreeMap<(i16, &'a str), rows::New<'a>>,
     /// Later sightings within this batch.
-    again: Vec<Again>,
+    again: Vec<Again<'a>>,
+    /// Records of deployments that no collector has registered, by index.
+    unregistered: HashMap<usize, Uuid>,
 }
 
 /// A later sighting of an id within one batch. It is judged by the accepted event, which need not be the batch's first sighting.
-struct Again {
-    index: usize,
-    digest: Digest,
+struct Again<'a> {
+    new: rows::New<'a>,
     first_index: usize,
     first_digest: Digest,
 }
 
 impl<'a> Sorted<'a> {
-    pub(super) fn of(arrivals: &'a [Arrival], sources: &HashMap<Uuid, i16>) -> Self {
-        let mut sorted = Sorted { builds: BTreeMap::new(), claims: BTreeMap::new(), usage: BTreeMap::new(), again: Vec::new() };
+    pub(super) fn of(arrivals: &'a [Arrival], sources: &HashMap<Uuid, i16>, now: DateTime<Utc>) -> Self {
+        let mut sorted = Sorted {
+            builds: BTreeMap::new(),
+            claims: BTreeMap::new(),
+            usage: BTreeMap::new(),
+            again: Vec::new(),
+            unregistered: HashMap::new(),
+        };
         for (index, arrival) in arrivals.iter().enumerate() {
             let Ok(event) = &arrival.event else { continue };
-            let source_id = sources[&event.deployment];
-            let new = rows::New { index, source_id, offset: arrival.offset, digest: event.digest(), event };
-            let digest = new.digest;
+            let Some(source_id) = sources.get(&event.deployment).copied() else {
+                sorted.unregistered.insert(index, event.deployment);
+                continue;
+            };
+            let confirmed_at = arrival.confirmed.then_some(now);
+            let new = rows::New { index, source_id, offset: arrival.offset, digest: event.digest(), event, confirmed_at };
             let first = match &event.payload {
-                Payload::Build(build) => sorted.builds.entry((source_id, build.build_id)).or_insert(new),
-                Payload::Claim(claim) => sorted.claims.entry((source_id, claim.build_id)).or_insert(new),
-                Payload::Usage(usage) => sorted.usage.entry((source_id, usage.id.as_str())).or_insert(new),
+                Payload::Build(build) => sorted.builds.entry((source_id, build.build_id)).or_insert_with(|| new.clone()),
+                Payload::Claim(claim) => sorted.claims.entry((source_id, claim.build_id)).or_insert_with(|| new.clone()),
+                Payload::Usage(usage) => sorted.usage.entry((source_id, usage.id.as_str())).or_insert_with(|| new.clone()),
             };
             if first.index != index {
-                sorted.again.push(Again { index, digest, first_index: first.index, first_digest: first.digest });
+                sorted.again.push(Again { first_index: first.index, first_digest: first.digest, new });
             }
         }
         sorted
@@ -292,14 +248,16 @@ impl<'a> Sorted<'a> {
         (self.builds.values().collect(), self.claims.values().collect(), self.usage.values().collect())
     }
 
-    pub(super) fn judge_again(&self, judged: &mut Judged) {
+    /// Judges what no table can: later sightings within this batch, and records of deployments that are not registered.
+    pub(super) fn judge_the_rest(&self, judged: &mut Judged) {
         for again in &self.again {
-            if again.digest == judged.otherwise.get(&again.first_index).copied().unwrap_or(again.first_digest) {
-                judged.duplicates += 1;
+            if again.new.digest == judged.otherwise.get(&again.first_index).copied().unwrap_or(again.first_digest) {
+                judged.duplicates.insert(again.new.index);
             } else {
-                judged.conflicts.insert(again.index);
+                judged.refused.insert(again.new.index, Refusal::conflict(again.new.event));
             }
         }
+        judged.refused.extend(self.unregistered.iter().map(|(index, deployment)| (*index, Refusal::unregistered(*deployment))));
     }
 }
 
@@ -307,27 +265,28 @@ impl<'a> Sorted<'a> {
 #[derive(Default)]
 pub(super) struct Judged {
     accepted: usize,
-    duplicates: usize,
-    /// Indices of records that conflict with what is accepted.
-    conflicts: HashSet<usize>,
+    /// Sightings of what is accepted, by the record's index.
+    duplicates: HashSet<usize>,
+    /// Events that are not accepted, by the record's index.
+    refused: HashMap<usize, Refusal>,
     /// By the index of a batch's first sighting that is in conflict: the digest of what is accepted.
     otherwise: HashMap<usize, Digest>,
 }
 
 impl Judged {
-    pub(super) fn conflicts(&self) -> &HashSet<usize> {
-        &self.conflicts
+    pub(super) fn refused(&self) -> &HashMap<usize, Refusal> {
+        &self.refused
     }
 
     pub(super) fn counts(&self, arrivals: &[Arrival]) -> Counts {
         let count = |number: usize| i32::try_from(number).unwrap_or(i32::MAX);
-        let refused =
-            |verdict| arrivals.iter().filter(|arrival| matches!(&arrival.event, Err(refusal) if refusal.verdict == verdict)).count();
+        let all_refused = || arrivals.iter().filter_map(|arrival| arrival.event.as_ref().err()).chain(self.refused.values());
+        let refused = |verdict| all_refused().filter(|refusal| refusal.verdict == verdict).count();
         Counts {
             records: count(arrivals.len()),
             accepted: count(self.accepted),
-            duplicates: count(self.duplicates),
-            conflicts: count(self.conflicts.len() + refused(Verdict::Conflict)),
+            duplicates: count(self.duplicates.len()),
+            conflicts: count(refused(Verdict::Conflict)),
             rejects: count(refused(Verdict::Rejected)),
             held: count(refused(Verdict::Held)),
         }
@@ -340,7 +299,10 @@ async fn insert_events(tx: &mut PgConnection, batch_id: i64, sorted: &Sorted<'_>
     judge(&mut judged, &builds, &rows::insert_builds(tx, batch_id, &builds).await?);
     judge(&mut judged, &claims, &rows::insert_claims(tx, batch_id, &claims).await?);
     judge(&mut judged, &usage, &rows::insert_usage(tx, batch_id, &usage, now).await?);
-    sorted.judge_again(&mut judged);
+    sorted.judge_the_rest(&mut judged);
+    let sightings = builds.into_iter().chain(claims).chain(usage).chain(sorted.again.iter().map(|again| &again.new));
+    let duplicates: Vec<&rows::New<'_>> = sightings.filter(|new| judged.duplicates.contains(&new.index)).collect();
+    confirm(tx, &duplicates, now).await?;
     Ok(judged)
 }
 
@@ -349,9 +311,9 @@ pub(super) fn judge(judged: &mut Judged, news: &[&rows::New], known: &HashMap<us
     for new in news {
         match known.get(&new.index) {
             None => judged.accepted += 1,
-            Some(digest) if *digest == new.digest => judged.duplicates += 1,
+            Some(digest) if *digest == new.digest => drop(judged.duplicates.insert(new.index)),
             Some(digest) => {
-                judged.conflicts.insert(new.index);
+                judged.refused.insert(new.index, Refusal::conflict(new.event));
                 judged.otherwise.insert(new.index, *digest);
             }
         }
@@ -417,5 +379,5 @@ async fn advance_replay(tx: &mut PgConnection, id: Uuid, chain: &Chain, from: i6
 
 /// The last record as it will be known again.
 fn last_record(arrivals: &[Arrival]) -> Option<LastRecord> {
-    arrivals.last().map(|arrival| LastRecord { offset: arrival.offset, fingerprint: rows::fingerprint(&arrival.message) })
+    arrivals.last().map(|arrival| LastRecord { offset: arrival.offset, fingerprint: fingerprint(&arrival.message) })
 }

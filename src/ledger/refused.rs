@@ -1,6 +1,6 @@
 //! Records that are no accepted event, as rows.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -10,6 +10,24 @@ use uuid::Uuid;
 use super::{Arrival, Chain, Ledger, Refusal, Verdict};
 use crate::event::{self, Event, MAX_ID_BYTES, Message};
 
+/// The cause of records of deployments that no collector has registered.
+pub const UNREGISTERED: &str = "unregistered_source";
+
+impl Refusal {
+    /// Another content than the accepted event's.
+    pub(super) fn conflict(event: &Event) -> Self {
+        let detail = format!("{} is accepted with other content; the accepted event stands", event.id());
+        Refusal { verdict: Verdict::Conflict, cause: "conflict".into(), detail }
+    }
+
+    /// An event of a deployment that no collector has registered.
+    #[must_use]
+    pub fn unregistered(deployment: Uuid) -> Self {
+        let detail = format!("source /coder/{deployment}: no collector has registered this deployment; registering it admits the record");
+        Refusal { verdict: Verdict::Held, cause: UNREGISTERED.into(), detail }
+    }
+}
+
 /// Conflicts, rejects and held records, raw, once for each place in the log. The row is the live chain's: a replay finds it there, or has run ahead
 /// and gives it up.
 pub(super) async fn insert_refused(
@@ -18,62 +36,74 @@ pub(super) async fn insert_refused(
     batch_id: i64,
     chain: &Chain,
     arrivals: &[Arrival],
-    conflicts: &HashSet<usize>,
+    judged: &HashMap<usize, Refusal>,
 ) -> Result<(), sqlx::Error> {
-    for (index, arrival) in arrivals.iter().enumerate() {
-        let refusal = match &arrival.event {
-            Err(refusal) => refusal.clone(),
-            Ok(event) if conflicts.contains(&index) => conflict(event),
-            Ok(_) => continue,
-        };
-        insert_reject(tx, ledger, batch_id, chain, arrival, &refusal).await?;
+    let refused = arrivals.iter().enumerate().filter_map(|(index, arrival)| match &arrival.event {
+        Err(refusal) => Some((arrival, refusal)),
+        Ok(_) => Some((arrival, judged.get(&index)?)),
+    });
+    let (mut rows, mut bytes) = (Vec::new(), 0);
+    for (arrival, refusal) in refused {
+        bytes += arrival.message.payload.as_deref().map_or(0, <[u8]>::len);
+        rows.push(NewReject { arrival, refusal, traces: Traces::of(arrival) });
+        if bytes >= STATEMENT_BYTES {
+            insert(tx, ledger, batch_id, chain, &rows).await?;
+            (rows, bytes) = (Vec::new(), 0);
+        }
     }
-    Ok(())
+    if rows.is_empty() { Ok(()) } else { insert(tx, ledger, batch_id, chain, &rows).await }
 }
 
-fn conflict(event: &Event) -> Refusal {
-    let detail = format!("{} is accepted with other content; the accepted event stands", event.id());
-    Refusal { verdict: Verdict::Conflict, cause: "conflict".into(), detail }
+/// Bodies of one statement: what bounds its memory.
+const STATEMENT_BYTES: usize = 16 * 1024 * 1024;
+
+struct NewReject<'a> {
+    arrival: &'a Arrival,
+    refusal: &'a Refusal,
+    traces: Traces,
 }
 
-async fn insert_reject(
-    tx: &mut PgConnection,
-    ledger: &Ledger,
-    batch_id: i64,
-    chain: &Chain,
-    arrival: &Arrival,
-    refusal: &Refusal,
-) -> Result<(), sqlx::Error> {
-    let traces = Traces::of(arrival);
+async fn insert(tx: &mut PgConnection, ledger: &Ledger, batch_id: i64, chain: &Chain, rows: &[NewReject<'_>]) -> Result<(), sqlx::Error> {
     sqlx::query(
-        "insert into reject (batch_id, topic, partition, generation, log_offset, verdict, cause, detail, deployment_id, event_id, event_type, units,
-             record_timestamp, record_key, headers, payload, recorded_at, whole_bytes, whole_sha256)
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12::text::numeric, $13, $14, $15, $16, $17, $19, $20)
+        "insert into reject (batch_id, topic, partition, generation, recorded_at, log_offset, verdict, cause, detail, deployment_id, event_id,
+             event_type, units, record_timestamp, record_key, headers, payload, whole_bytes, whole_sha256)
+         select $1, $2, $3, $4, $5, log_offset, verdict, cause, detail, deployment, event_id, event_type, units::numeric, at, key, headers, payload,
+             whole_bytes, whole_sha256
+         from unnest($6::bigint[], $7::text[], $8::text[], $9::text[], $10::uuid[], $11::text[], $12::text[], $13::text[], $14::timestamptz[],
+             $15::bytea[], $16::bytea[], $17::bytea[], $19::bigint[], $20::bytea[])
+             as new (log_offset, verdict, cause, detail, deployment, event_id, event_type, units, at, key, headers, payload,
+                 whole_bytes, whole_sha256)
+         order by log_offset
          on conflict on constraint reject_is_unique do update set batch_id = excluded.batch_id where $18",
     )
     .bind(batch_id)
     .bind(chain.partition().topic.name())
     .bind(chain.partition().partition)
     .bind(chain.generation())
-    .bind(arrival.offset)
-    .bind(refusal.verdict.as_str())
-    .bind(&refusal.cause)
-    .bind(refusal.detail.replace('\0', "\u{fffd}"))
-    .bind(traces.deployment)
-    .bind(traces.event_id)
-    .bind(traces.event_type)
-    .bind(traces.units.map(|units| units.to_string()))
-    .bind(arrival.timestamp)
-    .bind(&arrival.message.key)
-    .bind(headers_json(&arrival.message))
-    .bind(&arrival.message.payload)
     .bind(ledger.clock.now())
+    .bind(column(rows, |row| row.arrival.offset))
+    .bind(column(rows, |row| row.refusal.verdict.as_str()))
+    .bind(column(rows, |row| row.refusal.cause.as_str()))
+    .bind(column(rows, |row| row.refusal.detail.replace('\0', "\u{fffd}")))
+    .bind(column(rows, |row| row.traces.deployment))
+    .bind(column(rows, |row| row.traces.event_id.as_deref()))
+    .bind(column(rows, |row| row.traces.event_type.as_deref()))
+    .bind(column(rows, |row| row.traces.units.map(|units| units.to_string())))
+    .bind(column(rows, |row| row.arrival.timestamp))
+    .bind(column(rows, |row| row.arrival.message.key.as_deref()))
+    .bind(column(rows, |row| headers_json(&row.arrival.message)))
+    .bind(column(rows, |row| row.arrival.message.payload.as_deref()))
     .bind(matches!(chain, Chain::Live(_)))
-    .bind(arrival.message.oversized.map(|whole| i64::try_from(whole.bytes).unwrap_or(i64::MAX)))
-    .bind(arrival.message.oversized.map(|whole| whole.sha256.to_vec()))
+    .bind(column(rows, |row| row.arrival.message.oversized.map(|whole| i64::try_from(whole.bytes).unwrap_or(i64::MAX))))
+    .bind(column(rows, |row| row.arrival.message.oversized.map(|whole| whole.sha256.to_vec())))
     .execute(tx)
     .await?;
     Ok(())
+}
+
+/// One column of the rows, as an array.
+fn column<'a, T>(rows: &'a [NewReject<'a>], value: impl Fn(&'a NewReject<'a>) -> T) -> Vec<T> {
+    rows.iter().map(value).collect()
 }
 
 /// A record's headers as they are kept: JSON, `[[name, value in base64 or null], …]`.

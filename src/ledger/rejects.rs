@@ -10,7 +10,7 @@ use sqlx::{FromRow, Row};
 use uuid::Uuid;
 
 use super::known::digest;
-use super::{Ledger, NewAct};
+use super::{Ledger, NewAct, UNREGISTERED};
 use crate::event::{Digest, Oversized, TopicPartition, UsageType};
 
 /// A record that is no accepted event, as found, and what became of it.
@@ -165,17 +165,24 @@ impl Ledger {
         rows.iter().map(reject).collect()
     }
 
-    /// Held records, open and above that number, whose type is one that this version knows.
+    /// Held records, open and above that number, that are held no longer: their type is one that this version knows, or their deployment is
+    /// registered by now.
     ///
     /// # Errors
     /// The database's.
-    pub async fn held_of_known_types(&self, after: i64, limit: i64) -> Result<Vec<i64>, sqlx::Error> {
+    pub async fn admissible(&self, after: i64, limit: i64) -> Result<Vec<i64>, sqlx::Error> {
         sqlx::query_scalar(
-            "select id from reject where state = 'open' and verdict = 'held' and event_type = any($1) and id > $2 order by id limit $3",
+            "(select id from reject
+              where state = 'open' and verdict = 'held' and cause <> $4 and event_type = any($1) and id > $2 order by id limit $3)
+             union all
+             (select reject.id from source join reject using (deployment_id)
+              where state = 'open' and cause = 'unregistered_source' and reject.id > $2 order by reject.id limit $3)
+             order by id limit $3",
         )
         .bind(UsageType::ALL.map(UsageType::as_str))
         .bind(after)
         .bind(limit)
+        .bind(UNREGISTERED)
         .fetch_all(&self.pool)
         .await
     }

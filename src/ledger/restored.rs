@@ -73,7 +73,7 @@ impl std::fmt::Display for Restored {
     }
 }
 
-/// A collected source, and how far it was read.
+/// A source in use, and how far it was read.
 #[derive(Clone, Debug, PartialEq, Eq, FromRow)]
 pub struct CollectedSource {
     /// The ledger's own small id.
@@ -103,7 +103,8 @@ async fn collected(connection: &mut PgConnection) -> Result<Vec<CollectedSource>
     sqlx::query_as(
         "select source.id, deployment_id, coalesce(max(pass.id), 0) as last_pass_id,
              max(least(pass.started_at, clock_timestamp())) filter (where pass.id is not null) as last_read_at
-         from source left join collector_pass pass on pass.source_id = source.id where collected group by source.id order by source.id",
+         from source left join collector_pass pass on pass.source_id = source.id where retired_act_id is null
+         group by source.id order by source.id",
     )
     .fetch_all(connection)
     .await

@@ -3,17 +3,17 @@
 use std::collections::{HashMap, HashSet};
 
 use chrono::{DateTime, Utc};
-use sha2::{Digest as _, Sha256};
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
 use crate::event::{
-    BuildStatus, Digest, Event, InputStage, Message, Payload, PrebuildClaimed, PublishMarks, Transition, Usage, UsageQuantity, UsageType,
+    BuildStatus, Digest, Event, InputStage, Payload, PrebuildClaimed, PublishMarks, Transition, Usage, UsageQuantity, UsageType,
     WorkspaceBuildCompleted,
 };
 
 /// An event on its way into its table.
+#[derive(Clone)]
 pub(super) struct New<'a> {
     /// Which record of the batch.
     pub index: usize,
@@ -21,23 +21,8 @@ pub(super) struct New<'a> {
     pub offset: i64,
     pub digest: Digest,
     pub event: &'a Event,
-}
-
-/// SHA-256 of key and body, to know a record again.
-#[must_use]
-pub fn fingerprint(message: &Message) -> [u8; 32] {
-    let mut hash = Sha256::new();
-    for part in [&message.key, &message.payload] {
-        let bytes = part.as_deref();
-        hash.update([u8::from(bytes.is_some())]);
-        hash.update((bytes.map_or(0, <[u8]>::len) as u64).to_be_bytes());
-        hash.update(bytes.unwrap_or_default());
-    }
-    if let Some(whole) = message.oversized {
-        hash.update((whole.bytes as u64).to_be_bytes());
-        hash.update(whole.sha256);
-    }
-    hash.finalize().into()
+    /// Now, where a collector's valid signature came with it.
+    pub confirmed_at: Option<DateTime<Utc>>,
 }
 
 /// One column of a batch, as an array.
@@ -76,12 +61,13 @@ pub(super) async fn insert_builds(tx: &mut PgConnection, batch_id: i64, news: &[
              template_version_id, preset_id, owner_id, initiator_id, transition, reason, status, build_number, stage,
              first_build_by_prebuilds_user, first_build_stage, first_successful_start, has_ai_task, has_external_agent, daily_cost,
              created_at, started_at, completed_at,
-             organization_name, template_name, template_version_name, preset_name, workspace_name, owner_name)
+             organization_name, template_name, template_version_name, preset_name, workspace_name, owner_name, confirmed_at)
          select $1, * from unnest($2::smallint[], $3::uuid[], $4::bigint[], $5::bytea[], $6::uuid[], $7::uuid[], $8::uuid[],
              $9::uuid[], $10::uuid[], $11::uuid[], $12::uuid[], $13::text[], $14::text[], $15::text[], $16::integer[], $17::text[],
              $18::boolean[], $19::text[], $20::boolean[], $21::boolean[], $22::boolean[], $23::integer[],
              $24::timestamptz[], $25::timestamptz[], $26::timestamptz[],
-             $27::text[], $28::text[], $29::text[], $30::text[], $31::text[], $32::text[])
+             $27::text[], $28::text[], $29::text[], $30::text[], $31::text[], $32::text[],
+             $33::timestamptz[])
          on conflict on constraint workspace_build_is_unique do nothing returning source_id, build_id",
     )
     .bind(batch_id)
@@ -116,6 +102,7 @@ pub(super) async fn insert_builds(tx: &mut PgConnection, batch_id: i64, news: &[
     .bind(column(news, |new| build(new).preset_name.as_str()))
     .bind(column(news, |new| build(new).workspace_name.as_str()))
     .bind(column(news, |new| build(new).owner_name.as_str()))
+    .bind(column(news, |new| new.confirmed_at))
     .fetch_all(&mut *tx)
     .await?;
     let inserted = keys::<Uuid>(&inserted)?;
@@ -170,10 +157,11 @@ pub(super) async fn insert_claims(tx: &mut PgConnection, batch_id: i64, news: &[
     let inserted = sqlx::query(
         "insert into prebuild_claim (batch_id, source_id, build_id, log_offset, digest, workspace_id, organization_id, template_id,
              template_version_id, preset_id, claimed_by, initiator_id, build_number, stage, status,
-             created_at, started_at, completed_at, organization_name, template_name, preset_name)
+             created_at, started_at, completed_at, organization_name, template_name, preset_name, confirmed_at)
          select $1, * from unnest($2::smallint[], $3::uuid[], $4::bigint[], $5::bytea[], $6::uuid[], $7::uuid[], $8::uuid[],
              $9::uuid[], $10::uuid[], $11::uuid[], $12::uuid[], $13::integer[], $14::text[], $15::text[],
-             $16::timestamptz[], $17::timestamptz[], $18::timestamptz[], $19::text[], $20::text[], $21::text[])
+             $16::timestamptz[], $17::timestamptz[], $18::timestamptz[], $19::text[], $20::text[], $21::text[],
+             $22::timestamptz[])
          on conflict on constraint prebuild_claim_is_unique do nothing returning source_id, build_id",
     )
     .bind(batch_id)
@@ -197,6 +185,7 @@ pub(super) async fn insert_claims(tx: &mut PgConnection, batch_id: i64, news: &[
     .bind(column(news, |new| claim(new).organization_name.as_str()))
     .bind(column(news, |new| claim(new).template_name.as_str()))
     .bind(column(news, |new| claim(new).preset_name.as_str()))
+    .bind(column(news, |new| new.confirmed_at))
     .fetch_all(&mut *tx)
     .await?;
     let inserted = keys::<Uuid>(&inserted)?;
@@ -232,11 +221,11 @@ pub(super) async fn insert_usage(
     let inserted = sqlx::query(
         "with accepted as (
              insert into usage_event (batch_id, source_id, id, log_offset, digest, event_type, quantity, created_at,
-                 publish_started_at, published_at, failure_message)
-             select $1, source_id, id, log_offset, digest, event_type, quantity::numeric, created_at, started, published, failure
+                 publish_started_at, published_at, failure_message, confirmed_at)
+             select $1, source_id, id, log_offset, digest, event_type, quantity::numeric, created_at, started, published, failure, confirmed
              from unnest($2::smallint[], $3::text[], $4::bigint[], $5::bytea[], $6::text[], $7::text[], $8::timestamptz[],
-                 $9::timestamptz[], $10::timestamptz[], $11::text[])
-                 as new (source_id, id, log_offset, digest, event_type, quantity, created_at, started, published, failure)
+                 $9::timestamptz[], $10::timestamptz[], $11::text[], $13::timestamptz[])
+                 as new (source_id, id, log_offset, digest, event_type, quantity, created_at, started, published, failure, confirmed)
              on conflict on constraint usage_event_is_unique do nothing returning source_id, id, event_type, created_at
          ), queued as (
              insert into publication (source_id, event_id, event_type, event_created_at, queued_batch_id, next_attempt_at)
@@ -256,6 +245,7 @@ pub(super) async fn insert_usage(
     .bind(column(news, |new| usage(new).marks.published_at))
     .bind(column(news, |new| usage(new).marks.failure_message.as_deref()))
     .bind(now)
+    .bind(column(news, |new| new.confirmed_at))
     .fetch_all(&mut *tx)
     .await?;
     let inserted = keys::<String>(&inserted)?;

@@ -20,8 +20,8 @@ pub struct Source {
     pub introduced_at: DateTime<Utc>,
     /// Builds completed before this were counted once into the baseline and are not collected. None: all history is collected.
     pub baseline_until: Option<DateTime<Utc>>,
-    /// Whether a collector of ours reads this deployment's database.
-    pub collected: bool,
+    /// Whether an operator has retired it.
+    pub retired: bool,
 }
 
 /// Regular creations before a source's baseline, under one set of names.
@@ -48,9 +48,15 @@ pub struct Baseline {
     pub started: Vec<Uuid>,
 }
 
+macro_rules! source_columns {
+    () => {
+        "id, deployment_id, introduced_at, baseline_until, retired_act_id is not null as retired"
+    };
+}
+
 impl Ledger {
-    /// Introduces a collected source with its baseline, in one batch. One that is there already stays as it was first introduced and only
-    /// becomes collected: what was observed or counted since cannot be taken back.
+    /// Registers a source with its baseline, in one batch. One that is registered already stays as it is: what was observed or counted since
+    /// cannot be taken back.
     ///
     /// # Errors
     /// The database's.
@@ -63,25 +69,18 @@ impl Ledger {
         let mut tx = self.pool.begin().await?;
         // The one row of `ledger` is every batch's last lock; taken first here, it keeps two introductions apart.
         sqlx::query("select from ledger for update").execute(&mut *tx).await?;
-        let known: Option<Source> = sqlx::query_as(
-            "update source set collected = true where deployment_id = $1
-             returning id, deployment_id, introduced_at, baseline_until, collected",
-        )
-        .bind(deployment_id)
-        .fetch_optional(&mut *tx)
-        .await?;
-        if let Some(source) = known {
-            tx.commit().await?;
+        let known = sqlx::query_as(concat!("select ", source_columns!(), " from source where deployment_id = $1"));
+        if let Some(source) = known.bind(deployment_id).fetch_optional(&mut *tx).await? {
             return Ok(source);
         }
         let batch_id: i64 = sqlx::query_scalar("insert into batch (kind, recorded_at) values ('source', $1) returning id")
             .bind(self.clock.now())
             .fetch_one(&mut *tx)
             .await?;
-        let source: Source = sqlx::query_as(
-            "insert into source (deployment_id, batch_id, introduced_at, baseline_until, collected) values ($1, $2, $3, $4, true)
-             returning id, deployment_id, introduced_at, baseline_until, collected",
-        )
+        let source: Source = sqlx::query_as(concat!(
+            "insert into source (deployment_id, batch_id, introduced_at, baseline_until) values ($1, $2, $3, $4) returning ",
+            source_columns!()
+        ))
         .bind(deployment_id)
         .bind(batch_id)
         .bind(introduced_at)
@@ -118,7 +117,7 @@ impl Ledger {
     /// # Errors
     /// The database's.
     pub async fn source(&self, deployment_id: Uuid) -> Result<Option<Source>, sqlx::Error> {
-        sqlx::query_as("select id, deployment_id, introduced_at, baseline_until, collected from source where deployment_id = $1")
+        sqlx::query_as(concat!("select ", source_columns!(), " from source where deployment_id = $1"))
             .bind(deployment_id)
             .fetch_optional(&self.pool)
             .await
@@ -129,9 +128,7 @@ impl Ledger {
     /// # Errors
     /// The database's.
     pub async fn sources(&self) -> Result<Vec<Source>, sqlx::Error> {
-        sqlx::query_as("select id, deployment_id, introduced_at, baseline_until, collected from source order by id")
-            .fetch_all(&self.pool)
-            .await
+        sqlx::query_as(concat!("select ", source_columns!(), " from source order by id")).fetch_all(&self.pool).await
     }
 
     /// What a source's all-time counters begin with, by names.

@@ -105,8 +105,8 @@ pub struct SourceRow {
     pub id: i16,
     /// coderd's deployment id.
     pub deployment_id: Uuid,
-    /// Whether a collector of ours reads it.
-    pub collected: bool,
+    /// Whether an operator has retired it.
+    pub retired: bool,
     /// Histograms begin here.
     pub introduced_at: DateTime<Utc>,
     /// Collection begins here; none: at the beginning.
@@ -163,9 +163,11 @@ impl Ledger {
             sqlx::query_as("select topic, partition, next_offset, epoch, records, moved_at from position order by topic, partition")
                 .fetch_all(&mut *tx)
                 .await?;
-        let sources = sqlx::query_as("select id, deployment_id, collected, introduced_at, baseline_until from source order by id")
-            .fetch_all(&mut *tx)
-            .await?;
+        let sources = sqlx::query_as(
+            "select id, deployment_id, retired_act_id is not null as retired, introduced_at, baseline_until from source order by id",
+        )
+        .fetch_all(&mut *tx)
+        .await?;
         let leases =
             sqlx::query_as("select name, expires_at > clock_timestamp() as held, holder, epoch, expires_at from lease order by name")
                 .fetch_all(&mut *tx)

@@ -16,7 +16,7 @@ use super::LogError;
 use super::kafka_append::Producer;
 use super::kafka_properties::{by_canonical_name, property_faults, without_values};
 use super::kafka_read::Readers;
-use crate::event::{Topic, TopicPartition};
+use crate::event::{Signatures, Topic, TopicPartition};
 
 /// How Kafka is reached and used.
 #[derive(Clone, PartialEq, Eq)]
@@ -38,6 +38,8 @@ pub struct KafkaSettings {
     /// librdkafka's properties (TLS, SASL, `session.timeout.ms`, …), passed through. They take precedence over our defaults;
     /// [`super::property_faults`] says which are refused.
     pub properties: BTreeMap<String, String>,
+    /// The keys with which records are signed and verified.
+    pub signatures: Signatures,
 }
 
 impl KafkaSettings {
@@ -53,6 +55,7 @@ impl KafkaSettings {
             batch_records: 5000,
             batch_linger: Duration::from_millis(100),
             properties: BTreeMap::new(),
+            signatures: Signatures::default(),
         }
     }
 }

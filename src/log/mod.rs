@@ -33,7 +33,7 @@ use chrono::{DateTime, Utc};
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 
-use crate::event::{Message, Topic, TopicPartition};
+use crate::event::{Message, Signatures, Signer, Topic, TopicPartition};
 
 /// A topic's records are kept at least this long, in days: Tallyman refuses usage after 30 and forgets ids after 34.
 pub const RETENTION_DAYS: i64 = 35;
@@ -126,6 +126,24 @@ impl Log {
         match self {
             Log::Kafka(log) => log.append(topic, messages).await,
             Log::Postgres(log) => log.append(topic, messages).await,
+        }
+    }
+
+    /// As [`Log::append`], each message signed where there is a signing key.
+    ///
+    /// # Errors
+    /// As [`Log::append`].
+    pub async fn append_signed(&self, signer: Signer, topic: Topic, messages: Vec<Message>) -> Result<Vec<(i32, i64)>, AppendError> {
+        let signed = messages.into_iter().map(|message| self.signatures().signed(signer, topic, message));
+        self.append(topic, signed.collect()).await
+    }
+
+    /// The keys with which this process signs and verifies records.
+    #[must_use]
+    pub fn signatures(&self) -> &Signatures {
+        match self {
+            Log::Kafka(log) => &log.settings.signatures,
+            Log::Postgres(log) => &log.settings.signatures,
         }
     }
 

@@ -10,7 +10,7 @@ use sqlx::{FromRow as _, Row as _};
 
 use super::{LogError, RETENTION_DAYS, Record};
 use crate::cause;
-use crate::event::{Message, Topic, TopicPartition};
+use crate::event::{Message, Signatures, Topic, TopicPartition};
 
 /// How the log in PostgreSQL is used.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +23,8 @@ pub struct PostgresLogSettings {
     pub deadline: Duration,
     /// The most records of one batch.
     pub batch_records: usize,
+    /// The keys with which records are signed and verified.
+    pub signatures: Signatures,
 }
 
 impl Default for PostgresLogSettings {
@@ -33,6 +35,7 @@ impl Default for PostgresLogSettings {
             poll: Duration::from_millis(200),
             deadline: Duration::from_secs(30),
             batch_records: 5000,
+            signatures: Signatures::default(),
         }
     }
 }

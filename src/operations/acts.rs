@@ -18,7 +18,7 @@ pub struct ListActs {
     /// Only this actor's: a person's login, a token's name, or `tallyline VERSION`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub actor: Option<String>,
-    /// Only these: resubmit, admit, discard, pause, resume, replay, rebuild, recover or forget.
+    /// Only these: resubmit, admit, discard, pause, resume, replay, rebuild, recover, accept, retire or reinstate.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub act: Option<String>,
     /// Only what was done to this: a reject's id, a plan's hash, an operation, a deployment.

@@ -6,10 +6,10 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::{Actor, Desk, OperationError};
+use super::{Desk, OperationError};
 use crate::audit::{Audit, AuditReport};
 use crate::coderd::Database;
-use crate::ledger::{Finding, NewAct};
+use crate::ledger::Finding;
 
 /// How to audit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -28,14 +28,6 @@ pub struct AuditFindings {
     pub findings: Vec<Finding>,
 }
 
-/// A deployment that nobody audits any more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct ForgetFindings {
-    /// coderd's deployment id.
-    pub deployment_id: Uuid,
-}
-
 impl Desk {
     /// What the audit that runs by itself found last.
     ///
@@ -43,26 +35,6 @@ impl Desk {
     /// The ledger's.
     pub async fn audit_findings(&self) -> Result<AuditFindings, OperationError> {
         Ok(AuditFindings { findings: self.ledger.in_time(self.ledger.findings()).await? })
-    }
-
-    /// Forgets what the audit found last between the ledger and a deployment that is retired, so that it stops nothing any more. Where a process
-    /// still audits the deployment, the same is soon found again. Answers what is forgotten.
-    ///
-    /// # Errors
-    /// [`OperationError::Invalid`] without a reason; [`OperationError::NotFound`] where nothing is known of the deployment; the ledger's.
-    pub async fn forget_findings(&self, request: &ForgetFindings, actor: &Actor) -> Result<AuditFindings, OperationError> {
-        if actor.reason.trim().is_empty() {
-            let message = "say why nobody audits it any more: it goes into the audit trail".to_owned();
-            return Err(OperationError::Invalid { field: "reason", message });
-        }
-        let subject = request.deployment_id.to_string();
-        let act =
-            NewAct { actor: &actor.name, act: "forget", subject: &subject, reason: &actor.reason, detail: serde_json::Value::default() };
-        let findings = self.ledger.in_time(self.ledger.forget_findings(request.deployment_id, &act)).await?;
-        if findings.is_empty() {
-            return Err(OperationError::NotFound(format!("no audit of deployment {subject} is known")));
-        }
-        Ok(AuditFindings { findings })
     }
 
     /// Audits now. Nothing is written.
@@ -74,6 +46,10 @@ impl Desk {
         let source = match &self.coderd {
             Some(database) => Some((database.clone(), self.deployment_told_by(database).await?)),
             None => None,
+        };
+        let source = match source {
+            Some((_, deployment)) if self.ledger.in_time(self.ledger.retirement(deployment)).await?.is_some() => None,
+            source => source,
         };
         let audit = Audit { ledger: self.ledger.clone(), log: self.log.clone(), source, patience };
         let report = audit.run().await.map_err(unread)?;

@@ -20,9 +20,10 @@ pub mod recover;
 mod rejects;
 mod replay;
 mod series;
+mod sources;
 
 pub use acts::{Acts, ListActs};
-pub use audit::{AuditFindings, ForgetFindings, RunAudit};
+pub use audit::{AuditFindings, RunAudit};
 pub use desk::{Actor, Desk, reason};
 pub use effect::{Effect, FamilyEffect, Queued, WindowEffect};
 pub use error::OperationError;
@@ -43,3 +44,4 @@ pub use rejects::{
     RejectPage, Resubmit, Resubmitted, ResubmittedRecord, ShownReject, WhichRejects, edited,
 };
 pub use replay::{PlannedPartition, RECORDS_PER_SECOND, ReplayExecution, ReplayPlan, Replayed, Step};
+pub use sources::{OneSource, RegisteredSource, Sources};

@@ -205,7 +205,7 @@ impl Desk {
 impl From<ReplayError> for OperationError {
     fn from(error: ReplayError) -> Self {
         match error {
-            ReplayError::Moved(_) | ReplayError::AnotherLog(_) => OperationError::Forbidden(error.to_string()),
+            ReplayError::Moved(_) | ReplayError::AnotherLog(_) | ReplayError::NoKeys => OperationError::Forbidden(error.to_string()),
             ReplayError::Interrupted => OperationError::Interrupted,
             ReplayError::Log(error) => OperationError::Log(error),
             ReplayError::Ledger(error) => OperationError::Ledger(error),

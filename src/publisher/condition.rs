@@ -19,6 +19,8 @@ pub enum Condition {
     NoDatabase,
     /// No event of this deployment has come yet. Healthy.
     NotIntroduced,
+    /// An operator has retired the source; who and why. Healthy.
+    Retired(String),
     /// None of coderd's licenses allows publishing: nothing is published, as coderd itself would not. Healthy.
     NoLicense,
     /// An operator has paused publishing; who and why. Healthy.
@@ -62,7 +64,7 @@ impl fmt::Display for Condition {
             Condition::NoDatabase => f.write_str("nothing is published: no database of coderd is configured for this source"),
             Condition::NotIntroduced => f.write_str("nothing is published: no event of this source has come yet"),
             Condition::NoLicense => f.write_str("nothing is published: no license in coderd allows it"),
-            Condition::Paused(why) => write!(f, "nothing is published: {why}"),
+            Condition::Retired(why) | Condition::Paused(why) => write!(f, "nothing is published: {why}"),
             Condition::Refused(why) => write!(f, "refused: {why}"),
             Condition::Recovering(why) => write!(f, "held: {why}"),
             Condition::Held(why) => write!(f, "held: {why}"),

@@ -210,6 +210,10 @@ impl Publisher {
         let source_id = source.id;
         // whatever comes of this cycle: usage that waits must be seen to wait
         self.show_queue(source_id).await?;
+        if let Some(retirement) = self.ledger.in_time(self.ledger.retirement(self.settings.deployment)).await? {
+            self.condition.set(Condition::Retired(retirement.to_string()));
+            return Ok(Cycle::default());
+        }
         if let Some(recovering) = self.ledger.in_time(self.ledger.recovering()).await? {
             let since = recovering.opened_at.to_rfc3339_opts(SecondsFormat::Secs, true);
             let why =

@@ -40,6 +40,8 @@ pub struct Status {
     pub recovering: Option<Recovering>,
     /// Why the log's ends are not known, if so.
     pub log_problem: Option<String>,
+    /// Since when records must bear a valid signature; absent: they are not verified, and anyone who may write to the topics can add numbers.
+    pub signed_since: Option<DateTime<Utc>>,
     /// What is paused, by whom and why.
     pub pauses: Vec<Pause>,
     /// What the last audits found.
@@ -84,8 +86,8 @@ pub struct Folded {
 pub struct Source {
     /// The deployment.
     pub deployment_id: Uuid,
-    /// Whether a collector of ours reads it.
-    pub collected: bool,
+    /// Whether an operator has retired it: nothing waits for it.
+    pub retired: bool,
     /// Histograms begin here.
     pub introduced_at: DateTime<Utc>,
     /// Collection begins here; none: at the beginning.
@@ -159,6 +161,7 @@ pub async fn read(ledger: &Ledger, log: &Log, log_deadline: Duration) -> Result<
         ledger_sequence: sequence,
         recovering,
         log_problem,
+        signed_since: ledger.signed_since().await?,
         pauses,
         audit,
         holds,
@@ -184,7 +187,7 @@ async fn sources(ledger: &Ledger, rows: &[SourceRow]) -> Result<Vec<Source>, sql
         let of = |topic: Topic| by_topic.iter().find(|of| of.topic == topic.name()).and_then(|of| of.complete_until);
         sources.push(Source {
             deployment_id: row.deployment_id,
-            collected: row.collected,
+            retired: row.retired,
             introduced_at: row.introduced_at,
             baseline_until: row.baseline_until,
             backfilled: ledger.backfilled(row.id).await?,

@@ -14,7 +14,7 @@ use tallyline::log::{KafkaSettings, Log, PostgresLogSettings};
 use tempfile::TempDir;
 
 use crate::export::record;
-use crate::support::ledger::{DEPLOYMENT, OTHER_DEPLOYMENT, noon, usage};
+use crate::support::ledger::{DEPLOYMENT, OTHER_DEPLOYMENT, noon, register, usage};
 use crate::support::process::{Ended, run_tallyline, tallyline};
 use crate::support::{self, Database, database, eventually};
 
@@ -166,6 +166,7 @@ async fn export_writes_the_same_bytes_each_time_and_totals_beside_them() {
     assert_eq!(code(&pipeline.run("migrate").await), 0);
     let ledger = Ledger::open(&LedgerSettings { url: database.url.clone(), connections: 2 }, Clock::given(noon())).unwrap();
     let events: Vec<_> = (0..40).map(|n| usage(DEPLOYMENT, n)).collect();
+    register(&ledger, &[DEPLOYMENT]).await;
     let sequence = record(&ledger, &events).await;
     // usage(n) counts n % 3 + 1; every fourth is a seat, of which the most at a time is told
     let agents = (0..40_u64).filter(|n| n % 4 != 3).map(|n| n % 3 + 1).sum::<u64>().to_string();
@@ -226,6 +227,8 @@ async fn replay_adds_what_is_missing_once(database: &Database, log: &Log, words:
     let pipeline = Pipeline::on(database);
     let run = async |command: &str| pipeline.run(&format!("{command} {words}")).await;
     assert_eq!(code(&run("migrate").await), 0);
+    let ledger = Ledger::open(&LedgerSettings { url: database.url.clone(), connections: 2 }, Clock::given(noon())).unwrap();
+    register(&ledger, &[DEPLOYMENT]).await;
     let events: Vec<_> = (0..30).map(|n| usage(DEPLOYMENT, n).to_message()).collect();
     log.append(Topic::AgentUsage, events).await.unwrap();
 

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::export::publish;
-use crate::support::ledger::{DEPLOYMENT, desk, event, noon};
+use crate::support::ledger::{DEPLOYMENT, OTHER_DEPLOYMENT, desk, event, noon, register};
 use crate::support::{self, Database, database};
 
 /// A log with events of each type, one of them twice, a conflict, a reject and a held record. Nothing of a ledger.
@@ -103,6 +103,7 @@ impl Written {
         let database = database().await;
         let ledger = Ledger::open(&LedgerSettings { url: database.url.clone(), connections: 4 }, Clock::given(noon())).unwrap();
         ledger.migrate().await.unwrap();
+        register(&ledger, &[DEPLOYMENT, OTHER_DEPLOYMENT]).await;
         Books { ledger, log: self.log.clone(), _database: database }
     }
 }

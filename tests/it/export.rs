@@ -10,7 +10,7 @@ use tallyline::export::{Aggregate, Totals, TypeTotal, export_usage};
 use tallyline::ledger::{Attempt, AttemptVerdict, Chain, Ledger, NewRequest, RequestOutcome, Settlement, UsageRange};
 use uuid::Uuid;
 
-use crate::support::ledger::{DEPLOYMENT, OTHER_DEPLOYMENT, arrival, ledger, noon, partition};
+use crate::support::ledger::{DEPLOYMENT, OTHER_DEPLOYMENT, arrival, noon, partition, registered_ledger};
 
 const HEADER: &str =
     "deployment_id,event_id,event_type,quantity,unit,created_at,publication_state,published_request_id,accepted_sequence\n";
@@ -42,7 +42,7 @@ fn all(as_of: i64) -> UsageRange {
 
 #[tokio::test]
 async fn many_pages_hold_each_event_once_in_order_and_add_up() {
-    let (_database, ledger) = ledger().await;
+    let (_database, ledger) = registered_ledger().await;
     let mut events = Vec::new();
     for n in 0..5_600_u32 {
         // ties in time across both deployments, and one id that both have
@@ -95,7 +95,7 @@ async fn many_pages_hold_each_event_once_in_order_and_add_up() {
 
 #[tokio::test]
 async fn the_range_holds_its_beginning_and_not_its_end_and_one_source_alone() {
-    let (_database, ledger) = ledger().await;
+    let (_database, ledger) = registered_ledger().await;
     let tick = TimeDelta::microseconds(1);
     let (from, to) = (noon(), noon() + TimeDelta::hours(1));
     let at = |id, deployment, created_at| usage(deployment, id, UsageQuantity::ManagedAgents(2), created_at);
@@ -121,7 +121,7 @@ async fn the_range_holds_its_beginning_and_not_its_end_and_one_source_alone() {
 
 #[tokio::test]
 async fn what_comes_later_does_not_change_what_was_known_then() {
-    let (_database, ledger) = ledger().await;
+    let (_database, ledger) = registered_ledger().await;
     let one = |id: &str| usage(DEPLOYMENT, id, UsageQuantity::ManagedAgents(1), noon());
     let before = record(&ledger, &[one("published"), one("settled"), one("waits")]).await;
     let (then, _) = exported(&ledger, &all(before)).await;
@@ -160,7 +160,7 @@ pub async fn publish(ledger: &Ledger, source_id: i16, event_id: &str) -> Uuid {
 
 #[tokio::test]
 async fn a_formula_in_an_id_stays_text() {
-    let (_database, ledger) = ledger().await;
+    let (_database, ledger) = registered_ledger().await;
     let ids = ["=cmd|'/c calc'!A1", "+1", "a,\"b\"\nc", "'quoted"];
     let events: Vec<Event> = ids.iter().map(|id| usage(DEPLOYMENT, id, UsageQuantity::ManagedAgents(1), noon())).collect();
     let sequence = record(&ledger, &events).await;

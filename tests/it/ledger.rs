@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use sqlx::Row;
 use tallyline::event::{Event, Payload, Topic};
-use tallyline::ledger::{Chain, Claim, Counts, Fact, Landmark, Ledger, LedgerSettings, RecordError, Restored, Verdict};
+use tallyline::ledger::{Chain, Claim, Counts, Fact, Landmark, Ledger, LedgerSettings, NewAct, RecordError, Restored, Verdict};
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
-use crate::support::ledger::{DEPLOYMENT, arrival, build, event, ledger, moved, noon, partition, refused};
+use crate::support::ledger::{DEPLOYMENT, arrival, build, event, ledger, moved, noon, partition, refused, register, registered_ledger};
 
 async fn number(ledger: &Ledger, query: &'static str) -> i64 {
     sqlx::query(query).fetch_one(&ledger.pool).await.unwrap().try_get(0).unwrap()
@@ -18,7 +18,7 @@ async fn number(ledger: &Ledger, query: &'static str) -> i64 {
 
 #[tokio::test]
 async fn every_record_of_a_batch_is_counted_once_and_kept_where_it_belongs() {
-    let (_database, ledger) = ledger().await;
+    let (_database, ledger) = registered_ledger().await;
     let claim = ledger.claim(partition(Topic::WorkspaceBuilds, 0), 0).await.unwrap();
     let first = [arrival(0, build(DEPLOYMENT, 1)), arrival(1, build(DEPLOYMENT, 2))];
     let counts = ledger.record(&Chain::Live(claim.clone()), &first, 2).await.unwrap();
@@ -64,13 +64,14 @@ async fn events(ledger: &Ledger) -> Vec<Event> {
 }
 
 #[tokio::test]
-async fn a_deployment_is_introduced_once_before_its_first_event_also_by_several_at_once() {
+async fn a_deployment_is_registered_once_also_by_several_at_once() {
     let (database, ledger) = ledger().await;
     let mut writers = JoinSet::new();
     for n in 0..4_i32 {
-        // Each a process of its own, that has looked up no source yet.
+        // each a process of its own
         let own = Ledger::open(&LedgerSettings { url: database.url.clone(), connections: 2 }, ledger.clock.clone()).unwrap();
         writers.spawn(async move {
+            register(&own, &[DEPLOYMENT]).await;
             let claim = own.claim(partition(Topic::AgentUsage, n), 0).await.unwrap();
             own.record(&Chain::Live(claim), &[arrival(0, event(Topic::AgentUsage, n.unsigned_abs()))], 1).await.unwrap();
         });
@@ -86,7 +87,7 @@ async fn a_deployment_is_introduced_once_before_its_first_event_also_by_several_
 
 #[tokio::test]
 async fn who_has_lost_the_partition_or_knows_another_position_writes_nothing() {
-    let (_database, ledger) = ledger().await;
+    let (_database, ledger) = registered_ledger().await;
     let of = partition(Topic::WorkspaceBuilds, 3);
     let lost = ledger.claim(of, 40).await.unwrap();
     let holder = ledger.claim(of, 0).await.unwrap();
@@ -100,7 +101,7 @@ async fn who_has_lost_the_partition_or_knows_another_position_writes_nothing() {
     assert_eq!(events(&ledger).await, []);
     let written = "select (select count(*) from reject) + (select count(*) from batch where kind = 'log') + (select records from position)";
     assert_eq!(number(&ledger, written).await, 0);
-    // The introduction alone was committed; what was fenced took no sequence.
+    // a fenced batch takes no sequence
     let before = ledger.last_sequence().await.unwrap();
     ledger.record(&Chain::Live(holder), &batch, 42).await.unwrap();
     assert_eq!(ledger.last_sequence().await.unwrap(), before + 1);
@@ -108,7 +109,7 @@ async fn who_has_lost_the_partition_or_knows_another_position_writes_nothing() {
 
 #[tokio::test]
 async fn the_same_events_on_two_partitions_at_once_are_accepted_once() {
-    let (_database, ledger) = ledger().await;
+    let (_database, ledger) = registered_ledger().await;
     let mut writers = JoinSet::new();
     for n in 0..4_i32 {
         let ledger = ledger.clone();
@@ -136,7 +137,7 @@ struct Written {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sequences_are_commit_order_without_holes_under_four_writers() {
-    let (_database, ledger) = ledger().await;
+    let (_database, ledger) = registered_ledger().await;
     let ticks = Arc::new(AtomicU64::new(0));
     let mut writers = JoinSet::new();
     for n in 0..4 {
@@ -239,7 +240,7 @@ async fn large_tables_are_estimated_from_a_part_and_say_so() {
 
 #[tokio::test]
 async fn data_that_postgres_cannot_keep_is_refused_and_not_tried_for_ever() {
-    let (_database, ledger) = ledger().await;
+    let (_database, ledger) = registered_ledger().await;
     let claim = ledger.claim(partition(Topic::AgentUsage, 0), 0).await.unwrap();
     // no index entry can be as long, and this text cannot be compressed
     let long: String = (0..128).map(|_| uuid::Uuid::new_v4().simple().to_string()).collect();
@@ -314,6 +315,9 @@ async fn who_may_ask_for_less_of_the_place_takes_the_ledger_for_the_same() {
 async fn a_recovery_that_waits_for_more_leaves_the_queue_alone() {
     let (_database, ledger) = ledger().await;
     let [read, unread] = [0, 1].map(|number| partition(Topic::AgentUsage, number));
+    register(&ledger, &[DEPLOYMENT]).await;
+    let act = NewAct { actor: "sre-1", act: "retire", subject: "d1", reason: "no collector reads it", detail: serde_json::json!({}) };
+    assert!(ledger.retire_source(DEPLOYMENT, &act).await.unwrap());
     let claim = ledger.claim(read, 0).await.unwrap();
     ledger.record(&Chain::Live(claim), &[arrival(0, event(Topic::AgentUsage, 1))], 1).await.unwrap();
     let landmark = ledger.landmark(ledger.last_sequence().await.unwrap()).await.unwrap().unwrap();

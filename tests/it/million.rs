@@ -14,7 +14,7 @@ use tallyline::ledger::{Arrival, Chain, Counts, Ledger, PartitionBooks, Verdict}
 use tallyline::log::Record;
 use tokio::task::JoinSet;
 
-use crate::support::ledger::{event, ledger, moved, noon, partition};
+use crate::support::ledger::{event, moved, noon, partition, registered_ledger};
 
 const RECORDS: u32 = 1_000_000;
 const PER_PARTITION: u32 = RECORDS / 4;
@@ -197,7 +197,7 @@ fn total(counts: Counts) -> i32 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_million_records_each_become_exactly_one_thing_and_the_books_balance() {
-    let (_database, ledger) = ledger().await;
+    let (_database, ledger) = registered_ledger().await;
     let partitions: JoinSet<Consumed> =
         PARTITIONS.into_iter().map(|(topic, number)| consume(ledger.clone(), partition(topic, number))).collect();
     let consumed = partitions.join_all().await;

@@ -12,7 +12,7 @@ use tallyline::stages::{LicensesState, MetricsState, Stage};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use crate::support::ledger::{DEPLOYMENT, OTHER_DEPLOYMENT, arrival, build, event, ledger, moved, noon, partition, usage};
+use crate::support::ledger::{DEPLOYMENT, OTHER_DEPLOYMENT, arrival, build, event, ledger, moved, noon, partition, register, usage};
 use crate::support::{eventually, setting};
 
 const SOON: Duration = Duration::from_secs(30);

@@ -234,6 +234,7 @@ fn usage_of(deployment: Uuid, id: &str, at: DateTime<Utc>) -> Message {
 async fn an_id_of_several_deployments_needs_its_source() {
     let site = Site::new().await;
     let (other, now) = (Uuid::from_u128(0xd2), site.coderd.now().await);
+    site.ledger.register_source(other, now, None).await.unwrap();
     site.log.append(Topic::AgentUsage, vec![usage_of(other, "usage-1", now)]).await.unwrap();
     site.consume().await;
     let several = asked(&site, "usage-1", None).await.unwrap_err();

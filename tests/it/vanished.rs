@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::operate::proxy::Proxy;
 use crate::publisher::world::{DEPLOYMENT as COLLECTED, World, start_time, usage};
 use crate::support::eventually;
-use crate::support::ledger::{DEPLOYMENT, arrival, build, desk, ledger, noon, partition};
+use crate::support::ledger::{DEPLOYMENT, arrival, build, desk, noon, partition, registered_ledger};
 
 const SOON: Duration = Duration::from_secs(30);
 /// Long enough to take a host away while a call waits.
@@ -59,7 +59,7 @@ async fn waiting(pool: &PgPool) -> i64 {
 
 #[tokio::test]
 async fn a_call_ends_in_time_and_its_connection_is_not_used_again() {
-    let (database, direct) = ledger().await;
+    let (database, direct) = registered_ledger().await;
     let (proxy, ledger) = through_proxy(&direct, 1).await;
     ledger.head().await.unwrap();
     let answer = lost(&database.pool, "ledger", &proxy, ledger.in_time(ledger.head())).await;
@@ -79,7 +79,7 @@ async fn a_call_may_take_longer_than_the_server_lets_a_statement_run() {
 
 #[tokio::test]
 async fn a_batch_is_recorded_once_although_its_answer_never_came() {
-    let (database, direct) = ledger().await;
+    let (database, direct) = registered_ledger().await;
     let (proxy, ledger) = through_proxy(&direct, 2).await;
     let claim = ledger.claim(partition(Topic::WorkspaceBuilds, 0), 0).await.unwrap();
     let arrivals = [arrival(0, build(DEPLOYMENT, 1))];
@@ -101,7 +101,7 @@ async fn record(ledger: &Ledger, offset: i64) {
 
 #[tokio::test]
 async fn a_fold_goes_on() {
-    let (database, direct) = ledger().await;
+    let (database, direct) = registered_ledger().await;
     let (proxy, ledger) = through_proxy(&direct, 4).await;
     let settings = ProjectionSettings { poll: Duration::from_millis(50), ..ProjectionSettings::default() };
     let projection = Projection::<MetricsState>::new(ledger, settings);

@@ -1,4 +1,5 @@
-//! Held records whose type this version knows are admitted by processes with the role `consume`: an upgrade lets them in.
+//! Held records are admitted by processes with the role `consume`: an upgrade that knows their type, or a collector that registers their
+//! deployment, lets them in.
 
 use std::time::Duration;
 
@@ -14,8 +15,8 @@ use crate::waiting::Waits;
 /// One process at a time, or records would go through the log more often than needed. Should it take longer, that is all that happens.
 const LEASE: (&str, Duration) = ("admit", Duration::from_secs(60));
 
-/// So long after one look comes the next: in an upgrade that overlaps, a consumer of the version before may hold a record again.
-const AGAIN: Duration = Duration::from_secs(300);
+/// Between two looks: a collector may register a deployment at any time.
+const AGAIN: Duration = Duration::from_secs(10);
 
 /// Admits what can be until `stop`, however long ledger and log are away.
 pub(super) async fn run(site: Site, stop: CancellationToken) -> Result<(), Failure> {
@@ -26,7 +27,7 @@ pub(super) async fn run(site: Site, stop: CancellationToken) -> Result<(), Failu
         let goes_on = match admit(&desk, &holder, &stop).await {
             Ok(Some(Admitted { records, refused, left })) => {
                 if records > 0 {
-                    info!(records, refused, left, "held records are admitted: this version knows their types");
+                    info!(records, refused, left, "held records are admitted");
                 }
                 waits.reset();
                 stop.run_until_cancelled(tokio::time::sleep(AGAIN)).await.is_some()
@@ -47,12 +48,14 @@ pub(super) async fn run(site: Site, stop: CancellationToken) -> Result<(), Failu
 
 async fn admit(desk: &Desk, holder: &str, stop: &CancellationToken) -> Result<Option<Admitted>, OperationError> {
     let ledger: &Ledger = &desk.ledger;
-    if ledger.in_time(ledger.held_of_known_types(0, 1)).await?.is_empty() {
+    if ledger.in_time(ledger.admissible(0, 1)).await?.is_empty() {
         return Ok(Some(Admitted::default()));
     }
     let Some(lease) = ledger.in_time(ledger.take_lease(LEASE.0, holder, LEASE.1)).await? else { return Ok(None) };
-    let actor =
-        Actor { name: concat!("tallyline ", env!("CARGO_PKG_VERSION")).to_owned(), reason: "this version knows the type".to_owned() };
+    let actor = Actor {
+        name: concat!("tallyline ", env!("CARGO_PKG_VERSION")).to_owned(),
+        reason: "the type is known and the deployment registered".to_owned(),
+    };
     let admitted = desk.admit_rejects(&actor, |_| {}, stop).await;
     ledger.in_time(ledger.release_lease(lease)).await?;
     admitted.map(Some)

@@ -13,6 +13,10 @@ pub(super) fn of(status: &Status) -> String {
     if let Some(problem) = &status.log_problem {
         head += &format!("the log: {}\n", shown(problem));
     }
+    if status.signed_since.is_none() {
+        head +=
+            "warning: records are not verified, for log.verification_keys is not set; anyone who may write to the topics can add numbers\n";
+    }
     if let Some(edge) = &status.next_license_edge {
         let until = span((edge.at - status.at).num_seconds());
         head += &format!("next license edge {} (in {until}): license {}, {}\n", time(edge.at), edge.license_id, edge.what);
@@ -97,12 +101,12 @@ fn partition(row: &Partition) -> [String; 8] {
 
 fn sources(status: &Status) -> String {
     let rows = status.sources.iter().map(|row| {
-        let collected = if row.collected { "yes" } else { "no" }.to_owned();
+        let state = if row.retired { "retired" } else { "in use" }.to_owned();
         let complete = [row.complete_until, row.builds_complete_until, row.claims_complete_until, row.usage_complete_until];
         let [all, builds, claims, usage] = complete.map(|until| or_dash(until, time));
-        [row.deployment_id.to_string(), collected, all, builds, claims, usage, or_dash(row.runtime_complete_until, time)]
+        [row.deployment_id.to_string(), state, all, builds, claims, usage, or_dash(row.runtime_complete_until, time)]
     });
-    columns(["DEPLOYMENT", "COLLECTED", "COMPLETE UNTIL", "BUILDS UNTIL", "CLAIMS UNTIL", "USAGE UNTIL", "RUNTIME UNTIL"], rows)
+    columns(["DEPLOYMENT", "STATE", "COMPLETE UNTIL", "BUILDS UNTIL", "CLAIMS UNTIL", "USAGE UNTIL", "RUNTIME UNTIL"], rows)
 }
 
 fn queues(status: &Status) -> String {

@@ -63,7 +63,7 @@ pub struct LostEvents {
 
 impl CoderdEffect {
     pub(super) fn nothing(&self) -> Option<String> {
-        let nothing = "coderd has all that was accepted from it, but for what is known to be lost: there is nothing to recover";
+        let nothing = "coderd has every confirmed event, but for what is known to be lost: there is nothing to recover";
         (self.to_list == 0).then(|| nothing.to_owned())
     }
 

@@ -185,7 +185,7 @@ async fn records_to_read(desk: &Desk) -> Result<i64, OperationError> {
 async fn published_by_coderd(desk: &Desk) -> Result<Option<i64>, OperationError> {
     let Some(database) = &desk.coderd else { return Ok(None) };
     let mut published = 0;
-    for source in desk.ledger.in_time(desk.ledger.sources()).await?.into_iter().filter(|source| source.collected) {
+    for source in desk.ledger.in_time(desk.ledger.sources()).await?.into_iter().filter(|source| !source.retired) {
         if !is_of(desk, database, source.deployment_id).await.unwrap_or(false) {
             continue;
         }

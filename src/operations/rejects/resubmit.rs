@@ -15,8 +15,8 @@ use uuid::Uuid;
 
 use super::{STATES, WHOLE, act, edit};
 use crate::consumer;
-use crate::event::{Digest, Message, Topic, TopicPartition};
-use crate::ledger::{NewAct, PassedReject, RejectRow, Verdict};
+use crate::event::{Digest, Message, Signer, Topic, TopicPartition};
+use crate::ledger::{NewAct, PassedReject, Refusal, RejectRow, Verdict};
 use crate::log::Record;
 use crate::operations::{Actor, Desk, OperationError};
 
@@ -94,7 +94,7 @@ pub struct Place {
     pub offset: i64,
 }
 
-/// What came of held records whose type this version knows.
+/// What came of held records whose type this version knows, or whose deployment is registered by now.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Admitted {
     /// Held records that went through the log again, or whose event was accepted already.
@@ -164,7 +164,7 @@ impl Desk {
         Ok(Resubmitted { dry_run: false, records })
     }
 
-    /// Passes held records whose type this version knows through the log. What they are foreseen as does not matter: they are not held any more.
+    /// Passes held records whose type this version knows, or whose deployment is registered by now, through the log. What they are foreseen as does not matter: they are not held any more.
     /// `progress` is told how many were looked at. Beside another one that admits, records may go twice: then one is a duplicate.
     ///
     /// # Errors
@@ -175,7 +175,7 @@ impl Desk {
             if stop.is_cancelled() {
                 return Err(OperationError::Interrupted);
             }
-            let ids = self.ledger.in_time(self.ledger.held_of_known_types(after, ADMITTED_AT_A_TIME)).await?;
+            let ids = self.ledger.in_time(self.ledger.admissible(after, ADMITTED_AT_A_TIME)).await?;
             let Some(last) = ids.last() else { return Ok(admitted) };
             after = *last;
             let mut news = News::new();
@@ -210,6 +210,10 @@ impl Desk {
                 return Ok(Foresight { what, reason: Some(refusal.detail), event_id, event: None, message });
             }
         };
+        if self.ledger.in_time(self.ledger.source(event.deployment)).await?.is_none() {
+            let reason = Some(Refusal::unregistered(event.deployment).detail);
+            return Ok(Foresight { what: Foreseen::Held, reason, event_id: Some(event.id()), event: None, message });
+        }
         // one key is one partition, whoever wrote the record first
         message.key = Some(event.key().into_bytes());
         let (id, digest) = (event.id(), event.digest());
@@ -234,6 +238,11 @@ impl Desk {
         prepared: &[Prepared],
         actor: &Actor,
     ) -> Result<Vec<ResubmittedRecord>, OperationError> {
+        if !self.log.signatures().sign() && self.ledger.in_time(self.ledger.signed_since()).await?.is_some() {
+            let message =
+                "the records of this log must be signed, and log.signing_key is not set here: set it, or ask a process that has it";
+            return Err(OperationError::Forbidden(message.to_owned()));
+        }
         let subjects: Vec<String> = prepared.iter().map(|one| one.row.id.to_string()).collect();
         let acts: Vec<NewAct<'_>> = prepared.iter().zip(&subjects).map(|(one, subject)| act(actor, verb, subject, detail(one))).collect();
         let act_ids = self.ledger.in_time(self.ledger.begin_acts(&acts)).await?;
@@ -268,7 +277,7 @@ impl Desk {
         }
         for (topic, indices) in by_topic {
             let messages = indices.iter().map(|index| prepared[*index].foresight.message.clone()).collect();
-            let placed = match self.log.append(topic, messages).await {
+            let placed = match self.log.append_signed(Signer::Operator, topic, messages).await {
                 Ok(placed) => placed.into_iter().map(Some).collect(),
                 Err(error) => {
                     fault = fault.or(Some(error.cause.into()));
@@ -300,7 +309,7 @@ fn allowed(one: &Prepared, force: bool) -> Result<(), OperationError> {
         Foreseen::Conflict => format!("reject {id} would be a conflict again: {reason}; `tallyline rejects discard` gives it up"),
         Foreseen::Duplicate if one.row.state != "open" => format!("reject {id} was {}: {reason}", one.row.state),
         Foreseen::Rejected if !force => format!("reject {id} would be rejected again: {reason}; mend it with --edit"),
-        Foreseen::Held if !force => format!("reject {id} would be held again: {reason}; a version that knows the type admits it"),
+        Foreseen::Held if !force => format!("reject {id} would be held again: {reason}; what is missing admits it once it is there"),
         Foreseen::Accepted | Foreseen::Duplicate | Foreseen::Rejected | Foreseen::Held => return Ok(()),
     };
     Err(OperationError::Forbidden(format!("{refused}; nothing was done")))

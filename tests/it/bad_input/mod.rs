@@ -10,7 +10,7 @@ use tallyline::ledger::{Arrival, Chain, Counts, Fact, Ledger};
 use tallyline::log::Record;
 
 use crate::support::Database;
-use crate::support::ledger::{DEPLOYMENT, build, ledger, noon, partition};
+use crate::support::ledger::{DEPLOYMENT, build, noon, partition, registered_ledger};
 
 /// What became of one record.
 #[derive(Debug, PartialEq)]
@@ -35,7 +35,7 @@ async fn recorded(messages: &[Message]) -> Recorded {
 }
 
 async fn recorded_as(messages: &[Message], read: impl Fn(Record) -> Arrival) -> Recorded {
-    let (database, ledger) = ledger().await;
+    let (database, ledger) = registered_ledger().await;
     let (first, last) = (build(DEPLOYMENT, 9_000), build(DEPLOYMENT, 9_001));
     let all: Vec<Message> = [&[first.to_message()], messages, &[last.to_message()]].concat();
     let claim = ledger.claim(partition(Topic::WorkspaceBuilds, 0), 0).await.unwrap();

@@ -5,7 +5,7 @@ use tallyline::event::{Event, Message, Payload, Topic, UsageQuantity};
 use super::site::{Backend, Site};
 use super::story::SOON;
 use crate::support::eventually;
-use crate::support::ledger::{DEPLOYMENT, build, usage};
+use crate::support::ledger::{DEPLOYMENT, build, register, usage};
 
 #[tokio::test]
 async fn what_is_no_event_becomes_a_row_and_the_partition_moves_on_kafka() {
@@ -82,6 +82,7 @@ fn build_records() -> Vec<Message> {
 
 async fn what_is_no_event_becomes_a_row_and_the_partition_moves_on(backend: Backend) {
     let site = Site::new(backend, "roles = ['consume']\n").await;
+    register(&site.ledger, &[DEPLOYMENT]).await;
     let mut consumer = site.start("consume", &[]);
     for (topic, records) in [(Topic::AgentUsage, usage_records()), (Topic::WorkspaceBuilds, build_records())] {
         let places = site.log.append(topic, records.into_iter().map(keyed).collect()).await.unwrap();

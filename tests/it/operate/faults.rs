@@ -54,7 +54,7 @@ async fn cut_again_and_again(proxy: &Proxy, times: u32, bytes: u64) {
 #[tokio::test]
 async fn postgres_connections_cut_under_load_lose_and_double_nothing() {
     for kind in [Kind::Postgres, Kind::Kafka] {
-        let mut site = Site::new(kind).await;
+        let mut site = Site::registered(kind).await;
         append_events(&site.log()).await;
         let (mut proxy, url) = Proxy::to_database(&site.ledger.url);
         proxy.open().await;
@@ -71,7 +71,7 @@ async fn postgres_connections_cut_under_load_lose_and_double_nothing() {
 
 #[tokio::test]
 async fn kafka_cut_and_frozen_under_load_loses_and_doubles_nothing() {
-    let mut site = Site::new(Kind::Kafka).await;
+    let mut site = Site::registered(Kind::Kafka).await;
     append_events(&site.log()).await;
     let (_turn, mut proxy) = proxy::kafka().await;
     proxy.open().await;
@@ -100,7 +100,7 @@ async fn a_consumer_that_is_killed_under_load_is_replaced_on_kafka() {
 }
 
 async fn a_killed_consumer_is_replaced(kind: Kind) {
-    let site = Site::new(kind).await;
+    let site = Site::registered(kind).await;
     let (mut one, mut other) = (site.start("--role consume"), site.start("--role consume"));
     let log = site.log();
     let killing = async {
@@ -118,7 +118,7 @@ async fn a_killed_consumer_is_replaced(kind: Kind) {
 #[tokio::test]
 async fn a_consumer_that_was_frozen_and_comes_back_writes_nothing_twice() {
     for kind in [Kind::Postgres, Kind::Kafka] {
-        let site = Site::new(kind).await;
+        let site = Site::registered(kind).await;
         let (mut one, mut other) = (site.start("--role consume"), site.start("--role consume"));
         let log = site.log();
         let freezing = async {

@@ -23,6 +23,7 @@ use reqwest::StatusCode;
 use serde_json::Value;
 use tallyline::clock::Clock;
 use tallyline::event::{Event, Message, Topic};
+use tallyline::ledger::{Ledger, LedgerSettings};
 use tallyline::log::{KafkaSettings, Log, PostgresLogSettings};
 use tallyline::sim::coderd::{Config, SchemaVersion, Simulation};
 use tempfile::TempDir;
@@ -83,6 +84,19 @@ impl Site {
     async fn migrate(&self) {
         let migrated = self.command("migrate").await;
         assert!(migrated.status.success(), "{migrated:?}");
+    }
+
+    /// With the tests' deployment registered, as its collector does.
+    async fn registered(kind: Kind) -> Site {
+        let site = Site::new(kind).await;
+        site.register(support::ledger::DEPLOYMENT).await;
+        site
+    }
+
+    async fn register(&self, deployment: uuid::Uuid) {
+        let settings = LedgerSettings { url: self.ledger.url.clone(), connections: 1 };
+        let ledger = Ledger::open(&settings, Clock::given(support::ledger::noon())).unwrap();
+        support::ledger::register(&ledger, &[deployment]).await;
     }
 
     fn set(&mut self, key: &str, value: &str) {

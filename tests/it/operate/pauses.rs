@@ -39,7 +39,7 @@ async fn nothing_moves(site: &Site) {
 #[tokio::test]
 async fn a_paused_topic_stands_still_in_all_processes_over_their_deaths_and_goes_on_without_loss() {
     for kind in [Kind::Postgres, Kind::Kafka] {
-        let site = Site::new(kind).await;
+        let site = Site::registered(kind).await;
         let (mut one, mut other) = (site.start("--role consume"), site.start("--role consume"));
         append_builds(&site.log(), 0..BUILDS).await;
         site.builds(i64::from(BUILDS)).await;
@@ -76,7 +76,7 @@ async fn a_paused_topic_stands_still_in_all_processes_over_their_deaths_and_goes
 
 #[tokio::test]
 async fn what_the_state_forbids_is_refused_with_who_and_why() {
-    let site = Site::new(Kind::Postgres).await;
+    let site = Site::registered(Kind::Postgres).await;
     let said = site.refused("resume publish", 4).await;
     assert!(said.contains("publish is not paused"), "{said}");
     let said = site.refused("pause publish", 2).await;
@@ -102,7 +102,7 @@ async fn what_the_state_forbids_is_refused_with_who_and_why() {
 
 #[tokio::test]
 async fn collecting_publishing_and_exporting_stand_still_and_that_is_shown_everywhere() {
-    let mut site = Site::new(Kind::Postgres).await;
+    let mut site = Site::registered(Kind::Postgres).await;
     let _coderd = site.with_coderd().await;
     site.set("roles", "['collect', 'consume', 'publish', 'serve']");
     let mut running = site.start("");

@@ -21,7 +21,7 @@ impl Running {
 
 #[tokio::test]
 async fn a_process_is_shown_while_it_lives_as_gone_once_it_was_killed_and_not_after_a_clean_end() {
-    let site = Site::new(Kind::Postgres).await;
+    let site = Site::registered(Kind::Postgres).await;
     append_builds(&site.log(), 0..50).await;
     let (mut clean, mut killed) = (site.start(""), site.start("--role consume"));
     site.builds(50).await;
@@ -55,7 +55,7 @@ async fn a_process_is_shown_while_it_lives_as_gone_once_it_was_killed_and_not_af
 
 #[tokio::test]
 async fn a_process_that_does_not_serve_shows_its_own_telemetry_where_it_is_told_to() {
-    let mut site = Site::new(Kind::Postgres).await;
+    let mut site = Site::registered(Kind::Postgres).await;
     site.set("telemetry.listen", "'127.0.0.1:0'");
     append_builds(&site.log(), 0..50).await;
     let mut running = site.start("--role consume");

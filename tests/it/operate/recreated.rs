@@ -28,6 +28,7 @@ async fn recreate(site: &Site) {
 
 /// Fills the topic with other records than before, `count` of them.
 async fn fill(site: &Site, count: u32) {
+    site.register(OTHER_DEPLOYMENT).await;
     let others = messages((0..count).map(|n| build(OTHER_DEPLOYMENT, 100_000 + n)));
     site.log().append(Topic::WorkspaceBuilds, others).await.unwrap();
 }
@@ -54,7 +55,7 @@ async fn stopped_while_the_others_go_on(site: &Site, running: &Running, words: &
 
 /// A site that has recorded 300 builds and 60 usage events.
 async fn recorded(kind: Kind) -> (Site, Running) {
-    let site = Site::new(kind).await;
+    let site = Site::registered(kind).await;
     let running = site.start("");
     running.ready().await;
     append_builds(&site.log(), 0..300).await;

@@ -12,7 +12,7 @@ const BUILDS: u32 = 300;
 #[tokio::test]
 async fn a_consumer_that_stands_still_while_records_wait_says_so_and_joins_again() {
     for kind in [Kind::Postgres, Kind::Kafka] {
-        let mut site = Site::new(kind).await;
+        let mut site = Site::registered(kind).await;
         site.set("consume.stall_seconds", "2");
         let mut running = site.start("");
         let log = site.log();
@@ -63,7 +63,7 @@ fn joined(log: &str) -> usize {
 
 #[tokio::test]
 async fn a_consumer_with_nothing_to_read_and_one_that_is_paused_do_not_stall() {
-    let mut site = Site::new(Kind::Postgres).await;
+    let mut site = Site::registered(Kind::Postgres).await;
     site.set("consume.stall_seconds", "1");
     let mut running = site.start("");
     let log = site.log();

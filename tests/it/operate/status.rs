@@ -30,7 +30,7 @@ async fn status_shows_where_everything_stands() {
     .await;
     let deployment = coderd.simulation.deployment().id.to_string();
     let source = &answer["sources"][0];
-    assert_eq!((&source["deployment_id"], &source["collected"]), (&Value::from(deployment.clone()), &true.into()));
+    assert_eq!((&source["deployment_id"], &source["retired"]), (&Value::from(deployment.clone()), &false.into()));
     assert_eq!((&answer["open_rejects"][0]["verdict"], answer["open_rejects"][0]["cause"].is_string()), (&"rejected".into(), true));
     let until = |name: &str| source[name].as_str().unwrap_or_else(|| panic!("{name}: {answer}")).to_owned();
     for kind in ["builds_complete_until", "claims_complete_until", "usage_complete_until"] {
@@ -93,7 +93,7 @@ async fn status_shows_where_everything_stands() {
 #[tokio::test]
 async fn lag_is_told_in_records_and_in_seconds_and_how_long_until_the_log_forgets() {
     for kind in [Kind::Postgres, Kind::Kafka] {
-        let site = Site::new(kind).await;
+        let site = Site::registered(kind).await;
         let log = site.log();
         append_builds(&log, 0..100).await;
         let lag = |status: &Value| -> i64 {
@@ -123,7 +123,7 @@ async fn lag_is_told_in_records_and_in_seconds_and_how_long_until_the_log_forget
 
 #[tokio::test]
 async fn a_watch_shows_one_answer_after_the_other_and_ends_when_it_is_told_to() {
-    let site = Site::new(Kind::Postgres).await;
+    let site = Site::registered(Kind::Postgres).await;
     let mut watch = tallyline(&["status", "--watch", "1", "--output", "json", "--pipeline", &site.file()], &[]);
     found(SOON, "three answers", async || (watch.stdout().lines().count() >= 3).then_some(())).await;
     watch.signal("INT");

@@ -32,7 +32,7 @@ async fn every_combination_of_roles_ends_in_order_on_kafka() {
 
 /// While records keep coming, so that there is something in hand.
 async fn every_combination_ends_in_order(kind: Kind) {
-    let mut site = Site::new(kind).await;
+    let mut site = Site::registered(kind).await;
     let _coderd = site.with_coderd().await;
     let stop = CancellationToken::new();
     let tallyman = Tallyman::start(Config::default(), Clock::system(), stop.clone()).await.unwrap();
@@ -79,7 +79,7 @@ async fn every_combination_ends_in_order(kind: Kind) {
 
 #[tokio::test]
 async fn a_second_process_takes_over_at_once_and_goes_on_from_the_snapshot() {
-    let mut site = Site::new(Kind::Postgres).await;
+    let mut site = Site::registered(Kind::Postgres).await;
     let _coderd = site.with_coderd().await;
     site.set("roles", "['collect', 'consume', 'serve']");
     let mut first = site.start("");
@@ -117,7 +117,7 @@ async fn a_second_process_takes_over_at_once_and_goes_on_from_the_snapshot() {
 
 #[tokio::test]
 async fn a_request_to_the_vendor_that_is_on_its_way_is_waited_for() {
-    let mut site = Site::new(Kind::Postgres).await;
+    let mut site = Site::registered(Kind::Postgres).await;
     let _coderd = site.with_coderd().await;
     let stop = CancellationToken::new();
     let tallyman = Tallyman::start(Config::default(), Clock::system(), stop.clone()).await.unwrap();
@@ -160,7 +160,7 @@ async fn frozen(site: &mut Site) -> (Proxy, Running) {
 #[tokio::test]
 async fn a_ledger_that_has_frozen_holds_nobody_up_for_longer_than_the_grace() {
     for kind in [Kind::Postgres, Kind::Kafka] {
-        let mut site = Site::new(kind).await;
+        let mut site = Site::registered(kind).await;
         let direct = format!("'{}'", site.ledger.url);
         let (_proxy, mut running) = frozen(&mut site).await;
         let took = running.ends_in_order().await;
@@ -176,7 +176,7 @@ async fn a_ledger_that_has_frozen_holds_nobody_up_for_longer_than_the_grace() {
 
 #[tokio::test]
 async fn a_second_signal_ends_at_once() {
-    let mut site = Site::new(Kind::Postgres).await;
+    let mut site = Site::registered(Kind::Postgres).await;
     let (_proxy, mut running) = frozen(&mut site).await;
     running.process.signal("TERM");
     running.says(&["stopping; a second signal ends at once"]).await;
@@ -190,7 +190,7 @@ async fn a_second_signal_ends_at_once() {
 
 #[tokio::test]
 async fn a_process_that_waits_for_what_is_not_there_ends_at_once() {
-    let mut site = Site::new(Kind::Kafka).await;
+    let mut site = Site::registered(Kind::Kafka).await;
     let (_turn, proxy) = proxy::kafka().await;
     let direct = site.ledger.url.clone();
     let (ledger, url) = Proxy::to_database(&direct);
@@ -206,7 +206,7 @@ async fn a_process_that_waits_for_what_is_not_there_ends_at_once() {
 
 #[tokio::test]
 async fn a_kafka_that_has_frozen_holds_nobody_up_for_longer_than_the_grace() {
-    let mut site = Site::new(Kind::Kafka).await;
+    let mut site = Site::registered(Kind::Kafka).await;
     let (_turn, mut proxy) = proxy::kafka().await;
     proxy.open().await;
     site.set("kafka.brokers", &format!("'{}'", proxy.address));

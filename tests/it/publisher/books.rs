@@ -279,19 +279,20 @@ async fn what_a_retired_deployment_left_is_shown_until_an_operator_says_so() {
     let second = Second::that_differs(&site).await;
     drop(second.stop);
     second.audit.await.unwrap();
-    let forget = format!("tallyline audit --forget {OTHER}");
-    assert!(!site.command(&["status"]).await.stdout.contains(&forget), "it is audited");
+    let retire = format!("tallyline sources retire {OTHER}");
+    assert!(!site.command(&["status"]).await.stdout.contains(&retire), "it is audited");
     let age = "update audit_finding set audited_at = audited_at - interval '2 hours' where deployment_id = $1";
     sqlx::query(age).bind(OTHER).execute(&world.ledger.pool).await.unwrap();
     let status = site.command(&["status"]).await;
-    assert!(status.stdout.contains(&forget), "{status:?}");
+    assert!(status.stdout.contains(&retire), "{status:?}");
 
-    let words = ["audit", "--forget", &OTHER.to_string(), "--as", "sre-1", "--reason", "retired in July"];
+    let words = ["sources", "retire", &OTHER.to_string(), "--as", "sre-1", "--reason", "its coderd is gone"];
     let without = site.command(&words[..3]).await;
     assert_eq!(without.status.code(), Some(2), "{without:?}");
-    let forgotten = site.command(&words).await;
-    assert!(forgotten.status.success() && forgotten.stdout.contains("forgotten: 1 difference between"), "{forgotten:?}");
-    assert_eq!(site.command(&words).await.status.code(), Some(4), "nothing is known of it any more");
+    let retired = site.command(&words).await;
+    assert!(retired.status.success(), "{retired:?}");
+    let again = site.command(&words).await;
+    assert!(again.status.code() == Some(4) && again.stderr.contains(&format!("tallyline sources reinstate {OTHER}")), "{again:?}");
     assert_eq!(world.ledger.hold_of(OTHER).await.unwrap(), None);
     for process in 0..2 {
         eventually(DEADLINE, "no process shows it any more", || async {
@@ -302,10 +303,10 @@ async fn what_a_retired_deployment_left_is_shown_until_an_operator_says_so() {
         .await;
     }
     let act: (String, String, String, i64) = sqlx::query_as(
-        "select actor, subject, reason, (detail->'findings'->0->>'differences')::bigint from operator_act where act = 'forget'",
+        "select actor, subject, reason, (detail->'findings'->0->>'differences')::bigint from operator_act where act = 'retire'",
     )
     .fetch_one(&world.ledger.pool)
     .await
     .unwrap();
-    assert_eq!(act, ("sre-1".into(), OTHER.to_string(), "retired in July".into(), 1));
+    assert_eq!(act, ("sre-1".into(), OTHER.to_string(), "its coderd is gone".into(), 1));
 }

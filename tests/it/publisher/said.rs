@@ -110,7 +110,7 @@ async fn usage_that_an_operator_has_mended_is_sent_though_coderds_row_is_no_even
     let event = Event { deployment: DEPLOYMENT, payload: Payload::Usage(usage("mended", start_time())) };
     let claim = world.ledger.claim(TopicPartition { topic: Topic::AgentUsage, partition: 0 }, 0).await.unwrap();
     let refusal = Refusal { verdict: Verdict::Rejected, cause: "field".into(), detail: "count is no number".into() };
-    let arrival = Arrival { offset: 0, timestamp: start_time(), message: event.to_message(), event: Err(refusal) };
+    let arrival = Arrival { offset: 0, timestamp: start_time(), message: event.to_message(), event: Err(refusal), confirmed: false };
     world.ledger.record(&Chain::Live(claim), &[arrival], 1).await.unwrap();
     world.add(&["mended", "broken"].map(|id| usage(id, start_time()))).await;
     sqlx::query("update usage_events set event_data = '{\"count\": \"one\"}'").execute(&world.coderd).await.unwrap();

@@ -188,7 +188,7 @@ impl World {
         let claim = self.ledger.claim(partition, 0).await.expect("claimed");
         let arrival = |(offset, usage): (i64, &Usage)| {
             let event = Event { deployment: DEPLOYMENT, payload: Payload::Usage(usage.clone()) };
-            Arrival { offset, timestamp: self.clock.now(), message: event.to_message(), event: Ok(event) }
+            Arrival { offset, timestamp: self.clock.now(), message: event.to_message(), event: Ok(event), confirmed: false }
         };
         let arrivals: Vec<Arrival> = (claim.next_offset..).zip(usages).map(arrival).collect();
         let next_offset = claim.next_offset + i64::try_from(usages.len()).expect("few");

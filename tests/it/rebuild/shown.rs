@@ -14,7 +14,7 @@ use tallyline::stages::{LicensesState, MetricsState, Stage};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::support::ledger::{DEPLOYMENT, arrival, build, ledger, partition};
+use crate::support::ledger::{DEPLOYMENT, arrival, build, partition, registered_ledger};
 use crate::support::process::run_tallyline;
 use crate::support::tables::tables;
 use crate::support::{self, Database, eventually};
@@ -93,7 +93,7 @@ async fn execute(ledger: &Ledger, plan: &RebuildPlan, may_fall: bool) -> Result<
 
 /// A ledger whose newest snapshot of the metrics is wrong, and a process that began from it. Answers the true and the shown number.
 async fn wrong(change: impl Fn(u64) -> u64) -> (Database, Ledger, Running<MetricsState>, (u64, u64)) {
-    let (database, ledger) = ledger().await;
+    let (database, ledger) = registered_ledger().await;
     builds(&ledger, 0..200).await;
     let first = Running::<MetricsState>::start(&ledger);
     first.caught_up(&ledger).await;
@@ -217,7 +217,7 @@ async fn the_command_ends_with_one_where_what_is_shown_differs() {
 
 #[tokio::test]
 async fn a_snapshot_that_is_only_older_is_no_difference() {
-    let (_database, ledger) = ledger().await;
+    let (_database, ledger) = registered_ledger().await;
     builds(&ledger, 0..100).await;
     let folded: Folded<MetricsState> = projection::fold_to(&ledger, i64::MAX).await.unwrap();
     let state = serde_json::to_vec(&folded.state).unwrap();

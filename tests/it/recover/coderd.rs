@@ -9,7 +9,7 @@ use crate::support::eventually;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_coderd_lost_stays_counted_and_is_published_once_an_operator_has_said_so() {
-    let mut world = World::begin(Backend::Postgres).await;
+    let mut world = World::begin_with_keys(Backend::Postgres).await;
     let folder = TempDir::new().unwrap();
     let mut collect = world.collect();
     let mut consume = world.site.start("consume", &[]);

@@ -10,7 +10,7 @@ use tallyline::event::Topic;
 use super::world::{SOON, World, ends, json as answered};
 use crate::journey::site::Backend;
 use crate::support::eventually;
-use crate::support::ledger::{OTHER_DEPLOYMENT, build};
+use crate::support::ledger::{OTHER_DEPLOYMENT, build, register};
 
 async fn delete_topic(world: &World, topic: Topic) {
     let prefix = world.site.prefix.as_ref().expect("Kafka");
@@ -24,6 +24,7 @@ async fn delete_topic(world: &World, topic: Topic) {
 
 /// Builds of another deployment, pushed by somebody else.
 async fn push(world: &World, numbers: std::ops::Range<u32>) {
+    register(&world.site.ledger, &[OTHER_DEPLOYMENT]).await;
     let messages = numbers.map(|n| build(OTHER_DEPLOYMENT, 100_000 + n).to_message()).collect();
     world.site.log.append(Topic::WorkspaceBuilds, messages).await.unwrap();
 }

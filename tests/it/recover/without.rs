@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 use tallyline::clock::Clock;
-use tallyline::ledger::{Ledger, NewPass, Source};
+use tallyline::ledger::{Ledger, NewAct, NewPass, Source};
 use tallyline::log::{Log, PostgresLogSettings};
 use tallyline::operations::recover::{LedgerEffect, Lost, RecoverEffect, RecoverExecution, RecoverPlan, RecoverRequest};
 use tallyline::operations::{Actor, Desk, ListActs, OperationError};
@@ -20,7 +20,7 @@ const QUIET: Uuid = Uuid::from_u128(2);
 const RETIRED: Uuid = Uuid::from_u128(3);
 const NEVER: Uuid = Uuid::from_u128(4);
 /// Nobody collects it.
-const PUSHED: Uuid = Uuid::from_u128(5);
+const GONE: Uuid = Uuid::from_u128(5);
 
 struct Site {
     desk: Desk,
@@ -33,13 +33,14 @@ impl Site {
         let (database, ledger) = ledger().await;
         let log = Log::postgres(ledger.pool.clone(), PostgresLogSettings::default());
         log.create_topics(1).await.unwrap();
-        for (deployment, days) in [(LIVE, Some(0)), (QUIET, Some(34)), (RETIRED, Some(36)), (NEVER, None), (PUSHED, None)] {
+        for (deployment, days) in [(LIVE, Some(0)), (QUIET, Some(34)), (RETIRED, Some(36)), (NEVER, None), (GONE, None)] {
             let source = ledger.register_source(deployment, noon(), None).await.unwrap();
             if let Some(days) = days {
                 pass(&ledger, &source, TimeDelta::days(days)).await;
             }
         }
-        sqlx::query("update source set collected = false where deployment_id = $1").bind(PUSHED).execute(&ledger.pool).await.unwrap();
+        let act = NewAct { actor: "sre-1", act: "retire", subject: "5", reason: "a test", detail: serde_json::json!({}) };
+        assert!(ledger.retire_source(GONE, &act).await.unwrap());
         ledger.clock.set(noon() + TimeDelta::days(100));
         let desk = desk(&ledger, &log);
         Site { desk, _database: database }
@@ -177,7 +178,7 @@ async fn what_is_there_or_not_waited_for_cannot_be_given_up() {
     let site = Site::restored().await;
     let unknown = site.try_plan(&[Uuid::from_u128(9)]).await;
     assert!(matches!(unknown, Err(OperationError::NotFound(_))), "{unknown:?}");
-    for other in [RETIRED, PUSHED] {
+    for other in [RETIRED, GONE] {
         assert!(refused(site.try_plan(&[other]).await).contains("does not wait for"));
     }
     let lease = site.desk.ledger.take_lease(&name(LIVE), "host-1", Duration::from_secs(30)).await.unwrap().unwrap();

@@ -29,6 +29,15 @@ pub struct World {
 impl World {
     /// Half of the history is written; nothing of Tallyline runs.
     pub async fn begin(backend: Backend) -> World {
+        World::begin_with(backend, "").await
+    }
+
+    /// As [`World::begin`], with keys: collectors sign, and consumers verify.
+    pub async fn begin_with_keys(backend: Backend) -> World {
+        World::begin_with(backend, "log.signing_key = '2026'\nlog.verification_keys.'2026' = '0123456789abcdef0123456789abcdef'\n").await
+    }
+
+    async fn begin_with(backend: Backend, more: &str) -> World {
         let coderd = support::database().await;
         let end = Clock::system().now() - TimeDelta::minutes(4);
         let start = end - TimeDelta::days(25);
@@ -40,7 +49,7 @@ impl World {
         simulation.advance_to(instant(start, end, 0.5)).await.unwrap();
         simulation.commit_held().await.unwrap();
         let tallyman = vendor(&simulation, Switches::default(), &CancellationToken::new()).await;
-        let site = Site::new(backend, &pipeline(&coderd, &simulation, &tallyman, start, PACE)).await;
+        let site = Site::new(backend, &(pipeline(&coderd, &simulation, &tallyman, start, PACE) + more)).await;
         World { site, coderd, simulation, tallyman }
     }
 

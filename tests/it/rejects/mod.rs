@@ -18,7 +18,7 @@ use tallyline::operations::{
 use tokio_util::sync::CancellationToken;
 
 use crate::journey::site::Backend;
-use crate::support::ledger::{DEPLOYMENT, build, desk, ledger, noon, partition, refused, usage};
+use crate::support::ledger::{DEPLOYMENT, build, desk, ledger, noon, partition, refused, register, usage};
 use crate::support::{self, Database};
 
 /// A ledger and a log, and an operator's desk over both.
@@ -41,6 +41,7 @@ impl Site {
             }
         };
         log.create_topics(1).await.unwrap();
+        register(&ledger, &[DEPLOYMENT]).await;
         Site { desk: desk(&ledger, &log), database }
     }
 
@@ -366,6 +367,7 @@ async fn held_by_an_earlier_version(site: &Site, number: i32) {
         offset: record.offset,
         timestamp: record.timestamp,
         message: record.message,
+        confirmed: false,
     });
     let arrivals: Vec<Arrival> = arrivals.collect();
     let counts = site.desk.ledger.record(&Chain::Live(claim), &arrivals, next_offset).await.unwrap();

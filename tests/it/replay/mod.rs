@@ -17,7 +17,7 @@ use tallyline::stages::{LicensesState, MetricsState, Stage};
 use tokio_util::sync::CancellationToken;
 
 use crate::support::Database;
-use crate::support::ledger::{DEPLOYMENT, build, claim, desk, ledger, noon, usage};
+use crate::support::ledger::{DEPLOYMENT, build, claim, desk, ledger, noon, register, usage};
 use crate::support::tables::tables;
 
 const SOON: Duration = Duration::from_secs(60);
@@ -33,6 +33,7 @@ impl Site {
         let (database, ledger) = ledger().await;
         let log = Log::postgres(ledger.pool.clone(), PostgresLogSettings::default());
         log.create_topics(2).await.unwrap();
+        register(&ledger, &[DEPLOYMENT]).await;
         Site { desk: desk(&ledger, &log), _database: database }
     }
 

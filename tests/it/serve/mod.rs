@@ -26,7 +26,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::support::ledger::{arrival, desk, ledger, noon};
+use crate::support::ledger::{arrival, desk, ledger, noon, register};
 use crate::support::{Database, eventually};
 
 const SOON: Duration = Duration::from_secs(30);
@@ -84,6 +84,7 @@ impl Site {
 
     /// Appends the events to the log and records them, as a consumer does.
     async fn record(&self, topic: Topic, events: Vec<Event>) {
+        register(&self.ledger, &events.iter().map(|event| event.deployment).collect::<Vec<_>>()).await;
         let partition = TopicPartition { topic, partition: 0 };
         let claim = self.ledger.claim(partition, 0).await.unwrap();
         self.log.append(topic, events.iter().map(Event::to_message).collect()).await.unwrap();

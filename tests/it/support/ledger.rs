@@ -35,6 +35,20 @@ pub async fn ledger_at(clock: Clock) -> (Database, Ledger) {
     (database, ledger)
 }
 
+/// As [`ledger`], with both deployments registered.
+pub async fn registered_ledger() -> (Database, Ledger) {
+    let (database, ledger) = ledger().await;
+    register(&ledger, &[DEPLOYMENT, OTHER_DEPLOYMENT]).await;
+    (database, ledger)
+}
+
+/// Registers deployments, as their collectors do.
+pub async fn register(ledger: &Ledger, deployments: &[Uuid]) {
+    for deployment in deployments {
+        ledger.register_source(*deployment, noon(), None).await.expect("registered");
+    }
+}
+
 /// What operators work on where there is no coderd: everything else as it is by default.
 pub fn desk(ledger: &Ledger, log: &Log) -> Desk {
     Desk {
@@ -140,7 +154,7 @@ pub fn event(topic: Topic, n: u32) -> Event {
 
 /// An event as it comes from the log.
 pub fn arrival(offset: i64, event: Event) -> Arrival {
-    Arrival { offset, timestamp: noon(), message: event.to_message(), event: Ok(event) }
+    Arrival { offset, timestamp: noon(), message: event.to_message(), event: Ok(event), confirmed: false }
 }
 
 /// A record that is no event.
@@ -148,7 +162,7 @@ pub fn refused(offset: i64, verdict: Verdict) -> Arrival {
     let mut message = build(DEPLOYMENT, 1).to_message();
     message.payload = Some(b"\0 no JSON".to_vec());
     let refusal = Refusal { verdict, cause: "json".into(), detail: "the payload is no JSON object".into() };
-    Arrival { offset, timestamp: noon(), message, event: Err(refusal) }
+    Arrival { offset, timestamp: noon(), message, event: Err(refusal), confirmed: false }
 }
 
 /// The claim after the batch that it wrote.

@@ -117,13 +117,24 @@ pub async fn proof_and_audit(contract: &mut Contract, site: &Site) {
     site.ledger.record_findings(&lease, &[finding], 1, 0.5).await.unwrap();
     let (_, found) = contract.get("/api/v1/audit").await;
     assert_eq!(found["findings"][0]["deployment_id"], json!(OTHER_DEPLOYMENT), "{found}");
-    let forget = "/api/v1/audit/forget";
-    let retired = json!({ "deployment_id": OTHER_DEPLOYMENT, "reason": "retired" });
-    let (status, without) = contract.change(Method::POST, forget, forget, Some(json!({ "deployment_id": OTHER_DEPLOYMENT }))).await;
+    let (retire, reinstate) = ("/api/v1/sources/retire", "/api/v1/sources/reinstate");
+    let why = json!({ "deployment_id": OTHER_DEPLOYMENT, "reason": "its coderd is gone" });
+    assert_eq!(contract.change(Method::POST, retire, retire, Some(why.clone())).await.0, 404, "it is not registered");
+    site.collected(OTHER_DEPLOYMENT).await;
+    let (status, without) = contract.change(Method::POST, retire, retire, Some(json!({ "deployment_id": OTHER_DEPLOYMENT }))).await;
     assert_eq!((status, without["field"].as_str()), (400, Some("reason")), "{without}");
-    let (status, forgotten) = contract.change(Method::POST, forget, forget, Some(retired.clone())).await;
-    assert_eq!((status, &forgotten["findings"][0]["open"]), (200, &json!(1)), "{forgotten}");
-    assert_eq!(contract.change(Method::POST, forget, forget, Some(retired)).await.0, 404);
+    assert_eq!(contract.change(Method::POST, reinstate, reinstate, Some(why.clone())).await.0, 409, "it is in use");
+    let (status, retired) = contract.change(Method::POST, retire, retire, Some(why.clone())).await;
+    assert_eq!((status, &retired["retired"]["reason"]), (200, &json!("its coderd is gone")), "{retired}");
+    let (status, again) = contract.change(Method::POST, retire, retire, Some(why.clone())).await;
+    assert!(status == 409 && again["message"].as_str().unwrap().contains("was retired by the-admin"), "{again}");
+    assert_eq!(contract.get("/api/v1/audit").await, (200, json!({ "findings": [] })), "its findings are dropped");
+    let (_, listed) = contract.get("/api/v1/sources").await;
+    let listed: Vec<bool> = listed["sources"].as_array().unwrap().iter().map(|source| source["retired"].is_object()).collect();
+    assert_eq!(listed, [false, true]);
+    let (status, reinstated) = contract.change(Method::POST, reinstate, reinstate, Some(why.clone())).await;
+    assert_eq!((status, &reinstated["retired"]), (200, &Value::Null), "{reinstated}");
+    assert_eq!(contract.change(Method::POST, retire, retire, Some(why)).await.0, 200, "one is in use again");
 }
 
 /// coderd has published by itself, and an operator has cut that off.

@@ -1,0 +1,278 @@
+//! Signatures of records: where keys are set, the right to write to a topic does not suffice to add events.
+
+use std::collections::BTreeMap;
+
+use aws_lc_rs::{constant_time, hmac};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+
+use super::{Message, Topic};
+
+/// The header of a signature: `v1:SIGNER:KEY:TAG`, the tag in base64.
+pub const SIGNATURE: &str = "tallyline-signature";
+
+/// The least length of a key: that of the tag.
+pub const LEAST_KEY_BYTES: usize = 32;
+
+/// The most bytes of a header that are read: version, signer, a key's name of at most 100 bytes and the tag.
+const MOST_HEADER_BYTES: usize = 256;
+
+/// Who vouches for a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signer {
+    /// A collector that read the event in coderd's database.
+    Collector,
+    /// An operator or this program, who passed a reject through the log again.
+    Operator,
+}
+
+impl Signer {
+    const ALL: [Signer; 2] = [Signer::Collector, Signer::Operator];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Signer::Collector => "collector",
+            Signer::Operator => "operator",
+        }
+    }
+}
+
+/// Why a record's signature is not valid.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SignatureError {
+    /// No signature header.
+    #[error("the header {SIGNATURE} is missing, and records from this offset on must be signed")]
+    Unsigned,
+    /// A header that does not parse, names an unknown key, or does not match the record.
+    #[error("the header {SIGNATURE} {0}")]
+    Bad(String),
+}
+
+impl SignatureError {
+    /// A short fixed word, to count by.
+    #[must_use]
+    pub fn cause(&self) -> &'static str {
+        match self {
+            SignatureError::Unsigned => "unsigned",
+            SignatureError::Bad(_) => "bad_signature",
+        }
+    }
+}
+
+/// The keys of a pipeline. Without any, records are neither signed nor verified.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Signatures {
+    keys: BTreeMap<String, Vec<u8>>,
+    signing: Option<String>,
+}
+
+impl std::fmt::Debug for Signatures {
+    /// Without the keys.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Signatures").field("keys", &self.keys.keys()).field("signing", &self.signing).finish()
+    }
+}
+
+impl Signatures {
+    /// Verification keys by name, and the name of the one that signs.
+    ///
+    /// # Errors
+    /// What is wrong, with the key's name and without the key: a name with `:`, a key that is too short, or a signing key that is not among them.
+    pub fn new(keys: BTreeMap<String, Vec<u8>>, signing: Option<String>) -> Result<Self, String> {
+        for (name, key) in &keys {
+            if name.is_empty() || name.len() > 100 || name.contains(':') {
+                return Err(format!("key {name:?}: the name must have 1 to 100 bytes and no ':'"));
+            }
+            if key.len() < LEAST_KEY_BYTES {
+                return Err(format!("key {name:?}: has {} bytes; at least {LEAST_KEY_BYTES} are needed", key.len()));
+            }
+        }
+        match &signing {
+            Some(name) if !keys.contains_key(name) => Err(format!("signing key {name:?}: is not among the verification keys")),
+            _ => Ok(Signatures { keys, signing }),
+        }
+    }
+
+    /// Whether records are verified.
+    #[must_use]
+    pub fn verify(&self) -> bool {
+        !self.keys.is_empty()
+    }
+
+    /// Whether appended records are signed.
+    #[must_use]
+    pub fn sign(&self) -> bool {
+        self.signing.is_some()
+    }
+
+    /// The message with a signature for that topic in place of any other; without a signing key as it is.
+    #[must_use]
+    pub fn signed(&self, signer: Signer, topic: Topic, mut message: Message) -> Message {
+        let Some((name, key)) = self.signing.as_ref().and_then(|name| self.keys.get_key_value(name)) else { return message };
+        let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), &form(signer, topic, &message));
+        message.headers.retain(|(header, _)| !header.eq_ignore_ascii_case(SIGNATURE));
+        let value = format!("v1:{}:{name}:{}", signer.as_str(), BASE64.encode(tag.as_ref()));
+        message.headers.push((SIGNATURE.to_owned(), Some(value.into_bytes())));
+        message
+    }
+
+    /// Who signed a record of that topic.
+    ///
+    /// # Errors
+    /// [`SignatureError`].
+    pub fn signer(&self, topic: Topic, message: &Message) -> Result<Signer, SignatureError> {
+        let mut values = message.headers.iter().filter(|(header, _)| header.eq_ignore_ascii_case(SIGNATURE));
+        let Some((_, value)) = values.next() else { return Err(SignatureError::Unsigned) };
+        if values.next().is_some() {
+            return Err(SignatureError::Bad("appears twice".to_owned()));
+        }
+        let Header { signer, key: name, tag } = Header::parse(value.as_deref().unwrap_or_default()).map_err(SignatureError::Bad)?;
+        let Some(key) = self.keys.get(name) else {
+            return Err(SignatureError::Bad(format!("names the key {name:?}, which is not in log.verification_keys")));
+        };
+        let expected = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), &form(signer, topic, message));
+        match constant_time::verify_slices_are_equal(expected.as_ref(), &tag) {
+            Ok(()) => Ok(signer),
+            Err(_) => Err(SignatureError::Bad(format!("does not match the record under the key {name:?}"))),
+        }
+    }
+}
+
+/// A signature header, read.
+struct Header<'a> {
+    signer: Signer,
+    key: &'a str,
+    tag: Vec<u8>,
+}
+
+impl<'a> Header<'a> {
+    /// Reads the header's value; the problem follows the header's name.
+    fn parse(value: &'a [u8]) -> Result<Self, String> {
+        let text = std::str::from_utf8(value).ok().filter(|text| text.len() <= MOST_HEADER_BYTES);
+        let text = text.ok_or_else(|| format!("must be UTF-8 of at most {MOST_HEADER_BYTES} bytes"))?;
+        let mut parts = text.split(':');
+        let (Some("v1"), Some(signer), Some(key), Some(tag), None) = (parts.next(), parts.next(), parts.next(), parts.next(), parts.next())
+        else {
+            return Err("must be v1:SIGNER:KEY:TAG".to_owned());
+        };
+        let known = Signer::ALL.into_iter().find(|known| known.as_str() == signer);
+        let signer = known.ok_or("must name the signer collector or operator")?;
+        let tag = BASE64.decode(tag).map_err(|_| "must end in a tag in base64")?;
+        Ok(Header { signer, key, tag })
+    }
+}
+
+/// What is signed: everything of a record that is ever read, each part with its length before it. The record's key only chooses the partition, and
+/// other headers are ignored. It is pinned by a test; a change is a new version.
+fn form(signer: Signer, topic: Topic, message: &Message) -> Vec<u8> {
+    let mut form = Vec::new();
+    let mut part = |bytes: Option<&[u8]>| {
+        form.push(u8::from(bytes.is_some()));
+        let bytes = bytes.unwrap_or_default();
+        form.extend((bytes.len() as u64).to_be_bytes());
+        form.extend(bytes);
+    };
+    part(Some(b"tallyline.signature.v1"));
+    part(Some(signer.as_str().as_bytes()));
+    part(Some(topic.name().as_bytes()));
+    part(message.payload.as_deref());
+    for (name, value) in &message.headers {
+        let name = name.to_ascii_lowercase();
+        if name == "content-type" || name.starts_with("ce_") {
+            part(Some(name.as_bytes()));
+            part(value.as_deref());
+        }
+    }
+    form
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn keys(names: &[&str], signing: &str) -> Signatures {
+        let keys = names.iter().map(|name| ((*name).to_owned(), format!("{name}-{}", "k".repeat(LEAST_KEY_BYTES)).into_bytes()));
+        Signatures::new(keys.collect(), Some(signing.to_owned())).expect("keys")
+    }
+
+    fn message() -> Message {
+        let header = |name: &str, value: &str| (name.to_owned(), Some(value.as_bytes().to_vec()));
+        let headers =
+            vec![header("ce_id", "usage-1"), header("ce_type", "dc_managed_agents_v1"), header("content-type", "application/json")];
+        Message { key: Some(b"one".to_vec()), headers, payload: Some(br#"{"count":3}"#.to_vec()) }
+    }
+
+    fn signed(signatures: &Signatures) -> Message {
+        signatures.signed(Signer::Collector, Topic::AgentUsage, message())
+    }
+
+    #[test]
+    fn the_signature_is_pinned() {
+        let (_, value) = signed(&keys(&["2026"], "2026")).headers.pop().expect("a header");
+        let value = String::from_utf8(value.expect("a value")).expect("text");
+        assert_eq!(value, "v1:collector:2026:yggkszRFRSctMTRqJUAZNwy/f5dxP4NeAQXZl+ltFLQ=");
+    }
+
+    #[test]
+    fn a_signed_record_is_its_signers_and_a_retired_key_still_verifies() {
+        let (old, both) = (keys(&["2026"], "2026"), keys(&["2026", "2027"], "2027"));
+        let record = signed(&old);
+        assert_eq!(both.signer(Topic::AgentUsage, &record), Ok(Signer::Collector));
+        let again = both.signed(Signer::Operator, Topic::AgentUsage, record.clone());
+        assert_eq!(again.headers.len(), record.headers.len(), "one signature takes the place of the other");
+        assert_eq!(both.signer(Topic::AgentUsage, &again), Ok(Signer::Operator));
+        assert!(matches!(old.signer(Topic::AgentUsage, &again), Err(SignatureError::Bad(why)) if why.contains("2027")));
+        assert_eq!(both.signer(Topic::AgentUsage, &message()), Err(SignatureError::Unsigned));
+    }
+
+    #[test]
+    fn every_part_that_is_parsed_is_signed() {
+        let signatures = keys(&["2026"], "2026");
+        let record = signed(&signatures);
+        let refused = |topic, change: &dyn Fn(&mut Message)| {
+            let mut altered = record.clone();
+            change(&mut altered);
+            matches!(signatures.signer(topic, &altered), Err(SignatureError::Bad(_)))
+        };
+        assert!(refused(Topic::WorkspaceBuilds, &|_| {}), "another topic");
+        assert!(refused(Topic::AgentUsage, &|record| record.payload = Some(br#"{"count":4}"#.to_vec())));
+        assert!(refused(Topic::AgentUsage, &|record| record.payload = None));
+        assert!(refused(Topic::AgentUsage, &|record| record.headers[0].1 = Some(b"usage-2".to_vec())));
+        assert!(refused(Topic::AgentUsage, &|record| record
+            .headers
+            .push(("CE_publishedat".into(), Some(b"2026-01-01T00:00:00Z".to_vec())))));
+        assert!(refused(Topic::AgentUsage, &|record| drop(record.headers.remove(1))));
+        assert!(refused(Topic::AgentUsage, &|record| record.headers.swap(0, 1)));
+        assert!(refused(Topic::AgentUsage, &|record| record.headers.push(record.headers[3].clone())), "twice");
+        assert!(!refused(Topic::AgentUsage, &|record| record.key = None), "a key only chooses the partition");
+        assert!(!refused(Topic::AgentUsage, &|record| record.headers.push(("traceparent".into(), None))));
+    }
+
+    #[test]
+    fn a_key_that_cannot_be_used_is_named_and_not_shown() {
+        let new = |name: &str, key: &str, signing: Option<&str>| {
+            Signatures::new([(name.to_owned(), key.as_bytes().to_vec())].into(), signing.map(str::to_owned)).expect_err("refused")
+        };
+        assert_eq!(new("2026", "hunter2", None), "key \"2026\": has 7 bytes; at least 32 are needed");
+        assert!(new("a:b", &"k".repeat(32), None).contains("no ':'"));
+        assert!(new("2026", &"k".repeat(32), Some("2027")).contains("\"2027\": is not among"));
+        assert!(!format!("{:?}", keys(&["2026"], "2026")).contains("kkk"));
+    }
+
+    proptest! {
+        /// No header of an attacker's choice verifies, and none panics.
+        #[test]
+        fn any_header_is_answered(value in prop_oneof![
+            prop::collection::vec(any::<u8>(), 0..300),
+            "v1:(collector|operator):2026:[A-Za-z0-9+/=]{0,60}".prop_map(String::into_bytes),
+            "[v:0-9a-z=]{0,80}".prop_map(String::into_bytes),
+        ]) {
+            let mut forged = message();
+            forged.headers.push((SIGNATURE.to_owned(), Some(value)));
+            let answer = keys(&["2026"], "2026").signer(Topic::AgentUsage, &forged);
+            prop_assert!(matches!(answer, Err(SignatureError::Bad(_))), "{answer:?}");
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! Sources that an operator has retired: the collector and the publisher refuse to work on them, and nothing waits for them.
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use sqlx::{FromRow, PgConnection};
+use uuid::Uuid;
+
+use super::{Finding, Ledger, NewAct};
+
+/// The act that retired a source.
+#[derive(Clone, Debug, PartialEq, Eq, FromRow, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
+pub struct Retirement {
+    /// The deployment.
+    pub deployment_id: Uuid,
+    /// Who retired it.
+    pub actor: String,
+    /// Why.
+    pub reason: String,
+    /// When.
+    pub acted_at: DateTime<Utc>,
+}
+
+impl std::fmt::Display for Retirement {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Retirement { deployment_id, actor, reason, .. } = self;
+        let at = self.acted_at.to_rfc3339_opts(SecondsFormat::Secs, true);
+        write!(
+            f,
+            "source {deployment_id} was retired by {actor} at {at} ({reason}); to use it again, run \
+             `tallyline sources reinstate {deployment_id} --reason WHY`"
+        )
+    }
+}
+
+/// A source as operators see it.
+#[derive(Clone, Debug, PartialEq, Eq, FromRow)]
+pub struct ListedSource {
+    /// The ledger's own small id.
+    pub id: i16,
+    /// coderd's deployment id.
+    pub deployment_id: Uuid,
+    /// Histograms begin here.
+    pub introduced_at: DateTime<Utc>,
+    /// When the latest collector pass began.
+    pub last_read_at: Option<DateTime<Utc>>,
+    /// Whether it is retired.
+    pub retired: bool,
+}
+
+impl Ledger {
+    /// All sources with their latest passes, in the order of their introduction.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn listed_sources(&self) -> Result<Vec<ListedSource>, sqlx::Error> {
+        sqlx::query_as(
+            "select id, deployment_id, introduced_at, retired_act_id is not null as retired,
+                 (select started_at from collector_pass pass where pass.source_id = source.id order by pass.id desc limit 1) as last_read_at
+             from source order by id",
+        )
+        .fetch_all(&self.pool)
+        .await
+    }
+
+    /// The retirements in force, in the order of the sources' introduction.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn retirements(&self) -> Result<Vec<Retirement>, sqlx::Error> {
+        sqlx::query_as(
+            "select deployment_id, actor, reason, acted_at from source join operator_act act on act.id = retired_act_id order by source.id",
+        )
+        .fetch_all(&self.pool)
+        .await
+    }
+
+    /// The retirement of this source; none: it is in use, or not registered.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn retirement(&self, deployment_id: Uuid) -> Result<Option<Retirement>, sqlx::Error> {
+        sqlx::query_as(
+            "select deployment_id, actor, reason, acted_at from source join operator_act act on act.id = retired_act_id
+             where deployment_id = $1",
+        )
+        .bind(deployment_id)
+        .fetch_optional(&self.pool)
+        .await
+    }
+
+    /// Retires a source, which must be registered. Its audit findings are dropped, an open recovery no longer waits for it, and its collector loses
+    /// its lease. False: it is retired already; then nothing is changed.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn retire_source(&self, deployment_id: Uuid, act: &NewAct<'_>) -> Result<bool, sqlx::Error> {
+        let mut tx = self.pool.begin().await?;
+        // in the order in which every writer takes them, the one row of `ledger` last
+        let collector = format!("collector:{deployment_id}");
+        sqlx::query("update lease set holder = '', epoch = epoch + 1, expires_at = clock_timestamp() where name = $1")
+            .bind(collector)
+            .execute(&mut *tx)
+            .await?;
+        sqlx::query("select from ledger for update").execute(&mut *tx).await?;
+        let findings: Vec<Finding> = sqlx::query_as(
+            "delete from audit_finding where deployment_id = $1
+             returning joint, deployment_id, differences, open, gone, recent_usage_differs, recent_usage, examples, sequence, audited_at,
+                 seconds, differs_since,
+                 extract(epoch from clock_timestamp() - audited_at)::double precision as age_seconds",
+        )
+        .bind(deployment_id)
+        .fetch_all(&mut *tx)
+        .await?;
+        let act = NewAct { detail: serde_json::json!({ "findings": findings }), ..act.clone() };
+        let act_id = self.act(&mut tx, &act).await?;
+        let retired = set_retired(&mut tx, deployment_id, Some(act_id)).await?;
+        if !retired {
+            return Ok(false);
+        }
+        sqlx::query(
+            "update recovery_source set given_up_act_id = $2 from source, recovery
+             where source.id = source_id and deployment_id = $1 and recovery.id = recovery_id and closed_at is null and given_up_act_id is null",
+        )
+        .bind(deployment_id)
+        .bind(act_id)
+        .execute(&mut *tx)
+        .await?;
+        tx.commit().await?;
+        Ok(true)
+    }
+
+    /// Ends a source's retirement. False: it is not retired; then nothing is changed.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn reinstate_source(&self, deployment_id: Uuid, act: &NewAct<'_>) -> Result<bool, sqlx::Error> {
+        let mut tx = self.pool.begin().await?;
+        sqlx::query("select from ledger for update").execute(&mut *tx).await?;
+        if !set_retired(&mut tx, deployment_id, None).await? {
+            return Ok(false);
+        }
+        self.act(&mut tx, act).await?;
+        tx.commit().await?;
+        Ok(true)
+    }
+}
+
+/// False where the source is as it should become.
+async fn set_retired(tx: &mut PgConnection, deployment_id: Uuid, act_id: Option<i64>) -> Result<bool, sqlx::Error> {
+    let changed = sqlx::query(
+        "update source set retired_act_id = $2 where deployment_id = $1 and (retired_act_id is null) = ($2::bigint is not null)",
+    )
+    .bind(deployment_id)
+    .bind(act_id)
+    .execute(tx)
+    .await?;
+    Ok(changed.rows_affected() == 1)
+}

@@ -1,0 +1,110 @@
+//! The registered sources: listed, retired and reinstated.
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use super::{Actor, Desk, OperationError};
+use crate::ledger::{NewAct, Retirement};
+
+/// Every registered source.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Sources {
+    /// In the order of their introduction.
+    pub sources: Vec<RegisteredSource>,
+}
+
+/// A registered source.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RegisteredSource {
+    /// coderd's deployment id.
+    pub deployment_id: Uuid,
+    /// Histograms hold builds completed at or after this instant.
+    pub introduced_at: DateTime<Utc>,
+    /// When the latest collector pass over it began; absent before the first.
+    pub last_read_at: Option<DateTime<Utc>>,
+    /// Everything that coderd committed before this is counted.
+    pub complete_until: Option<DateTime<Utc>>,
+    /// Who retired it, when and why; absent: it is in use.
+    pub retired: Option<Retirement>,
+}
+
+/// The source to change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct OneSource {
+    /// coderd's deployment id.
+    pub deployment_id: Uuid,
+}
+
+impl Desk {
+    /// Every registered source.
+    ///
+    /// # Errors
+    /// The ledger's.
+    pub async fn list_sources(&self) -> Result<Sources, OperationError> {
+        let retirements = self.ledger.in_time(self.ledger.retirements()).await?;
+        let mut sources = Vec::new();
+        for source in self.ledger.in_time(self.ledger.listed_sources()).await? {
+            let completeness = self.ledger.in_time(self.ledger.completeness(source.id)).await?;
+            sources.push(RegisteredSource {
+                deployment_id: source.deployment_id,
+                introduced_at: source.introduced_at,
+                last_read_at: source.last_read_at,
+                complete_until: completeness.complete_until,
+                retired: retirements.iter().find(|retirement| retirement.deployment_id == source.deployment_id).cloned(),
+            });
+        }
+        Ok(Sources { sources })
+    }
+
+    /// Retires a source: nothing waits for it, its audit findings are dropped, and its collector and publisher refuse to work. Accepted events stay.
+    ///
+    /// # Errors
+    /// [`OperationError::Invalid`] without a reason; [`OperationError::NotFound`]; [`OperationError::Forbidden`] where it is retired already; the
+    /// ledger's.
+    pub async fn retire_source(&self, request: &OneSource, actor: &Actor) -> Result<RegisteredSource, OperationError> {
+        let id = self.registered(request, actor).await?;
+        let act = source_act(actor, "retire", &id);
+        if !self.ledger.in_time(self.ledger.retire_source(request.deployment_id, &act)).await? {
+            let retirement = self.ledger.in_time(self.ledger.retirement(request.deployment_id)).await?;
+            return Err(OperationError::Forbidden(
+                retirement.map_or_else(|| format!("source {id} changed meanwhile: retry"), |by| by.to_string()),
+            ));
+        }
+        self.one_source(request).await
+    }
+
+    /// Ends a source's retirement: its collector and publisher work again.
+    ///
+    /// # Errors
+    /// As [`Desk::retire_source`]; [`OperationError::Forbidden`] where it is not retired.
+    pub async fn reinstate_source(&self, request: &OneSource, actor: &Actor) -> Result<RegisteredSource, OperationError> {
+        let id = self.registered(request, actor).await?;
+        let act = source_act(actor, "reinstate", &id);
+        if !self.ledger.in_time(self.ledger.reinstate_source(request.deployment_id, &act)).await? {
+            return Err(OperationError::Forbidden(format!("source {id} is not retired; nothing was changed")));
+        }
+        self.one_source(request).await
+    }
+
+    /// The id of a registered source as text; refuses an act without a reason.
+    async fn registered(&self, request: &OneSource, actor: &Actor) -> Result<String, OperationError> {
+        if actor.reason.trim().is_empty() {
+            return Err(OperationError::Invalid { field: "reason", message: "is missing: it goes into the audit trail".to_owned() });
+        }
+        self.one_source(request).await?;
+        Ok(request.deployment_id.to_string())
+    }
+
+    async fn one_source(&self, request: &OneSource) -> Result<RegisteredSource, OperationError> {
+        let id = request.deployment_id;
+        let found = self.list_sources().await?.sources.into_iter().find(|source| source.deployment_id == id);
+        found.ok_or_else(|| OperationError::NotFound(format!("source {id} is not registered: `tallyline sources list` shows the sources")))
+    }
+}
+
+fn source_act<'a>(actor: &'a Actor, act: &'static str, subject: &'a str) -> NewAct<'a> {
+    NewAct { actor: &actor.name, act, subject, reason: &actor.reason, detail: serde_json::json!({}) }
+}
