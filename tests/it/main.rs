@@ -24,6 +24,7 @@ mod oracle;
 mod passes;
 mod projection;
 mod prove;
+mod provenance;
 mod publisher;
 mod rebuild;
 mod recover;

@@ -1,0 +1,90 @@
+//! From which record on signatures bind, and what is rejected beyond.
+
+use std::collections::HashMap;
+
+use tallyline::event::{Event, Signatures};
+use tallyline::operations::{ListRejects, OperationError, Resubmit, WhichRejects};
+
+use super::world::{World, events, keys, operator};
+use crate::support::ledger::{DEPLOYMENT, usage};
+
+fn key() -> Signatures {
+    keys(&["2026"], "2026")
+}
+
+fn forged(event: &Event) -> (tallyline::event::Topic, tallyline::event::Message) {
+    (event.topic(), event.to_message())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn unsigned_records_before_the_cutover_stay_valid_and_a_signed_duplicate_confirms_them() {
+    let world = World::new().await;
+    let old = events(0..10);
+    world.collect(&old, Signatures::default()).await;
+    world.consume(Signatures::default()).await;
+    assert_eq!(world.ledger.signed_since().await.unwrap(), None);
+    world.consume(key()).await;
+    assert!(world.ledger.signed_since().await.unwrap().is_some());
+    let confirmed = "select (select count(*) from workspace_build where confirmed_at is not null)
+         + (select count(*) from prebuild_claim where confirmed_at is not null) + (select count(*) from usage_event where confirmed_at is not null)";
+    assert_eq!(world.count(confirmed).await, 0);
+    assert_eq!(world.replay(key()).await, 0);
+    assert_eq!(world.count("select count(*) from reject").await, 0, "valid records stay valid");
+    world.collect(&old[..15], key()).await;
+    world.consume(key()).await;
+    assert_eq!(world.count(confirmed).await, 15);
+    assert_eq!(world.count("select count(*) from workspace_build").await, 10);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rejected_unsigned_record_leaves_its_id_free_and_is_signed_when_it_is_resubmitted() {
+    let world = World::new().await;
+    world.consume(key()).await;
+    let (first, second) = (usage(DEPLOYMENT, 1), usage(DEPLOYMENT, 2));
+    world.produce([forged(&first), forged(&second)]).await;
+    world.consume(key()).await;
+    let ids: Vec<String> = [&first, &second].map(Event::id).to_vec();
+    assert!(world.ledger.refused_ids(DEPLOYMENT, &ids).await.unwrap().is_empty());
+    assert!(world.ledger.refused_states(DEPLOYMENT, &ids).await.unwrap().is_empty());
+    let messages: HashMap<_, _> = [&first, &second].map(|event| (event.id(), event.to_message())).into();
+    assert!(world.ledger.refused_messages(DEPLOYMENT, &messages).await.unwrap().is_empty());
+
+    world.collect(std::slice::from_ref(&first), key()).await;
+    world.consume(key()).await;
+    assert_eq!(world.count("select count(*) from usage_event where confirmed_at is not null").await, 1);
+
+    let which = WhichRejects { cause: Some("unsigned".into()), ..WhichRejects::default() };
+    let rejects = world.desk(key()).list_rejects(&ListRejects { which, after: 0, limit: 10 }).await.unwrap().rejects;
+    let reject = rejects.iter().find(|reject| reject.event_id == Some(second.id())).unwrap();
+    assert!(reject.detail.contains("tallyline-signature"), "{}", reject.detail);
+    let request = Resubmit { ids: vec![reject.id], ..Resubmit::default() };
+    let unable = world.desk(Signatures::default()).resubmit_rejects(&request, &operator()).await.unwrap_err();
+    assert!(matches!(&unable, OperationError::Forbidden(why) if why.contains("log.signing_key")), "{unable}");
+    world.desk(key()).resubmit_rejects(&request, &operator()).await.unwrap();
+    world.consume(key()).await;
+    let accepted = "select count(*) from usage_event where id = 'usage-2' and confirmed_at is null";
+    assert_eq!(world.count(accepted).await, 1, "an operator passed it on; no collector has confirmed it");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_without_keys_reads_no_log_whose_records_must_be_signed() {
+    let world = World::new().await;
+    world.consume(key()).await;
+    world.produce(events(0..3).iter().map(forged)).await;
+    let log = world.log(Signatures::default());
+    let telemetry = tallyline::consumer::ConsumerTelemetry::register(&prometheus::Registry::new()).unwrap();
+    let consumer = tallyline::consumer::Consumer::new(log, world.ledger.clone(), tallyline::consumer::GROUP, telemetry);
+    let (stop, stopped) = (tokio_util::sync::CancellationToken::new(), consumer.stopped.clone());
+    let task = tokio::spawn({
+        let stop = stop.clone();
+        async move { consumer.run(&stop).await }
+    });
+    crate::support::eventually(super::world::SOON, "every partition is named", || async {
+        let stopped = stopped.lock().unwrap();
+        stopped.len() == 6 && stopped.values().all(|why| why.contains("log.verification_keys"))
+    })
+    .await;
+    stop.cancel();
+    task.await.unwrap();
+    assert_eq!(world.count("select count(*) from batch where records > 0").await, 0);
+}

@@ -1,0 +1,70 @@
+//! Only registered sources count, and what an operator retires is not waited for.
+
+use tallyline::event::{Signatures, Topic};
+use tallyline::ledger::{Chain, Counts};
+use tallyline::operations::OneSource;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::world::{World, operator};
+use crate::support::ledger::{DEPLOYMENT, OTHER_DEPLOYMENT, arrival, build, claim, partition, register, registered_ledger, usage};
+
+#[tokio::test]
+async fn forged_deployments_are_held_and_cost_the_same_however_many_there_are() {
+    let (_database, ledger) = registered_ledger().await;
+    let position = ledger.claim(partition(Topic::AgentUsage, 0), 0).await.unwrap();
+    let forged = (0..1_500).map(|n| arrival(n, usage(Uuid::from_u128(0xf000 + u128::try_from(n).unwrap()), 1)));
+    let arrivals: Vec<_> = forged.chain([arrival(1_500, usage(DEPLOYMENT, 1))]).collect();
+    let batches = "select count(*) from batch";
+    let before: i64 = sqlx::query_scalar(batches).fetch_one(&ledger.pool).await.unwrap();
+    let counts = ledger.record(&Chain::Live(position), &arrivals, 1_501).await.unwrap();
+    assert_eq!(counts, Counts { records: 1_501, accepted: 1, held: 1_500, ..Counts::default() });
+    let after: i64 = sqlx::query_scalar(batches).fetch_one(&ledger.pool).await.unwrap();
+    assert_eq!((after - before, ledger.sources().await.unwrap().len()), (1, 2), "nothing is introduced by a record");
+    assert_eq!(ledger.admissible(0, 10).await.unwrap(), Vec::<i64>::new());
+    assert_eq!(ledger.books().await.unwrap().differences, []);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn registering_a_deployment_admits_its_held_events() {
+    let world = World::new().await;
+    let events = [build(OTHER_DEPLOYMENT, 1), claim(OTHER_DEPLOYMENT, 2), usage(OTHER_DEPLOYMENT, 3)];
+    world.produce(events.iter().map(|event| (event.topic(), event.to_message()))).await;
+    world.consume(Signatures::default()).await;
+    let held = "select count(*) from reject where verdict = 'held' and cause = 'unregistered_source' and state = 'open'";
+    assert_eq!((world.count(held).await, world.books().await.len()), (3, 0));
+    let desk = world.desk(Signatures::default());
+    let admit = async || desk.admit_rejects(&operator(), |_| {}, &CancellationToken::new()).await.unwrap();
+    assert_eq!(admit().await.records, 0);
+
+    register(&world.ledger, &[OTHER_DEPLOYMENT]).await;
+    let admitted = admit().await;
+    assert_eq!((admitted.records, admitted.refused, admitted.left), (3, 0, 0));
+    world.consume(Signatures::default()).await;
+    let events =
+        "select (select count(*) from workspace_build) + (select count(*) from prebuild_claim) + (select count(*) from usage_event)";
+    assert_eq!((world.count(held).await, world.count(events).await), (0, 3));
+}
+
+#[tokio::test]
+async fn a_retired_source_is_not_waited_for_until_it_is_reinstated() {
+    let (_database, ledger) = registered_ledger().await;
+    let log = tallyline::log::Log::postgres(ledger.pool.clone(), tallyline::log::PostgresLogSettings::default());
+    let desk = crate::support::ledger::desk(&ledger, &log);
+    let ids = async || {
+        let (waited_for, others) = ledger.sources_to_recover().await.unwrap();
+        assert!(others.is_empty());
+        waited_for.into_iter().map(|source| source.deployment_id).collect::<Vec<_>>()
+    };
+    let request = OneSource { deployment_id: OTHER_DEPLOYMENT };
+    desk.retire_source(&request, &operator()).await.unwrap();
+    assert_eq!(ids().await, [DEPLOYMENT]);
+    let words = ledger.retirement(OTHER_DEPLOYMENT).await.unwrap().unwrap().to_string();
+    for part in ["retired by sre-1", "(a test)", &format!("tallyline sources reinstate {OTHER_DEPLOYMENT}")] {
+        assert!(words.contains(part), "{part} is not in {words}");
+    }
+    let listed = desk.list_sources().await.unwrap().sources;
+    assert_eq!(listed.iter().map(|source| source.retired.is_some()).collect::<Vec<_>>(), [false, true]);
+    desk.reinstate_source(&request, &operator()).await.unwrap();
+    assert_eq!(ids().await, [DEPLOYMENT, OTHER_DEPLOYMENT]);
+}
