@@ -117,9 +117,6 @@ pub enum Command {
     /// Work on records that are no accepted event: rejected, in conflict, or held
     #[command(subcommand)]
     Rejects(rejects::Rejects),
-    /// Work on the registered sources: list, retire or reinstate them
-    #[command(subcommand)]
-    Sources(sources::Sources),
     /// Show where everything stands
     Status(status::Arguments),
     /// Stop collecting, consuming, publishing or exporting in all processes until it is resumed
@@ -182,7 +179,6 @@ pub async fn run(command: Command, context: Context) -> Result<Exit, Failure> {
         Command::Migrate(arguments) => until_stopped(&context.stop, migrate::run(arguments, &context)).await,
         Command::Export(export) => until_stopped(&context.stop, export::run(export, &context)).await,
         Command::Rejects(rejects) => until_stopped(&context.stop, rejects::run(rejects, &context)).await,
-        Command::Sources(sources) => until_stopped(&context.stop, sources::run(sources, &context)).await,
         Command::Pause(arguments) => until_stopped(&context.stop, pause::pause(arguments, &context)).await,
         Command::Rebuild(rebuild) => until_stopped(&context.stop, rebuild::run(rebuild, &context)).await,
         Command::Resume(arguments) => until_stopped(&context.stop, pause::resume(arguments, &context)).await,

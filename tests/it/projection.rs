@@ -70,6 +70,7 @@ async fn write(ledger: &Ledger, batches: std::ops::Range<u32>) {
 async fn write_20(ledger: &Ledger, claim: &Claim, topic: Topic, first: u32) -> Claim {
     let from = claim.next_offset;
     let arrivals: Vec<_> = (from..).zip(first..first + 20).map(|(offset, n)| arrival(offset, event(topic, n))).collect();
+    register(ledger, &[DEPLOYMENT, OTHER_DEPLOYMENT]).await;
     ledger.record(&Chain::Live(claim.clone()), &arrivals, from + 20).await.unwrap();
     moved(claim, from + 20)
 }
@@ -78,6 +79,7 @@ async fn write_20(ledger: &Ledger, claim: &Claim, topic: Topic, first: u32) -> C
 async fn write_one(ledger: &Ledger, n: u32) {
     let claim = ledger.claim(partition(Topic::WorkspaceBuilds, 9), 0).await.unwrap();
     let next = claim.next_offset + 1;
+    register(ledger, &[DEPLOYMENT]).await;
     ledger.record(&Chain::Live(claim.clone()), &[arrival(claim.next_offset, build(DEPLOYMENT, n))], next).await.unwrap();
 }
 
