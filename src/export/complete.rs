@@ -15,7 +15,7 @@ pub async fn incomplete(ledger: &Ledger, range: &UsageRange) -> Result<Option<St
     }
     for source in ledger.sources().await? {
         let asked = range.source.is_none_or(|deployment| deployment == source.deployment_id);
-        if asked && source.collected {
+        if asked && !source.retired {
             let completeness = ledger.usage_completeness(source.id, range.as_of).await?;
             if let Some(reason) = shortfall(&completeness, range.to) {
                 return Ok(Some(format!("deployment {} {reason}", source.deployment_id)));
