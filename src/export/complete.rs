@@ -4,7 +4,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 
 use crate::ledger::{Ledger, Recovering, UsageCompleteness, UsageRange};
 
-/// Why a file of this range may lack usage; none where it is complete. Sources that an operator has retired, or that no collector reads, have
+/// Why a file of this range may lack usage; none where it is complete. Sources that an operator has retired have
 /// nothing more to add.
 ///
 /// # Errors

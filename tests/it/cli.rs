@@ -14,7 +14,7 @@ use tallyline::log::{KafkaSettings, Log, PostgresLogSettings};
 use tempfile::TempDir;
 
 use crate::export::record;
-use crate::support::ledger::{DEPLOYMENT, OTHER_DEPLOYMENT, noon, register, usage};
+use crate::support::ledger::{DEPLOYMENT, OTHER_DEPLOYMENT, noon, register, register_retired, usage};
 use crate::support::process::{Ended, run_tallyline, tallyline};
 use crate::support::{self, Database, database, eventually};
 
@@ -166,7 +166,7 @@ async fn export_writes_the_same_bytes_each_time_and_totals_beside_them() {
     assert_eq!(code(&pipeline.run("migrate").await), 0);
     let ledger = Ledger::open(&LedgerSettings { url: database.url.clone(), connections: 2 }, Clock::given(noon())).unwrap();
     let events: Vec<_> = (0..40).map(|n| usage(DEPLOYMENT, n)).collect();
-    register(&ledger, &[DEPLOYMENT]).await;
+    register_retired(&ledger, DEPLOYMENT).await;
     let sequence = record(&ledger, &events).await;
     // usage(n) counts n % 3 + 1; every fourth is a seat, of which the most at a time is told
     let agents = (0..40_u64).filter(|n| n % 4 != 3).map(|n| n % 3 + 1).sum::<u64>().to_string();

@@ -6,12 +6,12 @@ use std::process::{Command, Stdio};
 use chrono::{DateTime, TimeDelta, Utc};
 use tallyline::clock::Clock;
 use tallyline::event::{Event, Topic};
-use tallyline::ledger::{Ledger, LedgerSettings, NewPass, Restored, Source};
+use tallyline::ledger::{Ledger, LedgerSettings, NewAct, NewPass, Restored, Source};
 use uuid::Uuid;
 
 use crate::cli::{Pipeline, assert_refused, code, json};
 use crate::export::record;
-use crate::support::ledger::{DEPLOYMENT, OTHER_DEPLOYMENT, noon, partition, usage};
+use crate::support::ledger::{DEPLOYMENT, OTHER_DEPLOYMENT, noon, partition, register_retired, usage};
 use crate::support::{Database, database};
 
 /// A ledger with some usage, and a pipeline file for it.
@@ -31,8 +31,16 @@ impl Site {
         assert_eq!(code(&pipeline.run("migrate").await), 0);
         let ledger = Ledger::open(&LedgerSettings { url: database.url.clone(), connections: 2 }, Clock::given(noon())).unwrap();
         let events: Vec<Event> = (0..20).map(|n| usage(deployment, n)).collect();
+        register_retired(&ledger, deployment).await;
         record(&ledger, &events).await;
         Site { database, pipeline, ledger }
+    }
+
+    /// The source, no longer retired: its completeness counts.
+    async fn in_use(&self) -> Source {
+        let act = NewAct { actor: "sre-1", act: "reinstate", subject: "a test", reason: "a test", detail: serde_json::json!({}) };
+        assert!(self.ledger.reinstate_source(DEPLOYMENT, &act).await.unwrap());
+        self.ledger.source(DEPLOYMENT).await.unwrap().expect("registered")
     }
 
     /// A pass of the source's collector that is complete until then, or cannot tell, and this number of unread records.
@@ -92,7 +100,7 @@ async fn a_fifo_and_standard_output_receive_the_stream() {
 async fn a_range_beyond_what_is_complete_is_refused_unless_that_is_allowed() {
     let site = Site::new(DEPLOYMENT).await;
     let end = noon() + TimeDelta::hours(12);
-    let source = site.ledger.register_source(DEPLOYMENT, noon(), None).await.unwrap();
+    let source = site.in_use().await;
     let export = async |more: &str| site.pipeline.run(&format!("{DAY} -o - {more}")).await;
     let id = DEPLOYMENT.to_string();
 
@@ -129,7 +137,7 @@ async fn a_range_beyond_what_is_complete_is_refused_unless_that_is_allowed() {
 #[tokio::test]
 async fn what_the_log_holds_unread_is_not_complete() {
     let site = Site::new(DEPLOYMENT).await;
-    let source = site.ledger.register_source(DEPLOYMENT, noon(), None).await.unwrap();
+    let source = site.in_use().await;
     site.pass(&source, Some(noon() + TimeDelta::days(1)), 3).await;
     assert_refused(&site.pipeline.run(&format!("{DAY} -o -")).await, 4, "is complete until no instant yet");
 }

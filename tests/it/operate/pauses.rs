@@ -102,7 +102,7 @@ async fn what_the_state_forbids_is_refused_with_who_and_why() {
 
 #[tokio::test]
 async fn collecting_publishing_and_exporting_stand_still_and_that_is_shown_everywhere() {
-    let mut site = Site::registered(Kind::Postgres).await;
+    let mut site = Site::new(Kind::Postgres).await;
     let _coderd = site.with_coderd().await;
     site.set("roles", "['collect', 'consume', 'publish', 'serve']");
     let mut running = site.start("");

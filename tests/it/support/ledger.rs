@@ -7,7 +7,7 @@ use tallyline::event::{
     BuildStatus, Event, InputStage, PREBUILDS_USER, Payload, PrebuildClaimed, PublishMarks, Topic, TopicPartition, Transition, Usage,
     UsageQuantity, WorkspaceBuildCompleted,
 };
-use tallyline::ledger::{Arrival, Claim, Ledger, LedgerSettings, Refusal, Verdict};
+use tallyline::ledger::{Arrival, Claim, Ledger, LedgerSettings, NewAct, Refusal, Verdict};
 use tallyline::license::{PublicKeys, RuleSet};
 use tallyline::log::Log;
 use tallyline::operations::Desk;
@@ -47,6 +47,13 @@ pub async fn register(ledger: &Ledger, deployments: &[Uuid]) {
     for deployment in deployments {
         ledger.register_source(*deployment, noon(), None).await.expect("registered");
     }
+}
+
+/// Registers a deployment and retires it: its events count, and nothing waits for it.
+pub async fn register_retired(ledger: &Ledger, deployment: Uuid) {
+    register(ledger, &[deployment]).await;
+    let act = NewAct { actor: "sre-1", act: "retire", subject: "a test", reason: "its coderd is gone", detail: serde_json::json!({}) };
+    assert!(ledger.retire_source(deployment, &act).await.expect("the ledger answers"));
 }
 
 /// What operators work on where there is no coderd: everything else as it is by default.
