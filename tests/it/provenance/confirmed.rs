@@ -31,9 +31,9 @@ async fn an_event_that_was_never_confirmed_is_not_released_when_coderd_does_not_
     let (request, stop) = (RecoverRequest { lost: Lost::Coderd, without: Vec::new() }, CancellationToken::new());
     let plan = desk.plan_recovery(&request, &|_, _| {}, &stop).await.unwrap();
     let RecoverEffect::Coderd(effect) = &plan.effect else { panic!("{plan:?}") };
-    assert_eq!((effect.unconfirmed, effect.to_list), (1, 1), "{effect:?}");
+    assert_eq!((effect.unconfirmed, effect.to_list), (2, 2), "{effect:?}");
     let execution = RecoverExecution { hash: plan.hash.clone().unwrap() };
     desk.execute_recovery(&execution, &operator(), &|_, _| {}, &stop).await.unwrap();
-    let listed: Vec<String> = sqlx::query_scalar("select event_id from source_lost").fetch_all(&ledger.pool).await.unwrap();
-    assert_eq!(listed, ["usage-1"]);
+    let listed: Vec<String> = sqlx::query_scalar("select event_id from source_lost order by 1").fetch_all(&ledger.pool).await.unwrap();
+    assert_eq!(listed, ["usage-1".to_owned(), build(DEPLOYMENT, 1).id()]);
 }
