@@ -29,7 +29,7 @@ fn packed(site: &Site, payload: &[u8]) {
 
 #[tokio::test]
 async fn a_record_that_unpacks_to_100_mb_is_kept_by_its_hash_and_beginning_and_stops_nothing() {
-    let site = Site::new(Kind::Kafka).await;
+    let site = Site::registered(Kind::Kafka).await;
     let log = site.log();
     let mut running = site.start("--role consume");
     append_builds(&log, 0..50).await;

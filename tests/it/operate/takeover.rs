@@ -54,7 +54,7 @@ async fn all_read(site: &Site, ends: &BTreeMap<(String, i32), i64>, but: &BTreeS
 
 #[tokio::test]
 async fn a_killed_consumers_partitions_are_read_again_in_time_and_no_survivor_stops() {
-    let site = Site::new(Kind::Kafka).await;
+    let site = Site::registered(Kind::Kafka).await;
     let log = site.log();
     let survivor = site.start("--role consume");
     let mut others = vec![site.start("--role consume"), site.start("--role consume")];
