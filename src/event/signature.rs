@@ -201,7 +201,7 @@ mod tests {
         let header = |name: &str, value: &str| (name.to_owned(), Some(value.as_bytes().to_vec()));
         let headers =
             vec![header("ce_id", "usage-1"), header("ce_type", "dc_managed_agents_v1"), header("content-type", "application/json")];
-        Message { key: Some(b"one".to_vec()), headers, payload: Some(br#"{"count":3}"#.to_vec()) }
+        Message { key: Some(b"one".to_vec()), headers, payload: Some(br#"{"count":3}"#.to_vec()), ..Message::default() }
     }
 
     fn signed(signatures: &Signatures) -> Message {
