@@ -1,9 +1,13 @@
 //! coderd's own publish marks in mode `sole`: its newest one when we began, and a later one, which stops our publishing.
 
 use chrono::{DateTime, Utc};
+use sqlx::Row as _;
 use uuid::Uuid;
 
 use super::{Ledger, NewAct};
+
+/// A mark of coderd; none before its first.
+type Mark = Option<DateTime<Utc>>;
 
 /// A source's publishing, stopped because coderd published by itself.
 #[derive(Clone, Debug, PartialEq, Eq, sqlx::FromRow, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
@@ -22,16 +26,13 @@ impl Ledger {
     ///
     /// # Errors
     /// The database's.
-    pub async fn check_publish_mark(&self, source_id: i16, newest: Option<DateTime<Utc>>) -> Result<Option<DateTime<Utc>>, sqlx::Error> {
-        let known: Option<(Option<DateTime<Utc>>, Option<DateTime<Utc>>)> =
-            sqlx::query_as("select first_mark, later_mark from publish_mark where source_id = $1")
-                .bind(source_id)
-                .fetch_optional(&self.pool)
-                .await?;
-        if let Some((first, later)) = known
-            && (newest <= first || newest <= later)
-        {
-            return Ok(later);
+    pub async fn check_publish_mark(&self, source_id: i16, newest: Mark) -> Result<Mark, sqlx::Error> {
+        let known = sqlx::query("select first_mark, later_mark from publish_mark where source_id = $1").bind(source_id);
+        if let Some(known) = known.fetch_optional(&self.pool).await? {
+            let (first, later): (Mark, Mark) = (known.try_get(0)?, known.try_get(1)?);
+            if newest <= first || newest <= later {
+                return Ok(later);
+            }
         }
         sqlx::query_scalar(
             "insert into publish_mark as known (source_id, first_mark) values ($1, $2)
