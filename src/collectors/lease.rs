@@ -45,7 +45,7 @@ impl Drop for KeptLease {
 /// A ledger that does not answer is asked again: only its word ends a lease.
 async fn renew(ledger: Ledger, lease: Lease, length: Duration, lost: CancellationToken) {
     loop {
-        tokio::time::sleep(length / 3).await;
+        tokio::time::sleep(length.div_f64(3.0)).await;
         if let Ok(Ok(false)) = tokio::time::timeout(length, ledger.renew_lease(&lease, length)).await {
             return lost.cancel();
         }

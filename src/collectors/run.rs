@@ -45,7 +45,7 @@ pub async fn run(
             Some(Ok(None)) => {
                 trouble.say("another process collects this source; waiting for it to end");
                 // one that is killed leaves a lease that ends soon
-                wait = wait.min(settings.lease_length / 3);
+                wait = wait.min(settings.lease_length.div_f64(3.0));
             }
             Some(Err(error)) => trouble.say(&error.to_string()),
             None => return,
