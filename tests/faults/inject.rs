@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use chrono::TimeDelta;
 use tallyline::sim::tallyman::Books;
 
 use crate::schedule::{Fault, Kind, Round};
@@ -39,7 +40,7 @@ impl World {
             order.reverse();
         }
         for fault in order {
-            self.end_fault(fault, servers).await;
+            self.end_fault(fault, servers, coderd).await;
             self.say(&format!("{:?} is over", fault.kind));
         }
         self.new_records_are_recorded(MOVES_AGAIN, MOVES_AGAIN, "all moves again").await;
@@ -100,13 +101,15 @@ impl World {
                 })
                 .await;
             }
+            Kind::RowsVisibleLate => self.rows_become_visible_late(coderd).await,
+            Kind::SourceClockBehind => self.source_clock_falls_behind(coderd).await,
             Kind::TransactionalNoise => self.foreign_transactions_begin(fault.roll).await,
             Kind::BuildsPurged => self.builds_are_purged(coderd, fault.roll).await,
             Kind::SecondPipelineMisconfigured => self.a_wrong_deployment_id_is_refused().await,
         }
     }
 
-    async fn end_fault(&mut self, fault: Fault, servers: &mut Servers) {
+    async fn end_fault(&mut self, fault: Fault, servers: &mut Servers, coderd: &Coderd) {
         match fault.kind {
             Kind::ConsumerKilled | Kind::CollectorKilled | Kind::ServerKilled | Kind::PublisherKilled => self.start(fault.place(), 0),
             Kind::AllKilled => Place::ALL.into_iter().for_each(|place| self.start(place, 0)),
@@ -126,7 +129,8 @@ impl World {
                 servers.postgres.empty_disk();
                 servers.postgres.start().await;
             }
-            Kind::BuildsPurged | Kind::SecondPipelineMisconfigured => {}
+            Kind::RowsVisibleLate | Kind::BuildsPurged | Kind::SecondPipelineMisconfigured => {}
+            Kind::SourceClockBehind => coderd.lock().await.set_clock_behind(TimeDelta::zero()),
             Kind::TransactionalNoise => self.foreign_transaction_ends(fault.roll).await,
         }
     }

@@ -34,6 +34,10 @@ pub enum Kind {
     FrozenInTransaction,
     ClockStepped,
     DiskFull,
+    /// coderd commits rows whose timestamps are far older than the margin.
+    RowsVisibleLate,
+    /// The clock of one of coderd's replicas is minutes behind.
+    SourceClockBehind,
     /// A foreign producer writes transactions to the topics.
     TransactionalNoise,
     /// coderd removes old builds, and their workspaces start again.
@@ -44,12 +48,12 @@ pub enum Kind {
 
 use Kind::{
     AllKilled, BrokerKilled, BrokerStopped, BuildsPurged, ClockStepped, CollectorKilled, ConnectionsCut, ConsumerKilled, ConsumersReplaced,
-    DiskFull, FrozenInTransaction, PostgresKilled, PostgresStopped, ProcessFrozen, PublisherKilled, SecondPipelineMisconfigured,
-    ServerKilled, TransactionalNoise,
+    DiskFull, FrozenInTransaction, PostgresKilled, PostgresStopped, ProcessFrozen, PublisherKilled, RowsVisibleLate,
+    SecondPipelineMisconfigured, ServerKilled, SourceClockBehind, TransactionalNoise,
 };
 
 /// Any five seeds in a row have all of these: each has four neighbours of this list for certain.
-const KINDS: [Kind; 18] = [
+const KINDS: [Kind; 20] = [
     ConsumerKilled,
     PostgresStopped,
     BuildsPurged,
@@ -59,6 +63,7 @@ const KINDS: [Kind; 18] = [
     ConnectionsCut,
     PublisherKilled,
     DiskFull,
+    RowsVisibleLate,
     ConsumersReplaced,
     CollectorKilled,
     ProcessFrozen,
@@ -66,6 +71,7 @@ const KINDS: [Kind; 18] = [
     SecondPipelineMisconfigured,
     ServerKilled,
     ClockStepped,
+    SourceClockBehind,
     PostgresKilled,
     AllKilled,
 ];
@@ -116,7 +122,16 @@ impl Kind {
 
     /// It begins only where records are written, and all servers answer.
     fn needs_traffic(self) -> bool {
-        matches!(self, DiskFull | FrozenInTransaction | TransactionalNoise | BuildsPurged | SecondPipelineMisconfigured)
+        matches!(
+            self,
+            DiskFull
+                | FrozenInTransaction
+                | RowsVisibleLate
+                | SourceClockBehind
+                | TransactionalNoise
+                | BuildsPurged
+                | SecondPipelineMisconfigured
+        )
     }
 
     /// Whether `other` may come while this lasts. Two that touch the same thing do not overlap: whichever ended last would undo the other.
@@ -145,7 +160,7 @@ impl Kind {
             BrokerStopped | BrokerKilled => 0..2000,
             PostgresStopped | PostgresKilled => 0..4000,
             FrozenInTransaction | ProcessFrozen => 6500..8000,
-            ClockStepped | DiskFull | TransactionalNoise => 500..2500,
+            ClockStepped | DiskFull | SourceClockBehind | TransactionalNoise => 500..2500,
             _ => 0..1500,
         };
         Duration::from_millis(dice.random_range(milliseconds))

@@ -1,4 +1,4 @@
-//! What happens in coderd: a purge of old builds.
+//! What happens in coderd: rows that become visible late, a clock that is behind, and a purge of old builds.
 
 use chrono::{DateTime, TimeDelta};
 use serde_json::Value as Json;
@@ -12,16 +12,43 @@ use crate::support::{database, eventually};
 use crate::traffic::Coderd;
 use crate::world::{World, before_purges};
 
+/// How far rows that become visible late, or that a replica with a slow clock writes, are behind. Both are beyond the margin (20 s).
+const VISIBLE_LATE: TimeDelta = TimeDelta::seconds(90);
+const CLOCK_BEHIND: TimeDelta = TimeDelta::minutes(3);
+/// Within this span the lives of late rows begin.
+const LATE_SPAN: TimeDelta = TimeDelta::seconds(30);
+const LATE_BUILDS: usize = 60;
+/// So many records come while a clock is behind.
+const RECORDS_BY_A_SLOW_CLOCK: i64 = 40;
 /// Of the workspaces that a purge takes the first start from, so many start again.
 const RESTARTS: i64 = 20;
 
 impl World {
-    /// What coderd has written until a minute ago is in the ledger.
+    /// Rows are late only where a collector has passed their times.
     async fn collectors_are_up_to_date(&self) {
         eventually(MET, "the source is complete until a minute ago", || async {
             let Ok(Some(source)) = self.site.ledger.source(self.deployment).await else { return false };
             let Ok(completeness) = self.site.ledger.completeness(source.id).await else { return false };
             completeness.complete_until.is_some_and(|until| until > Clock::system().now() - TimeDelta::minutes(1))
+        })
+        .await;
+    }
+
+    pub async fn rows_become_visible_late(&mut self, coderd: &Coderd) {
+        self.collectors_are_up_to_date().await;
+        let until = Clock::system().now() - VISIBLE_LATE;
+        let builds = coderd.lock().await.extend_late(until - LATE_SPAN, until, LATE_BUILDS);
+        self.late_rows = true;
+        self.say(&format!("workspaces of {builds} builds become visible {} s late", VISIBLE_LATE.num_seconds()));
+    }
+
+    pub async fn source_clock_falls_behind(&mut self, coderd: &Coderd) {
+        self.collectors_are_up_to_date().await;
+        coderd.lock().await.set_clock_behind(CLOCK_BEHIND);
+        self.late_rows = true;
+        let before = self.site.appended().await;
+        eventually(MET, "records come while a clock is behind", || async {
+            self.site.appended().await >= before + RECORDS_BY_A_SLOW_CLOCK
         })
         .await;
     }

@@ -120,6 +120,8 @@ pub struct World {
     /// How often what a publisher had on its way could be lost: it was killed or held up, or there was no ledger to write the answer to.
     pub answers_lost: usize,
     pub slowest: Duration,
+    /// Whether coderd wrote rows under times that collectors had passed already.
+    pub late_rows: bool,
     /// Builds that coderd has removed.
     pub purged: Vec<Uuid>,
     /// How many records of a foreign producer are committed.
@@ -176,6 +178,7 @@ impl World {
             watch,
             answers_lost: 0,
             slowest,
+            late_rows: false,
             purged: Vec::new(),
             foreign_records: 0,
             open_transaction: None,
