@@ -18,7 +18,7 @@ use tallyline::operations::{
 use tokio_util::sync::CancellationToken;
 
 use crate::journey::site::Backend;
-use crate::support::ledger::{DEPLOYMENT, build, desk, ledger, noon, partition, refused, register, usage};
+use crate::support::ledger::{DEPLOYMENT, OTHER_DEPLOYMENT, build, desk, ledger, noon, partition, refused, register, usage};
 use crate::support::{self, Database};
 
 /// A ledger and a log, and an operator's desk over both.
@@ -41,7 +41,7 @@ impl Site {
             }
         };
         log.create_topics(1).await.unwrap();
-        register(&ledger, &[DEPLOYMENT]).await;
+        register(&ledger, &[DEPLOYMENT, OTHER_DEPLOYMENT]).await;
         Site { desk: desk(&ledger, &log), database }
     }
 

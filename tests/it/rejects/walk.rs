@@ -169,6 +169,7 @@ async fn a_consumer_that_knows_the_type_admits_held_usage_at_its_start_on_the_po
 
 async fn a_consumer_that_knows_the_type_admits_held_usage_at_its_start(backend: Backend) {
     let site = Site::new(backend, "roles = ['consume']\n").await;
+    crate::support::ledger::register(&site.ledger, &[crate::support::ledger::DEPLOYMENT]).await;
     let event = crate::support::ledger::usage(crate::support::ledger::DEPLOYMENT, 1);
     let operators = super::Site { desk: desk(&site.ledger, &site.log), database: crate::support::database().await };
     // all of one key, so of one partition, wherever that is
