@@ -105,7 +105,7 @@ p.toml:2: colour is unknown; there are roles, ledger, log, kafka, source, collec
 p.toml:4: ledger.url must be a postgres:// URL with a host and a database, env:NAME, file:PATH or exec:COMMAND
 p.toml:5: ledger.connections must be a whole number from 2 to 500
 p.toml:8: log.partitions must be a whole number from 1 to 1000
-p.toml:9: log.groups is unknown; [log] has kind, partitions, group
+p.toml:9: log.groups is unknown; [log] has kind, partitions, group, signing_key, verification_keys
 p.toml:11: collect.poll_seconds must be a number of seconds from 0.05 to 3600
 p.toml:13: publish.mode must be one of shadow, sole: join is not there yet
 p.toml:14: publish.url must be an http:// or https:// URL with a host and without user and password
