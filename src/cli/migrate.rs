@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::{Context, Exit, Failure, PipelineArguments, connect};
+use crate::ledger::LedgerError;
 
 /// Bring the ledger's schema and the log's topics to this version.
 #[derive(Clone, Debug, clap::Args)]
@@ -24,7 +25,8 @@ pub(super) async fn run(arguments: Arguments, context: &Context) -> Result<Exit,
     let ledger = connect::open_ledger(&pipeline, context.clock.clone()).await?;
     let log = connect::open_log(&pipeline, &ledger).await?;
     ledger.reach_server().await?;
-    let lacking = ledger.ledger.in_time(ledger.ledger.missing_rights(true)).await?;
+    let creates = matches!(ledger.ledger.check_schema().await, Err(LedgerError::SchemaTooOld { .. }));
+    let lacking = ledger.ledger.in_time(ledger.ledger.missing_rights(creates)).await?;
     if !lacking.is_empty() {
         let problem = format!("{}: the role lacks rights; let an administrator run:\n{}", ledger.address, lacking.join("\n"));
         return Err(Failure::of(Exit::Unreachable, problem));

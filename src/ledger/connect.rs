@@ -3,7 +3,7 @@
 use std::str::FromStr;
 use std::time::Duration;
 
-use sqlx::migrate::{Migrate, Migrator};
+use sqlx::migrate::{AppliedMigration, Migrate, MigrateError, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions as _, Connection as _};
 
@@ -12,7 +12,7 @@ use super::in_time::{DEADLINE, settles};
 use crate::cause;
 use crate::clock::Clock;
 
-static MIGRATIONS: Migrator = sqlx::migrate!();
+pub(super) static MIGRATIONS: Migrator = sqlx::migrate!();
 
 /// How to reach the ledger.
 #[derive(Clone, Debug)]
@@ -80,34 +80,16 @@ impl Ledger {
         self.pool.connect_options().connect().await?.close().await
     }
 
-    /// The rights that the role lacks in the ledger's database, each as the statement that gives it. Only who migrates needs to create
-    /// tables.
-    ///
-    /// # Errors
-    /// The database's.
-    pub async fn missing_rights(&self, migrates: bool) -> Result<Vec<String>, sqlx::Error> {
-        sqlx::query_scalar(
-            "select format('grant usage on schema public to %I;', current_user) where not has_schema_privilege('public', 'usage')
-             union all
-             select format('grant create on schema public to %I;', current_user) where $1 and not has_schema_privilege('public', 'create')
-             union all
-             select format('grant select, insert, update, delete on %s to %I;', oid::regclass, current_user) from pg_class
-             where relnamespace = 'public'::regnamespace and relkind = 'r'
-                 and not (has_table_privilege(oid, 'select') and has_table_privilege(oid, 'insert')
-                     and has_table_privilege(oid, 'update') and has_table_privilege(oid, 'delete'))",
-        )
-        .bind(migrates)
-        .fetch_all(&self.pool)
-        .await
-    }
-
     /// Brings the schema to this binary's version.
     ///
     /// # Errors
     /// [`LedgerError::SchemaTooNew`] instead of touching a database that a later binary has migrated.
     pub async fn migrate(&self) -> Result<(), LedgerError> {
-        match self.schema_version().await? {
+        let applied = self.applied_migrations().await?;
+        match versions(&applied) {
             (found, needed) if found > needed => Err(LedgerError::SchemaTooNew { found, needed }),
+            // The migrator asks for the right to create tables even where it has nothing to create.
+            (found, needed) if found == needed => Ok(unchanged(&applied)?),
             _ => {
                 // a migration may rewrite a large table
                 let options = PgConnectOptions::clone(&self.pool.connect_options()).options([("statement_timeout", "0")]);
@@ -123,15 +105,14 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError::SchemaTooOld`], [`LedgerError::SchemaTooNew`] or [`LedgerError::Unavailable`].
     pub async fn check_schema(&self) -> Result<(), LedgerError> {
-        match self.schema_version().await? {
+        match versions(&self.applied_migrations().await?) {
             (found, needed) if found > needed => Err(LedgerError::SchemaTooNew { found, needed }),
             (found, needed) if found < needed => Err(LedgerError::SchemaTooOld { found, needed }),
             _ => Ok(()),
         }
     }
 
-    async fn schema_version(&self) -> Result<(i64, i64), LedgerError> {
-        let needed = MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or_default();
+    async fn applied_migrations(&self) -> Result<Vec<AppliedMigration>, LedgerError> {
         let listed = async {
             let mut connection = self.pool.acquire().await?;
             // Only asked: two processes that made this table at once would get in each other's way.
@@ -142,10 +123,25 @@ impl Ledger {
             }
             connection.list_applied_migrations(&MIGRATIONS.table_name).await.map_err(LedgerError::from)
         };
-        let applied = self.in_time(listed).await?;
-        let found = applied.iter().map(|migration| migration.version).max().unwrap_or_default();
-        Ok((found, needed))
+        self.in_time(listed).await
     }
+}
+
+/// The newest migration that the database has, and the newest of this binary.
+fn versions(applied: &[AppliedMigration]) -> (i64, i64) {
+    let found = applied.iter().map(|migration| migration.version).max().unwrap_or_default();
+    let needed = MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or_default();
+    (found, needed)
+}
+
+/// Whether each applied migration is this binary's.
+fn unchanged(applied: &[AppliedMigration]) -> Result<(), MigrateError> {
+    for own in MIGRATIONS.iter() {
+        if applied.iter().any(|migration| migration.version == own.version && migration.checksum != own.checksum) {
+            return Err(MigrateError::VersionMismatch(own.version));
+        }
+    }
+    Ok(())
 }
 
 /// A transaction whose owner is frozen or gone must not hold its locks for long; a commit that was acknowledged must be there after a crash.

@@ -42,6 +42,7 @@ mod rejects;
 mod replays;
 mod restored;
 mod retirement;
+mod rights;
 mod rows;
 mod snapshots;
 mod source_lost;

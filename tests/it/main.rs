@@ -17,6 +17,7 @@ mod journey;
 mod known_failures;
 mod leases;
 mod ledger;
+mod ledger_rights;
 mod log_contract;
 mod million;
 mod operate;

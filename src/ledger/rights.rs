@@ -1,0 +1,101 @@
+//! The rights that Tallyline's role needs in the ledger's database.
+
+use super::Ledger;
+
+/// Every table of the migrations. Other tables of the database are not ours.
+const TABLES: [&str; 41] = [
+    "ledger",
+    "batch",
+    "operator_act",
+    "source",
+    "creation_baseline",
+    "workspace_build",
+    "workspace_first_start",
+    "prebuild_claim",
+    "usage_event",
+    "reject",
+    "position",
+    "signature_cutover",
+    "past_position",
+    "plan",
+    "replay",
+    "publication",
+    "publish_mark",
+    "publication_request",
+    "publication_attempt",
+    "license",
+    "collector_pass",
+    "collector_pass_offset",
+    "fetch_request",
+    "sweep_request",
+    "lease",
+    "snapshot",
+    "export_file",
+    "pause",
+    "choice",
+    "recovery",
+    "recovery_offset",
+    "recovery_source",
+    "source_lost",
+    "audit_finding",
+    "process",
+    "log_topic",
+    "log_partition",
+    "log_record",
+    "log_group",
+    "log_member",
+    "log_assignment",
+];
+
+impl Ledger {
+    /// The rights that the role lacks in the ledger's database, each as the statement that gives it. `creates`: tables are still to be
+    /// created. Names are resolved as the role's statements resolve them, by its `search_path`.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn missing_rights(&self, creates: bool) -> Result<Vec<String>, sqlx::Error> {
+        // Of our sequences only the one of `batch` is called by name; the others need no right of their own.
+        sqlx::query_scalar(
+            r#"with path as (
+                 select replace(trim(both ' "' from entry), '$user', current_user) as schema_name, number
+                 from unnest(string_to_array(current_setting('search_path'), ',')) with ordinality as path (entry, number)
+             )
+             (select case when nspname is null then format('create schema %I authorization %I;', schema_name, current_user)
+                     else format('grant usage on schema %I to %I;', schema_name, current_user) end
+              from path left join pg_namespace on nspname = schema_name
+              where current_schema() is null order by nspname is null, number limit 1)
+             union all
+             select format('grant create on schema %I to %I;', current_schema(), current_user)
+             where $1 and not has_schema_privilege(current_schema(), 'create')
+             union all
+             select format('grant select, insert, update, delete on %s to %I;', name::regclass, current_user) from unnest($2::text[]) as name
+             where to_regclass(name) is not null
+                 and not (has_table_privilege(to_regclass(name), 'select') and has_table_privilege(to_regclass(name), 'insert')
+                     and has_table_privilege(to_regclass(name), 'update') and has_table_privilege(to_regclass(name), 'delete'))
+             union all
+             select format('grant usage on sequence %s to %I;', name, current_user)
+             from pg_get_serial_sequence(to_regclass('batch')::text, 'id') as name
+             where not has_sequence_privilege(name, 'usage, update')"#,
+        )
+        .bind(creates)
+        .bind(&TABLES[..])
+        .fetch_all(&self.pool)
+        .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::connect::MIGRATIONS;
+    use super::*;
+
+    #[test]
+    fn the_rights_are_asked_for_every_table_of_the_migrations() {
+        let created = MIGRATIONS.iter().flat_map(|migration| migration.sql.as_str().lines());
+        let created: Vec<&str> = created
+            .filter_map(|line| line.strip_prefix("create table "))
+            .map(|rest| rest.split([' ', '(']).next().unwrap_or_default())
+            .collect();
+        assert_eq!(created, TABLES);
+    }
+}

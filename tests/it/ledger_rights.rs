@@ -1,0 +1,93 @@
+//! Which rights `migrate` and `check --connect` ask for in the ledger's database: those of Tallyline's own tables, where the role finds them.
+
+use tallyline::clock::Clock;
+use tallyline::event::Topic;
+use tallyline::ledger::{Chain, Ledger, LedgerSettings};
+use uuid::Uuid;
+
+use crate::cli::{assert_refused, code, pipeline};
+use crate::support::ledger::{DEPLOYMENT, arrival, build, noon, partition};
+use crate::support::{Database, database};
+
+/// A role that owns nothing, its ledger, and its URL.
+async fn role(database: &Database) -> (String, Ledger, String) {
+    let role = format!("ledger_{}", Uuid::new_v4().simple());
+    run(database, &format!("create role {role} login")).await;
+    let (_, address) = database.url.split_once('@').unwrap();
+    let url = format!("postgres://{role}@{address}");
+    let settings = LedgerSettings { url: url.clone(), connections: 2 };
+    (role, Ledger::open(&settings, Clock::given(noon())).unwrap(), url)
+}
+
+async fn run(database: &Database, statements: &str) {
+    sqlx::raw_sql(sqlx::AssertSqlSafe(statements.to_owned())).execute(&database.pool).await.unwrap();
+}
+
+async fn migrate(url: &str) -> crate::support::process::Ended {
+    pipeline(&format!("roles = ['consume']\nledger.url = '{url}'\n")).run("migrate").await
+}
+
+#[tokio::test]
+async fn tables_of_another_application_need_no_right() {
+    let database = database().await;
+    let (role, ledger, url) = role(&database).await;
+    run(&database, &format!("create table spatial_ref_sys (srid integer); grant create on schema public to {role}")).await;
+    let ended = migrate(&url).await;
+    assert_eq!(code(&ended), 0, "{ended:?}");
+    assert!(ledger.missing_rights(false).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_current_schema_needs_no_right_to_create() {
+    let database = database().await;
+    let (role, ledger, url) = role(&database).await;
+    let asked = format!("grant create on schema public to {role};");
+    assert_refused(&migrate(&url).await, 3, &asked);
+    run(&database, &asked).await;
+    assert_eq!(code(&migrate(&url).await), 0);
+    run(&database, &format!("revoke create on schema public from {role}")).await;
+    let ended = migrate(&url).await;
+    assert_eq!(code(&ended), 0, "{ended:?}");
+    run(&database, "update _sqlx_migrations set checksum = 'x' where version = 1").await;
+    assert!(ledger.migrate().await.unwrap_err().to_string().contains('1'), "a changed migration is noticed all the same");
+}
+
+#[tokio::test]
+async fn a_role_with_a_schema_of_its_own_needs_nothing_in_public() {
+    let database = database().await;
+    let (role, ledger, url) = role(&database).await;
+    run(&database, "drop schema public cascade").await;
+    let asked = format!("create schema {role} authorization {role};");
+    assert_eq!(ledger.missing_rights(true).await.unwrap(), [asked.clone()]);
+    assert_refused(&migrate(&url).await, 3, &asked);
+    run(&database, &format!("create schema books authorization {role}; alter role {role} set search_path = books")).await;
+    let ended = migrate(&url).await;
+    assert_eq!(code(&ended), 0, "{ended:?}");
+    let schema: String = sqlx::query_scalar("select schemaname::text from pg_tables where tablename = 'workspace_build'")
+        .fetch_one(&database.pool)
+        .await
+        .unwrap();
+    assert_eq!(schema, "books");
+}
+
+#[tokio::test]
+async fn a_role_that_owns_no_table_is_told_of_each_table_and_of_the_sequence_of_batches() {
+    let database = database().await;
+    let (role, ledger, _) = role(&database).await;
+    assert_eq!(code(&migrate(&database.url).await), 0);
+    run(&database, &format!("grant select, insert, update, delete on all tables in schema public to {role}")).await;
+    run(&database, &format!("revoke insert on replay from {role}")).await;
+    ledger.register_source(DEPLOYMENT, noon(), None).await.unwrap();
+    let claim = ledger.claim(partition(Topic::WorkspaceBuilds, 0), 0).await.unwrap();
+    let (chain, arrivals) = (Chain::Live(claim), [arrival(0, build(DEPLOYMENT, 1))]);
+    assert!(ledger.record(&chain, &arrivals, 1).await.is_err(), "a batch takes its id from the sequence");
+    let asked = ledger.missing_rights(false).await.unwrap();
+    let expected = [
+        format!("grant select, insert, update, delete on replay to {role};"),
+        format!("grant usage on sequence public.batch_id_seq to {role};"),
+    ];
+    assert_eq!(asked, expected);
+    run(&database, &asked.concat()).await;
+    assert!(ledger.missing_rights(false).await.unwrap().is_empty());
+    assert_eq!(ledger.record(&chain, &arrivals, 1).await.unwrap().accepted, 1);
+}
