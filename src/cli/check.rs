@@ -17,7 +17,7 @@ pub struct Arguments {
     /// Also look up every secret (env:, file:, exec:), without showing any
     #[arg(long)]
     secrets: bool,
-    /// Also try every connection and every right, and list all that is missing with the statement that gives it
+    /// Also try the databases and Kafka without writing, and list each missing right with the statement that gives it; Tallyman is not tried
     #[arg(long)]
     connect: bool,
 }

@@ -4,6 +4,7 @@ use sqlx::FromRow;
 use uuid::Uuid;
 
 use super::connect::within;
+use super::functions::Access;
 use super::{Catalog, CoderdError, Reader, Time};
 
 /// A completed job of type `workspace_build`.
@@ -132,9 +133,21 @@ macro_rules! recent_keys {
     };
 }
 
+/// The prebuild stages of these builds and of their workspaces' first ones.
+macro_rules! stages {
+    (Function) => {
+        "select build_id, stage from tallyline.prebuild_stages($1 || array(select id from first_build))"
+    };
+    (Tables) => {
+        "select build.id as build_id, job.input ->> 'prebuilt_workspace_stage' as stage
+         from workspace_builds build join provisioner_jobs job on job.id = build.job_id
+         where build.id = any($1 || array(select id from first_build)) and job.type = 'workspace_build'"
+    };
+}
+
 /// `provisioner_state` can be megabytes: columns are always named. The workspace, its organization, template and owner are there by foreign key.
 macro_rules! build_rows {
-    ($has_ai_task:literal) => {
+    ($has_ai_task:literal, $access:ident) => {
         concat!(
             "with first_build as (
                  select build.id as of_build_id, first_build.id, first_build.initiator_id
@@ -143,7 +156,9 @@ macro_rules! build_rows {
                  where build.id = any($1)
              ),
              stage as materialized (
-                 select build_id, stage from tallyline.prebuild_stages($1 || array(select id from first_build))
+                 ",
+            stages!($access),
+            "
              )
              select build.id as build_id, build.workspace_id, workspaces.organization_id, workspaces.template_id, build.template_version_id,
                  build.template_version_preset_id as preset_id, workspaces.owner_id, build.initiator_id,
@@ -241,7 +256,12 @@ impl Reader {
     /// # Errors
     /// [`CoderdError`]
     pub async fn builds(&mut self, catalog: &Catalog, build_ids: &[Uuid]) -> Result<Vec<BuildRow>, CoderdError> {
-        let query = if catalog.has_ai_task { build_rows!("build.has_ai_task") } else { build_rows!("null::boolean") };
+        let query = match (catalog.has_ai_task, catalog.stages) {
+            (true, Access::Function) => build_rows!("build.has_ai_task", Function),
+            (false, Access::Function) => build_rows!("null::boolean", Function),
+            (true, Access::Tables) => build_rows!("build.has_ai_task", Tables),
+            (false, Access::Tables) => build_rows!("null::boolean", Tables),
+        };
         within(self.deadline, sqlx::query_as(query).bind(build_ids).fetch_all(&mut self.connection)).await
     }
 }

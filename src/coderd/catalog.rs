@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use sqlx::FromRow;
 
 use super::connect::within;
-use super::functions::{Function, OLDEST_TRANSACTION, PREBUILD_STAGES, statements};
+use super::functions::{Access, Function, OLDEST_TRANSACTION, PREBUILD_STAGES, access, statements};
 use super::{CoderdError, Reader};
 
 /// Columns that every supported version has. The grants name the same ones.
@@ -57,8 +57,10 @@ pub struct Catalog {
     pub usage_types: Vec<String>,
     /// Labels of the enum `build_reason`; the Tasks era has `task_resume`
     pub build_reasons: Vec<String>,
-    /// Whether open transactions can be asked for: without that nothing is reported as complete
-    pub open_transactions: bool,
+    /// How the stages of builds are read
+    pub(super) stages: Access,
+    /// How open transactions are asked for; none: nothing is reported as complete
+    pub(super) open_transactions: Option<Access>,
 }
 
 impl Catalog {
@@ -73,6 +75,12 @@ impl Catalog {
             missing.push("usage_events (before August 2025): no usage is collected");
         }
         missing
+    }
+
+    /// Whether the role may ask for open transactions.
+    #[must_use]
+    pub fn sees_transactions(&self) -> bool {
+        self.open_transactions.is_some()
     }
 
     /// Whether hourly agent runtime can have rows here at all.
@@ -100,7 +108,7 @@ impl Reader {
     /// [`CoderdError::Missing`] and [`CoderdError::NotGranted`], each with everything that is wrong.
     pub async fn catalog(&mut self) -> Result<Catalog, CoderdError> {
         let (found, functions) = (self.columns(&[REQUIRED, OPTIONAL]).await?, self.functions().await?);
-        judge(&found, &functions, &self.user)?;
+        let stages = judge(&found, &functions, &self.user)?;
         let there = |table: &str, column: &str| {
             found.iter().any(|found| found.table_name == table && found.column_name == column && found.column_there)
         };
@@ -109,7 +117,8 @@ impl Reader {
             usage_events: there("usage_events", "id"),
             usage_types: self.usage_types().await?,
             build_reasons: self.build_reasons().await?,
-            open_transactions: functions.iter().any(|function| function.name == OLDEST_TRANSACTION && function.usable()),
+            stages,
+            open_transactions: access(&functions, OLDEST_TRANSACTION),
         })
     }
 
@@ -172,10 +181,14 @@ fn quoted(text: &str) -> Vec<String> {
     text.split('\'').skip(1).step_by(2).map(str::to_owned).collect()
 }
 
-fn judge(found: &[Found], functions: &[Function], user: &str) -> Result<(), CoderdError> {
+/// Whether builds can be read, and how their stages are.
+fn judge(found: &[Found], functions: &[Function], user: &str) -> Result<Access, CoderdError> {
     present(found)?;
     let grants = lacking(found, functions.iter().filter(|function| function.name == PREBUILD_STAGES), user);
-    if grants.is_empty() { Ok(()) } else { Err(CoderdError::NotGranted { grants }) }
+    match access(functions, PREBUILD_STAGES) {
+        Some(stages) if grants.is_empty() => Ok(stages),
+        _ => Err(CoderdError::NotGranted { grants }),
+    }
 }
 
 /// Whether all that every supported version has is there.
@@ -209,13 +222,17 @@ mod tests {
         Found { table_name: table.into(), column_name: column.into(), table_there, column_there, readable }
     }
 
+    fn stages() -> Function {
+        Function { name: PREBUILD_STAGES.into(), there: true, schema_usable: true, executable: true, tables_readable: false }
+    }
+
     #[test]
     fn a_missing_column_is_named_unless_the_reference_says_it_is_optional() {
-        assert!(judge(&[found("workspace_builds", "has_ai_task", true, false, false)], &[], "reader").is_ok());
-        assert!(judge(&[found("usage_events", "id", false, false, false)], &[], "reader").is_ok());
-        let error = judge(&[found("workspace_builds", "reason", true, false, false)], &[], "reader").unwrap_err();
+        assert!(judge(&[found("workspace_builds", "has_ai_task", true, false, false)], &[stages()], "reader").is_ok());
+        assert!(judge(&[found("usage_events", "id", false, false, false)], &[stages()], "reader").is_ok());
+        let error = judge(&[found("workspace_builds", "reason", true, false, false)], &[stages()], "reader").unwrap_err();
         assert!(error.to_string().contains("lacks workspace_builds.reason"), "{error}");
-        let error = judge(&[found("usage_events", "published_at", true, false, false)], &[], "reader").unwrap_err();
+        let error = judge(&[found("usage_events", "published_at", true, false, false)], &[stages()], "reader").unwrap_err();
         assert!(error.to_string().contains("usage_events.published_at"), "{error}");
     }
 
@@ -226,13 +243,13 @@ mod tests {
             found("users", "username", true, true, false),
             found("licenses", "jwt", true, true, true),
         ];
-        let error = judge(&rows, &[], "reader").unwrap_err();
+        let error = judge(&rows, &[stages()], "reader").unwrap_err();
         assert!(error.to_string().ends_with("grant select (id, username) on users to reader;"), "{error}");
     }
 
     #[test]
     fn a_column_that_came_but_is_not_granted_is_an_error_too() {
-        assert!(judge(&[found("workspace_builds", "has_ai_task", true, true, false)], &[], "reader").is_err());
+        assert!(judge(&[found("workspace_builds", "has_ai_task", true, true, false)], &[stages()], "reader").is_err());
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! The functions of `grants.sql`, which give single values of tables that a reader has no right on.
+//! The functions of `grants.sql`, which give single values of tables that a reader has no right on. A role that may read the tables
+//! themselves, such as coderd's own, needs no function.
 
 use sqlx::FromRow;
 
@@ -14,6 +15,15 @@ pub(super) const OLDEST_TRANSACTION: &str = "oldest_transaction";
 
 /// Each function with its arguments.
 const FUNCTIONS: [(&str, &str); 3] = [(PREBUILD_STAGES, "uuid[]"), (DEPLOYMENT_ID, ""), (OLDEST_TRANSACTION, "")];
+
+/// How the role gets the values of a function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Access {
+    /// From the function.
+    Function,
+    /// From the tables that the function reads.
+    Tables,
+}
 
 /// The rights of a reader as a script for `psql`.
 const GRANTS: &str = include_str!("grants.sql");
@@ -33,17 +43,28 @@ pub(super) struct Function {
     pub(super) there: bool,
     pub(super) schema_usable: bool,
     pub(super) executable: bool,
+    /// The role may read what the function reads.
+    pub(super) tables_readable: bool,
 }
 
 impl Function {
-    pub(super) fn usable(&self) -> bool {
-        self.there && self.schema_usable && self.executable
+    /// None: the role does not get the values.
+    fn access(&self) -> Option<Access> {
+        match self.there && self.schema_usable && self.executable {
+            true => Some(Access::Function),
+            false => self.tables_readable.then_some(Access::Tables),
+        }
     }
+}
+
+/// How the role gets the values of this function. None: it does not.
+pub(super) fn access(functions: &[Function], name: &str) -> Option<Access> {
+    functions.iter().find(|function| function.name == name).and_then(Function::access)
 }
 
 /// The statements that make these functions usable for `user`.
 pub(super) fn statements<'a>(functions: impl IntoIterator<Item = &'a Function>, user: &str) -> Vec<String> {
-    let unusable: Vec<&Function> = functions.into_iter().filter(|function| !function.usable()).collect();
+    let unusable: Vec<&Function> = functions.into_iter().filter(|function| function.access().is_none()).collect();
     if unusable.iter().any(|function| !function.there) {
         return vec![format!("psql --set reader={user} --file src/coderd/grants.sql CODERD_DATABASE_URL")];
     }
@@ -59,13 +80,22 @@ pub(super) fn statements<'a>(functions: impl IntoIterator<Item = &'a Function>, 
 }
 
 impl Reader {
-    /// Asks which functions are there and may be called. The catalog is read itself: a cast to `regprocedure` fails without the right to
-    /// use the schema.
+    /// Asks which functions are there and may be called, and what may be read without them. The catalog is read itself: a cast to
+    /// `regprocedure` fails without the right to use the schema.
     pub(super) async fn functions(&mut self) -> Result<Vec<Function>, CoderdError> {
         let names = FUNCTIONS.map(|(name, _)| name);
         let query = sqlx::query_as(
             "select wanted.name, function.oid is not null as there, coalesce(has_schema_privilege(schema.oid, 'usage'), false) as schema_usable,
-                 coalesce(has_function_privilege(function.oid, 'execute'), false) as executable
+                 coalesce(has_function_privilege(function.oid, 'execute'), false) as executable,
+                 case wanted.name
+                     when 'prebuild_stages' then (
+                         select count(*) = 1 from pg_attribute where attrelid = to_regclass('provisioner_jobs') and attname = 'input'
+                             and has_column_privilege(attrelid, attnum, 'select'))
+                     when 'deployment_id' then (
+                         select count(*) = 2 from pg_attribute where attrelid = to_regclass('site_configs') and attname in ('key', 'value')
+                             and has_column_privilege(attrelid, attnum, 'select'))
+                     else pg_has_role('pg_read_all_stats', 'usage')
+                 end as tables_readable
              from unnest($1::text[]) as wanted (name)
              left join pg_namespace schema on schema.nspname = 'tallyline'
              left join pg_proc function on function.pronamespace = schema.oid and function.proname = wanted.name",
@@ -73,9 +103,9 @@ impl Reader {
         within(self.deadline, query.bind(&names[..]).fetch_all(&mut self.connection)).await
     }
 
-    /// Whether this function may be called.
-    pub(super) async fn may_call(&mut self, name: &str) -> Result<bool, CoderdError> {
-        Ok(self.functions().await?.iter().any(|function| function.name == name && function.usable()))
+    /// How the role gets the values of this function now. None: it does not.
+    pub(super) async fn access(&mut self, name: &str) -> Result<Option<Access>, CoderdError> {
+        Ok(access(&self.functions().await?, name))
     }
 }
 
@@ -84,7 +114,7 @@ mod tests {
     use super::*;
 
     fn function(name: &str, there: bool, schema_usable: bool, executable: bool) -> Function {
-        Function { name: name.into(), there, schema_usable, executable }
+        Function { name: name.into(), there, schema_usable, executable, tables_readable: false }
     }
 
     #[test]
@@ -106,5 +136,16 @@ mod tests {
         let expected =
             ["grant usage on schema tallyline to reader;", "grant execute on function tallyline.prebuild_stages(uuid[]) to reader;"];
         assert_eq!(statements([&usable, &denied], "reader"), expected);
+    }
+
+    #[test]
+    fn a_role_that_may_read_the_tables_needs_no_function() {
+        let missing = function(PREBUILD_STAGES, false, false, false);
+        assert_eq!(missing.access(), None);
+        let readable = Function { tables_readable: true, ..missing };
+        assert_eq!(readable.access(), Some(Access::Tables));
+        assert!(statements([&readable], "reader").is_empty());
+        let usable = Function { there: true, schema_usable: true, executable: true, ..readable };
+        assert_eq!(usable.access(), Some(Access::Function));
     }
 }

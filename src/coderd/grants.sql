@@ -25,13 +25,19 @@ do $$
 declare
     reader text := current_setting('tallyline.reader');
 begin
-    -- Earlier versions of this file granted these.
+    -- Earlier versions of this file granted these. Monitoring may share the role, so pg_read_all_stats is not taken from it here.
     if exists (select from pg_attribute where attrelid = to_regclass('provisioner_jobs') and attname = 'input' and not attisdropped) then
-        execute format('revoke select (input) on provisioner_jobs from %I', reader);
+        begin
+            execute format('revoke select (input) on provisioner_jobs from %I', reader);
+        exception when insufficient_privilege then
+            raise warning 'not revoked by %: let the owner run: revoke select (input) on provisioner_jobs from %;',
+                current_user, quote_ident(reader);
+        end;
     end if;
     if exists (select from pg_auth_members join pg_roles on pg_roles.oid = member
                where rolname = reader and roleid = 'pg_read_all_stats'::regrole) then
-        execute format('revoke pg_read_all_stats from %I', reader);
+        raise warning '% is a member of pg_read_all_stats, which Tallyline does not need: unless monitoring uses it, run: revoke pg_read_all_stats from %;',
+            reader, quote_ident(reader);
     end if;
     -- Not every version of coderd has these.
     if to_regclass('usage_events') is not null then

@@ -4,6 +4,7 @@ use chrono::{DateTime, Utc};
 use sqlx::FromRow;
 
 use super::connect::within;
+use super::functions::Access;
 use super::{Catalog, CoderdError, Reader};
 
 /// Read before the data: whatever a transaction wrote that is not visible to a later statement was written at or after `oldest`, or after `now`.
@@ -13,8 +14,8 @@ pub struct Horizon {
     pub now: DateTime<Utc>,
     /// When the oldest transaction that was open in this database began, prepared ones included. None: none was open, or none is seen.
     pub oldest: Option<DateTime<Utc>>,
-    /// Whether all sessions can be seen. Not without the function of `grants.sql`, on a standby (the writers are elsewhere), or with
-    /// `track_activities` off: then `oldest` says nothing.
+    /// Whether all sessions can be seen. Not without the function of `grants.sql` or `pg_read_all_stats`, on a standby (the writers are
+    /// elsewhere), or with `track_activities` off: then `oldest` says nothing.
     pub sees_all: bool,
 }
 
@@ -41,10 +42,21 @@ impl Reader {
     /// [`CoderdError::Lost`], [`CoderdError::Query`].
     pub async fn horizon(&mut self, catalog: &Catalog) -> Result<Horizon, CoderdError> {
         // now() is when this statement began, so before the sessions are looked at.
-        let query = if catalog.open_transactions {
-            "select now() as now, seen.sees_all, seen.started_at as oldest from tallyline.oldest_transaction() seen"
-        } else {
-            "select now() as now, false as sees_all, null::timestamptz as oldest"
+        let query = match catalog.open_transactions {
+            Some(Access::Function) => {
+                "select now() as now, seen.sees_all, seen.started_at as oldest from tallyline.oldest_transaction() seen"
+            }
+            Some(Access::Tables) => {
+                "select now() as now, not pg_is_in_recovery() and current_setting('track_activities')::boolean as sees_all,
+                     min(open.started_at) as oldest
+                 from (
+                     select xact_start as started_at from pg_stat_activity
+                     where datname = current_database() and pid <> pg_backend_pid() and backend_type not in ('autovacuum worker', 'walsender')
+                     union all
+                     select prepared from pg_prepared_xacts where database = current_database()
+                 ) open"
+            }
+            None => "select now() as now, false as sees_all, null::timestamptz as oldest",
         };
         within(self.deadline, sqlx::query_as(query).fetch_one(&mut self.connection)).await
     }

@@ -3,7 +3,7 @@
 use uuid::Uuid;
 
 use super::connect::within;
-use super::functions::DEPLOYMENT_ID;
+use super::functions::{Access, DEPLOYMENT_ID};
 use super::{CoderdError, Reader};
 
 /// Two facts that tell one coderd from another. A dump that is restored elsewhere keeps both, and so does an upgrade.
@@ -16,15 +16,17 @@ pub struct Identity {
 }
 
 impl Reader {
-    /// The deployment's own id. Source: `site_configs`, key `deployment_id`, through the function of `grants.sql`.
+    /// The deployment's own id. Source: `site_configs`, key `deployment_id`.
     ///
     /// # Errors
     /// [`CoderdError::NoDeploymentId`] where it is not there or may not be asked for.
     pub async fn deployment_id(&mut self) -> Result<Uuid, CoderdError> {
-        if !self.may_call(DEPLOYMENT_ID).await? {
-            return Err(CoderdError::NoDeploymentId { user: self.user.clone() });
-        }
-        let query = sqlx::query_scalar("select tallyline.deployment_id()");
+        let query = match self.access(DEPLOYMENT_ID).await? {
+            Some(Access::Function) => "select tallyline.deployment_id()",
+            Some(Access::Tables) => "select (select value from site_configs where key = 'deployment_id')",
+            None => return Err(CoderdError::NoDeploymentId { user: self.user.clone() }),
+        };
+        let query = sqlx::query_scalar(query);
         let value: Option<String> = within(self.deadline, query.fetch_one(&mut self.connection)).await?;
         let value = value.ok_or_else(|| CoderdError::NoDeploymentId { user: self.user.clone() })?;
         Uuid::parse_str(&value).map_err(|_| CoderdError::BadDeploymentId(value))

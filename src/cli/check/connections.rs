@@ -1,4 +1,5 @@
-//! Every connection and every right that a pipeline needs, tried once. Nothing is changed, and nothing is sent to the vendor.
+//! The connections and rights that a pipeline needs, tried once as far as that changes nothing. Tallyman is not tried, nor is anything of
+//! Kafka that writes.
 
 use super::Line;
 use crate::cli::connect::{self, LedgerAt};
@@ -6,9 +7,9 @@ use crate::cli::{Failure, roles::Site};
 use crate::clock::Clock;
 use crate::coderd::{Database, Identity, Reader};
 use crate::config::{LogKind, Pipeline, PublishMode};
-use crate::event::Topic;
+use crate::event::{Topic, TopicPartition};
 use crate::ledger::{LedgerError, SourceIdentity};
-use crate::log::LogError;
+use crate::log::{Log, LogError};
 
 /// What is wrong, and what works with less than it should.
 #[derive(Default)]
@@ -56,25 +57,25 @@ async fn check_ledger(at: &LedgerAt, found: &mut Found) -> bool {
         found.failure("ledger.url", &failure);
         return false;
     }
-    let current = match at.ledger.check_schema().await {
-        Ok(()) => true,
+    let (current, creates) = match at.ledger.check_schema().await {
+        Ok(()) => (true, false),
         Err(error @ LedgerError::SchemaTooOld { .. }) => {
             found.warnings.push(error.to_string());
-            false
+            (false, true)
         }
         Err(error) => {
             found.mistake("ledger.url", error);
-            false
+            (false, false)
         }
     };
-    match at.ledger.in_time(at.ledger.missing_rights(!current)).await {
+    match at.ledger.in_time(at.ledger.missing_rights(creates)).await {
         Ok(statements) => statements.iter().for_each(|statement| found.mistake("ledger.url", statement)),
         Err(error) => found.mistake("ledger.url", error),
     }
     current
 }
 
-/// The brokers, the topics, and the right to describe the group.
+/// The brokers, and the rights to describe the topics and the group and to read a record.
 async fn check_kafka(pipeline: &Pipeline, ledger: &LedgerAt, found: &mut Found) {
     let at = match connect::open_log(pipeline, ledger).await {
         Ok(at) => at,
@@ -82,10 +83,10 @@ async fn check_kafka(pipeline: &Pipeline, ledger: &LedgerAt, found: &mut Found) 
     };
     let mut missing = Vec::new();
     for topic in Topic::ALL {
-        match at.log.partitions(topic).await {
-            Ok(_) => {}
+        match read_record(&at.log, topic).await {
+            Ok(()) => {}
             Err(LogError::NoTopic(topic)) => missing.push(topic.name()),
-            Err(error) => return found.mistake("kafka.brokers", format!("{}: {error}", at.address)),
+            Err(error) => return found.mistake("kafka.brokers", format!("{}: {topic} cannot be read: {error}", at.address)),
         }
     }
     if !missing.is_empty() {
@@ -93,6 +94,18 @@ async fn check_kafka(pipeline: &Pipeline, ledger: &LedgerAt, found: &mut Found) 
     } else if let Err(error) = at.log.marks(&pipeline.log.group).await {
         found.mistake("log.group", format!("{}: the group cannot be described: {error}", at.address));
     }
+}
+
+/// Reads the first record of a topic that has one.
+async fn read_record(log: &Log, topic: Topic) -> Result<(), LogError> {
+    for partition in log.partitions(topic).await? {
+        let partition = TopicPartition { topic, partition };
+        let (start, _) = log.watermarks(partition).await?;
+        if !log.read(partition, start, 1).await?.is_empty() {
+            return Ok(());
+        }
+    }
+    Ok(())
 }
 
 /// coderd's database: each right, and whether this coderd is the one of the source.
@@ -121,7 +134,7 @@ async fn check_transactions(reader: &mut Reader, found: &mut Found) {
     // what is missing is in the list of rights
     let Ok(catalog) = reader.catalog().await else { return };
     match reader.horizon(&catalog).await {
-        Ok(horizon) if catalog.open_transactions && !horizon.sees_all => found.warnings.push(
+        Ok(horizon) if catalog.sees_transactions() && !horizon.sees_all => found.warnings.push(
             "coderd's open transactions are not all visible, so nothing is reported as complete: this is a hot standby, track_activities is \
              off, or src/coderd/grants.sql was not run by a superuser or a member of pg_read_all_stats"
                 .to_owned(),

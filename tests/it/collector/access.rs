@@ -44,7 +44,7 @@ async fn an_upgrade_of_coderd_while_collecting_is_noticed() {
 }
 
 /// A role of its own for a test, and the url to log in with it.
-async fn role(coderd: &Coderd) -> (String, String) {
+pub(super) async fn role(coderd: &Coderd) -> (String, String) {
     let role = format!("reader_{}", Uuid::new_v4().simple());
     sqlx::query(sqlx::AssertSqlSafe(format!("create role {role} login"))).execute(&coderd.database.pool).await.unwrap();
     let url = coderd.database.url.replace("postgres://postgres@", &format!("postgres://{role}@"));
@@ -53,11 +53,11 @@ async fn role(coderd: &Coderd) -> (String, String) {
 }
 
 /// What `grants.sql` does for this role, as an administrator runs it.
-async fn grant(coderd: &Coderd, role: &str) {
+pub(super) async fn grant(coderd: &Coderd, role: &str) {
     sqlx::raw_sql(sqlx::AssertSqlSafe(coderd::grants(role))).execute(&coderd.database.pool).await.unwrap();
 }
 
-async fn run(coderd: &Coderd, statements: &str) {
+pub(super) async fn run(coderd: &Coderd, statements: &str) {
     sqlx::raw_sql(sqlx::AssertSqlSafe(statements.to_owned())).execute(&coderd.database.pool).await.unwrap();
 }
 
@@ -94,20 +94,76 @@ async fn the_grants_suffice_and_give_no_more() {
     }
 }
 
+/// Makes the role the owner of coderd's tables, as coderd's own role is.
+async fn own(coderd: &Coderd, role: &str) {
+    let statements = format!(
+        "do $$ declare name text; begin
+             for name in select tablename from pg_tables where schemaname = 'public' loop
+                 execute format('alter table %I owner to {role}', name);
+             end loop;
+         end $$;
+         drop schema tallyline cascade"
+    );
+    run(coderd, &statements).await;
+}
+
 #[tokio::test]
-async fn what_earlier_grants_gave_and_is_not_needed_is_revoked() {
+async fn what_earlier_grants_gave_is_revoked_but_for_what_monitoring_may_share() {
     let coderd = Coderd::new(SchemaVersion::Sep2026).await;
-    let (role, url) = role(&coderd).await;
-    run(&coderd, &format!("grant pg_read_all_stats to {role}; grant select (input) on provisioner_jobs to {role}")).await;
-    grant(&coderd, &role).await;
+    let ((admin, admin_url), (role, url)) = (role(&coderd).await, role(&coderd).await);
+    own(&coderd, &admin).await;
+    let given = format!(
+        "grant create on database {} to {admin}; grant usage on schema public to {admin}; grant pg_read_all_stats to {admin}, {role};
+         grant select (input) on provisioner_jobs to {role}",
+        coderd.database.name
+    );
+    run(&coderd, &given).await;
+    // without the right to take a role from others
+    let as_admin = sqlx::PgPool::connect(&admin_url).await.unwrap();
+    sqlx::raw_sql(sqlx::AssertSqlSafe(coderd::grants(&role))).execute(&as_admin).await.unwrap();
     let as_role = sqlx::PgPool::connect(&url).await.unwrap();
-    let more: bool = sqlx::query_scalar(
-        "select pg_has_role('pg_read_all_stats', 'usage') or has_column_privilege('provisioner_jobs', 'input', 'select')",
+    let kept: (bool, bool, bool) = sqlx::query_as(
+        "select pg_has_role('pg_read_all_stats', 'usage'), has_column_privilege('provisioner_jobs', 'input', 'select'),
+             tallyline.deployment_id() is not null and (select sees_all from tallyline.oldest_transaction())",
     )
     .fetch_one(&as_role)
     .await
     .unwrap();
-    assert!(!more);
+    assert_eq!(kept, (true, false, true));
+    assert!(source_of(&url).connect().await.unwrap().missing_rights().await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn the_owner_of_coderds_tables_needs_no_grants() {
+    for version in [SchemaVersion::TasksEra, SchemaVersion::Sep2026] {
+        let (coderd, ours) = (Coderd::new(version).await, ours().await);
+        let (owner, url) = role(&coderd).await;
+        own(&coderd, &owner).await;
+        let workspace = coderd.workspace().await;
+        coderd.build(&Build { stage: 2, ..coderd.first_start(workspace).await }).await;
+        let required = Settings { identity_required: true, ..settings() };
+        let mut collector = ours.open(required.clone(), &url).await.unwrap().unwrap();
+        assert_eq!(collector.source().deployment_id, coderd.deployment);
+        let report = collector.pass().await.unwrap();
+        assert_eq!((produced(&report), report.complete_until), ((1, 1, 0), None), "a claim; other sessions are not seen");
+        let rights = source_of(&url).connect().await.unwrap().missing_rights().await.unwrap();
+        assert_eq!(rights, [format!("psql --set reader={owner} --file src/coderd/grants.sql CODERD_DATABASE_URL")]);
+        collector.close().await;
+        run(&coderd, &format!("grant pg_read_all_stats to {owner}")).await;
+        for url in [&url, &coderd.database.url] {
+            let mut collector = ours.open(required.clone(), url).await.unwrap().unwrap();
+            assert!(collector.pass().await.unwrap().complete_until.is_some());
+            collector.close().await;
+            assert!(source_of(url).connect().await.unwrap().missing_rights().await.unwrap().is_empty());
+        }
+        // an open transaction is seen without the function, too
+        let mut open = coderd.database.pool.begin().await.unwrap();
+        let began: chrono::DateTime<chrono::Utc> = sqlx::query_scalar("select now()").fetch_one(&mut *open).await.unwrap();
+        let mut reader = source_of(&url).connect().await.unwrap();
+        let catalog = reader.catalog().await.unwrap();
+        assert!(reader.horizon(&catalog).await.unwrap().complete_before().unwrap() <= began);
+        open.rollback().await.unwrap();
+    }
 }
 
 #[tokio::test]
