@@ -1,18 +1,16 @@
 //! The coderd that each source is bound to. The same coderd under two ids would be billed twice.
 
-use sqlx::{FromRow, PgConnection};
+use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::{Ledger, NewAct};
 
 /// What tells one coderd from another: its own deployment id and its default organization.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromRow)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SourceIdentity {
     /// coderd's own deployment id.
-    #[sqlx(rename = "bound_deployment_id")]
     pub deployment_id: Uuid,
     /// The id of its default organization.
-    #[sqlx(rename = "bound_organization_id")]
     pub organization_id: Uuid,
 }
 
@@ -22,6 +20,19 @@ pub enum IdentityRefusal {
     /// A new source whose id is not the one of coderd itself.
     #[error("source.deployment_id {source_id} is not the id of this coderd: set it to {}, which coderd reports", .found.deployment_id)]
     NotItsOwnId {
+        /// The source's id.
+        source_id: Uuid,
+        /// What coderd reports.
+        found: SourceIdentity,
+    },
+    /// A registered source that was introduced while coderd's facts could not be read, under an id that is not coderd's own.
+    #[error(
+        "source {source_id} is registered, but not yet bound to a coderd, and this coderd reports deployment id {}: if the source was \
+         collected from this coderd, keep its id and bind it with `tallyline sources accept {source_id} --accept-new-identity --reason WHY`; \
+         a second source {} would count and bill everything again; if it was not, correct source.coderd_url",
+        .found.deployment_id, .found.deployment_id
+    )]
+    NotBound {
         /// The source's id.
         source_id: Uuid,
         /// What coderd reports.
@@ -57,19 +68,20 @@ pub enum IdentityRefusal {
     },
 }
 
-/// A source and the coderd it is bound to.
-#[derive(Clone, Copy, Debug, FromRow)]
+/// A registered source and the coderd it is bound to. None: coderd's facts could not be read yet.
+#[derive(Clone, Copy, Debug)]
 struct Binding {
     deployment_id: Uuid,
-    #[sqlx(flatten)]
-    bound: SourceIdentity,
+    bound: Option<SourceIdentity>,
 }
 
 /// Why a source may not use the coderd that reports `found`, if so.
 fn refusal(bindings: &[Binding], source_id: Uuid, found: SourceIdentity) -> Option<IdentityRefusal> {
-    let own = bindings.iter().find(|binding| binding.deployment_id == source_id);
-    match own {
-        Some(own) if own.bound != found => Some(IdentityRefusal::OtherCoderd { source_id, bound: own.bound, found }),
+    match bindings.iter().find(|binding| binding.deployment_id == source_id).map(|own| own.bound) {
+        Some(Some(bound)) if bound != found => Some(IdentityRefusal::OtherCoderd { source_id, bound, found }),
+        Some(None) if found.deployment_id != source_id => {
+            other_source(bindings, source_id, found).or(Some(IdentityRefusal::NotBound { source_id, found }))
+        }
         None if found.deployment_id != source_id => Some(IdentityRefusal::NotItsOwnId { source_id, found }),
         _ => other_source(bindings, source_id, found),
     }
@@ -77,7 +89,7 @@ fn refusal(bindings: &[Binding], source_id: Uuid, found: SourceIdentity) -> Opti
 
 fn other_source(bindings: &[Binding], source_id: Uuid, found: SourceIdentity) -> Option<IdentityRefusal> {
     let shares = |bound: SourceIdentity| bound.deployment_id == found.deployment_id || bound.organization_id == found.organization_id;
-    let other = bindings.iter().find(|binding| binding.deployment_id != source_id && shares(binding.bound))?;
+    let other = bindings.iter().find(|binding| binding.deployment_id != source_id && binding.bound.is_some_and(shares))?;
     Some(IdentityRefusal::OtherSource { source_id, other_id: other.deployment_id, found })
 }
 
@@ -133,7 +145,7 @@ impl Ledger {
         if !bind(&mut tx, source_id, found).await? {
             return Ok(Ok(None));
         }
-        let before = bindings.iter().find(|binding| binding.deployment_id == source_id).map(|binding| as_json(binding.bound));
+        let before = bindings.iter().find(|binding| binding.deployment_id == source_id).and_then(|own| own.bound).map(as_json);
         let detail = serde_json::json!({ "before": before, "after": as_json(found) });
         let act_id = self.act(&mut tx, &NewAct { detail, ..act.clone() }).await?;
         tx.commit().await?;
@@ -146,8 +158,10 @@ fn as_json(identity: SourceIdentity) -> serde_json::Value {
 }
 
 async fn bindings(connection: &mut PgConnection) -> Result<Vec<Binding>, sqlx::Error> {
-    let query = "select deployment_id, bound_deployment_id, bound_organization_id from source where bound_deployment_id is not null";
-    sqlx::query_as(query).fetch_all(connection).await
+    let query = "select deployment_id, bound_deployment_id, bound_organization_id from source";
+    let rows: Vec<(Uuid, Option<Uuid>, Option<Uuid>)> = sqlx::query_as(query).fetch_all(connection).await?;
+    let bound = |(deployment_id, organization_id)| SourceIdentity { deployment_id, organization_id };
+    Ok(rows.into_iter().map(|(id, own, organization)| Binding { deployment_id: id, bound: own.zip(organization).map(bound) }).collect())
 }
 
 /// False where the source is not registered.
@@ -169,7 +183,7 @@ mod tests {
     }
 
     fn bound(source: Uuid, bound: SourceIdentity) -> Binding {
-        Binding { deployment_id: source, bound }
+        Binding { deployment_id: source, bound: Some(bound) }
     }
 
     #[test]
@@ -197,6 +211,19 @@ mod tests {
         assert_eq!(refusal(&known, OTHER, found), Some(IdentityRefusal::OtherSource { source_id: OTHER, other_id: OWN, found }));
         let found = coderd(OWN, 7);
         assert_eq!(refusal(&known, OTHER, found), Some(IdentityRefusal::NotItsOwnId { source_id: OTHER, found }));
+    }
+
+    #[test]
+    fn a_registered_source_that_is_not_bound_yet_is_not_replaced_by_a_second_one() {
+        let unbound = Binding { deployment_id: OWN, bound: None };
+        assert_eq!(refusal(&[unbound], OWN, coderd(OWN, 7)), None);
+        let found = coderd(OTHER, 7);
+        let refused = refusal(&[unbound], OWN, found).unwrap();
+        assert_eq!(refused, IdentityRefusal::NotBound { source_id: OWN, found });
+        let text = refused.to_string();
+        assert!(text.contains(&format!("sources accept {OWN} --accept-new-identity")) && !text.contains("set source"), "{text}");
+        let other = IdentityRefusal::OtherSource { source_id: OWN, other_id: OTHER, found };
+        assert_eq!(refusal(&[unbound, bound(OTHER, found)], OWN, found), Some(other));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use tallyline::operations::{Actor, Desk, OperationError};
 use tallyline::sim::coderd::SchemaVersion;
 use uuid::Uuid;
 
+use super::access::{grant, role, run};
 use super::{Ours, ours, produced, settings, source_of};
 use crate::support::coderd::Coderd;
 use crate::support::ledger::desk;
@@ -121,6 +122,35 @@ async fn a_coderd_that_does_not_tell_which_it_is_is_collected_with_a_warning_unl
     ours.collector(required, &coderd).await.close().await;
     let bound: Option<Uuid> = sqlx::query_scalar("select bound_organization_id from source").fetch_one(&ours.ledger.pool).await.unwrap();
     assert_eq!(bound, Some(coderd.organization));
+}
+
+#[tokio::test]
+async fn a_source_that_was_introduced_under_a_mistyped_id_is_bound_and_not_replaced() {
+    let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
+    let (role, url) = role(&coderd).await;
+    grant(&coderd, &role).await;
+    run(&coderd, &format!("revoke execute on function tallyline.deployment_id() from {role}")).await;
+    coderd.creation().await;
+    let mistyped = Uuid::new_v4();
+    let mut collector = ours.open(named(mistyped), &url).await.unwrap().unwrap();
+    assert_eq!(produced(&collector.pass().await.unwrap()), (1, 0, 0));
+    assert!(collector.warning().is_some());
+    run(&coderd, &format!("grant execute on function tallyline.deployment_id() to {role}")).await;
+    let Err(CollectError::NotItsCoderd(refusal)) = collector.pass().await else { panic!("not refused") };
+    assert!(matches!(refusal, IdentityRefusal::NotBound { .. }), "{refusal}");
+    collector.close().await;
+    let (_, text) = refused(&ours, named(mistyped), &url).await;
+    let advice = format!("`tallyline sources accept {mistyped} --accept-new-identity --reason WHY`");
+    assert!(text.contains(&advice) && text.contains("count and bill everything again"), "{text}");
+    let desk = Desk { coderd: Some(source_of(&url)), ..desk(&ours.ledger, &ours.log) };
+    let actor = Actor { name: "user-001".to_owned(), reason: "a typing mistake".to_owned() };
+    desk.accept_identity(mistyped, &actor).await.unwrap();
+    let mut collector = ours.open(named(mistyped), &url).await.unwrap().unwrap();
+    assert_eq!((produced(&collector.pass().await.unwrap()), collector.warning()), ((0, 0, 0), None));
+    collector.close().await;
+    let (refusal, text) = refused(&ours, named(coderd.deployment), &url).await;
+    assert!(matches!(refusal, IdentityRefusal::OtherSource { other_id, .. } if other_id == mistyped), "{text}");
+    assert_eq!((records(&ours).await, ours.ledger.sources().await.unwrap().len()), (1, 1));
 }
 
 #[tokio::test]
