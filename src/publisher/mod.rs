@@ -28,7 +28,7 @@ use tracing::debug;
 use uuid::Uuid;
 
 use crate::coderd::{Reader, UsageRow};
-use crate::ledger::{Ledger, Pausable, Settled, Settlement, SourceIdentity};
+use crate::ledger::{Ledger, Pausable, Settled, Settlement};
 use crate::tallyman::{SendError, TallymanClient};
 use crate::waiting::Waits;
 
@@ -249,8 +249,7 @@ impl Publisher {
         let refusal = match reader.identity().await {
             Ok(found) => {
                 self.coderd_id = found.deployment_id;
-                let found = SourceIdentity { deployment_id: found.deployment_id, organization_id: found.organization_id };
-                let refusal = self.ledger.in_time(self.ledger.identity_refusal(self.settings.deployment, found)).await?;
+                let refusal = self.ledger.in_time(self.ledger.identity_refusal(self.settings.deployment, found.into())).await?;
                 refusal.map(|refusal| refusal.to_string())
             }
             Err(error) if error.hides_identity() => (self.settings.mode != Mode::Shadow).then(|| error.to_string()),

@@ -45,7 +45,8 @@ impl Publisher {
             return Ok(());
         }
         let answer = if begun.elapsed() + self.settings.tallyman.request_timeout < self.settings.lease {
-            self.client.ingest(&license.jwt, self.settings.deployment, request_body(&outgoing)).await
+            // The vendor knows coderd's own id. It is not the source's where an operator accepted another coderd for the source.
+            self.client.ingest(&license.jwt, self.coderd_id, request_body(&outgoing)).await
         } else {
             Err(SendError::Unreachable("not sent: this process was held up, and its lease could end before the answer".to_owned()))
         };

@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 use serde_json::json;
-use tallyline::ledger::SourceIdentity;
+use tallyline::ledger::{NewAct, SourceIdentity};
 use tallyline::publisher::{Condition, Mode};
+use tallyline::sim::tallyman::{Config, Tallyman};
+use tallyline::tallyman::ClientSettings;
 use uuid::Uuid;
 
 use super::world::{DEPLOYMENT, ORGANIZATION, World, first_license, license_for, start_time, usage};
@@ -58,9 +60,9 @@ async fn a_wrong_deployment_id_is_refused_though_no_event_of_it_will_ever_come()
 async fn sole_sends_nothing_and_does_not_start_where_coderd_does_not_tell_which_it_is() {
     let mut world = World::new().await;
     world.add(&[usage("a", start_time())]).await;
-    sqlx::raw_sql("drop schema tallyline cascade").execute(&world.coderd).await.unwrap();
+    sqlx::query("update organizations set is_default = false").execute(&world.coderd).await.unwrap();
     let why = refusal(&world).await;
-    assert!(why.contains("psql --set reader=postgres --file src/coderd/grants.sql"), "{why}");
+    assert!(why.contains("default organization"), "{why}");
     world.log().await;
     let mut process = world.process(&world.vendor.ingest_url());
     let status = process.ends_within(Duration::from_secs(60)).await;
@@ -68,6 +70,29 @@ async fn sole_sends_nothing_and_does_not_start_where_coderd_does_not_tell_which_
     assert!(process.stderr().contains("publish.mode is sole"), "{}", process.stderr());
     world.settings.mode = Mode::Shadow;
     assert_eq!(world.cycle().await.waiting, 1);
+}
+
+#[tokio::test]
+async fn the_vendor_is_sent_coderds_own_id_after_another_coderd_was_accepted() {
+    let mut world = World::new().await;
+    world.add(&[usage("a", start_time())]).await;
+    let bound = SourceIdentity { deployment_id: DEPLOYMENT, organization_id: ORGANIZATION };
+    world.ledger.bind_source(DEPLOYMENT, bound).await.unwrap().unwrap();
+    let other = Uuid::from_u128(0xe);
+    sqlx::query("update site_configs set value = $1").bind(other.to_string()).execute(&world.coderd).await.unwrap();
+    sqlx::query("delete from licenses").execute(&world.coderd).await.unwrap();
+    let license = license_for(start_time() - TimeDelta::days(40), &json!([other]));
+    world.add_license(&license).await;
+    let config = Config { license_keys: vec![license], deployment_ids: vec![other], ..Config::default() };
+    let vendor = Tallyman::start(config, world.clock.clone(), world.stop.clone()).await.unwrap();
+    world.settings.tallyman = ClientSettings::new(vendor.ingest_url());
+    refusal(&world).await;
+    let act = NewAct { actor: "user-001", act: "accept", subject: "source", reason: "moved", detail: serde_json::Value::Null };
+    let found = SourceIdentity { deployment_id: other, ..bound };
+    world.ledger.accept_identity(DEPLOYMENT, found, &act).await.unwrap().unwrap();
+    let cycle = world.cycle().await;
+    assert_eq!((cycle.accepted, cycle.failure), (1, None));
+    assert_eq!(vendor.books().times_billed(other, "a"), 1);
 }
 
 #[tokio::test]
