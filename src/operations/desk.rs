@@ -64,3 +64,16 @@ pub struct Actor {
     /// Why, in the actor's words; may be empty where an operation does not demand it.
     pub reason: String,
 }
+
+impl Actor {
+    /// Refuses an act without a reason.
+    ///
+    /// # Errors
+    /// [`OperationError::Invalid`]
+    pub(super) fn require_reason(&self) -> Result<(), OperationError> {
+        match self.reason.trim() {
+            "" => Err(OperationError::Invalid { field: "reason", message: "is missing: it goes into the audit trail".to_owned() }),
+            _ => Ok(()),
+        }
+    }
+}

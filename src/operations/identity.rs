@@ -24,9 +24,7 @@ impl Desk {
     /// [`OperationError::Invalid`] without a reason; [`OperationError::Coderd`] where coderd does not tell which one it is;
     /// [`OperationError::Forbidden`] where no coderd is configured, or this one is another source's; [`OperationError::NotFound`].
     pub async fn accept_identity(&self, source_id: Uuid, actor: &Actor) -> Result<AcceptedIdentity, OperationError> {
-        if actor.reason.trim().is_empty() {
-            return Err(OperationError::Invalid { field: "reason", message: "is missing: it goes into the audit trail".to_owned() });
-        }
+        actor.require_reason()?;
         let Some(database) = &self.coderd else {
             return Err(OperationError::Forbidden("source.coderd_url is not set: it names the coderd to accept".to_owned()));
         };

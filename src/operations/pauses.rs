@@ -51,10 +51,7 @@ impl Desk {
     /// already, with who did it.
     pub async fn pause(&self, request: &PauseRequest, actor: &Actor) -> Result<Pause, OperationError> {
         let topic = topic(request)?;
-        if actor.reason.trim().is_empty() {
-            let message = "a pause needs a reason: whoever finds it must know why".to_owned();
-            return Err(OperationError::Invalid { field: "reason", message });
-        }
+        actor.require_reason()?;
         let paused = self.ledger.in_time(self.ledger.pause(request.operation, topic, &actor.name, &actor.reason)).await?;
         paused.map_err(|held| OperationError::Forbidden(held.to_string()))
     }
@@ -80,10 +77,7 @@ impl Desk {
     /// # Errors
     /// [`OperationError::Invalid`] without a reason; [`OperationError::NotFound`] where the deployment's publishing has not stopped; the ledger's.
     pub async fn coderd_cut_off(&self, request: &CoderdCutOff, actor: &Actor) -> Result<PublishStop, OperationError> {
-        if actor.reason.trim().is_empty() {
-            let message = "say how coderd's publishing is cut off: it goes into the audit trail".to_owned();
-            return Err(OperationError::Invalid { field: "reason", message });
-        }
+        actor.require_reason()?;
         let detail = serde_json::Value::default();
         let act = NewAct { actor: &actor.name, act: "resume", subject: "publish", reason: &actor.reason, detail };
         let ended = self.ledger.in_time(self.ledger.end_publish_stop(request.deployment_id, &act)).await?;

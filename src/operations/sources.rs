@@ -91,9 +91,7 @@ impl Desk {
 
     /// The id of a registered source as text; refuses an act without a reason.
     async fn registered(&self, request: &OneSource, actor: &Actor) -> Result<String, OperationError> {
-        if actor.reason.trim().is_empty() {
-            return Err(OperationError::Invalid { field: "reason", message: "is missing: it goes into the audit trail".to_owned() });
-        }
+        actor.require_reason()?;
         self.one_source(request).await?;
         Ok(request.deployment_id.to_string())
     }

@@ -156,12 +156,7 @@ impl Desk {
     /// [`OperationError::NotFound`]; [`OperationError::Forbidden`] where one is not open; [`OperationError::Invalid`] without a reason; the
     /// ledger's.
     pub async fn discard_rejects(&self, request: &DiscardRejects, actor: &Actor) -> Result<DiscardedRejects, OperationError> {
-        if actor.reason.trim().is_empty() {
-            return Err(OperationError::Invalid {
-                field: "reason",
-                message: "say why they are given up: it goes into the audit trail".into(),
-            });
-        }
+        actor.require_reason()?;
         let rows = self.these_rejects(&request.ids).await?;
         self.all_open(&rows).await?;
         let ids: Vec<i64> = rows.iter().map(|row| row.id).collect();

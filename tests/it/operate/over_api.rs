@@ -145,7 +145,7 @@ async fn what_is_refused_over_the_api_is_told_with_its_reason_and_exit_code() {
         (&api, "status", "--token hunter2", 2, "--token must be env:NAME"),
         (&api, "pause consume --reason x", "--token env:READ", 2, "this needs a token of scope admin; the-read has the scope read"),
         (&api, "pause consume --reason x --as somebody", "--token env:ADMIN", 2, "--as cannot be used with --api"),
-        (&api, "pause consume", "--token env:ADMIN", 2, "reason: a pause needs a reason"),
+        (&api, "pause consume", "--token env:ADMIN", 2, "reason: is missing: it goes into the audit trail"),
         (&api, "recover plan --lost ledger", "--token env:READ", 2, "this needs a token of scope admin; the-read has the scope read"),
         (&api, "recover execute --plan 0", "--token env:ADMIN", 4, "404 Not Found: no recovery was planned under 0"),
         (&api, "acts --act burn", "--token env:ADMIN", 2, "act: must be one of resubmit"),
