@@ -6,6 +6,7 @@ use std::io::Write;
 use anyhow::Context as _;
 use chrono::SecondsFormat;
 use serde::Serialize;
+use uuid::Uuid;
 
 use super::csv::text;
 use crate::ledger::{Ledger, UsageRange, UsageRow};
@@ -46,11 +47,12 @@ pub struct TypeTotal {
     pub events: u64,
     /// What becomes of their quantities.
     pub aggregate: Aggregate,
-    /// The sum or the maximum of their quantities, in decimal: a sum may be more than 64 bits hold.
+    /// What the deployments' aggregates of their quantities add up to, in decimal: it may be more than 64 bits hold.
     pub quantity: String,
 }
 
-/// How the quantities of one type become one number.
+/// How a deployment's quantities of one type become one number. Those of several deployments are added: each has agents, hours and seats of
+/// its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Aggregate {
@@ -73,6 +75,9 @@ impl Aggregate {
     }
 }
 
+/// Events and aggregate by type and deployment.
+type Types = BTreeMap<String, BTreeMap<Uuid, (u64, u128)>>;
+
 /// Writes the range as CSV: a header, then rows by time and id, lines ended by a line feed, times in UTC to the microsecond. Returns the totals.
 ///
 /// # Errors
@@ -80,14 +85,15 @@ impl Aggregate {
 pub async fn export_usage(ledger: &Ledger, range: &UsageRange, writer: impl Write) -> anyhow::Result<Totals> {
     let mut csv = ::csv::Writer::from_writer(writer);
     csv.write_record(COLUMNS)?;
-    let mut types: BTreeMap<String, (u64, u128)> = BTreeMap::new();
+    let mut types = Types::new();
     let mut last: Option<UsageRow> = None;
     loop {
         let page = ledger.in_time(ledger.usage_page(range, last.as_ref(), PAGE_ROWS)).await.context("reading usage from the ledger")?;
         for row in &page {
             csv.write_record(fields(row))?;
             let quantity: u128 = row.quantity.parse().with_context(|| format!("the quantity of {}", row.event_id))?;
-            let (events, total) = types.entry(row.event_type.clone()).or_default();
+            let deployments = types.entry(row.event_type.clone()).or_default();
+            let (events, total) = deployments.entry(row.deployment_id).or_default();
             *events += 1;
             *total = Aggregate::of(&row.event_type).add(*total, quantity);
         }
@@ -114,16 +120,16 @@ fn fields(row: &UsageRow) -> [String; 9] {
     ]
 }
 
-fn totals(types: BTreeMap<String, (u64, u128)>) -> Totals {
-    let events = types.values().map(|(events, _)| events).sum();
-    let total = |(event_type, (events, quantity)): (String, (u64, u128))| TypeTotal {
+fn totals(types: Types) -> Totals {
+    let total = |(event_type, deployments): (String, BTreeMap<Uuid, (u64, u128)>)| TypeTotal {
         unit: unit(&event_type),
         aggregate: Aggregate::of(&event_type),
         event_type,
-        events,
-        quantity: quantity.to_string(),
+        events: deployments.values().map(|(events, _)| events).sum(),
+        quantity: deployments.values().map(|(_, quantity)| quantity).sum::<u128>().to_string(),
     };
-    Totals { events, types: types.into_iter().map(total).collect() }
+    let types: Vec<TypeTotal> = types.into_iter().map(total).collect();
+    Totals { events: types.iter().map(|total| total.events).sum(), types }
 }
 
 /// What the type's quantity counts.

@@ -61,6 +61,7 @@ async fn many_pages_hold_each_event_once_in_order_and_add_up() {
 
     let mut rows = Vec::new();
     let mut totals: BTreeMap<&str, (u64, u128, &'static str)> = BTreeMap::new();
+    let mut seats = BTreeMap::from([(DEPLOYMENT, 0), (OTHER_DEPLOYMENT, 0)]);
     for event in &events {
         let Payload::Usage(usage) = &event.payload else { unreachable!("only usage") };
         let (event_type, unit) = match usage.quantity {
@@ -71,8 +72,14 @@ async fn many_pages_hold_each_event_once_in_order_and_add_up() {
         let number = usage.quantity.number();
         let (events, total, _) = totals.entry(event_type).or_insert((0, 0, unit));
         *events += 1;
-        // seats are a level: ten heartbeats of ten seats are ten seats
-        *total = if unit == "seats" { (*total).max(number.into()) } else { *total + u128::from(number) };
+        // seats are a level of their deployment: ten heartbeats of ten seats are ten seats
+        if let UsageQuantity::AiSeats(number) = usage.quantity {
+            let level = seats.get_mut(&event.deployment).unwrap();
+            *level = number.max(*level);
+            *total = seats.values().map(|level| u128::from(*level)).sum();
+        } else {
+            *total += u128::from(number);
+        }
         let time = usage.created_at.format("%Y-%m-%dT%H:%M:%S.000000Z");
         let line = format!("{},{},{event_type},{number},{unit},{time},pending,,{sequence}\n", event.deployment, usage.id);
         rows.push((usage.created_at, usage.id.clone(), event.deployment, line));
