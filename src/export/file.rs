@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, BufWriter, Write};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest as _, Sha256};
@@ -10,6 +10,9 @@ use tempfile::NamedTempFile;
 
 /// Its owner writes, its group reads: usage names people's work, so others may not.
 const MODE: u32 = 0o640;
+
+/// Links from one to the next, as many as Linux follows.
+const MAX_LINKS: u32 = 40;
 
 /// An export that is being written. Dropped before [`ExportFile::finish`], it leaves a regular file as it was.
 #[derive(Debug)]
@@ -36,6 +39,8 @@ impl ExportFile {
     /// # Errors
     /// The system's.
     pub fn create(path: &Path) -> io::Result<ExportFile> {
+        // asked before the file is opened: opening decides whether the link may be followed, also where it dangles
+        let link = path.is_symlink();
         let opened = match OpenOptions::new().write(true).open(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             opened => Some(opened?),
@@ -43,7 +48,7 @@ impl ExportFile {
         match opened {
             Some(file) if !file.metadata()?.is_file() => Ok(ExportFile(Destination::Stream(BufWriter::new(file)))),
             Some(_) => Self::replace(path.canonicalize()?),
-            None if path.is_symlink() => Self::replace(end_of_link(path)?),
+            None if link => Self::replace(end_of_link(path)?),
             None => Self::replace(path.to_owned()),
         }
     }
@@ -77,12 +82,16 @@ fn folder(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// The file that a dangling link names. The system makes it for a moment: whether a link may be followed at all is its decision.
+/// The file at the end of a chain of links, there or not. It is not created for this: another export may put its file there meanwhile.
 fn end_of_link(path: &Path) -> io::Result<PathBuf> {
-    OpenOptions::new().write(true).create(true).truncate(false).mode(MODE).open(path)?;
-    let end = path.canonicalize()?;
-    fs::remove_file(&end)?;
-    Ok(end)
+    let mut end = path.to_owned();
+    for _ in 0..MAX_LINKS {
+        if !end.is_symlink() {
+            return Ok(end);
+        }
+        end = folder(&end).canonicalize()?.join(fs::read_link(&end)?);
+    }
+    Err(io::Error::other("too many links"))
 }
 
 impl Write for ExportFile {
@@ -198,6 +207,22 @@ mod tests {
         export(&dangling, "next");
         assert_eq!((dangling.is_symlink(), text(&folder.path().join("2026-12.csv")).as_str()), (true, "next"));
         assert_eq!(entries(&folder), 4);
+    }
+
+    #[test]
+    fn two_exports_through_one_dangling_link_lose_no_file() {
+        let folder = TempDir::new().expect("a folder");
+        let [file, middle, link] = ["2026-12.csv", "middle.csv", "next.csv"].map(|name| folder.path().join(name));
+        symlink("middle.csv", &link).expect("linked");
+        symlink(&file, &middle).expect("linked");
+        let ends: Vec<PathBuf> = (0..2)
+            .map(|_| {
+                export(&link, "whole");
+                end_of_link(&link).expect("followed")
+            })
+            .collect();
+        assert_eq!((ends, text(&file).as_str()), (vec![file.canonicalize().expect("there"); 2], "whole"));
+        assert!(link.is_symlink() && middle.is_symlink());
     }
 
     #[test]
