@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::actor::ActorArguments;
 use super::{Context, Exit, Failure, PipelineArguments, columns, connect, instant};
-use crate::export::{Aggregate, ExportFile, Hashed, Totals, export_usage, incomplete, is_stdout};
+use crate::export::{Aggregate, ExportFile, Hashed, Totals, export_usage, incomplete, incomplete_as_of, is_stdout};
 use crate::ledger::{Ledger, NewExport, Pausable, UsageRange};
 use crate::operations::refuse_paused;
 
@@ -82,10 +82,9 @@ pub(super) async fn run(export: Export, context: &Context) -> Result<Exit, Failu
     let pipeline = usage.pipeline.load()?;
     let ledger = connect::ledger(&pipeline, context.clock.clone()).await?;
     refuse_paused(&ledger, Pausable::Export).await?;
-    let range = range(&ledger, &usage).await?;
-    let incomplete = ledger.in_time(incomplete(&ledger, &range)).await?;
+    let (range, incomplete) = range(&ledger, &usage).await?;
     if let Some(reason) = incomplete.as_ref().filter(|_| !usage.allow_incomplete) {
-        let advice = "retry later, choose an earlier --to, or write what is there with --allow-incomplete";
+        let advice = "retry later, choose an earlier --to or a later --as-of, or write what is there with --allow-incomplete";
         return Err(Failure::of(Exit::Refused, format!("the range is not complete: {reason}; {advice}")));
     }
     let Format::Csv = usage.format;
@@ -113,11 +112,10 @@ pub(super) async fn run(export: Export, context: &Context) -> Result<Exit, Failu
     Ok(Exit::Success)
 }
 
-/// The range that was asked for, in the ledger as it is.
-async fn range(ledger: &Ledger, usage: &Usage) -> Result<UsageRange, Failure> {
+/// The range that was asked for, as of a ledger sequence, and why usage of it may be missing.
+async fn range(ledger: &Ledger, usage: &Usage) -> Result<(UsageRange, Option<String>), Failure> {
     let last = ledger.in_time(ledger.last_sequence()).await?;
-    let as_of = usage.as_of.unwrap_or(last);
-    if as_of > last {
+    if let Some(as_of) = usage.as_of.filter(|as_of| *as_of > last) {
         return Err(Failure::of(Exit::Refused, format!("--as-of {as_of}: the ledger's last sequence is {last}")));
     }
     if let Some(source) = usage.source
@@ -125,7 +123,15 @@ async fn range(ledger: &Ledger, usage: &Usage) -> Result<UsageRange, Failure> {
     {
         return Err(Failure::of(Exit::Refused, format!("--source {source}: the ledger knows no such deployment")));
     }
-    Ok(UsageRange { from: usage.from, to: usage.to, source: usage.source, as_of })
+    let range = UsageRange { from: usage.from, to: usage.to, source: usage.source, as_of: usage.as_of.unwrap_or(last) };
+    if usage.as_of.is_some() {
+        let incomplete = ledger.in_time(incomplete_as_of(ledger, &range)).await?;
+        return Ok((range, incomplete));
+    }
+    let incomplete = ledger.in_time(incomplete(ledger, &range)).await?;
+    // the sequence comes last: it has all that the check relies on
+    let as_of = ledger.in_time(ledger.last_sequence()).await?;
+    Ok((UsageRange { as_of, ..range }, incomplete))
 }
 
 /// An export that is where it belongs.

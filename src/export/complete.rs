@@ -2,10 +2,10 @@
 
 use chrono::{DateTime, SecondsFormat, Utc};
 
-use crate::ledger::{Ledger, Recovering, UsageCompleteness, UsageRange};
+use crate::ledger::{LaterUsage, Ledger, Recovering, UsageCompleteness, UsageRange};
 
-/// Why a file of this range may lack usage; none where it is complete. Sources that an operator has retired have
-/// nothing more to add.
+/// Why a file of this range may lack usage. None: the range is complete as of any ledger sequence that is taken after this check.
+/// Sources that an operator has retired have nothing more to add.
 ///
 /// # Errors
 /// The database's.
@@ -25,6 +25,21 @@ pub async fn incomplete(ledger: &Ledger, range: &UsageRange) -> Result<Option<St
     Ok(None)
 }
 
+/// Why a file of this range may lack usage as of its own sequence, which may be long past.
+///
+/// # Errors
+/// The database's.
+pub async fn incomplete_as_of(ledger: &Ledger, range: &UsageRange) -> Result<Option<String>, sqlx::Error> {
+    if let Some(reason) = incomplete(ledger, range).await? {
+        return Ok(Some(reason));
+    }
+    let later = ledger.later_usage(range).await?;
+    Ok(later.map(|LaterUsage { deployment_id, sequence }| {
+        let as_of = range.as_of;
+        format!("deployment {deployment_id} has usage of the range that was recorded after sequence {as_of}, up to sequence {sequence}")
+    }))
+}
+
 fn recovery(recovering: &Recovering) -> String {
     format!(
         "the ledger was restored and has not caught up: the recovery by {} since {} is open ({})",
@@ -36,9 +51,13 @@ fn recovery(recovering: &Recovering) -> String {
 
 /// What a source cannot vouch for up to the end of the range.
 fn shortfall(completeness: &UsageCompleteness, to: DateTime<Utc>) -> Option<String> {
-    let UsageCompleteness { complete_until, last_pass_claims } = *completeness;
+    let UsageCompleteness { complete_until, runtime_complete_until, last_pass_claims } = *completeness;
     match (complete_until, last_pass_claims) {
-        (Some(until), _) if until >= to => None,
+        (Some(until), _) if until >= to => {
+            // coderd writes the row of an hour minutes to days after it
+            let missing = runtime_complete_until.filter(|until| *until < to)?;
+            Some(format!("has agent runtime that is complete until {}, and the range ends at {}", text(missing), text(to)))
+        }
         (_, None) => Some("was not read by a collector up to that ledger sequence".to_owned()),
         (until, Some(false)) => Some(format!(
             "cannot tell until when it is complete: a hot standby cannot, nor can a role that does not see all transactions{}",
@@ -64,7 +83,12 @@ mod tests {
     }
 
     fn of(complete_until: Option<u32>, last_pass_claims: Option<bool>) -> Option<String> {
-        shortfall(&UsageCompleteness { complete_until: complete_until.map(at), last_pass_claims }, at(20))
+        with_runtime(complete_until, None, last_pass_claims)
+    }
+
+    fn with_runtime(complete_until: Option<u32>, runtime: Option<u32>, last_pass_claims: Option<bool>) -> Option<String> {
+        let (complete_until, runtime_complete_until) = (complete_until.map(at), runtime.map(at));
+        shortfall(&UsageCompleteness { complete_until, runtime_complete_until, last_pass_claims }, at(20))
     }
 
     #[test]
@@ -73,6 +97,14 @@ mod tests {
         assert_eq!(of(Some(21), Some(false)), None, "what was complete stays so");
         let short = of(Some(19), Some(true)).expect("a reason");
         assert!(short.contains("complete until 2026-11-19T00:00:00Z") && short.contains("ends at 2026-11-20T00:00:00Z"), "{short}");
+    }
+
+    #[test]
+    fn agent_runtime_is_complete_as_well_where_there_is_any() {
+        assert_eq!(with_runtime(Some(21), Some(20), Some(true)), None);
+        let short = with_runtime(Some(21), Some(19), Some(true)).expect("a reason");
+        assert!(short.contains("agent runtime") && short.contains("until 2026-11-19T00:00:00Z"), "{short}");
+        assert!(!with_runtime(Some(19), Some(18), Some(true)).expect("a reason").contains("runtime"), "the wider reason comes first");
     }
 
     #[test]

@@ -5,6 +5,6 @@ mod csv;
 mod file;
 mod usage;
 
-pub use complete::incomplete;
+pub use complete::{incomplete, incomplete_as_of};
 pub use file::{ExportFile, Hashed, is_stdout};
 pub use usage::{Aggregate, Totals, TypeTotal, export_usage};

@@ -45,12 +45,24 @@ pub struct UsageRow {
 pub struct UsageCompleteness {
     /// All usage that coderd committed before this instant is in the ledger. None: not known.
     pub complete_until: Option<DateTime<Utc>>,
+    /// Every hour before this one has its runtime row in the ledger or is over 7 days old. None: this coderd has no agent runtime.
+    pub runtime_complete_until: Option<DateTime<Utc>>,
     /// Whether the last pass of its collector claimed completeness. None: there was no pass.
     pub last_pass_claims: Option<bool>,
 }
 
+/// Usage of a range that a ledger sequence does not have yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromRow)]
+pub struct LaterUsage {
+    /// coderd's deployment id.
+    pub deployment_id: Uuid,
+    /// The last sequence that recorded such usage.
+    pub sequence: i64,
+}
+
 impl Ledger {
-    /// How far the source's usage is complete by the passes up to this sequence, as far as the log was read.
+    /// How far the source's usage is complete by the passes up to this sequence, as far as the log is read now: their events may be recorded
+    /// later ([`Ledger::later_usage`]). Positions of the past are not kept.
     ///
     /// # Errors
     /// The database's.
@@ -67,6 +79,9 @@ impl Ledger {
              select
                  (select complete_until from pass where complete_until is not null and (id < unread.id or unread.id is null)
                   order by id desc limit 1) as complete_until,
+                 (select runtime_complete_until from pass
+                  where runtime_complete_until is not null and (id < unread.id or unread.id is null)
+                  order by id desc limit 1) as runtime_complete_until,
                  (select complete_until is not null from pass order by id desc limit 1) as last_pass_claims
              from unread",
         )
@@ -74,6 +89,28 @@ impl Ledger {
         .bind(as_of)
         .bind(crate::event::Topic::AgentUsage.name())
         .fetch_one(&self.pool)
+        .await
+    }
+
+    /// A deployment with usage of the range that was recorded after the range's sequence. None: there is none.
+    ///
+    /// Reads each usage event of the range and its batch by index, about what the export itself reads.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn later_usage(&self, range: &UsageRange) -> Result<Option<LaterUsage>, sqlx::Error> {
+        sqlx::query_as(
+            "select source.deployment_id, max(batch.sequence) as sequence
+             from source join usage_event event on event.source_id = source.id join batch on batch.id = event.batch_id
+             where event.created_at >= $1 and event.created_at < $2 and ($3::uuid is null or source.deployment_id = $3)
+                 and batch.sequence > $4
+             group by source.deployment_id order by source.deployment_id limit 1",
+        )
+        .bind(range.from)
+        .bind(range.to)
+        .bind(range.source)
+        .bind(range.as_of)
+        .fetch_optional(&self.pool)
         .await
     }
 

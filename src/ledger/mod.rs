@@ -55,7 +55,7 @@ pub use begin_anew::{BegunAnew, Lives};
 pub use choices::LICENSE_RULES;
 pub use collector_requests::{SweepRequest, SweepResult};
 pub use connect::{LedgerError, LedgerSettings};
-pub use exports::{UsageCompleteness, UsageRange, UsageRow};
+pub use exports::{LaterUsage, UsageCompleteness, UsageRange, UsageRow};
 pub use findings::{Example, Finding, NewFinding};
 pub use follow::{Entry, Fact};
 pub use foresee::{Foreseen, Foresight};

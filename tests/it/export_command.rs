@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::MetadataExt as _;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use tallyline::clock::Clock;
@@ -12,7 +13,7 @@ use uuid::Uuid;
 use crate::cli::{Pipeline, assert_refused, code, json};
 use crate::export::record;
 use crate::support::ledger::{DEPLOYMENT, OTHER_DEPLOYMENT, noon, partition, register_retired, usage};
-use crate::support::{Database, database};
+use crate::support::{Database, database, eventually};
 
 /// A ledger with some usage, and a pipeline file for it.
 struct Site {
@@ -43,17 +44,28 @@ impl Site {
         self.ledger.source(DEPLOYMENT).await.unwrap().expect("registered")
     }
 
-    /// A pass of the source's collector that is complete until then, or cannot tell, and this number of unread records.
-    async fn pass(&self, source: &Source, complete_until: Option<DateTime<Utc>>, unread: i64) {
+    /// A pass of the source's collector that is complete until then, or cannot tell, and this number of unread records. Returns its sequence.
+    async fn pass(&self, source: &Source, complete_until: Option<DateTime<Utc>>, unread: i64) -> i64 {
+        self.runtime_pass(source, complete_until, None, unread).await
+    }
+
+    /// The same of a coderd that has agent runtime.
+    async fn runtime_pass(
+        &self,
+        source: &Source,
+        complete_until: Option<DateTime<Utc>>,
+        runtime_complete_until: Option<DateTime<Utc>>,
+        unread: i64,
+    ) -> i64 {
         let name = format!("collector:{}", source.deployment_id);
-        let lease = self.ledger.take_lease(&name, "test", std::time::Duration::from_secs(60)).await.unwrap().expect("free");
+        let lease = self.ledger.take_lease(&name, "test", Duration::from_secs(60)).await.unwrap().expect("free");
         let mut offsets = self.ledger.positions().await.unwrap();
         offsets.iter_mut().for_each(|(_, next_offset)| *next_offset += unread);
         let pass = NewPass {
             source_id: source.id,
             started_at: noon(),
             complete_until,
-            runtime_complete_until: None,
+            runtime_complete_until,
             full_sweep: true,
             produced: 0,
             late: 0,
@@ -64,6 +76,7 @@ impl Site {
         };
         self.ledger.record_pass(&lease, &pass).await.unwrap();
         self.ledger.release_lease(lease).await.unwrap();
+        self.ledger.last_sequence().await.unwrap()
     }
 }
 
@@ -140,6 +153,70 @@ async fn what_the_log_holds_unread_is_not_complete() {
     let source = site.in_use().await;
     site.pass(&source, Some(noon() + TimeDelta::days(1)), 3).await;
     assert_refused(&site.pipeline.run(&format!("{DAY} -o -")).await, 4, "is complete until no instant yet");
+}
+
+#[tokio::test]
+async fn usage_of_the_range_that_was_recorded_later_makes_an_earlier_sequence_incomplete() {
+    let site = Site::new(DEPLOYMENT).await;
+    let source = site.in_use().await;
+    let export = async |more: &str| site.pipeline.run(&format!("{DAY} -o - {more}")).await;
+    let pass = site.pass(&source, Some(noon() + TimeDelta::days(1)), 3).await;
+    assert_refused(&export(&format!("--as-of {pass}")).await, 4, "is complete until no instant yet");
+
+    let events: Vec<Event> = (20..23).map(|n| usage(DEPLOYMENT, n)).collect();
+    let read = record(&site.ledger, &events).await;
+    let reason = format!("deployment {DEPLOYMENT} has usage of the range that was recorded after sequence {pass}, up to sequence {read}");
+    assert_refused(&export(&format!("--as-of {pass}")).await, 4, &reason);
+    assert_eq!(export(&format!("--as-of {pass} --allow-incomplete")).await.stdout.lines().count(), 1 + 20);
+    assert_eq!(export(&format!("--as-of {read}")).await.stdout.lines().count(), 1 + 23);
+
+    // usage of another day or of another deployment changes nothing
+    register_retired(&site.ledger, OTHER_DEPLOYMENT).await;
+    record(&site.ledger, &[usage(DEPLOYMENT, 10_000)]).await;
+    assert_eq!(code(&export(&format!("--as-of {read}")).await), 0);
+    record(&site.ledger, &[usage(OTHER_DEPLOYMENT, 0)]).await;
+    assert_eq!(code(&export(&format!("--as-of {read} --source {DEPLOYMENT}")).await), 0);
+    assert_refused(&export(&format!("--as-of {read}")).await, 4, &OTHER_DEPLOYMENT.to_string());
+}
+
+#[tokio::test]
+async fn what_is_recorded_while_completeness_is_checked_is_in_the_file() {
+    let site = Site::new(DEPLOYMENT).await;
+    let source = site.in_use().await;
+    site.pass(&source, Some(noon() + TimeDelta::days(1)), 3).await;
+    let mut checks = site.database.pool.begin().await.unwrap();
+    sqlx::query("lock table collector_pass_offset").execute(&mut *checks).await.unwrap();
+    let read_meanwhile = async {
+        let waiting = "select exists (select from pg_locks where relation = 'collector_pass_offset'::regclass and not granted)";
+        eventually(Duration::from_secs(60), "the export asks for completeness", || async {
+            sqlx::query_scalar(waiting).fetch_one(&site.database.pool).await.unwrap()
+        })
+        .await;
+        let events: Vec<Event> = (20..23).map(|n| usage(DEPLOYMENT, n)).collect();
+        record(&site.ledger, &events).await;
+        checks.commit().await.unwrap();
+    };
+    let command = format!("{DAY} -o -");
+    let (export, ()) = tokio::join!(site.pipeline.run(&command), read_meanwhile);
+    assert_eq!((code(&export), export.stdout.lines().count()), (0, 1 + 23), "{export:?}");
+}
+
+#[tokio::test]
+async fn an_hour_whose_agent_runtime_coderd_has_not_written_is_not_complete() {
+    let site = Site::new(DEPLOYMENT).await;
+    let source = site.in_use().await;
+    let end = noon() + TimeDelta::hours(12);
+    let export = async |more: &str| site.pipeline.run(&format!("{DAY} -o - {more}")).await;
+
+    // two minutes after midnight: coderd writes the row of the last hour later
+    let before = site.runtime_pass(&source, Some(end + TimeDelta::minutes(2)), Some(end - TimeDelta::hours(1)), 0).await;
+    let reason = format!(
+        "deployment {DEPLOYMENT} has agent runtime that is complete until 2025-08-01T23:00:00Z, and the range ends at 2025-08-02T00:00:00Z"
+    );
+    assert_refused(&export("").await, 4, &reason);
+    site.runtime_pass(&source, Some(end + TimeDelta::minutes(9)), Some(end), 0).await;
+    assert_eq!(code(&export("").await), 0);
+    assert_refused(&export(&format!("--as-of {before}")).await, 4, &reason);
 }
 
 #[tokio::test]
