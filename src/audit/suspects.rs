@@ -128,7 +128,6 @@ impl Joint {
             (_, Some(None)) if at > 0 => {}
             (_, Some(None)) => self.open.push(difference("unreadable", id, "this version cannot read coderd's row")),
             (None, Some(_)) => self.not_accepted(suspect, false),
-            (Some(_), None) if suspect.is_lost => self.gone(id, LOST),
             (Some(_), None) if suspect.is_confirmed => self.gone(id, GONE),
             (Some(_), Some(Some(None))) if suspect.is_confirmed => {
                 self.remarks.push(difference("source_changed", id, NO_LONGER_A_CLAIM));

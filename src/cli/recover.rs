@@ -217,6 +217,7 @@ fn coderd(effect: &CoderdEffect) -> String {
     });
     let mut text = columns(["LOST IN CODERD", "EVENTS", "UNITS", "PUBLISHED", "PENDING"], rows);
     let numbers = [
+        ("builds and claims that coderd has removed: they stay counted", effect.gone_builds),
         ("never confirmed, so nothing is done: `tallyline audit` lists them", effect.unconfirmed),
         ("usage ids with other content now", effect.ids_used_again),
         ("  still to be published: sent as they were accepted", effect.ids_used_again_pending),

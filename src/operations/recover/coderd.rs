@@ -24,11 +24,13 @@ const PAGE: i64 = 2_000;
 pub struct CoderdEffect {
     /// The deployment.
     pub deployment_id: Uuid,
-    /// Confirmed events that coderd no longer has, by type: they stay counted, and the audit would list them as `source_gone`.
+    /// Confirmed usage that coderd no longer has, by type: it stays counted, and the audit would list it as `source_gone`.
     pub lost: Vec<LostEvents>,
+    /// Confirmed builds and claims that coderd no longer has: they stay counted. coderd removes old builds by itself, so they are not to be recovered.
+    pub gone_builds: i64,
     /// Events that coderd does not have and was never seen to have: nothing is done about them, and the audit lists them by id.
     pub unconfirmed: i64,
-    /// Events that would be listed as lost: the lost ones, and usage whose ids were used again, as far as neither is listed already.
+    /// Usage that would be listed as lost: what coderd no longer has, and what had its id used again, as far as neither is listed already.
     pub to_list: i64,
     /// SHA-256 of their ids, in hexadecimal.
     pub ids_sha256: String,
@@ -46,14 +48,14 @@ pub struct CoderdEffect {
     pub published_by_coderd_without_mark: i64,
 }
 
-/// Lost events of one type.
+/// Lost usage of one type.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LostEvents {
     /// The type.
     pub event_type: String,
     /// How many.
     pub events: i64,
-    /// Usage in the type's unit, in decimal; none for builds and claims.
+    /// Usage in the type's unit, in decimal.
     pub units: Option<String>,
     /// Of these, published already.
     pub published: i64,
@@ -63,7 +65,7 @@ pub struct LostEvents {
 
 impl CoderdEffect {
     pub(super) fn nothing(&self) -> Option<String> {
-        let nothing = "coderd has every confirmed event, but for what is known to be lost: there is nothing to recover";
+        let nothing = "coderd has all confirmed usage, but for what is known to be lost: there is nothing to recover";
         (self.to_list == 0).then(|| nothing.to_owned())
     }
 
@@ -131,6 +133,7 @@ impl<'a> Comparison<'a> {
         let effect = CoderdEffect {
             deployment_id,
             lost: Vec::new(),
+            gone_builds: 0,
             unconfirmed: 0,
             to_list: 0,
             ids_sha256: String::new(),
@@ -164,17 +167,10 @@ impl<'a> Comparison<'a> {
         if gone.is_empty() {
             return Ok(());
         }
-        let confirmed = self.ledger.in_time(self.ledger.confirmed_builds(self.source.id, gone)).await?;
-        let kinds = [("workspace_build_completed", "workspace_build_completed_v1"), ("prebuild_claimed", "prebuild_claimed_v1")];
-        for (at, (prefix, event_type)) in kinds.into_iter().enumerate() {
-            let of = |is_confirmed| confirmed.iter().filter(move |(_, events)| events[at] == Some(is_confirmed)).map(|(id, _)| id);
-            self.effect.unconfirmed += of(false).count() as i64;
-            let names: Vec<String> = of(true).map(|id| format!("{prefix}:{id}")).collect();
-            let listed = self.ledger.in_time(self.ledger.lost_ids(self.source.id, &names)).await?;
-            for name in names.into_iter().filter(|name| !listed.contains(name)) {
-                self.lost_event(event_type).0.events += 1;
-                self.ids.push(name);
-            }
+        let events = self.ledger.in_time(self.ledger.confirmed_builds(self.source.id, gone)).await?;
+        for is_confirmed in events.into_values().flatten().flatten() {
+            let count = if is_confirmed { &mut self.effect.gone_builds } else { &mut self.effect.unconfirmed };
+            *count += 1;
         }
         Ok(())
     }

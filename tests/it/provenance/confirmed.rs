@@ -4,36 +4,63 @@ use std::time::Duration;
 
 use tallyline::coderd;
 use tallyline::event::Topic;
-use tallyline::ledger::{Arrival, Chain};
+use tallyline::ledger::{Arrival, Chain, Ledger};
 use tallyline::log::{Log, PostgresLogSettings};
 use tallyline::operations::Desk;
-use tallyline::operations::recover::{Lost, RecoverEffect, RecoverExecution, RecoverRequest};
+use tallyline::operations::recover::{CoderdEffect, Lost, RecoverEffect, RecoverExecution, RecoverRequest};
 use tallyline::sim::coderd::{SchemaVersion, create_schema};
 use tokio_util::sync::CancellationToken;
 
 use super::world::operator;
-use crate::support;
 use crate::support::ledger::{DEPLOYMENT, arrival, build, desk, partition, registered_ledger, usage};
+use crate::support::{self, Database};
 
-#[tokio::test]
-async fn an_event_that_was_never_confirmed_is_not_released_when_coderd_does_not_have_it() {
-    let (_database, ledger) = registered_ledger().await;
-    for (topic, of) in [(Topic::WorkspaceBuilds, build as fn(uuid::Uuid, u32) -> _), (Topic::AgentUsage, usage)] {
+/// A confirmed and an unconfirmed event of each of these topics.
+async fn ledger_with(topics: &[Topic]) -> (Database, Ledger) {
+    let (database, ledger) = registered_ledger().await;
+    for topic in topics.iter().copied() {
+        let of = if topic == Topic::AgentUsage { usage } else { build };
         let claim = ledger.claim(partition(topic, 0), 0).await.unwrap();
         let arrivals = [1, 2].map(|n: u32| Arrival { confirmed: n == 1, ..arrival(n.into(), of(DEPLOYMENT, n)) });
         ledger.record(&Chain::Live(claim), &arrivals, 3).await.unwrap();
     }
+    (database, ledger)
+}
+
+/// The operators' desk beside a coderd without rows.
+async fn desk_without_rows(ledger: &Ledger) -> (Database, Desk) {
     let source = support::database().await;
     create_schema(&mut source.pool.acquire().await.unwrap(), SchemaVersion::Sep2026).await.unwrap();
     let database = coderd::Database::new(&source.url, Duration::from_secs(10)).unwrap();
     let log = Log::postgres(ledger.pool.clone(), PostgresLogSettings::default());
-    let desk = Desk { coderd: Some(database), deployment: Some(DEPLOYMENT), ..desk(&ledger, &log) };
-    let (request, stop) = (RecoverRequest { lost: Lost::Coderd, without: Vec::new() }, CancellationToken::new());
-    let plan = desk.plan_recovery(&request, &|_, _| {}, &stop).await.unwrap();
-    let RecoverEffect::Coderd(effect) = &plan.effect else { panic!("{plan:?}") };
-    assert_eq!((effect.unconfirmed, effect.to_list), (2, 2), "{effect:?}");
-    let execution = RecoverExecution { hash: plan.hash.clone().unwrap() };
-    desk.execute_recovery(&execution, &operator(), &|_, _| {}, &stop).await.unwrap();
+    let desk = Desk { coderd: Some(database), deployment: Some(DEPLOYMENT), ..desk(ledger, &log) };
+    (source, desk)
+}
+
+async fn plan(desk: &Desk) -> (Option<String>, CoderdEffect) {
+    let request = RecoverRequest { lost: Lost::Coderd, without: Vec::new() };
+    let plan = desk.plan_recovery(&request, &|_, _| {}, &CancellationToken::new()).await.unwrap();
+    let RecoverEffect::Coderd(effect) = plan.effect else { panic!("{plan:?}") };
+    (plan.hash, effect)
+}
+
+#[tokio::test]
+async fn an_event_that_was_never_confirmed_is_not_released_when_coderd_does_not_have_it() {
+    let (_database, ledger) = ledger_with(&[Topic::WorkspaceBuilds, Topic::AgentUsage]).await;
+    let (_source, desk) = desk_without_rows(&ledger).await;
+    let (hash, effect) = plan(&desk).await;
+    assert_eq!((effect.unconfirmed, effect.to_list, effect.gone_builds), (2, 1, 1), "{effect:?}");
+    let execution = RecoverExecution { hash: hash.unwrap() };
+    desk.execute_recovery(&execution, &operator(), &|_, _| {}, &CancellationToken::new()).await.unwrap();
     let listed: Vec<String> = sqlx::query_scalar("select event_id from source_lost order by 1").fetch_all(&ledger.pool).await.unwrap();
-    assert_eq!(listed, ["usage-1".to_owned(), build(DEPLOYMENT, 1).id()]);
+    assert_eq!(listed, ["usage-1"]);
+}
+
+/// coderd removes old builds by itself: that is not a loss.
+#[tokio::test]
+async fn builds_that_coderd_has_removed_leave_nothing_to_recover() {
+    let (_database, ledger) = ledger_with(&[Topic::WorkspaceBuilds]).await;
+    let (_source, desk) = desk_without_rows(&ledger).await;
+    let (hash, effect) = plan(&desk).await;
+    assert_eq!((hash, effect.gone_builds, effect.unconfirmed, &effect.lost[..]), (None, 1, 1, &[][..]));
 }

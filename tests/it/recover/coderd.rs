@@ -54,9 +54,9 @@ async fn what_coderd_lost_stays_counted_and_is_published_once_an_operator_has_sa
     let is_usage = |kind: &str| kind.starts_with("dc_") || kind.starts_with("hb_");
     assert_eq!(lost("events", &is_usage), lost_usage, "{plan}");
     assert_eq!((lost("pending", &is_usage), lost("published", &is_usage)), (lost_pending, lost_usage - lost_pending), "{plan}");
-    let builds = lost("events", &|kind| kind == "workspace_build_completed_v1");
-    assert!(builds >= lost_builds && effect["unconfirmed"] == 0, "{plan}");
-    let lost_events = lost("events", &|_| true);
+    let gone_builds = effect["gone_builds"].as_i64().unwrap();
+    assert!(gone_builds >= lost_builds && effect["unconfirmed"] == 0, "{plan}");
+    assert_eq!((lost("events", &|_| true), &effect["to_list"]), (lost_usage, &Json::from(lost_usage)), "builds are only counted: {plan}");
     let units: u128 =
         effect["lost"].as_array().unwrap().iter().filter_map(|row| row["units"].as_str()).map(|units| units.parse::<u128>().unwrap()).sum();
     let known: std::collections::BTreeSet<&str> = earlier.usage.iter().map(|row| row.id.as_str()).collect();
@@ -70,7 +70,7 @@ async fn what_coderd_lost_stays_counted_and_is_published_once_an_operator_has_sa
     assert!(billed.iter().all(|billed| billed.times == 1));
     assert_eq!(billed.len(), truth.usage.iter().filter(|row| row.published_at.is_none()).count());
     let report = world.balanced().await;
-    assert_eq!(report["joints"][0]["numbers"]["source_gone"], lost_events, "{report}");
+    assert_eq!(report["joints"][0]["numbers"]["source_gone"], lost_usage + gone_builds, "{report}");
     assert_eq!(world.acts().await, [("sre-1".to_owned(), "coderd".to_owned(), "the disk is gone".to_owned())]);
     let sweeps = world.count("select count(*) from collector_pass where full_sweep").await;
     assert_eq!(sweeps, 2, "the first, and one after the recovery");
