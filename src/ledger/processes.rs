@@ -56,6 +56,26 @@ pub struct ProcessRow {
     pub standing: serde_json::Value,
 }
 
+/// A publisher's refusal of the coderd or the license that it found.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct PublishRefusal {
+    /// The source.
+    pub deployment_id: Uuid,
+    /// Why, and what to do.
+    pub why: String,
+    /// Since when, by the process's clock.
+    pub since: DateTime<Utc>,
+}
+
+impl ProcessRow {
+    /// Why its publisher refuses to work, if the process lives and the publisher does.
+    #[must_use]
+    pub fn publish_refusal(&self) -> Option<PublishRefusal> {
+        let refused = self.standing.get("publish").and_then(|publish| publish.get("refused")).filter(|_| !self.gone)?;
+        serde_json::from_value(refused.clone()).ok()
+    }
+}
+
 impl Ledger {
     /// Says that the process lives, and how it stands. Forgets those that are gone for a day.
     ///

@@ -14,6 +14,8 @@ use crate::event::UsageQuantity;
 
 /// How the message of a row begins that is not sent although it is due, because coderd's own row no longer says the same.
 pub const HELD_BACK: &str = "held back: ";
+/// The reason for it begins with this where the vendor's own rules do not allow the event.
+pub const BREAKS_RULES: &str = "Tallyman's rules do not allow it: ";
 
 /// No publisher lets a row wait for longer. One that is not due for longer than this was written by a clock that was ahead.
 const LONGEST_WAIT: TimeDelta = TimeDelta::hours(2);
@@ -79,6 +81,9 @@ pub struct HeldBack {
     pub since: DateTime<Utc>,
     /// Why, and what releases it.
     pub why: String,
+    /// A collector's signature or an audit has shown that coderd had it.
+    #[serde(default)]
+    pub confirmed: bool,
 }
 
 /// What waits in one source's queue.
@@ -303,8 +308,10 @@ impl Ledger {
     /// The database's.
     pub async fn held_back(&self, source_id: i16, limit: i64) -> Result<Vec<HeldBack>, sqlx::Error> {
         sqlx::query_as(
-            "select event_id, event_created_at as created_at, held_since as since, substr(last_message, length($2) + 1) as why from publication
-             where source_id = $1 and state = 'pending' and held_since is not null order by event_created_at, event_id limit $3",
+            "select event_id, event_created_at as created_at, held_since as since, substr(last_message, length($2) + 1) as why,
+                 confirmed_at is not null as confirmed
+             from publication join usage_event usage on usage.source_id = publication.source_id and usage.id = event_id
+             where publication.source_id = $1 and state = 'pending' and held_since is not null order by event_created_at, event_id limit $3",
         )
         .bind(source_id)
         .bind(HELD_BACK)

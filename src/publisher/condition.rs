@@ -3,8 +3,12 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use chrono::{DateTime, Utc};
 use tracing::{error, info, warn};
 use uuid::Uuid;
+
+use crate::clock::Clock;
+use crate::ledger::PublishRefusal;
 
 /// How one source's publisher stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,24 +82,34 @@ impl fmt::Display for Condition {
 #[derive(Clone, Debug)]
 pub struct Shown {
     source: Uuid,
-    now: Arc<Mutex<Condition>>,
+    clock: Clock,
+    now: Arc<Mutex<(Condition, DateTime<Utc>)>>,
 }
 
 impl Shown {
-    pub(super) fn new(source: Uuid) -> Self {
-        Shown { source, now: Arc::new(Mutex::new(Condition::Starting)) }
+    pub(super) fn new(source: Uuid, clock: Clock) -> Self {
+        let now = Arc::new(Mutex::new((Condition::Starting, clock.now())));
+        Shown { source, clock, now }
     }
 
     /// The condition now.
     #[must_use]
     pub fn get(&self) -> Condition {
-        self.now.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.now.lock().unwrap_or_else(PoisonError::into_inner).0.clone()
+    }
+
+    /// Why the publisher refuses to work, where that is its condition.
+    #[must_use]
+    pub fn refusal(&self) -> Option<PublishRefusal> {
+        let now = self.now.lock().unwrap_or_else(PoisonError::into_inner);
+        let (Condition::Refused(why), since) = &*now else { return None };
+        Some(PublishRefusal { deployment_id: self.source, why: why.clone(), since: *since })
     }
 
     /// Logs each change once.
     pub(super) fn set(&self, condition: Condition) {
         let mut now = self.now.lock().unwrap_or_else(PoisonError::into_inner);
-        if *now == condition {
+        if now.0 == condition {
             return;
         }
         let source = self.source;
@@ -104,6 +118,6 @@ impl Shown {
             Condition::Refused(_) | Condition::Held(_) | Condition::Stopped(_) => error!(%source, %condition, "publisher"),
             _ => info!(%source, %condition, "publisher"),
         }
-        *now = condition;
+        *now = (condition, self.clock.now());
     }
 }

@@ -81,7 +81,7 @@ impl Publisher {
     pub fn new(ledger: Ledger, settings: Settings, telemetry: PublisherTelemetry) -> Result<Self, PublisherError> {
         settings.check()?;
         let client = TallymanClient::new(&settings.tallyman)?;
-        let (holder, condition) = (Uuid::new_v4().to_string(), Shown::new(settings.deployment));
+        let (holder, condition) = (Uuid::new_v4().to_string(), Shown::new(settings.deployment, ledger.clock.clone()));
         let coderd_id = settings.deployment;
         Ok(Publisher { ledger, settings, client, telemetry, holder, condition, reader: None, coderd_id })
     }
@@ -189,7 +189,7 @@ impl Publisher {
             Ok(cycle) => debug!(?cycle, "publisher's cycle"),
             Err(fault) => self.condition.set(Condition::Failing(crate::cause::text(fault.as_ref()))),
         }
-        self.telemetry.stopped(self.settings.deployment, matches!(self.condition.get(), Condition::Stopped(_)));
+        self.telemetry.stopped(self.settings.deployment, matches!(self.condition.get(), Condition::Stopped(_) | Condition::Refused(_)));
         outcome
     }
 

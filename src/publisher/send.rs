@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::signing::SigningLicense;
 use super::{Cycle, Publisher};
 use crate::event::{UsageQuantity, UsageType};
-use crate::ledger::{Attempt, AttemptVerdict, HELD_BACK, NewRequest, Postponed, Publication, Recorded, RequestOutcome};
+use crate::ledger::{Attempt, AttemptVerdict, BREAKS_RULES, HELD_BACK, NewRequest, Postponed, Publication, Recorded, RequestOutcome};
 use crate::tallyman::{Answer, EventType, InvalidEvent, LEFT_OUT_MESSAGE, OutgoingEvent, SendError, Verdict, request_body};
 use crate::waiting::{Waits, wait_after};
 
@@ -84,7 +84,7 @@ impl Publisher {
                 }
                 Err(error) => invalid.push(Postponed {
                     event_id: event.event_id.clone(),
-                    message: Some(format!("{HELD_BACK}{error}")),
+                    message: Some(format!("{HELD_BACK}{BREAKS_RULES}{error}")),
                     next_attempt_at: self.ledger.clock.now() + INVALID_WAIT,
                 }),
             }

@@ -45,7 +45,10 @@ impl PublisherTelemetry {
             held_back: gauge("held_back", "Pending events that are not sent because coderd's row no longer says the same.")?,
             unanswered: gauge("unanswered", "Pending events with an attempt that may have been taken.")?,
             oldest: gauge("pending_oldest_age_seconds", "Age of the oldest pending event; 0 without one. It expires at 30 days.")?,
-            stopped: gauge("stopped", "1 where publishing has stopped because coderd publishes by itself.")?,
+            stopped: gauge(
+                "stopped",
+                "1 where publishing has stopped: coderd publishes by itself, is not this source's, or its license is for another deployment.",
+            )?,
         })
     }
 

@@ -1,6 +1,8 @@
 //! All that holds usage back from the vendor, in one list.
 
-use crate::ledger::{Finding, Hold, HoldScope, Pausable, Pause, PublishStop, Recovering, holds};
+use crate::ledger::{
+    BREAKS_RULES, Finding, HeldBack, Hold, HoldScope, Pausable, Pause, ProcessRow, PublishRefusal, PublishStop, Recovering, holds,
+};
 
 use super::Queue;
 
@@ -10,6 +12,7 @@ pub(super) fn all(
     recovering: Option<&Recovering>,
     pauses: &[Pause],
     stops: &[PublishStop],
+    processes: &[ProcessRow],
     queues: &[Queue],
 ) -> Vec<Hold> {
     let recovering = recovering.map(|recovering| Hold {
@@ -22,6 +25,7 @@ pub(super) fn all(
     let paused = pauses.iter().filter(|pause| pause.operation == Pausable::Publish);
     let paused = paused.map(|pause| Hold { since: Some(pause.since), ..everything(&pause.to_string(), "`tallyline resume publish`") });
     let mut found: Vec<Hold> = recovering.into_iter().chain(paused).chain(holds(findings)).chain(stops.iter().map(stop)).collect();
+    found.extend(refusals(processes));
     found.extend(queues.iter().flat_map(|queue| {
         queue.held_back_first.iter().map(|event| Hold {
             scope: HoldScope::Event,
@@ -29,7 +33,7 @@ pub(super) fn all(
             event_id: Some(event.event_id.clone()),
             since: Some(event.since),
             why: event.why.clone(),
-            ends: "coderd's row saying what was accepted, at the publisher's next look".to_owned(),
+            ends: end_of(event).to_owned(),
         })
     }));
     found.sort_by_key(|hold| hold.scope);
@@ -52,6 +56,32 @@ fn stop(stop: &PublishStop) -> Hold {
     }
 }
 
+/// Each refusal once, however many processes publish the source.
+fn refusals(processes: &[ProcessRow]) -> Vec<Hold> {
+    let mut refusals: Vec<PublishRefusal> = processes.iter().filter_map(ProcessRow::publish_refusal).collect();
+    refusals.sort_by_key(|refusal| (refusal.deployment_id, refusal.why.clone(), refusal.since));
+    refusals.dedup_by(|later, first| (later.deployment_id, &later.why) == (first.deployment_id, &first.why));
+    let hold = |refusal: PublishRefusal| Hold {
+        scope: HoldScope::Source,
+        deployment_id: Some(refusal.deployment_id),
+        event_id: None,
+        since: Some(refusal.since),
+        why: refusal.why,
+        ends: "a publisher that finds the coderd of this source and a license for it".to_owned(),
+    };
+    refusals.into_iter().map(hold).collect()
+}
+
+fn end_of(event: &HeldBack) -> &'static str {
+    match event {
+        event if event.why.starts_with(BREAKS_RULES) => "a version of Tallyline that knows other rules; otherwise it expires",
+        HeldBack { confirmed: true, .. } => {
+            "coderd's row saying what was accepted, or `tallyline recover execute` of a plan with `--lost coderd`"
+        }
+        _ => "coderd's row saying what was accepted; no operation releases it",
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use chrono::{DateTime, Utc};
@@ -63,11 +93,55 @@ mod tests {
     const AT: DateTime<Utc> = DateTime::UNIX_EPOCH;
     const SOURCE: Uuid = Uuid::from_u128(0xd);
 
+    fn held_back(why: &str, confirmed: bool) -> HeldBack {
+        HeldBack { event_id: "usage-1".into(), created_at: AT, since: AT, why: why.into(), confirmed }
+    }
+
+    fn process(gone: bool, publish: serde_json::Value) -> ProcessRow {
+        ProcessRow {
+            id: Uuid::nil(),
+            host: "a".into(),
+            pid: 1,
+            version: "1".into(),
+            roles: vec!["publish".into()],
+            started_at: AT,
+            seen_at: AT,
+            gone,
+            long_gone: false,
+            standing: serde_json::json!({ "publish": publish }),
+        }
+    }
+
+    #[test]
+    fn a_refusal_of_living_publishers_is_one_hold() {
+        let refused = PublishRefusal { deployment_id: SOURCE, why: "another coderd".into(), since: AT };
+        let refuses = |gone| process(gone, serde_json::json!({ "refused": refused }));
+        let works = process(false, serde_json::json!({ "refused": null }));
+        let found = all(&[], None, &[], &[], &[refuses(false), refuses(false), works.clone()], &[]);
+        let [hold] = found.as_slice() else { panic!("{found:?}") };
+        assert_eq!((hold.scope, hold.deployment_id, hold.since), (HoldScope::Source, Some(SOURCE), Some(AT)));
+        assert_eq!(hold.why, "another coderd");
+        assert_eq!(all(&[], None, &[], &[], &[refuses(true), works], &[]), []);
+    }
+
+    #[test]
+    fn what_ends_the_hold_of_an_event_depends_on_why_it_is_held() {
+        let breaks_rules = format!("{BREAKS_RULES}the quantity is 0");
+        for (why, confirmed, recover, row) in [
+            ("coderd no longer has the row", true, true, true),
+            ("coderd no longer has the row", false, false, true),
+            (&breaks_rules, true, false, false),
+        ] {
+            let ends = end_of(&held_back(why, confirmed));
+            assert_eq!((ends.contains("recover execute"), ends.contains("coderd's row")), (recover, row), "{ends}");
+        }
+    }
+
     #[test]
     fn each_hold_says_what_it_holds_why_and_what_ends_it_and_the_widest_comes_first() {
         let pause = |operation| Pause { operation, topic: None, actor: "sre-1".into(), reason: "a test".into(), since: AT };
         let stop = PublishStop { deployment_id: SOURCE, later_mark: AT, seen_at: AT };
-        let event = HeldBack { event_id: "usage-1".into(), created_at: AT, since: AT, why: "coderd no longer has the row".into() };
+        let event = held_back("coderd no longer has the row", true);
         let queue = Queue {
             deployment_id: SOURCE,
             pending: 1,
@@ -77,7 +151,7 @@ mod tests {
             oldest_created_at: None,
             last_request: None,
         };
-        let found = all(&[], None, &[pause(Pausable::Publish), pause(Pausable::Collect)], &[stop], &[queue]);
+        let found = all(&[], None, &[pause(Pausable::Publish), pause(Pausable::Collect)], &[stop], &[], &[queue]);
         let told: Vec<_> = found.iter().map(|hold| (hold.scope, hold.deployment_id, hold.event_id.as_deref())).collect();
         use HoldScope::{Event, Everything, Source};
         assert_eq!(told, [(Everything, None, None), (Source, Some(SOURCE), None), (Event, Some(SOURCE), Some("usage-1"))]);

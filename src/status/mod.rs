@@ -152,8 +152,8 @@ pub async fn read(ledger: &Ledger, log: &Log, log_deadline: Duration) -> Result<
     });
     let at = ledger.clock.now();
     let (recovering, pauses, audit) = (ledger.recovering().await?, ledger.pauses().await?, ledger.findings().await?);
-    let queues = queues(ledger, &rows).await?;
-    let holds = holds::all(&audit, recovering.as_ref(), &pauses, &ledger.publish_stops().await?, &queues);
+    let (queues, processes) = (queues(ledger, &rows).await?, ledger.processes().await?);
+    let holds = holds::all(&audit, recovering.as_ref(), &pauses, &ledger.publish_stops().await?, &processes, &queues);
     Ok(Status {
         at,
         folded_sequences: None,
@@ -171,7 +171,7 @@ pub async fn read(ledger: &Ledger, log: &Log, log_deadline: Duration) -> Result<
         queues,
         open_rejects: ledger.open_rejects().await?,
         next_license_edge: next_license_edge(ledger, &rows, at).await?,
-        processes: ledger.processes().await?,
+        processes,
         leases,
         publications,
         events,

@@ -85,10 +85,11 @@ fn standing(site: &Site, parts: &Parts, at: &Value) -> Value {
         standing.insert("consume".into(), consuming(parts));
     }
     if site.has(Role::Publish) {
-        let condition = parts.publishing.get().map(crate::publisher::Shown::get);
+        let shown = parts.publishing.get();
+        let (condition, refused) = (shown.map(crate::publisher::Shown::get), shown.and_then(crate::publisher::Shown::refusal));
         let healthy = condition.as_ref().is_none_or(crate::publisher::Condition::is_healthy);
         let condition = condition.map_or_else(|| "not begun".to_owned(), |condition| condition.to_string());
-        standing.insert("publish".into(), json!({ "condition": condition, "healthy": healthy }));
+        standing.insert("publish".into(), json!({ "condition": condition, "healthy": healthy, "refused": refused }));
     }
     Value::Object(standing)
 }

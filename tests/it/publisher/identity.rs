@@ -3,21 +3,28 @@
 use std::time::Duration;
 
 use chrono::TimeDelta;
+use prometheus::Registry;
 use serde_json::json;
-use tallyline::ledger::{NewAct, SourceIdentity};
+use tallyline::ledger::{HoldScope, NewAct, SourceIdentity};
 use tallyline::publisher::{Condition, Mode};
 use tallyline::sim::tallyman::{Config, Tallyman};
+use tallyline::status;
 use tallyline::tallyman::ClientSettings;
 use uuid::Uuid;
 
 use super::world::{DEPLOYMENT, ORGANIZATION, World, first_license, license_for, start_time, usage};
+use crate::support::eventually;
 
 async fn refusal(world: &World) -> String {
-    let mut publisher = world.publisher();
+    let registry = Registry::new();
+    let mut publisher = world.publisher_in(&registry);
     let cycle = publisher.cycle(&world.stop).await.unwrap();
     let condition = publisher.condition().get();
     assert_eq!((cycle.requests, world.vendor.books().requests), (0, 0));
     assert!(!condition.is_healthy());
+    let families = registry.gather();
+    let stopped = families.iter().find(|family| family.name() == "tallyline_publisher_stopped").unwrap();
+    assert_eq!(stopped.get_metric()[0].get_gauge().value(), 1.0, "TallylinePublisherStopped fires");
     let Condition::Refused(why) = condition else { panic!("{condition}") };
     why
 }
@@ -34,6 +41,24 @@ async fn nothing_is_sent_from_another_coderd_under_the_sources_id() {
         assert!(why.contains(&ORGANIZATION.to_string()) && why.contains(&bound.organization_id.to_string()), "{why}");
         assert_eq!(world.state("a").await.0, "pending");
     }
+}
+
+#[tokio::test]
+async fn status_shows_a_publisher_that_refuses_among_the_holds() {
+    let world = World::new().await;
+    world.add(&[usage("a", start_time())]).await;
+    let bound = SourceIdentity { deployment_id: DEPLOYMENT, organization_id: Uuid::from_u128(0xe) };
+    world.ledger.bind_source(DEPLOYMENT, bound).await.unwrap().unwrap();
+    let log = world.log().await;
+    let _process = world.process(&world.vendor.ingest_url());
+    eventually(Duration::from_secs(60), "the refusal is a hold of the source", || async {
+        let holds = status::read(&world.ledger, &log, Duration::from_secs(10)).await.unwrap().holds;
+        holds.iter().any(|hold| {
+            (hold.scope, hold.deployment_id, hold.since.is_some()) == (HoldScope::Source, Some(DEPLOYMENT), true)
+                && hold.why.contains("sources accept")
+        })
+    })
+    .await;
 }
 
 #[tokio::test]
