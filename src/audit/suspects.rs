@@ -98,15 +98,19 @@ impl Sides<'_> {
             let here = self.ledger.in_time(self.ledger.known_usage(self.source.id, ids)).await?;
             let there = self.source_usage_digests(ids).await?;
             let confirmed = self.ledger.in_time(self.ledger.confirmed_usage(self.source.id, ids)).await?;
-            let mut differs = Vec::new();
+            let (mut differs, mut counted) = (Vec::new(), Vec::new());
             for id in ids {
                 let before = joint.differences.len();
-                joint.judge_usage(&self.suspect(id, confirmed.contains(id), &known), here.get(id), there.get(id));
-                let new = joint.differences[before..].first().filter(|_| here.contains_key(id));
-                differs.extend(new.map(|new| (new.id.clone(), new.detail.clone())));
+                let is_confirmed = confirmed.contains(id);
+                joint.judge_usage(&self.suspect(id, is_confirmed, &known), here.get(id), there.get(id));
+                let Some(new) = joint.differences[before..].first().filter(|_| here.contains_key(id)) else { continue };
+                differs.push((new.id.clone(), new.detail.clone()));
+                // No operation sends what coderd was never seen to have: it holds itself, and no other usage.
+                if is_confirmed || new.kind != "not_in_source" {
+                    counted.push(new.id.clone());
+                }
             }
-            let ids: Vec<String> = differs.iter().map(|(id, _)| id.clone()).collect();
-            recent += self.ledger.in_time(self.ledger.recent_usage_of(self.source.id, &ids, self.recent())).await?;
+            recent += self.ledger.in_time(self.ledger.recent_usage_of(self.source.id, &counted, self.recent())).await?;
             self.ledger.in_time(self.ledger.hold_back_publications(self.source.id, &differs)).await?;
         }
         joint.number(RECENT_USAGE_DIFFERS, recent);

@@ -28,7 +28,7 @@ pub struct NewFinding<'a> {
     pub open: usize,
     /// Confirmed builds and claims that coderd no longer has.
     pub gone: i64,
-    /// Usage of the last 30 days that differs.
+    /// Usage of the last 30 days that differs, without what coderd was never seen to have.
     pub recent_usage_differs: i64,
     /// All accepted usage of the last 30 days.
     pub recent_usage: i64,
@@ -47,7 +47,7 @@ pub struct Finding {
     pub open: i64,
     /// Confirmed builds and claims that coderd no longer has: not an imbalance.
     pub gone: i64,
-    /// Usage of the last 30 days that differs from coderd's rows.
+    /// Usage of the last 30 days that differs from coderd's rows, without what coderd was never seen to have.
     pub recent_usage_differs: i64,
     /// All accepted usage of the last 30 days of the deployment.
     pub recent_usage: i64,
@@ -93,11 +93,16 @@ impl Finding {
         if let Some(first) = self.examples.first() {
             let _ = write!(words, " ({} {}: {})", first.kind, first.id, first.detail);
         }
-        if let Some(deployment) = self.deployment_id.filter(|_| self.age_seconds > STALE_SECONDS) {
+        if let Some(deployment) = self.unaudited_deployment() {
             let since = self.audited_at.to_rfc3339_opts(SecondsFormat::Secs, true);
             let _ = write!(words, ", not audited since {since}: if it is retired, `tallyline sources retire {deployment}` ends this");
         }
         Some(words)
+    }
+
+    /// The deployment, where it may be that no process audits it any more.
+    pub(super) fn unaudited_deployment(&self) -> Option<Uuid> {
+        self.deployment_id.filter(|_| self.age_seconds > STALE_SECONDS)
     }
 }
 

@@ -38,7 +38,8 @@ pub struct Hold {
 }
 
 /// The policy: which findings hold money, and how far. A contradiction of the ledger with the log or the vendor holds everything. A source is held
-/// whole when over 1 % of its usage of the last 30 days differs; below that each event that differs holds itself. Builds hold nothing.
+/// whole when over 1 % of its usage of the last 30 days differs; below that each event that differs holds itself. Builds hold nothing. Usage that
+/// coderd does not have and was never seen to have holds only itself.
 #[must_use]
 pub fn holds(findings: &[Finding]) -> Vec<Hold> {
     findings.iter().filter_map(Finding::hold).collect()
@@ -56,7 +57,9 @@ impl Finding {
             HoldScope::Source | HoldScope::Event => {
                 let (differs, usage) = (self.recent_usage_differs, self.recent_usage);
                 let why = format!("{differs} of {usage} usage events of the last 30 days differ from coderd's rows");
-                (why, "an audit in which at most 1 % differs; `tallyline audit` lists what differs".to_owned())
+                let retire = self.unaudited_deployment().map(|id| format!("; if it is retired, `tallyline sources retire {id}`"));
+                let audit = "an audit in which at most 1 % differs; `tallyline audit` lists what differs";
+                (why, audit.to_owned() + &retire.unwrap_or_default())
             }
         };
         Some(Hold { scope, deployment_id: self.deployment_id, event_id: None, since: self.differs_since, why, ends })
@@ -135,6 +138,13 @@ mod tests {
         let [hold] = found.as_slice() else { panic!("{found:?}") };
         assert_eq!((hold.scope, hold.deployment_id, hold.since), (HoldScope::Source, Some(SOURCE), Some(DateTime::UNIX_EPOCH)));
         assert!(hold.why.contains("2 of 10 usage events"), "{hold:?}");
-        assert!(hold.ends.contains("at most 1 %"), "{hold:?}");
+        assert!(hold.ends.contains("at most 1 %") && !hold.ends.contains("retire"), "{hold:?}");
+    }
+
+    #[test]
+    fn a_hold_of_a_source_without_a_recent_audit_names_its_retirement() {
+        let found = Finding { age_seconds: 7200.0, ..finding(Some(SOURCE), 3, 2, 10) };
+        let ends = found.hold().expect("it holds").ends;
+        assert!(ends.contains(&format!("`tallyline sources retire {SOURCE}`")), "{ends}");
     }
 }

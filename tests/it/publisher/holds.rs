@@ -2,7 +2,7 @@
 
 use chrono::TimeDelta;
 use tallyline::event::{Event, Payload, Topic, TopicPartition, Usage};
-use tallyline::ledger::Chain;
+use tallyline::ledger::{Chain, HoldScope};
 use tallyline::publisher::Condition;
 use tallyline::{consumer, status};
 
@@ -23,6 +23,19 @@ async fn change_in_coderd(site: &Audited, ids: &[&str], count: i32) {
         .execute(&site.world.coderd)
         .await
         .unwrap();
+}
+
+/// A forged record: the log and the ledger have it, and coderd does not.
+async fn add_to_the_ledger_only(site: &Audited, payload: Payload) {
+    let topic = if matches!(payload, Payload::Usage(_)) { Topic::AgentUsage } else { Topic::WorkspaceBuilds };
+    let partition = TopicPartition { topic, partition: 0 };
+    site.log.append(topic, vec![Event { deployment: DEPLOYMENT, payload }.to_message()]).await.unwrap();
+    let ledger = &site.world.ledger;
+    let claim = ledger.claim(partition, 0).await.unwrap();
+    let records = site.log.read(partition, claim.next_offset, 10).await.unwrap();
+    let next_offset = records.last().expect("the record").offset + 1;
+    let arrivals: Vec<_> = records.into_iter().map(consumer::read).collect();
+    assert_eq!(ledger.record(&Chain::Live(claim), &arrivals, next_offset).await.unwrap().accepted, 1);
 }
 
 async fn differs(site: &Audited, differences: i64) {
@@ -83,17 +96,32 @@ async fn over_1_percent_of_a_sources_usage_holds_the_source_until_less_differs()
     assert_eq!(publisher.cycle(&world.stop).await.unwrap().accepted, 99, "less than that holds only itself");
 }
 
+/// One forged event is over 1 % of any source with fewer than 100, and nothing that coderd or an operator does could end that hold.
+#[tokio::test]
+async fn usage_that_coderd_was_never_seen_to_have_holds_itself_and_not_a_small_source() {
+    let site = Audited::new().await;
+    let world = &site.world;
+    add_many(&site, 1).await;
+    add_to_the_ledger_only(&site, Payload::Usage(usage("forged", start_time()))).await;
+    differs(&site, 1).await;
+    let cycle = world.cycle().await;
+    assert_eq!((cycle.accepted, cycle.held_back, world.times_billed("forged")), (2, 1, 0));
+    let holds = status::read(&world.ledger, &site.log, DEADLINE).await.unwrap().holds;
+    assert_eq!(holds.iter().map(|hold| hold.event_id.as_deref()).collect::<Vec<_>>(), [Some("forged")], "{holds:?}");
+    assert!(holds[0].ends.contains("no operation releases it"), "{holds:?}");
+
+    // What coderd had is another matter: it deletes no usage.
+    sqlx::query("update usage_event set confirmed_at = now() where id = 'e-1'").execute(&world.ledger.pool).await.unwrap();
+    sqlx::query("delete from usage_events where id = 'e-1'").execute(&world.coderd).await.unwrap();
+    differs(&site, 2).await;
+    assert_eq!(world.ledger.hold_of(DEPLOYMENT).await.unwrap().map(|hold| hold.scope), Some(HoldScope::Source));
+}
+
 #[tokio::test]
 async fn a_build_that_differs_is_shown_and_holds_no_money() {
     let site = Audited::new().await;
     let world = &site.world;
-    let Event { payload: forged @ Payload::Build(_), .. } = build(DEPLOYMENT, 1) else { unreachable!("it is a build") };
-    let forged = Event { deployment: DEPLOYMENT, payload: forged };
-    site.log.append(Topic::WorkspaceBuilds, vec![forged.to_message()]).await.unwrap();
-    let partition = TopicPartition { topic: Topic::WorkspaceBuilds, partition: 0 };
-    let claim = world.ledger.claim(partition, 0).await.unwrap();
-    let arrivals: Vec<_> = site.log.read(partition, 0, 10).await.unwrap().into_iter().map(consumer::read).collect();
-    assert_eq!(world.ledger.record(&Chain::Live(claim), &arrivals, 1).await.unwrap().accepted, 1);
+    add_to_the_ledger_only(&site, build(DEPLOYMENT, 1).payload).await;
     site.add(usage("a", start_time())).await;
     site.finds(SOURCE, "the build differs", |finding| finding.differences == 1 && finding.examples[0].kind == "not_in_source").await;
     let gauge = |name| site.gauge(0, name, "source_and_ledger", Some(DEPLOYMENT));
