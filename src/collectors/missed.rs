@@ -1,6 +1,6 @@
 //! Rows that the pages by time do not meet, because they came later than dated: by counts of days, and by request.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use uuid::Uuid;
@@ -17,30 +17,33 @@ const COMPARED_DAYS: i64 = 31;
 
 const DAY_SECONDS: i64 = 86_400;
 
-/// Counts of a UTC day (counted from 1970) in coderd and in the ledger, whose rows were read since they differ: rejected and held rows make
-/// them differ for good.
-pub(super) type Explained = BTreeMap<i64, (i64, i64)>;
+/// Counts of a UTC day (counted from 1970) and type in coderd and in the ledger, whose rows were read since they differ: rejected and held rows
+/// make them differ for good.
+pub(super) type Explained = BTreeMap<(i64, String), (i64, i64)>;
 
 impl Collector {
-    /// Compares the number of usage rows of each of the last days with the ledger's, and reads the days that differ. A day whose counts are as
-    /// they were when it was last read is not read again. It waits until the ledger has the passes before: what is in flight looks missing.
+    /// Compares the number of usage rows of each of the last days and types with the ledger's, and reads the days that differ. A day whose counts are as
+    /// they were when it was last read is not read again. It waits until the ledger has the passes before the one in which it became due: what is in
+    /// flight looks missing. Later passes are not waited for, or a consumer that stays behind would postpone it without end.
     pub(super) async fn compare_days(&mut self, reader: &mut Reader, bounds: &Bounds, appended: &mut Appended) -> Result<(), CollectError> {
-        let due = is_due(self.compared_at, bounds.started_at, self.settings.compare_interval);
-        if bounds.from.is_none() || !due || !self.passes_ahead.is_empty() {
+        if bounds.from.is_none() || !is_due(self.compared_at, bounds.started_at, self.settings.compare_interval) {
+            return Ok(());
+        }
+        let due_in = *self.compare_due_in.get_or_insert(self.pass_number);
+        if self.passes_ahead.front().is_some_and(|(number, _)| *number < due_in) {
             return Ok(());
         }
         let today = bounds.now.timestamp().div_euclid(DAY_SECONDS);
         let (from, until) = (start_of(today.saturating_sub(COMPARED_DAYS)), start_of(today.saturating_add(2)));
         let there = reader.usage_days(from, until).await?;
         let here = self.ledger.in_time(self.ledger.usage_days(self.source.id, from, until)).await?;
-        let mut explained = Explained::new();
-        for day in there.keys().chain(here.keys()) {
-            let counts = (there.get(day).copied().unwrap_or(0), here.get(day).copied().unwrap_or(0));
-            if counts.0 != counts.1 && explained.insert(*day, counts).is_none() && self.explained.get(day) != Some(&counts) {
-                self.usage_of_day(reader, *day, appended).await?;
-            }
+        let differing = differing(&there, &here);
+        let days: BTreeSet<i64> =
+            differing.iter().filter(|(key, counts)| self.explained.get(key) != Some(counts)).map(|((day, _), _)| *day).collect();
+        for day in days {
+            self.usage_of_day(reader, day, appended).await?;
         }
-        (self.explained, self.compared_at) = (explained, Some(bounds.started_at));
+        (self.explained, self.compared_at, self.compare_due_in) = (differing, Some(bounds.started_at), None);
         Ok(())
     }
 
@@ -86,6 +89,13 @@ impl Collector {
         }
         Ok(asked)
     }
+}
+
+/// Counts that are not the same on both sides.
+fn differing(there: &BTreeMap<(i64, String), i64>, here: &BTreeMap<(i64, String), i64>) -> Explained {
+    let of = |side: &BTreeMap<(i64, String), i64>, key| side.get(key).copied().unwrap_or(0);
+    let both = there.keys().chain(here.keys()).map(|key| (key.clone(), (of(there, key), of(here, key))));
+    both.filter(|(_, (there, here))| there != here).collect()
 }
 
 /// Whether that long has passed since it was last done. A time ahead of now is that of a clock that was wrong.

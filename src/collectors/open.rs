@@ -59,6 +59,8 @@ pub struct Collector {
     pub(super) overlapped_at: Option<DateTime<Utc>>,
     /// When counts of days were last compared.
     pub(super) compared_at: Option<DateTime<Utc>>,
+    /// The pass in which the next comparison became due; none: it is not due.
+    pub(super) compare_due_in: Option<u64>,
     pub(super) explained: Explained,
     /// Passes of this process, counted from 1.
     pub(super) pass_number: u64,
@@ -132,6 +134,7 @@ impl Collector {
             swept_at: last.swept_at,
             overlapped_at: None,
             compared_at: None,
+            compare_due_in: None,
             explained: Explained::new(),
             pass_number: 0,
             pass_in_ledger: 0,

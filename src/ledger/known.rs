@@ -99,17 +99,22 @@ impl Ledger {
     ///
     /// # Errors
     /// The database's.
-    pub async fn usage_days(&self, source_id: i16, from: DateTime<Utc>, until: DateTime<Utc>) -> Result<BTreeMap<i64, i64>, sqlx::Error> {
-        let rows: Vec<(i64, i64)> = sqlx::query_as(
-            "select floor(extract(epoch from created_at) / 86400)::bigint as day, count(*) from usage_event
-             where source_id = $1 and created_at >= $2 and created_at < $3 group by 1",
+    pub async fn usage_days(
+        &self,
+        source_id: i16,
+        from: DateTime<Utc>,
+        until: DateTime<Utc>,
+    ) -> Result<BTreeMap<(i64, String), i64>, sqlx::Error> {
+        let rows: Vec<(i64, String, i64)> = sqlx::query_as(
+            "select floor(extract(epoch from created_at) / 86400)::bigint as day, event_type, count(*) from usage_event
+             where source_id = $1 and created_at >= $2 and created_at < $3 group by 1, 2",
         )
         .bind(source_id)
         .bind(from)
         .bind(until)
         .fetch_all(&self.pool)
         .await?;
-        Ok(rows.into_iter().collect())
+        Ok(rows.into_iter().map(|(day, event_type, events)| ((day, event_type), events)).collect())
     }
 
     /// Those of these event ids that were refused or are held: the ledger has seen them, though they are no events. Causes that say nothing

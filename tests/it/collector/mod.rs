@@ -123,6 +123,34 @@ impl Ours {
         }
     }
 
+    /// Where the log ends.
+    async fn ends(&self) -> BTreeMap<TopicPartition, i64> {
+        let mut ends = BTreeMap::new();
+        for topic in Topic::ALL {
+            for partition in self.log.partitions(topic).await.unwrap() {
+                let partition = TopicPartition { topic, partition };
+                ends.insert(partition, self.log.watermarks(partition).await.unwrap().1);
+            }
+        }
+        ends
+    }
+
+    /// Brings the ledger to these ends, as a consumer does that has not read further yet.
+    async fn consume_to(&self, ends: &BTreeMap<TopicPartition, i64>) {
+        for (partition, end) in ends {
+            let claim = self.ledger.claim(*partition, 0).await.unwrap();
+            let records = self.log.read(*partition, claim.next_offset, 1_000_000).await.unwrap();
+            let arrivals: Vec<_> = records
+                .into_iter()
+                .filter(|record| record.offset < *end)
+                .map(|record| consumer::read_from(partition.topic, record))
+                .collect();
+            if !arrivals.is_empty() {
+                self.ledger.record(&Chain::Live(claim), &arrivals, *end).await.unwrap();
+            }
+        }
+    }
+
     /// The claims that wait in the log are refused, as what PostgreSQL does not take, and stand so among the rejects.
     async fn refuse_claims(&self, state: &str) {
         let refusal = || Refusal { verdict: Verdict::Rejected, cause: "ledger".to_owned(), detail: "refused".to_owned() };
