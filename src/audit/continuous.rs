@@ -136,9 +136,9 @@ impl Due {
     }
 }
 
-/// What is said once, and again when it has changed.
+/// What was logged last: it is logged again when it has changed.
 #[derive(Default)]
-struct Said {
+struct Logged {
     fault: Option<String>,
     imbalance: Option<String>,
     holds: Option<String>,
@@ -147,19 +147,19 @@ struct Said {
 impl Continuous {
     /// Audits until `stop`.
     pub async fn run(&self, stop: &CancellationToken) {
-        let mut said = Said::default();
+        let mut logged = Logged::default();
         let mut failed_at: Option<Instant> = None;
         while !stop.is_cancelled() {
             let rests = failed_at.is_some_and(|at| at.elapsed() < self.every);
-            match self.round(rests, &mut said, stop).await {
-                Ok(()) if !rests => said.fault = None,
+            match self.round(rests, &mut logged, stop).await {
+                Ok(()) if !rests => logged.fault = None,
                 Ok(()) => {}
                 Err(fault) => {
                     failed_at = Some(Instant::now());
                     let fault = crate::cause::text(fault.as_ref());
-                    if said.fault.as_ref() != Some(&fault) {
+                    if logged.fault.as_ref() != Some(&fault) {
                         warn!(fault, "the audit cannot be made: what the last one found stands");
-                        said.fault = Some(fault);
+                        logged.fault = Some(fault);
                     }
                 }
             }
@@ -168,9 +168,9 @@ impl Continuous {
     }
 
     /// Looks at what was found last, and audits what is due unless an audit has just failed.
-    async fn round(&self, rests: bool, said: &mut Said, stop: &CancellationToken) -> anyhow::Result<()> {
+    async fn round(&self, rests: bool, logged: &mut Logged, stop: &CancellationToken) -> anyhow::Result<()> {
         let ledger = &self.audit.ledger;
-        let looked = stop.run_until_cancelled(self.look(said)).await.transpose()?;
+        let looked = stop.run_until_cancelled(self.look(logged)).await.transpose()?;
         if rests || !looked.is_some_and(Due::any) {
             return Ok(());
         }
@@ -181,16 +181,16 @@ impl Continuous {
         // the audit's own fault first
         audited.transpose()?;
         released?;
-        stop.run_until_cancelled(self.look(said)).await.transpose()?;
+        stop.run_until_cancelled(self.look(logged)).await.transpose()?;
         Ok(())
     }
 
     /// Shows and logs what was found last, and answers what is due.
-    async fn look(&self, said: &mut Said) -> anyhow::Result<Due> {
+    async fn look(&self, logged: &mut Logged) -> anyhow::Result<Due> {
         let ledger = &self.audit.ledger;
         let findings = ledger.in_time(ledger.findings()).await.context("the ledger")?;
         self.telemetry.show(&findings, self.own());
-        tell(said, &findings);
+        log_changes(logged, &findings);
         Ok(self.due(&findings))
     }
 
@@ -250,7 +250,7 @@ impl Continuous {
         if due.source {
             match self.audit.source_joint().await {
                 Ok(mut joint) => {
-                    let awaits = joint.leave_what_awaits_a_pass();
+                    let awaits = joint.drop_unsettled();
                     if awaits == 0 || !joint.differences.is_empty() {
                         let sequence = self.audit.ledger.in_time(self.audit.ledger.last_sequence()).await?;
                         self.record(lease, self.own(), &[&joint], sequence, begun).await?;
@@ -304,19 +304,19 @@ impl Continuous {
 }
 
 /// Logs each change once: every process does, whichever one audits.
-fn tell(said: &mut Said, findings: &[Finding]) {
+fn log_changes(logged: &mut Logged, findings: &[Finding]) {
     let joined = |words: Vec<String>| Some(words.join("; ")).filter(|words| !words.is_empty());
     let imbalance = joined(findings.iter().filter_map(Finding::imbalance).collect());
     let holds = joined(holds(findings).into_iter().map(|hold| hold.why).collect());
     match &imbalance {
-        Some(differences) if said.imbalance != imbalance => warn!(differences, "the books differ; `tallyline audit` lists it"),
-        None if said.imbalance.is_some() => info!("the books balance again"),
+        Some(differences) if logged.imbalance != imbalance => warn!(differences, "the books differ; `tallyline audit` lists it"),
+        None if logged.imbalance.is_some() => info!("the books balance again"),
         _ => {}
     }
     match &holds {
-        Some(why) if said.holds != holds => error!(why, "usage is held back from the vendor; `tallyline status` says what ends it"),
-        None if said.holds.is_some() => info!("no finding holds usage any more"),
+        Some(why) if logged.holds != holds => error!(why, "usage is held back from the vendor; `tallyline status` says what ends it"),
+        None if logged.holds.is_some() => info!("no finding holds usage any more"),
         _ => {}
     }
-    (said.imbalance, said.holds) = (imbalance, holds);
+    (logged.imbalance, logged.holds) = (imbalance, holds);
 }

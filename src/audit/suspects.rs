@@ -199,7 +199,7 @@ impl Joint {
 
     /// Leaves out what may only be on its way, and answers how much that is: what is missing while no collector pass that began after the first
     /// reading came in time. Before the first pass all of it is.
-    pub(super) fn leave_what_awaits_a_pass(&mut self) -> usize {
+    pub(super) fn drop_unsettled(&mut self) -> usize {
         let unread = self.numbers.get(READ_AGAIN) == Some(&0);
         let awaits = |kind: &str| kind == "source_unknown" || unread && matches!(kind, "missing" | "resubmitted");
         let found = self.differences.len();
@@ -235,7 +235,7 @@ mod tests {
     fn what_goes_through_the_log_again_while_the_audit_reads_is_on_its_way() {
         let found = |passed_before, read_again| {
             let mut joint = joint(passed_before, read_again);
-            let awaits = joint.leave_what_awaits_a_pass();
+            let awaits = joint.drop_unsettled();
             (joint.differences.len(), joint.open.len(), awaits)
         };
         assert_eq!(found(false, 1), (0, 1, 0), "just now");
@@ -260,7 +260,7 @@ mod tests {
     fn what_no_pass_can_bring_is_found_beside_what_is_on_its_way() {
         let mut joint = joint(true, 0);
         joint.differences.push(difference("not_in_source", "b", ""));
-        assert_eq!(joint.leave_what_awaits_a_pass(), 1);
+        assert_eq!(joint.drop_unsettled(), 1);
         assert_eq!(joint.differences.iter().map(|difference| &*difference.kind).collect::<Vec<_>>(), ["not_in_source"]);
     }
 }

@@ -19,7 +19,7 @@ const DAY_SECONDS: i64 = 86_400;
 
 /// Counts of a UTC day (counted from 1970) and type in coderd and in the ledger, whose rows were read since they differ: rejected and held rows
 /// make them differ for good.
-pub(super) type Explained = BTreeMap<(i64, String), (i64, i64)>;
+pub(super) type ReadDays = BTreeMap<(i64, String), (i64, i64)>;
 
 impl Collector {
     /// Compares the number of usage rows of each of the last days and types with the ledger's, and reads the days that differ. A day whose counts are as
@@ -39,11 +39,11 @@ impl Collector {
         let here = self.ledger.in_time(self.ledger.usage_days(self.source.id, from, until)).await?;
         let differing = differing(&there, &here);
         let days: BTreeSet<i64> =
-            differing.iter().filter(|(key, counts)| self.explained.get(key) != Some(counts)).map(|((day, _), _)| *day).collect();
+            differing.iter().filter(|(key, counts)| self.read_days.get(key) != Some(counts)).map(|((day, _), _)| *day).collect();
         for day in days {
             self.usage_of_day(reader, day, appended).await?;
         }
-        (self.explained, self.compared_at, self.compare_due_in) = (differing, Some(bounds.started_at), None);
+        (self.read_days, self.compared_at, self.compare_due_in) = (differing, Some(bounds.started_at), None);
         Ok(())
     }
 
@@ -73,11 +73,11 @@ impl Collector {
         let builds: Vec<Uuid> = asked.iter().filter_map(|id| build_of(id)).collect();
         let usage: Vec<String> = asked.iter().filter(|id| build_of(id).is_none()).cloned().collect();
         for id in &builds {
-            self.builds.doubt(id, self.pass_in_ledger);
-            self.claims.doubt(id, self.pass_in_ledger);
+            self.builds.forget_if_recorded(id, self.pass_in_ledger);
+            self.claims.forget_if_recorded(id, self.pass_in_ledger);
         }
         for id in &usage {
-            self.usage.doubt(id, self.pass_in_ledger);
+            self.usage.forget_if_recorded(id, self.pass_in_ledger);
         }
         if !builds.is_empty() {
             let keys = reader.build_keys_of(&builds).await?;
@@ -92,7 +92,7 @@ impl Collector {
 }
 
 /// Counts that are not the same on both sides.
-fn differing(there: &BTreeMap<(i64, String), i64>, here: &BTreeMap<(i64, String), i64>) -> Explained {
+fn differing(there: &BTreeMap<(i64, String), i64>, here: &BTreeMap<(i64, String), i64>) -> ReadDays {
     let of = |side: &BTreeMap<(i64, String), i64>, key| side.get(key).copied().unwrap_or(0);
     let both = there.keys().chain(here.keys()).map(|key| (key.clone(), (of(there, key), of(here, key))));
     both.filter(|(_, (there, here))| there != here).collect()

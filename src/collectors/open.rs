@@ -7,7 +7,7 @@ use chrono::{DateTime, SubsecRound, Utc};
 use uuid::Uuid;
 
 use super::lease::KeptLease;
-use super::missed::Explained;
+use super::missed::ReadDays;
 use super::pass::before;
 use super::seen::Seen;
 use super::settings::{CollectError, Settings};
@@ -61,7 +61,7 @@ pub struct Collector {
     pub(super) compared_at: Option<DateTime<Utc>>,
     /// The pass in which the next comparison became due; none: it is not due.
     pub(super) compare_due_in: Option<u64>,
-    pub(super) explained: Explained,
+    pub(super) read_days: ReadDays,
     /// Passes of this process, counted from 1.
     pub(super) pass_number: u64,
     /// The latest pass that is known to be in the ledger.
@@ -135,7 +135,7 @@ impl Collector {
             overlapped_at: None,
             compared_at: None,
             compare_due_in: None,
-            explained: Explained::new(),
+            read_days: ReadDays::new(),
             pass_number: 0,
             pass_in_ledger: 0,
             passes_ahead: VecDeque::new(),

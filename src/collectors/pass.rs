@@ -91,11 +91,11 @@ impl Collector {
     async fn pass_with(&mut self, reader: &mut Reader) -> Result<PassReport, CollectError> {
         let started_at = self.clock.now();
         self.identify(reader).await?;
-        let catalog = self.look_around(reader).await?;
+        let catalog = self.read_catalog(reader).await?;
         let requested_sweep = self.requested_sweep().await?;
         let bounds = self.bounds(reader.horizon(&catalog).await?, started_at, requested_sweep);
         self.pass_number = self.next_pass();
-        self.learn_what_is_in().await?;
+        self.settle_passes().await?;
         // The hours first: a row that is counted here is met by the pages that follow.
         let hours = match catalog.has_runtime() {
             true => Some(reader.runtime_hours(runtime::window_start(bounds.now)).await?),
@@ -121,7 +121,7 @@ impl Collector {
         }
         report.pass_id = self.record(&bounds, &report, comparable, ends.offsets, fetched).await?;
         self.remember(&bounds, &report, comparable);
-        self.heed(ends.behind).await?;
+        self.reread_after_recreation(ends.behind).await?;
         Ok(report)
     }
 
@@ -133,7 +133,7 @@ impl Collector {
     }
 
     /// What there is to read; said when it is not what it was.
-    async fn look_around(&mut self, reader: &mut Reader) -> Result<Catalog, CollectError> {
+    async fn read_catalog(&mut self, reader: &mut Reader) -> Result<Catalog, CollectError> {
         let catalog = reader.catalog().await?;
         if self.catalog.as_ref() != Some(&catalog) {
             for missing in catalog.missing() {
@@ -266,7 +266,7 @@ impl Collector {
     /// A topic that was recreated begins again at 0, so the ledger's position in the old one looks as if the new one had been read. Nothing
     /// is claimed until the position is set to the new one. What the old one held unread is lost then: all is read again, and only the
     /// ledger and the new topic count as known.
-    async fn heed(&mut self, behind: BTreeSet<TopicPartition>) -> Result<(), CollectError> {
+    async fn reread_after_recreation(&mut self, behind: BTreeSet<TopicPartition>) -> Result<(), CollectError> {
         if behind.is_empty() && !self.behind.is_empty() {
             tracing::info!("the ledger's positions lie within the log again: all is read again");
             (self.builds, self.claims, self.usage) = (Seen::new(SEEN_LIMIT), Seen::new(SEEN_LIMIT), Seen::new(SEEN_LIMIT));
@@ -285,7 +285,7 @@ impl Collector {
     }
 
     /// Which passes of ours are in the ledger by now.
-    async fn learn_what_is_in(&mut self) -> Result<(), CollectError> {
+    async fn settle_passes(&mut self) -> Result<(), CollectError> {
         while let Some((number, pass_id)) = self.passes_ahead.front().copied() {
             if !self.ledger.in_time(self.ledger.pass_is_in(pass_id)).await? {
                 break;

@@ -49,7 +49,7 @@ impl<Id: Eq + Hash> Seen<Id> {
     }
 
     /// Forgets an id unless its pass is not known to be in the ledger: a look-up then tells whether the ledger has it.
-    pub(super) fn doubt(&mut self, id: &Id, pass_in_ledger: u64) {
+    pub(super) fn forget_if_recorded(&mut self, id: &Id, pass_in_ledger: u64) {
         if self.ids.get(id).is_some_and(|sighting| sighting.pass <= pass_in_ledger) {
             self.ids.remove(id);
         }

@@ -26,7 +26,7 @@ impl Ledger {
     ///
     /// # Errors
     /// The database's.
-    pub async fn check_publish_mark(&self, source_id: i16, newest: Mark) -> Result<Mark, sqlx::Error> {
+    pub async fn record_publish_mark(&self, source_id: i16, newest: Mark) -> Result<Mark, sqlx::Error> {
         let known = sqlx::query("select first_mark, later_mark from publish_mark where source_id = $1").bind(source_id);
         if let Some(known) = known.fetch_optional(&self.pool).await? {
             let (first, later): (Mark, Mark) = (known.try_get(0)?, known.try_get(1)?);

@@ -14,7 +14,7 @@ const CLAIM_AGE: TimeDelta = TimeDelta::hours(1);
 
 /// What coderd's row says about an event of ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Look {
+pub enum SourceCheck {
     /// Nobody has published it, and it says what was accepted, or an operator has said why it does not.
     Ours,
     /// coderd has published it, or had its final refusal.
@@ -25,9 +25,9 @@ pub enum Look {
     Changed(String),
 }
 
-/// What operators have said of an event, in acts of the audit trail.
+/// What operators state of an event, in acts of the audit trail.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Said {
+pub struct OperatorStatement {
     /// coderd lost it when its database was restored to an earlier time (`recover --lost coderd`), whatever it has done with the id since.
     pub lost: bool,
     /// Its record was refused and went through the log again from the rejects: coderd's row may never have been an event.
@@ -41,27 +41,27 @@ pub fn sendable_after(now: DateTime<Utc>) -> DateTime<Utc> {
 
 /// Compares an event with coderd's row of the same id, if it is still there. What was accepted stands, and so does what the vendor got first: a
 /// row that says something else holds the event back only until an operator has said why it does.
-pub fn look(ours: &Publication, theirs: Option<&UsageRow>, said: Said, now: DateTime<Utc>) -> Look {
+pub fn compare(ours: &Publication, theirs: Option<&UsageRow>, statement: OperatorStatement, now: DateTime<Utc>) -> SourceCheck {
     let Some(theirs) = theirs else {
-        return if said.lost { Look::Ours } else { Look::Changed("coderd no longer has the row".to_owned()) };
+        return if statement.lost { SourceCheck::Ours } else { SourceCheck::Changed("coderd no longer has the row".to_owned()) };
     };
     if theirs.published_at.is_some() {
-        return Look::NotOurs;
+        return SourceCheck::NotOurs;
     }
-    match difference(ours, theirs, said) {
-        Some(why) => Look::Changed(why),
-        None if claimed(theirs, now) => Look::Claimed,
-        None => Look::Ours,
+    match difference(ours, theirs, statement) {
+        Some(why) => SourceCheck::Changed(why),
+        None if claimed(theirs, now) => SourceCheck::Claimed,
+        None => SourceCheck::Ours,
     }
 }
 
 /// What coderd's row says that nobody has explained.
-fn difference(ours: &Publication, theirs: &UsageRow, said: Said) -> Option<String> {
-    if said.lost {
+fn difference(ours: &Publication, theirs: &UsageRow, statement: OperatorStatement) -> Option<String> {
+    if statement.lost {
         return None;
     }
     match UsageQuantity::parse(&theirs.event_type, theirs.event_data.as_bytes()) {
-        Err(_) if said.mended => None,
+        Err(_) if statement.mended => None,
         Err(error) => Some(format!("coderd's row is no usage event any more: {error}")),
         Ok(_) if theirs.created_at != ours.created_at.into() => {
             Some(format!("coderd's row is now dated {}, accepted was {}", theirs.created_at, Time::from(ours.created_at)))
@@ -112,69 +112,76 @@ mod tests {
         }
     }
 
-    fn look_at(change: impl FnOnce(&mut UsageRow)) -> Look {
+    fn check_of(change: impl FnOnce(&mut UsageRow)) -> SourceCheck {
         let mut row = theirs();
         change(&mut row);
-        look(&ours(), Some(&row), Said::default(), now())
+        compare(&ours(), Some(&row), OperatorStatement::default(), now())
     }
 
     #[test]
     fn an_unchanged_row_that_nobody_published_is_ours() {
-        assert_eq!(look_at(|_| {}), Look::Ours);
-        assert_eq!(look_at(|row| row.failure_message = Some("later".into())), Look::Ours, "a refusal for now of coderd's own attempt");
+        assert_eq!(check_of(|_| {}), SourceCheck::Ours);
+        assert_eq!(
+            check_of(|row| row.failure_message = Some("later".into())),
+            SourceCheck::Ours,
+            "a refusal for now of coderd's own attempt"
+        );
     }
 
     #[test]
     fn a_published_row_is_not_ours_whatever_else_it_says() {
-        assert_eq!(look_at(|row| row.published_at = Some(now().into())), Look::NotOurs);
+        assert_eq!(check_of(|row| row.published_at = Some(now().into())), SourceCheck::NotOurs);
         let refused = |row: &mut UsageRow| {
             row.published_at = Some(now().into());
             row.failure_message = Some("never".into());
             row.event_data = r#"{"count": 2}"#.into();
         };
-        assert_eq!(look_at(refused), Look::NotOurs);
+        assert_eq!(check_of(refused), SourceCheck::NotOurs);
     }
 
     #[test]
     fn a_changed_or_missing_row_is_held_back_and_says_why() {
-        let why = |look| if let Look::Changed(why) = look { why } else { panic!("{look:?}") };
-        assert!(why(look_at(|row| row.event_data = r#"{"count": 2}"#.into())).contains("now says dc_managed_agents_v1 2, accepted was"));
-        assert!(why(look_at(|row| row.event_type = "hb_ai_seats_v1".into())).contains("hb_ai_seats_v1 1"));
-        assert!(why(look_at(|row| row.event_data = r#"{"count": 1, "x": 1}"#.into())).contains("no usage event"));
-        assert!(why(look_at(|row| row.created_at = (now() + TimeDelta::microseconds(1)).into())).contains("dated"));
-        assert!(why(look(&ours(), None, Said::default(), now())).contains("no longer has the row"));
+        let why = |check| if let SourceCheck::Changed(why) = check { why } else { panic!("{check:?}") };
+        assert!(why(check_of(|row| row.event_data = r#"{"count": 2}"#.into())).contains("now says dc_managed_agents_v1 2, accepted was"));
+        assert!(why(check_of(|row| row.event_type = "hb_ai_seats_v1".into())).contains("hb_ai_seats_v1 1"));
+        assert!(why(check_of(|row| row.event_data = r#"{"count": 1, "x": 1}"#.into())).contains("no usage event"));
+        assert!(why(check_of(|row| row.created_at = (now() + TimeDelta::microseconds(1)).into())).contains("dated"));
+        assert!(why(compare(&ours(), None, OperatorStatement::default(), now())).contains("no longer has the row"));
     }
 
     #[test]
     fn what_was_accepted_stands_where_an_operator_has_said_that_coderd_lost_it() {
-        let lost = Said { lost: true, ..Said::default() };
-        assert_eq!(look(&ours(), None, lost, now()), Look::Ours);
+        let lost = OperatorStatement { lost: true, ..OperatorStatement::default() };
+        assert_eq!(compare(&ours(), None, lost, now()), SourceCheck::Ours);
         let mut again = theirs();
         (again.event_data, again.created_at) = (r#"{"count": 2}"#.into(), (now() + TimeDelta::minutes(1)).into());
-        assert_eq!(look(&ours(), Some(&again), lost, now()), Look::Ours, "its id was used again");
+        assert_eq!(compare(&ours(), Some(&again), lost, now()), SourceCheck::Ours, "its id was used again");
         again.publish_started_at = Some(now().into());
-        assert_eq!(look(&ours(), Some(&again), lost, now()), Look::Claimed);
+        assert_eq!(compare(&ours(), Some(&again), lost, now()), SourceCheck::Claimed);
         again.published_at = Some(now().into());
-        assert_eq!(look(&ours(), Some(&again), lost, now()), Look::NotOurs, "the vendor has the id already");
+        assert_eq!(compare(&ours(), Some(&again), lost, now()), SourceCheck::NotOurs, "the vendor has the id already");
     }
 
     #[test]
     fn a_row_that_never_was_an_event_is_ours_only_where_an_operator_has_mended_it() {
-        let mended = Said { mended: true, ..Said::default() };
+        let mended = OperatorStatement { mended: true, ..OperatorStatement::default() };
         let mut row = theirs();
         row.event_data = r#"{"count": 1, "x": 1}"#.into();
-        assert_eq!(look(&ours(), Some(&row), mended, now()), Look::Ours);
+        assert_eq!(compare(&ours(), Some(&row), mended, now()), SourceCheck::Ours);
         row.event_data = r#"{"count": 2}"#.into();
-        assert!(matches!(look(&ours(), Some(&row), mended, now()), Look::Changed(_)), "coderd's row is an event, and another one");
-        assert!(matches!(look(&ours(), None, mended, now()), Look::Changed(_)));
+        assert!(
+            matches!(compare(&ours(), Some(&row), mended, now()), SourceCheck::Changed(_)),
+            "coderd's row is an event, and another one"
+        );
+        assert!(matches!(compare(&ours(), None, mended, now()), SourceCheck::Changed(_)));
     }
 
     #[test]
     fn a_claim_is_fresh_for_an_hour_and_not_longer() {
-        let started = |at: DateTime<Utc>| look_at(|row| row.publish_started_at = Some(at.into()));
-        assert_eq!(started(now()), Look::Claimed);
-        assert_eq!(started(now() - CLAIM_AGE), Look::Claimed, "coderd claims what is older than an hour, strictly");
-        assert_eq!(started(now() - CLAIM_AGE - TimeDelta::microseconds(1)), Look::Ours);
-        assert_eq!(started(now() + TimeDelta::minutes(5)), Look::Claimed, "a replica whose clock is ahead");
+        let started = |at: DateTime<Utc>| check_of(|row| row.publish_started_at = Some(at.into()));
+        assert_eq!(started(now()), SourceCheck::Claimed);
+        assert_eq!(started(now() - CLAIM_AGE), SourceCheck::Claimed, "coderd claims what is older than an hour, strictly");
+        assert_eq!(started(now() - CLAIM_AGE - TimeDelta::microseconds(1)), SourceCheck::Ours);
+        assert_eq!(started(now() + TimeDelta::minutes(5)), SourceCheck::Claimed, "a replica whose clock is ahead");
     }
 }

@@ -3,7 +3,7 @@
 use chrono::TimeDelta;
 use tokio_util::sync::CancellationToken;
 
-use super::look::{Look, Said, look, sendable_after};
+use super::look::{OperatorStatement, SourceCheck, compare, sendable_after};
 use super::{Condition, Cycle, Publisher, rows_by_id};
 use crate::coderd::Reader;
 use crate::ledger::{HELD_BACK, Postponed, Settlement};
@@ -52,13 +52,13 @@ impl Publisher {
         let (mut not_ours, mut later) = (Vec::new(), Vec::new());
         let mut differences = 0;
         for ours in leased {
-            let message = match look(&ours, rows.get(&ours.event_id), Said::default(), now) {
-                Look::NotOurs => {
+            let message = match compare(&ours, rows.get(&ours.event_id), OperatorStatement::default(), now) {
+                SourceCheck::NotOurs => {
                     not_ours.push(ours.event_id);
                     continue;
                 }
-                Look::Ours | Look::Claimed => None,
-                Look::Changed(why) => {
+                SourceCheck::Ours | SourceCheck::Claimed => None,
+                SourceCheck::Changed(why) => {
                     differences += 1;
                     Some(format!("{HELD_BACK}{why}"))
                 }

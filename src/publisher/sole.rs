@@ -4,7 +4,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::look::{Look, Said, look, sendable_after};
+use super::look::{OperatorStatement, SourceCheck, compare, sendable_after};
 use super::signing::{NoLicense, SigningLicense, signing_license};
 use super::{Condition, Cycle, Publisher, rows_by_id};
 use crate::coderd::Reader;
@@ -66,7 +66,7 @@ impl Publisher {
     /// the same, and every further event could be billed twice. The ledger remembers the first look, so that no restart takes a later mark for it.
     async fn stops_for_coderd(&mut self, reader: &mut Reader, source_id: i16) -> anyhow::Result<bool> {
         let newest = reader.latest_publish_mark().await?;
-        let Some(later) = self.ledger.in_time(self.ledger.check_publish_mark(source_id, newest)).await? else { return Ok(false) };
+        let Some(later) = self.ledger.in_time(self.ledger.record_publish_mark(source_id, newest)).await? else { return Ok(false) };
         let (at, deployment) = (later.to_rfc3339(), self.settings.deployment);
         let why = format!(
             "coderd has published usage by itself at {at}: cut its publishing off, then run `tallyline resume publish --coderd-cut-off {deployment}`, or use mode shadow"
@@ -124,16 +124,16 @@ impl Publisher {
         let (mut ours, mut not_ours, mut later, mut newly) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for event in leased {
             let mended = refused.get(&event.event_id).is_some_and(|refused| refused.passed);
-            let said = Said { lost: lost.contains(&event.event_id), mended };
-            match look(&event, rows.get(&event.event_id), said, now) {
-                Look::Ours => ours.push(event),
-                Look::NotOurs => not_ours.push(event.event_id),
-                Look::Claimed => {
+            let statement = OperatorStatement { lost: lost.contains(&event.event_id), mended };
+            match compare(&event, rows.get(&event.event_id), statement, now) {
+                SourceCheck::Ours => ours.push(event),
+                SourceCheck::NotOurs => not_ours.push(event.event_id),
+                SourceCheck::Claimed => {
                     cycle.waiting += 1;
                     let message = Some("coderd has claimed it and may be publishing it".to_owned());
                     later.push(Postponed { event_id: event.event_id, message, next_attempt_at: self.ledger.clock.now() + CLAIM_WAIT });
                 }
-                Look::Changed(why) => {
+                SourceCheck::Changed(why) => {
                     cycle.held_back += 1;
                     let release = if event.confirmed { RELEASE } else { NEVER_CONFIRMED };
                     let why = format!("{why}; {release}");

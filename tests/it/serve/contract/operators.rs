@@ -141,7 +141,7 @@ pub async fn proof_and_audit(contract: &mut Contract, site: &Site) {
 pub async fn coderd_cut_off(contract: &mut Contract, site: &Site) {
     let source = site.ledger.source(DEPLOYMENT).await.unwrap().unwrap();
     for mark in [None, Some(noon())] {
-        site.ledger.check_publish_mark(source.id, mark).await.unwrap();
+        site.ledger.record_publish_mark(source.id, mark).await.unwrap();
     }
     let path = "/api/v1/publish/coderd-cut-off";
     let request = json!({ "deployment_id": DEPLOYMENT, "reason": "its publisher is disabled" });
