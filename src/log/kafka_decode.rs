@@ -2,12 +2,12 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use chrono::DateTime;
+use chrono::{DateTime, Datelike as _, Utc};
 use rdkafka::Message as _;
 use rdkafka::message::{BorrowedHeaders, BorrowedMessage, Header, Headers as _, OwnedHeaders};
 
 use super::Record;
-use crate::event::{KEPT_PAYLOAD_BYTES, MAX_PAYLOAD_BYTES, Message};
+use crate::event::{KEPT_PAYLOAD_BYTES, MAX_PAYLOAD_BYTES, Message, YEARS};
 
 /// Stands for headers that can't be read: a name that is not UTF-8, or too many bytes. The record is then refused by its reader like any other
 /// without our headers; key and payload are as found.
@@ -17,13 +17,19 @@ const UNREADABLE: &str = "\u{fffd}";
 pub(super) fn record(found: &BorrowedMessage<'_>) -> Record {
     Record {
         offset: found.offset(),
-        timestamp: found.timestamp().to_millis().and_then(DateTime::from_timestamp_millis).unwrap_or_default(),
+        timestamp: timestamp(found.timestamp().to_millis()),
         message: Message::found(
             found.key().map(|key| beginning(key).to_vec()),
             found.headers().map(headers).unwrap_or_default(),
             found.payload(),
         ),
     }
+}
+
+/// A topic with `message.timestamp.type=CreateTime` has the producer's times. One outside the years that events may have is
+/// treated as absent: PostgreSQL refuses some of them.
+fn timestamp(millis: Option<i64>) -> DateTime<Utc> {
+    millis.and_then(DateTime::from_timestamp_millis).filter(|time| YEARS.contains(&time.year())).unwrap_or_default()
 }
 
 /// The client library panics on a header name that is not UTF-8, and anyone who may write to the topic can send one. Headers that are larger than
@@ -64,4 +70,29 @@ pub(super) fn size(record: &Record) -> usize {
 pub(super) fn message_size(message: &Message) -> usize {
     let headers: usize = message.headers.iter().map(|(name, value)| name.len() + value.as_ref().map_or(0, Vec::len) + 64).sum();
     message.key.as_ref().map_or(0, Vec::len) + message.payload.as_ref().map_or(0, Vec::len) + headers
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_time_outside_the_years_of_events_is_treated_as_absent() {
+        let at = |text: &str| text.parse::<DateTime<Utc>>().unwrap().timestamp_millis();
+        let (first, last) = (at("1970-01-01T00:00:00Z"), at("9999-12-31T23:59:59.999Z"));
+        assert_eq!(timestamp(Some(last)).timestamp_millis(), last);
+        for absent in [None, Some(first - 1), Some(last + 1), Some(i64::MIN), Some(i64::MAX), Some(-8_334_601_228_800_000)] {
+            assert_eq!(timestamp(absent), DateTime::UNIX_EPOCH, "{absent:?}");
+        }
+    }
+
+    proptest! {
+        /// PostgreSQL takes every time that a record is given.
+        #[test]
+        fn any_time_is_one_that_the_ledger_can_keep(millis in any::<i64>()) {
+            prop_assert!(YEARS.contains(&timestamp(Some(millis)).year()));
+        }
+    }
 }

@@ -15,6 +15,7 @@ mod status;
 mod stop;
 mod sweep;
 mod takeover;
+mod timestamps;
 mod transactions;
 
 use std::time::{Duration, Instant};
