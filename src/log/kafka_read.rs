@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use rdkafka::Message as _;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::{Offset, TopicPartitionList};
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
 use super::kafka::{Connection, KafkaLog, blocking, refused};
 use super::{LogError, Record, kafka_decode};
@@ -50,6 +50,23 @@ impl KafkaLog {
     }
 }
 
+impl KafkaLog {
+    /// librdkafka requires a group's name before it assigns partitions. No offset is committed to that group.
+    ///
+    /// A reader at the end has an open request, and its next one waits for the answer. It reads only where there are records, so that
+    /// the broker need not wait for more.
+    fn reader_config(&self) -> ClientConfig {
+        let mut config = self.config(&[("fetch.wait.max.ms", "5"), ("queued.max.messages.kbytes", "4096")]);
+        config
+            .set("group.id", format!("{}tallyline-reader", self.settings.topic_prefix))
+            .set("enable.auto.commit", "false")
+            .set("enable.auto.offset.store", "false")
+            .set("auto.offset.reset", "error")
+            .set("enable.partition.eof", "true");
+        config
+    }
+}
+
 impl Readers {
     /// The reader that stands there, else any, else a new one.
     fn take(&self, log: &KafkaLog, partition: TopicPartition, from: i64) -> Result<Reader, LogError> {
@@ -74,19 +91,8 @@ impl Readers {
 }
 
 impl Reader {
-    /// librdkafka wants a group's name before it assigns anything; nothing is ever told to that group.
     fn new(log: &KafkaLog) -> Result<Reader, LogError> {
-        let mut config = log.config(&[]);
-        config
-            .set("group.id", format!("{}tallyline-reader", log.settings.topic_prefix))
-            .set("enable.auto.commit", "false")
-            .set("enable.auto.offset.store", "false")
-            .set("auto.offset.reset", "error")
-            .set("enable.partition.eof", "true")
-            // A reader at the end has asked ahead, and what it asks next waits for that answer. It only reads where there are records.
-            .set("fetch.wait.max.ms", "5")
-            .set("queued.max.messages.kbytes", "4096");
-        Ok(Reader { consumer: log.client(&config, Connection::new("reads"))?, at: None })
+        Ok(Reader { consumer: log.client(&log.reader_config(), Connection::new("reads"))?, at: None })
     }
 
     /// Reads records before `end`. On an error the reader is given up.
@@ -143,5 +149,22 @@ impl Reader {
             self.consumer.unassign().map_err(|error| refused(partition.topic, &error))?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::KafkaSettings;
+
+    #[test]
+    fn given_properties_take_the_place_of_a_readers_own() {
+        let config = |properties: &[(&str, &str)]| {
+            let properties = properties.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+            KafkaLog::new(KafkaSettings { properties, ..KafkaSettings::new("127.0.0.1:1") }).unwrap().reader_config()
+        };
+        let (ours, given) = (config(&[]), config(&[("fetch.wait.max.ms", "70"), ("queued.max.messages.kbytes", "900")]));
+        assert_eq!((ours.get("fetch.wait.max.ms"), ours.get("queued.max.messages.kbytes")), (Some("5"), Some("4096")));
+        assert_eq!((given.get("fetch.wait.max.ms"), given.get("queued.max.messages.kbytes")), (Some("70"), Some("900")));
     }
 }
