@@ -5,6 +5,7 @@
 
 mod arrival;
 mod cutover;
+mod gaps;
 mod progress;
 mod replay;
 mod telemetry;
@@ -31,6 +32,7 @@ use crate::event::TopicPartition;
 use crate::ledger::{Claim, Ledger, Lives, Paused};
 use crate::log::{Batch, Consumer as Membership, Delivery, Log, LogError};
 use crate::waiting::Waits;
+use gaps::{Gap, Looks};
 use worker::Worker;
 
 /// The Kafka group of all consumers, unless a pipeline names another.
@@ -151,10 +153,13 @@ impl Consumer {
         }
     }
 
-    /// Answers once a partition has stood still for too long while records waited for it. Where the log does not say that records wait, nothing
-    /// is decided about it: joining again would not help. `gaps` gets the ranges without a record that partitions stand before.
+    /// Returns once a partition's position has not moved for too long while records waited for it.
+    ///
+    /// Without an answer from the log nothing is decided, since joining again would not help. `gaps` gets the ranges without a record
+    /// that begin at a partition's position.
     async fn stalled(&self, gaps: mpsc::UnboundedSender<Gap>) -> Stall {
         let look_every = self.progress(|progress| progress.look_every());
+        let mut looks = Looks::default();
         loop {
             tokio::time::sleep(look_every).await;
             for partition in self.progress(Progress::suspects) {
@@ -166,14 +171,17 @@ impl Consumer {
                 match tokio::time::timeout(LOOK, self.without_record(partition, from)).await {
                     Ok(Ok(Some(until))) => {
                         self.progress(|progress| progress.nothing_waits(partition));
-                        let _ = gaps.send(Gap { partition, from, until });
+                        if let Some(gap) = looks.found_none(Gap { partition, from, until }) {
+                            let _ = gaps.send(gap);
+                        }
                     }
                     Ok(Ok(None)) => {
+                        looks.ended(partition);
                         if let Some(stall) = stall {
                             return stall;
                         }
                     }
-                    Ok(Err(_)) | Err(_) => {}
+                    Ok(Err(_)) | Err(_) => looks.ended(partition),
                 }
             }
         }
@@ -270,14 +278,6 @@ fn ended(stop: &CancellationToken, fault: LogError) -> anyhow::Result<()> {
 /// Room for the batch at its worker; none where the worker has ended.
 async fn room(in_hand: Option<&(mpsc::Sender<Batch>, Batch)>) -> Option<mpsc::OwnedPermit<Batch>> {
     in_hand?.0.clone().reserve_owned().await.ok()
-}
-
-/// Offsets of a partition that hold no record: control records, and records of aborted transactions.
-#[derive(Clone, Copy, Debug)]
-struct Gap {
-    partition: TopicPartition,
-    from: i64,
-    until: i64,
 }
 
 /// What one membership of the group has.

@@ -1,0 +1,65 @@
+//! Offsets of a partition that hold no record: control records, and records of aborted transactions.
+
+use std::collections::HashMap;
+
+use crate::event::TopicPartition;
+
+/// A range of offsets without a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Gap {
+    pub(super) partition: TopicPartition,
+    pub(super) from: i64,
+    pub(super) until: i64,
+}
+
+/// The latest look at each partition that found no record.
+///
+/// One look is not enough: between its two requests, for the end and for the records, the partition's leader may change, and the
+/// answer of a follower that is behind looks like a range without records.
+#[derive(Debug, Default)]
+pub(super) struct Looks(HashMap<TopicPartition, Gap>);
+
+impl Looks {
+    /// Notes a look that found no record. Returns the range that it and the look before it agree on.
+    pub(super) fn found_none(&mut self, gap: Gap) -> Option<Gap> {
+        let before = self.0.insert(gap.partition, gap).filter(|before| before.from == gap.from)?;
+        Some(Gap { until: gap.until.min(before.until), ..gap })
+    }
+
+    /// Notes a look that found a record, or had no answer.
+    pub(super) fn ended(&mut self, partition: TopicPartition) {
+        self.0.remove(&partition);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::Topic;
+
+    const AT: TopicPartition = TopicPartition { topic: Topic::AgentUsage, partition: 0 };
+
+    fn gap(from: i64, until: i64) -> Gap {
+        Gap { partition: AT, from, until }
+    }
+
+    #[test]
+    fn only_two_looks_in_a_row_that_agree_are_a_gap() {
+        let mut looks = Looks::default();
+        assert_eq!(looks.found_none(gap(10, 12)), None, "one look may have met a change of the leader");
+        assert_eq!(looks.found_none(gap(10, 12)), Some(gap(10, 12)));
+        assert_eq!(looks.found_none(gap(12, 14)), None, "the position has moved");
+        looks.ended(AT);
+        assert_eq!(looks.found_none(gap(12, 14)), None, "a record was found in between");
+        let elsewhere = Gap { partition: TopicPartition { partition: 1, ..AT }, ..gap(12, 14) };
+        assert_eq!(looks.found_none(elsewhere), None, "another partition");
+    }
+
+    #[test]
+    fn two_looks_that_end_elsewhere_agree_up_to_the_earlier_end() {
+        let mut looks = Looks::default();
+        looks.found_none(gap(10, 12));
+        assert_eq!(looks.found_none(gap(10, 20)), Some(gap(10, 12)));
+        assert_eq!(looks.found_none(gap(10, 15)), Some(gap(10, 15)));
+    }
+}
