@@ -167,8 +167,11 @@ impl KafkaLog {
         config
     }
 
-    /// Bounds what is fetched ahead: a fetched batch is held unpacked, and zstd packs ours to a tenth. A batch of zstd may unpack to at most
-    /// `receive.message.max.bytes`: librdkafka guesses up to three times the true size, so that 128 MiB always fit. A full queue is looked at again after 10 ms; the default of a second lets a consumer idle half of the time.
+    /// Limits what is fetched ahead, since a fetched batch is held unpacked and zstd packs ours to a tenth.
+    ///
+    /// - A batch of zstd may unpack to at most `receive.message.max.bytes`. librdkafka guesses up to three times the true size, so that
+    ///   128 MiB always fit.
+    /// - A full queue is checked again after 10 ms. With the default of a second a consumer idles half of the time.
     fn base(&self) -> ClientConfig {
         let mut config = ClientConfig::new();
         config
