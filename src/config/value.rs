@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::given::Raw;
 use super::{Kind, Secret, TokenSetting};
 
-/// The least length of a signature key.
+/// The least length of a signature key, as in `event/signature.rs`: neither part may name the other.
 const LEAST_KEY_BYTES: usize = 32;
 
 #[derive(Clone, Debug, PartialEq)]
