@@ -426,7 +426,7 @@ create table collector_pass (
     produced integer not null,
     -- rows found later than an earlier pass had claimed to be complete
     late integer not null,
-    -- what it appended was lost with its topic before it was read: it claims nothing
+    -- what it appended was lost with its topic before it was read, or rejected for its signature: it claims nothing
     void boolean not null default false
 );
 create index collector_pass_by_source on collector_pass (source_id, id);

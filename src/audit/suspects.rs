@@ -28,7 +28,7 @@ const USAGE_GONE: &str =
 const LOST: &str = "coderd lost it when its database was restored to an earlier time";
 /// The same where its id was used again.
 const USED_AGAIN: &str =
-    "coderd lost it when its database was restored to an earlier time, and has used its id again: the accepted event stands";
+    "coderd lost it when its database was restored to an earlier time, and has used its id again: the accepted event remains";
 
 /// What the ledger knows of one suspect beside its digest.
 struct Suspect<'a> {

@@ -10,8 +10,7 @@ use uuid::Uuid;
 use super::progress::Progress;
 use super::roles::Site;
 use super::{Context, Exit, Failure, PipelineArguments};
-use crate::collectors::lease_name;
-use crate::ledger::{Ledger, Pausable, Source, SweepResult};
+use crate::ledger::{Ledger, Pausable, Source, SweepResult, collector_lease};
 
 /// The ledger is asked this often for the progress.
 const LOOK: Duration = Duration::from_millis(500);
@@ -78,7 +77,7 @@ async fn collector_runs(ledger: &Ledger, source: &Source) -> Result<(), Failure>
     if let Some(pause) = pauses.iter().find(|pause| pause.operation == Pausable::Collect) {
         return Err(Failure::of(Exit::Refused, format!("{pause}; `tallyline resume collect` goes on")));
     }
-    let holder = ledger.in_time(ledger.lease_holder(&lease_name(source.deployment_id))).await?;
+    let holder = ledger.in_time(ledger.lease_holder(&collector_lease(source.deployment_id))).await?;
     holder
         .map(|_| ())
         .ok_or_else(|| Failure::of(Exit::Refused, format!("deployment {}: no collector runs; {START} and ask again", source.deployment_id)))

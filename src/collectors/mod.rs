@@ -14,10 +14,11 @@ mod run;
 mod runtime;
 mod seen;
 mod settings;
+mod signed;
 mod take;
 mod telemetry;
 
-pub use open::{Collector, lease_name};
+pub use open::Collector;
 pub use pass::PassReport;
 pub use run::{Standing, run};
 pub use settings::{CollectError, Settings};

@@ -11,11 +11,12 @@ use super::missed::ReadDays;
 use super::pass::before;
 use super::seen::Seen;
 use super::settings::{CollectError, Settings};
+use super::signed::Proof;
 use super::{events, identity};
 use crate::clock::Clock;
 use crate::coderd::{Catalog, Database, Reader};
 use crate::event::{Payload, Topic, TopicPartition, build_of, parse_in};
-use crate::ledger::{Baseline, BaselineRow, Ledger, LicenseChange, Source};
+use crate::ledger::{Baseline, BaselineRow, Ledger, LicenseChange, Source, collector_lease};
 use crate::license::PublicKeys;
 use crate::log::{Log, Record};
 
@@ -74,6 +75,7 @@ pub struct Collector {
     pub(super) looked_at: HashMap<TopicPartition, Instant>,
     /// The last pass of this process, by id and beginning: a ledger without it was restored from a backup.
     pub(super) previous: Option<(i64, DateTime<Utc>)>,
+    pub(super) proof: Proof,
 }
 
 impl Collector {
@@ -97,13 +99,16 @@ impl Collector {
         if let Some(retirement) = ledger.in_time(ledger.retirement(deployment_id)).await? {
             return Err(CollectError::Retired(retirement));
         }
+        if ledger.in_time(ledger.needs_signing_key(log.signatures())).await? {
+            return Err(CollectError::NoSigningKey);
+        }
         let identity = identity::read(&settings, &mut reader).await?;
         if let Ok(found) = identity
             && let Some(refusal) = ledger.in_time(ledger.identity_refusal(deployment_id, found)).await?
         {
             return Err(refusal.into());
         }
-        let name = lease_name(deployment_id);
+        let name = collector_lease(deployment_id);
         let Some(lease) = ledger.in_time(ledger.take_lease(&name, &settings.holder, settings.lease_length)).await? else { return Ok(None) };
         let lease = KeptLease::keep(&ledger, lease, settings.lease_length);
         let source = introduce(&settings, &mut reader, &ledger, &clock, deployment_id).await?;
@@ -142,6 +147,7 @@ impl Collector {
             behind: BTreeSet::new(),
             looked_at: HashMap::new(),
             previous: None,
+            proof: Proof::default(),
         };
         collector.remember_in_flight().await?;
         Ok(Some(collector))
@@ -214,7 +220,7 @@ impl Collector {
     /// `claimless` gets the builds that are claims and whose claim is not in flight: they count as seen only where the ledger has it.
     fn remember_record(&mut self, topic: Topic, record: &Record, claimless: &mut HashMap<Uuid, DateTime<Utc>>) {
         // a record that another has put there under the id of a row of ours keeps nothing away
-        if self.log.signatures().verify() && self.log.signatures().signer(topic, &record.message).is_err() {
+        if self.log.signatures().verify() && self.log.signer(topic, &record.message).is_err() {
             return;
         }
         let (deployment, pass) = (self.source.deployment_id, self.next_pass());
@@ -239,12 +245,6 @@ impl Collector {
             }
         }
     }
-}
-
-/// The lease that the collector of a deployment holds.
-#[must_use]
-pub fn lease_name(deployment_id: Uuid) -> String {
-    format!("collector:{deployment_id}")
 }
 
 /// The source as it was introduced, now or before.

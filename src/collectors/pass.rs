@@ -10,6 +10,7 @@ use super::missed::is_due;
 use super::open::{Collector, SEEN_LIMIT};
 use super::seen::Seen;
 use super::settings::CollectError;
+use super::signed::Proof;
 use super::take::Appended;
 use super::{licenses, runtime};
 use crate::coderd::{Catalog, Horizon, LicenseRow, Reader};
@@ -90,6 +91,7 @@ impl Collector {
     /// again, later: it moves ahead.) So nothing is held open in coderd's database while the log acknowledges.
     async fn pass_with(&mut self, reader: &mut Reader) -> Result<PassReport, CollectError> {
         let started_at = self.clock.now();
+        self.check_signatures().await?;
         self.identify(reader).await?;
         let catalog = self.read_catalog(reader).await?;
         let requested_sweep = self.requested_sweep().await?;
@@ -115,7 +117,7 @@ impl Collector {
         report.complete_until = bounds.complete_until.filter(|_| self.unreadable.is_empty());
         report.runtime_complete_until = hours.map(|hours| runtime::complete_until(&hours, bounds.now));
         let ends = self.ends(appended.ends).await?;
-        let comparable = ends.behind.is_empty() && self.behind.is_empty();
+        let comparable = ends.behind.is_empty() && self.behind.is_empty() && self.is_proven(bounds.from).await?;
         if !comparable {
             (report.complete_until, report.runtime_complete_until) = (None, None);
         }
@@ -271,6 +273,7 @@ impl Collector {
             tracing::info!("the ledger's positions lie within the log again: all is read again");
             (self.builds, self.claims, self.usage) = (Seen::new(SEEN_LIMIT), Seen::new(SEEN_LIMIT), Seen::new(SEEN_LIMIT));
             self.passes_ahead.clear();
+            self.proof = Proof::default();
             self.reread_from = None;
             self.remember_in_flight().await?;
         } else if !behind.is_subset(&self.behind) {

@@ -67,6 +67,11 @@ async fn collect(mut collector: Collector, stop: &CancellationToken, trouble: &m
                 }
             }
             Some(Err(error @ CollectError::LeaseLost)) => return trouble.say(&error.to_string()),
+            // another process may have the key: it gets the lease
+            Some(Err(error @ CollectError::NoSigningKey)) => {
+                trouble.say(&error.to_string());
+                break;
+            }
             Some(Err(error)) => trouble.say(&error.to_string()),
             None => break,
         }

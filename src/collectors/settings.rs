@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::run::Standing;
 use super::telemetry::CollectorTelemetry;
 use crate::coderd::CoderdError;
-use crate::ledger::{IdentityRefusal, LeaseError, Paused, Retirement};
+use crate::ledger::{IdentityRefusal, LeaseError, NO_SIGNING_KEY, Paused, Retirement};
 use crate::log::{AppendError, LogError};
 
 /// How one source is collected.
@@ -95,6 +95,14 @@ pub enum CollectError {
     /// An operator has retired the source.
     #[error("{0}")]
     Retired(Retirement),
+    /// Records must be signed, and this process has no signing key.
+    #[error("{NO_SIGNING_KEY}")]
+    NoSigningKey,
+    /// Consumers reject this process's signatures.
+    #[error(
+        "consumers reject the signatures of this collector's records (bad_signature): set log.verification_keys of all consumers to include the key that log.signing_key names here, then restart this process; until then it collects nothing and reports no completeness"
+    )]
+    SignaturesRejected,
     /// Another collector has taken the source.
     #[error("another collector has taken this source")]
     LeaseLost,

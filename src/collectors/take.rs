@@ -276,6 +276,7 @@ impl Collector {
         for (index, (partition, offset)) in placed.into_iter().enumerate().filter_map(|(index, place)| Some((index, place?))) {
             let end = ends.entry(TopicPartition { topic, partition }).or_default();
             *end = (*end).max(offset.saturating_add(1));
+            self.proof.appended(TopicPartition { topic, partition }, offset, self.previous.map(|(pass_id, _)| pass_id));
             acknowledged(self, index);
         }
         Ok(count(answer?.len()))

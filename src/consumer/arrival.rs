@@ -1,8 +1,8 @@
 //! From a record to what the ledger records of it.
 
-use crate::event::{self, Event, KEPT_PAYLOAD_BYTES, Message, Oversized, ParseError, Signatures, Signer, Topic};
+use crate::event::{self, Event, KEPT_PAYLOAD_BYTES, Message, Oversized, ParseError, Signer, Topic};
 use crate::ledger::{Arrival, Refusal, Verdict};
-use crate::log::Record;
+use crate::log::{Log, Record};
 
 /// Parses a record, wherever it is from. One that is no event becomes data, too: nothing is dropped, nothing stops.
 #[must_use]
@@ -19,8 +19,8 @@ pub fn read_from(topic: Topic, record: Record) -> Arrival {
 }
 
 /// As [`read_from`], with the record's signature verified. From offset `signed_from` on a record without a valid one is rejected, whatever it holds.
-pub(super) fn verified(signatures: &Signatures, signed_from: Option<i64>, topic: Topic, record: Record) -> Arrival {
-    let signer = signatures.signer(topic, &record.message);
+pub(super) fn verified(log: &Log, signed_from: Option<i64>, topic: Topic, record: Record) -> Arrival {
+    let signer = log.signer(topic, &record.message);
     let arrival = read_from(topic, record);
     match signer {
         Ok(signer) => Arrival { confirmed: signer == Signer::Collector, ..arrival },

@@ -216,11 +216,10 @@ impl Replay {
         };
         let topic = range.partition.topic;
         let signed_from = self.ledger.in_time(self.ledger.signed_from(range.partition, range.generation)).await?;
-        let signatures = self.log.signatures();
-        if signed_from.is_some() && !signatures.verify() {
+        if signed_from.is_some() && !self.log.signatures().verify() {
             return Err(ReplayError::NoKeys);
         }
-        let read = |record| arrival::verified(signatures, signed_from, topic, record);
+        let read = |record| arrival::verified(&self.log, signed_from, topic, record);
         Ok(Some((records.into_iter().map(read).collect(), next_offset)))
     }
 }

@@ -100,8 +100,8 @@ impl Task {
                 continue;
             }
             let topic = batch.partition.topic;
-            let (signatures, signed_from) = (self.consumer.log.signatures(), self.claim.signed_from);
-            let read = |record| arrival::verified(signatures, signed_from, topic, record);
+            let (log, signed_from) = (&self.consumer.log, self.claim.signed_from);
+            let read = |record| arrival::verified(log, signed_from, topic, record);
             let arrivals: Vec<Arrival> = batch.records.into_iter().map(read).collect();
             let recorded = match self.look_again().await {
                 Ok(()) => self.record(arrivals, next_offset).await,

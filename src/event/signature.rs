@@ -6,7 +6,7 @@ use aws_lc_rs::{constant_time, hmac};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
-use super::{Message, Topic};
+use super::Message;
 
 /// The header of a signature: `v1:SIGNER:KEY:TAG`, the tag in base64.
 pub const SIGNATURE: &str = "tallyline-signature";
@@ -105,9 +105,9 @@ impl Signatures {
         self.signing.is_some()
     }
 
-    /// The message with a signature for that topic in place of any other; without a signing key as it is.
+    /// The message with a signature for the topic of that full name in place of any other; without a signing key as it is.
     #[must_use]
-    pub fn signed(&self, signer: Signer, topic: Topic, mut message: Message) -> Message {
+    pub fn signed(&self, signer: Signer, topic: &str, mut message: Message) -> Message {
         let Some((name, key)) = self.signing.as_ref().and_then(|name| self.keys.get_key_value(name)) else { return message };
         let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), &form(signer, topic, &message));
         message.headers.retain(|(header, _)| !header.eq_ignore_ascii_case(SIGNATURE));
@@ -116,11 +116,11 @@ impl Signatures {
         message
     }
 
-    /// Who signed a record of that topic.
+    /// Who signed a record of the topic of that full name: one site's records do not verify at another with the same keys.
     ///
     /// # Errors
     /// [`SignatureError`].
-    pub fn signer(&self, topic: Topic, message: &Message) -> Result<Signer, SignatureError> {
+    pub fn signer(&self, topic: &str, message: &Message) -> Result<Signer, SignatureError> {
         let mut values = message.headers.iter().filter(|(header, _)| header.eq_ignore_ascii_case(SIGNATURE));
         let Some((_, value)) = values.next() else { return Err(SignatureError::Unsigned) };
         if values.next().is_some() {
@@ -164,7 +164,7 @@ impl<'a> Header<'a> {
 
 /// What is signed: everything of a record that is ever read, each part with its length before it. The record's key only chooses the partition, and
 /// other headers are ignored. It is pinned by a test; a change is a new version.
-fn form(signer: Signer, topic: Topic, message: &Message) -> Vec<u8> {
+fn form(signer: Signer, topic: &str, message: &Message) -> Vec<u8> {
     let mut form = Vec::new();
     let mut part = |bytes: Option<&[u8]>| {
         form.push(u8::from(bytes.is_some()));
@@ -174,7 +174,7 @@ fn form(signer: Signer, topic: Topic, message: &Message) -> Vec<u8> {
     };
     part(Some(b"tallyline.signature.v1"));
     part(Some(signer.as_str().as_bytes()));
-    part(Some(topic.name().as_bytes()));
+    part(Some(topic.as_bytes()));
     part(message.payload.as_deref());
     for (name, value) in &message.headers {
         let name = name.to_ascii_lowercase();
@@ -191,6 +191,9 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::event::Topic;
+
+    const USAGE: &str = Topic::AgentUsage.name();
 
     fn keys(names: &[&str], signing: &str) -> Signatures {
         let keys = names.iter().map(|name| ((*name).to_owned(), format!("{name}-{}", "k".repeat(LEAST_KEY_BYTES)).into_bytes()));
@@ -205,7 +208,7 @@ mod tests {
     }
 
     fn signed(signatures: &Signatures) -> Message {
-        signatures.signed(Signer::Collector, Topic::AgentUsage, message())
+        signatures.signed(Signer::Collector, USAGE, message())
     }
 
     #[test]
@@ -219,35 +222,34 @@ mod tests {
     fn a_signed_record_is_its_signers_and_a_retired_key_still_verifies() {
         let (old, both) = (keys(&["2026"], "2026"), keys(&["2026", "2027"], "2027"));
         let record = signed(&old);
-        assert_eq!(both.signer(Topic::AgentUsage, &record), Ok(Signer::Collector));
-        let again = both.signed(Signer::Operator, Topic::AgentUsage, record.clone());
+        assert_eq!(both.signer(USAGE, &record), Ok(Signer::Collector));
+        let again = both.signed(Signer::Operator, USAGE, record.clone());
         assert_eq!(again.headers.len(), record.headers.len(), "one signature takes the place of the other");
-        assert_eq!(both.signer(Topic::AgentUsage, &again), Ok(Signer::Operator));
-        assert!(matches!(old.signer(Topic::AgentUsage, &again), Err(SignatureError::Bad(why)) if why.contains("2027")));
-        assert_eq!(both.signer(Topic::AgentUsage, &message()), Err(SignatureError::Unsigned));
+        assert_eq!(both.signer(USAGE, &again), Ok(Signer::Operator));
+        assert!(matches!(old.signer(USAGE, &again), Err(SignatureError::Bad(why)) if why.contains("2027")));
+        assert_eq!(both.signer(USAGE, &message()), Err(SignatureError::Unsigned));
     }
 
     #[test]
     fn every_part_that_is_parsed_is_signed() {
         let signatures = keys(&["2026"], "2026");
         let record = signed(&signatures);
-        let refused = |topic, change: &dyn Fn(&mut Message)| {
+        let refused = |topic: &str, change: &dyn Fn(&mut Message)| {
             let mut altered = record.clone();
             change(&mut altered);
             matches!(signatures.signer(topic, &altered), Err(SignatureError::Bad(_)))
         };
-        assert!(refused(Topic::WorkspaceBuilds, &|_| {}), "another topic");
-        assert!(refused(Topic::AgentUsage, &|record| record.payload = Some(br#"{"count":4}"#.to_vec())));
-        assert!(refused(Topic::AgentUsage, &|record| record.payload = None));
-        assert!(refused(Topic::AgentUsage, &|record| record.headers[0].1 = Some(b"usage-2".to_vec())));
-        assert!(refused(Topic::AgentUsage, &|record| record
-            .headers
-            .push(("CE_publishedat".into(), Some(b"2026-01-01T00:00:00Z".to_vec())))));
-        assert!(refused(Topic::AgentUsage, &|record| drop(record.headers.remove(1))));
-        assert!(refused(Topic::AgentUsage, &|record| record.headers.swap(0, 1)));
-        assert!(refused(Topic::AgentUsage, &|record| record.headers.push(record.headers[3].clone())), "twice");
-        assert!(!refused(Topic::AgentUsage, &|record| record.key = None), "a key only chooses the partition");
-        assert!(!refused(Topic::AgentUsage, &|record| record.headers.push(("traceparent".into(), None))));
+        assert!(refused(Topic::WorkspaceBuilds.name(), &|_| {}), "another topic");
+        assert!(refused(&format!("staging.{USAGE}"), &|_| {}), "the same topic of another site");
+        assert!(refused(USAGE, &|record| record.payload = Some(br#"{"count":4}"#.to_vec())));
+        assert!(refused(USAGE, &|record| record.payload = None));
+        assert!(refused(USAGE, &|record| record.headers[0].1 = Some(b"usage-2".to_vec())));
+        assert!(refused(USAGE, &|record| record.headers.push(("CE_publishedat".into(), Some(b"2026-01-01T00:00:00Z".to_vec())))));
+        assert!(refused(USAGE, &|record| drop(record.headers.remove(1))));
+        assert!(refused(USAGE, &|record| record.headers.swap(0, 1)));
+        assert!(refused(USAGE, &|record| record.headers.push(record.headers[3].clone())), "twice");
+        assert!(!refused(USAGE, &|record| record.key = None), "a key only chooses the partition");
+        assert!(!refused(USAGE, &|record| record.headers.push(("traceparent".into(), None))));
     }
 
     #[test]
@@ -271,7 +273,7 @@ mod tests {
         ]) {
             let mut forged = message();
             forged.headers.push((SIGNATURE.to_owned(), Some(value)));
-            let answer = keys(&["2026"], "2026").signer(Topic::AgentUsage, &forged);
+            let answer = keys(&["2026"], "2026").signer(USAGE, &forged);
             prop_assert!(matches!(answer, Err(SignatureError::Bad(_))), "{answer:?}");
         }
     }

@@ -19,7 +19,7 @@ impl Topic {
 
     /// The topic's name, before any configured prefix.
     #[must_use]
-    pub fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             Topic::WorkspaceBuilds => "tallyline.workspace-builds.v1",
             Topic::PrebuildClaims => "tallyline.prebuild-claims.v1",

@@ -4,9 +4,25 @@
 //! records must be signed.
 
 use chrono::{DateTime, Utc};
+use sqlx::FromRow;
 
 use super::Ledger;
-use crate::event::TopicPartition;
+use crate::event::{Signatures, TopicPartition};
+
+/// Why a process without a signing key appends no records.
+pub const NO_SIGNING_KEY: &str =
+    "the records of this log must be signed, and log.signing_key is not set here: set it, or ask a process that has it";
+
+/// The ledger's answers about records at certain places of the log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromRow)]
+pub struct SignatureResults {
+    /// Records that were read and whose signature was verified.
+    pub verified: i64,
+    /// Records that were rejected for their signature, whatever was done about the rejects since.
+    pub rejected: i64,
+    /// Records that are not read yet.
+    pub unread: i64,
+}
 
 /// The first offset of the partition `p` whose record must be signed; null: no consumer has had keys.
 macro_rules! signed_from {
@@ -24,6 +40,38 @@ impl Ledger {
     /// The database's.
     pub async fn signed_since(&self) -> Result<Option<DateTime<Utc>>, sqlx::Error> {
         sqlx::query_scalar("select min(recorded_at) from signature_cutover").fetch_one(&self.pool).await
+    }
+
+    /// Whether records that a process with these keys appends would be rejected: they must be signed, and it has no signing key.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn needs_signing_key(&self, signatures: &Signatures) -> Result<bool, sqlx::Error> {
+        Ok(!signatures.sign() && self.signed_since().await?.is_some())
+    }
+
+    /// How the signatures of the records at these places were judged.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn signature_results(&self, places: &[(TopicPartition, i64)]) -> Result<SignatureResults, sqlx::Error> {
+        sqlx::query_as(concat!(
+            "select count(*) filter (where log_offset < next_offset and log_offset >= signed_from and not refused) as verified,
+                 count(*) filter (where refused) as rejected,
+                 count(*) filter (where next_offset is null or log_offset >= next_offset) as unread
+             from (select p.*, ",
+            signed_from!(),
+            "    from (select topic, partition, log_offset, generation, next_offset
+                     from unnest($1::text[], $2::integer[], $3::bigint[]) as at (topic, partition, log_offset)
+                     left join position using (topic, partition)) as p) as appended
+             left join reject using (topic, partition, generation, log_offset)
+             cross join lateral (select coalesce(cause in ('unsigned', 'bad_signature'), false) as refused) as judged"
+        ))
+        .bind(places.iter().map(|(at, _)| at.topic.name()).collect::<Vec<_>>())
+        .bind(places.iter().map(|(at, _)| at.partition).collect::<Vec<_>>())
+        .bind(places.iter().map(|(_, offset)| *offset).collect::<Vec<_>>())
+        .fetch_one(&self.pool)
+        .await
     }
 
     /// The first offset of this life of the partition whose record must be signed; none: no consumer has had keys.

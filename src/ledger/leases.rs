@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use sqlx::PgConnection;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use super::{Head, Ledger};
 
@@ -20,6 +21,12 @@ pub struct Lease {
     pub holder: String,
     /// Raised by each new holder.
     pub epoch: i64,
+}
+
+/// The name of the lease that the collector of a deployment holds.
+#[must_use]
+pub fn collector_lease(deployment_id: Uuid) -> String {
+    format!("collector:{deployment_id}")
 }
 
 /// Why nothing was written in a lease's name.

@@ -151,6 +151,25 @@ impl Ledger {
         Ok(pass_id)
     }
 
+    /// Withdraws what the source's passes after this one report. Only the holder of the collector's lease may.
+    ///
+    /// # Errors
+    /// [`LeaseError`]; then nothing is changed.
+    pub async fn void_passes(&self, lease: &Lease, source_id: i16, after: i64) -> Result<(), LeaseError> {
+        let mut tx = self.pool.begin().await?;
+        hold(&mut tx, lease).await?;
+        sqlx::query(
+            "update collector_pass set void = true, complete_until = null, runtime_complete_until = null, full_sweep = false
+             where source_id = $1 and id > $2 and not void",
+        )
+        .bind(source_id)
+        .bind(after)
+        .execute(&mut *tx)
+        .await?;
+        tx.commit().await?;
+        Ok(())
+    }
+
     /// Whether all that the pass and those before it appended is in the ledger.
     ///
     /// # Errors

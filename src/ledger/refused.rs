@@ -16,7 +16,7 @@ pub const UNREGISTERED: &str = "unregistered_source";
 impl Refusal {
     /// Another content than the accepted event's.
     pub(super) fn conflict(event: &Event) -> Self {
-        let detail = format!("{} is accepted with other content; the accepted event stands", event.id());
+        let detail = format!("{} is accepted with other content; the accepted event remains", event.id());
         Refusal { verdict: Verdict::Conflict, cause: "conflict".into(), detail }
     }
 

@@ -4,7 +4,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use sqlx::{FromRow, PgConnection};
 use uuid::Uuid;
 
-use super::{Finding, Ledger, NewAct};
+use super::{Finding, Ledger, NewAct, collector_lease};
 
 /// The act that retired a source.
 #[derive(Clone, Debug, PartialEq, Eq, FromRow, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
@@ -95,9 +95,8 @@ impl Ledger {
     pub async fn retire_source(&self, deployment_id: Uuid, act: &NewAct<'_>) -> Result<bool, sqlx::Error> {
         let mut tx = self.pool.begin().await?;
         // in the order in which every writer takes them, the one row of `ledger` last
-        let collector = format!("collector:{deployment_id}");
         sqlx::query("update lease set holder = '', epoch = epoch + 1, expires_at = clock_timestamp() where name = $1")
-            .bind(collector)
+            .bind(collector_lease(deployment_id))
             .execute(&mut *tx)
             .await?;
         sqlx::query("select from ledger for update").execute(&mut *tx).await?;

@@ -33,7 +33,7 @@ use chrono::{DateTime, Utc};
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 
-use crate::event::{Message, Signatures, Signer, Topic, TopicPartition};
+use crate::event::{Message, SignatureError, Signatures, Signer, Topic, TopicPartition};
 
 /// A topic's records are kept at least this long, in days: Tallyman refuses usage after 30 and forgets ids after 34.
 pub const RETENTION_DAYS: i64 = 35;
@@ -134,8 +134,25 @@ impl Log {
     /// # Errors
     /// As [`Log::append`].
     pub async fn append_signed(&self, signer: Signer, topic: Topic, messages: Vec<Message>) -> Result<Vec<(i32, i64)>, AppendError> {
-        let signed = messages.into_iter().map(|message| self.signatures().signed(signer, topic, message));
+        let name = self.topic_name(topic);
+        let signed = messages.into_iter().map(|message| self.signatures().signed(signer, &name, message));
         self.append(topic, signed.collect()).await
+    }
+
+    /// Who signed a record of that topic of this log.
+    ///
+    /// # Errors
+    /// [`SignatureError`].
+    pub fn signer(&self, topic: Topic, message: &Message) -> Result<Signer, SignatureError> {
+        self.signatures().signer(&self.topic_name(topic), message)
+    }
+
+    /// The name under which the log keeps the topic.
+    fn topic_name(&self, topic: Topic) -> String {
+        match self {
+            Log::Kafka(log) => log.topic_name(topic),
+            Log::Postgres(_) => topic.name().to_owned(),
+        }
     }
 
     /// The keys with which this process signs and verifies records.

@@ -34,7 +34,7 @@ pub struct CoderdEffect {
     pub to_list: i64,
     /// SHA-256 of their ids, in hexadecimal.
     pub ids_sha256: String,
-    /// Usage ids under which coderd now has other content than was accepted: the accepted event stands, and nothing of the other is counted.
+    /// Usage ids under which coderd now has other content than was accepted: the accepted event remains, and nothing of the other is counted.
     /// The audit would list them as `source_changed`.
     pub ids_used_again: i64,
     /// Of these, held back from the vendor until this is executed: then they are sent in mode `sole`, as they were accepted.

@@ -9,8 +9,7 @@ use uuid::Uuid;
 use super::super::{Desk, OperationError};
 use super::marks;
 use crate::coderd::Database;
-use crate::collectors::lease_name;
-use crate::ledger::{ActFilter, NewAct, Recovering, Restored};
+use crate::ledger::{ActFilter, NewAct, Recovering, Restored, collector_lease};
 use crate::log::Log;
 use crate::publisher::sendable_after;
 
@@ -145,7 +144,7 @@ async fn is_not_there(desk: &Desk, id: Uuid) -> Result<(), OperationError> {
     if desk.ledger.in_time(desk.ledger.source(id)).await?.is_none() {
         return Err(OperationError::NotFound(format!("the ledger knows no deployment {id}")));
     }
-    if let Some(holder) = desk.ledger.in_time(desk.ledger.lease_holder(&lease_name(id))).await? {
+    if let Some(holder) = desk.ledger.in_time(desk.ledger.lease_holder(&collector_lease(id))).await? {
         return Err(OperationError::Forbidden(format!("{id} is there: the collector {holder} reads it; stop that first if it cannot")));
     }
     match &desk.coderd {

@@ -1,10 +1,16 @@
 //! Rejects go through the log again, under their own event ids.
 //!
-//! The log and the ledger have no transaction in common, so the order makes it safe: first the acts are written down, then the records are
-//! appended and acknowledged, and only then do the rejects end. After a crash in between the rejects are still open: nothing is lost, the audit
-//! trail has an act that ended nothing, and whoever resubmits again appends at worst the same event again, which the ledger counts as a duplicate
-//! (with another edit as a conflict: the first stands). There is no moment at which a reject has ended and its record is not in the log. Its place
-//! there is kept with the reject: if the log loses it unread, `recover --lost kafka` opens the reject again.
+//! The log and the ledger have no transaction in common, so the order makes it safe:
+//!
+//! 1. The acts are recorded.
+//! 2. The records are appended and acknowledged.
+//! 3. The rejects end.
+//!
+//! After a crash in between, the rejects are still open and nothing is lost. The audit trail then has an act that ended nothing.
+//! The next resubmission appends at worst the same event again, which the ledger counts as a duplicate. With another edit it is a
+//! conflict, and the first event remains.
+//!
+//! The place in the log is kept with the reject: if the log loses the record unread, `recover --lost kafka` opens the reject again.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -16,7 +22,7 @@ use uuid::Uuid;
 use super::{STATES, WHOLE, act, edit};
 use crate::consumer;
 use crate::event::{Digest, Message, Signer, Topic, TopicPartition};
-use crate::ledger::{NewAct, PassedReject, Refusal, RejectRow, Verdict};
+use crate::ledger::{NO_SIGNING_KEY, NewAct, PassedReject, Refusal, RejectRow, Verdict};
 use crate::log::Record;
 use crate::operations::{Actor, Desk, OperationError};
 
@@ -164,8 +170,9 @@ impl Desk {
         Ok(Resubmitted { dry_run: false, records })
     }
 
-    /// Passes held records whose type this version knows, or whose deployment is registered by now, through the log. What they are foreseen as does not matter: they are not held any more.
-    /// `progress` is told how many were looked at. Beside another one that admits, records may go twice: then one is a duplicate.
+    /// Passes held records through the log whose type this version knows, or whose deployment is registered by now.
+    /// They go whatever is foreseen for them, since the reason to hold them has ended. `progress` gets the number of records examined.
+    /// If two processes admit at once, a record may go twice; the second one is a duplicate.
     ///
     /// # Errors
     /// [`OperationError::Interrupted`], the log's and the ledger's; the same call goes on from there.
@@ -225,7 +232,7 @@ impl Desk {
                 (Foreseen::Accepted, None)
             }
             Some(known) if known == digest => (Foreseen::Duplicate, Some(format!("{id} is accepted already, with the same content"))),
-            Some(_) => (Foreseen::Conflict, Some(format!("{id} is accepted with other content; the accepted event stands"))),
+            Some(_) => (Foreseen::Conflict, Some(format!("{id} is accepted with other content; the accepted event remains"))),
         };
         Ok(Foresight { what, reason, event_id: Some(id), event: Some((event.deployment, event.topic())), message })
     }
@@ -238,10 +245,8 @@ impl Desk {
         prepared: &[Prepared],
         actor: &Actor,
     ) -> Result<Vec<ResubmittedRecord>, OperationError> {
-        if !self.log.signatures().sign() && self.ledger.in_time(self.ledger.signed_since()).await?.is_some() {
-            let message =
-                "the records of this log must be signed, and log.signing_key is not set here: set it, or ask a process that has it";
-            return Err(OperationError::Forbidden(message.to_owned()));
+        if self.ledger.in_time(self.ledger.needs_signing_key(self.log.signatures())).await? {
+            return Err(OperationError::Forbidden(NO_SIGNING_KEY.to_owned()));
         }
         let subjects: Vec<String> = prepared.iter().map(|one| one.row.id.to_string()).collect();
         let acts: Vec<NewAct<'_>> = prepared.iter().zip(&subjects).map(|(one, subject)| act(actor, verb, subject, detail(one))).collect();

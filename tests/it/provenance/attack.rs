@@ -60,7 +60,7 @@ async fn attack(world: &World, events: &[Event]) {
 
     // a key of the same name, records that are in the log, and their signatures on other records
     let own = Signatures::new([(OLD_KEY.to_owned(), vec![0; 32])].into(), Some(OLD_KEY.to_owned())).unwrap();
-    let sign = |event: Event| (event.topic(), own.signed(Signer::Collector, event.topic(), event.to_message()));
+    let sign = |event: Event| (event.topic(), own.signed(Signer::Collector, &world.topic_name(event.topic()), event.to_message()));
     world.produce(events.iter().map(|event| sign(altered(event)))).await;
     let there = world.records().await;
     let signed = there.into_iter().filter(|(_, message)| message.headers.iter().any(|(name, _)| name == tallyline::event::SIGNATURE));

@@ -67,6 +67,19 @@ async fn a_rejected_unsigned_record_leaves_its_id_free_and_is_signed_when_it_is_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn records_of_one_site_do_not_verify_at_another_with_the_same_key() {
+    let (staging, production) = (World::new().await, World::new().await);
+    staging.collect(&events(0..1), key()).await;
+    production.consume(key()).await;
+    production.produce(staging.records().await).await;
+    production.consume(key()).await;
+    assert_eq!(production.causes().await, ["bad_signature"]);
+    assert_eq!(production.count("select count(*) from reject").await, 3);
+    staging.consume(key()).await;
+    assert_eq!(staging.count("select count(*) from reject").await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_process_without_keys_reads_no_log_whose_records_must_be_signed() {
     let world = World::new().await;
     world.consume(key()).await;

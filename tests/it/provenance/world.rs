@@ -56,6 +56,11 @@ impl World {
         Log::kafka(KafkaSettings { topic_prefix, signatures, ..KafkaSettings::new(&self.kafka.brokers) }).unwrap()
     }
 
+    /// The topic's name in Kafka.
+    pub fn topic_name(&self, topic: Topic) -> String {
+        self.kafka.name(topic.name())
+    }
+
     pub fn desk(&self, signatures: Signatures) -> Desk {
         desk(&self.ledger, &self.log(signatures))
     }

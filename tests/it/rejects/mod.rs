@@ -247,7 +247,7 @@ async fn a_conflict_stands_until_it_is_given_up_and_the_accepted_event_stays() {
     assert_eq!(site.consume().await.conflicts, 1);
     let id = site.list("open").await[0].id;
     for force in [false, true] {
-        assert_forbidden(site.resubmit(Resubmit { force, ..as_is(&[id]) }).await, "the accepted event stands");
+        assert_forbidden(site.resubmit(Resubmit { force, ..as_is(&[id]) }).await, "the accepted event remains");
     }
     let nameless = Actor { reason: " ".to_owned(), ..operator() };
     let discard = DiscardRejects { ids: vec![id] };

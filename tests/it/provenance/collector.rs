@@ -1,0 +1,149 @@
+//! Collectors whose records consumers would reject: without a signing key, and with one that consumers do not have.
+
+use chrono::TimeDelta;
+use tallyline::clock::Clock;
+use tallyline::collectors::{CollectError, Collector, Settings};
+use tallyline::event::Signatures;
+use tallyline::license::PublicKeys;
+use tallyline::sim::coderd::SchemaVersion;
+
+use super::world::{SOON, World, keys};
+use crate::support::coderd::Coderd;
+use crate::support::eventually;
+
+const REJECTS: &str = "select count(*) from reject";
+const PASSES: &str = "select count(*) from collector_pass";
+const ACCEPTED: &str = "select count(*) from workspace_build where confirmed_at is not null";
+
+fn key() -> Signatures {
+    keys(&["2026"], "2026")
+}
+
+async fn open(world: &World, coderd: &Coderd, signatures: Signatures) -> Result<Option<Collector>, CollectError> {
+    let settings = Settings { deployment_id: Some(coderd.deployment), margin: TimeDelta::zero(), ..Settings::new("test") };
+    let database = tallyline::coderd::Database::new(&coderd.database.url, SOON).unwrap();
+    Collector::open(settings, database, PublicKeys::new(), world.log(signatures), world.ledger.clone(), Clock::system()).await
+}
+
+async fn opened(world: &World, coderd: &Coderd, signatures: Signatures) -> Collector {
+    open(world, coderd, signatures).await.unwrap().expect("the source is free")
+}
+
+async fn complete(world: &World, collector: &Collector) -> bool {
+    world.ledger.completeness(collector.source().id).await.unwrap().complete_until.is_some()
+}
+
+/// Passes until the ledger has the proof, and the source is complete.
+async fn completes(world: &World, collector: &mut Collector, signatures: Signatures) {
+    for _ in 0..2 {
+        collector.pass().await.unwrap();
+        world.consume(signatures.clone()).await;
+    }
+    assert!(complete(world, collector).await);
+    assert!(world.ledger.backfilled(collector.source().id).await.unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_collector_without_a_signing_key_appends_nothing_once_a_consumer_has_recorded_the_cutover() {
+    let (world, coderd) = (World::new().await, Coderd::new(SchemaVersion::Sep2026).await);
+    let mut collector = opened(&world, &coderd, Signatures::default()).await;
+    coderd.creation().await;
+    assert_eq!(collector.pass().await.unwrap().builds, 1);
+    world.consume(Signatures::default()).await;
+    assert!(complete(&world, &collector).await);
+
+    world.consume(key()).await;
+    coderd.creation().await;
+    let (records, passes) = (world.records().await.len(), world.count(PASSES).await);
+    for _ in 0..2 {
+        let refused = collector.pass().await.unwrap_err();
+        assert!(matches!(refused, CollectError::NoSigningKey), "{refused}");
+        assert!(refused.to_string().contains("log.signing_key is not set here"), "{refused}");
+    }
+    collector.close().await;
+    let refused = open(&world, &coderd, Signatures::default()).await.err().expect("refused");
+    assert!(matches!(refused, CollectError::NoSigningKey), "{refused}");
+    assert_eq!((world.records().await.len(), world.count(PASSES).await), (records, passes));
+
+    let mut collector = opened(&world, &coderd, key()).await;
+    completes(&world, &mut collector, key()).await;
+    assert_eq!((world.count("select count(*) from workspace_build").await, world.count(REJECTS).await), (2, 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pass_in_which_the_cutover_is_recorded_reports_nothing_as_complete() {
+    let (world, coderd) = (World::new().await, Coderd::new(SchemaVersion::Sep2026).await);
+    let mut collector = opened(&world, &coderd, Signatures::default()).await;
+    coderd.creation().await;
+    // the pass has appended its rows when it waits for the licenses
+    let mut lock = coderd.database.pool.begin().await.unwrap();
+    sqlx::query("lock table licenses in access exclusive mode").execute(&mut *lock).await.unwrap();
+    let pass = tokio::spawn(async move {
+        let answer = collector.pass().await;
+        (collector, answer)
+    });
+    eventually(SOON, "the row is appended", || async { world.records().await.len() == 1 }).await;
+    world.consume(key()).await;
+    lock.rollback().await.unwrap();
+    let (collector, answer) = pass.await.unwrap();
+    assert!(matches!(answer, Err(CollectError::NoSigningKey)), "{answer:?}");
+    assert_eq!(world.count(PASSES).await, 0);
+    assert!(!complete(&world, &collector).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_signed_with_a_key_that_consumers_do_not_have_are_appended_once_and_nothing_is_complete() {
+    let (world, coderd) = (World::new().await, Coderd::new(SchemaVersion::Sep2026).await);
+    world.consume(key()).await;
+    for _ in 0..3 {
+        coderd.creation().await;
+    }
+    let mut collector = opened(&world, &coderd, keys(&["2027"], "2027")).await;
+    assert_eq!(collector.pass().await.unwrap().complete_until, None, "no record has proved the key");
+    world.consume(key()).await;
+    assert_eq!((world.causes().await, world.count(REJECTS).await), (vec!["bad_signature".to_owned()], 3));
+    for _ in 0..3 {
+        let build = coderd.creation().await;
+        world.ledger.request_fetch(collector.source().id, &[format!("build-{build}")]).await.unwrap();
+        let refused = collector.pass().await.unwrap_err();
+        assert!(refused.to_string().contains("log.verification_keys"), "{refused}");
+        world.consume(key()).await;
+    }
+    assert_eq!(world.count(REJECTS).await, 3, "the rejects do not grow");
+    assert!(!complete(&world, &collector).await && !world.ledger.backfilled(collector.source().id).await.unwrap());
+
+    collector.close().await;
+    let both = || keys(&["2026", "2027"], "2027");
+    let mut collector = opened(&world, &coderd, both()).await;
+    completes(&world, &mut collector, both()).await;
+    assert_eq!((world.count(ACCEPTED).await, world.count(REJECTS).await), (6, 3));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn passes_since_consumers_lost_the_key_report_no_completeness_any_more() {
+    let (world, coderd) = (World::new().await, Coderd::new(SchemaVersion::Sep2026).await);
+    let both = || keys(&["2026", "2027"], "2027");
+    world.consume(both()).await;
+    coderd.creation().await;
+    let mut collector = opened(&world, &coderd, both()).await;
+    completes(&world, &mut collector, both()).await;
+    let before = world.ledger.completeness(collector.source().id).await.unwrap();
+    coderd.creation().await;
+    assert!(collector.pass().await.unwrap().complete_until.is_some(), "the key was proved");
+    world.consume(key()).await;
+    let refused = collector.pass().await.unwrap_err();
+    assert!(matches!(refused, CollectError::SignaturesRejected), "{refused}");
+    assert_eq!(world.ledger.completeness(collector.source().id).await.unwrap(), before);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn forged_rejects_of_its_deployment_do_not_stop_a_collector() {
+    let (world, coderd) = (World::new().await, Coderd::new(SchemaVersion::Sep2026).await);
+    world.consume(key()).await;
+    let mut collector = opened(&world, &coderd, key()).await;
+    let forged = (0..5).map(|n| crate::support::ledger::usage(coderd.deployment, n));
+    world.produce(forged.map(|event| (event.topic(), event.to_message()))).await;
+    coderd.creation().await;
+    completes(&world, &mut collector, key()).await;
+    assert_eq!((world.count(ACCEPTED).await, world.count(REJECTS).await), (1, 5));
+}
