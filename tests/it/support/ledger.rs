@@ -35,10 +35,13 @@ pub async fn ledger_at(clock: Clock) -> (Database, Ledger) {
     (database, ledger)
 }
 
+/// The deployments of [`registered_ledger`].
+pub const REGISTERED: [Uuid; 2] = [DEPLOYMENT, OTHER_DEPLOYMENT];
+
 /// As [`ledger`], with both deployments registered.
 pub async fn registered_ledger() -> (Database, Ledger) {
     let (database, ledger) = ledger().await;
-    register(&ledger, &[DEPLOYMENT, OTHER_DEPLOYMENT]).await;
+    register(&ledger, &REGISTERED).await;
     (database, ledger)
 }
 
