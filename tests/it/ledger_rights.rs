@@ -58,7 +58,7 @@ async fn a_role_with_a_schema_of_its_own_needs_nothing_in_public() {
     let (role, ledger, url) = role(&database).await;
     run(&database, "drop schema public cascade").await;
     let asked = format!("create schema {role} authorization {role};");
-    assert_eq!(ledger.missing_rights(true).await.unwrap(), [asked.clone()]);
+    assert_eq!(ledger.missing_rights(true).await.unwrap(), std::slice::from_ref(&asked));
     assert_refused(&migrate(&url).await, 3, &asked);
     run(&database, &format!("create schema books authorization {role}; alter role {role} set search_path = books")).await;
     let ended = migrate(&url).await;
