@@ -45,8 +45,6 @@ async fn a_topic_that_was_lost_unread_is_created_again_and_comes_again_from_code
     let mut collect = world.collect();
     let mut consume = world.site.start("consume", &[]);
     world.all_is_in().await;
-    let before = world.site.ledger.completeness(world.source_id().await).await.unwrap();
-    assert!(before.complete_until.is_some());
 
     // half an hour of builds and some of somebody else are in the log, and nobody has read them
     ends(&mut consume).await;
@@ -55,6 +53,9 @@ async fn a_topic_that_was_lost_unread_is_created_again_and_comes_again_from_code
     world.another_pass().await;
     let lost = unread(&world, Topic::WorkspaceBuilds).await;
     assert!(lost > 60, "{lost} unread");
+    // no pass counts from here on: each has records that were not read
+    let before = world.site.ledger.completeness(world.source_id().await).await.unwrap();
+    assert!(before.complete_until.is_some());
     delete_topic(&world, Topic::WorkspaceBuilds).await;
     let mut consume = world.site.start("consume", &[]);
 
