@@ -18,7 +18,7 @@ pub struct ServeSettings {
     pub metrics_listen: SocketAddr,
     /// Who may ask; where there are any, each path but the probes and the document needs one.
     pub tokens: Tokens,
-    /// Host names, beside loopback's own, that a request may name where there are no tokens.
+    /// Host names, beside loopback's own, that a request may name if no tokens are configured.
     pub host_names: Vec<String>,
     /// The deployment that is shown where a request names none.
     pub source: Option<Uuid>,

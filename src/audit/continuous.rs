@@ -185,7 +185,7 @@ impl Continuous {
         Ok(())
     }
 
-    /// Shows and logs what was found last, and answers what is due.
+    /// Shows and logs the latest findings, and returns the joints that are due.
     async fn look(&self, logged: &mut Logged) -> anyhow::Result<Due> {
         let ledger = &self.audit.ledger;
         let findings = ledger.in_time(ledger.findings()).await.context("the ledger")?;

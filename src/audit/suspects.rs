@@ -176,7 +176,7 @@ impl Joint {
         }
     }
 
-    /// What coderd has and is no accepted event. What the ledger refused is in the books: among the rejects, which are an operator's work, or
+    /// A row of coderd without an accepted event. A refused row is in the books: among the rejects, which are an operator's work, or
     /// given up by one. What went through the log again only after the first reading may be on its way.
     fn not_accepted(&mut self, suspect: &Suspect<'_>, unknown_type: bool) {
         let id = suspect.id;

@@ -245,7 +245,7 @@ impl Collector {
         Ok(self.ledger.in_time(self.ledger.record_sweep_progress(self.source.id, begun_at, appended.rows)).await?)
     }
 
-    /// Counts what was found later than an earlier pass had claimed to be complete, with its age.
+    /// Counts rows that came after an earlier pass had reported completeness, with their age.
     fn count_late(&self, kind: LateKind, late: &[Time], report: &mut PassReport) {
         let now = self.clock.now();
         for at in late {

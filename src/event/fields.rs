@@ -175,7 +175,7 @@ pub(super) fn uuid(name: &'static str, text: &str) -> Result<Uuid, ParseError> {
 /// The years in which an event can lie.
 pub const YEARS: RangeInclusive<i32> = 1970..=9999;
 
-/// An RFC 3339 instant of [`YEARS`], no finer than a microsecond. coderd's zero time (year 1) means "unknown" and is no instant.
+/// An RFC 3339 instant of [`YEARS`], no finer than a microsecond. coderd's zero time (year 1) means "unknown" and is not an instant.
 pub(super) fn time(name: &'static str, text: &str) -> Result<DateTime<Utc>, ParseError> {
     let at = DateTime::parse_from_rfc3339(text).map_err(|error| ParseError::field(name, format!("is no RFC 3339 time: {error}")))?.to_utc();
     if !YEARS.contains(&at.year()) {

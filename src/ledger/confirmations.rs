@@ -34,7 +34,7 @@ impl Ledger {
         sqlx::query(query).bind(source_id).bind(ids).bind(self.clock.now()).execute(&self.pool).await.map(drop)
     }
 
-    /// Of these builds, whether the build and the claim that it may be are confirmed; none: there is no such event.
+    /// Of these builds, whether the build and the claim that it may be are confirmed; none for a missing event.
     ///
     /// # Errors
     /// The database's.

@@ -47,7 +47,7 @@ pub struct UsageCompleteness {
     pub complete_until: Option<DateTime<Utc>>,
     /// Every hour before this one has its runtime row in the ledger or is over 7 days old. None: this coderd has no agent runtime.
     pub runtime_complete_until: Option<DateTime<Utc>>,
-    /// Whether the last pass of its collector claimed completeness. None: there was no pass.
+    /// Whether the last pass of its collector claimed completeness. None before the first pass.
     pub last_pass_claims: Option<bool>,
 }
 

@@ -117,7 +117,7 @@ impl Ledger {
         Ok(rows.into_iter().map(|(day, event_type, events)| ((day, event_type), events)).collect())
     }
 
-    /// Those of these event ids that were refused or are held: the ledger has seen them, though they are no events. Causes that say nothing
+    /// Those of these event ids that were refused or are held: they are known, but not accepted. Causes that say nothing
     /// about the event are left out.
     ///
     /// # Errors

@@ -18,7 +18,7 @@ pub struct Purge {
     pub completed_before: DateTime<Utc>,
     /// Whether their jobs go with them.
     pub jobs_too: bool,
-    /// At most this many workspaces that lost builds start once more.
+    /// At most this many workspaces that lost builds restart.
     pub restarts: i64,
 }
 
