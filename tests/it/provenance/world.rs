@@ -4,17 +4,20 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use prometheus::Registry;
+use chrono::{DateTime, Utc};
+use prometheus::{Registry, TextEncoder};
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::client::DefaultClientContext;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tallyline::consumer::{Consumer, ConsumerTelemetry, GROUP};
 use tallyline::event::{Event, Message, Signatures, Signer, Topic, TopicPartition};
 use tallyline::ledger::Ledger;
 use tallyline::log::{KafkaSettings, Log};
 use tallyline::operations::recover::{Lost, RecoverExecution, RecoverRequest};
 use tallyline::operations::{Actor, Desk, LogRange, ReplayExecution, Step};
+use tallyline::projection::fold_to;
+use tallyline::stages::{LicensesState, MetricsState};
 use tokio_util::sync::CancellationToken;
 
 use crate::support::ledger::{DEPLOYMENT, build, claim, desk, ledger, register, usage};
@@ -128,7 +131,7 @@ impl World {
         true
     }
 
-    /// All that is counted and billed, whichever records it came from.
+    /// All that is counted, shown and billed, whichever records it came from: rows, series and license counts.
     pub async fn books(&self) -> Vec<Value> {
         let query = "select to_jsonb(b) - 'batch_id' - 'log_offset' - 'confirmed_at' from workspace_build b
              union all select to_jsonb(c) - 'batch_id' - 'log_offset' - 'confirmed_at' from prebuild_claim c
@@ -136,7 +139,26 @@ impl World {
              union all select jsonb_build_object('publication', event_id, 'state', state) from publication
              union all select to_jsonb(f) from workspace_first_start f
              order by 1";
-        sqlx::query_scalar(query).fetch_all(&self.ledger.pool).await.unwrap()
+        let mut books: Vec<Value> = sqlx::query_scalar(query).fetch_all(&self.ledger.pool).await.unwrap();
+        books.extend(self.shown().await);
+        books
+    }
+
+    /// What is made of the rows for each deployment: its page of `/metrics` and its managed agents.
+    async fn shown(&self) -> Vec<Value> {
+        let metrics = fold_to::<MetricsState>(&self.ledger, i64::MAX).await.unwrap().state;
+        let licenses = fold_to::<LicensesState>(&self.ledger, i64::MAX).await.unwrap().state;
+        let pages = metrics.deployments().map(|(deployment, metrics)| {
+            let page = TextEncoder::new().encode_to_string(&metrics.families()).unwrap();
+            assert!(page.contains("coderd_workspace_creation_total"), "the page has series: {page}");
+            json!({"deployment": deployment, "page": page.lines().collect::<Vec<_>>()})
+        });
+        let agents = licenses.deployments().map(|(deployment, licenses)| {
+            let agents = licenses.agents();
+            let count = agents.count(DateTime::UNIX_EPOCH, DateTime::<Utc>::MAX_UTC);
+            json!({"deployment": deployment, "events": agents.events(), "agents": count.to_string()})
+        });
+        pages.chain(agents).collect()
     }
 
     pub async fn count(&self, query: &'static str) -> i64 {
