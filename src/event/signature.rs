@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use aws_lc_rs::{constant_time, hmac};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use sha2::{Digest as _, Sha256};
 
 use super::Message;
 
@@ -105,6 +106,15 @@ impl Signatures {
         self.signing.is_some()
     }
 
+    /// Whether a record names the key with which this process signs.
+    #[must_use]
+    pub fn is_own_key(&self, message: &Message) -> bool {
+        let value =
+            message.headers.iter().find(|(header, _)| header.eq_ignore_ascii_case(SIGNATURE)).and_then(|(_, value)| value.as_deref());
+        let header = value.and_then(|value| Header::parse(value).ok());
+        header.is_some_and(|header| Some(header.key) == self.signing.as_deref())
+    }
+
     /// The message with a signature for the topic of that full name in place of any other; without a signing key as it is.
     #[must_use]
     pub fn signed(&self, signer: Signer, topic: &str, mut message: Message) -> Message {
@@ -162,8 +172,9 @@ impl<'a> Header<'a> {
     }
 }
 
-/// What is signed: everything of a record that is ever read, each part with its length before it. The record's key only chooses the partition, and
-/// other headers are ignored. It is pinned by a test; a change is a new version.
+/// The signed bytes: everything of a record that is ever read, each part with its length before it. The body goes in by its SHA-256, which is known
+/// even where only the beginning of an oversized body is kept. The record's key only chooses the partition, and other headers are ignored. The form
+/// is pinned by a test; a change is a new version.
 fn form(signer: Signer, topic: &str, message: &Message) -> Vec<u8> {
     let mut form = Vec::new();
     let mut part = |bytes: Option<&[u8]>| {
@@ -175,7 +186,8 @@ fn form(signer: Signer, topic: &str, message: &Message) -> Vec<u8> {
     part(Some(b"tallyline.signature.v1"));
     part(Some(signer.as_str().as_bytes()));
     part(Some(topic.as_bytes()));
-    part(message.payload.as_deref());
+    let body = message.payload.as_deref().map(|body| message.oversized.map_or_else(|| Sha256::digest(body).into(), |whole| whole.sha256));
+    part(body.as_ref().map(<[u8; 32]>::as_slice));
     for (name, value) in &message.headers {
         let name = name.to_ascii_lowercase();
         if name == "content-type" || name.starts_with("ce_") {
@@ -191,7 +203,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::event::Topic;
+    use crate::event::{MAX_PAYLOAD_BYTES, Topic};
 
     const USAGE: &str = Topic::AgentUsage.name();
 
@@ -215,7 +227,7 @@ mod tests {
     fn the_signature_is_pinned() {
         let (_, value) = signed(&keys(&["2026"], "2026")).headers.pop().expect("a header");
         let value = String::from_utf8(value.expect("a value")).expect("text");
-        assert_eq!(value, "v1:collector:2026:yggkszRFRSctMTRqJUAZNwy/f5dxP4NeAQXZl+ltFLQ=");
+        assert_eq!(value, "v1:collector:2026:kgi9jBu9Mv5LcQ05Rf4IYmWj+ubvtyqWFdrzDiejuYY=");
     }
 
     #[test]
@@ -250,6 +262,17 @@ mod tests {
         assert!(refused(USAGE, &|record| record.headers.push(record.headers[3].clone())), "twice");
         assert!(!refused(USAGE, &|record| record.key = None), "a key only chooses the partition");
         assert!(!refused(USAGE, &|record| record.headers.push(("traceparent".into(), None))));
+    }
+
+    #[test]
+    fn a_record_whose_body_is_cut_verifies_by_the_hash_of_the_whole() {
+        let signatures = keys(&["2026"], "2026");
+        let whole = vec![b'x'; MAX_PAYLOAD_BYTES + 1];
+        let signed = signatures.signed(Signer::Collector, USAGE, Message { payload: Some(whole.clone()), ..message() });
+        let found = |body: &[u8]| Message::found(signed.key.clone(), signed.headers.clone(), Some(body));
+        assert_eq!(signatures.signer(USAGE, &found(&whole)), Ok(Signer::Collector));
+        let altered = found(&[&whole[1..], b"y"].concat());
+        assert!(matches!(signatures.signer(USAGE, &altered), Err(SignatureError::Bad(_))), "the part that is not kept");
     }
 
     #[test]

@@ -143,7 +143,7 @@ impl Ledger {
     pub async fn refused_messages(&self, deployment_id: Uuid, messages: &HashMap<String, Message>) -> Result<HashSet<String>, sqlx::Error> {
         let ids: Vec<&String> = messages.keys().collect();
         let rows: Vec<(String, bool, Vec<u8>, Vec<u8>)> = sqlx::query_as(concat!(
-            "select event_id, state = 'discarded', headers, sha256(coalesce(payload, '')) from reject
+            "select event_id, state = 'discarded', headers, coalesce(whole_sha256, sha256(coalesce(payload, ''))) from reject
              where deployment_id = $1 and event_id = any($2) and ",
             of_the_event!()
         ))
