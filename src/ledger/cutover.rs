@@ -7,6 +7,7 @@ use chrono::{DateTime, Utc};
 use sqlx::FromRow;
 
 use super::Ledger;
+use super::begin_anew::revoke_collectors;
 use crate::event::{Signatures, TopicPartition};
 
 /// Why a process without a signing key appends no records.
@@ -91,28 +92,40 @@ impl Ledger {
         .await
     }
 
-    /// Records that from now on records must be signed: from where each partition of the log ends. A partition that this ledger has not read must be
-    /// signed as a whole, and while a restored ledger catches up, each from its position: it may have lost an earlier cutover, and what is true comes
-    /// again signed. Once it is recorded, it stays.
+    /// Records that from now on records must be signed: from where each partition of the log ends, or from its position where that is further. A
+    /// partition that this ledger has not read must be signed as a whole, and while a restored ledger catches up, each from its position: it may
+    /// have lost an earlier cutover, and true events come again signed. Passes that rely on records beyond report no completeness any more, and each
+    /// collector has to open again. The first cutover of a ledger stays.
     ///
     /// # Errors
     /// The database's.
     pub async fn begin_signatures(&self, ends: &[(TopicPartition, i64)]) -> Result<(), sqlx::Error> {
         let mut tx = self.pool.begin().await?;
-        sqlx::query("select from ledger for update").execute(&mut *tx).await?;
+        revoke_collectors(&mut tx).await?;
+        // Batches in flight are recorded before this transaction or fail after it, and no partition is claimed meanwhile.
+        sqlx::query("lock table position in share row exclusive mode").execute(&mut *tx).await?;
+        if sqlx::query("select from signature_cutover limit 1").fetch_optional(&mut *tx).await?.is_some() {
+            return Ok(());
+        }
         sqlx::query(
             "insert into signature_cutover (topic, partition, generation, first_offset, recorded_at)
              select log.topic, log.partition, coalesce(generation, 1),
                  case when exists (select from recovery where closed_at is null) then coalesce(next_offset, 0)
-                     when next_offset is null then 0 else log_end end, $4
+                     when next_offset is null then 0 else greatest(log_end, next_offset) end, $4
              from unnest($1::text[], $2::integer[], $3::bigint[]) as log (topic, partition, log_end)
-             left join position using (topic, partition)
-             where not exists (select from signature_cutover)",
+             left join position using (topic, partition)",
         )
         .bind(ends.iter().map(|(at, _)| at.topic.name()).collect::<Vec<_>>())
         .bind(ends.iter().map(|(at, _)| at.partition).collect::<Vec<_>>())
         .bind(ends.iter().map(|(_, end)| *end).collect::<Vec<_>>())
         .bind(self.clock.now())
+        .execute(&mut *tx)
+        .await?;
+        sqlx::query(
+            "update collector_pass set void = true, complete_until = null, runtime_complete_until = null, full_sweep = false
+             where id in (select pass_id from collector_pass_offset noted left join signature_cutover using (topic, partition)
+                 where noted.next_offset > coalesce(first_offset, 0))",
+        )
         .execute(&mut *tx)
         .await?;
         tx.commit().await

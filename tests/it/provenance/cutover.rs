@@ -37,6 +37,17 @@ async fn unsigned_records_before_the_cutover_stay_valid_and_a_signed_duplicate_c
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn records_accepted_while_the_ends_were_measured_stay_valid() {
+    let world = World::new().await;
+    let ends = world.ends().await;
+    world.collect(&events(0..10), Signatures::default()).await;
+    world.consume(Signatures::default()).await;
+    world.ledger.begin_signatures(&ends).await.unwrap();
+    assert_eq!(world.replay(key()).await, 0);
+    assert_eq!(world.count("select count(*) from reject").await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rejected_unsigned_record_leaves_its_id_free_and_is_signed_when_it_is_resubmitted() {
     let world = World::new().await;
     world.consume(key()).await;
