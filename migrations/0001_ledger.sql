@@ -290,7 +290,7 @@ create table position (
 );
 
 -- From which offset on records must bear a valid signature, written for all partitions at once when a consumer first has keys. A partition, or a life of
--- one, that comes later has no row: all of its records must be signed.
+-- one, that comes later has no row: all of its records must be signed. The recovery of a restored ledger lowers it to the position.
 create table signature_cutover (
     topic text not null,
     partition integer not null,

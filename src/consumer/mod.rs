@@ -68,6 +68,8 @@ pub struct Consumer {
     pub progress: Arc<Mutex<Progress>>,
     /// What operators have paused.
     pub paused: Paused,
+    /// Whether this process has seen that the ledger has a cutover.
+    pub(crate) cutover_seen: Arc<tokio::sync::Mutex<bool>>,
 }
 
 impl Consumer {
@@ -75,7 +77,8 @@ impl Consumer {
     #[must_use]
     pub fn new(log: Log, ledger: Ledger, group: &str, telemetry: ConsumerTelemetry) -> Self {
         let progress = Arc::new(Mutex::new(Progress::new(STALL)));
-        Consumer { log, ledger, group: group.to_owned(), telemetry, stopped: Arc::default(), progress, paused: Paused::never() }
+        let (group, stopped, cutover_seen) = (group.to_owned(), Arc::default(), Arc::default());
+        Consumer { log, ledger, group, telemetry, stopped, progress, paused: Paused::never(), cutover_seen }
     }
 
     /// With another patience.
@@ -229,7 +232,7 @@ impl Consumer {
         let (log_start, _) = self.log.watermarks(partition).await?;
         let verifies = self.log.signatures().verify();
         if verifies {
-            cutover::begin(&self.log, &self.ledger).await?;
+            cutover::begin(self).await?;
         }
         let claim = self.ledger.in_time(self.ledger.claim(partition, log_start)).await?;
         anyhow::ensure!(verifies || claim.signed_from.is_none(), cutover::NO_KEYS);

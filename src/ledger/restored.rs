@@ -137,6 +137,7 @@ impl Ledger {
         doubt_pending(&mut tx).await?;
         sqlx::query("select from position order by topic, partition for update").execute(&mut *tx).await?;
         sqlx::query("update position set epoch = epoch + 1").execute(&mut *tx).await?;
+        lower_cutover(&mut tx).await?;
         sqlx::query("select from ledger for update").execute(&mut *tx).await?;
         if !is_so(&mut tx, restored).await? {
             return Ok(false);
@@ -188,6 +189,19 @@ impl Ledger {
         }
         Ok(opened)
     }
+}
+
+/// Records beyond the positions may be forged ones that the ledger had rejected before it lost an earlier cutover. One that was recorded since, from
+/// where the log ended then, must not accept them.
+async fn lower_cutover(tx: &mut PgConnection) -> Result<(), sqlx::Error> {
+    sqlx::query(
+        "update signature_cutover cutover set first_offset = next_offset from position
+         where position.topic = cutover.topic and position.partition = cutover.partition and position.generation = cutover.generation
+             and first_offset > next_offset",
+    )
+    .execute(tx)
+    .await?;
+    Ok(())
 }
 
 async fn is_so(tx: &mut PgConnection, restored: &Restored) -> Result<bool, sqlx::Error> {

@@ -4,5 +4,6 @@ mod attack;
 mod collector;
 mod confirmed;
 mod cutover;
+mod restored;
 mod sources;
 mod world;
