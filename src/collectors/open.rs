@@ -15,7 +15,7 @@ use super::signed::Proof;
 use super::{events, identity};
 use crate::clock::Clock;
 use crate::coderd::{Catalog, Database, Reader};
-use crate::event::{Payload, Topic, TopicPartition, build_of, parse_in};
+use crate::event::{Payload, Signer, Topic, TopicPartition, build_of, parse_in};
 use crate::ledger::{Baseline, BaselineRow, Ledger, LicenseChange, Source, collector_lease};
 use crate::license::PublicKeys;
 use crate::log::{Log, Record};
@@ -191,7 +191,7 @@ impl Collector {
         if left == 0 {
             tracing::warn!(limit = IN_FLIGHT_LIMIT, "the ledger is far behind the log: some events will be appended again, as duplicates");
         }
-        Ok(())
+        self.rely_on_in_flight().await
     }
 
     async fn remember_from(&mut self, partition: TopicPartition, mut from: i64, left: &mut usize) -> Result<(), CollectError> {
@@ -204,7 +204,7 @@ impl Collector {
             *left = left.saturating_sub(records.len());
             let mut claimless = HashMap::new();
             for record in &records {
-                self.remember_record(partition.topic, record, &mut claimless);
+                self.remember_record(partition, record, &mut claimless);
             }
             let ids: Vec<Uuid> = claimless.keys().copied().collect();
             for id in self.ledger.in_time(self.ledger.known_claims(self.source.id, &ids)).await?.into_keys() {
@@ -218,12 +218,16 @@ impl Collector {
     }
 
     /// `claimless` gets the builds that are claims and whose claim is not in flight: they count as seen only where the ledger has it.
-    fn remember_record(&mut self, topic: Topic, record: &Record, claimless: &mut HashMap<Uuid, DateTime<Utc>>) {
+    fn remember_record(&mut self, partition: TopicPartition, record: &Record, claimless: &mut HashMap<Uuid, DateTime<Utc>>) {
+        let (topic, deployment, pass) = (partition.topic, self.source.deployment_id, self.next_pass());
+        let signer = self.log.signer(topic, &record.message);
         // a record that another has put there under the id of a row of ours keeps nothing away
-        if self.log.signatures().verify() && self.log.signer(topic, &record.message).is_err() {
+        if self.log.signatures().verify() && signer.is_err() {
             return;
         }
-        let (deployment, pass) = (self.source.deployment_id, self.next_pass());
+        if signer == Ok(Signer::Collector) && events::id_from(deployment, &record.message).is_some() {
+            self.proof.in_flight(partition, record.offset, self.log.signatures().is_own_key(&record.message));
+        }
         match parse_in(topic, &record.message) {
             Ok(event) if event.deployment != deployment => {}
             Ok(event) => match event.payload {

@@ -40,7 +40,9 @@ pub async fn run(
             Some(Ok(Some(collector))) => {
                 tracing::info!(source = %collector.source().deployment_id, database = %database.address(), "collecting");
                 trouble.standing.set("collecting");
-                collect(collector, &stop, &mut trouble).await;
+                if !collect(collector, &stop, &mut trouble).await {
+                    return stop.cancelled().await;
+                }
             }
             Some(Ok(None)) => {
                 trouble.say("another process collects this source; waiting for it to end");
@@ -54,8 +56,10 @@ pub async fn run(
     }
 }
 
-/// Passes until `stop`, until the source is another's, or until collecting is paused.
-async fn collect(mut collector: Collector, stop: &CancellationToken, trouble: &mut Trouble) {
+/// Passes until `stop`, until the source is another's, or until collecting is paused. False: this process must not open the source again, or it would
+/// append the same rows with a signature that consumers reject.
+async fn collect(mut collector: Collector, stop: &CancellationToken, trouble: &mut Trouble) -> bool {
+    let mut accepted = true;
     while collector.settings.paused.of(Pausable::Collect).is_none() {
         match stop.run_until_cancelled(collector.pass()).await {
             Some(Ok(report)) => {
@@ -66,9 +70,13 @@ async fn collect(mut collector: Collector, stop: &CancellationToken, trouble: &m
                     tracing::warn!(late, "found later than claimed complete: is the margin smaller than the clocks' difference?");
                 }
             }
-            Some(Err(error @ CollectError::LeaseLost)) => return trouble.say(&error.to_string()),
+            Some(Err(error @ CollectError::LeaseLost)) => {
+                trouble.say(&error.to_string());
+                return true;
+            }
             // another process may have the key: it gets the lease
-            Some(Err(error @ CollectError::NoSigningKey)) => {
+            Some(Err(error @ (CollectError::NoSigningKey | CollectError::SignaturesRejected | CollectError::OtherKeyRejected))) => {
+                accepted = !matches!(error, CollectError::SignaturesRejected);
                 trouble.say(&error.to_string());
                 break;
             }
@@ -87,6 +95,7 @@ async fn collect(mut collector: Collector, stop: &CancellationToken, trouble: &m
         }
     }
     collector.close().await;
+    accepted
 }
 
 /// Waits; false when it was told to stop.

@@ -103,6 +103,11 @@ pub enum CollectError {
         "consumers reject the signatures of this collector's records (bad_signature): set log.verification_keys of all consumers to include the key that log.signing_key names here, then restart this process; until then it collects nothing and reports no completeness"
     )]
     SignaturesRejected,
+    /// Consumers reject records that an earlier process of the source has signed with another key. The collector that opens next appends their rows again.
+    #[error(
+        "consumers reject records that an earlier collector of this source has signed with another key (bad_signature): their rows are collected again; keep a key in log.verification_keys of all consumers until they have read its records"
+    )]
+    OtherKeyRejected,
     /// Another collector has taken the source.
     #[error("another collector has taken this source")]
     LeaseLost,

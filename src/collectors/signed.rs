@@ -1,8 +1,8 @@
 //! Whether consumers accept this collector's signatures.
 //!
 //! While they do not, each row that is appended becomes a reject. So the first signed records are the proof: before it, passes report
-//! no completeness. After a rejection this process appends nothing more, since it no longer knows which of its rows are in the ledger;
-//! the next process does.
+//! no completeness. Signed records in flight when the process opens are part of it. After a rejection this process appends nothing
+//! more, since it no longer knows which of its rows are in the ledger; the next process does.
 
 use std::collections::HashMap;
 
@@ -18,7 +18,9 @@ pub(super) struct Proof {
     proven: bool,
     /// The first unproven record in each partition.
     places: HashMap<TopicPartition, i64>,
-    /// The pass recorded before the first of these records; none where this process had recorded none.
+    /// The first record in each partition that was in flight when this process opened, and that another key had signed.
+    other_keys: HashMap<TopicPartition, i64>,
+    /// The last pass that does not rely on these records; none: no recorded pass relies on them.
     after_pass_id: Option<i64>,
     /// Where the first pass without the proof began; None within: a full sweep.
     begun_from: Option<Option<DateTime<Utc>>>,
@@ -27,44 +29,63 @@ pub(super) struct Proof {
 impl Proof {
     /// Notes a record that the log has acknowledged, and the pass recorded last.
     pub(super) fn appended(&mut self, partition: TopicPartition, offset: i64, pass_id: Option<i64>) {
-        if self.places.is_empty() {
+        if self.is_empty() {
             self.after_pass_id = pass_id;
         }
-        let first = self.places.entry(partition).or_insert(offset);
-        *first = (*first).min(offset);
+        first(&mut self.places, partition, offset);
+    }
+
+    /// Notes a signed record that was in flight when this process opened.
+    pub(super) fn in_flight(&mut self, partition: TopicPartition, offset: i64, own_key: bool) {
+        first(if own_key { &mut self.places } else { &mut self.other_keys }, partition, offset);
+    }
+
+    fn is_empty(&self) -> bool {
+        self.places.is_empty() && self.other_keys.is_empty()
     }
 }
 
+fn first(places: &mut HashMap<TopicPartition, i64>, partition: TopicPartition, offset: i64) {
+    let first = places.entry(partition).or_insert(offset);
+    *first = (*first).min(offset);
+}
+
+fn listed(places: &HashMap<TopicPartition, i64>) -> Vec<(TopicPartition, i64)> {
+    places.iter().map(|(at, offset)| (*at, *offset)).collect()
+}
+
 impl Collector {
-    /// Asks before rows are read and again before the pass is recorded: a consumer may record the cutover in between.
-    pub(super) async fn check_signing_key(&self) -> Result<(), CollectError> {
-        match self.ledger.in_time(self.ledger.needs_signing_key(self.log.signatures())).await? {
-            true => Err(CollectError::NoSigningKey),
-            false => Ok(()),
-        }
+    /// Looks up which passes rely on the records that were in flight when this process opened.
+    pub(super) async fn rely_on_in_flight(&mut self) -> Result<(), CollectError> {
+        let places = [listed(&self.proof.places), listed(&self.proof.other_keys)].concat();
+        self.proof.after_pass_id = self.ledger.in_time(self.ledger.last_pass_before(self.source.id, &places)).await?;
+        Ok(())
     }
 
-    /// Looks for the records that this process appended before. Where one of them is rejected for its signature, the pass ends, and the
-    /// passes since that record report no completeness any more: consumers may have lost a key that they had.
+    /// Looks for the records that this process appended before, or found in flight. Where one of them is rejected for its signature, the pass
+    /// ends, and the passes since that record report no completeness any more: consumers may have lost a key that they had.
     pub(super) async fn check_signatures(&mut self) -> Result<(), CollectError> {
-        self.check_signing_key().await?;
-        let places: Vec<(TopicPartition, i64)> = self.proof.places.iter().map(|(at, offset)| (*at, *offset)).collect();
-        if places.is_empty() {
+        if self.ledger.in_time(self.ledger.needs_signing_key(self.log.signatures())).await? {
+            return Err(CollectError::NoSigningKey);
+        }
+        if self.proof.is_empty() {
             return Ok(());
         }
-        let results = self.ledger.in_time(self.ledger.signature_results(&places)).await?;
-        if results.rejected > 0 {
+        let own = self.ledger.in_time(self.ledger.signature_results(&listed(&self.proof.places))).await?;
+        let other = self.ledger.in_time(self.ledger.signature_results(&listed(&self.proof.other_keys))).await?;
+        if own.rejected > 0 || other.rejected > 0 {
             self.proof.proven = false;
             if let Some(after) = self.proof.after_pass_id {
                 self.ledger.in_time(self.ledger.void_passes(&self.lease.lease, self.source.id, after)).await?;
             }
-            return Err(CollectError::SignaturesRejected);
+            return Err(if own.rejected > 0 { CollectError::SignaturesRejected } else { CollectError::OtherKeyRejected });
         }
-        if results.unread > 0 {
+        if own.unread > 0 || other.unread > 0 {
             return Ok(());
         }
         self.proof.places.clear();
-        self.proof.proven |= results.verified > 0;
+        self.proof.other_keys.clear();
+        self.proof.proven |= own.verified > 0;
         if let Some(from) = self.proof.begun_from.take() {
             self.reread_from = from;
         }
@@ -73,12 +94,12 @@ impl Collector {
 
     /// Whether the pass may report completeness. One that may not is read again once the proof is there.
     pub(super) async fn is_proven(&mut self, from: Option<DateTime<Utc>>) -> Result<bool, CollectError> {
-        self.check_signing_key().await?;
-        if self.proof.proven || self.proof.places.is_empty() {
+        if self.proof.proven || self.proof.is_empty() {
             return Ok(true);
         }
         if self.ledger.in_time(self.ledger.signed_since()).await?.is_none() {
             self.proof.places.clear();
+            self.proof.other_keys.clear();
             return Ok(true);
         }
         self.proof.begun_from.get_or_insert(from);

@@ -170,6 +170,24 @@ impl Ledger {
         Ok(())
     }
 
+    /// The source's last pass before all that rely on one of these records, which the ledger has not read; none: no pass relies on one.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn last_pass_before(&self, source_id: i16, places: &[(TopicPartition, i64)]) -> Result<Option<i64>, sqlx::Error> {
+        sqlx::query_scalar(
+            "select min(pass.id) - 1 from collector_pass pass join collector_pass_offset noted on noted.pass_id = pass.id
+             join unnest($2::text[], $3::integer[], $4::bigint[]) as at (topic, partition, log_offset) using (topic, partition)
+             where pass.source_id = $1 and noted.next_offset > log_offset",
+        )
+        .bind(source_id)
+        .bind(places.iter().map(|(at, _)| at.topic.name()).collect::<Vec<_>>())
+        .bind(places.iter().map(|(at, _)| at.partition).collect::<Vec<_>>())
+        .bind(places.iter().map(|(_, offset)| *offset).collect::<Vec<_>>())
+        .fetch_one(&self.pool)
+        .await
+    }
+
     /// Whether all that the pass and those before it appended is in the ledger.
     ///
     /// # Errors
