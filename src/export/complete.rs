@@ -16,7 +16,7 @@ pub async fn incomplete(ledger: &Ledger, range: &UsageRange) -> Result<Option<St
     for source in ledger.sources().await? {
         let asked = range.source.is_none_or(|deployment| deployment == source.deployment_id);
         if asked && !source.retired {
-            let completeness = ledger.usage_completeness(source.id, range.as_of).await?;
+            let completeness = ledger.usage_completeness(source.id).await?;
             if let Some(reason) = shortfall(&completeness, range.to) {
                 return Ok(Some(format!("deployment {} {reason}", source.deployment_id)));
             }
@@ -25,7 +25,8 @@ pub async fn incomplete(ledger: &Ledger, range: &UsageRange) -> Result<Option<St
     Ok(None)
 }
 
-/// Why a file of this range may lack usage as of its own sequence, which may be long past.
+/// Why a file of this range may lack usage as of its own sequence, which may be long past: where the range is complete now and nothing of it was
+/// recorded later, it was complete then.
 ///
 /// # Errors
 /// The database's.
@@ -58,7 +59,7 @@ fn shortfall(completeness: &UsageCompleteness, to: DateTime<Utc>) -> Option<Stri
             let missing = runtime_complete_until.filter(|until| *until < to)?;
             Some(format!("has agent runtime that is complete until {}, and the range ends at {}", text(missing), text(to)))
         }
-        (_, None) => Some("was not read by a collector up to that ledger sequence".to_owned()),
+        (_, None) => Some("was not read by a collector yet".to_owned()),
         (until, Some(false)) => Some(format!(
             "cannot tell until when it is complete: a hot standby cannot, nor can a role that does not see all transactions{}",
             until.map_or(String::new(), |until| format!("; it is known to be complete until {}", text(until)))

@@ -40,7 +40,7 @@ pub struct UsageRow {
     pub sequence: i64,
 }
 
-/// How far a source's usage is complete, as known at one ledger sequence.
+/// How far a source's usage is complete in the ledger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromRow)]
 pub struct UsageCompleteness {
     /// All usage that coderd committed before this instant is in the ledger. None: not known.
@@ -61,32 +61,32 @@ pub struct LaterUsage {
 }
 
 impl Ledger {
-    /// How far the source's usage is complete by the passes up to this sequence, as far as the log is read now: their events may be recorded
-    /// later ([`Ledger::later_usage`]). Positions of the past are not kept.
+    /// How far the source's usage is complete now. What a later sequence adds to a range is another question ([`Ledger::later_usage`]).
+    ///
+    /// Reads the passes that the log is not read up to, and the newest one behind them, by index.
     ///
     /// # Errors
     /// The database's.
-    pub async fn usage_completeness(&self, source_id: i16, as_of: i64) -> Result<UsageCompleteness, sqlx::Error> {
+    pub async fn usage_completeness(&self, source_id: i16) -> Result<UsageCompleteness, sqlx::Error> {
         sqlx::query_as(
-            "with pass as (
-                 select collector_pass.* from collector_pass join batch on batch.id = batch_id where source_id = $1 and sequence <= $2
-             ), unread as (
-                 select min(pass.id) as id from pass
-                 join collector_pass_offset ahead on ahead.pass_id = pass.id and ahead.topic = $3
-                 left join position using (topic, partition)
-                 where position.next_offset is null or position.next_offset < ahead.next_offset
+            "with reached as (
+                 select coalesce(
+                     (select min(pass.id) - 1 from collector_pass pass
+                      join collector_pass_offset ahead on ahead.pass_id = pass.id and ahead.topic = $2
+                      left join position using (topic, partition)
+                      where pass.source_id = $1 and (position.next_offset is null or position.next_offset < ahead.next_offset)),
+                     9223372036854775807) as pass_id
              )
              select
-                 (select complete_until from pass where complete_until is not null and (id < unread.id or unread.id is null)
-                  order by id desc limit 1) as complete_until,
-                 (select runtime_complete_until from pass
-                  where runtime_complete_until is not null and (id < unread.id or unread.id is null)
-                  order by id desc limit 1) as runtime_complete_until,
-                 (select complete_until is not null from pass order by id desc limit 1) as last_pass_claims
-             from unread",
+                 (select complete_until from collector_pass
+                  where source_id = $1 and complete_until is not null and id <= reached.pass_id order by id desc limit 1) as complete_until,
+                 (select runtime_complete_until from collector_pass
+                  where source_id = $1 and runtime_complete_until is not null and id <= reached.pass_id order by id desc limit 1)
+                     as runtime_complete_until,
+                 (select complete_until is not null from collector_pass where source_id = $1 order by id desc limit 1) as last_pass_claims
+             from reached",
         )
         .bind(source_id)
-        .bind(as_of)
         .bind(crate::event::Topic::AgentUsage.name())
         .fetch_one(&self.pool)
         .await
