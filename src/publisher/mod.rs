@@ -32,6 +32,8 @@ use crate::ledger::{Ledger, Pausable, Settled, Settlement};
 use crate::tallyman::{SendError, TallymanClient};
 use crate::waiting::Waits;
 
+use look::OperatorStatement;
+
 /// So many old events are compared with coderd's rows in one read.
 const OLD_PAGE: i64 = 500;
 
@@ -300,6 +302,14 @@ impl Publisher {
             after = Some(last);
         }
         Ok(())
+    }
+
+    /// What operators have said of these events.
+    async fn statements(&self, source_id: i16, ids: &[String]) -> anyhow::Result<HashMap<String, OperatorStatement>> {
+        let lost = self.ledger.in_time(self.ledger.lost_ids(source_id, ids)).await?;
+        let refused = self.ledger.in_time(self.ledger.refused_states(self.settings.deployment, ids)).await?;
+        let of = |id: &String| OperatorStatement { lost: lost.contains(id), mended: refused.get(id).is_some_and(|refused| refused.passed) };
+        Ok(ids.iter().map(|id| (id.clone(), of(id))).collect())
     }
 
     async fn settle(&self, source_id: i16, ids: &[String], settlement: Settlement, settled: &mut Settled) -> anyhow::Result<()> {

@@ -3,7 +3,7 @@
 use chrono::TimeDelta;
 use tokio_util::sync::CancellationToken;
 
-use super::look::{OperatorStatement, SourceCheck, compare, sendable_after};
+use super::look::{SourceCheck, compare, sendable_after};
 use super::{Condition, Cycle, Publisher, rows_by_id};
 use crate::coderd::Reader;
 use crate::ledger::{HELD_BACK, Postponed, Settlement};
@@ -42,8 +42,9 @@ impl Publisher {
         let leased = self.ledger.lease_publications(source_id, &self.holder, sendable_after(now), limit, self.settings.lease);
         let leased = self.ledger.in_time(leased).await?;
         let ids: Vec<String> = leased.iter().map(|ours| ours.event_id.clone()).collect();
-        let rows = match rows_by_id(reader, &ids).await {
-            Ok(rows) => rows,
+        let looked = async { anyhow::Ok((rows_by_id(reader, &ids).await?, self.statements(source_id, &ids).await?)) };
+        let (rows, statements) = match looked.await {
+            Ok(looked) => looked,
             Err(fault) => {
                 self.release(source_id, &ids).await;
                 return Err(fault);
@@ -52,7 +53,7 @@ impl Publisher {
         let (mut not_ours, mut later) = (Vec::new(), Vec::new());
         let mut differences = 0;
         for ours in leased {
-            let message = match compare(&ours, rows.get(&ours.event_id), OperatorStatement::default(), now) {
+            let message = match compare(&ours, rows.get(&ours.event_id), statements[&ours.event_id], now) {
                 SourceCheck::NotOurs => {
                     not_ours.push(ours.event_id);
                     continue;

@@ -4,7 +4,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::look::{OperatorStatement, SourceCheck, compare, sendable_after};
+use super::look::{SourceCheck, compare, sendable_after};
 use super::signing::{NoLicense, SigningLicense, signing_license};
 use super::{Condition, Cycle, Publisher, rows_by_id};
 use crate::coderd::Reader;
@@ -119,13 +119,10 @@ impl Publisher {
     ) -> anyhow::Result<Vec<Publication>> {
         let ids: Vec<String> = leased.iter().map(|ours| ours.event_id.clone()).collect();
         let rows = rows_by_id(reader, &ids).await?;
-        let lost = self.ledger.in_time(self.ledger.lost_ids(source_id, &ids)).await?;
-        let refused = self.ledger.in_time(self.ledger.refused_states(self.settings.deployment, &ids)).await?;
+        let statements = self.statements(source_id, &ids).await?;
         let (mut ours, mut not_ours, mut later, mut newly) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for event in leased {
-            let mended = refused.get(&event.event_id).is_some_and(|refused| refused.passed);
-            let statement = OperatorStatement { lost: lost.contains(&event.event_id), mended };
-            match compare(&event, rows.get(&event.event_id), statement, now) {
+            match compare(&event, rows.get(&event.event_id), statements[&event.event_id], now) {
                 SourceCheck::Ours => ours.push(event),
                 SourceCheck::NotOurs => not_ours.push(event.event_id),
                 SourceCheck::Claimed => {

@@ -10,6 +10,7 @@ use tallyline::ledger::{Arrival, Chain, NewAct, PassedReject, Refusal, Verdict};
 use tallyline::log::Log;
 use tallyline::operations::recover::{Lost, RecoverEffect, RecoverExecution, RecoverRequest};
 use tallyline::operations::{Actor, CoderdCutOff};
+use tallyline::publisher::Mode;
 use tallyline::status;
 use tokio_util::sync::CancellationToken;
 
@@ -101,6 +102,23 @@ async fn usage_whose_id_a_restored_coderd_used_again_is_shown_and_sent_as_accept
     assert_eq!(acts, [("user-001".to_owned(), "coderd was restored".to_owned())]);
     assert_eq!(planned(&world, &log).await.1, 0);
     assert!(audited(&world, &log).await.balanced);
+}
+
+#[tokio::test]
+async fn what_an_operator_has_said_ends_the_hold_in_mode_shadow_too() {
+    let mut world = World::new().await;
+    world.settings.mode = Mode::Shadow;
+    let log = world.log().await;
+    world.add_with(&log, &[usage("again", start_time())]).await;
+    assert!(audited(&world, &log).await.balanced, "this confirms it");
+    let change = "update usage_events set event_data = '{\"count\": 5}' where id = 'again'";
+    sqlx::query(change).execute(&world.coderd).await.unwrap();
+    assert_eq!(world.cycle().await.held_back, 1);
+    let (_, _, hash) = planned(&world, &log).await;
+    said(&world, &log, hash.expect("there is something to do")).await;
+    world.pass(TimeDelta::minutes(10));
+    let cycle = world.cycle().await;
+    assert_eq!((cycle.held_back, cycle.waiting), (0, 1));
 }
 
 #[tokio::test]
