@@ -28,7 +28,7 @@ impl std::fmt::Debug for SigningLicense {
 pub enum NoLicense {
     /// None of coderd's licenses allows publishing.
     None,
-    /// Those that would allow it were issued for other deployments.
+    /// One would allow it, and was issued for other deployments.
     OtherDeployment(String),
 }
 
@@ -43,24 +43,26 @@ pub fn signing_license(
     deployment: Uuid,
     now: DateTime<Utc>,
 ) -> Result<SigningLicense, NoLicense> {
-    let mut foreign = Vec::new();
-    let mut verified: Vec<(LicenseRow, VerifiedLicense)> = Vec::new();
-    for row in rows {
-        match keys.verify_for(&row.jwt, deployment) {
-            Ok(license) => verified.push((row, license)),
-            Err(error) => {
-                debug!(license_id = row.id, %error, "license left out");
-                if matches!(error, LicenseError::OtherDeployment { .. }) {
-                    foreign.push(format!("license {}: {error}", row.id));
-                }
-            }
+    let verified = rows.into_iter().filter_map(|row| match keys.verify(&row.jwt) {
+        Ok(license) => Some((row, license)),
+        Err(error) => {
+            debug!(license_id = row.id, %error, "license left out");
+            None
         }
+    });
+    let (ours, foreign): (Vec<_>, Vec<_>) = verified.partition(|(_, license)| license.claims.is_for(deployment));
+    if let Some((row, license)) = publishing(ours, now) {
+        return Ok(SigningLicense { id: row.id, jwt: row.jwt, jwt_sha256: license.jwt_sha256 });
     }
-    let candidates = verified.iter().enumerate().map(|(index, (_, license))| (index, &license.claims));
-    let picked = pick_publishing_license(candidates, now).map(|(index, _)| index);
-    match picked.map(|index| verified.swap_remove(index)) {
-        Some((row, license)) => Ok(SigningLicense { id: row.id, jwt: row.jwt, jwt_sha256: license.jwt_sha256 }),
-        None if foreign.is_empty() => Err(NoLicense::None),
-        None => Err(NoLicense::OtherDeployment(foreign.join("; "))),
-    }
+    Err(publishing(foreign, now).map_or(NoLicense::None, |(row, license)| {
+        let error = LicenseError::OtherDeployment { named: license.claims.deployment_ids, deployment };
+        NoLicense::OtherDeployment(format!("license {}: {error}", row.id))
+    }))
+}
+
+/// The one among these that would sign.
+fn publishing(mut licenses: Vec<(LicenseRow, VerifiedLicense)>, now: DateTime<Utc>) -> Option<(LicenseRow, VerifiedLicense)> {
+    let candidates = licenses.iter().enumerate().map(|(index, (_, license))| (index, &license.claims));
+    let (index, _) = pick_publishing_license(candidates, now)?;
+    Some(licenses.swap_remove(index))
 }

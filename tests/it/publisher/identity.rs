@@ -12,7 +12,7 @@ use tallyline::status;
 use tallyline::tallyman::ClientSettings;
 use uuid::Uuid;
 
-use super::world::{DEPLOYMENT, ORGANIZATION, World, first_license, license_for, start_time, usage};
+use super::world::{DEPLOYMENT, ORGANIZATION, World, first_license, license_for, license_with, start_time, usage};
 use crate::support::eventually;
 
 async fn refusal(world: &World) -> String {
@@ -126,7 +126,13 @@ async fn a_license_of_other_deployments_does_not_sign() {
     world.add(&[usage("a", start_time())]).await;
     sqlx::query("delete from licenses").execute(&world.coderd).await.unwrap();
     let other = Uuid::from_u128(0xe);
-    world.add_license(&license_for(start_time() - TimeDelta::days(40), &json!([other]))).await;
+    // one of another deployment that allows no publishing, as one for an air-gapped site, says nothing
+    let issued_at = start_time() - TimeDelta::days(40);
+    world.add_license(&license_with(issued_at, &[("deployment_ids", json!([other])), ("publish_usage_data", json!(false))])).await;
+    let mut publisher = world.publisher();
+    publisher.cycle(&world.stop).await.unwrap();
+    assert!(matches!(publisher.condition().get(), Condition::NoLicense), "{}", publisher.condition().get());
+    world.add_license(&license_for(issued_at, &json!([other]))).await;
     let why = refusal(&world).await;
     assert!(why.contains("deployment_ids") && why.contains(&other.to_string()) && why.contains(&DEPLOYMENT.to_string()), "{why}");
     world.add_license(&first_license()).await;

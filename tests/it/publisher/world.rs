@@ -66,8 +66,13 @@ pub fn license_until(expires_at: DateTime<Utc>, issued_at: DateTime<Utc>, publis
 
 /// A license that allows publishing, for these deployments.
 pub fn license_for(issued_at: DateTime<Utc>, deployment_ids: &serde_json::Value) -> String {
+    license_with(issued_at, &[("deployment_ids", deployment_ids.clone())])
+}
+
+/// A license that allows publishing, but for these claims.
+pub fn license_with(issued_at: DateTime<Utc>, changes: &[(&str, serde_json::Value)]) -> String {
     let mut claims = claims(start_time() + TimeDelta::days(300), issued_at, true);
-    claims["deployment_ids"] = deployment_ids.clone();
+    changes.iter().for_each(|(name, value)| claims[*name] = value.clone());
     signed(&claims)
 }
 
