@@ -41,8 +41,7 @@ impl Publisher {
             lease: self.settings.lease,
         };
         if !self.ledger.in_time(self.ledger.begin_request(&request)).await? {
-            info!(request = %request.id, "not sent: a lease ended before its request began");
-            return Ok(());
+            bail!("not sent: the leases ended before the request was written down; coderd's database or the ledger is too slow");
         }
         let answer = if begun.elapsed() + self.settings.tallyman.request_timeout < self.settings.lease {
             // The vendor knows coderd's own id. It is not the source's where an operator accepted another coderd for the source.
