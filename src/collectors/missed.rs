@@ -33,6 +33,8 @@ impl Collector {
         if self.passes_ahead.front().is_some_and(|(number, _)| *number < due_in) {
             return Ok(());
         }
+        // one that fails postpones itself, and not the passes
+        (self.compared_at, self.compare_due_in) = (Some(bounds.started_at), None);
         let today = bounds.now.timestamp().div_euclid(DAY_SECONDS);
         let (from, until) = (start_of(today.saturating_sub(COMPARED_DAYS)), start_of(today.saturating_add(2)));
         let there = reader.usage_days(from, until).await?;
@@ -43,7 +45,7 @@ impl Collector {
         for day in days {
             self.usage_of_day(reader, day, appended).await?;
         }
-        (self.read_days, self.compared_at, self.compare_due_in) = (differing, Some(bounds.started_at), None);
+        self.read_days = differing;
         Ok(())
     }
 
