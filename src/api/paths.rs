@@ -95,7 +95,7 @@ pub(super) fn api() -> Vec<Route> {
         .answers::<Admitted>(200, "What was admitted."),
         Route::get("/api/v1/audit", READ, "What the audit that runs by itself found last", operators::audit_findings)
             .answers::<AuditFindings>(200, "By joint."),
-        Route::post("/api/v1/audit", ADMIN, "Audit now; nothing is written", operators::audit)
+        Route::post("/api/v1/audit", ADMIN, "Audit now: what differs is marked, and no event is changed", operators::audit)
             .change::<RunAudit>()
             .within(LONG)
             .answers::<AuditReport>(200, "What was found."),

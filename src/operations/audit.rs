@@ -37,7 +37,7 @@ impl Desk {
         Ok(AuditFindings { findings: self.ledger.in_time(self.ledger.findings()).await? })
     }
 
-    /// Audits now. Nothing is written.
+    /// Audits now: what is confirmed, missing or to be held is marked, and no event is changed.
     ///
     /// # Errors
     /// A side that cannot be read: then nothing is said about the books.
