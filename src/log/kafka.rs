@@ -14,7 +14,7 @@ use tracing::{debug, info, warn};
 
 use super::LogError;
 use super::kafka_append::Producer;
-use super::kafka_properties::{by_canonical_name, property_faults, without_values};
+use super::kafka_properties::{SESSION_MS, by_canonical_name, property_faults, without_values};
 use super::kafka_read::Readers;
 use crate::event::{Signatures, Topic, TopicPartition};
 
@@ -154,7 +154,7 @@ impl KafkaLog {
         config.set("topic.metadata.refresh.interval.ms", "5000");
         if properties.get("group.protocol").is_none_or(|protocol| protocol.eq_ignore_ascii_case("classic")) {
             config.set("partition.assignment.strategy", "cooperative-sticky");
-            config.set("session.timeout.ms", "6000").set("heartbeat.interval.ms", "1500");
+            config.set("session.timeout.ms", SESSION_MS).set("heartbeat.interval.ms", "1500");
         }
         for (name, value) in properties {
             config.set(name, value);

@@ -4,8 +4,13 @@
 use std::collections::BTreeMap;
 
 use rdkafka::ClientConfig;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::BaseConsumer;
 use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaConfRes;
+
+/// The session of a member of a group, where none is given: the shortest that brokers allow by default.
+pub(super) const SESSION_MS: &str = "6000";
 
 /// Properties on which correctness rests, and why they cannot be set.
 const OWN: &[(&str, &str)] = &[
@@ -124,7 +129,36 @@ pub fn property_faults(given: &[(&str, Option<&str>)]) -> Vec<(usize, String)> {
         };
         faults.extend(fault.map(|fault| (index, fault)));
     }
+    if faults.is_empty() {
+        faults.extend(contradiction(given));
+    }
     faults
+}
+
+/// Properties of which each is right and that do not go together. librdkafka sees this when it makes a client, which connects to nobody here; files of
+/// TLS may be on another machine, so that its properties are left out.
+fn contradiction(given: &[(&str, Option<&str>)]) -> Option<(usize, String)> {
+    let index_of = |name: &str| given.iter().position(|(other, _)| canonical(other) == name);
+    let sasl = given
+        .iter()
+        .position(|(name, value)| *name == "security.protocol" && value.is_some_and(|value| value.to_lowercase().starts_with("sasl_")));
+    if let (Some(index), None) = (sasl, index_of("sasl.mechanisms")) {
+        return Some((index, "needs sasl.mechanism: set it to one of PLAIN, SCRAM-SHA-256, SCRAM-SHA-512".to_owned()));
+    }
+    let mut config = ClientConfig::new();
+    config.set_log_level(RDKafkaLogLevel::Emerg).set("group.id", "of no broker");
+    if index_of("group.protocol").is_none() {
+        config.set("session.timeout.ms", SESSION_MS);
+    }
+    let known = given.iter().filter_map(|(name, value)| Some((*name, (*value)?)));
+    let of_connections = |name: &str| ["ssl.", "sasl.", "security.", "enable.ssl."].iter().any(|prefix| name.starts_with(prefix));
+    for (name, value) in known.filter(|(name, _)| !of_connections(name)) {
+        config.set(canonical(name), value);
+    }
+    let Err(KafkaError::ClientCreation(text)) = config.create::<BaseConsumer>() else { return None };
+    let all = given.iter().filter_map(|(name, value)| Some(((*name).to_owned(), (*value)?.to_owned())));
+    let index = given.iter().position(|(name, _)| text.contains(canonical(name))).unwrap_or(0);
+    Some((index, format!("does not go with the other properties: {}", without_values(&text, &all.collect()))))
 }
 
 /// The properties by the spelling that Tallyline uses, so that a given one takes the place of our own.
@@ -239,6 +273,25 @@ mod tests {
         ];
         assert_eq!(property_faults(&given), []);
         assert_eq!(property_faults(&[("group.protocol", Some("consumer")), ("max.poll.interval.ms", Some("9000"))]), []);
+    }
+
+    #[test]
+    fn properties_that_do_not_go_together_are_named_without_a_broker() {
+        let rights: [(&[(&str, Option<&str>)], &str); 3] = [
+            (&[("max.poll.interval.ms", Some("1000"))], "session.timeout.ms"),
+            (
+                &[("client.id", Some("a")), ("receive.message.max.bytes", Some("100000")), ("fetch.max.bytes", Some("50000000"))],
+                "fetch.max.bytes",
+            ),
+            (&[("security.protocol", Some("SASL_SSL")), ("sasl.username", Some("u"))], "sasl.mechanism"),
+        ];
+        for (given, words) in rights {
+            let faults = property_faults(given);
+            assert!(faults.len() == 1 && faults[0].1.contains(words), "{given:?}: {faults:?}");
+            assert!(!faults[0].1.contains("50000000"), "{faults:?}");
+        }
+        let together = [("max.poll.interval.ms", Some("7000")), ("security.protocol", Some("SASL_SSL")), ("sasl.mechanism", Some("PLAIN"))];
+        assert_eq!(property_faults(&together), []);
     }
 
     #[test]
