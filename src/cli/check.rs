@@ -34,6 +34,9 @@ struct Answer {
 const UNVERIFIED: &str =
     "log.verification_keys is not set: records are not verified, and anyone who may write to the topics can add numbers";
 
+const NO_LICENSE_KEYS: &str =
+    "license.public_keys is not set: every license is refused, so that nothing is entitled and mode sole publishes nothing";
+
 #[derive(Serialize)]
 pub(super) struct Line {
     place: String,
@@ -42,25 +45,34 @@ pub(super) struct Line {
 }
 
 pub(super) async fn run(arguments: Arguments, context: &Context) -> Result<Exit, Failure> {
-    let (mut mistakes, mut warnings) = (Vec::new(), Vec::new());
+    let (mut mistakes, mut warnings, mut server_is_away) = (Vec::new(), Vec::new(), false);
     match arguments.pipeline.read() {
         Err(wrong) => mistakes = lines(&wrong),
         Ok(pipeline) => {
-            let unverified = pipeline.log.verification_keys.is_empty();
+            let mut unverified = pipeline.log.verification_keys.is_empty();
+            if pipeline.license.public_keys.is_empty() {
+                warnings.push(NO_LICENSE_KEYS.to_owned());
+            }
             if arguments.secrets {
                 mistakes = wrong_secrets(&pipeline).await;
             }
             if arguments.connect {
                 let found = connections::check(pipeline, context.clock.clone()).await;
+                server_is_away = mistakes.is_empty() && found.is_unreachable();
+                unverified &= !found.signed;
                 mistakes.extend(found.mistakes);
-                warnings = found.warnings;
+                warnings.extend(found.warnings);
             }
             if unverified {
                 warnings.push(UNVERIFIED.to_owned());
             }
         }
     }
-    let exit = if mistakes.is_empty() { Exit::Success } else { Exit::Configuration };
+    let exit = match mistakes.is_empty() {
+        true => Exit::Success,
+        false if server_is_away => Exit::Unreachable,
+        false => Exit::Configuration,
+    };
     let answer = Answer { mistakes, warnings };
     context.output.answer(&answer, || table(&answer, &arguments.pipeline))?;
     Ok(exit)

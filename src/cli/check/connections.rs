@@ -1,21 +1,35 @@
 //! The connections and rights that a pipeline needs, tried once as far as that changes nothing. Tallyman is not tried, nor is anything of
 //! Kafka that writes.
 
+use std::time::Duration;
+
+use chrono::SecondsFormat;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
 use super::Line;
 use crate::cli::connect::{self, LedgerAt};
-use crate::cli::{Failure, roles::Site};
+use crate::cli::{Exit, Failure, roles::Site};
 use crate::clock::Clock;
-use crate::coderd::{Database, Identity, Reader};
+use crate::coderd::{CoderdError, Database, Identity, Reader};
 use crate::config::{LogKind, Pipeline, PublishMode};
 use crate::event::{Topic, TopicPartition};
 use crate::ledger::{LedgerError, SourceIdentity};
 use crate::log::{Log, LogError};
+use crate::waiting::Waits;
+
+/// So long a group may have no coordinator.
+const GROUP_WITHIN: Duration = Duration::from_secs(10);
 
 /// What is wrong, and what works with less than it should.
 #[derive(Default)]
 pub(super) struct Found {
     pub mistakes: Vec<Line>,
     pub warnings: Vec<String>,
+    /// Records must bear signatures: the ledger has a cutover.
+    pub signed: bool,
+    /// Mistakes that are servers which do not answer.
+    unreachable: usize,
 }
 
 impl Found {
@@ -24,7 +38,13 @@ impl Found {
     }
 
     fn failure(&mut self, key: &str, failure: &Failure) {
+        self.unreachable += usize::from(failure.exit == Exit::Unreachable);
         self.mistake(key, format!("{:#}", failure.error));
+    }
+
+    /// Whether all that is wrong is that servers do not answer.
+    pub fn is_unreachable(&self) -> bool {
+        self.unreachable > 0 && self.unreachable == self.mistakes.len()
     }
 }
 
@@ -40,6 +60,9 @@ pub(super) async fn check(pipeline: Pipeline, clock: Clock) -> Found {
         }
     };
     let current = check_ledger(&ledger, &mut found).await;
+    if current {
+        check_keys(&pipeline, &ledger, &mut found).await;
+    }
     if pipeline.log.kind == LogKind::Kafka {
         check_kafka(&pipeline, &ledger, &mut found).await;
     }
@@ -75,6 +98,22 @@ async fn check_ledger(at: &LedgerAt, found: &mut Found) -> bool {
     current
 }
 
+/// Whether the process has the keys that the ledger's cutover asks for.
+async fn check_keys(pipeline: &Pipeline, at: &LedgerAt, found: &mut Found) {
+    let since = match at.ledger.in_time(at.ledger.signed_since()).await {
+        Ok(Some(since)) => since.to_rfc3339_opts(SecondsFormat::Secs, true),
+        Ok(None) => return,
+        Err(error) => return found.failure("ledger.url", &error.into()),
+    };
+    found.signed = true;
+    if pipeline.log.verification_keys.is_empty() {
+        found.mistake("log.verification_keys", format!("records must be signed since {since}: without keys, no record is read"));
+    }
+    if pipeline.log.signing_key.is_none() {
+        found.mistake("log.signing_key", format!("records must be signed since {since}: without it, the role collect refuses to collect"));
+    }
+}
+
 /// The brokers, and the rights to describe the topics and the group and to read a record.
 async fn check_kafka(pipeline: &Pipeline, ledger: &LedgerAt, found: &mut Found) {
     let at = match connect::open_log(pipeline, ledger).await {
@@ -86,13 +125,29 @@ async fn check_kafka(pipeline: &Pipeline, ledger: &LedgerAt, found: &mut Found) 
         match read_record(&at.log, topic).await {
             Ok(()) => {}
             Err(LogError::NoTopic(topic)) => missing.push(topic.name()),
-            Err(error) => return found.mistake("kafka.brokers", format!("{}: {topic} cannot be read: {error}", at.address)),
+            Err(error) => {
+                let failure = Failure::from(error).while_doing(format!("{}: {topic} cannot be read", at.address));
+                return found.failure("kafka.brokers", &failure);
+            }
         }
     }
     if !missing.is_empty() {
         found.warnings.push(format!("{} has no topic {}: run `tallyline migrate`", at.address, missing.join(", ")));
-    } else if let Err(error) = at.log.marks(&pipeline.log.group).await {
+    } else if let Err(error) = describe_group(&at.log, &pipeline.log.group).await {
         found.mistake("log.group", format!("{}: the group cannot be described: {error}", at.address));
+    }
+}
+
+/// A broker that has just started has no coordinator for the group in its first seconds.
+async fn describe_group(log: &Log, group: &str) -> Result<(), LogError> {
+    let mut waits = Waits::new(Duration::from_millis(200), Duration::from_secs(1));
+    let until = Instant::now() + GROUP_WITHIN;
+    loop {
+        match log.marks(group).await {
+            Err(LogError::Unreachable(_)) if Instant::now() < until => {}
+            answer => return answer.map(drop),
+        }
+        waits.wait(&CancellationToken::new()).await;
     }
 }
 
@@ -112,6 +167,9 @@ async fn read_record(log: &Log, topic: Topic) -> Result<(), LogError> {
 async fn check_coderd(pipeline: &Pipeline, database: &Database, ledger: &LedgerAt, current: bool, found: &mut Found) {
     let mut reader = match database.connect().await {
         Ok(reader) => reader,
+        Err(error @ (CoderdError::Unreachable { .. } | CoderdError::Lost(_))) => {
+            return found.failure("source.coderd_url", &Failure::new(Exit::Unreachable, error));
+        }
         Err(error) => return found.mistake("source.coderd_url", error),
     };
     match reader.missing_rights().await {
