@@ -31,13 +31,16 @@ impl Collector {
         Some(format!("whether this coderd is the one of source {} is not checked: {problem}", self.source.deployment_id))
     }
 
-    /// Refuses a coderd that is not the one of this source.
+    /// Refuses a coderd that is not the one of this source. The ledger is asked each time: an operator may have accepted another one meanwhile.
     pub(super) async fn identify(&mut self, reader: &mut Reader) -> Result<(), CollectError> {
-        let identity = read(&self.settings, reader).await?;
-        if let Ok(found) = identity
-            && self.identity != identity
-        {
-            self.ledger.in_time(self.ledger.bind_source(self.source.deployment_id, found)).await??;
+        let (source_id, identity) = (self.source.deployment_id, read(&self.settings, reader).await?);
+        if let Ok(found) = identity {
+            if let Some(refusal) = self.ledger.in_time(self.ledger.identity_refusal(source_id, found)).await? {
+                return Err(refusal.into());
+            }
+            if self.identity != identity {
+                self.ledger.in_time(self.ledger.bind_source(source_id, found)).await??;
+            }
         }
         self.identity = identity;
         Ok(())

@@ -74,8 +74,13 @@ async fn collect(mut collector: Collector, stop: &CancellationToken, trouble: &m
                 trouble.say(&error.to_string());
                 return true;
             }
-            // another process may have the key: it gets the lease
-            Some(Err(error @ (CollectError::NoSigningKey | CollectError::SignaturesRejected | CollectError::OtherKeyRejected))) => {
+            // another process may have the key or the right coderd: it gets the lease
+            Some(Err(
+                error @ (CollectError::NoSigningKey
+                | CollectError::SignaturesRejected
+                | CollectError::OtherKeyRejected
+                | CollectError::NotItsCoderd(_)),
+            )) => {
                 accepted = !matches!(error, CollectError::SignaturesRejected);
                 trouble.say(&error.to_string());
                 break;

@@ -3,6 +3,7 @@
 use sqlx::PgConnection;
 use uuid::Uuid;
 
+use super::leases::revoke_collector_lease;
 use super::{Ledger, NewAct};
 
 /// What tells one coderd from another: its own deployment id and its default organization.
@@ -111,6 +112,15 @@ impl Ledger {
         Ok(refusal(&bindings(&mut connection).await?, source_id, found))
     }
 
+    /// Whether the source is bound to a coderd.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn is_bound(&self, source_id: Uuid) -> Result<bool, sqlx::Error> {
+        let mut connection = self.pool.acquire().await?;
+        Ok(bindings(&mut connection).await?.iter().any(|binding| binding.deployment_id == source_id && binding.bound.is_some()))
+    }
+
     /// Binds a registered source to its coderd; one that is bound stays so.
     ///
     /// # Errors
@@ -126,7 +136,8 @@ impl Ledger {
         Ok(Ok(()))
     }
 
-    /// Binds a registered source to another coderd than before, as an operator's act. None: the source is not registered.
+    /// Binds a registered source to another coderd than before, as an operator's act. Its collector loses its lease. None: the source is not
+    /// registered.
     ///
     /// # Errors
     /// The database's. The inner one: another source is bound to this coderd; then nothing is changed.
@@ -137,6 +148,7 @@ impl Ledger {
         act: &NewAct<'_>,
     ) -> Result<Result<Option<i64>, IdentityRefusal>, sqlx::Error> {
         let mut tx = self.pool.begin().await?;
+        revoke_collector_lease(&mut tx, source_id).await?;
         sqlx::query("select from ledger for update").execute(&mut *tx).await?;
         let bindings = bindings(&mut tx).await?;
         if let Some(refusal) = other_source(&bindings, source_id, found) {

@@ -149,6 +149,15 @@ impl Ledger {
     }
 }
 
+/// Ends the lease of a deployment's collector. Every writer takes the one row of `ledger` last, so this comes before it.
+pub(super) async fn revoke_collector_lease(connection: &mut PgConnection, deployment_id: Uuid) -> Result<(), sqlx::Error> {
+    sqlx::query("update lease set holder = '', epoch = epoch + 1, expires_at = clock_timestamp() where name = $1")
+        .bind(collector_lease(deployment_id))
+        .execute(connection)
+        .await
+        .map(|_| ())
+}
+
 /// Makes sure that the lease is this holder's until the transaction ends: who wants to take it waits. One that has ended, but that nobody
 /// else took, still is.
 pub(super) async fn hold(connection: &mut PgConnection, lease: &Lease) -> Result<(), LeaseError> {

@@ -4,7 +4,8 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use sqlx::{FromRow, PgConnection};
 use uuid::Uuid;
 
-use super::{Finding, Ledger, NewAct, collector_lease};
+use super::leases::revoke_collector_lease;
+use super::{Finding, Ledger, NewAct};
 
 /// The act that retired a source.
 #[derive(Clone, Debug, PartialEq, Eq, FromRow, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
@@ -94,11 +95,7 @@ impl Ledger {
     /// The database's.
     pub async fn retire_source(&self, deployment_id: Uuid, act: &NewAct<'_>) -> Result<bool, sqlx::Error> {
         let mut tx = self.pool.begin().await?;
-        // in the order in which every writer takes them, the one row of `ledger` last
-        sqlx::query("update lease set holder = '', epoch = epoch + 1, expires_at = clock_timestamp() where name = $1")
-            .bind(collector_lease(deployment_id))
-            .execute(&mut *tx)
-            .await?;
+        revoke_collector_lease(&mut tx, deployment_id).await?;
         sqlx::query("select from ledger for update").execute(&mut *tx).await?;
         let findings: Vec<Finding> = sqlx::query_as(
             "delete from audit_finding where deployment_id = $1

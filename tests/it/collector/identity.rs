@@ -1,15 +1,21 @@
 //! One coderd is one source, and one source is one coderd.
 
-use tallyline::collectors::{CollectError, Settings};
+use std::time::Duration;
+
+use tallyline::clock::Clock;
+use tallyline::collectors::{CollectError, Settings, run as run_collector};
 use tallyline::event::Topic;
-use tallyline::ledger::{ActFilter, IdentityRefusal};
+use tallyline::ledger::{ActFilter, IdentityRefusal, collector_lease};
+use tallyline::license::PublicKeys;
 use tallyline::operations::{Actor, Desk, OperationError};
 use tallyline::sim::coderd::SchemaVersion;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::access::{grant, role, run};
 use super::{Ours, ours, produced, settings, source_of};
 use crate::support::coderd::Coderd;
+use crate::support::eventually;
 use crate::support::ledger::desk;
 
 /// Settings that name this deployment.
@@ -83,6 +89,43 @@ async fn a_coderd_that_becomes_another_while_it_is_collected_is_refused() {
     .unwrap();
     assert!(matches!(collector.pass().await, Err(CollectError::NotItsCoderd(IdentityRefusal::OtherCoderd { .. }))));
     assert_eq!(records(&ours).await, 0);
+}
+
+#[tokio::test]
+async fn a_collector_that_refuses_its_coderd_gives_the_lease_back() {
+    let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
+    let (stop, database) = (CancellationToken::new(), source_of(&coderd.database.url));
+    let settings = Settings { poll_interval: Duration::from_millis(100), ..settings() };
+    let (keys, clock) = (PublicKeys::new(), Clock::system());
+    let running = tokio::spawn(run_collector(settings, database, keys, ours.log.clone(), ours.ledger.clone(), clock, stop.clone()));
+    let holder = async || ours.ledger.lease_holder(&collector_lease(coderd.deployment)).await.unwrap();
+    let bound = "select count(*) from source where bound_organization_id is not null";
+    eventually(Duration::from_secs(30), "it collects", || async {
+        sqlx::query_scalar::<_, i64>(bound).fetch_one(&ours.ledger.pool).await.unwrap() == 1 && holder().await.is_some()
+    })
+    .await;
+    sqlx::query("update site_configs set value = gen_random_uuid()::text").execute(&coderd.database.pool).await.unwrap();
+    eventually(Duration::from_secs(30), "a right process can take the source", || async { holder().await.is_none() }).await;
+    stop.cancel();
+    running.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_collector_of_the_coderd_before_appends_nothing_once_another_was_accepted() {
+    let (coderd, other, ours) = (Coderd::new(SchemaVersion::Sep2026).await, Coderd::new(SchemaVersion::Sep2026).await, ours().await);
+    let mut collector = ours.collector(settings(), &coderd).await;
+    coderd.creation().await;
+    let desk = Desk { coderd: Some(source_of(&other.database.url)), ..desk(&ours.ledger, &ours.log) };
+    let actor = Actor { name: "user-001".to_owned(), reason: "moved".to_owned() };
+    desk.accept_identity(coderd.deployment, &actor).await.unwrap();
+    let outcome = collector.pass().await;
+    assert!(matches!(outcome, Err(CollectError::NotItsCoderd(IdentityRefusal::OtherCoderd { .. }))), "{outcome:?}");
+    assert_eq!(records(&ours).await, 0);
+    // though the one before has not ended
+    other.creation().await;
+    let settings = Settings { holder: "another".to_owned(), ..named(coderd.deployment) };
+    let mut accepted = ours.open(settings, &other.database.url).await.unwrap().expect("the source is free");
+    assert_eq!(produced(&accepted.pass().await.unwrap()), (1, 0, 0));
 }
 
 #[tokio::test]
@@ -168,6 +211,7 @@ async fn an_operator_accepts_the_new_identity_of_a_coderd_with_a_reason() {
     assert!(matches!(error, OperationError::Forbidden(_)), "this coderd is bound to another source: {error}");
     assert!(collector.pass().await.is_err());
     desk.accept_identity(coderd.deployment, &actor("the row was lost")).await.unwrap();
+    let mut collector = ours.collector(named(coderd.deployment), &coderd).await;
     assert_eq!(produced(&collector.pass().await.unwrap()), (1, 0, 0));
     let acts = ours.ledger.acts(&ActFilter { act: Some("accept"), ..ActFilter::default() }, 10).await.unwrap();
     assert_eq!((acts.len(), acts[0].subject.clone(), acts[0].reason.as_str()), (1, coderd.deployment.to_string(), "the row was lost"));
