@@ -56,7 +56,7 @@ pub(super) async fn run(sources: Sources, context: &Context) -> Result<Exit, Fai
                 Via::Site(site) => site.desk()?.retire_source(&request, &arguments.actor.actor()).await?,
                 Via::Api(api) => api.post(&["sources", "retire"], &request, arguments.actor.reason_alone()?).await?,
             };
-            context.output.answer(&source, || format!("{} is retired\n", source.deployment_id))?;
+            context.output.answer(&source, || retired(&source))?;
         }
         Sources::Reinstate(arguments) => {
             let request = OneSource { deployment_id: arguments.deployment_id };
@@ -68,6 +68,14 @@ pub(super) async fn run(sources: Sources, context: &Context) -> Result<Exit, Fai
         }
     }
     Ok(Exit::Success)
+}
+
+fn retired(source: &RegisteredSource) -> String {
+    let pending = match source.pending {
+        0 => String::new(),
+        pending => format!("; pending usage events, neither sent nor expired until it is reinstated: {pending}"),
+    };
+    format!("{} is retired{pending}\n", source.deployment_id)
 }
 
 fn table(listed: &Listed) -> String {

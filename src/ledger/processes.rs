@@ -59,8 +59,8 @@ pub struct ProcessRow {
 /// A publisher's refusal of the coderd or the license that it found.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct PublishRefusal {
-    /// The source.
-    pub deployment_id: Uuid,
+    /// The source, where that is known.
+    pub deployment_id: Option<Uuid>,
     /// Why, and what to do.
     pub why: String,
     /// Since when, by the process's clock.
@@ -68,11 +68,19 @@ pub struct PublishRefusal {
 }
 
 impl ProcessRow {
-    /// Why its publisher refuses to work, if the process lives and the publisher does.
+    /// Why its publisher refuses to work. A process that ended of it is asked, too, for the hour in which it is shown.
     #[must_use]
     pub fn publish_refusal(&self) -> Option<PublishRefusal> {
-        let refused = self.standing.get("publish").and_then(|publish| publish.get("refused")).filter(|_| !self.gone)?;
+        let refused = self.standing.get("publish")?.get("refused").filter(|_| !self.long_gone)?;
         serde_json::from_value(refused.clone()).ok()
+    }
+
+    /// The source whose usage it publishes, if the process lives and its publisher works.
+    #[must_use]
+    pub fn publishes(&self) -> Option<Uuid> {
+        let publish = self.standing.get("publish").filter(|_| !self.gone)?;
+        let publishes = publish.get("publishes")?.as_bool()?;
+        serde_json::from_value(publish.get("deployment_id").filter(|_| publishes)?.clone()).ok()
     }
 }
 

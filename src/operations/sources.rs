@@ -26,6 +26,8 @@ pub struct RegisteredSource {
     pub last_read_at: Option<DateTime<Utc>>,
     /// Everything that coderd committed before this is counted.
     pub complete_until: Option<DateTime<Utc>>,
+    /// Usage events that wait to be published. Of a retired source they are neither sent nor expired.
+    pub pending: i64,
     /// Who retired it, when and why; absent: it is in use.
     pub retired: Option<Retirement>,
 }
@@ -53,6 +55,7 @@ impl Desk {
                 introduced_at: source.introduced_at,
                 last_read_at: source.last_read_at,
                 complete_until: completeness.complete_until,
+                pending: self.ledger.in_time(self.ledger.pending_publications(source.id)).await?.events,
                 retired: retirements.iter().find(|retirement| retirement.deployment_id == source.deployment_id).cloned(),
             });
         }

@@ -7,6 +7,7 @@ use chrono::{DateTime, Utc};
 use tracing::{error, info, warn};
 use uuid::Uuid;
 
+use super::Mode;
 use crate::clock::Clock;
 use crate::ledger::PublishRefusal;
 
@@ -81,15 +82,40 @@ impl fmt::Display for Condition {
 /// The condition as it is now; clones show the same.
 #[derive(Clone, Debug)]
 pub struct Shown {
-    source: Uuid,
+    /// None: it is not known yet whose publisher it is.
+    source: Option<Uuid>,
+    mode: Mode,
     clock: Clock,
     now: Arc<Mutex<(Condition, DateTime<Utc>)>>,
 }
 
 impl Shown {
-    pub(super) fn new(source: Uuid, clock: Clock) -> Self {
+    pub(super) fn new(source: Uuid, mode: Mode, clock: Clock) -> Self {
         let now = Arc::new(Mutex::new((Condition::Starting, clock.now())));
-        Shown { source, clock, now }
+        Shown { source: Some(source), mode, clock, now }
+    }
+
+    /// Of a publisher in mode `sole` that does not begin.
+    #[must_use]
+    pub fn refused(source: Option<Uuid>, why: String, clock: Clock) -> Self {
+        let now = Arc::new(Mutex::new((Condition::Refused(why), clock.now())));
+        Shown { source, mode: Mode::Sole, clock, now }
+    }
+
+    /// Whose publisher it is, where that is known.
+    #[must_use]
+    pub fn source(&self) -> Option<Uuid> {
+        self.source
+    }
+
+    /// Whether usage leaves through this publisher. None: neither is certain, or its mode sends nothing.
+    #[must_use]
+    pub fn publishes(&self) -> Option<bool> {
+        match self.get() {
+            Condition::Stopped(_) | Condition::Refused(_) => Some(false),
+            Condition::Working if self.mode == Mode::Sole => Some(true),
+            _ => None,
+        }
     }
 
     /// The condition now.
@@ -112,11 +138,11 @@ impl Shown {
         if now.0 == condition {
             return;
         }
-        let source = self.source;
+        let source = self.source.map(tracing::field::display);
         match &condition {
-            Condition::Recovering(_) | Condition::Failing(_) => warn!(%source, %condition, "publisher"),
-            Condition::Refused(_) | Condition::Held(_) | Condition::Stopped(_) => error!(%source, %condition, "publisher"),
-            _ => info!(%source, %condition, "publisher"),
+            Condition::Recovering(_) | Condition::Failing(_) => warn!(source, %condition, "publisher"),
+            Condition::Refused(_) | Condition::Held(_) | Condition::Stopped(_) => error!(source, %condition, "publisher"),
+            _ => info!(source, %condition, "publisher"),
         }
         *now = (condition, self.clock.now());
     }

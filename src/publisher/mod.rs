@@ -83,7 +83,8 @@ impl Publisher {
     pub fn new(ledger: Ledger, settings: Settings, telemetry: PublisherTelemetry) -> Result<Self, PublisherError> {
         settings.check()?;
         let client = TallymanClient::new(&settings.tallyman)?;
-        let (holder, condition) = (Uuid::new_v4().to_string(), Shown::new(settings.deployment, ledger.clock.clone()));
+        let condition = Shown::new(settings.deployment, settings.mode, ledger.clock.clone());
+        let holder = Uuid::new_v4().to_string();
         let coderd_id = settings.deployment;
         Ok(Publisher { ledger, settings, client, telemetry, holder, condition, reader: None, coderd_id })
     }
@@ -140,6 +141,13 @@ impl Publisher {
         pause.is_some()
     }
 
+    /// Whether an operator has retired the source: then that is the condition, and nothing new is leased.
+    async fn is_retired(&self) -> anyhow::Result<bool> {
+        let Some(retirement) = self.ledger.in_time(self.ledger.retirement(self.settings.deployment)).await? else { return Ok(false) };
+        self.condition.set(Condition::Retired(retirement.to_string()));
+        Ok(true)
+    }
+
     /// Before anything else it is known whether the ledger was restored from a backup: then a recovery is open, and holds everything.
     async fn wait_for_look(&self, looked: &OnceLock<()>, stop: &CancellationToken) {
         let mut waits = Waits::new(Duration::from_millis(50), Duration::from_secs(1));
@@ -191,7 +199,7 @@ impl Publisher {
             Ok(cycle) => debug!(?cycle, "publisher's cycle"),
             Err(fault) => self.condition.set(Condition::Failing(crate::cause::text(fault.as_ref()))),
         }
-        self.telemetry.stopped(self.settings.deployment, matches!(self.condition.get(), Condition::Stopped(_) | Condition::Refused(_)));
+        self.telemetry.publishes(self.settings.deployment, self.condition.publishes());
         outcome
     }
 
@@ -212,8 +220,7 @@ impl Publisher {
         let source_id = source.id;
         // whatever comes of this cycle: usage that waits must be seen to wait
         self.show_queue(source_id).await?;
-        if let Some(retirement) = self.ledger.in_time(self.ledger.retirement(self.settings.deployment)).await? {
-            self.condition.set(Condition::Retired(retirement.to_string()));
+        if self.is_retired().await? {
             return Ok(Cycle::default());
         }
         if let Some(recovering) = self.ledger.in_time(self.ledger.recovering()).await? {

@@ -35,7 +35,11 @@ impl Publisher {
         }
         self.settle_old(reader, source_id, &mut cycle.settled, stop).await?;
         while !stop.is_cancelled() {
-            if self.is_paused() || self.stops_for_coderd(reader, source_id).await? || self.is_held().await? {
+            // an operator's act is obeyed before the next request, not after the backlog
+            if self.is_paused() || self.is_retired().await? || !self.identify(reader).await? {
+                return Ok(());
+            }
+            if self.stops_for_coderd(reader, source_id).await? || self.is_held().await? {
                 return Ok(());
             }
             // read again for each request: a license may have been exchanged, the more so after a 401

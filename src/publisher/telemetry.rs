@@ -47,7 +47,7 @@ impl PublisherTelemetry {
             oldest: gauge("pending_oldest_age_seconds", "Age of the oldest pending event; 0 without one. It expires at 30 days.")?,
             stopped: gauge(
                 "stopped",
-                "1 where publishing has stopped: coderd publishes by itself, is not this source's, or its license is for another deployment.",
+                "1 where this process does not publish: coderd does by itself, is not this source's, or has a license of another deployment; 0 where it publishes.",
             )?,
         })
     }
@@ -82,7 +82,13 @@ impl PublisherTelemetry {
         self.oldest.with_label_values(&[&source]).set(age);
     }
 
-    pub(super) fn stopped(&self, source: Uuid, stopped: bool) {
-        self.stopped.with_label_values(&[&source.to_string()]).set(i64::from(stopped));
+    /// A publisher that neither publishes nor has stopped has no series: a 0 of it would deny that another one has.
+    pub(super) fn publishes(&self, source: Uuid, publishes: Option<bool>) {
+        let source = source.to_string();
+        match publishes {
+            Some(publishes) => self.stopped.with_label_values(&[&source]).set(i64::from(!publishes)),
+            // one that was never shown is not an error
+            None => drop(self.stopped.remove_label_values(&[&source])),
+        }
     }
 }

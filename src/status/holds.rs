@@ -1,7 +1,10 @@
 //! All that holds usage back from the vendor, in one list.
 
+use uuid::Uuid;
+
 use crate::ledger::{
-    BREAKS_RULES, Finding, HeldBack, Hold, HoldScope, Pausable, Pause, ProcessRow, PublishRefusal, PublishStop, Recovering, holds,
+    BREAKS_RULES, Finding, HeldBack, Hold, HoldScope, Pausable, Pause, ProcessRow, PublishRefusal, PublishStop, Recovering, Retirement,
+    holds,
 };
 
 use super::Queue;
@@ -12,6 +15,7 @@ pub(super) fn all(
     recovering: Option<&Recovering>,
     pauses: &[Pause],
     stops: &[PublishStop],
+    retirements: &[Retirement],
     processes: &[ProcessRow],
     queues: &[Queue],
 ) -> Vec<Hold> {
@@ -25,6 +29,7 @@ pub(super) fn all(
     let paused = pauses.iter().filter(|pause| pause.operation == Pausable::Publish);
     let paused = paused.map(|pause| Hold { since: Some(pause.since), ..everything(&pause.to_string(), "`tallyline resume publish`") });
     let mut found: Vec<Hold> = recovering.into_iter().chain(paused).chain(holds(findings)).chain(stops.iter().map(stop)).collect();
+    found.extend(retirements.iter().filter_map(|retirement| retired(retirement, queues)));
     found.extend(refusals(processes));
     found.extend(queues.iter().flat_map(|queue| {
         queue.held_back_first.iter().map(|event| Hold {
@@ -56,14 +61,31 @@ fn stop(stop: &PublishStop) -> Hold {
     }
 }
 
-/// Each refusal once, however many processes publish the source.
+/// Usage that was pending when its source was retired.
+fn retired(retirement: &Retirement, queues: &[Queue]) -> Option<Hold> {
+    let deployment = retirement.deployment_id;
+    let queue = queues.iter().find(|queue| queue.deployment_id == deployment && queue.pending > 0)?;
+    let Retirement { actor, reason, .. } = retirement;
+    Some(Hold {
+        scope: HoldScope::Source,
+        deployment_id: Some(deployment),
+        event_id: None,
+        since: Some(retirement.acted_at),
+        why: format!("the source was retired by {actor} ({reason}); pending events, neither sent nor expired: {}", queue.pending),
+        ends: format!("`tallyline sources reinstate {deployment} --reason WHY`: then they are sent, and those over 30 days old expire"),
+    })
+}
+
+/// Each refusal once, however many processes publish the source. Where another process publishes it, a refusal holds nothing.
 fn refusals(processes: &[ProcessRow]) -> Vec<Hold> {
+    let published: Vec<Uuid> = processes.iter().filter_map(ProcessRow::publishes).collect();
     let mut refusals: Vec<PublishRefusal> = processes.iter().filter_map(ProcessRow::publish_refusal).collect();
+    refusals.retain(|refusal| refusal.deployment_id.is_none_or(|deployment| !published.contains(&deployment)));
     refusals.sort_by_key(|refusal| (refusal.deployment_id, refusal.why.clone(), refusal.since));
     refusals.dedup_by(|later, first| (later.deployment_id, &later.why) == (first.deployment_id, &first.why));
     let hold = |refusal: PublishRefusal| Hold {
         scope: HoldScope::Source,
-        deployment_id: Some(refusal.deployment_id),
+        deployment_id: refusal.deployment_id,
         event_id: None,
         since: Some(refusal.since),
         why: refusal.why,
@@ -85,7 +107,6 @@ fn end_of(event: &HeldBack) -> &'static str {
 #[cfg(test)]
 mod tests {
     use chrono::{DateTime, Utc};
-    use uuid::Uuid;
 
     use super::*;
     use crate::ledger::HeldBack;
@@ -112,16 +133,61 @@ mod tests {
         }
     }
 
+    fn queue(pending: i64, held_back_first: Vec<HeldBack>) -> Queue {
+        Queue {
+            deployment_id: SOURCE,
+            pending,
+            held_back: i64::try_from(held_back_first.len()).unwrap(),
+            held_back_first,
+            unanswered: 0,
+            oldest_created_at: None,
+            last_request: None,
+        }
+    }
+
+    fn refuses(gone: bool) -> ProcessRow {
+        let refused = PublishRefusal { deployment_id: Some(SOURCE), why: "another coderd".into(), since: AT };
+        process(gone, serde_json::json!({ "deployment_id": SOURCE, "publishes": false, "refused": refused }))
+    }
+
+    fn publishes(gone: bool, deployment: Uuid, publishes: Option<bool>) -> ProcessRow {
+        process(gone, serde_json::json!({ "deployment_id": deployment, "publishes": publishes, "refused": null }))
+    }
+
+    fn of_processes(processes: &[ProcessRow]) -> Vec<Hold> {
+        all(&[], None, &[], &[], &[], processes, &[])
+    }
+
     #[test]
-    fn a_refusal_of_living_publishers_is_one_hold() {
-        let refused = PublishRefusal { deployment_id: SOURCE, why: "another coderd".into(), since: AT };
-        let refuses = |gone| process(gone, serde_json::json!({ "refused": refused }));
-        let works = process(false, serde_json::json!({ "refused": null }));
-        let found = all(&[], None, &[], &[], &[refuses(false), refuses(false), works.clone()], &[]);
+    fn a_refusal_is_one_hold_also_of_a_process_that_ended_of_it_within_the_hour() {
+        for processes in [vec![refuses(false), refuses(false)], vec![refuses(true)], vec![refuses(false), refuses(true)]] {
+            let found = of_processes(&processes);
+            let [hold] = found.as_slice() else { panic!("{found:?}") };
+            assert_eq!((hold.scope, hold.deployment_id, hold.since), (HoldScope::Source, Some(SOURCE), Some(AT)));
+            assert_eq!(hold.why, "another coderd");
+        }
+        assert_eq!(of_processes(&[ProcessRow { long_gone: true, ..refuses(true) }]), []);
+    }
+
+    #[test]
+    fn a_refusal_holds_nothing_while_another_process_publishes_the_source() {
+        assert_eq!(of_processes(&[refuses(false), publishes(false, SOURCE, Some(true))]), []);
+        let other = Uuid::from_u128(0xe);
+        for beside in [publishes(true, SOURCE, Some(true)), publishes(false, SOURCE, None), publishes(false, other, Some(true))] {
+            assert_eq!(of_processes(&[refuses(false), beside.clone()]).len(), 1, "{beside:?}");
+        }
+    }
+
+    #[test]
+    fn a_retirement_holds_the_usage_that_is_pending() {
+        let retirement = Retirement { deployment_id: SOURCE, actor: "sre-1".into(), reason: "moved".into(), acted_at: AT };
+        let retired = |pending| all(&[], None, &[], &[], std::slice::from_ref(&retirement), &[], &[queue(pending, Vec::new())]);
+        assert_eq!(retired(0), []);
+        let found = retired(7);
         let [hold] = found.as_slice() else { panic!("{found:?}") };
         assert_eq!((hold.scope, hold.deployment_id, hold.since), (HoldScope::Source, Some(SOURCE), Some(AT)));
-        assert_eq!(hold.why, "another coderd");
-        assert_eq!(all(&[], None, &[], &[], &[refuses(true), works], &[]), []);
+        assert!(hold.why.contains("retired by sre-1 (moved)") && hold.why.ends_with(": 7"), "{hold:?}");
+        assert!(hold.ends.contains(&format!("`tallyline sources reinstate {SOURCE} --reason WHY`")), "{hold:?}");
     }
 
     #[test]
@@ -142,16 +208,8 @@ mod tests {
         let pause = |operation| Pause { operation, topic: None, actor: "sre-1".into(), reason: "a test".into(), since: AT };
         let stop = PublishStop { deployment_id: SOURCE, later_mark: AT, seen_at: AT };
         let event = held_back("coderd no longer has the row", true);
-        let queue = Queue {
-            deployment_id: SOURCE,
-            pending: 1,
-            held_back: 1,
-            held_back_first: vec![event],
-            unanswered: 0,
-            oldest_created_at: None,
-            last_request: None,
-        };
-        let found = all(&[], None, &[pause(Pausable::Publish), pause(Pausable::Collect)], &[stop], &[], &[queue]);
+        let pauses = [pause(Pausable::Publish), pause(Pausable::Collect)];
+        let found = all(&[], None, &pauses, &[stop], &[], &[], &[queue(1, vec![event])]);
         let told: Vec<_> = found.iter().map(|hold| (hold.scope, hold.deployment_id, hold.event_id.as_deref())).collect();
         use HoldScope::{Event, Everything, Source};
         assert_eq!(told, [(Everything, None, None), (Source, Some(SOURCE), None), (Event, Some(SOURCE), Some("usage-1"))]);

@@ -153,7 +153,8 @@ pub async fn read(ledger: &Ledger, log: &Log, log_deadline: Duration) -> Result<
     let at = ledger.clock.now();
     let (recovering, pauses, audit) = (ledger.recovering().await?, ledger.pauses().await?, ledger.findings().await?);
     let (queues, processes) = (queues(ledger, &rows).await?, ledger.processes().await?);
-    let holds = holds::all(&audit, recovering.as_ref(), &pauses, &ledger.publish_stops().await?, &processes, &queues);
+    let (stops, retirements) = (ledger.publish_stops().await?, ledger.retirements().await?);
+    let holds = holds::all(&audit, recovering.as_ref(), &pauses, &stops, &retirements, &processes, &queues);
     Ok(Status {
         at,
         folded_sequences: None,

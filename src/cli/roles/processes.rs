@@ -13,6 +13,7 @@ use super::{Parts, Site};
 use crate::cause;
 use crate::config::Role;
 use crate::ledger::{Ledger, Process};
+use crate::publisher::Shown;
 
 /// Between two heartbeats.
 const BEAT: Duration = Duration::from_secs(5);
@@ -24,7 +25,23 @@ const FAREWELL: Duration = Duration::from_secs(1);
 /// The loop that tells.
 pub(super) struct Heart {
     stop: CancellationToken,
-    task: JoinHandle<(Ledger, Uuid)>,
+    task: JoinHandle<Row>,
+}
+
+/// The process's row, and what is written into it.
+struct Row {
+    ledger: Ledger,
+    process: Process,
+    site: Site,
+    parts: Parts,
+    at: Value,
+}
+
+impl Row {
+    async fn write(&self) -> Result<(), sqlx::Error> {
+        let standing = standing(&self.site, &self.parts, &self.at);
+        self.ledger.process_lives(&self.process, &standing).await
+    }
 }
 
 impl Heart {
@@ -39,31 +56,29 @@ impl Heart {
             roles: site.pipeline.roles.iter().map(|role| role.name()).collect(),
             started_at: site.clock.now(),
         };
-        let task = tokio::spawn(beat(site.clone(), parts.clone(), at, process, stop.clone()));
+        let row = Row { ledger: site.ledger.ledger.clone(), process, site: site.clone(), parts: parts.clone(), at };
+        let task = tokio::spawn(beat(row, stop.clone()));
         Heart { stop, task }
     }
 
-    /// Ends. In good order, the row goes; otherwise the process is soon shown as gone.
+    /// Ends. In good order, the row goes; otherwise it keeps how the roles stood last, and the process is soon shown as gone.
     pub async fn stop(self, in_order: bool) {
         self.stop.cancel();
         let farewell = async {
-            if let Ok((ledger, id)) = self.task.await
-                && in_order
-                && let Err(error) = ledger.process_ends(id).await
-            {
-                debug!(error = cause::text(&error), "the process's row stays");
+            let Ok(row) = self.task.await else { return };
+            let told = if in_order { row.ledger.process_ends(row.process.id).await } else { row.write().await };
+            if let Err(error) = told {
+                debug!(error = cause::text(&error), "the process's row stays as it is");
             }
         };
         let _ = tokio::time::timeout(FAREWELL, farewell).await;
     }
 }
 
-async fn beat(site: Site, parts: Parts, at: Value, process: Process, stop: CancellationToken) -> (Ledger, Uuid) {
-    let (ledger, id) = (site.ledger.ledger.clone(), process.id);
+async fn beat(row: Row, stop: CancellationToken) -> Row {
     let telling = async {
         loop {
-            let standing = standing(&site, &parts, &at);
-            match tokio::time::timeout(ANSWER, ledger.process_lives(&process, &standing)).await {
+            match tokio::time::timeout(ANSWER, row.write()).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => debug!(error = cause::text(&error), "heartbeat missed"),
                 Err(_) => debug!("heartbeat missed: no answer"),
@@ -72,7 +87,7 @@ async fn beat(site: Site, parts: Parts, at: Value, process: Process, stop: Cance
         }
     };
     stop.run_until_cancelled(telling).await;
-    (ledger, id)
+    row
 }
 
 /// How each role of this process stands.
@@ -85,13 +100,21 @@ fn standing(site: &Site, parts: &Parts, at: &Value) -> Value {
         standing.insert("consume".into(), consuming(parts));
     }
     if site.has(Role::Publish) {
-        let shown = parts.publishing.get();
-        let (condition, refused) = (shown.map(crate::publisher::Shown::get), shown.and_then(crate::publisher::Shown::refusal));
-        let healthy = condition.as_ref().is_none_or(crate::publisher::Condition::is_healthy);
-        let condition = condition.map_or_else(|| "not begun".to_owned(), |condition| condition.to_string());
-        standing.insert("publish".into(), json!({ "condition": condition, "healthy": healthy, "refused": refused }));
+        standing.insert("publish".into(), publishing(parts.publishing.get()));
     }
     Value::Object(standing)
+}
+
+fn publishing(shown: Option<&Shown>) -> Value {
+    let Some(shown) = shown else { return json!({ "condition": "not begun", "healthy": true }) };
+    let condition = shown.get();
+    json!({
+        "condition": condition.to_string(),
+        "healthy": condition.is_healthy(),
+        "deployment_id": shown.source(),
+        "publishes": shown.publishes(),
+        "refused": shown.refusal(),
+    })
 }
 
 fn consuming(parts: &Parts) -> Value {

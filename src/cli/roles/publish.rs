@@ -2,17 +2,19 @@
 
 use prometheus::Registry;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use super::{Parts, Site};
 use crate::cli::{Exit, Failure};
+use crate::coderd::Reader;
 use crate::config::PublishMode;
-use crate::publisher::{Mode, Publisher, PublisherTelemetry, Settings};
+use crate::publisher::{Mode, Publisher, PublisherTelemetry, Settings, Shown};
 use crate::tallyman::ClientSettings;
 
 pub(super) async fn run(site: Site, registry: Registry, parts: Parts, stop: CancellationToken) -> Result<(), Failure> {
     let publish = &site.pipeline.publish;
     if publish.mode == PublishMode::Sole {
-        refuse_unknown_coderd(&site).await?;
+        refuse_unknown_coderd(&site, &parts).await?;
     }
     let Some(deployment) = site.deployment(&stop).await else { return Ok(()) };
     let mode = match publish.mode {
@@ -31,16 +33,28 @@ pub(super) async fn run(site: Site, registry: Registry, parts: Parts, stop: Canc
 }
 
 /// Mode `sole` begins only where coderd reports which one it is: its usage could be billed under two sources. A coderd that cannot be
-/// reached is the publisher's to wait for.
-async fn refuse_unknown_coderd(site: &Site) -> Result<(), Failure> {
+/// reached is the publisher's to wait for. The refusal stays in the process's row.
+async fn refuse_unknown_coderd(site: &Site, parts: &Parts) -> Result<(), Failure> {
     let Some(database) = &site.coderd else { return Ok(()) };
     let Ok(mut reader) = database.connect().await else { return Ok(()) };
     let identity = reader.identity().await;
-    reader.close().await;
-    match identity {
+    let refusal = match identity {
         Err(error) if error.hides_identity() => {
-            Err(Failure::of(Exit::Refused, format!("publish.mode is sole, and which coderd this is cannot be read: {error}")))
+            let why = format!("publish.mode is sole, and which coderd this is cannot be read: {error}");
+            let source = deployment(site, &mut reader).await;
+            parts.publishing.get_or_init(|| Shown::refused(source, why.clone(), site.clock.clone()));
+            Err(Failure::of(Exit::Refused, why))
         }
         _ => Ok(()),
+    };
+    reader.close().await;
+    refusal
+}
+
+/// The source, where a coderd without a known organization reports its deployment id or the pipeline names it.
+async fn deployment(site: &Site, reader: &mut Reader) -> Option<Uuid> {
+    match site.pipeline.source.deployment_id {
+        Some(id) => Some(id),
+        None => reader.deployment_id().await.ok(),
     }
 }

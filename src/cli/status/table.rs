@@ -63,6 +63,12 @@ fn attention(status: &Status) -> String {
         };
         [scope.to_owned(), of, or_dash(hold.since, time), shown(&hold.why), hold.ends.clone()]
     });
+    let refusals = status.processes.iter().filter_map(|process| {
+        let refusal = process.publish_refusal()?;
+        let held = status.holds.iter().any(|hold| (hold.deployment_id, &hold.why) == (refusal.deployment_id, &refusal.why));
+        let of = or_dash(refusal.deployment_id, |deployment| deployment.to_string());
+        (!held).then(|| [of, process.host.clone(), process.pid.to_string(), time(refusal.since), shown(&refusal.why)])
+    });
     let rejects = status.open_rejects.iter().map(|row| {
         let units: Vec<String> = row.units.iter().map(|(unit, number)| format!("{number} {unit}")).collect();
         [row.verdict.clone(), row.cause.clone(), row.records.to_string(), units.join(", "), time(row.oldest)]
@@ -74,6 +80,7 @@ fn attention(status: &Status) -> String {
         columns(["AUDIT", "DEPLOYMENT", "VERDICT", "DIFFERENCES", "OPEN", "SOURCE GONE", "AUDITED AT", "DIFFERS SINCE"], audit),
         columns(["THE BOOKS DIFFER"], differs),
         columns(["USAGE HELD", "OF", "SINCE", "WHY", "ENDS WITH"], holds),
+        columns(["A PUBLISHER REFUSES", "HOST", "PID", "SINCE", "WHY"], refusals),
         columns(["OPEN REJECTS", "CAUSE", "RECORDS", "AT STAKE", "OLDEST"], rejects),
     ]
     .into_iter()

@@ -3,11 +3,12 @@
 use chrono::TimeDelta;
 use tallyline::event::{Event, Payload, Topic, TopicPartition, Usage};
 use tallyline::ledger::{Chain, HoldScope};
+use tallyline::operations::{Actor, OneSource};
 use tallyline::publisher::Condition;
 use tallyline::{consumer, status};
 
 use super::books::{Audited, DEADLINE, SOURCE};
-use super::world::{DEPLOYMENT, start_time, usage};
+use super::world::{DEPLOYMENT, World, start_time, usage};
 use crate::support::ledger::build;
 
 /// Usage `e-0` and as many more.
@@ -115,6 +116,47 @@ async fn usage_that_coderd_was_never_seen_to_have_holds_itself_and_not_a_small_s
     sqlx::query("delete from usage_events where id = 'e-1'").execute(&world.coderd).await.unwrap();
     differs(&site, 2).await;
     assert_eq!(world.ledger.hold_of(DEPLOYMENT).await.unwrap().map(|hold| hold.scope), Some(HoldScope::Source));
+}
+
+#[tokio::test]
+async fn usage_that_is_pending_when_its_source_is_retired_is_held_until_it_is_reinstated() {
+    let world = World::new().await;
+    let log = world.log().await;
+    world.add(&[usage("a", start_time())]).await;
+    let (desk, request) = (world.desk(&log), OneSource { deployment_id: DEPLOYMENT });
+    let actor = Actor { name: "sre-1".to_owned(), reason: "moved".to_owned() };
+    let holds = async || status::read(&world.ledger, &log, DEADLINE).await.unwrap().holds;
+    assert_eq!(desk.retire_source(&request, &actor).await.unwrap().pending, 1);
+    let held = holds().await;
+    let [hold] = held.as_slice() else { panic!("{held:?}") };
+    assert_eq!((hold.scope, hold.deployment_id, hold.since.is_some()), (HoldScope::Source, Some(DEPLOYMENT), true));
+    assert!(hold.why.contains("retired by sre-1 (moved)") && hold.ends.contains("tallyline sources reinstate"), "{hold:?}");
+    assert_eq!((world.cycle().await.requests, world.number_in("pending").await), (0, 1));
+    desk.reinstate_source(&request, &actor).await.unwrap();
+    assert_eq!(holds().await, []);
+    assert_eq!(world.cycle().await.accepted, 1);
+}
+
+#[tokio::test]
+async fn a_retirement_ends_publishing_before_the_next_request() {
+    let world = World::new().await;
+    let log = world.log().await;
+    world.add_many(150).await;
+    let (desk, request) = (world.desk(&log), OneSource { deployment_id: DEPLOYMENT });
+    let actor = Actor { name: "sre-1".to_owned(), reason: "a test".to_owned() };
+    desk.retire_source(&request, &actor).await.unwrap();
+    desk.reinstate_source(&request, &actor).await.unwrap();
+    // the source is retired while the first request is on its way
+    sqlx::raw_sql(
+        "create function retire() returns trigger language plpgsql as $$ begin
+             update source set retired_act_id = (select max(id) from operator_act where act = 'retire'); return new; end $$;
+         create trigger retire after insert on publication_request for each row execute function retire()",
+    )
+    .execute(&world.ledger.pool)
+    .await
+    .unwrap();
+    let cycle = world.cycle().await;
+    assert_eq!((cycle.requests, cycle.accepted, world.number_in("pending").await), (1, 100, 50));
 }
 
 #[tokio::test]

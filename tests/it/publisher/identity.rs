@@ -5,15 +5,28 @@ use std::time::Duration;
 use chrono::TimeDelta;
 use prometheus::Registry;
 use serde_json::json;
-use tallyline::ledger::{HoldScope, NewAct, SourceIdentity};
+use tallyline::ledger::{Hold, HoldScope, NewAct, Process, PublishRefusal, SourceIdentity};
+use tallyline::log::Log;
 use tallyline::publisher::{Condition, Mode};
 use tallyline::sim::tallyman::{Config, Tallyman};
 use tallyline::status;
 use tallyline::tallyman::ClientSettings;
 use uuid::Uuid;
 
+use super::books::Audited;
 use super::world::{DEPLOYMENT, ORGANIZATION, World, first_license, license_for, license_with, start_time, usage};
 use crate::support::eventually;
+
+/// The gauge of the alert `TallylinePublisherStopped`.
+fn stopped(registry: &Registry) -> Option<f64> {
+    let families = registry.gather();
+    let stopped = families.iter().find(|family| family.name() == "tallyline_publisher_stopped")?;
+    stopped.get_metric().first().map(|metric| metric.get_gauge().value())
+}
+
+async fn holds(world: &World, log: &Log) -> Vec<Hold> {
+    status::read(&world.ledger, log, Duration::from_secs(10)).await.unwrap().holds
+}
 
 async fn refusal(world: &World) -> String {
     let registry = Registry::new();
@@ -22,9 +35,7 @@ async fn refusal(world: &World) -> String {
     let condition = publisher.condition().get();
     assert_eq!((cycle.requests, world.vendor.books().requests), (0, 0));
     assert!(!condition.is_healthy());
-    let families = registry.gather();
-    let stopped = families.iter().find(|family| family.name() == "tallyline_publisher_stopped").unwrap();
-    assert_eq!(stopped.get_metric()[0].get_gauge().value(), 1.0, "TallylinePublisherStopped fires");
+    assert_eq!(stopped(&registry), Some(1.0), "TallylinePublisherStopped fires");
     let Condition::Refused(why) = condition else { panic!("{condition}") };
     why
 }
@@ -44,21 +55,50 @@ async fn nothing_is_sent_from_another_coderd_under_the_sources_id() {
 }
 
 #[tokio::test]
-async fn status_shows_a_publisher_that_refuses_among_the_holds() {
-    let world = World::new().await;
-    world.add(&[usage("a", start_time())]).await;
+async fn a_refusal_is_a_hold_of_the_source_unless_another_process_publishes_it() {
+    let site = Audited::new().await;
+    let world = &site.world;
+    site.add(usage("a", start_time())).await;
     let bound = SourceIdentity { deployment_id: DEPLOYMENT, organization_id: Uuid::from_u128(0xe) };
     world.ledger.bind_source(DEPLOYMENT, bound).await.unwrap().unwrap();
-    let log = world.log().await;
     let _process = world.process(&world.vendor.ingest_url());
     eventually(Duration::from_secs(60), "the refusal is a hold of the source", || async {
-        let holds = status::read(&world.ledger, &log, Duration::from_secs(10)).await.unwrap().holds;
-        holds.iter().any(|hold| {
+        holds(world, &site.log).await.iter().any(|hold| {
             (hold.scope, hold.deployment_id, hold.since.is_some()) == (HoldScope::Source, Some(DEPLOYMENT), true)
                 && hold.why.contains("sources accept")
         })
     })
     .await;
+
+    sqlx::query("update source set bound_organization_id = $1").bind(ORGANIZATION).execute(&world.ledger.pool).await.unwrap();
+    let refused = PublishRefusal { deployment_id: Some(DEPLOYMENT), why: "a second pipeline".to_owned(), since: start_time() };
+    let (id, host, started_at) = (Uuid::new_v4(), "another".to_owned(), start_time());
+    let second = Process { id, host, pid: 1, version: "1", roles: vec!["publish"], started_at };
+    let standing = json!({ "publish": { "deployment_id": DEPLOYMENT, "publishes": false, "refused": refused } });
+    eventually(Duration::from_secs(60), "nothing is held, though the second pipeline refuses", || async {
+        world.ledger.process_lives(&second, &standing).await.unwrap();
+        holds(world, &site.log).await.is_empty()
+    })
+    .await;
+    let status = site.command(&["status"]).await;
+    assert!(status.stdout.contains("A PUBLISHER REFUSES") && !status.stdout.contains("USAGE HELD"), "{status:?}");
+    assert_eq!(world.times_billed("a"), 1);
+}
+
+#[tokio::test]
+async fn only_a_publisher_that_sends_denies_that_publishing_has_stopped() {
+    let mut world = World::new().await;
+    let registry = Registry::new();
+    let mut publisher = world.publisher_in(&registry);
+    publisher.cycle(&world.stop).await.unwrap();
+    assert_eq!(stopped(&registry), Some(0.0));
+    sqlx::query("delete from licenses").execute(&world.coderd).await.unwrap();
+    publisher.cycle(&world.stop).await.unwrap();
+    assert_eq!((publisher.condition().get(), stopped(&registry)), (Condition::NoLicense, None));
+    world.settings.mode = Mode::Shadow;
+    let registry = Registry::new();
+    world.publisher_in(&registry).cycle(&world.stop).await.unwrap();
+    assert_eq!(stopped(&registry), None);
 }
 
 #[tokio::test]
@@ -88,11 +128,18 @@ async fn sole_sends_nothing_and_does_not_start_where_coderd_does_not_tell_which_
     sqlx::query("update organizations set is_default = false").execute(&world.coderd).await.unwrap();
     let why = refusal(&world).await;
     assert!(why.contains("default organization"), "{why}");
-    world.log().await;
+    let log = world.log().await;
     let mut process = world.process(&world.vendor.ingest_url());
     let status = process.ends_within(Duration::from_secs(60)).await;
     assert_eq!(status.code(), Some(4), "{}", process.stderr());
     assert!(process.stderr().contains("publish.mode is sole"), "{}", process.stderr());
+    for (minutes, held) in [(0, true), (5, true), (120, false)] {
+        let age = "update process set seen_at = clock_timestamp() - make_interval(mins => $1)";
+        sqlx::query(age).bind(minutes).execute(&world.ledger.pool).await.unwrap();
+        let holds = holds(&world, &log).await;
+        let of_source = |hold: &Hold| hold.deployment_id == Some(DEPLOYMENT) && hold.why.contains("publish.mode is sole");
+        assert_eq!(holds.iter().any(of_source), held, "{minutes} minutes later: {holds:?}");
+    }
     world.settings.mode = Mode::Shadow;
     assert_eq!(world.cycle().await.waiting, 1);
 }
