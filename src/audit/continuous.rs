@@ -72,13 +72,14 @@ impl AuditTelemetry {
         registry.register(Box::new(telemetry.gone.clone()))?;
         registry.register(Box::new(telemetry.holds.clone()))?;
         registry.register(Box::new(telemetry.audited_at.clone()))?;
-        telemetry.show(&[], None);
+        telemetry.show(&[], None, false);
         Ok(telemetry)
     }
 
-    /// Shows what was found, and what was never audited of that which this process is to audit; `own` is its deployment, once that is known.
-    fn show(&self, findings: &[Finding], own: Option<Uuid>) {
-        let source = self.reads_source.then_some((SOURCE, own));
+    /// Shows what was found, and what was never audited of that which this process is to audit; `own` is its deployment, once that is known. A
+    /// retired one is not audited.
+    fn show(&self, findings: &[Finding], own: Option<Uuid>, retired: bool) {
+        let source = (self.reads_source && !retired).then_some((SOURCE, own));
         let due: BTreeSet<_> = [(LOG, None), (VENDOR, None)].into_iter().chain(source).map(|(joint, of)| labels(joint, of)).collect();
         let found: BTreeSet<_> = findings.iter().map(|finding| labels(&finding.joint, finding.deployment_id)).collect();
         for finding in findings {
@@ -189,15 +190,16 @@ impl Continuous {
     async fn look(&self, logged: &mut Logged) -> anyhow::Result<Due> {
         let ledger = &self.audit.ledger;
         let findings = ledger.in_time(ledger.findings()).await.context("the ledger")?;
-        self.telemetry.show(&findings, self.own());
+        let retired = self.is_retired().await.context("the ledger")?;
+        self.telemetry.show(&findings, self.own(), retired);
         log_changes(logged, &findings);
-        Ok(self.due(&findings))
+        Ok(self.due(&findings, retired))
     }
 
     /// Whoever had the lease may have audited meanwhile.
     async fn audited_if_due(&self, lease: &Lease) -> anyhow::Result<()> {
         let ledger = &self.audit.ledger;
-        let due = self.due(&ledger.in_time(ledger.findings()).await?);
+        let due = self.due(&ledger.in_time(ledger.findings()).await?, self.is_retired().await?);
         if due.any() { self.audited(lease, due).await } else { Ok(()) }
     }
 
@@ -206,12 +208,22 @@ impl Continuous {
         self.audit.source.as_ref().map(|(_, deployment)| *deployment)
     }
 
-    fn due(&self, findings: &[Finding]) -> Due {
+    /// Whether an operator has retired that deployment.
+    async fn is_retired(&self) -> Result<bool, sqlx::Error> {
+        let ledger = &self.audit.ledger;
+        match self.own() {
+            Some(own) => Ok(ledger.in_time(ledger.retirement(own)).await?.is_some()),
+            None => Ok(false),
+        }
+    }
+
+    fn due(&self, findings: &[Finding], retired: bool) -> Due {
         let due = |joint: &str, deployment: Option<Uuid>| {
             let last = findings.iter().find(|finding| finding.joint == joint && finding.deployment_id == deployment);
             last.is_none_or(|last| last.age_seconds >= self.every.as_secs_f64().max(last.seconds * REST))
         };
-        Due { source: self.own().is_some_and(|own| due(SOURCE, Some(own))), ledger: due(LOG, None) || due(VENDOR, None) }
+        let source = self.own().is_some_and(|own| !retired && due(SOURCE, Some(own)));
+        Due { source, ledger: due(LOG, None) || due(VENDOR, None) }
     }
 
     /// Audits while it holds the lease, which it keeps renewing.

@@ -63,6 +63,7 @@ pub(super) async fn compare(audit: &Audit) -> anyhow::Result<Joint> {
     };
     joint.number(SOURCE_GONE, 0);
     let mut sides = Sides::open(&audit.ledger, database, source).await?;
+    sides.identify().await?;
     let suspects = sides.suspects(&mut joint).await?;
     joint.number(RECENT_USAGE, audit.ledger.in_time(audit.ledger.recent_usage(sides.source.id, sides.recent())).await?);
     if !suspects.builds.is_empty() || !suspects.usage.is_empty() {
@@ -102,6 +103,20 @@ impl<'a> Sides<'a> {
         let mut reader = database.connect().await.context("coderd's database")?;
         let catalog = reader.catalog().await.context("coderd's database")?;
         Ok(Sides { ledger, source, reader, catalog, passed: HashSet::new() })
+    }
+
+    /// Refuses a coderd that is not the one of this source: its rows are not a side of these books. One that does not report which it is can be
+    /// compared only while the source is not bound.
+    async fn identify(&mut self) -> anyhow::Result<()> {
+        let source_id = self.source.deployment_id;
+        let found = match self.reader.identity().await {
+            Err(error) if error.hides_identity() && !self.ledger.in_time(self.ledger.is_bound(source_id)).await? => return Ok(()),
+            found => found.context("coderd's database")?,
+        };
+        match self.ledger.in_time(self.ledger.identity_refusal(source_id, found.into())).await? {
+            Some(refusal) => Err(refusal.into()),
+            None => Ok(()),
+        }
     }
 
     /// Usage at or after this can still be published.

@@ -9,7 +9,7 @@ use tallyline::audit::{Audit, AuditTelemetry, Continuous};
 use tallyline::coderd::Database;
 use tallyline::consumer;
 use tallyline::event::{Event, Payload, Topic, TopicPartition, Usage};
-use tallyline::ledger::{Arrival, Chain, Finding, HoldScope};
+use tallyline::ledger::{Arrival, Chain, Finding, HoldScope, SourceIdentity};
 use tallyline::log::Log;
 use tallyline::publisher::{Condition, Mode, Publisher};
 use tallyline::sim::coderd::{SchemaVersion, create_schema};
@@ -18,7 +18,8 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use uuid::Uuid;
 
-use super::world::{DEPLOYMENT, World, start_time, usage};
+use super::world::{DEPLOYMENT, ORGANIZATION, World, start_time, usage};
+use crate::support::coderd::identify;
 use crate::support::process::{Ended, run_tallyline};
 use crate::support::{self, eventually, setting};
 
@@ -191,6 +192,56 @@ async fn a_side_that_is_away_changes_no_finding_and_the_other_joints_are_still_a
     }
 }
 
+/// When the joint was audited, if ever.
+async fn audited_at(world: &World, joint: &str, deployment: Option<Uuid>) -> Option<chrono::DateTime<chrono::Utc>> {
+    sqlx::query_scalar("select max(audited_at) from audit_finding where joint = $1 and deployment_id is not distinct from $2")
+        .bind(joint)
+        .bind(deployment)
+        .fetch_one(&world.ledger.pool)
+        .await
+        .unwrap()
+}
+
+#[tokio::test]
+async fn an_audit_that_reads_another_coderd_finds_nothing_and_holds_no_usage() {
+    let Audited { world, log, registries: _, _audits: audits } = Audited::new().await;
+    let bound = SourceIdentity { deployment_id: DEPLOYMENT, organization_id: ORGANIZATION };
+    world.ledger.bind_source(DEPLOYMENT, bound).await.unwrap().unwrap();
+    world.add_with(&log, &[usage("a", start_time())]).await;
+    eventually(DEADLINE, "the event is confirmed", || async {
+        let confirmed = sqlx::query_scalar("select confirmed_at is not null from usage_event").fetch_one(&world.ledger.pool);
+        confirmed.await.unwrap()
+    })
+    .await;
+    drop(audits);
+    eventually(DEADLINE, "no audit runs", || async { world.ledger.lease_holder("audit").await.unwrap().is_none() }).await;
+    let age = "update audit_finding set audited_at = audited_at - interval '10 minutes'";
+    sqlx::query(age).execute(&world.ledger.pool).await.unwrap();
+    let found = audited_at(&world, SOURCE, Some(DEPLOYMENT)).await;
+
+    for reports_its_identity in [true, false] {
+        let other = support::database().await;
+        create_schema(&mut other.pool.acquire().await.unwrap(), SchemaVersion::Sep2026).await.unwrap();
+        if reports_its_identity {
+            identify(&other.pool, OTHER, Uuid::from_u128(0xe0)).await;
+        }
+        let (registry, stop) = (Registry::new(), CancellationToken::new());
+        let reader = Database::new(&other.url, Duration::from_secs(10)).unwrap();
+        let task = audit(&world, &log, Some((reader, DEPLOYMENT)), &registry, &stop);
+        // the source comes after the log in each audit
+        for _ in 0..2 {
+            let before = audited_at(&world, LOG, None).await;
+            eventually(DEADLINE, "an audit is made", || async { audited_at(&world, LOG, None).await > before }).await;
+        }
+        stop.cancel();
+        task.await.unwrap();
+        assert_eq!(audited_at(&world, SOURCE, Some(DEPLOYMENT)).await, found, "{reports_its_identity}");
+    }
+    assert_eq!(world.ledger.hold_of(DEPLOYMENT).await.unwrap(), None);
+    assert_eq!(world.state("a").await, ("pending".to_owned(), None));
+    assert_eq!(world.cycle().await.accepted, 1);
+}
+
 /// The other deployment's own side: its coderd, and the audit of a process that reads it.
 struct Second {
     coderd: sqlx::PgPool,
@@ -291,7 +342,7 @@ async fn what_a_retired_deployment_left_is_shown_until_an_operator_says_so() {
     let without = site.command(&words[..3]).await;
     assert_eq!(without.status.code(), Some(2), "{without:?}");
     let retired = site.command(&words).await;
-    assert!(retired.status.success(), "{retired:?}");
+    assert!(retired.status.success() && retired.stdout.contains("neither sent nor expired until it is reinstated: 1"), "{retired:?}");
     let again = site.command(&words).await;
     assert!(again.status.code() == Some(4) && again.stderr.contains(&format!("tallyline sources reinstate {OTHER}")), "{again:?}");
     assert_eq!(world.ledger.hold_of(OTHER).await.unwrap(), None);
@@ -310,4 +361,28 @@ async fn what_a_retired_deployment_left_is_shown_until_an_operator_says_so() {
     .await
     .unwrap();
     assert_eq!(act, ("sre-1".into(), OTHER.to_string(), "its coderd is gone".into(), 1));
+}
+
+#[tokio::test]
+async fn a_retired_deployment_is_not_audited_until_it_is_reinstated() {
+    let site = Audited::new().await;
+    let world = &site.world;
+    let second = Second::that_differs(&site).await;
+    let change = async |act: &str| {
+        let changed = site.command(&["sources", act, &OTHER.to_string(), "--as", "sre-1", "--reason", "a test"]).await;
+        assert!(changed.status.success(), "{changed:?}");
+    };
+    change("retire").await;
+    // an audit that had begun before has ended
+    the_first_balances_again(&site).await;
+    let shown = |source| gauge(&second.registry, "tallyline_audit_timestamp_seconds", "source_and_ledger", source);
+    eventually(DEADLINE, "its process shows no audit that is due", || async { (shown(Some(OTHER)), shown(None)) == (None, None) }).await;
+    let before = audited_at(world, SOURCE, Some(OTHER)).await;
+    for _ in 0..3 {
+        the_first_balances_again(&site).await;
+    }
+    assert_eq!(audited_at(world, SOURCE, Some(OTHER)).await, before);
+    assert_eq!((shown(Some(OTHER)), shown(None)), (None, None));
+    change("reinstate").await;
+    site.finds(SOURCE, "it is audited again", |finding| finding.deployment_id == Some(OTHER) && finding.differences == 1).await;
 }
