@@ -76,8 +76,8 @@ impl AuditTelemetry {
         Ok(telemetry)
     }
 
-    /// Shows what was found, and what was never audited of that which this process is to audit; `own` is its deployment, once that is known. A
-    /// retired one is not audited.
+    /// Shows the findings, and which joints of this process were never audited; `own` is its deployment, once that is known. A retired one is not
+    /// audited.
     fn show(&self, findings: &[Finding], own: Option<Uuid>, retired: bool) {
         let source = (self.reads_source && !retired).then_some((SOURCE, own));
         let due: BTreeSet<_> = [(LOG, None), (VENDOR, None)].into_iter().chain(source).map(|(joint, of)| labels(joint, of)).collect();

@@ -61,7 +61,7 @@ impl Heart {
         Heart { stop, task }
     }
 
-    /// Ends. In good order, the row goes; otherwise it keeps how the roles stood last, and the process is soon shown as gone.
+    /// Ends. In good order, the row goes; otherwise it keeps the last standing of the roles, and the process is soon shown as gone.
     pub async fn stop(self, in_order: bool) {
         self.stop.cancel();
         let farewell = async {
