@@ -191,8 +191,9 @@ impl Consumer {
     }
 
     /// Where the offsets end that hold no record from `from` on; none where the next record can be read. What is not decided yet, since another
-    /// producer's transaction is open, is not among them.
+    /// producer's transaction is open, is not among them. In PostgreSQL offsets have no gaps: a record that is not there was lost.
     async fn without_record(&self, partition: TopicPartition, from: i64) -> Result<Option<i64>, LogError> {
+        let Log::Kafka(_) = self.log else { return Ok(None) };
         let until = self.log.readable_end(partition).await?;
         Ok(self.log.read(partition, from, 1).await?.is_empty().then_some(until))
     }
@@ -418,6 +419,22 @@ impl Ours {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::Clock;
+    use crate::event::Topic;
+    use crate::ledger::LedgerSettings;
+    use crate::log::PostgresLogSettings;
+
+    /// Neither database is there: what asks one fails.
+    #[tokio::test]
+    async fn nothing_is_stepped_over_in_a_postgres_log() {
+        let url = "postgres://nobody@127.0.0.1:1/nothing";
+        let ledger = Ledger::open(&LedgerSettings { url: url.to_owned(), connections: 1 }, Clock::system()).unwrap();
+        let log = Log::postgres(sqlx::PgPool::connect_lazy(url).unwrap(), PostgresLogSettings::default());
+        let telemetry = ConsumerTelemetry::register(&prometheus::Registry::new()).unwrap();
+        let consumer = Consumer::new(log, ledger, GROUP, telemetry);
+        let partition = TopicPartition { topic: Topic::AgentUsage, partition: 0 };
+        assert_eq!(consumer.without_record(partition, 5).await, Ok(None));
+    }
 
     #[test]
     fn a_member_that_dies_is_a_fault_unless_it_was_told_to_stop() {
