@@ -60,8 +60,10 @@ impl KafkaSettings {
     }
 }
 
-/// Meant for members of a group: clients that only ask or read a partition go without.
-const OF_MEMBERS: [&str; 6] = [
+/// Meant for members of a group: clients that only ask or read a partition go without. With `client.rack` a broker may send them to a replica
+/// that is behind: they would take its end for the partition's, and step over the records beyond it.
+const OF_MEMBERS: [&str; 7] = [
+    "client.rack",
     "group.protocol",
     "group.remote.assignor",
     "partition.assignment.strategy",
@@ -431,6 +433,14 @@ mod tests {
         let session = |log: KafkaLog| log.member_config("group").get("session.timeout.ms").map(str::to_owned);
         assert_eq!(session(log(&[])).as_deref(), Some("6000"));
         assert_eq!(session(log(&[("group.protocol", "consumer")])), None);
+    }
+
+    /// A replica that is behind answers a fetch with an end of its own.
+    #[test]
+    fn only_members_read_from_a_replica_of_their_rack() {
+        let log = log(&[("client.rack", "a")]);
+        assert_eq!(log.member_config("group").get("client.rack"), Some("a"));
+        assert_eq!((log.config(&[]).get("client.rack"), log.reader_config().get("client.rack")), (None, None));
     }
 
     #[test]

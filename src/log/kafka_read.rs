@@ -55,7 +55,7 @@ impl KafkaLog {
     ///
     /// A reader at the end has an open request, and its next one waits for the answer. It reads only where there are records, so that
     /// the broker need not wait for more.
-    fn reader_config(&self) -> ClientConfig {
+    pub(super) fn reader_config(&self) -> ClientConfig {
         let mut config = self.config(&[("fetch.wait.max.ms", "5"), ("queued.max.messages.kbytes", "4096")]);
         config
             .set("group.id", format!("{}tallyline-reader", self.settings.topic_prefix))
