@@ -161,7 +161,7 @@ fn log_exit(error: &LogError) -> Exit {
     match error {
         LogError::Settings(_) => Exit::Configuration,
         LogError::Unreachable(_) | LogError::NoTopic(_) | LogError::Refused(_) => Exit::Unreachable,
-        LogError::OutOfRange { .. } | LogError::Missing { .. } | LogError::TooLarge { .. } => Exit::Refused,
+        LogError::OutOfRange { .. } | LogError::Missing { .. } | LogError::Unreadable { .. } | LogError::TooLarge { .. } => Exit::Refused,
         LogError::Stopped => Exit::Interrupted,
     }
 }

@@ -19,12 +19,13 @@ pub fn read_from(topic: Topic, record: Record) -> Arrival {
 }
 
 /// As [`read_from`], with the record's signature verified. From offset `signed_from` on a record without a valid one is rejected, whatever it holds.
+/// What stands for a batch that cannot be read is rejected as that.
 pub(super) fn verified(log: &Log, signed_from: Option<i64>, topic: Topic, record: Record) -> Arrival {
     let signer = log.signer(topic, &record.message);
     let arrival = read_from(topic, record);
     match signer {
         Ok(signer) => Arrival { confirmed: signer == Signer::Collector, ..arrival },
-        Err(error) if signed_from.is_some_and(|from| arrival.offset >= from) => {
+        Err(error) if signed_from.is_some_and(|from| arrival.offset >= from) && arrival.message.unreadable_batch().is_none() => {
             let refusal = Refusal { verdict: Verdict::Rejected, cause: error.cause().to_owned(), detail: error.to_string() };
             Arrival { event: Err(refusal), ..arrival }
         }
@@ -49,4 +50,24 @@ fn refusal(error: &ParseError, message: &Message) -> Refusal {
         None => error.to_string(),
     };
     Refusal { verdict, cause: error.cause().to_owned(), detail }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::PostgresLogSettings;
+
+    /// What a batch holds that cannot be read bears no signature either.
+    #[tokio::test]
+    async fn beyond_the_cutover_a_batch_that_cannot_be_read_is_rejected_as_that() {
+        let signatures = event::Signatures::new([("a".to_owned(), vec![7; 32])].into(), None).unwrap();
+        let pool = sqlx::PgPool::connect_lazy("postgres://nobody@127.0.0.1:1/nothing").unwrap();
+        let log = Log::postgres(pool, PostgresLogSettings { signatures, ..PostgresLogSettings::default() });
+        let cause = |message: Message| {
+            let record = Record { offset: 9, timestamp: chrono::DateTime::UNIX_EPOCH, message };
+            verified(&log, Some(0), Topic::AgentUsage, record).event.unwrap_err().cause
+        };
+        assert_eq!(cause(Message::of_unreadable_batch(5, 9)), "oversized");
+        assert_eq!(cause(Message::default()), "unsigned");
+    }
 }

@@ -11,7 +11,7 @@ use tracing::{debug, warn};
 use super::{Consumer, GRACE, PositionFault, arrival, verify};
 use crate::cause;
 use crate::event::TopicPartition;
-use crate::ledger::{Arrival, Chain, Claim, LastRecord, RecordError, Refusal, Verdict, fingerprint};
+use crate::ledger::{Arrival, Chain, Claim, RecordError, Refusal, Verdict, last_record};
 use crate::log::Batch;
 use crate::waiting::Waits;
 
@@ -175,9 +175,7 @@ impl Task {
 
     fn moved(&mut self, arrivals: &[Arrival], next_offset: i64) {
         self.claim.next_offset = next_offset;
-        if let Some(arrival) = arrivals.last() {
-            self.claim.last = Some(LastRecord { offset: arrival.offset, fingerprint: fingerprint(&arrival.message) });
-        }
+        self.claim.last = last_record(arrivals).or(self.claim.last);
     }
 
     /// Takes the epoch again: a commit whose answer was lost shows in the position, and so does another consumer's work. Once the partition is

@@ -15,6 +15,9 @@ pub(super) const FIRST_BUILD_STAGE: &str = "firstbuildstage";
 /// The first bytes of a larger payload that are kept.
 pub const KEPT_PAYLOAD_BYTES: usize = 64 * 1024;
 
+/// The name of the one header of a record whose own headers cannot be read, and of one that stands for a batch that cannot be read.
+pub const UNREADABLE: &str = "\u{fffd}";
+
 /// Identifies a payload above [`MAX_PAYLOAD_BYTES`], of which only the beginning is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Oversized {
@@ -45,6 +48,22 @@ impl Message {
         let oversized = large.map(|payload| Oversized { bytes: payload.len(), sha256: Sha256::digest(payload).into() });
         let kept = if oversized.is_some() { KEPT_PAYLOAD_BYTES } else { MAX_PAYLOAD_BYTES };
         Message { key, headers, payload: payload.map(|payload| payload[..payload.len().min(kept)].to_vec()), oversized }
+    }
+
+    /// Stands for all records of a batch that cannot be unpacked, from its first offset to its last. It is the same whenever it is read.
+    #[must_use]
+    pub fn of_unreadable_batch(first: i64, last: i64) -> Self {
+        let offsets = format!("offsets {first} to {last}").into_bytes();
+        Message { headers: vec![(UNREADABLE.to_owned(), Some(offsets))], ..Message::default() }
+    }
+
+    /// The offsets of the batch that the message stands for; none: it is a record.
+    #[must_use]
+    pub fn unreadable_batch(&self) -> Option<&str> {
+        match (&self.key, self.headers.as_slice(), &self.payload) {
+            (None, [(name, Some(offsets))], None) if name == UNREADABLE && offsets.len() <= 64 => std::str::from_utf8(offsets).ok(),
+            _ => None,
+        }
     }
 }
 

@@ -20,7 +20,7 @@ pub use build::{BuildKind, BuildStatus, InputStage, Transition, WorkspaceBuildCo
 pub use claim::PrebuildClaimed;
 pub use digest::Digest;
 pub use fields::{MAX_ID_BYTES, MAX_TEXT_BYTES, YEARS};
-pub use message::{KEPT_PAYLOAD_BYTES, MAX_PAYLOAD_BYTES, Message, Oversized};
+pub use message::{KEPT_PAYLOAD_BYTES, MAX_PAYLOAD_BYTES, Message, Oversized, UNREADABLE};
 pub use parse::{ParseError, STRUCTURED, parse, parse_in};
 pub use signature::{LEAST_KEY_BYTES, SIGNATURE, SignatureError, Signatures, Signer};
 pub use topic::{Topic, TopicPartition};

@@ -17,6 +17,9 @@ pub enum ParseError {
     /// Larger than any event of ours.
     #[error("the body has {0} bytes, more than {MAX_PAYLOAD_BYTES}")]
     Oversized(usize),
+    /// A whole batch that cannot be unpacked.
+    #[error("the batch of {0} unpacks to more than receive.message.max.bytes or not at all: none of its records can be read")]
+    UnreadableBatch(String),
     /// Not JSON, trailing data, too deep, or a key that stands twice.
     #[error("the body is not one JSON value: {0}")]
     Json(String),
@@ -71,7 +74,7 @@ impl ParseError {
     pub fn cause(&self) -> &'static str {
         match self {
             ParseError::Tombstone => "tombstone",
-            ParseError::Oversized(_) => "oversized",
+            ParseError::Oversized(_) | ParseError::UnreadableBatch(_) => "oversized",
             ParseError::Json(_) => "json",
             ParseError::Attribute { .. } => "attribute",
             ParseError::UnknownEventType(_) => "unknown_event_type",
@@ -88,6 +91,9 @@ impl ParseError {
 /// # Errors
 /// [`ParseError`]; [`ParseError::UnknownEventType`] means the record is to be held, all others that it is to be rejected.
 pub fn parse(message: &Message) -> Result<Event, ParseError> {
+    if let Some(offsets) = message.unreadable_batch() {
+        return Err(ParseError::UnreadableBatch(offsets.to_owned()));
+    }
     let body = message.payload.as_deref().ok_or(ParseError::Tombstone)?;
     let bytes = message.oversized.map_or(body.len(), |oversized| oversized.bytes);
     if bytes > MAX_PAYLOAD_BYTES {

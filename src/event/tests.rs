@@ -233,6 +233,11 @@ fn a_record_that_is_not_exactly_right_is_refused_by_name() {
     let rows: Vec<(&str, Message, Expected)> = vec![
         ("tombstone", Message { payload: None, ..event.to_message() }, Box::new(|e| *e == ParseError::Tombstone)),
         ("oversized", raw(&vec![b' '; MAX_PAYLOAD_BYTES + 1]), Box::new(|e| matches!(e, ParseError::Oversized(_)))),
+        (
+            "unreadable batch",
+            Message::of_unreadable_batch(3, 7),
+            Box::new(|e| e.cause() == "oversized" && e.to_string().contains("offsets 3 to 7")),
+        ),
         ("empty", raw(b""), Box::new(|e| matches!(e, ParseError::Json(_)))),
         ("trailing data", raw(b"{} {}"), Box::new(|e| matches!(e, ParseError::Json(_)))),
         ("deep nesting", raw("[".repeat(10_000).as_bytes()), Box::new(|e| matches!(e, ParseError::Json(_)))),

@@ -77,7 +77,7 @@ pub use proof::{ActOnRefusal, ExportLife, NewExport, PublicationAttempt, Publica
 pub use publication_requests::{Attempt, AttemptVerdict, LastRequest, NewRequest, Recorded, RequestOutcome};
 pub use publications::{BREAKS_RULES, HELD_BACK, HeldBack, Pending, Postponed, Publication, Settled, Settlement};
 pub use publish_marks::PublishStop;
-pub use record::{Arrival, Chain, Counts, RecordError, Refusal, Verdict};
+pub use record::{Arrival, Chain, Counts, RecordError, Refusal, Verdict, last_record};
 pub use recoveries::{FORGOTTEN, Recovering, SourceToCompare, last_act};
 pub use refused::UNREGISTERED;
 pub use reject_counts::{OpenRejects, RejectGroup};

@@ -377,7 +377,9 @@ async fn advance_replay(tx: &mut PgConnection, id: Uuid, chain: &Chain, from: i6
     if moved.rows_affected() == 1 { Ok(()) } else { Err(RecordError::Fenced(partition)) }
 }
 
-/// The last record as it will be known again.
-fn last_record(arrivals: &[Arrival]) -> Option<LastRecord> {
-    arrivals.last().map(|arrival| LastRecord { offset: arrival.offset, fingerprint: fingerprint(&arrival.message) })
+/// The last record as it will be known again. A batch that cannot be read is none: under a larger limit it reads otherwise.
+#[must_use]
+pub fn last_record(arrivals: &[Arrival]) -> Option<LastRecord> {
+    let last = arrivals.iter().rfind(|arrival| arrival.message.unreadable_batch().is_none());
+    last.map(|arrival| LastRecord { offset: arrival.offset, fingerprint: fingerprint(&arrival.message) })
 }

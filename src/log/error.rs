@@ -28,6 +28,17 @@ pub enum LogError {
         /// The offset that was to be read.
         offset: i64,
     },
+    /// A batch is damaged, or cannot be unpacked and its end is not known.
+    #[error(
+        "{partition}: the batch at offset {offset} cannot be read: it is damaged or cannot be unpacked. Remove it with Kafka's kafka-delete-records.sh, then run \
+         `tallyline recover plan --lost kafka`"
+    )]
+    Unreadable {
+        /// Which partition.
+        partition: TopicPartition,
+        /// The offset that was to be read.
+        offset: i64,
+    },
     /// The topic, or this partition of it, does not exist.
     #[error("topic {0} (or the partition of it that was asked for) does not exist in the log")]
     NoTopic(Topic),

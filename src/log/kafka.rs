@@ -16,6 +16,7 @@ use super::LogError;
 use super::kafka_append::Producer;
 use super::kafka_properties::{SESSION_MS, by_canonical_name, property_faults, without_values};
 use super::kafka_read::Readers;
+use super::kafka_unreadable::{first_offset, unreadable};
 use crate::event::{Signatures, Topic, TopicPartition};
 
 /// How Kafka is reached and used.
@@ -245,7 +246,13 @@ impl KafkaLog {
 
     /// The watermarks as a reader of what is committed sees them.
     pub(super) async fn readable(&self, partition: TopicPartition) -> Result<(i64, i64), LogError> {
-        self.ask(move |log, asker| log.watermarks_by(asker, partition)).await
+        let log = self.clone();
+        blocking(move || log.readable_now(partition)).await
+    }
+
+    /// Waits for the broker: for threads where that is allowed.
+    pub(super) fn readable_now(&self, partition: TopicPartition) -> Result<(i64, i64), LogError> {
+        self.watermarks_by(&*self.asker(&self.asker, "read_committed")?, partition)
     }
 
     /// The end as the client's isolation level lets it be seen.
@@ -365,11 +372,18 @@ pub(super) fn refused(topic: Topic, error: &KafkaError) -> LogError {
 pub(super) struct Connection {
     role: &'static str,
     fault: Arc<Mutex<Option<RDKafkaErrorCode>>>,
+    /// The first offset of the batch that the last poll could not unpack.
+    not_unpacked: Arc<Mutex<Option<i64>>>,
 }
 
 impl Connection {
     pub fn new(role: &'static str) -> Connection {
-        Connection { role, fault: Arc::default() }
+        Connection { role, fault: Arc::default(), not_unpacked: Arc::default() }
+    }
+
+    /// The first offset of the batch that the last poll, which answered [`unreadable`], could not unpack; none: it is damaged in another way.
+    pub fn not_unpacked(&self) -> Option<i64> {
+        self.not_unpacked.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// The broker answered: the next fault is news.
@@ -403,7 +417,11 @@ impl ClientContext for Connection {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        self.faulted(&error, reason);
+        if unreadable(&error) {
+            *self.not_unpacked.lock().unwrap_or_else(PoisonError::into_inner) = first_offset(reason);
+        } else {
+            self.faulted(&error, reason);
+        }
     }
 }
 
@@ -428,19 +446,19 @@ mod tests {
         assert_eq!((member.get("session.timeout.ms"), member.get("max.partition.fetch.bytes")), (Some("9000"), Some("1000")));
     }
 
-    #[test]
-    fn a_killed_member_is_missed_as_soon_as_brokers_allow_unless_the_broker_decides() {
-        let session = |log: KafkaLog| log.member_config("group").get("session.timeout.ms").map(str::to_owned);
-        assert_eq!(session(log(&[])).as_deref(), Some("6000"));
-        assert_eq!(session(log(&[("group.protocol", "consumer")])), None);
-    }
-
     /// A replica that is behind answers a fetch with an end of its own.
     #[test]
     fn only_members_read_from_a_replica_of_their_rack() {
         let log = log(&[("client.rack", "a")]);
         assert_eq!(log.member_config("group").get("client.rack"), Some("a"));
         assert_eq!((log.config(&[]).get("client.rack"), log.reader_config().get("client.rack")), (None, None));
+    }
+
+    #[test]
+    fn a_killed_member_is_missed_as_soon_as_brokers_allow_unless_the_broker_decides() {
+        let session = |log: KafkaLog| log.member_config("group").get("session.timeout.ms").map(str::to_owned);
+        assert_eq!(session(log(&[])).as_deref(), Some("6000"));
+        assert_eq!(session(log(&[("group.protocol", "consumer")])), None);
     }
 
     #[test]

@@ -22,7 +22,8 @@ use tracing::{debug, info, warn};
 use super::consumer::{Command, Consumer, Link, Start, Told};
 use super::kafka::{Connection, KafkaLog, blocking, refused};
 use super::kafka_gather::Gathered;
-use super::{LogError, Mark, kafka_decode};
+use super::kafka_unreadable::unreadable;
+use super::{LogError, Mark, Record, kafka_decode};
 use crate::event::{Topic, TopicPartition};
 
 /// The longest that a command or the stop token waits to be heard.
@@ -275,6 +276,7 @@ impl Member {
             Some(Err(KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange))) => {
                 self.find_out_of_range();
             }
+            Some(Err(error)) if unreadable(&error) => self.find_unreadable(&error),
             Some(Err(error)) => self.client.context().connection.faulted(&error, "while polling"),
         }
         true
@@ -341,6 +343,11 @@ impl Member {
             self.running.remove(partition);
             self.drop_unread(*partition);
         }
+        self.let_go(partitions);
+    }
+
+    /// Takes partitions away from the client. Under the eager protocol it is given the running ones that are left.
+    fn let_go(&mut self, partitions: &[TopicPartition]) {
         if matches!(self.client.rebalance_protocol(), RebalanceProtocol::Eager) {
             return self.assign(&[]);
         }
@@ -403,6 +410,46 @@ impl Member {
         }
     }
 
+    /// The client library says that some partition's batch cannot be read, but not which one's. A reader finds out, and where the batch ends.
+    fn find_unreadable(&mut self, error: &KafkaError) {
+        let first = self.client.context().connection.not_unpacked();
+        let mut running: Vec<(TopicPartition, Run)> =
+            self.running.iter().filter(|(_, run)| !run.faulted).map(|(partition, run)| (*partition, *run)).collect();
+        running.sort_by_key(|(_, run)| first.map(|first| first.abs_diff(run.next)));
+        for (partition, run) in running {
+            match self.log.read_now(partition, run.next, 1) {
+                Ok(records) => {
+                    if let Some(record) = records.into_iter().find(|record| record.message.unreadable_batch().is_some()) {
+                        return self.step_over(partition, run, record);
+                    }
+                }
+                Err(error @ LogError::Unreadable { .. }) => {
+                    self.running.insert(partition, Run { faulted: true, ..run });
+                    self.let_go(&[partition]);
+                    self.waiting.extend(self.gathered.take(partition));
+                    self.waiting.push_back(Told::Fault { run: run.number, partition, error });
+                    return;
+                }
+                Err(_) => {}
+            }
+        }
+        // the library meets the batch again
+        self.client.context().connection.faulted(error, "while polling");
+    }
+
+    /// Goes on behind a batch that cannot be read.
+    fn step_over(&mut self, partition: TopicPartition, run: Run, record: Record) {
+        let (name, next) = (self.log.topic_name(partition.topic), record.offset + 1);
+        if let Err(error) = self.client.seek(&name, partition.partition, Offset::Offset(next), self.log.settings.request_deadline) {
+            // the library meets the batch again
+            return warn!(%partition, %error, "batch not stepped over");
+        }
+        let batch = record.message.unreadable_batch().unwrap_or_default();
+        warn!(%partition, batch, "batch cannot be unpacked: it becomes one reject");
+        self.running.insert(partition, Run { next, ..run });
+        self.waiting.extend(self.gathered.add(partition, run.number, record));
+    }
+
     fn commit_marks(&mut self) {
         if self.marks.is_empty() || Instant::now() < self.marks_due {
             return;
@@ -452,7 +499,7 @@ fn note(
     found: &BorrowedMessage<'_>,
 ) -> Option<Told> {
     let partition = TopicPartition { topic: topic_of(names, found.topic())?, partition: found.partition() };
-    let run = running.get_mut(&partition).filter(|run| found.offset() >= run.next)?;
+    let run = running.get_mut(&partition).filter(|run| !run.faulted && found.offset() >= run.next)?;
     run.next = found.offset() + 1;
     gathered.add(partition, run.number, kafka_decode::record(found))
 }

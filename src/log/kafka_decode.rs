@@ -7,11 +7,7 @@ use rdkafka::Message as _;
 use rdkafka::message::{BorrowedHeaders, BorrowedMessage, Header, Headers as _, OwnedHeaders};
 
 use super::Record;
-use crate::event::{KEPT_PAYLOAD_BYTES, MAX_PAYLOAD_BYTES, Message, YEARS};
-
-/// Stands for headers that can't be read: a name that is not UTF-8, or too many bytes. The record is then refused by its reader like any other
-/// without our headers; key and payload are as found.
-const UNREADABLE: &str = "\u{fffd}";
+use crate::event::{KEPT_PAYLOAD_BYTES, MAX_PAYLOAD_BYTES, Message, UNREADABLE, YEARS};
 
 /// Our copy of a record.
 pub(super) fn record(found: &BorrowedMessage<'_>) -> Record {
@@ -33,7 +29,7 @@ fn timestamp(millis: Option<i64>) -> DateTime<Utc> {
 }
 
 /// The client library panics on a header name that is not UTF-8, and anyone who may write to the topic can send one. Headers that are larger than
-/// any event's are unreadable too.
+/// any event's are unreadable too. The record is then refused by its reader like any other without our headers; key and payload are as found.
 fn headers(found: &BorrowedHeaders) -> Vec<(String, Option<Vec<u8>>)> {
     let read = || {
         let bytes: usize = found.iter().map(|header| header.key.len() + header.value.map_or(0, <[u8]>::len)).sum();

@@ -9,6 +9,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
 use super::kafka::{Connection, KafkaLog, blocking, refused};
+use super::kafka_unreadable::{self, unreadable};
 use super::{LogError, Record, kafka_decode};
 use crate::event::TopicPartition;
 
@@ -29,24 +30,25 @@ struct Reader {
 impl KafkaLog {
     pub(super) async fn read(&self, partition: TopicPartition, from: i64, limit: usize) -> Result<Vec<Record>, LogError> {
         let log = self.clone();
-        let (start, readable) = self.readable(partition).await?;
+        blocking(move || log.read_now(partition, from, limit)).await
+    }
+
+    /// Waits for the broker: for threads where that is allowed.
+    pub(super) fn read_now(&self, partition: TopicPartition, from: i64, limit: usize) -> Result<Vec<Record>, LogError> {
+        let (start, readable) = self.readable_now(partition)?;
         if from < start || from > readable {
-            let (start, end) = self.watermarks(partition).await?;
+            let (start, end) = self.watermarks_now(partition)?;
             if from < start || from > end {
                 return Err(LogError::OutOfRange { partition, offset: from, start, end });
             }
         }
-        let end = readable;
-        if from >= end || limit == 0 {
+        if from >= readable || limit == 0 {
             return Ok(Vec::new());
         }
-        blocking(move || {
-            let mut reader = log.readers.take(&log, partition, from)?;
-            let records = reader.read(&log, partition, from, limit, end)?;
-            log.readers.keep(reader);
-            Ok(records)
-        })
-        .await
+        let mut reader = self.readers.take(self, partition, from)?;
+        let records = reader.read(self, partition, from, limit, readable)?;
+        self.readers.keep(reader);
+        Ok(records)
     }
 }
 
@@ -55,9 +57,13 @@ impl KafkaLog {
     ///
     /// A reader at the end has an open request, and its next one waits for the answer. It reads only where there are records, so that
     /// the broker need not wait for more.
+    ///
+    /// With its checksum verified, a batch that cannot be unpacked is one that was appended so.
     pub(super) fn reader_config(&self) -> ClientConfig {
-        let mut config = self.config(&[("fetch.wait.max.ms", "5"), ("queued.max.messages.kbytes", "4096")]);
+        let defaults = [("fetch.wait.max.ms", "5"), ("queued.max.messages.kbytes", "4096"), ("fetch.error.backoff.ms", "20")];
+        let mut config = self.config(&defaults);
         config
+            .set("check.crcs", "true")
             .set("group.id", format!("{}tallyline-reader", self.settings.topic_prefix))
             .set("enable.auto.commit", "false")
             .set("enable.auto.offset.store", "false")
@@ -126,6 +132,17 @@ impl Reader {
                 Some(Err(error)) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::UnknownTopicOrPartition) => {
                     return Err(LogError::NoTopic(partition.topic));
                 }
+                Some(Err(error)) if unreadable(&error) => {
+                    match self.unreadable_batch(log, partition, next, end)? {
+                        Some((first, last)) => {
+                            records.push(kafka_unreadable::record(first, last));
+                            next = last + 1;
+                            self.seek(log, partition, next)?;
+                        }
+                        None => next = end,
+                    }
+                    (fresh, deadline) = (true, Instant::now() + log.settings.request_deadline);
+                }
                 Some(Err(_)) | None if Instant::now() < deadline => {}
                 Some(Err(error)) => return Err(refused(partition.topic, &error)),
                 None => return Err(LogError::Unreachable(format!("{partition}: no records in time"))),
@@ -135,10 +152,53 @@ impl Reader {
         Ok(records)
     }
 
+    /// The first and the last offset of the batch that was met when `next` was to be read. None where it begins at or behind `end`.
+    ///
+    /// A broker answers every offset of a batch with the whole batch, whose first offset librdkafka tells when it cannot unpack it. So the last
+    /// offset is found by trying later ones.
+    fn unreadable_batch(&self, log: &KafkaLog, partition: TopicPartition, next: i64, end: i64) -> Result<Option<(i64, i64)>, LogError> {
+        let damaged = |offset| LogError::Unreadable { partition, offset };
+        let first = self.consumer.context().not_unpacked().ok_or_else(|| damaged(next))?;
+        if first >= end {
+            return Ok(None);
+        }
+        let last = kafka_unreadable::last_inside(first.max(next), end, |offset| {
+            let found = self.batch_at(log, partition, offset)?;
+            Ok(found == Some(first))
+        })?;
+        Ok(Some((first, last)))
+    }
+
+    /// The first offset of the batch at this offset if it cannot be unpacked; none where a record or the end of the partition follows.
+    fn batch_at(&self, log: &KafkaLog, partition: TopicPartition, offset: i64) -> Result<Option<i64>, LogError> {
+        self.seek(log, partition, offset)?;
+        let deadline = Instant::now() + log.settings.request_deadline;
+        loop {
+            match self.consumer.poll(Duration::from_millis(100)) {
+                Some(Ok(_) | Err(KafkaError::PartitionEOF(_))) => return Ok(None),
+                Some(Err(error)) if unreadable(&error) => {
+                    let first = self.consumer.context().not_unpacked();
+                    return first.map(Some).ok_or(LogError::Unreadable { partition, offset });
+                }
+                Some(Err(_)) | None if Instant::now() < deadline => {}
+                Some(Err(error)) => return Err(refused(partition.topic, &error)),
+                None => return Err(LogError::Unreachable(format!("{partition}: no records in time"))),
+            }
+        }
+    }
+
     fn assign(&mut self, log: &KafkaLog, partition: TopicPartition, from: i64) -> Result<(), LogError> {
         let mut list = TopicPartitionList::new();
         list.add_partition_offset(&log.topic_name(partition.topic), partition.partition, Offset::Offset(from))
             .and_then(|()| self.consumer.assign(&list))
+            .map_err(|error| refused(partition.topic, &error))
+    }
+
+    /// Moves a reader that was answered. librdkafka dies of a partition that is assigned again twice before it has stopped.
+    fn seek(&self, log: &KafkaLog, partition: TopicPartition, to: i64) -> Result<(), LogError> {
+        let name = log.topic_name(partition.topic);
+        self.consumer
+            .seek(&name, partition.partition, Offset::Offset(to), log.settings.request_deadline)
             .map_err(|error| refused(partition.topic, &error))
     }
 

@@ -15,6 +15,7 @@ mod kafka_gather;
 mod kafka_properties;
 mod kafka_read;
 mod kafka_topics;
+mod kafka_unreadable;
 mod postgres;
 mod postgres_append;
 mod postgres_consumer;
@@ -223,10 +224,11 @@ impl Log {
     }
 
     /// At most `limit` records from offset `from` on, without a group. Reads no further than the readable end as it is when called, so
-    /// fewer than `limit` (none at all, too) says that the end was reached. Reading on where the last call stopped is fast.
+    /// fewer than `limit` (none at all, too) says that the end was reached. Reading on where the last call stopped is fast. A batch of Kafka that
+    /// cannot be unpacked is one record at its last offset: [`Message::of_unreadable_batch`].
     ///
     /// # Errors
-    /// [`LogError::OutOfRange`] when `from` lies outside the watermarks; else as [`Log::watermarks`].
+    /// [`LogError::OutOfRange`] when `from` lies outside the watermarks; [`LogError::Unreadable`] at a damaged batch; else as [`Log::watermarks`].
     pub async fn read(&self, partition: TopicPartition, from: i64, limit: usize) -> Result<Vec<Record>, LogError> {
         match self {
             Log::Kafka(log) => log.read(partition, from, limit).await,

@@ -104,8 +104,8 @@ pub(super) async fn ages(log: &Log, seen: &mut HashMap<TopicPartition, Seen>, po
                 seen.oldest_unread = records.first().map(|record| record.timestamp);
                 seen.nothing_to_read = records.is_empty();
             }
-            // retention or a new topic came between
-            Err(LogError::OutOfRange { .. } | LogError::Missing { .. }) => {}
+            // retention or a new topic came between, or the consumer says what it cannot read
+            Err(LogError::OutOfRange { .. } | LogError::Missing { .. } | LogError::Unreadable { .. }) => {}
             Err(error) => return Err(error),
         }
     }

@@ -63,6 +63,7 @@ fn refused(message: &Message, error: &ParseError) {
     match error {
         ParseError::Tombstone => assert_eq!(message.payload, None),
         ParseError::Oversized(bytes) => assert_eq!(message.payload.as_ref().map(Vec::len), Some(*bytes)),
+        ParseError::UnreadableBatch(offsets) => assert_eq!(Some(offsets.as_str()), message.unreadable_batch()),
         ParseError::Field { name, problem } => assert!(!name.is_empty() && !problem.is_empty() && text.contains(name)),
         ParseError::Attribute { name, problem } => assert!(!name.is_empty() && !problem.is_empty() && text.contains(name.as_str())),
         ParseError::Json(why) => assert!(!why.is_empty()),
