@@ -7,7 +7,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::{Audit, Joint};
-use crate::event::{self, Event, ParseError, Topic, TopicPartition};
+use crate::event::{self, Event, ParseError, Topic, TopicPartition, is_signature_cause};
 use crate::ledger::{Arrival, Difference, KeptEvent, KeptRange, KeptReject, Refusal, Verdict};
 use crate::log::{LogError, Record};
 
@@ -274,7 +274,7 @@ fn refused(place: &str, refusal: &Refusal, reject: Option<&KeptReject>, found: &
         return found.differs("reject_missing", place, format!("the record is no event ({}) and not among the rejects", refusal.detail));
     };
     // its signature is not verified here
-    if matches!(reject.cause.as_str(), "unsigned" | "bad_signature") {
+    if is_signature_cause(&reject.cause) {
         return;
     }
     let expected = if refusal.verdict == Verdict::Held { "held" } else { "rejected" };

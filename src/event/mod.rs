@@ -22,7 +22,7 @@ pub use digest::Digest;
 pub use fields::{MAX_ID_BYTES, MAX_TEXT_BYTES, YEARS};
 pub use message::{KEPT_PAYLOAD_BYTES, MAX_PAYLOAD_BYTES, Message, Oversized, UNREADABLE};
 pub use parse::{ParseError, STRUCTURED, parse, parse_in};
-pub use signature::{LEAST_KEY_BYTES, SIGNATURE, SignatureError, Signatures, Signer};
+pub use signature::{LEAST_KEY_BYTES, SIGNATURE, SignatureError, Signatures, Signer, is_signature_cause};
 pub use topic::{Topic, TopicPartition};
 pub use traces::Traces;
 pub use usage::{PublishMarks, Usage, UsageQuantity, UsageType};

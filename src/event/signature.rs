@@ -60,6 +60,12 @@ impl SignatureError {
     }
 }
 
+/// Whether a reject's cause is that its signature is not valid: then anyone may have written the record.
+#[must_use]
+pub fn is_signature_cause(cause: &str) -> bool {
+    [SignatureError::Unsigned, SignatureError::Bad(String::new())].iter().any(|error| error.cause() == cause)
+}
+
 /// The keys of a pipeline. Without any, records are neither signed nor verified.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Signatures {

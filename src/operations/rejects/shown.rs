@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::resubmit::{Foreseen, as_found};
-use crate::event::UsageType;
+use crate::event::{UsageType, is_signature_cause};
 use crate::ledger::{RejectActRow, RejectRow, SameEvent};
 use crate::operations::{Desk, OperationError};
 
@@ -108,11 +108,13 @@ pub struct ShownReject {
     pub accepted_sequence: Option<i64>,
     /// What would become of it, as it is, if it were resubmitted now.
     pub if_resubmitted: Foreseen,
-    /// Why, where that is not accepted.
+    /// Why, where that is not accepted; of a record that nobody with a key wrote, what to look at first.
     pub if_resubmitted_reason: Option<String>,
     /// Other rejects under the same event id: what was resubmitted and refused again is among them.
     pub same_event: Vec<SameEvent>,
 }
+
+const MAY_BE_FORGED: &str = "nobody with a key wrote it, and a resubmission signs it: first look whether coderd has this event";
 
 impl Desk {
     pub(super) async fn shown(&self, row: RejectRow) -> Result<ShownReject, OperationError> {
@@ -123,8 +125,15 @@ impl Desk {
             same_event = self.ledger.in_time(self.ledger.rejects_of_event(deployment, event_id, row.id)).await?;
         }
         let foreseen = self.foreseen(&as_found(&row), &mut Default::default()).await?;
+        let may_be_forged = is_signature_cause(&row.cause).then(|| MAY_BE_FORGED.to_owned());
         let reject = self.with_acts(vec![row]).await?.remove(0);
-        Ok(ShownReject { reject, accepted_sequence, if_resubmitted: foreseen.what, if_resubmitted_reason: foreseen.reason, same_event })
+        Ok(ShownReject {
+            reject,
+            accepted_sequence,
+            if_resubmitted: foreseen.what,
+            if_resubmitted_reason: foreseen.reason.or(may_be_forged),
+            same_event,
+        })
     }
 
     pub(super) async fn with_acts(&self, rows: Vec<RejectRow>) -> Result<Vec<Reject>, OperationError> {
