@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::suspects::event_ids;
 use super::{Audit, Joint, RECENT_USAGE, SOURCE, SOURCE_GONE};
-use crate::coderd::{BuildKey, Catalog, Database, Reader};
+use crate::coderd::{BuildKey, Catalog, CoderdError, Database, Reader};
 use crate::collectors::events::{self, NotAnEvent};
 use crate::event::{Digest, Event, ParseError, Payload};
 use crate::ledger::{Difference, Ledger, Source};
@@ -109,13 +109,15 @@ impl<'a> Sides<'a> {
     /// compared only while the source is not bound.
     async fn identify(&mut self) -> anyhow::Result<()> {
         let source_id = self.source.deployment_id;
-        let found = match self.reader.identity().await {
-            Err(error) if error.hides_identity() && !self.ledger.in_time(self.ledger.is_bound(source_id)).await? => return Ok(()),
-            found => found.context("coderd's database")?,
-        };
-        match self.ledger.in_time(self.ledger.identity_refusal(source_id, found.into())).await? {
-            Some(refusal) => Err(refusal.into()),
-            None => Ok(()),
+        let facts = self.reader.identity_facts().await.context("coderd's database")?;
+        if let Some(refusal) = self.ledger.in_time(self.ledger.identity_refusal(source_id, (&facts).into())).await? {
+            return Err(refusal.into());
+        }
+        match facts.problem {
+            Some(problem) if self.ledger.in_time(self.ledger.is_bound(source_id)).await? => {
+                Err(CoderdError::UnknownIdentity(problem).into())
+            }
+            _ => Ok(()),
         }
     }
 

@@ -1,6 +1,6 @@
 //! What this version of coderd has, asked before any column is named.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use sqlx::FromRow;
 
@@ -95,6 +95,8 @@ struct Found {
     table_name: String,
     column_name: String,
     table_there: bool,
+    /// The role may use the schema of the table.
+    schema_usable: bool,
     column_there: bool,
     readable: bool,
 }
@@ -132,18 +134,32 @@ impl Reader {
         Ok(lacking(&found, &functions, &self.user))
     }
 
+    /// Why these columns cannot be read, and what to do. None: they can be.
+    pub(super) async fn lacking_columns(&mut self, wanted: &[(&str, &[&str])]) -> Result<Option<String>, CoderdError> {
+        let found = self.columns(&[wanted]).await?;
+        if let Some(absent) = found.iter().find(|one| !one.column_there) {
+            return Ok(Some(format!("{}.{} is missing", absent.table_name, absent.column_name)));
+        }
+        let grants = lacking(&found, [], &self.user);
+        Ok((!grants.is_empty()).then(|| format!("let an administrator run:\n{}", grants.join("\n"))))
+    }
+
+    /// A table in a schema that the role may not use is found all the same: coderd's are in `public`.
     async fn columns(&mut self, wanted: &[&[(&str, &[&str])]]) -> Result<Vec<Found>, CoderdError> {
         let all = wanted.iter().copied().flatten().flat_map(|(table, columns)| columns.iter().map(move |column| (*table, *column)));
         let (tables, columns): (Vec<&str>, Vec<&str>) = all.unzip();
         within(
             self.deadline,
             sqlx::query_as(
-                "select wanted.table_name, wanted.column_name, to_regclass(wanted.table_name) is not null as table_there,
-                     there.attnum is not null as column_there,
+                "select wanted.table_name, wanted.column_name, relation.oid is not null as table_there,
+                     to_regclass(wanted.table_name) is not null as schema_usable, there.attnum is not null as column_there,
                      coalesce(has_column_privilege(there.attrelid, there.attnum, 'select'), false) as readable
                  from unnest($1::text[], $2::text[]) as wanted (table_name, column_name)
+                 left join pg_namespace schema on schema.nspname = 'public' and not has_schema_privilege(schema.oid, 'usage')
+                 left join pg_class hidden on hidden.relnamespace = schema.oid and hidden.relname = wanted.table_name
+                 left join lateral (select coalesce(to_regclass(wanted.table_name)::oid, hidden.oid)) as relation (oid) on true
                  left join pg_attribute there
-                     on there.attrelid = to_regclass(wanted.table_name) and there.attname = wanted.column_name and not there.attisdropped",
+                     on there.attrelid = relation.oid and there.attname = wanted.column_name and not there.attisdropped",
             )
             .bind(&tables)
             .bind(&columns)
@@ -197,11 +213,10 @@ fn present(found: &[Found]) -> Result<(), CoderdError> {
         |one: &Found| OPTIONAL.iter().any(|(table, columns)| *table == one.table_name && columns.contains(&one.column_name.as_str()));
     // An optional table that is there must have all its columns.
     let absent = found.iter().filter(|one| !one.column_there && (!optional(one) || (one.table_name == "usage_events" && one.table_there)));
-    let mut names: Vec<String> = absent
+    let names: BTreeSet<String> = absent
         .map(|one| if one.table_there { format!("{}.{}", one.table_name, one.column_name) } else { one.table_name.clone() })
         .collect();
-    names.dedup();
-    if names.is_empty() { Ok(()) } else { Err(CoderdError::Missing { names }) }
+    if names.is_empty() { Ok(()) } else { Err(CoderdError::Missing { names: names.into_iter().collect() }) }
 }
 
 /// The statements that give the rights which `user` lacks.
@@ -210,8 +225,10 @@ fn lacking<'a>(found: &[Found], functions: impl IntoIterator<Item = &'a Function
     for one in found.iter().filter(|one| one.column_there && !one.readable) {
         columns.entry(&one.table_name).or_default().push(&one.column_name);
     }
+    let hidden = found.iter().any(|one| one.table_there && !one.schema_usable);
+    let schema = hidden.then(|| format!("grant usage on schema public to {user};"));
     let grant = |(table, columns): (&str, Vec<&str>)| format!("grant select ({}) on {table} to {user};", columns.join(", "));
-    columns.into_iter().map(grant).chain(statements(functions, user)).collect()
+    schema.into_iter().chain(columns.into_iter().map(grant)).chain(statements(functions, user)).collect()
 }
 
 #[cfg(test)]
@@ -219,7 +236,7 @@ mod tests {
     use super::*;
 
     fn found(table: &str, column: &str, table_there: bool, column_there: bool, readable: bool) -> Found {
-        Found { table_name: table.into(), column_name: column.into(), table_there, column_there, readable }
+        Found { table_name: table.into(), column_name: column.into(), table_there, schema_usable: table_there, column_there, readable }
     }
 
     fn stages() -> Function {
@@ -245,6 +262,21 @@ mod tests {
         ];
         let error = judge(&rows, &[stages()], "reader").unwrap_err();
         assert!(error.to_string().ends_with("grant select (id, username) on users to reader;"), "{error}");
+    }
+
+    #[test]
+    fn a_schema_that_may_not_be_used_gives_its_grant_and_no_missing_table() {
+        let hidden = |column: &str| Found { schema_usable: false, ..found("users", column, true, true, true) };
+        let error = judge(&[hidden("id"), hidden("username")], &[stages()], "reader").unwrap_err();
+        assert!(matches!(&error, CoderdError::NotGranted { grants } if grants == &["grant usage on schema public to reader;"]), "{error}");
+    }
+
+    #[test]
+    fn a_missing_table_is_named_once() {
+        let rows = [("users", "id"), ("workspaces", "id"), ("users", "username"), ("workspaces", "name")];
+        let rows = rows.map(|(table, column)| found(table, column, false, false, false));
+        let error = judge(&rows, &[stages()], "reader").unwrap_err();
+        assert!(matches!(&error, CoderdError::Missing { names } if names == &["users", "workspaces"]), "{error}");
     }
 
     #[test]

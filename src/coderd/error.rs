@@ -32,7 +32,7 @@ pub enum CoderdError {
     },
     /// Tables or columns that every supported version of coderd has are not there.
     #[error(
-        "this database lacks {}: it is not coderd's, the role may not use the schema, or this version of coderd is not supported",
+        "this database lacks {}: it is not coderd's, coderd's schema is not in the role's search_path, or this version of coderd is not supported",
         .names.join(", ")
     )]
     Missing {
@@ -53,6 +53,9 @@ pub enum CoderdError {
         /// What is missing, and what to do.
         problem: String,
     },
+    /// Not both facts that tell one coderd from another are known.
+    #[error("{0}")]
+    UnknownIdentity(String),
     /// The value in the database is no UUID.
     #[error("site_configs.deployment_id is {0:?}, not a UUID")]
     BadDeploymentId(String),
@@ -68,7 +71,13 @@ impl CoderdError {
     /// Whether this coderd's identity is not there or may not be read. Other errors pass.
     #[must_use]
     pub fn hides_identity(&self) -> bool {
-        matches!(self, CoderdError::NoDeploymentId { .. } | CoderdError::BadDeploymentId(_) | CoderdError::NoDefaultOrganization { .. })
+        matches!(
+            self,
+            CoderdError::NoDeploymentId { .. }
+                | CoderdError::BadDeploymentId(_)
+                | CoderdError::NoDefaultOrganization { .. }
+                | CoderdError::UnknownIdentity(_)
+        )
     }
 }
 

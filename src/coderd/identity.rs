@@ -15,6 +15,26 @@ pub struct Identity {
     pub organization_id: Uuid,
 }
 
+/// Each fact by itself. None: it is not there, or the role may not read it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IdentityFacts {
+    /// `site_configs`, key `deployment_id`
+    pub deployment_id: Option<Uuid>,
+    /// `organizations.id` of the default organization
+    pub organization_id: Option<Uuid>,
+    /// Why a fact is not known, and what to do. None: both are known.
+    pub problem: Option<String>,
+}
+
+impl IdentityFacts {
+    /// Both facts; none where one of them is not known.
+    #[must_use]
+    pub fn identity(&self) -> Option<Identity> {
+        let (deployment_id, organization_id) = self.deployment_id.zip(self.organization_id)?;
+        Some(Identity { deployment_id, organization_id })
+    }
+}
+
 impl Reader {
     /// The deployment's own id. Source: `site_configs`, key `deployment_id`.
     ///
@@ -32,28 +52,42 @@ impl Reader {
         Uuid::parse_str(&value).map_err(|_| CoderdError::BadDeploymentId(value))
     }
 
+    /// The facts that are there and may be read.
+    ///
+    /// # Errors
+    /// The database's, but none of which [`CoderdError::hides_identity`] holds.
+    pub async fn identity_facts(&mut self) -> Result<IdentityFacts, CoderdError> {
+        let mut problems = Vec::new();
+        let mut known = |fact: Result<Uuid, CoderdError>| match fact {
+            Ok(id) => Ok(Some(id)),
+            Err(error) if error.hides_identity() => {
+                problems.push(error.to_string());
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        };
+        let (deployment_id, organization_id) = (known(self.deployment_id().await)?, known(self.default_organization().await)?);
+        let problem = (!problems.is_empty()).then(|| problems.join("\n"));
+        Ok(IdentityFacts { deployment_id, organization_id, problem })
+    }
+
     /// Both facts.
     ///
     /// # Errors
     /// One of which [`CoderdError::hides_identity`] holds where a fact is not there or may not be read.
     pub async fn identity(&mut self) -> Result<Identity, CoderdError> {
-        let deployment_id = self.deployment_id().await?;
-        let readable = sqlx::query_scalar(
-            "select coalesce(has_column_privilege(attrelid, attnum, 'select'), false) from pg_attribute
-             where attrelid = to_regclass('organizations') and attname = 'is_default' and not attisdropped",
-        );
-        let readable: Option<bool> = within(self.deadline, readable.fetch_optional(&mut self.connection)).await?;
-        let problem = match readable {
-            Some(true) => "no organization is the default one".to_owned(),
-            Some(false) => format!("let an administrator run:\ngrant select (is_default) on organizations to {};", self.user),
-            None => "organizations.is_default is missing".to_owned(),
-        };
-        let unknown = CoderdError::NoDefaultOrganization { problem };
-        if readable != Some(true) {
-            return Err(unknown);
+        let facts = self.identity_facts().await?;
+        facts.identity().ok_or_else(|| CoderdError::UnknownIdentity(facts.problem.unwrap_or_default()))
+    }
+
+    async fn default_organization(&mut self) -> Result<Uuid, CoderdError> {
+        let unknown = |problem: String| CoderdError::NoDefaultOrganization { problem };
+        let lacking = self.lacking_columns(&[("organizations", &["id", "is_default"])]).await?;
+        if let Some(problem) = lacking {
+            return Err(unknown(problem));
         }
         let query = sqlx::query_scalar("select id from organizations where is_default");
-        let organization_id = within(self.deadline, query.fetch_optional(&mut self.connection)).await?.ok_or(unknown)?;
-        Ok(Identity { deployment_id, organization_id })
+        let id = within(self.deadline, query.fetch_optional(&mut self.connection)).await?;
+        id.ok_or_else(|| unknown("no organization is the default one".to_owned()))
     }
 }

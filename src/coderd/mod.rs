@@ -24,7 +24,7 @@ pub use connect::{Database, Reader};
 pub use error::CoderdError;
 pub use functions::grants;
 pub use horizon::Horizon;
-pub use identity::Identity;
+pub use identity::{Identity, IdentityFacts};
 pub use licenses::LicenseRow;
 pub use publish::UsageRow;
 pub use time::Time;

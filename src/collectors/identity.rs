@@ -1,9 +1,11 @@
 //! Whether coderd is the one that the source is bound to: asked before anything is collected, and again in each pass.
 
+use uuid::Uuid;
+
 use super::open::Collector;
 use super::settings::{CollectError, Settings};
-use crate::coderd::{CoderdError, Identity, Reader};
-use crate::ledger::SourceIdentity;
+use crate::coderd::{CoderdError, Identity, IdentityFacts, Reader};
+use crate::ledger::{Ledger, ReportedIdentity, SourceIdentity};
 
 impl From<Identity> for SourceIdentity {
     fn from(identity: Identity) -> Self {
@@ -11,38 +13,54 @@ impl From<Identity> for SourceIdentity {
     }
 }
 
-/// What coderd reports, or why that is not known.
-pub(super) type Known = Result<SourceIdentity, String>;
-
-/// What this coderd reports of itself. Where it may not be asked, collecting goes on with a warning, unless usage is published from it.
-pub(super) async fn read(settings: &Settings, reader: &mut Reader) -> Result<Known, CoderdError> {
-    match reader.identity().await {
-        Ok(identity) => Ok(Ok(identity.into())),
-        Err(error) if error.hides_identity() && !settings.identity_required => Ok(Err(error.to_string())),
-        Err(error) => Err(error),
+impl From<&IdentityFacts> for ReportedIdentity {
+    fn from(facts: &IdentityFacts) -> Self {
+        ReportedIdentity { deployment_id: facts.deployment_id, organization_id: facts.organization_id }
     }
+}
+
+/// What this coderd reports of itself, none of which contradicts the source. Where a fact may not be read, collecting goes on with a
+/// warning, unless usage is published from it.
+pub(super) async fn read(
+    settings: &Settings,
+    reader: &mut Reader,
+    ledger: &Ledger,
+    source_id: Uuid,
+) -> Result<IdentityFacts, CollectError> {
+    let facts = reader.identity_facts().await?;
+    if let Some(refusal) = ledger.in_time(ledger.identity_refusal(source_id, (&facts).into())).await? {
+        return Err(refusal.into());
+    }
+    match &facts.problem {
+        Some(problem) if settings.identity_required => Err(CoderdError::UnknownIdentity(problem.clone()).into()),
+        _ => Ok(facts),
+    }
+}
+
+/// Binds the source to its coderd, where both facts are known.
+pub(super) async fn bind(ledger: &Ledger, source_id: Uuid, facts: &IdentityFacts) -> Result<(), CollectError> {
+    if let Some(found) = facts.identity() {
+        ledger.in_time(ledger.bind_source(source_id, found.into())).await??;
+    }
+    Ok(())
 }
 
 impl Collector {
     /// Why it is not certain that coderd is the one of this source.
     #[must_use]
     pub fn warning(&self) -> Option<String> {
-        let problem = self.identity.as_ref().err()?.replace('\n', " ");
-        Some(format!("whether this coderd is the one of source {} is not checked: {problem}", self.source.deployment_id))
+        let problem = self.identity.problem.as_ref()?.replace('\n', " ");
+        Some(format!("whether this coderd is the one of source {} is not certain: {problem}", self.source.deployment_id))
     }
 
     /// Refuses a coderd that is not the one of this source. The ledger is asked each time: an operator may have accepted another one meanwhile.
     pub(super) async fn identify(&mut self, reader: &mut Reader) -> Result<(), CollectError> {
-        let (source_id, identity) = (self.source.deployment_id, read(&self.settings, reader).await?);
-        if let Ok(found) = identity {
-            if let Some(refusal) = self.ledger.in_time(self.ledger.identity_refusal(source_id, found)).await? {
-                return Err(refusal.into());
-            }
-            if self.identity != identity {
-                self.ledger.in_time(self.ledger.bind_source(source_id, found)).await??;
-            }
+        let source_id = self.source.deployment_id;
+        let facts = read(&self.settings, reader, &self.ledger, source_id).await?;
+        if self.identity != facts {
+            bind(&self.ledger, source_id, &facts).await?;
         }
-        self.identity = identity;
+        self.identity = facts;
         Ok(())
     }
 }

@@ -14,7 +14,7 @@ use super::settings::{CollectError, Settings};
 use super::signed::Proof;
 use super::{events, identity};
 use crate::clock::Clock;
-use crate::coderd::{Catalog, Database, Reader};
+use crate::coderd::{Catalog, Database, IdentityFacts, Reader};
 use crate::event::{Payload, Signer, Topic, TopicPartition, build_of, parse_in};
 use crate::ledger::{Baseline, BaselineRow, Ledger, LicenseChange, Source, collector_lease};
 use crate::license::PublicKeys;
@@ -37,7 +37,7 @@ pub struct Collector {
     pub(super) clock: Clock,
     pub(super) source: Source,
     /// What coderd reported of itself last.
-    pub(super) identity: identity::Known,
+    pub(super) identity: IdentityFacts,
     pub(super) lease: KeptLease,
     /// None: the next pass connects.
     pub(super) reader: Option<Reader>,
@@ -102,19 +102,12 @@ impl Collector {
         if ledger.in_time(ledger.needs_signing_key(log.signatures())).await? {
             return Err(CollectError::NoSigningKey);
         }
-        let identity = identity::read(&settings, &mut reader).await?;
-        if let Ok(found) = identity
-            && let Some(refusal) = ledger.in_time(ledger.identity_refusal(deployment_id, found)).await?
-        {
-            return Err(refusal.into());
-        }
+        let identity = identity::read(&settings, &mut reader, &ledger, deployment_id).await?;
         let name = collector_lease(deployment_id);
         let Some(lease) = ledger.in_time(ledger.take_lease(&name, &settings.holder, settings.lease_length)).await? else { return Ok(None) };
         let lease = KeptLease::keep(&ledger, lease, settings.lease_length);
         let source = introduce(&settings, &mut reader, &ledger, &clock, deployment_id).await?;
-        if let Ok(found) = identity {
-            ledger.in_time(ledger.bind_source(deployment_id, found)).await??;
-        }
+        identity::bind(&ledger, deployment_id, &identity).await?;
         let last = ledger.in_time(ledger.last_pass(source.id)).await?;
         let licenses = ledger.in_time(ledger.present_licenses(source.id)).await?;
         let mut collector = Collector {

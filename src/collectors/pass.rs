@@ -129,7 +129,7 @@ impl Collector {
 
     /// The licenses of coderd that are there now, with what is recorded of them.
     async fn record_licenses(&self, rows: &[LicenseRow]) -> Result<Vec<LicenseChange>, CollectError> {
-        let deployment = self.identity.as_ref().map_or(self.source.deployment_id, |coderd| coderd.deployment_id);
+        let deployment = self.identity.deployment_id.unwrap_or(self.source.deployment_id);
         let judge = Judge { keys: &self.keys, deployment };
         licenses::record(&self.ledger, &self.lease.lease, self.source.id, &self.licenses, rows, judge).await
     }

@@ -15,35 +15,85 @@ pub struct SourceIdentity {
     pub organization_id: Uuid,
 }
 
+/// What a coderd reports of these. None: it is not there or may not be read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReportedIdentity {
+    /// coderd's own deployment id.
+    pub deployment_id: Option<Uuid>,
+    /// The id of its default organization.
+    pub organization_id: Option<Uuid>,
+}
+
+impl From<SourceIdentity> for ReportedIdentity {
+    fn from(identity: SourceIdentity) -> Self {
+        ReportedIdentity { deployment_id: Some(identity.deployment_id), organization_id: Some(identity.organization_id) }
+    }
+}
+
+impl std::fmt::Display for ReportedIdentity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (self.deployment_id, self.organization_id) {
+            (Some(deployment), Some(organization)) => write!(f, "deployment id {deployment} and default organization {organization}"),
+            (Some(deployment), None) => write!(f, "deployment id {deployment}"),
+            (None, Some(organization)) => write!(f, "default organization {organization}"),
+            (None, None) => write!(f, "neither its deployment id nor its default organization"),
+        }
+    }
+}
+
+impl ReportedIdentity {
+    /// Whether a fact that is reported shows another coderd.
+    fn contradicts(self, bound: SourceIdentity) -> bool {
+        self.deployment_id.is_some_and(|id| id != bound.deployment_id) || self.organization_id.is_some_and(|id| id != bound.organization_id)
+    }
+
+    /// Whether a fact that is reported shows this coderd.
+    fn shares(self, bound: SourceIdentity) -> bool {
+        self.deployment_id == Some(bound.deployment_id) || self.organization_id == Some(bound.organization_id)
+    }
+}
+
 /// Why a coderd is not the one of a source.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum IdentityRefusal {
     /// A new source whose id is not the one of coderd itself.
-    #[error("source.deployment_id {source_id} is not the id of this coderd: set it to {}, which coderd reports", .found.deployment_id)]
+    #[error("source.deployment_id {source_id} is not the id of this coderd: set it to {found}, which coderd reports")]
     NotItsOwnId {
         /// The source's id.
         source_id: Uuid,
-        /// What coderd reports.
-        found: SourceIdentity,
+        /// The deployment id that coderd reports.
+        found: Uuid,
     },
     /// A registered source that was introduced while coderd's facts could not be read, under an id that is not coderd's own.
     #[error(
-        "source {source_id} is registered, but not yet bound to a coderd, and this coderd reports deployment id {}: if the source was \
+        "source {source_id} is registered, but not yet bound to a coderd, and this coderd reports deployment id {found}: if the source was \
          collected from this coderd, keep its id and bind it with `tallyline sources accept {source_id} --accept-new-identity --reason WHY`; \
-         a second source {} would count and bill everything again; if it was not, correct source.coderd_url",
-        .found.deployment_id, .found.deployment_id
+         a second source {found} would count and bill everything again; if it was not, correct source.coderd_url"
     )]
     NotBound {
         /// The source's id.
         source_id: Uuid,
-        /// What coderd reports.
-        found: SourceIdentity,
+        /// The deployment id that coderd reports.
+        found: Uuid,
+    },
+    /// A new source beside one that is not bound to a coderd yet: both could be the same coderd.
+    #[error(
+        "source {source_id} cannot be introduced while source {unbound_id} of this ledger is not bound to a coderd: if {unbound_id} was \
+         collected from this coderd, a second source would count and bill everything again: set source.deployment_id to {unbound_id} and \
+         bind it with `tallyline sources accept {unbound_id} --accept-new-identity --reason WHY`; if it is another coderd, run \
+         src/coderd/grants.sql there, and its collector binds it; if it is not in use, run `tallyline sources retire {unbound_id} --reason WHY`"
+    )]
+    UnboundSource {
+        /// The new source's id.
+        source_id: Uuid,
+        /// The source that is not bound yet.
+        unbound_id: Uuid,
     },
     /// The source is bound to another coderd.
     #[error(
-        "source {source_id} is bound to the coderd with deployment id {} and default organization {}, but this coderd reports {} and {}: \
+        "source {source_id} is bound to the coderd with {}, but this coderd reports {found}: \
          correct source.coderd_url, or accept this coderd with `tallyline sources accept {source_id} --accept-new-identity --reason WHY`",
-        .bound.deployment_id, .bound.organization_id, .found.deployment_id, .found.organization_id
+        ReportedIdentity::from(*.bound)
     )]
     OtherCoderd {
         /// The source's id.
@@ -51,13 +101,12 @@ pub enum IdentityRefusal {
         /// The coderd it is bound to.
         bound: SourceIdentity,
         /// What coderd reports.
-        found: SourceIdentity,
+        found: ReportedIdentity,
     },
     /// This coderd is another source of the same ledger.
     #[error(
-        "source {source_id} cannot be collected from this coderd, which is source {other_id} of this ledger (deployment id {}, default \
-         organization {}): everything would be billed twice; set source.deployment_id to {other_id}",
-        .found.deployment_id, .found.organization_id
+        "source {source_id} cannot be collected from this coderd, which is source {other_id} of this ledger ({found}): everything would be \
+         billed twice; set source.deployment_id to {other_id}"
     )]
     OtherSource {
         /// The source's id.
@@ -65,7 +114,7 @@ pub enum IdentityRefusal {
         /// The source that is bound to this coderd.
         other_id: Uuid,
         /// What coderd reports.
-        found: SourceIdentity,
+        found: ReportedIdentity,
     },
 }
 
@@ -74,27 +123,43 @@ pub enum IdentityRefusal {
 struct Binding {
     deployment_id: Uuid,
     bound: Option<SourceIdentity>,
+    retired: bool,
 }
 
-/// Why a source may not use the coderd that reports `found`, if so.
-fn refusal(bindings: &[Binding], source_id: Uuid, found: SourceIdentity) -> Option<IdentityRefusal> {
-    match bindings.iter().find(|binding| binding.deployment_id == source_id).map(|own| own.bound) {
-        Some(Some(bound)) if bound != found => Some(IdentityRefusal::OtherCoderd { source_id, bound, found }),
-        Some(None) if found.deployment_id != source_id => {
-            other_source(bindings, source_id, found).or(Some(IdentityRefusal::NotBound { source_id, found }))
+/// Why a source may not use the coderd that reports `found`, if so. A fact that is not reported contradicts nothing.
+fn refusal(bindings: &[Binding], source_id: Uuid, found: ReportedIdentity) -> Option<IdentityRefusal> {
+    let own = bindings.iter().find(|binding| binding.deployment_id == source_id);
+    if let Some(bound) = own.and_then(|own| own.bound)
+        && found.contradicts(bound)
+    {
+        return Some(IdentityRefusal::OtherCoderd { source_id, bound, found });
+    }
+    let other = other_source(bindings, source_id, found);
+    let reported = found.deployment_id.filter(|id| *id != source_id);
+    match own {
+        Some(Binding { bound: Some(_), .. }) => other,
+        Some(_) => other.or(reported.map(|found| IdentityRefusal::NotBound { source_id, found })),
+        None => {
+            let unbound = if other.is_none() { unbound_source(bindings, source_id, found) } else { None };
+            unbound.or(reported.map(|found| IdentityRefusal::NotItsOwnId { source_id, found })).or(other)
         }
-        None if found.deployment_id != source_id => Some(IdentityRefusal::NotItsOwnId { source_id, found }),
-        _ => other_source(bindings, source_id, found),
     }
 }
 
-fn other_source(bindings: &[Binding], source_id: Uuid, found: SourceIdentity) -> Option<IdentityRefusal> {
-    let shares = |bound: SourceIdentity| bound.deployment_id == found.deployment_id || bound.organization_id == found.organization_id;
-    let other = bindings.iter().find(|binding| binding.deployment_id != source_id && binding.bound.is_some_and(shares))?;
+fn other_source(bindings: &[Binding], source_id: Uuid, found: ReportedIdentity) -> Option<IdentityRefusal> {
+    let shares = |binding: &&Binding| binding.deployment_id != source_id && binding.bound.is_some_and(|bound| found.shares(bound));
+    let other = bindings.iter().find(shares)?;
     Some(IdentityRefusal::OtherSource { source_id, other_id: other.deployment_id, found })
 }
 
-impl SourceIdentity {
+/// The refusal of a new source beside an unbound one. One that has the id that coderd reports is named as coderd's own id.
+fn unbound_source(bindings: &[Binding], source_id: Uuid, found: ReportedIdentity) -> Option<IdentityRefusal> {
+    let unbound = bindings.iter().find(|binding| binding.bound.is_none() && !binding.retired)?;
+    let unbound_id = Some(unbound.deployment_id).filter(|id| found.deployment_id != Some(*id))?;
+    Some(IdentityRefusal::UnboundSource { source_id, unbound_id })
+}
+
+impl ReportedIdentity {
     /// Why a source of this id cannot be introduced from this coderd, where the ledger knows no source.
     #[must_use]
     pub fn refusal_of_new(self, source_id: Uuid) -> Option<IdentityRefusal> {
@@ -107,7 +172,7 @@ impl Ledger {
     ///
     /// # Errors
     /// The database's.
-    pub async fn identity_refusal(&self, source_id: Uuid, found: SourceIdentity) -> Result<Option<IdentityRefusal>, sqlx::Error> {
+    pub async fn identity_refusal(&self, source_id: Uuid, found: ReportedIdentity) -> Result<Option<IdentityRefusal>, sqlx::Error> {
         let mut connection = self.pool.acquire().await?;
         Ok(refusal(&bindings(&mut connection).await?, source_id, found))
     }
@@ -128,7 +193,7 @@ impl Ledger {
     pub async fn bind_source(&self, source_id: Uuid, found: SourceIdentity) -> Result<Result<(), IdentityRefusal>, sqlx::Error> {
         let mut tx = self.pool.begin().await?;
         sqlx::query("select from ledger for update").execute(&mut *tx).await?;
-        if let Some(refusal) = refusal(&bindings(&mut tx).await?, source_id, found) {
+        if let Some(refusal) = refusal(&bindings(&mut tx).await?, source_id, found.into()) {
             return Ok(Err(refusal));
         }
         bind(&mut tx, source_id, found).await?;
@@ -151,7 +216,7 @@ impl Ledger {
         revoke_collector_lease(&mut tx, source_id).await?;
         sqlx::query("select from ledger for update").execute(&mut *tx).await?;
         let bindings = bindings(&mut tx).await?;
-        if let Some(refusal) = other_source(&bindings, source_id, found) {
+        if let Some(refusal) = other_source(&bindings, source_id, found.into()) {
             return Ok(Err(refusal));
         }
         if !bind(&mut tx, source_id, found).await? {
@@ -170,10 +235,15 @@ fn as_json(identity: SourceIdentity) -> serde_json::Value {
 }
 
 async fn bindings(connection: &mut PgConnection) -> Result<Vec<Binding>, sqlx::Error> {
-    let query = "select deployment_id, bound_deployment_id, bound_organization_id from source";
-    let rows: Vec<(Uuid, Option<Uuid>, Option<Uuid>)> = sqlx::query_as(query).fetch_all(connection).await?;
+    let query = "select deployment_id, bound_deployment_id, bound_organization_id, retired_act_id is not null from source order by id";
+    let rows: Vec<(Uuid, Option<Uuid>, Option<Uuid>, bool)> = sqlx::query_as(query).fetch_all(connection).await?;
     let bound = |(deployment_id, organization_id)| SourceIdentity { deployment_id, organization_id };
-    Ok(rows.into_iter().map(|(id, own, organization)| Binding { deployment_id: id, bound: own.zip(organization).map(bound) }).collect())
+    let binding = |(deployment_id, own, organization, retired): (_, Option<_>, Option<_>, _)| Binding {
+        deployment_id,
+        bound: own.zip(organization).map(bound),
+        retired,
+    };
+    Ok(rows.into_iter().map(binding).collect())
 }
 
 /// False where the source is not registered.
@@ -195,54 +265,110 @@ mod tests {
     }
 
     fn bound(source: Uuid, bound: SourceIdentity) -> Binding {
-        Binding { deployment_id: source, bound: Some(bound) }
+        Binding { deployment_id: source, bound: Some(bound), retired: false }
+    }
+
+    fn unbound(source: Uuid) -> Binding {
+        Binding { deployment_id: source, bound: None, retired: false }
+    }
+
+    fn refused(bindings: &[Binding], source_id: Uuid, found: impl Into<ReportedIdentity>) -> Option<IdentityRefusal> {
+        refusal(bindings, source_id, found.into())
+    }
+
+    /// What a coderd reports that hides one of the two facts, for each fact.
+    fn halves(identity: SourceIdentity) -> [ReportedIdentity; 2] {
+        let whole = ReportedIdentity::from(identity);
+        [ReportedIdentity { organization_id: None, ..whole }, ReportedIdentity { deployment_id: None, ..whole }]
     }
 
     #[test]
     fn a_source_is_collected_from_the_coderd_of_its_own_id_only() {
-        assert_eq!(refusal(&[], OWN, coderd(OWN, 7)), None);
-        let found = coderd(OTHER, 7);
-        assert_eq!(refusal(&[], OWN, found), Some(IdentityRefusal::NotItsOwnId { source_id: OWN, found }));
+        assert_eq!(refused(&[], OWN, coderd(OWN, 7)), None);
+        let expected = Some(IdentityRefusal::NotItsOwnId { source_id: OWN, found: OTHER });
+        let [id, organization] = halves(coderd(OTHER, 7));
+        assert_eq!((refused(&[], OWN, coderd(OTHER, 7)), refused(&[], OWN, id)), (expected.clone(), expected));
+        assert_eq!((refused(&[], OWN, organization), refused(&[], OWN, ReportedIdentity::default())), (None, None));
     }
 
     #[test]
     fn a_bound_source_goes_on_with_the_same_coderd_only() {
         let known = [bound(OWN, coderd(OWN, 7))];
-        assert_eq!(refusal(&known, OWN, coderd(OWN, 7)), None, "a dump that was restored elsewhere, or an upgrade");
+        assert_eq!(refused(&known, OWN, coderd(OWN, 7)), None, "a dump that was restored elsewhere, or an upgrade");
         for found in [coderd(OWN, 8), coderd(OTHER, 7), coderd(OTHER, 8)] {
-            let refused = IdentityRefusal::OtherCoderd { source_id: OWN, bound: coderd(OWN, 7), found };
-            assert_eq!(refusal(&known, OWN, found), Some(refused));
+            let expected = IdentityRefusal::OtherCoderd { source_id: OWN, bound: coderd(OWN, 7), found: found.into() };
+            assert_eq!(refused(&known, OWN, found), Some(expected));
         }
+    }
+
+    #[test]
+    fn each_fact_refuses_by_itself() {
+        let known = [bound(OWN, coderd(OWN, 7))];
+        for found in halves(coderd(OTHER, 8)) {
+            let refusal = refused(&known, OWN, found).unwrap();
+            assert_eq!(refusal, IdentityRefusal::OtherCoderd { source_id: OWN, bound: coderd(OWN, 7), found });
+            let reported = found.deployment_id.or(found.organization_id).unwrap();
+            assert!(refusal.to_string().contains(&reported.to_string()), "{refusal}");
+        }
+        for found in halves(coderd(OWN, 7)) {
+            assert_eq!(refused(&known, OWN, found), None);
+            let expected = IdentityRefusal::OtherSource { source_id: OTHER, other_id: OWN, found };
+            assert_eq!(refused(&[known[0], unbound(OTHER)], OTHER, found), Some(expected));
+        }
+        let [id, organization] = halves(coderd(OWN, 7));
+        let expected = IdentityRefusal::OtherSource { source_id: OTHER, other_id: OWN, found: organization };
+        assert_eq!(refused(&known, OTHER, organization), Some(expected));
+        assert_eq!(refused(&known, OTHER, id), Some(IdentityRefusal::NotItsOwnId { source_id: OTHER, found: OWN }));
+        assert_eq!(refused(&known, OWN, ReportedIdentity::default()), None, "nothing is contradicted");
     }
 
     #[test]
     fn one_coderd_is_one_source() {
         let known = [bound(OWN, coderd(OWN, 7))];
-        assert_eq!(refusal(&known, OTHER, coderd(OTHER, 8)), None);
-        let found = coderd(OTHER, 7);
-        assert_eq!(refusal(&known, OTHER, found), Some(IdentityRefusal::OtherSource { source_id: OTHER, other_id: OWN, found }));
-        let found = coderd(OWN, 7);
-        assert_eq!(refusal(&known, OTHER, found), Some(IdentityRefusal::NotItsOwnId { source_id: OTHER, found }));
+        assert_eq!(refused(&known, OTHER, coderd(OTHER, 8)), None);
+        let found = ReportedIdentity::from(coderd(OTHER, 7));
+        let other = Some(IdentityRefusal::OtherSource { source_id: OTHER, other_id: OWN, found });
+        assert_eq!(refused(&known, OTHER, found), other);
+        assert_eq!(refused(&[known[0], unbound(Uuid::from_u128(3))], OTHER, found), other, "it is known which source it is");
+        let own = Some(IdentityRefusal::NotItsOwnId { source_id: OTHER, found: OWN });
+        assert_eq!(refused(&known, OTHER, coderd(OWN, 7)), own);
     }
 
     #[test]
     fn a_registered_source_that_is_not_bound_yet_is_not_replaced_by_a_second_one() {
-        let unbound = Binding { deployment_id: OWN, bound: None };
-        assert_eq!(refusal(&[unbound], OWN, coderd(OWN, 7)), None);
+        assert_eq!(refused(&[unbound(OWN)], OWN, coderd(OWN, 7)), None);
         let found = coderd(OTHER, 7);
-        let refused = refusal(&[unbound], OWN, found).unwrap();
-        assert_eq!(refused, IdentityRefusal::NotBound { source_id: OWN, found });
-        let text = refused.to_string();
+        let refusal = refused(&[unbound(OWN)], OWN, found).unwrap();
+        assert_eq!(refusal, IdentityRefusal::NotBound { source_id: OWN, found: OTHER });
+        let text = refusal.to_string();
         assert!(text.contains(&format!("sources accept {OWN} --accept-new-identity")) && !text.contains("set source"), "{text}");
-        let other = IdentityRefusal::OtherSource { source_id: OWN, other_id: OTHER, found };
-        assert_eq!(refusal(&[unbound, bound(OTHER, found)], OWN, found), Some(other));
+        let other = IdentityRefusal::OtherSource { source_id: OWN, other_id: OTHER, found: found.into() };
+        assert_eq!(refused(&[unbound(OWN), bound(OTHER, found)], OWN, found), Some(other));
+    }
+
+    #[test]
+    fn no_source_is_introduced_beside_one_that_is_in_use_and_not_bound() {
+        let found = ReportedIdentity::from(coderd(OTHER, 7));
+        for found in halves(coderd(OTHER, 7)).into_iter().chain([found, ReportedIdentity::default()]) {
+            let refusal = refused(&[unbound(OWN)], OTHER, found).unwrap();
+            assert_eq!(refusal, IdentityRefusal::UnboundSource { source_id: OTHER, unbound_id: OWN });
+            let text = refusal.to_string();
+            for way in ["sources accept", "sources retire"] {
+                assert!(text.contains(&format!("`tallyline {way} {OWN} ")) && text.contains("grants.sql"), "{text}");
+            }
+            assert_eq!(refused(&[Binding { retired: true, ..unbound(OWN) }], OTHER, found), None);
+            assert_eq!(refused(&[unbound(OWN), unbound(OTHER)], OTHER, found), None, "both are registered");
+        }
+        let own = Some(IdentityRefusal::NotItsOwnId { source_id: OTHER, found: OWN });
+        assert_eq!(refused(&[unbound(OWN)], OTHER, coderd(OWN, 7)), own, "the unbound one has coderd's own id");
     }
 
     #[test]
     fn an_accepted_coderd_keeps_its_source() {
         let accepted = [bound(OWN, coderd(OTHER, 7))];
-        assert_eq!(refusal(&accepted, OWN, coderd(OTHER, 7)), None);
         let found = coderd(OTHER, 7);
-        assert_eq!(refusal(&accepted, OTHER, found), Some(IdentityRefusal::OtherSource { source_id: OTHER, other_id: OWN, found }));
+        assert_eq!(refused(&accepted, OWN, found), None);
+        let expected = IdentityRefusal::OtherSource { source_id: OTHER, other_id: OWN, found: found.into() };
+        assert_eq!(refused(&accepted, OTHER, found), Some(expected));
     }
 }

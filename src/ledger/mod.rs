@@ -62,7 +62,7 @@ pub use follow::{Entry, Fact};
 pub use foresee::{Foreseen, Foresight};
 pub use hints::Hints;
 pub use holds::{Hold, HoldScope, holds};
-pub use identity::{IdentityRefusal, SourceIdentity};
+pub use identity::{IdentityRefusal, ReportedIdentity, SourceIdentity};
 pub use kept::{KeptBatch, KeptEvent, KeptRange, KeptReject};
 pub use known::RefusedState;
 pub use landmarks::{Acquaintance, Landmark};

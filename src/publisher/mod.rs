@@ -253,17 +253,15 @@ impl Publisher {
         Ok(cycle)
     }
 
-    /// Whether coderd is the one of this source; if not, that is the condition. Where coderd may not be asked, only mode `shadow` goes on.
+    /// Whether coderd is the one of this source; if not, that is the condition. Where a fact may not be read, only mode `shadow` goes on.
     async fn identify(&mut self, reader: &mut Reader) -> anyhow::Result<bool> {
-        let refusal = match reader.identity().await {
-            Ok(found) => {
-                self.coderd_id = found.deployment_id;
-                let refusal = self.ledger.in_time(self.ledger.identity_refusal(self.settings.deployment, found.into())).await?;
-                refusal.map(|refusal| refusal.to_string())
-            }
-            Err(error) if error.hides_identity() => (self.settings.mode != Mode::Shadow).then(|| error.to_string()),
-            Err(error) => return Err(error.into()),
-        };
+        let facts = reader.identity_facts().await?;
+        let refusal = self.ledger.in_time(self.ledger.identity_refusal(self.settings.deployment, (&facts).into())).await?;
+        if let Some(id) = facts.deployment_id {
+            self.coderd_id = id;
+        }
+        let unknown = facts.problem.filter(|_| self.settings.mode != Mode::Shadow);
+        let refusal = refusal.map(|refusal| refusal.to_string()).or(unknown);
         let Some(why) = refusal else { return Ok(true) };
         self.condition.set(Condition::Refused(why));
         Ok(false)

@@ -11,10 +11,10 @@ use super::Line;
 use crate::cli::connect::{self, LedgerAt};
 use crate::cli::{Exit, Failure, roles::Site};
 use crate::clock::Clock;
-use crate::coderd::{CoderdError, Database, Identity, Reader};
+use crate::coderd::{CoderdError, Database, IdentityFacts, Reader};
 use crate::config::{LogKind, Pipeline, PublishMode};
 use crate::event::{Topic, TopicPartition};
-use crate::ledger::{LedgerError, SourceIdentity};
+use crate::ledger::{LedgerError, ReportedIdentity};
 use crate::log::{Log, LogError};
 use crate::waiting::Waits;
 
@@ -177,12 +177,8 @@ async fn check_coderd(pipeline: &Pipeline, database: &Database, ledger: &LedgerA
         Err(error) => found.mistake("source.coderd_url", error),
     }
     check_transactions(&mut reader, found).await;
-    match reader.identity().await {
-        Ok(identity) => check_identity(pipeline, identity, ledger, current, found).await,
-        Err(error) if error.hides_identity() && pipeline.publish.mode == PublishMode::Shadow => {
-            found.warnings.push(format!("whether coderd is the one of the source is not checked: {error}"));
-        }
-        Err(error) if error.hides_identity() => found.mistake("publish.mode", format!("sole refuses to start: {error}")),
+    match reader.identity_facts().await {
+        Ok(facts) => check_identity(pipeline, &facts, ledger, current, found).await,
         Err(error) => found.mistake("source.coderd_url", error),
     }
     reader.close().await;
@@ -202,17 +198,25 @@ async fn check_transactions(reader: &mut Reader, found: &mut Found) {
     }
 }
 
-async fn check_identity(pipeline: &Pipeline, identity: Identity, ledger: &LedgerAt, current: bool, found: &mut Found) {
-    let source_id = pipeline.source.deployment_id.unwrap_or(identity.deployment_id);
-    let coderd = SourceIdentity::from(identity);
-    let refusal = match current {
-        true => ledger.ledger.in_time(ledger.ledger.identity_refusal(source_id, coderd)).await,
+/// Whether a fact contradicts the source, and whether both are known.
+async fn check_identity(pipeline: &Pipeline, facts: &IdentityFacts, ledger: &LedgerAt, current: bool, found: &mut Found) {
+    let reported = ReportedIdentity::from(facts);
+    let refusal = match pipeline.source.deployment_id.or(facts.deployment_id) {
+        Some(source_id) if current => ledger.ledger.in_time(ledger.ledger.identity_refusal(source_id, reported)).await,
         // nothing is registered yet
-        false => Ok(coderd.refusal_of_new(source_id)),
+        Some(source_id) => Ok(reported.refusal_of_new(source_id)),
+        None => Ok(None),
     };
     match refusal {
         Ok(None) => {}
         Ok(Some(refusal)) => found.mistake("source.deployment_id", refusal),
         Err(error) => found.mistake("ledger.url", error),
+    }
+    match &facts.problem {
+        None => {}
+        Some(problem) if pipeline.publish.mode == PublishMode::Shadow => {
+            found.warnings.push(format!("whether coderd is the one of the source is not certain: {problem}"));
+        }
+        Some(problem) => found.mistake("publish.mode", format!("sole refuses to start: {problem}")),
     }
 }

@@ -124,9 +124,8 @@ impl<'a> Comparison<'a> {
         };
         let unknown = || OperationError::NotFound(format!("the ledger knows no deployment {deployment_id}"));
         let source = desk.ledger.in_time(desk.ledger.source(deployment_id)).await?.ok_or_else(unknown)?;
-        if let Ok(found) = reader.identity().await
-            && let Some(refusal) = desk.ledger.in_time(desk.ledger.identity_refusal(deployment_id, found.into())).await?
-        {
+        let facts = reader.identity_facts().await.map_err(coderd)?;
+        if let Some(refusal) = desk.ledger.in_time(desk.ledger.identity_refusal(deployment_id, (&facts).into())).await? {
             return Err(OperationError::Forbidden(refusal.to_string()));
         }
         let catalog = reader.catalog().await.map_err(coderd)?;

@@ -200,19 +200,17 @@ async fn published_by_coderd(desk: &Desk) -> Result<Option<i64>, OperationError>
     Ok(Some(published))
 }
 
-/// Whether the database is that of the source's coderd. Where coderd does not tell, the configured id decides.
+/// Whether the database is that of the source's coderd. Where a fact is not known and the others do not contradict, the configured id decides.
 pub(super) async fn is_of(desk: &Desk, database: &Database, source_id: Uuid) -> Result<bool, OperationError> {
     let asked = async {
         let mut reader = database.connect().await?;
-        let identity = reader.identity().await;
+        let facts = reader.identity_facts().await;
         reader.close().await;
-        identity
+        facts
     };
-    match asked.await {
-        Ok(found) => Ok(desk.ledger.in_time(desk.ledger.identity_refusal(source_id, found.into())).await?.is_none()),
-        Err(error) if error.hides_identity() => Ok(desk.deployment == Some(source_id)),
-        Err(error) => Err(OperationError::Coderd(error.to_string())),
-    }
+    let facts = asked.await.map_err(|error| OperationError::Coderd(error.to_string()))?;
+    let refusal = desk.ledger.in_time(desk.ledger.identity_refusal(source_id, (&facts).into())).await?;
+    Ok(refusal.is_none() && (facts.problem.is_none() || desk.deployment == Some(source_id)))
 }
 
 /// The source's pending events that coderd has marked as published, read in pages.

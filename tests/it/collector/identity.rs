@@ -7,7 +7,7 @@ use tallyline::collectors::{CollectError, Settings, run as run_collector};
 use tallyline::event::Topic;
 use tallyline::ledger::{ActFilter, IdentityRefusal, collector_lease};
 use tallyline::license::PublicKeys;
-use tallyline::operations::{Actor, Desk, OperationError};
+use tallyline::operations::{Actor, Desk, OneSource, OperationError};
 use tallyline::sim::coderd::SchemaVersion;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -165,6 +165,75 @@ async fn a_coderd_that_does_not_tell_which_it_is_is_collected_with_a_warning_unl
     ours.collector(required, &coderd).await.close().await;
     let bound: Option<Uuid> = sqlx::query_scalar("select bound_organization_id from source").fetch_one(&ours.ledger.pool).await.unwrap();
     assert_eq!(bound, Some(coderd.organization));
+}
+
+/// A role that may read all but these facts.
+async fn role_without(coderd: &Coderd, facts: &[&str]) -> String {
+    let (role, url) = role(coderd).await;
+    grant(coderd, &role).await;
+    for fact in facts {
+        run(coderd, &format!("revoke {fact} from {role}")).await;
+    }
+    url
+}
+
+const DEFAULT_ORGANIZATION: &str = "select (is_default) on organizations";
+const DEPLOYMENT_ID: &str = "execute on function tallyline.deployment_id()";
+
+#[tokio::test]
+async fn a_readable_fact_refuses_another_coderd_though_the_other_fact_is_hidden() {
+    let (coderd, other, ours) = (Coderd::new(SchemaVersion::Sep2026).await, Coderd::new(SchemaVersion::Sep2026).await, ours().await);
+    ours.collector(settings(), &coderd).await.close().await;
+    other.creation().await;
+    for (hidden, reported) in [(DEFAULT_ORGANIZATION, other.deployment), (DEPLOYMENT_ID, other.organization)] {
+        let url = role_without(&other, &[hidden]).await;
+        let (refusal, text) = refused(&ours, named(coderd.deployment), &url).await;
+        assert!(matches!(refusal, IdentityRefusal::OtherCoderd { .. }) && text.contains(&reported.to_string()), "{text}");
+    }
+    run(&other, "delete from site_configs where key = 'deployment_id'").await;
+    let (refusal, text) = refused(&ours, named(coderd.deployment), &other.database.url).await;
+    assert!(matches!(refusal, IdentityRefusal::OtherCoderd { .. }) && text.contains(&other.organization.to_string()), "{text}");
+    // and while it is collected
+    let mut collector = ours.collector(named(coderd.deployment), &coderd).await;
+    coderd.creation().await;
+    run(&coderd, "update organizations set is_default = false; update site_configs set value = gen_random_uuid()::text").await;
+    assert!(matches!(collector.pass().await, Err(CollectError::NotItsCoderd(IdentityRefusal::OtherCoderd { .. }))));
+    assert_eq!(records(&ours).await, 0);
+}
+
+#[tokio::test]
+async fn a_mistyped_id_is_refused_where_only_the_organization_shows_the_coderd_of_another_source() {
+    let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
+    ours.collector(settings(), &coderd).await.close().await;
+    let url = role_without(&coderd, &[DEPLOYMENT_ID]).await;
+    let (refusal, text) = refused(&ours, named(Uuid::new_v4()), &url).await;
+    assert!(matches!(refusal, IdentityRefusal::OtherSource { other_id, .. } if other_id == coderd.deployment), "{text}");
+    assert_eq!(ours.ledger.sources().await.unwrap().len(), 1);
+    let collector = ours.open(named(coderd.deployment), &url).await.unwrap().unwrap();
+    assert!(collector.warning().is_some(), "what can be read does not contradict");
+}
+
+#[tokio::test]
+async fn a_corrected_id_introduces_no_source_beside_the_unbound_one() {
+    let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
+    let hidden = role_without(&coderd, &[DEPLOYMENT_ID]).await;
+    coderd.creation().await;
+    let mistyped = Uuid::new_v4();
+    let mut collector = ours.open(named(mistyped), &hidden).await.unwrap().unwrap();
+    assert_eq!(produced(&collector.pass().await.unwrap()), (1, 0, 0));
+    collector.close().await;
+    for url in [&hidden, &coderd.database.url] {
+        let (refusal, text) = refused(&ours, named(coderd.deployment), url).await;
+        assert!(matches!(refusal, IdentityRefusal::UnboundSource { unbound_id, .. } if unbound_id == mistyped), "{text}");
+        for way in ["accept", "retire"] {
+            assert!(text.contains(&format!("`tallyline sources {way} {mistyped} ")), "{text}");
+        }
+    }
+    assert_eq!((records(&ours).await, ours.ledger.sources().await.unwrap().len()), (1, 1));
+    let actor = Actor { name: "user-001".to_owned(), reason: "a typing mistake, not in use".to_owned() };
+    desk(&ours.ledger, &ours.log).retire_source(&OneSource { deployment_id: mistyped }, &actor).await.unwrap();
+    let mut collector = ours.open(named(coderd.deployment), &hidden).await.unwrap().unwrap();
+    assert_eq!(produced(&collector.pass().await.unwrap()), (1, 0, 0));
 }
 
 #[tokio::test]

@@ -6,12 +6,14 @@ use tallyline::coderd;
 use tallyline::event::Topic;
 use tallyline::ledger::{Arrival, Chain, Ledger};
 use tallyline::log::{Log, PostgresLogSettings};
-use tallyline::operations::Desk;
 use tallyline::operations::recover::{CoderdEffect, Lost, RecoverEffect, RecoverExecution, RecoverRequest};
+use tallyline::operations::{Desk, OperationError};
 use tallyline::sim::coderd::{SchemaVersion, create_schema};
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use super::world::operator;
+use crate::support::coderd::identify;
 use crate::support::ledger::{DEPLOYMENT, arrival, build, desk, partition, registered_ledger, usage};
 use crate::support::{self, Database};
 
@@ -63,4 +65,16 @@ async fn builds_that_coderd_has_removed_leave_nothing_to_recover() {
     let (_source, desk) = desk_without_rows(&ledger).await;
     let (hash, effect) = plan(&desk).await;
     assert_eq!((hash, effect.gone_builds, effect.unconfirmed, &effect.lost[..]), (None, 1, 1, &[][..]));
+}
+
+#[tokio::test]
+async fn a_recovery_is_not_planned_from_another_coderd_that_hides_one_fact() {
+    let (_database, ledger) = ledger_with(&[Topic::WorkspaceBuilds]).await;
+    let (source, desk) = desk_without_rows(&ledger).await;
+    let other = Uuid::from_u128(0xf);
+    identify(&source.pool, DEPLOYMENT, other).await;
+    sqlx::query("delete from site_configs").execute(&source.pool).await.unwrap();
+    let request = RecoverRequest { lost: Lost::Coderd, without: Vec::new() };
+    let error = desk.plan_recovery(&request, &|_, _| {}, &CancellationToken::new()).await.unwrap_err();
+    assert!(matches!(&error, OperationError::Forbidden(why) if why.contains(&other.to_string())), "{error}");
 }

@@ -55,6 +55,20 @@ async fn nothing_is_sent_from_another_coderd_under_the_sources_id() {
 }
 
 #[tokio::test]
+async fn another_coderd_is_refused_by_the_one_fact_that_it_reports() {
+    let mut world = World::new().await;
+    world.add(&[usage("a", start_time())]).await;
+    let bound = SourceIdentity { deployment_id: DEPLOYMENT, organization_id: Uuid::from_u128(0xe) };
+    world.ledger.bind_source(DEPLOYMENT, bound).await.unwrap().unwrap();
+    sqlx::query("delete from site_configs").execute(&world.coderd).await.unwrap();
+    for mode in [Mode::Sole, Mode::Shadow] {
+        world.settings.mode = mode;
+        let why = refusal(&world).await;
+        assert!(why.contains(&ORGANIZATION.to_string()) && why.contains(&bound.organization_id.to_string()), "{why}");
+    }
+}
+
+#[tokio::test]
 async fn a_refusal_is_a_hold_of_the_source_unless_another_process_publishes_it() {
     let site = Audited::new().await;
     let world = &site.world;

@@ -7,7 +7,7 @@ use tallyline::event::{
     BuildStatus, Event, InputStage, PREBUILDS_USER, Payload, PrebuildClaimed, PublishMarks, Topic, TopicPartition, Transition, Usage,
     UsageQuantity, WorkspaceBuildCompleted,
 };
-use tallyline::ledger::{Arrival, Claim, Ledger, LedgerSettings, NewAct, Refusal, Verdict};
+use tallyline::ledger::{Arrival, Claim, Ledger, LedgerSettings, NewAct, Refusal, SourceIdentity, Verdict};
 use tallyline::license::{PublicKeys, RuleSet};
 use tallyline::log::Log;
 use tallyline::operations::Desk;
@@ -45,10 +45,12 @@ pub async fn registered_ledger() -> (Database, Ledger) {
     (database, ledger)
 }
 
-/// Registers deployments, as their collectors do.
+/// Registers deployments and binds each to its coderd, as their collectors do.
 pub async fn register(ledger: &Ledger, deployments: &[Uuid]) {
-    for deployment in deployments {
-        ledger.register_source(*deployment, noon(), None).await.expect("registered");
+    for deployment in deployments.iter().copied() {
+        ledger.register_source(deployment, noon(), None).await.expect("registered");
+        let identity = SourceIdentity { deployment_id: deployment, organization_id: deployment };
+        ledger.bind_source(deployment, identity).await.expect("the ledger answers").expect("bound");
     }
 }
 
