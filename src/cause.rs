@@ -3,6 +3,7 @@
 use std::error::Error;
 
 use sqlx::error::DatabaseError;
+use sqlx::postgres::PgConnectOptions;
 
 /// The error's text and those of its causes, joined by `: `. A cause that the text repeats is left out. So is what sqlx adds to the message of
 /// a database: the line of PostgreSQL's own source that reported it.
@@ -25,6 +26,26 @@ pub fn text(error: &(dyn Error + 'static)) -> String {
         }
     }
     text
+}
+
+/// The statement that gives the right to connect, where a login was refused for the lack of it.
+#[must_use]
+pub fn connect_grant(error: &sqlx::Error, options: &PgConnectOptions) -> Option<String> {
+    (error.as_database_error()?.code()? == "42501").then(|| {
+        let user = options.get_username();
+        let database = options.get_database().unwrap_or(user);
+        format!("grant connect on database {} to {};", identifier(database), identifier(user))
+    })
+}
+
+/// The name as SQL writes it: in quotes, unless it is plain.
+fn identifier(name: &str) -> String {
+    let plain = |first: char| first.is_ascii_lowercase() || first == '_';
+    let rest = |other: char| plain(other) || other.is_ascii_digit();
+    match name.starts_with(plain) && name.chars().all(rest) {
+        true => name.to_owned(),
+        false => format!("\"{}\"", name.replace('"', "\"\"")),
+    }
 }
 
 /// The answer of a database, where the cause is one.

@@ -77,12 +77,16 @@ impl LedgerAt {
     /// [`Exit::Unreachable`].
     pub async fn reach_server(&self) -> Result<(), Failure> {
         let answered = tokio::time::timeout(Duration::from_secs(REACH_SECONDS), self.ledger.reach()).await;
-        let problem = match answered {
+        let grant = |error| cause::connect_grant(error, &self.ledger.pool.connect_options());
+        let (problem, grant) = match answered {
             Ok(Ok(())) => return Ok(()),
-            Ok(Err(error)) => cause::text(&error),
-            Err(_) => format!("no answer within {REACH_SECONDS} s"),
+            Ok(Err(error)) => (cause::text(&error), grant(&error)),
+            Err(_) => (format!("no answer within {REACH_SECONDS} s"), None),
         };
-        let advice = "is it started, and are ledger.url, the database and its user right?";
+        let advice = match grant {
+            Some(grant) => format!("let an administrator run:\n{grant}"),
+            None => "is it started, and are ledger.url, the database and its user right?".to_owned(),
+        };
         Err(Failure::of(Exit::Unreachable, format!("the ledger's PostgreSQL at {} cannot be used: {problem}; {advice}", self.address)))
     }
 

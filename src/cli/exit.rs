@@ -104,9 +104,9 @@ impl From<sqlx::Error> for Failure {
 impl From<LedgerError> for Failure {
     fn from(error: LedgerError) -> Self {
         let exit = match &error {
-            LedgerError::Url(_) => Exit::Configuration,
+            LedgerError::Url(_) | LedgerError::CoderdDatabase => Exit::Configuration,
             LedgerError::Unavailable(cause) => database_exit(cause),
-            LedgerError::SchemaTooOld { .. } => Exit::Unreachable,
+            LedgerError::SchemaTooOld { .. } | LedgerError::MissingRights(_) => Exit::Unreachable,
             LedgerError::SchemaTooNew { .. } => Exit::Refused,
             LedgerError::Migrate(MigrateError::Execute(cause) | MigrateError::ExecuteMigration(cause, _)) => database_exit(cause),
             LedgerError::Migrate(_) => Exit::Internal,

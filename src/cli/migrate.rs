@@ -25,7 +25,10 @@ pub(super) async fn run(arguments: Arguments, context: &Context) -> Result<Exit,
     let ledger = connect::open_ledger(&pipeline, context.clock.clone()).await?;
     let log = connect::open_log(&pipeline, &ledger).await?;
     ledger.reach_server().await?;
-    let creates = matches!(ledger.ledger.check_schema().await, Err(LedgerError::SchemaTooOld { .. }));
+    let creates = match ledger.ledger.check_schema().await {
+        Err(error @ LedgerError::CoderdDatabase) => return Err(Failure::from(error).while_doing(ledger.address)),
+        outcome => matches!(outcome, Err(LedgerError::SchemaTooOld { .. })),
+    };
     let lacking = ledger.ledger.in_time(ledger.ledger.missing_rights(creates)).await?;
     if !lacking.is_empty() {
         let problem = format!("{}: the role lacks rights; let an administrator run:\n{}", ledger.address, lacking.join("\n"));

@@ -58,27 +58,31 @@ impl Database {
     /// Opens the connection.
     ///
     /// # Errors
-    /// [`CoderdError::Unreachable`] or [`CoderdError::LoginRefused`].
+    /// [`CoderdError::Unreachable`], [`CoderdError::LoginRefused`] or [`CoderdError::NotGranted`].
     pub async fn connect(&self) -> Result<Reader, CoderdError> {
         let unreachable = |cause: String| CoderdError::Unreachable { address: self.address(), cause };
         let opened = tokio::time::timeout(Duration::from_secs(CONNECT_SECONDS), PgConnection::connect_with(&self.options)).await;
-        let connection = opened.map_err(|_| unreachable(format!("no answer within {CONNECT_SECONDS} seconds")))?.map_err(|error| {
-            match error.as_database_error() {
-                // Class 28: invalid authorization; 42501: no right to connect.
-                Some(refused) if refused.code().is_some_and(|code| code.starts_with("28") || code == "42501") => {
-                    CoderdError::LoginRefused {
-                        address: self.address(),
-                        user: self.options.get_username().to_owned(),
-                        cause: refused.message().to_owned(),
-                    }
-                }
-                _ => unreachable(crate::cause::text(&error)),
-            }
-        })?;
+        let connection = opened
+            .map_err(|_| unreachable(format!("no answer within {CONNECT_SECONDS} seconds")))?
+            .map_err(|error| self.refused(&error).unwrap_or_else(|| unreachable(crate::cause::text(&error))))?;
         let user = self.options.get_username().to_owned();
         // The server ends a slow statement first; this is for a server that no longer answers at all.
         let deadline = self.statement_timeout.saturating_add(Duration::from_secs(15));
         Ok(Reader { connection, user, deadline })
+    }
+
+    /// What a server that answers has against the login. None: it has not refused it.
+    fn refused(&self, error: &sqlx::Error) -> Option<CoderdError> {
+        if let Some(grant) = crate::cause::connect_grant(error, &self.options) {
+            return Some(CoderdError::NotGranted { grants: vec![grant] });
+        }
+        let refused = error.as_database_error()?;
+        // class 28: invalid authorization
+        refused.code()?.starts_with("28").then(|| CoderdError::LoginRefused {
+            address: self.address(),
+            user: self.options.get_username().to_owned(),
+            cause: refused.message().to_owned(),
+        })
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use sqlx::migrate::{AppliedMigration, Migrate, MigrateError, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{ConnectOptions as _, Connection as _};
+use sqlx::{ConnectOptions as _, Connection as _, PgConnection};
 
 use super::Ledger;
 use super::in_time::{DEADLINE, settles};
@@ -50,6 +50,15 @@ pub enum LedgerError {
         /// The newest migration of this binary.
         needed: i64,
     },
+    /// The database is coderd's.
+    #[error(
+        "ledger.url names coderd's own database, which has the tables site_configs and workspace_builds: create a database for the ledger \
+         alone, as the README does under *Run it*, and set ledger.url to it"
+    )]
+    CoderdDatabase,
+    /// The role may not read which migrations the database has.
+    #[error("the role lacks rights in the ledger's database; let an administrator run:\n{}", .0.join("\n"))]
+    MissingRights(Vec<String>),
     /// A migration failed.
     #[error("migrating the ledger failed: {}", cause::text(.0))]
     Migrate(#[from] sqlx::migrate::MigrateError),
@@ -83,7 +92,7 @@ impl Ledger {
     /// Brings the schema to this binary's version.
     ///
     /// # Errors
-    /// [`LedgerError::SchemaTooNew`] instead of touching a database that a later binary has migrated.
+    /// [`LedgerError::SchemaTooNew`] instead of touching a database that a later binary has migrated; [`LedgerError::CoderdDatabase`].
     pub async fn migrate(&self) -> Result<(), LedgerError> {
         let applied = self.applied_migrations().await?;
         match versions(&applied) {
@@ -103,7 +112,7 @@ impl Ledger {
     /// Whether this binary and the schema fit.
     ///
     /// # Errors
-    /// [`LedgerError::SchemaTooOld`], [`LedgerError::SchemaTooNew`] or [`LedgerError::Unavailable`].
+    /// All but [`LedgerError::Url`].
     pub async fn check_schema(&self) -> Result<(), LedgerError> {
         match versions(&self.applied_migrations().await?) {
             (found, needed) if found > needed => Err(LedgerError::SchemaTooNew { found, needed }),
@@ -115,16 +124,35 @@ impl Ledger {
     async fn applied_migrations(&self) -> Result<Vec<AppliedMigration>, LedgerError> {
         let listed = async {
             let mut connection = self.pool.acquire().await?;
-            // Only asked: two processes that made this table at once would get in each other's way.
-            let begun = sqlx::query_scalar("select to_regclass($1) is not null").bind(&*MIGRATIONS.table_name);
-            let begun: bool = begun.fetch_one(&mut *connection).await?;
-            if !begun {
-                return Ok(Vec::new());
+            if is_coderds(&mut connection).await? {
+                return Err(LedgerError::CoderdDatabase);
             }
-            connection.list_applied_migrations(&MIGRATIONS.table_name).await.map_err(LedgerError::from)
+            // Only asked: two processes that made this table at once would get in each other's way.
+            let begun = sqlx::query_scalar("select has_table_privilege(to_regclass($1), 'select')").bind(&*MIGRATIONS.table_name);
+            match begun.fetch_one(&mut *connection).await? {
+                None => Ok(Vec::new()),
+                Some(true) => connection.list_applied_migrations(&MIGRATIONS.table_name).await.map_err(LedgerError::from),
+                Some(false) => {
+                    drop(connection);
+                    Err(LedgerError::MissingRights(self.missing_rights(false).await?))
+                }
+            }
         };
         self.in_time(listed).await
     }
+}
+
+/// Whether a schema of the role's `search_path` has coderd's tables, also one that the role may not use.
+async fn is_coderds(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar(
+        r#"select count(distinct relname) = 2
+           from unnest(string_to_array(current_setting('search_path'), ',')) as entry
+           join pg_namespace schema on nspname = replace(trim(both ' "' from entry), '$user', current_user)
+           join pg_class on relnamespace = schema.oid
+           where relname in ('site_configs', 'workspace_builds')"#,
+    )
+    .fetch_one(connection)
+    .await
 }
 
 /// The newest migration that the database has, and the newest of this binary.

@@ -1,6 +1,7 @@
 //! The rights that Tallyline's role needs in the ledger's database.
 
 use super::Ledger;
+use super::connect::MIGRATIONS;
 
 /// Every table of the migrations. Other tables of the database are not ours.
 const TABLES: [&str; 41] = [
@@ -68,6 +69,9 @@ impl Ledger {
              select format('grant create on schema %I to %I;', current_schema(), current_user)
              where $1 and not has_schema_privilege(current_schema(), 'create')
              union all
+             select format('grant select on %s to %I;', migrations, current_user) from to_regclass($3) as migrations
+             where not has_table_privilege(migrations, 'select')
+             union all
              select format('grant select, insert, update, delete on %s to %I;', name::regclass, current_user) from unnest($2::text[]) as name
              where to_regclass(name) is not null
                  and not (has_table_privilege(to_regclass(name), 'select') and has_table_privilege(to_regclass(name), 'insert')
@@ -79,6 +83,7 @@ impl Ledger {
         )
         .bind(creates)
         .bind(&TABLES[..])
+        .bind(&*MIGRATIONS.table_name)
         .fetch_all(&self.pool)
         .await
     }
@@ -86,7 +91,6 @@ impl Ledger {
 
 #[cfg(test)]
 mod tests {
-    use super::super::connect::MIGRATIONS;
     use super::*;
 
     #[test]

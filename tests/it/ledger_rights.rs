@@ -3,6 +3,7 @@
 use tallyline::clock::Clock;
 use tallyline::event::Topic;
 use tallyline::ledger::{Chain, Ledger, LedgerSettings};
+use tallyline::sim::coderd::{SchemaVersion, create_schema};
 use uuid::Uuid;
 
 use crate::cli::{assert_refused, code, pipeline};
@@ -90,4 +91,45 @@ async fn a_role_that_owns_no_table_is_told_of_each_table_and_of_the_sequence_of_
     run(&database, &asked.concat()).await;
     assert!(ledger.missing_rights(false).await.unwrap().is_empty());
     assert_eq!(ledger.record(&chain, &arrivals, 1).await.unwrap().accepted, 1);
+}
+
+#[tokio::test]
+async fn a_role_that_did_not_migrate_is_told_of_the_migrations_and_of_the_right_to_connect() {
+    let database = database().await;
+    let (role, ledger, url) = role(&database).await;
+    assert_eq!(code(&migrate(&database.url).await), 0);
+    let all = "grant select, insert, update, delete on all tables in schema public to";
+    run(
+        &database,
+        &format!("{all} {role}; grant usage on all sequences in schema public to {role}; revoke all on _sqlx_migrations from {role}"),
+    )
+    .await;
+    let asked = format!("grant select on _sqlx_migrations to {role};");
+    assert_eq!(ledger.missing_rights(false).await.unwrap(), std::slice::from_ref(&asked));
+    let error = ledger.check_schema().await.unwrap_err().to_string();
+    assert!(error.ends_with(&format!("let an administrator run:\n{asked}")), "{error}");
+    assert_refused(&migrate(&url).await, 3, &asked);
+    run(&database, &asked).await;
+    assert_eq!(code(&migrate(&url).await), 0);
+
+    run(&database, &format!("revoke connect on database {} from public", database.name)).await;
+    assert_refused(&migrate(&url).await, 3, &format!("grant connect on database {} to {role};", database.name));
+}
+
+#[tokio::test]
+async fn coderds_own_database_is_refused_as_the_ledger() {
+    let database = database().await;
+    create_schema(&mut database.pool.acquire().await.unwrap(), SchemaVersion::Sep2026).await.unwrap();
+    let (_, _, url) = role(&database).await;
+    run(&database, "revoke usage on schema public from public").await;
+    for url in [&database.url, &url] {
+        let site = pipeline(&format!("roles = ['collect', 'consume']\nledger.url = '{url}'\nsource.coderd_url = '{}'\n", database.url));
+        let refusal = "ledger.url names coderd's own database";
+        assert_refused(&site.run("migrate").await, 2, refusal);
+        assert_refused(&site.run("run").await, 2, refusal);
+        let checked = site.run("check --connect").await;
+        assert!(code(&checked) == 2 && checked.stdout.contains(refusal) && !checked.stdout.contains("grant "), "{checked:?}");
+    }
+    let ours: Option<String> = sqlx::query_scalar("select to_regclass('ledger')::text").fetch_one(&database.pool).await.unwrap();
+    assert_eq!(ours, None);
 }

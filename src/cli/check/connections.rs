@@ -86,6 +86,12 @@ async fn check_ledger(at: &LedgerAt, found: &mut Found) -> bool {
             found.warnings.push(error.to_string());
             (false, true)
         }
+        Err(error @ LedgerError::CoderdDatabase) => {
+            found.mistake("ledger.url", error);
+            return false;
+        }
+        // they are listed below
+        Err(LedgerError::MissingRights(_)) => (false, false),
         Err(error) => {
             found.mistake("ledger.url", error);
             (false, false)

@@ -261,6 +261,32 @@ async fn a_missing_function_is_named_with_what_makes_it() {
 }
 
 #[tokio::test]
+async fn a_schema_or_a_database_that_may_not_be_used_is_named_with_its_grant() {
+    let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
+    let (role, url) = role(&coderd).await;
+    grant(&coderd, &role).await;
+    run(&coderd, &format!("revoke usage on schema public from public, {role}; revoke select (is_default) on organizations from {role}"))
+        .await;
+    let schema = format!("grant usage on schema public to {role};");
+    let settings = Settings { deployment_id: Some(coderd.deployment), ..settings() };
+    let mut collector = ours.open(settings, &url).await.unwrap().unwrap();
+    let default_organization = format!("grant select (is_default) on organizations to {role};");
+    let warning = collector.warning().unwrap();
+    assert!(warning.ends_with(&format!("{schema} {default_organization}")), "{warning}");
+    let Err(CollectError::Coderd(CoderdError::NotGranted { grants })) = collector.pass().await else { panic!("a pass without rights") };
+    assert_eq!(grants, std::slice::from_ref(&schema));
+    let rights = source_of(&url).connect().await.unwrap().missing_rights().await.unwrap();
+    assert_eq!(rights, [schema, default_organization]);
+    run(&coderd, &rights.concat()).await;
+    assert!(source_of(&url).connect().await.unwrap().missing_rights().await.unwrap().is_empty());
+
+    let name = &coderd.database.name;
+    run(&coderd, &format!("revoke connect on database {name} from public")).await;
+    let Err(CoderdError::NotGranted { grants }) = source_of(&url).connect().await else { panic!("connected") };
+    assert_eq!(grants, [format!("grant connect on database {name} to {role};")]);
+}
+
+#[tokio::test]
 async fn without_the_right_to_see_other_sessions_nothing_is_claimed() {
     let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
     let (role, url) = role(&coderd).await;
