@@ -41,7 +41,10 @@ impl Install {
         let (folder, kafka, unique) = (TempDir::new().unwrap(), support::kafka(), Uuid::new_v4().simple().to_string());
         let file = folder.path().join("site.toml");
         let text = std::fs::read_to_string(format!("{}/pipelines/{shipped}", env!("CARGO_MANIFEST_DIR"))).unwrap();
-        std::fs::write(&file, text.replace("kafka-1:9092,kafka-2:9092,kafka-3:9092", &kafka.brokers)).unwrap();
+        let key = "# [license.public_keys]\n# \"2022-07-27\" = \"file:/etc/tallyline/license-key.pem\"\n";
+        assert!(text.contains(key), "the file shows where the key goes");
+        let own_key = "[license.public_keys]\na = \"WGZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmY=\"\n";
+        std::fs::write(&file, text.replace("kafka-1:9092,kafka-2:9092,kafka-3:9092", &kafka.brokers).replace(key, own_key)).unwrap();
         let listen = || format!("127.0.0.1:{}", ports::free_port());
         let (api, metrics) = (listen(), listen());
         let environment = [
