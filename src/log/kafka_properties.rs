@@ -135,8 +135,8 @@ pub fn property_faults(given: &[(&str, Option<&str>)]) -> Vec<(usize, String)> {
     faults
 }
 
-/// Properties of which each is right and that do not go together. librdkafka sees this when it makes a client, which connects to nobody here; files of
-/// TLS may be on another machine, so that its properties are left out.
+/// Properties of which each is right and that do not go together. librdkafka sees this when it makes a client, which connects to nobody here. Properties
+/// of connections are left out: files of TLS may be on another machine, and no secret can be in what librdkafka says.
 fn contradiction(given: &[(&str, Option<&str>)]) -> Option<(usize, String)> {
     let index_of = |name: &str| given.iter().position(|(other, _)| canonical(other) == name);
     let sasl = given
@@ -156,9 +156,8 @@ fn contradiction(given: &[(&str, Option<&str>)]) -> Option<(usize, String)> {
         config.set(canonical(name), value);
     }
     let Err(KafkaError::ClientCreation(text)) = config.create::<BaseConsumer>() else { return None };
-    let all = given.iter().filter_map(|(name, value)| Some(((*name).to_owned(), (*value)?.to_owned())));
     let index = given.iter().position(|(name, _)| text.contains(canonical(name))).unwrap_or(0);
-    Some((index, format!("does not go with the other properties: {}", without_values(&text, &all.collect()))))
+    Some((index, format!("does not go with the other properties: {text}")))
 }
 
 /// The properties by the spelling that Tallyline uses, so that a given one takes the place of our own.
@@ -318,7 +317,8 @@ mod tests {
         }
         for (name, words) in CHOICES.iter().chain(LATER_CHOICES) {
             for word in *words {
-                assert_eq!(property_faults(&[(name, Some(word))]), [], "{name}");
+                let given = [(*name, Some(*word)), ("sasl.mechanisms", Some("PLAIN"))];
+                assert_eq!(property_faults(&given[..given.len() - usize::from(*name == "sasl.mechanisms")]), [], "{name}");
             }
         }
         for (name, _) in JAVA {
