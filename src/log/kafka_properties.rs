@@ -276,19 +276,17 @@ mod tests {
 
     #[test]
     fn properties_that_do_not_go_together_are_named_without_a_broker() {
-        let rights: [(&[(&str, Option<&str>)], &str); 3] = [
-            (&[("max.poll.interval.ms", Some("1000"))], "session.timeout.ms"),
-            (
-                &[("client.id", Some("a")), ("receive.message.max.bytes", Some("100000")), ("fetch.max.bytes", Some("50000000"))],
-                "fetch.max.bytes",
-            ),
-            (&[("security.protocol", Some("SASL_SSL")), ("sasl.username", Some("u"))], "sasl.mechanism"),
-        ];
-        for (given, words) in rights {
+        let named = |given: &[(&str, Option<&str>)], words: &str| {
             let faults = property_faults(given);
             assert!(faults.len() == 1 && faults[0].1.contains(words), "{given:?}: {faults:?}");
             assert!(!faults[0].1.contains("50000000"), "{faults:?}");
-        }
+        };
+        named(&[("max.poll.interval.ms", Some("1000"))], "session.timeout.ms");
+        named(
+            &[("client.id", Some("a")), ("receive.message.max.bytes", Some("100000")), ("fetch.max.bytes", Some("50000000"))],
+            "fetch.max.bytes",
+        );
+        named(&[("security.protocol", Some("SASL_SSL")), ("sasl.username", Some("u"))], "sasl.mechanism");
         let together = [("max.poll.interval.ms", Some("7000")), ("security.protocol", Some("SASL_SSL")), ("sasl.mechanism", Some("PLAIN"))];
         assert_eq!(property_faults(&together), []);
     }
