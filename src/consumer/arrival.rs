@@ -19,7 +19,7 @@ pub fn read_from(topic: Topic, record: Record) -> Arrival {
 }
 
 /// As [`read_from`], with the record's signature verified. From offset `signed_from` on a record without a valid one is rejected, whatever it holds.
-/// What stands for a batch that cannot be read is rejected as that.
+/// A placeholder of an unreadable batch is rejected as such.
 pub(super) fn verified(log: &Log, signed_from: Option<i64>, topic: Topic, record: Record) -> Arrival {
     let signer = log.signer(topic, &record.message);
     let arrival = read_from(topic, record);

@@ -15,7 +15,7 @@ pub(super) const FIRST_BUILD_STAGE: &str = "firstbuildstage";
 /// The first bytes of a larger payload that are kept.
 pub const KEPT_PAYLOAD_BYTES: usize = 64 * 1024;
 
-/// The name of the one header of a record whose own headers cannot be read, and of one that stands for a batch that cannot be read.
+/// The name of the only header of a record whose headers cannot be read, and of the placeholder of a batch that cannot be read.
 pub const UNREADABLE: &str = "\u{fffd}";
 
 /// Identifies a payload above [`MAX_PAYLOAD_BYTES`], of which only the beginning is kept.
@@ -50,14 +50,14 @@ impl Message {
         Message { key, headers, payload: payload.map(|payload| payload[..payload.len().min(kept)].to_vec()), oversized }
     }
 
-    /// Stands for all records of a batch that cannot be unpacked, from its first offset to its last. It is the same whenever it is read.
+    /// The placeholder of a batch that cannot be unpacked, from its first offset to its last. Each read gives the same one.
     #[must_use]
     pub fn of_unreadable_batch(first: i64, last: i64) -> Self {
         let offsets = format!("offsets {first} to {last}").into_bytes();
         Message { headers: vec![(UNREADABLE.to_owned(), Some(offsets))], ..Message::default() }
     }
 
-    /// The offsets of the batch that the message stands for; none: it is a record.
+    /// The offsets of the batch whose placeholder the message is; none: it is a record.
     #[must_use]
     pub fn unreadable_batch(&self) -> Option<&str> {
         match (&self.key, self.headers.as_slice(), &self.payload) {

@@ -135,7 +135,7 @@ pub fn property_faults(given: &[(&str, Option<&str>)]) -> Vec<(usize, String)> {
     faults
 }
 
-/// Properties of which each is right and that do not go together. librdkafka sees this when it makes a client, which connects to nobody here. Properties
+/// Properties of which each is right and that do not go together. librdkafka sees this when it makes a client, and without brokers that client connects to none. Properties
 /// of connections are left out: files of TLS may be on another machine, and no secret can be in what librdkafka says.
 fn contradiction(given: &[(&str, Option<&str>)]) -> Option<(usize, String)> {
     let index_of = |name: &str| given.iter().position(|(other, _)| canonical(other) == name);

@@ -1,7 +1,7 @@
 //! Batches of Kafka that cannot be read: those that unpack to more than librdkafka may hold, and damaged ones.
 //!
-//! Whoever may append can append such a batch, and librdkafka fetches it again without end. One that cannot be unpacked becomes one record that stands
-//! for it, at its last offset, so that reading goes on behind it. Where a damaged batch ends is not known: it stops its partition.
+//! Any producer can append such a batch, and librdkafka fetches it again without end. One that cannot be unpacked becomes one placeholder at its last
+//! offset, so that reading goes on behind it. Where a damaged batch ends is not known: it stops its partition.
 
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
@@ -20,7 +20,7 @@ pub(super) fn first_offset(reason: &str) -> Option<i64> {
     rest.split_once(' ')?.0.parse().ok()
 }
 
-/// What stands for a batch. Its time cannot be read either.
+/// The placeholder of a batch. Its time cannot be read either.
 pub(super) fn record(first: i64, last: i64) -> Record {
     Record { offset: last, timestamp: chrono::DateTime::UNIX_EPOCH, message: Message::of_unreadable_batch(first, last) }
 }

@@ -130,7 +130,7 @@ async fn a_range_beyond_what_is_complete_is_refused_unless_that_is_allowed() {
     site.pass(&source, Some(end), 0).await;
     let complete = site.pipeline.run(&format!("{DAY} -o {} --output json", site.pipeline.path("b.csv").display())).await;
     assert!(code(&complete) == 0 && json(&complete)["incomplete"].is_null(), "{complete:?}");
-    // nothing of the range came after the earlier sequence: it was complete then, though nobody knew
+    // nothing of the range came after the earlier sequence: it was complete then
     assert_eq!(export(&format!("--as-of {before}")).await.stdout.lines().count(), 1 + 20);
 
     // another deployment is not asked where it is not exported

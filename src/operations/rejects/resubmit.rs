@@ -309,7 +309,7 @@ fn allowed(one: &Prepared, force: bool) -> Result<(), OperationError> {
     let reason = one.foresight.reason.as_deref().unwrap_or_default();
     let refused = match one.foresight.what {
         _ if one.foresight.message.unreadable_batch().is_some() => {
-            format!("reject {id} stands for records that cannot be read ({reason}): discard it")
+            format!("reject {id} is the placeholder of records that cannot be read ({reason}): discard it")
         }
         _ if one.foresight.message.oversized.is_some() => {
             format!("reject {id} is kept only in part ({reason}): give the whole record with --edit, or discard it")

@@ -108,13 +108,13 @@ pub struct ShownReject {
     pub accepted_sequence: Option<i64>,
     /// What would become of it, as it is, if it were resubmitted now.
     pub if_resubmitted: Foreseen,
-    /// Why, where that is not accepted; of a record that nobody with a key wrote, what to look at first.
+    /// Why, where that is not accepted; of a record without a valid signature, what to check first.
     pub if_resubmitted_reason: Option<String>,
     /// Other rejects under the same event id: what was resubmitted and refused again is among them.
     pub same_event: Vec<SameEvent>,
 }
 
-const MAY_BE_FORGED: &str = "nobody with a key wrote it, and a resubmission signs it: first look whether coderd has this event";
+const MAY_BE_FORGED: &str = "it may be forged, and a resubmission signs it: check first that coderd has this event";
 
 impl Desk {
     pub(super) async fn shown(&self, row: RejectRow) -> Result<ShownReject, OperationError> {
