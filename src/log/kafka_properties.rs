@@ -145,15 +145,19 @@ fn contradiction(given: &[(&str, Option<&str>)]) -> Option<(usize, String)> {
     if let (Some(index), None) = (sasl, index_of("sasl.mechanisms")) {
         return Some((index, "needs sasl.mechanism: set it to one of PLAIN, SCRAM-SHA-256, SCRAM-SHA-512".to_owned()));
     }
+    let of_connections = |name: &str| ["ssl.", "sasl.", "security.", "enable.ssl."].iter().any(|prefix| name.starts_with(prefix));
+    let known = given.iter().filter_map(|(name, value)| Some((canonical(name), (*value)?)));
+    let others: Vec<(&str, &str)> = known.filter(|(name, _)| !of_connections(name)).collect();
+    if others.is_empty() {
+        return None;
+    }
     let mut config = ClientConfig::new();
-    config.set_log_level(RDKafkaLogLevel::Emerg).set("group.id", "of no broker");
+    config.set_log_level(RDKafkaLogLevel::Emerg);
     if index_of("group.protocol").is_none() {
         config.set("session.timeout.ms", SESSION_MS);
     }
-    let known = given.iter().filter_map(|(name, value)| Some((*name, (*value)?)));
-    let of_connections = |name: &str| ["ssl.", "sasl.", "security.", "enable.ssl."].iter().any(|prefix| name.starts_with(prefix));
-    for (name, value) in known.filter(|(name, _)| !of_connections(name)) {
-        config.set(canonical(name), value);
+    for (name, value) in others {
+        config.set(name, value);
     }
     let Err(KafkaError::ClientCreation(text)) = config.create::<BaseConsumer>() else { return None };
     let index = given.iter().position(|(name, _)| text.contains(canonical(name))).unwrap_or(0);
