@@ -12,7 +12,7 @@ use tallyline::api::Token;
 use tallyline::coderd;
 use tallyline::config::Scope;
 use tallyline::event::Topic;
-use tallyline::ledger::NewAct;
+use tallyline::ledger::{NewAct, SourceIdentity};
 use tallyline::sim::coderd::SchemaVersion;
 
 use super::{Process, SOON, Site};
@@ -340,6 +340,8 @@ async fn what_coderd_lost_is_planned_and_executed_where_its_database_is_known() 
     let site = Site::new().await;
     let coderd = Coderd::new(SchemaVersion::TasksEra).await;
     site.collected(coderd.deployment).await;
+    let identity = SourceIdentity { deployment_id: coderd.deployment, organization_id: coderd.organization };
+    site.ledger.bind_source(coderd.deployment, identity).await.unwrap().unwrap();
     let lost = usage(coderd.deployment, 1);
     site.record(Topic::AgentUsage, vec![lost.clone()]).await;
     let source = site.ledger.source(coderd.deployment).await.unwrap().unwrap();

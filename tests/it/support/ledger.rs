@@ -45,12 +45,14 @@ pub async fn registered_ledger() -> (Database, Ledger) {
     (database, ledger)
 }
 
-/// Registers deployments and binds each to its coderd, as their collectors do.
+/// Registers deployments and binds each that is not bound yet to a coderd of its own, as their collectors do.
 pub async fn register(ledger: &Ledger, deployments: &[Uuid]) {
     for deployment in deployments.iter().copied() {
         ledger.register_source(deployment, noon(), None).await.expect("registered");
-        let identity = SourceIdentity { deployment_id: deployment, organization_id: deployment };
-        ledger.bind_source(deployment, identity).await.expect("the ledger answers").expect("bound");
+        if !ledger.is_bound(deployment).await.expect("the ledger answers") {
+            let identity = SourceIdentity { deployment_id: deployment, organization_id: deployment };
+            ledger.bind_source(deployment, identity).await.expect("the ledger answers").expect("bound");
+        }
     }
 }
 
