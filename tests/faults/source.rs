@@ -59,6 +59,7 @@ impl World {
 
     /// The audit sees the builds first: only what was confirmed may be gone later.
     pub async fn builds_are_purged(&mut self, coderd: &Coderd, roll: u64) {
+        self.collectors_are_up_to_date().await;
         eventually(BALANCED, "the books balance before the purge", || async {
             self.site.command(&["audit", "--output", "json"]).await.status.success()
         })
