@@ -61,7 +61,7 @@ mod tests {
     #[tokio::test]
     async fn beyond_the_cutover_a_batch_that_cannot_be_read_is_rejected_as_that() {
         let signatures = event::Signatures::new([("a".to_owned(), vec![7; 32])].into(), None).unwrap();
-        let pool = sqlx::PgPool::connect_lazy("postgres://nobody@127.0.0.1:1/nothing").unwrap();
+        let pool = sqlx::PgPool::connect_lazy("postgres://user@127.0.0.1:1/absent").unwrap();
         let log = Log::postgres(pool, PostgresLogSettings { signatures, ..PostgresLogSettings::default() });
         let cause = |message: Message| {
             let record = Record { offset: 9, timestamp: chrono::DateTime::UNIX_EPOCH, message };

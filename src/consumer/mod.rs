@@ -427,7 +427,7 @@ mod tests {
     /// Neither database is there: what asks one fails.
     #[tokio::test]
     async fn nothing_is_stepped_over_in_a_postgres_log() {
-        let url = "postgres://nobody@127.0.0.1:1/nothing";
+        let url = "postgres://user@127.0.0.1:1/absent";
         let ledger = Ledger::open(&LedgerSettings { url: url.to_owned(), connections: 1 }, Clock::system()).unwrap();
         let log = Log::postgres(sqlx::PgPool::connect_lazy(url).unwrap(), PostgresLogSettings::default());
         let telemetry = ConsumerTelemetry::register(&prometheus::Registry::new()).unwrap();
