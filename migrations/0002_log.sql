@@ -20,36 +20,15 @@ create table log_partition (
     constraint log_partition_offsets_are_ordered check (0 <= start_offset and start_offset <= next_offset)
 );
 
--- Any bytes, as they came: names of headers, too. No foreign key: an append has the partition's row locked, and a check for each record
+-- Key and payload are any bytes, as they came. No foreign key: an append has the partition's row locked, and a check for each record
 -- would cost more than the record.
 create table log_record (
     partition_id integer not null,
     record_offset bigint not null,
     appended_at timestamptz not null,
     key bytea,
-    header_names bytea[] not null,
-    header_values bytea[] not null,
+    -- as in the table reject
+    headers bytea not null,
     payload bytea,
-    primary key (partition_id, record_offset),
-    constraint log_record_headers_are_pairs check (cardinality(header_names) = cardinality(header_values))
-);
-
--- Groups share the partitions among their members. A member that is not heard from loses its own when its lease ends, by this database's
--- clock. Whose writes count is the ledger's business.
-create table log_group (name text primary key);
-
-create table log_member (
-    group_name text not null references log_group,
-    member uuid not null,
-    lease_until timestamptz not null,
-    primary key (group_name, member)
-);
-
-create table log_assignment (
-    group_name text not null references log_group,
-    partition_id integer not null references log_partition,
-    member uuid,
-    -- how far the group says it has read; only lag tools look at it
-    marked_offset bigint,
-    primary key (group_name, partition_id)
+    primary key (partition_id, record_offset)
 );

@@ -104,7 +104,7 @@ impl Consumer {
     /// One membership of the group, from joining to leaving.
     async fn consume(&self, stop: &CancellationToken, waits: &mut Waits) -> anyhow::Result<()> {
         let lives = self.ledger.in_time(self.ledger.lives()).await?;
-        let membership = self.log.join(&self.group, stop.clone()).await?;
+        let membership = self.log.join(&self.group, stop.clone())?;
         membership.sign(lives.mark());
         let mut ours = Ours::new(membership);
         let (faulty, mut paused) = (CancellationToken::new(), self.paused.clone());

@@ -1,5 +1,7 @@
 //! A record's content as the log carries it, and how an event is written into it.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
@@ -64,6 +66,24 @@ impl Message {
             (None, [(name, Some(offsets))], None) if name == UNREADABLE && offsets.len() <= 64 => std::str::from_utf8(offsets).ok(),
             _ => None,
         }
+    }
+
+    /// The headers as tables keep them: JSON, `[[name, value in base64 or null], …]`.
+    #[must_use]
+    pub fn headers_json(&self) -> Vec<u8> {
+        let headers: Vec<(&str, Option<String>)> =
+            self.headers.iter().map(|(name, value)| (name.as_str(), value.as_ref().map(|value| BASE64.encode(value)))).collect();
+        serde_json::to_vec(&headers).unwrap_or_default()
+    }
+
+    /// The headers that [`Message::headers_json`] wrote.
+    ///
+    /// # Errors
+    /// Bytes that it did not write.
+    pub fn headers_from_json(json: &[u8]) -> Result<Vec<(String, Option<Vec<u8>>)>, String> {
+        let headers: Vec<(String, Option<String>)> = serde_json::from_slice(json).map_err(|error| format!("headers: {error}"))?;
+        let value = |text: Option<String>| text.map(|text| BASE64.decode(text).map_err(|error| format!("headers: {error}"))).transpose();
+        headers.into_iter().map(|(name, text)| Ok((name, value(text)?))).collect()
     }
 }
 

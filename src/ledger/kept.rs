@@ -5,7 +5,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{FromRow, Row};
 use uuid::Uuid;
 
-use super::refused::{Traces, headers_json};
+use super::refused::Traces;
 use super::{Arrival, Difference, Ledger, rows};
 use crate::event::{Event, Payload, Topic, TopicPartition};
 
@@ -268,7 +268,7 @@ impl KeptReject {
         let same = [
             ("record_timestamp", self.record_timestamp == Some(arrival.timestamp)),
             ("record_key", self.record_key == message.key),
-            ("headers", self.headers == headers_json(message)),
+            ("headers", self.headers == message.headers_json()),
             ("payload", self.payload == message.payload),
             ("whole_bytes", self.whole_bytes == message.oversized.and_then(|whole| i64::try_from(whole.bytes).ok())),
             ("whole_sha256", self.whole_sha256.as_deref() == message.oversized.as_ref().map(|whole| whole.sha256.as_slice())),

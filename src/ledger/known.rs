@@ -7,7 +7,6 @@ use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use super::Ledger;
-use super::refused::headers_json;
 use crate::event::{Digest, Message, SIGNATURE};
 
 /// How an event id stands among the rejects.
@@ -154,7 +153,7 @@ impl Ledger {
         let same = |id: &String, headers: &[u8], hash: &[u8]| {
             messages.get(id).is_some_and(|message| {
                 let body = Sha256::digest(message.payload.as_deref().unwrap_or_default());
-                body[..] == *hash && unsigned(&headers_json(message)) == unsigned(headers)
+                body[..] == *hash && unsigned(&message.headers_json()) == unsigned(headers)
             })
         };
         let refused = rows.into_iter().filter(|(id, discarded, headers, hash)| !discarded || same(id, headers, hash));

@@ -2,8 +2,6 @@
 
 use std::collections::HashMap;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
@@ -91,7 +89,7 @@ async fn insert(tx: &mut PgConnection, ledger: &Ledger, batch_id: i64, chain: &C
     .bind(column(rows, |row| row.traces.units.map(|units| units.to_string())))
     .bind(column(rows, |row| row.arrival.timestamp))
     .bind(column(rows, |row| row.arrival.message.key.as_deref()))
-    .bind(column(rows, |row| headers_json(&row.arrival.message)))
+    .bind(column(rows, |row| row.arrival.message.headers_json()))
     .bind(column(rows, |row| row.arrival.message.payload.as_deref()))
     .bind(matches!(chain, Chain::Live(_)))
     .bind(column(rows, |row| row.arrival.message.oversized.map(|whole| i64::try_from(whole.bytes).unwrap_or(i64::MAX))))
@@ -104,13 +102,6 @@ async fn insert(tx: &mut PgConnection, ledger: &Ledger, batch_id: i64, chain: &C
 /// One column of the rows, as an array.
 fn column<'a, T>(rows: &'a [NewReject<'a>], value: impl Fn(&'a NewReject<'a>) -> T) -> Vec<T> {
     rows.iter().map(value).collect()
-}
-
-/// A record's headers as they are kept: JSON, `[[name, value in base64 or null], …]`.
-pub(super) fn headers_json(message: &Message) -> Vec<u8> {
-    let headers: Vec<(&str, Option<String>)> =
-        message.headers.iter().map(|(name, value)| (name.as_str(), value.as_ref().map(|value| BASE64.encode(value)))).collect();
-    serde_json::to_vec(&headers).unwrap_or_default()
 }
 
 /// What can be told about a record that is no event, as it is kept for whoever looks for it.

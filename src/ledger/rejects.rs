@@ -2,8 +2,6 @@
 
 use std::ops::Range;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
 use chrono::{DateTime, Utc};
 use sqlx::postgres::PgRow;
 use sqlx::{FromRow, Row};
@@ -11,7 +9,7 @@ use uuid::Uuid;
 
 use super::known::digest;
 use super::{Ledger, NewAct, UNREGISTERED};
-use crate::event::{Digest, Oversized, TopicPartition, UsageType};
+use crate::event::{Digest, Message, Oversized, TopicPartition, UsageType};
 
 /// A record that is no accepted event, as found, and what became of it.
 #[derive(Clone, Debug, PartialEq)]
@@ -324,9 +322,6 @@ impl Ledger {
 }
 
 fn reject(row: &PgRow) -> Result<RejectRow, sqlx::Error> {
-    let damaged = |what: &str| sqlx::Error::Protocol(format!("a reject's {what} are not as they were written"));
-    let headers: Vec<(String, Option<String>)> = serde_json::from_slice(row.try_get("headers")?).map_err(|_| damaged("headers"))?;
-    let value = |value: Option<String>| value.map(|value| BASE64.decode(value).map_err(|_| damaged("headers"))).transpose();
     Ok(RejectRow {
         id: row.try_get("id")?,
         topic: row.try_get("topic")?,
@@ -344,7 +339,7 @@ fn reject(row: &PgRow) -> Result<RejectRow, sqlx::Error> {
         act_id: row.try_get("act_id")?,
         record_timestamp: row.try_get("record_timestamp")?,
         key: row.try_get("record_key")?,
-        headers: headers.into_iter().map(|(name, text)| Ok((name, value(text)?))).collect::<Result<_, sqlx::Error>>()?,
+        headers: Message::headers_from_json(row.try_get("headers")?).map_err(|error| sqlx::Error::Decode(error.into()))?,
         payload: row.try_get("payload")?,
         payload_bytes: row.try_get("payload_bytes")?,
         oversized: oversized(row)?,

@@ -4,7 +4,7 @@ use super::Ledger;
 use super::connect::MIGRATIONS;
 
 /// Every table of the migrations. Other tables of the database are not ours.
-const TABLES: [&str; 41] = [
+const TABLES: [&str; 38] = [
     "ledger",
     "batch",
     "operator_act",
@@ -43,9 +43,6 @@ const TABLES: [&str; 41] = [
     "log_topic",
     "log_partition",
     "log_record",
-    "log_group",
-    "log_member",
-    "log_assignment",
 ];
 
 impl Ledger {

@@ -168,10 +168,12 @@ impl Ledger {
         )
         .fetch_all(&mut *tx)
         .await?;
-        let leases =
-            sqlx::query_as("select name, expires_at > clock_timestamp() as held, holder, epoch, expires_at from lease order by name")
-                .fetch_all(&mut *tx)
-                .await?;
+        // without those of a log in PostgreSQL: one a partition
+        let leases = sqlx::query_as(
+            "select name, expires_at > clock_timestamp() as held, holder, epoch, expires_at from lease where name not like 'log:%' order by name",
+        )
+        .fetch_all(&mut *tx)
+        .await?;
         let contents = Contents {
             incarnation: ledger.try_get(0)?,
             sequence: ledger.try_get(1)?,

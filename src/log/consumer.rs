@@ -99,7 +99,7 @@ impl Consumer {
         self.control.send(Command::Hold { partitions });
     }
 
-    /// Tells the group how far the partition has been read. For lag tools, and as a proof that it was read so far. Best effort, some later.
+    /// Tells a Kafka group how far the partition has been read, for lag tools and as a proof that it was. Best effort, some later.
     pub fn mark(&self, partition: TopicPartition, next_offset: i64) {
         self.control.send(Command::Mark { partition, next_offset });
     }

@@ -19,7 +19,7 @@ mod kafka_unreadable;
 mod postgres;
 mod postgres_append;
 mod postgres_consumer;
-mod postgres_membership;
+mod postgres_leases;
 mod postgres_retention;
 
 pub use consumer::{Assignment, Consumer, Delivery};
@@ -256,7 +256,7 @@ impl Log {
     pub async fn keeps_unread(&self, topic: Topic) -> Result<Option<Duration>, LogError> {
         match self {
             Log::Kafka(log) => log.keeps_unread(topic).await,
-            // what a group has still to read is never removed
+            // what the ledger has not recorded is never removed
             Log::Postgres(log) => log.partitions(topic).await.map(|_| None),
         }
     }
@@ -265,11 +265,11 @@ impl Log {
     /// [`Consumer::next`] answers [`LogError::Stopped`].
     ///
     /// # Errors
-    /// [`LogError::Settings`], or on PostgreSQL where the database can't be reached. A Kafka broker that can't be reached is waited for.
-    pub async fn join(&self, group: &str, stop: CancellationToken) -> Result<Consumer, LogError> {
+    /// [`LogError::Settings`]. A log that can't be reached is waited for.
+    pub fn join(&self, group: &str, stop: CancellationToken) -> Result<Consumer, LogError> {
         match self {
             Log::Kafka(log) => log.join(group, stop),
-            Log::Postgres(log) => log.join(group, stop).await,
+            Log::Postgres(log) => Ok(log.join(group, stop)),
         }
     }
 }

@@ -195,7 +195,7 @@ impl PostgresLog {
     /// Records from `from` on and before `end`.
     pub(super) async fn records(&self, id: i32, from: i64, end: i64, limit: usize) -> Result<Vec<Record>, LogError> {
         let rows = sqlx::query(
-            "select record_offset, appended_at, key, header_names, header_values, payload from log_record
+            "select record_offset, appended_at, key, headers, payload from log_record
              where partition_id = $1 and record_offset >= $2 and record_offset < $3 order by record_offset limit $4",
         )
         .bind(id)
@@ -211,13 +211,11 @@ impl PostgresLog {
 
 impl sqlx::FromRow<'_, PgRow> for Record {
     fn from_row(row: &PgRow) -> Result<Record, sqlx::Error> {
-        let (names, values): (Vec<Vec<u8>>, Vec<Option<Vec<u8>>>) = (row.try_get("header_names")?, row.try_get("header_values")?);
-        // Only text is ever written as a name.
-        let names = names.into_iter().map(|name| String::from_utf8_lossy(&name).into_owned());
+        let headers = Message::headers_from_json(row.try_get("headers")?).map_err(|error| sqlx::Error::Decode(error.into()))?;
         Ok(Record {
             offset: row.try_get("record_offset")?,
             timestamp: row.try_get("appended_at")?,
-            message: Message::found(row.try_get("key")?, names.zip(values).collect(), row.try_get("payload")?),
+            message: Message::found(row.try_get("key")?, headers, row.try_get("payload")?),
         })
     }
 }

@@ -1,4 +1,4 @@
-//! A member of a group on the log in PostgreSQL: one task that keeps its lease and looks for new records.
+//! A member of a group on the log in PostgreSQL: one task that keeps its leases and looks for new records.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
@@ -10,7 +10,7 @@ use tracing::{info, warn};
 
 use super::consumer::{Command, Consumer, Link, Start, Told};
 use super::postgres::{Partition, PostgresLog, refused};
-use super::postgres_membership::Membership;
+use super::postgres_leases::Leases;
 use super::{Batch, LogError};
 use crate::event::TopicPartition;
 
@@ -23,26 +23,24 @@ fn missing(held: &BTreeMap<TopicPartition, i32>, other: &BTreeMap<TopicPartition
 const EXPIRY_EVERY: Duration = Duration::from_secs(600);
 
 impl PostgresLog {
-    pub(super) async fn join(&self, group: &str, stop: CancellationToken) -> Result<Consumer, LogError> {
-        let membership = Membership::new(self, group).await?;
+    pub(super) fn join(&self, group: &str, stop: CancellationToken) -> Consumer {
+        let leases = Leases::new(self, group);
         let (consumer, link) = Link::new();
         let member = Member {
             log: self.clone(),
-            beat_due: Instant::now(),
-            beat_every: membership.beat_every(),
-            membership,
+            renewal_due: Instant::now(),
+            leases,
             link,
             owned: BTreeMap::new(),
             running: BTreeMap::new(),
             waiting: VecDeque::new(),
             last_read: None,
             look_due: Instant::now(),
-            marks: BTreeMap::new(),
             expiry_due: BTreeMap::new(),
             unreachable: false,
         };
         tokio::spawn(member.run(stop));
-        Ok(consumer)
+        consumer
     }
 }
 
@@ -57,7 +55,7 @@ struct Run {
 enum Next {
     Command(Command),
     Delivered,
-    Beat,
+    Renewal,
     Look,
     /// The consumer was dropped.
     Gone,
@@ -65,7 +63,7 @@ enum Next {
 
 struct Member {
     log: PostgresLog,
-    membership: Membership,
+    leases: Leases,
     link: Link,
     /// What this member holds, with the partition's number in the database.
     owned: BTreeMap<TopicPartition, i32>,
@@ -74,10 +72,8 @@ struct Member {
     waiting: VecDeque<Told>,
     /// Partitions take turns.
     last_read: Option<TopicPartition>,
-    beat_due: Instant,
-    beat_every: Duration,
+    renewal_due: Instant,
     look_due: Instant,
-    marks: BTreeMap<TopicPartition, i64>,
     expiry_due: BTreeMap<TopicPartition, Instant>,
     unreachable: bool,
 }
@@ -85,7 +81,7 @@ struct Member {
 impl Member {
     async fn run(mut self, stop: CancellationToken) {
         let told_to_leave = stop.run_until_cancelled(self.work()).await.is_some();
-        if let Err(error) = self.membership.leave().await {
+        if let Err(error) = self.leases.release().await {
             info!(%error, told_to_leave, "group not left: the others get the partitions when the lease has ended");
         }
         let _ = self.link.ended.send(());
@@ -97,14 +93,11 @@ impl Member {
             match self.what_comes_next().await {
                 Next::Command(Command::Start { from }) => self.start(from),
                 Next::Command(Command::Hold { partitions }) => self.hold(&partitions),
-                Next::Command(Command::Mark { partition, next_offset }) => {
-                    self.marks.insert(partition, next_offset);
-                }
-                // the marks are in the database of the positions: they prove nothing about it
-                Next::Command(Command::Sign { .. }) => {}
+                // the positions are in the same database: marks would prove nothing about them
+                Next::Command(Command::Mark { .. } | Command::Sign { .. }) => {}
                 Next::Command(Command::Leave) | Next::Gone => return,
                 Next::Delivered => {}
-                Next::Beat => self.beat().await,
+                Next::Renewal => self.renew().await,
                 Next::Look => self.look().await,
             }
         }
@@ -123,7 +116,7 @@ impl Member {
         tokio::select! {
             biased;
             command = link.commands.recv() => command.map_or(Next::Gone, Next::Command),
-            () = sleep_until(self.beat_due) => Next::Beat,
+            () = sleep_until(self.renewal_due) => Next::Renewal,
             next = deliver, if to_deliver => next,
             () = sleep_until(self.look_due), if to_look => Next::Look,
         }
@@ -150,12 +143,11 @@ impl Member {
         self.waiting.retain(|told| !matches!(told, Told::Batch { batch, .. } if batch.partition == partition));
     }
 
-    /// Renews the lease and tells the consumer what it gained and lost.
-    async fn beat(&mut self) {
-        let beaten = self.membership.beat(&self.marks).await;
-        self.beat_due = Instant::now() + self.beat_every;
-        let Some(owned) = self.heard(beaten) else { return };
-        self.marks.clear();
+    /// Renews the leases and tells the consumer what it gained and lost.
+    async fn renew(&mut self) {
+        let renewed = self.leases.renew().await;
+        self.renewal_due = Instant::now() + self.leases.renew_every();
+        let Some(owned) = self.heard(renewed) else { return };
         // One that was made anew has another number: it is lost and gained, so that its position is looked at again.
         let lost: Vec<TopicPartition> = missing(&self.owned, &owned);
         let gained: Vec<TopicPartition> = missing(&owned, &self.owned);
@@ -173,7 +165,7 @@ impl Member {
         self.remove_expired().await;
     }
 
-    /// Of one partition that is due, once a beat; again at the next beat while there was something.
+    /// Of one partition that is due, at each renewal; again at the next while there was something.
     async fn remove_expired(&mut self) {
         let now = Instant::now();
         let due = |partition: &&TopicPartition| self.expiry_due.get(partition).is_none_or(|due| *due <= now);

@@ -1,4 +1,4 @@
-//! What the PostgreSQL log forgets: records older than the topic's retention that every group has marked as read.
+//! Retention of the PostgreSQL log: it removes records older than the topic's retention that the ledger has recorded.
 
 use super::LogError;
 use super::postgres::{PostgresLog, refused};
@@ -8,8 +8,8 @@ use crate::event::TopicPartition;
 const AT_ONCE: i64 = 10_000;
 
 impl PostgresLog {
-    /// Removes the partition's oldest records, at most 10,000: those that are older than the retention, by the database's clock, and that
-    /// no group has still to read. Answers how many. A log that no group has joined keeps everything.
+    /// Removes the partition's oldest records, at most 10,000: those that are older than the retention, by the database's clock, and lie
+    /// before the ledger's position, which is in the same database. Answers how many.
     ///
     /// # Errors
     /// As [`super::Log::watermarks`].
@@ -26,7 +26,8 @@ impl PostgresLog {
                              and record_offset >= start_offset and record_offset < start_offset + $2
                      where log_partition.id = $1
                          and appended_at < clock_timestamp() - retention_days * interval '1 day'
-                         and record_offset < (select min(coalesce(marked_offset, 0)) from log_assignment where partition_id = $1)
+                         and record_offset < (select next_offset from position
+                             where position.topic = log_partition.topic and position.partition = log_partition.partition)
                  ), moved as (
                      update log_partition set start_offset = until from bound where id = $1 and start_offset < until
                  ), removed as (

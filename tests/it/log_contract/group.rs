@@ -107,7 +107,7 @@ struct Worker {
 
 impl Worker {
     async fn begin(log: &Log, books: &Arc<Books>, holder: usize) -> Worker {
-        Worker::go_on(log.join(GROUP, CancellationToken::new()).await.unwrap(), books, holder)
+        Worker::go_on(log.join(GROUP, CancellationToken::new()).unwrap(), books, holder)
     }
 
     fn go_on(consumer: Consumer, books: &Arc<Books>, holder: usize) -> Worker {
@@ -285,7 +285,7 @@ async fn ends(site: &Site) -> Vec<i64> {
 async fn partitions_left_out_are_not_read_until_they_are_started(site: Site) {
     ten_in_each(&site).await;
     let ends = ends(&site).await;
-    let mut consumer = site.log.join(GROUP, CancellationToken::new()).await.unwrap();
+    let mut consumer = site.log.join(GROUP, CancellationToken::new()).unwrap();
     assigned(&mut consumer, |partition| (partition == builds(0)).then_some(ends[0] - 2)).await;
     let mut offsets = Vec::new();
     while offsets.len() < 2 {
@@ -303,7 +303,7 @@ async fn partitions_left_out_are_not_read_until_they_are_started(site: Site) {
 async fn held_partitions_are_not_read_until_they_are_started_and_stay_with_their_consumer(site: Site) {
     ten_in_each(&site).await;
     let before = ends(&site).await;
-    let mut consumer = site.log.join(GROUP, CancellationToken::new()).await.unwrap();
+    let mut consumer = site.log.join(GROUP, CancellationToken::new()).unwrap();
     assigned(&mut consumer, |partition| Some(if partition.topic == BUILDS { before[partition.partition as usize] } else { 0 })).await;
     consumer.hold(vec![builds(0)]);
     // ten more in each: those of the held partition do not come
@@ -332,7 +332,7 @@ async fn held_partitions_are_not_read_until_they_are_started_and_stay_with_their
 async fn starting_anew_shows_nothing_that_was_read_before(site: Site) {
     ten_in_each(&site).await;
     let end = ends(&site).await[0];
-    let mut consumer = site.log.join(GROUP, CancellationToken::new()).await.unwrap();
+    let mut consumer = site.log.join(GROUP, CancellationToken::new()).unwrap();
     assigned(&mut consumer, |partition| (partition == builds(0)).then_some(0)).await;
     for _ in 0..20 {
         let mut next_offset = 0;
@@ -353,7 +353,7 @@ async fn starting_anew_shows_nothing_that_was_read_before(site: Site) {
 async fn an_offset_that_the_log_does_not_hold_stops_only_its_partition(site: Site) {
     ten_in_each(&site).await;
     let ends = ends(&site).await;
-    let mut consumer = site.log.join(GROUP, CancellationToken::new()).await.unwrap();
+    let mut consumer = site.log.join(GROUP, CancellationToken::new()).unwrap();
     let beyond = ends[1] + 1000;
     assigned(&mut consumer, |partition| {
         [(builds(0), 0), (builds(1), beyond)].into_iter().find(|(one, _)| *one == partition).map(|(_, offset)| offset)
@@ -390,7 +390,7 @@ async fn an_offset_that_the_log_does_not_hold_stops_only_its_partition(site: Sit
 }
 
 async fn a_consumer_that_takes_nothing_for_long_keeps_its_partitions(site: Site) {
-    let mut consumer = site.log.join(GROUP, CancellationToken::new()).await.unwrap();
+    let mut consumer = site.log.join(GROUP, CancellationToken::new()).unwrap();
     assigned(&mut consumer, |_| Some(0)).await;
     // Far more batches than may wait, for longer than a member may go without polling (6 s) or its lease lasts (2 s).
     let begun = Instant::now();
@@ -415,7 +415,7 @@ async fn a_consumer_that_takes_nothing_for_long_keeps_its_partitions(site: Site)
 
 async fn partitions_that_went_while_nothing_was_taken_are_read_when_they_come_back(site: Site) {
     let books = Arc::new(Books::default());
-    let mut consumer = site.log.join(GROUP, CancellationToken::new()).await.unwrap();
+    let mut consumer = site.log.join(GROUP, CancellationToken::new()).unwrap();
     assigned(&mut consumer, |_| Some(0)).await;
     for topic in Topic::ALL {
         books.claim(1, &(0..PARTITIONS).map(|partition| TopicPartition { topic, partition }).collect::<Vec<_>>());
@@ -439,7 +439,7 @@ async fn partitions_that_went_while_nothing_was_taken_are_read_when_they_come_ba
 
 async fn a_consumer_that_is_told_to_stop_leaves(site: Site) {
     let stop = CancellationToken::new();
-    let mut consumer = site.log.join(GROUP, stop.clone()).await.unwrap();
+    let mut consumer = site.log.join(GROUP, stop.clone()).unwrap();
     assigned(&mut consumer, |_| None).await;
     stop.cancel();
     let ended = tokio::time::timeout(LONG, async {
@@ -450,7 +450,7 @@ async fn a_consumer_that_is_told_to_stop_leaves(site: Site) {
         }
     });
     assert_eq!(ended.await.expect("an end in time"), LogError::Stopped);
-    let mut other = site.log.join(GROUP, CancellationToken::new()).await.unwrap();
+    let mut other = site.log.join(GROUP, CancellationToken::new()).unwrap();
     assigned(&mut other, |_| None).await;
     other.leave().await;
 }

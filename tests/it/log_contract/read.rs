@@ -136,33 +136,25 @@ async fn offsets_that_are_missing_are_passed_over() {
 
 /// PostgreSQL only: on Kafka the broker does this.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_expired_and_read_by_every_group_is_removed() {
+async fn what_is_expired_and_recorded_is_removed() {
     let site = Site::new(Kind::Postgres).await;
     let (pool, partition) = (&site.database.as_ref().unwrap().pool, builds(twenty(&site).await));
     let Log::Postgres(log) = &site.log else { panic!("a log in PostgreSQL") };
-    // The first twelve are older than the retention; one group has read ten, another six.
+    // The first twelve are older than the retention; the ledger has recorded six, then all.
     sqlx::query("update log_record set appended_at = appended_at - interval '36 days' where record_offset < 12")
         .execute(pool)
         .await
         .unwrap();
-    assert_eq!(log.remove_expired(partition).await.unwrap(), 0, "nobody has read them");
-    for (group, marked) in [("one", 10_i64), ("other", 6)] {
-        sqlx::query("insert into log_group (name) values ($1)").bind(group).execute(pool).await.unwrap();
-        sqlx::query(
-            "insert into log_assignment (group_name, partition_id, marked_offset)
-             select $1, id, $2 from log_partition where topic = $3 and partition = $4",
-        )
-        .bind(group)
-        .bind(marked)
+    assert_eq!(log.remove_expired(partition).await.unwrap(), 0, "none is recorded");
+    sqlx::query("insert into position (topic, partition, epoch, start_offset, next_offset, moved_at) values ($1, $2, 1, 0, 6, now())")
         .bind(BUILDS.name())
         .bind(partition.partition)
         .execute(pool)
         .await
         .unwrap();
-    }
     assert_eq!(log.remove_expired(partition).await.unwrap(), 6);
     assert_eq!(site.log.watermarks(partition).await.unwrap(), (6, 20));
-    sqlx::query("update log_assignment set marked_offset = 20").execute(pool).await.unwrap();
+    sqlx::query("update position set next_offset = 20").execute(pool).await.unwrap();
     assert_eq!(log.remove_expired(partition).await.unwrap(), 6);
     assert_eq!(log.remove_expired(partition).await.unwrap(), 0, "the rest is young");
     assert_eq!(site.log.watermarks(partition).await.unwrap(), (12, 20));

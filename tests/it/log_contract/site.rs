@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::migrate::Migrate as _;
 use tallyline::log::{KafkaSettings, Log, PostgresLogSettings, Record};
 
 use super::{BUILDS, builds};
@@ -42,7 +41,7 @@ impl Site {
     pub async fn bare(kind: Kind) -> Site {
         if kind == Kind::Postgres {
             let database = support::database().await;
-            migrate(&database).await;
+            sqlx::migrate!().run(&database.pool).await.unwrap();
             let log = Log::postgres(database.pool.clone(), postgres_settings());
             return Site { kind, log, kafka: None, database: Some(Arc::new(database)) };
         }
@@ -95,14 +94,6 @@ impl Site {
         }
         all
     }
-}
-
-async fn migrate(database: &Database) {
-    let migrations = sqlx::migrate!();
-    let log = migrations.iter().find(|migration| migration.description == "log").expect("the log's migration");
-    let mut connection = database.pool.acquire().await.unwrap();
-    connection.ensure_migrations_table("_sqlx_migrations").await.unwrap();
-    connection.apply("_sqlx_migrations", log).await.unwrap();
 }
 
 /// Members that do not poll are missed as soon as the broker's default limits allow.

@@ -114,7 +114,7 @@ async fn a_postgres_log_that_was_truncated_stops() {
 #[tokio::test]
 async fn a_postgres_log_whose_tables_were_emptied_and_made_again_stops() {
     let (site, mut running) = recorded(Kind::Postgres).await;
-    let partitions = "truncate log_record, log_assignment, log_partition, log_topic";
+    let partitions = "truncate log_record, log_partition, log_topic";
     sqlx::query(partitions).execute(&site.ledger.pool).await.unwrap();
     site.migrate().await;
     fill(&site, 900).await;
