@@ -1,7 +1,6 @@
 //! A collector comes up: it takes the source's lease, introduces the source, and learns where the last one left off.
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
-use std::time::Instant;
 
 use chrono::{DateTime, SubsecRound, Utc};
 use uuid::Uuid;
@@ -71,8 +70,6 @@ pub struct Collector {
     pub(super) passes_ahead: VecDeque<(u64, i64)>,
     /// Partitions that ended before the ledger's position when the last pass looked: nothing is claimed while there are any.
     pub(super) behind: BTreeSet<TopicPartition>,
-    /// When the log was last seen to hold the last record that was read of a partition.
-    pub(super) looked_at: HashMap<TopicPartition, Instant>,
     /// The last pass of this process, by id and beginning: a ledger without it was restored from a backup.
     pub(super) previous: Option<(i64, DateTime<Utc>)>,
     pub(super) proof: Proof,
@@ -138,7 +135,6 @@ impl Collector {
             pass_in_ledger: 0,
             passes_ahead: VecDeque::new(),
             behind: BTreeSet::new(),
-            looked_at: HashMap::new(),
             previous: None,
             proof: Proof::default(),
         };

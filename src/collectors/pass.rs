@@ -1,7 +1,6 @@
 //! One pass over coderd's database.
 
 use std::collections::{BTreeSet, HashMap};
-use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
 
@@ -15,11 +14,7 @@ use super::take::Appended;
 use super::{licenses, runtime};
 use crate::coderd::{Catalog, Horizon, LicenseRow, Reader};
 use crate::event::{Topic, TopicPartition};
-use crate::ledger::{Claim, LicenseChange, NewPass, fingerprint};
-use crate::log::LogError;
-
-/// A partition's last record is looked for again after this.
-const LOOK_AGAIN: Duration = Duration::from_secs(60);
+use crate::ledger::{LicenseChange, NewPass};
 
 /// A pass reaches back over the whole overlap this often.
 const OVERLAP_EVERY: TimeDelta = TimeDelta::minutes(1);
@@ -65,7 +60,7 @@ pub(super) struct Bounds {
 struct Ends {
     /// The end of each partition that is not empty.
     offsets: Vec<(TopicPartition, i64)>,
-    /// Partitions that end before the ledger's position, or are others than the ledger has read.
+    /// Partitions that end before the ledger's position.
     behind: BTreeSet<TopicPartition>,
 }
 
@@ -176,18 +171,15 @@ impl Collector {
     }
 
     /// The ends of all partitions: whatever this and earlier passes appended, by this process or another, lies before them.
-    async fn ends(&mut self, mut ends: HashMap<TopicPartition, i64>) -> Result<Ends, CollectError> {
+    async fn ends(&self, mut ends: HashMap<TopicPartition, i64>) -> Result<Ends, CollectError> {
         // The positions first: an end that is asked for afterwards lies at or beyond them, unless the topic is another one.
-        let positions = self.ledger.in_time(self.ledger.standings()).await?;
+        let positions: HashMap<TopicPartition, i64> = self.ledger.in_time(self.ledger.positions()).await?.into_iter().collect();
         let mut behind = BTreeSet::new();
         for topic in Topic::ALL {
             for partition in self.log.partitions(topic).await? {
                 let partition = TopicPartition { topic, partition };
                 let (_, end) = self.log.watermarks(partition).await?;
-                let position = positions.iter().find(|position| position.partition == partition);
-                if let Some(position) = position
-                    && (end < position.next_offset || end == position.next_offset && self.is_another(position).await?)
-                {
+                if positions.get(&partition).is_some_and(|position| end < *position) {
                     behind.insert(partition);
                 }
                 let known = ends.entry(partition).or_default();
@@ -197,27 +189,6 @@ impl Collector {
         let mut offsets: Vec<(TopicPartition, i64)> = ends.into_iter().filter(|(_, end)| *end > 0).collect();
         offsets.sort_unstable();
         Ok(Ends { offsets, behind })
-    }
-
-    /// Whether the log no longer holds the last record that was read. Asked where the ledger seems to have read all: only there could a topic that
-    /// was made anew and has grown to the same end pass for the one that was read.
-    async fn is_another(&mut self, position: &Claim) -> Result<bool, CollectError> {
-        let Some(last) = position.last else { return Ok(false) };
-        if self.looked_at.get(&position.partition).is_some_and(|looked_at| looked_at.elapsed() < LOOK_AGAIN) {
-            return Ok(false);
-        }
-        match self.log.read(position.partition, last.offset, 1).await {
-            Ok(found)
-                if found.first().is_some_and(|record| record.offset == last.offset && fingerprint(&record.message) == last.fingerprint) =>
-            {
-                self.looked_at.insert(position.partition, Instant::now());
-                Ok(false)
-            }
-            Ok(_) => Ok(true),
-            // retention has passed it
-            Err(LogError::OutOfRange { start, .. }) if last.offset < start => Ok(false),
-            Err(error) => Err(error.into()),
-        }
     }
 
     /// Records the pass. One that cannot be compared with the ledger counts as no full sweep, or the source would pass for backfilled.

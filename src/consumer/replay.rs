@@ -20,9 +20,6 @@ const BATCH_RECORDS: usize = 2_000;
 /// Partitions looked at at a time: a look at Kafka is mostly waiting.
 const LOOKS: usize = 8;
 
-/// While a partition is read, it is looked for again whether this is still its log, at most this often, as live consumption does.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
-
 /// What a replay would do to one range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ForeseenRange {
@@ -108,8 +105,7 @@ impl Replay {
         let mut found = Vec::with_capacity(ranges.len());
         for range in ranges {
             let (mut reading, mut counts, mut new_refused) = (*range, Counts::default(), 0);
-            let mut looked_at = None;
-            while let Some((mut arrivals, next_offset)) = self.batch(&reading, BATCH_RECORDS, &mut looked_at).await? {
+            while let Some((mut arrivals, next_offset)) = self.batch(&reading, BATCH_RECORDS).await? {
                 if stop.is_cancelled() {
                     return Err(ReplayError::Interrupted);
                 }
@@ -140,8 +136,8 @@ impl Replay {
         let limit = BATCH_RECORDS.min(usize::try_from(records_per_second).unwrap_or(BATCH_RECORDS)).max(1);
         let mut due = Instant::now();
         for range in ranges {
-            let (mut range, mut looked_at) = (*range, None);
-            while let Some((arrivals, next_offset)) = self.batch(&range, limit, &mut looked_at).await? {
+            let mut range = *range;
+            while let Some((arrivals, next_offset)) = self.batch(&range, limit).await? {
                 // no burst after a pause: what was not used of the rate is gone
                 due = due.max(Instant::now());
                 if stop.is_cancelled() {
@@ -188,14 +184,8 @@ impl Replay {
         }
     }
 
-    /// Records from here to at most the range's end; none is left when the range is done. They are of the log that the ledger has read: one that
-    /// was made anew does not become the old one again, so whoever looks after reading knows what was read.
-    async fn batch(
-        &self,
-        range: &ReplayRange,
-        limit: usize,
-        looked_at: &mut Option<Instant>,
-    ) -> Result<Option<(Vec<Arrival>, i64)>, ReplayError> {
+    /// Records from here to at most the range's end; none once the range is done.
+    async fn batch(&self, range: &ReplayRange, limit: usize) -> Result<Option<(Vec<Arrival>, i64)>, ReplayError> {
         if range.next_offset >= range.end_offset {
             return Ok(None);
         }
@@ -203,10 +193,6 @@ impl Replay {
         let no_answer =
             |_| LogError::Unreachable(format!("{}: no answer within {} s", range.partition, self.ledger.deadline.as_secs_f64()));
         let mut records = tokio::time::timeout(self.ledger.deadline, reading).await.map_err(no_answer)??;
-        if looked_at.is_none_or(|at| at.elapsed() >= LOOK_AGAIN) {
-            self.is_the_same_log(std::slice::from_ref(range)).await?;
-            *looked_at = Some(Instant::now());
-        }
         let full = records.len() == limit;
         records.retain(|record| record.offset < range.end_offset);
         // fewer than asked for: the range's end is reached, whatever gap lies before it

@@ -4,11 +4,10 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use super::{Consumer, GRACE, PositionFault, arrival, verify};
+use super::{Consumer, GRACE, arrival};
 use crate::cause;
 use crate::event::TopicPartition;
 use crate::ledger::{Arrival, Chain, Claim, RecordError, Refusal, Verdict, last_record};
@@ -17,12 +16,6 @@ use crate::waiting::Waits;
 
 /// That many records in a row that PostgreSQL refuses are more likely our own fault than theirs: the partition stops.
 const REFUSED_IN_A_ROW: u32 = 100;
-
-/// Before a batch is recorded, the record before it is looked for again unless that was done within this: a topic can be made anew while it is
-/// read, and Kafka's client reads on at the old offset. Making it anew and filling it up to there takes longer.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
-/// How long that look may take. A log that does not answer has not been made anew either.
-const LOOK: Duration = Duration::from_secs(2);
 
 /// The task that records a partition's batches, seen from the loop that feeds it.
 pub(super) struct Worker {
@@ -39,9 +32,8 @@ impl Worker {
         let (batches, incoming) = mpsc::channel(1);
         let (told, recorded) = mpsc::unbounded_channel();
         let partition = claim.partition;
-        // the position was looked at just now
         let finishing = CancellationToken::new();
-        let task = Task { consumer, claim, finishing: finishing.clone(), told, refused_in_a_row: 0, looked_at: Instant::now() };
+        let task = Task { consumer, claim, finishing: finishing.clone(), told, refused_in_a_row: 0 };
         Worker { batches, recorded, partition, finishing, task: tokio::spawn(task.run(incoming, faulty)) }
     }
 
@@ -78,8 +70,6 @@ struct Task {
     finishing: CancellationToken,
     told: mpsc::UnboundedSender<i64>,
     refused_in_a_row: u32,
-    /// When the log was last seen to be the one that was read before.
-    looked_at: Instant,
 }
 
 /// Why a worker gives up.
@@ -103,11 +93,7 @@ impl Task {
             let (log, signed_from) = (&self.consumer.log, self.claim.signed_from);
             let read = |record| arrival::verified(log, signed_from, topic, record);
             let arrivals: Vec<Arrival> = batch.records.into_iter().map(read).collect();
-            let recorded = match self.look_again().await {
-                Ok(()) => self.record(arrivals, next_offset).await,
-                Err(fault) => Err(GiveUp::Stop(fault.to_string())),
-            };
-            match recorded {
+            match self.record(arrivals, next_offset).await {
                 Ok(()) => {
                     let _ = self.told.send(next_offset);
                 }
@@ -122,20 +108,6 @@ impl Task {
                 }
             }
         }
-    }
-
-    /// Whether the log still holds the last record that was read from it.
-    async fn look_again(&mut self) -> Result<(), PositionFault> {
-        if self.looked_at.elapsed() < LOOK_AGAIN {
-            return Ok(());
-        }
-        match tokio::time::timeout(LOOK, verify::position(&self.consumer.log, &self.claim)).await {
-            // what retention has passed meanwhile is in this batch
-            Ok(Ok(()) | Err(verify::Problem::Fault(PositionFault::BeforeStart { .. }))) => self.looked_at = Instant::now(),
-            Ok(Err(verify::Problem::Fault(fault))) => return Err(fault),
-            Ok(Err(verify::Problem::Log(_))) | Err(_) => {}
-        }
-        Ok(())
     }
 
     /// Records a batch, however long the ledger is away. What was recorded already is left out.

@@ -76,16 +76,6 @@ async fn a_kafka_topic_recreated_with_fewer_records_stops() {
 }
 
 #[tokio::test]
-async fn a_kafka_topic_recreated_with_more_records_stops() {
-    let (site, mut running) = recorded(Kind::Kafka).await;
-    delete_topic(&site, Topic::WorkspaceBuilds).await;
-    recreate(&site).await;
-    fill(&site, 900).await;
-    stopped_while_the_others_go_on(&site, &running, "recreated", 60).await;
-    running.ends_in_order().await;
-}
-
-#[tokio::test]
 async fn a_kafka_topic_recreated_while_nobody_looked_stops_and_is_said_by_every_command() {
     let (site, mut running) = recorded(Kind::Kafka).await;
     running.ends_in_order().await;

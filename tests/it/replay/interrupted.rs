@@ -8,14 +8,14 @@ use tallyline::clock::Clock;
 use tallyline::event::{Message, Topic};
 use tallyline::ledger::{Ledger, LedgerSettings};
 use tallyline::log::{KafkaSettings, Log, PostgresLogSettings};
-use tallyline::operations::{LogRange, OperationError, ReplayExecution, Step};
+use tallyline::operations::{LogRange, OperationError, Step};
 use tokio_util::sync::CancellationToken;
 
 use crate::support::ledger::{DEPLOYMENT, desk, noon, usage};
 use crate::support::process::{Process, tallyline};
 use crate::support::{self, Database, database, eventually};
 
-use super::{SOON, Site, actor, license, sum};
+use super::{SOON, Site, license, sum};
 
 #[tokio::test]
 async fn a_partition_begun_anew_in_the_middle_ends_the_replay() {
@@ -142,31 +142,4 @@ async fn a_log_that_is_not_the_one_that_was_read_is_not_replayed() {
     let range = LogRange { topics: vec![], from: "earliest".into(), until: "latest".into() };
     let planned = site.desk.plan_replay(&range, |_: Step| {}, &CancellationToken::new()).await;
     assert!(matches!(planned, Err(OperationError::Forbidden(_))), "{planned:?}");
-}
-
-#[tokio::test]
-async fn a_log_made_anew_in_the_middle_ends_the_replay() {
-    let site = Site::new().await;
-    site.append(Topic::AgentUsage, &(0..60).map(|n| usage(DEPLOYMENT, n)).collect::<Vec<_>>()).await;
-    site.consume().await;
-    let plan = site.plan(&[]).await;
-    // at five a second it waits a second after each five
-    let request = ReplayExecution { hash: plan.hash, records_per_second: Some(5) };
-    let begun = std::sync::Arc::new(tokio::sync::Notify::new());
-    let told = begun.clone();
-    let progress = move |step: Step| {
-        if step.doing == "replaying" {
-            told.notify_one();
-        }
-    };
-    let made_anew = async {
-        begun.notified().await;
-        sqlx::query("update log_record set payload = '{}'").execute(&site.desk.ledger.pool).await.unwrap();
-    };
-    let (actor, stop) = (actor(), CancellationToken::new());
-    let (executed, ()) = tokio::join!(site.desk.execute_replay(&request, &actor, progress, &stop), made_anew);
-    let executed = executed.unwrap_err();
-    assert!(matches!(&executed, OperationError::Forbidden(message) if message.contains("recover")), "{executed:?}");
-    let rejects: i64 = sqlx::query_scalar("select count(*) from reject").fetch_one(&site.desk.ledger.pool).await.unwrap();
-    assert_eq!(rejects, 0, "a record of another log was recorded");
 }
