@@ -4,28 +4,9 @@
 create table ledger (
     singleton boolean primary key default true constraint ledger_is_one_row check (singleton),
     incarnation uuid not null default gen_random_uuid(),
-    -- which database, server and timeline it was last seen in: one that is found in another was restored, copied or failed over
-    place text,
     next_sequence bigint not null default 1
 );
 insert into ledger default values;
-
--- Database, server and timeline, as they tell themselves. Where that is not allowed the database alone: a failover is not seen then, a restore is by
--- its batches.
-create function actual_place() returns text language plpgsql stable as $$
-declare
-    database text := (select oid from pg_database where datname = current_database());
-begin
-    return (select database || ' ' || system_identifier || ' ' || timeline_id from pg_control_system(), pg_control_checkpoint());
-exception when insufficient_privilege then
-    return database;
-end
-$$;
-
--- Whether that is another place than this, as far as both are known: who may ask for less must not take it for another.
-create function is_elsewhere(seen text) returns boolean language sql stable as $$
-    select not (starts_with(here || ' ', seen || ' ') or starts_with(seen || ' ', here || ' ')) from actual_place() here
-$$;
 
 -- Whatever a fold, an export or a close reads belongs to a batch.
 create table batch (

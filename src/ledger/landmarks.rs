@@ -31,22 +31,6 @@ pub enum Acquaintance {
 }
 
 impl Ledger {
-    /// The ledger's identity, and where it was last seen, if it is somewhere else now. A ledger that was never seen is seen here; who may ask for
-    /// more of the place than was seen says more.
-    ///
-    /// # Errors
-    /// The database's.
-    pub async fn place_before(&self) -> Result<Option<(Uuid, String)>, sqlx::Error> {
-        let seen = sqlx::query_as("select incarnation, place from ledger where is_elsewhere(place)");
-        let elsewhere = seen.fetch_optional(&self.pool).await?;
-        if elsewhere.is_none() {
-            let first =
-                sqlx::query("update ledger set place = actual_place() where place is null or starts_with(actual_place(), place || ' ')");
-            first.execute(&self.pool).await?;
-        }
-        Ok(elsewhere)
-    }
-
     /// Identity and highest sequence of one moment, and whether the ledger is the one that had this batch.
     ///
     /// # Errors

@@ -27,13 +27,6 @@ pub enum Restored {
         /// When the last record before that came to the log, where the log still has it: so far the lost time reaches, at least.
         read_until: Option<DateTime<Utc>>,
     },
-    /// It was last seen in another place than where it is: it was restored, copied or failed over, and may have lost its newest batches.
-    Place {
-        /// The ledger's identity at that time.
-        incarnation: Uuid,
-        /// Database, server and timeline, as far as they were told.
-        place: String,
-    },
     /// An operator says so.
     Said {
         /// Of this incarnation.
@@ -47,9 +40,7 @@ impl Restored {
     fn incarnation(&self) -> Uuid {
         match self {
             Restored::Batch(landmark) => landmark.incarnation,
-            Restored::Position { incarnation, .. } | Restored::Place { incarnation, .. } | Restored::Said { incarnation, .. } => {
-                *incarnation
-            }
+            Restored::Position { incarnation, .. } | Restored::Said { incarnation, .. } => *incarnation,
         }
     }
 }
@@ -64,9 +55,6 @@ impl std::fmt::Display for Restored {
                 write!(f, "it had read {partition} up to {next_offset}")?;
                 read_until.map_or(Ok(()), |until| write!(f, ", a record of {until}"))?;
                 f.write_str(", and stands before it")
-            }
-            Restored::Place { place, .. } => {
-                write!(f, "it was last seen in database, server and timeline {place}, and is in another: what it has lost is not known")
             }
             Restored::Said { .. } => f.write_str("an operator says so"),
         }
@@ -142,8 +130,7 @@ impl Ledger {
         if !is_so(&mut tx, restored).await? {
             return Ok(false);
         }
-        let another = "update ledger set incarnation = gen_random_uuid(), place = actual_place()";
-        sqlx::query(another).execute(&mut *tx).await?;
+        sqlx::query("update ledger set incarnation = gen_random_uuid()").execute(&mut *tx).await?;
         let now = self.clock.now();
         // A backup may have been taken while an earlier recovery was open: this one waits for more.
         sqlx::query("update recovery set closed_at = $1 where closed_at is null").bind(now).execute(&mut *tx).await?;
@@ -215,10 +202,6 @@ async fn is_so(tx: &mut PgConnection, restored: &Restored) -> Result<bool, sqlx:
             let query = "select not exists (select from batch where sequence = $1 and id = $2 and recorded_at = $3)";
             let query = sqlx::query_scalar(query).bind(landmark.sequence).bind(landmark.batch_id).bind(landmark.recorded_at);
             query.fetch_one(tx).await
-        }
-        Restored::Place { place, .. } => {
-            let query = "select place = $1 and is_elsewhere(place) from ledger";
-            sqlx::query_scalar(query).bind(place).fetch_one(tx).await
         }
         Restored::Position { partition, next_offset, .. } => {
             let query = "select exists (select from position where topic = $1 and partition = $2 and next_offset < $3)";

@@ -8,7 +8,6 @@ use sqlx::Row;
 use tallyline::event::{Event, Payload, Topic};
 use tallyline::ledger::{Chain, Claim, Counts, Fact, Landmark, Ledger, LedgerSettings, NewAct, RecordError, Restored, Verdict};
 use tokio::task::JoinSet;
-use uuid::Uuid;
 
 use crate::support::ledger::{DEPLOYMENT, arrival, build, event, ledger, moved, noon, partition, refused, register, registered_ledger};
 
@@ -252,63 +251,6 @@ async fn data_that_postgres_cannot_keep_is_refused_and_not_tried_for_ever() {
         assert!(matches!(outcome, Err(RecordError::Refused(_))), "{outcome:?}");
     }
     ledger.record(&Chain::Live(claim), &[arrival(0, event(Topic::AgentUsage, 1))], 1).await.unwrap();
-}
-
-#[tokio::test]
-async fn a_ledger_whose_user_may_not_ask_for_the_server_knows_its_database() {
-    let (database, _ledger) = ledger().await;
-    let role = format!("plain_{}", Uuid::new_v4().simple());
-    let mut connection = database.pool.acquire().await.unwrap();
-    let place = "select actual_place()";
-    let before: String = sqlx::query_scalar(place).fetch_one(&mut *connection).await.unwrap();
-    assert_eq!(before.split(' ').count(), 3, "database, server, timeline: {before}");
-    for statement in
-        ["revoke execute on function pg_control_system() from public".to_owned(), format!("create role {role}"), format!("set role {role}")]
-    {
-        sqlx::query(sqlx::AssertSqlSafe(statement)).execute(&mut *connection).await.unwrap();
-    }
-    let after: String = sqlx::query_scalar(place).fetch_one(&mut *connection).await.unwrap();
-    assert_eq!(Some(after.as_str()), before.split(' ').next());
-    for statement in ["reset role".to_owned(), format!("drop role {role}")] {
-        sqlx::query(sqlx::AssertSqlSafe(statement)).execute(&mut *connection).await.unwrap();
-    }
-}
-
-#[tokio::test]
-async fn who_may_ask_for_less_of_the_place_takes_the_ledger_for_the_same() {
-    let (database, ledger) = ledger().await;
-    let role = format!("plain_{}", Uuid::new_v4().simple());
-    let rights = format!(
-        "revoke execute on function pg_control_system() from public; create role {role} login; grant select, update on ledger to {role}"
-    );
-    sqlx::raw_sql(sqlx::AssertSqlSafe(rights)).execute(&database.pool).await.unwrap();
-    let at = database.pool.connect_options();
-    let url = format!("postgres://{role}@{}:{}/{}", at.get_host(), at.get_port(), database.name);
-    let plain = Ledger::open(&LedgerSettings { url, connections: 1 }, ledger.clock.clone()).unwrap();
-    let both = [&plain, &ledger];
-    for first in both {
-        sqlx::query("update ledger set place = null").execute(&ledger.pool).await.unwrap();
-        assert_eq!(first.place_before().await.unwrap(), None, "never seen");
-        for again in [plain.place_before().await.unwrap(), ledger.place_before().await.unwrap(), plain.place_before().await.unwrap()] {
-            assert_eq!(again, None);
-        }
-        let told: bool = sqlx::query_scalar("select place = actual_place() from ledger").fetch_one(&ledger.pool).await.unwrap();
-        assert!(told, "who may ask for more says more");
-    }
-    // another database, and for who may ask another server
-    let elsewhere = async |place: &str| {
-        sqlx::query("update ledger set place = $1").bind(place).execute(&ledger.pool).await.unwrap();
-        both.map(|one| async { one.place_before().await.unwrap().is_some() })
-    };
-    let here: String = sqlx::query_scalar("select actual_place()").fetch_one(&ledger.pool).await.unwrap();
-    let words: Vec<&str> = here.split(' ').collect();
-    for (place, seen) in [("1".to_owned(), [true, true]), (format!("{} 1 1", words[0]), [false, true])] {
-        let [plain, full] = elsewhere(&place).await;
-        assert_eq!([plain.await, full.await], seen, "{place}");
-    }
-    plain.pool.close().await;
-    let gone = format!("drop owned by {role}; drop role {role}");
-    sqlx::raw_sql(sqlx::AssertSqlSafe(gone)).execute(&database.pool).await.unwrap();
 }
 
 #[tokio::test]

@@ -89,9 +89,8 @@ impl Lookout {
         }
     }
 
-    /// Where the ledger is, and how far the group was told that its partitions were read, after that was committed.
+    /// How far the group was told that its partitions were read, after that was committed.
     async fn first_look(&self) -> Result<(), OperationError> {
-        self.look_at_place().await?;
         let Some((incarnation, mark)) = marks::ahead(&self.desk).await?.into_iter().next() else { return Ok(()) };
         let read_until = marks::read_until(&self.desk, &mark).await;
         let restored = Restored::Position { incarnation, partition: mark.partition, next_offset: mark.next_offset, read_until };
@@ -131,20 +130,9 @@ impl Lookout {
         Ok(())
     }
 
-    /// Whether the ledger is where it was; false where it is not.
-    async fn look_at_place(&self) -> Result<bool, OperationError> {
-        let ledger = &self.desk.ledger;
-        let Some((incarnation, place)) = ledger.in_time(ledger.place_before()).await? else { return Ok(true) };
-        ledger.in_time(ledger.note_went_back(&Restored::Place { incarnation, place })).await?;
-        Ok(false)
-    }
-
-    /// Whether the ledger is where it was, and has the batch by which it is known; then one further on is remembered.
+    /// Whether the ledger has the batch by which it is known; then one further on is remembered.
     async fn recognise(&self, known: &mut Option<Landmark>) -> Result<(), OperationError> {
         let ledger = &self.desk.ledger;
-        if !self.look_at_place().await? {
-            return Ok(());
-        }
         let (head, acquaintance) = ledger.in_time(ledger.head_seen_from(known.as_ref())).await?;
         if let (Acquaintance::WentBack, Some(landmark)) = (acquaintance, *known) {
             ledger.in_time(ledger.note_went_back(&Restored::Batch(landmark))).await?;

@@ -14,7 +14,7 @@ async fn a_restored_ledger_is_seen_by_a_broker_that_comes_later_and_nothing_is_s
     let folder = TempDir::new().unwrap();
     let mut world = World::begin(Backend::Kafka).await;
     let backup = lost_part(&mut world, &folder).await;
-    world.restore_as_files(&backup).await;
+    world.site.database.restore(&backup).await;
     let (_turn, mut proxy) = proxy::kafka().await;
     let brokers = format!("kafka.brokers={}", proxy.address);
     let through = ["--set", brokers.as_str()];

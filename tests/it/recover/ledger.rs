@@ -114,20 +114,11 @@ async fn restored(backend: Backend, schema: SchemaVersion) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn processes_that_begin_after_the_restore_see_it_in_the_place() {
-    let folder = TempDir::new().unwrap();
-    let mut world = World::begin(Backend::Postgres).await;
-    let backup = lost_part(&mut world, &folder).await;
-    world.site.database.restore(&backup).await;
-    comes_back(&world, "last seen in database").await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn processes_that_begin_after_the_restore_see_it_in_the_groups_marks() {
     let folder = TempDir::new().unwrap();
     let mut world = World::begin(Backend::Kafka).await;
     let backup = lost_part(&mut world, &folder).await;
-    world.restore_as_files(&backup).await;
+    world.site.database.restore(&backup).await;
     // the lost time reaches at least to the records that were read after the backup
     let effect = world.plan("ledger").await["effect"].clone();
     let [newest, read_until] = [&effect["newest_batch_at"], &effect["had_read_until"]].map(|at| at.as_str().map(instant_of));
@@ -141,10 +132,6 @@ async fn an_operator_says_that_the_ledger_was_restored() {
     let mut world = World::begin(Backend::Postgres).await;
     let backup = lost_part(&mut world, &folder).await;
     world.site.database.restore(&backup).await;
-    // as where the files of a whole server were put back, the log's among them: nothing tells, but an operator
-    let place = "update ledger set place = actual_place()";
-    sqlx::query(place).execute(&world.site.database.pool).await.unwrap();
-    assert_eq!(world.site.ledger.place_before().await.unwrap(), None);
     sqlx::query(
         "update publication set event_created_at = now() - interval '31 days' where event_id in (select event_id from publication limit 3)",
     )

@@ -1,6 +1,5 @@
 //! A small deployment with all that Tallyline has beside it: a simulated coderd and vendor, a log, a ledger, and processes with one role each.
 
-use std::path::Path;
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -97,12 +96,6 @@ impl World {
             self.site.ledger.later_pass_is_in(source_id, newest).await.unwrap()
         })
         .await;
-    }
-
-    /// Restores the backup as where the files of a whole server were put back: the ledger does not see it by its place.
-    pub async fn restore_as_files(&self, backup: &Path) {
-        self.site.database.restore(backup).await;
-        sqlx::query("update ledger set place = null").execute(&self.site.database.pool).await.unwrap();
     }
 
     pub async fn count(&self, query: &'static str) -> i64 {
