@@ -120,7 +120,7 @@ impl KnownSources {
         }
         let asked = tokio::time::timeout(ANSWER, ask(&api.ledger)).await.map_err(|_| "no answer in time".to_owned())?;
         let (head, recovering, sources) = asked.map_err(|error| crate::cause::text(&error))?;
-        if reached(api, head).await && api.looked.get().is_some() {
+        if reached(api, head).await {
             let known = Known { head, recovering, sources, reached_at: Instant::now() };
             *self.known.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(known));
         }

@@ -80,8 +80,6 @@ pub struct Api {
     pub stopped_partitions: Option<Arc<Mutex<BTreeMap<TopicPartition, String>>>>,
     /// coderd's database; absent where this process does not collect.
     pub coderd: Option<coderd::Database>,
-    /// Set once this process has looked whether the ledger was restored from a backup: before, it knows of no sources to show.
-    pub looked: Arc<OnceLock<()>>,
     /// How this process's publisher stands, once it has begun; absent where this process does not publish.
     pub publisher: Option<Arc<OnceLock<publisher::Shown>>>,
     /// What operators have paused.
@@ -109,7 +107,6 @@ impl Api {
             coderd: self.coderd.clone(),
             publisher: self.publisher.clone(),
             paused: self.paused.clone(),
-            looked: self.looked.clone(),
         }
     }
 }

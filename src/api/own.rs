@@ -51,8 +51,6 @@ pub struct Own {
     pub publisher: Option<Arc<OnceLock<publisher::Shown>>>,
     /// What operators have paused.
     pub paused: Paused,
-    /// Set once this process has looked whether the ledger was restored from a backup: before, its roles do not begin.
-    pub looked: Arc<OnceLock<()>>,
 }
 
 /// One listener, bound: requests wait until [`OwnServer::run`].

@@ -118,7 +118,6 @@ async fn dependencies(probe: &Probe) -> BTreeMap<&'static str, Check> {
         source(probe),
     );
     let mut checks = BTreeMap::from([("ledger", ledger), ("log", log), ("pauses", pauses(own))]);
-    checks.extend(first_look(own).map(|check| ("first_look", check)));
     checks.extend(recovery(own).await.map(|check| ("recovery", check)));
     checks.extend(coderd.map(|check| ("coderd", check)));
     checks.extend(publisher(own).map(|check| ("publisher", check)));
@@ -194,13 +193,6 @@ async fn projections(serving: &Serving) -> Check {
             Check::missing(format!("{why}: the ledger's end was not reached for {} seconds", serving.settings.fresh.as_secs()))
         }
     }
-}
-
-/// Only until it is known whether the ledger was restored from a backup.
-fn first_look(own: &Own) -> Option<Check> {
-    let known = own.looked.get().is_some();
-    (!known)
-        .then(|| Check::missing("whether the ledger was restored is not known yet: nothing is shown, sent or read before the log says it"))
 }
 
 /// Only while a ledger that was restored from a backup catches up.

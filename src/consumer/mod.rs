@@ -6,6 +6,7 @@
 mod arrival;
 mod cutover;
 mod gaps;
+mod marks;
 mod progress;
 mod replay;
 mod telemetry;
@@ -13,6 +14,7 @@ mod verify;
 mod worker;
 
 pub use arrival::{read, read_from};
+pub use marks::mark_ahead;
 pub use progress::{Progress, Stall};
 pub use replay::{ForeseenRange, Replay, ReplayError};
 pub use telemetry::ConsumerTelemetry;
@@ -22,7 +24,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{OnceCell, mpsc};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -207,12 +209,24 @@ impl Consumer {
         anyhow::anyhow!("{partition} has stood at {position} for {stalled_seconds} seconds, and the log ends at {log_end}")
     }
 
-    /// Claims the partition in the ledger and checks that the log still is the one that its position speaks of. What may pass is waited for: one
-    /// partition that has no leader holds up no other.
-    async fn start(self, partition: TopicPartition) -> Claim {
+    /// Compares the group's marks with the ledger's positions. Where a mark is ahead, the ledger was
+    /// restored from a backup, and a recovery is opened.
+    ///
+    /// # Errors
+    /// The log or the ledger does not answer: nothing is known then.
+    pub async fn compare_marks(&self) -> anyhow::Result<()> {
+        if let Some(restored) = mark_ahead(&self.log, &self.ledger, &self.group).await? {
+            self.ledger.in_time(self.ledger.note_went_back(&restored)).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes the partition and checks that the log still is the one that its position refers to. A
+    /// passing fault is waited for: a partition without a leader delays no other.
+    async fn start(self, partition: TopicPartition, marks: Arc<OnceCell<()>>) -> Claim {
         let mut waits = Waits::new(Duration::from_millis(200), Duration::from_secs(10));
         loop {
-            let problem = match self.claim(partition).await {
+            let problem = match self.take(partition, &marks).await {
                 Ok(claim) => match verify::position(&self.log, &claim).await {
                     Ok(()) => return claim,
                     Err(verify::Problem::Fault(fault)) => {
@@ -227,6 +241,13 @@ impl Consumer {
             self.not_started(partition, &problem);
             tokio::time::sleep(waits.next_wait()).await;
         }
+    }
+
+    /// Claims the partition in the ledger once the group's marks are compared, for all partitions of an
+    /// assignment together. Later this member's own marks would hide that the ledger went back.
+    async fn take(&self, partition: TopicPartition, marks: &OnceCell<()>) -> anyhow::Result<Claim> {
+        marks.get_or_try_init(|| self.compare_marks()).await?;
+        self.claim(partition).await
     }
 
     async fn claim(&self, partition: TopicPartition) -> anyhow::Result<Claim> {
@@ -310,11 +331,12 @@ impl Ours {
 
     /// Begins with each partition that is not paused.
     fn start(&mut self, consumer: &Consumer, partitions: &[TopicPartition]) {
+        let marks = Arc::default();
         for partition in partitions {
             if consumer.paused.of_topic(partition.topic).is_some() {
                 self.held.insert(*partition);
             } else {
-                self.starts.insert(*partition, self.started.spawn(consumer.clone().start(*partition)));
+                self.starts.insert(*partition, self.started.spawn(consumer.clone().start(*partition, Arc::clone(&marks))));
             }
         }
     }

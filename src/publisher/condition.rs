@@ -16,8 +16,6 @@ use crate::ledger::PublishRefusal;
 pub enum Condition {
     /// Not a cycle yet.
     Starting,
-    /// Whether the ledger was restored from a backup is not known yet: nothing is done before.
-    NotLooked,
     /// Its cycles end well.
     Working,
     /// No coderd database is configured, so there is neither a license nor a last look: nothing is published. Healthy.
@@ -48,12 +46,7 @@ impl Condition {
     pub fn is_healthy(&self) -> bool {
         !matches!(
             self,
-            Condition::NotLooked
-                | Condition::Refused(_)
-                | Condition::Recovering(_)
-                | Condition::Held(_)
-                | Condition::Failing(_)
-                | Condition::Stopped(_)
+            Condition::Refused(_) | Condition::Recovering(_) | Condition::Held(_) | Condition::Failing(_) | Condition::Stopped(_)
         )
     }
 }
@@ -62,9 +55,6 @@ impl fmt::Display for Condition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Condition::Starting => f.write_str("starting"),
-            Condition::NotLooked => f.write_str(
-                "waiting: whether the ledger was restored from a backup is not known yet, and what it calls pending may have been sent; the log and the ledger are being asked",
-            ),
             Condition::Working => f.write_str("working"),
             Condition::NoDatabase => f.write_str("nothing is published: no database of coderd is configured for this source"),
             Condition::NotIntroduced => f.write_str("nothing is published: no event of this source has come yet"),

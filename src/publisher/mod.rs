@@ -19,7 +19,6 @@ pub use settings::{Mode, PublisherError, Settings, UnknownMode};
 pub use telemetry::PublisherTelemetry;
 
 use std::collections::HashMap;
-use std::sync::OnceLock;
 use std::time::Duration;
 
 use chrono::{DateTime, SecondsFormat, Utc};
@@ -95,10 +94,14 @@ impl Publisher {
         self.condition.clone()
     }
 
-    /// Publishes until `stop`; then the request in hand is finished first, within the request's timeout. Nothing is leased, sent or settled before
-    /// `looked` is set: what a ledger calls pending that went back before this process began may have been sent.
-    pub async fn run(&mut self, looked: &OnceLock<()>, stop: &CancellationToken) {
-        self.wait_for_look(looked, stop).await;
+    /// Publishes until `stop`; then the request in flight is finished first, within the request's
+    /// timeout. Nothing is leased, sent or settled before `compare_marks` has succeeded: in a ledger that
+    /// went back before this process began, a pending publication may have been sent.
+    pub async fn run<F>(&mut self, compare_marks: impl Fn() -> F, stop: &CancellationToken)
+    where
+        F: Future<Output = anyhow::Result<()>>,
+    {
+        self.wait_for_marks(compare_marks, stop).await;
         if self.settings.mode == Mode::Sole {
             self.wait_for_tallyman(stop).await;
         }
@@ -148,11 +151,17 @@ impl Publisher {
         Ok(true)
     }
 
-    /// Before anything else it is known whether the ledger was restored from a backup: then a recovery is open, and holds everything.
-    async fn wait_for_look(&self, looked: &OnceLock<()>, stop: &CancellationToken) {
-        let mut waits = Waits::new(Duration::from_millis(50), Duration::from_secs(1));
-        while looked.get().is_none() {
-            self.condition.set(Condition::NotLooked);
+    /// Waits until the marks of the consumers' group are compared. Where one is ahead of the ledger, a
+    /// recovery is open then, and nothing is sent.
+    async fn wait_for_marks<F>(&self, compare_marks: impl Fn() -> F, stop: &CancellationToken)
+    where
+        F: Future<Output = anyhow::Result<()>>,
+    {
+        let mut waits = Waits::new(Duration::from_millis(500), Duration::from_secs(10));
+        while let Some(Err(fault)) = stop.run_until_cancelled(compare_marks()).await {
+            let why =
+                format!("whether the ledger was restored from a backup is not known: {}; waiting", crate::cause::text(fault.as_ref()));
+            self.condition.set(Condition::Failing(why));
             self.show_what_waits().await;
             if !waits.wait(stop).await {
                 return;

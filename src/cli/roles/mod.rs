@@ -36,9 +36,6 @@ pub struct Listening {
     pub metrics: SocketAddr,
 }
 
-/// Set once this process has looked whether the ledger was restored from a backup.
-type Looked = Arc<OnceLock<()>>;
-
 /// How this process's publisher stands, from when it begins.
 type Publishing = Arc<OnceLock<publisher::Shown>>;
 
@@ -49,7 +46,6 @@ struct Parts {
     collecting: collectors::Standing,
     publishing: Publishing,
     paused: Paused,
-    looked: Looked,
 }
 
 /// How long after the stop a role may still take: the batch in hand, open requests, the last snapshot.
@@ -70,8 +66,8 @@ pub async fn run(site: Site, stop: &CancellationToken, listening: impl FnOnce(Li
     let (hearing, paused) = pauses::Hearing::new(site.ledger.ledger.clone(), &registry).map_err(internal)?;
     let consumer = Consumer::new(site.log.log.clone(), site.ledger.ledger.clone(), &site.pipeline.log.group, telemetry);
     let consumer = Consumer { paused: paused.clone(), ..consumer.stalls_after(site.pipeline.consume.stall) };
-    let (collecting, publishing, looked) = (collectors::Standing::default(), Publishing::default(), Looked::default());
-    let parts = Parts { consumer, collecting, publishing, paused, looked };
+    let (collecting, publishing) = (collectors::Standing::default(), Publishing::default());
+    let parts = Parts { consumer, collecting, publishing, paused };
     let (grace, mut at) = (grace(&site), json!({}));
     if site.has(Role::Serve) {
         let server = serve::bind(&site, &registry, &parts).await?;
@@ -90,7 +86,7 @@ pub async fn run(site: Site, stop: &CancellationToken, listening: impl FnOnce(Li
             Ok(())
         });
     }
-    let lookout = Lookout::new(site.desk()?, parts.looked.clone());
+    let lookout = Lookout::new(site.desk()?);
     let hears = stop.clone();
     roles.spawn(async move {
         lookout.keep(&hears).await;
@@ -105,11 +101,7 @@ pub async fn run(site: Site, stop: &CancellationToken, listening: impl FnOnce(Li
     Ok(())
 }
 
-/// How often a role looks whether it may begin.
-const BEGIN: Duration = Duration::from_millis(100);
-
-/// The roles that need ledger and log before they can begin. None begins before it is known what is paused, and none reads before it is known
-/// whether the ledger was restored.
+/// The roles that need ledger and log before they can begin. None begins before it is known what is paused.
 async fn work(site: Site, registry: Registry, parts: Parts, hearing: pauses::Hearing, stop: CancellationToken) -> Result<(), Failure> {
     match site.wait(&stop).await {
         Err(failure) if failure.exit == Exit::Interrupted => return Ok(()),
@@ -122,35 +114,20 @@ async fn work(site: Site, registry: Registry, parts: Parts, hearing: pauses::Hea
     let grace = grace(&site);
     roles.spawn(hearing.run(stop.clone()));
     if site.has(Role::Consume) {
-        roles.spawn(once_known(parts.looked.clone(), stop.clone(), admit::run(site.clone(), stop.clone())));
+        roles.spawn(admit::run(site.clone(), stop.clone()));
         let (consumer, hears) = (parts.consumer.clone(), stop.clone());
-        let consume = async move {
+        roles.spawn(async move {
             consumer.run(&hears).await;
             Ok(())
-        };
-        roles.spawn(once_known(parts.looked.clone(), stop.clone(), consume));
+        });
     }
     if site.has(Role::Collect) {
-        roles.spawn(once_known(
-            parts.looked.clone(),
-            stop.clone(),
-            collect::run(site.clone(), registry.clone(), parts.clone(), stop.clone()),
-        ));
+        roles.spawn(collect::run(site.clone(), registry.clone(), parts.clone(), stop.clone()));
     }
     if site.has(Role::Publish) {
         roles.spawn(publish::run(site.clone(), registry, parts, stop.clone()));
     }
     end(roles, &stop, grace).await
-}
-
-/// A role that begins once it is known whether the ledger was restored.
-async fn once_known(looked: Looked, stop: CancellationToken, role: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
-    while looked.get().is_none() {
-        if stop.run_until_cancelled(tokio::time::sleep(BEGIN)).await.is_none() {
-            return Ok(());
-        }
-    }
-    role.await
 }
 
 /// How long the roles have after the stop. An answer of the vendor that is on its way is waited for: were it dropped, its events would be sent

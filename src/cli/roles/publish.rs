@@ -28,7 +28,7 @@ pub(super) async fn run(site: Site, registry: Registry, parts: Parts, stop: Canc
     let publisher = Publisher::new(site.ledger.ledger.clone(), settings, telemetry);
     let mut publisher = publisher.map_err(|error| Failure::new(Exit::Configuration, error))?;
     parts.publishing.get_or_init(|| publisher.condition());
-    publisher.run(&parts.looked, &stop).await;
+    publisher.run(|| parts.consumer.compare_marks(), &stop).await;
     Ok(())
 }
 

@@ -51,7 +51,6 @@ pub(super) async fn bind(site: &Site, registry: &Registry, parts: &Parts) -> Res
         registry: own.registry,
         stopped_partitions: own.stopped_partitions,
         coderd: own.coderd,
-        looked: parts.looked.clone(),
         publisher: own.publisher,
         paused: own.paused,
     };
@@ -77,7 +76,6 @@ fn own(site: &Site, registry: &Registry, parts: &Parts) -> Own {
         coderd: site.coderd.clone().filter(|_| site.has(Role::Collect)),
         publisher: site.has(Role::Publish).then(|| parts.publishing.clone()),
         paused: parts.paused.clone(),
-        looked: parts.looked.clone(),
     }
 }
 

@@ -7,8 +7,9 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::super::{Desk, OperationError};
-use super::marks;
+use crate::cause;
 use crate::coderd::Database;
+use crate::consumer::mark_ahead;
 use crate::ledger::{ActFilter, NewAct, Recovering, Restored, collector_lease};
 use crate::log::Log;
 use crate::publisher::sendable_after;
@@ -157,18 +158,14 @@ async fn is_not_there(desk: &Desk, id: Uuid) -> Result<(), OperationError> {
 }
 
 async fn had_read_until(desk: &Desk) -> Option<DateTime<Utc>> {
-    let ahead = match marks::ahead(desk).await {
-        Ok(ahead) => ahead,
+    match mark_ahead(&desk.log, &desk.ledger, &desk.group).await {
+        Ok(Some(Restored::Position { read_until, .. })) => read_until,
+        Ok(_) => None,
         Err(error) => {
-            tracing::warn!(%error, "how far the log had been read is not known");
-            return None;
+            tracing::warn!(error = cause::text(error.as_ref()), "how far the log had been read is not known");
+            None
         }
-    };
-    let mut until = None;
-    for (_, mark) in &ahead {
-        until = until.max(marks::read_until(desk, mark).await);
     }
-    until
 }
 
 async fn records_to_read(desk: &Desk) -> Result<i64, OperationError> {

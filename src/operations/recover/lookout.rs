@@ -2,7 +2,6 @@
 //!
 //! Whatever is done here is done once, whichever process does it.
 
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -11,36 +10,23 @@ use uuid::Uuid;
 
 use super::super::{Desk, OperationError};
 use super::ledger::{is_of, marked_as_published};
-use super::marks;
 use crate::event::{Topic, TopicPartition};
 use crate::ledger::{Acquaintance, Landmark, Recovering, Restored, Settlement};
 use crate::log::LogError;
-use crate::waiting::Waits;
 
 /// How often it looks.
 const LOOK: Duration = Duration::from_secs(1);
-/// The longest wait between two first looks: so long after the log is back nothing is shown or sent yet, at most.
-const FIRST_LOOK: Duration = Duration::from_secs(10);
 /// Publications settled in one transaction.
 const SETTLED_AT_ONCE: usize = 500;
 /// So many looks in a row fail before it is told.
 const TOLD_AFTER: u32 = 10;
-/// So many first looks fail before it is told: a new group's coordinator takes a moment.
-const FIRST_TOLD_AFTER: u32 = 3;
-/// And so many more before it is told again.
-const TOLD_AGAIN_AFTER: u32 = 30;
 
-/// One process's lookout.
-///
-/// At a start nothing is remembered, and only the marks of the consumers' group may tell that the ledger went back. They are asked for until the
-/// log answers, however long that takes. Until then this process shows no domain series and no source's completeness, sends nothing to the vendor,
-/// and reads neither log nor coderd: a consumer's own marks would take the place of those that tell. License questions are answered from memory
-/// as ever, and say how fresh they are. A log in PostgreSQL has no marks, and holds nothing back.
+/// One process's lookout. It remembers the newest batch that it saw: a ledger without it went back.
+/// At a start it remembers none; consumers and publishers compare the marks of the consumers' group.
 pub struct Lookout {
     desk: Desk,
     /// Names this process where it settles publications.
     holder: String,
-    looked: Arc<OnceLock<()>>,
 }
 
 /// What the looks before have left.
@@ -53,52 +39,14 @@ struct Remembered {
 }
 
 impl Lookout {
-    /// A lookout that has not looked yet. `looked` is set once it knows whether the ledger went back before this process began.
+    /// A lookout that has not looked yet.
     #[must_use]
-    pub fn new(desk: Desk, looked: Arc<OnceLock<()>>) -> Self {
-        Lookout { desk, holder: Uuid::new_v4().to_string(), looked }
+    pub fn new(desk: Desk) -> Self {
+        Lookout { desk, holder: Uuid::new_v4().to_string() }
     }
 
     /// Looks until `stop`.
     pub async fn keep(self, stop: &CancellationToken) {
-        tokio::join!(self.look_first(stop), self.look_always(stop));
-    }
-
-    async fn look_first(&self, stop: &CancellationToken) {
-        let mut waits = Waits::new(LOOK, FIRST_LOOK);
-        let mut failures = 0;
-        while let Some(looked) = stop.run_until_cancelled(self.first_look()).await {
-            match looked {
-                Ok(()) => {
-                    self.looked.get_or_init(|| ());
-                    if failures >= FIRST_TOLD_AFTER {
-                        info!("whether the ledger was restored is known: all goes on");
-                    }
-                    return;
-                }
-                Err(error) => {
-                    failures += 1;
-                    if failures % TOLD_AGAIN_AFTER == FIRST_TOLD_AFTER {
-                        warn!(%error, "whether the ledger was restored is not known yet: nothing is shown, sent or read before the log says it");
-                    }
-                }
-            }
-            if !waits.wait(stop).await {
-                return;
-            }
-        }
-    }
-
-    /// How far the group was told that its partitions were read, after that was committed.
-    async fn first_look(&self) -> Result<(), OperationError> {
-        let Some((incarnation, mark)) = marks::ahead(&self.desk).await?.into_iter().next() else { return Ok(()) };
-        let read_until = marks::read_until(&self.desk, &mark).await;
-        let restored = Restored::Position { incarnation, partition: mark.partition, next_offset: mark.next_offset, read_until };
-        self.desk.ledger.in_time(self.desk.ledger.note_went_back(&restored)).await?;
-        Ok(())
-    }
-
-    async fn look_always(&self, stop: &CancellationToken) {
         let (mut remembered, mut failures) = (Remembered::default(), 0);
         loop {
             match stop.run_until_cancelled(self.look(&mut remembered)).await {

@@ -6,7 +6,6 @@ mod coderd;
 mod kafka;
 mod ledger;
 mod lookout;
-mod marks;
 
 pub use coderd::{CoderdEffect, LostEvents};
 pub use kafka::{KafkaEffect, PartitionToBegin};

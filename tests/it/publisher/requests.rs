@@ -12,7 +12,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use uuid::Uuid;
 
-use super::world::{DEPLOYMENT, World, looked, start_time, usage};
+use super::world::{DEPLOYMENT, World, no_mark, start_time, usage};
 use crate::support::eventually;
 
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -217,7 +217,7 @@ async fn a_stop_lets_the_request_in_hand_be_finished() {
     let stop = world.stop.child_token();
     let (mut publisher, heard) = (world.publisher(), stop.clone());
     let condition = publisher.condition();
-    let running = tokio::spawn(async move { publisher.run(&looked(), &heard).await });
+    let running = tokio::spawn(async move { publisher.run(no_mark, &heard).await });
     eventually(DEADLINE, "a request is under way", || async {
         sqlx::query_scalar("select count(*) = 1 from publication_request").fetch_one(&world.ledger.pool).await.unwrap()
     })
@@ -241,7 +241,7 @@ async fn a_running_publisher_outlasts_faults() {
     let stop = world.stop.child_token();
     let (mut publisher, heard) = (world.publisher(), stop.clone());
     let condition = publisher.condition();
-    let running = tokio::spawn(async move { publisher.run(&looked(), &heard).await });
+    let running = tokio::spawn(async move { publisher.run(no_mark, &heard).await });
     eventually(DEADLINE, "it is published", || async { world.number_in("published").await == 1 }).await;
     world.add(&[usage("b", start_time())]).await;
     eventually(DEADLINE, "what comes later is published too", || async { world.number_in("published").await == 2 }).await;

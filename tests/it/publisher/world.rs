@@ -1,6 +1,5 @@
 //! A ledger, coderd's database and a vendor of a test's own.
 
-use std::sync::OnceLock;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -97,9 +96,9 @@ pub fn first_license() -> String {
     license(start_time() - TimeDelta::days(50), true)
 }
 
-/// A process that has looked whether the ledger went back.
-pub fn looked() -> OnceLock<()> {
-    OnceLock::from(())
+/// No mark is ahead of the ledger.
+pub async fn no_mark() -> anyhow::Result<()> {
+    Ok(())
 }
 
 /// One managed agent.

@@ -2,8 +2,8 @@
 
 mod again;
 mod at_once;
+mod away;
 mod coderd;
-mod first_look;
 mod kafka;
 mod ledger;
 mod scraped;

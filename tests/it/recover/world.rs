@@ -14,7 +14,7 @@ use crate::journey::simulated::{pipeline, vendor};
 use crate::journey::site::{Backend, Site};
 use crate::journey::story::{PACE, instant};
 use crate::support::process::{Ended, Process};
-use crate::support::{self, Database, eventually};
+use crate::support::{self, Database, Kafka, eventually};
 
 pub const SOON: Duration = Duration::from_secs(60);
 
@@ -37,6 +37,12 @@ impl World {
     }
 
     async fn begin_with(backend: Backend, more: &str) -> World {
+        let kafka = (backend == Backend::Kafka).then(support::kafka);
+        World::on(support::database().await, kafka, more).await
+    }
+
+    /// On servers of the test's own, with more lines of the pipeline file.
+    pub async fn on(database: Database, kafka: Option<Kafka>, more: &str) -> World {
         let coderd = support::database().await;
         let end = Clock::system().now() - TimeDelta::minutes(4);
         let start = end - TimeDelta::days(25);
@@ -48,7 +54,7 @@ impl World {
         simulation.advance_to(instant(start, end, 0.5)).await.unwrap();
         simulation.commit_held().await.unwrap();
         let tallyman = vendor(&simulation, Switches::default(), &CancellationToken::new()).await;
-        let site = Site::new(backend, &(pipeline(&coderd, &simulation, &tallyman, start, PACE) + more)).await;
+        let site = Site::on(database, kafka, &(pipeline(&coderd, &simulation, &tallyman, start, PACE) + more)).await;
         World { site, coderd, simulation, tallyman }
     }
 

@@ -11,7 +11,6 @@ mod rebuild;
 mod rejects;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use reqwest::StatusCode;
@@ -107,7 +106,6 @@ impl Site {
             registry,
             stopped_partitions: None,
             coderd: None,
-            looked: Arc::new(OnceLock::from(())),
             publisher: None,
             addresses,
             paused: Paused::never(),
