@@ -7,5 +7,7 @@ mod coderd;
 mod kafka;
 mod ledger;
 mod scraped;
+mod servers;
+mod standby;
 mod without;
 mod world;
