@@ -14,7 +14,7 @@ create table batch (
     -- taken at commit, so that sequence order is commit order without holes; null is seen by nobody but the transaction itself
     sequence bigint constraint batch_sequence_is_unique unique,
     kind text not null constraint batch_kind_is_known
-        check (kind in ('log', 'replay', 'source', 'licenses', 'pass', 'verdicts', 'operator')),
+        check (kind in ('log', 'replay', 'source', 'licenses', 'verdicts', 'operator')),
     recorded_at timestamptz not null,
     topic text,
     partition integer,
@@ -393,35 +393,64 @@ create table license (
     constraint license_has_claims_or_a_refusal check (not present or (claims is null) <> (refusal is null))
 );
 
--- A pass of a collector over its source, written when all that it found is acknowledged by the log.
+-- How far the collector of each source has come, one row a source: passes are progress, not facts, and add no batches.
+create table collector_progress (
+    source_id smallint primary key references source,
+    -- the newest pass, counted from 1 for each source, and its beginning: a collector goes on only from its own last pass
+    pass_id bigint not null default 0,
+    started_at timestamptz,
+    -- whether that pass reports completeness
+    reports boolean not null default false,
+    -- rows that passes found later than an earlier pass had reported to be complete
+    late bigint not null default 0,
+    -- when the newest full sweep began; null: none, or something was recovered since
+    swept_at timestamptz,
+    -- passes up to this one that were not settled are void: what they appended was lost with its topic, or rejected for its signature
+    void_pass_id bigint not null default 0,
+    -- of the settled passes: the newest full sweep, and how far the source is complete
+    swept_pass_id bigint not null default 0,
+    complete_until timestamptz,
+    runtime_complete_until timestamptz
+);
+-- A pass that is not settled. It is settled once the log has been read up to all of its offsets.
 create table collector_pass (
-    id bigint generated always as identity primary key,
-    batch_id bigint not null references batch,
-    source_id smallint not null references source,
-    started_at timestamptz not null,
-    -- what coderd committed before this instant is in the log; null: nothing can be claimed
+    source_id smallint not null references collector_progress,
+    pass_id bigint not null,
+    full_sweep boolean not null,
+    -- what coderd committed before this instant is in the log; null: not known
     complete_until timestamptz,
     -- the hour before which every hour has its runtime row or is over 7 days old
     runtime_complete_until timestamptz,
-    full_sweep boolean not null,
-    produced integer not null,
-    -- rows found later than an earlier pass had claimed to be complete
-    late integer not null,
-    -- what it appended was lost with its topic before it was read, or rejected for its signature: it claims nothing
-    void boolean not null default false
+    primary key (source_id, pass_id)
 );
-create index collector_pass_by_source on collector_pass (source_id, id);
--- The newest claim is found at once, also where no pass can claim anything.
-create index collector_pass_with_claim on collector_pass (source_id, id) where complete_until is not null;
-create index collector_pass_with_runtime_claim on collector_pass (source_id, id) where runtime_complete_until is not null;
--- The pass is in the ledger once every one of these positions is reached.
+-- Where the log ended after it: all that this and earlier passes appended lies before.
 create table collector_pass_offset (
-    pass_id bigint not null references collector_pass,
+    source_id smallint not null,
+    pass_id bigint not null,
     topic text not null,
     partition integer not null,
     next_offset bigint not null,
-    primary key (pass_id, topic, partition)
+    primary key (source_id, pass_id, topic, partition),
+    foreign key (source_id, pass_id) references collector_pass on delete cascade
 );
+
+-- Offsets of passes up to which the log is not read.
+create view unreached_offset as
+    select ahead.* from collector_pass_offset ahead left join position using (topic, partition)
+    where position.next_offset is null or position.next_offset < ahead.next_offset;
+
+-- How far a source is complete in the ledger, and its newest full sweep that is in it, as far as one topic's events go; null: all topics.
+create function completeness(of_source smallint, of_topic text)
+    returns table (swept_pass_id bigint, complete_until timestamptz, runtime_complete_until timestamptz) language sql stable as $$
+    select greatest(progress.swept_pass_id, max(pass.pass_id) filter (where full_sweep)),
+        greatest(progress.complete_until, max(pass.complete_until)),
+        greatest(progress.runtime_complete_until, max(pass.runtime_complete_until))
+    from collector_progress progress
+    cross join (select min(pass_id) as pass_id from unreached_offset
+                where source_id = of_source and (of_topic is null or topic = of_topic)) unreached
+    left join collector_pass pass on pass.source_id = of_source and (pass.pass_id < unreached.pass_id or unreached.pass_id is null)
+    where progress.source_id = of_source group by progress.source_id
+$$;
 
 -- Events that an audit misses: the source's collector fetches their rows in its next pass, whose recording removes the request.
 create table fetch_request (
@@ -435,12 +464,13 @@ create index fetch_request_by_age on fetch_request (source_id, requested_at, eve
 -- The latest request of a person for a full sweep of the source, and its progress.
 create table sweep_request (
     source_id smallint not null references source constraint sweep_request_is_unique primary key,
-    requested_at timestamptz not null,
     -- the collector's mark of the sweep that answers it; null: not begun
     begun_at timestamptz,
     rows_read bigint not null default 0,
-    -- the pass that was the sweep; null: not recorded
-    pass_id bigint references collector_pass,
+    -- the pass that was the sweep, what it appended, and how much of it was found late; null: not recorded
+    pass_id bigint,
+    appended integer,
+    late integer,
     constraint sweep_request_has_begun_before_its_pass check (pass_id is null or begun_at is not null)
 );
 

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::progress::Progress;
 use super::roles::Site;
 use super::{Context, Exit, Failure, PipelineArguments};
-use crate::ledger::{Ledger, Pausable, Source, SweepResult, collector_lease};
+use crate::ledger::{Ledger, Pausable, Source, SweepRequest, collector_lease};
 
 /// The ledger is asked this often for the progress.
 const LOOK: Duration = Duration::from_millis(500);
@@ -34,8 +34,13 @@ pub struct Arguments {
 struct Swept {
     deployment_id: Uuid,
     rows_read: i64,
-    #[serde(flatten)]
-    result: SweepResult,
+    pass_id: i64,
+    /// Events appended to the log.
+    appended: i32,
+    /// Of these, found later than an earlier pass had reported to be complete.
+    late: i32,
+    /// What coderd committed before this instant is in the ledger. None: not known.
+    complete_until: Option<DateTime<Utc>>,
 }
 
 pub(super) async fn run(collect: Collect, context: Context) -> Result<Exit, Failure> {
@@ -88,15 +93,17 @@ async fn watch(ledger: &Ledger, source: &Source, total: u64, progress: &Progress
     loop {
         let gone = || Failure::of(Exit::Refused, "the request is gone: was the ledger restored? Ask again");
         let request = ledger.in_time(ledger.sweep_request(source.id)).await?.ok_or_else(gone)?;
-        let rows = u64::try_from(request.rows_read).unwrap_or_default();
-        match request.pass_id {
+        let SweepRequest { rows_read, pass_id, appended, late } = request;
+        let rows = u64::try_from(rows_read).unwrap_or_default();
+        match pass_id {
             None => {
                 collector_runs(ledger, source).await?;
                 progress.at("reading coderd", rows, total.max(rows));
             }
-            Some(pass_id) if ledger.in_time(ledger.pass_is_in(pass_id)).await? => {
-                let result = ledger.in_time(ledger.sweep_result(pass_id)).await?;
-                return Ok(Swept { deployment_id: source.deployment_id, rows_read: request.rows_read, result });
+            Some(pass_id) if ledger.in_time(ledger.pass_is_in(source.id, pass_id)).await? => {
+                let complete_until = ledger.in_time(ledger.completeness(source.id)).await?.complete_until;
+                let (appended, late) = (appended.unwrap_or_default(), late.unwrap_or_default());
+                return Ok(Swept { deployment_id: source.deployment_id, rows_read, pass_id, appended, late, complete_until });
             }
             Some(_) => progress.at("recording what was appended", 0, rows),
         }
@@ -105,10 +112,9 @@ async fn watch(ledger: &Ledger, source: &Source, total: u64, progress: &Progress
 }
 
 fn table(swept: &Swept) -> String {
-    let Swept { rows_read, result, .. } = swept;
+    let Swept { rows_read, pass_id, appended, late, complete_until, .. } = swept;
     let complete =
-        result.complete_until.map_or_else(|| "completeness is not reported".to_owned(), |until| format!("complete until {}", time(until)));
-    let SweepResult { pass_id, appended, late, .. } = result;
+        complete_until.map_or_else(|| "completeness is not reported".to_owned(), |until| format!("complete until {}", time(until)));
     format!("swept in pass {pass_id}: {rows_read} rows read, {appended} events appended, {late} of them late; {complete}\n")
 }
 

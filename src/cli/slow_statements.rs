@@ -111,7 +111,7 @@ mod tests {
             ("insert into batch (kind) values ($1) returning id", "insert batch"),
             ("update ledger set next_sequence = next_sequence + 1", "update ledger"),
             ("delete from process where id = $1", "delete process"),
-            ("with taken as (insert into batch (kind) values ('pass') returning id) insert into collector_pass select 1", "insert batch"),
+            ("with taken as (insert into batch (kind) values ('source') returning id) insert into license select 1", "insert batch"),
             ("with pass as (select * from collector_pass) select 1 from pass", "select collector_pass"),
             ("select from ledger for update", "select ledger"),
             ("COMMIT", "commit"),

@@ -14,7 +14,7 @@ use super::signed::Proof;
 use super::{events, identity};
 use crate::clock::Clock;
 use crate::coderd::{Catalog, Database, IdentityFacts, Reader};
-use crate::event::{Payload, Signer, Topic, TopicPartition, build_of, parse_in};
+use crate::event::{Message, Payload, Signer, Topic, TopicPartition, build_of, parse_in};
 use crate::ledger::{Baseline, BaselineRow, Ledger, LicenseChange, Source, collector_lease};
 use crate::license::PublicKeys;
 use crate::log::{Log, Record};
@@ -70,8 +70,10 @@ pub struct Collector {
     pub(super) passes_ahead: VecDeque<(u64, i64)>,
     /// Partitions that ended before the ledger's position when the last pass looked: nothing is claimed while there are any.
     pub(super) behind: BTreeSet<TopicPartition>,
-    /// The last pass of this process, by id and beginning: a ledger without it was restored from a backup.
+    /// The last pass of this process, by id and beginning: a ledger where it is not the newest was restored from a backup.
     pub(super) previous: Option<(i64, DateTime<Utc>)>,
+    /// The last record of each partition that was appended since, with its offset, where the log is in the ledger's database.
+    pub(super) last_records: HashMap<TopicPartition, (i64, Message)>,
     pub(super) proof: Proof,
 }
 
@@ -136,6 +138,7 @@ impl Collector {
             passes_ahead: VecDeque::new(),
             behind: BTreeSet::new(),
             previous: None,
+            last_records: HashMap::new(),
             proof: Proof::default(),
         };
         collector.remember_in_flight().await?;

@@ -209,7 +209,9 @@ impl Collector {
             produced: report.builds.saturating_add(report.claims).saturating_add(report.usage),
             late: report.late,
             offsets,
+            last_records: self.last_records.iter().map(|(at, (offset, message))| (*at, *offset, message.clone())).collect(),
             previous: self.previous,
+            unproven_after: self.proof.unproven_after(),
             fetched,
             requested_sweep: bounds.requested_sweep.filter(|_| comparable),
         };
@@ -219,6 +221,7 @@ impl Collector {
     /// What the next pass builds on. Only now: a pass that failed is read again from where it began.
     fn remember(&mut self, bounds: &Bounds, report: &PassReport, comparable: bool) {
         self.previous = Some((report.pass_id, bounds.started_at));
+        self.last_records.clear();
         if comparable {
             self.passes_ahead.push_back((self.pass_number, report.pass_id));
         }
@@ -261,7 +264,7 @@ impl Collector {
     /// Which passes of ours are in the ledger by now.
     async fn settle_passes(&mut self) -> Result<(), CollectError> {
         while let Some((number, pass_id)) = self.passes_ahead.front().copied() {
-            if !self.ledger.in_time(self.ledger.pass_is_in(pass_id)).await? {
+            if !self.ledger.in_time(self.ledger.pass_is_in(self.source.id, pass_id)).await? {
                 break;
             }
             self.pass_in_ledger = number;

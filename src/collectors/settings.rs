@@ -108,8 +108,8 @@ pub enum CollectError {
         "consumers reject records that an earlier collector of this source has signed with another key (bad_signature): their rows are collected again; keep a key in log.verification_keys of all consumers until they have read its records"
     )]
     OtherKeyRejected,
-    /// Another collector has taken the source.
-    #[error("another collector has taken this source")]
+    /// Another collector has taken the source, or the ledger or the log is without what this one wrote last.
+    #[error("another collector has taken this source, or the database lost what this one wrote last: it opens again")]
     LeaseLost,
     /// A baseline so recent that builds before it could still be committed after it was counted.
     #[error(

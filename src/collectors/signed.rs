@@ -43,6 +43,11 @@ impl Proof {
     fn is_empty(&self) -> bool {
         self.places.is_empty() && self.other_keys.is_empty()
     }
+
+    /// The pass recorded before the first record of which it is not known whether consumers accept it. None: there is no such record.
+    pub(super) fn unproven_after(&self) -> Option<i64> {
+        self.after_pass_id.filter(|_| !self.is_empty())
+    }
 }
 
 fn first(places: &mut HashMap<TopicPartition, i64>, partition: TopicPartition, offset: i64) {

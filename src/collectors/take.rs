@@ -11,7 +11,7 @@ use super::settings::CollectError;
 use super::telemetry::LateKind;
 use crate::coderd::{BuildKey, Catalog, Reader, Time, UsageKey, UsageRow};
 use crate::event::{Event, Message, Payload, Signer, Topic, TopicPartition};
-use crate::log::{AppendError, LogError};
+use crate::log::{AppendError, Log, LogError};
 
 /// Where the appended records end, and the counts.
 #[derive(Default)]
@@ -265,6 +265,7 @@ impl Collector {
         if messages.is_empty() {
             return Ok(0);
         }
+        let mut kept = if let Log::Postgres(_) = self.log { messages.clone() } else { Vec::new() };
         let answer = self.log.append_signed(Signer::Collector, topic, messages).await;
         if matches!(&answer, Err(AppendError { cause: LogError::TooLarge { .. }, .. })) {
             self.settings.telemetry.too_large(topic);
@@ -276,6 +277,9 @@ impl Collector {
         for (index, (partition, offset)) in placed.into_iter().enumerate().filter_map(|(index, place)| Some((index, place?))) {
             let end = ends.entry(TopicPartition { topic, partition }).or_default();
             *end = (*end).max(offset.saturating_add(1));
+            if let Some(message) = kept.get_mut(index).map(std::mem::take) {
+                self.last_records.insert(TopicPartition { topic, partition }, (offset, message));
+            }
             self.proof.appended(TopicPartition { topic, partition }, offset, self.previous.map(|(pass_id, _)| pass_id));
             acknowledged(self, index);
         }

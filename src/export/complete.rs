@@ -52,8 +52,8 @@ fn recovery(recovering: &Recovering) -> String {
 
 /// What a source cannot vouch for up to the end of the range.
 fn shortfall(completeness: &UsageCompleteness, to: DateTime<Utc>) -> Option<String> {
-    let UsageCompleteness { complete_until, runtime_complete_until, last_pass_claims } = *completeness;
-    match (complete_until, last_pass_claims) {
+    let UsageCompleteness { complete_until, runtime_complete_until, last_pass_reports } = *completeness;
+    match (complete_until, last_pass_reports) {
         (Some(until), _) if until >= to => {
             // coderd writes the row of an hour minutes to days after it
             let missing = runtime_complete_until.filter(|until| *until < to)?;
@@ -83,13 +83,13 @@ mod tests {
         format!("2026-11-{day:02}T00:00:00Z").parse().expect("a time")
     }
 
-    fn of(complete_until: Option<u32>, last_pass_claims: Option<bool>) -> Option<String> {
-        with_runtime(complete_until, None, last_pass_claims)
+    fn of(complete_until: Option<u32>, last_pass_reports: Option<bool>) -> Option<String> {
+        with_runtime(complete_until, None, last_pass_reports)
     }
 
-    fn with_runtime(complete_until: Option<u32>, runtime: Option<u32>, last_pass_claims: Option<bool>) -> Option<String> {
+    fn with_runtime(complete_until: Option<u32>, runtime: Option<u32>, last_pass_reports: Option<bool>) -> Option<String> {
         let (complete_until, runtime_complete_until) = (complete_until.map(at), runtime.map(at));
-        shortfall(&UsageCompleteness { complete_until, runtime_complete_until, last_pass_claims }, at(20))
+        shortfall(&UsageCompleteness { complete_until, runtime_complete_until, last_pass_reports }, at(20))
     }
 
     #[test]

@@ -103,9 +103,12 @@ impl Ledger {
         Ok(id)
     }
 
-    /// Writes an act as a batch of its own in this transaction, and answers its id.
+    /// Writes an act as a batch of its own in this transaction, and answers its id. After a recovery, collectors that open read everything.
     pub(super) async fn act(&self, tx: &mut PgConnection, act: &NewAct<'_>) -> Result<i64, sqlx::Error> {
         let now = self.clock.now();
+        if act.act == "recover" {
+            sqlx::query("update collector_progress set swept_at = null").execute(&mut *tx).await?;
+        }
         sqlx::query_scalar(
             "with taken as (insert into batch (kind, recorded_at) values ('operator', $1) returning id)
              insert into operator_act (batch_id, acted_at, actor, act, subject, reason, detail)

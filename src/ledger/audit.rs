@@ -155,12 +155,14 @@ impl Ledger {
     /// # Errors
     /// The database's.
     pub async fn later_pass_is_in(&self, source_id: i16, pass_id: i64) -> Result<bool, sqlx::Error> {
-        let next = "select id from collector_pass where source_id = $1 and id > $2 and not void order by id offset 1 limit 1";
-        let next: Option<i64> = sqlx::query_scalar(next).bind(source_id).bind(pass_id).fetch_optional(&self.pool).await?;
-        match next {
-            Some(next) => self.pass_is_in(next).await,
-            None => Ok(false),
-        }
+        sqlx::query_scalar(
+            "select exists (select from collector_progress where source_id = $1
+                 and least(pass_id, (select min(pass_id) - 1 from unreached_offset where source_id = $1)) > greatest($2 + 1, void_pass_id))",
+        )
+        .bind(source_id)
+        .bind(pass_id)
+        .fetch_one(&self.pool)
+        .await
     }
 
     /// The id of the source's newest pass; 0 before the first.
@@ -168,7 +170,7 @@ impl Ledger {
     /// # Errors
     /// The database's.
     pub async fn newest_pass(&self, source_id: i16) -> Result<i64, sqlx::Error> {
-        let query = "select coalesce(max(id), 0) from collector_pass where source_id = $1";
+        let query = "select pass_id from collector_progress where source_id = $1";
         sqlx::query_scalar(query).bind(source_id).fetch_one(&self.pool).await
     }
 }

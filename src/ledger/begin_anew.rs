@@ -96,21 +96,24 @@ impl Ledger {
         let lock = "select from position where (topic, partition) in (select * from unnest($1::text[], $2::integer[])) order by topic, partition for update";
         sqlx::query(lock).bind(&topics).bind(&partitions).execute(&mut *tx).await?;
         sqlx::query(
-            "with unreached as (
-                 select distinct ahead.pass_id from collector_pass_offset ahead left join position using (topic, partition)
-                 where (ahead.topic, ahead.partition) in (select * from unnest($1::text[], $2::integer[]))
-                     and (position.next_offset is null or position.next_offset < ahead.next_offset)
-             ), voided as (
-                 update collector_pass set void = true, complete_until = null, runtime_complete_until = null, full_sweep = false
-                 where id in (select pass_id from unreached)
+            "with void as (
+                 delete from collector_pass where (source_id, pass_id) in (
+                     select source_id, pass_id from unreached_offset
+                     where (topic, partition) in (select * from unnest($1::text[], $2::integer[])))
+                 returning source_id
              )
-             delete from collector_pass_offset
-             where pass_id in (select pass_id from unreached) or (topic, partition) in (select * from unnest($1::text[], $2::integer[]))",
+             update collector_progress set void_pass_id = pass_id, reports = false where source_id in (select source_id from void)",
         )
         .bind(&topics)
         .bind(&partitions)
         .execute(&mut *tx)
         .await?;
+        // of the other passes: they were reached in the life that ends
+        sqlx::query("delete from collector_pass_offset where (topic, partition) in (select * from unnest($1::text[], $2::integer[]))")
+            .bind(&topics)
+            .bind(&partitions)
+            .execute(&mut *tx)
+            .await?;
         let act_id = self.act(&mut tx, act).await?;
         for one in begun {
             if !self.next_life(&mut tx, one, act_id).await? {

@@ -1,10 +1,9 @@
 //! Requests to the collector of a source: fetch certain rows at once, or read everything again.
 
 use chrono::{DateTime, Utc};
-use serde::Serialize;
 use sqlx::{FromRow, PgConnection};
 
-use super::Ledger;
+use super::{Ledger, NewPass};
 
 /// Fetch requests that are kept of one source at a time, at most: the next audit asks for the rest.
 const KEPT: i64 = 10_000;
@@ -12,27 +11,14 @@ const KEPT: i64 = 10_000;
 /// A full sweep that was asked for, and its progress.
 #[derive(Clone, Debug, PartialEq, Eq, FromRow)]
 pub struct SweepRequest {
-    /// When it was last asked for, by the database's clock.
-    pub requested_at: DateTime<Utc>,
-    /// When the sweep that answers it began. None: not yet.
-    pub begun_at: Option<DateTime<Utc>>,
     /// Rows of coderd that it has read.
     pub rows_read: i64,
     /// The recorded pass. None: not yet.
     pub pass_id: Option<i64>,
-}
-
-/// What a sweep brought.
-#[derive(Clone, Debug, PartialEq, Eq, FromRow, Serialize)]
-pub struct SweepResult {
-    /// The recorded pass.
-    pub pass_id: i64,
-    /// Events appended to the log.
-    pub appended: i32,
-    /// Of these, found later than an earlier pass had claimed to be complete.
-    pub late: i32,
-    /// What coderd committed before this instant is in the ledger. None: nothing can be claimed.
-    pub complete_until: Option<DateTime<Utc>>,
+    /// Events that it appended to the log. None: not yet recorded.
+    pub appended: Option<i32>,
+    /// Of these, found later than an earlier pass had reported to be complete. None: not yet recorded.
+    pub late: Option<i32>,
 }
 
 impl Ledger {
@@ -72,16 +58,15 @@ impl Ledger {
     ///
     /// # Errors
     /// The database's.
-    pub async fn request_sweep(&self, source_id: i16) -> Result<SweepRequest, sqlx::Error> {
-        sqlx::query_as(
-            "insert into sweep_request (source_id, requested_at) values ($1, clock_timestamp())
-             on conflict on constraint sweep_request_is_unique
-                 do update set requested_at = excluded.requested_at, begun_at = null, rows_read = 0, pass_id = null
-             returning requested_at, begun_at, rows_read, pass_id",
+    pub async fn request_sweep(&self, source_id: i16) -> Result<(), sqlx::Error> {
+        sqlx::query(
+            "insert into sweep_request (source_id) values ($1) on conflict on constraint sweep_request_is_unique
+                 do update set begun_at = null, rows_read = 0, pass_id = null, appended = null, late = null",
         )
         .bind(source_id)
-        .fetch_one(&self.pool)
-        .await
+        .execute(&self.pool)
+        .await?;
+        Ok(())
     }
 
     /// The latest request for a full sweep of the source.
@@ -89,7 +74,7 @@ impl Ledger {
     /// # Errors
     /// The database's.
     pub async fn sweep_request(&self, source_id: i16) -> Result<Option<SweepRequest>, sqlx::Error> {
-        sqlx::query_as("select requested_at, begun_at, rows_read, pass_id from sweep_request where source_id = $1")
+        sqlx::query_as("select rows_read, pass_id, appended, late from sweep_request where source_id = $1")
             .bind(source_id)
             .fetch_optional(&self.pool)
             .await
@@ -108,17 +93,6 @@ impl Ledger {
         .await
     }
 
-    /// What the sweep brought that was recorded as this pass.
-    ///
-    /// # Errors
-    /// The database's.
-    pub async fn sweep_result(&self, pass_id: i64) -> Result<SweepResult, sqlx::Error> {
-        sqlx::query_as("select id as pass_id, produced as appended, late, complete_until from collector_pass where id = $1")
-            .bind(pass_id)
-            .fetch_one(&self.pool)
-            .await
-    }
-
     /// Records the rows that the sweep of that mark has read.
     ///
     /// # Errors
@@ -135,25 +109,21 @@ impl Ledger {
 }
 
 /// Ends the requests that a pass has answered, in the transaction that records it.
-pub(super) async fn end_requests(
-    tx: &mut PgConnection,
-    source_id: i16,
-    pass_id: i64,
-    fetched: &[String],
-    sweep: Option<DateTime<Utc>>,
-) -> Result<(), sqlx::Error> {
-    if !fetched.is_empty() {
+pub(super) async fn end_requests(tx: &mut PgConnection, pass_id: i64, pass: &NewPass) -> Result<(), sqlx::Error> {
+    if !pass.fetched.is_empty() {
         sqlx::query("delete from fetch_request where source_id = $1 and event_id = any($2)")
-            .bind(source_id)
-            .bind(fetched)
+            .bind(pass.source_id)
+            .bind(&pass.fetched)
             .execute(&mut *tx)
             .await?;
     }
-    if let Some(begun_at) = sweep {
-        sqlx::query("update sweep_request set pass_id = $3 where source_id = $1 and begun_at = $2")
-            .bind(source_id)
+    if let Some(begun_at) = pass.requested_sweep {
+        sqlx::query("update sweep_request set pass_id = $3, appended = $4, late = $5 where source_id = $1 and begun_at = $2")
+            .bind(pass.source_id)
             .bind(begun_at)
             .bind(pass_id)
+            .bind(pass.produced)
+            .bind(pass.late)
             .execute(&mut *tx)
             .await?;
     }

@@ -121,10 +121,15 @@ impl Ledger {
         .bind(self.clock.now())
         .execute(&mut *tx)
         .await?;
+        // None of these is settled: they rely on records that are not read.
         sqlx::query(
-            "update collector_pass set void = true, complete_until = null, runtime_complete_until = null, full_sweep = false
-             where id in (select pass_id from collector_pass_offset noted left join signature_cutover using (topic, partition)
-                 where noted.next_offset > coalesce(first_offset, 0))",
+            "with void as (
+                 delete from collector_pass where (source_id, pass_id) in (
+                     select source_id, pass_id from collector_pass_offset noted left join signature_cutover using (topic, partition)
+                     where noted.next_offset > coalesce(first_offset, 0))
+                 returning source_id
+             )
+             update collector_progress set void_pass_id = pass_id, reports = false where source_id in (select source_id from void)",
         )
         .execute(&mut *tx)
         .await?;

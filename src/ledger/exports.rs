@@ -47,8 +47,8 @@ pub struct UsageCompleteness {
     pub complete_until: Option<DateTime<Utc>>,
     /// Every hour before this one has its runtime row in the ledger or is over 7 days old. None: this coderd has no agent runtime.
     pub runtime_complete_until: Option<DateTime<Utc>>,
-    /// Whether the last pass of its collector claimed completeness. None before the first pass.
-    pub last_pass_claims: Option<bool>,
+    /// Whether the last pass of its collector reports completeness. None before the first pass.
+    pub last_pass_reports: Option<bool>,
 }
 
 /// Usage of a range that a ledger sequence does not have yet.
@@ -63,28 +63,12 @@ pub struct LaterUsage {
 impl Ledger {
     /// How far the source's usage is complete now. What a later sequence adds to a range is another question ([`Ledger::later_usage`]).
     ///
-    /// Reads the passes that the log is not read up to, and the newest one behind them, by index.
-    ///
     /// # Errors
     /// The database's.
     pub async fn usage_completeness(&self, source_id: i16) -> Result<UsageCompleteness, sqlx::Error> {
         sqlx::query_as(
-            "with reached as (
-                 select coalesce(
-                     (select min(pass.id) - 1 from collector_pass pass
-                      join collector_pass_offset ahead on ahead.pass_id = pass.id and ahead.topic = $2
-                      left join position using (topic, partition)
-                      where pass.source_id = $1 and (position.next_offset is null or position.next_offset < ahead.next_offset)),
-                     9223372036854775807) as pass_id
-             )
-             select
-                 (select complete_until from collector_pass
-                  where source_id = $1 and complete_until is not null and id <= reached.pass_id order by id desc limit 1) as complete_until,
-                 (select runtime_complete_until from collector_pass
-                  where source_id = $1 and runtime_complete_until is not null and id <= reached.pass_id order by id desc limit 1)
-                     as runtime_complete_until,
-                 (select complete_until is not null from collector_pass where source_id = $1 order by id desc limit 1) as last_pass_claims
-             from reached",
+            "select usage.complete_until, usage.runtime_complete_until, case when pass_id > 0 then reports end as last_pass_reports
+             from collector_progress, completeness($1, $2) usage where source_id = $1",
         )
         .bind(source_id)
         .bind(crate::event::Topic::AgentUsage.name())

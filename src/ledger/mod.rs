@@ -53,7 +53,7 @@ pub use acts::{ACTS, Act, ActFilter, NewAct, OURSELVES};
 pub use audit::{Difference, LedgerBooks, PartitionBooks};
 pub use begin_anew::{BegunAnew, Lives};
 pub use choices::LICENSE_RULES;
-pub use collector_requests::{SweepRequest, SweepResult};
+pub use collector_requests::SweepRequest;
 pub use connect::{LedgerError, LedgerSettings};
 pub use cutover::{NO_SIGNING_KEY, SignatureResults};
 pub use exports::{LaterUsage, UsageCompleteness, UsageRange, UsageRow};

@@ -1,21 +1,22 @@
-//! How far each source is complete: passes of its collector, and where in the log they end.
+//! How far each source is complete: passes of its collector, and where in the log they end. They are progress, so that they add no batches,
+//! and a pass that the log is read up to leaves no row.
 
 use chrono::{DateTime, Utc};
-use sqlx::FromRow;
+use sqlx::{FromRow, PgConnection};
 
 use super::collector_requests::end_requests;
 use super::leases::hold;
 use super::{Lease, LeaseError, Ledger};
-use crate::event::TopicPartition;
+use crate::event::{Message, Topic, TopicPartition};
 
 /// A pass whose findings the log has acknowledged.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NewPass {
     /// The source that was read.
     pub source_id: i16,
     /// When it began.
     pub started_at: DateTime<Utc>,
-    /// What coderd committed before this instant is in the log. None: this pass claims nothing.
+    /// What coderd committed before this instant is in the log. None: not known.
     pub complete_until: Option<DateTime<Utc>>,
     /// The hour before which every hour has its runtime row or is over 7 days old.
     pub runtime_complete_until: Option<DateTime<Utc>>,
@@ -23,12 +24,17 @@ pub struct NewPass {
     pub full_sweep: bool,
     /// Events appended to the log.
     pub produced: i32,
-    /// Of these, found later than an earlier pass had claimed to be complete.
+    /// Of these, found later than an earlier pass had reported to be complete.
     pub late: i32,
     /// Where each partition of the log ended afterwards: all that this and earlier passes appended lies before.
     pub offsets: Vec<(TopicPartition, i64)>,
-    /// The pass whose findings this one relies on, by id and beginning: where it is not there, the ledger is a restored one.
+    /// The last record of each partition that was appended since the previous pass, where the log is in the ledger's database: a failover
+    /// may have lost it.
+    pub last_records: Vec<(TopicPartition, i64, Message)>,
+    /// The pass whose findings this one relies on, by id and beginning: where it is not the newest, the ledger is a restored one.
     pub previous: Option<(i64, DateTime<Utc>)>,
+    /// Passes after this one are not settled: records of theirs may still be rejected. None: all are settled that the log is read up to.
+    pub unproven_after: Option<i64>,
     /// Event ids that it was asked for and has looked for.
     pub fetched: Vec<String>,
     /// The mark of the requested sweep that it was.
@@ -56,97 +62,46 @@ pub struct TopicCompleteness {
 /// Where a collector left off.
 #[derive(Clone, Debug, Default, PartialEq, Eq, FromRow)]
 pub struct LastPass {
-    /// The claim of the last pass, whether or not the ledger is there yet.
+    /// How far the last pass reports completeness, whether or not the ledger is there yet.
     pub complete_until: Option<DateTime<Utc>>,
-    /// The latest claim of any pass.
+    /// How far any pass does.
     pub claimed_until: Option<DateTime<Utc>>,
     /// When the last full sweep began; None where something was recovered since, so that all is to be read again.
     pub swept_at: Option<DateTime<Utc>>,
 }
 
-/// Asked each second by whoever shows a source: it must not depend on how many passes there were.
-macro_rules! completeness {
-    ($explain:literal) => {
-        concat!(
-            $explain,
-            "with reached as (
-                 select coalesce(
-                     (select min(pass.id) - 1 from collector_pass pass
-                      join collector_pass_offset ahead on ahead.pass_id = pass.id
-                      left join position on position.topic = ahead.topic and position.partition = ahead.partition
-                      where pass.source_id = $1 and (position.next_offset is null or position.next_offset < ahead.next_offset)),
-                     9223372036854775807) as pass_id
-             )
-             select
-                 (select complete_until from collector_pass
-                  where source_id = $1 and complete_until is not null and id <= reached.pass_id order by id desc limit 1) as complete_until,
-                 (select runtime_complete_until from collector_pass
-                  where source_id = $1 and runtime_complete_until is not null and id <= reached.pass_id order by id desc limit 1)
-                     as runtime_complete_until
-             from reached"
-        )
-    };
-}
-
 impl Ledger {
-    /// Records a pass as a batch and answers its id. Claims never move back, for what was complete stays so.
+    /// Records a pass as the source's newest, settles those that the log is read up to, and answers its id. Completeness never moves back.
     ///
-    /// Rows of `collector_pass_offset` that the ledger has passed tell nothing more and go: a pass without any is in the ledger. Only who
-    /// holds the lease of the source's collector may record, and who remembers an earlier pass only where that pass is.
+    /// Only the holder of the lease of the source's collector may record, and only where its own last pass is the newest and the log holds
+    /// what was appended since.
     ///
     /// # Errors
     /// [`LeaseError`]; then nothing is recorded.
     pub async fn record_pass(&self, lease: &Lease, pass: &NewPass) -> Result<i64, LeaseError> {
         let mut tx = self.pool.begin().await?;
         hold(&mut tx, lease).await?;
-        if let Some((id, started_at)) = pass.previous {
-            let there = sqlx::query("select from collector_pass where id = $1 and started_at = $2").bind(id).bind(started_at);
-            there.fetch_optional(&mut *tx).await?.ok_or_else(|| LeaseError::Lost(lease.name.clone()))?;
+        let lost = || LeaseError::Lost(lease.name.clone());
+        let next = "update collector_progress set pass_id = pass_id + 1, started_at = $2, reports = $3, late = late + $4,
+                 swept_at = case when $5 then $2 else swept_at end
+             where source_id = $1 and ($6::bigint is null or (pass_id, started_at) = ($6, $7)) returning pass_id";
+        let pass_id: i64 = sqlx::query_scalar(next)
+            .bind(pass.source_id)
+            .bind(pass.started_at)
+            .bind(pass.complete_until.is_some())
+            .bind(pass.late)
+            .bind(pass.full_sweep)
+            .bind(pass.previous.map(|(id, _)| id))
+            .bind(pass.previous.map(|(_, started_at)| started_at))
+            .fetch_optional(&mut *tx)
+            .await?
+            .ok_or_else(lost)?;
+        if !log_holds(&mut tx, &pass.last_records).await? {
+            return Err(lost());
         }
-        let pass_id: i64 = sqlx::query_scalar(
-            "with taken as (insert into batch (kind, recorded_at) values ('pass', $1) returning id)
-             insert into collector_pass
-                 (batch_id, source_id, started_at, complete_until, runtime_complete_until, full_sweep, produced, late)
-             select taken.id, $2, $3,
-                 case when $4::timestamptz is not null then greatest($4, (select complete_until from collector_pass
-                     where source_id = $2 and complete_until is not null order by id desc limit 1)) end,
-                 case when $5::timestamptz is not null then greatest($5, (select runtime_complete_until from collector_pass
-                     where source_id = $2 and runtime_complete_until is not null order by id desc limit 1)) end,
-                 $6, $7, $8
-             from taken returning id",
-        )
-        .bind(self.clock.now())
-        .bind(pass.source_id)
-        .bind(pass.started_at)
-        .bind(pass.complete_until)
-        .bind(pass.runtime_complete_until)
-        .bind(pass.full_sweep)
-        .bind(pass.produced)
-        .bind(pass.late)
-        .fetch_one(&mut *tx)
-        .await?;
-        sqlx::query(
-            "delete from collector_pass_offset passed using position
-             where position.topic = passed.topic and position.partition = passed.partition and position.next_offset >= passed.next_offset
-                 and passed.pass_id in (select id from collector_pass where source_id = $1)",
-        )
-        .bind(pass.source_id)
-        .execute(&mut *tx)
-        .await?;
-        let topics: Vec<&str> = pass.offsets.iter().map(|(partition, _)| partition.topic.name()).collect();
-        let partitions: Vec<i32> = pass.offsets.iter().map(|(partition, _)| partition.partition).collect();
-        let offsets: Vec<i64> = pass.offsets.iter().map(|(_, offset)| *offset).collect();
-        sqlx::query(
-            "insert into collector_pass_offset (pass_id, topic, partition, next_offset)
-             select $1, topic, partition, next_offset from unnest($2::text[], $3::integer[], $4::bigint[]) as at (topic, partition, next_offset)",
-        )
-        .bind(pass_id)
-        .bind(&topics)
-        .bind(&partitions)
-        .bind(&offsets)
-        .execute(&mut *tx)
-        .await?;
-        end_requests(&mut tx, pass.source_id, pass_id, &pass.fetched, pass.requested_sweep).await?;
+        insert_pass(&mut tx, pass_id, pass).await?;
+        settle_passes(&mut tx, pass.source_id, pass.unproven_after).await?;
+        end_requests(&mut tx, pass_id, pass).await?;
         tx.commit().await?;
         Ok(pass_id)
     }
@@ -159,8 +114,8 @@ impl Ledger {
         let mut tx = self.pool.begin().await?;
         hold(&mut tx, lease).await?;
         sqlx::query(
-            "update collector_pass set void = true, complete_until = null, runtime_complete_until = null, full_sweep = false
-             where source_id = $1 and id > $2 and not void",
+            "with void as (delete from collector_pass where source_id = $1 and pass_id > $2)
+             update collector_progress set void_pass_id = pass_id, reports = false where source_id = $1 and pass_id > $2",
         )
         .bind(source_id)
         .bind(after)
@@ -176,9 +131,9 @@ impl Ledger {
     /// The database's.
     pub async fn last_pass_before(&self, source_id: i16, places: &[(TopicPartition, i64)]) -> Result<Option<i64>, sqlx::Error> {
         sqlx::query_scalar(
-            "select min(pass.id) - 1 from collector_pass pass join collector_pass_offset noted on noted.pass_id = pass.id
+            "select min(pass_id) - 1 from collector_pass_offset noted
              join unnest($2::text[], $3::integer[], $4::bigint[]) as at (topic, partition, log_offset) using (topic, partition)
-             where pass.source_id = $1 and noted.next_offset > log_offset",
+             where source_id = $1 and noted.next_offset > log_offset",
         )
         .bind(source_id)
         .bind(places.iter().map(|(at, _)| at.topic.name()).collect::<Vec<_>>())
@@ -192,24 +147,21 @@ impl Ledger {
     ///
     /// # Errors
     /// The database's.
-    pub async fn pass_is_in(&self, pass_id: i64) -> Result<bool, sqlx::Error> {
-        sqlx::query_scalar(
-            "select not exists (
-                 select from collector_pass_offset ahead left join position using (topic, partition)
-                 where ahead.pass_id = $1 and (position.next_offset is null or position.next_offset < ahead.next_offset)
-             )",
-        )
-        .bind(pass_id)
-        .fetch_one(&self.pool)
-        .await
+    pub async fn pass_is_in(&self, source_id: i16, pass_id: i64) -> Result<bool, sqlx::Error> {
+        sqlx::query_scalar("select not exists (select from unreached_offset where source_id = $1 and pass_id = $2)")
+            .bind(source_id)
+            .bind(pass_id)
+            .fetch_one(&self.pool)
+            .await
     }
 
-    /// How far the source is complete: the newest claims of passes that are in the ledger. As claims never move back, these are the largest.
+    /// How far the source is complete: as far as any pass reports that is in the ledger.
     ///
     /// # Errors
     /// The database's.
     pub async fn completeness(&self, source_id: i16) -> Result<Completeness, sqlx::Error> {
-        sqlx::query_as(completeness!("")).bind(source_id).fetch_one(&self.pool).await
+        let query = "select complete_until, runtime_complete_until from completeness($1, null)";
+        Ok(sqlx::query_as(query).bind(source_id).fetch_optional(&self.pool).await?.unwrap_or_default())
     }
 
     /// The same for each topic by itself: one that is behind does not hold back what can be said of the others.
@@ -217,49 +169,20 @@ impl Ledger {
     /// # Errors
     /// The database's.
     pub async fn completeness_by_topic(&self, source_id: i16) -> Result<Vec<TopicCompleteness>, sqlx::Error> {
-        sqlx::query_as(
-            "with reached as (
-                 select topic, coalesce(
-                     (select min(pass.id) - 1 from collector_pass pass
-                      join collector_pass_offset ahead on ahead.pass_id = pass.id and ahead.topic = asked.topic
-                      left join position on position.topic = ahead.topic and position.partition = ahead.partition
-                      where pass.source_id = $1 and (position.next_offset is null or position.next_offset < ahead.next_offset)),
-                     9223372036854775807) as pass_id
-                 from unnest($2::text[]) as asked (topic)
-             )
-             select topic,
-                 (select complete_until from collector_pass
-                  where source_id = $1 and complete_until is not null and id <= reached.pass_id order by id desc limit 1) as complete_until
-             from reached",
-        )
-        .bind(source_id)
-        .bind(crate::event::Topic::ALL.map(crate::event::Topic::name).as_slice())
-        .fetch_all(&self.pool)
-        .await
+        sqlx::query_as("select topic, complete_until from unnest($2::text[]) as asked (topic), completeness($1, topic)")
+            .bind(source_id)
+            .bind(Topic::ALL.map(Topic::name).as_slice())
+            .fetch_all(&self.pool)
+            .await
     }
 
-    /// How PostgreSQL finds that: the plan, run.
-    ///
-    /// # Errors
-    /// The database's.
-    pub async fn explain_completeness(&self, source_id: i16) -> Result<Vec<String>, sqlx::Error> {
-        sqlx::query_scalar(completeness!("explain (analyze) ")).bind(source_id).fetch_all(&self.pool).await
-    }
-
-    /// Whether the source's first full pass is in the ledger: from then on its series may be shown.
+    /// Whether a full pass of the source is in the ledger: from then on its series may be shown.
     ///
     /// # Errors
     /// The database's.
     pub async fn backfilled(&self, source_id: i16) -> Result<bool, sqlx::Error> {
-        let first: Option<i64> =
-            sqlx::query_scalar("select id from collector_pass where source_id = $1 and full_sweep order by id limit 1")
-                .bind(source_id)
-                .fetch_optional(&self.pool)
-                .await?;
-        match first {
-            Some(pass_id) => self.pass_is_in(pass_id).await,
-            None => Ok(false),
-        }
+        let query = "select exists (select from completeness($1, null) where swept_pass_id > 0)";
+        sqlx::query_scalar(query).bind(source_id).fetch_one(&self.pool).await
     }
 
     /// Where the source's collector left off; all None before its first pass.
@@ -268,16 +191,81 @@ impl Ledger {
     /// The database's.
     pub async fn last_pass(&self, source_id: i16) -> Result<LastPass, sqlx::Error> {
         sqlx::query_as(
-            "select
-                 (select complete_until from collector_pass where source_id = $1 order by id desc limit 1) as complete_until,
-                 (select complete_until from collector_pass
-                  where source_id = $1 and complete_until is not null order by id desc limit 1) as claimed_until,
-                 (select started_at from collector_pass where source_id = $1 and full_sweep
-                      and batch_id > coalesce((select max(batch_id) from operator_act where act = 'recover'), 0)
-                  order by id desc limit 1) as swept_at",
+            "select case when reports then claimed_until end as complete_until, claimed_until, swept_at
+             from (select reports, swept_at, greatest(complete_until,
+                       (select max(complete_until) from collector_pass pass where pass.source_id = progress.source_id)) as claimed_until
+                   from collector_progress progress where source_id = $1) last",
         )
         .bind(source_id)
         .fetch_one(&self.pool)
         .await
     }
+}
+
+/// Whether the log in this database has these records. After a failover that lost some, other records may have their places.
+async fn log_holds(tx: &mut PgConnection, records: &[(TopicPartition, i64, Message)]) -> Result<bool, sqlx::Error> {
+    if records.is_empty() {
+        return Ok(true);
+    }
+    let held: i64 = sqlx::query_scalar(
+        "select count(*) from unnest($1::text[], $2::integer[], $3::bigint[], $4::bytea[], $5::bytea[])
+                 as expected (topic, partition, record_offset, key, payload)
+             join log_partition using (topic, partition)
+             join log_record found on partition_id = id and found.record_offset = expected.record_offset
+         where found.key is not distinct from expected.key and found.payload is not distinct from expected.payload",
+    )
+    .bind(records.iter().map(|(at, ..)| at.topic.name()).collect::<Vec<_>>())
+    .bind(records.iter().map(|(at, ..)| at.partition).collect::<Vec<_>>())
+    .bind(records.iter().map(|(_, offset, _)| *offset).collect::<Vec<_>>())
+    .bind(records.iter().map(|(.., message)| message.key.as_deref()).collect::<Vec<_>>())
+    .bind(records.iter().map(|(.., message)| message.payload.as_deref()).collect::<Vec<_>>())
+    .fetch_one(tx)
+    .await?;
+    Ok(usize::try_from(held) == Ok(records.len()))
+}
+
+async fn insert_pass(tx: &mut PgConnection, pass_id: i64, pass: &NewPass) -> Result<(), sqlx::Error> {
+    sqlx::query(
+        "insert into collector_pass (source_id, pass_id, full_sweep, complete_until, runtime_complete_until) values ($1, $2, $3, $4, $5)",
+    )
+    .bind(pass.source_id)
+    .bind(pass_id)
+    .bind(pass.full_sweep)
+    .bind(pass.complete_until)
+    .bind(pass.runtime_complete_until)
+    .execute(&mut *tx)
+    .await?;
+    sqlx::query(
+        "insert into collector_pass_offset (source_id, pass_id, topic, partition, next_offset)
+         select $1, $2, topic, partition, next_offset from unnest($3::text[], $4::integer[], $5::bigint[]) as at (topic, partition, next_offset)",
+    )
+    .bind(pass.source_id)
+    .bind(pass_id)
+    .bind(pass.offsets.iter().map(|(at, _)| at.topic.name()).collect::<Vec<_>>())
+    .bind(pass.offsets.iter().map(|(at, _)| at.partition).collect::<Vec<_>>())
+    .bind(pass.offsets.iter().map(|(_, offset)| *offset).collect::<Vec<_>>())
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+/// Passes up to whose offsets the log is read become part of the source's progress.
+async fn settle_passes(tx: &mut PgConnection, source_id: i16, unproven_after: Option<i64>) -> Result<(), sqlx::Error> {
+    sqlx::query(
+        "with settled as (
+             delete from collector_pass where source_id = $1 and ($2::bigint is null or pass_id <= $2)
+                 and pass_id < coalesce((select min(pass_id) from unreached_offset where source_id = $1), 9223372036854775807)
+             returning *
+         )
+         update collector_progress progress set
+             swept_pass_id = greatest(swept_pass_id, (select max(pass_id) from settled where full_sweep)),
+             complete_until = greatest(complete_until, (select max(complete_until) from settled)),
+             runtime_complete_until = greatest(runtime_complete_until, (select max(runtime_complete_until) from settled))
+         where source_id = $1",
+    )
+    .bind(source_id)
+    .bind(unproven_after)
+    .execute(tx)
+    .await?;
+    Ok(())
 }

@@ -104,11 +104,7 @@ pub struct SourceToCompare {
 /// Whether a pass over all of the source `waiting` that began after the recovery was opened is in the ledger.
 macro_rules! read_again {
     () => {
-        "exists (
-             select from collector_pass pass
-             where pass.source_id = waiting.source_id and pass.id > waiting.after_pass_id and full_sweep and not void
-                 and not exists (select from collector_pass_offset ahead left join position using (topic, partition)
-                     where ahead.pass_id = pass.id and (position.next_offset is null or position.next_offset < ahead.next_offset)))"
+        "(select swept_pass_id from completeness(waiting.source_id, null)) > waiting.after_pass_id"
     };
 }
 

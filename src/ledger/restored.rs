@@ -89,10 +89,9 @@ fn split(sources: Vec<CollectedSource>) -> (Vec<CollectedSource>, Vec<CollectedS
 
 async fn collected(connection: &mut PgConnection) -> Result<Vec<CollectedSource>, sqlx::Error> {
     sqlx::query_as(
-        "select source.id, deployment_id, coalesce(max(pass.id), 0) as last_pass_id,
-             max(least(pass.started_at, clock_timestamp())) filter (where pass.id is not null) as last_read_at
-         from source left join collector_pass pass on pass.source_id = source.id where retired_act_id is null
-         group by source.id order by source.id",
+        "select id, deployment_id, pass_id as last_pass_id,
+             case when started_at is not null then least(started_at, clock_timestamp()) end as last_read_at
+         from source join collector_progress on source_id = id where retired_act_id is null order by id",
     )
     .fetch_all(connection)
     .await

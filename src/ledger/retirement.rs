@@ -55,8 +55,8 @@ impl Ledger {
     pub async fn listed_sources(&self) -> Result<Vec<ListedSource>, sqlx::Error> {
         sqlx::query_as(
             "select id, deployment_id, introduced_at, retired_act_id is not null as retired,
-                 (select started_at from collector_pass pass where pass.source_id = source.id order by pass.id desc limit 1) as last_read_at
-             from source order by id",
+                 started_at as last_read_at
+             from source join collector_progress on source_id = id order by id",
         )
         .fetch_all(&self.pool)
         .await

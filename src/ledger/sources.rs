@@ -87,6 +87,7 @@ impl Ledger {
         .bind(baseline.map(|baseline| baseline.until))
         .fetch_one(&mut *tx)
         .await?;
+        sqlx::query("insert into collector_progress (source_id) values ($1)").bind(source.id).execute(&mut *tx).await?;
         for row in baseline.into_iter().flat_map(|baseline| &baseline.creations) {
             sqlx::query(
                 "insert into creation_baseline (source_id, batch_id, organization_name, template_name, preset_name, creations)

@@ -44,7 +44,8 @@ impl Site {
         self.ledger.source(DEPLOYMENT).await.unwrap().expect("registered")
     }
 
-    /// A pass of the source's collector that is complete until then, or cannot tell, and this number of unread records. Returns its sequence.
+    /// A pass of the source's collector that is complete until then, or cannot tell, and this number of unread records. Returns the ledger's last
+    /// sequence.
     async fn pass(&self, source: &Source, complete_until: Option<DateTime<Utc>>, unread: i64) -> i64 {
         self.runtime_pass(source, complete_until, None, unread).await
     }
@@ -67,12 +68,8 @@ impl Site {
             complete_until,
             runtime_complete_until,
             full_sweep: true,
-            produced: 0,
-            late: 0,
-            fetched: Vec::new(),
-            requested_sweep: None,
             offsets,
-            previous: None,
+            ..NewPass::default()
         };
         self.ledger.record_pass(&lease, &pass).await.unwrap();
         self.ledger.release_lease(lease).await.unwrap();
@@ -126,8 +123,7 @@ async fn a_range_beyond_what_is_complete_is_refused_unless_that_is_allowed() {
     let allowed = site.pipeline.run(&format!("{DAY} -o {} --allow-incomplete --output json", site.pipeline.path("a.csv").display())).await;
     assert!(code(&allowed) == 0 && json(&allowed)["incomplete"].as_str().unwrap().contains(&id), "{allowed:?}");
 
-    let before = site.ledger.last_sequence().await.unwrap();
-    site.pass(&source, Some(end), 0).await;
+    let before = site.pass(&source, Some(end), 0).await;
     let complete = site.pipeline.run(&format!("{DAY} -o {} --output json", site.pipeline.path("b.csv").display())).await;
     assert!(code(&complete) == 0 && json(&complete)["incomplete"].is_null(), "{complete:?}");
     // nothing of the range came after the earlier sequence: it was complete then

@@ -126,7 +126,8 @@ async fn run_it_counts_builds(shipped: &str) {
     let url = support::setting("TALLYLINE_TEST_POSTGRES").rsplit_once('/').unwrap().0.to_owned() + "/" + &database;
     let pool = sqlx::PgPool::connect(&url).await.unwrap();
     let counted = async || -> (i64, bool) {
-        let query = "select (select count(*) from workspace_build), exists (select from collector_pass where complete_until is not null)";
+        let query =
+            "select (select count(*) from workspace_build), exists (select from collector_progress where complete_until is not null)";
         sqlx::query_as(query).fetch_one(&pool).await.unwrap()
     };
     eventually(SOON, "builds are counted, and complete", async || counted().await == (3, true)).await;

@@ -71,14 +71,8 @@ async fn who_has_lost_the_lease_records_neither_passes_nor_licenses() {
         source_id,
         started_at: DateTime::UNIX_EPOCH,
         complete_until: Some(DateTime::UNIX_EPOCH),
-        runtime_complete_until: None,
         full_sweep: true,
-        produced: 0,
-        late: 0,
-        offsets: Vec::new(),
-        previous: None,
-        fetched: Vec::new(),
-        requested_sweep: None,
+        ..NewPass::default()
     };
     let license = [LicenseChange { license_id: 1, jwt_sha256: [1; 32], uploaded_at: None, state: LicenseState::Refused("no key".into()) }];
     let first = ledger.take_lease("collector", "one", SHORT).await.unwrap().unwrap();

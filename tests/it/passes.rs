@@ -1,50 +1,163 @@
 //! Passes of collectors in a real ledger.
 
+use std::time::Duration;
+
 use chrono::{DateTime, TimeDelta, Utc};
 use tallyline::clock::Clock;
-use tallyline::ledger::Completeness;
-use uuid::Uuid;
+use tallyline::event::{Message, Topic};
+use tallyline::ledger::{Chain, Lease, LeaseError, Ledger, NewPass, Source, collector_lease};
+use tallyline::log::{Log, PostgresLogSettings};
 
-use crate::support::ledger::ledger_at;
+use crate::support::Database;
+use crate::support::ledger::{DEPLOYMENT, arrival, ledger_at, noon, partition, usage};
 
-/// Rows that a scan of the plan read, by its index: `Index Scan using i on t (cost=… rows=1 …) (actual … rows=1 loops=1)`.
-fn rows_read_by(index: &str, plan: &[String]) -> Option<u64> {
-    let line = plan.iter().find(|line| line.contains(&format!(" using {index} ")))?;
-    line.rsplit_once(" rows=")?.1.split([' ', '.']).next()?.parse().ok()
+const HOUR: Duration = Duration::from_secs(3600);
+
+struct Site {
+    _database: Database,
+    ledger: Ledger,
+    source: Source,
+    lease: Lease,
+}
+
+impl Site {
+    async fn new() -> Site {
+        let (database, ledger) = ledger_at(Clock::system()).await;
+        let source = ledger.register_source(DEPLOYMENT, noon(), None).await.unwrap();
+        let lease = ledger.take_lease(&collector_lease(DEPLOYMENT), "test", HOUR).await.unwrap().unwrap();
+        Site { _database: database, ledger, source, lease }
+    }
+
+    /// The pass of that minute, complete until then, after which the usage topic ends there.
+    fn pass(&self, minute: i64, end: i64) -> NewPass {
+        NewPass {
+            source_id: self.source.id,
+            started_at: at(minute),
+            complete_until: Some(at(minute)),
+            full_sweep: minute == 1,
+            offsets: (end > 0).then_some((partition(Topic::AgentUsage, 0), end)).into_iter().collect(),
+            ..NewPass::default()
+        }
+    }
+
+    async fn record(&self, pass: &NewPass) -> Result<i64, LeaseError> {
+        self.ledger.record_pass(&self.lease, pass).await
+    }
+
+    /// The ledger reads the next record of the usage topic.
+    async fn read_one(&self) {
+        let claim = self.ledger.claim(partition(Topic::AgentUsage, 0), 0).await.unwrap();
+        let next = claim.next_offset;
+        let event = usage(DEPLOYMENT, u32::try_from(next).unwrap());
+        self.ledger.record(&Chain::Live(claim), &[arrival(next, event)], next + 1).await.unwrap();
+    }
+
+    async fn complete_until(&self) -> Option<DateTime<Utc>> {
+        self.ledger.completeness(self.source.id).await.unwrap().complete_until
+    }
+
+    /// Rows of all tables that a pass could add to.
+    async fn rows(&self) -> i64 {
+        let query =
+            "select (select count(*) from batch) + (select count(*) from collector_progress) + (select count(*) from collector_pass)
+             + (select count(*) from collector_pass_offset)";
+        sqlx::query_scalar(query).fetch_one(&self.ledger.pool).await.unwrap()
+    }
+}
+
+fn at(minute: i64) -> DateTime<Utc> {
+    noon() + TimeDelta::minutes(minute)
 }
 
 #[tokio::test]
-async fn how_far_a_source_is_complete_is_found_without_reading_its_passes() {
-    let (_database, ledger) = ledger_at(Clock::system()).await;
-    let begin = "2026-01-10T12:00:00Z".parse::<DateTime<Utc>>().unwrap();
-    let source = ledger.register_source(Uuid::from_u128(1), begin, None).await.unwrap().id;
-    // Two early passes that claim, and then weeks of passes that cannot. The ledger has not read what the last one found.
-    sqlx::query(
-        "with taken as (insert into batch (kind, recorded_at) values ('pass', now()) returning id)
-         insert into collector_pass (batch_id, source_id, started_at, complete_until, runtime_complete_until, full_sweep, produced, late)
-         select taken.id, $1, now(), case when n <= 2 then $2 + n * interval '1 minute' end, case when n <= 2 then $2 end, false, 0, 0
-         from taken, generate_series(1, 50000) n",
-    )
-    .bind(source)
-    .bind(begin)
-    .execute(&ledger.pool)
-    .await
-    .unwrap();
-    sqlx::raw_sql(
-        "insert into collector_pass_offset (pass_id, topic, partition, next_offset)
-         select max(id), 'tallyline.workspace-builds.v1', partition, 1 from collector_pass, generate_series(0, 8) partition group by partition;
-         analyze collector_pass, collector_pass_offset",
-    )
-    .execute(&ledger.pool)
-    .await
-    .unwrap();
-    let claimed = Completeness { complete_until: Some(begin + TimeDelta::minutes(2)), runtime_complete_until: Some(begin) };
-    assert_eq!(ledger.completeness(source).await.unwrap(), claimed);
-    let plan = ledger.explain_completeness(source).await.unwrap();
-    let text = plan.join("\n");
-    for index in ["collector_pass_with_claim", "collector_pass_with_runtime_claim"] {
-        assert_eq!(rows_read_by(index, &plan), Some(1), "{text}");
+async fn a_thousand_passes_of_an_idle_deployment_add_no_rows() {
+    let site = Site::new().await;
+    site.read_one().await;
+    site.record(&site.pass(1, 1)).await.unwrap();
+    let (rows, sequence) = (site.rows().await, site.ledger.last_sequence().await.unwrap());
+    for minute in 2..=1001 {
+        assert_eq!(site.record(&site.pass(minute, 1)).await.unwrap(), minute);
     }
-    assert!(!text.contains("Rows Removed by Filter"), "{text}");
-    assert!(!text.contains("Seq Scan on collector_pass "), "{text}");
+    assert_eq!((site.rows().await, site.ledger.last_sequence().await.unwrap()), (rows, sequence));
+    assert_eq!(site.complete_until().await, Some(at(1001)));
+    assert!(site.ledger.backfilled(site.source.id).await.unwrap());
+}
+
+#[tokio::test]
+async fn every_pass_that_is_not_reached_counts_once_it_is() {
+    let site = Site::new().await;
+    let id = site.source.id;
+    for minute in 1..=3 {
+        site.record(&site.pass(minute, minute)).await.unwrap();
+    }
+    assert_eq!((site.complete_until().await, site.ledger.backfilled(id).await.unwrap()), (None, false));
+    for topic in site.ledger.completeness_by_topic(id).await.unwrap() {
+        let expected = (topic.topic != Topic::AgentUsage.name()).then_some(at(3));
+        assert_eq!(topic.complete_until, expected, "{}", topic.topic);
+    }
+    for minute in 1..=3 {
+        site.read_one().await;
+        assert_eq!((site.complete_until().await, site.ledger.backfilled(id).await.unwrap()), (Some(at(minute)), true));
+        assert!(site.ledger.pass_is_in(id, minute).await.unwrap());
+        assert_eq!(site.ledger.later_pass_is_in(id, 0).await.unwrap(), minute >= 2, "the first may have begun before");
+    }
+    // a pass that cannot tell takes nothing back, but the next collector reads everything
+    site.record(&NewPass { complete_until: None, ..site.pass(4, 3) }).await.unwrap();
+    assert_eq!(site.complete_until().await, Some(at(3)));
+    let last = site.ledger.last_pass(id).await.unwrap();
+    assert_eq!((last.complete_until, last.claimed_until, last.swept_at), (None, Some(at(3)), Some(at(1))));
+}
+
+#[tokio::test]
+async fn passes_whose_records_may_be_rejected_can_be_withdrawn() {
+    let site = Site::new().await;
+    site.record(&site.pass(1, 0)).await.unwrap();
+    for minute in 2..=3 {
+        site.record(&NewPass { unproven_after: Some(1), ..site.pass(minute, 0) }).await.unwrap();
+    }
+    assert_eq!(site.complete_until().await, Some(at(3)));
+    site.ledger.void_passes(&site.lease, site.source.id, 1).await.unwrap();
+    assert_eq!(site.complete_until().await, Some(at(1)));
+    assert_eq!(site.ledger.last_pass(site.source.id).await.unwrap().complete_until, None);
+    assert!(!site.ledger.later_pass_is_in(site.source.id, 0).await.unwrap());
+    site.record(&site.pass(4, 0)).await.unwrap();
+    assert!(site.ledger.later_pass_is_in(site.source.id, 0).await.unwrap());
+}
+
+#[tokio::test]
+async fn a_collector_goes_on_only_from_its_own_last_pass() {
+    let site = Site::new().await;
+    let first = site.record(&site.pass(1, 0)).await.unwrap();
+    let next = NewPass { previous: Some((first, at(1))), ..site.pass(2, 0) };
+    // a backup has other passes, or none, in the place of this one
+    for (id, minute) in [(first, 0), (first + 1, 1), (first - 1, 1)] {
+        let refused = site.record(&NewPass { previous: Some((id, at(minute))), ..next.clone() }).await;
+        assert!(matches!(refused, Err(LeaseError::Lost(_))), "{refused:?}");
+    }
+    assert_eq!(site.record(&next).await.unwrap(), first + 1);
+}
+
+#[tokio::test]
+async fn nothing_is_reported_that_a_failover_took_from_the_log() {
+    let site = Site::new().await;
+    let log = Log::postgres(site.ledger.pool.clone(), PostgresLogSettings::default());
+    log.create_topics(1).await.unwrap();
+    let messages: Vec<Message> = (0..3).map(|n| usage(DEPLOYMENT, n).to_message()).collect();
+    let append = async |message: &Message| log.append(Topic::AgentUsage, vec![message.clone()]).await.unwrap();
+    append(&messages[0]).await;
+    append(&messages[1]).await;
+    let pass = |last: usize| NewPass {
+        last_records: vec![(partition(Topic::AgentUsage, 0), i64::try_from(last).unwrap(), messages[last].clone())],
+        ..site.pass(1, 2)
+    };
+    // the standby has only the first record; another process appends later
+    sqlx::raw_sql("delete from log_record where record_offset = 1; update log_partition set next_offset = 1 where next_offset = 2")
+        .execute(&site.ledger.pool)
+        .await
+        .unwrap();
+    assert!(matches!(site.record(&pass(1)).await, Err(LeaseError::Lost(_))));
+    append(&messages[2]).await;
+    assert!(matches!(site.record(&pass(1)).await, Err(LeaseError::Lost(_))), "another record has its place");
+    assert_eq!(site.ledger.newest_pass(site.source.id).await.unwrap(), 0);
+    site.record(&pass(0)).await.unwrap();
 }

@@ -366,7 +366,7 @@ async fn a_ledger_that_went_back_and_grew_again_is_known_by_its_batches() {
     // in one transaction, so that nobody sees it lower than before
     let regrown = "begin; set constraints all immediate;
         delete from workspace_build; delete from batch where sequence = 2; update ledger set next_sequence = 2;
-        insert into batch (kind, recorded_at) values ('pass', now()), ('pass', now()), ('pass', now()); commit";
+        insert into batch (kind, recorded_at) values ('licenses', now()), ('licenses', now()), ('licenses', now()); commit";
     sqlx::raw_sql(regrown).execute(&ledger.pool).await.unwrap();
     eventually(SOON, "it is folded anew", || async {
         running.view.standing().is_some_and(|standing| standing.incarnation != old && standing.sequence == 5)

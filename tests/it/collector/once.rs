@@ -1,6 +1,7 @@
 //! Nothing is left out, and nothing is appended twice.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use chrono::TimeDelta;
 use serde_json::json;
@@ -11,6 +12,7 @@ use tallyline::sim::coderd::SchemaVersion;
 
 use super::{ours, produced, recreate_topic, settings};
 use crate::support::coderd::{Build, Coderd};
+use crate::support::eventually;
 
 #[tokio::test]
 async fn nothing_is_appended_twice_after_a_restart() {
@@ -27,8 +29,10 @@ async fn nothing_is_appended_twice_after_a_restart() {
     assert_eq!(produced(&first.pass().await.unwrap()), (0, 0, 0), "nothing is in the ledger yet");
     // As after kill -9 between the log's acknowledgement and the pass's record.
     drop(first);
-    for table in ["delete from collector_pass_offset", "delete from collector_pass"] {
-        sqlx::query(table).execute(&ours.ledger.pool).await.unwrap();
+    for statement in
+        ["delete from collector_pass", "delete from collector_progress", "insert into collector_progress (source_id) select id from source"]
+    {
+        sqlx::query(statement).execute(&ours.ledger.pool).await.unwrap();
     }
     let mut second = ours.collector(sweeping.clone(), &coderd).await;
     let report = second.pass().await.unwrap();
@@ -40,6 +44,26 @@ async fn nothing_is_appended_twice_after_a_restart() {
     coderd.creation().await;
     assert_eq!(produced(&third.pass().await.unwrap()), (1, 0, 0));
     assert_eq!((ours.builds().await.len(), ours.claims().await.len(), ours.usage_ids().await.len()), (11, 5, 1));
+}
+
+#[tokio::test]
+async fn what_a_failover_took_from_the_log_within_a_pass_is_appended_again() {
+    let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
+    let mut collector = ours.collector(settings(), &coderd).await;
+    collector.pass().await.unwrap();
+    coderd.creation().await;
+    // the pass has appended its row when it waits for the licenses
+    let mut lock = coderd.database.pool.begin().await.unwrap();
+    sqlx::query("lock table licenses in access exclusive mode").execute(&mut *lock).await.unwrap();
+    let pass = tokio::spawn(async move { collector.pass().await });
+    eventually(Duration::from_secs(30), "the row is appended", || async { ours.records(Topic::WorkspaceBuilds).await.len() == 1 }).await;
+    recreate_topic(&ours, Topic::WorkspaceBuilds).await;
+    lock.rollback().await.unwrap();
+    let answer = pass.await.unwrap();
+    assert!(matches!(answer, Err(CollectError::LeaseLost)), "{answer:?}");
+    let mut collector = ours.collector(settings(), &coderd).await;
+    let report = collector.pass().await.unwrap();
+    assert_eq!((produced(&report), report.complete_until.is_some()), ((1, 0, 0), true));
 }
 
 #[tokio::test]

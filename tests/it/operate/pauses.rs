@@ -107,7 +107,8 @@ async fn collecting_publishing_and_exporting_stand_still_and_that_is_shown_every
     site.set("roles", "['collect', 'consume', 'publish', 'serve']");
     let mut running = site.start("");
     running.ready().await;
-    eventually(SOON, "passes are recorded", || async { site.count("select count(*) from collector_pass").await > 1 }).await;
+    eventually(SOON, "passes are recorded", || async { site.count("select coalesce(max(pass_id), 0) from collector_progress").await > 1 })
+        .await;
     for operation in ["collect", "publish", "export"] {
         site.done(&format!("pause {operation} --as user-001 --reason maintenance")).await;
     }
@@ -121,7 +122,7 @@ async fn collecting_publishing_and_exporting_stand_still_and_that_is_shown_every
     })
     .await;
     let (passes, requests) =
-        ("select count(*) from collector_pass", "select count(*) from publication where leased_until > clock_timestamp()");
+        ("select pass_id from collector_progress", "select count(*) from publication where leased_until > clock_timestamp()");
     let before = site.count(passes).await;
 
     let said = site.refused("export usage --from 2020-01-01 --to 2030-01-01 -o -", 4).await;

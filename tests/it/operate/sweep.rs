@@ -23,7 +23,7 @@ async fn a_sweep_is_asked_for_and_watched_until_it_is_in_the_ledger() {
     site.set("collect.poll_seconds", "0.2");
     assert!(site.refused("collect sweep", 4).await.contains("start a process with the role collect"));
     let mut running = site.start("--role collect --role consume");
-    eventually(SOON, "the first pass", || async { site.count("select count(*) from collector_pass where not full_sweep").await > 0 }).await;
+    eventually(SOON, "the first pass", || async { site.count("select coalesce(max(pass_id), 0) from collector_progress").await > 1 }).await;
 
     old_build(&coderd).await;
     let swept: Value = serde_json::from_str(&site.done("collect sweep --output json").await).unwrap();

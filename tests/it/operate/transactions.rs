@@ -106,15 +106,16 @@ async fn an_open_transaction_of_another_producer_is_shown_as_waiting_and_nothing
     let producer = transactional(&site);
     producer.begin_transaction().unwrap();
     send(&site, &producer, 0, &build(DEPLOYMENT, 100).to_message());
-    let last = "select max(id) from collector_pass";
+    let last = "select pass_id from collector_progress";
     let (opened, before) = (site.count(last).await, complete_until().await);
     // the second pass from here on began with the transaction open
     eventually(SOON, "passes go on", || async { site.count(last).await >= opened + 5 }).await;
-    let claimed: DateTime<Utc> = sqlx::query_scalar("select complete_until from collector_pass where id > $1 order by id offset 1 limit 1")
-        .bind(opened)
-        .fetch_one(&site.ledger.pool)
-        .await
-        .unwrap();
+    let claimed: DateTime<Utc> =
+        sqlx::query_scalar("select complete_until from collector_pass where pass_id > $1 order by pass_id offset 1 limit 1")
+            .bind(opened)
+            .fetch_one(&site.ledger.pool)
+            .await
+            .unwrap();
     let status = site.status().await;
     let waiting = partition(&status, 0);
     assert!(waiting["lag"].as_i64().unwrap() > 0 && waiting["in_open_transaction"] == waiting["lag"], "{waiting}");

@@ -17,7 +17,7 @@ use crate::support::coderd::Coderd;
 use crate::support::eventually;
 
 const REJECTS: &str = "select count(*) from reject";
-const PASSES: &str = "select count(*) from collector_pass";
+const PASSES: &str = "select coalesce(max(pass_id), 0) from collector_progress";
 const ACCEPTED: &str = "select count(*) from workspace_build where confirmed_at is not null";
 
 fn key() -> Signatures {

@@ -72,8 +72,7 @@ async fn what_coderd_lost_stays_counted_and_is_published_once_an_operator_has_sa
     let report = world.balanced().await;
     assert_eq!(report["joints"][0]["numbers"]["source_gone"], lost_usage + gone_builds, "{report}");
     assert_eq!(world.acts().await, [("sre-1".to_owned(), "coderd".to_owned(), "the disk is gone".to_owned())]);
-    let sweeps = world.count("select count(*) from collector_pass where full_sweep").await;
-    assert_eq!(sweeps, 2, "the first, and one after the recovery");
+    assert!(world.count("select swept_pass_id from collector_progress").await > 1, "all was read again after the recovery");
 
     // an id that coderd gives again, with other content
     let again = truth

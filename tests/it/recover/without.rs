@@ -67,19 +67,7 @@ impl Site {
 /// A full pass that began so long before noon, and which the ledger has.
 async fn pass(ledger: &Ledger, source: &Source, before: TimeDelta) {
     let lease = ledger.take_lease(&name(source.deployment_id), "test", Duration::from_secs(30)).await.unwrap().expect("the test's own");
-    let pass = NewPass {
-        source_id: source.id,
-        started_at: noon() - before,
-        complete_until: None,
-        runtime_complete_until: None,
-        full_sweep: true,
-        produced: 0,
-        late: 0,
-        offsets: Vec::new(),
-        previous: None,
-        fetched: Vec::new(),
-        requested_sweep: None,
-    };
+    let pass = NewPass { source_id: source.id, started_at: noon() - before, full_sweep: true, ..NewPass::default() };
     ledger.record_pass(&lease, &pass).await.unwrap();
     ledger.release_lease(lease).await.unwrap();
 }

@@ -69,14 +69,9 @@ impl Site {
             source_id: source.id,
             started_at: noon(),
             complete_until: Some(noon()),
-            runtime_complete_until: None,
             full_sweep: true,
-            produced: 0,
-            late: 0,
             offsets,
-            previous: None,
-            fetched: Vec::new(),
-            requested_sweep: None,
+            ..NewPass::default()
         };
         self.ledger.record_pass(&self.lease(source).await, &pass).await.unwrap();
     }
