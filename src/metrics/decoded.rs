@@ -55,10 +55,6 @@ pub struct Histogram {
     pub zero_threshold: Option<f64>,
     #[prost(uint64, optional, tag = "7")]
     pub zero_count: Option<u64>,
-    #[prost(message, repeated, tag = "9")]
-    pub negative_span: Vec<Span>,
-    #[prost(sint64, repeated, packed = "false", tag = "10")]
-    pub negative_delta: Vec<i64>,
     #[prost(message, repeated, tag = "12")]
     pub positive_span: Vec<Span>,
     #[prost(sint64, repeated, packed = "false", tag = "13")]
@@ -104,17 +100,14 @@ impl Metric {
 }
 
 impl Histogram {
-    /// What a server adds up: the zero bucket and the buckets of both signs.
+    /// The sum that a server computes: the zero bucket and the other buckets.
     pub fn native_total(&self) -> u64 {
-        let side = |deltas: &[i64]| -> i64 {
-            let counts = deltas.iter().scan(0, |count, delta| {
-                *count += delta;
-                assert!(*count >= 0, "a bucket count below zero");
-                Some(*count)
-            });
-            counts.sum()
-        };
-        self.zero_count() + (side(&self.positive_delta) + side(&self.negative_delta)) as u64
+        let counts = self.positive_delta.iter().scan(0, |count, delta| {
+            *count += delta;
+            assert!(*count >= 0, "a bucket count below zero");
+            Some(*count)
+        });
+        self.zero_count() + counts.sum::<i64>() as u64
     }
 }
 

@@ -137,8 +137,8 @@ pub(super) fn histogram_message(options: &BucketOptions, buckets: &Buckets, sum:
     });
     message.set_bucket(classic.collect());
     wire::put_histogram_created(&mut message, buckets.created());
-    if options.native().is_some() {
-        wire::put_native(&mut message, buckets);
+    if let Some(native) = options.native() {
+        wire::put_native(&mut message, native, buckets);
     }
     message
 }
@@ -272,7 +272,7 @@ mod tests {
     #[test]
     fn the_native_buckets_of_a_shown_series_add_up_to_its_count() {
         let mut series = Series::new();
-        for micros in [0, -1_000_000, 1_000_000, 1_100_000, 7_000_000, 7_000_000] {
+        for micros in [0, 1_000_000, 1_100_000, 7_000_000, 7_000_000] {
             series.observe_micros(&SECONDS.buckets, labels(["t", "o"]), micros, at(0, 0));
         }
         let families = protobuf(&[SECONDS.show(&series)]);

@@ -52,8 +52,8 @@ fn fraction_and_exponent(value: f64) -> (f64, i32) {
 
 /// The inclusive upper bound of bucket `index` of positive values. The bucket of the largest finite value ends at that value, the one
 /// beyond it at infinity.
-#[must_use]
-pub fn upper_bound(index: i32, schema: i8) -> f64 {
+#[cfg(test)]
+pub(super) fn upper_bound(index: i32, schema: i8) -> f64 {
     let finest = i64::from(index) << MAX_SCHEMA.abs_diff(schema);
     let (power, step) = (finest.div_euclid(256), finest.rem_euclid(256) as usize);
     match power {

@@ -8,15 +8,14 @@ mod accept;
 mod bounds;
 mod buckets;
 mod exposition;
-pub mod index;
-mod limit;
+mod index;
 mod options;
 mod series;
 mod tally;
 mod wire;
 
 pub use accept::{Format, encode};
-pub use buckets::{Buckets, Counting};
+pub use buckets::Buckets;
 pub use exposition::{CounterFamily, HistogramFamily, Shown};
 pub use options::{BucketOptions, DEFAULT_ZERO_THRESHOLD, NativeOptions};
 pub use series::{Counter, Series};

@@ -1,7 +1,5 @@
 //! The constants of a histogram family. They are no part of any state: a family whose constants change is folded again.
 
-use std::time::Duration;
-
 use super::index;
 
 /// 2^-128: what the Go client takes where no threshold is set. Above 0, so that every server knows an empty native histogram as one.
@@ -44,26 +42,20 @@ impl BucketOptions {
     }
 }
 
-/// How fine native buckets are, and what happens when there are too many.
+/// How fine native buckets are.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct NativeOptions {
     /// A bucket spans at most this factor; above 1.
     pub factor: f64,
-    /// The zero bucket holds what lies within ± this.
+    /// The zero bucket holds values up to this.
     pub zero_threshold: f64,
-    /// The most populated buckets, both signs together and the zero bucket not counted; 0 is no limit.
+    /// The most populated buckets, the zero bucket not counted; above it the resolution is halved. 0 is no limit.
     pub max_buckets: usize,
-    /// Above the limit, start over if the histogram is at least this old; `None` is never.
-    pub min_reset: Option<Duration>,
-    /// Above the limit, widen the zero bucket up to this threshold before halving the resolution; 0 is never.
-    pub max_zero_threshold: f64,
 }
 
 impl NativeOptions {
-    /// coderd's settings (factor 1.1, 100 buckets, default threshold, zero bucket never widened), but never a reset: a fold's series
-    /// never fall.
-    pub const NEVER_RESET: Self =
-        Self { factor: 1.1, zero_threshold: DEFAULT_ZERO_THRESHOLD, max_buckets: 100, min_reset: None, max_zero_threshold: 0.0 };
+    /// coderd's settings, without its reset: a fold's series never fall.
+    pub const NEVER_RESET: Self = Self { factor: 1.1, zero_threshold: DEFAULT_ZERO_THRESHOLD, max_buckets: 100 };
 
     /// The schema that a histogram starts with.
     #[must_use]

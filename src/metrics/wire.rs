@@ -7,6 +7,7 @@ use chrono::{DateTime, Utc};
 use prometheus::proto;
 
 use super::buckets::Buckets;
+use super::options::NativeOptions;
 
 /// Buckets in a row: how many empty ones lie before (for the first span: the first index), and how many it has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,29 +41,25 @@ fn spans_and_deltas(buckets: &BTreeMap<i32, u64>) -> (Vec<Span>, Vec<i64>) {
 }
 
 /// Writes the native buckets into a histogram message.
-pub(super) fn put_native(histogram: &mut proto::Histogram, buckets: &Buckets) {
-    let (negative_spans, negative_deltas) = spans_and_deltas(&buckets.negative);
-    let (mut positive_spans, positive_deltas) = spans_and_deltas(&buckets.positive);
-    let no_buckets = positive_spans.is_empty() && negative_spans.is_empty();
-    if no_buckets && buckets.zero_threshold == 0.0 && buckets.zero_count == 0 {
+pub(super) fn put_native(histogram: &mut proto::Histogram, native: &NativeOptions, buckets: &Buckets) {
+    let (mut spans, deltas) = spans_and_deltas(&buckets.positive);
+    if spans.is_empty() && native.zero_threshold == 0.0 && buckets.zero_count == 0 {
         // By this a server tells an empty native histogram from a classic one.
-        positive_spans.push(Span { offset: 0, length: 0 });
+        spans.push(Span { offset: 0, length: 0 });
     }
     let fields = histogram.special_fields.mut_unknown_fields();
     fields.add_varint(5, zigzag(buckets.schema.into()));
-    fields.add_fixed64(6, buckets.zero_threshold.to_bits());
+    fields.add_fixed64(6, native.zero_threshold.to_bits());
     fields.add_varint(7, buckets.zero_count);
-    for (span_field, delta_field, spans, deltas) in [(9, 10, negative_spans, negative_deltas), (12, 13, positive_spans, positive_deltas)] {
-        for span in spans {
-            fields.add_length_delimited(span_field, two_varints(zigzag(span.offset.into()), span.length.into()));
+    for span in spans {
+        fields.add_length_delimited(12, two_varints(zigzag(span.offset.into()), span.length.into()));
+    }
+    if !deltas.is_empty() {
+        let mut packed = Vec::with_capacity(deltas.len() * 2);
+        for delta in deltas {
+            put_varint(&mut packed, zigzag(delta));
         }
-        if !deltas.is_empty() {
-            let mut packed = Vec::with_capacity(deltas.len() * 2);
-            for delta in deltas {
-                put_varint(&mut packed, zigzag(delta));
-            }
-            fields.add_length_delimited(delta_field, packed);
-        }
+        fields.add_length_delimited(13, packed);
     }
 }
 

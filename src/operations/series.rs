@@ -52,11 +52,8 @@ impl Series<'_> {
 }
 
 fn buckets_fall(before: &Buckets, after: &Buckets) -> bool {
-    let sides = [(before.positive(), after.positive()), (before.negative(), after.negative())];
-    let native = |(before, after): (&BTreeMap<i32, u64>, &BTreeMap<i32, u64>)| {
-        before.iter().any(|(index, count)| after.get(index).copied().unwrap_or(0) < *count)
-    };
-    before.schema() != after.schema() || after.zero_count() < before.zero_count() || sides.into_iter().any(native)
+    let bucket_falls = |(index, count): (&i32, &u64)| after.positive().get(index).copied().unwrap_or(0) < *count;
+    before.schema() != after.schema() || after.zero_count() < before.zero_count() || before.positive().iter().any(bucket_falls)
 }
 
 /// Every series of a state.

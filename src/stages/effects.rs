@@ -11,9 +11,9 @@ pub enum Effect {
     /// One more regular creation; organization, template and preset name.
     Creation([String; 3]),
     /// An observation of a creation's duration; organization, template and preset name, `regular` or `prebuild`.
-    CreationSeconds([String; 4], i64),
+    CreationSeconds([String; 4], u64),
     /// An observation of a claim's duration; organization, template and preset name.
-    ClaimSeconds([String; 3], i64),
+    ClaimSeconds([String; 3], u64),
     /// One more observation whose start lay after its end; organization name.
     NegativeDuration([String; 1]),
 }
@@ -108,11 +108,11 @@ impl Effects {
     }
 
     /// A negative duration is observed as 0, and counted.
-    fn not_negative(&mut self, micros: i64, organization: &str) -> i64 {
-        if micros < 0 {
+    fn not_negative(&mut self, micros: i64, organization: &str) -> u64 {
+        micros.try_into().unwrap_or_else(|_| {
             self.added.push(Effect::NegativeDuration([organization.to_owned()]));
-        }
-        micros.max(0)
+            0
+        })
     }
 
     fn left_out(&mut self, family: &'static str, why: WhyNot) {
@@ -167,7 +167,7 @@ impl Effect {
 
     /// What a histogram observes, in microseconds; none: a counter rises by 1.
     #[must_use]
-    pub fn observed_micros(&self) -> Option<i64> {
+    pub fn observed_micros(&self) -> Option<u64> {
         match self {
             Effect::CreationSeconds(_, micros) | Effect::ClaimSeconds(_, micros) => Some(*micros),
             Effect::Creation(_) | Effect::NegativeDuration(_) => None,

@@ -68,7 +68,8 @@ pub struct DeploymentMetrics {
 impl Stage for MetricsState {
     const NAME: &'static str = "metrics";
     // 2: a success that ends as it starts is observed as 0, and a workspace is one creation
-    const RULES_VERSION: i32 = 2;
+    // 3: buckets without resets, zero threshold and negative values
+    const RULES_VERSION: i32 = 3;
 
     fn apply(&mut self, fact: &Fact) -> Result<(), Broken> {
         match (self.deployments.entry(fact.deployment()), fact) {
