@@ -40,8 +40,6 @@ pub enum Kind {
     Listen,
     /// Names or IP addresses of machines, each once, without ports.
     HostNames,
-    /// A path.
-    Path,
     /// A PostgreSQL URL, secret because it may hold a password.
     SecretPostgresUrl,
     /// A table: name of a public key to the key itself, or `file:PATH`.
@@ -184,8 +182,6 @@ pub const KEYS: &[Key] = &[
         None,
         "Names, beside loopback's own, by which a proxy's clients ask for this machine. Without tokens, a request for another name is refused.",
     ),
-    key("serve.tls_certificate", Kind::Path, None, "Path of the certificate chain (PEM). Not there yet: refused."),
-    key("serve.tls_key", Kind::Path, None, "Path of the certificate's private key (PEM). Not there yet: refused."),
     key(
         "serve.tokens",
         Kind::Tokens,
@@ -237,7 +233,6 @@ impl Kind {
             Kind::Url => "an http:// or https:// URL with a host and without user and password".into(),
             Kind::Listen => "an address and port such as 127.0.0.1:8090".into(),
             Kind::HostNames => "a list of host names or IP addresses, without ports".into(),
-            Kind::Path => "a path".into(),
             Kind::SecretPostgresUrl => "a postgres:// URL with a host and a database, env:NAME, file:PATH or exec:COMMAND".into(),
             Kind::PublicKeys => "a table of names and public keys".into(),
             Kind::Properties => "a table of librdkafka's properties".into(),

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -171,10 +170,6 @@ pub struct Serve {
     pub tokens: BTreeMap<String, TokenSetting>,
     /// Host names, beside loopback's own, that a request may name.
     pub host_names: Vec<String>,
-    /// Not there yet: always none.
-    pub tls_certificate: Option<PathBuf>,
-    /// Not there yet: always none.
-    pub tls_key: Option<PathBuf>,
 }
 
 /// `[telemetry]`
@@ -239,8 +234,6 @@ impl Pipeline {
                 audit: values.duration("serve.audit_seconds"),
                 tokens: values.tokens("serve.tokens"),
                 host_names: values.get("serve.host_names").map(|_| values.words("serve.host_names").to_vec()).unwrap_or_default(),
-                tls_certificate: values.text("serve.tls_certificate").map(PathBuf::from),
-                tls_key: values.text("serve.tls_key").map(PathBuf::from),
             },
             telemetry: Telemetry { listen: values.get("telemetry.listen").map(|_| values.listen("telemetry.listen")) },
         }

@@ -71,11 +71,6 @@ fn listeners(values: &Values, mistakes: &mut Mistakes) {
         let problem = "lies beyond loopback, which needs TLS, and TLS is not there yet: listen on 127.0.0.1 behind a proxy";
         mistakes.add(&values.place("telemetry.listen"), "telemetry.listen", problem);
     }
-    for key in ["serve.tls_certificate", "serve.tls_key"] {
-        if values.get(key).is_some() {
-            mistakes.add(&values.place(key), key, "is refused: TLS is not there yet, and what is given must not be passed over");
-        }
-    }
     let (api, metrics) = (values.get("serve.api_listen"), values.get("serve.metrics_listen"));
     if api == metrics && !matches!(api, Some(Value::Listen(address)) if address.port() == 0) && api.is_some() {
         mistakes.add(&values.place("serve.metrics_listen"), "serve.metrics_listen", "must be another address than serve.api_listen");

@@ -55,9 +55,6 @@ impl TokenSetting {
     /// Reads `SCOPE SECRET`. The problem, to follow the key's name, never repeats the secret.
     pub(super) fn read(text: &str) -> Result<TokenSetting, String> {
         let (scope, secret) = text.trim().split_once(char::is_whitespace).unwrap_or((text.trim(), ""));
-        if scope == "ingest" || scope.starts_with("ingest:") {
-            return Err("cannot have the scope ingest: intake over HTTP is not there yet".into());
-        }
         let scope = Scope::ALL.into_iter().find(|known| known.name() == scope);
         let secret = Secret::new(secret.trim());
         match scope {
@@ -86,9 +83,6 @@ mod tests {
         for wrong in ["", "admin", "admin ", "root hunter2", "hunter2", "read env:", "Read hunter2"] {
             let problem = TokenSetting::read(wrong).unwrap_err();
             assert!(problem.starts_with("must be") && !problem.contains("hunter2"), "{problem}");
-        }
-        for ingest in ["ingest hunter2", "ingest:00000000-0000-4000-8000-000000000000 hunter2"] {
-            assert!(TokenSetting::read(ingest).unwrap_err().contains("not there yet"));
         }
     }
 }

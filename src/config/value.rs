@@ -29,7 +29,7 @@ pub(super) enum Value {
 pub(super) fn read(kind: Kind, raw: &Raw) -> Result<Value, String> {
     let must_be = || format!("must be {}", kind.allowed());
     match kind {
-        Kind::Choice(words) => choice(words, text(raw).ok_or_else(must_be)?).ok_or_else(|| refusal(kind, raw)),
+        Kind::Choice(words) => checked(raw, |text| words.contains(&text)).ok_or_else(must_be),
         Kind::Choices(words) => choices(words, raw).ok_or_else(must_be),
         Kind::Whole(least, most) => number(raw)
             .and_then(|text| text.parse().ok())
@@ -45,7 +45,6 @@ pub(super) fn read(kind: Kind, raw: &Raw) -> Result<Value, String> {
         Kind::Url => checked(raw, is_http_url).ok_or_else(must_be),
         Kind::Listen => text(raw).and_then(|text| text.parse().ok()).map(Value::Listen).ok_or_else(must_be),
         Kind::HostNames => listed(raw, is_host).ok_or_else(must_be),
-        Kind::Path => checked(raw, |text| !text.is_empty() && !text.contains('\0')).ok_or_else(must_be),
         Kind::SecretPostgresUrl => secret(raw, is_postgres_url).ok_or_else(must_be),
         Kind::Properties => {
             property(raw).ok_or_else(|| "must be a text, a number, true or false; or env:NAME, file:PATH, exec:COMMAND".into())
@@ -73,19 +72,6 @@ fn number(raw: &Raw) -> Option<&str> {
 
 fn checked(raw: &Raw, holds: impl Fn(&str) -> bool) -> Option<Value> {
     text(raw).filter(|text| holds(text)).map(|text| Value::Text(text.to_owned()))
-}
-
-fn choice(words: &[&str], text: &str) -> Option<Value> {
-    words.contains(&text).then(|| Value::Text(text.to_owned()))
-}
-
-/// A word that will be allowed one day is told apart from one that never was.
-fn refusal(kind: Kind, raw: &Raw) -> String {
-    let allowed = kind.allowed();
-    match (kind, text(raw)) {
-        (Kind::Choice(["shadow", "sole"]), Some("join")) => format!("must be {allowed}: join is not there yet"),
-        _ => format!("must be {allowed}"),
-    }
 }
 
 fn choices(words: &[&str], raw: &Raw) -> Option<Value> {

@@ -15,7 +15,7 @@ mod telemetry;
 
 pub use condition::{Condition, Shown};
 pub use look::sendable_after;
-pub use settings::{Mode, PublisherError, Settings, UnknownMode};
+pub use settings::{Mode, PublisherError, Settings};
 pub use telemetry::PublisherTelemetry;
 
 use std::collections::HashMap;
@@ -251,7 +251,6 @@ impl Publisher {
             let done = match self.settings.mode {
                 Mode::Shadow => self.shadow(&mut reader, source_id, &mut cycle, stop).await,
                 Mode::Sole => self.sole(&mut reader, source_id, &mut cycle, stop).await,
-                Mode::Join => return Err(PublisherError::JoinNotAvailable.into()),
             };
             // what was done before a fault is done
             self.telemetry.cycle(&cycle);

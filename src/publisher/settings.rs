@@ -1,6 +1,5 @@
 //! What one source's publisher is told.
 
-use std::str::FromStr;
 use std::time::Duration;
 
 use uuid::Uuid;
@@ -16,28 +15,8 @@ pub enum Mode {
     /// coderd; nothing is sent, and the queue follows coderd's own marks.
     #[default]
     Shadow,
-    /// Both, by coderd's own claims. Not in this version.
-    Join,
     /// We alone; coderd's own publishing is cut off.
     Sole,
-}
-
-/// Not the name of a mode.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no mode: shadow, join or sole")]
-pub struct UnknownMode(pub String);
-
-impl FromStr for Mode {
-    type Err = UnknownMode;
-
-    fn from_str(name: &str) -> Result<Self, UnknownMode> {
-        match name {
-            "shadow" => Ok(Mode::Shadow),
-            "join" => Ok(Mode::Join),
-            "sole" => Ok(Mode::Sole),
-            other => Err(UnknownMode(other.to_owned())),
-        }
-    }
 }
 
 /// What one source's publisher is told.
@@ -72,9 +51,6 @@ pub struct Settings {
 /// Why a publisher cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub enum PublisherError {
-    /// A mode that this version does not have.
-    #[error("mode join, where coderd and Tallyline publish beside each other, is not in this version: use shadow or sole")]
-    JoinNotAvailable,
     /// Two publishers would send the same event at once.
     #[error("lease is {lease:?}: it must be longer than the request timeout, {request_timeout:?}")]
     LeaseTooShort {
@@ -119,9 +95,6 @@ impl Settings {
     /// # Errors
     /// [`PublisherError`]; the vendor's URL is not looked at here.
     pub fn check(&self) -> Result<(), PublisherError> {
-        if self.mode == Mode::Join {
-            return Err(PublisherError::JoinNotAvailable);
-        }
         let (lease, request_timeout) = (self.lease, self.tallyman.request_timeout);
         if lease <= request_timeout {
             return Err(PublisherError::LeaseTooShort { lease, request_timeout });
@@ -142,14 +115,6 @@ mod tests {
     fn nothing_is_sent_unless_somebody_says_so() {
         assert_eq!(settings().mode, Mode::Shadow);
         assert!(settings().check().is_ok());
-    }
-
-    #[test]
-    fn a_mode_that_is_not_there_is_refused_and_not_taken_for_another() {
-        let error = Settings { mode: Mode::Join, ..settings() }.check().unwrap_err();
-        assert!(error.to_string().contains("not in this version"), "{error}");
-        assert!("solo".parse::<Mode>().is_err());
-        assert_eq!(["shadow", "join", "sole"].map(|name| name.parse().ok()), [Mode::Shadow, Mode::Join, Mode::Sole].map(Some));
     }
 
     #[test]

@@ -7,7 +7,6 @@ use serde::de::DeserializeOwned;
 use tallyline::config::{self, Input};
 use tallyline::event::{BuildStatus, InputStage, Topic, Transition, UsageType};
 use tallyline::license::RuleSet;
-use tallyline::publisher::Mode;
 use tallyline::stages::{LicensesState, MetricsState, Stage};
 use tallyline::tallyman::EventType;
 
@@ -75,7 +74,6 @@ pub fn words(input: &[u8]) -> bool {
         UsageType::named(word).map(|one| one.as_str().to_owned()),
         word.parse::<EventType>().ok().map(|one| one.as_str().to_owned()),
         word.parse::<RuleSet>().ok().map(|_| word.to_owned()),
-        word.parse::<Mode>().ok().map(|_| word.to_owned()),
     ];
     assert!(written.iter().flatten().all(|written| written == word));
     written.iter().any(Option::is_some)

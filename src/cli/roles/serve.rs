@@ -203,15 +203,7 @@ mod tests {
         let setting = TokenSetting { scope: Scope::Admin, secret: Secret::new(&format!("exec:sh {}", script.display())) };
         let (listen, tokens_set) = (SocketAddr::from(([127, 0, 0, 1], 0)), [("oncall".to_owned(), setting)].into());
         let audit = Duration::from_secs(300);
-        let serve = Serve {
-            api_listen: listen,
-            metrics_listen: listen,
-            audit,
-            tokens: tokens_set,
-            host_names: Vec::new(),
-            tls_certificate: None,
-            tls_key: None,
-        };
+        let serve = Serve { api_listen: listen, metrics_listen: listen, audit, tokens: tokens_set, host_names: Vec::new() };
         let (held, stop) = (Tokens::from(tokens(&serve).await.unwrap()), CancellationToken::new());
         let following = {
             let (serve, held, stop) = (serve.clone(), held.clone(), stop.clone());
