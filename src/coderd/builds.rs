@@ -83,55 +83,48 @@ pub struct BuildRow {
 /// and one organization at a time. A lane is such a pair. The lanes are had from the same index by a loose scan, one probe each: workers
 /// come and go, and the daemons' table forgets them. Jobs canceled while pending have no worker, and lanes of their own. (Ordered by the
 /// worker there, too: the planner does not see that `is null` leaves one value, and would sort all of them.)
-macro_rules! recent_keys {
-    ($explain:literal) => {
-        concat!(
-            $explain,
-            "with recursive lane (worker_id, organization_id) as (
-                 (select worker_id, organization_id from provisioner_jobs
-                  where worker_id is not null order by worker_id, organization_id limit 1)
-                 union all
-                 select next.worker_id, next.organization_id
-                 from lane cross join lateral (
-                     select worker_id, organization_id from provisioner_jobs
-                     where (worker_id, organization_id) > (lane.worker_id, lane.organization_id)
-                     order by worker_id, organization_id limit 1
-                 ) next
-             ),
-             lane_without_worker (organization_id) as (
-                 (select organization_id from provisioner_jobs where worker_id is null order by worker_id, organization_id limit 1)
-                 union all
-                 select next.organization_id
-                 from lane_without_worker lane cross join lateral (
-                     select organization_id from provisioner_jobs
-                     where worker_id is null and organization_id > lane.organization_id
-                     order by worker_id, organization_id limit 1
-                 ) next
-             )
-             select done.id as job_id, done.completed_at, build.id as build_id
-             from (
-                 select job.id, job.completed_at
-                 from lane cross join lateral (
-                     select id, completed_at from provisioner_jobs
-                     where worker_id = lane.worker_id and organization_id = lane.organization_id
-                         and completed_at >= $1 and (completed_at, id) > ($1, $2) and type = 'workspace_build'
-                     order by completed_at, id limit $3
-                 ) job
-                 union all
-                 select job.id, job.completed_at
-                 from lane_without_worker lane cross join lateral (
-                     select id, completed_at from provisioner_jobs
-                     where worker_id is null and organization_id = lane.organization_id
-                         and completed_at >= $1 and (completed_at, id) > ($1, $2) and type = 'workspace_build'
-                     order by completed_at, id limit $3
-                 ) job
-                 order by completed_at, id limit $3
-             ) done
-             left join workspace_builds build on build.job_id = done.id
-             order by done.completed_at, done.id"
-        )
-    };
-}
+const RECENT_KEYS: &str = "with recursive lane (worker_id, organization_id) as (
+         (select worker_id, organization_id from provisioner_jobs
+          where worker_id is not null order by worker_id, organization_id limit 1)
+         union all
+         select next.worker_id, next.organization_id
+         from lane cross join lateral (
+             select worker_id, organization_id from provisioner_jobs
+             where (worker_id, organization_id) > (lane.worker_id, lane.organization_id)
+             order by worker_id, organization_id limit 1
+         ) next
+     ),
+     lane_without_worker (organization_id) as (
+         (select organization_id from provisioner_jobs where worker_id is null order by worker_id, organization_id limit 1)
+         union all
+         select next.organization_id
+         from lane_without_worker lane cross join lateral (
+             select organization_id from provisioner_jobs
+             where worker_id is null and organization_id > lane.organization_id
+             order by worker_id, organization_id limit 1
+         ) next
+     )
+     select done.id as job_id, done.completed_at, build.id as build_id
+     from (
+         select job.id, job.completed_at
+         from lane cross join lateral (
+             select id, completed_at from provisioner_jobs
+             where worker_id = lane.worker_id and organization_id = lane.organization_id
+                 and completed_at >= $1 and (completed_at, id) > ($1, $2) and type = 'workspace_build'
+             order by completed_at, id limit $3
+         ) job
+         union all
+         select job.id, job.completed_at
+         from lane_without_worker lane cross join lateral (
+             select id, completed_at from provisioner_jobs
+             where worker_id is null and organization_id = lane.organization_id
+                 and completed_at >= $1 and (completed_at, id) > ($1, $2) and type = 'workspace_build'
+             order by completed_at, id limit $3
+         ) job
+         order by completed_at, id limit $3
+     ) done
+     left join workspace_builds build on build.job_id = done.id
+     order by done.completed_at, done.id";
 
 /// The prebuild stages of these builds and of their workspaces' first ones.
 macro_rules! stages {
@@ -197,24 +190,8 @@ impl Reader {
     /// # Errors
     /// [`CoderdError`]
     pub async fn recent_build_keys(&mut self, after: (Time, Uuid), limit: i64) -> Result<Vec<BuildKey>, CoderdError> {
-        within(self.deadline, sqlx::query_as(recent_keys!("")).bind(after.0).bind(after.1).bind(limit).fetch_all(&mut self.connection))
-            .await
-    }
-
-    /// PostgreSQL's plan for [`Reader::recent_build_keys`] and what it cost, a line each. It runs the query.
-    ///
-    /// # Errors
-    /// [`CoderdError`]
-    pub async fn explain_recent_build_keys(&mut self, after: (Time, Uuid), limit: i64) -> Result<Vec<String>, CoderdError> {
-        within(
-            self.deadline,
-            sqlx::query_scalar(recent_keys!("explain (analyze, buffers) "))
-                .bind(after.0)
-                .bind(after.1)
-                .bind(limit)
-                .fetch_all(&mut self.connection),
-        )
-        .await
+        let query = sqlx::query_as(RECENT_KEYS).bind(after.0).bind(after.1).bind(limit);
+        within(self.deadline, query.fetch_all(&mut self.connection)).await
     }
 
     /// A page of all completed builds, behind the job id `after`, by job id.

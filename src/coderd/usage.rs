@@ -1,8 +1,7 @@
 //! Which usage rows there are, and which of them can be new.
 
 use chrono::{DateTime, Utc};
-use sqlx::postgres::PgRow;
-use sqlx::{FromRow, Row as _};
+use sqlx::FromRow;
 
 use super::connect::within;
 use super::{CoderdError, Reader, Time};
@@ -18,29 +17,22 @@ pub struct UsageKey {
 
 /// Each range gives one page at most, so that a page costs the same wherever it begins. (The unmarked range is ordered by its empty marks,
 /// too: the planner does not see that `is null` leaves one value, and would sort all of it for each page.)
-macro_rules! recent_keys {
-    ($explain:literal) => {
-        concat!(
-            $explain,
-            "select id, created_at from (
-                 (select id, created_at from usage_events
-                  where published_at is null and publish_started_at is null and created_at >= $1
-                      and (created_at, id) > (coalesce($3, '-infinity'::timestamptz), coalesce($4, ''))
-                  order by published_at, publish_started_at, created_at, id limit $5)
-                 union
-                 (select id, created_at from usage_events
-                  where published_at is null and publish_started_at >= $2
-                      and (created_at, id) > (coalesce($3, '-infinity'::timestamptz), coalesce($4, ''))
-                  order by created_at, id limit $5)
-                 union
-                 (select id, created_at from usage_events
-                  where published_at >= $2 and (created_at, id) > (coalesce($3, '-infinity'::timestamptz), coalesce($4, ''))
-                  order by created_at, id limit $5)
-             ) recent
-             order by created_at, id limit $5"
-        )
-    };
-}
+const RECENT_KEYS: &str = "select id, created_at from (
+         (select id, created_at from usage_events
+          where published_at is null and publish_started_at is null and created_at >= $1
+              and (created_at, id) > (coalesce($3, '-infinity'::timestamptz), coalesce($4, ''))
+          order by published_at, publish_started_at, created_at, id limit $5)
+         union
+         (select id, created_at from usage_events
+          where published_at is null and publish_started_at >= $2
+              and (created_at, id) > (coalesce($3, '-infinity'::timestamptz), coalesce($4, ''))
+          order by created_at, id limit $5)
+         union
+         (select id, created_at from usage_events
+          where published_at >= $2 and (created_at, id) > (coalesce($3, '-infinity'::timestamptz), coalesce($4, ''))
+          order by created_at, id limit $5)
+     ) recent
+     order by created_at, id limit $5";
 
 impl Reader {
     /// A page of the rows that can have come since `since`, behind the key `after`, by (`created_at`, `id`).
@@ -60,34 +52,7 @@ impl Reader {
         after: Option<&UsageKey>,
         limit: i64,
     ) -> Result<Vec<UsageKey>, CoderdError> {
-        let rows = self.recent(recent_keys!(""), dated_since, since, after, limit).await?;
-        Ok(rows.iter().map(UsageKey::from_row).collect::<Result<_, _>>()?)
-    }
-
-    /// How PostgreSQL reads such a page: the plan, run, with the pages it touched.
-    ///
-    /// # Errors
-    /// [`CoderdError`]
-    pub async fn explain_recent_usage_keys(
-        &mut self,
-        dated_since: DateTime<Utc>,
-        since: DateTime<Utc>,
-        after: Option<&UsageKey>,
-        limit: i64,
-    ) -> Result<Vec<String>, CoderdError> {
-        let rows = self.recent(recent_keys!("explain (analyze, buffers) "), dated_since, since, after, limit).await?;
-        Ok(rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?)
-    }
-
-    async fn recent(
-        &mut self,
-        query: &'static str,
-        dated_since: DateTime<Utc>,
-        since: DateTime<Utc>,
-        after: Option<&UsageKey>,
-        limit: i64,
-    ) -> Result<Vec<PgRow>, CoderdError> {
-        let query = sqlx::query(query)
+        let query = sqlx::query_as(RECENT_KEYS)
             .bind(dated_since)
             .bind(since)
             .bind(after.map(|key| key.created_at))

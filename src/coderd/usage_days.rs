@@ -32,37 +32,22 @@ macro_rules! dated {
     };
 }
 
-/// By type, too: a missing row of one type and a forged one of another would cancel out. The type is in no index of all rows, so the rows of these days
-/// are read.
-macro_rules! count_days {
-    ($explain:literal) => {
-        concat!(
-            $explain,
-            "select floor(extract(epoch from created_at) / 86400)::bigint as day, event_type, count(*) from ",
-            dated!("created_at, event_type"),
-            " group by 1, 2"
-        )
-    };
-}
-
 impl Reader {
     /// The number of rows dated in `[from, until)` of each UTC day, counted from 1970, and type. A day without rows of a type is left out.
     ///
     /// # Errors
     /// [`CoderdError`]
     pub async fn usage_days(&mut self, from: DateTime<Utc>, until: DateTime<Utc>) -> Result<BTreeMap<(i64, String), i64>, CoderdError> {
-        let query = sqlx::query_as(count_days!("")).bind(from).bind(until).bind(marked_since(from));
+        // By type, too: a missing row of one type and a forged one of another would cancel out. The type is in no index of all rows, so the
+        // rows of these days are read.
+        let query = concat!(
+            "select floor(extract(epoch from created_at) / 86400)::bigint as day, event_type, count(*) from ",
+            dated!("created_at, event_type"),
+            " group by 1, 2"
+        );
+        let query = sqlx::query_as(query).bind(from).bind(until).bind(marked_since(from));
         let rows: Vec<(i64, String, i64)> = within(self.deadline, query.fetch_all(&mut self.connection)).await?;
         Ok(rows.into_iter().map(|(day, event_type, rows)| ((day, event_type), rows)).collect())
-    }
-
-    /// PostgreSQL's plan for [`Reader::usage_days`] and what it cost, a line each. It runs the query.
-    ///
-    /// # Errors
-    /// [`CoderdError`]
-    pub async fn explain_usage_days(&mut self, from: DateTime<Utc>, until: DateTime<Utc>) -> Result<Vec<String>, CoderdError> {
-        let query = sqlx::query_scalar(count_days!("explain (analyze, buffers) ")).bind(from).bind(until).bind(marked_since(from));
-        within(self.deadline, query.fetch_all(&mut self.connection)).await
     }
 
     /// A page of the rows dated in `[from, until)` behind the key `after`, by (`created_at`, `id`).
