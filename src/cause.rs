@@ -1,4 +1,4 @@
-//! The text of an error: each of its causes once, and of a database's answer only the message.
+//! Causes of errors: their text, and when one is news.
 
 use std::error::Error;
 
@@ -53,6 +53,32 @@ fn database<'a>(cause: &'a (dyn Error + 'static)) -> Option<&'a (dyn DatabaseErr
     match cause.downcast_ref::<sqlx::Error>() {
         Some(error) => error.as_database_error(),
         None => cause.downcast_ref::<Box<dyn DatabaseError>>().map(|answer| &**answer),
+    }
+}
+
+/// The cause of a condition that lasts. It is logged when it is news, not each time that it is met.
+#[derive(Debug, Default)]
+pub struct Lasting(Option<String>);
+
+impl Lasting {
+    /// Notes the cause; whether it is another than before.
+    pub fn is_news(&mut self, cause: &str) -> bool {
+        let is_news = self.0.as_deref() != Some(cause);
+        if is_news {
+            self.0 = Some(cause.to_owned());
+        }
+        is_news
+    }
+
+    /// Notes that there is no cause; whether there was one.
+    pub fn has_ended(&mut self) -> bool {
+        self.0.take().is_some()
+    }
+
+    /// Whether there is a cause.
+    #[must_use]
+    pub fn lasts(&self) -> bool {
+        self.0.is_some()
     }
 }
 
@@ -117,6 +143,15 @@ mod tests {
         assert_eq!(text(&Outer::Passed(answer())), "permission denied for table batch");
         let context = anyhow::Error::from(Outer::Repeated(answer())).context("migrating");
         assert_eq!(text(context.as_ref()), "migrating: the ledger cannot be used: permission denied for table batch");
+    }
+
+    #[test]
+    fn a_cause_is_news_until_it_is_met_again_and_after_it_has_ended() {
+        let mut lasting = Lasting::default();
+        assert!(!lasting.has_ended());
+        assert_eq!(["a", "a", "b", "a"].map(|cause| lasting.is_news(cause)), [true, false, true, true]);
+        assert!(lasting.lasts() && lasting.has_ended() && !lasting.lasts());
+        assert!(lasting.is_news("a"));
     }
 
     #[test]

@@ -15,6 +15,7 @@ use tracing::{debug, error, info, warn};
 use uuid::Uuid;
 
 use super::{Audit, Joint, LOG, LedgerJoints, RECENT_USAGE, RECENT_USAGE_DIFFERS, SOURCE, SOURCE_GONE, VENDOR};
+use crate::cause::Lasting;
 use crate::ledger::{Finding, Lease, LeaseError, NewFinding, holds, lease_step};
 
 /// The lease's name.
@@ -137,12 +138,12 @@ impl Due {
     }
 }
 
-/// What was logged last: it is logged again when it has changed.
+/// What was logged last.
 #[derive(Default)]
 struct Logged {
-    fault: Option<String>,
-    imbalance: Option<String>,
-    holds: Option<String>,
+    fault: Lasting,
+    imbalance: Lasting,
+    holds: Lasting,
 }
 
 impl Continuous {
@@ -153,14 +154,15 @@ impl Continuous {
         while !stop.is_cancelled() {
             let rests = failed_at.is_some_and(|at| at.elapsed() < self.every);
             match self.round(rests, &mut logged, stop).await {
-                Ok(()) if !rests => logged.fault = None,
-                Ok(()) => {}
+                Ok(()) if rests => {}
+                Ok(()) => {
+                    logged.fault.has_ended();
+                }
                 Err(fault) => {
                     failed_at = Some(Instant::now());
                     let fault = crate::cause::text(fault.as_ref());
-                    if logged.fault.as_ref() != Some(&fault) {
+                    if logged.fault.is_news(&fault) {
                         warn!(fault, "the audit cannot be made: what the last one found stands");
-                        logged.fault = Some(fault);
                     }
                 }
             }
@@ -315,20 +317,19 @@ impl Continuous {
     }
 }
 
-/// Logs each change once: every process does, whichever one audits.
+/// Every process logs, whichever one audits.
 fn log_changes(logged: &mut Logged, findings: &[Finding]) {
     let joined = |words: Vec<String>| Some(words.join("; ")).filter(|words| !words.is_empty());
     let imbalance = joined(findings.iter().filter_map(Finding::imbalance).collect());
     let holds = joined(holds(findings).into_iter().map(|hold| hold.why).collect());
     match &imbalance {
-        Some(differences) if logged.imbalance != imbalance => warn!(differences, "the books differ; `tallyline audit` lists it"),
-        None if logged.imbalance.is_some() => info!("the books balance again"),
+        Some(differences) if logged.imbalance.is_news(differences) => warn!(differences, "the books differ; `tallyline audit` lists it"),
+        None if logged.imbalance.has_ended() => info!("the books balance again"),
         _ => {}
     }
     match &holds {
-        Some(why) if logged.holds != holds => error!(why, "usage is held back from the vendor; `tallyline status` says what ends it"),
-        None if logged.holds.is_some() => info!("no finding holds usage any more"),
+        Some(why) if logged.holds.is_news(why) => error!(why, "usage is held back from the vendor; `tallyline status` says what ends it"),
+        None if logged.holds.has_ended() => info!("no finding holds usage any more"),
         _ => {}
     }
-    (logged.imbalance, logged.holds) = (imbalance, holds);
 }

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::{Exit, Failure};
-use crate::cause;
+use crate::cause::{self, Lasting};
 use crate::clock::Clock;
 use crate::config::{LogKind, Pipeline, Secret};
 use crate::event::{Signatures, Topic};
@@ -178,16 +178,15 @@ where
     F: Future<Output = Result<(), Failure>> + Send,
 {
     let mut waits = Waits::new(Duration::from_millis(200), Duration::from_secs(5));
-    let mut said = String::new();
+    let mut logged = Lasting::default();
     loop {
         match stop.run_until_cancelled(look()).await {
             None => return Err(Failure::interrupted()),
             Some(Ok(())) => break,
             Some(Err(failure)) if failure.exit == Exit::Unreachable => {
                 let reason = failure.text();
-                if reason != said {
+                if logged.is_news(&reason) {
                     warn!(waiting_for = what, "{reason}; waiting");
-                    said = reason;
                 }
             }
             Some(Err(failure)) => return Err(failure),
@@ -196,7 +195,7 @@ where
             return Err(Failure::interrupted());
         }
     }
-    if !said.is_empty() {
+    if logged.has_ended() {
         info!(waited_for = what, "reached");
     }
     Ok(())

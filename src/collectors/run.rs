@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::open::Collector;
 use super::settings::{CollectError, Settings};
+use crate::cause::Lasting;
 use crate::clock::Clock;
 use crate::coderd::Database;
 use crate::ledger::{Ledger, Pausable};
@@ -25,7 +26,7 @@ pub async fn run(
     clock: Clock,
     stop: CancellationToken,
 ) {
-    let mut trouble = Trouble { said: None, standing: settings.standing.clone() };
+    let mut trouble = Trouble { logged: Lasting::default(), standing: settings.standing.clone() };
     let mut paused = settings.paused.clone();
     while !stop.is_cancelled() {
         if let Some(pause) = paused.of(Pausable::Collect) {
@@ -124,29 +125,26 @@ impl Standing {
     }
 }
 
-/// Says what is wrong when it begins and when it changes, not each time it is met.
+/// What is wrong, logged and shown.
 struct Trouble {
-    said: Option<String>,
+    logged: Lasting,
     standing: Standing,
 }
 
 impl Trouble {
     fn say(&mut self, what: &str) {
-        if self.said.as_deref() != Some(what) {
+        if self.logged.is_news(what) {
             tracing::warn!("{what}");
-            self.said = Some(what.to_owned());
         }
         self.standing.set(what);
     }
 
     fn over(&mut self, warning: Option<&str>) {
         let standing = warning.map_or("collecting".to_owned(), |warning| format!("collecting, but {warning}"));
-        if self.said.as_deref() != warning {
-            match warning {
-                Some(_) => tracing::warn!("{standing}"),
-                None => tracing::info!("collecting again"),
-            }
-            self.said = warning.map(str::to_owned);
+        match warning {
+            Some(warning) if self.logged.is_news(warning) => tracing::warn!("{standing}"),
+            None if self.logged.has_ended() => tracing::info!("collecting again"),
+            _ => {}
         }
         self.standing.set(&standing);
     }

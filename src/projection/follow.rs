@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::fold::{fold_to_telling, next_page};
 use super::{Folded, ProjectionError, View};
-use crate::cause;
+use crate::cause::{self, Lasting};
 use crate::ledger::{Acquaintance, Entry, Landmark, Ledger, Restored};
 use crate::stages::Stage;
 
@@ -77,19 +77,20 @@ impl<S: Stage> Projection<S> {
     }
 
     async fn follow(&mut self, hint: &Notify, stop: &CancellationToken) -> Result<(), ProjectionError> {
-        let mut away = false;
+        let mut away = Lasting::default();
         while !stop.is_cancelled() {
             let wait = match stop.run_until_cancelled(self.catch_up()).await {
                 None => break,
                 Some(Ok(())) => {
-                    if std::mem::take(&mut away) {
+                    if away.has_ended() {
                         info!(stage = S::NAME, "the ledger can be read again");
                     }
                     self.settings.poll
                 }
                 Some(Err(ProjectionError::Unavailable(error))) => {
-                    if !std::mem::replace(&mut away, true) {
-                        warn!(stage = S::NAME, error = cause::text(&error), "the ledger cannot be read: the last state stays");
+                    let error = cause::text(&error);
+                    if away.is_news(&error) {
+                        warn!(stage = S::NAME, error, "the ledger cannot be read: the last state stays");
                     }
                     AWAY
                 }
@@ -101,7 +102,7 @@ impl<S: Stage> Projection<S> {
             tokio::select! {
                 () = stop.cancelled() => {}
                 () = tokio::time::sleep(wait) => {}
-                () = hint.notified(), if !away => {}
+                () = hint.notified(), if !away.lasts() => {}
             }
         }
         if tokio::time::timeout(self.settings.last_snapshot, self.save()).await.is_err() {

@@ -12,6 +12,7 @@ use uuid::Uuid;
 use super::{Listening, Parts, Site};
 use crate::api::{Addresses, Api, Own, OwnServer, ServeSettings, Server, Token, Tokens};
 use crate::audit::{Audit, AuditTelemetry, Continuous};
+use crate::cause::Lasting;
 use crate::cli::{Exit, Failure, connect};
 use crate::config::{Role, Serve};
 use crate::projection::{Projection, ProjectionError, ProjectionSettings};
@@ -108,17 +109,17 @@ async fn tokens(serve: &Serve) -> Result<Vec<Token>, Failure> {
 
 /// Reads the tokens again and again until `stop`. Those before stay good while one cannot be had.
 async fn follow_tokens(serve: &Serve, held: &Tokens, every: Duration, stop: &CancellationToken) {
-    let mut away = false;
+    let mut fault = Lasting::default();
     while stop.run_until_cancelled(tokio::time::sleep(every)).await.is_some() {
         let Some(read) = stop.run_until_cancelled(tokens(serve)).await else { return };
         match read {
             Ok(tokens) => {
-                away = false;
+                fault.has_ended();
                 if held.replace(tokens) {
                     info!("tokens of the API have changed");
                 }
             }
-            Err(failure) if !std::mem::replace(&mut away, true) => warn!("{}; the tokens before stay good", failure.text()),
+            Err(failure) if fault.is_news(&failure.text()) => warn!("{}; the tokens before stay good", failure.text()),
             Err(_) => {}
         }
     }

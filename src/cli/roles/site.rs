@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use uuid::Uuid;
 
+use crate::cause::Lasting;
 use crate::cli::connect::{self, LedgerAt, LogAt};
 use crate::cli::{Exit, Failure, license_rules};
 use crate::clock::Clock;
@@ -99,14 +100,11 @@ impl Site {
         }
         let database = self.coderd.as_ref()?;
         let mut waits = Waits::new(Duration::from_millis(500), Duration::from_secs(10));
-        let mut said = String::new();
+        let mut logged = Lasting::default();
         loop {
             match ask(database).await {
                 Ok(id) => return Some(id),
-                Err(error) if error.to_string() != said => {
-                    said = error.to_string();
-                    warn!("{said}; waiting for coderd's deployment id");
-                }
+                Err(error) if logged.is_news(&error.to_string()) => warn!("{error}; waiting for coderd's deployment id"),
                 Err(_) => {}
             }
             if !waits.wait(stop).await {
