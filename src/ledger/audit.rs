@@ -4,11 +4,13 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
+use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
+use super::positions::{last_record, partition_of};
 use super::{LastRecord, Ledger};
-use crate::event::{Topic, TopicPartition};
+use crate::event::TopicPartition;
 
 /// One partition as the ledger's own rows tell it.
 #[derive(Clone, Debug)]
@@ -185,22 +187,20 @@ async fn partitions(tx: &mut PgConnection) -> Result<Vec<PartitionBooks>, sqlx::
     )
     .fetch_all(tx)
     .await?;
-    let mut books = Vec::with_capacity(rows.len());
-    for row in &rows {
-        let topic = Topic::named(row.try_get(0)?).ok_or_else(|| sqlx::Error::Protocol("unknown topic".into()))?;
-        books.push(PartitionBooks {
-            partition: TopicPartition { topic, partition: row.try_get(1)? },
+    let books = |row: &PgRow| {
+        Ok(PartitionBooks {
+            partition: partition_of(row)?,
             next_offset: row.try_get(2)?,
-            last: super::positions::last_record(row)?,
+            last: last_record(row)?,
             records: row.try_get(5)?,
             accepted: row.try_get(6)?,
             duplicates: row.try_get(7)?,
             conflicts: row.try_get(8)?,
             rejects: row.try_get(9)?,
             held: row.try_get(10)?,
-        });
-    }
-    Ok(books)
+        })
+    };
+    rows.iter().map(books).collect()
 }
 
 /// Each query answers (id, detail) for every row that does not balance, at most `$1`. While the books balance there is none, and all is read: where

@@ -5,9 +5,9 @@ use std::ops::Range;
 use sqlx::PgConnection;
 
 use super::cutover::signed_from;
-use super::positions::claim_of;
+use super::positions::{claim_of, partition_of};
 use super::{Claim, Ledger, NewAct, plans};
-use crate::event::{Topic, TopicPartition};
+use crate::event::TopicPartition;
 
 /// A partition that begins anew.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,18 +47,13 @@ impl Ledger {
     /// # Errors
     /// The database's.
     pub async fn standings(&self) -> Result<Vec<Claim>, sqlx::Error> {
-        use sqlx::Row as _;
         let query = concat!(
             "select topic, partition, generation, epoch, next_offset, last_offset, last_record, ",
             signed_from!(),
             " from position p order by topic, partition"
         );
         let rows = sqlx::query(query).fetch_all(&self.pool).await?;
-        let claim = |row: &sqlx::postgres::PgRow| {
-            let topic = Topic::named(row.try_get("topic")?).ok_or_else(|| sqlx::Error::Protocol("unknown topic".into()))?;
-            claim_of(TopicPartition { topic, partition: row.try_get("partition")? }, row)
-        };
-        rows.iter().map(claim).collect()
+        rows.iter().map(|row| claim_of(partition_of(row)?, row)).collect()
     }
 
     /// What a consumer looks at to see that it has to begin again.

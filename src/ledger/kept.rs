@@ -5,6 +5,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{FromRow, Row};
 use uuid::Uuid;
 
+use super::positions::partition_of;
 use super::refused::Traces;
 use super::{Arrival, Difference, Ledger, rows};
 use crate::event::{Event, Payload, Topic, TopicPartition};
@@ -127,13 +128,10 @@ impl Ledger {
         let rows = sqlx::query("select topic, partition, generation, start_offset, next_offset from position order by topic, partition")
             .fetch_all(&self.pool)
             .await?;
-        let mut ranges = Vec::with_capacity(rows.len());
-        for row in &rows {
-            let topic = Topic::named(row.try_get(0)?).ok_or_else(|| sqlx::Error::Protocol("unknown topic".into()))?;
-            let partition = TopicPartition { topic, partition: row.try_get(1)? };
-            ranges.push(KeptRange { partition, generation: row.try_get(2)?, from: row.try_get(3)?, until: row.try_get(4)? });
-        }
-        Ok(ranges)
+        let range = |row: &PgRow| {
+            Ok(KeptRange { partition: partition_of(row)?, generation: row.try_get(2)?, from: row.try_get(3)?, until: row.try_get(4)? })
+        };
+        rows.iter().map(range).collect()
     }
 
     /// The events that were accepted from records of the range, as their batches say.

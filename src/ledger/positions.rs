@@ -1,11 +1,12 @@
 //! Where each partition stands, and who may move it.
 
 use sha2::{Digest as _, Sha256};
+use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 
 use super::cutover::signed_from;
 use super::{Ledger, RecordError};
-use crate::event::{Message, TopicPartition};
+use crate::event::{Message, Topic, TopicPartition};
 
 /// A record that was read, to know it again: its offset and the SHA-256 of its key and body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,16 +104,17 @@ impl Ledger {
     pub async fn positions(&self) -> Result<Vec<(TopicPartition, i64)>, sqlx::Error> {
         let rows =
             sqlx::query("select topic, partition, next_offset from position order by topic, partition").fetch_all(&self.pool).await?;
-        let mut positions = Vec::with_capacity(rows.len());
-        for row in rows {
-            let topic = crate::event::Topic::named(row.try_get("topic")?).ok_or_else(|| sqlx::Error::Protocol("unknown topic".into()))?;
-            positions.push((TopicPartition { topic, partition: row.try_get("partition")? }, row.try_get("next_offset")?));
-        }
-        Ok(positions)
+        rows.iter().map(|row| Ok((partition_of(row)?, row.try_get("next_offset")?))).collect()
     }
 }
 
-pub(super) fn claim_of(partition: TopicPartition, row: &sqlx::postgres::PgRow) -> Result<Claim, sqlx::Error> {
+/// What the columns `topic` and `partition` name.
+pub(super) fn partition_of(row: &PgRow) -> Result<TopicPartition, sqlx::Error> {
+    let topic = Topic::named(row.try_get("topic")?).ok_or_else(|| sqlx::Error::Protocol("unknown topic".into()))?;
+    Ok(TopicPartition { topic, partition: row.try_get("partition")? })
+}
+
+pub(super) fn claim_of(partition: TopicPartition, row: &PgRow) -> Result<Claim, sqlx::Error> {
     Ok(Claim {
         partition,
         generation: row.try_get("generation")?,
@@ -155,7 +157,7 @@ pub(super) async fn advance(
     if moved.rows_affected() == 1 { Ok(()) } else { Err(RecordError::Fenced(claim.partition)) }
 }
 
-pub(super) fn last_record(row: &sqlx::postgres::PgRow) -> Result<Option<LastRecord>, sqlx::Error> {
+pub(super) fn last_record(row: &PgRow) -> Result<Option<LastRecord>, sqlx::Error> {
     let offset: Option<i64> = row.try_get("last_offset")?;
     let fingerprint: Option<Vec<u8>> = row.try_get("last_record")?;
     let fingerprint = fingerprint.and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());

@@ -1,10 +1,12 @@
 //! Planned replays and how far each is.
 
 use sqlx::Row;
+use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
+use super::positions::partition_of;
 use super::{Counts, Ledger, NewAct};
-use crate::event::{Topic, TopicPartition};
+use crate::event::TopicPartition;
 
 /// One partition's range of a replay: `next_offset` moves from `first_offset` to `end_offset` (exclusive).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,18 +89,16 @@ impl Ledger {
         .fetch_all(&self.pool)
         .await?;
         let Some(first) = rows.first() else { return Ok(None) };
-        let mut ranges = Vec::with_capacity(rows.len());
-        for row in &rows {
-            let topic = Topic::named(row.try_get(3)?).ok_or_else(|| sqlx::Error::Protocol("unknown topic".into()))?;
-            let partition = TopicPartition { topic, partition: row.try_get(4)? };
-            ranges.push(ReplayRange {
-                partition,
+        let range = |row: &PgRow| {
+            Ok(ReplayRange {
+                partition: partition_of(row)?,
                 generation: row.try_get(5)?,
                 first_offset: row.try_get(6)?,
                 next_offset: row.try_get(7)?,
                 end_offset: row.try_get(8)?,
-            });
-        }
+            })
+        };
+        let ranges = rows.iter().map(range).collect::<Result<_, sqlx::Error>>()?;
         Ok(Some(PlannedReplay { id: first.try_get(0)?, started: first.try_get(1)?, finished: first.try_get(2)?, ranges }))
     }
 
