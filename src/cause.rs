@@ -1,6 +1,7 @@
-//! Causes of errors: their text, and when one is news.
+//! Causes of errors: their text, how a caller can handle them, and when one is news.
 
 use std::error::Error;
+use std::io;
 
 use sqlx::error::DatabaseError;
 use sqlx::postgres::PgConnectOptions;
@@ -53,6 +54,64 @@ fn database<'a>(cause: &'a (dyn Error + 'static)) -> Option<&'a (dyn DatabaseErr
     match cause.downcast_ref::<sqlx::Error>() {
         Some(error) => error.as_database_error(),
         None => cause.downcast_ref::<Box<dyn DatabaseError>>().map(|answer| &**answer),
+    }
+}
+
+/// How a caller can handle an error of PostgreSQL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Remedy {
+    /// Retry: the connection, the server's state, its resources, another transaction, or a login, database or right that is missing.
+    Retry,
+    /// Retry with less: it took too long.
+    RetryWithLess,
+    /// Leave out the row: its data breaks a rule or a limit.
+    LeaveOut,
+    /// A retry does not help.
+    None,
+}
+
+impl Remedy {
+    /// By SQLSTATE, or by what has cut off the connection.
+    #[must_use]
+    pub fn of(error: &sqlx::Error) -> Remedy {
+        match error {
+            sqlx::Error::Database(answer) => Remedy::of_state(answer.code().as_deref().unwrap_or_default()),
+            sqlx::Error::Io(cause) if cause.kind() == io::ErrorKind::TimedOut => Remedy::RetryWithLess,
+            sqlx::Error::Io(_) | sqlx::Error::Tls(_) => Remedy::Retry,
+            sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed => Remedy::Retry,
+            // cut off before the server has answered whether it uses TLS
+            sqlx::Error::Protocol(problem) if problem.contains("SSLRequest") => Remedy::Retry,
+            sqlx::Error::Encode(_) => Remedy::LeaveOut,
+            _ => Remedy::None,
+        }
+    }
+
+    /// Whether the same call can succeed later.
+    #[must_use]
+    pub fn is_retry(self) -> bool {
+        !matches!(self, Remedy::LeaveOut | Remedy::None)
+    }
+
+    fn of_state(code: &str) -> Remedy {
+        match code {
+            // a server that is a standby now; its time limits of transactions and sessions
+            "25006" | "25P03" | "57P05" => Remedy::Retry,
+            // serialization failure, completion unknown, deadlock; object in use, lock not available
+            "40001" | "40003" | "40P01" | "55006" | "55P03" => Remedy::Retry,
+            // shut down, crashed, starting; system error, input or output error
+            "57P01" | "57P02" | "57P03" | "58000" | "58030" => Remedy::Retry,
+            // time limits of a statement and of a transaction
+            "57014" | "25P04" => Remedy::RetryWithLess,
+            // no such database, dropped, no right: an administrator may be about to provide it
+            "3D000" | "57P04" | "42501" => Remedy::Retry,
+            _ => match code.get(..2) {
+                // connection exceptions, logins, insufficient resources
+                Some("08" | "28" | "53") => Remedy::Retry,
+                // data exceptions, constraints, limits such as the size of an index entry
+                Some("22" | "23" | "54") => Remedy::LeaveOut,
+                _ => Remedy::None,
+            },
+        }
     }
 }
 
@@ -143,6 +202,33 @@ mod tests {
         assert_eq!(text(&Outer::Passed(answer())), "permission denied for table batch");
         let context = anyhow::Error::from(Outer::Repeated(answer())).context("migrating");
         assert_eq!(text(context.as_ref()), "migrating: the ledger cannot be used: permission denied for table batch");
+    }
+
+    #[test]
+    fn each_error_has_its_remedy() {
+        for (code, remedy) in [
+            ("08006", Remedy::Retry),
+            ("53300", Remedy::Retry),
+            ("40001", Remedy::Retry),
+            ("25006", Remedy::Retry),
+            ("57P01", Remedy::Retry),
+            ("57014", Remedy::RetryWithLess),
+            ("28P01", Remedy::Retry),
+            ("42501", Remedy::Retry),
+            ("22021", Remedy::LeaveOut),
+            ("23505", Remedy::LeaveOut),
+            ("54000", Remedy::LeaveOut),
+            ("42703", Remedy::None),
+            ("40002", Remedy::None),
+            ("XX001", Remedy::None),
+            ("", Remedy::None),
+        ] {
+            assert_eq!(Remedy::of_state(code), remedy, "{code}");
+        }
+        assert_eq!(Remedy::of(&answer()), Remedy::Retry);
+        assert_eq!(Remedy::of(&sqlx::Error::Io(io::ErrorKind::UnexpectedEof.into())), Remedy::Retry);
+        assert_eq!(Remedy::of(&sqlx::Error::Io(io::ErrorKind::TimedOut.into())), Remedy::RetryWithLess);
+        assert_eq!(Remedy::of(&sqlx::Error::Protocol("unknown topic".into())), Remedy::None);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::fmt;
 
 use sqlx::migrate::MigrateError;
 
-use crate::cause;
+use crate::cause::{self, Remedy};
 use crate::ledger::LedgerError;
 use crate::log::LogError;
 use crate::operations::OperationError;
@@ -143,16 +143,8 @@ impl From<OperationError> for Failure {
 /// What lies at the connection or at the server's state is not our fault; an answer to a statement of ours is.
 fn database_exit(error: &sqlx::Error) -> Exit {
     match error {
-        sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed => Exit::Unreachable,
-        // cut off before the server has said whether it takes TLS
-        sqlx::Error::Protocol(problem) if problem.contains("SSLRequest") => Exit::Unreachable,
         sqlx::Error::Configuration(_) => Exit::Configuration,
-        // connection exceptions, authorization, no such database, out of resources, shut down by an operator, its own timeouts
-        sqlx::Error::Database(answer) => match answer.code().as_deref().unwrap_or_default() {
-            code if ["08", "28", "53", "57"].iter().any(|class| code.starts_with(class)) => Exit::Unreachable,
-            "3D000" | "42501" | "55P03" | "25P03" => Exit::Unreachable,
-            _ => Exit::Internal,
-        },
+        error if Remedy::of(error).is_retry() => Exit::Unreachable,
         _ => Exit::Internal,
     }
 }

@@ -1,5 +1,9 @@
 //! What can be wrong with coderd's database, each with what to do about it.
 
+use std::borrow::Cow;
+
+use crate::cause::{Remedy, text};
+
 /// Why coderd's database could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum CoderdError {
@@ -83,17 +87,13 @@ impl CoderdError {
 
 impl From<sqlx::Error> for CoderdError {
     fn from(error: sqlx::Error) -> Self {
-        match &error {
-            sqlx::Error::Io(cause) => CoderdError::Lost(cause.to_string()),
-            sqlx::Error::Database(cause) => match cause.code().as_deref() {
-                // Rights are checked against the catalog first; they can be taken away in between.
-                Some("42501") => CoderdError::NotGranted { grants: vec![format!("-- {}; see the grants in the README", cause.message())] },
-                // A column or table that went while we were connected: coderd was upgraded.
-                Some("42703" | "42P01") => CoderdError::Missing { names: vec![cause.message().to_owned()] },
-                // statement_timeout, or a server that shuts down
-                Some("57014" | "57P01" | "57P02" | "57P03") => CoderdError::Lost(cause.message().to_owned()),
-                _ => CoderdError::Query(error),
-            },
+        let code = error.as_database_error().and_then(|answer| answer.code()).map(Cow::into_owned);
+        match (Remedy::of(&error), code.as_deref()) {
+            // Rights are checked against the catalog first; they can be taken away in between.
+            (_, Some("42501")) => CoderdError::NotGranted { grants: vec![format!("-- {}; see the grants in the README", text(&error))] },
+            // A column or table that went while we were connected: coderd was upgraded.
+            (_, Some("42703" | "42P01")) => CoderdError::Missing { names: vec![text(&error)] },
+            (remedy, _) if remedy.is_retry() => CoderdError::Lost(text(&error)),
             _ => CoderdError::Query(error),
         }
     }

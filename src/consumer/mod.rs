@@ -7,6 +7,7 @@ mod arrival;
 mod cutover;
 mod gaps;
 mod marks;
+mod parts;
 mod progress;
 mod replay;
 mod telemetry;

@@ -9,9 +9,10 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::cutover::NO_KEYS;
+use super::parts::Part;
 use super::{PositionFault, arrival, verify};
 use crate::event::{Event, TopicPartition};
-use crate::ledger::{Arrival, Chain, Counts, Foreseen, Ledger, RecordError, Refusal, ReplayRange, Verdict};
+use crate::ledger::{Arrival, Chain, Counts, Foreseen, Ledger, RecordError, ReplayRange};
 use crate::log::{Log, LogError};
 
 /// Records read and recorded at a time.
@@ -58,7 +59,9 @@ impl From<RecordError> for ReplayError {
     fn from(error: RecordError) -> Self {
         match error {
             RecordError::Fenced(partition) => ReplayError::Moved(partition),
-            RecordError::Refused(cause) | RecordError::Unavailable(cause) => ReplayError::Ledger(cause),
+            RecordError::Refused(cause) | RecordError::Slow(cause) | RecordError::Unavailable(cause) | RecordError::Unfit(cause) => {
+                ReplayError::Ledger(cause)
+            }
         }
     }
 }
@@ -153,35 +156,19 @@ impl Replay {
         Ok(())
     }
 
-    /// What PostgreSQL refuses is narrowed to its record, as in live consumption, and that one is rejected.
-    async fn record_batch(
-        &self,
-        id: Uuid,
-        mut range: ReplayRange,
-        mut arrivals: Vec<Arrival>,
-        next_offset: i64,
-    ) -> Result<Counts, ReplayError> {
-        let chain = Chain::Replay { id, partition: range.partition, generation: range.generation, next_offset: range.next_offset };
-        let error = match self.ledger.in_time(self.ledger.record(&chain, &arrivals, next_offset)).await {
-            Err(RecordError::Refused(error)) => error,
-            recorded => return Ok(recorded?),
-        };
-        match arrivals.as_mut_slice() {
-            [] => Err(error.into()),
-            [one] if one.event.is_err() => Err(error.into()),
-            [one] => {
-                one.event = Err(Refusal { verdict: Verdict::Rejected, cause: "ledger".into(), detail: error.to_string() });
-                Box::pin(self.record_batch(id, range, arrivals, next_offset)).await
-            }
-            several => {
-                let half = several.len() / 2;
-                let second = arrivals.split_off(half);
-                let middle = second[0].offset;
-                let first = Box::pin(self.record_batch(id, range, arrivals, middle)).await?;
-                range.next_offset = middle;
-                Ok(first + Box::pin(self.record_batch(id, range, second, next_offset)).await?)
+    /// In parts, as in live consumption, where the ledger does not take the batch as a whole.
+    async fn record_batch(&self, id: Uuid, range: ReplayRange, arrivals: Vec<Arrival>, next_offset: i64) -> Result<Counts, ReplayError> {
+        let (mut parts, mut from, mut total) = (vec![Part { arrivals, next_offset }], range.next_offset, Counts::default());
+        while let Some(part) = parts.pop() {
+            let chain = Chain::Replay { id, partition: range.partition, generation: range.generation, next_offset: from };
+            match self.ledger.in_time(self.ledger.record(&chain, &part.arrivals, part.next_offset)).await {
+                Ok(counts) => (from, total) = (part.next_offset, total + counts),
+                Err(RecordError::Refused(error)) => parts.extend(part.narrowed(&error).ok_or(error)?),
+                Err(RecordError::Slow(_)) if part.arrivals.len() > 1 => parts.extend(part.halves()),
+                Err(error) => return Err(error.into()),
             }
         }
+        Ok(total)
     }
 
     /// Records from here to at most the range's end; none once the range is done.

@@ -7,10 +7,11 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
+use super::parts::Part;
 use super::{Consumer, GRACE, arrival};
 use crate::cause;
 use crate::event::TopicPartition;
-use crate::ledger::{Arrival, Chain, Claim, RecordError, Refusal, Verdict, last_record};
+use crate::ledger::{Arrival, Chain, Claim, RecordError, last_record};
 use crate::log::Batch;
 use crate::waiting::Waits;
 
@@ -111,29 +112,40 @@ impl Task {
     }
 
     /// Records a batch, however long the ledger is away. What was recorded already is left out.
-    async fn record(&mut self, mut arrivals: Vec<Arrival>, next_offset: i64) -> Result<(), GiveUp> {
+    async fn record(&mut self, arrivals: Vec<Arrival>, next_offset: i64) -> Result<(), GiveUp> {
         let mut waits = Waits::new(Duration::from_millis(100), Duration::from_secs(5));
-        loop {
-            arrivals.retain(|arrival| arrival.offset >= self.claim.next_offset);
-            if self.claim.next_offset >= next_offset {
-                return Ok(());
+        let mut parts = vec![Part { arrivals, next_offset }];
+        while let Some(mut part) = parts.pop() {
+            part.arrivals.retain(|arrival| arrival.offset >= self.claim.next_offset);
+            if self.claim.next_offset >= part.next_offset {
+                continue;
             }
             let chain = Chain::Live(self.claim.clone());
-            let recording = self.consumer.ledger.record(&chain, &arrivals, next_offset);
+            let recording = self.consumer.ledger.record(&chain, &part.arrivals, part.next_offset);
             match self.consumer.ledger.in_time(recording).await {
                 Ok(counts) => {
                     debug!(partition = %self.claim.partition, records = counts.records, accepted = counts.accepted, "batch recorded");
                     self.consumer.telemetry.recorded(self.claim.partition, counts);
-                    self.moved(&arrivals, next_offset);
-                    if arrivals.iter().any(|arrival| arrival.event.is_ok()) {
-                        self.refused_in_a_row = 0;
-                    }
-                    return Ok(());
+                    self.moved(&part);
+                    waits.reset();
+                    continue;
                 }
-                Err(RecordError::Refused(error)) => return Box::pin(self.narrow(arrivals, next_offset, &error)).await,
-                Err(RecordError::Fenced(_)) => self.consumer.telemetry.fenced(),
+                Err(RecordError::Refused(error)) => {
+                    parts.extend(self.narrowed(part, &error)?);
+                    continue;
+                }
+                Err(error @ RecordError::Unfit(_)) => return Err(GiveUp::Stop(error.to_string())),
+                Err(RecordError::Fenced(_)) => {
+                    self.consumer.telemetry.fenced();
+                    parts.push(part);
+                }
+                Err(RecordError::Slow(error)) => {
+                    warn!(partition = %self.claim.partition, error = cause::text(&error), "batch not recorded in time, retrying with halves");
+                    parts.extend(part.halves());
+                }
                 Err(RecordError::Unavailable(error)) => {
-                    warn!(partition = %self.claim.partition, error = cause::text(&error), "batch not recorded, trying again")
+                    warn!(partition = %self.claim.partition, error = cause::text(&error), "batch not recorded, retrying");
+                    parts.push(part);
                 }
             }
             let (generation, expected) = (self.claim.generation, self.claim.next_offset);
@@ -143,11 +155,15 @@ impl Task {
                 return Err(GiveUp::Rejoin);
             }
         }
+        Ok(())
     }
 
-    fn moved(&mut self, arrivals: &[Arrival], next_offset: i64) {
-        self.claim.next_offset = next_offset;
-        self.claim.last = last_record(arrivals).or(self.claim.last);
+    fn moved(&mut self, part: &Part) {
+        self.claim.next_offset = part.next_offset;
+        self.claim.last = last_record(&part.arrivals).or(self.claim.last);
+        if part.arrivals.iter().any(|arrival| arrival.event.is_ok()) {
+            self.refused_in_a_row = 0;
+        }
     }
 
     /// Takes the epoch again: a commit whose answer was lost shows in the position, and so does another consumer's work. Once the partition is
@@ -167,21 +183,13 @@ impl Task {
         Err(GiveUp::Drop)
     }
 
-    /// PostgreSQL refuses something in the batch: halves find the event, and that one is rejected.
-    async fn narrow(&mut self, mut arrivals: Vec<Arrival>, next_offset: i64, error: &sqlx::Error) -> Result<(), GiveUp> {
-        if arrivals.len() > 1 {
-            let second = arrivals.split_off(arrivals.len() / 2);
-            let middle = second[0].offset;
-            self.record(arrivals, middle).await?;
-            return self.record(second, next_offset).await;
+    /// The parts in which to retry what PostgreSQL has refused.
+    fn narrowed(&mut self, part: Part, error: &sqlx::Error) -> Result<Vec<Part>, GiveUp> {
+        if part.arrivals.len() == 1 {
+            self.refused_in_a_row += 1;
         }
-        self.refused_in_a_row += 1;
-        if self.refused_in_a_row > REFUSED_IN_A_ROW {
-            return Err(GiveUp::Stop(format!("the ledger refused {REFUSED_IN_A_ROW} records in a row, at last with: {error}")));
-        }
-        for arrival in &mut arrivals {
-            arrival.event = Err(Refusal { verdict: Verdict::Rejected, cause: "ledger".into(), detail: error.to_string() });
-        }
-        self.record(arrivals, next_offset).await
+        let parts = if self.refused_in_a_row > REFUSED_IN_A_ROW { None } else { part.narrowed(error) };
+        let refused = self.refused_in_a_row;
+        parts.ok_or_else(|| GiveUp::Stop(format!("the ledger refused {refused} records in a row, at last with: {}", cause::text(error))))
     }
 }

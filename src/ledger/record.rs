@@ -11,6 +11,7 @@ use super::confirmed::confirm;
 use super::positions::{advance, fingerprint};
 use super::refused::insert_refused;
 use super::{Claim, LastRecord, Ledger, rows};
+use crate::cause::Remedy;
 use crate::event::{Digest, Event, Message, Payload, TopicPartition};
 
 /// A record as it came from the log, read or refused.
@@ -139,23 +140,27 @@ pub enum RecordError {
     /// Somebody else claimed the partition, or its position is not the one known.
     #[error("{0} has been taken by another consumer")]
     Fenced(TopicPartition),
-    /// The data itself is refused by PostgreSQL: trying again cannot help.
+    /// The data itself is refused by PostgreSQL.
     #[error("the ledger refuses the data: {}", crate::cause::text(.0))]
     Refused(#[source] sqlx::Error),
-    /// Anything that may pass.
+    /// It took too long: a smaller batch may do.
+    #[error("the ledger is too slow for the batch: {}", crate::cause::text(.0))]
+    Slow(#[source] sqlx::Error),
+    /// Worth retrying as it is.
     #[error("the ledger cannot be written: {}", crate::cause::text(.0))]
     Unavailable(#[source] sqlx::Error),
+    /// Not worth retrying.
+    #[error("the ledger does not fit this version: {}", crate::cause::text(.0))]
+    Unfit(#[source] sqlx::Error),
 }
 
 impl From<sqlx::Error> for RecordError {
-    /// SQLSTATE classes 22 (data exception), 23 (constraint violation) and 54 (a limit of the program exceeded, such as an index entry's size) are
-    /// about the data.
     fn from(error: sqlx::Error) -> Self {
-        let code = error.as_database_error().and_then(|error| error.code()).unwrap_or_default();
-        if ["22", "23", "54"].iter().any(|class| code.starts_with(class)) || matches!(error, sqlx::Error::Encode(_)) {
-            RecordError::Refused(error)
-        } else {
-            RecordError::Unavailable(error)
+        match Remedy::of(&error) {
+            Remedy::Retry => RecordError::Unavailable(error),
+            Remedy::RetryWithLess => RecordError::Slow(error),
+            Remedy::LeaveOut => RecordError::Refused(error),
+            Remedy::None => RecordError::Unfit(error),
         }
     }
 }

@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use super::signing::SigningLicense;
 use super::{Cycle, Publisher};
+use crate::cause::Remedy;
 use crate::event::{UsageQuantity, UsageType};
 use crate::ledger::{Attempt, AttemptVerdict, BREAKS_RULES, HELD_BACK, NewRequest, Postponed, Publication, Recorded, RequestOutcome};
 use crate::tallyman::{Answer, EventType, InvalidEvent, LEFT_OUT_MESSAGE, OutgoingEvent, SendError, Verdict, request_body};
@@ -154,7 +155,7 @@ impl Publisher {
                 Err(fault) => fault,
             };
             let wait = waits.next_wait();
-            if begun.elapsed() + wait >= self.settings.lease {
+            if !Remedy::of(&fault).is_retry() || begun.elapsed() + wait >= self.settings.lease {
                 return Err(anyhow::Error::from(fault).context(format!("the answer to request {} is not recorded", outcome.id)));
             }
             warn!(request = %outcome.id, error = %fault, "recording the answer again");

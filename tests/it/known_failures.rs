@@ -196,6 +196,60 @@ async fn a_batch_that_was_refused_is_recorded_before_any_behind_it() {
     consuming.ends().await;
 }
 
+/// Stands for: one batch that always runs into a time limit is retried for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_that_takes_too_long_is_recorded_in_smaller_ones() {
+    let (database, ledger) = ours().await;
+    let log = postgres_log(&ledger, 100).await;
+    sqlx::raw_sql(
+        "create function slow() returns trigger language plpgsql as $$
+         begin
+             if (select count(*) from added) > 30 then
+                 raise exception 'canceling statement due to statement timeout' using errcode = '57014';
+             end if;
+             return null;
+         end
+         $$;
+         create trigger slow after insert on usage_event referencing new table as added for each statement execute function slow()",
+    )
+    .execute(&database.pool)
+    .await
+    .unwrap();
+    log.append(Topic::AgentUsage, messages(0..100)).await.unwrap();
+    let consuming = Consuming::start(&log, &ledger);
+    all_is_recorded_once(&database, &ledger, 100).await;
+    consuming.ends().await;
+}
+
+/// Stands for: one record that the store refuses costs the batch around it, or holds it up for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_that_postgres_refuses_is_rejected_and_the_others_are_recorded() {
+    let (database, ledger) = ours().await;
+    let log = postgres_log(&ledger, 100).await;
+    sqlx::raw_sql(
+        "create function refuse() returns trigger language plpgsql as $$
+         begin
+             if new.id = 'usage-15' then
+                 raise exception 'refused' using errcode = '22000';
+             end if;
+             return new;
+         end
+         $$;
+         create trigger refuses before insert on usage_event for each row execute function refuse()",
+    )
+    .execute(&database.pool)
+    .await
+    .unwrap();
+    log.append(Topic::AgentUsage, messages(0..100)).await.unwrap();
+    let consuming = Consuming::start(&log, &ledger);
+    eventually(SOON, "all is read", || async { number(&database, "select coalesce(sum(records), 0)::bigint from position").await == 100 })
+        .await;
+    assert_eq!(number(&database, "select count(*) from usage_event").await, 99);
+    let rejects: Vec<(String, String)> = sqlx::query_as("select cause, detail from reject").fetch_all(&database.pool).await.unwrap();
+    assert_eq!(rejects, [("ledger".to_owned(), "refused".to_owned())]);
+    consuming.ends().await;
+}
+
 /// Stands for: after partitions have moved, one of them has no reader that knows of it, and nobody notices.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_partition_is_read_on_after_each_rebalance() {

@@ -85,7 +85,7 @@ async fn a_batch_is_recorded_once_although_its_answer_never_came() {
     let arrivals = [arrival(0, build(DEPLOYMENT, 1))];
     let chain = Chain::Live(claim);
     let answer = lost(&database.pool, "workspace_build", &proxy, ledger.in_time(ledger.record(&chain, &arrivals, 1))).await;
-    assert!(matches!(&answer, Err(RecordError::Unavailable(_))), "{answer:?}");
+    assert!(matches!(&answer, Err(RecordError::Slow(_))), "{answer:?}");
     // The server gives up what its lost client had begun.
     eventually(SOON, "it is recorded", || async { ledger.in_time(ledger.record(&chain, &arrivals, 1)).await.is_ok() }).await;
     let builds: i64 = sqlx::query_scalar("select count(*) from workspace_build").fetch_one(&database.pool).await.unwrap();
