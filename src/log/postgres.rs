@@ -9,7 +9,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{FromRow as _, Row as _};
 
 use super::{LogError, RETENTION_DAYS, Record};
-use crate::cause;
+use crate::cause::{self, Remedy};
 use crate::event::{Message, Signatures, Topic, TopicPartition};
 
 /// How the log in PostgreSQL is used.
@@ -220,17 +220,9 @@ impl sqlx::FromRow<'_, PgRow> for Record {
     }
 }
 
-/// The database's error as a caller can act on it: what concerns the connection, the server's state or other transactions will pass.
+/// The database's error as a caller can act on it.
 #[allow(clippy::needless_pass_by_value)] // as map_err wants it
 pub(super) fn refused(error: sqlx::Error) -> LogError {
-    // Connection exceptions, lost transactions, resources, locks, an operator's intervention, system errors.
-    const PASSING: [&str; 6] = ["08", "40", "53", "55", "57", "58"];
-    let passing = match &error {
-        sqlx::Error::Database(cause) => cause.code().is_some_and(|code| PASSING.iter().any(|class| code.starts_with(class))),
-        sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::PoolTimedOut | sqlx::Error::WorkerCrashed => true,
-        // cut off before the server has said whether it takes TLS
-        sqlx::Error::Protocol(problem) => problem.contains("SSLRequest"),
-        _ => false,
-    };
-    if passing { LogError::Unreachable(cause::text(&error)) } else { LogError::Refused(cause::text(&error)) }
+    let text = cause::text(&error);
+    if Remedy::of(&error).is_retry() { LogError::Unreachable(text) } else { LogError::Refused(text) }
 }
