@@ -12,6 +12,7 @@ use super::consumer::{Command, Consumer, Link, Start, Told};
 use super::postgres::{Partition, PostgresLog, refused};
 use super::postgres_leases::Leases;
 use super::{Batch, LogError};
+use crate::cause::Lasting;
 use crate::event::TopicPartition;
 
 /// Partitions that the one holds and the other does not, or under another number.
@@ -37,7 +38,7 @@ impl PostgresLog {
             last_read: None,
             look_due: Instant::now(),
             expiry_due: BTreeMap::new(),
-            unreachable: false,
+            fault: Lasting::default(),
         };
         tokio::spawn(member.run(stop));
         consumer
@@ -75,7 +76,7 @@ struct Member {
     renewal_due: Instant,
     look_due: Instant,
     expiry_due: BTreeMap<TopicPartition, Instant>,
-    unreachable: bool,
+    fault: Lasting,
 }
 
 impl Member {
@@ -244,17 +245,16 @@ impl Member {
         first.chain(rest.into_iter().flatten()).map(|(partition, run)| (*partition, *run))
     }
 
-    /// Logs a fault when it begins and when it ends, and goes on.
     fn heard<T>(&mut self, answer: Result<T, LogError>) -> Option<T> {
         match answer {
             Ok(value) => {
-                if std::mem::take(&mut self.unreachable) {
+                if self.fault.has_ended() {
                     info!("the log in PostgreSQL answers again");
                 }
                 Some(value)
             }
             Err(error) => {
-                if !std::mem::replace(&mut self.unreachable, true) {
+                if self.fault.is_news(&error.to_string()) {
                     warn!(%error, "the log in PostgreSQL does not answer; going on");
                 }
                 None
