@@ -27,17 +27,7 @@ use super::{Api, ServeSettings, Serving, answer, document, paths};
 /// Why nothing is served.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// Open to the network and to anyone.
-    #[error(
-        "{key} is {address}: beyond loopback a token (serve.tokens) and TLS are needed, and TLS is not there yet; listen on 127.0.0.1 behind a proxy that has both"
-    )]
-    NoToken {
-        /// Which setting.
-        key: &'static str,
-        /// Its value.
-        address: SocketAddr,
-    },
-    /// Open to the network, with a token that anyone could read.
+    /// Open to the network. A token in clear text protects nothing.
     #[error("{key} is {address}: beyond loopback TLS is needed, and it is not there yet; listen on 127.0.0.1 behind a proxy that has it")]
     NoTls {
         /// Which setting.

@@ -55,16 +55,11 @@ impl Default for ServeSettings {
 }
 
 impl ServeSettings {
-    /// Refuses what would be open to the network without protection. Until there is TLS that is any address beyond loopback, with a token or
-    /// without: a token in clear text protects nothing.
+    /// Refuses addresses beyond loopback until there is TLS.
     pub(super) fn check(&self) -> Result<(), ServeError> {
         for (key, address) in [("serve.api_listen", self.api_listen), ("serve.metrics_listen", self.metrics_listen)] {
             if !address.ip().is_loopback() {
-                return Err(if self.tokens.now().is_empty() {
-                    ServeError::NoToken { key, address }
-                } else {
-                    ServeError::NoTls { key, address }
-                });
+                return Err(ServeError::NoTls { key, address });
             }
         }
         Ok(())
@@ -74,24 +69,20 @@ impl ServeSettings {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::Token;
-    use crate::config::Scope;
 
-    fn listening(api: &str, metrics: &str, token: Option<&str>) -> Result<(), ServeError> {
-        let tokens = token.iter().map(|text| Token::new("a", Scope::Read, text)).collect::<Vec<_>>().into();
+    fn listening(api: &str, metrics: &str) -> Result<(), ServeError> {
         let (api_listen, metrics_listen) = (api.parse().unwrap(), metrics.parse().unwrap());
-        ServeSettings { api_listen, metrics_listen, tokens, ..ServeSettings::default() }.check()
+        ServeSettings { api_listen, metrics_listen, ..ServeSettings::default() }.check()
     }
 
     #[test]
     fn only_loopback_is_listened_on() {
         for loopback in ["127.0.0.1:1", "127.9.9.9:1", "[::1]:1"] {
-            assert!(listening(loopback, loopback, None).is_ok());
+            assert!(listening(loopback, loopback).is_ok());
         }
         for beyond in ["0.0.0.0:1", "[::]:1", "10.0.0.1:1", "[::ffff:10.0.0.1]:1"] {
-            assert!(matches!(listening(beyond, "127.0.0.1:1", None), Err(ServeError::NoToken { key: "serve.api_listen", .. })));
-            assert!(matches!(listening("127.0.0.1:1", beyond, None), Err(ServeError::NoToken { key: "serve.metrics_listen", .. })));
-            assert!(matches!(listening("127.0.0.1:1", beyond, Some("t")), Err(ServeError::NoTls { .. })));
+            assert!(matches!(listening(beyond, "127.0.0.1:1"), Err(ServeError::NoTls { key: "serve.api_listen", .. })));
+            assert!(matches!(listening("127.0.0.1:1", beyond), Err(ServeError::NoTls { key: "serve.metrics_listen", .. })));
         }
     }
 }

@@ -189,8 +189,8 @@ async fn nothing_listens_beyond_loopback_or_twice_on_an_address() {
     let api = || site.api(&site.ledger, fold(&site.ledger, &folds), fold(&site.ledger, &folds));
     let open = ([0, 0, 0, 0], 0).into();
     let refused = Server::bind(ServeSettings { api_listen: open, ..settings() }, api()).await;
-    assert!(matches!(refused, Err(ServeError::NoToken { key: "serve.api_listen", .. })));
-    let tokens: tallyline::api::Tokens = vec![Token::new("a", Scope::Admin, "t")].into();
+    assert!(matches!(refused, Err(ServeError::NoTls { key: "serve.api_listen", .. })));
+    let tokens = vec![Token::new("a", Scope::Admin, "t")].into();
     let refused = Server::bind(ServeSettings { metrics_listen: open, tokens, ..settings() }, api()).await;
     assert!(matches!(refused, Err(ServeError::NoTls { key: "serve.metrics_listen", .. })));
 
