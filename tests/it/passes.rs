@@ -125,6 +125,26 @@ async fn passes_whose_records_may_be_rejected_can_be_withdrawn() {
 }
 
 #[tokio::test]
+async fn passes_that_rely_on_records_beyond_the_cutover_are_void() {
+    let site = Site::new().await;
+    let (id, place) = (site.source.id, partition(Topic::AgentUsage, 0));
+    for minute in 1..=3 {
+        site.record(&site.pass(minute, minute)).await.unwrap();
+    }
+    assert_eq!(site.ledger.last_pass_before(id, &[(place, 1)]).await.unwrap(), Some(1));
+    assert_eq!(site.ledger.last_pass_before(id, &[(place, 3)]).await.unwrap(), None);
+    site.read_one().await;
+    site.ledger.begin_signatures(&[(place, 2)]).await.unwrap();
+    assert!(matches!(site.record(&site.pass(4, 3)).await, Err(LeaseError::Lost(_))));
+    for _ in 2..=3 {
+        site.read_one().await;
+    }
+    let last = site.ledger.last_pass(id).await.unwrap();
+    assert_eq!((last.complete_until, last.claimed_until, site.complete_until().await), (None, Some(at(2)), Some(at(2))));
+    assert!(!site.ledger.later_pass_is_in(id, 0).await.unwrap());
+}
+
+#[tokio::test]
 async fn a_collector_goes_on_only_from_its_own_last_pass() {
     let site = Site::new().await;
     let first = site.record(&site.pass(1, 0)).await.unwrap();
