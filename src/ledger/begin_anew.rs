@@ -5,6 +5,7 @@ use std::ops::Range;
 use sqlx::PgConnection;
 
 use super::cutover::signed_from;
+use super::passes::void_passes;
 use super::positions::{claim_of, partition_of};
 use super::{Claim, Ledger, NewAct, plans};
 use crate::event::TopicPartition;
@@ -90,15 +91,9 @@ impl Ledger {
         let partitions: Vec<i32> = begun.iter().map(|one| one.partition.partition).collect();
         let lock = "select from position where (topic, partition) in (select * from unnest($1::text[], $2::integer[])) order by topic, partition for update";
         sqlx::query(lock).bind(&topics).bind(&partitions).execute(&mut *tx).await?;
-        sqlx::query(
-            "with void as (
-                 delete from collector_pass where (source_id, pass_id) in (
-                     select source_id, pass_id from unreached_offset
-                     where (topic, partition) in (select * from unnest($1::text[], $2::integer[])))
-                 returning source_id
-             )
-             update collector_progress set void_pass_id = pass_id, reports = false where source_id in (select source_id from void)",
-        )
+        sqlx::query(void_passes!(
+            "select source_id, pass_id from unreached_offset where (topic, partition) in (select * from unnest($1::text[], $2::integer[]))"
+        ))
         .bind(&topics)
         .bind(&partitions)
         .execute(&mut *tx)

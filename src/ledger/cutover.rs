@@ -8,6 +8,7 @@ use sqlx::FromRow;
 
 use super::Ledger;
 use super::begin_anew::revoke_collectors;
+use super::passes::void_passes;
 use crate::event::{Signatures, TopicPartition};
 
 /// Why a process without a signing key appends no records.
@@ -121,16 +122,10 @@ impl Ledger {
         .bind(self.clock.now())
         .execute(&mut *tx)
         .await?;
-        // None of these is settled: they rely on records that are not read.
-        sqlx::query(
-            "with void as (
-                 delete from collector_pass where (source_id, pass_id) in (
-                     select source_id, pass_id from collector_pass_offset noted left join signature_cutover using (topic, partition)
-                     where noted.next_offset > coalesce(first_offset, 0))
-                 returning source_id
-             )
-             update collector_progress set void_pass_id = pass_id, reports = false where source_id in (select source_id from void)",
-        )
+        sqlx::query(void_passes!(
+            "select source_id, pass_id from collector_pass_offset noted left join signature_cutover using (topic, partition)
+             where noted.next_offset > coalesce(first_offset, 0)"
+        ))
         .execute(&mut *tx)
         .await?;
         tx.commit().await

@@ -70,6 +70,19 @@ pub struct LastPass {
     pub swept_at: Option<DateTime<Utc>>,
 }
 
+/// Makes the passes void that a query names by source and id. None of them is settled.
+macro_rules! void_passes {
+    ($passes:literal) => {
+        concat!(
+            "with void as (delete from collector_pass where (source_id, pass_id) in (",
+            $passes,
+            ") returning source_id)
+             update collector_progress set void_pass_id = pass_id, reports = false where source_id in (select source_id from void)"
+        )
+    };
+}
+pub(super) use void_passes;
+
 impl Ledger {
     /// Records a pass as the source's newest, settles those that the log is read up to, and answers its id. Completeness never moves back.
     ///
@@ -113,14 +126,11 @@ impl Ledger {
     pub async fn void_passes(&self, lease: &Lease, source_id: i16, after: i64) -> Result<(), LeaseError> {
         let mut tx = self.pool.begin().await?;
         hold(&mut tx, lease).await?;
-        sqlx::query(
-            "with void as (delete from collector_pass where source_id = $1 and pass_id > $2)
-             update collector_progress set void_pass_id = pass_id, reports = false where source_id = $1 and pass_id > $2",
-        )
-        .bind(source_id)
-        .bind(after)
-        .execute(&mut *tx)
-        .await?;
+        sqlx::query(void_passes!("select source_id, pass_id from collector_pass where source_id = $1 and pass_id > $2"))
+            .bind(source_id)
+            .bind(after)
+            .execute(&mut *tx)
+            .await?;
         tx.commit().await?;
         Ok(())
     }
