@@ -163,8 +163,13 @@ async fn made_anew_and_grown(mut world: World, make_anew: impl AsyncFn(&World)) 
     let before = world.site.ledger.completeness(world.source_id().await).await.unwrap();
     let records = world.count("select sum(records)::bigint from position where topic like '%workspace-builds%'").await;
 
+    for process in [&mut collect, &mut consume] {
+        ends(process).await;
+    }
     make_anew(&world).await;
     push(&world, 0..3000).await;
+    let mut collect = world.collect();
+    let mut consume = world.site.start("consume", &[]);
     world.goes_on_to(0.6).await;
     eventually(SOON, "its partitions are stopped", || {
         let said = consume.stderr().matches("partition stopped").count();
