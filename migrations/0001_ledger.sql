@@ -43,14 +43,14 @@ create index batch_by_partition on batch (topic, partition, first_offset) where 
 create index batch_of_replays on batch (topic, partition, first_offset) where kind = 'replay';
 create index batch_by_time on batch (recorded_at);
 
--- The last thing a transaction does, inside its commit: no writer waits for another's network.
+-- The last thing a transaction does, inside its commit: no writer waits for another's statements. The row of `ledger` stays locked until the commit is
+-- on disk (and on a synchronous standby, where there is one), which bounds the commits a second.
 create function take_sequence() returns trigger language plpgsql as $$
 declare
     taken bigint;
 begin
     update ledger set next_sequence = next_sequence + 1 returning next_sequence - 1 into taken;
     update batch set sequence = taken where id = new.id;
-    perform pg_notify('tallyline_batch', taken::text);
     return null;
 end
 $$;

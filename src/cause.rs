@@ -133,12 +133,6 @@ impl Lasting {
     pub fn has_ended(&mut self) -> bool {
         self.0.take().is_some()
     }
-
-    /// Whether there is a cause.
-    #[must_use]
-    pub fn lasts(&self) -> bool {
-        self.0.is_some()
-    }
 }
 
 #[cfg(test)]
@@ -236,7 +230,7 @@ mod tests {
         let mut lasting = Lasting::default();
         assert!(!lasting.has_ended());
         assert_eq!(["a", "a", "b", "a"].map(|cause| lasting.is_news(cause)), [true, false, true, true]);
-        assert!(lasting.lasts() && lasting.has_ended() && !lasting.lasts());
+        assert!(lasting.has_ended() && !lasting.has_ended());
         assert!(lasting.is_news("a"));
     }
 

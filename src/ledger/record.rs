@@ -325,6 +325,8 @@ pub(super) fn judge(judged: &mut Judged, news: &[&rows::New], known: &HashMap<us
     }
 }
 
+/// The batch's row. Its sequence stays null until the commit: there the deferred trigger `batch_takes_sequence` takes the next number from the
+/// one row of `ledger`, so that the order of sequences is the order of commits.
 async fn insert_batch(
     tx: &mut PgConnection,
     ledger: &Ledger,

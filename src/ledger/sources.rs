@@ -66,27 +66,30 @@ impl Ledger {
         introduced_at: DateTime<Utc>,
         baseline: Option<&Baseline>,
     ) -> Result<Source, sqlx::Error> {
-        let mut tx = self.pool.begin().await?;
-        // The one row of `ledger` is every batch's last lock; taken first here, it keeps two introductions apart.
-        sqlx::query("select from ledger for update").execute(&mut *tx).await?;
-        let known = sqlx::query_as(concat!("select ", source_columns!(), " from source where deployment_id = $1"));
-        if let Some(source) = known.bind(deployment_id).fetch_optional(&mut *tx).await? {
+        if let Some(source) = self.source(deployment_id).await? {
             return Ok(source);
         }
+        let mut tx = self.pool.begin().await?;
         let batch_id: i64 = sqlx::query_scalar("insert into batch (kind, recorded_at) values ('source', $1) returning id")
             .bind(self.clock.now())
             .fetch_one(&mut *tx)
             .await?;
-        let source: Source = sqlx::query_as(concat!(
-            "insert into source (deployment_id, batch_id, introduced_at, baseline_until) values ($1, $2, $3, $4) returning ",
+        // a rival's introduction of the same deployment is waited for here, and no other transaction is held up
+        let introduced: Option<Source> = sqlx::query_as(concat!(
+            "insert into source (deployment_id, batch_id, introduced_at, baseline_until) values ($1, $2, $3, $4)
+             on conflict (deployment_id) do nothing returning ",
             source_columns!()
         ))
         .bind(deployment_id)
         .bind(batch_id)
         .bind(introduced_at)
         .bind(baseline.map(|baseline| baseline.until))
-        .fetch_one(&mut *tx)
+        .fetch_optional(&mut *tx)
         .await?;
+        let Some(source) = introduced else {
+            tx.rollback().await?;
+            return self.source(deployment_id).await?.ok_or(sqlx::Error::RowNotFound);
+        };
         sqlx::query("insert into collector_progress (source_id) values ($1)").bind(source.id).execute(&mut *tx).await?;
         for row in baseline.into_iter().flat_map(|baseline| &baseline.creations) {
             sqlx::query(

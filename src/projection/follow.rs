@@ -1,9 +1,7 @@
 //! The loop that keeps a state at the ledger's end.
 
-use std::convert::Infallible;
 use std::time::Duration;
 
-use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -17,13 +15,11 @@ use crate::stages::Stage;
 
 /// How long to wait before another try when the database is away.
 const AWAY: Duration = Duration::from_secs(1);
-/// How long to wait before listening again; the poll goes on meanwhile.
-const LISTEN_AGAIN: Duration = Duration::from_secs(5);
 
 /// How a projection goes along the ledger.
 #[derive(Clone, Copy, Debug)]
 pub struct ProjectionSettings {
-    /// How often it asks for new batches. A hint may make it ask sooner.
+    /// How often it asks for new batches.
     pub poll: Duration,
     /// How often a snapshot is kept, where there was something new; one more at the end.
     pub snapshot: Duration,
@@ -68,15 +64,6 @@ impl<S: Stage> Projection<S> {
     /// # Errors
     /// A broken promise of the ledger: nothing is shown any more, and the process should end.
     pub async fn run(mut self, stop: &CancellationToken) -> Result<(), ProjectionError> {
-        let hint = Notify::new();
-        let ledger = self.ledger.clone();
-        tokio::select! {
-            ended = self.follow(&hint, stop) => ended,
-            never = listen(&ledger, &hint) => match never {},
-        }
-    }
-
-    async fn follow(&mut self, hint: &Notify, stop: &CancellationToken) -> Result<(), ProjectionError> {
         let mut away = Lasting::default();
         while !stop.is_cancelled() {
             let wait = match stop.run_until_cancelled(self.catch_up()).await {
@@ -102,7 +89,6 @@ impl<S: Stage> Projection<S> {
             tokio::select! {
                 () = stop.cancelled() => {}
                 () = tokio::time::sleep(wait) => {}
-                () = hint.notified(), if !away.lasts() => {}
             }
         }
         if tokio::time::timeout(self.settings.last_snapshot, self.save()).await.is_err() {
@@ -216,17 +202,5 @@ impl<S: Stage> Projection<S> {
             Ok(sequence) => self.saved.1 = sequence,
             Err(error) => warn!(stage = S::NAME, %error, "a snapshot is not kept"),
         }
-    }
-}
-
-/// Passes hints on, and listens again when the connection is lost. Never ends.
-async fn listen(ledger: &Ledger, hint: &Notify) -> Infallible {
-    loop {
-        if let Ok(mut hints) = ledger.listen().await {
-            while hints.heard().await.is_ok() {
-                hint.notify_one();
-            }
-        }
-        tokio::time::sleep(LISTEN_AGAIN).await;
     }
 }

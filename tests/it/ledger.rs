@@ -6,10 +6,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use sqlx::Row;
 use tallyline::event::{Event, Payload, Topic};
-use tallyline::ledger::{Chain, Claim, Counts, Fact, Landmark, Ledger, LedgerSettings, NewAct, RecordError, Restored, Verdict};
+use tallyline::ledger::{Baseline, Chain, Claim, Counts, Fact, Landmark, Ledger, LedgerSettings, NewAct, RecordError, Restored, Verdict};
 use tokio::task::JoinSet;
 
+use crate::support::eventually;
 use crate::support::ledger::{DEPLOYMENT, arrival, build, event, ledger, moved, noon, partition, refused, register, registered_ledger};
+
+/// A deadline, not a measure.
+const SOON: std::time::Duration = std::time::Duration::from_secs(30);
 
 async fn number(ledger: &Ledger, query: &'static str) -> i64 {
     sqlx::query(query).fetch_one(&ledger.pool).await.unwrap().try_get(0).unwrap()
@@ -206,6 +210,29 @@ async fn a_transaction_that_was_left_open_on_a_connection_is_nobody_elses() {
         let kept: i64 = sqlx::query_scalar("select epoch from position").fetch_one(&database.pool).await.unwrap();
         assert_eq!(kept, epoch, "{begin}: what was written is committed");
     }
+}
+
+#[tokio::test]
+async fn a_deployment_is_introduced_once_and_holds_up_no_batch_of_others() {
+    let (database, ledger) = ledger().await;
+    let baseline = Baseline { until: noon(), creations: Vec::new(), started: vec![uuid::Uuid::from_u128(7)] };
+    let mut busy = database.pool.begin().await.unwrap();
+    sqlx::query("lock table workspace_first_start").execute(&mut *busy).await.unwrap();
+    let introduction = || {
+        let (ledger, baseline) = (ledger.clone(), baseline.clone());
+        tokio::spawn(async move { ledger.register_source(DEPLOYMENT, noon(), Some(&baseline)).await.unwrap() })
+    };
+    let rivals = [introduction(), introduction()];
+    let waiting = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
+    eventually(SOON, "one waits for the table, the other for it", || async { number(&ledger, waiting).await == 2 }).await;
+
+    let act = NewAct { actor: "sre-1", act: "accept", subject: "a test", reason: "", detail: serde_json::json!({}) };
+    tokio::time::timeout(SOON, ledger.record_act(&act)).await.expect("another batch takes its sequence meanwhile").unwrap();
+    busy.rollback().await.unwrap();
+    let [one, other] = rivals;
+    assert_eq!(one.await.unwrap(), other.await.unwrap());
+    assert_eq!(number(&ledger, "select count(*) from batch where kind = 'source'").await, 1);
+    assert_eq!(number(&ledger, "select count(distinct sequence) from batch").await, 2);
 }
 
 #[tokio::test]

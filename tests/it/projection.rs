@@ -223,45 +223,6 @@ async fn a_fold_to_an_earlier_sequence_is_what_was_known_then() {
 }
 
 #[tokio::test]
-async fn a_hint_is_heard_at_once() {
-    let (_database, ledger) = ledger().await;
-    let running = Running::<MetricsState>::start(&ledger, ProjectionSettings { poll: Duration::from_secs(3600), ..SETTINGS });
-    // It listens before or after its first look at the empty ledger: wait for both.
-    eventually(SOON, "it listens", || async {
-        let listening = "select exists(select from pg_stat_activity where datname = current_database() and query ilike 'listen%')";
-        running.view.standing().is_some() && sqlx::query_scalar(listening).fetch_one(&ledger.pool).await.unwrap()
-    })
-    .await;
-    write_one(&ledger, 1).await;
-    running.reaches(2).await;
-    running.end().await;
-}
-
-#[tokio::test]
-async fn a_poll_finds_what_no_hint_told() {
-    let (database, ledger) = ledger().await;
-    // The ledger's own trigger without its notification.
-    database
-        .pool
-        .execute(
-            "create or replace function take_sequence() returns trigger language plpgsql as $$
-             declare taken bigint;
-             begin
-                 update ledger set next_sequence = next_sequence + 1 returning next_sequence - 1 into taken;
-                 update batch set sequence = taken where id = new.id;
-                 return null;
-             end $$",
-        )
-        .await
-        .unwrap();
-    let running = Running::<MetricsState>::start(&ledger, SETTINGS);
-    eventually(SOON, "the fold begins", || async { running.view.standing().is_some() }).await;
-    write_one(&ledger, 1).await;
-    running.reaches(2).await;
-    running.end().await;
-}
-
-#[tokio::test]
 async fn a_standing_says_when_the_ledgers_end_was_last_reached() {
     let (_database, ledger) = ledger().await;
     let running = Running::<LicensesState>::start(&ledger, SETTINGS);
