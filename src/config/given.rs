@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use serde_json::Value;
+
 use super::mistakes::{Mistakes, Place};
-use super::value::{self, Value, is_name};
+use super::value::{self, is_name};
 use super::{Key, Kind};
 
 /// A value as it was written.
@@ -32,8 +34,8 @@ pub(super) struct Given {
 #[derive(Debug, Default)]
 pub(super) struct Settings(Vec<Given>);
 
-/// Each key's value and place, defaults laid under. An entry of a table has its full name.
-#[derive(Debug, Default)]
+/// Each key's value and place, defaults laid under. An entry of a table has its full name. Secrets are among the values, as they were written.
+#[derive(Default)]
 pub(super) struct Values {
     pub found: BTreeMap<String, (Value, Place)>,
     /// Keys that were given, but wrong: not missing.
@@ -81,7 +83,7 @@ fn read(given: &Given, public_key_fault: Option<fn(&str, &str) -> Option<String>
     if matches!(given.key.kind, Kind::SignatureKeys) && !is_name(name, 1, 100) {
         return Err("must be named by 1 to 100 letters, digits, '.', '_' or '-': records name it in their signatures".into());
     }
-    if let (Kind::PublicKeys, Value::Text(key)) = (given.key.kind, &value)
+    if let (Kind::PublicKeys, Some(key)) = (given.key.kind, value.as_str())
         && let Some(fault) = public_key_fault.and_then(|fault| fault(name, key))
     {
         return Err(format!("is {fault}"));
@@ -90,9 +92,9 @@ fn read(given: &Given, public_key_fault: Option<fn(&str, &str) -> Option<String>
 }
 
 impl Values {
-    /// The value of a key, if it was given or has a default.
-    pub fn get(&self, name: &str) -> Option<&Value> {
-        self.found.get(name).map(|(value, _)| value)
+    /// The text of a key, if it was given or has a default.
+    pub fn text(&self, name: &str) -> Option<&str> {
+        self.found.get(name).and_then(|(value, _)| value.as_str())
     }
 
     /// Where the value comes from.
@@ -111,9 +113,9 @@ impl Values {
         !self.found.keys().chain(&self.wrong).any(is_entry)
     }
 
-    /// The entries of a table, by their own names.
-    pub fn table<'a>(&'a self, name: &'a str) -> impl Iterator<Item = (&'a str, &'a Value, &'a Place)> {
+    /// The entries of a table, by their own names: all have texts.
+    pub fn table<'a>(&'a self, name: &'a str) -> impl Iterator<Item = (&'a str, Option<&'a str>, &'a Place)> {
         let entry = move |full: &'a str| full.strip_prefix(name)?.strip_prefix('.');
-        self.found.iter().filter_map(move |(full, (value, place))| Some((entry(full)?, value, place)))
+        self.found.iter().filter_map(move |(full, (value, place))| Some((entry(full)?, value.as_str(), place)))
     }
 }

@@ -5,14 +5,15 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
 use uuid::Uuid;
 
 use super::given::Values;
-use super::value::Value;
-use super::{Secret, TokenSetting};
+use super::{Key, Secret, TokenSetting};
 
 /// All settings of one deployment shape. Names and defaults are those of [`super::KEYS`].
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Deserialize)]
 pub struct Pipeline {
     /// What `tallyline run` does.
     pub roles: BTreeSet<Role>,
@@ -23,6 +24,7 @@ pub struct Pipeline {
     /// Kafka, where the log is there.
     pub kafka: Kafka,
     /// The deployment that is metered.
+    #[serde(default)]
     pub source: Source,
     /// The collector.
     pub collect: Collect,
@@ -35,11 +37,13 @@ pub struct Pipeline {
     /// What listens.
     pub serve: Serve,
     /// What listens where the role serve is not there.
+    #[serde(default)]
     pub telemetry: Telemetry,
 }
 
 /// A role of `tallyline run`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Role {
     /// From coderd's database to the log.
     Collect,
@@ -52,16 +56,17 @@ pub enum Role {
 }
 
 /// `[ledger]`
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Deserialize)]
 pub struct PostgresLedger {
     /// A PostgreSQL URL.
     pub url: Secret,
-    /// Most connections of this process.
+    /// Most connections of this process; where they are not given, those that its roles need.
+    #[serde(default)]
     pub connections: u32,
 }
 
 /// `[log]`
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Deserialize)]
 pub struct LogBackend {
     /// Which backend.
     pub kind: LogKind,
@@ -72,11 +77,13 @@ pub struct LogBackend {
     /// The name of the verification key that signs.
     pub signing_key: Option<String>,
     /// By name.
+    #[serde(default)]
     pub verification_keys: BTreeMap<String, Secret>,
 }
 
 /// Where the log is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum LogKind {
     /// Tables in the ledger's database.
     Postgres,
@@ -85,18 +92,19 @@ pub enum LogKind {
 }
 
 /// `[kafka]`
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Deserialize)]
 pub struct Kafka {
     /// `host:port`, separated by commas; there when the log's kind is Kafka.
     pub brokers: Option<String>,
     /// Before every topic and group name.
     pub topic_prefix: String,
     /// librdkafka's.
+    #[serde(default)]
     pub properties: BTreeMap<String, Secret>,
 }
 
 /// `[source]`
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default, Deserialize)]
 pub struct Source {
     /// coderd's database; there when a role needs it.
     pub coderd_url: Option<Secret>,
@@ -109,47 +117,55 @@ pub struct Source {
 }
 
 /// `[collect]`
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Deserialize)]
 pub struct Collect {
     /// Between two passes.
+    #[serde(rename = "poll_seconds", deserialize_with = "seconds")]
     pub poll: Duration,
     /// Before the database's now.
+    #[serde(rename = "margin_seconds", deserialize_with = "seconds")]
     pub margin: Duration,
     /// Between two full sweeps.
+    #[serde(rename = "full_sweep_hours", deserialize_with = "seconds")]
     pub full_sweep: Duration,
 }
 
 /// `[consume]`
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Deserialize)]
 pub struct Consume {
     /// Records may wait for so long while their partition does not move.
+    #[serde(rename = "stall_seconds", deserialize_with = "seconds")]
     pub stall: Duration,
 }
 
 /// `[license]`
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Deserialize)]
 pub struct License {
     /// By name (`kid`): PEM, base64 or hex, checked, also where it was given as a file.
+    #[serde(default)]
     pub public_keys: BTreeMap<String, String>,
     /// The rule set's name.
     pub rules: String,
 }
 
 /// `[publish]`
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Deserialize)]
 pub struct Publish {
     /// Whether anything is sent.
     pub mode: PublishMode,
     /// Tallyman's ingest endpoint.
     pub url: String,
     /// Between two looks at the queue.
+    #[serde(rename = "interval_seconds", deserialize_with = "seconds")]
     pub interval: Duration,
     /// For a whole request.
+    #[serde(rename = "request_timeout_seconds", deserialize_with = "seconds")]
     pub request_timeout: Duration,
 }
 
 /// Who publishes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum PublishMode {
     /// coderd does; we compare.
     Shadow,
@@ -158,22 +174,25 @@ pub enum PublishMode {
 }
 
 /// `[serve]`
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Deserialize)]
 pub struct Serve {
     /// The API.
     pub api_listen: SocketAddr,
     /// `/metrics`.
     pub metrics_listen: SocketAddr,
     /// How often the books are audited.
+    #[serde(rename = "audit_seconds", deserialize_with = "seconds")]
     pub audit: Duration,
     /// Who may ask, by the name under which they act.
+    #[serde(default)]
     pub tokens: BTreeMap<String, TokenSetting>,
     /// Host names, beside loopback's own, that a request may name.
+    #[serde(default)]
     pub host_names: Vec<String>,
 }
 
 /// `[telemetry]`
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default, Deserialize)]
 pub struct Telemetry {
     /// `/metrics`, `/healthz` and `/readyz` of a process that does not serve.
     pub listen: Option<SocketAddr>,
@@ -187,56 +206,22 @@ impl Pipeline {
     /// From values that have been checked.
     ///
     /// # Panics
-    /// When the table of keys and the reading here disagree: any load of any file shows that.
+    /// When the table of keys and the types here disagree: any load of any file shows that.
     pub(super) fn of(values: &Values) -> Pipeline {
-        let roles: BTreeSet<Role> = values.words("roles").iter().map(|word| Role::named(word)).collect();
-        let connections = match values.get("ledger.connections") {
-            Some(_) => values.whole("ledger.connections"),
-            None => OWN_CONNECTIONS + roles.iter().map(|role| role.connections()).sum::<u32>(),
-        };
-        Pipeline {
-            roles,
-            ledger: PostgresLedger { url: values.secret("ledger.url").expect("checked to be there"), connections },
-            log: LogBackend {
-                kind: if values.text("log.kind").as_deref() == Some("kafka") { LogKind::Kafka } else { LogKind::Postgres },
-                partitions: values.whole("log.partitions"),
-                group: values.defaulted("log.group"),
-                signing_key: values.text("log.signing_key"),
-                verification_keys: values.secrets("log.verification_keys"),
-            },
-            kafka: Kafka {
-                brokers: values.text("kafka.brokers"),
-                topic_prefix: values.defaulted("kafka.topic_prefix"),
-                properties: values.secrets("kafka.properties"),
-            },
-            source: Source {
-                coderd_url: values.secret("source.coderd_url"),
-                deployment_id: values.id("source.deployment_id"),
-                introduced_at: values.time("source.introduced_at"),
-                backfill_from: values.time("source.backfill_from"),
-            },
-            collect: Collect {
-                poll: values.duration("collect.poll_seconds"),
-                margin: values.duration("collect.margin_seconds"),
-                full_sweep: values.duration("collect.full_sweep_hours"),
-            },
-            consume: Consume { stall: values.duration("consume.stall_seconds") },
-            license: License { public_keys: values.texts("license.public_keys"), rules: values.defaulted("license.rules") },
-            publish: Publish {
-                mode: if values.text("publish.mode").as_deref() == Some("sole") { PublishMode::Sole } else { PublishMode::Shadow },
-                url: values.defaulted("publish.url"),
-                interval: values.duration("publish.interval_seconds"),
-                request_timeout: values.duration("publish.request_timeout_seconds"),
-            },
-            serve: Serve {
-                api_listen: values.listen("serve.api_listen"),
-                metrics_listen: values.listen("serve.metrics_listen"),
-                audit: values.duration("serve.audit_seconds"),
-                tokens: values.tokens("serve.tokens"),
-                host_names: values.get("serve.host_names").map(|_| values.words("serve.host_names").to_vec()).unwrap_or_default(),
-            },
-            telemetry: Telemetry { listen: values.get("telemetry.listen").map(|_| values.listen("telemetry.listen")) },
+        let mut settings = Value::Null;
+        for (full, (value, _)) in &values.found {
+            let key = Key::of(full).expect("a key of the table");
+            let place = key.name.split('.').fold(&mut settings, |section, name| &mut section[name]);
+            match full.get(key.name.len() + 1..) {
+                Some(entry) => place[entry] = value.clone(),
+                None => *place = value.clone(),
+            }
         }
+        let mut pipeline: Pipeline = serde_json::from_value(settings).expect("the table of keys and the types agree");
+        if pipeline.ledger.connections == 0 {
+            pipeline.ledger.connections = OWN_CONNECTIONS + pipeline.roles.iter().map(|role| role.connections()).sum::<u32>();
+        }
+        pipeline
     }
 
     /// Each secret that is set, with its key.
@@ -275,86 +260,8 @@ impl Role {
             Role::Serve => "serve",
         }
     }
-
-    fn named(name: &str) -> Role {
-        Role::ALL.into_iter().find(|role| role.name() == name).expect("one of the choices")
-    }
 }
 
-/// What the table of keys promises.
-impl Values {
-    fn text(&self, name: &str) -> Option<String> {
-        match self.get(name)? {
-            Value::Text(text) => Some(text.clone()),
-            other => panic!("{name} is {other:?}"),
-        }
-    }
-
-    fn defaulted(&self, name: &str) -> String {
-        self.text(name).expect("has a default")
-    }
-
-    fn words(&self, name: &str) -> &[String] {
-        match self.get(name) {
-            Some(Value::Words(words)) => words,
-            other => panic!("{name} is {other:?}"),
-        }
-    }
-
-    fn whole(&self, name: &str) -> u32 {
-        match self.get(name) {
-            Some(Value::Whole(whole)) => *whole,
-            other => panic!("{name} is {other:?}"),
-        }
-    }
-
-    fn duration(&self, name: &str) -> Duration {
-        match self.get(name) {
-            Some(Value::Duration(duration)) => *duration,
-            other => panic!("{name} is {other:?}"),
-        }
-    }
-
-    fn listen(&self, name: &str) -> SocketAddr {
-        match self.get(name) {
-            Some(Value::Listen(address)) => *address,
-            other => panic!("{name} is {other:?}"),
-        }
-    }
-
-    fn time(&self, name: &str) -> Option<DateTime<Utc>> {
-        match self.get(name)? {
-            Value::Time(time) => Some(*time),
-            other => panic!("{name} is {other:?}"),
-        }
-    }
-
-    fn id(&self, name: &str) -> Option<Uuid> {
-        match self.get(name)? {
-            Value::Id(id) => Some(*id),
-            other => panic!("{name} is {other:?}"),
-        }
-    }
-
-    fn secret(&self, name: &str) -> Option<Secret> {
-        match self.get(name)? {
-            Value::Secret(secret) => Some(secret.clone()),
-            other => panic!("{name} is {other:?}"),
-        }
-    }
-
-    fn secrets(&self, name: &str) -> BTreeMap<String, Secret> {
-        let secret = |value: &Value| if let Value::Secret(secret) = value { Some(secret.clone()) } else { None };
-        self.table(name).filter_map(|(entry, value, _)| Some((entry.to_owned(), secret(value)?))).collect()
-    }
-
-    fn tokens(&self, name: &str) -> BTreeMap<String, TokenSetting> {
-        let token = |value: &Value| if let Value::Token(token) = value { Some(token.clone()) } else { None };
-        self.table(name).filter_map(|(entry, value, _)| Some((entry.to_owned(), token(value)?))).collect()
-    }
-
-    fn texts(&self, name: &str) -> BTreeMap<String, String> {
-        let text = |value: &Value| if let Value::Text(text) = value { Some(text.clone()) } else { None };
-        self.table(name).filter_map(|(entry, value, _)| Some((entry.to_owned(), text(value)?))).collect()
-    }
+fn seconds<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+    f64::deserialize(from).map(Duration::from_secs_f64)
 }

@@ -1,11 +1,13 @@
 //! What must be there and what must fit together.
 
+use std::net::SocketAddr;
 use std::path::Path;
 
-use super::PropertyFaults;
+use chrono::{DateTime, Utc};
+
 use super::given::Values;
 use super::mistakes::{Mistakes, Place};
-use super::value::Value;
+use super::{PropertyFaults, Secret};
 
 pub(super) fn check(values: &Values, file: &Path, mistakes: &mut Mistakes) {
     let nowhere = Place::File(file.to_owned(), None);
@@ -15,15 +17,12 @@ pub(super) fn check(values: &Values, file: &Path, mistakes: &mut Mistakes) {
         }
     };
     needed("ledger.url", "every command needs the ledger");
-    if values.get("log.kind") == Some(&Value::Text("kafka".into())) {
+    if values.text("log.kind") == Some("kafka") {
         needed("kafka.brokers", "log.kind is kafka");
     }
-    let roles = match values.get("roles") {
-        Some(Value::Words(words)) => words.as_slice(),
-        _ => &[],
-    };
+    let roles = values.found.get("roles").and_then(|(roles, _)| roles.as_array());
     for role in ["collect", "publish"] {
-        if roles.iter().any(|given| given == role) {
+        if roles.is_some_and(|roles| roles.iter().any(|given| given == role)) {
             needed("source.coderd_url", &format!("the role {role} reads coderd's database"));
         }
     }
@@ -34,7 +33,7 @@ pub(super) fn check(values: &Values, file: &Path, mistakes: &mut Mistakes) {
 
 /// The key that signs is one of those that verify.
 fn signing_key(values: &Values, mistakes: &mut Mistakes) {
-    let Some(Value::Text(name)) = values.get("log.signing_key") else { return };
+    let Some(name) = values.text("log.signing_key") else { return };
     if values.is_missing(&format!("log.verification_keys.{name}")) {
         mistakes.add(&values.place("log.signing_key"), "log.signing_key", "must be the name of one of log.verification_keys");
     }
@@ -42,10 +41,10 @@ fn signing_key(values: &Values, mistakes: &mut Mistakes) {
 
 /// A property whose value is looked up later is checked by its name alone.
 pub(super) fn properties(values: &Values, rule: PropertyFaults, mistakes: &mut Mistakes) {
-    let given: Vec<(&str, &Value, &Place)> = values.table("kafka.properties").collect();
-    let literal = |value: &Value| if let Value::Secret(secret) = value { secret.literal().map(str::to_owned) } else { None };
-    let literals: Vec<Option<String>> = given.iter().map(|(_, value, _)| literal(value)).collect();
-    let properties: Vec<(&str, Option<&str>)> = given.iter().zip(&literals).map(|((name, ..), value)| (*name, value.as_deref())).collect();
+    let given: Vec<(&str, Option<&str>, &Place)> = values.table("kafka.properties").collect();
+    let literal = |value: &str| Secret::new(value).literal().is_some();
+    let properties: Vec<(&str, Option<&str>)> =
+        given.iter().map(|(name, value, _)| (*name, value.filter(|value| literal(value)))).collect();
     for (index, fault) in rule(&properties) {
         let (name, _, place) = given[index];
         mistakes.add(place, &format!("kafka.properties.{name}"), fault);
@@ -54,33 +53,27 @@ pub(super) fn properties(values: &Values, rule: PropertyFaults, mistakes: &mut M
 
 /// Nothing listens beyond loopback without TLS, and TLS is not there yet.
 fn listeners(values: &Values, mistakes: &mut Mistakes) {
-    for key in ["serve.api_listen", "serve.metrics_listen"] {
-        let Some(Value::Listen(address)) = values.get(key) else { continue };
-        if !address.ip().is_loopback() {
+    let address = |key: &str| values.text(key).and_then(|text| text.parse::<SocketAddr>().ok());
+    for key in ["serve.api_listen", "serve.metrics_listen", "telemetry.listen"] {
+        if address(key).is_some_and(|address| !address.ip().is_loopback()) {
             let mut problem =
                 "lies beyond loopback, which needs TLS, and TLS is not there yet: listen on 127.0.0.1 behind a proxy".to_owned();
-            if values.is_empty_table("serve.tokens") {
+            if key.starts_with("serve.") && values.is_empty_table("serve.tokens") {
                 problem.push_str("; it also needs serve.tokens");
             }
             mistakes.add(&values.place(key), key, problem);
         }
     }
-    if let Some(Value::Listen(address)) = values.get("telemetry.listen")
-        && !address.ip().is_loopback()
-    {
-        let problem = "lies beyond loopback, which needs TLS, and TLS is not there yet: listen on 127.0.0.1 behind a proxy";
-        mistakes.add(&values.place("telemetry.listen"), "telemetry.listen", problem);
-    }
-    let (api, metrics) = (values.get("serve.api_listen"), values.get("serve.metrics_listen"));
-    if api == metrics && !matches!(api, Some(Value::Listen(address)) if address.port() == 0) && api.is_some() {
+    let (api, metrics) = (address("serve.api_listen"), address("serve.metrics_listen"));
+    if api == metrics && api.is_some_and(|address| address.port() != 0) {
         mistakes.add(&values.place("serve.metrics_listen"), "serve.metrics_listen", "must be another address than serve.api_listen");
     }
 }
 
 /// Builds that are not collected cannot be in the histograms.
 fn times(values: &Values, mistakes: &mut Mistakes) {
-    let (introduced, backfill) = (values.get("source.introduced_at"), values.get("source.backfill_from"));
-    if let (Some(Value::Time(introduced)), Some(Value::Time(backfill))) = (introduced, backfill)
+    let time = |key: &str| values.text(key).and_then(|text| text.parse::<DateTime<Utc>>().ok());
+    if let (Some(introduced), Some(backfill)) = (time("source.introduced_at"), time("source.backfill_from"))
         && introduced < backfill
     {
         let problem = "must not be before source.backfill_from: builds that are not collected cannot be in the histograms";

@@ -4,6 +4,7 @@ use std::fmt;
 use std::process::Stdio;
 use std::time::Duration;
 
+use serde::Deserialize;
 use tokio::io::AsyncReadExt as _;
 use tokio::process::Command;
 
@@ -14,7 +15,8 @@ const EXEC_SECONDS: u64 = 10;
 const MOST_BYTES: u64 = 64 * 1024;
 
 /// Where a secret is had from. Neither `Debug` nor `Display` shows it.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(from = "String")]
 pub struct Secret(Origin);
 
 #[derive(Clone, PartialEq, Eq)]
@@ -69,9 +71,6 @@ impl Secret {
     }
 
     /// The secret as it is now: the variable, the file or the command is read anew each time. Blanks and line ends around it are cut off.
-    ///
-    /// # Errors
-    /// [`SecretError`].
     pub async fn resolve(&self) -> Result<String, SecretError> {
         let text = match &self.0 {
             Origin::Literal(text) => text.clone(),
@@ -122,6 +121,12 @@ impl Secret {
             Origin::Variable(name) => !name.is_empty() && !name.contains(['=', '\0']),
             Origin::Command(words) => !words.is_empty(),
         }
+    }
+}
+
+impl From<String> for Secret {
+    fn from(text: String) -> Secret {
+        Secret::new(&text)
     }
 }
 

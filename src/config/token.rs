@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use serde::Deserialize;
+
 use super::Secret;
 
 /// What a token may be used for.
@@ -16,7 +18,8 @@ pub enum Scope {
 }
 
 /// A token as the settings name it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
 pub struct TokenSetting {
     /// What it may be used for.
     pub scope: Scope,
@@ -51,9 +54,11 @@ impl fmt::Display for Scope {
     }
 }
 
-impl TokenSetting {
+impl TryFrom<String> for TokenSetting {
+    type Error = String;
+
     /// Reads `SCOPE SECRET`. The problem, to follow the key's name, never repeats the secret.
-    pub(super) fn read(text: &str) -> Result<TokenSetting, String> {
+    fn try_from(text: String) -> Result<TokenSetting, String> {
         let (scope, secret) = text.trim().split_once(char::is_whitespace).unwrap_or((text.trim(), ""));
         let scope = Scope::ALL.into_iter().find(|known| known.name() == scope);
         let secret = Secret::new(secret.trim());
@@ -78,10 +83,10 @@ mod tests {
 
     #[test]
     fn a_token_is_a_scope_and_a_secret() {
-        let read = TokenSetting::read("read  exec:vault read x ").unwrap();
+        let read = TokenSetting::try_from("read  exec:vault read x ".to_owned()).unwrap();
         assert_eq!((read.scope, read.secret), (Scope::Read, Secret::new("exec:vault read x")));
         for wrong in ["", "admin", "admin ", "root hunter2", "hunter2", "read env:", "Read hunter2"] {
-            let problem = TokenSetting::read(wrong).unwrap_err();
+            let problem = TokenSetting::try_from(wrong.to_owned()).unwrap_err();
             assert!(problem.starts_with("must be") && !problem.contains("hunter2"), "{problem}");
         }
     }

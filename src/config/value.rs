@@ -1,9 +1,9 @@
 //! From a value as written to a value that cannot be wrong.
 
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
 
 use chrono::{DateTime, SubsecRound as _, Utc};
+use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::given::Raw;
@@ -12,38 +12,25 @@ use super::{Kind, Secret, TokenSetting};
 /// The least length of a signature key, as in `event/signature.rs`: neither part may name the other.
 const LEAST_KEY_BYTES: usize = 32;
 
-#[derive(Clone, Debug, PartialEq)]
-pub(super) enum Value {
-    Text(String),
-    Words(Vec<String>),
-    Whole(u32),
-    Duration(Duration),
-    Time(DateTime<Utc>),
-    Id(Uuid),
-    Listen(SocketAddr),
-    Secret(Secret),
-    Token(TokenSetting),
-}
-
-/// Reads a value of that kind. The problem, to follow the key's name, says what is allowed and never repeats the value.
+/// Reads a value of that kind, as [`super::Pipeline`] takes it. The problem, to follow the key's name, says what is allowed and never repeats the value.
 pub(super) fn read(kind: Kind, raw: &Raw) -> Result<Value, String> {
     let must_be = || format!("must be {}", kind.allowed());
     match kind {
         Kind::Choice(words) => checked(raw, |text| words.contains(&text)).ok_or_else(must_be),
-        Kind::Choices(words) => choices(words, raw).ok_or_else(must_be),
+        Kind::Choices(words) => listed(raw, |word| words.contains(&word)).ok_or_else(must_be),
         Kind::Whole(least, most) => number(raw)
             .and_then(|text| text.parse().ok())
             .filter(|whole| (least..=most).contains(whole))
-            .map(Value::Whole)
+            .map(|whole: u32| whole.into())
             .ok_or_else(must_be),
         Kind::Seconds(least, most) => duration(raw, least, most, 1.0).ok_or_else(must_be),
         Kind::Hours(least, most) => duration(raw, least, most, 3600.0).ok_or_else(must_be),
-        Kind::Time => time(raw).map(Value::Time).ok_or_else(must_be),
-        Kind::Id => text(raw).and_then(|text| text.parse().ok()).map(Value::Id).ok_or_else(must_be),
+        Kind::Time => time(raw).map(|time| json!(time)).ok_or_else(must_be),
+        Kind::Id => checked(raw, |text| text.parse::<Uuid>().is_ok()).ok_or_else(must_be),
         Kind::Name(least, most) => checked(raw, |text| is_name(text, least, most)).ok_or_else(must_be),
         Kind::Brokers => checked(raw, are_brokers).ok_or_else(must_be),
         Kind::Url => checked(raw, is_http_url).ok_or_else(must_be),
-        Kind::Listen => text(raw).and_then(|text| text.parse().ok()).map(Value::Listen).ok_or_else(must_be),
+        Kind::Listen => checked(raw, |text| text.parse::<SocketAddr>().is_ok()).ok_or_else(must_be),
         Kind::HostNames => listed(raw, is_host).ok_or_else(must_be),
         Kind::SecretPostgresUrl => secret(raw, is_postgres_url).ok_or_else(must_be),
         Kind::Properties => {
@@ -52,7 +39,7 @@ pub(super) fn read(kind: Kind, raw: &Raw) -> Result<Value, String> {
         Kind::PublicKeys => public_key(raw),
         Kind::SignatureKeys => secret(raw, |text| text.trim().len() >= LEAST_KEY_BYTES)
             .ok_or_else(|| format!("must be a secret of at least {LEAST_KEY_BYTES} bytes, or env:NAME, file:PATH, exec:COMMAND")),
-        Kind::Tokens => TokenSetting::read(text(raw).unwrap_or_default()).map(Value::Token),
+        Kind::Tokens => TokenSetting::try_from(text(raw).unwrap_or_default().to_owned()).map(|_| json!(text(raw))),
     }
 }
 
@@ -71,11 +58,7 @@ fn number(raw: &Raw) -> Option<&str> {
 }
 
 fn checked(raw: &Raw, holds: impl Fn(&str) -> bool) -> Option<Value> {
-    text(raw).filter(|text| holds(text)).map(|text| Value::Text(text.to_owned()))
-}
-
-fn choices(words: &[&str], raw: &Raw) -> Option<Value> {
-    listed(raw, |word| words.contains(&word))
+    text(raw).filter(|text| holds(text)).map(Value::from)
 }
 
 /// A list of one or more words, each once.
@@ -86,14 +69,15 @@ fn listed(raw: &Raw, is_allowed: impl Fn(&str) -> bool) -> Option<Value> {
         _ => return None,
     };
     let each_once = given.iter().enumerate().all(|(index, word)| is_allowed(word) && !given[..index].contains(word));
-    (each_once && !given.is_empty()).then(|| Value::Words(given.into_iter().map(str::to_owned).collect()))
+    (each_once && !given.is_empty()).then(|| given.into())
 }
 
+/// In seconds.
 fn duration(raw: &Raw, least: f64, most: f64, unit_seconds: f64) -> Option<Value> {
     let units: f64 = number(raw)?.parse().ok()?;
     // also false for what is no number
     let within = units >= least && units <= most;
-    within.then(|| Duration::try_from_secs_f64(units * unit_seconds).ok().map(Value::Duration))?
+    within.then(|| (units * unit_seconds).into())
 }
 
 /// PostgreSQL keeps microseconds, so that is how fine an instant is.
@@ -108,7 +92,7 @@ fn time(raw: &Raw) -> Option<DateTime<Utc>> {
 
 fn secret(raw: &Raw, holds: impl Fn(&str) -> bool) -> Option<Value> {
     let secret = Secret::new(text(raw)?);
-    (secret.is_whole() && secret.literal().is_none_or(holds)).then_some(Value::Secret(secret))
+    (secret.is_whole() && secret.literal().is_none_or(holds)).then(|| json!(text(raw)))
 }
 
 fn property(raw: &Raw) -> Option<Value> {
@@ -120,15 +104,15 @@ fn property(raw: &Raw) -> Option<Value> {
     };
     let secret = Secret::new(text);
     // an empty literal is a value for librdkafka
-    (secret.is_whole() || secret.literal().is_some()).then_some(Value::Secret(secret))
+    (secret.is_whole() || secret.literal().is_some()).then(|| text.into())
 }
 
 /// Public keys are no secrets: one in a file is read at once.
 fn public_key(raw: &Raw) -> Result<Value, String> {
     let text = text(raw).ok_or("must be PEM, 32 bytes in base64, or file:PATH")?;
     match text.strip_prefix("file:") {
-        Some(path) => std::fs::read_to_string(path).map(Value::Text).map_err(|error| format!("cannot be read from {path}: {error}")),
-        None => Ok(Value::Text(text.to_owned())),
+        Some(path) => std::fs::read_to_string(path).map(Value::from).map_err(|error| format!("cannot be read from {path}: {error}")),
+        None => Ok(text.into()),
     }
 }
 
