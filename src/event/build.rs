@@ -1,11 +1,10 @@
 //! `workspace_build_completed_v1`: one completed workspace build, and the one rule that says what kind of build it is.
 
 use chrono::{DateTime, TimeDelta, Utc};
-use serde_json::Value;
+use serde::Serialize;
 use uuid::Uuid;
 
 use super::fields::Fields;
-use super::message::rfc3339;
 use super::{PREBUILDS_USER, ParseError};
 
 /// The CloudEvents type.
@@ -29,6 +28,11 @@ macro_rules! words {
             #[must_use]
             pub fn named(word: &str) -> Option<Self> {
                 match word { $($word => Some(Self::$variant),)+ _ => None }
+            }
+        }
+        impl serde::Serialize for $name {
+            fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+                to.serialize_str(self.as_str())
             }
         }
     };
@@ -69,8 +73,9 @@ words! {
     }
 }
 
-/// One completed build, any transition and any status. All ids are coderd's; names are those of the first sighting and label only.
-#[derive(Clone, Debug, PartialEq)]
+/// One completed build, any transition and any status. All ids are coderd's; names are those of the first sighting and label only. Its JSON is the
+/// event's data.
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct WorkspaceBuildCompleted {
     /// `workspace_builds.id`
     pub build_id: Uuid,
@@ -102,6 +107,7 @@ pub struct WorkspaceBuildCompleted {
     pub first_build_by_prebuilds_user: bool,
     /// The stage of the workspace's build 1. It travels as an extension attribute, so that earlier versions accept the event, and it is
     /// not part of the digest.
+    #[serde(skip)]
     pub first_build_stage: Option<InputStage>,
     /// Whether this is a succeeded start and coderd has no lower-numbered one of this workspace
     pub first_successful_start: bool,
@@ -174,38 +180,6 @@ pub fn kind(build: &WorkspaceBuildCompleted) -> BuildKind {
         (Transition::Start, None, 1) => BuildKind::RegularCreation,
         _ => BuildKind::Other,
     }
-}
-
-pub(super) fn to_data(build: &WorkspaceBuildCompleted) -> Value {
-    serde_json::json!({
-        "build_id": build.build_id,
-        "workspace_id": build.workspace_id,
-        "organization_id": build.organization_id,
-        "template_id": build.template_id,
-        "template_version_id": build.template_version_id,
-        "preset_id": build.preset_id,
-        "owner_id": build.owner_id,
-        "initiator_id": build.initiator_id,
-        "transition": build.transition.as_str(),
-        "reason": build.reason,
-        "status": build.status.as_str(),
-        "build_number": build.build_number,
-        "stage": build.stage.map(InputStage::as_str),
-        "first_build_by_prebuilds_user": build.first_build_by_prebuilds_user,
-        "first_successful_start": build.first_successful_start,
-        "has_ai_task": build.has_ai_task,
-        "has_external_agent": build.has_external_agent,
-        "daily_cost": build.daily_cost,
-        "created_at": rfc3339(build.created_at),
-        "started_at": build.started_at.map(rfc3339),
-        "completed_at": rfc3339(build.completed_at),
-        "organization_name": build.organization_name,
-        "template_name": build.template_name,
-        "template_version_name": build.template_version_name,
-        "preset_name": build.preset_name,
-        "workspace_name": build.workspace_name,
-        "owner_name": build.owner_name,
-    })
 }
 
 /// The build of these fields; the stage of build 1 comes from the attributes.

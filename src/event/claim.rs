@@ -1,13 +1,12 @@
 //! `prebuild_claimed_v1`: the completed build by which a user claims a prebuilt workspace.
 
 use chrono::{DateTime, TimeDelta, Utc};
-use serde_json::Value;
+use serde::Serialize;
 use uuid::Uuid;
 
 use super::ParseError;
 use super::build::{self, BuildStatus, InputStage};
 use super::fields::Fields;
-use super::message::rfc3339;
 
 /// The CloudEvents type.
 pub(super) const TYPE: &str = "prebuild_claimed_v1";
@@ -15,7 +14,8 @@ pub(super) const TYPE: &str = "prebuild_claimed_v1";
 pub(super) const ID_PREFIX: &str = "prebuild_claimed:";
 
 /// One completed claim, whatever its status. The build itself is a [`super::WorkspaceBuildCompleted`] too; claim metrics come from here only.
-#[derive(Clone, Debug, PartialEq)]
+/// Its JSON is the event's data.
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct PrebuildClaimed {
     /// The claim build, `workspace_builds.id`
     pub build_id: Uuid,
@@ -59,28 +59,6 @@ impl PrebuildClaimed {
     pub fn duration(&self) -> Option<TimeDelta> {
         build::duration(self.status, self.started_at, self.completed_at)
     }
-}
-
-pub(super) fn to_data(claim: &PrebuildClaimed) -> Value {
-    serde_json::json!({
-        "build_id": claim.build_id,
-        "workspace_id": claim.workspace_id,
-        "organization_id": claim.organization_id,
-        "template_id": claim.template_id,
-        "template_version_id": claim.template_version_id,
-        "preset_id": claim.preset_id,
-        "claimed_by": claim.claimed_by,
-        "initiator_id": claim.initiator_id,
-        "build_number": claim.build_number,
-        "stage": claim.stage.map(InputStage::as_str),
-        "status": claim.status.as_str(),
-        "created_at": rfc3339(claim.created_at),
-        "started_at": claim.started_at.map(rfc3339),
-        "completed_at": rfc3339(claim.completed_at),
-        "organization_name": claim.organization_name,
-        "template_name": claim.template_name,
-        "preset_name": claim.preset_name,
-    })
 }
 
 pub(super) fn from_data(mut data: Fields<'_>) -> Result<PrebuildClaimed, ParseError> {

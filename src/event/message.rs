@@ -6,7 +6,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
-use super::{Event, Payload, build, claim};
+use super::{Event, Payload};
 
 /// Payloads above this are refused. Ours are under 2 KiB; Kafka's own limit for a record is 1 MiB.
 pub const MAX_PAYLOAD_BYTES: usize = 256 * 1024;
@@ -123,8 +123,8 @@ impl Event {
 
     fn data(&self) -> Value {
         match &self.payload {
-            Payload::Build(event) => build::to_data(event),
-            Payload::Claim(event) => claim::to_data(event),
+            Payload::Build(build) => serde_json::json!(build),
+            Payload::Claim(claim) => serde_json::json!(claim),
             Payload::Usage(usage) => usage.quantity.to_data(),
         }
     }

@@ -133,9 +133,6 @@ impl Signatures {
     }
 
     /// Who signed a record of the topic of that full name: one site's records do not verify at another with the same keys.
-    ///
-    /// # Errors
-    /// [`SignatureError`].
     pub fn signer(&self, topic: &str, message: &Message) -> Result<Signer, SignatureError> {
         let mut values = message.headers.iter().filter(|(header, _)| header.eq_ignore_ascii_case(SIGNATURE));
         let Some((_, value)) = values.next() else { return Err(SignatureError::Unsigned) };
