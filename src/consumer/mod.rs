@@ -134,7 +134,7 @@ impl Consumer {
                 () = paused.changed() => ours.heed_pauses(self).await,
                 room = room(ours.in_hand.as_ref()), if ours.in_hand.is_some() => ours.hand_over(room),
                 delivery = ours.membership.next(), if ours.in_hand.is_none() => match delivery {
-                    Ok(Delivery::Assigned(assignment)) => ours.assigned(self, &assignment.partitions),
+                    Ok(Delivery::Assigned(partitions)) => ours.assigned(self, &partitions),
                     Ok(Delivery::Revoked(partitions)) => ours.revoked(self, &partitions).await,
                     Ok(Delivery::Batch(batch)) => ours.take(batch),
                     Ok(Delivery::Fault { partition, error }) => self.stop_partition(partition, &verify::explain(error)),

@@ -19,8 +19,8 @@ const LEAVE_SECONDS: u64 = 15;
 /// What the log tells a consumer.
 #[derive(Debug)]
 pub enum Delivery {
-    /// Partitions are now this consumer's. It says where to begin.
-    Assigned(Assignment),
+    /// Partitions are now this consumer's, none of which is read before [`Consumer::start`]. The group does not wait for that.
+    Assigned(Vec<TopicPartition>),
     /// Partitions are no longer this consumer's: no batch of them follows.
     Revoked(Vec<TopicPartition>),
     /// Records to work on.
@@ -32,22 +32,6 @@ pub enum Delivery {
         /// Why: [`LogError::OutOfRange`] when the log does not hold the offset.
         error: LogError,
     },
-}
-
-/// Newly assigned partitions, none of which is read before [`Assignment::start`].
-#[derive(Debug)]
-pub struct Assignment {
-    /// Which partitions.
-    pub partitions: Vec<TopicPartition>,
-    control: Control,
-}
-
-impl Assignment {
-    /// Begins reading at these offsets. A partition left out is not read until [`Consumer::start`] names it. May come late: the group
-    /// doesn't wait for it. What has been revoked meanwhile is passed over.
-    pub fn start(self, from: Vec<(TopicPartition, i64)>) {
-        self.control.start(from);
-    }
 }
 
 /// A member of a group. Dropped without [`Consumer::leave`] it still leaves, but nobody waits for it.
@@ -68,9 +52,7 @@ impl Consumer {
             let told = self.deliveries.recv().await.ok_or(LogError::Stopped)?;
             self.control.wake();
             match told {
-                Told::Assigned(partitions) => {
-                    return Ok(Delivery::Assigned(Assignment { partitions, control: self.control.clone() }));
-                }
+                Told::Assigned(partitions) => return Ok(Delivery::Assigned(partitions)),
                 Told::Revoked(partitions) => {
                     self.control.forget(&partitions);
                     return Ok(Delivery::Revoked(partitions));
@@ -89,7 +71,18 @@ impl Consumer {
     /// Begins reading at these offsets, or begins anew: no batch that was read before comes after this call. Partitions that are not this
     /// consumer's are passed over.
     pub fn start(&self, from: Vec<(TopicPartition, i64)>) {
-        self.control.start(from);
+        let mut runs = self.control.runs.lock().unwrap_or_else(PoisonError::into_inner);
+        let from = from
+            .into_iter()
+            .map(|(partition, offset)| {
+                runs.given += 1;
+                let run = runs.given;
+                runs.current.insert(partition, run);
+                Start { partition, offset, run }
+            })
+            .collect();
+        drop(runs);
+        self.control.send(Command::Start { from });
     }
 
     /// Reads these partitions no more until [`Consumer::start`] names them again; they stay this consumer's. No batch of them comes after
@@ -168,7 +161,7 @@ impl Link {
         let (commands, commands_out) = mpsc::unbounded_channel();
         let (ended_in, ended) = oneshot::channel();
         let waker = Arc::new(Mutex::new(None));
-        let control = Control { commands, runs: Arc::default(), waker: waker.clone() };
+        let control = Control { commands, runs: Mutex::default(), waker: waker.clone() };
         (Consumer { deliveries, control, ended }, Link { deliveries: deliveries_in, commands: commands_out, ended: ended_in, waker })
     }
 
@@ -178,11 +171,11 @@ impl Link {
     }
 }
 
-/// The consumer's end of the commands, shared with its assignments.
-#[derive(Clone, Debug)]
+/// The consumer's end of the commands.
+#[derive(Debug)]
 struct Control {
     commands: mpsc::UnboundedSender<Command>,
-    runs: Arc<Mutex<Runs>>,
+    runs: Mutex<Runs>,
     waker: Arc<Mutex<Option<Thread>>>,
 }
 
@@ -193,21 +186,6 @@ struct Runs {
 }
 
 impl Control {
-    fn start(&self, from: Vec<(TopicPartition, i64)>) {
-        let mut runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
-        let from = from
-            .into_iter()
-            .map(|(partition, offset)| {
-                runs.given += 1;
-                let run = runs.given;
-                runs.current.insert(partition, run);
-                Start { partition, offset, run }
-            })
-            .collect();
-        drop(runs);
-        self.send(Command::Start { from });
-    }
-
     fn is_current(&self, partition: TopicPartition, run: u64) -> bool {
         self.runs.lock().unwrap_or_else(PoisonError::into_inner).current.get(&partition) == Some(&run)
     }

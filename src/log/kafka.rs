@@ -241,16 +241,11 @@ impl KafkaLog {
     }
 
     pub(super) async fn readable_end(&self, partition: TopicPartition) -> Result<i64, LogError> {
-        self.readable(partition).await.map(|(_, end)| end)
-    }
-
-    /// The watermarks as a reader of what is committed sees them.
-    pub(super) async fn readable(&self, partition: TopicPartition) -> Result<(i64, i64), LogError> {
         let log = self.clone();
-        blocking(move || log.readable_now(partition)).await
+        blocking(move || log.readable_now(partition).map(|(_, end)| end)).await
     }
 
-    /// Waits for the broker: for threads where that is allowed.
+    /// The watermarks as a reader of what is committed sees them. Waits for the broker: for threads where that is allowed.
     pub(super) fn readable_now(&self, partition: TopicPartition) -> Result<(i64, i64), LogError> {
         self.watermarks_by(&*self.asker(&self.asker, "read_committed")?, partition)
     }
@@ -336,32 +331,29 @@ pub(super) fn refused(topic: Topic, error: &KafkaError) -> LogError {
         KafkaError::AdminOp(code) => Some(*code),
         _ => error.rdkafka_error_code(),
     };
-    match (error, code) {
-        (_, Some(Code::UnknownTopic | Code::UnknownPartition | Code::UnknownTopicOrPartition)) => LogError::NoTopic(topic),
-        (
-            _,
-            Some(
-                Code::AllBrokersDown
-                | Code::BrokerTransportFailure
-                | Code::Resolve
-                | Code::OperationTimedOut
-                | Code::MessageTimedOut
-                | Code::RequestTimedOut
-                | Code::QueueFull
-                | Code::LeaderNotAvailable
-                | Code::NotLeaderForPartition
-                | Code::BrokerNotAvailable
-                | Code::ReplicaNotAvailable
-                | Code::NetworkException
-                | Code::NotEnoughReplicas
-                | Code::NotEnoughReplicasAfterAppend
-                | Code::CoordinatorLoadInProgress
-                | Code::CoordinatorNotAvailable
-                | Code::NotCoordinator
-                | Code::PurgeQueue
-                | Code::PurgeInflight
-                | Code::Fatal,
-            ),
+    match code {
+        Some(Code::UnknownTopic | Code::UnknownPartition | Code::UnknownTopicOrPartition) => LogError::NoTopic(topic),
+        Some(
+            Code::AllBrokersDown
+            | Code::BrokerTransportFailure
+            | Code::Resolve
+            | Code::OperationTimedOut
+            | Code::MessageTimedOut
+            | Code::RequestTimedOut
+            | Code::QueueFull
+            | Code::LeaderNotAvailable
+            | Code::NotLeaderForPartition
+            | Code::BrokerNotAvailable
+            | Code::ReplicaNotAvailable
+            | Code::NetworkException
+            | Code::NotEnoughReplicas
+            | Code::NotEnoughReplicasAfterAppend
+            | Code::CoordinatorLoadInProgress
+            | Code::CoordinatorNotAvailable
+            | Code::NotCoordinator
+            | Code::PurgeQueue
+            | Code::PurgeInflight
+            | Code::Fatal,
         ) => LogError::Unreachable(error.to_string()),
         _ => LogError::Refused(error.to_string()),
     }

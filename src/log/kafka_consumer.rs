@@ -63,9 +63,7 @@ impl KafkaLog {
             .map_err(|error| LogError::Settings(format!("no thread for the consumer: {error}")))?;
         Ok(consumer)
     }
-}
 
-impl KafkaLog {
     /// Asks the group's coordinator; joins nothing.
     pub(super) async fn marks(&self, group: &str) -> Result<Vec<Mark>, LogError> {
         let mut list = TopicPartitionList::new();
@@ -253,6 +251,10 @@ impl Member {
     fn pause(&mut self) {
         self.paused = true;
         info!("batches are not taken: Kafka partitions paused until they are");
+        self.pause_assigned();
+    }
+
+    fn pause_assigned(&self) {
         if let Err(error) = self.client.assignment().and_then(|all| self.client.pause(&all)) {
             warn!(%error, "partitions not paused");
         }
@@ -381,26 +383,21 @@ impl Member {
             // Happens where the group takes the partitions away at this moment; then the news of it follows.
             warn!(%error, "partitions not started");
         }
-        if self.paused
-            && let Err(error) = self.client.assignment().and_then(|all| self.client.pause(&all))
-        {
-            warn!(%error, "partitions not paused");
+        if self.paused {
+            self.pause_assigned();
         }
     }
 
     /// The client library says that some partition's offset is not in the log, but not which one's.
     fn find_out_of_range(&mut self) {
-        let running: Vec<(TopicPartition, Run)> =
-            self.running.iter().filter(|(_, run)| !run.faulted).map(|(partition, run)| (*partition, *run)).collect();
+        let running = self.without_fault();
         let mut found = false;
         for (partition, run) in &running {
             let Ok((start, end)) = self.log.watermarks_now(*partition) else { continue };
             if !(start..=end).contains(&run.next) {
                 found = true;
                 let error = LogError::OutOfRange { partition: *partition, offset: run.next, start, end };
-                self.running.insert(*partition, Run { faulted: true, ..*run });
-                self.waiting.extend(self.gathered.take(*partition));
-                self.waiting.push_back(Told::Fault { run: run.number, partition: *partition, error });
+                self.fault(*partition, *run, error);
             }
         }
         if !found {
@@ -413,8 +410,7 @@ impl Member {
     /// The client library says that some partition's batch cannot be read, but not which one's. A reader finds out, and where the batch ends.
     fn find_unreadable(&mut self, error: &KafkaError) {
         let first = self.client.context().connection.not_unpacked();
-        let mut running: Vec<(TopicPartition, Run)> =
-            self.running.iter().filter(|(_, run)| !run.faulted).map(|(partition, run)| (*partition, *run)).collect();
+        let mut running = self.without_fault();
         running.sort_by_key(|(_, run)| first.map(|first| first.abs_diff(run.next)));
         for (partition, run) in running {
             match self.log.read_now(partition, run.next, 1) {
@@ -424,17 +420,24 @@ impl Member {
                     }
                 }
                 Err(error @ LogError::Unreadable { .. }) => {
-                    self.running.insert(partition, Run { faulted: true, ..run });
-                    self.let_go(&[partition]);
-                    self.waiting.extend(self.gathered.take(partition));
-                    self.waiting.push_back(Told::Fault { run: run.number, partition, error });
-                    return;
+                    self.fault(partition, run, error);
+                    return self.let_go(&[partition]);
                 }
                 Err(_) => {}
             }
         }
         // the library meets the batch again
         self.client.context().connection.faulted(error, "while polling");
+    }
+
+    fn without_fault(&self) -> Vec<(TopicPartition, Run)> {
+        self.running.iter().filter(|(_, run)| !run.faulted).map(|(partition, run)| (*partition, *run)).collect()
+    }
+
+    fn fault(&mut self, partition: TopicPartition, run: Run, error: LogError) {
+        self.running.insert(partition, Run { faulted: true, ..run });
+        self.waiting.extend(self.gathered.take(partition));
+        self.waiting.push_back(Told::Fault { run: run.number, partition, error });
     }
 
     /// Goes on behind a batch that cannot be read.

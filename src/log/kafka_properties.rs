@@ -46,12 +46,11 @@ const ALIASES: &[(&str, &str)] = &[
     ("message.timeout.ms", "delivery.timeout.ms"),
 ];
 
-/// Names that only Kafka's Java client knows, and what to use instead.
+/// Names that only Kafka's Java client knows and that have a counterpart here.
 const JAVA: &[(&str, &str)] = &[
     ("sasl.jaas.config", "set sasl.username and sasl.password"),
     ("sasl.login.callback.handler.class", "use SCRAM or TLS certificates"),
     ("sasl.client.callback.handler.class", "use SCRAM or TLS certificates"),
-    ("sasl.login.class", "leave it out"),
     ("ssl.truststore.location", "set ssl.ca.location to a PEM file"),
     ("ssl.truststore.certificates", "set ssl.ca.pem"),
     ("ssl.truststore.password", "set ssl.ca.location to a PEM file, which needs no password"),
@@ -59,30 +58,13 @@ const JAVA: &[(&str, &str)] = &[
     ("ssl.keystore.type", "set ssl.keystore.location to a PKCS#12 file, or ssl.certificate.location and ssl.key.location to PEM files"),
     ("ssl.keystore.key", "set ssl.key.pem"),
     ("ssl.keystore.certificate.chain", "set ssl.certificate.pem"),
-    ("ssl.enabled.protocols", "leave it out"),
-    ("ssl.protocol", "leave it out"),
-    ("ssl.provider", "leave it out"),
-    ("ssl.trustmanager.algorithm", "leave it out"),
-    ("ssl.keymanager.algorithm", "leave it out"),
-    ("ssl.secure.random.implementation", "leave it out"),
-    ("ssl.engine.factory.class", "leave it out"),
-    ("key.serializer", "leave it out"),
-    ("value.serializer", "leave it out"),
-    ("key.deserializer", "leave it out"),
-    ("value.deserializer", "leave it out"),
-    ("interceptor.classes", "leave it out"),
-    ("metric.reporters", "leave it out"),
-    ("partitioner.class", "leave it out"),
-    ("max.poll.records", "leave it out"),
     ("buffer.memory", "set queue.buffering.max.kbytes"),
-    ("max.block.ms", "leave it out"),
     ("max.request.size", "set message.max.bytes"),
     ("fetch.max.wait.ms", "set fetch.wait.max.ms"),
     ("send.buffer.bytes", "set socket.send.buffer.bytes"),
     ("receive.buffer.bytes", "set socket.receive.buffer.bytes"),
     ("default.api.timeout.ms", "set socket.timeout.ms"),
     ("socket.connection.setup.timeout.max.ms", "set socket.connection.setup.timeout.ms"),
-    ("exclude.internal.topics", "leave it out"),
 ];
 
 /// Values of properties that are a choice, as librdkafka compares them: without case.

@@ -22,7 +22,7 @@ mod postgres_consumer;
 mod postgres_leases;
 mod postgres_retention;
 
-pub use consumer::{Assignment, Consumer, Delivery};
+pub use consumer::{Consumer, Delivery};
 pub use error::{AppendError, LogError};
 pub use kafka::{KafkaLog, KafkaSettings};
 pub use kafka_properties::property_faults;
@@ -108,9 +108,6 @@ impl Log {
 
     /// Creates the topics that are missing, with so many partitions and [`RETENTION_DAYS`]. A topic that is there is never changed: where
     /// it differs from what is wanted, one line of the answer says how.
-    ///
-    /// # Errors
-    /// Where the log can't be reached or refuses.
     pub async fn create_topics(&self, partitions: i32) -> Result<Vec<String>, LogError> {
         match self {
             Log::Kafka(log) => log.create_topics(partitions).await,
@@ -131,9 +128,6 @@ impl Log {
     }
 
     /// As [`Log::append`], each message signed where there is a signing key.
-    ///
-    /// # Errors
-    /// As [`Log::append`].
     pub async fn append_signed(&self, signer: Signer, topic: Topic, messages: Vec<Message>) -> Result<Vec<(i32, i64)>, AppendError> {
         let name = self.topic_name(topic);
         let signed = messages.into_iter().map(|message| self.signatures().signed(signer, &name, message));
@@ -141,9 +135,6 @@ impl Log {
     }
 
     /// Who signed a record of that topic of this log.
-    ///
-    /// # Errors
-    /// [`SignatureError`].
     pub fn signer(&self, topic: Topic, message: &Message) -> Result<Signer, SignatureError> {
         self.signatures().signer(&self.topic_name(topic), message)
     }
@@ -190,9 +181,6 @@ impl Log {
 
     /// The offset before which everything is decided: reading never goes beyond it. Before the end it lies only in Kafka, where the transaction of
     /// another producer is open.
-    ///
-    /// # Errors
-    /// As [`Log::watermarks`].
     pub async fn readable_end(&self, partition: TopicPartition) -> Result<i64, LogError> {
         match self {
             Log::Kafka(log) => log.readable_end(partition).await,
@@ -202,9 +190,6 @@ impl Log {
 
     /// The first offset from which on the partition can be read to its end: where the log begins, or in tables that lost records, behind the last
     /// gap.
-    ///
-    /// # Errors
-    /// As [`Log::watermarks`].
     pub async fn whole_from(&self, partition: TopicPartition) -> Result<i64, LogError> {
         match self {
             Log::Kafka(log) => log.watermarks(partition).await.map(|(start, _)| start),
@@ -213,9 +198,6 @@ impl Log {
     }
 
     /// The first offset whose record's time is at or after `time`; the partition's end when there is none.
-    ///
-    /// # Errors
-    /// As [`Log::watermarks`].
     pub async fn offset_at(&self, partition: TopicPartition, time: DateTime<Utc>) -> Result<i64, LogError> {
         match self {
             Log::Kafka(log) => log.offset_at(partition, time).await,
@@ -238,9 +220,6 @@ impl Log {
 
     /// How far the group was told that its partitions were read, with the signature that goes with each mark. None where nothing was told, and none
     /// of a log in PostgreSQL: it is restored together with what is to be proved.
-    ///
-    /// # Errors
-    /// Where the log can't be reached or refuses.
     pub async fn marks(&self, group: &str) -> Result<Vec<Mark>, LogError> {
         match self {
             Log::Kafka(log) => log.marks(group).await,
@@ -250,9 +229,6 @@ impl Log {
 
     /// How long the topic keeps a record that nobody has read; none: until it is read. The broker removes whole segments, so that it may keep one
     /// longer; a limit of bytes (drift that `create_topics` reports) may remove one sooner.
-    ///
-    /// # Errors
-    /// As [`Log::partitions`].
     pub async fn keeps_unread(&self, topic: Topic) -> Result<Option<Duration>, LogError> {
         match self {
             Log::Kafka(log) => log.keeps_unread(topic).await,

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use sqlx::PgPool;
+use sqlx::Row as _;
 use sqlx::postgres::PgRow;
-use sqlx::{FromRow as _, Row as _};
 
 use super::{LogError, RETENTION_DAYS, Record};
 use crate::cause::{self, Remedy};
@@ -83,29 +83,26 @@ impl PostgresLog {
     async fn create_topic(&self, topic: Topic, partitions: i32) -> Result<Vec<String>, LogError> {
         let name = topic.name();
         let wanted_days = i32::try_from(RETENTION_DAYS).unwrap_or(i32::MAX);
-        let mut tx = self.pool.begin().await.map_err(refused)?;
+        let mut tx = self.pool.begin().await?;
         let created = sqlx::query("insert into log_topic (name, retention_days) values ($1, $2) on conflict do nothing")
             .bind(name)
             .bind(wanted_days)
             .execute(&mut *tx)
-            .await
-            .map_err(refused)?
+            .await?
             .rows_affected();
         if created == 1 {
             sqlx::query("insert into log_partition (topic, partition) select $1, number from generate_series(0, $2 - 1) as number")
                 .bind(name)
                 .bind(partitions)
                 .execute(&mut *tx)
-                .await
-                .map_err(refused)?;
+                .await?;
         }
         let (days, count): (i32, i64) =
             sqlx::query_as("select retention_days, (select count(*) from log_partition where topic = name) from log_topic where name = $1")
                 .bind(name)
                 .fetch_one(&mut *tx)
-                .await
-                .map_err(refused)?;
-        tx.commit().await.map_err(refused)?;
+                .await?;
+        tx.commit().await?;
         let mut drift = Vec::new();
         if count != i64::from(partitions) {
             drift.push(format!("{name}: {count} partitions, wanted {partitions}"));
@@ -121,8 +118,7 @@ impl PostgresLog {
             let partitions: Vec<i32> = sqlx::query_scalar("select partition from log_partition where topic = $1 order by partition")
                 .bind(topic.name())
                 .fetch_all(&self.pool)
-                .await
-                .map_err(refused)?;
+                .await?;
             if partitions.is_empty() { Err(LogError::NoTopic(topic)) } else { Ok(partitions) }
         })
         .await
@@ -137,8 +133,7 @@ impl PostgresLog {
             .bind(partition.topic.name())
             .bind(partition.partition)
             .fetch_optional(&self.pool)
-            .await
-            .map_err(refused)?
+            .await?
             .ok_or(LogError::NoTopic(partition.topic))
     }
 
@@ -153,8 +148,7 @@ impl PostgresLog {
             .bind(id)
             .bind(end)
             .fetch_optional(&self.pool)
-            .await
-            .map_err(refused)?;
+            .await?;
             Ok(last_run.filter(|(_, last)| last + 1 == end).map_or(end, |(first, _)| first))
         })
         .await
@@ -171,8 +165,7 @@ impl PostgresLog {
                         .bind(id)
                         .bind(middle)
                         .fetch_optional(&self.pool)
-                        .await
-                        .map_err(refused)?;
+                        .await?;
                 // One that retention has just removed lies before.
                 if at.is_some_and(|at| at >= time) { high = middle } else { low = middle + 1 }
             }
@@ -194,7 +187,7 @@ impl PostgresLog {
 
     /// Records from `from` on and before `end`.
     pub(super) async fn records(&self, id: i32, from: i64, end: i64, limit: usize) -> Result<Vec<Record>, LogError> {
-        let rows = sqlx::query(
+        let records = sqlx::query_as(
             "select record_offset, appended_at, key, headers, payload from log_record
              where partition_id = $1 and record_offset >= $2 and record_offset < $3 order by record_offset limit $4",
         )
@@ -203,9 +196,8 @@ impl PostgresLog {
         .bind(end)
         .bind(i64::try_from(limit).unwrap_or(i64::MAX))
         .fetch_all(&self.pool)
-        .await
-        .map_err(refused)?;
-        rows.iter().map(|row| Record::from_row(row).map_err(refused)).collect()
+        .await?;
+        Ok(records)
     }
 }
 
@@ -221,8 +213,9 @@ impl sqlx::FromRow<'_, PgRow> for Record {
 }
 
 /// The database's error as a caller can act on it.
-#[allow(clippy::needless_pass_by_value)] // as map_err wants it
-pub(super) fn refused(error: sqlx::Error) -> LogError {
-    let text = cause::text(&error);
-    if Remedy::of(&error).is_retry() { LogError::Unreachable(text) } else { LogError::Refused(text) }
+impl From<sqlx::Error> for LogError {
+    fn from(error: sqlx::Error) -> LogError {
+        let text = cause::text(&error);
+        if Remedy::of(&error).is_retry() { LogError::Unreachable(text) } else { LogError::Refused(text) }
+    }
 }

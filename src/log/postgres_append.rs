@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use sqlx::PgConnection;
 
-use super::postgres::{PostgresLog, refused};
+use super::postgres::PostgresLog;
 use super::{AppendError, LogError};
 use crate::event::{Message, Topic};
 
@@ -14,9 +14,9 @@ const AT_ONCE: usize = 500;
 impl PostgresLog {
     pub(super) async fn append(&self, topic: Topic, messages: Vec<Message>) -> Result<Vec<(i32, i64)>, AppendError> {
         let appended = self.in_time(async {
-            let mut tx = self.pool.begin().await.map_err(refused)?;
+            let mut tx = self.pool.begin().await?;
             let placed = self.append_in(&mut tx, topic, &messages).await?;
-            tx.commit().await.map_err(refused)?;
+            tx.commit().await?;
             Ok(placed)
         });
         appended.await.map_err(|cause| AppendError { placed: vec![None; messages.len()], cause })
@@ -34,8 +34,7 @@ impl PostgresLog {
         let partitions: Vec<(i32, i32)> = sqlx::query_as("select id, partition from log_partition where topic = $1 order by partition")
             .bind(topic.name())
             .fetch_all(&mut *connection)
-            .await
-            .map_err(refused)?;
+            .await?;
         if partitions.is_empty() {
             return Err(LogError::NoTopic(topic));
         }
@@ -64,11 +63,7 @@ impl PostgresLog {
 /// first offset.
 async fn take_offsets(connection: &mut PgConnection, counts: &BTreeMap<i32, i64>) -> Result<BTreeMap<i32, i64>, LogError> {
     let (ids, records): (Vec<i32>, Vec<i64>) = counts.iter().unzip();
-    sqlx::query("select from log_partition where id = any($1) order by id for no key update")
-        .bind(&ids)
-        .execute(&mut *connection)
-        .await
-        .map_err(refused)?;
+    sqlx::query("select from log_partition where id = any($1) order by id for no key update").bind(&ids).execute(&mut *connection).await?;
     let taken: Vec<(i32, i64)> = sqlx::query_as(
         "update log_partition set next_offset = next_offset + taken.records,
              last_appended_at = greatest(last_appended_at, date_trunc('milliseconds', clock_timestamp()))
@@ -78,8 +73,7 @@ async fn take_offsets(connection: &mut PgConnection, counts: &BTreeMap<i32, i64>
     .bind(&ids)
     .bind(&records)
     .fetch_all(&mut *connection)
-    .await
-    .map_err(refused)?;
+    .await?;
     Ok(taken.into_iter().collect())
 }
 
@@ -98,9 +92,8 @@ async fn insert(connection: &mut PgConnection, rows: &[(i32, i64, &Message)]) ->
     .bind(rows.iter().map(|(.., message)| message.headers_json()).collect::<Vec<_>>())
     .bind(rows.iter().map(|(.., message)| message.payload.as_deref()).collect::<Vec<_>>())
     .execute(connection)
-    .await
-    .map(|_| ())
-    .map_err(refused)
+    .await?;
+    Ok(())
 }
 
 /// Which of the topic's partitions, by FNV-1a of the key: the same for ever, while the number of partitions stays.

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::consumer::{Command, Consumer, Link, Start, Told};
-use super::postgres::{Partition, PostgresLog, refused};
+use super::postgres::{Partition, PostgresLog};
 use super::postgres_leases::Leases;
 use super::{Batch, LogError};
 use crate::cause::Lasting;
@@ -206,8 +206,7 @@ impl Member {
         let ends: Vec<Partition> = sqlx::query_as("select id, start_offset, next_offset from log_partition where id = any($1)")
             .bind(ids)
             .fetch_all(&self.log.pool)
-            .await
-            .map_err(refused)?;
+            .await?;
         for (partition, run) in self.in_turn() {
             let Some(found) = ends.iter().find(|found| found.id == run.partition_id) else { continue };
             let (start, end) = (found.start_offset, found.next_offset);

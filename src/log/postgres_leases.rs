@@ -7,7 +7,7 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::LogError;
-use super::postgres::{PostgresLog, refused};
+use super::postgres::PostgresLog;
 use crate::event::{Topic, TopicPartition};
 
 /// The leases of one member of one group. Which member's writes are valid is decided by the ledger's epochs, not by these.
@@ -52,9 +52,8 @@ impl Leases {
         .bind(self.member.to_string())
         .bind(self.log.settings.lease.as_secs_f64())
         .execute(&self.log.pool)
-        .await
-        .map(|_| ())
-        .map_err(refused)
+        .await?;
+        Ok(())
     }
 
     /// All members' shares are as large, so that the last one may have less. Partitions of one number stay together.
@@ -86,8 +85,7 @@ impl Leases {
         .bind(self.log.settings.lease.as_secs_f64())
         .bind(self.member.to_string())
         .fetch_all(&self.log.pool)
-        .await
-        .map_err(refused)?;
+        .await?;
         let place = |(topic, partition, id): (String, i32, i32)| Some((TopicPartition { topic: Topic::named(&topic)?, partition }, id));
         Ok(held.into_iter().filter_map(place).collect())
     }
@@ -100,7 +98,7 @@ impl Leases {
         )
         .bind(self.member_lease())
         .bind(self.member.to_string());
-        self.log.in_time(async { released.execute(&self.log.pool).await.map(|_| ()).map_err(refused) }).await
+        self.log.in_time(async { Ok(released.execute(&self.log.pool).await.map(|_| ())?) }).await
     }
 
     fn member_lease(&self) -> String {

@@ -1,7 +1,7 @@
 //! Retention of the PostgreSQL log: it removes records older than the topic's retention that the ledger has recorded.
 
 use super::LogError;
-use super::postgres::{PostgresLog, refused};
+use super::postgres::PostgresLog;
 use crate::event::TopicPartition;
 
 /// At most so many records are removed at a time: an append waits for as long as that takes.
@@ -10,14 +10,11 @@ const AT_ONCE: i64 = 10_000;
 impl PostgresLog {
     /// Removes the partition's oldest records, at most 10,000: those that are older than the retention, by the database's clock, and lie
     /// before the ledger's position, which is in the same database. Answers how many.
-    ///
-    /// # Errors
-    /// As [`super::Log::watermarks`].
     pub async fn remove_expired(&self, partition: TopicPartition) -> Result<i64, LogError> {
         self.in_time(async {
             let id = self.partition(partition).await?.id;
             // Times never fall along a partition, so what is expired is one range from its start.
-            sqlx::query_scalar(
+            let removed = sqlx::query_scalar(
                 "with bound as (
                      select max(record_offset) + 1 as until
                      from log_partition
@@ -37,9 +34,8 @@ impl PostgresLog {
             )
             .bind(id)
             .bind(AT_ONCE)
-            .fetch_one(&self.pool)
-            .await
-            .map_err(refused)
+            .fetch_one(&self.pool);
+            Ok(removed.await?)
         })
         .await
     }

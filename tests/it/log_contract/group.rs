@@ -119,9 +119,9 @@ impl Worker {
     async fn work(mut consumer: Consumer, books: Arc<Books>, holder: usize, leave: CancellationToken) {
         while let Some(delivery) = leave.run_until_cancelled(consumer.next()).await {
             match delivery.unwrap() {
-                Delivery::Assigned(assignment) => {
-                    let from = books.claim(holder, &assignment.partitions);
-                    assignment.start(from);
+                Delivery::Assigned(partitions) => {
+                    let from = books.claim(holder, &partitions);
+                    consumer.start(from);
                 }
                 Delivery::Revoked(partitions) => books.release(holder, &partitions),
                 Delivery::Batch(batch) => {
@@ -244,10 +244,10 @@ async fn the_process_that_is_killed() {
 async fn assigned(consumer: &mut Consumer, from: impl Fn(TopicPartition) -> Option<i64>) {
     let mut got = BTreeSet::new();
     while got.len() < ALL_PARTITIONS {
-        if let Delivery::Assigned(assignment) = next(consumer).await {
-            got.extend(assignment.partitions.iter().copied());
-            let start = assignment.partitions.iter().filter_map(|partition| Some((*partition, from(*partition)?))).collect();
-            assignment.start(start);
+        if let Delivery::Assigned(partitions) = next(consumer).await {
+            got.extend(partitions.iter().copied());
+            let start = partitions.iter().filter_map(|partition| Some((*partition, from(*partition)?))).collect();
+            consumer.start(start);
         }
     }
 }
