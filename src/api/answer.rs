@@ -39,7 +39,7 @@ impl Problem {
         Self::new(StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), message)
     }
 
-    fn new(status: StatusCode, message: impl Into<String>) -> Self {
+    pub(super) fn new(status: StatusCode, message: impl Into<String>) -> Self {
         Self { status, message: message.into(), field: None }
     }
 
@@ -51,16 +51,6 @@ impl Problem {
     /// A parameter or field is wrong.
     pub(super) fn field(field: &str, message: impl Into<String>) -> Self {
         Self { field: Some(field.to_owned()), ..Self::wrong(message) }
-    }
-
-    /// The body is larger than this.
-    pub(super) fn too_large(most_bytes: usize) -> Self {
-        Self::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body cannot be read, or is larger than {most_bytes} bytes"))
-    }
-
-    /// The body is of another kind.
-    pub(super) fn not_json() -> Self {
-        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "the body must be JSON: set content-type: application/json")
     }
 
     /// Nobody knows who asks.

@@ -8,7 +8,7 @@ use axum::body::{Body, to_bytes};
 use axum::extract::{FromRequest, FromRequestParts, RawPathParams, Request};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, Method, Uri};
+use axum::http::{HeaderMap, Method, StatusCode, Uri};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
@@ -138,13 +138,14 @@ fn holds_nul(value: &Value) -> bool {
 
 /// A body that is a JSON object, or none at all.
 async fn fields_of(headers: &HeaderMap, body: Body) -> Result<Map<String, Value>, Problem> {
-    let bytes = to_bytes(body, MOST_BYTES).await.map_err(|_| Problem::too_large(MOST_BYTES))?;
+    let too_large = || format!("the body cannot be read, or is larger than {MOST_BYTES} bytes");
+    let bytes = to_bytes(body, MOST_BYTES).await.map_err(|_| Problem::new(StatusCode::PAYLOAD_TOO_LARGE, too_large()))?;
     if bytes.is_empty() {
         return Ok(Map::new());
     }
     let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     if content_type.split(';').next().unwrap_or_default().trim() != "application/json" {
-        return Err(Problem::not_json());
+        return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "the body must be JSON: set content-type: application/json"));
     }
     object::read(&bytes)
 }

@@ -103,7 +103,7 @@ pub(super) async fn families(serving: &Serving, asked: Option<Uuid>, within: Dur
             return Err(Withheld::Behind);
         }
         let raise =
-            serving.api.ledger.raise_shown_sequence(&lease, Head { incarnation: standing.incarnation, sequence: standing.sequence });
+            serving.api.own.ledger.raise_shown_sequence(&lease, Head { incarnation: standing.incarnation, sequence: standing.sequence });
         let shown_sequence = timeout_at(deadline, raise).await.map_err(|_| Withheld::LedgerAway)?.map_err(|_| Withheld::LedgerAway)?;
         match raised(standing, shown_sequence) {
             Raised::Shown => {

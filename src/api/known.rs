@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{Api, Serving};
+use crate::cause::Lasting;
 use crate::ledger::{Completeness, Head, Ledger, Source};
 use crate::license::RuleSet;
 use crate::operations::OperationError;
@@ -88,19 +89,20 @@ impl KnownSources {
     /// Asks the ledger again and again until `stop`, for the open rejects too.
     pub(super) async fn follow(&self, serving: &Serving, stop: &CancellationToken) {
         let (api, settings) = (&serving.api, &serving.settings);
-        let mut away = false;
+        let mut fault = Lasting::default();
         while !stop.is_cancelled() {
             let asked = async {
-                serving.rejects.look(&api.ledger, &api.clock, ANSWER).await;
+                serving.rejects.look(&api.own.ledger, &api.clock, ANSWER).await;
                 self.round(api).await
             };
             let Some(round) = stop.run_until_cancelled(asked).await else { return };
-            if let Err(cause) = &round
-                && !away
-            {
-                tracing::warn!(cause, "what the ledger says of its sources and rules cannot be used: what was known stays");
+            match &round {
+                Err(cause) if fault.is_news(cause) => {
+                    tracing::warn!(cause, "what the ledger says of its sources and rules cannot be used: what was known stays");
+                }
+                Err(_) => {}
+                Ok(()) => drop(fault.has_ended()),
             }
-            away = round.is_err();
             stop.run_until_cancelled(tokio::time::sleep(settings.poll)).await;
         }
     }
@@ -118,7 +120,7 @@ impl KnownSources {
         {
             tracing::info!(rules = %now, "an operator chose other license rules");
         }
-        let asked = tokio::time::timeout(ANSWER, ask(&api.ledger)).await.map_err(|_| "no answer in time".to_owned())?;
+        let asked = tokio::time::timeout(ANSWER, ask(&api.own.ledger)).await.map_err(|_| "no answer in time".to_owned())?;
         let (head, recovering, sources) = asked.map_err(|error| crate::cause::text(&error))?;
         if reached(api, head).await {
             let known = Known { head, recovering, sources, reached_at: Instant::now() };

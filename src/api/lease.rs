@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::{Freshness, Serving};
+use crate::cause::{self, Lasting};
 use crate::ledger::{Lease, Ledger, lease_step};
 
 /// The lease's name.
@@ -55,26 +56,28 @@ impl MetricsLease {
     /// Takes the lease when it is free and holds it until `stop`; then gives it back.
     pub(super) async fn keep(&self, serving: &Serving, stop: &CancellationToken) {
         let length = serving.settings.lease_length;
-        let mut away = false;
+        let mut fault = Lasting::default();
         while !stop.is_cancelled() {
             let Some(asked) = lease_step(stop, tokio::time::timeout(length, self.ask(serving, length))).await else { break };
-            let fault =
-                asked.map_or_else(|_| Some("no answer in time".to_owned()), |answer| answer.err().map(|error| crate::cause::text(&error)));
-            if let Some(cause) = &fault
-                && !away
-            {
-                warn!(cause, "whether this process may show the domain series is not known");
+            let cause = match asked {
+                Ok(Ok(())) => None,
+                Ok(Err(error)) => Some(cause::text(&error)),
+                Err(_) => Some("no answer in time".to_owned()),
+            };
+            match cause {
+                Some(cause) if fault.is_news(&cause) => warn!(cause, "whether this process may show the domain series is not known"),
+                Some(_) => {}
+                None => drop(fault.has_ended()),
             }
-            away = fault.is_some();
             stop.run_until_cancelled(tokio::time::sleep((length / 3).min(LONGEST_WAIT))).await;
         }
         if let Some(lease) = self.last() {
-            let _ = lease_step(stop, self.give_back(&serving.api.ledger, lease)).await;
+            let _ = lease_step(stop, self.give_back(&serving.api.own.ledger, lease)).await;
         }
     }
 
     async fn ask(&self, serving: &Serving, length: Duration) -> Result<(), sqlx::Error> {
-        let ledger = &serving.api.ledger;
+        let ledger = &serving.api.own.ledger;
         let until = Instant::now() + length;
         let can_show = can_show(serving).await?;
         match self.last() {
@@ -109,7 +112,7 @@ async fn can_show(serving: &Serving) -> Result<bool, sqlx::Error> {
     let Some(standing) = *serving.api.metrics.watch().borrow() else { return Ok(false) };
     Ok(match serving.freshness() {
         Freshness::Current => true,
-        Freshness::Rebuilding => serving.api.ledger.shown_sequence(NAME).await? <= standing.sequence,
+        Freshness::Rebuilding => serving.api.own.ledger.shown_sequence(NAME).await? <= standing.sequence,
         Freshness::Behind => false,
     })
 }

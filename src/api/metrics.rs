@@ -58,7 +58,7 @@ pub(super) async fn metrics(
     };
     let encoded = tokio::task::spawn_blocking(move || {
         serving.telemetry.update(&serving);
-        encode(&together(serving.api.registry.gather(), domain), format)
+        encode(&together(serving.api.own.registry.gather(), domain), format)
     });
     let (content_type, body) = encoded.await.map_err(|cause| Problem::internal(&cause))?.map_err(|cause| Problem::internal(&cause))?;
     Ok(([(CONTENT_TYPE, content_type)], body).into_response())

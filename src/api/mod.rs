@@ -37,53 +37,31 @@ pub use asked::{body_of, query_of};
 pub use connections::Limits;
 pub use executions::{PlanProblem, PlanStanding, PlanState};
 pub use own::{Own, OwnServer};
-pub use serve::{ServeError, Server, serve};
+pub use serve::{ServeError, Server};
 pub use settings::ServeSettings;
 pub use tokens::{Token, Tokens};
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, OnceLock};
-
-use prometheus::Registry;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
-use crate::event::TopicPartition;
-use crate::ledger::{Ledger, Paused};
-use crate::log::Log;
 use crate::operations::Desk;
 use crate::projection::View;
 use crate::stages::{LicensesState, MetricsState};
-use crate::{coderd, publisher};
 
 /// What the HTTP side shows: handles on the process's other parts. Whoever makes it runs the projections behind the views.
 #[derive(Clone)]
 pub struct Api {
-    /// Asked for sources, leases and numbers; the only change is that of the lease `metrics`.
-    pub ledger: Ledger,
-    /// Asked for its ends.
-    pub log: Log,
+    /// What a process shows of itself, whatever its roles. Of the ledger the HTTP side changes only the lease `metrics`.
+    pub own: Own,
     /// What operators ask for.
     pub desk: Desk,
-    /// Where both are, fit to be shown.
-    pub addresses: Addresses,
     /// For which instant entitlements hold.
     pub clock: Clock,
     /// The domain series.
     pub metrics: View<MetricsState>,
     /// Licenses and managed agents.
     pub licenses: View<LicensesState>,
-    /// The process's own telemetry, of all its roles.
-    pub registry: Registry,
-    /// Partitions that this process's consumer does not read, and why; absent where it does not consume.
-    pub stopped_partitions: Option<Arc<Mutex<BTreeMap<TopicPartition, String>>>>,
-    /// coderd's database; absent where this process does not collect.
-    pub coderd: Option<coderd::Database>,
-    /// How this process's publisher stands, once it has begun; absent where this process does not publish.
-    pub publisher: Option<Arc<OnceLock<publisher::Shown>>>,
-    /// What operators have paused.
-    pub paused: Paused,
 }
 
 /// Where an operator has to look, without passwords.
@@ -93,22 +71,6 @@ pub struct Addresses {
     pub ledger: String,
     /// Of the log.
     pub log: String,
-}
-
-impl Api {
-    /// What it has of this process.
-    fn own(&self) -> Own {
-        Own {
-            ledger: self.ledger.clone(),
-            log: self.log.clone(),
-            addresses: self.addresses.clone(),
-            registry: self.registry.clone(),
-            stopped_partitions: self.stopped_partitions.clone(),
-            coderd: self.coderd.clone(),
-            publisher: self.publisher.clone(),
-            paused: self.paused.clone(),
-        }
-    }
 }
 
 /// How the states stand to the ledger's end.

@@ -73,9 +73,6 @@ impl OwnServer {
     }
 
     /// Where it listens.
-    ///
-    /// # Errors
-    /// The system's.
     pub fn address(&self) -> std::io::Result<SocketAddr> {
         self.listener.local_addr()
     }

@@ -172,7 +172,7 @@ async fn reach(database: &coderd::Database, kept: &Mutex<Option<coderd::Reader>>
 }
 
 async fn projections(serving: &Serving) -> Check {
-    let end = match serving.api.ledger.head().await {
+    let end = match serving.api.own.ledger.head().await {
         Ok(head) => head.sequence,
         Err(error) => return Check::missing(format!("how far they are behind is not known: {}", cause::text(&error))),
     };
@@ -225,7 +225,7 @@ async fn holder(serving: &Serving) -> Check {
     if serving.lease.held().is_some() {
         return Check::well("held by this process");
     }
-    match serving.api.ledger.lease_holder(lease::NAME).await {
+    match serving.api.own.ledger.lease_holder(lease::NAME).await {
         Ok(Some(holder)) => Check::well(format!("held by {holder}")),
         Ok(None) => Check::missing("nobody holds it: no process shows the domain series"),
         Err(error) => Check::missing(format!("who holds it is not known: {}", cause::text(&error))),

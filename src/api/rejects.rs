@@ -31,9 +31,6 @@ struct State {
 
 impl RejectsTelemetry {
     /// Registers them. Before the ledger has answered, there is an age of 0 and nothing else.
-    ///
-    /// # Errors
-    /// A name that is registered already.
     pub(super) fn register(registry: &Registry) -> prometheus::Result<Self> {
         let telemetry = Self {
             open: IntGaugeVec::new(

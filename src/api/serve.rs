@@ -57,27 +57,15 @@ pub struct Server {
     serving: Arc<Serving>,
 }
 
-/// Binds both listeners and answers until `stop`.
-///
-/// # Errors
-/// [`ServeError`], before anything is answered.
-pub async fn serve(settings: ServeSettings, api: Api, stop: &CancellationToken) -> Result<(), ServeError> {
-    Server::bind(settings, api).await?.run(stop).await;
-    Ok(())
-}
-
 impl Server {
     /// Binds both listeners; port 0 takes a free one.
-    ///
-    /// # Errors
-    /// [`ServeError`].
     pub async fn bind(settings: ServeSettings, api: Api) -> Result<Self, ServeError> {
         settings.check()?;
         let listeners =
             (listen("serve.api_listen", settings.api_listen).await?, listen("serve.metrics_listen", settings.metrics_listen).await?);
-        let (telemetry, rejects) = (ApiTelemetry::register(&api.registry)?, RejectsTelemetry::register(&api.registry)?);
+        let (telemetry, rejects) = (ApiTelemetry::register(&api.own.registry)?, RejectsTelemetry::register(&api.own.registry)?);
         let serving = Serving {
-            probe: Probe::new(api.own()),
+            probe: Probe::new(api.own.clone()),
             api,
             settings,
             known: KnownSources::default(),
@@ -93,17 +81,11 @@ impl Server {
     }
 
     /// Where the API listens.
-    ///
-    /// # Errors
-    /// The system's.
     pub fn api_address(&self) -> std::io::Result<SocketAddr> {
         self.api.local_addr()
     }
 
     /// Where `/metrics` listens.
-    ///
-    /// # Errors
-    /// The system's.
     pub fn metrics_address(&self) -> std::io::Result<SocketAddr> {
         self.metrics.local_addr()
     }

@@ -21,9 +21,6 @@ pub(super) struct ApiTelemetry {
 
 impl ApiTelemetry {
     /// Registers them.
-    ///
-    /// # Errors
-    /// A name that is registered already.
     pub(super) fn register(registry: &Registry) -> prometheus::Result<Self> {
         let source = &["source"];
         let telemetry = Self {

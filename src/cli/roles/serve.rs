@@ -40,20 +40,12 @@ pub(super) async fn bind(site: &Site, registry: &Registry, parts: &Parts) -> Res
     let tokens = settings.tokens.clone();
     let metrics = Projection::new(site.ledger.ledger.clone(), ProjectionSettings::default());
     let licenses = Projection::new(site.ledger.ledger.clone(), ProjectionSettings::default());
-    let own = own(site, registry, parts);
     let api = Api {
-        ledger: own.ledger,
-        log: own.log,
+        own: own(site, registry, parts),
         desk: site.desk()?,
-        addresses: own.addresses,
         clock: site.clock.clone(),
         metrics: metrics.view(),
         licenses: licenses.view(),
-        registry: own.registry,
-        stopped_partitions: own.stopped_partitions,
-        coderd: own.coderd,
-        publisher: own.publisher,
-        paused: own.paused,
     };
     let server = Server::bind(settings, api).await.map_err(|error| Failure::new(Exit::Configuration, error))?;
     let audited = AuditTelemetry::register(registry, site.coderd.is_some()).map_err(|error| Failure::new(Exit::Internal, error))?;

@@ -210,7 +210,7 @@ async fn answers_are_what_the_document_says() {
     let process = site
         .process_with(|settings, api| {
             settings.tokens = tokens().into();
-            api.stopped_partitions = Some(Arc::clone(&stopped));
+            api.own.stopped_partitions = Some(Arc::clone(&stopped));
         })
         .await;
     let mut contract = Contract::of(process).await;

@@ -192,7 +192,7 @@ async fn without_the_database_there_is_telemetry_only() {
     .unwrap();
     let process = site
         .process_with(|_, api| {
-            api.ledger = own.clone();
+            api.own.ledger = own.clone();
             let folds = tokio_util::sync::CancellationToken::new();
             api.metrics = fold(&site.ledger, &folds);
         })

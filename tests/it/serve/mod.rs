@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use reqwest::StatusCode;
 use serde_json::Value;
-use tallyline::api::{Addresses, Api, ServeSettings, Server};
+use tallyline::api::{Addresses, Api, Own, ServeSettings, Server};
 use tallyline::event::{Event, Topic, TopicPartition};
 use tallyline::ledger::{Chain, Lease, Ledger, NewPass, Paused, Source};
 use tallyline::log::{Log, PostgresLogSettings};
@@ -90,21 +90,17 @@ impl Site {
     fn api(&self, ledger: &Ledger, metrics: View<MetricsState>, licenses: View<LicensesState>) -> Api {
         let addresses = Addresses { ledger: "the ledger's".to_owned(), log: "the log's".to_owned() };
         let desk = desk(ledger, &self.log);
-        let (log, clock, registry) = (self.log.clone(), ledger.clock.clone(), ::prometheus::Registry::new());
-        Api {
+        let own = Own {
             ledger: ledger.clone(),
-            log,
-            desk,
-            clock,
-            metrics,
-            licenses,
-            registry,
+            log: self.log.clone(),
+            addresses,
+            registry: ::prometheus::Registry::new(),
             stopped_partitions: None,
             coderd: None,
             publisher: None,
-            addresses,
             paused: Paused::never(),
-        }
+        };
+        Api { own, desk, clock: ledger.clock.clone(), metrics, licenses }
     }
 
     /// A process with the role `serve`, on ports of its own.

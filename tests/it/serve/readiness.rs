@@ -38,8 +38,8 @@ async fn a_process_is_ready_once_all_it_needs_is_there() {
     let source = coderd::Database::new(&site._database.url, Duration::from_secs(5)).unwrap();
     let process = site
         .process_with(|_, api| {
-            api.stopped_partitions = Some(Arc::clone(&stopped));
-            api.coderd = Some(source);
+            api.own.stopped_partitions = Some(Arc::clone(&stopped));
+            api.own.coderd = Some(source);
         })
         .await;
     eventually(SOON, "it is ready", || async { ready(&process).await.0 == 200 }).await;
@@ -75,9 +75,9 @@ async fn many_callers_of_readyz_open_no_connections_of_their_own() {
         .process_with(|_, api| {
             let folds = CancellationToken::new();
             (api.metrics, api.licenses) = (fold(&through, &folds), fold(&through, &folds));
-            api.log = tallyline::log::Log::postgres(through.pool.clone(), tallyline::log::PostgresLogSettings::default());
-            api.ledger = through;
-            api.coderd = Some(source);
+            api.own.log = tallyline::log::Log::postgres(through.pool.clone(), tallyline::log::PostgresLogSettings::default());
+            api.own.ledger = through;
+            api.own.coderd = Some(source);
         })
         .await;
     eventually(SOON, "it is ready", || async { ready(&process).await.0 == 200 }).await;
@@ -108,9 +108,9 @@ async fn what_is_missing_is_named_while_the_process_is_alive() {
         .process_with(|_, api| {
             let folds = CancellationToken::new();
             (api.metrics, api.licenses) = (fold(&lost, &folds), fold(&lost, &folds));
-            api.log = tallyline::log::Log::postgres(lost.pool.clone(), tallyline::log::PostgresLogSettings::default());
-            api.ledger = lost;
-            api.coderd = Some(source);
+            api.own.log = tallyline::log::Log::postgres(lost.pool.clone(), tallyline::log::PostgresLogSettings::default());
+            api.own.ledger = lost;
+            api.own.coderd = Some(source);
         })
         .await;
     let (status, body) = ready(&process).await;
