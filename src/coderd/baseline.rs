@@ -23,14 +23,9 @@ pub struct CreationsRow {
 impl Reader {
     /// Workspaces whose first successful start completed before `before` and was not the prebuilds user's. Source: the query behind
     /// `coderd_workspace_creation_total`, but deleted templates count too, so that the counter never falls.
-    ///
-    /// # Errors
-    /// [`CoderdError`]
     pub async fn creations_before(&mut self, before: DateTime<Utc>) -> Result<Vec<CreationsRow>, CoderdError> {
-        within(
-            self.deadline,
-            sqlx::query_as(
-                "select organizations.name as organization_name, templates.name as template_name, coalesce(preset.name, '') as preset_name,
+        let query = sqlx::query_as(
+            "select organizations.name as organization_name, templates.name as template_name, coalesce(preset.name, '') as preset_name,
                      count(*) as creations
                  from (
                      select distinct on (build.workspace_id)
@@ -47,28 +42,19 @@ impl Reader {
                  where first_start.completed_at < $1 and first_start.initiator_id <> 'c42fdf75-3097-471c-8c33-fb52454d81c0'
                  group by 1, 2, 3
                  order by 1, 2, 3",
-            )
-            .bind(before)
-            .fetch_all(&mut self.connection),
         )
-        .await
+        .bind(before);
+        within(self.deadline, query.fetch_all(&mut self.connection)).await
     }
 
     /// Workspaces with a successful start that completed before `before`, the pool's own among them.
-    ///
-    /// # Errors
-    /// [`CoderdError`]
     pub async fn workspaces_started_before(&mut self, before: DateTime<Utc>) -> Result<Vec<Uuid>, CoderdError> {
-        within(
-            self.deadline,
-            sqlx::query_scalar(
-                "select distinct build.workspace_id
+        let query = sqlx::query_scalar(
+            "select distinct build.workspace_id
                  from workspace_builds build join provisioner_jobs job on job.id = build.job_id
                  where build.transition = 'start' and job.job_status = 'succeeded' and job.completed_at < $1",
-            )
-            .bind(before)
-            .fetch_all(&mut self.connection),
         )
-        .await
+        .bind(before);
+        within(self.deadline, query.fetch_all(&mut self.connection)).await
     }
 }

@@ -186,41 +186,28 @@ macro_rules! build_rows {
 
 impl Reader {
     /// A page of the builds completed behind the key `after`, by (`completed_at`, job id). To begin, `after` is the lower bound and the nil id.
-    ///
-    /// # Errors
-    /// [`CoderdError`]
     pub async fn recent_build_keys(&mut self, after: (Time, Uuid), limit: i64) -> Result<Vec<BuildKey>, CoderdError> {
         let query = sqlx::query_as(RECENT_KEYS).bind(after.0).bind(after.1).bind(limit);
         within(self.deadline, query.fetch_all(&mut self.connection)).await
     }
 
     /// A page of all completed builds, behind the job id `after`, by job id.
-    ///
-    /// # Errors
-    /// [`CoderdError`]
     pub async fn build_keys(&mut self, after: Uuid, limit: i64) -> Result<Vec<BuildKey>, CoderdError> {
-        within(
-            self.deadline,
-            sqlx::query_as(
-                "select job.id as job_id, job.completed_at, build.id as build_id
+        let query = sqlx::query_as(
+            "select job.id as job_id, job.completed_at, build.id as build_id
                  from (
                      select id, completed_at from provisioner_jobs
                      where id > $1 and type = 'workspace_build' and completed_at is not null order by id limit $2
                  ) job
                  left join workspace_builds build on build.job_id = job.id
                  order by job.id",
-            )
-            .bind(after)
-            .bind(limit)
-            .fetch_all(&mut self.connection),
         )
-        .await
+        .bind(after)
+        .bind(limit);
+        within(self.deadline, query.fetch_all(&mut self.connection)).await
     }
 
     /// The keys of these builds, as far as they are there and completed, by build id.
-    ///
-    /// # Errors
-    /// [`CoderdError`]
     pub async fn build_keys_of(&mut self, build_ids: &[Uuid]) -> Result<Vec<BuildKey>, CoderdError> {
         let query = "select job.id as job_id, job.completed_at, build.id as build_id
              from workspace_builds build join provisioner_jobs job on job.id = build.job_id
@@ -229,9 +216,6 @@ impl Reader {
     }
 
     /// What these builds were, by time and id. One that was removed meanwhile is left out.
-    ///
-    /// # Errors
-    /// [`CoderdError`]
     pub async fn builds(&mut self, catalog: &Catalog, build_ids: &[Uuid]) -> Result<Vec<BuildRow>, CoderdError> {
         let query = match (catalog.has_ai_task, catalog.stages) {
             (true, Access::Function) => build_rows!("build.has_ai_task", Function),

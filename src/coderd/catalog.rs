@@ -55,8 +55,6 @@ pub struct Catalog {
     pub usage_events: bool,
     /// The usage types that the database accepts, as its CHECK names them; empty when that could not be read
     pub usage_types: Vec<String>,
-    /// Labels of the enum `build_reason`; the Tasks era has `task_resume`
-    pub build_reasons: Vec<String>,
     /// How the stages of builds are read
     pub(super) stages: Access,
     /// How open transactions are asked for; none: nothing is reported as complete
@@ -118,7 +116,6 @@ impl Reader {
             has_ai_task: there("workspace_builds", "has_ai_task"),
             usage_events: there("usage_events", "id"),
             usage_types: self.usage_types().await?,
-            build_reasons: self.build_reasons().await?,
             stages,
             open_transactions: access(&functions, OLDEST_TRANSACTION),
         })
@@ -148,10 +145,8 @@ impl Reader {
     async fn columns(&mut self, wanted: &[&[(&str, &[&str])]]) -> Result<Vec<Found>, CoderdError> {
         let all = wanted.iter().copied().flatten().flat_map(|(table, columns)| columns.iter().map(move |column| (*table, *column)));
         let (tables, columns): (Vec<&str>, Vec<&str>) = all.unzip();
-        within(
-            self.deadline,
-            sqlx::query_as(
-                "select wanted.table_name, wanted.column_name, relation.oid is not null as table_there,
+        let query = sqlx::query_as(
+            "select wanted.table_name, wanted.column_name, relation.oid is not null as table_there,
                      to_regclass(wanted.table_name) is not null as schema_usable, there.attnum is not null as column_there,
                      coalesce(has_column_privilege(there.attrelid, there.attnum, 'select'), false) as readable
                  from unnest($1::text[], $2::text[]) as wanted (table_name, column_name)
@@ -160,35 +155,20 @@ impl Reader {
                  left join lateral (select coalesce(to_regclass(wanted.table_name)::oid, hidden.oid)) as relation (oid) on true
                  left join pg_attribute there
                      on there.attrelid = relation.oid and there.attname = wanted.column_name and not there.attisdropped",
-            )
-            .bind(&tables)
-            .bind(&columns)
-            .fetch_all(&mut self.connection),
         )
-        .await
+        .bind(&tables)
+        .bind(&columns);
+        within(self.deadline, query.fetch_all(&mut self.connection)).await
     }
 
     /// The words in quotes in CHECK `usage_event_type_check`, which is how a database says which types it knows.
     async fn usage_types(&mut self) -> Result<Vec<String>, CoderdError> {
-        let check: Option<String> = within(
-            self.deadline,
-            sqlx::query_scalar(
-                "select pg_get_constraintdef(oid) from pg_constraint
-                 where conrelid = to_regclass('usage_events') and conname = 'usage_event_type_check'",
-            )
-            .fetch_optional(&mut self.connection),
-        )
-        .await?;
+        let query = sqlx::query_scalar(
+            "select pg_get_constraintdef(oid) from pg_constraint
+             where conrelid = to_regclass('usage_events') and conname = 'usage_event_type_check'",
+        );
+        let check: Option<String> = within(self.deadline, query.fetch_optional(&mut self.connection)).await?;
         Ok(quoted(&check.unwrap_or_default()))
-    }
-
-    async fn build_reasons(&mut self) -> Result<Vec<String>, CoderdError> {
-        within(
-            self.deadline,
-            sqlx::query_scalar("select enumlabel::text from pg_enum where enumtypid = to_regtype('build_reason') order by enumsortorder")
-                .fetch_all(&mut self.connection),
-        )
-        .await
     }
 }
 

@@ -29,17 +29,11 @@ impl Horizon {
 
 impl Reader {
     /// The database's clock.
-    ///
-    /// # Errors
-    /// [`CoderdError::Lost`], [`CoderdError::Query`].
     pub async fn now(&mut self) -> Result<DateTime<Utc>, CoderdError> {
         within(self.deadline, sqlx::query_scalar("select now()").fetch_one(&mut self.connection)).await
     }
 
     /// The database's now and its oldest open transaction.
-    ///
-    /// # Errors
-    /// [`CoderdError::Lost`], [`CoderdError::Query`].
     pub async fn horizon(&mut self, catalog: &Catalog) -> Result<Horizon, CoderdError> {
         // now() is when this statement began, so before the sessions are looked at.
         let query = match catalog.open_transactions {

@@ -53,9 +53,6 @@ impl Reader {
     }
 
     /// The facts that are there and may be read.
-    ///
-    /// # Errors
-    /// The database's, but none of which [`CoderdError::hides_identity`] holds.
     pub async fn identity_facts(&mut self) -> Result<IdentityFacts, CoderdError> {
         let mut problems = Vec::new();
         let mut known = |fact: Result<Uuid, CoderdError>| match fact {

@@ -27,27 +27,17 @@ pub struct UsageRow {
 
 impl Reader {
     /// The rows of these ids, by time and id. An id that is not there is left out.
-    ///
-    /// # Errors
-    /// [`CoderdError`]
     pub async fn usage(&mut self, ids: &[String]) -> Result<Vec<UsageRow>, CoderdError> {
-        within(
-            self.deadline,
-            sqlx::query_as(
-                "select id, event_type, event_data::text as event_data, created_at, publish_started_at, published_at, failure_message
+        let query = sqlx::query_as(
+            "select id, event_type, event_data::text as event_data, created_at, publish_started_at, published_at, failure_message
                  from usage_events where id = any($1) order by created_at, id",
-            )
-            .bind(ids)
-            .fetch_all(&mut self.connection),
         )
-        .await
+        .bind(ids);
+        within(self.deadline, query.fetch_all(&mut self.connection)).await
     }
 
     /// The latest of coderd's own publish marks (`published_at`). While coderd does not publish, it does not rise. A mark beyond tomorrow is not one
     /// of coderd's: it would hide all that follow.
-    ///
-    /// # Errors
-    /// [`CoderdError`]
     pub async fn latest_publish_mark(&mut self) -> Result<Option<DateTime<Utc>>, CoderdError> {
         let query = "select max(published_at) from usage_events where published_at between '1970-01-01' and now() + interval '1 day'";
         within(self.deadline, sqlx::query_scalar(query).fetch_one(&mut self.connection)).await

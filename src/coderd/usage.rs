@@ -42,9 +42,6 @@ impl Reader {
     /// are three ranges of the one index (`published_at`, `publish_started_at`, `created_at`). The unmarked range grows without end where
     /// coderd does not publish, so it is read only back to `dated_since`; what is dated further back is found by [`Reader::usage_keys`].
     /// All three are one statement, because a row moves between them while coderd publishes; its key does not.
-    ///
-    /// # Errors
-    /// [`CoderdError`]
     pub async fn recent_usage_keys(
         &mut self,
         dated_since: DateTime<Utc>,
@@ -62,33 +59,18 @@ impl Reader {
     }
 
     /// A page of all rows, behind the id `after`, by id.
-    ///
-    /// # Errors
-    /// [`CoderdError`]
     pub async fn usage_keys(&mut self, after: &str, limit: i64) -> Result<Vec<UsageKey>, CoderdError> {
-        within(
-            self.deadline,
-            sqlx::query_as("select id, created_at from usage_events where id > $1 order by id limit $2")
-                .bind(after)
-                .bind(limit)
-                .fetch_all(&mut self.connection),
-        )
-        .await
+        let query = sqlx::query_as("select id, created_at from usage_events where id > $1 order by id limit $2").bind(after).bind(limit);
+        within(self.deadline, query.fetch_all(&mut self.connection)).await
     }
 
     /// The keys of these ids, as far as they are there.
-    ///
-    /// # Errors
-    /// [`CoderdError`]
     pub async fn usage_keys_of(&mut self, ids: &[String]) -> Result<Vec<UsageKey>, CoderdError> {
         let query = "select id, created_at from usage_events where id = any($1) order by id";
         within(self.deadline, sqlx::query_as(query).bind(ids).fetch_all(&mut self.connection)).await
     }
 
     /// The hours since `since` that have their runtime row, in order.
-    ///
-    /// # Errors
-    /// [`CoderdError`]
     pub async fn runtime_hours(&mut self, since: DateTime<Utc>) -> Result<Vec<DateTime<Utc>>, CoderdError> {
         let query = "select created_at from usage_events where event_type = 'hb_agent_runtime_v1' and created_at >= $1 order by created_at";
         let hours: Vec<Time> = within(self.deadline, sqlx::query_scalar(query).bind(since).fetch_all(&mut self.connection)).await?;

@@ -34,9 +34,6 @@ macro_rules! dated {
 
 impl Reader {
     /// The number of rows dated in `[from, until)` of each UTC day, counted from 1970, and type. A day without rows of a type is left out.
-    ///
-    /// # Errors
-    /// [`CoderdError`]
     pub async fn usage_days(&mut self, from: DateTime<Utc>, until: DateTime<Utc>) -> Result<BTreeMap<(i64, String), i64>, CoderdError> {
         // By type, too: a missing row of one type and a forged one of another would cancel out. The type is in no index of all rows, so the
         // rows of these days are read.
@@ -51,9 +48,6 @@ impl Reader {
     }
 
     /// A page of the rows dated in `[from, until)` behind the key `after`, by (`created_at`, `id`).
-    ///
-    /// # Errors
-    /// [`CoderdError`]
     pub async fn usage_keys_dated(
         &mut self,
         from: DateTime<Utc>,
