@@ -44,9 +44,6 @@ pub struct AuditTelemetry {
 impl AuditTelemetry {
     /// Gauges in `registry`. A joint that this process is to audit, and that nobody ever has, has the time 0; one that others audit appears
     /// with its first audit.
-    ///
-    /// # Errors
-    /// A name that is registered already.
     pub fn register(registry: &Registry, reads_source: bool) -> prometheus::Result<Self> {
         let opts = |name: &str, help: &str| Opts::new(format!("tallyline_audit_{name}"), help);
         let labels = &["joint", "source"];

@@ -22,9 +22,6 @@ const DEEP: &str = "log and ledger, record by record";
 
 impl Audit {
     /// What the log still holds of what the ledger has read, as both are now.
-    ///
-    /// # Errors
-    /// A side that cannot be read.
     pub async fn rereadable(&self) -> anyhow::Result<Vec<KeptRange>> {
         let mut ranges = self.ledger.in_time(self.ledger.kept_ranges()).await?;
         for range in &mut ranges {
@@ -38,9 +35,6 @@ impl Audit {
 
     /// Reads these ranges again and compares each record with the ledger; then each row of the ledger with its own digest and with the rows that
     /// speak of it. `progress` is told offsets of the ranges as they are done.
-    ///
-    /// # Errors
-    /// A side that cannot be read.
     pub async fn deep(&self, ranges: &[KeptRange], progress: impl Fn(u64)) -> anyhow::Result<Joint> {
         let mut found = Found { joint: Joint::new(DEEP), differences: 0 };
         let mut read = 0;

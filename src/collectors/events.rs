@@ -43,9 +43,6 @@ fn countable(time: Time) -> Option<DateTime<Utc>> {
 }
 
 /// The build as an event.
-///
-/// # Errors
-/// [`NotAnEvent`]
 pub fn build(deployment: Uuid, row: BuildRow) -> Result<WorkspaceBuildCompleted, NotAnEvent> {
     let times = [("created_at", Some(row.created_at)), ("started_at", row.started_at), ("completed_at", Some(row.completed_at))];
     let odd: Vec<(&'static str, Time)> =

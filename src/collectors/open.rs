@@ -79,9 +79,6 @@ pub struct Collector {
 
 impl Collector {
     /// Connects, takes the lease, introduces the source where it is new. None: another collector has the source.
-    ///
-    /// # Errors
-    /// [`CollectError`]
     pub async fn open(
         settings: Settings,
         database: Database,

@@ -67,9 +67,6 @@ struct Ends {
 impl Collector {
     /// Reads what can be new, appends what is, and records how far the source is complete. After an error the next pass connects anew and
     /// reads the same again; what was acknowledged is not appended twice.
-    ///
-    /// # Errors
-    /// [`CollectError`]
     pub async fn pass(&mut self) -> Result<PassReport, CollectError> {
         self.lease.check()?;
         let mut reader = match self.reader.take() {

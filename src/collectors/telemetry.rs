@@ -47,9 +47,6 @@ impl Default for CollectorTelemetry {
 
 impl CollectorTelemetry {
     /// Registers all in `registry`.
-    ///
-    /// # Errors
-    /// A name that is registered already.
     pub fn register(registry: &Registry) -> prometheus::Result<Self> {
         let telemetry = CollectorTelemetry::default();
         registry.register(Box::new(telemetry.too_large.clone()))?;

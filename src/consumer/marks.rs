@@ -8,9 +8,6 @@ use crate::log::{Log, Mark};
 /// The mark of this incarnation that is ahead of the ledger's position and reaches furthest in time.
 /// It proves that the ledger went back: the group is told of a batch only after its commit. A log in
 /// PostgreSQL has no marks.
-///
-/// # Errors
-/// The log or the ledger does not answer.
 pub async fn mark_ahead(log: &Log, ledger: &Ledger, group: &str) -> anyhow::Result<Option<Restored>> {
     // In this order positions are at the marks or further, and a life that ends meanwhile changes the
     // signature.

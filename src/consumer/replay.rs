@@ -94,9 +94,6 @@ impl Replay {
     }
 
     /// Reads the ranges without writing anything. `new` sees each event that would be added, once; `progress` is told how many records were read.
-    ///
-    /// # Errors
-    /// [`ReplayError`].
     pub async fn foresee(
         &self,
         ranges: &[ReplayRange],

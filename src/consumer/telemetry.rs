@@ -19,9 +19,6 @@ pub struct ConsumerTelemetry {
 
 impl ConsumerTelemetry {
     /// Registers all in `registry`.
-    ///
-    /// # Errors
-    /// A name that is registered already.
     pub fn register(registry: &Registry) -> prometheus::Result<Self> {
         let telemetry = ConsumerTelemetry {
             batches: IntCounterVec::new(Opts::new("tallyline_consumer_batches_total", "Batches recorded in the ledger."), &["topic"])?,

@@ -59,9 +59,6 @@ pub enum Problem {
 }
 
 /// Compares a claim's position with the log's ends and its last record with the one that stands there now.
-///
-/// # Errors
-/// [`Problem`]
 pub async fn position(log: &Log, claim: &Claim) -> Result<(), Problem> {
     let (partition, position) = (claim.partition, claim.next_offset);
     let (start, end) = log.watermarks(partition).await.map_err(Problem::Log)?;

@@ -89,10 +89,4 @@ impl Entitlements {
     pub fn managed_agents(&self) -> &Feature {
         &self.features[MANAGED_AGENT_LIMIT]
     }
-
-    /// Without a license managed agents are not entitled, but free and without a limit.
-    #[must_use]
-    pub fn managed_agents_are_free(&self) -> bool {
-        !self.has_license
-    }
 }

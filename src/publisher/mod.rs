@@ -15,7 +15,7 @@ mod telemetry;
 
 pub use condition::{Condition, Shown};
 pub use look::sendable_after;
-pub use settings::{Mode, PublisherError, Settings};
+pub use settings::{Mode, Settings};
 pub use telemetry::PublisherTelemetry;
 
 use std::collections::HashMap;
@@ -28,7 +28,7 @@ use uuid::Uuid;
 
 use crate::coderd::{Reader, UsageRow};
 use crate::ledger::{Ledger, Pausable, Settled, Settlement};
-use crate::tallyman::{SendError, TallymanClient};
+use crate::tallyman::{SendError, SettingsError, TallymanClient};
 use crate::waiting::Waits;
 
 use look::OperatorStatement;
@@ -78,9 +78,8 @@ impl Publisher {
     /// A publisher that does nothing yet.
     ///
     /// # Errors
-    /// [`PublisherError`]: settings that cannot be used.
-    pub fn new(ledger: Ledger, settings: Settings, telemetry: PublisherTelemetry) -> Result<Self, PublisherError> {
-        settings.check()?;
+    /// [`SettingsError`]: the vendor's URL, or TLS.
+    pub fn new(ledger: Ledger, settings: Settings, telemetry: PublisherTelemetry) -> Result<Self, SettingsError> {
         let client = TallymanClient::new(&settings.tallyman)?;
         let condition = Shown::new(settings.deployment, settings.mode, ledger.clock.clone());
         let holder = Uuid::new_v4().to_string();

@@ -7,7 +7,7 @@ use uuid::Uuid;
 use crate::coderd::Database;
 use crate::ledger::Paused;
 use crate::license::PublicKeys;
-use crate::tallyman::{ClientSettings, SettingsError};
+use crate::tallyman::ClientSettings;
 
 /// Who publishes a source's usage.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -48,22 +48,6 @@ pub struct Settings {
     pub paused: Paused,
 }
 
-/// Why a publisher cannot be made.
-#[derive(Debug, thiserror::Error)]
-pub enum PublisherError {
-    /// Two publishers would send the same event at once.
-    #[error("lease is {lease:?}: it must be longer than the request timeout, {request_timeout:?}")]
-    LeaseTooShort {
-        /// As configured.
-        lease: Duration,
-        /// As configured.
-        request_timeout: Duration,
-    },
-    /// The vendor's URL, or TLS.
-    #[error(transparent)]
-    Client(#[from] SettingsError),
-}
-
 impl Settings {
     /// Shadow mode, with leases of one and a half times the request's timeout: 45 seconds with the default.
     #[must_use]
@@ -89,37 +73,16 @@ impl Settings {
     pub(super) fn rest(&self) -> Duration {
         self.poll.min(self.tallyman.request_timeout / 3)
     }
-
-    /// Whether a publisher can work by these settings.
-    ///
-    /// # Errors
-    /// [`PublisherError`]; the vendor's URL is not looked at here.
-    pub fn check(&self) -> Result<(), PublisherError> {
-        let (lease, request_timeout) = (self.lease, self.tallyman.request_timeout);
-        if lease <= request_timeout {
-            return Err(PublisherError::LeaseTooShort { lease, request_timeout });
-        }
-        Ok(())
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn settings() -> Settings {
-        Settings::new(Uuid::nil(), None, PublicKeys::new(), ClientSettings::new("http://127.0.0.1:1/"))
-    }
-
     #[test]
-    fn nothing_is_sent_unless_somebody_says_so() {
-        assert_eq!(settings().mode, Mode::Shadow);
-        assert!(settings().check().is_ok());
-    }
-
-    #[test]
-    fn a_lease_outlasts_a_request() {
-        let error = Settings { lease: Duration::from_secs(30), ..settings() }.check().unwrap_err();
-        assert!(matches!(error, PublisherError::LeaseTooShort { .. }), "{error}");
+    fn nothing_is_sent_unless_somebody_says_so_and_a_lease_outlasts_a_request() {
+        let settings = Settings::new(Uuid::nil(), None, PublicKeys::new(), ClientSettings::new("http://127.0.0.1:1/"));
+        assert_eq!(settings.mode, Mode::Shadow);
+        assert!(settings.lease > settings.tallyman.request_timeout);
     }
 }

@@ -34,9 +34,6 @@ pub enum NoLicense {
 
 /// The license under which coderd itself would publish now, for the deployment with coderd's own id. `rows` come in the order of their
 /// ids; one that does not verify is left out.
-///
-/// # Errors
-/// [`NoLicense`]
 pub fn signing_license(
     rows: Vec<LicenseRow>,
     keys: &PublicKeys,

@@ -23,9 +23,6 @@ pub struct PublisherTelemetry {
 
 impl PublisherTelemetry {
     /// Counters and gauges in `registry`.
-    ///
-    /// # Errors
-    /// A name that is registered already.
     pub fn register(registry: &Registry) -> prometheus::Result<Self> {
         let counter = |name: &str, help: &str, label: &str| {
             let counter = IntCounterVec::new(Opts::new(format!("tallyline_publisher_{name}"), help), &[label])?;

@@ -97,9 +97,6 @@ impl MetricsState {
     }
 
     /// What a registry wants to know about the families beforehand.
-    ///
-    /// # Errors
-    /// Never for these constants.
     pub fn descs() -> prometheus::Result<Vec<Desc>> {
         Ok(vec![CREATIONS.desc()?, CREATION_SECONDS.desc()?, CLAIM_SECONDS.desc()?, NEGATIVE_DURATIONS.desc()?])
     }

@@ -9,9 +9,6 @@ use uuid::Uuid;
 
 use super::answer::{Answer, UndecodableAnswer, cut};
 
-/// Where coderd sends its usage.
-pub const PRODUCTION_URL: &str = "https://tallyman-prod.coder.com/api/v1/events/ingest";
-
 /// An answer longer than this is not read.
 pub const MAX_ANSWER_BYTES: usize = 1024 * 1024;
 
