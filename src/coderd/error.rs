@@ -43,46 +43,15 @@ pub enum CoderdError {
         /// `table` or `table.column`.
         names: Vec<String>,
     },
-    /// Neither the configuration nor the database says which deployment this is.
-    #[error(
-        "the deployment id is unknown: set source.deployment_id, or let an administrator run:\npsql --set reader={user} --file src/coderd/grants.sql CODERD_DATABASE_URL"
-    )]
-    NoDeploymentId {
-        /// The database role.
-        user: String,
-    },
-    /// The default organization, which tells one coderd from another, is not known.
-    #[error("coderd's default organization is unknown: {problem}")]
-    NoDefaultOrganization {
-        /// What is missing, and what to do.
-        problem: String,
-    },
-    /// Not both facts that tell one coderd from another are known.
+    /// Not both facts that tell one coderd from another are known: what is missing, and what to do.
     #[error("{0}")]
     UnknownIdentity(String),
-    /// The value in the database is no UUID.
-    #[error("site_configs.deployment_id is {0:?}, not a UUID")]
-    BadDeploymentId(String),
     /// The connection was lost, or a statement ran into its time limit.
     #[error("the connection to coderd's database was lost or too slow: {0}")]
     Lost(String),
     /// Anything else that PostgreSQL says.
     #[error("coderd's database: {}", crate::cause::text(.0))]
     Query(#[source] sqlx::Error),
-}
-
-impl CoderdError {
-    /// Whether this coderd's identity is not there or may not be read. Other errors pass.
-    #[must_use]
-    pub fn hides_identity(&self) -> bool {
-        matches!(
-            self,
-            CoderdError::NoDeploymentId { .. }
-                | CoderdError::BadDeploymentId(_)
-                | CoderdError::NoDefaultOrganization { .. }
-                | CoderdError::UnknownIdentity(_)
-        )
-    }
 }
 
 impl From<sqlx::Error> for CoderdError {

@@ -39,17 +39,21 @@ impl Reader {
     /// The deployment's own id. Source: `site_configs`, key `deployment_id`.
     ///
     /// # Errors
-    /// [`CoderdError::NoDeploymentId`] where it is not there or may not be asked for.
+    /// [`CoderdError::UnknownIdentity`] where it is not there or may not be asked for.
     pub async fn deployment_id(&mut self) -> Result<Uuid, CoderdError> {
+        let unknown = format!(
+            "the deployment id is unknown: set source.deployment_id, or let an administrator run:\npsql --set reader={} --file src/coderd/grants.sql CODERD_DATABASE_URL",
+            self.user
+        );
         let query = match self.access(DEPLOYMENT_ID).await? {
             Some(Access::Function) => "select tallyline.deployment_id()",
             Some(Access::Tables) => "select (select value from site_configs where key = 'deployment_id')",
-            None => return Err(CoderdError::NoDeploymentId { user: self.user.clone() }),
+            None => return Err(CoderdError::UnknownIdentity(unknown)),
         };
         let query = sqlx::query_scalar(query);
         let value: Option<String> = within(self.deadline, query.fetch_one(&mut self.connection)).await?;
-        let value = value.ok_or_else(|| CoderdError::NoDeploymentId { user: self.user.clone() })?;
-        Uuid::parse_str(&value).map_err(|_| CoderdError::BadDeploymentId(value))
+        let value = value.ok_or(CoderdError::UnknownIdentity(unknown))?;
+        Uuid::parse_str(&value).map_err(|_| CoderdError::UnknownIdentity(format!("site_configs.deployment_id is {value:?}, not a UUID")))
     }
 
     /// The facts that are there and may be read.
@@ -57,8 +61,8 @@ impl Reader {
         let mut problems = Vec::new();
         let mut known = |fact: Result<Uuid, CoderdError>| match fact {
             Ok(id) => Ok(Some(id)),
-            Err(error) if error.hides_identity() => {
-                problems.push(error.to_string());
+            Err(CoderdError::UnknownIdentity(problem)) => {
+                problems.push(problem);
                 Ok(None)
             }
             Err(error) => Err(error),
@@ -71,20 +75,20 @@ impl Reader {
     /// Both facts.
     ///
     /// # Errors
-    /// One of which [`CoderdError::hides_identity`] holds where a fact is not there or may not be read.
+    /// [`CoderdError::UnknownIdentity`] where a fact is not there or may not be read.
     pub async fn identity(&mut self) -> Result<Identity, CoderdError> {
         let facts = self.identity_facts().await?;
         facts.identity().ok_or_else(|| CoderdError::UnknownIdentity(facts.problem.unwrap_or_default()))
     }
 
     async fn default_organization(&mut self) -> Result<Uuid, CoderdError> {
-        let unknown = |problem: String| CoderdError::NoDefaultOrganization { problem };
+        let unknown = |problem: &str| CoderdError::UnknownIdentity(format!("coderd's default organization is unknown: {problem}"));
         let lacking = self.lacking_columns(&[("organizations", &["id", "is_default"])]).await?;
         if let Some(problem) = lacking {
-            return Err(unknown(problem));
+            return Err(unknown(&problem));
         }
         let query = sqlx::query_scalar("select id from organizations where is_default");
         let id = within(self.deadline, query.fetch_optional(&mut self.connection)).await?;
-        id.ok_or_else(|| unknown("no organization is the default one".to_owned()))
+        id.ok_or_else(|| unknown("no organization is the default one"))
     }
 }

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::{Parts, Site};
 use crate::cli::{Exit, Failure};
-use crate::coderd::Reader;
+use crate::coderd::{CoderdError, Reader};
 use crate::config::PublishMode;
 use crate::publisher::{Mode, Publisher, PublisherTelemetry, Settings, Shown};
 use crate::tallyman::ClientSettings;
@@ -39,7 +39,7 @@ async fn refuse_unknown_coderd(site: &Site, parts: &Parts) -> Result<(), Failure
     let Ok(mut reader) = database.connect().await else { return Ok(()) };
     let identity = reader.identity().await;
     let refusal = match identity {
-        Err(error) if error.hides_identity() => {
+        Err(error @ CoderdError::UnknownIdentity(_)) => {
             let why = format!("publish.mode is sole, and which coderd this is cannot be read: {error}");
             let source = deployment(site, &mut reader).await;
             parts.publishing.get_or_init(|| Shown::refused(source, why.clone(), site.clock.clone()));
