@@ -30,30 +30,8 @@ enum Origin {
 
 /// Why a secret could not be had. The text names where it should be, never what it is.
 #[derive(Debug, thiserror::Error)]
-pub enum SecretError {
-    /// Not set, or not UTF-8.
-    #[error("the variable {0} is not set (or is no UTF-8)")]
-    Variable(String),
-    /// Missing, unreadable, too large or not UTF-8.
-    #[error("the file {path} cannot be read: {cause}")]
-    File {
-        /// Its path.
-        path: String,
-        /// The system's reason.
-        cause: std::io::Error,
-    },
-    /// Not to be started, failed, too slow, or its output is no UTF-8.
-    #[error("the command {program} {problem}")]
-    Command {
-        /// Without its arguments.
-        program: String,
-        /// What happened.
-        problem: String,
-    },
-    /// Nothing in it.
-    #[error("{0} is empty")]
-    Empty(String),
-}
+#[error("{0}")]
+pub struct SecretError(String);
 
 impl Secret {
     /// `env:NAME`, `file:PATH`, `exec:COMMAND` (words separated by blanks, no shell), or the secret itself.
@@ -74,12 +52,14 @@ impl Secret {
     pub async fn resolve(&self) -> Result<String, SecretError> {
         let text = match &self.0 {
             Origin::Literal(text) => text.clone(),
-            Origin::Variable(name) => std::env::var(name).map_err(|_| SecretError::Variable(name.clone()))?,
-            Origin::File(path) => read_file(path).await.map_err(|cause| SecretError::File { path: path.clone(), cause })?,
+            Origin::Variable(name) => {
+                std::env::var(name).map_err(|_| SecretError(format!("the variable {name} is not set (or is no UTF-8)")))?
+            }
+            Origin::File(path) => read_file(path).await.map_err(|cause| SecretError(format!("the file {path} cannot be read: {cause}")))?,
             Origin::Command(words) => run(words).await?,
         };
         let text = text.trim();
-        if text.is_empty() { Err(SecretError::Empty(self.origin())) } else { Ok(text.to_owned()) }
+        if text.is_empty() { Err(SecretError(format!("{} is empty", self.origin()))) } else { Ok(text.to_owned()) }
     }
 
     /// Where it is had from, fit to be shown: a command without its arguments.
@@ -149,8 +129,8 @@ async fn read_file(path: &str) -> std::io::Result<String> {
 }
 
 async fn run(words: &[String]) -> Result<String, SecretError> {
-    let (program, arguments) = words.split_first().ok_or_else(|| SecretError::Empty("exec:".into()))?;
-    let failed = |problem: String| SecretError::Command { program: program.clone(), problem };
+    let (program, arguments) = words.split_first().ok_or_else(|| SecretError("exec: is empty".to_owned()))?;
+    let failed = |problem: String| SecretError(format!("the command {program} {problem}"));
     let mut command = Command::new(program);
     command.args(arguments).env_clear().stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
     if let Some(path) = std::env::var_os("PATH") {
@@ -192,18 +172,18 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("token");
         let secret = Secret::new(&format!("file:{}", path.display()));
-        assert!(matches!(secret.resolve().await, Err(SecretError::File { .. })));
+        assert!(secret.resolve().await.unwrap_err().to_string().contains("cannot be read"));
         for token in ["one\n", " two \r\n"] {
             std::fs::write(&path, token).expect("written");
             assert_eq!(secret.resolve().await.expect("readable"), token.trim());
         }
         std::fs::write(&path, "\n").expect("written");
-        assert!(matches!(secret.resolve().await, Err(SecretError::Empty(_))));
+        assert!(secret.resolve().await.unwrap_err().to_string().contains("is empty"));
 
         assert_eq!(Secret::new("literal").resolve().await.expect("itself"), "literal");
         let path = std::env::var("PATH").expect("a PATH");
         assert_eq!(Secret::new("env:PATH").resolve().await.expect("set"), path.trim());
-        assert!(matches!(Secret::new("env:SURELY_NOT_SET").resolve().await, Err(SecretError::Variable(_))));
+        assert!(Secret::new("env:SURELY_NOT_SET").resolve().await.unwrap_err().to_string().contains("is not set"));
     }
 
     #[tokio::test]
