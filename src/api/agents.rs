@@ -60,7 +60,7 @@ pub(super) async fn count(State(serving): State<Arc<Serving>>, Query(window): Qu
         return Err(Problem::field("end", "lies before start"));
     }
     let answer = from_memory(&serving, source, |licenses| {
-        let agents = licenses.agents();
+        let agents = &licenses.agents;
         match days {
             Some(Days::Whole) => agents.count_whole_days(start, end),
             None => agents.count(start, end),

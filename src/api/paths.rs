@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use axum::http::Method;
+
 use super::agents::{self, Count, Window};
 use super::entitlements::{self, Shown};
 use super::executions::{self, OnePlan, PlanStanding};
@@ -26,6 +28,9 @@ use crate::status::Status;
 
 /// For what reads or writes much.
 const LONG: Duration = Duration::from_secs(600);
+
+const POST: Method = Method::POST;
+const DELETE: Method = Method::DELETE;
 
 const ENFORCE: Needs = Needs::Scope(Scope::Enforce);
 const ADMIN: Needs = Needs::Scope(Scope::Admin);
@@ -55,13 +60,13 @@ pub(super) fn api() -> Vec<Route> {
             .query::<ListActs>()
             .answers::<Acts>(200, "One page."),
         Route::get("/api/v1/pauses", READ, "What is paused", operators::pauses).answers::<Pauses>(200, "Each pause that holds."),
-        Route::post("/api/v1/pauses", ADMIN, "Stop an operation in all processes until it is resumed", operators::pause)
+        Route::new(POST, "/api/v1/pauses", ADMIN, "Stop an operation in all processes until it is resumed", operators::pause)
             .change::<PauseRequest>()
             .answers::<Pause>(200, "The pause that holds now. 409: it is paused already."),
-        Route::delete("/api/v1/pauses/{operation}", ADMIN, "Go on with what was paused", operators::resume)
+        Route::new(DELETE, "/api/v1/pauses/{operation}", ADMIN, "Go on with what was paused", operators::resume)
             .change::<PauseRequest>()
             .answers::<Pause>(200, "The pause that has ended. 409: it is not paused."),
-        Route::post("/api/v1/publish/coderd-cut-off", ADMIN, "Go on publishing after coderd has published by itself", operators::coderd_cut_off)
+        Route::new(POST, "/api/v1/publish/coderd-cut-off", ADMIN, "Go on publishing after coderd has published by itself", operators::coderd_cut_off)
             .change::<CoderdCutOff>()
             .answers::<PublishStop>(200, "The stop that has ended. 404: publishing of the deployment has not stopped."),
         Route::get("/api/v1/rejects", READ, "Records that are no accepted event, by number", operators::list_rejects)
@@ -73,7 +78,8 @@ pub(super) fn api() -> Vec<Route> {
         Route::get("/api/v1/rejects/{id}", READ, "One reject whole, and what would become of it now", operators::show_reject)
             .query::<OneReject>()
             .answers::<ShownReject>(200, "The reject. 404: there is none."),
-        Route::post(
+        Route::new(
+            POST,
             "/api/v1/rejects/resubmit",
             ADMIN,
             "Pass rejects through the log again, under their own ids",
@@ -81,10 +87,11 @@ pub(super) fn api() -> Vec<Route> {
         )
         .change::<Resubmit>()
         .answers::<Resubmitted>(200, "What went, or would go. 409: one of them is no longer open, or would be refused again."),
-        Route::post("/api/v1/rejects/discard", ADMIN, "Give rejects up", operators::discard_rejects)
+        Route::new(POST, "/api/v1/rejects/discard", ADMIN, "Give rejects up", operators::discard_rejects)
             .change::<DiscardRejects>()
             .answers::<DiscardedRejects>(200, "What was given up. 409: one of them is no longer open."),
-        Route::post(
+        Route::new(
+            POST,
             "/api/v1/rejects/admit",
             ADMIN,
             "Pass held records through the log whose type this version knows",
@@ -95,35 +102,36 @@ pub(super) fn api() -> Vec<Route> {
         .answers::<Admitted>(200, "What was admitted."),
         Route::get("/api/v1/audit", READ, "What the audit that runs by itself found last", operators::audit_findings)
             .answers::<AuditFindings>(200, "By joint."),
-        Route::post("/api/v1/audit", ADMIN, "Audit now: what differs is marked, and no event is changed", operators::audit)
+        Route::new(POST, "/api/v1/audit", ADMIN, "Audit now: what differs is marked, and no event is changed", operators::audit)
             .change::<RunAudit>()
             .within(LONG)
             .answers::<AuditReport>(200, "What was found."),
         Route::get("/api/v1/sources", READ, "The registered sources", operators::list_sources)
             .answers::<Sources>(200, "Every one, in the order of their introduction."),
-        Route::post("/api/v1/sources/retire", ADMIN, "Retire a source: nothing waits for it", operators::retire_source)
+        Route::new(POST, "/api/v1/sources/retire", ADMIN, "Retire a source: nothing waits for it", operators::retire_source)
             .change::<OneSource>()
             .answers::<RegisteredSource>(200, "The source, retired. 404: it is not registered. 409: it is retired already."),
-        Route::post("/api/v1/sources/reinstate", ADMIN, "End a source's retirement", operators::reinstate_source)
+        Route::new(POST, "/api/v1/sources/reinstate", ADMIN, "End a source's retirement", operators::reinstate_source)
             .change::<OneSource>()
             .answers::<RegisteredSource>(200, "The source, in use. 404: it is not registered. 409: it is not retired."),
         Route::get("/api/v1/events/{event_id}/proof", READ, "The whole life of one event", operators::prove)
             .query::<ProveRequest>()
             .answers::<Proof>(200, "Its life. 404: it is known nowhere."),
-        Route::post("/api/v1/replays", ADMIN, "Plan to read a range of the log again", operators::plan_replay)
+        Route::new(POST, "/api/v1/replays", ADMIN, "Plan to read a range of the log again", operators::plan_replay)
             .change::<LogRange>()
             .within(LONG)
             .answers::<ReplayPlan>(200, "What would change, and the hash under which exactly this is executed."),
         Route::get("/api/v1/plans/{hash}", READ, "Where a planned replay stands", executions::standing)
             .query::<OnePlan>()
             .answers::<PlanStanding>(200, "How far it is. 404: nothing was planned under this hash."),
-        Route::post("/api/v1/plans/{hash}/execute", ADMIN, "Execute a planned replay, or go on with it", executions::execute)
+        Route::new(POST, "/api/v1/plans/{hash}/execute", ADMIN, "Execute a planned replay, or go on with it", executions::execute)
             .change::<ReplayExecution>()
             .answers::<PlanStanding>(
                 202,
                 "It is under way, or over already. 409: the effect is no longer the planned one, or it was executed.",
             ),
-        Route::post(
+        Route::new(
+            POST,
             "/api/v1/rebuilds",
             ADMIN,
             "Plan to fold a stage again from zero, or rehearse rules and licenses",
@@ -132,11 +140,11 @@ pub(super) fn api() -> Vec<Route> {
         .change::<RebuildRequest>()
         .within(LONG)
         .answers::<RebuildPlan>(200, "What would change. Nothing is written."),
-        Route::post("/api/v1/rebuilds/execute", ADMIN, "Execute a planned rebuild", operators::execute_rebuild)
+        Route::new(POST, "/api/v1/rebuilds/execute", ADMIN, "Execute a planned rebuild", operators::execute_rebuild)
             .change::<RebuildExecution>()
             .within(LONG)
             .answers::<Rebuilt>(200, "What was done. 409: the effect is no longer the planned one."),
-        Route::post("/api/v1/recoveries", ADMIN, "Plan to bring everything back after a loss", operators::plan_recovery)
+        Route::new(POST, "/api/v1/recoveries", ADMIN, "Plan to bring everything back after a loss", operators::plan_recovery)
             .change::<RecoverRequest>()
             .within(LONG)
             .answers::<RecoverPlan>(
@@ -145,7 +153,7 @@ pub(super) fn api() -> Vec<Route> {
                  does not know a source that is to be given up. 409: that source is there, or not waited for; or coderd's part, and this process \
                  has not coderd's database.",
             ),
-        Route::post("/api/v1/recoveries/execute", ADMIN, "Execute a planned recovery", operators::execute_recovery)
+        Route::new(POST, "/api/v1/recoveries/execute", ADMIN, "Execute a planned recovery", operators::execute_recovery)
             .change::<RecoverExecution>()
             .within(LONG)
             .answers::<RecoverPlan>(

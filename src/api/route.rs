@@ -39,30 +39,15 @@ impl Route {
         H: Handler<X, Arc<Serving>>,
         X: 'static,
     {
-        Self::new((Method::GET, MethodFilter::GET), path, needs, summary, handler)
+        Self::new(Method::GET, path, needs, summary, handler)
     }
 
-    pub(super) fn post<H, X>(path: &'static str, needs: Needs, summary: &str, handler: H) -> Self
+    pub(super) fn new<H, X>(method: Method, path: &'static str, needs: Needs, summary: &str, handler: H) -> Self
     where
         H: Handler<X, Arc<Serving>>,
         X: 'static,
     {
-        Self::new((Method::POST, MethodFilter::POST), path, needs, summary, handler)
-    }
-
-    pub(super) fn delete<H, X>(path: &'static str, needs: Needs, summary: &str, handler: H) -> Self
-    where
-        H: Handler<X, Arc<Serving>>,
-        X: 'static,
-    {
-        Self::new((Method::DELETE, MethodFilter::DELETE), path, needs, summary, handler)
-    }
-
-    fn new<H, X>((method, filter): (Method, MethodFilter), path: &'static str, needs: Needs, summary: &str, handler: H) -> Self
-    where
-        H: Handler<X, Arc<Serving>>,
-        X: 'static,
-    {
+        let filter = MethodFilter::try_from(method.clone()).expect("a method of HTTP");
         let operation = Map::from_iter([("summary".to_owned(), json!(summary))]);
         Self { method, path, needs, operation, schemas: Vec::new(), hosts: Hosts::Named, deadline: DEADLINE, handler: on(filter, handler) }
     }
