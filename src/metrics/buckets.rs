@@ -14,14 +14,18 @@ use super::options::{BucketOptions, NativeOptions};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Buckets {
-    pub(super) created: DateTime<Utc>,
-    pub(super) count: u64,
+    /// When the series began.
+    pub created: DateTime<Utc>,
+    /// How many values were counted.
+    pub count: u64,
     /// One per classic bound, each on its own: not cumulative.
     pub(super) classic: Vec<u64>,
-    pub(super) schema: i8,
-    pub(super) zero_count: u64,
+    /// The resolution of the native buckets now.
+    pub schema: i8,
+    /// How many values are in the native zero bucket.
+    pub zero_count: u64,
     /// Native buckets by index; none is empty.
-    pub(super) positive: BTreeMap<i32, u64>,
+    pub positive: BTreeMap<i32, u64>,
 }
 
 impl Buckets {
@@ -77,18 +81,6 @@ impl Buckets {
         }
     }
 
-    /// How many values were counted.
-    #[must_use]
-    pub fn count(&self) -> u64 {
-        self.count
-    }
-
-    /// When the series began.
-    #[must_use]
-    pub fn created(&self) -> DateTime<Utc> {
-        self.created
-    }
-
     /// The classic buckets as they are shown: upper bound and count of all values up to it, without `+Inf`.
     pub fn cumulative(&self, options: &BucketOptions) -> impl Iterator<Item = (f64, u64)> {
         assert_eq!(self.classic.len(), options.classic_bounds().len(), "counted with other classic bounds");
@@ -96,24 +88,6 @@ impl Buckets {
             *up_to += count;
             Some((*bound, *up_to))
         })
-    }
-
-    /// The resolution of the native buckets now.
-    #[must_use]
-    pub fn schema(&self) -> i8 {
-        self.schema
-    }
-
-    /// How many values are in the native zero bucket.
-    #[must_use]
-    pub fn zero_count(&self) -> u64 {
-        self.zero_count
-    }
-
-    /// The native buckets of positive values by index, none of them empty.
-    #[must_use]
-    pub fn positive(&self) -> &BTreeMap<i32, u64> {
-        &self.positive
     }
 }
 
@@ -142,7 +116,7 @@ mod tests {
     fn a_value_on_a_classic_bound_counts_within_it() {
         let buckets = observed(&OPTIONS, &[1.0, 1.0_f64.next_up(), 60.0, 61.0]);
         assert_eq!(buckets.cumulative(&OPTIONS).collect::<Vec<_>>(), [(1.0, 1), (10.0, 2), (60.0, 3)]);
-        assert_eq!(buckets.count(), 4);
+        assert_eq!(buckets.count, 4);
     }
 
     #[test]
@@ -169,15 +143,15 @@ mod tests {
     #[test]
     fn a_histogram_beyond_its_limit_only_ever_loses_resolution() {
         let mut buckets = Buckets::new(&OPTIONS, DateTime::UNIX_EPOCH);
-        let mut schema = buckets.schema();
+        let mut schema = buckets.schema;
         for step in 0..2000 {
             // 20 decades: far more than 100 buckets at schema 3.
             buckets.observe(&OPTIONS, 10_f64.powf(f64::from(step) / 100.0 - 10.0));
-            assert!(buckets.schema() <= schema);
-            assert!(buckets.positive().len() <= 100);
-            schema = buckets.schema();
+            assert!(buckets.schema <= schema);
+            assert!(buckets.positive.len() <= 100);
+            schema = buckets.schema;
         }
-        assert_eq!(buckets.count(), 2000);
+        assert_eq!(buckets.count, 2000);
         assert_eq!(native_total(&buckets), 2000);
         // 20 decades are 66.4 powers of two: 532 buckets at schema 3, 67 at schema 0.
         assert_eq!(schema, 0);

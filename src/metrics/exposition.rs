@@ -81,7 +81,7 @@ impl<const N: usize> HistogramFamily<N> {
     pub fn show(&self, series: &Series<Tally, N>) -> MetricFamily {
         let metrics = series.iter().map(|(labels, tally)| {
             let mut metric = metric(&self.labels, labels);
-            metric.set_histogram(histogram_message(&self.buckets, tally.buckets(), tally.sum_seconds()));
+            metric.set_histogram(histogram_message(&self.buckets, &tally.buckets, tally.sum_seconds()));
             metric
         });
         family(self.name, self.help, MetricType::HISTOGRAM, metrics)
@@ -127,7 +127,7 @@ fn counter_message(counter: &Counter) -> proto::Counter {
 
 pub(super) fn histogram_message(options: &BucketOptions, buckets: &Buckets, sum: f64) -> proto::Histogram {
     let mut message = proto::Histogram::default();
-    message.set_sample_count(buckets.count());
+    message.set_sample_count(buckets.count);
     message.set_sample_sum(sum);
     let classic = buckets.cumulative(options).map(|(bound, count)| {
         let mut bucket = proto::Bucket::default();
@@ -136,7 +136,7 @@ pub(super) fn histogram_message(options: &BucketOptions, buckets: &Buckets, sum:
         bucket
     });
     message.set_bucket(classic.collect());
-    wire::put_histogram_created(&mut message, buckets.created());
+    wire::put_histogram_created(&mut message, buckets.created);
     if let Some(native) = options.native() {
         wire::put_native(&mut message, native, buckets);
     }

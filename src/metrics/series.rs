@@ -38,18 +38,6 @@ impl<T, const N: usize> Series<T, N> {
     pub fn iter(&self) -> btree_map::Iter<'_, [String; N], T> {
         self.0.iter()
     }
-
-    /// How many series there are.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    /// Whether there is no series.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
 }
 
 impl<T, const N: usize> Default for Series<T, N> {
@@ -141,7 +129,7 @@ mod tests {
             tallies.observe_micros(&OPTIONS, labels(["a"]), 1, at);
         }
         assert_eq!(counters.get(["a"]), Some(&Counter { value: 2, created: first }));
-        assert_eq!(tallies.get(["a"]).unwrap().buckets().created(), first);
+        assert_eq!(tallies.get(["a"]).unwrap().buckets.created, first);
     }
 
     #[test]

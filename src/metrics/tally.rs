@@ -15,9 +15,10 @@ const MICROS_PER_SECOND: f64 = 1e6;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Tally {
-    buckets: Buckets,
+    /// How many observations there are, and in which buckets.
+    pub buckets: Buckets,
     /// Wide enough that no number of observations passes it.
-    sum_micros: i128,
+    pub sum_micros: i128,
 }
 
 impl Tally {
@@ -32,18 +33,6 @@ impl Tally {
         // Exact below 2^53 microseconds (285 years), and correctly rounded: 100,000 microseconds are the double 0.1.
         self.buckets.observe(options, micros as f64 / MICROS_PER_SECOND);
         self.sum_micros += i128::from(micros);
-    }
-
-    /// How many observations there are, and in which buckets.
-    #[must_use]
-    pub fn buckets(&self) -> &Buckets {
-        &self.buckets
-    }
-
-    /// The sum in microseconds, exactly.
-    #[must_use]
-    pub fn sum_micros(&self) -> i128 {
-        self.sum_micros
     }
 
     /// The sum as it is shown.
@@ -73,13 +62,13 @@ mod tests {
     #[test]
     fn an_empty_tally_sums_to_zero() {
         let tally = tally(&[]);
-        assert_eq!((tally.buckets().count(), tally.sum_micros(), tally.sum_seconds()), (0, 0, 0.0));
+        assert_eq!((tally.buckets.count, tally.sum_micros, tally.sum_seconds()), (0, 0, 0.0));
     }
 
     #[test]
     fn the_widest_durations_neither_pass_the_sum_nor_get_lost_in_json() {
         let tally = tally(&[u64::MAX, u64::MAX, u64::MAX]);
-        assert_eq!(tally.sum_micros(), 3 * i128::from(u64::MAX));
+        assert_eq!(tally.sum_micros, 3 * i128::from(u64::MAX));
         assert_eq!(serde_json::from_str::<Tally>(&serde_json::to_string(&tally).unwrap()).unwrap(), tally);
     }
 
@@ -94,7 +83,7 @@ mod tests {
             (one, other) in usual_durations().prop_flat_map(|values| (Just(values.clone()), Just(values).prop_shuffle()))
         ) {
             let (one, other) = (tally(&one), tally(&other));
-            prop_assert_eq!(one.buckets().schema(), 3, "the limit was passed");
+            prop_assert_eq!(one.buckets.schema, 3, "the limit was passed");
             prop_assert_eq!(one.sum_seconds().to_bits(), other.sum_seconds().to_bits());
             prop_assert_eq!(one, other);
         }

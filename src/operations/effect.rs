@@ -171,7 +171,7 @@ fn windows(licenses: &Changing<LicensesState>) -> Vec<WindowEffect> {
     let mut windows = Vec::new();
     for (deployment, after) in licenses.after.deployments() {
         let before = licenses.before.deployment(deployment);
-        for license in after.licenses() {
+        for license in &after.licenses {
             let Some(claims) = &license.claims else { continue };
             let (start, end) = (claims.not_before, claims.expires_at);
             windows.push(WindowEffect {
@@ -179,8 +179,8 @@ fn windows(licenses: &Changing<LicensesState>) -> Vec<WindowEffect> {
                 license_id: license.license_id,
                 start,
                 end,
-                before: before.map_or(0, |before| saturating(before.agents().count(start, end))),
-                after: saturating(after.agents().count(start, end)),
+                before: before.map_or(0, |before| saturating(before.agents.count(start, end))),
+                after: saturating(after.agents.count(start, end)),
             });
         }
     }

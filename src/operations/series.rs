@@ -28,7 +28,7 @@ impl Series<'_> {
     pub fn count(self) -> u64 {
         match self {
             Series::Counter(counter) => counter.value,
-            Series::Histogram(tally) => tally.buckets().count(),
+            Series::Histogram(tally) => tally.buckets.count,
         }
     }
 
@@ -36,7 +36,7 @@ impl Series<'_> {
     pub fn sum_micros(self) -> Option<i128> {
         match self {
             Series::Counter(_) => None,
-            Series::Histogram(tally) => Some(tally.sum_micros()),
+            Series::Histogram(tally) => Some(tally.sum_micros),
         }
     }
 
@@ -44,7 +44,7 @@ impl Series<'_> {
     pub fn falls_to(self, other: Series<'_>) -> bool {
         let sum_falls = matches!((self.sum_micros(), other.sum_micros()), (Some(before), Some(after)) if after < before);
         let buckets_fall = match (self, other) {
-            (Series::Histogram(before), Series::Histogram(after)) => buckets_fall(before.buckets(), after.buckets()),
+            (Series::Histogram(before), Series::Histogram(after)) => buckets_fall(&before.buckets, &after.buckets),
             _ => false,
         };
         other.count() < self.count() || sum_falls || buckets_fall
@@ -52,8 +52,8 @@ impl Series<'_> {
 }
 
 fn buckets_fall(before: &Buckets, after: &Buckets) -> bool {
-    let bucket_falls = |(index, count): (&i32, &u64)| after.positive().get(index).copied().unwrap_or(0) < *count;
-    before.schema() != after.schema() || after.zero_count() < before.zero_count() || before.positive().iter().any(bucket_falls)
+    let bucket_falls = |(index, count): (&i32, &u64)| after.positive.get(index).copied().unwrap_or(0) < *count;
+    before.schema != after.schema || after.zero_count < before.zero_count || before.positive.iter().any(bucket_falls)
 }
 
 /// Every series of a state.
@@ -64,16 +64,16 @@ pub(super) fn series(state: &MetricsState) -> BTreeMap<SeriesKey, Series<'_>> {
             let labels = names.iter().copied().zip(values.iter().cloned()).collect();
             found.insert(SeriesKey { deployment, family, labels }, series);
         };
-        for (labels, counter) in metrics.creations() {
+        for (labels, counter) in &metrics.creations {
             add(CREATIONS.name, &CREATIONS.labels, labels, Series::Counter(counter));
         }
-        for (labels, counter) in metrics.negative_durations() {
+        for (labels, counter) in &metrics.negative_durations {
             add(NEGATIVE_DURATIONS.name, &NEGATIVE_DURATIONS.labels, labels, Series::Counter(counter));
         }
-        for (labels, tally) in metrics.creation_seconds() {
+        for (labels, tally) in &metrics.creation_seconds {
             add(CREATION_SECONDS.name, &CREATION_SECONDS.labels, labels, Series::Histogram(tally));
         }
-        for (labels, tally) in metrics.claim_seconds() {
+        for (labels, tally) in &metrics.claim_seconds {
             add(CLAIM_SECONDS.name, &CLAIM_SECONDS.labels, labels, Series::Histogram(tally));
         }
     }

@@ -22,9 +22,10 @@ pub struct LicensesState {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DeploymentLicenses {
-    agents: AgentCounts,
+    /// The managed agents, to be counted over any window.
+    pub agents: AgentCounts,
     /// Those that are there, ordered by coderd's id.
-    licenses: Vec<KnownLicense>,
+    pub licenses: Vec<KnownLicense>,
 }
 
 /// A license that is in coderd.
@@ -87,18 +88,6 @@ impl DeploymentLicenses {
             }
             Fact::Event(_) | Fact::Introduced { .. } | Fact::Baseline { .. } => {}
         }
-    }
-
-    /// The managed agents, to be counted over any window.
-    #[must_use]
-    pub fn agents(&self) -> &AgentCounts {
-        &self.agents
-    }
-
-    /// The licenses that are there, ordered by coderd's id.
-    #[must_use]
-    pub fn licenses(&self) -> &[KnownLicense] {
-        &self.licenses
     }
 
     /// What the deployment is entitled to at `now`. `actual` is counted half-open over the winning license's period. A license whose token

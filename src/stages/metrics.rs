@@ -58,11 +58,16 @@ pub struct MetricsState {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DeploymentMetrics {
-    introduced_at: DateTime<Utc>,
-    creations: Series<Counter, 3>,
-    creation_seconds: Series<Tally, 4>,
-    claim_seconds: Series<Tally, 3>,
-    negative_durations: Series<Counter, 1>,
+    /// Histograms observe from here.
+    pub introduced_at: DateTime<Utc>,
+    /// Series of [`CREATIONS`].
+    pub creations: Series<Counter, 3>,
+    /// Series of [`CREATION_SECONDS`].
+    pub creation_seconds: Series<Tally, 4>,
+    /// Series of [`CLAIM_SECONDS`].
+    pub claim_seconds: Series<Tally, 3>,
+    /// Series of [`NEGATIVE_DURATIONS`].
+    pub negative_durations: Series<Counter, 1>,
 }
 
 impl Stage for MetricsState {
@@ -134,36 +139,6 @@ impl DeploymentMetrics {
             Effect::ClaimSeconds(labels, micros) => self.claim_seconds.observe_micros(&CLAIM_SECONDS.buckets, labels, micros, at),
             Effect::NegativeDuration(labels) => self.negative_durations.add(labels, 1, at),
         }
-    }
-
-    /// When the deployment was introduced: histograms observe from here.
-    #[must_use]
-    pub fn introduced_at(&self) -> DateTime<Utc> {
-        self.introduced_at
-    }
-
-    /// Series of [`CREATIONS`].
-    #[must_use]
-    pub fn creations(&self) -> &Series<Counter, 3> {
-        &self.creations
-    }
-
-    /// Series of [`CREATION_SECONDS`].
-    #[must_use]
-    pub fn creation_seconds(&self) -> &Series<Tally, 4> {
-        &self.creation_seconds
-    }
-
-    /// Series of [`CLAIM_SECONDS`].
-    #[must_use]
-    pub fn claim_seconds(&self) -> &Series<Tally, 3> {
-        &self.claim_seconds
-    }
-
-    /// Series of [`NEGATIVE_DURATIONS`].
-    #[must_use]
-    pub fn negative_durations(&self) -> &Series<Counter, 1> {
-        &self.negative_durations
     }
 
     /// All families as they are shown; one without series is there, empty.

@@ -23,11 +23,11 @@ fn after(facts: impl IntoIterator<Item = Fact>) -> DeploymentMetrics {
 
 /// Everything as lines: `creations o/t/p N`, `creation o/t/p/type N SUMs`, `claim o/t/p N SUMs`, `negative o N`.
 fn lines(metrics: &DeploymentMetrics) -> Vec<String> {
-    let seconds = |tally: &Tally| format!("{} {}s", tally.buckets().count(), tally.sum_seconds());
-    let creations = metrics.creations().iter().map(|(labels, counter)| format!("creations {} {}", labels.join("/"), counter.value));
-    let creation = metrics.creation_seconds().iter().map(|(labels, tally)| format!("creation {} {}", labels.join("/"), seconds(tally)));
-    let claims = metrics.claim_seconds().iter().map(|(labels, tally)| format!("claim {} {}", labels.join("/"), seconds(tally)));
-    let negative = metrics.negative_durations().iter().map(|(labels, counter)| format!("negative {} {}", labels[0], counter.value));
+    let seconds = |tally: &Tally| format!("{} {}s", tally.buckets.count, tally.sum_seconds());
+    let creations = metrics.creations.iter().map(|(labels, counter)| format!("creations {} {}", labels.join("/"), counter.value));
+    let creation = metrics.creation_seconds.iter().map(|(labels, tally)| format!("creation {} {}", labels.join("/"), seconds(tally)));
+    let claims = metrics.claim_seconds.iter().map(|(labels, tally)| format!("claim {} {}", labels.join("/"), seconds(tally)));
+    let negative = metrics.negative_durations.iter().map(|(labels, counter)| format!("negative {} {}", labels[0], counter.value));
     creations.chain(creation).chain(claims).chain(negative).collect()
 }
 
@@ -149,7 +149,7 @@ fn a_baseline_is_counted_and_says_no_time() {
     let series = ["engineering", "docker", "small"].map(str::to_owned);
     let baseline = Fact::Baseline { deployment: DEPLOYMENT, series, creations: 1200 };
     let metrics = after([baseline, fact(build())]);
-    let counter = metrics.creations().get(["engineering", "docker", "small"]).unwrap();
+    let counter = metrics.creations.get(["engineering", "docker", "small"]).unwrap();
     assert_eq!((counter.value, counter.created), (1201, DateTime::UNIX_EPOCH));
 }
 
@@ -158,9 +158,9 @@ fn a_series_is_created_at_its_first_event_also_where_an_earlier_one_follows() {
     let earlier = WorkspaceBuildCompleted { completed_at: introduced_at() + TimeDelta::minutes(5), ..build() };
     let metrics = after([fact(build()), fact(earlier)]);
     let first = build().completed_at;
-    assert_eq!(metrics.creations().get(["engineering", "docker", "small"]).unwrap().created, first);
-    let timed = metrics.creation_seconds().get(["engineering", "docker", "small", "regular"]).unwrap();
-    assert_eq!(timed.buckets().created(), first);
+    assert_eq!(metrics.creations.get(["engineering", "docker", "small"]).unwrap().created, first);
+    let timed = metrics.creation_seconds.get(["engineering", "docker", "small", "regular"]).unwrap();
+    assert_eq!(timed.buckets.created, first);
 }
 
 #[test]

@@ -139,10 +139,10 @@ async fn a_fold_gives_what_the_events_add_up_to_each_deployment_by_itself() {
     for (deployment, of_other) in [(DEPLOYMENT, false), (OTHER_DEPLOYMENT, true)] {
         let own = || numbers().filter(move |n| (n % 6 == 5) == of_other);
         let regular = own().filter(|n| n % 7 != 3 && n % 5 != 0).count() as u64;
-        let counted: u64 = metrics.state.deployment(deployment).unwrap().creations().iter().map(|(_, counter)| counter.value).sum();
+        let counted: u64 = metrics.state.deployment(deployment).unwrap().creations.iter().map(|(_, counter)| counter.value).sum();
         assert_eq!(counted, regular);
         let agents: u64 = own().filter(|n| n % 4 != 3).map(|n| u64::from(n % 3) + 1).sum();
-        let counted = licenses.state.deployment(deployment).unwrap().agents().count(noon(), noon() + TimeDelta::days(100));
+        let counted = licenses.state.deployment(deployment).unwrap().agents.count(noon(), noon() + TimeDelta::days(100));
         assert_eq!(counted, u128::from(agents));
     }
 }
@@ -174,11 +174,11 @@ async fn a_registered_source_begins_with_its_baseline_and_has_the_licenses_that_
 
     let metrics: Folded<MetricsState> = projection::fold_to(&ledger, i64::MAX).await.unwrap();
     let metrics = metrics.state.deployment(DEPLOYMENT).unwrap();
-    let creations: Vec<_> = metrics.creations().iter().map(|(labels, counter)| (labels[2].as_str(), counter.value)).collect();
-    assert_eq!((metrics.introduced_at(), creations), (introduced_at, vec![("", 700), ("preset-1", 1201)]));
+    let creations: Vec<_> = metrics.creations.iter().map(|(labels, counter)| (labels[2].as_str(), counter.value)).collect();
+    assert_eq!((metrics.introduced_at, creations), (introduced_at, vec![("", 700), ("preset-1", 1201)]));
     let licenses: Folded<LicensesState> = projection::fold_to(&ledger, i64::MAX).await.unwrap();
     let licenses = licenses.state.deployment(DEPLOYMENT).unwrap();
-    assert_eq!(licenses.licenses().iter().map(|license| license.license_id).collect::<Vec<_>>(), [1, 3]);
+    assert_eq!(licenses.licenses.iter().map(|license| license.license_id).collect::<Vec<_>>(), [1, 3]);
     let answer = licenses.entitlements(RuleSet::Y2025M07, noon() + TimeDelta::days(1));
     // The license holds from the instant of the second of the four, which count 1, 2, 3 and 2.
     assert_eq!((answer.managed_agents().limit, answer.managed_agents().actual), (Some(20), Some(7)));

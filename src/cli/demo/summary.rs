@@ -42,7 +42,7 @@ impl Summary {
         let creations: u64 = folded
             .state
             .deployment(truth.deployment_id)
-            .map_or(0, |metrics| metrics.creations().iter().map(|(_, counter)| counter.value).sum());
+            .map_or(0, |metrics| metrics.creations.iter().map(|(_, counter)| counter.value).sum());
         let books = world.tallyman.books();
         let published = contents.publications.iter().filter(|count| count.state == "published");
         let published: u64 = published.map(|count| u64::try_from(count.events).unwrap_or_default()).sum();

@@ -248,10 +248,10 @@ fn licenses_found(shown: &LicensesState, rebuilt: &LicensesState) -> Vec<Found> 
 
 /// Managed agents by window, and all of them.
 fn windows(licenses: &DeploymentLicenses) -> BTreeMap<(String, String), u128> {
-    let agents = licenses.agents();
+    let agents = &licenses.agents;
     let all = agents.count(DateTime::<Utc>::MIN_UTC, DateTime::<Utc>::MAX_UTC);
     let mut windows = BTreeMap::from([(("managed agents".to_owned(), "of all time".to_owned()), all)]);
-    for license in licenses.licenses() {
+    for license in &licenses.licenses {
         let window = license.claims.as_ref().map(|claims| (claims.not_before, claims.expires_at));
         let count = window.map_or(0, |(start, end)| agents.count(start, end));
         let shown = window.map_or("refused".to_owned(), |(start, end)| format!("{start:?} to {end:?}"));

@@ -156,7 +156,7 @@ fn invalid(field: &'static str, problem: impl fmt::Display) -> OperationError {
 
 /// Adds and takes away licenses as the fold does when they come to coderd and go from it.
 fn change(then: &mut LicensesState, deployment: Uuid, candidate: Option<&VerifiedLicense>, without: &[i32]) -> Result<(), OperationError> {
-    let there = then.deployment(deployment).map(|licenses| licenses.licenses().to_vec()).unwrap_or_default();
+    let there = then.deployment(deployment).map(|licenses| licenses.licenses.to_vec()).unwrap_or_default();
     let mut facts = Vec::new();
     for license_id in without {
         let known = there.iter().find(|license| license.license_id == *license_id);
@@ -192,20 +192,20 @@ fn foreign(license: &VerifiedLicense, deployment: Uuid) -> Option<String> {
 type Under<'a> = (&'a DeploymentLicenses, RuleSet);
 
 fn rehearsed(deployment: Uuid, now: Under<'_>, then: Under<'_>, at: DateTime<Utc>) -> RehearsedDeployment {
-    let whole = |(licenses, rules): Under<'_>| granted(licenses.entitlements(rules, at), licenses.agents(), None);
+    let whole = |(licenses, rules): Under<'_>| granted(licenses.entitlements(rules, at), &licenses.agents, None);
     let mut windows = Vec::new();
-    let gone = now.0.licenses().iter().filter(|license| !then.0.licenses().contains(license));
-    for license in gone.chain(then.0.licenses()) {
+    let gone = now.0.licenses.iter().filter(|license| !then.0.licenses.contains(license));
+    for license in gone.chain(&then.0.licenses) {
         let alone = |(licenses, rules): Under<'_>| {
             let judged_at = license.claims.as_ref().map_or(at, |claims| counting(claims, at));
-            licenses.licenses().contains(license).then(|| {
+            licenses.licenses.contains(license).then(|| {
                 let answer = licenses.entitlements_by(std::slice::from_ref(license), rules, judged_at);
-                granted(answer, licenses.agents(), license.claims.as_ref())
+                granted(answer, &licenses.agents, license.claims.as_ref())
             })
         };
         windows.push(RehearsedWindow {
             license_id: license.license_id,
-            candidate: !now.0.licenses().contains(license),
+            candidate: !now.0.licenses.contains(license),
             validity: license.claims.as_ref().map_or("refused", |claims| validity(claims.validity(at))).to_owned(),
             now: alone(now),
             then: alone(then),

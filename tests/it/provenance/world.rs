@@ -169,7 +169,7 @@ impl World {
             json!({"deployment": deployment, "page": page.lines().collect::<Vec<_>>()})
         });
         let agents = licenses.deployments().map(|(deployment, licenses)| {
-            let agents = licenses.agents();
+            let agents = &licenses.agents;
             let count = agents.count(DateTime::UNIX_EPOCH, DateTime::<Utc>::MAX_UTC);
             json!({"deployment": deployment, "events": agents.events(), "agents": count.to_string()})
         });

@@ -164,7 +164,7 @@ async fn a_rebuilt_state_comes_in_one_step_and_no_reader_sees_less_before() {
             let mut changes = view.watch();
             while seen.run_until_cancelled(changes.changed()).await.is_some_and(|changed| changed.is_ok()) {
                 let now = view.with(|state, standing| {
-                    let sum = state.deployment(DEPLOYMENT).map_or(0, |one| one.creations().iter().map(|(_, counter)| counter.value).sum());
+                    let sum = state.deployment(DEPLOYMENT).map_or(0, |one| one.creations.iter().map(|(_, counter)| counter.value).sum());
                     assert!(standing.as_of.is_some(), "it is as fresh as before");
                     (standing.sequence, sum)
                 });

@@ -113,12 +113,12 @@ async fn a_plan_says_in_numbers_what_then_comes() {
     let executed = site.execute(&plan).await.unwrap();
     assert_eq!((executed.records, executed.accepted, executed.duplicates), (10, 9, 1));
     let licenses = site.state::<LicensesState>().await;
-    assert_eq!(licenses.deployment(DEPLOYMENT).unwrap().agents().count(start, end), 16 + 32 + 3);
+    assert_eq!(licenses.deployment(DEPLOYMENT).unwrap().agents.count(start, end), 16 + 32 + 3);
     let metrics = site.state::<MetricsState>().await;
     let metrics = metrics.deployment(DEPLOYMENT).unwrap();
-    let creations: u64 = metrics.creations().iter().map(|(_, counter)| counter.value).sum();
-    let seconds: f64 = metrics.creation_seconds().iter().map(|(_, tally)| tally.sum_seconds()).sum();
-    let claims: f64 = metrics.claim_seconds().iter().map(|(_, tally)| tally.sum_seconds()).sum();
+    let creations: u64 = metrics.creations.iter().map(|(_, counter)| counter.value).sum();
+    let seconds: f64 = metrics.creation_seconds.iter().map(|(_, tally)| tally.sum_seconds()).sum();
+    let claims: f64 = metrics.claim_seconds.iter().map(|(_, tally)| tally.sum_seconds()).sum();
     assert_eq!((creations, seconds, claims), (3, 172.0, 7.0));
     let pending: Vec<(String, i64, String)> = sqlx::query_as(
         "select usage_event.event_type, count(*), sum(quantity)::text from publication
