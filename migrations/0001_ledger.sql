@@ -67,12 +67,14 @@ create table operator_act (
     actor text not null constraint operator_act_names_its_actor check (actor <> ''),
     act text not null constraint operator_act_is_known
         check (act in ('resubmit', 'admit', 'discard', 'pause', 'resume', 'replay', 'rebuild', 'recover', 'accept', 'retire', 'reinstate')),
-    -- what it was done to: a reject's id, a plan's hash, an operation, a deployment
-    subject text not null,
+    -- what it was done to: a plan's hash, an operation, a stage, a deployment; or a reject
+    subject text,
+    reject_id bigint,
     reason text not null,
-    detail jsonb not null default '{}'
+    detail jsonb not null default '{}',
+    constraint operator_act_is_done_to_one_thing check (num_nonnulls(subject, reject_id) = 1)
 );
-create index operator_act_by_subject on operator_act (act, subject);
+create index operator_act_by_reject on operator_act (reject_id) where reject_id is not null;
 
 -- A Coder deployment. Its introduction is in the ledger before its first event.
 create table source (
@@ -116,14 +118,14 @@ create table workspace_build (
     preset_id uuid,
     owner_id uuid not null,
     initiator_id uuid not null,
-    transition text not null,
+    transition text not null constraint workspace_build_transition_is_known check (transition in ('start', 'stop', 'delete')),
     reason text not null,
-    status text not null,
+    status text not null constraint workspace_build_status_is_known check (status in ('succeeded', 'failed', 'canceled')),
     build_number integer not null,
-    stage text,
+    stage text constraint workspace_build_stage_is_known check (stage in ('create', 'claim')),
     first_build_by_prebuilds_user boolean not null,
     -- the stage of the workspace's build 1
-    first_build_stage text,
+    first_build_stage text constraint workspace_build_first_build_stage_is_known check (first_build_stage in ('create', 'claim')),
     first_successful_start boolean not null,
     has_ai_task boolean,
     has_external_agent boolean,
@@ -167,8 +169,8 @@ create table prebuild_claim (
     claimed_by uuid not null,
     initiator_id uuid not null,
     build_number integer not null,
-    stage text,
-    status text not null,
+    stage text constraint prebuild_claim_stage_is_known check (stage in ('create', 'claim')),
+    status text not null constraint prebuild_claim_status_is_known check (status in ('succeeded', 'failed', 'canceled')),
     created_at timestamptz not null,
     started_at timestamptz,
     completed_at timestamptz not null,
@@ -188,7 +190,8 @@ create table usage_event (
     batch_id bigint not null,
     log_offset bigint not null,
     digest bytea not null,
-    event_type text not null,
+    event_type text not null constraint usage_event_type_is_known
+        check (event_type in ('dc_managed_agents_v1', 'hb_ai_seats_v1', 'hb_agent_runtime_v1')),
     -- an unsigned number of 64 bits, in the type's unit
     quantity numeric(20, 0) not null constraint usage_event_quantity_is_unsigned check (quantity >= 0),
     created_at timestamptz not null,
@@ -212,7 +215,8 @@ create table reject (
     generation integer not null,
     log_offset bigint not null,
     verdict text not null constraint reject_verdict_is_known check (verdict in ('rejected', 'conflict', 'held')),
-    cause text not null,
+    cause text not null constraint reject_cause_is_known check (cause in ('tombstone', 'oversized', 'json', 'attribute', 'unknown_event_type',
+        'foreign_event_type', 'foreign_topic', 'field', 'unknown_field', 'unsigned', 'bad_signature', 'conflict', 'unregistered_source', 'ledger')),
     detail text not null,
     -- as far as they could be read
     deployment_id uuid,
@@ -293,6 +297,12 @@ create table past_position (
     primary key (topic, partition, generation)
 );
 
+-- Which life of a partition goes on now, or begins with its first record.
+create function current_generation(of_topic text, of_partition integer) returns integer language sql stable strict as $$
+    select coalesce((select generation from position where topic = of_topic and partition = of_partition),
+        (select max(generation) + 1 from past_position where topic = of_topic and partition = of_partition), 1)
+$$;
+
 -- What was planned to be done, under the hash of its effect: only exactly that is executed.
 create table plan (
     hash text primary key,
@@ -323,7 +333,6 @@ create index replay_by_plan on replay (plan_hash);
 create table publication (
     source_id smallint not null,
     event_id text not null,
-    event_type text not null,
     event_created_at timestamptz not null,
     queued_batch_id bigint not null,
     state text not null default 'pending' constraint publication_state_is_known
@@ -336,8 +345,10 @@ create table publication (
     leased_by text,
     leased_until timestamptz,
     last_message text,
-    -- since when it is not sent because coderd's own row does not agree; null: nothing holds it by itself
+    -- why it is not sent although it is due, and since when; null: nothing holds it by itself
+    held_for text constraint publication_held_for_is_known check (held_for in ('coderd_differs', 'vendor_rules')),
     held_since timestamptz,
+    constraint publication_is_held_since_an_instant check ((held_for is null) = (held_since is null)),
     constraint publication_is_unique primary key (source_id, event_id),
     constraint publication_is_settled_by_a_batch check ((state = 'pending') = (settled_batch_id is null))
 );

@@ -31,3 +31,4 @@ pub mod status;
 #[cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 pub mod tallyman;
 pub mod waiting;
+pub mod words;

@@ -47,6 +47,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("status", &["event", "license", "log", "ledger"]),
     ("tallyman", &[]),
     ("waiting", &[]),
+    ("words", &[]),
 ];
 const ANY: &[&str] = &["*"];
 const LEAVES: &[&str] = &["cause", "clock", "waiting"];

@@ -8,8 +8,8 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use crate::clock::Clock;
-use crate::event::UsageType;
-use crate::ledger::{Ledger, OpenRejects};
+use crate::event::{RejectCause, UsageType};
+use crate::ledger::{Ledger, OpenRejects, Verdict};
 
 /// After each count so many times as long as it took nothing is counted: very many open rejects are counted less often.
 const PAUSE: u32 = 20;
@@ -26,7 +26,7 @@ pub(super) struct RejectsTelemetry {
 struct State {
     next_look: Option<Instant>,
     /// Verdicts and causes that were shown: those that have none left fall to 0.
-    shown: BTreeSet<(String, String)>,
+    shown: BTreeSet<(Verdict, RejectCause)>,
 }
 
 impl RejectsTelemetry {
@@ -65,18 +65,18 @@ impl RejectsTelemetry {
         state.next_look = Some(Instant::now() + begun.elapsed() * PAUSE);
     }
 
-    fn show(&self, open: &[OpenRejects], clock: &Clock, shown: &mut BTreeSet<(String, String)>) {
-        let mut records: BTreeMap<(String, String), i64> = shown.iter().map(|of| (of.clone(), 0)).collect();
+    fn show(&self, open: &[OpenRejects], clock: &Clock, shown: &mut BTreeSet<(Verdict, RejectCause)>) {
+        let mut records: BTreeMap<(Verdict, RejectCause), i64> = shown.iter().map(|of| (*of, 0)).collect();
         let mut at_stake: BTreeMap<&str, f64> = UsageType::ALL.map(|usage_type| (usage_type.unit(), 0.0)).into();
         at_stake.insert("unknown", 0.0);
         for rejects in open {
-            records.insert((rejects.verdict.clone(), rejects.cause.clone()), rejects.records);
+            records.insert((rejects.verdict, rejects.cause), rejects.records);
             for (unit, number) in &rejects.units {
                 *at_stake.entry(unit).or_default() += *number as f64;
             }
         }
         for ((verdict, cause), number) in &records {
-            self.open.with_label_values(&[verdict, cause]).set(*number);
+            self.open.with_label_values(&[verdict.as_str(), cause.as_str()]).set(*number);
         }
         for (unit, number) in at_stake {
             self.at_stake.with_label_values(&[unit]).set(number);

@@ -7,8 +7,8 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::{Audit, Joint};
-use crate::event::{self, Event, ParseError, Topic, TopicPartition, is_signature_cause};
-use crate::ledger::{Arrival, Difference, KeptEvent, KeptRange, KeptReject, Refusal, Verdict};
+use crate::event::{self, Event, ParseError, Topic, TopicPartition};
+use crate::ledger::{Arrival, BatchKind, Difference, KeptEvent, KeptRange, KeptReject, Refusal, RejectState, Verdict};
 use crate::log::{LogError, Record};
 
 /// Records, and rows, compared at a time: what bounds memory.
@@ -198,7 +198,7 @@ impl Kept {
     /// A record of an event that was accepted from another record: a duplicate, or a conflict that is kept.
     fn accepted_elsewhere(&self, place: &str, event: &Event, reject: Option<&KeptReject>, found: &mut Found) {
         let row = self.elsewhere.get(&(event.deployment, key(event)));
-        let conflict = reject.is_some_and(|reject| reject.verdict == "conflict");
+        let conflict = reject.is_some_and(|reject| reject.verdict == Verdict::Conflict);
         match row {
             // rejected or held when it was read: an upgrade, or another ledger, may know better now
             _ if reject.is_some() && !conflict => {}
@@ -253,10 +253,10 @@ fn accepted_here(topic: Topic, place: &str, row: &KeptEvent, event: &Event, reje
     let Some(reject) = reject else { return };
     let (id, detail) = (format!("reject {}", reject.id), format!("the record at {place} is accepted as {}", row.id(topic)));
     // a replay reads a record a second time, and one of the two readings may know better; what was in conflict stays so
-    let read_twice = reject.by_a_replay || row.batch.as_ref().is_some_and(|batch| batch.kind == "replay");
-    if !read_twice || reject.verdict == "conflict" {
+    let read_twice = reject.by_a_replay || row.batch.as_ref().is_some_and(|batch| batch.kind == BatchKind::Replay);
+    if !read_twice || reject.verdict == Verdict::Conflict {
         found.differs("reject_of_an_event", id, detail);
-    } else if reject.state == "open" {
+    } else if reject.state == RejectState::Open {
         let detail = format!("{detail} by another reading; `tallyline rejects resubmit {}` ends the reject and appends nothing", reject.id);
         found.joint.open.push(Difference { kind: "accepted_after_all".into(), id, detail });
     }
@@ -268,12 +268,12 @@ fn refused(place: &str, refusal: &Refusal, reject: Option<&KeptReject>, found: &
         return found.differs("reject_missing", place, format!("the record is no event ({}) and not among the rejects", refusal.detail));
     };
     // its signature is not verified here
-    if is_signature_cause(&reject.cause) {
+    if reject.cause.may_be_forged() {
         return;
     }
-    let expected = if refusal.verdict == Verdict::Held { "held" } else { "rejected" };
+    let expected = if refusal.verdict == Verdict::Held { Verdict::Held } else { Verdict::Rejected };
     // what was held is judged again by each version
-    if reject.verdict != "held" && reject.verdict != expected {
+    if reject.verdict != Verdict::Held && reject.verdict != expected {
         let detail = format!("verdict: is {}, the record at {place} is {expected}", reject.verdict);
         found.differs("reject_changed", format!("reject {}", reject.id), detail);
     } else if reject.verdict == expected && reject.cause != refusal.cause {
@@ -305,7 +305,7 @@ fn row_alone(topic: Topic, row: &KeptEvent, found: &mut Found) {
 fn arrival(topic: Topic, record: Record) -> Arrival {
     let refusal = |error: ParseError| {
         let verdict = if matches!(error, ParseError::UnknownEventType(_)) { Verdict::Held } else { Verdict::Rejected };
-        Refusal { verdict, cause: error.cause().to_owned(), detail: error.to_string() }
+        Refusal { verdict, cause: error.cause(), detail: error.to_string() }
     };
     let event = event::parse_in(topic, &record.message).map_err(refusal);
     Arrival { offset: record.offset, timestamp: record.timestamp, message: record.message, event, confirmed: false }

@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::source::{BuildDigests, READ_AGAIN, Sides};
 use super::{Joint, RECENT_USAGE_DIFFERS, SOURCE_GONE};
 use crate::event::{Digest, ParseError};
-use crate::ledger::{Difference, RefusedState};
+use crate::ledger::{Difference, RefusedState, RejectState};
 
 /// Ids judged at a time.
 const PAGE: usize = 2_000;
@@ -180,13 +180,15 @@ impl Joint {
     /// given up by one. What went through the log again only after the first reading may be on its way.
     fn not_accepted(&mut self, suspect: &Suspect<'_>, unknown_type: bool) {
         let id = suspect.id;
-        match suspect.refused.map(|refused| refused.state.as_str()) {
+        match suspect.refused.map(|refused| refused.state) {
             None => self.differences.push(difference("missing", id, "coderd has it, the ledger does not")),
-            Some("open") if unknown_type => {
+            Some(RejectState::Open) if unknown_type => {
                 self.open.push(difference("held", id, "the ledger holds the row raw, for a version that knows its type"));
             }
-            Some("open") => self.open.push(difference("rejected", id, "the ledger has it among its rejects")),
-            Some("discarded") => self.remarks.push(difference("discarded", id, "the ledger refused it, and an operator has discarded it")),
+            Some(RejectState::Open) => self.open.push(difference("rejected", id, "the ledger has it among its rejects")),
+            Some(RejectState::Discarded) => {
+                self.remarks.push(difference("discarded", id, "the ledger refused it, and an operator has discarded it"))
+            }
             Some(_) if !suspect.passed_before => {
                 self.open.push(difference("resubmitted", id, "it went through the log again from the rejects just now"));
             }
@@ -225,7 +227,7 @@ mod tests {
     fn joint(passed_before: bool, read_again: i64) -> Joint {
         let mut joint = Joint::new(SOURCE);
         joint.number(READ_AGAIN, read_again);
-        let refused = RefusedState { state: "resubmitted".into(), passed: true };
+        let refused = RefusedState { state: RejectState::Resubmitted, passed: true };
         let suspect = Suspect { id: "a", is_confirmed: false, is_lost: false, refused: Some(&refused), passed_before };
         joint.not_accepted(&suspect, false);
         joint

@@ -4,6 +4,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 
 use super::via::{Via, ViaArguments};
 use super::{Context, Exit, Failure, columns, instant};
+use crate::ledger::ActKind;
 use crate::operations::{Acts, ListActs};
 
 /// Show the audit trail: who did what, when and why, the latest first.
@@ -16,7 +17,7 @@ pub struct Arguments {
     actor: Option<String>,
     /// Only these: resubmit, admit, discard, pause, resume, replay, rebuild, recover, accept, retire or reinstate
     #[arg(long, value_name = "ACT")]
-    act: Option<String>,
+    act: Option<ActKind>,
     /// Only what was done to this: a reject's id, a plan's hash, an operation, a deployment
     #[arg(long, value_name = "SUBJECT")]
     subject: Option<String>,
@@ -48,7 +49,7 @@ pub(super) async fn run(arguments: Arguments, context: &Context) -> Result<Exit,
 fn table(answer: &Acts) -> String {
     let rows = answer.acts.iter().map(|act| {
         let at = act.acted_at.to_rfc3339_opts(SecondsFormat::Millis, true);
-        [act.id.to_string(), at, act.actor.clone(), act.act.clone(), act.subject.clone(), act.reason.clone()]
+        [act.id.to_string(), at, act.actor.clone(), act.act.to_string(), act.subject.clone(), act.reason.clone()]
     });
     let page = columns(["ID", "AT", "WHO", "WHAT", "SUBJECT", "WHY"], rows);
     match answer.next_before {

@@ -190,7 +190,7 @@ fn table(answer: &Answer) -> String {
                 Aggregate::Sum => total.unit.to_owned(),
                 Aggregate::Maximum => format!("{} at most", total.unit),
             };
-            [total.event_type.clone(), total.events.to_string(), total.quantity.clone(), unit]
+            [total.event_type.to_string(), total.events.to_string(), total.quantity.clone(), unit]
         }),
     );
     let (from, to) = (time(answer.from), time(answer.to));

@@ -78,7 +78,7 @@ pub(super) async fn resume(arguments: ResumeArguments, context: &Context) -> Res
     let pause = match arguments.via.open(context).await? {
         Via::Site(site) => site.desk()?.resume(&request, &arguments.actor.actor()).await?,
         Via::Api(api) => {
-            let (path, topic) = (["pauses", request.operation.name()], json!({ "topic": request.topic }));
+            let (path, topic) = (["pauses", request.operation.as_str()], json!({ "topic": request.topic }));
             api.delete(&path, &topic, arguments.actor.reason_alone()?).await?
         }
     };
@@ -101,5 +101,5 @@ async fn coderd_is_cut_off(arguments: &Arguments, request: CoderdCutOff, context
 
 fn resumed(pause: &Pause) -> String {
     let of = pause.topic.as_ref().map(|topic| format!(" of {topic}")).unwrap_or_default();
-    format!("{}{of} goes on; it was paused by {}: {}\n", pause.operation.name(), pause.actor, pause.reason)
+    format!("{}{of} goes on; it was paused by {}: {}\n", pause.operation.as_str(), pause.actor, pause.reason)
 }

@@ -7,6 +7,7 @@ use uuid::Uuid;
 use super::via::{Via, ViaArguments};
 use super::{Context, Exit, Failure};
 use crate::event::UsageType;
+use crate::ledger::{AttemptVerdict, BatchKind};
 use crate::operations::{AcceptedProof, Proof, ProveRequest};
 
 /// A side that cannot be asked is said to be so, and the rest is shown.
@@ -87,7 +88,7 @@ fn accepted_lines(page: &mut Page, accepted: &AcceptedProof) {
     match (batch.sequence, batch.recorded_at) {
         (Some(sequence), Some(recorded_at)) => {
             let epoch = batch.epoch.map(|epoch| format!(", epoch {epoch}")).unwrap_or_default();
-            let kind = batch.kind.as_deref().unwrap_or_default();
+            let kind = batch.kind.map_or("", BatchKind::as_str);
             page.line("LEDGER", &format!("sequence {sequence}: {kind} batch {}{epoch}, recorded at {}", batch.id, time(recorded_at)));
         }
         _ => page.line("LEDGER", &format!("batch {}, which is NOT there: run `tallyline audit`", batch.id)),
@@ -141,9 +142,10 @@ fn publication_lines(page: &mut Page, accepted: &AcceptedProof) {
     let next = life.next_attempt_at.map(|at| format!(", due at {}", time(at))).unwrap_or_default();
     let unanswered = if life.unanswered { ", an attempt may have been taken" } else { "" };
     page.line("PUBLISHED", &format!("{}{settled}{next}{unanswered}", life.state));
-    page.lines("", life.last_message.iter().cloned());
+    let held = if life.held_for.is_some() { "held back: " } else { "" };
+    page.lines("", life.last_message.iter().map(|message| format!("{held}{message}")));
     for attempt in &life.attempts {
-        let verdict = attempt.verdict.as_deref().unwrap_or("no answer is recorded");
+        let verdict = attempt.verdict.map_or("no answer is recorded", AttemptVerdict::as_str);
         let status = attempt.status.map(|status| format!(", HTTP {status}")).unwrap_or_default();
         let answered = attempt.answered_at.map(|at| format!(", answered {}", time(at))).unwrap_or_default();
         let message = attempt.message.as_ref().map(|message| format!(": {message}")).unwrap_or_default();
@@ -156,7 +158,7 @@ fn refusal_lines(page: &mut Page, proof: &Proof) {
     for refusal in &proof.refusals {
         let place = format!("{}/{}@{}", refusal.topic, refusal.partition, refusal.log_offset);
         page.line("REFUSED", &format!("reject {} at {place}, recorded at {}: {}", refusal.id, time(refusal.recorded_at), refusal.verdict));
-        let unit = refusal.event_type.as_deref().and_then(UsageType::named).map_or("of an unknown unit", UsageType::unit);
+        let unit = refusal.event_type.as_deref().and_then(|text| text.parse().ok()).map_or("of an unknown unit", UsageType::unit);
         let units = refusal.units.as_ref().map(|units| format!(", {units} {unit} at stake")).unwrap_or_default();
         page.line("", &format!("{}: {}{units}", refusal.cause, refusal.detail));
         page.line("", &format!("is {}", refusal.state));

@@ -9,7 +9,8 @@ use super::actor::ActorArguments;
 use super::progress::Progress;
 use super::via::{Via, ViaArguments};
 use super::{Context, Exit, Failure, columns, given_file};
-use crate::event::{MAX_PAYLOAD_BYTES, UsageType};
+use crate::event::{MAX_PAYLOAD_BYTES, RejectCause, UsageType};
+use crate::ledger::{RejectProperty, Verdict};
 use crate::operations::{
     Actor, Admitted, Bytes, CountRejects, Desk, DiscardRejects, DiscardedRejects, Foreseen, ListRejects, OperationError, Reject,
     RejectCounts, RejectPage, Resubmit, Resubmitted, ShownReject, WhichRejects,
@@ -40,16 +41,16 @@ pub struct List {
     via: ViaArguments,
     /// Count them in groups instead: verdict, cause, type, topic, state, deployment
     #[arg(long, value_name = "WHAT", conflicts_with_all = ["limit", "after"])]
-    by: Option<String>,
+    by: Option<RejectProperty>,
     /// Only those in this state: open, resubmitted, admitted, discarded, all
     #[arg(long, value_name = "STATE", default_value = "open")]
     state: String,
     /// Only these: rejected, conflict, held
     #[arg(long, value_name = "VERDICT")]
-    verdict: Option<String>,
+    verdict: Option<Verdict>,
     /// Only those with this cause, such as json
     #[arg(long, value_name = "CAUSE")]
-    cause: Option<String>,
+    cause: Option<RejectCause>,
     /// Only those of this event type
     #[arg(long = "type", value_name = "TYPE")]
     event_type: Option<String>,
@@ -154,9 +155,9 @@ async fn admit(desk: &Desk, actor: &Actor, context: &Context) -> Result<Admitted
 
 /// How many held records are of a type that this version knows.
 async fn known(desk: &Desk) -> Result<u64, Failure> {
-    let which = WhichRejects { verdict: Some("held".to_owned()), ..WhichRejects::default() };
-    let held = desk.count_rejects(&CountRejects { which, by: "type".to_owned() }).await?;
-    let known = held.groups.iter().filter(|group| group.value.as_deref().and_then(UsageType::named).is_some());
+    let which = WhichRejects { verdict: Some(Verdict::Held), ..WhichRejects::default() };
+    let held = desk.count_rejects(&CountRejects { which, by: RejectProperty::Type }).await?;
+    let known = held.groups.iter().filter(|group| group.value.as_ref().is_some_and(|value| value.parse::<UsageType>().is_ok()));
     Ok(known.map(|group| u64::try_from(group.records).unwrap_or_default()).sum())
 }
 
@@ -223,7 +224,7 @@ fn table(page: &RejectPage) -> String {
         let stake = at_stake(row);
         let of = [row.event_type.clone(), row.event_id.clone()].map(or_dash);
         let [event_type, event_id] = of;
-        let what = [row.state.clone(), row.verdict.clone(), row.cause.clone()];
+        let what = [row.state.to_string(), row.verdict.to_string(), row.cause.to_string()];
         let [state, verdict, cause] = what;
         [row.id.to_string(), state, verdict, cause, time(row.first_seen), stake, event_type, event_id, place]
     });
@@ -242,7 +243,7 @@ fn groups(counts: &RejectCounts) -> String {
         .groups
         .iter()
         .map(|group| [or_dash(group.value.clone()), group.records.to_string(), amounts(&group.units), time(group.oldest)]);
-    let text = columns([counts.by.to_uppercase().as_str(), "RECORDS", "AT STAKE", "OLDEST"], rows);
+    let text = columns([counts.by.as_str().to_uppercase().as_str(), "RECORDS", "AT STAKE", "OLDEST"], rows);
     if text.is_empty() { "none\n".to_owned() } else { text }
 }
 
@@ -282,7 +283,7 @@ fn page(shown_reject: &ShownReject) -> String {
     };
     let facts = [
         ("reject", row.id.to_string()),
-        ("state", row.state.clone()),
+        ("state", row.state.to_string()),
         ("verdict", format!("{} ({})", row.verdict, row.cause)),
         ("detail", row.detail.clone()),
         ("record", format!("{}/{}@{}, life {} of the partition", row.topic, row.partition, row.offset, row.generation)),
@@ -302,12 +303,11 @@ fn page(shown_reject: &ShownReject) -> String {
     let headers = row.headers.iter().map(|header| [header.name.clone(), shown(header.value.as_ref())]);
     let acts = row.acts.iter().map(|act| {
         let did = if act.ended_it { "ended it" } else { "did not end it" };
-        [time(act.acted_at), act.act.clone(), act.actor.clone(), act.reason.clone(), did.to_owned()]
+        [time(act.acted_at), act.act.to_string(), act.actor.clone(), act.reason.clone(), did.to_owned()]
     });
-    let same = shown_reject
-        .same_event
-        .iter()
-        .map(|other| [other.id.to_string(), other.state.clone(), other.verdict.clone(), other.cause.clone(), time(other.recorded_at)]);
+    let same = shown_reject.same_event.iter().map(|other| {
+        [other.id.to_string(), other.state.to_string(), other.verdict.to_string(), other.cause.to_string(), time(other.recorded_at)]
+    });
     let tables = [
         columns(["HEADER", "VALUE"], headers),
         columns(["ACT AT", "ACT", "BY", "REASON", "EFFECT"], acts),

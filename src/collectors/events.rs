@@ -6,8 +6,8 @@ use uuid::Uuid;
 
 use crate::coderd::{BuildRow, Time, UsageRow};
 use crate::event::{
-    BuildKind, BuildStatus, Digest, Event, InputStage, MAX_TEXT_BYTES, Message, PREBUILDS_USER, ParseError, Payload, PrebuildClaimed,
-    PublishMarks, Transition, Usage, UsageQuantity, WorkspaceBuildCompleted, YEARS, kind, parse,
+    BuildKind, Digest, Event, InputStage, MAX_TEXT_BYTES, Message, PREBUILDS_USER, ParseError, Payload, PrebuildClaimed, PublishMarks,
+    Usage, UsageQuantity, WorkspaceBuildCompleted, YEARS, kind, parse,
 };
 
 /// Why coderd's row of a build is not an event.
@@ -81,8 +81,8 @@ fn build_with_known_words(row: BuildRow) -> Result<WorkspaceBuildCompleted, NotA
         Some(other) => Err(unknown("prebuilt_workspace_stage", other)),
     };
     Ok(WorkspaceBuildCompleted {
-        transition: Transition::named(&row.transition).ok_or_else(|| unknown("transition", &row.transition))?,
-        status: BuildStatus::named(&row.status).ok_or_else(|| unknown("job_status", &row.status))?,
+        transition: row.transition.parse().map_err(|_| unknown("transition", &row.transition))?,
+        status: row.status.parse().map_err(|_| unknown("job_status", &row.status))?,
         stage: stage(row.stage.as_deref())?,
         first_build_stage: stage(row.first_build_stage.as_deref())?,
         build_id: row.build_id,

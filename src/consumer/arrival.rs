@@ -26,7 +26,7 @@ pub(super) fn verified(log: &Log, signed_from: Option<i64>, topic: Topic, record
     match signer {
         Ok(signer) => Arrival { confirmed: signer == Signer::Collector, ..arrival },
         Err(error) if signed_from.is_some_and(|from| arrival.offset >= from) && arrival.message.unreadable_batch().is_none() => {
-            let refusal = Refusal { verdict: Verdict::Rejected, cause: error.cause().to_owned(), detail: error.to_string() };
+            let refusal = Refusal { verdict: Verdict::Rejected, cause: error.cause(), detail: error.to_string() };
             Arrival { event: Err(refusal), ..arrival }
         }
         Err(_) => arrival,
@@ -49,12 +49,13 @@ fn refusal(error: &ParseError, message: &Message) -> Refusal {
         }
         None => error.to_string(),
     };
-    Refusal { verdict, cause: error.cause().to_owned(), detail }
+    Refusal { verdict, cause: error.cause(), detail }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::RejectCause;
     use crate::log::PostgresLogSettings;
 
     /// What a batch holds that cannot be read bears no signature either.
@@ -67,7 +68,7 @@ mod tests {
             let record = Record { offset: 9, timestamp: chrono::DateTime::UNIX_EPOCH, message };
             verified(&log, Some(0), Topic::AgentUsage, record).event.unwrap_err().cause
         };
-        assert_eq!(cause(Message::of_unreadable_batch(5, 9)), "oversized");
-        assert_eq!(cause(Message::default()), "unsigned");
+        assert_eq!(cause(Message::of_unreadable_batch(5, 9)), RejectCause::Oversized);
+        assert_eq!(cause(Message::default()), RejectCause::Unsigned);
     }
 }

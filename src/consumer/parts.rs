@@ -1,5 +1,6 @@
 //! A batch that the ledger does not take as a whole is recorded in parts.
 
+use crate::event::RejectCause;
 use crate::ledger::{Arrival, Refusal, Verdict};
 
 /// Records of one partition that are recorded together, and the position behind them.
@@ -26,7 +27,7 @@ impl Part {
             [] => None,
             [one] if one.event.is_err() => None,
             [one] => {
-                one.event = Err(Refusal { verdict: Verdict::Rejected, cause: "ledger".into(), detail: crate::cause::text(error) });
+                one.event = Err(Refusal { verdict: Verdict::Rejected, cause: RejectCause::Ledger, detail: crate::cause::text(error) });
                 Some(vec![self])
             }
             _ => Some(self.halves()),

@@ -6,38 +6,12 @@ use uuid::Uuid;
 
 use super::fields::Fields;
 use super::{PREBUILDS_USER, ParseError};
+use crate::words::words;
 
 /// The CloudEvents type.
 pub(super) const TYPE: &str = "workspace_build_completed_v1";
 /// Event ids are this and the build id.
 pub(super) const ID_PREFIX: &str = "workspace_build_completed:";
-
-/// A closed set of words as an enum, with the words themselves.
-macro_rules! words {
-    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal),+ $(,)? }) => {
-        $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-        pub enum $name { $($(#[$variant_doc])* $variant),+ }
-        impl $name {
-            /// The source's own word.
-            #[must_use]
-            pub fn as_str(self) -> &'static str {
-                match self { $(Self::$variant => $word),+ }
-            }
-            /// The value of that word.
-            #[must_use]
-            pub fn named(word: &str) -> Option<Self> {
-                match word { $($word => Some(Self::$variant),)+ _ => None }
-            }
-        }
-        impl serde::Serialize for $name {
-            fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-                to.serialize_str(self.as_str())
-            }
-        }
-    };
-}
-pub(super) use words;
 
 words! {
     /// coderd's enum `workspace_transition`.
@@ -75,7 +49,7 @@ words! {
 
 /// One completed build, any transition and any status. All ids are coderd's; names are those of the first sighting and label only. Its JSON is the
 /// event's data.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, sqlx::FromRow)]
 pub struct WorkspaceBuildCompleted {
     /// `workspace_builds.id`
     pub build_id: Uuid,
@@ -193,11 +167,11 @@ pub(super) fn from_data(mut data: Fields<'_>, first_build_stage: Option<InputSta
         preset_id: data.optional_uuid("preset_id")?,
         owner_id: data.uuid("owner_id")?,
         initiator_id: data.uuid("initiator_id")?,
-        transition: data.word("transition", Transition::named)?,
+        transition: data.word("transition")?,
         reason: data.text("reason")?,
-        status: data.word("status", BuildStatus::named)?,
+        status: data.word("status")?,
         build_number: data.small_integer("build_number", 1)?,
-        stage: stage(&mut data)?,
+        stage: data.optional_word("stage")?,
         first_build_by_prebuilds_user: data.flag("first_build_by_prebuilds_user")?,
         first_build_stage,
         first_successful_start: data.flag("first_successful_start")?,
@@ -220,13 +194,4 @@ pub(super) fn from_data(mut data: Fields<'_>, first_build_stage: Option<InputSta
         return Err(ParseError::field("first_successful_start", "is true for a build that is no succeeded start"));
     }
     Ok(build)
-}
-
-/// The optional stage word, shared with claims.
-pub(super) fn stage(data: &mut Fields<'_>) -> Result<Option<InputStage>, ParseError> {
-    data.optional_text("stage")?.map(|word| stage_named("stage", &word)).transpose()
-}
-
-pub(super) fn stage_named(name: &'static str, word: &str) -> Result<InputStage, ParseError> {
-    InputStage::named(word).ok_or_else(|| ParseError::field(name, format!("{word:?} is not one of its values")))
 }

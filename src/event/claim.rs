@@ -15,7 +15,7 @@ pub(super) const ID_PREFIX: &str = "prebuild_claimed:";
 
 /// One completed claim, whatever its status. The build itself is a [`super::WorkspaceBuildCompleted`] too; claim metrics come from here only.
 /// Its JSON is the event's data.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, sqlx::FromRow)]
 pub struct PrebuildClaimed {
     /// The claim build, `workspace_builds.id`
     pub build_id: Uuid,
@@ -72,8 +72,8 @@ pub(super) fn from_data(mut data: Fields<'_>) -> Result<PrebuildClaimed, ParseEr
         claimed_by: data.uuid("claimed_by")?,
         initiator_id: data.uuid("initiator_id")?,
         build_number: data.small_integer("build_number", 1)?,
-        stage: build::stage(&mut data)?,
-        status: data.word("status", BuildStatus::named)?,
+        stage: data.optional_word("stage")?,
+        status: data.word("status")?,
         created_at: data.time("created_at")?,
         started_at: data.optional_time("started_at")?,
         completed_at: data.time("completed_at")?,

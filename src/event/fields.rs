@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::ops::RangeInclusive;
+use std::str::FromStr;
 
 use chrono::{DateTime, Datelike, Timelike, Utc};
 use serde::Deserialize;
@@ -9,6 +10,7 @@ use serde::de::{Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use uuid::Uuid;
 
 use super::ParseError;
+use crate::words::UnknownWord;
 
 /// Longest text taken for a name, in bytes.
 pub const MAX_TEXT_BYTES: usize = 4096;
@@ -130,9 +132,13 @@ impl<'a> Fields<'a> {
     }
 
     /// One of a closed set of words.
-    pub(super) fn word<T>(&mut self, name: &'static str, read: impl Fn(&str) -> Option<T>) -> Result<T, ParseError> {
-        let text = self.optional_borrowed(name)?.ok_or_else(|| ParseError::field(name, "is missing"))?;
-        read(&text).ok_or_else(|| ParseError::field(name, format!("{text:?} is not one of its values")))
+    pub(super) fn word<T: FromStr<Err = UnknownWord>>(&mut self, name: &'static str) -> Result<T, ParseError> {
+        self.optional_word(name)?.ok_or_else(|| ParseError::field(name, "is missing"))
+    }
+
+    /// The same, where it is there.
+    pub(super) fn optional_word<T: FromStr<Err = UnknownWord>>(&mut self, name: &'static str) -> Result<Option<T>, ParseError> {
+        self.optional_borrowed(name)?.map(|text| word(name, &text)).transpose()
     }
 
     /// Every field has been taken: what is left is unknown.
@@ -142,6 +148,11 @@ impl<'a> Fields<'a> {
             Some((name, _)) => Err(ParseError::UnknownField(name.chars().take(100).collect())),
         }
     }
+}
+
+/// One of a closed set of words.
+pub(super) fn word<T: FromStr<Err = UnknownWord>>(name: &'static str, text: &str) -> Result<T, ParseError> {
+    text.parse().map_err(|error: UnknownWord| ParseError::field(name, error.to_string()))
 }
 
 /// Text that PostgreSQL can hold: no NUL, not endless.

@@ -4,6 +4,7 @@
 //! suffix, and old versions parse for ever.
 
 mod build;
+mod cause;
 mod claim;
 mod digest;
 mod fields;
@@ -17,12 +18,13 @@ mod traces;
 mod usage;
 
 pub use build::{BuildKind, BuildStatus, InputStage, Transition, WorkspaceBuildCompleted, kind};
+pub use cause::RejectCause;
 pub use claim::PrebuildClaimed;
 pub use digest::Digest;
 pub use fields::{MAX_ID_BYTES, MAX_TEXT_BYTES, YEARS};
 pub use message::{KEPT_PAYLOAD_BYTES, MAX_PAYLOAD_BYTES, Message, Oversized, UNREADABLE};
 pub use parse::{ParseError, STRUCTURED, parse, parse_in};
-pub use signature::{LEAST_KEY_BYTES, SIGNATURE, SignatureError, Signatures, Signer, is_signature_cause};
+pub use signature::{LEAST_KEY_BYTES, SIGNATURE, SignatureError, Signatures, Signer};
 pub use topic::{Topic, TopicPartition};
 pub use traces::Traces;
 pub use usage::{PublishMarks, Usage, UsageQuantity, UsageType};

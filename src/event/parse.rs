@@ -3,10 +3,10 @@
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use super::fields::{Fields, checked_id, checked_text, time, uuid};
+use super::fields::{Fields, checked_id, checked_text, time, uuid, word};
 use super::message::{FIRST_BUILD_STAGE, MAX_PAYLOAD_BYTES, Message};
 use super::usage::{self, PublishMarks, Usage, UsageType};
-use super::{Event, Payload, Topic, build, claim};
+use super::{Event, Payload, RejectCause, Topic, build, claim};
 
 /// Why a record is no event that we can count. Each names what is wrong.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -69,19 +69,19 @@ impl ParseError {
         ParseError::Attribute { name: name.to_owned(), problem: problem.into() }
     }
 
-    /// A short fixed word for the cause, to count and to filter by.
+    /// The cause in one word.
     #[must_use]
-    pub fn cause(&self) -> &'static str {
+    pub fn cause(&self) -> RejectCause {
         match self {
-            ParseError::Tombstone => "tombstone",
-            ParseError::Oversized(_) | ParseError::UnreadableBatch(_) => "oversized",
-            ParseError::Json(_) => "json",
-            ParseError::Attribute { .. } => "attribute",
-            ParseError::UnknownEventType(_) => "unknown_event_type",
-            ParseError::ForeignEventType(_) => "foreign_event_type",
-            ParseError::ForeignTopic { .. } => "foreign_topic",
-            ParseError::Field { .. } => "field",
-            ParseError::UnknownField(_) => "unknown_field",
+            ParseError::Tombstone => RejectCause::Tombstone,
+            ParseError::Oversized(_) | ParseError::UnreadableBatch(_) => RejectCause::Oversized,
+            ParseError::Json(_) => RejectCause::Json,
+            ParseError::Attribute { .. } => RejectCause::Attribute,
+            ParseError::UnknownEventType(_) => RejectCause::UnknownEventType,
+            ParseError::ForeignEventType(_) => RejectCause::ForeignEventType,
+            ParseError::ForeignTopic { .. } => RejectCause::ForeignTopic,
+            ParseError::Field { .. } => RejectCause::Field,
+            ParseError::UnknownField(_) => RejectCause::UnknownField,
         }
     }
 }
@@ -189,13 +189,12 @@ fn event<'a>(attributes: Attributes, data: impl FnOnce() -> Result<Fields<'a>, P
     let at = attributes.time.as_deref().map(|text| time("time", text)).transpose()?;
     let payload = match event_type.as_str() {
         build::TYPE => {
-            let first_stage =
-                attributes.first_build_stage.as_deref().map(|word| build::stage_named(FIRST_BUILD_STAGE, word)).transpose()?;
+            let first_stage = attributes.first_build_stage.as_deref().map(|text| word(FIRST_BUILD_STAGE, text)).transpose()?;
             Payload::Build(Box::new(build::from_data(data()?, first_stage)?))
         }
         claim::TYPE => Payload::Claim(Box::new(claim::from_data(data()?)?)),
-        _ => match UsageType::named(&event_type) {
-            Some(usage_type) => Payload::Usage(Usage {
+        _ => match event_type.parse() {
+            Ok(usage_type) => Payload::Usage(Usage {
                 id: usage_id(id.clone())?,
                 quantity: usage::from_data(usage_type, data()?)?,
                 created_at: at.ok_or_else(|| ParseError::attribute("time", "is missing"))?,
@@ -205,8 +204,8 @@ fn event<'a>(attributes: Attributes, data: impl FnOnce() -> Result<Fields<'a>, P
                     failure_message: attributes.failure_message.map(|text| checked_text("failuremessage", text)).transpose()?,
                 },
             }),
-            None if UsageType::looks_like_usage(&event_type) => return Err(ParseError::UnknownEventType(clip(&event_type))),
-            None => return Err(ParseError::ForeignEventType(clip(&event_type))),
+            Err(_) if UsageType::looks_like_usage(&event_type) => return Err(ParseError::UnknownEventType(clip(&event_type))),
+            Err(_) => return Err(ParseError::ForeignEventType(clip(&event_type))),
         },
     };
     agree(Event { deployment, payload }, &id, at)

@@ -7,7 +7,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use sha2::{Digest as _, Sha256};
 
-use super::Message;
+use super::{Message, RejectCause};
+use crate::words::words;
 
 /// The header of a signature: `v1:SIGNER:KEY:TAG`, the tag in base64.
 pub const SIGNATURE: &str = "tallyline-signature";
@@ -18,23 +19,13 @@ pub const LEAST_KEY_BYTES: usize = 32;
 /// The most bytes of a header that are read: version, signer, a key's name of at most 100 bytes and the tag.
 const MOST_HEADER_BYTES: usize = 256;
 
-/// Who vouches for a record.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Signer {
-    /// A collector that read the event in coderd's database.
-    Collector,
-    /// An operator or this program, who passed a reject through the log again.
-    Operator,
-}
-
-impl Signer {
-    const ALL: [Signer; 2] = [Signer::Collector, Signer::Operator];
-
-    fn as_str(self) -> &'static str {
-        match self {
-            Signer::Collector => "collector",
-            Signer::Operator => "operator",
-        }
+words! {
+    /// Who vouches for a record.
+    Signer {
+        /// A collector that read the event in coderd's database.
+        Collector = "collector",
+        /// An operator or this program, who passed a reject through the log again.
+        Operator = "operator",
     }
 }
 
@@ -50,20 +41,14 @@ pub enum SignatureError {
 }
 
 impl SignatureError {
-    /// A short fixed word, to count by.
+    /// The cause in one word.
     #[must_use]
-    pub fn cause(&self) -> &'static str {
+    pub fn cause(&self) -> RejectCause {
         match self {
-            SignatureError::Unsigned => "unsigned",
-            SignatureError::Bad(_) => "bad_signature",
+            SignatureError::Unsigned => RejectCause::Unsigned,
+            SignatureError::Bad(_) => RejectCause::BadSignature,
         }
     }
-}
-
-/// Whether a reject's cause is that its signature is not valid: then anyone may have written the record.
-#[must_use]
-pub fn is_signature_cause(cause: &str) -> bool {
-    [SignatureError::Unsigned, SignatureError::Bad(String::new())].iter().any(|error| error.cause() == cause)
 }
 
 /// The keys of a pipeline. Without any, records are neither signed nor verified.
@@ -168,7 +153,7 @@ impl<'a> Header<'a> {
         else {
             return Err("must be v1:SIGNER:KEY:TAG".to_owned());
         };
-        let known = Signer::ALL.into_iter().find(|known| known.as_str() == signer);
+        let known = signer.parse().ok();
         let signer = known.ok_or("must name the signer collector or operator")?;
         let tag = BASE64.decode(tag).map_err(|_| "must end in a tag in base64")?;
         Ok(Header { signer, key, tag })

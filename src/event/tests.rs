@@ -236,7 +236,7 @@ fn a_record_that_is_not_exactly_right_is_refused_by_name() {
         (
             "unreadable batch",
             Message::of_unreadable_batch(3, 7),
-            Box::new(|e| e.cause() == "oversized" && e.to_string().contains("offsets 3 to 7")),
+            Box::new(|e| e.cause() == RejectCause::Oversized && e.to_string().contains("offsets 3 to 7")),
         ),
         ("empty", raw(b""), Box::new(|e| matches!(e, ParseError::Json(_)))),
         ("trailing data", raw(b"{} {}"), Box::new(|e| matches!(e, ParseError::Json(_)))),
@@ -278,7 +278,7 @@ fn a_record_that_is_not_exactly_right_is_refused_by_name() {
     for (name, message, expected) in rows {
         let error = parse(&message).expect_err(name);
         assert!(expected(&error), "{name}: {error:?}");
-        assert!(!error.cause().is_empty() && !error.to_string().is_empty());
+        assert!(!error.to_string().is_empty());
     }
 }
 

@@ -61,15 +61,15 @@ impl Traces {
 }
 
 fn units(event_type: &str, mut data: Fields<'_>) -> Option<u64> {
-    match UsageType::named(event_type) {
-        Some(UsageType::ManagedAgents | UsageType::AiSeats) => data.unsigned("count").ok(),
-        Some(UsageType::AgentRuntime) => data.unsigned("runtime_ms").ok(),
-        None if UsageType::looks_like_usage(event_type) => match data.only_whole()? {
+    match event_type.parse() {
+        Ok(UsageType::ManagedAgents | UsageType::AiSeats) => data.unsigned("count").ok(),
+        Ok(UsageType::AgentRuntime) => data.unsigned("runtime_ms").ok(),
+        Err(_) if UsageType::looks_like_usage(event_type) => match data.only_whole()? {
             Value::Whole(number) => u64::try_from(*number).ok(),
             Value::Large(number) => Some(*number),
             _ => None,
         },
-        None => None,
+        Err(_) => None,
     }
 }
 

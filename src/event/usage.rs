@@ -4,8 +4,8 @@ use chrono::{DateTime, Utc};
 use serde_json::Value;
 
 use super::ParseError;
-use super::build::words;
 use super::fields::Fields;
+use crate::words::words;
 
 words! {
     /// The usage event types that this version knows. They are frozen once shipped.
@@ -20,9 +20,6 @@ words! {
 }
 
 impl UsageType {
-    /// All types, in the order in which they are shown.
-    pub const ALL: [UsageType; 3] = [UsageType::ManagedAgents, UsageType::AiSeats, UsageType::AgentRuntime];
-
     /// What the type's number counts.
     #[must_use]
     pub fn unit(self) -> &'static str {
@@ -132,7 +129,7 @@ impl UsageQuantity {
     /// # Errors
     /// [`ParseError::UnknownEventType`] for a type that this version does not know; else what is wrong with the payload.
     pub fn parse(event_type: &str, event_data: &[u8]) -> Result<Self, ParseError> {
-        let usage_type = UsageType::named(event_type).ok_or_else(|| ParseError::UnknownEventType(event_type.to_owned()))?;
+        let usage_type = event_type.parse::<UsageType>().map_err(|_| ParseError::UnknownEventType(event_type.to_owned()))?;
         from_data(usage_type, Fields::of(event_data)?)
     }
 }

@@ -9,6 +9,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::csv::text;
+use crate::event::UsageType;
 use crate::ledger::{Ledger, UsageRange, UsageRow};
 
 /// Rows read at a time: what bounds memory.
@@ -40,7 +41,7 @@ pub struct Totals {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct TypeTotal {
     /// Tallyman's type.
-    pub event_type: String,
+    pub event_type: UsageType,
     /// What a quantity counts.
     pub unit: &'static str,
     /// How many events.
@@ -63,8 +64,8 @@ pub enum Aggregate {
 }
 
 impl Aggregate {
-    fn of(event_type: &str) -> Aggregate {
-        if event_type == "hb_ai_seats_v1" { Aggregate::Maximum } else { Aggregate::Sum }
+    fn of(usage_type: UsageType) -> Aggregate {
+        if usage_type == UsageType::AiSeats { Aggregate::Maximum } else { Aggregate::Sum }
     }
 
     fn add(self, total: u128, quantity: u128) -> u128 {
@@ -76,7 +77,7 @@ impl Aggregate {
 }
 
 /// Events and aggregate by type and deployment.
-type Types = BTreeMap<String, BTreeMap<Uuid, (u64, u128)>>;
+type Types = BTreeMap<UsageType, BTreeMap<Uuid, (u64, u128)>>;
 
 /// Writes the range as CSV: a header, then rows by time and id, lines ended by a line feed, times in UTC to the microsecond. Returns the totals.
 ///
@@ -92,10 +93,10 @@ pub async fn export_usage(ledger: &Ledger, range: &UsageRange, writer: impl Writ
         for row in &page {
             csv.write_record(fields(row))?;
             let quantity: u128 = row.quantity.parse().with_context(|| format!("the quantity of {}", row.event_id))?;
-            let deployments = types.entry(row.event_type.clone()).or_default();
+            let deployments = types.entry(row.event_type).or_default();
             let (events, total) = deployments.entry(row.deployment_id).or_default();
             *events += 1;
-            *total = Aggregate::of(&row.event_type).add(*total, quantity);
+            *total = Aggregate::of(row.event_type).add(*total, quantity);
         }
         match page.into_iter().next_back() {
             Some(row) => last = Some(row),
@@ -110,20 +111,20 @@ fn fields(row: &UsageRow) -> [String; 9] {
     [
         row.deployment_id.to_string(),
         text(&row.event_id).into_owned(),
-        text(&row.event_type).into_owned(),
+        row.event_type.to_string(),
         row.quantity.clone(),
-        unit(&row.event_type).to_owned(),
+        row.event_type.unit().to_owned(),
         row.created_at.to_rfc3339_opts(SecondsFormat::Micros, true),
-        row.publication_state.clone(),
+        row.publication_state.to_string(),
         row.request_id.map(|id| id.to_string()).unwrap_or_default(),
         row.sequence.to_string(),
     ]
 }
 
 fn totals(types: Types) -> Totals {
-    let total = |(event_type, deployments): (String, BTreeMap<Uuid, (u64, u128)>)| TypeTotal {
-        unit: unit(&event_type),
-        aggregate: Aggregate::of(&event_type),
+    let total = |(event_type, deployments): (UsageType, BTreeMap<Uuid, (u64, u128)>)| TypeTotal {
+        unit: event_type.unit(),
+        aggregate: Aggregate::of(event_type),
         event_type,
         events: deployments.values().map(|(events, _)| events).sum(),
         quantity: deployments.values().map(|(_, quantity)| quantity).sum::<u128>().to_string(),
@@ -132,23 +133,13 @@ fn totals(types: Types) -> Totals {
     Totals { events: types.iter().map(|total| total.events).sum(), types }
 }
 
-/// What the type's quantity counts.
-fn unit(event_type: &str) -> &'static str {
-    match event_type {
-        "dc_managed_agents_v1" => "agents",
-        "hb_ai_seats_v1" => "seats",
-        "hb_agent_runtime_v1" => "ms",
-        _ => "",
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn seats_are_a_maximum_and_everything_else_is_a_sum() {
-        for (event_type, total) in [("dc_managed_agents_v1", 12), ("hb_agent_runtime_v1", 12), ("hb_ai_seats_v1", 7)] {
+        for (event_type, total) in [(UsageType::ManagedAgents, 12), (UsageType::AgentRuntime, 12), (UsageType::AiSeats, 7)] {
             let aggregate = Aggregate::of(event_type);
             assert_eq!([2, 7, 3].into_iter().fold(0, |total, quantity| aggregate.add(total, quantity)), total, "{event_type}");
         }

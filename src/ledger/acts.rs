@@ -6,22 +6,57 @@ use sqlx::{FromRow, PgConnection};
 use utoipa::ToSchema;
 
 use super::Ledger;
+use crate::words::words;
 
 /// Who did what this program does by itself.
 pub const OURSELVES: &str = concat!("tallyline ", env!("CARGO_PKG_VERSION"));
-/// The words of `operator_act_is_known`: what can be done.
-pub const ACTS: [&str; 11] =
-    ["resubmit", "admit", "discard", "pause", "resume", "replay", "rebuild", "recover", "accept", "retire", "reinstate"];
+
+words! {
+    /// What can be done.
+    ActKind {
+        /// A reject is passed through the log again.
+        Resubmit = "resubmit",
+        /// A held record is passed through the log, for its type or deployment is known by now.
+        Admit = "admit",
+        /// A reject is given up.
+        Discard = "discard",
+        /// An operation is stopped for now.
+        Pause = "pause",
+        /// A pause ends.
+        Resume = "resume",
+        /// A range of the log is read again.
+        Replay = "replay",
+        /// A stage is folded anew from zero.
+        Rebuild = "rebuild",
+        /// What was lost with the log, the ledger or coderd's database is recovered.
+        Recover = "recover",
+        /// A source's coderd is accepted as the one that it is bound to.
+        Accept = "accept",
+        /// A source goes out of use.
+        Retire = "retire",
+        /// A retired source is in use again.
+        Reinstate = "reinstate",
+    }
+}
+
+/// What an act was done to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Subject<'a> {
+    /// The reject of this number.
+    Reject(i64),
+    /// A plan's hash, an operation, a stage, a deployment.
+    Named(&'a str),
+}
 
 /// An act to be written down.
 #[derive(Clone, Debug)]
 pub struct NewAct<'a> {
     /// A person's login, a token's name, or `tallyline VERSION`; never empty.
     pub actor: &'a str,
-    /// One of the words of `operator_act_is_known`.
-    pub act: &'static str,
-    /// What it was done to: a reject's id, a plan's hash, an operation, a deployment.
-    pub subject: &'a str,
+    /// What is done.
+    pub act: ActKind,
+    /// What it is done to.
+    pub subject: Subject<'a>,
     /// Why, in the actor's words.
     pub reason: &'a str,
     /// What more there is to say.
@@ -37,8 +72,8 @@ pub struct Act {
     pub acted_at: DateTime<Utc>,
     /// Who: a person's login, a token's name, or `tallyline VERSION`.
     pub actor: String,
-    /// What: resubmit, admit, discard, pause, resume, replay, rebuild, recover, accept, retire or reinstate.
-    pub act: String,
+    /// What.
+    pub act: ActKind,
     /// What it was done to: a reject's id, a plan's hash, an operation, a deployment.
     pub subject: String,
     /// Why, in the actor's words; may be empty.
@@ -55,8 +90,8 @@ pub struct Act {
 pub struct ActFilter<'a> {
     /// Exactly this actor.
     pub actor: Option<&'a str>,
-    /// One of [`ACTS`].
-    pub act: Option<&'a str>,
+    /// Only these.
+    pub act: Option<ActKind>,
     /// Exactly this subject.
     pub subject: Option<&'a str>,
     /// Acted at or after.
@@ -74,9 +109,9 @@ impl Ledger {
     /// The database's.
     pub async fn acts(&self, filter: &ActFilter<'_>, limit: i64) -> Result<Vec<Act>, sqlx::Error> {
         sqlx::query_as(
-            "select operator_act.id, acted_at, actor, act, subject, reason, detail, batch.sequence
+            "select operator_act.id, acted_at, actor, act, coalesce(subject, reject_id::text) as subject, reason, detail, batch.sequence
              from operator_act join batch on batch.id = batch_id
-             where ($1::text is null or actor = $1) and ($2::text is null or act = $2) and ($3::text is null or subject = $3)
+             where ($1::text is null or actor = $1) and ($2::text is null or act = $2) and ($3::text is null or coalesce(subject, reject_id::text) = $3)
                and ($4::timestamptz is null or acted_at >= $4) and ($5::timestamptz is null or acted_at < $5)
                and ($6::bigint is null or operator_act.id < $6)
              order by operator_act.id desc limit $7",
@@ -106,18 +141,23 @@ impl Ledger {
     /// Writes an act as a batch of its own in this transaction, and answers its id. After a recovery, collectors that open read everything.
     pub(super) async fn act(&self, tx: &mut PgConnection, act: &NewAct<'_>) -> Result<i64, sqlx::Error> {
         let now = self.clock.now();
-        if act.act == "recover" {
+        if act.act == ActKind::Recover {
             sqlx::query("update collector_progress set swept_at = null").execute(&mut *tx).await?;
         }
+        let (subject, reject_id) = match act.subject {
+            Subject::Named(subject) => (Some(subject), None),
+            Subject::Reject(id) => (None, Some(id)),
+        };
         sqlx::query_scalar(
             "with taken as (insert into batch (kind, recorded_at) values ('operator', $1) returning id)
-             insert into operator_act (batch_id, acted_at, actor, act, subject, reason, detail)
-             select taken.id, $1, $2, $3, $4, $5, $6 from taken returning id",
+             insert into operator_act (batch_id, acted_at, actor, act, subject, reject_id, reason, detail)
+             select taken.id, $1, $2, $3, $4, $5, $6, $7 from taken returning id",
         )
         .bind(now)
         .bind(act.actor)
         .bind(act.act)
-        .bind(act.subject)
+        .bind(subject)
+        .bind(reject_id)
         .bind(act.reason)
         .bind(&act.detail)
         .fetch_one(tx)

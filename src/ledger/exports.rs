@@ -4,7 +4,8 @@ use chrono::{DateTime, Utc};
 use sqlx::FromRow;
 use uuid::Uuid;
 
-use super::Ledger;
+use super::{Ledger, PublicationState};
+use crate::event::UsageType;
 
 /// Which usage, as known when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,13 +28,13 @@ pub struct UsageRow {
     /// coderd's own id.
     pub event_id: String,
     /// Tallyman's type.
-    pub event_type: String,
+    pub event_type: UsageType,
     /// An unsigned number of 64 bits, in decimal.
     pub quantity: String,
     /// When the usage happened.
     pub created_at: DateTime<Utc>,
-    /// pending, published, refused, expired, unknown or `not_ours`.
-    pub publication_state: String,
+    /// What had become of it.
+    pub publication_state: PublicationState,
     /// The first request in which the vendor accepted it.
     pub request_id: Option<Uuid>,
     /// The sequence of the batch that accepted it.

@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
-use sqlx::{PgConnection, Row};
+use sqlx::{FromRow as _, PgConnection, Row};
 use uuid::Uuid;
 
 use super::{Ledger, rows};
-use crate::event::{Event, Payload};
+use crate::event::{Event, Payload, PrebuildClaimed, WorkspaceBuildCompleted};
 
 /// One batch that a fold reads.
 #[derive(Clone, Debug)]
@@ -122,14 +122,14 @@ async fn facts(tx: &mut PgConnection, ids: &[i64]) -> Result<Vec<Found>, sqlx::E
          where e.batch_id = any($1)",
     );
     events(tx, builds, ids, &mut found, |row| {
-        let mut build = rows::build_of(row)?;
+        let mut build = WorkspaceBuildCompleted::from_row(row)?;
         build.first_successful_start &= row.try_get::<bool, _>("has_first_start")?;
         Ok(Payload::Build(Box::new(build)))
     })
     .await?;
     let claims =
         sqlx::query("select e.*, s.deployment_id from prebuild_claim e join source s on s.id = e.source_id where e.batch_id = any($1)");
-    events(tx, claims, ids, &mut found, |row| Ok(Payload::Claim(Box::new(rows::claim_of(row)?)))).await?;
+    events(tx, claims, ids, &mut found, |row| Ok(Payload::Claim(Box::new(PrebuildClaimed::from_row(row)?)))).await?;
     let usage = sqlx::query(
         "select e.batch_id, e.log_offset, e.id, e.event_type, e.quantity::text as quantity, e.created_at, e.publish_started_at,
              e.published_at, e.failure_message, s.deployment_id

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::record::{Judged, Sorted, judge};
 use super::{Arrival, Counts, Ledger, Refusal, ReplayRange, Verdict, rows};
-use crate::event::{Digest, Event, Payload};
+use crate::event::{Digest, Event, Payload, RejectCause};
 
 /// The events that a plan has found to be new so far, and the workspaces that they start for the first time.
 #[derive(Default)]
@@ -64,7 +64,7 @@ impl Ledger {
         let refused_before = refused_before(&mut tx, range, arrivals).await?;
         for arrival in arrivals.iter_mut() {
             if let Some(detail) = refused_before.get(&arrival.offset).and_then(Option::as_ref) {
-                arrival.event = Err(Refusal { verdict: Verdict::Rejected, cause: "ledger".into(), detail: detail.clone() });
+                arrival.event = Err(Refusal { verdict: Verdict::Rejected, cause: RejectCause::Ledger, detail: detail.clone() });
             }
         }
         let sorted = Sorted::of(arrivals, &sources, self.clock.now());

@@ -7,8 +7,8 @@ use uuid::Uuid;
 
 use super::positions::partition_of;
 use super::refused::Traces;
-use super::{Arrival, Difference, Ledger, rows};
-use crate::event::{Event, Payload, Topic, TopicPartition};
+use super::{Arrival, BatchKind, Difference, Ledger, RejectState, Verdict, rows};
+use crate::event::{Event, Payload, PrebuildClaimed, RejectCause, Topic, TopicPartition, WorkspaceBuildCompleted};
 
 /// An accepted event's row.
 #[derive(Clone, Debug)]
@@ -33,7 +33,7 @@ pub struct KeptEvent {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeptBatch {
     /// `log` or `replay`; any other holds no events.
-    pub kind: String,
+    pub kind: BatchKind,
     /// The topic's name.
     pub topic: Option<String>,
     /// The partition.
@@ -59,12 +59,12 @@ pub struct KeptReject {
     pub id: i64,
     /// Where it stood.
     pub log_offset: i64,
-    /// rejected, conflict or held.
-    pub verdict: String,
-    /// The short word for why.
-    pub cause: String,
-    /// open, resubmitted, admitted or discarded.
-    pub state: String,
+    /// What it is.
+    pub verdict: Verdict,
+    /// Why, in one word.
+    pub cause: RejectCause,
+    /// How it stands.
+    pub state: RejectState,
     /// A replay refused it, and no live reading did.
     pub by_a_replay: bool,
     record_timestamp: Option<DateTime<Utc>>,
@@ -282,8 +282,8 @@ fn kept_event(topic: Topic, row: &PgRow) -> Result<KeptEvent, sqlx::Error> {
     let source_id: i16 = row.try_get("source_id")?;
     let deployment: Option<Uuid> = row.try_get("deployment_id")?;
     let payload = match topic {
-        Topic::WorkspaceBuilds => rows::build_of(row).map(|build| Payload::Build(Box::new(build))),
-        Topic::PrebuildClaims => rows::claim_of(row).map(|claim| Payload::Claim(Box::new(claim))),
+        Topic::WorkspaceBuilds => WorkspaceBuildCompleted::from_row(row).map(|build| Payload::Build(Box::new(build))),
+        Topic::PrebuildClaims => PrebuildClaimed::from_row(row).map(|claim| Payload::Claim(Box::new(claim))),
         Topic::AgentUsage => rows::usage_of(row).map(Payload::Usage),
     };
     let event = match (deployment, payload) {
@@ -322,11 +322,11 @@ const CHECKS: [(&str, &str); 7] = [
     (
         "publication_changed",
         "with found as materialized (
-             select p.event_id, concat_ws(', ', case when p.event_type <> u.event_type then 'event_type' end,
+             select p.event_id, concat_ws(', ', 
                      case when p.event_created_at <> u.created_at then 'event_created_at' end,
                      case when p.queued_batch_id <> u.batch_id then 'queued_batch_id' end) || ': not as in its usage'
              from publication p join usage_event u on u.source_id = p.source_id and u.id = p.event_id
-             where (p.event_type, p.event_created_at, p.queued_batch_id) <> (u.event_type, u.created_at, u.batch_id))
+             where (p.event_created_at, p.queued_batch_id) <> (u.created_at, u.batch_id))
          select * from found limit $1",
     ),
     (

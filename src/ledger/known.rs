@@ -6,14 +6,14 @@ use chrono::{DateTime, Utc};
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
-use super::Ledger;
+use super::{Ledger, RejectState};
 use crate::event::{Digest, Message, SIGNATURE};
 
 /// How an event id stands among the rejects.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RefusedState {
     /// `open` where any of its records is; else what the last act made of one: resubmitted, admitted or discarded.
-    pub state: String,
+    pub state: RejectState,
     /// Whether any of its records went through the log again.
     pub passed: bool,
 }
@@ -165,7 +165,7 @@ impl Ledger {
     /// # Errors
     /// The database's.
     pub async fn refused_states(&self, deployment_id: Uuid, ids: &[String]) -> Result<HashMap<String, RefusedState>, sqlx::Error> {
-        let rows: Vec<(String, String, bool)> = sqlx::query_as(concat!(
+        let rows: Vec<(String, RejectState, bool)> = sqlx::query_as(concat!(
             "select event_id, case when bool_or(state = 'open') then 'open' else (array_agg(state order by act_id desc))[1] end,
                  bool_or(state in ('resubmitted', 'admitted'))
              from reject where deployment_id = $1 and event_id = any($2) and ",

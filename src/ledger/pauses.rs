@@ -6,45 +6,26 @@ use chrono::{DateTime, Utc};
 use sqlx::{FromRow, PgConnection};
 use tokio::sync::watch;
 
-use super::{Ledger, NewAct};
+use super::{ActKind, Ledger, NewAct, Subject};
 use crate::event::Topic;
+use crate::words::words;
 
-/// What can be paused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Pausable {
-    /// Passes over coderd's database.
-    Collect,
-    /// Reading the log.
-    Consume,
-    /// Requests to the vendor.
-    Publish,
-    /// New files for finance.
-    Export,
-}
-
-impl Pausable {
-    /// All of them.
-    pub const ALL: [Pausable; 4] = [Pausable::Collect, Pausable::Consume, Pausable::Publish, Pausable::Export];
-
-    /// The word in `pause.operation`.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Pausable::Collect => "collect",
-            Pausable::Consume => "consume",
-            Pausable::Publish => "publish",
-            Pausable::Export => "export",
-        }
-    }
-
-    fn named(name: &str) -> Option<Pausable> {
-        Pausable::ALL.into_iter().find(|operation| operation.name() == name)
+words! {
+    /// What can be paused.
+    Pausable {
+        /// Passes over coderd's database.
+        Collect = "collect",
+        /// Reading the log.
+        Consume = "consume",
+        /// Requests to the vendor.
+        Publish = "publish",
+        /// New files for finance.
+        Export = "export",
     }
 }
 
 /// A pause that holds in all processes until somebody ends it.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, FromRow, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
 pub struct Pause {
     /// What stands still.
     pub operation: Pausable,
@@ -62,7 +43,7 @@ impl fmt::Display for Pause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let of = self.topic.as_ref().map(|topic| format!(" of {topic}")).unwrap_or_default();
         let since = self.since.to_rfc3339_opts(chrono::SecondsFormat::Secs, true);
-        write!(f, "{}{of} is paused by {} since {since}: {}", self.operation.name(), self.actor, self.reason)
+        write!(f, "{}{of} is paused by {} since {since}: {}", self.operation.as_str(), self.actor, self.reason)
     }
 }
 
@@ -119,15 +100,6 @@ impl Paused {
     }
 }
 
-#[derive(FromRow)]
-struct Row {
-    operation: String,
-    topic: String,
-    actor: String,
-    reason: String,
-    acted_at: DateTime<Utc>,
-}
-
 impl Ledger {
     /// All pauses.
     ///
@@ -155,10 +127,10 @@ impl Ledger {
         if let Some(pause) = held.into_iter().filter(|pause| pause.operation == operation).find(|pause| covers(&pause)) {
             return Ok(Err(pause));
         }
-        let act = act("pause", operation, topic, actor, reason);
+        let act = act(ActKind::Pause, operation, topic, actor, reason);
         let act_id = self.act(&mut tx, &act).await?;
         sqlx::query("insert into pause (operation, topic, act_id) values ($1, $2, $3)")
-            .bind(operation.name())
+            .bind(operation.as_str())
             .bind(topic.map_or("", Topic::name))
             .bind(act_id)
             .execute(&mut *tx)
@@ -187,9 +159,9 @@ impl Ledger {
         let mut held = pauses(&mut tx).await?;
         held.retain(|pause| pause.operation == operation);
         let Some(at) = held.iter().position(|pause| pause.topic.as_deref() == topic.map(Topic::name)) else { return Ok(Err(held)) };
-        self.act(&mut tx, &act("resume", operation, topic, actor, reason)).await?;
+        self.act(&mut tx, &act(ActKind::Resume, operation, topic, actor, reason)).await?;
         sqlx::query("delete from pause where operation = $1 and topic = $2")
-            .bind(operation.name())
+            .bind(operation.as_str())
             .bind(topic.map_or("", Topic::name))
             .execute(&mut *tx)
             .await?;
@@ -204,26 +176,22 @@ async fn lock(tx: &mut PgConnection) -> Result<(), sqlx::Error> {
 }
 
 async fn pauses(connection: &mut PgConnection) -> Result<Vec<Pause>, sqlx::Error> {
-    let rows: Vec<Row> = sqlx::query_as(
-        "select operation, topic, actor, reason, acted_at from pause join operator_act on operator_act.id = act_id order by operation, topic",
+    sqlx::query_as(
+        "select operation, nullif(topic, '') as topic, actor, reason, acted_at as since
+         from pause join operator_act on operator_act.id = act_id order by operation, topic",
     )
     .fetch_all(connection)
-    .await?;
-    let pause = |row: Row| {
-        let operation = Pausable::named(&row.operation)?;
-        Some(Pause {
-            operation,
-            topic: Some(row.topic).filter(|topic| !topic.is_empty()),
-            actor: row.actor,
-            reason: row.reason,
-            since: row.acted_at,
-        })
-    };
-    Ok(rows.into_iter().filter_map(pause).collect())
+    .await
 }
 
-fn act<'a>(act: &'static str, operation: Pausable, topic: Option<Topic>, actor: &'a str, reason: &'a str) -> NewAct<'a> {
-    NewAct { actor, act, subject: operation.name(), reason, detail: serde_json::json!({ "topic": topic.map(Topic::name) }) }
+fn act<'a>(act: ActKind, operation: Pausable, topic: Option<Topic>, actor: &'a str, reason: &'a str) -> NewAct<'a> {
+    NewAct {
+        actor,
+        act,
+        subject: Subject::Named(operation.as_str()),
+        reason,
+        detail: serde_json::json!({ "topic": topic.map(Topic::name) }),
+    }
 }
 
 #[cfg(test)]

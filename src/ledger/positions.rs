@@ -92,9 +92,11 @@ impl Ledger {
     /// # Errors
     /// The database's.
     pub async fn generation(&self, partition: TopicPartition) -> Result<i32, sqlx::Error> {
-        let query = "select coalesce((select generation from position where topic = $1 and partition = $2),
-             (select max(generation) + 1 from past_position where topic = $1 and partition = $2), 1)";
-        sqlx::query_scalar(query).bind(partition.topic.name()).bind(partition.partition).fetch_one(&self.pool).await
+        sqlx::query_scalar("select current_generation($1, $2)")
+            .bind(partition.topic.name())
+            .bind(partition.partition)
+            .fetch_one(&self.pool)
+            .await
     }
 
     /// Every partition's position.

@@ -6,7 +6,8 @@ use sqlx::FromRow;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::Ledger;
+use super::{ActKind, AttemptVerdict, HeldFor, Ledger, PublicationState, RejectState, Verdict};
+use crate::event::RejectCause;
 
 /// A record under the event's id that is no accepted event.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, FromRow, ToSchema)]
@@ -23,14 +24,14 @@ pub struct RefusalLife {
     pub generation: i32,
     /// The record's offset.
     pub log_offset: i64,
-    /// rejected, conflict or held.
-    pub verdict: String,
-    /// The short word for why.
-    pub cause: String,
+    /// What it is.
+    pub verdict: Verdict,
+    /// Why, in one word.
+    pub cause: RejectCause,
     /// What is wrong.
     pub detail: String,
-    /// open, resubmitted, admitted or discarded.
-    pub state: String,
+    /// How it stands.
+    pub state: RejectState,
     /// The type that its headers name, if they name one.
     pub event_type: Option<String>,
     /// What is at stake, in its type's unit: an unsigned number of 64 bits, in decimal.
@@ -47,8 +48,8 @@ pub struct RefusalLife {
 /// An act of an operator, or of an upgrade.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ActOnRefusal {
-    /// resubmit, admit or discard.
-    pub act: String,
+    /// What.
+    pub act: ActKind,
     /// Who.
     pub actor: String,
     /// Why.
@@ -60,8 +61,8 @@ pub struct ActOnRefusal {
 /// What became of an event on its way to the vendor.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, FromRow, ToSchema)]
 pub struct PublicationLife {
-    /// pending, published, refused, expired, unknown or `not_ours`.
-    pub state: String,
+    /// How it stands.
+    pub state: PublicationState,
     /// The ledger sequence of the batch that settled it.
     pub settled_sequence: Option<i64>,
     /// When that was recorded.
@@ -70,6 +71,8 @@ pub struct PublicationLife {
     pub next_attempt_at: Option<DateTime<Utc>>,
     /// Whether an attempt was sent and no answer to it is recorded.
     pub unanswered: bool,
+    /// What holds it back although it is due.
+    pub held_for: Option<HeldFor>,
     /// What there is to say of it now.
     pub last_message: Option<String>,
     /// Every attempt, the first one first.
@@ -90,8 +93,8 @@ pub struct PublicationAttempt {
     pub status: Option<i32>,
     /// Why there are no verdicts.
     pub error: Option<String>,
-    /// What was said of this event: accepted, refused, `refused_for_now`, `left_out` or failed; none: nothing is recorded.
-    pub verdict: Option<String>,
+    /// What was said of this event; none: nothing is recorded.
+    pub verdict: Option<AttemptVerdict>,
     /// The vendor's message, or the request's failure.
     pub message: Option<String>,
     /// SHA-256 of the license token that signed it, in hexadecimal.
@@ -158,7 +161,7 @@ impl Ledger {
                  (select coalesce(jsonb_agg(jsonb_build_object('act', a.act, 'actor', a.actor, 'reason', a.reason, 'acted_at', a.acted_at)
                       order by a.id), '[]')
                   from operator_act a
-                  where a.id = r.act_id or (a.act in ('resubmit', 'admit', 'discard') and a.subject = r.id::text)) as acts
+                  where a.reject_id = r.id) as acts
              from reject r left join batch b on b.id = r.batch_id
              where r.event_id = $1 and ($2::uuid is null or r.deployment_id = $2) order by r.id",
         )
@@ -174,7 +177,7 @@ impl Ledger {
     /// The database's.
     pub async fn publication_of(&self, source_id: i16, event_id: &str) -> Result<Option<PublicationLife>, sqlx::Error> {
         let life: Option<PublicationLife> = sqlx::query_as(
-            "select p.state, b.sequence as settled_sequence, b.recorded_at as settled_at, p.unanswered, p.last_message,
+            "select p.state, b.sequence as settled_sequence, b.recorded_at as settled_at, p.unanswered, p.held_for, p.last_message,
                  case when p.state = 'pending' then p.next_attempt_at end as next_attempt_at
              from publication p left join batch b on b.id = p.settled_batch_id where p.source_id = $1 and p.event_id = $2",
         )

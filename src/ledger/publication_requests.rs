@@ -6,8 +6,9 @@ use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::Ledger;
 use super::publications::{insert_verdicts, lock};
+use super::{Ledger, PublicationState};
+use crate::words::words;
 
 /// A request that is about to be sent.
 #[derive(Clone, Debug)]
@@ -26,30 +27,19 @@ pub struct NewRequest<'a> {
     pub lease: Duration,
 }
 
-/// What became of one event in one request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AttemptVerdict {
-    /// Taken: the event is published.
-    Accepted,
-    /// Refused for ever: the event is refused.
-    Refused,
-    /// Refused this time.
-    RefusedForNow,
-    /// Not named in the answer.
-    LeftOut,
-    /// The whole request failed.
-    Failed,
-}
-
-impl AttemptVerdict {
-    fn as_str(self) -> &'static str {
-        match self {
-            AttemptVerdict::Accepted => "accepted",
-            AttemptVerdict::Refused => "refused",
-            AttemptVerdict::RefusedForNow => "refused_for_now",
-            AttemptVerdict::LeftOut => "left_out",
-            AttemptVerdict::Failed => "failed",
-        }
+words! {
+    /// What became of one event in one request.
+    AttemptVerdict {
+        /// Taken: the event is published.
+        Accepted = "accepted",
+        /// Refused for ever: the event is refused.
+        Refused = "refused",
+        /// Refused this time.
+        RefusedForNow = "refused_for_now",
+        /// Not named in the answer.
+        LeftOut = "left_out",
+        /// The whole request failed.
+        Failed = "failed",
     }
 }
 
@@ -114,7 +104,7 @@ pub struct LastRequest {
     pub error: Option<String>,
     /// How many of its events were accepted, refused, refused for now, left out, or failed with it; by verdict.
     #[sqlx(json)]
-    pub verdicts: std::collections::BTreeMap<String, i64>,
+    pub verdicts: std::collections::BTreeMap<AttemptVerdict, i64>,
 }
 
 impl Ledger {
@@ -218,7 +208,7 @@ async fn record_attempts(tx: &mut PgConnection, outcome: &RequestOutcome<'_>) ->
     .bind(outcome.id)
     .bind(outcome.source_id)
     .bind(attempts.iter().map(|attempt| attempt.event_id.as_str()).collect::<Vec<_>>())
-    .bind(attempts.iter().map(|attempt| attempt.verdict.as_str()).collect::<Vec<_>>())
+    .bind(attempts.iter().map(|attempt| attempt.verdict).collect::<Vec<_>>())
     .bind(attempts.iter().map(|attempt| attempt.message.as_deref()).collect::<Vec<_>>())
     .execute(tx)
     .await?;
@@ -231,7 +221,7 @@ async fn settle(tx: &mut PgConnection, outcome: &RequestOutcome<'_>, batch_id: i
     let final_words = outcome.attempts.iter().filter(|one| matches!(one.verdict, AttemptVerdict::Accepted | AttemptVerdict::Refused));
     let final_words: Vec<&Attempt> = final_words.collect();
     sqlx::query(
-        "update publication set state = new.state, settled_batch_id = $2, unanswered = false, last_message = new.message, held_since = null,
+        "update publication set state = new.state, settled_batch_id = $2, unanswered = false, last_message = new.message, held_for = null, held_since = null,
              leased_by = null, leased_until = null
          from unnest($3::text[], $4::text[], $5::text[]) as new (event_id, state, message)
          where publication.source_id = $1 and publication.event_id = new.event_id
@@ -240,7 +230,7 @@ async fn settle(tx: &mut PgConnection, outcome: &RequestOutcome<'_>, batch_id: i
     .bind(outcome.source_id)
     .bind(batch_id)
     .bind(final_words.iter().map(|one| one.event_id.as_str()).collect::<Vec<_>>())
-    .bind(final_words.iter().map(|one| if one.verdict == AttemptVerdict::Accepted { "published" } else { "refused" }).collect::<Vec<_>>())
+    .bind(final_words.iter().map(|one| if one.verdict == AttemptVerdict::Accepted { PublicationState::Published } else { PublicationState::Refused }).collect::<Vec<_>>())
     .bind(final_words.iter().map(|one| one.message.as_deref()).collect::<Vec<_>>())
     .execute(tx)
     .await?;
@@ -251,7 +241,7 @@ async fn reschedule(tx: &mut PgConnection, outcome: &RequestOutcome<'_>) -> Resu
     let again = outcome.attempts.iter().filter(|one| !matches!(one.verdict, AttemptVerdict::Accepted | AttemptVerdict::Refused));
     let again: Vec<&Attempt> = again.collect();
     sqlx::query(
-        "update publication set next_attempt_at = new.next_attempt_at, unanswered = new.unanswered, last_message = new.message, held_since = null,
+        "update publication set next_attempt_at = new.next_attempt_at, unanswered = new.unanswered, last_message = new.message, held_for = null, held_since = null,
              leased_by = null, leased_until = null
          from unnest($3::text[], $4::timestamptz[], $5::boolean[], $6::text[]) as new (event_id, next_attempt_at, unanswered, message)
          where publication.source_id = $1 and publication.event_id = new.event_id and state = 'pending' and leased_by = $2",

@@ -11,11 +11,35 @@ use sqlx::{PgConnection, Row};
 
 use super::{Ledger, rows};
 use crate::event::UsageQuantity;
+use crate::words::words;
 
-/// How the message of a row begins that is not sent although it is due, because coderd's own row no longer says the same.
-pub const HELD_BACK: &str = "held back: ";
-/// The reason for it begins with this where the vendor's own rules do not allow the event.
-pub const BREAKS_RULES: &str = "Tallyman's rules do not allow it: ";
+words! {
+    /// How a publication stands.
+    PublicationState {
+        /// It waits to be sent, or to be sent again.
+        Pending = "pending",
+        /// The vendor has accepted it.
+        Published = "published",
+        /// The vendor has refused it for ever.
+        Refused = "refused",
+        /// Too old, and no attempt may have been taken.
+        Expired = "expired",
+        /// Too old, and an attempt may have been taken.
+        Unknown = "unknown",
+        /// coderd has published it.
+        NotOurs = "not_ours",
+    }
+}
+
+words! {
+    /// Why a publication is held back although it is due.
+    HeldFor {
+        /// coderd's own row is gone, or says something else than was accepted.
+        CoderdDiffers = "coderd_differs",
+        /// The vendor's own rules do not allow the event.
+        VendorRules = "vendor_rules",
+    }
+}
 
 /// No publisher lets a row wait for longer. One that is not due for longer than this was written by a clock that was ahead.
 const LONGEST_WAIT: TimeDelta = TimeDelta::hours(2);
@@ -44,8 +68,10 @@ pub struct Publication {
 pub struct Postponed {
     /// coderd's own id.
     pub event_id: String,
-    /// What there is to say of it now; one that begins with [`HELD_BACK`] is counted.
+    /// Why it is not sent.
     pub message: Option<String>,
+    /// Whether that holds it back, and is counted.
+    pub held_for: Option<HeldFor>,
     /// When it is due again.
     pub next_attempt_at: DateTime<Utc>,
 }
@@ -79,6 +105,8 @@ pub struct HeldBack {
     pub created_at: DateTime<Utc>,
     /// Since when it is held back.
     pub since: DateTime<Utc>,
+    /// What does not agree with it.
+    pub held_for: HeldFor,
     /// Why, and what releases it.
     pub why: String,
     /// A collector's signature or an audit has shown that coderd had it.
@@ -153,9 +181,11 @@ impl Ledger {
         lock(&mut tx, source_id, &ids).await?;
         sqlx::query(
             "update publication set next_attempt_at = new.next_attempt_at, last_message = new.message,
-                 held_since = case when starts_with(new.message, $6) then coalesce(held_since, $7) end,
+                 held_for = new.held_for,
+                 held_since = case when new.held_for is not null then coalesce(held_since, $7) end,
                  leased_by = null, leased_until = null
-             from unnest($3::text[], $4::text[], $5::timestamptz[]) as new (event_id, message, next_attempt_at)
+             from unnest($3::text[], $4::text[], $5::timestamptz[], $6::text[])
+                 as new (event_id, message, next_attempt_at, held_for)
              where publication.source_id = $1 and publication.event_id = new.event_id and state = 'pending' and leased_by = $2",
         )
         .bind(source_id)
@@ -163,7 +193,7 @@ impl Ledger {
         .bind(&ids)
         .bind(postponed.iter().map(|one| one.message.as_deref()).collect::<Vec<_>>())
         .bind(postponed.iter().map(|one| one.next_attempt_at).collect::<Vec<_>>())
-        .bind(HELD_BACK)
+        .bind(postponed.iter().map(|one| one.held_for).collect::<Vec<_>>())
         .bind(self.clock.now())
         .execute(&mut *tx)
         .await?;
@@ -176,11 +206,11 @@ impl Ledger {
     /// # Errors
     /// The database's.
     pub async fn hold_back_publications(&self, source_id: i16, held: &[(String, String)]) -> Result<(), sqlx::Error> {
-        let (ids, reasons): (Vec<&str>, Vec<String>) = held.iter().map(|(id, why)| (id.as_str(), format!("{HELD_BACK}{why}"))).unzip();
+        let (ids, reasons): (Vec<&str>, Vec<&str>) = held.iter().map(|(id, why)| (id.as_str(), why.as_str())).unzip();
         let mut tx = self.pool.begin().await?;
         lock(&mut tx, source_id, &ids).await?;
         sqlx::query(
-            "update publication set last_message = new.message, held_since = $4
+            "update publication set last_message = new.message, held_for = 'coderd_differs', held_since = $4
              from unnest($2::text[], $3::text[]) as new (event_id, message)
              where publication.source_id = $1 and publication.event_id = new.event_id and state = 'pending' and held_since is null
                  and (leased_until is null or leased_until <= clock_timestamp())",
@@ -271,8 +301,8 @@ impl Ledger {
             return Ok(Settled::default());
         }
         let batch_id = insert_verdicts(&mut tx, self, free.len()).await?;
-        let states: Vec<String> = sqlx::query_scalar(
-            "update publication set settled_batch_id = $3, held_since = null, leased_by = null, leased_until = null,
+        let states: Vec<PublicationState> = sqlx::query_scalar(
+            "update publication set settled_batch_id = $3, held_for = null, held_since = null, leased_by = null, leased_until = null,
                  state = case when $4 then 'not_ours' when unanswered then 'unknown' else 'expired' end
              where source_id = $1 and event_id = any($2) returning state",
         )
@@ -283,8 +313,12 @@ impl Ledger {
         .fetch_all(&mut *tx)
         .await?;
         tx.commit().await?;
-        let count = |state: &str| states.iter().filter(|found| *found == state).count();
-        Ok(Settled { not_ours: count("not_ours"), expired: count("expired"), unknown: count("unknown") })
+        let count = |state| states.iter().filter(|found| **found == state).count();
+        Ok(Settled {
+            not_ours: count(PublicationState::NotOurs),
+            expired: count(PublicationState::Expired),
+            unknown: count(PublicationState::Unknown),
+        })
     }
 
     /// What waits in a source's queue. Reads the pending rows only.
@@ -308,13 +342,12 @@ impl Ledger {
     /// The database's.
     pub async fn held_back(&self, source_id: i16, limit: i64) -> Result<Vec<HeldBack>, sqlx::Error> {
         sqlx::query_as(
-            "select event_id, event_created_at as created_at, held_since as since, substr(last_message, length($2) + 1) as why,
+            "select event_id, event_created_at as created_at, held_since as since, held_for, last_message as why,
                  confirmed_at is not null as confirmed
              from publication join usage_event usage on usage.source_id = publication.source_id and usage.id = event_id
-             where publication.source_id = $1 and state = 'pending' and held_since is not null order by event_created_at, event_id limit $3",
+             where publication.source_id = $1 and state = 'pending' and held_since is not null order by event_created_at, event_id limit $2",
         )
         .bind(source_id)
-        .bind(HELD_BACK)
         .bind(limit)
         .fetch_all(&self.pool)
         .await
@@ -324,11 +357,12 @@ impl Ledger {
     ///
     /// # Errors
     /// The database's.
-    pub async fn publication_counts(&self, source_id: i16) -> Result<BTreeMap<String, i64>, sqlx::Error> {
-        let counts: Vec<(String, i64)> = sqlx::query_as("select state, count(*) from publication where source_id = $1 group by state")
-            .bind(source_id)
-            .fetch_all(&self.pool)
-            .await?;
+    pub async fn publication_counts(&self, source_id: i16) -> Result<BTreeMap<PublicationState, i64>, sqlx::Error> {
+        let counts: Vec<(PublicationState, i64)> =
+            sqlx::query_as("select state, count(*) from publication where source_id = $1 group by state")
+                .bind(source_id)
+                .fetch_all(&self.pool)
+                .await?;
         Ok(counts.into_iter().collect())
     }
 }

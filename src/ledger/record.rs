@@ -12,7 +12,8 @@ use super::positions::{advance, fingerprint};
 use super::refused::insert_refused;
 use super::{Claim, LastRecord, Ledger, rows};
 use crate::cause::Remedy;
-use crate::event::{Digest, Event, Message, Payload, TopicPartition};
+use crate::event::{Digest, Event, Message, Payload, RejectCause, TopicPartition};
+use crate::words::words;
 
 /// A record as it came from the log, read or refused.
 #[derive(Clone, Debug)]
@@ -34,30 +35,39 @@ pub struct Arrival {
 pub struct Refusal {
     /// Rejected, held or in conflict.
     pub verdict: Verdict,
-    /// A short fixed word, to count by.
-    pub cause: String,
+    /// In one word, to count by.
+    pub cause: RejectCause,
     /// What is wrong, with the field's name.
     pub detail: String,
 }
 
-/// What becomes of a record that is no accepted event.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// Not an event: kept raw.
-    Rejected,
-    /// Another digest under an accepted id: kept raw, the accepted one stands.
-    Conflict,
-    /// A usage type that this version does not know, or a deployment that is not registered: kept raw until it is.
-    Held,
+words! {
+    /// What becomes of a record that is no accepted event.
+    Verdict {
+        /// Not an event: kept raw.
+        Rejected = "rejected",
+        /// Another digest under an accepted id: kept raw, the accepted one stands.
+        Conflict = "conflict",
+        /// A usage type that this version does not know, or a deployment that is not registered: kept raw until it is.
+        Held = "held",
+    }
 }
 
-impl Verdict {
-    pub(super) fn as_str(self) -> &'static str {
-        match self {
-            Verdict::Rejected => "rejected",
-            Verdict::Conflict => "conflict",
-            Verdict::Held => "held",
-        }
+words! {
+    /// What wrote a batch.
+    BatchKind {
+        /// Live consumption of the log.
+        Log = "log",
+        /// A replay of the log.
+        Replay = "replay",
+        /// The introduction of a source.
+        Source = "source",
+        /// Licenses that came or went.
+        Licenses = "licenses",
+        /// What became of publications.
+        Verdicts = "verdicts",
+        /// An operator's act.
+        Operator = "operator",
     }
 }
 
@@ -336,8 +346,8 @@ async fn insert_batch(
     counts: Counts,
 ) -> Result<(), sqlx::Error> {
     let (kind, epoch, replay_id) = match chain {
-        Chain::Live(claim) => ("log", Some(claim.epoch), None),
-        Chain::Replay { id, .. } => ("replay", None, Some(*id)),
+        Chain::Live(claim) => (BatchKind::Log, Some(claim.epoch), None),
+        Chain::Replay { id, .. } => (BatchKind::Replay, None, Some(*id)),
     };
     sqlx::query(
         "insert into batch (id, kind, recorded_at, topic, partition, generation, epoch, replay_id, first_offset, next_offset,
@@ -370,8 +380,7 @@ async fn advance_replay(tx: &mut PgConnection, id: Uuid, chain: &Chain, from: i6
     let partition = chain.partition();
     let moved = sqlx::query(
         "update replay set next_offset = $5 where id = $1 and topic = $2 and partition = $3 and next_offset = $4
-             and coalesce((select generation from position where topic = $2 and partition = $3),
-                          (select max(generation) + 1 from past_position where topic = $2 and partition = $3), 1) = $6",
+             and current_generation($2, $3) = $6",
     )
     .bind(id)
     .bind(partition.topic.name())

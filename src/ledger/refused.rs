@@ -6,23 +6,20 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::{Arrival, Chain, Ledger, Refusal, Verdict};
-use crate::event::{self, Event, MAX_ID_BYTES, Message};
-
-/// The cause of records of deployments that no collector has registered.
-pub const UNREGISTERED: &str = "unregistered_source";
+use crate::event::{self, Event, MAX_ID_BYTES, Message, RejectCause};
 
 impl Refusal {
     /// Another content than the accepted event's.
     pub(super) fn conflict(event: &Event) -> Self {
         let detail = format!("{} is accepted with other content; the accepted event remains", event.id());
-        Refusal { verdict: Verdict::Conflict, cause: "conflict".into(), detail }
+        Refusal { verdict: Verdict::Conflict, cause: RejectCause::Conflict, detail }
     }
 
     /// An event of a deployment that no collector has registered.
     #[must_use]
     pub fn unregistered(deployment: Uuid) -> Self {
         let detail = format!("source /coder/{deployment}: no collector has registered this deployment; registering it admits the record");
-        Refusal { verdict: Verdict::Held, cause: UNREGISTERED.into(), detail }
+        Refusal { verdict: Verdict::Held, cause: RejectCause::UnregisteredSource, detail }
     }
 }
 
@@ -80,8 +77,8 @@ async fn insert(tx: &mut PgConnection, ledger: &Ledger, batch_id: i64, chain: &C
     .bind(chain.generation())
     .bind(ledger.clock.now())
     .bind(column(rows, |row| row.arrival.offset))
-    .bind(column(rows, |row| row.refusal.verdict.as_str()))
-    .bind(column(rows, |row| row.refusal.cause.as_str()))
+    .bind(column(rows, |row| row.refusal.verdict))
+    .bind(column(rows, |row| row.refusal.cause))
     .bind(column(rows, |row| row.refusal.detail.replace('\0', "\u{fffd}")))
     .bind(column(rows, |row| row.traces.deployment))
     .bind(column(rows, |row| row.traces.event_id.as_deref()))

@@ -8,8 +8,23 @@ use sqlx::{FromRow, Row};
 use uuid::Uuid;
 
 use super::known::digest;
-use super::{Ledger, NewAct, UNREGISTERED};
-use crate::event::{Digest, Message, Oversized, TopicPartition, UsageType};
+use super::{ActKind, Ledger, NewAct, Verdict};
+use crate::event::{Digest, Message, Oversized, RejectCause, TopicPartition, UsageType};
+use crate::words::words;
+
+words! {
+    /// How a reject stands.
+    RejectState {
+        /// It waits for an act.
+        Open = "open",
+        /// An operator has passed it through the log again.
+        Resubmitted = "resubmitted",
+        /// It went through the log once its type or deployment was known.
+        Admitted = "admitted",
+        /// An operator has given it up.
+        Discarded = "discarded",
+    }
+}
 
 /// A record that is no accepted event, as found, and what became of it.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,10 +39,10 @@ pub struct RejectRow {
     pub generation: i32,
     /// Its offset there.
     pub offset: i64,
-    /// rejected, conflict or held.
-    pub verdict: String,
-    /// The short word.
-    pub cause: String,
+    /// What it is.
+    pub verdict: Verdict,
+    /// Why, in one word.
+    pub cause: RejectCause,
     /// What is wrong.
     pub detail: String,
     /// Whose event it would be, as far as that could be read.
@@ -38,8 +53,8 @@ pub struct RejectRow {
     pub event_type: Option<String>,
     /// What is at stake, in the type's unit.
     pub units: Option<u64>,
-    /// open, resubmitted, admitted or discarded.
-    pub state: String,
+    /// How it stands.
+    pub state: RejectState,
     /// The act that ended it.
     pub act_id: Option<i64>,
     /// The log's timestamp.
@@ -61,12 +76,12 @@ pub struct RejectRow {
 /// Which rejects; what is absent does not matter.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RejectFilter {
-    /// open, resubmitted, admitted or discarded.
-    pub state: Option<&'static str>,
-    /// rejected, conflict or held.
-    pub verdict: Option<&'static str>,
-    /// The short word.
-    pub cause: Option<String>,
+    /// How they stand.
+    pub state: Option<RejectState>,
+    /// What they are.
+    pub verdict: Option<Verdict>,
+    /// Why, in one word.
+    pub cause: Option<RejectCause>,
     /// The event's type.
     pub event_type: Option<String>,
 }
@@ -78,8 +93,8 @@ pub struct RejectActRow {
     pub id: i64,
     /// The reject.
     pub reject_id: i64,
-    /// resubmit, admit or discard.
-    pub act: String,
+    /// What.
+    pub act: ActKind,
     /// Who.
     pub actor: String,
     /// When.
@@ -106,12 +121,12 @@ pub struct PassedReject {
 pub struct SameEvent {
     /// Its number among the rejects.
     pub id: i64,
-    /// rejected, conflict or held.
-    pub verdict: String,
-    /// The short word.
-    pub cause: String,
-    /// open, resubmitted, admitted or discarded.
-    pub state: String,
+    /// What it is.
+    pub verdict: Verdict,
+    /// Why, in one word.
+    pub cause: RejectCause,
+    /// How it stands.
+    pub state: RejectState,
     /// When it was recorded.
     pub recorded_at: DateTime<Utc>,
 }
@@ -134,7 +149,7 @@ impl Ledger {
         )
         .bind(filter.state)
         .bind(filter.verdict)
-        .bind(&filter.cause)
+        .bind(filter.cause)
         .bind(&filter.event_type)
         .bind(after)
         .bind(limit)
@@ -180,7 +195,7 @@ impl Ledger {
         .bind(UsageType::ALL.map(UsageType::as_str))
         .bind(after)
         .bind(limit)
-        .bind(UNREGISTERED)
+        .bind(RejectCause::UnregisteredSource)
         .fetch_all(&self.pool)
         .await
     }
@@ -190,14 +205,10 @@ impl Ledger {
     /// # Errors
     /// The database's.
     pub async fn reject_acts(&self, ids: &[i64]) -> Result<Vec<RejectActRow>, sqlx::Error> {
-        let subjects: Vec<String> = ids.iter().map(i64::to_string).collect();
-        sqlx::query_as(
-            "select id, subject::bigint as reject_id, act, actor, acted_at, reason, detail from operator_act
-             where act in ('resubmit', 'admit', 'discard') and subject = any($1) order by id",
-        )
-        .bind(subjects)
-        .fetch_all(&self.pool)
-        .await
+        sqlx::query_as("select id, reject_id, act, actor, acted_at, reason, detail from operator_act where reject_id = any($1) order by id")
+            .bind(ids)
+            .fetch_all(&self.pool)
+            .await
     }
 
     /// The other rejects under this event id, in order, at most a hundred.
@@ -257,12 +268,10 @@ impl Ledger {
     ///
     /// # Errors
     /// The database's.
-    pub async fn end_rejects(&self, passed: &[PassedReject], from: &[&str], to: &'static str) -> Result<Vec<i64>, sqlx::Error> {
+    pub async fn end_rejects(&self, passed: &[PassedReject], from: &[RejectState], to: RejectState) -> Result<Vec<i64>, sqlx::Error> {
         sqlx::query_scalar(
             "update reject set state = $4, act_id = ended.act_id, passed_topic = ended.topic, passed_partition = ended.partition,
-                 passed_offset = ended.log_offset, passed_generation = case when ended.topic is not null then coalesce(
-                     (select generation from position p where p.topic = ended.topic and p.partition = ended.partition),
-                     (select max(generation) + 1 from past_position p where p.topic = ended.topic and p.partition = ended.partition), 1) end
+                 passed_offset = ended.log_offset, passed_generation = current_generation(ended.topic, ended.partition)
              from unnest($1::bigint[], $2::bigint[], $5::text[], $6::integer[], $7::bigint[]) as ended (id, act_id, topic, partition, log_offset)
              where reject.id = ended.id and reject.state = any($3) returning reject.id",
         )

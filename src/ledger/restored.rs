@@ -8,7 +8,7 @@ use sqlx::{FromRow, PgConnection};
 use uuid::Uuid;
 
 use super::publications::doubt_pending;
-use super::{FORGOTTEN, Landmark, Ledger, NewAct, OURSELVES, plans};
+use super::{ActKind, FORGOTTEN, Landmark, Ledger, NewAct, OURSELVES, Subject, plans};
 use crate::event::TopicPartition;
 
 /// Why the ledger is taken to be a restored one. Looked at again before anything is changed, so that only the first who comes opens a recovery.
@@ -168,7 +168,13 @@ impl Ledger {
     /// The database's; then it is for the next look.
     pub async fn note_went_back(&self, restored: &Restored) -> Result<bool, sqlx::Error> {
         let reason = restored.to_string();
-        let act = NewAct { actor: OURSELVES, act: "recover", subject: "ledger", reason: &reason, detail: serde_json::json!({}) };
+        let act = NewAct {
+            actor: OURSELVES,
+            act: ActKind::Recover,
+            subject: Subject::Named("ledger"),
+            reason: &reason,
+            detail: serde_json::json!({}),
+        };
         let opened = self.note_restored(restored, &act, None).await?;
         if opened {
             tracing::warn!(reason, "the ledger was restored from a backup: it is another incarnation now, and catches up; {FORGOTTEN}");

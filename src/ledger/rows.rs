@@ -7,10 +7,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
-use crate::event::{
-    BuildStatus, Digest, Event, InputStage, Payload, PrebuildClaimed, PublishMarks, Transition, Usage, UsageQuantity, UsageType,
-    WorkspaceBuildCompleted,
-};
+use crate::event::{Digest, Event, InputStage, Payload, PrebuildClaimed, PublishMarks, Usage, UsageQuantity, WorkspaceBuildCompleted};
 
 /// An event on its way into its table.
 #[derive(Clone)]
@@ -226,10 +223,10 @@ pub(super) async fn insert_usage(
              from unnest($2::smallint[], $3::text[], $4::bigint[], $5::bytea[], $6::text[], $7::text[], $8::timestamptz[],
                  $9::timestamptz[], $10::timestamptz[], $11::text[], $13::timestamptz[])
                  as new (source_id, id, log_offset, digest, event_type, quantity, created_at, started, published, failure, confirmed)
-             on conflict on constraint usage_event_is_unique do nothing returning source_id, id, event_type, created_at
+             on conflict on constraint usage_event_is_unique do nothing returning source_id, id, created_at
          ), queued as (
-             insert into publication (source_id, event_id, event_type, event_created_at, queued_batch_id, next_attempt_at)
-             select source_id, id, event_type, created_at, $1, least(created_at, $12) from accepted
+             insert into publication (source_id, event_id, event_created_at, queued_batch_id, next_attempt_at)
+             select source_id, id, created_at, $1, least(created_at, $12) from accepted
          )
          select source_id, id from accepted",
     )
@@ -306,76 +303,9 @@ where
     Ok(digests)
 }
 
-/// A word of a closed set, as the ledger itself wrote it.
-fn word<T>(row: &PgRow, column: &str, read: impl Fn(&str) -> Option<T>) -> Result<T, sqlx::Error> {
-    let text: &str = row.try_get(column)?;
-    read(text).ok_or_else(|| sqlx::Error::Protocol(format!("{column} holds {text:?}, which this version does not know")))
-}
-
-fn stage(row: &PgRow, name: &'static str) -> Result<Option<InputStage>, sqlx::Error> {
-    row.try_get::<Option<&str>, _>(name)?.map(|_| word(row, name, InputStage::named)).transpose()
-}
-
-/// Reads a row of `workspace_build`.
-pub(super) fn build_of(row: &PgRow) -> Result<WorkspaceBuildCompleted, sqlx::Error> {
-    Ok(WorkspaceBuildCompleted {
-        build_id: row.try_get("build_id")?,
-        workspace_id: row.try_get("workspace_id")?,
-        organization_id: row.try_get("organization_id")?,
-        template_id: row.try_get("template_id")?,
-        template_version_id: row.try_get("template_version_id")?,
-        preset_id: row.try_get("preset_id")?,
-        owner_id: row.try_get("owner_id")?,
-        initiator_id: row.try_get("initiator_id")?,
-        transition: word(row, "transition", Transition::named)?,
-        reason: row.try_get("reason")?,
-        status: word(row, "status", BuildStatus::named)?,
-        build_number: row.try_get("build_number")?,
-        stage: stage(row, "stage")?,
-        first_build_by_prebuilds_user: row.try_get("first_build_by_prebuilds_user")?,
-        first_build_stage: stage(row, "first_build_stage")?,
-        first_successful_start: row.try_get("first_successful_start")?,
-        has_ai_task: row.try_get("has_ai_task")?,
-        has_external_agent: row.try_get("has_external_agent")?,
-        daily_cost: row.try_get("daily_cost")?,
-        created_at: row.try_get("created_at")?,
-        started_at: row.try_get("started_at")?,
-        completed_at: row.try_get("completed_at")?,
-        organization_name: row.try_get("organization_name")?,
-        template_name: row.try_get("template_name")?,
-        template_version_name: row.try_get("template_version_name")?,
-        preset_name: row.try_get("preset_name")?,
-        workspace_name: row.try_get("workspace_name")?,
-        owner_name: row.try_get("owner_name")?,
-    })
-}
-
-/// Reads a row of `prebuild_claim`.
-pub(super) fn claim_of(row: &PgRow) -> Result<PrebuildClaimed, sqlx::Error> {
-    Ok(PrebuildClaimed {
-        build_id: row.try_get("build_id")?,
-        workspace_id: row.try_get("workspace_id")?,
-        organization_id: row.try_get("organization_id")?,
-        template_id: row.try_get("template_id")?,
-        template_version_id: row.try_get("template_version_id")?,
-        preset_id: row.try_get("preset_id")?,
-        claimed_by: row.try_get("claimed_by")?,
-        initiator_id: row.try_get("initiator_id")?,
-        build_number: row.try_get("build_number")?,
-        stage: stage(row, "stage")?,
-        status: word(row, "status", BuildStatus::named)?,
-        created_at: row.try_get("created_at")?,
-        started_at: row.try_get("started_at")?,
-        completed_at: row.try_get("completed_at")?,
-        organization_name: row.try_get("organization_name")?,
-        template_name: row.try_get("template_name")?,
-        preset_name: row.try_get("preset_name")?,
-    })
-}
-
 /// Reads a row of `usage_event` whose quantity was selected as `quantity::text`.
 pub(super) fn usage_of(row: &PgRow) -> Result<Usage, sqlx::Error> {
-    let usage_type = word(row, "event_type", UsageType::named)?;
+    let usage_type = row.try_get("event_type")?;
     let number: u64 = row.try_get::<&str, _>("quantity")?.parse().map_err(|_| sqlx::Error::Protocol("quantity out of range".into()))?;
     Ok(Usage {
         id: row.try_get("id")?,

@@ -3,7 +3,7 @@
 use sqlx::Row;
 use uuid::Uuid;
 
-use super::{Ledger, NewAct};
+use super::{ActKind, Ledger, NewAct, Subject};
 
 /// Kept for each stage and rules version; older ones go when a newer one is saved.
 const KEPT: i64 = 2;
@@ -122,7 +122,7 @@ impl Ledger {
     pub async fn rebuild(&self, stage: &str, act: &NewAct<'_>) -> Result<(), sqlx::Error> {
         let mut tx = self.pool.begin().await?;
         sqlx::query("delete from snapshot where stage = $1").bind(stage).execute(&mut *tx).await?;
-        self.act(&mut tx, &NewAct { act: "rebuild", subject: stage, ..act.clone() }).await?;
+        self.act(&mut tx, &NewAct { act: ActKind::Rebuild, subject: Subject::Named(stage), ..act.clone() }).await?;
         tx.commit().await
     }
 }

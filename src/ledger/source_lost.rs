@@ -7,7 +7,8 @@ use uuid::Uuid;
 
 use super::begin_anew::revoke_collectors;
 use super::publications::lock;
-use super::{Ledger, NewAct, plans};
+use super::{Ledger, NewAct, PublicationState, plans};
+use crate::event::UsageType;
 
 /// A usage event as it was accepted, and what became of it.
 #[derive(Clone, Debug, PartialEq, Eq, sqlx::FromRow)]
@@ -15,11 +16,11 @@ pub struct UsageFate {
     /// coderd's own id.
     pub id: String,
     /// Its type.
-    pub event_type: String,
+    pub event_type: UsageType,
     /// An unsigned number of 64 bits in the type's unit.
     pub quantity: String,
     /// The publication's state.
-    pub state: String,
+    pub state: PublicationState,
     /// When the usage happened.
     pub created_at: DateTime<Utc>,
 }

@@ -10,7 +10,7 @@ use sqlx::{FromRow, PgConnection, Row};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::Ledger;
+use super::{BatchKind, Ledger, PublicationState};
 
 /// Some hundred thousand rows, read in well under a second.
 const COUNTED_BYTES: i64 = 64 * 1024 * 1024;
@@ -41,8 +41,8 @@ pub struct Contents {
 /// Batches of one kind.
 #[derive(Clone, Debug, PartialEq, Eq, FromRow, Serialize, Deserialize, ToSchema)]
 pub struct BatchCount {
-    /// log, replay, source, licenses, pass, verdicts or operator.
-    pub kind: String,
+    /// What wrote them.
+    pub kind: BatchKind,
     /// How many.
     pub batches: i64,
     /// Records that they read from the log.
@@ -118,8 +118,8 @@ pub struct SourceRow {
 pub struct PublicationCount {
     /// coderd's deployment id.
     pub deployment_id: Uuid,
-    /// pending, published, refused, expired, unknown or `not_ours`.
-    pub state: String,
+    /// How they stand.
+    pub state: PublicationState,
     /// How many.
     pub events: i64,
     /// Of these, sent at least once without an answer on record.

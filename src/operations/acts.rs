@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{Desk, OperationError};
-use crate::ledger::{ACTS, Act, ActFilter};
+use crate::ledger::{Act, ActFilter, ActKind};
 
 /// Acts of one page where nothing else is asked for, and the most there can be.
 const PAGE: u16 = 100;
@@ -18,9 +18,9 @@ pub struct ListActs {
     /// Only this actor's: a person's login, a token's name, or `tallyline VERSION`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub actor: Option<String>,
-    /// Only these: resubmit, admit, discard, pause, resume, replay, rebuild, recover, accept, retire or reinstate.
+    /// Only these.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub act: Option<String>,
+    pub act: Option<ActKind>,
     /// Only what was done to this: a reject's id, a plan's hash, an operation, a deployment.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub subject: Option<String>,
@@ -58,14 +58,9 @@ impl Desk {
         if !(1..=MOST).contains(&limit) {
             return Err(OperationError::Invalid { field: "limit", message: format!("must be 1 to {MOST}") });
         }
-        if let Some(act) = &request.act
-            && !ACTS.contains(&act.as_str())
-        {
-            return Err(OperationError::Invalid { field: "act", message: format!("must be one of {}", ACTS.join(", ")) });
-        }
         let filter = ActFilter {
             actor: request.actor.as_deref(),
-            act: request.act.as_deref(),
+            act: request.act,
             subject: request.subject.as_deref(),
             from: request.from,
             to: request.to,

@@ -4,7 +4,7 @@ use uuid::Uuid;
 
 use super::OperationError;
 use crate::coderd::Database;
-use crate::ledger::{LICENSE_RULES, Ledger};
+use crate::ledger::{ActKind, LICENSE_RULES, Ledger, NewAct, Subject};
 use crate::license::{PublicKeys, RuleSet};
 use crate::log::Log;
 
@@ -66,6 +66,11 @@ pub struct Actor {
 }
 
 impl Actor {
+    /// What this actor does, to be written down.
+    pub(super) fn act<'a>(&'a self, act: ActKind, subject: Subject<'a>, detail: serde_json::Value) -> NewAct<'a> {
+        NewAct { actor: &self.name, act, subject, reason: &self.reason, detail }
+    }
+
     /// Refuses an act without a reason.
     ///
     /// # Errors

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{Actor, Desk, OperationError};
-use crate::ledger::{NewAct, SourceIdentity};
+use crate::ledger::{ActKind, SourceIdentity, Subject};
 
 /// A source, and the coderd that it is bound to from now on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,7 +36,7 @@ impl Desk {
         };
         let found = SourceIdentity::from(asked.await.map_err(|error| OperationError::Coderd(error.to_string()))?);
         let subject = source_id.to_string();
-        let act = NewAct { actor: &actor.name, act: "accept", subject: &subject, reason: &actor.reason, detail: serde_json::Value::Null };
+        let act = actor.act(ActKind::Accept, Subject::Named(&subject), serde_json::Value::Null);
         match self.ledger.in_time(self.ledger.accept_identity(source_id, found, &act)).await? {
             Ok(Some(_)) => Ok(AcceptedIdentity { source_id, deployment_id: found.deployment_id, organization_id: found.organization_id }),
             Ok(None) => Err(OperationError::NotFound(format!("source {source_id} is not registered"))),

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::{Actor, Desk, OperationError};
 use crate::event::Topic;
-use crate::ledger::{Ledger, NewAct, Pausable, Pause, PublishStop};
+use crate::ledger::{ActKind, Ledger, Pausable, Pause, PublishStop, Subject};
 
 /// What to pause or to resume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -66,7 +66,7 @@ impl Desk {
         resumed.map_err(|held| {
             let of = topic.map(|topic| format!(" of {topic}")).unwrap_or_default();
             let others: String = held.iter().map(|pause| format!("; {pause}")).collect();
-            OperationError::Forbidden(format!("{}{of} is not paused{others}", request.operation.name()))
+            OperationError::Forbidden(format!("{}{of} is not paused{others}", request.operation.as_str()))
         })
     }
 }
@@ -79,7 +79,7 @@ impl Desk {
     pub async fn coderd_cut_off(&self, request: &CoderdCutOff, actor: &Actor) -> Result<PublishStop, OperationError> {
         actor.require_reason()?;
         let detail = serde_json::Value::default();
-        let act = NewAct { actor: &actor.name, act: "resume", subject: "publish", reason: &actor.reason, detail };
+        let act = actor.act(ActKind::Resume, Subject::Named("publish"), detail);
         let ended = self.ledger.in_time(self.ledger.end_publish_stop(request.deployment_id, &act)).await?;
         let not_stopped = || format!("publishing of deployment {} has not stopped for coderd's own", request.deployment_id);
         ended.ok_or_else(|| OperationError::NotFound(not_stopped()))
@@ -102,7 +102,7 @@ fn topic(request: &PauseRequest) -> Result<Option<Topic>, OperationError> {
     let Some(name) = &request.topic else { return Ok(None) };
     let invalid = |message| Err(OperationError::Invalid { field: "topic", message });
     if request.operation != Pausable::Consume {
-        return invalid(format!("has no meaning for {}: only consume goes by topics", request.operation.name()));
+        return invalid(format!("has no meaning for {}: only consume goes by topics", request.operation.as_str()));
     }
     match Topic::named(name) {
         Some(topic) => Ok(Some(topic)),

@@ -9,7 +9,7 @@ use super::plan_hash::plan_hash;
 use super::ranges::{LogRange, MovedEnd};
 use super::{Actor, Desk, OperationError};
 use crate::consumer::{ForeseenRange, Replay, ReplayError};
-use crate::ledger::{Counts, NewAct, ReplayRange};
+use crate::ledger::{ActKind, Counts, ReplayRange, Subject};
 
 /// Records a second, unless it is asked for otherwise. One consumer records ten times as many on two cores beside its broker, so that live
 /// consumption keeps most of the ledger; a million records take three and a half minutes.
@@ -155,7 +155,7 @@ impl Desk {
                 return Err(OperationError::Forbidden("the effect is no longer the planned one: plan again".to_owned()));
             }
             let detail = serde_json::json!({ "records_per_second": rate });
-            let act = NewAct { actor: &actor.name, act: "replay", subject: hash, reason: &actor.reason, detail };
+            let act = actor.act(ActKind::Replay, Subject::Named(hash), detail);
             self.ledger.in_time(self.ledger.start_replay(hash, &act)).await?;
             None
         };

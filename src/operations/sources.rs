@@ -6,7 +6,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::{Actor, Desk, OperationError};
-use crate::ledger::{NewAct, Retirement};
+use crate::ledger::{ActKind, Retirement, Subject};
 
 /// Every registered source.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -69,7 +69,7 @@ impl Desk {
     /// ledger's.
     pub async fn retire_source(&self, request: &OneSource, actor: &Actor) -> Result<RegisteredSource, OperationError> {
         let id = self.registered(request, actor).await?;
-        let act = source_act(actor, "retire", &id);
+        let act = actor.act(ActKind::Retire, Subject::Named(&id), serde_json::json!({}));
         if !self.ledger.in_time(self.ledger.retire_source(request.deployment_id, &act)).await? {
             let retirement = self.ledger.in_time(self.ledger.retirement(request.deployment_id)).await?;
             return Err(OperationError::Forbidden(
@@ -85,7 +85,7 @@ impl Desk {
     /// As [`Desk::retire_source`]; [`OperationError::Forbidden`] where it is not retired.
     pub async fn reinstate_source(&self, request: &OneSource, actor: &Actor) -> Result<RegisteredSource, OperationError> {
         let id = self.registered(request, actor).await?;
-        let act = source_act(actor, "reinstate", &id);
+        let act = actor.act(ActKind::Reinstate, Subject::Named(&id), serde_json::json!({}));
         if !self.ledger.in_time(self.ledger.reinstate_source(request.deployment_id, &act)).await? {
             return Err(OperationError::Forbidden(format!("source {id} is not retired; nothing was changed")));
         }
@@ -104,8 +104,4 @@ impl Desk {
         let found = self.list_sources().await?.sources.into_iter().find(|source| source.deployment_id == id);
         found.ok_or_else(|| OperationError::NotFound(format!("source {id} is not registered: `tallyline sources list` shows the sources")))
     }
-}
-
-fn source_act<'a>(actor: &'a Actor, act: &'static str, subject: &'a str) -> NewAct<'a> {
-    NewAct { actor: &actor.name, act, subject, reason: &actor.reason, detail: serde_json::json!({}) }
 }

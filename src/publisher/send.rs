@@ -12,7 +12,7 @@ use super::signing::SigningLicense;
 use super::{Cycle, Publisher};
 use crate::cause::Remedy;
 use crate::event::{UsageQuantity, UsageType};
-use crate::ledger::{Attempt, AttemptVerdict, BREAKS_RULES, HELD_BACK, NewRequest, Postponed, Publication, Recorded, RequestOutcome};
+use crate::ledger::{Attempt, AttemptVerdict, HeldFor, NewRequest, Postponed, Publication, Recorded, RequestOutcome};
 use crate::tallyman::{Answer, EventType, InvalidEvent, LEFT_OUT_MESSAGE, OutgoingEvent, SendError, Verdict, request_body};
 use crate::waiting::{Waits, wait_after};
 
@@ -84,7 +84,8 @@ impl Publisher {
                 }
                 Err(error) => invalid.push(Postponed {
                     event_id: event.event_id.clone(),
-                    message: Some(format!("{HELD_BACK}{BREAKS_RULES}{error}")),
+                    message: Some(format!("Tallyman's rules do not allow it: {error}")),
+                    held_for: Some(HeldFor::VendorRules),
                     next_attempt_at: self.ledger.clock.now() + INVALID_WAIT,
                 }),
             }

@@ -6,7 +6,7 @@ use tokio_util::sync::CancellationToken;
 use super::look::{SourceCheck, compare, sendable_after};
 use super::{Condition, Cycle, Publisher, rows_by_id};
 use crate::coderd::Reader;
-use crate::ledger::{HELD_BACK, Postponed, Settlement};
+use crate::ledger::{HeldFor, Postponed, Settlement};
 
 /// So many events are compared with coderd's rows in one read.
 const PAGE: usize = 500;
@@ -53,7 +53,7 @@ impl Publisher {
         let (mut not_ours, mut later) = (Vec::new(), Vec::new());
         let mut differences = 0;
         for ours in leased {
-            let message = match compare(&ours, rows.get(&ours.event_id), statements[&ours.event_id], now) {
+            let why = match compare(&ours, rows.get(&ours.event_id), statements[&ours.event_id], now) {
                 SourceCheck::NotOurs => {
                     not_ours.push(ours.event_id);
                     continue;
@@ -61,10 +61,16 @@ impl Publisher {
                 SourceCheck::Ours | SourceCheck::Claimed => None,
                 SourceCheck::Changed(why) => {
                     differences += 1;
-                    Some(format!("{HELD_BACK}{why}"))
+                    Some(why)
                 }
             };
-            later.push(Postponed { event_id: ours.event_id, message, next_attempt_at: self.ledger.clock.now() + LOOK_AGAIN });
+            let held_for = why.as_ref().map(|_| HeldFor::CoderdDiffers);
+            later.push(Postponed {
+                event_id: ours.event_id,
+                message: why,
+                held_for,
+                next_attempt_at: self.ledger.clock.now() + LOOK_AGAIN,
+            });
         }
         self.settle(source_id, &not_ours, Settlement::NotOurs, &mut cycle.settled).await?;
         self.ledger.in_time(self.ledger.postpone_publications(source_id, &self.holder, &later)).await?;

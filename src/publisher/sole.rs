@@ -8,7 +8,7 @@ use super::look::{SourceCheck, compare, sendable_after};
 use super::signing::{NoLicense, SigningLicense, signing_license};
 use super::{Condition, Cycle, Publisher, rows_by_id};
 use crate::coderd::Reader;
-use crate::ledger::{HELD_BACK, Postponed, Publication, Settlement};
+use crate::ledger::{HeldFor, Postponed, Publication, Settlement};
 use crate::tallyman::MAX_EVENTS_PER_REQUEST;
 
 /// An event on which coderd has a fresh claim is looked at again after this.
@@ -132,17 +132,18 @@ impl Publisher {
                 SourceCheck::Claimed => {
                     cycle.waiting += 1;
                     let message = Some("coderd has claimed it and may be publishing it".to_owned());
-                    later.push(Postponed { event_id: event.event_id, message, next_attempt_at: self.ledger.clock.now() + CLAIM_WAIT });
+                    let next_attempt_at = self.ledger.clock.now() + CLAIM_WAIT;
+                    later.push(Postponed { event_id: event.event_id, message, held_for: None, next_attempt_at });
                 }
                 SourceCheck::Changed(why) => {
                     cycle.held_back += 1;
                     let release = if event.confirmed { RELEASE } else { NEVER_CONFIRMED };
                     let why = format!("{why}; {release}");
-                    let message = Some(format!("{HELD_BACK}{why}"));
-                    if event.last_message != message {
-                        newly.push((event.event_id.clone(), why));
+                    if event.last_message.as_ref() != Some(&why) {
+                        newly.push((event.event_id.clone(), why.clone()));
                     }
-                    later.push(Postponed { event_id: event.event_id, message, next_attempt_at: self.ledger.clock.now() + HELD_BACK_WAIT });
+                    let (held_for, next_attempt_at) = (Some(HeldFor::CoderdDiffers), self.ledger.clock.now() + HELD_BACK_WAIT);
+                    later.push(Postponed { event_id: event.event_id, message: Some(why), held_for, next_attempt_at });
                 }
             }
         }

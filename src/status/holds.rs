@@ -3,8 +3,7 @@
 use uuid::Uuid;
 
 use crate::ledger::{
-    BREAKS_RULES, Finding, HeldBack, Hold, HoldScope, Pausable, Pause, ProcessRow, PublishRefusal, PublishStop, Recovering, Retirement,
-    holds,
+    Finding, HeldBack, HeldFor, Hold, HoldScope, Pausable, Pause, ProcessRow, PublishRefusal, PublishStop, Recovering, Retirement, holds,
 };
 
 use super::Queue;
@@ -96,7 +95,7 @@ fn refusals(processes: &[ProcessRow]) -> Vec<Hold> {
 
 fn end_of(event: &HeldBack) -> &'static str {
     match event {
-        event if event.why.starts_with(BREAKS_RULES) => "a version of Tallyline that knows other rules; otherwise it expires",
+        event if event.held_for == HeldFor::VendorRules => "a version of Tallyline that knows other rules; otherwise it expires",
         HeldBack { confirmed: true, .. } => {
             "coderd's row saying what was accepted, or `tallyline recover execute` of a plan with `--lost coderd`"
         }
@@ -114,8 +113,8 @@ mod tests {
     const AT: DateTime<Utc> = DateTime::UNIX_EPOCH;
     const SOURCE: Uuid = Uuid::from_u128(0xd);
 
-    fn held_back(why: &str, confirmed: bool) -> HeldBack {
-        HeldBack { event_id: "usage-1".into(), created_at: AT, since: AT, why: why.into(), confirmed }
+    fn held_back(held_for: HeldFor, confirmed: bool) -> HeldBack {
+        HeldBack { event_id: "usage-1".into(), created_at: AT, since: AT, held_for, why: "as a test has it".into(), confirmed }
     }
 
     fn process(gone: bool, publish: serde_json::Value) -> ProcessRow {
@@ -192,13 +191,12 @@ mod tests {
 
     #[test]
     fn what_ends_the_hold_of_an_event_depends_on_why_it_is_held() {
-        let breaks_rules = format!("{BREAKS_RULES}the quantity is 0");
-        for (why, confirmed, recover, row) in [
-            ("coderd no longer has the row", true, true, true),
-            ("coderd no longer has the row", false, false, true),
-            (&breaks_rules, true, false, false),
+        for (held_for, confirmed, recover, row) in [
+            (HeldFor::CoderdDiffers, true, true, true),
+            (HeldFor::CoderdDiffers, false, false, true),
+            (HeldFor::VendorRules, true, false, false),
         ] {
-            let ends = end_of(&held_back(why, confirmed));
+            let ends = end_of(&held_back(held_for, confirmed));
             assert_eq!((ends.contains("recover execute"), ends.contains("coderd's row")), (recover, row), "{ends}");
         }
     }
@@ -207,7 +205,7 @@ mod tests {
     fn each_hold_says_what_it_holds_why_and_what_ends_it_and_the_widest_comes_first() {
         let pause = |operation| Pause { operation, topic: None, actor: "sre-1".into(), reason: "a test".into(), since: AT };
         let stop = PublishStop { deployment_id: SOURCE, later_mark: AT, seen_at: AT };
-        let event = held_back("coderd no longer has the row", true);
+        let event = held_back(HeldFor::CoderdDiffers, true);
         let pauses = [pause(Pausable::Publish), pause(Pausable::Collect)];
         let found = all(&[], None, &pauses, &[stop], &[], &[], &[queue(1, vec![event])]);
         let told: Vec<_> = found.iter().map(|hold| (hold.scope, hold.deployment_id, hold.event_id.as_deref())).collect();

@@ -86,7 +86,7 @@ pub fn usage(input: &[u8]) -> bool {
             true
         }
         Err(error) => {
-            assert!(!error.cause().is_empty() && !error.to_string().is_empty());
+            assert!(!error.to_string().is_empty());
             false
         }
     }

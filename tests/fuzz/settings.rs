@@ -68,10 +68,10 @@ pub fn words(input: &[u8]) -> bool {
     let word = word.trim_end_matches('\n');
     let written = [
         Topic::named(word).map(|topic| topic.name().to_owned()),
-        Transition::named(word).map(|one| one.as_str().to_owned()),
-        BuildStatus::named(word).map(|one| one.as_str().to_owned()),
-        InputStage::named(word).map(|one| one.as_str().to_owned()),
-        UsageType::named(word).map(|one| one.as_str().to_owned()),
+        word.parse::<Transition>().ok().map(|one| one.as_str().to_owned()),
+        word.parse::<BuildStatus>().ok().map(|one| one.as_str().to_owned()),
+        word.parse::<InputStage>().ok().map(|one| one.as_str().to_owned()),
+        word.parse::<UsageType>().ok().map(|one| one.as_str().to_owned()),
         word.parse::<EventType>().ok().map(|one| one.as_str().to_owned()),
         word.parse::<RuleSet>().ok().map(|_| word.to_owned()),
     ];

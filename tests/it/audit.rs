@@ -10,7 +10,7 @@ use tallyline::coderd;
 use tallyline::collectors::{Collector, Settings};
 use tallyline::consumer;
 use tallyline::event::{Event, Message, PREBUILDS_USER, Payload, PrebuildClaimed, Topic, TopicPartition, parse};
-use tallyline::ledger::{Chain, Finding, Ledger, LedgerSettings, NewAct};
+use tallyline::ledger::{ActKind, Chain, Finding, Ledger, LedgerSettings, NewAct, Subject};
 use tallyline::license::PublicKeys;
 use tallyline::log::{Log, PostgresLogSettings};
 use tallyline::operations::{Actor, LogRange, ReplayExecution, Step};
@@ -262,7 +262,7 @@ async fn what_the_consumer_rejected_or_holds_is_open_work_and_no_imbalance_until
     assert_eq!((differences(&report), remarks(&report)), (vec![], vec![]));
     assert_eq!((number(&report, LOG, "rejects"), number(&report, LOG, "held")), (1, 1));
 
-    let act = NewAct { actor: "user-001", act: "discard", subject: "1", reason: "a test", detail: json!({}) };
+    let act = NewAct { actor: "user-001", act: ActKind::Discard, subject: Subject::Reject(1), reason: "a test", detail: json!({}) };
     let act = site.ledger.record_act(&act).await.unwrap();
     sqlx::query("update reject set state = 'discarded', act_id = $1").bind(act).execute(&site.ledger.pool).await.unwrap();
     let report = site.audit().await;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tallyline::audit::{Audit, AuditReport};
 use tallyline::clock::Clock;
 use tallyline::consumer;
-use tallyline::event::{Event, Message, Payload, Topic, TopicPartition};
+use tallyline::event::{Event, Message, Payload, RejectCause, Topic, TopicPartition};
 use tallyline::ledger::{Arrival, Chain, Ledger, LedgerSettings, Refusal, ReplayRange, Settlement, Verdict};
 use tallyline::log::{KafkaSettings, Log, PostgresLogSettings, Record};
 use tallyline::operations::{Actor, LogRange, ReplayExecution, Resubmit, Step};
@@ -234,8 +234,8 @@ fn rows() -> Vec<Row> {
         ("update publication set state = 'expired' where state = 'published'", "publication_without_its_answer", usage(1), "no recorded answer"),
         ("delete from publication where event_id = 'usage-0'", "usage_without_publication", usage(0), "not queued"),
         (
-            "insert into publication (source_id, event_id, event_type, event_created_at, queued_batch_id, next_attempt_at)
-             values (1, 'forged', 'x', now(), 1, now())",
+            "insert into publication (source_id, event_id, event_created_at, queued_batch_id, next_attempt_at)
+             values (1, 'forged', now(), 1, now())",
             "usage_without_publication",
             any("forged"),
             "not accepted",
@@ -309,11 +309,11 @@ async fn what_the_log_no_longer_holds_is_checked_by_its_digest_and_the_rest_by_i
 /// A version that holds the first record and refuses the second.
 fn earlier(record: Record) -> Arrival {
     let (verdict, cause) = match record.offset {
-        0 => (Verdict::Held, "unknown_event_type"),
-        1 => (Verdict::Rejected, "field"),
+        0 => (Verdict::Held, RejectCause::UnknownEventType),
+        1 => (Verdict::Rejected, RejectCause::Field),
         _ => return consumer::read(record),
     };
-    Arrival { event: Err(Refusal { verdict, cause: cause.into(), detail: "an earlier version".into() }), ..consumer::read(record) }
+    Arrival { event: Err(Refusal { verdict, cause, detail: "an earlier version".into() }), ..consumer::read(record) }
 }
 
 /// (kind, id) of what waits for an operator in the ledger's rows.

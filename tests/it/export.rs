@@ -91,7 +91,7 @@ async fn many_pages_hold_each_event_once_in_order_and_add_up() {
     assert!(first == expected, "the file differs from what was recorded");
     assert_eq!(exported(&ledger, &all(sequence)).await, (first, shown.clone()), "two runs give the same bytes");
     let types = totals.into_iter().map(|(event_type, (events, total, unit))| TypeTotal {
-        event_type: event_type.to_owned(),
+        event_type: event_type.parse().unwrap(),
         unit,
         aggregate: if unit == "seats" { Aggregate::Maximum } else { Aggregate::Sum },
         events,

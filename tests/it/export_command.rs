@@ -7,7 +7,7 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use tallyline::clock::Clock;
 use tallyline::event::{Event, Topic};
-use tallyline::ledger::{Ledger, LedgerSettings, NewAct, NewPass, Restored, Source};
+use tallyline::ledger::{ActKind, Ledger, LedgerSettings, NewAct, NewPass, Restored, Source, Subject};
 use uuid::Uuid;
 
 use crate::cli::{Pipeline, assert_refused, code, json};
@@ -39,7 +39,13 @@ impl Site {
 
     /// The source, no longer retired: its completeness counts.
     async fn in_use(&self) -> Source {
-        let act = NewAct { actor: "sre-1", act: "reinstate", subject: "a test", reason: "a test", detail: serde_json::json!({}) };
+        let act = NewAct {
+            actor: "sre-1",
+            act: ActKind::Reinstate,
+            subject: Subject::Named("a test"),
+            reason: "a test",
+            detail: serde_json::json!({}),
+        };
         assert!(self.ledger.reinstate_source(DEPLOYMENT, &act).await.unwrap());
         self.ledger.source(DEPLOYMENT).await.unwrap().expect("registered")
     }

@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use sqlx::Row;
 use tallyline::event::{Event, Payload, Topic};
-use tallyline::ledger::{Baseline, Chain, Claim, Counts, Fact, Landmark, Ledger, LedgerSettings, NewAct, RecordError, Restored, Verdict};
+use tallyline::ledger::{
+    ActKind, Baseline, Chain, Claim, Counts, Fact, Landmark, Ledger, LedgerSettings, NewAct, RecordError, Restored, Subject, Verdict,
+};
 use tokio::task::JoinSet;
 
 use crate::support::eventually;
@@ -226,7 +228,7 @@ async fn a_deployment_is_introduced_once_and_holds_up_no_batch_of_others() {
     let waiting = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
     eventually(SOON, "one waits for the table, the other for it", || async { number(&ledger, waiting).await == 2 }).await;
 
-    let act = NewAct { actor: "sre-1", act: "accept", subject: "a test", reason: "", detail: serde_json::json!({}) };
+    let act = NewAct { actor: "sre-1", act: ActKind::Accept, subject: Subject::Named("a test"), reason: "", detail: serde_json::json!({}) };
     tokio::time::timeout(SOON, ledger.record_act(&act)).await.expect("another batch takes its sequence meanwhile").unwrap();
     busy.rollback().await.unwrap();
     let [one, other] = rivals;
@@ -285,7 +287,13 @@ async fn a_recovery_that_waits_for_more_leaves_the_queue_alone() {
     let (_database, ledger) = ledger().await;
     let [read, unread] = [0, 1].map(|number| partition(Topic::AgentUsage, number));
     register(&ledger, &[DEPLOYMENT]).await;
-    let act = NewAct { actor: "sre-1", act: "retire", subject: "d1", reason: "no collector reads it", detail: serde_json::json!({}) };
+    let act = NewAct {
+        actor: "sre-1",
+        act: ActKind::Retire,
+        subject: Subject::Named("d1"),
+        reason: "no collector reads it",
+        detail: serde_json::json!({}),
+    };
     assert!(ledger.retire_source(DEPLOYMENT, &act).await.unwrap());
     let claim = ledger.claim(read, 0).await.unwrap();
     ledger.record(&Chain::Live(claim), &[arrival(0, event(Topic::AgentUsage, 1))], 1).await.unwrap();

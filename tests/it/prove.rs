@@ -6,7 +6,9 @@ use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::json;
 use tallyline::coderd;
 use tallyline::event::{Event, Message, Payload, PublishMarks, Topic, Usage, UsageQuantity};
-use tallyline::ledger::{LICENSE_RULES, LicenseChange, LicenseState, NewAct, NewExport, UsageRange};
+use tallyline::ledger::{
+    ActKind, AttemptVerdict, BatchKind, LICENSE_RULES, LicenseChange, LicenseState, NewAct, NewExport, RejectState, Subject, UsageRange,
+};
 use tallyline::operations::{Desk, LogState, OperationError, Proof, ProveRequest, SourceState};
 use uuid::Uuid;
 
@@ -80,7 +82,7 @@ async fn a_creation_is_followed_from_coderds_row_to_its_series() {
     .unwrap();
     let batch = &accepted.batch;
     assert_eq!((batch.id, batch.sequence, batch.epoch, batch.recorded_at), (kept.0, Some(kept.1), Some(kept.2), Some(kept.3)));
-    assert_eq!(batch.kind.as_deref(), Some("log"));
+    assert_eq!(batch.kind, Some(BatchKind::Log));
     let log = &accepted.log;
     assert_eq!((log.topic.as_str(), log.partition, log.generation), ("tallyline.workspace-builds.v1", Some(0), Some(1)));
     assert_eq!((log.offset, log.state), (kept.4, LogState::Same));
@@ -183,7 +185,7 @@ async fn usage_is_followed_into_its_license_windows_its_requests_and_its_files()
     let life = accepted.publication.unwrap();
     assert_eq!((life.state.as_str(), life.next_attempt_at, life.attempts.len()), ("published", None, 1));
     let attempt = &life.attempts[0];
-    assert_eq!((attempt.request_id, attempt.status, attempt.verdict.as_deref()), (request, Some(200), Some("accepted")));
+    assert_eq!((attempt.request_id, attempt.status, attempt.verdict), (request, Some(200), Some(AttemptVerdict::Accepted)));
     assert_eq!((attempt.license_sha256.as_str(), attempt.sequence), ("01".repeat(32).as_str(), life.settled_sequence));
     assert_eq!(accepted.exports.iter().map(|export| export.id).collect::<Vec<_>>(), expected);
     assert_eq!((accepted.exports[0].sha256.as_str(), accepted.exports[0].actor.as_str()), ("07".repeat(32).as_str(), "user-001"));
@@ -208,7 +210,8 @@ async fn license_windows_go_by_the_chosen_rules_and_outlive_their_licenses() {
     };
     assert_eq!(windows().await, [(1, 1, true, None)], "by the pipeline's rules");
 
-    let act = NewAct { actor: "user-001", act: "rebuild", subject: LICENSE_RULES, reason: "a test", detail: json!({}) };
+    let act =
+        NewAct { actor: "user-001", act: ActKind::Rebuild, subject: Subject::Named(LICENSE_RULES), reason: "a test", detail: json!({}) };
     site.ledger.choose(LICENSE_RULES, "2026-02", &act).await.unwrap();
     // the first one was issued later
     assert_eq!(windows().await, [(1, 1, true, None), (2, 1, false, None)], "by the chosen rules");
@@ -258,12 +261,12 @@ async fn an_event_that_is_only_a_reject_has_the_life_of_a_reject() {
     assert_eq!((refusal.verdict.as_str(), refusal.state.as_str(), refusal.acts.len()), ("rejected", "open", 0));
     assert!(refusal.detail.contains("count") && refusal.sequence.is_some(), "{refusal:?}");
 
-    let subject = refusal.id.to_string();
-    let act = NewAct { actor: "user-001", act: "discard", subject: &subject, reason: "a test", detail: json!({}) };
+    let act =
+        NewAct { actor: "user-001", act: ActKind::Discard, subject: Subject::Reject(refusal.id), reason: "a test", detail: json!({}) };
     let act = site.ledger.record_act(&act).await.unwrap();
     sqlx::query("update reject set state = 'discarded', act_id = $1").bind(act).execute(&site.ledger.pool).await.unwrap();
     let discarded = proof(&site, "usage-bad").await.refusals.remove(0);
-    assert_eq!(discarded.state, "discarded");
+    assert_eq!(discarded.state, RejectState::Discarded);
     let acts: Vec<_> = discarded.acts.iter().map(|act| (act.act.as_str(), act.actor.as_str(), act.reason.as_str())).collect();
     assert_eq!(acts, [("discard", "user-001", "a test")]);
 }

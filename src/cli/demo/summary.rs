@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::world::World;
 use crate::audit::AuditReport;
 use crate::cli::{audit, columns};
+use crate::ledger::PublicationState;
 use crate::projection::fold_to;
 use crate::stages::MetricsState;
 
@@ -44,7 +45,7 @@ impl Summary {
             .deployment(truth.deployment_id)
             .map_or(0, |metrics| metrics.creations.iter().map(|(_, counter)| counter.value).sum());
         let books = world.tallyman.books();
-        let published = contents.publications.iter().filter(|count| count.state == "published");
+        let published = contents.publications.iter().filter(|count| count.state == PublicationState::Published);
         let published: u64 = published.map(|count| u64::try_from(count.events).unwrap_or_default()).sum();
         let comparisons = vec![
             Comparison { what: "completed builds", happened: truth.builds.len() as u64, counted: events("workspace_build_completed_v1") },
@@ -56,7 +57,7 @@ impl Summary {
                 counted: published,
             },
         ];
-        let publications = contents.publications.into_iter().map(|count| (count.state, count.events)).collect();
+        let publications = contents.publications.into_iter().map(|count| (count.state.to_string(), count.events)).collect();
         Ok(Summary { comparisons, publications, audit })
     }
 

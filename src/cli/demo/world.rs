@@ -19,6 +19,7 @@ use crate::cli::roles::{self, Listening, Site};
 use crate::cli::{Context, Exit, Failure};
 use crate::clock::Clock;
 use crate::config;
+use crate::ledger::PublicationState;
 use crate::sim::coderd::truth::Truth;
 use crate::sim::coderd::{self, SchemaVersion, Simulation};
 use crate::sim::tallyman::{self, Tallyman};
@@ -102,7 +103,8 @@ impl World {
     pub async fn status(&self) -> anyhow::Result<String> {
         let contents = self.site.ledger.ledger.contents().await?;
         let events: i64 = contents.events.iter().map(|count| count.events).sum();
-        let pending: i64 = contents.publications.iter().filter(|count| count.state == "pending").map(|count| count.events).sum();
+        let pending: i64 =
+            contents.publications.iter().filter(|count| count.state == PublicationState::Pending).map(|count| count.events).sum();
         let complete = self.completeness().await?.map_or("not yet".to_owned(), |until| until.format("%H:%M:%S").to_string());
         let books = self.tallyman.books();
         Ok(format!(
@@ -137,7 +139,7 @@ impl World {
         while Instant::now() < deadline && !self.roles_ended.is_cancelled() {
             let complete = self.completeness().await?.is_some_and(|until| until > *ended_at);
             let contents = self.site.ledger.ledger.contents().await?;
-            let pending = contents.publications.iter().any(|count| count.state == "pending");
+            let pending = contents.publications.iter().any(|count| count.state == PublicationState::Pending);
             if complete && !pending {
                 return Ok(true);
             }

@@ -80,7 +80,7 @@ impl Hearing {
             warn!("{pause}");
         }
         for pause in before.iter().filter(|pause| !pauses.contains(pause)) {
-            info!(operation = pause.operation.name(), topic = pause.topic, "resumed");
+            info!(operation = pause.operation.as_str(), topic = pause.topic, "resumed");
         }
         self.show(&pauses);
         self.tell.send_replace(pauses);
@@ -91,10 +91,10 @@ impl Hearing {
             i64::from(pauses.iter().any(|pause| pause.operation == operation && pause.topic.as_deref() == topic.map(Topic::name)))
         };
         for operation in Pausable::ALL {
-            self.gauge.with_label_values(&[operation.name(), ""]).set(is_paused(operation, None));
+            self.gauge.with_label_values(&[operation.as_str(), ""]).set(is_paused(operation, None));
         }
         for topic in Topic::ALL {
-            self.gauge.with_label_values(&[Pausable::Consume.name(), topic.name()]).set(is_paused(Pausable::Consume, Some(topic)));
+            self.gauge.with_label_values(&[Pausable::Consume.as_str(), topic.name()]).set(is_paused(Pausable::Consume, Some(topic)));
         }
     }
 }

@@ -45,7 +45,7 @@ pub(super) fn of(status: &Status) -> String {
 fn attention(status: &Status) -> String {
     let pauses = status.pauses.iter().map(|pause| {
         let topic = pause.topic.clone().unwrap_or_else(|| "-".to_owned());
-        [pause.operation.name().to_owned(), topic, pause.actor.clone(), time(pause.since), pause.reason.clone()]
+        [pause.operation.as_str().to_owned(), topic, pause.actor.clone(), time(pause.since), pause.reason.clone()]
     });
     let recoveries = status.recovering.iter().map(|row| [row.id.to_string(), row.actor.clone(), time(row.opened_at), row.reason.clone()]);
     let audit = status.audit.iter().map(|row| {
@@ -71,7 +71,7 @@ fn attention(status: &Status) -> String {
     });
     let rejects = status.open_rejects.iter().map(|row| {
         let units: Vec<String> = row.units.iter().map(|(unit, number)| format!("{number} {unit}")).collect();
-        [row.verdict.clone(), row.cause.clone(), row.records.to_string(), units.join(", "), time(row.oldest)]
+        [row.verdict.to_string(), row.cause.to_string(), row.records.to_string(), units.join(", "), time(row.oldest)]
     });
     [
         status.recovering.as_ref().map(|recovering| format!("{recovering}\n{}\n", recovering.forgotten())).unwrap_or_default(),
@@ -128,7 +128,7 @@ fn last_request(row: &Queue) -> String {
     let Some(request) = &row.last_request else { return "-".to_owned() };
     let mut words = vec![time(request.sent_at)];
     words.extend(request.status.map(|status| format!("HTTP {status}")));
-    words.extend(request.verdicts.iter().map(|(verdict, events)| format!("{events} {}", verdict.replace('_', " "))));
+    words.extend(request.verdicts.iter().map(|(verdict, events)| format!("{events} {}", verdict.as_str().replace('_', " "))));
     words.extend(request.error.clone());
     words.join(", ")
 }
@@ -175,13 +175,13 @@ fn counts(status: &Status) -> String {
     let count = |number: i64, estimated: bool| if estimated { format!("about {number}") } else { number.to_string() };
     let publications = status.publications.iter().map(|row| {
         let [events, unanswered] = [row.events, row.unanswered].map(|number| count(number, row.estimated));
-        [row.deployment_id.to_string(), row.state.clone(), events, unanswered]
+        [row.deployment_id.to_string(), row.state.to_string(), events, unanswered]
     });
     let events = status.events.iter().map(|row| [row.deployment_id.to_string(), row.event_type.clone(), count(row.events, row.estimated)]);
     let batches = status.batches.iter().map(|row| {
         let numbers = [row.batches, row.records, row.accepted, row.duplicates];
         let [batches, records, accepted, duplicates] = numbers.map(|number| count(number, row.estimated));
-        [row.kind.clone(), batches, records, accepted, duplicates]
+        [row.kind.to_string(), batches, records, accepted, duplicates]
     });
     [
         columns(["DEPLOYMENT", "PUBLICATION", "EVENTS", "UNANSWERED"], publications),

@@ -141,7 +141,7 @@ impl Desk {
             log: self.log_side(row, event).await?,
             batch: BatchProof {
                 id: row.batch_id,
-                kind: row.batch.as_ref().map(|batch| batch.kind.clone()),
+                kind: row.batch.as_ref().map(|batch| batch.kind),
                 epoch: row.batch.as_ref().and_then(|batch| batch.epoch),
                 sequence,
                 recorded_at: row.batch.as_ref().map(|batch| batch.recorded_at),

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::ledger::{ExportLife, PublicationLife, RefusalLife};
+use crate::ledger::{BatchKind, ExportLife, PublicationLife, RefusalLife};
 
 /// The whole life of one event.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -119,7 +119,7 @@ pub struct BatchProof {
     /// Its id.
     pub id: i64,
     /// `log` or `replay`; none where the batch is not there.
-    pub kind: Option<String>,
+    pub kind: Option<BatchKind>,
     /// The claim of the partition under which it was written; none for a replay.
     pub epoch: Option<i64>,
     /// Its place in the ledger's order.

@@ -18,7 +18,7 @@ use super::effect::saturating;
 use super::plan_hash::plan_hash;
 use super::series::{Series, SeriesKey, series};
 use super::{Actor, Desk, OperationError};
-use crate::ledger::{LICENSE_RULES, NewAct};
+use crate::ledger::{ActKind, LICENSE_RULES, Subject};
 use crate::projection::{self, Folded};
 use crate::stages::{DeploymentLicenses, LicensesState, MetricsState, Stage};
 
@@ -135,7 +135,7 @@ impl Desk {
 
     async fn choose_rules(&self, rules: &str, request: &RebuildExecution, actor: &Actor) -> Result<String, OperationError> {
         let detail = serde_json::json!({ "plan": request.hash, "from": self.license_rules().await?.to_string(), "to": rules });
-        let act = NewAct { actor: &actor.name, act: "rebuild", subject: LICENSE_RULES, reason: &actor.reason, detail };
+        let act = actor.act(ActKind::Rebuild, Subject::Named(LICENSE_RULES), detail);
         self.ledger.in_time(self.ledger.choose(LICENSE_RULES, rules, &act)).await?;
         Ok(format!("license rules {rules} are chosen, over the pipeline's: serving processes follow within seconds"))
     }
@@ -146,7 +146,7 @@ impl Desk {
             RebuildStage::Licenses => LicensesState::NAME,
         };
         let detail = serde_json::json!({ "plan": request.hash, "may_fall": request.may_fall });
-        let act = NewAct { actor: &actor.name, act: "rebuild", subject: stage, reason: &actor.reason, detail };
+        let act = actor.act(ActKind::Rebuild, Subject::Named(stage), detail);
         self.ledger.in_time(self.ledger.rebuild(stage, &act)).await?;
         Ok(format!("{stage} are folded anew from zero: every process shows the new state from this act's ledger sequence on"))
     }

@@ -13,8 +13,7 @@ use super::super::{Desk, OperationError};
 use super::Progress;
 use crate::coderd::{Catalog, CoderdError, Reader};
 use crate::collectors::events;
-use crate::event;
-use crate::ledger::{Ledger, NewAct, Source};
+use crate::ledger::{Ledger, NewAct, PublicationState, Source};
 
 /// Ids compared at a time.
 const PAGE: i64 = 2_000;
@@ -200,23 +199,23 @@ impl<'a> Comparison<'a> {
                 None if listed.contains(&id) => {}
                 None if !confirmed.contains(&id) => self.effect.unconfirmed += 1,
                 None => {
-                    let (lost, units) = self.lost_event(usage_type(&fate.event_type));
+                    let (lost, units) = self.lost_event(fate.event_type.as_str());
                     lost.events += 1;
-                    lost.published += i64::from(matches!(fate.state.as_str(), "published" | "not_ours"));
-                    lost.pending += i64::from(fate.state == "pending");
+                    lost.published += i64::from(matches!(fate.state, PublicationState::Published | PublicationState::NotOurs));
+                    lost.pending += i64::from(fate.state == PublicationState::Pending);
                     *units += fate.quantity.parse::<u128>().unwrap_or_default();
                     self.ids.push(id);
                 }
                 Some(row) => {
                     let unmarked = row.published_at.is_none();
-                    self.effect.published_here_without_mark += i64::from(unmarked && fate.state == "published");
-                    self.effect.published_by_coderd_without_mark += i64::from(unmarked && fate.state == "not_ours");
+                    self.effect.published_here_without_mark += i64::from(unmarked && fate.state == PublicationState::Published);
+                    self.effect.published_by_coderd_without_mark += i64::from(unmarked && fate.state == PublicationState::NotOurs);
                     let digest = events::usage_digest(self.source.deployment_id, row.clone());
                     let same = digest.as_ref().is_ok_and(|digest| accepted.get(&id) == Some(digest));
                     self.effect.ids_used_again += i64::from(!same);
                     // what was accepted is in coderd no more
                     if digest.is_ok() && !same && confirmed.contains(&id) && !listed.contains(&id) {
-                        self.effect.ids_used_again_pending += i64::from(unmarked && fate.state == "pending");
+                        self.effect.ids_used_again_pending += i64::from(unmarked && fate.state == PublicationState::Pending);
                         self.ids.push(id);
                     }
                 }
@@ -243,10 +242,6 @@ impl<'a> Comparison<'a> {
             self.lost.into_values().map(|(lost, units)| LostEvents { units: (units > 0).then(|| units.to_string()), ..lost }).collect();
         (self.effect, self.ids)
     }
-}
-
-fn usage_type(name: &str) -> &'static str {
-    event::UsageType::ALL.into_iter().map(event::UsageType::as_str).find(|known| *known == name).unwrap_or("unknown")
 }
 
 fn coderd(error: CoderdError) -> OperationError {

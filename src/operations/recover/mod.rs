@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use super::plan_hash::plan_hash;
 use super::{Actor, Desk, OperationError};
-use crate::ledger::NewAct;
+use crate::ledger::{ActKind, Subject};
 
 /// What was lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -161,7 +161,7 @@ impl Desk {
             return Err(OperationError::Invalid { field: "reason", message });
         }
         let detail = serde_json::to_value(&plan.effect).map_err(anyhow::Error::from)?;
-        let act = NewAct { actor: &actor.name, act: "recover", subject: request.lost.as_str(), reason: &actor.reason, detail };
+        let act = actor.act(ActKind::Recover, Subject::Named(request.lost.as_str()), detail);
         let done = match &plan.effect {
             RecoverEffect::Kafka(effect) => kafka::execute(self, effect, &act, hash).await?,
             RecoverEffect::Ledger(effect) => ledger::execute(self, effect, &act, hash).await?,

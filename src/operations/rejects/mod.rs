@@ -15,12 +15,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{Actor, Desk, OperationError};
-use crate::ledger::{NewAct, RejectFilter, RejectGroup, RejectRow};
-
-/// The states that a reject can be in.
-const STATES: [&str; 4] = ["open", "resubmitted", "admitted", "discarded"];
-const VERDICTS: [&str; 3] = ["rejected", "conflict", "held"];
-const GROUPS: [&str; 6] = ["verdict", "cause", "type", "topic", "state", "deployment"];
+use crate::event::RejectCause;
+use crate::ledger::{ActKind, NewAct, RejectFilter, RejectGroup, RejectProperty, RejectRow, RejectState, Subject, Verdict};
 
 /// Most rejects of one page.
 const MOST_LISTED: usize = 1_000;
@@ -37,10 +33,10 @@ const LISTED_BYTES: i32 = 1_024;
 pub struct WhichRejects {
     /// open (where it is not given), resubmitted, admitted, discarded, or all.
     pub state: String,
-    /// rejected, conflict or held; absent: any.
-    pub verdict: Option<String>,
-    /// The short word, such as json; absent: any.
-    pub cause: Option<String>,
+    /// What they are; absent: any.
+    pub verdict: Option<Verdict>,
+    /// Why, in one word; absent: any.
+    pub cause: Option<RejectCause>,
     /// The event's type; absent: any.
     pub event_type: Option<String>,
 }
@@ -84,15 +80,15 @@ pub struct CountRejects {
     /// Which.
     #[serde(flatten)]
     pub which: WhichRejects,
-    /// verdict, cause, type, topic, state or deployment.
-    pub by: String,
+    /// What the groups have in common.
+    pub by: RejectProperty,
 }
 
 /// Rejects in groups, the largest first.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RejectCounts {
     /// What the groups have in common.
-    pub by: String,
+    pub by: RejectProperty,
     /// The groups.
     pub groups: Vec<RejectGroup>,
 }
@@ -136,9 +132,8 @@ impl Desk {
     /// # Errors
     /// [`OperationError::Invalid`], or the ledger's.
     pub async fn count_rejects(&self, request: &CountRejects) -> Result<RejectCounts, OperationError> {
-        let (filter, by) = (filter(&request.which)?, one_of("by", &request.by, &GROUPS)?);
-        let groups = self.ledger.in_time(self.ledger.reject_groups(&filter, by)).await?;
-        Ok(RejectCounts { by: request.by.clone(), groups })
+        let groups = self.ledger.in_time(self.ledger.reject_groups(&filter(&request.which)?, request.by)).await?;
+        Ok(RejectCounts { by: request.by, groups })
     }
 
     /// One reject, whole, and what would become of it now.
@@ -160,9 +155,8 @@ impl Desk {
         let rows = self.these_rejects(&request.ids).await?;
         self.all_open(&rows).await?;
         let ids: Vec<i64> = rows.iter().map(|row| row.id).collect();
-        let subjects: Vec<String> = ids.iter().map(i64::to_string).collect();
-        let act = |subject| act(actor, "discard", subject, serde_json::json!({}));
-        let acts: Vec<NewAct<'_>> = subjects.iter().map(act).collect();
+        let act = |id: &i64| actor.act(ActKind::Discard, Subject::Reject(*id), serde_json::json!({}));
+        let acts: Vec<NewAct<'_>> = ids.iter().map(act).collect();
         match self.ledger.in_time(self.ledger.discard_rejects(&ids, &acts)).await? {
             Some(act_ids) => Ok(DiscardedRejects { ids, act_ids }),
             None => Err(OperationError::Forbidden("one of them was ended by somebody else meanwhile; nothing was done".to_owned())),
@@ -184,34 +178,21 @@ impl Desk {
 
     /// Refuses rejects that an act has ended, and says which act of whom.
     async fn all_open(&self, rows: &[RejectRow]) -> Result<(), OperationError> {
-        let Some(ended) = rows.iter().find(|row| row.state != "open") else { return Ok(()) };
+        let Some(ended) = rows.iter().find(|row| row.state != RejectState::Open) else { return Ok(()) };
         let acts = self.ledger.in_time(self.ledger.reject_acts(&[ended.id])).await?;
         let by = acts
             .iter()
             .find(|act| Some(act.id) == ended.act_id)
             .map(|act| format!(" by {} at {}", act.actor, act.acted_at.to_rfc3339_opts(SecondsFormat::Millis, true)));
-        let (id, state) = (ended.id, &ended.state);
+        let (id, state) = (ended.id, ended.state);
         Err(OperationError::Forbidden(format!("reject {id} is no longer open: it was {state}{}; nothing was done", by.unwrap_or_default())))
     }
-}
-
-fn act<'a>(actor: &'a Actor, act: &'static str, subject: &'a String, detail: serde_json::Value) -> NewAct<'a> {
-    NewAct { actor: &actor.name, act, subject, reason: &actor.reason, detail }
 }
 
 fn filter(which: &WhichRejects) -> Result<RejectFilter, OperationError> {
     let state = match which.state.as_str() {
         "all" => None,
-        state => Some(STATES.into_iter().find(|known| *known == state).ok_or_else(|| OperationError::Invalid {
-            field: "state",
-            message: format!("{state:?} is none of {}, all", STATES.join(", ")),
-        })?),
+        state => Some(state.parse().map_err(|error| OperationError::Invalid { field: "state", message: format!("{error}, all") })?),
     };
-    let verdict = which.verdict.as_deref().map(|verdict| one_of("verdict", verdict, &VERDICTS)).transpose()?;
-    Ok(RejectFilter { state, verdict, cause: which.cause.clone(), event_type: which.event_type.clone() })
-}
-
-fn one_of(field: &'static str, word: &str, words: &[&'static str]) -> Result<&'static str, OperationError> {
-    let known = words.iter().copied().find(|known| *known == word);
-    known.ok_or_else(|| OperationError::Invalid { field, message: format!("{word:?} is none of {}", words.join(", ")) })
+    Ok(RejectFilter { state, verdict: which.verdict, cause: which.cause, event_type: which.event_type.clone() })
 }

@@ -19,10 +19,10 @@ use tokio_util::sync::CancellationToken;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::{STATES, WHOLE, act, edit};
+use super::{WHOLE, edit};
 use crate::consumer;
 use crate::event::{Digest, Message, Signer, Topic, TopicPartition};
-use crate::ledger::{NO_SIGNING_KEY, NewAct, PassedReject, Refusal, RejectRow, Verdict};
+use crate::ledger::{ActKind, NO_SIGNING_KEY, NewAct, PassedReject, Refusal, RejectRow, RejectState, Subject, Verdict};
 use crate::log::Record;
 use crate::operations::{Actor, Desk, OperationError};
 
@@ -166,7 +166,7 @@ impl Desk {
         for one in &prepared {
             allowed(one, request.force)?;
         }
-        let records = self.pass_through("resubmit", "resubmitted", &prepared, actor).await?;
+        let records = self.pass_through(ActKind::Resubmit, RejectState::Resubmitted, &prepared, actor).await?;
         Ok(Resubmitted { dry_run: false, records })
     }
 
@@ -200,7 +200,7 @@ impl Desk {
                     prepared.push(Prepared { row, edit: None, foresight });
                 }
             }
-            self.pass_through("admit", "admitted", &prepared, actor).await?;
+            self.pass_through(ActKind::Admit, RejectState::Admitted, &prepared, actor).await?;
             progress(u64::try_from(ids.len()).unwrap_or_default());
         }
     }
@@ -240,16 +240,15 @@ impl Desk {
     /// Acts first, then the log, then the ends: see the head of this file.
     async fn pass_through(
         &self,
-        verb: &'static str,
-        state: &'static str,
+        kind: ActKind,
+        state: RejectState,
         prepared: &[Prepared],
         actor: &Actor,
     ) -> Result<Vec<ResubmittedRecord>, OperationError> {
         if self.ledger.in_time(self.ledger.needs_signing_key(self.log.signatures())).await? {
             return Err(OperationError::Forbidden(NO_SIGNING_KEY.to_owned()));
         }
-        let subjects: Vec<String> = prepared.iter().map(|one| one.row.id.to_string()).collect();
-        let acts: Vec<NewAct<'_>> = prepared.iter().zip(&subjects).map(|(one, subject)| act(actor, verb, subject, detail(one))).collect();
+        let acts: Vec<NewAct<'_>> = prepared.iter().map(|one| actor.act(kind, Subject::Reject(one.row.id), detail(one))).collect();
         let act_ids = self.ledger.in_time(self.ledger.begin_acts(&acts)).await?;
         let (places, fault) = self.append(prepared).await;
         let done: Vec<PassedReject> = prepared
@@ -300,8 +299,8 @@ impl Desk {
 }
 
 /// A reject ends only if it still is as it was when this began.
-fn prepared_states(prepared: &[Prepared]) -> Vec<&'static str> {
-    STATES.into_iter().filter(|state| prepared.iter().any(|one| one.row.state == *state)).collect()
+fn prepared_states(prepared: &[Prepared]) -> Vec<RejectState> {
+    RejectState::ALL.into_iter().filter(|state| prepared.iter().any(|one| one.row.state == *state)).collect()
 }
 
 fn allowed(one: &Prepared, force: bool) -> Result<(), OperationError> {
@@ -315,7 +314,7 @@ fn allowed(one: &Prepared, force: bool) -> Result<(), OperationError> {
             format!("reject {id} is kept only in part ({reason}): give the whole record with --edit, or discard it")
         }
         Foreseen::Conflict => format!("reject {id} would be a conflict again: {reason}; `tallyline rejects discard` gives it up"),
-        Foreseen::Duplicate if one.row.state != "open" => format!("reject {id} was {}: {reason}", one.row.state),
+        Foreseen::Duplicate if one.row.state != RejectState::Open => format!("reject {id} was {}: {reason}", one.row.state),
         Foreseen::Rejected if !force => format!("reject {id} would be rejected again: {reason}; mend it with --edit"),
         Foreseen::Held if !force => format!("reject {id} would be held again: {reason}; what is missing admits it once it is there"),
         Foreseen::Accepted | Foreseen::Duplicate | Foreseen::Rejected | Foreseen::Held => return Ok(()),
@@ -331,8 +330,8 @@ fn detail(one: &Prepared) -> serde_json::Value {
     if let Some(edit) = &one.edit {
         detail["edit"] = edit.clone().into();
     }
-    if one.row.state != "open" {
-        detail["was"] = one.row.state.clone().into();
+    if one.row.state != RejectState::Open {
+        detail["was"] = one.row.state.as_str().into();
     }
     detail
 }

@@ -8,8 +8,8 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::resubmit::{Foreseen, as_found};
-use crate::event::{UsageType, is_signature_cause};
-use crate::ledger::{RejectActRow, RejectRow, SameEvent};
+use crate::event::{RejectCause, UsageType};
+use crate::ledger::{ActKind, RejectActRow, RejectRow, RejectState, SameEvent, Verdict};
 use crate::operations::{Desk, OperationError};
 
 /// A record that is no accepted event.
@@ -17,12 +17,12 @@ use crate::operations::{Desk, OperationError};
 pub struct Reject {
     /// Its number.
     pub id: i64,
-    /// open, resubmitted, admitted or discarded.
-    pub state: String,
-    /// rejected, conflict or held.
-    pub verdict: String,
-    /// The short word.
-    pub cause: String,
+    /// How it stands.
+    pub state: RejectState,
+    /// What it is.
+    pub verdict: Verdict,
+    /// Why, in one word.
+    pub cause: RejectCause,
     /// What is wrong.
     pub detail: String,
     /// The topic's name.
@@ -84,8 +84,8 @@ pub struct Bytes {
 pub struct RejectAct {
     /// Its number in the audit trail.
     pub id: i64,
-    /// resubmit, admit or discard.
-    pub act: String,
+    /// What.
+    pub act: ActKind,
     /// Who.
     pub actor: String,
     /// When.
@@ -125,7 +125,7 @@ impl Desk {
             same_event = self.ledger.in_time(self.ledger.rejects_of_event(deployment, event_id, row.id)).await?;
         }
         let foreseen = self.foreseen(&as_found(&row), &mut Default::default()).await?;
-        let may_be_forged = is_signature_cause(&row.cause).then(|| MAY_BE_FORGED.to_owned());
+        let may_be_forged = row.cause.may_be_forged().then(|| MAY_BE_FORGED.to_owned());
         let reject = self.with_acts(vec![row]).await?.remove(0);
         Ok(ShownReject {
             reject,
@@ -146,14 +146,14 @@ impl Desk {
 fn reject(row: RejectRow, acts: &[RejectActRow]) -> Reject {
     let acts = acts.iter().filter(|act| act.reject_id == row.id).map(|act| RejectAct {
         id: act.id,
-        act: act.act.clone(),
+        act: act.act,
         actor: act.actor.clone(),
         acted_at: act.acted_at,
         reason: act.reason.clone(),
         detail: act.detail.clone(),
         ended_it: row.act_id == Some(act.id),
     });
-    let unit = row.event_type.as_deref().and_then(UsageType::named).map_or("unknown", UsageType::unit);
+    let unit = row.event_type.as_deref().and_then(|text| text.parse().ok()).map_or("unknown", UsageType::unit);
     let whole = |bytes: Vec<u8>| Bytes::of(&bytes, bytes.len());
     Reject {
         id: row.id,

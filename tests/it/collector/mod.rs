@@ -17,8 +17,8 @@ use chrono::TimeDelta;
 use serde_json::json;
 use tallyline::clock::Clock;
 use tallyline::collectors::{CollectError, Collector, PassReport, Settings};
-use tallyline::event::{Event, Payload, PrebuildClaimed, Topic, TopicPartition, WorkspaceBuildCompleted, parse};
-use tallyline::ledger::{Arrival, Chain, Ledger, NewAct, Refusal, Verdict};
+use tallyline::event::{Event, Payload, PrebuildClaimed, RejectCause, Topic, TopicPartition, WorkspaceBuildCompleted, parse};
+use tallyline::ledger::{ActKind, Arrival, Chain, Ledger, NewAct, Refusal, Subject, Verdict};
 use tallyline::license::PublicKeys;
 use tallyline::log::{Log, PostgresLogSettings, Record};
 use tallyline::{coderd, consumer};
@@ -153,10 +153,10 @@ impl Ours {
 
     /// The claims that wait in the log are refused, as what PostgreSQL does not take, and stand so among the rejects.
     async fn refuse_claims(&self, state: &str) {
-        let refusal = || Refusal { verdict: Verdict::Rejected, cause: "ledger".to_owned(), detail: "refused".to_owned() };
+        let refusal = || Refusal { verdict: Verdict::Rejected, cause: RejectCause::Ledger, detail: "refused".to_owned() };
         self.consume_as(Topic::PrebuildClaims, |record| Arrival { event: Err(refusal()), ..consumer::read(record) }).await;
         if state != "open" {
-            let act = NewAct { actor: "a", act: "discard", subject: "1", reason: "a test", detail: json!({}) };
+            let act = NewAct { actor: "a", act: ActKind::Discard, subject: Subject::Reject(1), reason: "a test", detail: json!({}) };
             let act_id = self.ledger.record_act(&act).await.unwrap();
             let ended = sqlx::query("update reject set state = $1, act_id = $2 where state = 'open'").bind(state).bind(act_id);
             ended.execute(&self.ledger.pool).await.unwrap();

@@ -1,6 +1,7 @@
 //! What is shown and billed, held against both oracles and the vendor's books.
 
 use std::collections::{BTreeMap, BTreeSet};
+use tallyline::ledger::PublicationState;
 
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use serde_json::Value as Json;
@@ -120,8 +121,9 @@ impl Proof<'_> {
         }
         let source = self.site.ledger.source(truth.deployment_id).await.unwrap().expect("introduced");
         let counts = self.site.ledger.publication_counts(source.id).await.unwrap();
-        let expected = [("not_ours", truth.usage.len() - publishable.len()), ("published", publishable.len())];
-        assert_eq!(counts, expected.map(|(state, rows)| (state.to_owned(), rows as i64)).into());
+        let expected =
+            [(PublicationState::NotOurs, truth.usage.len() - publishable.len()), (PublicationState::Published, publishable.len())];
+        assert_eq!(counts, expected.map(|(state, rows)| (state, rows as i64)).into());
         redelivered(books)
     }
 }

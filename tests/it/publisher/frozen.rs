@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
+use tallyline::ledger::{AttemptVerdict, PublicationState};
 
 use tallyline::audit::Audit;
 use tallyline::log::Log;
@@ -110,8 +111,8 @@ impl Publishers<'_> {
         for id in ids {
             let life = self.world.ledger.publication_of(self.world.source.id, id).await.unwrap().expect("a publication");
             let carried: Vec<_> = life.attempts.iter().filter(|attempt| attempt.sequence == life.settled_sequence).collect();
-            assert!(life.state == "published" && carried.len() == 1, "{life:?}");
-            assert_eq!((carried[0].request_id, carried[0].verdict.as_deref()), (by, Some("accepted")), "{life:?}");
+            assert!(life.state == PublicationState::Published && carried.len() == 1, "{life:?}");
+            assert_eq!((carried[0].request_id, carried[0].verdict), (by, Some(AttemptVerdict::Accepted)), "{life:?}");
             assert_eq!(self.world.times_billed(id), 1);
         }
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use chrono::TimeDelta;
 use prometheus::Registry;
 use serde_json::json;
-use tallyline::ledger::{Hold, HoldScope, NewAct, Process, PublishRefusal, SourceIdentity};
+use tallyline::ledger::{ActKind, Hold, HoldScope, NewAct, Process, PublishRefusal, SourceIdentity, Subject};
 use tallyline::log::Log;
 use tallyline::publisher::{Condition, Mode};
 use tallyline::sim::tallyman::{Config, Tallyman};
@@ -173,7 +173,13 @@ async fn the_vendor_is_sent_coderds_own_id_after_another_coderd_was_accepted() {
     let vendor = Tallyman::start(config, world.clock.clone(), world.stop.clone()).await.unwrap();
     world.settings.tallyman = ClientSettings::new(vendor.ingest_url());
     refusal(&world).await;
-    let act = NewAct { actor: "user-001", act: "accept", subject: "source", reason: "moved", detail: serde_json::Value::Null };
+    let act = NewAct {
+        actor: "user-001",
+        act: ActKind::Accept,
+        subject: Subject::Named("source"),
+        reason: "moved",
+        detail: serde_json::Value::Null,
+    };
     let found = SourceIdentity { deployment_id: other, ..bound };
     world.ledger.accept_identity(DEPLOYMENT, found, &act).await.unwrap().unwrap();
     let cycle = world.cycle().await;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 use prometheus::Registry;
-use tallyline::ledger::{Attempt, AttemptVerdict, NewAct, NewRequest, Recorded, RequestOutcome, Restored};
+use tallyline::ledger::{ActKind, Attempt, AttemptVerdict, NewAct, NewRequest, Recorded, RequestOutcome, Restored, Subject};
 use tallyline::publisher::Condition;
 use tallyline::sim::tallyman::Switches;
 use uuid::Uuid;
@@ -56,7 +56,13 @@ async fn nothing_is_sent_or_settled_before_it_is_known_whether_the_ledger_went_b
 
         if went_back {
             let restored = Restored::Said { incarnation: world.ledger.head().await.unwrap().incarnation, without: Vec::new() };
-            let act = NewAct { actor: "user-001", act: "recover", subject: "ledger", reason: "", detail: serde_json::json!({}) };
+            let act = NewAct {
+                actor: "user-001",
+                act: ActKind::Recover,
+                subject: Subject::Named("ledger"),
+                reason: "",
+                detail: serde_json::json!({}),
+            };
             assert!(world.ledger.note_restored(&restored, &act, None).await.unwrap());
         }
         answers.store(true, Ordering::SeqCst);

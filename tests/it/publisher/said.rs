@@ -5,8 +5,8 @@ use std::time::Duration;
 use chrono::TimeDelta;
 use prometheus::Registry;
 use tallyline::audit::{Audit, AuditReport};
-use tallyline::event::{Event, Payload, Topic, TopicPartition};
-use tallyline::ledger::{Arrival, Chain, NewAct, PassedReject, Refusal, Verdict};
+use tallyline::event::{Event, Payload, RejectCause, Topic, TopicPartition};
+use tallyline::ledger::{ActKind, Arrival, Chain, NewAct, PassedReject, Refusal, RejectState, Subject, Verdict};
 use tallyline::log::Log;
 use tallyline::operations::recover::{Lost, RecoverEffect, RecoverExecution, RecoverRequest};
 use tallyline::operations::{Actor, CoderdCutOff};
@@ -127,7 +127,7 @@ async fn usage_that_an_operator_has_mended_is_sent_though_coderds_row_is_no_even
     // coderd's row cannot be read, and what an operator has made of it is accepted
     let event = Event { deployment: DEPLOYMENT, payload: Payload::Usage(usage("mended", start_time())) };
     let claim = world.ledger.claim(TopicPartition { topic: Topic::AgentUsage, partition: 0 }, 0).await.unwrap();
-    let refusal = Refusal { verdict: Verdict::Rejected, cause: "field".into(), detail: "count is no number".into() };
+    let refusal = Refusal { verdict: Verdict::Rejected, cause: RejectCause::Field, detail: "count is no number".into() };
     let arrival = Arrival { offset: 0, timestamp: start_time(), message: event.to_message(), event: Err(refusal), confirmed: false };
     world.ledger.record(&Chain::Live(claim), &[arrival], 1).await.unwrap();
     world.add(&["mended", "broken"].map(|id| usage(id, start_time()))).await;
@@ -136,10 +136,19 @@ async fn usage_that_an_operator_has_mended_is_sent_though_coderds_row_is_no_even
     assert_eq!((cycle.accepted, cycle.held_back), (0, 2), "nobody has said anything");
 
     let reject: i64 = sqlx::query_scalar("select id from reject").fetch_one(&world.ledger.pool).await.unwrap();
-    let subject = reject.to_string();
-    let act = NewAct { actor: "user-001", act: "resubmit", subject: &subject, reason: "one is 1", detail: serde_json::json!({}) };
+    let act = NewAct {
+        actor: "user-001",
+        act: ActKind::Resubmit,
+        subject: Subject::Reject(reject),
+        reason: "one is 1",
+        detail: serde_json::json!({}),
+    };
     let acts = world.ledger.begin_acts(&[act]).await.unwrap();
-    world.ledger.end_rejects(&[PassedReject { id: reject, act_id: acts[0], place: None }], &["open"], "resubmitted").await.unwrap();
+    world
+        .ledger
+        .end_rejects(&[PassedReject { id: reject, act_id: acts[0], place: None }], &[RejectState::Open], RejectState::Resubmitted)
+        .await
+        .unwrap();
     world.pass(TimeDelta::minutes(10));
     let cycle = world.cycle().await;
     assert_eq!((cycle.accepted, cycle.held_back), (1, 1));
@@ -159,7 +168,7 @@ async fn usage_that_is_held_back_is_logged_once_with_what_releases_it() {
     let mut process = world.process(&world.vendor.ingest_url());
     for _ in 0..2 {
         eventually(SOON, "both are looked at", || async {
-            let query = "select count(*) from publication where last_message like 'held back: %' and next_attempt_at > $1";
+            let query = "select count(*) from publication where held_for is not null and next_attempt_at > $1";
             let seen = sqlx::query_scalar::<_, i64>(query).bind(start_time() + TimeDelta::minutes(5)).fetch_one(&world.ledger.pool);
             seen.await.unwrap() == 2
         })

@@ -11,7 +11,7 @@ use sqlx::PgPool;
 use tallyline::clock::Clock;
 use tallyline::coderd::Database;
 use tallyline::event::{Event, Payload, PublishMarks, Topic, TopicPartition, Usage, UsageQuantity};
-use tallyline::ledger::{Arrival, Chain, Ledger, LedgerSettings, Source};
+use tallyline::ledger::{Arrival, Chain, HeldFor, Ledger, LedgerSettings, Source};
 use tallyline::license::PublicKeys;
 use tallyline::log::{Log, PostgresLogSettings};
 use tallyline::operations::Desk;
@@ -279,6 +279,12 @@ publish.request_timeout_seconds = 3
             .expect("a publication")
     }
 
+    /// What holds an event back, if anything does.
+    pub async fn held_for(&self, id: &str) -> Option<HeldFor> {
+        let query = sqlx::query_scalar("select held_for from publication where event_id = $1").bind(id);
+        query.fetch_one(&self.ledger.pool).await.expect("a publication")
+    }
+
     pub async fn states(&self, ids: &[&str]) -> Vec<String> {
         let mut states = Vec::new();
         for id in ids {
@@ -289,7 +295,7 @@ publish.request_timeout_seconds = 3
 
     /// How many events are in that state.
     pub async fn number_in(&self, state: &str) -> i64 {
-        self.ledger.publication_counts(self.source.id).await.expect("counted").get(state).copied().unwrap_or(0)
+        self.ledger.publication_counts(self.source.id).await.expect("counted").get(&state.parse().expect("a state")).copied().unwrap_or(0)
     }
 
     /// As if the time of all leases were over.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tallyline::event::Topic;
-use tallyline::ledger::{Chain, Ledger, NewAct, Snapshot};
+use tallyline::ledger::{ActKind, Chain, Ledger, NewAct, Snapshot, Subject};
 use tallyline::log::{Log, PostgresLogSettings};
 use tallyline::operations::{Actor, Desk, OperationError, RebuildExecution, RebuildPlan, RebuildRequest, RebuildStage};
 use tallyline::projection::{self, Folded, Projection, ProjectionSettings, View};
@@ -176,7 +176,8 @@ async fn a_rebuilt_state_comes_in_one_step_and_no_reader_sees_less_before() {
         }
     });
     for n in 0..5 {
-        let act = NewAct { actor: "sre-1", act: "rebuild", subject: MetricsState::NAME, reason: "", detail: json!({}) };
+        let act =
+            NewAct { actor: "sre-1", act: ActKind::Rebuild, subject: Subject::Named(MetricsState::NAME), reason: "", detail: json!({}) };
         ledger.rebuild(MetricsState::NAME, &act).await.unwrap();
         let before = looks.load(Ordering::SeqCst);
         builds(&ledger, 300 + n * 10..310 + n * 10).await;

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use tallyline::event::Topic;
-use tallyline::ledger::{Chain, NewAct};
+use tallyline::ledger::{ActKind, Chain, NewAct, Subject};
 
 use crate::support::ledger::{DEPLOYMENT, arrival, ledger, noon, partition, usage};
 
@@ -21,7 +21,7 @@ async fn two_who_list_the_same_losses_in_any_order_do_not_stop_each_other() {
     for hash in ["one", "other"] {
         ledger.keep_plan(hash, "recover", &Value::Null, &Value::Null).await.unwrap();
     }
-    let act = NewAct { actor: "sre-1", act: "recover", subject: "coderd", reason: "restored", detail: json!({}) };
+    let act = NewAct { actor: "sre-1", act: ActKind::Recover, subject: Subject::Named("coderd"), reason: "restored", detail: json!({}) };
     let (one, other) =
         tokio::join!(ledger.record_lost(source.id, &ids, &act, "one"), ledger.record_lost(source.id, &reversed, &act, "other"));
     assert_eq!((one.unwrap(), other.unwrap()), (true, true));

@@ -41,7 +41,10 @@ async fn what_coderd_lost_stays_counted_and_is_published_once_an_operator_has_sa
     assert_eq!(differs.status.code(), Some(1), "{differs:?}");
     let mut publish = world.site.start("publish", &[]);
     eventually(SOON, "what is gone is held back", || async {
-        world.count("select count(*) from publication where last_message like 'held back: coderd no longer has%'").await == lost_pending
+        world
+            .count("select count(*) from publication where held_for = 'coderd_differs' and last_message like 'coderd no longer has%'")
+            .await
+            == lost_pending
     })
     .await;
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 use tallyline::clock::Clock;
-use tallyline::ledger::{Ledger, NewAct, NewPass, Source};
+use tallyline::ledger::{ActKind, Ledger, NewAct, NewPass, Source, Subject};
 use tallyline::log::{Log, PostgresLogSettings};
 use tallyline::operations::recover::{LedgerEffect, Lost, RecoverEffect, RecoverExecution, RecoverPlan, RecoverRequest};
 use tallyline::operations::{Actor, Desk, ListActs, OperationError};
@@ -39,7 +39,8 @@ impl Site {
                 pass(&ledger, &source, TimeDelta::days(days)).await;
             }
         }
-        let act = NewAct { actor: "sre-1", act: "retire", subject: "5", reason: "a test", detail: serde_json::json!({}) };
+        let act =
+            NewAct { actor: "sre-1", act: ActKind::Retire, subject: Subject::Named("5"), reason: "a test", detail: serde_json::json!({}) };
         assert!(ledger.retire_source(GONE, &act).await.unwrap());
         ledger.clock.set(noon() + TimeDelta::days(100));
         let desk = desk(&ledger, &log);
@@ -138,7 +139,7 @@ async fn a_source_that_is_not_there_any_more_is_given_up_and_the_recovery_ends()
     assert!(matches!(&again, Err(OperationError::Forbidden(why)) if why.contains("executed before")), "{again:?}");
     assert!(ledger.close_recovery(id).await.unwrap(), "nothing is waited for any more");
 
-    let acts = site.desk.acts(&ListActs { act: Some("recover".into()), ..ListActs::default() }).await.unwrap().acts;
+    let acts = site.desk.acts(&ListActs { act: Some(ActKind::Recover), ..ListActs::default() }).await.unwrap().acts;
     let reasons: Vec<&str> = acts.iter().map(|act| act.reason.as_str()).collect();
     assert_eq!(reasons, ["switched off in July", "the disk died"]);
     let given_up = acts[0].detail["not_waited_for"].as_array().unwrap();

@@ -3,7 +3,7 @@
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Value, json};
 use tallyline::event::{Event, Payload, PublishMarks, Topic, Usage, UsageQuantity};
-use tallyline::ledger::{LICENSE_RULES, LicenseChange, LicenseState, NewAct, Source};
+use tallyline::ledger::{ActKind, LICENSE_RULES, LicenseChange, LicenseState, NewAct, Source, Subject};
 use tallyline::license::RuleSet;
 
 use super::{Process, SOON, Site};
@@ -158,7 +158,7 @@ async fn license_rules_that_an_operator_chose_hold_without_a_restart_and_over_th
         (feature["limit"].as_i64(), feature["soft_limit"].as_i64())
     };
     assert_eq!(limits(&process).await, (Some(60), Some(40)));
-    let act = NewAct { actor: "sre-1", act: "rebuild", subject: LICENSE_RULES, reason: "", detail: json!({}) };
+    let act = NewAct { actor: "sre-1", act: ActKind::Rebuild, subject: Subject::Named(LICENSE_RULES), reason: "", detail: json!({}) };
     site.ledger.choose(LICENSE_RULES, "2026-02", &act).await.unwrap();
     eventually(SOON, "the chosen rules hold", || async { limits(&process).await == (Some(40), None) }).await;
     // a process that begins now never answers by the pipeline's

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tallyline::event::Topic;
-use tallyline::ledger::{Ledger, LedgerSettings, NewAct, Snapshot};
+use tallyline::ledger::{ActKind, Ledger, LedgerSettings, NewAct, Snapshot, Subject};
 use tallyline::projection::{Folded, fold_to};
 use tallyline::stages::{MetricsState, Stage};
 
@@ -61,7 +61,7 @@ async fn behind(site: &Site, url: &str) -> Process {
 }
 
 async fn rebuild(site: &Site) {
-    let act = NewAct { actor: "sre-1", act: "rebuild", subject: MetricsState::NAME, reason: "", detail: json!({}) };
+    let act = NewAct { actor: "sre-1", act: ActKind::Rebuild, subject: Subject::Named(MetricsState::NAME), reason: "", detail: json!({}) };
     site.ledger.rebuild(MetricsState::NAME, &act).await.unwrap();
 }
 

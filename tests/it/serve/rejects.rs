@@ -3,7 +3,7 @@
 use chrono::TimeDelta;
 use tallyline::consumer;
 use tallyline::event::{Message, Topic};
-use tallyline::ledger::{Chain, NewAct};
+use tallyline::ledger::{ActKind, Chain, NewAct, Subject};
 use tallyline::log::Record;
 
 use super::{SOON, Site};
@@ -34,7 +34,13 @@ async fn open_rejects_what_is_at_stake_and_the_oldest_age_are_gauges() {
     shows("tallyline_rejects_oldest_age_seconds", 90.0).await;
 
     let ids: Vec<i64> = sqlx::query_scalar("select id from reject order by id").fetch_all(&site.ledger.pool).await.unwrap();
-    let act = || NewAct { actor: "operator-1", act: "discard", subject: "all", reason: "a test", detail: serde_json::json!({}) };
+    let act = || NewAct {
+        actor: "operator-1",
+        act: ActKind::Discard,
+        subject: Subject::Named("all"),
+        reason: "a test",
+        detail: serde_json::json!({}),
+    };
     let discarded = site.ledger.discard_rejects(&ids, &[act(), act(), act()]).await.unwrap();
     assert_eq!(discarded.map(|acts| acts.len()), Some(3));
     shows("tallyline_rejects_units_at_stake{unit=\"agents\"}", 0.0).await;

@@ -4,10 +4,10 @@ use chrono::{DateTime, TimeDelta, Utc};
 use tallyline::clock::Clock;
 use tallyline::consumer::GROUP;
 use tallyline::event::{
-    BuildStatus, Event, InputStage, PREBUILDS_USER, Payload, PrebuildClaimed, PublishMarks, Topic, TopicPartition, Transition, Usage,
-    UsageQuantity, WorkspaceBuildCompleted,
+    BuildStatus, Event, InputStage, PREBUILDS_USER, Payload, PrebuildClaimed, PublishMarks, RejectCause, Topic, TopicPartition, Transition,
+    Usage, UsageQuantity, WorkspaceBuildCompleted,
 };
-use tallyline::ledger::{Arrival, Claim, Ledger, LedgerSettings, NewAct, Refusal, SourceIdentity, Verdict};
+use tallyline::ledger::{ActKind, Arrival, Claim, Ledger, LedgerSettings, NewAct, Refusal, SourceIdentity, Subject, Verdict};
 use tallyline::license::{PublicKeys, RuleSet};
 use tallyline::log::Log;
 use tallyline::operations::Desk;
@@ -59,7 +59,13 @@ pub async fn register(ledger: &Ledger, deployments: &[Uuid]) {
 /// Registers a deployment and retires it: its events count, and nothing waits for it.
 pub async fn register_retired(ledger: &Ledger, deployment: Uuid) {
     register(ledger, &[deployment]).await;
-    let act = NewAct { actor: "sre-1", act: "retire", subject: "a test", reason: "its coderd is gone", detail: serde_json::json!({}) };
+    let act = NewAct {
+        actor: "sre-1",
+        act: ActKind::Retire,
+        subject: Subject::Named("a test"),
+        reason: "its coderd is gone",
+        detail: serde_json::json!({}),
+    };
     assert!(ledger.retire_source(deployment, &act).await.expect("the ledger answers"));
 }
 
@@ -175,7 +181,7 @@ pub fn arrival(offset: i64, event: Event) -> Arrival {
 pub fn refused(offset: i64, verdict: Verdict) -> Arrival {
     let mut message = build(DEPLOYMENT, 1).to_message();
     message.payload = Some(b"\0 no JSON".to_vec());
-    let refusal = Refusal { verdict, cause: "json".into(), detail: "the payload is no JSON object".into() };
+    let refusal = Refusal { verdict, cause: RejectCause::Json, detail: "the payload is no JSON object".into() };
     Arrival { offset, timestamp: noon(), message, event: Err(refusal), confirmed: false }
 }
 

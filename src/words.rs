@@ -1,0 +1,49 @@
+//! Closed sets of words: how enums are written in columns, in JSON, on the command line and in labels.
+
+/// Not one of the words of a set.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{word:?} is none of {}", .known.join(", "))]
+pub struct UnknownWord {
+    /// What is written instead.
+    pub word: String,
+    /// All words of the set, in their order.
+    pub known: &'static [&'static str],
+}
+
+/// Declares an enum together with the word of each variant.
+macro_rules! words {
+    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal),+ $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[derive(serde::Serialize, serde::Deserialize, utoipa::ToSchema, sqlx::Type)]
+        #[sqlx(type_name = "text")]
+        pub enum $name { $($(#[$variant_doc])* #[serde(rename = $word)] #[sqlx(rename = $word)] $variant),+ }
+
+        impl $name {
+            /// All of them, in the order in which they are shown.
+            pub const ALL: [$name; [$($word),+].len()] = [$($name::$variant),+];
+
+            /// The word.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self { $($name::$variant => $word),+ }
+            }
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.pad(self.as_str())
+            }
+        }
+
+        impl std::str::FromStr for $name {
+            type Err = $crate::words::UnknownWord;
+
+            fn from_str(word: &str) -> Result<Self, Self::Err> {
+                let known = $name::ALL.into_iter().find(|known| known.as_str() == word);
+                known.ok_or_else(|| $crate::words::UnknownWord { word: word.to_owned(), known: &[$($word),+] })
+            }
+        }
+    };
+}
+pub(crate) use words;
