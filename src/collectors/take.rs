@@ -8,7 +8,7 @@ use super::events::{self, NotAnEvent};
 use super::open::Collector;
 use super::pass::{Bounds, PassReport, before};
 use super::settings::CollectError;
-use super::telemetry::LateKind;
+use super::telemetry::{LATE_BUILD, LATE_USAGE};
 use crate::coderd::{BuildKey, Catalog, Reader, Time, UsageKey, UsageRow};
 use crate::event::{Event, Message, Payload, Signer, Topic, TopicPartition};
 use crate::log::{AppendError, Log, LogError};
@@ -111,7 +111,7 @@ impl Collector {
             })
             .await?;
         appended.report.builds = appended.report.builds.saturating_add(builds);
-        self.count_late(LateKind::Build, &late, &mut appended.report);
+        self.count_late(LATE_BUILD, &late, &mut appended.report);
         Ok(())
     }
 
@@ -234,7 +234,7 @@ impl Collector {
             })
             .await?;
         appended.report.usage = appended.report.usage.saturating_add(usage);
-        self.count_late(LateKind::Usage, &late, &mut appended.report);
+        self.count_late(LATE_USAGE, &late, &mut appended.report);
         Ok(())
     }
 
@@ -246,7 +246,7 @@ impl Collector {
     }
 
     /// Counts rows that came after an earlier pass had reported completeness, with their age.
-    fn count_late(&self, kind: LateKind, late: &[Time], report: &mut PassReport) {
+    fn count_late(&self, kind: &str, late: &[Time], report: &mut PassReport) {
         let now = self.clock.now();
         for at in late {
             self.settings.telemetry.late(kind, at.age(now));

@@ -8,12 +8,9 @@ use crate::event::Topic;
 /// A minute, five, an hour, six, a day, a week, a month.
 const BUCKETS: [f64; 7] = [60.0, 300.0, 3_600.0, 21_600.0, 86_400.0, 604_800.0, 2_678_400.0];
 
-/// What was found late.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum LateKind {
-    Build,
-    Usage,
-}
+/// What can be found late, as a label's value.
+pub(super) const LATE_BUILD: &str = "build";
+pub(super) const LATE_USAGE: &str = "usage";
 
 /// Series of this process's collector; clones show the same. Names begin with `tallyline_collector_`.
 #[derive(Clone, Debug)]
@@ -38,8 +35,8 @@ impl Default for CollectorTelemetry {
             "Age of builds and usage found later than a pass had claimed to be complete, without runtime: it is dated by its hour.",
         );
         let late = HistogramVec::new(late.buckets(BUCKETS.to_vec()), &["kind"]).expect("valid names");
-        for kind in [LateKind::Build, LateKind::Usage] {
-            late.with_label_values(&[kind.name()]);
+        for kind in [LATE_BUILD, LATE_USAGE] {
+            late.with_label_values(&[kind]);
         }
         CollectorTelemetry { too_large, late }
     }
@@ -58,16 +55,7 @@ impl CollectorTelemetry {
         self.too_large.with_label_values(&[topic.name()]).inc();
     }
 
-    pub(super) fn late(&self, kind: LateKind, age: TimeDelta) {
-        self.late.with_label_values(&[kind.name()]).observe(age.as_seconds_f64());
-    }
-}
-
-impl LateKind {
-    fn name(self) -> &'static str {
-        match self {
-            LateKind::Build => "build",
-            LateKind::Usage => "usage",
-        }
+    pub(super) fn late(&self, kind: &str, age: TimeDelta) {
+        self.late.with_label_values(&[kind]).observe(age.as_seconds_f64());
     }
 }

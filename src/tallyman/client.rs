@@ -92,12 +92,6 @@ struct Failure {
     message: String,
 }
 
-/// What was read of a body.
-enum Body {
-    Whole(Vec<u8>),
-    TooLong,
-}
-
 impl TallymanClient {
     /// A client that sends nothing yet.
     ///
@@ -147,9 +141,9 @@ impl TallymanClient {
         let status = response.status();
         let body = read(response, license_jwt).await?;
         match (status, body) {
-            (StatusCode::OK, Body::Whole(body)) => Ok(Answer::parse(&body)?),
-            (StatusCode::OK, Body::TooLong) => Err(UndecodableAnswer(too_long()).into()),
-            (_, body) => Err(SendError::Status { status: status.as_u16(), message: failure_message(&body) }),
+            (StatusCode::OK, Some(body)) => Ok(Answer::parse(&body)?),
+            (StatusCode::OK, None) => Err(UndecodableAnswer(too_long()).into()),
+            (_, body) => Err(SendError::Status { status: status.as_u16(), message: failure_message(body) }),
         }
     }
 }
@@ -168,28 +162,28 @@ fn headers(license_jwt: &str, deployment_id: Uuid) -> Result<HeaderMap, SendErro
     Ok(headers)
 }
 
-/// Reads the whole body, with the license hidden wherever the vendor repeats it.
-async fn read(mut response: reqwest::Response, license_jwt: &str) -> Result<Body, SendError> {
+/// Reads the whole body, with the license hidden wherever the vendor repeats it. None: it is too long.
+async fn read(mut response: reqwest::Response, license_jwt: &str) -> Result<Option<Vec<u8>>, SendError> {
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(|error| unanswered(&error))? {
         if body.len().saturating_add(chunk.len()) > MAX_ANSWER_BYTES {
-            return Ok(Body::TooLong);
+            return Ok(None);
         }
         body.extend_from_slice(&chunk);
     }
     match std::str::from_utf8(&body) {
-        Ok(text) if text.contains(license_jwt) => Ok(Body::Whole(text.replace(license_jwt, "***").into_bytes())),
-        _ => Ok(Body::Whole(body)),
+        Ok(text) if text.contains(license_jwt) => Ok(Some(text.replace(license_jwt, "***").into_bytes())),
+        _ => Ok(Some(body)),
     }
 }
 
-fn failure_message(body: &Body) -> String {
+fn failure_message(body: Option<Vec<u8>>) -> String {
     let reason = match body {
-        Body::Whole(body) => match serde_json::from_slice::<Failure>(body) {
+        Some(body) => match serde_json::from_slice::<Failure>(&body) {
             Ok(failure) => return cut(&failure.message),
             Err(error) => error.to_string(),
         },
-        Body::TooLong => too_long(),
+        None => too_long(),
     };
     format!("could not decode error response body: {}", cut(&reason))
 }

@@ -1,7 +1,6 @@
 //! The request: events in Tallyman's wire form.
 
 use std::fmt;
-use std::str::FromStr;
 
 use chrono::{DateTime, Datelike as _, SubsecRound as _, Timelike as _, Utc};
 
@@ -21,11 +20,6 @@ pub enum EventType {
     /// `hb_agent_runtime_v1`: an hour's agent runtime; milliseconds.
     HbAgentRuntimeV1,
 }
-
-/// Not the name of an event type that Tallyman knows.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("unknown event type {0:?}")]
-pub struct UnknownEventType(pub String);
 
 impl EventType {
     /// The name on the wire.
@@ -53,19 +47,6 @@ impl fmt::Display for EventType {
     }
 }
 
-impl FromStr for EventType {
-    type Err = UnknownEventType;
-
-    fn from_str(name: &str) -> Result<Self, UnknownEventType> {
-        match name {
-            "dc_managed_agents_v1" => Ok(EventType::DcManagedAgentsV1),
-            "hb_ai_seats_v1" => Ok(EventType::HbAiSeatsV1),
-            "hb_agent_runtime_v1" => Ok(EventType::HbAgentRuntimeV1),
-            other => Err(UnknownEventType(other.to_owned())),
-        }
-    }
-}
-
 /// Why an event cannot be sent.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidEvent {
@@ -75,7 +56,6 @@ pub enum InvalidEvent {
     /// A count of managed agents is above 0; the other values fit a signed 64-bit number.
     #[error("{value} is out of range for {event_type}")]
     ValueOutOfRange {
-        /// The event's type.
         event_type: EventType,
         /// The value that it cannot have.
         value: u64,
@@ -205,14 +185,6 @@ mod tests {
         assert_eq!(event("a", HbAiSeatsV1, 1, zero), Err(InvalidEvent::CreatedAt(at(zero))));
         assert!(event("a", HbAiSeatsV1, 1, "0001-01-01T00:00:00.000001Z").is_ok());
         assert!(event("a", HbAiSeatsV1, 1, "+10000-01-01T00:00:00Z").is_err());
-    }
-
-    #[test]
-    fn an_unknown_type_is_named() {
-        assert_eq!("dc_new_v1".parse::<EventType>(), Err(UnknownEventType("dc_new_v1".to_owned())));
-        for known in [EventType::DcManagedAgentsV1, EventType::HbAiSeatsV1, EventType::HbAgentRuntimeV1] {
-            assert_eq!(known.as_str().parse(), Ok(known));
-        }
     }
 
     proptest! {

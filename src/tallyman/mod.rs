@@ -9,4 +9,4 @@ mod event;
 
 pub use answer::{Answer, LEFT_OUT_MESSAGE, UndecodableAnswer, Verdict, Verdicts};
 pub use client::{ClientSettings, MAX_ANSWER_BYTES, SendError, SettingsError, TallymanClient};
-pub use event::{EventType, InvalidEvent, MAX_EVENTS_PER_REQUEST, OutgoingEvent, UnknownEventType, request_body};
+pub use event::{EventType, InvalidEvent, MAX_EVENTS_PER_REQUEST, OutgoingEvent, request_body};

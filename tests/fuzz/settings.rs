@@ -8,7 +8,6 @@ use tallyline::config::{self, Input};
 use tallyline::event::{BuildStatus, InputStage, Topic, Transition, UsageType};
 use tallyline::license::RuleSet;
 use tallyline::stages::{LicensesState, MetricsState, Stage};
-use tallyline::tallyman::EventType;
 
 /// A pipeline file.
 pub fn file(input: &[u8]) -> bool {
@@ -72,7 +71,6 @@ pub fn words(input: &[u8]) -> bool {
         word.parse::<BuildStatus>().ok().map(|one| one.as_str().to_owned()),
         word.parse::<InputStage>().ok().map(|one| one.as_str().to_owned()),
         word.parse::<UsageType>().ok().map(|one| one.as_str().to_owned()),
-        word.parse::<EventType>().ok().map(|one| one.as_str().to_owned()),
         word.parse::<RuleSet>().ok().map(|_| word.to_owned()),
     ];
     assert!(written.iter().flatten().all(|written| written == word));
