@@ -10,9 +10,7 @@ use super::{CoderdError, Reader, Time};
 /// A row of `licenses`. Its `Debug` form leaves the token out.
 #[derive(Clone, PartialEq, Eq, FromRow)]
 pub struct LicenseRow {
-    /// `id`
     pub id: i32,
-    /// `uploaded_at`
     pub uploaded_at: Time,
     /// `jwt`: a secret, for it signs requests to Tallyman
     pub jwt: String,

@@ -9,9 +9,7 @@ use super::{CoderdError, Reader, Time};
 /// A row of `usage_events`.
 #[derive(Clone, Debug, PartialEq, Eq, FromRow)]
 pub struct UsageRow {
-    /// `id`
     pub id: String,
-    /// `event_type`
     pub event_type: String,
     /// `event_data`, as PostgreSQL writes the jsonb
     pub event_data: String,
@@ -21,7 +19,6 @@ pub struct UsageRow {
     pub publish_started_at: Option<Time>,
     /// `published_at`: set on acceptance and on permanent refusal
     pub published_at: Option<Time>,
-    /// `failure_message`
     pub failure_message: Option<String>,
 }
 

@@ -9,9 +9,7 @@ use super::{CoderdError, Reader, Time};
 /// The parts of a usage row that never change.
 #[derive(Clone, Debug, PartialEq, Eq, FromRow)]
 pub struct UsageKey {
-    /// `id`
     pub id: String,
-    /// `created_at`
     pub created_at: Time,
 }
 

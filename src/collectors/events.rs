@@ -20,7 +20,6 @@ pub enum NotAnEvent {
         build_id: Uuid,
         /// The column.
         field: &'static str,
-        /// Its value.
         value: String,
     },
     /// A time outside of [`YEARS`].
@@ -30,7 +29,6 @@ pub enum NotAnEvent {
         build_id: Uuid,
         /// The column.
         field: &'static str,
-        /// Its value.
         value: Time,
         /// The row as it is: the consumer rejects it where people see it.
         message: Box<Message>,

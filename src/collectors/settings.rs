@@ -41,7 +41,6 @@ pub struct Settings {
     pub page: i64,
     /// The source is free for another collector this long after ours last renewed its lease.
     pub lease_length: Duration,
-    /// What operators have paused.
     pub paused: Paused,
     /// Where it is said how collecting stands.
     pub standing: Standing,

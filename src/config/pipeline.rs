@@ -17,9 +17,7 @@ use super::{Key, Secret, TokenSetting};
 pub struct Pipeline {
     /// What `tallyline run` does.
     pub roles: BTreeSet<Role>,
-    /// The ledger.
     pub ledger: PostgresLedger,
-    /// The log.
     pub log: LogBackend,
     /// Kafka, where the log is there.
     pub kafka: Kafka,
@@ -176,7 +174,6 @@ pub enum PublishMode {
 /// `[serve]`
 #[derive(Clone, Debug, Deserialize)]
 pub struct Serve {
-    /// The API.
     pub api_listen: SocketAddr,
     /// `/metrics`.
     pub metrics_listen: SocketAddr,

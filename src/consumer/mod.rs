@@ -69,7 +69,6 @@ pub struct Consumer {
     pub stopped: Arc<Mutex<BTreeMap<TopicPartition, String>>>,
     /// How far the partitions are that this process reads.
     pub progress: Arc<Mutex<Progress>>,
-    /// What operators have paused.
     pub paused: Paused,
     /// Whether this process has seen that the ledger has a cutover.
     pub(crate) cutover_seen: Arc<tokio::sync::Mutex<bool>>,

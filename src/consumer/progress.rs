@@ -35,7 +35,6 @@ struct Seen {
 /// A partition that stands still.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stall {
-    /// Which one.
     pub partition: TopicPartition,
     /// The offset to be recorded next.
     pub position: i64,

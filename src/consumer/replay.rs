@@ -24,7 +24,6 @@ const LOOKS: usize = 8;
 /// What a replay would do to one range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ForeseenRange {
-    /// The range.
     pub range: ReplayRange,
     /// What recording it would count.
     pub counts: Counts,

@@ -10,7 +10,6 @@ pub enum PositionFault {
     /// Retention has passed the position.
     #[error("{partition}: the ledger stands at offset {position}, but the log begins at {start}: records between are lost")]
     BeforeStart {
-        /// Which partition.
         partition: TopicPartition,
         /// The ledger's next offset.
         position: i64,
@@ -20,7 +19,6 @@ pub enum PositionFault {
     /// The log ends before the position.
     #[error("{partition}: the ledger stands at offset {position}, but the log ends at {end}: the topic was recreated or truncated")]
     BeyondEnd {
-        /// Which partition.
         partition: TopicPartition,
         /// The ledger's next offset.
         position: i64,
@@ -30,7 +28,6 @@ pub enum PositionFault {
     /// Another record stands where one was read before.
     #[error("{partition}: the record at offset {offset} is not the one that was recorded: the topic was recreated")]
     AnotherRecord {
-        /// Which partition.
         partition: TopicPartition,
         /// The offset of the last record read.
         offset: i64,

@@ -40,7 +40,6 @@ pub enum ParseError {
     /// An event in a topic that is not its own.
     #[error("event type {event_type:?} belongs in {own}, not in {found}")]
     ForeignTopic {
-        /// Its type.
         event_type: &'static str,
         /// Where it belongs.
         own: Topic,

@@ -43,7 +43,6 @@ impl fmt::Display for Topic {
 /// One partition of one topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TopicPartition {
-    /// The topic.
     pub topic: Topic,
     /// The partition's number, from 0.
     pub partition: i32,

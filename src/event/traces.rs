@@ -15,7 +15,6 @@ pub struct Traces {
     pub deployment: Option<Uuid>,
     /// The event's id.
     pub id: Option<String>,
-    /// The event's type.
     pub event_type: Option<String>,
     /// The number of usage, in its type's unit: for a known type its own field, for a type of Tallyman's that this version does not know the
     /// one whole number among its fields, where there is exactly one.

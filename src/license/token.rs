@@ -62,7 +62,6 @@ pub enum LicenseError {
     OtherDeployment {
         /// Those that it names.
         named: Vec<String>,
-        /// This one.
         deployment: Uuid,
     },
 }

@@ -27,7 +27,6 @@ pub enum Delivery {
     Batch(Batch),
     /// Reading this partition has stopped and goes on only after [`Consumer::start`]; the others go on.
     Fault {
-        /// Which partition.
         partition: TopicPartition,
         /// Why: [`LogError::OutOfRange`] when the log does not hold the offset.
         error: LogError,

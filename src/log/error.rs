@@ -11,7 +11,6 @@ pub enum LogError {
     /// The offset is not one that the partition holds, nor its end.
     #[error("{partition}: offset {offset} is not in the log, which holds {start} to {end}")]
     OutOfRange {
-        /// Which partition.
         partition: TopicPartition,
         /// The offset that was asked for.
         offset: i64,
@@ -23,7 +22,6 @@ pub enum LogError {
     /// The log gave this offset to a record and does not hold it any more, though it holds earlier or later ones.
     #[error("{partition}: the record at offset {offset} is missing from the log: it was deleted by hand")]
     Missing {
-        /// Which partition.
         partition: TopicPartition,
         /// The offset that was to be read.
         offset: i64,
@@ -34,7 +32,6 @@ pub enum LogError {
          `tallyline recover plan --lost kafka`"
     )]
     Unreadable {
-        /// Which partition.
         partition: TopicPartition,
         /// The offset that was to be read.
         offset: i64,

@@ -64,7 +64,6 @@ pub struct Batch {
 /// How far a group was told that a partition was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mark {
-    /// The partition.
     pub partition: TopicPartition,
     /// Where reading goes on.
     pub next_offset: i64,

@@ -44,7 +44,6 @@ pub struct Settings {
     pub first_refusal_wait: Duration,
     /// The longest wait of an event that is refused for now again and again, before jitter.
     pub longest_refusal_wait: Duration,
-    /// What operators have paused.
     pub paused: Paused,
 }
 

@@ -23,7 +23,6 @@ pub enum Effect {
 pub struct LeftOut {
     /// The family's name.
     pub family: &'static str,
-    /// Why.
     pub why: WhyNot,
 }
 

@@ -11,14 +11,12 @@ use crate::license::LicenseClaims;
 pub enum Fact {
     /// A deployment was introduced: once, before anything else of it.
     Introduced {
-        /// The deployment.
         deployment: Uuid,
         /// Histograms observe what completed at or after this instant.
         introduced_at: DateTime<Utc>,
     },
     /// Regular creations from before collection began.
     Baseline {
-        /// The deployment.
         deployment: Uuid,
         /// Organization, template and preset name.
         series: [String; 3],
@@ -29,7 +27,6 @@ pub enum Fact {
     Event(Event),
     /// A license came to the deployment or went from it.
     License {
-        /// The deployment.
         deployment: Uuid,
         /// coderd's own id: licenses are judged in its order.
         license_id: i32,

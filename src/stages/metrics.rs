@@ -60,13 +60,9 @@ pub struct MetricsState {
 pub struct DeploymentMetrics {
     /// Histograms observe from here.
     pub introduced_at: DateTime<Utc>,
-    /// Series of [`CREATIONS`].
     pub creations: Series<Counter, 3>,
-    /// Series of [`CREATION_SECONDS`].
     pub creation_seconds: Series<Tally, 4>,
-    /// Series of [`CLAIM_SECONDS`].
     pub claim_seconds: Series<Tally, 3>,
-    /// Series of [`NEGATIVE_DURATIONS`].
     pub negative_durations: Series<Counter, 1>,
 }
 
