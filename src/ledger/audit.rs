@@ -66,9 +66,6 @@ const LISTED: i64 = 1_000;
 
 impl Ledger {
     /// Adds up and compares the ledger's rows with each other. Each statement has its own deadline.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn books(&self) -> Result<LedgerBooks, sqlx::Error> {
         let mut tx = self.in_time(self.pool.begin_with("begin isolation level repeatable read read only")).await?;
         let sequence = self.in_time(sqlx::query("select next_sequence - 1 from ledger").fetch_one(&mut *tx)).await?.try_get(0)?;
@@ -95,9 +92,6 @@ impl Ledger {
 
     /// Builds that the source names as the first successful start of a workspace that has another one: after coderd has removed old builds it names
     /// the first that is left. Each with what the ledger has instead; at most `limit`.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn second_first_starts(&self, source_id: i16, limit: i64) -> Result<Vec<Difference>, sqlx::Error> {
         let rows: Vec<(String, String)> = sqlx::query_as(
             "select 'workspace_build_completed:' || b.build_id, 'not counted as a creation: workspace ' || b.workspace_id
@@ -114,9 +108,6 @@ impl Ledger {
     }
 
     /// A page of the build ids of the source's accepted builds and claims after `after`, by id.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn build_ids(&self, source_id: i16, after: Uuid, limit: i64) -> Result<Vec<Uuid>, sqlx::Error> {
         let query = "select build_id from (
                 (select build_id from workspace_build where source_id = $1 and build_id > $2 order by build_id limit $3)
@@ -126,36 +117,24 @@ impl Ledger {
     }
 
     /// How many usage events of the source happened at or after `since`.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn recent_usage(&self, source_id: i16, since: DateTime<Utc>) -> Result<i64, sqlx::Error> {
         let query = "select count(*) from usage_event where source_id = $1 and created_at >= $2";
         sqlx::query_scalar(query).bind(source_id).bind(since).fetch_one(&self.pool).await
     }
 
     /// How many of these usage events happened at or after `since`.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn recent_usage_of(&self, source_id: i16, ids: &[String], since: DateTime<Utc>) -> Result<i64, sqlx::Error> {
         let query = "select count(*) from usage_event where source_id = $1 and id = any($2) and created_at >= $3";
         sqlx::query_scalar(query).bind(source_id).bind(ids).bind(since).fetch_one(&self.pool).await
     }
 
     /// A page of the source's accepted usage ids after `after`, by id.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn usage_ids(&self, source_id: i16, after: &str, limit: i64) -> Result<Vec<String>, sqlx::Error> {
         let query = "select id from usage_event where source_id = $1 and id > $2 order by id limit $3";
         sqlx::query_scalar(query).bind(source_id).bind(after).bind(limit).fetch_all(&self.pool).await
     }
 
     /// Whether a pass of the source that began after `pass_id` was recorded is in the ledger: the first one recorded later may have begun before.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn later_pass_is_in(&self, source_id: i16, pass_id: i64) -> Result<bool, sqlx::Error> {
         sqlx::query_scalar(
             "select exists (select from collector_progress where source_id = $1
@@ -168,9 +147,6 @@ impl Ledger {
     }
 
     /// The id of the source's newest pass; 0 before the first.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn newest_pass(&self, source_id: i16) -> Result<i64, sqlx::Error> {
         let query = "select pass_id from collector_progress where source_id = $1";
         sqlx::query_scalar(query).bind(source_id).fetch_one(&self.pool).await

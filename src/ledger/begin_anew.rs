@@ -44,9 +44,6 @@ impl Lives {
 
 impl Ledger {
     /// Each partition's position as whoever claimed it last has it. Nothing is claimed by that.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn standings(&self) -> Result<Vec<Claim>, sqlx::Error> {
         let query = concat!(
             "select topic, partition, generation, epoch, next_offset, last_offset, last_record, ",
@@ -58,17 +55,11 @@ impl Ledger {
     }
 
     /// What a consumer looks at to see that it has to begin again.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn lives(&self) -> Result<Lives, sqlx::Error> {
         sqlx::query_as("select incarnation, (select count(*) from past_position) as ended from ledger").fetch_one(&self.pool).await
     }
 
     /// How far collectors saw the log of each partition that is not read to there, at least: the highest end that a pass noted.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn noted_end(&self, partition: TopicPartition) -> Result<Option<i64>, sqlx::Error> {
         sqlx::query_scalar("select max(next_offset) from collector_pass_offset where topic = $1 and partition = $2")
             .bind(partition.topic.name())
@@ -81,9 +72,6 @@ impl Ledger {
     /// were not read are open again. Passes that noted offsets which were not reached claim nothing any more, and each collector has to open
     /// again: it reads everything once more. False: a partition no longer stands where it was planned, or the plan was executed before; then
     /// nothing is changed.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn begin_anew(&self, begun: &[BegunAnew], act: &NewAct<'_>, plan: &str) -> Result<bool, sqlx::Error> {
         let mut tx = self.pool.begin().await?;
         revoke_collectors(&mut tx).await?;

@@ -7,17 +7,11 @@ pub const LICENSE_RULES: &str = "license.rules";
 
 impl Ledger {
     /// What was chosen under that name, if anything was.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn choice(&self, name: &str) -> Result<Option<String>, sqlx::Error> {
         sqlx::query_scalar("select value from choice where name = $1").bind(name).fetch_optional(&self.pool).await
     }
 
     /// Chooses that value, with the act that does it.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn choose(&self, name: &str, value: &str, act: &NewAct<'_>) -> Result<(), sqlx::Error> {
         let mut tx = self.pool.begin().await?;
         let act_id = self.act(&mut tx, act).await?;

@@ -24,9 +24,6 @@ pub struct SweepRequest {
 impl Ledger {
     /// Asks the source's collector for the rows of these event ids in its next pass, and returns the number of new requests. A request ends with
     /// the pass that looked for its row, whether or not coderd has it.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn request_fetch(&self, source_id: i16, event_ids: &[String]) -> Result<u64, sqlx::Error> {
         let asked = sqlx::query(
             "insert into fetch_request (source_id, event_id, requested_at)
@@ -43,9 +40,6 @@ impl Ledger {
     }
 
     /// A page of the event ids that the source's collector is asked for, oldest request first.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn fetch_requests(&self, source_id: i16, limit: i64) -> Result<Vec<String>, sqlx::Error> {
         sqlx::query_scalar("select event_id from fetch_request where source_id = $1 order by requested_at, event_id limit $2")
             .bind(source_id)
@@ -55,9 +49,6 @@ impl Ledger {
     }
 
     /// Asks the source's collector to read everything now. A sweep that has begun already does not answer this request: another follows it.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn request_sweep(&self, source_id: i16) -> Result<(), sqlx::Error> {
         sqlx::query(
             "insert into sweep_request (source_id) values ($1) on conflict on constraint sweep_request_is_unique
@@ -70,9 +61,6 @@ impl Ledger {
     }
 
     /// The latest request for a full sweep of the source.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn sweep_request(&self, source_id: i16) -> Result<Option<SweepRequest>, sqlx::Error> {
         sqlx::query_as("select rows_read, pass_id, appended, late from sweep_request where source_id = $1")
             .bind(source_id)
@@ -81,9 +69,6 @@ impl Ledger {
     }
 
     /// Begins the sweep that is asked for, and returns the mark by which it is known. None: no sweep is asked for.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn begin_requested_sweep(&self, source_id: i16) -> Result<Option<DateTime<Utc>>, sqlx::Error> {
         sqlx::query_scalar(
             "update sweep_request set begun_at = clock_timestamp(), rows_read = 0 where source_id = $1 and pass_id is null returning begun_at",
@@ -94,9 +79,6 @@ impl Ledger {
     }
 
     /// Records the rows that the sweep of that mark has read.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn record_sweep_progress(&self, source_id: i16, begun_at: DateTime<Utc>, rows_read: i64) -> Result<(), sqlx::Error> {
         sqlx::query("update sweep_request set rows_read = $3 where source_id = $1 and begun_at = $2")
             .bind(source_id)

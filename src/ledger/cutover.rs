@@ -37,25 +37,16 @@ pub(super) use signed_from;
 
 impl Ledger {
     /// Since when records must be signed; none: no consumer has had keys.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn signed_since(&self) -> Result<Option<DateTime<Utc>>, sqlx::Error> {
         sqlx::query_scalar("select min(recorded_at) from signature_cutover").fetch_one(&self.pool).await
     }
 
     /// Whether records that a process with these keys appends would be rejected: they must be signed, and it has no signing key.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn needs_signing_key(&self, signatures: &Signatures) -> Result<bool, sqlx::Error> {
         Ok(!signatures.sign() && self.signed_since().await?.is_some())
     }
 
     /// How the signatures of the records at these places were judged.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn signature_results(&self, places: &[(TopicPartition, i64)]) -> Result<SignatureResults, sqlx::Error> {
         sqlx::query_as(concat!(
             "select count(*) filter (where log_offset < next_offset and log_offset >= signed_from and not refused) as verified,
@@ -77,9 +68,6 @@ impl Ledger {
     }
 
     /// The first offset of this life of the partition whose record must be signed; none: no consumer has had keys.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn signed_from(&self, partition: TopicPartition, generation: i32) -> Result<Option<i64>, sqlx::Error> {
         sqlx::query_scalar(concat!(
             "select ",
@@ -97,9 +85,6 @@ impl Ledger {
     /// partition that this ledger has not read must be signed as a whole, and while a restored ledger catches up, each from its position: it may
     /// have lost an earlier cutover, and true events come again signed. Passes that rely on records beyond report no completeness any more, and each
     /// collector has to open again. The first cutover of a ledger stays.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn begin_signatures(&self, ends: &[(TopicPartition, i64)]) -> Result<(), sqlx::Error> {
         let mut tx = self.pool.begin().await?;
         revoke_collectors(&mut tx).await?;

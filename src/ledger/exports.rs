@@ -63,9 +63,6 @@ pub struct LaterUsage {
 
 impl Ledger {
     /// How far the source's usage is complete now. What a later sequence adds to a range is another question ([`Ledger::later_usage`]).
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn usage_completeness(&self, source_id: i16) -> Result<UsageCompleteness, sqlx::Error> {
         sqlx::query_as(
             "select usage.complete_until, usage.runtime_complete_until, case when pass_id > 0 then reports end as last_pass_reports
@@ -80,9 +77,6 @@ impl Ledger {
     /// A deployment with usage of the range that was recorded after the range's sequence. None: there is none.
     ///
     /// Reads each usage event of the range and its batch by index, about what the export itself reads.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn later_usage(&self, range: &UsageRange) -> Result<Option<LaterUsage>, sqlx::Error> {
         sqlx::query_as(
             "select source.deployment_id, max(batch.sequence) as sequence
@@ -102,9 +96,6 @@ impl Ledger {
     /// The next rows of the range behind `after`, ordered by time, then id by its bytes, then deployment; empty at the end. What a batch
     /// tells never changes, so pages of one `as_of` fit together without a common snapshot. One thing is not kept: a vendor's late word over
     /// `unknown` or `refused` replaces the batch that said so, and before that word the event shows as pending.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn usage_page(&self, range: &UsageRange, after: Option<&UsageRow>, limit: i64) -> Result<Vec<UsageRow>, sqlx::Error> {
         sqlx::query_as(
             r#"

@@ -143,9 +143,6 @@ impl Ledger {
     }
 
     /// What the last audits found, by joint and deployment, without retired sources. Empty before the first.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn findings(&self) -> Result<Vec<Finding>, sqlx::Error> {
         sqlx::query_as(
             "select joint, deployment_id, differences, open, gone, recent_usage_differs, recent_usage, examples, sequence, audited_at,

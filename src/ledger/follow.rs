@@ -63,9 +63,6 @@ const PAGE_BATCHES: i64 = 500;
 
 impl Ledger {
     /// The batches after `sequence`, in order: a page of them, empty at the end.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn entries_after(&self, sequence: i64, limit: i64) -> Result<Vec<Entry>, sqlx::Error> {
         // one statement per kind of row, under one snapshot, so that a batch is seen with all its rows
         let mut tx = self.pool.begin_with("begin isolation level repeatable read read only").await?;

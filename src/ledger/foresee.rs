@@ -52,9 +52,6 @@ impl Ledger {
     /// What [`Ledger::record`] would do with arrivals of this range, without writing. `foreseen` remembers the new events of the batches before
     /// this one. An arrival that PostgreSQL itself refused before is taken as it was recorded then, and a new build is a first successful start only
     /// where the ledger would keep it as one.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn foresee(&self, range: &ReplayRange, arrivals: &mut [Arrival], foreseen: &mut Foreseen) -> Result<Foresight, sqlx::Error> {
         let mut tx = self.pool.begin().await?;
         let mut sources = HashMap::new();

@@ -169,18 +169,12 @@ impl ReportedIdentity {
 
 impl Ledger {
     /// Why the source of this id, registered or not, may not use the coderd that reports `found`. None: it may.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn identity_refusal(&self, source_id: Uuid, found: ReportedIdentity) -> Result<Option<IdentityRefusal>, sqlx::Error> {
         let mut connection = self.pool.acquire().await?;
         Ok(refusal(&bindings(&mut connection).await?, source_id, found))
     }
 
     /// Whether the source is bound to a coderd.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn is_bound(&self, source_id: Uuid) -> Result<bool, sqlx::Error> {
         let mut connection = self.pool.acquire().await?;
         Ok(bindings(&mut connection).await?.iter().any(|binding| binding.deployment_id == source_id && binding.bound.is_some()))

@@ -121,9 +121,6 @@ macro_rules! kept {
 
 impl Ledger {
     /// The parts of the log that the ledger's positions speak of, by partition.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn kept_ranges(&self) -> Result<Vec<KeptRange>, sqlx::Error> {
         let rows = sqlx::query("select topic, partition, generation, start_offset, next_offset from position order by topic, partition")
             .fetch_all(&self.pool)
@@ -135,9 +132,6 @@ impl Ledger {
     }
 
     /// The events that were accepted from records of the range, as their batches say.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn kept_in(&self, range: &KeptRange) -> Result<Vec<KeptEvent>, sqlx::Error> {
         // the live chain's batches follow each other: the one with the range's first record is the first; those of replays lie anywhere
         let batches: Vec<i64> = sqlx::query_scalar(
@@ -167,9 +161,6 @@ impl Ledger {
     }
 
     /// The accepted events of these keys, of all deployments.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn kept_by_key(&self, topic: Topic, keys: &[String]) -> Result<Vec<KeptEvent>, sqlx::Error> {
         let ids: Vec<Uuid> = keys.iter().filter_map(|key| key.parse().ok()).collect();
         let rows = match topic {
@@ -187,9 +178,6 @@ impl Ledger {
     }
 
     /// A page of all accepted events of a topic behind `after`, by source and key.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn kept_after(&self, topic: Topic, after: Option<(i16, String)>, limit: i64) -> Result<Vec<KeptEvent>, sqlx::Error> {
         let (source_id, key) = after.unwrap_or((i16::MIN, String::new()));
         let id: Uuid = key.parse().unwrap_or_default();
@@ -212,9 +200,6 @@ impl Ledger {
     }
 
     /// The rejects, conflicts and held records of the range.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn kept_rejects(&self, range: &KeptRange) -> Result<Vec<KeptReject>, sqlx::Error> {
         sqlx::query_as(
             "select id, log_offset, verdict, cause, state, record_timestamp, record_key, headers, payload, whole_bytes, whole_sha256, deployment_id, event_id,
@@ -231,9 +216,6 @@ impl Ledger {
     }
 
     /// What rows say of each other without the log: publications of their usage, attempts of their requests, first starts of their builds.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn rows_that_disagree(&self, limit: i64) -> Result<Vec<Difference>, sqlx::Error> {
         let mut differences = Vec::new();
         for (kind, query) in CHECKS {

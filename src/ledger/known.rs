@@ -28,9 +28,6 @@ macro_rules! of_the_event {
 
 impl Ledger {
     /// Those of these builds that are in the ledger, with their digests.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn known_builds(&self, source_id: i16, build_ids: &[Uuid]) -> Result<HashMap<Uuid, Digest>, sqlx::Error> {
         let rows: Vec<(Uuid, Vec<u8>)> =
             sqlx::query_as("select build_id, digest from workspace_build where source_id = $1 and build_id = any($2)")
@@ -42,9 +39,6 @@ impl Ledger {
     }
 
     /// Those of these claims (by their build) that are in the ledger, with their digests.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn known_claims(&self, source_id: i16, build_ids: &[Uuid]) -> Result<HashMap<Uuid, Digest>, sqlx::Error> {
         let rows: Vec<(Uuid, Vec<u8>)> =
             sqlx::query_as("select build_id, digest from prebuild_claim where source_id = $1 and build_id = any($2)")
@@ -56,9 +50,6 @@ impl Ledger {
     }
 
     /// Those of these builds that are in the ledger without a claim of theirs, though by their stage or number they may be claims.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn builds_without_claim(&self, source_id: i16, build_ids: &[Uuid]) -> Result<Vec<Uuid>, sqlx::Error> {
         sqlx::query_scalar(
             "select build_id from workspace_build build where source_id = $1 and build_id = any($2) and transition = 'start'
@@ -72,9 +63,6 @@ impl Ledger {
     }
 
     /// The build that is kept as the first successful start of this workspace; none: there is none, or it came before the source's baseline.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn first_start(&self, source_id: i16, workspace_id: Uuid) -> Result<Option<Uuid>, sqlx::Error> {
         let query = "select build_id from workspace_first_start where source_id = $1 and workspace_id = $2";
         let found: Option<Option<Uuid>> = sqlx::query_scalar(query).bind(source_id).bind(workspace_id).fetch_optional(&self.pool).await?;
@@ -82,9 +70,6 @@ impl Ledger {
     }
 
     /// Those of these usage events that are accepted, with their digests.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn known_usage(&self, source_id: i16, ids: &[String]) -> Result<HashMap<String, Digest>, sqlx::Error> {
         let rows: Vec<(String, Vec<u8>)> = sqlx::query_as("select id, digest from usage_event where source_id = $1 and id = any($2)")
             .bind(source_id)
@@ -95,9 +80,6 @@ impl Ledger {
     }
 
     /// The number of accepted usage events dated in `[from, until)` of each UTC day, counted from 1970. A day without any is left out.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn usage_days(
         &self,
         source_id: i16,
@@ -118,9 +100,6 @@ impl Ledger {
 
     /// Those of these event ids that were refused or are held: they are known, but not accepted. Causes that say nothing
     /// about the event are left out.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn refused_ids(&self, deployment_id: Uuid, ids: &[String]) -> Result<HashSet<String>, sqlx::Error> {
         let rows: Vec<String> = sqlx::query_scalar(concat!(
             "select distinct event_id from reject where deployment_id = $1 and event_id = any($2) and ",
@@ -136,9 +115,6 @@ impl Ledger {
     /// Those of these messages, by event id, that the ledger has among its rejects and that are not to be sent again. An id of which operators have
     /// given up all records is sent again where this message is none of those: what they gave up was somebody else's, or the row has changed.
     /// The signature is not compared.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn refused_messages(&self, deployment_id: Uuid, messages: &HashMap<String, Message>) -> Result<HashSet<String>, sqlx::Error> {
         let ids: Vec<&String> = messages.keys().collect();
         let rows: Vec<(String, bool, Vec<u8>, Vec<u8>)> = sqlx::query_as(concat!(
@@ -161,9 +137,6 @@ impl Ledger {
     }
 
     /// How those of these event ids stand that were refused or are held; causes that say nothing about the event are left out.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn refused_states(&self, deployment_id: Uuid, ids: &[String]) -> Result<HashMap<String, RefusedState>, sqlx::Error> {
         let rows: Vec<(String, RejectState, bool)> = sqlx::query_as(concat!(
             "select event_id, case when bool_or(state = 'open') then 'open' else (array_agg(state order by act_id desc))[1] end,

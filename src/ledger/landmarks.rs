@@ -32,9 +32,6 @@ pub enum Acquaintance {
 
 impl Ledger {
     /// Identity and highest sequence of one moment, and whether the ledger is the one that had this batch.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn head_seen_from(&self, landmark: Option<&Landmark>) -> Result<(Head, Acquaintance), sqlx::Error> {
         let Some(landmark) = landmark else { return Ok((self.head().await?, Acquaintance::Same)) };
         let row = sqlx::query(
@@ -57,9 +54,6 @@ impl Ledger {
     }
 
     /// The batch of that sequence, to know the ledger again; none for 0, the empty ledger, nor for one that is not there.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn landmark(&self, sequence: i64) -> Result<Option<Landmark>, sqlx::Error> {
         let row = sqlx::query("select incarnation, sequence, id, recorded_at from ledger, batch where sequence = $1")
             .bind(sequence)

@@ -52,9 +52,6 @@ pub async fn lease_step<T>(stop: &CancellationToken, step: impl Future<Output = 
 
 impl Ledger {
     /// Takes a lease that is free, expired or already this holder's. None: somebody else holds it.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn take_lease(&self, name: &str, holder: &str, length: Duration) -> Result<Option<Lease>, sqlx::Error> {
         let epoch: Option<i64> = sqlx::query_scalar(
             "insert into lease as held (name, holder, epoch, expires_at)
@@ -107,9 +104,6 @@ impl Ledger {
     }
 
     /// Who holds a lease that has not ended.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn lease_holder(&self, name: &str) -> Result<Option<String>, sqlx::Error> {
         sqlx::query_scalar("select holder from lease where name = $1 and expires_at > clock_timestamp()")
             .bind(name)
@@ -118,9 +112,6 @@ impl Ledger {
     }
 
     /// The highest sequence that was ever shown in this lease's name; 0 before anything was.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn shown_sequence(&self, name: &str) -> Result<i64, sqlx::Error> {
         let shown = sqlx::query_scalar("select shown_sequence from lease where name = $1").bind(name).fetch_optional(&self.pool).await?;
         Ok(shown.unwrap_or_default())

@@ -93,9 +93,6 @@ impl Ledger {
     }
 
     /// The licenses that are in coderd as far as the ledger knows, by coderd's id.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn present_licenses(&self, source_id: i16) -> Result<Vec<LicenseChange>, sqlx::Error> {
         // In the order of sequences, not of batch ids: a batch is where it was committed.
         let rows: Vec<Row> = sqlx::query_as(
@@ -114,9 +111,6 @@ impl Ledger {
     }
 
     /// The licenses that were ever in coderd as far as the ledger knows, by coderd's id; not those whose token does not verify.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn licenses_ever(&self, source_id: i16) -> Result<Vec<LicenseLife>, sqlx::Error> {
         // The row of one that went has no claims.
         sqlx::query_as(

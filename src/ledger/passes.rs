@@ -136,9 +136,6 @@ impl Ledger {
     }
 
     /// The source's last pass before all that rely on one of these records, which the ledger has not read; none: no pass relies on one.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn last_pass_before(&self, source_id: i16, places: &[(TopicPartition, i64)]) -> Result<Option<i64>, sqlx::Error> {
         sqlx::query_scalar(
             "select min(pass_id) - 1 from collector_pass_offset noted
@@ -154,9 +151,6 @@ impl Ledger {
     }
 
     /// Whether all that the pass and those before it appended is in the ledger.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn pass_is_in(&self, source_id: i16, pass_id: i64) -> Result<bool, sqlx::Error> {
         sqlx::query_scalar("select not exists (select from unreached_offset where source_id = $1 and pass_id = $2)")
             .bind(source_id)
@@ -166,18 +160,12 @@ impl Ledger {
     }
 
     /// How far the source is complete: as far as any pass reports that is in the ledger.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn completeness(&self, source_id: i16) -> Result<Completeness, sqlx::Error> {
         let query = "select complete_until, runtime_complete_until from completeness($1, null)";
         Ok(sqlx::query_as(query).bind(source_id).fetch_optional(&self.pool).await?.unwrap_or_default())
     }
 
     /// The same for each topic by itself: one that is behind does not hold back what can be said of the others.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn completeness_by_topic(&self, source_id: i16) -> Result<Vec<TopicCompleteness>, sqlx::Error> {
         sqlx::query_as("select topic, complete_until from unnest($2::text[]) as asked (topic), completeness($1, topic)")
             .bind(source_id)
@@ -187,18 +175,12 @@ impl Ledger {
     }
 
     /// Whether a full pass of the source is in the ledger: from then on its series may be shown.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn backfilled(&self, source_id: i16) -> Result<bool, sqlx::Error> {
         let query = "select exists (select from completeness($1, null) where swept_pass_id > 0)";
         sqlx::query_scalar(query).bind(source_id).fetch_one(&self.pool).await
     }
 
     /// Where the source's collector left off; all None before its first pass.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn last_pass(&self, source_id: i16) -> Result<LastPass, sqlx::Error> {
         sqlx::query_as(
             "select case when reports then claimed_until end as complete_until, claimed_until, swept_at

@@ -102,17 +102,11 @@ impl Paused {
 
 impl Ledger {
     /// All pauses.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn pauses(&self) -> Result<Vec<Pause>, sqlx::Error> {
         pauses(&mut *self.pool.acquire().await?).await
     }
 
     /// Writes a pause and its act. [`Err`] inside: the pause that holds already; then nothing is written.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn pause(
         &self,
         operation: Pausable,
@@ -144,9 +138,6 @@ impl Ledger {
     }
 
     /// Ends a pause and writes the act. [`Err`] inside: it is not there, and these of the same operation are; then nothing is written.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn resume(
         &self,
         operation: Pausable,

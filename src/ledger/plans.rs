@@ -21,9 +21,6 @@ pub struct KeptPlan {
 
 impl Ledger {
     /// Keeps a plan under its hash. One of the same effect that is there already is that one; had it been executed, it is to be executed again.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn keep_plan(&self, hash: &str, kind: &'static str, request: &Value, effect: &Value) -> Result<(), sqlx::Error> {
         sqlx::query(
             "insert into plan (hash, kind, request, effect, planned_at) values ($1, $2, $3, $4, $5)
@@ -41,9 +38,6 @@ impl Ledger {
     }
 
     /// The plan of that kind under that hash, if one is kept.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn kept_plan(&self, hash: &str, kind: &'static str) -> Result<Option<KeptPlan>, sqlx::Error> {
         sqlx::query_as("select request, effect, planned_at, act_id from plan where hash = $1 and kind = $2")
             .bind(hash)

@@ -53,9 +53,6 @@ pub struct Claim {
 
 impl Ledger {
     /// Takes the partition from whoever has it. Without a position, reading starts at `log_start`, and that is recorded.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn claim(&self, partition: TopicPartition, log_start: i64) -> Result<Claim, sqlx::Error> {
         let row = sqlx::query(concat!(
             "insert into position as p (topic, partition, generation, epoch, start_offset, next_offset, moved_at)
@@ -74,9 +71,6 @@ impl Ledger {
     }
 
     /// The claim as it is, without taking it; nothing where the partition was never claimed.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn standing_claim(&self, partition: TopicPartition) -> Result<Option<Claim>, sqlx::Error> {
         let query = concat!(
             "select generation, epoch, next_offset, last_offset, last_record, ",
@@ -88,9 +82,6 @@ impl Ledger {
     }
 
     /// Which life of the partition the ledger is in; the first where it has no position yet.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn generation(&self, partition: TopicPartition) -> Result<i32, sqlx::Error> {
         sqlx::query_scalar("select current_generation($1, $2)")
             .bind(partition.topic.name())
@@ -100,9 +91,6 @@ impl Ledger {
     }
 
     /// Every partition's position.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn positions(&self) -> Result<Vec<(TopicPartition, i64)>, sqlx::Error> {
         let rows =
             sqlx::query("select topic, partition, next_offset from position order by topic, partition").fetch_all(&self.pool).await?;

@@ -86,9 +86,6 @@ impl ProcessRow {
 
 impl Ledger {
     /// Says that the process lives, and how it stands. Forgets those that are gone for a day.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn process_lives(&self, process: &Process, standing: &serde_json::Value) -> Result<(), sqlx::Error> {
         sqlx::query(
             "with forgotten as (delete from process where seen_at < clock_timestamp() - make_interval(secs => $8))
@@ -118,9 +115,6 @@ impl Ledger {
     }
 
     /// All processes of the last day that did not end in good order.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn processes(&self) -> Result<Vec<ProcessRow>, sqlx::Error> {
         sqlx::query_as(
             "select id, host, pid, version, roles, started_at, seen_at, seen_at < clock_timestamp() - make_interval(secs => $1) as gone,

@@ -151,9 +151,6 @@ pub struct NewExport<'a> {
 
 impl Ledger {
     /// The records that were refused under an event's id, the first one first; of one deployment, or of all and of none.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn refusals_of(&self, event_id: &str, deployment: Option<Uuid>) -> Result<Vec<RefusalLife>, sqlx::Error> {
         sqlx::query_as(
             "select r.id, r.deployment_id, r.topic, r.partition, r.generation, r.log_offset, r.verdict, r.cause, r.detail, r.state,
@@ -172,9 +169,6 @@ impl Ledger {
     }
 
     /// The publication of a usage event, with every attempt.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn publication_of(&self, source_id: i16, event_id: &str) -> Result<Option<PublicationLife>, sqlx::Error> {
         let life: Option<PublicationLife> = sqlx::query_as(
             "select p.state, b.sequence as settled_sequence, b.recorded_at as settled_at, p.unanswered, p.held_for, p.last_message,
@@ -201,9 +195,6 @@ impl Ledger {
 
     /// The files that hold a usage event of this time that was accepted at this sequence. Rows of an earlier incarnation were written before
     /// the backup from which this one was restored, so their sequences are in its past, too.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn exports_of(&self, source_id: i16, created_at: DateTime<Utc>, accepted_at: i64) -> Result<Vec<ExportLife>, sqlx::Error> {
         sqlx::query_as(
             "select id, exported_at, actor, reason, incarnation, sequence, first_instant, end_instant, format, events, encode(sha256, 'hex') as sha256
@@ -219,9 +210,6 @@ impl Ledger {
     }
 
     /// Writes down that a file was written, and answers the row's id. It is no batch: what is exported does not change the ledger.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn record_export(&self, export: &NewExport<'_>) -> Result<i64, sqlx::Error> {
         sqlx::query_scalar(
             "insert into export_file (exported_at, actor, reason, incarnation, sequence, first_instant, end_instant, source_id, format, events,

@@ -23,9 +23,6 @@ pub struct PublishStop {
 impl Ledger {
     /// Compares coderd's newest mark with the first one that was seen of this source, which is remembered over restarts. Answers the newest where
     /// publishing stops for it.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn record_publish_mark(&self, source_id: i16, newest: Mark) -> Result<Mark, sqlx::Error> {
         let known = sqlx::query("select first_mark, later_mark from publish_mark where source_id = $1").bind(source_id);
         if let Some(known) = known.fetch_optional(&self.pool).await? {
@@ -48,9 +45,6 @@ impl Ledger {
     }
 
     /// The sources whose publishing has stopped because coderd published by itself.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn publish_stops(&self) -> Result<Vec<PublishStop>, sqlx::Error> {
         let query = "select deployment_id, later_mark, seen_at from publish_mark join source on source.id = source_id
                      where later_mark is not null order by source_id";
@@ -59,9 +53,6 @@ impl Ledger {
 
     /// Goes on publishing this deployment's usage: an operator says that coderd's own publishing is cut off, so its newest mark is the last one.
     /// Answers the stop that ends; none: there is none, and nothing is written.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn end_publish_stop(&self, deployment: Uuid, act: &NewAct<'_>) -> Result<Option<PublishStop>, sqlx::Error> {
         let mut tx = self.pool.begin().await?;
         let stop: Option<PublishStop> = sqlx::query_as(

@@ -133,9 +133,6 @@ macro_rules! sources {
 
 impl Ledger {
     /// The open recovery, if there is one.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn recovering(&self) -> Result<Option<Recovering>, sqlx::Error> {
         sqlx::query_as(concat!(
             "select recovery.id, actor, reason, opened_at, targeted_at is not null as log_ends_known,
@@ -161,26 +158,17 @@ impl Ledger {
     }
 
     /// How many publications are pending, and how many of them are of events later than `after`.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn pending_later_than(&self, after: DateTime<Utc>) -> Result<(i64, i64), sqlx::Error> {
         let query = "select count(*), count(*) filter (where event_created_at > $1) from publication where state = 'pending'";
         sqlx::query_as(query).bind(after).fetch_one(&self.pool).await
     }
 
     /// Whether a recovery is open.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn is_recovering(&self) -> Result<bool, sqlx::Error> {
         sqlx::query_scalar("select exists (select from recovery where closed_at is null)").fetch_one(&self.pool).await
     }
 
     /// Says where the log ended when it was asked, after the recovery was opened. The first word counts.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn target_recovery(&self, id: i64, ends: &[(TopicPartition, i64)]) -> Result<(), sqlx::Error> {
         let mut tx = self.pool.begin().await?;
         let targeted = sqlx::query("update recovery set targeted_at = $2 where id = $1 and targeted_at is null and closed_at is null")
@@ -207,9 +195,6 @@ impl Ledger {
     }
 
     /// Sources of the recovery that are read again as a whole and still to be compared with coderd's publish marks.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn sources_to_compare(&self, id: i64) -> Result<Vec<SourceToCompare>, sqlx::Error> {
         sqlx::query_as(
             "select source.id, source.deployment_id from recovery_source waiting join source on source.id = waiting.source_id
@@ -221,9 +206,6 @@ impl Ledger {
     }
 
     /// The pending publications of the source were compared with coderd's publish marks.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn recovery_compared(&self, id: i64, source_id: i16) -> Result<(), sqlx::Error> {
         sqlx::query("update recovery_source set compared_at = $3 where recovery_id = $1 and source_id = $2 and compared_at is null")
             .bind(id)
@@ -236,9 +218,6 @@ impl Ledger {
 
     /// Gives up sources that the open recovery waits for and that are not there any more, executing the plan of that hash. False: it does not
     /// wait for one of them, it is closed, or the plan was executed before; then nothing is changed.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn give_up_sources(&self, id: i64, without: &[Uuid], act: &NewAct<'_>, plan: &str) -> Result<bool, sqlx::Error> {
         let mut tx = self.pool.begin().await?;
         // first, as where a recovery is opened
@@ -266,9 +245,6 @@ impl Ledger {
 
     /// Closes the recovery if it has caught up with everything. What was accepted meanwhile may have been sent in the lost time, too. False: it
     /// waits for more, or is closed already.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn close_recovery(&self, id: i64) -> Result<bool, sqlx::Error> {
         // asked before the whole queue is locked: until it is so, this is called each second by every process
         if !self.recovering().await?.is_some_and(|open| open.id == id && open.has_caught_up()) {

@@ -60,9 +60,6 @@ pub struct OpenRejects {
 
 impl Ledger {
     /// Rejects in groups, the largest first.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn reject_groups(&self, filter: &RejectFilter, by: RejectProperty) -> Result<Vec<RejectGroup>, sqlx::Error> {
         let rows = sqlx::query(
             "select case $5 when 'verdict' then verdict when 'cause' then cause when 'type' then event_type when 'topic' then topic
@@ -91,9 +88,6 @@ impl Ledger {
     }
 
     /// What waits for somebody to act on it, by verdict and cause. Reads the index of open rejects alone.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn open_rejects(&self) -> Result<Vec<OpenRejects>, sqlx::Error> {
         let rows = sqlx::query(
             "select verdict, cause, case when units is not null then coalesce(known.unit, 'unknown') end as unit,

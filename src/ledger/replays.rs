@@ -38,9 +38,6 @@ pub struct PlannedReplay {
 
 impl Ledger {
     /// Keeps a plan under its hash, so that exactly it can be executed. `request` and `effect` are what was asked for and what was shown.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn save_replay(
         &self,
         id: Uuid,
@@ -77,9 +74,6 @@ impl Ledger {
     }
 
     /// The replay planned under that hash, if any.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn load_replay(&self, hash: &str) -> Result<Option<PlannedReplay>, sqlx::Error> {
         let rows = sqlx::query(
             "select id, act_id is not null, finished_at is not null, topic, partition, generation, first_offset, next_offset, end_offset
@@ -103,9 +97,6 @@ impl Ledger {
     }
 
     /// Writes the act that begins a planned replay; nothing where it was begun already.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn start_replay(&self, hash: &str, act: &NewAct<'_>) -> Result<(), sqlx::Error> {
         let mut tx = self.pool.begin().await?;
         let open = sqlx::query("select from plan where hash = $1 and act_id is null for update").bind(hash);
@@ -118,9 +109,6 @@ impl Ledger {
     }
 
     /// What the replay of that id has recorded until now, by whichever calls.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn replayed(&self, id: Uuid) -> Result<Counts, sqlx::Error> {
         let row = sqlx::query(
             "select coalesce(sum(records), 0)::integer, coalesce(sum(accepted), 0)::integer, coalesce(sum(duplicates), 0)::integer,
@@ -141,9 +129,6 @@ impl Ledger {
     }
 
     /// It ran to its end: this plan is not executed again.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn finish_replay(&self, hash: &str) -> Result<(), sqlx::Error> {
         sqlx::query("update plan set finished_at = coalesce(finished_at, $2) where hash = $1")
             .bind(hash)

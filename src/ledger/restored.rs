@@ -99,9 +99,6 @@ async fn collected(connection: &mut PgConnection) -> Result<Vec<CollectedSource>
 
 impl Ledger {
     /// Collected sources: those that a recovery which is opened now waits for, and the others.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn sources_to_recover(&self) -> Result<(Vec<CollectedSource>, Vec<CollectedSource>), sqlx::Error> {
         let mut connection = self.pool.acquire().await?;
         Ok(split(collected(&mut connection).await?))

@@ -49,9 +49,6 @@ pub struct ListedSource {
 
 impl Ledger {
     /// All sources with their latest passes, in the order of their introduction.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn listed_sources(&self) -> Result<Vec<ListedSource>, sqlx::Error> {
         sqlx::query_as(
             "select id, deployment_id, introduced_at, retired_act_id is not null as retired,
@@ -63,9 +60,6 @@ impl Ledger {
     }
 
     /// The retirements in force, in the order of the sources' introduction.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn retirements(&self) -> Result<Vec<Retirement>, sqlx::Error> {
         sqlx::query_as(
             "select deployment_id, actor, reason, acted_at from source join operator_act act on act.id = retired_act_id order by source.id",
@@ -75,9 +69,6 @@ impl Ledger {
     }
 
     /// The retirement of this source; none: it is in use, or not registered.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn retirement(&self, deployment_id: Uuid) -> Result<Option<Retirement>, sqlx::Error> {
         sqlx::query_as(
             "select deployment_id, actor, reason, acted_at from source join operator_act act on act.id = retired_act_id
@@ -90,9 +81,6 @@ impl Ledger {
 
     /// Retires a source, which must be registered. Its audit findings are dropped, an open recovery no longer waits for it, and its collector loses
     /// its lease. False: it is retired already; then nothing is changed.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn retire_source(&self, deployment_id: Uuid, act: &NewAct<'_>) -> Result<bool, sqlx::Error> {
         let mut tx = self.pool.begin().await?;
         revoke_collector_lease(&mut tx, deployment_id).await?;
@@ -125,9 +113,6 @@ impl Ledger {
     }
 
     /// Ends a source's retirement. False: it is not retired; then nothing is changed.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn reinstate_source(&self, deployment_id: Uuid, act: &NewAct<'_>) -> Result<bool, sqlx::Error> {
         let mut tx = self.pool.begin().await?;
         sqlx::query("select from ledger for update").execute(&mut *tx).await?;

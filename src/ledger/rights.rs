@@ -50,9 +50,6 @@ const TABLES: [&str; 40] = [
 impl Ledger {
     /// The rights that the role lacks in the ledger's database, each as the statement that gives it. `creates`: tables are still to be
     /// created. Names are resolved as the role's statements resolve them, by its `search_path`.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn missing_rights(&self, creates: bool) -> Result<Vec<String>, sqlx::Error> {
         // Of our sequences only the one of `batch` is called by name; the others need no right of their own.
         sqlx::query_scalar(

@@ -30,34 +30,22 @@ pub struct Snapshot {
 
 impl Ledger {
     /// This ledger's identity: a restored ledger has another.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn incarnation(&self) -> Result<Uuid, sqlx::Error> {
         sqlx::query("select incarnation from ledger").fetch_one(&self.pool).await?.try_get(0)
     }
 
     /// The highest sequence so far; 0 for an empty ledger.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn last_sequence(&self) -> Result<i64, sqlx::Error> {
         sqlx::query("select next_sequence - 1 from ledger").fetch_one(&self.pool).await?.try_get(0)
     }
 
     /// Identity and highest sequence, of one moment.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn head(&self) -> Result<Head, sqlx::Error> {
         let row = sqlx::query("select incarnation, next_sequence - 1 from ledger").fetch_one(&self.pool).await?;
         Ok(Head { incarnation: row.try_get(0)?, sequence: row.try_get(1)? })
     }
 
     /// Identity and highest sequence, and whether it is a restored ledger that has not caught up yet, of one moment.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn head_and_recovery(&self) -> Result<(Head, bool), sqlx::Error> {
         let query = "select incarnation, next_sequence - 1, exists (select from recovery where closed_at is null) from ledger";
         let row = sqlx::query(query).fetch_one(&self.pool).await?;
@@ -65,9 +53,6 @@ impl Ledger {
     }
 
     /// The newest snapshot of this stage under these rules in this incarnation, at most at `limit`.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn load_snapshot(&self, stage: &str, rules_version: i32, limit: i64) -> Result<Option<Snapshot>, sqlx::Error> {
         let row = sqlx::query(
             "select incarnation, sequence, state from snapshot join ledger using (incarnation)
@@ -85,9 +70,6 @@ impl Ledger {
     }
 
     /// Keeps a snapshot and lets all but the newest few go. One of another incarnation is not kept: its sequence means another batch here.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn save_snapshot(&self, stage: &str, rules_version: i32, snapshot: &Snapshot) -> Result<(), sqlx::Error> {
         sqlx::query(
             "insert into snapshot (stage, rules_version, incarnation, sequence, state, taken_at)
@@ -116,9 +98,6 @@ impl Ledger {
 
     /// Lets every snapshot of the stage go, with the act that asks for it. Its subject is the stage: every fold that comes to the act's batch
     /// begins again from zero there, also one that went on from a snapshot which was saved meanwhile.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn rebuild(&self, stage: &str, act: &NewAct<'_>) -> Result<(), sqlx::Error> {
         let mut tx = self.pool.begin().await?;
         sqlx::query("delete from snapshot where stage = $1").bind(stage).execute(&mut *tx).await?;

@@ -27,9 +27,6 @@ pub struct UsageFate {
 
 impl Ledger {
     /// These usage events of the source and what became of them, by id. One that the ledger does not have is left out.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn usage_fates(&self, source_id: i16, ids: &[String]) -> Result<BTreeMap<String, UsageFate>, sqlx::Error> {
         let fates: Vec<UsageFate> = sqlx::query_as(
             "select usage.id, usage.event_type, usage.quantity::text as quantity, publication.state, usage.created_at
@@ -44,9 +41,6 @@ impl Ledger {
     }
 
     /// How many builds, claims and usage events of the source were accepted.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn source_events(&self, source_id: i16) -> Result<i64, sqlx::Error> {
         let query = "select (select count(*) from workspace_build where source_id = $1) + (select count(*) from prebuild_claim where source_id = $1)
                  + (select count(*) from usage_event where source_id = $1)";
@@ -54,9 +48,6 @@ impl Ledger {
     }
 
     /// Those of these event ids that coderd is known to have lost.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn lost_ids(&self, source_id: i16, ids: &[String]) -> Result<HashSet<String>, sqlx::Error> {
         let rows: Vec<String> = sqlx::query_scalar("select event_id from source_lost where source_id = $1 and event_id = any($2)")
             .bind(source_id)
@@ -67,9 +58,6 @@ impl Ledger {
     }
 
     /// Usage of the deployment whose id came a second time with other content, and was refused.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn usage_conflicts(&self, deployment_id: Uuid) -> Result<i64, sqlx::Error> {
         let query = "select count(*) from reject where deployment_id = $1 and verdict = 'conflict' and topic like '%agent-usage%'";
         sqlx::query_scalar(query).bind(deployment_id).fetch_one(&self.pool).await
@@ -77,9 +65,6 @@ impl Ledger {
 
     /// Lists events as lost in coderd, executing the plan of that hash; each collector has to open again and reads everything once more. False:
     /// the plan was executed before.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn record_lost(&self, source_id: i16, event_ids: &[String], act: &NewAct<'_>, plan: &str) -> Result<bool, sqlx::Error> {
         let mut tx = self.pool.begin().await?;
         revoke_collectors(&mut tx).await?;

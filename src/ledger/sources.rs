@@ -57,9 +57,6 @@ macro_rules! source_columns {
 impl Ledger {
     /// Registers a source with its baseline, in one batch. One that is registered already stays as it is: what was observed or counted since
     /// cannot be taken back.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn register_source(
         &self,
         deployment_id: Uuid,
@@ -117,9 +114,6 @@ impl Ledger {
     }
 
     /// The source of this deployment, if it was introduced.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn source(&self, deployment_id: Uuid) -> Result<Option<Source>, sqlx::Error> {
         sqlx::query_as(concat!("select ", source_columns!(), " from source where deployment_id = $1"))
             .bind(deployment_id)
@@ -128,17 +122,11 @@ impl Ledger {
     }
 
     /// All sources, in the order of their introduction.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn sources(&self) -> Result<Vec<Source>, sqlx::Error> {
         sqlx::query_as(concat!("select ", source_columns!(), " from source order by id")).fetch_all(&self.pool).await
     }
 
     /// What a source's all-time counters begin with, by names.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn creation_baseline(&self, source_id: i16) -> Result<Vec<BaselineRow>, sqlx::Error> {
         sqlx::query_as(
             "select organization_name, template_name, preset_name, creations from creation_baseline where source_id = $1 order by 1, 2, 3",

@@ -145,17 +145,11 @@ pub struct LeaseRow {
 
 impl Ledger {
     /// Reads all of it.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn contents(&self) -> Result<Contents, sqlx::Error> {
         self.contents_counting(COUNTED_BYTES).await
     }
 
     /// The same, where at most so many bytes of each table are counted.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn contents_counting(&self, bytes: i64) -> Result<Contents, sqlx::Error> {
         let mut tx = self.pool.begin_with("begin isolation level repeatable read read only").await?;
         let ledger = sqlx::query("select incarnation, next_sequence - 1 from ledger").fetch_one(&mut *tx).await?;
