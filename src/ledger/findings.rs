@@ -53,7 +53,7 @@ pub struct Finding {
     pub recent_usage: i64,
     /// The first few differences: objects of `kind`, `id` and `detail`.
     #[sqlx(json)]
-    pub examples: Vec<Example>,
+    pub examples: Vec<Difference>,
     /// The ledger sequence up to which the ledger's own books were read.
     pub sequence: i64,
     /// When, by the database's clock.
@@ -64,17 +64,6 @@ pub struct Finding {
     pub seconds: f64,
     /// Since when it has not balanced; none: it balances.
     pub differs_since: Option<DateTime<Utc>>,
-}
-
-/// A difference as it is kept.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
-pub struct Example {
-    /// What kind of difference.
-    pub kind: String,
-    /// The event, batch or partition.
-    pub id: String,
-    /// What is on both sides.
-    pub detail: String,
 }
 
 impl Finding {
@@ -105,6 +94,14 @@ impl Finding {
         self.deployment_id.filter(|_| self.age_seconds > STALE_SECONDS)
     }
 }
+
+macro_rules! finding_columns {
+    () => {
+        "joint, deployment_id, differences, open, gone, recent_usage_differs, recent_usage, examples, sequence, audited_at,
+             seconds, differs_since, extract(epoch from clock_timestamp() - audited_at)::double precision as age_seconds"
+    };
+}
+pub(super) use finding_columns;
 
 impl Ledger {
     /// Writes what an audit found, in place of what the one before found. Only who holds the lease may.
@@ -144,14 +141,13 @@ impl Ledger {
 
     /// What the last audits found, by joint and deployment, without retired sources. Empty before the first.
     pub async fn findings(&self) -> Result<Vec<Finding>, sqlx::Error> {
-        sqlx::query_as(
-            "select joint, deployment_id, differences, open, gone, recent_usage_differs, recent_usage, examples, sequence, audited_at,
-                 seconds, differs_since,
-                 extract(epoch from clock_timestamp() - audited_at)::double precision as age_seconds
-             from audit_finding
+        sqlx::query_as(concat!(
+            "select ",
+            finding_columns!(),
+            " from audit_finding
              where deployment_id is null or deployment_id not in (select deployment_id from source where retired_act_id is not null)
-             order by joint, deployment_id",
-        )
+             order by joint, deployment_id"
+        ))
         .fetch_all(&self.pool)
         .await
     }

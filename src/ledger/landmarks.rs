@@ -1,13 +1,13 @@
 //! Whether this still is the ledger that was there before: one restored from a backup has lost its newest batches.
 
 use chrono::{DateTime, Utc};
-use sqlx::Row;
+use sqlx::FromRow;
 use uuid::Uuid;
 
 use super::{Head, Ledger};
 
 /// A batch by which the ledger is known again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromRow)]
 pub struct Landmark {
     /// The ledger's identity when the batch was seen.
     pub incarnation: Uuid,
@@ -34,7 +34,7 @@ impl Ledger {
     /// Identity and highest sequence of one moment, and whether the ledger is the one that had this batch.
     pub async fn head_seen_from(&self, landmark: Option<&Landmark>) -> Result<(Head, Acquaintance), sqlx::Error> {
         let Some(landmark) = landmark else { return Ok((self.head().await?, Acquaintance::Same)) };
-        let row = sqlx::query(
+        let (incarnation, sequence, has_batch) = sqlx::query_as(
             "select incarnation, next_sequence - 1, next_sequence > $1
                  and exists (select from batch where sequence = $1 and id = $2 and recorded_at = $3)
              from ledger",
@@ -44,8 +44,8 @@ impl Ledger {
         .bind(landmark.recorded_at)
         .fetch_one(&self.pool)
         .await?;
-        let head = Head { incarnation: row.try_get(0)?, sequence: row.try_get(1)? };
-        let acquaintance = match (head.incarnation == landmark.incarnation, row.try_get(2)?) {
+        let head = Head { incarnation, sequence };
+        let acquaintance = match (incarnation == landmark.incarnation, has_batch) {
             (false, _) => Acquaintance::Another,
             (true, true) => Acquaintance::Same,
             (true, false) => Acquaintance::WentBack,
@@ -55,18 +55,9 @@ impl Ledger {
 
     /// The batch of that sequence, to know the ledger again; none for 0, the empty ledger, nor for one that is not there.
     pub async fn landmark(&self, sequence: i64) -> Result<Option<Landmark>, sqlx::Error> {
-        let row = sqlx::query("select incarnation, sequence, id, recorded_at from ledger, batch where sequence = $1")
+        sqlx::query_as("select incarnation, sequence, id as batch_id, recorded_at from ledger, batch where sequence = $1")
             .bind(sequence)
             .fetch_optional(&self.pool)
-            .await?;
-        row.map(|row| {
-            Ok(Landmark {
-                incarnation: row.try_get(0)?,
-                sequence: row.try_get(1)?,
-                batch_id: row.try_get(2)?,
-                recorded_at: row.try_get(3)?,
-            })
-        })
-        .transpose()
+            .await
     }
 }

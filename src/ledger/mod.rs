@@ -56,7 +56,7 @@ pub use collector_requests::SweepRequest;
 pub use connect::{LedgerError, LedgerSettings};
 pub use cutover::{NO_SIGNING_KEY, SignatureResults};
 pub use exports::{LaterUsage, UsageCompleteness, UsageRange, UsageRow};
-pub use findings::{Example, Finding, NewFinding};
+pub use findings::{Finding, NewFinding};
 pub use follow::{Entry, Fact};
 pub use foresee::{Foreseen, Foresight};
 pub use holds::{Hold, HoldScope, holds};
@@ -81,11 +81,11 @@ pub use reject_counts::{OpenRejects, RejectGroup, RejectProperty};
 pub use rejects::{PassedReject, RejectActRow, RejectFilter, RejectRow, RejectState, SameEvent};
 pub use replays::{PlannedReplay, ReplayRange};
 pub use restored::{CollectedSource, Restored};
-pub use retirement::{ListedSource, Retirement};
+pub use retirement::Retirement;
 pub use snapshots::{Head, Snapshot};
 pub use source_lost::UsageFate;
 pub use sources::{Baseline, BaselineRow, Source};
-pub use status::{BatchCount, Contents, EventCount, LeaseRow, PositionRow, PublicationCount, Rates, SourceRow};
+pub use status::{BatchCount, Contents, EventCount, LeaseRow, PositionRow, PublicationCount, Rates};
 
 use std::time::Duration;
 

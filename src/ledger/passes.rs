@@ -62,6 +62,8 @@ pub struct TopicCompleteness {
 /// Where a collector left off.
 #[derive(Clone, Debug, Default, PartialEq, Eq, FromRow)]
 pub struct LastPass {
+    /// When the last pass began.
+    pub started_at: Option<DateTime<Utc>>,
     /// How far the last pass reports completeness, whether or not the ledger is there yet.
     pub complete_until: Option<DateTime<Utc>>,
     /// How far any pass does.
@@ -183,8 +185,8 @@ impl Ledger {
     /// Where the source's collector left off; all None before its first pass.
     pub async fn last_pass(&self, source_id: i16) -> Result<LastPass, sqlx::Error> {
         sqlx::query_as(
-            "select case when reports then claimed_until end as complete_until, claimed_until, swept_at
-             from (select reports, swept_at, greatest(complete_until,
+            "select case when reports then claimed_until end as complete_until, claimed_until, swept_at, started_at
+             from (select reports, swept_at, started_at, greatest(complete_until,
                        (select max(complete_until) from collector_pass pass where pass.source_id = progress.source_id)) as claimed_until
                    from collector_progress progress where source_id = $1) last",
         )

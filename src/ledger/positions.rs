@@ -56,7 +56,7 @@ impl Ledger {
     pub async fn claim(&self, partition: TopicPartition, log_start: i64) -> Result<Claim, sqlx::Error> {
         let row = sqlx::query(concat!(
             "insert into position as p (topic, partition, generation, epoch, start_offset, next_offset, moved_at)
-             select $1, $2, coalesce(max(generation), 0) + 1, 1, $3::bigint, $3::bigint, $4::timestamptz from past_position where topic = $1 and partition = $2
+             values ($1, $2, current_generation($1, $2), 1, $3, $3, $4)
              on conflict (topic, partition) do update set epoch = p.epoch + 1
              returning generation, epoch, next_offset, last_offset, last_record, ",
             signed_from!()

@@ -163,11 +163,6 @@ impl Ledger {
         sqlx::query_as(query).bind(after).fetch_one(&self.pool).await
     }
 
-    /// Whether a recovery is open.
-    pub async fn is_recovering(&self) -> Result<bool, sqlx::Error> {
-        sqlx::query_scalar("select exists (select from recovery where closed_at is null)").fetch_one(&self.pool).await
-    }
-
     /// Says where the log ended when it was asked, after the recovery was opened. The first word counts.
     pub async fn target_recovery(&self, id: i64, ends: &[(TopicPartition, i64)]) -> Result<(), sqlx::Error> {
         let mut tx = self.pool.begin().await?;
@@ -179,10 +174,8 @@ impl Ledger {
         if targeted.rows_affected() == 1 {
             sqlx::query(
                 "insert into recovery_offset (recovery_id, topic, partition, generation, next_offset)
-                 select $1, topic, partition, coalesce(generation, (select max(past.generation) + 1 from past_position past
-                     where past.topic = at.topic and past.partition = at.partition), 1), at.next_offset
-                 from unnest($2::text[], $3::integer[], $4::bigint[]) as at (topic, partition, next_offset)
-                 left join position using (topic, partition)",
+                 select $1, topic, partition, current_generation(topic, partition), next_offset
+                 from unnest($2::text[], $3::integer[], $4::bigint[]) as log_end (topic, partition, next_offset)",
             )
             .bind(id)
             .bind(ends.iter().map(|(at, _)| at.topic.name()).collect::<Vec<_>>())

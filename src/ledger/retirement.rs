@@ -4,6 +4,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use sqlx::{FromRow, PgConnection};
 use uuid::Uuid;
 
+use super::findings::finding_columns;
 use super::leases::revoke_collector_lease;
 use super::{Finding, Ledger, NewAct};
 
@@ -32,33 +33,7 @@ impl std::fmt::Display for Retirement {
     }
 }
 
-/// A source as operators see it.
-#[derive(Clone, Debug, PartialEq, Eq, FromRow)]
-pub struct ListedSource {
-    /// The ledger's own small id.
-    pub id: i16,
-    /// coderd's deployment id.
-    pub deployment_id: Uuid,
-    /// Histograms begin here.
-    pub introduced_at: DateTime<Utc>,
-    /// When the latest collector pass began.
-    pub last_read_at: Option<DateTime<Utc>>,
-    /// Whether it is retired.
-    pub retired: bool,
-}
-
 impl Ledger {
-    /// All sources with their latest passes, in the order of their introduction.
-    pub async fn listed_sources(&self) -> Result<Vec<ListedSource>, sqlx::Error> {
-        sqlx::query_as(
-            "select id, deployment_id, introduced_at, retired_act_id is not null as retired,
-                 started_at as last_read_at
-             from source join collector_progress on source_id = id order by id",
-        )
-        .fetch_all(&self.pool)
-        .await
-    }
-
     /// The retirements in force, in the order of the sources' introduction.
     pub async fn retirements(&self) -> Result<Vec<Retirement>, sqlx::Error> {
         sqlx::query_as(
@@ -70,13 +45,7 @@ impl Ledger {
 
     /// The retirement of this source; none: it is in use, or not registered.
     pub async fn retirement(&self, deployment_id: Uuid) -> Result<Option<Retirement>, sqlx::Error> {
-        sqlx::query_as(
-            "select deployment_id, actor, reason, acted_at from source join operator_act act on act.id = retired_act_id
-             where deployment_id = $1",
-        )
-        .bind(deployment_id)
-        .fetch_optional(&self.pool)
-        .await
+        Ok(self.retirements().await?.into_iter().find(|retirement| retirement.deployment_id == deployment_id))
     }
 
     /// Retires a source, which must be registered. Its audit findings are dropped, an open recovery no longer waits for it, and its collector loses
@@ -85,15 +54,11 @@ impl Ledger {
         let mut tx = self.pool.begin().await?;
         revoke_collector_lease(&mut tx, deployment_id).await?;
         sqlx::query("select from ledger for update").execute(&mut *tx).await?;
-        let findings: Vec<Finding> = sqlx::query_as(
-            "delete from audit_finding where deployment_id = $1
-             returning joint, deployment_id, differences, open, gone, recent_usage_differs, recent_usage, examples, sequence, audited_at,
-                 seconds, differs_since,
-                 extract(epoch from clock_timestamp() - audited_at)::double precision as age_seconds",
-        )
-        .bind(deployment_id)
-        .fetch_all(&mut *tx)
-        .await?;
+        let findings: Vec<Finding> =
+            sqlx::query_as(concat!("delete from audit_finding where deployment_id = $1 returning ", finding_columns!()))
+                .bind(deployment_id)
+                .fetch_all(&mut *tx)
+                .await?;
         let act = NewAct { detail: serde_json::json!({ "findings": findings }), ..act.clone() };
         let act_id = self.act(&mut tx, &act).await?;
         let retired = set_retired(&mut tx, deployment_id, Some(act_id)).await?;

@@ -1,6 +1,6 @@
 //! A fold's state after a batch, so that a process need not begin at zero.
 
-use sqlx::Row;
+use sqlx::FromRow;
 use uuid::Uuid;
 
 use super::{ActKind, Ledger, NewAct, Subject};
@@ -9,7 +9,7 @@ use super::{ActKind, Ledger, NewAct, Subject};
 const KEPT: i64 = 2;
 
 /// How far which ledger is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromRow)]
 pub struct Head {
     /// The ledger's identity.
     pub incarnation: Uuid,
@@ -18,7 +18,7 @@ pub struct Head {
 }
 
 /// The state of a stage after the batch of `sequence`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, FromRow)]
 pub struct Snapshot {
     /// Which ledger's sequence it is.
     pub incarnation: Uuid,
@@ -31,30 +31,29 @@ pub struct Snapshot {
 impl Ledger {
     /// This ledger's identity: a restored ledger has another.
     pub async fn incarnation(&self) -> Result<Uuid, sqlx::Error> {
-        sqlx::query("select incarnation from ledger").fetch_one(&self.pool).await?.try_get(0)
+        Ok(self.head().await?.incarnation)
     }
 
     /// The highest sequence so far; 0 for an empty ledger.
     pub async fn last_sequence(&self) -> Result<i64, sqlx::Error> {
-        sqlx::query("select next_sequence - 1 from ledger").fetch_one(&self.pool).await?.try_get(0)
+        Ok(self.head().await?.sequence)
     }
 
     /// Identity and highest sequence, of one moment.
     pub async fn head(&self) -> Result<Head, sqlx::Error> {
-        let row = sqlx::query("select incarnation, next_sequence - 1 from ledger").fetch_one(&self.pool).await?;
-        Ok(Head { incarnation: row.try_get(0)?, sequence: row.try_get(1)? })
+        sqlx::query_as("select incarnation, next_sequence - 1 as sequence from ledger").fetch_one(&self.pool).await
     }
 
     /// Identity and highest sequence, and whether it is a restored ledger that has not caught up yet, of one moment.
     pub async fn head_and_recovery(&self) -> Result<(Head, bool), sqlx::Error> {
         let query = "select incarnation, next_sequence - 1, exists (select from recovery where closed_at is null) from ledger";
-        let row = sqlx::query(query).fetch_one(&self.pool).await?;
-        Ok((Head { incarnation: row.try_get(0)?, sequence: row.try_get(1)? }, row.try_get(2)?))
+        let (incarnation, sequence, recovering) = sqlx::query_as(query).fetch_one(&self.pool).await?;
+        Ok((Head { incarnation, sequence }, recovering))
     }
 
     /// The newest snapshot of this stage under these rules in this incarnation, at most at `limit`.
     pub async fn load_snapshot(&self, stage: &str, rules_version: i32, limit: i64) -> Result<Option<Snapshot>, sqlx::Error> {
-        let row = sqlx::query(
+        sqlx::query_as(
             "select incarnation, sequence, state from snapshot join ledger using (incarnation)
              where stage = $1 and rules_version = $2 and sequence <= $3 and sequence < next_sequence order by sequence desc limit 1",
         )
@@ -62,11 +61,7 @@ impl Ledger {
         .bind(rules_version)
         .bind(limit)
         .fetch_optional(&self.pool)
-        .await?;
-        row.map(|row| {
-            Ok(Snapshot { incarnation: row.try_get("incarnation")?, sequence: row.try_get("sequence")?, state: row.try_get("state")? })
-        })
-        .transpose()
+        .await
     }
 
     /// Keeps a snapshot and lets all but the newest few go. One of another incarnation is not kept: its sequence means another batch here.

@@ -53,6 +53,7 @@ macro_rules! source_columns {
         "id, deployment_id, introduced_at, baseline_until, retired_act_id is not null as retired"
     };
 }
+pub(super) use source_columns;
 
 impl Ledger {
     /// Registers a source with its baseline, in one batch. One that is registered already stays as it is: what was observed or counted since

@@ -10,7 +10,8 @@ use sqlx::{FromRow, PgConnection, Row};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::{BatchKind, Ledger, PublicationState};
+use super::sources::source_columns;
+use super::{BatchKind, Ledger, PublicationState, Source};
 
 /// Some hundred thousand rows, read in well under a second.
 const COUNTED_BYTES: i64 = 64 * 1024 * 1024;
@@ -29,7 +30,7 @@ pub struct Contents {
     /// Accepted events by type and source.
     pub events: Vec<EventCount>,
     /// The deployments.
-    pub sources: Vec<SourceRow>,
+    pub sources: Vec<Source>,
     /// Publications by state.
     pub publications: Vec<PublicationCount>,
     /// What only one process does at a time.
@@ -98,21 +99,6 @@ pub struct EventCount {
     pub estimated: bool,
 }
 
-/// A deployment.
-#[derive(Clone, Debug, FromRow)]
-pub struct SourceRow {
-    /// The ledger's own small id.
-    pub id: i16,
-    /// coderd's deployment id.
-    pub deployment_id: Uuid,
-    /// Whether an operator has retired it.
-    pub retired: bool,
-    /// Histograms begin here.
-    pub introduced_at: DateTime<Utc>,
-    /// Collection begins here; none: at the beginning.
-    pub baseline_until: Option<DateTime<Utc>>,
-}
-
 /// Publications in one state.
 #[derive(Clone, Debug, PartialEq, Eq, FromRow, Serialize, Deserialize, ToSchema)]
 pub struct PublicationCount {
@@ -157,11 +143,7 @@ impl Ledger {
             sqlx::query_as("select topic, partition, next_offset, epoch, records, moved_at from position order by topic, partition")
                 .fetch_all(&mut *tx)
                 .await?;
-        let sources = sqlx::query_as(
-            "select id, deployment_id, retired_act_id is not null as retired, introduced_at, baseline_until from source order by id",
-        )
-        .fetch_all(&mut *tx)
-        .await?;
+        let sources = sqlx::query_as(concat!("select ", source_columns!(), " from source order by id")).fetch_all(&mut *tx).await?;
         // without those of a log in PostgreSQL: one a partition
         let leases = sqlx::query_as(
             "select name, expires_at > clock_timestamp() as held, holder, epoch, expires_at from lease where name not like 'log:%' order by name",

@@ -48,12 +48,12 @@ impl Desk {
     pub async fn list_sources(&self) -> Result<Sources, OperationError> {
         let retirements = self.ledger.in_time(self.ledger.retirements()).await?;
         let mut sources = Vec::new();
-        for source in self.ledger.in_time(self.ledger.listed_sources()).await? {
+        for source in self.ledger.in_time(self.ledger.sources()).await? {
             let completeness = self.ledger.in_time(self.ledger.completeness(source.id)).await?;
             sources.push(RegisteredSource {
                 deployment_id: source.deployment_id,
                 introduced_at: source.introduced_at,
-                last_read_at: source.last_read_at,
+                last_read_at: self.ledger.in_time(self.ledger.last_pass(source.id)).await?.started_at,
                 complete_until: completeness.complete_until,
                 pending: self.ledger.in_time(self.ledger.pending_publications(source.id)).await?.events,
                 retired: retirements.iter().find(|retirement| retirement.deployment_id == source.deployment_id).cloned(),

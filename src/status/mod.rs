@@ -18,7 +18,7 @@ use uuid::Uuid;
 use crate::event::Topic;
 use crate::ledger::{
     BatchCount, Contents, EventCount, Finding, HeldBack, Hold, LastRequest, LeaseRow, Ledger, OpenRejects, Pause, ProcessRow,
-    PublicationCount, Rates, Recovering, SourceRow,
+    PublicationCount, Rates, Recovering, Source as LedgerSource,
 };
 use crate::log::Log;
 
@@ -180,7 +180,7 @@ pub async fn read(ledger: &Ledger, log: &Log, log_deadline: Duration) -> Result<
     })
 }
 
-async fn sources(ledger: &Ledger, rows: &[SourceRow]) -> Result<Vec<Source>, sqlx::Error> {
+async fn sources(ledger: &Ledger, rows: &[LedgerSource]) -> Result<Vec<Source>, sqlx::Error> {
     let mut sources = Vec::with_capacity(rows.len());
     for row in rows {
         let completeness = ledger.completeness(row.id).await?;
@@ -202,7 +202,7 @@ async fn sources(ledger: &Ledger, rows: &[SourceRow]) -> Result<Vec<Source>, sql
     Ok(sources)
 }
 
-async fn queues(ledger: &Ledger, rows: &[SourceRow]) -> Result<Vec<Queue>, sqlx::Error> {
+async fn queues(ledger: &Ledger, rows: &[LedgerSource]) -> Result<Vec<Queue>, sqlx::Error> {
     let mut queues = Vec::with_capacity(rows.len());
     for row in rows {
         let pending = ledger.pending_publications(row.id).await?;
@@ -219,7 +219,7 @@ async fn queues(ledger: &Ledger, rows: &[SourceRow]) -> Result<Vec<Queue>, sqlx:
     Ok(queues)
 }
 
-async fn next_license_edge(ledger: &Ledger, rows: &[SourceRow], now: DateTime<Utc>) -> Result<Option<LicenseEdge>, sqlx::Error> {
+async fn next_license_edge(ledger: &Ledger, rows: &[LedgerSource], now: DateTime<Utc>) -> Result<Option<LicenseEdge>, sqlx::Error> {
     let mut next: Option<LicenseEdge> = None;
     for row in rows {
         let edge = licenses::next_edge(row.deployment_id, &ledger.present_licenses(row.id).await?, now);
