@@ -14,7 +14,7 @@ use super::suspects::event_ids;
 use super::{Audit, Joint, RECENT_USAGE, SOURCE, SOURCE_GONE};
 use crate::coderd::{BuildKey, Catalog, CoderdError, Database, Reader};
 use crate::collectors::events::{self, NotAnEvent};
-use crate::event::{Digest, Event, ParseError, Payload};
+use crate::event::{Digest, Event, ParseError, Payload, Topic};
 use crate::ledger::{Difference, Ledger, Source};
 
 /// Ids compared at a time.
@@ -174,14 +174,14 @@ impl<'a> Sides<'a> {
 
     /// Confirms the events that coderd has as they were accepted.
     async fn confirm_builds(&self, here: &HashMap<Uuid, BuildDigests>, there: &HashMap<Uuid, Option<BuildDigests>>) -> anyhow::Result<()> {
-        let equal = |at: usize| -> Vec<Uuid> {
+        let equal = |at: usize| -> Vec<String> {
             let same = |(id, here): &(&Uuid, &BuildDigests)| {
                 here[at].is_some() && there.get(id).is_some_and(|there| there.is_some_and(|there| there[at] == here[at]))
             };
-            here.iter().filter(same).map(|(id, _)| *id).collect()
+            here.iter().filter(same).map(|(id, _)| id.to_string()).collect()
         };
-        self.ledger.in_time(self.ledger.confirm_builds(self.source.id, &equal(0))).await?;
-        self.ledger.in_time(self.ledger.confirm_claims(self.source.id, &equal(1))).await?;
+        self.ledger.in_time(self.ledger.confirm_events(Topic::WorkspaceBuilds, self.source.id, &equal(0))).await?;
+        self.ledger.in_time(self.ledger.confirm_events(Topic::PrebuildClaims, self.source.id, &equal(1))).await?;
         Ok(())
     }
 
@@ -217,7 +217,7 @@ impl<'a> Sides<'a> {
             let there = self.source_usage_digests(&ids).await?;
             let same = |(id, here): &(&String, &Digest)| matches!(there.get(*id), Some(Ok(there)) if there == *here);
             let equal: Vec<String> = here.iter().filter(same).map(|(id, _)| id.clone()).collect();
-            self.ledger.in_time(self.ledger.confirm_usage(self.source.id, &equal)).await?;
+            self.ledger.in_time(self.ledger.confirm_events(Topic::AgentUsage, self.source.id, &equal)).await?;
             suspects.usage.extend(
                 ids.into_iter().filter(|id| there.get(id).is_some_and(|digest| digest.is_err() || digest.as_ref().ok() != here.get(id))),
             );

@@ -81,8 +81,9 @@ impl Replay {
     /// # Errors
     /// [`ReplayError::AnotherLog`], or that this cannot be seen.
     pub async fn is_the_same_log(&self, ranges: &[ReplayRange]) -> Result<(), ReplayError> {
-        let looks = ranges.iter().copied().map(|range| async move {
-            let Some(claim) = self.ledger.in_time(self.ledger.standing_claim(range.partition)).await? else { return Ok(()) };
+        let mut claims = self.ledger.in_time(self.ledger.standings()).await?;
+        claims.retain(|claim| ranges.iter().any(|range| range.partition == claim.partition));
+        let looks = claims.into_iter().map(|claim| async move {
             match verify::position(&self.log, &claim).await {
                 Ok(()) | Err(verify::Problem::Fault(PositionFault::BeforeStart { .. })) => Ok(()),
                 Err(verify::Problem::Fault(fault)) => Err(ReplayError::AnotherLog(fault)),

@@ -1,44 +1,88 @@
 //! Which accepted events are confirmed: a collector's valid signature came with them, or the audit found them equal in coderd.
 
+use std::collections::{HashMap, HashSet};
+
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::rows;
-use crate::event::Payload;
+use super::{Ledger, rows};
+use crate::event::{Payload, Topic};
 
 /// Confirms known events of which a signed duplicate came.
 pub(super) async fn confirm(tx: &mut PgConnection, duplicates: &[&rows::New<'_>], now: DateTime<Utc>) -> Result<(), sqlx::Error> {
-    let (mut builds, mut claims, mut usage) = (Vec::new(), Vec::new(), Vec::new());
-    for new in duplicates.iter().filter(|new| new.confirmed_at.is_some()) {
-        match &new.event.payload {
-            Payload::Build(build) => builds.push((new.source_id, build.build_id)),
-            Payload::Claim(claim) => claims.push((new.source_id, claim.build_id)),
-            Payload::Usage(event) => usage.push((new.source_id, event.id.clone())),
-        }
-    }
-    for (query, keys) in [
-        (
-            "update workspace_build set confirmed_at = $3
-             where (source_id, build_id) in (select * from unnest($1::smallint[], $2::uuid[])) and confirmed_at is null",
-            builds,
-        ),
-        (
-            "update prebuild_claim set confirmed_at = $3
-             where (source_id, build_id) in (select * from unnest($1::smallint[], $2::uuid[])) and confirmed_at is null",
-            claims,
-        ),
-    ] {
+    for topic in Topic::ALL {
+        let signed = duplicates.iter().filter(|new| new.confirmed_at.is_some() && new.event.topic() == topic);
+        let (sources, keys): (Vec<i16>, Vec<String>) = signed.map(|new| (new.source_id, row_key(&new.event.payload))).unzip();
         if !keys.is_empty() {
-            let (sources, ids): (Vec<i16>, Vec<Uuid>) = keys.into_iter().unzip();
-            sqlx::query(query).bind(sources).bind(ids).bind(now).execute(&mut *tx).await?;
+            confirm_rows(tx, topic, &sources, &keys, now).await?;
         }
-    }
-    if !usage.is_empty() {
-        let (sources, ids): (Vec<i16>, Vec<String>) = usage.into_iter().unzip();
-        let query = "update usage_event set confirmed_at = $3
-             where (source_id, id) in (select * from unnest($1::smallint[], $2::text[])) and confirmed_at is null";
-        sqlx::query(query).bind(sources).bind(ids).bind(now).execute(&mut *tx).await?;
     }
     Ok(())
+}
+
+/// The key of an event's row: of a build or claim the build's id.
+fn row_key(payload: &Payload) -> String {
+    match payload {
+        Payload::Build(build) => build.build_id.to_string(),
+        Payload::Claim(claim) => claim.build_id.to_string(),
+        Payload::Usage(usage) => usage.id.clone(),
+    }
+}
+
+async fn confirm_rows(
+    tx: &mut PgConnection,
+    topic: Topic,
+    sources: &[i16],
+    keys: &[String],
+    now: DateTime<Utc>,
+) -> Result<(), sqlx::Error> {
+    let query = match topic {
+        Topic::WorkspaceBuilds => {
+            "update workspace_build set confirmed_at = $3
+             where (source_id, build_id) in (select * from unnest($1::smallint[], $2::text[]::uuid[])) and confirmed_at is null"
+        }
+        Topic::PrebuildClaims => {
+            "update prebuild_claim set confirmed_at = $3
+             where (source_id, build_id) in (select * from unnest($1::smallint[], $2::text[]::uuid[])) and confirmed_at is null"
+        }
+        Topic::AgentUsage => {
+            "update usage_event set confirmed_at = $3
+             where (source_id, id) in (select * from unnest($1::smallint[], $2::text[])) and confirmed_at is null"
+        }
+    };
+    sqlx::query(query).bind(sources).bind(keys).bind(now).execute(tx).await.map(drop)
+}
+
+impl Ledger {
+    /// Confirms events of a topic that coderd has as they were accepted, by the keys of their rows.
+    pub async fn confirm_events(&self, topic: Topic, source_id: i16, keys: &[String]) -> Result<(), sqlx::Error> {
+        let mut connection = self.pool.acquire().await?;
+        confirm_rows(&mut connection, topic, &vec![source_id; keys.len()], keys, self.clock.now()).await
+    }
+
+    /// Of these builds, whether the build and the claim that it may be are confirmed; none for a missing event.
+    pub async fn confirmed_builds(&self, source_id: i16, ids: &[Uuid]) -> Result<HashMap<Uuid, [Option<bool>; 2]>, sqlx::Error> {
+        let rows: Vec<(Uuid, bool, bool)> = sqlx::query_as(
+            "select build_id, false, confirmed_at is not null from workspace_build where source_id = $1 and build_id = any($2)
+             union all
+             select build_id, true, confirmed_at is not null from prebuild_claim where source_id = $1 and build_id = any($2)",
+        )
+        .bind(source_id)
+        .bind(ids)
+        .fetch_all(&self.pool)
+        .await?;
+        let mut confirmed: HashMap<Uuid, [Option<bool>; 2]> = HashMap::new();
+        for (id, is_claim, is_confirmed) in rows {
+            confirmed.entry(id).or_default()[usize::from(is_claim)] = Some(is_confirmed);
+        }
+        Ok(confirmed)
+    }
+
+    /// Those of these usage events that are confirmed.
+    pub async fn confirmed_usage(&self, source_id: i16, ids: &[String]) -> Result<HashSet<String>, sqlx::Error> {
+        let query = "select id from usage_event where source_id = $1 and id = any($2) and confirmed_at is not null";
+        let rows: Vec<String> = sqlx::query_scalar(query).bind(source_id).bind(ids).fetch_all(&self.pool).await?;
+        Ok(rows.into_iter().collect())
+    }
 }

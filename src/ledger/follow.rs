@@ -68,26 +68,20 @@ impl Ledger {
         let mut tx = self.pool.begin_with("begin isolation level repeatable read read only").await?;
         let page = page(&mut tx, sequence, limit).await?;
         let ids: Vec<i64> = page.iter().map(|(id, _)| *id).collect();
-        let mut facts = facts(&mut tx, &ids).await?;
-        let mut rebuilt = rebuilt(&mut tx, &ids).await?;
+        let (mut facts, mut rebuilt) = (facts(&mut tx, &ids).await?, rebuilt(&mut tx, &ids).await?);
         tx.commit().await?;
-        facts.sort_by_key(|fact| (fact.batch_id, fact.order));
-        let mut by_batch = facts.into_iter().peekable();
-        let empty = |(id, sequence)| (id, Entry { sequence, facts: Vec::new(), rebuilt: rebuilt.remove(&id) });
-        let mut entries: Vec<(i64, Entry)> = page.into_iter().map(empty).collect();
-        entries.sort_by_key(|(id, _)| *id);
-        for (id, entry) in &mut entries {
-            while let Some(found) = by_batch.next_if(|found| found.batch_id == *id) {
-                entry.facts.push(found.fact);
-            }
+        facts.sort_by_key(|fact| fact.order);
+        let mut by_batch: HashMap<i64, Vec<Fact>> = HashMap::new();
+        for found in facts {
+            by_batch.entry(found.batch_id).or_default().push(found.fact);
         }
-        entries.sort_by_key(|(_, entry)| entry.sequence);
-        Ok(entries.into_iter().map(|(_, entry)| entry).collect())
+        let entry = |(id, sequence)| Entry { sequence, facts: by_batch.remove(&id).unwrap_or_default(), rebuilt: rebuilt.remove(&id) };
+        Ok(page.into_iter().map(entry).collect())
     }
 }
 
 async fn page(tx: &mut PgConnection, sequence: i64, limit: i64) -> Result<Vec<(i64, i64)>, sqlx::Error> {
-    let rows = sqlx::query(
+    sqlx::query_as(
         "select id, sequence from (
              select id, sequence, sum(accepted) over (order by sequence) - accepted as before
              from (select id, sequence, accepted from batch where sequence > $1 and sequence <= $2 order by sequence limit $3) as next
@@ -98,8 +92,7 @@ async fn page(tx: &mut PgConnection, sequence: i64, limit: i64) -> Result<Vec<(i
     .bind(PAGE_BATCHES)
     .bind(PAGE_EVENTS)
     .fetch_all(tx)
-    .await?;
-    rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
+    .await
 }
 
 struct Found {

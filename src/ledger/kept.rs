@@ -2,6 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use sqlx::postgres::PgRow;
+use sqlx::types::Json;
 use sqlx::{FromRow, Row};
 use uuid::Uuid;
 
@@ -30,7 +31,7 @@ pub struct KeptEvent {
 }
 
 /// A batch of the log, or of a replay.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Deserialize)]
 pub struct KeptBatch {
     /// `log` or `replay`; any other holds no events.
     pub kind: BatchKind,
@@ -110,9 +111,7 @@ macro_rules! kept {
         )
     };
     (batch) => {
-        "s.deployment_id, b.kind as batch_kind, b.topic as batch_topic, b.partition as batch_partition, b.generation as batch_generation,
-         b.epoch as batch_epoch, b.first_offset as batch_first_offset, b.next_offset as batch_next_offset, b.sequence as batch_sequence,
-         b.recorded_at as batch_recorded_at"
+        "s.deployment_id, to_jsonb(b) as batch"
     };
     (joins) => {
         "left join source s on s.id = e.source_id left join batch b on b.id = e.batch_id "
@@ -280,23 +279,8 @@ fn kept_event(topic: Topic, row: &PgRow) -> Result<KeptEvent, sqlx::Error> {
         digest: row.try_get("digest")?,
         log_offset: row.try_get("log_offset")?,
         batch_id: row.try_get("batch_id")?,
-        batch: kept_batch(row)?,
+        batch: row.try_get::<Option<Json<KeptBatch>>, _>("batch")?.map(|Json(batch)| batch),
     })
-}
-
-fn kept_batch(row: &PgRow) -> Result<Option<KeptBatch>, sqlx::Error> {
-    let Some(kind) = row.try_get("batch_kind")? else { return Ok(None) };
-    Ok(Some(KeptBatch {
-        kind,
-        topic: row.try_get("batch_topic")?,
-        partition: row.try_get("batch_partition")?,
-        generation: row.try_get("batch_generation")?,
-        epoch: row.try_get("batch_epoch")?,
-        first_offset: row.try_get("batch_first_offset")?,
-        next_offset: row.try_get("batch_next_offset")?,
-        sequence: row.try_get("batch_sequence")?,
-        recorded_at: row.try_get("batch_recorded_at")?,
-    }))
 }
 
 /// Each query answers (id, detail) for rows that disagree, at most `$1`; mostly there is none, and `materialized` makes the planner plan for all.

@@ -29,24 +29,16 @@ macro_rules! of_the_event {
 impl Ledger {
     /// Those of these builds that are in the ledger, with their digests.
     pub async fn known_builds(&self, source_id: i16, build_ids: &[Uuid]) -> Result<HashMap<Uuid, Digest>, sqlx::Error> {
-        let rows: Vec<(Uuid, Vec<u8>)> =
-            sqlx::query_as("select build_id, digest from workspace_build where source_id = $1 and build_id = any($2)")
-                .bind(source_id)
-                .bind(build_ids)
-                .fetch_all(&self.pool)
-                .await?;
-        rows.into_iter().map(|(id, bytes)| Ok((id, digest(bytes)?))).collect()
+        let query = "select build_id, digest from workspace_build where source_id = $1 and build_id = any($2)";
+        let rows: Vec<(Uuid, Digest)> = sqlx::query_as(query).bind(source_id).bind(build_ids).fetch_all(&self.pool).await?;
+        Ok(rows.into_iter().collect())
     }
 
     /// Those of these claims (by their build) that are in the ledger, with their digests.
     pub async fn known_claims(&self, source_id: i16, build_ids: &[Uuid]) -> Result<HashMap<Uuid, Digest>, sqlx::Error> {
-        let rows: Vec<(Uuid, Vec<u8>)> =
-            sqlx::query_as("select build_id, digest from prebuild_claim where source_id = $1 and build_id = any($2)")
-                .bind(source_id)
-                .bind(build_ids)
-                .fetch_all(&self.pool)
-                .await?;
-        rows.into_iter().map(|(id, bytes)| Ok((id, digest(bytes)?))).collect()
+        let query = "select build_id, digest from prebuild_claim where source_id = $1 and build_id = any($2)";
+        let rows: Vec<(Uuid, Digest)> = sqlx::query_as(query).bind(source_id).bind(build_ids).fetch_all(&self.pool).await?;
+        Ok(rows.into_iter().collect())
     }
 
     /// Those of these builds that are in the ledger without a claim of theirs, though by their stage or number they may be claims.
@@ -71,12 +63,9 @@ impl Ledger {
 
     /// Those of these usage events that are accepted, with their digests.
     pub async fn known_usage(&self, source_id: i16, ids: &[String]) -> Result<HashMap<String, Digest>, sqlx::Error> {
-        let rows: Vec<(String, Vec<u8>)> = sqlx::query_as("select id, digest from usage_event where source_id = $1 and id = any($2)")
-            .bind(source_id)
-            .bind(ids)
-            .fetch_all(&self.pool)
-            .await?;
-        rows.into_iter().map(|(id, bytes)| Ok((id, digest(bytes)?))).collect()
+        let query = "select id, digest from usage_event where source_id = $1 and id = any($2)";
+        let rows: Vec<(String, Digest)> = sqlx::query_as(query).bind(source_id).bind(ids).fetch_all(&self.pool).await?;
+        Ok(rows.into_iter().collect())
     }
 
     /// The number of accepted usage events dated in `[from, until)` of each UTC day, counted from 1970. A day without any is left out.

@@ -44,15 +44,6 @@ pub struct LicenseLife {
     pub gone_at: Option<DateTime<Utc>>,
 }
 
-#[derive(FromRow)]
-struct Row {
-    license_id: i32,
-    jwt_sha256: Vec<u8>,
-    uploaded_at: Option<DateTime<Utc>>,
-    claims: Option<Value>,
-    refusal: Option<String>,
-}
-
 impl Ledger {
     /// Records changes in one batch; none, no batch. Only who holds the lease of the source's collector may.
     ///
@@ -95,7 +86,7 @@ impl Ledger {
     /// The licenses that are in coderd as far as the ledger knows, by coderd's id.
     pub async fn present_licenses(&self, source_id: i16) -> Result<Vec<LicenseChange>, sqlx::Error> {
         // In the order of sequences, not of batch ids: a batch is where it was committed.
-        let rows: Vec<Row> = sqlx::query_as(
+        let rows: Vec<(i32, [u8; 32], Option<DateTime<Utc>>, Option<Value>, Option<String>)> = sqlx::query_as(
             "select license_id, jwt_sha256, uploaded_at, claims, refusal
              from (
                  select distinct on (license.jwt_sha256) license.*
@@ -107,7 +98,11 @@ impl Ledger {
         .bind(source_id)
         .fetch_all(&self.pool)
         .await?;
-        rows.into_iter().map(change).collect()
+        let change = |(license_id, jwt_sha256, uploaded_at, claims, refusal): (_, _, _, Option<_>, Option<_>)| {
+            let state = claims.map_or_else(|| LicenseState::Refused(refusal.unwrap_or_default()), LicenseState::Verified);
+            LicenseChange { license_id, jwt_sha256, uploaded_at, state }
+        };
+        Ok(rows.into_iter().map(change).collect())
     }
 
     /// The licenses that were ever in coderd as far as the ledger knows, by coderd's id; not those whose token does not verify.
@@ -132,13 +127,4 @@ impl Ledger {
         .fetch_all(&self.pool)
         .await
     }
-}
-
-fn change(row: Row) -> Result<LicenseChange, sqlx::Error> {
-    let state = match (row.claims, row.refusal) {
-        (Some(claims), _) => LicenseState::Verified(claims),
-        (None, refusal) => LicenseState::Refused(refusal.unwrap_or_default()),
-    };
-    let jwt_sha256 = row.jwt_sha256.try_into().map_err(|_| sqlx::Error::Decode("license.jwt_sha256 is not 32 bytes".into()))?;
-    Ok(LicenseChange { license_id: row.license_id, jwt_sha256, uploaded_at: row.uploaded_at, state })
 }

@@ -8,7 +8,6 @@ mod audit;
 mod begin_anew;
 mod choices;
 mod collector_requests;
-mod confirmations;
 mod confirmed;
 mod connect;
 mod cutover;

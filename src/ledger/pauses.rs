@@ -129,12 +129,11 @@ impl Ledger {
             .bind(act_id)
             .execute(&mut *tx)
             .await?;
-        let written = pauses(&mut tx)
-            .await?
-            .into_iter()
-            .find(|pause| pause.operation == operation && pause.topic.as_deref() == topic.map(Topic::name));
+        let since: DateTime<Utc> =
+            sqlx::query_scalar("select acted_at from operator_act where id = $1").bind(act_id).fetch_one(&mut *tx).await?;
         tx.commit().await?;
-        written.map(Ok).ok_or_else(|| sqlx::Error::Protocol("a pause that was written is not there".into()))
+        let topic = topic.map(|topic| topic.name().to_owned());
+        Ok(Ok(Pause { operation, topic, actor: actor.to_owned(), reason: reason.to_owned(), since }))
     }
 
     /// Ends a pause and writes the act. [`Err`] inside: it is not there, and these of the same operation are; then nothing is written.

@@ -70,17 +70,6 @@ impl Ledger {
         claim_of(partition, &row)
     }
 
-    /// The claim as it is, without taking it; nothing where the partition was never claimed.
-    pub async fn standing_claim(&self, partition: TopicPartition) -> Result<Option<Claim>, sqlx::Error> {
-        let query = concat!(
-            "select generation, epoch, next_offset, last_offset, last_record, ",
-            signed_from!(),
-            " from position p where topic = $1 and partition = $2"
-        );
-        let row = sqlx::query(query).bind(partition.topic.name()).bind(partition.partition).fetch_optional(&self.pool).await?;
-        row.map(|row| claim_of(partition, &row)).transpose()
-    }
-
     /// Which life of the partition the ledger is in; the first where it has no position yet.
     pub async fn generation(&self, partition: TopicPartition) -> Result<i32, sqlx::Error> {
         sqlx::query_scalar("select current_generation($1, $2)")

@@ -1,7 +1,6 @@
 //! coderd's own publish marks in mode `sole`: its newest one when we began, and a later one, which stops our publishing.
 
 use chrono::{DateTime, Utc};
-use sqlx::Row as _;
 use uuid::Uuid;
 
 use super::{Ledger, NewAct};
@@ -24,12 +23,11 @@ impl Ledger {
     /// Compares coderd's newest mark with the first one that was seen of this source, which is remembered over restarts. Answers the newest where
     /// publishing stops for it.
     pub async fn record_publish_mark(&self, source_id: i16, newest: Mark) -> Result<Mark, sqlx::Error> {
-        let known = sqlx::query("select first_mark, later_mark from publish_mark where source_id = $1").bind(source_id);
-        if let Some(known) = known.fetch_optional(&self.pool).await? {
-            let (first, later): (Mark, Mark) = (known.try_get(0)?, known.try_get(1)?);
-            if newest <= first || newest <= later {
-                return Ok(later);
-            }
+        let known = sqlx::query_as("select first_mark, later_mark from publish_mark where source_id = $1").bind(source_id);
+        if let Some((first, later)) = known.fetch_optional(&self.pool).await?
+            && (newest <= first || newest <= later)
+        {
+            return Ok(later);
         }
         sqlx::query_scalar(
             "insert into publish_mark as known (source_id, first_mark) values ($1, $2)

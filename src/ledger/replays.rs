@@ -110,7 +110,7 @@ impl Ledger {
 
     /// What the replay of that id has recorded until now, by whichever calls.
     pub async fn replayed(&self, id: Uuid) -> Result<Counts, sqlx::Error> {
-        let row = sqlx::query(
+        let (records, accepted, duplicates, conflicts, rejects, held) = sqlx::query_as(
             "select coalesce(sum(records), 0)::integer, coalesce(sum(accepted), 0)::integer, coalesce(sum(duplicates), 0)::integer,
                  coalesce(sum(conflicts), 0)::integer, coalesce(sum(rejects), 0)::integer, coalesce(sum(held), 0)::integer
              from batch where kind = 'replay' and replay_id = $1",
@@ -118,14 +118,7 @@ impl Ledger {
         .bind(id)
         .fetch_one(&self.pool)
         .await?;
-        Ok(Counts {
-            records: row.try_get(0)?,
-            accepted: row.try_get(1)?,
-            duplicates: row.try_get(2)?,
-            conflicts: row.try_get(3)?,
-            rejects: row.try_get(4)?,
-            held: row.try_get(5)?,
-        })
+        Ok(Counts { records, accepted, duplicates, conflicts, rejects, held })
     }
 
     /// It ran to its end: this plan is not executed again.

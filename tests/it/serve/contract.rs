@@ -348,7 +348,7 @@ async fn what_coderd_lost_is_planned_and_executed_where_its_database_is_known() 
     let lost = usage(coderd.deployment, 1);
     site.record(Topic::AgentUsage, vec![lost.clone()]).await;
     let source = site.ledger.source(coderd.deployment).await.unwrap().unwrap();
-    site.ledger.confirm_usage(source.id, &[lost.id()]).await.unwrap();
+    site.ledger.confirm_events(Topic::AgentUsage, source.id, &[lost.id()]).await.unwrap();
     for known in [false, true] {
         let url = &coderd.database.url;
         let process = site
