@@ -284,6 +284,11 @@ create table signature_cutover (
     recorded_at timestamptz not null,
     constraint signature_cutover_is_recorded_once primary key (topic, partition, generation)
 );
+-- The first offset of a partition's life whose record must be signed; null: no consumer has had keys.
+create function signed_from(of_topic text, of_partition integer, of_generation integer) returns bigint language sql stable as $$
+    select case when exists (select from signature_cutover) then coalesce((select first_offset from signature_cutover
+        where topic = of_topic and partition = of_partition and generation = of_generation), 0) end
+$$;
 
 -- Positions that `recover` has ended: the topic was lost, made anew, or no longer held what was to be read.
 create table past_position (

@@ -15,7 +15,6 @@ use crate::event::TopicPartition;
 /// One partition as the ledger's own rows tell it.
 #[derive(Clone, Debug)]
 pub struct PartitionBooks {
-    /// The partition.
     pub partition: TopicPartition,
     /// Where it stands.
     pub next_offset: i64,
@@ -51,7 +50,6 @@ pub struct Difference {
 pub struct LedgerBooks {
     /// The last sequence of the snapshot.
     pub sequence: i64,
-    /// Each partition.
     pub partitions: Vec<PartitionBooks>,
     /// Accepted usage events.
     pub usage: i64,

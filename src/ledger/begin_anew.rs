@@ -4,7 +4,6 @@ use std::ops::Range;
 
 use sqlx::PgConnection;
 
-use super::cutover::signed_from;
 use super::passes::void_passes;
 use super::positions::{claim_of, partition_of};
 use super::{Claim, Ledger, NewAct, plans};
@@ -13,7 +12,6 @@ use crate::event::TopicPartition;
 /// A partition that begins anew.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BegunAnew {
-    /// The partition.
     pub partition: TopicPartition,
     /// Its life until now, and where that stood: it ends only if it still is so.
     pub generation: i32,
@@ -28,7 +26,6 @@ pub struct BegunAnew {
 /// How much a recovery of the log sees: what changes with each, and when another ledger is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, sqlx::FromRow)]
 pub struct Lives {
-    /// The ledger's identity.
     pub incarnation: uuid::Uuid,
     /// Lives of partitions that have ended.
     pub ended: i64,
@@ -45,11 +42,9 @@ impl Lives {
 impl Ledger {
     /// Each partition's position as whoever claimed it last has it. Nothing is claimed by that.
     pub async fn standings(&self) -> Result<Vec<Claim>, sqlx::Error> {
-        let query = concat!(
-            "select topic, partition, generation, epoch, next_offset, last_offset, last_record, ",
-            signed_from!(),
-            " from position p order by topic, partition"
-        );
+        let query = "select topic, partition, generation, epoch, next_offset, last_offset, last_record,
+                 signed_from(topic, partition, generation) as signed_from
+             from position order by topic, partition";
         let rows = sqlx::query(query).fetch_all(&self.pool).await?;
         rows.iter().map(|row| claim_of(partition_of(row)?, row)).collect()
     }

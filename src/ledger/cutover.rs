@@ -26,15 +26,6 @@ pub struct SignatureResults {
     pub unread: i64,
 }
 
-/// The first offset of the partition `p` whose record must be signed; null: no consumer has had keys.
-macro_rules! signed_from {
-    () => {
-        "case when exists (select from signature_cutover) then coalesce((select first_offset from signature_cutover at
-             where at.topic = p.topic and at.partition = p.partition and at.generation = p.generation), 0) end as signed_from"
-    };
-}
-pub(super) use signed_from;
-
 impl Ledger {
     /// Since when records must be signed; none: no consumer has had keys.
     pub async fn signed_since(&self) -> Result<Option<DateTime<Utc>>, sqlx::Error> {
@@ -48,18 +39,16 @@ impl Ledger {
 
     /// How the signatures of the records at these places were judged.
     pub async fn signature_results(&self, places: &[(TopicPartition, i64)]) -> Result<SignatureResults, sqlx::Error> {
-        sqlx::query_as(concat!(
-            "select count(*) filter (where log_offset < next_offset and log_offset >= signed_from and not refused) as verified,
+        sqlx::query_as(
+            "select count(*) filter (where log_offset < next_offset and log_offset >= signed_from(topic, partition, generation) and not refused)
+                     as verified,
                  count(*) filter (where refused) as rejected,
                  count(*) filter (where next_offset is null or log_offset >= next_offset) as unread
-             from (select p.*, ",
-            signed_from!(),
-            "    from (select topic, partition, log_offset, generation, next_offset
-                     from unnest($1::text[], $2::integer[], $3::bigint[]) as at (topic, partition, log_offset)
-                     left join position using (topic, partition)) as p) as appended
+             from unnest($1::text[], $2::integer[], $3::bigint[]) as appended (topic, partition, log_offset)
+             left join position using (topic, partition)
              left join reject using (topic, partition, generation, log_offset)
-             cross join lateral (select coalesce(cause in ('unsigned', 'bad_signature'), false) as refused) as judged"
-        ))
+             cross join lateral (select coalesce(cause in ('unsigned', 'bad_signature'), false) as refused) as judged",
+        )
         .bind(places.iter().map(|(at, _)| at.topic.name()).collect::<Vec<_>>())
         .bind(places.iter().map(|(at, _)| at.partition).collect::<Vec<_>>())
         .bind(places.iter().map(|(_, offset)| *offset).collect::<Vec<_>>())
@@ -69,16 +58,12 @@ impl Ledger {
 
     /// The first offset of this life of the partition whose record must be signed; none: no consumer has had keys.
     pub async fn signed_from(&self, partition: TopicPartition, generation: i32) -> Result<Option<i64>, sqlx::Error> {
-        sqlx::query_scalar(concat!(
-            "select ",
-            signed_from!(),
-            " from (values ($1::text, $2::integer, $3::integer)) as p (topic, partition, generation)"
-        ))
-        .bind(partition.topic.name())
-        .bind(partition.partition)
-        .bind(generation)
-        .fetch_one(&self.pool)
-        .await
+        sqlx::query_scalar("select signed_from($1, $2, $3)")
+            .bind(partition.topic.name())
+            .bind(partition.partition)
+            .bind(generation)
+            .fetch_one(&self.pool)
+            .await
     }
 
     /// Records that from now on records must be signed: from where each partition of the log ends, or from its position where that is further. A

@@ -23,7 +23,6 @@ pub struct UsageRange {
 /// One accepted usage event.
 #[derive(Clone, Debug, PartialEq, Eq, FromRow)]
 pub struct UsageRow {
-    /// coderd's deployment id.
     pub deployment_id: Uuid,
     /// coderd's own id.
     pub event_id: String,
@@ -55,7 +54,6 @@ pub struct UsageCompleteness {
 /// Usage of a range that a ledger sequence does not have yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromRow)]
 pub struct LaterUsage {
-    /// coderd's deployment id.
     pub deployment_id: Uuid,
     /// The last sequence that recorded such usage.
     pub sequence: i64,

@@ -12,7 +12,6 @@ use crate::event::{Event, Payload, PrebuildClaimed, WorkspaceBuildCompleted};
 /// One batch that a fold reads.
 #[derive(Clone, Debug)]
 pub struct Entry {
-    /// Its ledger sequence.
     pub sequence: i64,
     /// What it tells, in the log's order.
     pub facts: Vec<Fact>,
@@ -25,14 +24,12 @@ pub struct Entry {
 pub enum Fact {
     /// A source was introduced: before any of its events.
     Introduced {
-        /// The source.
         deployment: Uuid,
         /// Histograms observe from here.
         introduced_at: DateTime<Utc>,
     },
     /// Creations before collection began.
     Baseline {
-        /// The source.
         deployment: Uuid,
         /// organization, template and preset name.
         series: [String; 3],
@@ -43,11 +40,9 @@ pub enum Fact {
     Event(Event),
     /// A license came to coderd or went from it.
     License {
-        /// The source.
         deployment: Uuid,
         /// coderd's own id: ties are broken by its order.
         license_id: i32,
-        /// SHA-256 of the token.
         jwt_sha256: Vec<u8>,
         /// Whether it is there from now on.
         present: bool,

@@ -9,18 +9,14 @@ use super::{Ledger, NewAct};
 /// What tells one coderd from another: its own deployment id and its default organization.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SourceIdentity {
-    /// coderd's own deployment id.
     pub deployment_id: Uuid,
-    /// The id of its default organization.
     pub organization_id: Uuid,
 }
 
 /// What a coderd reports of these. None: it is not there or may not be read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ReportedIdentity {
-    /// coderd's own deployment id.
     pub deployment_id: Option<Uuid>,
-    /// The id of its default organization.
     pub organization_id: Option<Uuid>,
 }
 
@@ -58,24 +54,14 @@ impl ReportedIdentity {
 pub enum IdentityRefusal {
     /// A new source whose id is not the one of coderd itself.
     #[error("source.deployment_id {source_id} is not the id of this coderd: set it to {found}, which coderd reports")]
-    NotItsOwnId {
-        /// The source's id.
-        source_id: Uuid,
-        /// The deployment id that coderd reports.
-        found: Uuid,
-    },
+    NotItsOwnId { source_id: Uuid, found: Uuid },
     /// A registered source that was introduced while coderd's facts could not be read, under an id that is not coderd's own.
     #[error(
         "source {source_id} is registered, but not yet bound to a coderd, and this coderd reports deployment id {found}: if the source was \
          collected from this coderd, keep its id and bind it with `tallyline sources accept {source_id} --accept-new-identity --reason WHY`; \
          a second source {found} would count and bill everything again; if it was not, correct source.coderd_url"
     )]
-    NotBound {
-        /// The source's id.
-        source_id: Uuid,
-        /// The deployment id that coderd reports.
-        found: Uuid,
-    },
+    NotBound { source_id: Uuid, found: Uuid },
     /// A new source beside one that is not bound to a coderd yet: both could be the same coderd.
     #[error(
         "source {source_id} cannot be introduced while source {unbound_id} of this ledger is not bound to a coderd: if {unbound_id} was \
@@ -84,7 +70,6 @@ pub enum IdentityRefusal {
          src/coderd/grants.sql there, and its collector binds it; if it is not in use, run `tallyline sources retire {unbound_id} --reason WHY`"
     )]
     UnboundSource {
-        /// The new source's id.
         source_id: Uuid,
         /// The source that is not bound yet.
         unbound_id: Uuid,
@@ -96,11 +81,9 @@ pub enum IdentityRefusal {
         ReportedIdentity::from(*.bound)
     )]
     OtherCoderd {
-        /// The source's id.
         source_id: Uuid,
         /// The coderd it is bound to.
         bound: SourceIdentity,
-        /// What coderd reports.
         found: ReportedIdentity,
     },
     /// This coderd is another source of the same ledger.
@@ -109,11 +92,9 @@ pub enum IdentityRefusal {
          billed twice; set source.deployment_id to {other_id}"
     )]
     OtherSource {
-        /// The source's id.
         source_id: Uuid,
         /// The source that is bound to this coderd.
         other_id: Uuid,
-        /// What coderd reports.
         found: ReportedIdentity,
     },
 }

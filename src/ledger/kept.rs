@@ -24,7 +24,6 @@ pub struct KeptEvent {
     pub digest: Vec<u8>,
     /// Where its record stood.
     pub log_offset: i64,
-    /// Which batch accepted it.
     pub batch_id: i64,
     /// The batch itself; none: it is not there.
     pub batch: Option<KeptBatch>,
@@ -35,9 +34,7 @@ pub struct KeptEvent {
 pub struct KeptBatch {
     /// `log` or `replay`; any other holds no events.
     pub kind: BatchKind,
-    /// The topic's name.
     pub topic: Option<String>,
-    /// The partition.
     pub partition: Option<i32>,
     /// Which life of the partition.
     pub generation: Option<i32>,
@@ -49,7 +46,6 @@ pub struct KeptBatch {
     pub next_offset: Option<i64>,
     /// Its place in the ledger's order.
     pub sequence: Option<i64>,
-    /// When it was recorded.
     pub recorded_at: DateTime<Utc>,
 }
 
@@ -82,11 +78,9 @@ pub struct KeptReject {
 /// Offsets of one life of a partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KeptRange {
-    /// The partition.
     pub partition: TopicPartition,
     /// Which life of it.
     pub generation: i32,
-    /// The first offset.
     pub from: i64,
     /// The offset behind the last.
     pub until: i64,

@@ -11,9 +11,7 @@ use super::{Head, Ledger};
 pub struct Landmark {
     /// The ledger's identity when the batch was seen.
     pub incarnation: Uuid,
-    /// Its sequence.
     pub sequence: i64,
-    /// Its id.
     pub batch_id: i64,
     /// When it was recorded: a ledger that went back and grew again may give sequence and id a second time.
     pub recorded_at: DateTime<Utc>,

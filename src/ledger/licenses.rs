@@ -12,7 +12,6 @@ use super::{Lease, LeaseError, Ledger};
 pub struct LicenseChange {
     /// coderd's own id.
     pub license_id: i32,
-    /// SHA-256 of the token.
     pub jwt_sha256: [u8; 32],
     /// When it was uploaded to coderd.
     pub uploaded_at: Option<DateTime<Utc>>,
@@ -36,7 +35,6 @@ pub enum LicenseState {
 pub struct LicenseLife {
     /// coderd's own id, the last one that it had.
     pub license_id: i32,
-    /// SHA-256 of the token.
     pub jwt_sha256: [u8; 32],
     /// What it says.
     pub claims: Value,

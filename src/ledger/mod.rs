@@ -75,7 +75,7 @@ pub use publication_requests::{Attempt, AttemptVerdict, LastRequest, NewRequest,
 pub use publications::{HeldBack, HeldFor, Pending, Postponed, Publication, PublicationState, Settled, Settlement};
 pub use publish_marks::PublishStop;
 pub use record::{Arrival, BatchKind, Chain, Counts, RecordError, Refusal, Verdict, last_record};
-pub use recoveries::{FORGOTTEN, Recovering, SourceToCompare, last_act};
+pub use recoveries::{FORGOTTEN, Recovering, last_act};
 pub use reject_counts::{OpenRejects, RejectGroup, RejectProperty};
 pub use rejects::{PassedReject, RejectActRow, RejectFilter, RejectRow, RejectState, SameEvent};
 pub use replays::{PlannedReplay, ReplayRange};

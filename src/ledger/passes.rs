@@ -53,7 +53,6 @@ pub struct Completeness {
 /// How far a source is complete in the ledger, as far as one topic's events go.
 #[derive(Clone, Debug, PartialEq, Eq, FromRow)]
 pub struct TopicCompleteness {
-    /// The topic's name.
     pub topic: String,
     /// All of the topic's events that coderd committed before this instant are in the ledger. None: nothing can be said.
     pub complete_until: Option<DateTime<Utc>>,

@@ -4,14 +4,12 @@ use sha2::{Digest as _, Sha256};
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 
-use super::cutover::signed_from;
 use super::{Ledger, RecordError};
 use crate::event::{Message, Topic, TopicPartition};
 
 /// A record that was read, to know it again: its offset and the SHA-256 of its key and body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LastRecord {
-    /// Its offset.
     pub offset: i64,
     /// SHA-256 of key and body.
     pub fingerprint: [u8; 32],
@@ -37,7 +35,6 @@ pub fn fingerprint(message: &Message) -> [u8; 32] {
 /// The right to write one partition's batches, until somebody else claims it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Claim {
-    /// The partition.
     pub partition: TopicPartition,
     /// Which life of the partition: raised when an operator begins it anew, because the topic was lost or made anew.
     pub generation: i32,
@@ -54,13 +51,13 @@ pub struct Claim {
 impl Ledger {
     /// Takes the partition from whoever has it. Without a position, reading starts at `log_start`, and that is recorded.
     pub async fn claim(&self, partition: TopicPartition, log_start: i64) -> Result<Claim, sqlx::Error> {
-        let row = sqlx::query(concat!(
+        let row = sqlx::query(
             "insert into position as p (topic, partition, generation, epoch, start_offset, next_offset, moved_at)
              values ($1, $2, current_generation($1, $2), 1, $3, $3, $4)
              on conflict (topic, partition) do update set epoch = p.epoch + 1
-             returning generation, epoch, next_offset, last_offset, last_record, ",
-            signed_from!()
-        ))
+             returning generation, epoch, next_offset, last_offset, last_record,
+                 signed_from(p.topic, p.partition, p.generation) as signed_from",
+        )
         .bind(partition.topic.name())
         .bind(partition.partition)
         .bind(log_start)

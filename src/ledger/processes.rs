@@ -18,7 +18,6 @@ const FORGOTTEN_SECONDS: f64 = 24.0 * 3600.0;
 pub struct Process {
     /// A new one with each start.
     pub id: Uuid,
-    /// The machine's name.
     pub host: String,
     /// The system's number of it.
     pub pid: u32,

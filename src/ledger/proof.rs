@@ -133,15 +133,12 @@ pub struct ExportLife {
 /// A file that was written.
 #[derive(Clone, Copy, Debug)]
 pub struct NewExport<'a> {
-    /// Who asked for it.
     pub actor: &'a str,
-    /// Why.
     pub reason: &'a str,
     /// Which usage it holds.
     pub range: &'a super::UsageRange,
     /// The ledger's identity when it was read.
     pub incarnation: Uuid,
-    /// The file's form.
     pub format: &'static str,
     /// Its rows.
     pub events: u64,

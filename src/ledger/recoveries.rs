@@ -92,15 +92,6 @@ impl std::fmt::Display for Recovering {
     }
 }
 
-/// A collected source of an open recovery.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromRow)]
-pub struct SourceToCompare {
-    /// The ledger's own small id.
-    pub id: i16,
-    /// coderd's deployment id.
-    pub deployment_id: Uuid,
-}
-
 /// Whether a pass over all of the source `waiting` that began after the recovery was opened is in the ledger.
 macro_rules! read_again {
     () => {
@@ -185,17 +176,6 @@ impl Ledger {
             .await?;
         }
         tx.commit().await
-    }
-
-    /// Sources of the recovery that are read again as a whole and still to be compared with coderd's publish marks.
-    pub async fn sources_to_compare(&self, id: i64) -> Result<Vec<SourceToCompare>, sqlx::Error> {
-        sqlx::query_as(
-            "select source.id, source.deployment_id from recovery_source waiting join source on source.id = waiting.source_id
-             where recovery_id = $1 and compared_at is null and given_up_act_id is null order by source.id",
-        )
-        .bind(id)
-        .fetch_all(&self.pool)
-        .await
     }
 
     /// The pending publications of the source were compared with coderd's publish marks.

@@ -11,7 +11,6 @@ use crate::event::TopicPartition;
 /// One partition's range of a replay: `next_offset` moves from `first_offset` to `end_offset` (exclusive).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReplayRange {
-    /// The partition.
     pub partition: TopicPartition,
     /// Its life when this was planned.
     pub generation: i32,

@@ -18,9 +18,7 @@ pub enum Restored {
     Batch(Landmark),
     /// It had read this partition up to here, and stands before it.
     Position {
-        /// The ledger's identity at that time.
         incarnation: Uuid,
-        /// The partition.
         partition: TopicPartition,
         /// What was read next.
         next_offset: i64,
@@ -66,7 +64,6 @@ impl std::fmt::Display for Restored {
 pub struct CollectedSource {
     /// The ledger's own small id.
     pub id: i16,
-    /// coderd's deployment id.
     pub deployment_id: Uuid,
     /// Its newest pass; 0: none.
     pub last_pass_id: i64,

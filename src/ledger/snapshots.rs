@@ -11,7 +11,6 @@ const KEPT: i64 = 2;
 /// How far which ledger is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromRow)]
 pub struct Head {
-    /// The ledger's identity.
     pub incarnation: Uuid,
     /// Its highest sequence; 0 for an empty ledger.
     pub sequence: i64,

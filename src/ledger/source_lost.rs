@@ -15,11 +15,9 @@ use crate::event::UsageType;
 pub struct UsageFate {
     /// coderd's own id.
     pub id: String,
-    /// Its type.
     pub event_type: UsageType,
     /// An unsigned number of 64 bits in the type's unit.
     pub quantity: String,
-    /// The publication's state.
     pub state: PublicationState,
     /// When the usage happened.
     pub created_at: DateTime<Utc>,

@@ -14,7 +14,6 @@ const STARTED_AT_ONCE: usize = 10_000;
 pub struct Source {
     /// The ledger's own small id.
     pub id: i16,
-    /// coderd's deployment id.
     pub deployment_id: Uuid,
     /// Histograms observe builds completed at or after this instant.
     pub introduced_at: DateTime<Utc>,
@@ -27,9 +26,7 @@ pub struct Source {
 /// Regular creations before a source's baseline, under one set of names.
 #[derive(Clone, Debug, PartialEq, Eq, FromRow)]
 pub struct BaselineRow {
-    /// Label.
     pub organization_name: String,
-    /// Label.
     pub template_name: String,
     /// Label; empty without a preset.
     pub preset_name: String,

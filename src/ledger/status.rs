@@ -72,9 +72,7 @@ pub struct Rates {
 /// One partition's position.
 #[derive(Clone, Debug, FromRow)]
 pub struct PositionRow {
-    /// The topic's name.
     pub topic: String,
-    /// The partition.
     pub partition: i32,
     /// The offset to read next.
     pub next_offset: i64,

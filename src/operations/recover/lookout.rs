@@ -131,7 +131,9 @@ impl Lookout {
     async fn compare(&self, recovering: &Recovering) -> Result<(), OperationError> {
         let Some(database) = &self.desk.coderd else { return Ok(()) };
         let ledger = &self.desk.ledger;
-        for source in ledger.in_time(ledger.sources_to_compare(recovering.id)).await? {
+        let mut sources = ledger.in_time(ledger.sources()).await?;
+        sources.retain(|source| recovering.sources_to_compare.contains(&source.deployment_id));
+        for source in sources {
             let is_of = match self.desk.deployment {
                 Some(configured) => configured == source.deployment_id && is_of(&self.desk, database, configured).await?,
                 None => is_of(&self.desk, database, source.deployment_id).await.unwrap_or(false),
