@@ -65,13 +65,10 @@ impl Desk {
         if let Some(deployment) = self.deployment {
             return Ok(deployment);
         }
-        let asked = async {
-            let mut reader = database.connect().await?;
-            let deployment = reader.deployment_id().await;
-            reader.close().await;
-            deployment
-        };
-        asked.await.map_err(|error| OperationError::Coderd(error.to_string()))
+        let mut reader = database.connect().await?;
+        let deployment = reader.deployment_id().await;
+        reader.close().await;
+        Ok(deployment?)
     }
 }
 

@@ -1,5 +1,6 @@
 //! Why an operation was not done.
 
+use crate::coderd::CoderdError;
 use crate::log::LogError;
 use crate::projection::ProjectionError;
 
@@ -28,13 +29,26 @@ pub enum OperationError {
     Log(#[from] LogError),
     /// coderd's database. HTTP 503, exit code 3.
     #[error("coderd's database cannot be used: {0}")]
-    Coderd(String),
+    Coderd(#[from] CoderdError),
     /// It was told to stop; the same call goes on where it stopped. Exit code 130.
     #[error("interrupted; the same command goes on from here")]
     Interrupted,
     /// A fault of ours. HTTP 500, exit code 70.
     #[error("{}", crate::cause::text(.0.as_ref()))]
     Internal(#[from] anyhow::Error),
+}
+
+impl OperationError {
+    /// What a plan would change has changed since it was made.
+    pub(super) fn plan_changed() -> Self {
+        OperationError::Forbidden("the effect is no longer the planned one: plan again".to_owned())
+    }
+}
+
+impl From<serde_json::Error> for OperationError {
+    fn from(error: serde_json::Error) -> Self {
+        OperationError::Internal(error.into())
+    }
 }
 
 impl From<ProjectionError> for OperationError {

@@ -28,13 +28,10 @@ impl Desk {
         let Some(database) = &self.coderd else {
             return Err(OperationError::Forbidden("source.coderd_url is not set: it names the coderd to accept".to_owned()));
         };
-        let asked = async {
-            let mut reader = database.connect().await?;
-            let identity = reader.identity().await;
-            reader.close().await;
-            identity
-        };
-        let found = SourceIdentity::from(asked.await.map_err(|error| OperationError::Coderd(error.to_string()))?);
+        let mut reader = database.connect().await?;
+        let identity = reader.identity().await;
+        reader.close().await;
+        let found = SourceIdentity::from(identity?);
         let subject = source_id.to_string();
         let act = actor.act(ActKind::Accept, Subject::Named(&subject), serde_json::Value::Null);
         match self.ledger.in_time(self.ledger.accept_identity(source_id, found, &act)).await? {

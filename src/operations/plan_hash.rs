@@ -10,6 +10,6 @@ use super::OperationError;
 /// # Errors
 /// [`OperationError::Internal`] for what has no form in JSON.
 pub(super) fn plan_hash(essence: &impl Serialize) -> Result<String, OperationError> {
-    let json = serde_json::to_vec(essence).map_err(anyhow::Error::from)?;
+    let json = serde_json::to_vec(essence)?;
     Ok(hex::encode(Sha256::digest(json)))
 }

@@ -116,7 +116,7 @@ impl Desk {
         self.replay().is_the_same_log(&ranges).await?;
         let id = Uuid::new_v4();
         let plan = ReplayPlan { moved_ends, ..self.foresee(id, &ranges, "planning", progress, stop).await? };
-        let (request, effect) = (json(request)?, json(&plan)?);
+        let (request, effect) = (serde_json::to_value(request)?, serde_json::to_value(&plan)?);
         self.ledger.in_time(self.ledger.save_replay(id, &plan.hash, &request, &effect, &ranges)).await?;
         Ok(plan)
     }
@@ -152,7 +152,7 @@ impl Desk {
         } else {
             let now = self.foresee(planned.id, &planned.ranges, "comparing with the plan", &progress, stop).await?;
             if now.hash != *hash {
-                return Err(OperationError::Forbidden("the effect is no longer the planned one: plan again".to_owned()));
+                return Err(OperationError::plan_changed());
             }
             let detail = serde_json::json!({ "records_per_second": rate });
             let act = actor.act(ActKind::Replay, Subject::Named(hash), detail);
@@ -239,8 +239,4 @@ fn planned(foreseen: ForeseenRange) -> PlannedPartition {
         held: counts.held,
         new_refused,
     }
-}
-
-fn json(value: &impl Serialize) -> Result<serde_json::Value, OperationError> {
-    Ok(serde_json::to_value(value).map_err(anyhow::Error::from)?)
 }

@@ -20,7 +20,7 @@ use crate::ledger::{
     BatchCount, Contents, EventCount, Finding, HeldBack, Hold, LastRequest, LeaseRow, Ledger, OpenRejects, Pause, ProcessRow,
     PublicationCount, Rates, Recovering, Source as LedgerSource,
 };
-use crate::log::Log;
+use crate::log::{Log, LogError};
 
 /// Everything at one moment. It costs the same at any size of the ledger: what grows without end is counted exactly while it is small, and
 /// estimated, and said to be, beyond some hundred thousand rows.
@@ -134,22 +134,13 @@ const HELD_BACK_SHOWN: i64 = 10;
 /// # Errors
 /// The ledger's.
 pub async fn read(ledger: &Ledger, log: &Log, log_deadline: Duration) -> Result<Status, sqlx::Error> {
-    let slow = || format!("no answer within {} seconds", log_deadline.as_secs());
     let seen = Mutex::default();
-    let mut log_problem = match tokio::time::timeout(log_deadline, partitions::ends(log, &seen)).await {
-        Ok(Ok(())) => None,
-        Ok(Err(error)) => Some(error.to_string()),
-        Err(_) => Some(slow()),
-    };
+    let mut log_problem = problem_of(log_deadline, partitions::ends(log, &seen)).await;
     let mut seen = seen.into_inner().unwrap_or_else(PoisonError::into_inner);
     let Contents { incarnation, sequence, batches, positions, events, sources: rows, publications, leases, rates } =
         ledger.contents().await?;
-    let aged = tokio::time::timeout(log_deadline, partitions::ages(log, &mut seen, &positions)).await;
-    log_problem = log_problem.or(match aged {
-        Ok(Ok(())) => None,
-        Ok(Err(error)) => Some(error.to_string()),
-        Err(_) => Some(slow()),
-    });
+    let no_ages = problem_of(log_deadline, partitions::ages(log, &mut seen, &positions)).await;
+    log_problem = log_problem.or(no_ages);
     let at = ledger.clock.now();
     let (recovering, pauses, audit) = (ledger.recovering().await?, ledger.pauses().await?, ledger.findings().await?);
     let (queues, processes) = (queues(ledger, &rows).await?, ledger.processes().await?);
@@ -178,6 +169,14 @@ pub async fn read(ledger: &Ledger, log: &Log, log_deadline: Duration) -> Result<
         events,
         batches,
     })
+}
+
+/// Why the log does not answer within the deadline, if so.
+async fn problem_of(deadline: Duration, asked: impl Future<Output = Result<(), LogError>>) -> Option<String> {
+    match tokio::time::timeout(deadline, asked).await {
+        Ok(answered) => answered.err().map(|error| error.to_string()),
+        Err(_) => Some(format!("no answer within {} seconds", deadline.as_secs())),
+    }
 }
 
 async fn sources(ledger: &Ledger, rows: &[LedgerSource]) -> Result<Vec<Source>, sqlx::Error> {

@@ -17,7 +17,7 @@ use crate::log::{Log, LogError};
 const AT_ONCE: usize = 8;
 
 /// A partition that the log or the ledger knows.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Partition {
     /// The topic's name.
     pub topic: String,
@@ -126,15 +126,9 @@ pub(super) fn partitions(positions: &[PositionRow], seen: &HashMap<TopicPartitio
         topic: row.topic.clone(),
         partition: row.partition,
         position: Some(row.next_offset),
-        log_start: None,
-        log_end: None,
-        lag: None,
-        in_open_transaction: None,
-        oldest_unread_at: None,
-        lag_seconds: None,
-        loss_in_seconds: None,
         records: Some(row.records),
         moved_at: Some(row.moved_at),
+        ..Partition::default()
     }));
     partitions
 }

@@ -65,7 +65,7 @@ impl Desk {
         let mut known = Vec::new();
         for license in self.ledger.in_time(self.ledger.licenses_ever(source_id)).await? {
             let LicenseLife { license_id, jwt_sha256, claims, gone_at } = license;
-            let claims = serde_json::from_value(claims).map_err(anyhow::Error::from)?;
+            let claims = serde_json::from_value(claims)?;
             known.push(Known { license_id, jwt_sha256, claims, gone_at });
         }
         Ok(known)

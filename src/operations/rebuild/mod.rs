@@ -12,8 +12,6 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use rehearsal::Rehearsed;
-
 use super::effect::saturating;
 use super::plan_hash::plan_hash;
 use super::series::{Series, SeriesKey, series};
@@ -99,7 +97,7 @@ impl Desk {
         progress: impl Fn(u64, u64) + Send + Sync,
     ) -> Result<RebuildPlan, OperationError> {
         match (request.stage, request.rehearses()?) {
-            (_, true) => Ok(self.rehearse(request).await?.into()),
+            (_, true) => self.rehearse(request).await,
             (RebuildStage::Metrics, false) => compared(&self.both(progress).await?, metrics_found),
             (RebuildStage::Licenses, false) => compared(&self.both(progress).await?, licenses_found),
         }
@@ -116,10 +114,12 @@ impl Desk {
         progress: impl Fn(u64, u64) + Send + Sync,
     ) -> Result<Rebuilt, OperationError> {
         let plan = self.plan_rebuild(&request.rebuild, progress).await?;
-        let forbidden = |message: &str| Err(OperationError::Forbidden(message.to_owned()));
         match &plan.hash {
-            None => return forbidden("there is nothing to execute: licenses are installed and removed in coderd, by its administrators"),
-            Some(hash) if *hash != request.hash => return forbidden("the effect is no longer the planned one: plan again"),
+            None => {
+                let message = "there is nothing to execute: licenses are installed and removed in coderd, by its administrators";
+                return Err(OperationError::Forbidden(message.to_owned()));
+            }
+            Some(hash) if *hash != request.hash => return Err(OperationError::plan_changed()),
             Some(_) if plan.falling > 0 && !request.may_fall => {
                 let message = format!("{} shown series would fall, which a metrics server takes for a restart", plan.falling);
                 return Err(OperationError::Forbidden(message + ": allow it (--may-fall), or leave them"));
@@ -161,13 +161,6 @@ impl Desk {
         } else {
             Err(OperationError::Forbidden("the ledger became another one meanwhile: plan again".to_owned()))
         }
-    }
-}
-
-impl From<Rehearsed> for RebuildPlan {
-    fn from(rehearsed: Rehearsed) -> Self {
-        let Rehearsed { hash, incarnation, sequence, differs, rehearsal } = rehearsed;
-        Self { hash, incarnation, sequence, differs, falling: 0, differences: Vec::new(), rehearsal: Some(rehearsal) }
     }
 }
 

@@ -6,7 +6,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::request::RebuildRequest;
+use super::{RebuildPlan, RebuildRequest};
 use crate::license::{Entitlement, Entitlements, LicenseClaims, RuleSet, Validity, VerifiedLicense};
 use crate::operations::effect::saturating;
 use crate::operations::plan_hash::plan_hash;
@@ -83,20 +83,9 @@ pub struct Granted {
     pub errors: Vec<String>,
 }
 
-/// A rehearsal, as a plan says it.
-pub(super) struct Rehearsed {
-    /// None: there is nothing to execute.
-    pub hash: Option<String>,
-    pub incarnation: Uuid,
-    /// The ledger sequence up to which it holds.
-    pub sequence: i64,
-    pub differs: bool,
-    pub rehearsal: Rehearsal,
-}
-
 impl Desk {
     /// The rehearsal that was asked for. Its hash covers limits, entitlements and warnings, not the counts, which live events raise.
-    pub(super) async fn rehearse(&self, request: &RebuildRequest) -> Result<Rehearsed, OperationError> {
+    pub(super) async fn rehearse(&self, request: &RebuildRequest) -> Result<RebuildPlan, OperationError> {
         let rules_now = self.license_rules().await?;
         let rules_then = match &request.rules {
             Some(name) => name.parse().map_err(|error| invalid("rules", error))?,
@@ -128,12 +117,14 @@ impl Desk {
         let executable = candidate.is_none() && request.without.is_empty();
         let rehearsal = Rehearsal { at, rules_now: rules_now.to_string(), rules_then: rules_then.to_string(), notes, deployments };
         let differs = |one: &RehearsedDeployment| one.now != one.then || one.windows.iter().any(|window| window.now != window.then);
-        Ok(Rehearsed {
+        Ok(RebuildPlan {
             hash: executable.then(|| plan_hash(&(request.source, request.at, essence(&rehearsal)))).transpose()?,
             incarnation: folded.incarnation,
             sequence: folded.sequence,
             differs: rehearsal.deployments.iter().any(differs),
-            rehearsal,
+            falling: 0,
+            differences: Vec::new(),
+            rehearsal: Some(rehearsal),
         })
     }
 

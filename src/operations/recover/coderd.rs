@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::super::{Desk, OperationError};
 use super::Progress;
-use crate::coderd::{Catalog, CoderdError, Reader};
+use crate::coderd::{Catalog, Reader};
 use crate::collectors::events;
 use crate::ledger::{Ledger, NewAct, PublicationState, Source};
 
@@ -19,7 +19,7 @@ use crate::ledger::{Ledger, NewAct, PublicationState, Source};
 const PAGE: i64 = 2_000;
 
 /// What was found of coderd's database.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct CoderdEffect {
     /// The deployment.
     pub deployment_id: Uuid,
@@ -106,7 +106,7 @@ pub(super) async fn execute(
     act: &NewAct<'_>,
     hash: &str,
 ) -> Result<bool, OperationError> {
-    let source = desk.ledger.in_time(desk.ledger.source(effect.deployment_id)).await?.ok_or_else(super::changed)?;
+    let source = desk.ledger.in_time(desk.ledger.source(effect.deployment_id)).await?.ok_or_else(OperationError::plan_changed)?;
     Ok(desk.ledger.in_time(desk.ledger.record_lost(source.id, ids, act, hash)).await?)
 }
 
@@ -116,31 +116,20 @@ impl<'a> Comparison<'a> {
             let unset = "coderd's database is not known here, source.coderd_url is not set: ask where it is";
             return Err(OperationError::Forbidden(unset.to_owned()));
         };
-        let mut reader = database.connect().await.map_err(coderd)?;
+        let mut reader = database.connect().await?;
         let deployment_id = match desk.deployment {
             Some(id) => id,
-            None => reader.deployment_id().await.map_err(coderd)?,
+            None => reader.deployment_id().await?,
         };
         let unknown = || OperationError::NotFound(format!("the ledger knows no deployment {deployment_id}"));
         let source = desk.ledger.in_time(desk.ledger.source(deployment_id)).await?.ok_or_else(unknown)?;
-        let facts = reader.identity_facts().await.map_err(coderd)?;
+        let facts = reader.identity_facts().await?;
         if let Some(refusal) = desk.ledger.in_time(desk.ledger.identity_refusal(deployment_id, (&facts).into())).await? {
             return Err(OperationError::Forbidden(refusal.to_string()));
         }
-        let catalog = reader.catalog().await.map_err(coderd)?;
-        let effect = CoderdEffect {
-            deployment_id,
-            lost: Vec::new(),
-            gone_builds: 0,
-            unconfirmed: 0,
-            to_list: 0,
-            ids_sha256: String::new(),
-            ids_used_again: 0,
-            ids_used_again_pending: 0,
-            conflicts: desk.ledger.in_time(desk.ledger.usage_conflicts(deployment_id)).await?,
-            published_here_without_mark: 0,
-            published_by_coderd_without_mark: 0,
-        };
+        let catalog = reader.catalog().await?;
+        let conflicts = desk.ledger.in_time(desk.ledger.usage_conflicts(deployment_id)).await?;
+        let effect = CoderdEffect { deployment_id, conflicts, ..CoderdEffect::default() };
         Ok(Comparison { ledger: &desk.ledger, source, reader, catalog, effect, lost: BTreeMap::new(), ids: Vec::new() })
     }
 
@@ -153,8 +142,7 @@ impl<'a> Comparison<'a> {
                 return Err(OperationError::Interrupted);
             }
             after = last;
-            let there: HashSet<Uuid> =
-                self.reader.builds(&self.catalog, &ids).await.map_err(coderd)?.into_iter().map(|row| row.build_id).collect();
+            let there: HashSet<Uuid> = self.reader.builds(&self.catalog, &ids).await?.into_iter().map(|row| row.build_id).collect();
             let gone: Vec<Uuid> = ids.iter().copied().filter(|id| !there.contains(id)).collect();
             self.gone_builds(&gone).await?;
             progress(ids.len() as u64);
@@ -192,8 +180,7 @@ impl<'a> Comparison<'a> {
         let accepted = self.ledger.in_time(self.ledger.known_usage(self.source.id, ids)).await?;
         let listed = self.ledger.in_time(self.ledger.lost_ids(self.source.id, ids)).await?;
         let confirmed = self.ledger.in_time(self.ledger.confirmed_usage(self.source.id, ids)).await?;
-        let rows: BTreeMap<String, _> =
-            self.reader.usage(ids).await.map_err(coderd)?.into_iter().map(|row| (row.id.clone(), row)).collect();
+        let rows: BTreeMap<String, _> = self.reader.usage(ids).await?.into_iter().map(|row| (row.id.clone(), row)).collect();
         for (id, fate) in fates {
             match rows.get(&id) {
                 None if listed.contains(&id) => {}
@@ -242,8 +229,4 @@ impl<'a> Comparison<'a> {
             self.lost.into_values().map(|(lost, units)| LostEvents { units: (units > 0).then(|| units.to_string()), ..lost }).collect();
         (self.effect, self.ids)
     }
-}
-
-fn coderd(error: CoderdError) -> OperationError {
-    OperationError::Coderd(error.to_string())
 }

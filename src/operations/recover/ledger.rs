@@ -199,27 +199,23 @@ async fn published_by_coderd(desk: &Desk) -> Result<Option<i64>, OperationError>
 
 /// Whether the database is that of the source's coderd. Where a fact is not known and the others do not contradict, the configured id decides.
 pub(super) async fn is_of(desk: &Desk, database: &Database, source_id: Uuid) -> Result<bool, OperationError> {
-    let asked = async {
-        let mut reader = database.connect().await?;
-        let facts = reader.identity_facts().await;
-        reader.close().await;
-        facts
-    };
-    let facts = asked.await.map_err(|error| OperationError::Coderd(error.to_string()))?;
+    let mut reader = database.connect().await?;
+    let facts = reader.identity_facts().await;
+    reader.close().await;
+    let facts = facts?;
     let refusal = desk.ledger.in_time(desk.ledger.identity_refusal(source_id, (&facts).into())).await?;
     Ok(refusal.is_none() && (facts.problem.is_none() || desk.deployment == Some(source_id)))
 }
 
 /// The source's pending events that coderd has marked as published, read in pages.
 pub(super) async fn marked_as_published(desk: &Desk, database: &Database, source_id: i16) -> Result<Vec<String>, OperationError> {
-    let coderd = |error: crate::coderd::CoderdError| OperationError::Coderd(error.to_string());
-    let mut reader = database.connect().await.map_err(coderd)?;
+    let mut reader = database.connect().await?;
     let (mut after, mut published) = (None, Vec::new());
     loop {
         let page = desk.ledger.in_time(desk.ledger.old_publications(source_id, DateTime::<Utc>::MAX_UTC, after.as_ref(), PAGE)).await?;
         let Some(last) = page.last().cloned() else { break };
         let ids: Vec<String> = page.into_iter().map(|(_, id)| id).collect();
-        let rows = reader.usage(&ids).await.map_err(coderd)?;
+        let rows = reader.usage(&ids).await?;
         published.extend(rows.into_iter().filter(|row| row.published_at.is_some()).map(|row| row.id));
         after = Some(last);
     }

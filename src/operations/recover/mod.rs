@@ -121,8 +121,7 @@ impl Desk {
     ) -> Result<RecoverPlan, OperationError> {
         let (plan, _) = self.foresee_recovery(request, progress, stop).await?;
         let Some(hash) = &plan.hash else { return Ok(plan) };
-        let json = |error: serde_json::Error| OperationError::Internal(error.into());
-        let (asked, effect) = (serde_json::to_value(request).map_err(json)?, serde_json::to_value(&plan.effect).map_err(json)?);
+        let (asked, effect) = (serde_json::to_value(request)?, serde_json::to_value(&plan.effect)?);
         self.ledger.in_time(self.ledger.keep_plan(hash, "recover", &asked, &effect)).await?;
         Ok(plan)
     }
@@ -148,26 +147,26 @@ impl Desk {
         if kept.act_id.is_some() {
             return Err(OperationError::Forbidden("this plan was executed before: plan again".to_owned()));
         }
-        let request: RecoverRequest = serde_json::from_value(kept.request).map_err(anyhow::Error::from)?;
+        let request: RecoverRequest = serde_json::from_value(kept.request)?;
         let (plan, lost_ids) = self.foresee_recovery(&request, progress, stop).await?;
         if let Some(nothing) = plan.effect.nothing() {
             return Err(OperationError::Forbidden(nothing));
         }
         if plan.hash.as_ref() != Some(hash) {
-            return Err(changed());
+            return Err(OperationError::plan_changed());
         }
         if !request.without.is_empty() && actor.reason.trim().is_empty() {
             let message = "giving up a source needs a reason: what happened there after the backup may never be counted".to_owned();
             return Err(OperationError::Invalid { field: "reason", message });
         }
-        let detail = serde_json::to_value(&plan.effect).map_err(anyhow::Error::from)?;
+        let detail = serde_json::to_value(&plan.effect)?;
         let act = actor.act(ActKind::Recover, Subject::Named(request.lost.as_str()), detail);
         let done = match &plan.effect {
             RecoverEffect::Kafka(effect) => kafka::execute(self, effect, &act, hash).await?,
             RecoverEffect::Ledger(effect) => ledger::execute(self, effect, &act, hash).await?,
             RecoverEffect::Coderd(effect) => coderd::execute(self, effect, &lost_ids, &act, hash).await?,
         };
-        if done { Ok(plan) } else { Err(changed()) }
+        if done { Ok(plan) } else { Err(OperationError::plan_changed()) }
     }
 
     /// The plan, and the ids of events that coderd has lost.
@@ -196,8 +195,4 @@ impl Desk {
         };
         Ok((RecoverPlan { hash, effect }, lost_ids))
     }
-}
-
-fn changed() -> OperationError {
-    OperationError::Forbidden("the effect is no longer the planned one: plan again".to_owned())
 }
