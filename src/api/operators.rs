@@ -82,7 +82,7 @@ pub(super) async fn audit_findings(State(serving): Serves) -> Answer<AuditFindin
 }
 
 pub(super) async fn audit(State(serving): Serves, change: Change<RunAudit>) -> Answer<AuditReport> {
-    Ok(Json(serving.api.desk.audit(&change.asked).await?))
+    Ok(Json(serving.api.desk.audit(&change.asked, |_, _| ()).await?))
 }
 
 pub(super) async fn list_sources(State(serving): Serves) -> Answer<Sources> {

@@ -24,24 +24,14 @@ struct Shown {
 }
 
 impl Progress {
-    /// Of one thing that is done, of `total` records, offsets that hold none included.
-    pub fn new(doing: &'static str, total: u64) -> Progress {
-        let progress = Progress::of_steps("records");
-        progress.at(doing, 0, total);
-        progress
-    }
-
     /// Of several things that are done one after the other. `of` is what is counted. Nothing is shown before the first.
     pub fn of_steps(of: &'static str) -> Progress {
         Progress { on_terminal: std::io::stderr().is_terminal(), of, shown: Mutex::default() }
     }
 
-    /// So many more are done.
-    pub fn add(&self, more: u64) {
-        let (doing, done, total) = {
-            let shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
-            (shown.doing, shown.done + more, shown.total)
-        };
+    /// So many more of `total` are done.
+    pub fn add(&self, doing: &'static str, more: u64, total: u64) {
+        let done = self.shown.lock().unwrap_or_else(PoisonError::into_inner).done + more;
         self.at(doing, done, total);
     }
 

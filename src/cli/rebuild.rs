@@ -61,7 +61,7 @@ pub struct Execute {
 struct Asked {
     /// What to fold again
     #[arg(value_enum)]
-    stage: Stage,
+    stage: RebuildStage,
     /// Rehearse these license rules: 2025-07 or 2026-02
     #[arg(long, value_name = "NAME")]
     rules: Option<String>,
@@ -73,29 +73,15 @@ struct Asked {
     at: Option<DateTime<Utc>>,
 }
 
-#[derive(Clone, Copy, Debug, clap::ValueEnum)]
-enum Stage {
-    /// The domain series of /metrics
-    Metrics,
-    /// Licenses and managed agents
-    Licenses,
-}
-
 impl Asked {
     fn request(&self, license: Option<LicenseToken>, without: &[i32]) -> RebuildRequest {
-        let stage = match self.stage {
-            Stage::Metrics => RebuildStage::Metrics,
-            Stage::Licenses => RebuildStage::Licenses,
-        };
-        RebuildRequest { stage, rules: self.rules.clone(), license, without: without.to_vec(), source: self.source, at: self.at }
+        let (stage, rules, without) = (self.stage, self.rules.clone(), without.to_vec());
+        RebuildRequest { stage, rules, license, without, source: self.source, at: self.at }
     }
 
     /// The arguments again, for the other command.
     fn again(&self) -> String {
-        let mut words = match self.stage {
-            Stage::Metrics => "metrics".to_owned(),
-            Stage::Licenses => "licenses".to_owned(),
-        };
+        let mut words = self.stage.as_str().to_owned();
         let options = [("rules", self.rules.clone()), ("source", self.source.map(|source| source.to_string())), ("at", self.at.map(told))];
         for (name, value) in options {
             words += &value.map(|value| format!(" --{name} {value}")).unwrap_or_default();

@@ -1,7 +1,5 @@
 //! `tallyline recover plan` and `tallyline recover execute`
 
-use std::sync::OnceLock;
-
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use uuid::Uuid;
@@ -31,7 +29,7 @@ pub struct Plan {
     via: ViaArguments,
     /// What was lost: topics, also in PostgreSQL; the ledger's newest part; coderd's newest part
     #[arg(long, value_enum, value_name = "WHAT")]
-    lost: What,
+    lost: Lost,
     /// A deployment that is not there any more: the recovery of a restored ledger, also an open one, is not to wait for it; may be repeated
     #[arg(long, value_name = "DEPLOYMENT")]
     without: Vec<Uuid>,
@@ -47,17 +45,6 @@ pub struct Execute {
     hash: String,
     #[command(flatten)]
     actor: ActorArguments,
-}
-
-/// What was lost.
-#[derive(Clone, Copy, Debug, clap::ValueEnum)]
-enum What {
-    /// Topics that were lost, made anew or emptied, in Kafka or in PostgreSQL
-    Kafka,
-    /// The ledger, restored from a backup
-    Ledger,
-    /// coderd's database, restored to an earlier time
-    Coderd,
 }
 
 #[derive(Serialize)]
@@ -78,16 +65,11 @@ pub(super) async fn run(recover: Recover, context: Context) -> Result<Exit, Fail
 }
 
 async fn plan(arguments: Plan, context: &Context) -> Result<Exit, Failure> {
-    let lost = match arguments.lost {
-        What::Kafka => Lost::Kafka,
-        What::Ledger => Lost::Ledger,
-        What::Coderd => Lost::Coderd,
-    };
-    let request = RecoverRequest { lost, without: arguments.without };
+    let request = RecoverRequest { lost: arguments.lost, without: arguments.without };
     let plan = match arguments.via.open(context).await? {
         Via::Site(site) => {
-            let (desk, bar) = (site.desk()?, Bar::default());
-            let plan = desk.plan_recovery(&request, &|done, total| bar.add(done, total), &context.stop).await;
+            let (desk, bar) = (site.desk()?, Progress::of_steps("records"));
+            let plan = desk.plan_recovery(&request, &|done, total| bar.add("comparing", done, total), &context.stop).await;
             bar.finish();
             plan?
         }
@@ -111,8 +93,8 @@ async fn execute(arguments: Execute, context: &Context) -> Result<Exit, Failure>
     let request = RecoverExecution { hash: arguments.hash };
     let done: RecoverPlan = match arguments.via.open(context).await? {
         Via::Site(site) => {
-            let (desk, bar) = (site.desk()?, Bar::default());
-            let progress = |done, total| bar.add(done, total);
+            let (desk, bar) = (site.desk()?, Progress::of_steps("records"));
+            let progress = |done, total| bar.add("comparing", done, total);
             let done = desk.execute_recovery(&request, &arguments.actor.actor(), &progress, &context.stop).await;
             bar.finish();
             done?
@@ -121,22 +103,6 @@ async fn execute(arguments: Execute, context: &Context) -> Result<Exit, Failure>
     };
     context.output.answer(&done, || table(&done.effect) + "done\n")?;
     Ok(Exit::Success)
-}
-
-/// A bar that begins when there is something to show.
-#[derive(Default)]
-struct Bar(OnceLock<Progress>);
-
-impl Bar {
-    fn add(&self, done: u64, total: u64) {
-        self.0.get_or_init(|| Progress::new("comparing", total)).add(done);
-    }
-
-    fn finish(&self) {
-        if let Some(progress) = self.0.get() {
-            progress.finish();
-        }
-    }
 }
 
 fn table(effect: &RecoverEffect) -> String {

@@ -147,8 +147,9 @@ pub(super) async fn run(rejects: Rejects, context: &Context) -> Result<Exit, Fai
 }
 
 async fn admit(desk: &Desk, actor: &Actor, context: &Context) -> Result<Admitted, Failure> {
-    let progress = Progress::new("admitting", known(desk).await?);
-    let admitted = desk.admit_rejects(actor, |records| progress.add(records), &context.stop).await;
+    let progress = Progress::of_steps("records");
+    let total = known(desk).await?;
+    let admitted = desk.admit_rejects(actor, |records| progress.add("admitting", records, total), &context.stop).await;
     progress.finish();
     Ok(admitted?)
 }

@@ -1,12 +1,11 @@
 //! `tallyline run`
 
-use clap::ValueEnum;
-
+use clap::builder::PossibleValuesParser;
 use tracing::info;
 
 use super::roles::{self, Site};
 use super::{Context, Exit, Failure, PipelineArguments};
-use crate::config::{Pipeline, Role};
+use crate::config::Pipeline;
 
 /// Run the roles that a pipeline file names, until stopped.
 #[derive(Clone, Debug, clap::Args)]
@@ -14,40 +13,19 @@ pub struct Arguments {
     #[command(flatten)]
     pipeline: PipelineArguments,
     /// A role of this process, over the file's; may be repeated
-    #[arg(long, value_enum, value_name = "ROLE")]
-    role: Vec<RoleArgument>,
-}
-
-/// A role as a flag.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum RoleArgument {
-    Collect,
-    Consume,
-    Publish,
-    Serve,
+    #[arg(long, value_name = "ROLE", value_parser = PossibleValuesParser::new(["collect", "consume", "publish", "serve"]))]
+    role: Vec<String>,
 }
 
 impl Arguments {
     /// The settings, with the roles of the flags.
     fn load(mut self) -> Result<Pipeline, Failure> {
-        let mut roles: Vec<&str> = self.role.iter().map(|role| role.role().name()).collect();
-        roles.sort_unstable();
-        roles.dedup();
-        if !roles.is_empty() {
-            self.pipeline.set.push(format!("roles={}", roles.join(",")));
+        self.role.sort_unstable();
+        self.role.dedup();
+        if !self.role.is_empty() {
+            self.pipeline.set.push(format!("roles={}", self.role.join(",")));
         }
         self.pipeline.load()
-    }
-}
-
-impl RoleArgument {
-    fn role(self) -> Role {
-        match self {
-            RoleArgument::Collect => Role::Collect,
-            RoleArgument::Consume => Role::Consume,
-            RoleArgument::Publish => Role::Publish,
-            RoleArgument::Serve => Role::Serve,
-        }
     }
 }
 

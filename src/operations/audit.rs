@@ -1,5 +1,6 @@
 //! Auditing when it is asked for, and what the audit that runs by itself found last.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -30,18 +31,16 @@ pub struct AuditFindings {
 
 impl Desk {
     /// What the audit that runs by itself found last.
-    ///
-    /// # Errors
-    /// The ledger's.
     pub async fn audit_findings(&self) -> Result<AuditFindings, OperationError> {
         Ok(AuditFindings { findings: self.ledger.in_time(self.ledger.findings()).await? })
     }
 
-    /// Audits now: what is confirmed, missing or to be held is marked, and no event is changed.
+    /// Audits now: what is confirmed, missing or to be held is marked, and no event is changed. `progress` gets the offsets that a deep audit has
+    /// read, and their total.
     ///
     /// # Errors
     /// A side that cannot be read: then nothing is said about the books.
-    pub async fn audit(&self, request: &RunAudit) -> Result<AuditReport, OperationError> {
+    pub async fn audit(&self, request: &RunAudit, progress: impl Fn(u64, u64) + Send + Sync) -> Result<AuditReport, OperationError> {
         let patience = Duration::from_secs(request.patience_seconds.unwrap_or(60).into());
         let source = match &self.coderd {
             Some(database) => Some((database.clone(), self.deployment_told_by(database).await?)),
@@ -57,7 +56,10 @@ impl Desk {
             return Ok(report);
         }
         let ranges = audit.rereadable().await.map_err(unread)?;
-        Ok(report.with(audit.deep(&ranges, |_| {}).await.map_err(unread)?))
+        let total = ranges.iter().map(|range| u64::try_from(range.until - range.from).unwrap_or_default()).sum();
+        let done = AtomicU64::new(0);
+        let progress = |more| progress(done.fetch_add(more, Ordering::Relaxed) + more, total);
+        Ok(report.with(audit.deep(&ranges, progress).await.map_err(unread)?))
     }
 
     /// The configured deployment, or the one that coderd tells.

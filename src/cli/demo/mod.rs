@@ -15,8 +15,9 @@ use tracing::warn;
 
 pub use arguments::Arguments;
 
-use super::{Context, Exit, Failure, audit};
+use super::{Context, Exit, Failure};
 use crate::cause;
+use crate::operations::RunAudit;
 use folder::Folder;
 use postgres::PrivatePostgres;
 use summary::Summary;
@@ -46,16 +47,12 @@ async fn show(arguments: &Arguments, context: &Context, folder: &Folder, postgre
     if !settled {
         warn!("not everything was counted and billed within {} s", SETTLE.as_secs());
     }
-    let report = audit::audit(&world.site, Duration::from_secs(20), &still_running(context)).await?;
+    let audit = RunAudit { patience_seconds: Some(20), deep: false };
+    let report = world.site.desk()?.audit(&audit, |_, _| ()).await?;
     let summary = Summary::of(&world, report).await?;
     world.stop().await?;
     context.output.answer(&summary, || summary.table())?;
     Ok(if settled && summary.balances() { Exit::Success } else { Exit::Differs })
-}
-
-/// The end's own work is not stopped by what ended the traffic.
-fn still_running(context: &Context) -> Context {
-    Context { stop: CancellationToken::new(), ..context.clone() }
 }
 
 /// A status line each second until the time is over, a signal comes or a role fails.

@@ -88,9 +88,6 @@ pub struct Rebuilt {
 
 impl Desk {
     /// What a rebuild would change. Writes nothing at all. `progress` is told how many batches are folded from zero, of how many.
-    ///
-    /// # Errors
-    /// [`OperationError`].
     pub async fn plan_rebuild(
         &self,
         request: &RebuildRequest,
@@ -141,10 +138,7 @@ impl Desk {
     }
 
     async fn fold_anew(&self, request: &RebuildExecution, actor: &Actor) -> Result<String, OperationError> {
-        let stage = match request.rebuild.stage {
-            RebuildStage::Metrics => MetricsState::NAME,
-            RebuildStage::Licenses => LicensesState::NAME,
-        };
+        let stage = request.rebuild.stage.as_str();
         let detail = serde_json::json!({ "plan": request.hash, "may_fall": request.may_fall });
         let act = actor.act(ActKind::Rebuild, Subject::Named(stage), detail);
         self.ledger.in_time(self.ledger.rebuild(stage, &act)).await?;

@@ -7,15 +7,27 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::operations::OperationError;
+use crate::stages::{LicensesState, MetricsState, Stage as _};
 
 /// Which fold.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum RebuildStage {
-    /// The domain series of `/metrics`.
+    /// The domain series of /metrics
     Metrics,
-    /// Licenses and managed agents.
+    /// Licenses and managed agents
     Licenses,
+}
+
+impl RebuildStage {
+    /// The stage's name.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            RebuildStage::Metrics => MetricsState::NAME,
+            RebuildStage::Licenses => LicensesState::NAME,
+        }
+    }
 }
 
 /// What to fold again. With rules, a license or a license less it is a rehearsal: the answer is what would be shown then. Nothing is written.

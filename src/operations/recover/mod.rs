@@ -22,14 +22,14 @@ use super::{Actor, Desk, OperationError};
 use crate::ledger::{ActKind, Subject};
 
 /// What was lost.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Lost {
-    /// Topics of the log: lost, made anew, or emptied before they were read. Also in the tables of a log in PostgreSQL.
+    /// Topics that were lost, made anew or emptied, in Kafka or in PostgreSQL
     Kafka,
-    /// The newest part of the ledger, which was restored from a backup.
+    /// The ledger, restored from a backup
     Ledger,
-    /// The newest part of coderd's database, which was restored to an earlier time.
+    /// coderd's database, restored to an earlier time
     Coderd,
 }
 
