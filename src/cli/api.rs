@@ -49,9 +49,6 @@ fn is_loopback(url: &Url) -> bool {
 
 impl ApiClient {
     /// Reaches for nothing yet.
-    ///
-    /// # Errors
-    /// [`Exit::Internal`]: the system's certificates cannot be had.
     pub fn new(base: Url, token: Option<String>) -> Result<Self, Failure> {
         // a redirection would carry the token to who knows where
         let mut http = Client::builder().redirect(Policy::none()).connect_timeout(CONNECT);
@@ -79,9 +76,6 @@ impl ApiClient {
     }
 
     /// Asks `POST /api/v1/…` with the request's fields and the reason as the body.
-    ///
-    /// # Errors
-    /// As [`ApiClient::get`].
     pub async fn post<T: DeserializeOwned>(&self, path: &[&str], request: &impl Serialize, reason: &str) -> Result<T, Failure> {
         let mut body = fields(request)?;
         body.insert("reason".into(), reason.into());
@@ -89,9 +83,6 @@ impl ApiClient {
     }
 
     /// Asks `DELETE /api/v1/…` with the request's fields and the reason as the query.
-    ///
-    /// # Errors
-    /// As [`ApiClient::get`].
     pub async fn delete<T: DeserializeOwned>(&self, path: &[&str], request: &impl Serialize, reason: &str) -> Result<T, Failure> {
         let mut url = self.at(path);
         fill(&mut url, request)?;

@@ -61,9 +61,6 @@ pub async fn open_ledger(pipeline: &Pipeline, clock: Clock) -> Result<LedgerAt, 
 }
 
 /// The pipeline's ledger, reached and of this binary's schema.
-///
-/// # Errors
-/// As [`open_ledger`] and [`LedgerAt::reach`].
 pub async fn ledger(pipeline: &Pipeline, clock: Clock) -> Result<Ledger, Failure> {
     let at = open_ledger(pipeline, clock).await?;
     at.reach().await?;
@@ -72,9 +69,6 @@ pub async fn ledger(pipeline: &Pipeline, clock: Clock) -> Result<Ledger, Failure
 
 impl LedgerAt {
     /// One look, of at most 5 s: is PostgreSQL there?
-    ///
-    /// # Errors
-    /// [`Exit::Unreachable`].
     pub async fn reach_server(&self) -> Result<(), Failure> {
         let answered = tokio::time::timeout(Duration::from_secs(REACH_SECONDS), self.ledger.reach()).await;
         let grant = |error| cause::connect_grant(error, &self.ledger.pool.connect_options());
@@ -104,11 +98,7 @@ impl LedgerAt {
     /// # Errors
     /// What no waiting helps, or [`Exit::Interrupted`].
     pub async fn wait(&self, stop: &CancellationToken) -> Result<(), Failure> {
-        until_reached("ledger", stop, || {
-            let at = self.clone();
-            async move { at.reach().await }
-        })
-        .await
+        until_reached("ledger", stop, || self.reach()).await
     }
 }
 
@@ -149,9 +139,6 @@ async fn property(name: &str, value: &Secret) -> Result<String, Failure> {
 
 impl LogAt {
     /// One look: does the log answer, and are the topics there?
-    ///
-    /// # Errors
-    /// [`Exit::Unreachable`].
     pub async fn reach(&self) -> Result<(), Failure> {
         for topic in Topic::ALL {
             self.log.partitions(topic).await.map_err(|error| Failure::from(error).while_doing(format!("the log, {}", self.address)))?;
@@ -164,11 +151,7 @@ impl LogAt {
     /// # Errors
     /// What no waiting helps, or [`Exit::Interrupted`].
     pub async fn wait(&self, stop: &CancellationToken) -> Result<(), Failure> {
-        until_reached("log", stop, || {
-            let at = self.clone();
-            async move { at.reach().await }
-        })
-        .await
+        until_reached("log", stop, || self.reach()).await
     }
 }
 

@@ -5,9 +5,6 @@ use std::io::Read as _;
 use std::path::Path;
 
 /// The text in a file of at most so many bytes. More is not read: a device has no end.
-///
-/// # Errors
-/// Why it cannot be had, with the file's name.
 pub(super) fn text(path: &Path, most_bytes: usize) -> Result<String, String> {
     let unreadable = |error| format!("{} cannot be read: {error}", path.display());
     let mut text = String::new();

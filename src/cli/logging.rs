@@ -16,9 +16,6 @@ const QUIET: &str = "sqlx::postgres::notice=warn";
 const QUIET_ABOUT_SLOWNESS: &str = "sqlx::query=error,sqlx::pool::acquire=error";
 
 /// Starts logging for the whole process: flag over `RUST_LOG` over `info`. The demo has a status line of its own, so there it is `warn`.
-///
-/// # Errors
-/// When the filter is none.
 pub fn start(cli: &Cli) -> Result<(), Failure> {
     let global = &cli.global;
     let default = if matches!(cli.command, Command::Demo(_)) { "warn" } else { "info" };

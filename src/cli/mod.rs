@@ -38,7 +38,7 @@ mod via;
 pub use exit::{Exit, Failure};
 pub use logging::start as start_logging;
 pub use output::{Output, columns, plain};
-pub use pipeline::{PipelineArguments, license_rules, public_keys};
+pub use pipeline::{PipelineArguments, license_rules};
 pub use stop::on_signals;
 
 use chrono::TimeDelta;
@@ -158,9 +158,6 @@ impl Cli {
 }
 
 /// Runs the command to its end.
-///
-/// # Errors
-/// A [`Failure`] with the exit code for it.
 pub async fn run(command: Command, context: Context) -> Result<Exit, Failure> {
     match command {
         // these hear the stop token themselves and end in good order

@@ -18,9 +18,6 @@ pub enum Output {
 
 impl Output {
     /// Writes the answer to stdout. A reader that has gone (`| head`) is no failure.
-    ///
-    /// # Errors
-    /// When stdout cannot be written.
     pub fn answer(self, answer: &impl Serialize, table: impl FnOnce() -> String) -> Result<(), Failure> {
         let text = self.text(answer, table)?;
         let mut stdout = io::stdout().lock();
@@ -28,9 +25,6 @@ impl Output {
     }
 
     /// Writes one of many answers to stdout, JSON as one line. False: the reader has gone.
-    ///
-    /// # Errors
-    /// When stdout cannot be written.
     pub fn one_of_many(self, answer: &impl Serialize, table: impl FnOnce() -> String) -> Result<bool, Failure> {
         let text = match self {
             Output::Table => table(),
@@ -44,9 +38,6 @@ impl Output {
     }
 
     /// Writes the answer to stderr: where stdout is the file itself.
-    ///
-    /// # Errors
-    /// When stderr cannot be written.
     pub fn answer_aside(self, answer: &impl Serialize, table: impl FnOnce() -> String) -> Result<(), Failure> {
         gone_is_fine(io::stderr().lock().write_all(self.text(answer, table)?.as_bytes()))
     }

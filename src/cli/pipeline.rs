@@ -19,17 +19,11 @@ pub struct PipelineArguments {
 
 impl PipelineArguments {
     /// The settings, checked.
-    ///
-    /// # Errors
-    /// All mistakes at once, as [`Exit::Configuration`].
     pub fn load(&self) -> Result<Pipeline, Failure> {
         self.read().map_err(|mistakes| Failure::of(Exit::Configuration, format!("the settings are wrong:\n{mistakes}")))
     }
 
     /// The settings, or all mistakes.
-    ///
-    /// # Errors
-    /// The mistakes.
     pub(super) fn read(&self) -> Result<Pipeline, Mistakes> {
         let text = |text: std::ffi::OsString| text.to_string_lossy().into_owned();
         config::load(&Input {
@@ -42,22 +36,7 @@ impl PipelineArguments {
     }
 }
 
-/// The license keys of checked settings.
-///
-/// # Errors
-/// Never for a pipeline that [`PipelineArguments::load`] gave.
-pub fn public_keys(pipeline: &Pipeline) -> Result<PublicKeys, Failure> {
-    let mut keys = PublicKeys::new();
-    for (name, key) in &pipeline.license.public_keys {
-        keys.add(name, key).map_err(|error| Failure::new(Exit::Configuration, error))?;
-    }
-    Ok(keys)
-}
-
 /// The license rules of checked settings.
-///
-/// # Errors
-/// Never for a pipeline that [`PipelineArguments::load`] gave.
 pub fn license_rules(pipeline: &Pipeline) -> Result<RuleSet, Failure> {
     pipeline.license.rules.parse().map_err(|error: UnknownRuleSet| Failure::new(Exit::Configuration, error))
 }

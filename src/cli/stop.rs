@@ -6,9 +6,6 @@ use tokio_util::sync::CancellationToken;
 use super::Exit;
 
 /// A token that SIGTERM and SIGINT cancel. A second signal ends the process at once.
-///
-/// # Errors
-/// When the system takes no handler.
 pub fn on_signals() -> std::io::Result<CancellationToken> {
     let stop = CancellationToken::new();
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);

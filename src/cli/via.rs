@@ -41,9 +41,6 @@ pub enum Via {
 
 impl ViaArguments {
     /// With a ledger that is there and has this binary's schema. The API is not reached for yet.
-    ///
-    /// # Errors
-    /// As [`ViaArguments::prepare`], or a ledger that cannot be used.
     pub async fn open(&self, context: &Context) -> Result<Via, Failure> {
         let via = self.prepare(context).await?;
         if let Via::Site(site) = &via {
@@ -53,9 +50,6 @@ impl ViaArguments {
     }
 
     /// Reads the settings or the token, and reaches for nothing yet.
-    ///
-    /// # Errors
-    /// Settings that are wrong, or a secret that cannot be had.
     pub async fn prepare(&self, context: &Context) -> Result<Via, Failure> {
         Ok(match &self.api {
             Some(base) => Via::Api(ApiClient::new(base.clone(), self.token().await?)?),

@@ -6,9 +6,6 @@ use crate::ledger::{LaterUsage, Ledger, Recovering, UsageCompleteness, UsageRang
 
 /// Why a file of this range may lack usage. None: the range is complete as of any ledger sequence that is taken after this check.
 /// Sources that an operator has retired have nothing more to add.
-///
-/// # Errors
-/// The database's.
 pub async fn incomplete(ledger: &Ledger, range: &UsageRange) -> Result<Option<String>, sqlx::Error> {
     if let Some(recovering) = ledger.recovering().await? {
         return Ok(Some(recovery(&recovering)));
@@ -27,9 +24,6 @@ pub async fn incomplete(ledger: &Ledger, range: &UsageRange) -> Result<Option<St
 
 /// Why a file of this range may lack usage as of its own sequence, which may be long past: where the range is complete now and nothing of it was
 /// recorded later, it was complete then.
-///
-/// # Errors
-/// The database's.
 pub async fn incomplete_as_of(ledger: &Ledger, range: &UsageRange) -> Result<Option<String>, sqlx::Error> {
     if let Some(reason) = incomplete(ledger, range).await? {
         return Ok(Some(reason));

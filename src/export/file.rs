@@ -35,9 +35,6 @@ pub fn is_stdout(path: &Path) -> bool {
 
 impl ExportFile {
     /// Opens the destination. A link is followed by the system's own rules. A FIFO waits here for its reader.
-    ///
-    /// # Errors
-    /// The system's.
     pub fn create(path: &Path) -> io::Result<ExportFile> {
         // asked before the file is opened: opening decides whether the link may be followed, also where it dangles
         let link = path.is_symlink();

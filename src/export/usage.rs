@@ -80,9 +80,6 @@ impl Aggregate {
 type Types = BTreeMap<UsageType, BTreeMap<Uuid, (u64, u128)>>;
 
 /// Writes the range as CSV: a header, then rows by time and id, lines ended by a line feed, times in UTC to the microsecond. Returns the totals.
-///
-/// # Errors
-/// The database's, or the writer's (an [`std::io::Error`] in the chain).
 pub async fn export_usage(ledger: &Ledger, range: &UsageRange, writer: impl Write) -> anyhow::Result<Totals> {
     let mut csv = ::csv::Writer::from_writer(writer);
     csv.write_record(COLUMNS)?;

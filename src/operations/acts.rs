@@ -50,9 +50,6 @@ pub struct Acts {
 
 impl Desk {
     /// One page of the audit trail.
-    ///
-    /// # Errors
-    /// A field that is wrong, or the ledger's.
     pub async fn acts(&self, request: &ListActs) -> Result<Acts, OperationError> {
         let limit = request.limit.unwrap_or(PAGE);
         if !(1..=MOST).contains(&limit) {

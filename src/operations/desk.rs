@@ -46,9 +46,6 @@ impl Desk {
 const MOST_OF_A_REASON: usize = 2_000;
 
 /// A reason that the audit trail takes.
-///
-/// # Errors
-/// Why it does not.
 pub fn reason(text: &str) -> Result<String, String> {
     match text.chars().count() {
         length if length > MOST_OF_A_REASON => Err(format!("has {length} characters, more than {MOST_OF_A_REASON}")),
@@ -72,9 +69,6 @@ impl Actor {
     }
 
     /// Refuses an act without a reason.
-    ///
-    /// # Errors
-    /// [`OperationError::Invalid`]
     pub(super) fn require_reason(&self) -> Result<(), OperationError> {
         match self.reason.trim() {
             "" => Err(OperationError::Invalid { field: "reason", message: "is missing: it goes into the audit trail".to_owned() }),

@@ -14,9 +14,6 @@ pub fn can_be(instant: DateTime<Utc>) -> bool {
 pub const CANNOT_BE: &str = "lies outside the years 1970 to 9999";
 
 /// An instant of the years 1970 to 9999: RFC 3339, the same without an offset (then UTC), or a date (its first instant in UTC). To the microsecond.
-///
-/// # Errors
-/// What would have been one.
 pub fn instant(text: &str) -> Result<DateTime<Utc>, String> {
     let offset = || DateTime::parse_from_rfc3339(text).map(|time| time.to_utc()).ok();
     // kafka-consumer-groups also takes +0200 and +02

@@ -36,9 +36,6 @@ pub struct Pauses {
 
 impl Desk {
     /// What is paused, by whom and why.
-    ///
-    /// # Errors
-    /// The ledger's.
     pub async fn pauses(&self) -> Result<Pauses, OperationError> {
         Ok(Pauses { pauses: self.ledger.in_time(self.ledger.pauses()).await? })
     }

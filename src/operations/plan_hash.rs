@@ -6,9 +6,6 @@ use sha2::{Digest as _, Sha256};
 use super::OperationError;
 
 /// SHA-256 of the JSON of what a plan would change, in hexadecimal.
-///
-/// # Errors
-/// [`OperationError::Internal`] for what has no form in JSON.
 pub(super) fn plan_hash(essence: &impl Serialize) -> Result<String, OperationError> {
     let json = serde_json::to_vec(essence)?;
     Ok(hex::encode(Sha256::digest(json)))

@@ -97,9 +97,6 @@ pub struct Chosen {
 }
 
 /// `NAME` or `NAME:0,1,2`. `named` knows topics by their names.
-///
-/// # Errors
-/// What is wrong with it.
 pub fn chosen(text: &str, named: impl Fn(&str) -> Option<Topic>) -> Result<Chosen, String> {
     let (name, list) = text.split_once(':').map_or((text, None), |(name, list)| (name, Some(list)));
     let topic = named(name).ok_or_else(|| {

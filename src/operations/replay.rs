@@ -103,9 +103,6 @@ pub struct Step {
 
 impl Desk {
     /// Reads the range without writing an event, and keeps the plan.
-    ///
-    /// # Errors
-    /// [`OperationError`].
     pub async fn plan_replay(
         &self,
         request: &LogRange,

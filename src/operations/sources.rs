@@ -42,9 +42,6 @@ pub struct OneSource {
 
 impl Desk {
     /// Every registered source.
-    ///
-    /// # Errors
-    /// The ledger's.
     pub async fn list_sources(&self) -> Result<Sources, OperationError> {
         let retirements = self.ledger.in_time(self.ledger.retirements()).await?;
         let mut sources = Vec::new();

@@ -70,9 +70,6 @@ pub async fn fold_to<S: Stage>(ledger: &Ledger, limit: i64) -> Result<Folded<S>,
 }
 
 /// The same; tells of each page how many batches are folded, of how many.
-///
-/// # Errors
-/// As [`fold_to`].
 pub async fn fold_to_telling<S: Stage>(ledger: &Ledger, limit: i64, told: impl Fn(i64, i64)) -> Result<Folded<S>, ProjectionError> {
     let head = ledger.in_time(ledger.head()).await?;
     let mut folded = Folded::zero(head.incarnation);
@@ -87,9 +84,6 @@ pub async fn fold_to_telling<S: Stage>(ledger: &Ledger, limit: i64, told: impl F
 }
 
 /// The state at `limit`, or at the ledger's end if that comes first, as a serving process has it: from the newest snapshot on.
-///
-/// # Errors
-/// As [`fold_to`].
 pub async fn fold_on<S: Stage>(ledger: &Ledger, limit: i64) -> Result<Folded<S>, ProjectionError> {
     let head = ledger.in_time(ledger.head()).await?;
     let end = limit.min(head.sequence);

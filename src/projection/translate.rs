@@ -4,9 +4,6 @@ use crate::ledger;
 use crate::stages;
 
 /// The stages' form of a fact.
-///
-/// # Errors
-/// Which part is not readable, and why.
 pub(super) fn fact(fact: ledger::Fact) -> Result<stages::Fact, String> {
     Ok(match fact {
         ledger::Fact::Introduced { deployment, introduced_at } => stages::Fact::Introduced { deployment, introduced_at },

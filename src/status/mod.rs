@@ -130,9 +130,6 @@ const HELD_BACK_SHOWN: i64 = 10;
 
 /// Reads all of it. The log's ends come first, so that the ledger is never shown ahead of the log only because it was read later; a log that
 /// does not tell them within `log_deadline` is a problem of the answer.
-///
-/// # Errors
-/// The ledger's.
 pub async fn read(ledger: &Ledger, log: &Log, log_deadline: Duration) -> Result<Status, sqlx::Error> {
     let seen = Mutex::default();
     let mut log_problem = problem_of(log_deadline, partitions::ends(log, &seen)).await;

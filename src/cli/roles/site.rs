@@ -39,9 +39,6 @@ pub struct Site {
 
 impl Site {
     /// Reads the secrets and makes the handles.
-    ///
-    /// # Errors
-    /// [`Exit::Configuration`].
     pub async fn open(pipeline: Pipeline, clock: Clock) -> Result<Self, Failure> {
         let ledger = connect::open_ledger(&pipeline, clock.clone()).await?;
         let log = connect::open_log(&pipeline, &ledger).await?;
@@ -61,9 +58,6 @@ impl Site {
     }
 
     /// What operations work on. The deployment is the configured one: coderd is not asked.
-    ///
-    /// # Errors
-    /// Never for checked settings.
     pub fn desk(&self) -> Result<Desk, Failure> {
         Ok(Desk {
             ledger: self.ledger.ledger.clone(),

@@ -40,9 +40,6 @@ pub struct EventId {
 
 impl ProveRequest {
     /// Whether there can be an event of this id. Nothing is asked for it.
-    ///
-    /// # Errors
-    /// [`OperationError::Invalid`] names what is wrong with it.
     pub fn check(&self) -> Result<(), OperationError> {
         EventId::parse(&self.event_id).map(|_| ())
     }
@@ -50,9 +47,6 @@ impl ProveRequest {
 
 impl EventId {
     /// Takes an id apart.
-    ///
-    /// # Errors
-    /// [`OperationError::Invalid`] for one that no event can have.
     pub fn parse(id: &str) -> Result<EventId, OperationError> {
         let invalid = |message: String| Err(OperationError::Invalid { field: "event_id", message });
         if id.is_empty() {

@@ -111,9 +111,6 @@ pub struct DiscardedRejects {
 
 impl Desk {
     /// A page of rejects.
-    ///
-    /// # Errors
-    /// [`OperationError::Invalid`], or the ledger's.
     pub async fn list_rejects(&self, request: &ListRejects) -> Result<RejectPage, OperationError> {
         let filter = filter(&request.which)?;
         if !(1..=MOST_LISTED).contains(&request.limit) {
@@ -128,18 +125,12 @@ impl Desk {
     }
 
     /// Rejects in groups.
-    ///
-    /// # Errors
-    /// [`OperationError::Invalid`], or the ledger's.
     pub async fn count_rejects(&self, request: &CountRejects) -> Result<RejectCounts, OperationError> {
         let groups = self.ledger.in_time(self.ledger.reject_groups(&filter(&request.which)?, request.by)).await?;
         Ok(RejectCounts { by: request.by, groups })
     }
 
     /// One reject, whole, and what would become of it now.
-    ///
-    /// # Errors
-    /// [`OperationError::NotFound`], or the ledger's.
     pub async fn show_reject(&self, id: i64) -> Result<ShownReject, OperationError> {
         let row = self.these_rejects(&[id]).await?.remove(0);
         self.shown(row).await
