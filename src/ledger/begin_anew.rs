@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use sqlx::PgConnection;
 
+use super::leases::{ALL_COLLECTORS, revoke_leases};
 use super::passes::void_passes;
 use super::positions::{claim_of, partition_of};
 use super::{Claim, Ledger, NewAct, plans};
@@ -69,7 +70,7 @@ impl Ledger {
     /// nothing is changed.
     pub async fn begin_anew(&self, begun: &[BegunAnew], act: &NewAct<'_>, plan: &str) -> Result<bool, sqlx::Error> {
         let mut tx = self.pool.begin().await?;
-        revoke_collectors(&mut tx).await?;
+        revoke_leases(&mut tx, ALL_COLLECTORS).await?;
         let topics: Vec<&str> = begun.iter().map(|one| one.partition.topic.name()).collect();
         let partitions: Vec<i32> = begun.iter().map(|one| one.partition.partition).collect();
         let lock = "select from position where (topic, partition) in (select * from unnest($1::text[], $2::integer[])) order by topic, partition for update";
@@ -159,13 +160,4 @@ async fn reopen_unread(tx: &mut PgConnection, begun: &BegunAnew) -> Result<i64, 
     .execute(tx)
     .await?;
     Ok(i64::try_from(reopened.rows_affected()).unwrap_or(i64::MAX))
-}
-
-/// No collector goes on with what it remembers: each opens again, and reads everything. A pass that is being recorded is in before.
-pub(super) async fn revoke_collectors(tx: &mut PgConnection) -> Result<(), sqlx::Error> {
-    sqlx::query("select from lease where name like 'collector:%' order by name for update").execute(&mut *tx).await?;
-    sqlx::query("update lease set holder = '', epoch = epoch + 1, expires_at = clock_timestamp() where name like 'collector:%'")
-        .execute(tx)
-        .await?;
-    Ok(())
 }

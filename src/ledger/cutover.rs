@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use sqlx::FromRow;
 
 use super::Ledger;
-use super::begin_anew::revoke_collectors;
+use super::leases::{ALL_COLLECTORS, revoke_leases};
 use super::passes::void_passes;
 use crate::event::{Signatures, TopicPartition};
 
@@ -72,7 +72,7 @@ impl Ledger {
     /// collector has to open again. The first cutover of a ledger stays.
     pub async fn begin_signatures(&self, ends: &[(TopicPartition, i64)]) -> Result<(), sqlx::Error> {
         let mut tx = self.pool.begin().await?;
-        revoke_collectors(&mut tx).await?;
+        revoke_leases(&mut tx, ALL_COLLECTORS).await?;
         // Batches in flight are recorded before this transaction or fail after it, and no partition is claimed meanwhile.
         sqlx::query("lock table position in share row exclusive mode").execute(&mut *tx).await?;
         if sqlx::query("select from signature_cutover limit 1").fetch_optional(&mut *tx).await?.is_some() {

@@ -3,11 +3,11 @@
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::leases::revoke_collector_lease;
+use super::leases::{collector_lease, revoke_leases};
 use super::{Ledger, NewAct};
 
 /// What tells one coderd from another: its own deployment id and its default organization.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct SourceIdentity {
     pub deployment_id: Uuid,
     pub organization_id: Uuid,
@@ -100,9 +100,10 @@ pub enum IdentityRefusal {
 }
 
 /// A registered source and the coderd it is bound to. None: coderd's facts could not be read yet.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, sqlx::FromRow)]
 struct Binding {
     deployment_id: Uuid,
+    #[sqlx(json(nullable))]
     bound: Option<SourceIdentity>,
     retired: bool,
 }
@@ -188,7 +189,7 @@ impl Ledger {
         act: &NewAct<'_>,
     ) -> Result<Result<Option<i64>, IdentityRefusal>, sqlx::Error> {
         let mut tx = self.pool.begin().await?;
-        revoke_collector_lease(&mut tx, source_id).await?;
+        revoke_leases(&mut tx, &collector_lease(source_id)).await?;
         sqlx::query("select from ledger for update").execute(&mut *tx).await?;
         let bindings = bindings(&mut tx).await?;
         if let Some(refusal) = other_source(&bindings, source_id, found.into()) {
@@ -197,28 +198,22 @@ impl Ledger {
         if !bind(&mut tx, source_id, found).await? {
             return Ok(Ok(None));
         }
-        let before = bindings.iter().find(|binding| binding.deployment_id == source_id).and_then(|own| own.bound).map(as_json);
-        let detail = serde_json::json!({ "before": before, "after": as_json(found) });
+        let before = bindings.iter().find(|binding| binding.deployment_id == source_id).and_then(|own| own.bound);
+        let detail = serde_json::json!({ "before": before, "after": found });
         let act_id = self.act(&mut tx, &NewAct { detail, ..act.clone() }).await?;
         tx.commit().await?;
         Ok(Ok(Some(act_id)))
     }
 }
 
-fn as_json(identity: SourceIdentity) -> serde_json::Value {
-    serde_json::json!({ "deployment_id": identity.deployment_id, "organization_id": identity.organization_id })
-}
-
 async fn bindings(connection: &mut PgConnection) -> Result<Vec<Binding>, sqlx::Error> {
-    let query = "select deployment_id, bound_deployment_id, bound_organization_id, retired_act_id is not null from source order by id";
-    let rows: Vec<(Uuid, Option<Uuid>, Option<Uuid>, bool)> = sqlx::query_as(query).fetch_all(connection).await?;
-    let bound = |(deployment_id, organization_id)| SourceIdentity { deployment_id, organization_id };
-    let binding = |(deployment_id, own, organization, retired): (_, Option<_>, Option<_>, _)| Binding {
-        deployment_id,
-        bound: own.zip(organization).map(bound),
-        retired,
-    };
-    Ok(rows.into_iter().map(binding).collect())
+    sqlx::query_as(
+        "select deployment_id, retired_act_id is not null as retired, case when bound_deployment_id is not null then
+             jsonb_build_object('deployment_id', bound_deployment_id, 'organization_id', bound_organization_id) end as bound
+         from source order by id",
+    )
+    .fetch_all(connection)
+    .await
 }
 
 /// False where the source is not registered.

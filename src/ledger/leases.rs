@@ -23,6 +23,9 @@ pub struct Lease {
     pub epoch: i64,
 }
 
+/// The leases of all collectors: each opens again, and reads everything. A pass that is being recorded is in before they are revoked.
+pub(super) const ALL_COLLECTORS: &str = "collector:%";
+
 /// The name of the lease that the collector of a deployment holds.
 #[must_use]
 pub fn collector_lease(deployment_id: Uuid) -> String {
@@ -140,13 +143,13 @@ impl Ledger {
     }
 }
 
-/// Ends the lease of a deployment's collector. Every writer takes the one row of `ledger` last, so this comes before it.
-pub(super) async fn revoke_collector_lease(connection: &mut PgConnection, deployment_id: Uuid) -> Result<(), sqlx::Error> {
-    sqlx::query("update lease set holder = '', epoch = epoch + 1, expires_at = clock_timestamp() where name = $1")
-        .bind(collector_lease(deployment_id))
-        .execute(connection)
-        .await
-        .map(|_| ())
+/// Ends the leases whose name is like this: their holders have to open again. Every writer takes the one row of `ledger` last, so this comes before
+/// it.
+pub(super) async fn revoke_leases(tx: &mut PgConnection, like: &str) -> Result<(), sqlx::Error> {
+    sqlx::query("select from lease where name like $1 order by name for update").bind(like).execute(&mut *tx).await?;
+    let revoked = "update lease set holder = '', epoch = epoch + 1, expires_at = clock_timestamp() where name like $1";
+    sqlx::query(revoked).bind(like).execute(tx).await?;
+    Ok(())
 }
 
 /// Makes sure that the lease is this holder's until the transaction ends: who wants to take it waits. One that has ended, but that nobody

@@ -7,6 +7,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::{FromRow, PgConnection};
 use uuid::Uuid;
 
+use super::leases::revoke_leases;
 use super::publications::doubt_pending;
 use super::{ActKind, FORGOTTEN, Landmark, Ledger, NewAct, OURSELVES, Subject, plans};
 use crate::event::TopicPartition;
@@ -112,9 +113,8 @@ impl Ledger {
             return Ok(false);
         }
         // In the order in which every writer takes them, the one row of `ledger` last. Passes and batches on their way are in, or fail.
-        sqlx::query("select from lease order by name for update").execute(&mut *tx).await?;
-        let revoked = "update lease set holder = '', epoch = epoch + 1, expires_at = clock_timestamp(), shown_sequence = 0";
-        sqlx::query(revoked).execute(&mut *tx).await?;
+        revoke_leases(&mut tx, "%").await?;
+        sqlx::query("update lease set shown_sequence = 0").execute(&mut *tx).await?;
         doubt_pending(&mut tx).await?;
         sqlx::query("select from position order by topic, partition for update").execute(&mut *tx).await?;
         sqlx::query("update position set epoch = epoch + 1").execute(&mut *tx).await?;

@@ -5,7 +5,7 @@ use sqlx::{FromRow, PgConnection};
 use uuid::Uuid;
 
 use super::findings::finding_columns;
-use super::leases::revoke_collector_lease;
+use super::leases::{collector_lease, revoke_leases};
 use super::{Finding, Ledger, NewAct};
 
 /// The act that retired a source.
@@ -52,7 +52,7 @@ impl Ledger {
     /// its lease. False: it is retired already; then nothing is changed.
     pub async fn retire_source(&self, deployment_id: Uuid, act: &NewAct<'_>) -> Result<bool, sqlx::Error> {
         let mut tx = self.pool.begin().await?;
-        revoke_collector_lease(&mut tx, deployment_id).await?;
+        revoke_leases(&mut tx, &collector_lease(deployment_id)).await?;
         sqlx::query("select from ledger for update").execute(&mut *tx).await?;
         let findings: Vec<Finding> =
             sqlx::query_as(concat!("delete from audit_finding where deployment_id = $1 returning ", finding_columns!()))

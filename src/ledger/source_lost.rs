@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use super::begin_anew::revoke_collectors;
+use super::leases::{ALL_COLLECTORS, revoke_leases};
 use super::publications::lock;
 use super::{Ledger, NewAct, PublicationState, plans};
 use crate::event::UsageType;
@@ -65,7 +65,7 @@ impl Ledger {
     /// the plan was executed before.
     pub async fn record_lost(&self, source_id: i16, event_ids: &[String], act: &NewAct<'_>, plan: &str) -> Result<bool, sqlx::Error> {
         let mut tx = self.pool.begin().await?;
-        revoke_collectors(&mut tx).await?;
+        revoke_leases(&mut tx, ALL_COLLECTORS).await?;
         let act_id = self.act(&mut tx, act).await?;
         sqlx::query(
             "insert into source_lost (source_id, event_id, act_id)
