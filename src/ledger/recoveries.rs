@@ -1,7 +1,7 @@
 //! A ledger that was restored from a backup, until it has caught up with what it lost.
 
 use chrono::{DateTime, Utc};
-use sqlx::FromRow;
+use sqlx::{FromRow, PgConnection};
 use uuid::Uuid;
 
 use super::publications::doubt_pending;
@@ -92,60 +92,40 @@ impl std::fmt::Display for Recovering {
     }
 }
 
-/// Whether a pass over all of the source `waiting` that began after the recovery was opened is in the ledger.
-macro_rules! read_again {
-    () => {
-        "(select swept_pass_id from completeness(waiting.source_id, null)) > waiting.after_pass_id"
-    };
-}
-
-/// The partitions of the recovery that are not read to where the log ended: also those that were never read, unless that life is over.
-macro_rules! unread {
-    () => {
-        "from recovery_offset target left join position using (topic, partition)
-         where target.recovery_id = recovery.id and target.next_offset > 0 and (position.generation is null and not exists (
-                 select from past_position past where past.topic = target.topic and past.partition = target.partition
-                     and past.generation = target.generation)
-             or position.generation = target.generation and position.next_offset < target.next_offset)"
-    };
-}
-
-/// The deployments of those sources of the recovery of which this is true.
-macro_rules! sources {
-    ($($true:expr),+) => {
-        concat!(
-            "array(select deployment_id from recovery_source waiting join source on source.id = waiting.source_id
-                   where recovery_id = recovery.id and ",
-            $($true,)+
-            " order by source.id)"
-        )
-    };
+/// The open recovery. Its records are those of partitions that are not read to where the log ended: also of those that were never read, unless that
+/// life is over. A source is read again once a pass over all of it that began after the recovery was opened is in the ledger.
+async fn recovering(connection: &mut PgConnection) -> Result<Option<Recovering>, sqlx::Error> {
+    sqlx::query_as(
+        "select recovery.id, actor, reason, opened_at, targeted_at is not null as log_ends_known,
+             (select coalesce(sum(target.next_offset - coalesce(position.next_offset, 0)), 0)::bigint
+              from recovery_offset target left join position using (topic, partition)
+              where target.recovery_id = recovery.id and target.next_offset > 0 and (position.generation is null and not exists (
+                      select from past_position past where past.topic = target.topic and past.partition = target.partition
+                          and past.generation = target.generation)
+                  or position.generation = target.generation and position.next_offset < target.next_offset)) as records_to_read,
+             sources.to_read as sources_to_read, sources.to_compare as sources_to_compare, sources.without,
+             batch.sequence - 1 as ended_at_sequence,
+             (select recorded_at from batch before where before.sequence = batch.sequence - 1) as ended_at,
+             (select acted_at from operator_act earlier where earlier.id < recovery.act_id order by id desc limit 1) as last_act_at
+         from recovery join operator_act on operator_act.id = act_id join batch on batch.id = batch_id
+         cross join lateral (
+             select coalesce(array_agg(deployment_id order by source.id) filter (where waits and not
+                     (select swept_pass_id from completeness(source.id, null)) > after_pass_id), '{}') as to_read,
+                 coalesce(array_agg(deployment_id order by source.id) filter (where waits and compared_at is null), '{}') as to_compare,
+                 coalesce(array_agg(deployment_id order by source.id) filter (where not waits), '{}') as without
+             from recovery_source join source on source.id = source_id, lateral (select given_up_act_id is null as waits) as given
+             where recovery_id = recovery.id
+         ) as sources
+         where closed_at is null",
+    )
+    .fetch_optional(connection)
+    .await
 }
 
 impl Ledger {
     /// The open recovery, if there is one.
     pub async fn recovering(&self) -> Result<Option<Recovering>, sqlx::Error> {
-        sqlx::query_as(concat!(
-            "select recovery.id, actor, reason, opened_at, targeted_at is not null as log_ends_known,
-                 (select coalesce(sum(target.next_offset - coalesce(position.next_offset, 0)), 0)::bigint ",
-            unread!(),
-            ") as records_to_read,
-                 ",
-            sources!("given_up_act_id is null and not ", read_again!()),
-            " as sources_to_read,
-                 ",
-            sources!("given_up_act_id is null and compared_at is null"),
-            " as sources_to_compare,
-                 ",
-            sources!("given_up_act_id is not null"),
-            " as without,
-                 batch.sequence - 1 as ended_at_sequence,
-                 (select recorded_at from batch before where before.sequence = batch.sequence - 1) as ended_at,
-                 (select acted_at from operator_act earlier where earlier.id < recovery.act_id order by id desc limit 1) as last_act_at
-             from recovery join operator_act on operator_act.id = act_id join batch on batch.id = batch_id where closed_at is null"
-        ))
-        .fetch_optional(&self.pool)
-        .await
+        recovering(&mut *self.pool.acquire().await?).await
     }
 
     /// How many publications are pending, and how many of them are of events later than `after`.
@@ -225,22 +205,12 @@ impl Ledger {
         }
         let mut tx = self.pool.begin().await?;
         doubt_pending(&mut tx).await?;
-        let closed = sqlx::query(concat!(
-            "update recovery set closed_at = $2
-             where id = $1 and closed_at is null and targeted_at is not null
-                 and not exists (select ",
-            unread!(),
-            ")
-                 and not exists (select from recovery_source waiting
-                     where recovery_id = recovery.id and given_up_act_id is null and (compared_at is null or not ",
-            read_again!(),
-            "))"
-        ))
-        .bind(id)
-        .bind(self.clock.now())
-        .execute(&mut *tx)
-        .await?;
-        if closed.rows_affected() == 0 {
+        // and again, for the queue may have been waited for
+        if !recovering(&mut tx).await?.is_some_and(|open| open.id == id && open.has_caught_up()) {
+            return Ok(false);
+        }
+        let close = sqlx::query("update recovery set closed_at = $2 where id = $1 and closed_at is null").bind(id).bind(self.clock.now());
+        if close.execute(&mut *tx).await?.rows_affected() == 0 {
             return Ok(false);
         }
         tx.commit().await?;
