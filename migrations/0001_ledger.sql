@@ -206,6 +206,18 @@ create table usage_event (
 create index usage_event_by_batch on usage_event (batch_id);
 create index usage_event_by_time on usage_event (source_id, created_at, id);
 
+-- Accepted events, each with its deployment and its batch, so far as these are there, and its quantity as decoders of the event read it.
+create view kept_build as
+    select e.build_id::text as key, e.*, s.deployment_id, to_jsonb(b) as batch
+    from workspace_build e left join source s on s.id = e.source_id left join batch b on b.id = e.batch_id;
+create view kept_claim as
+    select e.build_id::text as key, e.*, s.deployment_id, to_jsonb(b) as batch
+    from prebuild_claim e left join source s on s.id = e.source_id left join batch b on b.id = e.batch_id;
+create view kept_usage as
+    select e.id as key, e.id, e.source_id, e.batch_id, e.log_offset, e.digest, e.event_type, e.quantity::text as quantity, e.created_at,
+        e.publish_started_at, e.published_at, e.failure_message, s.deployment_id, to_jsonb(b) as batch
+    from usage_event e left join source s on s.id = e.source_id left join batch b on b.id = e.batch_id;
+
 -- Records that are no accepted event: rejected, in conflict with an accepted one, or held until an upgrade knows their type.
 create table reject (
     id bigint generated always as identity primary key,

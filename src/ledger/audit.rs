@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 use sqlx::postgres::PgRow;
-use sqlx::{PgConnection, Row};
+use sqlx::{FromRow, PgConnection, Row};
 use uuid::Uuid;
 
-use super::positions::{last_record, partition_of};
+use super::positions::last_record;
 use super::{LastRecord, Ledger};
 use crate::event::TopicPartition;
 
@@ -163,7 +163,7 @@ async fn partitions(tx: &mut PgConnection) -> Result<Vec<PartitionBooks>, sqlx::
     .await?;
     let books = |row: &PgRow| {
         Ok(PartitionBooks {
-            partition: partition_of(row)?,
+            partition: TopicPartition::from_row(row)?,
             next_offset: row.try_get(2)?,
             last: last_record(row)?,
             records: row.try_get(5)?,

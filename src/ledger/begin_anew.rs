@@ -6,7 +6,7 @@ use sqlx::PgConnection;
 
 use super::leases::{ALL_COLLECTORS, revoke_leases};
 use super::passes::void_passes;
-use super::positions::{claim_of, partition_of};
+use super::positions::claim_of;
 use super::{Claim, Ledger, NewAct, plans};
 use crate::event::TopicPartition;
 
@@ -43,11 +43,9 @@ impl Lives {
 impl Ledger {
     /// Each partition's position as whoever claimed it last has it. Nothing is claimed by that.
     pub async fn standings(&self) -> Result<Vec<Claim>, sqlx::Error> {
-        let query = "select topic, partition, generation, epoch, next_offset, last_offset, last_record,
-                 signed_from(topic, partition, generation) as signed_from
-             from position order by topic, partition";
+        let query = "select *, signed_from(topic, partition, generation) as signed_from from position order by topic, partition";
         let rows = sqlx::query(query).fetch_all(&self.pool).await?;
-        rows.iter().map(|row| claim_of(partition_of(row)?, row)).collect()
+        rows.iter().map(claim_of).collect()
     }
 
     /// What a consumer looks at to see that it has to begin again.

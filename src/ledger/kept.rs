@@ -6,7 +6,6 @@ use sqlx::types::Json;
 use sqlx::{FromRow, Row};
 use uuid::Uuid;
 
-use super::positions::partition_of;
 use super::refused::Traces;
 use super::{Arrival, BatchKind, Difference, Ledger, RejectState, Verdict, rows};
 use crate::event::{Event, Payload, PrebuildClaimed, RejectCause, Topic, TopicPartition, WorkspaceBuildCompleted};
@@ -76,52 +75,23 @@ pub struct KeptReject {
 }
 
 /// Offsets of one life of a partition.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromRow)]
 pub struct KeptRange {
+    #[sqlx(flatten)]
     pub partition: TopicPartition,
     /// Which life of it.
     pub generation: i32,
+    #[sqlx(rename = "start_offset")]
     pub from: i64,
     /// The offset behind the last.
+    #[sqlx(rename = "next_offset")]
     pub until: i64,
-}
-
-/// Each event table's columns, with those of the batch.
-macro_rules! kept {
-    (builds $rest:literal) => {
-        concat!("select e.build_id::text as key, e.*, ", kept!(batch), " from workspace_build e ", kept!(joins), $rest)
-    };
-    (claims $rest:literal) => {
-        concat!("select e.build_id::text as key, e.*, ", kept!(batch), " from prebuild_claim e ", kept!(joins), $rest)
-    };
-    (usage $rest:literal) => {
-        concat!(
-            "select e.id as key, e.id, e.source_id, e.batch_id, e.log_offset, e.digest, e.event_type, e.quantity::text as quantity, e.created_at,
-                 e.publish_started_at, e.published_at, e.failure_message, ",
-            kept!(batch),
-            " from usage_event e ",
-            kept!(joins),
-            $rest
-        )
-    };
-    (batch) => {
-        "s.deployment_id, to_jsonb(b) as batch"
-    };
-    (joins) => {
-        "left join source s on s.id = e.source_id left join batch b on b.id = e.batch_id "
-    };
 }
 
 impl Ledger {
     /// The parts of the log that the ledger's positions speak of, by partition.
     pub async fn kept_ranges(&self) -> Result<Vec<KeptRange>, sqlx::Error> {
-        let rows = sqlx::query("select topic, partition, generation, start_offset, next_offset from position order by topic, partition")
-            .fetch_all(&self.pool)
-            .await?;
-        let range = |row: &PgRow| {
-            Ok(KeptRange { partition: partition_of(row)?, generation: row.try_get(2)?, from: row.try_get(3)?, until: row.try_get(4)? })
-        };
-        rows.iter().map(range).collect()
+        sqlx::query_as("select * from position order by topic, partition").fetch_all(&self.pool).await
     }
 
     /// The events that were accepted from records of the range, as their batches say.
@@ -145,51 +115,51 @@ impl Ledger {
         .fetch_all(&self.pool)
         .await?;
         let query = match range.partition.topic {
-            Topic::WorkspaceBuilds => sqlx::query(kept!(builds "where e.batch_id = any($1) and e.log_offset >= $2 and e.log_offset < $3")),
-            Topic::PrebuildClaims => sqlx::query(kept!(claims "where e.batch_id = any($1) and e.log_offset >= $2 and e.log_offset < $3")),
-            Topic::AgentUsage => sqlx::query(kept!(usage "where e.batch_id = any($1) and e.log_offset >= $2 and e.log_offset < $3")),
+            Topic::WorkspaceBuilds => "select * from kept_build where batch_id = any($1) and log_offset >= $2 and log_offset < $3",
+            Topic::PrebuildClaims => "select * from kept_claim where batch_id = any($1) and log_offset >= $2 and log_offset < $3",
+            Topic::AgentUsage => "select * from kept_usage where batch_id = any($1) and log_offset >= $2 and log_offset < $3",
         };
-        let rows = query.bind(batches).bind(range.from).bind(range.until).fetch_all(&self.pool).await?;
+        let rows = sqlx::query(query).bind(batches).bind(range.from).bind(range.until).fetch_all(&self.pool).await?;
         rows.iter().map(|row| kept_event(range.partition.topic, row)).collect()
     }
 
     /// The accepted events of these keys, of all deployments.
     pub async fn kept_by_key(&self, topic: Topic, keys: &[String]) -> Result<Vec<KeptEvent>, sqlx::Error> {
         let ids: Vec<Uuid> = keys.iter().filter_map(|key| key.parse().ok()).collect();
-        let rows = match topic {
+        let query = match topic {
             Topic::WorkspaceBuilds => {
-                sqlx::query(kept!(builds "where s.id in (select id from source) and e.build_id = any($1)")).bind(ids).fetch_all(&self.pool)
+                sqlx::query("select * from kept_build where source_id in (select id from source) and build_id = any($1)").bind(ids)
             }
             Topic::PrebuildClaims => {
-                sqlx::query(kept!(claims "where s.id in (select id from source) and e.build_id = any($1)")).bind(ids).fetch_all(&self.pool)
+                sqlx::query("select * from kept_claim where source_id in (select id from source) and build_id = any($1)").bind(ids)
             }
             Topic::AgentUsage => {
-                sqlx::query(kept!(usage "where s.id in (select id from source) and e.id = any($1)")).bind(keys).fetch_all(&self.pool)
+                sqlx::query("select * from kept_usage where source_id in (select id from source) and id = any($1)").bind(keys)
             }
         };
-        rows.await?.iter().map(|row| kept_event(topic, row)).collect()
+        query.fetch_all(&self.pool).await?.iter().map(|row| kept_event(topic, row)).collect()
     }
 
     /// A page of all accepted events of a topic behind `after`, by source and key.
     pub async fn kept_after(&self, topic: Topic, after: Option<(i16, String)>, limit: i64) -> Result<Vec<KeptEvent>, sqlx::Error> {
         let (source_id, key) = after.unwrap_or((i16::MIN, String::new()));
         let id: Uuid = key.parse().unwrap_or_default();
-        let rows = match topic {
+        let query = match topic {
             Topic::WorkspaceBuilds => {
-                sqlx::query(kept!(builds "where (e.source_id, e.build_id) > ($1, $2) order by e.source_id, e.build_id limit $3"))
+                sqlx::query("select * from kept_build where (source_id, build_id) > ($1, $2) order by source_id, build_id limit $3")
                     .bind(source_id)
                     .bind(id)
             }
             Topic::PrebuildClaims => {
-                sqlx::query(kept!(claims "where (e.source_id, e.build_id) > ($1, $2) order by e.source_id, e.build_id limit $3"))
+                sqlx::query("select * from kept_claim where (source_id, build_id) > ($1, $2) order by source_id, build_id limit $3")
                     .bind(source_id)
                     .bind(id)
             }
-            Topic::AgentUsage => sqlx::query(kept!(usage "where (e.source_id, e.id) > ($1, $2) order by e.source_id, e.id limit $3"))
+            Topic::AgentUsage => sqlx::query("select * from kept_usage where (source_id, id) > ($1, $2) order by source_id, id limit $3")
                 .bind(source_id)
                 .bind(key),
         };
-        rows.bind(limit).fetch_all(&self.pool).await?.iter().map(|row| kept_event(topic, row)).collect()
+        query.bind(limit).fetch_all(&self.pool).await?.iter().map(|row| kept_event(topic, row)).collect()
     }
 
     /// The rejects, conflicts and held records of the range.

@@ -2,10 +2,10 @@
 
 use sha2::{Digest as _, Sha256};
 use sqlx::postgres::PgRow;
-use sqlx::{PgConnection, Row};
+use sqlx::{FromRow, PgConnection, Row};
 
 use super::{Ledger, RecordError};
-use crate::event::{Message, Topic, TopicPartition};
+use crate::event::{Message, TopicPartition};
 
 /// A record that was read, to know it again: its offset and the SHA-256 of its key and body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,8 +55,7 @@ impl Ledger {
             "insert into position as p (topic, partition, generation, epoch, start_offset, next_offset, moved_at)
              values ($1, $2, current_generation($1, $2), 1, $3, $3, $4)
              on conflict (topic, partition) do update set epoch = p.epoch + 1
-             returning generation, epoch, next_offset, last_offset, last_record,
-                 signed_from(p.topic, p.partition, p.generation) as signed_from",
+             returning *, signed_from(p.topic, p.partition, p.generation) as signed_from",
         )
         .bind(partition.topic.name())
         .bind(partition.partition)
@@ -64,7 +63,7 @@ impl Ledger {
         .bind(self.clock.now())
         .fetch_one(&self.pool)
         .await?;
-        claim_of(partition, &row)
+        claim_of(&row)
     }
 
     /// Which life of the partition the ledger is in; the first where it has no position yet.
@@ -78,21 +77,14 @@ impl Ledger {
 
     /// Every partition's position.
     pub async fn positions(&self) -> Result<Vec<(TopicPartition, i64)>, sqlx::Error> {
-        let rows =
-            sqlx::query("select topic, partition, next_offset from position order by topic, partition").fetch_all(&self.pool).await?;
-        rows.iter().map(|row| Ok((partition_of(row)?, row.try_get("next_offset")?))).collect()
+        let rows = sqlx::query("select * from position order by topic, partition").fetch_all(&self.pool).await?;
+        rows.iter().map(|row| Ok((TopicPartition::from_row(row)?, row.try_get("next_offset")?))).collect()
     }
 }
 
-/// What the columns `topic` and `partition` name.
-pub(super) fn partition_of(row: &PgRow) -> Result<TopicPartition, sqlx::Error> {
-    let topic = Topic::named(row.try_get("topic")?).ok_or_else(|| sqlx::Error::Protocol("unknown topic".into()))?;
-    Ok(TopicPartition { topic, partition: row.try_get("partition")? })
-}
-
-pub(super) fn claim_of(partition: TopicPartition, row: &PgRow) -> Result<Claim, sqlx::Error> {
+pub(super) fn claim_of(row: &PgRow) -> Result<Claim, sqlx::Error> {
     Ok(Claim {
-        partition,
+        partition: TopicPartition::from_row(row)?,
         generation: row.try_get("generation")?,
         epoch: row.try_get("epoch")?,
         next_offset: row.try_get("next_offset")?,

@@ -1,16 +1,15 @@
 //! Planned replays and how far each is.
 
-use sqlx::Row;
-use sqlx::postgres::PgRow;
+use sqlx::{FromRow, Row};
 use uuid::Uuid;
 
-use super::positions::partition_of;
 use super::{Counts, Ledger, NewAct};
 use crate::event::TopicPartition;
 
 /// One partition's range of a replay: `next_offset` moves from `first_offset` to `end_offset` (exclusive).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromRow)]
 pub struct ReplayRange {
+    #[sqlx(flatten)]
     pub partition: TopicPartition,
     /// Its life when this was planned.
     pub generation: i32,
@@ -82,16 +81,7 @@ impl Ledger {
         .fetch_all(&self.pool)
         .await?;
         let Some(first) = rows.first() else { return Ok(None) };
-        let range = |row: &PgRow| {
-            Ok(ReplayRange {
-                partition: partition_of(row)?,
-                generation: row.try_get(5)?,
-                first_offset: row.try_get(6)?,
-                next_offset: row.try_get(7)?,
-                end_offset: row.try_get(8)?,
-            })
-        };
-        let ranges = rows.iter().map(range).collect::<Result<_, sqlx::Error>>()?;
+        let ranges = rows.iter().map(ReplayRange::from_row).collect::<Result<_, sqlx::Error>>()?;
         Ok(Some(PlannedReplay { id: first.try_get(0)?, started: first.try_get(1)?, finished: first.try_get(2)?, ranges }))
     }
 
