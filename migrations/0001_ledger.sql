@@ -30,7 +30,7 @@ create table batch (
     conflicts integer not null default 0,
     rejects integer not null default 0,
     held integer not null default 0,
-    -- publications that it took out of the queue without a word of the vendor; a word that comes late may move them on
+    -- publications that it took out of the queue without a word of the vendor
     settled integer not null default 0,
     constraint batch_counts_balance check (records = accepted + duplicates + conflicts + rejects + held),
     constraint batch_of_the_log_names_its_range check (
@@ -354,7 +354,6 @@ create table publication (
     queued_batch_id bigint not null,
     state text not null default 'pending' constraint publication_state_is_known
         check (state in ('pending', 'published', 'refused', 'expired', 'unknown', 'not_ours')),
-    settled_batch_id bigint,
     attempts integer not null default 0,
     -- an attempt was sent and no answer to it is recorded
     unanswered boolean not null default false,
@@ -366,11 +365,20 @@ create table publication (
     held_for text constraint publication_held_for_is_known check (held_for in ('coderd_differs', 'vendor_rules')),
     held_since timestamptz,
     constraint publication_is_held_since_an_instant check ((held_for is null) = (held_since is null)),
-    constraint publication_is_unique primary key (source_id, event_id),
-    constraint publication_is_settled_by_a_batch check ((state = 'pending') = (settled_batch_id is null))
+    constraint publication_is_unique primary key (source_id, event_id)
 );
 create index publication_due on publication (source_id, event_created_at, event_id) where state = 'pending';
-create index publication_by_batch on publication (settled_batch_id);
+
+-- How each publication left the queue, and what a late word of the vendor made of it then. Rows are only added: the newest up to a sequence says how the
+-- publication stood there, and without any it was pending. publication.state repeats the newest.
+create table settlement (
+    source_id smallint not null,
+    event_id text not null,
+    batch_id bigint not null references batch,
+    state text not null constraint settlement_state_is_known check (state in ('published', 'refused', 'expired', 'unknown', 'not_ours')),
+    constraint settlement_is_unique primary key (source_id, event_id, batch_id)
+);
+create index settlement_by_batch on settlement (batch_id);
 
 -- Mode `sole`: coderd's newest publish mark at our first look, over all restarts. A later mark stops the source's publishing until an act.
 create table publish_mark (

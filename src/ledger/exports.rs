@@ -92,13 +92,12 @@ impl Ledger {
     }
 
     /// The next rows of the range behind `after`, ordered by time, then id by its bytes, then deployment; empty at the end. What a batch
-    /// tells never changes, so pages of one `as_of` fit together without a common snapshot. One thing is not kept: a vendor's late word over
-    /// `unknown` or `refused` replaces the batch that said so, and before that word the event shows as pending.
+    /// tells never changes, so pages of one `as_of` fit together without a common snapshot.
     pub async fn usage_page(&self, range: &UsageRange, after: Option<&UsageRow>, limit: i64) -> Result<Vec<UsageRow>, sqlx::Error> {
         sqlx::query_as(
             r#"
             select source.deployment_id, usage.id as event_id, usage.event_type, usage.quantity::text as quantity, usage.created_at,
-                case when settled.sequence <= $4 then publication.state else 'pending' end as publication_state,
+                coalesce(settled.state, 'pending') as publication_state,
                 accepted.request_id, usage.sequence
             from source
             cross join lateral (
@@ -108,8 +107,11 @@ impl Ledger {
                     and ($5 is null or (event.created_at, event.id collate "C", source.deployment_id) > ($5, $6, $7))
                 order by event.created_at, event.id collate "C" limit $8
             ) usage
-            left join publication on publication.source_id = source.id and publication.event_id = usage.id
-            left join batch settled on settled.id = publication.settled_batch_id
+            left join lateral (
+                select settlement.state from settlement join batch on batch.id = settlement.batch_id
+                where settlement.source_id = source.id and settlement.event_id = usage.id and batch.sequence <= $4
+                order by batch.sequence desc limit 1
+            ) settled on true
             left join lateral (
                 select attempt.request_id from publication_attempt attempt
                 join publication_request request on request.id = attempt.request_id

@@ -248,32 +248,40 @@ fn kept_event(topic: Topic, row: &PgRow) -> Result<KeptEvent, sqlx::Error> {
 }
 
 /// Each query answers (id, detail) for rows that disagree, at most `$1`; mostly there is none, and `materialized` makes the planner plan for all.
-const CHECKS: [(&str, &str); 7] = [
+const CHECKS: [(&str, &str); 8] = [
     (
         "publication_changed",
         "with found as materialized (
-             select p.event_id, concat_ws(', ', 
-                     case when p.event_created_at <> u.created_at then 'event_created_at' end,
+             select p.event_id, concat_ws(', ', case when p.event_created_at <> u.created_at then 'event_created_at' end,
                      case when p.queued_batch_id <> u.batch_id then 'queued_batch_id' end) || ': not as in its usage'
              from publication p join usage_event u on u.source_id = p.source_id and u.id = p.event_id
              where (p.event_created_at, p.queued_batch_id) <> (u.created_at, u.batch_id))
          select * from found limit $1",
     ),
     (
-        "publication_settled_by_no_batch",
+        "publication_off_its_settlement",
         "with found as materialized (
-             select event_id, 'is ' || state || ' by batch ' || settled_batch_id || ', which holds no verdicts'
-             from publication p
-             where settled_batch_id is not null and not exists (select from batch b where b.id = p.settled_batch_id and b.kind = 'verdicts'))
+             select p.event_id, 'is ' || p.state || ', its newest settlement says ' || coalesce(s.state, 'pending')
+             from publication p left join (
+                 select distinct on (source_id, event_id) source_id, event_id, state from settlement join batch b on b.id = batch_id
+                 order by source_id, event_id, b.sequence desc
+             ) s using (source_id, event_id)
+             where p.state <> coalesce(s.state, 'pending'))
          select * from found limit $1",
     ),
     (
-        "publication_beyond_its_batch",
+        "settlement_of_no_publication",
+        "select event_id, 'settled as ' || state || ' by batch ' || batch_id || ', and not queued' from settlement s
+         where not exists (select from publication p where p.source_id = s.source_id and p.event_id = s.event_id) limit $1",
+    ),
+    (
+        "batch_off_its_settlements",
         "with found as materialized (
-             select event_id, 'is ' || state || ' by batch ' || batch_id || ', which settled ' || settled || ' so, and there are ' || n
-             from (select p.event_id, p.state, b.id as batch_id, b.settled, count(*) over (partition by b.id) as n
-                   from publication p join batch b on b.id = p.settled_batch_id where p.state not in ('pending', 'published', 'refused')) as so
-             where n > settled)
+             select 'batch ' || b.id, 'settled ' || b.settled || ' without the vendor, and there are ' || coalesce(s.n, 0)
+             from batch b left join (
+                 select batch_id, count(*) filter (where state not in ('published', 'refused')) as n from settlement group by batch_id
+             ) s on s.batch_id = b.id
+             where b.settled <> coalesce(s.n, 0) or b.kind <> 'verdicts' and s.batch_id is not null)
          select * from found limit $1",
     ),
     (

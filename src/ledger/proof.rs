@@ -170,7 +170,8 @@ impl Ledger {
         let life: Option<PublicationLife> = sqlx::query_as(
             "select p.state, b.sequence as settled_sequence, b.recorded_at as settled_at, p.unanswered, p.held_for, p.last_message,
                  case when p.state = 'pending' then p.next_attempt_at end as next_attempt_at
-             from publication p left join batch b on b.id = p.settled_batch_id where p.source_id = $1 and p.event_id = $2",
+             from publication p left join settlement s using (source_id, event_id) left join batch b on b.id = s.batch_id
+             where p.source_id = $1 and p.event_id = $2 order by b.sequence desc nulls last limit 1",
         )
         .bind(source_id)
         .bind(event_id)

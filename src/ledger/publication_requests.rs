@@ -221,16 +221,25 @@ async fn settle(tx: &mut PgConnection, outcome: &RequestOutcome<'_>, batch_id: i
     let final_words = outcome.attempts.iter().filter(|one| matches!(one.verdict, AttemptVerdict::Accepted | AttemptVerdict::Refused));
     let final_words: Vec<&Attempt> = final_words.collect();
     sqlx::query(
-        "update publication set state = new.state, settled_batch_id = $2, unanswered = false, last_message = new.message, held_for = null, held_since = null,
-             leased_by = null, leased_until = null
-         from unnest($3::text[], $4::text[], $5::text[]) as new (event_id, state, message)
-         where publication.source_id = $1 and publication.event_id = new.event_id
-             and (publication.state in ('pending', 'unknown', 'not_ours') or publication.state = 'refused' and new.state = 'published')",
+        "with settled as (
+             update publication set state = new.state, unanswered = false, last_message = new.message, held_for = null, held_since = null,
+                 leased_by = null, leased_until = null
+             from unnest($3::text[], $4::text[], $5::text[]) as new (event_id, state, message)
+             where publication.source_id = $1 and publication.event_id = new.event_id
+                 and (publication.state in ('pending', 'unknown', 'not_ours') or publication.state = 'refused' and new.state = 'published')
+             returning publication.event_id, publication.state
+         )
+         insert into settlement (source_id, event_id, batch_id, state) select $1, event_id, $2, state from settled",
     )
     .bind(outcome.source_id)
     .bind(batch_id)
     .bind(final_words.iter().map(|one| one.event_id.as_str()).collect::<Vec<_>>())
-    .bind(final_words.iter().map(|one| if one.verdict == AttemptVerdict::Accepted { PublicationState::Published } else { PublicationState::Refused }).collect::<Vec<_>>())
+    .bind(
+        final_words
+            .iter()
+            .map(|one| if one.verdict == AttemptVerdict::Accepted { PublicationState::Published } else { PublicationState::Refused })
+            .collect::<Vec<_>>(),
+    )
     .bind(final_words.iter().map(|one| one.message.as_deref()).collect::<Vec<_>>())
     .execute(tx)
     .await?;

@@ -302,9 +302,12 @@ impl Ledger {
         }
         let batch_id = insert_verdicts(&mut tx, self, free.len()).await?;
         let states: Vec<PublicationState> = sqlx::query_scalar(
-            "update publication set settled_batch_id = $3, held_for = null, held_since = null, leased_by = null, leased_until = null,
-                 state = case when $4 then 'not_ours' when unanswered then 'unknown' else 'expired' end
-             where source_id = $1 and event_id = any($2) returning state",
+            "with settled as (
+                 update publication set held_for = null, held_since = null, leased_by = null, leased_until = null,
+                     state = case when $4 then 'not_ours' when unanswered then 'unknown' else 'expired' end
+                 where source_id = $1 and event_id = any($2) returning event_id, state
+             )
+             insert into settlement (source_id, event_id, batch_id, state) select $1, event_id, $3, state from settled returning state",
         )
         .bind(source_id)
         .bind(&free)

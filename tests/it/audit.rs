@@ -292,7 +292,7 @@ async fn whatever_is_changed_in_the_ledger_by_hand_is_named() {
         ("delete from usage_event", LOG, "batch_without_its_events", "batch "),
         ("delete from usage_event", VENDOR, "usage_without_publication", "usage-1"),
         ("delete from publication", VENDOR, "usage_without_publication", "usage-1"),
-        ("update publication set state = 'published', settled_batch_id = 1", VENDOR, "publication_without_its_answer", "usage-1"),
+        ("update publication set state = 'published'", VENDOR, "publication_without_its_answer", "usage-1"),
         (
             "update batch set first_offset = first_offset + 1 where topic like '%usage%'",
             LOG,

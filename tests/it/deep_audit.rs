@@ -222,13 +222,32 @@ fn rows() -> Vec<Row> {
         // what speaks of events
         ("delete from workspace_first_start", "build_without_its_first_start", any("workspace_build_completed:"), "first start"),
         ("update workspace_first_start set build_id = gen_random_uuid()", "first_start_without_its_build", any("workspace_build_"), "no accepted"),
-        ("update publication set event_type = 'x' where event_id = 'usage-0'", "publication_changed", usage(0), "event_type: not as"),
-        ("update publication set settled_batch_id = 1 where state = 'published'", "publication_settled_by_no_batch", usage(1), "batch 1"),
         (
-            "update publication set state = 'expired', settled_batch_id = b.id from batch b where b.settled = 1 and event_id = 'usage-0'",
-            "publication_beyond_its_batch",
+            "update publication set event_created_at = now() where event_id = 'usage-0'",
+            "publication_changed",
             usage(0),
-            "which settled 1 so, and there are 2",
+            "event_created_at: not as",
+        ),
+        (
+            "update publication set state = 'expired' where event_id = 'usage-0'",
+            "publication_off_its_settlement",
+            usage(0),
+            "is expired, its newest settlement says pending",
+        ),
+        ("delete from settlement where state = 'published'", "publication_off_its_settlement", usage(1), "newest settlement says pending"),
+        (
+            "insert into settlement (source_id, event_id, batch_id, state) select 1, 'usage-0', id, 'expired' from batch where settled = 1;
+             update publication set state = 'expired' where event_id = 'usage-0'",
+            "batch_off_its_settlements",
+            any("batch "),
+            "settled 1 without the vendor, and there are 2",
+        ),
+        ("update settlement set batch_id = 1 where state = 'published'", "batch_off_its_settlements", any("batch 1"), "settled 0"),
+        (
+            "insert into settlement (source_id, event_id, batch_id, state) select 1, 'forged', id, 'published' from batch where settled = 1",
+            "settlement_of_no_publication",
+            any("forged"),
+            "not queued",
         ),
         ("update publication set attempts = 7 where event_id = 'usage-0'", "publication_off_its_attempts", usage(0), "says 7, there are 0"),
         ("update publication set state = 'expired' where state = 'published'", "publication_without_its_answer", usage(1), "no recorded answer"),

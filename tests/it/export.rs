@@ -151,18 +151,46 @@ async fn what_comes_later_does_not_change_what_was_known_then() {
     assert_eq!(exported(&ledger, &all(after)).await.0, expected);
 }
 
+#[tokio::test]
+async fn a_late_word_of_the_vendor_does_not_change_what_was_known_before() {
+    let (_database, ledger) = registered_ledger().await;
+    record(&ledger, &[usage(DEPLOYMENT, "late", UsageQuantity::ManagedAgents(1), noon())]).await;
+    let source_id: i16 = sqlx::query_scalar("select id from source").fetch_one(&ledger.pool).await.unwrap();
+    let request = send(&ledger, source_id, "late").await;
+    let settled = ledger.settle_publications(source_id, "me", &["late".to_owned()], Settlement::TooOld).await.unwrap();
+    assert_eq!(settled.unknown, 1);
+    let then = ledger.head().await.unwrap().sequence;
+    let (file, _) = exported(&ledger, &all(then)).await;
+    assert!(file.contains(",unknown,,"), "{file}");
+
+    accept(&ledger, source_id, "late", request).await;
+    assert_eq!(exported(&ledger, &all(then)).await.0, file, "the same bytes as of the same sequence");
+    let now = ledger.head().await.unwrap().sequence;
+    let (file, _) = exported(&ledger, &all(now)).await;
+    assert!(now > then && file.contains(&format!(",published,{request},")), "{file}");
+}
+
 /// Sends one event by the ledger's own steps, as far as the vendor's acceptance.
 pub async fn publish(ledger: &Ledger, source_id: i16, event_id: &str) -> Uuid {
+    let id = send(ledger, source_id, event_id).await;
+    accept(ledger, source_id, event_id, id).await;
+    id
+}
+
+async fn send(ledger: &Ledger, source_id: i16, event_id: &str) -> Uuid {
     let (id, lease) = (Uuid::from_u128(7), Duration::from_secs(60));
     ledger.lease_publications(source_id, "me", DateTime::UNIX_EPOCH, 10, lease).await.unwrap();
     let request = NewRequest { id, source_id, license_sha256: [1; 32], event_ids: vec![event_id], holder: "me", lease };
     assert!(ledger.begin_request(&request).await.unwrap());
+    id
+}
+
+async fn accept(ledger: &Ledger, source_id: i16, event_id: &str, id: Uuid) {
     let verdict = AttemptVerdict::Accepted;
     let attempt = Attempt { event_id: event_id.to_owned(), verdict, message: None, next_attempt_at: noon(), unanswered: false };
     let (answered_at, attempts) = (Some(noon()), vec![attempt]);
     let outcome = RequestOutcome { id, source_id, holder: "me", answered_at, status: Some(200), error: None, attempts };
     ledger.record_outcome(&outcome).await.unwrap();
-    id
 }
 
 #[tokio::test]

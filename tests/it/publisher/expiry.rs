@@ -21,7 +21,7 @@ async fn an_event_is_sent_up_to_the_last_microsecond_before_it_is_30_days_old() 
     assert_eq!(world.delivered(), ["just young enough"]);
     assert_eq!(world.states(&["on the line", "just young enough"]).await, ["expired", "published"]);
     let sequenced: bool = sqlx::query_scalar(
-        "select b.sequence is not null and b.kind = 'verdicts' from publication p join batch b on b.id = p.settled_batch_id where p.state = 'expired'",
+        "select b.sequence is not null and b.kind = 'verdicts' from settlement s join batch b on b.id = s.batch_id where s.state = 'expired'",
     )
     .fetch_one(&world.ledger.pool)
     .await

@@ -32,8 +32,8 @@ async fn accepted_events_are_published_in_the_order_of_their_time_by_a_recorded_
 
     let request = sqlx::query(
         "select r.events, r.sent_at, r.answered_at, r.status, r.license_sha256,
-             (select count(*) from publication p join publication_attempt a using (source_id, event_id)
-              where a.request_id = r.id and a.verdict = 'accepted' and p.settled_batch_id = b.id and not p.unanswered and p.attempts = 1)
+             (select count(*) from publication p join settlement s using (source_id, event_id) join publication_attempt a using (source_id, event_id)
+              where a.request_id = r.id and a.verdict = 'accepted' and s.batch_id = b.id and s.state = 'published' and not p.unanswered and p.attempts = 1)
          from publication_request r join batch b on b.id = r.batch_id and b.kind = 'verdicts' and b.sequence is not null where r.error is null",
     )
     .fetch_one(&world.ledger.pool)

@@ -142,8 +142,9 @@ async fn a_whole_topic_replay_changes_nothing_and_its_plan_said_so() {
     site.desk.log.append(Topic::AgentUsage, odd).await.unwrap();
     site.consume().await;
     // one is published, the others wait
-    let settled = "with b as (insert into batch (kind, recorded_at) values ('verdicts', now()) returning id)
-        update publication set state = 'published', settled_batch_id = b.id from b where event_id = 'usage-2'";
+    let settled = "with b as (insert into batch (kind, recorded_at) values ('verdicts', now()) returning id),
+        p as (update publication set state = 'published' where event_id = 'usage-2' returning source_id, event_id, state)
+        insert into settlement (source_id, event_id, batch_id, state) select source_id, event_id, id, state from p, b";
     sqlx::query(settled).execute(&site.desk.ledger.pool).await.unwrap();
 
     let (metrics, licenses) = (site.state::<MetricsState>().await, site.state::<LicensesState>().await);
