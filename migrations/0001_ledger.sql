@@ -54,6 +54,10 @@ begin
     return null;
 end
 $$;
+-- A sequence as it is shown: INCARNATION:SEQUENCE.
+create function named_sequence(number bigint) returns text language sql stable strict as $$
+    select incarnation || ':' || number from ledger
+$$;
 create constraint trigger batch_takes_sequence after insert on batch
     deferrable initially deferred for each row execute function take_sequence();
 
@@ -618,6 +622,7 @@ create table audit_finding (
     recent_usage bigint not null,
     -- the first few differences, as JSON
     examples jsonb not null,
+    incarnation uuid not null,
     sequence bigint not null,
     audited_at timestamptz not null,
     -- how long the audit took

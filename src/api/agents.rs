@@ -1,5 +1,6 @@
 //! `GET /api/v1/managed-agents/count`: how many managed agents were started in a window, from memory.
 
+use crate::ledger::Sequence;
 use std::sync::Arc;
 
 use axum::Json;
@@ -47,7 +48,7 @@ pub(super) struct Count {
     /// Whatever was committed to the ledger before is counted.
     as_of: DateTime<Utc>,
     /// The same as a ledger sequence.
-    sequence: i64,
+    sequence: Sequence,
     /// All that coderd committed before is counted; null where nothing can be said.
     complete_until: Option<DateTime<Utc>>,
     /// The deployment.
@@ -67,6 +68,6 @@ pub(super) async fn count(State(serving): State<Arc<Serving>>, Query(window): Qu
         }
     })?;
     let complete_until = serving.known.completeness(answer.source, answer.standing).complete_until;
-    let (sequence, as_of, source) = (answer.standing.sequence, answer.as_of, answer.source);
+    let (sequence, as_of, source) = (answer.standing.at(), answer.as_of, answer.source);
     Ok(Json(Count { count: answer.value, start, end, as_of, sequence, complete_until, source }))
 }

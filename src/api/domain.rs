@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::Serving;
 use super::known::Known;
 use super::standing::{NoSource, choose};
-use crate::ledger::{Head, Lease};
+use crate::ledger::Lease;
 use crate::projection::{self, ShownFamilies, Standing};
 
 /// Why there are no domain series in an answer.
@@ -102,8 +102,7 @@ pub(super) async fn families(serving: &Serving, asked: Option<Uuid>, within: Dur
         if !known.is_in(standing) {
             return Err(Withheld::Behind);
         }
-        let raise =
-            serving.api.own.ledger.raise_shown_sequence(&lease, Head { incarnation: standing.incarnation, sequence: standing.sequence });
+        let raise = serving.api.own.ledger.raise_shown_sequence(&lease, standing.at());
         let shown_sequence = timeout_at(deadline, raise).await.map_err(|_| Withheld::LedgerAway)?.map_err(|_| Withheld::LedgerAway)?;
         match raised(standing, shown_sequence) {
             Raised::Shown => {
@@ -127,6 +126,7 @@ pub(super) async fn families(serving: &Serving, asked: Option<Uuid>, within: Dur
 mod tests {
     use super::*;
     use crate::api::known::KnownSource;
+    use crate::ledger::Sequence;
     use crate::ledger::{Completeness, Source};
 
     fn known(sources: &[(u128, bool, bool)]) -> Known {
@@ -141,7 +141,7 @@ mod tests {
             backfilled: *backfilled,
             completeness: Completeness::default(),
         };
-        let head = Head { incarnation: Uuid::from_u128(9), sequence: 5 };
+        let head = Sequence { incarnation: Uuid::from_u128(9), number: 5 };
         Known { head, recovering: false, sources: sources.iter().map(source).collect(), reached_at: Instant::now() }
     }
 

@@ -47,7 +47,9 @@ pub(super) async fn entitlements(State(serving): State<Arc<Serving>>, asked: Que
             response.headers_mut().insert(name, value);
         }
     }
-    response.headers_mut().insert("tallyline-sequence", answer.standing.sequence.into());
+    if let Ok(sequence) = answer.standing.at().to_string().try_into() {
+        response.headers_mut().insert("tallyline-sequence", sequence);
+    }
     Ok(response)
 }
 

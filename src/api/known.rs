@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::{Api, Serving};
 use crate::cause::Lasting;
-use crate::ledger::{Completeness, Head, Ledger, Source};
+use crate::ledger::{Completeness, Ledger, Sequence, Source};
 use crate::license::RuleSet;
 use crate::operations::OperationError;
 use crate::projection::Standing;
@@ -32,7 +32,7 @@ pub(super) struct KnownSources {
 #[derive(Debug)]
 pub(super) struct Known {
     /// The ledger's end, read after all else.
-    pub(super) head: Head,
+    pub(super) head: Sequence,
     /// It was restored from a backup and has not caught up yet; of the same moment.
     pub(super) recovering: bool,
     /// In the order of their introduction.
@@ -64,7 +64,7 @@ impl Known {
 
     /// Whether a state of this standing holds all that was known of.
     pub(super) fn is_in(&self, standing: Standing) -> bool {
-        standing.incarnation == self.head.incarnation && standing.sequence >= self.head.sequence
+        standing.incarnation == self.head.incarnation && standing.sequence >= self.head.number
     }
 }
 
@@ -130,7 +130,7 @@ impl KnownSources {
     }
 }
 
-async fn ask(ledger: &Ledger) -> Result<(Head, bool, Vec<KnownSource>), sqlx::Error> {
+async fn ask(ledger: &Ledger) -> Result<(Sequence, bool, Vec<KnownSource>), sqlx::Error> {
     let mut sources = Vec::new();
     for source in ledger.sources().await? {
         let (backfilled, completeness) = (ledger.backfilled(source.id).await?, ledger.completeness(source.id).await?);
@@ -143,14 +143,14 @@ async fn ask(ledger: &Ledger) -> Result<(Head, bool, Vec<KnownSource>), sqlx::Er
 
 /// Waits until both states have reached the ledger's end as it was; false where it has become another ledger. Without a deadline, because a
 /// later end would only be reached later: what is waited for is the folds' own progress, and readiness tells that they are behind.
-async fn reached(api: &Api, head: Head) -> bool {
+async fn reached(api: &Api, head: Sequence) -> bool {
     let (metrics, licenses) = tokio::join!(reaches(api.metrics.watch(), head), reaches(api.licenses.watch(), head));
     metrics && licenses
 }
 
-async fn reaches(mut standing: watch::Receiver<Option<Standing>>, head: Head) -> bool {
+async fn reaches(mut standing: watch::Receiver<Option<Standing>>, head: Sequence) -> bool {
     let decided = |standing: &Option<Standing>| {
-        standing.is_some_and(|standing| standing.incarnation != head.incarnation || standing.sequence >= head.sequence)
+        standing.is_some_and(|standing| standing.incarnation != head.incarnation || standing.sequence >= head.number)
     };
     standing.wait_for(decided).await.is_ok_and(|standing| standing.is_some_and(|standing| standing.incarnation == head.incarnation))
 }

@@ -173,7 +173,7 @@ async fn reach(database: &coderd::Database, kept: &Mutex<Option<coderd::Reader>>
 
 async fn projections(serving: &Serving) -> Check {
     let end = match serving.api.own.ledger.head().await {
-        Ok(head) => head.sequence,
+        Ok(head) => head.number,
         Err(error) => return Check::missing(format!("how far they are behind is not known: {}", cause::text(&error))),
     };
     let mut standings = Vec::new();

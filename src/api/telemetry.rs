@@ -89,7 +89,7 @@ impl ApiTelemetry {
     }
 
     fn sources(&self, known: &Known) {
-        self.ledger.set(known.head.sequence);
+        self.ledger.set(known.head.number);
         for known in &known.sources {
             let source = known.source.deployment_id.to_string();
             for (gauge, until) in [

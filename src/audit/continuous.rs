@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::{Audit, Joint, LOG, LedgerJoints, RECENT_USAGE, RECENT_USAGE_DIFFERS, SOURCE, SOURCE_GONE, VENDOR};
 use crate::cause::Lasting;
-use crate::ledger::{Finding, Lease, LeaseError, NewFinding, holds, lease_step};
+use crate::ledger::{Finding, Lease, LeaseError, NewFinding, Sequence, holds, lease_step};
 
 /// The lease's name.
 const NAME: &str = "audit";
@@ -263,7 +263,7 @@ impl Continuous {
                 Ok(mut joint) => {
                     let awaits = joint.drop_unsettled();
                     if awaits == 0 || !joint.differences.is_empty() {
-                        let sequence = self.audit.ledger.in_time(self.audit.ledger.last_sequence()).await?;
+                        let sequence = self.audit.ledger.in_time(self.audit.ledger.head()).await?;
                         self.record(lease, self.own(), &[&joint], sequence, begun).await?;
                     }
                     if awaits > 0 {
@@ -294,7 +294,7 @@ impl Continuous {
         lease: &Lease,
         deployment: Option<Uuid>,
         joints: &[&Joint],
-        sequence: i64,
+        sequence: Sequence,
         begun: Instant,
     ) -> anyhow::Result<()> {
         let found: Vec<NewFinding> = joints

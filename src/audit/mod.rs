@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::coderd::Database;
-use crate::ledger::{Difference, Ledger};
+use crate::ledger::{Difference, Ledger, Sequence};
 use crate::log::Log;
 
 /// The joints' names.
@@ -50,7 +50,7 @@ pub struct AuditReport {
     /// No joint has a difference.
     pub balanced: bool,
     /// The ledger sequence up to which the ledger's own books were read.
-    pub sequence: i64,
+    pub sequence: Sequence,
     /// source ↔ ledger, log ↔ ledger, ledger ↔ vendor.
     pub joints: Vec<Joint>,
 }
@@ -73,7 +73,7 @@ pub struct Joint {
 /// The joints of the ledger with log and vendor.
 struct LedgerJoints {
     /// Up to which the ledger was read.
-    sequence: i64,
+    sequence: Sequence,
     /// An error: the log cannot be read, which says nothing about the vendor.
     log: anyhow::Result<Joint>,
     vendor: Joint,

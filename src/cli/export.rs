@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::actor::ActorArguments;
 use super::{Context, Exit, Failure, PipelineArguments, columns, connect, instant};
 use crate::export::{Aggregate, ExportFile, Hashed, Totals, export_usage, incomplete, incomplete_as_of, is_stdout};
-use crate::ledger::{Ledger, NewExport, Pausable, UsageRange};
+use crate::ledger::{Ledger, NewExport, Pausable, Sequence, UsageRange};
 use crate::operations::refuse_paused;
 
 /// Write files for finance.
@@ -36,8 +36,8 @@ pub struct Usage {
     #[arg(long, value_name = "DEPLOYMENT ID")]
     source: Option<Uuid>,
     /// As known at this ledger sequence; without it, as known now
-    #[arg(long, value_name = "SEQUENCE", value_parser = clap::value_parser!(i64).range(0..))]
-    as_of: Option<i64>,
+    #[arg(long, value_name = "INCARNATION:SEQUENCE")]
+    as_of: Option<Sequence>,
     /// The file's form
     #[arg(long, value_enum, default_value = "csv", value_name = "FORMAT")]
     format: Format,
@@ -64,8 +64,7 @@ struct Answer {
     from: DateTime<Utc>,
     to: DateTime<Utc>,
     source: Option<Uuid>,
-    ledger_incarnation: Uuid,
-    as_of_sequence: i64,
+    as_of_sequence: Sequence,
     export_id: i64,
     sha256: String,
     /// Why usage of the range may be missing.
@@ -97,7 +96,6 @@ pub(super) async fn run(export: Export, context: &Context) -> Result<Exit, Failu
         from: usage.from,
         to: usage.to,
         source: usage.source,
-        ledger_incarnation: written.incarnation,
         as_of_sequence: range.as_of,
         export_id: written.export_id,
         sha256: hex::encode(written.sha256),
@@ -114,8 +112,8 @@ pub(super) async fn run(export: Export, context: &Context) -> Result<Exit, Failu
 
 /// The range that was asked for, as of a ledger sequence, and why usage of it may be missing.
 async fn range(ledger: &Ledger, usage: &Usage) -> Result<(UsageRange, Option<String>), Failure> {
-    let last = ledger.in_time(ledger.last_sequence()).await?;
-    if let Some(as_of) = usage.as_of.filter(|as_of| *as_of > last) {
+    let last = ledger.in_time(ledger.head()).await?;
+    if let Some(as_of) = usage.as_of.filter(|as_of| as_of.incarnation != last.incarnation || as_of.number > last.number) {
         return Err(Failure::of(Exit::Refused, format!("--as-of {as_of}: the ledger's last sequence is {last}")));
     }
     if let Some(source) = usage.source
@@ -130,29 +128,27 @@ async fn range(ledger: &Ledger, usage: &Usage) -> Result<(UsageRange, Option<Str
     }
     let incomplete = ledger.in_time(incomplete(ledger, &range)).await?;
     // the sequence comes last: it has all that the check relies on
-    let as_of = ledger.in_time(ledger.last_sequence()).await?;
+    let as_of = ledger.in_time(ledger.head()).await?;
     Ok((UsageRange { as_of, ..range }, incomplete))
 }
 
 /// An export that is where it belongs.
 struct Written {
-    incarnation: Uuid,
     export_id: i64,
     totals: Totals,
     sha256: [u8; 32],
 }
 
 async fn write(ledger: &Ledger, usage: &Usage, range: &UsageRange, to_stdout: bool) -> Result<Written, Failure> {
-    let incarnation = ledger.in_time(ledger.incarnation()).await?;
     let actor = usage.actor.actor();
     let record = async |totals: &Totals, sha256| {
         let (actor, reason, events) = (actor.name.as_str(), actor.reason.as_str(), totals.events);
-        let export = NewExport { actor, reason, range, incarnation, format: "csv", events, sha256 };
+        let export = NewExport { actor, reason, range, format: "csv", events, sha256 };
         ledger.in_time(ledger.record_export(&export)).await.map_err(Failure::from)
     };
     if to_stdout {
         let (totals, sha256) = hashed(ledger, range, io::stdout(), Path::new("stdout")).await?;
-        return Ok(Written { incarnation, export_id: record(&totals, sha256).await?, totals, sha256 });
+        return Ok(Written { export_id: record(&totals, sha256).await?, totals, sha256 });
     }
     let refused = |error: io::Error| Failure::of(Exit::Refused, format!("{} cannot be written: {error}", usage.file.display()));
     let path = usage.file.clone();
@@ -162,7 +158,7 @@ async fn write(ledger: &Ledger, usage: &Usage, range: &UsageRange, to_stdout: bo
     // recorded first: a file without a record would be worse than a record without a file
     let export_id = record(&totals, sha256).await?;
     file.finish().map_err(refused)?;
-    Ok(Written { incarnation, export_id, totals, sha256 })
+    Ok(Written { export_id, totals, sha256 })
 }
 
 /// Writes the range and answers what it adds up to, with the SHA-256 of its bytes.
@@ -195,8 +191,8 @@ fn table(answer: &Answer) -> String {
     );
     let (from, to) = (time(answer.from), time(answer.to));
     text.push_str(&format!(
-        "{} events from {from} to {to} (not included), as of ledger sequence {} of {}, in {}\nexport {}, SHA-256 {}\n",
-        answer.totals.events, answer.as_of_sequence, answer.ledger_incarnation, answer.file, answer.export_id, answer.sha256
+        "{} events from {from} to {to} (not included), as of ledger sequence {}, in {}\nexport {}, SHA-256 {}\n",
+        answer.totals.events, answer.as_of_sequence, answer.file, answer.export_id, answer.sha256
     ));
     if let Some(reason) = &answer.incomplete {
         text.push_str(&format!("not complete: {reason}\n"));

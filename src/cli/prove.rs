@@ -73,7 +73,7 @@ fn page(proof: &Proof) -> String {
         Some(accepted) => accepted_lines(&mut page, accepted),
     }
     refusal_lines(&mut page, proof);
-    page.line("AS OF", &format!("ledger {} at sequence {}", proof.ledger_incarnation, proof.as_of_sequence));
+    page.line("AS OF", &format!("ledger sequence {}", proof.as_of_sequence));
     page.0
 }
 

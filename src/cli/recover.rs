@@ -158,7 +158,7 @@ fn ledger(effect: &LedgerEffect) -> String {
     if let Some(open) = &effect.open {
         rows.push(["open already".to_owned(), open.to_string()]);
     }
-    let mut text = columns(["LEDGER", &effect.incarnation.to_string()], rows);
+    let mut text = columns(["LEDGER", &effect.sequence.incarnation.to_string()], rows);
     if !effect.not_waited_for.is_empty() {
         let rows = effect.not_waited_for.iter().map(|source| {
             let why = if source.by_this_plan { "given up by this plan" } else { "was not read for 35 days, or is given up" };

@@ -126,7 +126,8 @@ fn totals(types: Types) -> Totals {
         events: deployments.values().map(|(events, _)| events).sum(),
         quantity: deployments.values().map(|(_, quantity)| quantity).sum::<u128>().to_string(),
     };
-    let types: Vec<TypeTotal> = types.into_iter().map(total).collect();
+    let mut types: Vec<TypeTotal> = types.into_iter().map(total).collect();
+    types.sort_by_key(|total| total.event_type.as_str());
     Totals { events: types.iter().map(|total| total.events).sum(), types }
 }
 

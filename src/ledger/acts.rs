@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use sqlx::{FromRow, PgConnection};
 use utoipa::ToSchema;
 
-use super::Ledger;
+use super::{Ledger, Sequence};
 use crate::words::words;
 
 /// Who did what this program does by itself.
@@ -82,7 +82,7 @@ pub struct Act {
     #[schema(value_type = Object)]
     pub detail: serde_json::Value,
     /// The ledger sequence of the act.
-    pub sequence: i64,
+    pub sequence: Sequence,
 }
 
 /// Which acts are looked for: those that fit all that is given.
@@ -109,7 +109,7 @@ impl Ledger {
     /// The database's.
     pub async fn acts(&self, filter: &ActFilter<'_>, limit: i64) -> Result<Vec<Act>, sqlx::Error> {
         sqlx::query_as(
-            "select operator_act.id, acted_at, actor, act, coalesce(subject, reject_id::text) as subject, reason, detail, batch.sequence
+            "select operator_act.id, acted_at, actor, act, coalesce(subject, reject_id::text) as subject, reason, detail, named_sequence(batch.sequence) as sequence
              from operator_act join batch on batch.id = batch_id
              where ($1::text is null or actor = $1) and ($2::text is null or act = $2) and ($3::text is null or coalesce(subject, reject_id::text) = $3)
                and ($4::timestamptz is null or acted_at >= $4) and ($5::timestamptz is null or acted_at < $5)

@@ -9,7 +9,7 @@ use sqlx::{FromRow, PgConnection, Row};
 use uuid::Uuid;
 
 use super::positions::last_record;
-use super::{LastRecord, Ledger};
+use super::{LastRecord, Ledger, Sequence};
 use crate::event::TopicPartition;
 
 /// One partition as the ledger's own rows tell it.
@@ -49,7 +49,7 @@ pub struct Difference {
 #[derive(Clone, Debug)]
 pub struct LedgerBooks {
     /// The last sequence of the snapshot.
-    pub sequence: i64,
+    pub sequence: Sequence,
     pub partitions: Vec<PartitionBooks>,
     /// Accepted usage events.
     pub usage: i64,
@@ -66,7 +66,8 @@ impl Ledger {
     /// Adds up and compares the ledger's rows with each other. Each statement has its own deadline.
     pub async fn books(&self) -> Result<LedgerBooks, sqlx::Error> {
         let mut tx = self.in_time(self.pool.begin_with("begin isolation level repeatable read read only")).await?;
-        let sequence = self.in_time(sqlx::query("select next_sequence - 1 from ledger").fetch_one(&mut *tx)).await?.try_get(0)?;
+        let sequence = sqlx::query_scalar("select named_sequence(next_sequence - 1) from ledger").fetch_one(&mut *tx);
+        let sequence = self.in_time(sequence).await?;
         let mut books = LedgerBooks {
             sequence,
             partitions: self.in_time(partitions(&mut tx)).await?,

@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use sqlx::FromRow;
 use uuid::Uuid;
 
-use super::{Ledger, PublicationState};
+use super::{Ledger, PublicationState, Sequence};
 use crate::event::UsageType;
 
 /// Which usage, as known when.
@@ -17,7 +17,7 @@ pub struct UsageRange {
     /// Of this deployment only.
     pub source: Option<Uuid>,
     /// Only what batches up to this ledger sequence tell.
-    pub as_of: i64,
+    pub as_of: Sequence,
 }
 
 /// One accepted usage event.
@@ -37,7 +37,7 @@ pub struct UsageRow {
     /// The first request in which the vendor accepted it.
     pub request_id: Option<Uuid>,
     /// The sequence of the batch that accepted it.
-    pub sequence: i64,
+    pub sequence: Sequence,
 }
 
 /// How far a source's usage is complete in the ledger.
@@ -56,7 +56,7 @@ pub struct UsageCompleteness {
 pub struct LaterUsage {
     pub deployment_id: Uuid,
     /// The last sequence that recorded such usage.
-    pub sequence: i64,
+    pub sequence: Sequence,
 }
 
 impl Ledger {
@@ -77,7 +77,7 @@ impl Ledger {
     /// Reads each usage event of the range and its batch by index, about what the export itself reads.
     pub async fn later_usage(&self, range: &UsageRange) -> Result<Option<LaterUsage>, sqlx::Error> {
         sqlx::query_as(
-            "select source.deployment_id, max(batch.sequence) as sequence
+            "select source.deployment_id, named_sequence(max(batch.sequence)) as sequence
              from source join usage_event event on event.source_id = source.id join batch on batch.id = event.batch_id
              where event.created_at >= $1 and event.created_at < $2 and ($3::uuid is null or source.deployment_id = $3)
                  and batch.sequence > $4
@@ -86,7 +86,7 @@ impl Ledger {
         .bind(range.from)
         .bind(range.to)
         .bind(range.source)
-        .bind(range.as_of)
+        .bind(range.as_of.number)
         .fetch_optional(&self.pool)
         .await
     }
@@ -98,7 +98,7 @@ impl Ledger {
             r#"
             select source.deployment_id, usage.id as event_id, usage.event_type, usage.quantity::text as quantity, usage.created_at,
                 coalesce(settled.state, 'pending') as publication_state,
-                accepted.request_id, usage.sequence
+                accepted.request_id, named_sequence(usage.sequence) as sequence
             from source
             cross join lateral (
                 select event.*, batch.sequence from usage_event event join batch on batch.id = event.batch_id
@@ -127,7 +127,7 @@ impl Ledger {
         .bind(range.from)
         .bind(range.to)
         .bind(range.source)
-        .bind(range.as_of)
+        .bind(range.as_of.number)
         .bind(after.map(|row| row.created_at))
         .bind(after.map(|row| row.event_id.as_str()))
         .bind(after.map(|row| row.deployment_id))

@@ -8,7 +8,7 @@ use sqlx::types::Json;
 use uuid::Uuid;
 
 use super::leases::hold;
-use super::{Difference, Lease, LeaseError, Ledger};
+use super::{Difference, Lease, LeaseError, Ledger, Sequence};
 
 /// So many differences of a joint are kept with their ids.
 const EXAMPLES: usize = 10;
@@ -55,7 +55,7 @@ pub struct Finding {
     #[sqlx(json)]
     pub examples: Vec<Difference>,
     /// The ledger sequence up to which the ledger's own books were read.
-    pub sequence: i64,
+    pub sequence: Sequence,
     /// When, by the database's clock.
     pub audited_at: DateTime<Utc>,
     /// How long ago that is, by the database's clock.
@@ -97,8 +97,9 @@ impl Finding {
 
 macro_rules! finding_columns {
     () => {
-        "joint, deployment_id, differences, open, gone, recent_usage_differs, recent_usage, examples, sequence, audited_at,
-             seconds, differs_since, extract(epoch from clock_timestamp() - audited_at)::double precision as age_seconds"
+        "joint, deployment_id, differences, open, gone, recent_usage_differs, recent_usage, examples,
+             incarnation || ':' || sequence as sequence, audited_at, seconds, differs_since,
+             extract(epoch from clock_timestamp() - audited_at)::double precision as age_seconds"
     };
 }
 pub(super) use finding_columns;
@@ -108,18 +109,24 @@ impl Ledger {
     ///
     /// # Errors
     /// [`LeaseError`]; then nothing is written.
-    pub async fn record_findings(&self, lease: &Lease, found: &[NewFinding<'_>], sequence: i64, seconds: f64) -> Result<(), LeaseError> {
+    pub async fn record_findings(
+        &self,
+        lease: &Lease,
+        found: &[NewFinding<'_>],
+        sequence: Sequence,
+        seconds: f64,
+    ) -> Result<(), LeaseError> {
         let mut tx = self.pool.begin().await?;
         hold(&mut tx, lease).await?;
         for one in found {
             let examples: Vec<&Difference> = one.differences.iter().take(EXAMPLES).collect();
             sqlx::query(
-                "insert into audit_finding as last (joint, deployment_id, differences, open, examples, sequence, audited_at, seconds,
+                "insert into audit_finding as last (joint, deployment_id, differences, open, examples, incarnation, sequence, audited_at, seconds,
                      differs_since, gone, recent_usage_differs, recent_usage)
-                 values ($1, $7, $2, $3, $4, $5, clock_timestamp(), $6, case when $2 > 0 then clock_timestamp() end, $8, $9, $10)
+                 values ($1, $7, $2, $3, $4, $11, $5, clock_timestamp(), $6, case when $2 > 0 then clock_timestamp() end, $8, $9, $10)
                  on conflict (joint, coalesce(deployment_id, '00000000-0000-0000-0000-000000000000')) do update set
                      differences = excluded.differences, open = excluded.open, examples = excluded.examples,
-                     sequence = excluded.sequence, audited_at = excluded.audited_at, seconds = excluded.seconds, gone = excluded.gone,
+                     incarnation = excluded.incarnation, sequence = excluded.sequence, audited_at = excluded.audited_at, seconds = excluded.seconds, gone = excluded.gone,
                      recent_usage_differs = excluded.recent_usage_differs, recent_usage = excluded.recent_usage,
                      differs_since = case when excluded.differences > 0 then coalesce(last.differs_since, excluded.differs_since) end",
             )
@@ -127,12 +134,13 @@ impl Ledger {
             .bind(i64::try_from(one.differences.len()).unwrap_or(i64::MAX))
             .bind(i64::try_from(one.open).unwrap_or(i64::MAX))
             .bind(Json(examples))
-            .bind(sequence)
+            .bind(sequence.number)
             .bind(seconds)
             .bind(one.deployment)
             .bind(one.gone)
             .bind(one.recent_usage_differs)
             .bind(one.recent_usage)
+            .bind(sequence.incarnation)
             .execute(&mut *tx)
             .await?;
         }

@@ -89,6 +89,7 @@ impl Ledger {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ledger::Sequence;
 
     const SOURCE: Uuid = Uuid::from_u128(0xd);
 
@@ -102,7 +103,7 @@ mod tests {
             recent_usage_differs,
             recent_usage,
             examples: Vec::new(),
-            sequence: 1,
+            sequence: Sequence { incarnation: Uuid::nil(), number: 1 },
             audited_at: DateTime::UNIX_EPOCH,
             age_seconds: 0.0,
             seconds: 0.0,

@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use sqlx::FromRow;
 use uuid::Uuid;
 
-use super::{Head, Ledger};
+use super::{Ledger, Sequence};
 
 /// A batch by which the ledger is known again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromRow)]
@@ -30,7 +30,7 @@ pub enum Acquaintance {
 
 impl Ledger {
     /// Identity and highest sequence of one moment, and whether the ledger is the one that had this batch.
-    pub async fn head_seen_from(&self, landmark: Option<&Landmark>) -> Result<(Head, Acquaintance), sqlx::Error> {
+    pub async fn head_seen_from(&self, landmark: Option<&Landmark>) -> Result<(Sequence, Acquaintance), sqlx::Error> {
         let Some(landmark) = landmark else { return Ok((self.head().await?, Acquaintance::Same)) };
         let (incarnation, sequence, has_batch) = sqlx::query_as(
             "select incarnation, next_sequence - 1, next_sequence > $1
@@ -42,7 +42,7 @@ impl Ledger {
         .bind(landmark.recorded_at)
         .fetch_one(&self.pool)
         .await?;
-        let head = Head { incarnation, sequence };
+        let head = Sequence { incarnation, number: sequence };
         let acquaintance = match (incarnation == landmark.incarnation, has_batch) {
             (false, _) => Acquaintance::Another,
             (true, true) => Acquaintance::Same,

@@ -7,7 +7,7 @@ use sqlx::PgConnection;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{Head, Ledger};
+use super::{Ledger, Sequence};
 
 /// How long a process that stops waits for the ledger's answer about a lease.
 const LAST_ANSWER: Duration = Duration::from_secs(2);
@@ -127,7 +127,7 @@ impl Ledger {
     ///
     /// # Errors
     /// The database's: then nothing may be shown.
-    pub async fn raise_shown_sequence(&self, lease: &Lease, folded: Head) -> Result<Option<i64>, sqlx::Error> {
+    pub async fn raise_shown_sequence(&self, lease: &Lease, folded: Sequence) -> Result<Option<i64>, sqlx::Error> {
         sqlx::query_scalar(
             "update lease set shown_sequence = greatest(shown_sequence, $4) where name = $1 and holder = $2 and epoch = $3
                  and $5 = (select incarnation from ledger)
@@ -136,7 +136,7 @@ impl Ledger {
         .bind(&lease.name)
         .bind(&lease.holder)
         .bind(lease.epoch)
-        .bind(folded.sequence)
+        .bind(folded.number)
         .bind(folded.incarnation)
         .fetch_optional(&self.pool)
         .await

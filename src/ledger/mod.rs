@@ -42,6 +42,7 @@ mod restored;
 mod retirement;
 mod rights;
 mod rows;
+mod sequence;
 mod snapshots;
 mod source_lost;
 mod sources;
@@ -81,7 +82,8 @@ pub use rejects::{PassedReject, RejectActRow, RejectFilter, RejectRow, RejectSta
 pub use replays::{PlannedReplay, ReplayRange};
 pub use restored::{CollectedSource, Restored};
 pub use retirement::Retirement;
-pub use snapshots::{Head, Snapshot};
+pub use sequence::{InvalidSequence, Sequence};
+pub use snapshots::Snapshot;
 pub use source_lost::UsageFate;
 pub use sources::{Baseline, BaselineRow, Source};
 pub use status::{BatchCount, Contents, EventCount, LeaseRow, PositionRow, PublicationCount, Rates};

@@ -6,7 +6,7 @@ use sqlx::FromRow;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::{ActKind, AttemptVerdict, HeldFor, Ledger, PublicationState, RejectState, Verdict};
+use super::{ActKind, AttemptVerdict, HeldFor, Ledger, PublicationState, RejectState, Sequence, Verdict};
 use crate::event::RejectCause;
 
 /// A record under the event's id that is no accepted event.
@@ -39,7 +39,7 @@ pub struct RefusalLife {
     /// When it was recorded.
     pub recorded_at: DateTime<Utc>,
     /// Its batch's place in the ledger's order.
-    pub sequence: Option<i64>,
+    pub sequence: Option<Sequence>,
     /// What an operator, or an upgrade, did to it, the first thing first.
     #[sqlx(json)]
     pub acts: Vec<ActOnRefusal>,
@@ -64,7 +64,7 @@ pub struct PublicationLife {
     /// How it stands.
     pub state: PublicationState,
     /// The ledger sequence of the batch that settled it.
-    pub settled_sequence: Option<i64>,
+    pub settled_sequence: Option<Sequence>,
     /// When that was recorded.
     pub settled_at: Option<DateTime<Utc>>,
     /// When it is due again; only while it is pending.
@@ -100,7 +100,7 @@ pub struct PublicationAttempt {
     /// SHA-256 of the license token that signed it, in hexadecimal.
     pub license_sha256: String,
     /// The ledger sequence of the recorded answer.
-    pub sequence: Option<i64>,
+    pub sequence: Option<Sequence>,
 }
 
 /// A file for finance.
@@ -114,10 +114,8 @@ pub struct ExportLife {
     pub actor: String,
     /// Why.
     pub reason: String,
-    /// The ledger's identity when it was read.
-    pub incarnation: Uuid,
     /// As known at this ledger sequence.
-    pub sequence: i64,
+    pub sequence: Sequence,
     /// Usage at or after this instant.
     pub first_instant: DateTime<Utc>,
     /// And before this one.
@@ -137,8 +135,6 @@ pub struct NewExport<'a> {
     pub reason: &'a str,
     /// Which usage it holds.
     pub range: &'a super::UsageRange,
-    /// The ledger's identity when it was read.
-    pub incarnation: Uuid,
     pub format: &'static str,
     /// Its rows.
     pub events: u64,
@@ -151,7 +147,7 @@ impl Ledger {
     pub async fn refusals_of(&self, event_id: &str, deployment: Option<Uuid>) -> Result<Vec<RefusalLife>, sqlx::Error> {
         sqlx::query_as(
             "select r.id, r.deployment_id, r.topic, r.partition, r.generation, r.log_offset, r.verdict, r.cause, r.detail, r.state,
-                 r.event_type, r.units::text as units, r.recorded_at, b.sequence,
+                 r.event_type, r.units::text as units, r.recorded_at, named_sequence(b.sequence) as sequence,
                  (select coalesce(jsonb_agg(jsonb_build_object('act', a.act, 'actor', a.actor, 'reason', a.reason, 'acted_at', a.acted_at)
                       order by a.id), '[]')
                   from operator_act a
@@ -168,7 +164,7 @@ impl Ledger {
     /// The publication of a usage event, with every attempt.
     pub async fn publication_of(&self, source_id: i16, event_id: &str) -> Result<Option<PublicationLife>, sqlx::Error> {
         let life: Option<PublicationLife> = sqlx::query_as(
-            "select p.state, b.sequence as settled_sequence, b.recorded_at as settled_at, p.unanswered, p.held_for, p.last_message,
+            "select p.state, named_sequence(b.sequence) as settled_sequence, b.recorded_at as settled_at, p.unanswered, p.held_for, p.last_message,
                  case when p.state = 'pending' then p.next_attempt_at end as next_attempt_at
              from publication p left join settlement s using (source_id, event_id) left join batch b on b.id = s.batch_id
              where p.source_id = $1 and p.event_id = $2 order by b.sequence desc nulls last limit 1",
@@ -180,7 +176,7 @@ impl Ledger {
         let Some(mut life) = life else { return Ok(None) };
         life.attempts = sqlx::query_as(
             "select a.request_id, r.sent_at, r.answered_at, r.status, r.error, a.verdict, a.message,
-                 encode(r.license_sha256, 'hex') as license_sha256, b.sequence
+                 encode(r.license_sha256, 'hex') as license_sha256, named_sequence(b.sequence) as sequence
              from publication_attempt a join publication_request r on r.id = a.request_id left join batch b on b.id = r.batch_id
              where a.source_id = $1 and a.event_id = $2 order by r.sent_at, a.request_id",
         )
@@ -195,7 +191,7 @@ impl Ledger {
     /// the backup from which this one was restored, so their sequences are in its past, too.
     pub async fn exports_of(&self, source_id: i16, created_at: DateTime<Utc>, accepted_at: i64) -> Result<Vec<ExportLife>, sqlx::Error> {
         sqlx::query_as(
-            "select id, exported_at, actor, reason, incarnation, sequence, first_instant, end_instant, format, events, encode(sha256, 'hex') as sha256
+            "select id, exported_at, actor, reason, incarnation || ':' || sequence as sequence, first_instant, end_instant, format, events, encode(sha256, 'hex') as sha256
              from export_file
              where first_instant <= $2 and end_instant > $2 and (source_id is null or source_id = $1) and sequence >= $3
              order by id",
@@ -217,8 +213,8 @@ impl Ledger {
         .bind(self.clock.now())
         .bind(export.actor)
         .bind(export.reason)
-        .bind(export.incarnation)
-        .bind(export.range.as_of)
+        .bind(export.range.as_of.incarnation)
+        .bind(export.range.as_of.number)
         .bind(export.range.from)
         .bind(export.range.to)
         .bind(export.range.source)

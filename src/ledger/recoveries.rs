@@ -5,7 +5,7 @@ use sqlx::{FromRow, PgConnection};
 use uuid::Uuid;
 
 use super::publications::doubt_pending;
-use super::{Ledger, NewAct, plans};
+use super::{Ledger, NewAct, Sequence, plans};
 use crate::event::TopicPartition;
 
 /// What no log and no source can give back.
@@ -34,7 +34,7 @@ pub struct Recovering {
     /// Deployments that are not there any more, as an operator has said: nothing of them is waited for.
     pub without: Vec<Uuid>,
     /// Where the ledger ended when it was seen to be restored. What was read between the restore and then is in it.
-    pub ended_at_sequence: i64,
+    pub ended_at_sequence: Sequence,
     /// When the batch of that sequence was recorded; none: the ledger was empty.
     pub ended_at: Option<DateTime<Utc>>,
     /// When the last act before this recovery was done; none: the ledger knows of none. What operators did later, up to the restore, is not in
@@ -104,7 +104,7 @@ async fn recovering(connection: &mut PgConnection) -> Result<Option<Recovering>,
                           and past.generation = target.generation)
                   or position.generation = target.generation and position.next_offset < target.next_offset)) as records_to_read,
              sources.to_read as sources_to_read, sources.to_compare as sources_to_compare, sources.without,
-             batch.sequence - 1 as ended_at_sequence,
+             named_sequence(batch.sequence - 1) as ended_at_sequence,
              (select recorded_at from batch before where before.sequence = batch.sequence - 1) as ended_at,
              (select acted_at from operator_act earlier where earlier.id < recovery.act_id order by id desc limit 1) as last_act_at
          from recovery join operator_act on operator_act.id = act_id join batch on batch.id = batch_id

@@ -8,7 +8,7 @@ use sqlx::{FromRow, Row};
 use uuid::Uuid;
 
 use super::known::digest;
-use super::{ActKind, Ledger, NewAct, Verdict};
+use super::{ActKind, Ledger, NewAct, Sequence, Verdict};
 use crate::event::{Digest, Message, Oversized, RejectCause, TopicPartition, UsageType};
 use crate::words::words;
 
@@ -231,10 +231,10 @@ impl Ledger {
     ///
     /// # Errors
     /// The database's.
-    pub async fn accepted(&self, deployment_id: Uuid, event_id: &str) -> Result<Option<(i64, Digest)>, sqlx::Error> {
+    pub async fn accepted(&self, deployment_id: Uuid, event_id: &str) -> Result<Option<(Sequence, Digest)>, sqlx::Error> {
         let build: Option<Uuid> = event_id.split_once(':').and_then(|(_, id)| id.parse().ok());
-        let found: Option<(i64, Vec<u8>)> = sqlx::query_as(
-            "select sequence, digest from source join lateral (
+        let found: Option<(Sequence, Vec<u8>)> = sqlx::query_as(
+            "select named_sequence(sequence), digest from source join lateral (
                  select batch_id, digest from usage_event where source_id = source.id and usage_event.id = $2
                  union all select batch_id, digest from workspace_build
                      where source_id = source.id and build_id = $3 and $2 like 'workspace_build_completed:%'

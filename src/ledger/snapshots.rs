@@ -3,18 +3,10 @@
 use sqlx::FromRow;
 use uuid::Uuid;
 
-use super::{ActKind, Ledger, NewAct, Subject};
+use super::{ActKind, Ledger, NewAct, Sequence, Subject};
 
 /// Kept for each stage and rules version; older ones go when a newer one is saved.
 const KEPT: i64 = 2;
-
-/// How far which ledger is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromRow)]
-pub struct Head {
-    pub incarnation: Uuid,
-    /// Its highest sequence; 0 for an empty ledger.
-    pub sequence: i64,
-}
 
 /// The state of a stage after the batch of `sequence`.
 #[derive(Clone, Debug, FromRow)]
@@ -33,21 +25,15 @@ impl Ledger {
         Ok(self.head().await?.incarnation)
     }
 
-    /// The highest sequence so far; 0 for an empty ledger.
-    pub async fn last_sequence(&self) -> Result<i64, sqlx::Error> {
-        Ok(self.head().await?.sequence)
-    }
-
     /// Identity and highest sequence, of one moment.
-    pub async fn head(&self) -> Result<Head, sqlx::Error> {
-        sqlx::query_as("select incarnation, next_sequence - 1 as sequence from ledger").fetch_one(&self.pool).await
+    pub async fn head(&self) -> Result<Sequence, sqlx::Error> {
+        sqlx::query_scalar("select named_sequence(next_sequence - 1) from ledger").fetch_one(&self.pool).await
     }
 
     /// Identity and highest sequence, and whether it is a restored ledger that has not caught up yet, of one moment.
-    pub async fn head_and_recovery(&self) -> Result<(Head, bool), sqlx::Error> {
-        let query = "select incarnation, next_sequence - 1, exists (select from recovery where closed_at is null) from ledger";
-        let (incarnation, sequence, recovering) = sqlx::query_as(query).fetch_one(&self.pool).await?;
-        Ok((Head { incarnation, sequence }, recovering))
+    pub async fn head_and_recovery(&self) -> Result<(Sequence, bool), sqlx::Error> {
+        let query = "select named_sequence(next_sequence - 1), exists (select from recovery where closed_at is null) from ledger";
+        sqlx::query_as(query).fetch_one(&self.pool).await
     }
 
     /// The newest snapshot of this stage under these rules in this incarnation, at most at `limit`.

@@ -6,12 +6,12 @@
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
-use sqlx::{FromRow, PgConnection, Row};
+use sqlx::{FromRow, PgConnection};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::sources::source_columns;
-use super::{BatchKind, Ledger, PublicationState, Source};
+use super::{BatchKind, Ledger, PublicationState, Sequence, Source};
 
 /// Some hundred thousand rows, read in well under a second.
 const COUNTED_BYTES: i64 = 64 * 1024 * 1024;
@@ -19,10 +19,8 @@ const COUNTED_BYTES: i64 = 64 * 1024 * 1024;
 /// Numbers of one database snapshot.
 #[derive(Clone, Debug)]
 pub struct Contents {
-    /// A restored ledger has another one.
-    pub incarnation: Uuid,
     /// The last ledger sequence: all else is as of it.
-    pub sequence: i64,
+    pub sequence: Sequence,
     /// Batches by kind.
     pub batches: Vec<BatchCount>,
     /// Where each partition stands.
@@ -136,7 +134,7 @@ impl Ledger {
     /// The same, where at most so many bytes of each table are counted.
     pub async fn contents_counting(&self, bytes: i64) -> Result<Contents, sqlx::Error> {
         let mut tx = self.pool.begin_with("begin isolation level repeatable read read only").await?;
-        let ledger = sqlx::query("select incarnation, next_sequence - 1 from ledger").fetch_one(&mut *tx).await?;
+        let sequence = sqlx::query_scalar("select named_sequence(next_sequence - 1) from ledger").fetch_one(&mut *tx).await?;
         let positions =
             sqlx::query_as("select topic, partition, next_offset, epoch, records, moved_at from position order by topic, partition")
                 .fetch_all(&mut *tx)
@@ -149,8 +147,7 @@ impl Ledger {
         .fetch_all(&mut *tx)
         .await?;
         let contents = Contents {
-            incarnation: ledger.try_get(0)?,
-            sequence: ledger.try_get(1)?,
+            sequence,
             batches: batches(&mut tx, bytes).await?,
             positions,
             events: events(&mut tx, bytes).await?,

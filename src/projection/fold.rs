@@ -3,7 +3,7 @@
 use uuid::Uuid;
 
 use super::{ProjectionError, translate};
-use crate::ledger::{Entry, Ledger, Snapshot};
+use crate::ledger::{Entry, Ledger, Sequence, Snapshot};
 use crate::stages::Stage;
 
 /// A state, and up to where it is true.
@@ -18,6 +18,12 @@ pub struct Folded<S> {
 }
 
 impl<S: Stage> Folded<S> {
+    /// The ledger sequence of the state.
+    #[must_use]
+    pub fn at(&self) -> Sequence {
+        Sequence { incarnation: self.incarnation, number: self.sequence }
+    }
+
     /// The state of the empty ledger.
     #[must_use]
     pub fn zero(incarnation: Uuid) -> Self {
@@ -73,7 +79,7 @@ pub async fn fold_to<S: Stage>(ledger: &Ledger, limit: i64) -> Result<Folded<S>,
 pub async fn fold_to_telling<S: Stage>(ledger: &Ledger, limit: i64, told: impl Fn(i64, i64)) -> Result<Folded<S>, ProjectionError> {
     let head = ledger.in_time(ledger.head()).await?;
     let mut folded = Folded::zero(head.incarnation);
-    let end = limit.min(head.sequence);
+    let end = limit.min(head.number);
     while folded.sequence < end {
         for entry in page_of_one_ledger(ledger, &folded, end).await? {
             folded.add(entry)?;
@@ -86,7 +92,7 @@ pub async fn fold_to_telling<S: Stage>(ledger: &Ledger, limit: i64, told: impl F
 /// The state at `limit`, or at the ledger's end if that comes first, as a serving process has it: from the newest snapshot on.
 pub async fn fold_on<S: Stage>(ledger: &Ledger, limit: i64) -> Result<Folded<S>, ProjectionError> {
     let head = ledger.in_time(ledger.head()).await?;
-    let end = limit.min(head.sequence);
+    let end = limit.min(head.number);
     let mut folded = ledger.in_time(Folded::<S>::begin(ledger, head.incarnation, end)).await?;
     if folded.sequence == 0 {
         return fold_to(ledger, end).await;

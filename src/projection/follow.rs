@@ -108,22 +108,22 @@ impl<S: Stage> Projection<S> {
         }
         let mut standing = self.view.standing().map(|standing| (standing.incarnation, standing.sequence));
         if standing.is_none_or(|(incarnation, _)| incarnation != head.incarnation) {
-            let begun = Folded::<S>::begin(&self.ledger, head.incarnation, head.sequence);
+            let begun = Folded::<S>::begin(&self.ledger, head.incarnation, head.number);
             let folded = self.ledger.in_time(begun).await?;
             let landmark = self.ledger.in_time(self.ledger.landmark(folded.sequence)).await?;
             if folded.incarnation != head.incarnation || landmark.is_some_and(|landmark| landmark.incarnation != head.incarnation) {
                 return Ok(()); // replaced just now: the next round sees it
             }
             self.landmark = landmark;
-            info!(stage = S::NAME, sequence = folded.sequence, end = head.sequence, "the fold begins");
+            info!(stage = S::NAME, sequence = folded.sequence, end = head.number, "the fold begins");
             self.saved = (Instant::now(), folded.sequence);
-            self.read_since = if folded.sequence == 0 { head.sequence } else { 0 };
+            self.read_since = if folded.sequence == 0 { head.number } else { 0 };
             standing = Some((folded.incarnation, folded.sequence));
             self.view.begin(folded);
         }
         let Some((incarnation, mut sequence)) = standing else { return Ok(()) };
-        while sequence < head.sequence {
-            let next = next_page(&self.ledger, incarnation, sequence, head.sequence);
+        while sequence < head.number {
+            let next = next_page(&self.ledger, incarnation, sequence, head.number);
             let Some(page) = self.ledger.in_time(next).await? else { return Ok(()) };
             let Some(landmark) = self.end_of(&page).await? else { return Ok(()) };
             self.landmark = Some(landmark);
@@ -165,7 +165,7 @@ impl<S: Stage> Projection<S> {
         if folded.incarnation != incarnation {
             return Err(sqlx::Error::Protocol("the ledger became another incarnation while it was folded".into()).into());
         }
-        self.read_since = head.sequence;
+        self.read_since = head.number;
         self.view.renew(folded);
         Ok(())
     }

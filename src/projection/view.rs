@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::{Folded, ProjectionError};
-use crate::ledger::Entry;
+use crate::ledger::{Entry, Sequence};
 use crate::stages::Stage;
 
 /// Up to where a state is true.
@@ -20,6 +20,14 @@ pub struct Standing {
     pub sequence: i64,
     /// Whatever was committed before this instant is in the state. Absent until the ledger's end was first reached.
     pub as_of: Option<DateTime<Utc>>,
+}
+
+impl Standing {
+    /// The ledger sequence of the state.
+    #[must_use]
+    pub fn at(&self) -> Sequence {
+        Sequence { incarnation: self.incarnation, number: self.sequence }
+    }
 }
 
 /// A reader's handle on a state; clones see the same.

@@ -18,7 +18,7 @@ use uuid::Uuid;
 use crate::event::Topic;
 use crate::ledger::{
     BatchCount, Contents, EventCount, Finding, HeldBack, Hold, LastRequest, LeaseRow, Ledger, OpenRejects, Pause, ProcessRow,
-    PublicationCount, Rates, Recovering, Source as LedgerSource,
+    PublicationCount, Rates, Recovering, Sequence, Source as LedgerSource,
 };
 use crate::log::{Log, LogError};
 
@@ -31,10 +31,8 @@ pub struct Status {
     /// How far the process that answers has folded; absent where no serving process answers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub folded_sequences: Option<Folded>,
-    /// This ledger's identity.
-    pub ledger_incarnation: Uuid,
-    /// Its last sequence.
-    pub ledger_sequence: i64,
+    /// The ledger's last sequence.
+    pub ledger_sequence: Sequence,
     /// The ledger was restored from a backup and has not caught up yet: domain series are withheld, publishing is held. Who says so
     /// and why, since when, and what it waits for.
     pub recovering: Option<Recovering>,
@@ -76,9 +74,9 @@ pub struct Status {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Folded {
     /// The domain series.
-    pub metrics: Option<i64>,
+    pub metrics: Option<Sequence>,
     /// Licenses and managed agents.
-    pub licenses: Option<i64>,
+    pub licenses: Option<Sequence>,
 }
 
 /// A source, and how far it is complete.
@@ -134,8 +132,7 @@ pub async fn read(ledger: &Ledger, log: &Log, log_deadline: Duration) -> Result<
     let seen = Mutex::default();
     let mut log_problem = problem_of(log_deadline, partitions::ends(log, &seen)).await;
     let mut seen = seen.into_inner().unwrap_or_else(PoisonError::into_inner);
-    let Contents { incarnation, sequence, batches, positions, events, sources: rows, publications, leases, rates } =
-        ledger.contents().await?;
+    let Contents { sequence, batches, positions, events, sources: rows, publications, leases, rates } = ledger.contents().await?;
     let no_ages = problem_of(log_deadline, partitions::ages(log, &mut seen, &positions)).await;
     log_problem = log_problem.or(no_ages);
     let at = ledger.clock.now();
@@ -146,7 +143,6 @@ pub async fn read(ledger: &Ledger, log: &Log, log_deadline: Duration) -> Result<
     Ok(Status {
         at,
         folded_sequences: None,
-        ledger_incarnation: incarnation,
         ledger_sequence: sequence,
         recovering,
         log_problem,

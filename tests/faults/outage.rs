@@ -148,14 +148,14 @@ async fn complete_until(world: &World) -> String {
 
 /// PostgreSQL is lost, with its disk; the backup takes its place.
 async fn the_ledger_is_restored(world: &mut World, servers: &mut Servers, walk: &mut Walk) {
-    let (accepted, sequence) = (world.site.accepted().await, world.site.ledger.last_sequence().await.expect("a sequence"));
+    let (accepted, sequence) = (world.site.accepted().await, world.site.ledger.head().await.expect("a sequence").number);
     servers.postgres.kill();
     world.end_each().await;
     servers.postgres.start().await;
     for program in ["dropdb", "createdb", "pg_restore"] {
         walk.run(program).await;
     }
-    let restored = world.site.ledger.last_sequence().await.expect("a sequence");
+    let restored = world.site.ledger.head().await.expect("a sequence").number;
     let lost = accepted - world.site.accepted().await;
     assert!(restored < sequence && lost > 100, "{lost} events lost, from sequence {sequence} to {restored}");
     world.say(&format!("restored: {lost} events are lost"));

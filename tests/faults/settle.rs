@@ -47,7 +47,7 @@ impl World {
         })
         .await;
         self.say("every publication is settled");
-        let sequence = self.site.ledger.last_sequence().await.unwrap();
+        let sequence = self.site.ledger.head().await.unwrap().number;
         let serve = self.shows(SETTLED).await;
         eventually(SETTLED, "all is folded", || serve.has_folded(sequence)).await;
         self.say("all is folded");

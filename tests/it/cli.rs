@@ -9,7 +9,7 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use tallyline::clock::Clock;
 use tallyline::event::{Topic, TopicPartition};
-use tallyline::ledger::{Ledger, LedgerSettings};
+use tallyline::ledger::{Ledger, LedgerSettings, Sequence};
 use tallyline::log::{KafkaSettings, Log, PostgresLogSettings};
 use tempfile::TempDir;
 
@@ -178,7 +178,7 @@ async fn export_writes_the_same_bytes_each_time_and_totals_beside_them() {
         let ended = pipeline.run(&format!("{range} --output json -o {}", path.display())).await;
         assert_eq!((code(&ended), ended.stderr.as_str()), (0, ""), "{ended:?}");
         let answer = json(&ended);
-        assert_eq!((&answer["events"], &answer["as_of_sequence"]), (&40.into(), &sequence.into()));
+        assert_eq!((&answer["events"], &answer["as_of_sequence"]), (&40.into(), &sequence.to_string().into()));
         let types: Vec<(&str, u64, &str)> = answer["types"]
             .as_array()
             .unwrap()
@@ -206,14 +206,18 @@ async fn export_writes_the_same_bytes_each_time_and_totals_beside_them() {
         .fetch_all(&database.pool)
         .await
         .unwrap();
-    assert_eq!(rows, vec![(sequence, 40, sha256, true); 4]);
+    assert_eq!(rows, vec![(sequence.number, 40, sha256, true); 4]);
     let by: (String, String) =
         sqlx::query_as("select actor, reason from export_file order by id desc limit 1").fetch_one(&database.pool).await.unwrap();
     assert_eq!(by, ("user-001".to_owned(), "June".to_owned()));
-    assert_eq!(ledger.last_sequence().await.unwrap(), sequence);
+    assert_eq!(ledger.head().await.unwrap(), sequence);
 
     assert_refused(&pipeline.run(&format!("{range} --source {OTHER_DEPLOYMENT} -o -")).await, 4, "no such deployment");
-    assert_refused(&pipeline.run(&format!("{range} --as-of 9999 -o -")).await, 4, "the ledger's last sequence is");
+    for other in [Sequence { number: 9999, ..sequence }, Sequence { incarnation: DEPLOYMENT, ..sequence }] {
+        let refused = format!("--as-of {other}: the ledger's last sequence is {sequence}");
+        assert_refused(&pipeline.run(&format!("{range} --as-of {other} -o -")).await, 4, &refused);
+    }
+    assert_refused(&pipeline.run(&format!("{range} --as-of 9999 -o -")).await, 2, "INCARNATION:SEQUENCE");
     assert_refused(&pipeline.run("export usage --from 2025-08-02 --to 2025-08-02 -o -").await, 2, "--from must be before --to");
     assert_refused(&pipeline.run(&format!("{range} -o {}", pipeline.path("no/folder.csv").display())).await, 4, "cannot be written");
     let parts = std::fs::read_dir(pipeline.folder.path())

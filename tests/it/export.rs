@@ -7,7 +7,7 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use tallyline::event::{Event, Payload, PublishMarks, Topic, Usage, UsageQuantity};
 use tallyline::export::{Aggregate, Totals, TypeTotal, export_usage};
-use tallyline::ledger::{Attempt, AttemptVerdict, Chain, Ledger, NewRequest, RequestOutcome, Settlement, UsageRange};
+use tallyline::ledger::{Attempt, AttemptVerdict, Chain, Ledger, NewRequest, RequestOutcome, Sequence, Settlement, UsageRange};
 use uuid::Uuid;
 
 use crate::support::ledger::{DEPLOYMENT, OTHER_DEPLOYMENT, arrival, noon, partition, registered_ledger};
@@ -20,14 +20,14 @@ fn usage(deployment: Uuid, id: &str, quantity: UsageQuantity, created_at: DateTi
 }
 
 /// Records the events as one batch and answers its sequence.
-pub async fn record(ledger: &Ledger, events: &[Event]) -> i64 {
+pub async fn record(ledger: &Ledger, events: &[Event]) -> Sequence {
     let claim = ledger.claim(partition(Topic::AgentUsage, 0), 0).await.unwrap();
     let from = claim.next_offset;
     let arrivals: Vec<_> = (from..).zip(events).map(|(offset, event)| arrival(offset, event.clone())).collect();
     let next_offset = from + i64::try_from(events.len()).unwrap();
     let counts = ledger.record(&Chain::Live(claim), &arrivals, next_offset).await.unwrap();
     assert_eq!(usize::try_from(counts.accepted).unwrap(), events.len());
-    ledger.last_sequence().await.unwrap()
+    ledger.head().await.unwrap()
 }
 
 async fn exported(ledger: &Ledger, range: &UsageRange) -> (String, Totals) {
@@ -36,7 +36,7 @@ async fn exported(ledger: &Ledger, range: &UsageRange) -> (String, Totals) {
     (String::from_utf8(bytes).unwrap(), totals)
 }
 
-fn all(as_of: i64) -> UsageRange {
+fn all(as_of: Sequence) -> UsageRange {
     UsageRange { from: DateTime::UNIX_EPOCH, to: noon() + TimeDelta::days(9999), source: None, as_of }
 }
 
@@ -159,15 +159,15 @@ async fn a_late_word_of_the_vendor_does_not_change_what_was_known_before() {
     let request = send(&ledger, source_id, "late").await;
     let settled = ledger.settle_publications(source_id, "me", &["late".to_owned()], Settlement::TooOld).await.unwrap();
     assert_eq!(settled.unknown, 1);
-    let then = ledger.head().await.unwrap().sequence;
+    let then = ledger.head().await.unwrap();
     let (file, _) = exported(&ledger, &all(then)).await;
     assert!(file.contains(",unknown,,"), "{file}");
 
     accept(&ledger, source_id, "late", request).await;
     assert_eq!(exported(&ledger, &all(then)).await.0, file, "the same bytes as of the same sequence");
-    let now = ledger.head().await.unwrap().sequence;
+    let now = ledger.head().await.unwrap();
     let (file, _) = exported(&ledger, &all(now)).await;
-    assert!(now > then && file.contains(&format!(",published,{request},")), "{file}");
+    assert!(now.number > then.number && file.contains(&format!(",published,{request},")), "{file}");
 }
 
 /// Sends one event by the ledger's own steps, as far as the vendor's acceptance.

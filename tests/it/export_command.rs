@@ -7,7 +7,7 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use tallyline::clock::Clock;
 use tallyline::event::{Event, Topic};
-use tallyline::ledger::{ActKind, Ledger, LedgerSettings, NewAct, NewPass, Restored, Source, Subject};
+use tallyline::ledger::{ActKind, Ledger, LedgerSettings, NewAct, NewPass, Restored, Sequence, Source, Subject};
 use uuid::Uuid;
 
 use crate::cli::{Pipeline, assert_refused, code, json};
@@ -52,7 +52,7 @@ impl Site {
 
     /// A pass of the source's collector that is complete until then, or cannot tell, and this number of unread records. Returns the ledger's last
     /// sequence.
-    async fn pass(&self, source: &Source, complete_until: Option<DateTime<Utc>>, unread: i64) -> i64 {
+    async fn pass(&self, source: &Source, complete_until: Option<DateTime<Utc>>, unread: i64) -> Sequence {
         self.runtime_pass(source, complete_until, None, unread).await
     }
 
@@ -63,7 +63,7 @@ impl Site {
         complete_until: Option<DateTime<Utc>>,
         runtime_complete_until: Option<DateTime<Utc>>,
         unread: i64,
-    ) -> i64 {
+    ) -> Sequence {
         let name = format!("collector:{}", source.deployment_id);
         let lease = self.ledger.take_lease(&name, "test", Duration::from_secs(60)).await.unwrap().expect("free");
         let mut offsets = self.ledger.positions().await.unwrap();
@@ -79,7 +79,7 @@ impl Site {
         };
         self.ledger.record_pass(&lease, &pass).await.unwrap();
         self.ledger.release_lease(lease).await.unwrap();
-        self.ledger.last_sequence().await.unwrap()
+        self.ledger.head().await.unwrap()
     }
 }
 
@@ -224,7 +224,7 @@ async fn an_hour_whose_agent_runtime_coderd_has_not_written_is_not_complete() {
 #[tokio::test]
 async fn an_export_while_a_recovery_is_open_is_refused_with_its_reason() {
     let site = Site::new(DEPLOYMENT).await;
-    let landmark = site.ledger.landmark(site.ledger.last_sequence().await.unwrap()).await.unwrap().unwrap();
+    let landmark = site.ledger.landmark(site.ledger.head().await.unwrap().number).await.unwrap().unwrap();
     let gone = tallyline::ledger::Landmark { recorded_at: landmark.recorded_at + TimeDelta::seconds(1), ..landmark };
     assert!(site.ledger.note_went_back(&Restored::Batch(gone)).await.unwrap());
     let id = site.ledger.recovering().await.unwrap().unwrap().id;

@@ -107,9 +107,9 @@ async fn who_has_lost_the_partition_or_knows_another_position_writes_nothing() {
     let written = "select (select count(*) from reject) + (select count(*) from batch where kind = 'log') + (select records from position)";
     assert_eq!(number(&ledger, written).await, 0);
     // a fenced batch takes no sequence
-    let before = ledger.last_sequence().await.unwrap();
+    let before = ledger.head().await.unwrap().number;
     ledger.record(&Chain::Live(holder), &batch, 42).await.unwrap();
-    assert_eq!(ledger.last_sequence().await.unwrap(), before + 1);
+    assert_eq!(ledger.head().await.unwrap().number, before + 1);
 }
 
 #[tokio::test]
@@ -163,7 +163,7 @@ async fn sequences_are_commit_order_without_holes_under_four_writers() {
         }
     }
     // Two introductions, 4 × 60 batches; the fenced attempts took none.
-    assert_eq!((written.len(), ledger.last_sequence().await.unwrap()), (240, 242));
+    assert_eq!((written.len(), ledger.head().await.unwrap().number), (240, 242));
     for one in &written {
         for other in &written {
             assert!(one.ended > other.begun || one.sequence < other.sequence, "acknowledged before the other began, yet later in order");
@@ -297,7 +297,7 @@ async fn a_recovery_that_waits_for_more_leaves_the_queue_alone() {
     assert!(ledger.retire_source(DEPLOYMENT, &act).await.unwrap());
     let claim = ledger.claim(read, 0).await.unwrap();
     ledger.record(&Chain::Live(claim), &[arrival(0, event(Topic::AgentUsage, 1))], 1).await.unwrap();
-    let landmark = ledger.landmark(ledger.last_sequence().await.unwrap()).await.unwrap().unwrap();
+    let landmark = ledger.landmark(ledger.head().await.unwrap().number).await.unwrap().unwrap();
     let gone = Landmark { recorded_at: landmark.recorded_at + chrono::TimeDelta::seconds(1), ..landmark };
     assert!(ledger.note_went_back(&Restored::Batch(gone)).await.unwrap());
     let id = ledger.recovering().await.unwrap().unwrap().id;

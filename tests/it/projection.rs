@@ -106,7 +106,7 @@ async fn is_the_same_from_zero_and_from_snapshots<S: Stage>() {
         assert!(found >= before + 10 && restarted.view.caught_up_to() >= found, "it begins at the snapshot");
         writing.await.unwrap();
     }
-    let end = ledger.last_sequence().await.unwrap();
+    let end = ledger.head().await.unwrap().number;
     // Two introductions, and 24 batches on each of six partitions.
     assert_eq!(end, 2 + 24 * 6);
     steady.reaches(end).await;

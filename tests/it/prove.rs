@@ -7,7 +7,8 @@ use serde_json::json;
 use tallyline::coderd;
 use tallyline::event::{Event, Message, Payload, PublishMarks, Topic, Usage, UsageQuantity};
 use tallyline::ledger::{
-    ActKind, AttemptVerdict, BatchKind, LICENSE_RULES, LicenseChange, LicenseState, NewAct, NewExport, RejectState, Subject, UsageRange,
+    ActKind, AttemptVerdict, BatchKind, LICENSE_RULES, LicenseChange, LicenseState, NewAct, NewExport, RejectState, Sequence, Subject,
+    UsageRange,
 };
 use tallyline::operations::{Desk, LogState, OperationError, Proof, ProveRequest, SourceState};
 use uuid::Uuid;
@@ -61,7 +62,7 @@ async fn a_creation_is_followed_from_coderds_row_to_its_series() {
     introduced_long_ago(&site).await;
     let proof = proof(&site, &id).await;
     assert_eq!((proof.event_id.as_str(), proof.deployment_id), (id.as_str(), Some(site.coderd.deployment)));
-    assert_eq!(proof.as_of_sequence, site.ledger.last_sequence().await.unwrap());
+    assert_eq!(proof.as_of_sequence, site.ledger.head().await.unwrap());
     assert_eq!(proof.source.state, SourceState::Same, "{:?}", proof.source);
     assert_eq!(proof.refusals, []);
     let names: (String, String) = sqlx::query_as("select (select name from organizations), (select name from templates)")
@@ -72,8 +73,8 @@ async fn a_creation_is_followed_from_coderds_row_to_its_series() {
     // builds of these tests take a second
     assert_eq!(series(&proof), [(total, labels.clone(), None), (seconds, [labels, vec!["regular"]].concat(), Some(1.0))]);
     let accepted = proof.accepted.as_ref().unwrap();
-    let kept: (i64, i64, i64, DateTime<Utc>, i64) = sqlx::query_as(
-        "select b.id, b.sequence, b.epoch, b.recorded_at, e.log_offset from workspace_build e join batch b on b.id = e.batch_id
+    let kept: (i64, Sequence, i64, DateTime<Utc>, i64) = sqlx::query_as(
+        "select b.id, named_sequence(b.sequence), b.epoch, b.recorded_at, e.log_offset from workspace_build e join batch b on b.id = e.batch_id
          where build_id = $1",
     )
     .bind(site.creation)
@@ -165,19 +166,19 @@ async fn usage_is_followed_into_its_license_windows_its_requests_and_its_files()
 
     let accepted_at = pending.batch.sequence.unwrap();
     let request = publish(&site.ledger, source_id, "usage-1").await;
-    let incarnation = site.ledger.incarnation().await.unwrap();
+    let later = |by| Sequence { number: accepted_at.number + by, ..accepted_at };
     let hour = TimeDelta::hours(1);
     let range = |from, to, source, as_of| UsageRange { from, to, source, as_of };
     let (own, all) = (Some(site.coderd.deployment), None);
     let written = [
         (range(at - hour, at + hour, all, accepted_at), true),
-        (range(at, at + hour, own, accepted_at + 1), true),
+        (range(at, at + hour, own, later(1)), true),
         (range(at - hour, at, all, accepted_at), false),
-        (range(at - hour, at + hour, all, accepted_at - 1), false),
+        (range(at - hour, at + hour, all, later(-1)), false),
     ];
     let mut expected = Vec::new();
     for (range, holds) in &written {
-        let export = NewExport { actor: "user-001", reason: "June", range, incarnation, format: "csv", events: 1, sha256: [7; 32] };
+        let export = NewExport { actor: "user-001", reason: "June", range, format: "csv", events: 1, sha256: [7; 32] };
         let id = site.ledger.record_export(&export).await.unwrap();
         expected.extend(holds.then_some(id));
     }

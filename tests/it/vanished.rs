@@ -109,7 +109,7 @@ async fn a_fold_goes_on() {
     let heard = stop.clone();
     let folding = tokio::spawn(async move { projection.run(&heard).await });
     let goes_on = async || {
-        let end = direct.last_sequence().await.unwrap();
+        let end = direct.head().await.unwrap().number;
         eventually(SOON, "the fold reaches the ledger's end", || async { view.caught_up_to() >= end }).await;
     };
     record(&direct, 0).await;

@@ -9,7 +9,7 @@ use crate::status::{Partition, Queue, Status};
 
 /// All of it; a part without rows is left out.
 pub(super) fn of(status: &Status) -> String {
-    let mut head = format!("ledger {} at sequence {}, {}\n", status.ledger_incarnation, status.ledger_sequence, time(status.at));
+    let mut head = format!("ledger sequence {}, {}\n", status.ledger_sequence, time(status.at));
     if let Some(problem) = &status.log_problem {
         head += &format!("the log: {}\n", shown(problem));
     }

@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::{Desk, OperationError};
 use crate::event::{Event, MAX_ID_BYTES, Payload, Topic};
-use crate::ledger::{KeptEvent, RefusalLife};
+use crate::ledger::{KeptEvent, RefusalLife, Sequence};
 
 /// Which event to prove.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -104,21 +104,13 @@ impl Desk {
             return Err(not_found(&id, &head, &source));
         }
         let accepted = match (&kept, accepted) {
-            (Some(row), Some(event)) => Some(self.accepted_proof(row, event).await?),
+            (Some(row), Some(event)) => Some(self.accepted_proof(row, event, head.incarnation).await?),
             _ => None,
         };
-        Ok(Proof {
-            event_id: id.whole(),
-            deployment_id: deployment,
-            ledger_incarnation: head.incarnation,
-            as_of_sequence: head.sequence,
-            source,
-            accepted,
-            refusals,
-        })
+        Ok(Proof { event_id: id.whole(), deployment_id: deployment, as_of_sequence: head, source, accepted, refusals })
     }
 
-    async fn accepted_proof(&self, row: &KeptEvent, event: &Event) -> Result<AcceptedProof, OperationError> {
+    async fn accepted_proof(&self, row: &KeptEvent, event: &Event, incarnation: Uuid) -> Result<AcceptedProof, OperationError> {
         let ledger = &self.ledger;
         let sequence = row.batch.as_ref().and_then(|batch| batch.sequence);
         let usage = matches!(event.payload, Payload::Usage(_));
@@ -137,7 +129,7 @@ impl Desk {
                 id: row.batch_id,
                 kind: row.batch.as_ref().map(|batch| batch.kind),
                 epoch: row.batch.as_ref().and_then(|batch| batch.epoch),
-                sequence,
+                sequence: sequence.map(|number| Sequence { incarnation, number }),
                 recorded_at: row.batch.as_ref().map(|batch| batch.recorded_at),
             },
             license_windows: self.license_windows(row.source_id, event).await?,
@@ -173,13 +165,12 @@ fn one_deployment(kept: &[KeptEvent], refusals: &[RefusalLife]) -> Result<Option
     Ok(deployments.pop_first())
 }
 
-fn not_found(id: &EventId, head: &crate::ledger::Head, source: &SourceProof) -> OperationError {
+fn not_found(id: &EventId, head: &Sequence, source: &SourceProof) -> OperationError {
     OperationError::NotFound(format!(
-        "{} is known nowhere: not among the accepted events of {} nor the rejects of ledger {} up to sequence {}; coderd: {}",
+        "{} is known nowhere: not among the accepted events of {} nor the rejects up to ledger sequence {}; coderd: {}",
         id.whole(),
         id.topic,
-        head.incarnation,
-        head.sequence,
+        head,
         source.detail,
     ))
 }

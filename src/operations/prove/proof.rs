@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::ledger::{BatchKind, ExportLife, PublicationLife, RefusalLife};
+use crate::ledger::{BatchKind, ExportLife, PublicationLife, RefusalLife, Sequence};
 
 /// The whole life of one event.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -14,10 +14,8 @@ pub struct Proof {
     pub event_id: String,
     /// Its deployment; none for a record whose headers name none.
     pub deployment_id: Option<Uuid>,
-    /// The ledger's identity.
-    pub ledger_incarnation: Uuid,
-    /// Its last sequence when it was read.
-    pub as_of_sequence: i64,
+    /// The ledger's last sequence when it was read.
+    pub as_of_sequence: Sequence,
     /// coderd's row as it is now.
     pub source: SourceProof,
     /// The accepted event; none: there is none under this id.
@@ -123,7 +121,7 @@ pub struct BatchProof {
     /// The claim of the partition under which it was written; none for a replay.
     pub epoch: Option<i64>,
     /// Its place in the ledger's order.
-    pub sequence: Option<i64>,
+    pub sequence: Option<Sequence>,
     /// When it was recorded.
     pub recorded_at: Option<DateTime<Utc>>,
 }

@@ -16,7 +16,7 @@ use super::effect::saturating;
 use super::plan_hash::plan_hash;
 use super::series::{Series, SeriesKey, series};
 use super::{Actor, Desk, OperationError};
-use crate::ledger::{ActKind, LICENSE_RULES, Subject};
+use crate::ledger::{ActKind, LICENSE_RULES, Sequence, Subject};
 use crate::projection::{self, Folded};
 use crate::stages::{DeploymentLicenses, LicensesState, MetricsState, Stage};
 
@@ -39,10 +39,8 @@ pub struct RebuildPlan {
     /// SHA-256 of what would change, in hexadecimal; absent where there is nothing to execute: a license is installed in coderd, by its
     /// administrators.
     pub hash: Option<String>,
-    /// Whose sequence it is.
-    pub incarnation: Uuid,
     /// The ledger sequence up to which both were folded.
-    pub sequence: i64,
+    pub sequence: Sequence,
     /// Whether anything differs from what is shown now.
     pub differs: bool,
     /// How many shown series would fall.
@@ -150,7 +148,7 @@ impl Desk {
         let shown = projection::fold_on::<S>(&self.ledger, i64::MAX).await?;
         let told = |done: i64, total: i64| progress(done.unsigned_abs(), total.unsigned_abs());
         let rebuilt = projection::fold_to_telling::<S>(&self.ledger, shown.sequence, told).await?;
-        if (shown.incarnation, shown.sequence) == (rebuilt.incarnation, rebuilt.sequence) {
+        if shown.at() == rebuilt.at() {
             Ok((shown, rebuilt))
         } else {
             Err(OperationError::Forbidden("the ledger became another one meanwhile: plan again".to_owned()))
@@ -174,8 +172,7 @@ where
         found.iter().map(|found| (found.difference.deployment, &found.difference.what, &found.difference.labels, found.delta)).collect();
     Ok(RebuildPlan {
         hash: Some(plan_hash(&(S::NAME, essence))?),
-        incarnation: shown.incarnation,
-        sequence: shown.sequence,
+        sequence: shown.at(),
         differs: shown.state != rebuilt.state,
         falling: u32::try_from(found.iter().filter(|found| found.falls).count()).unwrap_or(u32::MAX),
         differences: found.into_iter().map(|found| found.difference).collect(),

@@ -119,8 +119,7 @@ impl Desk {
         let differs = |one: &RehearsedDeployment| one.now != one.then || one.windows.iter().any(|window| window.now != window.then);
         Ok(RebuildPlan {
             hash: executable.then(|| plan_hash(&(request.source, request.at, essence(&rehearsal)))).transpose()?,
-            incarnation: folded.incarnation,
-            sequence: folded.sequence,
+            sequence: folded.at(),
             differs: rehearsal.deployments.iter().any(differs),
             falling: 0,
             differences: Vec::new(),

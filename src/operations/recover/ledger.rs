@@ -10,7 +10,7 @@ use super::super::{Desk, OperationError};
 use crate::cause;
 use crate::coderd::Database;
 use crate::consumer::mark_ahead;
-use crate::ledger::{ActFilter, NewAct, Recovering, Restored, collector_lease};
+use crate::ledger::{ActFilter, NewAct, Recovering, Restored, Sequence, collector_lease};
 use crate::log::Log;
 use crate::publisher::sendable_after;
 
@@ -20,10 +20,8 @@ const PAGE: i64 = 500;
 /// What was found of the ledger.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct LedgerEffect {
-    /// Its identity, which would become another.
-    pub incarnation: Uuid,
-    /// Its highest sequence.
-    pub sequence: i64,
+    /// Its last sequence; its incarnation would become another.
+    pub sequence: Sequence,
     /// When its newest batch was recorded.
     pub newest_batch_at: Option<DateTime<Utc>>,
     /// When the last act that it knows was done. What operators did after the backup is not in it: pauses, choices of license rules, acts on
@@ -83,8 +81,8 @@ impl LedgerEffect {
 
     pub(super) fn changes(&self) -> Value {
         match &self.open {
-            Some(open) => json!({ "recovery": open.id, "incarnation": self.incarnation, "without": self.given_up() }),
-            None => json!({ "incarnation": self.incarnation, "sources": self.sources_to_read, "without": self.given_up() }),
+            Some(open) => json!({ "recovery": open.id, "incarnation": self.sequence.incarnation, "without": self.given_up() }),
+            None => json!({ "incarnation": self.sequence.incarnation, "sources": self.sources_to_read, "without": self.given_up() }),
         }
     }
 }
@@ -95,9 +93,8 @@ pub(super) async fn foresee(desk: &Desk, without: &[Uuid]) -> Result<LedgerEffec
     let (sources_to_read, not_waited_for) = sources(desk, open.as_ref(), without).await?;
     let (pending, pending_to_send) = ledger.in_time(ledger.pending_later_than(sendable_after(ledger.clock.now()))).await?;
     Ok(LedgerEffect {
-        incarnation: head.incarnation,
-        sequence: head.sequence,
-        newest_batch_at: ledger.in_time(ledger.landmark(head.sequence)).await?.map(|landmark| landmark.recorded_at),
+        sequence: head,
+        newest_batch_at: ledger.in_time(ledger.landmark(head.number)).await?.map(|landmark| landmark.recorded_at),
         last_act_at: ledger.in_time(ledger.acts(&ActFilter::default(), 1)).await?.first().map(|act| act.acted_at),
         had_read_until: had_read_until(desk).await,
         open,
@@ -229,7 +226,7 @@ pub(super) async fn execute(desk: &Desk, effect: &LedgerEffect, act: &NewAct<'_>
         Some(open) => desk.ledger.in_time(desk.ledger.give_up_sources(open.id, &without, act, hash)).await?,
         None => {
             desk.ledger
-                .in_time(desk.ledger.note_restored(&Restored::Said { incarnation: effect.incarnation, without }, act, Some(hash)))
+                .in_time(desk.ledger.note_restored(&Restored::Said { incarnation: effect.sequence.incarnation, without }, act, Some(hash)))
                 .await?
         }
     })

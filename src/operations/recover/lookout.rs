@@ -86,7 +86,7 @@ impl Lookout {
             ledger.in_time(ledger.note_went_back(&Restored::Batch(landmark))).await?;
             return Ok(());
         }
-        let further = ledger.in_time(ledger.landmark(head.sequence)).await?;
+        let further = ledger.in_time(ledger.landmark(head.number)).await?;
         // asked again: what was lost in between does not come back
         let (_, acquaintance) = ledger.in_time(ledger.head_seen_from(known.as_ref())).await?;
         if acquaintance != Acquaintance::WentBack {

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::resubmit::{Foreseen, as_found};
 use crate::event::{RejectCause, UsageType};
-use crate::ledger::{ActKind, RejectActRow, RejectRow, RejectState, SameEvent, Verdict};
+use crate::ledger::{ActKind, RejectActRow, RejectRow, RejectState, SameEvent, Sequence, Verdict};
 use crate::operations::{Desk, OperationError};
 
 /// A record that is no accepted event.
@@ -105,7 +105,7 @@ pub struct ShownReject {
     #[serde(flatten)]
     pub reject: Reject,
     /// The ledger sequence at which an event of its id was accepted, before it or after; absent: none is.
-    pub accepted_sequence: Option<i64>,
+    pub accepted_sequence: Option<Sequence>,
     /// What would become of it, as it is, if it were resubmitted now.
     pub if_resubmitted: Foreseen,
     /// Why, where that is not accepted; of a record without a valid signature, what to check first.

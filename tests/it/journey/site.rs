@@ -3,7 +3,7 @@
 use tallyline::clock::Clock;
 use tallyline::event::Topic;
 use tallyline::event::TopicPartition;
-use tallyline::ledger::{Ledger, LedgerSettings};
+use tallyline::ledger::{Ledger, LedgerSettings, Sequence};
 use tallyline::log::{KafkaSettings, Log, PostgresLogSettings};
 use tempfile::TempDir;
 
@@ -153,7 +153,10 @@ impl Serve {
         let Ok(answer) = reqwest::get(format!("{}/api/v1/status", self.api)).await else { return false };
         let Ok(status) = answer.json::<serde_json::Value>().await else { return false };
         let folded = &status["folded_sequences"];
-        [&folded["metrics"], &folded["licenses"]].iter().all(|stage| stage.as_i64() >= Some(sequence))
+        [&folded["metrics"], &folded["licenses"]].iter().all(|stage| {
+            let folded = stage.as_str().and_then(|stage| stage.parse::<Sequence>().ok());
+            folded.is_some_and(|folded| folded.number >= sequence)
+        })
     }
 
     /// The lines of the domain series on the text page; empty where another process shows them.

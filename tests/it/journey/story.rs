@@ -117,7 +117,7 @@ impl Journey {
     /// The history goes on to its end: the collector is killed in its pass, a consumer hangs until others have its partitions, and the series
     /// are handed back.
     pub async fn handed_back(&mut self) {
-        let sequence = self.site.ledger.last_sequence().await.unwrap();
+        let sequence = self.site.ledger.head().await.unwrap().number;
         eventually(SOON, "the first is up again", || self.serve[0].has_folded(sequence)).await;
         let (before, pass) = (self.site.appended().await, self.newest_pass().await);
         self.history(SECOND_PART, 1.0, 4).await;
@@ -183,7 +183,7 @@ impl Journey {
 
     /// What the process that shows the series has folded is all that the ledger had when this was called.
     pub async fn all_is_folded(&self) {
-        let sequence = self.site.ledger.last_sequence().await.unwrap();
+        let sequence = self.site.ledger.head().await.unwrap().number;
         eventually(SOON, "all is folded", || self.serve[0].has_folded(sequence)).await;
     }
 

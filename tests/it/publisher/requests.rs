@@ -170,7 +170,7 @@ async fn a_request_is_not_sent_once_a_lease_is_lost_and_a_late_answer_still_coun
     };
     world.ledger.record_outcome(&outcome).await.unwrap();
     assert_eq!(world.state("a").await.0, "published");
-    let batches = || async { world.ledger.last_sequence().await.unwrap() };
+    let batches = || async { world.ledger.head().await.unwrap().number };
     let before = batches().await;
     world.ledger.record_outcome(&outcome).await.unwrap();
     assert_eq!(batches().await, before, "recorded once");

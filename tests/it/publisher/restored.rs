@@ -146,12 +146,12 @@ async fn what_became_of_a_request_is_recorded_once_and_a_lost_one_is_told_from_a
     assert_eq!(leased().await.unwrap().len(), 1);
     assert!(world.ledger.begin_request(&request(lost)).await.unwrap());
     restore_to_before_the_request(&world).await;
-    let before = world.ledger.last_sequence().await.unwrap();
+    let before = world.ledger.head().await.unwrap().number;
     assert_eq!(world.ledger.record_outcome(&outcome(lost)).await.unwrap(), Recorded::RequestLost);
-    assert_eq!((world.state("a").await.0.as_str(), world.ledger.last_sequence().await.unwrap()), ("pending", before));
+    assert_eq!((world.state("a").await.0.as_str(), world.ledger.head().await.unwrap().number), ("pending", before));
     assert_eq!(leased().await.unwrap().len(), 1);
     assert!(world.ledger.begin_request(&request(known)).await.unwrap());
     assert_eq!(world.ledger.record_outcome(&outcome(known)).await.unwrap(), Recorded::Now);
     assert_eq!(world.ledger.record_outcome(&outcome(known)).await.unwrap(), Recorded::Before);
-    assert_eq!((world.state("a").await.0.as_str(), world.ledger.last_sequence().await.unwrap()), ("published", before + 1));
+    assert_eq!((world.state("a").await.0.as_str(), world.ledger.head().await.unwrap().number), ("published", before + 1));
 }

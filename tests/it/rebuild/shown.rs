@@ -39,7 +39,7 @@ impl<S: Stage> Running<S> {
 
     /// Waits until all that the ledger has now is folded.
     async fn caught_up(&self, ledger: &Ledger) {
-        let end = ledger.last_sequence().await.unwrap();
+        let end = ledger.head().await.unwrap().number;
         eventually(SOON, "all is folded", || async { self.view.caught_up_to() >= end }).await;
     }
 
@@ -210,7 +210,7 @@ async fn the_command_ends_with_one_where_what_is_shown_differs() {
     assert_eq!((&first["shown"]["count"], &first["rebuilt"]["count"]), (&json!(59), &json!(57)));
     let table = run_tallyline(&["rebuild", "plan", "licenses", "--pipeline", &site.file], &[]).await;
     assert!(table.status.code() == Some(1) && table.stdout.contains("NOT what the ledger says"), "{table:?}");
-    assert!(table.stderr.contains(&format!("folding: {0} of {0} batches", answer["sequence"])), "{table:?}");
+    assert!(table.stderr.contains(&format!("folding: {0} of {0} batches", site.ledger.head().await.unwrap().number)), "{table:?}");
     let hash = answer["hash"].as_str().unwrap();
     assert!(site.run(&format!("rebuild execute licenses --plan {hash}")).await.status.success());
     site.rehearse("rebuild plan licenses", 0).await;
@@ -226,5 +226,5 @@ async fn a_snapshot_that_is_only_older_is_no_difference() {
     ledger.save_snapshot(MetricsState::NAME, MetricsState::RULES_VERSION, &snapshot).await.unwrap();
     builds(&ledger, 100..200).await;
     let plan = desk(&ledger).plan_rebuild(&plain(RebuildStage::Metrics), |_, _| {}).await.unwrap();
-    assert_eq!((plan.differs, plan.sequence), (false, folded.sequence + 1));
+    assert_eq!((plan.differs, plan.sequence.number), (false, folded.sequence + 1));
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tallyline::event::Topic;
-use tallyline::ledger::Head;
+use tallyline::ledger::Sequence;
 
 use super::{Process, SOON, Site, fold, get};
 use crate::support::eventually;
@@ -131,7 +131,7 @@ async fn a_source_is_withheld_until_its_backfill_is_in_the_ledger() {
 
     // The pass ended ten records further than the ledger has come.
     site.pass(&source, 10).await;
-    let end = site.ledger.last_sequence().await.unwrap() as f64;
+    let end = site.ledger.head().await.unwrap().number as f64;
     eventually(SOON, "the pass is known", || async { process.telemetry("tallyline_ledger_sequence").await >= end }).await;
     assert_eq!(process.domain("").await, BTreeMap::new(), "a pass that is not in the ledger");
     assert_eq!(process.scrape("").await.get(&complete_until()), None);
@@ -211,7 +211,7 @@ async fn only_the_latest_holder_raises_what_is_shown_and_it_never_falls() {
     let site = Site::new().await;
     let ledger = &site.ledger;
     let incarnation = ledger.incarnation().await.unwrap();
-    let at = |sequence| Head { incarnation, sequence };
+    let at = |number| Sequence { incarnation, number };
     let moment = Duration::from_millis(1);
     let first = ledger.take_lease("metrics", "one", moment).await.unwrap().unwrap();
     assert_eq!(ledger.raise_shown_sequence(&first, at(7)).await.unwrap(), Some(7));
@@ -223,6 +223,6 @@ async fn only_the_latest_holder_raises_what_is_shown_and_it_never_falls() {
     assert_eq!(ledger.lease_holder("metrics").await.unwrap().as_deref(), Some("other"));
     assert_eq!(ledger.raise_shown_sequence(&first, at(9)).await.unwrap(), None, "a process that slept through its lease");
     assert_eq!(ledger.raise_shown_sequence(&second, at(1)).await.unwrap(), Some(8));
-    let another = Head { incarnation: uuid::Uuid::from_u128(1), sequence: 99 };
+    let another = Sequence { incarnation: uuid::Uuid::from_u128(1), number: 99 };
     assert_eq!(ledger.raise_shown_sequence(&second, another).await.unwrap(), None, "a state of a ledger that is no more");
 }

@@ -114,7 +114,7 @@ pub async fn proof_and_audit(contract: &mut Contract, site: &Site) {
         recent_usage_differs: 0,
         recent_usage: 0,
     };
-    site.ledger.record_findings(&lease, &[finding], 1, 0.5).await.unwrap();
+    site.ledger.record_findings(&lease, &[finding], site.ledger.head().await.unwrap(), 0.5).await.unwrap();
     let (_, found) = contract.get("/api/v1/audit").await;
     assert_eq!(found["findings"][0]["deployment_id"], json!(OTHER_DEPLOYMENT), "{found}");
     let (retire, reinstate) = ("/api/v1/sources/retire", "/api/v1/sources/reinstate");
