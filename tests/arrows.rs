@@ -16,7 +16,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("config", &[]),
     ("consumer", &["event", "log", "ledger"]),
     ("event", &[]),
-    ("export", &["ledger"]),
+    ("export", &["event", "ledger"]),
     ("ledger", &["event"]),
     ("license", &[]),
     ("log", &["event"]),
@@ -50,7 +50,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("words", &[]),
 ];
 const ANY: &[&str] = &["*"];
-const LEAVES: &[&str] = &["cause", "clock", "waiting"];
+const LEAVES: &[&str] = &["cause", "clock", "waiting", "words"];
 
 /// One part names another, in this file.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
