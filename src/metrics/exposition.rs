@@ -1,10 +1,5 @@
-//! Families as the prometheus crate shows them: its messages built from plain states, and its collector over them.
+//! Families as the prometheus crate shows them: its messages built from plain states.
 
-use std::collections::HashMap;
-use std::fmt;
-use std::sync::Arc;
-
-use prometheus::core::{Collector, Desc};
 use prometheus::proto::{self, MetricFamily, MetricType};
 
 use super::buckets::Buckets;
@@ -12,9 +7,6 @@ use super::options::BucketOptions;
 use super::series::{Counter, Series};
 use super::tally::Tally;
 use super::wire;
-
-/// The label that the classic buckets of a histogram carry.
-const BUCKET_LABEL: &str = "le";
 
 /// The constants of a counter family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,14 +33,6 @@ pub struct HistogramFamily<const N: usize> {
 }
 
 impl<const N: usize> CounterFamily<N> {
-    /// What a registry wants to know beforehand.
-    ///
-    /// # Errors
-    /// Where a name is not one, a label is there twice, or the help is empty.
-    pub fn desc(&self) -> prometheus::Result<Desc> {
-        desc(self.name, self.help, &self.labels)
-    }
-
     /// The family with these series, each with its created timestamp (in protobuf), ordered by label values.
     #[must_use]
     pub fn show(&self, series: &Series<Counter, N>) -> MetricFamily {
@@ -62,17 +46,6 @@ impl<const N: usize> CounterFamily<N> {
 }
 
 impl<const N: usize> HistogramFamily<N> {
-    /// What a registry wants to know beforehand.
-    ///
-    /// # Errors
-    /// Where a name is not one, a label is there twice or is `le`, or the help is empty.
-    pub fn desc(&self) -> prometheus::Result<Desc> {
-        if self.labels.contains(&BUCKET_LABEL) {
-            return Err(prometheus::Error::Msg(format!("{}: the label {BUCKET_LABEL} is the buckets'", self.name)));
-        }
-        desc(self.name, self.help, &self.labels)
-    }
-
     /// The family with these series: classic buckets, and in protobuf native ones and created timestamps; ordered by label values.
     ///
     /// # Panics
@@ -86,11 +59,6 @@ impl<const N: usize> HistogramFamily<N> {
         });
         family(self.name, self.help, MetricType::HISTOGRAM, metrics)
     }
-}
-
-fn desc(name: &str, help: &str, labels: &[&str]) -> prometheus::Result<Desc> {
-    let labels = labels.iter().map(|label| (*label).to_owned()).collect();
-    Desc::new(name.to_owned(), help.to_owned(), labels, HashMap::new())
 }
 
 fn family(name: &str, help: &str, kind: MetricType, metrics: impl Iterator<Item = proto::Metric>) -> MetricFamily {
@@ -143,44 +111,9 @@ pub(super) fn histogram_message(options: &BucketOptions, buckets: &Buckets, sum:
     message
 }
 
-/// A collector over states that someone else keeps: it asks for the families at each scrape.
-#[derive(Clone)]
-pub struct Shown {
-    descs: Vec<Desc>,
-    families: Arc<dyn Fn() -> Vec<MetricFamily> + Send + Sync>,
-}
-
-impl Shown {
-    /// `descs` are those of every family that `families` may ever return. `families` is called at each scrape and returns the states of
-    /// one moment; families without series may be left out.
-    pub fn new(descs: Vec<Desc>, families: impl Fn() -> Vec<MetricFamily> + Send + Sync + 'static) -> Self {
-        Self { descs, families: Arc::new(families) }
-    }
-}
-
-impl Collector for Shown {
-    fn desc(&self) -> Vec<&Desc> {
-        self.descs.iter().collect()
-    }
-
-    fn collect(&self) -> Vec<MetricFamily> {
-        (self.families)()
-    }
-}
-
-impl fmt::Debug for Shown {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Shown").field("descs", &self.descs).finish_non_exhaustive()
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
-    use std::time::Duration;
-
     use chrono::{DateTime, Utc};
-    use prometheus::{IntCounter, Registry};
 
     use super::*;
     use crate::metrics::{Format, NativeOptions, decoded, encode};
@@ -279,39 +212,5 @@ mod tests {
         let histogram = families[0].metric[0].histogram.as_ref().unwrap();
         assert_eq!((histogram.schema, histogram.zero_threshold), (Some(3), Some(2.0_f64.powi(-128))));
         assert_eq!(histogram.native_total(), histogram.sample_count());
-    }
-
-    #[test]
-    fn a_registry_shows_these_families_beside_the_crates_own() {
-        let counters = Arc::new(Mutex::new(Series::<Counter, 2>::new()));
-        let kept = Arc::clone(&counters);
-        let shown = Shown::new(vec![SECONDS.desc().unwrap(), TOTAL.desc().unwrap()], move || {
-            vec![TOTAL.show(&kept.lock().unwrap()), SECONDS.show(&Series::new())]
-        });
-        let registry = Registry::new();
-        registry.register(Box::new(shown)).unwrap();
-        let own = IntCounter::new("scrapes_total", "Scrapes.").unwrap();
-        registry.register(Box::new(own.clone())).unwrap();
-        assert!(registry.register(Box::new(Shown::new(vec![TOTAL.desc().unwrap()], Vec::new))).is_err(), "the name is taken");
-
-        own.inc();
-        assert_eq!(protobuf(&registry.gather()).len(), 1, "families without series are not shown");
-        counters.lock().unwrap().add(labels(["b", "o"]), 2, at(7, 0));
-        counters.lock().unwrap().add(labels(["a", "p"]), 1, at(8, 0));
-        let gathered = protobuf(&registry.gather());
-        assert_eq!(gathered.iter().map(decoded::Family::name).collect::<Vec<_>>(), ["scrapes_total", "workspaces_total"]);
-        // By the values of the sorted label pairs: organization first.
-        let series: Vec<_> = gathered[1].metric.iter().map(|metric| metric.labels()[1].1.clone()).collect();
-        assert_eq!(series, ["b", "a"]);
-        let since = gathered[1].metric[0].counter.as_ref().unwrap().created.as_ref().unwrap().at();
-        assert_eq!(since, DateTime::UNIX_EPOCH + Duration::from_secs(7), "the registry keeps what the crate does not know");
-    }
-
-    #[test]
-    fn wrong_names_are_refused() {
-        assert!(HistogramFamily { labels: ["le", "x"], ..SECONDS }.desc().is_err());
-        assert!(CounterFamily { labels: ["x", "x"], ..TOTAL }.desc().is_err());
-        assert!(CounterFamily { labels: ["a-b", "x"], ..TOTAL }.desc().is_err());
-        assert!(CounterFamily { name: "0_total", ..TOTAL }.desc().is_err());
     }
 }

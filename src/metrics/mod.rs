@@ -16,7 +16,7 @@ mod wire;
 
 pub use accept::{Format, encode};
 pub use buckets::Buckets;
-pub use exposition::{CounterFamily, HistogramFamily, Shown};
+pub use exposition::{CounterFamily, HistogramFamily};
 pub use options::{BucketOptions, DEFAULT_ZERO_THRESHOLD, NativeOptions};
 pub use series::{Counter, Series};
 pub use tally::Tally;

@@ -6,7 +6,6 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
 use chrono::{DateTime, Utc};
-use prometheus::core::Desc;
 use prometheus::proto::MetricFamily;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -95,11 +94,6 @@ impl MetricsState {
     #[must_use]
     pub fn deployment(&self, id: Uuid) -> Option<&DeploymentMetrics> {
         self.deployments.get(&id)
-    }
-
-    /// What a registry wants to know about the families beforehand.
-    pub fn descs() -> prometheus::Result<Vec<Desc>> {
-        Ok(vec![CREATIONS.desc()?, CREATION_SECONDS.desc()?, CLAIM_SECONDS.desc()?, NEGATIVE_DURATIONS.desc()?])
     }
 }
 
