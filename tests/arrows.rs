@@ -45,7 +45,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("sim", &["coderd"]),
     ("stages", &["event", "license", "metrics"]),
     ("status", &["event", "license", "log", "ledger"]),
-    ("tallyman", &[]),
+    ("tallyman", &["event"]),
     ("waiting", &[]),
     ("words", &[]),
 ];

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use tallyline::clock::Clock;
+use tallyline::event::UsageQuantity;
 use tallyline::sim::tallyman::{Behaviour, Books, Config, CutMoment, Cuts, EventRule, Outcome, ServerErrors, Switches, Tallyman};
-use tallyline::tallyman::{ClientSettings, EventType, OutgoingEvent, SendError, TallymanClient, Verdict, request_body};
+use tallyline::tallyman::{ClientSettings, OutgoingEvent, SendError, TallymanClient, Verdict, request_body};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -70,7 +71,7 @@ impl Exchange {
 }
 
 fn event(id: &str, created_at: DateTime<Utc>) -> OutgoingEvent {
-    OutgoingEvent::new(id, EventType::DcManagedAgentsV1, 1, created_at).expect("valid")
+    OutgoingEvent::new(id, UsageQuantity::ManagedAgents(1), created_at).expect("valid")
 }
 
 fn rule(behaviour: Behaviour, id: &str) -> EventRule {

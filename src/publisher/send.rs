@@ -11,9 +11,8 @@ use uuid::Uuid;
 use super::signing::SigningLicense;
 use super::{Cycle, Publisher};
 use crate::cause::Remedy;
-use crate::event::{UsageQuantity, UsageType};
 use crate::ledger::{Attempt, AttemptVerdict, HeldFor, NewRequest, Postponed, Publication, Recorded, RequestOutcome};
-use crate::tallyman::{Answer, EventType, InvalidEvent, LEFT_OUT_MESSAGE, OutgoingEvent, SendError, Verdict, request_body};
+use crate::tallyman::{Answer, InvalidEvent, LEFT_OUT_MESSAGE, OutgoingEvent, SendError, Verdict, request_body};
 use crate::waiting::{Waits, wait_after};
 
 /// An event that breaks Tallyman's own rules is looked at again after this; an upgrade may know better.
@@ -193,28 +192,12 @@ fn count(attempts: &[Attempt], cycle: &mut Cycle) {
 
 /// Under coderd's own id, with coderd's own value: always the same bytes for the same event.
 fn wire_form(event: &Publication) -> Result<OutgoingEvent, InvalidEvent> {
-    OutgoingEvent::new(event.event_id.clone(), event_type(event.quantity), event.quantity.number(), event.created_at)
-}
-
-fn event_type(quantity: UsageQuantity) -> EventType {
-    match quantity.usage_type() {
-        UsageType::ManagedAgents => EventType::DcManagedAgentsV1,
-        UsageType::AiSeats => EventType::HbAiSeatsV1,
-        UsageType::AgentRuntime => EventType::HbAgentRuntimeV1,
-    }
+    OutgoingEvent::new(event.event_id.clone(), event.quantity, event.created_at)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn both_names_of_a_type_are_the_same_word() {
-        for usage_type in UsageType::ALL {
-            let quantity = UsageQuantity::new(usage_type, 1).expect("valid");
-            assert_eq!(event_type(quantity).as_str(), usage_type.as_str());
-        }
-    }
 
     #[test]
     fn no_answer_is_not_mistaken_for_a_word_of_the_vendor() {

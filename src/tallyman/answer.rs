@@ -4,16 +4,13 @@ use std::collections::{HashMap, HashSet};
 
 use serde::{Deserialize, Deserializer};
 
+use super::SendError;
+
 /// What is recorded for an event that the answer does not name; coderd's own words.
 pub const LEFT_OUT_MESSAGE: &str = "tallyman did not include the event in the response";
 
 /// Longer messages are cut: they end in a table for people to read.
 const MAX_MESSAGE_CHARS: usize = 1000;
-
-/// A 200 whose body is not Tallyman's answer.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("decode response body: {0}")]
-pub struct UndecodableAnswer(pub(super) String);
 
 /// What became of one event.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,9 +75,9 @@ impl Answer {
     /// Reads the body of a 200.
     ///
     /// # Errors
-    /// When it is not an answer. Nothing is known of the events then: they may have been taken.
-    pub fn parse(body: &[u8]) -> Result<Self, UndecodableAnswer> {
-        let wire: WireAnswer = serde_json::from_slice(body).map_err(|error| UndecodableAnswer(cut(&error.to_string())))?;
+    /// [`SendError::Undecodable`]. Nothing is known of the events then: they may have been taken.
+    pub fn parse(body: &[u8]) -> Result<Self, SendError> {
+        let wire: WireAnswer = serde_json::from_slice(body).map_err(|error| SendError::Undecodable(cut(&error.to_string())))?;
         let refused = |event: Rejected| {
             let message = cut(&event.message);
             let verdict = if event.permanent { Verdict::RefusedPermanently(message) } else { Verdict::RefusedForNow(message) };

@@ -7,7 +7,7 @@ use reqwest::{StatusCode, Url};
 use serde::Deserialize;
 use uuid::Uuid;
 
-use super::answer::{Answer, UndecodableAnswer, cut};
+use super::answer::{Answer, cut};
 
 /// An answer longer than this is not read.
 pub const MAX_ANSWER_BYTES: usize = 1024 * 1024;
@@ -63,8 +63,8 @@ pub enum SendError {
         message: String,
     },
     /// A 200 without a body that can be read as an answer.
-    #[error(transparent)]
-    Undecodable(#[from] UndecodableAnswer),
+    #[error("decode response body: {0}")]
+    Undecodable(String),
 }
 
 impl SendError {
@@ -141,8 +141,8 @@ impl TallymanClient {
         let status = response.status();
         let body = read(response, license_jwt).await?;
         match (status, body) {
-            (StatusCode::OK, Some(body)) => Ok(Answer::parse(&body)?),
-            (StatusCode::OK, None) => Err(UndecodableAnswer(too_long()).into()),
+            (StatusCode::OK, Some(body)) => Answer::parse(&body),
+            (StatusCode::OK, None) => Err(SendError::Undecodable(too_long())),
             (_, body) => Err(SendError::Status { status: status.as_u16(), message: failure_message(body) }),
         }
     }

@@ -1,8 +1,8 @@
 //! The request: events in Tallyman's wire form.
 
-use std::fmt;
-
 use chrono::{DateTime, Datelike as _, SubsecRound as _, Timelike as _, Utc};
+
+use crate::event::UsageQuantity;
 
 /// Tallyman takes no more in one request.
 pub const MAX_EVENTS_PER_REQUEST: usize = 100;
@@ -10,56 +10,12 @@ pub const MAX_EVENTS_PER_REQUEST: usize = 100;
 /// 0001-01-01T00:00:00Z, Go's zero time.
 const GO_ZERO_TIME_MICROS: i64 = -62_135_596_800_000_000;
 
-/// The event types that Tallyman knows. A type never changes once it is shipped: a change is a new suffix.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum EventType {
-    /// `dc_managed_agents_v1`: one use of managed agents; a count above 0.
-    DcManagedAgentsV1,
-    /// `hb_ai_seats_v1`: the AI seats in use; a count.
-    HbAiSeatsV1,
-    /// `hb_agent_runtime_v1`: an hour's agent runtime; milliseconds.
-    HbAgentRuntimeV1,
-}
-
-impl EventType {
-    /// The name on the wire.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            EventType::DcManagedAgentsV1 => "dc_managed_agents_v1",
-            EventType::HbAiSeatsV1 => "hb_ai_seats_v1",
-            EventType::HbAgentRuntimeV1 => "hb_agent_runtime_v1",
-        }
-    }
-
-    /// The only key of the event's data.
-    fn data_key(self) -> &'static str {
-        match self {
-            EventType::DcManagedAgentsV1 | EventType::HbAiSeatsV1 => "count",
-            EventType::HbAgentRuntimeV1 => "runtime_ms",
-        }
-    }
-}
-
-impl fmt::Display for EventType {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
 /// Why an event cannot be sent.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidEvent {
     /// Tallyman requires an id.
     #[error("id is empty")]
     EmptyId,
-    /// A count of managed agents is above 0; the other values fit a signed 64-bit number.
-    #[error("{value} is out of range for {event_type}")]
-    ValueOutOfRange {
-        event_type: EventType,
-        /// The value that it cannot have.
-        value: u64,
-    },
     /// Tallyman refuses Go's zero time, and RFC 3339 holds only the years 0 to 9999.
     #[error("created_at {0} is the zero time or outside the years 1 to 9999")]
     CreatedAt(DateTime<Utc>),
@@ -69,34 +25,25 @@ pub enum InvalidEvent {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OutgoingEvent {
     id: String,
-    event_type: EventType,
-    value: u64,
+    quantity: UsageQuantity,
     created_at: DateTime<Utc>,
 }
 
 impl OutgoingEvent {
-    /// An event that Tallyman's rules allow. `value` is a count, or milliseconds for runtime; `created_at` is when the usage
-    /// occurred, and is cut to whole microseconds.
+    /// An event that Tallyman's rules allow. `created_at` is when the usage occurred, and is cut to whole microseconds.
     ///
     /// # Errors
     /// When a rule is broken: see [`InvalidEvent`].
-    pub fn new(id: impl Into<String>, event_type: EventType, value: u64, created_at: DateTime<Utc>) -> Result<Self, InvalidEvent> {
+    pub fn new(id: impl Into<String>, quantity: UsageQuantity, created_at: DateTime<Utc>) -> Result<Self, InvalidEvent> {
         let id = id.into();
         let created_at = created_at.trunc_subsecs(6);
         if id.is_empty() {
             return Err(InvalidEvent::EmptyId);
         }
-        let in_range = match event_type {
-            EventType::DcManagedAgentsV1 => value > 0,
-            EventType::HbAiSeatsV1 | EventType::HbAgentRuntimeV1 => i64::try_from(value).is_ok(),
-        };
-        if !in_range {
-            return Err(InvalidEvent::ValueOutOfRange { event_type, value });
-        }
         if !(1..=9999).contains(&created_at.year()) || created_at.timestamp_micros() == GO_ZERO_TIME_MICROS {
             return Err(InvalidEvent::CreatedAt(created_at));
         }
-        Ok(OutgoingEvent { id, event_type, value, created_at })
+        Ok(OutgoingEvent { id, quantity, created_at })
     }
 
     /// The event's id.
@@ -116,11 +63,10 @@ impl OutgoingEvent {
     #[must_use]
     pub fn to_json(&self) -> String {
         format!(
-            r#"{{"id":{},"event_type":"{}","event_data":{{"{}":{}}},"created_at":"{}"}}"#,
+            r#"{{"id":{},"event_type":"{}","event_data":{},"created_at":"{}"}}"#,
             serde_json::Value::from(self.id.as_str()),
-            self.event_type,
-            self.event_type.data_key(),
-            self.value,
+            self.quantity.usage_type(),
+            self.quantity.to_data(),
             wire_time(self.created_at),
         )
     }
@@ -152,15 +98,15 @@ mod tests {
         text.parse().expect("a time")
     }
 
-    fn event(id: &str, event_type: EventType, value: u64, time: &str) -> Result<OutgoingEvent, InvalidEvent> {
-        OutgoingEvent::new(id, event_type, value, at(time))
+    fn event(id: &str, quantity: UsageQuantity, time: &str) -> Result<OutgoingEvent, InvalidEvent> {
+        OutgoingEvent::new(id, quantity, at(time))
     }
 
     #[test]
     fn the_wire_form_is_pinned() {
-        let agents = event("0b0f", EventType::DcManagedAgentsV1, 1, "2025-08-01T12:00:00.120300Z").expect("valid");
-        let seats = event("hb_ai_seats_v1:2025-03-10_08:00:00", EventType::HbAiSeatsV1, 0, "2025-03-10T08:03:04Z").expect("valid");
-        let runtime = event("a\"b\\\u{1}é", EventType::HbAgentRuntimeV1, 3_600_000, "2025-03-10T12:00:00.000001+02:00").expect("valid");
+        let agents = event("0b0f", UsageQuantity::ManagedAgents(1), "2025-08-01T12:00:00.120300Z").expect("valid");
+        let seats = event("hb_ai_seats_v1:2025-03-10_08:00:00", UsageQuantity::AiSeats(0), "2025-03-10T08:03:04Z").expect("valid");
+        let runtime = event("a\"b\\\u{1}é", UsageQuantity::AgentRuntimeMs(3_600_000), "2025-03-10T12:00:00.000001+02:00").expect("valid");
         let expected = concat!(
             r#"{"events":["#,
             r#"{"id":"0b0f","event_type":"dc_managed_agents_v1","event_data":{"count":1},"created_at":"2025-08-01T12:00:00.1203Z"},"#,
@@ -174,24 +120,22 @@ mod tests {
 
     #[test]
     fn what_tallyman_would_refuse_is_refused_before_sending() {
-        use EventType::{DcManagedAgentsV1, HbAgentRuntimeV1, HbAiSeatsV1};
+        let (seats, no_runtime) = (UsageQuantity::AiSeats(1), UsageQuantity::AgentRuntimeMs(0));
         let now = "2025-08-01T00:00:00Z";
-        assert_eq!(event("", DcManagedAgentsV1, 1, now), Err(InvalidEvent::EmptyId));
-        assert_eq!(event("a", DcManagedAgentsV1, 0, now), Err(InvalidEvent::ValueOutOfRange { event_type: DcManagedAgentsV1, value: 0 }));
-        assert!(event("a", DcManagedAgentsV1, u64::MAX, now).is_ok(), "the count is an unsigned 64-bit number");
-        assert!(event("a", HbAiSeatsV1, u64::MAX, now).is_err());
-        assert!(event("a", HbAgentRuntimeV1, 0, now).is_ok(), "an idle hour is an event");
+        assert_eq!(event("", seats, now), Err(InvalidEvent::EmptyId));
+        assert!(event("a", UsageQuantity::ManagedAgents(u64::MAX), now).is_ok(), "the count is an unsigned 64-bit number");
+        assert!(event("a", no_runtime, now).is_ok(), "an idle hour is an event");
         let zero = "0001-01-01T00:00:00Z";
-        assert_eq!(event("a", HbAiSeatsV1, 1, zero), Err(InvalidEvent::CreatedAt(at(zero))));
-        assert!(event("a", HbAiSeatsV1, 1, "0001-01-01T00:00:00.000001Z").is_ok());
-        assert!(event("a", HbAiSeatsV1, 1, "+10000-01-01T00:00:00Z").is_err());
+        assert_eq!(event("a", seats, zero), Err(InvalidEvent::CreatedAt(at(zero))));
+        assert!(event("a", seats, "0001-01-01T00:00:00.000001Z").is_ok());
+        assert!(event("a", seats, "+10000-01-01T00:00:00Z").is_err());
     }
 
     proptest! {
         #[test]
         fn every_event_reads_back_as_it_was(id in ".+", value in 1..=u64::MAX, micros in -62_135_596_799_999_999..=253_402_300_799_999_999_i64) {
             let created_at = DateTime::from_timestamp_micros(micros).expect("in range");
-            let event = OutgoingEvent::new(id.clone(), EventType::DcManagedAgentsV1, value, created_at).expect("valid");
+            let event = OutgoingEvent::new(id.clone(), UsageQuantity::ManagedAgents(value), created_at).expect("valid");
             let read: serde_json::Value = serde_json::from_str(&event.to_json()).expect("JSON");
             prop_assert_eq!(read["id"].as_str(), Some(id.as_str()));
             prop_assert_eq!(read["event_data"]["count"].as_u64(), Some(value));

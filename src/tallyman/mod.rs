@@ -7,6 +7,6 @@ mod answer;
 mod client;
 mod event;
 
-pub use answer::{Answer, LEFT_OUT_MESSAGE, UndecodableAnswer, Verdict, Verdicts};
+pub use answer::{Answer, LEFT_OUT_MESSAGE, Verdict, Verdicts};
 pub use client::{ClientSettings, MAX_ANSWER_BYTES, SendError, SettingsError, TallymanClient};
-pub use event::{EventType, InvalidEvent, MAX_EVENTS_PER_REQUEST, OutgoingEvent, request_body};
+pub use event::{InvalidEvent, MAX_EVENTS_PER_REQUEST, OutgoingEvent, request_body};
