@@ -3,11 +3,12 @@
 use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
+use sqlx::postgres::PgRow;
 use sqlx::{FromRow as _, PgConnection, Row};
 use uuid::Uuid;
 
 use super::{Ledger, rows};
-use crate::event::{Event, Payload, PrebuildClaimed, WorkspaceBuildCompleted};
+use crate::event::{Event, Payload, PrebuildClaimed, Topic, WorkspaceBuildCompleted};
 
 /// One batch that a fold reads.
 #[derive(Clone, Debug)]
@@ -99,45 +100,36 @@ struct Found {
 
 async fn facts(tx: &mut PgConnection, ids: &[i64]) -> Result<Vec<Found>, sqlx::Error> {
     let mut found = Vec::new();
-    let builds = sqlx::query(
-        "select e.*, s.deployment_id, coalesce(f.build_id = e.build_id, false) as has_first_start
+    let builds = "select e.*, s.deployment_id, coalesce(f.build_id = e.build_id, false) as has_first_start
          from workspace_build e join source s on s.id = e.source_id
              left join workspace_first_start f
                  on e.first_successful_start and f.source_id = e.source_id and f.workspace_id = e.workspace_id
-         where e.batch_id = any($1)",
-    );
-    events(tx, builds, ids, &mut found, |row| {
-        let mut build = WorkspaceBuildCompleted::from_row(row)?;
-        build.first_successful_start &= row.try_get::<bool, _>("has_first_start")?;
-        Ok(Payload::Build(Box::new(build)))
-    })
-    .await?;
-    let claims =
-        sqlx::query("select e.*, s.deployment_id from prebuild_claim e join source s on s.id = e.source_id where e.batch_id = any($1)");
-    events(tx, claims, ids, &mut found, |row| Ok(Payload::Claim(Box::new(PrebuildClaimed::from_row(row)?)))).await?;
-    let usage = sqlx::query(
-        "select e.batch_id, e.log_offset, e.id, e.event_type, e.quantity::text as quantity, e.created_at, e.publish_started_at,
+         where e.batch_id = any($1)";
+    let claims = "select e.*, s.deployment_id from prebuild_claim e join source s on s.id = e.source_id where e.batch_id = any($1)";
+    let usage = "select e.batch_id, e.log_offset, e.id, e.event_type, e.quantity::text as quantity, e.created_at, e.publish_started_at,
              e.published_at, e.failure_message, s.deployment_id
-         from usage_event e join source s on s.id = e.source_id where e.batch_id = any($1)",
-    );
-    events(tx, usage, ids, &mut found, |row| Ok(Payload::Usage(rows::usage_of(row)?))).await?;
+         from usage_event e join source s on s.id = e.source_id where e.batch_id = any($1)";
+    for (topic, query) in [(Topic::WorkspaceBuilds, builds), (Topic::PrebuildClaims, claims), (Topic::AgentUsage, usage)] {
+        for row in &sqlx::query(query).bind(ids).fetch_all(&mut *tx).await? {
+            let mut event = Event { deployment: row.try_get("deployment_id")?, payload: payload_of(topic, row)? };
+            if let Payload::Build(build) = &mut event.payload {
+                build.first_successful_start &= row.try_get::<bool, _>("has_first_start")?;
+            }
+            found.push(Found { batch_id: row.try_get("batch_id")?, order: row.try_get("log_offset")?, fact: Fact::Event(event) });
+        }
+    }
     introductions(tx, ids, &mut found).await?;
     licenses(tx, ids, &mut found).await?;
     Ok(found)
 }
 
-async fn events(
-    tx: &mut PgConnection,
-    query: sqlx::query::Query<'_, sqlx::Postgres, sqlx::postgres::PgArguments>,
-    ids: &[i64],
-    found: &mut Vec<Found>,
-    payload: impl Fn(&sqlx::postgres::PgRow) -> Result<Payload, sqlx::Error>,
-) -> Result<(), sqlx::Error> {
-    for row in &query.bind(ids.to_vec()).fetch_all(tx).await? {
-        let event = Event { deployment: row.try_get("deployment_id")?, payload: payload(row)? };
-        found.push(Found { batch_id: row.try_get("batch_id")?, order: row.try_get("log_offset")?, fact: Fact::Event(event) });
-    }
-    Ok(())
+/// The payload of a row of the topic's table; a quantity was selected as `quantity::text`.
+pub(super) fn payload_of(topic: Topic, row: &PgRow) -> Result<Payload, sqlx::Error> {
+    Ok(match topic {
+        Topic::WorkspaceBuilds => Payload::Build(Box::new(WorkspaceBuildCompleted::from_row(row)?)),
+        Topic::PrebuildClaims => Payload::Claim(Box::new(PrebuildClaimed::from_row(row)?)),
+        Topic::AgentUsage => Payload::Usage(rows::usage_of(row)?),
+    })
 }
 
 async fn introductions(tx: &mut PgConnection, ids: &[i64], found: &mut Vec<Found>) -> Result<(), sqlx::Error> {

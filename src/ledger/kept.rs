@@ -6,9 +6,10 @@ use sqlx::types::Json;
 use sqlx::{FromRow, Row};
 use uuid::Uuid;
 
+use super::follow::payload_of;
 use super::refused::Traces;
-use super::{Arrival, BatchKind, Difference, Ledger, RejectState, Verdict, rows};
-use crate::event::{Event, Payload, PrebuildClaimed, RejectCause, Topic, TopicPartition, WorkspaceBuildCompleted};
+use super::{Arrival, BatchKind, Difference, Ledger, RejectState, Verdict};
+use crate::event::{Event, RejectCause, Topic, TopicPartition};
 
 /// An accepted event's row.
 #[derive(Clone, Debug)]
@@ -226,12 +227,7 @@ impl KeptReject {
 fn kept_event(topic: Topic, row: &PgRow) -> Result<KeptEvent, sqlx::Error> {
     let source_id: i16 = row.try_get("source_id")?;
     let deployment: Option<Uuid> = row.try_get("deployment_id")?;
-    let payload = match topic {
-        Topic::WorkspaceBuilds => WorkspaceBuildCompleted::from_row(row).map(|build| Payload::Build(Box::new(build))),
-        Topic::PrebuildClaims => PrebuildClaimed::from_row(row).map(|claim| Payload::Claim(Box::new(claim))),
-        Topic::AgentUsage => rows::usage_of(row).map(Payload::Usage),
-    };
-    let event = match (deployment, payload) {
+    let event = match (deployment, payload_of(topic, row)) {
         (Some(deployment), Ok(payload)) => Ok(Event { deployment, payload }),
         (None, _) => Err(format!("names source {source_id}, which is not there")),
         (_, Err(error)) => Err(error.to_string()),
