@@ -78,7 +78,7 @@ pub use publish_marks::PublishStop;
 pub use record::{Arrival, BatchKind, Chain, Counts, RecordError, Refusal, Verdict, last_record};
 pub use recoveries::{FORGOTTEN, Recovering, last_act};
 pub use reject_counts::{OpenRejects, RejectGroup, RejectProperty};
-pub use rejects::{PassedReject, RejectActRow, RejectFilter, RejectRow, RejectState, SameEvent};
+pub use rejects::{PassedReject, RejectAct, RejectFilter, RejectRow, RejectState, SameEvent};
 pub use replays::{PlannedReplay, ReplayRange};
 pub use restored::{CollectedSource, Restored};
 pub use retirement::Retirement;

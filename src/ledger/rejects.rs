@@ -87,11 +87,12 @@ pub struct RejectFilter {
 }
 
 /// What was done to a reject, or tried.
-#[derive(Clone, Debug, PartialEq, FromRow)]
-pub struct RejectActRow {
+#[derive(Clone, Debug, PartialEq, FromRow, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
+pub struct RejectAct {
     /// Its number in the audit trail.
     pub id: i64,
     /// The reject.
+    #[serde(skip)]
     pub reject_id: i64,
     /// What.
     pub act: ActKind,
@@ -101,8 +102,10 @@ pub struct RejectActRow {
     pub acted_at: DateTime<Utc>,
     /// Why.
     pub reason: String,
-    /// What more there is to say.
+    /// What more there is to say; for an edit the new body.
     pub detail: serde_json::Value,
+    /// Whether it is this act that ended the reject. One that did not came to nothing, was interrupted, or was followed by another.
+    pub ended_it: bool,
 }
 
 /// A reject that has gone through the log again.
@@ -204,11 +207,14 @@ impl Ledger {
     ///
     /// # Errors
     /// The database's.
-    pub async fn reject_acts(&self, ids: &[i64]) -> Result<Vec<RejectActRow>, sqlx::Error> {
-        sqlx::query_as("select id, reject_id, act, actor, acted_at, reason, detail from operator_act where reject_id = any($1) order by id")
-            .bind(ids)
-            .fetch_all(&self.pool)
-            .await
+    pub async fn reject_acts(&self, ids: &[i64]) -> Result<Vec<RejectAct>, sqlx::Error> {
+        sqlx::query_as(
+            "select act.id, reject_id, act, actor, acted_at, reason, act.detail, reject.act_id is not distinct from act.id as ended_it
+             from operator_act act join reject on reject.id = reject_id where reject_id = any($1) order by act.id",
+        )
+        .bind(ids)
+        .fetch_all(&self.pool)
+        .await
     }
 
     /// The other rejects under this event id, in order, at most a hundred.

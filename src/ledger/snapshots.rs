@@ -20,11 +20,6 @@ pub struct Snapshot {
 }
 
 impl Ledger {
-    /// This ledger's identity: a restored ledger has another.
-    pub async fn incarnation(&self) -> Result<Uuid, sqlx::Error> {
-        Ok(self.head().await?.incarnation)
-    }
-
     /// Identity and highest sequence, of one moment.
     pub async fn head(&self) -> Result<Sequence, sqlx::Error> {
         sqlx::query_scalar("select named_sequence(next_sequence - 1) from ledger").fetch_one(&self.pool).await

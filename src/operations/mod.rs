@@ -40,7 +40,7 @@ pub use rebuild::{
     RehearsedWindow, StateDifference, Told,
 };
 pub use rejects::{
-    Admitted, Bytes, CountRejects, DiscardRejects, DiscardedRejects, Foreseen, Header, ListRejects, Place, Reject, RejectAct, RejectCounts,
+    Admitted, Bytes, CountRejects, DiscardRejects, DiscardedRejects, Foreseen, Header, ListRejects, Place, Reject, RejectCounts,
     RejectPage, Resubmit, Resubmitted, ResubmittedRecord, ShownReject, WhichRejects, edited,
 };
 pub use replay::{PlannedPartition, RECORDS_PER_SECOND, ReplayExecution, ReplayPlan, Replayed, Step};

@@ -117,7 +117,7 @@ async fn page_of_one_ledger<S>(ledger: &Ledger, folded: &Folded<S>, end: i64) ->
 pub(super) async fn next_page(ledger: &Ledger, incarnation: Uuid, sequence: i64, end: i64) -> Result<Option<Vec<Entry>>, ProjectionError> {
     let page = ledger.entries_after(sequence, end).await?;
     // Asked afterwards: an incarnation never comes back, so the page is of this one.
-    if ledger.incarnation().await? != incarnation {
+    if ledger.head().await?.incarnation != incarnation {
         return Ok(None);
     }
     if page.is_empty() {

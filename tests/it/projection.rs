@@ -271,7 +271,7 @@ async fn another_incarnation_is_folded_anew_and_no_snapshot_of_the_old_one_count
     write_one(&ledger, 1).await;
     let running = Running::<MetricsState>::start(&ledger, SETTINGS);
     running.reaches(2).await;
-    let old = ledger.incarnation().await.unwrap();
+    let old = ledger.head().await.unwrap().incarnation;
     let kept = Snapshot { incarnation: old, sequence: 2, state: running.bytes() };
     ledger.save_snapshot(MetricsState::NAME, MetricsState::RULES_VERSION, &kept).await.unwrap();
     assert_eq!(snapshots::<MetricsState>(&ledger.pool).await, [2]);
@@ -282,7 +282,7 @@ async fn another_incarnation_is_folded_anew_and_no_snapshot_of_the_old_one_count
         .execute("update workspace_build set template_name = 'restored'; update ledger set incarnation = gen_random_uuid()")
         .await
         .unwrap();
-    let new = ledger.incarnation().await.unwrap();
+    let new = ledger.head().await.unwrap().incarnation;
     eventually(SOON, "it is folded anew", || async {
         running.view.standing().is_some_and(|standing| (standing.incarnation, standing.sequence) == (new, 2))
     })
@@ -301,7 +301,7 @@ async fn a_ledger_that_went_back_is_another_incarnation_and_folded_anew() {
     write_one(&ledger, 1).await;
     let running = Running::<MetricsState>::start(&ledger, SETTINGS);
     running.reaches(2).await;
-    let old = ledger.incarnation().await.unwrap();
+    let old = ledger.head().await.unwrap().incarnation;
     let back = "delete from workspace_build; delete from batch where sequence = 2; update ledger set next_sequence = 2";
     ledger.pool.execute(back).await.unwrap();
     // the act that says so is its second batch now
@@ -323,7 +323,7 @@ async fn a_ledger_that_went_back_and_grew_again_is_known_by_its_batches() {
     write_one(&ledger, 1).await;
     let running = Running::<MetricsState>::start(&ledger, SETTINGS);
     running.reaches(2).await;
-    let old = ledger.incarnation().await.unwrap();
+    let old = ledger.head().await.unwrap().incarnation;
     // in one transaction, so that nobody sees it lower than before
     let regrown = "begin; set constraints all immediate;
         delete from workspace_build; delete from batch where sequence = 2; update ledger set next_sequence = 2;
@@ -352,7 +352,7 @@ async fn a_hole_ends_the_fold_and_nothing_is_shown() {
 async fn a_snapshot_that_cannot_be_read_is_as_none() {
     let (_database, ledger) = ledger().await;
     write_one(&ledger, 1).await;
-    let incarnation = ledger.incarnation().await.unwrap();
+    let incarnation = ledger.head().await.unwrap().incarnation;
     let torn = Snapshot { incarnation, sequence: 2, state: b"{\"deployments\":".to_vec() };
     ledger.save_snapshot(MetricsState::NAME, MetricsState::RULES_VERSION, &torn).await.unwrap();
     let running = Running::<MetricsState>::start(&ledger, SETTINGS);

@@ -288,7 +288,7 @@ async fn what_is_known_nowhere_is_not_found_and_says_where_was_looked() {
     let site = Site::new().await;
     let missing = asked(&site, "no-such-usage", None).await.unwrap_err();
     let address = coderd::Database::new(&site.coderd.database.url, Duration::from_secs(1)).unwrap().address();
-    let incarnation = site.ledger.incarnation().await.unwrap().to_string();
+    let incarnation = site.ledger.head().await.unwrap().incarnation.to_string();
     assert!(matches!(missing, OperationError::NotFound(_)));
     for words in ["no-such-usage", "tallyline.agent-usage.v1", "rejects", &incarnation, &address] {
         assert!(missing.to_string().contains(words), "{words} is not in {missing}");

@@ -6,7 +6,7 @@ mod shown;
 
 pub use edit::edited;
 pub use resubmit::{Admitted, Foreseen, Place, Resubmit, Resubmitted, ResubmittedRecord};
-pub use shown::{Bytes, Header, Reject, RejectAct, ShownReject};
+pub use shown::{Bytes, Header, Reject, ShownReject};
 
 use std::collections::BTreeSet;
 
@@ -173,7 +173,7 @@ impl Desk {
         let acts = self.ledger.in_time(self.ledger.reject_acts(&[ended.id])).await?;
         let by = acts
             .iter()
-            .find(|act| Some(act.id) == ended.act_id)
+            .find(|act| act.ended_it)
             .map(|act| format!(" by {} at {}", act.actor, act.acted_at.to_rfc3339_opts(SecondsFormat::Millis, true)));
         let (id, state) = (ended.id, ended.state);
         Err(OperationError::Forbidden(format!("reject {id} is no longer open: it was {state}{}; nothing was done", by.unwrap_or_default())))

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::resubmit::{Foreseen, as_found};
 use crate::event::{RejectCause, UsageType};
-use crate::ledger::{ActKind, RejectActRow, RejectRow, RejectState, SameEvent, Sequence, Verdict};
+use crate::ledger::{RejectAct, RejectRow, RejectState, SameEvent, Sequence, Verdict};
 use crate::operations::{Desk, OperationError};
 
 /// A record that is no accepted event.
@@ -79,25 +79,6 @@ pub struct Bytes {
     pub cut: bool,
 }
 
-/// What was done to a reject, or tried.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
-pub struct RejectAct {
-    /// Its number in the audit trail.
-    pub id: i64,
-    /// What.
-    pub act: ActKind,
-    /// Who.
-    pub actor: String,
-    /// When.
-    pub acted_at: DateTime<Utc>,
-    /// Why.
-    pub reason: String,
-    /// What more there is to say; for an edit the new body.
-    pub detail: serde_json::Value,
-    /// Whether it is this act that ended the reject. One that did not came to nothing, was interrupted, or was followed by another.
-    pub ended_it: bool,
-}
-
 /// One reject, whole.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ShownReject {
@@ -143,16 +124,8 @@ impl Desk {
     }
 }
 
-fn reject(row: RejectRow, acts: &[RejectActRow]) -> Reject {
-    let acts = acts.iter().filter(|act| act.reject_id == row.id).map(|act| RejectAct {
-        id: act.id,
-        act: act.act,
-        actor: act.actor.clone(),
-        acted_at: act.acted_at,
-        reason: act.reason.clone(),
-        detail: act.detail.clone(),
-        ended_it: row.act_id == Some(act.id),
-    });
+fn reject(row: RejectRow, acts: &[RejectAct]) -> Reject {
+    let acts = acts.iter().filter(|act| act.reject_id == row.id).cloned();
     let unit = row.event_type.as_deref().and_then(|text| text.parse().ok()).map_or("unknown", UsageType::unit);
     let whole = |bytes: Vec<u8>| Bytes::of(&bytes, bytes.len());
     Reject {

@@ -50,7 +50,7 @@ async fn restored(backend: Backend, schema: SchemaVersion) {
     let second = values(&Numbers::of_truth(&truth, journey.introduced_at));
     eventually(SOON, "all before the loss is scraped", || scraped::has(&server, &second)).await;
     let page = shown(&journey).await;
-    let (incarnation, billed) = (journey.site.ledger.incarnation().await.unwrap(), journey.tallyman.books().billed.len());
+    let (incarnation, billed) = (journey.site.ledger.head().await.unwrap().incarnation, journey.tallyman.books().billed.len());
     let sequence = journey.site.ledger.head().await.unwrap().number;
 
     journey.site.database.restore(&backup).await;
@@ -59,7 +59,7 @@ async fn restored(backend: Backend, schema: SchemaVersion) {
     eventually(SOON, "it is seen", || async { count(&journey, recoveries).await == Some(1) }).await;
     let restored = journey.site.ledger.recovering().await.unwrap();
     eprintln!("sequence was {sequence}, is {}; {restored:?}", journey.site.ledger.head().await.unwrap().number);
-    assert_ne!(journey.site.ledger.incarnation().await.unwrap(), incarnation);
+    assert_ne!(journey.site.ledger.head().await.unwrap().incarnation, incarnation);
     // as long as it is open, nobody shows anything and nothing is sent
     let looks = std::cell::Cell::new(0);
     let requests = journey.tallyman.books().requests;
@@ -162,7 +162,7 @@ async fn an_operator_says_that_the_ledger_was_restored() {
     let (sequence, newest) = (effect["sequence"].as_str().unwrap(), effect["newest_batch_at"].as_str().unwrap());
     // the same place has another name in the incarnation that goes on
     let (_, number) = sequence.split_once(':').unwrap();
-    let incarnation = world.site.ledger.incarnation().await.unwrap();
+    let incarnation = world.site.ledger.head().await.unwrap().incarnation;
     let status = world.site.command(&["status"]).await.stdout;
     let forgotten = format!("It knows no act, and it ended at sequence {incarnation}:{number} of {}Z when it was seen", &newest[..19]);
     assert!(status.contains("was restored from a backup") && status.contains(&forgotten), "{status}\n{forgotten}");

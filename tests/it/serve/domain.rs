@@ -210,7 +210,7 @@ async fn without_the_database_there_is_telemetry_only() {
 async fn only_the_latest_holder_raises_what_is_shown_and_it_never_falls() {
     let site = Site::new().await;
     let ledger = &site.ledger;
-    let incarnation = ledger.incarnation().await.unwrap();
+    let incarnation = ledger.head().await.unwrap().incarnation;
     let at = |number| Sequence { incarnation, number };
     let moment = Duration::from_millis(1);
     let first = ledger.take_lease("metrics", "one", moment).await.unwrap().unwrap();
