@@ -1,7 +1,8 @@
 //! `tallyline acts`
 
-use chrono::{DateTime, SecondsFormat, Utc};
+use chrono::{DateTime, Utc};
 
+use super::output::time;
 use super::via::{Via, ViaArguments};
 use super::{Context, Exit, Failure, columns, instant};
 use crate::ledger::ActKind;
@@ -48,8 +49,7 @@ pub(super) async fn run(arguments: Arguments, context: &Context) -> Result<Exit,
 
 fn table(answer: &Acts) -> String {
     let rows = answer.acts.iter().map(|act| {
-        let at = act.acted_at.to_rfc3339_opts(SecondsFormat::Millis, true);
-        [act.id.to_string(), at, act.actor.clone(), act.act.to_string(), act.subject.clone(), act.reason.clone()]
+        [act.id.to_string(), time(act.acted_at), act.actor.clone(), act.act.to_string(), act.subject.clone(), act.reason.clone()]
     });
     let page = columns(["ID", "AT", "WHO", "WHAT", "SUBJECT", "WHY"], rows);
     match answer.next_before {

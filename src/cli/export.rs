@@ -3,11 +3,12 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use chrono::{DateTime, SecondsFormat, Utc};
+use chrono::{DateTime, Utc};
 use serde::Serialize;
 use uuid::Uuid;
 
 use super::actor::ActorArguments;
+use super::output::exact_time;
 use super::{Context, Exit, Failure, PipelineArguments, columns, connect, instant};
 use crate::export::{Aggregate, ExportFile, Hashed, Totals, export_usage, incomplete, incomplete_as_of, is_stdout};
 use crate::ledger::{Ledger, NewExport, Pausable, Sequence, UsageRange};
@@ -178,7 +179,6 @@ fn written(error: anyhow::Error, path: &Path) -> Failure {
 }
 
 fn table(answer: &Answer) -> String {
-    let time = |time: DateTime<Utc>| time.to_rfc3339_opts(SecondsFormat::AutoSi, true);
     let mut text = columns(
         ["TYPE", "EVENTS", "QUANTITY", "UNIT"],
         answer.totals.types.iter().map(|total| {
@@ -189,7 +189,7 @@ fn table(answer: &Answer) -> String {
             [total.event_type.to_string(), total.events.to_string(), total.quantity.clone(), unit]
         }),
     );
-    let (from, to) = (time(answer.from), time(answer.to));
+    let (from, to) = (exact_time(answer.from), exact_time(answer.to));
     text.push_str(&format!(
         "{} events from {from} to {to} (not included), as of ledger sequence {}, in {}\nexport {}, SHA-256 {}\n",
         answer.totals.events, answer.as_of_sequence, answer.file, answer.export_id, answer.sha256

@@ -2,6 +2,7 @@
 
 use std::io::{self, Write as _};
 
+use chrono::{DateTime, SecondsFormat, Utc};
 use clap::ValueEnum;
 use serde::Serialize;
 
@@ -106,6 +107,30 @@ pub fn columns<const N: usize>(headings: [&str; N], rows: impl IntoIterator<Item
         text.push('\n');
     }
     text
+}
+
+/// The tables that have rows, with a blank line between them.
+pub(super) fn joined(tables: impl IntoIterator<Item = String>) -> String {
+    tables.into_iter().filter(|table| !table.is_empty()).collect::<Vec<_>>().join("\n")
+}
+
+/// A table, or `none` where it has no rows.
+pub(super) fn or_none(table: String) -> String {
+    if table.is_empty() { "none\n".to_owned() } else { table }
+}
+
+pub(super) fn or_dash(value: Option<impl ToString>) -> String {
+    value.map_or_else(|| "-".to_owned(), |value| value.to_string())
+}
+
+/// A time in UTC to the millisecond.
+pub(super) fn time(time: DateTime<Utc>) -> String {
+    time.to_rfc3339_opts(SecondsFormat::Millis, true)
+}
+
+/// A time in UTC with all its digits.
+pub(super) fn exact_time(time: DateTime<Utc>) -> String {
+    time.to_rfc3339_opts(SecondsFormat::AutoSi, true)
 }
 
 #[cfg(test)]

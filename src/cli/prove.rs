@@ -1,9 +1,9 @@
 //! `tallyline prove`
 
-use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::json;
 use uuid::Uuid;
 
+use super::output::exact_time as time;
 use super::via::{Via, ViaArguments};
 use super::{Context, Exit, Failure};
 use crate::event::UsageType;
@@ -33,10 +33,6 @@ pub(super) async fn run(arguments: Arguments, context: &Context) -> Result<Exit,
     };
     context.output.answer(&proof, || page(&proof))?;
     Ok(Exit::Success)
-}
-
-fn time(time: DateTime<Utc>) -> String {
-    time.to_rfc3339_opts(SecondsFormat::AutoSi, true)
 }
 
 /// Lines under headings: a heading stands before its first line.

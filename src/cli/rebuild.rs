@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 
-use chrono::{DateTime, SecondsFormat, Utc};
+use chrono::{DateTime, Utc};
 use serde::Serialize;
 use uuid::Uuid;
 
 use super::actor::ActorArguments;
+use super::output::exact_time;
 use super::progress::Progress;
 use super::via::{Via, ViaArguments};
 use super::{Context, Exit, Failure, columns, given_file, instant};
@@ -82,7 +83,8 @@ impl Asked {
     /// The arguments again, for the other command.
     fn again(&self) -> String {
         let mut words = self.stage.as_str().to_owned();
-        let options = [("rules", self.rules.clone()), ("source", self.source.map(|source| source.to_string())), ("at", self.at.map(told))];
+        let options =
+            [("rules", self.rules.clone()), ("source", self.source.map(|source| source.to_string())), ("at", self.at.map(exact_time))];
         for (name, value) in options {
             words += &value.map(|value| format!(" --{name} {value}")).unwrap_or_default();
         }
@@ -144,10 +146,6 @@ fn folding(progress: &Progress) -> impl Fn(u64, u64) + Send + Sync {
     |done, total| progress.at("folding", done, total)
 }
 
-fn told(instant: DateTime<Utc>) -> String {
-    instant.to_rfc3339_opts(SecondsFormat::AutoSi, true)
-}
-
 fn table(answer: &Planned) -> String {
     let plan = &answer.plan;
     let mut text = match &plan.rehearsal {
@@ -179,7 +177,7 @@ fn compared(plan: &RebuildPlan) -> String {
 
 fn rehearsed(rehearsal: &Rehearsal) -> String {
     let then = if rehearsal.rules_then == rehearsal.rules_now { String::new() } else { format!(" and {}", rehearsal.rules_then) };
-    let mut text = format!("rules {}{then}, at {}\n", rehearsal.rules_now, told(rehearsal.at));
+    let mut text = format!("rules {}{then}, at {}\n", rehearsal.rules_now, exact_time(rehearsal.at));
     for note in &rehearsal.notes {
         text += &format!("{note}\n");
     }
@@ -217,8 +215,8 @@ fn row(name: &str, validity: &str, when: &str, granted: Option<&Granted>) -> [St
         cells[4] = number(granted.soft_limit);
         cells[5] = number(granted.limit);
         cells[6] = granted.agents.map_or_else(dash, |agents| agents.to_string());
-        cells[7] = granted.start.map_or_else(dash, told);
-        cells[8] = granted.end.map_or_else(dash, told);
+        cells[7] = granted.start.map_or_else(dash, exact_time);
+        cells[8] = granted.end.map_or_else(dash, exact_time);
         cells[9] = (granted.warnings.len() + granted.errors.len()).to_string();
     }
     cells

@@ -1,10 +1,10 @@
 //! `tallyline recover plan` and `tallyline recover execute`
 
-use chrono::{DateTime, Utc};
 use serde::Serialize;
 use uuid::Uuid;
 
 use super::actor::ActorArguments;
+use super::output::{or_dash, time};
 use super::progress::Progress;
 use super::via::{Via, ViaArguments};
 use super::{Context, Exit, Failure, columns};
@@ -114,7 +114,6 @@ fn table(effect: &RecoverEffect) -> String {
 }
 
 fn kafka(effect: &KafkaEffect) -> String {
-    let or_dash = |value: Option<i64>| value.map_or_else(|| "-".to_owned(), |value| value.to_string());
     let rows = effect.partitions.iter().map(|one| {
         let [position, unread, reopened] = [one.position, one.unread, one.reopened].map(|number| number.to_string());
         let [start, end] = [one.log_start, one.log_end].map(or_dash);
@@ -133,17 +132,13 @@ fn kafka(effect: &KafkaEffect) -> String {
 }
 
 fn ledger(effect: &LedgerEffect) -> String {
-    let time = |at: Option<DateTime<Utc>>| at.map_or_else(|| "-".to_owned(), |at| at.to_rfc3339_opts(chrono::SecondsFormat::Millis, true));
     let number = |number: i64| number.to_string();
     let published = effect.pending_published_by_coderd.map_or_else(|| "not known".to_owned(), number);
     let mut rows = vec![
         ["ledger ends at sequence".to_owned(), effect.sequence.to_string()],
-        ["its newest batch is of".to_owned(), time(effect.newest_batch_at)],
-        ["its last act is of".to_owned(), time(effect.last_act_at)],
-        [
-            "the log had been read up to a record of".to_owned(),
-            effect.had_read_until.map_or_else(|| "not known".to_owned(), |at| time(Some(at))),
-        ],
+        ["its newest batch is of".to_owned(), or_dash(effect.newest_batch_at.map(time))],
+        ["its last act is of".to_owned(), or_dash(effect.last_act_at.map(time))],
+        ["the log had been read up to a record of".to_owned(), effect.had_read_until.map_or_else(|| "not known".to_owned(), time)],
         ["records of the log to read".to_owned(), number(effect.records_to_read)],
         ["sources to read again as a whole".to_owned(), effect.sources_to_read.len().to_string()],
         ["pending publications, each perhaps sent".to_owned(), number(effect.pending)],
@@ -162,7 +157,13 @@ fn ledger(effect: &LedgerEffect) -> String {
     if !effect.not_waited_for.is_empty() {
         let rows = effect.not_waited_for.iter().map(|source| {
             let why = if source.by_this_plan { "given up by this plan" } else { "was not read for 35 days, or is given up" };
-            [source.deployment_id.to_string(), time(source.last_read_at), number(source.events), number(source.pending), why.to_owned()]
+            [
+                source.deployment_id.to_string(),
+                or_dash(source.last_read_at.map(time)),
+                number(source.events),
+                number(source.pending),
+                why.to_owned(),
+            ]
         });
         text += &columns(["NOT WAITED FOR", "LAST READ", "EVENTS", "PENDING", "WHY"], rows);
         text += "What happened there after the backup may never come back: series and counts of these sources may stay lower than they were, and the\n\

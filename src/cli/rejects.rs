@@ -3,9 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use chrono::{DateTime, SecondsFormat, Utc};
-
 use super::actor::ActorArguments;
+use super::output::{or_dash, or_none, time};
 use super::progress::Progress;
 use super::via::{Via, ViaArguments};
 use super::{Context, Exit, Failure, columns, given_file};
@@ -198,14 +197,6 @@ async fn resubmit(arguments: ResubmitArguments, context: &Context) -> Result<Exi
     Ok(Exit::Success)
 }
 
-fn time(time: DateTime<Utc>) -> String {
-    time.to_rfc3339_opts(SecondsFormat::Millis, true)
-}
-
-fn or_dash<T: ToString>(value: Option<T>) -> String {
-    value.map_or_else(|| "-".to_owned(), |value| value.to_string())
-}
-
 fn amount(number: u64, unit: &str) -> String {
     if unit == "unknown" { format!("{number} of an unknown unit") } else { format!("{number} {unit}") }
 }
@@ -223,16 +214,12 @@ fn table(page: &RejectPage) -> String {
     let rows = page.rejects.iter().map(|row| {
         let place = format!("{}/{}@{}", row.topic, row.partition, row.offset);
         let stake = at_stake(row);
-        let of = [row.event_type.clone(), row.event_id.clone()].map(or_dash);
-        let [event_type, event_id] = of;
-        let what = [row.state.to_string(), row.verdict.to_string(), row.cause.to_string()];
-        let [state, verdict, cause] = what;
+        let [event_type, event_id] = [&row.event_type, &row.event_id].map(|of| or_dash(of.as_ref()));
+        let [state, verdict, cause] = [row.state.to_string(), row.verdict.to_string(), row.cause.to_string()];
         [row.id.to_string(), state, verdict, cause, time(row.first_seen), stake, event_type, event_id, place]
     });
-    let mut text = columns(["ID", "STATE", "VERDICT", "CAUSE", "FIRST SEEN", "AT STAKE", "EVENT TYPE", "EVENT ID", "RECORD"], rows);
-    if text.is_empty() {
-        "none\n".clone_into(&mut text);
-    }
+    let headings = ["ID", "STATE", "VERDICT", "CAUSE", "FIRST SEEN", "AT STAKE", "EVENT TYPE", "EVENT ID", "RECORD"];
+    let mut text = or_none(columns(headings, rows));
     if let Some(after) = page.next_after {
         text.push_str(&format!("more: --after {after}\n"));
     }
@@ -244,8 +231,7 @@ fn groups(counts: &RejectCounts) -> String {
         .groups
         .iter()
         .map(|group| [or_dash(group.value.clone()), group.records.to_string(), amounts(&group.units), time(group.oldest)]);
-    let text = columns([counts.by.as_str().to_uppercase().as_str(), "RECORDS", "AT STAKE", "OLDEST"], rows);
-    if text.is_empty() { "none\n".to_owned() } else { text }
+    or_none(columns([counts.by.as_str().to_uppercase().as_str(), "RECORDS", "AT STAKE", "OLDEST"], rows))
 }
 
 /// Bytes for a terminal: text where they are, else hexadecimal; of long ones the beginning.

@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::actor::ActorArguments;
 use super::api::ApiClient;
+use super::output::exact_time;
 use super::progress::Progress;
 use super::via::{Via, ViaArguments};
 use super::{Context, Exit, Failure, columns};
@@ -223,8 +224,7 @@ fn effect(effect: &Effect) -> String {
     text += &columns(
         ["LICENSE", "FROM", "UNTIL", "AGENTS NOW", "THEN"],
         changed.into_iter().map(|row| {
-            let instants = [row.start, row.end].map(|instant| instant.to_rfc3339_opts(chrono::SecondsFormat::AutoSi, true));
-            let [start, end] = instants;
+            let [start, end] = [row.start, row.end].map(exact_time);
             [row.license_id.to_string(), start, end, row.before.to_string(), row.after.to_string()]
         }),
     );

@@ -1,9 +1,9 @@
 //! `tallyline sources`
 
-use chrono::{DateTime, SecondsFormat, Utc};
 use uuid::Uuid;
 
 use super::actor::ActorArguments;
+use super::output::{or_dash, or_none, time};
 use super::via::{Via, ViaArguments};
 use super::{Context, Exit, Failure, accept, columns};
 use crate::operations::{OneSource, RegisteredSource, Sources as Listed};
@@ -79,21 +79,19 @@ fn retired(source: &RegisteredSource) -> String {
 }
 
 fn table(listed: &Listed) -> String {
-    let time = |at: Option<DateTime<Utc>>| at.map_or_else(|| "-".to_owned(), |at| at.to_rfc3339_opts(SecondsFormat::Millis, true));
     let row = |source: &RegisteredSource| {
         let (by, why) = source.retired.as_ref().map_or(("-", "-"), |retired| (retired.actor.as_str(), retired.reason.as_str()));
-        let retired_at = time(source.retired.as_ref().map(|retired| retired.acted_at));
+        let retired_at = or_dash(source.retired.as_ref().map(|retired| time(retired.acted_at)));
         [
             source.deployment_id.to_string(),
-            time(Some(source.introduced_at)),
-            time(source.last_read_at),
-            time(source.complete_until),
+            time(source.introduced_at),
+            or_dash(source.last_read_at.map(time)),
+            or_dash(source.complete_until.map(time)),
             retired_at,
             by.to_owned(),
             why.to_owned(),
         ]
     };
     let headings = ["SOURCE", "INTRODUCED", "LAST READ", "COMPLETE UNTIL", "RETIRED", "BY", "REASON"];
-    let text = columns(headings, listed.sources.iter().map(row));
-    if text.is_empty() { "none\n".to_owned() } else { text }
+    or_none(columns(headings, listed.sources.iter().map(row)))
 }

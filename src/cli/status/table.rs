@@ -1,9 +1,10 @@
 //! The status for reading: what somebody has to look at comes first, counts come last.
 
-use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
+use chrono::TimeDelta;
 use serde_json::Value;
 
 use super::super::columns;
+use super::super::output::{joined, or_dash, time};
 use crate::ledger::HoldScope;
 use crate::status::{Partition, Queue, Status};
 
@@ -11,7 +12,7 @@ use crate::status::{Partition, Queue, Status};
 pub(super) fn of(status: &Status) -> String {
     let mut head = format!("ledger sequence {}, {}\n", status.ledger_sequence, time(status.at));
     if let Some(problem) = &status.log_problem {
-        head += &format!("the log: {}\n", shown(problem));
+        head += &format!("the log: {}\n", problem.replace(char::is_control, "\u{fffd}"));
     }
     if status.signed_since.is_none() {
         head +=
@@ -38,42 +39,51 @@ pub(super) fn of(status: &Status) -> String {
         processes(status),
         counts(status),
     ];
-    tables.into_iter().filter(|table| !table.is_empty()).fold(head, |text, table| format!("{text}\n{table}"))
+    joined([head].into_iter().chain(tables))
 }
 
 /// A recovery, pauses, audits and rejects.
 fn attention(status: &Status) -> String {
     let pauses = status.pauses.iter().map(|pause| {
-        let topic = pause.topic.clone().unwrap_or_else(|| "-".to_owned());
+        let topic = or_dash(pause.topic.as_ref());
         [pause.operation.as_str().to_owned(), topic, pause.actor.clone(), time(pause.since), pause.reason.clone()]
     });
     let recoveries = status.recovering.iter().map(|row| [row.id.to_string(), row.actor.clone(), time(row.opened_at), row.reason.clone()]);
     let audit = status.audit.iter().map(|row| {
         let verdict = if row.differences == 0 { "balanced" } else { "DIFFERS" };
         let [differences, open, gone] = [row.differences, row.open, row.gone].map(|count| count.to_string());
-        let deployment = or_dash(row.deployment_id, |deployment| deployment.to_string());
-        [row.joint.clone(), deployment, verdict.to_owned(), differences, open, gone, time(row.audited_at), or_dash(row.differs_since, time)]
+        let deployment = or_dash(row.deployment_id);
+        [
+            row.joint.clone(),
+            deployment,
+            verdict.to_owned(),
+            differences,
+            open,
+            gone,
+            time(row.audited_at),
+            or_dash(row.differs_since.map(time)),
+        ]
     });
     let differs = status.audit.iter().filter_map(|row| row.imbalance().map(|words| [words]));
     let holds = status.holds.iter().map(|hold| {
         let (scope, of) = match (hold.scope, hold.deployment_id, &hold.event_id) {
             (HoldScope::Everything, ..) => ("all", "-".to_owned()),
-            (HoldScope::Source, deployment, _) => ("source", or_dash(deployment, |deployment| deployment.to_string())),
+            (HoldScope::Source, deployment, _) => ("source", or_dash(deployment)),
             (HoldScope::Event, _, event) => ("event", event.clone().unwrap_or_default()),
         };
-        [scope.to_owned(), of, or_dash(hold.since, time), shown(&hold.why), hold.ends.clone()]
+        [scope.to_owned(), of, or_dash(hold.since.map(time)), hold.why.clone(), hold.ends.clone()]
     });
     let refusals = status.processes.iter().filter_map(|process| {
         let refusal = process.publish_refusal()?;
         let held = status.holds.iter().any(|hold| (hold.deployment_id, &hold.why) == (refusal.deployment_id, &refusal.why));
-        let of = or_dash(refusal.deployment_id, |deployment| deployment.to_string());
-        (!held).then(|| [of, process.host.clone(), process.pid.to_string(), time(refusal.since), shown(&refusal.why)])
+        let of = or_dash(refusal.deployment_id);
+        (!held).then(|| [of, process.host.clone(), process.pid.to_string(), time(refusal.since), refusal.why.clone()])
     });
     let rejects = status.open_rejects.iter().map(|row| {
         let units: Vec<String> = row.units.iter().map(|(unit, number)| format!("{number} {unit}")).collect();
         [row.verdict.to_string(), row.cause.to_string(), row.records.to_string(), units.join(", "), time(row.oldest)]
     });
-    [
+    joined([
         status.recovering.as_ref().map(|recovering| format!("{recovering}\n{}\n", recovering.forgotten())).unwrap_or_default(),
         columns(["PAUSED", "TOPIC", "BY", "SINCE", "REASON"], pauses),
         columns(["RECOVERY", "BY", "SINCE", "REASON"], recoveries),
@@ -82,11 +92,7 @@ fn attention(status: &Status) -> String {
         columns(["USAGE HELD", "OF", "SINCE", "WHY", "ENDS WITH"], holds),
         columns(["A PUBLISHER REFUSES", "HOST", "PID", "SINCE", "WHY"], refusals),
         columns(["OPEN REJECTS", "CAUSE", "RECORDS", "AT STAKE", "OLDEST"], rejects),
-    ]
-    .into_iter()
-    .filter(|table| !table.is_empty())
-    .collect::<Vec<_>>()
-    .join("\n")
+    ])
 }
 
 fn open_transactions(status: &Status) -> String {
@@ -101,17 +107,17 @@ fn open_transactions(status: &Status) -> String {
 }
 
 fn partition(row: &Partition) -> [String; 8] {
-    let [position, end, lag] = [row.position, row.log_end, row.lag].map(|number| or_dash(number, |number| number.to_string()));
-    let [behind, loss] = [row.lag_seconds, row.loss_in_seconds].map(|seconds| or_dash(seconds, span));
-    [row.topic.clone(), row.partition.to_string(), position, end, lag, behind, loss, or_dash(row.moved_at, time)]
+    let [position, end, lag] = [row.position, row.log_end, row.lag].map(or_dash);
+    let [behind, loss] = [row.lag_seconds, row.loss_in_seconds].map(|seconds| or_dash(seconds.map(span)));
+    [row.topic.clone(), row.partition.to_string(), position, end, lag, behind, loss, or_dash(row.moved_at.map(time))]
 }
 
 fn sources(status: &Status) -> String {
     let rows = status.sources.iter().map(|row| {
         let state = if row.retired { "retired" } else { "in use" }.to_owned();
         let complete = [row.complete_until, row.builds_complete_until, row.claims_complete_until, row.usage_complete_until];
-        let [all, builds, claims, usage] = complete.map(|until| or_dash(until, time));
-        [row.deployment_id.to_string(), state, all, builds, claims, usage, or_dash(row.runtime_complete_until, time)]
+        let [all, builds, claims, usage] = complete.map(|until| or_dash(until.map(time)));
+        [row.deployment_id.to_string(), state, all, builds, claims, usage, or_dash(row.runtime_complete_until.map(time))]
     });
     columns(["DEPLOYMENT", "STATE", "COMPLETE UNTIL", "BUILDS UNTIL", "CLAIMS UNTIL", "USAGE UNTIL", "RUNTIME UNTIL"], rows)
 }
@@ -119,7 +125,7 @@ fn sources(status: &Status) -> String {
 fn queues(status: &Status) -> String {
     let rows = status.queues.iter().map(|row| {
         let [pending, held, unanswered] = [row.pending, row.held_back, row.unanswered].map(|count| count.to_string());
-        [row.deployment_id.to_string(), pending, held, unanswered, or_dash(row.oldest_created_at, time), last_request(row)]
+        [row.deployment_id.to_string(), pending, held, unanswered, or_dash(row.oldest_created_at.map(time)), last_request(row)]
     });
     columns(["QUEUE OF", "PENDING", "HELD BACK", "UNANSWERED", "OLDEST", "LAST REQUEST"], rows)
 }
@@ -144,7 +150,7 @@ fn processes(status: &Status) -> String {
     });
     let processes = columns(["HOST", "PID", "ROLES", "PROCESS", "HEARD OF AT", "VERSION", "STANDING"], rows);
     let leases = columns(["LEASE", "HELD BY", "EPOCH", "UNTIL"], leases);
-    [processes, leases].into_iter().filter(|table| !table.is_empty()).collect::<Vec<_>>().join("\n")
+    joined([processes, leases])
 }
 
 /// What a process says of its roles, in words.
@@ -183,19 +189,11 @@ fn counts(status: &Status) -> String {
         let [batches, records, accepted, duplicates] = numbers.map(|number| count(number, row.estimated));
         [row.kind.to_string(), batches, records, accepted, duplicates]
     });
-    [
+    joined([
         columns(["DEPLOYMENT", "PUBLICATION", "EVENTS", "UNANSWERED"], publications),
         columns(["DEPLOYMENT", "EVENT TYPE", "EVENTS"], events),
         columns(["BATCHES", "COUNT", "RECORDS", "ACCEPTED", "DUPLICATES"], batches),
-    ]
-    .into_iter()
-    .filter(|table| !table.is_empty())
-    .collect::<Vec<_>>()
-    .join("\n")
-}
-
-fn time(time: DateTime<Utc>) -> String {
-    time.to_rfc3339_opts(SecondsFormat::Millis, true)
+    ])
 }
 
 /// `3d 4h`, `5m 6s`, `7s`: the two largest units.
@@ -207,15 +205,6 @@ fn span(seconds: i64) -> String {
         (0, hours, minutes, _) => format!("{hours}h {minutes}m"),
         (days, hours, ..) => format!("{days}d {hours}h"),
     }
-}
-
-/// Without what a terminal would obey.
-fn shown(text: &str) -> String {
-    text.replace(char::is_control, "\u{fffd}")
-}
-
-fn or_dash<T>(value: Option<T>, show: impl FnOnce(T) -> String) -> String {
-    value.map_or_else(|| "-".to_owned(), show)
 }
 
 #[cfg(test)]
