@@ -29,13 +29,16 @@ pub struct Oversized {
     pub sha256: [u8; 32],
 }
 
+/// The name and value of a record's header.
+type Header = (String, Option<Vec<u8>>);
+
 /// Key, headers and body of a record: any bytes, as found. Shape: CloudEvents over Kafka, binary mode (structured mode is understood too).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Message {
     /// The record key.
     pub key: Option<Vec<u8>>,
     /// Headers in order; a name may repeat.
-    pub headers: Vec<(String, Option<Vec<u8>>)>,
+    pub headers: Vec<Header>,
     /// The body; absent in a tombstone.
     pub payload: Option<Vec<u8>>,
     /// Where the body was oversized: `payload` is only its beginning.
@@ -45,7 +48,7 @@ pub struct Message {
 impl Message {
     /// A record as a log holds it. However large its body is, this takes up little memory.
     #[must_use]
-    pub fn found(key: Option<Vec<u8>>, headers: Vec<(String, Option<Vec<u8>>)>, payload: Option<&[u8]>) -> Self {
+    pub fn found(key: Option<Vec<u8>>, headers: Vec<Header>, payload: Option<&[u8]>) -> Self {
         let large = payload.filter(|payload| payload.len() > MAX_PAYLOAD_BYTES);
         let oversized = large.map(|payload| Oversized { bytes: payload.len(), sha256: Sha256::digest(payload).into() });
         let kept = if oversized.is_some() { KEPT_PAYLOAD_BYTES } else { MAX_PAYLOAD_BYTES };
@@ -80,7 +83,7 @@ impl Message {
     ///
     /// # Errors
     /// Bytes that it did not write.
-    pub fn headers_from_json(json: &[u8]) -> Result<Vec<(String, Option<Vec<u8>>)>, String> {
+    pub fn headers_from_json(json: &[u8]) -> Result<Vec<Header>, String> {
         let headers: Vec<(String, Option<String>)> = serde_json::from_slice(json).map_err(|error| format!("headers: {error}"))?;
         let value = |text: Option<String>| text.map(|text| BASE64.decode(text).map_err(|error| format!("headers: {error}"))).transpose();
         headers.into_iter().map(|(name, text)| Ok((name, value(text)?))).collect()

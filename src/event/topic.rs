@@ -22,12 +22,6 @@ impl Topic {
     pub const fn name(self) -> &'static str {
         self.as_str()
     }
-
-    /// The topic of that name, if it is one of ours.
-    #[must_use]
-    pub fn named(name: &str) -> Option<Topic> {
-        name.parse().ok()
-    }
 }
 
 /// One partition of one topic.

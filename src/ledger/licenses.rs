@@ -84,7 +84,8 @@ impl Ledger {
     /// The licenses that are in coderd as far as the ledger knows, by coderd's id.
     pub async fn present_licenses(&self, source_id: i16) -> Result<Vec<LicenseChange>, sqlx::Error> {
         // In the order of sequences, not of batch ids: a batch is where it was committed.
-        let rows: Vec<(i32, [u8; 32], Option<DateTime<Utc>>, Option<Value>, Option<String>)> = sqlx::query_as(
+        type Row = (i32, [u8; 32], Option<DateTime<Utc>>, Option<Value>, Option<String>);
+        let rows: Vec<Row> = sqlx::query_as(
             "select license_id, jwt_sha256, uploaded_at, claims, refusal
              from (
                  select distinct on (license.jwt_sha256) license.*
@@ -96,7 +97,7 @@ impl Ledger {
         .bind(source_id)
         .fetch_all(&self.pool)
         .await?;
-        let change = |(license_id, jwt_sha256, uploaded_at, claims, refusal): (_, _, _, Option<_>, Option<_>)| {
+        let change = |(license_id, jwt_sha256, uploaded_at, claims, refusal): Row| {
             let state = claims.map_or_else(|| LicenseState::Refused(refusal.unwrap_or_default()), LicenseState::Verified);
             LicenseChange { license_id, jwt_sha256, uploaded_at, state }
         };

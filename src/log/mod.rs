@@ -102,7 +102,7 @@ impl Log {
             Log::Kafka(log) => log.settings.topic_prefix.as_str(),
             Log::Postgres(_) => "",
         };
-        Topic::named(name).or_else(|| Topic::named(name.strip_prefix(prefix)?))
+        name.parse::<Topic>().ok().or_else(|| name.strip_prefix(prefix)?.parse::<Topic>().ok())
     }
 
     /// Creates the topics that are missing, with so many partitions and [`RETENTION_DAYS`]. A topic that is there is never changed: where

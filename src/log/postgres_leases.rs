@@ -86,7 +86,8 @@ impl Leases {
         .bind(self.member.to_string())
         .fetch_all(&self.log.pool)
         .await?;
-        let place = |(topic, partition, id): (String, i32, i32)| Some((TopicPartition { topic: Topic::named(&topic)?, partition }, id));
+        let place =
+            |(topic, partition, id): (String, i32, i32)| Some((TopicPartition { topic: topic.parse::<Topic>().ok()?, partition }, id));
         Ok(held.into_iter().filter_map(place).collect())
     }
 

@@ -101,7 +101,7 @@ fn topic(request: &PauseRequest) -> Result<Option<Topic>, OperationError> {
     if request.operation != Pausable::Consume {
         return invalid(format!("has no meaning for {}: only consume goes by topics", request.operation.as_str()));
     }
-    match Topic::named(name) {
+    match name.parse::<Topic>().ok() {
         Some(topic) => Ok(Some(topic)),
         None => invalid(format!("{name:?} is no topic: one of {}", Topic::ALL.map(Topic::name).join(", "))),
     }

@@ -210,7 +210,9 @@ mod tests {
 
     #[test]
     fn topics_with_partitions_and_with_a_prefix() {
-        let chosen = |text, prefix: &str| chosen(text, |name| Topic::named(name).or_else(|| Topic::named(name.strip_prefix(prefix)?)));
+        let chosen = |text, prefix: &str| {
+            chosen(text, |name| name.parse::<Topic>().ok().or_else(|| name.strip_prefix(prefix)?.parse::<Topic>().ok()))
+        };
         let builds = |partitions| Ok(Chosen { topic: Topic::WorkspaceBuilds, partitions });
         assert_eq!(chosen("tallyline.workspace-builds.v1", ""), builds(None));
         assert_eq!(chosen("x.tallyline.workspace-builds.v1:0,2", "x."), builds(Some(vec![0, 2])));

@@ -66,7 +66,7 @@ pub fn words(input: &[u8]) -> bool {
     let Ok(word) = std::str::from_utf8(input) else { return false };
     let word = word.trim_end_matches('\n');
     let written = [
-        Topic::named(word).map(|topic| topic.name().to_owned()),
+        word.parse::<Topic>().ok().map(|topic| topic.name().to_owned()),
         word.parse::<Transition>().ok().map(|one| one.as_str().to_owned()),
         word.parse::<BuildStatus>().ok().map(|one| one.as_str().to_owned()),
         word.parse::<InputStage>().ok().map(|one| one.as_str().to_owned()),

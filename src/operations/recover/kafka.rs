@@ -139,7 +139,7 @@ pub(super) async fn execute(desk: &Desk, effect: &KafkaEffect, act: &NewAct<'_>,
     }
     let mut begun = Vec::with_capacity(effect.partitions.len());
     for one in &effect.partitions {
-        let topic = Topic::named(&one.topic).ok_or_else(|| anyhow::anyhow!("no topic {}", one.topic))?;
+        let topic = one.topic.parse::<Topic>().ok().ok_or_else(|| anyhow::anyhow!("no topic {}", one.topic))?;
         let partition = TopicPartition { topic, partition: one.partition };
         let start = match desk.log.whole_from(partition).await {
             Ok(start) => Some(start),

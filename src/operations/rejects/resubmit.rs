@@ -274,7 +274,7 @@ impl Desk {
         let mut by_topic: BTreeMap<Topic, Vec<usize>> = BTreeMap::new();
         let (mut places, mut fault) = (BTreeMap::new(), None);
         for (index, one) in prepared.iter().enumerate().filter(|(_, one)| one.foresight.what != Foreseen::Duplicate) {
-            match one.foresight.event.map(|(_, topic)| topic).or_else(|| Topic::named(&one.row.topic)) {
+            match one.foresight.event.map(|(_, topic)| topic).or_else(|| one.row.topic.parse::<Topic>().ok()) {
                 Some(topic) => by_topic.entry(topic).or_default().push(index),
                 None => fault = fault.or_else(|| Some(OperationError::NotFound(format!("there is no topic {} any more", one.row.topic)))),
             }
