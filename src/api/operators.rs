@@ -11,12 +11,12 @@ use super::Serving;
 use super::answer::Problem;
 use super::asked::{Change, Query};
 use crate::audit::AuditReport;
-use crate::ledger::{Pause, PublishStop};
+use crate::ledger::{ListActs, Pause, PublishStop};
 use crate::operations::recover::{RecoverExecution, RecoverPlan, RecoverRequest};
 use crate::operations::{
-    Acts, Admitted, AuditFindings, CoderdCutOff, CountRejects, DiscardRejects, DiscardedRejects, ListActs, ListRejects, LogRange,
-    OneSource, PauseRequest, Pauses, Proof, ProveRequest, RebuildExecution, RebuildPlan, RebuildRequest, Rebuilt, RegisteredSource,
-    RejectCounts, RejectPage, ReplayPlan, Resubmit, Resubmitted, RunAudit, ShownReject, Sources,
+    Acts, Admitted, AuditFindings, CoderdCutOff, CountRejects, DiscardRejects, DiscardedRejects, ListRejects, LogRange, OneSource,
+    PauseRequest, Pauses, Proof, ProveRequest, RebuildExecution, RebuildPlan, RebuildRequest, Rebuilt, RegisteredSource, RejectCounts,
+    RejectPage, ReplayPlan, Resubmit, Resubmitted, RunAudit, ShownReject, Sources,
 };
 
 type Serves = State<Arc<Serving>>;

@@ -16,13 +16,13 @@ use super::tokens::Needs;
 use super::{answer, operators};
 use crate::audit::AuditReport;
 use crate::config::Scope;
-use crate::ledger::{Pause, PublishStop};
+use crate::ledger::{ListActs, Pause, PublishStop};
 use crate::license::Entitlements;
 use crate::operations::recover::{RecoverExecution, RecoverPlan, RecoverRequest};
 use crate::operations::{
-    Acts, Admitted, AuditFindings, CoderdCutOff, CountRejects, DiscardRejects, DiscardedRejects, ListActs, ListRejects, LogRange,
-    OneSource, PauseRequest, Pauses, Proof, ProveRequest, RebuildExecution, RebuildPlan, RebuildRequest, Rebuilt, RegisteredSource,
-    RejectCounts, RejectPage, ReplayExecution, ReplayPlan, Resubmit, Resubmitted, RunAudit, ShownReject, Sources,
+    Acts, Admitted, AuditFindings, CoderdCutOff, CountRejects, DiscardRejects, DiscardedRejects, ListRejects, LogRange, OneSource,
+    PauseRequest, Pauses, Proof, ProveRequest, RebuildExecution, RebuildPlan, RebuildRequest, Rebuilt, RegisteredSource, RejectCounts,
+    RejectPage, ReplayExecution, ReplayPlan, Resubmit, Resubmitted, RunAudit, ShownReject, Sources,
 };
 use crate::status::Status;
 

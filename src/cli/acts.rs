@@ -5,8 +5,8 @@ use chrono::{DateTime, Utc};
 use super::output::time;
 use super::via::{Via, ViaArguments};
 use super::{Context, Exit, Failure, columns, instant};
-use crate::ledger::ActKind;
-use crate::operations::{Acts, ListActs};
+use crate::ledger::{ActKind, ListActs};
+use crate::operations::Acts;
 
 /// Show the audit trail: who did what, when and why, the latest first.
 #[derive(Clone, Debug, clap::Args)]

@@ -8,7 +8,7 @@ use super::output::{or_dash, or_none, time};
 use super::progress::Progress;
 use super::via::{Via, ViaArguments};
 use super::{Context, Exit, Failure, columns, given_file};
-use crate::event::{MAX_PAYLOAD_BYTES, RejectCause, UsageType};
+use crate::event::{MAX_PAYLOAD_BYTES, UsageType};
 use crate::ledger::{RejectProperty, Verdict};
 use crate::operations::{
     Actor, Admitted, Bytes, CountRejects, Desk, DiscardRejects, DiscardedRejects, Foreseen, ListRejects, OperationError, Reject,
@@ -46,10 +46,10 @@ pub struct List {
     state: String,
     /// Only these: rejected, conflict, held
     #[arg(long, value_name = "VERDICT")]
-    verdict: Option<Verdict>,
+    verdict: Option<String>,
     /// Only those with this cause, such as json
     #[arg(long, value_name = "CAUSE")]
-    cause: Option<RejectCause>,
+    cause: Option<String>,
     /// Only those of this event type
     #[arg(long = "type", value_name = "TYPE")]
     event_type: Option<String>,
@@ -155,7 +155,7 @@ async fn admit(desk: &Desk, actor: &Actor, context: &Context) -> Result<Admitted
 
 /// How many held records are of a type that this version knows.
 async fn known(desk: &Desk) -> Result<u64, Failure> {
-    let which = WhichRejects { verdict: Some(Verdict::Held), ..WhichRejects::default() };
+    let which = WhichRejects { verdict: Some(Verdict::Held.to_string()), ..WhichRejects::default() };
     let held = desk.count_rejects(&CountRejects { which, by: RejectProperty::Type }).await?;
     let known = held.groups.iter().filter(|group| group.value.as_ref().is_some_and(|value| value.parse::<UsageType>().is_ok()));
     Ok(known.map(|group| u64::try_from(group.records).unwrap_or_default()).sum())

@@ -85,29 +85,39 @@ pub struct Act {
     pub sequence: Sequence,
 }
 
-/// Which acts are looked for: those that fit all that is given.
-#[derive(Clone, Debug, Default)]
-pub struct ActFilter<'a> {
-    /// Exactly this actor.
-    pub actor: Option<&'a str>,
+/// Which acts are shown: those that fit all that is given.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ListActs {
+    /// Only this actor's: a person's login, a token's name, or `tallyline VERSION`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub actor: Option<String>,
     /// Only these.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub act: Option<ActKind>,
-    /// Exactly this subject.
-    pub subject: Option<&'a str>,
-    /// Acted at or after.
+    /// Only what was done to this: a reject's id, a plan's hash, an operation, a deployment.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub subject: Option<String>,
+    /// Only at or after this instant.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub from: Option<DateTime<Utc>>,
-    /// And before.
+    /// Only before this instant.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub to: Option<DateTime<Utc>>,
-    /// With smaller ids.
+    /// Only with smaller ids: `next_before` of the page before.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub before: Option<i64>,
+    /// Most acts of the page, 1 to 1000; 100 where it is not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u16>,
 }
 
 impl Ledger {
-    /// At most `limit` acts, the latest first.
+    /// At most `limit` of the acts, the latest first; its own limit is for whoever asks.
     ///
     /// # Errors
     /// The database's.
-    pub async fn acts(&self, filter: &ActFilter<'_>, limit: i64) -> Result<Vec<Act>, sqlx::Error> {
+    pub async fn acts(&self, asked: &ListActs, limit: i64) -> Result<Vec<Act>, sqlx::Error> {
         sqlx::query_as(
             "select operator_act.id, acted_at, actor, act, coalesce(subject, reject_id::text) as subject, reason, detail, named_sequence(batch.sequence) as sequence
              from operator_act join batch on batch.id = batch_id
@@ -116,12 +126,12 @@ impl Ledger {
                and ($6::bigint is null or operator_act.id < $6)
              order by operator_act.id desc limit $7",
         )
-        .bind(filter.actor)
-        .bind(filter.act)
-        .bind(filter.subject)
-        .bind(filter.from)
-        .bind(filter.to)
-        .bind(filter.before)
+        .bind(&asked.actor)
+        .bind(asked.act)
+        .bind(&asked.subject)
+        .bind(asked.from)
+        .bind(asked.to)
+        .bind(asked.before)
         .bind(limit)
         .fetch_all(&self.pool)
         .await

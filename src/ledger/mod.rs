@@ -48,7 +48,7 @@ mod source_lost;
 mod sources;
 mod status;
 
-pub use acts::{Act, ActFilter, ActKind, NewAct, OURSELVES, Subject};
+pub use acts::{Act, ActKind, ListActs, NewAct, OURSELVES, Subject};
 pub use audit::{Difference, LedgerBooks, PartitionBooks};
 pub use begin_anew::{BegunAnew, Lives};
 pub use choices::LICENSE_RULES;

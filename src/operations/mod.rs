@@ -22,7 +22,7 @@ mod replay;
 mod series;
 mod sources;
 
-pub use acts::{Acts, ListActs};
+pub use acts::Acts;
 pub use audit::{AuditFindings, RunAudit};
 pub use desk::{Actor, Desk, reason};
 pub use effect::{Effect, FamilyEffect, Queued, WindowEffect};

@@ -9,10 +9,11 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tallyline::api::{ProblemBody, body_of, query_of};
+use tallyline::ledger::ListActs;
 use tallyline::operations::recover::{RecoverExecution, RecoverRequest};
 use tallyline::operations::{
-    CoderdCutOff, CountRejects, DiscardRejects, ListActs, ListRejects, LogRange, PauseRequest, ProveRequest, RebuildExecution,
-    RebuildRequest, ReplayExecution, Resubmit, RunAudit,
+    CoderdCutOff, CountRejects, DiscardRejects, ListRejects, LogRange, PauseRequest, ProveRequest, RebuildExecution, RebuildRequest,
+    ReplayExecution, Resubmit, RunAudit,
 };
 use utoipa::ToSchema;
 

@@ -10,7 +10,7 @@ use super::super::{Desk, OperationError};
 use crate::cause;
 use crate::coderd::Database;
 use crate::consumer::mark_ahead;
-use crate::ledger::{ActFilter, NewAct, Recovering, Restored, Sequence, collector_lease};
+use crate::ledger::{ListActs, NewAct, Recovering, Restored, Sequence, collector_lease};
 use crate::log::Log;
 use crate::publisher::sendable_after;
 
@@ -95,7 +95,7 @@ pub(super) async fn foresee(desk: &Desk, without: &[Uuid]) -> Result<LedgerEffec
     Ok(LedgerEffect {
         sequence: head,
         newest_batch_at: ledger.in_time(ledger.landmark(head.number)).await?.map(|landmark| landmark.recorded_at),
-        last_act_at: ledger.in_time(ledger.acts(&ActFilter::default(), 1)).await?.first().map(|act| act.acted_at),
+        last_act_at: ledger.in_time(ledger.acts(&ListActs::default(), 1)).await?.first().map(|act| act.acted_at),
         had_read_until: had_read_until(desk).await,
         open,
         records_to_read: records_to_read(desk).await?,

@@ -9,14 +9,15 @@ pub use resubmit::{Admitted, Foreseen, Place, Resubmit, Resubmitted, Resubmitted
 pub use shown::{Bytes, Header, Reject, ShownReject};
 
 use std::collections::BTreeSet;
+use std::str::FromStr;
 
 use chrono::SecondsFormat;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{Actor, Desk, OperationError};
-use crate::event::RejectCause;
-use crate::ledger::{ActKind, NewAct, RejectFilter, RejectGroup, RejectProperty, RejectRow, RejectState, Subject, Verdict};
+use crate::ledger::{ActKind, NewAct, RejectFilter, RejectGroup, RejectProperty, RejectRow, RejectState, Subject};
+use crate::words::UnknownWord;
 
 /// Most rejects of one page.
 const MOST_LISTED: usize = 1_000;
@@ -33,10 +34,10 @@ const LISTED_BYTES: i32 = 1_024;
 pub struct WhichRejects {
     /// open (where it is not given), resubmitted, admitted, discarded, or all.
     pub state: String,
-    /// What they are; absent: any.
-    pub verdict: Option<Verdict>,
-    /// Why, in one word; absent: any.
-    pub cause: Option<RejectCause>,
+    /// rejected, conflict or held; absent: any.
+    pub verdict: Option<String>,
+    /// Why, in one word, such as json; absent: any.
+    pub cause: Option<String>,
     /// The event's type; absent: any.
     pub event_type: Option<String>,
 }
@@ -181,9 +182,13 @@ impl Desk {
 }
 
 fn filter(which: &WhichRejects) -> Result<RejectFilter, OperationError> {
-    let state = match which.state.as_str() {
-        "all" => None,
-        state => Some(state.parse().map_err(|error| OperationError::Invalid { field: "state", message: format!("{error}, all") })?),
-    };
-    Ok(RejectFilter { state, verdict: which.verdict, cause: which.cause, event_type: which.event_type.clone() })
+    let known = |error: UnknownWord| OperationError::Invalid { field: "state", message: format!("{error}, all") };
+    let state = if which.state == "all" { None } else { Some(which.state.parse().map_err(known)?) };
+    let (verdict, cause) = (word("verdict", which.verdict.as_deref())?, word("cause", which.cause.as_deref())?);
+    Ok(RejectFilter { state, verdict, cause, event_type: which.event_type.clone() })
+}
+
+fn word<T: FromStr<Err = UnknownWord>>(field: &'static str, text: Option<&str>) -> Result<Option<T>, OperationError> {
+    let wrong = |error: UnknownWord| OperationError::Invalid { field, message: error.to_string() };
+    text.map(|text| text.parse().map_err(wrong)).transpose()
 }

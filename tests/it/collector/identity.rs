@@ -5,7 +5,7 @@ use std::time::Duration;
 use tallyline::clock::Clock;
 use tallyline::collectors::{CollectError, Settings, run as run_collector};
 use tallyline::event::Topic;
-use tallyline::ledger::{ActFilter, ActKind, IdentityRefusal, collector_lease};
+use tallyline::ledger::{ActKind, IdentityRefusal, ListActs, collector_lease};
 use tallyline::license::PublicKeys;
 use tallyline::operations::{Actor, Desk, OneSource, OperationError};
 use tallyline::sim::coderd::SchemaVersion;
@@ -282,7 +282,7 @@ async fn an_operator_accepts_the_new_identity_of_a_coderd_with_a_reason() {
     desk.accept_identity(coderd.deployment, &actor("the row was lost")).await.unwrap();
     let mut collector = ours.collector(named(coderd.deployment), &coderd).await;
     assert_eq!(produced(&collector.pass().await.unwrap()), (1, 0, 0));
-    let acts = ours.ledger.acts(&ActFilter { act: Some(ActKind::Accept), ..ActFilter::default() }, 10).await.unwrap();
+    let acts = ours.ledger.acts(&ListActs { act: Some(ActKind::Accept), ..ListActs::default() }, 10).await.unwrap();
     assert_eq!((acts.len(), acts[0].subject.clone(), acts[0].reason.as_str()), (1, coderd.deployment.to_string(), "the row was lost"));
     assert_eq!(acts[0].detail["before"]["deployment_id"], coderd.deployment.to_string());
 }

@@ -64,7 +64,7 @@ async fn a_rejected_unsigned_record_leaves_its_id_free_and_is_signed_when_it_is_
     world.consume(key()).await;
     assert_eq!(world.count("select count(*) from usage_event where confirmed_at is not null").await, 1);
 
-    let which = WhichRejects { cause: Some(RejectCause::Unsigned), ..WhichRejects::default() };
+    let which = WhichRejects { cause: Some(RejectCause::Unsigned.to_string()), ..WhichRejects::default() };
     let rejects = world.desk(key()).list_rejects(&ListRejects { which, after: 0, limit: 10 }).await.unwrap().rejects;
     let reject = rejects.iter().find(|reject| reject.event_id == Some(second.id())).unwrap();
     assert!(reject.detail.contains("tallyline-signature"), "{}", reject.detail);

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 use tallyline::clock::Clock;
-use tallyline::ledger::{ActKind, Ledger, NewAct, NewPass, Source, Subject};
+use tallyline::ledger::{ActKind, Ledger, ListActs, NewAct, NewPass, Source, Subject};
 use tallyline::log::{Log, PostgresLogSettings};
 use tallyline::operations::recover::{LedgerEffect, Lost, RecoverEffect, RecoverExecution, RecoverPlan, RecoverRequest};
-use tallyline::operations::{Actor, Desk, ListActs, OperationError};
+use tallyline::operations::{Actor, Desk, OperationError};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
