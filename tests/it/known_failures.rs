@@ -134,7 +134,7 @@ async fn the_group_is_never_told_of_more_than_is_recorded() {
     let mut held = database.pool.begin().await.unwrap();
     sqlx::query(
         "insert into usage_event (source_id, id, batch_id, log_offset, digest, event_type, quantity, created_at)
-         select id, $1, 0, 0, '', '', 1, now() from source",
+         select id, $1, 0, 0, '', 'dc_managed_agents_v1', 1, now() from source",
     )
     .bind(format!("usage-{first_of_0}"))
     .execute(&mut *held)
