@@ -102,6 +102,8 @@ impl Remedy {
             "57P01" | "57P02" | "57P03" | "58000" | "58030" => Remedy::Retry,
             // time limits of a statement and of a transaction
             "57014" | "25P04" => Remedy::RetryWithLess,
+            // prepared statements that a pooler or a change of the schema has made void; a transaction that has failed; an internal error
+            "26000" | "42P05" | "0A000" | "25P02" | "XX000" => Remedy::Retry,
             // no such database, dropped, no right: an administrator may be about to provide it
             "3D000" | "57P04" | "42501" => Remedy::Retry,
             _ => match code.get(..2) {
@@ -209,6 +211,8 @@ mod tests {
             ("57014", Remedy::RetryWithLess),
             ("28P01", Remedy::Retry),
             ("42501", Remedy::Retry),
+            ("26000", Remedy::Retry),
+            ("XX000", Remedy::Retry),
             ("22021", Remedy::LeaveOut),
             ("23505", Remedy::LeaveOut),
             ("54000", Remedy::LeaveOut),

@@ -114,7 +114,12 @@ pub(super) async fn run(export: Export, context: &Context) -> Result<Exit, Failu
 /// The range that was asked for, as of a ledger sequence, and why usage of it may be missing.
 async fn range(ledger: &Ledger, usage: &Usage) -> Result<(UsageRange, Option<String>), Failure> {
     let last = ledger.in_time(ledger.head()).await?;
-    if let Some(as_of) = usage.as_of.filter(|as_of| as_of.incarnation != last.incarnation || as_of.number > last.number) {
+    if let Some(as_of) = usage.as_of.filter(|as_of| as_of.incarnation != last.incarnation) {
+        let incarnation = last.incarnation;
+        let message = format!("--as-of {as_of} is of another incarnation: since it was restored, this ledger is {incarnation}");
+        return Err(Failure::of(Exit::Refused, message));
+    }
+    if let Some(as_of) = usage.as_of.filter(|as_of| as_of.number > last.number) {
         return Err(Failure::of(Exit::Refused, format!("--as-of {as_of}: the ledger's last sequence is {last}")));
     }
     if let Some(source) = usage.source

@@ -15,8 +15,9 @@ pub async fn mark_ahead(log: &Log, ledger: &Ledger, group: &str) -> anyhow::Resu
     let positions = ledger.in_time(ledger.positions()).await?;
     let lives = ledger.in_time(ledger.lives()).await?;
     let signature = lives.mark();
+    // a backup may be older than the partition's first position
     let is_ahead =
-        |mark: &Mark| positions.iter().any(|(partition, next_offset)| *partition == mark.partition && *next_offset < mark.next_offset);
+        |mark: &Mark| !positions.iter().any(|(partition, next_offset)| *partition == mark.partition && *next_offset >= mark.next_offset);
     let mut furthest = None;
     for mark in marks.into_iter().filter(|mark| mark.signature == signature && is_ahead(mark)) {
         let read_until = read_until(log, &mark).await;

@@ -98,7 +98,7 @@ impl Ledger {
             r#"
             select source.deployment_id, usage.id as event_id, usage.event_type, usage.quantity::text as quantity, usage.created_at,
                 coalesce(settled.state, 'pending') as publication_state,
-                accepted.request_id, named_sequence(usage.sequence) as sequence
+                accepted.request_id, $9::uuid || ':' || usage.sequence as sequence
             from source
             cross join lateral (
                 select event.*, batch.sequence from usage_event event join batch on batch.id = event.batch_id
@@ -132,6 +132,7 @@ impl Ledger {
         .bind(after.map(|row| row.event_id.as_str()))
         .bind(after.map(|row| row.deployment_id))
         .bind(limit)
+        .bind(range.as_of.incarnation)
         .fetch_all(&self.pool)
         .await
     }

@@ -77,7 +77,11 @@ macro_rules! void_passes {
         concat!(
             "with void as (delete from collector_pass where (source_id, pass_id) in (",
             $passes,
-            ") returning source_id)
+            ") returning source_id, pass_id),
+             sweep as (
+                 update sweep_request set begun_at = null, rows_read = 0, pass_id = null, appended = null, late = null
+                 where (source_id, pass_id) in (select source_id, pass_id from void)
+             )
              update collector_progress set void_pass_id = pass_id, reports = false where source_id in (select source_id from void)"
         )
     };
@@ -242,8 +246,17 @@ async fn insert_pass(tx: &mut PgConnection, pass_id: i64, pass: &NewPass) -> Res
     Ok(())
 }
 
-/// Passes up to whose offsets the log is read become part of the source's progress.
+/// Passes up to whose offsets the log is read become part of the source's progress. Offsets that are reached go, so that one partition that is not
+/// read keeps a row a pass and no more.
 async fn settle_passes(tx: &mut PgConnection, source_id: i16, unproven_after: Option<i64>) -> Result<(), sqlx::Error> {
+    sqlx::query(
+        "delete from collector_pass_offset noted using position
+         where source_id = $1 and position.topic = noted.topic and position.partition = noted.partition
+             and position.next_offset >= noted.next_offset",
+    )
+    .bind(source_id)
+    .execute(&mut *tx)
+    .await?;
     sqlx::query(
         "with settled as (
              delete from collector_pass where source_id = $1 and ($2::bigint is null or pass_id <= $2)

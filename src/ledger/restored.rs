@@ -203,7 +203,7 @@ async fn is_so(tx: &mut PgConnection, restored: &Restored) -> Result<bool, sqlx:
             query.fetch_one(tx).await
         }
         Restored::Position { partition, next_offset, .. } => {
-            let query = "select exists (select from position where topic = $1 and partition = $2 and next_offset < $3)";
+            let query = "select not exists (select from position where topic = $1 and partition = $2 and next_offset >= $3)";
             let query = sqlx::query_scalar(query).bind(partition.topic.name()).bind(partition.partition).bind(next_offset);
             query.fetch_one(tx).await
         }
