@@ -161,7 +161,10 @@ impl Replay {
             match self.ledger.in_time(self.ledger.record(&chain, &part.arrivals, part.next_offset)).await {
                 Ok(counts) => (from, total) = (part.next_offset, total + counts),
                 Err(RecordError::Refused(error)) => parts.extend(part.narrowed(&error).ok_or(error)?),
-                Err(RecordError::Slow(_)) if part.arrivals.len() > 1 => parts.extend(part.halves()),
+                // only where the server itself has ended it: what got no answer may have been committed
+                Err(RecordError::Slow(error)) if error.as_database_error().is_some() && part.arrivals.len() > 1 => {
+                    parts.extend(part.halves())
+                }
                 Err(error) => return Err(error.into()),
             }
         }
