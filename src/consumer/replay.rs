@@ -162,9 +162,7 @@ impl Replay {
                 Ok(counts) => (from, total) = (part.next_offset, total + counts),
                 Err(RecordError::Refused(error)) => parts.extend(part.narrowed(&error).ok_or(error)?),
                 // only where the server itself has ended it: what got no answer may have been committed
-                Err(RecordError::Slow(error)) if error.as_database_error().is_some() && part.arrivals.len() > 1 => {
-                    parts.extend(part.halves())
-                }
+                Err(RecordError::Slow(why)) if why.as_database_error().is_some() && part.arrivals.len() > 1 => parts.extend(part.halves()),
                 Err(error) => return Err(error.into()),
             }
         }
