@@ -318,7 +318,7 @@ create table past_position (
     primary key (topic, partition, generation)
 );
 
--- Which life of a partition goes on now, or begins with its first record.
+-- The generation of a partition now, or the one that its first record begins.
 create function current_generation(of_topic text, of_partition integer) returns integer language sql stable strict as $$
     select coalesce((select generation from position where topic = of_topic and partition = of_partition),
         (select max(generation) + 1 from past_position where topic = of_topic and partition = of_partition), 1)
@@ -373,8 +373,9 @@ create table publication (
 );
 create index publication_due on publication (source_id, event_created_at, event_id) where state = 'pending';
 
--- How each publication left the queue, and what a late word of the vendor made of it then. Rows are only added: the newest up to a sequence says how the
--- publication stood there, and without any it was pending. publication.state repeats the newest.
+-- How each publication left the queue, and each later verdict of the vendor. Rows are only added. The newest
+-- up to a sequence is the state at that sequence; without any, the publication was pending. publication.state
+-- repeats the newest.
 create table settlement (
     source_id smallint not null,
     event_id text not null,

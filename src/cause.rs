@@ -131,7 +131,7 @@ impl Lasting {
         is_news
     }
 
-    /// Notes that there is no cause; whether there was one.
+    /// Notes that the condition has ended; false: it had not lasted.
     pub fn has_ended(&mut self) -> bool {
         self.0.take().is_some()
     }

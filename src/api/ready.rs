@@ -180,7 +180,7 @@ async fn projections(serving: &Serving) -> Check {
     for (stage, standing) in [("metrics", *serving.api.metrics.watch().borrow()), ("licenses", *serving.api.licenses.watch().borrow())] {
         let Some(standing) = standing else { return Check::missing(format!("{stage}: nothing is folded")) };
         let behind = (end - standing.sequence).max(0);
-        standings.push(format!("{stage} at {}, {behind} behind", standing.sequence));
+        standings.push(format!("{stage} at {}, {behind} behind", standing.at()));
         if standing.as_of.is_none() {
             return Check::missing(format!("{}: the ledger's end was not reached yet", standings.join("; ")));
         }

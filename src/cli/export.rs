@@ -116,7 +116,7 @@ async fn range(ledger: &Ledger, usage: &Usage) -> Result<(UsageRange, Option<Str
     let last = ledger.in_time(ledger.head()).await?;
     if let Some(as_of) = usage.as_of.filter(|as_of| as_of.incarnation != last.incarnation) {
         let incarnation = last.incarnation;
-        let message = format!("--as-of {as_of} is of another incarnation: since it was restored, this ledger is {incarnation}");
+        let message = format!("--as-of {as_of} is of another incarnation: this ledger is {incarnation}; each restore begins another");
         return Err(Failure::of(Exit::Refused, message));
     }
     if let Some(as_of) = usage.as_of.filter(|as_of| as_of.number > last.number) {

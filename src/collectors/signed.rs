@@ -44,7 +44,7 @@ impl Proof {
         self.places.is_empty() && self.other_keys.is_empty()
     }
 
-    /// The pass recorded before the first record of which it is not known whether consumers accept it. None: there is no such record.
+    /// The pass recorded before the first record that consumers have neither accepted nor rejected yet. None: there is none.
     pub(super) fn unproven_after(&self) -> Option<i64> {
         self.after_pass_id.filter(|_| !self.is_empty())
     }

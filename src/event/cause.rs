@@ -1,9 +1,9 @@
-//! Why a record is no accepted event, in one word.
+//! Why a record is not accepted as an event, in one word.
 
 use crate::words::words;
 
 words! {
-    /// Why a record is no accepted event: to count and to filter by.
+    /// Why a record is not accepted as an event: to count and to filter by.
     RejectCause {
         /// It has no body.
         Tombstone = "tombstone",

@@ -26,7 +26,7 @@ words! {
         Resume = "resume",
         /// A range of the log is read again.
         Replay = "replay",
-        /// A stage is folded anew from zero.
+        /// A stage is folded again from the first batch.
         Rebuild = "rebuild",
         /// What was lost with the log, the ledger or coderd's database is recovered.
         Recover = "recover",
@@ -113,7 +113,7 @@ pub struct ListActs {
 }
 
 impl Ledger {
-    /// At most `limit` of the acts, the latest first; its own limit is for whoever asks.
+    /// At most `limit` of the acts, the latest first. The limit of the request does not count here.
     ///
     /// # Errors
     /// The database's.

@@ -60,7 +60,7 @@ pub struct KeptReject {
     pub verdict: Verdict,
     /// Why, in one word.
     pub cause: RejectCause,
-    /// How it stands.
+    /// Its state.
     pub state: RejectState,
     /// A replay refused it, and no live reading did.
     pub by_a_replay: bool,

@@ -30,7 +30,7 @@ pub struct RefusalLife {
     pub cause: RejectCause,
     /// What is wrong.
     pub detail: String,
-    /// How it stands.
+    /// Its state.
     pub state: RejectState,
     /// The type that its headers name, if they name one.
     pub event_type: Option<String>,
@@ -61,7 +61,7 @@ pub struct ActOnRefusal {
 /// What became of an event on its way to the vendor.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, FromRow, ToSchema)]
 pub struct PublicationLife {
-    /// How it stands.
+    /// Its state.
     pub state: PublicationState,
     /// The ledger sequence of the batch that settled it.
     pub settled_sequence: Option<Sequence>,

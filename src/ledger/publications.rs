@@ -14,7 +14,7 @@ use crate::event::UsageQuantity;
 use crate::words::words;
 
 words! {
-    /// How a publication stands.
+    /// The state of a publication.
     PublicationState {
         /// It waits to be sent, or to be sent again.
         Pending = "pending",

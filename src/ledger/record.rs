@@ -42,11 +42,11 @@ pub struct Refusal {
 }
 
 words! {
-    /// What becomes of a record that is no accepted event.
+    /// How a record is kept that is not accepted as an event.
     Verdict {
         /// Not an event: kept raw.
         Rejected = "rejected",
-        /// Another digest under an accepted id: kept raw, the accepted one stands.
+        /// Another digest under an accepted id: kept raw; the accepted event is not changed.
         Conflict = "conflict",
         /// A usage type that this version does not know, or a deployment that is not registered: kept raw until it is.
         Held = "held",

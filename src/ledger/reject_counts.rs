@@ -20,7 +20,7 @@ words! {
         Type = "type",
         /// The topic.
         Topic = "topic",
-        /// How they stand.
+        /// Their state.
         State = "state",
         /// The deployment.
         Deployment = "deployment",

@@ -13,7 +13,7 @@ use crate::event::{Digest, Message, Oversized, RejectCause, TopicPartition, Usag
 use crate::words::words;
 
 words! {
-    /// How a reject stands.
+    /// The state of a reject.
     RejectState {
         /// It waits for an act.
         Open = "open",
@@ -53,7 +53,7 @@ pub struct RejectRow {
     pub event_type: Option<String>,
     /// What is at stake, in the type's unit.
     pub units: Option<u64>,
-    /// How it stands.
+    /// Its state.
     pub state: RejectState,
     /// The act that ended it.
     pub act_id: Option<i64>,
@@ -76,7 +76,7 @@ pub struct RejectRow {
 /// Which rejects; what is absent does not matter.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RejectFilter {
-    /// How they stand.
+    /// Their state.
     pub state: Option<RejectState>,
     /// What they are.
     pub verdict: Option<Verdict>,
@@ -128,7 +128,7 @@ pub struct SameEvent {
     pub verdict: Verdict,
     /// Why, in one word.
     pub cause: RejectCause,
-    /// How it stands.
+    /// Its state.
     pub state: RejectState,
     /// When it was recorded.
     pub recorded_at: DateTime<Utc>,

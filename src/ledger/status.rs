@@ -100,7 +100,7 @@ pub struct EventCount {
 pub struct PublicationCount {
     /// coderd's deployment id.
     pub deployment_id: Uuid,
-    /// How they stand.
+    /// Their state.
     pub state: PublicationState,
     /// How many.
     pub events: i64,

@@ -217,7 +217,8 @@ async fn export_writes_the_same_bytes_each_time_and_totals_beside_them() {
     let refused = format!("--as-of {later}: the ledger's last sequence is {sequence}");
     assert_refused(&pipeline.run(&format!("{range} --as-of {later} -o -")).await, 4, &refused);
     let other = Sequence { incarnation: DEPLOYMENT, ..sequence };
-    let refused = format!("--as-of {other} is of another incarnation: since it was restored, this ledger is {}", sequence.incarnation);
+    let refused =
+        format!("--as-of {other} is of another incarnation: this ledger is {}; each restore begins another", sequence.incarnation);
     assert_refused(&pipeline.run(&format!("{range} --as-of {other} -o -")).await, 4, &refused);
     assert_refused(&pipeline.run(&format!("{range} --as-of 9999 -o -")).await, 2, "INCARNATION:SEQUENCE");
     assert_refused(&pipeline.run("export usage --from 2025-08-02 --to 2025-08-02 -o -").await, 2, "--from must be before --to");

@@ -17,7 +17,7 @@ use crate::operations::{Desk, OperationError};
 pub struct Reject {
     /// Its number.
     pub id: i64,
-    /// How it stands.
+    /// Its state.
     pub state: RejectState,
     /// What it is.
     pub verdict: Verdict,
