@@ -114,9 +114,6 @@ pub struct ListActs {
 
 impl Ledger {
     /// At most `limit` of the acts, the latest first. The limit of the request does not count here.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn acts(&self, asked: &ListActs, limit: i64) -> Result<Vec<Act>, sqlx::Error> {
         sqlx::query_as(
             "select operator_act.id, acted_at, actor, act, coalesce(subject, reject_id::text) as subject, reason, detail, named_sequence(batch.sequence) as sequence
@@ -138,9 +135,6 @@ impl Ledger {
     }
 
     /// Writes an act that changes nothing else in the ledger, and answers its id.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn record_act(&self, act: &NewAct<'_>) -> Result<i64, sqlx::Error> {
         let mut tx = self.pool.begin().await?;
         let id = self.act(&mut tx, act).await?;

@@ -43,7 +43,8 @@ impl Lives {
 impl Ledger {
     /// Each partition's position as whoever claimed it last has it. Nothing is claimed by that.
     pub async fn standings(&self) -> Result<Vec<Claim>, sqlx::Error> {
-        let query = "select *, signed_from(topic, partition, generation) as signed_from from position order by topic, partition";
+        let query = "select topic, partition, generation, epoch, next_offset, last_offset, last_record,
+                 signed_from(topic, partition, generation) as signed_from from position order by topic, partition";
         let rows = sqlx::query(query).fetch_all(&self.pool).await?;
         rows.iter().map(claim_of).collect()
     }

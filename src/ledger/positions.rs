@@ -55,7 +55,8 @@ impl Ledger {
             "insert into position as p (topic, partition, generation, epoch, start_offset, next_offset, moved_at)
              values ($1, $2, current_generation($1, $2), 1, $3, $3, $4)
              on conflict (topic, partition) do update set epoch = p.epoch + 1
-             returning *, signed_from(p.topic, p.partition, p.generation) as signed_from",
+             returning topic, partition, generation, epoch, next_offset, last_offset, last_record,
+                 signed_from(topic, partition, generation) as signed_from",
         )
         .bind(partition.topic.name())
         .bind(partition.partition)
@@ -77,7 +78,8 @@ impl Ledger {
 
     /// Every partition's position.
     pub async fn positions(&self) -> Result<Vec<(TopicPartition, i64)>, sqlx::Error> {
-        let rows = sqlx::query("select * from position order by topic, partition").fetch_all(&self.pool).await?;
+        let rows =
+            sqlx::query("select topic, partition, next_offset from position order by topic, partition").fetch_all(&self.pool).await?;
         rows.iter().map(|row| Ok((TopicPartition::from_row(row)?, row.try_get("next_offset")?))).collect()
     }
 }

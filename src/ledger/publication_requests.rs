@@ -109,9 +109,6 @@ pub struct LastRequest {
 
 impl Ledger {
     /// The source's latest request; none before the first.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn last_request(&self, source_id: i16) -> Result<Option<LastRequest>, sqlx::Error> {
         sqlx::query_as(
             "select id, sent_at, answered_at, status, error,
@@ -167,9 +164,6 @@ impl Ledger {
 
     /// Records what came back, in one batch: verdicts, and with them each event's fate or its next attempt. Done twice, the second changes
     /// nothing. An acceptance is recorded even if it comes after the lease; else an event that somebody else has leased meanwhile is theirs.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn record_outcome(&self, outcome: &RequestOutcome<'_>) -> Result<Recorded, sqlx::Error> {
         let mut tx = self.pool.begin().await?;
         let ids: Vec<&str> = outcome.attempts.iter().map(|attempt| attempt.event_id.as_str()).collect();

@@ -130,9 +130,6 @@ pub struct Pending {
 impl Ledger {
     /// Leases at most `limit` rows that are due, oldest event first, of events later than `after`. A row that is not due or leased by
     /// somebody else holds nothing back.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn lease_publications(
         &self,
         source_id: i16,
@@ -202,9 +199,6 @@ impl Ledger {
 
     /// Holds these pending rows back, each with the reason why, unless a publisher works on them or holds them back already. The publisher's next
     /// look at coderd's row ends it, or gives its own reason.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn hold_back_publications(&self, source_id: i16, held: &[(String, String)]) -> Result<(), sqlx::Error> {
         let (ids, reasons): (Vec<&str>, Vec<&str>) = held.iter().map(|(id, why)| (id.as_str(), why.as_str())).unzip();
         let mut tx = self.pool.begin().await?;
@@ -245,9 +239,6 @@ impl Ledger {
 
     /// A page of pending events as old as `until` or older, behind the key `after`, by time and id. What somebody else has leased is left
     /// out: an attempt of it may be on its way.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn old_publications(
         &self,
         source_id: i16,
@@ -273,9 +264,6 @@ impl Ledger {
 
     /// Settles pending rows that `holder` or nobody has leased, in one batch; where there are none, no batch. While a restored ledger catches
     /// up, nothing is too old.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn settle_publications(
         &self,
         source_id: i16,
@@ -325,9 +313,6 @@ impl Ledger {
     }
 
     /// What waits in a source's queue. Reads the pending rows only.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn pending_publications(&self, source_id: i16) -> Result<Pending, sqlx::Error> {
         let row = sqlx::query(
             "select count(*), count(held_since), count(*) filter (where unanswered), min(event_created_at)
@@ -340,9 +325,6 @@ impl Ledger {
     }
 
     /// The first of the pending rows that are held back, by time and id.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn held_back(&self, source_id: i16, limit: i64) -> Result<Vec<HeldBack>, sqlx::Error> {
         sqlx::query_as(
             "select event_id, event_created_at as created_at, held_since as since, held_for, last_message as why,
@@ -357,9 +339,6 @@ impl Ledger {
     }
 
     /// How many events of a source are in which state, `pending` included. Reads the whole queue; a state that no event is in is left out.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn publication_counts(&self, source_id: i16) -> Result<BTreeMap<PublicationState, i64>, sqlx::Error> {
         let counts: Vec<(PublicationState, i64)> =
             sqlx::query_as("select state, count(*) from publication where source_id = $1 group by state")

@@ -173,7 +173,6 @@ impl Ledger {
     /// wait for one of them, it is closed, or the plan was executed before; then nothing is changed.
     pub async fn give_up_sources(&self, id: i64, without: &[Uuid], act: &NewAct<'_>, plan: &str) -> Result<bool, sqlx::Error> {
         let mut tx = self.pool.begin().await?;
-        sqlx::query("select from ledger for update").execute(&mut *tx).await?;
         let open = sqlx::query("select from recovery where id = $1 and closed_at is null for update").bind(id);
         if open.fetch_optional(&mut *tx).await?.is_none() {
             return Ok(false);

@@ -136,9 +136,6 @@ pub struct SameEvent {
 
 impl Ledger {
     /// A page of rejects by number, of each body at most `payload_bytes`.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn rejects(&self, filter: &RejectFilter, after: i64, limit: i64, payload_bytes: i32) -> Result<Vec<RejectRow>, sqlx::Error> {
         let rows = sqlx::query(
             "select id, topic, partition, generation, log_offset, verdict, cause, detail, deployment_id, event_id, event_type,
@@ -163,9 +160,6 @@ impl Ledger {
     }
 
     /// These rejects by number, of each body at most `payload_bytes`; one that is not there is left out.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn rejects_of(&self, ids: &[i64], payload_bytes: i32) -> Result<Vec<RejectRow>, sqlx::Error> {
         let rows = sqlx::query(
             "select id, topic, partition, generation, log_offset, verdict, cause, detail, deployment_id, event_id, event_type,
@@ -183,9 +177,6 @@ impl Ledger {
 
     /// Held records, open and above that number, that are held no longer: their type is one that this version knows, or their deployment is
     /// registered by now.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn admissible(&self, after: i64, limit: i64) -> Result<Vec<i64>, sqlx::Error> {
         sqlx::query_scalar(
             "(select id from reject
@@ -204,9 +195,6 @@ impl Ledger {
     }
 
     /// What was done to these rejects, in order.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn reject_acts(&self, ids: &[i64]) -> Result<Vec<RejectAct>, sqlx::Error> {
         sqlx::query_as(
             "select act.id, reject_id, act, actor, acted_at, reason, act.detail, reject.act_id is not distinct from act.id as ended_it
@@ -218,9 +206,6 @@ impl Ledger {
     }
 
     /// The other rejects under this event id, in order, at most a hundred.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn rejects_of_event(&self, deployment_id: Uuid, event_id: &str, but: i64) -> Result<Vec<SameEvent>, sqlx::Error> {
         sqlx::query_as(
             "select id, verdict, cause, state, recorded_at from reject where deployment_id = $1 and event_id = $2 and id <> $3
@@ -234,9 +219,6 @@ impl Ledger {
     }
 
     /// The sequence at which the event of this id was accepted, and its digest, if it was.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn accepted(&self, deployment_id: Uuid, event_id: &str) -> Result<Option<(Sequence, Digest)>, sqlx::Error> {
         let build: Option<Uuid> = event_id.split_once(':').and_then(|(_, id)| id.parse().ok());
         let found: Option<(Sequence, Vec<u8>)> = sqlx::query_as(
@@ -257,9 +239,6 @@ impl Ledger {
     }
 
     /// Writes down that this is about to be done to each of these rejects, all or none, and answers the acts' numbers in order.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn begin_acts(&self, acts: &[NewAct<'_>]) -> Result<Vec<i64>, sqlx::Error> {
         let mut tx = self.pool.begin().await?;
         let mut ids = Vec::with_capacity(acts.len());
@@ -271,9 +250,6 @@ impl Ledger {
     }
 
     /// Gives each of these rejects its end by its act, where it still is in one of the states `from`. Answers those that got it.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn end_rejects(&self, passed: &[PassedReject], from: &[RejectState], to: RejectState) -> Result<Vec<i64>, sqlx::Error> {
         sqlx::query_scalar(
             "update reject set state = $4, act_id = ended.act_id, passed_topic = ended.topic, passed_partition = ended.partition,
@@ -293,9 +269,6 @@ impl Ledger {
     }
 
     /// How many rejects went through the log again to these offsets of this life of the partition.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn passed_to(&self, partition: TopicPartition, generation: i32, offsets: Range<i64>) -> Result<i64, sqlx::Error> {
         sqlx::query_scalar(
             "select count(*) from reject
@@ -312,9 +285,6 @@ impl Ledger {
     }
 
     /// Gives up these open rejects, each with its act, all or none. Answers none where one is no longer open; then nothing is changed.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn discard_rejects(&self, ids: &[i64], acts: &[NewAct<'_>]) -> Result<Option<Vec<i64>>, sqlx::Error> {
         let mut tx = self.pool.begin().await?;
         let mut act_ids = Vec::with_capacity(ids.len());

@@ -119,15 +119,15 @@ impl Ledger {
         sqlx::query("select from position order by topic, partition for update").execute(&mut *tx).await?;
         sqlx::query("update position set epoch = epoch + 1").execute(&mut *tx).await?;
         lower_cutover(&mut tx).await?;
+        let now = self.clock.now();
+        // A backup may have been taken while an earlier recovery was open: this one waits for more.
+        sqlx::query("update recovery set closed_at = $1 where closed_at is null").bind(now).execute(&mut *tx).await?;
+        let act_id = self.act(&mut tx, act).await?;
         sqlx::query("select from ledger for update").execute(&mut *tx).await?;
         if !is_so(&mut tx, restored).await? {
             return Ok(false);
         }
         sqlx::query("update ledger set incarnation = gen_random_uuid()").execute(&mut *tx).await?;
-        let now = self.clock.now();
-        // A backup may have been taken while an earlier recovery was open: this one waits for more.
-        sqlx::query("update recovery set closed_at = $1 where closed_at is null").bind(now).execute(&mut *tx).await?;
-        let act_id = self.act(&mut tx, act).await?;
         let without = if let Restored::Said { without, .. } = restored { without.as_slice() } else { &[] };
         let (waited_for, _) = split(collected(&mut tx).await?);
         if without.iter().any(|named| !waited_for.iter().any(|source| source.deployment_id == *named)) {

@@ -125,6 +125,44 @@ async fn passes_whose_records_may_be_rejected_can_be_withdrawn() {
 }
 
 #[tokio::test]
+async fn a_requested_sweep_that_is_withdrawn_runs_again() {
+    let site = Site::new().await;
+    let id = site.source.id;
+    site.record(&site.pass(1, 0)).await.unwrap();
+    site.ledger.request_sweep(id).await.unwrap();
+    let sweep = async |minute: i64| {
+        let requested_sweep = Some(site.ledger.begin_requested_sweep(id).await.unwrap().expect("a sweep is requested"));
+        let pass = NewPass { requested_sweep, full_sweep: true, unproven_after: Some(1), ..site.pass(minute, 0) };
+        site.record(&pass).await.unwrap()
+    };
+    assert_eq!(sweep(2).await, 2);
+    assert_eq!(site.ledger.sweep_request(id).await.unwrap().unwrap().pass_id, Some(2));
+    assert_eq!(site.ledger.begin_requested_sweep(id).await.unwrap(), None, "the request is answered");
+    site.ledger.void_passes(&site.lease, id, 1).await.unwrap();
+    assert_eq!(site.ledger.sweep_request(id).await.unwrap().unwrap().pass_id, None);
+    assert_eq!(sweep(3).await, 3);
+    assert_eq!(site.ledger.sweep_request(id).await.unwrap().unwrap().pass_id, Some(3));
+}
+
+#[tokio::test]
+async fn a_thousand_passes_that_wait_for_one_partition_keep_no_rows_of_the_others() {
+    let site = Site::new().await;
+    let read = partition(Topic::AgentUsage, 1);
+    site.ledger.claim(read, 1).await.unwrap();
+    let rows = site.rows().await;
+    for minute in 1..=1000 {
+        let pass = site.pass(minute, 1);
+        site.record(&NewPass { offsets: [pass.offsets.clone(), vec![(read, 1)]].concat(), ..pass }).await.unwrap();
+    }
+    assert_eq!((site.rows().await - rows, site.complete_until().await), (2000, None));
+    site.read_one().await;
+    assert_eq!(site.complete_until().await, Some(at(1000)));
+    site.record(&site.pass(1001, 1)).await.unwrap();
+    assert_eq!(site.rows().await - rows, 1, "the batch that was read");
+    assert_eq!(site.complete_until().await, Some(at(1001)));
+}
+
+#[tokio::test]
 async fn passes_that_rely_on_records_beyond_the_cutover_are_void() {
     let site = Site::new().await;
     let (id, place) = (site.source.id, partition(Topic::AgentUsage, 0));

@@ -129,6 +129,27 @@ async fn processes_that_begin_after_the_restore_see_it_in_the_groups_marks() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backup_older_than_every_position_is_seen_in_the_groups_marks() {
+    let folder = TempDir::new().unwrap();
+    let mut world = World::begin(Backend::Kafka).await;
+    let mut collect = world.collect();
+    world.is_introduced().await;
+    world.another_pass().await;
+    let backup = world.site.database.back_up(folder.path());
+    assert_eq!(world.count("select count(*) from position").await, 0);
+    let mut consume = world.site.start("consume", &[]);
+    world.all_is_in().await;
+    the_group_was_told(&world).await;
+    for process in [&mut collect, &mut consume] {
+        ends(process).await;
+    }
+    world.site.database.restore(&backup).await;
+    let mut publish = world.site.start("publish", &[]);
+    comes_back(&world, "and stands before it").await;
+    ends(&mut publish).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_operator_says_that_the_ledger_was_restored() {
     let folder = TempDir::new().unwrap();
     let mut world = World::begin(Backend::Postgres).await;

@@ -91,12 +91,16 @@ impl World {
         eventually(SOON, "another pass", || async { self.newest_pass().await > newest + 1 }).await;
     }
 
-    /// Whatever coderd has committed by now is in the ledger.
-    pub async fn all_is_in(&self) {
+    pub async fn is_introduced(&self) {
         eventually(SOON, "the source is introduced", || async {
             self.site.ledger.source(self.simulation.deployment().id).await.unwrap().is_some()
         })
         .await;
+    }
+
+    /// Whatever coderd has committed by now is in the ledger.
+    pub async fn all_is_in(&self) {
+        self.is_introduced().await;
         let (source_id, newest) = (self.source_id().await, self.newest_pass().await);
         eventually(SOON * 2, "all that coderd committed is in the ledger", || async {
             self.site.ledger.later_pass_is_in(source_id, newest).await.unwrap()

@@ -36,6 +36,30 @@ async fn a_partition_begun_anew_in_the_middle_ends_the_replay() {
     assert_eq!((done.resumed_after, done.accepted), (Some(10), 40), "it goes on where it was");
 }
 
+#[tokio::test]
+async fn a_batch_whose_commit_got_no_answer_is_recorded_once() {
+    let mut site = Site::new().await;
+    site.append(Topic::AgentUsage, &(0..40).map(|n| usage(DEPLOYMENT, n)).collect::<Vec<_>>()).await;
+    site.begin_at_the_ends().await;
+    let plan = site.plan(&["tallyline.agent-usage.v1"]).await;
+    site.interrupt(&plan).await;
+    let pool = site.desk.ledger.pool.clone();
+    let accepted = async || sqlx::query_scalar::<_, i64>("select count(*) from usage_event").fetch_one(&pool).await.unwrap();
+    let before = accepted().await;
+    // its commit waits for the sequence
+    let mut other = pool.begin().await.unwrap();
+    sqlx::query("select from ledger for update").execute(&mut *other).await.unwrap();
+    site.desk.ledger.deadline = Duration::from_secs(1);
+    let unanswered = site.execute(&plan).await;
+    assert!(matches!(unanswered, Err(OperationError::Ledger(_))), "{unanswered:?}");
+    assert_eq!(accepted().await, before);
+    other.rollback().await.unwrap();
+    eventually(SOON, "the commit is done", || async { accepted().await > before }).await;
+    site.desk.ledger.deadline = SOON;
+    let done = site.execute(&plan).await.unwrap();
+    assert_eq!([done.records, done.accepted, done.duplicates], [40, 40, 0]);
+}
+
 /// New events, some twice, and one that is none; at ten a second the first part of them is one batch of ten.
 #[tokio::test]
 async fn a_resumed_replay_answers_for_the_whole_plan() {
