@@ -131,7 +131,7 @@ async fn processes_that_begin_after_the_restore_see_it_in_the_groups_marks() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_backup_older_than_every_position_is_seen_in_the_groups_marks() {
     let folder = TempDir::new().unwrap();
-    let mut world = World::begin(Backend::Kafka).await;
+    let world = World::begin(Backend::Kafka).await;
     let mut collect = world.collect();
     world.is_introduced().await;
     world.another_pass().await;
