@@ -8,6 +8,11 @@ create table ledger (
 );
 insert into ledger default values;
 
+-- Incarnations that the ledger knows to be over. One that is neither here nor in `ledger` came after the backup that this ledger was restored from.
+create table past_incarnation (
+    incarnation uuid primary key
+);
+
 -- Whatever a fold, an export or a close reads belongs to a batch.
 create table batch (
     id bigint generated always as identity primary key,

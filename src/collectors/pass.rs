@@ -159,9 +159,9 @@ impl Collector {
         }
     }
 
-    /// The mark of the sweep that a person has asked for. It waits while a topic is not the one that the ledger has read.
+    /// The mark of the sweep that a person has asked for. It waits while no pass can be compared with the ledger.
     async fn requested_sweep(&self) -> Result<Option<DateTime<Utc>>, CollectError> {
-        if !self.behind.is_empty() {
+        if !self.behind.is_empty() || self.proof.is_missing() {
             return Ok(None);
         }
         Ok(self.ledger.in_time(self.ledger.begin_requested_sweep(self.source.id)).await?)

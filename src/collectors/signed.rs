@@ -40,6 +40,11 @@ impl Proof {
         first(if own_key { &mut self.places } else { &mut self.other_keys }, partition, offset);
     }
 
+    /// Whether passes may not report completeness yet, where records must be signed.
+    pub(super) fn is_missing(&self) -> bool {
+        !self.proven && !self.is_empty()
+    }
+
     fn is_empty(&self) -> bool {
         self.places.is_empty() && self.other_keys.is_empty()
     }
@@ -99,7 +104,7 @@ impl Collector {
 
     /// Whether the pass may report completeness. One that may not is read again once the proof is there.
     pub(super) async fn is_proven(&mut self, from: Option<DateTime<Utc>>) -> Result<bool, CollectError> {
-        if self.proof.proven || self.proof.is_empty() {
+        if !self.proof.is_missing() {
             return Ok(true);
         }
         if self.ledger.in_time(self.ledger.signed_since()).await?.is_none() {

@@ -1,36 +1,31 @@
 //! The marks of the consumers' group: how far the log was recorded, as Kafka remembers it outside the ledger.
 
 use chrono::{DateTime, Utc};
+use uuid::Uuid;
 
-use crate::ledger::{Ledger, Restored};
+use crate::ledger::{Ledger, Lives, Restored};
 use crate::log::{Log, Mark};
 
-/// The mark of this incarnation that is ahead of the ledger's position and reaches furthest in time.
-/// It proves that the ledger went back: the group is told of a batch only after its commit. A log in
-/// PostgreSQL has no marks.
+/// The mark of the group that this ledger does not know, and that reaches furthest in time. It proves that
+/// the ledger went back: the group is told of a batch only after its commit. A log in PostgreSQL has no
+/// marks. Asks the ledger once for each partition.
 pub async fn mark_ahead(log: &Log, ledger: &Ledger, group: &str) -> anyhow::Result<Option<Restored>> {
-    // In this order positions are at the marks or further, and a life that ends meanwhile changes the
-    // signature.
+    // before the ledger is asked: then it is there or further
     let marks = log.marks(group).await?;
-    let positions = ledger.in_time(ledger.positions()).await?;
-    let lives = ledger.in_time(ledger.lives()).await?;
-    let signature = lives.mark();
-    // a backup may be older than the partition's first position
-    let is_ahead =
-        |mark: &Mark| !positions.iter().any(|(partition, next_offset)| *partition == mark.partition && *next_offset >= mark.next_offset);
+    let marks: Vec<(Lives, Mark)> = marks.into_iter().filter_map(|mark| Some((Lives::of_signature(&mark.signature)?, mark))).collect();
+    let marked: Vec<Uuid> = marks.iter().map(|(lives, _)| lives.incarnation).collect();
     let mut furthest = None;
-    for mark in marks.into_iter().filter(|mark| mark.signature == signature && is_ahead(mark)) {
-        let read_until = read_until(log, &mark).await;
-        if furthest.as_ref().is_none_or(|(until, _)| *until < read_until) {
-            furthest = Some((read_until, mark));
+    for (lives, mark) in marks {
+        let Mark { partition, next_offset, .. } = mark;
+        let restored = |read_until| Restored::Position { lives, partition, next_offset, read_until, marked: marked.clone() };
+        if ledger.in_time(ledger.is_restored(&restored(None))).await? {
+            let read_until = read_until(log, &mark).await;
+            if furthest.as_ref().is_none_or(|(until, _)| *until < read_until) {
+                furthest = Some((read_until, restored(read_until)));
+            }
         }
     }
-    Ok(furthest.map(|(read_until, Mark { partition, next_offset, .. })| Restored::Position {
-        incarnation: lives.incarnation,
-        partition,
-        next_offset,
-        read_until,
-    }))
+    Ok(furthest.map(|(_, restored)| restored))
 }
 
 /// When the last record before the mark came to the log; none where the log no longer has it.

@@ -107,7 +107,7 @@ impl Consumer {
     async fn consume(&self, stop: &CancellationToken, waits: &mut Waits) -> anyhow::Result<()> {
         let lives = self.ledger.in_time(self.ledger.lives()).await?;
         let membership = self.log.join(&self.group, stop.clone())?;
-        membership.sign(lives.mark());
+        membership.sign(lives.signature());
         let mut ours = Ours::new(membership);
         let (faulty, mut paused) = (CancellationToken::new(), self.paused.clone());
         let mut tick = tokio::time::interval(MARK);

@@ -33,10 +33,17 @@ pub struct Lives {
 }
 
 impl Lives {
-    /// What goes with the group's marks in the log: marks of another incarnation, or made before a life ended, prove nothing.
+    /// The signature of the group's marks in the log.
     #[must_use]
-    pub fn mark(&self) -> String {
+    pub fn signature(&self) -> String {
         format!("{} {}", self.incarnation, self.ended)
+    }
+
+    /// The lives of a signature; none: it is not one of ours.
+    #[must_use]
+    pub fn of_signature(text: &str) -> Option<Lives> {
+        let (incarnation, ended) = text.split_once(' ')?;
+        Some(Lives { incarnation: incarnation.parse().ok()?, ended: ended.parse().ok()? })
     }
 }
 
@@ -51,7 +58,7 @@ impl Ledger {
 
     /// What a consumer looks at to see that it has to begin again.
     pub async fn lives(&self) -> Result<Lives, sqlx::Error> {
-        sqlx::query_as("select incarnation, (select count(*) from past_position) as ended from ledger").fetch_one(&self.pool).await
+        lives_of(&mut *self.pool.acquire().await?).await
     }
 
     /// How far collectors saw the log of each partition that is not read to there, at least: the highest end that a pass noted.
@@ -141,6 +148,10 @@ impl Ledger {
         };
         Ok(true)
     }
+}
+
+pub(super) async fn lives_of(connection: &mut PgConnection) -> Result<Lives, sqlx::Error> {
+    sqlx::query_as("select incarnation, (select count(*) from past_position) as ended from ledger").fetch_one(connection).await
 }
 
 /// What went through the log again and was lost with the partition's life is on the desk again, as if it never had. Answers how many.

@@ -167,13 +167,14 @@ impl Ledger {
     /// # Errors
     /// The database's. The inner one: this coderd is not the source's; then nothing is changed.
     pub async fn bind_source(&self, source_id: Uuid, found: SourceIdentity) -> Result<Result<(), IdentityRefusal>, sqlx::Error> {
-        let mut tx = self.pool.begin().await?;
-        sqlx::query("select from ledger for update").execute(&mut *tx).await?;
-        if let Some(refusal) = refusal(&bindings(&mut tx).await?, source_id, found.into()) {
+        let mut connection = self.pool.acquire().await?;
+        let bindings = bindings(&mut connection).await?;
+        if let Some(refusal) = refusal(&bindings, source_id, found.into()) {
             return Ok(Err(refusal));
         }
-        bind(&mut tx, source_id, found).await?;
-        tx.commit().await?;
+        if !bindings.iter().any(|binding| binding.deployment_id == source_id && binding.bound == Some(found)) {
+            bind(&mut connection, source_id, found).await?;
+        }
         Ok(Ok(()))
     }
 
@@ -190,7 +191,6 @@ impl Ledger {
     ) -> Result<Result<Option<i64>, IdentityRefusal>, sqlx::Error> {
         let mut tx = self.pool.begin().await?;
         revoke_leases(&mut tx, &collector_lease(source_id)).await?;
-        sqlx::query("select from ledger for update").execute(&mut *tx).await?;
         let bindings = bindings(&mut tx).await?;
         if let Some(refusal) = other_source(&bindings, source_id, found.into()) {
             return Ok(Err(refusal));

@@ -22,9 +22,9 @@ pub struct Landmark {
 pub enum Acquaintance {
     /// The same, or never seen before.
     Same,
-    /// Another incarnation: what was lost is known already.
+    /// A later incarnation: the loss is known already.
     Another,
-    /// The same incarnation without a batch that it had: it was restored from a backup, and nobody has said so yet.
+    /// It does not know the incarnation, or lacks a batch of it: it was restored from a backup, and no recovery is open for that yet.
     WentBack,
 }
 
@@ -32,21 +32,23 @@ impl Ledger {
     /// Identity and highest sequence of one moment, and whether the ledger is the one that had this batch.
     pub async fn head_seen_from(&self, landmark: Option<&Landmark>) -> Result<(Sequence, Acquaintance), sqlx::Error> {
         let Some(landmark) = landmark else { return Ok((self.head().await?, Acquaintance::Same)) };
-        let (incarnation, sequence, has_batch) = sqlx::query_as(
+        let (incarnation, sequence, has_batch, is_past) = sqlx::query_as(
             "select incarnation, next_sequence - 1, next_sequence > $1
-                 and exists (select from batch where sequence = $1 and id = $2 and recorded_at = $3)
+                 and exists (select from batch where sequence = $1 and id = $2 and recorded_at = $3),
+                 exists (select from past_incarnation past where past.incarnation = $4)
              from ledger",
         )
         .bind(landmark.sequence)
         .bind(landmark.batch_id)
         .bind(landmark.recorded_at)
+        .bind(landmark.incarnation)
         .fetch_one(&self.pool)
         .await?;
         let head = Sequence { incarnation, number: sequence };
-        let acquaintance = match (incarnation == landmark.incarnation, has_batch) {
-            (false, _) => Acquaintance::Another,
-            (true, true) => Acquaintance::Same,
-            (true, false) => Acquaintance::WentBack,
+        let acquaintance = match (incarnation == landmark.incarnation, has_batch, is_past) {
+            (true, true, _) => Acquaintance::Same,
+            (false, _, true) => Acquaintance::Another,
+            (true, false, _) | (false, _, false) => Acquaintance::WentBack,
         };
         Ok((head, acquaintance))
     }

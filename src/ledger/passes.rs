@@ -71,13 +71,15 @@ pub struct LastPass {
     pub swept_at: Option<DateTime<Utc>>,
 }
 
-/// Makes the passes void that a query names by source and id. None of them is settled.
+/// Makes the passes void that a query names by source and id, and those after them, which rely on them. None of them is settled.
 macro_rules! void_passes {
     ($passes:literal) => {
         concat!(
-            "with void as (delete from collector_pass where (source_id, pass_id) in (",
+            "with void as (
+                 delete from collector_pass pass using (",
             $passes,
-            ") returning source_id, pass_id),
+            ") named where pass.source_id = named.source_id and pass.pass_id >= named.pass_id returning pass.source_id, pass.pass_id
+             ),
              sweep as (
                  update sweep_request set begun_at = null, rows_read = 0, pass_id = null, appended = null, late = null
                  where (source_id, pass_id) in (select source_id, pass_id from void)
@@ -157,7 +159,7 @@ impl Ledger {
 
     /// Whether all that the pass and those before it appended is in the ledger.
     pub async fn pass_is_in(&self, source_id: i16, pass_id: i64) -> Result<bool, sqlx::Error> {
-        sqlx::query_scalar("select not exists (select from unreached_offset where source_id = $1 and pass_id = $2)")
+        sqlx::query_scalar("select not exists (select from unreached_offset where source_id = $1 and pass_id <= $2)")
             .bind(source_id)
             .bind(pass_id)
             .fetch_one(&self.pool)
@@ -221,28 +223,48 @@ async fn log_holds(tx: &mut PgConnection, records: &[(TopicPartition, i64, Messa
     Ok(usize::try_from(held) == Ok(records.len()))
 }
 
+/// Adds a row for the pass, with the offsets that neither the ledger nor an earlier pass has reached. A pass that has none, appended
+/// nothing and is no sweep relies on nothing more than the one before: it joins the newest row.
 async fn insert_pass(tx: &mut PgConnection, pass_id: i64, pass: &NewPass) -> Result<(), sqlx::Error> {
-    sqlx::query(
-        "insert into collector_pass (source_id, pass_id, full_sweep, complete_until, runtime_complete_until) values ($1, $2, $3, $4, $5)",
+    let further: Vec<(String, i32, i64)> = sqlx::query_as(
+        "select topic, partition, log_end from unnest($2::text[], $3::integer[], $4::bigint[]) as at (topic, partition, log_end)
+             left join position using (topic, partition)
+             left join (select topic, partition, max(next_offset) as noted from collector_pass_offset where source_id = $1
+                        group by topic, partition) earlier using (topic, partition)
+         where log_end > coalesce(greatest(next_offset, noted), 0)",
+    )
+    .bind(pass.source_id)
+    .bind(pass.offsets.iter().map(|(at, _)| at.topic.name()).collect::<Vec<_>>())
+    .bind(pass.offsets.iter().map(|(at, _)| at.partition).collect::<Vec<_>>())
+    .bind(pass.offsets.iter().map(|(_, offset)| *offset).collect::<Vec<_>>())
+    .fetch_all(&mut *tx)
+    .await?;
+    let joins = further.is_empty() && pass.produced == 0 && !pass.full_sweep;
+    let row: i64 = sqlx::query_scalar(
+        "insert into collector_pass as pass (source_id, pass_id, full_sweep, complete_until, runtime_complete_until)
+         values ($1, coalesce((select max(pass_id) from collector_pass where $6 and source_id = $1), $2), $3, $4, $5)
+         on conflict (source_id, pass_id) do update set complete_until = greatest(pass.complete_until, excluded.complete_until),
+             runtime_complete_until = greatest(pass.runtime_complete_until, excluded.runtime_complete_until)
+         returning pass_id",
     )
     .bind(pass.source_id)
     .bind(pass_id)
     .bind(pass.full_sweep)
     .bind(pass.complete_until)
     .bind(pass.runtime_complete_until)
-    .execute(&mut *tx)
+    .bind(joins)
+    .fetch_one(&mut *tx)
     .await?;
-    sqlx::query(
-        "insert into collector_pass_offset (source_id, pass_id, topic, partition, next_offset)
-         select $1, $2, topic, partition, next_offset from unnest($3::text[], $4::integer[], $5::bigint[]) as at (topic, partition, next_offset)",
-    )
-    .bind(pass.source_id)
-    .bind(pass_id)
-    .bind(pass.offsets.iter().map(|(at, _)| at.topic.name()).collect::<Vec<_>>())
-    .bind(pass.offsets.iter().map(|(at, _)| at.partition).collect::<Vec<_>>())
-    .bind(pass.offsets.iter().map(|(_, offset)| *offset).collect::<Vec<_>>())
-    .execute(tx)
-    .await?;
+    for (topic, partition, log_end) in further {
+        sqlx::query("insert into collector_pass_offset (source_id, pass_id, topic, partition, next_offset) values ($1, $2, $3, $4, $5)")
+            .bind(pass.source_id)
+            .bind(row)
+            .bind(topic)
+            .bind(partition)
+            .bind(log_end)
+            .execute(&mut *tx)
+            .await?;
+    }
     Ok(())
 }
 

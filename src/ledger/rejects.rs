@@ -7,8 +7,9 @@ use sqlx::postgres::PgRow;
 use sqlx::{FromRow, Row};
 use uuid::Uuid;
 
+use super::begin_anew::lives_of;
 use super::known::digest;
-use super::{ActKind, Ledger, NewAct, Sequence, Verdict};
+use super::{ActKind, Ledger, Lives, NewAct, Sequence, Verdict};
 use crate::event::{Digest, Message, Oversized, RejectCause, TopicPartition, UsageType};
 use crate::words::words;
 
@@ -249,9 +250,21 @@ impl Ledger {
         Ok(ids)
     }
 
-    /// Gives each of these rejects its end by its act, where it still is in one of the states `from`. Answers those that got it.
-    pub async fn end_rejects(&self, passed: &[PassedReject], from: &[RejectState], to: RejectState) -> Result<Vec<i64>, sqlx::Error> {
-        sqlx::query_scalar(
+    /// Gives each of these rejects its end by its act, where it still is in one of the states `from`. Answers those that got it: none where a
+    /// life of a partition has ended since `lives`, for it may have been the life in which the log had them.
+    pub async fn end_rejects(
+        &self,
+        passed: &[PassedReject],
+        from: &[RejectState],
+        to: RejectState,
+        lives: Lives,
+    ) -> Result<Vec<i64>, sqlx::Error> {
+        let mut tx = self.pool.begin().await?;
+        sqlx::query("select from position order by topic, partition for share").execute(&mut *tx).await?;
+        if lives_of(&mut tx).await? != lives {
+            return Ok(Vec::new());
+        }
+        let ended = sqlx::query_scalar(
             "update reject set state = $4, act_id = ended.act_id, passed_topic = ended.topic, passed_partition = ended.partition,
                  passed_offset = ended.log_offset, passed_generation = current_generation(ended.topic, ended.partition)
              from unnest($1::bigint[], $2::bigint[], $5::text[], $6::integer[], $7::bigint[]) as ended (id, act_id, topic, partition, log_offset)
@@ -264,8 +277,10 @@ impl Ledger {
         .bind(passed.iter().map(|one| Some(one.place?.0.topic.name())).collect::<Vec<_>>())
         .bind(passed.iter().map(|one| Some(one.place?.0.partition)).collect::<Vec<_>>())
         .bind(passed.iter().map(|one| Some(one.place?.1)).collect::<Vec<_>>())
-        .fetch_all(&self.pool)
-        .await
+        .fetch_all(&mut *tx)
+        .await?;
+        tx.commit().await?;
+        Ok(ended)
     }
 
     /// How many rejects went through the log again to these offsets of this life of the partition.

@@ -7,24 +7,28 @@ use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::{FromRow, PgConnection};
 use uuid::Uuid;
 
+use super::begin_anew::lives_of;
 use super::leases::revoke_leases;
 use super::publications::doubt_pending;
-use super::{ActKind, FORGOTTEN, Landmark, Ledger, NewAct, OURSELVES, Subject, plans};
+use super::{ActKind, FORGOTTEN, Landmark, Ledger, Lives, NewAct, OURSELVES, Subject, plans};
 use crate::event::TopicPartition;
 
 /// Why the ledger is taken to be a restored one. Looked at again before anything is changed, so that only the first who comes opens a recovery.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Restored {
-    /// It had this batch and does not have it any more.
+    /// It had this batch, and does not know it.
     Batch(Landmark),
-    /// It had read this partition up to here, and stands before it.
+    /// It had read this partition up to here, and does not know that.
     Position {
-        incarnation: Uuid,
+        /// At that time.
+        lives: Lives,
         partition: TopicPartition,
         /// What was read next.
         next_offset: i64,
         /// When the last record before that came to the log, where the log still has it: so far the lost time reaches, at least.
         read_until: Option<DateTime<Utc>>,
+        /// The incarnations of all marks: those that the ledger does not know are lost with this one.
+        marked: Vec<Uuid>,
     },
     /// An operator says so.
     Said {
@@ -36,10 +40,12 @@ pub enum Restored {
 }
 
 impl Restored {
+    /// The incarnation that this is about.
     fn incarnation(&self) -> Uuid {
         match self {
             Restored::Batch(landmark) => landmark.incarnation,
-            Restored::Position { incarnation, .. } | Restored::Said { incarnation, .. } => *incarnation,
+            Restored::Position { lives, .. } => lives.incarnation,
+            Restored::Said { incarnation, .. } => *incarnation,
         }
     }
 }
@@ -53,7 +59,7 @@ impl std::fmt::Display for Restored {
             Restored::Position { partition, next_offset, read_until, .. } => {
                 write!(f, "it had read {partition} up to {next_offset}")?;
                 read_until.map_or(Ok(()), |until| write!(f, ", a record of {until}"))?;
-                f.write_str(", and stands before it")
+                f.write_str(", and does not know that any more")
             }
             Restored::Said { .. } => f.write_str("an operator says so"),
         }
@@ -102,6 +108,11 @@ impl Ledger {
         Ok(split(collected(&mut connection).await?))
     }
 
+    /// Whether the ledger was restored from a backup, as this says, and no recovery was opened for it.
+    pub async fn is_restored(&self, restored: &Restored) -> Result<bool, sqlx::Error> {
+        is_so(&mut *self.pool.acquire().await?, restored).await
+    }
+
     /// Opens a recovery, once: the ledger becomes another incarnation, nobody holds a lease or a partition any more, and every pending publication
     /// may have been sent. `plan` is the plan that this executes. False: it is no longer so, or somebody else was first.
     ///
@@ -127,7 +138,15 @@ impl Ledger {
         if !is_so(&mut tx, restored).await? {
             return Ok(false);
         }
-        sqlx::query("update ledger set incarnation = gen_random_uuid()").execute(&mut *tx).await?;
+        sqlx::query(
+            "with over as (
+                 insert into past_incarnation select incarnation from ledger union select unnest($1::uuid[]) on conflict do nothing
+             )
+             update ledger set incarnation = gen_random_uuid()",
+        )
+        .bind(if let Restored::Position { marked, .. } = restored { marked.clone() } else { vec![restored.incarnation()] })
+        .execute(&mut *tx)
+        .await?;
         let without = if let Restored::Said { without, .. } = restored { without.as_slice() } else { &[] };
         let (waited_for, _) = split(collected(&mut tx).await?);
         if without.iter().any(|named| !waited_for.iter().any(|source| source.deployment_id == *named)) {
@@ -190,22 +209,27 @@ async fn lower_cutover(tx: &mut PgConnection) -> Result<(), sqlx::Error> {
     Ok(())
 }
 
+/// An incarnation that the ledger does not know came after its backup, and so did a life of a partition.
 async fn is_so(tx: &mut PgConnection, restored: &Restored) -> Result<bool, sqlx::Error> {
-    let incarnation: Uuid = sqlx::query_scalar("select incarnation from ledger").fetch_one(&mut *tx).await?;
-    if incarnation != restored.incarnation() {
-        return Ok(false);
-    }
+    let (is_current, is_past): (bool, bool) =
+        sqlx::query_as("select incarnation = $1, exists (select from past_incarnation past where past.incarnation = $1) from ledger")
+            .bind(restored.incarnation())
+            .fetch_one(&mut *tx)
+            .await?;
     match restored {
-        Restored::Said { .. } => Ok(true),
+        _ if is_past => Ok(false),
+        Restored::Said { .. } => Ok(is_current),
+        _ if !is_current => Ok(true),
         Restored::Batch(landmark) => {
             let query = "select not exists (select from batch where sequence = $1 and id = $2 and recorded_at = $3)";
             let query = sqlx::query_scalar(query).bind(landmark.sequence).bind(landmark.batch_id).bind(landmark.recorded_at);
             query.fetch_one(tx).await
         }
-        Restored::Position { partition, next_offset, .. } => {
+        Restored::Position { lives, partition, next_offset, .. } => {
+            let ended = lives_of(tx).await?.ended;
             let query = "select not exists (select from position where topic = $1 and partition = $2 and next_offset >= $3)";
             let query = sqlx::query_scalar(query).bind(partition.topic.name()).bind(partition.partition).bind(next_offset);
-            query.fetch_one(tx).await
+            Ok(ended < lives.ended || ended == lives.ended && query.fetch_one(tx).await?)
         }
     }
 }

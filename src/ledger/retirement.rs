@@ -53,7 +53,6 @@ impl Ledger {
     pub async fn retire_source(&self, deployment_id: Uuid, act: &NewAct<'_>) -> Result<bool, sqlx::Error> {
         let mut tx = self.pool.begin().await?;
         revoke_leases(&mut tx, &collector_lease(deployment_id)).await?;
-        sqlx::query("select from ledger for update").execute(&mut *tx).await?;
         let findings: Vec<Finding> =
             sqlx::query_as(concat!("delete from audit_finding where deployment_id = $1 returning ", finding_columns!()))
                 .bind(deployment_id)
@@ -80,7 +79,6 @@ impl Ledger {
     /// Ends a source's retirement. False: it is not retired; then nothing is changed.
     pub async fn reinstate_source(&self, deployment_id: Uuid, act: &NewAct<'_>) -> Result<bool, sqlx::Error> {
         let mut tx = self.pool.begin().await?;
-        sqlx::query("select from ledger for update").execute(&mut *tx).await?;
         if !set_retired(&mut tx, deployment_id, None).await? {
             return Ok(false);
         }

@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use sqlx::Row;
 use tallyline::event::{Event, Payload, Topic};
 use tallyline::ledger::{
-    ActKind, Baseline, Chain, Claim, Counts, Fact, Landmark, Ledger, LedgerSettings, NewAct, RecordError, Restored, Subject, Verdict,
+    Acquaintance, ActKind, Arrival, Baseline, Chain, Claim, Counts, Fact, Landmark, Ledger, LedgerSettings, Lives, NewAct, PassedReject,
+    RecordError, Refusal, RejectState, Restored, Subject, Verdict,
 };
 use tokio::task::JoinSet;
 
@@ -280,6 +281,69 @@ async fn data_that_postgres_cannot_keep_is_refused_and_not_tried_for_ever() {
         assert!(matches!(outcome, Err(RecordError::Refused(_))), "{outcome:?}");
     }
     ledger.record(&Chain::Live(claim), &[arrival(0, event(Topic::AgentUsage, 1))], 1).await.unwrap();
+}
+
+/// As after a second restore of one backup: the ledger has the incarnation that was restored first.
+#[tokio::test]
+async fn a_backup_that_is_restored_twice_is_seen_twice_by_each_landmark_and_mark() {
+    let (_database, ledger) = registered_ledger().await;
+    let place = partition(Topic::AgentUsage, 0);
+    let claim = ledger.claim(place, 0).await.unwrap();
+    ledger.record(&Chain::Live(claim), &[arrival(0, event(Topic::AgentUsage, 1))], 1).await.unwrap();
+    let backed_up = ledger.lives().await.unwrap();
+    let landmark = async || ledger.landmark(ledger.head().await.unwrap().number).await.unwrap().unwrap();
+    let first = landmark().await;
+    let gone = Landmark { recorded_at: first.recorded_at + chrono::TimeDelta::seconds(1), ..first };
+    assert!(ledger.note_went_back(&Restored::Batch(gone)).await.unwrap());
+    let recovered = ledger.lives().await.unwrap();
+    let acquaintance = async |landmark: &Landmark| ledger.head_seen_from(Some(landmark)).await.unwrap().1;
+    assert_eq!(acquaintance(&first).await, Acquaintance::Another);
+    let of_recovered = landmark().await;
+
+    sqlx::query("with gone as (delete from past_incarnation) update ledger set incarnation = $1")
+        .bind(backed_up.incarnation)
+        .execute(&ledger.pool)
+        .await
+        .unwrap();
+    assert_eq!(acquaintance(&of_recovered).await, Acquaintance::WentBack);
+    let mark = |lives, next_offset| Restored::Position {
+        lives,
+        partition: place,
+        next_offset,
+        read_until: None,
+        marked: vec![recovered.incarnation],
+    };
+    let restored = async |lives, next_offset| ledger.is_restored(&mark(lives, next_offset)).await.unwrap();
+    let of_later_life = Lives { ended: backed_up.ended + 1, ..backed_up };
+    assert!(restored(recovered, 1).await && restored(of_later_life, 1).await && restored(backed_up, 2).await);
+    assert!(!restored(backed_up, 1).await);
+    assert!(ledger.note_went_back(&mark(recovered, 1)).await.unwrap());
+    assert!(!ledger.note_went_back(&Restored::Batch(of_recovered)).await.unwrap(), "it is known");
+    assert_eq!(acquaintance(&of_recovered).await, Acquaintance::Another);
+    assert!(!restored(recovered, 9).await && !restored(of_later_life, 9).await);
+}
+
+#[tokio::test]
+async fn rejects_do_not_end_where_the_log_may_have_lost_what_was_passed() {
+    let (_database, ledger) = registered_ledger().await;
+    let place = partition(Topic::AgentUsage, 0);
+    let claim = ledger.claim(place, 0).await.unwrap();
+    let refused = Arrival { event: Err(Refusal::unregistered(DEPLOYMENT)), ..arrival(0, event(Topic::AgentUsage, 1)) };
+    ledger.record(&Chain::Live(claim), &[refused], 1).await.unwrap();
+    let reject: i64 = number(&ledger, "select max(id) from reject").await;
+    let act = NewAct {
+        actor: "sre-1",
+        act: ActKind::Resubmit,
+        subject: Subject::Reject(reject),
+        reason: "a test",
+        detail: serde_json::json!({}),
+    };
+    let acts = ledger.begin_acts(&[act]).await.unwrap();
+    let lives = ledger.lives().await.unwrap();
+    let passed = [PassedReject { id: reject, act_id: acts[0], place: Some((place, 1)) }];
+    let end = async |lives| ledger.end_rejects(&passed, &[RejectState::Open], RejectState::Resubmitted, lives).await.unwrap();
+    assert!(end(Lives { ended: lives.ended + 1, ..lives }).await.is_empty());
+    assert_eq!(end(lives).await, [reject]);
 }
 
 #[tokio::test]

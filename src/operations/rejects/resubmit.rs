@@ -248,6 +248,7 @@ impl Desk {
         if self.ledger.in_time(self.ledger.needs_signing_key(self.log.signatures())).await? {
             return Err(OperationError::Forbidden(NO_SIGNING_KEY.to_owned()));
         }
+        let lives = self.ledger.in_time(self.ledger.lives()).await?;
         let acts: Vec<NewAct<'_>> = prepared.iter().map(|one| actor.act(kind, Subject::Reject(one.row.id), detail(one))).collect();
         let act_ids = self.ledger.in_time(self.ledger.begin_acts(&acts)).await?;
         let (places, fault) = self.append(prepared).await;
@@ -259,7 +260,7 @@ impl Desk {
             .filter(|(one, passed)| one.foresight.what == Foreseen::Duplicate || passed.place.is_some())
             .map(|(_, passed)| passed)
             .collect();
-        let ended = self.ledger.in_time(self.ledger.end_rejects(&done, &prepared_states(prepared), state)).await?;
+        let ended = self.ledger.in_time(self.ledger.end_rejects(&done, &prepared_states(prepared), state, lives)).await?;
         if let Some(fault) = fault {
             return Err(fault);
         }

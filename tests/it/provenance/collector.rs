@@ -100,6 +100,24 @@ async fn a_pass_in_which_the_cutover_is_recorded_reports_nothing_as_complete() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_requested_sweep_waits_until_consumers_have_accepted_a_signature() {
+    let (world, coderd) = (World::new().await, Coderd::new(SchemaVersion::Sep2026).await);
+    world.consume(key()).await;
+    let mut collector = opened(&world, &coderd, key()).await;
+    let source = collector.source().id;
+    coderd.creation().await;
+    assert!(collector.pass().await.unwrap().full_sweep);
+    world.ledger.request_sweep(source).await.unwrap();
+    for _ in 0..2 {
+        assert!(!collector.pass().await.unwrap().full_sweep, "coderd is not read whole in each pass");
+    }
+    world.consume(key()).await;
+    let swept = collector.pass().await.unwrap();
+    assert!(swept.full_sweep);
+    assert_eq!(world.ledger.sweep_request(source).await.unwrap().unwrap().pass_id, Some(swept.pass_id));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rows_signed_with_a_key_that_consumers_do_not_have_are_appended_once_and_nothing_is_complete() {
     let (world, coderd) = (World::new().await, Coderd::new(SchemaVersion::Sep2026).await);
     world.consume(key()).await;

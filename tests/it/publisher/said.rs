@@ -144,11 +144,9 @@ async fn usage_that_an_operator_has_mended_is_sent_though_coderds_row_is_no_even
         detail: serde_json::json!({}),
     };
     let acts = world.ledger.begin_acts(&[act]).await.unwrap();
-    world
-        .ledger
-        .end_rejects(&[PassedReject { id: reject, act_id: acts[0], place: None }], &[RejectState::Open], RejectState::Resubmitted)
-        .await
-        .unwrap();
+    let passed = [PassedReject { id: reject, act_id: acts[0], place: None }];
+    let lives = world.ledger.lives().await.unwrap();
+    world.ledger.end_rejects(&passed, &[RejectState::Open], RejectState::Resubmitted, lives).await.unwrap();
     world.pass(TimeDelta::minutes(10));
     let cycle = world.cycle().await;
     assert_eq!((cycle.accepted, cycle.held_back), (1, 1));

@@ -38,7 +38,7 @@ async fn a_restored_ledger_is_seen_by_a_broker_that_comes_later_and_before_anyth
     let (actor, _, reason) = world.acts().await.remove(0);
     assert_eq!(actor, OURSELVES);
     // and how far the lost time reaches
-    assert!(reason.contains(", a record of ") && reason.ends_with("and stands before it"), "{reason}");
+    assert!(reason.contains(", a record of ") && reason.ends_with("and does not know that any more"), "{reason}");
     eventually(SOON * 2, "it has caught up", || async {
         let sent = world.tallyman.books().requests;
         let done = world.count(CLOSED).await == 1;
