@@ -94,14 +94,14 @@ impl Remedy {
 
     fn of_state(code: &str) -> Remedy {
         match code {
-            // a server that is a standby now; its time limits of transactions and sessions
-            "25006" | "25P03" | "57P05" => Remedy::Retry,
+            // a server that is a standby now; its time limit of an idle session
+            "25006" | "57P05" => Remedy::Retry,
             // serialization failure, completion unknown, deadlock; object in use, lock not available
             "40001" | "40003" | "40P01" | "55006" | "55P03" => Remedy::Retry,
             // shut down, crashed, starting; system error, input or output error
             "57P01" | "57P02" | "57P03" | "58000" | "58030" => Remedy::Retry,
-            // time limits of a statement and of a transaction
-            "57014" | "25P04" => Remedy::RetryWithLess,
+            // time limits of a statement and of a transaction, in use or idle
+            "57014" | "25P03" | "25P04" => Remedy::RetryWithLess,
             // prepared statements that a pooler or a change of the schema has made void; a transaction that has failed; an internal error
             "26000" | "42P05" | "0A000" | "25P02" | "XX000" => Remedy::Retry,
             // no such database, dropped, no right: an administrator may be about to provide it
@@ -209,6 +209,7 @@ mod tests {
             ("25006", Remedy::Retry),
             ("57P01", Remedy::Retry),
             ("57014", Remedy::RetryWithLess),
+            ("25P03", Remedy::RetryWithLess),
             ("28P01", Remedy::Retry),
             ("42501", Remedy::Retry),
             ("26000", Remedy::Retry),

@@ -82,8 +82,9 @@ async fn ends_of(log: &Log, topic: Topic, seen: &Mutex<HashMap<TopicPartition, S
 }
 
 async fn both_ends(log: &Log, at: TopicPartition) -> Result<((i64, i64), i64), LogError> {
-    let readable_end = log.readable_end(at).await?;
-    Ok((log.watermarks(at).await?, readable_end))
+    // in this order what is appended in between is not taken for an open transaction's
+    let (start, end) = log.watermarks(at).await?;
+    Ok(((start, end), log.readable_end(at).await?.min(end)))
 }
 
 /// Reads the first record behind each position: when the log took it.

@@ -283,6 +283,26 @@ async fn data_that_postgres_cannot_keep_is_refused_and_not_tried_for_ever() {
     ledger.record(&Chain::Live(claim), &[arrival(0, event(Topic::AgentUsage, 1))], 1).await.unwrap();
 }
 
+#[tokio::test]
+async fn sessions_that_began_read_only_are_not_kept() {
+    let (database, _) = ledger().await;
+    let settings = LedgerSettings { url: database.url.clone(), connections: 3 };
+    let ledger = Ledger::open(&settings, tallyline::clock::Clock::system()).unwrap();
+    let sessions_begin = async |read_only: &str| {
+        let statement = "do $$ begin execute format('alter database %I set default_transaction_read_only = %L', current_database(), '";
+        let statement = format!("{statement}{read_only}'); end $$");
+        sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(&database.pool).await.unwrap();
+    };
+    sessions_begin("on").await;
+    let claims = futures::future::join_all((0..3).map(|number| ledger.claim(partition(Topic::AgentUsage, number), 0))).await;
+    assert!(claims.iter().all(Result::is_err), "{claims:?}");
+    sessions_begin("off").await;
+    for number in 0..3 {
+        let claimed = || async { ledger.claim(partition(Topic::AgentUsage, number), 0).await.is_ok() };
+        eventually(SOON, "it can be written", claimed).await;
+    }
+}
+
 /// As after a second restore of one backup: the ledger has the incarnation that was restored first.
 #[tokio::test]
 async fn a_backup_that_is_restored_twice_is_seen_twice_by_each_landmark_and_mark() {
