@@ -68,6 +68,6 @@ pub(super) async fn count(State(serving): State<Arc<Serving>>, Query(window): Qu
         }
     })?;
     let complete_until = serving.known.completeness(answer.source, answer.standing).complete_until;
-    let (sequence, as_of, source) = (answer.standing.at(), answer.as_of, answer.source);
+    let (sequence, as_of, source) = (answer.standing.sequence, answer.as_of, answer.source);
     Ok(Json(Count { count: answer.value, start, end, as_of, sequence, complete_until, source }))
 }

@@ -83,7 +83,7 @@ enum Raised {
 fn raised(standing: Standing, shown_sequence: Option<i64>) -> Raised {
     match shown_sequence {
         None => Raised::Lost,
-        Some(shown) if shown > standing.sequence => Raised::CatchUp(shown),
+        Some(shown) if shown > standing.sequence.number => Raised::CatchUp(shown),
         Some(_) => Raised::Shown,
     }
 }
@@ -102,11 +102,11 @@ pub(super) async fn families(serving: &Serving, asked: Option<Uuid>, within: Dur
         if !known.is_in(standing) {
             return Err(Withheld::Behind);
         }
-        let raise = serving.api.own.ledger.raise_shown_sequence(&lease, standing.at());
+        let raise = serving.api.own.ledger.raise_shown_sequence(&lease, standing.sequence);
         let shown_sequence = timeout_at(deadline, raise).await.map_err(|_| Withheld::LedgerAway)?.map_err(|_| Withheld::LedgerAway)?;
         match raised(standing, shown_sequence) {
             Raised::Shown => {
-                serving.telemetry.shown(standing.sequence);
+                serving.telemetry.shown(standing.sequence.number);
                 return Ok(families);
             }
             Raised::Lost => {
@@ -115,7 +115,7 @@ pub(super) async fn families(serving: &Serving, asked: Option<Uuid>, within: Dur
             }
             Raised::CatchUp(sequence) => {
                 let mut watched = serving.api.metrics.watch();
-                let there = watched.wait_for(|standing| standing.is_some_and(|standing| standing.sequence >= sequence));
+                let there = watched.wait_for(|standing| standing.is_some_and(|standing| standing.sequence.number >= sequence));
                 timeout_at(deadline, there).await.map_err(|_| Withheld::Behind)?.map_err(|_| Withheld::Behind)?;
             }
         }
@@ -186,7 +186,7 @@ mod tests {
 
     #[test]
     fn nothing_below_what_was_shown_is_shown() {
-        let standing = Standing { incarnation: Uuid::from_u128(9), sequence: 7, as_of: None };
+        let standing = Standing { sequence: Sequence { incarnation: Uuid::from_u128(9), number: 7 }, as_of: None };
         assert_eq!(raised(standing, Some(7)), Raised::Shown);
         assert_eq!(raised(standing, Some(8)), Raised::CatchUp(8));
         assert_eq!(raised(standing, None), Raised::Lost);
@@ -195,7 +195,8 @@ mod tests {
     #[test]
     fn a_state_of_another_incarnation_or_before_the_known_end_is_not_shown() {
         let known = known(&[]);
-        let standing = |incarnation, sequence| Standing { incarnation: Uuid::from_u128(incarnation), sequence, as_of: None };
+        let sequence = |incarnation, number| Sequence { incarnation: Uuid::from_u128(incarnation), number };
+        let standing = |incarnation, number| Standing { sequence: sequence(incarnation, number), as_of: None };
         assert!(known.is_in(standing(9, 5)) && known.is_in(standing(9, 6)));
         assert!(!known.is_in(standing(9, 4)) && !known.is_in(standing(8, 6)));
     }

@@ -47,7 +47,7 @@ pub(super) async fn entitlements(State(serving): State<Arc<Serving>>, asked: Que
             response.headers_mut().insert(name, value);
         }
     }
-    if let Ok(sequence) = answer.standing.at().to_string().try_into() {
+    if let Ok(sequence) = answer.standing.sequence.to_string().try_into() {
         response.headers_mut().insert("tallyline-sequence", sequence);
     }
     Ok(response)

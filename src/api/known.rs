@@ -64,7 +64,7 @@ impl Known {
 
     /// Whether a state of this standing holds all that was known of.
     pub(super) fn is_in(&self, standing: Standing) -> bool {
-        standing.incarnation == self.head.incarnation && standing.sequence >= self.head.number
+        standing.sequence.incarnation == self.head.incarnation && standing.sequence.number >= self.head.number
     }
 }
 
@@ -149,8 +149,7 @@ async fn reached(api: &Api, head: Sequence) -> bool {
 }
 
 async fn reaches(mut standing: watch::Receiver<Option<Standing>>, head: Sequence) -> bool {
-    let decided = |standing: &Option<Standing>| {
-        standing.is_some_and(|standing| standing.incarnation != head.incarnation || standing.sequence >= head.number)
-    };
-    standing.wait_for(decided).await.is_ok_and(|standing| standing.is_some_and(|standing| standing.incarnation == head.incarnation))
+    let is_decided = |at: Sequence| at.incarnation != head.incarnation || at.number >= head.number;
+    let decided = standing.wait_for(|standing| standing.is_some_and(|standing| is_decided(standing.sequence))).await;
+    decided.is_ok_and(|standing| standing.is_some_and(|standing| standing.sequence.incarnation == head.incarnation))
 }

@@ -112,7 +112,7 @@ async fn can_show(serving: &Serving) -> Result<bool, sqlx::Error> {
     let Some(standing) = *serving.api.metrics.watch().borrow() else { return Ok(false) };
     Ok(match serving.freshness() {
         Freshness::Current => true,
-        Freshness::Rebuilding => serving.api.own.ledger.shown_sequence(NAME).await? <= standing.sequence,
+        Freshness::Rebuilding => serving.api.own.ledger.shown_sequence(NAME).await? <= standing.sequence.number,
         Freshness::Behind => false,
     })
 }

@@ -179,8 +179,8 @@ async fn projections(serving: &Serving) -> Check {
     let mut standings = Vec::new();
     for (stage, standing) in [("metrics", *serving.api.metrics.watch().borrow()), ("licenses", *serving.api.licenses.watch().borrow())] {
         let Some(standing) = standing else { return Check::missing(format!("{stage}: nothing is folded")) };
-        let behind = (end - standing.sequence).max(0);
-        standings.push(format!("{stage} at {}, {behind} behind", standing.at()));
+        let behind = (end - standing.sequence.number).max(0);
+        standings.push(format!("{stage} at {}, {behind} behind", standing.sequence));
         if standing.as_of.is_none() {
             return Check::missing(format!("{}: the ledger's end was not reached yet", standings.join("; ")));
         }

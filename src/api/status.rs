@@ -20,8 +20,8 @@ pub(super) async fn status(State(serving): State<Arc<Serving>>) -> Result<Json<S
     let status = api.own.ledger.in_time(status::read(&api.own.ledger, &api.own.log, LOG_ANSWER)).await;
     let mut status = status.map_err(|error| Problem::unavailable(format!("the ledger cannot be read: {}", crate::cause::text(&error))))?;
     status.folded_sequences = Some(Folded {
-        metrics: api.metrics.watch().borrow().map(|standing| standing.at()),
-        licenses: api.licenses.watch().borrow().map(|standing| standing.at()),
+        metrics: api.metrics.watch().borrow().map(|standing| standing.sequence),
+        licenses: api.licenses.watch().borrow().map(|standing| standing.sequence),
     });
     Ok(Json(status))
 }

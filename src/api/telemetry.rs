@@ -80,7 +80,7 @@ impl ApiTelemetry {
     /// Before a scrape.
     pub(super) fn update(&self, serving: &Serving) {
         self.held.set(i64::from(serving.lease.held().is_some()));
-        let folded = |standing: Option<Standing>| standing.map_or(0, |standing| standing.sequence);
+        let folded = |standing: Option<Standing>| standing.map_or(0, |standing| standing.sequence.number);
         self.folded.with_label_values(&["metrics"]).set(folded(*serving.api.metrics.watch().borrow()));
         self.folded.with_label_values(&["licenses"]).set(folded(*serving.api.licenses.watch().borrow()));
         if let Some(known) = serving.known.now() {

@@ -106,9 +106,6 @@ impl Joint {
 
 impl Audit {
     /// Compares all three joints.
-    ///
-    /// # Errors
-    /// A side that cannot be read: then nothing is said about the books.
     pub async fn run(&self) -> anyhow::Result<AuditReport> {
         let source = self.source_joint().await?;
         let LedgerJoints { sequence, log, vendor } = self.ledger_joints().await?;

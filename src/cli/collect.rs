@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use chrono::{DateTime, SecondsFormat, Utc};
+use chrono::{DateTime, Utc};
 use clap::Subcommand;
 use serde::Serialize;
 use uuid::Uuid;
 
+use super::output::time;
 use super::progress::Progress;
 use super::roles::Site;
 use super::{Context, Exit, Failure, PipelineArguments};
@@ -116,8 +117,4 @@ fn table(swept: &Swept) -> String {
     let complete =
         complete_until.map_or_else(|| "completeness is not reported".to_owned(), |until| format!("complete until {}", time(until)));
     format!("swept in pass {pass_id}: {rows_read} rows read, {appended} events appended, {late} of them late; {complete}\n")
-}
-
-fn time(at: DateTime<Utc>) -> String {
-    at.to_rfc3339_opts(SecondsFormat::Secs, true)
 }

@@ -152,9 +152,6 @@ pub fn usage(deployment: Uuid, row: UsageRow) -> Message {
 }
 
 /// The digest of a usage row. coderd's marks are not part of it: whatever time they bear, the event is the same.
-///
-/// # Errors
-/// Why the row is not an event.
 pub fn usage_digest(deployment: Uuid, row: UsageRow) -> Result<Digest, ParseError> {
     let row = UsageRow { publish_started_at: None, published_at: None, failure_message: None, ..row };
     Ok(parse(&usage(deployment, row))?.digest())

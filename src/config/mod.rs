@@ -47,9 +47,6 @@ pub struct Input {
 pub type PropertyFaults = fn(&[(&str, Option<&str>)]) -> Vec<(usize, String)>;
 
 /// Reads all settings. A secret is not looked up yet.
-///
-/// # Errors
-/// All mistakes at once.
 pub fn load(input: &Input) -> Result<Pipeline, Mistakes> {
     let mut mistakes = Mistakes::default();
     let mut settings = Settings::default();

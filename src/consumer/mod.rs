@@ -38,9 +38,6 @@ use crate::waiting::Waits;
 use gaps::{Gap, Looks};
 use worker::Worker;
 
-/// The Kafka group of all consumers, unless a pipeline names another.
-pub const GROUP: &str = "tallyline";
-
 /// A batch in hand at SIGTERM is finished within this, or dropped: then it is read again by whoever comes next.
 pub const GRACE: Duration = Duration::from_secs(10);
 
@@ -133,7 +130,10 @@ impl Consumer {
                 () = paused.changed() => ours.heed_pauses(self).await,
                 room = room(ours.in_hand.as_ref()), if ours.in_hand.is_some() => ours.hand_over(room),
                 delivery = ours.membership.next(), if ours.in_hand.is_none() => match delivery {
-                    Ok(Delivery::Assigned(partitions)) => ours.assigned(self, &partitions),
+                    Ok(Delivery::Assigned(partitions)) => {
+                        info!(partitions = partitions.len(), "partitions assigned");
+                        ours.start(self, &partitions);
+                    }
                     Ok(Delivery::Revoked(partitions)) => ours.revoked(self, &partitions).await,
                     Ok(Delivery::Batch(batch)) => ours.take(batch),
                     Ok(Delivery::Fault { partition, error }) => self.stop_partition(partition, &verify::explain(error)),
@@ -211,9 +211,6 @@ impl Consumer {
 
     /// Compares the group's marks with the ledger's positions. Where a mark is ahead, the ledger was
     /// restored from a backup, and a recovery is opened.
-    ///
-    /// # Errors
-    /// The log or the ledger does not answer: nothing is known then.
     pub async fn compare_marks(&self) -> anyhow::Result<()> {
         if let Some(restored) = mark_ahead(&self.log, &self.ledger, &self.group).await? {
             self.ledger.in_time(self.ledger.note_went_back(&restored)).await?;
@@ -322,11 +319,6 @@ impl Ours {
     fn new(membership: Membership) -> Self {
         let (workers, starts, started) = (HashMap::new(), HashMap::new(), JoinSet::new());
         Ours { membership, workers, starts, started, held: BTreeSet::new(), in_hand: None }
-    }
-
-    fn assigned(&mut self, consumer: &Consumer, partitions: &[TopicPartition]) {
-        info!(partitions = partitions.len(), "partitions assigned");
-        self.start(consumer, partitions);
     }
 
     /// Begins with each partition that is not paused.
@@ -453,7 +445,7 @@ mod tests {
         let ledger = Ledger::open(&LedgerSettings { url: url.to_owned(), connections: 1 }, Clock::system()).unwrap();
         let log = Log::postgres(sqlx::PgPool::connect_lazy(url).unwrap(), PostgresLogSettings::default());
         let telemetry = ConsumerTelemetry::register(&prometheus::Registry::new()).unwrap();
-        let consumer = Consumer::new(log, ledger, GROUP, telemetry);
+        let consumer = Consumer::new(log, ledger, "group", telemetry);
         let partition = TopicPartition { topic: Topic::AgentUsage, partition: 0 };
         assert_eq!(consumer.without_record(partition, 5).await, Ok(None));
     }

@@ -80,9 +80,6 @@ impl Message {
     }
 
     /// The headers that [`Message::headers_json`] wrote.
-    ///
-    /// # Errors
-    /// Bytes that it did not write.
     pub fn headers_from_json(json: &[u8]) -> Result<Vec<Header>, String> {
         let headers: Vec<(String, Option<String>)> = serde_json::from_slice(json).map_err(|error| format!("headers: {error}"))?;
         let value = |text: Option<String>| text.map(|text| BASE64.decode(text).map_err(|error| format!("headers: {error}"))).transpose();

@@ -59,9 +59,7 @@ impl ExportFile {
     }
 
     /// Hands all bytes over: a regular file is made durable and moved to its place, over whatever was there.
-    ///
-    /// # Errors
-    /// The system's; then no file is replaced.
+    /// After an error no file is replaced.
     pub fn finish(self) -> io::Result<()> {
         match self.0 {
             Destination::Stream(mut writer) => writer.flush(),

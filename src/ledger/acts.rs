@@ -134,14 +134,6 @@ impl Ledger {
         .await
     }
 
-    /// Writes an act that changes nothing else in the ledger, and answers its id.
-    pub async fn record_act(&self, act: &NewAct<'_>) -> Result<i64, sqlx::Error> {
-        let mut tx = self.pool.begin().await?;
-        let id = self.act(&mut tx, act).await?;
-        tx.commit().await?;
-        Ok(id)
-    }
-
     /// Writes an act as a batch of its own in this transaction, and answers its id. After a recovery, collectors that open read everything.
     pub(super) async fn act(&self, tx: &mut PgConnection, act: &NewAct<'_>) -> Result<i64, sqlx::Error> {
         let now = self.clock.now();

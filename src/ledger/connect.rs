@@ -82,9 +82,6 @@ impl Ledger {
     }
 
     /// Opens one connection beside the pool, which would hide the reason why it cannot be had, and closes it.
-    ///
-    /// # Errors
-    /// Why there is no connection.
     pub async fn reach(&self) -> Result<(), sqlx::Error> {
         self.pool.connect_options().connect().await?.close().await
     }
@@ -110,9 +107,6 @@ impl Ledger {
     }
 
     /// Whether this binary and the schema fit.
-    ///
-    /// # Errors
-    /// All but [`LedgerError::Url`].
     pub async fn check_schema(&self) -> Result<(), LedgerError> {
         match versions(&self.applied_migrations().await?) {
             (found, needed) if found > needed => Err(LedgerError::SchemaTooNew { found, needed }),

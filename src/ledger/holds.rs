@@ -77,9 +77,7 @@ impl Finding {
 
 impl Ledger {
     /// What the audits' findings hold of this deployment's usage; none: only single events may be held.
-    ///
-    /// # Errors
-    /// The database's: then whether usage is held is not known.
+    /// After an error whether usage is held is not known.
     pub async fn hold_of(&self, deployment: Uuid) -> Result<Option<Hold>, sqlx::Error> {
         let concerns = |hold: &Hold| hold.scope == HoldScope::Everything || hold.deployment_id == Some(deployment);
         Ok(holds(&self.findings().await?).into_iter().find(concerns))

@@ -74,9 +74,7 @@ impl Ledger {
     }
 
     /// Holds a lease for another `length` from now. False: it is lost, and nothing may be done in its name any more. Its end never moves back.
-    ///
-    /// # Errors
-    /// The database's: then whether it is still held is not known.
+    /// After an error whether it is still held is not known.
     pub async fn renew_lease(&self, lease: &Lease, length: Duration) -> Result<bool, sqlx::Error> {
         let renewed = sqlx::query(
             "update lease set expires_at = greatest(expires_at, clock_timestamp() + make_interval(secs => $4))
@@ -93,9 +91,7 @@ impl Ledger {
 
     /// Gives a lease back before its end, so that the next holder need not wait. One that is lost already is left alone. The holder's name
     /// goes too: should the same process take it again, that is a new epoch.
-    ///
-    /// # Errors
-    /// The database's; then the lease ends by itself.
+    /// After an error the lease ends by itself.
     pub async fn release_lease(&self, lease: Lease) -> Result<(), sqlx::Error> {
         sqlx::query("update lease set holder = '', expires_at = clock_timestamp() where name = $1 and holder = $2 and epoch = $3")
             .bind(&lease.name)
@@ -124,9 +120,7 @@ impl Ledger {
     /// a fold below it must not be shown. None: the lease is another's, or the ledger
     /// is another by now. One that has ended, but that nobody else took, still is ours:
     /// the next holder finds what was raised.
-    ///
-    /// # Errors
-    /// The database's: then nothing may be shown.
+    /// After an error nothing may be shown.
     pub async fn raise_shown_sequence(&self, lease: &Lease, folded: Sequence) -> Result<Option<i64>, sqlx::Error> {
         sqlx::query_scalar(
             "update lease set shown_sequence = greatest(shown_sequence, $4) where name = $1 and holder = $2 and epoch = $3

@@ -105,10 +105,7 @@ impl Ledger {
         .map(|_| ())
     }
 
-    /// The process has ended in good order.
-    ///
-    /// # Errors
-    /// The database's; then it is shown as gone for a day.
+    /// The process has ended in good order. After an error it is shown as gone for a day.
     pub async fn process_ends(&self, id: Uuid) -> Result<(), sqlx::Error> {
         sqlx::query("delete from process where id = $1").bind(id).execute(&self.pool).await.map(|_| ())
     }

@@ -124,9 +124,7 @@ impl Ledger {
 
     /// Writes the request and its attempts, commits, and holds the leases anew. From here on its events count as sent, whatever happens.
     /// False: a lease was lost, or the ledger turned out to be a restored one; nothing is written and nothing may be sent.
-    ///
-    /// # Errors
-    /// The database's: nothing may be sent then.
+    /// After an error nothing may be sent.
     pub async fn begin_request(&self, request: &NewRequest<'_>) -> Result<bool, sqlx::Error> {
         let mut tx = self.pool.begin().await?;
         lock(&mut tx, request.source_id, &request.event_ids).await?;

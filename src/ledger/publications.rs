@@ -2,7 +2,6 @@
 //!
 //! A row is worked on under a lease by the database's clock. What settles it is a batch of kind `verdicts`.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -168,10 +167,7 @@ impl Ledger {
         rows.iter().map(publication_of).collect()
     }
 
-    /// Gives leased rows back without an attempt.
-    ///
-    /// # Errors
-    /// The database's; then the leases end by themselves.
+    /// Gives leased rows back without an attempt. After an error the leases end by themselves.
     pub async fn postpone_publications(&self, source_id: i16, holder: &str, postponed: &[Postponed]) -> Result<(), sqlx::Error> {
         let mut tx = self.pool.begin().await?;
         let ids: Vec<&str> = postponed.iter().map(|one| one.event_id.as_str()).collect();
@@ -218,10 +214,7 @@ impl Ledger {
         tx.commit().await
     }
 
-    /// Ends the leases of these rows and changes nothing else.
-    ///
-    /// # Errors
-    /// The database's; then the leases end by themselves.
+    /// Ends the leases of these rows and changes nothing else. After an error they end by themselves.
     pub async fn release_publications(&self, source_id: i16, holder: &str, ids: &[String]) -> Result<(), sqlx::Error> {
         let mut tx = self.pool.begin().await?;
         lock(&mut tx, source_id, ids).await?;
@@ -336,16 +329,6 @@ impl Ledger {
         .bind(limit)
         .fetch_all(&self.pool)
         .await
-    }
-
-    /// How many events of a source are in which state, `pending` included. Reads the whole queue; a state that no event is in is left out.
-    pub async fn publication_counts(&self, source_id: i16) -> Result<BTreeMap<PublicationState, i64>, sqlx::Error> {
-        let counts: Vec<(PublicationState, i64)> =
-            sqlx::query_as("select state, count(*) from publication where source_id = $1 group by state")
-                .bind(source_id)
-                .fetch_all(&self.pool)
-                .await?;
-        Ok(counts.into_iter().collect())
     }
 }
 

@@ -177,9 +177,6 @@ impl From<sqlx::Error> for RecordError {
 
 impl Ledger {
     /// Records one batch and moves the chain's position from where it stands to `next_offset`.
-    ///
-    /// # Errors
-    /// [`RecordError`].
     pub async fn record(&self, chain: &Chain, arrivals: &[Arrival], next_offset: i64) -> Result<Counts, RecordError> {
         let now = self.clock.now();
         let mut tx = self.pool.begin().await?;

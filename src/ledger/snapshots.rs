@@ -1,20 +1,17 @@
 //! A fold's state after a batch, so that a process need not begin at zero.
 
 use sqlx::FromRow;
-use uuid::Uuid;
 
 use super::{ActKind, Ledger, NewAct, Sequence, Subject};
 
 /// Kept for each stage and rules version; older ones go when a newer one is saved.
 const KEPT: i64 = 2;
 
-/// The state of a stage after the batch of `sequence`.
+/// The state of a stage after a batch.
 #[derive(Clone, Debug, FromRow)]
 pub struct Snapshot {
-    /// Which ledger's sequence it is.
-    pub incarnation: Uuid,
-    /// The ledger sequence of the last batch in it; 0 is the empty ledger.
-    pub sequence: i64,
+    /// The last batch in it.
+    pub sequence: Sequence,
     /// The stage's own serialisation.
     pub state: Vec<u8>,
 }
@@ -34,8 +31,9 @@ impl Ledger {
     /// The newest snapshot of this stage under these rules in this incarnation, at most at `limit`.
     pub async fn load_snapshot(&self, stage: &str, rules_version: i32, limit: i64) -> Result<Option<Snapshot>, sqlx::Error> {
         sqlx::query_as(
-            "select incarnation, sequence, state from snapshot join ledger using (incarnation)
-             where stage = $1 and rules_version = $2 and sequence <= $3 and sequence < next_sequence order by sequence desc limit 1",
+            "select named_sequence(snapshot.sequence) as sequence, state from snapshot join ledger using (incarnation)
+             where stage = $1 and rules_version = $2 and sequence <= $3 and sequence < next_sequence
+             order by snapshot.sequence desc limit 1",
         )
         .bind(stage)
         .bind(rules_version)
@@ -52,10 +50,10 @@ impl Ledger {
         )
         .bind(stage)
         .bind(rules_version)
-        .bind(snapshot.sequence)
+        .bind(snapshot.sequence.number)
         .bind(&snapshot.state)
         .bind(self.clock.now())
-        .bind(snapshot.incarnation)
+        .bind(snapshot.sequence.incarnation)
         .execute(&self.pool)
         .await?;
         sqlx::query(

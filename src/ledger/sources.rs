@@ -24,7 +24,7 @@ pub struct Source {
 }
 
 /// Regular creations before a source's baseline, under one set of names.
-#[derive(Clone, Debug, PartialEq, Eq, FromRow)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BaselineRow {
     pub organization_name: String,
     pub template_name: String,
@@ -122,15 +122,5 @@ impl Ledger {
     /// All sources, in the order of their introduction.
     pub async fn sources(&self) -> Result<Vec<Source>, sqlx::Error> {
         sqlx::query_as(concat!("select ", source_columns!(), " from source order by id")).fetch_all(&self.pool).await
-    }
-
-    /// What a source's all-time counters begin with, by names.
-    pub async fn creation_baseline(&self, source_id: i16) -> Result<Vec<BaselineRow>, sqlx::Error> {
-        sqlx::query_as(
-            "select organization_name, template_name, preset_name, creations from creation_baseline where source_id = $1 order by 1, 2, 3",
-        )
-        .bind(source_id)
-        .fetch_all(&self.pool)
-        .await
     }
 }

@@ -37,9 +37,6 @@ impl Desk {
 
     /// Audits now: what is confirmed, missing or to be held is marked, and no event is changed. `progress` gets the offsets that a deep audit has
     /// read, and their total.
-    ///
-    /// # Errors
-    /// A side that cannot be read: then nothing is said about the books.
     pub async fn audit(&self, request: &RunAudit, progress: impl Fn(u64, u64) + Send + Sync) -> Result<AuditReport, OperationError> {
         let patience = Duration::from_secs(request.patience_seconds.unwrap_or(60).into());
         let source = match &self.coderd {

@@ -9,25 +9,17 @@ use crate::stages::Stage;
 /// A state, and up to where it is true.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Folded<S> {
-    /// Which ledger's sequence it is.
-    pub incarnation: Uuid,
-    /// The last batch in it; 0 is the empty ledger.
-    pub sequence: i64,
+    /// The last batch in it.
+    pub sequence: Sequence,
     /// The stage's state.
     pub state: S,
 }
 
 impl<S: Stage> Folded<S> {
-    /// The ledger sequence of the state.
-    #[must_use]
-    pub fn at(&self) -> Sequence {
-        Sequence { incarnation: self.incarnation, number: self.sequence }
-    }
-
     /// The state of the empty ledger.
     #[must_use]
     pub fn zero(incarnation: Uuid) -> Self {
-        Self { incarnation, sequence: 0, state: S::default() }
+        Self { sequence: Sequence { incarnation, number: 0 }, state: S::default() }
     }
 
     /// Adds the batch that follows.
@@ -37,14 +29,14 @@ impl<S: Stage> Folded<S> {
     /// and must not be used any more.
     pub(super) fn add(&mut self, entry: Entry) -> Result<(), ProjectionError> {
         let sequence = entry.sequence;
-        if sequence != self.sequence + 1 {
-            return Err(ProjectionError::Hole { after: self.sequence, found: Some(sequence) });
+        if sequence != self.sequence.number + 1 {
+            return Err(ProjectionError::Hole { after: self.sequence.number, found: Some(sequence) });
         }
         for fact in entry.facts {
             let fact = translate::fact(fact).map_err(|problem| ProjectionError::Unreadable { sequence, problem })?;
             self.state.apply(&fact).map_err(|source| ProjectionError::Broken { sequence, source })?;
         }
-        self.sequence = sequence;
+        self.sequence.number = sequence;
         Ok(())
     }
 
@@ -52,9 +44,9 @@ impl<S: Stage> Folded<S> {
     pub(super) async fn begin(ledger: &Ledger, incarnation: Uuid, limit: i64) -> Result<Self, ProjectionError> {
         let Some(found) = ledger.load_snapshot(S::NAME, S::RULES_VERSION, limit).await? else { return Ok(Self::zero(incarnation)) };
         match serde_json::from_slice(&found.state) {
-            Ok(state) => Ok(Self { incarnation: found.incarnation, sequence: found.sequence, state }),
+            Ok(state) => Ok(Self { sequence: found.sequence, state }),
             Err(error) => {
-                tracing::warn!(stage = S::NAME, sequence = found.sequence, %error, "a snapshot cannot be read: folding from zero");
+                tracing::warn!(stage = S::NAME, sequence = found.sequence.number, %error, "a snapshot cannot be read: folding from zero");
                 Ok(Self::zero(incarnation))
             }
         }
@@ -63,7 +55,7 @@ impl<S: Stage> Folded<S> {
     /// The form in which it is kept.
     pub(super) fn snapshot(&self) -> Result<Snapshot, ProjectionError> {
         let state = serde_json::to_vec(&self.state).map_err(ProjectionError::Unsaveable)?;
-        Ok(Snapshot { incarnation: self.incarnation, sequence: self.sequence, state })
+        Ok(Snapshot { sequence: self.sequence, state })
     }
 }
 
@@ -80,11 +72,11 @@ pub async fn fold_to_telling<S: Stage>(ledger: &Ledger, limit: i64, told: impl F
     let head = ledger.in_time(ledger.head()).await?;
     let mut folded = Folded::zero(head.incarnation);
     let end = limit.min(head.number);
-    while folded.sequence < end {
+    while folded.sequence.number < end {
         for entry in page_of_one_ledger(ledger, &folded, end).await? {
             folded.add(entry)?;
         }
-        told(folded.sequence, end);
+        told(folded.sequence.number, end);
     }
     Ok(folded)
 }
@@ -94,10 +86,10 @@ pub async fn fold_on<S: Stage>(ledger: &Ledger, limit: i64) -> Result<Folded<S>,
     let head = ledger.in_time(ledger.head()).await?;
     let end = limit.min(head.number);
     let mut folded = ledger.in_time(Folded::<S>::begin(ledger, head.incarnation, end)).await?;
-    if folded.sequence == 0 {
+    if folded.sequence.number == 0 {
         return fold_to(ledger, end).await;
     }
-    while folded.sequence < end {
+    while folded.sequence.number < end {
         for entry in page_of_one_ledger(ledger, &folded, end).await? {
             if entry.rebuilt.as_deref() == Some(S::NAME) {
                 return fold_to(ledger, end).await;
@@ -109,19 +101,19 @@ pub async fn fold_on<S: Stage>(ledger: &Ledger, limit: i64) -> Result<Folded<S>,
 }
 
 async fn page_of_one_ledger<S>(ledger: &Ledger, folded: &Folded<S>, end: i64) -> Result<Vec<Entry>, ProjectionError> {
-    let page = ledger.in_time(next_page(ledger, folded.incarnation, folded.sequence, end)).await?;
+    let page = ledger.in_time(next_page(ledger, folded.sequence, end)).await?;
     page.ok_or_else(|| sqlx::Error::Protocol("the ledger became another incarnation while it was folded".into()).into())
 }
 
-/// The batches after `sequence` up to `end`, which the ledger has reached; none if the ledger is another one by now.
-pub(super) async fn next_page(ledger: &Ledger, incarnation: Uuid, sequence: i64, end: i64) -> Result<Option<Vec<Entry>>, ProjectionError> {
-    let page = ledger.entries_after(sequence, end).await?;
+/// The batches after `after` up to `end`, which the ledger has reached; none if the ledger is another one by now.
+pub(super) async fn next_page(ledger: &Ledger, after: Sequence, end: i64) -> Result<Option<Vec<Entry>>, ProjectionError> {
+    let page = ledger.entries_after(after.number, end).await?;
     // Asked afterwards: an incarnation never comes back, so the page is of this one.
-    if ledger.head().await?.incarnation != incarnation {
+    if ledger.head().await?.incarnation != after.incarnation {
         return Ok(None);
     }
     if page.is_empty() {
-        return Err(ProjectionError::Hole { after: sequence, found: None });
+        return Err(ProjectionError::Hole { after: after.number, found: None });
     }
     Ok(Some(page))
 }

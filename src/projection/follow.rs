@@ -5,12 +5,11 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
-use uuid::Uuid;
 
 use super::fold::{fold_to_telling, next_page};
 use super::{Folded, ProjectionError, View};
 use crate::cause::{self, Lasting};
-use crate::ledger::{Acquaintance, Entry, Landmark, Ledger, Restored};
+use crate::ledger::{Acquaintance, Entry, Landmark, Ledger, Restored, Sequence};
 use crate::stages::Stage;
 
 /// How long to wait before another try when the database is away.
@@ -106,31 +105,32 @@ impl<S: Stage> Projection<S> {
             self.ledger.in_time(self.ledger.note_went_back(&Restored::Batch(landmark))).await?;
             return Ok(());
         }
-        let mut standing = self.view.standing().map(|standing| (standing.incarnation, standing.sequence));
-        if standing.is_none_or(|(incarnation, _)| incarnation != head.incarnation) {
+        let mut reached = self.view.standing().map(|standing| standing.sequence);
+        if reached.is_none_or(|reached| reached.incarnation != head.incarnation) {
             let begun = Folded::<S>::begin(&self.ledger, head.incarnation, head.number);
             let folded = self.ledger.in_time(begun).await?;
-            let landmark = self.ledger.in_time(self.ledger.landmark(folded.sequence)).await?;
-            if folded.incarnation != head.incarnation || landmark.is_some_and(|landmark| landmark.incarnation != head.incarnation) {
+            let landmark = self.ledger.in_time(self.ledger.landmark(folded.sequence.number)).await?;
+            if folded.sequence.incarnation != head.incarnation || landmark.is_some_and(|landmark| landmark.incarnation != head.incarnation)
+            {
                 return Ok(()); // replaced just now: the next round sees it
             }
             self.landmark = landmark;
-            info!(stage = S::NAME, sequence = folded.sequence, end = head.number, "the fold begins");
-            self.saved = (Instant::now(), folded.sequence);
-            self.read_since = if folded.sequence == 0 { head.number } else { 0 };
-            standing = Some((folded.incarnation, folded.sequence));
+            info!(stage = S::NAME, sequence = folded.sequence.number, end = head.number, "the fold begins");
+            self.saved = (Instant::now(), folded.sequence.number);
+            self.read_since = if folded.sequence.number == 0 { head.number } else { 0 };
+            reached = Some(folded.sequence);
             self.view.begin(folded);
         }
-        let Some((incarnation, mut sequence)) = standing else { return Ok(()) };
-        while sequence < head.number {
-            let next = next_page(&self.ledger, incarnation, sequence, head.number);
+        let Some(mut reached) = reached else { return Ok(()) };
+        while reached.number < head.number {
+            let next = next_page(&self.ledger, reached, head.number);
             let Some(page) = self.ledger.in_time(next).await? else { return Ok(()) };
             let Some(landmark) = self.end_of(&page).await? else { return Ok(()) };
             self.landmark = Some(landmark);
             for entry in page {
-                sequence = entry.sequence;
-                if entry.rebuilt.as_deref() == Some(S::NAME) && sequence > self.read_since {
-                    self.rebuild(incarnation, sequence).await?;
+                reached.number = entry.sequence;
+                if entry.rebuilt.as_deref() == Some(S::NAME) && reached.number > self.read_since {
+                    self.rebuild(reached).await?;
                 } else {
                     self.view.add(entry)?;
                 }
@@ -156,13 +156,13 @@ impl<S: Stage> Projection<S> {
 
     /// An operator had this stage folded anew at this sequence. The state before stays shown until the new one is there, so that every process
     /// changes over at the same sequence. Readers are told that it goes on, for that one is not at the ledger's end meanwhile.
-    async fn rebuild(&mut self, incarnation: Uuid, sequence: i64) -> Result<(), ProjectionError> {
-        info!(stage = S::NAME, sequence, "an operator has it folded anew from zero");
+    async fn rebuild(&mut self, at: Sequence) -> Result<(), ProjectionError> {
+        info!(stage = S::NAME, sequence = at.number, "an operator has it folded anew from zero");
         let head = self.ledger.in_time(self.ledger.head()).await?;
         let goes_on = |_, _| self.view.set_rebuild(Some(Instant::now()));
-        goes_on(0, sequence);
-        let folded = fold_to_telling::<S>(&self.ledger, sequence, goes_on).await?;
-        if folded.incarnation != incarnation {
+        goes_on(0, at.number);
+        let folded = fold_to_telling::<S>(&self.ledger, at.number, goes_on).await?;
+        if folded.sequence.incarnation != at.incarnation {
             return Err(sqlx::Error::Protocol("the ledger became another incarnation while it was folded".into()).into());
         }
         self.read_since = head.number;
@@ -178,7 +178,7 @@ impl<S: Stage> Projection<S> {
 
     /// Keeps a snapshot if there is something new. One that cannot be kept only makes the next start slower.
     async fn save(&mut self) {
-        let unsaved = self.view.standing().filter(|standing| standing.sequence > self.saved.1);
+        let unsaved = self.view.standing().filter(|standing| standing.sequence.number > self.saved.1);
         self.saved.0 = Instant::now();
         if unsaved.is_none() {
             return;
@@ -193,7 +193,7 @@ impl<S: Stage> Projection<S> {
         let Ok(Some(snapshot)) = tokio::task::spawn_blocking(move || view.folded(Folded::snapshot)).await else { return };
         let kept = match snapshot {
             Ok(snapshot) => match self.ledger.in_time(self.ledger.save_snapshot(S::NAME, S::RULES_VERSION, &snapshot)).await {
-                Ok(()) => Ok(snapshot.sequence),
+                Ok(()) => Ok(snapshot.sequence.number),
                 Err(error) => Err(ProjectionError::from(error)),
             },
             Err(error) => Err(error),

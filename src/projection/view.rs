@@ -5,7 +5,6 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use chrono::{DateTime, Utc};
 use tokio::sync::watch;
 use tokio::time::Instant;
-use uuid::Uuid;
 
 use super::{Folded, ProjectionError};
 use crate::ledger::{Entry, Sequence};
@@ -14,20 +13,10 @@ use crate::stages::Stage;
 /// Up to where a state is true.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Standing {
-    /// Which ledger's sequence it is.
-    pub incarnation: Uuid,
     /// The last batch in the state.
-    pub sequence: i64,
+    pub sequence: Sequence,
     /// Whatever was committed before this instant is in the state. Absent until the ledger's end was first reached.
     pub as_of: Option<DateTime<Utc>>,
-}
-
-impl Standing {
-    /// The ledger sequence of the state.
-    #[must_use]
-    pub fn at(&self) -> Sequence {
-        Sequence { incarnation: self.incarnation, number: self.sequence }
-    }
 }
 
 /// A reader's handle on a state; clones see the same.
@@ -49,7 +38,7 @@ struct Shown<S> {
 
 impl<S> Shown<S> {
     fn standing(&self) -> Standing {
-        Standing { incarnation: self.folded.incarnation, sequence: self.folded.sequence, as_of: self.as_of }
+        Standing { sequence: self.folded.sequence, as_of: self.as_of }
     }
 }
 
@@ -75,12 +64,6 @@ impl<S: Stage> View<S> {
     #[must_use]
     pub fn standing(&self) -> Option<Standing> {
         self.with(|_, standing| standing)
-    }
-
-    /// The last batch in the state; 0 before the fold has begun.
-    #[must_use]
-    pub fn caught_up_to(&self) -> i64 {
-        self.standing().map_or(0, |standing| standing.sequence)
     }
 
     /// Hears of each change of the standing.

@@ -7,7 +7,6 @@ use chrono::{DateTime, Utc};
 use tracing::{error, info, warn};
 use uuid::Uuid;
 
-use super::Mode;
 use crate::clock::Clock;
 use crate::ledger::PublishRefusal;
 
@@ -74,22 +73,22 @@ impl fmt::Display for Condition {
 pub struct Shown {
     /// None: it is not known yet whose publisher it is.
     source: Option<Uuid>,
-    mode: Mode,
+    sole: bool,
     clock: Clock,
     now: Arc<Mutex<(Condition, DateTime<Utc>)>>,
 }
 
 impl Shown {
-    pub(super) fn new(source: Uuid, mode: Mode, clock: Clock) -> Self {
+    pub(super) fn new(source: Uuid, sole: bool, clock: Clock) -> Self {
         let now = Arc::new(Mutex::new((Condition::Starting, clock.now())));
-        Shown { source: Some(source), mode, clock, now }
+        Shown { source: Some(source), sole, clock, now }
     }
 
     /// Of a publisher in mode `sole` that does not begin.
     #[must_use]
     pub fn refused(source: Option<Uuid>, why: String, clock: Clock) -> Self {
         let now = Arc::new(Mutex::new((Condition::Refused(why), clock.now())));
-        Shown { source, mode: Mode::Sole, clock, now }
+        Shown { source, sole: true, clock, now }
     }
 
     /// Whose publisher it is, where that is known.
@@ -103,7 +102,7 @@ impl Shown {
     pub fn publishes(&self) -> Option<bool> {
         match self.get() {
             Condition::Stopped(_) | Condition::Refused(_) => Some(false),
-            Condition::Working if self.mode == Mode::Sole => Some(true),
+            Condition::Working if self.sole => Some(true),
             _ => None,
         }
     }

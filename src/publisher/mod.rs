@@ -15,7 +15,7 @@ mod telemetry;
 
 pub use condition::{Condition, Shown};
 pub use look::sendable_after;
-pub use settings::{Mode, Settings};
+pub use settings::Settings;
 pub use telemetry::PublisherTelemetry;
 
 use std::collections::HashMap;
@@ -81,7 +81,7 @@ impl Publisher {
     /// [`SettingsError`]: the vendor's URL, or TLS.
     pub fn new(ledger: Ledger, settings: Settings, telemetry: PublisherTelemetry) -> Result<Self, SettingsError> {
         let client = TallymanClient::new(&settings.tallyman)?;
-        let condition = Shown::new(settings.deployment, settings.mode, ledger.clock.clone());
+        let condition = Shown::new(settings.deployment, settings.sole, ledger.clock.clone());
         let holder = Uuid::new_v4().to_string();
         let coderd_id = settings.deployment;
         Ok(Publisher { ledger, settings, client, telemetry, holder, condition, reader: None, coderd_id })
@@ -101,7 +101,7 @@ impl Publisher {
         F: Future<Output = anyhow::Result<()>>,
     {
         self.wait_for_marks(compare_marks, stop).await;
-        if self.settings.mode == Mode::Sole {
+        if self.settings.sole {
             self.wait_for_tallyman(stop).await;
         }
         let mut waits = Waits::new(self.settings.first_wait, self.settings.longest_wait);
@@ -247,9 +247,9 @@ impl Publisher {
             if !self.identify(&mut reader).await? {
                 return Ok(cycle);
             }
-            let done = match self.settings.mode {
-                Mode::Shadow => self.shadow(&mut reader, source_id, &mut cycle, stop).await,
-                Mode::Sole => self.sole(&mut reader, source_id, &mut cycle, stop).await,
+            let done = match self.settings.sole {
+                true => self.sole(&mut reader, source_id, &mut cycle, stop).await,
+                false => self.shadow(&mut reader, source_id, &mut cycle, stop).await,
             };
             // what was done before a fault is done
             self.telemetry.cycle(&cycle);
@@ -267,7 +267,7 @@ impl Publisher {
         if let Some(id) = facts.deployment_id {
             self.coderd_id = id;
         }
-        let unknown = facts.problem.filter(|_| self.settings.mode != Mode::Shadow);
+        let unknown = facts.problem.filter(|_| self.settings.sole);
         let refusal = refusal.map(|refusal| refusal.to_string()).or(unknown);
         let Some(why) = refusal else { return Ok(true) };
         self.condition.set(Condition::Refused(why));

@@ -12,7 +12,7 @@ use super::signing::SigningLicense;
 use super::{Cycle, Publisher};
 use crate::cause::Remedy;
 use crate::ledger::{Attempt, AttemptVerdict, HeldFor, NewRequest, Postponed, Publication, Recorded, RequestOutcome};
-use crate::tallyman::{Answer, InvalidEvent, LEFT_OUT_MESSAGE, OutgoingEvent, SendError, Verdict, request_body};
+use crate::tallyman::{Answer, LEFT_OUT_MESSAGE, OutgoingEvent, SendError, Verdict, request_body};
 use crate::waiting::{Waits, wait_after};
 
 /// An event that breaks Tallyman's own rules is looked at again after this; an upgrade may know better.
@@ -67,7 +67,7 @@ impl Publisher {
         Ok(())
     }
 
-    /// The events in the vendor's form. One that the vendor's rules do not allow is held back.
+    /// The events in the vendor's form, always the same bytes. One that its rules do not allow is held.
     async fn outgoing<'a>(
         &self,
         source_id: i16,
@@ -76,7 +76,7 @@ impl Publisher {
     ) -> anyhow::Result<(Vec<&'a Publication>, Vec<OutgoingEvent>)> {
         let (mut ready, mut outgoing, mut invalid) = (Vec::new(), Vec::new(), Vec::new());
         for event in events {
-            match wire_form(event) {
+            match OutgoingEvent::new(event.event_id.clone(), event.quantity, event.created_at) {
                 Ok(form) => {
                     ready.push(event);
                     outgoing.push(form);
@@ -188,11 +188,6 @@ fn count(attempts: &[Attempt], cycle: &mut Cycle) {
             AttemptVerdict::Failed => {}
         }
     }
-}
-
-/// Under coderd's own id, with coderd's own value: always the same bytes for the same event.
-fn wire_form(event: &Publication) -> Result<OutgoingEvent, InvalidEvent> {
-    OutgoingEvent::new(event.event_id.clone(), event.quantity, event.created_at)
 }
 
 #[cfg(test)]

@@ -9,23 +9,13 @@ use crate::ledger::Paused;
 use crate::license::PublicKeys;
 use crate::tallyman::ClientSettings;
 
-/// Who publishes a source's usage.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Mode {
-    /// coderd; nothing is sent, and the queue follows coderd's own marks.
-    #[default]
-    Shadow,
-    /// We alone; coderd's own publishing is cut off.
-    Sole,
-}
-
 /// What one source's publisher is told.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// The source.
     pub deployment: Uuid,
-    /// Who publishes.
-    pub mode: Mode,
+    /// Whether usage is sent. Otherwise coderd publishes, and the queue follows its marks.
+    pub sole: bool,
     /// Where coderd's own rows and licenses are read; without it nothing is published.
     pub coderd: Option<Database>,
     /// The keys that may have signed licenses.
@@ -53,7 +43,7 @@ impl Settings {
     pub fn new(deployment: Uuid, coderd: Option<Database>, license_keys: PublicKeys, tallyman: ClientSettings) -> Self {
         Settings {
             deployment,
-            mode: Mode::Shadow,
+            sole: false,
             coderd,
             license_keys,
             lease: tallyman.request_timeout * 3 / 2,
@@ -81,7 +71,7 @@ mod tests {
     #[test]
     fn nothing_is_sent_unless_somebody_says_so_and_a_lease_outlasts_a_request() {
         let settings = Settings::new(Uuid::nil(), None, PublicKeys::new(), ClientSettings::new("http://127.0.0.1:1/"));
-        assert_eq!(settings.mode, Mode::Shadow);
+        assert!(!settings.sole);
         assert!(settings.lease > settings.tallyman.request_timeout);
     }
 }

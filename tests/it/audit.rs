@@ -263,7 +263,7 @@ async fn what_the_consumer_rejected_or_holds_is_open_work_and_no_imbalance_until
     assert_eq!((number(&report, LOG, "rejects"), number(&report, LOG, "held")), (1, 1));
 
     let act = NewAct { actor: "user-001", act: ActKind::Discard, subject: Subject::Reject(1), reason: "a test", detail: json!({}) };
-    let act = site.ledger.record_act(&act).await.unwrap();
+    let act = site.ledger.begin_acts(&[act]).await.unwrap()[0];
     sqlx::query("update reject set state = 'discarded', act_id = $1").bind(act).execute(&site.ledger.pool).await.unwrap();
     let report = site.audit().await;
     assert_eq!(remarks(&report), [("discarded", "usage-bad"), ("discarded", "usage-new")]);

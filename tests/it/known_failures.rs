@@ -7,7 +7,7 @@ use chrono::TimeDelta;
 use prometheus::Registry;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
-use tallyline::consumer::{Consumer, ConsumerTelemetry, GROUP};
+use tallyline::consumer::{Consumer, ConsumerTelemetry};
 use tallyline::event::{Event, Message, Payload, Topic};
 use tallyline::ledger::{Chain, Counts, Fact, Ledger};
 use tallyline::log::{KafkaSettings, Log, LogError, PostgresLogSettings};
@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::publisher::world::World;
-use crate::support::ledger::{DEPLOYMENT, arrival, build, ledger, moved, noon, partition, usage};
+use crate::support::ledger::{DEPLOYMENT, GROUP, arrival, build, ledger, moved, noon, partition, usage};
 use crate::support::{self, Database, Kafka, eventually};
 
 const SOON: Duration = Duration::from_secs(120);

@@ -230,7 +230,7 @@ async fn a_deployment_is_introduced_once_and_holds_up_no_batch_of_others() {
     eventually(SOON, "one waits for the table, the other for it", || async { number(&ledger, waiting).await == 2 }).await;
 
     let act = NewAct { actor: "sre-1", act: ActKind::Accept, subject: Subject::Named("a test"), reason: "", detail: serde_json::json!({}) };
-    tokio::time::timeout(SOON, ledger.record_act(&act)).await.expect("another batch takes its sequence meanwhile").unwrap();
+    tokio::time::timeout(SOON, ledger.begin_acts(&[act])).await.expect("another batch takes its sequence meanwhile").unwrap();
     busy.rollback().await.unwrap();
     let [one, other] = rivals;
     assert_eq!(one.await.unwrap(), other.await.unwrap());

@@ -5,14 +5,16 @@ use std::time::Duration;
 use chrono::TimeDelta;
 use sqlx::{Executor as _, PgPool};
 use tallyline::event::{Payload, Topic};
-use tallyline::ledger::{Baseline, BaselineRow, Chain, Claim, Ledger, LicenseChange, LicenseState, Snapshot};
+use tallyline::ledger::{Baseline, BaselineRow, Chain, Claim, Ledger, LicenseChange, LicenseState, Sequence, Snapshot};
 use tallyline::license::{LicenseClaims, RuleSet};
 use tallyline::projection::{self, Folded, Projection, ProjectionError, ProjectionSettings, View};
 use tallyline::stages::{LicensesState, MetricsState, Stage};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use crate::support::ledger::{DEPLOYMENT, OTHER_DEPLOYMENT, arrival, build, event, ledger, moved, noon, partition, register, usage};
+use crate::support::ledger::{
+    DEPLOYMENT, OTHER_DEPLOYMENT, arrival, build, caught_up_to, event, ledger, moved, noon, partition, register, usage,
+};
 use crate::support::{eventually, setting};
 
 const SOON: Duration = Duration::from_secs(30);
@@ -36,7 +38,7 @@ impl<S: Stage> Running<S> {
     }
 
     async fn reaches(&self, sequence: i64) {
-        eventually(SOON, "the fold reaches the sequence", || async { self.view.caught_up_to() >= sequence }).await;
+        eventually(SOON, "the fold reaches the sequence", || async { caught_up_to(&self.view) >= sequence }).await;
     }
 
     async fn end(self) {
@@ -97,13 +99,13 @@ async fn is_the_same_from_zero_and_from_snapshots<S: Stage>() {
             let ledger = ledger.clone();
             async move { write(&ledger, batches).await }
         });
-        let before = restarted.view.caught_up_to();
+        let before = caught_up_to(&restarted.view);
         restarted.reaches(before + 10).await;
         restarted.end().await;
         let found = *snapshots::<S>(&ledger.pool).await.last().unwrap();
         restarted = Running::<S>::start(&ledger, SETTINGS);
         eventually(SOON, "the fold begins", || async { restarted.view.standing().is_some() }).await;
-        assert!(found >= before + 10 && restarted.view.caught_up_to() >= found, "it begins at the snapshot");
+        assert!(found >= before + 10 && caught_up_to(&restarted.view) >= found, "it begins at the snapshot");
         writing.await.unwrap();
     }
     let end = ledger.head().await.unwrap().number;
@@ -215,10 +217,10 @@ async fn a_fold_to_an_earlier_sequence_is_what_was_known_then() {
     write_one(&ledger, 2).await;
     let then: Folded<MetricsState> = projection::fold_to(&ledger, i64::MAX).await.unwrap();
     write_one(&ledger, 4).await;
-    let again: Folded<MetricsState> = projection::fold_to(&ledger, then.sequence).await.unwrap();
+    let again: Folded<MetricsState> = projection::fold_to(&ledger, then.sequence.number).await.unwrap();
     assert_eq!(then, again);
     let now: Folded<MetricsState> = projection::fold_to(&ledger, i64::MAX).await.unwrap();
-    assert_eq!(now.sequence, then.sequence + 1);
+    assert_eq!(now.sequence.number, then.sequence.number + 1);
     assert!(now.state != then.state);
 }
 
@@ -272,7 +274,7 @@ async fn another_incarnation_is_folded_anew_and_no_snapshot_of_the_old_one_count
     let running = Running::<MetricsState>::start(&ledger, SETTINGS);
     running.reaches(2).await;
     let old = ledger.head().await.unwrap().incarnation;
-    let kept = Snapshot { incarnation: old, sequence: 2, state: running.bytes() };
+    let kept = Snapshot { sequence: Sequence { incarnation: old, number: 2 }, state: running.bytes() };
     ledger.save_snapshot(MetricsState::NAME, MetricsState::RULES_VERSION, &kept).await.unwrap();
     assert_eq!(snapshots::<MetricsState>(&ledger.pool).await, [2]);
 
@@ -284,7 +286,7 @@ async fn another_incarnation_is_folded_anew_and_no_snapshot_of_the_old_one_count
         .unwrap();
     let new = ledger.head().await.unwrap().incarnation;
     eventually(SOON, "it is folded anew", || async {
-        running.view.standing().is_some_and(|standing| (standing.incarnation, standing.sequence) == (new, 2))
+        running.view.standing().is_some_and(|standing| standing.sequence == Sequence { incarnation: new, number: 2 })
     })
     .await;
     assert!(String::from_utf8(running.bytes()).unwrap().contains("restored"));
@@ -292,7 +294,7 @@ async fn another_incarnation_is_folded_anew_and_no_snapshot_of_the_old_one_count
     assert_eq!(snapshots::<MetricsState>(&ledger.pool).await, [0; 0], "a state of the old ledger is not kept");
     running.end().await;
     let found = ledger.load_snapshot(MetricsState::NAME, MetricsState::RULES_VERSION, i64::MAX).await.unwrap().unwrap();
-    assert_eq!((found.incarnation, found.sequence), (new, 2));
+    assert_eq!(found.sequence, Sequence { incarnation: new, number: 2 });
 }
 
 #[tokio::test]
@@ -306,7 +308,7 @@ async fn a_ledger_that_went_back_is_another_incarnation_and_folded_anew() {
     ledger.pool.execute(back).await.unwrap();
     // the act that says so is its second batch now
     eventually(SOON, "it is folded anew", || async {
-        running.view.standing().is_some_and(|standing| standing.incarnation != old && standing.sequence == 2)
+        running.view.standing().is_some_and(|standing| standing.sequence.incarnation != old && standing.sequence.number == 2)
     })
     .await;
     assert!(!String::from_utf8(running.bytes()).unwrap().contains("template-1"), "nothing of the lost batch is left");
@@ -330,7 +332,7 @@ async fn a_ledger_that_went_back_and_grew_again_is_known_by_its_batches() {
         insert into batch (kind, recorded_at) values ('licenses', now()), ('licenses', now()), ('licenses', now()); commit";
     sqlx::raw_sql(regrown).execute(&ledger.pool).await.unwrap();
     eventually(SOON, "it is folded anew", || async {
-        running.view.standing().is_some_and(|standing| standing.incarnation != old && standing.sequence == 5)
+        running.view.standing().is_some_and(|standing| standing.sequence.incarnation != old && standing.sequence.number == 5)
     })
     .await;
     running.end().await;
@@ -353,7 +355,7 @@ async fn a_snapshot_that_cannot_be_read_is_as_none() {
     let (_database, ledger) = ledger().await;
     write_one(&ledger, 1).await;
     let incarnation = ledger.head().await.unwrap().incarnation;
-    let torn = Snapshot { incarnation, sequence: 2, state: b"{\"deployments\":".to_vec() };
+    let torn = Snapshot { sequence: Sequence { incarnation, number: 2 }, state: b"{\"deployments\":".to_vec() };
     ledger.save_snapshot(MetricsState::NAME, MetricsState::RULES_VERSION, &torn).await.unwrap();
     let running = Running::<MetricsState>::start(&ledger, SETTINGS);
     running.reaches(2).await;
@@ -384,7 +386,7 @@ async fn the_series_of_a_source_are_shown_unless_they_are_withheld() {
     running.reaches(2).await;
     let shown = |deployment, withheld| projection::families(&running.view, deployment, withheld).unwrap();
     let with_series = shown(DEPLOYMENT, false);
-    assert_eq!(with_series.standing.sequence, 2);
+    assert_eq!(with_series.standing.sequence.number, 2);
     assert_eq!(with_series.families[0].name(), "coderd_workspace_creation_total");
     assert!(shown(DEPLOYMENT, true).families.is_empty() && shown(OTHER_DEPLOYMENT, false).families.is_empty());
     running.end().await;

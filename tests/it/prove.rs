@@ -264,7 +264,7 @@ async fn an_event_that_is_only_a_reject_has_the_life_of_a_reject() {
 
     let act =
         NewAct { actor: "user-001", act: ActKind::Discard, subject: Subject::Reject(refusal.id), reason: "a test", detail: json!({}) };
-    let act = site.ledger.record_act(&act).await.unwrap();
+    let act = site.ledger.begin_acts(&[act]).await.unwrap()[0];
     sqlx::query("update reject set state = 'discarded', act_id = $1").bind(act).execute(&site.ledger.pool).await.unwrap();
     let discarded = proof(&site, "usage-bad").await.refusals.remove(0);
     assert_eq!(discarded.state, RejectState::Discarded);

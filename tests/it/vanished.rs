@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::operate::proxy::Proxy;
 use crate::publisher::world::{DEPLOYMENT as COLLECTED, World, start_time, usage};
 use crate::support::eventually;
-use crate::support::ledger::{DEPLOYMENT, arrival, build, desk, noon, partition, registered_ledger};
+use crate::support::ledger::{DEPLOYMENT, arrival, build, caught_up_to, desk, noon, partition, registered_ledger};
 
 const SOON: Duration = Duration::from_secs(30);
 /// Long enough to take a host away while a call waits.
@@ -110,7 +110,7 @@ async fn a_fold_goes_on() {
     let folding = tokio::spawn(async move { projection.run(&heard).await });
     let goes_on = async || {
         let end = direct.head().await.unwrap().number;
-        eventually(SOON, "the fold reaches the ledger's end", || async { view.caught_up_to() >= end }).await;
+        eventually(SOON, "the fold reaches the ledger's end", || async { caught_up_to(&view) >= end }).await;
     };
     record(&direct, 0).await;
     goes_on().await;

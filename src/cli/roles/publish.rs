@@ -8,22 +8,19 @@ use super::{Parts, Site};
 use crate::cli::{Exit, Failure};
 use crate::coderd::{CoderdError, Reader};
 use crate::config::PublishMode;
-use crate::publisher::{Mode, Publisher, PublisherTelemetry, Settings, Shown};
+use crate::publisher::{Publisher, PublisherTelemetry, Settings, Shown};
 use crate::tallyman::ClientSettings;
 
 pub(super) async fn run(site: Site, registry: Registry, parts: Parts, stop: CancellationToken) -> Result<(), Failure> {
     let publish = &site.pipeline.publish;
-    if publish.mode == PublishMode::Sole {
+    let sole = publish.mode == PublishMode::Sole;
+    if sole {
         refuse_unknown_coderd(&site, &parts).await?;
     }
     let Some(deployment) = site.deployment(&stop).await else { return Ok(()) };
-    let mode = match publish.mode {
-        PublishMode::Shadow => Mode::Shadow,
-        PublishMode::Sole => Mode::Sole,
-    };
     let tallyman = ClientSettings { request_timeout: publish.request_timeout, ..ClientSettings::new(publish.url.clone()) };
     let defaults = Settings::new(deployment, site.coderd.clone(), site.keys.clone(), tallyman);
-    let settings = Settings { mode, poll: publish.interval, paused: parts.paused, ..defaults };
+    let settings = Settings { sole, poll: publish.interval, paused: parts.paused, ..defaults };
     let telemetry = PublisherTelemetry::register(&registry).map_err(|error| Failure::new(Exit::Internal, error))?;
     let publisher = Publisher::new(site.ledger.ledger.clone(), settings, telemetry);
     let mut publisher = publisher.map_err(|error| Failure::new(Exit::Configuration, error))?;

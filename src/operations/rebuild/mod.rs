@@ -147,8 +147,8 @@ impl Desk {
     async fn both<S: Stage>(&self, progress: impl Fn(u64, u64) + Send + Sync) -> Result<(Folded<S>, Folded<S>), OperationError> {
         let shown = projection::fold_on::<S>(&self.ledger, i64::MAX).await?;
         let told = |done: i64, total: i64| progress(done.unsigned_abs(), total.unsigned_abs());
-        let rebuilt = projection::fold_to_telling::<S>(&self.ledger, shown.sequence, told).await?;
-        if shown.at() == rebuilt.at() {
+        let rebuilt = projection::fold_to_telling::<S>(&self.ledger, shown.sequence.number, told).await?;
+        if shown.sequence == rebuilt.sequence {
             Ok((shown, rebuilt))
         } else {
             Err(OperationError::Forbidden("the ledger became another one meanwhile: plan again".to_owned()))
@@ -172,7 +172,7 @@ where
         found.iter().map(|found| (found.difference.deployment, &found.difference.what, &found.difference.labels, found.delta)).collect();
     Ok(RebuildPlan {
         hash: Some(plan_hash(&(S::NAME, essence))?),
-        sequence: shown.at(),
+        sequence: shown.sequence,
         differs: shown.state != rebuilt.state,
         falling: u32::try_from(found.iter().filter(|found| found.falls).count()).unwrap_or(u32::MAX),
         differences: found.into_iter().map(|found| found.difference).collect(),

@@ -119,7 +119,7 @@ impl Desk {
         let differs = |one: &RehearsedDeployment| one.now != one.then || one.windows.iter().any(|window| window.now != window.then);
         Ok(RebuildPlan {
             hash: executable.then(|| plan_hash(&(request.source, request.at, essence(&rehearsal)))).transpose()?,
-            sequence: folded.at(),
+            sequence: folded.sequence,
             differs: rehearsal.deployments.iter().any(differs),
             falling: 0,
             differences: Vec::new(),

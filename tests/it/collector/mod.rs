@@ -157,7 +157,7 @@ impl Ours {
         self.consume_as(Topic::PrebuildClaims, |record| Arrival { event: Err(refusal()), ..consumer::read(record) }).await;
         if state != "open" {
             let act = NewAct { actor: "a", act: ActKind::Discard, subject: Subject::Reject(1), reason: "a test", detail: json!({}) };
-            let act_id = self.ledger.record_act(&act).await.unwrap();
+            let act_id = self.ledger.begin_acts(&[act]).await.unwrap()[0];
             let ended = sqlx::query("update reject set state = $1, act_id = $2 where state = 'open'").bind(state).bind(act_id);
             ended.execute(&self.ledger.pool).await.unwrap();
         }

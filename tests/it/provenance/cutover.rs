@@ -6,7 +6,7 @@ use tallyline::event::{Event, RejectCause, Signatures};
 use tallyline::operations::{ListRejects, OperationError, Resubmit, WhichRejects};
 
 use super::world::{World, events, keys, operator};
-use crate::support::ledger::{DEPLOYMENT, usage};
+use crate::support::ledger::{DEPLOYMENT, GROUP, usage};
 
 fn key() -> Signatures {
     keys(&["2026"], "2026")
@@ -97,7 +97,7 @@ async fn a_process_without_keys_reads_no_log_whose_records_must_be_signed() {
     world.produce(events(0..3).iter().map(forged)).await;
     let log = world.log(Signatures::default());
     let telemetry = tallyline::consumer::ConsumerTelemetry::register(&prometheus::Registry::new()).unwrap();
-    let consumer = tallyline::consumer::Consumer::new(log, world.ledger.clone(), tallyline::consumer::GROUP, telemetry);
+    let consumer = tallyline::consumer::Consumer::new(log, world.ledger.clone(), GROUP, telemetry);
     let (stop, stopped) = (tokio_util::sync::CancellationToken::new(), consumer.stopped.clone());
     let task = tokio::spawn({
         let stop = stop.clone();

@@ -10,7 +10,7 @@ use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::client::DefaultClientContext;
 use serde_json::{Value, json};
-use tallyline::consumer::{Consumer, ConsumerTelemetry, GROUP};
+use tallyline::consumer::{Consumer, ConsumerTelemetry};
 use tallyline::event::{Event, Message, Signatures, Signer, Topic, TopicPartition};
 use tallyline::ledger::Ledger;
 use tallyline::log::{KafkaSettings, Log};
@@ -20,7 +20,7 @@ use tallyline::projection::fold_to;
 use tallyline::stages::{LicensesState, MetricsState};
 use tokio_util::sync::CancellationToken;
 
-use crate::support::ledger::{DEPLOYMENT, build, claim, desk, ledger, register, usage};
+use crate::support::ledger::{DEPLOYMENT, GROUP, build, claim, desk, ledger, register, usage};
 use crate::support::{Database, Kafka, eventually, kafka, setting};
 
 pub const SOON: Duration = Duration::from_secs(120);

@@ -11,7 +11,7 @@ use tallyline::consumer;
 use tallyline::event::{Event, Payload, Topic, TopicPartition, Usage};
 use tallyline::ledger::{Arrival, Chain, Finding, HoldScope, SourceIdentity};
 use tallyline::log::Log;
-use tallyline::publisher::{Condition, Mode, Publisher};
+use tallyline::publisher::{Condition, Publisher};
 use tallyline::sim::coderd::{SchemaVersion, create_schema};
 use tempfile::NamedTempFile;
 use tokio::task::JoinHandle;
@@ -155,7 +155,7 @@ async fn an_imbalance_stops_publishing_in_all_processes_and_counting_goes_on_unt
 #[tokio::test]
 async fn in_mode_shadow_nothing_is_held_because_nothing_leaves() {
     let mut site = Audited::new().await;
-    site.world.settings.mode = Mode::Shadow;
+    site.world.settings.sole = false;
     site.add(usage("a", start_time())).await;
     site.tamper("update batch set accepted = accepted + 1, records = records + 1 where topic like '%usage%'").await;
     site.finds(LOG, "the imbalance is found", |finding| finding.differences > 0).await;

@@ -5,7 +5,6 @@ use std::time::Duration;
 use chrono::TimeDelta;
 use tallyline::clock::Clock;
 use tallyline::ledger::Settled;
-use tallyline::publisher::Mode;
 use tallyline::sim::tallyman::{Config, CutMoment, Cuts, ServerErrors, Switches, Tallyman};
 use tallyline::tallyman::ClientSettings;
 
@@ -74,7 +73,7 @@ async fn years_of_history_are_settled_page_by_page() {
 }
 
 /// A world that lives now, as coderd's database does, and a vendor that cannot take the first request.
-async fn living_now(mode: Mode) -> (World, Tallyman) {
+async fn living_now(sole: bool) -> (World, Tallyman) {
     let mut world = World::new().await;
     let now = Clock::system().now();
     world.clock.set(now);
@@ -86,25 +85,25 @@ async fn living_now(mode: Mode) -> (World, Tallyman) {
         .set_switches(Switches { errors: ServerErrors { status: 503, next: 1, ..ServerErrors::default() }, ..Switches::default() })
         .unwrap();
     world.settings.tallyman = ClientSettings::new(vendor.ingest_url());
-    world.settings.mode = mode;
+    world.settings.sole = sole;
     (world, vendor)
 }
 
 #[tokio::test]
 async fn a_clock_that_is_ahead_ends_nothing() {
-    for mode in [Mode::Sole, Mode::Shadow] {
-        let (world, vendor) = living_now(mode).await;
+    for sole in [true, false] {
+        let (world, vendor) = living_now(sole).await;
         let now = world.clock.now();
         world.add(&[usage("young", now - TimeDelta::days(20)), usage("old", now - TimeDelta::days(31))]).await;
         world.clock.set(now + TimeDelta::days(11));
         let cycle = world.cycle().await;
-        assert_eq!(cycle.settled, Settled { expired: 1, ..Settled::default() }, "{mode:?}: {cycle:?}");
-        assert_eq!(world.states(&["young", "old"]).await, ["pending", "expired"], "{mode:?}");
+        assert_eq!(cycle.settled, Settled { expired: 1, ..Settled::default() }, "sole: {sole}, {cycle:?}");
+        assert_eq!(world.states(&["young", "old"]).await, ["pending", "expired"], "sole: {sole}");
 
         world.clock.set(now);
-        world.coderd_marks("young", (mode == Mode::Shadow).then_some(now), None).await;
+        world.coderd_marks("young", (!sole).then_some(now), None).await;
         world.cycle().await;
-        let (state, billed) = if mode == Mode::Sole { ("published", 1) } else { ("not_ours", 0) };
+        let (state, billed) = if sole { ("published", 1) } else { ("not_ours", 0) };
         assert_eq!(world.state("young").await.0, state);
         assert_eq!(vendor.books().times_billed(DEPLOYMENT, "young"), billed);
     }
@@ -112,7 +111,7 @@ async fn a_clock_that_is_ahead_ends_nothing() {
 
 #[tokio::test]
 async fn a_clock_that_is_ahead_keeps_nothing_from_being_sent() {
-    let (world, vendor) = living_now(Mode::Sole).await;
+    let (world, vendor) = living_now(true).await;
     let now = world.clock.now();
     world.add(&[usage("young", now - TimeDelta::days(20))]).await;
     world.clock.set(now + TimeDelta::days(11));
@@ -123,7 +122,7 @@ async fn a_clock_that_is_ahead_keeps_nothing_from_being_sent() {
 
 #[tokio::test]
 async fn a_clock_that_is_ahead_looks_at_each_event_once_in_a_cycle() {
-    let (world, _vendor) = living_now(Mode::Shadow).await;
+    let (world, _vendor) = living_now(false).await;
     let more_than_a_page = world.add_many(501).await.len();
     world.pass(TimeDelta::hours(1));
     let cycle = tokio::time::timeout(Duration::from_secs(30), world.cycle()).await.expect("it ends");

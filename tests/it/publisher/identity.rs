@@ -7,7 +7,7 @@ use prometheus::Registry;
 use serde_json::json;
 use tallyline::ledger::{ActKind, Hold, HoldScope, NewAct, Process, PublishRefusal, SourceIdentity, Subject};
 use tallyline::log::Log;
-use tallyline::publisher::{Condition, Mode};
+use tallyline::publisher::Condition;
 use tallyline::sim::tallyman::{Config, Tallyman};
 use tallyline::status;
 use tallyline::tallyman::ClientSettings;
@@ -46,8 +46,8 @@ async fn nothing_is_sent_from_another_coderd_under_the_sources_id() {
     world.add(&[usage("a", start_time())]).await;
     let bound = SourceIdentity { deployment_id: DEPLOYMENT, organization_id: Uuid::from_u128(0xe) };
     world.ledger.bind_source(DEPLOYMENT, bound).await.unwrap().unwrap();
-    for mode in [Mode::Sole, Mode::Shadow] {
-        world.settings.mode = mode;
+    for sole in [true, false] {
+        world.settings.sole = sole;
         let why = refusal(&world).await;
         assert!(why.contains(&ORGANIZATION.to_string()) && why.contains(&bound.organization_id.to_string()), "{why}");
         assert_eq!(world.state("a").await.0, "pending");
@@ -61,8 +61,8 @@ async fn another_coderd_is_refused_by_the_one_fact_that_it_reports() {
     let bound = SourceIdentity { deployment_id: DEPLOYMENT, organization_id: Uuid::from_u128(0xe) };
     world.ledger.bind_source(DEPLOYMENT, bound).await.unwrap().unwrap();
     sqlx::query("delete from site_configs").execute(&world.coderd).await.unwrap();
-    for mode in [Mode::Sole, Mode::Shadow] {
-        world.settings.mode = mode;
+    for sole in [true, false] {
+        world.settings.sole = sole;
         let why = refusal(&world).await;
         assert!(why.contains(&ORGANIZATION.to_string()) && why.contains(&bound.organization_id.to_string()), "{why}");
     }
@@ -109,7 +109,7 @@ async fn only_a_publisher_that_sends_denies_that_publishing_has_stopped() {
     sqlx::query("delete from licenses").execute(&world.coderd).await.unwrap();
     publisher.cycle(&world.stop).await.unwrap();
     assert_eq!((publisher.condition().get(), stopped(&registry)), (Condition::NoLicense, None));
-    world.settings.mode = Mode::Shadow;
+    world.settings.sole = false;
     let registry = Registry::new();
     world.publisher_in(&registry).cycle(&world.stop).await.unwrap();
     assert_eq!(stopped(&registry), None);
@@ -128,8 +128,8 @@ async fn a_wrong_deployment_id_is_refused_though_no_event_of_it_will_ever_come()
     let mut world = World::new().await;
     world.add(&[usage("a", start_time())]).await;
     let wrong = Uuid::from_u128(0xe);
-    for mode in [Mode::Sole, Mode::Shadow] {
-        (world.settings.mode, world.settings.deployment) = (mode, wrong);
+    for sole in [true, false] {
+        (world.settings.sole, world.settings.deployment) = (sole, wrong);
         let why = refusal(&world).await;
         assert!(why.contains(&wrong.to_string()) && why.contains(&DEPLOYMENT.to_string()), "{why}");
     }
@@ -154,7 +154,7 @@ async fn sole_sends_nothing_and_does_not_start_where_coderd_does_not_tell_which_
         let of_source = |hold: &Hold| hold.deployment_id == Some(DEPLOYMENT) && hold.why.contains("publish.mode is sole");
         assert_eq!(holds.iter().any(of_source), held, "{minutes} minutes later: {holds:?}");
     }
-    world.settings.mode = Mode::Shadow;
+    world.settings.sole = false;
     assert_eq!(world.cycle().await.waiting, 1);
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use chrono::TimeDelta;
 use tallyline::ledger::{HeldFor, Pausable, Pause, Paused, Settled};
 use tallyline::operations::{Actor, CoderdCutOff, OperationError};
-use tallyline::publisher::{Condition, Mode, Publisher};
+use tallyline::publisher::{Condition, Publisher};
 use tallyline::sim::tallyman::Switches;
 use tallyline::status;
 
@@ -154,7 +154,7 @@ async fn a_fault_while_leases_are_released_does_not_hide_the_first() {
 #[tokio::test]
 async fn shadow_sends_nothing_and_follows_coderds_own_marks() {
     let mut world = World::new().await;
-    world.settings.mode = Mode::Shadow;
+    world.settings.sole = false;
     let old = start_time() - TimeDelta::days(31);
     world.add(&["published", "waiting", "changed"].map(|id| usage(id, start_time()))).await;
     world.add(&["old", "old and published"].map(|id| usage(id, old))).await;
@@ -206,7 +206,7 @@ async fn a_database_of_coderd_that_cannot_be_reached_is_said_and_holds_no_lease(
 #[tokio::test]
 async fn a_fault_of_coderds_database_in_mid_cycle_gives_the_leases_back() {
     let mut world = World::new().await;
-    world.settings.mode = Mode::Shadow;
+    world.settings.sole = false;
     world.add(&[usage("a", start_time())]).await;
     sqlx::query("alter table usage_events rename to elsewhere").execute(&world.coderd).await.unwrap();
     assert!(world.publisher().cycle(&world.stop).await.is_err());

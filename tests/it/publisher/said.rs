@@ -10,7 +10,6 @@ use tallyline::ledger::{ActKind, Arrival, Chain, NewAct, PassedReject, Refusal, 
 use tallyline::log::Log;
 use tallyline::operations::recover::{Lost, RecoverEffect, RecoverExecution, RecoverRequest};
 use tallyline::operations::{Actor, CoderdCutOff};
-use tallyline::publisher::Mode;
 use tallyline::status;
 use tokio_util::sync::CancellationToken;
 
@@ -107,7 +106,7 @@ async fn usage_whose_id_a_restored_coderd_used_again_is_shown_and_sent_as_accept
 #[tokio::test]
 async fn what_an_operator_has_said_ends_the_hold_in_mode_shadow_too() {
     let mut world = World::new().await;
-    world.settings.mode = Mode::Shadow;
+    world.settings.sole = false;
     let log = world.log().await;
     world.add_with(&log, &[usage("again", start_time())]).await;
     assert!(audited(&world, &log).await.balanced, "this confirms it");

@@ -15,7 +15,7 @@ use tallyline::ledger::{Arrival, Chain, HeldFor, Ledger, LedgerSettings, Source}
 use tallyline::license::PublicKeys;
 use tallyline::log::{Log, PostgresLogSettings};
 use tallyline::operations::Desk;
-use tallyline::publisher::{Cycle, Mode, Publisher, PublisherTelemetry, Settings};
+use tallyline::publisher::{Cycle, Publisher, PublisherTelemetry, Settings};
 use tallyline::sim::coderd::{SchemaVersion, Signer, create_schema};
 use tallyline::sim::tallyman::{Config, Switches, Tallyman};
 use tallyline::tallyman::ClientSettings;
@@ -124,7 +124,7 @@ impl World {
         keys.add("k1", &signer.public().public_key_pem).expect("a public key");
         let database = Database::new(&coderd_database.url, Duration::from_secs(10)).expect("an address");
         let mut settings = Settings::new(DEPLOYMENT, Some(database), keys, ClientSettings::new(vendor.ingest_url()));
-        settings.mode = Mode::Sole;
+        settings.sole = true;
         let source = ledger.register_source(DEPLOYMENT, start_time(), None).await.expect("introduced");
         let world = World {
             ledger,
@@ -295,7 +295,8 @@ publish.request_timeout_seconds = 3
 
     /// How many events are in that state.
     pub async fn number_in(&self, state: &str) -> i64 {
-        self.ledger.publication_counts(self.source.id).await.expect("counted").get(&state.parse().expect("a state")).copied().unwrap_or(0)
+        let query = sqlx::query_scalar("select count(*) from publication where source_id = $1 and state = $2");
+        query.bind(self.source.id).bind(state).fetch_one(&self.ledger.pool).await.expect("counted")
     }
 
     /// As if the time of all leases were over.

@@ -14,7 +14,7 @@ use tallyline::stages::{LicensesState, MetricsState, Stage};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::support::ledger::{DEPLOYMENT, arrival, build, partition, registered_ledger};
+use crate::support::ledger::{DEPLOYMENT, arrival, build, caught_up_to, partition, registered_ledger};
 use crate::support::process::run_tallyline;
 use crate::support::tables::tables;
 use crate::support::{self, Database, eventually};
@@ -40,7 +40,7 @@ impl<S: Stage> Running<S> {
     /// Waits until all that the ledger has now is folded.
     async fn caught_up(&self, ledger: &Ledger) {
         let end = ledger.head().await.unwrap().number;
-        eventually(SOON, "all is folded", || async { self.view.caught_up_to() >= end }).await;
+        eventually(SOON, "all is folded", || async { caught_up_to(&self.view) >= end }).await;
     }
 
     fn bytes(&self) -> Vec<u8> {
@@ -166,7 +166,7 @@ async fn a_rebuilt_state_comes_in_one_step_and_no_reader_sees_less_before() {
                 let now = view.with(|state, standing| {
                     let sum = state.deployment(DEPLOYMENT).map_or(0, |one| one.creations.iter().map(|(_, counter)| counter.value).sum());
                     assert!(standing.as_of.is_some(), "it is as fresh as before");
-                    (standing.sequence, sum)
+                    (standing.sequence.number, sum)
                 });
                 let now: (i64, u64) = now.expect("there is always a state");
                 assert!(now.0 >= last.0 && now.1 >= last.1, "from {last:?} to {now:?}");
@@ -222,9 +222,9 @@ async fn a_snapshot_that_is_only_older_is_no_difference() {
     builds(&ledger, 0..100).await;
     let folded: Folded<MetricsState> = projection::fold_to(&ledger, i64::MAX).await.unwrap();
     let state = serde_json::to_vec(&folded.state).unwrap();
-    let snapshot = Snapshot { incarnation: folded.incarnation, sequence: folded.sequence, state };
+    let snapshot = Snapshot { sequence: folded.sequence, state };
     ledger.save_snapshot(MetricsState::NAME, MetricsState::RULES_VERSION, &snapshot).await.unwrap();
     builds(&ledger, 100..200).await;
     let plan = desk(&ledger).plan_rebuild(&plain(RebuildStage::Metrics), |_, _| {}).await.unwrap();
-    assert_eq!((plan.differs, plan.sequence.number), (false, folded.sequence + 1));
+    assert_eq!((plan.differs, plan.sequence.number), (false, folded.sequence.number + 1));
 }

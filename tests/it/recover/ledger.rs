@@ -2,7 +2,6 @@
 //! up, and end at the truth. No series falls in a Prometheus that scraped throughout, and nothing is billed twice.
 
 use chrono::{DateTime, TimeDelta, Utc};
-use tallyline::consumer::GROUP;
 use tallyline::sim::coderd::SchemaVersion;
 use tempfile::TempDir;
 
@@ -12,6 +11,7 @@ use crate::journey::expected::Numbers;
 use crate::journey::site::{Backend, Serve};
 use crate::journey::story::{FIRST_PART, Journey, SECOND_PART, SOON};
 use crate::support::eventually;
+use crate::support::ledger::GROUP;
 
 const PENDING: &str = "select count(*) from publication where state = 'pending'";
 

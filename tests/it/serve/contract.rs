@@ -204,10 +204,8 @@ async fn answers_are_what_the_document_says() {
     site.pass(&source, 0).await;
     for subject in ["consume", "publish"] {
         let detail = json!({ "topic": null });
-        site.ledger
-            .record_act(&NewAct { actor: "user-001", act: ActKind::Pause, subject: Subject::Named(subject), reason: "maintenance", detail })
-            .await
-            .unwrap();
+        let act = NewAct { actor: "user-001", act: ActKind::Pause, subject: Subject::Named(subject), reason: "maintenance", detail };
+        site.ledger.begin_acts(&[act]).await.unwrap();
     }
     let stopped = Arc::new(Mutex::new(BTreeMap::from([(partition(Topic::AgentUsage, 0), "the log was recreated".to_owned())])));
     let process = site
@@ -369,7 +367,7 @@ async fn the_audit_trail_is_paged_and_filtered() {
         [("user-001", ActKind::Pause, "consume"), ("user-002", ActKind::Pause, "publish"), ("user-001", ActKind::Resume, "consume")]
     {
         let act = NewAct { actor, act, subject: Subject::Named(subject), reason: "because", detail: json!({}) };
-        site.ledger.record_act(&act).await.unwrap();
+        site.ledger.begin_acts(&[act]).await.unwrap();
     }
     let process = site.process().await;
     let shown = async |query: &str| {

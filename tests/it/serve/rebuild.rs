@@ -35,7 +35,7 @@ async fn site() -> Site {
     let mut state = serde_json::to_value(&folded.state).unwrap();
     let value = &mut state["deployments"][DEPLOYMENT.to_string()]["creations"][0][1]["value"];
     *value = json!(value.as_u64().unwrap() - 1);
-    let snapshot = Snapshot { incarnation: folded.incarnation, sequence: folded.sequence, state: state_bytes(&state) };
+    let snapshot = Snapshot { sequence: folded.sequence, state: state_bytes(&state) };
     site.ledger.save_snapshot(MetricsState::NAME, MetricsState::RULES_VERSION, &snapshot).await.unwrap();
     sqlx::query("insert into batch (kind, recorded_at) select 'operator', $1 from generate_series(1, $2)")
         .bind(noon())

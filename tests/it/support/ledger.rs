@@ -2,7 +2,6 @@
 
 use chrono::{DateTime, TimeDelta, Utc};
 use tallyline::clock::Clock;
-use tallyline::consumer::GROUP;
 use tallyline::event::{
     BuildStatus, Event, InputStage, PREBUILDS_USER, Payload, PrebuildClaimed, PublishMarks, RejectCause, Topic, TopicPartition, Transition,
     Usage, UsageQuantity, WorkspaceBuildCompleted,
@@ -11,9 +10,14 @@ use tallyline::ledger::{ActKind, Arrival, Claim, Ledger, LedgerSettings, NewAct,
 use tallyline::license::{PublicKeys, RuleSet};
 use tallyline::log::Log;
 use tallyline::operations::Desk;
+use tallyline::projection::View;
+use tallyline::stages::Stage;
 use uuid::Uuid;
 
 use super::Database;
+
+/// The group of all consumers.
+pub const GROUP: &str = "tallyline";
 
 pub const DEPLOYMENT: Uuid = Uuid::from_u128(0xd1);
 pub const OTHER_DEPLOYMENT: Uuid = Uuid::from_u128(0xd2);
@@ -183,6 +187,11 @@ pub fn refused(offset: i64, verdict: Verdict) -> Arrival {
     message.payload = Some(b"\0 no JSON".to_vec());
     let refusal = Refusal { verdict, cause: RejectCause::Json, detail: "the payload is no JSON object".into() };
     Arrival { offset, timestamp: noon(), message, event: Err(refusal), confirmed: false }
+}
+
+/// The last batch in the view's state; 0 before the fold has begun.
+pub fn caught_up_to<S: Stage>(view: &View<S>) -> i64 {
+    view.standing().map_or(0, |standing| standing.sequence.number)
 }
 
 /// The claim after the batch that it wrote.
