@@ -80,7 +80,7 @@ impl Ledger {
         }
         sqlx::query(
             "insert into signature_cutover (topic, partition, generation, first_offset, recorded_at)
-             select log.topic, log.partition, coalesce(generation, 1),
+             select log.topic, log.partition, current_generation(log.topic, log.partition),
                  case when exists (select from recovery where closed_at is null) then coalesce(next_offset, 0)
                      when next_offset is null then 0 else greatest(log_end, next_offset) end, $4
              from unnest($1::text[], $2::integer[], $3::bigint[]) as log (topic, partition, log_end)

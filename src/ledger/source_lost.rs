@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::leases::{ALL_COLLECTORS, revoke_leases};
 use super::publications::lock;
 use super::{Ledger, NewAct, PublicationState, plans};
-use crate::event::UsageType;
+use crate::event::{Topic, UsageType};
 
 /// A usage event as it was accepted, and what became of it.
 #[derive(Clone, Debug, PartialEq, Eq, sqlx::FromRow)]
@@ -57,8 +57,8 @@ impl Ledger {
 
     /// Usage of the deployment whose id came a second time with other content, and was refused.
     pub async fn usage_conflicts(&self, deployment_id: Uuid) -> Result<i64, sqlx::Error> {
-        let query = "select count(*) from reject where deployment_id = $1 and verdict = 'conflict' and topic like '%agent-usage%'";
-        sqlx::query_scalar(query).bind(deployment_id).fetch_one(&self.pool).await
+        let query = "select count(*) from reject where deployment_id = $1 and verdict = 'conflict' and topic = $2";
+        sqlx::query_scalar(query).bind(deployment_id).bind(Topic::AgentUsage.name()).fetch_one(&self.pool).await
     }
 
     /// Lists events as lost in coderd, executing the plan of that hash; each collector has to open again and reads everything once more. False:

@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 
-use tallyline::event::{Event, RejectCause, Signatures};
+use tallyline::event::{Event, RejectCause, Signatures, Topic};
+use tallyline::ledger::{ActKind, NewAct, Subject};
 use tallyline::operations::{ListRejects, OperationError, Resubmit, WhichRejects};
 
 use super::world::{World, events, keys, operator};
@@ -45,6 +46,21 @@ async fn records_accepted_while_the_ends_were_measured_stay_valid() {
     world.ledger.begin_signatures(&ends).await.unwrap();
     assert_eq!(world.replay(key()).await, 0);
     assert_eq!(world.count("select count(*) from reject").await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cutover_is_of_the_life_that_the_partition_begins() {
+    let world = World::new().await;
+    let subject = Subject::Named("a test");
+    let act = NewAct { actor: "sre-1", act: ActKind::Recover, subject, reason: "a test", detail: serde_json::json!({}) };
+    let act = world.ledger.begin_acts(&[act]).await.unwrap()[0];
+    let topic = Topic::AgentUsage.name();
+    let ended = sqlx::query("insert into past_position values ($1, 0, 1, 0, 5, 5, $2)").bind(topic).bind(act);
+    ended.execute(&world.ledger.pool).await.unwrap();
+    world.ledger.begin_signatures(&world.ends().await).await.unwrap();
+    let query = "select partition, generation from signature_cutover where topic = $1 order by partition";
+    let lives: Vec<(i32, i32)> = sqlx::query_as(query).bind(topic).fetch_all(&world.ledger.pool).await.unwrap();
+    assert_eq!(lives, [(0, 2), (1, 1)]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
