@@ -211,7 +211,7 @@ fn publisher(own: &Own) -> Option<Check> {
 
 fn partitions(own: &Own) -> Option<Check> {
     let stopped = own.stopped_partitions.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    let why: Vec<String> = stopped.iter().map(|(partition, why)| format!("{partition} is stopped: {why}")).collect();
+    let why: Vec<String> = stopped.iter().map(|(partition, why)| format!("{partition}: {why}")).collect();
     Some(if why.is_empty() { Check::well("none is stopped") } else { Check::missing(why.join("; ")) })
 }
 

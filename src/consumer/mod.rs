@@ -222,6 +222,7 @@ impl Consumer {
     /// passing fault is waited for: a partition without a leader delays no other.
     async fn start(self, partition: TopicPartition, marks: Arc<OnceCell<()>>) -> Claim {
         let mut waits = Waits::new(Duration::from_millis(200), Duration::from_secs(10));
+        let mut noted = None;
         loop {
             let problem = match self.take(partition, &marks).await {
                 Ok(claim) => match verify::position(&self.log, &claim).await {
@@ -235,7 +236,7 @@ impl Consumer {
                 },
                 Err(error) => crate::cause::text(error.as_ref()),
             };
-            self.not_started(partition, &problem);
+            self.note_problem(partition, &mut noted, Some(problem));
             tokio::time::sleep(waits.next_wait()).await;
         }
     }
@@ -258,11 +259,23 @@ impl Consumer {
         Ok(claim)
     }
 
-    fn not_started(&self, partition: TopicPartition, problem: &str) {
-        let reason = format!("not read yet: {problem}");
-        if self.not_read(|not_read| not_read.insert(partition, reason.clone())).as_ref() != Some(&reason) {
-            warn!(%partition, reason, "partition not started, trying again");
+    /// Notes why the partition is not read for now, in place of what was `noted` before; none: it is read.
+    /// Logs each reason once. Where the partition is stopped meanwhile, the reason of that stays.
+    fn note_problem(&self, partition: TopicPartition, noted: &mut Option<String>, problem: Option<String>) {
+        let reason = problem.map(|problem| format!("not read yet: {problem}"));
+        if *noted == reason {
+            return;
         }
+        if let Some(reason) = &reason {
+            warn!(%partition, reason, "partition not read, retrying");
+        }
+        self.not_read(|not_read| {
+            if not_read.get(&partition) == noted.as_ref() {
+                not_read.remove(&partition);
+                not_read.extend(reason.clone().map(|reason| (partition, reason)));
+            }
+        });
+        *noted = reason;
     }
 
     fn stop_partition(&self, partition: TopicPartition, reason: &str) {

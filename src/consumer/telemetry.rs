@@ -29,7 +29,7 @@ impl ConsumerTelemetry {
             fenced: IntCounter::new("tallyline_consumer_fenced_total", "Batches dropped because another consumer has the partition.")?,
             not_read: IntGauge::new(
                 "tallyline_consumer_partitions_not_read",
-                "Partitions that are this process's but are not read: stopped because of their position, or not started yet.",
+                "Partitions that are this process's but are not read: stopped, not started yet, or with a batch that is retried.",
             )?,
             stalls: IntCounterVec::new(
                 Opts::new(

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::debug;
 
 use super::parts::Part;
 use super::{Consumer, GRACE, arrival};
@@ -34,7 +34,7 @@ impl Worker {
         let (told, recorded) = mpsc::unbounded_channel();
         let partition = claim.partition;
         let finishing = CancellationToken::new();
-        let task = Task { consumer, claim, finishing: finishing.clone(), told, refused_in_a_row: 0 };
+        let task = Task { consumer, claim, finishing: finishing.clone(), told, refused_in_a_row: 0, noted: None };
         Worker { batches, recorded, partition, finishing, task: tokio::spawn(task.run(incoming, faulty)) }
     }
 
@@ -71,6 +71,8 @@ struct Task {
     finishing: CancellationToken,
     told: mpsc::UnboundedSender<i64>,
     refused_in_a_row: u32,
+    /// Why the batch in hand is retried.
+    noted: Option<String>,
 }
 
 /// Why a worker gives up.
@@ -118,6 +120,7 @@ impl Task {
         while let Some(mut part) = parts.pop() {
             part.arrivals.retain(|arrival| arrival.offset >= self.claim.next_offset);
             if self.claim.next_offset >= part.next_offset {
+                self.note(None);
                 continue;
             }
             let chain = Chain::Live(self.claim.clone());
@@ -127,6 +130,7 @@ impl Task {
                     debug!(partition = %self.claim.partition, records = counts.records, accepted = counts.accepted, "batch recorded");
                     self.consumer.telemetry.recorded(self.claim.partition, counts);
                     self.moved(&part);
+                    self.note(None);
                     waits.reset();
                     continue;
                 }
@@ -139,12 +143,12 @@ impl Task {
                     self.consumer.telemetry.fenced();
                     parts.push(part);
                 }
-                Err(RecordError::Slow(error)) => {
-                    warn!(partition = %self.claim.partition, error = cause::text(&error), "batch not recorded in time, retrying with halves");
+                Err(error @ RecordError::Slow(_)) => {
+                    self.note(Some(error.to_string()));
                     parts.extend(part.halves());
                 }
-                Err(RecordError::Unavailable(error)) => {
-                    warn!(partition = %self.claim.partition, error = cause::text(&error), "batch not recorded, retrying");
+                Err(error @ RecordError::Unavailable(_)) => {
+                    self.note(Some(error.to_string()));
                     parts.push(part);
                 }
             }
@@ -175,12 +179,14 @@ impl Task {
                     self.claim = claim;
                     return Ok(());
                 }
-                Err(error) => {
-                    warn!(partition = %self.claim.partition, error = cause::text(error.as_ref()), "the partition cannot be claimed")
-                }
+                Err(error) => self.note(Some(cause::text(error.as_ref()))),
             }
         }
         Err(GiveUp::Drop)
+    }
+
+    fn note(&mut self, problem: Option<String>) {
+        self.consumer.note_problem(self.claim.partition, &mut self.noted, problem);
     }
 
     /// The parts in which to retry what PostgreSQL has refused.

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::signing::SigningLicense;
 use super::{Cycle, Publisher};
-use crate::cause::Remedy;
+use crate::cause::{self, Lasting, Remedy};
 use crate::ledger::{Attempt, AttemptVerdict, HeldFor, NewRequest, Postponed, Publication, Recorded, RequestOutcome};
 use crate::tallyman::{Answer, LEFT_OUT_MESSAGE, OutgoingEvent, SendError, Verdict, request_body};
 use crate::waiting::{Waits, wait_after};
@@ -141,7 +141,7 @@ impl Publisher {
     /// Keeps trying while the lease lasts: an answer that is not recorded is asked for again, and the vendor's memory must then save us. So it is
     /// with the answer to a request that a restored ledger does not have; nothing of it counts.
     async fn record(&self, outcome: &RequestOutcome<'_>, begun: Instant) -> anyhow::Result<()> {
-        let mut waits = Waits::new(Duration::from_millis(100), Duration::from_secs(5));
+        let (mut waits, mut away) = (Waits::new(Duration::from_millis(100), Duration::from_secs(5)), Lasting::default());
         loop {
             let fault = match self.ledger.in_time(self.ledger.record_outcome(outcome)).await {
                 Ok(Recorded::Now | Recorded::Before) => return Ok(()),
@@ -158,7 +158,10 @@ impl Publisher {
             if !Remedy::of(&fault).is_retry() || begun.elapsed() + wait >= self.settings.lease {
                 return Err(anyhow::Error::from(fault).context(format!("the answer to request {} is not recorded", outcome.id)));
             }
-            warn!(request = %outcome.id, error = %fault, "recording the answer again");
+            let error = cause::text(&fault);
+            if away.is_news(&error) {
+                warn!(request = %outcome.id, error, "answer not recorded, retrying");
+            }
             tokio::time::sleep(wait).await;
         }
     }

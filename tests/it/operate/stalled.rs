@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use serde_json::Value;
 use tallyline::event::{Topic, TopicPartition};
 
-use super::{Kind, SOON, Site, append_builds};
+use super::{Kind, SOON, Site, append_builds, found};
 use crate::support::eventually;
 
 const BUILDS: u32 = 300;
@@ -55,6 +56,54 @@ async fn a_consumer_that_stands_still_while_records_wait_says_so_and_joins_again
         running.ready().await;
         running.ends_in_order().await;
     }
+}
+
+#[tokio::test]
+async fn a_batch_that_is_retried_is_shown_and_logged_once_and_goes_on_by_itself() {
+    let site = Site::registered(Kind::Postgres).await;
+    let mut running = site.start("");
+    running.ready().await;
+    for (n, code) in (0..).zip(["XX000", "26000", "0A000", "25P02"]) {
+        let trigger = format!(
+            "create sequence tries;
+             create function refuse() returns trigger language plpgsql as $$
+             begin
+                 if new.id = 'usage-{n}' and nextval('tries') > 0 then
+                     raise exception 'refused with {code}' using errcode = '{code}';
+                 end if;
+                 return new;
+             end
+             $$;
+             create trigger refuses before insert on usage_event for each row execute function refuse()"
+        );
+        sqlx::raw_sql(sqlx::AssertSqlSafe(trigger)).execute(&site.ledger.pool).await.unwrap();
+        let event = crate::support::ledger::usage(crate::support::ledger::DEPLOYMENT, n);
+        let place = site.log().append(Topic::AgentUsage, vec![event.to_message()]).await.unwrap()[0].0;
+        let partition = TopicPartition { topic: Topic::AgentUsage, partition: place }.to_string();
+        let reason = format!("refused with {code}");
+        eventually(SOON, "it is tried three times", || async { site.count("select last_value from tries").await > 3 }).await;
+        running.not_ready("partitions", &[&partition, &reason]).await;
+        assert!(running.metrics().await.contains("tallyline_consumer_partitions_not_read 1\n"));
+        found(SOON, "status shows it", async || {
+            let status = site.status().await;
+            let shown =
+                |process: &Value| process["standing"]["consume"]["not_read"][&partition].as_str().is_some_and(|why| why.contains(&reason));
+            status["processes"].as_array().unwrap().iter().any(shown).then_some(())
+        })
+        .await;
+        sqlx::raw_sql("drop trigger refuses on usage_event; drop function refuse; drop sequence tries")
+            .execute(&site.ledger.pool)
+            .await
+            .unwrap();
+        running.ready().await;
+        assert_eq!(site.count("select count(*) from usage_event").await, i64::from(n) + 1);
+        assert!(running.metrics().await.contains("tallyline_consumer_partitions_not_read 0\n"));
+        let logged: Vec<_> =
+            running.lines().into_iter().filter(|line| line["reason"].as_str().is_some_and(|why| why.contains(&reason))).collect();
+        assert_eq!(logged.len(), 1, "{logged:?}");
+    }
+    assert_eq!(site.balanced().await["accepted"], 4);
+    running.ends_in_order().await;
 }
 
 fn joined(log: &str) -> usize {
