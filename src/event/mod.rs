@@ -7,6 +7,7 @@ mod build;
 mod cause;
 mod claim;
 mod digest;
+mod fact;
 mod fields;
 mod message;
 mod parse;
@@ -21,6 +22,7 @@ pub use build::{BuildKind, BuildStatus, InputStage, Transition, WorkspaceBuildCo
 pub use cause::RejectCause;
 pub use claim::PrebuildClaimed;
 pub use digest::Digest;
+pub use fact::Fact;
 pub use fields::{MAX_ID_BYTES, MAX_TEXT_BYTES, YEARS};
 pub use message::{KEPT_PAYLOAD_BYTES, MAX_PAYLOAD_BYTES, Message, Oversized, UNREADABLE};
 pub use parse::{ParseError, STRUCTURED, parse, parse_in};

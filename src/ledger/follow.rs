@@ -2,13 +2,11 @@
 
 use std::collections::HashMap;
 
-use chrono::{DateTime, Utc};
 use sqlx::postgres::PgRow;
 use sqlx::{FromRow as _, PgConnection, Row};
-use uuid::Uuid;
 
 use super::{Ledger, rows};
-use crate::event::{Event, Payload, PrebuildClaimed, Topic, WorkspaceBuildCompleted};
+use crate::event::{Event, Fact, Payload, PrebuildClaimed, Topic, WorkspaceBuildCompleted};
 
 /// One batch that a fold reads.
 #[derive(Clone, Debug)]
@@ -18,38 +16,6 @@ pub struct Entry {
     pub facts: Vec<Fact>,
     /// The stage that an operator had folded anew here: whatever was folded from rows read before this batch was committed begins again.
     pub rebuilt: Option<String>,
-}
-
-/// Anything that a fold may care for.
-#[derive(Clone, Debug)]
-pub enum Fact {
-    /// A source was introduced: before any of its events.
-    Introduced {
-        deployment: Uuid,
-        /// Histograms observe from here.
-        introduced_at: DateTime<Utc>,
-    },
-    /// Creations before collection began.
-    Baseline {
-        deployment: Uuid,
-        /// organization, template and preset name.
-        series: [String; 3],
-        /// All-time creations before the baseline.
-        creations: i64,
-    },
-    /// An accepted event. Of a workspace's builds at most one is its first successful start, whatever the source said of a later one.
-    Event(Event),
-    /// A license came to coderd or went from it.
-    License {
-        deployment: Uuid,
-        /// coderd's own id: ties are broken by its order.
-        license_id: i32,
-        jwt_sha256: Vec<u8>,
-        /// Whether it is there from now on.
-        present: bool,
-        /// The claims; absent for a token that did not verify, and for one that went.
-        claims: Option<serde_json::Value>,
-    },
 }
 
 /// A page is done once it holds this many events: a fold's memory stays bounded.
@@ -146,7 +112,8 @@ async fn introductions(tx: &mut PgConnection, ids: &[i64], found: &mut Vec<Found
     .bind(ids);
     for row in &baselines.fetch_all(tx).await? {
         let series = [row.try_get(2)?, row.try_get(3)?, row.try_get(4)?];
-        let fact = Fact::Baseline { deployment: row.try_get(1)?, series, creations: row.try_get(5)? };
+        let creations = u64::try_from(row.try_get::<i64, _>(5)?).map_err(|error| sqlx::Error::Decode(error.into()))?;
+        let fact = Fact::Baseline { deployment: row.try_get(1)?, series, creations };
         found.push(Found { batch_id: row.try_get(0)?, order: 1, fact });
     }
     Ok(())

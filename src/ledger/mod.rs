@@ -57,7 +57,7 @@ pub use connect::{LedgerError, LedgerSettings};
 pub use cutover::{NO_SIGNING_KEY, SignatureResults};
 pub use exports::{LaterUsage, UsageCompleteness, UsageRange, UsageRow};
 pub use findings::{Finding, NewFinding};
-pub use follow::{Entry, Fact};
+pub use follow::Entry;
 pub use foresee::{Foreseen, Foresight};
 pub use holds::{Hold, HoldScope, holds};
 pub use identity::{IdentityRefusal, ReportedIdentity, SourceIdentity};

@@ -9,10 +9,10 @@ use uuid::Uuid;
 
 use super::OperationError;
 use super::series::series;
-use crate::event::{Event, Payload};
+use crate::event::{Event, Fact, Payload};
 use crate::ledger::Ledger;
 use crate::projection::{self, ProjectionError};
-use crate::stages::{Broken, Fact, LicensesState, MetricsState, Stage};
+use crate::stages::{Broken, LicensesState, MetricsState, Stage};
 
 /// What would change by events that are added.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -144,7 +144,7 @@ impl Effects {
 
     fn apply(&mut self, fact: &Fact) {
         let applied = self.metrics.after.apply(fact).and_then(|()| self.licenses.after.apply(fact));
-        self.broken = self.broken.or(applied.err());
+        self.broken = self.broken.take().or(applied.err());
     }
 
     /// All that would change.

@@ -24,14 +24,6 @@ pub enum ProjectionError {
         /// What it breaks.
         source: Broken,
     },
-    /// A batch holds what this version cannot read.
-    #[error("batch {sequence} cannot be read by this version: {problem}")]
-    Unreadable {
-        /// The batch.
-        sequence: i64,
-        /// Which part, and why.
-        problem: String,
-    },
     /// A state has no JSON form.
     #[error("the state cannot be saved: {0}")]
     Unsaveable(#[source] serde_json::Error),

@@ -2,7 +2,7 @@
 
 use uuid::Uuid;
 
-use super::{ProjectionError, translate};
+use super::ProjectionError;
 use crate::ledger::{Entry, Ledger, Sequence, Snapshot};
 use crate::stages::Stage;
 
@@ -25,15 +25,13 @@ impl<S: Stage> Folded<S> {
     /// Adds the batch that follows.
     ///
     /// # Errors
-    /// [`ProjectionError::Hole`], [`ProjectionError::Unreadable`] or [`ProjectionError::Broken`]; the state may then hold a part of the batch
-    /// and must not be used any more.
+    /// [`ProjectionError::Hole`] or [`ProjectionError::Broken`]; the state may then hold a part of the batch and must not be used any more.
     pub(super) fn add(&mut self, entry: Entry) -> Result<(), ProjectionError> {
         let sequence = entry.sequence;
         if sequence != self.sequence.number + 1 {
             return Err(ProjectionError::Hole { after: self.sequence.number, found: Some(sequence) });
         }
         for fact in entry.facts {
-            let fact = translate::fact(fact).map_err(|problem| ProjectionError::Unreadable { sequence, problem })?;
             self.state.apply(&fact).map_err(|source| ProjectionError::Broken { sequence, source })?;
         }
         self.sequence.number = sequence;

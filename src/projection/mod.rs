@@ -4,7 +4,6 @@ mod error;
 mod fold;
 mod follow;
 mod shown;
-mod translate;
 mod view;
 
 pub use error::ProjectionError;

@@ -181,9 +181,10 @@ fn names(organization: &str, template: &str, preset: &str) -> [String; 3] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::Fact;
     use crate::event::UsageQuantity;
+    use crate::stages::samples;
     use crate::stages::samples::{build, claim, introduced_at, usage};
-    use crate::stages::{Fact, samples};
 
     fn event(fact: Fact) -> Event {
         let Fact::Event(event) = fact else { panic!("no event") };

@@ -7,8 +7,8 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{AgentCounts, Broken, Fact, Stage};
-use crate::event::{Event, Payload, UsageQuantity};
+use super::{AgentCounts, Broken, Stage};
+use crate::event::{Event, Fact, Payload, UsageQuantity};
 use crate::license::{Entitlements, LicenseClaims, RuleSet, entitlements};
 
 /// The state of stage `licenses`.
@@ -51,7 +51,7 @@ impl Stage for LicensesState {
             }
             (Entry::Occupied(known), Fact::Introduced { .. }) => return Err(Broken::IntroducedTwice(*known.key())),
             (Entry::Vacant(unknown), _) => return Err(Broken::NotIntroduced(*unknown.key())),
-            (Entry::Occupied(mut known), fact) => known.get_mut().apply(fact),
+            (Entry::Occupied(mut known), fact) => known.get_mut().apply(fact)?,
         }
         Ok(())
     }
@@ -71,7 +71,7 @@ impl LicensesState {
 }
 
 impl DeploymentLicenses {
-    fn apply(&mut self, fact: &Fact) {
+    fn apply(&mut self, fact: &Fact) -> Result<(), Broken> {
         match fact {
             Fact::Event(Event { payload: Payload::Usage(usage), .. }) => {
                 if let UsageQuantity::ManagedAgents(count) = usage.quantity {
@@ -79,15 +79,18 @@ impl DeploymentLicenses {
                 }
             }
             Fact::License { license_id, jwt_sha256, present, claims, .. } => {
+                let claims = claims.as_ref().map(LicenseClaims::deserialize).transpose();
+                let claims = claims.map_err(|error| Broken::Claims { license_id: *license_id, problem: error.to_string() })?;
                 let jwt_sha256 = hex::encode(jwt_sha256);
                 self.licenses.retain(|license| license.jwt_sha256 != jwt_sha256);
                 if *present {
                     let place = self.licenses.partition_point(|other| other.license_id <= *license_id);
-                    self.licenses.insert(place, KnownLicense { license_id: *license_id, jwt_sha256, claims: claims.clone() });
+                    self.licenses.insert(place, KnownLicense { license_id: *license_id, jwt_sha256, claims });
                 }
             }
             Fact::Event(_) | Fact::Introduced { .. } | Fact::Baseline { .. } => {}
         }
+        Ok(())
     }
 
     /// What the deployment is entitled to at `now`. `actual` is counted half-open over the winning license's period. A license whose token

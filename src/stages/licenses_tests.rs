@@ -32,6 +32,7 @@ fn claims(issued_at: &str) -> LicenseClaims {
 }
 
 fn came(license_id: i32, hash: u8, claims: Option<LicenseClaims>) -> Fact {
+    let claims = claims.map(|claims| serde_json::to_value(claims).unwrap());
     Fact::License { deployment: DEPLOYMENT, license_id, jwt_sha256: [hash; 32], present: true, claims }
 }
 
@@ -124,6 +125,11 @@ fn facts_that_no_ledger_holds_are_refused_and_change_nothing() {
     assert_eq!(state, LicensesState::default());
     state.apply(&introduced(DEPLOYMENT)).unwrap();
     assert_eq!(state.apply(&introduced(DEPLOYMENT)), Err(Broken::IntroducedTwice(DEPLOYMENT)));
+    let (known, claims) = (state.clone(), Some(serde_json::json!({ "no_such_claim": 1 })));
+    let license = Fact::License { deployment: DEPLOYMENT, license_id: 7, jwt_sha256: [7; 32], present: true, claims };
+    let broken = state.apply(&license).unwrap_err().to_string();
+    assert!(broken.starts_with("the claims of license 7: unknown field"), "{broken}");
+    assert_eq!(state, known);
 }
 
 #[test]
@@ -146,7 +152,7 @@ fn facts() -> impl Strategy<Value = Vec<Fact>> {
         fact(usage(UsageQuantity::ManagedAgents(count), introduced_at() + chrono::TimeDelta::microseconds(micros)))
     });
     let license = (1..5_u8, any::<bool>(), any::<bool>()).prop_map(|(hash, present, verified)| {
-        let claims = (present && verified).then(|| claims("2025-08-01T09:00:00Z"));
+        let claims = (present && verified).then(|| serde_json::to_value(claims("2025-08-01T09:00:00Z")).unwrap());
         Fact::License { deployment: DEPLOYMENT, license_id: i32::from(hash), jwt_sha256: [hash; 32], present, claims }
     });
     prop::collection::vec(prop_oneof![9 => usage, 1 => license], 0..700)

@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::effects::{Effect, effects_of};
-use super::{Broken, Fact, Stage};
+use super::{Broken, Stage};
+use crate::event::Fact;
 use crate::metrics::{BucketOptions, Counter, CounterFamily, HistogramFamily, NativeOptions, Series, Tally};
 
 /// All-time regular creations. Source: coderd's query behind the metric of this name (first successful start build of a workspace, not by

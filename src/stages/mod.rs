@@ -3,7 +3,6 @@
 
 mod agents;
 mod effects;
-mod fact;
 mod licenses;
 mod metrics;
 
@@ -12,13 +11,14 @@ mod samples;
 
 pub use agents::AgentCounts;
 pub use effects::{Effect, Effects, LeftOut, WhyNot, effects_of};
-pub use fact::Fact;
 pub use licenses::{DeploymentLicenses, KnownLicense, LicensesState};
 pub use metrics::{CLAIM_SECONDS, CREATION_SECONDS, CREATIONS, DeploymentMetrics, MetricsState, NEGATIVE_DURATIONS};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use uuid::Uuid;
+
+use crate::event::Fact;
 
 /// A fold along the ledger. Its default is the state of the empty ledger; its JSON is what a snapshot holds, and comes back equal.
 pub trait Stage: Default + Serialize + DeserializeOwned + Send + Sync + 'static {
@@ -35,7 +35,7 @@ pub trait Stage: Default + Serialize + DeserializeOwned + Send + Sync + 'static 
 }
 
 /// A promise of the ledger that the facts do not keep. Source: the ledger writes a source's introduction, once, before anything else of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Broken {
     /// Something of a deployment that was not introduced before it.
     #[error("deployment {0} has a fact before its introduction")]
@@ -43,4 +43,7 @@ pub enum Broken {
     /// A deployment is introduced again.
     #[error("deployment {0} is introduced a second time")]
     IntroducedTwice(Uuid),
+    /// This version cannot read a license's claims.
+    #[error("the claims of license {license_id}: {problem}")]
+    Claims { license_id: i32, problem: String },
 }

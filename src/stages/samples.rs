@@ -3,9 +3,8 @@
 use chrono::{DateTime, TimeDelta, Utc};
 use uuid::Uuid;
 
-use super::Fact;
 use crate::event::{
-    BuildStatus, Event, InputStage, PREBUILDS_USER, Payload, PrebuildClaimed, PublishMarks, Transition, Usage, UsageQuantity,
+    BuildStatus, Event, Fact, InputStage, PREBUILDS_USER, Payload, PrebuildClaimed, PublishMarks, Transition, Usage, UsageQuantity,
     WorkspaceBuildCompleted,
 };
 

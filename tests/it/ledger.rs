@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use sqlx::Row;
-use tallyline::event::{Event, Payload, Topic};
+use tallyline::event::{Event, Fact, Payload, Topic};
 use tallyline::ledger::{
-    Acquaintance, ActKind, Arrival, Baseline, Chain, Claim, Counts, Fact, Landmark, Ledger, LedgerSettings, Lives, NewAct, PassedReject,
+    Acquaintance, ActKind, Arrival, Baseline, Chain, Claim, Counts, Landmark, Ledger, LedgerSettings, Lives, NewAct, PassedReject,
     RecordError, Refusal, RejectState, Restored, Subject, Verdict,
 };
 use tokio::task::JoinSet;

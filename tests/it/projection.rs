@@ -402,5 +402,5 @@ async fn a_batch_that_this_version_cannot_read_ends_the_fold() {
     ledger.pool.execute(insert).await.unwrap();
     let running = Running::<LicensesState>::start(&ledger, SETTINGS);
     let ended = tokio::time::timeout(SOON, running.task).await.unwrap().unwrap();
-    assert!(matches!(ended, Err(ProjectionError::Unreadable { sequence: 3, .. })), "{ended:?}");
+    assert!(matches!(ended, Err(ProjectionError::Broken { sequence: 3, .. })), "{ended:?}");
 }

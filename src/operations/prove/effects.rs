@@ -1,13 +1,14 @@
 //! What an event counts in, by the stages' own rules: nothing is counted a second way.
 
 use chrono::{DateTime, Utc};
+use serde::Deserialize as _;
 
 use super::{Label, LicenseWindow, NoSeries, SeriesProof};
-use crate::event::{Event, Payload, UsageQuantity};
+use crate::event::{Event, Fact, Payload, UsageQuantity};
 use crate::ledger::LicenseLife;
 use crate::license::{LicenseClaims, RuleSet, UsagePeriod};
 use crate::operations::{Desk, OperationError};
-use crate::stages::{Effect, Fact, LicensesState, Stage as _, effects_of};
+use crate::stages::{Effect, LicensesState, Stage as _, effects_of};
 
 const MICROS_PER_SECOND: f64 = 1e6;
 
@@ -16,6 +17,8 @@ struct Known {
     license_id: i32,
     jwt_sha256: [u8; 32],
     claims: LicenseClaims,
+    /// Its claims as the ledger has them.
+    kept: serde_json::Value,
     gone_at: Option<DateTime<Utc>>,
 }
 
@@ -64,9 +67,9 @@ impl Desk {
     async fn known_licenses(&self, source_id: i16) -> Result<Vec<Known>, OperationError> {
         let mut known = Vec::new();
         for license in self.ledger.in_time(self.ledger.licenses_ever(source_id)).await? {
-            let LicenseLife { license_id, jwt_sha256, claims, gone_at } = license;
-            let claims = serde_json::from_value(claims)?;
-            known.push(Known { license_id, jwt_sha256, claims, gone_at });
+            let LicenseLife { license_id, jwt_sha256, claims: kept, gone_at } = license;
+            let claims = LicenseClaims::deserialize(&kept)?;
+            known.push(Known { license_id, jwt_sha256, claims, kept, gone_at });
         }
         Ok(known)
     }
@@ -82,7 +85,7 @@ fn period(rules: RuleSet, event: &Event, licenses: &[&Known], at: DateTime<Utc>)
         license_id: license.license_id,
         jwt_sha256: license.jwt_sha256,
         present: true,
-        claims: Some(license.claims.clone()),
+        claims: Some(license.kept.clone()),
     }));
     for fact in &facts {
         state.apply(fact).map_err(anyhow::Error::from)?;

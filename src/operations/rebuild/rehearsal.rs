@@ -7,12 +7,13 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{RebuildPlan, RebuildRequest};
+use crate::event::Fact;
 use crate::license::{Entitlement, Entitlements, LicenseClaims, RuleSet, Validity, VerifiedLicense};
 use crate::operations::effect::saturating;
 use crate::operations::plan_hash::plan_hash;
 use crate::operations::{Desk, OperationError};
 use crate::projection;
-use crate::stages::{AgentCounts, DeploymentLicenses, Fact, KnownLicense, LicensesState, Stage as _};
+use crate::stages::{AgentCounts, DeploymentLicenses, KnownLicense, LicensesState, Stage as _};
 
 /// What would be true beside what is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -158,7 +159,7 @@ fn change(then: &mut LicensesState, deployment: Uuid, candidate: Option<&Verifie
             return Err(invalid("license", format!("it is in coderd already, with id {}", known.license_id)));
         }
         let license_id = there.iter().map(|license| license.license_id).max().unwrap_or(0).saturating_add(1);
-        let claims = Some(claims.clone());
+        let claims = Some(serde_json::to_value(claims).map_err(anyhow::Error::from)?);
         facts.push(Fact::License { deployment, license_id, jwt_sha256: *jwt_sha256, present: true, claims });
     }
     for fact in &facts {

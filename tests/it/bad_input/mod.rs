@@ -5,8 +5,8 @@ mod records;
 pub mod table;
 
 use tallyline::consumer;
-use tallyline::event::{Event, Message, Topic};
-use tallyline::ledger::{Arrival, Chain, Counts, Fact, Ledger};
+use tallyline::event::{Event, Fact, Message, Topic};
+use tallyline::ledger::{Arrival, Chain, Counts, Ledger};
 use tallyline::log::Record;
 
 use crate::support::Database;

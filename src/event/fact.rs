@@ -3,8 +3,7 @@
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use crate::event::Event;
-use crate::license::LicenseClaims;
+use super::Event;
 
 /// One fact of the ledger, in its order.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,7 +22,8 @@ pub enum Fact {
         /// How many there were.
         creations: u64,
     },
-    /// An accepted event.
+    /// An accepted event. Of a workspace's builds at most one is its first successful start, whatever the
+    /// source reported of a later one.
     Event(Event),
     /// A license came to the deployment or went from it.
     License {
@@ -34,8 +34,8 @@ pub enum Fact {
         jwt_sha256: [u8; 32],
         /// Whether it is there from now on.
         present: bool,
-        /// Its claims; absent for a token that did not verify, and for one that went.
-        claims: Option<LicenseClaims>,
+        /// Its claims as the ledger has them; absent for a token that did not verify, and for one that went.
+        claims: Option<serde_json::Value>,
     },
 }
 
