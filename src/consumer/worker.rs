@@ -138,7 +138,9 @@ impl Task {
                     parts.extend(self.narrowed(part, &error)?);
                     continue;
                 }
-                Err(error @ RecordError::Unfit(_)) => return Err(GiveUp::Stop(error.to_string())),
+                Err(error @ RecordError::Unfit(_)) => {
+                    return Err(GiveUp::Stop(format!("{error}; once that is mended, restart this process, or pause and resume `consume`")));
+                }
                 Err(RecordError::Fenced(_)) => {
                     self.consumer.telemetry.fenced();
                     parts.push(part);
