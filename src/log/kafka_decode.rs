@@ -32,7 +32,7 @@ fn timestamp(millis: Option<i64>) -> DateTime<Utc> {
 /// any event's are unreadable too. The record is then refused by its reader like any other without our headers; key and payload are as found.
 fn headers(found: &BorrowedHeaders) -> Vec<(String, Option<Vec<u8>>)> {
     let read = || {
-        let bytes: usize = found.iter().map(|header| header.key.len() + header.value.map_or(0, <[u8]>::len)).sum();
+        let bytes: usize = found.iter().map(|header| header_size(header.key, header.value)).sum();
         let owned = || found.iter().map(|header| (header.key.to_owned(), header.value.map(<[u8]>::to_vec))).collect();
         (bytes <= MAX_PAYLOAD_BYTES).then(owned)
     };
@@ -64,8 +64,12 @@ pub(super) fn size(record: &Record) -> usize {
 
 /// Bytes of a message with its headers, roughly.
 pub(super) fn message_size(message: &Message) -> usize {
-    let headers: usize = message.headers.iter().map(|(name, value)| name.len() + value.as_ref().map_or(0, Vec::len) + 64).sum();
+    let headers: usize = message.headers.iter().map(|(name, value)| header_size(name, value.as_deref())).sum();
     message.key.as_ref().map_or(0, Vec::len) + message.payload.as_ref().map_or(0, Vec::len) + headers
+}
+
+fn header_size(name: &str, value: Option<&[u8]>) -> usize {
+    name.len() + value.map_or(0, <[u8]>::len) + 64
 }
 
 #[cfg(test)]
@@ -82,6 +86,14 @@ mod tests {
         for absent in [None, Some(first - 1), Some(last + 1), Some(i64::MIN), Some(i64::MAX), Some(-8_334_601_228_800_000)] {
             assert_eq!(timestamp(absent), DateTime::UNIX_EPOCH, "{absent:?}");
         }
+    }
+
+    /// 100,000 empty headers take up some hundred bytes of a packed batch, and megabytes once they are read.
+    #[test]
+    fn headers_that_take_up_more_memory_than_any_event_are_unreadable() {
+        let empty = |count| (0..count).fold(OwnedHeaders::new(), |all, _| all.insert(Header { key: "a", value: None::<&[u8]> }));
+        assert_eq!(headers(empty(4_000).as_borrowed()).len(), 4_000);
+        assert_eq!(headers(empty(100_000).as_borrowed()), [(UNREADABLE.to_owned(), None)]);
     }
 
     proptest! {
