@@ -81,8 +81,8 @@ async fn ends_of(log: &Log, topic: Topic, seen: &Mutex<HashMap<TopicPartition, S
     answered
 }
 
+/// The end that can be read is asked for last: what is appended meanwhile is not in an open transaction.
 async fn both_ends(log: &Log, at: TopicPartition) -> Result<((i64, i64), i64), LogError> {
-    // in this order what is appended in between is not taken for an open transaction's
     let (start, end) = log.watermarks(at).await?;
     Ok(((start, end), log.readable_end(at).await?.min(end)))
 }

@@ -1,7 +1,9 @@
 //! `tallyline status` of a site that works.
 
 use serde_json::Value;
+use tallyline::clock::Clock;
 use tallyline::event::{Message, Topic};
+use tallyline::ledger::{Ledger, LedgerSettings};
 
 use super::{Kind, SOON, Site, append_builds, found};
 use crate::support::process::tallyline;
@@ -131,4 +133,24 @@ async fn a_watch_shows_one_answer_after_the_other_and_ends_when_it_is_told_to() 
     let answers: Vec<Value> = watch.stdout().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let times: Vec<&str> = answers.iter().map(|answer| answer["at"].as_str().unwrap()).collect();
     assert!(times.is_sorted() && times[0] < times[2], "{times:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_appended_while_status_is_read_is_not_in_an_open_transaction() {
+    let site = Site::registered(Kind::Postgres).await;
+    let log = site.log();
+    let ledger = Ledger::open(&LedgerSettings { url: site.ledger.url.clone(), connections: 2 }, Clock::system()).unwrap();
+    let appending = tokio::spawn({
+        let log = log.clone();
+        async move {
+            for _ in 0..400 {
+                log.append(Topic::AgentUsage, vec![garbage()]).await.unwrap();
+            }
+        }
+    });
+    while !appending.is_finished() {
+        let status = tallyline::status::read(&ledger, &log, SOON).await.unwrap();
+        assert!(status.partitions.iter().all(|partition| partition.in_open_transaction == Some(0)), "{:?}", status.partitions);
+    }
+    appending.await.unwrap();
 }
