@@ -321,7 +321,7 @@ impl Member {
 
     /// What was read of a partition but not handed over: whoever reads it next reads it again.
     fn drop_unread(&mut self, partition: TopicPartition) {
-        self.gathered.drop_partition(partition);
+        self.gathered.take(partition);
         self.waiting.retain(|told| !matches!(told, Told::Batch { batch, .. } if batch.partition == partition));
     }
 

@@ -78,9 +78,4 @@ impl Gathered {
         let next_offset = open.records.last()?.offset + 1;
         Some(Told::Batch { run: open.run, batch: Batch { partition, records: open.records, next_offset } })
     }
-
-    /// Forgets the partition's open batch.
-    pub fn drop_partition(&mut self, partition: TopicPartition) {
-        self.take(partition);
-    }
 }

@@ -74,16 +74,15 @@ impl KafkaLog {
 }
 
 impl Readers {
-    /// The reader that stands there, else any, else a new one.
+    /// The reader at this offset, else one without a partition, else a new one. One that has another offset is closed where there are too many:
+    /// what it received while idle is not about this read, and librdkafka dies of a partition that is assigned again before it has stopped.
     fn take(&self, log: &KafkaLog, partition: TopicPartition, from: i64) -> Result<Reader, LogError> {
         let mut readers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let fitting = readers.iter().position(|reader| reader.at == Some((partition, from)));
         if let Some(index) = fitting.or_else(|| readers.iter().position(|reader| reader.at.is_none())) {
             return Ok(readers.swap_remove(index));
         }
-        if readers.len() >= KEPT_READERS {
-            return Ok(readers.remove(0));
-        }
+        let _closed = (readers.len() >= KEPT_READERS).then(|| readers.remove(0));
         drop(readers);
         Reader::new(log)
     }

@@ -3,7 +3,7 @@
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::client::DefaultClientContext;
-use tallyline::event::Topic;
+use tallyline::event::{Topic, TopicPartition};
 
 use super::{Kind, Running, SOON, Site, append_builds, messages};
 use crate::support::eventually;
@@ -73,6 +73,27 @@ async fn a_kafka_topic_recreated_with_fewer_records_stops() {
     fill(&site, 30).await;
     stopped_while_the_others_go_on(&site, &running, "recreated", 60).await;
     running.ends_in_order().await;
+}
+
+/// Readers are kept, and one may still have a partition of the topic that is gone. librdkafka ends the process where it is assigned again.
+#[tokio::test]
+async fn a_reader_of_a_kafka_topic_that_was_recreated_reads_the_new_one() {
+    let site = Site::registered(Kind::Kafka).await;
+    let log = site.log();
+    append_builds(&log, 0..300).await;
+    append_usage(&site, 0..60).await;
+    let at = |topic, partition| TopicPartition { topic, partition };
+    let partitions = [0, 1, 2].map(|number| at(Topic::WorkspaceBuilds, number));
+    // as many as are kept, each before its partition's end
+    for partition in partitions.into_iter().chain([at(Topic::AgentUsage, 0)]) {
+        assert_eq!(log.read(partition, 0, 1).await.unwrap().len(), 1);
+    }
+    delete_topic(&site, Topic::WorkspaceBuilds).await;
+    recreate(&site).await;
+    fill(&site, 300).await;
+    for partition in partitions {
+        assert_eq!(log.read(partition, 5, 1).await.unwrap()[0].offset, 5);
+    }
 }
 
 #[tokio::test]
