@@ -458,7 +458,7 @@ create table collector_progress (
     complete_until timestamptz,
     runtime_complete_until timestamptz
 );
--- A pass that is not settled. It is settled once the log has been read up to all of its offsets.
+-- A pass that is not settled, and the passes after it that rely on nothing more. It is settled once the log has been read up to all of its offsets.
 create table collector_pass (
     source_id smallint not null references collector_progress,
     pass_id bigint not null,
@@ -469,7 +469,7 @@ create table collector_pass (
     runtime_complete_until timestamptz,
     primary key (source_id, pass_id)
 );
--- Where the log ended after it: all that this and earlier passes appended lies before.
+-- Where the log ended after it, as far as that was not reached and lay beyond the earlier rows: all that this and earlier passes appended lies before.
 create table collector_pass_offset (
     source_id smallint not null,
     pass_id bigint not null,

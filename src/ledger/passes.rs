@@ -268,8 +268,7 @@ async fn insert_pass(tx: &mut PgConnection, pass_id: i64, pass: &NewPass) -> Res
     Ok(())
 }
 
-/// Passes up to whose offsets the log is read become part of the source's progress. Offsets that are reached go, so that one partition that is not
-/// read keeps a row a pass and no more.
+/// Passes up to whose offsets the log is read become part of the source's progress. Offsets that are reached go.
 async fn settle_passes(tx: &mut PgConnection, source_id: i16, unproven_after: Option<i64>) -> Result<(), sqlx::Error> {
     sqlx::query(
         "delete from collector_pass_offset noted using position

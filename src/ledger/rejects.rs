@@ -136,11 +136,12 @@ pub struct SameEvent {
 }
 
 impl Ledger {
-    /// A page of rejects by number, of each body at most `payload_bytes`.
+    /// A page of rejects by number, of each body at most `payload_bytes`, and headers only up to 16 KiB.
     pub async fn rejects(&self, filter: &RejectFilter, after: i64, limit: i64, payload_bytes: i32) -> Result<Vec<RejectRow>, sqlx::Error> {
         let rows = sqlx::query(
             "select id, topic, partition, generation, log_offset, verdict, cause, detail, deployment_id, event_id, event_type,
-                 units::text as units, state, act_id, record_timestamp, record_key, headers, substring(payload from 1 for $7) as payload,
+                 units::text as units, state, act_id, record_timestamp, record_key,
+                 case when octet_length(headers) <= 16384 then headers else '[]' end as headers, substring(payload from 1 for $7) as payload,
                  coalesce(whole_bytes, octet_length(payload)) as payload_bytes,
                  whole_sha256, recorded_at
              from reject

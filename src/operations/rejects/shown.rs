@@ -49,7 +49,7 @@ pub struct Reject {
     pub unit: Option<String>,
     /// The record's key.
     pub key: Option<Bytes>,
-    /// The record's headers, in order.
+    /// The record's headers, in order; none in a list where they take up more than 16 KiB.
     pub headers: Vec<Header>,
     /// The record's body; absent in a tombstone.
     pub payload: Option<Bytes>,

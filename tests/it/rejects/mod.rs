@@ -236,6 +236,18 @@ async fn a_record_that_would_be_refused_again_is_not_passed_on_unless_forced_and
 }
 
 #[tokio::test]
+async fn large_headers_are_shown_with_the_reject_and_not_in_a_list() {
+    let site = Site::new(Backend::Postgres).await;
+    let mut large = with_body(&usage(DEPLOYMENT, 1), "{");
+    let count = large.headers.len();
+    large.headers.push(("trace".to_owned(), Some(vec![b'x'; 20_000])));
+    site.take(vec![with_body(&usage(DEPLOYMENT, 2), "{"), large]).await;
+    let listed = site.list("open").await;
+    assert_eq!(listed.iter().map(|reject| reject.headers.len()).collect::<Vec<_>>(), [count, 0]);
+    assert_eq!(site.desk.show_reject(listed[1].id).await.unwrap().reject.headers.len(), count + 1);
+}
+
+#[tokio::test]
 async fn a_conflict_stands_until_it_is_given_up_and_the_accepted_event_stays() {
     let site = Site::new(Backend::Postgres).await;
     let event = build(DEPLOYMENT, 1);
