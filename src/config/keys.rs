@@ -83,7 +83,7 @@ pub const KEYS: &[Key] = &[
         Some("6"),
         "Partitions of each topic when it is created; a topic that is there is never changed.",
     ),
-    key("log.group", Kind::Name(1, 200), Some("tallyline"), "The group whose members share the partitions."),
+    key("log.group", Kind::Name(1, 200), Some("tallyline"), "The group whose members share the partitions. It belongs to one ledger."),
     key(
         "log.signing_key",
         Kind::Name(1, 100),

@@ -130,7 +130,9 @@ impl Task {
                     debug!(partition = %self.claim.partition, records = counts.records, accepted = counts.accepted, "batch recorded");
                     self.consumer.telemetry.recorded(self.claim.partition, counts);
                     self.moved(&part);
-                    self.note(None);
+                    if parts.is_empty() {
+                        self.note(None);
+                    }
                     waits.reset();
                     continue;
                 }

@@ -168,14 +168,11 @@ impl Ledger {
     /// The database's. The inner one: this coderd is not the source's; then nothing is changed.
     pub async fn bind_source(&self, source_id: Uuid, found: SourceIdentity) -> Result<Result<(), IdentityRefusal>, sqlx::Error> {
         let mut connection = self.pool.acquire().await?;
-        let bindings = bindings(&mut connection).await?;
-        if let Some(refusal) = refusal(&bindings, source_id, found.into()) {
-            return Ok(Err(refusal));
+        if refusal(&bindings(&mut connection).await?, source_id, found.into()).is_none() {
+            bind(&mut connection, source_id, found, false).await?;
         }
-        if !bindings.iter().any(|binding| binding.deployment_id == source_id && binding.bound == Some(found)) {
-            bind(&mut connection, source_id, found).await?;
-        }
-        Ok(Ok(()))
+        // also where an operator has bound it meanwhile
+        Ok(refusal(&bindings(&mut connection).await?, source_id, found.into()).map_or(Ok(()), Err))
     }
 
     /// Binds a registered source to another coderd than before, as an operator's act. Its collector loses its lease. None: the source is not
@@ -195,7 +192,7 @@ impl Ledger {
         if let Some(refusal) = other_source(&bindings, source_id, found.into()) {
             return Ok(Err(refusal));
         }
-        if !bind(&mut tx, source_id, found).await? {
+        if !bind(&mut tx, source_id, found, true).await? {
             return Ok(Ok(None));
         }
         let before = bindings.iter().find(|binding| binding.deployment_id == source_id).and_then(|own| own.bound);
@@ -216,10 +213,13 @@ async fn bindings(connection: &mut PgConnection) -> Result<Vec<Binding>, sqlx::E
     .await
 }
 
-/// False where the source is not registered.
-async fn bind(tx: &mut PgConnection, source_id: Uuid, found: SourceIdentity) -> Result<bool, sqlx::Error> {
-    let query = sqlx::query("update source set bound_deployment_id = $2, bound_organization_id = $3 where deployment_id = $1");
-    let changed = query.bind(source_id).bind(found.deployment_id).bind(found.organization_id).execute(tx).await?;
+/// False where the source is not registered, or is bound and is not to be bound again.
+async fn bind(tx: &mut PgConnection, source_id: Uuid, found: SourceIdentity, again: bool) -> Result<bool, sqlx::Error> {
+    let query = sqlx::query(
+        "update source set bound_deployment_id = $2, bound_organization_id = $3
+         where deployment_id = $1 and ($4 or bound_deployment_id is null)",
+    );
+    let changed = query.bind(source_id).bind(found.deployment_id).bind(found.organization_id).bind(again).execute(tx).await?;
     Ok(changed.rows_affected() == 1)
 }
 

@@ -32,7 +32,8 @@ impl Ledger {
 
 /// Whether a connection is fit for the pool: it has answered all that it was asked, and no transaction is open on it. A `begin` that is given up
 /// before its answer leaves one open, and whatever the next user writes would be part of it. In the simple protocol a statement by itself begins
-/// its transaction at its own time. A session that began read-only, as on a standby, stays so.
+/// its transaction at its own time. One that cannot write is closed, as on a standby:
+/// a new one may reach another server.
 pub(super) async fn settles(connection: &mut PgConnection) -> Result<bool, Error> {
     let fit = "select now() = statement_timestamp() and current_setting('transaction_read_only') = 'off'";
     let asked = sqlx::raw_sql(fit).fetch_one(connection);

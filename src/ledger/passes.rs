@@ -224,7 +224,7 @@ async fn log_holds(tx: &mut PgConnection, records: &[(TopicPartition, i64, Messa
 }
 
 /// Adds a row for the pass, with the offsets that neither the ledger nor an earlier pass has reached. A pass that has none, appended
-/// nothing and is no sweep relies on nothing more than the one before: it joins the newest row.
+/// nothing and is no sweep relies on nothing more than the one before: it joins the newest row, unless that may be settled earlier.
 async fn insert_pass(tx: &mut PgConnection, pass_id: i64, pass: &NewPass) -> Result<(), sqlx::Error> {
     let further: Vec<(String, i32, i64)> = sqlx::query_as(
         "select topic, partition, log_end from unnest($2::text[], $3::integer[], $4::bigint[]) as at (topic, partition, log_end)
@@ -242,7 +242,7 @@ async fn insert_pass(tx: &mut PgConnection, pass_id: i64, pass: &NewPass) -> Res
     let joins = further.is_empty() && pass.produced == 0 && !pass.full_sweep;
     let row: i64 = sqlx::query_scalar(
         "insert into collector_pass as pass (source_id, pass_id, full_sweep, complete_until, runtime_complete_until)
-         values ($1, coalesce((select max(pass_id) from collector_pass where $6 and source_id = $1), $2), $3, $4, $5)
+         values ($1, coalesce((select max(pass_id) from collector_pass where $6 and source_id = $1 and pass_id > $7), $2), $3, $4, $5)
          on conflict (source_id, pass_id) do update set complete_until = greatest(pass.complete_until, excluded.complete_until),
              runtime_complete_until = greatest(pass.runtime_complete_until, excluded.runtime_complete_until)
          returning pass_id",
@@ -253,6 +253,7 @@ async fn insert_pass(tx: &mut PgConnection, pass_id: i64, pass: &NewPass) -> Res
     .bind(pass.complete_until)
     .bind(pass.runtime_complete_until)
     .bind(joins)
+    .bind(pass.unproven_after.unwrap_or(0))
     .fetch_one(&mut *tx)
     .await?;
     for (topic, partition, log_end) in further {

@@ -261,7 +261,11 @@ impl Ledger {
         lives: Lives,
     ) -> Result<Vec<i64>, sqlx::Error> {
         let mut tx = self.pool.begin().await?;
-        sqlx::query("select from position order by topic, partition for share").execute(&mut *tx).await?;
+        let topics: Vec<_> = passed.iter().map(|one| Some(one.place?.0.topic.name())).collect();
+        let partitions: Vec<_> = passed.iter().map(|one| Some(one.place?.0.partition)).collect();
+        let lock = "select from position where (topic, partition) in (select * from unnest($1::text[], $2::integer[]))
+                    order by topic, partition for share";
+        sqlx::query(lock).bind(&topics).bind(&partitions).execute(&mut *tx).await?;
         if lives_of(&mut tx).await? != lives {
             return Ok(Vec::new());
         }
@@ -275,8 +279,8 @@ impl Ledger {
         .bind(passed.iter().map(|one| one.act_id).collect::<Vec<_>>())
         .bind(from)
         .bind(to)
-        .bind(passed.iter().map(|one| Some(one.place?.0.topic.name())).collect::<Vec<_>>())
-        .bind(passed.iter().map(|one| Some(one.place?.0.partition)).collect::<Vec<_>>())
+        .bind(&topics)
+        .bind(&partitions)
         .bind(passed.iter().map(|one| Some(one.place?.1)).collect::<Vec<_>>())
         .fetch_all(&mut *tx)
         .await?;

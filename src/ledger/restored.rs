@@ -27,7 +27,7 @@ pub enum Restored {
         next_offset: i64,
         /// When the last record before that came to the log, where the log still has it: so far the lost time reaches, at least.
         read_until: Option<DateTime<Utc>>,
-        /// The incarnations of all marks: those that the ledger does not know are lost with this one.
+        /// The incarnations of all marks.
         marked: Vec<Uuid>,
     },
     /// An operator says so.
@@ -36,10 +36,21 @@ pub enum Restored {
         incarnation: Uuid,
         /// Sources that are not there any more: the recovery does not wait for them.
         without: Vec<Uuid>,
+        /// The incarnations of the group's marks, as far as they could be read.
+        marked: Vec<Uuid>,
     },
 }
 
 impl Restored {
+    /// The incarnations that are over with this one: a mark or a landmark of theirs proves nothing any more.
+    fn lost(&self) -> Vec<Uuid> {
+        let marked = match self {
+            Restored::Batch(_) => &[],
+            Restored::Position { marked, .. } | Restored::Said { marked, .. } => marked.as_slice(),
+        };
+        [&[self.incarnation()], marked].concat()
+    }
+
     /// The incarnation that this is about.
     fn incarnation(&self) -> Uuid {
         match self {
@@ -56,8 +67,8 @@ impl std::fmt::Display for Restored {
             Restored::Batch(Landmark { sequence, batch_id, recorded_at, .. }) => {
                 write!(f, "it had batch {batch_id} of {recorded_at} at sequence {sequence}, and has it no more")
             }
-            Restored::Position { partition, next_offset, read_until, .. } => {
-                write!(f, "it had read {partition} up to {next_offset}")?;
+            Restored::Position { lives, partition, next_offset, read_until, .. } => {
+                write!(f, "as incarnation {} it had read {partition} up to {next_offset}", lives.incarnation)?;
                 read_until.map_or(Ok(()), |until| write!(f, ", a record of {until}"))?;
                 f.write_str(", and does not know that any more")
             }
@@ -144,7 +155,7 @@ impl Ledger {
              )
              update ledger set incarnation = gen_random_uuid()",
         )
-        .bind(if let Restored::Position { marked, .. } = restored { marked.clone() } else { vec![restored.incarnation()] })
+        .bind(restored.lost())
         .execute(&mut *tx)
         .await?;
         let without = if let Restored::Said { without, .. } = restored { without.as_slice() } else { &[] };

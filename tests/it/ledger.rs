@@ -363,7 +363,22 @@ async fn rejects_do_not_end_where_the_log_may_have_lost_what_was_passed() {
     let passed = [PassedReject { id: reject, act_id: acts[0], place: Some((place, 1)) }];
     let end = async |lives| ledger.end_rejects(&passed, &[RejectState::Open], RejectState::Resubmitted, lives).await.unwrap();
     assert!(end(Lives { ended: lives.ended + 1, ..lives }).await.is_empty());
-    assert_eq!(end(lives).await, [reject]);
+    // a life that is about to end is waited for
+    let mut recovery = ledger.pool.begin().await.unwrap();
+    sqlx::query("select from position for update").execute(&mut *recovery).await.unwrap();
+    sqlx::query("insert into past_position select topic, partition, 1, 0, 1, 1, $1 from position")
+        .bind(acts[0])
+        .execute(&mut *recovery)
+        .await
+        .unwrap();
+    let recovered = async {
+        let waits = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
+        eventually(SOON, "it waits", || async { number(&ledger, waits).await == 1 }).await;
+        recovery.commit().await.unwrap();
+    };
+    let (ended, ()) = tokio::join!(end(lives), recovered);
+    assert!(ended.is_empty());
+    assert_eq!(end(ledger.lives().await.unwrap()).await, [reject]);
 }
 
 #[tokio::test]

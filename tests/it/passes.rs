@@ -125,6 +125,19 @@ async fn a_pass_that_appended_something_is_withdrawn_without_those_before_it() {
     assert_eq!(site.complete_until().await, Some(at(2)));
 }
 
+/// An attempt that failed may have appended something that the next pass neither appends nor waits for.
+#[tokio::test]
+async fn a_pass_that_is_not_proven_is_withdrawn_also_where_it_appended_nothing() {
+    let site = Site::new().await;
+    site.record(&NewPass { full_sweep: false, produced: 1, ..site.pass(1, 1) }).await.unwrap();
+    for minute in 2..=3 {
+        site.record(&NewPass { unproven_after: Some(1), ..site.pass(minute, 1) }).await.unwrap();
+    }
+    site.ledger.void_passes(&site.lease, site.source.id, 1).await.unwrap();
+    site.read_one().await;
+    assert_eq!(site.complete_until().await, Some(at(1)));
+}
+
 #[tokio::test]
 async fn passes_whose_records_may_be_rejected_can_be_withdrawn() {
     let site = Site::new().await;

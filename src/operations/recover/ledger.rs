@@ -225,9 +225,12 @@ pub(super) async fn execute(desk: &Desk, effect: &LedgerEffect, act: &NewAct<'_>
     Ok(match &effect.open {
         Some(open) => desk.ledger.in_time(desk.ledger.give_up_sources(open.id, &without, act, hash)).await?,
         None => {
-            desk.ledger
-                .in_time(desk.ledger.note_restored(&Restored::Said { incarnation: effect.sequence.incarnation, without }, act, Some(hash)))
-                .await?
+            let marked = match mark_ahead(&desk.log, &desk.ledger, &desk.group).await {
+                Ok(Some(Restored::Position { marked, .. })) => marked,
+                Ok(_) | Err(_) => Vec::new(),
+            };
+            let restored = Restored::Said { incarnation: effect.sequence.incarnation, without, marked };
+            desk.ledger.in_time(desk.ledger.note_restored(&restored, act, Some(hash))).await?
         }
     })
 }

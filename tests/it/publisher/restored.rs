@@ -55,7 +55,8 @@ async fn nothing_is_sent_or_settled_before_it_is_known_whether_the_ledger_went_b
         assert_eq!(began, 0);
 
         if went_back {
-            let restored = Restored::Said { incarnation: world.ledger.head().await.unwrap().incarnation, without: Vec::new() };
+            let restored =
+                Restored::Said { incarnation: world.ledger.head().await.unwrap().incarnation, without: Vec::new(), marked: Vec::new() };
             let act = NewAct {
                 actor: "user-001",
                 act: ActKind::Recover,
