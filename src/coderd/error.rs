@@ -59,7 +59,7 @@ impl From<sqlx::Error> for CoderdError {
         let code = error.as_database_error().and_then(|answer| answer.code()).map(Cow::into_owned);
         match (Remedy::of(&error), code.as_deref()) {
             // Rights are checked against the catalog first; they can be taken away in between.
-            (_, Some("42501")) => CoderdError::NotGranted { grants: vec![format!("-- {}; see the grants in the README", text(&error))] },
+            (_, Some("42501")) => CoderdError::NotGranted { grants: vec![format!("-- {}; see docs/install.md", text(&error))] },
             // A column or table that went while we were connected: coderd was upgraded.
             (_, Some("42703" | "42P01")) => CoderdError::Missing { names: vec![text(&error)] },
             (remedy, _) if remedy.is_retry() => CoderdError::Lost(text(&error)),

@@ -53,7 +53,7 @@ pub enum LedgerError {
     /// The database is coderd's.
     #[error(
         "ledger.url names coderd's own database, which has the tables site_configs and workspace_builds: create a database for the ledger \
-         alone, as the README does under *Run it*, and set ledger.url to it"
+         alone, as docs/install.md does, and set ledger.url to it"
     )]
     CoderdDatabase,
     /// The role may not read which migrations the database has.

@@ -1,4 +1,4 @@
-//! The README's *After an outage*, walked through: Kafka is gone for ten minutes of the given clock, then the ledger is lost, and a backup from
+//! docs/after-an-outage.md, walked through: Kafka is gone for ten minutes of the given clock, then the ledger is lost, and a backup from
 //! before is put in its place. At the end every number is true.
 
 use chrono::TimeDelta;

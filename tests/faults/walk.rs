@@ -1,4 +1,4 @@
-//! The README's walk-through, as somebody types it: each command goes to a shell, its placeholders filled in, and what it shows is held against
+//! The steps of docs/after-an-outage.md, as an operator types them: each command goes to a shell, its placeholders filled in, and what it shows is held against
 //! what the page says that one sees.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -41,10 +41,10 @@ pub struct Running {
 impl Walk {
     /// In a folder that holds this pipeline file under the page's name.
     pub fn begin(pipeline: &str, known: [(&'static str, String); 3]) -> Walk {
-        let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).expect("the README");
+        let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/after-an-outage.md")).expect("the page");
         let folder = TempDir::new().expect("a folder");
         std::fs::copy(pipeline, folder.path().join("kafka.toml")).expect("the pipeline file");
-        Walk { left: commands(&readme, "After an outage"), known: known.into(), folder, last: String::new() }
+        Walk { left: commands(&page, "Steps"), known: known.into(), folder, last: String::new() }
     }
 
     /// Runs the page's next command, which must begin with these words, to its end, exit code 0. Answers what it said, which is what the page shows.

@@ -1,4 +1,4 @@
-//! The README's *Run it*, command by command, with roles that have no right but those that it gives.
+//! The steps of docs/install.md, command by command, with roles that have no right but those that it gives.
 
 use std::time::Duration;
 
@@ -14,13 +14,13 @@ const SOON: Duration = Duration::from_secs(120);
 
 /// The commands of the section, without their comments.
 fn commands() -> Vec<String> {
-    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).expect("the README");
-    let section = readme.split("\n## ").find(|section| section.starts_with("Run it\n")).expect("the section");
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/install.md")).expect("the page");
+    let section = page.split("\n## ").find(|section| section.starts_with("Steps\n")).expect("the section");
     let code = section.lines().filter_map(|line| line.strip_prefix("       "));
     code.map(|line| line.split(" # ").next().unwrap_or(line).trim().to_owned()).filter(|line| !line.is_empty()).collect()
 }
 
-/// A site whose operator follows the README.
+/// A site whose operator follows the page.
 struct Install {
     coderd: Coderd,
     ledger: String,
@@ -155,12 +155,12 @@ async fn run_it_counts_builds(shipped: &str) {
 }
 
 #[tokio::test]
-async fn the_readmes_run_it_counts_builds_on_kafka() {
+async fn the_steps_of_the_install_page_count_builds_on_kafka() {
     run_it_counts_builds("kafka.toml").await;
 }
 
 #[tokio::test]
-async fn the_readmes_run_it_counts_builds_on_postgres() {
+async fn the_steps_of_the_install_page_count_builds_on_postgres() {
     run_it_counts_builds("single.toml").await;
 }
 

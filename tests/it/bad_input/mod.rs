@@ -1,4 +1,4 @@
-//! Bad input: one test for each row of ARCHITECTURE.md's table of that name. Records go the consumer's own way, between two good ones, into a
+//! Bad input: one test for each row of docs/reference/bad-input.md. Records go the consumer's own way, between two good ones, into a
 //! real ledger; `journey::bad_input` takes some of them through both logs and a real process.
 
 mod records;

@@ -2,13 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-/// The rows of ARCHITECTURE.md's table *Bad input*: input, what becomes of it, the test's name.
+/// The rows of docs/reference/bad-input.md: input, result, name of the test.
 fn rows() -> Vec<[String; 3]> {
-    let text = std::fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
-    let (_, section) = text.split_once("\n## Bad input\n").expect("the section");
-    let section = section.split("\n## ").next().unwrap();
+    let text = std::fs::read_to_string(root().join("docs/reference/bad-input.md")).unwrap();
     let cells = |line: &str| line.trim_matches('|').split(" | ").map(|cell| cell.trim().to_owned()).collect::<Vec<_>>();
-    let lines = section.lines().filter(|line| line.starts_with("| ")).skip(2);
+    let lines = text.lines().filter(|line| line.starts_with("| ")).skip(2);
     lines.map(|line| cells(line).try_into().unwrap_or_else(|cells| panic!("not three cells: {cells:?}"))).collect()
 }
 
