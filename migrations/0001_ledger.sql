@@ -1,4 +1,4 @@
--- The ledger: every accepted event once, in batches of one total order.
+-- The ledger holds every accepted event once, in batches of one total order.
 
 -- The ledger's identity. A ledger restored from a backup gets a new incarnation.
 create table ledger (
@@ -8,22 +8,22 @@ create table ledger (
 );
 insert into ledger default values;
 
--- Incarnations that the ledger knows to be over. One that is neither here nor in `ledger` came after the backup that this ledger was restored from.
+-- Incarnations that have ended. One that is neither here nor in `ledger` began after the backup that this ledger was restored from.
 create table past_incarnation (
     incarnation uuid primary key
 );
 
--- Whatever a fold, an export or a close reads belongs to a batch.
+-- Each row that a fold, an export or a close reads belongs to a batch.
 create table batch (
     id bigint generated always as identity primary key,
-    -- taken at commit, so that sequence order is commit order without holes; null is seen by nobody but the transaction itself
+    -- set at commit, so that sequence order is commit order without gaps; only the transaction itself sees null
     sequence bigint constraint batch_sequence_is_unique unique,
     kind text not null constraint batch_kind_is_known
         check (kind in ('log', 'replay', 'source', 'licenses', 'verdicts', 'operator')),
     recorded_at timestamptz not null,
     topic text,
     partition integer,
-    -- which life of the partition: a topic that was lost and made anew begins another
+    -- a topic that is lost or recreated begins another generation of the partition
     generation integer,
     epoch bigint,
     replay_id uuid,
@@ -35,7 +35,7 @@ create table batch (
     conflicts integer not null default 0,
     rejects integer not null default 0,
     held integer not null default 0,
-    -- publications that it took out of the queue without a word of the vendor
+    -- publications that the batch settles without a verdict of the vendor
     settled integer not null default 0,
     constraint batch_counts_balance check (records = accepted + duplicates + conflicts + rejects + held),
     constraint batch_of_the_log_names_its_range check (
@@ -44,12 +44,12 @@ create table batch (
     constraint batch_of_verdicts_settles check (settled = 0 or kind = 'verdicts')
 );
 create index batch_by_partition on batch (topic, partition, first_offset) where kind in ('log', 'replay');
--- replays lie anywhere, and are few
+-- Replays can start at any offset, and there are few of them.
 create index batch_of_replays on batch (topic, partition, first_offset) where kind = 'replay';
 create index batch_by_time on batch (recorded_at);
 
--- The last thing a transaction does, inside its commit: no writer waits for another's statements. The row of `ledger` stays locked until the commit is
--- on disk (and on a synchronous standby, where there is one), which bounds the commits a second.
+-- Runs as the last step inside the commit, so that no writer waits for another's statements. The row of `ledger` stays locked until
+-- the commit is on disk, and on the synchronous standby if there is one. This lock limits the commits per second.
 create function take_sequence() returns trigger language plpgsql as $$
 declare
     taken bigint;
@@ -59,24 +59,24 @@ begin
     return null;
 end
 $$;
--- A sequence as it is shown: INCARNATION:SEQUENCE.
+-- The form in which a sequence is shown: INCARNATION:SEQUENCE.
 create function named_sequence(number bigint) returns text language sql stable strict as $$
     select incarnation || ':' || number from ledger
 $$;
 create constraint trigger batch_takes_sequence after insert on batch
     deferrable initially deferred for each row execute function take_sequence();
 
--- What an operator did, or this program in an operator's stead: who, when, why. Each is a batch of its own, so that it has its place in the
--- ledger's order. What came of it is in its rows' own tables.
+-- The act of an operator, or of this program on an operator's behalf. Each act is a batch of its own, so that it has a place in the
+-- ledger's order. Its results are in the tables of the changed rows.
 create table operator_act (
     id bigint generated always as identity primary key,
     batch_id bigint not null references batch,
     acted_at timestamptz not null,
-    -- a person's login, a token's name, or `tallyline VERSION`
+    -- a person's login, the name of a token, or `tallyline VERSION`
     actor text not null constraint operator_act_names_its_actor check (actor <> ''),
     act text not null constraint operator_act_is_known
         check (act in ('resubmit', 'admit', 'discard', 'pause', 'resume', 'replay', 'rebuild', 'recover', 'accept', 'retire', 'reinstate')),
-    -- what it was done to: a plan's hash, an operation, a stage, a deployment; or a reject
+    -- the target: a plan's hash, an operation, a stage, a deployment; or a reject
     subject text,
     reject_id bigint,
     reason text not null,
@@ -90,19 +90,19 @@ create table source (
     id smallint generated always as identity primary key,
     deployment_id uuid not null constraint source_deployment_is_unique unique,
     batch_id bigint not null references batch,
-    -- histograms observe builds completed at or after this instant
+    -- histograms observe builds that completed at or after this instant
     introduced_at timestamptz not null,
-    -- builds completed before this were counted once into creation_baseline and are not collected; null: all history is collected
+    -- builds completed earlier are counted once in creation_baseline and are not collected; null: all history is collected
     baseline_until timestamptz,
-    -- the coderd it is bound to: coderd's own deployment id and its default organization; null: they could not be read yet
+    -- the coderd that the source is bound to, by deployment id and default organization; null: neither has been read yet
     bound_deployment_id uuid constraint source_coderd_is_bound_once unique,
     bound_organization_id uuid constraint source_organization_is_bound_once unique,
     constraint source_is_bound_to_both check (num_nulls(bound_deployment_id, bound_organization_id) in (0, 2)),
-    -- the operator's act that retired it; null: it is in use
+    -- the operator's act that retired the source; null: it is in use
     retired_act_id bigint references operator_act
 );
 
--- The all-time counters' start where history is not collected.
+-- Initial values of the all-time counters where history is not collected.
 create table creation_baseline (
     source_id smallint not null references source,
     batch_id bigint not null references batch,
@@ -113,7 +113,7 @@ create table creation_baseline (
     primary key (source_id, organization_name, template_name, preset_name)
 );
 
--- Events. batch_id has no foreign key on these: the batch row is written last in the same transaction, and the audit compares the counts.
+-- Events. batch_id has no foreign key: the same transaction writes the batch row last. The audit compares the counts.
 create table workspace_build (
     source_id smallint not null,
     build_id uuid not null,
@@ -148,18 +148,18 @@ create table workspace_build (
     preset_name text not null,
     workspace_name text not null,
     owner_name text not null,
-    -- when it was accepted with a valid signature or found equal in coderd; null: neither
+    -- when a valid signature or an equal row in coderd confirmed it; null: not confirmed
     confirmed_at timestamptz,
     constraint workspace_build_is_unique primary key (source_id, build_id)
 );
 create index workspace_build_by_batch on workspace_build (batch_id);
 create index workspace_build_by_completion on workspace_build (source_id, completed_at);
 
--- One first successful start a workspace, whatever its source says later: only this build can be counted as a creation.
+-- Each workspace has one first successful start. Only this build is counted as a creation, even if the source later names another.
 create table workspace_first_start (
     source_id smallint not null,
     workspace_id uuid not null,
-    -- null: before the source's baseline
+    -- null: the start was before the source's baseline
     build_id uuid,
     constraint workspace_first_start_is_unique primary key (source_id, workspace_id)
 );
@@ -186,7 +186,7 @@ create table prebuild_claim (
     organization_name text not null,
     template_name text not null,
     preset_name text not null,
-    -- as of a build
+    -- see workspace_build
     confirmed_at timestamptz,
     constraint prebuild_claim_is_unique primary key (source_id, build_id)
 );
@@ -201,21 +201,21 @@ create table usage_event (
     digest bytea not null,
     event_type text not null constraint usage_event_type_is_known
         check (event_type in ('dc_managed_agents_v1', 'hb_ai_seats_v1', 'hb_agent_runtime_v1')),
-    -- an unsigned number of 64 bits, in the type's unit
+    -- an unsigned 64-bit number in the type's unit
     quantity numeric(20, 0) not null constraint usage_event_quantity_is_unsigned check (quantity >= 0),
     created_at timestamptz not null,
-    -- coderd's marks as first seen
+    -- coderd's publish marks when the event was accepted
     publish_started_at timestamptz,
     published_at timestamptz,
     failure_message text,
-    -- as of a build
+    -- see workspace_build
     confirmed_at timestamptz,
     constraint usage_event_is_unique primary key (source_id, id)
 );
 create index usage_event_by_batch on usage_event (batch_id);
 create index usage_event_by_time on usage_event (source_id, created_at, id);
 
--- Accepted events, each with its deployment and its batch, so far as these are there, and its quantity as decoders of the event read it.
+-- Accepted events with their deployment and batch, null where missing. The quantity is text, as decoders of the event expect it.
 create view kept_build as
     select e.build_id::text as key, e.*, s.deployment_id, to_jsonb(b) as batch
     from workspace_build e left join source s on s.id = e.source_id left join batch b on b.id = e.batch_id;
@@ -227,7 +227,7 @@ create view kept_usage as
         e.publish_started_at, e.published_at, e.failure_message, s.deployment_id, to_jsonb(b) as batch
     from usage_event e left join source s on s.id = e.source_id left join batch b on b.id = e.batch_id;
 
--- Records that are no accepted event: rejected, in conflict with an accepted one, or held until an upgrade knows their type.
+-- Records that are not accepted: rejected, in conflict with an accepted event, or held until their type or deployment is known.
 create table reject (
     id bigint generated always as identity primary key,
     batch_id bigint not null,
@@ -239,26 +239,26 @@ create table reject (
     cause text not null constraint reject_cause_is_known check (cause in ('tombstone', 'oversized', 'json', 'attribute', 'unknown_event_type',
         'foreign_event_type', 'foreign_topic', 'field', 'unknown_field', 'unsigned', 'bad_signature', 'conflict', 'unregistered_source', 'ledger')),
     detail text not null,
-    -- as far as they could be read
+    -- null where the record has no readable value
     deployment_id uuid,
     event_id text,
     event_type text,
-    -- what is at stake, where it is usage whose number can be read: an unsigned number of 64 bits in its type's unit
+    -- unbilled usage as an unsigned 64-bit number in the type's unit; null: not usage, or not readable
     units numeric(20, 0),
-    -- open until an act of an operator, or of an upgrade, ends it
+    -- open until an act of an operator or of an upgrade ends it
     state text not null default 'open' constraint reject_state_is_known check (state in ('open', 'resubmitted', 'admitted', 'discarded')),
     act_id bigint references operator_act,
-    -- where the log has what went through it again at that act; null where nothing had to
+    -- place in the log of the record that the act appended; null: the act appended none
     passed_topic text,
     passed_partition integer,
     passed_generation integer,
     passed_offset bigint,
-    -- the record as found; headers are JSON, [[name, value in base64 or null], ...], as bytes, for text refuses NUL
+    -- the record as received; headers are JSON, [[name, value in base64 or null], ...], kept as bytes because text cannot contain NUL
     record_timestamp timestamptz,
     record_key bytea,
     headers bytea not null,
     payload bytea,
-    -- of a body that is too large only the beginning is kept: how long the whole one is, and its SHA-256
+    -- length and SHA-256 of the whole body, if it is too large and only its first bytes are kept
     whole_bytes bigint,
     whole_sha256 bytea,
     recorded_at timestamptz not null,
@@ -269,25 +269,25 @@ create table reject (
         num_nulls(passed_topic, passed_partition, passed_generation, passed_offset) = 4
         or num_nulls(passed_topic, passed_partition, passed_generation, passed_offset) = 0 and state in ('resubmitted', 'admitted'))
 );
--- held records of one deployment: registering it releases them
+-- Registering a deployment releases its held records.
 create index reject_unregistered on reject (deployment_id, id) where state = 'open' and cause = 'unregistered_source';
--- what is counted at every look lies in the index itself
+-- Frequent counts read only this index.
 create index reject_open on reject (verdict, cause, id) include (event_type, units, recorded_at) where state = 'open';
 create index reject_by_batch on reject (batch_id);
 create index reject_by_event on reject (event_id, deployment_id);
 create index reject_passed on reject (passed_topic, passed_partition, passed_generation, passed_offset) where passed_offset is not null;
 
--- Where each partition stands. Only who knows epoch and position moves it.
+-- The position of each partition. Only the lease holder that knows epoch and position moves it.
 create table position (
     topic text not null,
     partition integer not null,
-    -- raised when the partition is begun anew by `recover`; rows of earlier lives are in past_position
+    -- `recover` raises it when it restarts the partition; past_position has the earlier generations
     generation integer not null default 1,
     epoch bigint not null,
-    -- where reading began, for a partition without a position the log's start
+    -- where reading began: the log's start for a partition without a position
     start_offset bigint not null,
     next_offset bigint not null,
-    -- the record before the position, to know a recreated topic
+    -- the last record before the position, to detect a recreated topic
     last_offset bigint,
     last_record bytea,
     records bigint not null default 0,
@@ -295,8 +295,8 @@ create table position (
     primary key (topic, partition)
 );
 
--- From which offset on records must bear a valid signature, written for all partitions at once when a consumer first has keys. A partition, or a life of
--- one, that comes later has no row: all of its records must be signed. The recovery of a restored ledger lowers it to the position.
+-- The offset from which a partition's records need a valid signature. The first consumer with keys writes it for all partitions.
+-- A later partition or generation has no row: all its records need one. The recovery of a restored ledger lowers it to the position.
 create table signature_cutover (
     topic text not null,
     partition integer not null,
@@ -305,13 +305,13 @@ create table signature_cutover (
     recorded_at timestamptz not null,
     constraint signature_cutover_is_recorded_once primary key (topic, partition, generation)
 );
--- The first offset of a partition's life whose record must be signed; null: no consumer has had keys.
+-- The first offset of the generation whose record needs a signature; null: no consumer has had keys.
 create function signed_from(of_topic text, of_partition integer, of_generation integer) returns bigint language sql stable as $$
     select case when exists (select from signature_cutover) then coalesce((select first_offset from signature_cutover
         where topic = of_topic and partition = of_partition and generation = of_generation), 0) end
 $$;
 
--- Positions that `recover` has ended: the topic was lost, made anew, or no longer held what was to be read.
+-- Positions that `recover` has ended because the topic was lost, was recreated, or no longer had the records to read.
 create table past_position (
     topic text not null,
     partition integer not null,
@@ -323,17 +323,17 @@ create table past_position (
     primary key (topic, partition, generation)
 );
 
--- The generation of a partition now, or the one that its first record begins.
+-- The partition's current generation, or the one that its first record begins.
 create function current_generation(of_topic text, of_partition integer) returns integer language sql stable strict as $$
     select coalesce((select generation from position where topic = of_topic and partition = of_partition),
         (select max(generation) + 1 from past_position where topic = of_topic and partition = of_partition), 1)
 $$;
 
--- What was planned to be done, under the hash of its effect: only exactly that is executed.
+-- Plans by the hash of their effect. An execution has exactly this effect.
 create table plan (
     hash text primary key,
     kind text not null constraint plan_kind_is_known check (kind in ('replay', 'recover')),
-    -- what was asked for, and the effect that was shown
+    -- the operator's request, and the effect in the plan's answer
     request jsonb not null,
     effect jsonb not null,
     planned_at timestamptz not null,
@@ -341,7 +341,7 @@ create table plan (
     finished_at timestamptz
 );
 
--- A planned replay, a row for each partition. It keeps positions of its own and never moves the live ones.
+-- A planned replay, one row per partition. It has its own positions and never moves the live ones.
 create table replay (
     id uuid not null,
     plan_hash text not null references plan,
@@ -355,7 +355,7 @@ create table replay (
 );
 create index replay_by_plan on replay (plan_hash);
 
--- One row for each accepted usage event: money leaves only through here.
+-- One row per accepted usage event. Usage reaches the vendor only through this queue.
 create table publication (
     source_id smallint not null,
     event_id text not null,
@@ -364,13 +364,13 @@ create table publication (
     state text not null default 'pending' constraint publication_state_is_known
         check (state in ('pending', 'published', 'refused', 'expired', 'unknown', 'not_ours')),
     attempts integer not null default 0,
-    -- an attempt was sent and no answer to it is recorded
+    -- whether an attempt was sent whose answer is not recorded
     unanswered boolean not null default false,
     next_attempt_at timestamptz not null,
     leased_by text,
     leased_until timestamptz,
     last_message text,
-    -- why it is not sent although it is due, and since when; null: nothing holds it by itself
+    -- why the row is held although it is due, and since when; null: it is not held by itself
     held_for text constraint publication_held_for_is_known check (held_for in ('coderd_differs', 'vendor_rules')),
     held_since timestamptz,
     constraint publication_is_held_since_an_instant check ((held_for is null) = (held_since is null)),
@@ -378,9 +378,8 @@ create table publication (
 );
 create index publication_due on publication (source_id, event_created_at, event_id) where state = 'pending';
 
--- How each publication left the queue, and each later verdict of the vendor. Rows are only added. The newest
--- up to a sequence is the state at that sequence; without any, the publication was pending. publication.state
--- repeats the newest.
+-- How each publication left the queue, and each later verdict of the vendor. Rows are only added. The newest row up to a sequence is
+-- the state at that sequence; without a row the publication was pending. publication.state repeats the newest row.
 create table settlement (
     source_id smallint not null,
     event_id text not null,
@@ -390,17 +389,17 @@ create table settlement (
 );
 create index settlement_by_batch on settlement (batch_id);
 
--- Mode `sole`: coderd's newest publish mark at our first look, over all restarts. A later mark stops the source's publishing until an act.
+-- coderd's newest publish mark when mode `sole` first read it, kept over restarts. A later mark stops publishing until an operator acts.
 create table publish_mark (
     source_id smallint primary key references source,
-    -- null: coderd had published nothing
+    -- null: coderd had not published
     first_mark timestamptz,
     later_mark timestamptz,
     seen_at timestamptz,
     constraint publish_mark_is_seen_at_an_instant check ((later_mark is null) = (seen_at is null))
 );
 
--- A request to the vendor, written before it is sent; its answer is recorded with its verdicts.
+-- A request to the vendor, written before it is sent. Its answer is recorded with its verdicts.
 create table publication_request (
     id uuid primary key,
     source_id smallint not null,
@@ -424,7 +423,7 @@ create table publication_attempt (
 );
 create index publication_attempt_by_event on publication_attempt (source_id, event_id);
 
--- Licenses as they come and go in coderd: claims and a hash, never the token.
+-- Licenses that appear in and disappear from coderd: claims and a hash, never the token.
 create table license (
     batch_id bigint not null references batch,
     source_id smallint not null references source,
@@ -432,44 +431,44 @@ create table license (
     jwt_sha256 bytea not null,
     present boolean not null,
     uploaded_at timestamptz,
-    -- null where the token did not verify; then the refusal says why
+    -- null where the token is not valid; refusal gives the reason
     claims jsonb,
     refusal text,
     primary key (source_id, jwt_sha256, batch_id),
     constraint license_has_claims_or_a_refusal check (not present or (claims is null) <> (refusal is null))
 );
 
--- How far the collector of each source has come, one row a source: passes are progress, not facts, and add no batches.
+-- Progress of each source's collector, one row per source. A pass is progress, not a fact, and adds no batch.
 create table collector_progress (
     source_id smallint primary key references source,
-    -- the newest pass, counted from 1 for each source, and its beginning: a collector goes on only from its own last pass
+    -- number of the newest pass, from 1 per source, and its start; a collector continues only from its own last pass
     pass_id bigint not null default 0,
     started_at timestamptz,
     -- whether that pass reports completeness
     reports boolean not null default false,
-    -- rows that passes found later than an earlier pass had reported to be complete
+    -- rows that a pass found after an earlier pass had reported their time complete
     late bigint not null default 0,
-    -- when the newest full sweep began; null: none, or something was recovered since
+    -- start of the newest full sweep; null: none since the last recovery
     swept_at timestamptz,
-    -- passes up to this one that were not settled are void: what they appended was lost with its topic, or rejected for its signature
+    -- unsettled passes up to this one are void: their records were lost with a topic or rejected for their signature
     void_pass_id bigint not null default 0,
-    -- of the settled passes: the newest full sweep, and how far the source is complete
+    -- from settled passes: the newest full sweep, and the source's completeness
     swept_pass_id bigint not null default 0,
     complete_until timestamptz,
     runtime_complete_until timestamptz
 );
--- A pass that is not settled, and the passes after it that rely on nothing more. It is settled once the log has been read up to all of its offsets.
+-- A pass that is not settled, with the later passes that add nothing to it. A pass is settled once the log is read up to all its offsets.
 create table collector_pass (
     source_id smallint not null references collector_progress,
     pass_id bigint not null,
     full_sweep boolean not null,
-    -- what coderd committed before this instant is in the log; null: not known
+    -- the log has everything that coderd committed before this instant; null: not known
     complete_until timestamptz,
-    -- the hour before which every hour has its runtime row or is over 7 days old
+    -- every hour before this one has its runtime row or is over 7 days old
     runtime_complete_until timestamptz,
     primary key (source_id, pass_id)
 );
--- Where the log ended after it, as far as that was not reached and lay beyond the earlier rows: all that this and earlier passes appended lies before.
+-- The log's end after the pass, where it is ahead of the position and of earlier rows. All records of this and earlier passes are below it.
 create table collector_pass_offset (
     source_id smallint not null,
     pass_id bigint not null,
@@ -480,12 +479,12 @@ create table collector_pass_offset (
     foreign key (source_id, pass_id) references collector_pass on delete cascade
 );
 
--- Offsets of passes up to which the log is not read.
+-- Offsets of passes that the consumer has not reached.
 create view unreached_offset as
     select ahead.* from collector_pass_offset ahead left join position using (topic, partition)
     where position.next_offset is null or position.next_offset < ahead.next_offset;
 
--- How far a source is complete in the ledger, and its newest full sweep that is in it, as far as one topic's events go; null: all topics.
+-- A source's completeness in the ledger and its newest complete full sweep, for the events of one topic; null: all topics.
 create function completeness(of_source smallint, of_topic text)
     returns table (swept_pass_id bigint, complete_until timestamptz, runtime_complete_until timestamptz) language sql stable as $$
     select greatest(progress.swept_pass_id, max(pass.pass_id) filter (where full_sweep)),
@@ -498,7 +497,7 @@ create function completeness(of_source smallint, of_topic text)
     where progress.source_id = of_source group by progress.source_id
 $$;
 
--- Events that an audit misses: the source's collector fetches their rows in its next pass, whose recording removes the request.
+-- Events that an audit misses. The source's collector fetches their rows in its next pass; recording that pass removes the request.
 create table fetch_request (
     source_id smallint not null references source,
     event_id text not null,
@@ -507,30 +506,30 @@ create table fetch_request (
 );
 create index fetch_request_by_age on fetch_request (source_id, requested_at, event_id);
 
--- The latest request of a person for a full sweep of the source, and its progress.
+-- An operator's latest request for a full sweep of the source, and its progress.
 create table sweep_request (
     source_id smallint not null references source constraint sweep_request_is_unique primary key,
-    -- the collector's mark of the sweep that answers it; null: not begun
+    -- when the collector began the sweep, which identifies it; null: not begun
     begun_at timestamptz,
     rows_read bigint not null default 0,
-    -- the pass that was the sweep, what it appended, and how much of it was found late; null: not recorded
+    -- the pass that made the sweep, its appended events and the late ones among them; null: not recorded
     pass_id bigint,
     appended integer,
     late integer,
     constraint sweep_request_has_begun_before_its_pass check (pass_id is null or begun_at is not null)
 );
 
--- One holder at a time, by the database's clock. The epoch rises with each new holder.
+-- A lease has one holder at a time, by the database's clock. The epoch rises with each new holder.
 create table lease (
     name text primary key,
     holder text not null,
     epoch bigint not null,
     expires_at timestamptz not null,
-    -- nobody shows a metrics fold below this
+    -- no process shows a metrics fold below this sequence
     shown_sequence bigint not null default 0
 );
 
--- A fold's state after the batch of that sequence.
+-- A fold's state after the batch of this sequence.
 create table snapshot (
     stage text not null,
     rules_version integer not null,
@@ -541,14 +540,14 @@ create table snapshot (
     primary key (stage, rules_version, incarnation, sequence)
 );
 
--- A file that finance has: which events are in it follows from its range and sequence.
+-- An exported file. Its range and its sequence determine its events.
 create table export_file (
     id bigint generated always as identity primary key,
     exported_at timestamptz not null,
     actor text not null,
     reason text not null,
     incarnation uuid not null,
-    -- usage of [first_instant, end_instant) among the batches up to this sequence
+    -- usage of [first_instant, end_instant) in the batches up to this sequence
     sequence bigint not null,
     first_instant timestamptz not null,
     end_instant timestamptz not null,
@@ -559,7 +558,7 @@ create table export_file (
     sha256 bytea not null
 );
 
--- What operators have stopped for now, in all processes. A row is a pause; resuming removes it.
+-- Operations that operators have paused, in all processes. Resuming one deletes its row.
 create table pause (
     operation text not null constraint pause_operation_is_known check (operation in ('collect', 'consume', 'publish', 'export')),
     -- empty: all topics
@@ -568,24 +567,24 @@ create table pause (
     primary key (operation, topic)
 );
 
--- What operators have chosen in the ledger, over the pipeline file.
+-- Settings that operators have chosen in the ledger. They take precedence over the pipeline file.
 create table choice (
     name text primary key constraint choice_is_known check (name in ('license.rules')),
     value text not null,
     act_id bigint not null references operator_act
 );
 
--- A ledger that was restored from a backup, until it has caught up: while one is open, domain series are withheld and publishing is held.
+-- Recovery of a ledger restored from a backup. While one is open, domain series are withheld and publishing is held.
 create table recovery (
     id bigint generated always as identity primary key,
     act_id bigint not null references operator_act,
     opened_at timestamptz not null,
-    -- when the log's ends were asked for; nothing is caught up with before
+    -- when the log's end offsets were recorded; the recovery cannot close earlier
     targeted_at timestamptz,
     closed_at timestamptz
 );
 create unique index recovery_open on recovery ((true)) where closed_at is null;
--- It has caught up once every one of these positions is reached …
+-- The recovery closes once every one of these positions is reached, …
 create table recovery_offset (
     recovery_id bigint not null references recovery,
     topic text not null,
@@ -594,18 +593,18 @@ create table recovery_offset (
     next_offset bigint not null,
     primary key (recovery_id, topic, partition)
 );
--- … and a pass over all of each of these sources that began after this one is in the ledger, and coderd's own publish marks were compared.
+-- … each of these sources has a full pass in the ledger that began after this one, and coderd's publish marks are compared.
 create table recovery_source (
     recovery_id bigint not null references recovery,
     source_id smallint not null references source,
     after_pass_id bigint not null,
     compared_at timestamptz,
-    -- an operator has said that the source is not there any more: nothing of it is waited for
+    -- the operator's act which states that the source no longer exists; the recovery does not wait for it
     given_up_act_id bigint references operator_act,
     primary key (recovery_id, source_id)
 );
 
--- Events that coderd lost when its database was restored to an earlier time; the ledger keeps them.
+-- Events that coderd lost when its database was restored to an earlier time. The ledger keeps them.
 create table source_lost (
     source_id smallint not null references source,
     event_id text not null,
@@ -613,17 +612,17 @@ create table source_lost (
     primary key (source_id, event_id)
 );
 
--- What the continuous audit found last, a row for each joint, and of each deployment where a joint is one deployment's, by the database's clock.
--- Which differences hold usage back is decided from these numbers; what is open is an operator's work and holds nothing.
+-- The latest findings of the continuous audit, one row per joint, or per joint and deployment, by the database's clock.
+-- These numbers decide which usage is held. Open records are work for an operator and hold nothing.
 create table audit_finding (
     joint text not null,
-    -- null: the joint is of the whole ledger
+    -- null: the joint covers the whole ledger
     deployment_id uuid,
     differences bigint not null,
     open bigint not null,
     -- confirmed builds and claims that coderd no longer has
     gone bigint not null,
-    -- usage of the last 30 days that differs, of how much
+    -- usage of the last 30 days: events that differ, and all events
     recent_usage_differs bigint not null,
     recent_usage bigint not null,
     -- the first few differences, as JSON
@@ -633,12 +632,12 @@ create table audit_finding (
     audited_at timestamptz not null,
     -- how long the audit took
     seconds double precision not null,
-    -- since when it has not balanced
+    -- since when the joint differs; null: it balances
     differs_since timestamptz
 );
 create unique index audit_finding_of_a_joint on audit_finding (joint, coalesce(deployment_id, '00000000-0000-0000-0000-000000000000'));
 
--- Processes as they were last heard of, by the database's clock.
+-- Processes at their last heartbeat, by the database's clock.
 create table process (
     id uuid primary key,
     host text not null,
@@ -647,6 +646,6 @@ create table process (
     roles text[] not null,
     started_at timestamptz not null,
     seen_at timestamptz not null,
-    -- how its roles stand: the publisher's condition, partitions that are not read and why
+    -- state of its roles: the publisher's condition, partitions that are not read and why
     standing jsonb not null default '{}'
 );
