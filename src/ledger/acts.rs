@@ -1,4 +1,4 @@
-//! The audit trail: what operators did, each act in the transaction of what it changed.
+//! The audit trail: operators' acts. Each act is written in the transaction of its change.
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -8,112 +8,107 @@ use utoipa::ToSchema;
 use super::{Ledger, Sequence};
 use crate::words::words;
 
-/// Who did what this program does by itself.
+/// The actor of acts that this program does by itself.
 pub const OURSELVES: &str = concat!("tallyline ", env!("CARGO_PKG_VERSION"));
 
 words! {
-    /// What can be done.
+    /// The kinds of acts.
     ActKind {
-        /// A reject is passed through the log again.
+        /// A reject is appended to the log again.
         Resubmit = "resubmit",
-        /// A held record is passed through the log, for its type or deployment is known by now.
+        /// A held record is appended to the log, because its type or deployment is known now.
         Admit = "admit",
-        /// A reject is given up.
+        /// A reject is abandoned.
         Discard = "discard",
-        /// An operation is stopped for now.
+        /// An operation is paused.
         Pause = "pause",
-        /// A pause ends.
         Resume = "resume",
-        /// A range of the log is read again.
+        /// A range of the log is reread.
         Replay = "replay",
         /// A stage is folded again from the first batch.
         Rebuild = "rebuild",
-        /// What was lost with the log, the ledger or coderd's database is recovered.
+        /// Losses of the log, the ledger or coderd's database are recovered.
         Recover = "recover",
-        /// A source's coderd is accepted as the one that it is bound to.
+        /// A coderd is accepted as the one that a source is bound to.
         Accept = "accept",
-        /// A source goes out of use.
         Retire = "retire",
-        /// A retired source is in use again.
+        /// A retired source is used again.
         Reinstate = "reinstate",
     }
 }
 
-/// What an act was done to.
+/// The target of an act.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Subject<'a> {
-    /// The reject of this number.
     Reject(i64),
-    /// A plan's hash, an operation, a stage, a deployment.
+    /// A plan's hash, an operation, a stage or a deployment.
     Named(&'a str),
 }
 
-/// An act to be written down.
+/// An act to write.
 #[derive(Clone, Debug)]
 pub struct NewAct<'a> {
     /// A person's login, a token's name, or `tallyline VERSION`; never empty.
     pub actor: &'a str,
-    /// What is done.
     pub act: ActKind,
-    /// What it is done to.
     pub subject: Subject<'a>,
     /// Why, in the actor's words.
     pub reason: &'a str,
-    /// What more there is to say.
+    /// More facts; the form depends on the act.
     pub detail: serde_json::Value,
 }
 
-/// An act as it was written down.
+/// An act in the audit trail.
 #[derive(Clone, Debug, PartialEq, FromRow, Serialize, Deserialize, ToSchema)]
 pub struct Act {
-    /// Later acts have greater ones.
+    /// The act's id; later acts have greater ids.
     pub id: i64,
-    /// When.
+    /// When the act was done.
     pub acted_at: DateTime<Utc>,
-    /// Who: a person's login, a token's name, or `tallyline VERSION`.
+    /// The actor: a person's login, a token's name, or `tallyline VERSION`.
     pub actor: String,
-    /// What.
+    /// The kind of act.
     pub act: ActKind,
-    /// What it was done to: a reject's id, a plan's hash, an operation, a deployment.
+    /// The target: a reject's id, a plan's hash, an operation, a stage or a deployment.
     pub subject: String,
-    /// Why, in the actor's words; may be empty.
+    /// The reason, in the actor's words; may be empty.
     pub reason: String,
-    /// What more there is to say; its form depends on the act.
+    /// More facts; the form depends on the act.
     #[schema(value_type = Object)]
     pub detail: serde_json::Value,
     /// The ledger sequence of the act.
     pub sequence: Sequence,
 }
 
-/// Which acts are shown: those that fit all that is given.
+/// Filters for acts; all given filters must match.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ListActs {
-    /// Only this actor's: a person's login, a token's name, or `tallyline VERSION`.
+    /// Only acts of this actor: a person's login, a token's name, or `tallyline VERSION`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub actor: Option<String>,
-    /// Only these.
+    /// Only acts of this kind.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub act: Option<ActKind>,
-    /// Only what was done to this: a reject's id, a plan's hash, an operation, a deployment.
+    /// Only acts on this target: a reject's id, a plan's hash, an operation, a stage or a deployment.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub subject: Option<String>,
-    /// Only at or after this instant.
+    /// Only acts at or after this instant.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub from: Option<DateTime<Utc>>,
-    /// Only before this instant.
+    /// Only acts before this instant.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub to: Option<DateTime<Utc>>,
-    /// Only with smaller ids: `next_before` of the page before.
+    /// Only acts with smaller ids: `next_before` of the previous page.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub before: Option<i64>,
-    /// Most acts of the page, 1 to 1000; 100 where it is not given.
+    /// Maximum number of acts in the page, 1 to 1000; the default is 100.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<u16>,
 }
 
 impl Ledger {
-    /// At most `limit` of the acts, the latest first. The limit of the request does not count here.
+    /// At most `limit` of the acts, latest first. This method ignores the request's own limit.
     pub async fn acts(&self, asked: &ListActs, limit: i64) -> Result<Vec<Act>, sqlx::Error> {
         sqlx::query_as(
             "select operator_act.id, acted_at, actor, act, coalesce(subject, reject_id::text) as subject, reason, detail, named_sequence(batch.sequence) as sequence
@@ -134,7 +129,7 @@ impl Ledger {
         .await
     }
 
-    /// Writes an act as a batch of its own in this transaction, and answers its id. After a recovery, collectors that open read everything.
+    /// Writes an act as a batch of its own in this transaction and returns its id. After `recover`, collectors that open reread everything.
     pub(super) async fn act(&self, tx: &mut PgConnection, act: &NewAct<'_>) -> Result<i64, sqlx::Error> {
         let now = self.clock.now();
         if act.act == ActKind::Recover {

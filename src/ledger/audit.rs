@@ -1,4 +1,4 @@
-//! What the audit asks of the ledger: rows on both sides of each joint, counted and compared under one snapshot.
+//! The audit's questions to the ledger: rows on both sides of each joint, counted and compared in one snapshot.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -12,58 +12,54 @@ use super::positions::last_record;
 use super::{LastRecord, Ledger, Sequence};
 use crate::event::TopicPartition;
 
-/// One partition as the ledger's own rows tell it.
+/// One partition according to the ledger's own rows.
 #[derive(Clone, Debug)]
 pub struct PartitionBooks {
     pub partition: TopicPartition,
-    /// Where it stands.
+    /// The partition's position.
     pub next_offset: i64,
-    /// The last record read.
+    /// The last record before the position.
     pub last: Option<LastRecord>,
-    /// Records read, by what became of them: the live chain's batches added up.
+    /// Records read. The counts are the sums over the live chain's batches.
     pub records: i64,
-    /// New events.
     pub accepted: i64,
-    /// Known events.
     pub duplicates: i64,
-    /// Records in conflict with an event.
+    /// Records in conflict with an accepted event.
     pub conflicts: i64,
-    /// No events.
     pub rejects: i64,
-    /// Held.
     pub held: i64,
 }
 
-/// Something that does not balance, by the id of what it is about.
+/// One difference that an audit found.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
 pub struct Difference {
-    /// What kind of difference.
+    /// The kind of difference.
     pub kind: Cow<'static, str>,
-    /// The event, batch or partition.
+    /// The event, batch or partition that differs.
     pub id: String,
-    /// What is on both sides.
+    /// The values on both sides.
     pub detail: String,
 }
 
-/// The ledger's own books under one snapshot.
+/// The sums and differences inside the ledger, in one snapshot.
 #[derive(Clone, Debug)]
 pub struct LedgerBooks {
     /// The last sequence of the snapshot.
     pub sequence: Sequence,
     pub partitions: Vec<PartitionBooks>,
-    /// Accepted usage events.
+    /// The number of accepted usage events.
     pub usage: i64,
-    /// Publications by state.
+    /// The number of publications by state.
     pub publications: BTreeMap<String, i64>,
-    /// Inside the ledger: chains, counts, sequences, publications.
+    /// Differences of chains, counts, sequences and publications.
     pub differences: Vec<Difference>,
 }
 
-/// At most so many differences of one kind are listed; the count of them all is in the last one.
+/// Maximum number of listed differences of each kind.
 const LISTED: i64 = 1_000;
 
 impl Ledger {
-    /// Adds up and compares the ledger's rows with each other. Each statement has its own deadline.
+    /// Adds up the ledger's rows and compares them with each other. Each statement has its own deadline.
     pub async fn books(&self) -> Result<LedgerBooks, sqlx::Error> {
         let mut tx = self.in_time(self.pool.begin_with("begin isolation level repeatable read read only")).await?;
         let sequence = sqlx::query_scalar("select named_sequence(next_sequence - 1) from ledger").fetch_one(&mut *tx);
@@ -89,8 +85,8 @@ impl Ledger {
         Ok(books)
     }
 
-    /// Builds that the source names as the first successful start of a workspace that has another one: after coderd has removed old builds it names
-    /// the first that is left. Each with what the ledger has instead; at most `limit`.
+    /// Builds that the source calls the first successful start of a workspace which has another one, at most `limit`. After coderd has
+    /// removed old builds, it names the first remaining build. Each difference contains the first start that the ledger has.
     pub async fn second_first_starts(&self, source_id: i16, limit: i64) -> Result<Vec<Difference>, sqlx::Error> {
         let rows: Vec<(String, String)> = sqlx::query_as(
             "select 'workspace_build_completed:' || b.build_id, 'not counted as a creation: workspace ' || b.workspace_id
@@ -106,7 +102,7 @@ impl Ledger {
         Ok(rows.into_iter().map(|(id, detail)| Difference { kind: "second_first_start".into(), id, detail }).collect())
     }
 
-    /// A page of the build ids of the source's accepted builds and claims after `after`, by id.
+    /// A page of the build ids of the source's accepted builds and claims that follow `after`, in order.
     pub async fn build_ids(&self, source_id: i16, after: Uuid, limit: i64) -> Result<Vec<Uuid>, sqlx::Error> {
         let query = "select build_id from (
                 (select build_id from workspace_build where source_id = $1 and build_id > $2 order by build_id limit $3)
@@ -115,25 +111,25 @@ impl Ledger {
         sqlx::query_scalar(query).bind(source_id).bind(after).bind(limit).fetch_all(&self.pool).await
     }
 
-    /// How many usage events of the source happened at or after `since`.
+    /// The number of the source's usage events that happened at or after `since`.
     pub async fn recent_usage(&self, source_id: i16, since: DateTime<Utc>) -> Result<i64, sqlx::Error> {
         let query = "select count(*) from usage_event where source_id = $1 and created_at >= $2";
         sqlx::query_scalar(query).bind(source_id).bind(since).fetch_one(&self.pool).await
     }
 
-    /// How many of these usage events happened at or after `since`.
+    /// The number of these usage events that happened at or after `since`.
     pub async fn recent_usage_of(&self, source_id: i16, ids: &[String], since: DateTime<Utc>) -> Result<i64, sqlx::Error> {
         let query = "select count(*) from usage_event where source_id = $1 and id = any($2) and created_at >= $3";
         sqlx::query_scalar(query).bind(source_id).bind(ids).bind(since).fetch_one(&self.pool).await
     }
 
-    /// A page of the source's accepted usage ids after `after`, by id.
+    /// A page of the source's accepted usage ids that follow `after`, in order.
     pub async fn usage_ids(&self, source_id: i16, after: &str, limit: i64) -> Result<Vec<String>, sqlx::Error> {
         let query = "select id from usage_event where source_id = $1 and id > $2 order by id limit $3";
         sqlx::query_scalar(query).bind(source_id).bind(after).bind(limit).fetch_all(&self.pool).await
     }
 
-    /// Whether a pass of the source that began after `pass_id` was recorded is in the ledger: the first one recorded later may have begun before.
+    /// Whether the ledger has a pass of the source that began after `pass_id` was recorded. The first later pass may have begun before.
     pub async fn later_pass_is_in(&self, source_id: i16, pass_id: i64) -> Result<bool, sqlx::Error> {
         sqlx::query_scalar(
             "select exists (select from collector_progress where source_id = $1
@@ -145,7 +141,7 @@ impl Ledger {
         .await
     }
 
-    /// The id of the source's newest pass; 0 before the first.
+    /// The id of the source's newest pass; 0 before the first pass.
     pub async fn newest_pass(&self, source_id: i16) -> Result<i64, sqlx::Error> {
         let query = "select pass_id from collector_progress where source_id = $1";
         sqlx::query_scalar(query).bind(source_id).fetch_one(&self.pool).await
@@ -178,8 +174,8 @@ async fn partitions(tx: &mut PgConnection) -> Result<Vec<PartitionBooks>, sqlx::
     rows.iter().map(books).collect()
 }
 
-/// Each query answers (id, detail) for every row that does not balance, at most `$1`. While the books balance there is none, and all is read: where
-/// the planner would look rows up one by one in the hope of an early `limit`, `materialized` makes it plan for all.
+/// Each query returns (id, detail) for at most `$1` rows that differ. It normally returns none and reads all rows. A planner that
+/// counts on an early `limit` may look up rows one by one; `materialized` makes it plan for all rows.
 const CHECKS: [(&str, &str); 9] = [
     (
         "chain_broken",
@@ -222,7 +218,7 @@ const CHECKS: [(&str, &str); 9] = [
          from batch b left join (select batch_id, count(*) as n from reject group by batch_id) as rows on rows.batch_id = b.id
          where b.kind = 'log' and b.rejects + b.conflicts + b.held <> coalesce(rows.n, 0) limit $1",
     ),
-    // Read beyond there, or its partition's life is over: then it is an accepted event, or a reject of its own.
+    // The partition is read beyond the place, or its generation has ended: the record must be an accepted event or a reject.
     (
         "passed_and_gone",
         "select coalesce(event_id, 'reject ' || id), 'reject ' || id || ' is ' || state || ' and went through the log again to ' || topic || '/'

@@ -1,4 +1,4 @@
-//! A partition's next life: its topic was lost or made anew, or no longer holds what was to be read.
+//! A partition's next generation: its topic was lost or recreated, or no longer has the records to read.
 
 use std::ops::Range;
 
@@ -10,36 +10,36 @@ use super::positions::claim_of;
 use super::{Claim, Ledger, NewAct, plans};
 use crate::event::TopicPartition;
 
-/// A partition that begins anew.
+/// A partition that begins its next generation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BegunAnew {
     pub partition: TopicPartition,
-    /// Its life until now, and where that stood: it ends only if it still is so.
+    /// The generation that ends. It ends only while its position is `lost.start`.
     pub generation: i32,
-    /// From what was to be read next, up to where nothing is read any more.
+    /// The offsets from the position up to the end of the loss.
     pub lost: Range<i64>,
-    /// How many rejects had gone through the log again and were not read: they are open again.
+    /// The number of rejects whose appended records are lost unread. They become open again.
     pub reopened: i64,
-    /// Where the next life begins; none: the log has the partition no more, and the position ends.
+    /// The next generation's first offset; none: the log no longer has the partition, and the position ends.
     pub start: Option<i64>,
 }
 
-/// How much a recovery of the log sees: what changes with each, and when another ledger is there.
+/// The ledger's incarnation and the number of ended generations. Each recovery of the log changes this value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, sqlx::FromRow)]
 pub struct Lives {
     pub incarnation: uuid::Uuid,
-    /// Lives of partitions that have ended.
+    /// Generations that have ended, of all partitions.
     pub ended: i64,
 }
 
 impl Lives {
-    /// The signature of the group's marks in the log.
+    /// The signature of the consumer group's marks in the log.
     #[must_use]
     pub fn signature(&self) -> String {
         format!("{} {}", self.incarnation, self.ended)
     }
 
-    /// The lives of a signature; none: it is not one of ours.
+    /// The value of a signature; none: not a signature of Tallyline.
     #[must_use]
     pub fn of_signature(text: &str) -> Option<Lives> {
         let (incarnation, ended) = text.split_once(' ')?;
@@ -48,7 +48,7 @@ impl Lives {
 }
 
 impl Ledger {
-    /// Each partition's position as whoever claimed it last has it. Nothing is claimed by that.
+    /// Each partition's position as its last lease holder has it. No lease is taken.
     pub async fn standings(&self) -> Result<Vec<Claim>, sqlx::Error> {
         let query = "select topic, partition, generation, epoch, next_offset, last_offset, last_record,
                  signed_from(topic, partition, generation) as signed_from from position order by topic, partition";
@@ -56,12 +56,12 @@ impl Ledger {
         rows.iter().map(claim_of).collect()
     }
 
-    /// What a consumer looks at to see that it has to begin again.
+    /// The value that a consumer compares to detect that it must restart.
     pub async fn lives(&self) -> Result<Lives, sqlx::Error> {
         lives_of(&mut *self.pool.acquire().await?).await
     }
 
-    /// How far collectors saw the log of each partition that is not read to there, at least: the highest end that a pass noted.
+    /// The highest log end that a collector's pass noted for the partition, where the partition is not read up to it.
     pub async fn noted_end(&self, partition: TopicPartition) -> Result<Option<i64>, sqlx::Error> {
         sqlx::query_scalar("select max(next_offset) from collector_pass_offset where topic = $1 and partition = $2")
             .bind(partition.topic.name())
@@ -70,10 +70,9 @@ impl Ledger {
             .await
     }
 
-    /// Ends these partitions' lives and begins their next ones, executing the plan of that hash. Rejects that had gone through the log again and
-    /// were not read are open again. Passes that noted offsets which were not reached claim nothing any more, and each collector has to open
-    /// again: it reads everything once more. False: a partition no longer stands where it was planned, or the plan was executed before; then
-    /// nothing is changed.
+    /// Ends these partitions' generations and begins their next ones, executing the plan of that hash. Rejects become open again if their
+    /// appended records are lost unread. Passes with unreached offsets in these partitions become void. Each collector must open again
+    /// and rereads everything. False: a position is not the planned one, or the plan was executed before; nothing is changed.
     pub async fn begin_anew(&self, begun: &[BegunAnew], act: &NewAct<'_>, plan: &str) -> Result<bool, sqlx::Error> {
         let mut tx = self.pool.begin().await?;
         revoke_leases(&mut tx, ALL_COLLECTORS).await?;
@@ -88,7 +87,7 @@ impl Ledger {
         .bind(&partitions)
         .execute(&mut *tx)
         .await?;
-        // of the other passes: they were reached in the life that ends
+        // The remaining offsets belong to other passes, and the ending generation reached them.
         sqlx::query("delete from collector_pass_offset where (topic, partition) in (select * from unnest($1::text[], $2::integer[]))")
             .bind(&topics)
             .bind(&partitions)
@@ -124,7 +123,7 @@ impl Ledger {
             return Ok(false);
         }
         match begun.start {
-            // its epoch rises, so that whoever still reads the old one is fenced
+            // The epoch rises, so that a consumer that still reads the old generation is fenced.
             Some(start) => {
                 sqlx::query(
                     "update position set generation = generation + 1, epoch = epoch + 1, start_offset = $3, next_offset = $3,
@@ -154,7 +153,7 @@ pub(super) async fn lives_of(connection: &mut PgConnection) -> Result<Lives, sql
     sqlx::query_as("select incarnation, (select count(*) from past_position) as ended from ledger").fetch_one(connection).await
 }
 
-/// What went through the log again and was lost with the partition's life is on the desk again, as if it never had. Answers how many.
+/// Opens the rejects again whose appended records are lost with the generation, and returns their number.
 async fn reopen_unread(tx: &mut PgConnection, begun: &BegunAnew) -> Result<i64, sqlx::Error> {
     let reopened = sqlx::query(
         "update reject set state = 'open', act_id = null, passed_topic = null, passed_partition = null, passed_generation = null,

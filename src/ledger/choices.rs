@@ -1,17 +1,17 @@
-//! What operators have chosen in the ledger, over the pipeline file.
+//! Settings that operators have chosen in the ledger. They take precedence over the pipeline file.
 
 use super::{Ledger, NewAct};
 
-/// The choice of the license rules; its values are names of rule sets.
+/// The choice of the license rules. Its values are names of rule sets.
 pub const LICENSE_RULES: &str = "license.rules";
 
 impl Ledger {
-    /// What was chosen under that name, if anything was.
+    /// The value chosen under that name, if any.
     pub async fn choice(&self, name: &str) -> Result<Option<String>, sqlx::Error> {
         sqlx::query_scalar("select value from choice where name = $1").bind(name).fetch_optional(&self.pool).await
     }
 
-    /// Chooses that value, with the act that does it.
+    /// Chooses that value and writes the act.
     pub async fn choose(&self, name: &str, value: &str, act: &NewAct<'_>) -> Result<(), sqlx::Error> {
         let mut tx = self.pool.begin().await?;
         let act_id = self.act(&mut tx, act).await?;

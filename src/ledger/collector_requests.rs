@@ -1,29 +1,29 @@
-//! Requests to the collector of a source: fetch certain rows at once, or read everything again.
+//! Requests to a source's collector: fetch certain rows at once, or reread everything.
 
 use chrono::{DateTime, Utc};
 use sqlx::{FromRow, PgConnection};
 
 use super::{Ledger, NewPass};
 
-/// Fetch requests that are kept of one source at a time, at most: the next audit asks for the rest.
+/// Maximum number of fetch requests kept per source. The next audit requests the rest.
 const KEPT: i64 = 10_000;
 
-/// A full sweep that was asked for, and its progress.
+/// A requested full sweep and its progress.
 #[derive(Clone, Debug, PartialEq, Eq, FromRow)]
 pub struct SweepRequest {
-    /// Rows of coderd that it has read.
+    /// Rows of coderd that the sweep has read.
     pub rows_read: i64,
-    /// The recorded pass. None: not yet.
+    /// The recorded pass of the sweep; none: not recorded yet.
     pub pass_id: Option<i64>,
-    /// Events that it appended to the log. None: not yet recorded.
+    /// Events that the sweep appended to the log; none: not recorded yet.
     pub appended: Option<i32>,
-    /// Of these, found later than an earlier pass had reported to be complete. None: not yet recorded.
+    /// Of these, events that an earlier pass had reported complete; none: not recorded yet.
     pub late: Option<i32>,
 }
 
 impl Ledger {
-    /// Asks the source's collector for the rows of these event ids in its next pass, and returns the number of new requests. A request ends with
-    /// the pass that looked for its row, whether or not coderd has it.
+    /// Asks the source's collector to fetch the rows of these event ids in its next pass, and returns the number of new requests.
+    /// That pass ends the request, whether or not coderd has the row.
     pub async fn request_fetch(&self, source_id: i16, event_ids: &[String]) -> Result<u64, sqlx::Error> {
         let asked = sqlx::query(
             "insert into fetch_request (source_id, event_id, requested_at)
@@ -39,7 +39,7 @@ impl Ledger {
         Ok(asked.rows_affected())
     }
 
-    /// A page of the event ids that the source's collector is asked for, oldest request first.
+    /// A page of the event ids that the source's collector must fetch, oldest request first.
     pub async fn fetch_requests(&self, source_id: i16, limit: i64) -> Result<Vec<String>, sqlx::Error> {
         sqlx::query_scalar("select event_id from fetch_request where source_id = $1 order by requested_at, event_id limit $2")
             .bind(source_id)
@@ -48,7 +48,7 @@ impl Ledger {
             .await
     }
 
-    /// Asks the source's collector to read everything now. A sweep that has begun already does not answer this request: another follows it.
+    /// Asks the source's collector to read everything now. A sweep that has already begun does not count: another one follows.
     pub async fn request_sweep(&self, source_id: i16) -> Result<(), sqlx::Error> {
         sqlx::query(
             "insert into sweep_request (source_id) values ($1) on conflict on constraint sweep_request_is_unique
@@ -68,7 +68,7 @@ impl Ledger {
             .await
     }
 
-    /// Begins the sweep that is asked for, and returns the mark by which it is known. None: no sweep is asked for.
+    /// Begins the requested sweep and returns the mark that identifies it. None: no sweep is requested.
     pub async fn begin_requested_sweep(&self, source_id: i16) -> Result<Option<DateTime<Utc>>, sqlx::Error> {
         sqlx::query_scalar(
             "update sweep_request set begun_at = clock_timestamp(), rows_read = 0 where source_id = $1 and pass_id is null returning begun_at",
@@ -78,7 +78,7 @@ impl Ledger {
         .await
     }
 
-    /// Records the rows that the sweep of that mark has read.
+    /// Records how many rows the sweep of that mark has read.
     pub async fn record_sweep_progress(&self, source_id: i16, begun_at: DateTime<Utc>, rows_read: i64) -> Result<(), sqlx::Error> {
         sqlx::query("update sweep_request set rows_read = $3 where source_id = $1 and begun_at = $2")
             .bind(source_id)
@@ -90,7 +90,7 @@ impl Ledger {
     }
 }
 
-/// Ends the requests that a pass has answered, in the transaction that records it.
+/// Ends the requests that a pass has fulfilled, in the transaction that records the pass.
 pub(super) async fn end_requests(tx: &mut PgConnection, pass_id: i64, pass: &NewPass) -> Result<(), sqlx::Error> {
     if !pass.fetched.is_empty() {
         sqlx::query("delete from fetch_request where source_id = $1 and event_id = any($2)")

@@ -1,4 +1,4 @@
-//! Which accepted events are confirmed: a collector's valid signature came with them, or the audit found them equal in coderd.
+//! Confirmed events: a collector's valid signature came with the event, or the audit found it equal in coderd.
 
 use std::collections::{HashMap, HashSet};
 
@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::{Ledger, rows};
 use crate::event::{Payload, Topic};
 
-/// Confirms known events of which a signed duplicate came.
+/// Confirms accepted events that have a signed duplicate.
 pub(super) async fn confirm(tx: &mut PgConnection, duplicates: &[&rows::New<'_>], now: DateTime<Utc>) -> Result<(), sqlx::Error> {
     for topic in Topic::ALL {
         let signed = duplicates.iter().filter(|new| new.confirmed_at.is_some() && new.event.topic() == topic);
@@ -21,7 +21,7 @@ pub(super) async fn confirm(tx: &mut PgConnection, duplicates: &[&rows::New<'_>]
     Ok(())
 }
 
-/// The key of an event's row: of a build or claim the build's id.
+/// The key of an event's row. A build or claim has the build's id.
 fn row_key(payload: &Payload) -> String {
     match payload {
         Payload::Build(build) => build.build_id.to_string(),
@@ -55,13 +55,13 @@ async fn confirm_rows(
 }
 
 impl Ledger {
-    /// Confirms events of a topic that coderd has as they were accepted, by the keys of their rows.
+    /// Confirms events of a topic that are equal in coderd, by the keys of their rows.
     pub async fn confirm_events(&self, topic: Topic, source_id: i16, keys: &[String]) -> Result<(), sqlx::Error> {
         let mut connection = self.pool.acquire().await?;
         confirm_rows(&mut connection, topic, &vec![source_id; keys.len()], keys, self.clock.now()).await
     }
 
-    /// Of these builds, whether the build and the claim that it may be are confirmed; none for a missing event.
+    /// Whether each build and its prebuild claim are confirmed, in that order; none for an event that is missing.
     pub async fn confirmed_builds(&self, source_id: i16, ids: &[Uuid]) -> Result<HashMap<Uuid, [Option<bool>; 2]>, sqlx::Error> {
         let rows: Vec<(Uuid, bool, bool)> = sqlx::query_as(
             "select build_id, false, confirmed_at is not null from workspace_build where source_id = $1 and build_id = any($2)
@@ -79,7 +79,7 @@ impl Ledger {
         Ok(confirmed)
     }
 
-    /// Those of these usage events that are confirmed.
+    /// The confirmed events among these usage events.
     pub async fn confirmed_usage(&self, source_id: i16, ids: &[String]) -> Result<HashSet<String>, sqlx::Error> {
         let query = "select id from usage_event where source_id = $1 and id = any($2) and confirmed_at is not null";
         let rows: Vec<String> = sqlx::query_scalar(query).bind(source_id).bind(ids).fetch_all(&self.pool).await?;

@@ -1,4 +1,4 @@
-//! Connecting, and bringing the schema to this version.
+//! Connections to the ledger's database, and migrations of its schema.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -14,25 +14,25 @@ use crate::clock::Clock;
 
 pub(super) static MIGRATIONS: Migrator = sqlx::migrate!();
 
-/// How to reach the ledger.
+/// Connection settings of the ledger.
 #[derive(Clone, Debug)]
 pub struct LedgerSettings {
     /// `postgres://user:password@host:port/database`
     pub url: String,
-    /// Most connections of this process.
+    /// Maximum number of connections of this process.
     pub connections: u32,
 }
 
-/// Why the ledger cannot be used.
+/// Reasons why the ledger cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
-    /// The URL does not parse.
+    /// The URL is not valid.
     #[error("ledger.url is no PostgreSQL URL: {}", cause::text(.0))]
     Url(#[source] sqlx::Error),
-    /// No answer, or a refusal, from PostgreSQL.
+    /// PostgreSQL does not answer, or refuses.
     #[error("the ledger's PostgreSQL cannot be used: {}", cause::text(.0))]
     Unavailable(#[from] sqlx::Error),
-    /// Older than this binary.
+    /// The schema is older than this binary.
     #[error("the ledger's schema is at version {found}, this binary needs {needed}: run `tallyline migrate`")]
     SchemaTooOld {
         /// The newest migration that the database has.
@@ -40,7 +40,7 @@ pub enum LedgerError {
         /// The newest migration of this binary.
         needed: i64,
     },
-    /// Newer than this binary.
+    /// The schema is newer than this binary.
     #[error(
         "the ledger's schema is at version {found}, newer than this binary's {needed}: use the binary that migrated it, or a later one"
     )]
@@ -50,22 +50,20 @@ pub enum LedgerError {
         /// The newest migration of this binary.
         needed: i64,
     },
-    /// The database is coderd's.
     #[error(
         "ledger.url names coderd's own database, which has the tables site_configs and workspace_builds: create a database for the ledger \
          alone, as docs/install.md does, and set ledger.url to it"
     )]
     CoderdDatabase,
-    /// The role may not read which migrations the database has.
+    /// The role may not read the list of applied migrations.
     #[error("the role lacks rights in the ledger's database; let an administrator run:\n{}", .0.join("\n"))]
     MissingRights(Vec<String>),
-    /// A migration failed.
     #[error("migrating the ledger failed: {}", cause::text(.0))]
     Migrate(#[from] sqlx::migrate::MigrateError),
 }
 
 impl Ledger {
-    /// A handle whose connections are made as they are needed: PostgreSQL need not be there yet.
+    /// A handle that connects on first use: PostgreSQL may be unavailable when it is created.
     ///
     /// # Errors
     /// [`LedgerError::Url`].
@@ -81,23 +79,23 @@ impl Ledger {
         Ok(Ledger { pool, clock, deadline: DEADLINE })
     }
 
-    /// Opens one connection beside the pool, which would hide the reason why it cannot be had, and closes it.
+    /// Opens and closes one connection beside the pool. The pool would hide why a connection fails.
     pub async fn reach(&self) -> Result<(), sqlx::Error> {
         self.pool.connect_options().connect().await?.close().await
     }
 
-    /// Brings the schema to this binary's version.
+    /// Migrates the schema to this binary's version.
     ///
     /// # Errors
-    /// [`LedgerError::SchemaTooNew`] instead of touching a database that a later binary has migrated; [`LedgerError::CoderdDatabase`].
+    /// [`LedgerError::SchemaTooNew`], and the database is not changed; [`LedgerError::CoderdDatabase`].
     pub async fn migrate(&self) -> Result<(), LedgerError> {
         let applied = self.applied_migrations().await?;
         match versions(&applied) {
             (found, needed) if found > needed => Err(LedgerError::SchemaTooNew { found, needed }),
-            // The migrator asks for the right to create tables even where it has nothing to create.
+            // The migrator requires the right to create tables even if it has nothing to create.
             (found, needed) if found == needed => Ok(unchanged(&applied)?),
             _ => {
-                // a migration may rewrite a large table
+                // A migration may rewrite a large table.
                 let options = PgConnectOptions::clone(&self.pool.connect_options()).options([("statement_timeout", "0")]);
                 let mut connection = options.connect().await?;
                 MIGRATIONS.run(&mut connection).await?;
@@ -106,7 +104,7 @@ impl Ledger {
         }
     }
 
-    /// Whether this binary and the schema fit.
+    /// Checks that the schema has this binary's version.
     pub async fn check_schema(&self) -> Result<(), LedgerError> {
         match versions(&self.applied_migrations().await?) {
             (found, needed) if found > needed => Err(LedgerError::SchemaTooNew { found, needed }),
@@ -121,7 +119,7 @@ impl Ledger {
             if is_coderds(&mut connection).await? {
                 return Err(LedgerError::CoderdDatabase);
             }
-            // Only asked: two processes that made this table at once would get in each other's way.
+            // This only reads: two processes that create the table at the same time would fail.
             let begun = sqlx::query_scalar("select has_table_privilege(to_regclass($1), 'select')").bind(&*MIGRATIONS.table_name);
             match begun.fetch_one(&mut *connection).await? {
                 None => Ok(Vec::new()),
@@ -136,7 +134,7 @@ impl Ledger {
     }
 }
 
-/// Whether a schema of the role's `search_path` has coderd's tables, also one that the role may not use.
+/// Whether a schema of the role's `search_path` has coderd's tables, even a schema that the role may not use.
 async fn is_coderds(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
     sqlx::query_scalar(
         r#"select count(distinct relname) = 2
@@ -149,14 +147,14 @@ async fn is_coderds(connection: &mut PgConnection) -> Result<bool, sqlx::Error> 
     .await
 }
 
-/// The newest migration that the database has, and the newest of this binary.
+/// The newest migration of the database and the newest one of this binary.
 fn versions(applied: &[AppliedMigration]) -> (i64, i64) {
     let found = applied.iter().map(|migration| migration.version).max().unwrap_or_default();
     let needed = MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or_default();
     (found, needed)
 }
 
-/// Whether each applied migration is this binary's.
+/// Checks that each applied migration equals this binary's.
 fn unchanged(applied: &[AppliedMigration]) -> Result<(), MigrateError> {
     for own in MIGRATIONS.iter() {
         if applied.iter().any(|migration| migration.version == own.version && migration.checksum != own.checksum) {
@@ -166,7 +164,7 @@ fn unchanged(applied: &[AppliedMigration]) -> Result<(), MigrateError> {
     Ok(())
 }
 
-/// A transaction whose owner is frozen or gone must not hold its locks for long; a commit that was acknowledged must be there after a crash.
+/// A transaction whose client is frozen or gone must release its locks soon. An acknowledged commit must survive a crash.
 const SESSION: [(&str, &str); 8] = [
     ("idle_in_transaction_session_timeout", "5s"),
     ("lock_timeout", "10s"),

@@ -1,7 +1,7 @@
-//! From which offset on the records of each partition must bear a valid signature.
+//! The signature cutover: the offset from which the records of each partition need a valid signature.
 //!
-//! It is recorded for all partitions at once, when a consumer first has keys. A partition, or a life of one, that comes later has no row: all of its
-//! records must be signed.
+//! The first consumer with keys records it for all partitions at once. A later partition or generation has no row: all of its
+//! records need a signature.
 
 use chrono::{DateTime, Utc};
 use sqlx::FromRow;
@@ -11,33 +11,33 @@ use super::leases::{ALL_COLLECTORS, revoke_leases};
 use super::passes::void_passes;
 use crate::event::{Signatures, TopicPartition};
 
-/// Why a process without a signing key appends no records.
+/// The reason why a process without a signing key appends nothing.
 pub const NO_SIGNING_KEY: &str =
     "the records of this log must be signed, and log.signing_key is not set here: set it, or ask a process that has it";
 
-/// The ledger's answers about records at certain places of the log.
+/// The ledger's results for records at certain places of the log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromRow)]
 pub struct SignatureResults {
-    /// Records that were read and whose signature was verified.
+    /// Records that were read and have a valid signature.
     pub verified: i64,
-    /// Records that were rejected for their signature, whatever was done about the rejects since.
+    /// Records that were rejected for their signature, including those whose reject has ended.
     pub rejected: i64,
     /// Records that are not read yet.
     pub unread: i64,
 }
 
 impl Ledger {
-    /// Since when records must be signed; none: no consumer has had keys.
+    /// When the cutover was recorded; none: no consumer has had keys.
     pub async fn signed_since(&self) -> Result<Option<DateTime<Utc>>, sqlx::Error> {
         sqlx::query_scalar("select min(recorded_at) from signature_cutover").fetch_one(&self.pool).await
     }
 
-    /// Whether records that a process with these keys appends would be rejected: they must be signed, and it has no signing key.
+    /// Whether this process lacks the signing key that its records need. Without it the consumer would reject them.
     pub async fn needs_signing_key(&self, signatures: &Signatures) -> Result<bool, sqlx::Error> {
         Ok(!signatures.sign() && self.signed_since().await?.is_some())
     }
 
-    /// How the signatures of the records at these places were judged.
+    /// The signature results of the records at these places.
     pub async fn signature_results(&self, places: &[(TopicPartition, i64)]) -> Result<SignatureResults, sqlx::Error> {
         sqlx::query_as(
             "select count(*) filter (where log_offset < next_offset and log_offset >= signed_from(topic, partition, generation) and not refused)
@@ -56,7 +56,7 @@ impl Ledger {
         .await
     }
 
-    /// The first offset of this life of the partition whose record must be signed; none: no consumer has had keys.
+    /// The first offset of this generation whose record needs a signature; none: no consumer has had keys.
     pub async fn signed_from(&self, partition: TopicPartition, generation: i32) -> Result<Option<i64>, sqlx::Error> {
         sqlx::query_scalar("select signed_from($1, $2, $3)")
             .bind(partition.topic.name())
@@ -66,14 +66,14 @@ impl Ledger {
             .await
     }
 
-    /// Records that from now on records must be signed: from where each partition of the log ends, or from its position where that is further. A
-    /// partition that this ledger has not read must be signed as a whole, and while a restored ledger catches up, each from its position: it may
-    /// have lost an earlier cutover, and true events come again signed. Passes that rely on records beyond report no completeness any more, and each
-    /// collector has to open again. The first cutover of a ledger stays.
+    /// Records the cutover of each partition: its log end, or its position if that is higher. A partition without a position needs
+    /// signatures from offset 0. While a restored ledger catches up, each cutover is the position: an earlier cutover may be lost, and
+    /// valid events arrive signed. Passes that rely on records beyond the cutover become void, and each collector must open again. A ledger
+    /// keeps its first cutover.
     pub async fn begin_signatures(&self, ends: &[(TopicPartition, i64)]) -> Result<(), sqlx::Error> {
         let mut tx = self.pool.begin().await?;
         revoke_leases(&mut tx, ALL_COLLECTORS).await?;
-        // Batches in flight are recorded before this transaction or fail after it, and no partition is claimed meanwhile.
+        // Batches in flight commit before this transaction or fail after it. Meanwhile consumers cannot take partition leases.
         sqlx::query("lock table position in share row exclusive mode").execute(&mut *tx).await?;
         if sqlx::query("select from signature_cutover limit 1").fetch_optional(&mut *tx).await?.is_some() {
             return Ok(());

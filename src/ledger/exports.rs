@@ -1,4 +1,4 @@
-//! Usage as finance reads it: accepted events with what became of them, as known at one ledger sequence.
+//! Usage for finance: accepted events and their publication states at one ledger sequence.
 
 use chrono::{DateTime, Utc};
 use sqlx::FromRow;
@@ -7,16 +7,16 @@ use uuid::Uuid;
 use super::{Ledger, PublicationState, Sequence};
 use crate::event::UsageType;
 
-/// Which usage, as known when.
+/// A range of usage, at one ledger sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UsageRange {
-    /// Usage created at or after this instant.
+    /// Only usage created at or after this instant.
     pub from: DateTime<Utc>,
-    /// And before this one.
+    /// Only usage created before this instant.
     pub to: DateTime<Utc>,
-    /// Of this deployment only.
+    /// Only usage of this deployment.
     pub source: Option<Uuid>,
-    /// Only what batches up to this ledger sequence tell.
+    /// Only facts of batches up to this ledger sequence.
     pub as_of: Sequence,
 }
 
@@ -26,32 +26,32 @@ pub struct UsageRow {
     pub deployment_id: Uuid,
     /// coderd's own id.
     pub event_id: String,
-    /// Tallyman's type.
+    /// The usage type, in Tallyman's words.
     pub event_type: UsageType,
-    /// An unsigned number of 64 bits, in decimal.
+    /// An unsigned 64-bit number, in decimal.
     pub quantity: String,
     /// When the usage happened.
     pub created_at: DateTime<Utc>,
-    /// What had become of it.
+    /// The state at the range's sequence.
     pub publication_state: PublicationState,
-    /// The first request in which the vendor accepted it.
+    /// The first request in which the vendor accepted the event.
     pub request_id: Option<Uuid>,
-    /// The sequence of the batch that accepted it.
+    /// The sequence of the batch that accepted the event.
     pub sequence: Sequence,
 }
 
 /// How far a source's usage is complete in the ledger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromRow)]
 pub struct UsageCompleteness {
-    /// All usage that coderd committed before this instant is in the ledger. None: not known.
+    /// The ledger has all usage that coderd committed before this instant. None: not known.
     pub complete_until: Option<DateTime<Utc>>,
-    /// Every hour before this one has its runtime row in the ledger or is over 7 days old. None: this coderd has no agent runtime.
+    /// Every hour before this one has its runtime row in the ledger or is over 7 days old. None: coderd has no agent runtime.
     pub runtime_complete_until: Option<DateTime<Utc>>,
-    /// Whether the last pass of its collector reports completeness. None before the first pass.
+    /// Whether the collector's last pass reports completeness. None before the first pass.
     pub last_pass_reports: Option<bool>,
 }
 
-/// Usage of a range that a ledger sequence does not have yet.
+/// Usage of a range that was recorded after the range's sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromRow)]
 pub struct LaterUsage {
     pub deployment_id: Uuid,
@@ -60,7 +60,7 @@ pub struct LaterUsage {
 }
 
 impl Ledger {
-    /// How far the source's usage is complete now. What a later sequence adds to a range is another question ([`Ledger::later_usage`]).
+    /// How far the source's usage is complete now. [`Ledger::later_usage`] returns the later additions to a range.
     pub async fn usage_completeness(&self, source_id: i16) -> Result<UsageCompleteness, sqlx::Error> {
         sqlx::query_as(
             "select usage.complete_until, usage.runtime_complete_until, case when pass_id > 0 then reports end as last_pass_reports
@@ -72,9 +72,9 @@ impl Ledger {
         .await
     }
 
-    /// A deployment with usage of the range that was recorded after the range's sequence. None: there is none.
+    /// A deployment with usage of the range that was recorded after the range's sequence. None: no deployment has any.
     ///
-    /// Reads each usage event of the range and its batch by index, about what the export itself reads.
+    /// It reads each usage event of the range and its batch by index, about as much as the export itself.
     pub async fn later_usage(&self, range: &UsageRange) -> Result<Option<LaterUsage>, sqlx::Error> {
         sqlx::query_as(
             "select source.deployment_id, named_sequence(max(batch.sequence)) as sequence
@@ -91,8 +91,8 @@ impl Ledger {
         .await
     }
 
-    /// The next rows of the range behind `after`, ordered by time, then id by its bytes, then deployment; empty at the end. What a batch
-    /// tells never changes, so pages of one `as_of` fit together without a common snapshot.
+    /// The rows of the range that follow `after`, ordered by time, then id by its bytes, then deployment; empty at the end.
+    /// The facts of a batch never change, so that the pages of one `as_of` are consistent without a common snapshot.
     pub async fn usage_page(&self, range: &UsageRange, after: Option<&UsageRow>, limit: i64) -> Result<Vec<UsageRow>, sqlx::Error> {
         sqlx::query_as(
             r#"

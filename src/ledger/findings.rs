@@ -1,4 +1,4 @@
-//! What the continuous audit found last: how every process knows whether money may leave.
+//! The latest findings of the continuous audit. From them every process decides whether usage may be published.
 
 use std::fmt::Write as _;
 
@@ -10,64 +10,62 @@ use uuid::Uuid;
 use super::leases::hold;
 use super::{Difference, Lease, LeaseError, Ledger, Sequence};
 
-/// So many differences of a joint are kept with their ids.
+/// Number of differences per joint that are kept with their ids.
 const EXAMPLES: usize = 10;
-/// After so long without an audit nobody may be there any more who makes one.
+/// After this time without an audit, possibly no process audits the deployment any more.
 const STALE_SECONDS: f64 = 3600.0;
 
-/// What an audit found at one joint.
+/// An audit's finding at one joint.
 #[derive(Clone, Copy, Debug)]
 pub struct NewFinding<'a> {
-    /// The joint's name.
     pub joint: &'a str,
-    /// Whose, where the joint is one deployment's and not the whole ledger's.
+    /// The deployment of a joint that covers only one.
     pub deployment: Option<Uuid>,
-    /// What does not balance.
     pub differences: &'a [Difference],
-    /// How much waits for an operator.
+    /// The number of records that wait for an operator.
     pub open: usize,
     /// Confirmed builds and claims that coderd no longer has.
     pub gone: i64,
-    /// Usage of the last 30 days that differs, without what coderd was never seen to have.
+    /// Usage of the last 30 days that differs, except usage that coderd was never seen to have.
     pub recent_usage_differs: i64,
     /// All accepted usage of the last 30 days.
     pub recent_usage: i64,
 }
 
-/// What the last audit found at one joint.
+/// The latest finding at one joint.
 #[derive(Clone, Debug, PartialEq, FromRow, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
 pub struct Finding {
-    /// The joint's name.
+    /// The name of the joint.
     pub joint: String,
-    /// Whose, where the joint is one deployment's and not the whole ledger's.
+    /// The deployment of a joint that covers only one; absent for the whole ledger.
     pub deployment_id: Option<Uuid>,
-    /// How much does not balance.
+    /// The number of differences.
     pub differences: i64,
-    /// How much waits for an operator: it is in the books, and stops nothing.
+    /// The number of records that wait for an operator. They are accounted for and stop nothing.
     pub open: i64,
-    /// Confirmed builds and claims that coderd no longer has: not an imbalance.
+    /// Confirmed builds and claims that coderd no longer has. They are not differences.
     pub gone: i64,
-    /// Usage of the last 30 days that differs from coderd's rows, without what coderd was never seen to have.
+    /// Usage of the last 30 days that differs from coderd's rows, except usage that coderd was never seen to have.
     pub recent_usage_differs: i64,
     /// All accepted usage of the last 30 days of the deployment.
     pub recent_usage: i64,
     /// The first few differences: objects of `kind`, `id` and `detail`.
     #[sqlx(json)]
     pub examples: Vec<Difference>,
-    /// The ledger sequence up to which the ledger's own books were read.
+    /// The ledger sequence up to which the audit read the ledger.
     pub sequence: Sequence,
-    /// When, by the database's clock.
+    /// When the audit ended, by the database's clock.
     pub audited_at: DateTime<Utc>,
-    /// How long ago that is, by the database's clock.
+    /// The age of the finding in seconds, by the database's clock.
     pub age_seconds: f64,
-    /// How long the audit took.
+    /// The duration of the audit in seconds.
     pub seconds: f64,
-    /// Since when it has not balanced; none: it balances.
+    /// Since when the joint differs; absent: it balances.
     pub differs_since: Option<DateTime<Utc>>,
 }
 
 impl Finding {
-    /// What does not balance, in words; none: it balances. They stay the same while the same is found.
+    /// The differences as a sentence; none: the joint balances. The sentence stays the same while the findings stay the same.
     #[must_use]
     pub fn imbalance(&self) -> Option<String> {
         if self.differences == 0 {
@@ -75,7 +73,7 @@ impl Finding {
         }
         let noun = if self.differences == 1 { "difference" } else { "differences" };
         let mut words = format!("{} {noun} between {}", self.differences, self.joint);
-        // writing into a text cannot fail
+        // Writing into a string cannot fail.
         if let Some(deployment) = self.deployment_id {
             let _ = write!(words, " of deployment {deployment}");
         }
@@ -89,7 +87,7 @@ impl Finding {
         Some(words)
     }
 
-    /// The deployment, where it may be that no process audits it any more.
+    /// The deployment, if possibly no process audits it any more.
     pub(super) fn unaudited_deployment(&self) -> Option<Uuid> {
         self.deployment_id.filter(|_| self.age_seconds > STALE_SECONDS)
     }
@@ -105,10 +103,10 @@ macro_rules! finding_columns {
 pub(super) use finding_columns;
 
 impl Ledger {
-    /// Writes what an audit found, in place of what the one before found. Only who holds the lease may.
+    /// Replaces the findings of the previous audit. Only the holder of the lease may.
     ///
     /// # Errors
-    /// [`LeaseError`]; then nothing is written.
+    /// [`LeaseError`]; nothing is written.
     pub async fn record_findings(
         &self,
         lease: &Lease,
@@ -147,7 +145,7 @@ impl Ledger {
         Ok(tx.commit().await?)
     }
 
-    /// What the last audits found, by joint and deployment, without retired sources. Empty before the first.
+    /// The latest findings, by joint and deployment, without retired sources. Empty before the first audit.
     pub async fn findings(&self) -> Result<Vec<Finding>, sqlx::Error> {
         sqlx::query_as(concat!(
             "select ",

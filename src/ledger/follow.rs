@@ -1,4 +1,4 @@
-//! Reading the ledger forward, batch by batch in sequence order. No reader holds a snapshot longer than one page.
+//! Reads the ledger forward, batch by batch in sequence order. A reader keeps a snapshot open for one page at most.
 
 use std::collections::HashMap;
 
@@ -12,21 +12,21 @@ use crate::event::{Event, Fact, Payload, PrebuildClaimed, Topic, WorkspaceBuildC
 #[derive(Clone, Debug)]
 pub struct Entry {
     pub sequence: i64,
-    /// What it tells, in the log's order.
+    /// The batch's facts, in the log's order.
     pub facts: Vec<Fact>,
-    /// The stage that an operator had folded anew here: whatever was folded from rows read before this batch was committed begins again.
+    /// The stage that an operator rebuilds at this batch. A fold of rows read before this batch was committed restarts from zero.
     pub rebuilt: Option<String>,
 }
 
-/// A page is done once it holds this many events: a fold's memory stays bounded.
+/// A page ends once it has this many events, which limits a fold's memory.
 const PAGE_EVENTS: i64 = 20_000;
-/// And it never holds more batches than this.
+/// Maximum number of batches in a page.
 const PAGE_BATCHES: i64 = 500;
 
 impl Ledger {
-    /// The batches after `sequence`, in order: a page of them, empty at the end.
+    /// A page of the batches after `sequence`, in order; empty at the end.
     pub async fn entries_after(&self, sequence: i64, limit: i64) -> Result<Vec<Entry>, sqlx::Error> {
-        // one statement per kind of row, under one snapshot, so that a batch is seen with all its rows
+        // One snapshot covers all statements, so that a batch is read with all its rows.
         let mut tx = self.pool.begin_with("begin isolation level repeatable read read only").await?;
         let page = page(&mut tx, sequence, limit).await?;
         let ids: Vec<i64> = page.iter().map(|(id, _)| *id).collect();
@@ -59,7 +59,7 @@ async fn page(tx: &mut PgConnection, sequence: i64, limit: i64) -> Result<Vec<(i
 
 struct Found {
     batch_id: i64,
-    /// The log's offset; what does not come from the log has its own small number.
+    /// The log's offset, or a small number for a fact that does not come from the log.
     order: i64,
     fact: Fact,
 }
@@ -89,7 +89,7 @@ async fn facts(tx: &mut PgConnection, ids: &[i64]) -> Result<Vec<Found>, sqlx::E
     Ok(found)
 }
 
-/// The payload of a row of the topic's table; a quantity was selected as `quantity::text`.
+/// The payload of a row of the topic's table. The query must select a quantity as `quantity::text`.
 pub(super) fn payload_of(topic: Topic, row: &PgRow) -> Result<Payload, sqlx::Error> {
     Ok(match topic {
         Topic::WorkspaceBuilds => Payload::Build(Box::new(WorkspaceBuildCompleted::from_row(row)?)),

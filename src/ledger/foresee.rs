@@ -1,4 +1,4 @@
-//! What recording would do, without doing it: the numbers of a plan.
+//! Computes what recording would do, without writing: the numbers of a plan.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
@@ -10,17 +10,16 @@ use super::record::{Judged, Sorted, judge};
 use super::{Arrival, Counts, Ledger, Refusal, ReplayRange, Verdict, rows};
 use crate::event::{Digest, Event, Payload, RejectCause};
 
-/// The events that a plan has found to be new so far, and the workspaces that they start for the first time.
+/// The new events that a plan has found in earlier batches, and the workspaces that they start for the first time.
 #[derive(Default)]
 pub struct Foreseen {
     events: HashMap<(Uuid, String), Digest>,
     started: HashSet<(Uuid, Uuid)>,
 }
 
-/// What recording some arrivals would do.
+/// The effect that recording some arrivals would have.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Foresight {
-    /// What it would count.
     pub counts: Counts,
     /// The arrivals that would become new events, by index, in the log's order.
     pub new: Vec<usize>,
@@ -29,7 +28,7 @@ pub struct Foresight {
 }
 
 impl Foreseen {
-    /// What the ledger knows and what the batches before would have brought, by index; then remembers what is new here.
+    /// Adds the new events of earlier batches to the known digests, by index, and remembers the events that are new here.
     fn and(&mut self, mut known: HashMap<usize, Digest>, news: &[&rows::New<'_>]) -> HashMap<usize, Digest> {
         for new in news {
             if known.contains_key(&new.index) {
@@ -49,9 +48,9 @@ impl Foreseen {
 }
 
 impl Ledger {
-    /// What [`Ledger::record`] would do with arrivals of this range, without writing. `foreseen` remembers the new events of the batches before
-    /// this one. An arrival that PostgreSQL itself refused before is taken as it was recorded then, and a new build is a first successful start only
-    /// where the ledger would keep it as one.
+    /// Returns what [`Ledger::record`] would do with arrivals of this range, without writing. `foreseen` has the new events of earlier
+    /// batches. An arrival that PostgreSQL refused before keeps that refusal. A new build is a first successful start only
+    /// if the ledger would keep it as one.
     pub async fn foresee(&self, range: &ReplayRange, arrivals: &mut [Arrival], foreseen: &mut Foreseen) -> Result<Foresight, sqlx::Error> {
         let mut tx = self.pool.begin().await?;
         let mut sources = HashMap::new();
@@ -85,7 +84,7 @@ impl Ledger {
     }
 }
 
-/// Of the new builds that name themselves their workspace's first successful start, leaves it only to the one that the ledger would keep.
+/// Clears `first_successful_start` of new builds, except of the one build per workspace that the ledger would keep.
 async fn first_starts(tx: &mut PgConnection, arrivals: &mut [Arrival], new: &[usize], foreseen: &mut Foreseen) -> Result<(), sqlx::Error> {
     let mut claimants = Vec::new();
     for index in new {
@@ -116,7 +115,7 @@ async fn first_starts(tx: &mut PgConnection, arrivals: &mut [Arrival], new: &[us
     Ok(())
 }
 
-/// The offsets that are recorded as refused; with its detail where PostgreSQL was who refused.
+/// The offsets that are recorded as refused; with the detail where PostgreSQL refused the data.
 async fn refused_before(
     tx: &mut PgConnection,
     range: &ReplayRange,

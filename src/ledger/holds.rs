@@ -1,52 +1,49 @@
-//! What holds money: from the audit's findings to usage that is not published.
+//! Decides from the audit's findings which usage is not published.
 
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::{Finding, Ledger};
 
-/// Beyond this share of the usage of the last 30 days a source is held whole.
+/// Above this share of differing usage in the last 30 days the whole source is held.
 const LARGEST_SHARE_PERCENT: i128 = 1;
 
-/// How far a hold reaches.
+/// The scope of a hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum HoldScope {
-    /// Usage of all sources.
     Everything,
-    /// Usage of one source.
     Source,
-    /// One usage event.
     Event,
 }
 
-/// Usage that is not published, why, and what ends that.
+/// Usage that is not published, with the reason and the condition that ends the hold.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
 pub struct Hold {
-    /// How far it reaches.
+    /// The scope of the hold.
     pub scope: HoldScope,
-    /// The source, unless it reaches all.
+    /// The source; absent where the hold covers all sources.
     pub deployment_id: Option<Uuid>,
-    /// The usage event, where it is one.
+    /// The usage event, where the hold covers only one.
     pub event_id: Option<String>,
-    /// Since when.
+    /// When the hold began.
     pub since: Option<DateTime<Utc>>,
-    /// Why.
+    /// The reason.
     pub why: String,
-    /// What ends it.
+    /// The condition that ends the hold.
     pub ends: String,
 }
 
-/// The policy: which findings hold money, and how far. A contradiction of the ledger with the log or the vendor holds everything. A source is held
-/// whole when over 1 % of its usage of the last 30 days differs; below that each event that differs holds itself. Builds hold nothing. Usage that
-/// coderd does not have and was never seen to have holds only itself.
+/// The policy that maps findings to holds. A contradiction between the ledger and the log or the vendor holds everything. A source
+/// is held if over 1 % of its usage of the last 30 days differs; otherwise each event that differs is held by itself. Builds hold
+/// nothing. Usage that coderd does not have, and was never seen to have, holds only itself.
 #[must_use]
 pub fn holds(findings: &[Finding]) -> Vec<Hold> {
     findings.iter().filter_map(Finding::hold).collect()
 }
 
 impl Finding {
-    /// What it holds, if anything.
+    /// The hold that follows from the finding, if any.
     #[must_use]
     pub fn hold(&self) -> Option<Hold> {
         let scope = self.hold_scope()?;
@@ -76,8 +73,8 @@ impl Finding {
 }
 
 impl Ledger {
-    /// What the audits' findings hold of this deployment's usage; none: only single events may be held.
-    /// After an error whether usage is held is not known.
+    /// The hold on this deployment's usage by the audits' findings; none: at most single events are held.
+    /// After an error it is not known whether usage is held.
     pub async fn hold_of(&self, deployment: Uuid) -> Result<Option<Hold>, sqlx::Error> {
         let concerns = |hold: &Hold| hold.scope == HoldScope::Everything || hold.deployment_id == Some(deployment);
         Ok(holds(&self.findings().await?).into_iter().find(concerns))

@@ -1,4 +1,4 @@
-//! The coderd that each source is bound to. The same coderd under two ids would be billed twice.
+//! The coderd that each source is bound to. One coderd under two ids would be billed twice.
 
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -6,14 +6,14 @@ use uuid::Uuid;
 use super::leases::{collector_lease, revoke_leases};
 use super::{Ledger, NewAct};
 
-/// What tells one coderd from another: its own deployment id and its default organization.
+/// The facts that identify a coderd: its own deployment id and its default organization.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct SourceIdentity {
     pub deployment_id: Uuid,
     pub organization_id: Uuid,
 }
 
-/// What a coderd reports of these. None: it is not there or may not be read.
+/// The identity facts that a coderd reports. None: the fact is missing or may not be read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ReportedIdentity {
     pub deployment_id: Option<Uuid>,
@@ -38,31 +38,31 @@ impl std::fmt::Display for ReportedIdentity {
 }
 
 impl ReportedIdentity {
-    /// Whether a fact that is reported shows another coderd.
+    /// Whether a reported fact belongs to another coderd.
     fn contradicts(self, bound: SourceIdentity) -> bool {
         self.deployment_id.is_some_and(|id| id != bound.deployment_id) || self.organization_id.is_some_and(|id| id != bound.organization_id)
     }
 
-    /// Whether a fact that is reported shows this coderd.
+    /// Whether a reported fact belongs to this coderd.
     fn shares(self, bound: SourceIdentity) -> bool {
         self.deployment_id == Some(bound.deployment_id) || self.organization_id == Some(bound.organization_id)
     }
 }
 
-/// Why a coderd is not the one of a source.
+/// Reasons why a source may not use a coderd.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum IdentityRefusal {
-    /// A new source whose id is not the one of coderd itself.
+    /// The source is new, and its id is not coderd's own.
     #[error("source.deployment_id {source_id} is not the id of this coderd: set it to {found}, which coderd reports")]
     NotItsOwnId { source_id: Uuid, found: Uuid },
-    /// A registered source that was introduced while coderd's facts could not be read, under an id that is not coderd's own.
+    /// The source was introduced while coderd's facts could not be read, under an id that is not coderd's own.
     #[error(
         "source {source_id} is registered, but not yet bound to a coderd, and this coderd reports deployment id {found}: if the source was \
          collected from this coderd, keep its id and bind it with `tallyline sources accept {source_id} --accept-new-identity --reason WHY`; \
          a second source {found} would count and bill everything again; if it was not, correct source.coderd_url"
     )]
     NotBound { source_id: Uuid, found: Uuid },
-    /// A new source beside one that is not bound to a coderd yet: both could be the same coderd.
+    /// The source is new, and another source is not bound yet: both could be the same coderd.
     #[error(
         "source {source_id} cannot be introduced while source {unbound_id} of this ledger is not bound to a coderd: if {unbound_id} was \
          collected from this coderd, a second source would count and bill everything again: set source.deployment_id to {unbound_id} and \
@@ -74,7 +74,6 @@ pub enum IdentityRefusal {
         /// The source that is not bound yet.
         unbound_id: Uuid,
     },
-    /// The source is bound to another coderd.
     #[error(
         "source {source_id} is bound to the coderd with {}, but this coderd reports {found}: \
          correct source.coderd_url, or accept this coderd with `tallyline sources accept {source_id} --accept-new-identity --reason WHY`",
@@ -82,11 +81,11 @@ pub enum IdentityRefusal {
     )]
     OtherCoderd {
         source_id: Uuid,
-        /// The coderd it is bound to.
+        /// The coderd that the source is bound to.
         bound: SourceIdentity,
         found: ReportedIdentity,
     },
-    /// This coderd is another source of the same ledger.
+    /// The coderd belongs to another source of this ledger.
     #[error(
         "source {source_id} cannot be collected from this coderd, which is source {other_id} of this ledger ({found}): everything would be \
          billed twice; set source.deployment_id to {other_id}"
@@ -99,7 +98,7 @@ pub enum IdentityRefusal {
     },
 }
 
-/// A registered source and the coderd it is bound to. None: coderd's facts could not be read yet.
+/// A registered source and the coderd that it is bound to. None: coderd's facts have not been read yet.
 #[derive(Clone, Copy, Debug, sqlx::FromRow)]
 struct Binding {
     deployment_id: Uuid,
@@ -108,7 +107,7 @@ struct Binding {
     retired: bool,
 }
 
-/// Why a source may not use the coderd that reports `found`, if so. A fact that is not reported contradicts nothing.
+/// The reason why a source may not use the coderd that reports `found`, if any. A fact that is not reported contradicts nothing.
 fn refusal(bindings: &[Binding], source_id: Uuid, found: ReportedIdentity) -> Option<IdentityRefusal> {
     let own = bindings.iter().find(|binding| binding.deployment_id == source_id);
     if let Some(bound) = own.and_then(|own| own.bound)
@@ -134,7 +133,7 @@ fn other_source(bindings: &[Binding], source_id: Uuid, found: ReportedIdentity) 
     Some(IdentityRefusal::OtherSource { source_id, other_id: other.deployment_id, found })
 }
 
-/// The refusal of a new source beside an unbound one. One that has the id that coderd reports is named as coderd's own id.
+/// The refusal of a new source beside an unbound one, unless the unbound source has the id that coderd reports.
 fn unbound_source(bindings: &[Binding], source_id: Uuid, found: ReportedIdentity) -> Option<IdentityRefusal> {
     let unbound = bindings.iter().find(|binding| binding.bound.is_none() && !binding.retired)?;
     let unbound_id = Some(unbound.deployment_id).filter(|id| found.deployment_id != Some(*id))?;
@@ -142,7 +141,7 @@ fn unbound_source(bindings: &[Binding], source_id: Uuid, found: ReportedIdentity
 }
 
 impl ReportedIdentity {
-    /// Why a source of this id cannot be introduced from this coderd, where the ledger knows no source.
+    /// The reason why a source of this id cannot be introduced from this coderd, for a ledger without sources.
     #[must_use]
     pub fn refusal_of_new(self, source_id: Uuid) -> Option<IdentityRefusal> {
         refusal(&[], source_id, self)
@@ -150,22 +149,21 @@ impl ReportedIdentity {
 }
 
 impl Ledger {
-    /// Why the source of this id, registered or not, may not use the coderd that reports `found`. None: it may.
+    /// The reason why the source of this id, registered or not, may not use the coderd that reports `found`. None: it may.
     pub async fn identity_refusal(&self, source_id: Uuid, found: ReportedIdentity) -> Result<Option<IdentityRefusal>, sqlx::Error> {
         let mut connection = self.pool.acquire().await?;
         Ok(refusal(&bindings(&mut connection).await?, source_id, found))
     }
 
-    /// Whether the source is bound to a coderd.
     pub async fn is_bound(&self, source_id: Uuid) -> Result<bool, sqlx::Error> {
         let mut connection = self.pool.acquire().await?;
         Ok(bindings(&mut connection).await?.iter().any(|binding| binding.deployment_id == source_id && binding.bound.is_some()))
     }
 
-    /// Binds a registered source to its coderd; one that is bound stays so.
+    /// Binds a registered source to its coderd. A source that is bound stays bound.
     ///
     /// # Errors
-    /// The database's. The inner one: this coderd is not the source's; then nothing is changed.
+    /// The inner error means that this coderd is not the source's; nothing is changed.
     pub async fn bind_source(&self, source_id: Uuid, found: SourceIdentity) -> Result<Result<(), IdentityRefusal>, sqlx::Error> {
         let mut connection = self.pool.acquire().await?;
         if refusal(&bindings(&mut connection).await?, source_id, found.into()).is_none() {
@@ -175,11 +173,10 @@ impl Ledger {
         Ok(refusal(&bindings(&mut connection).await?, source_id, found.into()).map_or(Ok(()), Err))
     }
 
-    /// Binds a registered source to another coderd than before, as an operator's act. Its collector loses its lease. None: the source is not
-    /// registered.
+    /// Binds a registered source to another coderd, by an operator's act. Its collector loses its lease. None: it is not registered.
     ///
     /// # Errors
-    /// The database's. The inner one: another source is bound to this coderd; then nothing is changed.
+    /// The inner error means that another source is bound to this coderd; nothing is changed.
     pub async fn accept_identity(
         &self,
         source_id: Uuid,
@@ -213,7 +210,7 @@ async fn bindings(connection: &mut PgConnection) -> Result<Vec<Binding>, sqlx::E
     .await
 }
 
-/// False where the source is not registered, or is bound and is not to be bound again.
+/// Returns false if the source is not registered, or is bound and must not be bound again.
 async fn bind(tx: &mut PgConnection, source_id: Uuid, found: SourceIdentity, again: bool) -> Result<bool, sqlx::Error> {
     let query = sqlx::query(
         "update source set bound_deployment_id = $2, bound_organization_id = $3
@@ -246,7 +243,7 @@ mod tests {
         refusal(bindings, source_id, found.into())
     }
 
-    /// What a coderd reports that hides one of the two facts, for each fact.
+    /// The reports of a coderd that hides one of the two facts, for each fact.
     fn halves(identity: SourceIdentity) -> [ReportedIdentity; 2] {
         let whole = ReportedIdentity::from(identity);
         [ReportedIdentity { organization_id: None, ..whole }, ReportedIdentity { deployment_id: None, ..whole }]

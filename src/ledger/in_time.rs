@@ -1,4 +1,4 @@
-//! A client's own deadline: what the server's timeouts cannot end when its host is gone and nobody says so.
+//! The client's own deadline, for servers whose host is gone: their own timeouts cannot end a call.
 
 use std::future::Future;
 use std::io;
@@ -9,19 +9,19 @@ use sqlx::{Error, Row as _};
 
 use super::Ledger;
 
-/// For one call. The server ends a statement first, after 60 s (`statement_timeout`): this is for a server that no longer answers at all. The
-/// client's socket has no keepalive, and sqlx gives no way to set one.
+/// Deadline of one call. The server ends a statement earlier, after 60 s (`statement_timeout`); this is for a server that does not answer.
+/// The client's socket has no keepalive, and sqlx cannot set one.
 pub(super) const DEADLINE: Duration = Duration::from_secs(75);
 
-/// For a connection that comes back to the pool. One whose call was given up still waits for the answer; until it is closed it takes up a place.
+/// Deadline of a connection that returns to the pool. After a timeout it still waits for the answer, and its place stays taken.
 const SETTLE: Duration = Duration::from_secs(5);
 
 impl Ledger {
-    /// What `call`, made on this ledger, answers within [`Ledger::deadline`]. The connection of one that is given up is not used again unless it
-    /// answers soon after; whether a commit was done is not known then, as after a lost connection.
+    /// Returns the answer of `call` within [`Ledger::deadline`]. After a timeout its connection is reused only if it answers soon after.
+    /// As after a lost connection, it is not known whether a commit succeeded.
     ///
     /// # Errors
-    /// The call's own; [`sqlx::Error::Io`] of the kind `TimedOut` where there is no answer.
+    /// The call's own errors; [`sqlx::Error::Io`] of the kind `TimedOut` without an answer.
     pub async fn in_time<T, E: From<Error>>(&self, call: impl Future<Output = Result<T, E>>) -> Result<T, E> {
         match tokio::time::timeout(self.deadline, call).await {
             Ok(answer) => answer,
@@ -30,10 +30,10 @@ impl Ledger {
     }
 }
 
-/// Whether a connection is fit for the pool: it has answered all that it was asked, and no transaction is open on it. A `begin` that is given up
-/// before its answer leaves one open, and whatever the next user writes would be part of it. In the simple protocol a statement by itself begins
-/// its transaction at its own time. One that cannot write is closed, as on a standby:
-/// a new one may reach another server.
+/// Whether a connection may return to the pool: it has answered all calls and has no open transaction. A `begin` that times out leaves
+/// a transaction open, and the next user's writes would become part of it. In the simple protocol a single statement starts its own
+/// transaction at its own time. A session that cannot write, as on a
+/// standby, is closed: a new one may reach another server.
 pub(super) async fn settles(connection: &mut PgConnection) -> Result<bool, Error> {
     let fit = "select now() = statement_timestamp() and current_setting('transaction_read_only') = 'off'";
     let asked = sqlx::raw_sql(fit).fetch_one(connection);

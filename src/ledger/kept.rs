@@ -1,4 +1,4 @@
-//! Rows as they are kept, with where their batch says that they stand: what a proof shows, and what is compared with the log again.
+//! Rows of events and rejects with their places in the log: `prove` shows them, and the deep audit compares them with the log.
 
 use chrono::{DateTime, Utc};
 use sqlx::postgres::PgRow;
@@ -11,58 +11,52 @@ use super::refused::Traces;
 use super::{Arrival, BatchKind, Difference, Ledger, RejectState, Verdict};
 use crate::event::{Event, RejectCause, Topic, TopicPartition};
 
-/// An accepted event's row.
+/// The row of an accepted event.
 #[derive(Clone, Debug)]
 pub struct KeptEvent {
-    /// The ledger's small id of its source.
     pub source_id: i16,
-    /// The key of its table: a build's id, or the usage's own.
+    /// The row's key: a build's id, or the usage event's own id.
     pub key: String,
-    /// What the columns say, or why they say no event: somebody has changed them.
+    /// The event of the columns, or the reason why they are not an event because they were changed by hand.
     pub event: Result<Event, String>,
-    /// The digest under which it was accepted.
+    /// The digest of the event when it was accepted.
     pub digest: Vec<u8>,
-    /// Where its record stood.
+    /// The offset of its record.
     pub log_offset: i64,
     pub batch_id: i64,
-    /// The batch itself; none: it is not there.
+    /// The batch; none: it is missing.
     pub batch: Option<KeptBatch>,
 }
 
 /// A batch of the log, or of a replay.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Deserialize)]
 pub struct KeptBatch {
-    /// `log` or `replay`; any other holds no events.
+    /// `log` or `replay`; other kinds contain no events.
     pub kind: BatchKind,
     pub topic: Option<String>,
     pub partition: Option<i32>,
-    /// Which life of the partition.
     pub generation: Option<i32>,
-    /// Raised by each claim of the partition; none for a replay.
+    /// The lease epoch of the partition; none for a replay.
     pub epoch: Option<i64>,
-    /// Its range.
+    /// The first offset of its range.
     pub first_offset: Option<i64>,
-    /// The offset behind its range.
+    /// The offset after its range.
     pub next_offset: Option<i64>,
-    /// Its place in the ledger's order.
     pub sequence: Option<i64>,
     pub recorded_at: DateTime<Utc>,
 }
 
-/// A record that is no accepted event, as it is kept.
+/// The row of a record that is not accepted.
 #[derive(Clone, Debug, FromRow)]
 pub struct KeptReject {
-    /// The ledger's own id.
     pub id: i64,
-    /// Where it stood.
+    /// The offset of the record.
     pub log_offset: i64,
-    /// What it is.
+    /// The disposition of the record.
     pub verdict: Verdict,
-    /// Why, in one word.
     pub cause: RejectCause,
-    /// Its state.
     pub state: RejectState,
-    /// A replay refused it, and no live reading did.
+    /// Whether only a replay refused the record, and no live batch.
     pub by_a_replay: bool,
     record_timestamp: Option<DateTime<Utc>>,
     record_key: Option<Vec<u8>>,
@@ -75,29 +69,28 @@ pub struct KeptReject {
     event_type: Option<String>,
 }
 
-/// Offsets of one life of a partition.
+/// A range of offsets in one generation of a partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromRow)]
 pub struct KeptRange {
     #[sqlx(flatten)]
     pub partition: TopicPartition,
-    /// Which life of it.
     pub generation: i32,
     #[sqlx(rename = "start_offset")]
     pub from: i64,
-    /// The offset behind the last.
+    /// The offset after the last.
     #[sqlx(rename = "next_offset")]
     pub until: i64,
 }
 
 impl Ledger {
-    /// The parts of the log that the ledger's positions speak of, by partition.
+    /// The ranges of the log between each position's start and the position.
     pub async fn kept_ranges(&self) -> Result<Vec<KeptRange>, sqlx::Error> {
         sqlx::query_as("select * from position order by topic, partition").fetch_all(&self.pool).await
     }
 
-    /// The events that were accepted from records of the range, as their batches say.
+    /// The events that were accepted from records of the range, according to their batches.
     pub async fn kept_in(&self, range: &KeptRange) -> Result<Vec<KeptEvent>, sqlx::Error> {
-        // the live chain's batches follow each other: the one with the range's first record is the first; those of replays lie anywhere
+        // Live batches follow each other: the batch that contains the range's first record is the first. Replays can start at any offset.
         let batches: Vec<i64> = sqlx::query_scalar(
             "select id from batch
              where kind = 'log' and topic = $1 and partition = $2 and generation = $3 and first_offset < $5
@@ -124,7 +117,7 @@ impl Ledger {
         rows.iter().map(|row| kept_event(range.partition.topic, row)).collect()
     }
 
-    /// The accepted events of these keys, of all deployments.
+    /// The accepted events with these keys, of all deployments.
     pub async fn kept_by_key(&self, topic: Topic, keys: &[String]) -> Result<Vec<KeptEvent>, sqlx::Error> {
         let ids: Vec<Uuid> = keys.iter().filter_map(|key| key.parse().ok()).collect();
         let query = match topic {
@@ -141,7 +134,7 @@ impl Ledger {
         query.fetch_all(&self.pool).await?.iter().map(|row| kept_event(topic, row)).collect()
     }
 
-    /// A page of all accepted events of a topic behind `after`, by source and key.
+    /// A page of all accepted events of a topic that follow `after`, by source and key.
     pub async fn kept_after(&self, topic: Topic, after: Option<(i16, String)>, limit: i64) -> Result<Vec<KeptEvent>, sqlx::Error> {
         let (source_id, key) = after.unwrap_or((i16::MIN, String::new()));
         let id: Uuid = key.parse().unwrap_or_default();
@@ -179,7 +172,7 @@ impl Ledger {
         .await
     }
 
-    /// What rows say of each other without the log: publications of their usage, attempts of their requests, first starts of their builds.
+    /// Contradictions between rows: publications and their usage, requests and their attempts, first starts and their builds.
     pub async fn rows_that_disagree(&self, limit: i64) -> Result<Vec<Difference>, sqlx::Error> {
         let mut differences = Vec::new();
         for (kind, query) in CHECKS {
@@ -192,7 +185,7 @@ impl Ledger {
 }
 
 impl KeptEvent {
-    /// The event's id, as far as the row tells it.
+    /// The event's id, from the row's key.
     #[must_use]
     pub fn id(&self, topic: Topic) -> String {
         match topic {
@@ -204,7 +197,7 @@ impl KeptEvent {
 }
 
 impl KeptReject {
-    /// The columns that are not as this record gives them.
+    /// The names of the columns that differ from this record.
     #[must_use]
     pub fn differs_from(&self, arrival: &Arrival) -> Vec<&'static str> {
         let traces = Traces::of(arrival);
@@ -243,7 +236,7 @@ fn kept_event(topic: Topic, row: &PgRow) -> Result<KeptEvent, sqlx::Error> {
     })
 }
 
-/// Each query answers (id, detail) for rows that disagree, at most `$1`; mostly there is none, and `materialized` makes the planner plan for all.
+/// Each query returns (id, detail) for at most `$1` rows that disagree, normally for none. `materialized` makes it plan for all rows.
 const CHECKS: [(&str, &str); 8] = [
     (
         "publication_changed",

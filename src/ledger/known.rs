@@ -1,4 +1,4 @@
-//! Which of a source's ids the ledger already has.
+//! The ids of a source that the ledger already has.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -9,17 +9,17 @@ use uuid::Uuid;
 use super::{Ledger, RejectState};
 use crate::event::{Digest, Message, SIGNATURE};
 
-/// How an event id stands among the rejects.
+/// The state of an event id among the rejects.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RefusedState {
-    /// `open` where any of its records is; else what the last act made of one: resubmitted, admitted or discarded.
+    /// `open` if any of the id's records is open; otherwise the state that the last act set: resubmitted, admitted or discarded.
     pub state: RejectState,
-    /// Whether any of its records went through the log again.
+    /// Whether any of the id's records was appended to the log again.
     pub passed: bool,
 }
 
-/// Whether a reject says anything about the event of its id. A record in a topic that is not its own does not, nor does one that no collector and no
-/// operator has signed: the true event may still come.
+/// Whether a reject is about the event of its id. A record in a foreign topic, or without a valid signature, is not:
+/// the true event may still arrive.
 macro_rules! of_the_event {
     () => {
         "cause not in ('foreign_topic', 'unsigned', 'bad_signature')"
@@ -27,21 +27,21 @@ macro_rules! of_the_event {
 }
 
 impl Ledger {
-    /// Those of these builds that are in the ledger, with their digests.
+    /// The builds among these that the ledger has, with their digests.
     pub async fn known_builds(&self, source_id: i16, build_ids: &[Uuid]) -> Result<HashMap<Uuid, Digest>, sqlx::Error> {
         let query = "select build_id, digest from workspace_build where source_id = $1 and build_id = any($2)";
         let rows: Vec<(Uuid, Digest)> = sqlx::query_as(query).bind(source_id).bind(build_ids).fetch_all(&self.pool).await?;
         Ok(rows.into_iter().collect())
     }
 
-    /// Those of these claims (by their build) that are in the ledger, with their digests.
+    /// The prebuild claims among these (by build) that the ledger has, with their digests.
     pub async fn known_claims(&self, source_id: i16, build_ids: &[Uuid]) -> Result<HashMap<Uuid, Digest>, sqlx::Error> {
         let query = "select build_id, digest from prebuild_claim where source_id = $1 and build_id = any($2)";
         let rows: Vec<(Uuid, Digest)> = sqlx::query_as(query).bind(source_id).bind(build_ids).fetch_all(&self.pool).await?;
         Ok(rows.into_iter().collect())
     }
 
-    /// Those of these builds that are in the ledger without a claim of theirs, though by their stage or number they may be claims.
+    /// The builds among these that the ledger has without a prebuild claim, although their stage or number allows one.
     pub async fn builds_without_claim(&self, source_id: i16, build_ids: &[Uuid]) -> Result<Vec<Uuid>, sqlx::Error> {
         sqlx::query_scalar(
             "select build_id from workspace_build build where source_id = $1 and build_id = any($2) and transition = 'start'
@@ -54,21 +54,21 @@ impl Ledger {
         .await
     }
 
-    /// The build that is kept as the first successful start of this workspace; none: there is none, or it came before the source's baseline.
+    /// The build that is kept as the workspace's first successful start. None: it has none, or it started before the source's baseline.
     pub async fn first_start(&self, source_id: i16, workspace_id: Uuid) -> Result<Option<Uuid>, sqlx::Error> {
         let query = "select build_id from workspace_first_start where source_id = $1 and workspace_id = $2";
         let found: Option<Option<Uuid>> = sqlx::query_scalar(query).bind(source_id).bind(workspace_id).fetch_optional(&self.pool).await?;
         Ok(found.flatten())
     }
 
-    /// Those of these usage events that are accepted, with their digests.
+    /// The accepted usage events among these, with their digests.
     pub async fn known_usage(&self, source_id: i16, ids: &[String]) -> Result<HashMap<String, Digest>, sqlx::Error> {
         let query = "select id, digest from usage_event where source_id = $1 and id = any($2)";
         let rows: Vec<(String, Digest)> = sqlx::query_as(query).bind(source_id).bind(ids).fetch_all(&self.pool).await?;
         Ok(rows.into_iter().collect())
     }
 
-    /// The number of accepted usage events dated in `[from, until)` of each UTC day, counted from 1970. A day without any is left out.
+    /// The number of accepted usage events in `[from, until)` by UTC day since 1970 and by type. Days without events are left out.
     pub async fn usage_days(
         &self,
         source_id: i16,
@@ -87,7 +87,7 @@ impl Ledger {
         Ok(rows.into_iter().map(|(day, event_type, events)| ((day, event_type), events)).collect())
     }
 
-    /// Those of these event ids that were refused or are held: they are known, but not accepted. Causes that say nothing
+    /// The event ids among these that were refused or are held, so that they are known but not accepted. Rejects that are not
     /// about the event are left out.
     pub async fn refused_ids(&self, deployment_id: Uuid, ids: &[String]) -> Result<HashSet<String>, sqlx::Error> {
         let rows: Vec<String> = sqlx::query_scalar(concat!(
@@ -101,9 +101,9 @@ impl Ledger {
         Ok(rows.into_iter().collect())
     }
 
-    /// Those of these messages, by event id, that the ledger has among its rejects and that are not to be sent again. An id of which operators have
-    /// given up all records is sent again where this message is none of those: what they gave up was somebody else's, or the row has changed.
-    /// The signature is not compared.
+    /// The event ids of these messages that must not be sent again, because the ledger has them among its rejects. An id whose records are
+    /// all discarded is sent again if this message is not one of them: the discarded records were foreign, or the row has changed.
+    /// Signatures are not compared.
     pub async fn refused_messages(&self, deployment_id: Uuid, messages: &HashMap<String, Message>) -> Result<HashSet<String>, sqlx::Error> {
         let ids: Vec<&String> = messages.keys().collect();
         let rows: Vec<(String, bool, Vec<u8>, Vec<u8>)> = sqlx::query_as(concat!(
@@ -125,7 +125,7 @@ impl Ledger {
         Ok(refused.map(|(id, ..)| id).collect())
     }
 
-    /// How those of these event ids stand that were refused or are held; causes that say nothing about the event are left out.
+    /// The states of the event ids among these that were refused or are held. Rejects that are not about the event are left out.
     pub async fn refused_states(&self, deployment_id: Uuid, ids: &[String]) -> Result<HashMap<String, RefusedState>, sqlx::Error> {
         let rows: Vec<(String, RejectState, bool)> = sqlx::query_as(concat!(
             "select event_id, case when bool_or(state = 'open') then 'open' else (array_agg(state order by act_id desc))[1] end,
@@ -142,7 +142,7 @@ impl Ledger {
     }
 }
 
-/// A record's headers, as they are kept, without the signature: another key gives another one.
+/// The kept headers of a record without its signature, which depends on the key.
 fn unsigned(headers: &[u8]) -> Option<Vec<(String, Option<String>)>> {
     let mut headers: Vec<(String, Option<String>)> = serde_json::from_slice(headers).ok()?;
     headers.retain(|(name, _)| !name.eq_ignore_ascii_case(SIGNATURE));

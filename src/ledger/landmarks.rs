@@ -1,4 +1,4 @@
-//! Whether this still is the ledger that was there before: one restored from a backup has lost its newest batches.
+//! Detects a ledger that was restored from a backup: it lacks its newest batches.
 
 use chrono::{DateTime, Utc};
 use sqlx::FromRow;
@@ -6,30 +6,30 @@ use uuid::Uuid;
 
 use super::{Ledger, Sequence};
 
-/// A batch by which the ledger is known again.
+/// A batch that identifies the ledger later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromRow)]
 pub struct Landmark {
-    /// The ledger's identity when the batch was seen.
+    /// The ledger's incarnation when the batch was read.
     pub incarnation: Uuid,
     pub sequence: i64,
     pub batch_id: i64,
-    /// When it was recorded: a ledger that went back and grew again may give sequence and id a second time.
+    /// When the batch was recorded: a restored ledger may assign the same sequence and id to another batch.
     pub recorded_at: DateTime<Utc>,
 }
 
-/// What the ledger is to somebody who has seen it before.
+/// The relation of the ledger to an earlier landmark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Acquaintance {
-    /// The same, or never seen before.
+    /// The same ledger, or one without a landmark yet.
     Same,
-    /// A later incarnation: the loss is known already.
+    /// A later incarnation: the loss is already known.
     Another,
-    /// It does not know the incarnation, or lacks a batch of it: it was restored from a backup, and no recovery is open for that yet.
+    /// The ledger lacks the incarnation or the batch: it was restored from a backup, and a recovery is not open yet.
     WentBack,
 }
 
 impl Ledger {
-    /// Identity and highest sequence of one moment, and whether the ledger is the one that had this batch.
+    /// The ledger's head, and whether the ledger is the one that had this batch, in one snapshot.
     pub async fn head_seen_from(&self, landmark: Option<&Landmark>) -> Result<(Sequence, Acquaintance), sqlx::Error> {
         let Some(landmark) = landmark else { return Ok((self.head().await?, Acquaintance::Same)) };
         let (incarnation, sequence, has_batch, is_past) = sqlx::query_as(
@@ -53,7 +53,7 @@ impl Ledger {
         Ok((head, acquaintance))
     }
 
-    /// The batch of that sequence, to know the ledger again; none for 0, the empty ledger, nor for one that is not there.
+    /// The batch of that sequence, to identify the ledger later. None for 0, the empty ledger, and for a missing batch.
     pub async fn landmark(&self, sequence: i64) -> Result<Option<Landmark>, sqlx::Error> {
         sqlx::query_as("select incarnation, sequence, id as batch_id, recorded_at from ledger, batch where sequence = $1")
             .bind(sequence)

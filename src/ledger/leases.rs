@@ -1,4 +1,4 @@
-//! Leases: one holder at a time, by the database's clock, so that no machine's own clock decides.
+//! Leases: one holder at a time. They use the database's clock, so that a machine's clock does not decide.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -9,42 +9,40 @@ use uuid::Uuid;
 
 use super::{Ledger, Sequence};
 
-/// How long a process that stops waits for the ledger's answer about a lease.
+/// How long a stopping process waits for the ledger's answer about a lease.
 const LAST_ANSWER: Duration = Duration::from_secs(2);
 
-/// A lease that was held when this was made. It ends by itself unless renewed.
+/// A lease that was held when this value was made. It expires unless it is renewed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lease {
-    /// What is leased.
+    /// The name of the leased work.
     pub name: String,
-    /// Who holds it; must differ between processes.
+    /// The holder; must differ between processes.
     pub holder: String,
-    /// Raised by each new holder.
     pub epoch: i64,
 }
 
-/// The leases of all collectors: each opens again, and reads everything. A pass that is being recorded is in before they are revoked.
+/// The leases of all collectors. Revoking them makes each collector open again and reread everything. A pass in flight commits first.
 pub(super) const ALL_COLLECTORS: &str = "collector:%";
 
-/// The name of the lease that the collector of a deployment holds.
+/// The name of the lease of a deployment's collector.
 #[must_use]
 pub fn collector_lease(deployment_id: Uuid) -> String {
     format!("collector:{deployment_id}")
 }
 
-/// Why nothing was written in a lease's name.
+/// Reasons why a write under a lease failed.
 #[derive(Debug, thiserror::Error)]
 pub enum LeaseError {
-    /// Somebody else has taken it.
+    /// Another holder has taken the lease.
     #[error("the lease {0:?} is lost")]
     Lost(String),
-    /// The database.
     #[error("{}", crate::cause::text(.0))]
     Database(#[from] sqlx::Error),
 }
 
-/// What a step of a lease gives: taking, renewing or giving it back. It is not broken off as the process stops, for a lease that is being
-/// taken has to be known, to be given back; but then it has only 2 s more. None: the ledger did not answer, and the lease ends by itself.
+/// The result of a lease step: take, renew or release. A stop does not cancel the step, because a lease being taken must be known
+/// to be released; after a stop the step has 2 s. None: the ledger did not answer, and the lease expires.
 pub async fn lease_step<T>(stop: &CancellationToken, step: impl Future<Output = T>) -> Option<T> {
     let mut step = pin!(step);
     tokio::select! {
@@ -54,7 +52,7 @@ pub async fn lease_step<T>(stop: &CancellationToken, step: impl Future<Output = 
 }
 
 impl Ledger {
-    /// Takes a lease that is free, expired or already this holder's. None: somebody else holds it.
+    /// Takes a lease that is free, expired or already this holder's. None: another holder has it.
     pub async fn take_lease(&self, name: &str, holder: &str, length: Duration) -> Result<Option<Lease>, sqlx::Error> {
         let epoch: Option<i64> = sqlx::query_scalar(
             "insert into lease as held (name, holder, epoch, expires_at)
@@ -73,8 +71,8 @@ impl Ledger {
         Ok(epoch.map(|epoch| Lease { name: name.to_owned(), holder: holder.to_owned(), epoch }))
     }
 
-    /// Holds a lease for another `length` from now. False: it is lost, and nothing may be done in its name any more. Its end never moves back.
-    /// After an error whether it is still held is not known.
+    /// Extends a lease by `length` from now; its end never moves back. False: the lease is lost, and the caller must stop its work.
+    /// After an error it is not known whether the lease is still held.
     pub async fn renew_lease(&self, lease: &Lease, length: Duration) -> Result<bool, sqlx::Error> {
         let renewed = sqlx::query(
             "update lease set expires_at = greatest(expires_at, clock_timestamp() + make_interval(secs => $4))
@@ -89,9 +87,8 @@ impl Ledger {
         Ok(renewed.rows_affected() == 1)
     }
 
-    /// Gives a lease back before its end, so that the next holder need not wait. One that is lost already is left alone. The holder's name
-    /// goes too: should the same process take it again, that is a new epoch.
-    /// After an error the lease ends by itself.
+    /// Releases a lease early, so that the next holder need not wait. A lost lease is not changed. The holder's name is removed too, so
+    /// that the same process gets a new epoch. After an error the lease expires.
     pub async fn release_lease(&self, lease: Lease) -> Result<(), sqlx::Error> {
         sqlx::query("update lease set holder = '', expires_at = clock_timestamp() where name = $1 and holder = $2 and epoch = $3")
             .bind(&lease.name)
@@ -102,7 +99,7 @@ impl Ledger {
         Ok(())
     }
 
-    /// Who holds a lease that has not ended.
+    /// The holder of a lease that has not expired.
     pub async fn lease_holder(&self, name: &str) -> Result<Option<String>, sqlx::Error> {
         sqlx::query_scalar("select holder from lease where name = $1 and expires_at > clock_timestamp()")
             .bind(name)
@@ -110,16 +107,15 @@ impl Ledger {
             .await
     }
 
-    /// The highest sequence that was ever shown in this lease's name; 0 before anything was.
+    /// The highest sequence ever shown under this lease; 0 before the first.
     pub async fn shown_sequence(&self, name: &str) -> Result<i64, sqlx::Error> {
         let shown = sqlx::query_scalar("select shown_sequence from lease where name = $1").bind(name).fetch_optional(&self.pool).await?;
         Ok(shown.unwrap_or_default())
     }
 
-    /// Says that a fold up to this sequence of this incarnation is about to be shown in this lease's name, and answers the highest that ever was, this one included:
-    /// a fold below it must not be shown. None: the lease is another's, or the ledger
-    /// is another by now. One that has ended, but that nobody else took, still is ours:
-    /// the next holder finds what was raised.
+    /// Records that a fold up to this sequence of this incarnation is about to be shown under this lease. Returns the highest sequence ever
+    /// recorded, this one included; a fold below it must not be shown. None: the lease is lost, or the ledger has another incarnation.
+    /// An expired lease that no other process has taken is still valid: the next holder reads the raised sequence.
     /// After an error nothing may be shown.
     pub async fn raise_shown_sequence(&self, lease: &Lease, folded: Sequence) -> Result<Option<i64>, sqlx::Error> {
         sqlx::query_scalar(
@@ -137,8 +133,8 @@ impl Ledger {
     }
 }
 
-/// Ends the leases whose name is like this: their holders have to open again. Every writer takes the one row of `ledger` last, so this comes before
-/// it.
+/// Ends the leases whose names match `like`; their holders must open again. Every writer locks the row of `ledger` last, so this runs
+/// before.
 pub(super) async fn revoke_leases(tx: &mut PgConnection, like: &str) -> Result<(), sqlx::Error> {
     sqlx::query("select from lease where name like $1 order by name for update").bind(like).execute(&mut *tx).await?;
     let revoked = "update lease set holder = '', epoch = epoch + 1, expires_at = clock_timestamp() where name like $1";
@@ -146,8 +142,8 @@ pub(super) async fn revoke_leases(tx: &mut PgConnection, like: &str) -> Result<(
     Ok(())
 }
 
-/// Makes sure that the lease is this holder's until the transaction ends: who wants to take it waits. One that has ended, but that nobody
-/// else took, still is.
+/// Keeps the lease with this holder until the transaction ends; another process that wants it waits. An expired lease that no other
+/// process has taken is still valid.
 pub(super) async fn hold(connection: &mut PgConnection, lease: &Lease) -> Result<(), LeaseError> {
     let held = sqlx::query("select from lease where name = $1 and holder = $2 and epoch = $3 for share")
         .bind(&lease.name)

@@ -1,4 +1,4 @@
-//! Licenses as they come to coderd and go from it: claims and a hash, never the token.
+//! Licenses that appear in and disappear from coderd: claims and a hash, never the token.
 
 use chrono::{DateTime, Utc};
 use serde_json::Value;
@@ -7,46 +7,43 @@ use sqlx::FromRow;
 use super::leases::hold;
 use super::{Lease, LeaseError, Ledger};
 
-/// A license came, went, or is judged otherwise than before.
+/// A license appeared, disappeared, or has another verification result.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LicenseChange {
-    /// coderd's own id.
     pub license_id: i32,
     pub jwt_sha256: [u8; 32],
-    /// When it was uploaded to coderd.
+    /// When the license was uploaded to coderd.
     pub uploaded_at: Option<DateTime<Utc>>,
-    /// What is true of it from now on.
+    /// The state of the license from now on.
     pub state: LicenseState,
 }
 
-/// What is true of a license.
 #[derive(Clone, Debug, PartialEq)]
 pub enum LicenseState {
-    /// It is in coderd and its token verified.
+    /// The license is in coderd, and its token is valid.
     Verified(Value),
-    /// It is in coderd and its token did not verify; why.
+    /// The license is in coderd, and its token is not valid, with the reason.
     Refused(String),
-    /// It is no longer in coderd.
+    /// coderd no longer has the license.
     Gone,
 }
 
-/// A license whose token verified, while it was in coderd.
+/// A license with a valid token, and its time in coderd.
 #[derive(Clone, Debug, PartialEq, FromRow)]
 pub struct LicenseLife {
-    /// coderd's own id, the last one that it had.
+    /// coderd's own id; the last one if it changed.
     pub license_id: i32,
     pub jwt_sha256: [u8; 32],
-    /// What it says.
     pub claims: Value,
-    /// When it was recorded that it is no longer in coderd; none: it is there.
+    /// When the ledger recorded that coderd no longer has it; none: coderd has it.
     pub gone_at: Option<DateTime<Utc>>,
 }
 
 impl Ledger {
-    /// Records changes in one batch; none, no batch. Only who holds the lease of the source's collector may.
+    /// Records changes in one batch; without changes it writes nothing. Only the holder of the collector's lease may.
     ///
     /// # Errors
-    /// [`LeaseError`]; then nothing is recorded.
+    /// [`LeaseError`]; nothing is recorded.
     pub async fn record_licenses(&self, lease: &Lease, source_id: i16, changes: &[LicenseChange]) -> Result<(), LeaseError> {
         if changes.is_empty() {
             return Ok(());
@@ -81,9 +78,9 @@ impl Ledger {
         Ok(tx.commit().await?)
     }
 
-    /// The licenses that are in coderd as far as the ledger knows, by coderd's id.
+    /// The licenses that coderd has, as far as the ledger knows, by coderd's id.
     pub async fn present_licenses(&self, source_id: i16) -> Result<Vec<LicenseChange>, sqlx::Error> {
-        // In the order of sequences, not of batch ids: a batch is where it was committed.
+        // The order is that of sequences, because batch ids do not follow the order of commits.
         type Row = (i32, [u8; 32], Option<DateTime<Utc>>, Option<Value>, Option<String>);
         let rows: Vec<Row> = sqlx::query_as(
             "select license_id, jwt_sha256, uploaded_at, claims, refusal
@@ -104,9 +101,9 @@ impl Ledger {
         Ok(rows.into_iter().map(change).collect())
     }
 
-    /// The licenses that were ever in coderd as far as the ledger knows, by coderd's id; not those whose token does not verify.
+    /// The licenses that coderd ever had, as far as the ledger knows, by coderd's id. Licenses without a valid token are left out.
     pub async fn licenses_ever(&self, source_id: i16) -> Result<Vec<LicenseLife>, sqlx::Error> {
-        // The row of one that went has no claims.
+        // The row of a license that is gone has no claims.
         sqlx::query_as(
             "select latest.license_id, latest.jwt_sha256, verified.claims,
                  case when not latest.present then latest.recorded_at end as gone_at

@@ -1,7 +1,7 @@
 //! The PostgreSQL ledger: totally ordered batches of accepted events.
 //!
-//! Each file holds one subject and its SQL. Whatever a fold, an export or a close reads belongs to a row of `batch`, which takes the next
-//! ledger sequence inside its transaction's commit.
+//! Each file has one subject and its SQL. Each row that a fold, an export or a close reads belongs to a row of `batch`.
+//! The batch takes the next ledger sequence inside its transaction's commit.
 
 mod acts;
 mod audit;
@@ -94,13 +94,13 @@ use sqlx::PgPool;
 
 use crate::clock::Clock;
 
-/// A handle on the ledger; clones share the connections.
+/// A handle on the ledger. Clones share the connections.
 #[derive(Clone)]
 pub struct Ledger {
     /// Connections with the ledger's session settings.
     pub pool: PgPool,
-    /// What `recorded_at` is taken from. Leases use the database's clock instead.
+    /// The clock of `recorded_at`. Leases use the database's clock instead.
     pub clock: Clock,
-    /// How long a call under [`Ledger::in_time`] may take.
+    /// Deadline of a call under [`Ledger::in_time`].
     pub deadline: Duration,
 }

@@ -1,5 +1,5 @@
-//! How far each source is complete: passes of its collector, and where in the log they end. They are progress, so that they add no batches,
-//! and a pass that the log is read up to leaves no row.
+//! How far each source is complete: its collector's passes and their ends in the log. Passes are progress and add no batches.
+//! A pass leaves no row once the log is read up to it.
 
 use chrono::{DateTime, Utc};
 use sqlx::{FromRow, PgConnection};
@@ -9,69 +9,67 @@ use super::leases::hold;
 use super::{Lease, LeaseError, Ledger};
 use crate::event::{Message, Topic, TopicPartition};
 
-/// A pass whose findings the log has acknowledged.
+/// A pass whose records the log has acknowledged.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NewPass {
-    /// The source that was read.
     pub source_id: i16,
-    /// When it began.
+    /// When the pass began.
     pub started_at: DateTime<Utc>,
-    /// What coderd committed before this instant is in the log. None: not known.
+    /// The log has everything that coderd committed before this instant. None: not known.
     pub complete_until: Option<DateTime<Utc>>,
-    /// The hour before which every hour has its runtime row or is over 7 days old.
+    /// Every hour before this one has its runtime row or is over 7 days old.
     pub runtime_complete_until: Option<DateTime<Utc>>,
-    /// It read everything, not only what is recent.
+    /// Whether the pass read everything, not only recent rows.
     pub full_sweep: bool,
-    /// Events appended to the log.
+    /// Events that the pass appended to the log.
     pub produced: i32,
-    /// Of these, found later than an earlier pass had reported to be complete.
+    /// Of these, events that an earlier pass had reported complete.
     pub late: i32,
-    /// Where each partition of the log ended afterwards: all that this and earlier passes appended lies before.
+    /// The end of each partition after the pass. All records of this and earlier passes are below it.
     pub offsets: Vec<(TopicPartition, i64)>,
-    /// The last record of each partition that was appended since the previous pass, where the log is in the ledger's database: a failover
-    /// may have lost it.
+    /// The last appended record of each partition since the previous pass, if the log is in the ledger's database: a failover may have lost
+    /// it.
     pub last_records: Vec<(TopicPartition, i64, Message)>,
-    /// The pass whose findings this one relies on, by id and beginning: where it is not the newest, the ledger is a restored one.
+    /// The pass that this one relies on, by id and start. If it is not the newest, the ledger is restored.
     pub previous: Option<(i64, DateTime<Utc>)>,
-    /// Passes after this one are not settled: records of theirs may still be rejected. None: all are settled that the log is read up to.
+    /// Passes after this id are not settled: their records may still be rejected. None: passes settle once the log is read up to them.
     pub unproven_after: Option<i64>,
-    /// Event ids that it was asked for and has looked for.
+    /// Requested event ids that the pass has looked up.
     pub fetched: Vec<String>,
-    /// The mark of the requested sweep that it was.
+    /// The mark of the requested sweep that the pass fulfils.
     pub requested_sweep: Option<DateTime<Utc>>,
 }
 
-/// How far a source is complete in the ledger.
 #[derive(Clone, Debug, Default, PartialEq, Eq, FromRow)]
 pub struct Completeness {
-    /// All that coderd committed before this instant is in the ledger. None: nothing can be said.
+    /// The ledger has everything that coderd committed before this instant. None: not known.
     pub complete_until: Option<DateTime<Utc>>,
-    /// The hour before which every hour has its runtime row in the ledger or is over 7 days old.
+    /// Every hour before this one has its runtime row in the ledger or is over 7 days old.
     pub runtime_complete_until: Option<DateTime<Utc>>,
 }
 
-/// How far a source is complete in the ledger, as far as one topic's events go.
+/// How far a source is complete in the ledger for one topic's events.
 #[derive(Clone, Debug, PartialEq, Eq, FromRow)]
 pub struct TopicCompleteness {
     pub topic: String,
-    /// All of the topic's events that coderd committed before this instant are in the ledger. None: nothing can be said.
+    /// The ledger has all of the topic's events that coderd committed before this instant. None: not known.
     pub complete_until: Option<DateTime<Utc>>,
 }
 
-/// Where a collector left off.
+/// The state from which a collector continues.
 #[derive(Clone, Debug, Default, PartialEq, Eq, FromRow)]
 pub struct LastPass {
     /// When the last pass began.
     pub started_at: Option<DateTime<Utc>>,
-    /// How far the last pass reports completeness, whether or not the ledger is there yet.
+    /// How far the last pass reports completeness, whether or not the ledger has reached it.
     pub complete_until: Option<DateTime<Utc>>,
-    /// How far any pass does.
+    /// How far any pass reports completeness.
     pub claimed_until: Option<DateTime<Utc>>,
-    /// When the last full sweep began; None where something was recovered since, so that all is to be read again.
+    /// When the last full sweep began. None after a recovery, so that the collector rereads everything.
     pub swept_at: Option<DateTime<Utc>>,
 }
 
-/// Makes the passes void that a query names by source and id, and those after them, which rely on them. None of them is settled.
+/// Makes void the passes that a query names by source and id, and the later ones, which rely on them. None of these passes is settled.
 macro_rules! void_passes {
     ($passes:literal) => {
         concat!(
@@ -91,13 +89,13 @@ macro_rules! void_passes {
 pub(super) use void_passes;
 
 impl Ledger {
-    /// Records a pass as the source's newest, settles those that the log is read up to, and answers its id. Completeness never moves back.
+    /// Records a pass as the source's newest, settles passes that the log is read up to, and returns its id. Completeness never decreases.
     ///
-    /// Only the holder of the lease of the source's collector may record, and only where its own last pass is the newest and the log holds
-    /// what was appended since.
+    /// Only the holder of the collector's lease may record a pass. Its own last pass must be the newest one, and the log must have
+    /// the records that it has appended since.
     ///
     /// # Errors
-    /// [`LeaseError`]; then nothing is recorded.
+    /// [`LeaseError`]; nothing is recorded.
     pub async fn record_pass(&self, lease: &Lease, pass: &NewPass) -> Result<i64, LeaseError> {
         let mut tx = self.pool.begin().await?;
         hold(&mut tx, lease).await?;
@@ -126,10 +124,10 @@ impl Ledger {
         Ok(pass_id)
     }
 
-    /// Withdraws what the source's passes after this one report. Only the holder of the collector's lease may.
+    /// Makes the source's passes after this one void. Only the holder of the collector's lease may.
     ///
     /// # Errors
-    /// [`LeaseError`]; then nothing is changed.
+    /// [`LeaseError`]; nothing is changed.
     pub async fn void_passes(&self, lease: &Lease, source_id: i16, after: i64) -> Result<(), LeaseError> {
         let mut tx = self.pool.begin().await?;
         hold(&mut tx, lease).await?;
@@ -142,7 +140,7 @@ impl Ledger {
         Ok(())
     }
 
-    /// The source's last pass before all that rely on one of these records, which the ledger has not read; none: no pass relies on one.
+    /// The source's last pass before all passes that rely on one of these unread records; none: no pass relies on one.
     pub async fn last_pass_before(&self, source_id: i16, places: &[(TopicPartition, i64)]) -> Result<Option<i64>, sqlx::Error> {
         sqlx::query_scalar(
             "select min(pass_id) - 1 from collector_pass_offset noted
@@ -157,7 +155,7 @@ impl Ledger {
         .await
     }
 
-    /// Whether all that the pass and those before it appended is in the ledger.
+    /// Whether the ledger has all records of this pass and earlier ones.
     pub async fn pass_is_in(&self, source_id: i16, pass_id: i64) -> Result<bool, sqlx::Error> {
         sqlx::query_scalar("select not exists (select from unreached_offset where source_id = $1 and pass_id <= $2)")
             .bind(source_id)
@@ -166,13 +164,13 @@ impl Ledger {
             .await
     }
 
-    /// How far the source is complete: as far as any pass reports that is in the ledger.
+    /// How far the source is complete, by the passes that the ledger has reached.
     pub async fn completeness(&self, source_id: i16) -> Result<Completeness, sqlx::Error> {
         let query = "select complete_until, runtime_complete_until from completeness($1, null)";
         Ok(sqlx::query_as(query).bind(source_id).fetch_optional(&self.pool).await?.unwrap_or_default())
     }
 
-    /// The same for each topic by itself: one that is behind does not hold back what can be said of the others.
+    /// The completeness of each topic: a topic that is behind does not hold back the others.
     pub async fn completeness_by_topic(&self, source_id: i16) -> Result<Vec<TopicCompleteness>, sqlx::Error> {
         sqlx::query_as("select topic, complete_until from unnest($2::text[]) as asked (topic), completeness($1, topic)")
             .bind(source_id)
@@ -181,13 +179,13 @@ impl Ledger {
             .await
     }
 
-    /// Whether a full pass of the source is in the ledger: from then on its series may be shown.
+    /// Whether the ledger has a full pass of the source. From then on its series may be shown.
     pub async fn backfilled(&self, source_id: i16) -> Result<bool, sqlx::Error> {
         let query = "select exists (select from completeness($1, null) where swept_pass_id > 0)";
         sqlx::query_scalar(query).bind(source_id).fetch_one(&self.pool).await
     }
 
-    /// Where the source's collector left off; all None before its first pass.
+    /// The state from which the source's collector continues; all None before its first pass.
     pub async fn last_pass(&self, source_id: i16) -> Result<LastPass, sqlx::Error> {
         sqlx::query_as(
             "select case when reports then claimed_until end as complete_until, claimed_until, swept_at, started_at
@@ -201,7 +199,7 @@ impl Ledger {
     }
 }
 
-/// Whether the log in this database has these records. After a failover that lost some, other records may have their places.
+/// Whether the log in this database has these records. After a failover that lost some, other records may have their offsets.
 async fn log_holds(tx: &mut PgConnection, records: &[(TopicPartition, i64, Message)]) -> Result<bool, sqlx::Error> {
     if records.is_empty() {
         return Ok(true);
@@ -223,8 +221,8 @@ async fn log_holds(tx: &mut PgConnection, records: &[(TopicPartition, i64, Messa
     Ok(usize::try_from(held) == Ok(records.len()))
 }
 
-/// Adds a row for the pass, with the offsets that neither the ledger nor an earlier pass has reached. A pass that has none, appended
-/// nothing and is no sweep relies on nothing more than the one before: it joins the newest row, unless that may be settled earlier.
+/// Adds a row for the pass, with the offsets that neither the ledger nor an earlier pass has reached. A pass without such offsets and
+/// without appended events relies on nothing new. Unless it is a sweep, it joins the newest row, if that is no more proven than itself.
 async fn insert_pass(tx: &mut PgConnection, pass_id: i64, pass: &NewPass) -> Result<(), sqlx::Error> {
     let further: Vec<(String, i32, i64)> = sqlx::query_as(
         "select topic, partition, log_end from unnest($2::text[], $3::integer[], $4::bigint[]) as at (topic, partition, log_end)
@@ -269,7 +267,7 @@ async fn insert_pass(tx: &mut PgConnection, pass_id: i64, pass: &NewPass) -> Res
     Ok(())
 }
 
-/// Passes up to whose offsets the log is read become part of the source's progress. Offsets that are reached go.
+/// Adds the passes whose offsets the log is read up to to the source's progress. Deletes offsets that are reached.
 async fn settle_passes(tx: &mut PgConnection, source_id: i16, unproven_after: Option<i64>) -> Result<(), sqlx::Error> {
     sqlx::query(
         "delete from collector_pass_offset noted using position

@@ -1,4 +1,4 @@
-//! What operators have stopped for now: rows of `pause`, and what a process last heard of them.
+//! Operations that operators have paused: the rows of `pause`, and the pauses that a process last read.
 
 use std::fmt;
 
@@ -11,7 +11,7 @@ use crate::event::Topic;
 use crate::words::words;
 
 words! {
-    /// What can be paused.
+    /// The operations that can be paused.
     Pausable {
         /// Passes over coderd's database.
         Collect = "collect",
@@ -19,23 +19,23 @@ words! {
         Consume = "consume",
         /// Requests to the vendor.
         Publish = "publish",
-        /// New files for finance.
+        /// New export files for finance.
         Export = "export",
     }
 }
 
-/// A pause that holds in all processes until somebody ends it.
+/// A pause of an operation in all processes, until an operator resumes it.
 #[derive(Clone, Debug, PartialEq, Eq, FromRow, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
 pub struct Pause {
-    /// What stands still.
+    /// The paused operation.
     pub operation: Pausable,
-    /// Of which topic; none: of all.
+    /// The paused topic; absent: all topics.
     pub topic: Option<String>,
-    /// Who paused it.
+    /// The operator who paused it.
     pub actor: String,
-    /// Why, in the actor's words.
+    /// The reason, in the operator's words.
     pub reason: String,
-    /// Since when.
+    /// When the pause began.
     pub since: DateTime<Utc>,
 }
 
@@ -47,52 +47,50 @@ impl fmt::Display for Pause {
     }
 }
 
-/// What is paused, as this process last heard. All clones hear the same. Where the ledger cannot be asked, nothing changes.
+/// The pauses that this process last read, shared by all clones. They do not change while the ledger cannot be read.
 #[derive(Clone, Debug)]
 pub struct Paused(watch::Receiver<Vec<Pause>>);
 
 impl Paused {
-    /// What is told to the sender.
+    /// A sender of pauses and their receiver.
     #[must_use]
     pub fn told() -> (watch::Sender<Vec<Pause>>, Paused) {
         let (tell, told) = watch::channel(Vec::new());
         (tell, Paused(told))
     }
 
-    /// Nothing is paused, ever.
+    /// A receiver that never has a pause.
     #[must_use]
     pub fn never() -> Paused {
         Paused::told().1
     }
 
-    /// All pauses.
     #[must_use]
     pub fn all(&self) -> Vec<Pause> {
         self.0.borrow().clone()
     }
 
-    /// The pause of this operation, for all topics.
+    /// The pause of this operation for all topics.
     #[must_use]
     pub fn of(&self, operation: Pausable) -> Option<Pause> {
         self.0.borrow().iter().find(|pause| pause.operation == operation && pause.topic.is_none()).cloned()
     }
 
-    /// The pause that keeps this topic from being read.
+    /// The pause that stops reading this topic.
     #[must_use]
     pub fn of_topic(&self, topic: Topic) -> Option<Pause> {
         let is = |pause: &&Pause| pause.topic.as_deref().is_none_or(|paused| paused == topic.name());
         self.0.borrow().iter().filter(|pause| pause.operation == Pausable::Consume).find(is).cloned()
     }
 
-    /// Waits until something was paused or resumed since the last call on this clone.
+    /// Waits until a pause has begun or ended since the last call on this clone.
     pub async fn changed(&mut self) {
         if self.0.changed().await.is_err() {
-            // nobody tells any more: nothing changes
+            // The sender is gone: the pauses cannot change any more.
             std::future::pending::<()>().await;
         }
     }
 
-    /// Waits until the operation is not paused.
     pub async fn resumed(&mut self, operation: Pausable) {
         while self.of(operation).is_some() {
             self.changed().await;
@@ -101,12 +99,11 @@ impl Paused {
 }
 
 impl Ledger {
-    /// All pauses.
     pub async fn pauses(&self) -> Result<Vec<Pause>, sqlx::Error> {
         pauses(&mut *self.pool.acquire().await?).await
     }
 
-    /// Writes a pause and its act. [`Err`] inside: the pause that holds already; then nothing is written.
+    /// Writes a pause and its act. The inner [`Err`] is the pause that already exists; nothing is written.
     pub async fn pause(
         &self,
         operation: Pausable,
@@ -136,7 +133,7 @@ impl Ledger {
         Ok(Ok(Pause { operation, topic, actor: actor.to_owned(), reason: reason.to_owned(), since }))
     }
 
-    /// Ends a pause and writes the act. [`Err`] inside: it is not there, and these of the same operation are; then nothing is written.
+    /// Ends a pause and writes the act. The inner [`Err`] has the operation's other pauses, if this one does not exist; nothing is written.
     pub async fn resume(
         &self,
         operation: Pausable,
@@ -160,7 +157,7 @@ impl Ledger {
     }
 }
 
-/// One change at a time; who only looks does not wait.
+/// Allows one change at a time. Readers do not wait.
 async fn lock(tx: &mut PgConnection) -> Result<(), sqlx::Error> {
     sqlx::query("lock table pause in share row exclusive mode").execute(tx).await.map(|_| ())
 }

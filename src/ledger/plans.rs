@@ -1,4 +1,4 @@
-//! What was planned, under the hash of its effect.
+//! Plans by the hash of their effect.
 
 use chrono::{DateTime, Utc};
 use serde_json::Value;
@@ -6,21 +6,20 @@ use sqlx::{FromRow, PgConnection};
 
 use super::Ledger;
 
-/// A kept plan.
 #[derive(Clone, Debug, FromRow)]
 pub struct KeptPlan {
-    /// What was asked for.
+    /// The operator's request.
     pub request: Value,
-    /// What was shown.
+    /// The effect in the plan's answer.
     pub effect: Value,
-    /// When it was planned last.
+    /// When the plan was last made.
     pub planned_at: DateTime<Utc>,
-    /// The act that executed it; none: not yet.
+    /// The act that executed the plan; none: not yet.
     pub act_id: Option<i64>,
 }
 
 impl Ledger {
-    /// Keeps a plan under its hash. One of the same effect that is there already is that one; had it been executed, it is to be executed again.
+    /// Keeps a plan under its hash. A plan with the same effect is the same plan; if it was executed, it can be executed again.
     pub async fn keep_plan(&self, hash: &str, kind: &'static str, request: &Value, effect: &Value) -> Result<(), sqlx::Error> {
         sqlx::query(
             "insert into plan (hash, kind, request, effect, planned_at) values ($1, $2, $3, $4, $5)
@@ -37,7 +36,7 @@ impl Ledger {
         Ok(())
     }
 
-    /// The plan of that kind under that hash, if one is kept.
+    /// The plan of that kind and hash, if any.
     pub async fn kept_plan(&self, hash: &str, kind: &'static str) -> Result<Option<KeptPlan>, sqlx::Error> {
         sqlx::query_as("select request, effect, planned_at, act_id from plan where hash = $1 and kind = $2")
             .bind(hash)

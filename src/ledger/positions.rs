@@ -1,4 +1,4 @@
-//! Where each partition stands, and who may move it.
+//! The position of each partition, and the partition lease that may move it.
 
 use sha2::{Digest as _, Sha256};
 use sqlx::postgres::PgRow;
@@ -7,15 +7,14 @@ use sqlx::{FromRow, PgConnection, Row};
 use super::{Ledger, RecordError};
 use crate::event::{Message, TopicPartition};
 
-/// A record that was read, to know it again: its offset and the SHA-256 of its key and body.
+/// A record that was read, to identify it later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LastRecord {
     pub offset: i64,
-    /// SHA-256 of key and body.
     pub fingerprint: [u8; 32],
 }
 
-/// SHA-256 of key and body, to know a record again.
+/// SHA-256 of key and body, to identify a record later.
 #[must_use]
 pub fn fingerprint(message: &Message) -> [u8; 32] {
     let mut hash = Sha256::new();
@@ -32,24 +31,23 @@ pub fn fingerprint(message: &Message) -> [u8; 32] {
     hash.finalize().into()
 }
 
-/// The right to write one partition's batches, until somebody else claims it.
+/// A partition lease: the right to write one partition's batches until another consumer takes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Claim {
     pub partition: TopicPartition,
-    /// Which life of the partition: raised when an operator begins it anew, because the topic was lost or made anew.
+    /// The partition's generation; `recover` raises it after a loss or recreation of the topic.
     pub generation: i32,
-    /// Raised by each claim.
+    /// Raised by each new lease.
     pub epoch: i64,
-    /// The offset to read next.
     pub next_offset: i64,
-    /// The last record before it that was read, if any was.
+    /// The last record that was read before `next_offset`, if any.
     pub last: Option<LastRecord>,
-    /// The first offset whose record must bear a valid signature; none: no consumer of this ledger has had keys.
+    /// The first offset whose record needs a valid signature; none: no consumer of this ledger has had keys.
     pub signed_from: Option<i64>,
 }
 
 impl Ledger {
-    /// Takes the partition from whoever has it. Without a position, reading starts at `log_start`, and that is recorded.
+    /// Takes the partition lease from its holder. Without a position, reading starts at `log_start`, which is recorded.
     pub async fn claim(&self, partition: TopicPartition, log_start: i64) -> Result<Claim, sqlx::Error> {
         let row = sqlx::query(
             "insert into position as p (topic, partition, generation, epoch, start_offset, next_offset, moved_at)
@@ -67,7 +65,7 @@ impl Ledger {
         claim_of(&row)
     }
 
-    /// Which life of the partition the ledger is in; the first where it has no position yet.
+    /// The partition's current generation; the first one before it has a position.
     pub async fn generation(&self, partition: TopicPartition) -> Result<i32, sqlx::Error> {
         sqlx::query_scalar("select current_generation($1, $2)")
             .bind(partition.topic.name())
@@ -76,7 +74,6 @@ impl Ledger {
             .await
     }
 
-    /// Every partition's position.
     pub async fn positions(&self) -> Result<Vec<(TopicPartition, i64)>, sqlx::Error> {
         let rows =
             sqlx::query("select topic, partition, next_offset from position order by topic, partition").fetch_all(&self.pool).await?;
@@ -95,8 +92,8 @@ pub(super) fn claim_of(row: &PgRow) -> Result<Claim, sqlx::Error> {
     })
 }
 
-/// Moves a claimed partition's position by compare-and-set: a consumer that has lost its partition stops here, and so does one that claimed it before
-/// records had to be signed.
+/// Moves a leased partition's position by compare-and-set. It stops a consumer that has lost its lease, or took it before the signature
+/// cutover was recorded.
 pub(super) async fn advance(
     connection: &mut PgConnection,
     ledger: &Ledger,

@@ -1,4 +1,4 @@
-//! Processes of `tallyline run`, as they were last heard of, by the database's clock.
+//! Processes of `tallyline run` at their last heartbeat, by the database's clock.
 
 use chrono::{DateTime, Utc};
 use sqlx::FromRow;
@@ -6,75 +6,73 @@ use uuid::Uuid;
 
 use super::Ledger;
 
-/// A process that has not been heard of for so many seconds is shown as gone; one that lives is heard of every 5.
+/// Seconds without a heartbeat after which a process is shown as gone. A living process sends one every 5 s.
 pub const GONE_SECONDS: f64 = 30.0;
-/// A process that was last seen this many seconds ago is not shown by default.
+/// Seconds without a heartbeat after which a process is hidden by default.
 const LONG_GONE_SECONDS: f64 = 3600.0;
-/// A process that is gone for so long is forgotten, in seconds.
+/// Seconds without a heartbeat after which a process is deleted.
 const FORGOTTEN_SECONDS: f64 = 24.0 * 3600.0;
 
-/// What a process is.
+/// A process of `tallyline run`.
 #[derive(Clone, Debug)]
 pub struct Process {
-    /// A new one with each start.
+    /// A new id with each start.
     pub id: Uuid,
     pub host: String,
-    /// The system's number of it.
+    /// The operating system's process id.
     pub pid: u32,
-    /// This binary's version.
     pub version: &'static str,
-    /// What it does.
     pub roles: Vec<&'static str>,
-    /// When it began, by its own clock.
+    /// When the process began, by its own clock.
     pub started_at: DateTime<Utc>,
 }
 
-/// A process as it was last heard of.
+/// A process at its last heartbeat.
 #[derive(Clone, Debug, PartialEq, FromRow, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
 pub struct ProcessRow {
-    /// A new one with each start.
+    /// The process's id, a new one with each start.
     pub id: Uuid,
-    /// The machine's name.
+    /// The name of the machine.
     pub host: String,
-    /// The system's number of it.
+    /// The operating system's process id.
     pub pid: i32,
-    /// Its binary's version.
+    /// The version of its binary.
     pub version: String,
-    /// What it does: collect, consume, publish, serve.
+    /// The roles that it runs: collect, consume, publish, serve.
     pub roles: Vec<String>,
-    /// When it began, by its own clock.
+    /// When the process began, by its own clock.
     pub started_at: DateTime<Utc>,
-    /// When it was last heard of, by the database's clock.
+    /// Its last heartbeat, by the database's clock.
     pub seen_at: DateTime<Utc>,
-    /// It has not been heard of for 30 seconds, and it did not end in good order.
+    /// Whether its last heartbeat is over 30 seconds old and it did not shut down in an orderly way.
     pub gone: bool,
-    /// It has not been heard of for an hour.
+    /// Whether its last heartbeat is over an hour old.
     #[serde(default)]
     pub long_gone: bool,
-    /// How each of its roles stood then.
+    /// The state of each of its roles at that time.
     pub standing: serde_json::Value,
 }
 
-/// A publisher's refusal of the coderd or the license that it found.
+/// A publisher's refusal of the coderd or the license that it read.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct PublishRefusal {
-    /// The source, where that is known.
+    /// The source, if known.
     pub deployment_id: Option<Uuid>,
-    /// Why, and what to do.
+    /// The reason, and the next step for an operator.
     pub why: String,
-    /// Since when, by the process's clock.
+    /// When the refusal began, by the process's clock.
     pub since: DateTime<Utc>,
 }
 
 impl ProcessRow {
-    /// Why its publisher refuses to work. A process that ended of it is asked, too, for the hour in which it is shown.
+    /// The reason why its publisher refuses to work. A process that ended because of it reports it too, for the hour in which it is shown.
     #[must_use]
     pub fn publish_refusal(&self) -> Option<PublishRefusal> {
         let refused = self.standing.get("publish")?.get("refused").filter(|_| !self.long_gone)?;
         serde_json::from_value(refused.clone()).ok()
     }
 
-    /// The source whose usage it publishes, if the process lives and its publisher works.
+    /// The source whose usage it publishes, if the process is alive and its publisher works.
     #[must_use]
     pub fn publishes(&self) -> Option<Uuid> {
         let publish = self.standing.get("publish").filter(|_| !self.gone)?;
@@ -84,7 +82,7 @@ impl ProcessRow {
 }
 
 impl Ledger {
-    /// Says that the process lives, and how it stands. Forgets those that are gone for a day.
+    /// Records a heartbeat and the state of the roles. Deletes processes that have been gone for a day.
     pub async fn process_lives(&self, process: &Process, standing: &serde_json::Value) -> Result<(), sqlx::Error> {
         sqlx::query(
             "with forgotten as (delete from process where seen_at < clock_timestamp() - make_interval(secs => $8))
@@ -105,12 +103,12 @@ impl Ledger {
         .map(|_| ())
     }
 
-    /// The process has ended in good order. After an error it is shown as gone for a day.
+    /// Deletes the row of a process that shuts down in an orderly way. After an error it is shown as gone for a day.
     pub async fn process_ends(&self, id: Uuid) -> Result<(), sqlx::Error> {
         sqlx::query("delete from process where id = $1").bind(id).execute(&self.pool).await.map(|_| ())
     }
 
-    /// All processes of the last day that did not end in good order.
+    /// All processes of the last day that did not shut down in an orderly way.
     pub async fn processes(&self) -> Result<Vec<ProcessRow>, sqlx::Error> {
         sqlx::query_as(
             "select id, host, pid, version, roles, started_at, seen_at, seen_at < clock_timestamp() - make_interval(secs => $1) as gone,

@@ -1,4 +1,4 @@
-//! What is known of one event beside its row: refusals under its id, its publication, the files that hold it.
+//! Facts about one event besides its row: refusals under its id, its publication, and the exported files with it.
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -9,141 +9,140 @@ use uuid::Uuid;
 use super::{ActKind, AttemptVerdict, HeldFor, Ledger, PublicationState, RejectState, Sequence, Verdict};
 use crate::event::RejectCause;
 
-/// A record under the event's id that is no accepted event.
+/// A record under the event's id that is not accepted.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, FromRow, ToSchema)]
 pub struct RefusalLife {
-    /// The reject's own id.
+    /// The id of the reject.
     pub id: i64,
-    /// The deployment that its headers name, if they name one.
+    /// The deployment in the record's headers, if any.
     pub deployment_id: Option<Uuid>,
-    /// The topic's name.
+    /// The name of the topic.
     pub topic: String,
     /// The partition.
     pub partition: i32,
-    /// Which life of the partition.
+    /// The generation of the partition.
     pub generation: i32,
-    /// The record's offset.
+    /// The offset of the record.
     pub log_offset: i64,
-    /// What it is.
+    /// The disposition of the record.
     pub verdict: Verdict,
-    /// Why, in one word.
+    /// The cause, in one word.
     pub cause: RejectCause,
-    /// What is wrong.
+    /// The fault in the record.
     pub detail: String,
-    /// Its state.
+    /// The state of the reject.
     pub state: RejectState,
-    /// The type that its headers name, if they name one.
+    /// The event type in the record's headers, if any.
     pub event_type: Option<String>,
-    /// What is at stake, in its type's unit: an unsigned number of 64 bits, in decimal.
+    /// The unbilled usage in its type's unit: an unsigned 64-bit number, in decimal.
     pub units: Option<String>,
-    /// When it was recorded.
+    /// When the record was recorded.
     pub recorded_at: DateTime<Utc>,
-    /// Its batch's place in the ledger's order.
+    /// The ledger sequence of its batch.
     pub sequence: Option<Sequence>,
-    /// What an operator, or an upgrade, did to it, the first thing first.
+    /// The acts of operators or upgrades on the reject, in order.
     #[sqlx(json)]
     pub acts: Vec<ActOnRefusal>,
 }
 
-/// An act of an operator, or of an upgrade.
+/// An act of an operator or of an upgrade.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ActOnRefusal {
-    /// What.
+    /// The kind of act.
     pub act: ActKind,
-    /// Who.
+    /// The actor.
     pub actor: String,
-    /// Why.
+    /// The reason.
     pub reason: String,
-    /// When.
+    /// When the act was done.
     pub acted_at: DateTime<Utc>,
 }
 
-/// What became of an event on its way to the vendor.
+/// The publication of a usage event.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, FromRow, ToSchema)]
 pub struct PublicationLife {
-    /// Its state.
+    /// The state of the publication.
     pub state: PublicationState,
     /// The ledger sequence of the batch that settled it.
     pub settled_sequence: Option<Sequence>,
-    /// When that was recorded.
+    /// When that batch was recorded.
     pub settled_at: Option<DateTime<Utc>>,
-    /// When it is due again; only while it is pending.
+    /// When the next attempt is due; only while it is pending.
     pub next_attempt_at: Option<DateTime<Utc>>,
-    /// Whether an attempt was sent and no answer to it is recorded.
+    /// Whether an attempt was sent whose answer is not recorded.
     pub unanswered: bool,
-    /// What holds it back although it is due.
+    /// The reason why it is held although it is due.
     pub held_for: Option<HeldFor>,
-    /// What there is to say of it now.
+    /// The latest message about it.
     pub last_message: Option<String>,
-    /// Every attempt, the first one first.
+    /// All attempts, in order.
     #[sqlx(skip)]
     pub attempts: Vec<PublicationAttempt>,
 }
 
-/// One request that carried the event.
+/// One request that contained the event.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, FromRow, ToSchema)]
 pub struct PublicationAttempt {
-    /// The request.
+    /// The id of the request.
     pub request_id: Uuid,
-    /// When it was written down, just before it was sent.
+    /// When the request was written to the ledger, just before it was sent.
     pub sent_at: DateTime<Utc>,
-    /// When an answer came.
+    /// When the answer arrived.
     pub answered_at: Option<DateTime<Utc>>,
-    /// The answer's HTTP status.
+    /// The HTTP status of the answer.
     pub status: Option<i32>,
-    /// Why there are no verdicts.
+    /// The reason why the request has no verdicts.
     pub error: Option<String>,
-    /// What was said of this event; none: nothing is recorded.
+    /// The vendor's verdict on this event; absent: not recorded.
     pub verdict: Option<AttemptVerdict>,
     /// The vendor's message, or the request's failure.
     pub message: Option<String>,
-    /// SHA-256 of the license token that signed it, in hexadecimal.
+    /// SHA-256 of the license token that signed the request, in hexadecimal.
     pub license_sha256: String,
     /// The ledger sequence of the recorded answer.
     pub sequence: Option<Sequence>,
 }
 
-/// A file for finance.
+/// An exported file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, FromRow, ToSchema)]
 pub struct ExportLife {
-    /// Its row's id.
+    /// The id of the export.
     pub id: i64,
-    /// When it was written.
+    /// When the file was written.
     pub exported_at: DateTime<Utc>,
-    /// Who asked for it.
+    /// The operator who exported it.
     pub actor: String,
-    /// Why.
+    /// The reason.
     pub reason: String,
-    /// As known at this ledger sequence.
+    /// The ledger sequence of the exported state.
     pub sequence: Sequence,
-    /// Usage at or after this instant.
+    /// The file has usage at or after this instant.
     pub first_instant: DateTime<Utc>,
-    /// And before this one.
+    /// The file has usage before this instant.
     pub end_instant: DateTime<Utc>,
-    /// The file's form.
+    /// The file format.
     pub format: String,
-    /// Its rows.
+    /// The number of rows.
     pub events: i64,
-    /// SHA-256 of its bytes, in hexadecimal.
+    /// SHA-256 of the file, in hexadecimal.
     pub sha256: String,
 }
 
-/// A file that was written.
+/// An exported file to record.
 #[derive(Clone, Copy, Debug)]
 pub struct NewExport<'a> {
     pub actor: &'a str,
     pub reason: &'a str,
-    /// Which usage it holds.
     pub range: &'a super::UsageRange,
     pub format: &'static str,
-    /// Its rows.
+    /// The number of rows.
     pub events: u64,
-    /// SHA-256 of its bytes.
+    /// SHA-256 of the file.
     pub sha256: [u8; 32],
 }
 
 impl Ledger {
-    /// The records that were refused under an event's id, the first one first; of one deployment, or of all and of none.
+    /// The refused records under an event's id, in order. Without a deployment: those of all deployments and of none.
     pub async fn refusals_of(&self, event_id: &str, deployment: Option<Uuid>) -> Result<Vec<RefusalLife>, sqlx::Error> {
         sqlx::query_as(
             "select r.id, r.deployment_id, r.topic, r.partition, r.generation, r.log_offset, r.verdict, r.cause, r.detail, r.state,
@@ -161,7 +160,7 @@ impl Ledger {
         .await
     }
 
-    /// The publication of a usage event, with every attempt.
+    /// The publication of a usage event, with all attempts.
     pub async fn publication_of(&self, source_id: i16, event_id: &str) -> Result<Option<PublicationLife>, sqlx::Error> {
         let life: Option<PublicationLife> = sqlx::query_as(
             "select p.state, named_sequence(b.sequence) as settled_sequence, b.recorded_at as settled_at, p.unanswered, p.held_for, p.last_message,
@@ -187,8 +186,8 @@ impl Ledger {
         Ok(Some(life))
     }
 
-    /// The files that hold a usage event of this time that was accepted at this sequence. Rows of an earlier incarnation were written before
-    /// the backup from which this one was restored, so their sequences are in its past, too.
+    /// The exported files with a usage event of this time that was accepted at this sequence. Files of an earlier incarnation were written
+    /// before this ledger's backup, so their sequences are part of its past.
     pub async fn exports_of(&self, source_id: i16, created_at: DateTime<Utc>, accepted_at: i64) -> Result<Vec<ExportLife>, sqlx::Error> {
         sqlx::query_as(
             "select id, exported_at, actor, reason, incarnation || ':' || sequence as sequence, first_instant, end_instant, format, events, encode(sha256, 'hex') as sha256
@@ -203,7 +202,7 @@ impl Ledger {
         .await
     }
 
-    /// Writes down that a file was written, and answers the row's id. It is no batch: what is exported does not change the ledger.
+    /// Records an exported file and returns its id. It is not a batch, because an export does not change the ledger.
     pub async fn record_export(&self, export: &NewExport<'_>) -> Result<i64, sqlx::Error> {
         sqlx::query_scalar(
             "insert into export_file (exported_at, actor, reason, incarnation, sequence, first_instant, end_instant, source_id, format, events,

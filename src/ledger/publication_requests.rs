@@ -1,4 +1,4 @@
-//! Requests to the vendor: written down before they are sent, and again with what came back.
+//! Requests to the vendor: written before they are sent, and updated with the answer.
 
 use std::time::Duration;
 
@@ -10,99 +10,90 @@ use super::publications::{insert_verdicts, lock};
 use super::{Ledger, PublicationState};
 use crate::words::words;
 
-/// A request that is about to be sent.
 #[derive(Clone, Debug)]
 pub struct NewRequest<'a> {
-    /// Its own id.
     pub id: Uuid,
-    /// The one source of its events.
+    /// The one source of all its events.
     pub source_id: i16,
-    /// SHA-256 of the license token that signs it.
+    /// SHA-256 of the license token that signs the request.
     pub license_sha256: [u8; 32],
-    /// Its events, all leased by `holder`.
+    /// The events, all leased by `holder`.
     pub event_ids: Vec<&'a str>,
-    /// Who sends it.
     pub holder: &'a str,
-    /// The leases last so long from now.
+    /// How long the leases last from now.
     pub lease: Duration,
 }
 
 words! {
-    /// What became of one event in one request.
+    /// The result of one event in one request.
     AttemptVerdict {
-        /// Taken: the event is published.
+        /// The vendor accepted the event, and it is published.
         Accepted = "accepted",
-        /// Refused for ever: the event is refused.
+        /// The vendor refused the event permanently.
         Refused = "refused",
-        /// Refused this time.
+        /// The vendor refused the event temporarily.
         RefusedForNow = "refused_for_now",
-        /// Not named in the answer.
+        /// The answer does not contain the event.
         LeftOut = "left_out",
         /// The whole request failed.
         Failed = "failed",
     }
 }
 
-/// One event's verdict, and what follows from it for an event that stays pending.
+/// The verdict on one event, and the next step if the event stays pending.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attempt {
-    /// coderd's own id.
     pub event_id: String,
-    /// What became of it.
     pub verdict: AttemptVerdict,
     /// The vendor's message, or the request's failure.
     pub message: Option<String>,
-    /// When it is due again.
+    /// When the next attempt is due.
     pub next_attempt_at: DateTime<Utc>,
-    /// Whether this attempt or an earlier one may have been taken.
+    /// Whether the vendor may have accepted this attempt or an earlier one.
     pub unanswered: bool,
 }
 
-/// What came back, if anything.
+/// The outcome of a request.
 #[derive(Clone, Debug)]
 pub struct RequestOutcome<'a> {
-    /// The request.
     pub id: Uuid,
-    /// Its source.
     pub source_id: i16,
-    /// Who sent it.
     pub holder: &'a str,
-    /// When an answer came; none came where this is absent.
+    /// When the answer arrived; none: no answer arrived.
     pub answered_at: Option<DateTime<Utc>>,
-    /// The HTTP status.
     pub status: Option<u16>,
-    /// Why there are no verdicts.
+    /// The reason why the request has no verdicts.
     pub error: Option<String>,
-    /// One for each event of the request.
+    /// One attempt for each event of the request.
     pub attempts: Vec<Attempt>,
 }
 
-/// What became of an outcome.
+/// The result of recording an outcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Recorded {
-    /// It is in the ledger now.
+    /// The outcome is recorded now.
     Now,
-    /// It was in the ledger already; nothing is changed.
+    /// The outcome was recorded before; nothing is changed.
     Before,
-    /// The ledger has no such request, though it was written down before it was sent: it went back since then. Nothing is changed; the recovery
-    /// doubts what is pending, and the vendor knows the ids.
+    /// The ledger lacks the request that was written before it was sent, because it was restored since then. Nothing is changed: the
+    /// recovery marks pending publications as possibly sent, and the vendor bills an id only once.
     RequestLost,
 }
 
-/// The latest request to the vendor of one source.
+/// The latest request to the vendor for one source.
 #[derive(Clone, Debug, PartialEq, Eq, sqlx::FromRow, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
 pub struct LastRequest {
-    /// Under which its events' verdicts are recorded.
+    /// The id of the request, under which its verdicts are recorded.
     pub id: Uuid,
-    /// When it was written down, just before it was sent.
+    /// When the request was written to the ledger, just before it was sent.
     pub sent_at: DateTime<Utc>,
-    /// When its answer came. None: none was recorded.
+    /// When the answer arrived; absent: none is recorded.
     pub answered_at: Option<DateTime<Utc>>,
-    /// The answer's HTTP status.
+    /// The HTTP status of the answer.
     pub status: Option<i32>,
-    /// Why there are no verdicts.
+    /// The reason why the request has no verdicts.
     pub error: Option<String>,
-    /// How many of its events were accepted, refused, refused for now, left out, or failed with it; by verdict.
+    /// The number of its events by verdict: accepted, refused, refused for now, left out, or failed.
     #[sqlx(json)]
     pub verdicts: std::collections::BTreeMap<AttemptVerdict, i64>,
 }
@@ -122,8 +113,8 @@ impl Ledger {
         .await
     }
 
-    /// Writes the request and its attempts, commits, and holds the leases anew. From here on its events count as sent, whatever happens.
-    /// False: a lease was lost, or the ledger turned out to be a restored one; nothing is written and nothing may be sent.
+    /// Writes the request and its attempts, commits, and extends the leases. From then on its events are treated as sent.
+    /// False: a lease was lost, or the ledger is restored; nothing is written and nothing may be sent.
     /// After an error nothing may be sent.
     pub async fn begin_request(&self, request: &NewRequest<'_>) -> Result<bool, sqlx::Error> {
         let mut tx = self.pool.begin().await?;
@@ -160,8 +151,8 @@ impl Ledger {
         Ok(true)
     }
 
-    /// Records what came back, in one batch: verdicts, and with them each event's fate or its next attempt. Done twice, the second changes
-    /// nothing. An acceptance is recorded even if it comes after the lease; else an event that somebody else has leased meanwhile is theirs.
+    /// Records an outcome in one batch: the verdicts, and each event's final state or next attempt. A second call changes nothing.
+    /// A final verdict is recorded even after the lease has expired; the next attempt is set only while the lease is held.
     pub async fn record_outcome(&self, outcome: &RequestOutcome<'_>) -> Result<Recorded, sqlx::Error> {
         let mut tx = self.pool.begin().await?;
         let ids: Vec<&str> = outcome.attempts.iter().map(|attempt| attempt.event_id.as_str()).collect();
@@ -207,8 +198,8 @@ async fn record_attempts(tx: &mut PgConnection, outcome: &RequestOutcome<'_>) ->
     Ok(())
 }
 
-/// The vendor's word is final. One that comes late still stands: over `unknown`, which only says that no word had come, over `not_ours`, which only
-/// says that coderd had one, too, and an acceptance over a refusal of the same event.
+/// The vendor's verdict is final. A late verdict replaces `unknown` and `not_ours`, which the vendor did not decide.
+/// An acceptance also replaces a refusal of the same event.
 async fn settle(tx: &mut PgConnection, outcome: &RequestOutcome<'_>, batch_id: i64) -> Result<(), sqlx::Error> {
     let final_words = outcome.attempts.iter().filter(|one| matches!(one.verdict, AttemptVerdict::Accepted | AttemptVerdict::Refused));
     let final_words: Vec<&Attempt> = final_words.collect();

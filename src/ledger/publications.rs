@@ -1,6 +1,6 @@
-//! The publication queue: one row for each accepted usage event, until its fate is known.
+//! The publication queue: one row for each accepted usage event, until its final state is known.
 //!
-//! A row is worked on under a lease by the database's clock. What settles it is a batch of kind `verdicts`.
+//! A publisher leases rows by the database's clock. A batch of kind `verdicts` settles them.
 
 use std::time::Duration;
 
@@ -15,120 +15,116 @@ use crate::words::words;
 words! {
     /// The state of a publication.
     PublicationState {
-        /// It waits to be sent, or to be sent again.
+        /// It waits for its first or next attempt.
         Pending = "pending",
-        /// The vendor has accepted it.
+        /// The vendor accepted it.
         Published = "published",
-        /// The vendor has refused it for ever.
+        /// The vendor refused it permanently.
         Refused = "refused",
-        /// Too old, and no attempt may have been taken.
+        /// It is too old, and the vendor accepted no attempt.
         Expired = "expired",
-        /// Too old, and an attempt may have been taken.
+        /// It is too old, and the vendor may have accepted an attempt.
         Unknown = "unknown",
-        /// coderd has published it.
+        /// coderd published it.
         NotOurs = "not_ours",
     }
 }
 
 words! {
-    /// Why a publication is held back although it is due.
+    /// The reason why a publication is held although it is due.
     HeldFor {
-        /// coderd's own row is gone, or says something else than was accepted.
+        /// coderd's row is gone or differs from the accepted event.
         CoderdDiffers = "coderd_differs",
-        /// The vendor's own rules do not allow the event.
+        /// The vendor's rules do not allow the event.
         VendorRules = "vendor_rules",
     }
 }
 
-/// No publisher lets a row wait for longer. One that is not due for longer than this was written by a clock that was ahead.
+/// The longest delay that a publisher sets. A row with a longer delay was written by a clock that was ahead.
 const LONGEST_WAIT: TimeDelta = TimeDelta::hours(2);
 
-/// A leased row, with the event as it was accepted.
+/// A leased row, with its accepted event.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Publication {
-    /// coderd's own id.
     pub event_id: String,
-    /// Type and value.
     pub quantity: UsageQuantity,
     /// When the usage happened.
     pub created_at: DateTime<Utc>,
-    /// Whether an earlier attempt may have been taken.
+    /// Whether the vendor may have accepted an earlier attempt.
     pub unanswered: bool,
-    /// How often it was refused for now, or left out of an answer.
+    /// The number of attempts that were refused for now or left out of an answer.
     pub refusals: u32,
-    /// Whether coderd is known to have had it as it was accepted.
+    /// Whether coderd is known to have had the event as it was accepted.
     pub confirmed: bool,
-    /// What was said of it last.
+    /// The latest message about it.
     pub last_message: Option<String>,
 }
 
-/// A row that is given back without an attempt.
+/// A row that is released without an attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Postponed {
-    /// coderd's own id.
     pub event_id: String,
-    /// Why it is not sent.
+    /// The reason why it is not sent.
     pub message: Option<String>,
-    /// Whether that holds it back, and is counted.
+    /// The reason why it is held, if it is.
     pub held_for: Option<HeldFor>,
-    /// When it is due again.
+    /// When the next attempt is due.
     pub next_attempt_at: DateTime<Utc>,
 }
 
-/// A fate without an answer of the vendor.
+/// A final state without a verdict of the vendor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Settlement {
-    /// coderd has published it.
+    /// coderd published the event.
     NotOurs,
-    /// Too old to be sent: `unknown` after an unanswered attempt, else `expired`.
+    /// The event is too old to be sent: `unknown` after an unanswered attempt, otherwise `expired`.
     TooOld,
 }
 
-/// How many rows got which fate.
+/// The number of rows that got each final state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Settled {
-    /// Published by coderd.
     pub not_ours: usize,
-    /// Never sent, or refused for now until it was too late.
+    /// Events that were never sent, or were refused for now until they were too old.
     pub expired: usize,
-    /// Too old, and an attempt may have been taken.
+    /// Events that are too old, and that the vendor may have accepted.
     pub unknown: usize,
 }
 
-/// A pending row that is not sent although it is due.
+/// A pending publication that is held although it is due.
 #[derive(Clone, Debug, PartialEq, Eq, sqlx::FromRow, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
 pub struct HeldBack {
-    /// coderd's own id.
+    /// coderd's id of the usage event.
     pub event_id: String,
     /// When the usage happened. It expires 30 days later.
     pub created_at: DateTime<Utc>,
-    /// Since when it is held back.
+    /// When the hold began.
     pub since: DateTime<Utc>,
-    /// What does not agree with it.
+    /// The cause of the hold.
     pub held_for: HeldFor,
-    /// Why, and what releases it.
+    /// The reason, and the condition that releases it.
     pub why: String,
-    /// A collector's signature or an audit has shown that coderd had it.
+    /// Whether a collector's signature or an audit has shown that coderd had the event.
     #[serde(default)]
     pub confirmed: bool,
 }
 
-/// What waits in one source's queue.
+/// The backlog of one source.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pending {
-    /// All that is not settled.
+    /// All pending events.
     pub events: i64,
-    /// Of these, not sent because coderd's row no longer says the same.
+    /// Of these, events that are held although they are due.
     pub held_back: i64,
-    /// Of these, with an attempt that may have been taken.
+    /// Of these, events that the vendor may have accepted.
     pub unanswered: i64,
     /// When the oldest of them happened.
     pub oldest: Option<DateTime<Utc>>,
 }
 
 impl Ledger {
-    /// Leases at most `limit` rows that are due, oldest event first, of events later than `after`. A row that is not due or leased by
-    /// somebody else holds nothing back.
+    /// Leases at most `limit` due rows of events later than `after`, oldest event first. A row that is not due, or that another publisher
+    /// has leased, does not hold back the others.
     pub async fn lease_publications(
         &self,
         source_id: i16,
@@ -167,7 +163,7 @@ impl Ledger {
         rows.iter().map(publication_of).collect()
     }
 
-    /// Gives leased rows back without an attempt. After an error the leases end by themselves.
+    /// Releases leased rows without an attempt. After an error the leases expire.
     pub async fn postpone_publications(&self, source_id: i16, holder: &str, postponed: &[Postponed]) -> Result<(), sqlx::Error> {
         let mut tx = self.pool.begin().await?;
         let ids: Vec<&str> = postponed.iter().map(|one| one.event_id.as_str()).collect();
@@ -193,8 +189,8 @@ impl Ledger {
         tx.commit().await
     }
 
-    /// Holds these pending rows back, each with the reason why, unless a publisher works on them or holds them back already. The publisher's next
-    /// look at coderd's row ends it, or gives its own reason.
+    /// Holds these pending rows, each with its reason, unless a publisher has leased them or they are already held. When the publisher
+    /// next compares coderd's row, it ends the hold or sets its own reason.
     pub async fn hold_back_publications(&self, source_id: i16, held: &[(String, String)]) -> Result<(), sqlx::Error> {
         let (ids, reasons): (Vec<&str>, Vec<&str>) = held.iter().map(|(id, why)| (id.as_str(), why.as_str())).unzip();
         let mut tx = self.pool.begin().await?;
@@ -214,7 +210,7 @@ impl Ledger {
         tx.commit().await
     }
 
-    /// Ends the leases of these rows and changes nothing else. After an error they end by themselves.
+    /// Ends the leases of these rows and changes nothing else. After an error the leases expire.
     pub async fn release_publications(&self, source_id: i16, holder: &str, ids: &[String]) -> Result<(), sqlx::Error> {
         let mut tx = self.pool.begin().await?;
         lock(&mut tx, source_id, ids).await?;
@@ -230,8 +226,8 @@ impl Ledger {
         tx.commit().await
     }
 
-    /// A page of pending events as old as `until` or older, behind the key `after`, by time and id. What somebody else has leased is left
-    /// out: an attempt of it may be on its way.
+    /// A page of pending events of time `until` or older that follow the key `after`, by time and id. Rows that another publisher has
+    /// leased are left out: an attempt may be in flight.
     pub async fn old_publications(
         &self,
         source_id: i16,
@@ -255,8 +251,8 @@ impl Ledger {
         .await
     }
 
-    /// Settles pending rows that `holder` or nobody has leased, in one batch; where there are none, no batch. While a restored ledger catches
-    /// up, nothing is too old.
+    /// Settles pending rows that `holder` has leased or that are not leased, in one batch, if there are any. While a restored
+    /// ledger catches up, no event is treated as too old.
     pub async fn settle_publications(
         &self,
         source_id: i16,
@@ -305,7 +301,7 @@ impl Ledger {
         })
     }
 
-    /// What waits in a source's queue. Reads the pending rows only.
+    /// The backlog of a source. Reads the pending rows only.
     pub async fn pending_publications(&self, source_id: i16) -> Result<Pending, sqlx::Error> {
         let row = sqlx::query(
             "select count(*), count(held_since), count(*) filter (where unanswered), min(event_created_at)
@@ -317,7 +313,7 @@ impl Ledger {
         Ok(Pending { events: row.try_get(0)?, held_back: row.try_get(1)?, unanswered: row.try_get(2)?, oldest: row.try_get(3)? })
     }
 
-    /// The first of the pending rows that are held back, by time and id.
+    /// The first pending rows that are held, by time and id.
     pub async fn held_back(&self, source_id: i16, limit: i64) -> Result<Vec<HeldBack>, sqlx::Error> {
         sqlx::query_as(
             "select event_id, event_created_at as created_at, held_since as since, held_for, last_message as why,
@@ -332,7 +328,7 @@ impl Ledger {
     }
 }
 
-/// Whoever changes several rows locks them in this order first, so that two never wait for each other.
+/// Locks rows in a fixed order, so that two writers never deadlock. Each writer of several rows calls it first.
 pub(super) async fn lock(tx: &mut PgConnection, source_id: i16, ids: &[impl AsRef<str>]) -> Result<(), sqlx::Error> {
     sqlx::query("select from publication where source_id = $1 and event_id = any($2) order by event_id for update")
         .bind(source_id)
@@ -342,7 +338,7 @@ pub(super) async fn lock(tx: &mut PgConnection, source_id: i16, ids: &[impl AsRe
     Ok(())
 }
 
-/// Whatever is pending may have been sent when nobody remembers: should it become too old, its fate is unknown.
+/// Marks all pending publications as possibly sent, because the lost time may contain requests. If they expire, their state is `unknown`.
 pub(super) async fn doubt_pending(tx: &mut PgConnection) -> Result<(), sqlx::Error> {
     sqlx::query("select from publication where state = 'pending' order by source_id, event_id for update").execute(&mut *tx).await?;
     sqlx::query("update publication set unanswered = true where state = 'pending' and not unanswered").execute(tx).await?;

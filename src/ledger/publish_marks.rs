@@ -1,27 +1,27 @@
-//! coderd's own publish marks in mode `sole`: its newest one when we began, and a later one, which stops our publishing.
+//! coderd's own publish marks in mode `sole`: the newest one at the start, and a later one, which stops publishing.
 
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::{Ledger, NewAct};
 
-/// A mark of coderd; none before its first.
+/// coderd's publish mark; none before its first.
 type Mark = Option<DateTime<Utc>>;
 
-/// A source's publishing, stopped because coderd published by itself.
+/// A source whose publishing has stopped because coderd published by itself.
 #[derive(Clone, Debug, PartialEq, Eq, sqlx::FromRow, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
 pub struct PublishStop {
-    /// The source.
+    /// The deployment id of the source.
     pub deployment_id: Uuid,
-    /// coderd's newest mark.
+    /// coderd's newest publish mark.
     pub later_mark: DateTime<Utc>,
-    /// When a mark later than the first was first seen, by the database's clock.
+    /// When a later mark than the first was first read, by the database's clock.
     pub seen_at: DateTime<Utc>,
 }
 
 impl Ledger {
-    /// Compares coderd's newest mark with the first one that was seen of this source, which is remembered over restarts. Answers the newest where
-    /// publishing stops for it.
+    /// Compares coderd's newest mark with the first one read for this source, which is kept over restarts. Returns the newest mark if it
+    /// stops publishing.
     pub async fn record_publish_mark(&self, source_id: i16, newest: Mark) -> Result<Mark, sqlx::Error> {
         let known = sqlx::query_as("select first_mark, later_mark from publish_mark where source_id = $1").bind(source_id);
         if let Some((first, later)) = known.fetch_optional(&self.pool).await?
@@ -49,8 +49,8 @@ impl Ledger {
         sqlx::query_as(query).fetch_all(&self.pool).await
     }
 
-    /// Goes on publishing this deployment's usage: an operator says that coderd's own publishing is cut off, so its newest mark is the last one.
-    /// Answers the stop that ends; none: there is none, and nothing is written.
+    /// Resumes publishing this deployment's usage, because an operator has cut off coderd's own publishing: its newest mark is the last
+    /// one. Returns the stop that it ends. None: the deployment has no stop, and nothing is written.
     pub async fn end_publish_stop(&self, deployment: Uuid, act: &NewAct<'_>) -> Result<Option<PublishStop>, sqlx::Error> {
         let mut tx = self.pool.begin().await?;
         let stop: Option<PublishStop> = sqlx::query_as(

@@ -1,5 +1,5 @@
-//! One batch of one partition, in one transaction: new events as rows, duplicates counted, conflicts, rejects and held records as rows,
-//! publications queued, and the position moved with them.
+//! Records one batch of one partition in one transaction: new events, conflicts, rejects and held records as rows, duplicates as a
+//! count, publications queued, and the position moved with them.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -15,74 +15,68 @@ use crate::cause::Remedy;
 use crate::event::{Digest, Event, Message, Payload, RejectCause, TopicPartition};
 use crate::words::words;
 
-/// A record as it came from the log, read or refused.
+/// A record from the log, parsed or refused.
 #[derive(Clone, Debug)]
 pub struct Arrival {
-    /// Its offset in the partition.
     pub offset: i64,
-    /// The log's timestamp.
+    /// The timestamp that the log gave it.
     pub timestamp: DateTime<Utc>,
-    /// The record itself: what becomes of it if it is not accepted.
+    /// The raw record, which is kept if it is not accepted.
     pub message: Message,
-    /// The event in it, or why there is none.
+    /// The event, or the reason why the record has none.
     pub event: Result<Event, Refusal>,
-    /// Whether it bears a collector's valid signature.
+    /// Whether the record has a collector's valid signature.
     pub confirmed: bool,
 }
 
-/// Why a record is not accepted.
+/// The reason why a record is not accepted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// Rejected, held or in conflict.
     pub verdict: Verdict,
-    /// In one word, to count by.
+    /// The cause, in one word, for counts.
     pub cause: RejectCause,
-    /// What is wrong, with the field's name.
+    /// The fault, with the name of the field.
     pub detail: String,
 }
 
 words! {
-    /// How a record is kept that is not accepted as an event.
+    /// The disposition of a record that is not accepted. Its raw record is kept.
     Verdict {
-        /// Not an event: kept raw.
+        /// The record is not a valid event.
         Rejected = "rejected",
-        /// Another digest under an accepted id: kept raw; the accepted event is not changed.
+        /// An accepted event has the same id and another digest. It is not changed.
         Conflict = "conflict",
-        /// A usage type that this version does not know, or a deployment that is not registered: kept raw until it is.
+        /// This version does not know the usage type, or the deployment is not registered. The record is kept until that changes.
         Held = "held",
     }
 }
 
 words! {
-    /// What wrote a batch.
+    /// The kind of a batch, by its writer.
     BatchKind {
-        /// Live consumption of the log.
+        /// The consumer, from the log.
         Log = "log",
-        /// A replay of the log.
         Replay = "replay",
-        /// The introduction of a source.
+        /// The registration of a source.
         Source = "source",
-        /// Licenses that came or went.
+        /// A collector, for licenses that appeared or disappeared.
         Licenses = "licenses",
-        /// What became of publications.
+        /// The publisher, for verdicts and settled publications.
         Verdicts = "verdicts",
-        /// An operator's act.
         Operator = "operator",
     }
 }
 
-/// Which chain of batches a batch belongs to.
+/// The chain that a batch belongs to.
 #[derive(Clone, Debug)]
 pub enum Chain {
-    /// Live consumption: moves the partition's position.
+    /// Live batches move the partition's position.
     Live(Claim),
-    /// A replay: moves its own position only.
+    /// Batches of a replay move only the replay's own position.
     Replay {
-        /// The replay's id.
         id: Uuid,
-        /// The partition that is replayed.
         partition: TopicPartition,
-        /// Its life when the replay was planned.
+        /// The partition's generation when the replay was planned.
         generation: i32,
         /// The replay's position before this batch.
         next_offset: i64,
@@ -112,20 +106,19 @@ impl Chain {
     }
 }
 
-/// What became of a batch's records; they add up.
+/// The dispositions of a batch's records. The other counts add up to `records`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Records read.
     pub records: i32,
     /// New events.
     pub accepted: i32,
-    /// Known ids with the known digest.
+    /// Accepted ids with the same digest.
     pub duplicates: i32,
-    /// Known ids with another digest.
+    /// Accepted ids with another digest.
     pub conflicts: i32,
-    /// No events.
+    /// Records that are not valid events.
     pub rejects: i32,
-    /// Usage of a type not known yet.
+    /// Records of an unknown usage type or an unregistered deployment.
     pub held: i32,
 }
 
@@ -144,22 +137,22 @@ impl std::ops::Add for Counts {
     }
 }
 
-/// Why a batch was not recorded. Nothing of it is in the ledger then, but for a connection lost during the commit: claim again and see.
+/// Reasons why a batch was not recorded. A connection lost during the commit may have recorded it: take the lease again and compare.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
-    /// Somebody else claimed the partition, or its position is not the one known.
+    /// Another consumer has the partition lease, or the position is not the expected one.
     #[error("{0} has been taken by another consumer")]
     Fenced(TopicPartition),
-    /// The data itself is refused by PostgreSQL.
+    /// PostgreSQL refuses the data itself.
     #[error("the ledger refuses the data: {}", crate::cause::text(.0))]
     Refused(#[source] sqlx::Error),
-    /// It took too long: a smaller batch may do.
+    /// The ledger took too long; a smaller batch may succeed.
     #[error("the ledger is too slow for the batch: {}", crate::cause::text(.0))]
     Slow(#[source] sqlx::Error),
-    /// Worth retrying as it is.
+    /// A retry may succeed.
     #[error("the ledger cannot be written: {}", crate::cause::text(.0))]
     Unavailable(#[source] sqlx::Error),
-    /// Not worth retrying.
+    /// A retry cannot succeed.
     #[error("the ledger does not fit this version: {}", crate::cause::text(.0))]
     Unfit(#[source] sqlx::Error),
 }
@@ -176,7 +169,7 @@ impl From<sqlx::Error> for RecordError {
 }
 
 impl Ledger {
-    /// Records one batch and moves the chain's position from where it stands to `next_offset`.
+    /// Records one batch and moves the chain's position to `next_offset`.
     pub async fn record(&self, chain: &Chain, arrivals: &[Arrival], next_offset: i64) -> Result<Counts, RecordError> {
         let now = self.clock.now();
         let mut tx = self.pool.begin().await?;
@@ -195,7 +188,7 @@ impl Ledger {
         Ok(counts)
     }
 
-    /// The ledger's small ids of those of the batch's deployments that are registered, by one query whatever their number.
+    /// The ledger's ids of the batch's registered deployments, by one query for any number of deployments.
     async fn source_ids(&self, tx: &mut PgConnection, arrivals: &[Arrival]) -> Result<HashMap<Uuid, i16>, sqlx::Error> {
         let deployments: HashSet<Uuid> =
             arrivals.iter().filter_map(|arrival| arrival.event.as_ref().ok()).map(|event| event.deployment).collect();
@@ -212,13 +205,13 @@ pub(super) struct Sorted<'a> {
     builds: BTreeMap<(i16, Uuid), rows::New<'a>>,
     claims: BTreeMap<(i16, Uuid), rows::New<'a>>,
     usage: BTreeMap<(i16, &'a str), rows::New<'a>>,
-    /// Later sightings within this batch.
+    /// Repeated ids within this batch.
     again: Vec<Again<'a>>,
-    /// Records of deployments that no collector has registered, by index.
+    /// Records of unregistered deployments, by index.
     unregistered: HashMap<usize, Uuid>,
 }
 
-/// A later sighting of an id within one batch. It is judged by the accepted event, which need not be the batch's first sighting.
+/// A repeated id within one batch. It is compared with the accepted event, which may differ from the batch's first event of that id.
 struct Again<'a> {
     new: rows::New<'a>,
     first_index: usize,
@@ -260,7 +253,7 @@ impl<'a> Sorted<'a> {
         (self.builds.values().collect(), self.claims.values().collect(), self.usage.values().collect())
     }
 
-    /// Judges what no table can: later sightings within this batch, and records of deployments that are not registered.
+    /// Sets the disposition of records that the tables cannot judge: repeated ids in the batch, and unregistered deployments.
     pub(super) fn judge_the_rest(&self, judged: &mut Judged) {
         for again in &self.again {
             if again.new.digest == judged.otherwise.get(&again.first_index).copied().unwrap_or(again.first_digest) {
@@ -273,15 +266,15 @@ impl<'a> Sorted<'a> {
     }
 }
 
-/// What the tables said.
+/// The dispositions according to the tables.
 #[derive(Default)]
 pub(super) struct Judged {
     accepted: usize,
-    /// Sightings of what is accepted, by the record's index.
+    /// Duplicates of accepted events, by the record's index.
     duplicates: HashSet<usize>,
     /// Events that are not accepted, by the record's index.
     refused: HashMap<usize, Refusal>,
-    /// By the index of a batch's first sighting that is in conflict: the digest of what is accepted.
+    /// The accepted digest of each conflict, by the index of the batch's first event of that id.
     otherwise: HashMap<usize, Digest>,
 }
 
@@ -318,7 +311,7 @@ async fn insert_events(tx: &mut PgConnection, batch_id: i64, sorted: &Sorted<'_>
     Ok(judged)
 }
 
-/// `known` holds, by index, the digest under which an id that was not inserted is in the ledger.
+/// `known` has, by index, the accepted digest of each id that was not inserted.
 pub(super) fn judge(judged: &mut Judged, news: &[&rows::New], known: &HashMap<usize, Digest>) {
     for new in news {
         match known.get(&new.index) {
@@ -332,8 +325,8 @@ pub(super) fn judge(judged: &mut Judged, news: &[&rows::New], known: &HashMap<us
     }
 }
 
-/// The batch's row. Its sequence stays null until the commit: there the deferred trigger `batch_takes_sequence` takes the next number from the
-/// one row of `ledger`, so that the order of sequences is the order of commits.
+/// Inserts the batch's row. Its sequence is null until the commit. There the deferred trigger `batch_takes_sequence` takes the next
+/// number from the row of `ledger`, so that sequence order is commit order.
 async fn insert_batch(
     tx: &mut PgConnection,
     ledger: &Ledger,
@@ -372,7 +365,7 @@ async fn insert_batch(
     Ok(())
 }
 
-/// By compare-and-set, and only while the partition is in the life that was planned for: an offset of another life is another record.
+/// Moves by compare-and-set, and only in the planned generation: in another one the offset belongs to another record.
 async fn advance_replay(tx: &mut PgConnection, id: Uuid, chain: &Chain, from: i64, to: i64) -> Result<(), RecordError> {
     let partition = chain.partition();
     let moved = sqlx::query(
@@ -390,7 +383,7 @@ async fn advance_replay(tx: &mut PgConnection, id: Uuid, chain: &Chain, from: i6
     if moved.rows_affected() == 1 { Ok(()) } else { Err(RecordError::Fenced(partition)) }
 }
 
-/// The last record as it will be known again. A batch that cannot be read is none: under a larger limit it reads otherwise.
+/// The last record, to identify it later. An unreadable batch is skipped: with a larger limit other records are read there.
 #[must_use]
 pub fn last_record(arrivals: &[Arrival]) -> Option<LastRecord> {
     let last = arrivals.iter().rfind(|arrival| arrival.message.unreadable_batch().is_none());

@@ -1,4 +1,4 @@
-//! A ledger that was restored from a backup, until it has caught up with what it lost.
+//! The recovery of a ledger that was restored from a backup, until it has caught up.
 
 use chrono::{DateTime, Utc};
 use sqlx::{FromRow, PgConnection};
@@ -8,49 +8,49 @@ use super::publications::doubt_pending;
 use super::{Ledger, NewAct, Sequence, plans};
 use crate::event::TopicPartition;
 
-/// What no log and no source can give back.
+/// Losses that neither the log nor a source can restore.
 pub const FORGOTTEN: &str = "what operators did after the backup is not in this ledger: pauses, choices of license rules, acts on rejects, \
                              replays, rebuilds, recoveries, exports";
 
-/// An open recovery and what it waits for.
+/// An open recovery and its remaining work.
 #[derive(Clone, Debug, PartialEq, Eq, FromRow, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
 pub struct Recovering {
-    /// The ledger's id of it.
+    /// The id of the recovery.
     pub id: i64,
-    /// Who began it.
+    /// The actor who began it.
     pub actor: String,
-    /// Why.
+    /// The reason.
     pub reason: String,
-    /// Since when.
+    /// When the recovery began.
     pub opened_at: DateTime<Utc>,
-    /// Whether the log's ends at that time are known: until then nothing is caught up with.
+    /// Whether the log's ends are recorded; the recovery cannot close earlier.
     pub log_ends_known: bool,
-    /// Records of the log still to be read (offsets, where it has gaps).
+    /// Records of the log to read (offsets, if the log has gaps).
     pub records_to_read: i64,
-    /// Deployments that were not read again as a whole yet.
+    /// Deployments whose full reread is not in the ledger yet.
     pub sources_to_read: Vec<Uuid>,
-    /// Deployments whose publish marks in coderd were not compared yet.
+    /// Deployments whose publish marks in coderd are not compared yet.
     pub sources_to_compare: Vec<Uuid>,
-    /// Deployments that are not there any more, as an operator has said: nothing of them is waited for.
+    /// Deployments that no longer exist, according to an operator; the recovery does not wait for them.
     pub without: Vec<Uuid>,
-    /// Where the ledger ended when it was seen to be restored. What was read between the restore and then is in it.
+    /// The last sequence of the ledger when its restore was detected. It includes batches recorded between the restore and that time.
     pub ended_at_sequence: Sequence,
-    /// When the batch of that sequence was recorded; none: the ledger was empty.
+    /// When the batch of that sequence was recorded; absent: the ledger was empty.
     pub ended_at: Option<DateTime<Utc>>,
-    /// When the last act before this recovery was done; none: the ledger knows of none. What operators did later, up to the restore, is not in
-    /// the ledger: pauses, choices of license rules, acts on rejects, replays, rebuilds, recoveries, exports.
+    /// When the last act before this recovery was done; absent: the ledger has none. The ledger lacks later acts up to the restore:
+    /// pauses, choices of license rules, acts on rejects, replays, rebuilds, recoveries, exports.
     pub last_act_at: Option<DateTime<Utc>>,
 }
 
 impl Recovering {
-    /// Whether nothing is left to wait for.
+    /// Whether all work of the recovery is done.
     #[must_use]
     pub fn has_caught_up(&self) -> bool {
         let Recovering { log_ends_known, records_to_read, sources_to_read, sources_to_compare, .. } = self;
         *log_ends_known && *records_to_read == 0 && sources_to_read.is_empty() && sources_to_compare.is_empty()
     }
 
-    /// What operators did that this ledger does not know, in words.
+    /// A sentence about the operators' acts that this ledger lacks.
     #[must_use]
     pub fn forgotten(&self) -> String {
         let sequence = self.ended_at_sequence;
@@ -60,7 +60,7 @@ impl Recovering {
     }
 }
 
-/// The last act that a restored ledger knows, in words.
+/// A sentence about the last act that a restored ledger has.
 #[must_use]
 pub fn last_act(at: Option<DateTime<Utc>>) -> String {
     at.map_or_else(|| "It knows no act".to_owned(), |at| format!("Its last act is of {}", seconds(at)))
@@ -92,8 +92,8 @@ impl std::fmt::Display for Recovering {
     }
 }
 
-/// The open recovery. Its records are those of partitions that are not read to where the log ended: also of those that were never read, unless that
-/// life is over. A source is read again once a pass over all of it that began after the recovery was opened is in the ledger.
+/// The open recovery. It counts unread records below the recorded log ends. Partitions that were never read are included unless
+/// their generation has ended. A source is reread once the ledger has a full pass of it that began after the recovery was opened.
 async fn recovering(connection: &mut PgConnection) -> Result<Option<Recovering>, sqlx::Error> {
     sqlx::query_as(
         "select recovery.id, actor, reason, opened_at, targeted_at is not null as log_ends_known,
@@ -123,18 +123,17 @@ async fn recovering(connection: &mut PgConnection) -> Result<Option<Recovering>,
 }
 
 impl Ledger {
-    /// The open recovery, if there is one.
     pub async fn recovering(&self) -> Result<Option<Recovering>, sqlx::Error> {
         recovering(&mut *self.pool.acquire().await?).await
     }
 
-    /// How many publications are pending, and how many of them are of events later than `after`.
+    /// The number of pending publications, and the number of those whose events are later than `after`.
     pub async fn pending_later_than(&self, after: DateTime<Utc>) -> Result<(i64, i64), sqlx::Error> {
         let query = "select count(*), count(*) filter (where event_created_at > $1) from publication where state = 'pending'";
         sqlx::query_as(query).bind(after).fetch_one(&self.pool).await
     }
 
-    /// Says where the log ended when it was asked, after the recovery was opened. The first word counts.
+    /// Records the log's ends, which were read after the recovery was opened. Only the first call has an effect.
     pub async fn target_recovery(&self, id: i64, ends: &[(TopicPartition, i64)]) -> Result<(), sqlx::Error> {
         let mut tx = self.pool.begin().await?;
         let targeted = sqlx::query("update recovery set targeted_at = $2 where id = $1 and targeted_at is null and closed_at is null")
@@ -158,7 +157,7 @@ impl Ledger {
         tx.commit().await
     }
 
-    /// The pending publications of the source were compared with coderd's publish marks.
+    /// Records that the source's pending publications are compared with coderd's publish marks.
     pub async fn recovery_compared(&self, id: i64, source_id: i16) -> Result<(), sqlx::Error> {
         sqlx::query("update recovery_source set compared_at = $3 where recovery_id = $1 and source_id = $2 and compared_at is null")
             .bind(id)
@@ -169,8 +168,8 @@ impl Ledger {
         Ok(())
     }
 
-    /// Gives up sources that the open recovery waits for and that are not there any more, executing the plan of that hash. False: it does not
-    /// wait for one of them, it is closed, or the plan was executed before; then nothing is changed.
+    /// Releases the open recovery from sources that no longer exist, executing the plan of that hash. False: it does not wait for one
+    /// of them, it is closed, or the plan was executed before; nothing is changed.
     pub async fn give_up_sources(&self, id: i64, without: &[Uuid], act: &NewAct<'_>, plan: &str) -> Result<bool, sqlx::Error> {
         let mut tx = self.pool.begin().await?;
         let open = sqlx::query("select from recovery where id = $1 and closed_at is null for update").bind(id);
@@ -194,16 +193,16 @@ impl Ledger {
         Ok(true)
     }
 
-    /// Closes the recovery if it has caught up with everything. What was accepted meanwhile may have been sent in the lost time, too. False: it
-    /// waits for more, or is closed already.
+    /// Closes the recovery if all its work is done. Publications of events accepted meanwhile may have been sent in the lost time, too.
+    /// False: work remains, or it is already closed.
     pub async fn close_recovery(&self, id: i64) -> Result<bool, sqlx::Error> {
-        // asked before the whole queue is locked: until it is so, this is called each second by every process
+        // Checked before the whole queue is locked: every process calls this each second until the recovery closes.
         if !self.recovering().await?.is_some_and(|open| open.id == id && open.has_caught_up()) {
             return Ok(false);
         }
         let mut tx = self.pool.begin().await?;
         doubt_pending(&mut tx).await?;
-        // and again, for the queue may have been waited for
+        // Checked again, because locking the queue may have taken time.
         if !recovering(&mut tx).await?.is_some_and(|open| open.id == id && open.has_caught_up()) {
             return Ok(false);
         }

@@ -1,4 +1,4 @@
-//! Records that are no accepted event, as rows.
+//! Rows of records that are not accepted.
 
 use std::collections::HashMap;
 
@@ -9,13 +9,12 @@ use super::{Arrival, Chain, Ledger, Refusal, Verdict};
 use crate::event::{self, Event, MAX_ID_BYTES, Message, RejectCause};
 
 impl Refusal {
-    /// Another content than the accepted event's.
+    /// An accepted event has the same id and other content.
     pub(super) fn conflict(event: &Event) -> Self {
         let detail = format!("{} is accepted with other content; the accepted event remains", event.id());
         Refusal { verdict: Verdict::Conflict, cause: RejectCause::Conflict, detail }
     }
 
-    /// An event of a deployment that no collector has registered.
     #[must_use]
     pub fn unregistered(deployment: Uuid) -> Self {
         let detail = format!("source /coder/{deployment}: no collector has registered this deployment; registering it admits the record");
@@ -23,8 +22,8 @@ impl Refusal {
     }
 }
 
-/// Conflicts, rejects and held records, raw, once for each place in the log. The row is the live chain's: a replay finds it there, or has run ahead
-/// and gives it up.
+/// Inserts conflicts, rejects and held records with their raw records, once per place in the log. The row belongs to the live chain:
+/// a replay keeps an existing row, and the live chain takes over a replay's row.
 pub(super) async fn insert_refused(
     tx: &mut PgConnection,
     ledger: &Ledger,
@@ -49,7 +48,7 @@ pub(super) async fn insert_refused(
     if rows.is_empty() { Ok(()) } else { insert(tx, ledger, batch_id, chain, &rows).await }
 }
 
-/// Bodies of one statement: what bounds its memory.
+/// Maximum size of the bodies in one statement, which limits its memory.
 const STATEMENT_BYTES: usize = 16 * 1024 * 1024;
 
 struct NewReject<'a> {
@@ -96,12 +95,11 @@ async fn insert(tx: &mut PgConnection, ledger: &Ledger, batch_id: i64, chain: &C
     Ok(())
 }
 
-/// One column of the rows, as an array.
 fn column<'a, T>(rows: &'a [NewReject<'a>], value: impl Fn(&'a NewReject<'a>) -> T) -> Vec<T> {
     rows.iter().map(value).collect()
 }
 
-/// What can be told about a record that is no event, as it is kept for whoever looks for it.
+/// The readable facts of a record that is not accepted, kept for searches.
 pub(super) struct Traces {
     pub(super) deployment: Option<Uuid>,
     pub(super) event_id: Option<String>,
@@ -124,13 +122,13 @@ impl Traces {
     }
 }
 
-/// For whoever looks for a record: what its headers say, where nothing better can be read.
+/// A header's value as text, for searches, where the record has no valid one.
 fn as_found(message: &Message, name: &str) -> Option<String> {
     let (_, value) = message.headers.iter().find(|(header, _)| header.eq_ignore_ascii_case(name))?;
     Some(String::from_utf8_lossy(value.as_deref()?).into_owned())
 }
 
-/// Text that PostgreSQL and its indexes can hold, of so many bytes at most.
+/// Text that PostgreSQL and its indexes accept, of at most `most` bytes.
 fn kept(text: &str, most: usize) -> String {
     let mut text = text.replace('\0', "\u{fffd}");
     text.truncate(text.floor_char_boundary(most));

@@ -1,4 +1,4 @@
-//! Rejects in numbers: how many, since when, and what is at stake.
+//! Counts of rejects, their ages and their unbilled usage.
 
 use std::collections::BTreeMap;
 
@@ -10,56 +10,50 @@ use crate::event::{RejectCause, UsageType};
 use crate::words::words;
 
 words! {
-    /// What rejects can have in common.
+    /// Properties by which rejects can be grouped.
     RejectProperty {
-        /// What they are.
         Verdict = "verdict",
-        /// Why, in one word.
         Cause = "cause",
-        /// The event's type.
         Type = "type",
-        /// The topic.
         Topic = "topic",
-        /// Their state.
         State = "state",
-        /// The deployment.
         Deployment = "deployment",
     }
 }
 
-/// Rejects that have something in common.
+/// Rejects with the same value of a property.
 #[derive(Clone, Debug, PartialEq, Eq, FromRow, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
 pub struct RejectGroup {
-    /// What they have in common; absent where it could not be read.
+    /// The common value; absent where it is not readable.
     pub value: Option<String>,
-    /// How many.
+    /// The number of rejects.
     pub records: i64,
-    /// What is at stake, as far as it could be read: the sum by unit, as in [`OpenRejects::units`].
+    /// The readable unbilled usage: the sum by unit, as in [`OpenRejects::units`].
     #[sqlx(json)]
     pub units: BTreeMap<String, u64>,
-    /// When the first of them was recorded.
+    /// When the oldest of them was recorded.
     pub oldest: DateTime<Utc>,
 }
 
-/// Open rejects of one verdict and cause.
+/// Open rejects of one disposition and cause.
 #[derive(Clone, Debug, PartialEq, Eq, FromRow, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
 pub struct OpenRejects {
-    /// What they are.
+    /// The disposition of the records.
     pub verdict: Verdict,
-    /// Why, in one word.
+    /// The cause, in one word.
     pub cause: RejectCause,
-    /// How many.
+    /// The number of rejects.
     pub records: i64,
-    /// What is at stake, as far as it could be read: the sum by unit (`agents`, `seats`, `ms`, or `unknown` for a type that is not known),
+    /// The readable unbilled usage: the sum by unit (`agents`, `seats`, `ms`, or `unknown` for an unknown type),
     /// at most 2^64 - 1.
     #[sqlx(json)]
     pub units: BTreeMap<String, u64>,
-    /// When the first of them was recorded.
+    /// When the oldest of them was recorded.
     pub oldest: DateTime<Utc>,
 }
 
 impl Ledger {
-    /// Rejects in groups, the largest first.
+    /// Groups of rejects, the largest first.
     pub async fn reject_groups(&self, filter: &RejectFilter, by: RejectProperty) -> Result<Vec<RejectGroup>, sqlx::Error> {
         sqlx::query_as(
             "select value, sum(records)::bigint as records, min(oldest) as oldest,
@@ -85,7 +79,7 @@ impl Ledger {
         .await
     }
 
-    /// What waits for somebody to act on it, by verdict and cause. Reads the index of open rejects alone.
+    /// Open rejects, by disposition and cause. Reads only the index of open rejects.
     pub async fn open_rejects(&self) -> Result<Vec<OpenRejects>, sqlx::Error> {
         sqlx::query_as(
             "select verdict, cause, sum(records)::bigint as records, min(oldest) as oldest,

@@ -1,4 +1,4 @@
-//! Records that are no accepted event, as operators work on them. Rows are never deleted: an act ends one, and names itself in it.
+//! Records that are not accepted, for operators to work on. Rows are never deleted: the act that ends a reject is recorded in its row.
 
 use std::ops::Range;
 
@@ -16,127 +16,112 @@ use crate::words::words;
 words! {
     /// The state of a reject.
     RejectState {
-        /// It waits for an act.
+        /// The reject waits for an act.
         Open = "open",
-        /// An operator has passed it through the log again.
+        /// An operator appended it to the log again.
         Resubmitted = "resubmitted",
-        /// It went through the log once its type or deployment was known.
+        /// It was appended to the log again once its type or deployment was known.
         Admitted = "admitted",
-        /// An operator has given it up.
+        /// An operator abandoned it.
         Discarded = "discarded",
     }
 }
 
-/// A record that is no accepted event, as found, and what became of it.
+/// A record that is not accepted, with its state.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RejectRow {
-    /// Its number in the ledger.
     pub id: i64,
-    /// The topic's name.
     pub topic: String,
-    /// The partition.
     pub partition: i32,
-    /// Which life of the partition.
     pub generation: i32,
-    /// Its offset there.
     pub offset: i64,
-    /// What it is.
+    /// The disposition of the record.
     pub verdict: Verdict,
-    /// Why, in one word.
     pub cause: RejectCause,
-    /// What is wrong.
+    /// The fault in the record.
     pub detail: String,
-    /// Whose event it would be, as far as that could be read.
+    /// The event's deployment, where readable.
     pub deployment_id: Option<Uuid>,
-    /// Which, as far as that could be read.
+    /// The event's id, where readable.
     pub event_id: Option<String>,
-    /// Of which type, as far as that could be read.
+    /// The event's type, where readable.
     pub event_type: Option<String>,
-    /// What is at stake, in the type's unit.
+    /// Unbilled usage in the type's unit.
     pub units: Option<u64>,
-    /// Its state.
     pub state: RejectState,
-    /// The act that ended it.
+    /// The act that ended the reject.
     pub act_id: Option<i64>,
-    /// The log's timestamp.
+    /// The timestamp that the log gave the record.
     pub record_timestamp: Option<DateTime<Utc>>,
-    /// The record's key.
     pub key: Option<Vec<u8>>,
-    /// The record's headers.
     pub headers: Vec<(String, Option<Vec<u8>>)>,
-    /// The record's body, or as much of it as was asked for.
+    /// The record's body, up to the requested length.
     pub payload: Option<Vec<u8>>,
     /// The length of the whole body.
     pub payload_bytes: Option<i64>,
-    /// Where only the body's beginning is kept.
+    /// Length and SHA-256 of the body, if only its first bytes are kept.
     pub oversized: Option<Oversized>,
-    /// When it was recorded.
     pub recorded_at: DateTime<Utc>,
 }
 
-/// Which rejects; what is absent does not matter.
+/// Filters for rejects; absent filters match all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RejectFilter {
-    /// Their state.
     pub state: Option<RejectState>,
-    /// What they are.
     pub verdict: Option<Verdict>,
-    /// Why, in one word.
     pub cause: Option<RejectCause>,
-    /// The event's type.
     pub event_type: Option<String>,
 }
 
-/// What was done to a reject, or tried.
+/// An act on a reject, or an attempt.
 #[derive(Clone, Debug, PartialEq, FromRow, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
 pub struct RejectAct {
-    /// Its number in the audit trail.
+    /// The act's id in the audit trail.
     pub id: i64,
     /// The reject.
     #[serde(skip)]
     pub reject_id: i64,
-    /// What.
+    /// The kind of act.
     pub act: ActKind,
-    /// Who.
+    /// The actor.
     pub actor: String,
-    /// When.
+    /// When the act was done.
     pub acted_at: DateTime<Utc>,
-    /// Why.
+    /// The reason.
     pub reason: String,
-    /// What more there is to say; for an edit the new body.
+    /// More facts; for an edit the new body.
     pub detail: serde_json::Value,
-    /// Whether it is this act that ended the reject. One that did not came to nothing, was interrupted, or was followed by another.
+    /// Whether this act ended the reject. An act that did not had no effect, was interrupted, or was followed by another.
     pub ended_it: bool,
 }
 
-/// A reject that has gone through the log again.
+/// A reject whose record was appended to the log again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PassedReject {
-    /// Its number in the ledger.
     pub id: i64,
-    /// The act that ends it.
+    /// The act that ends the reject.
     pub act_id: i64,
-    /// Where the log has it, and at which offset; none where its event is accepted already.
+    /// The place of the appended record; none where its event is already accepted.
     pub place: Option<(TopicPartition, i64)>,
 }
 
 /// Another record under the same event id.
 #[derive(Clone, Debug, PartialEq, Eq, FromRow, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
 pub struct SameEvent {
-    /// Its number among the rejects.
+    /// The id of the reject.
     pub id: i64,
-    /// What it is.
+    /// The disposition of the record.
     pub verdict: Verdict,
-    /// Why, in one word.
+    /// The cause, in one word.
     pub cause: RejectCause,
-    /// Its state.
+    /// The state of the reject.
     pub state: RejectState,
-    /// When it was recorded.
+    /// When the reject was recorded.
     pub recorded_at: DateTime<Utc>,
 }
 
 impl Ledger {
-    /// A page of rejects by number, of each body at most `payload_bytes`, and headers only up to 16 KiB.
+    /// A page of rejects by id, with at most `payload_bytes` of each body, and with headers of up to 16 KiB.
     pub async fn rejects(&self, filter: &RejectFilter, after: i64, limit: i64, payload_bytes: i32) -> Result<Vec<RejectRow>, sqlx::Error> {
         let rows = sqlx::query(
             "select id, topic, partition, generation, log_offset, verdict, cause, detail, deployment_id, event_id, event_type,
@@ -161,7 +146,7 @@ impl Ledger {
         rows.iter().map(reject).collect()
     }
 
-    /// These rejects by number, of each body at most `payload_bytes`; one that is not there is left out.
+    /// These rejects by id, with at most `payload_bytes` of each body. Missing ones are left out.
     pub async fn rejects_of(&self, ids: &[i64], payload_bytes: i32) -> Result<Vec<RejectRow>, sqlx::Error> {
         let rows = sqlx::query(
             "select id, topic, partition, generation, log_offset, verdict, cause, detail, deployment_id, event_id, event_type,
@@ -177,8 +162,7 @@ impl Ledger {
         rows.iter().map(reject).collect()
     }
 
-    /// Held records, open and above that number, that are held no longer: their type is one that this version knows, or their deployment is
-    /// registered by now.
+    /// Open held records with ids above `after` that can be admitted: this version knows their type, or their deployment is registered.
     pub async fn admissible(&self, after: i64, limit: i64) -> Result<Vec<i64>, sqlx::Error> {
         sqlx::query_scalar(
             "(select id from reject
@@ -196,7 +180,7 @@ impl Ledger {
         .await
     }
 
-    /// What was done to these rejects, in order.
+    /// The acts on these rejects, in order.
     pub async fn reject_acts(&self, ids: &[i64]) -> Result<Vec<RejectAct>, sqlx::Error> {
         sqlx::query_as(
             "select act.id, reject_id, act, actor, acted_at, reason, act.detail, reject.act_id is not distinct from act.id as ended_it
@@ -220,7 +204,7 @@ impl Ledger {
         .await
     }
 
-    /// The sequence at which the event of this id was accepted, and its digest, if it was.
+    /// The sequence that accepted the event of this id, and its digest; none if it is not accepted.
     pub async fn accepted(&self, deployment_id: Uuid, event_id: &str) -> Result<Option<(Sequence, Digest)>, sqlx::Error> {
         let build: Option<Uuid> = event_id.split_once(':').and_then(|(_, id)| id.parse().ok());
         let found: Option<(Sequence, Vec<u8>)> = sqlx::query_as(
@@ -240,7 +224,7 @@ impl Ledger {
         found.map(|(sequence, bytes)| Ok((sequence, digest(bytes)?))).transpose()
     }
 
-    /// Writes down that this is about to be done to each of these rejects, all or none, and answers the acts' numbers in order.
+    /// Writes the acts before they are done, all or none, and returns their ids in order.
     pub async fn begin_acts(&self, acts: &[NewAct<'_>]) -> Result<Vec<i64>, sqlx::Error> {
         let mut tx = self.pool.begin().await?;
         let mut ids = Vec::with_capacity(acts.len());
@@ -251,8 +235,8 @@ impl Ledger {
         Ok(ids)
     }
 
-    /// Gives each of these rejects its end by its act, where it still is in one of the states `from`. Answers those that got it: none where a
-    /// life of a partition has ended since `lives`, for it may have been the life in which the log had them.
+    /// Ends each of these rejects by its act, if its state is in `from`, and returns the ended ones. Returns none if a generation
+    /// of any partition has ended since `lives`, because the appended records may be in that generation.
     pub async fn end_rejects(
         &self,
         passed: &[PassedReject],
@@ -288,7 +272,7 @@ impl Ledger {
         Ok(ended)
     }
 
-    /// How many rejects went through the log again to these offsets of this life of the partition.
+    /// The number of rejects that were appended again to these offsets of this generation of the partition.
     pub async fn passed_to(&self, partition: TopicPartition, generation: i32, offsets: Range<i64>) -> Result<i64, sqlx::Error> {
         sqlx::query_scalar(
             "select count(*) from reject
@@ -304,7 +288,7 @@ impl Ledger {
         .await
     }
 
-    /// Gives up these open rejects, each with its act, all or none. Answers none where one is no longer open; then nothing is changed.
+    /// Discards these open rejects, each with its act, all or none. Returns none where one is not open any more; nothing is changed.
     pub async fn discard_rejects(&self, ids: &[i64], acts: &[NewAct<'_>]) -> Result<Option<Vec<i64>>, sqlx::Error> {
         let mut tx = self.pool.begin().await?;
         let mut act_ids = Vec::with_capacity(ids.len());
@@ -358,7 +342,7 @@ fn oversized(row: &PgRow) -> Result<Option<Oversized>, sqlx::Error> {
     Ok(bytes.map(|bytes| Oversized { bytes, sha256 }))
 }
 
-/// A number of 64 bits without a sign, as PostgreSQL writes it.
+/// Parses an unsigned 64-bit number in PostgreSQL's format.
 pub(super) fn units(text: Option<&str>) -> Result<Option<u64>, sqlx::Error> {
     text.map(|text| text.parse().map_err(|_| sqlx::Error::Protocol("units out of range".into()))).transpose()
 }

@@ -1,4 +1,4 @@
-//! Planned replays and how far each is.
+//! Planned replays and their progress.
 
 use sqlx::{FromRow, Row};
 use uuid::Uuid;
@@ -6,36 +6,34 @@ use uuid::Uuid;
 use super::{Counts, Ledger, NewAct};
 use crate::event::TopicPartition;
 
-/// One partition's range of a replay: `next_offset` moves from `first_offset` to `end_offset` (exclusive).
+/// One partition's range of a replay. `next_offset` moves from `first_offset` to `end_offset` (exclusive).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromRow)]
 pub struct ReplayRange {
     #[sqlx(flatten)]
     pub partition: TopicPartition,
-    /// Its life when this was planned.
+    /// The partition's generation when the replay was planned.
     pub generation: i32,
-    /// The first offset of the range.
     pub first_offset: i64,
-    /// The offset to read next.
     pub next_offset: i64,
-    /// The offset behind the range.
+    /// The offset after the range.
     pub end_offset: i64,
 }
 
-/// A replay that was planned.
+/// A planned replay.
 #[derive(Clone, Debug)]
 pub struct PlannedReplay {
-    /// Its batches carry it.
+    /// The id that its batches have.
     pub id: Uuid,
-    /// Begun: from then on it is resumed, not compared with its plan again.
+    /// Whether it has begun. From then on it resumes and is not compared with its plan again.
     pub started: bool,
-    /// It ran to its end.
+    /// Whether it has ended.
     pub finished: bool,
-    /// How far each partition is, by topic and partition.
+    /// The progress of each partition, by topic and partition.
     pub ranges: Vec<ReplayRange>,
 }
 
 impl Ledger {
-    /// Keeps a plan under its hash, so that exactly it can be executed. `request` and `effect` are what was asked for and what was shown.
+    /// Keeps a plan under its hash, so that the execution has exactly its effect. `request` is the operator's request.
     pub async fn save_replay(
         &self,
         id: Uuid,
@@ -85,7 +83,7 @@ impl Ledger {
         Ok(Some(PlannedReplay { id: first.try_get(0)?, started: first.try_get(1)?, finished: first.try_get(2)?, ranges }))
     }
 
-    /// Writes the act that begins a planned replay; nothing where it was begun already.
+    /// Writes the act that begins a planned replay, unless it has already begun.
     pub async fn start_replay(&self, hash: &str, act: &NewAct<'_>) -> Result<(), sqlx::Error> {
         let mut tx = self.pool.begin().await?;
         let open = sqlx::query("select from plan where hash = $1 and act_id is null for update").bind(hash);
@@ -97,7 +95,7 @@ impl Ledger {
         tx.commit().await
     }
 
-    /// What the replay of that id has recorded until now, by whichever calls.
+    /// The counts that all executions of the replay have recorded.
     pub async fn replayed(&self, id: Uuid) -> Result<Counts, sqlx::Error> {
         let (records, accepted, duplicates, conflicts, rejects, held) = sqlx::query_as(
             "select coalesce(sum(records), 0)::integer, coalesce(sum(accepted), 0)::integer, coalesce(sum(duplicates), 0)::integer,
@@ -110,7 +108,7 @@ impl Ledger {
         Ok(Counts { records, accepted, duplicates, conflicts, rejects, held })
     }
 
-    /// It ran to its end: this plan is not executed again.
+    /// Marks the plan as finished, so that it is not executed again.
     pub async fn finish_replay(&self, hash: &str) -> Result<(), sqlx::Error> {
         sqlx::query("update plan set finished_at = coalesce(finished_at, $2) where hash = $1")
             .bind(hash)

@@ -1,7 +1,7 @@
-//! A ledger that was restored from a backup: how it is known, and how its recovery is opened.
+//! A ledger that was restored from a backup: how it is detected, and how its recovery is opened.
 //!
-//! Opening one makes it another incarnation, in one transaction with all that must not go on as before: leases, claims on partitions, and
-//! what may have been sent in the lost time.
+//! Opening a recovery begins another incarnation. The same transaction ends leases and partition leases, and marks pending
+//! publications as possibly sent in the lost time.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::{FromRow, PgConnection};
@@ -13,28 +13,28 @@ use super::publications::doubt_pending;
 use super::{ActKind, FORGOTTEN, Landmark, Ledger, Lives, NewAct, OURSELVES, Subject, plans};
 use crate::event::TopicPartition;
 
-/// Why the ledger is taken to be a restored one. Looked at again before anything is changed, so that only the first who comes opens a recovery.
+/// The evidence that the ledger was restored. It is checked again before a change, so that only the first process opens a recovery.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Restored {
-    /// It had this batch, and does not know it.
+    /// The ledger had this batch and lacks it now.
     Batch(Landmark),
-    /// It had read this partition up to here, and does not know that.
+    /// The ledger had read this partition up to this offset, and lacks that.
     Position {
-        /// At that time.
+        /// The incarnation and the ended generations at that time.
         lives: Lives,
         partition: TopicPartition,
-        /// What was read next.
+        /// The position at that time.
         next_offset: i64,
-        /// When the last record before that came to the log, where the log still has it: so far the lost time reaches, at least.
+        /// When the last record before that position was appended, if the log has it. The lost time reaches at least to there.
         read_until: Option<DateTime<Utc>>,
         /// The incarnations of all marks.
         marked: Vec<Uuid>,
     },
-    /// An operator says so.
+    /// An operator reports the restore.
     Said {
-        /// Of this incarnation.
+        /// The incarnation that was restored.
         incarnation: Uuid,
-        /// Sources that are not there any more: the recovery does not wait for them.
+        /// Sources that no longer exist; the recovery does not wait for them.
         without: Vec<Uuid>,
         /// The incarnations of the group's marks, as far as they could be read.
         marked: Vec<Uuid>,
@@ -42,7 +42,7 @@ pub enum Restored {
 }
 
 impl Restored {
-    /// The incarnations that are over with this one: a mark or a landmark of theirs proves nothing any more.
+    /// The incarnations that end with this one: their marks and landmarks prove nothing afterwards.
     fn lost(&self) -> Vec<Uuid> {
         let marked = match self {
             Restored::Batch(_) => &[],
@@ -51,7 +51,7 @@ impl Restored {
         [&[self.incarnation()], marked].concat()
     }
 
-    /// The incarnation that this is about.
+    /// The incarnation of the evidence.
     fn incarnation(&self) -> Uuid {
         match self {
             Restored::Batch(landmark) => landmark.incarnation,
@@ -77,23 +77,23 @@ impl std::fmt::Display for Restored {
     }
 }
 
-/// A source in use, and how far it was read.
+/// A source in use, and its last pass.
 #[derive(Clone, Debug, PartialEq, Eq, FromRow)]
 pub struct CollectedSource {
-    /// The ledger's own small id.
+    /// The ledger's own id of the source.
     pub id: i16,
     pub deployment_id: Uuid,
     /// Its newest pass; 0: none.
     pub last_pass_id: i64,
-    /// When one began last; a clock that was ahead counts as now, by the database's.
+    /// When its newest pass began. A time in the future is replaced by the database's time.
     pub last_read_at: Option<DateTime<Utc>>,
 }
 
-/// A source that was not read for as long as the log keeps its records, while another was, is not read any more: waiting for it would never end.
-/// Today's date says nothing: of an old backup every pass is old.
+/// A source is treated as unused if another one was read this much later, the log's retention: waiting for it would never end.
+/// The current date has no effect, because all passes of an old backup are old.
 const READ_WITHIN: TimeDelta = TimeDelta::days(35);
 
-/// Those that a recovery waits for, and the others.
+/// Splits sources into those that a recovery waits for and the others.
 fn split(sources: Vec<CollectedSource>) -> (Vec<CollectedSource>, Vec<CollectedSource>) {
     let newest = sources.iter().filter_map(|source| source.last_read_at).max();
     sources.into_iter().partition(|source| match (source.last_read_at, newest) {
@@ -113,28 +113,28 @@ async fn collected(connection: &mut PgConnection) -> Result<Vec<CollectedSource>
 }
 
 impl Ledger {
-    /// Collected sources: those that a recovery which is opened now waits for, and the others.
+    /// Collected sources: those that a recovery opened now would wait for, and the others.
     pub async fn sources_to_recover(&self) -> Result<(Vec<CollectedSource>, Vec<CollectedSource>), sqlx::Error> {
         let mut connection = self.pool.acquire().await?;
         Ok(split(collected(&mut connection).await?))
     }
 
-    /// Whether the ledger was restored from a backup, as this says, and no recovery was opened for it.
+    /// Whether this evidence shows that the ledger was restored and a recovery was not opened for it.
     pub async fn is_restored(&self, restored: &Restored) -> Result<bool, sqlx::Error> {
         is_so(&mut *self.pool.acquire().await?, restored).await
     }
 
-    /// Opens a recovery, once: the ledger becomes another incarnation, nobody holds a lease or a partition any more, and every pending publication
-    /// may have been sent. `plan` is the plan that this executes. False: it is no longer so, or somebody else was first.
+    /// Opens a recovery once. The ledger begins another incarnation, all leases and partition leases end, and each pending publication is
+    /// marked as possibly sent. `plan` is the plan that this executes. False: the evidence no longer applies, or another process was first.
     ///
     /// # Errors
-    /// The database's; then nothing is changed.
+    /// After an error nothing is changed.
     pub async fn note_restored(&self, restored: &Restored, act: &NewAct<'_>, plan: Option<&str>) -> Result<bool, sqlx::Error> {
         let mut tx = self.pool.begin().await?;
         if !is_so(&mut tx, restored).await? {
             return Ok(false);
         }
-        // In the order in which every writer takes them, the one row of `ledger` last. Passes and batches on their way are in, or fail.
+        // The order in which every writer locks them, with the row of `ledger` last. Passes and batches in flight have committed or fail.
         revoke_leases(&mut tx, "%").await?;
         sqlx::query("update lease set shown_sequence = 0").execute(&mut *tx).await?;
         doubt_pending(&mut tx).await?;
@@ -142,7 +142,7 @@ impl Ledger {
         sqlx::query("update position set epoch = epoch + 1").execute(&mut *tx).await?;
         lower_cutover(&mut tx).await?;
         let now = self.clock.now();
-        // A backup may have been taken while an earlier recovery was open: this one waits for more.
+        // The backup may contain an open recovery. The new one includes its work.
         sqlx::query("update recovery set closed_at = $1 where closed_at is null").bind(now).execute(&mut *tx).await?;
         let act_id = self.act(&mut tx, act).await?;
         sqlx::query("select from ledger for update").execute(&mut *tx).await?;
@@ -186,10 +186,8 @@ impl Ledger {
         Ok(true)
     }
 
-    /// Opens a recovery of a ledger that went back, seen by this program itself. Whoever sees it says so; the first opens it.
-    ///
-    /// # Errors
-    /// The database's; then it is for the next look.
+    /// Opens a recovery of a restored ledger that this program has detected itself. Each process that detects it calls this; the first
+    /// call opens the recovery. After an error the next check retries.
     pub async fn note_went_back(&self, restored: &Restored) -> Result<bool, sqlx::Error> {
         let reason = restored.to_string();
         let act = NewAct {
@@ -207,8 +205,8 @@ impl Ledger {
     }
 }
 
-/// Records beyond the positions may be forged ones that the ledger had rejected before it lost an earlier cutover. One that was recorded since, from
-/// where the log ended then, must not accept them.
+/// Lowers the cutovers to the positions. The ledger may have lost an earlier cutover with the rejects of forged records beyond the
+/// positions. A later cutover, recorded from the log's end at that time, would accept those records.
 async fn lower_cutover(tx: &mut PgConnection) -> Result<(), sqlx::Error> {
     sqlx::query(
         "update signature_cutover cutover set first_offset = next_offset from position
@@ -220,7 +218,7 @@ async fn lower_cutover(tx: &mut PgConnection) -> Result<(), sqlx::Error> {
     Ok(())
 }
 
-/// An incarnation that the ledger does not know came after its backup, and so did a life of a partition.
+/// Whether the evidence applies. An incarnation or generation that the ledger does not know came after its backup.
 async fn is_so(tx: &mut PgConnection, restored: &Restored) -> Result<bool, sqlx::Error> {
     let (is_current, is_past): (bool, bool) =
         sqlx::query_as("select incarnation = $1, exists (select from past_incarnation past where past.incarnation = $1) from ledger")
@@ -262,7 +260,7 @@ mod tests {
         let (waited_for, others) =
             split(vec![source(1, Some(34)), source(2, Some(35)), source(3, None), source(4, Some(0)), source(5, Some(400))]);
         assert_eq!((ids(&waited_for), ids(&others)), (vec![1, 3, 4], vec![2, 5]));
-        // one alone is not outlived, however long ago it was read
+        // A single source is never treated as unused, at any age.
         let (waited_for, others) = split(vec![source(5, Some(400))]);
         assert_eq!((ids(&waited_for), ids(&others)), (vec![5], vec![]));
     }

@@ -1,4 +1,4 @@
-//! Sources that an operator has retired: the collector and the publisher refuse to work on them, and nothing waits for them.
+//! Sources that an operator has retired. The collector and the publisher refuse them, and recoveries and audits do not wait for them.
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use sqlx::{FromRow, PgConnection};
@@ -8,16 +8,16 @@ use super::findings::finding_columns;
 use super::leases::{collector_lease, revoke_leases};
 use super::{Finding, Ledger, NewAct};
 
-/// The act that retired a source.
+/// The retirement of a source.
 #[derive(Clone, Debug, PartialEq, Eq, FromRow, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
 pub struct Retirement {
-    /// The deployment.
+    /// The deployment id of the source.
     pub deployment_id: Uuid,
-    /// Who retired it.
+    /// The operator who retired it.
     pub actor: String,
-    /// Why.
+    /// The reason.
     pub reason: String,
-    /// When.
+    /// When the source was retired.
     pub acted_at: DateTime<Utc>,
 }
 
@@ -34,7 +34,7 @@ impl std::fmt::Display for Retirement {
 }
 
 impl Ledger {
-    /// The retirements in force, in the order of the sources' introduction.
+    /// The current retirements, in the order in which the sources were introduced.
     pub async fn retirements(&self) -> Result<Vec<Retirement>, sqlx::Error> {
         sqlx::query_as(
             "select deployment_id, actor, reason, acted_at from source join operator_act act on act.id = retired_act_id order by source.id",
@@ -48,8 +48,8 @@ impl Ledger {
         Ok(self.retirements().await?.into_iter().find(|retirement| retirement.deployment_id == deployment_id))
     }
 
-    /// Retires a source, which must be registered. Its audit findings are dropped, an open recovery no longer waits for it, and its collector loses
-    /// its lease. False: it is retired already; then nothing is changed.
+    /// Retires a registered source. Its audit findings are deleted, an open recovery does not wait for it any more, and its collector loses
+    /// its lease. False: it is already retired; nothing is changed.
     pub async fn retire_source(&self, deployment_id: Uuid, act: &NewAct<'_>) -> Result<bool, sqlx::Error> {
         let mut tx = self.pool.begin().await?;
         revoke_leases(&mut tx, &collector_lease(deployment_id)).await?;
@@ -76,7 +76,7 @@ impl Ledger {
         Ok(true)
     }
 
-    /// Ends a source's retirement. False: it is not retired; then nothing is changed.
+    /// Ends a source's retirement. False: it is not retired; nothing is changed.
     pub async fn reinstate_source(&self, deployment_id: Uuid, act: &NewAct<'_>) -> Result<bool, sqlx::Error> {
         let mut tx = self.pool.begin().await?;
         if !set_retired(&mut tx, deployment_id, None).await? {
@@ -88,7 +88,7 @@ impl Ledger {
     }
 }
 
-/// False where the source is as it should become.
+/// Returns false if the source already has the requested state.
 async fn set_retired(tx: &mut PgConnection, deployment_id: Uuid, act_id: Option<i64>) -> Result<bool, sqlx::Error> {
     let changed = sqlx::query(
         "update source set retired_act_id = $2 where deployment_id = $1 and (retired_act_id is null) = ($2::bigint is not null)",

@@ -3,7 +3,7 @@
 use super::Ledger;
 use super::connect::MIGRATIONS;
 
-/// Every table and view of the migrations. Other tables of the database are not ours.
+/// The names of all tables and views in the migrations. Other tables of the database do not belong to Tallyline.
 fn tables() -> Vec<&'static str> {
     let lines = MIGRATIONS.iter().flat_map(|migration| migration.sql.as_str().lines());
     lines
@@ -13,10 +13,10 @@ fn tables() -> Vec<&'static str> {
 }
 
 impl Ledger {
-    /// The rights that the role lacks in the ledger's database, each as the statement that gives it. `creates`: tables are still to be
-    /// created. Names are resolved as the role's statements resolve them, by its `search_path`.
+    /// The rights that the role lacks in the ledger's database, each as the statement that grants it. `creates` includes the right to
+    /// create tables. Names are resolved by the role's `search_path`, as in its statements.
     pub async fn missing_rights(&self, creates: bool) -> Result<Vec<String>, sqlx::Error> {
-        // Of our sequences only the one of `batch` is called by name; the others need no right of their own.
+        // Only the sequence of `batch` is called by name. The other sequences need no right of their own.
         sqlx::query_scalar(
             r#"with path as (
                  select replace(trim(both ' "' from entry), '$user', current_user) as schema_name, number

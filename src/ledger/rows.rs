@@ -1,4 +1,4 @@
-//! Events as typed rows, in and out.
+//! Reads and writes events as typed rows.
 
 use std::collections::{HashMap, HashSet};
 
@@ -9,20 +9,20 @@ use uuid::Uuid;
 
 use crate::event::{Digest, Event, InputStage, Payload, PrebuildClaimed, PublishMarks, Usage, UsageQuantity, WorkspaceBuildCompleted};
 
-/// An event on its way into its table.
+/// An event to insert.
 #[derive(Clone)]
 pub(super) struct New<'a> {
-    /// Which record of the batch.
+    /// The index of its record in the batch.
     pub index: usize,
     pub source_id: i16,
     pub offset: i64,
     pub digest: Digest,
     pub event: &'a Event,
-    /// Now, where a collector's valid signature came with it.
+    /// Now, if a collector's valid signature came with the event.
     pub confirmed_at: Option<DateTime<Utc>>,
 }
 
-/// One column of a batch, as an array.
+/// One column of the rows, as an array.
 fn column<'a, T>(news: &[&'a New<'a>], value: impl Fn(&'a New<'a>) -> T) -> Vec<T> {
     news.iter().map(|new| value(new)).collect()
 }
@@ -48,7 +48,7 @@ fn usage<'a>(new: &'a New<'a>) -> &'a Usage {
     }
 }
 
-/// Inserts builds; returns, by index, the digest of each id that was there already.
+/// Inserts builds and returns, by index, the digests of ids that already exist.
 pub(super) async fn insert_builds(tx: &mut PgConnection, batch_id: i64, news: &[&New<'_>]) -> Result<HashMap<usize, Digest>, sqlx::Error> {
     if news.is_empty() {
         return Ok(HashMap::new());
@@ -110,7 +110,7 @@ pub(super) async fn insert_builds(tx: &mut PgConnection, batch_id: i64, news: &[
     all_known(known_builds(tx, news, &inserted).await?, news.len() - inserted.len())
 }
 
-/// The digests under which builds other than `inserted` are in the ledger, by index.
+/// The ledger's digests of builds other than `inserted`, by index.
 pub(super) async fn known_builds(
     tx: &mut PgConnection,
     news: &[&New<'_>],
@@ -123,7 +123,7 @@ pub(super) async fn known_builds(
     known_digests(tx, known, news, inserted, |new| build(new).build_id).await
 }
 
-/// The first build that a workspace names as its first successful start keeps that place. Folds count no other as a creation.
+/// Records the first build that a workspace names as its first successful start. Folds count only this build as a creation.
 async fn claim_first_starts(tx: &mut PgConnection, news: &[&New<'_>], inserted: &HashSet<(i16, Uuid)>) -> Result<(), sqlx::Error> {
     let mut first: Vec<&New> = news
         .iter()
@@ -146,7 +146,7 @@ async fn claim_first_starts(tx: &mut PgConnection, news: &[&New<'_>], inserted: 
     Ok(())
 }
 
-/// As [`insert_builds`], for claims.
+/// Does the same as [`insert_builds`] for prebuild claims.
 pub(super) async fn insert_claims(tx: &mut PgConnection, batch_id: i64, news: &[&New<'_>]) -> Result<HashMap<usize, Digest>, sqlx::Error> {
     if news.is_empty() {
         return Ok(HashMap::new());
@@ -192,7 +192,7 @@ pub(super) async fn insert_claims(tx: &mut PgConnection, batch_id: i64, news: &[
     all_known(known_claims(tx, news, &inserted).await?, news.len() - inserted.len())
 }
 
-/// As [`known_builds`], for claims.
+/// Does the same as [`known_builds`] for prebuild claims.
 pub(super) async fn known_claims(
     tx: &mut PgConnection,
     news: &[&New<'_>],
@@ -205,7 +205,7 @@ pub(super) async fn known_claims(
     known_digests(tx, known, news, inserted, |new| claim(new).build_id).await
 }
 
-/// As [`insert_builds`], for usage; each accepted event is queued for publication, and due at once also where this process's clock is ahead.
+/// Does the same as [`insert_builds`] for usage, and queues publications. They are due at once, even if this process's clock is ahead.
 pub(super) async fn insert_usage(
     tx: &mut PgConnection,
     batch_id: i64,
@@ -252,7 +252,7 @@ pub(super) async fn insert_usage(
     all_known(known_usage(tx, news, &inserted).await?, news.len() - inserted.len())
 }
 
-/// As [`known_builds`], for usage.
+/// Does the same as [`known_builds`] for usage.
 pub(super) async fn known_usage(
     tx: &mut PgConnection,
     news: &[&New<'_>],
@@ -264,7 +264,7 @@ pub(super) async fn known_usage(
     known_digests(tx, known, news, inserted, |new| usage(new).id.clone()).await
 }
 
-/// What could not be inserted is there, committed: an insert waits for a rival's commit.
+/// Checks that each id that was not inserted exists and is committed: an insert waits for a concurrent insert's commit.
 fn all_known(known: HashMap<usize, Digest>, expected: usize) -> Result<HashMap<usize, Digest>, sqlx::Error> {
     if known.len() == expected { Ok(known) } else { Err(sqlx::Error::Protocol("an id that could not be inserted is not there".into())) }
 }
@@ -276,7 +276,7 @@ where
     rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
 }
 
-/// The digests of those that were not inserted and are there, by index.
+/// The digests of the existing ids that were not inserted, by index.
 async fn known_digests<'q, K>(
     tx: &mut PgConnection,
     query: sqlx::query::Query<'q, sqlx::Postgres, sqlx::postgres::PgArguments>,
@@ -303,7 +303,7 @@ where
     Ok(digests)
 }
 
-/// Reads a row of `usage_event` whose quantity was selected as `quantity::text`.
+/// Reads a row of `usage_event`. The query must select the quantity as `quantity::text`.
 pub(super) fn usage_of(row: &PgRow) -> Result<Usage, sqlx::Error> {
     let usage_type = row.try_get("event_type")?;
     let number: u64 = row.try_get::<&str, _>("quantity")?.parse().map_err(|_| sqlx::Error::Protocol("quantity out of range".into()))?;

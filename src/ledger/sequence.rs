@@ -1,4 +1,4 @@
-//! Places in the ledger's order.
+//! The sequence of a batch with its incarnation.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,18 +10,18 @@ use utoipa::openapi::{RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 use uuid::Uuid;
 
-/// The ledger as it is after the batch of that number. A ledger that was restored from a backup is another incarnation, and counts on from what it
-/// has. Written `INCARNATION:SEQUENCE`.
+/// A ledger sequence, written `INCARNATION:SEQUENCE`: the state after the batch of that number. A restored ledger has another incarnation
+/// and continues from its last number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct Sequence {
-    /// The ledger's identity.
+    /// The ledger's incarnation.
     pub incarnation: Uuid,
     /// The batch's number in the order of commits; 0 is the empty ledger.
     pub number: i64,
 }
 
-/// Not a [`Sequence`].
+/// A text that is not a [`Sequence`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not INCARNATION:SEQUENCE, such as 6a3f1c2e-0d5b-4c1f-9a53-6f1f0a7f2b10:77")]
 pub struct InvalidSequence(String);
@@ -76,7 +76,7 @@ impl Type<Postgres> for Sequence {
     }
 }
 
-/// As the schema's function `named_sequence` writes it.
+/// Reads the format of the schema's function `named_sequence`.
 impl<'r> Decode<'r, Postgres> for Sequence {
     fn decode(value: PgValueRef<'r>) -> Result<Self, sqlx::error::BoxDynError> {
         Ok(<&str as Decode<Postgres>>::decode(value)?.parse()?)

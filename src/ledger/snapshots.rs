@@ -1,34 +1,34 @@
-//! A fold's state after a batch, so that a process need not begin at zero.
+//! Saved states of folds, so that a process need not start from zero.
 
 use sqlx::FromRow;
 
 use super::{ActKind, Ledger, NewAct, Sequence, Subject};
 
-/// Kept for each stage and rules version; older ones go when a newer one is saved.
+/// Number of snapshots kept per stage and rules version. Saving a newer one deletes older ones.
 const KEPT: i64 = 2;
 
 /// The state of a stage after a batch.
 #[derive(Clone, Debug, FromRow)]
 pub struct Snapshot {
-    /// The last batch in it.
+    /// The last batch in the state.
     pub sequence: Sequence,
-    /// The stage's own serialisation.
+    /// The state in the stage's own format.
     pub state: Vec<u8>,
 }
 
 impl Ledger {
-    /// Identity and highest sequence, of one moment.
+    /// The ledger's incarnation and highest sequence, in one snapshot.
     pub async fn head(&self) -> Result<Sequence, sqlx::Error> {
         sqlx::query_scalar("select named_sequence(next_sequence - 1) from ledger").fetch_one(&self.pool).await
     }
 
-    /// Identity and highest sequence, and whether it is a restored ledger that has not caught up yet, of one moment.
+    /// The ledger's head, and whether a recovery is open, in one snapshot.
     pub async fn head_and_recovery(&self) -> Result<(Sequence, bool), sqlx::Error> {
         let query = "select named_sequence(next_sequence - 1), exists (select from recovery where closed_at is null) from ledger";
         sqlx::query_as(query).fetch_one(&self.pool).await
     }
 
-    /// The newest snapshot of this stage under these rules in this incarnation, at most at `limit`.
+    /// The stage's newest snapshot under these rules in this incarnation, at sequence `limit` or lower.
     pub async fn load_snapshot(&self, stage: &str, rules_version: i32, limit: i64) -> Result<Option<Snapshot>, sqlx::Error> {
         sqlx::query_as(
             "select named_sequence(snapshot.sequence) as sequence, state from snapshot join ledger using (incarnation)
@@ -42,7 +42,7 @@ impl Ledger {
         .await
     }
 
-    /// Keeps a snapshot and lets all but the newest few go. One of another incarnation is not kept: its sequence means another batch here.
+    /// Saves a snapshot and deletes all but the newest. A snapshot of another incarnation is not saved: here its sequence is another batch.
     pub async fn save_snapshot(&self, stage: &str, rules_version: i32, snapshot: &Snapshot) -> Result<(), sqlx::Error> {
         sqlx::query(
             "insert into snapshot (stage, rules_version, incarnation, sequence, state, taken_at)
@@ -69,8 +69,8 @@ impl Ledger {
         Ok(())
     }
 
-    /// Lets every snapshot of the stage go, with the act that asks for it. Its subject is the stage: every fold that comes to the act's batch
-    /// begins again from zero there, also one that went on from a snapshot which was saved meanwhile.
+    /// Deletes every snapshot of the stage and writes the act that requests it. The act's subject is the stage. Every fold that reaches the
+    /// act's batch restarts from zero there, even one that began at a snapshot saved meanwhile.
     pub async fn rebuild(&self, stage: &str, act: &NewAct<'_>) -> Result<(), sqlx::Error> {
         let mut tx = self.pool.begin().await?;
         sqlx::query("delete from snapshot where stage = $1").bind(stage).execute(&mut *tx).await?;

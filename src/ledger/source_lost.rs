@@ -10,21 +10,19 @@ use super::publications::lock;
 use super::{Ledger, NewAct, PublicationState, plans};
 use crate::event::{Topic, UsageType};
 
-/// A usage event as it was accepted, and what became of it.
+/// An accepted usage event and its publication state.
 #[derive(Clone, Debug, PartialEq, Eq, sqlx::FromRow)]
 pub struct UsageFate {
-    /// coderd's own id.
     pub id: String,
     pub event_type: UsageType,
-    /// An unsigned number of 64 bits in the type's unit.
+    /// An unsigned 64-bit number in the type's unit.
     pub quantity: String,
     pub state: PublicationState,
-    /// When the usage happened.
     pub created_at: DateTime<Utc>,
 }
 
 impl Ledger {
-    /// These usage events of the source and what became of them, by id. One that the ledger does not have is left out.
+    /// These usage events of the source with their publication states, by id. Events that the ledger lacks are left out.
     pub async fn usage_fates(&self, source_id: i16, ids: &[String]) -> Result<BTreeMap<String, UsageFate>, sqlx::Error> {
         let fates: Vec<UsageFate> = sqlx::query_as(
             "select usage.id, usage.event_type, usage.quantity::text as quantity, publication.state, usage.created_at
@@ -38,14 +36,14 @@ impl Ledger {
         Ok(fates.into_iter().map(|fate| (fate.id.clone(), fate)).collect())
     }
 
-    /// How many builds, claims and usage events of the source were accepted.
+    /// The number of accepted builds, prebuild claims and usage events of the source.
     pub async fn source_events(&self, source_id: i16) -> Result<i64, sqlx::Error> {
         let query = "select (select count(*) from workspace_build where source_id = $1) + (select count(*) from prebuild_claim where source_id = $1)
                  + (select count(*) from usage_event where source_id = $1)";
         sqlx::query_scalar(query).bind(source_id).fetch_one(&self.pool).await
     }
 
-    /// Those of these event ids that coderd is known to have lost.
+    /// The event ids among these that coderd is known to have lost.
     pub async fn lost_ids(&self, source_id: i16, ids: &[String]) -> Result<HashSet<String>, sqlx::Error> {
         let rows: Vec<String> = sqlx::query_scalar("select event_id from source_lost where source_id = $1 and event_id = any($2)")
             .bind(source_id)
@@ -55,14 +53,14 @@ impl Ledger {
         Ok(rows.into_iter().collect())
     }
 
-    /// Usage of the deployment whose id came a second time with other content, and was refused.
+    /// The number of the deployment's usage records that were refused because their id has other accepted content.
     pub async fn usage_conflicts(&self, deployment_id: Uuid) -> Result<i64, sqlx::Error> {
         let query = "select count(*) from reject where deployment_id = $1 and verdict = 'conflict' and topic = $2";
         sqlx::query_scalar(query).bind(deployment_id).bind(Topic::AgentUsage.name()).fetch_one(&self.pool).await
     }
 
-    /// Lists events as lost in coderd, executing the plan of that hash; each collector has to open again and reads everything once more. False:
-    /// the plan was executed before.
+    /// Records events as lost in coderd, executing the plan of that hash. Each collector must open again and rereads everything.
+    /// False: the plan was executed before.
     pub async fn record_lost(&self, source_id: i16, event_ids: &[String], act: &NewAct<'_>, plan: &str) -> Result<bool, sqlx::Error> {
         let mut tx = self.pool.begin().await?;
         revoke_leases(&mut tx, ALL_COLLECTORS).await?;
@@ -79,7 +77,7 @@ impl Ledger {
         if !plans::executed(&mut tx, plan, act_id, self.clock.now()).await? {
             return Ok(false);
         }
-        // What is held back because its row is gone or says something else is due at once: the act authorises it.
+        // Publications held because their row is gone or differs are due at once: the act authorises them.
         lock(&mut tx, source_id, event_ids).await?;
         sqlx::query("update publication set next_attempt_at = $3 where source_id = $1 and event_id = any($2) and state = 'pending' and leased_by is null")
             .bind(source_id)

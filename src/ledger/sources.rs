@@ -1,4 +1,4 @@
-//! Coder deployments as the ledger knows them: each is introduced once, before its first event.
+//! Coder deployments in the ledger. Each is introduced once, before its first event.
 
 use chrono::{DateTime, Utc};
 use sqlx::FromRow;
@@ -6,42 +6,39 @@ use uuid::Uuid;
 
 use super::Ledger;
 
-/// Workspaces inserted in one statement.
+/// Workspaces inserted by one statement.
 const STARTED_AT_ONCE: usize = 10_000;
 
-/// A Coder deployment.
 #[derive(Clone, Debug, PartialEq, Eq, FromRow)]
 pub struct Source {
-    /// The ledger's own small id.
+    /// The ledger's own id of the source.
     pub id: i16,
     pub deployment_id: Uuid,
-    /// Histograms observe builds completed at or after this instant.
+    /// Histograms observe builds that completed at or after this instant.
     pub introduced_at: DateTime<Utc>,
-    /// Builds completed before this were counted once into the baseline and are not collected. None: all history is collected.
+    /// Builds completed before this are counted once in the baseline and are not collected. None: all history is collected.
     pub baseline_until: Option<DateTime<Utc>>,
-    /// Whether an operator has retired it.
     pub retired: bool,
 }
 
-/// Regular creations before a source's baseline, under one set of names.
+/// Regular creations before a source's baseline, for one set of labels.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BaselineRow {
     pub organization_name: String,
     pub template_name: String,
-    /// Label; empty without a preset.
+    /// Empty without a preset.
     pub preset_name: String,
-    /// How many.
     pub creations: i64,
 }
 
-/// Where collecting begins, and what the all-time counters begin with.
+/// The start of collection, and the initial values of the all-time counters.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Baseline {
-    /// Builds completed before this are not collected.
+    /// Builds completed before this instant are not collected.
     pub until: DateTime<Utc>,
     /// coderd's count of creations before it.
     pub creations: Vec<BaselineRow>,
-    /// The workspaces whose first successful start came before it: no later build of theirs is a creation.
+    /// The workspaces whose first successful start came before it. Their later builds are not creations.
     pub started: Vec<Uuid>,
 }
 
@@ -53,8 +50,8 @@ macro_rules! source_columns {
 pub(super) use source_columns;
 
 impl Ledger {
-    /// Registers a source with its baseline, in one batch. One that is registered already stays as it is: what was observed or counted since
-    /// cannot be taken back.
+    /// Registers a source with its baseline, in one batch. A registered source is not changed, because series that were already observed or
+    /// counted never decrease.
     pub async fn register_source(
         &self,
         deployment_id: Uuid,
@@ -69,7 +66,7 @@ impl Ledger {
             .bind(self.clock.now())
             .fetch_one(&mut *tx)
             .await?;
-        // a rival's introduction of the same deployment is waited for here, and no other transaction is held up
+        // This waits for a concurrent introduction of the same deployment and blocks no other transaction.
         let introduced: Option<Source> = sqlx::query_as(concat!(
             "insert into source (deployment_id, batch_id, introduced_at, baseline_until) values ($1, $2, $3, $4)
              on conflict (deployment_id) do nothing returning ",
@@ -111,7 +108,6 @@ impl Ledger {
         Ok(source)
     }
 
-    /// The source of this deployment, if it was introduced.
     pub async fn source(&self, deployment_id: Uuid) -> Result<Option<Source>, sqlx::Error> {
         sqlx::query_as(concat!("select ", source_columns!(), " from source where deployment_id = $1"))
             .bind(deployment_id)

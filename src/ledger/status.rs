@@ -1,8 +1,8 @@
-//! What the ledger holds, in numbers of one moment.
+//! The contents of the ledger in numbers, in one snapshot.
 //!
-//! What grows without end is counted exactly while a table has at most 64 MiB; of a larger one a part of that size is counted, blocks
-//! chosen by chance, and the numbers are scaled up and say that they are estimates. So an answer costs the same at any size. What an operator acts
-//! on is exact always: positions, what is pending, open rejects.
+//! A growing table of at most 64 MiB is counted exactly. Of a larger table a random sample of blocks of that size is counted, scaled up,
+//! and marked as an estimate. So a request costs the same at any table size. Numbers that operators act on are always exact:
+//! positions, pending publications, open rejects.
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -13,72 +13,64 @@ use uuid::Uuid;
 use super::sources::source_columns;
 use super::{BatchKind, Ledger, PublicationState, Sequence, Source};
 
-/// Some hundred thousand rows, read in well under a second.
+/// Some hundred thousand rows, which take well under a second.
 const COUNTED_BYTES: i64 = 64 * 1024 * 1024;
 
 /// Numbers of one database snapshot.
 #[derive(Clone, Debug)]
 pub struct Contents {
-    /// The last ledger sequence: all else is as of it.
+    /// The last ledger sequence of the snapshot.
     pub sequence: Sequence,
-    /// Batches by kind.
     pub batches: Vec<BatchCount>,
-    /// Where each partition stands.
     pub positions: Vec<PositionRow>,
-    /// Accepted events by type and source.
     pub events: Vec<EventCount>,
-    /// The deployments.
     pub sources: Vec<Source>,
-    /// Publications by state.
     pub publications: Vec<PublicationCount>,
-    /// What only one process does at a time.
+    /// Leases of work that only one process does at a time.
     pub leases: Vec<LeaseRow>,
-    /// What was read from the log of late.
+    /// Recent rates of live consumption.
     pub rates: Rates,
 }
 
 /// Batches of one kind.
 #[derive(Clone, Debug, PartialEq, Eq, FromRow, Serialize, Deserialize, ToSchema)]
 pub struct BatchCount {
-    /// What wrote them.
+    /// The kind of the batches.
     pub kind: BatchKind,
-    /// How many.
+    /// The number of batches.
     pub batches: i64,
-    /// Records that they read from the log.
+    /// Records that the batches read from the log.
     pub records: i64,
     /// New events.
     pub accepted: i64,
-    /// Events that were there already.
+    /// Events that were already accepted.
     pub duplicates: i64,
-    /// These are estimates.
+    /// Whether these numbers are estimates.
     pub estimated: bool,
 }
 
-/// What live consumption took from the log, by the times at which batches were recorded.
+/// Rates of live consumption, by the times at which batches were recorded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, FromRow, Serialize, Deserialize, ToSchema)]
 pub struct Rates {
-    /// Records a second in the last minute, whatever became of them.
+    /// Records per second in the last minute, of any disposition.
     pub records_per_second_1m: f64,
-    /// New events a second in the last minute.
+    /// New events per second in the last minute.
     pub events_per_second_1m: f64,
-    /// Records a second in the last ten minutes.
+    /// Records per second in the last ten minutes.
     pub records_per_second_10m: f64,
-    /// New events a second in the last ten minutes.
+    /// New events per second in the last ten minutes.
     pub events_per_second_10m: f64,
 }
 
-/// One partition's position.
 #[derive(Clone, Debug, FromRow)]
 pub struct PositionRow {
     pub topic: String,
     pub partition: i32,
-    /// The offset to read next.
     pub next_offset: i64,
-    /// How often it was claimed.
+    /// Number of times that a consumer took the partition lease.
     pub epoch: i64,
-    /// Records read since its beginning.
+    /// Records read since the partition's start.
     pub records: i64,
-    /// When it last moved.
     pub moved_at: DateTime<Utc>,
 }
 
@@ -89,9 +81,9 @@ pub struct EventCount {
     pub deployment_id: Uuid,
     /// The event's type.
     pub event_type: String,
-    /// How many.
+    /// The number of events.
     pub events: i64,
-    /// This is an estimate.
+    /// Whether the number is an estimate.
     pub estimated: bool,
 }
 
@@ -100,38 +92,38 @@ pub struct EventCount {
 pub struct PublicationCount {
     /// coderd's deployment id.
     pub deployment_id: Uuid,
-    /// Their state.
+    /// The state of the publications.
     pub state: PublicationState,
-    /// How many.
+    /// The number of events.
     pub events: i64,
-    /// Of these, sent at least once without an answer on record.
+    /// Of these, events that were sent at least once and whose answer is not recorded.
     pub unanswered: i64,
-    /// This is an estimate; what is pending never is.
+    /// Whether the number is an estimate. The number of pending events is exact.
     pub estimated: bool,
 }
 
 /// A lease, by the database's clock.
 #[derive(Clone, Debug, PartialEq, Eq, FromRow, Serialize, Deserialize, ToSchema)]
 pub struct LeaseRow {
-    /// `metrics`: who shows the domain series. `collector:DEPLOYMENT`: who collects that source.
+    /// `metrics` is the lease to show the domain series. `collector:DEPLOYMENT` is the lease to collect that source.
     pub name: String,
-    /// Whether somebody holds it now.
+    /// Whether a process holds the lease now.
     pub held: bool,
-    /// Who holds it or held it last; empty once it was given back.
+    /// The current or last holder; empty once the lease was released.
     pub holder: String,
-    /// How often it went to another holder.
+    /// Number of times that the holder changed.
     pub epoch: i64,
-    /// When it ends unless renewed, or ended.
+    /// When the lease expires unless it is renewed, or when it expired.
     pub expires_at: DateTime<Utc>,
 }
 
 impl Ledger {
-    /// Reads all of it.
+    /// The contents, counting at most 64 MiB of each table.
     pub async fn contents(&self) -> Result<Contents, sqlx::Error> {
         self.contents_counting(COUNTED_BYTES).await
     }
 
-    /// The same, where at most so many bytes of each table are counted.
+    /// The contents, counting at most `bytes` of each table.
     pub async fn contents_counting(&self, bytes: i64) -> Result<Contents, sqlx::Error> {
         let mut tx = self.pool.begin_with("begin isolation level repeatable read read only").await?;
         let sequence = sqlx::query_scalar("select named_sequence(next_sequence - 1) from ledger").fetch_one(&mut *tx).await?;
@@ -140,7 +132,7 @@ impl Ledger {
                 .fetch_all(&mut *tx)
                 .await?;
         let sources = sqlx::query_as(concat!("select ", source_columns!(), " from source order by id")).fetch_all(&mut *tx).await?;
-        // without those of a log in PostgreSQL: one a partition
+        // Leases of a log in PostgreSQL are left out: it has one per partition.
         let leases = sqlx::query_as(
             "select name, expires_at > clock_timestamp() as held, holder, epoch, expires_at from lease where name not like 'log:%' order by name",
         )
@@ -161,7 +153,7 @@ impl Ledger {
     }
 }
 
-/// How much of a table is counted, in percent: all of it, unless it is large.
+/// The share of a table that is counted, in percent: 100 unless the table is large.
 async fn share(tx: &mut PgConnection, table: &'static str, bytes: i64) -> Result<f32, sqlx::Error> {
     sqlx::query_scalar("select least(100, 100.0 * $2 / greatest(pg_relation_size($1::regclass), 1))::real")
         .bind(table)
@@ -204,7 +196,7 @@ async fn events(tx: &mut PgConnection, bytes: i64) -> Result<Vec<EventCount>, sq
     .await
 }
 
-/// What is pending has an index of its own and is always counted.
+/// Pending rows have an index of their own and are always counted exactly.
 async fn publications(tx: &mut PgConnection, bytes: i64) -> Result<Vec<PublicationCount>, sqlx::Error> {
     let share = share(tx, "publication", bytes).await?;
     sqlx::query_as(
@@ -221,7 +213,7 @@ async fn publications(tx: &mut PgConnection, bytes: i64) -> Result<Vec<Publicati
     .await
 }
 
-/// By the index of times: reads the batches of ten minutes, however many there are.
+/// Uses the index of times, and reads only the batches of ten minutes.
 async fn rates(tx: &mut PgConnection, now: DateTime<Utc>) -> Result<Rates, sqlx::Error> {
     sqlx::query_as(
         "select coalesce(sum(records) filter (where recorded_at > $1::timestamptz - interval '1 minute'), 0)::double precision / 60 as records_per_second_1m,
