@@ -1,25 +1,25 @@
-//! From a record to what the ledger records of it.
+//! Turns a record into the arrival that the ledger records.
 
 use crate::event::{self, Event, KEPT_PAYLOAD_BYTES, Message, Oversized, ParseError, Signer, Topic};
 use crate::ledger::{Arrival, Refusal, Verdict};
 use crate::log::{Log, Record};
 
-/// Parses a record, wherever it is from. One that is no event becomes data, too: nothing is dropped, nothing stops.
+/// Parses a record from any topic. A record that is not a valid event becomes data too, so that it stops nothing.
 #[must_use]
 pub fn read(record: Record) -> Arrival {
     let event = event::parse(&record.message);
     arrival(record, event)
 }
 
-/// Parses a record of that topic: an event whose topic is another is refused.
+/// Parses a record of that topic. An event of another topic is refused.
 #[must_use]
 pub fn read_from(topic: Topic, record: Record) -> Arrival {
     let event = event::parse_in(topic, &record.message);
     arrival(record, event)
 }
 
-/// As [`read_from`], with the record's signature verified. From offset `signed_from` on a record without a valid one is rejected, whatever it holds.
-/// A placeholder of an unreadable batch is rejected as such.
+/// Parses a record as [`read_from`] does and verifies its signature. From offset `signed_from` on, a record without a valid signature is
+/// rejected, whether or not it is valid. A placeholder for an unreadable batch is rejected as unreadable.
 pub(super) fn verified(log: &Log, signed_from: Option<i64>, topic: Topic, record: Record) -> Arrival {
     let signer = log.signer(topic, &record.message);
     let arrival = read_from(topic, record);
@@ -58,7 +58,7 @@ mod tests {
     use crate::event::RejectCause;
     use crate::log::PostgresLogSettings;
 
-    /// What a batch holds that cannot be read bears no signature either.
+    /// An unreadable batch has no signature either.
     #[tokio::test]
     async fn beyond_the_cutover_a_batch_that_cannot_be_read_is_rejected_as_that() {
         let signatures = event::Signatures::new([("a".to_owned(), vec![7; 32])].into(), None).unwrap();

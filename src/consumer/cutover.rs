@@ -1,16 +1,16 @@
-//! From which record on signatures bind: it is recorded when a consumer first has keys.
+//! Records the signature cutover when a consumer first has keys.
 
 use tracing::info;
 
 use super::Consumer;
 use crate::event::{Topic, TopicPartition};
 
-/// Why a process without keys reads no records that must be signed.
+/// The reason why a process without keys does not read records that must be signed.
 pub(super) const NO_KEYS: &str =
     "the records of this log must be signed, and log.verification_keys is not set here: set it as in the other processes";
 
-/// Where no consumer has had keys yet, records must be signed from where each partition ends now. The claims of other partitions wait meanwhile. A
-/// ledger that has lost its cutover since this process saw it was restored from a backup: there records must be signed from its positions.
+/// Sets the cutover to each partition's current end, if no consumer has had keys yet. Partitions that are being started wait for this.
+/// If this process saw a cutover that the ledger now lacks, the ledger is restored: its cutovers are its positions.
 pub(super) async fn begin(consumer: &Consumer) -> anyhow::Result<()> {
     let (log, ledger) = (&consumer.log, &consumer.ledger);
     let mut seen = consumer.cutover_seen.lock().await;

@@ -1,4 +1,4 @@
-//! Offsets of a partition that hold no record: control records, and records of aborted transactions.
+//! Offsets of a partition without a record: control records, and records of aborted transactions.
 
 use std::collections::HashMap;
 
@@ -12,21 +12,21 @@ pub(super) struct Gap {
     pub(super) until: i64,
 }
 
-/// The latest look at each partition that found no record.
+/// The latest check of each partition that found no record.
 ///
-/// One look is not enough: between its two requests, for the end and for the records, the partition's leader may change, and the
-/// answer of a follower that is behind looks like a range without records.
+/// One check is not enough: the leader may change between its requests for the end and for the records. The answer of a follower
+/// that is behind looks like a range without records.
 #[derive(Debug, Default)]
 pub(super) struct Looks(HashMap<TopicPartition, Gap>);
 
 impl Looks {
-    /// Notes a look that found no record. Returns the range that it and the look before it agree on.
+    /// Records a check that found no record. Returns the range in which it agrees with the previous check.
     pub(super) fn found_none(&mut self, gap: Gap) -> Option<Gap> {
         let before = self.0.insert(gap.partition, gap).filter(|before| before.from == gap.from)?;
         Some(Gap { until: gap.until.min(before.until), ..gap })
     }
 
-    /// Notes a look that found a record, or had no answer.
+    /// Records a check that found a record or had no answer.
     pub(super) fn ended(&mut self, partition: TopicPartition) {
         self.0.remove(&partition);
     }

@@ -1,4 +1,4 @@
-//! The marks of the consumers' group: how far the log was recorded, as Kafka remembers it outside the ledger.
+//! The consumer group's marks: how far the log was recorded, as Kafka stores it outside the ledger.
 
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
@@ -6,11 +6,10 @@ use uuid::Uuid;
 use crate::ledger::{Ledger, Lives, Restored};
 use crate::log::{Log, Mark};
 
-/// The mark of the group that this ledger does not know, and that reaches furthest in time. It proves that
-/// the ledger went back: the group is told of a batch only after its commit. A log in PostgreSQL has no
-/// marks. Asks the ledger once for each partition.
+/// Returns the mark that is unknown to this ledger and reaches furthest in time, as evidence that the ledger was restored: a mark follows
+/// its batch's commit. A log in PostgreSQL has no marks. The function queries the ledger once per partition.
 pub async fn mark_ahead(log: &Log, ledger: &Ledger, group: &str) -> anyhow::Result<Option<Restored>> {
-    // before the ledger is asked: then it is there or further
+    // The marks are read before the ledger, so that the ledger's position is equal or higher.
     let marks = log.marks(group).await?;
     let marks: Vec<(Lives, Mark)> = marks.into_iter().filter_map(|mark| Some((Lives::of_signature(&mark.signature)?, mark))).collect();
     let marked: Vec<Uuid> = marks.iter().map(|(lives, _)| lives.incarnation).collect();
@@ -28,7 +27,7 @@ pub async fn mark_ahead(log: &Log, ledger: &Ledger, group: &str) -> anyhow::Resu
     Ok(furthest.map(|(_, restored)| restored))
 }
 
-/// When the last record before the mark came to the log; none where the log no longer has it.
+/// When the last record before the mark was appended; none if the log no longer has it.
 async fn read_until(log: &Log, mark: &Mark) -> Option<DateTime<Utc>> {
     let last = mark.next_offset - 1;
     let records = log.read(mark.partition, last, 1).await.ok()?;

@@ -1,7 +1,7 @@
-//! From the log into the ledger: one record, one transaction, rows first and the position with them.
+//! Consumes the log into the ledger: rows and position in one transaction.
 //!
-//! [`run`] joins the group and hands each assigned partition to a worker of its own. A worker holds the ledger's claim on its partition; whoever
-//! claims it next fences this one.
+//! [`run`] joins the group and passes each assigned partition to its own worker. A worker has the partition lease in the ledger.
+//! The next consumer that takes the lease fences it.
 
 mod arrival;
 mod cutover;
@@ -38,41 +38,38 @@ use crate::waiting::Waits;
 use gaps::{Gap, Looks};
 use worker::Worker;
 
-/// A batch in hand at SIGTERM is finished within this, or dropped: then it is read again by whoever comes next.
+/// Grace period: a batch in flight at SIGTERM is finished within it. Otherwise it is dropped, and another process reads it.
 pub const GRACE: Duration = Duration::from_secs(10);
 
-/// How often a consumer looks whether something was recovered: then it joins again, and also what it had stopped is read.
+/// How often a consumer checks for a recovery. After one it joins again, which also restarts stopped partitions.
 const LOOK_FOR_RECOVERY: Duration = Duration::from_secs(2);
 
-/// How often the group is told how far the partitions are recorded.
+/// How often the group's marks are updated.
 const MARK: Duration = Duration::from_secs(1);
-/// Records may wait for so long while their partition does not move, unless a pipeline says otherwise.
+/// How long records may wait while their partition does not move, unless the pipeline sets another value.
 const STALL: Duration = Duration::from_secs(60);
-/// How long the log may take to say whether records wait.
+/// Deadline of a request to the log for its end or its next record.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// One consumer: what it needs and what it tells.
+/// One consumer, with its dependencies and its observable state.
 #[derive(Clone)]
 pub struct Consumer {
-    /// What is read.
     pub log: Log,
-    /// What is written.
     pub ledger: Ledger,
-    /// The group that shares the partitions.
+    /// The group whose members share the partitions.
     pub group: String,
-    /// Counters of this process.
     pub telemetry: ConsumerTelemetry,
-    /// Partitions that this process holds but does not read, and why.
+    /// Assigned partitions that are not read, with the reason.
     pub stopped: Arc<Mutex<BTreeMap<TopicPartition, String>>>,
-    /// How far the partitions are that this process reads.
+    /// The progress of the partitions that this process reads.
     pub progress: Arc<Mutex<Progress>>,
     pub paused: Paused,
-    /// Whether this process has seen that the ledger has a cutover.
+    /// Whether this process has seen a cutover in the ledger.
     pub(crate) cutover_seen: Arc<tokio::sync::Mutex<bool>>,
 }
 
 impl Consumer {
-    /// A consumer of `group` that nobody pauses, and that joins again where nothing moves for a minute while records wait.
+    /// A consumer of `group` without pauses. It joins again if a partition does not move for a minute while records wait.
     #[must_use]
     pub fn new(log: Log, ledger: Ledger, group: &str, telemetry: ConsumerTelemetry) -> Self {
         let progress = Arc::new(Mutex::new(Progress::new(STALL)));
@@ -80,7 +77,7 @@ impl Consumer {
         Consumer { log, ledger, group, telemetry, stopped, progress, paused: Paused::never(), cutover_seen }
     }
 
-    /// With another patience.
+    /// Sets how long records may wait while their partition does not move.
     #[must_use]
     pub fn stalls_after(self, patience: Duration) -> Self {
         Consumer { progress: Arc::new(Mutex::new(Progress::new(patience))), ..self }
@@ -100,7 +97,7 @@ impl Consumer {
         }
     }
 
-    /// One membership of the group, from joining to leaving.
+    /// Runs one membership of the group, from joining to leaving.
     async fn consume(&self, stop: &CancellationToken, waits: &mut Waits) -> anyhow::Result<()> {
         let lives = self.ledger.in_time(self.ledger.lives()).await?;
         let membership = self.log.join(&self.group, stop.clone())?;
@@ -147,11 +144,11 @@ impl Consumer {
         outcome
     }
 
-    /// Answers once the ledger is another incarnation, or a partition's life was ended.
+    /// Returns once the ledger has another incarnation, or a partition's generation has ended.
     async fn recovered(&self, lives: Lives) {
         loop {
             tokio::time::sleep(LOOK_FOR_RECOVERY).await;
-            // one that does not answer is met by the workers
+            // A ledger that does not answer is handled by the workers.
             if self.ledger.in_time(self.ledger.lives()).await.is_ok_and(|now| now != lives) {
                 return;
             }
@@ -160,7 +157,7 @@ impl Consumer {
 
     /// Returns once a partition's position has not moved for too long while records waited for it.
     ///
-    /// Without an answer from the log nothing is decided, since joining again would not help. `gaps` gets the ranges without a record
+    /// Without an answer from the log it decides nothing, because joining again would not help. `gaps` gets the ranges without a record
     /// that begin at a partition's position.
     async fn stalled(&self, gaps: mpsc::UnboundedSender<Gap>) -> Stall {
         let look_every = self.progress(|progress| progress.look_every());
@@ -192,8 +189,8 @@ impl Consumer {
         }
     }
 
-    /// Where the offsets end that hold no record from `from` on; none where the next record can be read. What is not decided yet, since another
-    /// producer's transaction is open, is not among them. In PostgreSQL offsets have no gaps: a record that is not there was lost.
+    /// The end of the offsets without a record from `from` on; none if the next record is readable. It is at most the start of another
+    /// producer's open transaction. Offsets in PostgreSQL have no gaps: a missing record is lost.
     async fn without_record(&self, partition: TopicPartition, from: i64) -> Result<Option<i64>, LogError> {
         let Log::Kafka(_) = self.log else { return Ok(None) };
         let until = self.log.readable_end(partition).await?;
@@ -209,8 +206,8 @@ impl Consumer {
         anyhow::anyhow!("{partition} has stood at {position} for {stalled_seconds} seconds, and the log ends at {log_end}")
     }
 
-    /// Compares the group's marks with the ledger's positions. Where a mark is ahead, the ledger was
-    /// restored from a backup, and a recovery is opened.
+    /// Compares the group's marks with the ledger's positions. If a mark is ahead, the ledger was restored from a backup, and this opens
+    /// a recovery.
     pub async fn compare_marks(&self) -> anyhow::Result<()> {
         if let Some(restored) = mark_ahead(&self.log, &self.ledger, &self.group).await? {
             self.ledger.in_time(self.ledger.note_went_back(&restored)).await?;
@@ -218,8 +215,8 @@ impl Consumer {
         Ok(())
     }
 
-    /// Takes the partition and checks that the log still is the one that its position refers to. A
-    /// passing fault is waited for: a partition without a leader delays no other.
+    /// Takes the partition lease and checks that its position refers to this log. It retries after a temporary fault: a partition without
+    /// a leader does not delay the others.
     async fn start(self, partition: TopicPartition, marks: Arc<OnceCell<()>>) -> Claim {
         let mut waits = Waits::new(Duration::from_millis(200), Duration::from_secs(10));
         let mut noted = None;
@@ -229,7 +226,7 @@ impl Consumer {
                     Ok(()) => return claim,
                     Err(verify::Problem::Fault(fault)) => {
                         self.stop_partition(partition, &fault.to_string());
-                        // only a new assignment looks again, as comes with a recovery
+                        // Only a new assignment checks again; a recovery causes one.
                         std::future::pending().await
                     }
                     Err(verify::Problem::Log(error)) => error.to_string(),
@@ -241,8 +238,8 @@ impl Consumer {
         }
     }
 
-    /// Claims the partition in the ledger once the group's marks are compared, for all partitions of an
-    /// assignment together. Later this member's own marks would hide that the ledger went back.
+    /// Takes the partition lease after the group's marks are compared, once for all partitions of an assignment. Later this member's
+    /// own marks would hide that the ledger was restored.
     async fn take(&self, partition: TopicPartition, marks: &OnceCell<()>) -> anyhow::Result<Claim> {
         marks.get_or_try_init(|| self.compare_marks()).await?;
         self.claim(partition).await
@@ -259,8 +256,8 @@ impl Consumer {
         Ok(claim)
     }
 
-    /// Notes why the partition is not read for now, in place of what was `noted` before; none: it is read.
-    /// Logs each reason once. Where the partition is stopped meanwhile, the reason of that stays.
+    /// Replaces the `noted` reason why the partition is not read for now; none: it is read.
+    /// Logs each reason once. The reason of a stopped partition is kept.
     fn note_problem(&self, partition: TopicPartition, noted: &mut Option<String>, problem: Option<String>) {
         let reason = problem.map(|problem| format!("not read yet: {problem}"));
         if *noted == reason {
@@ -288,7 +285,7 @@ impl Consumer {
         self.not_read(|not_read| not_read.retain(|partition, _| !partitions.contains(partition)));
     }
 
-    /// Changes what is told about partitions that are not read.
+    /// Changes the set of partitions that are not read.
     fn not_read<R>(&self, change: impl FnOnce(&mut BTreeMap<TopicPartition, String>) -> R) -> R {
         let mut stopped = self.stopped.lock().unwrap_or_else(PoisonError::into_inner);
         let changed = change(&mut stopped);
@@ -301,7 +298,7 @@ impl Consumer {
     }
 }
 
-/// How a membership has ended that tells nothing more: in order only where it was told to stop. One whose thread or task has died says the same.
+/// The result of a membership that has ended: success only after a requested stop. A dead thread or task causes the same error.
 fn ended(stop: &CancellationToken, fault: LogError) -> anyhow::Result<()> {
     match fault {
         LogError::Stopped if stop.is_cancelled() => Ok(()),
@@ -310,21 +307,21 @@ fn ended(stop: &CancellationToken, fault: LogError) -> anyhow::Result<()> {
     }
 }
 
-/// Room for the batch at its worker; none where the worker has ended.
+/// Waits for room at the batch's worker; none if the worker has ended.
 async fn room(in_hand: Option<&(mpsc::Sender<Batch>, Batch)>) -> Option<mpsc::OwnedPermit<Batch>> {
     in_hand?.0.clone().reserve_owned().await.ok()
 }
 
-/// What one membership of the group has.
+/// The state of one membership of the group.
 struct Ours {
     membership: Membership,
     workers: HashMap<TopicPartition, Worker>,
-    /// Partitions on their way to a worker.
+    /// Partitions that are being started.
     starts: HashMap<TopicPartition, AbortHandle>,
     started: JoinSet<Claim>,
-    /// Partitions that are paused: ours, and not read.
+    /// Assigned partitions that are paused and not read.
     held: BTreeSet<TopicPartition>,
-    /// A batch that its worker has no room for yet. No further delivery is taken meanwhile.
+    /// A batch that waits for room at its worker. Meanwhile no further delivery is taken.
     in_hand: Option<(mpsc::Sender<Batch>, Batch)>,
 }
 
@@ -334,7 +331,7 @@ impl Ours {
         Ours { membership, workers, starts, started, held: BTreeSet::new(), in_hand: None }
     }
 
-    /// Begins with each partition that is not paused.
+    /// Starts each partition that is not paused.
     fn start(&mut self, consumer: &Consumer, partitions: &[TopicPartition]) {
         let marks = Arc::default();
         for partition in partitions {
@@ -346,7 +343,7 @@ impl Ours {
         }
     }
 
-    /// A claimed partition is read from its position on.
+    /// Reads a leased partition from its position on.
     fn begin(&mut self, consumer: &Consumer, claim: Claim, faulty: &CancellationToken) {
         let (partition, position) = (claim.partition, claim.next_offset);
         if self.starts.remove(&partition).is_some() {
@@ -357,7 +354,7 @@ impl Ours {
         }
     }
 
-    /// Records that a partition at this position has been read beyond the gap. A worker that is busy will be asked again.
+    /// Moves a partition at this position beyond the gap. A busy worker skips this, and a later check repeats it.
     fn step_over(&mut self, consumer: &Consumer, Gap { partition, from, until }: Gap) {
         if from < until
             && consumer.progress(|progress| progress.position(partition)) == Some(from)
@@ -367,12 +364,12 @@ impl Ours {
         }
     }
 
-    /// A batch of a partition that was revoked or paused meanwhile is read again by whoever has it next.
+    /// Drops a batch of a partition that was revoked or paused meanwhile; its next consumer reads it again.
     fn take(&mut self, batch: Batch) {
         self.in_hand = self.workers.get(&batch.partition).map(|worker| (worker.batches(), batch));
     }
 
-    /// A worker that has ended has cancelled the membership, or has stopped its partition: the batch is read again.
+    /// Drops the batch if the worker has ended: it has cancelled the membership or stopped its partition, and the batch is read again.
     fn hand_over(&mut self, room: Option<mpsc::OwnedPermit<Batch>>) {
         if let (Some((_, batch)), Some(room)) = (self.in_hand.take(), room) {
             room.send(batch);
@@ -387,8 +384,8 @@ impl Ours {
         self.end(consumer, partitions).await;
     }
 
-    /// What operators have paused or resumed: a paused partition stays ours, what is in hand of it is finished, and then it is not read. A
-    /// resumed one is started as if it had just been assigned.
+    /// Applies pauses and resumptions. A paused partition stays assigned: its batch in flight is finished, and then it is not read.
+    /// A resumed partition is started like a new assignment.
     async fn heed_pauses(&mut self, consumer: &Consumer) {
         let is_paused = |partition: &TopicPartition| consumer.paused.of_topic(partition.topic).is_some();
         let paused: Vec<TopicPartition> = self.workers.keys().chain(self.starts.keys()).copied().filter(is_paused).collect();
@@ -407,7 +404,7 @@ impl Ours {
         }
     }
 
-    /// Batches in hand are finished first, all at once, within the grace.
+    /// Ends partitions. Their batches in flight are finished first, in parallel, within the grace period.
     async fn end(&mut self, consumer: &Consumer, partitions: &[TopicPartition]) {
         for start in partitions.iter().filter_map(|partition| self.starts.remove(partition)) {
             start.abort();
@@ -425,7 +422,7 @@ impl Ours {
         }
     }
 
-    /// Tells the group how far each partition is recorded, for lag tools, and notes the progress.
+    /// Updates the group's marks for lag tools, and the progress.
     fn mark(&mut self, consumer: &Consumer) {
         let now = consumer.ledger.clock.now();
         for (partition, next_offset) in self.workers.values_mut().filter_map(Worker::recorded) {
@@ -451,7 +448,7 @@ mod tests {
     use crate::ledger::LedgerSettings;
     use crate::log::PostgresLogSettings;
 
-    /// Neither database is there: what asks one fails.
+    /// Both databases are absent, so that any request fails.
     #[tokio::test]
     async fn nothing_is_stepped_over_in_a_postgres_log() {
         let url = "postgres://user@127.0.0.1:1/absent";

@@ -1,16 +1,16 @@
-//! A batch that the ledger does not take as a whole is recorded in parts.
+//! Splits a batch that the ledger does not accept as a whole.
 
 use crate::event::RejectCause;
 use crate::ledger::{Arrival, Refusal, Verdict};
 
-/// Records of one partition that are recorded together, and the position behind them.
+/// Records of one partition that are recorded together, and the position after them.
 pub(super) struct Part {
     pub arrivals: Vec<Arrival>,
     pub next_offset: i64,
 }
 
 impl Part {
-    /// Two halves, the later one first; a part of fewer than two records remains as it is.
+    /// Two halves, the later one first. A part of fewer than two records remains unchanged.
     pub fn halves(mut self) -> Vec<Part> {
         if self.arrivals.len() < 2 {
             return vec![self];
@@ -20,8 +20,8 @@ impl Part {
         vec![Part { arrivals: later, next_offset: self.next_offset }, Part { arrivals: self.arrivals, next_offset: middle }]
     }
 
-    /// The parts in which to retry what PostgreSQL has refused, the last one first: halves find the event, and that one becomes a reject. None
-    /// where no event is left that can be the cause.
+    /// The parts to retry after PostgreSQL refused the data, the last one first. Halves narrow it down to one event, which becomes a
+    /// reject. None: the part has no event that can be the cause.
     pub fn narrowed(mut self, error: &sqlx::Error) -> Option<Vec<Part>> {
         match self.arrivals.as_mut_slice() {
             [] => None,

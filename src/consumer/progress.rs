@@ -1,4 +1,4 @@
-//! Whether a partition moves while records wait for it. A member that still sends its heartbeats can stand still all the same: only progress tells.
+//! Detects partitions that do not move while records wait. A member that still sends heartbeats can be stuck, so only progress counts.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -8,61 +8,60 @@ use tokio::time::Instant;
 
 use crate::event::{Topic, TopicPartition};
 
-/// A partition that stalls again before it has moved is given twice as long as before, at most so many times over.
+/// Each stall without a move in between doubles the time until the next one, at most this many times.
 const DOUBLINGS: u32 = 4;
 
-/// What is known of the partitions that are being read. Decides by the instants that it is given.
+/// The progress of the partitions that are read. It uses only the instants that the caller passes.
 #[derive(Debug)]
 pub struct Progress {
-    /// So long records may wait.
+    /// How long records may wait.
     patience: Duration,
     partitions: BTreeMap<TopicPartition, Seen>,
-    /// How often in a row a partition has stalled, until it moves.
+    /// The number of consecutive stalls of a partition, until it moves.
     stalls: HashMap<TopicPartition, u32>,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Seen {
     position: i64,
-    /// When it last moved or had nothing to read.
+    /// When the partition last moved or had nothing to read.
     at: DateTime<Utc>,
-    /// The position at the last look.
+    /// The position at the last check.
     looked: Option<i64>,
-    /// Since when records have been seen to wait at this position.
+    /// Since when records have waited at this position.
     waiting_since: Option<Instant>,
 }
 
-/// A partition that stands still.
+/// A partition that does not move while records wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stall {
     pub partition: TopicPartition,
-    /// The offset to be recorded next.
     pub position: i64,
-    /// The log's end.
+    /// The end of the log.
     pub end: i64,
-    /// How long records have been seen to wait.
+    /// How long records have waited.
     pub waited: Duration,
 }
 
 impl Progress {
-    /// Nothing is read yet; records may wait for `patience`.
+    /// Progress without partitions; records may wait for `patience`.
     #[must_use]
     pub fn new(patience: Duration) -> Self {
         Progress { patience, partitions: BTreeMap::new(), stalls: HashMap::new() }
     }
 
-    /// How often to look.
+    /// The interval between checks.
     #[must_use]
     pub fn look_every(&self) -> Duration {
         (self.patience / 4).clamp(Duration::from_millis(50), Duration::from_secs(2))
     }
 
-    /// The partition is read from here on.
+    /// Starts a partition at this position.
     pub fn started(&mut self, partition: TopicPartition, position: i64, at: DateTime<Utc>) {
         self.partitions.insert(partition, Seen { position, at, looked: None, waiting_since: None });
     }
 
-    /// The partition is recorded up to here.
+    /// Records the partition's new position.
     pub fn moved(&mut self, partition: TopicPartition, position: i64, at: DateTime<Utc>) {
         if let Some(seen) = self.partitions.get_mut(&partition).filter(|seen| seen.position != position) {
             *seen = Seen { position, at, waiting_since: None, ..*seen };
@@ -70,29 +69,28 @@ impl Progress {
         }
     }
 
-    /// The partition is not read any more: it was revoked, is paused, or is stopped by a fault.
+    /// Removes a partition that is not read any more: it was revoked, paused, or stopped by a fault.
     pub fn ended(&mut self, partition: TopicPartition) {
         self.partitions.remove(&partition);
     }
 
-    /// Nothing is read any more.
     pub fn all_ended(&mut self) {
         self.partitions.clear();
     }
 
-    /// The offset to be recorded next; none where the partition is not read.
+    /// The partition's position; none if it is not read.
     #[must_use]
     pub fn position(&self, partition: TopicPartition) -> Option<i64> {
         self.partitions.get(&partition).map(|seen| seen.position)
     }
 
-    /// The partitions that have not moved since they were asked for last: where the log ends is worth a question.
+    /// The partitions that have not moved since the last call, whose log end is worth a request.
     pub fn suspects(&mut self) -> Vec<TopicPartition> {
         let moved = |seen: &mut Seen| seen.looked.replace(seen.position) != Some(seen.position);
         self.partitions.iter_mut().filter_map(|(partition, seen)| (!moved(seen)).then_some(*partition)).collect()
     }
 
-    /// The log was seen to end at `end`. Answers a stall once records have waited for too long.
+    /// Records that the log ends at `end`. Returns a stall once records have waited too long.
     pub fn look(&mut self, partition: TopicPartition, end: i64, now: Instant, at: DateTime<Utc>) -> Option<Stall> {
         let seen = self.partitions.get_mut(&partition)?;
         if end <= seen.position {
@@ -104,12 +102,12 @@ impl Progress {
         (waited >= self.patience * 2_u32.pow(doublings)).then_some(Stall { partition, position: seen.position, end, waited })
     }
 
-    /// A stall was acted upon: the next one is waited for longer.
+    /// Records that the consumer left because of a stall; the next one takes longer.
     pub fn stalled(&mut self, partition: TopicPartition) {
         *self.stalls.entry(partition).or_default() += 1;
     }
 
-    /// Beyond the position no record can be read, although the log ends later: control records, or an open transaction.
+    /// Records that no record is readable after the position, although the log ends later: control records, or an open transaction.
     pub fn nothing_waits(&mut self, partition: TopicPartition) {
         if let Some(seen) = self.partitions.get_mut(&partition) {
             seen.waiting_since = None;
@@ -121,7 +119,7 @@ impl Progress {
         self.partitions.iter().map(|(partition, seen)| (*partition, seen.position, seen.at))
     }
 
-    /// For each topic the partition that has gone without progress for longest: since when. None where no partition of it is read.
+    /// Per topic, the time of the partition that has gone longest without progress. None: no partition of it is read.
     #[must_use]
     pub fn oldest(&self) -> [(Topic, Option<DateTime<Utc>>); 3] {
         Topic::ALL.map(|topic| (topic, self.partitions().filter(|(partition, ..)| partition.topic == topic).map(|(_, _, at)| at).min()))
@@ -134,7 +132,7 @@ mod tests {
 
     const AT: TopicPartition = TopicPartition { topic: Topic::AgentUsage, partition: 0 };
 
-    /// A minute's patience, a partition that stands at 10, and instants in seconds.
+    /// A patience of one minute, a partition at position 10, and instants in seconds.
     fn started() -> (Progress, impl Fn(u64) -> Instant) {
         let mut progress = Progress::new(Duration::from_secs(60));
         progress.started(AT, 10, DateTime::UNIX_EPOCH);

@@ -1,5 +1,5 @@
-//! Replay: a range of a topic read again through the same apply path. What was counted already is a duplicate and changes nothing; what is missing
-//! is added. The live positions never move.
+//! Replay: reads a range of a topic again on the same path as live consumption. A known event is a duplicate and changes nothing;
+//! a missing event is added. The live positions never move.
 
 use std::time::Duration;
 
@@ -15,41 +15,39 @@ use crate::event::{Event, TopicPartition};
 use crate::ledger::{Arrival, Chain, Counts, Foreseen, Ledger, RecordError, ReplayRange};
 use crate::log::{Log, LogError};
 
-/// Records read and recorded at a time.
+/// Maximum number of records that are read and recorded together.
 const BATCH_RECORDS: usize = 2_000;
 
-/// Partitions looked at at a time: a look at Kafka is mostly waiting.
+/// Number of partitions checked in parallel: a check is mostly waiting for Kafka.
 const LOOKS: usize = 8;
 
-/// What a replay would do to one range.
+/// The effect that a replay would have on one range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ForeseenRange {
     pub range: ReplayRange,
-    /// What recording it would count.
+    /// The counts that recording the range would have.
     pub counts: Counts,
     /// Conflicts, rejects and held records that the ledger does not have yet.
     pub new_refused: i32,
 }
 
-/// Why a replay did not come to its end.
+/// Reasons why a replay did not finish.
 #[derive(Debug, thiserror::Error)]
 pub enum ReplayError {
-    /// Another execution moves it, or the partition was begun anew.
+    /// Another execution moves the replay, or the partition has a new generation.
     #[error("{0}: another execution of this plan is at work, or the partition was begun anew by `tallyline recover`")]
     Moved(TopicPartition),
-    /// The log is not the one that the ledger has read.
+    /// The ledger has read another log than this one.
     #[error("{0}: `tallyline recover` first")]
     AnotherLog(PositionFault),
-    /// Records must be signed, and this process cannot verify them.
+    /// The records must be signed, and this process cannot verify them.
     #[error("{NO_KEYS}")]
     NoKeys,
-    /// It was told to stop; the same call goes on where it stopped.
+    /// The replay was stopped. The same call resumes it.
     #[error("interrupted; the same command goes on from here")]
     Interrupted,
-    /// The log.
     #[error(transparent)]
     Log(#[from] LogError),
-    /// The ledger.
     #[error("the ledger cannot be used: {}", crate::cause::text(.0))]
     Ledger(#[from] sqlx::Error),
 }
@@ -65,21 +63,19 @@ impl From<RecordError> for ReplayError {
     }
 }
 
-/// Replays against one log and one ledger.
+/// Replays of one log into one ledger.
 #[derive(Clone)]
 pub struct Replay {
-    /// What is read.
     pub log: Log,
-    /// What is written.
     pub ledger: Ledger,
 }
 
 impl Replay {
-    /// Whether the ledger's positions still speak of this log: an offset of a topic that was made anew is another record. What retention has
-    /// passed does not matter here.
+    /// Checks that the ledger's positions refer to this log: in a recreated topic an offset is another record. Records that retention has
+    /// removed do not matter here.
     ///
     /// # Errors
-    /// [`ReplayError::AnotherLog`], or that this cannot be seen.
+    /// [`ReplayError::AnotherLog`], or an error of the check itself.
     pub async fn is_the_same_log(&self, ranges: &[ReplayRange]) -> Result<(), ReplayError> {
         let mut claims = self.ledger.in_time(self.ledger.standings()).await?;
         claims.retain(|claim| ranges.iter().any(|range| range.partition == claim.partition));
@@ -93,7 +89,7 @@ impl Replay {
         stream::iter(looks).buffer_unordered(LOOKS).try_collect().await
     }
 
-    /// Reads the ranges without writing anything. `new` sees each event that would be added, once; `progress` is told how many records were read.
+    /// Reads the ranges without writing. `new` gets each event that would be added, once; `progress` gets the number of records read.
     pub async fn foresee(
         &self,
         ranges: &[ReplayRange],
@@ -121,10 +117,10 @@ impl Replay {
         Ok(found)
     }
 
-    /// Reads what is left of the ranges and records it, at most so many records a second.
+    /// Reads the rest of the ranges and records it, at most `records_per_second`.
     ///
     /// # Errors
-    /// [`ReplayError`]; what was recorded stays, and the same call on the ranges as they stand then goes on.
+    /// [`ReplayError`]; recorded batches remain, and the same call on the ranges' current state resumes.
     pub async fn record(
         &self,
         id: Uuid,
@@ -138,7 +134,7 @@ impl Replay {
         for range in ranges {
             let mut range = *range;
             while let Some((arrivals, next_offset)) = self.batch(&range, limit).await? {
-                // no burst after a pause: what was not used of the rate is gone
+                // Unused time of the rate is not carried over, so that no burst follows a pause.
                 due = due.max(Instant::now());
                 if stop.is_cancelled() {
                     return Err(ReplayError::Interrupted);
@@ -153,7 +149,7 @@ impl Replay {
         Ok(())
     }
 
-    /// In parts, as in live consumption, where the ledger does not take the batch as a whole.
+    /// Records the batch, in parts if the ledger does not accept it as a whole, as in live consumption.
     async fn record_batch(&self, id: Uuid, range: ReplayRange, arrivals: Vec<Arrival>, next_offset: i64) -> Result<Counts, ReplayError> {
         let (mut parts, mut from, mut total) = (vec![Part { arrivals, next_offset }], range.next_offset, Counts::default());
         while let Some(part) = parts.pop() {
@@ -161,7 +157,7 @@ impl Replay {
             match self.ledger.in_time(self.ledger.record(&chain, &part.arrivals, part.next_offset)).await {
                 Ok(counts) => (from, total) = (part.next_offset, total + counts),
                 Err(RecordError::Refused(error)) => parts.extend(part.narrowed(&error).ok_or(error)?),
-                // only where the server itself has ended it: what got no answer may have been committed
+                // Only if the server itself ended it: without an answer it may have been committed.
                 Err(RecordError::Slow(why)) if why.as_database_error().is_some() && part.arrivals.len() > 1 => parts.extend(part.halves()),
                 Err(error) => return Err(error.into()),
             }
@@ -169,7 +165,7 @@ impl Replay {
         Ok(total)
     }
 
-    /// Records from here to at most the range's end; none once the range is done.
+    /// The next records of the range; none once the range is done.
     async fn batch(&self, range: &ReplayRange, limit: usize) -> Result<Option<(Vec<Arrival>, i64)>, ReplayError> {
         if range.next_offset >= range.end_offset {
             return Ok(None);
@@ -180,7 +176,7 @@ impl Replay {
         let mut records = tokio::time::timeout(self.ledger.deadline, reading).await.map_err(no_answer)??;
         let full = records.len() == limit;
         records.retain(|record| record.offset < range.end_offset);
-        // fewer than asked for: the range's end is reached, whatever gap lies before it
+        // Fewer records than requested: the range's end is reached, even if a gap precedes it.
         let next_offset = match records.last() {
             Some(last) if full => last.offset + 1,
             _ => range.end_offset,

@@ -1,4 +1,4 @@
-//! What a consumer counts of itself: batches and verdicts, never single events.
+//! The consumer's metrics: batches and dispositions, never single events.
 
 use chrono::{DateTime, Utc};
 use prometheus::{GaugeVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
@@ -6,7 +6,7 @@ use prometheus::{GaugeVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 use crate::event::{Topic, TopicPartition};
 use crate::ledger::Counts;
 
-/// What this process's consumer tells of itself. Names begin with `tallyline_consumer_`.
+/// The metrics of this process's consumer. Names begin with `tallyline_consumer_`.
 #[derive(Clone)]
 pub struct ConsumerTelemetry {
     batches: IntCounterVec,
@@ -18,7 +18,7 @@ pub struct ConsumerTelemetry {
 }
 
 impl ConsumerTelemetry {
-    /// Registers all in `registry`.
+    /// Registers all metrics in `registry`.
     pub fn register(registry: &Registry) -> prometheus::Result<Self> {
         let telemetry = ConsumerTelemetry {
             batches: IntCounterVec::new(Opts::new("tallyline_consumer_batches_total", "Batches recorded in the ledger."), &["topic"])?,
@@ -75,7 +75,7 @@ impl ConsumerTelemetry {
         self.stalls.with_label_values(&[topic.name()]).inc();
     }
 
-    /// A topic of which nothing is read has no series.
+    /// Sets the series of each topic, and removes the series of a topic that is not read.
     pub(super) fn progress(&self, oldest: [(Topic, Option<DateTime<Utc>>); 3]) {
         for (topic, at) in oldest {
             match at {

@@ -1,13 +1,13 @@
-//! Whether a position still speaks of the log that is there.
+//! Checks whether a position refers to the current log.
 
 use crate::event::TopicPartition;
 use crate::ledger::{Claim, LastRecord, fingerprint};
 use crate::log::{Log, LogError};
 
-/// A position that the log does not bear out. The partition is not read: reading on would lose or mix up events.
+/// A position that contradicts the log. The partition is not read, because events would be lost or mixed up.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PositionFault {
-    /// Retention has passed the position.
+    /// Retention has removed records from the position on.
     #[error("{partition}: the ledger stands at offset {position}, but the log begins at {start}: records between are lost")]
     BeforeStart {
         partition: TopicPartition,
@@ -25,7 +25,7 @@ pub enum PositionFault {
         /// The log's end.
         end: i64,
     },
-    /// Another record stands where one was read before.
+    /// Another record is at the offset of the last record read.
     #[error("{partition}: the record at offset {offset} is not the one that was recorded: the topic was recreated")]
     AnotherRecord {
         partition: TopicPartition,
@@ -34,7 +34,7 @@ pub enum PositionFault {
     },
 }
 
-/// A fault of the log while a partition is read, in the words of a position.
+/// Describes a fault of the log during reading, as a fault of the position where it is one.
 pub(super) fn explain(error: LogError) -> String {
     let fault = match error {
         LogError::OutOfRange { partition, offset, start, .. } if offset < start => {
@@ -46,16 +46,16 @@ pub(super) fn explain(error: LogError) -> String {
     fault.to_string()
 }
 
-/// What keeps a partition from being read.
+/// Reasons why a partition cannot be read.
 #[derive(Debug)]
 pub enum Problem {
-    /// For good, until an operator recovers it.
+    /// The fault remains until an operator recovers the partition.
     Fault(PositionFault),
-    /// The log could not be asked.
+    /// The log did not answer.
     Log(LogError),
 }
 
-/// Compares a claim's position with the log's ends and its last record with the one that stands there now.
+/// Compares a lease's position with the log's ends, and its last record with the one at that offset now.
 pub async fn position(log: &Log, claim: &Claim) -> Result<(), Problem> {
     let (partition, position) = (claim.partition, claim.next_offset);
     let (start, end) = log.watermarks(partition).await.map_err(Problem::Log)?;

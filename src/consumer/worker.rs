@@ -1,4 +1,4 @@
-//! One assigned partition: records its batches in order, under its claim.
+//! Records the batches of one assigned partition in order, under its lease.
 
 use std::time::Duration;
 
@@ -15,10 +15,10 @@ use crate::ledger::{Arrival, Chain, Claim, RecordError, last_record};
 use crate::log::Batch;
 use crate::waiting::Waits;
 
-/// That many records in a row that PostgreSQL refuses are more likely our own fault than theirs: the partition stops.
+/// If PostgreSQL refuses more records in a row, the fault is probably in Tallyline, and the partition stops.
 const REFUSED_IN_A_ROW: u32 = 100;
 
-/// The task that records a partition's batches, seen from the loop that feeds it.
+/// A handle on the task that records a partition's batches.
 pub(super) struct Worker {
     batches: mpsc::Sender<Batch>,
     recorded: mpsc::UnboundedReceiver<i64>,
@@ -28,7 +28,7 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    /// Starts the task. `faulty` is cancelled when the membership has to be given up.
+    /// Starts the task. The task cancels `faulty` when the consumer must join again.
     pub fn start(consumer: Consumer, claim: Claim, faulty: CancellationToken) -> Self {
         let (batches, incoming) = mpsc::channel(1);
         let (told, recorded) = mpsc::unbounded_channel();
@@ -38,7 +38,7 @@ impl Worker {
         Worker { batches, recorded, partition, finishing, task: tokio::spawn(task.run(incoming, faulty)) }
     }
 
-    /// Where the worker gets its batches: there is room for one while it has another in hand. Closed once it has ended.
+    /// The worker's input. It has room for one batch while another is in flight, and is closed once the worker has ended.
     pub fn batches(&self) -> mpsc::Sender<Batch> {
         self.batches.clone()
     }
@@ -52,9 +52,9 @@ impl Worker {
         newest.map(|next_offset| (self.partition, next_offset))
     }
 
-    /// Finishes what is in hand, or drops it after the grace; answers the newest position recorded since [`Worker::recorded`].
+    /// Finishes the batch in flight, or drops it after the grace period. Returns the newest position recorded since [`Worker::recorded`].
     pub async fn finish(mut self) -> Option<(TopicPartition, i64)> {
-        // what waits in the channel is dropped with it: only the batch in hand is finished
+        // A batch that is still in the channel is dropped.
         self.finishing.cancel();
         let (closed, _) = mpsc::channel(1);
         drop(std::mem::replace(&mut self.batches, closed));
@@ -71,17 +71,17 @@ struct Task {
     finishing: CancellationToken,
     told: mpsc::UnboundedSender<i64>,
     refused_in_a_row: u32,
-    /// Why the batch in hand is retried.
+    /// The reason why the batch in flight is retried.
     noted: Option<String>,
 }
 
-/// Why a worker gives up.
+/// Reasons why a worker ends.
 enum GiveUp {
-    /// Its membership must be made anew.
+    /// The consumer must join the group again.
     Rejoin,
-    /// Its partition must not be read on.
+    /// The partition must not be read further.
     Stop(String),
-    /// Its partition is no longer ours: what is in hand is read again by whoever has it.
+    /// The partition is assigned to another consumer, which reads the batch in flight again.
     Drop,
 }
 
@@ -113,7 +113,7 @@ impl Task {
         }
     }
 
-    /// Records a batch, however long the ledger is away. What was recorded already is left out.
+    /// Records a batch and retries while the ledger is unavailable. Skips records that are already recorded.
     async fn record(&mut self, arrivals: Vec<Arrival>, next_offset: i64) -> Result<(), GiveUp> {
         let mut waits = Waits::new(Duration::from_millis(100), Duration::from_secs(5));
         let mut parts = vec![Part { arrivals, next_offset }];
@@ -159,7 +159,7 @@ impl Task {
             let (generation, expected) = (self.claim.generation, self.claim.next_offset);
             self.claim_again(&mut waits).await?;
             if self.claim.generation != generation || self.claim.next_offset < expected {
-                // a partition that begins anew, or a ledger restored from a backup: what lies between has to be read again
+                // The partition has a new generation, or the ledger is restored: the records in between must be reread.
                 return Err(GiveUp::Rejoin);
             }
         }
@@ -174,8 +174,8 @@ impl Task {
         }
     }
 
-    /// Takes the epoch again: a commit whose answer was lost shows in the position, and so does another consumer's work. Once the partition is
-    /// no longer ours, its next consumer is not disturbed.
+    /// Takes the lease again. Its position includes a commit whose answer was lost, and another consumer's work. After the partition is
+    /// revoked, the worker does not disturb its next consumer.
     async fn claim_again(&mut self, waits: &mut Waits) -> Result<(), GiveUp> {
         while waits.wait(&self.finishing).await {
             match self.consumer.claim(self.claim.partition).await {
@@ -193,7 +193,7 @@ impl Task {
         self.consumer.note_problem(self.claim.partition, &mut self.noted, problem);
     }
 
-    /// The parts in which to retry what PostgreSQL has refused.
+    /// The parts to retry after PostgreSQL refused the data.
     fn narrowed(&mut self, part: Part, error: &sqlx::Error) -> Result<Vec<Part>, GiveUp> {
         if part.arrivals.len() == 1 {
             self.refused_in_a_row += 1;
