@@ -1,4 +1,4 @@
-//! `workspace_build_completed_v1`: one completed workspace build, and the one rule that says what kind of build it is.
+//! `workspace_build_completed_v1`: one completed workspace build, and the one rule that classifies it.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::Serialize;
@@ -10,35 +10,32 @@ use crate::words::words;
 
 /// The CloudEvents type.
 pub(super) const TYPE: &str = "workspace_build_completed_v1";
-/// Event ids are this and the build id.
+/// Prefix of event ids, before the build id.
 pub(super) const ID_PREFIX: &str = "workspace_build_completed:";
 
 words! {
     /// coderd's enum `workspace_transition`.
     Transition {
-        /// The workspace starts.
         Start = "start",
-        /// The workspace stops.
         Stop = "stop",
-        /// The workspace is deleted.
         Delete = "delete",
     }
 }
 
 words! {
-    /// coderd's generated `job_status` of a completed job.
+    /// coderd's generated column `job_status` of a completed job.
     BuildStatus {
-        /// No error and not canceled.
+        /// The job has no error and was not canceled.
         Succeeded = "succeeded",
-        /// A non-empty error; it beats cancellation.
+        /// The job has a non-empty error. It takes precedence over a cancellation.
         Failed = "failed",
-        /// Canceled, without an error.
+        /// The job was canceled and has no error.
         Canceled = "canceled",
     }
 }
 
 words! {
-    /// The job input's `prebuilt_workspace_stage`: 1 and 2. Absent and 0 are no stage.
+    /// The job input's `prebuilt_workspace_stage`: 1 or 2. A missing stage and 0 are not a stage.
     InputStage {
         /// Stage 1: the pool creates a prebuilt workspace.
         Create = "create",
@@ -47,8 +44,8 @@ words! {
     }
 }
 
-/// One completed build, any transition and any status. All ids are coderd's; names are those of the first sighting and label only. Its JSON is the
-/// event's data.
+/// One completed build, of any transition and status. All ids are coderd's. Names are labels and keep the value of the first
+/// collection. Its JSON is the event's data.
 #[derive(Clone, Debug, PartialEq, Serialize, sqlx::FromRow)]
 pub struct WorkspaceBuildCompleted {
     /// `workspace_builds.id`
@@ -63,15 +60,15 @@ pub struct WorkspaceBuildCompleted {
     pub template_version_id: Uuid,
     /// `workspace_builds.template_version_preset_id`; coderd empties it when the preset is removed
     pub preset_id: Option<Uuid>,
-    /// `workspaces.owner_id` at first sight; a claim changes it
+    /// `workspaces.owner_id` when first collected; a prebuild claim changes it
     pub owner_id: Uuid,
     /// `workspace_builds.initiator_id`
     pub initiator_id: Uuid,
     /// `workspace_builds.transition`
     pub transition: Transition,
-    /// `workspace_builds.reason`: kept as the text that coderd has, for the enum grows and shrinks
+    /// `workspace_builds.reason`, as coderd's text, because values are added to and removed from the enum
     pub reason: String,
-    /// The job's outcome
+    /// The result of the job
     pub status: BuildStatus,
     /// `workspace_builds.build_number`, from 1
     pub build_number: i32,
@@ -79,13 +76,13 @@ pub struct WorkspaceBuildCompleted {
     pub stage: Option<InputStage>,
     /// Whether the workspace's build 1 was initiated by the prebuilds user
     pub first_build_by_prebuilds_user: bool,
-    /// The stage of the workspace's build 1. It travels as an extension attribute, so that earlier versions accept the event, and it is
-    /// not part of the digest.
+    /// The stage of the workspace's build 1. It is an extension attribute, so that earlier versions accept the event, and
+    /// is not part of the digest.
     #[serde(skip)]
     pub first_build_stage: Option<InputStage>,
-    /// Whether this is a succeeded start and coderd has no lower-numbered one of this workspace
+    /// Whether this is a succeeded start and coderd has no succeeded start of this workspace with a lower number
     pub first_successful_start: bool,
-    /// `workspace_builds.has_ai_task`, where the schema has it
+    /// `workspace_builds.has_ai_task`, if the schema has the column
     pub has_ai_task: Option<bool>,
     /// `workspace_builds.has_external_agent`
     pub has_external_agent: Option<bool>,
@@ -112,8 +109,8 @@ pub struct WorkspaceBuildCompleted {
 }
 
 impl WorkspaceBuildCompleted {
-    /// `completed_at − started_at`. Absent when the job never ran, or when the job reaper failed it and set both at once. Negative when
-    /// the two were written by clocks that differ.
+    /// `completed_at − started_at`. None if the job never ran, or if the job reaper failed it and set both to the same time. Negative
+    /// if two clocks that differ wrote the two times.
     #[must_use]
     pub fn duration(&self) -> Option<TimeDelta> {
         duration(self.status, self.started_at, self.completed_at)
@@ -126,22 +123,22 @@ pub(super) fn duration(status: BuildStatus, started_at: Option<DateTime<Utc>>, c
     started_at.filter(|_| !reaped).map(|started_at| completed_at.signed_duration_since(started_at))
 }
 
-/// Which class a build falls into, for timing metrics.
+/// The kind of a build, for timing metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum BuildKind {
-    /// The first build of a workspace that a user creates.
+    /// A user creates a workspace: its first build.
     RegularCreation,
-    /// The pool makes a prebuilt workspace.
+    /// The pool creates a prebuilt workspace.
     PrebuildCreation,
-    /// A user gets a prebuilt workspace.
+    /// A user claims a prebuilt workspace.
     PrebuildClaim,
-    /// Restarts, stops, deletes.
+    /// Any other build: restarts, stops, deletes.
     Other,
 }
 
-/// Which class a completed build falls into. Source: Coder's flags IsPrebuild, IsClaim and IsFirstBuild with their priority, and the row-level
-/// fallback for inputs without a stage. A claim is never decided by its initiator, who differs by coderd's version. Where the pool's build 1
-/// has a stage, a claim would have one, too: build 2 is then an administrator's start or retry.
+/// Classifies a completed build. Source: Coder's flags IsPrebuild, IsClaim and IsFirstBuild with their priority, and the fallback by row
+/// for inputs without a stage. The initiator of a claim depends on coderd's version and never decides. If the pool's build 1 has a
+/// stage, a claim has one too; build 2 without a stage is an administrator's start or retry.
 #[must_use]
 pub fn kind(build: &WorkspaceBuildCompleted) -> BuildKind {
     match (build.transition, build.stage, build.build_number) {
@@ -156,7 +153,7 @@ pub fn kind(build: &WorkspaceBuildCompleted) -> BuildKind {
     }
 }
 
-/// The build of these fields; the stage of build 1 comes from the attributes.
+/// Reads a build from these fields. The stage of build 1 comes from the attributes.
 pub(super) fn from_data(mut data: Fields<'_>, first_build_stage: Option<InputStage>) -> Result<WorkspaceBuildCompleted, ParseError> {
     let build = WorkspaceBuildCompleted {
         build_id: data.uuid("build_id")?,

@@ -1,43 +1,43 @@
-//! Why a record is not accepted as an event, in one word.
+//! The cause of a reject, in one word.
 
 use crate::words::words;
 
 words! {
-    /// Why a record is not accepted as an event: to count and to filter by.
+    /// The cause for which a record is not accepted, for counts and filters.
     RejectCause {
-        /// It has no body.
+        /// The record has no body.
         Tombstone = "tombstone",
-        /// Its body, or the batch that it came in, is too large to be read.
+        /// The body, or the batch of the record, is too large to read.
         Oversized = "oversized",
-        /// Its body is not JSON, or has a key twice.
+        /// The body is not JSON, or a key appears twice.
         Json = "json",
         /// An attribute is missing or wrong.
         Attribute = "attribute",
-        /// Usage of a type that this version does not know.
+        /// This version does not know the usage type.
         UnknownEventType = "unknown_event_type",
-        /// A type that is none of Tallyline's.
+        /// The event type does not belong to Tallyline or Tallyman.
         ForeignEventType = "foreign_event_type",
-        /// An event whose topic is another.
+        /// The event belongs in another topic.
         ForeignTopic = "foreign_topic",
         /// A field of the data is missing or wrong.
         Field = "field",
-        /// A field that the type does not have.
+        /// The type does not have a field of the data.
         UnknownField = "unknown_field",
-        /// It must be signed, and is not.
+        /// The record must be signed and has no signature.
         Unsigned = "unsigned",
-        /// Its signature is not valid.
+        /// The signature is not valid.
         BadSignature = "bad_signature",
-        /// Its id is accepted with another content.
+        /// The id is accepted with other content.
         Conflict = "conflict",
-        /// No collector has registered its deployment.
+        /// The deployment is not registered by a collector.
         UnregisteredSource = "unregistered_source",
-        /// The ledger's database refuses its data.
+        /// The ledger's database refuses the data.
         Ledger = "ledger",
     }
 }
 
 impl RejectCause {
-    /// Whether the record's signature is not valid: then anyone may have written the record.
+    /// Whether the record has no valid signature, so that anyone may have written it.
     #[must_use]
     pub fn may_be_forged(self) -> bool {
         matches!(self, RejectCause::Unsigned | RejectCause::BadSignature)

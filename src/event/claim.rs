@@ -10,14 +10,14 @@ use super::fields::Fields;
 
 /// The CloudEvents type.
 pub(super) const TYPE: &str = "prebuild_claimed_v1";
-/// Event ids are this and the claim build's id.
+/// Prefix of event ids, before the id of the claim's build.
 pub(super) const ID_PREFIX: &str = "prebuild_claimed:";
 
-/// One completed claim, whatever its status. The build itself is a [`super::WorkspaceBuildCompleted`] too; claim metrics come from here only.
+/// One completed prebuild claim, of any status. Its build is also a [`super::WorkspaceBuildCompleted`]; claim metrics use only this event.
 /// Its JSON is the event's data.
 #[derive(Clone, Debug, PartialEq, Serialize, sqlx::FromRow)]
 pub struct PrebuildClaimed {
-    /// The claim build, `workspace_builds.id`
+    /// `workspace_builds.id` of the claim's build
     pub build_id: Uuid,
     /// `workspace_builds.workspace_id`
     pub workspace_id: Uuid,
@@ -29,15 +29,15 @@ pub struct PrebuildClaimed {
     pub template_version_id: Uuid,
     /// `workspace_builds.template_version_preset_id`
     pub preset_id: Option<Uuid>,
-    /// Who claimed: the workspace's owner after the claim, which changes the owner before the build runs
+    /// The claiming user: the workspace's owner after the claim, which changes the owner before the build runs
     pub claimed_by: Uuid,
-    /// `workspace_builds.initiator_id`: the claiming user or the prebuilds user, by coderd's version
+    /// `workspace_builds.initiator_id`: the claiming user or the prebuilds user, depending on coderd's version
     pub initiator_id: Uuid,
     /// `workspace_builds.build_number`
     pub build_number: i32,
-    /// The job input's stage: absent where the claim was known by the fallback
+    /// The job input's stage; absent if the fallback classified the claim
     pub stage: Option<InputStage>,
-    /// The job's outcome
+    /// The result of the job
     pub status: BuildStatus,
     /// `provisioner_jobs.created_at`
     pub created_at: DateTime<Utc>,
@@ -54,7 +54,7 @@ pub struct PrebuildClaimed {
 }
 
 impl PrebuildClaimed {
-    /// As [`super::WorkspaceBuildCompleted::duration`].
+    /// See [`super::WorkspaceBuildCompleted::duration`].
     #[must_use]
     pub fn duration(&self) -> Option<TimeDelta> {
         build::duration(self.status, self.started_at, self.completed_at)

@@ -1,4 +1,4 @@
-//! SHA-256 over what coderd never rewrites, in a pinned, versioned binary form.
+//! SHA-256 over the fields that coderd never rewrites, in a pinned, versioned binary form.
 
 use chrono::{DateTime, Utc};
 use sha2::{Digest as _, Sha256};
@@ -7,11 +7,11 @@ use uuid::Uuid;
 use super::build::InputStage;
 use super::{Event, Payload};
 
-/// 32 bytes; equal exactly where two sightings of one id tell the same.
+/// 32 bytes. Two events of one id have equal digests exactly if their covered fields are equal.
 pub type Digest = [u8; 32];
 
-/// The form: a tag with its version, then each field; one that may be absent has a presence byte before it. Text is length and bytes, ids are 16 bytes, numbers and times (in
-/// microseconds since the Unix epoch) are 8 bytes big endian. It is pinned by a test; a change is a new tag.
+/// The form: a tag with its version, then each field; an optional field has a presence byte before it. Text is length and bytes, and ids
+/// are 16 bytes. Numbers and times (in microseconds since the Unix epoch) are 8 bytes big endian. A test pins it; a change needs a new tag.
 pub(super) fn of(event: &Event) -> Digest {
     let mut form = Form::new("tallyline.digest.v1");
     match &event.payload {

@@ -1,46 +1,45 @@
-//! What a fold reads.
+//! The facts that a fold reads.
 
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::Event;
 
-/// One fact of the ledger, in its order.
+/// One fact of the ledger, in ledger order.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Fact {
-    /// A deployment was introduced: once, before anything else of it.
+    /// A deployment is introduced, once and before its other facts.
     Introduced {
         deployment: Uuid,
-        /// Histograms observe what completed at or after this instant.
+        /// Histograms observe builds that completed at or after this instant.
         introduced_at: DateTime<Utc>,
     },
-    /// Regular creations from before collection began.
+    /// Regular creations before collection began.
     Baseline {
         deployment: Uuid,
-        /// Organization, template and preset name.
+        /// Names of organization, template and preset.
         series: [String; 3],
-        /// How many there were.
+        /// The number of creations.
         creations: u64,
     },
-    /// An accepted event. Of a workspace's builds at most one is its first successful start, whatever the
-    /// source reported of a later one.
+    /// An accepted event. At most one build of a workspace is its first successful start, even if the source reported
+    /// a later one.
     Event(Event),
-    /// A license came to the deployment or went from it.
+    /// A license appeared in the deployment or disappeared from it.
     License {
         deployment: Uuid,
-        /// coderd's own id: licenses are judged in its order.
+        /// coderd's own id, which orders the licenses.
         license_id: i32,
-        /// SHA-256 of the token: which license it is.
+        /// SHA-256 of the token, which identifies the license.
         jwt_sha256: [u8; 32],
-        /// Whether it is there from now on.
+        /// Whether coderd has the license from now on.
         present: bool,
-        /// Its claims as the ledger has them; absent for a token that did not verify, and for one that went.
+        /// The claims in the ledger; absent for a token that is not valid, and for a license that disappeared.
         claims: Option<serde_json::Value>,
     },
 }
 
 impl Fact {
-    /// Whose fact it is.
     #[must_use]
     pub fn deployment(&self) -> Uuid {
         match self {

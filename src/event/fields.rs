@@ -1,4 +1,4 @@
-//! Reads a JSON object strictly, field by field: what is missing, unknown, twice there or out of range is an error that names it.
+//! Reads a JSON object strictly, field by field. A field that is missing, unknown, doubled or out of range is an error that names it.
 
 use std::borrow::Cow;
 use std::ops::RangeInclusive;
@@ -12,28 +12,28 @@ use uuid::Uuid;
 use super::ParseError;
 use crate::words::UnknownWord;
 
-/// Longest text taken for a name, in bytes.
+/// Maximum length of a text field, in bytes.
 pub const MAX_TEXT_BYTES: usize = 4096;
-/// Longest id taken, in bytes: PostgreSQL's indexes hold no entry above 2704.
+/// Maximum length of an id, in bytes. PostgreSQL's indexes accept entries of at most 2704 bytes.
 pub const MAX_ID_BYTES: usize = 1024;
 
-/// A JSON value, borrowed where it can be. What no field is made of (a fraction, a list) is only known to be there.
+/// A JSON value, borrowed if possible. Fractions and lists, which no field uses, are [`Value::Other`].
 pub(super) enum Value<'a> {
     Null,
     Flag(bool),
     Whole(i64),
-    /// A whole number beyond what [`Value::Whole`] holds.
+    /// A whole number that does not fit [`Value::Whole`].
     Large(u64),
     Text(Cow<'a, str>),
     Object(Fields<'a>),
     Other,
 }
 
-/// A JSON object in which no key stood twice, nested objects included: its fields by name, each until it is taken.
+/// The fields of a JSON object by name, each until it is taken. No key appears twice, also in nested objects.
 pub(super) struct Fields<'a>(Vec<(Cow<'a, str>, Option<Value<'a>>)>);
 
 impl<'a> Fields<'a> {
-    /// Parses `body` as one JSON object with nothing behind it.
+    /// Parses `body` as exactly one JSON object.
     pub(super) fn of(body: &'a [u8]) -> Result<Self, ParseError> {
         let value = serde_json::from_slice(body).map_err(|error| ParseError::Json(error.to_string()))?;
         Self::from_value(value, "data")
@@ -94,7 +94,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// A whole number from `least` up to what fits 32 signed bits.
+    /// A whole number from `least` to `i32::MAX`.
     pub(super) fn small_integer(&mut self, name: &'static str, least: i32) -> Result<i32, ParseError> {
         let number = self.integer(name)?;
         i32::try_from(number)
@@ -112,7 +112,7 @@ impl<'a> Fields<'a> {
         number.ok_or_else(|| ParseError::field(name, "must be a whole number of 64 bits that is not negative"))
     }
 
-    /// The one field that is a whole number; none where there are several.
+    /// The only field that is a whole number; none if several are.
     pub(super) fn only_whole(&self) -> Option<&Value<'a>> {
         let mut whole =
             self.0.iter().filter_map(|(_, value)| value.as_ref()).filter(|value| matches!(value, Value::Whole(_) | Value::Large(_)));
@@ -136,12 +136,12 @@ impl<'a> Fields<'a> {
         self.optional_word(name)?.ok_or_else(|| ParseError::field(name, "is missing"))
     }
 
-    /// The same, where it is there.
+    /// An optional word of a closed set.
     pub(super) fn optional_word<T: FromStr<Err = UnknownWord>>(&mut self, name: &'static str) -> Result<Option<T>, ParseError> {
         self.optional_borrowed(name)?.map(|text| word(name, &text)).transpose()
     }
 
-    /// Every field has been taken: what is left is unknown.
+    /// Checks that every field is taken. The remaining ones are unknown.
     pub(super) fn finish(self) -> Result<(), ParseError> {
         match self.0.into_iter().find(|(_, value)| value.is_some()) {
             None => Ok(()),
@@ -155,12 +155,12 @@ pub(super) fn word<T: FromStr<Err = UnknownWord>>(name: &'static str, text: &str
     text.parse().map_err(|error: UnknownWord| ParseError::field(name, error.to_string()))
 }
 
-/// Text that PostgreSQL can hold: no NUL, not endless.
+/// Text that PostgreSQL accepts: without NUL, and of limited length.
 pub(super) fn checked_text<T: AsRef<str>>(name: &'static str, text: T) -> Result<T, ParseError> {
     checked(name, text, MAX_TEXT_BYTES)
 }
 
-/// As [`checked_text`], for an id.
+/// Does the same as [`checked_text`] for an id.
 pub(super) fn checked_id<T: AsRef<str>>(name: &'static str, id: T) -> Result<T, ParseError> {
     checked(name, id, MAX_ID_BYTES)
 }
@@ -183,10 +183,10 @@ pub(super) fn uuid(name: &'static str, text: &str) -> Result<Uuid, ParseError> {
         .ok_or_else(|| ParseError::field(name, "must be a UUID like 00000000-0000-0000-0000-000000000000"))
 }
 
-/// The years in which an event can lie.
+/// The years in which event times may be.
 pub const YEARS: RangeInclusive<i32> = 1970..=9999;
 
-/// An RFC 3339 instant of [`YEARS`], no finer than a microsecond. coderd's zero time (year 1) means "unknown" and is not an instant.
+/// An RFC 3339 instant within [`YEARS`], not finer than a microsecond. coderd's zero time (year 1) means "unknown" and is not an instant.
 pub(super) fn time(name: &'static str, text: &str) -> Result<DateTime<Utc>, ParseError> {
     let at = DateTime::parse_from_rfc3339(text).map_err(|error| ParseError::field(name, format!("is no RFC 3339 time: {error}")))?.to_utc();
     if !YEARS.contains(&at.year()) {
@@ -237,7 +237,7 @@ impl<'de> Visitor<'de> for ValueVisitor {
         while items.next_element::<Value>()?.is_some() {}
         Ok(Value::Other)
     }
-    /// serde_json alone would silently keep the last of two fields of one name.
+    /// serde_json alone would silently keep the last of two fields with one name.
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value<'de>, A::Error> {
         let mut fields = Vec::new();
         while let Some((Name(name), value)) = entries.next_entry()? {
@@ -254,6 +254,6 @@ impl<'de> Visitor<'de> for ValueVisitor {
     }
 }
 
-/// A field's name, borrowed unless it holds escapes.
+/// The name of a field, borrowed unless it has escapes.
 #[derive(Deserialize)]
 struct Name<'a>(#[serde(borrow)] Cow<'a, str>);

@@ -1,4 +1,4 @@
-//! A record's content as the log carries it, and how an event is written into it.
+//! The content of a record in the log, and the encoding of an event.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -8,45 +8,42 @@ use sha2::{Digest as _, Sha256};
 
 use super::{Event, Payload};
 
-/// Payloads above this are refused. Ours are under 2 KiB; Kafka's own limit for a record is 1 MiB.
+/// Larger payloads are refused. Tallyline's are under 2 KiB; Kafka's own limit for a record is 1 MiB.
 pub const MAX_PAYLOAD_BYTES: usize = 256 * 1024;
 
-/// The extension attribute of a build with the stage of its workspace's build 1.
+/// The extension attribute of a build that contains the stage of its workspace's build 1.
 pub(super) const FIRST_BUILD_STAGE: &str = "firstbuildstage";
 
-/// The first bytes of a larger payload that are kept.
+/// Number of bytes kept of a larger payload.
 pub const KEPT_PAYLOAD_BYTES: usize = 64 * 1024;
 
-/// The name of the only header of a record whose headers cannot be read, and of the placeholder of a batch that cannot be read.
+/// The name of the only header of a record with unreadable headers, and of the placeholder for an unreadable batch.
 pub const UNREADABLE: &str = "\u{fffd}";
 
-/// Identifies a payload above [`MAX_PAYLOAD_BYTES`], of which only the beginning is kept.
+/// Identifies a payload above [`MAX_PAYLOAD_BYTES`], of which only the first bytes are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Oversized {
-    /// The length of the whole payload.
     pub bytes: usize,
-    /// SHA-256 of the whole payload.
     pub sha256: [u8; 32],
 }
 
 /// The name and value of a record's header.
 type Header = (String, Option<Vec<u8>>);
 
-/// Key, headers and body of a record: any bytes, as found. Shape: CloudEvents over Kafka, binary mode (structured mode is understood too).
+/// Key, headers and body of a record, unchanged bytes. Form: CloudEvents over Kafka in binary mode; structured mode is accepted too.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Message {
-    /// The record key.
     pub key: Option<Vec<u8>>,
-    /// Headers in order; a name may repeat.
+    /// Headers in order. A name may repeat.
     pub headers: Vec<Header>,
     /// The body; absent in a tombstone.
     pub payload: Option<Vec<u8>>,
-    /// Where the body was oversized: `payload` is only its beginning.
+    /// Present for an oversized body, of which `payload` is only the beginning.
     pub oversized: Option<Oversized>,
 }
 
 impl Message {
-    /// A record as a log holds it. However large its body is, this takes up little memory.
+    /// A record of a log. It takes little memory for a body of any size.
     #[must_use]
     pub fn found(key: Option<Vec<u8>>, headers: Vec<Header>, payload: Option<&[u8]>) -> Self {
         let large = payload.filter(|payload| payload.len() > MAX_PAYLOAD_BYTES);
@@ -55,14 +52,14 @@ impl Message {
         Message { key, headers, payload: payload.map(|payload| payload[..payload.len().min(kept)].to_vec()), oversized }
     }
 
-    /// The placeholder of a batch that cannot be unpacked, from its first offset to its last. Each read gives the same one.
+    /// The placeholder for a batch that cannot be unpacked, with its first and last offset. Each read returns the same placeholder.
     #[must_use]
     pub fn of_unreadable_batch(first: i64, last: i64) -> Self {
         let offsets = format!("offsets {first} to {last}").into_bytes();
         Message { headers: vec![(UNREADABLE.to_owned(), Some(offsets))], ..Message::default() }
     }
 
-    /// The offsets of the batch whose placeholder the message is; none: it is a record.
+    /// The offsets of the unreadable batch if the message is a placeholder; none for a record.
     #[must_use]
     pub fn unreadable_batch(&self) -> Option<&str> {
         match (&self.key, self.headers.as_slice(), &self.payload) {
@@ -71,7 +68,7 @@ impl Message {
         }
     }
 
-    /// The headers as tables keep them: JSON, `[[name, value in base64 or null], …]`.
+    /// The headers in the form of the tables: JSON, `[[name, value in base64 or null], …]`.
     #[must_use]
     pub fn headers_json(&self) -> Vec<u8> {
         let headers: Vec<(&str, Option<String>)> =
@@ -79,7 +76,7 @@ impl Message {
         serde_json::to_vec(&headers).unwrap_or_default()
     }
 
-    /// The headers that [`Message::headers_json`] wrote.
+    /// Parses the output of [`Message::headers_json`].
     pub fn headers_from_json(json: &[u8]) -> Result<Vec<Header>, String> {
         let headers: Vec<(String, Option<String>)> = serde_json::from_slice(json).map_err(|error| format!("headers: {error}"))?;
         let value = |text: Option<String>| text.map(|text| BASE64.decode(text).map_err(|error| format!("headers: {error}"))).transpose();
@@ -88,7 +85,7 @@ impl Message {
 }
 
 impl Event {
-    /// The event in binary content mode: attributes as `ce_` headers, the payload as JSON. Pinned by tests: it never changes for a type.
+    /// The event in binary content mode: attributes as `ce_` headers, the payload as JSON. Tests pin it; a type's form never changes.
     #[must_use]
     pub fn to_message(&self) -> Message {
         let mut headers = vec![
@@ -103,7 +100,7 @@ impl Event {
         Message { key: Some(self.key().into_bytes()), headers, payload: Some(self.data().to_string().into_bytes()), oversized: None }
     }
 
-    /// The event in structured form, one JSON object: the form of NDJSON files and of HTTP.
+    /// The event in structured mode, one JSON object, for NDJSON files and HTTP.
     #[must_use]
     pub fn to_structured(&self) -> Value {
         let mut event = serde_json::json!({
@@ -129,7 +126,7 @@ impl Event {
         }
     }
 
-    /// Extension attributes. coderd's publish marks are among them, so that the data stays exactly Tallyman's own.
+    /// Extension attributes. They include coderd's publish marks, so that the data equals Tallyman's.
     fn extensions(&self) -> Vec<(&'static str, String)> {
         let marks = match &self.payload {
             Payload::Build(build) => {
@@ -157,7 +154,7 @@ fn source(event: &Event) -> String {
     format!("/coder/{}", event.deployment)
 }
 
-/// UTC with the fewest fractional digits of 0, 3 or 6 that keep the instant.
+/// UTC with the fewest fractional digits of 0, 3 or 6 that preserve the instant.
 pub(super) fn rfc3339(at: DateTime<Utc>) -> String {
     at.to_rfc3339_opts(SecondsFormat::AutoSi, true)
 }

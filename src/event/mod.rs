@@ -1,7 +1,7 @@
 //! The one event type that crosses the log, its wire form and its digest.
 //!
-//! Events are CloudEvents 1.0. `source` is `/coder/<deployment id>`, identity is source and id. A type never changes: a change is a new
-//! suffix, and old versions parse for ever.
+//! Events are CloudEvents 1.0. `source` is `/coder/<deployment id>`; source and id identify an event. An event type never changes:
+//! a change adds a type with a new suffix, and old versions remain readable.
 
 mod build;
 mod cause;
@@ -34,32 +34,31 @@ pub use usage::{PublishMarks, Usage, UsageQuantity, UsageType};
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-/// coderd's system user, who owns unclaimed prebuilt workspaces and starts the pool's builds. Source: Coder's early migrations.
+/// coderd's system user, which owns unclaimed prebuilt workspaces and starts the pool's builds. Source: Coder's early migrations.
 pub const PREBUILDS_USER: Uuid = Uuid::from_u128(0xc42f_df75_3097_471c_8c33_fb52_454d_81c0);
 
-/// One accepted fact of one Coder deployment.
+/// One accepted event of one Coder deployment.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Event {
-    /// Which deployment: `source` is `/coder/<deployment id>`.
+    /// The deployment id in `source`, `/coder/<deployment id>`.
     pub deployment: Uuid,
-    /// What happened.
     pub payload: Payload,
 }
 
-/// Whether a type is one of the two events of builds.
+/// Whether a type is one of the two build events.
 #[must_use]
 pub fn is_build_type(event_type: &str) -> bool {
     event_type == build::TYPE || event_type == claim::TYPE
 }
 
-/// The build that an event id names: of the build itself, or of the claim that it is. None: an id of usage.
+/// The build in the id of a build event or claim event. None: the id is not of one.
 #[must_use]
 pub fn build_of(event_id: &str) -> Option<Uuid> {
     let id = event_id.strip_prefix(build::ID_PREFIX).or_else(|| event_id.strip_prefix(claim::ID_PREFIX))?;
     Uuid::try_parse(id).ok()
 }
 
-/// What happened, by type.
+/// The payload of an event, by type.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Payload {
     /// `workspace_build_completed_v1`
@@ -71,7 +70,7 @@ pub enum Payload {
 }
 
 impl Event {
-    /// The CloudEvents id: the source's own key. It carries no version.
+    /// The CloudEvents id: the source's own key, without a version.
     #[must_use]
     pub fn id(&self) -> String {
         match &self.payload {
@@ -81,7 +80,6 @@ impl Event {
         }
     }
 
-    /// The CloudEvents type.
     #[must_use]
     pub fn event_type(&self) -> &'static str {
         match &self.payload {
@@ -91,7 +89,7 @@ impl Event {
         }
     }
 
-    /// When it happened, by the source's clock: completion of the build, `created_at` of the usage.
+    /// When the event happened, by the source's clock: completion of the build, or `created_at` of the usage.
     #[must_use]
     pub fn time(&self) -> DateTime<Utc> {
         match &self.payload {
@@ -101,7 +99,7 @@ impl Event {
         }
     }
 
-    /// The topic it travels on.
+    /// The topic of the event.
     #[must_use]
     pub fn topic(&self) -> Topic {
         match &self.payload {
@@ -111,7 +109,7 @@ impl Event {
         }
     }
 
-    /// The record key: the workspace id, or deployment id and event id for usage. One key is one partition, so one order.
+    /// The record key: the workspace id, or deployment id and event id for usage. Records of one key are in one partition, hence in order.
     #[must_use]
     pub fn key(&self) -> String {
         match &self.payload {
@@ -121,7 +119,7 @@ impl Event {
         }
     }
 
-    /// What must not differ between two sightings of one id.
+    /// The digest of the fields that must be equal in all events of one id.
     #[must_use]
     pub fn digest(&self) -> Digest {
         digest::of(self)

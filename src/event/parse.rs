@@ -1,4 +1,4 @@
-//! From a record to an event, or to the reason why it is none.
+//! Parses a record into an event, or into the reason why it is not a valid one.
 
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
@@ -8,53 +8,53 @@ use super::message::{FIRST_BUILD_STAGE, MAX_PAYLOAD_BYTES, Message};
 use super::usage::{self, PublishMarks, Usage, UsageType};
 use super::{Event, Payload, RejectCause, Topic, build, claim};
 
-/// Why a record is no event that we can count. Each names what is wrong.
+/// Reasons why a record is not a valid event. Each names the fault.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ParseError {
-    /// A record without a body.
+    /// The record has no body.
     #[error("the record has no body (a tombstone)")]
     Tombstone,
-    /// Larger than any event of ours.
+    /// The body is larger than [`MAX_PAYLOAD_BYTES`].
     #[error("the body has {0} bytes, more than {MAX_PAYLOAD_BYTES}")]
     Oversized(usize),
-    /// A whole batch that cannot be unpacked.
+    /// The batch of the record cannot be unpacked.
     #[error("the batch of {0} unpacks to more than receive.message.max.bytes or not at all: none of its records can be read")]
     UnreadableBatch(String),
-    /// Not JSON, trailing data, too deep, or a key that stands twice.
+    /// The body is not JSON, has trailing data, is too deep, or has a key twice.
     #[error("the body is not one JSON value: {0}")]
     Json(String),
-    /// A CloudEvents attribute is missing, twice there or wrong.
+    /// A CloudEvents attribute is missing, doubled or wrong.
     #[error("attribute {name} {problem}")]
     Attribute {
         /// The attribute's CloudEvents name.
         name: String,
-        /// What is wrong with it.
+        /// The fault.
         problem: String,
     },
-    /// A usage type of Tallyman's that this version does not know: held, not refused.
+    /// The type is a usage type that this version does not know. The record is held, not rejected.
     #[error("unknown event type {0:?}")]
     UnknownEventType(String),
-    /// A type that is neither ours nor Tallyman's.
+    /// The type does not belong to Tallyline or Tallyman.
     #[error("event type {0:?} is none that is counted here")]
     ForeignEventType(String),
-    /// An event in a topic that is not its own.
+    /// The event is in a topic that is not its own.
     #[error("event type {event_type:?} belongs in {own}, not in {found}")]
     ForeignTopic {
         event_type: &'static str,
-        /// Where it belongs.
+        /// The topic of the event type.
         own: Topic,
-        /// Where it was found.
+        /// The topic of the record.
         found: Topic,
     },
     /// A payload field is missing, of the wrong type or out of range.
     #[error("field {name} {problem}")]
     Field {
-        /// The field's name.
+        /// The name of the field.
         name: &'static str,
-        /// What is wrong with it.
+        /// The fault.
         problem: String,
     },
-    /// A payload field that the type does not have.
+    /// The type does not have a field of the payload.
     #[error("unknown field {0:?}")]
     UnknownField(String),
 }
@@ -85,10 +85,10 @@ impl ParseError {
     }
 }
 
-/// Reads one record, binary or structured content mode. Nothing is repaired: a record that is not exactly right is data for the rejects.
+/// Parses one record in binary or structured content mode. It repairs nothing: a record that is not exactly right becomes a reject.
 ///
 /// # Errors
-/// [`ParseError`]; [`ParseError::UnknownEventType`] means the record is to be held, all others that it is to be rejected.
+/// [`ParseError`]. A record with [`ParseError::UnknownEventType`] must be held; with any other error it must be rejected.
 pub fn parse(message: &Message) -> Result<Event, ParseError> {
     if let Some(offsets) = message.unreadable_batch() {
         return Err(ParseError::UnreadableBatch(offsets.to_owned()));
@@ -106,10 +106,10 @@ pub fn parse(message: &Message) -> Result<Event, ParseError> {
     }
 }
 
-/// Reads one record of that topic: an event whose topic is another is none here.
+/// Parses one record of that topic. An event of another topic is an error.
 ///
 /// # Errors
-/// As of [`parse`], and [`ParseError::ForeignTopic`].
+/// Those of [`parse`], and [`ParseError::ForeignTopic`].
 pub fn parse_in(topic: Topic, message: &Message) -> Result<Event, ParseError> {
     let event = parse(message)?;
     let own = event.topic();
@@ -117,7 +117,7 @@ pub fn parse_in(topic: Topic, message: &Message) -> Result<Event, ParseError> {
 }
 
 impl Message {
-    /// Whether the record's attributes are in its body, as far as its content type can be read.
+    /// Whether the record's attributes are in its body, if its content type is readable.
     #[must_use]
     pub fn is_structured(&self) -> bool {
         header_text(self, "content-type").ok().flatten().is_some_and(|content_type| media_type(content_type) == STRUCTURED)
@@ -131,7 +131,7 @@ fn media_type(content_type: &str) -> String {
     content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
 }
 
-/// The CloudEvents attributes that we read; any further extension is left alone, as CloudEvents asks.
+/// The CloudEvents attributes that Tallyline reads. It ignores other extensions, as CloudEvents requires.
 #[derive(Default)]
 struct Attributes {
     specversion: Option<String>,
@@ -210,7 +210,7 @@ fn event<'a>(attributes: Attributes, data: impl FnOnce() -> Result<Fields<'a>, P
     agree(Event { deployment, payload }, &id, at)
 }
 
-/// What stands in the attributes and in the data must be the same.
+/// Checks that values in both the attributes and the data are equal.
 fn agree(event: Event, id: &str, at: Option<DateTime<Utc>>) -> Result<Event, ParseError> {
     if event.id() != id {
         return Err(ParseError::attribute("id", format!("must be {} for this data", event.id())));
@@ -221,7 +221,7 @@ fn agree(event: Event, id: &str, at: Option<DateTime<Utc>>) -> Result<Event, Par
     Ok(event)
 }
 
-/// A usage id may be any text of coderd's, but none that names a build event.
+/// Checks a usage id: any text of coderd's, except the id of a build event.
 fn usage_id(id: String) -> Result<String, ParseError> {
     if id.is_empty() || id.starts_with(build::ID_PREFIX) || id.starts_with(claim::ID_PREFIX) {
         return Err(ParseError::attribute("id", "is no usage id"));
@@ -249,7 +249,7 @@ pub(super) fn header_text<'a>(message: &'a Message, name: &str) -> Result<Option
     std::str::from_utf8(value).map(Some).map_err(|_| ParseError::attribute(attribute, "is not UTF-8"))
 }
 
-/// Keeps what comes from outside short where it enters a message.
+/// Shortens external text for a message.
 fn clip(text: &str) -> String {
     text.chars().take(100).collect()
 }

@@ -1,4 +1,4 @@
-//! Signatures of records: where keys are set, the right to write to a topic does not suffice to add events.
+//! Signatures of records. With keys, the right to write to a topic does not suffice to add events.
 
 use std::collections::BTreeMap;
 
@@ -13,35 +13,34 @@ use crate::words::words;
 /// The header of a signature: `v1:SIGNER:KEY:TAG`, the tag in base64.
 pub const SIGNATURE: &str = "tallyline-signature";
 
-/// The least length of a key: that of the tag.
+/// Minimum length of a key: the length of the tag.
 pub const LEAST_KEY_BYTES: usize = 32;
 
-/// The most bytes of a header that are read: version, signer, a key's name of at most 100 bytes and the tag.
+/// Maximum length of a header that is parsed: version, signer, a key name of at most 100 bytes, and the tag.
 const MOST_HEADER_BYTES: usize = 256;
 
 words! {
-    /// Who vouches for a record.
+    /// The kind of process that signs a record.
     Signer {
         /// A collector that read the event in coderd's database.
         Collector = "collector",
-        /// An operator or this program, who passed a reject through the log again.
+        /// An operator or this program, which appends a reject to the log again.
         Operator = "operator",
     }
 }
 
-/// Why a record's signature is not valid.
+/// Reasons why a record's signature is not valid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SignatureError {
-    /// No signature header.
+    /// The signature header is missing.
     #[error("the header {SIGNATURE} is missing, and records from this offset on must be signed")]
     Unsigned,
-    /// A header that does not parse, names an unknown key, or does not match the record.
+    /// The header is malformed, names an unknown key, or does not match the record.
     #[error("the header {SIGNATURE} {0}")]
     Bad(String),
 }
 
 impl SignatureError {
-    /// The cause in one word.
     #[must_use]
     pub fn cause(&self) -> RejectCause {
         match self {
@@ -51,7 +50,7 @@ impl SignatureError {
     }
 }
 
-/// The keys of a pipeline. Without any, records are neither signed nor verified.
+/// The keys of a pipeline. Without keys, records are neither signed nor verified.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Signatures {
     keys: BTreeMap<String, Vec<u8>>,
@@ -59,17 +58,17 @@ pub struct Signatures {
 }
 
 impl std::fmt::Debug for Signatures {
-    /// Without the keys.
+    /// Omits the keys.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Signatures").field("keys", &self.keys.keys()).field("signing", &self.signing).finish()
     }
 }
 
 impl Signatures {
-    /// Verification keys by name, and the name of the one that signs.
+    /// Verification keys by name, and the name of the signing key.
     ///
     /// # Errors
-    /// What is wrong, with the key's name and without the key: a name with `:`, a key that is too short, or a signing key that is not among them.
+    /// A text with the key's name and without the key: a name with `:`, a key that is too short, or a signing key that is not among them.
     pub fn new(keys: BTreeMap<String, Vec<u8>>, signing: Option<String>) -> Result<Self, String> {
         for (name, key) in &keys {
             if name.is_empty() || name.len() > 100 || name.contains(':') {
@@ -97,7 +96,7 @@ impl Signatures {
         self.signing.is_some()
     }
 
-    /// Whether a record names the key with which this process signs.
+    /// Whether a record names this process's signing key.
     #[must_use]
     pub fn is_own_key(&self, message: &Message) -> bool {
         let value =
@@ -106,7 +105,7 @@ impl Signatures {
         header.is_some_and(|header| Some(header.key) == self.signing.as_deref())
     }
 
-    /// The message with a signature for the topic of that full name in place of any other; without a signing key as it is.
+    /// Signs the message for the topic of that full name, replacing any signature. Without a signing key the message stays unchanged.
     #[must_use]
     pub fn signed(&self, signer: Signer, topic: &str, mut message: Message) -> Message {
         let Some((name, key)) = self.signing.as_ref().and_then(|name| self.keys.get_key_value(name)) else { return message };
@@ -117,7 +116,7 @@ impl Signatures {
         message
     }
 
-    /// Who signed a record of the topic of that full name: one site's records do not verify at another with the same keys.
+    /// The signer of a record of the topic of that full name. The prefix in the name keeps records of one site invalid at another site.
     pub fn signer(&self, topic: &str, message: &Message) -> Result<Signer, SignatureError> {
         let mut values = message.headers.iter().filter(|(header, _)| header.eq_ignore_ascii_case(SIGNATURE));
         let Some((_, value)) = values.next() else { return Err(SignatureError::Unsigned) };
@@ -136,7 +135,7 @@ impl Signatures {
     }
 }
 
-/// A signature header, read.
+/// A parsed signature header.
 struct Header<'a> {
     signer: Signer,
     key: &'a str,
@@ -144,7 +143,7 @@ struct Header<'a> {
 }
 
 impl<'a> Header<'a> {
-    /// Reads the header's value; the problem follows the header's name.
+    /// Parses the header's value. The error text follows the header's name.
     fn parse(value: &'a [u8]) -> Result<Self, String> {
         let text = std::str::from_utf8(value).ok().filter(|text| text.len() <= MOST_HEADER_BYTES);
         let text = text.ok_or_else(|| format!("must be UTF-8 of at most {MOST_HEADER_BYTES} bytes"))?;
@@ -160,9 +159,9 @@ impl<'a> Header<'a> {
     }
 }
 
-/// The signed bytes: everything of a record that is ever read, each part with its length before it. The body goes in by its SHA-256, which is known
-/// even where only the beginning of an oversized body is kept. The record's key only chooses the partition, and other headers are ignored. The form
-/// is pinned by a test; a change is a new version.
+/// The signed bytes: all parts of a record that are ever read, each with its length before it. The body is represented by its SHA-256,
+/// which is known even if an oversized body is cut. The record's key only selects the partition, and other headers are ignored.
+/// A test pins the form; a change needs a new version.
 fn form(signer: Signer, topic: &str, message: &Message) -> Vec<u8> {
     let mut form = Vec::new();
     let mut part = |bytes: Option<&[u8]>| {
@@ -275,7 +274,7 @@ mod tests {
     }
 
     proptest! {
-        /// No header of an attacker's choice verifies, and none panics.
+        /// A forged header never verifies and never causes a panic.
         #[test]
         fn any_header_is_answered(value in prop_oneof![
             prop::collection::vec(any::<u8>(), 0..300),

@@ -1,4 +1,4 @@
-//! The wire form and the digest are pinned: these texts and numbers were worked out apart from the code, and never change.
+//! Pins the wire form and the digest. These texts and numbers were computed independently of the code and never change.
 
 use chrono::{DateTime, Utc};
 use proptest::prelude::*;
@@ -217,7 +217,7 @@ fn every_event_comes_back_from_both_content_modes() {
     }
 }
 
-/// Each row: a record that is not exactly right, and the error that names why.
+/// Each row has a record that is not exactly right, and the error that names the fault.
 #[test]
 fn a_record_that_is_not_exactly_right_is_refused_by_name() {
     let event = build_event(build());

@@ -5,11 +5,11 @@ use std::fmt;
 use crate::words::words;
 
 words! {
-    /// A topic of the log, by its name before any configured prefix. Versioned and lower case.
+    /// A topic of the log, by its name before any configured prefix. Names have a version and are in lower case.
     Topic {
         /// Every completed build, keyed by workspace id.
         WorkspaceBuilds = "tallyline.workspace-builds.v1",
-        /// Completed claims of prebuilt workspaces, keyed by workspace id.
+        /// Completed prebuild claims, keyed by workspace id.
         PrebuildClaims = "tallyline.prebuild-claims.v1",
         /// Usage events, keyed by deployment id and event id.
         AgentUsage = "tallyline.agent-usage.v1",
@@ -24,11 +24,10 @@ impl Topic {
     }
 }
 
-/// One partition of one topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, sqlx::FromRow)]
 pub struct TopicPartition {
     pub topic: Topic,
-    /// The partition's number, from 0.
+    /// The number of the partition, from 0.
     pub partition: i32,
 }
 

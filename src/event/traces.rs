@@ -1,4 +1,4 @@
-//! What can be told of a record, also of one that is no event: whose it is, and what is at stake.
+//! Facts that are readable even in a record that is not a valid event: its deployment, its id and its unbilled usage.
 
 use uuid::Uuid;
 
@@ -8,16 +8,15 @@ use super::parse::{deployment, header_text};
 use super::usage::UsageType;
 use super::{Event, Payload, parse};
 
-/// As far as it can be read. A name that stands twice, or text that could be no event's, is not read.
+/// The readable facts of a record. A doubled name, or text that is not valid in an event, is not readable.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Traces {
-    /// The deployment that `source` names.
+    /// The deployment in `source`.
     pub deployment: Option<Uuid>,
-    /// The event's id.
     pub id: Option<String>,
     pub event_type: Option<String>,
-    /// The number of usage, in its type's unit: for a known type its own field, for a type of Tallyman's that this version does not know the
-    /// one whole number among its fields, where there is exactly one.
+    /// The usage in its type's unit. It is the number field of a known type. In a Tallyman type that this version does not know,
+    /// it is the whole number among the fields, if exactly one exists.
     pub units: Option<u64>,
 }
 

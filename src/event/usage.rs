@@ -1,4 +1,4 @@
-//! Tallyman's own usage types, exactly as coderd keeps them in `usage_events`.
+//! Tallyman's usage types, exactly as coderd stores them in `usage_events`.
 
 use chrono::{DateTime, Utc};
 use serde_json::Value;
@@ -20,7 +20,7 @@ words! {
 }
 
 impl UsageType {
-    /// What the type's number counts.
+    /// The unit of the type's number.
     #[must_use]
     pub fn unit(self) -> &'static str {
         match self {
@@ -30,14 +30,14 @@ impl UsageType {
         }
     }
 
-    /// Tallyman's types begin with `dc_` or `hb_`: such a type that we do not know is money all the same.
+    /// Tallyman's types begin with `dc_` or `hb_`. Such a type is billable even if this version does not know it.
     #[must_use]
     pub fn looks_like_usage(event_type: &str) -> bool {
         event_type.starts_with("dc_") || event_type.starts_with("hb_")
     }
 }
 
-/// What was used, in the type's own unit.
+/// The quantity of used units, in the type's unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UsageQuantity {
     /// Managed agents started, at least 1.
@@ -49,7 +49,7 @@ pub enum UsageQuantity {
 }
 
 impl UsageQuantity {
-    /// The quantity of that type, where the number is valid for it. Source: the payloads' own validity rules.
+    /// The quantity of that type, if the number is valid for it. Source: the payloads' own validity rules.
     pub fn new(usage_type: UsageType, quantity: u64) -> Result<Self, ParseError> {
         match usage_type {
             UsageType::ManagedAgents if quantity == 0 => Err(ParseError::field("count", "must be above 0")),
@@ -61,7 +61,6 @@ impl UsageQuantity {
         }
     }
 
-    /// Its type.
     #[must_use]
     pub fn usage_type(self) -> UsageType {
         match self {
@@ -79,7 +78,7 @@ impl UsageQuantity {
         }
     }
 
-    /// The payload as coderd and Tallyman write it: one key.
+    /// The payload as coderd and Tallyman write it, with one key.
     #[must_use]
     pub fn to_data(self) -> Value {
         match self {
@@ -89,10 +88,10 @@ impl UsageQuantity {
     }
 }
 
-/// coderd's own marks of publishing as first seen. Never part of the digest.
+/// coderd's publish marks when first collected. They are never part of the digest.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct PublishMarks {
-    /// `usage_events.publish_started_at`: a replica's claim
+    /// `usage_events.publish_started_at`: when a coderd replica began to publish it
     pub publish_started_at: Option<DateTime<Utc>>,
     /// `usage_events.published_at`: set on acceptance and on permanent refusal
     pub published_at: Option<DateTime<Utc>>,
@@ -103,17 +102,15 @@ pub struct PublishMarks {
 /// One usage event.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Usage {
-    /// coderd's own id: it goes to Tallyman unchanged.
+    /// coderd's own id, which Tallyman gets unchanged.
     pub id: String,
-    /// Type and number.
     pub quantity: UsageQuantity,
-    /// When the usage happened; not when the row came.
+    /// When the usage happened, not when the row was written.
     pub created_at: DateTime<Utc>,
-    /// coderd's publish marks.
     pub marks: PublishMarks,
 }
 
-/// Reads a payload strictly: an unknown field or a number out of range is an error.
+/// Parses a payload strictly. An unknown field or a number out of range is an error.
 pub(super) fn from_data(usage_type: UsageType, mut data: Fields<'_>) -> Result<UsageQuantity, ParseError> {
     let number = match usage_type {
         UsageType::ManagedAgents | UsageType::AiSeats => data.unsigned("count")?,
@@ -124,10 +121,10 @@ pub(super) fn from_data(usage_type: UsageType, mut data: Fields<'_>) -> Result<U
 }
 
 impl UsageQuantity {
-    /// Reads coderd's stored `event_data` for an `event_type`.
+    /// Parses coderd's stored `event_data` for an `event_type`.
     ///
     /// # Errors
-    /// [`ParseError::UnknownEventType`] for a type that this version does not know; else what is wrong with the payload.
+    /// [`ParseError::UnknownEventType`] for a type that this version does not know; otherwise the fault of the payload.
     pub fn parse(event_type: &str, event_data: &[u8]) -> Result<Self, ParseError> {
         let usage_type = event_type.parse::<UsageType>().map_err(|_| ParseError::UnknownEventType(event_type.to_owned()))?;
         from_data(usage_type, Fields::of(event_data)?)
