@@ -1,4 +1,4 @@
-//! A member of a consumer group, the same for both backends: deliveries come in by a bounded channel, commands go out by another.
+//! A member of a consumer group, for both backends. One bounded channel carries deliveries, another one carries commands.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,30 +10,30 @@ use tokio::sync::{mpsc, oneshot};
 use super::{Batch, LogError};
 use crate::event::TopicPartition;
 
-/// How many deliveries may wait for the consumer. Together with the batch in hand this bounds its memory.
+/// Maximum number of deliveries that wait for the consumer. Together with the batch in flight this bounds its memory.
 const WAITING_DELIVERIES: usize = 2;
 
-/// How long [`Consumer::leave`] waits for the group to be told.
+/// How long [`Consumer::leave`] waits until the member has left the group.
 const LEAVE_SECONDS: u64 = 15;
 
-/// What the log tells a consumer.
+/// A delivery of the log to a consumer.
 #[derive(Debug)]
 pub enum Delivery {
-    /// Partitions are now this consumer's, none of which is read before [`Consumer::start`]. The group does not wait for that.
+    /// Partitions are assigned to this consumer. It reads none of them before [`Consumer::start`], and the group does not wait for that.
     Assigned(Vec<TopicPartition>),
-    /// Partitions are no longer this consumer's: no batch of them follows.
+    /// Partitions are assigned to another consumer now. No batch of them follows.
     Revoked(Vec<TopicPartition>),
-    /// Records to work on.
+    /// Records to process.
     Batch(Batch),
-    /// Reading this partition has stopped and goes on only after [`Consumer::start`]; the others go on.
+    /// Reading of this partition has stopped until [`Consumer::start`]. The others continue.
     Fault {
         partition: TopicPartition,
-        /// Why: [`LogError::OutOfRange`] when the log does not hold the offset.
+        /// The reason; [`LogError::OutOfRange`] if the log does not have the offset.
         error: LogError,
     },
 }
 
-/// A member of a group. Dropped without [`Consumer::leave`] it still leaves, but nobody waits for it.
+/// A member of a group. If it is dropped without [`Consumer::leave`], it still leaves, but without waiting.
 #[derive(Debug)]
 pub struct Consumer {
     deliveries: mpsc::Receiver<Told>,
@@ -42,10 +42,10 @@ pub struct Consumer {
 }
 
 impl Consumer {
-    /// The next thing to act on. Waits without end while nothing happens; may be dropped while waiting, nothing is lost.
+    /// Waits for the next delivery, without a deadline. The future may be dropped while it waits, without a loss.
     ///
     /// # Errors
-    /// [`LogError::Stopped`] once the stop token was cancelled; any other is final too, and the consumer has left.
+    /// [`LogError::Stopped`] once the stop token was cancelled. Any other error is final too, and the consumer has left the group.
     pub async fn next(&mut self) -> Result<Delivery, LogError> {
         loop {
             let told = self.deliveries.recv().await.ok_or(LogError::Stopped)?;
@@ -60,15 +60,15 @@ impl Consumer {
                 Told::Fault { run, partition, error } if self.control.is_current(partition, run) => {
                     return Ok(Delivery::Fault { partition, error });
                 }
-                // Read before the partition was started anew: the new start reads it again where needed.
+                // Read before the partition was started again: the new run rereads it if necessary.
                 Told::Batch { .. } | Told::Fault { .. } => {}
                 Told::Ended(error) => return Err(error),
             }
         }
     }
 
-    /// Begins reading at these offsets, or begins anew: no batch that was read before comes after this call. Partitions that are not this
-    /// consumer's are passed over.
+    /// Starts or restarts reading at these offsets. No batch read earlier comes after this call. Partitions that are not assigned to this
+    /// consumer are skipped.
     pub fn start(&self, from: Vec<(TopicPartition, i64)>) {
         let mut runs = self.control.runs.lock().unwrap_or_else(PoisonError::into_inner);
         let from = from
@@ -84,28 +84,28 @@ impl Consumer {
         self.control.send(Command::Start { from });
     }
 
-    /// Reads these partitions no more until [`Consumer::start`] names them again; they stay this consumer's. No batch of them comes after
+    /// Stops reading these partitions until [`Consumer::start`]; they remain assigned to this consumer. No batch of them comes after
     /// this call.
     pub fn hold(&self, partitions: Vec<TopicPartition>) {
         self.control.forget(&partitions);
         self.control.send(Command::Hold { partitions });
     }
 
-    /// Tells a Kafka group how far the partition has been read, for lag tools and as a proof that it was. Best effort, some later.
+    /// Updates the Kafka group's mark of the partition, for lag tools and as evidence after a restore. It is best effort and delayed.
     pub fn mark(&self, partition: TopicPartition, next_offset: i64) {
         self.control.send(Command::Mark { partition, next_offset });
     }
 
-    /// What goes with the marks from now on, where the log has room for it: [`super::Log::marks`] answers it.
+    /// Sets the signature of the marks from now on, where the log can store it. [`super::Log::marks`] returns it.
     pub fn sign(&self, signature: String) {
         self.control.send(Command::Sign { signature });
     }
 
-    /// Leaves the group, so that the others get its partitions at once, and waits for that (15 s at most).
+    /// Leaves the group, so that the other members get its partitions at once. Waits for that, at most 15 s.
     pub async fn leave(mut self) {
         self.control.send(Command::Leave);
         self.deliveries.close();
-        // A log that can't be reached just now misses this member a little later: after its session or lease has run out.
+        // If the log is unreachable, the group notices later, when this member's session or lease expires.
         let _ = tokio::time::timeout(Duration::from_secs(LEAVE_SECONDS), &mut self.ended).await;
     }
 }
@@ -116,7 +116,7 @@ impl Drop for Consumer {
     }
 }
 
-/// What a backend tells. A run is one start of one partition; what an earlier run has read is not shown.
+/// A message from the backend. A run is one start of one partition; records of an earlier run are not delivered.
 #[derive(Debug)]
 pub(super) enum Told {
     Assigned(Vec<TopicPartition>),
@@ -126,7 +126,7 @@ pub(super) enum Told {
     Ended(LogError),
 }
 
-/// What a backend is told.
+/// A command to the backend.
 #[derive(Debug)]
 pub(super) enum Command {
     Start { from: Vec<Start> },
@@ -136,7 +136,7 @@ pub(super) enum Command {
     Leave,
 }
 
-/// Where and under which run to begin.
+/// The offset at which a partition's run begins.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Start {
     pub partition: TopicPartition,
@@ -144,17 +144,16 @@ pub(super) struct Start {
     pub run: u64,
 }
 
-/// The backend's ends of the two channels.
 pub(super) struct Link {
     pub deliveries: mpsc::Sender<Told>,
     pub commands: mpsc::UnboundedReceiver<Command>,
-    /// Sent or dropped when the group has been left.
+    /// Sent or dropped once the member has left the group.
     pub ended: oneshot::Sender<()>,
     waker: Arc<Mutex<Option<Thread>>>,
 }
 
 impl Link {
-    /// A consumer and what drives it.
+    /// A consumer and the link to its backend.
     pub fn new() -> (Consumer, Link) {
         let (deliveries_in, deliveries) = mpsc::channel(WAITING_DELIVERIES);
         let (commands, commands_out) = mpsc::unbounded_channel();
@@ -164,13 +163,12 @@ impl Link {
         (Consumer { deliveries, control, ended }, Link { deliveries: deliveries_in, commands: commands_out, ended: ended_in, waker })
     }
 
-    /// The current thread parks while the consumer is busy: it is woken when a delivery has been taken or a command was given.
+    /// Registers the current thread, which parks while the consumer is busy, to be woken by a taken delivery or a command.
     pub fn wake_this_thread(&self) {
         *self.waker.lock().unwrap_or_else(PoisonError::into_inner) = Some(std::thread::current());
     }
 }
 
-/// The consumer's end of the commands.
 #[derive(Debug)]
 struct Control {
     commands: mpsc::UnboundedSender<Command>,
@@ -196,7 +194,7 @@ impl Control {
         }
     }
 
-    /// A backend that has ended hears nothing, and that is right.
+    /// Sends a command. A backend that has ended ignores it, as intended.
     fn send(&self, command: Command) {
         let _ = self.commands.send(command);
         self.wake();

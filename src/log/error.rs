@@ -1,45 +1,45 @@
-//! What can go wrong with the log, as far as a caller acts on it.
+//! Errors of the log, as far as a caller distinguishes them.
 
 use crate::event::{Topic, TopicPartition};
 
-/// Why the log did not do what it was asked for.
+/// Reasons why a request to the log failed.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum LogError {
-    /// No answer from the brokers or the database, or none in time. Worth trying again.
+    /// The brokers or the database did not answer in time. A retry may succeed.
     #[error("the log can't be reached: {0}")]
     Unreachable(String),
-    /// The offset is not one that the partition holds, nor its end.
+    /// The partition does not have the offset, and it is not the partition's end.
     #[error("{partition}: offset {offset} is not in the log, which holds {start} to {end}")]
     OutOfRange {
         partition: TopicPartition,
-        /// The offset that was asked for.
+        /// The requested offset.
         offset: i64,
-        /// The first offset that is still there.
+        /// The first offset that remains.
         start: i64,
-        /// One past the last.
+        /// The offset after the last record.
         end: i64,
     },
-    /// The log gave this offset to a record and does not hold it any more, though it holds earlier or later ones.
+    /// The log assigned this offset to a record and no longer has it, although it has earlier or later records.
     #[error("{partition}: the record at offset {offset} is missing from the log: it was deleted by hand")]
     Missing {
         partition: TopicPartition,
-        /// The offset that was to be read.
+        /// The requested offset.
         offset: i64,
     },
-    /// A batch is damaged, or cannot be unpacked and its end is not known.
+    /// A batch is damaged, or it cannot be unpacked and its end is unknown.
     #[error(
         "{partition}: the batch at offset {offset} cannot be read: it is damaged or cannot be unpacked. Remove it with Kafka's kafka-delete-records.sh, then run \
          `tallyline recover plan --lost kafka`"
     )]
     Unreadable {
         partition: TopicPartition,
-        /// The offset that was to be read.
+        /// The requested offset.
         offset: i64,
     },
     /// The topic, or this partition of it, does not exist.
     #[error("topic {0} (or the partition of it that was asked for) does not exist in the log")]
     NoTopic(Topic),
-    /// Brokers refuse records by their size: a smaller limit than Kafka's default, or a record that is larger than ours.
+    /// Brokers refuse records for their size: their limit is below Kafka's default, or the record is larger than Tallyline's.
     #[error(
         "the brokers refuse records of {topic} by their size (the largest of this append has {bytes} bytes): set max.message.bytes of the \
          topic to at least 1048588, Kafka's default; for a larger record set message.max.bytes in kafka.properties, too"
@@ -50,22 +50,22 @@ pub enum LogError {
         /// The size of the largest record.
         bytes: usize,
     },
-    /// A setting is unknown or wrong.
+    /// A setting is unknown or invalid.
     #[error("log settings: {0}")]
     Settings(String),
-    /// The log answered, and its answer is no (authorization, a message that is too large): trying again does not help by itself.
+    /// The log answered with a refusal (authorization, a message that is too large). A retry alone does not help.
     #[error("the log refuses: {0}")]
     Refused(String),
-    /// The consumer has left its group, as it was told to.
+    /// The consumer has left its group, as requested.
     #[error("the consumer has stopped")]
     Stopped,
 }
 
-/// Not every message is known to be in the log.
+/// An append after which some messages are not known to be in the log.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 #[error("{} of {} messages appended: {cause}", .placed.iter().flatten().count(), .placed.len())]
 pub struct AppendError {
-    /// In the order given: where each acknowledged message is. The others may be in the log or not.
+    /// The place of each acknowledged message, in the given order. The log may or may not have the others.
     pub placed: Vec<Option<(i32, i64)>>,
     /// The first failure.
     #[source]

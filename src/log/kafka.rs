@@ -19,27 +19,26 @@ use super::kafka_read::Readers;
 use super::kafka_unreadable::{first_offset, unreadable};
 use crate::event::{Signatures, Topic, TopicPartition};
 
-/// How Kafka is reached and used.
+/// Connection and client settings of Kafka.
 #[derive(Clone, PartialEq, Eq)]
 pub struct KafkaSettings {
     /// `bootstrap.servers`: host:port, separated by commas.
     pub brokers: String,
-    /// Put before every topic name and every group name.
+    /// Prefix of every topic name and every group name.
     pub topic_prefix: String,
-    /// Replicas of a topic that is created; -1 leaves it to the broker.
+    /// Replicas of a created topic; -1 uses the broker's default.
     pub replication: i32,
     /// How long an append waits for its acknowledgements.
     pub append_deadline: Duration,
-    /// How long any other request waits for an answer.
+    /// Deadline of any other request.
     pub request_deadline: Duration,
-    /// The most records of one batch.
+    /// Maximum number of records in a batch.
     pub batch_records: usize,
-    /// How long a batch that is not full waits for more.
+    /// How long a batch that is not full waits for more records.
     pub batch_linger: Duration,
-    /// librdkafka's properties (TLS, SASL, `session.timeout.ms`, …), passed through. They take precedence over our defaults;
-    /// [`super::property_faults`] says which are refused.
+    /// librdkafka's properties (TLS, SASL, `session.timeout.ms`, …). They take precedence over Tallyline's defaults.
+    /// [`super::property_faults`] returns the refused ones.
     pub properties: BTreeMap<String, String>,
-    /// The keys with which records are signed and verified.
     pub signatures: Signatures,
 }
 
@@ -61,8 +60,8 @@ impl KafkaSettings {
     }
 }
 
-/// Meant for members of a group: clients that only ask or read a partition go without. With `client.rack` a broker may send them to a replica
-/// that is behind: they would take its end for the partition's, and step over the records beyond it.
+/// Properties for members of a group only. With `client.rack` a broker may direct other clients to a replica that is behind. They would
+/// take its end for the partition's end, and skip the records after it.
 const OF_MEMBERS: [&str; 7] = [
     "client.rack",
     "group.protocol",
@@ -73,26 +72,26 @@ const OF_MEMBERS: [&str; 7] = [
     "max.poll.interval.ms",
 ];
 
-/// How soon to ask again for a partition's leader.
+/// Pause between requests for a partition's leader.
 pub(super) const LEADER_PAUSE: Duration = Duration::from_millis(50);
 
-/// A handle; a clone is the same log. Clients are made when first used and then kept.
+/// A handle on the log, shared by clones. Clients are created on first use and then kept.
 #[derive(Clone)]
 pub struct KafkaLog {
     pub(super) settings: Arc<KafkaSettings>,
     pub(super) producer: Arc<Mutex<Option<Producer>>>,
     pub(super) readers: Arc<Readers>,
-    /// Sees what is committed, as a member of a group does.
+    /// Sees only committed records, as a member of a group does.
     asker: Asker,
-    /// Sees records of open transactions, too: where partitions end.
+    /// Sees records of open transactions too, to find the end of a partition.
     end_asker: Asker,
 }
 
-/// A client for questions, made when first used.
+/// A client for requests, created on first use.
 type Asker = Arc<Mutex<Option<Arc<BaseConsumer<Connection>>>>>;
 
 impl fmt::Debug for KafkaLog {
-    /// Without the properties, which hold secrets.
+    /// Omits the properties, which contain secrets.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("KafkaLog")
             .field("brokers", &self.settings.brokers)
@@ -120,7 +119,7 @@ impl KafkaLog {
         })
     }
 
-    /// A client of librdkafka. What it refuses is told without the values of properties.
+    /// Creates a client of librdkafka. An error does not contain values of properties.
     pub(super) fn client<C: ClientContext, T: FromClientConfigAndContext<C>>(
         &self,
         config: &ClientConfig,
@@ -136,7 +135,7 @@ impl KafkaLog {
         format!("{}{}", self.settings.topic_prefix, topic.name())
     }
 
-    /// For clients that join no group: these defaults of ours, then what was given.
+    /// The configuration of clients outside a group: Tallyline's defaults, then the given properties.
     pub(super) fn config(&self, defaults: &[(&str, &str)]) -> ClientConfig {
         let mut config = self.base();
         let given = self.settings.properties.iter().map(|(name, value)| (name.as_str(), value.as_str()));
@@ -147,13 +146,13 @@ impl KafkaLog {
         config
     }
 
-    /// For members of a group. The classic protocol with cooperative-sticky assignment is the default: every broker since 2.4 speaks it,
-    /// and a rebalance stops only the partitions that move. A member that is killed is missed after the shortest session that brokers allow by
-    /// default. The newer `group.protocol=consumer` needs brokers of 4.0, and the broker decides its session: 45 s by default.
+    /// The configuration of group members. The default is the classic protocol with cooperative-sticky assignment. Brokers since 2.4
+    /// support it, and a rebalance stops only partitions that move. The session is the shortest that brokers allow by default, so that a
+    /// killed member is noticed early. `group.protocol=consumer` needs brokers of 4.0, which set the session: 45 s by default.
     pub(super) fn member_config(&self, group: &str) -> ClientConfig {
         let mut config = self.base();
         let properties = &self.settings.properties;
-        // Topics and partitions that are made later are noticed within this; the default is five minutes.
+        // New topics and partitions are noticed within this time; the default is five minutes.
         config.set("topic.metadata.refresh.interval.ms", "5000");
         if properties.get("group.protocol").is_none_or(|protocol| protocol.eq_ignore_ascii_case("classic")) {
             config.set("partition.assignment.strategy", "cooperative-sticky");
@@ -170,11 +169,11 @@ impl KafkaLog {
         config
     }
 
-    /// Limits what is fetched ahead, since a fetched batch is held unpacked and zstd packs ours to a tenth.
+    /// Limits prefetching, because a fetched batch is unpacked in memory and zstd packs Tallyline's batches to a tenth.
     ///
-    /// - A batch of zstd may unpack to at most `receive.message.max.bytes`. librdkafka guesses up to three times the true size, so that
+    /// - A zstd batch may unpack to at most `receive.message.max.bytes`. librdkafka estimates up to three times the true size, so that
     ///   128 MiB always fit.
-    /// - A full queue is checked again after 10 ms. With the default of a second a consumer idles half of the time.
+    /// - A full queue is checked again after 10 ms. With the default of a second, a consumer is idle half of the time.
     fn base(&self) -> ClientConfig {
         let mut config = ClientConfig::new();
         config
@@ -182,7 +181,7 @@ impl KafkaLog {
             .set("client.id", "tallyline")
             .set("socket.keepalive.enable", "true")
             .set("reconnect.backoff.max.ms", "2000")
-            // For so long a topic that was asked for too early is taken to be missing; the default is half a minute.
+            // How long a topic that was requested too early is treated as missing; the default is 30 s.
             .set("topic.metadata.propagation.max.ms", "100")
             .set("queued.max.messages.kbytes", "16384")
             .set("max.partition.fetch.bytes", "131072")
@@ -193,7 +192,7 @@ impl KafkaLog {
         config
     }
 
-    /// The client for questions that concern no group, in a thread where waiting is allowed.
+    /// Runs a request outside any group with the shared client, in a thread that may block.
     pub(super) async fn ask<T, F>(&self, question: F) -> Result<T, LogError>
     where
         T: Send + 'static,
@@ -213,7 +212,7 @@ impl KafkaLog {
                 asker.insert(Arc::new(self.client(&config, Connection::new("asks"))?)).clone()
             }
         };
-        // Nothing is read through it: this only empties its queue of log lines.
+        // Only empties the client's queue of log lines; it has no records.
         while asker.poll(Duration::ZERO).is_some() {}
         Ok(asker)
     }
@@ -235,7 +234,7 @@ impl KafkaLog {
         blocking(move || log.watermarks_now(partition)).await
     }
 
-    /// Waits for the broker: for threads where that is allowed.
+    /// Blocks until the broker answers; only for threads that may block.
     pub(super) fn watermarks_now(&self, partition: TopicPartition) -> Result<(i64, i64), LogError> {
         self.watermarks_by(&*self.asker(&self.end_asker, "read_uncommitted")?, partition)
     }
@@ -245,12 +244,12 @@ impl KafkaLog {
         blocking(move || log.readable_now(partition).map(|(_, end)| end)).await
     }
 
-    /// The watermarks as a reader of what is committed sees them. Waits for the broker: for threads where that is allowed.
+    /// The watermarks for readers of committed records. Blocks until the broker answers; only for threads that may block.
     pub(super) fn readable_now(&self, partition: TopicPartition) -> Result<(i64, i64), LogError> {
         self.watermarks_by(&*self.asker(&self.asker, "read_committed")?, partition)
     }
 
-    /// The end as the client's isolation level lets it be seen.
+    /// The watermarks according to the client's isolation level.
     pub(super) fn watermarks_by<C: ConsumerContext>(
         &self,
         client: &BaseConsumer<C>,
@@ -262,7 +261,7 @@ impl KafkaLog {
 
     pub(super) async fn offset_at(&self, partition: TopicPartition, time: DateTime<Utc>) -> Result<i64, LogError> {
         self.ask(move |log, asker| {
-            // Kafka counts whole milliseconds and gives negative ones a meaning of their own.
+            // Kafka uses whole milliseconds and treats negative ones as special values.
             let millis = time.timestamp_millis() + i64::from(!time.timestamp_subsec_nanos().is_multiple_of(1_000_000));
             let name = log.topic_name(partition.topic);
             let found = log.ask_leader(asker, partition, || {
@@ -281,8 +280,8 @@ impl KafkaLog {
         .await
     }
 
-    /// Asks again while the brokers have not agreed on the partition's leader, as when the topic has just been created. What the client
-    /// does not know it is made to look up once: it may remember for long that the topic was missing.
+    /// Retries while the brokers have not agreed on the partition's leader, as after the creation of a topic. For an unknown partition it
+    /// refreshes the client's metadata once, because the client may long treat the topic as missing.
     fn ask_leader<C: ConsumerContext, T>(
         &self,
         client: &BaseConsumer<C>,
@@ -313,7 +312,7 @@ impl KafkaLog {
     }
 }
 
-/// Runs what waits for a broker off the async threads. Its waits have deadlines of their own.
+/// Runs blocking work for a broker outside the async threads. The work has its own deadlines.
 pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, LogError> + Send + 'static) -> Result<T, LogError> {
     match tokio::task::spawn_blocking(work).await {
         Ok(answer) => answer,
@@ -324,7 +323,7 @@ pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T,
     }
 }
 
-/// librdkafka's error about a request, as a caller can act on it. `topic` is what was asked about.
+/// Maps librdkafka's error to one that a caller can act on. `topic` is the topic of the request.
 pub(super) fn refused(topic: Topic, error: &KafkaError) -> LogError {
     use RDKafkaErrorCode as Code;
     let code = match error {
@@ -359,12 +358,11 @@ pub(super) fn refused(topic: Topic, error: &KafkaError) -> LogError {
     }
 }
 
-/// Hears what librdkafka says by itself. It repeats a fault for as long as it lasts: here it is logged once.
+/// Receives librdkafka's own messages. It repeats a fault while the fault lasts; this logs it once.
 #[derive(Clone)]
 pub(super) struct Connection {
     role: &'static str,
     fault: Arc<Mutex<Option<RDKafkaErrorCode>>>,
-    /// The first offset of the batch that the last poll could not unpack.
     not_unpacked: Arc<Mutex<Option<i64>>>,
 }
 
@@ -373,12 +371,12 @@ impl Connection {
         Connection { role, fault: Arc::default(), not_unpacked: Arc::default() }
     }
 
-    /// The first offset of the batch that the last poll, which answered [`unreadable`], could not unpack; none: it is damaged in another way.
+    /// The first offset of the batch that the last poll could not unpack, after it failed as [`unreadable`]. None: it is damaged otherwise.
     pub fn not_unpacked(&self) -> Option<i64> {
         self.not_unpacked.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    /// The broker answered: the next fault is news.
+    /// Records an answer of the broker, so that the next fault is logged.
     pub fn answered(&self) {
         let mut fault = self.fault.lock().unwrap_or_else(PoisonError::into_inner);
         if fault.take().is_some() {
@@ -386,8 +384,8 @@ impl Connection {
         }
     }
 
-    /// Logs a fault unless it is the one that lasts already. The end of a partition is none: librdkafka tells it here where a reader
-    /// has turned to another partition meanwhile.
+    /// Logs a fault unless it lasts already. The end of a partition is not a fault: librdkafka reports it here if the reader has moved to
+    /// another partition meanwhile.
     pub fn faulted(&self, error: &KafkaError, reason: &str) {
         let code = error.rdkafka_error_code();
         if code == Some(RDKafkaErrorCode::PartitionEOF) {
@@ -438,7 +436,7 @@ mod tests {
         assert_eq!((member.get("session.timeout.ms"), member.get("max.partition.fetch.bytes")), (Some("9000"), Some("1000")));
     }
 
-    /// A replica that is behind answers a fetch with an end of its own.
+    /// A replica that is behind answers a fetch with its own end.
     #[test]
     fn only_members_read_from_a_replica_of_their_rack() {
         let log = log(&[("client.rack", "a")]);

@@ -1,4 +1,4 @@
-//! Appending to Kafka: pipelined through one idempotent producer, every acknowledgement waited for.
+//! Appends to Kafka through one idempotent producer: messages are pipelined, and every acknowledgement is awaited.
 
 use std::collections::VecDeque;
 use std::sync::PoisonError;
@@ -14,12 +14,12 @@ use super::kafka_decode::{self, owned_headers};
 use super::{AppendError, LogError};
 use crate::event::{Message, Topic};
 
-/// The producer reports a message within the append deadline, failed at the latest; this is for the report to arrive.
+/// Extra time for a delivery report to arrive. The producer reports each message within the append deadline, at the latest as failed.
 const GRACE: Duration = Duration::from_secs(5);
-/// How soon to look again when the producer's queue is full of other calls' messages.
+/// Pause before a retry while messages of other calls fill the producer's queue.
 const QUEUE_FULL_PAUSE: Duration = Duration::from_millis(10);
 
-/// The one producer of a log.
+/// The log's producer, of which it has only one.
 #[derive(Clone)]
 pub(super) struct Producer {
     client: FutureProducer<Connection>,
@@ -64,13 +64,13 @@ impl KafkaLog {
         if let Some(producer) = &*producer {
             return Ok(producer.clone());
         }
-        // The queue bounds memory. A topic that brokers do not know yet may still turn out to be new for some time.
+        // The queue limits memory. For a while after its creation a new topic may be unknown to brokers.
         let mut config = self.config(&[
             ("compression.type", "zstd"),
             ("queue.buffering.max.kbytes", "65536"),
             ("topic.metadata.propagation.max.ms", "5000"),
         ]);
-        // One key is one partition by Java's own rule, so that other producers of the topic agree.
+        // Java's rule maps keys to partitions, so that other producers of the topic use the same partition.
         config
             .set("enable.idempotence", "true")
             .set("acks", "all")
@@ -81,7 +81,7 @@ impl KafkaLog {
         Ok(producer.insert(Producer { client, connection }).clone())
     }
 
-    /// An idempotent producer that has lost count of what the broker has never sends again; the next call gets a new one.
+    /// Replaces a producer with a fatal error: an idempotent producer that lost its sequence never sends again.
     fn replace_if_fatal(&self, used: &Producer) {
         if let Some((code, reason)) = used.client.client().fatal_error() {
             let mut producer = self.producer.lock().unwrap_or_else(PoisonError::into_inner);
@@ -93,12 +93,10 @@ impl KafkaLog {
     }
 }
 
-/// One append under way.
+/// One append in progress.
 struct Call {
     topic: Topic,
-    /// The topic's name in Kafka.
     name: String,
-    /// The size of the largest message.
     largest: usize,
     placed: Vec<Option<(i32, i64)>>,
     open: VecDeque<(usize, DeliveryFuture)>,
@@ -107,7 +105,7 @@ struct Call {
 }
 
 impl Call {
-    /// Hands the messages to the producer in order and stops at the first that fails: what comes later must not overtake it.
+    /// Passes the messages to the producer in order and stops at the first failure, because later messages must not overtake it.
     async fn send_all(&mut self, producer: &Producer, messages: &[Message]) {
         let name = self.name.clone();
         for (index, message) in messages.iter().enumerate() {
@@ -123,7 +121,7 @@ impl Call {
                 timestamp: None,
                 headers: (!message.headers.is_empty()).then_some(headers),
             };
-            // A full queue is worked off from its other end.
+            // Settling the oldest messages makes room in a full queue.
             let sent = loop {
                 match producer.client.send_result(record) {
                     Ok(sent) => break Ok(sent),
@@ -156,7 +154,7 @@ impl Call {
         }
     }
 
-    /// Waits for the oldest open acknowledgement. Says whether there was one.
+    /// Waits for the oldest open acknowledgement. Returns false if none is open.
     async fn settle_oldest(&mut self) -> bool {
         let Some((index, sent)) = self.open.pop_front() else { return false };
         let failure = match timeout_at(self.deadline, sent).await {

@@ -1,8 +1,8 @@
-//! A member of a Kafka group: one thread that polls, gathers batches and never stops polling for long.
+//! A member of a Kafka group: one thread that polls, gathers batches, and never stops polling for long.
 //!
-//! Kafka counts a member as alive only while it polls, so nothing here waits for the consumer. A rebalance is answered at once with an
-//! empty assignment; partitions are added when the consumer has said where they begin. When deliveries are not taken, polling first just
-//! waits (what was fetched ahead stays fetched), then the partitions are paused and polling goes on.
+//! Kafka treats a member as alive only while it polls, so that nothing here waits for the consumer. A rebalance is answered at once
+//! with an empty assignment; partitions are added when the consumer starts them at their offsets. If deliveries are not taken, polling
+//! first waits, which keeps prefetched records. After that the partitions are paused and polling continues.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Mutex, PoisonError};
@@ -26,11 +26,10 @@ use super::kafka_unreadable::unreadable;
 use super::{LogError, Mark, Record, kafka_decode};
 use crate::event::{Topic, TopicPartition};
 
-/// The longest that a command or the stop token waits to be heard.
+/// Maximum delay before a command or the stop token is noticed.
 const POLL: Duration = Duration::from_millis(50);
-/// How long deliveries may wait for the consumer before the partitions are paused. Pausing throws away what was fetched ahead.
+/// How long deliveries may wait before the partitions are paused. A pause discards prefetched records.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// How often marks are committed.
 const MARK_EVERY: Duration = Duration::from_secs(1);
 
 impl KafkaLog {
@@ -64,7 +63,7 @@ impl KafkaLog {
         Ok(consumer)
     }
 
-    /// Asks the group's coordinator; joins nothing.
+    /// Requests the marks from the group's coordinator without joining the group.
     pub(super) async fn marks(&self, group: &str) -> Result<Vec<Mark>, LogError> {
         let mut list = TopicPartitionList::new();
         for topic in Topic::ALL {
@@ -74,7 +73,7 @@ impl KafkaLog {
                         list.add_partition(&self.topic_name(topic), partition);
                     }
                 }
-                // its marks went with it
+                // The marks were deleted with the topic.
                 Err(LogError::NoTopic(_)) => {}
                 Err(error) => return Err(error),
             }
@@ -101,7 +100,7 @@ impl KafkaLog {
     }
 }
 
-/// What the group decided, noted while polling.
+/// Collects the group's decisions during a poll.
 struct Rebalances {
     connection: Connection,
     news: Mutex<Vec<News>>,
@@ -123,7 +122,7 @@ impl ClientContext for Rebalances {
 }
 
 impl ConsumerContext for Rebalances {
-    /// Answers the group at once: nothing is read yet of what was assigned, nothing more of what was revoked.
+    /// Answers the group at once: assigned partitions are not read yet, and revoked ones are not read any more.
     fn rebalance(&self, client: &BaseConsumer<Self>, what: RDKafkaRespErr, list: &mut TopicPartitionList) {
         let partitions = list.elements().iter().map(|element| (element.topic().to_owned(), element.partition())).collect();
         let cooperative = matches!(client.rebalance_protocol(), RebalanceProtocol::Cooperative);
@@ -151,7 +150,7 @@ impl ConsumerContext for Rebalances {
     }
 }
 
-/// Takes away those of the partitions that were given to the client: the others are not known to it.
+/// Removes those of the partitions that the client has. It does not know the others.
 fn unassign(client: &BaseConsumer<Rebalances>, partitions: &[(String, i32)]) -> KafkaResult<()> {
     let assigned = client.assignment()?;
     let mut list = TopicPartitionList::new();
@@ -167,7 +166,7 @@ fn unassign(client: &BaseConsumer<Rebalances>, partitions: &[(String, i32)]) -> 
 #[derive(Clone, Copy)]
 struct Run {
     number: u64,
-    /// The next offset to be polled.
+    /// The offset of the next poll.
     next: i64,
     faulted: bool,
 }
@@ -181,7 +180,7 @@ struct Member {
     gathered: Gathered,
     owned: BTreeSet<TopicPartition>,
     running: BTreeMap<TopicPartition, Run>,
-    /// Deliveries that the channel had no room for.
+    /// Deliveries that wait for room in the channel.
     waiting: VecDeque<Told>,
     blocked_since: Option<Instant>,
     paused: bool,
@@ -214,7 +213,7 @@ impl Member {
         self.leave();
     }
 
-    /// Carries out the consumer's commands. False: it leaves.
+    /// Executes the consumer's commands. False: the member leaves.
     fn obey(&mut self) -> bool {
         use tokio::sync::mpsc::error::TryRecvError;
         loop {
@@ -231,7 +230,7 @@ impl Member {
         }
     }
 
-    /// Gives the consumer what it has room for.
+    /// Passes deliveries to the consumer while the channel has room.
     fn hand_over(&mut self) {
         while let Some(told) = self.waiting.pop_front() {
             if let Err(TrySendError::Full(told)) = self.link.deliveries.try_send(told) {
@@ -260,7 +259,7 @@ impl Member {
         }
     }
 
-    /// Polls once. False: the client has failed for good.
+    /// Polls once. False: the client has failed permanently.
     fn poll(&mut self) -> bool {
         let wait = self.gathered.next_due().map_or(POLL, |due| due.saturating_duration_since(Instant::now()).min(POLL));
         match self.client.poll(wait) {
@@ -284,7 +283,7 @@ impl Member {
         true
     }
 
-    /// Takes over what the group decided during the last poll.
+    /// Applies the group's decisions of the last poll.
     fn hear_news(&mut self) {
         let news = std::mem::take(&mut *self.client.context().news.lock().unwrap_or_else(PoisonError::into_inner));
         for news in news {
@@ -319,13 +318,13 @@ impl Member {
             .collect()
     }
 
-    /// What was read of a partition but not handed over: whoever reads it next reads it again.
+    /// Drops records of a partition that were read but not delivered. The next reader rereads them.
     fn drop_unread(&mut self, partition: TopicPartition) {
         self.gathered.take(partition);
         self.waiting.retain(|told| !matches!(told, Told::Batch { batch, .. } if batch.partition == partition));
     }
 
-    /// Begins reading, or begins anew.
+    /// Starts or restarts reading.
     fn start(&mut self, from: Vec<Start>) {
         let mut begun = Vec::new();
         for start in from {
@@ -339,7 +338,7 @@ impl Member {
         self.assign(&begun);
     }
 
-    /// Reads these no more, while the group still counts them as this member's.
+    /// Stops reading these partitions, which remain assigned to this member.
     fn hold(&mut self, partitions: &[TopicPartition]) {
         for partition in partitions {
             self.running.remove(partition);
@@ -348,19 +347,19 @@ impl Member {
         self.let_go(partitions);
     }
 
-    /// Takes partitions away from the client. Under the eager protocol it is given the running ones that are left.
+    /// Removes partitions from the client. Under the eager protocol this assigns the remaining running partitions.
     fn let_go(&mut self, partitions: &[TopicPartition]) {
         if matches!(self.client.rebalance_protocol(), RebalanceProtocol::Eager) {
             return self.assign(&[]);
         }
         let held: Vec<(String, i32)> = partitions.iter().map(|at| (self.log.topic_name(at.topic), at.partition)).collect();
         if let Err(error) = unassign(&self.client, &held) {
-            // what is still read of them is of an earlier run, and dropped
+            // Further records of them belong to an earlier run and are dropped.
             warn!(%error, "partitions not held");
         }
     }
 
-    /// Gives the client these running partitions at their next offsets. Under the eager protocol only all can be given at once.
+    /// Assigns these running partitions to the client at their next offsets. The eager protocol can only assign all at once.
     fn assign(&mut self, begun: &[TopicPartition]) {
         let eager = matches!(self.client.rebalance_protocol(), RebalanceProtocol::Eager);
         let given: Vec<(String, i32, i64)> = self
@@ -374,13 +373,13 @@ impl Member {
                 let again: Vec<(String, i32)> = given.iter().map(|(name, partition, _)| (name.clone(), *partition)).collect();
                 unassign(&self.client, &again)?;
             }
-            // The library keeps a pause over the loss of a partition: what was taken away while we were paused would never be read when it
-            // comes back.
+            // librdkafka keeps the pause of a partition that is lost. Without this, a partition lost during a pause would never be read
+            // after it is assigned again.
             self.client.resume(&list)?;
             if eager { self.client.assign(&list) } else { self.client.incremental_assign(&list) }
         });
         if let Err(error) = assigned {
-            // Happens where the group takes the partitions away at this moment; then the news of it follows.
+            // This happens if the group revokes the partitions at this moment. The revocation follows.
             warn!(%error, "partitions not started");
         }
         if self.paused {
@@ -388,7 +387,7 @@ impl Member {
         }
     }
 
-    /// The client library says that some partition's offset is not in the log, but not which one's.
+    /// Finds the partition whose offset is not in the log, because librdkafka does not report which one it is.
     fn find_out_of_range(&mut self) {
         let running = self.without_fault();
         let mut found = false;
@@ -401,13 +400,13 @@ impl Member {
             }
         }
         if !found {
-            // The library has stopped that partition all the same.
+            // librdkafka has stopped that partition nevertheless.
             warn!("Kafka reported an offset out of range, but all are in it: partitions started again");
             self.assign(&running.iter().map(|(partition, _)| *partition).collect::<Vec<_>>());
         }
     }
 
-    /// The client library says that some partition's batch cannot be read, but not which one's. A reader finds out, and where the batch ends.
+    /// Finds the partition whose batch cannot be read, because librdkafka does not report it. A reader also finds the end of the batch.
     fn find_unreadable(&mut self, error: &KafkaError) {
         let first = self.client.context().connection.not_unpacked();
         let mut running = self.without_fault();
@@ -426,7 +425,7 @@ impl Member {
                 Err(_) => {}
             }
         }
-        // the library meets the batch again
+        // librdkafka encounters the batch again.
         self.client.context().connection.faulted(error, "while polling");
     }
 
@@ -440,11 +439,11 @@ impl Member {
         self.waiting.push_back(Told::Fault { run: run.number, partition, error });
     }
 
-    /// Goes on behind a batch that cannot be read.
+    /// Continues after a batch that cannot be read.
     fn step_over(&mut self, partition: TopicPartition, run: Run, record: Record) {
         let (name, next) = (self.log.topic_name(partition.topic), record.offset + 1);
         if let Err(error) = self.client.seek(&name, partition.partition, Offset::Offset(next), self.log.settings.request_deadline) {
-            // the library meets the batch again
+            // librdkafka encounters the batch again.
             return warn!(%partition, %error, "batch not stepped over");
         }
         let batch = record.message.unreadable_batch().unwrap_or_default();
@@ -476,7 +475,7 @@ impl Member {
         }
     }
 
-    /// Tells the group and ends. What the consumer has not taken is dropped, but for the reason of an end.
+    /// Leaves the group and ends. Deliveries that were not taken are dropped, except the reason for the end.
     fn leave(mut self) {
         self.marks_due = Instant::now();
         self.commit_marks();
@@ -494,7 +493,7 @@ impl Member {
     }
 }
 
-/// Adds a polled record to its partition's batch. Answers what became full by it.
+/// Adds a polled record to its partition's batch. Returns a batch that became full.
 fn note(
     names: &[String; 3],
     running: &mut BTreeMap<TopicPartition, Run>,

@@ -1,4 +1,4 @@
-//! Between Kafka's records and ours.
+//! Converts between Kafka's records and Tallyline's.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -9,7 +9,6 @@ use rdkafka::message::{BorrowedHeaders, BorrowedMessage, Header, Headers as _, O
 use super::Record;
 use crate::event::{KEPT_PAYLOAD_BYTES, MAX_PAYLOAD_BYTES, Message, UNREADABLE, YEARS};
 
-/// Our copy of a record.
 pub(super) fn record(found: &BorrowedMessage<'_>) -> Record {
     Record {
         offset: found.offset(),
@@ -22,14 +21,14 @@ pub(super) fn record(found: &BorrowedMessage<'_>) -> Record {
     }
 }
 
-/// A topic with `message.timestamp.type=CreateTime` has the producer's times. One outside the years that events may have is
-/// treated as absent: PostgreSQL refuses some of them.
+/// A record's timestamp. With `message.timestamp.type=CreateTime` it is the producer's. A time outside the years of events is treated
+/// as missing, because PostgreSQL refuses some such times.
 fn timestamp(millis: Option<i64>) -> DateTime<Utc> {
     millis.and_then(DateTime::from_timestamp_millis).filter(|time| YEARS.contains(&time.year())).unwrap_or_default()
 }
 
-/// The client library panics on a header name that is not UTF-8, and anyone who may write to the topic can send one. Headers that are larger than
-/// any event's are unreadable too. The record is then refused by its reader like any other without our headers; key and payload are as found.
+/// Copies the headers. The client library panics on names that are not UTF-8, which any writer can send. Such headers, and ones larger
+/// than any event's, are unreadable. The record's key and payload stay unchanged, and it is rejected for its missing headers.
 fn headers(found: &BorrowedHeaders) -> Vec<(String, Option<Vec<u8>>)> {
     let read = || {
         let bytes: usize = found.iter().map(|header| header_size(header.key, header.value)).sum();
@@ -40,12 +39,12 @@ fn headers(found: &BorrowedHeaders) -> Vec<(String, Option<Vec<u8>>)> {
     read.unwrap_or_else(|| vec![(UNREADABLE.to_owned(), None)])
 }
 
-/// A key only chooses the partition: of one that is larger than any of ours the beginning is kept.
+/// The first bytes of a key. A key only selects the partition, so that one larger than any of Tallyline's is cut.
 fn beginning(key: &[u8]) -> &[u8] {
     &key[..key.len().min(KEPT_PAYLOAD_BYTES)]
 }
 
-/// A message's headers for the producer; none when a name holds NUL, which Kafka's client can't carry.
+/// A message's headers for the producer. None if a name contains NUL, which Kafka's client cannot send.
 pub(super) fn owned_headers(message: &Message) -> Option<OwnedHeaders> {
     let mut owned = OwnedHeaders::new_with_capacity(message.headers.len());
     for (key, value) in &message.headers {
@@ -57,12 +56,12 @@ pub(super) fn owned_headers(message: &Message) -> Option<OwnedHeaders> {
     Some(owned)
 }
 
-/// Bytes that a record holds in memory, roughly.
+/// Approximate memory of a record, in bytes.
 pub(super) fn size(record: &Record) -> usize {
     message_size(&record.message) + 128
 }
 
-/// Bytes of a message with its headers, roughly.
+/// Approximate size of a message with its headers, in bytes.
 pub(super) fn message_size(message: &Message) -> usize {
     let headers: usize = message.headers.iter().map(|(name, value)| header_size(name, value.as_deref())).sum();
     message.key.as_ref().map_or(0, Vec::len) + message.payload.as_ref().map_or(0, Vec::len) + headers
@@ -88,7 +87,7 @@ mod tests {
         }
     }
 
-    /// 100,000 empty headers take up some hundred bytes of a packed batch, and megabytes once they are read.
+    /// 100,000 empty headers need some hundred bytes in a packed batch, and megabytes in memory.
     #[test]
     fn headers_that_take_up_more_memory_than_any_event_are_unreadable() {
         let empty = |count| (0..count).fold(OwnedHeaders::new(), |all, _| all.insert(Header { key: "a", value: None::<&[u8]> }));
@@ -97,7 +96,7 @@ mod tests {
     }
 
     proptest! {
-        /// PostgreSQL takes every time that a record is given.
+        /// PostgreSQL accepts every time that a record can get.
         #[test]
         fn any_time_is_one_that_the_ledger_can_keep(millis in any::<i64>()) {
             prop_assert!(YEARS.contains(&timestamp(Some(millis)).year()));

@@ -1,4 +1,4 @@
-//! Polled records become batches: full, or due, or in the way.
+//! Gathers polled records into batches, which close when they are full, when they are due, or to free memory.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -7,7 +7,7 @@ use super::consumer::Told;
 use super::{Batch, Record, kafka_decode};
 use crate::event::TopicPartition;
 
-/// A batch is closed at this size in memory, and at twice this over all partitions the largest one is.
+/// A batch closes at this size in memory. At twice this size over all partitions, the largest batch closes.
 const BATCH_BYTES: usize = 8 * 1024 * 1024;
 
 /// The open batches of all partitions.
@@ -37,7 +37,7 @@ impl Gathered {
         self.next_due
     }
 
-    /// Adds a record. Answers a batch that became full, or the largest one when all together became too much.
+    /// Adds a record. Returns a batch that became full, or the largest one if all together became too large.
     pub fn add(&mut self, partition: TopicPartition, run: u64, record: Record) -> Option<Told> {
         let size = kafka_decode::size(&record);
         let linger = self.linger;
@@ -58,7 +58,7 @@ impl Gathered {
         None
     }
 
-    /// The batches that have waited long enough, the longest first.
+    /// The batches that have waited long enough, oldest first.
     pub fn due(&mut self, now: Instant) -> Vec<Told> {
         if self.next_due.is_none_or(|due| due > now) {
             return Vec::new();

@@ -1,5 +1,5 @@
-//! The rules for `kafka.properties`: checked without a broker, against librdkafka itself where it knows. No text of this file contains a value of
-//! a property, since any of them may be a secret.
+//! The rules for `kafka.properties`, checked without a broker, by librdkafka itself where it can. Texts of this file never contain
+//! a property's value, because any value may be a secret.
 
 use std::collections::BTreeMap;
 
@@ -9,10 +9,10 @@ use rdkafka::consumer::BaseConsumer;
 use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaConfRes;
 
-/// The session of a member of a group, where none is given: the shortest that brokers allow by default.
+/// The default session of a group member: the shortest that brokers allow by default.
 pub(super) const SESSION_MS: &str = "6000";
 
-/// Properties on which correctness rests, and why they cannot be set.
+/// Properties that correctness depends on, and the reasons why they cannot be set.
 const OWN: &[(&str, &str)] = &[
     ("bootstrap.servers", "set kafka.brokers instead"),
     ("group.id", "set log.group instead"),
@@ -33,7 +33,7 @@ const OWN: &[(&str, &str)] = &[
     ),
 ];
 
-/// Other spellings of a property, and the spelling that Tallyline uses. librdkafka takes both.
+/// Other spellings of a property, and the spelling that Tallyline uses. librdkafka accepts both.
 const ALIASES: &[(&str, &str)] = &[
     ("metadata.broker.list", "bootstrap.servers"),
     ("max.in.flight", "max.in.flight.requests.per.connection"),
@@ -46,7 +46,7 @@ const ALIASES: &[(&str, &str)] = &[
     ("message.timeout.ms", "delivery.timeout.ms"),
 ];
 
-/// Names that only Kafka's Java client knows and that have a counterpart here.
+/// Names that only Kafka's Java client knows, with their replacements.
 const JAVA: &[(&str, &str)] = &[
     ("sasl.jaas.config", "set sasl.username and sasl.password"),
     ("sasl.login.callback.handler.class", "use SCRAM or TLS certificates"),
@@ -67,7 +67,7 @@ const JAVA: &[(&str, &str)] = &[
     ("socket.connection.setup.timeout.max.ms", "set socket.connection.setup.timeout.ms"),
 ];
 
-/// Values of properties that are a choice, as librdkafka compares them: without case.
+/// The allowed values of properties with a choice. librdkafka compares them without case.
 const CHOICES: &[(&str, &[&str])] = &[
     ("security.protocol", &["plaintext", "ssl", "sasl_plaintext", "sasl_ssl"]),
     ("ssl.endpoint.identification.algorithm", &["none", "https"]),
@@ -79,21 +79,21 @@ const CHOICES: &[(&str, &[&str])] = &[
     ("queuing.strategy", &["fifo", "lifo"]),
 ];
 
-/// Choices that librdkafka looks at only when it makes a client; of SASL this build has these three.
+/// Choices that librdkafka checks only when it creates a client. For SASL this build supports these three.
 const LATER_CHOICES: &[(&str, &[&str])] = &[
     ("sasl.mechanisms", &["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]),
     ("partition.assignment.strategy", &["cooperative-sticky", "range", "roundrobin"]),
 ];
 
-/// With `group.protocol=consumer` the broker decides these.
+/// Properties that the broker decides with `group.protocol=consumer`.
 const OF_THE_CLASSIC_PROTOCOL: &[(&str, &str)] = &[
     ("session.timeout.ms", "group.consumer.session.timeout.ms"),
     ("heartbeat.interval.ms", "group.consumer.heartbeat.interval.ms"),
     ("partition.assignment.strategy", "group.consumer.assignors"),
 ];
 
-/// What is wrong with properties that are given by name and value; a value that is not known yet is none. Each fault names its property by index
-/// and is a sentence that continues the property's name.
+/// The faults of the given properties. The value is none if it is not known yet. Each fault has the index of its property and a text
+/// that continues the property's name.
 #[must_use]
 pub fn property_faults(given: &[(&str, Option<&str>)]) -> Vec<(usize, String)> {
     let mut faults = Vec::new();
@@ -117,8 +117,8 @@ pub fn property_faults(given: &[(&str, Option<&str>)]) -> Vec<(usize, String)> {
     faults
 }
 
-/// Properties of which each is right and that do not go together. librdkafka sees this when it makes a client, and without brokers that client connects to none. Properties
-/// of connections are left out: files of TLS may be on another machine, and no secret can be in what librdkafka says.
+/// Finds valid properties that contradict each other. librdkafka detects this when it creates a client, which without brokers does not
+/// connect. Connection properties are left out: TLS files may be on another machine, and the error text must not contain a secret.
 fn contradiction(given: &[(&str, Option<&str>)]) -> Option<(usize, String)> {
     let index_of = |name: &str| given.iter().position(|(other, _)| canonical(other) == name);
     let sasl = given
@@ -146,12 +146,12 @@ fn contradiction(given: &[(&str, Option<&str>)]) -> Option<(usize, String)> {
     Some((index, format!("does not go with the other properties: {text}")))
 }
 
-/// The properties by the spelling that Tallyline uses, so that a given one takes the place of our own.
+/// The properties under Tallyline's spelling, so that a given one replaces the default.
 pub(super) fn by_canonical_name(given: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     given.iter().map(|(name, value)| (canonical(name).to_owned(), value.clone())).collect()
 }
 
-/// librdkafka's text about a client that it does not make, without the value of any property.
+/// librdkafka's error text about a client, without the values of properties.
 pub(super) fn without_values(text: &str, given: &BTreeMap<String, String>) -> String {
     let mut values: Vec<&String> = given.values().filter(|value| !value.is_empty()).collect();
     values.sort_unstable_by_key(|value| std::cmp::Reverse(value.len()));
@@ -170,7 +170,7 @@ fn java(name: &str) -> Option<&'static str> {
     JAVA.iter().find(|(java, _)| *java == name).map(|(_, instead)| *instead)
 }
 
-/// Asks librdkafka about name and value, and the tables about choices.
+/// Checks name and value with librdkafka, and choices with the tables.
 fn value_fault(name: &str, value: Option<&str>) -> Option<String> {
     let of = |choices: &[(&str, &'static [&'static str])]| {
         choices.iter().find(|(choice, _)| *choice == canonical(name)).map(|(_, words)| *words)
@@ -194,7 +194,7 @@ fn value_fault(name: &str, value: Option<&str>) -> Option<String> {
     }
 }
 
-/// The end of librdkafka's text about a number. Nothing else of a text is repeated: it contains the value.
+/// The range at the end of librdkafka's text about a number. The rest of the text is not repeated, because it contains the value.
 fn allowed_range(text: &str) -> Option<&str> {
     let (_, range) = text.rsplit_once(" is outside allowed range ")?;
     let range = range.trim_end();
@@ -286,7 +286,7 @@ mod tests {
         assert!(faults[0].1.contains("group.consumer.session.timeout.ms"), "{faults:?}");
     }
 
-    /// The table is librdkafka's: a value set under one spelling is read back under the other.
+    /// Checks the table with librdkafka: a value set under one spelling is readable under the other.
     #[test]
     fn each_alias_is_one_to_librdkafka() {
         for (alias, ours) in ALIASES {

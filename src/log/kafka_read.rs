@@ -1,4 +1,4 @@
-//! Reading a partition of Kafka without a group, through a few readers that are kept and read on where they stopped.
+//! Reads a partition of Kafka without a group, through a few readers that are kept and continue at their last offset.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -13,17 +13,16 @@ use super::kafka_unreadable::{self, unreadable};
 use super::{LogError, Record, kafka_decode};
 use crate::event::TopicPartition;
 
-/// How many idle readers are kept. Each holds up to its fetch queue.
+/// Maximum number of idle readers kept. Each has up to a full fetch queue.
 const KEPT_READERS: usize = 4;
 
-/// Idle readers.
 #[derive(Default)]
 pub(super) struct Readers(Mutex<Vec<Reader>>);
 
-/// A consumer without a group, and where it stands.
+/// A consumer without a group, and its position.
 struct Reader {
     consumer: BaseConsumer<Connection>,
-    /// The next record it gives, where it has a partition.
+    /// The partition and offset of its next record; none without a partition.
     at: Option<(TopicPartition, i64)>,
 }
 
@@ -33,7 +32,7 @@ impl KafkaLog {
         blocking(move || log.read_now(partition, from, limit)).await
     }
 
-    /// Waits for the broker: for threads where that is allowed.
+    /// Blocks until the broker answers; only for threads that may block.
     pub(super) fn read_now(&self, partition: TopicPartition, from: i64, limit: usize) -> Result<Vec<Record>, LogError> {
         let (start, readable) = self.readable_now(partition)?;
         if from < start || from > readable {
@@ -53,12 +52,12 @@ impl KafkaLog {
 }
 
 impl KafkaLog {
-    /// librdkafka requires a group's name before it assigns partitions. No offset is committed to that group.
+    /// The configuration of a reader. librdkafka requires a group name to assign partitions, but no offset is committed to that group.
     ///
-    /// A reader at the end has an open request, and its next one waits for the answer. It reads only where there are records, so that
-    /// the broker need not wait for more.
+    /// A reader at the end has an open request, and its next request waits for that answer. A reader therefore reads only where records
+    /// exist, so that the broker need not wait for more.
     ///
-    /// With its checksum verified, a batch that cannot be unpacked is one that was appended so.
+    /// Checksums are verified: a batch that then cannot be unpacked was appended in that form.
     pub(super) fn reader_config(&self) -> ClientConfig {
         let defaults = [("fetch.wait.max.ms", "5"), ("queued.max.messages.kbytes", "4096"), ("fetch.error.backoff.ms", "20")];
         let mut config = self.config(&defaults);
@@ -74,8 +73,8 @@ impl KafkaLog {
 }
 
 impl Readers {
-    /// The reader at this offset, else one without a partition, else a new one. One that has another offset is closed where there are too many:
-    /// what it received while idle is not about this read, and librdkafka dies of a partition that is assigned again before it has stopped.
+    /// Returns the reader at this offset, otherwise one without a partition, otherwise a new one. Of too many readers at other offsets one
+    /// is closed. It cannot be reused: librdkafka crashes if a partition is assigned again before it has stopped, and its queue is stale.
     fn take(&self, log: &KafkaLog, partition: TopicPartition, from: i64) -> Result<Reader, LogError> {
         let mut readers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let fitting = readers.iter().position(|reader| reader.at == Some((partition, from)));
@@ -100,7 +99,7 @@ impl Reader {
         Ok(Reader { consumer: log.client(&log.reader_config(), Connection::new("reads"))?, at: None })
     }
 
-    /// Reads records before `end`. On an error the reader is given up.
+    /// Reads records before `end`. After an error the reader is not used again.
     fn read(&mut self, log: &KafkaLog, partition: TopicPartition, from: i64, limit: usize, end: i64) -> Result<Vec<Record>, LogError> {
         let mut fresh = self.at != Some((partition, from));
         if fresh {
@@ -118,7 +117,7 @@ impl Reader {
                         deadline = Instant::now() + log.settings.request_deadline;
                     }
                 }
-                // Offsets can be missing before the end. A reader that was kept may have noted an earlier end: it looks again.
+                // Offsets can be missing before the end. A kept reader may have recorded an earlier end, so that it must check again.
                 Some(Err(KafkaError::PartitionEOF(_))) if fresh => next = end,
                 Some(Err(KafkaError::PartitionEOF(_))) => {
                     self.assign(log, partition, next)?;
@@ -151,10 +150,10 @@ impl Reader {
         Ok(records)
     }
 
-    /// The first and the last offset of the batch that was met when `next` was to be read. None where it begins at or behind `end`.
+    /// The first and the last offset of the unreadable batch at `next`. None if it begins at `end` or later.
     ///
-    /// A broker answers every offset of a batch with the whole batch, whose first offset librdkafka tells when it cannot unpack it. So the last
-    /// offset is found by trying later ones.
+    /// A broker answers a request for any offset of a batch with the whole batch. If librdkafka cannot unpack it, it reports the first
+    /// offset. This tries later offsets to find the last one.
     fn unreadable_batch(&self, log: &KafkaLog, partition: TopicPartition, next: i64, end: i64) -> Result<Option<(i64, i64)>, LogError> {
         let damaged = |offset| LogError::Unreadable { partition, offset };
         let first = self.consumer.context().not_unpacked().ok_or_else(|| damaged(next))?;
@@ -168,7 +167,7 @@ impl Reader {
         Ok(Some((first, last)))
     }
 
-    /// The first offset of the batch at this offset if it cannot be unpacked; none where a record or the end of the partition follows.
+    /// The first offset of the batch at this offset if it cannot be unpacked; none if a record or the partition's end follows.
     fn batch_at(&self, log: &KafkaLog, partition: TopicPartition, offset: i64) -> Result<Option<i64>, LogError> {
         self.seek(log, partition, offset)?;
         let deadline = Instant::now() + log.settings.request_deadline;
@@ -193,7 +192,7 @@ impl Reader {
             .map_err(|error| refused(partition.topic, &error))
     }
 
-    /// Moves a reader that was answered. librdkafka dies of a partition that is assigned again twice before it has stopped.
+    /// Moves a reader that has received an answer. librdkafka crashes if a partition is assigned twice before it has stopped.
     fn seek(&self, log: &KafkaLog, partition: TopicPartition, to: i64) -> Result<(), LogError> {
         let name = log.topic_name(partition.topic);
         self.consumer
@@ -201,7 +200,7 @@ impl Reader {
             .map_err(|error| refused(partition.topic, &error))
     }
 
-    /// At the end nothing more is fetched until the next read; before it the next records are fetched ahead.
+    /// At the end it stops fetching until the next read; before the end it prefetches the next records.
     fn rest(&mut self, partition: TopicPartition, next: i64, end: i64) -> Result<(), LogError> {
         self.at = (next < end).then_some((partition, next));
         if self.at.is_none() {

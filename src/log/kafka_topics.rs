@@ -1,4 +1,4 @@
-//! Topics on Kafka: created when missing, compared when there.
+//! Creates missing topics on Kafka, and compares existing ones with the required settings.
 
 use std::time::{Duration, Instant};
 
@@ -22,7 +22,7 @@ impl KafkaLog {
             match count {
                 None if self.create_topic(&admin, topic, partitions).await? => {}
                 None => {
-                    // Somebody else was faster; whether they wanted the same is seen like any drift.
+                    // Another process created the topic first. Different settings are reported as drift.
                     self.await_leaders(topic, 1).await?;
                     let count = self.partitions(topic).await?.len();
                     drift.extend(self.drift(&admin, topic, count, partitions).await?);
@@ -33,7 +33,7 @@ impl KafkaLog {
         Ok(drift)
     }
 
-    /// How many partitions each topic has; none where it does not exist. All topics are listed, since asking for one by name may create it.
+    /// The number of partitions of each topic; none if it does not exist. It lists all topics, because a request by name may create one.
     async fn partition_counts(&self) -> Result<Vec<(Topic, Option<usize>)>, LogError> {
         self.ask(|log, asker| {
             let metadata =
@@ -47,7 +47,7 @@ impl KafkaLog {
         .await
     }
 
-    /// Record times are the broker's: a producer whose clock is wrong must not decide what retention removes. False: it is there already.
+    /// Record times are the broker's, so that a producer's wrong clock does not affect retention. False: the topic already exists.
     async fn create_topic(&self, admin: &AdminClient<Connection>, topic: Topic, partitions: i32) -> Result<bool, LogError> {
         let (name, retention) = (self.topic_name(topic), (RETENTION_DAYS * DAY_MS).to_string());
         let wanted = NewTopic::new(&name, partitions, TopicReplication::Fixed(self.settings.replication))
@@ -67,7 +67,7 @@ impl KafkaLog {
         }
     }
 
-    /// A new topic is usable once each of its partitions has a leader that knows of it.
+    /// Waits until each partition of a new topic has a leader that knows the partition. Then the topic is usable.
     async fn await_leaders(&self, topic: Topic, partitions: i32) -> Result<(), LogError> {
         self.ask(move |log, asker| {
             let begun = Instant::now();
@@ -84,14 +84,14 @@ impl KafkaLog {
         .await
     }
 
-    /// By the topic's own settings; compaction by itself has no limit of time.
+    /// Reads the topic's own settings. Compaction alone has no time limit.
     pub(super) async fn keeps_unread(&self, topic: Topic) -> Result<Option<Duration>, LogError> {
         let config = self.topic_config(&self.admin("asks for retention")?, topic).await?;
         let value = |key: &str| config.get(key).and_then(|entry| entry.value.clone());
         if !value("cleanup.policy").is_none_or(|policy| policy.contains("delete")) {
             return Ok(None);
         }
-        // -1 is without a limit
+        // -1 means unlimited.
         Ok(value("retention.ms").and_then(|millis| millis.parse().ok()).map(Duration::from_millis))
     }
 
@@ -128,7 +128,7 @@ impl KafkaLog {
     }
 }
 
-/// Where the topic may lose records sooner than wanted. Unlimited (-1) is longer than any limit.
+/// The settings with which the topic may lose records earlier than required. Unlimited (-1) is longer than any limit.
 fn retention_drift(name: &str, config: &ConfigResource) -> Vec<String> {
     let value = |key: &str| config.get(key).and_then(|entry| entry.value.clone());
     let number = |key: &str| value(key).and_then(|text| text.parse::<i64>().ok());

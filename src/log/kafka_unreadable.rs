@@ -1,31 +1,31 @@
-//! Batches of Kafka that cannot be read: those that unpack to more than librdkafka may hold, and damaged ones.
+//! Batches of Kafka that cannot be read: those that unpack to more than librdkafka allows, and damaged ones.
 //!
-//! Any producer can append such a batch, and librdkafka fetches it again without end. One that cannot be unpacked becomes one placeholder at its last
-//! offset, so that reading goes on behind it. Where a damaged batch ends is not known: it stops its partition.
+//! Any producer can append such a batch, and librdkafka fetches it again endlessly. A batch that cannot be unpacked becomes one placeholder
+//! at its last offset, and reading continues after it. The end of a damaged batch is unknown, so that it stops its partition.
 
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use super::{LogError, Record};
 use crate::event::Message;
 
-/// Whether librdkafka could not read a batch.
+/// Whether the error means that librdkafka could not read a batch.
 pub(super) fn unreadable(error: &KafkaError) -> bool {
     matches!(error.rdkafka_error_code(), Some(RDKafkaErrorCode::BadCompression | RDKafkaErrorCode::BadMessage))
 }
 
-/// The first offset of the batch that could not be unpacked. librdkafka tells it in its text only; where the text is another one, nothing is
-/// stepped over.
+/// The first offset of the batch that could not be unpacked. librdkafka reports it only in its text. If the text has another form,
+/// the batch is not stepped over.
 pub(super) fn first_offset(reason: &str) -> Option<i64> {
     let (_, rest) = reason.strip_prefix("Decompression (codec ")?.split_once(") of message at ")?;
     rest.split_once(' ')?.0.parse().ok()
 }
 
-/// The placeholder of a batch. Its time cannot be read either.
+/// The placeholder for a batch. The batch's time is unreadable too.
 pub(super) fn record(first: i64, last: i64) -> Record {
     Record { offset: last, timestamp: chrono::DateTime::UNIX_EPOCH, message: Message::of_unreadable_batch(first, last) }
 }
 
-/// The last offset before `end` that is inside the batch, as `from` is.
+/// The last offset before `end` that is inside the batch. `from` must be inside.
 pub(super) fn last_inside(from: i64, end: i64, mut is_inside: impl FnMut(i64) -> Result<bool, LogError>) -> Result<i64, LogError> {
     let (mut inside, mut outside, mut step) = (from, end, 1);
     while inside + 1 < outside {

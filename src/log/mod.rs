@@ -1,9 +1,9 @@
 //! One log with two backends: Kafka and PostgreSQL.
 //!
-//! A producer appends messages to a topic; each lands in one partition, chosen by its key, under an offset that only grows. A consumer
-//! joins a group, is given partitions, says where each begins and gets batches. The log remembers no position that anything relies on:
-//! positions are the reader's business. Record times are the log's own (the broker's or the database's), in milliseconds, so that no
-//! producer's clock decides what a seek by time finds or what retention removes.
+//! A producer appends messages to a topic. Each message gets an offset in one partition, which its key selects. A consumer joins a
+//! group, gets partitions assigned, starts each at an offset, and receives batches. The log stores no position that Tallyline relies on:
+//! readers keep their own. Record times are the log's own (the broker's or the database's), in milliseconds. So a producer's clock does
+//! not affect seeks by time or retention.
 
 mod consumer;
 mod error;
@@ -36,42 +36,40 @@ use tokio_util::sync::CancellationToken;
 
 use crate::event::{Message, SignatureError, Signatures, Signer, Topic, TopicPartition};
 
-/// A topic's records are kept at least this long, in days: Tallyman refuses usage after 30 and forgets ids after 34.
+/// Minimum retention of a topic's records, in days. Tallyman refuses usage after 30 days and forgets ids after 34.
 pub const RETENTION_DAYS: i64 = 35;
 
-/// A message as the log holds it.
+/// A message in the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
-    /// Its place in the partition. Offsets only grow; Kafka's may have gaps.
+    /// The position in the partition. Offsets only grow; in Kafka they may have gaps.
     pub offset: i64,
-    /// When the log took it, by the log's clock, in whole milliseconds.
+    /// When the log accepted it, by the log's clock, in whole milliseconds.
     pub timestamp: DateTime<Utc>,
-    /// What was appended.
     pub message: Message,
 }
 
-/// Records of one partition, in offset order. Never empty as the log delivers it.
+/// Records of one partition, in offset order. A delivered batch is never empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch {
-    /// Whose records.
     pub partition: TopicPartition,
-    /// At most as many as the settings' `batch_records`.
+    /// At most `batch_records` of the settings.
     pub records: Vec<Record>,
-    /// Where reading goes on after these.
+    /// The next offset to read.
     pub next_offset: i64,
 }
 
-/// How far a group was told that a partition was read.
+/// A consumer group's mark of how far a partition was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mark {
     pub partition: TopicPartition,
-    /// Where reading goes on.
+    /// The next offset to read.
     pub next_offset: i64,
-    /// What [`Consumer::sign`] said.
+    /// The signature that [`Consumer::sign`] set.
     pub signature: String,
 }
 
-/// A handle to the log; a clone is the same log.
+/// A handle on the log, shared by clones.
 #[derive(Clone, Debug)]
 pub enum Log {
     /// Kafka, for large sites.
@@ -81,10 +79,10 @@ pub enum Log {
 }
 
 impl Log {
-    /// A log on Kafka. Reaches for no broker yet.
+    /// A log on Kafka. It does not connect to a broker yet.
     ///
     /// # Errors
-    /// [`LogError::Settings`] when a property is unknown or its value is wrong.
+    /// [`LogError::Settings`] if a property is unknown or its value is invalid.
     pub fn kafka(settings: KafkaSettings) -> Result<Log, LogError> {
         KafkaLog::new(settings).map(Log::Kafka)
     }
@@ -95,7 +93,7 @@ impl Log {
         Log::Postgres(PostgresLog::new(pool, settings))
     }
 
-    /// The topic of that name, which may be given with the prefix under which a Kafka log keeps it, or without.
+    /// The topic of that name, given with or without the prefix of a Kafka log.
     #[must_use]
     pub fn topic(&self, name: &str) -> Option<Topic> {
         let prefix = match self {
@@ -105,8 +103,8 @@ impl Log {
         name.parse::<Topic>().ok().or_else(|| name.strip_prefix(prefix)?.parse::<Topic>().ok())
     }
 
-    /// Creates the topics that are missing, with so many partitions and [`RETENTION_DAYS`]. A topic that is there is never changed: where
-    /// it differs from what is wanted, one line of the answer says how.
+    /// Creates missing topics with this number of partitions and [`RETENTION_DAYS`]. It never changes an existing topic; each returned
+    /// line describes a difference from the required settings.
     pub async fn create_topics(&self, partitions: i32) -> Result<Vec<String>, LogError> {
         match self {
             Log::Kafka(log) => log.create_topics(partitions).await,
@@ -114,11 +112,11 @@ impl Log {
         }
     }
 
-    /// Appends messages and waits until the log has acknowledged all of them. Answers partition and offset of each, in the order given.
+    /// Appends messages and waits until the log has acknowledged all of them. Returns partition and offset of each, in the given order.
     /// Messages of one key go to one partition and keep their order. On PostgreSQL the call is one transaction.
     ///
     /// # Errors
-    /// Not all are known to be in: the error says which are. Appending all again is right, since readers know what they have by its id.
+    /// The error has the places of the acknowledged messages. The caller may append all again, because readers recognise events by id.
     pub async fn append(&self, topic: Topic, messages: Vec<Message>) -> Result<Vec<(i32, i64)>, AppendError> {
         match self {
             Log::Kafka(log) => log.append(topic, messages).await,
@@ -126,19 +124,19 @@ impl Log {
         }
     }
 
-    /// As [`Log::append`], each message signed where there is a signing key.
+    /// Does the same as [`Log::append`] and signs each message if there is a signing key.
     pub async fn append_signed(&self, signer: Signer, topic: Topic, messages: Vec<Message>) -> Result<Vec<(i32, i64)>, AppendError> {
         let name = self.topic_name(topic);
         let signed = messages.into_iter().map(|message| self.signatures().signed(signer, &name, message));
         self.append(topic, signed.collect()).await
     }
 
-    /// Who signed a record of that topic of this log.
+    /// The signer of a record of that topic of this log.
     pub fn signer(&self, topic: Topic, message: &Message) -> Result<Signer, SignatureError> {
         self.signatures().signer(&self.topic_name(topic), message)
     }
 
-    /// The name under which the log keeps the topic.
+    /// The topic's name in the log.
     fn topic_name(&self, topic: Topic) -> String {
         match self {
             Log::Kafka(log) => log.topic_name(topic),
@@ -146,7 +144,6 @@ impl Log {
         }
     }
 
-    /// The keys with which this process signs and verifies records.
     #[must_use]
     pub fn signatures(&self) -> &Signatures {
         match self {
@@ -158,7 +155,7 @@ impl Log {
     /// The topic's partitions, ascending.
     ///
     /// # Errors
-    /// [`LogError::NoTopic`] when it does not exist; else where the log can't be reached or refuses.
+    /// [`LogError::NoTopic`] if the topic does not exist; otherwise the log is unreachable or refuses.
     pub async fn partitions(&self, topic: Topic) -> Result<Vec<i32>, LogError> {
         match self {
             Log::Kafka(log) => log.partitions(topic).await,
@@ -166,11 +163,11 @@ impl Log {
         }
     }
 
-    /// The first offset that the partition still holds, and the one that its next record gets. In Kafka the offsets between may hold no record
-    /// that can be read: control records, aborted ones, and those of transactions that are open.
+    /// The partition's first remaining offset, and the offset of its next record. In Kafka some offsets in between may have no readable
+    /// record: control records, aborted ones, and those of open transactions.
     ///
     /// # Errors
-    /// [`LogError::NoTopic`] when the partition does not exist; else where the log can't be reached or refuses.
+    /// [`LogError::NoTopic`] if the partition does not exist; otherwise the log is unreachable or refuses.
     pub async fn watermarks(&self, partition: TopicPartition) -> Result<(i64, i64), LogError> {
         match self {
             Log::Kafka(log) => log.watermarks(partition).await,
@@ -178,8 +175,8 @@ impl Log {
         }
     }
 
-    /// The offset before which everything is decided: reading never goes beyond it. Before the end it lies only in Kafka, where the transaction of
-    /// another producer is open.
+    /// The offset up to which all transactions are decided, beyond which reading never goes. It is before the end only in Kafka, while
+    /// another producer's transaction is open.
     pub async fn readable_end(&self, partition: TopicPartition) -> Result<i64, LogError> {
         match self {
             Log::Kafka(log) => log.readable_end(partition).await,
@@ -187,8 +184,8 @@ impl Log {
         }
     }
 
-    /// The first offset from which on the partition can be read to its end: where the log begins, or in tables that lost records, behind the last
-    /// gap.
+    /// The first offset from which the partition is readable to its end: the log's start or, in tables that lost records, the offset
+    /// after the last gap.
     pub async fn whole_from(&self, partition: TopicPartition) -> Result<i64, LogError> {
         match self {
             Log::Kafka(log) => log.watermarks(partition).await.map(|(start, _)| start),
@@ -196,7 +193,7 @@ impl Log {
         }
     }
 
-    /// The first offset whose record's time is at or after `time`; the partition's end when there is none.
+    /// The first offset whose record's time is `time` or later; the partition's end if no record has such a time.
     pub async fn offset_at(&self, partition: TopicPartition, time: DateTime<Utc>) -> Result<i64, LogError> {
         match self {
             Log::Kafka(log) => log.offset_at(partition, time).await,
@@ -204,12 +201,12 @@ impl Log {
         }
     }
 
-    /// At most `limit` records from offset `from` on, without a group. Reads no further than the readable end as it is when called, so
-    /// fewer than `limit` (none at all, too) says that the end was reached. Reading on where the last call stopped is fast. A batch of Kafka that
+    /// Reads at most `limit` records from offset `from` on, without a group. It stops at the readable end at the time of the call:
+    /// fewer records than `limit`, or none, mean that the end is reached. To continue at the last call's end is fast. A Kafka batch that
     /// cannot be unpacked is one record at its last offset: [`Message::of_unreadable_batch`].
     ///
     /// # Errors
-    /// [`LogError::OutOfRange`] when `from` lies outside the watermarks; [`LogError::Unreadable`] at a damaged batch; else as [`Log::watermarks`].
+    /// [`LogError::OutOfRange`] if `from` is outside them; [`LogError::Unreadable`] at a damaged batch; those of [`Log::watermarks`].
     pub async fn read(&self, partition: TopicPartition, from: i64, limit: usize) -> Result<Vec<Record>, LogError> {
         match self {
             Log::Kafka(log) => log.read(partition, from, limit).await,
@@ -217,8 +214,8 @@ impl Log {
         }
     }
 
-    /// How far the group was told that its partitions were read, with the signature that goes with each mark. None where nothing was told, and none
-    /// of a log in PostgreSQL: it is restored together with what is to be proved.
+    /// The group's marks with their signatures. Empty without marks, and for a log in PostgreSQL: a restore includes such a log, so that
+    /// its marks would prove nothing.
     pub async fn marks(&self, group: &str) -> Result<Vec<Mark>, LogError> {
         match self {
             Log::Kafka(log) => log.marks(group).await,
@@ -226,21 +223,21 @@ impl Log {
         }
     }
 
-    /// How long the topic keeps a record that nobody has read; none: until it is read. The broker removes whole segments, so that it may keep one
-    /// longer; a limit of bytes (drift that `create_topics` reports) may remove one sooner.
+    /// How long the topic keeps an unread record; none: until it is read. The broker removes whole segments and may keep it longer.
+    /// A limit by bytes, which `create_topics` reports as drift, may remove it earlier.
     pub async fn keeps_unread(&self, topic: Topic) -> Result<Option<Duration>, LogError> {
         match self {
             Log::Kafka(log) => log.keeps_unread(topic).await,
-            // what the ledger has not recorded is never removed
+            // Records that the ledger has not recorded are never removed.
             Log::Postgres(log) => log.partitions(topic).await.map(|_| None),
         }
     }
 
     /// Joins a group that shares the partitions of all topics. When `stop` is cancelled, the consumer leaves the group and
-    /// [`Consumer::next`] answers [`LogError::Stopped`].
+    /// [`Consumer::next`] returns [`LogError::Stopped`].
     ///
     /// # Errors
-    /// [`LogError::Settings`]. A log that can't be reached is waited for.
+    /// [`LogError::Settings`]. An unreachable log is not an error: the consumer retries.
     pub fn join(&self, group: &str, stop: CancellationToken) -> Result<Consumer, LogError> {
         match self {
             Log::Kafka(log) => log.join(group, stop),

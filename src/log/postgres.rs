@@ -12,23 +12,22 @@ use super::{LogError, RETENTION_DAYS, Record};
 use crate::cause::{self, Remedy};
 use crate::event::{Message, Signatures, Topic, TopicPartition};
 
-/// How the log in PostgreSQL is used.
+/// Settings of the log in PostgreSQL.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PostgresLogSettings {
-    /// How long a member that is not heard from keeps its partitions.
+    /// How long a member without a renewal keeps its partitions.
     pub lease: Duration,
-    /// How often a consumer that has read everything looks for more.
+    /// How often a consumer that has read everything checks for new records.
     pub poll: Duration,
-    /// How long any statement, and an append as a whole, may take.
+    /// Deadline of a statement, and of a whole append.
     pub deadline: Duration,
-    /// The most records of one batch.
+    /// Maximum number of records in a batch.
     pub batch_records: usize,
-    /// The keys with which records are signed and verified.
     pub signatures: Signatures,
 }
 
 impl Default for PostgresLogSettings {
-    /// A lease of 6 s, a look every 200 ms, 30 s for a statement, batches of 5,000 records.
+    /// A lease of 6 s, a check every 200 ms, 30 s for a statement, batches of 5,000 records.
     fn default() -> PostgresLogSettings {
         PostgresLogSettings {
             lease: Duration::from_secs(6),
@@ -40,14 +39,13 @@ impl Default for PostgresLogSettings {
     }
 }
 
-/// A handle; a clone is the same log.
+/// A handle on the log, shared by clones.
 #[derive(Clone, Debug)]
 pub struct PostgresLog {
     pub(super) pool: PgPool,
     pub(super) settings: PostgresLogSettings,
 }
 
-/// A partition's row.
 #[derive(Clone, Copy, Debug, sqlx::FromRow)]
 pub(super) struct Partition {
     pub id: i32,
@@ -60,7 +58,7 @@ impl PostgresLog {
         PostgresLog { pool, settings }
     }
 
-    /// Answers within the deadline, or with an error.
+    /// Limits the work to the deadline.
     pub(super) async fn in_time<T>(&self, work: impl Future<Output = Result<T, LogError>>) -> Result<T, LogError> {
         let deadline = self.settings.deadline;
         match tokio::time::timeout(deadline, work).await {
@@ -154,7 +152,7 @@ impl PostgresLog {
         .await
     }
 
-    /// Halves the range, since times never fall along a partition.
+    /// Searches by halving the range, because times never decrease within a partition.
     pub(super) async fn offset_at(&self, partition: TopicPartition, time: DateTime<Utc>) -> Result<i64, LogError> {
         self.in_time(async {
             let Partition { id, start_offset: mut low, next_offset: mut high } = self.partition(partition).await?;
@@ -166,7 +164,7 @@ impl PostgresLog {
                         .bind(middle)
                         .fetch_optional(&self.pool)
                         .await?;
-                // One that retention has just removed lies before.
+                // A record that retention has just removed is before the offset.
                 if at.is_some_and(|at| at >= time) { high = middle } else { low = middle + 1 }
             }
             Ok(low)
@@ -212,7 +210,7 @@ impl sqlx::FromRow<'_, PgRow> for Record {
     }
 }
 
-/// The database's error as a caller can act on it.
+/// Maps the database's error to one that a caller can act on.
 impl From<sqlx::Error> for LogError {
     fn from(error: sqlx::Error) -> LogError {
         let text = cause::text(&error);

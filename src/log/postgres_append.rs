@@ -1,4 +1,4 @@
-//! Appending to the log in PostgreSQL: one transaction for a call, offsets under the partition's row lock.
+//! Appends to the log in PostgreSQL: one transaction per call, with offsets assigned under the partition's row lock.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use super::postgres::PostgresLog;
 use super::{AppendError, LogError};
 use crate::event::{Message, Topic};
 
-/// Records of one statement, at most: PostgreSQL takes 1 GiB, and the largest records have 1 MiB.
+/// Maximum number of records in one statement. PostgreSQL accepts 1 GiB, and the largest records have 1 MiB.
 const AT_ONCE: usize = 500;
 
 impl PostgresLog {
@@ -22,11 +22,11 @@ impl PostgresLog {
         appended.await.map_err(|cause| AppendError { placed: vec![None; messages.len()], cause })
     }
 
-    /// Appends within the caller's transaction. Its partitions' rows stay locked until that ends, so that others append after it or, where
-    /// it is rolled back, in its place.
+    /// Appends within the caller's transaction. The rows of its partitions stay locked until the transaction ends. Other appends follow it,
+    /// or get its offsets after a rollback.
     ///
     /// # Errors
-    /// As [`super::Log::append`]; the transaction can only be rolled back then.
+    /// Those of [`super::Log::append`]; then the transaction can only be rolled back.
     pub async fn append_in(&self, connection: &mut PgConnection, topic: Topic, messages: &[Message]) -> Result<Vec<(i32, i64)>, LogError> {
         if messages.is_empty() {
             return Ok(Vec::new());
@@ -59,8 +59,8 @@ impl PostgresLog {
     }
 }
 
-/// Locks the partitions, the lowest first, so that two appends never wait for each other, and takes their next offsets. Answers each one's
-/// first offset.
+/// Locks the partitions in ascending order, so that two appends never deadlock, and takes their next offsets. Returns the first offset
+/// of each.
 async fn take_offsets(connection: &mut PgConnection, counts: &BTreeMap<i32, i64>) -> Result<BTreeMap<i32, i64>, LogError> {
     let (ids, records): (Vec<i32>, Vec<i64>) = counts.iter().unzip();
     sqlx::query("select from log_partition where id = any($1) order by id for no key update").bind(&ids).execute(&mut *connection).await?;
@@ -77,7 +77,6 @@ async fn take_offsets(connection: &mut PgConnection, counts: &BTreeMap<i32, i64>
     Ok(taken.into_iter().collect())
 }
 
-/// Inserts messages, each with its partition and offset.
 async fn insert(connection: &mut PgConnection, rows: &[(i32, i64, &Message)]) -> Result<(), LogError> {
     sqlx::query(
         "insert into log_record (partition_id, record_offset, appended_at, key, headers, payload)
@@ -96,10 +95,10 @@ async fn insert(connection: &mut PgConnection, rows: &[(i32, i64, &Message)]) ->
     Ok(())
 }
 
-/// Which of the topic's partitions, by FNV-1a of the key: the same for ever, while the number of partitions stays.
+/// Selects one of the topic's partitions by FNV-1a of the key. The result is stable while the number of partitions is.
 fn choice(message: &Message, partitions: usize) -> usize {
     let hash =
         message.key.iter().flatten().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
-    // Folded: the lowest bits of this hash alone are weak.
+    // The hash is folded, because its lowest bits alone are weak.
     usize::try_from((hash ^ (hash >> 32)) % u64::try_from(partitions).unwrap_or(u64::MAX)).unwrap_or(0)
 }

@@ -1,4 +1,4 @@
-//! A member of a group on the log in PostgreSQL: one task that keeps its leases and looks for new records.
+//! A group member on the log in PostgreSQL: one task that renews its leases and checks for new records.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
@@ -15,12 +15,12 @@ use super::{Batch, LogError};
 use crate::cause::Lasting;
 use crate::event::TopicPartition;
 
-/// Partitions that the one holds and the other does not, or under another number.
+/// The partitions of `held` that `other` does not have, or has under another id.
 fn missing(held: &BTreeMap<TopicPartition, i32>, other: &BTreeMap<TopicPartition, i32>) -> Vec<TopicPartition> {
     held.iter().filter(|(partition, id)| other.get(partition) != Some(id)).map(|(partition, _)| *partition).collect()
 }
 
-/// How often each partition's expired records are looked for.
+/// How often each partition is checked for expired records.
 const EXPIRY_EVERY: Duration = Duration::from_secs(600);
 
 impl PostgresLog {
@@ -58,7 +58,6 @@ enum Next {
     Delivered,
     Renewal,
     Look,
-    /// The consumer was dropped.
     Gone,
 }
 
@@ -66,12 +65,12 @@ struct Member {
     log: PostgresLog,
     leases: Leases,
     link: Link,
-    /// What this member holds, with the partition's number in the database.
+    /// The partitions that this member has, with their ids in the database.
     owned: BTreeMap<TopicPartition, i32>,
     running: BTreeMap<TopicPartition, Run>,
-    /// Deliveries that the channel has no room for yet. Nothing more is read meanwhile.
+    /// Deliveries that wait for room in the channel. Meanwhile nothing more is read.
     waiting: VecDeque<Told>,
-    /// Partitions take turns.
+    /// The partition of the last batch: partitions take turns.
     last_read: Option<TopicPartition>,
     renewal_due: Instant,
     look_due: Instant,
@@ -88,13 +87,13 @@ impl Member {
         let _ = self.link.ended.send(());
     }
 
-    /// Until the consumer leaves.
+    /// Runs until the consumer leaves.
     async fn work(&mut self) {
         loop {
             match self.what_comes_next().await {
                 Next::Command(Command::Start { from }) => self.start(from),
                 Next::Command(Command::Hold { partitions }) => self.hold(&partitions),
-                // the positions are in the same database: marks would prove nothing about them
+                // The positions are in the same database, so that marks would prove nothing.
                 Next::Command(Command::Mark { .. } | Command::Sign { .. }) => {}
                 Next::Command(Command::Leave) | Next::Gone => return,
                 Next::Delivered => {}
@@ -144,12 +143,12 @@ impl Member {
         self.waiting.retain(|told| !matches!(told, Told::Batch { batch, .. } if batch.partition == partition));
     }
 
-    /// Renews the leases and tells the consumer what it gained and lost.
+    /// Renews the leases and delivers gained and lost partitions to the consumer.
     async fn renew(&mut self) {
         let renewed = self.leases.renew().await;
         self.renewal_due = Instant::now() + self.leases.renew_every();
         let Some(owned) = self.heard(renewed) else { return };
-        // One that was made anew has another number: it is lost and gained, so that its position is looked at again.
+        // A recreated partition has another id. It is delivered as lost and gained, so that its position is checked again.
         let lost: Vec<TopicPartition> = missing(&self.owned, &owned);
         let gained: Vec<TopicPartition> = missing(&owned, &self.owned);
         self.owned = owned;
@@ -166,7 +165,7 @@ impl Member {
         self.remove_expired().await;
     }
 
-    /// Of one partition that is due, at each renewal; again at the next while there was something.
+    /// At each renewal, removes expired records of one partition that is due. It stays due while records were removed.
     async fn remove_expired(&mut self) {
         let now = Instant::now();
         let due = |partition: &&TopicPartition| self.expiry_due.get(partition).is_none_or(|due| *due <= now);
@@ -180,7 +179,7 @@ impl Member {
         }
     }
 
-    /// Reads one batch, of the next partition in turn that has records. Looks again at once while there are any.
+    /// Reads one batch of the next partition in turn that has records. While there are records, it reads again at once.
     async fn look(&mut self) {
         let looked = self.log.in_time(self.next_batch()).await;
         self.look_due = Instant::now();
@@ -219,7 +218,7 @@ impl Member {
                 false => Vec::new(),
             };
             if run.next < end && records.first().is_none_or(|first| first.offset != run.next) {
-                // Offsets are given without gaps. One that retention has just removed is out of range at the next look.
+                // Offsets have no gaps. A record that retention has just removed is out of range at the next check.
                 let Partition { start_offset: start, .. } = self.log.partition(partition).await?;
                 if start <= run.next {
                     let error = LogError::Missing { partition, offset: run.next };
@@ -235,7 +234,7 @@ impl Member {
         Ok(None)
     }
 
-    /// The running partitions, from the one after the last that was read.
+    /// The running partitions, starting after the one that was read last.
     fn in_turn(&self) -> impl Iterator<Item = (TopicPartition, Run)> {
         let after = self.last_read.map_or(Bound::Unbounded, Bound::Excluded);
         let until = self.last_read.map_or(Bound::Unbounded, Bound::Included);

@@ -1,4 +1,4 @@
-//! Who reads what in the PostgreSQL log: each member of a group and each partition that one reads has a row in the table `lease`.
+//! Assignment of partitions in the PostgreSQL log. Each member of a group and each partition being read has a row in the table `lease`.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use super::LogError;
 use super::postgres::PostgresLog;
 use crate::event::{Topic, TopicPartition};
 
-/// The leases of one member of one group. Which member's writes are valid is decided by the ledger's epochs, not by these.
+/// The leases of one group member. The ledger's epochs, not these leases, decide whose writes are valid.
 pub(super) struct Leases {
     log: PostgresLog,
     group: String,
@@ -18,24 +18,24 @@ pub(super) struct Leases {
 }
 
 impl Leases {
-    /// Of a new member, which has none before its first [`Leases::renew`].
+    /// A new member, which has no lease before its first [`Leases::renew`].
     pub fn new(log: &PostgresLog, group: &str) -> Leases {
         Leases { log: log.clone(), group: group.to_owned(), member: Uuid::new_v4() }
     }
 
-    /// How often to renew: several times within a lease, at most once in 50 ms.
+    /// The renewal interval: several times within a lease, at most once in 50 ms.
     pub fn renew_every(&self) -> Duration {
         (self.log.settings.lease / 5).clamp(Duration::from_millis(50), Duration::from_secs(1))
     }
 
-    /// Renews this member's leases, releases those beyond its share and takes free ones up to it. Returns the partitions that it holds,
-    /// with their numbers in the database.
+    /// Renews this member's leases, releases those beyond its share, and takes free ones up to it. Returns the partitions that it has, with
+    /// their ids in the database.
     pub async fn renew(&self) -> Result<BTreeMap<TopicPartition, i32>, LogError> {
         let renewal = async {
             self.renew_member().await?;
             self.renew_partitions().await
         };
-        // A renewal that takes longer than the lease comes too late.
+        // A renewal that takes longer than the lease is too late.
         match timeout(self.log.settings.lease, renewal).await {
             Ok(answer) => answer,
             Err(_) => Err(LogError::Unreachable("the lease was not renewed in time".to_owned())),
@@ -56,7 +56,7 @@ impl Leases {
         Ok(())
     }
 
-    /// All members' shares are as large, so that the last one may have less. Partitions of one number stay together.
+    /// All members have equal shares, so that the last one may get less. Partitions of one number stay together.
     async fn renew_partitions(&self) -> Result<BTreeMap<TopicPartition, i32>, LogError> {
         let held: Vec<(String, i32, i32)> = sqlx::query_as(
             "with log as (
@@ -91,7 +91,7 @@ impl Leases {
         Ok(held.into_iter().filter_map(place).collect())
     }
 
-    /// Releases everything.
+    /// Releases all leases.
     pub async fn release(&self) -> Result<(), LogError> {
         let released = sqlx::query(
             "with gone as (delete from lease where name = $1)

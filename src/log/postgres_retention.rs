@@ -4,16 +4,16 @@ use super::LogError;
 use super::postgres::PostgresLog;
 use crate::event::TopicPartition;
 
-/// At most so many records are removed at a time: an append waits for as long as that takes.
+/// Maximum number of records removed at once: an append waits that long.
 const AT_ONCE: i64 = 10_000;
 
 impl PostgresLog {
-    /// Removes the partition's oldest records, at most 10,000: those that are older than the retention, by the database's clock, and lie
-    /// before the ledger's position, which is in the same database. Answers how many.
+    /// Removes the partition's oldest records, at most 10,000, and returns their number. They are older than the retention, by the
+    /// database's clock, and below the ledger's position, which is in the same database.
     pub async fn remove_expired(&self, partition: TopicPartition) -> Result<i64, LogError> {
         self.in_time(async {
             let id = self.partition(partition).await?.id;
-            // Times never fall along a partition, so what is expired is one range from its start.
+            // Times never decrease within a partition, so that expired records are one range from its start.
             let removed = sqlx::query_scalar(
                 "with bound as (
                      select max(record_offset) + 1 as until
