@@ -1,4 +1,4 @@
-//! Causes of errors: their text, how a caller can handle them, and when one is news.
+//! Causes of errors: their text, the remedy for a caller, and whether a cause is news.
 
 use std::error::Error;
 use std::io;
@@ -6,8 +6,8 @@ use std::io;
 use sqlx::error::DatabaseError;
 use sqlx::postgres::PgConnectOptions;
 
-/// The error's text and those of its causes, joined by `: `. A cause that the text repeats is left out. So is what sqlx adds to the message of
-/// a database: the line of PostgreSQL's own source that reported it.
+/// The texts of the error and its causes, joined by `: `. A cause that the text already contains is left out. The line of PostgreSQL's own
+/// source, which sqlx adds to a database's message, is removed.
 #[must_use]
 pub fn text(error: &(dyn Error + 'static)) -> String {
     let causes: Vec<&(dyn Error + 'static)> = std::iter::successors(Some(error), |cause| (*cause).source()).collect();
@@ -29,7 +29,7 @@ pub fn text(error: &(dyn Error + 'static)) -> String {
     text
 }
 
-/// The statement that gives the right to connect, where a login was refused for the lack of it.
+/// The statement that grants the right to connect, if a login was refused because it lacks it.
 #[must_use]
 pub fn connect_grant(error: &sqlx::Error, options: &PgConnectOptions) -> Option<String> {
     (error.as_database_error()?.code()? == "42501").then(|| {
@@ -39,7 +39,7 @@ pub fn connect_grant(error: &sqlx::Error, options: &PgConnectOptions) -> Option<
     })
 }
 
-/// The name as SQL writes it: in quotes, unless it is plain.
+/// The name in SQL syntax: quoted unless it is plain.
 fn identifier(name: &str) -> String {
     let plain = |first: char| first.is_ascii_lowercase() || first == '_';
     let rest = |other: char| plain(other) || other.is_ascii_digit();
@@ -49,7 +49,7 @@ fn identifier(name: &str) -> String {
     }
 }
 
-/// The answer of a database, where the cause is one.
+/// The database's answer, if the cause is one.
 fn database<'a>(cause: &'a (dyn Error + 'static)) -> Option<&'a (dyn DatabaseError + 'static)> {
     match cause.downcast_ref::<sqlx::Error>() {
         Some(error) => error.as_database_error(),
@@ -57,21 +57,20 @@ fn database<'a>(cause: &'a (dyn Error + 'static)) -> Option<&'a (dyn DatabaseErr
     }
 }
 
-/// How a caller can handle an error of PostgreSQL.
+/// The remedy for an error of PostgreSQL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Remedy {
-    /// Retry: the connection, the server's state, its resources, another transaction, or a login, database or right that is missing.
+    /// Retry: the fault is the connection, the server's state, its resources, another transaction, or a missing login, database or right.
     Retry,
-    /// Retry with less: it took too long.
+    /// Retry with less data: the call took too long.
     RetryWithLess,
-    /// Leave out the row: its data breaks a rule or a limit.
+    /// Leave out the row: its data violates a rule or a limit.
     LeaveOut,
-    /// A retry does not help.
     None,
 }
 
 impl Remedy {
-    /// By SQLSTATE, or by what has cut off the connection.
+    /// Classifies by SQLSTATE, or by the reason of a lost connection.
     #[must_use]
     pub fn of(error: &sqlx::Error) -> Remedy {
         match error {
@@ -79,14 +78,13 @@ impl Remedy {
             sqlx::Error::Io(cause) if cause.kind() == io::ErrorKind::TimedOut => Remedy::RetryWithLess,
             sqlx::Error::Io(_) | sqlx::Error::Tls(_) => Remedy::Retry,
             sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed => Remedy::Retry,
-            // cut off before the server has answered whether it uses TLS
+            // The connection was cut before the server answered whether it uses TLS.
             sqlx::Error::Protocol(problem) if problem.contains("SSLRequest") => Remedy::Retry,
             sqlx::Error::Encode(_) => Remedy::LeaveOut,
             _ => Remedy::None,
         }
     }
 
-    /// Whether the same call can succeed later.
     #[must_use]
     pub fn is_retry(self) -> bool {
         !matches!(self, Remedy::LeaveOut | Remedy::None)
@@ -94,7 +92,7 @@ impl Remedy {
 
     fn of_state(code: &str) -> Remedy {
         match code {
-            // a server that is a standby now; its time limit of an idle session
+            // the server is a standby now; its time limit of an idle session
             "25006" | "57P05" => Remedy::Retry,
             // serialization failure, completion unknown, deadlock; object in use, lock not available
             "40001" | "40003" | "40P01" | "55006" | "55P03" => Remedy::Retry,
@@ -102,9 +100,9 @@ impl Remedy {
             "57P01" | "57P02" | "57P03" | "58000" | "58030" => Remedy::Retry,
             // time limits of a statement and of a transaction, in use or idle
             "57014" | "25P03" | "25P04" => Remedy::RetryWithLess,
-            // prepared statements that a pooler or a change of the schema has made void; a transaction that has failed; an internal error
+            // prepared statements invalidated by a pooler or a schema change; a failed transaction; an internal error
             "26000" | "42P05" | "0A000" | "25P02" | "XX000" => Remedy::Retry,
-            // no such database, dropped, no right: an administrator may be about to provide it
+            // the database does not exist or was dropped, or a right is missing: an administrator may be about to add it
             "3D000" | "57P04" | "42501" => Remedy::Retry,
             _ => match code.get(..2) {
                 // connection exceptions, logins, insufficient resources
@@ -117,12 +115,12 @@ impl Remedy {
     }
 }
 
-/// The cause of a condition that lasts. It is logged when it is news, not each time that it is met.
+/// The cause of a condition that lasts. It is logged when it is new, not each time it occurs.
 #[derive(Debug, Default)]
 pub struct Lasting(Option<String>);
 
 impl Lasting {
-    /// Notes the cause; whether it is another than before.
+    /// Records the cause and returns whether it differs from the previous one.
     pub fn is_news(&mut self, cause: &str) -> bool {
         let is_news = self.0.as_deref() != Some(cause);
         if is_news {
@@ -131,7 +129,7 @@ impl Lasting {
         is_news
     }
 
-    /// Notes that the condition has ended; false: it had not lasted.
+    /// Records that the condition has ended; false: it had not begun.
     pub fn has_ended(&mut self) -> bool {
         self.0.take().is_some()
     }
@@ -146,7 +144,7 @@ mod tests {
 
     use super::*;
 
-    /// As PostgreSQL's: the message, and where in its source it was reported.
+    /// Imitates PostgreSQL's error: the message, and the line in its source that reported it.
     #[derive(Debug)]
     struct Answer;
 

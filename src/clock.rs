@@ -1,39 +1,39 @@
-//! Time is passed in: a [`Clock`] is made in `main` (or in a test) and handed down.
+//! Time is passed in: `main` or a test creates a [`Clock`] and hands it down.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
 
-/// Where the time comes from. PostgreSQL keeps microseconds, so that is how fine every instant is.
+/// The source of the time. Every instant has the resolution of PostgreSQL, one microsecond.
 #[derive(Clone, Debug)]
 pub enum Clock {
-    /// The machine's clock, shifted: a process can be given a clock step.
+    /// The machine's clock with an offset, which simulates a clock step.
     System {
         /// Added to the machine's time.
         offset: TimeDelta,
     },
-    /// Stands still until it is set: microseconds since the Unix epoch. For tests and simulations.
+    /// A time that changes only by [`Clock::set`], in microseconds since the Unix epoch. For tests and simulations.
     Given(Arc<AtomicI64>),
 }
 
 impl Clock {
-    /// The machine's own time.
+    /// The machine's time without an offset.
     #[must_use]
     pub fn system() -> Self {
         Clock::System { offset: TimeDelta::zero() }
     }
 
-    /// A clock that stands at `at` until [`Clock::set`].
+    /// A clock that shows `at` until [`Clock::set`].
     #[must_use]
     pub fn given(at: DateTime<Utc>) -> Self {
         Clock::Given(Arc::new(AtomicI64::new(at.timestamp_micros())))
     }
 
-    /// The time now, in whole microseconds.
+    /// The current time, in whole microseconds.
     ///
     /// # Panics
-    /// Never for a machine whose clock lies within chrono's range.
+    /// Only if the machine's clock is outside chrono's range.
     #[must_use]
     #[allow(clippy::disallowed_methods)]
     pub fn now(&self) -> DateTime<Utc> {
@@ -43,7 +43,7 @@ impl Clock {
         }
     }
 
-    /// Moves a given clock. A system clock is not moved.
+    /// Sets a given clock. It does not change a system clock.
     pub fn set(&self, to: DateTime<Utc>) {
         if let Clock::Given(at) = self {
             at.store(to.timestamp_micros(), Ordering::SeqCst);

@@ -1,7 +1,7 @@
-//! Tallyline meters Coder deployments: typed events on a log, folded into metrics, license counts and billed usage, with books that
-//! balance. ARCHITECTURE.md draws the flow; `tests/arrows.rs` holds which part may name which.
+//! Tallyline meters Coder deployments. It folds typed events on a log into metrics, license counts and billed usage, with an audit that
+//! balances. ARCHITECTURE.md shows the flow; `tests/arrows.rs` checks which part may name which.
 //!
-//! Times, numbers and sizes in the parts at the edge come from outside: clippy denies arithmetic there that can overflow.
+//! In parts that read external times, numbers and sizes, clippy denies arithmetic that can overflow.
 
 pub mod api;
 pub mod audit;

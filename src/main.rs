@@ -11,12 +11,12 @@ fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(answer) => {
-            // help and version are answers; whether anybody reads them does not matter
+            // Help and version are answers; a failure to print them does not matter.
             let _ = answer.print();
             return if answer.use_stderr() { Exit::Configuration } else { Exit::Success }.into();
         }
     };
-    // a panic has said on stderr what happened
+    // A panic has already printed its message on stderr.
     match catch_unwind(AssertUnwindSafe(|| run(cli))) {
         Ok(Ok(exit)) => exit.into(),
         Ok(Err(failure)) => {
@@ -36,7 +36,7 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
         let context = Context { clock: cli.clock(), stop, output: cli.global.output };
         cli::run(cli.command, context).await
     });
-    // a blocking call that hangs must not keep the process
+    // A hanging blocking call must not keep the process alive.
     runtime.shutdown_timeout(Duration::from_secs(1));
     ended
 }

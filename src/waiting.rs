@@ -1,5 +1,5 @@
-//! The one place that names the `backoff` crate: waits that grow, with jitter. The crate is no longer maintained (RUSTSEC-2025-0012), so that it
-//! can be replaced here alone.
+//! Growing waits with jitter. Only this file uses the crate `backoff`, which is unmaintained (RUSTSEC-2025-0012), so that it can be
+//! replaced here alone.
 
 use std::time::Duration;
 
@@ -7,35 +7,35 @@ use backoff::backoff::Backoff as _;
 use backoff::{ExponentialBackoff, ExponentialBackoffBuilder};
 use tokio_util::sync::CancellationToken;
 
-/// Waits between attempts: each about 1.5 times the one before, half of it jitter, until a success resets them.
+/// Waits between attempts: each about 1.5 times the previous one, randomised by up to half, until a success resets them.
 #[derive(Debug)]
 pub struct Waits(ExponentialBackoff);
 
 impl Waits {
-    /// From `first` up to `longest`, without an end.
+    /// Waits from `first` up to `longest`, without a limit on their number.
     #[must_use]
     pub fn new(first: Duration, longest: Duration) -> Self {
         Waits(ExponentialBackoffBuilder::new().with_initial_interval(first).with_max_interval(longest).with_max_elapsed_time(None).build())
     }
 
-    /// How long to wait before the next attempt.
+    /// The wait before the next attempt.
     pub fn next_wait(&mut self) -> Duration {
         self.0.next_backoff().unwrap_or(self.0.max_interval)
     }
 
-    /// An attempt succeeded.
+    /// Resets the waits after a success.
     pub fn reset(&mut self) {
         self.0.reset();
     }
 
-    /// Waits; false when it is time to stop instead.
+    /// Waits before the next attempt; false if `stop` is cancelled.
     pub async fn wait(&mut self, stop: &CancellationToken) -> bool {
         stop.run_until_cancelled(tokio::time::sleep(self.next_wait())).await.is_some()
     }
 }
 
-/// The wait after so many failures in a row, where each thing has a wait of its own: `first`, doubled with each further failure up to
-/// `longest`, and then up to half less or more by chance.
+/// The wait after `failures` in a row, for things with separate waits: `first`, doubled with each further failure up to
+/// `longest`, then randomised by up to half.
 #[must_use]
 pub fn wait_after(failures: u32, first: Duration, longest: Duration) -> Duration {
     let grown = first.saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1))).min(longest);

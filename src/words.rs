@@ -1,12 +1,12 @@
-//! Closed sets of words: how enums are written in columns, in JSON, on the command line and in labels.
+//! Closed sets of words: the form of enums in columns, JSON, the command line and labels.
 
-/// Not one of the words of a set.
+/// A word that is not in a set.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{word:?} is none of {}", .known.join(", "))]
 pub struct UnknownWord {
-    /// What is written instead.
+    /// The unknown word.
     pub word: String,
-    /// All words of the set, in their order.
+    /// All words of the set, in order.
     pub known: &'static [&'static str],
 }
 
@@ -20,10 +20,9 @@ macro_rules! words {
         pub enum $name { $($(#[$variant_doc])* #[serde(rename = $word)] #[sqlx(rename = $word)] $variant),+ }
 
         impl $name {
-            /// All of them, in the order in which they are shown.
+            /// All values, in the order in which they are shown.
             pub const ALL: [$name; [$($word),+].len()] = [$($name::$variant),+];
 
-            /// The word.
             #[must_use]
             pub const fn as_str(self) -> &'static str {
                 match self { $($name::$variant => $word),+ }
