@@ -593,7 +593,7 @@ create table recovery_offset (
     next_offset bigint not null,
     primary key (recovery_id, topic, partition)
 );
--- … each of these sources has a full pass in the ledger that began after this one, and coderd's publish marks are compared.
+-- … the ledger has a later full pass of each of these sources, and coderd's publish marks are compared.
 create table recovery_source (
     recovery_id bigint not null references recovery,
     source_id smallint not null references source,

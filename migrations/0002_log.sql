@@ -20,8 +20,8 @@ create table log_partition (
     constraint log_partition_offsets_are_ordered check (0 <= start_offset and start_offset <= next_offset)
 );
 
--- Key and payload are any bytes, unchanged. The partition has no foreign key: an append holds the lock of its row, and a check
--- per record would cost more than the record.
+-- Key and payload are any bytes, unchanged. The partition has no foreign key. An append holds the lock of its row, and a check per record
+-- would cost more than the record.
 create table log_record (
     partition_id integer not null,
     record_offset bigint not null,

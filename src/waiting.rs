@@ -34,8 +34,8 @@ impl Waits {
     }
 }
 
-/// The wait after `failures` in a row, for things with separate waits: `first`, doubled with each further failure up to
-/// `longest`, then randomised by up to half.
+/// The wait after `failures` in a row, for things with separate waits. It is `first`, doubled with each further failure up to `longest`,
+/// and then randomised by up to half.
 #[must_use]
 pub fn wait_after(failures: u32, first: Duration, longest: Duration) -> Duration {
     let grown = first.saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1))).min(longest);

@@ -6,8 +6,8 @@ use uuid::Uuid;
 use crate::ledger::{Ledger, Lives, Restored};
 use crate::log::{Log, Mark};
 
-/// Returns the mark that is unknown to this ledger and reaches furthest in time, as evidence that the ledger was restored: a mark follows
-/// its batch's commit. A log in PostgreSQL has no marks. The function queries the ledger once per partition.
+/// Returns the mark that is unknown to this ledger and reaches furthest in time. It proves a restore, because a mark follows its batch's
+/// commit. A log in PostgreSQL has no marks. The function queries the ledger once per partition.
 pub async fn mark_ahead(log: &Log, ledger: &Ledger, group: &str) -> anyhow::Result<Option<Restored>> {
     // The marks are read before the ledger, so that the ledger's position is equal or higher.
     let marks = log.marks(group).await?;

@@ -369,7 +369,7 @@ impl Ours {
         self.in_hand = self.workers.get(&batch.partition).map(|worker| (worker.batches(), batch));
     }
 
-    /// Drops the batch if the worker has ended: it has cancelled the membership or stopped its partition, and the batch is read again.
+    /// Drops the batch if the worker has ended. The worker has cancelled the membership or stopped its partition. The batch is reread.
     fn hand_over(&mut self, room: Option<mpsc::OwnedPermit<Batch>>) {
         if let (Some((_, batch)), Some(room)) = (self.in_hand.take(), room) {
             room.send(batch);

@@ -218,7 +218,7 @@ const CHECKS: [(&str, &str); 9] = [
          from batch b left join (select batch_id, count(*) as n from reject group by batch_id) as rows on rows.batch_id = b.id
          where b.kind = 'log' and b.rejects + b.conflicts + b.held <> coalesce(rows.n, 0) limit $1",
     ),
-    // The partition is read beyond the place, or its generation has ended: the record must be an accepted event or a reject.
+    // The partition is read beyond the place, or its generation has ended. The record must be an accepted event or a reject.
     (
         "passed_and_gone",
         "select coalesce(event_id, 'reject ' || id), 'reject ' || id || ' is ' || state || ' and went through the log again to ' || topic || '/'

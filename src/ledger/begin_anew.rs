@@ -61,7 +61,7 @@ impl Ledger {
         lives_of(&mut *self.pool.acquire().await?).await
     }
 
-    /// The highest log end that a collector's pass noted for the partition, where the partition is not read up to it.
+    /// The highest log end that a collector's pass recorded for the partition and that is not reached.
     pub async fn noted_end(&self, partition: TopicPartition) -> Result<Option<i64>, sqlx::Error> {
         sqlx::query_scalar("select max(next_offset) from collector_pass_offset where topic = $1 and partition = $2")
             .bind(partition.topic.name())

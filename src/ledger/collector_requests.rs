@@ -22,8 +22,8 @@ pub struct SweepRequest {
 }
 
 impl Ledger {
-    /// Asks the source's collector to fetch the rows of these event ids in its next pass, and returns the number of new requests.
-    /// That pass ends the request, whether or not coderd has the row.
+    /// Asks the source's collector to fetch the rows of these event ids in its next pass. Returns the number of new requests. That pass
+    /// ends a request, whether or not coderd has the row.
     pub async fn request_fetch(&self, source_id: i16, event_ids: &[String]) -> Result<u64, sqlx::Error> {
         let asked = sqlx::query(
             "insert into fetch_request (source_id, event_id, requested_at)

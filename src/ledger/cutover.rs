@@ -67,7 +67,7 @@ impl Ledger {
     }
 
     /// Records the cutover of each partition: its log end, or its position if that is higher. A partition without a position needs
-    /// signatures from offset 0. While a restored ledger catches up, each cutover is the position: an earlier cutover may be lost, and
+    /// signatures from offset 0. While a restored ledger catches up, each cutover is the position. An earlier cutover may be lost, and
     /// valid events arrive signed. Passes that rely on records beyond the cutover become void, and each collector must open again. A ledger
     /// keeps its first cutover.
     pub async fn begin_signatures(&self, ends: &[(TopicPartition, i64)]) -> Result<(), sqlx::Error> {

@@ -102,8 +102,8 @@ impl Ledger {
     }
 
     /// The event ids of these messages that must not be sent again, because the ledger has them among its rejects. An id whose records are
-    /// all discarded is sent again if this message is not one of them: the discarded records were foreign, or the row has changed.
-    /// Signatures are not compared.
+    /// all discarded is sent again if this message is not one of them. Those records were foreign, or the row has changed. Signatures are
+    /// not compared.
     pub async fn refused_messages(&self, deployment_id: Uuid, messages: &HashMap<String, Message>) -> Result<HashSet<String>, sqlx::Error> {
         let ids: Vec<&String> = messages.keys().collect();
         let rows: Vec<(String, bool, Vec<u8>, Vec<u8>)> = sqlx::query_as(concat!(

@@ -27,8 +27,7 @@ pub struct NewPass {
     pub late: i32,
     /// The end of each partition after the pass. All records of this and earlier passes are below it.
     pub offsets: Vec<(TopicPartition, i64)>,
-    /// The last appended record of each partition since the previous pass, if the log is in the ledger's database: a failover may have lost
-    /// it.
+    /// The last record of each partition appended since the previous pass, for a log in the ledger's database. A failover may have lost it.
     pub last_records: Vec<(TopicPartition, i64, Message)>,
     /// The pass that this one relies on, by id and start. If it is not the newest, the ledger is restored.
     pub previous: Option<(i64, DateTime<Utc>)>,

@@ -49,8 +49,8 @@ impl Ledger {
         sqlx::query_as(query).fetch_all(&self.pool).await
     }
 
-    /// Resumes publishing this deployment's usage, because an operator has cut off coderd's own publishing: its newest mark is the last
-    /// one. Returns the stop that it ends. None: the deployment has no stop, and nothing is written.
+    /// Resumes publishing this deployment's usage. An operator has cut off coderd's own publishing, so its newest mark is the last one.
+    /// Returns the stop that it ends. None: the deployment has no stop, and nothing is written.
     pub async fn end_publish_stop(&self, deployment: Uuid, act: &NewAct<'_>) -> Result<Option<PublishStop>, sqlx::Error> {
         let mut tx = self.pool.begin().await?;
         let stop: Option<PublishStop> = sqlx::query_as(

@@ -1,5 +1,5 @@
-//! Records one batch of one partition in one transaction: new events, conflicts, rejects and held records as rows, duplicates as a
-//! count, publications queued, and the position moved with them.
+//! Records one batch of one partition in one transaction. New events, conflicts, rejects and held records become rows, duplicates a count.
+//! The transaction also queues publications and moves the position.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 

@@ -22,8 +22,8 @@ impl Refusal {
     }
 }
 
-/// Inserts conflicts, rejects and held records with their raw records, once per place in the log. The row belongs to the live chain:
-/// a replay keeps an existing row, and the live chain takes over a replay's row.
+/// Inserts conflicts, rejects and held records with their raw records, once per place in the log. The row belongs to the live chain. A
+/// replay keeps an existing row, and the live chain takes over a replay's row.
 pub(super) async fn insert_refused(
     tx: &mut PgConnection,
     ledger: &Ledger,

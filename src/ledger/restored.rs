@@ -89,7 +89,7 @@ pub struct CollectedSource {
     pub last_read_at: Option<DateTime<Utc>>,
 }
 
-/// A source is treated as unused if another one was read this much later, the log's retention: waiting for it would never end.
+/// A source is treated as unused if another one was read this much later. Waiting for it would never end. The time is the log's retention.
 /// The current date has no effect, because all passes of an old backup are old.
 const READ_WITHIN: TimeDelta = TimeDelta::days(35);
 
@@ -126,8 +126,6 @@ impl Ledger {
 
     /// Opens a recovery once. The ledger begins another incarnation, all leases and partition leases end, and each pending publication is
     /// marked as possibly sent. `plan` is the plan that this executes. False: the evidence no longer applies, or another process was first.
-    ///
-    /// # Errors
     /// After an error nothing is changed.
     pub async fn note_restored(&self, restored: &Restored, act: &NewAct<'_>, plan: Option<&str>) -> Result<bool, sqlx::Error> {
         let mut tx = self.pool.begin().await?;

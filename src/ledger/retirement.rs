@@ -48,8 +48,8 @@ impl Ledger {
         Ok(self.retirements().await?.into_iter().find(|retirement| retirement.deployment_id == deployment_id))
     }
 
-    /// Retires a registered source. Its audit findings are deleted, an open recovery does not wait for it any more, and its collector loses
-    /// its lease. False: it is already retired; nothing is changed.
+    /// Retires a registered source. This deletes its audit findings, releases an open recovery from it, and revokes its collector's lease.
+    /// False: it is already retired; nothing is changed.
     pub async fn retire_source(&self, deployment_id: Uuid, act: &NewAct<'_>) -> Result<bool, sqlx::Error> {
         let mut tx = self.pool.begin().await?;
         revoke_leases(&mut tx, &collector_lease(deployment_id)).await?;

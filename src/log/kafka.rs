@@ -384,7 +384,7 @@ impl Connection {
         }
     }
 
-    /// Logs a fault unless it lasts already. The end of a partition is not a fault: librdkafka reports it here if the reader has moved to
+    /// Logs a fault unless it lasts already. The end of a partition is not a fault. librdkafka reports it here if the reader has moved to
     /// another partition meanwhile.
     pub fn faulted(&self, error: &KafkaError, reason: &str) {
         let code = error.rdkafka_error_code();

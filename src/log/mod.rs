@@ -184,7 +184,7 @@ impl Log {
         }
     }
 
-    /// The first offset from which the partition is readable to its end: the log's start or, in tables that lost records, the offset
+    /// The first offset from which the partition is readable to its end. It is the log's start or, in tables that lost records, the offset
     /// after the last gap.
     pub async fn whole_from(&self, partition: TopicPartition) -> Result<i64, LogError> {
         match self {
@@ -201,12 +201,11 @@ impl Log {
         }
     }
 
-    /// Reads at most `limit` records from offset `from` on, without a group. It stops at the readable end at the time of the call:
-    /// fewer records than `limit`, or none, mean that the end is reached. To continue at the last call's end is fast. A Kafka batch that
-    /// cannot be unpacked is one record at its last offset: [`Message::of_unreadable_batch`].
+    /// Reads at most `limit` records from offset `from` on, without a group. It stops at the readable end at the time of the call. Fewer
+    /// records than `limit`, or none, mean that the end is reached. To continue at the last call's end is fast. A Kafka batch that cannot
+    /// be unpacked is one record at its last offset: [`Message::of_unreadable_batch`].
     ///
-    /// # Errors
-    /// [`LogError::OutOfRange`] if `from` is outside them; [`LogError::Unreadable`] at a damaged batch; those of [`Log::watermarks`].
+    /// # Errors [`LogError::OutOfRange`] outside the watermarks; [`LogError::Unreadable`] at a damaged batch; those of [`Log::watermarks`].
     pub async fn read(&self, partition: TopicPartition, from: i64, limit: usize) -> Result<Vec<Record>, LogError> {
         match self {
             Log::Kafka(log) => log.read(partition, from, limit).await,
@@ -214,7 +213,7 @@ impl Log {
         }
     }
 
-    /// The group's marks with their signatures. Empty without marks, and for a log in PostgreSQL: a restore includes such a log, so that
+    /// The group's marks with their signatures. Empty without marks, and for a log in PostgreSQL. A restore includes such a log, so that
     /// its marks would prove nothing.
     pub async fn marks(&self, group: &str) -> Result<Vec<Mark>, LogError> {
         match self {
