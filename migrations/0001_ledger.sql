@@ -613,7 +613,7 @@ create table source_lost (
 );
 
 -- The latest findings of the continuous audit, one row per joint, or per joint and deployment, by the database's clock.
--- These numbers decide which usage is held. Open records are work for an operator and hold nothing.
+-- These numbers decide which usage is held. Open items are work for an operator and hold nothing.
 create table audit_finding (
     joint text not null,
     -- null: the joint covers the whole ledger

@@ -19,7 +19,7 @@ pub fn read_from(topic: Topic, record: Record) -> Arrival {
 }
 
 /// Parses a record as [`read_from`] does and verifies its signature. From offset `signed_from` on, a record without a valid signature is
-/// rejected, whether or not it is valid. A placeholder for an unreadable batch is rejected as unreadable.
+/// rejected, even if its event is valid. A placeholder for an unreadable batch is rejected as unreadable.
 pub(super) fn verified(log: &Log, signed_from: Option<i64>, topic: Topic, record: Record) -> Arrival {
     let signer = log.signer(topic, &record.message);
     let arrival = read_from(topic, record);

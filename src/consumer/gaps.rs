@@ -14,8 +14,8 @@ pub(super) struct Gap {
 
 /// The latest check of each partition that found no record.
 ///
-/// One check is not enough: the leader may change between its requests for the end and for the records. The answer of a follower
-/// that is behind looks like a range without records.
+/// One check is not enough: the leader may change between the requests for the end and for the records. The answer of a follower that is
+/// behind looks like a range without records.
 #[derive(Debug, Default)]
 pub(super) struct Looks(HashMap<TopicPartition, Gap>);
 

@@ -81,7 +81,7 @@ enum GiveUp {
     Rejoin,
     /// The partition must not be read further.
     Stop(String),
-    /// The partition is assigned to another consumer, which reads the batch in flight again.
+    /// The partition is revoked, and its next consumer reads the batch in flight again.
     Drop,
 }
 

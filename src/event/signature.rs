@@ -67,7 +67,8 @@ impl std::fmt::Debug for Signatures {
 impl Signatures {
     /// Verification keys by name, and the name of the signing key.
     ///
-    /// # Errors The text has the key's name and not the key. A name has `:`, a key is too short, or the signing key is not among them.
+    /// # Errors
+    /// The text has the key's name and not the key. A name has `:`, a key is too short, or the signing key is not among them.
     pub fn new(keys: BTreeMap<String, Vec<u8>>, signing: Option<String>) -> Result<Self, String> {
         for (name, key) in &keys {
             if name.is_empty() || name.len() > 100 || name.contains(':') {

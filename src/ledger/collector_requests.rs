@@ -48,7 +48,7 @@ impl Ledger {
             .await
     }
 
-    /// Asks the source's collector to read everything now. A sweep that has already begun does not count: another one follows.
+    /// Asks the source's collector to read everything now. A sweep already begun does not fulfil the request: another follows.
     pub async fn request_sweep(&self, source_id: i16) -> Result<(), sqlx::Error> {
         sqlx::query(
             "insert into sweep_request (source_id) values ($1) on conflict on constraint sweep_request_is_unique

@@ -22,7 +22,7 @@ pub struct NewFinding<'a> {
     /// The deployment of a joint that covers only one.
     pub deployment: Option<Uuid>,
     pub differences: &'a [Difference],
-    /// The number of records that wait for an operator.
+    /// The number of open items for an operator.
     pub open: usize,
     /// Confirmed builds and claims that coderd no longer has.
     pub gone: i64,
@@ -41,7 +41,7 @@ pub struct Finding {
     pub deployment_id: Option<Uuid>,
     /// The number of differences.
     pub differences: i64,
-    /// The number of records that wait for an operator. They are accounted for and stop nothing.
+    /// The number of open items for an operator. They are accounted for and stop nothing.
     pub open: i64,
     /// Confirmed builds and claims that coderd no longer has. They are not differences.
     pub gone: i64,

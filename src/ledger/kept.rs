@@ -17,7 +17,7 @@ pub struct KeptEvent {
     pub source_id: i16,
     /// The row's key: a build's id, or the usage event's own id.
     pub key: String,
-    /// The event of the columns, or the reason why they are not an event because they were changed by hand.
+    /// The event in the columns. An error means that they were changed by hand.
     pub event: Result<Event, String>,
     /// The digest of the event when it was accepted.
     pub digest: Vec<u8>,

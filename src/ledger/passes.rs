@@ -266,7 +266,7 @@ async fn insert_pass(tx: &mut PgConnection, pass_id: i64, pass: &NewPass) -> Res
     Ok(())
 }
 
-/// Adds the passes whose offsets the log is read up to to the source's progress. Deletes offsets that are reached.
+/// Merges passes that the log is read up to into the source's progress. Deletes reached offsets.
 async fn settle_passes(tx: &mut PgConnection, source_id: i16, unproven_after: Option<i64>) -> Result<(), sqlx::Error> {
     sqlx::query(
         "delete from collector_pass_offset noted using position

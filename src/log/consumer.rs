@@ -21,7 +21,7 @@ const LEAVE_SECONDS: u64 = 15;
 pub enum Delivery {
     /// Partitions are assigned to this consumer. It reads none of them before [`Consumer::start`], and the group does not wait for that.
     Assigned(Vec<TopicPartition>),
-    /// Partitions are assigned to another consumer now. No batch of them follows.
+    /// Partitions are revoked from this consumer. No batch of them follows.
     Revoked(Vec<TopicPartition>),
     /// Records to process.
     Batch(Batch),

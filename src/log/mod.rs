@@ -205,7 +205,8 @@ impl Log {
     /// records than `limit`, or none, mean that the end is reached. To continue at the last call's end is fast. A Kafka batch that cannot
     /// be unpacked is one record at its last offset: [`Message::of_unreadable_batch`].
     ///
-    /// # Errors [`LogError::OutOfRange`] outside the watermarks; [`LogError::Unreadable`] at a damaged batch; those of [`Log::watermarks`].
+    /// # Errors
+    /// [`LogError::OutOfRange`] outside the watermarks; [`LogError::Unreadable`] at a damaged batch; those of [`Log::watermarks`].
     pub async fn read(&self, partition: TopicPartition, from: i64, limit: usize) -> Result<Vec<Record>, LogError> {
         match self {
             Log::Kafka(log) => log.read(partition, from, limit).await,
