@@ -1,4 +1,4 @@
-//! The audit trail, read.
+//! Lists the audit trail.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -6,28 +6,27 @@ use utoipa::ToSchema;
 use super::{Desk, OperationError};
 use crate::ledger::{Act, ListActs};
 
-/// Acts of one page where nothing else is asked for, and the most there can be.
+/// Acts of one page: the default and the maximum.
 const PAGE: u16 = 100;
 const MOST: u16 = 1000;
 
 /// A page of the audit trail, the latest act first.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Acts {
-    /// The acts.
+    /// Acts of this page.
     pub acts: Vec<Act>,
-    /// `before` of the next page; absent on the last.
+    /// `before` of the next page; absent on the last page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_before: Option<i64>,
 }
 
 impl Desk {
-    /// One page of the audit trail.
     pub async fn acts(&self, request: &ListActs) -> Result<Acts, OperationError> {
         let limit = request.limit.unwrap_or(PAGE);
         if !(1..=MOST).contains(&limit) {
             return Err(OperationError::Invalid { field: "limit", message: format!("must be 1 to {MOST}") });
         }
-        // one more says whether there is another page
+        // one act more than the limit shows whether another page exists
         let mut acts = self.ledger.in_time(self.ledger.acts(request, i64::from(limit) + 1)).await?;
         let more = acts.len() > usize::from(limit);
         acts.truncate(usize::from(limit));

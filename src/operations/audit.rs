@@ -1,4 +1,4 @@
-//! Auditing when it is asked for, and what the audit that runs by itself found last.
+//! Audits on demand, and the latest findings of the continuous audit.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -12,31 +12,31 @@ use crate::audit::{Audit, AuditReport};
 use crate::coderd::Database;
 use crate::ledger::Finding;
 
-/// How to audit.
+/// Options of an audit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RunAudit {
-    /// How long to wait for a collector pass that began after a difference was seen, in seconds; 60 where it is not given.
+    /// Seconds to wait for a collector pass that began after a difference was seen. Default: 60.
     pub patience_seconds: Option<u32>,
-    /// Also read again what the log still holds, and name each row that was changed, removed or added by hand.
+    /// Also reread the records that the log still holds. Report each ledger row that was changed, removed or added by hand.
     pub deep: bool,
 }
 
-/// What the audit that runs by itself found last.
+/// Latest findings of the continuous audit.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct AuditFindings {
-    /// By joint, and by deployment where a joint is one deployment's; empty before the first.
+    /// One finding per joint, and per deployment where a joint concerns one deployment. Empty before the first audit.
     pub findings: Vec<Finding>,
 }
 
 impl Desk {
-    /// What the audit that runs by itself found last.
+    /// Latest findings of the continuous audit.
     pub async fn audit_findings(&self) -> Result<AuditFindings, OperationError> {
         Ok(AuditFindings { findings: self.ledger.in_time(self.ledger.findings()).await? })
     }
 
-    /// Audits now: what is confirmed, missing or to be held is marked, and no event is changed. `progress` gets the offsets that a deep audit has
-    /// read, and their total.
+    /// Audits now. Marks events as confirmed, missing or held; changes no event. `progress` gets the offsets that a deep audit has read,
+    /// and their total.
     pub async fn audit(&self, request: &RunAudit, progress: impl Fn(u64, u64) + Send + Sync) -> Result<AuditReport, OperationError> {
         let patience = Duration::from_secs(request.patience_seconds.unwrap_or(60).into());
         let source = match &self.coderd {
@@ -59,7 +59,7 @@ impl Desk {
         Ok(report.with(audit.deep(&ranges, progress).await.map_err(unread)?))
     }
 
-    /// The configured deployment, or the one that coderd tells.
+    /// The configured deployment; without one, the deployment that coderd reports.
     async fn deployment_told_by(&self, database: &Database) -> Result<Uuid, OperationError> {
         if let Some(deployment) = self.deployment {
             return Ok(deployment);

@@ -1,4 +1,4 @@
-//! What operations work on, and who asks for them.
+//! The handles that operations use, and the actor of an operation.
 
 use uuid::Uuid;
 
@@ -8,32 +8,31 @@ use crate::ledger::{ActKind, LICENSE_RULES, Ledger, NewAct, Subject};
 use crate::license::{PublicKeys, RuleSet};
 use crate::log::Log;
 
-/// The handles of one deployment, as a command or a serving process has them. None need be reachable yet.
+/// The handles of one deployment, of a command or of a serving process. Each dependency may still be unreachable.
 #[derive(Clone)]
 pub struct Desk {
-    /// The ledger; its clock is the operations' clock.
+    /// The ledger. Operations use its clock.
     pub ledger: Ledger,
-    /// The log.
     pub log: Log,
-    /// The consumers' group, whose marks in the log may prove that the ledger was further.
+    /// The consumer group. Its committed offsets in the log can prove that the ledger was further.
     pub group: String,
-    /// Partitions of each topic that has to be created.
+    /// Partitions of each topic that an operation creates.
     pub partitions: i32,
-    /// coderd's database, where it is configured.
+    /// coderd's database, if configured.
     pub coderd: Option<Database>,
-    /// The deployment that the pipeline names or coderd told; none: not known.
+    /// The deployment that the pipeline names or that coderd reported; `None` if unknown.
     pub deployment: Option<Uuid>,
-    /// The keys that may have signed licenses.
+    /// The keys that may sign licenses.
     pub keys: PublicKeys,
-    /// The pipeline's license rules; a choice in the ledger goes before them.
+    /// The pipeline's license rules. Rules chosen in the ledger take precedence.
     pub rules: RuleSet,
 }
 
 impl Desk {
-    /// The rules that hold: those that were chosen in the ledger, else the pipeline's.
+    /// The license rules in force: those chosen in the ledger, else the pipeline's.
     ///
     /// # Errors
-    /// The ledger's; [`OperationError::Forbidden`] where rules were chosen that this version does not know.
+    /// [`OperationError::Forbidden`] if the ledger names rules that this version does not know.
     pub async fn license_rules(&self) -> Result<RuleSet, OperationError> {
         match self.ledger.in_time(self.ledger.choice(LICENSE_RULES)).await? {
             Some(name) => name.parse().map_err(|error| OperationError::Forbidden(format!("in the ledger were chosen: {error}"))),
@@ -42,10 +41,10 @@ impl Desk {
     }
 }
 
-/// Most characters of a reason: it is shown whole wherever its act is.
+/// Maximum characters of a reason. Every view of an act shows the whole reason.
 const MOST_OF_A_REASON: usize = 2_000;
 
-/// A reason that the audit trail takes.
+/// Checks the length of a reason for the audit trail.
 pub fn reason(text: &str) -> Result<String, String> {
     match text.chars().count() {
         length if length > MOST_OF_A_REASON => Err(format!("has {length} characters, more than {MOST_OF_A_REASON}")),
@@ -53,22 +52,21 @@ pub fn reason(text: &str) -> Result<String, String> {
     }
 }
 
-/// Who does something, and why. Both go into the audit trail.
+/// Who performs an operation, and why. Both are recorded in the audit trail.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Actor {
     /// A person's login, a token's name, or `tallyline VERSION`.
     pub name: String,
-    /// Why, in the actor's words; may be empty where an operation does not demand it.
+    /// The reason, in the actor's words. May be empty where an operation does not require one.
     pub reason: String,
 }
 
 impl Actor {
-    /// What this actor does, to be written down.
+    /// An act of this actor for the audit trail.
     pub(super) fn act<'a>(&'a self, act: ActKind, subject: Subject<'a>, detail: serde_json::Value) -> NewAct<'a> {
         NewAct { actor: &self.name, act, subject, reason: &self.reason, detail }
     }
 
-    /// Refuses an act without a reason.
     pub(super) fn require_reason(&self) -> Result<(), OperationError> {
         match self.reason.trim() {
             "" => Err(OperationError::Invalid { field: "reason", message: "is missing: it goes into the audit trail".to_owned() }),

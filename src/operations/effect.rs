@@ -1,5 +1,5 @@
-//! What new events would change in what is shown and billed: they are fed to the pure folds in memory, on top of the state as it is now. There is no
-//! second form of the rules.
+//! The effect of new events on metrics, license counts and publications. The real folds apply the events in memory, on top of the current
+//! state. The rules have no second implementation.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,64 +14,64 @@ use crate::ledger::Ledger;
 use crate::projection::{self, ProjectionError};
 use crate::stages::{Broken, LicensesState, MetricsState, Stage};
 
-/// What would change by events that are added.
+/// Effect of new events.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Effect {
-    /// Deployments that the ledger does not know yet: each is introduced by its first event.
+    /// Deployments that the ledger does not know yet. Their first event introduces them.
     pub introduced: Vec<Uuid>,
     /// Managed agents in the usage period of each license, before and after.
     pub licenses: Vec<WindowEffect>,
     /// Publications that would be queued.
     pub publications: Vec<Queued>,
-    /// What would come to the metrics' families.
+    /// Effect on each family of metrics.
     pub metrics: Vec<FamilyEffect>,
 }
 
 /// The managed agents of one license's usage period.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct WindowEffect {
-    /// The deployment.
+    /// Id of the deployment.
     pub deployment: Uuid,
     /// coderd's own id of the license.
     pub license_id: i32,
-    /// `nbf`, included.
+    /// Start of the usage period: `nbf`, included.
     pub start: DateTime<Utc>,
-    /// `exp`, not included.
+    /// End of the usage period: `exp`, not included.
     pub end: DateTime<Utc>,
     /// Managed agents now.
     pub before: u64,
-    /// Managed agents afterwards.
+    /// Managed agents after the change.
     pub after: u64,
 }
 
-/// Usage of one type that would be queued for publication. Whether it is sent or is another's is decided later, as for all usage.
+/// Usage of one type that would be queued for publication. As for all usage, the publisher decides later whether it sends the event.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Queued {
-    /// The deployment.
+    /// Id of the deployment.
     pub deployment: Uuid,
-    /// Tallyman's type.
+    /// Tallyman's name of the usage type.
     pub event_type: String,
-    /// How many events.
+    /// Number of events.
     pub events: u64,
-    /// Their quantities together, in the type's unit; a text, for the sum may pass 64 bits.
+    /// Sum of their quantities in the type's unit. A decimal string, because the sum may exceed 64 bits.
     pub units: String,
 }
 
-/// What would come to one family of metrics.
+/// Effect on one family of metrics.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct FamilyEffect {
-    /// The deployment.
+    /// Id of the deployment.
     pub deployment: Uuid,
-    /// The family's name.
+    /// Name of the family.
     pub family: String,
-    /// By how much its counters would rise, or how many observations its histograms would get.
+    /// Increase of its counters, or number of new observations of its histograms.
     pub added: u64,
-    /// For a histogram, what the observations add to its sums, in seconds.
+    /// Seconds that the observations add to the sums of a histogram; absent for counters.
     pub added_seconds: Option<f64>,
 }
 
 impl Effect {
-    /// Nothing would change.
+    /// Whether nothing would change.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         let Self { introduced, licenses, publications, metrics } = self;
@@ -81,7 +81,7 @@ impl Effect {
             && licenses.iter().all(|window| window.before == window.after)
     }
 
-    /// What an execution must still bring about. Live events beside it may raise `before` and `after` together; that is no other effect.
+    /// The part that an execution must reproduce. Live events may raise `before` and `after` together; the effect is still the same.
     pub(super) fn essence(&self) -> impl Serialize + use<> {
         let Self { introduced, licenses, publications, metrics } = self.clone();
         let gains = licenses.into_iter().filter(|window| window.after != window.before);
@@ -91,7 +91,7 @@ impl Effect {
     }
 }
 
-/// Gathers what events would change.
+/// Collects the effect of events.
 pub(super) struct Effects {
     now: DateTime<Utc>,
     metrics: Changing<MetricsState>,
@@ -101,7 +101,6 @@ pub(super) struct Effects {
     broken: Option<Broken>,
 }
 
-/// A state as it is, and as it would be.
 struct Changing<S> {
     before: S,
     after: S,
@@ -115,7 +114,7 @@ impl<S: Stage + Clone> Changing<S> {
 }
 
 impl Effects {
-    /// On top of the ledger as it is now.
+    /// Starts from the current state of the ledger.
     pub(super) async fn begin(ledger: &Ledger) -> Result<Self, OperationError> {
         Ok(Self {
             now: ledger.clock.now(),
@@ -127,7 +126,7 @@ impl Effects {
         })
     }
 
-    /// One event that would be accepted.
+    /// Adds an event that would be accepted.
     pub(super) fn add(&mut self, event: &Event) {
         let deployment = event.deployment;
         if self.metrics.after.deployment(deployment).is_none() {
@@ -147,7 +146,6 @@ impl Effects {
         self.broken = self.broken.take().or(applied.err());
     }
 
-    /// All that would change.
     pub(super) fn end(self) -> Result<Effect, OperationError> {
         if let Some(broken) = self.broken {
             return Err(OperationError::Internal(broken.into()));
@@ -187,7 +185,6 @@ fn windows(licenses: &Changing<LicensesState>) -> Vec<WindowEffect> {
     windows
 }
 
-/// Each family that would change.
 fn families(metrics: &Changing<MetricsState>) -> Vec<FamilyEffect> {
     let mut added: BTreeMap<(Uuid, &'static str), (u64, Option<i128>)> = BTreeMap::new();
     let before = series(&metrics.before);
@@ -210,7 +207,7 @@ fn families(metrics: &Changing<MetricsState>) -> Vec<FamilyEffect> {
         .collect()
 }
 
-/// A count as it is told: at most what 64 bits hold, far beyond any limit.
+/// A count limited to 64 bits, far beyond any license limit.
 pub(super) fn saturating(count: u128) -> u64 {
     u64::try_from(count).unwrap_or(u64::MAX)
 }

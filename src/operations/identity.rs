@@ -1,4 +1,4 @@
-//! Accepting that a source is collected from another coderd than before.
+//! Accepts that a source is collected from another coderd than before.
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -6,23 +6,23 @@ use uuid::Uuid;
 use super::{Actor, Desk, OperationError};
 use crate::ledger::{ActKind, SourceIdentity, Subject};
 
-/// A source, and the coderd that it is bound to from now on.
+/// A source, and the coderd to which it is now bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AcceptedIdentity {
     /// The source's id.
     pub source_id: Uuid,
     /// The deployment id that coderd reports.
     pub deployment_id: Uuid,
-    /// Its default organization.
+    /// The default organization that coderd reports.
     pub organization_id: Uuid,
 }
 
 impl Desk {
-    /// Binds a source to the coderd that is configured here, whatever it was bound to.
+    /// Binds a source to the configured coderd. Replaces any earlier binding.
     ///
     /// # Errors
-    /// [`OperationError::Invalid`] without a reason; [`OperationError::Coderd`] where coderd does not tell which one it is;
-    /// [`OperationError::Forbidden`] where no coderd is configured, or this one is another source's; [`OperationError::NotFound`].
+    /// [`OperationError::Invalid`] without a reason; [`OperationError::Coderd`] if coderd does not report its identity;
+    /// [`OperationError::Forbidden`] if no coderd is configured or another source is bound to it; [`OperationError::NotFound`].
     pub async fn accept_identity(&self, source_id: Uuid, actor: &Actor) -> Result<AcceptedIdentity, OperationError> {
         actor.require_reason()?;
         let Some(database) = &self.coderd else {

@@ -1,22 +1,22 @@
-//! Times and durations as operators write them.
+//! Parses times and durations as operators write them.
 
 use std::time::Duration;
 
 use chrono::{DateTime, Datelike as _, NaiveDate, NaiveDateTime, TimeDelta, Utc};
 
-/// Whether events can be of that time, the years 1970 to 9999: the ledger cannot even be asked for much else.
+/// Whether events may have this time: years 1970 to 9999. The ledger cannot be queried for times far outside it.
 #[must_use]
 pub fn can_be(instant: DateTime<Utc>) -> bool {
     (1970..=9999).contains(&instant.year())
 }
 
-/// What is said of an instant that cannot be.
+/// Error text for an instant outside that range.
 pub const CANNOT_BE: &str = "lies outside the years 1970 to 9999";
 
-/// An instant of the years 1970 to 9999: RFC 3339, the same without an offset (then UTC), or a date (its first instant in UTC). To the microsecond.
+/// Parses an instant of the years 1970 to 9999, to the microsecond: RFC 3339, the same without an offset (UTC), or a date (its start, UTC).
 pub fn instant(text: &str) -> Result<DateTime<Utc>, String> {
     let offset = || DateTime::parse_from_rfc3339(text).map(|time| time.to_utc()).ok();
-    // kafka-consumer-groups also takes +0200 and +02
+    // kafka-consumer-groups also accepts +0200 and +02
     let short_offset =
         || ["%Y-%m-%dT%H:%M:%S%.f%z", "%Y-%m-%dT%H:%M:%S%.f%#z"].iter().find_map(|form| DateTime::parse_from_str(text, form).ok());
     let naive = || NaiveDateTime::parse_from_str(text, "%Y-%m-%dT%H:%M:%S%.f").map(|time| time.and_utc()).ok();
@@ -25,13 +25,13 @@ pub fn instant(text: &str) -> Result<DateTime<Utc>, String> {
         .or_else(naive)
         .or_else(|| short_offset().map(|time| time.to_utc()))
         .or_else(date)
-        // a leap second is the one that follows it, as PostgreSQL takes it
+        // a leap second becomes the second after it, as in PostgreSQL
         .and_then(|time| DateTime::from_timestamp_micros(time.timestamp_micros()))
         .ok_or_else(|| "no instant such as 2025-07-01T00:00:00Z, 2025-07-01T00:00:00.000 or 2025-07-01 (UTC)".to_owned())
         .and_then(|instant| if can_be(instant) { Ok(instant) } else { Err(CANNOT_BE.to_owned()) })
 }
 
-/// An ISO 8601 duration as `kafka-consumer-groups` takes it: `PnDTnHnMnS`, seconds may have a fraction.
+/// Parses an ISO 8601 duration as `kafka-consumer-groups` does: `PnDTnHnMnS`; seconds may have a fraction.
 #[must_use]
 pub fn iso_duration(text: &str) -> Option<TimeDelta> {
     let rest = text.strip_prefix('P')?;
@@ -57,7 +57,7 @@ pub fn iso_duration(text: &str) -> Option<TimeDelta> {
         let seconds = number.parse::<f64>().ok().filter(|_| plain)?;
         total = total.checked_add(&TimeDelta::from_std(Duration::try_from_secs_f64(seconds).ok()?).ok()?)?;
     }
-    // a T with nothing behind it
+    // refuse a T without a time after it
     (!rest.ends_with('T')).then_some(total)
 }
 

@@ -1,8 +1,8 @@
-//! What operators do, once for the command line and for the HTTP side: each file is one subject, with what is asked and what is answered as
-//! plain data.
+//! Operations of operators, shared by the command line and the API. Each file is one subject, with its request and its answer as plain
+//! data.
 //!
-//! An operation that changes anything names its [`Actor`], and its act goes into the ledger's audit trail with what it changed, in one
-//! transaction. Nothing here prints, parses arguments or speaks HTTP.
+//! An operation that changes something names its [`Actor`]. Its act is recorded in the audit trail in the same transaction as the change.
+//! Operations do not print, parse arguments or handle HTTP.
 
 mod acts;
 mod audit;

@@ -1,4 +1,4 @@
-//! Pausing and resuming: what an operator has stopped stays stopped, in all processes and over their restarts, until somebody resumes it.
+//! Pauses and resumes. An operation that an operator paused stays paused in all processes, also over restarts, until it is resumed.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -12,9 +12,9 @@ use crate::ledger::{ActKind, Ledger, Pausable, Pause, PublishStop, Subject};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PauseRequest {
-    /// What stands still, or goes on.
+    /// Operation to pause or resume.
     pub operation: Pausable,
-    /// Only this topic, by its full name; only for `consume`.
+    /// Full name of the topic; only for `consume`. Without it, all topics.
     #[serde(default)]
     pub topic: Option<String>,
 }
@@ -27,25 +27,24 @@ pub struct CoderdCutOff {
     pub deployment_id: Uuid,
 }
 
-/// What is paused.
+/// Current pauses.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Pauses {
-    /// Each pause that holds.
+    /// Each pause in force.
     pub pauses: Vec<Pause>,
 }
 
 impl Desk {
-    /// What is paused, by whom and why.
+    /// Current pauses, with actor and reason.
     pub async fn pauses(&self) -> Result<Pauses, OperationError> {
         Ok(Pauses { pauses: self.ledger.in_time(self.ledger.pauses()).await? })
     }
 
-    /// Stops an operation in all processes, within seconds: what is in hand is finished, nothing new is begun. Nothing is lost by it: what is
-    /// not done now is done once it is resumed.
+    /// Pauses an operation in all processes, within seconds. Work in flight is finished; no new work begins. A pause loses nothing: the
+    /// pending work is done after the resume.
     ///
     /// # Errors
-    /// [`OperationError::Invalid`] without a reason, or for a topic where it has no meaning; [`OperationError::Forbidden`] where it is paused
-    /// already, with who did it.
+    /// [`OperationError::Invalid`] without a reason or for a wrong topic; [`OperationError::Forbidden`] if already paused, with the actor.
     pub async fn pause(&self, request: &PauseRequest, actor: &Actor) -> Result<Pause, OperationError> {
         let topic = topic(request)?;
         actor.require_reason()?;
@@ -53,10 +52,10 @@ impl Desk {
         paused.map_err(|held| OperationError::Forbidden(held.to_string()))
     }
 
-    /// Ends a pause; answers it as it was.
+    /// Ends a pause, and returns it.
     ///
     /// # Errors
-    /// [`OperationError::Invalid`] for a topic where it has no meaning; [`OperationError::Forbidden`] where it is not paused, with what is.
+    /// [`OperationError::Invalid`] for a wrong topic; [`OperationError::Forbidden`] if not paused, with the current pauses.
     pub async fn resume(&self, request: &PauseRequest, actor: &Actor) -> Result<Pause, OperationError> {
         let topic = topic(request)?;
         let resumed = self.ledger.in_time(self.ledger.resume(request.operation, topic, &actor.name, &actor.reason)).await?;
@@ -69,10 +68,10 @@ impl Desk {
 }
 
 impl Desk {
-    /// Ends the stop of a deployment's publishing after coderd published by itself: from now on only a later mark of coderd stops it.
+    /// Allows publishing again after coderd published by itself. From now on only a later publish mark of coderd stops it.
     ///
     /// # Errors
-    /// [`OperationError::Invalid`] without a reason; [`OperationError::NotFound`] where the deployment's publishing has not stopped; the ledger's.
+    /// [`OperationError::Invalid`] without a reason; [`OperationError::NotFound`] if publishing for the deployment is not stopped.
     pub async fn coderd_cut_off(&self, request: &CoderdCutOff, actor: &Actor) -> Result<PublishStop, OperationError> {
         actor.require_reason()?;
         let detail = serde_json::Value::default();
@@ -83,10 +82,10 @@ impl Desk {
     }
 }
 
-/// Refuses what is paused.
+/// Refuses a paused operation.
 ///
 /// # Errors
-/// [`OperationError::Forbidden`] with who paused it and why; the ledger's.
+/// [`OperationError::Forbidden`] with the actor and the reason of the pause.
 pub async fn refuse_paused(ledger: &Ledger, operation: Pausable) -> Result<(), OperationError> {
     let pauses = ledger.in_time(ledger.pauses()).await?;
     match pauses.iter().find(|pause| pause.operation == operation && pause.topic.is_none()) {

@@ -1,4 +1,4 @@
-//! Ranges of the log, in the words of `kafka-consumer-groups`.
+//! Ranges of the log, in the notation of `kafka-consumer-groups`.
 
 use std::str::FromStr;
 
@@ -10,37 +10,35 @@ use crate::event::{Topic, TopicPartition};
 use crate::ledger::ReplayRange;
 use crate::log::Log;
 
-/// Which part of the log, in words.
+/// A range of the log, as an operator writes it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LogRange {
-    /// Topics, each with all its partitions or with some: `NAME` or `NAME:0,1,2`. None: all topics.
+    /// Topics: `NAME` for all partitions, or `NAME:0,1,2` for some. Empty: all topics.
     #[serde(default)]
     pub topics: Vec<String>,
-    /// Where to begin: `earliest`, `latest`, an offset, an instant (`2025-07-01T00:00:00.000`, UTC unless it says otherwise) or a duration ago
-    /// (`P1DT2H`).
+    /// Start of the range: `earliest`, `latest`, an offset, an instant (`2025-07-01T00:00:00.000`, UTC without an offset) or a duration
+    /// before now (`P1DT2H`).
     pub from: String,
-    /// Where to end, not included: as `from`.
+    /// End of the range, not included. Same notation as `from`.
     #[serde(default = "latest")]
     pub until: String,
 }
 
-/// An end of a range in one partition that is not the one that was asked for, because the log does not hold that offset: the nearest is taken.
+/// A requested end of a range that the log does not hold in one partition. The nearest offset of the log replaces it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct MovedEnd {
-    /// The topic's name.
     pub topic: String,
-    /// The partition.
     pub partition: i32,
-    /// `from` or `until`.
+    /// Which end: `from` or `until`.
     pub end: String,
-    /// The offset that was asked for.
+    /// Requested offset.
     pub asked: i64,
-    /// The offset that is taken.
+    /// Offset used instead.
     pub taken: i64,
-    /// The first offset that the log holds.
+    /// First offset that the log holds.
     pub log_start: i64,
-    /// The offset behind its last.
+    /// Offset after the last record.
     pub log_end: i64,
 }
 
@@ -48,18 +46,17 @@ fn latest() -> String {
     "latest".to_owned()
 }
 
-/// One end of a range.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Edge {
-    /// Where the log begins.
+    /// The start of the log.
     Earliest,
-    /// Where it ends now.
+    /// The current end of the log.
     Latest,
-    /// The record with this offset, from 0 on.
+    /// The record with this offset, from 0.
     Offset(i64),
-    /// The first record at or after it, by the log's own time.
+    /// The first record at or after this instant, by the log's timestamps.
     Time(DateTime<Utc>),
-    /// So long before now.
+    /// A duration before now.
     Ago(chrono::TimeDelta),
 }
 
@@ -87,16 +84,14 @@ impl FromStr for Edge {
     }
 }
 
-/// A topic and the partitions that were named; none: all.
+/// A topic and the named partitions; `None` for all.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Chosen {
-    /// The topic.
     pub topic: Topic,
-    /// The partitions as they were named.
     pub partitions: Option<Vec<i32>>,
 }
 
-/// `NAME` or `NAME:0,1,2`. `named` knows topics by their names.
+/// Parses `NAME` or `NAME:0,1,2`. `named` finds a topic by its name.
 pub fn chosen(text: &str, named: impl Fn(&str) -> Option<Topic>) -> Result<Chosen, String> {
     let (name, list) = text.split_once(':').map_or((text, None), |(name, list)| (name, Some(list)));
     let topic = named(name).ok_or_else(|| {
@@ -114,11 +109,11 @@ pub fn chosen(text: &str, named: impl Fn(&str) -> Option<Topic>) -> Result<Chose
 }
 
 impl Desk {
-    /// The offsets that these words mean now, each partition once and in order. An offset that the log does not hold is brought to the nearest
-    /// that it does, as `kafka-consumer-groups` does, and each such change is answered.
+    /// Resolves a range to current offsets, each partition once and in order. Like `kafka-consumer-groups`, it replaces an offset that the
+    /// log does not hold by the nearest one, and reports each replacement.
     ///
     /// # Errors
-    /// [`OperationError::Invalid`] for a topic or partition that is not there and for a range that ends before it begins; or the log's.
+    /// [`OperationError::Invalid`] for an unknown topic or partition, and for a range that ends before it begins.
     pub(super) async fn resolve(&self, range: &LogRange) -> Result<(Vec<ReplayRange>, Vec<MovedEnd>), OperationError> {
         let parse = |field, text: &str| text.parse::<Edge>().map_err(|message| OperationError::Invalid { field, message });
         let (from, until) = (parse("from", &range.from)?, parse("until", &range.until)?);
@@ -126,7 +121,7 @@ impl Desk {
         let mut ranges = Vec::new();
         let mut moved = Vec::new();
         for partition in partitions(&self.log, &range.topics).await? {
-            // beyond the readable end nothing is decided: a replay up to there would leave out records that come to be read later
+            // stop at the readable end: a replay beyond it would skip records that become readable later
             let (start, _) = self.log.watermarks(partition).await?;
             let watermarks = (start, self.log.readable_end(partition).await?);
             let first_offset = place(&self.log, partition, ("from", from), now, watermarks, &mut moved).await?;
@@ -203,7 +198,7 @@ mod tests {
         assert_eq!(edge("PT1H"), Ok(Edge::Ago(TimeDelta::hours(1))));
         let time = DateTime::from_timestamp(1_751_328_000, 0).expect("in range");
         assert_eq!((edge("2025-07-01T00:00:00.000"), edge("2025-07-01T02:00:00+02:00")), (Ok(Edge::Time(time)), Ok(Edge::Time(time))));
-        // Kafka takes a millisecond before 1970 for `latest`
+        // Kafka treats a millisecond before 1970 as `latest`
         assert_eq!(edge("1969-12-31T23:59:59.999Z"), Err(CANNOT_BE.to_owned()));
         assert!(edge("-1").is_err() && edge("first").is_err() && edge("").is_err());
     }

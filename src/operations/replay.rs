@@ -1,4 +1,4 @@
-//! Replays: what reading a range of the log again would change, and doing exactly that.
+//! Replays: plan the effect of rereading a range of the log, and execute exactly that plan.
 
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
@@ -11,35 +11,33 @@ use super::{Actor, Desk, OperationError};
 use crate::consumer::{ForeseenRange, Replay, ReplayError};
 use crate::ledger::{ActKind, Counts, ReplayRange, Subject};
 
-/// Records a second, unless it is asked for otherwise. One consumer records ten times as many on two cores beside its broker, so that live
-/// consumption keeps most of the ledger; a million records take three and a half minutes.
+/// Default rate in records per second. One consumer records ten times as many on two cores beside its broker, so live consumption keeps
+/// most of the ledger. A million records take three and a half minutes.
 pub const RECORDS_PER_SECOND: u32 = 5_000;
 
-/// What a replay would do, in numbers, and the hash under which exactly this is executed.
+/// The effect of a replay in numbers, and the hash that identifies the plan when it is executed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct ReplayPlan {
     /// SHA-256 of the ranges and their effect, in hexadecimal.
     pub hash: String,
-    /// Each partition's range, and what becomes of its records.
+    /// Range of each partition, and the disposition of its records.
     pub partitions: Vec<PlannedPartition>,
-    /// What the new events would change.
+    /// Effect of the new events.
     pub effect: Effect,
-    /// Where the range that was asked for is not the one that is taken.
+    /// Ends of ranges that the log does not hold, with their replacements.
     pub moved_ends: Vec<MovedEnd>,
 }
 
 /// One partition of a plan.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct PlannedPartition {
-    /// The topic's name.
     pub topic: String,
-    /// The partition.
     pub partition: i32,
-    /// Which life of the partition: `recover` begins another where the topic was lost or made anew.
+    /// Generation of the partition. `recover` begins another one when the topic was lost or created again.
     pub generation: i32,
-    /// The first offset.
+    /// First offset.
     pub first_offset: i64,
-    /// The offset behind the last.
+    /// Offset after the last record.
     pub end_offset: i64,
     /// Records in the range.
     pub records: i32,
@@ -49,60 +47,58 @@ pub struct PlannedPartition {
     pub duplicates: i32,
     /// Events that the ledger has with other content.
     pub conflicts: i32,
-    /// Records that are no events.
+    /// Records that are not valid events.
     pub rejects: i32,
     /// Usage of types that are not known yet.
     pub held: i32,
-    /// Of the last three, those that the ledger does not have yet: they would come to the rejects.
+    /// Conflicts, rejects and held records that the ledger does not have yet: they would be added to the rejects.
     pub new_refused: i32,
 }
 
-/// Which plan to execute, and how fast.
+/// The plan to execute, and the rate.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ReplayExecution {
-    /// The hash that the plan has.
+    /// Hash of the plan.
     pub hash: String,
-    /// At most so many records a second, at least 1; without it, 5,000, which leaves live consumption most of the ledger.
+    /// Maximum records per second, at least 1. Default: 5,000, which leaves most of the ledger to live consumption.
     #[serde(default)]
     pub records_per_second: Option<u32>,
 }
 
-/// What the execution of a plan recorded, from its beginning to its end.
+/// Result of a plan's execution, from its beginning to its end.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Replayed {
-    /// The plan.
+    /// Hash of the plan.
     pub hash: String,
-    /// So many of the records were read before an interruption, after which it went on; none: it was executed in one piece.
+    /// Records read before an interruption, after which the execution resumed; absent if it was not interrupted.
     #[serde(default)]
     pub resumed_after: Option<i32>,
-    /// Records read.
     pub records: i32,
-    /// New events.
     pub accepted: i32,
-    /// Events that the ledger had.
+    /// Events that the ledger already had.
     pub duplicates: i32,
-    /// Events that it had with other content.
+    /// Events that the ledger had with other content.
     pub conflicts: i32,
-    /// Records that are no events.
+    /// Records that are not valid events.
     pub rejects: i32,
     /// Usage of types that are not known yet.
     pub held: i32,
 }
 
-/// How far it is: `done` of `total` offsets. Kafka's offsets have gaps, then it ends before the total.
+/// Progress: `done` of `total` offsets. Kafka's offsets have gaps, so `done` may end below `total`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Step {
-    /// In one word.
+    /// The current activity, in one word.
     pub doing: &'static str,
     /// Records read in this call.
     pub done: u64,
-    /// Offsets to be read in this call.
+    /// Offsets to read in this call.
     pub total: u64,
 }
 
 impl Desk {
-    /// Reads the range without writing an event, and keeps the plan.
+    /// Reads the range without recording an event, and saves the plan.
     pub async fn plan_replay(
         &self,
         request: &LogRange,
@@ -118,10 +114,10 @@ impl Desk {
         Ok(plan)
     }
 
-    /// Executes the plan of that hash, or goes on with it where it was interrupted. Answers what was recorded of the whole plan.
+    /// Executes the plan with this hash, or resumes it after an interruption. Returns the result of the whole plan.
     ///
     /// # Errors
-    /// [`OperationError::Forbidden`] before anything is written, where the effect is no longer the planned one.
+    /// [`OperationError::Forbidden`] if the effect has changed since the plan. In that case nothing is written.
     pub async fn execute_replay(
         &self,
         request: &ReplayExecution,
@@ -164,7 +160,7 @@ impl Desk {
         Ok(Replayed { hash: hash.clone(), resumed_after, records, accepted, duplicates, conflicts, rejects, held })
     }
 
-    /// An offset means a record only within one life of its partition.
+    /// An offset identifies a record only within one generation of its partition.
     async fn same_lives(&self, ranges: &[ReplayRange]) -> Result<(), OperationError> {
         for range in ranges {
             let generation = self.ledger.in_time(self.ledger.generation(range.partition)).await?;
@@ -189,7 +185,7 @@ impl Desk {
         let partitions = self.replay().foresee(ranges, |event| effects.add(event), progress, stop).await?;
         let partitions: Vec<PlannedPartition> = partitions.into_iter().map(planned).collect();
         let effect = effects.end()?;
-        // the id keeps two plans of the same range apart: each is executed once
+        // the id distinguishes two plans of the same range, because each plan is executed once
         let hash = plan_hash(&(id, &partitions, effect.essence()))?;
         Ok(ReplayPlan { hash, partitions, effect, moved_ends: Vec::new() })
     }
@@ -210,7 +206,7 @@ impl From<ReplayError> for OperationError {
     }
 }
 
-/// Tells the steps of one reading of the ranges.
+/// Reports progress while the ranges are read.
 fn stepping<P: Fn(Step) + Send + Sync>(doing: &'static str, ranges: &[ReplayRange], progress: P) -> impl Fn(u64) + Send + use<P> {
     let total = ranges.iter().map(|range| u64::try_from(range.end_offset - range.next_offset).unwrap_or_default()).sum();
     let done = std::sync::atomic::AtomicU64::new(0);

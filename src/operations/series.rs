@@ -1,4 +1,4 @@
-//! The series of a metrics state, to be compared.
+//! Series of a metrics state, for comparison.
 
 use std::collections::BTreeMap;
 
@@ -7,16 +7,15 @@ use uuid::Uuid;
 use crate::metrics::{Buckets, Counter, Tally};
 use crate::stages::{CLAIM_SECONDS, CREATION_SECONDS, CREATIONS, MetricsState, NEGATIVE_DURATIONS};
 
-/// Which series.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct SeriesKey {
     pub deployment: Uuid,
     pub family: &'static str,
-    /// Names and values, in the family's order.
+    /// Names and values, in the order of the family.
     pub labels: Vec<(&'static str, String)>,
 }
 
-/// A series' whole state.
+/// The whole state of a series.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Series<'a> {
     Counter(&'a Counter),
@@ -24,7 +23,7 @@ pub(super) enum Series<'a> {
 }
 
 impl Series<'_> {
-    /// A counter's value, or how many observations a histogram has.
+    /// The value of a counter, or the number of observations of a histogram.
     pub fn count(self) -> u64 {
         match self {
             Series::Counter(counter) => counter.value,
@@ -32,7 +31,7 @@ impl Series<'_> {
         }
     }
 
-    /// A histogram's sum in microseconds.
+    /// The sum of a histogram in microseconds; `None` for a counter.
     pub fn sum_micros(self) -> Option<i128> {
         match self {
             Series::Counter(_) => None,
@@ -40,7 +39,7 @@ impl Series<'_> {
         }
     }
 
-    /// Whether a server that saw this one and then the other would take it for a restart.
+    /// Whether a metrics server would treat the change to `other` as a restart.
     pub fn falls_to(self, other: Series<'_>) -> bool {
         let sum_falls = matches!((self.sum_micros(), other.sum_micros()), (Some(before), Some(after)) if after < before);
         let buckets_fall = match (self, other) {
@@ -56,7 +55,6 @@ fn buckets_fall(before: &Buckets, after: &Buckets) -> bool {
     before.schema != after.schema || after.zero_count < before.zero_count || before.positive.iter().any(bucket_falls)
 }
 
-/// Every series of a state.
 pub(super) fn series(state: &MetricsState) -> BTreeMap<SeriesKey, Series<'_>> {
     let mut found = BTreeMap::new();
     for (deployment, metrics) in state.deployments() {

@@ -1,4 +1,4 @@
-//! The registered sources: listed, retired and reinstated.
+//! Lists, retires and reinstates registered sources.
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -11,7 +11,7 @@ use crate::ledger::{ActKind, Retirement, Subject};
 /// Every registered source.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Sources {
-    /// In the order of their introduction.
+    /// Sources, in the order of their introduction.
     pub sources: Vec<RegisteredSource>,
 }
 
@@ -20,15 +20,15 @@ pub struct Sources {
 pub struct RegisteredSource {
     /// coderd's deployment id.
     pub deployment_id: Uuid,
-    /// Histograms hold builds completed at or after this instant.
+    /// Histograms contain builds completed at or after this instant.
     pub introduced_at: DateTime<Utc>,
-    /// When the latest collector pass over it began; absent before the first.
+    /// Start of the latest collector pass; absent before the first one.
     pub last_read_at: Option<DateTime<Utc>>,
-    /// Everything that coderd committed before this is counted.
+    /// Completeness: everything that coderd committed before this instant is counted.
     pub complete_until: Option<DateTime<Utc>>,
-    /// Usage events that wait to be published. Of a retired source they are neither sent nor expired.
+    /// Usage events queued for publication. For a retired source they are neither sent nor expired.
     pub pending: i64,
-    /// Who retired it, when and why; absent: it is in use.
+    /// Actor, time and reason of the retirement; absent if the source is in use.
     pub retired: Option<Retirement>,
 }
 
@@ -41,7 +41,6 @@ pub struct OneSource {
 }
 
 impl Desk {
-    /// Every registered source.
     pub async fn list_sources(&self) -> Result<Sources, OperationError> {
         let retirements = self.ledger.in_time(self.ledger.retirements()).await?;
         let mut sources = Vec::new();
@@ -59,11 +58,12 @@ impl Desk {
         Ok(Sources { sources })
     }
 
-    /// Retires a source: nothing waits for it, its audit findings are dropped, and its collector and publisher refuse to work. Accepted events stay.
+    /// Retires a source. Nothing waits for it any more, its audit findings are deleted, and its collector and publisher refuse to work.
+    /// Accepted events remain.
     ///
     /// # Errors
-    /// [`OperationError::Invalid`] without a reason; [`OperationError::NotFound`]; [`OperationError::Forbidden`] where it is retired already; the
-    /// ledger's.
+    /// [`OperationError::Invalid`] without a reason; [`OperationError::NotFound`]; [`OperationError::Forbidden`] if the source is already
+    /// retired.
     pub async fn retire_source(&self, request: &OneSource, actor: &Actor) -> Result<RegisteredSource, OperationError> {
         let id = self.registered(request, actor).await?;
         let act = actor.act(ActKind::Retire, Subject::Named(&id), serde_json::json!({}));
@@ -76,10 +76,10 @@ impl Desk {
         self.one_source(request).await
     }
 
-    /// Ends a source's retirement: its collector and publisher work again.
+    /// Ends the retirement of a source. Its collector and publisher work again.
     ///
     /// # Errors
-    /// As [`Desk::retire_source`]; [`OperationError::Forbidden`] where it is not retired.
+    /// As [`Desk::retire_source`]; [`OperationError::Forbidden`] if the source is not retired.
     pub async fn reinstate_source(&self, request: &OneSource, actor: &Actor) -> Result<RegisteredSource, OperationError> {
         let id = self.registered(request, actor).await?;
         let act = actor.act(ActKind::Reinstate, Subject::Named(&id), serde_json::json!({}));
@@ -89,7 +89,7 @@ impl Desk {
         self.one_source(request).await
     }
 
-    /// The id of a registered source as text; refuses an act without a reason.
+    /// The id of a registered source as text. Refuses an act without a reason.
     async fn registered(&self, request: &OneSource, actor: &Actor) -> Result<String, OperationError> {
         actor.require_reason()?;
         self.one_source(request).await?;

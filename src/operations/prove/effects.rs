@@ -1,4 +1,4 @@
-//! What an event counts in, by the stages' own rules: nothing is counted a second way.
+//! The effects of one event, computed by the real stages: the rules have one implementation.
 
 use chrono::{DateTime, Utc};
 use serde::Deserialize as _;
@@ -12,18 +12,18 @@ use crate::stages::{Effect, LicensesState, Stage as _, effects_of};
 
 const MICROS_PER_SECOND: f64 = 1e6;
 
-/// A license that is in coderd or was, as the ledger knows it.
+/// A license that coderd has or had, from the ledger.
 struct Known {
     license_id: i32,
     jwt_sha256: [u8; 32],
     claims: LicenseClaims,
-    /// Its claims as the ledger has them.
+    /// The claims as the ledger stores them.
     kept: serde_json::Value,
     gone_at: Option<DateTime<Utc>>,
 }
 
 impl Desk {
-    /// The series that the event fed, and the families that it did not.
+    /// The series that the event changed, and the families that it did not change.
     pub(super) async fn metrics_of(&self, event: &Event) -> Result<(Vec<SeriesProof>, Vec<NoSeries>), OperationError> {
         let source = self.ledger.in_time(self.ledger.source(event.deployment)).await?;
         let Some(source) = source else { return Ok((Vec::new(), Vec::new())) };
@@ -37,8 +37,8 @@ impl Desk {
         Ok((effects.added.iter().map(series).collect(), left_out.collect()))
     }
 
-    /// The usage periods of the licenses that are in coderd or were, under the rules in force: each from a fold that holds this license and
-    /// this event alone, at an instant when the license is good.
+    /// The usage periods of all licenses that coderd has or had, under the rules in force. A fold of this license and this event alone
+    /// gives each period, at an instant when the license is valid.
     pub(super) async fn license_windows(&self, source_id: i16, event: &Event) -> Result<Vec<LicenseWindow>, OperationError> {
         if !matches!(&event.payload, Payload::Usage(usage) if matches!(usage.quantity, UsageQuantity::ManagedAgents(_))) {
             return Ok(Vec::new());
@@ -75,7 +75,7 @@ impl Desk {
     }
 }
 
-/// The period over which usage is counted at `at`, and how much of it is this event: the licenses stage's own answer.
+/// The usage period in force at `at`, and how much of its usage is this event. The licenses stage computes both.
 fn period(rules: RuleSet, event: &Event, licenses: &[&Known], at: DateTime<Utc>) -> Result<Option<(UsagePeriod, i64)>, OperationError> {
     let deployment = event.deployment;
     let mut state = LicensesState::default();

@@ -1,4 +1,4 @@
-//! Proving an event: where it came from, where it was counted, and what became of it.
+//! Proofs: the source of one event, its effects and its publication.
 
 mod effects;
 mod proof;
@@ -18,35 +18,34 @@ use super::{Desk, OperationError};
 use crate::event::{Event, MAX_ID_BYTES, Payload, Topic};
 use crate::ledger::{KeptEvent, RefusalLife, Sequence};
 
-/// Which event to prove.
+/// The event to prove.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ProveRequest {
     /// `workspace_build_completed:BUILD`, `prebuild_claimed:BUILD`, or coderd's own id of a usage event.
     pub event_id: String,
-    /// Of this deployment; needed only where several have an event of this id.
+    /// Deployment of the event. Needed only if several deployments have an event with this id.
     #[serde(default)]
     pub source: Option<Uuid>,
 }
 
-/// An id, taken apart.
+/// A parsed event id.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EventId {
-    /// Where its events are.
+    /// Topic of the event's records.
     pub topic: Topic,
-    /// A build's id, or the usage's own.
+    /// Id of a build, or of a usage event.
     pub key: String,
 }
 
 impl ProveRequest {
-    /// Whether there can be an event of this id. Nothing is asked for it.
+    /// Checks whether an event can have this id, without a query.
     pub fn check(&self) -> Result<(), OperationError> {
         EventId::parse(&self.event_id).map(|_| ())
     }
 }
 
 impl EventId {
-    /// Takes an id apart.
     pub fn parse(id: &str) -> Result<EventId, OperationError> {
         let invalid = |message: String| Err(OperationError::Invalid { field: "event_id", message });
         if id.is_empty() {
@@ -73,7 +72,7 @@ impl EventId {
         Ok(EventId { topic: Topic::AgentUsage, key: id.to_owned() })
     }
 
-    /// The id in its one spelling.
+    /// The id in its canonical spelling.
     #[must_use]
     pub fn whole(&self) -> String {
         match self.topic {
@@ -85,11 +84,12 @@ impl EventId {
 }
 
 impl Desk {
-    /// Everything that is known of one event, from coderd's row to the files that hold it. A side that cannot be asked is said to be so.
+    /// Collects all facts about one event, from coderd's row to its exports. If coderd or the log cannot be queried, the proof reports
+    /// that.
     ///
     /// # Errors
-    /// [`OperationError::NotFound`] where it is known nowhere, with where was looked; [`OperationError::Invalid`] for an id that can be none,
-    /// or for one that several deployments have; the ledger's.
+    /// [`OperationError::NotFound`] if the event is not known; the text lists the places searched. [`OperationError::Invalid`] for an
+    /// impossible id, and for an id that several deployments have.
     pub async fn prove(&self, request: &ProveRequest) -> Result<Proof, OperationError> {
         let id = EventId::parse(&request.event_id)?;
         let head = self.ledger.in_time(self.ledger.head()).await?;
@@ -151,7 +151,7 @@ fn accepted_event<'a>(id: &EventId, row: &'a KeptEvent) -> Result<&'a Event, Ope
     Ok(row.event.as_ref().map_err(unreadable)?)
 }
 
-/// The one deployment that has an event or a refusal of this id.
+/// The only deployment with an event or a refusal of this id.
 fn one_deployment(kept: &[KeptEvent], refusals: &[RefusalLife]) -> Result<Option<Uuid>, OperationError> {
     let mut deployments: BTreeSet<Uuid> = kept.iter().filter_map(deployment_of).collect();
     deployments.extend(refusals.iter().filter_map(|refusal| refusal.deployment_id));

@@ -1,4 +1,4 @@
-//! What a proof says.
+//! Content of a proof.
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -7,32 +7,31 @@ use uuid::Uuid;
 
 use crate::ledger::{BatchKind, ExportLife, PublicationLife, RefusalLife, Sequence};
 
-/// The whole life of one event.
+/// All facts about one event.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Proof {
-    /// Its id.
+    /// Id of the event.
     pub event_id: String,
-    /// Its deployment; none for a record whose headers name none.
+    /// Deployment of the event; absent if the record's headers name none.
     pub deployment_id: Option<Uuid>,
-    /// The ledger's last sequence when it was read.
+    /// Last sequence of the ledger when the proof was made.
     pub as_of_sequence: Sequence,
-    /// coderd's row as it is now.
+    /// coderd's current row.
     pub source: SourceProof,
-    /// The accepted event; none: there is none under this id.
+    /// The accepted event; absent if no event with this id was accepted.
     pub accepted: Option<AcceptedProof>,
-    /// Records under this id that were refused or held. Sightings that told the same as the accepted event are counted with their batches, and
-    /// not kept one by one.
+    /// Records with this id that were refused or held. Duplicates of the accepted event are not listed; each batch only counts them.
     pub refusals: Vec<RefusalLife>,
 }
 
-/// coderd's own row.
+/// coderd's row of the event.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct SourceProof {
-    /// How it compares.
+    /// How the row compares with the accepted event.
     pub state: SourceState,
-    /// What there is to say.
+    /// Explanation of the state.
     pub detail: String,
-    /// coderd's own mark of usage: when it was published, or refused for ever.
+    /// coderd's publish mark of a usage event: when it was published or finally refused.
     pub published_at: Option<DateTime<Utc>>,
 }
 
@@ -40,136 +39,135 @@ pub struct SourceProof {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum SourceState {
-    /// It is there, and its digest is the same.
+    /// The row exists and has the same digest.
     Same,
-    /// It is there, and its digest is another.
+    /// The row exists and has another digest.
     Changed,
-    /// It is not there.
+    /// The row does not exist.
     Gone,
-    /// It is there, and nothing is accepted under its id.
+    /// The row exists, but no event with its id was accepted.
     NotAccepted,
-    /// It is there, and this version cannot read it.
+    /// The row exists, but this version cannot read it.
     Unreadable,
-    /// coderd was not, or could not be, asked.
+    /// coderd was not queried or did not answer.
     NotAsked,
 }
 
 /// An accepted event.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct AcceptedProof {
-    /// The event as it was accepted: a CloudEvent in structured form.
+    /// The accepted event: a CloudEvent in structured form.
     #[schema(value_type = Object)]
     pub event: serde_json::Value,
-    /// SHA-256 of what coderd never rewrites, as it was accepted, in hexadecimal.
+    /// SHA-256 of the fields that coderd never rewrites, computed when the event was accepted; in hexadecimal.
     pub digest: String,
-    /// Whether the row still gives that digest.
+    /// Whether the ledger's row still has this digest.
     pub digest_holds: bool,
-    /// Where its record stood.
+    /// Place of the event's record in the log.
     pub log: LogProof,
-    /// What accepted it.
+    /// Batch that accepted the event.
     pub batch: BatchProof,
-    /// Where managed agents count; empty for other events.
+    /// License windows of managed agents; empty for other events.
     pub license_windows: Vec<LicenseWindow>,
-    /// The series that it fed.
+    /// Series that the event changed.
     pub metrics: Vec<SeriesProof>,
-    /// The families that it did not feed, and why.
+    /// Families that the event did not change, with reasons.
     pub not_in_metrics: Vec<NoSeries>,
-    /// What became of it on its way to the vendor; only usage has one.
+    /// Publication to the vendor; only for usage.
     pub publication: Option<PublicationLife>,
-    /// The files for finance that hold it; only usage is exported.
+    /// Exports that contain the event; only for usage.
     pub exports: Vec<ExportLife>,
 }
 
 /// A place in the log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LogProof {
-    /// The topic's name, without any prefix.
+    /// Name of the topic, without prefix.
     pub topic: String,
-    /// The partition; none where the batch is not there.
+    /// Number of the partition; absent if the ledger does not have the batch.
     pub partition: Option<i32>,
-    /// Which life of the partition.
+    /// Generation of the partition.
     pub generation: Option<i32>,
-    /// The offset.
     pub offset: i64,
-    /// What stands there now.
+    /// Content of this place now.
     pub state: LogState,
-    /// What there is to say.
+    /// Explanation of the state.
     pub detail: String,
 }
 
-/// What stands at the event's place in the log.
+/// Content of the event's place in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LogState {
-    /// The record, and it gives the same digest.
+    /// A record with the same digest.
     Same,
     /// Another record, or one with another digest.
     Other,
-    /// Nothing any more.
+    /// No record any more.
     Gone,
-    /// The log could not be asked.
+    /// The log could not be queried.
     NotAsked,
 }
 
 /// The batch that accepted an event.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct BatchProof {
-    /// Its id.
+    /// Id of the batch.
     pub id: i64,
-    /// `log` or `replay`; none where the batch is not there.
+    /// `log` or `replay`; absent if the ledger does not have the batch.
     pub kind: Option<BatchKind>,
-    /// The claim of the partition under which it was written; none for a replay.
+    /// Epoch of the partition lease under which the batch was written; absent for a replay.
     pub epoch: Option<i64>,
-    /// Its place in the ledger's order.
+    /// Sequence of the batch.
     pub sequence: Option<Sequence>,
-    /// When it was recorded.
+    /// When the batch was recorded.
     pub recorded_at: Option<DateTime<Utc>>,
 }
 
-/// The usage period of a license that is in coderd, or was.
+/// Usage period of a license that coderd has or had.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LicenseWindow {
     /// coderd's own id of the license.
     pub license_id: i32,
-    /// The period's start, included.
+    /// Start of the period, included.
     pub start: DateTime<Utc>,
-    /// The period's end, not included.
+    /// End of the period, not included.
     pub end: DateTime<Utc>,
-    /// Whether the event lies in it.
+    /// Whether the event lies in the period.
     pub counts: bool,
-    /// How many managed agents it adds.
+    /// Managed agents that the event adds.
     pub agents: i64,
-    /// Whether this is the license by which the deployment is judged now.
+    /// Whether the deployment's entitlement now depends on this license.
     pub in_force: bool,
-    /// When it was seen that coderd has it no more; none: coderd has it.
+    /// When Tallyline saw that coderd no longer has the license; absent if coderd has it.
     pub gone_at: Option<DateTime<Utc>>,
 }
 
-/// What the event added to a series.
+/// Change of a series by the event.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct SeriesProof {
-    /// The family's name.
+    /// Name of the family.
     pub family: String,
-    /// The series' labels, in the family's order: name and value.
+    /// Labels of the series, in the order of the family.
     pub labels: Vec<Label>,
-    /// What a histogram observed, in seconds; none: a counter rose by 1.
+    /// Seconds that a histogram observed; absent for a counter, which increased by 1.
     pub observed_seconds: Option<f64>,
 }
 
 /// A label of a series.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Label {
-    /// Its name.
+    /// Name of the label.
     pub name: String,
-    /// Its value.
+    /// Value of the label.
     pub value: String,
 }
 
-/// A family that the event did not feed.
+/// A family that the event did not change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct NoSeries {
-    /// The family's name.
+    /// Name of the family.
     pub family: String,
-    /// Why not.
+    /// Reason.
     pub why: String,
 }

@@ -1,4 +1,4 @@
-//! What stands on the other sides of the ledger: coderd's row, and the record in the log.
+//! Compares an accepted event with coderd's row and with the record in the log.
 
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
@@ -11,14 +11,14 @@ use crate::ledger::KeptEvent;
 use crate::log::LogError;
 use crate::operations::{Desk, OperationError};
 
-/// coderd's row of an event, as far as this version can read it.
+/// coderd's row of an event, if this version can read it.
 struct Row {
     digest: Result<Digest, String>,
     published_at: Option<DateTime<Utc>>,
 }
 
 impl Desk {
-    /// coderd's row as it is now. One that cannot be asked is no failure: the rest of the proof stands.
+    /// coderd's current row. If coderd does not answer, the proof continues without it.
     pub(super) async fn source_side(&self, id: &EventId, deployment: Option<Uuid>, accepted: Option<&Event>) -> SourceProof {
         let told = |state, detail: String| SourceProof { state, detail, published_at: None };
         let Some(database) = &self.coderd else {
@@ -44,7 +44,7 @@ impl Desk {
         SourceProof { state, detail, published_at }
     }
 
-    /// The row, none where there is none, or why that cannot be told.
+    /// The row, `None` if it does not exist, or the reason why coderd was not queried.
     async fn row(&self, database: &Database, id: &EventId, deployment: Option<Uuid>) -> Result<Result<Option<Row>, String>, CoderdError> {
         let mut reader = database.connect().await?;
         let own = match self.deployment {
@@ -62,7 +62,7 @@ impl Desk {
         Ok(Ok(row))
     }
 
-    /// What the log holds at the event's place.
+    /// Content of the event's place in the log.
     pub(super) async fn log_side(&self, row: &KeptEvent, event: &Event) -> Result<LogProof, OperationError> {
         let topic = event.topic();
         let batch = row.batch.as_ref();

@@ -1,4 +1,4 @@
-//! Rebuilds: a stage folded again from zero, compared with what is shown, and put in its place.
+//! Rebuilds: fold a stage from zero, compare it with the shown state, and replace that state.
 
 mod rehearsal;
 mod request;
@@ -20,72 +20,71 @@ use crate::ledger::{ActKind, LICENSE_RULES, Sequence, Subject};
 use crate::projection::{self, Folded};
 use crate::stages::{DeploymentLicenses, LicensesState, MetricsState, Stage};
 
-/// The same request again, with the hash of the plan that is to be executed: the plan is made again, and only an equal one is executed.
+/// The request again, with the hash of its plan. The plan is computed again and executed only if it is equal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RebuildExecution {
-    /// What was asked for in the plan.
+    /// The request of the plan.
     pub rebuild: RebuildRequest,
-    /// The hash that the plan has.
+    /// Hash of the plan.
     pub hash: String,
-    /// Execute although shown series would fall, which a metrics server takes for a restart.
+    /// Execute even if shown series would decrease. A metrics server treats a decrease as a restart.
     #[serde(default)]
     pub may_fall: bool,
 }
 
-/// What a rebuild would change.
+/// Effect of a rebuild.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct RebuildPlan {
-    /// SHA-256 of what would change, in hexadecimal; absent where there is nothing to execute: a license is installed in coderd, by its
-    /// administrators.
+    /// SHA-256 of the changes, in hexadecimal. Absent if nothing can be executed: a license is installed in coderd, by its administrators.
     pub hash: Option<String>,
-    /// The ledger sequence up to which both were folded.
+    /// Ledger sequence of both the shown and the rebuilt state.
     pub sequence: Sequence,
-    /// Whether anything differs from what is shown now.
+    /// Whether the rebuilt state differs from the shown state.
     pub differs: bool,
-    /// How many shown series would fall.
+    /// Number of shown series that would decrease.
     pub falling: u32,
-    /// What differs, without other rules or licenses: where this is not empty, what is shown is wrong.
+    /// Differences under the current rules and licenses. If there are any, the shown state is wrong.
     pub differences: Vec<StateDifference>,
-    /// What would be shown under other rules or licenses.
+    /// Result under other rules or licenses.
     pub rehearsal: Option<Rehearsal>,
 }
 
 /// A series or a license window that differs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct StateDifference {
-    /// The deployment.
+    /// Id of the deployment.
     pub deployment: Uuid,
-    /// The metric's name, `license ID`, or `managed agents` for all of them.
+    /// Name of the metric, `license ID`, or `managed agents` for their total.
     pub what: String,
-    /// The series' labels, or the window.
+    /// Labels of the series, or the license window.
     pub labels: String,
-    /// What is shown now; absent where there is nothing.
+    /// Shown value; absent if nothing is shown.
     pub shown: Option<Told>,
-    /// What the fold from zero says; absent where there is nothing.
+    /// Value of the fold from zero; absent if it has none.
     pub rebuilt: Option<Told>,
 }
 
-/// What a series or a window says.
+/// Value of a series or a window.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Told {
-    /// A counter's value, a histogram's observations, a window's managed agents.
+    /// Value of a counter, observations of a histogram, or managed agents of a window.
     pub count: u64,
-    /// A histogram's sum in seconds.
+    /// Sum of a histogram in seconds.
     pub sum_seconds: Option<f64>,
 }
 
-/// What was done.
+/// Result of a rebuild.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Rebuilt {
-    /// The plan.
+    /// Hash of the plan.
     pub hash: String,
-    /// In words, and when it takes effect.
+    /// Description of the change, and when it takes effect.
     pub done: String,
 }
 
 impl Desk {
-    /// What a rebuild would change. Writes nothing at all. `progress` is told how many batches are folded from zero, of how many.
+    /// Computes the effect of a rebuild; writes nothing. `progress` gets the number of batches folded from zero, and their total.
     pub async fn plan_rebuild(
         &self,
         request: &RebuildRequest,
@@ -98,10 +97,11 @@ impl Desk {
         }
     }
 
-    /// Makes the plan again, with the same `progress`, and executes it if it is still the one of that hash.
+    /// Computes the plan again, with the same `progress`, and executes it if its hash is equal.
     ///
     /// # Errors
-    /// [`OperationError::Forbidden`] where it is not, or where shown series would fall and that was not allowed; nothing is written then.
+    /// [`OperationError::Forbidden`] if the hash differs, or if shown series would decrease without permission. In that case nothing is
+    /// written.
     pub async fn execute_rebuild(
         &self,
         request: &RebuildExecution,
@@ -143,7 +143,7 @@ impl Desk {
         Ok(format!("{stage} are folded anew from zero: every process shows the new state from this act's ledger sequence on"))
     }
 
-    /// The state as it is shown, and as it is from zero, at the same sequence.
+    /// The shown state and the state folded from zero, at the same sequence.
     async fn both<S: Stage>(&self, progress: impl Fn(u64, u64) + Send + Sync) -> Result<(Folded<S>, Folded<S>), OperationError> {
         let shown = projection::fold_on::<S>(&self.ledger, i64::MAX).await?;
         let told = |done: i64, total: i64| progress(done.unsigned_abs(), total.unsigned_abs());
@@ -156,7 +156,7 @@ impl Desk {
     }
 }
 
-/// A difference, how large it is whatever live events add to both sides, and whether a shown series would fall.
+/// A difference, its size independent of live events, and whether a shown series would decrease.
 struct Found {
     difference: StateDifference,
     delta: (i128, i128),
@@ -230,7 +230,7 @@ fn licenses_found(shown: &LicensesState, rebuilt: &LicensesState) -> Vec<Found> 
     found
 }
 
-/// Managed agents by window, and all of them.
+/// Managed agents per window, and their total.
 fn windows(licenses: &DeploymentLicenses) -> BTreeMap<(String, String), u128> {
     let agents = &licenses.agents;
     let all = agents.count(DateTime::<Utc>::MIN_UTC, DateTime::<Utc>::MAX_UTC);

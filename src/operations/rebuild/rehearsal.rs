@@ -1,4 +1,4 @@
-//! Rehearsals: each license window and each warning as it would be under other rules, with a license that is not installed yet, or without one.
+//! Rehearsals: license windows and warnings under other rules, with a candidate license, or without an installed license.
 
 use std::fmt;
 
@@ -15,77 +15,77 @@ use crate::operations::{Desk, OperationError};
 use crate::projection;
 use crate::stages::{AgentCounts, DeploymentLicenses, KnownLicense, LicensesState, Stage as _};
 
-/// What would be true beside what is.
+/// Entitlements now, compared with those under other rules or licenses.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Rehearsal {
-    /// The instant for which it holds.
+    /// Instant of the rehearsal.
     pub at: DateTime<Utc>,
-    /// The rules now.
+    /// Rules in force.
     pub rules_now: String,
-    /// The rules then.
+    /// Rehearsed rules.
     pub rules_then: String,
-    /// What is to be known about it.
+    /// Remarks on the rehearsal.
     pub notes: Vec<String>,
-    /// Each deployment.
+    /// Result for each deployment.
     pub deployments: Vec<RehearsedDeployment>,
 }
 
-/// One deployment's entitlement and its windows.
+/// Entitlement of one deployment, and its license windows.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct RehearsedDeployment {
-    /// The deployment.
+    /// Id of the deployment.
     pub deployment: Uuid,
-    /// What coderd is answered now.
+    /// Current answer to coderd.
     pub now: Granted,
-    /// What it would be answered then.
+    /// Rehearsed answer to coderd.
     pub then: Granted,
-    /// Each license by itself, as if it were the only one.
+    /// Each license, evaluated as the only one.
     pub windows: Vec<RehearsedWindow>,
 }
 
-/// One license by itself.
+/// One license, evaluated as the only one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct RehearsedWindow {
-    /// coderd's own id; for a candidate the one that it would get next.
+    /// coderd's own id of the license; for a candidate, the next id that coderd would assign.
     pub license_id: i32,
-    /// Not in coderd: given with the request.
+    /// Whether the license is a candidate: given in the request and not in coderd.
     pub candidate: bool,
-    /// What it is worth at the instant: `valid`, `in_grace`, `not_yet_valid`, `expired`, `term_too_long`, or `refused` where its token did not
-    /// verify.
+    /// State at the instant: `valid`, `in_grace`, `not_yet_valid`, `expired`, `term_too_long`, or `refused` if the token's verification
+    /// failed.
     pub validity: String,
-    /// What it grants now, at the nearest instant at which it is valid; absent where it is not there now.
+    /// What it grants now, at the nearest instant when it is valid; absent if coderd does not have it now.
     pub now: Option<Granted>,
-    /// What it would grant then; absent where it would not be there.
+    /// What it would grant; absent if coderd would not have it.
     pub then: Option<Granted>,
 }
 
-/// What is granted about managed agents.
+/// Entitlement to managed agents.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Granted {
     /// `entitled`, `grace_period` or `not_entitled`.
     pub entitlement: String,
-    /// Granted and not switched off by a limit of 0.
+    /// Whether the feature is granted and not disabled by a limit of 0.
     pub enabled: bool,
-    /// There is a license that counts. Without one, agents are free.
+    /// Whether an effective license exists. Without one, agents are free.
     pub has_license: bool,
-    /// The limit that counts; under 2025-07 the hard one.
+    /// Effective limit; under 2025-07 the hard limit.
     pub limit: Option<i64>,
-    /// The soft limit; only under 2025-07.
+    /// Soft limit; only under 2025-07.
     pub soft_limit: Option<i64>,
-    /// The start of the usage period, included; of the license's own where nothing is granted.
+    /// Start of the usage period, included. Without a grant, start of the license's own period.
     pub start: Option<DateTime<Utc>>,
-    /// Its end, not included.
+    /// End of the period, not included.
     pub end: Option<DateTime<Utc>>,
-    /// Managed agents within it.
+    /// Managed agents in the period.
     pub agents: Option<u64>,
-    /// For administrators.
+    /// Warnings for administrators.
     pub warnings: Vec<String>,
-    /// Licenses, or parts of them, that are refused.
+    /// Refused licenses, or refused parts of them.
     pub errors: Vec<String>,
 }
 
 impl Desk {
-    /// The rehearsal that was asked for. Its hash covers limits, entitlements and warnings, not the counts, which live events raise.
+    /// Makes the rehearsal. Its hash covers limits, entitlements and warnings, but not the counts, because live events raise them.
     pub(super) async fn rehearse(&self, request: &RebuildRequest) -> Result<RebuildPlan, OperationError> {
         let rules_now = self.license_rules().await?;
         let rules_then = match &request.rules {
@@ -128,7 +128,7 @@ impl Desk {
         })
     }
 
-    /// Whose licenses are meant: named, the pipeline's, or the only one there is.
+    /// The deployment of the request, else the pipeline's, else the only one in the ledger.
     fn one_deployment(&self, state: &LicensesState, request: &RebuildRequest) -> Result<Uuid, OperationError> {
         let there: Vec<Uuid> = state.deployments().map(|(deployment, _)| deployment).collect();
         match (request.source.or(self.deployment), there.as_slice()) {
@@ -145,7 +145,7 @@ fn invalid(field: &'static str, problem: impl fmt::Display) -> OperationError {
     OperationError::Invalid { field, message: problem.to_string() }
 }
 
-/// Adds and takes away licenses as the fold does when they come to coderd and go from it.
+/// Adds and removes licenses as the fold does for licenses that appear in coderd or disappear.
 fn change(then: &mut LicensesState, deployment: Uuid, candidate: Option<&VerifiedLicense>, without: &[i32]) -> Result<(), OperationError> {
     let there = then.deployment(deployment).map(|licenses| licenses.licenses.to_vec()).unwrap_or_default();
     let mut facts = Vec::new();
@@ -174,7 +174,7 @@ fn hash(license: &KnownLicense) -> Result<[u8; 32], OperationError> {
     Ok(hash)
 }
 
-/// coderd refuses a license for other deployments when it is uploaded.
+/// A message if coderd would refuse to upload the license because it names other deployments.
 fn foreign(license: &VerifiedLicense, deployment: Uuid) -> Option<String> {
     let named = || license.claims.deployment_ids.join(", ");
     (!license.claims.is_for(deployment)).then(|| format!("the license names other deployments ({}): coderd will refuse it", named()))
@@ -206,7 +206,7 @@ fn rehearsed(deployment: Uuid, now: Under<'_>, then: Under<'_>, at: DateTime<Utc
     RehearsedDeployment { deployment, now: whole(now), then: whole(then), windows }
 }
 
-/// The instant nearest to `at` at which the license counts, if it ever does.
+/// The instant nearest to `at` at which the license is effective, if there is one.
 fn counting(claims: &LicenseClaims, at: DateTime<Utc>) -> DateTime<Utc> {
     let micro = TimeDelta::microseconds(1);
     match claims.validity(at) {
@@ -249,7 +249,7 @@ fn granted(answer: Entitlements, agents: &AgentCounts, own: Option<&LicenseClaim
     }
 }
 
-/// All but the counts and the instant.
+/// The rehearsal without its counts and its instant.
 fn essence(rehearsal: &Rehearsal) -> impl Serialize + use<> {
     let bare = |granted: &Granted| Granted { agents: None, ..granted.clone() };
     let deployments = rehearsal.deployments.iter().map(|one| {

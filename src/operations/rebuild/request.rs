@@ -1,4 +1,4 @@
-//! What is asked of a rebuild.
+//! The request for a rebuild.
 
 use std::fmt;
 
@@ -9,7 +9,7 @@ use uuid::Uuid;
 use crate::operations::OperationError;
 use crate::stages::{LicensesState, MetricsState, Stage as _};
 
-/// Which fold.
+/// The stage to fold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum RebuildStage {
@@ -20,7 +20,6 @@ pub enum RebuildStage {
 }
 
 impl RebuildStage {
-    /// The stage's name.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -30,30 +29,30 @@ impl RebuildStage {
     }
 }
 
-/// What to fold again. With rules, a license or a license less it is a rehearsal: the answer is what would be shown then. Nothing is written.
+/// What to fold again. With rules, a candidate or omitted licenses, the request is a rehearsal: it writes nothing.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RebuildRequest {
-    /// The fold.
+    /// Stage to fold.
     pub stage: RebuildStage,
-    /// The name of the license rules to rehearse; only for the licenses.
+    /// Name of the license rules to rehearse; only for licenses.
     #[serde(default)]
     pub rules: Option<String>,
-    /// A candidate license, which coderd does not have yet; only for the licenses.
+    /// Candidate license that coderd does not have yet; only for licenses.
     #[serde(default)]
     pub license: Option<LicenseToken>,
-    /// coderd's ids of licenses to leave out; only for the licenses.
+    /// coderd's ids of licenses to omit; only for licenses.
     #[serde(default)]
     pub without: Vec<i32>,
-    /// The deployment whose licenses are meant; without it, the pipeline's, or all where only the rules are another.
+    /// Deployment of the licenses. Default: the pipeline's deployment, or all deployments if only the rules differ.
     #[serde(default)]
     pub source: Option<Uuid>,
-    /// The instant for which entitlements are rehearsed; without it, now.
+    /// Instant for which entitlements are rehearsed. Default: now.
     #[serde(default)]
     pub at: Option<DateTime<Utc>>,
 }
 
-/// A license's token. It is never printed and never kept.
+/// The token of a license. It is never printed or stored.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(transparent)]
 pub struct LicenseToken(pub String);
@@ -65,10 +64,11 @@ impl fmt::Debug for LicenseToken {
 }
 
 impl RebuildRequest {
-    /// Whether it is a rehearsal. Deployment and instant belong to one: a plain rebuild folds every deployment, as it is now.
+    /// Whether this is a rehearsal. Only a rehearsal may name a deployment and an instant: a plain rebuild folds all deployments, as of
+    /// now.
     ///
     /// # Errors
-    /// [`OperationError::Invalid`] for what would be passed over.
+    /// [`OperationError::Invalid`] for a field that would be ignored.
     pub(super) fn rehearses(&self) -> Result<bool, OperationError> {
         let rehearses = self.rules.is_some() || self.license.is_some() || !self.without.is_empty();
         let invalid = |field, message: &str| Err(OperationError::Invalid { field, message: message.to_owned() });

@@ -1,4 +1,4 @@
-//! coderd's database restored to an earlier time: the ledger keeps what coderd has lost, and coderd may do again what it did.
+//! Recovers from a coderd database that was restored to an earlier time. The ledger keeps what coderd lost.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -15,50 +15,50 @@ use crate::coderd::{Catalog, Reader};
 use crate::collectors::events;
 use crate::ledger::{Ledger, NewAct, PublicationState, Source};
 
-/// Ids compared at a time.
+/// Ids compared in one query.
 const PAGE: i64 = 2_000;
 
-/// What was found of coderd's database.
+/// Effect of a recovery for coderd's database.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct CoderdEffect {
-    /// The deployment.
+    /// Id of the deployment.
     pub deployment_id: Uuid,
-    /// Confirmed usage that coderd no longer has, by type: it stays counted, and the audit would list it as `source_gone`.
+    /// Confirmed usage that coderd no longer has, by type. It stays counted, and the audit would list it as `source_gone`.
     pub lost: Vec<LostEvents>,
-    /// Confirmed builds and claims that coderd no longer has: they stay counted. coderd removes old builds by itself, so they are not to be recovered.
+    /// Confirmed builds and claims that coderd no longer has. They stay counted. They need no recovery, because coderd removes old builds
+    /// by itself.
     pub gone_builds: i64,
-    /// Events that coderd does not have and was never seen to have: nothing is done about them, and the audit lists them by id.
+    /// Events that coderd does not have and that were never confirmed. A recovery does not change them; the audit lists their ids.
     pub unconfirmed: i64,
-    /// Usage that would be listed as lost: what coderd no longer has, and what had its id used again, as far as neither is listed already.
+    /// Usage that would be listed as lost: events that coderd no longer has or whose id it used again, if not listed yet.
     pub to_list: i64,
-    /// SHA-256 of their ids, in hexadecimal.
+    /// SHA-256 of the ids of that usage, in hexadecimal.
     pub ids_sha256: String,
-    /// Usage ids under which coderd now has other content than was accepted: the accepted event remains, and nothing of the other is counted.
-    /// The audit would list them as `source_changed`.
+    /// Usage ids for which coderd now has other content than the accepted event. The accepted event remains; the other content is not
+    /// counted. The audit would list them as `source_changed`.
     pub ids_used_again: i64,
-    /// Of these, held back from the vendor until this is executed: then they are sent in mode `sole`, as they were accepted.
+    /// Of these, pending events held back from the vendor until the execution. Then mode `sole` sends them as they were accepted.
     pub ids_used_again_pending: i64,
-    /// Records that were refused for that so far.
+    /// Records that were refused as conflicts with accepted events.
     pub conflicts: i64,
-    /// Usage that was published here and bears no mark in coderd. In mode `sole` that is as it should be.
+    /// Usage that Tallyline published and coderd has no publish mark for. This is expected in mode `sole`.
     pub published_here_without_mark: i64,
-    /// Usage that coderd had published and now bears no mark: coderd itself will publish it again. The vendor remembers its id for 34 days and bills it
-    /// once.
+    /// Usage that coderd had published and that has no publish mark now: coderd will publish it again. The vendor remembers its id for 34
+    /// days and bills it once.
     pub published_by_coderd_without_mark: i64,
 }
 
-/// Lost usage of one type.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LostEvents {
-    /// The type.
+    /// Usage type.
     pub event_type: String,
-    /// How many.
+    /// Number of events.
     pub events: i64,
-    /// Usage in the type's unit, in decimal.
+    /// Sum of their quantities in the type's unit, in decimal.
     pub units: Option<String>,
-    /// Of these, published already.
+    /// Of these, already published.
     pub published: i64,
-    /// Of these, still to be published: in mode `sole` they would be sent, although coderd has no row.
+    /// Of these, still pending: mode `sole` would send them although coderd has no row.
     pub pending: i64,
 }
 
@@ -83,7 +83,7 @@ struct Comparison<'a> {
     ids: Vec<String>,
 }
 
-/// Compares all ids of the ledger with coderd's rows; answers the lost ones, too.
+/// Compares all ids of the ledger with coderd's rows. Also returns the lost ids.
 pub(super) async fn foresee(
     desk: &Desk,
     progress: Progress<'_>,
@@ -200,7 +200,7 @@ impl<'a> Comparison<'a> {
                     let digest = events::usage_digest(self.source.deployment_id, row.clone());
                     let same = digest.as_ref().is_ok_and(|digest| accepted.get(&id) == Some(digest));
                     self.effect.ids_used_again += i64::from(!same);
-                    // what was accepted is in coderd no more
+                    // coderd no longer has the accepted content
                     if digest.is_ok() && !same && confirmed.contains(&id) && !listed.contains(&id) {
                         self.effect.ids_used_again_pending += i64::from(unmarked && fate.state == PublicationState::Pending);
                         self.ids.push(id);

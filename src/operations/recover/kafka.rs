@@ -1,7 +1,7 @@
-//! Topics that were lost, made anew, or emptied before they were read.
+//! Recovers from topics that were lost, created again, or emptied before Tallyline read them.
 //!
-//! Their partitions begin another life at the log's start. What our collectors had appended and nobody had read comes again from coderd; what
-//! had gone through the log again from the rejects is open again; what others had appended is lost.
+//! Their partitions begin another generation at the start of the log. Unread records of Tallyline's collectors are collected from coderd
+//! again. The rejects of unread resubmissions are reopened. Unread records of other producers are lost.
 
 use std::ops::Range;
 
@@ -15,39 +15,36 @@ use crate::event::{Topic, TopicPartition};
 use crate::ledger::{BegunAnew, Claim, NewAct};
 use crate::log::{Log, LogError};
 
-/// What was found of the log.
+/// Effect of a recovery for the log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct KafkaEffect {
-    /// Topics that are not there and would be created.
+    /// Missing topics that would be created.
     pub topics_to_create: Vec<String>,
-    /// Partitions of each of them.
+    /// Partitions of each created topic.
     pub partitions_to_create: i32,
-    /// Partitions that would begin anew at the log's start.
+    /// Partitions that would begin another generation at the start of the log.
     pub partitions: Vec<PartitionToBegin>,
 }
 
-/// A partition whose position the log does not bear out.
+/// A partition whose position does not match the log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PartitionToBegin {
-    /// The topic's name.
     pub topic: String,
-    /// The partition.
     pub partition: i32,
-    /// Its life until now.
+    /// Current generation of the partition.
     pub generation: i32,
-    /// The offset that was to be read next.
+    /// Next offset to consume.
     pub position: i64,
-    /// gone, `before_start`, `beyond_end`, `another_record` or `missing_records`.
+    /// Problem: `gone`, `before_start`, `beyond_end`, `another_record` or `missing_records`.
     pub problem: String,
-    /// The first offset that the log holds; none where it has no such partition.
+    /// First offset that the log holds; absent if the log does not have the partition.
     pub log_start: Option<i64>,
-    /// The offset behind the last that it holds.
+    /// Offset after the last record; absent if the log does not have the partition.
     pub log_end: Option<i64>,
-    /// Offsets that are known to have been in the log and were never read. What our collectors appended comes again; the rest is lost. What others
-    /// appended after the last pass of a collector is not known.
+    /// Offsets that are known to have existed and were never read. Records of Tallyline's collectors are collected again; the rest is lost.
+    /// Records that others appended after the last collector pass are not known.
     pub unread: i64,
-    /// Records that had gone through the log again from the rejects and were never read. Their rejects are open again: they can be resubmitted
-    /// once more, or admitted.
+    /// Resubmitted records that were never read. Their rejects are reopened: they can be resubmitted or admitted again.
     pub reopened: i64,
 }
 
@@ -83,7 +80,7 @@ pub(super) async fn foresee(desk: &Desk) -> Result<KafkaEffect, OperationError> 
     Ok(effect)
 }
 
-/// What is wrong with a position, in one word.
+/// The problem of a position, in one word.
 async fn problem(log: &Log, position: &Claim) -> Result<Option<&'static str>, OperationError> {
     match check_position(log, position).await {
         Ok(()) => Ok(misses_records(log, position).await?.then_some("missing_records")),
@@ -95,7 +92,7 @@ async fn problem(log: &Log, position: &Claim) -> Result<Option<&'static str>, Op
     }
 }
 
-/// In PostgreSQL offsets have no gaps; in Kafka they may.
+/// Offsets have no gaps in PostgreSQL; they may have gaps in Kafka.
 async fn misses_records(log: &Log, position: &Claim) -> Result<bool, LogError> {
     let Log::Postgres(_) = log else { return Ok(false) };
     let (_, end) = log.watermarks(position.partition).await?;
@@ -125,7 +122,7 @@ async fn begin(desk: &Desk, position: &Claim, problem: &str) -> Result<Partition
     })
 }
 
-/// The offsets of which nothing is read any more. What lies behind the start that retention left is still there.
+/// The offsets that cannot be read any more. Records after the start that retention left still exist.
 fn lost(position: i64, problem: &str, log_start: Option<i64>) -> Range<i64> {
     let until = log_start.filter(|_| problem == "before_start");
     position..until.unwrap_or(i64::MAX)
@@ -143,7 +140,7 @@ pub(super) async fn execute(desk: &Desk, effect: &KafkaEffect, act: &NewAct<'_>,
         let partition = TopicPartition { topic, partition: one.partition };
         let start = match desk.log.whole_from(partition).await {
             Ok(start) => Some(start),
-            // made anew with fewer partitions
+            // the topic was created again with fewer partitions
             Err(LogError::NoTopic(_)) => None,
             Err(error) => return Err(error.into()),
         };

@@ -1,4 +1,4 @@
-//! A ledger that was restored from a backup: it becomes another incarnation and catches up before anything is shown or sent.
+//! Recovers a ledger that was restored from a backup. It becomes another incarnation, and catches up before it shows or sends anything.
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -14,62 +14,62 @@ use crate::ledger::{ListActs, NewAct, Recovering, Restored, Sequence, collector_
 use crate::log::Log;
 use crate::publisher::sendable_after;
 
-/// Pending publications compared at a time.
+/// Pending publications compared in one query.
 const PAGE: i64 = 500;
 
-/// What was found of the ledger.
+/// Effect of a recovery for the ledger.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct LedgerEffect {
-    /// Its last sequence; its incarnation would become another.
+    /// Last sequence of the ledger. Its incarnation would be replaced.
     pub sequence: Sequence,
-    /// When its newest batch was recorded.
+    /// When the newest batch was recorded.
     pub newest_batch_at: Option<DateTime<Utc>>,
-    /// When the last act that it knows was done. What operators did after the backup is not in it: pauses, choices of license rules, acts on
-    /// rejects, replays, rebuilds, recoveries, exports.
+    /// Time of the last recorded act. Later acts of operators are missing: pauses, choices of license rules, acts on rejects, replays,
+    /// rebuilds, recoveries and exports.
     pub last_act_at: Option<DateTime<Utc>>,
-    /// When the newest record that was read before the loss came to the log, as marks of the Kafka group tell: so far the lost time reaches, at least.
-    /// None where they tell nothing.
+    /// Log time of the newest record that was read before the loss, from the committed offsets of the Kafka group. The lost time extends at
+    /// least to this instant. Absent if the offsets do not show it.
     pub had_read_until: Option<DateTime<Utc>>,
-    /// The recovery that is open already; then only sources can be given up.
+    /// The open recovery, if there is one. In that case a plan can only abandon sources.
     pub open: Option<Recovering>,
-    /// Offsets of the log that it has not read: they come again from there.
+    /// Offsets of the log that the restored ledger has not read. They will be read.
     pub records_to_read: i64,
-    /// Whether the log is in the same database and was restored with it: then what others than our collectors appended after the backup is lost, and how
-    /// much that is, is not known. What our collectors had appended comes again from coderd, under the names that it has today: a series whose
-    /// template, organization or preset was renamed since may be lower than it was, and another one higher.
+    /// Whether the log is in the same database and was restored too. If so, records that other producers appended after the backup are
+    /// lost, and their number is unknown. Records of Tallyline's collectors are collected again, with coderd's current names. After a
+    /// rename of a template, organization or preset, one series may be lower than before and another one higher.
     pub log_restored_too: bool,
-    /// Deployments whose databases are read again as a whole, and waited for.
+    /// Deployments whose databases must be read again completely before the recovery ends.
     pub sources_to_read: Vec<Uuid>,
-    /// Collected deployments that are not waited for.
+    /// Collected deployments that the recovery does not wait for.
     pub not_waited_for: Vec<SourceNotWaitedFor>,
-    /// Publications that are pending: each may have been sent after the backup.
+    /// Pending publications. Each one may have been sent after the backup.
     pub pending: i64,
-    /// Of these, young enough to be sent, in mode `sole` again where they were sent already: the vendor remembers their ids and bills them once.
+    /// Of these, recent enough to send. Mode `sole` may send them a second time: the vendor remembers their ids and bills them once.
     pub pending_to_send: i64,
-    /// Of these, too old to be sent: as they may have been sent, they become `unknown`.
+    /// Of these, too old to send. They become `unknown`, because they may have been sent.
     pub pending_too_old: i64,
-    /// Of these, marked as published in coderd: not ours to send. None where coderd's database is not configured or does not answer.
+    /// Of these, marked as published in coderd: not ours to send. Absent if coderd's database is not configured or does not answer.
     pub pending_published_by_coderd: Option<i64>,
 }
 
-/// A collected source that a recovery does not wait for. What happened there after the backup may never come back: its series and counts may stay
-/// lower than they were, and the vendor may have amounts that this ledger does not know. Should it be read again, what it still has is added.
+/// A collected source that a recovery does not wait for. Its events after the backup may never return. Its series and counts may stay
+/// lower, and the vendor may have amounts that this ledger does not have. If the source is read again, its remaining events are added.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct SourceNotWaitedFor {
-    /// The deployment.
+    /// Id of the deployment.
     pub deployment_id: Uuid,
-    /// Whether it is given up by this plan. Else it was not read for 35 days while others were, or was given up before.
+    /// Whether this plan abandons it. If not, it was not read for 35 days while others were, or it was abandoned earlier.
     pub by_this_plan: bool,
-    /// When it was read last, as far as this ledger knows.
+    /// When it was last read, according to this ledger.
     pub last_read_at: Option<DateTime<Utc>>,
-    /// Events of it in this ledger.
+    /// Its events in this ledger.
     pub events: i64,
-    /// Of these, to be published: each may have been sent after the backup.
+    /// Of these, pending publications. Each one may have been sent after the backup.
     pub pending: i64,
 }
 
 impl LedgerEffect {
-    /// What is given up by this plan.
+    /// The deployments that this plan abandons.
     fn given_up(&self) -> Vec<Uuid> {
         self.not_waited_for.iter().filter(|source| source.by_this_plan).map(|source| source.deployment_id).collect()
     }
@@ -109,7 +109,7 @@ pub(super) async fn foresee(desk: &Desk, without: &[Uuid]) -> Result<LedgerEffec
     })
 }
 
-/// The deployments that are waited for, and the collected ones that are not.
+/// The deployments that the recovery waits for, and the other collected deployments.
 async fn sources(desk: &Desk, open: Option<&Recovering>, without: &[Uuid]) -> Result<(Vec<Uuid>, Vec<SourceNotWaitedFor>), OperationError> {
     let (waited_for, not_read) = desk.ledger.in_time(desk.ledger.sources_to_recover()).await?;
     let waits_for = |id: &Uuid| match open {
@@ -137,7 +137,7 @@ async fn sources(desk: &Desk, open: Option<&Recovering>, without: &[Uuid]) -> Re
     Ok((to_read, others))
 }
 
-/// Refuses to give up what can be read.
+/// Refuses to abandon a source that can be read.
 async fn is_not_there(desk: &Desk, id: Uuid) -> Result<(), OperationError> {
     if desk.ledger.in_time(desk.ledger.source(id)).await?.is_none() {
         return Err(OperationError::NotFound(format!("the ledger knows no deployment {id}")));
@@ -174,7 +174,7 @@ async fn records_to_read(desk: &Desk) -> Result<i64, OperationError> {
     Ok(waiting)
 }
 
-/// How many pending events of the configured deployment coderd has marked as published.
+/// Pending events of the configured deployment that coderd has marked as published.
 async fn published_by_coderd(desk: &Desk) -> Result<Option<i64>, OperationError> {
     let Some(database) = &desk.coderd else { return Ok(None) };
     let mut published = 0;
@@ -194,7 +194,8 @@ async fn published_by_coderd(desk: &Desk) -> Result<Option<i64>, OperationError>
     Ok(Some(published))
 }
 
-/// Whether the database is that of the source's coderd. Where a fact is not known and the others do not contradict, the configured id decides.
+/// Whether the database belongs to the source's coderd. If a fact is unknown and the other one does not contradict, the configured id
+/// decides.
 pub(super) async fn is_of(desk: &Desk, database: &Database, source_id: Uuid) -> Result<bool, OperationError> {
     let mut reader = database.connect().await?;
     let facts = reader.identity_facts().await;

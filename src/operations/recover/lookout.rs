@@ -1,6 +1,7 @@
-//! What every process does about a ledger that was restored from a backup: sees it, opens the recovery, and closes it when all is caught up.
+//! Monitors, in every process, whether the ledger was restored from a backup. Opens the recovery, and closes it when the ledger has caught
+//! up.
 //!
-//! Whatever is done here is done once, whichever process does it.
+//! Each step happens once, in whichever process comes first.
 
 use std::time::Duration;
 
@@ -14,38 +15,37 @@ use crate::event::{Topic, TopicPartition};
 use crate::ledger::{Acquaintance, Landmark, Recovering, Restored, Settlement};
 use crate::log::LogError;
 
-/// How often it looks.
+/// Interval of the checks.
 const LOOK: Duration = Duration::from_secs(1);
 /// Publications settled in one transaction.
 const SETTLED_AT_ONCE: usize = 500;
-/// So many looks in a row fail before it is told.
+/// Consecutive failed checks before a warning.
 const TOLD_AFTER: u32 = 10;
 
-/// One process's lookout. It remembers the newest batch that it saw: a ledger without it went back.
-/// At a start it remembers none; consumers and publishers compare the marks of the consumers' group.
+/// The restore monitor of one process. It remembers the newest batch that it saw: a ledger without this batch was restored. After a start
+/// it remembers none; consumers and publishers compare the committed offsets of the consumer group.
 pub struct Lookout {
     desk: Desk,
-    /// Names this process where it settles publications.
+    /// Identifies this process when it settles publications.
     holder: String,
 }
 
-/// What the looks before have left.
+/// State between checks.
 #[derive(Default)]
 struct Remembered {
-    /// The batch by which the ledger is known again.
+    /// A batch that the ledger must contain.
     landmark: Option<Landmark>,
-    /// The recovery that was told of.
+    /// The recovery that the last warning named.
     told: Option<i64>,
 }
 
 impl Lookout {
-    /// A lookout that has not looked yet.
     #[must_use]
     pub fn new(desk: Desk) -> Self {
         Lookout { desk, holder: Uuid::new_v4().to_string() }
     }
 
-    /// Looks until `stop`.
+    /// Checks until `stop`.
     pub async fn keep(self, stop: &CancellationToken) {
         let (mut remembered, mut failures) = (Remembered::default(), 0);
         loop {
@@ -54,7 +54,7 @@ impl Lookout {
                 Some(Ok(())) => failures = 0,
                 Some(Err(error)) => {
                     failures += 1;
-                    // what is away is told by whoever works with it
+                    // users of a dependency report its failure themselves
                     if failures == TOLD_AFTER {
                         warn!(%error, "whether the ledger was restored is not known, or it does not catch up");
                     }
@@ -78,7 +78,7 @@ impl Lookout {
         Ok(())
     }
 
-    /// Whether the ledger has the batch by which it is known; then one further on is remembered.
+    /// Checks that the ledger contains the remembered batch, then remembers a newer one.
     async fn recognise(&self, known: &mut Option<Landmark>) -> Result<(), OperationError> {
         let ledger = &self.desk.ledger;
         let (head, acquaintance) = ledger.in_time(ledger.head_seen_from(known.as_ref())).await?;
@@ -87,7 +87,7 @@ impl Lookout {
             return Ok(());
         }
         let further = ledger.in_time(ledger.landmark(head.number)).await?;
-        // asked again: what was lost in between does not come back
+        // check again: a restore in between would have removed the remembered batch
         let (_, acquaintance) = ledger.in_time(ledger.head_seen_from(known.as_ref())).await?;
         if acquaintance != Acquaintance::WentBack {
             *known = further.or(*known);
@@ -95,7 +95,7 @@ impl Lookout {
         Ok(())
     }
 
-    /// Does what the open recovery waits for and this process can do, and closes it once nothing is left.
+    /// Does the part of the open recovery that this process can do. Closes the recovery when nothing is left.
     async fn tend(&self, recovering: &Recovering) -> Result<(), OperationError> {
         let ledger = &self.desk.ledger;
         if !recovering.log_ends_known {
@@ -127,7 +127,7 @@ impl Lookout {
         Ok(ends)
     }
 
-    /// What coderd has marked as published is not ours to send, whoever sent it in the lost time.
+    /// Settles publications that coderd has marked as published: they are not ours to send, even if we sent them in the lost time.
     async fn compare(&self, recovering: &Recovering) -> Result<(), OperationError> {
         let Some(database) = &self.desk.coderd else { return Ok(()) };
         let ledger = &self.desk.ledger;

@@ -1,6 +1,6 @@
-//! Recover: what can be restored from where after a loss, what is at risk in numbers, and then doing it.
+//! Recoveries: plan what can be restored after a loss, with the risks, and execute the plan.
 //!
-//! A plan is kept under a hash of what it would change; it is executed only while it would change exactly that.
+//! A plan is saved under a hash of its changes. It is executed only if it would still make exactly these changes.
 
 mod coderd;
 mod kafka;
@@ -21,11 +21,11 @@ use super::plan_hash::plan_hash;
 use super::{Actor, Desk, OperationError};
 use crate::ledger::{ActKind, Subject};
 
-/// What was lost.
+/// The part that was lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Lost {
-    /// Topics that were lost, made anew or emptied, in Kafka or in PostgreSQL
+    /// Topics, in Kafka or in PostgreSQL: lost, created again or emptied
     Kafka,
     /// The ledger, restored from a backup
     Ledger,
@@ -34,7 +34,6 @@ pub enum Lost {
 }
 
 impl Lost {
-    /// The word for it.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -45,47 +44,47 @@ impl Lost {
     }
 }
 
-/// What is to be planned.
+/// The recovery to plan.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RecoverRequest {
-    /// What was lost.
+    /// The part that was lost.
     pub lost: Lost,
-    /// Deployments that are not there any more, and that the recovery of a restored ledger is not to wait for; also of one that is open.
+    /// Deployments to abandon: they no longer exist, and the recovery of a restored ledger does not wait for them. Also for an open
+    /// recovery.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub without: Vec<Uuid>,
 }
 
-/// Which plan is to be executed.
+/// The plan to execute.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RecoverExecution {
-    /// The hash that the plan has.
+    /// Hash of the plan.
     pub hash: String,
 }
 
-/// What would be done, in numbers, and the hash by which exactly this is executed; or that there is nothing to do.
+/// Effect of a recovery in numbers, and the hash that identifies the plan when it is executed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct RecoverPlan {
-    /// SHA-256 of what would be changed, in hexadecimal. Null where nothing is lost, or what is lost is being recovered: there is nothing to
-    /// execute.
+    /// SHA-256 of the changes, in hexadecimal. Null if there is nothing to execute: nothing is lost, or a recovery is already open.
     pub hash: Option<String>,
-    /// What was found, what would be done, and what is at risk.
+    /// Findings, planned changes and risks.
     pub effect: RecoverEffect,
 }
 
-/// What was found, what would be done, and what is at risk.
+/// Findings, planned changes and risks.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "loss", rename_all = "lowercase")]
 pub enum RecoverEffect {
-    /// Of topics.
+    /// Loss of topics.
     Kafka(KafkaEffect),
-    /// Of the ledger's newest part.
+    /// Loss of the newest part of the ledger.
     Ledger(Box<LedgerEffect>),
-    /// Of coderd's newest part.
+    /// Loss of the newest part of coderd's database.
     Coderd(CoderdEffect),
 }
 
 impl RecoverEffect {
-    /// Why there is nothing to execute, if so.
+    /// The reason why there is nothing to execute, if so.
     #[must_use]
     pub fn nothing(&self) -> Option<String> {
         match self {
@@ -104,15 +103,15 @@ impl RecoverEffect {
     }
 }
 
-/// How a comparison goes on: so many more of so many are done.
+/// Progress of a comparison: compared ids and their total.
 pub type Progress<'a> = &'a (dyn Fn(u64, u64) + Sync);
 
 impl Desk {
-    /// Looks at what was lost, and keeps the plan where there is anything to execute. Changes nothing else.
+    /// Examines a loss, and saves the plan if there is anything to execute. Changes nothing else.
     ///
     /// # Errors
-    /// [`OperationError::NotFound`] for a source that the ledger does not know, [`OperationError::Forbidden`] for one that is there or not
-    /// waited for; the databases' and the log's.
+    /// [`OperationError::NotFound`] for an unknown source; [`OperationError::Forbidden`] for a source that can be read, or that the
+    /// recovery does not wait for.
     pub async fn plan_recovery(
         &self,
         request: &RecoverRequest,
@@ -126,11 +125,11 @@ impl Desk {
         Ok(plan)
     }
 
-    /// Executes the plan of that hash, if it would still change exactly what was planned. Answers what was done.
+    /// Executes the plan with this hash if its changes are still the same. Returns the executed plan.
     ///
     /// # Errors
-    /// [`OperationError::NotFound`] for an unknown hash, [`OperationError::Forbidden`] where the effect is another by now or there is nothing
-    /// to do, [`OperationError::Invalid`] where a source is given up without a reason; then nothing was changed.
+    /// [`OperationError::NotFound`] for an unknown hash; [`OperationError::Forbidden`] if the effect has changed or there is nothing to
+    /// execute; [`OperationError::Invalid`] if a source is abandoned without a reason. In all these cases nothing was changed.
     pub async fn execute_recovery(
         &self,
         RecoverExecution { hash }: &RecoverExecution,
@@ -169,7 +168,7 @@ impl Desk {
         if done { Ok(plan) } else { Err(OperationError::plan_changed()) }
     }
 
-    /// The plan, and the ids of events that coderd has lost.
+    /// Computes the plan, and the ids of the events that coderd has lost.
     async fn foresee_recovery(
         &self,
         request: &RecoverRequest,
@@ -188,7 +187,7 @@ impl Desk {
                 (RecoverEffect::Coderd(effect), lost_ids)
             }
         };
-        // over what would be changed, not over numbers that move beside live traffic
+        // hash the changes, not the numbers that live traffic moves
         let hash = match effect.nothing() {
             None => Some(plan_hash(&(request.lost.as_str(), effect.changes()))?),
             Some(_) => None,

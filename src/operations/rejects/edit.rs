@@ -1,14 +1,13 @@
-//! What an edit makes of a record. It mends what is wrong and leaves the record the same event: a record whose headers are the fault needs a
-//! whole CloudEvent, which replaces them.
+//! Edits of rejected records. An edit repairs a record but keeps it the same event. If the headers are wrong, the edit must be a whole
+//! CloudEvent, which replaces them.
 
 use crate::event::{Message, STRUCTURED, Traces, UsageType};
 use crate::operations::OperationError;
 
-/// The record with this text for a body. Where the text is a whole CloudEvent (a JSON object with a `specversion`), it takes the place of the
-/// headers, too; else they stay as they are.
+/// Replaces the record's body by this text. A whole CloudEvent (a JSON object with a `specversion`) also replaces the headers.
 ///
 /// # Errors
-/// [`OperationError::Invalid`], with the attribute that would no longer be the record's own.
+/// [`OperationError::Invalid`] with the attribute that the edit must not change.
 pub fn edited(original: &Message, text: &str) -> Result<Message, OperationError> {
     let invalid = |field, message: String| Err(OperationError::Invalid { field, message });
     if text.contains('\0') {
@@ -33,7 +32,7 @@ pub fn edited(original: &Message, text: &str) -> Result<Message, OperationError>
         let new = new.deployment.map(|deployment| format!("/coder/{deployment}"));
         return invalid("source", format!("must stay \"/coder/{deployment}\", and {}", is(new)));
     }
-    // a type that nobody knows may be the very fault; what is held is money, and of another type it would be other money
+    // an unknown type may be the fault; a held record is unbilled usage, and another type would bill something else
     if let Some(event_type) = old.event_type.filter(|event_type| counts(event_type))
         && new.event_type.as_ref() != Some(&event_type)
     {
@@ -85,7 +84,7 @@ mod tests {
         assert_eq!(refused(&original, &whole("two", SOURCE, "dc_managed_agents_v1")), "id");
         assert_eq!(refused(&original, &whole("one", "/coder/00000000-0000-0000-0000-000000000008", "dc_managed_agents_v1")), "source");
         assert_eq!(refused(&original, &whole("one", SOURCE, "hb_ai_seats_v1")), "type");
-        // held: of a known type it would be other money
+        // held: a known type would bill something else
         assert_eq!(refused(&record("one", SOURCE, "dc_gpu_v1"), &whole("one", SOURCE, "dc_managed_agents_v1")), "type");
         let build = record("one", SOURCE, "workspace_build_completed_v1");
         assert_eq!(refused(&build, &whole("one", SOURCE, "prebuild_claimed_v1")), "type");

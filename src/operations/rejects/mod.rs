@@ -1,4 +1,4 @@
-//! The rejects desk: records that are no accepted event are listed, shown, passed through the log again, or given up.
+//! Rejects: records that are not accepted events. Lists, shows, resubmits and discards them.
 
 mod edit;
 mod resubmit;
@@ -19,26 +19,26 @@ use super::{Actor, Desk, OperationError};
 use crate::ledger::{ActKind, NewAct, RejectFilter, RejectGroup, RejectProperty, RejectRow, RejectState, Subject};
 use crate::words::UnknownWord;
 
-/// Most rejects of one page.
+/// Maximum rejects per page.
 const MOST_LISTED: usize = 1_000;
-/// Most rejects of one call that changes them: their bodies are in memory meanwhile.
+/// Maximum rejects in one changing call, because their bodies are in memory meanwhile.
 const MOST_CHANGED: usize = 200;
-/// More than any record of ours can have.
+/// More bytes than any of our records can have.
 const WHOLE: i32 = 1 << 30;
-/// Of a listed reject's body so many bytes are told; `show` tells it whole.
+/// Bytes of a body in a list; `show` returns the whole body.
 const LISTED_BYTES: i32 = 1_024;
 
-/// Which rejects.
+/// Filter for rejects.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct WhichRejects {
-    /// open (where it is not given), resubmitted, admitted, discarded, or all.
+    /// `open`, `resubmitted`, `admitted`, `discarded` or `all`. Default: `open`.
     pub state: String,
-    /// rejected, conflict or held; absent: any.
+    /// `rejected`, `conflict` or `held`. Default: any.
     pub verdict: Option<String>,
-    /// Why, in one word, such as json; absent: any.
+    /// Cause in one word, such as `json`. Default: any.
     pub cause: Option<String>,
-    /// The event's type; absent: any.
+    /// Event type. Default: any.
     pub event_type: Option<String>,
 }
 
@@ -48,16 +48,16 @@ impl Default for WhichRejects {
     }
 }
 
-/// A page of rejects.
+/// Request for a page of rejects.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ListRejects {
-    /// Which.
+    /// Filter.
     #[serde(flatten)]
     pub which: WhichRejects,
-    /// Only those with a higher number.
+    /// Only rejects with a higher number.
     #[serde(default)]
     pub after: i64,
-    /// At most so many, from 1 to 1000; 100 where it is not given.
+    /// Maximum number of rejects, 1 to 1000. Default: 100.
     #[serde(default = "page")]
     pub limit: usize,
 }
@@ -66,52 +66,51 @@ fn page() -> usize {
     100
 }
 
-/// A page of rejects, by number. Of each body the first 1024 bytes are told.
+/// A page of rejects, by number, with the first 1024 bytes of each body.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct RejectPage {
-    /// The rejects.
+    /// Rejects of this page.
     pub rejects: Vec<Reject>,
-    /// The `after` of the next page; absent where this is the last.
+    /// `after` of the next page; absent on the last page.
     pub next_after: Option<i64>,
 }
 
-/// Rejects in groups.
+/// Request for the number of rejects per group.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct CountRejects {
-    /// Which.
+    /// Filter.
     #[serde(flatten)]
     pub which: WhichRejects,
-    /// What the groups have in common.
+    /// Property that defines the groups.
     pub by: RejectProperty,
 }
 
-/// Rejects in groups, the largest first.
+/// Groups of rejects, the largest first.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RejectCounts {
-    /// What the groups have in common.
+    /// Property that defines the groups.
     pub by: RejectProperty,
-    /// The groups.
+    /// Groups of rejects.
     pub groups: Vec<RejectGroup>,
 }
 
-/// Rejects to be given up. An accepted event under the same id stays as it is.
+/// Rejects to discard. An accepted event with the same id is not affected.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DiscardRejects {
-    /// Their numbers: at most 200, all open.
+    /// Numbers of the rejects: at most 200, all open.
     pub ids: Vec<i64>,
 }
 
-/// What was given up.
+/// Discarded rejects.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DiscardedRejects {
-    /// The rejects' numbers.
+    /// Numbers of the rejects.
     pub ids: Vec<i64>,
-    /// The acts in the audit trail, in the same order.
+    /// Ids of the acts in the audit trail, in the same order.
     pub act_ids: Vec<i64>,
 }
 
 impl Desk {
-    /// A page of rejects.
     pub async fn list_rejects(&self, request: &ListRejects) -> Result<RejectPage, OperationError> {
         let filter = filter(&request.which)?;
         if !(1..=MOST_LISTED).contains(&request.limit) {
@@ -125,23 +124,21 @@ impl Desk {
         Ok(RejectPage { rejects: self.with_acts(rows).await?, next_after })
     }
 
-    /// Rejects in groups.
     pub async fn count_rejects(&self, request: &CountRejects) -> Result<RejectCounts, OperationError> {
         let groups = self.ledger.in_time(self.ledger.reject_groups(&filter(&request.which)?, request.by)).await?;
         Ok(RejectCounts { by: request.by, groups })
     }
 
-    /// One reject, whole, and what would become of it now.
+    /// One reject with its whole body, and its predicted outcome if it were resubmitted.
     pub async fn show_reject(&self, id: i64) -> Result<ShownReject, OperationError> {
         let row = self.these_rejects(&[id]).await?.remove(0);
         self.shown(row).await
     }
 
-    /// Gives up rejects, all or none. They stay in the ledger as discarded.
+    /// Discards rejects, all or none. They remain in the ledger as discarded.
     ///
     /// # Errors
-    /// [`OperationError::NotFound`]; [`OperationError::Forbidden`] where one is not open; [`OperationError::Invalid`] without a reason; the
-    /// ledger's.
+    /// [`OperationError::NotFound`]; [`OperationError::Forbidden`] if one is not open; [`OperationError::Invalid`] without a reason.
     pub async fn discard_rejects(&self, request: &DiscardRejects, actor: &Actor) -> Result<DiscardedRejects, OperationError> {
         actor.require_reason()?;
         let rows = self.these_rejects(&request.ids).await?;
@@ -155,7 +152,7 @@ impl Desk {
         }
     }
 
-    /// The rejects of these numbers, each once.
+    /// The rejects with these numbers, each once.
     async fn these_rejects(&self, ids: &[i64]) -> Result<Vec<RejectRow>, OperationError> {
         let ids: Vec<i64> = ids.iter().copied().collect::<BTreeSet<_>>().into_iter().collect();
         if ids.is_empty() || ids.len() > MOST_CHANGED {
@@ -168,7 +165,7 @@ impl Desk {
         }
     }
 
-    /// Refuses rejects that an act has ended, and says which act of whom.
+    /// Refuses rejects that are not open; the error names the act that ended them.
     async fn all_open(&self, rows: &[RejectRow]) -> Result<(), OperationError> {
         let Some(ended) = rows.iter().find(|row| row.state != RejectState::Open) else { return Ok(()) };
         let acts = self.ledger.in_time(self.ledger.reject_acts(&[ended.id])).await?;

@@ -1,16 +1,16 @@
-//! Rejects go through the log again, under their own event ids.
+//! Resubmits rejects through the log, with their own event ids.
 //!
-//! The log and the ledger have no transaction in common, so the order makes it safe:
+//! The log and the ledger have no common transaction. This order makes a resubmission safe:
 //!
-//! 1. The acts are recorded.
-//! 2. The records are appended and acknowledged.
-//! 3. The rejects end.
+//! 1. Record the acts.
+//! 2. Append the records, and wait until the log acknowledges them.
+//! 3. End the rejects.
 //!
-//! After a crash in between, the rejects are still open and nothing is lost. The audit trail then has an act that ended nothing.
-//! The next resubmission appends at worst the same event again, which the ledger counts as a duplicate. With another edit it is a
-//! conflict, and the first event remains.
+//! After a crash in between, the rejects are still open and nothing is lost. The audit trail then contains an act that ended nothing. At
+//! worst, the next resubmission appends the same event again, and the ledger counts a duplicate. With another edit it is a conflict, and
+//! the first event remains.
 //!
-//! The place in the log is kept with the reject: if the log loses the record unread, `recover --lost kafka` opens the reject again.
+//! The reject keeps the place of its record in the log. If the log loses the record unread, `recover --lost kafka` reopens the reject.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -26,122 +26,120 @@ use crate::ledger::{ActKind, NO_SIGNING_KEY, NewAct, PassedReject, Refusal, Reje
 use crate::log::Record;
 use crate::operations::{Actor, Desk, OperationError};
 
-/// Rejects that are admitted at a time.
+/// Rejects admitted in one step.
 const ADMITTED_AT_A_TIME: i64 = 200;
 
-/// Rejects to go through the log again.
+/// Rejects to resubmit.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct Resubmit {
-    /// Their numbers: at most 200, all open unless forced.
+    /// Numbers of the rejects: at most 200, all open unless forced.
     pub ids: Vec<i64>,
-    /// For one reject: the body to take the place of its own; or a whole CloudEvent in JSON, which takes the place of the headers, too. Id,
-    /// source and type stay what they are, where they could be read.
+    /// Only for a single reject: its new body, or a whole CloudEvent in JSON, which also replaces the headers. Readable ids, sources and
+    /// types must not change.
     pub edit: Option<String>,
-    /// Also what would be refused again, though never what is in conflict with an accepted event; also what was ended, while no event of
-    /// its id is accepted.
+    /// Also resubmit records that would be rejected again, but never conflicts. Also resubmit ended rejects while no event with their id
+    /// is accepted.
     pub force: bool,
-    /// Only say what would become of it.
+    /// Only predict the outcome.
     pub dry_run: bool,
 }
 
-/// What would become of a record that came from the log now. What PostgreSQL itself refused before cannot be foreseen.
+/// Predicted outcome of a record that is read now. Errors of PostgreSQL itself cannot be predicted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Foreseen {
-    /// A new event.
     Accepted,
-    /// Its event is accepted already: nothing would change, and nothing is appended.
+    /// An equal event is already accepted: nothing would change, and nothing is appended.
     Duplicate,
-    /// Another event is accepted under its id, and stands.
+    /// Another event with this id is accepted, and remains.
     Conflict,
-    /// No event.
+    /// Not a valid event.
     Rejected,
     /// Usage of a type that this version does not know.
     Held,
 }
 
-/// What went through the log again.
+/// Result of a resubmission.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Resubmitted {
-    /// Nothing was done.
+    /// Whether this was only a prediction.
     pub dry_run: bool,
-    /// Each reject.
+    /// Result for each reject.
     pub records: Vec<ResubmittedRecord>,
 }
 
-/// One reject that went through the log again, or would.
+/// Result for one reject.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ResubmittedRecord {
-    /// The reject's number.
+    /// Number of the reject.
     pub id: i64,
-    /// The event id under which it goes; absent where it cannot be read.
+    /// Event id of the resubmitted record; absent if it cannot be read.
     pub event_id: Option<String>,
-    /// What is foreseen for it.
+    /// Predicted outcome.
     pub foreseen: Foreseen,
-    /// Why, where that is not accepted.
+    /// Reason, if the predicted outcome is not `accepted`.
     pub reason: Option<String>,
-    /// Where the log has it now; absent where nothing was appended.
+    /// Place of the record in the log; absent if nothing was appended.
     pub place: Option<Place>,
-    /// The act in the audit trail.
+    /// Id of the act in the audit trail.
     pub act_id: Option<i64>,
-    /// Whether the reject has ended with it. False: somebody else ended it meanwhile, and the record is in the log all the same.
+    /// Whether this act ended the reject. False if another act ended it meanwhile; the record is in the log nevertheless.
     pub ended: bool,
 }
 
 /// A place in the log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Place {
-    /// The topic's name.
+    /// Name of the topic.
     pub topic: String,
-    /// The partition.
+    /// Number of the partition.
     pub partition: i32,
-    /// The offset.
     pub offset: i64,
 }
 
-/// What came of held records whose type this version knows, or whose deployment is registered by now.
+/// Result for held records whose type this version knows, or whose deployment is now registered.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Admitted {
-    /// Held records that went through the log again, or whose event was accepted already.
+    /// Held records that were resubmitted, or whose event was already accepted.
     pub records: u64,
-    /// Of these, those that are foreseen as no accepted event: they are rejects of their own now, and say why.
+    /// Of these, records that are not expected to become accepted events. They are now separate rejects with their own reason.
     pub refused: u64,
-    /// Held records that still cannot be told to be of a known type, and stay as they are.
+    /// Held records whose type is still not known. They remain held.
     pub left: u64,
 }
 
-/// What is foreseen for a message, and as which message of which topic it goes.
+/// The predicted outcome of a message, with the message and topic to append.
 pub(super) struct Foresight {
     pub what: Foreseen,
     pub reason: Option<String>,
     event_id: Option<String>,
-    /// Whose event it would be, and in which topic: none where it is no event.
+    /// Deployment and topic of the event; `None` if the message is not a valid event.
     event: Option<(Uuid, Topic)>,
     message: Message,
 }
 
-/// A reject on its way.
+/// A reject ready for resubmission.
 struct Prepared {
     row: RejectRow,
     edit: Option<String>,
     foresight: Foresight,
 }
 
-/// Events that are foreseen as new within one call.
+/// Events that one call predicts to be new.
 type News = HashMap<(Uuid, String), Digest>;
 
-/// The record as the log had it.
+/// The record as it was in the log.
 pub(super) fn as_found(row: &RejectRow) -> Message {
     Message { key: row.key.clone(), headers: row.headers.clone(), payload: row.payload.clone(), oversized: row.oversized }
 }
 
 impl Desk {
-    /// Passes rejects through the log again, all or none of them; with an edit, one.
+    /// Resubmits rejects, all or none of them. An edit is allowed for a single reject.
     ///
     /// # Errors
-    /// [`OperationError::NotFound`]; [`OperationError::Forbidden`] where one is not open or would be refused again; [`OperationError::Invalid`];
-    /// the log's and the ledger's: then those that are acknowledged have ended, and the same call again is safe.
+    /// [`OperationError::NotFound`]; [`OperationError::Forbidden`] if one is not open or would be rejected again;
+    /// [`OperationError::Invalid`]. On an error of the log or the ledger, the acknowledged rejects have ended, and a retry is safe.
     pub async fn resubmit_rejects(&self, request: &Resubmit, actor: &Actor) -> Result<Resubmitted, OperationError> {
         let rows = self.these_rejects(&request.ids).await?;
         if request.edit.is_some() && rows.len() != 1 {
@@ -170,12 +168,12 @@ impl Desk {
         Ok(Resubmitted { dry_run: false, records })
     }
 
-    /// Passes held records through the log whose type this version knows, or whose deployment is registered by now.
-    /// They go whatever is foreseen for them, since the reason to hold them has ended. `progress` gets the number of records examined.
-    /// If two processes admit at once, a record may go twice; the second one is a duplicate.
+    /// Resubmits held records whose type this version knows, or whose deployment is now registered. Their predicted outcome does not
+    /// matter, because the reason to hold them has ended. `progress` gets the number of records examined. If two processes admit at the
+    /// same time, a record may be appended twice; the second one is a duplicate.
     ///
     /// # Errors
-    /// [`OperationError::Interrupted`], the log's and the ledger's; the same call goes on from there.
+    /// [`OperationError::Interrupted`]; after this and any error of the log or the ledger, the same call resumes.
     pub async fn admit_rejects(&self, actor: &Actor, progress: impl Fn(u64), stop: &CancellationToken) -> Result<Admitted, OperationError> {
         let (mut admitted, mut after) = (Admitted::default(), 0);
         loop {
@@ -205,7 +203,7 @@ impl Desk {
         }
     }
 
-    /// What would become of a message that came from the log now. `news` are the events that this call has found to be new so far.
+    /// Predicts the outcome of a message that is read now. `news` contains the events that this call predicted to be new.
     pub(super) async fn foreseen(&self, message: &Message, news: &mut News) -> Result<Foresight, OperationError> {
         let record = Record { offset: 0, timestamp: self.ledger.clock.now(), message: message.clone() };
         let mut message = message.clone();
@@ -221,7 +219,7 @@ impl Desk {
             let reason = Some(Refusal::unregistered(event.deployment).detail);
             return Ok(Foresight { what: Foreseen::Held, reason, event_id: Some(event.id()), event: None, message });
         }
-        // one key is one partition, whoever wrote the record first
+        // one key is one partition, regardless of the producer
         message.key = Some(event.key().into_bytes());
         let (id, digest) = (event.id(), event.digest());
         let accepted = self.ledger.in_time(self.ledger.accepted(event.deployment, &id)).await?.map(|(_, digest)| digest);
@@ -237,7 +235,7 @@ impl Desk {
         Ok(Foresight { what, reason, event_id: Some(id), event: Some((event.deployment, event.topic())), message })
     }
 
-    /// Acts first, then the log, then the ends: see the head of this file.
+    /// Records acts, appends records, ends rejects: see the top of this file.
     async fn pass_through(
         &self,
         kind: ActKind,
@@ -270,7 +268,7 @@ impl Desk {
             .collect())
     }
 
-    /// Appends what is no duplicate. Answers where the log has each that it acknowledged, by index, and the first fault.
+    /// Appends all records except duplicates. Returns the place of each acknowledged record by index, and the first fault.
     async fn append(&self, prepared: &[Prepared]) -> (BTreeMap<usize, (TopicPartition, i64)>, Option<OperationError>) {
         let mut by_topic: BTreeMap<Topic, Vec<usize>> = BTreeMap::new();
         let (mut places, mut fault) = (BTreeMap::new(), None);
@@ -299,7 +297,7 @@ impl Desk {
     }
 }
 
-/// A reject ends only if it still is as it was when this began.
+/// The states that the rejects had before this call: a reject ends only if its state has not changed.
 fn prepared_states(prepared: &[Prepared]) -> Vec<RejectState> {
     RejectState::ALL.into_iter().filter(|state| prepared.iter().any(|one| one.row.state == *state)).collect()
 }

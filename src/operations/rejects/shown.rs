@@ -1,4 +1,4 @@
-//! A reject as it is shown.
+//! Rejects as they are shown.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -12,86 +12,85 @@ use crate::event::{RejectCause, UsageType};
 use crate::ledger::{RejectAct, RejectRow, RejectState, SameEvent, Sequence, Verdict};
 use crate::operations::{Desk, OperationError};
 
-/// A record that is no accepted event.
+/// A record that is not an accepted event.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Reject {
-    /// Its number.
+    /// Number of the reject.
     pub id: i64,
-    /// Its state.
+    /// State of the reject.
     pub state: RejectState,
-    /// What it is.
+    /// Disposition of the record.
     pub verdict: Verdict,
-    /// Why, in one word.
+    /// Cause in one word.
     pub cause: RejectCause,
-    /// What is wrong.
+    /// Explanation of the cause.
     pub detail: String,
-    /// The topic's name.
+    /// Name of the topic.
     pub topic: String,
-    /// The partition.
+    /// Number of the partition.
     pub partition: i32,
-    /// Which life of the partition, from 1.
+    /// Generation of the partition, from 1.
     pub generation: i32,
-    /// Its offset there.
+    /// Offset in the partition.
     pub offset: i64,
-    /// The log's own time of the record.
+    /// Timestamp of the record in the log.
     pub record_time: Option<DateTime<Utc>>,
-    /// When the ledger saw it first.
+    /// When the ledger first recorded it.
     pub first_seen: DateTime<Utc>,
-    /// The deployment that it names, where that could be read.
+    /// Deployment in the record, if readable.
     pub deployment_id: Option<Uuid>,
-    /// The event id that it names, where that could be read.
+    /// Event id in the record, if readable.
     pub event_id: Option<String>,
-    /// The event type that it names, where that could be read.
+    /// Event type in the record, if readable.
     pub event_type: Option<String>,
-    /// What is at stake, where it is usage whose number could be read.
+    /// Unbilled quantity, if the record is usage with a readable quantity.
     pub units: Option<u64>,
-    /// agents, seats, ms, or unknown for a type that is not known; absent without units.
+    /// `agents`, `seats` or `ms`; `unknown` for an unknown type; absent without units.
     pub unit: Option<String>,
-    /// The record's key.
+    /// Key of the record.
     pub key: Option<Bytes>,
-    /// The record's headers, in order; none in a list where they take up more than 16 KiB.
+    /// Headers of the record, in order. A list omits headers that need more than 16 KiB of memory.
     pub headers: Vec<Header>,
-    /// The record's body; absent in a tombstone.
+    /// Body of the record; absent for a tombstone.
     pub payload: Option<Bytes>,
-    /// What was done to it, or tried, in order.
+    /// Acts and attempted acts on the reject, in order.
     pub acts: Vec<RejectAct>,
 }
 
 /// A header of a record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Header {
-    /// Its name.
+    /// Name of the header.
     pub name: String,
-    /// Its value.
+    /// Value of the header.
     pub value: Option<Bytes>,
 }
 
-/// Bytes as found.
+/// Bytes of a record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Bytes {
-    /// How many there are.
+    /// Number of bytes.
     pub length: usize,
-    /// They, or the first of them, in base64.
+    /// The bytes, or the first of them, in base64.
     pub base64: String,
-    /// The same as text, where it is UTF-8 without control characters other than line feeds and tabs.
+    /// The same bytes as text, if they are UTF-8 without control characters other than line feeds and tabs.
     pub text: Option<String>,
-    /// Whether there are more than are told here.
+    /// Whether there are more bytes than shown here.
     pub cut: bool,
 }
 
-/// One reject, whole.
+/// One reject with its whole body.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ShownReject {
-    /// The reject.
     #[serde(flatten)]
     pub reject: Reject,
-    /// The ledger sequence at which an event of its id was accepted, before it or after; absent: none is.
+    /// Ledger sequence at which an event with its id was accepted, earlier or later; absent if none was accepted.
     pub accepted_sequence: Option<Sequence>,
-    /// What would become of it, as it is, if it were resubmitted now.
+    /// Predicted outcome of a resubmission without changes.
     pub if_resubmitted: Foreseen,
-    /// Why, where that is not accepted; of a record without a valid signature, what to check first.
+    /// Reason, if that is not `accepted`. For a record without a valid signature, what to check first.
     pub if_resubmitted_reason: Option<String>,
-    /// Other rejects under the same event id: what was resubmitted and refused again is among them.
+    /// Other rejects with the same event id, including those of refused resubmissions.
     pub same_event: Vec<SameEvent>,
 }
 
@@ -156,12 +155,12 @@ fn reject(row: RejectRow, acts: &[RejectAct]) -> Reject {
 }
 
 impl Bytes {
-    /// The first bytes of so many.
+    /// The first bytes of a value with this total length.
     fn of(first: &[u8], length: usize) -> Self {
         let cut = first.len() < length;
         let text = match std::str::from_utf8(first) {
             Ok(text) => Some(text),
-            // a character that only the cut has halved
+            // the cut can split only the last character
             Err(error) if cut && error.error_len().is_none() => std::str::from_utf8(&first[..error.valid_up_to()]).ok(),
             Err(_) => None,
         };
@@ -182,7 +181,7 @@ mod tests {
         assert_eq!(text(b"a\0", 2), None);
         assert_eq!(text(b"a\rb", 3), None);
         assert_eq!(text(b"\xff", 1), None);
-        // cut in the middle of a character, or at the very end of broken bytes
+        // cut in the middle of a character, or at the end of invalid bytes
         assert_eq!(text(&"aé".as_bytes()[..2], 3).as_deref(), Some("a"));
         assert_eq!(text(&"aé".as_bytes()[..2], 2), None);
         let cut = Bytes::of(b"ab", 5);
