@@ -6,14 +6,14 @@ use super::actor::ActorArguments;
 use super::roles::Site;
 use super::{Context, Exit, Failure, PipelineArguments};
 
-/// Bind a source to the coderd that this pipeline names, where it is another one than before. Needs a reason.
+/// Bind a source to the coderd that this pipeline names, if the source was bound to another coderd. Needs a reason.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Arguments {
     #[command(flatten)]
     pipeline: PipelineArguments,
     #[command(flatten)]
     actor: ActorArguments,
-    /// coderd's deployment id, as `list` shows it
+    /// coderd's deployment id, as shown by `list`
     #[arg(value_name = "DEPLOYMENT")]
     source_id: Uuid,
     /// Confirm that the source continues on this coderd

@@ -1,26 +1,26 @@
-//! Who asks for a change, and why.
+//! The actor and the reason of an operation.
 
 use std::os::unix::fs::MetadataExt as _;
 
 use super::{Exit, Failure};
 use crate::operations::{Actor, reason};
 
-/// Who asks for a change, and why: both go into the audit trail.
+/// The actor and the reason of an operation. Both are recorded in the audit trail.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct ActorArguments {
-    /// Who asks for it, for the audit trail; without it, your login name
+    /// Name of the actor for the audit trail [default: your login name]
     #[arg(long = "as", value_name = "NAME")]
     name: Option<String>,
-    /// Why, for the audit trail
+    /// Reason for the audit trail
     #[arg(long, value_name = "TEXT", default_value = "", value_parser = reason)]
     reason: String,
 }
 
 impl ActorArguments {
-    /// The reason, where the actor is the token's name.
+    /// The reason alone, because with the API the actor is the token's name.
     ///
     /// # Errors
-    /// [`Exit::Configuration`] where another name is given.
+    /// [`Exit::Configuration`] if `--as` gives a name.
     pub fn reason_alone(&self) -> Result<&str, Failure> {
         match self.name {
             Some(_) => Err(Failure::of(Exit::Configuration, "--as cannot be used with --api: who acts is the token's name")),
@@ -28,7 +28,7 @@ impl ActorArguments {
         }
     }
 
-    /// The actor that they name.
+    /// The actor that these arguments name.
     #[must_use]
     pub fn actor(&self) -> Actor {
         let login = || ["USER", "LOGNAME"].iter().find_map(|name| std::env::var(name).ok().filter(|login| !login.trim().is_empty()));
@@ -37,7 +37,7 @@ impl ActorArguments {
     }
 }
 
-/// For a user without a name, as in a container.
+/// The user id as a name, for users without a login name, as in containers.
 fn user_id() -> String {
     std::fs::metadata("/proc/self").map_or_else(|_| "unknown".to_owned(), |process| format!("uid {}", process.uid()))
 }

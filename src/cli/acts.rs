@@ -8,30 +8,30 @@ use super::{Context, Exit, Failure, columns, instant};
 use crate::ledger::{ActKind, ListActs};
 use crate::operations::Acts;
 
-/// Show the audit trail: who did what, when and why, the latest first.
+/// Show the audit trail: actor, act, time and reason, the latest first.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Arguments {
     #[command(flatten)]
     via: ViaArguments,
-    /// Only this actor's: a person's login, a token's name, or "tallyline VERSION"
+    /// Only acts of this actor: a login name, a token's name, or "tallyline VERSION"
     #[arg(long, value_name = "NAME")]
     actor: Option<String>,
-    /// Only these: resubmit, admit, discard, pause, resume, replay, rebuild, recover, accept, retire or reinstate
+    /// Only acts of this kind: resubmit, admit, discard, pause, resume, replay, rebuild, recover, accept, retire or reinstate
     #[arg(long, value_name = "ACT")]
     act: Option<ActKind>,
-    /// Only what was done to this: a reject's id, a plan's hash, an operation, a deployment
+    /// Only acts on this subject: a reject's id, a plan's hash, an operation or a deployment
     #[arg(long, value_name = "SUBJECT")]
     subject: Option<String>,
-    /// Only at or after this instant (RFC 3339, or a date in UTC)
+    /// Only acts at or after this instant (RFC 3339, or a date in UTC)
     #[arg(long, value_name = "TIME", value_parser = instant::instant)]
     from: Option<DateTime<Utc>>,
-    /// And before this one
+    /// Only acts before this instant
     #[arg(long, value_name = "TIME", value_parser = instant::instant)]
     to: Option<DateTime<Utc>>,
-    /// Only with smaller ids: the next page
+    /// Only acts with smaller ids: the next page
     #[arg(long, value_name = "ID")]
     before: Option<i64>,
-    /// Most acts, 1 to 1000
+    /// Maximum number of acts, 1 to 1000
     #[arg(long, value_name = "COUNT", default_value_t = 100)]
     limit: u16,
 }

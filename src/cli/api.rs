@@ -1,4 +1,4 @@
-//! The API, asked by a command.
+//! The client for the API.
 
 use std::time::Duration;
 
@@ -12,15 +12,15 @@ use serde_json::{Map, Value};
 use super::{Exit, Failure};
 use crate::api::ProblemBody;
 
-/// For a connection.
+/// Timeout of a connection.
 const CONNECT: Duration = Duration::from_secs(5);
-/// For an answer, longer than a serving process takes: what it says of its own deadline says more than ours.
+/// Timeout of an answer. It is longer than the server's own deadline, because the server's error explains more than a timeout.
 const ANSWER: Duration = Duration::from_secs(45);
 
-/// The same for what reads or writes much.
+/// Timeout of an answer to a request that reads or writes much.
 const LONG_ANSWER: Duration = Duration::from_secs(620);
 
-/// A process that serves, and who asks it.
+/// A serving process, and the token for it.
 #[derive(Clone)]
 pub struct ApiClient {
     base: Url,
@@ -29,7 +29,7 @@ pub struct ApiClient {
     answer: Duration,
 }
 
-/// Where an API may be: over TLS, or on this machine, for a token in clear text protects nothing.
+/// Parses the URL of an API. Plain HTTP is allowed only on this machine, because it would expose the token.
 pub(super) fn url(text: &str) -> Result<Url, String> {
     let url = Url::parse(text).map_err(|error| error.to_string())?;
     let plain =
@@ -48,9 +48,9 @@ fn is_loopback(url: &Url) -> bool {
 }
 
 impl ApiClient {
-    /// Reaches for nothing yet.
+    /// Creates the client without connecting.
     pub fn new(base: Url, token: Option<String>) -> Result<Self, Failure> {
-        // a redirection would carry the token to who knows where
+        // a redirect could send the token to an unknown server
         let mut http = Client::builder().redirect(Policy::none()).connect_timeout(CONNECT);
         if is_loopback(&base) {
             http = http.no_proxy();
@@ -59,30 +59,30 @@ impl ApiClient {
         Ok(Self { base, token, http, answer: ANSWER })
     }
 
-    /// The same, for what reads or writes much.
+    /// The same client, for requests that read or write much.
     #[must_use]
     pub fn patient(self) -> Self {
         Self { answer: LONG_ANSWER, ..self }
     }
 
-    /// Asks `GET /api/v1/…` with the request's fields as the query. The path is given by its segments, as they are.
+    /// Sends `GET /api/v1/…` with the request's fields as query. The segments of the path are given unescaped.
     ///
     /// # Errors
-    /// A [`Failure`] that says which URL, what status and what was answered.
+    /// A [`Failure`] with the URL, the status and the answer.
     pub async fn get<T: DeserializeOwned>(&self, path: &[&str], request: &impl Serialize) -> Result<T, Failure> {
         let mut url = self.at(path);
         fill(&mut url, request)?;
         self.ask(Method::GET, url, None).await
     }
 
-    /// Asks `POST /api/v1/…` with the request's fields and the reason as the body.
+    /// Sends `POST /api/v1/…` with the request's fields and the reason as body.
     pub async fn post<T: DeserializeOwned>(&self, path: &[&str], request: &impl Serialize, reason: &str) -> Result<T, Failure> {
         let mut body = fields(request)?;
         body.insert("reason".into(), reason.into());
         self.ask(Method::POST, self.at(path), Some(body)).await
     }
 
-    /// Asks `DELETE /api/v1/…` with the request's fields and the reason as the query.
+    /// Sends `DELETE /api/v1/…` with the request's fields and the reason as query.
     pub async fn delete<T: DeserializeOwned>(&self, path: &[&str], request: &impl Serialize, reason: &str) -> Result<T, Failure> {
         let mut url = self.at(path);
         fill(&mut url, request)?;
@@ -90,7 +90,7 @@ impl ApiClient {
         self.ask(Method::DELETE, url, None).await
     }
 
-    /// What failed over there after it was asked for, as an answer of this status would have said it.
+    /// The failure of work that continued after the answer; it has the exit code of an answer with this status.
     pub fn failure(status: u16, message: &str) -> Failure {
         Failure::of(exit(status), message)
     }
@@ -125,7 +125,7 @@ impl ApiClient {
     }
 }
 
-/// The request's fields that are there, each as the server reads it.
+/// Adds the request's fields to the query in the server's notation; omits null fields.
 fn fill(url: &mut Url, request: &impl Serialize) -> Result<(), Failure> {
     for (name, value) in fields(request)? {
         match value {
@@ -137,7 +137,7 @@ fn fill(url: &mut Url, request: &impl Serialize) -> Result<(), Failure> {
     Ok(())
 }
 
-/// None for `()`: nothing more is asked.
+/// The fields of a request; empty for `()`.
 fn fields(request: &impl Serialize) -> Result<Map<String, Value>, Failure> {
     match serde_json::to_value(request) {
         Ok(Value::Object(fields)) => Ok(fields),
@@ -148,7 +148,7 @@ fn fields(request: &impl Serialize) -> Result<Map<String, Value>, Failure> {
 
 fn exit(status: u16) -> Exit {
     match status {
-        // the request, or the token's settings, are to be mended
+        // the operator must correct the request or the token
         400 | 401 | 403 | 413 | 415 => Exit::Configuration,
         404 | 409 => Exit::Refused,
         500 => Exit::Internal,

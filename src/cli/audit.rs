@@ -15,7 +15,7 @@ pub struct Arguments {
     /// Seconds to wait for a collector pass that began after a difference was seen
     #[arg(long, default_value_t = 60, value_name = "SECONDS")]
     patience: u32,
-    /// Also read again what the log still holds, and name each row that was changed, removed or added by hand
+    /// Also reread all records in the log, and list each ledger row that was changed, removed or added by hand
     #[arg(long)]
     deep: bool,
 }
@@ -36,7 +36,7 @@ pub(super) async fn run(arguments: Arguments, context: &Context) -> Result<Exit,
     Ok(if report.balanced { Exit::Success } else { Exit::Differs })
 }
 
-/// What was found, for reading.
+/// The report for people.
 #[must_use]
 pub fn table(report: &AuditReport) -> String {
     let mut text = String::new();

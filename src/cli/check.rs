@@ -14,10 +14,10 @@ use crate::event::LEAST_KEY_BYTES;
 pub struct Arguments {
     #[command(flatten)]
     pipeline: PipelineArguments,
-    /// Also look up every secret (env:, file:, exec:), without showing any
+    /// Also resolve every secret (env:, file:, exec:), without showing any
     #[arg(long)]
     secrets: bool,
-    /// Also try the databases and Kafka without writing, and list each missing right with the statement that gives it; Tallyman is not tried
+    /// Also test the databases and Kafka without writing, and list each missing right with its grant statement; does not test Tallyman
     #[arg(long)]
     connect: bool,
 }
@@ -25,12 +25,12 @@ pub struct Arguments {
 #[derive(Serialize)]
 struct Answer {
     mistakes: Vec<Line>,
-    /// What works, but with less than it should.
+    /// Settings that work, but less well than they could.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     warnings: Vec<String>,
 }
 
-/// Without keys, anyone who may write to a topic can add events.
+/// Without keys, everyone who may write to a topic can add events.
 const UNVERIFIED: &str =
     "log.verification_keys is not set: records are not verified, and anyone who may write to the topics can add numbers";
 
@@ -78,11 +78,11 @@ pub(super) async fn run(arguments: Arguments, context: &Context) -> Result<Exit,
     Ok(exit)
 }
 
-/// Secrets that cannot be had, and signature keys that are too short.
+/// Secrets that cannot be resolved, and signature keys that are too short.
 async fn wrong_secrets(pipeline: &Pipeline) -> Vec<Line> {
     let mut lines = Vec::new();
     for (key, secret) in pipeline.secrets() {
-        // an empty property is a value for librdkafka
+        // librdkafka accepts an empty property
         if secret.is_empty_literal() {
             continue;
         }

@@ -13,13 +13,13 @@ use super::roles::Site;
 use super::{Context, Exit, Failure, PipelineArguments};
 use crate::ledger::{Ledger, Pausable, Source, SweepRequest, collector_lease};
 
-/// The ledger is asked this often for the progress.
+/// Interval of progress queries to the ledger.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// What collectors are asked to do.
+/// Requests to collectors.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Collect {
-    /// Let the running collector read everything now, and show its progress until all of it is in the ledger
+    /// Let the running collector read everything now, and show the progress until the ledger has all of it
     Sweep(Arguments),
 }
 
@@ -30,7 +30,7 @@ pub struct Arguments {
     pipeline: PipelineArguments,
 }
 
-/// A sweep that is in the ledger.
+/// A sweep whose rows are all in the ledger.
 #[derive(Debug, Serialize)]
 struct Swept {
     deployment_id: Uuid,
@@ -38,9 +38,9 @@ struct Swept {
     pass_id: i64,
     /// Events appended to the log.
     appended: i32,
-    /// Of these, found later than an earlier pass had reported to be complete.
+    /// Of these, events older than an earlier pass had reported as complete.
     late: i32,
-    /// What coderd committed before this instant is in the ledger. None: not known.
+    /// Everything that coderd committed before this instant is in the ledger; `None` if not known.
     complete_until: Option<DateTime<Utc>>,
 }
 
@@ -74,10 +74,10 @@ async fn source(site: &Site, context: &Context) -> Result<Source, Failure> {
     source.ok_or_else(|| Failure::of(Exit::Refused, format!("deployment {deployment}: no collector has introduced it; {START}")))
 }
 
-/// What to do without a collector.
+/// Advice if no collector runs.
 const START: &str = "start a process with the role collect";
 
-/// Only a running collector answers the request.
+/// Refuses if no collector runs, because only a running collector answers the request.
 async fn collector_runs(ledger: &Ledger, source: &Source) -> Result<(), Failure> {
     let pauses = ledger.in_time(ledger.pauses()).await?;
     if let Some(pause) = pauses.iter().find(|pause| pause.operation == Pausable::Collect) {
@@ -89,7 +89,7 @@ async fn collector_runs(ledger: &Ledger, source: &Source) -> Result<(), Failure>
         .ok_or_else(|| Failure::of(Exit::Refused, format!("deployment {}: no collector runs; {START} and ask again", source.deployment_id)))
 }
 
-/// Shows the progress until all that the sweep read is in the ledger. `total` is what the ledger has: coderd has about as many rows.
+/// Shows the progress until the ledger has all rows of the sweep. `total` is the ledger's event count: coderd has about as many rows.
 async fn watch(ledger: &Ledger, source: &Source, total: u64, progress: &Progress) -> Result<Swept, Failure> {
     loop {
         let gone = || Failure::of(Exit::Refused, "the request is gone: was the ledger restored? Ask again");

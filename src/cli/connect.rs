@@ -1,4 +1,4 @@
-//! Ledger and log as the settings name them. What cannot be reached is said plainly: which, where, and what to do.
+//! Opens the ledger and the log of the settings. Errors contain the dependency, its address and what to do.
 
 use std::collections::BTreeMap;
 use std::str::FromStr as _;
@@ -17,39 +17,38 @@ use crate::ledger::{Ledger, LedgerSettings};
 use crate::log::{KafkaSettings, Log, PostgresLogSettings};
 use crate::waiting::Waits;
 
-/// How long one look at a dependency may take.
+/// Timeout of one connection test.
 const REACH_SECONDS: u64 = 5;
 
-/// A ledger that need not be there yet, and how to say where it should be.
+/// A ledger that may still be unreachable, with its address for messages.
 #[derive(Clone)]
 pub struct LedgerAt {
-    /// The handle: connections are made as they are needed.
+    /// The handle. It opens connections when they are needed.
     pub ledger: Ledger,
     /// `HOST:PORT/DATABASE as USER`, without the password.
     pub address: String,
 }
 
-/// A log that need not be there yet, and how to say where it should be.
+/// A log that may still be unreachable, with its address for messages.
 #[derive(Clone, Debug)]
 pub struct LogAt {
-    /// The handle.
     pub log: Log,
     /// `Kafka at HOST:PORT,…`, or the ledger's address.
     pub address: String,
 }
 
-/// The secret's text now.
+/// Resolves a secret.
 ///
 /// # Errors
-/// [`Exit::Configuration`], with the key and where the secret should be.
+/// [`Exit::Configuration`] with the key and the origin of the secret.
 pub async fn secret(key: &str, secret: &Secret) -> Result<String, Failure> {
     secret.resolve().await.map_err(|error| Failure::of(Exit::Configuration, format!("{key}: {error}")))
 }
 
-/// The pipeline's ledger. Reaches for nothing yet.
+/// Opens the pipeline's ledger without connecting.
 ///
 /// # Errors
-/// [`Exit::Configuration`]: the secret cannot be had or is no PostgreSQL URL.
+/// [`Exit::Configuration`] if the secret cannot be resolved or is not a PostgreSQL URL.
 pub async fn open_ledger(pipeline: &Pipeline, clock: Clock) -> Result<LedgerAt, Failure> {
     let url = secret("ledger.url", &pipeline.ledger.url).await?;
     let named = PgConnectOptions::from_str(&url)
@@ -60,7 +59,7 @@ pub async fn open_ledger(pipeline: &Pipeline, clock: Clock) -> Result<LedgerAt, 
     Ok(LedgerAt { ledger, address })
 }
 
-/// The pipeline's ledger, reached and of this binary's schema.
+/// Opens the pipeline's ledger; checks the connection and the schema.
 pub async fn ledger(pipeline: &Pipeline, clock: Clock) -> Result<Ledger, Failure> {
     let at = open_ledger(pipeline, clock).await?;
     at.reach().await?;
@@ -68,7 +67,7 @@ pub async fn ledger(pipeline: &Pipeline, clock: Clock) -> Result<Ledger, Failure
 }
 
 impl LedgerAt {
-    /// One look, of at most 5 s: is PostgreSQL there?
+    /// Tests once, for at most 5 s, whether PostgreSQL answers.
     pub async fn reach_server(&self) -> Result<(), Failure> {
         let answered = tokio::time::timeout(Duration::from_secs(REACH_SECONDS), self.ledger.reach()).await;
         let grant = |error| cause::connect_grant(error, &self.ledger.pool.connect_options());
@@ -84,28 +83,28 @@ impl LedgerAt {
         Err(Failure::of(Exit::Unreachable, format!("the ledger's PostgreSQL at {} cannot be used: {problem}; {advice}", self.address)))
     }
 
-    /// One look: is PostgreSQL there, and does the schema fit this binary?
+    /// Tests once whether PostgreSQL answers and the schema fits this binary.
     ///
     /// # Errors
-    /// [`Exit::Unreachable`], or [`Exit::Refused`] for a schema that is newer.
+    /// [`Exit::Unreachable`], or [`Exit::Refused`] if the schema is newer.
     pub async fn reach(&self) -> Result<(), Failure> {
         self.reach_server().await?;
         Ok(self.ledger.check_schema().await?)
     }
 
-    /// Waits until the ledger can be used, and says so meanwhile. Also waits for a schema that is still to be migrated.
+    /// Waits until the ledger is usable, and logs why it is not. Also waits for a schema that is not migrated yet.
     ///
     /// # Errors
-    /// What no waiting helps, or [`Exit::Interrupted`].
+    /// A failure that waiting cannot end, or [`Exit::Interrupted`].
     pub async fn wait(&self, stop: &CancellationToken) -> Result<(), Failure> {
         until_reached("ledger", stop, || self.reach()).await
     }
 }
 
-/// The pipeline's log. Reaches for nothing yet.
+/// Opens the pipeline's log without connecting.
 ///
 /// # Errors
-/// [`Exit::Configuration`]: a secret cannot be had, or a property is unknown or wrong.
+/// [`Exit::Configuration`] if a secret cannot be resolved, or if a property is unknown or wrong.
 pub async fn open_log(pipeline: &Pipeline, at: &LedgerAt) -> Result<LogAt, Failure> {
     let signatures = signatures(pipeline).await?;
     if pipeline.log.kind == LogKind::Postgres {
@@ -122,7 +121,7 @@ pub async fn open_log(pipeline: &Pipeline, at: &LedgerAt) -> Result<LogAt, Failu
     Ok(LogAt { log, address: format!("Kafka at {brokers}") })
 }
 
-/// The keys of records' signatures.
+/// Resolves the keys for signatures of records.
 async fn signatures(pipeline: &Pipeline) -> Result<Signatures, Failure> {
     let mut keys = BTreeMap::new();
     for (name, key) in &pipeline.log.verification_keys {
@@ -132,13 +131,13 @@ async fn signatures(pipeline: &Pipeline) -> Result<Signatures, Failure> {
     signatures.map_err(|problem| Failure::of(Exit::Configuration, format!("log.verification_keys: {problem}")))
 }
 
-/// An empty literal is a value for librdkafka; any other empty secret is a mistake.
+/// Resolves the value of a property. librdkafka accepts an empty literal; any other empty secret is a mistake.
 async fn property(name: &str, value: &Secret) -> Result<String, Failure> {
     if value.is_empty_literal() { Ok(String::new()) } else { secret(&format!("kafka.properties.{name}"), value).await }
 }
 
 impl LogAt {
-    /// One look: does the log answer, and are the topics there?
+    /// Tests once whether the log answers and the topics exist.
     pub async fn reach(&self) -> Result<(), Failure> {
         for topic in Topic::ALL {
             self.log.partitions(topic).await.map_err(|error| Failure::from(error).while_doing(format!("the log, {}", self.address)))?;
@@ -146,16 +145,16 @@ impl LogAt {
         Ok(())
     }
 
-    /// Waits until the log answers, and says so meanwhile.
+    /// Waits until the log answers, and logs why it does not.
     ///
     /// # Errors
-    /// What no waiting helps, or [`Exit::Interrupted`].
+    /// A failure that waiting cannot end, or [`Exit::Interrupted`].
     pub async fn wait(&self, stop: &CancellationToken) -> Result<(), Failure> {
         until_reached("log", stop, || self.reach()).await
     }
 }
 
-/// Looks again and again, with growing pauses; says each new reason once.
+/// Repeats the test with growing pauses. Logs each new reason once.
 async fn until_reached<F>(what: &'static str, stop: &CancellationToken, look: impl Fn() -> F) -> Result<(), Failure>
 where
     F: Future<Output = Result<(), Failure>> + Send,

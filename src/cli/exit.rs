@@ -1,4 +1,4 @@
-//! How a command ends.
+//! Exit codes and failures of commands.
 
 use std::fmt;
 
@@ -13,23 +13,22 @@ use crate::operations::OperationError;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
-    /// Done.
     Success = 0,
-    /// The books, or what was compared, differ.
+    /// The books, or the compared states, differ.
     Differs = 1,
     /// The command line or the configuration is wrong.
     Configuration = 2,
     /// PostgreSQL, Kafka or another dependency cannot be reached, or is not prepared.
     Unreachable = 3,
-    /// Refused: a plan that changed, a schema that is newer, a file that cannot be written, a range that is not complete.
+    /// Refused: for example a changed plan, a newer schema, a file that is not writable, or an incomplete range.
     Refused = 4,
-    /// A fault of Tallyline's own.
+    /// A fault of Tallyline.
     Internal = 70,
     /// Stopped by a signal before the work was done.
     Interrupted = 130,
 }
 
-/// The codes as `--help` shows them.
+/// The exit codes in `--help`.
 pub(super) const TABLE: &str = "Exit codes:
     0  done
     1  the books, or what was compared, differ
@@ -45,46 +44,44 @@ impl From<Exit> for std::process::ExitCode {
     }
 }
 
-/// Why a command did not do what it was asked for, and the exit code for that.
+/// Why a command failed, and its exit code.
 #[derive(Debug)]
 pub struct Failure {
-    /// The code.
     pub exit: Exit,
-    /// What went wrong, with its causes.
+    /// The error with its causes.
     pub error: anyhow::Error,
 }
 
 impl Failure {
-    /// A failure with this code.
     pub fn new(exit: Exit, error: impl Into<anyhow::Error>) -> Failure {
         Failure { exit, error: error.into() }
     }
 
-    /// A failure with this code, in words.
+    /// A failure with this code and message.
     pub fn of(exit: Exit, message: impl fmt::Display) -> Failure {
         Failure { exit, error: anyhow::anyhow!("{message}") }
     }
 
-    /// A signal came first.
+    /// A signal stopped the command.
     #[must_use]
     pub fn interrupted() -> Failure {
         Failure::of(Exit::Interrupted, "stopped by a signal")
     }
 
-    /// What is shown on stderr: the error with its causes, each once.
+    /// The text for stderr: the error with its causes, each once.
     #[must_use]
     pub fn text(&self) -> String {
         cause::text(self.error.as_ref())
     }
 
-    /// Says what was being done.
+    /// Adds the activity that failed.
     #[must_use]
     pub fn while_doing(self, what: impl fmt::Display + Send + Sync + 'static) -> Failure {
         Failure { exit: self.exit, error: self.error.context(what) }
     }
 }
 
-/// What no rule below knows is a fault of ours.
+/// An error that no rule below covers is a fault of Tallyline.
 impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Self {
         let exit = match error.downcast_ref::<sqlx::Error>() {
@@ -140,7 +137,7 @@ impl From<OperationError> for Failure {
     }
 }
 
-/// What lies at the connection or at the server's state is not our fault; an answer to a statement of ours is.
+/// A faulty connection or server state is not our fault. An error in the answer to our statement is.
 fn database_exit(error: &sqlx::Error) -> Exit {
     match error {
         sqlx::Error::Configuration(_) => Exit::Configuration,

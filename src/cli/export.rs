@@ -17,12 +17,12 @@ use crate::operations::refuse_paused;
 /// Write files for finance.
 #[derive(Clone, Debug, clap::Subcommand)]
 pub enum Export {
-    /// Usage events with what became of them, in the order of time and id
+    /// Usage events with their publication state, ordered by time and id
     Usage(Usage),
 }
 
-/// The same range as of the same ledger sequence gives the same bytes. A text field that a spreadsheet would run as a formula has an
-/// apostrophe before it; one that begins with an apostrophe has another.
+/// The same range at the same ledger sequence always gives the same bytes. A text that a spreadsheet would execute as a formula gets an
+/// apostrophe in front, and so does a text that begins with an apostrophe.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Usage {
     #[command(flatten)]
@@ -30,23 +30,23 @@ pub struct Usage {
     /// Usage created at or after this instant (RFC 3339, or a date in UTC)
     #[arg(long, value_name = "TIME", value_parser = instant::instant)]
     from: DateTime<Utc>,
-    /// And before this one
+    /// Usage created before this instant
     #[arg(long, value_name = "TIME", value_parser = instant::instant)]
     to: DateTime<Utc>,
-    /// Only of this Coder deployment
+    /// Only usage of this Coder deployment
     #[arg(long, value_name = "DEPLOYMENT ID")]
     source: Option<Uuid>,
-    /// As known at this ledger sequence; without it, as known now
+    /// State at this ledger sequence [default: the current state]
     #[arg(long, value_name = "INCARNATION:SEQUENCE")]
     as_of: Option<Sequence>,
-    /// The file's form
+    /// Format of the file
     #[arg(long, value_enum, default_value = "csv", value_name = "FORMAT")]
     format: Format,
-    /// Where to write: a regular file is there whole or not at all, a FIFO or device receives the stream. `-` is stdout, and the totals go to
-    /// stderr
+    /// Output file. A regular file is written completely or not at all; a FIFO or device gets the stream. With `-`, the file goes to stdout
+    /// and the totals go to stderr
     #[arg(short = 'o', long = "file", value_name = "FILE")]
     file: PathBuf,
-    /// Write what is there, though usage of the range may be missing
+    /// Export even if usage of the range may be missing
     #[arg(long)]
     allow_incomplete: bool,
     #[command(flatten)]
@@ -68,7 +68,7 @@ struct Answer {
     as_of_sequence: Sequence,
     export_id: i64,
     sha256: String,
-    /// Why usage of the range may be missing.
+    /// Reason why usage of the range may be missing.
     incomplete: Option<String>,
     #[serde(flatten)]
     totals: Totals,
@@ -90,7 +90,7 @@ pub(super) async fn run(export: Export, context: &Context) -> Result<Exit, Failu
     let Format::Csv = usage.format;
     let to_stdout = is_stdout(&usage.file);
     let writing = write(&ledger, &usage, &range, to_stdout);
-    // a FIFO waits for its reader
+    // opening a FIFO blocks until it has a reader
     let written = context.stop.run_until_cancelled(writing).await.ok_or_else(Failure::interrupted)??;
     let answer = Answer {
         file: usage.file.display().to_string(),
@@ -111,7 +111,7 @@ pub(super) async fn run(export: Export, context: &Context) -> Result<Exit, Failu
     Ok(Exit::Success)
 }
 
-/// The range that was asked for, as of a ledger sequence, and why usage of it may be missing.
+/// The requested range at a ledger sequence, and the reason why its usage may be incomplete.
 async fn range(ledger: &Ledger, usage: &Usage) -> Result<(UsageRange, Option<String>), Failure> {
     let last = ledger.in_time(ledger.head()).await?;
     if let Some(as_of) = usage.as_of.filter(|as_of| as_of.incarnation != last.incarnation) {
@@ -133,12 +133,12 @@ async fn range(ledger: &Ledger, usage: &Usage) -> Result<(UsageRange, Option<Str
         return Ok((range, incomplete));
     }
     let incomplete = ledger.in_time(incomplete(ledger, &range)).await?;
-    // the sequence comes last: it has all that the check relies on
+    // read the sequence last, so that it covers everything that the check has seen
     let as_of = ledger.in_time(ledger.head()).await?;
     Ok((UsageRange { as_of, ..range }, incomplete))
 }
 
-/// An export that is where it belongs.
+/// An export in its final place.
 struct Written {
     export_id: i64,
     totals: Totals,
@@ -161,20 +161,20 @@ async fn write(ledger: &Ledger, usage: &Usage, range: &UsageRange, to_stdout: bo
     let opened = tokio::task::spawn_blocking(move || ExportFile::create(&path)).await;
     let mut file = opened.map_err(|error| Failure::new(Exit::Internal, error))?.map_err(refused)?;
     let (totals, sha256) = hashed(ledger, range, &mut file, &usage.file).await?;
-    // recorded first: a file without a record would be worse than a record without a file
+    // record the export first: a file without a record would be worse than a record without a file
     let export_id = record(&totals, sha256).await?;
     file.finish().map_err(refused)?;
     Ok(Written { export_id, totals, sha256 })
 }
 
-/// Writes the range and answers what it adds up to, with the SHA-256 of its bytes.
+/// Writes the range. Returns its totals and the SHA-256 of its bytes.
 async fn hashed(ledger: &Ledger, range: &UsageRange, writer: impl io::Write, path: &Path) -> Result<(Totals, [u8; 32]), Failure> {
     let mut writer = Hashed::new(writer);
     let totals = export_usage(ledger, range, &mut writer).await.map_err(|error| written(error, path))?;
     Ok((totals, writer.sha256()))
 }
 
-/// A full disk or a reader that has gone is no fault of ours; and a file that is not whole is never a success.
+/// A full disk or a closed reader is not a fault of Tallyline. An incomplete file is never a success.
 fn written(error: anyhow::Error, path: &Path) -> Failure {
     let of_csv = error.downcast_ref::<csv::Error>().is_some_and(csv::Error::is_io_error);
     if of_csv || error.downcast_ref::<io::Error>().is_some() {

@@ -1,10 +1,10 @@
-//! Files that a command line names.
+//! Reads files named on the command line.
 
 use std::fs::File;
 use std::io::Read as _;
 use std::path::Path;
 
-/// The text in a file of at most so many bytes. More is not read: a device has no end.
+/// Reads a file of at most this number of bytes. Stops there, because a device may be endless.
 pub(super) fn text(path: &Path, most_bytes: usize) -> Result<String, String> {
     let unreadable = |error| format!("{} cannot be read: {error}", path.display());
     let mut text = String::new();

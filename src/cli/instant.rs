@@ -1,10 +1,10 @@
-//! Times and durations as arguments.
+//! Parses times and durations in arguments.
 
 use std::time::Duration;
 
 pub(super) use crate::operations::instant;
 
-/// A time to run: `20s`, `5m`, `2h`, or plain seconds.
+/// Parses a running time: `20s`, `5m`, `2h`, or seconds without unit.
 pub(super) fn span(text: &str) -> Result<Duration, String> {
     let units = [("s", 1), ("m", 60), ("h", 3600), ("", 1)];
     units

@@ -1,5 +1,3 @@
-//! The log on stderr.
-
 use std::io::IsTerminal as _;
 
 use tracing_subscriber::layer::SubscriberExt as _;
@@ -9,13 +7,14 @@ use tracing_subscriber::{EnvFilter, Layer as _};
 use super::slow_statements::SlowStatements;
 use super::{Cli, Command, Exit, Failure, LogFormat};
 
-/// Servers' notices ("relation already exists, skipping") are told only where something asks for them by name.
+/// Server notices ("relation already exists, skipping") are logged only if a filter names them.
 const QUIET: &str = "sqlx::postgres::notice=warn";
 
-/// Who waits for one answer sees how long it takes. The roles tell of slow statements.
+/// A user who waits for one answer notices the delay. The roles log slow statements.
 const QUIET_ABOUT_SLOWNESS: &str = "sqlx::query=error,sqlx::pool::acquire=error";
 
-/// Starts logging for the whole process: flag over `RUST_LOG` over `info`. The demo has a status line of its own, so there it is `warn`.
+/// Starts logging for the process. The flag overrides `RUST_LOG`, which overrides `info`. Default for the demo: `warn`, as it has a status
+/// line.
 pub fn start(cli: &Cli) -> Result<(), Failure> {
     let global = &cli.global;
     let default = if matches!(cli.command, Command::Demo(_)) { "warn" } else { "info" };

@@ -16,7 +16,7 @@ pub struct Arguments {
 struct Answer {
     ledger: String,
     log: String,
-    /// Where topics that were there before differ from what the settings want: nothing is changed.
+    /// Differences between existing topics and the settings. Existing topics are not changed.
     differences: Vec<String>,
 }
 

@@ -1,6 +1,6 @@
-//! The commands: answers on stdout, everything else on stderr.
+//! The commands. They write answers to stdout, everything else to stderr.
 //!
-//! Each command has a file of its own. It gets its arguments and a [`Context`], and ends with an [`Exit`].
+//! Each command has its own file. It gets its arguments and a [`Context`], and returns an [`Exit`].
 
 mod accept;
 mod actor;
@@ -52,25 +52,24 @@ use crate::sim;
 #[derive(Clone, Debug, Parser)]
 #[command(name = "tallyline", version, after_help = exit::TABLE, subcommand_required = true, arg_required_else_help = true)]
 pub struct Cli {
-    /// What applies to every command.
+    /// Options of every command.
     #[command(flatten)]
     pub global: Global,
-    /// The command.
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// What applies to every command.
+/// Options of every command.
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Global options")]
 pub struct Global {
-    /// The form of the log on stderr
+    /// Format of the log on stderr
     #[arg(long, global = true, value_enum, default_value = "human", value_name = "FORMAT")]
     pub log_format: LogFormat,
-    /// What is logged, as in RUST_LOG, which it wins over: a level, or target=level,…
+    /// Log filter: a level or target=level,…; overrides RUST_LOG
     #[arg(long, global = true, value_name = "FILTER")]
     pub log_level: Option<String>,
-    /// The form of the answer on stdout
+    /// Format of the answer on stdout
     #[arg(long, global = true, value_enum, default_value = "table", value_name = "FORMAT")]
     pub output: Output,
     /// Seconds added to the machine's clock, for fault tests
@@ -79,58 +78,57 @@ pub struct Global {
     pub clock_offset: i64,
 }
 
-/// The form of the log.
+/// Format of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
-    /// For reading.
+    /// Text for people.
     Human,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
-/// The commands.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Command {
-    /// Run the roles that a pipeline file names, until stopped
+    /// Run the roles of a pipeline file until stopped
     Run(run::Arguments),
     /// List every mistake of a pipeline file
     Check(check::Arguments),
-    /// Ask the running collector for something
+    /// Send a request to the running collector
     #[command(subcommand)]
     Collect(collect::Collect),
     /// Bring the ledger's schema and the log's topics to this version
     Migrate(migrate::Arguments),
-    /// Show everything working on a private PostgreSQL and simulated traffic
+    /// Show everything at work on a private PostgreSQL with simulated traffic
     Demo(demo::Arguments),
-    /// Write files for finance
+    /// Write exports for finance
     #[command(subcommand)]
     Export(export::Export),
-    /// Fold the ledger again from zero and show what differs, also under other license rules or with another license
+    /// Fold the ledger again from zero and show differences, also under other license rules or licenses
     #[command(subcommand)]
     Rebuild(rebuild::Rebuild),
-    /// Bring everything back after a loss: of the log, of the ledger, or of coderd's database
+    /// Recover from a loss of the log, the ledger or coderd's database
     #[command(subcommand)]
     Recover(recover::Recover),
-    /// Read a range of the log again: what is missing is added, what is there changes nothing
+    /// Reread a range of the log: missing events are added, known events change nothing
     #[command(subcommand)]
     Replay(replay::Replay),
-    /// Work on records that are no accepted event: rejected, in conflict, or held
+    /// Manage records that are not accepted events: rejected, in conflict, or held
     #[command(subcommand)]
     Rejects(rejects::Rejects),
-    /// Show where everything stands
+    /// Show the state of all parts
     Status(status::Arguments),
-    /// Stop collecting, consuming, publishing or exporting in all processes until it is resumed
+    /// Pause collecting, consuming, publishing or exporting in all processes until it is resumed
     Pause(pause::Arguments),
-    /// Go on with what was paused
+    /// Resume a paused operation
     Resume(pause::ResumeArguments),
-    /// Show the audit trail: who did what, when and why
+    /// Show the audit trail: actor, act, time and reason
     Acts(acts::Arguments),
-    /// Work on the registered sources
+    /// Manage registered sources
     #[command(subcommand)]
     Sources(sources::Sources),
     /// Prove that the books balance, or list what differs
     Audit(audit::Arguments),
-    /// Show the whole life of one event
+    /// Show the source, effects and publication of one event
     Prove(prove::Arguments),
     /// Simulate coderd in an empty PostgreSQL database
     CoderdSim(sim::coderd::Options),
@@ -138,29 +136,28 @@ pub enum Command {
     TallymanSim(sim::tallyman::Options),
 }
 
-/// What a command gets from `main`.
+/// Context of a command, from `main`.
 #[derive(Clone, Debug)]
 pub struct Context {
-    /// The time.
     pub clock: Clock,
     /// Cancelled by SIGTERM and SIGINT.
     pub stop: CancellationToken,
-    /// The form of the answer.
+    /// Format of the answer.
     pub output: Output,
 }
 
 impl Cli {
-    /// The clock that the flags ask for.
+    /// The clock with the offset of the flags.
     #[must_use]
     pub fn clock(&self) -> Clock {
         Clock::System { offset: TimeDelta::seconds(self.global.clock_offset) }
     }
 }
 
-/// Runs the command to its end.
+/// Runs a command to its end.
 pub async fn run(command: Command, context: Context) -> Result<Exit, Failure> {
     match command {
-        // these hear the stop token themselves and end in good order
+        // these commands handle the stop token themselves
         Command::Run(arguments) => run::run(arguments, context).await,
         Command::Demo(arguments) => demo::run(arguments, context).await,
         Command::CoderdSim(options) => simulators::coderd(options, context).await,
@@ -169,7 +166,7 @@ pub async fn run(command: Command, context: Context) -> Result<Exit, Failure> {
         Command::Recover(recover) => recover::run(recover, context).await,
         Command::Replay(replay) => replay::run(replay, context).await,
         Command::Status(arguments) => status::run(arguments, &context).await,
-        // these leave nothing half done wherever they are dropped
+        // these commands can be dropped at any point without partial changes
         Command::Sources(arguments) => until_stopped(&context.stop, sources::run(arguments, &context)).await,
         Command::Acts(arguments) => until_stopped(&context.stop, acts::run(arguments, &context)).await,
         Command::Check(arguments) => until_stopped(&context.stop, check::run(arguments, &context)).await,

@@ -1,4 +1,4 @@
-//! Answers.
+//! Answers of commands.
 
 use std::io::{self, Write as _};
 
@@ -8,24 +8,24 @@ use serde::Serialize;
 
 use super::{Exit, Failure};
 
-/// The form of an answer.
+/// Format of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Output {
-    /// For reading.
+    /// Text for people.
     Table,
     /// One JSON document.
     Json,
 }
 
 impl Output {
-    /// Writes the answer to stdout. A reader that has gone (`| head`) is no failure.
+    /// Writes the answer to stdout. A closed reader (`| head`) is not a failure.
     pub fn answer(self, answer: &impl Serialize, table: impl FnOnce() -> String) -> Result<(), Failure> {
         let text = self.text(answer, table)?;
         let mut stdout = io::stdout().lock();
         gone_is_fine(stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()))
     }
 
-    /// Writes one of many answers to stdout, JSON as one line. False: the reader has gone.
+    /// Writes one of several answers to stdout, as one line if JSON. Returns false if the reader has closed.
     pub fn one_of_many(self, answer: &impl Serialize, table: impl FnOnce() -> String) -> Result<bool, Failure> {
         let text = match self {
             Output::Table => table(),
@@ -38,7 +38,7 @@ impl Output {
         }
     }
 
-    /// Writes the answer to stderr: where stdout is the file itself.
+    /// Writes the answer to stderr, for commands that write a file to stdout.
     pub fn answer_aside(self, answer: &impl Serialize, table: impl FnOnce() -> String) -> Result<(), Failure> {
         gone_is_fine(io::stderr().lock().write_all(self.text(answer, table)?.as_bytes()))
     }
@@ -60,22 +60,22 @@ fn gone_is_fine(written: io::Result<()>) -> Result<(), Failure> {
     }
 }
 
-/// Text for a terminal: what it would obey, other than line feeds and tabs, is shown as U+FFFD.
+/// Text that is safe for a terminal: control characters other than line feeds and tabs become U+FFFD.
 #[must_use]
 pub fn plain(text: &str) -> String {
     text.chars().map(|character| if is_obeyed(character) && !matches!(character, '\n' | '\t') { '\u{fffd}' } else { character }).collect()
 }
 
-/// What moves or turns the text around it instead of being seen: control characters, and of the format characters those that end a line or set its
-/// direction (Unicode's `Bidi_Control`).
+/// Whether a character affects the text around it: control characters, and format characters that end a line or set its direction
+/// (Unicode's `Bidi_Control`).
 fn is_obeyed(character: char) -> bool {
     character.is_control() || matches!(character, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// Of a longer cell the beginning is shown: what others wrote must not make a table unreadable. JSON has all.
+/// Maximum characters of a cell, so that foreign text cannot make a table unreadable. JSON contains the whole text.
 const MOST_IN_A_CELL: usize = 4_200;
 
-/// A cell in one line. What a terminal would obey is shown as U+FFFD.
+/// A cell as one line, safe for a terminal.
 fn in_one_line(cell: &str) -> String {
     let mut text: String =
         cell.chars().take(MOST_IN_A_CELL).map(|character| if is_obeyed(character) { '\u{fffd}' } else { character }).collect();
@@ -85,8 +85,8 @@ fn in_one_line(cell: &str) -> String {
     text
 }
 
-/// Rows under headings, each column as wide as its widest cell, numbers to the right. What a terminal would obey is shown as U+FFFD, and the
-/// end of very long cells as an ellipsis. Nothing for no rows.
+/// A table: each column as wide as its widest cell, numbers on the right. Cells are safe for a terminal; very long cells end in an
+/// ellipsis. Without rows, the table is empty.
 #[must_use]
 pub fn columns<const N: usize>(headings: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> String {
     let rows: Vec<[String; N]> = rows.into_iter().map(|row| row.map(|cell| in_one_line(&cell))).collect();
@@ -109,12 +109,12 @@ pub fn columns<const N: usize>(headings: [&str; N], rows: impl IntoIterator<Item
     text
 }
 
-/// The tables that have rows, with a blank line between them.
+/// Joins the tables that have rows, with blank lines between them.
 pub(super) fn joined(tables: impl IntoIterator<Item = String>) -> String {
     tables.into_iter().filter(|table| !table.is_empty()).collect::<Vec<_>>().join("\n")
 }
 
-/// A table, or `none` where it has no rows.
+/// The table, or `none` if it is empty.
 pub(super) fn or_none(table: String) -> String {
     if table.is_empty() { "none\n".to_owned() } else { table }
 }
@@ -123,12 +123,12 @@ pub(super) fn or_dash(value: Option<impl ToString>) -> String {
     value.map_or_else(|| "-".to_owned(), |value| value.to_string())
 }
 
-/// A time in UTC to the millisecond.
+/// The time in UTC, in milliseconds.
 pub(super) fn time(time: DateTime<Utc>) -> String {
     time.to_rfc3339_opts(SecondsFormat::Millis, true)
 }
 
-/// A time in UTC with all its digits.
+/// The time in UTC, with all its digits.
 pub(super) fn exact_time(time: DateTime<Utc>) -> String {
     time.to_rfc3339_opts(SecondsFormat::AutoSi, true)
 }
@@ -146,7 +146,7 @@ mod tests {
 
     #[test]
     fn a_cell_of_any_length_is_shown() {
-        // longer than the width that a format string may ask for
+        // longer than the maximum width in a format string
         let table = columns(["a", "b"], [["é".repeat(70_000), "1".to_owned()], ["x".to_owned(), "2".to_owned()]]);
         let cut = "é".repeat(MOST_IN_A_CELL) + "…";
         let blanks = " ".repeat(MOST_IN_A_CELL);
@@ -159,7 +159,7 @@ mod tests {
         let turning = "\u{61c}\u{200e}\u{200f}\u{202a}\u{202b}\u{202c}\u{202d}\u{202e}\u{2066}\u{2067}\u{2068}\u{2069}\u{2028}\u{2029}";
         assert_eq!(plain(turning), "\u{fffd}".repeat(14));
         assert_eq!(columns(["a"], [[format!("gnp.{turning}exe")]]), format!("a\ngnp.{}exe\n", "\u{fffd}".repeat(14)));
-        // what is only written from right to left, or joined, is shown as it is
+        // right-to-left letters and joined characters are shown unchanged
         let seen = "שלום \u{200d}👩\u{200d}🔬 —…";
         assert_eq!((plain(seen), columns(["a"], [[seen.to_owned()]])), (seen.to_owned(), format!("a\n{seen}\n")));
         let json = Output::Json.text(&"a\u{202e}b", String::new).unwrap();

@@ -9,10 +9,10 @@ use super::{Context, Exit, Failure};
 use crate::ledger::{Pausable, Pause, PublishStop};
 use crate::operations::{CoderdCutOff, PauseRequest};
 
-/// Stop or go on with something in all processes.
+/// Pause an operation in all processes.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Arguments {
-    /// What stands still or goes on
+    /// Operation to pause or resume
     #[arg(value_enum)]
     operation: Operation,
     #[command(flatten)]
@@ -24,7 +24,7 @@ pub struct Arguments {
     actor: ActorArguments,
 }
 
-/// What can be paused.
+/// Operations that can be paused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Operation {
     /// Reading coderd's database
@@ -33,7 +33,7 @@ enum Operation {
     Consume,
     /// Sending usage to the vendor
     Publish,
-    /// Writing files for finance
+    /// Writing exports for finance
     Export,
 }
 
@@ -59,12 +59,12 @@ pub(super) async fn pause(arguments: Arguments, context: &Context) -> Result<Exi
     Ok(Exit::Success)
 }
 
-/// Go on with something in all processes.
+/// Resume an operation in all processes.
 #[derive(Clone, Debug, clap::Args)]
 pub struct ResumeArguments {
     #[command(flatten)]
     what: Arguments,
-    /// With publish: go on after coderd has published by itself. Its own publishing of this deployment is cut off, which needs a reason
+    /// With publish: resume after coderd published by itself. Confirms that its own publishing is cut off; needs a reason
     #[arg(long, value_name = "DEPLOYMENT", conflicts_with = "topic")]
     coderd_cut_off: Option<Uuid>,
 }

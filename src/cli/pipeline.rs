@@ -1,4 +1,4 @@
-//! The pipeline file of a command.
+//! Loads the pipeline file of a command.
 
 use std::path::PathBuf;
 
@@ -6,24 +6,24 @@ use super::{Exit, Failure};
 use crate::config::{self, Input, KEYS, Kind, Mistakes, Pipeline};
 use crate::license::{PublicKeys, RuleSet, UnknownRuleSet};
 
-/// Where a command's settings come from.
+/// Sources of a command's settings.
 #[derive(Clone, Debug, clap::Args)]
 pub struct PipelineArguments {
-    /// The pipeline file, such as pipelines/single.toml
+    /// Pipeline file, such as pipelines/single.toml
     #[arg(long, value_name = "FILE")]
     pub pipeline: PathBuf,
-    /// A setting over variable and file, such as collect.poll_seconds=1; may be repeated
+    /// Setting that overrides variables and the file, such as collect.poll_seconds=1; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
 }
 
 impl PipelineArguments {
-    /// The settings, checked.
+    /// The checked settings.
     pub fn load(&self) -> Result<Pipeline, Failure> {
         self.read().map_err(|mistakes| Failure::of(Exit::Configuration, format!("the settings are wrong:\n{mistakes}")))
     }
 
-    /// The settings, or all mistakes.
+    /// The settings, or all their mistakes.
     pub(super) fn read(&self) -> Result<Pipeline, Mistakes> {
         let text = |text: std::ffi::OsString| text.to_string_lossy().into_owned();
         config::load(&Input {
@@ -36,13 +36,12 @@ impl PipelineArguments {
     }
 }
 
-/// The license rules of checked settings.
 pub fn license_rules(pipeline: &Pipeline) -> Result<RuleSet, Failure> {
     pipeline.license.rules.parse().map_err(|error: UnknownRuleSet| Failure::new(Exit::Configuration, error))
 }
 
 impl PipelineArguments {
-    /// The same flags for another command, quoted for a shell. Whatever may be secret is not written out again.
+    /// The same flags for another command, quoted for a shell. Possible secrets are omitted.
     #[must_use]
     pub(super) fn again(&self) -> String {
         let mut words = format!("--pipeline {}", quoted(&self.pipeline.to_string_lossy()));
@@ -59,7 +58,7 @@ impl PipelineArguments {
     }
 }
 
-/// One word of a POSIX shell.
+/// One quoted word for a POSIX shell.
 pub(super) fn quoted(word: &str) -> String {
     let plain = !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-./=:,@%+".contains(&byte));
     if plain { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }

@@ -1,14 +1,14 @@
-//! How far a long command is, on stderr: a bar on a terminal, else a line for each tenth.
+//! Progress of a long command on stderr: a bar on a terminal, otherwise one line per tenth.
 
 use std::io::{IsTerminal as _, Write as _};
 use std::sync::{Mutex, PoisonError};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// Counts records, or what else there is, up to a total, of one thing that is done after the other.
+/// Counts items up to a total, for one activity at a time.
 pub(super) struct Progress {
     on_terminal: bool,
-    /// What is counted.
+    /// Name of the counted items.
     of: &'static str,
     shown: Mutex<Shown>,
 }
@@ -19,23 +19,23 @@ struct Shown {
     done: u64,
     total: u64,
     bar: Option<ProgressBar>,
-    /// The tenths that were told.
+    /// The last reported tenth.
     tenths: u64,
 }
 
 impl Progress {
-    /// Of several things that are done one after the other. `of` is what is counted. Nothing is shown before the first.
+    /// Progress of consecutive activities. `of` names the counted items. Shows nothing before the first activity.
     pub fn of_steps(of: &'static str) -> Progress {
         Progress { on_terminal: std::io::stderr().is_terminal(), of, shown: Mutex::default() }
     }
 
-    /// So many more of `total` are done.
+    /// Adds `more` finished items of `total`.
     pub fn add(&self, doing: &'static str, more: u64, total: u64) {
         let done = self.shown.lock().unwrap_or_else(PoisonError::into_inner).done + more;
         self.at(doing, done, total);
     }
 
-    /// So many of `total` are done; of records, offsets that hold none are included in the total.
+    /// Sets the finished items of `total`. A total of offsets includes offsets without records.
     pub fn at(&self, doing: &'static str, done: u64, total: u64) {
         let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
         if shown.doing != doing {
@@ -50,12 +50,12 @@ impl Progress {
         let tenths = if done == 0 { 0 } else { (done * 10).checked_div(total).unwrap_or(10) };
         if tenths > shown.tenths {
             shown.tenths = tenths;
-            // nobody may be reading
+            // ignore errors: stderr may be closed
             let _ = writeln!(std::io::stderr(), "{doing}: {done} of {total} {}", self.of);
         }
     }
 
-    /// The bar goes.
+    /// Removes the bar.
     pub fn finish(&self) {
         self.shown.lock().unwrap_or_else(PoisonError::into_inner).end();
     }

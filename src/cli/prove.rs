@@ -10,7 +10,7 @@ use crate::event::UsageType;
 use crate::ledger::{AttemptVerdict, BatchKind};
 use crate::operations::{AcceptedProof, Proof, ProveRequest};
 
-/// A side that cannot be asked is said to be so, and the rest is shown.
+/// If coderd or the log cannot be queried, the proof reports that and shows the rest.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Arguments {
     /// `workspace_build_completed:BUILD`, `prebuild_claimed:BUILD`, or coderd's own id of a usage event
@@ -18,14 +18,14 @@ pub struct Arguments {
     event_id: String,
     #[command(flatten)]
     via: ViaArguments,
-    /// Of this Coder deployment; needed only where several have an event of this id
+    /// Coder deployment of the event; needed only if several deployments have an event with this id
     #[arg(long, value_name = "DEPLOYMENT ID")]
     source: Option<Uuid>,
 }
 
 pub(super) async fn run(arguments: Arguments, context: &Context) -> Result<Exit, Failure> {
     let request = ProveRequest { event_id: arguments.event_id, source: arguments.source };
-    // an empty id would be another path over there
+    // an empty id would be another path of the API
     request.check()?;
     let proof = match arguments.via.open(context).await? {
         Via::Site(site) => site.desk()?.prove(&request).await?,
@@ -35,13 +35,13 @@ pub(super) async fn run(arguments: Arguments, context: &Context) -> Result<Exit,
     Ok(Exit::Success)
 }
 
-/// Lines under headings: a heading stands before its first line.
+/// Lines with headings. A heading precedes its first line.
 #[derive(Default)]
 struct Page(String);
 
 impl Page {
     fn line(&mut self, heading: &str, text: &str) {
-        // a vendor's message or a name may hold anything: a terminal must not obey it
+        // a vendor's message or a name may contain any character: the terminal must not execute control characters
         let text: String = text.chars().map(|character| if character.is_control() { '\u{fffd}' } else { character }).collect();
         self.0.push_str(format!("{heading:<12}{text}").trim_end());
         self.0.push('\n');
@@ -54,7 +54,7 @@ impl Page {
     }
 }
 
-/// The proof, for reading.
+/// The proof for people.
 fn page(proof: &Proof) -> String {
     let mut page = Page::default();
     page.line("EVENT", &proof.event_id);

@@ -16,16 +16,16 @@ use crate::operations::{
     Granted, LicenseToken, RebuildExecution, RebuildPlan, RebuildRequest, RebuildStage, Rebuilt, Rehearsal, RehearsedDeployment, Told,
 };
 
-/// Fold the ledger again from zero, also under other license rules or with another license.
+/// Fold the ledger again from zero, also under other license rules or licenses.
 #[derive(Clone, Debug, clap::Subcommand)]
 pub enum Rebuild {
-    /// Show what would differ from what is shown now; nothing is written (1 where it differs without other rules or licenses)
+    /// Show differences from the shown state; writes nothing (exit code 1 if the state differs under the current rules and licenses)
     Plan(Plan),
-    /// Make the plan again and execute it, if it is still the one of that hash
+    /// Compute the plan again and execute it if its hash is equal
     Execute(Execute),
 }
 
-/// Show what would differ.
+/// Show differences from the shown state.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Plan {
     #[command(flatten)]
@@ -35,41 +35,41 @@ pub struct Plan {
     /// Rehearse with the license in this file, which coderd does not have yet; only coderd's administrators can install it
     #[arg(long, value_name = "FILE")]
     license: Option<PathBuf>,
-    /// Rehearse without the license of this id (coderd's own); may be repeated
+    /// Rehearse without the license with this id (coderd's own); may be repeated
     #[arg(long, value_name = "LICENSE_ID")]
     without: Vec<i32>,
 }
 
-/// Make the plan again and execute it.
+/// Compute the plan again and execute it.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Execute {
     #[command(flatten)]
     via: ViaArguments,
     #[command(flatten)]
     asked: Asked,
-    /// The hash that `tallyline rebuild plan` printed for the same arguments
+    /// Hash that `tallyline rebuild plan` printed for the same arguments
     #[arg(long = "plan", value_name = "HASH")]
     hash: String,
-    /// Execute although shown series would fall, which a metrics server takes for a restart
+    /// Execute even if shown series would decrease, which a metrics server treats as a restart
     #[arg(long)]
     may_fall: bool,
     #[command(flatten)]
     actor: ActorArguments,
 }
 
-/// What plan and execution have in common.
+/// Common arguments of plan and execution.
 #[derive(Clone, Debug, clap::Args)]
 struct Asked {
-    /// What to fold again
+    /// Stage to fold
     #[arg(value_enum)]
     stage: RebuildStage,
     /// Rehearse these license rules: 2025-07 or 2026-02
     #[arg(long, value_name = "NAME")]
     rules: Option<String>,
-    /// The deployment whose licenses are meant, where there are several
+    /// Deployment of the licenses, if there are several
     #[arg(long, value_name = "DEPLOYMENT_ID")]
     source: Option<Uuid>,
-    /// The instant for which entitlements and warnings are rehearsed [default: now]
+    /// Instant for which entitlements and warnings are rehearsed [default: now]
     #[arg(long, value_name = "INSTANT", value_parser = instant::instant)]
     at: Option<DateTime<Utc>>,
 }
@@ -80,7 +80,7 @@ impl Asked {
         RebuildRequest { stage, rules, license, without, source: self.source, at: self.at }
     }
 
-    /// The arguments again, for the other command.
+    /// The same arguments for the other command.
     fn again(&self) -> String {
         let mut words = self.stage.as_str().to_owned();
         let options =
@@ -194,7 +194,7 @@ fn rehearsed(rehearsal: &Rehearsal) -> String {
 
 const HEADINGS: [&str; 10] = ["LICENSE", "VALIDITY", "", "ENTITLEMENT", "SOFT", "LIMIT", "AGENTS", "FROM", "UNTIL", "WARNINGS"];
 
-/// What coderd is answered first, then each license by itself.
+/// Rows with the answer to coderd first, then with each license.
 fn rows(deployment: &RehearsedDeployment) -> Vec<[String; 10]> {
     let mut rows = vec![row("all", "", "now", Some(&deployment.now)), row("", "", "then", Some(&deployment.then))];
     for window in &deployment.windows {

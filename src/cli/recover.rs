@@ -13,10 +13,10 @@ use crate::operations::recover::{
     CoderdEffect, KafkaEffect, LedgerEffect, Lost, RecoverEffect, RecoverExecution, RecoverPlan, RecoverRequest,
 };
 
-/// Bring everything back after a loss.
+/// Recover from a loss.
 #[derive(Clone, Debug, clap::Subcommand)]
 pub enum Recover {
-    /// Show what can be restored from where and what is at risk, and the hash under which exactly that is executed
+    /// Show what can be restored, the risks, and the hash that identifies the plan when it is executed
     Plan(Plan),
     /// Execute a plan
     Execute(Execute),
@@ -27,10 +27,10 @@ pub enum Recover {
 pub struct Plan {
     #[command(flatten)]
     via: ViaArguments,
-    /// What was lost: topics, also in PostgreSQL; the ledger's newest part; coderd's newest part
+    /// The lost part: topics, also in PostgreSQL; the newest part of the ledger; the newest part of coderd's database
     #[arg(long, value_enum, value_name = "WHAT")]
     lost: Lost,
-    /// A deployment that is not there any more: the recovery of a restored ledger, also an open one, is not to wait for it; may be repeated
+    /// A deployment that no longer exists: the recovery of a restored ledger does not wait for it, even if it is open; may be repeated
     #[arg(long, value_name = "DEPLOYMENT")]
     without: Vec<Uuid>,
 }
@@ -40,7 +40,7 @@ pub struct Plan {
 pub struct Execute {
     #[command(flatten)]
     via: ViaArguments,
-    /// The hash that `tallyline recover plan` printed
+    /// Hash that `tallyline recover plan` printed
     #[arg(long = "plan", value_name = "HASH")]
     hash: String,
     #[command(flatten)]
@@ -51,7 +51,7 @@ pub struct Execute {
 struct Planned {
     #[serde(flatten)]
     plan: RecoverPlan,
-    /// None: there is nothing to execute.
+    /// `None` if there is nothing to execute.
     execute: Option<String>,
 }
 
@@ -59,7 +59,7 @@ pub(super) async fn run(recover: Recover, context: Context) -> Result<Exit, Fail
     let stop = context.stop.clone();
     match recover {
         Recover::Plan(arguments) => super::until_stopped(&stop, plan(arguments, &context)).await,
-        // one transaction: dropped before it, nothing is changed
+        // one transaction: if it is dropped earlier, nothing changes
         Recover::Execute(arguments) => super::until_stopped(&stop, execute(arguments, &context)).await,
     }
 }
@@ -81,7 +81,7 @@ async fn plan(arguments: Plan, context: &Context) -> Result<Exit, Failure> {
     Ok(Exit::Success)
 }
 
-/// What to do with the plan.
+/// How to execute the plan, or why there is nothing to execute.
 fn end(answer: &Planned) -> String {
     match (&answer.plan.hash, &answer.execute) {
         (Some(hash), Some(execute)) => format!("hash     {hash}\nexecute  {execute}\n"),

@@ -15,21 +15,21 @@ use crate::operations::{
     RejectCounts, RejectPage, Resubmit, Resubmitted, ShownReject, WhichRejects,
 };
 
-/// Most bytes of a file for --edit: a body, with the attributes of a whole CloudEvent.
+/// Maximum bytes of a file for --edit: a body with the attributes of a whole CloudEvent.
 const MOST_OF_AN_EDIT: usize = 2 * MAX_PAYLOAD_BYTES;
 
-/// Work on records that are no accepted event: rejected, in conflict, or held.
+/// Manage records that are not accepted events: rejected, in conflict, or held.
 #[derive(Clone, Debug, clap::Subcommand)]
 pub enum Rejects {
     /// List rejects, or count them in groups
     List(List),
-    /// Show one reject whole: the record, what was done to it, and what would become of it now
+    /// Show one reject: the whole record, its acts, and its predicted outcome
     Show(Show),
-    /// Pass rejects through the log again, under their own event ids
+    /// Resubmit rejects through the log, with their own event ids
     Resubmit(ResubmitArguments),
-    /// Give rejects up; what is accepted under their ids stands
+    /// Discard rejects; accepted events with their ids remain
     Discard(Discard),
-    /// Pass held records through the log whose type this version knows; a process with the role consume does so at its start
+    /// Resubmit held records whose type this version knows; a process with the role consume does this at its start
     Admit(Admit),
 }
 
@@ -38,25 +38,25 @@ pub enum Rejects {
 pub struct List {
     #[command(flatten)]
     via: ViaArguments,
-    /// Count them in groups instead: verdict, cause, type, topic, state, deployment
+    /// Count rejects in groups instead: verdict, cause, type, topic, state, deployment
     #[arg(long, value_name = "WHAT", conflicts_with_all = ["limit", "after"])]
     by: Option<RejectProperty>,
-    /// Only those in this state: open, resubmitted, admitted, discarded, all
+    /// Only rejects in this state: open, resubmitted, admitted, discarded, all
     #[arg(long, value_name = "STATE", default_value = "open")]
     state: String,
-    /// Only these: rejected, conflict, held
+    /// Only rejects with this verdict: rejected, conflict, held
     #[arg(long, value_name = "VERDICT")]
     verdict: Option<String>,
-    /// Only those with this cause, such as json
+    /// Only rejects with this cause, such as json
     #[arg(long, value_name = "CAUSE")]
     cause: Option<String>,
-    /// Only those of this event type
+    /// Only rejects of this event type
     #[arg(long = "type", value_name = "TYPE")]
     event_type: Option<String>,
-    /// At most so many
+    /// Maximum number of rejects
     #[arg(long, value_name = "NUMBER", default_value_t = 100)]
     limit: usize,
-    /// Only those with a higher number: the next page
+    /// Only rejects with a higher number: the next page
     #[arg(long, value_name = "ID", default_value_t = 0)]
     after: i64,
 }
@@ -66,45 +66,45 @@ pub struct List {
 pub struct Show {
     #[command(flatten)]
     via: ViaArguments,
-    /// Its number, as `list` shows it
+    /// Number of the reject, as shown by `list`
     id: i64,
 }
 
-/// Pass rejects through the log again.
+/// Resubmit rejects through the log.
 #[derive(Clone, Debug, clap::Args)]
 pub struct ResubmitArguments {
     #[command(flatten)]
     via: ViaArguments,
     #[command(flatten)]
     actor: ActorArguments,
-    /// Their numbers, as `list` shows them
+    /// Numbers of the rejects, as shown by `list`
     #[arg(required = true, value_name = "ID")]
     ids: Vec<i64>,
-    /// For one reject: a file whose content takes the place of the record's body. Where it is a whole CloudEvent (JSON with a specversion), it
-    /// takes the place of the headers, too. Id, source and type must stay what they are
+    /// Only for a single reject: file with a new body, or with a whole CloudEvent (JSON with a specversion), which also replaces the
+    /// headers. Id, source and type must not change
     #[arg(long, value_name = "FILE")]
     edit: Option<PathBuf>,
-    /// Also what would be refused again; also what was ended before, while its event is not accepted
+    /// Also resubmit records that would be rejected again, and ended rejects while their event is not accepted
     #[arg(long)]
     force: bool,
-    /// Only say what would become of it
+    /// Only predict the outcome
     #[arg(long)]
     dry_run: bool,
 }
 
-/// Give rejects up.
+/// Discard rejects.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Discard {
     #[command(flatten)]
     via: ViaArguments,
     #[command(flatten)]
     actor: ActorArguments,
-    /// Their numbers, as `list` shows them
+    /// Numbers of the rejects, as shown by `list`
     #[arg(required = true, value_name = "ID")]
     ids: Vec<i64>,
 }
 
-/// Pass held records through the log.
+/// Resubmit held records.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Admit {
     #[command(flatten)]
@@ -153,7 +153,7 @@ async fn admit(desk: &Desk, actor: &Actor, context: &Context) -> Result<Admitted
     Ok(admitted?)
 }
 
-/// How many held records are of a type that this version knows.
+/// The number of held records whose type this version knows.
 async fn known(desk: &Desk) -> Result<u64, Failure> {
     let which = WhichRejects { verdict: Some(Verdict::Held.to_string()), ..WhichRejects::default() };
     let held = desk.count_rejects(&CountRejects { which, by: RejectProperty::Type }).await?;
@@ -234,7 +234,7 @@ fn groups(counts: &RejectCounts) -> String {
     or_none(columns([counts.by.as_str().to_uppercase().as_str(), "RECORDS", "AT STAKE", "OLDEST"], rows))
 }
 
-/// Bytes for a terminal: text where they are, else hexadecimal; of long ones the beginning.
+/// Bytes for a terminal: as text if possible, else in hexadecimal. Long values are cut.
 fn shown(bytes: Option<&Bytes>) -> String {
     use base64::Engine as _;
     const MOST: usize = 4_096;
@@ -285,7 +285,7 @@ fn page(shown_reject: &ShownReject) -> String {
         ("key", shown(row.key.as_ref())),
     ];
     let mut text = columns(["", ""], facts.map(|(name, value)| [name.to_owned(), value]));
-    // the headings are empty
+    // remove the empty headings
     text = text.split_once('\n').map_or(String::new(), |(_, rows)| rows.to_owned());
     let headers = row.headers.iter().map(|header| [header.name.clone(), shown(header.value.as_ref())]);
     let acts = row.acts.iter().map(|act| {

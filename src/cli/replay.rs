@@ -15,21 +15,21 @@ use super::{Context, Exit, Failure, columns};
 use crate::api::{PlanStanding, PlanState};
 use crate::operations::{Desk, Effect, LogRange, MovedEnd, ReplayExecution, ReplayPlan, Replayed, Step, WindowEffect};
 
-/// How often a process that executes a plan is asked how far it is.
+/// Interval of progress queries to the process that executes a plan.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
-/// The first step of an execution.
+/// First activity of an execution.
 const COMPARING: &str = "comparing with the plan";
 
-/// Read a range of the log again.
+/// Reread a range of the log.
 #[derive(Clone, Debug, clap::Subcommand)]
 pub enum Replay {
-    /// Show what a replay would do, and the hash under which exactly that is executed
+    /// Show the effect of a replay, and the hash that identifies the plan when it is executed
     Plan(Plan),
-    /// Execute a plan, or go on with it after an interruption
+    /// Execute a plan, or resume it after an interruption
     Execute(Execute),
 }
 
-/// Show what a replay would do.
+/// Show the effect of a replay.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Plan {
     #[command(flatten)]
@@ -38,19 +38,20 @@ pub struct Plan {
     range: RangeArguments,
 }
 
-/// Which part of the log.
+/// The range of the log.
 #[derive(Clone, Debug, clap::Args)]
 struct RangeArguments {
-    /// A topic, with all its partitions or with some: NAME or NAME:0,1,2; may be repeated
+    /// Topic: NAME for all its partitions, or NAME:0,1,2 for some; may be repeated
     #[arg(long, value_name = "NAME[:PARTITIONS]", required_unless_present = "all_topics", conflicts_with = "all_topics")]
     topic: Vec<String>,
     /// All topics
     #[arg(long)]
     all_topics: bool,
-    /// Where to begin: earliest, latest, an offset, an instant (2025-07-01T00:00:00.000, UTC unless it says otherwise) or a duration ago (P1DT2H)
+    /// Start of the range: earliest, latest, an offset, an instant (2025-07-01T00:00:00.000, UTC without an offset) or a duration before
+    /// now (P1DT2H)
     #[arg(long, value_name = "WHERE")]
     from: String,
-    /// Where to end, not included: as --from
+    /// End of the range, not included; same notation as --from
     #[arg(long, value_name = "WHERE", default_value = "latest")]
     until: String,
 }
@@ -60,10 +61,10 @@ struct RangeArguments {
 pub struct Execute {
     #[command(flatten)]
     via: ViaArguments,
-    /// The hash that `tallyline replay plan` printed
+    /// Hash that `tallyline replay plan` printed
     #[arg(long = "plan", value_name = "HASH")]
     hash: String,
-    /// Records read again in a second, at most; the default leaves live consumption most of the ledger
+    /// Maximum records reread per second; the default leaves most of the ledger to live consumption
     #[arg(long, value_name = "RECORDS_PER_SECOND", default_value_t = crate::operations::RECORDS_PER_SECOND,
           value_parser = clap::value_parser!(u32).range(1..))]
     rate: u32,
@@ -125,7 +126,7 @@ async fn execute(arguments: Execute, context: &Context) -> Result<Exit, Failure>
     Ok(Exit::Success)
 }
 
-/// One line, however many partitions: what was asked for, and what each of them holds.
+/// Reports moved ends of ranges in one line, for any number of partitions.
 fn moved(ends: &[MovedEnd]) -> String {
     let asked: BTreeSet<String> = ends.iter().map(|end| format!("--{} {}", end.end, end.asked)).collect();
     let mut held: Vec<String> =
@@ -135,7 +136,7 @@ fn moved(ends: &[MovedEnd]) -> String {
     format!("{asked}: not held by every partition, so the nearest offset is taken; the log holds {}", held.join(", "))
 }
 
-/// The whole of the plan, whatever part of it this call did.
+/// The result of the whole plan, including earlier calls.
 fn sentence(replayed: &Replayed) -> String {
     let Replayed { resumed_after, records, accepted, duplicates, conflicts, rejects, held, .. } = replayed;
     let resumed = resumed_after.map(|earlier| format!(", {earlier} of them before it was interrupted")).unwrap_or_default();
@@ -144,7 +145,7 @@ fn sentence(replayed: &Replayed) -> String {
     )
 }
 
-/// Has a process that serves execute the plan, and watches it.
+/// Makes a serving process execute the plan, and shows its progress.
 async fn over_api(api: &ApiClient, request: &ReplayExecution, reason: &str, progress: &Progress) -> Result<Replayed, Failure> {
     let (plan, body) = (["plans", &request.hash], json!({ "records_per_second": request.records_per_second }));
     let mut standing: PlanStanding = api.post(&["plans", &request.hash, "execute"], &body, reason).await?;
@@ -168,11 +169,10 @@ async fn over_api(api: &ApiClient, request: &ReplayExecution, reason: &str, prog
     }
 }
 
-/// What answers, reached.
+/// The reached target.
 enum Reached {
-    /// Ledger and log.
     Desk(Box<Desk>),
-    /// A process that serves.
+    /// A serving process.
     Api(ApiClient),
 }
 
@@ -189,7 +189,7 @@ async fn open(via: &ViaArguments, context: &Context) -> Result<Reached, Failure>
     unless_stopped(context, reached).await
 }
 
-/// What a process that serves was asked for goes on there.
+/// A stop ends the wait; a serving process continues its work.
 async fn unless_stopped<T>(context: &Context, asked: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     context.stop.run_until_cancelled(asked).await.unwrap_or_else(|| Err(Failure::interrupted()))
 }
@@ -208,7 +208,7 @@ fn table(answer: &Planned) -> String {
     format!("{ranges}\n{}\nhash     {}\nexecute  {}\n", effect(&answer.plan.effect), answer.plan.hash, answer.execute)
 }
 
-/// What the new events would change, for reading.
+/// The effect of new events, for people.
 fn effect(effect: &Effect) -> String {
     let mut text = String::new();
     if effect.is_empty() {
@@ -248,7 +248,7 @@ mod tests {
     use super::*;
     use crate::operations::Queued;
 
-    /// A license whose usage period holds so many agents now and then.
+    /// A license whose usage period contains these numbers of agents.
     fn window(license_id: i32, before: u64, after: u64) -> WindowEffect {
         let (start, end) = ("2025-07-01T00:00:00Z".parse().unwrap(), "2026-07-01T00:00:00Z".parse().unwrap());
         WindowEffect { deployment: uuid::Uuid::nil(), license_id, start, end, before, after }

@@ -7,18 +7,18 @@ use super::roles::{self, Site};
 use super::{Context, Exit, Failure, PipelineArguments};
 use crate::config::Pipeline;
 
-/// Run the roles that a pipeline file names, until stopped.
+/// Run the roles of a pipeline file until stopped.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Arguments {
     #[command(flatten)]
     pipeline: PipelineArguments,
-    /// A role of this process, over the file's; may be repeated
+    /// A role of this process; overrides the file; may be repeated
     #[arg(long, value_name = "ROLE", value_parser = PossibleValuesParser::new(["collect", "consume", "publish", "serve"]))]
     role: Vec<String>,
 }
 
 impl Arguments {
-    /// The settings, with the roles of the flags.
+    /// The settings with the roles of the flags.
     fn load(mut self) -> Result<Pipeline, Failure> {
         self.role.sort_unstable();
         self.role.dedup();

@@ -1,4 +1,4 @@
-//! Warnings about slow statements, by operation. sqlx' own warning contains the whole SQL, which does not belong in a log.
+//! Warns about slow statements, by operation. sqlx's own warning contains the whole SQL, which must not be logged.
 
 use std::fmt::Debug;
 
@@ -7,10 +7,10 @@ use tracing::{Event, Subscriber, debug, warn};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 
-/// The target of sqlx' events about statements.
+/// Target of sqlx's events about statements.
 const TARGET: &str = "sqlx::query";
 
-/// Puts a warning that names the operation in the place of sqlx' own.
+/// Replaces sqlx's warning by one that names the operation.
 pub(super) struct SlowStatements;
 
 impl<S: Subscriber> Layer<S> for SlowStatements {
@@ -30,12 +30,11 @@ impl<S: Subscriber> Layer<S> for SlowStatements {
     }
 }
 
-/// The fields of such an event.
 #[derive(Default)]
 struct Statement {
-    /// Its first words, or all of it where it has no more.
+    /// The first words, or the whole statement if it is short.
     summary: String,
-    /// All of it, or nothing.
+    /// The whole statement, or empty.
     whole: String,
     elapsed_seconds: f64,
     is_slow: bool,
@@ -67,8 +66,8 @@ impl Visit for Statement {
     }
 }
 
-/// Verb and table of a statement, such as `insert batch`: of the part that writes, where one does. Source: `db.query.summary` of OpenTelemetry's
-/// semantic conventions.
+/// Verb and table of a statement, such as `insert batch`; of its writing part, if there is one. Source: `db.query.summary` of
+/// OpenTelemetry's semantic conventions.
 fn operation(sql: &str) -> String {
     let words: Vec<String> = sql
         .split(|character: char| !(character.is_alphanumeric() || character == '_' || character == '.'))
@@ -79,7 +78,7 @@ fn operation(sql: &str) -> String {
         let at = words.iter().skip(from).position(|other| other == word)? + from;
         words.get(at + 1).cloned()
     };
-    // `for update` locks rows and writes none
+    // `for update` locks rows but writes none
     let is_verb = |at: usize| ["insert", "update", "delete"].contains(&words[at].as_str()) && (at == 0 || words[at - 1] != "for");
     let written = (0..words.len()).find(|at| is_verb(*at));
     let (verb, table) = match (written, words.first()) {
@@ -123,7 +122,7 @@ mod tests {
     }
 
     proptest! {
-        /// No value and no text of a statement gets into the name: two words at most.
+        /// A name has at most two words, so it contains neither values nor the text of a statement.
         #[test]
         fn an_operation_is_short(sql in "\\PC{0,80}|(select|insert|into|from|update|delete|with|for|[a-z' (),$1]{1,6}| ){0,20}") {
             prop_assert!(operation(&sql).split(' ').count() <= 2);

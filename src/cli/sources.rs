@@ -8,16 +8,16 @@ use super::via::{Via, ViaArguments};
 use super::{Context, Exit, Failure, accept, columns};
 use crate::operations::{OneSource, RegisteredSource, Sources as Listed};
 
-/// Work on the registered sources.
+/// Manage registered sources.
 #[derive(Clone, Debug, clap::Subcommand)]
 pub enum Sources {
     /// List the registered sources
     List(List),
-    /// Retire a source: nothing waits for it, and its collector and publisher refuse to work
+    /// Retire a source: nothing waits for it any more, and its collector and publisher refuse to work
     Retire(Change),
-    /// End a source's retirement
+    /// End the retirement of a source
     Reinstate(Change),
-    /// Bind a source to the coderd that the pipeline names, where it is another one than before
+    /// Bind a source to the coderd that the pipeline names, if the source was bound to another coderd
     Accept(accept::Arguments),
 }
 
@@ -35,7 +35,7 @@ pub struct Change {
     via: ViaArguments,
     #[command(flatten)]
     actor: ActorArguments,
-    /// coderd's deployment id, as `list` shows it
+    /// coderd's deployment id, as shown by `list`
     #[arg(value_name = "DEPLOYMENT")]
     deployment_id: Uuid,
 }

@@ -12,23 +12,23 @@ use super::via::{Via, ViaArguments};
 use super::{Context, Exit, Failure, Output, plain, until_stopped};
 use crate::status::{self, Status};
 
-/// How long the log may take to tell its ends.
+/// Timeout to query the ends of the log.
 const LOG_ANSWER: Duration = Duration::from_secs(60);
-/// The same, where the next look comes soon.
+/// The same for `--watch`, where the next query follows soon.
 const LOG_ANSWER_WATCHED: Duration = Duration::from_secs(10);
-/// To the terminal's upper left corner, all below cleared.
+/// Moves the cursor to the upper left corner and clears the rest.
 const CLEAR: &str = "\x1b[H\x1b[2J";
 
-/// Show where everything stands.
+/// Show the state of all parts.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Arguments {
     #[command(flatten)]
     via: ViaArguments,
-    /// Look again every so many seconds until Ctrl-C
+    /// Refresh at this interval in seconds until Ctrl-C
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2",
           value_parser = clap::value_parser!(u64).range(1..=3600))]
     watch: Option<u64>,
-    /// Show also processes that were last seen over an hour ago
+    /// Also show processes last seen over an hour ago
     #[arg(long)]
     all: bool,
 }
@@ -39,7 +39,7 @@ pub(super) async fn run(arguments: Arguments, context: &Context) -> Result<Exit,
         None => until_stopped(&context.stop, once(&via, arguments.all, context.output)).await,
         Some(seconds) => {
             let watched = watch(&via, arguments.all, context.output, Duration::from_secs(seconds));
-            // to be stopped is how a watch ends
+            // a signal is the normal end of a watch
             context.stop.run_until_cancelled(watched).await.unwrap_or(Ok(Exit::Success))
         }
     }
@@ -54,7 +54,7 @@ async fn once(via: &Via, all: bool, output: Output) -> Result<Exit, Failure> {
     }
 }
 
-/// Goes on while ledger or log are away, for that is what one watches for; ends when nobody reads any more.
+/// Continues while the ledger or the log is unreachable, because operators watch for that. Ends when the reader closes.
 async fn watch(via: &Via, all: bool, output: Output, every: Duration) -> Result<Exit, Failure> {
     let on_terminal = std::io::stdout().is_terminal();
     loop {

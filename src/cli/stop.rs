@@ -5,7 +5,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Exit;
 
-/// A token that SIGTERM and SIGINT cancel. A second signal ends the process at once.
+/// A token that SIGTERM and SIGINT cancel. A second signal ends the process immediately.
 pub fn on_signals() -> std::io::Result<CancellationToken> {
     let stop = CancellationToken::new();
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);

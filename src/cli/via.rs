@@ -1,4 +1,4 @@
-//! Whether a command asks the databases itself, or a process that serves. Both answer the same types.
+//! Whether a command uses the databases or a serving process. Both return the same types.
 
 use std::convert::Infallible;
 use std::path::PathBuf;
@@ -11,36 +11,36 @@ use super::roles::Site;
 use super::{Context, Exit, Failure, PipelineArguments};
 use crate::config::Secret;
 
-/// Holds the token where no flag names it.
+/// Variable with the token, if no flag names one.
 const TOKEN_VARIABLE: &str = "TALLYLINE_API_TOKEN";
 
-/// Whom a command asks.
+/// The target of a command.
 #[derive(Clone, Debug, clap::Args)]
 pub struct ViaArguments {
-    /// The pipeline file, such as pipelines/single.toml
+    /// Pipeline file, such as pipelines/single.toml
     #[arg(long, value_name = "FILE", required_unless_present = "api", conflicts_with = "api")]
     pipeline: Option<PathBuf>,
-    /// A setting over variable and file, such as collect.poll_seconds=1; may be repeated
+    /// Setting that overrides variables and the file, such as collect.poll_seconds=1; may be repeated
     #[arg(long, value_name = "KEY=VALUE", requires = "pipeline", conflicts_with = "api")]
     set: Vec<String>,
-    /// Ask a process that serves, such as http://127.0.0.1:8090, instead of the databases
+    /// URL of a serving process to use instead of the databases, such as http://127.0.0.1:8090
     #[arg(long, value_name = "URL", value_parser = url)]
     api: Option<Url>,
-    /// The token for --api, as env:NAME, file:PATH or exec:COMMAND; without it the variable TALLYLINE_API_TOKEN
+    /// Token for --api, as env:NAME, file:PATH or exec:COMMAND [default: the variable TALLYLINE_API_TOKEN]
     #[arg(long, value_name = "SECRET", requires = "api", value_parser = secret)]
     token: Option<Secret>,
 }
 
-/// Who answers.
+/// The opened target.
 pub enum Via {
-    /// This process: ledger, log and coderd are its own to ask.
+    /// This process, with its own handles for the ledger, the log and coderd.
     Site(Box<Site>),
-    /// A process that serves.
+    /// A serving process.
     Api(ApiClient),
 }
 
 impl ViaArguments {
-    /// With a ledger that is there and has this binary's schema. The API is not reached for yet.
+    /// Opens the target. Checks that the ledger is reachable and has this binary's schema; does not connect to the API yet.
     pub async fn open(&self, context: &Context) -> Result<Via, Failure> {
         let via = self.prepare(context).await?;
         if let Via::Site(site) = &via {
@@ -49,7 +49,7 @@ impl ViaArguments {
         Ok(via)
     }
 
-    /// Reads the settings or the token, and reaches for nothing yet.
+    /// Resolves the settings or the token, without connecting.
     pub async fn prepare(&self, context: &Context) -> Result<Via, Failure> {
         Ok(match &self.api {
             Some(base) => Via::Api(ApiClient::new(base.clone(), self.token().await?)?),
@@ -57,7 +57,7 @@ impl ViaArguments {
         })
     }
 
-    /// The same flags for another command, quoted for a shell. Whatever may be secret is not written out again.
+    /// The same flags for another command, quoted for a shell. Possible secrets are omitted.
     #[must_use]
     pub(super) fn again(&self) -> String {
         match (&self.api, &self.token) {

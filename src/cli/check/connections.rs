@@ -1,5 +1,4 @@
-//! The connections and rights that a pipeline needs, tried once as far as that changes nothing. Tallyman is not tried, nor is anything of
-//! Kafka that writes.
+//! Tests connections and rights of a pipeline without changing anything. Tests neither Tallyman nor any write access to Kafka.
 
 use std::time::Duration;
 
@@ -18,17 +17,17 @@ use crate::ledger::{LedgerError, ReportedIdentity};
 use crate::log::{Log, LogError};
 use crate::waiting::Waits;
 
-/// So long a group may have no coordinator.
+/// Maximum wait for the coordinator of a consumer group.
 const GROUP_WITHIN: Duration = Duration::from_secs(10);
 
-/// What is wrong, and what works with less than it should.
+/// Mistakes, and settings that work less well than they could.
 #[derive(Default)]
 pub(super) struct Found {
     pub mistakes: Vec<Line>,
     pub warnings: Vec<String>,
-    /// Records must bear signatures: the ledger has a cutover.
+    /// Whether records must be signed because the ledger has a cutover.
     pub signed: bool,
-    /// Mistakes that are servers which do not answer.
+    /// Number of mistakes that are unreachable servers.
     unreachable: usize,
 }
 
@@ -42,13 +41,13 @@ impl Found {
         self.mistake(key, format!("{:#}", failure.error));
     }
 
-    /// Whether all that is wrong is that servers do not answer.
+    /// Whether unreachable servers are the only mistakes.
     pub fn is_unreachable(&self) -> bool {
         self.unreachable > 0 && self.unreachable == self.mistakes.len()
     }
 }
 
-/// Tries the ledger, the log and coderd.
+/// Tests the ledger, the log and coderd.
 pub(super) async fn check(pipeline: Pipeline, clock: Clock) -> Found {
     let mut found = Found::default();
     let configured = pipeline.clone();
@@ -74,7 +73,7 @@ pub(super) async fn check(pipeline: Pipeline, clock: Clock) -> Found {
     found
 }
 
-/// Whether the ledger can be read with this binary's schema.
+/// Whether the ledger is readable and has the schema of this binary.
 async fn check_ledger(at: &LedgerAt, found: &mut Found) -> bool {
     if let Err(failure) = at.reach_server().await {
         found.failure("ledger.url", &failure);
@@ -90,7 +89,7 @@ async fn check_ledger(at: &LedgerAt, found: &mut Found) -> bool {
             found.mistake("ledger.url", error);
             return false;
         }
-        // they are listed below
+        // missing rights are listed below
         Err(LedgerError::MissingRights(_)) => (false, false),
         Err(error) => {
             found.mistake("ledger.url", error);
@@ -104,7 +103,7 @@ async fn check_ledger(at: &LedgerAt, found: &mut Found) -> bool {
     current
 }
 
-/// Whether the process has the keys that the ledger's cutover asks for.
+/// Checks that the process has the keys that the ledger's cutover requires.
 async fn check_keys(pipeline: &Pipeline, at: &LedgerAt, found: &mut Found) {
     let since = match at.ledger.in_time(at.ledger.signed_since()).await {
         Ok(Some(since)) => since.to_rfc3339_opts(SecondsFormat::Secs, true),
@@ -120,7 +119,7 @@ async fn check_keys(pipeline: &Pipeline, at: &LedgerAt, found: &mut Found) {
     }
 }
 
-/// The brokers, and the rights to describe the topics and the group and to read a record.
+/// Tests the brokers, and the rights to describe the topics and the group and to read a record.
 async fn check_kafka(pipeline: &Pipeline, ledger: &LedgerAt, found: &mut Found) {
     let at = match connect::open_log(pipeline, ledger).await {
         Ok(at) => at,
@@ -144,7 +143,7 @@ async fn check_kafka(pipeline: &Pipeline, ledger: &LedgerAt, found: &mut Found) 
     }
 }
 
-/// A broker that has just started has no coordinator for the group in its first seconds.
+/// For the first seconds after its start, a broker has no coordinator for the group.
 async fn describe_group(log: &Log, group: &str) -> Result<(), LogError> {
     let mut waits = Waits::new(Duration::from_millis(200), Duration::from_secs(1));
     let until = Instant::now() + GROUP_WITHIN;
@@ -157,7 +156,7 @@ async fn describe_group(log: &Log, group: &str) -> Result<(), LogError> {
     }
 }
 
-/// Reads the first record of a topic that has one.
+/// Reads the first record of a topic, if there is one.
 async fn read_record(log: &Log, topic: Topic) -> Result<(), LogError> {
     for partition in log.partitions(topic).await? {
         let partition = TopicPartition { topic, partition };
@@ -169,7 +168,7 @@ async fn read_record(log: &Log, topic: Topic) -> Result<(), LogError> {
     Ok(())
 }
 
-/// coderd's database: each right, and whether this coderd is the one of the source.
+/// Tests coderd's database: each right, and whether this coderd belongs to the source.
 async fn check_coderd(pipeline: &Pipeline, database: &Database, ledger: &LedgerAt, current: bool, found: &mut Found) {
     let mut reader = match database.connect().await {
         Ok(reader) => reader,
@@ -191,7 +190,7 @@ async fn check_coderd(pipeline: &Pipeline, database: &Database, ledger: &LedgerA
 }
 
 async fn check_transactions(reader: &mut Reader, found: &mut Found) {
-    // what is missing is in the list of rights
+    // the list of rights contains the missing ones
     let Ok(catalog) = reader.catalog().await else { return };
     match reader.horizon(&catalog).await {
         Ok(horizon) if catalog.sees_transactions() && !horizon.sees_all => found.warnings.push(
@@ -204,12 +203,12 @@ async fn check_transactions(reader: &mut Reader, found: &mut Found) {
     }
 }
 
-/// Whether a fact contradicts the source, and whether both are known.
+/// Checks that no identity fact contradicts the source, and that both are known.
 async fn check_identity(pipeline: &Pipeline, facts: &IdentityFacts, ledger: &LedgerAt, current: bool, found: &mut Found) {
     let reported = ReportedIdentity::from(facts);
     let refusal = match pipeline.source.deployment_id.or(facts.deployment_id) {
         Some(source_id) if current => ledger.ledger.in_time(ledger.ledger.identity_refusal(source_id, reported)).await,
-        // nothing is registered yet
+        // a new ledger has no registered source
         Some(source_id) => Ok(reported.refusal_of_new(source_id)),
         None => Ok(None),
     };

@@ -1,5 +1,5 @@
-//! Held records are admitted by processes with the role `consume`: an upgrade that knows their type, or a collector that registers their
-//! deployment, lets them in.
+//! Processes with the role `consume` admit held records. A record is admitted after an upgrade that knows its type, or after a collector
+//! registered its deployment.
 
 use std::time::Duration;
 
@@ -12,13 +12,13 @@ use crate::ledger::Ledger;
 use crate::operations::{Actor, Admitted, Desk, OperationError};
 use crate::waiting::Waits;
 
-/// One process at a time, or records would go through the log more often than needed. Should it take longer, that is all that happens.
+/// Lease for one admitting process at a time. If it expires during the work, some records are only appended more than once.
 const LEASE: (&str, Duration) = ("admit", Duration::from_secs(60));
 
-/// Between two looks: a collector may register a deployment at any time.
+/// Interval of the checks, because a collector may register a deployment at any time.
 const AGAIN: Duration = Duration::from_secs(10);
 
-/// Admits what can be until `stop`, however long ledger and log are away.
+/// Admits held records until `stop`. Retries while the ledger or the log is unreachable.
 pub(super) async fn run(site: Site, stop: CancellationToken) -> Result<(), Failure> {
     let desk = site.desk()?;
     let holder = uuid::Uuid::new_v4().to_string();
@@ -33,7 +33,7 @@ pub(super) async fn run(site: Site, stop: CancellationToken) -> Result<(), Failu
                 stop.run_until_cancelled(tokio::time::sleep(AGAIN)).await.is_some()
             }
             Err(OperationError::Interrupted) => false,
-            // somebody else is at it
+            // another process has the lease
             Ok(None) => waits.wait(&stop).await,
             Err(error) => {
                 warn!(%error, "held records are not admitted yet, trying again");

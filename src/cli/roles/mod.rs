@@ -1,4 +1,4 @@
-//! The roles of one process, wired from one pipeline. In one process or in many, they meet in the log and in the ledger only.
+//! Wires the roles of one process from its pipeline. Roles meet only in the log and in the ledger, also within one process.
 
 mod admit;
 mod collect;
@@ -27,19 +27,17 @@ use crate::ledger::Paused;
 use crate::operations::recover::Lookout;
 use crate::{collectors, publisher};
 
-/// Where this process listens, once it does.
+/// Addresses where this process listens.
 #[derive(Clone, Copy, Debug)]
 pub struct Listening {
-    /// The API.
     pub api: SocketAddr,
-    /// `/metrics`.
     pub metrics: SocketAddr,
 }
 
-/// How this process's publisher stands, from when it begins.
+/// State of this process's publisher; set when it starts.
 type Publishing = Arc<OnceLock<publisher::Shown>>;
 
-/// What this process's roles hear, and where they tell how they stand.
+/// Inputs of this process's roles, and the places where they report their state.
 #[derive(Clone)]
 struct Parts {
     consumer: Consumer,
@@ -48,16 +46,16 @@ struct Parts {
     paused: Paused,
 }
 
-/// How long after the stop a role may still take: the batch in hand, open requests, the last snapshot.
+/// Time for a role to end after the stop: its unfinished batch, open requests, the last snapshot.
 const STOP_GRACE: Duration = Duration::from_secs(GRACE.as_secs() + 5);
-/// How long after its timeout what came of a request to the vendor may still take to be recorded.
+/// Time to record the result of a request to the vendor after its timeout.
 const RECORDING: Duration = Duration::from_secs(5);
 
-/// Runs the pipeline's roles until `stop`. What is not reachable at start is said plainly and waited for; `/healthz` and `/readyz` answer meanwhile.
-/// `listening` is told the addresses where the process serves.
+/// Runs the pipeline's roles until `stop`. Logs unreachable dependencies and waits for them; `/healthz` and `/readyz` answer meanwhile.
+/// `listening` gets the addresses of a serving process.
 ///
 /// # Errors
-/// A setting that cannot work or a broken invariant; all roles have stopped then.
+/// A wrong setting or a broken invariant. In that case all roles have stopped.
 pub async fn run(site: Site, stop: &CancellationToken, listening: impl FnOnce(Listening)) -> Result<(), Failure> {
     let registry = Registry::new();
     let mut roles: JoinSet<Result<(), Failure>> = JoinSet::new();
@@ -101,7 +99,7 @@ pub async fn run(site: Site, stop: &CancellationToken, listening: impl FnOnce(Li
     Ok(())
 }
 
-/// The roles that need ledger and log before they can begin. None begins before it is known what is paused.
+/// Runs the roles that need the ledger and the log. None of them starts before the pauses are known.
 async fn work(site: Site, registry: Registry, parts: Parts, hearing: pauses::Hearing, stop: CancellationToken) -> Result<(), Failure> {
     match site.wait(&stop).await {
         Err(failure) if failure.exit == Exit::Interrupted => return Ok(()),
@@ -130,8 +128,8 @@ async fn work(site: Site, registry: Registry, parts: Parts, hearing: pauses::Hea
     end(roles, &stop, grace).await
 }
 
-/// How long the roles have after the stop. An answer of the vendor that is on its way is waited for: were it dropped, its events would be sent
-/// again, and the vendor's memory would have to save us. In mode `shadow` there is no request.
+/// Time for the roles to end after the stop. It includes a pending answer of the vendor: without the answer, its events would be sent
+/// again, and only the vendor's memory would prevent a double bill. Mode `shadow` sends no requests.
 fn grace(site: &Site) -> Duration {
     let publish = &site.pipeline.publish;
     if site.has(Role::Publish) && publish.mode == PublishMode::Sole {
@@ -141,7 +139,7 @@ fn grace(site: &Site) -> Duration {
     }
 }
 
-/// Waits for all roles. The first that fails stops the others; one that does not end within the grace is left.
+/// Waits for all roles. The first failure stops the other roles. A role that does not end in time is abandoned.
 async fn end(mut roles: JoinSet<Result<(), Failure>>, stop: &CancellationToken, grace: Duration) -> Result<(), Failure> {
     let mut outcome = Ok(());
     let all = async {

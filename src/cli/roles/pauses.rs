@@ -1,4 +1,4 @@
-//! What operators have paused, heard by this process: one small query a second.
+//! Follows the pauses of operators, with one small query per second.
 
 use std::time::Duration;
 
@@ -13,12 +13,12 @@ use crate::event::Topic;
 use crate::ledger::{Ledger, Pausable, Pause, Paused};
 use crate::waiting::Waits;
 
-/// Between two questions; an act takes effect within this and what is in hand.
+/// Interval of the queries. A pause takes effect within this interval, after the work in flight.
 const ASK: Duration = Duration::from_secs(1);
-/// How long the ledger may take to answer one.
+/// Timeout of one query.
 const ANSWER: Duration = Duration::from_secs(5);
 
-/// Asks the ledger, and tells all roles of this process. Where the ledger does not answer, nothing changes.
+/// Queries the ledger, and informs all roles of this process. If the ledger does not answer, the known pauses remain.
 pub(super) struct Hearing {
     ledger: Ledger,
     tell: watch::Sender<Vec<Pause>>,
@@ -26,7 +26,6 @@ pub(super) struct Hearing {
 }
 
 impl Hearing {
-    /// Has heard nothing yet.
     pub fn new(ledger: Ledger, registry: &Registry) -> prometheus::Result<(Self, Paused)> {
         let (tell, paused) = Paused::told();
         let help = "1 where an operator has paused this; without a topic, all of it.";
@@ -37,7 +36,7 @@ impl Hearing {
         Ok((hearing, paused))
     }
 
-    /// Waits until the ledger has said once what is paused; false when it was told to stop first.
+    /// Waits for the first answer of the ledger. Returns false if it was stopped before.
     pub async fn first(&self, stop: &CancellationToken) -> bool {
         let mut waits = Waits::new(Duration::from_millis(200), Duration::from_secs(5));
         while !self.ask().await {
@@ -48,7 +47,7 @@ impl Hearing {
         !stop.is_cancelled()
     }
 
-    /// Goes on asking until `stop`.
+    /// Continues to query until `stop`.
     pub async fn run(self, stop: CancellationToken) -> Result<(), Failure> {
         while stop.run_until_cancelled(tokio::time::sleep(ASK)).await.is_some() {
             stop.run_until_cancelled(self.ask()).await;
@@ -56,7 +55,7 @@ impl Hearing {
         Ok(())
     }
 
-    /// Whether there was an answer.
+    /// Queries once. Returns whether the ledger answered.
     async fn ask(&self) -> bool {
         match tokio::time::timeout(ANSWER, self.ledger.pauses()).await {
             Ok(Ok(pauses)) => {

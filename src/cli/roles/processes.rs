@@ -1,4 +1,4 @@
-//! This process's row in the ledger: that it lives, and how its roles stand. A heartbeat that fails is missed, and hurts nothing.
+//! This process's row in the ledger, with a heartbeat and the state of its roles. A missed heartbeat does no harm.
 
 use std::sync::PoisonError;
 use std::time::Duration;
@@ -15,20 +15,20 @@ use crate::config::Role;
 use crate::ledger::{Ledger, Process};
 use crate::publisher::Shown;
 
-/// Between two heartbeats.
+/// Interval of the heartbeats.
 const BEAT: Duration = Duration::from_secs(5);
-/// How long one may take.
+/// Timeout of one heartbeat.
 const ANSWER: Duration = Duration::from_secs(5);
-/// How long a process that ends may take to say so.
+/// Time for the last update when the process ends.
 const FAREWELL: Duration = Duration::from_secs(1);
 
-/// The loop that tells.
+/// The task that updates the row.
 pub(super) struct Heart {
     stop: CancellationToken,
     task: JoinHandle<Row>,
 }
 
-/// The process's row, and what is written into it.
+/// The row of this process, and the data for it.
 struct Row {
     ledger: Ledger,
     process: Process,
@@ -45,7 +45,7 @@ impl Row {
 }
 
 impl Heart {
-    /// Begins to tell, as soon as the ledger is there. `at` is an object that says where the process listens.
+    /// Starts the heartbeat, which succeeds when the ledger is reachable. `at` is an object with the process's addresses.
     pub fn start(site: &Site, parts: &Parts, at: Value) -> Self {
         let stop = CancellationToken::new();
         let process = Process {
@@ -61,7 +61,7 @@ impl Heart {
         Heart { stop, task }
     }
 
-    /// Ends. In good order, the row goes; otherwise it keeps the last standing of the roles, and the process is soon shown as gone.
+    /// Stops the heartbeat. An orderly stop deletes the row. Otherwise it keeps the last state, and the process is soon shown as gone.
     pub async fn stop(self, in_order: bool) {
         self.stop.cancel();
         let farewell = async {
@@ -90,7 +90,7 @@ async fn beat(row: Row, stop: CancellationToken) -> Row {
     row
 }
 
-/// How each role of this process stands.
+/// State of each role of this process.
 fn standing(site: &Site, parts: &Parts, at: &Value) -> Value {
     let mut standing = at.as_object().cloned().unwrap_or_default();
     if site.has(Role::Collect) {
@@ -128,7 +128,7 @@ fn consuming(parts: &Parts) -> Value {
     json!({ "partitions": partitions, "not_read": not_read })
 }
 
-/// The machine's name, where the system tells it in the way of Linux.
+/// The machine's name on Linux; `unknown` elsewhere.
 fn host() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     if name.trim().is_empty() { "unknown".to_owned() } else { name.trim().to_owned() }

@@ -29,8 +29,8 @@ pub(super) async fn run(site: Site, registry: Registry, parts: Parts, stop: Canc
     Ok(())
 }
 
-/// Mode `sole` begins only where coderd reports which one it is: its usage could be billed under two sources. A coderd that cannot be
-/// reached is the publisher's to wait for. The refusal stays in the process's row.
+/// Mode `sole` starts only if coderd reports its identity, because its usage could be billed under two sources. The publisher itself waits
+/// for an unreachable coderd. The refusal remains in the process's row.
 async fn refuse_unknown_coderd(site: &Site, parts: &Parts) -> Result<(), Failure> {
     let Some(database) = &site.coderd else { return Ok(()) };
     let Ok(mut reader) = database.connect().await else { return Ok(()) };
@@ -48,7 +48,7 @@ async fn refuse_unknown_coderd(site: &Site, parts: &Parts) -> Result<(), Failure
     refusal
 }
 
-/// The source, where a coderd without a known organization reports its deployment id or the pipeline names it.
+/// The source: the configured deployment id, or the one that a coderd without a known organization reports.
 async fn deployment(site: &Site, reader: &mut Reader) -> Option<Uuid> {
     match site.pipeline.source.deployment_id {
         Some(id) => Some(id),

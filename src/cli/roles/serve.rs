@@ -1,4 +1,4 @@
-//! The role `serve`: both folds and both listeners.
+//! The role `serve`: both projections and both listeners.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -18,13 +18,13 @@ use crate::config::{Role, Serve};
 use crate::projection::{Projection, ProjectionError, ProjectionSettings};
 use crate::stages::{LicensesState, MetricsState};
 
-/// How long an audit that runs by itself waits for a collector pass that began after a difference was seen, beyond the pauses between passes.
+/// How long the continuous audit waits for a collector pass after a difference, in addition to the pauses between passes.
 const AUDIT_PATIENCE: Duration = Duration::from_secs(60);
 
-/// How often the tokens are read again, so that one can be changed without a restart.
+/// Interval to reread the tokens, so that a token can change without a restart.
 const TOKENS_AGAIN: Duration = Duration::from_secs(60);
 
-/// Listeners that are bound, and the folds that they will show.
+/// Bound listeners, and their projections.
 pub(super) struct Bound {
     server: Server,
     metrics: Projection<MetricsState>,
@@ -34,7 +34,7 @@ pub(super) struct Bound {
     tokens: Tokens,
 }
 
-/// Binds the listeners, so that health is answered from the first moment on.
+/// Binds the listeners first, so that health checks are answered from the start.
 pub(super) async fn bind(site: &Site, registry: &Registry, parts: &Parts) -> Result<Bound, Failure> {
     let settings = settings(site).await?;
     let tokens = settings.tokens.clone();
@@ -52,7 +52,7 @@ pub(super) async fn bind(site: &Site, registry: &Registry, parts: &Parts) -> Res
     Ok(Bound { server, metrics, licenses, site: site.clone(), audited, tokens })
 }
 
-/// Binds the listener of a process that does not serve.
+/// Binds the listener of a process without the role `serve`.
 pub(super) async fn bind_own(site: &Site, registry: &Registry, parts: &Parts, address: SocketAddr) -> Result<OwnServer, Failure> {
     OwnServer::bind(address, site.pipeline.serve.host_names.clone(), own(site, registry, parts))
         .await
@@ -84,7 +84,7 @@ async fn settings(site: &Site) -> Result<ServeSettings, Failure> {
     })
 }
 
-/// Each token as it is now.
+/// The current tokens.
 async fn tokens(serve: &Serve) -> Result<Vec<Token>, Failure> {
     let mut tokens: Vec<(&str, Token)> = Vec::new();
     for (name, setting) in &serve.tokens {
@@ -99,7 +99,7 @@ async fn tokens(serve: &Serve) -> Result<Vec<Token>, Failure> {
     Ok(tokens.into_iter().map(|(_, token)| token).collect())
 }
 
-/// Reads the tokens again and again until `stop`. Those before stay good while one cannot be had.
+/// Rereads the tokens until `stop`. The previous tokens remain valid if one cannot be resolved.
 async fn follow_tokens(serve: &Serve, held: &Tokens, every: Duration, stop: &CancellationToken) {
     let mut fault = Lasting::default();
     while stop.run_until_cancelled(tokio::time::sleep(every)).await.is_some() {
@@ -118,13 +118,13 @@ async fn follow_tokens(serve: &Serve, held: &Tokens, every: Duration, stop: &Can
 }
 
 impl Bound {
-    /// The addresses, also where port 0 asked for free ones.
+    /// The addresses, with the assigned ports for port 0.
     pub fn listening(&self) -> Result<Listening, Failure> {
         let address = |address: std::io::Result<_>| address.map_err(|error| Failure::new(Exit::Internal, error));
         Ok(Listening { api: address(self.server.api_address())?, metrics: address(self.server.metrics_address())? })
     }
 
-    /// Serves until `stop`. A fold that finds a broken promise of the ledger ends the process.
+    /// Serves until `stop`. A projection that finds a broken invariant of the ledger ends the process.
     pub async fn run(self, stop: CancellationToken) -> Result<(), Failure> {
         let Bound { server, metrics, licenses, site, audited, tokens } = self;
         let folds = async { tokio::try_join!(metrics.run(&stop), licenses.run(&stop)).map(|_| ()) };
@@ -137,9 +137,9 @@ impl Bound {
     }
 }
 
-/// Audits for as long as the process serves, from when ledger, log and the deployment's id are there.
+/// Audits while the process serves, as soon as the ledger, the log and the deployment's id are available.
 async fn audit(site: &Site, telemetry: AuditTelemetry, stop: &CancellationToken) {
-    // what cannot be waited for ends the process elsewhere
+    // another role reports a failure that waiting cannot end
     if site.wait(stop).await.is_err() {
         return;
     }
@@ -153,7 +153,7 @@ async fn audit(site: &Site, telemetry: AuditTelemetry, stop: &CancellationToken)
         info!("no database of coderd is configured: this process audits the ledger against log and vendor only");
         return continuous(None).run(stop).await;
     };
-    // the other joints do not wait for coderd to tell its id
+    // the other joints do not wait for coderd's deployment id
     let asking = stop.child_token();
     let asked = async {
         let deployment = site.deployment(stop).await;
@@ -189,7 +189,7 @@ mod tests {
         let folder = TempDir::new().unwrap();
         let file = folder.path().join("oncall-token");
         std::fs::write(&file, "one\n").unwrap();
-        // each reading leaves a line
+        // each reading adds a line
         let (script, readings) = (folder.path().join("read"), folder.path().join("readings"));
         let words = format!("cat {}; found=$?; echo >> {}; exit $found", file.display(), readings.display());
         std::fs::write(&script, words).unwrap();
@@ -208,7 +208,7 @@ mod tests {
         let read = || std::fs::read_to_string(&readings).unwrap().lines().count();
         let before = read();
         let twice_more = async {
-            // the first may have begun before the file went
+            // the first reading may have begun before the file was removed
             while read() < before + 2 {
                 tokio::task::yield_now().await;
             }

@@ -1,4 +1,4 @@
-//! The handles that a pipeline names.
+//! The handles that a pipeline configures.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,28 +17,24 @@ use crate::license::PublicKeys;
 use crate::operations::Desk;
 use crate::waiting::Waits;
 
-/// How long a statement of ours may run in coderd's database.
+/// Timeout of our statements in coderd's database.
 const CODERD_STATEMENT: Duration = Duration::from_secs(30);
 
-/// One deployment shape's handles. None has reached for anything yet.
+/// The handles of one deployment. None of them has connected yet.
 #[derive(Clone)]
 pub struct Site {
-    /// The settings.
     pub pipeline: Arc<Pipeline>,
-    /// The ledger.
     pub ledger: LedgerAt,
-    /// The log.
     pub log: LogAt,
-    /// coderd's database, where one is configured.
+    /// coderd's database, if configured.
     pub coderd: Option<Database>,
-    /// The keys that may have signed licenses.
+    /// The keys that may sign licenses.
     pub keys: PublicKeys,
-    /// The process's clock.
     pub clock: Clock,
 }
 
 impl Site {
-    /// Reads the secrets and makes the handles.
+    /// Resolves the secrets and creates the handles.
     pub async fn open(pipeline: Pipeline, clock: Clock) -> Result<Self, Failure> {
         let ledger = connect::open_ledger(&pipeline, clock.clone()).await?;
         let log = connect::open_log(&pipeline, &ledger).await?;
@@ -57,7 +53,7 @@ impl Site {
         Ok(Site { pipeline: Arc::new(pipeline), ledger, log, coderd, keys, clock })
     }
 
-    /// What operations work on. The deployment is the configured one: coderd is not asked.
+    /// The handles for operations. Their deployment is the configured one, without a query to coderd.
     pub fn desk(&self) -> Result<Desk, Failure> {
         Ok(Desk {
             ledger: self.ledger.ledger.clone(),
@@ -71,7 +67,6 @@ impl Site {
         })
     }
 
-    /// Whether this process has the role.
     #[must_use]
     pub fn has(&self, role: Role) -> bool {
         self.pipeline.roles.contains(&role)
@@ -80,14 +75,13 @@ impl Site {
     /// Waits for the ledger, its schema, the log and its topics.
     ///
     /// # Errors
-    /// What no waiting helps, or [`Exit::Interrupted`].
+    /// A failure that waiting cannot end, or [`Exit::Interrupted`].
     pub async fn wait(&self, stop: &CancellationToken) -> Result<(), Failure> {
         self.ledger.wait(stop).await?;
         self.log.wait(stop).await
     }
 
-    /// The deployment's id: configured, or asked of coderd as soon as it answers. None when it was told to stop first, or when there is no
-    /// coderd to ask.
+    /// The deployment's id: configured, or reported by coderd when it answers. `None` if stopped before, or without a configured coderd.
     pub async fn deployment(&self, stop: &CancellationToken) -> Option<Uuid> {
         if let Some(id) = self.pipeline.source.deployment_id {
             return Some(id);

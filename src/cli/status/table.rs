@@ -1,4 +1,4 @@
-//! The status for reading: what somebody has to look at comes first, counts come last.
+//! The status for people. Problems come first, counts last.
 
 use chrono::TimeDelta;
 use serde_json::Value;
@@ -8,7 +8,7 @@ use super::super::output::{joined, or_dash, time};
 use crate::ledger::HoldScope;
 use crate::status::{Partition, Queue, Status};
 
-/// All of it; a part without rows is left out.
+/// All parts of the status; parts without rows are omitted.
 pub(super) fn of(status: &Status) -> String {
     let mut head = format!("ledger sequence {}, {}\n", status.ledger_sequence, time(status.at));
     if let Some(problem) = &status.log_problem {
@@ -42,7 +42,6 @@ pub(super) fn of(status: &Status) -> String {
     joined([head].into_iter().chain(tables))
 }
 
-/// A recovery, pauses, audits and rejects.
 fn attention(status: &Status) -> String {
     let pauses = status.pauses.iter().map(|pause| {
         let topic = or_dash(pause.topic.as_ref());
@@ -153,7 +152,7 @@ fn processes(status: &Status) -> String {
     joined([processes, leases])
 }
 
-/// What a process says of its roles, in words.
+/// State of a process's roles, in words.
 fn standing(standing: &Value) -> String {
     let mut words = Vec::new();
     if let Some(collecting) = standing["collect"]["standing"].as_str().filter(|words| !words.is_empty()) {
