@@ -1,4 +1,4 @@
-//! `GET /api/v1/managed-agents/count`: how many managed agents were started in a window, from memory.
+//! `GET /api/v1/managed-agents/count`: number of managed agents started in a window, from memory.
 
 use crate::ledger::Sequence;
 use std::sync::Arc;
@@ -15,43 +15,43 @@ use super::answer::Problem;
 use super::asked::Query;
 use super::entitlements::from_memory;
 
-/// The window that is counted: half-open, to the microsecond.
+/// The window to count: half-open, to the microsecond.
 #[derive(Debug, Deserialize, ToSchema)]
 pub(super) struct Window {
-    /// Included.
+    /// Start of the window, included.
     start: DateTime<Utc>,
-    /// Not included.
+    /// End of the window, not included.
     end: DateTime<Utc>,
-    /// The deployment; needed where there are several and none is configured.
+    /// Id of the deployment. Required if there are several deployments and none is configured.
     source: Option<Uuid>,
-    /// Counts in days instead.
+    /// Count whole days instead of exact instants.
     days: Option<Days>,
 }
 
-/// How days are counted.
+/// How to count days.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Days {
-    /// As coderd counts: whole UTC days, those of both ends inside.
+    /// Like coderd: whole UTC days, including the days of both ends.
     Whole,
 }
 
-/// A count and up to where it is true.
+/// A count, and the instant until which it is complete.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Count {
-    /// Managed agents that were started in the window.
+    /// Managed agents started in the window.
     count: u128,
-    /// Included.
+    /// Start of the window, included.
     start: DateTime<Utc>,
-    /// Not included.
+    /// End of the window, not included.
     end: DateTime<Utc>,
-    /// Whatever was committed to the ledger before is counted.
+    /// Everything committed to the ledger before this instant is counted.
     as_of: DateTime<Utc>,
-    /// The same as a ledger sequence.
+    /// The ledger sequence for `as_of`.
     sequence: Sequence,
-    /// All that coderd committed before is counted; null where nothing can be said.
+    /// Completeness: everything that coderd committed before this instant is counted. Null if not known.
     complete_until: Option<DateTime<Utc>>,
-    /// The deployment.
+    /// Id of the deployment.
     source: Uuid,
 }
 

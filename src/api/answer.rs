@@ -1,4 +1,4 @@
-//! Errors as every path gives them: JSON with a `message`, as coderd's own are.
+//! Errors of all paths: JSON with a `message`, like coderd's errors.
 
 use std::sync::Arc;
 
@@ -13,28 +13,28 @@ use utoipa::ToSchema;
 use super::Serving;
 use crate::operations::OperationError;
 
-/// Why a request gets no answer.
+/// Why a request failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Problem {
     pub(super) status: StatusCode,
     pub(super) message: String,
-    /// The parameter or field that is wrong.
+    /// Name of the wrong parameter or field.
     pub(super) field: Option<String>,
 }
 
-/// Why there is no answer.
+/// Error of a request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[schema(as = Problem)]
 pub struct ProblemBody {
-    /// For who asked to act on.
+    /// Description of the problem, for the caller.
     pub message: String,
-    /// The parameter or field that is wrong, where it is one.
+    /// Name of the wrong parameter or field; absent for other errors.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub field: Option<String>,
 }
 
 impl Problem {
-    /// As it was told before.
+    /// An error with an earlier answer's status.
     pub(super) fn with_status(status: u16, message: String) -> Self {
         Self::new(StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), message)
     }
@@ -43,37 +43,34 @@ impl Problem {
         Self { status, message: message.into(), field: None }
     }
 
-    /// The request is wrong.
     pub(super) fn wrong(message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, message)
     }
 
-    /// A parameter or field is wrong.
     pub(super) fn field(field: &str, message: impl Into<String>) -> Self {
         Self { field: Some(field.to_owned()), ..Self::wrong(message) }
     }
 
-    /// Nobody knows who asks.
+    /// The caller is not known.
     pub(super) fn unauthorized() -> Self {
         Self::new(StatusCode::UNAUTHORIZED, "a valid bearer token is needed")
     }
 
-    /// Who asks may not.
+    /// The caller lacks the right.
     pub(super) fn forbidden(message: impl Into<String>) -> Self {
         Self::new(StatusCode::FORBIDDEN, message)
     }
 
-    /// There is no such thing.
     pub(super) fn not_found(message: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, message)
     }
 
-    /// Not now.
+    /// A retry may succeed.
     pub(super) fn unavailable(message: impl Into<String>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, message)
     }
 
-    /// A mistake of ours. The cause is for the log, not for the caller.
+    /// A fault of Tallyline. The cause is logged but not shown to the caller.
     pub(super) fn internal(cause: &impl std::fmt::Display) -> Self {
         tracing::error!(%cause, "a request failed");
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal error")
@@ -115,12 +112,12 @@ impl IntoResponse for Problem {
     }
 }
 
-/// For paths that are not there.
+/// Answers requests for unknown paths.
 pub(super) async fn unknown_path(uri: Uri) -> Problem {
     Problem::not_found(format!("there is nothing at {}", uri.path()))
 }
 
-/// For paths that are there, by another method; the header `Allow` says by which.
+/// Answers requests with a wrong method. The header `Allow` lists the right ones.
 pub(super) async fn unknown_method(method: Method, uri: Uri) -> Problem {
     Problem::new(StatusCode::METHOD_NOT_ALLOWED, format!("{} is not asked by {method}", uri.path()))
 }

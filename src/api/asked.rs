@@ -1,5 +1,5 @@
-//! What a request asks for, read strictly: a misspelt name must not be passed over. A query is read into the same types as a body, and both by
-//! the fields that the document shows. What a path has in braces is a field, too.
+//! Reads requests strictly: an unknown field is an error. Queries and bodies are read into the same types, by the fields in the OpenAPI
+//! document. A segment in braces in a path is a field, too.
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -20,14 +20,14 @@ use super::route::fields;
 use super::tokens::Caller;
 use crate::operations::{Actor, CANNOT_BE, can_be, reason};
 
-/// The largest body that is read.
+/// Maximum size of a request body, in bytes.
 const MOST_BYTES: usize = 1024 * 1024;
 
-/// What is read: fields of the path and the query.
+/// A read request: fields of the path and the query.
 pub(super) struct Query<T>(pub(super) T);
 
-/// What is to be changed, by whom and why: fields of the path and of the body, or of the query where the method has no body. The reason is a field
-/// beside those of the type.
+/// A change request and its actor. Fields come from the path and the body, or from the query if the method has no body. The reason is a
+/// field beside those of the type.
 pub(super) struct Change<T> {
     pub(super) asked: T,
     pub(super) actor: Actor,
@@ -46,7 +46,7 @@ impl<T: DeserializeOwned + ToSchema> FromRequest<Arc<Serving>> for Change<T> {
 
     async fn from_request(request: Request, serving: &Arc<Serving>) -> Result<Self, Problem> {
         let (mut parts, body) = request.into_parts();
-        // the guard lets nobody through who has no name
+        // the guard rejects callers without a name
         let Some(Caller(Some(name))) = parts.extensions.get::<Caller>().cloned() else { return Err(Problem::unauthorized()) };
         let mut given = pairs::<T>(&mut parts, serving).await?;
         if parts.method == Method::POST {
@@ -68,26 +68,26 @@ impl<T> Deref for Query<T> {
     }
 }
 
-/// What the query of this address asks for, as every path reads it.
+/// Reads the query of this address, as every path does.
 ///
 /// # Errors
-/// What is wrong, and with which parameter.
+/// The problem, with the wrong parameter.
 pub fn query_of<T: DeserializeOwned + ToSchema>(uri: &Uri) -> Result<T, ProblemBody> {
     let read = texts(uri).and_then(|texts| typed(of_texts::<T>(texts.into_iter())?));
     read.map_err(ProblemBody::from)
 }
 
-/// What this body asks to be changed, and why, as every path reads it.
+/// Reads the change and the reason in this body, as every path does.
 ///
 /// # Errors
-/// What is wrong, and with which field.
+/// The problem, with the wrong field.
 pub fn body_of<T: DeserializeOwned + ToSchema>(body: &[u8]) -> Result<(T, String), ProblemBody> {
     let mut given = Map::new();
     let read = object::read(body).and_then(|fields| put_all(&mut given, fields)).and_then(|()| with_reason(given));
     read.map_err(ProblemBody::from)
 }
 
-/// The fields of the path and the query, each in its own kind.
+/// The fields of the path and the query, with their JSON types.
 async fn pairs<T: ToSchema>(parts: &mut Parts, serving: &Arc<Serving>) -> Result<Map<String, Value>, Problem> {
     let path = RawPathParams::from_request_parts(parts, serving).await.map_err(|error| Problem::wrong(error.to_string()))?;
     let path = path.iter().map(|(name, value)| (name.to_owned(), value.to_owned()));
@@ -126,7 +126,7 @@ fn put(given: &mut Map<String, Value>, name: String, value: Value) -> Result<(),
     Ok(())
 }
 
-/// Whether a text in it holds what no text in PostgreSQL can.
+/// Whether the value contains a NUL character, which PostgreSQL cannot store in a text.
 fn holds_nul(value: &Value) -> bool {
     match value {
         Value::String(text) => text.contains('\0'),
@@ -136,7 +136,7 @@ fn holds_nul(value: &Value) -> bool {
     }
 }
 
-/// A body that is a JSON object, or none at all.
+/// The fields of a JSON object; none for an empty body.
 async fn fields_of(headers: &HeaderMap, body: Body) -> Result<Map<String, Value>, Problem> {
     let too_large = || format!("the body cannot be read, or is larger than {MOST_BYTES} bytes");
     let bytes = to_bytes(body, MOST_BYTES).await.map_err(|_| Problem::new(StatusCode::PAYLOAD_TOO_LARGE, too_large()))?;
@@ -150,7 +150,7 @@ async fn fields_of(headers: &HeaderMap, body: Body) -> Result<Map<String, Value>
     object::read(&bytes)
 }
 
-/// A text as the value that a field's schema wants.
+/// Converts a text to the JSON type of a field's schema.
 fn of_kind(schema: &Value, text: &str) -> Result<Value, &'static str> {
     let is = |kind: &str| schema["type"] == kind || schema["type"].as_array().is_some_and(|kinds| kinds.iter().any(|found| found == kind));
     if is("integer") {
@@ -162,7 +162,7 @@ fn of_kind(schema: &Value, text: &str) -> Result<Value, &'static str> {
     }
 }
 
-/// The fields as their type, and the reason beside them.
+/// The typed fields, and the separate reason.
 fn with_reason<T: DeserializeOwned + ToSchema>(mut given: Map<String, Value>) -> Result<(T, String), Problem> {
     let reason = match given.remove("reason") {
         None => String::new(),
@@ -192,7 +192,7 @@ fn typed<T: DeserializeOwned + ToSchema>(given: Map<String, Value>) -> Result<T,
 fn wrong(properties: &Map<String, Value>, given: &Value, error: &serde_path_to_error::Error<serde_json::Error>) -> Problem {
     let message = error.inner().to_string();
     let path = error.path().to_string();
-    // a field that is missing has no path: serde names it in its words only
+    // the error for a missing field has no path; only its message contains the name
     let missing = message.strip_prefix("missing field `").and_then(|rest| rest.split('`').next());
     let field = match missing {
         Some(name) if path == "." => name.to_owned(),
@@ -206,7 +206,7 @@ fn wrong(properties: &Map<String, Value>, given: &Value, error: &serde_path_to_e
         Some("uuid") => "a UUID",
         _ => return Problem::field(&field, if missing.is_some() { "is needed".to_owned() } else { message }),
     };
-    // An offset's plus sign that was not escaped arrives as a blank.
+    // an unescaped plus sign of an offset arrives as a blank
     let blank = format == Some("date-time") && given[&field].as_str().is_some_and(|text| text.contains(' '));
     Problem::field(
         &field,

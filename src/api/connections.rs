@@ -1,4 +1,4 @@
-//! Connections: how many at a time, and how long each may take to say what it asks.
+//! Limits of connections: their number, and the time for a request's header.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -12,15 +12,15 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-/// How long to wait before another try when no connection can be taken: no file descriptor is left, most of all.
+/// Pause before a retry after a failed accept, mostly because of missing file descriptors.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// What clients may take up of one listener.
+/// Limits of one listener.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Connections that are open at a time; the next ones wait until one ends.
+    /// Maximum open connections. Further connections wait until one ends.
     pub connections: usize,
-    /// From the opening of a connection, or the answer before, to the end of the next request's header. Then it is closed, idle or not.
+    /// Time from the opening of a connection, or from its last answer, to the end of the next header. Then it is closed, idle or not.
     pub header: Duration,
 }
 
@@ -30,7 +30,7 @@ impl Default for Limits {
     }
 }
 
-/// Answers until `stop`, then to the end what is being answered. Dropped, it drops that, too.
+/// Answers until `stop`, then finishes the open requests. Dropping it drops them.
 pub(super) async fn answer_on(listener: TcpListener, router: Router, limits: Limits, stop: &CancellationToken) {
     info!(address = ?listener.local_addr().ok(), "listening");
     let mut http = Builder::new();

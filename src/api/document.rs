@@ -1,4 +1,4 @@
-//! `GET /openapi.json`: the API in the words of OpenAPI 3.1.
+//! `GET /openapi.json`: the OpenAPI 3.1 document.
 
 use serde_json::{Map, Value, json};
 use utoipa::openapi::RefOr;
@@ -10,12 +10,11 @@ use super::route::{Route, reference};
 use super::tokens::Needs;
 use crate::config::Scope;
 
-/// What an answer that no operation names may be.
+/// Description of the answers that no operation declares.
 const PROBLEMS: &str = "No answer, and why. 400, 413, 415: the request is wrong; 401: there is no valid token; 403: the token has not the scope; \
                         404: there is no such thing; 405: not by this method; 409: the state forbids it; 500: a fault of ours; 503: a \
                         dependency is missing, or no answer in time.";
 
-/// The document of these routes.
 pub(super) fn of(routes: &[Route]) -> Value {
     let mut paths = Map::new();
     let mut schemas: Vec<(String, RefOr<Schema>)> = vec![(ProblemBody::name().into_owned(), ProblemBody::schema())];
@@ -61,7 +60,7 @@ fn operation(route: &Route) -> Map<String, Value> {
     operation
 }
 
-/// What needs no admin is open where no token is configured.
+/// A scope below admin needs no token if no tokens are configured.
 fn security(scope: Scope) -> Value {
     let token = json!({ "token": [scope.name()] });
     if scope == Scope::Admin { json!([token]) } else { json!([token, {}]) }
@@ -86,7 +85,7 @@ mod tests {
         let text = document.to_string();
         let used: BTreeSet<&str> = text.split("\"#/components/schemas/").skip(1).filter_map(|rest| rest.split('"').next()).collect();
         let there: BTreeSet<&str> = document["components"]["schemas"].as_object().unwrap().keys().map(String::as_str).collect();
-        // one that is flattened into a query is there without being named
+        // a schema that is flattened into a query exists without a reference
         assert!(used.is_subset(&there), "{:?} are named and not there", used.difference(&there));
     }
 

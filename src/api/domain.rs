@@ -1,7 +1,7 @@
-//! The domain series of one source, where this process may show them.
+//! The domain series of one source, if this process may show them.
 //!
-//! The order of things is the promise: the lease as it was when the request came, the states of one moment, then `shown_sequence` raised to
-//! that moment in the ledger, then the answer. Whoever shows later finds a sequence at least as high there, so no series falls.
+//! The order of steps is the guarantee: read the lease when the request arrives, read the states of one moment, raise `shown_sequence` to
+//! that moment in the ledger, answer. Any later process reads a sequence at least as high in the ledger, so no series decreases.
 
 use std::time::Duration;
 
@@ -15,25 +15,25 @@ use super::standing::{NoSource, choose};
 use crate::ledger::Lease;
 use crate::projection::{self, ShownFamilies, Standing};
 
-/// Why there are no domain series in an answer.
+/// Why an answer has no domain series.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Withheld {
-    /// Another process shows them, or nobody does yet.
+    /// Another process shows them, or none does yet.
     NotHolder,
-    /// Without the database nobody knows who may show what.
+    /// The ledger is unreachable, so the right to show them is not known.
     LedgerAway,
-    /// The fold is not at what was shown already, or has not reached the ledger's end for the first time.
+    /// The state is behind an already shown sequence, or has not reached the end of the ledger for the first time.
     Behind,
-    /// The first backfill is under way.
+    /// The first backfill is running.
     Backfilling,
-    /// The ledger was restored from a backup and has not caught up yet: it knows less than what was shown.
+    /// The ledger was restored from a backup and has not caught up: it has less than was already shown.
     Recovering,
-    /// Which source is meant is not known.
+    /// The source of the request is not known.
     Source(NoSource),
 }
 
 impl Withheld {
-    /// As a label's value.
+    /// The reason as a label value.
     pub(super) fn reason(self) -> &'static str {
         match self {
             Withheld::NotHolder => "not_holder",
@@ -47,12 +47,12 @@ impl Withheld {
         }
     }
 
-    /// Every reason, so that each is there from the beginning.
+    /// All reasons, so that each counter exists from the start.
     pub(super) const REASONS: [&str; 8] =
         ["not_holder", "ledger_away", "behind", "backfilling", "recovering", "unknown_source", "no_source", "several_sources"];
 }
 
-/// Which source's series may be shown under which lease.
+/// The source and the lease for its series, if they may be shown.
 fn permitted(
     known: Option<&Known>,
     lease: Option<Lease>,
@@ -69,14 +69,14 @@ fn permitted(
     if known.source(source).is_some_and(|source| source.backfilled) { Ok((source, lease)) } else { Err(Withheld::Backfilling) }
 }
 
-/// What the ledger says to a fold of this standing.
+/// The ledger's answer when a state is to be shown.
 #[derive(Debug, PartialEq, Eq)]
 enum Raised {
-    /// Show it.
+    /// The state may be shown.
     Shown,
-    /// More was shown already: first reach this sequence.
+    /// A later sequence was already shown: reach this sequence first.
     CatchUp(i64),
-    /// The lease is another's.
+    /// Another process has the lease.
     Lost,
 }
 
@@ -88,7 +88,7 @@ fn raised(standing: Standing, shown_sequence: Option<i64>) -> Raised {
     }
 }
 
-/// The families of the source that is meant, which may be shown now. Takes little longer than `within`.
+/// The families of the requested source that may be shown now. Takes little longer than `within`.
 pub(super) async fn families(serving: &Serving, asked: Option<Uuid>, within: Duration) -> Result<Vec<MetricFamily>, Withheld> {
     let lease = serving.lease.held();
     let known = serving.known.now();
@@ -174,11 +174,11 @@ mod tests {
         assert_eq!(outcome(Some(&two), lease(), Some(1)), Ok(1));
         assert_eq!(outcome(Some(&two), lease(), Some(2)), Err(Withheld::Backfilling));
         assert_eq!(outcome(Some(&two), lease(), None), Err(Withheld::Source(NoSource::Several)));
-        // A retired source withholds nothing of the one in use.
+        // a retired source does not affect the one in use
         assert_eq!(outcome(Some(&known(&[(1, false, true), (2, true, false)])), lease(), None), Ok(1));
         assert_eq!(outcome(Some(&known(&[(1, true, true), (2, false, true)])), lease(), None), Ok(2));
         assert_eq!(outcome(Some(&known(&[(1, true, true), (2, true, true)])), lease(), None), Err(Withheld::Source(NoSource::Several)));
-        // A source that is not there is said to be so by every process, whether it holds the lease or not.
+        // every process reports an unknown source, with or without the lease
         let unknown = Err(Withheld::Source(NoSource::Unknown(Uuid::from_u128(3))));
         assert_eq!(outcome(Some(&two), None, Some(3)), unknown);
         assert_eq!(outcome(Some(&known(&[])), lease(), None), Err(Withheld::Source(NoSource::NoneYet)));

@@ -1,4 +1,4 @@
-//! `GET /api/v2/entitlements`: coderd's own shape, from memory.
+//! `GET /api/v2/entitlements`: entitlements in coderd's format, from memory.
 
 use std::sync::Arc;
 
@@ -17,21 +17,21 @@ use super::standing::choose;
 use crate::projection::Standing;
 use crate::stages::DeploymentLicenses;
 
-/// Which deployment is shown.
+/// The deployment to show.
 #[derive(Debug, Deserialize, ToSchema)]
 pub(super) struct Shown {
-    /// Needed where there are several and none is configured.
+    /// Id of the deployment. Required if there are several deployments and none is configured.
     pub(super) source: Option<Uuid>,
 }
 
-/// How fresh an answer is, so that the body stays coderd's.
+/// Headers with the freshness of an answer, because the body has coderd's format.
 pub(super) const HEADERS: &[(&str, &str)] = &[
     ("Tallyline-As-Of", "An instant: whatever was committed to the ledger before is counted."),
     ("Tallyline-Sequence", "The same as a ledger sequence."),
     ("Tallyline-Complete-Until", "An instant: all that coderd committed before is counted. Left out where nothing can be said."),
 ];
 
-/// What a deployment is entitled to now, with [`HEADERS`].
+/// The current entitlements of a deployment, with [`HEADERS`].
 pub(super) async fn entitlements(State(serving): State<Arc<Serving>>, asked: Query<Shown>) -> Result<Response, Problem> {
     let now = serving.api.clock.now();
     let rules = serving.known.rules().ok_or_else(|| {
@@ -53,7 +53,7 @@ pub(super) async fn entitlements(State(serving): State<Arc<Serving>>, asked: Que
     Ok(response)
 }
 
-/// An answer of one moment.
+/// An answer from one moment.
 pub(super) struct Answer<T> {
     pub(super) value: T,
     pub(super) source: Uuid,
@@ -61,7 +61,7 @@ pub(super) struct Answer<T> {
     pub(super) as_of: DateTime<Utc>,
 }
 
-/// What `read` makes of the licenses of the source that is meant.
+/// Applies `read` to the licenses of the requested source.
 pub(super) fn from_memory<T>(
     serving: &Serving,
     asked: Option<Uuid>,
@@ -69,7 +69,7 @@ pub(super) fn from_memory<T>(
 ) -> Result<Answer<T>, Problem> {
     let behind = || Problem::unavailable("the ledger's events are still being read: no answer yet");
     let answer = serving.api.licenses.with(|state, standing| {
-        // A state that has not reached the ledger's end knows too few licenses and too little usage.
+        // a state that has not reached the end of the ledger may lack licenses and usage
         let as_of = standing.as_of.ok_or_else(behind)?;
         let there: Vec<Uuid> = state.deployments().map(|(id, _)| id).collect();
         let meant = serving.settings.source.or_else(|| serving.known.now()?.only_one_in_use());

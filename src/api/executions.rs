@@ -1,4 +1,4 @@
-//! Executions of plans: each is a task of this process, which goes on whether or not anybody waits for it.
+//! Executions of plans. Each is a task of this process that continues without a waiting caller.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,69 +16,69 @@ use super::answer::Problem;
 use super::asked::{Change, Query};
 use crate::operations::{Actor, Desk, OperationError, ReplayExecution, Replayed, Step};
 
-/// What is over within this time is answered at once: an unknown plan, one that has changed, a short one.
+/// A request waits this long for a result: an unknown or changed plan, or a short execution.
 const AT_ONCE: Duration = Duration::from_secs(2);
 
 /// One plan.
 #[derive(Debug, Deserialize, ToSchema)]
 pub(super) struct OnePlan {
-    /// Its hash.
+    /// Hash of the plan.
     hash: String,
 }
 
-/// Where a plan stands.
+/// State of a plan.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PlanStanding {
-    /// The plan's hash.
+    /// Hash of the plan.
     pub hash: String,
-    /// In one word.
+    /// State in one word.
     pub state: PlanState,
-    /// What is being done, where this process executes it.
+    /// Current activity, if this process executes the plan.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub doing: Option<String>,
-    /// Records of `total` offsets; Kafka's have gaps, then it ends before the total.
+    /// Offsets read, of `total`. Kafka's offsets have gaps, so `done` may end below `total`.
     pub done: u64,
-    /// Offsets to be read.
+    /// Offsets to read.
     pub total: u64,
-    /// What the execution recorded, once this process has finished it.
+    /// Result of the execution, when this process has finished it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replayed: Option<Replayed>,
-    /// Why it failed.
+    /// Reason of a failure.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<PlanProblem>,
 }
 
-/// How far a plan is.
+/// State of a plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum PlanState {
     /// Not executed yet.
     Planned,
-    /// Begun, and not by this process: another executes it, or it was interrupted. To ask for its execution goes on with it.
+    /// Started, but not by this process: another process executes it, or it was interrupted. Another request to execute it resumes it.
     Begun,
     /// This process executes it.
     Running,
-    /// This process could not go on. To ask for its execution goes on with it, where the problem allows.
+    /// This process failed to execute it. Another request to execute it resumes it, if the problem allows.
     Failed,
-    /// Executed to its end.
+    /// Completely executed.
     Finished,
 }
 
-/// Why an execution failed, as an answer would have said it.
+/// Why an execution failed, as an HTTP answer would report it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PlanProblem {
-    /// The HTTP status.
+    /// HTTP status.
     pub status: u16,
-    /// The reason.
+    /// Reason of the failure.
     pub message: String,
 }
 
-/// What this process executes or has executed, by the plan's hash.
+/// The executions of this process, current and past, by the hash of their plan.
 #[derive(Default)]
 pub(super) struct Executions(Mutex<HashMap<String, watch::Receiver<PlanStanding>>>);
 
 impl Executions {
-    /// Begins, unless it is under way.
+    /// Starts the execution unless it is already running.
     fn begin(&self, serving: &Serving, request: ReplayExecution, actor: Actor) -> watch::Receiver<PlanStanding> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(told) = all.get(&request.hash).filter(|told| shown(told).state == PlanState::Running) {
@@ -123,7 +123,7 @@ impl PlanStanding {
     }
 }
 
-/// As it was last told; a task that is gone without a word has broken off.
+/// The last reported state. If the task ended without a report, the execution has failed.
 fn shown(told: &watch::Receiver<PlanStanding>) -> PlanStanding {
     let gone = told.has_changed().is_err();
     let mut standing = told.borrow().clone();
@@ -142,7 +142,7 @@ pub(super) async fn execute(
     }
     let mut told = serving.executions.begin(&serving, change.asked, change.actor);
     let over = told.wait_for(|standing| standing.state != PlanState::Running);
-    // not over yet: who asks looks again
+    // if it is still running, the caller asks again later
     let _ = tokio::time::timeout(AT_ONCE, over).await.map(|ended| ended.is_ok());
     let standing = shown(&told);
     match standing.problem {
@@ -163,7 +163,7 @@ pub(super) async fn standing(State(serving): State<Arc<Serving>>, asked: Query<O
     }))
 }
 
-/// As the ledger has it.
+/// The state of a plan according to the ledger.
 async fn kept(desk: &Desk, hash: &str) -> Result<PlanStanding, OperationError> {
     let planned = desk.ledger.in_time(desk.ledger.load_replay(hash)).await?;
     let planned = planned.ok_or_else(|| OperationError::NotFound(format!("nothing was planned under {hash}")))?;

@@ -1,4 +1,4 @@
-//! Before every path: for which name and by whom it may be asked, and a deadline.
+//! Checks every request before its handler: host name, token and deadline.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,10 +12,10 @@ use super::answer::Problem;
 use super::host::{self, Hosts};
 use super::tokens::{Needs, admit};
 
-/// No answer takes longer, unless its path says so.
+/// Default deadline of an answer; a path may set another.
 pub(super) const DEADLINE: Duration = Duration::from_secs(30);
 
-/// Before one path.
+/// The checks before one path.
 #[derive(Clone)]
 pub(super) struct Guard {
     serving: Arc<Serving>,
@@ -30,11 +30,11 @@ impl Guard {
     }
 }
 
-/// Lets a request through that may be answered, tells the handler who asks, and ends it in time.
+/// Lets an allowed request through, passes the caller to the handler, and enforces the deadline.
 pub(super) async fn guard(State(guard): State<Guard>, mut request: Request, next: Next) -> Response {
     let settings = &guard.serving.settings;
     let tokens = settings.tokens.now();
-    // another origin's page has no token
+    // a page of another origin has no token
     if tokens.is_empty()
         && let Err(problem) = host::admit(request.headers(), &settings.host_names, guard.hosts)
     {

@@ -1,5 +1,5 @@
-//! For which names a request may ask. A page of another origin can have its own name resolve to 127.0.0.1 (DNS rebinding); its requests then come
-//! from this machine, but the browser puts that name into the header `Host`.
+//! Checks the header `Host`. A page of another origin can make its own name resolve to 127.0.0.1 (DNS rebinding). Its requests then come
+//! from this machine, but the browser puts that name into `Host`.
 
 use std::net::IpAddr;
 
@@ -8,17 +8,17 @@ use axum::http::header::HOST;
 
 use super::answer::Problem;
 
-/// Which names a path answers to.
+/// Host names that a path accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Hosts {
-    /// Loopback's own and the configured ones.
+    /// Names of the loopback interface, and configured names.
     Named,
-    /// Also any IP address: no page of another origin has one as its name. Probes and Prometheus ask a proxy beside the process by the pod's address,
-    /// which no setting could know.
+    /// Also any IP address, because a page of another origin cannot have one as its name. Probes and Prometheus call a proxy beside the
+    /// process by the pod's address, which is not known in advance.
     OrAddress,
 }
 
-/// Refuses a request for another name.
+/// Refuses a request with another host name.
 pub(super) fn admit(headers: &HeaderMap, names: &[String], hosts: Hosts) -> Result<(), Problem> {
     let advice = "ask for localhost or 127.0.0.1, set serve.host_names, or set serve.tokens";
     let mut given = headers.get_all(HOST).iter();
@@ -42,7 +42,7 @@ fn is_admitted(host: &str, names: &[String], hosts: Hosts) -> bool {
     }
 }
 
-/// `name`, `name:port`, `1.2.3.4:port` or `[::1]:port` without the port and the brackets.
+/// Removes the port and the brackets from `name`, `name:port`, `1.2.3.4:port` or `[::1]:port`.
 fn without_port(host: &str) -> Option<&str> {
     let (name, port) = match host.strip_prefix('[') {
         Some(rest) => {
@@ -129,7 +129,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever a browser's page is called: only what is loopback's or configured gets in.
+        /// Only loopback names and configured names are admitted, for any name of a browser's page.
         #[test]
         fn a_name_that_is_not_listed_is_refused(host in "\\PC{0,40}|[a-z0-9.-]{1,30}(:[0-9]{1,5})?") {
             let name = host.rsplit_once(':').map_or(host.as_str(), |(name, _)| name);

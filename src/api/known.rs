@@ -1,7 +1,7 @@
-//! Which sources there are and how far they are complete, as the ledger said at a sequence that both states have reached by now.
+//! Sources and their completeness, read from the ledger at a sequence that both states have reached since.
 //!
-//! So what is said here is true of every answer from the states: a source that is complete in the ledger until an instant is complete until
-//! then in memory, too. Claims never move back, so an old one stays true.
+//! Therefore this completeness also holds for every answer from the states: if the ledger is complete until an instant, memory is complete
+//! until that instant. Completeness never moves back, so an old value stays true.
 
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -18,34 +18,32 @@ use crate::license::RuleSet;
 use crate::operations::OperationError;
 use crate::projection::Standing;
 
-/// How long the ledger may take to answer.
+/// Timeout of a query to the ledger.
 const ANSWER: Duration = Duration::from_secs(10);
 
-/// What was last known; clones see the same.
+/// The last known values. Clones share them.
 #[derive(Clone, Default)]
 pub(super) struct KnownSources {
     known: Arc<RwLock<Option<Arc<Known>>>>,
     rules: Arc<RwLock<Option<RuleSet>>>,
 }
 
-/// What the ledger said.
+/// The ledger's answer.
 #[derive(Debug)]
 pub(super) struct Known {
-    /// The ledger's end, read after all else.
+    /// The end of the ledger, read last.
     pub(super) head: Sequence,
-    /// It was restored from a backup and has not caught up yet; of the same moment.
+    /// Whether a restored ledger has not caught up yet, read together with `head`.
     pub(super) recovering: bool,
-    /// In the order of their introduction.
     pub(super) sources: Vec<KnownSource>,
-    /// When both states had reached it.
+    /// When both states had reached `head`.
     pub(super) reached_at: Instant,
 }
 
-/// A source and how far it is.
 #[derive(Clone, Debug)]
 pub(super) struct KnownSource {
     pub(super) source: Source,
-    /// Its first full pass is in the ledger: before, its series would show the backfill as a spike.
+    /// Whether its first full pass is in the ledger. Before, its series would show the backfill as a spike.
     pub(super) backfilled: bool,
     pub(super) completeness: Completeness,
 }
@@ -55,38 +53,38 @@ impl Known {
         self.sources.iter().find(|known| known.source.deployment_id == deployment)
     }
 
-    /// The one source in use; none where there are several.
+    /// The only source in use; `None` if there are several.
     pub(super) fn only_one_in_use(&self) -> Option<Uuid> {
         let mut in_use = self.sources.iter().filter(|known| !known.source.retired);
         let first = in_use.next()?;
         in_use.next().is_none().then_some(first.source.deployment_id)
     }
 
-    /// Whether a state of this standing holds all that was known of.
+    /// Whether a state with this standing contains everything up to `head`.
     pub(super) fn is_in(&self, standing: Standing) -> bool {
         standing.sequence.incarnation == self.head.incarnation && standing.sequence.number >= self.head.number
     }
 }
 
 impl KnownSources {
-    /// What is known; nothing before the states first caught up.
+    /// The known values; `None` before the states first caught up.
     pub(super) fn now(&self) -> Option<Arc<Known>> {
         self.known.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The license rules that hold: those that an operator chose in the ledger, else the pipeline's. None before the ledger was first asked, and
-    /// where rules were chosen that this version does not know.
+    /// The license rules in force: those chosen in the ledger, else the pipeline's. `None` before the first answer of the ledger, and if
+    /// this version does not know the chosen rules.
     pub(super) fn rules(&self) -> Option<RuleSet> {
         *self.rules.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How far a source is complete in a state of this standing.
+    /// Completeness of a source in a state with this standing.
     pub(super) fn completeness(&self, deployment: Uuid, standing: Standing) -> Completeness {
         let known = self.now().filter(|known| known.is_in(standing));
         known.and_then(|known| known.source(deployment).map(|source| source.completeness.clone())).unwrap_or_default()
     }
 
-    /// Asks the ledger again and again until `stop`, for the open rejects too.
+    /// Queries the ledger repeatedly until `stop`, also for the open rejects.
     pub(super) async fn follow(&self, serving: &Serving, stop: &CancellationToken) {
         let (api, settings) = (&serving.api, &serving.settings);
         let mut fault = Lasting::default();
@@ -108,7 +106,7 @@ impl KnownSources {
     }
 
     async fn round(&self, api: &Api) -> Result<(), String> {
-        // Rules of a later version, which this one cannot answer by, hide nothing else.
+        // rules of a later version only prevent answers that need rules
         let rules = match api.desk.license_rules().await {
             Ok(rules) => Ok(rules),
             Err(unknown @ OperationError::Forbidden(_)) => Err(unknown.to_string()),
@@ -136,13 +134,13 @@ async fn ask(ledger: &Ledger) -> Result<(Sequence, bool, Vec<KnownSource>), sqlx
         let (backfilled, completeness) = (ledger.backfilled(source.id).await?, ledger.completeness(source.id).await?);
         sources.push(KnownSource { source, backfilled, completeness });
     }
-    // Last: whatever was said before rests on batches up to here.
+    // Read this last: all values above come from batches up to here.
     let (head, recovering) = ledger.head_and_recovery().await?;
     Ok((head, recovering, sources))
 }
 
-/// Waits until both states have reached the ledger's end as it was; false where it has become another ledger. Without a deadline, because a
-/// later end would only be reached later: what is waited for is the folds' own progress, and readiness tells that they are behind.
+/// Waits until both states have reached `head`. Returns false if the ledger's incarnation has changed. Has no deadline, because a later
+/// `head` would only be reached later. Readiness reports that the states are behind.
 async fn reached(api: &Api, head: Sequence) -> bool {
     let (metrics, licenses) = tokio::join!(reaches(api.metrics.watch(), head), reaches(api.licenses.watch(), head));
     metrics && licenses

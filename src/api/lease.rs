@@ -1,7 +1,7 @@
-//! The right to show the domain series: one process at a time.
+//! The lease to show the domain series, for one process at a time.
 //!
-//! Whether it is still ours is decided by the ledger alone, when `shown_sequence` is raised before an answer; what is kept here only says
-//! whether asking is worth while.
+//! Only the ledger decides who holds the lease, when `shown_sequence` is raised before an answer. The copy in this process only avoids
+//! useless queries.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -14,29 +14,28 @@ use super::{Freshness, Serving};
 use crate::cause::{self, Lasting};
 use crate::ledger::{Lease, Ledger, lease_step};
 
-/// The lease's name.
 pub(super) const NAME: &str = "metrics";
-/// A free lease is looked for at least this often.
+/// Maximum pause between attempts to take a free lease.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
-/// What this process knows of its lease.
+/// This process's copy of the lease.
 #[derive(Default)]
 pub(super) struct MetricsLease(Mutex<Option<Held>>);
 
 struct Held {
     lease: Lease,
-    /// Counted from before the ledger was asked, so never later than in the ledger.
+    /// Measured from before the query, so never later than the ledger's own expiry.
     until: Instant,
 }
 
 impl MetricsLease {
-    /// The lease, where this process holds it.
+    /// The lease, if this process holds it.
     pub(super) fn held(&self) -> Option<Lease> {
         let held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         held.as_ref().filter(|held| held.until > Instant::now()).map(|held| held.lease.clone())
     }
 
-    /// Somebody else has it: the ledger said so.
+    /// The ledger reported that another process has the lease.
     pub(super) fn lost(&self, lease: &Lease) {
         let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if held.as_ref().is_some_and(|held| held.lease.epoch == lease.epoch) {
@@ -53,7 +52,7 @@ impl MetricsLease {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|held| held.lease.clone())
     }
 
-    /// Takes the lease when it is free and holds it until `stop`; then gives it back.
+    /// Takes the lease when it is free, renews it until `stop`, and then releases it.
     pub(super) async fn keep(&self, serving: &Serving, stop: &CancellationToken) {
         let length = serving.settings.lease_length;
         let mut fault = Lasting::default();
@@ -81,14 +80,14 @@ impl MetricsLease {
         let until = Instant::now() + length;
         let can_show = can_show(serving).await?;
         match self.last() {
-            // let another process
+            // let another process take it
             Some(lease) if !can_show => {
                 warn!(epoch = lease.epoch, "this process's folds are broken or behind: another may show the domain series");
                 self.give_back(ledger, lease).await?;
             }
             Some(lease) if ledger.renew_lease(&lease, length).await? => self.hold(lease, until),
             Some(lease) => self.lost(&lease),
-            // Who is still reading the ledger's events would keep the series from who could show them.
+            // a process that still reads the ledger must not keep the lease from a process that can show the series
             None if can_show => {
                 if let Some(lease) = ledger.take_lease(NAME, &serving.settings.holder, length).await? {
                     info!(epoch = lease.epoch, "this process shows the domain series");
@@ -106,8 +105,8 @@ impl MetricsLease {
     }
 }
 
-/// Whether this process's state is fit to be shown. A fold that broke shows nothing any more, and one that has not come to the ledger's end lately
-/// shows what is old, unless it is folded anew: then every process is behind, and the state before is shown by one that is not below what was shown.
+/// Whether this process's state may be shown. A broken fold shows nothing, and a fold that was not at the end of the ledger lately is
+/// outdated. During a rebuild every process is behind: a process may then show its old state if it is not below the shown sequence.
 async fn can_show(serving: &Serving) -> Result<bool, sqlx::Error> {
     let Some(standing) = *serving.api.metrics.watch().borrow() else { return Ok(false) };
     Ok(match serving.freshness() {

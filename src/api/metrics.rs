@@ -1,4 +1,4 @@
-//! `GET /metrics`: the process's own telemetry, and the domain series of one source where this process may show them.
+//! `GET /metrics`: this process's telemetry, and the domain series of one source if this process may show them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,20 +18,20 @@ use super::domain::{self, Withheld};
 use super::standing::NoSource;
 use crate::metrics::{Format, encode};
 
-/// The domain series are waited for at most this long, and at most half of what the server says that it waits for us.
+/// Maximum wait for the domain series. The wait is also limited to half of the scrape timeout that the server sends.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
-/// How long a Prometheus waits for an answer, in seconds; it says so itself.
+/// Header in which Prometheus sends its scrape timeout, in seconds.
 const SCRAPE_TIMEOUT: &str = "x-prometheus-scrape-timeout-seconds";
 
-/// What is shown.
+/// Options of the page.
 #[derive(Debug, Deserialize, ToSchema)]
 pub(super) struct Page {
-    /// The deployment whose series are shown.
+    /// Id of the deployment whose series are shown.
     source: Option<Uuid>,
     format: Option<Forced>,
 }
 
-/// A format, whatever is accepted.
+/// A format that overrides the `Accept` headers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 enum Forced {
@@ -49,7 +49,7 @@ pub(super) async fn metrics(
     };
     let domain = match domain::families(&serving, page.source, wait(&headers)).await {
         Ok(families) => families,
-        // Only one that was asked for: a configured one may be introduced later, and the telemetry is needed until then.
+        // Report only a requested source: a configured one may be introduced later, and its telemetry is needed until then.
         Err(Withheld::Source(unknown @ NoSource::Unknown(_))) if page.source.is_some() => return Err(unknown.into()),
         Err(why) => {
             serving.telemetry.withheld(why);
@@ -64,7 +64,7 @@ pub(super) async fn metrics(
     Ok(([(CONTENT_TYPE, content_type)], body).into_response())
 }
 
-/// All `Accept` headers as one.
+/// Joins all `Accept` headers.
 pub(super) fn accepted(headers: &HeaderMap) -> String {
     let all: Vec<&str> = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok()).collect();
     all.join(",")
@@ -76,8 +76,8 @@ fn wait(headers: &HeaderMap) -> Duration {
     half.map_or(LONGEST_WAIT, |half| half.min(LONGEST_WAIT))
 }
 
-/// In the order of names. Telemetry has names of its own; should one ever be a domain family's, the domain's alone is shown, because a
-/// family that comes twice fails the whole scrape.
+/// All families in the order of names. If a telemetry family had the name of a domain family, only the domain family would be shown,
+/// because a duplicate family fails the whole scrape.
 fn together(mut telemetry: Vec<MetricFamily>, domain: Vec<MetricFamily>) -> Vec<MetricFamily> {
     telemetry.retain(|own| domain.iter().all(|family| family.name() != own.name()));
     telemetry.extend(domain);

@@ -1,8 +1,7 @@
-//! The HTTP side: `/metrics`, the answers to coderd, and whether this process is alive and ready.
+//! The HTTP server: `/metrics`, answers to coderd, and health checks.
 //!
-//! Answers come from memory, from two states that are folded along the ledger, and say up to where they are true. Two loops of
-//! [`Server::run`] ask the ledger: [`known`] which sources there are and how far they are complete, [`lease`] whether this process is the one
-//! that shows the domain series.
+//! Answers come from memory, from two states that are folded along the ledger, and contain the sequence of their state. Two loops of
+//! [`Server::run`] query the ledger: [`known`] for the sources and their completeness, [`lease`] for the right to show the domain series.
 
 mod agents;
 mod answer;
@@ -49,58 +48,54 @@ use crate::operations::Desk;
 use crate::projection::View;
 use crate::stages::{LicensesState, MetricsState};
 
-/// What the HTTP side shows: handles on the process's other parts. Whoever makes it runs the projections behind the views.
+/// Inputs of the HTTP server: handles of the process's other parts. The creator must run the projections behind the views.
 #[derive(Clone)]
 pub struct Api {
-    /// What a process shows of itself, whatever its roles. Of the ledger the HTTP side changes only the lease `metrics`.
+    /// Handles of every process. The HTTP server changes only the lease `metrics` in the ledger.
     pub own: Own,
-    /// What operators ask for.
+    /// Operations of operators.
     pub desk: Desk,
-    /// For which instant entitlements hold.
+    /// The clock for entitlements.
     pub clock: Clock,
-    /// The domain series.
     pub metrics: View<MetricsState>,
     /// Licenses and managed agents.
     pub licenses: View<LicensesState>,
 }
 
-/// Where an operator has to look, without passwords.
+/// Addresses for operators, without passwords.
 #[derive(Clone, Debug)]
 pub struct Addresses {
-    /// Of the ledger.
     pub ledger: String,
-    /// Of the log.
     pub log: String,
 }
 
-/// How the states stand to the ledger's end.
+/// How close the states are to the end of the ledger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Freshness {
-    /// Both were there lately.
+    /// Both reached it lately.
     Current,
-    /// An operator has one of them folded anew, and that goes on: the state before is shown until the new one is there, in every process.
+    /// A rebuild of one state is making progress. Every process shows the old state until the new one is ready.
     Rebuilding,
-    /// Not there lately, or never.
+    /// At least one did not reach it lately, or never did.
     Behind,
 }
 
-/// What every handler gets.
+/// State shared by all handlers.
 struct Serving {
     api: Api,
     settings: ServeSettings,
     known: known::KnownSources,
     lease: lease::MetricsLease,
     telemetry: telemetry::ApiTelemetry,
-    /// `/openapi.json`.
+    /// Content of `/openapi.json`.
     document: String,
     rejects: rejects::RejectsTelemetry,
-    /// `/readyz`
+    /// Checks for `/readyz`.
     probe: ready::Probe,
-    /// Plans that this process executes.
     executions: executions::Executions,
-    /// Long work hears it.
+    /// Stops long work.
     stop: CancellationToken,
-    /// Counting everything is dear: one request at a time.
+    /// Serializes status requests, because counting everything is expensive.
     counting: tokio::sync::Mutex<()>,
 }
 

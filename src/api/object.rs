@@ -1,4 +1,4 @@
-//! A JSON object in which no key stands twice, however deep: serde_json alone would silently keep the last.
+//! Reads a JSON object and rejects duplicate keys at any depth. serde_json alone would silently keep the last value.
 
 use std::fmt::Display;
 
@@ -8,12 +8,12 @@ use serde_json::{Map, Value};
 
 use super::answer::Problem;
 
-/// The object, with nothing behind it. A key that stands twice is named by its path.
+/// Reads an object without trailing text. The error for a duplicate key contains its path.
 pub(super) fn read(bytes: &[u8]) -> Result<Map<String, Value>, Problem> {
     let no_object = |why: &dyn Display| Problem::wrong(format!("the body is no JSON object: {why}"));
     let mut reader = serde_json::Deserializer::from_slice(bytes);
     let read = serde_path_to_error::deserialize(&mut reader).map_err(|error| match error.inner().classify() {
-        // any JSON is taken, but for what `Twice` refuses
+        // all JSON types are accepted, so this error comes from `Twice`
         Category::Data => Problem::field(&error.path().to_string(), error.inner().to_string()),
         Category::Io | Category::Syntax | Category::Eof => no_object(error.inner()),
     })?;
@@ -24,10 +24,10 @@ pub(super) fn read(bytes: &[u8]) -> Result<Map<String, Value>, Problem> {
     }
 }
 
-/// Any JSON value in which no key stands twice.
+/// Any JSON value without duplicate keys.
 struct Once(Value);
 
-/// The value of a key that stood there before. It is no value: the error comes from here, so that its path ends with the key.
+/// The value of a duplicate key. Deserializing it always fails, so the path of the error ends with the key.
 struct Twice;
 
 impl<'de> Deserialize<'de> for Once {

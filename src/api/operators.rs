@@ -1,4 +1,4 @@
-//! What operators ask for: each path is one operation.
+//! Paths for operators. Each path is one operation.
 
 use std::sync::Arc;
 
@@ -22,14 +22,13 @@ use crate::operations::{
 type Serves = State<Arc<Serving>>;
 type Answer<T> = Result<Json<T>, Problem>;
 
-/// One reject.
 #[derive(Debug, Deserialize, ToSchema)]
 pub(super) struct OneReject {
-    /// Its number.
+    /// Number of the reject.
     id: i64,
 }
 
-/// Nothing more is asked for.
+/// A request without further fields.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub(super) struct Nothing {}
 

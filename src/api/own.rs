@@ -1,4 +1,4 @@
-//! What a process without the role `serve` shows: its own telemetry, that it is alive, and whether it is ready. No domain series and no API.
+//! Telemetry and health checks of a process without the role `serve`. It shows no domain series and has no API.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -29,31 +29,31 @@ use crate::log::Log;
 use crate::metrics::{Format, encode};
 use crate::{coderd, publisher};
 
-/// The setting that says where.
+/// The setting with the listener's address.
 const KEY: &str = "telemetry.listen";
 
-/// Handles on a process's parts, whatever its roles.
+/// Handles of a process's parts, for any roles.
 #[derive(Clone)]
 pub struct Own {
-    /// Asked whether it is there.
+    /// For the check that it is reachable.
     pub ledger: Ledger,
-    /// Asked whether it is there.
+    /// For the check that it is reachable.
     pub log: Log,
-    /// Where both are, fit to be shown.
+    /// Addresses of both for messages, without passwords.
     pub addresses: Addresses,
-    /// The process's telemetry, of all its roles.
+    /// Telemetry of all roles of the process.
     pub registry: Registry,
-    /// Partitions that this process's consumer does not read, and why; absent where it does not consume.
+    /// Partitions that this process's consumer does not read, with reasons; `None` without a consumer.
     pub stopped_partitions: Option<Arc<Mutex<BTreeMap<TopicPartition, String>>>>,
-    /// coderd's database; absent where this process does not collect.
+    /// coderd's database; `None` if this process does not collect.
     pub coderd: Option<coderd::Database>,
-    /// How this process's publisher stands, once it has begun; absent where this process does not publish.
+    /// State of this process's publisher, set when it starts; `None` if this process does not publish.
     pub publisher: Option<Arc<OnceLock<publisher::Shown>>>,
-    /// What operators have paused.
+    /// The pauses of operators.
     pub paused: Paused,
 }
 
-/// One listener, bound: requests wait until [`OwnServer::run`].
+/// One bound listener. Requests wait until [`OwnServer::run`].
 pub struct OwnServer {
     listener: TcpListener,
     host_names: Arc<[String]>,
@@ -61,10 +61,10 @@ pub struct OwnServer {
 }
 
 impl OwnServer {
-    /// Binds the listener; port 0 takes a free one.
+    /// Binds the listener; port 0 takes a free port.
     ///
     /// # Errors
-    /// [`ServeError`]; also for an address beyond loopback.
+    /// [`ServeError`], also for an address beyond loopback.
     pub async fn bind(address: SocketAddr, host_names: Vec<String>, own: Own) -> Result<Self, ServeError> {
         if !address.ip().is_loopback() {
             return Err(ServeError::NoTls { key: KEY, address });
@@ -72,12 +72,10 @@ impl OwnServer {
         Ok(Self { listener: listen(KEY, address).await?, host_names: host_names.into(), probe: Arc::new(Probe::new(own)) })
     }
 
-    /// Where it listens.
     pub fn address(&self) -> std::io::Result<SocketAddr> {
         self.listener.local_addr()
     }
 
-    /// Answers until `stop`.
     pub async fn run(self, stop: &CancellationToken) {
         let router = Router::new()
             .route("/metrics", get(metrics))

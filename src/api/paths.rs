@@ -1,4 +1,4 @@
-//! Every path of both listeners.
+//! All paths of both listeners.
 
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ use crate::operations::{
 };
 use crate::status::Status;
 
-/// For what reads or writes much.
+/// Deadline of requests that read or write much.
 const LONG: Duration = Duration::from_secs(600);
 
 const POST: Method = Method::POST;
@@ -36,7 +36,7 @@ const ENFORCE: Needs = Needs::Scope(Scope::Enforce);
 const ADMIN: Needs = Needs::Scope(Scope::Admin);
 const READ: Needs = Needs::Scope(Scope::Read);
 
-/// The API's, in the order of the document.
+/// Paths of the API, in the order of the document.
 pub(super) fn api() -> Vec<Route> {
     let mut routes = probes();
     routes.extend([
@@ -165,7 +165,7 @@ pub(super) fn api() -> Vec<Route> {
     routes
 }
 
-/// Those of the metrics' listener.
+/// Paths of the metrics listener.
 pub(super) fn metrics() -> Vec<Route> {
     let mut routes = probes();
     routes

@@ -1,4 +1,4 @@
-//! `GET /healthz`: the process is alive. `GET /readyz`: which of the things that it depends on is missing, and why.
+//! `GET /healthz`: the process is alive. `GET /readyz`: missing dependencies, with reasons.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -19,13 +19,12 @@ use crate::cause;
 use crate::coderd;
 use crate::event::Topic;
 
-/// How long each dependency may take to answer.
+/// Timeout of one check.
 const ANSWER: Duration = Duration::from_secs(3);
 
-/// How long the ledger's pool may take to answer before a connection beside it is asked for the reason.
+/// Timeout of the ledger's pool. After it, a separate connection finds the reason.
 const POOL_ANSWER: Duration = Duration::from_secs(1);
 
-/// Alive for as long as this is answered.
 pub(super) async fn healthz() -> Json<Alive> {
     Json(Alive { alive: true })
 }
@@ -33,25 +32,25 @@ pub(super) async fn healthz() -> Json<Alive> {
 /// The process is alive.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Alive {
-    /// True.
+    /// Always true.
     alive: bool,
 }
 
-/// What the process depends on.
+/// Readiness of the process.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub(super) struct Readiness {
-    /// Whether every check is well.
+    /// Whether all checks passed.
     ready: bool,
-    /// By name; which there are depends on the process's roles.
+    /// Checks by name. The names depend on the roles of the process.
     checks: BTreeMap<&'static str, Check>,
 }
 
-/// One dependency: whether it is well, and why it is not or how it stands.
+/// Check of one dependency.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 struct Check {
-    /// Whether it is well.
+    /// Whether the check passed.
     ok: bool,
-    /// Why it is not, or how it stands.
+    /// Reason of a failure, or the current state.
     why: String,
 }
 
@@ -64,17 +63,17 @@ impl Check {
         Self { ok: false, why: why.to_string() }
     }
 
-    /// Says where to look when something is missing.
+    /// Adds the address to a failed check.
     fn at(self, address: &str) -> Self {
         if self.ok { self } else { Self::missing(format!("{address}: {}", self.why)) }
     }
 }
 
-/// What answers `/readyz`: however many ask, each dependency is asked once a second at most, on connections that stay open.
+/// Answers `/readyz`. For any number of callers, it checks each dependency at most once per second, on open connections.
 pub(super) struct Probe {
     pub(super) own: Own,
     recent: Recent<Readiness>,
-    /// The connection to coderd's database, while nothing asks on it.
+    /// The idle connection to coderd's database.
     source: Mutex<Option<coderd::Reader>>,
 }
 
@@ -84,7 +83,7 @@ impl Probe {
     }
 }
 
-/// Ready only if every check is well.
+/// Ready only if all checks pass.
 pub(super) async fn readyz(State(serving): State<Arc<Serving>>) -> (StatusCode, Json<Readiness>) {
     let checks = async {
         let (mut checks, projections, holder) =
@@ -95,7 +94,7 @@ pub(super) async fn readyz(State(serving): State<Arc<Serving>>) -> (StatusCode, 
     answer(serving.probe.recent.get(Instant::now, checks).await)
 }
 
-/// The same for a process that does not serve: it folds nothing and shows no domain series.
+/// The same for a process without the role `serve`, which has neither projections nor domain series.
 pub(super) async fn own_readyz(State(probe): State<Arc<Probe>>) -> (StatusCode, Json<Readiness>) {
     let checks = async { readiness(dependencies(&probe).await) };
     answer(probe.recent.get(Instant::now, checks).await)
@@ -109,7 +108,7 @@ fn readiness(checks: BTreeMap<&'static str, Check>) -> Readiness {
     Readiness { ready: checks.values().all(|check| check.ok), checks }
 }
 
-/// What a process depends on whether or not it serves, as far as its roles need it.
+/// Checks of the dependencies that the process's roles need, apart from the role `serve`.
 async fn dependencies(probe: &Probe) -> BTreeMap<&'static str, Check> {
     let own = &probe.own;
     let (ledger, log, coderd) = tokio::join!(
@@ -133,7 +132,7 @@ async fn ledger(own: &Own) -> Check {
     match tokio::time::timeout(POOL_ANSWER, own.ledger.check_schema()).await {
         Ok(Ok(())) => Check::well("reachable, and its schema fits"),
         Ok(Err(error)) => Check::missing(error),
-        // the pool hides why it has no connection
+        // the pool does not report why it has no connection
         Err(_) => match own.ledger.reach().await {
             Ok(()) => Check::missing(format!("reachable, but no connection of the pool answered within {} second", POOL_ANSWER.as_secs())),
             Err(error) => Check::missing(cause::text(&error)),
@@ -155,7 +154,7 @@ async fn source(probe: &Probe) -> Option<Check> {
     Some(in_time(reach(database, &probe.source)).await)
 }
 
-/// Asks on the connection that was opened before; one that no longer answers is replaced.
+/// Checks over the open connection; replaces a broken one.
 async fn reach(database: &coderd::Database, kept: &Mutex<Option<coderd::Reader>>) -> Check {
     let mut kept = kept.lock().await;
     if let Some(mut reader) = kept.take()
@@ -195,13 +194,13 @@ async fn projections(serving: &Serving) -> Check {
     }
 }
 
-/// Only while a ledger that was restored from a backup catches up.
+/// A failed check while a restored ledger catches up.
 async fn recovery(own: &Own) -> Option<Check> {
     let asked = tokio::time::timeout(ANSWER, own.ledger.recovering()).await;
     asked.ok()?.ok()?.map(Check::missing)
 }
 
-/// Also whether the vendor can be reached.
+/// Also checks whether the vendor is reachable.
 fn publisher(own: &Own) -> Option<Check> {
     let begun = own.publisher.as_ref()?;
     let Some(shown) = begun.get() else { return Some(Check::missing("not begun: it needs ledger, log and the deployment's id first")) };
@@ -215,7 +214,7 @@ fn partitions(own: &Own) -> Option<Check> {
     Some(if why.is_empty() { Check::well("none is stopped") } else { Check::missing(why.join("; ")) })
 }
 
-/// What is paused is as its operators want it: said, and no reason to be unready.
+/// Pauses are reported but do not make the process unready, because operators want them.
 fn pauses(own: &Own) -> Check {
     let pauses: Vec<String> = own.paused.all().iter().map(ToString::to_string).collect();
     Check::well(if pauses.is_empty() { "nothing is paused".to_owned() } else { pauses.join("; ") })

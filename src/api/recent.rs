@@ -1,14 +1,14 @@
-//! One answer for all who ask at about the same time.
+//! Shares one answer between concurrent callers.
 
 use std::time::Duration;
 
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-/// How old an answer may be.
+/// Maximum age of a shared answer.
 const FRESH: Duration = Duration::from_secs(1);
 
-/// The last answer and when it was there.
+/// The last answer and its time.
 pub(super) struct Recent<T>(Mutex<Option<(Instant, T)>>);
 
 impl<T> Default for Recent<T> {
@@ -18,7 +18,7 @@ impl<T> Default for Recent<T> {
 }
 
 impl<T: Clone> Recent<T> {
-    /// The last answer, where it is fresh or came while this caller waited; else a new one.
+    /// The last answer if it is fresh or arrived while this caller waited; else a new one.
     pub(super) async fn get(&self, now: impl Fn() -> Instant, ask: impl Future<Output = T>) -> T {
         let asked_at = now();
         let mut last = self.0.lock().await;

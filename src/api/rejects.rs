@@ -1,4 +1,4 @@
-//! Gauges of the rejects that wait for somebody to act on them. The ledger is asked by the loop that asks it for its sources, never by a scrape.
+//! Gauges of open rejects. The loop that queries the sources also updates these gauges; a scrape never does.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -11,10 +11,9 @@ use crate::clock::Clock;
 use crate::event::{RejectCause, UsageType};
 use crate::ledger::{Ledger, OpenRejects, Verdict};
 
-/// After each count so many times as long as it took nothing is counted: very many open rejects are counted less often.
+/// The pause after each count, as a multiple of its duration. Many open rejects are counted less often.
 const PAUSE: u32 = 20;
 
-/// The gauges.
 pub(super) struct RejectsTelemetry {
     open: IntGaugeVec,
     at_stake: GaugeVec,
@@ -25,12 +24,12 @@ pub(super) struct RejectsTelemetry {
 #[derive(Default)]
 struct State {
     next_look: Option<Instant>,
-    /// Verdicts and causes that were shown: those that have none left fall to 0.
+    /// Shown verdicts and causes. Those without open rejects are set to 0.
     shown: BTreeSet<(Verdict, RejectCause)>,
 }
 
 impl RejectsTelemetry {
-    /// Registers them. Before the ledger has answered, there is an age of 0 and nothing else.
+    /// Registers the gauges. Before the first answer of the ledger, only an age of 0 is shown.
     pub(super) fn register(registry: &Registry) -> prometheus::Result<Self> {
         let telemetry = Self {
             open: IntGaugeVec::new(
@@ -50,7 +49,7 @@ impl RejectsTelemetry {
         Ok(telemetry)
     }
 
-    /// Asks the ledger, unless it was asked just now. While it does not answer within the time, what was shown stays.
+    /// Queries the ledger unless the pause is not over. Without an answer within the time, the shown values remain.
     pub(super) async fn look(&self, ledger: &Ledger, clock: &Clock, within: Duration) {
         let mut state = self.state.lock().await;
         let begun = Instant::now();

@@ -1,5 +1,5 @@
-//! One path of the API by one method: who may ask, what is asked and answered, and what answers. Router and document are made of the same routes,
-//! so neither can know one that the other does not.
+//! One path of the API with one method: scope, request, answer and handler. The router and the document use the same routes, so they cannot
+//! differ.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,14 +19,13 @@ use super::guard::{DEADLINE, Guard, guard};
 use super::host::Hosts;
 use super::tokens::Needs;
 
-/// A path and a method.
 pub(super) struct Route {
     pub(super) method: Method,
     pub(super) path: &'static str,
     pub(super) needs: Needs,
-    /// What the document says of it, as an OpenAPI operation.
+    /// The OpenAPI operation of the route.
     pub(super) operation: Map<String, Value>,
-    /// Types that the operation names.
+    /// The types that the operation references.
     pub(super) schemas: Vec<(String, RefOr<Schema>)>,
     hosts: Hosts,
     deadline: Duration,
@@ -52,7 +51,7 @@ impl Route {
         Self { method, path, needs, operation, schemas: Vec::new(), hosts: Hosts::Named, deadline: DEADLINE, handler: on(filter, handler) }
     }
 
-    /// What is asked for is this type's fields, in the path and the query.
+    /// Declares a request with this type's fields in the path and the query.
     pub(super) fn query<T: ToSchema>(mut self) -> Self {
         T::schemas(&mut self.schemas);
         let (properties, required) = fields::<T>();
@@ -63,7 +62,7 @@ impl Route {
         self
     }
 
-    /// What is to be changed is this type's fields, in the path and the body, or the query where the method has no body; and why.
+    /// Declares a change with this type's fields in the path and the body, or in the query if the method has no body. Adds the reason.
     pub(super) fn change<T: ToSchema>(mut self) -> Self {
         if self.method == Method::DELETE {
             self = self.query::<T>();
@@ -85,7 +84,7 @@ impl Route {
         self
     }
 
-    /// An answer of this type.
+    /// Declares an answer of this type.
     pub(super) fn answers<T: ToSchema>(mut self, status: u16, description: &str) -> Self {
         self.schemas.push((T::name().into_owned(), T::schema()));
         T::schemas(&mut self.schemas);
@@ -93,17 +92,17 @@ impl Route {
         self.response(&status.to_string(), json!({ "description": description, "content": content }))
     }
 
-    /// Its answer may take longer than others.
+    /// Sets a longer deadline.
     pub(super) fn within(self, deadline: Duration) -> Self {
         Self { deadline, ..self }
     }
 
-    /// It may be asked for by any IP address.
+    /// Accepts any IP address as host name.
     pub(super) fn by_address(self) -> Self {
         Self { hosts: Hosts::OrAddress, ..self }
     }
 
-    /// Headers of the answer with this status.
+    /// Declares headers of the answer with this status.
     pub(super) fn headers(mut self, status: u16, headers: &[(&str, &str)]) -> Self {
         let shown = |(name, description): &(&str, &str)| {
             ((*name).to_owned(), json!({ "description": description, "schema": { "type": "string" } }))
@@ -112,7 +111,7 @@ impl Route {
         self
     }
 
-    /// An answer with this status, or `default`.
+    /// Declares an answer with this status, or `default`.
     pub(super) fn response(mut self, status: &str, response: Value) -> Self {
         let responses = self.operation.entry("responses").or_insert_with(|| json!({}));
         responses[status] = response;
@@ -130,24 +129,24 @@ impl Route {
         parameters.as_array_mut().expect("a list").push(parameter);
     }
 
-    /// On the router, behind its guard.
+    /// Adds the route and its guard to the router.
     pub(super) fn mount(self, router: Router<Arc<Serving>>, serving: &Arc<Serving>) -> Router<Arc<Serving>> {
         let before = Guard::new(serving, self.needs, self.hosts, self.deadline);
         router.route(self.path, self.handler.route_layer(from_fn_with_state(before, guard)))
     }
 }
 
-/// Beside the fields of whatever changes anything.
+/// The schema of the reason, which every change has.
 fn reason() -> Value {
     json!({ "type": "string", "description": "Why, for the audit trail." })
 }
 
-/// Where the document has a type.
+/// The reference to a type in the document.
 pub(super) fn reference<T: ToSchema>() -> String {
     format!("#/components/schemas/{}", T::name())
 }
 
-/// A type's fields with their schemas, and the names of those that must be there. Fields of a type that is flattened into it are its own.
+/// A type's fields with their schemas, and the names of required fields. Fields of flattened types are included.
 pub(super) fn fields<T: ToSchema>() -> (Map<String, Value>, Vec<String>) {
     let mut parts = Vec::new();
     T::schemas(&mut parts);

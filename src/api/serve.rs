@@ -1,4 +1,4 @@
-//! Two listeners and the loops behind them.
+//! Two listeners and their loops.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -24,33 +24,33 @@ use super::telemetry::ApiTelemetry;
 use super::tokens::Needs;
 use super::{Api, ServeSettings, Serving, answer, document, paths};
 
-/// Why nothing is served.
+/// Why the HTTP server cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// Open to the network. A token in clear text protects nothing.
+    /// The address is not on loopback, where a token in clear text would be exposed.
     #[error("{key} is {address}: beyond loopback TLS is needed, and it is not there yet; listen on 127.0.0.1 behind a proxy that has it")]
     NoTls {
-        /// Which setting.
+        /// Name of the setting.
         key: &'static str,
-        /// Its value.
+        /// Value of the setting.
         address: SocketAddr,
     },
-    /// The address cannot be listened on.
+    /// The address cannot be bound.
     #[error("{key} is {address}, which cannot be listened on: end what listens there, or choose another port")]
     Listen {
-        /// Which setting.
+        /// Name of the setting.
         key: &'static str,
-        /// Which address.
+        /// Value of the setting.
         address: SocketAddr,
-        /// The system's reason.
+        /// Error of the system.
         source: std::io::Error,
     },
-    /// A metric's name is there already: two servers on one registry.
+    /// A metric's name is already registered: two servers share one registry.
     #[error("the telemetry cannot be registered: {0}")]
     Telemetry(#[from] prometheus::Error),
 }
 
-/// Both listeners, bound: requests wait until [`Server::run`].
+/// Both bound listeners. Requests wait until [`Server::run`].
 pub struct Server {
     api: TcpListener,
     metrics: TcpListener,
@@ -58,7 +58,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Binds both listeners; port 0 takes a free one.
+    /// Binds both listeners; port 0 takes a free port.
     pub async fn bind(settings: ServeSettings, api: Api) -> Result<Self, ServeError> {
         settings.check()?;
         let listeners =
@@ -80,17 +80,15 @@ impl Server {
         Ok(Self { api: listeners.0, metrics: listeners.1, serving: Arc::new(serving) })
     }
 
-    /// Where the API listens.
     pub fn api_address(&self) -> std::io::Result<SocketAddr> {
         self.api.local_addr()
     }
 
-    /// Where `/metrics` listens.
     pub fn metrics_address(&self) -> std::io::Result<SocketAddr> {
         self.metrics.local_addr()
     }
 
-    /// Answers until `stop`; then open requests are finished within the grace, and the right to show the domain series is given back.
+    /// Answers until `stop`. Then finishes open requests within the grace period, and releases the lease to show the domain series.
     pub async fn run(self, stop: &CancellationToken) {
         let serving = &self.serving;
         let settings = &serving.settings;
@@ -114,7 +112,7 @@ pub(super) async fn listen(key: &'static str, address: SocketAddr) -> Result<Tcp
     TcpListener::bind(address).await.map_err(|source| ServeError::Listen { key, address, source })
 }
 
-/// The routes, and what both listeners have in common. What is not there is told only to who has any token, where there are tokens.
+/// The router of a listener. If tokens are configured, a caller needs one to learn that a path is unknown.
 fn router(serving: &Arc<Serving>, routes: Vec<Route>) -> Router {
     let guarded = from_fn_with_state(Guard::new(serving, Needs::AnyToken, Hosts::Named, DEADLINE), guard);
     routes

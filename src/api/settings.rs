@@ -1,4 +1,4 @@
-//! What listens where, and who may ask.
+//! Settings of the HTTP server.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -9,30 +9,30 @@ use super::ServeError;
 use super::connections::Limits;
 use super::tokens::Tokens;
 
-/// How the HTTP side is run.
+/// Settings of the HTTP server.
 #[derive(Clone, Debug)]
 pub struct ServeSettings {
-    /// Where the API listens: loopback.
+    /// Address of the API, on loopback.
     pub api_listen: SocketAddr,
-    /// Where `/metrics` listens: loopback.
+    /// Address of `/metrics`, on loopback.
     pub metrics_listen: SocketAddr,
-    /// Who may ask; where there are any, each path but the probes and the document needs one.
+    /// Valid tokens. If there are any, every path except the probes and the document requires one.
     pub tokens: Tokens,
-    /// Host names, beside loopback's own, that a request may name if no tokens are configured.
+    /// Accepted host names beside loopback's own, if no tokens are configured.
     pub host_names: Vec<String>,
-    /// The deployment that is shown where a request names none.
+    /// Default deployment of requests.
     pub source: Option<Uuid>,
-    /// Who holds the lease on the domain series: differs between processes.
+    /// Name of this process as a lease holder; unique per process.
     pub holder: String,
-    /// The domain series are free for another process this long after ours last renewed its lease.
+    /// Duration of the lease to show the domain series. After it, another process may take an unrenewed lease.
     pub lease_length: Duration,
-    /// How often the ledger is asked how far its sources are complete.
+    /// Interval of the queries for completeness.
     pub poll: Duration,
-    /// When both states were last at the ledger's end: longer ago than this, and they are behind.
+    /// Maximum time since both states were at the end of the ledger. After it, they are behind.
     pub fresh: Duration,
-    /// What clients may take up of each listener.
+    /// Limits of each listener.
     pub limits: Limits,
-    /// How long open requests may go on after the stop.
+    /// Time for open requests after the stop.
     pub grace: Duration,
 }
 
@@ -55,7 +55,7 @@ impl Default for ServeSettings {
 }
 
 impl ServeSettings {
-    /// Refuses addresses beyond loopback until there is TLS.
+    /// Refuses addresses beyond loopback, because TLS is not implemented yet.
     pub(super) fn check(&self) -> Result<(), ServeError> {
         for (key, address) in [("serve.api_listen", self.api_listen), ("serve.metrics_listen", self.metrics_listen)] {
             if !address.ip().is_loopback() {

@@ -1,21 +1,21 @@
-//! Which source a request means, and up to where an answer is true.
+//! Chooses the source of a request.
 
 use uuid::Uuid;
 
 use super::answer::Problem;
 
-/// Why no source can be shown.
+/// Why a request has no source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum NoSource {
-    /// The one that was asked for or configured is not there.
+    /// The requested or configured source does not exist.
     Unknown(Uuid),
-    /// There is none at all.
+    /// The ledger has no source yet.
     NoneYet,
-    /// There are several, and none was named.
+    /// There are several sources, and none was named.
     Several,
 }
 
-/// The source that is meant: the one asked for, else the one that is meant without it (configured, or the only one in use), else the only one.
+/// The source of a request: the requested one, else the default (configured, or the only one in use), else the only one.
 pub(super) fn choose(there: &[Uuid], meant: Option<Uuid>, asked: Option<Uuid>) -> Result<Uuid, NoSource> {
     match (asked.or(meant), there) {
         (Some(named), _) if there.contains(&named) => Ok(named),
@@ -53,7 +53,7 @@ mod tests {
         assert_eq!(choose(&both, None, None), Err(NoSource::Several));
         assert_eq!(choose(&[], None, None), Err(NoSource::NoneYet));
         assert_eq!(choose(&both, None, Some(third)), Err(NoSource::Unknown(third)));
-        // A configured source is meant even before it is there: another must not stand in for it.
+        // A configured source is the default even before it exists: another one must not replace it.
         assert_eq!(choose(&[one], Some(third), None), Err(NoSource::Unknown(third)));
     }
 }

@@ -1,4 +1,4 @@
-//! `GET /api/v1/status`: where everything stands, counted in the ledger when asked.
+//! `GET /api/v1/status`: the state of all parts, counted in the ledger for each request.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,10 +10,10 @@ use super::Serving;
 use super::answer::Problem;
 use crate::status::{self, Folded, Status};
 
-/// How long the log may take to tell its ends.
+/// Timeout to query the ends of the log.
 const LOG_ANSWER: Duration = Duration::from_secs(5);
 
-/// One request at a time is counted.
+/// Counts for one request at a time.
 pub(super) async fn status(State(serving): State<Arc<Serving>>) -> Result<Json<Status>, Problem> {
     let _turn = serving.counting.lock().await;
     let api = &serving.api;

@@ -1,4 +1,4 @@
-//! What this process tells of itself, whether or not it shows the domain series.
+//! Telemetry of the HTTP server, with or without domain series.
 
 use prometheus::{GaugeVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
@@ -7,7 +7,7 @@ use super::domain::Withheld;
 use super::known::Known;
 use crate::projection::Standing;
 
-/// Gauges and counters of the HTTP side. They are brought up to date at each scrape.
+/// Gauges and counters of the HTTP server, updated at each scrape.
 #[derive(Clone)]
 pub(super) struct ApiTelemetry {
     shown: IntGauge,
@@ -20,7 +20,6 @@ pub(super) struct ApiTelemetry {
 }
 
 impl ApiTelemetry {
-    /// Registers them.
     pub(super) fn register(registry: &Registry) -> prometheus::Result<Self> {
         let source = &["source"];
         let telemetry = Self {
@@ -67,7 +66,7 @@ impl ApiTelemetry {
     }
 
     pub(super) fn shown(&self, sequence: i64) {
-        // Two scrapes at once may end in either order.
+        // two concurrent scrapes may end in any order
         if sequence > self.shown.get() {
             self.shown.set(sequence);
         }
@@ -77,7 +76,7 @@ impl ApiTelemetry {
         self.withheld.with_label_values(&[why.reason()]).inc();
     }
 
-    /// Before a scrape.
+    /// Updates the gauges before a scrape.
     pub(super) fn update(&self, serving: &Serving) {
         self.held.set(i64::from(serving.lease.held().is_some()));
         let folded = |standing: Option<Standing>| standing.map_or(0, |standing| standing.sequence.number);
@@ -98,7 +97,7 @@ impl ApiTelemetry {
             ] {
                 match until.filter(|_| !known.source.retired) {
                     Some(until) => gauge.with_label_values(&[&source]).set(until.timestamp_micros() as f64 / 1e6),
-                    // an absent series is not an error
+                    // ignore the error of a missing series
                     None => drop(gauge.remove_label_values(&[&source])),
                 }
             }

@@ -1,4 +1,4 @@
-//! Who may ask what: bearer tokens, each of one scope.
+//! Access by bearer tokens. Each token has one scope.
 
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -11,18 +11,17 @@ use sha2::{Digest, Sha256};
 use super::answer::Problem;
 use crate::config::Scope;
 
-/// The tokens that are good now; clones see the same. Whether there are any never changes.
+/// The valid tokens. Clones share them. An empty set stays empty, and a set with tokens never becomes empty.
 #[derive(Clone, Debug, Default)]
 pub struct Tokens(Arc<RwLock<Arc<[Token]>>>);
 
 impl Tokens {
-    /// Puts others in their place. True: they differ.
+    /// Replaces the tokens. Returns whether they differ.
     pub fn replace(&self, tokens: Vec<Token>) -> bool {
         let before = std::mem::replace(&mut *self.0.write().unwrap_or_else(PoisonError::into_inner), tokens.into());
         *before != *self.now()
     }
 
-    /// Those that are good now.
     #[must_use]
     pub fn now(&self) -> Arc<[Token]> {
         Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
@@ -35,7 +34,7 @@ impl From<Vec<Token>> for Tokens {
     }
 }
 
-/// A bearer token, kept as its hash. Its name is who acts, in the audit trail.
+/// A bearer token, stored as a hash. Its name is the actor in the audit trail.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token {
     name: String,
@@ -44,19 +43,18 @@ pub struct Token {
 }
 
 impl Token {
-    /// The token of this text.
     #[must_use]
     pub fn new(name: &str, scope: Scope, text: &str) -> Self {
         Self { name: name.to_owned(), scope, hash: Sha256::digest(text).into() }
     }
 
-    /// Whether two tokens have one text, so that nobody could say whose it is.
+    /// Whether two tokens have the same text, so that the caller would be ambiguous.
     #[must_use]
     pub fn has_text_of(&self, other: &Token) -> bool {
         self.hash == other.hash
     }
 
-    /// Whether this text is the token. The time that it takes tells nothing of the token: hashes are compared, and to their end.
+    /// Whether this text is the token. The time of the comparison reveals nothing, because it compares complete hashes.
     fn is(&self, text: &str) -> bool {
         let other: [u8; 32] = Sha256::digest(text).into();
         constant_time::verify_slices_are_equal(&self.hash, &other).is_ok()
@@ -69,22 +67,22 @@ impl fmt::Debug for Token {
     }
 }
 
-/// What a path demands of who asks.
+/// The right that a path requires.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Needs {
-    /// An orchestrator's probes and the document carry no token, and need none: they tell no numbers.
+    /// Nothing: probes and the document need no token, because they contain no numbers.
     Nothing,
-    /// Where tokens are configured, any of them: what is not there is nobody's to know.
+    /// Any token, if tokens are configured: only callers with a token may learn that a path is unknown.
     AnyToken,
-    /// A token of a scope that covers this one. Without any configured, loopback may read, and nobody may change anything.
+    /// A token with a scope that covers this one. Without configured tokens, loopback may read, but changes are refused.
     Scope(Scope),
 }
 
-/// Who asks: a token's name, where there was one.
+/// The caller: the token's name, if there was a token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Caller(pub(super) Option<String>);
 
-/// Who asks with these headers, where they may.
+/// The caller of a request with these headers, if it has the right.
 pub(super) fn admit(tokens: &[Token], headers: &HeaderMap, needs: Needs) -> Result<Caller, Problem> {
     match needs {
         Needs::Nothing => return Ok(Caller(None)),
@@ -105,7 +103,7 @@ pub(super) fn admit(tokens: &[Token], headers: &HeaderMap, needs: Needs) -> Resu
     }
 }
 
-/// The token of the one `Authorization` header.
+/// The token of the only `Authorization` header.
 fn bearer(headers: &HeaderMap) -> Option<&str> {
     let mut all = headers.get_all(AUTHORIZATION).iter();
     let (scheme, token) = all.next()?.to_str().ok()?.split_once(' ')?;
