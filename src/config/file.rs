@@ -1,4 +1,4 @@
-//! The pipeline file.
+//! Reads the pipeline file.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -10,7 +10,7 @@ use super::given::{Raw, Settings};
 use super::mistakes::{Mistakes, Place};
 use super::{KEYS, Key};
 
-/// Reads the file. False when parts of it could not be read, so that what seems to be missing may only be unread.
+/// Reads the file. Returns false if parts of it could not be read: a setting that seems to be missing may then only be unread.
 pub(super) fn read(path: &Path, settings: &mut Settings, mistakes: &mut Mistakes) -> bool {
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,
@@ -25,7 +25,7 @@ pub(super) fn read(path: &Path, settings: &mut Settings, mistakes: &mut Mistakes
     for error in &errors {
         let line = reader.line(error.span().map_or(0, |span| span.start));
         reader.broken.insert(line);
-        // the message alone: the error's whole text repeats the line, and a secret with it
+        // only the message: the full text of the error repeats the line, which may contain a secret
         reader.mistakes.add_without_key(Place::File(path.to_owned(), Some(line)), format!("is no TOML: {}", error.message()));
     }
     reader.table("", table.get_ref());
@@ -34,16 +34,16 @@ pub(super) fn read(path: &Path, settings: &mut Settings, mistakes: &mut Mistakes
 
 struct Reader<'a> {
     path: &'a Path,
-    /// Where each line ends.
+    /// Offset of the end of each line.
     ends: Vec<usize>,
     settings: &'a mut Settings,
     mistakes: &'a mut Mistakes,
-    /// Lines that are no TOML: what was guessed from them says nothing.
+    /// Lines that are not valid TOML. Values guessed from them are meaningless.
     broken: BTreeSet<usize>,
 }
 
 impl Reader<'_> {
-    /// A table, or a part of the file that is no key itself.
+    /// Reads a table, or a part of the file that is not itself a key.
     fn table(&mut self, prefix: &str, table: &DeTable<'_>) {
         for (name, value) in table {
             let line = self.line(name.span().start);
@@ -68,13 +68,13 @@ impl Reader<'_> {
         }
     }
 
-    /// Lines are counted from 1.
+    /// The number of a line, from 1.
     fn line(&self, offset: usize) -> usize {
         self.ends.partition_point(|end| *end < offset) + 1
     }
 }
 
-/// What there is instead of an unknown key.
+/// The message for an unknown key, with the known keys.
 pub(super) fn unknown(full: &str) -> String {
     let (section, _) = full.split_once('.').unwrap_or(("", full));
     let inside: Vec<&str> = KEYS.iter().filter_map(|key| key.name.strip_prefix(section)?.strip_prefix('.')).collect();
@@ -99,7 +99,7 @@ fn raw(value: &DeValue<'_>) -> Option<Raw> {
     })
 }
 
-/// The entries of a table that is written in one line, `{ a = "b" }`: how a flag or a variable gives a whole table.
+/// The entries of an inline table, `{ a = "b" }`. Flags and variables use this notation for a table.
 pub(super) fn inline_table(text: &str) -> Option<Vec<(String, Raw)>> {
     let mut entries = Vec::new();
     let value = DeValue::parse(text).ok()?;

@@ -1,4 +1,4 @@
-//! What was given, where, and what it means.
+//! Given settings: their origin and their value.
 
 use std::collections::BTreeMap;
 
@@ -8,10 +8,10 @@ use super::mistakes::{Mistakes, Place};
 use super::value::{self, is_name};
 use super::{Key, Kind};
 
-/// A value as it was written.
+/// A value before it is checked.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Raw {
-    /// From a flag or a variable: its kind decides how it is read.
+    /// A value of a flag or a variable. The kind of its key decides how it is parsed.
     Untyped(String),
     Text(String),
     Number(String),
@@ -20,25 +20,24 @@ pub(super) enum Raw {
     List(Vec<Raw>),
 }
 
-/// One value under its full name.
 #[derive(Clone, Debug)]
 pub(super) struct Given {
     pub key: &'static Key,
-    /// The key's name; for an entry of a table with the entry's own name behind it.
+    /// Name of the key. For an entry of a table, the entry's name is appended.
     pub name: String,
     pub raw: Raw,
     pub place: Place,
 }
 
-/// All that was given, weakest first: file, variables, flags.
+/// All given settings, the weakest first: file, variables, flags.
 #[derive(Debug, Default)]
 pub(super) struct Settings(Vec<Given>);
 
-/// Each key's value and place, defaults laid under. An entry of a table has its full name. Secrets are among the values, as they were written.
+/// Value and place of each key, with defaults. Entries of tables have their full names. Secrets are stored as given, not resolved.
 #[derive(Default)]
 pub(super) struct Values {
     pub found: BTreeMap<String, (Value, Place)>,
-    /// Keys that were given, but wrong: not missing.
+    /// Keys with wrong values. They are not missing.
     wrong: Vec<String>,
 }
 
@@ -47,7 +46,7 @@ impl Settings {
         self.0.push(Given { key, name: name.to_owned(), raw, place });
     }
 
-    /// Reads every value, also one that a stronger place hides: it is wrong all the same.
+    /// Parses every value. An overridden value is also checked.
     pub fn values(self, public_key_fault: Option<fn(&str, &str) -> Option<String>>, mistakes: &mut Mistakes) -> Values {
         let mut values = Values::default();
         for key in super::KEYS {
@@ -64,7 +63,7 @@ impl Settings {
                 }
                 Err(problem) => {
                     mistakes.add(&given.place, &given.name, problem);
-                    // nothing is concluded from what lies under a wrong value
+                    // draw no conclusions from a value that a wrong one overrides
                     values.found.remove(&given.name);
                     values.wrong.push(given.name);
                 }
@@ -92,28 +91,27 @@ fn read(given: &Given, public_key_fault: Option<fn(&str, &str) -> Option<String>
 }
 
 impl Values {
-    /// The text of a key, if it was given or has a default.
     pub fn text(&self, name: &str) -> Option<&str> {
         self.found.get(name).and_then(|(value, _)| value.as_str())
     }
 
-    /// Where the value comes from.
+    /// Where the value was given.
     pub fn place(&self, name: &str) -> Place {
         self.found.get(name).map_or(Place::Default, |(_, place)| place.clone())
     }
 
-    /// Neither given nor had by default.
+    /// Whether the key has neither a value nor a default.
     pub fn is_missing(&self, name: &str) -> bool {
         !self.found.contains_key(name) && !self.wrong.iter().any(|wrong| wrong == name)
     }
 
-    /// No entry of the table was given, right or wrong.
+    /// Whether no entry of the table was given, right or wrong.
     pub fn is_empty_table(&self, name: &str) -> bool {
         let is_entry = |full: &String| full.strip_prefix(name).is_some_and(|rest| rest.starts_with('.'));
         !self.found.keys().chain(&self.wrong).any(is_entry)
     }
 
-    /// The entries of a table, by their own names: all have texts.
+    /// The entries of a table by their own names. All values are texts.
     pub fn table<'a>(&'a self, name: &'a str) -> impl Iterator<Item = (&'a str, Option<&'a str>, &'a Place)> {
         let entry = move |full: &'a str| full.strip_prefix(name)?.strip_prefix('.');
         self.found.iter().filter_map(move |(full, (value, place))| Some((entry(full)?, value.as_str(), place)))

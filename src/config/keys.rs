@@ -1,54 +1,53 @@
-//! The one table of keys. The typed [`super::Pipeline`] is read from it, and a test holds the shipped files against it.
+//! The only table of keys. The typed [`super::Pipeline`] is read from it, and a test compares the shipped files with it.
 
-/// A setting.
 #[derive(Clone, Copy, Debug)]
 pub struct Key {
-    /// Its full name, `section.key`.
+    /// Full name, `section.key`.
     pub name: &'static str,
-    /// What its value is.
+    /// Kind of its value.
     pub kind: Kind,
-    /// As it would be written in a flag; none where there is no default.
+    /// Default value, in the notation of a flag; `None` without a default.
     pub default: Option<&'static str>,
-    /// What it does, in one line: the comment above it in the shipped files.
+    /// Effect of the setting, in one line. The shipped files repeat it as a comment.
     pub doc: &'static str,
 }
 
-/// What a value is.
+/// Kind of a value.
 #[derive(Clone, Copy, Debug)]
 pub enum Kind {
     /// One of these words.
     Choice(&'static [&'static str]),
     /// One or more of these words, each once.
     Choices(&'static [&'static str]),
-    /// A whole number, from and to, both allowed.
+    /// A whole number, with inclusive minimum and maximum.
     Whole(u32, u32),
-    /// Seconds, may be a fraction, from and to, both allowed.
+    /// Seconds, possibly with a fraction, with inclusive minimum and maximum.
     Seconds(f64, f64),
-    /// Hours, may be a fraction, from and to, both allowed.
+    /// Hours, possibly with a fraction, with inclusive minimum and maximum.
     Hours(f64, f64),
     /// An instant in RFC 3339.
     Time,
     /// A UUID.
     Id,
-    /// A Kafka name: letters, digits, `.`, `_`, `-`; the least and the greatest length.
+    /// A Kafka name of letters, digits, `.`, `_`, `-`, with minimum and maximum length.
     Name(usize, usize),
-    /// `host:port`, separated by commas.
+    /// A list of `host:port`, separated by commas.
     Brokers,
     /// An http or https URL without credentials.
     Url,
-    /// `address:port` to listen on.
+    /// `address:port` of a listener.
     Listen,
-    /// Names or IP addresses of machines, each once, without ports.
+    /// Host names or IP addresses, each once, without ports.
     HostNames,
-    /// A PostgreSQL URL, secret because it may hold a password.
+    /// A PostgreSQL URL; secret because it may contain a password.
     SecretPostgresUrl,
-    /// A table: name of a public key to the key itself, or `file:PATH`.
+    /// A table from the name of a public key to the key, or to `file:PATH`.
     PublicKeys,
-    /// A table: librdkafka's properties, each a secret.
+    /// A table of librdkafka's properties. Each value is a secret.
     Properties,
-    /// A table: name of a token to its scope and its secret.
+    /// A table from the name of a token to its scope and secret.
     Tokens,
-    /// A table: name of a signature key to its secret.
+    /// A table from the name of a signature key to its secret.
     SignatureKeys,
 }
 
@@ -56,7 +55,6 @@ const fn key(name: &'static str, kind: Kind, default: Option<&'static str>, doc:
     Key { name, kind, default, doc }
 }
 
-/// All keys, in the order of the shipped files.
 pub const KEYS: &[Key] = &[
     key(
         "roles",
@@ -197,7 +195,7 @@ pub const KEYS: &[Key] = &[
 ];
 
 impl Key {
-    /// The key of that name; for an entry of a table, such as `serve.tokens.x`, that of the table.
+    /// The key with this name. For an entry of a table, such as `serve.tokens.x`, the key of the table.
     pub(super) fn of(name: &str) -> Option<&'static Key> {
         KEYS.iter().find(|key| key.name == name).or_else(|| {
             KEYS.iter()
@@ -205,7 +203,7 @@ impl Key {
         })
     }
 
-    /// `TALLYLINE_LEDGER_URL` for `ledger.url`.
+    /// The name of its variable, such as `TALLYLINE_LEDGER_URL` for `ledger.url`.
     #[must_use]
     pub fn variable(&self) -> String {
         format!("TALLYLINE_{}", self.name.to_uppercase().replace(['.', '-'], "_"))
@@ -217,7 +215,7 @@ impl Kind {
         matches!(self, Kind::PublicKeys | Kind::Properties | Kind::Tokens | Kind::SignatureKeys)
     }
 
-    /// What is allowed, to follow "must be".
+    /// The allowed values, to follow "must be".
     #[must_use]
     pub fn allowed(self) -> String {
         match self {

@@ -1,4 +1,4 @@
-//! What is wrong with the settings, and where.
+//! Mistakes in the settings, and their places.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -6,13 +6,13 @@ use std::path::PathBuf;
 /// Where a setting was given.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Place {
-    /// A line of the pipeline file, counted from 1; none when it is the file as a whole.
+    /// A line of the pipeline file, from 1; `None` for the whole file.
     File(PathBuf, Option<usize>),
-    /// A variable of the process.
+    /// A variable of the environment.
     Variable(String),
     /// A `--set` flag, counted from 1.
     Flag(usize),
-    /// Nowhere: the key's default.
+    /// The default of the key.
     Default,
 }
 
@@ -29,14 +29,13 @@ impl fmt::Display for Place {
     }
 }
 
-/// One mistake. Its text never holds the value, which may be a secret.
+/// One mistake. Its text never contains the value, which may be a secret.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Mistake {
-    /// Where it was made.
     pub place: Place,
-    /// The key, where there is one.
+    /// The key, if there is one.
     pub key: Option<String>,
-    /// What is wrong and what is allowed.
+    /// The fault, and the allowed values.
     pub problem: String,
 }
 
@@ -50,7 +49,7 @@ impl fmt::Display for Mistake {
     }
 }
 
-/// All mistakes, one a line.
+/// All mistakes, one per line.
 #[derive(Clone, Debug, Default, PartialEq, Eq, thiserror::Error)]
 pub struct Mistakes(Vec<Mistake>);
 
@@ -69,13 +68,12 @@ impl Mistakes {
         self
     }
 
-    /// Whether there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Each mistake: the file's by line, then the variables', then the flags'.
+    /// The mistakes of the file by line, then those of variables, then those of flags.
     pub fn iter(&self) -> impl Iterator<Item = &Mistake> {
         self.0.iter()
     }

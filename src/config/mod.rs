@@ -1,7 +1,8 @@
-//! One TOML file per deployment shape; every key also by flag (`--set KEY=VALUE`) and by variable (`TALLYLINE_KEY`).
+//! Settings. Each deployment shape has one TOML file; every key may also be given by flag (`--set KEY=VALUE`) or variable
+//! (`TALLYLINE_KEY`).
 //!
-//! [`KEYS`] is the one table of keys. [`load`] reads what is given, lays flag over variable over file over default, and answers a
-//! [`Pipeline`] or every mistake at once, each with its place.
+//! [`KEYS`] is the only table of keys. [`load`] returns a [`Pipeline`], or every mistake with its place. A flag
+//! overrides a variable, which overrides the file, which overrides the default.
 
 mod file;
 mod given;
@@ -27,26 +28,25 @@ use std::path::PathBuf;
 
 use given::Settings;
 
-/// Where settings come from.
+/// Sources of settings.
 #[derive(Clone, Debug, Default)]
 pub struct Input {
-    /// The pipeline file.
     pub file: PathBuf,
-    /// Each `KEY=VALUE`, in the order given: a later one wins.
+    /// Each `KEY=VALUE` in the given order. A later one overrides an earlier one.
     pub sets: Vec<String>,
-    /// The process's variables. Those whose name does not begin with `TALLYLINE_` are passed over.
+    /// The variables of the environment. Those without the prefix `TALLYLINE_` are ignored.
     pub variables: Vec<(String, String)>,
-    /// What is wrong with a license's public key of this name, if anything: the rule is the license part's.
+    /// The license part's check of a public key with its name. Returns the fault, if any.
     pub public_key_fault: Option<fn(&str, &str) -> Option<String>>,
-    /// The log part's rule for Kafka's properties, if it is to be applied.
+    /// The log part's check of Kafka's properties, if it is to be applied.
     pub kafka_property_faults: Option<PropertyFaults>,
 }
 
-/// What is wrong with properties that are given by name and, where it is written out, value: for each fault the property's index and a text that
+/// Checks properties, given by name and by value if the value is literal. Returns the index of each wrong property, with a text that
 /// continues its name and contains no value.
 pub type PropertyFaults = fn(&[(&str, Option<&str>)]) -> Vec<(usize, String)>;
 
-/// Reads all settings. A secret is not looked up yet.
+/// Reads all settings without resolving secrets.
 pub fn load(input: &Input) -> Result<Pipeline, Mistakes> {
     let mut mistakes = Mistakes::default();
     let mut settings = Settings::default();
@@ -54,7 +54,7 @@ pub fn load(input: &Input) -> Result<Pipeline, Mistakes> {
     overrides::variables(&input.variables, &mut settings, &mut mistakes);
     overrides::flags(&input.sets, &mut settings, &mut mistakes);
     let values = settings.values(input.public_key_fault, &mut mistakes);
-    // what a file that could not be read whole leaves out is not missing
+    // a setting may seem to be missing only because a part of the file could not be read
     if whole {
         required::check(&values, &input.file, &mut mistakes);
     }

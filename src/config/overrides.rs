@@ -7,10 +7,10 @@ use super::{KEYS, Key, Kind};
 
 const PREFIX: &str = "TALLYLINE_";
 
-/// Variables of other programs: the first is for `--api`, the others are for the scripts.
+/// Variables with other uses: the first is for `--api`, the others are for the scripts.
 const OTHERS: &[&str] = &["TALLYLINE_API_TOKEN", "TALLYLINE_TEST_", "TALLYLINE_CACHE", "TALLYLINE_PG_BIN"];
 
-/// Each `TALLYLINE_…` variable.
+/// Reads each `TALLYLINE_…` variable.
 pub(super) fn variables(variables: &[(String, String)], settings: &mut Settings, mistakes: &mut Mistakes) {
     for (name, value) in variables {
         if !name.starts_with(PREFIX) || OTHERS.iter().any(|other| name.starts_with(other)) || is_of_kubernetes(name, value) {
@@ -55,7 +55,7 @@ pub(super) fn is_of_kubernetes(name: &str, value: &str) -> bool {
     ends_with(&["SERVICE", "HOST"])
         || words.windows(2).any(|pair| pair == ["SERVICE", "PORT"])
         || (0..words.len()).any(|start| is_port_link(&words[start..]))
-        // its name alone could be a misspelt setting
+        // the name alone could be a misspelt setting
         || (ends_with(&["PORT"]) && ["tcp://", "udp://", "sctp://"].iter().any(|scheme| value.starts_with(scheme)))
 }
 
@@ -64,7 +64,7 @@ fn entry_of<'a>(key: &'static Key, variable: &'a str) -> Option<(&'static Key, &
     (!entry.is_empty()).then_some((key, entry))
 }
 
-/// Each `--set KEY=VALUE`.
+/// Reads each `--set KEY=VALUE`.
 pub(super) fn flags(sets: &[String], settings: &mut Settings, mistakes: &mut Mistakes) {
     for (index, set) in sets.iter().enumerate() {
         let place = Place::Flag(index + 1);

@@ -1,4 +1,4 @@
-//! The settings, typed.
+//! The typed settings.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -12,29 +12,25 @@ use uuid::Uuid;
 use super::given::Values;
 use super::{Key, Secret, TokenSetting};
 
-/// All settings of one deployment shape. Names and defaults are those of [`super::KEYS`].
+/// All settings of one deployment shape. [`super::KEYS`] defines names and defaults.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Pipeline {
-    /// What `tallyline run` does.
+    /// Roles of `tallyline run`.
     pub roles: BTreeSet<Role>,
     pub ledger: PostgresLedger,
     pub log: LogBackend,
-    /// Kafka, where the log is there.
+    /// Kafka, if it is the log.
     pub kafka: Kafka,
-    /// The deployment that is metered.
+    /// The metered deployment.
     #[serde(default)]
     pub source: Source,
-    /// The collector.
     pub collect: Collect,
-    /// The consumer.
     pub consume: Consume,
-    /// Licenses.
     pub license: License,
-    /// The publisher.
     pub publish: Publish,
-    /// What listens.
+    /// The listeners of the role `serve`.
     pub serve: Serve,
-    /// What listens where the role serve is not there.
+    /// The listener of a process without the role `serve`.
     #[serde(default)]
     pub telemetry: Telemetry,
 }
@@ -43,13 +39,13 @@ pub struct Pipeline {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
-    /// From coderd's database to the log.
+    /// Reads coderd's database into the log.
     Collect,
-    /// From the log into the ledger.
+    /// Reads the log into the ledger.
     Consume,
-    /// From the ledger to Tallyman.
+    /// Publishes usage to Tallyman.
     Publish,
-    /// The API and `/metrics`.
+    /// Serves the API and `/metrics`.
     Serve,
 }
 
@@ -58,7 +54,7 @@ pub enum Role {
 pub struct PostgresLedger {
     /// A PostgreSQL URL.
     pub url: Secret,
-    /// Most connections of this process; where they are not given, those that its roles need.
+    /// Maximum connections of this process. Default: the number that its roles need.
     #[serde(default)]
     pub connections: u32,
 }
@@ -66,37 +62,35 @@ pub struct PostgresLedger {
 /// `[log]`
 #[derive(Clone, Debug, Deserialize)]
 pub struct LogBackend {
-    /// Which backend.
     pub kind: LogKind,
-    /// Partitions of a topic that is created.
+    /// Partitions of each created topic.
     pub partitions: u32,
-    /// The consumers' group.
+    /// The consumer group.
     pub group: String,
-    /// The name of the verification key that signs.
+    /// Name of the verification key that signs.
     pub signing_key: Option<String>,
-    /// By name.
+    /// Verification keys by name.
     #[serde(default)]
     pub verification_keys: BTreeMap<String, Secret>,
 }
 
-/// Where the log is.
+/// Backend of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogKind {
     /// Tables in the ledger's database.
     Postgres,
-    /// Kafka.
     Kafka,
 }
 
 /// `[kafka]`
 #[derive(Clone, Debug, Deserialize)]
 pub struct Kafka {
-    /// `host:port`, separated by commas; there when the log's kind is Kafka.
+    /// A list of `host:port`, separated by commas; set if the log is in Kafka.
     pub brokers: Option<String>,
-    /// Before every topic and group name.
+    /// Prefix of every topic and group name.
     pub topic_prefix: String,
-    /// librdkafka's.
+    /// Properties of librdkafka.
     #[serde(default)]
     pub properties: BTreeMap<String, Secret>,
 }
@@ -104,26 +98,26 @@ pub struct Kafka {
 /// `[source]`
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct Source {
-    /// coderd's database; there when a role needs it.
+    /// coderd's database; set if a role needs it.
     pub coderd_url: Option<Secret>,
-    /// Where it is not to be read from coderd.
+    /// Deployment id, if it is not to be read from coderd.
     pub deployment_id: Option<Uuid>,
-    /// Histograms begin here.
+    /// Histograms begin at this instant.
     pub introduced_at: Option<DateTime<Utc>>,
-    /// Collection begins here; none: at the beginning.
+    /// Collection begins at this instant; `None` for everything.
     pub backfill_from: Option<DateTime<Utc>>,
 }
 
 /// `[collect]`
 #[derive(Clone, Debug, Deserialize)]
 pub struct Collect {
-    /// Between two passes.
+    /// Interval of the passes.
     #[serde(rename = "poll_seconds", deserialize_with = "seconds")]
     pub poll: Duration,
-    /// Before the database's now.
+    /// Distance of a pass from the database's current time.
     #[serde(rename = "margin_seconds", deserialize_with = "seconds")]
     pub margin: Duration,
-    /// Between two full sweeps.
+    /// Interval of the full sweeps.
     #[serde(rename = "full_sweep_hours", deserialize_with = "seconds")]
     pub full_sweep: Duration,
 }
@@ -131,7 +125,7 @@ pub struct Collect {
 /// `[consume]`
 #[derive(Clone, Debug, Deserialize)]
 pub struct Consume {
-    /// Records may wait for so long while their partition does not move.
+    /// Maximum time without progress of a partition while records wait.
     #[serde(rename = "stall_seconds", deserialize_with = "seconds")]
     pub stall: Duration,
 }
@@ -139,35 +133,34 @@ pub struct Consume {
 /// `[license]`
 #[derive(Clone, Debug, Deserialize)]
 pub struct License {
-    /// By name (`kid`): PEM, base64 or hex, checked, also where it was given as a file.
+    /// Keys by name (`kid`): checked PEM, base64 or hex. A key given as a file is already read.
     #[serde(default)]
     pub public_keys: BTreeMap<String, String>,
-    /// The rule set's name.
+    /// Name of the rule set.
     pub rules: String,
 }
 
 /// `[publish]`
 #[derive(Clone, Debug, Deserialize)]
 pub struct Publish {
-    /// Whether anything is sent.
     pub mode: PublishMode,
     /// Tallyman's ingest endpoint.
     pub url: String,
-    /// Between two looks at the queue.
+    /// Interval of the checks of the queue.
     #[serde(rename = "interval_seconds", deserialize_with = "seconds")]
     pub interval: Duration,
-    /// For a whole request.
+    /// Timeout of a whole request.
     #[serde(rename = "request_timeout_seconds", deserialize_with = "seconds")]
     pub request_timeout: Duration,
 }
 
-/// Who publishes.
+/// Which side publishes usage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PublishMode {
-    /// coderd does; we compare.
+    /// coderd publishes; Tallyline only compares.
     Shadow,
-    /// Only we do.
+    /// Only Tallyline publishes.
     Sole,
 }
 
@@ -175,15 +168,15 @@ pub enum PublishMode {
 #[derive(Clone, Debug, Deserialize)]
 pub struct Serve {
     pub api_listen: SocketAddr,
-    /// `/metrics`.
+    /// Address of `/metrics`.
     pub metrics_listen: SocketAddr,
-    /// How often the books are audited.
+    /// Interval of the continuous audit.
     #[serde(rename = "audit_seconds", deserialize_with = "seconds")]
     pub audit: Duration,
-    /// Who may ask, by the name under which they act.
+    /// Tokens by name. The name is the actor in the audit trail.
     #[serde(default)]
     pub tokens: BTreeMap<String, TokenSetting>,
-    /// Host names, beside loopback's own, that a request may name.
+    /// Accepted host names beside loopback's own.
     #[serde(default)]
     pub host_names: Vec<String>,
 }
@@ -191,19 +184,18 @@ pub struct Serve {
 /// `[telemetry]`
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct Telemetry {
-    /// `/metrics`, `/healthz` and `/readyz` of a process that does not serve.
+    /// Address of `/metrics`, `/healthz` and `/readyz` of a process without the role `serve`.
     pub listen: Option<SocketAddr>,
 }
 
-/// Connections to the ledger for what every process does: its heartbeat, the pauses, the search for a restored ledger, and callers of
-/// its health.
+/// Connections to the ledger for the work of every process: heartbeat, pauses, restore monitor, and health checks.
 const OWN_CONNECTIONS: u32 = 4;
 
 impl Pipeline {
-    /// From values that have been checked.
+    /// Converts checked values.
     ///
     /// # Panics
-    /// When the table of keys and the types here disagree: any load of any file shows that.
+    /// If the table of keys and these types disagree. Loading any file shows this.
     pub(super) fn of(values: &Values) -> Pipeline {
         let mut settings = Value::Null;
         for (full, (value, _)) in &values.found {
@@ -221,7 +213,7 @@ impl Pipeline {
         pipeline
     }
 
-    /// Each secret that is set, with its key.
+    /// All configured secrets, with their keys.
     #[must_use]
     pub fn secrets(&self) -> Vec<(String, &Secret)> {
         let mut secrets = vec![("ledger.url".to_owned(), &self.ledger.url)];
@@ -234,11 +226,10 @@ impl Pipeline {
 }
 
 impl Role {
-    /// All roles.
     pub const ALL: [Role; 4] = [Role::Collect, Role::Consume, Role::Publish, Role::Serve];
 
-    /// Connections to the ledger that the role uses at once: a collector's pass; four partitions at a time; a publisher's cycle; two folds
-    /// and an audit or an answer. More of them would only wait for each other.
+    /// Connections to the ledger that the role uses at once: one pass of a collector; four partitions; one cycle of a publisher; two
+    /// projections and an audit or an answer. More connections would only wait for each other.
     fn connections(self) -> u32 {
         match self {
             Role::Collect | Role::Publish => 1,
@@ -247,7 +238,7 @@ impl Role {
         }
     }
 
-    /// As in the pipeline file.
+    /// The name in the pipeline file.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {

@@ -1,4 +1,4 @@
-//! What must be there and what must fit together.
+//! Checks required settings, and settings that depend on each other.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -31,7 +31,7 @@ pub(super) fn check(values: &Values, file: &Path, mistakes: &mut Mistakes) {
     times(values, mistakes);
 }
 
-/// The key that signs is one of those that verify.
+/// The signing key must be one of the verification keys.
 fn signing_key(values: &Values, mistakes: &mut Mistakes) {
     let Some(name) = values.text("log.signing_key") else { return };
     if values.is_missing(&format!("log.verification_keys.{name}")) {
@@ -39,7 +39,7 @@ fn signing_key(values: &Values, mistakes: &mut Mistakes) {
     }
 }
 
-/// A property whose value is looked up later is checked by its name alone.
+/// Checks the properties. A property whose value is resolved later is checked only by name.
 pub(super) fn properties(values: &Values, rule: PropertyFaults, mistakes: &mut Mistakes) {
     let given: Vec<(&str, Option<&str>, &Place)> = values.table("kafka.properties").collect();
     let literal = |value: &str| Secret::new(value).literal().is_some();
@@ -51,7 +51,7 @@ pub(super) fn properties(values: &Values, rule: PropertyFaults, mistakes: &mut M
     }
 }
 
-/// Nothing listens beyond loopback without TLS, and TLS is not there yet.
+/// Listeners beyond loopback need TLS, which is not implemented yet.
 fn listeners(values: &Values, mistakes: &mut Mistakes) {
     let address = |key: &str| values.text(key).and_then(|text| text.parse::<SocketAddr>().ok());
     for key in ["serve.api_listen", "serve.metrics_listen", "telemetry.listen"] {
@@ -70,7 +70,7 @@ fn listeners(values: &Values, mistakes: &mut Mistakes) {
     }
 }
 
-/// Builds that are not collected cannot be in the histograms.
+/// Histograms cannot begin before collection, because earlier builds are missing.
 fn times(values: &Values, mistakes: &mut Mistakes) {
     let time = |key: &str| values.text(key).and_then(|text| text.parse::<DateTime<Utc>>().ok());
     if let (Some(introduced), Some(backfill)) = (time("source.introduced_at"), time("source.backfill_from"))

@@ -1,4 +1,4 @@
-//! Secrets: read when needed, read again when a server says that they are no longer right, never shown.
+//! Secrets. They are resolved when needed, resolved again when a server refuses them, and never shown.
 
 use std::fmt;
 use std::process::Stdio;
@@ -8,13 +8,13 @@ use serde::Deserialize;
 use tokio::io::AsyncReadExt as _;
 use tokio::process::Command;
 
-/// How long a command may take to print a secret.
+/// Maximum time for a command to print a secret.
 const EXEC_SECONDS: u64 = 10;
 
-/// More than this is no secret but a mistake.
+/// A longer text is treated as a mistake.
 const MOST_BYTES: u64 = 64 * 1024;
 
-/// Where a secret is had from. Neither `Debug` nor `Display` shows it.
+/// The origin of a secret. `Debug` and `Display` do not show the secret.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(from = "String")]
 pub struct Secret(Origin);
@@ -24,17 +24,17 @@ enum Origin {
     Literal(String),
     Variable(String),
     File(String),
-    /// A program and its arguments, run without a shell.
+    /// A program with arguments, executed without a shell.
     Command(Vec<String>),
 }
 
-/// Why a secret could not be had. The text names where it should be, never what it is.
+/// Why a secret could not be resolved. The text names the origin, never the secret.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct SecretError(String);
 
 impl Secret {
-    /// `env:NAME`, `file:PATH`, `exec:COMMAND` (words separated by blanks, no shell), or the secret itself.
+    /// Parses `env:NAME`, `file:PATH`, `exec:COMMAND` (words separated by blanks, without a shell), or the secret itself.
     #[must_use]
     pub fn new(text: &str) -> Secret {
         Secret(if let Some(name) = text.strip_prefix("env:") {
@@ -48,7 +48,7 @@ impl Secret {
         })
     }
 
-    /// The secret as it is now: the variable, the file or the command is read anew each time. Blanks and line ends around it are cut off.
+    /// Resolves the secret. Each call rereads the variable, the file or the command. Surrounding blanks and line ends are removed.
     pub async fn resolve(&self) -> Result<String, SecretError> {
         let text = match &self.0 {
             Origin::Literal(text) => text.clone(),
@@ -62,7 +62,7 @@ impl Secret {
         if text.is_empty() { Err(SecretError(format!("{} is empty", self.origin()))) } else { Ok(text.to_owned()) }
     }
 
-    /// Where it is had from, fit to be shown: a command without its arguments.
+    /// The origin for messages; a command is shown without its arguments.
     #[must_use]
     pub fn origin(&self) -> String {
         match &self.0 {
@@ -73,7 +73,7 @@ impl Secret {
         }
     }
 
-    /// The secret itself where it is written out: for checks of its form.
+    /// The secret itself if it is literal, to check its form.
     pub(super) fn literal(&self) -> Option<&str> {
         match &self.0 {
             Origin::Literal(text) => Some(text),
@@ -81,23 +81,23 @@ impl Secret {
         }
     }
 
-    /// Whether the secret itself is written out.
+    /// Whether the secret itself is given.
     #[must_use]
     pub fn is_literal(&self) -> bool {
         self.literal().is_some()
     }
 
-    /// Whether an empty text is written out: no secret, but a value for librdkafka.
+    /// Whether the secret is an empty literal, which librdkafka accepts as a value.
     #[must_use]
     pub fn is_empty_literal(&self) -> bool {
         self.literal() == Some("")
     }
 
-    /// Whether the reference says where to look.
+    /// Whether the origin is complete.
     pub(super) fn is_whole(&self) -> bool {
         match &self.0 {
             Origin::Literal(text) | Origin::File(text) => !text.is_empty(),
-            // what the system would refuse to look up
+            // the system would refuse such a name
             Origin::Variable(name) => !name.is_empty() && !name.contains(['=', '\0']),
             Origin::Command(words) => !words.is_empty(),
         }

@@ -1,4 +1,4 @@
-//! The whole of loading: precedence, mistakes, and the shipped files against the table of keys.
+//! Tests of loading as a whole: precedence, mistakes, and the shipped files against the table of keys.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// A file with this text, in a folder that is kept as long as the answer is.
+/// Creates a file with this text. Its folder exists as long as the returned handle.
 fn file(text: &str) -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("p.toml");
@@ -36,7 +36,7 @@ fn key_fault(_name: &str, key: &str) -> Option<String> {
     (!key.starts_with("key")).then(|| "no key".to_owned())
 }
 
-/// Each mistake as it prints, with the file's name alone.
+/// The printed mistakes, with the file's name instead of its path.
 fn mistakes(text: &str, variables: &[(&str, &str)], sets: &[&str]) -> Vec<String> {
     let mistakes = load_all(text, variables, sets).expect_err("mistakes");
     mistakes
@@ -267,7 +267,7 @@ fn the_shipped_files_hold_every_key_with_its_doc_line_and_its_default() {
     }
 }
 
-/// Every commented key is one that could be used: only files that are not here are refused.
+/// Every commented key must be usable. Only missing files are refused.
 #[test]
 fn the_shipped_examples_are_allowed() {
     for name in ["single.toml", "kafka.toml"] {
@@ -280,7 +280,7 @@ fn the_shipped_examples_are_allowed() {
     }
 }
 
-/// What Kubernetes sets for one Service with one port, whose names are written as in variables.
+/// The variables that Kubernetes sets for a Service with one port. The names are given in the notation of variables.
 fn of_kubernetes(service: &str, port_name: &str, port: u16, protocol: &str) -> Vec<(String, String)> {
     let (address, scheme) = ("10.0.0.1", protocol.to_lowercase());
     let link = format!("{service}_PORT_{port}_{protocol}");
@@ -297,7 +297,7 @@ fn of_kubernetes(service: &str, port_name: &str, port: u16, protocol: &str) -> V
 }
 
 proptest! {
-    /// A Service next to the pods changes nothing, whatever follows `tallyline` in its name.
+    /// A Service beside the pods has no effect, for any name that begins with `tallyline`.
     #[test]
     fn variables_of_kubernetes_for_services_are_ignored(
         service in "TALLYLINE(_[A-Z0-9]{1,8}){0,3}", port_name in "[A-Z0-9]{1,8}(_[A-Z0-9]{1,8}){0,2}", port: u16, protocol in "TCP|UDP|SCTP",
@@ -308,14 +308,14 @@ proptest! {
         }
     }
 
-    /// No setting is ignored as a variable of Kubernetes, whatever its value.
+    /// A setting is never ignored as a variable of Kubernetes, for any value.
     #[test]
     fn no_setting_is_taken_for_a_variable_of_kubernetes(index in 0..KEYS.len(), value in "(tcp://)?\\PC{0,30}") {
         let variable = KEYS[index].variable();
         prop_assert!(!overrides::is_of_kubernetes(&variable, &value), "{}", variable);
     }
 
-    /// Whatever the file, the flags and the variables hold: no panic, and the answer is a pipeline or mistakes.
+    /// Any file, flags and variables give a pipeline or mistakes, without a panic.
     #[test]
     fn any_input_is_answered(text in "\\PC*|([a-z_\\[\\].='\" 0-9\n]{0,60})", set in "\\PC*|[a-z._]{1,20}=\\PC{0,20}", variable in "TALLYLINE_[A-Z_]{0,20}", value in "\\PC*") {
         match load_all(&text, &[(&variable, &value)], &[&set]) {
@@ -324,7 +324,7 @@ proptest! {
         }
     }
 
-    /// Any text given to any key is either taken or told once for that key, and a value that is refused is never repeated.
+    /// Any text for any key is accepted, or reported once for that key. A refused value is never repeated.
     #[test]
     fn any_value_of_any_key_is_taken_or_told(index in 0..KEYS.len(), value in "[a-z]{12,20}|[0-9]{1,12}|\\PC{0,30}") {
         let key = KEYS[index];
@@ -337,7 +337,7 @@ proptest! {
         }
     }
 
-    /// A value within its bounds is what the pipeline holds, whichever way it is given.
+    /// An allowed value arrives in the pipeline from each place.
     #[test]
     fn a_number_reads_the_same_from_each_place(connections in 2_u32..=500) {
         let by_file = load_all(&format!("{LEAST}ledger.connections = {connections}"), &[], &[]);

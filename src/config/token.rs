@@ -1,4 +1,4 @@
-//! Who may ask over HTTP.
+//! Tokens for HTTP access.
 
 use std::fmt;
 
@@ -6,24 +6,23 @@ use serde::Deserialize;
 
 use super::Secret;
 
-/// What a token may be used for.
+/// Rights of a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
-    /// coderd's license questions: entitlements and counts.
+    /// Entitlements and counts, for coderd.
     Enforce,
-    /// Whatever is only read, those included.
+    /// All read access, including `enforce`.
     Read,
-    /// Everything.
+    /// Everything, including changes.
     Admin,
 }
 
-/// A token as the settings name it.
+/// The setting of a token.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub struct TokenSetting {
-    /// What it may be used for.
     pub scope: Scope,
-    /// What callers send.
+    /// The token that callers send.
     pub secret: Secret,
 }
 
@@ -31,7 +30,7 @@ impl Scope {
     /// All scopes, the narrowest first.
     pub const ALL: [Scope; 3] = [Scope::Enforce, Scope::Read, Scope::Admin];
 
-    /// As in the pipeline file.
+    /// The name in the pipeline file.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -41,7 +40,7 @@ impl Scope {
         }
     }
 
-    /// Whether a token of this scope may do what needs `needed`: each scope holds the ones before it.
+    /// Whether a token of this scope may do operations that need `needed`. Each scope includes the earlier ones.
     #[must_use]
     pub fn covers(self, needed: Scope) -> bool {
         self as u8 >= needed as u8
@@ -57,7 +56,7 @@ impl fmt::Display for Scope {
 impl TryFrom<String> for TokenSetting {
     type Error = String;
 
-    /// Reads `SCOPE SECRET`. The problem, to follow the key's name, never repeats the secret.
+    /// Parses `SCOPE SECRET`. The error continues the key's name and never repeats the secret.
     fn try_from(text: String) -> Result<TokenSetting, String> {
         let (scope, secret) = text.trim().split_once(char::is_whitespace).unwrap_or((text.trim(), ""));
         let scope = Scope::ALL.into_iter().find(|known| known.name() == scope);

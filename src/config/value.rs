@@ -1,4 +1,4 @@
-//! From a value as written to a value that cannot be wrong.
+//! Parses and checks given values.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -9,10 +9,10 @@ use uuid::Uuid;
 use super::given::Raw;
 use super::{Kind, Secret, TokenSetting};
 
-/// The least length of a signature key, as in `event/signature.rs`: neither part may name the other.
+/// Minimum length of a signature key, as in `event/signature.rs`. The two parts may not use each other.
 const LEAST_KEY_BYTES: usize = 32;
 
-/// Reads a value of that kind, as [`super::Pipeline`] takes it. The problem, to follow the key's name, says what is allowed and never repeats the value.
+/// Parses a value for [`super::Pipeline`]. The error continues the key's name, names the allowed values and never repeats the value.
 pub(super) fn read(kind: Kind, raw: &Raw) -> Result<Value, String> {
     let must_be = || format!("must be {}", kind.allowed());
     match kind {
@@ -61,7 +61,7 @@ fn checked(raw: &Raw, holds: impl Fn(&str) -> bool) -> Option<Value> {
     text(raw).filter(|text| holds(text)).map(Value::from)
 }
 
-/// A list of one or more words, each once.
+/// Parses a list of one or more words, each once.
 fn listed(raw: &Raw, is_allowed: impl Fn(&str) -> bool) -> Option<Value> {
     let given: Vec<&str> = match raw {
         Raw::Untyped(text) => text.split(',').map(str::trim).collect(),
@@ -72,15 +72,15 @@ fn listed(raw: &Raw, is_allowed: impl Fn(&str) -> bool) -> Option<Value> {
     (each_once && !given.is_empty()).then(|| given.into())
 }
 
-/// In seconds.
+/// Parses a duration to seconds.
 fn duration(raw: &Raw, least: f64, most: f64, unit_seconds: f64) -> Option<Value> {
     let units: f64 = number(raw)?.parse().ok()?;
-    // also false for what is no number
+    // false also for NaN
     let within = units >= least && units <= most;
     within.then(|| (units * unit_seconds).into())
 }
 
-/// PostgreSQL keeps microseconds, so that is how fine an instant is.
+/// Parses an instant, in microseconds like PostgreSQL.
 fn time(raw: &Raw) -> Option<DateTime<Utc>> {
     match raw {
         Raw::Untyped(text) | Raw::Text(text) | Raw::Time(text) => {
@@ -103,11 +103,11 @@ fn property(raw: &Raw) -> Option<Value> {
         Raw::Time(_) | Raw::List(_) => return None,
     };
     let secret = Secret::new(text);
-    // an empty literal is a value for librdkafka
+    // librdkafka accepts an empty literal
     (secret.is_whole() || secret.literal().is_some()).then(|| text.into())
 }
 
-/// Public keys are no secrets: one in a file is read at once.
+/// Reads a public key. Public keys are not secret, so a file is read at once.
 fn public_key(raw: &Raw) -> Result<Value, String> {
     let text = text(raw).ok_or("must be PEM, 32 bytes in base64, or file:PATH")?;
     match text.strip_prefix("file:") {
@@ -144,7 +144,7 @@ fn is_http_url(text: &str) -> bool {
 
 fn is_postgres_url(text: &str) -> bool {
     reqwest::Url::parse(text).is_ok_and(|url| {
-        // a socket's folder is given as ?host=
+        // the folder of a socket is given as ?host=
         let host = url.has_host() || url.query_pairs().any(|(name, value)| name == "host" && !value.is_empty());
         matches!(url.scheme(), "postgres" | "postgresql") && host && url.path().len() > 1
     })
