@@ -1,4 +1,4 @@
-//! All that holds usage back from the vendor, in one list.
+//! Lists everything that holds usage back from the vendor.
 
 use uuid::Uuid;
 
@@ -8,7 +8,7 @@ use crate::ledger::{
 
 use super::Queue;
 
-/// The widest holds first.
+/// All holds, the widest first.
 pub(super) fn all(
     findings: &[Finding],
     recovering: Option<&Recovering>,
@@ -60,7 +60,7 @@ fn stop(stop: &PublishStop) -> Hold {
     }
 }
 
-/// Usage that was pending when its source was retired.
+/// The hold of usage that was pending when its source was retired.
 fn retired(retirement: &Retirement, queues: &[Queue]) -> Option<Hold> {
     let deployment = retirement.deployment_id;
     let queue = queues.iter().find(|queue| queue.deployment_id == deployment && queue.pending > 0)?;
@@ -75,7 +75,7 @@ fn retired(retirement: &Retirement, queues: &[Queue]) -> Option<Hold> {
     })
 }
 
-/// Each refusal once, however many processes publish the source. Where another process publishes it, a refusal holds nothing.
+/// Each refusal once, for any number of processes. It holds nothing if another process publishes the source.
 fn refusals(processes: &[ProcessRow]) -> Vec<Hold> {
     let published: Vec<Uuid> = processes.iter().filter_map(ProcessRow::publishes).collect();
     let mut refusals: Vec<PublishRefusal> = processes.iter().filter_map(ProcessRow::publish_refusal).collect();

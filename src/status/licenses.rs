@@ -1,4 +1,4 @@
-//! When what the licenses are worth changes next.
+//! The next change of a license's validity.
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -8,20 +8,20 @@ use uuid::Uuid;
 use crate::ledger::{LicenseChange, LicenseState};
 use crate::license::{LicenseClaims, Validity};
 
-/// The next instant at which a license begins or ceases to count, or its grace begins.
+/// The next instant at which a license becomes or ceases to be effective, or its grace period begins.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LicenseEdge {
     /// coderd's deployment id.
     pub deployment_id: Uuid,
-    /// When.
+    /// Time of the change.
     pub at: DateTime<Utc>,
     /// coderd's own id of the license.
     pub license_id: i32,
-    /// What happens then, in words.
+    /// Description of the change.
     pub what: String,
 }
 
-/// The first edge after `now` among the licenses that are in coderd and verified.
+/// The first change after `now` among verified licenses in coderd.
 pub(super) fn next_edge(deployment_id: Uuid, licenses: &[LicenseChange], now: DateTime<Utc>) -> Option<LicenseEdge> {
     let edges = licenses.iter().filter_map(|license| {
         let LicenseState::Verified(claims) = &license.state else { return None };

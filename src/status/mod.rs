@@ -1,4 +1,4 @@
-//! Where everything stands: the ledger's contents beside the log's ends. What `tallyline status` and `GET /api/v1/status` show.
+//! The state of all parts: content of the ledger and ends of the log, for `tallyline status` and `GET /api/v1/status`.
 
 mod holds;
 mod licenses;
@@ -22,112 +22,112 @@ use crate::ledger::{
 };
 use crate::log::{Log, LogError};
 
-/// Everything at one moment. It costs the same at any size of the ledger: what grows without end is counted exactly while it is small, and
-/// estimated, and said to be, beyond some hundred thousand rows.
+/// The state at one moment. Its cost does not depend on the size of the ledger: beyond some hundred thousand rows, unlimited counts are
+/// estimated and marked as estimates.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Status {
-    /// When, by the clock of who asked.
+    /// Time of the status, by the caller's clock.
     pub at: DateTime<Utc>,
-    /// How far the process that answers has folded; absent where no serving process answers.
+    /// Progress of the serving process's projections; absent if the status does not come from a serving process.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub folded_sequences: Option<Folded>,
-    /// The ledger's last sequence.
+    /// Last sequence of the ledger.
     pub ledger_sequence: Sequence,
-    /// The ledger was restored from a backup and has not caught up yet: domain series are withheld, publishing is held. Who says so
-    /// and why, since when, and what it waits for.
+    /// The open recovery of a restored ledger that has not caught up: actor, reason, time and remaining work. Domain series and publishing
+    /// are held.
     pub recovering: Option<Recovering>,
-    /// Why the log's ends are not known, if so.
+    /// Why the ends of the log are not known; absent if they are known.
     pub log_problem: Option<String>,
-    /// Since when records must bear a valid signature; absent: they are not verified, and anyone who may write to the topics can add numbers.
+    /// From this instant, records need a valid signature. If absent, records are not verified: everyone who may write to the topics can add
+    /// numbers.
     pub signed_since: Option<DateTime<Utc>>,
-    /// What is paused, by whom and why.
+    /// Current pauses, with actor and reason.
     pub pauses: Vec<Pause>,
-    /// What the last audits found.
+    /// Findings of the latest audits.
     pub audit: Vec<Finding>,
-    /// What holds usage back from the vendor, the widest first; of events that are held back by themselves the first 10 of each source.
+    /// Holds of usage, the widest first. Of individually held events, the first 10 per source.
     pub holds: Vec<Hold>,
-    /// Each partition's position beside the log's ends.
+    /// Position of each partition, with the ends of the log.
     pub partitions: Vec<Partition>,
-    /// What was read from the log of late.
+    /// Recent consumption rates.
     pub rates: Rates,
-    /// Each source.
     pub sources: Vec<Source>,
-    /// What waits to be published, by source.
+    /// Usage queued for publication, by source.
     pub queues: Vec<Queue>,
-    /// Rejects, conflicts and held records that wait for an operator, by cause.
+    /// Open rejects, conflicts and held records, by cause.
     pub open_rejects: Vec<OpenRejects>,
-    /// The next instant at which a license begins or ceases to count.
+    /// The next instant at which a license becomes or ceases to be effective.
     pub next_license_edge: Option<LicenseEdge>,
-    /// The processes, as they were last heard of.
+    /// Processes, with their last heartbeat.
     pub processes: Vec<ProcessRow>,
-    /// Who holds what.
+    /// Leases and their holders.
     pub leases: Vec<LeaseRow>,
-    /// Publications by state.
+    /// Number of publications by state.
     pub publications: Vec<PublicationCount>,
-    /// Accepted events by type.
+    /// Number of accepted events by type.
     pub events: Vec<EventCount>,
-    /// Batches by kind.
+    /// Number of batches by kind.
     pub batches: Vec<BatchCount>,
 }
 
-/// Up to which ledger sequence each stage is folded; absent where the fold has not begun.
+/// Ledger sequence of each stage's state; absent if its projection has not started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Folded {
-    /// The domain series.
+    /// State of the domain series.
     pub metrics: Option<Sequence>,
-    /// Licenses and managed agents.
+    /// State of licenses and managed agents.
     pub licenses: Option<Sequence>,
 }
 
-/// A source, and how far it is complete.
+/// A source and its completeness.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Source {
-    /// The deployment.
+    /// Id of the deployment.
     pub deployment_id: Uuid,
-    /// Whether an operator has retired it: nothing waits for it.
+    /// Whether an operator has retired the source. Nothing waits for a retired source.
     pub retired: bool,
-    /// Histograms begin here.
+    /// Histograms begin at this instant.
     pub introduced_at: DateTime<Utc>,
-    /// Collection begins here; none: at the beginning.
+    /// Collection begins at this instant; absent for everything.
     pub baseline_until: Option<DateTime<Utc>>,
-    /// Whether the first backfill is complete: from then on its series are shown.
+    /// Whether the first backfill is complete. Its series are shown from then on.
     pub backfilled: bool,
-    /// All that coderd committed before this is counted.
+    /// Everything that coderd committed before this instant is counted.
     pub complete_until: Option<DateTime<Utc>>,
-    /// All builds that coderd committed before this are counted.
+    /// All builds that coderd committed before this instant are counted.
     pub builds_complete_until: Option<DateTime<Utc>>,
-    /// All claims that coderd committed before this are counted.
+    /// All prebuild claims that coderd committed before this instant are counted.
     pub claims_complete_until: Option<DateTime<Utc>>,
-    /// All usage that coderd committed before this is counted.
+    /// All usage that coderd committed before this instant is counted.
     pub usage_complete_until: Option<DateTime<Utc>>,
-    /// Every hour before has its agent runtime, or is over 7 days old.
+    /// Every hour before this instant has its agent runtime, or is over 7 days old.
     pub runtime_complete_until: Option<DateTime<Utc>>,
 }
 
-/// What waits to be published of one source. How its publishers stand is in the standing of their processes.
+/// Publications queued for one source. The rows of processes contain the state of publishers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Queue {
     /// coderd's deployment id.
     pub deployment_id: Uuid,
-    /// Events that wait.
+    /// Pending events.
     pub pending: i64,
-    /// Of these, not sent because coderd's row no longer says the same.
+    /// Of these, events not sent because coderd's row has changed.
     pub held_back: i64,
-    /// The first of those by time, at most 10.
+    /// The first held events by time, at most 10.
     pub held_back_first: Vec<HeldBack>,
-    /// Of these, with an attempt that may have been taken.
+    /// Of these, events with an attempt that the vendor may have accepted.
     pub unanswered: i64,
-    /// When the oldest of them happened. It expires 30 days later.
+    /// Time of the oldest pending event. It expires 30 days later.
     pub oldest_created_at: Option<DateTime<Utc>>,
-    /// The latest request to the vendor and its verdicts.
+    /// The latest request to the vendor, with its verdicts.
     pub last_request: Option<LastRequest>,
 }
 
-/// So many publications that are held back are told one by one.
+/// Number of held publications listed individually.
 const HELD_BACK_SHOWN: i64 = 10;
 
-/// Reads all of it. The log's ends come first, so that the ledger is never shown ahead of the log only because it was read later; a log that
-/// does not tell them within `log_deadline` is a problem of the answer.
+/// Reads the whole status. The ends of the log are read first, so that the ledger never seems to be ahead of the log. If the log does not
+/// answer within `log_deadline`, the status reports this problem.
 pub async fn read(ledger: &Ledger, log: &Log, log_deadline: Duration) -> Result<Status, sqlx::Error> {
     let seen = Mutex::default();
     let mut log_problem = problem_of(log_deadline, partitions::ends(log, &seen)).await;
@@ -164,7 +164,7 @@ pub async fn read(ledger: &Ledger, log: &Log, log_deadline: Duration) -> Result<
     })
 }
 
-/// Why the log does not answer within the deadline, if so.
+/// Why the log does not answer within the deadline; `None` if it answers.
 async fn problem_of(deadline: Duration, asked: impl Future<Output = Result<(), LogError>>) -> Option<String> {
     match tokio::time::timeout(deadline, asked).await {
         Ok(answered) => answered.err().map(|error| error.to_string()),

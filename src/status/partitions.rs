@@ -1,4 +1,4 @@
-//! Each partition: how far the ledger is behind the log, in records and in time, and how long until the log forgets what was not read.
+//! State of each partition: lag of the ledger in records and in time, and time until the log may remove unread records.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -13,53 +13,53 @@ use crate::event::{Topic, TopicPartition};
 use crate::ledger::PositionRow;
 use crate::log::{Log, LogError};
 
-/// So many partitions are asked about at a time.
+/// Maximum concurrent partition queries.
 const AT_ONCE: usize = 8;
 
-/// A partition that the log or the ledger knows.
+/// A partition in the log or in the ledger.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Partition {
-    /// The topic's name.
+    /// Name of the topic.
     pub topic: String,
-    /// Its number.
+    /// Number of the partition.
     pub partition: i32,
-    /// The offset to read next; none before it was ever assigned.
+    /// Next offset to consume; absent if the partition was never assigned.
     pub position: Option<i64>,
     /// The first offset that the log holds.
     pub log_start: Option<i64>,
-    /// The offset that its next record gets.
+    /// Offset of the next record that is appended.
     pub log_end: Option<i64>,
-    /// Offsets behind the log's end: records, unless the log has gaps. None where the log does not answer, or does not have the partition.
+    /// Offsets from the position to the end of the log: records, unless the log has gaps. Absent if the log does not answer or lacks the
+    /// partition.
     pub lag: Option<i64>,
-    /// Of these, offsets that cannot be read yet, since the transaction of another producer is open.
+    /// Of these, offsets that are not readable yet because another producer's transaction is open.
     pub in_open_transaction: Option<i64>,
-    /// When the log took the oldest record that was not read, by the log's own clock; none where nothing waits or it is not known.
+    /// Log time of the oldest unread record; absent if it is not known or nothing is unread.
     pub oldest_unread_at: Option<DateTime<Utc>>,
-    /// How long that record has waited, in seconds; 0 where nothing waits.
+    /// Age of that record in seconds; 0 if nothing is unread.
     pub lag_seconds: Option<i64>,
-    /// In so many seconds the log may remove that record. 0: it may at any time. None where nothing waits, or where the log keeps what was not
-    /// read.
+    /// Seconds until the log may remove that record; 0 if at any time. Absent if nothing is unread, or if the log keeps unread records.
     pub loss_in_seconds: Option<i64>,
-    /// Records read since its beginning.
+    /// Records read from this partition in total.
     pub records: Option<i64>,
-    /// When the position last moved.
+    /// When the position last changed.
     pub moved_at: Option<DateTime<Utc>>,
 }
 
-/// What the log says of one partition.
+/// State of one partition in the log.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Seen {
     start: i64,
     end: i64,
     readable_end: i64,
-    /// Nothing can be read between the position and the readable end.
+    /// Whether nothing is readable between the position and the readable end.
     nothing_to_read: bool,
     oldest_unread: Option<DateTime<Utc>>,
     keeps: Option<Duration>,
 }
 
-/// Each partition's ends, which are asked for first, so that the ledger is never shown ahead of the log only because it was read later. A
-/// partition that does not answer hides none of the others; the first fault is returned once all were asked.
+/// Reads the ends of each partition, before the ledger, so that the ledger never seems to be ahead of the log. A failed partition does not
+/// affect the others; the first error is returned after all queries.
 pub(super) async fn ends(log: &Log, seen: &Mutex<HashMap<TopicPartition, Seen>>) -> Result<(), LogError> {
     futures::future::join_all(Topic::ALL.map(|topic| ends_of(log, topic, seen))).await.into_iter().collect()
 }
@@ -81,13 +81,13 @@ async fn ends_of(log: &Log, topic: Topic, seen: &Mutex<HashMap<TopicPartition, S
     answered
 }
 
-/// The end that can be read is asked for last: what is appended meanwhile is not in an open transaction.
+/// Read the readable end last, so that records appended meanwhile do not seem to be in an open transaction.
 async fn both_ends(log: &Log, at: TopicPartition) -> Result<((i64, i64), i64), LogError> {
     let (start, end) = log.watermarks(at).await?;
     Ok(((start, end), log.readable_end(at).await?.min(end)))
 }
 
-/// Reads the first record behind each position: when the log took it.
+/// Reads the first record after each position, for its log time.
 pub(super) async fn ages(log: &Log, seen: &mut HashMap<TopicPartition, Seen>, positions: &[PositionRow]) -> Result<(), LogError> {
     let next = |at: &TopicPartition, seen: &Seen| position(positions, *at).map_or(seen.start, |row| row.next_offset);
     let waiting: Vec<(TopicPartition, i64)> = seen
@@ -105,7 +105,7 @@ pub(super) async fn ages(log: &Log, seen: &mut HashMap<TopicPartition, Seen>, po
                 seen.oldest_unread = records.first().map(|record| record.timestamp);
                 seen.nothing_to_read = records.is_empty();
             }
-            // retention or a new topic came between, or the consumer says what it cannot read
+            // retention removed it, the topic is new, or the consumer already reports an unreadable record
             Err(LogError::OutOfRange { .. } | LogError::Missing { .. } | LogError::Unreadable { .. }) => {}
             Err(error) => return Err(error),
         }
@@ -117,7 +117,7 @@ fn position(positions: &[PositionRow], at: TopicPartition) -> Option<&PositionRo
     positions.iter().find(|row| row.topic == at.topic.name() && row.partition == at.partition)
 }
 
-/// What the log has, then what only the ledger has.
+/// Partitions of the log first, then those that only the ledger has.
 pub(super) fn partitions(positions: &[PositionRow], seen: &HashMap<TopicPartition, Seen>, now: DateTime<Utc>) -> Vec<Partition> {
     let mut known: Vec<TopicPartition> = seen.keys().copied().collect();
     known.sort_unstable();
@@ -160,14 +160,14 @@ fn of_log(at: TopicPartition, seen: &Seen, row: Option<&PositionRow>, now: DateT
     }
 }
 
-/// Offsets from the position to the log's end.
+/// Offsets from the position to the end of the log.
 fn lag(position: Option<i64>, seen: &Seen) -> i64 {
     match position {
-        // control records and aborted ones are no records to read
+        // control records and aborted records are not data
         _ if seen.nothing_to_read => seen.end - seen.readable_end.max(position.unwrap_or(seen.start)),
-        // also where the log has forgotten some of them
+        // also if the log has removed some of them
         Some(next) if next <= seen.end => seen.end - next,
-        // never assigned, or of a topic that was recreated: all that the log holds is unread
+        // never assigned, or of a recreated topic: everything in the log is unread
         Some(_) | None => seen.end - seen.start,
     }
 }
@@ -190,7 +190,7 @@ mod tests {
         TopicPartition { topic: Topic::AgentUsage, partition }
     }
 
-    /// From 5 to 20; the first unread record was taken so many seconds ago.
+    /// Offsets 5 to 20; the first unread record is this many seconds old.
     fn seen(unread_for: Option<i64>) -> Seen {
         let oldest_unread = unread_for.map(|seconds| now() - TimeDelta::seconds(seconds));
         Seen { start: 5, end: 20, readable_end: 20, nothing_to_read: false, oldest_unread, keeps: Some(Duration::from_secs(35 * DAY)) }
@@ -199,7 +199,7 @@ mod tests {
     #[test]
     fn lag_is_a_number_wherever_the_log_answers() {
         let ends: HashMap<_, _> = (0..4).map(|partition| (at(partition), seen(None))).collect();
-        // Within the log, never assigned, fallen out of the log, beyond its end, and in a partition that the log does not have.
+        // within the log, never assigned, removed from the log, beyond its end, and in a partition that the log does not have
         let told = partitions(&[row(0, 18), row(2, 4), row(3, 21), row(9, 1)], &ends, now());
         let lags: Vec<_> = told.iter().map(|partition| (partition.partition, partition.position, partition.lag)).collect();
         assert_eq!(
