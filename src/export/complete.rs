@@ -1,11 +1,11 @@
-//! Whether a range of usage is complete in the ledger, so that a file of it can be closed.
+//! Checks whether the ledger has all usage of a range, so that its export is final.
 
 use chrono::{DateTime, SecondsFormat, Utc};
 
 use crate::ledger::{LaterUsage, Ledger, Recovering, UsageCompleteness, UsageRange};
 
-/// Why a file of this range may lack usage. None: the range is complete as of any ledger sequence that is taken after this check.
-/// Sources that an operator has retired have nothing more to add.
+/// Why an export of this range may lack usage. `None` if the range is complete at every ledger sequence taken after this check. Retired
+/// sources add nothing any more.
 pub async fn incomplete(ledger: &Ledger, range: &UsageRange) -> Result<Option<String>, sqlx::Error> {
     if let Some(recovering) = ledger.recovering().await? {
         return Ok(Some(recovery(&recovering)));
@@ -22,8 +22,8 @@ pub async fn incomplete(ledger: &Ledger, range: &UsageRange) -> Result<Option<St
     Ok(None)
 }
 
-/// Why a file of this range may lack usage as of its own sequence, which may be long past: where the range is complete now and nothing of it was
-/// recorded later, it was complete then.
+/// Why an export of this range may lack usage at its own, possibly old, sequence. If the range is complete now and nothing of it was
+/// recorded after the sequence, it was already complete.
 pub async fn incomplete_as_of(ledger: &Ledger, range: &UsageRange) -> Result<Option<String>, sqlx::Error> {
     if let Some(reason) = incomplete(ledger, range).await? {
         return Ok(Some(reason));
@@ -44,12 +44,12 @@ fn recovery(recovering: &Recovering) -> String {
     )
 }
 
-/// What a source cannot vouch for up to the end of the range.
+/// Why a source is not complete until the end of the range.
 fn shortfall(completeness: &UsageCompleteness, to: DateTime<Utc>) -> Option<String> {
     let UsageCompleteness { complete_until, runtime_complete_until, last_pass_reports } = *completeness;
     match (complete_until, last_pass_reports) {
         (Some(until), _) if until >= to => {
-            // coderd writes the row of an hour minutes to days after it
+            // coderd writes the row of an hour minutes to days after that hour
             let missing = runtime_complete_until.filter(|until| *until < to)?;
             Some(format!("has agent runtime that is complete until {}, and the range ends at {}", text(missing), text(to)))
         }

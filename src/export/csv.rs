@@ -2,9 +2,9 @@
 
 use std::borrow::Cow;
 
-/// A text of foreign origin as a field. Spreadsheets run a field that begins with `=`, `+`, `-`, `@`, a tab or a line end as a formula, so
-/// such a text gets an apostrophe before it; one that begins with an apostrophe gets another, so that taking one away always gives the
-/// text back. No id or type of coderd's own begins so.
+/// A foreign text as a field. Spreadsheets execute a field that begins with `=`, `+`, `-`, `@`, a tab or a line end as a formula. Such a
+/// text gets an apostrophe in front. A text that begins with an apostrophe gets another one, so that removing one always restores the text.
+/// coderd's own ids and types never begin with these characters.
 pub(super) fn text(text: &str) -> Cow<'_, str> {
     if text.starts_with(['=', '+', '-', '@', '\t', '\r', '\n', '\'']) { Cow::Owned(format!("'{text}")) } else { Cow::Borrowed(text) }
 }

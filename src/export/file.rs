@@ -8,25 +8,25 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest as _, Sha256};
 use tempfile::NamedTempFile;
 
-/// Its owner writes, its group reads: usage names people's work, so others may not.
+/// The owner may write, the group may read, others may not: usage names people's work.
 const MODE: u32 = 0o640;
 
-/// Links from one to the next, as many as Linux follows.
+/// Maximum links in a chain, the same as in Linux.
 const MAX_LINKS: u32 = 40;
 
-/// An export that is being written. Dropped before [`ExportFile::finish`], it leaves a regular file as it was.
+/// An unfinished export. If it is dropped before [`ExportFile::finish`], a regular file remains as it was.
 #[derive(Debug)]
 pub struct ExportFile(Destination);
 
 #[derive(Debug)]
 enum Destination {
-    /// A FIFO, a device, a socket of the terminal: it gets the bytes as they come.
+    /// A FIFO, a device or a terminal: it gets the bytes immediately.
     Stream(BufWriter<File>),
-    /// A regular file, there or not: written beside its place under a name of its own, then moved there.
+    /// A regular file, existing or not. The export is written to a temporary file beside it and then moved.
     Replace { unfinished: BufWriter<NamedTempFile>, path: PathBuf },
 }
 
-/// Whether the bytes belong on standard output: `-`, or a path to what standard output is.
+/// Whether the export goes to standard output: `-`, or a path to the same file as standard output.
 #[must_use]
 pub fn is_stdout(path: &Path) -> bool {
     let identity = |path: &Path| fs::metadata(path).map(|file| (file.dev(), file.ino())).ok();
@@ -34,9 +34,9 @@ pub fn is_stdout(path: &Path) -> bool {
 }
 
 impl ExportFile {
-    /// Opens the destination. A link is followed by the system's own rules. A FIFO waits here for its reader.
+    /// Opens the destination. The system decides whether to follow a link. Opening a FIFO blocks until it has a reader.
     pub fn create(path: &Path) -> io::Result<ExportFile> {
-        // asked before the file is opened: opening decides whether the link may be followed, also where it dangles
+        // check this before opening: the open decides whether the link may be followed, even if it dangles
         let link = path.is_symlink();
         let opened = match OpenOptions::new().write(true).open(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
@@ -58,8 +58,7 @@ impl ExportFile {
         Ok(ExportFile(Destination::Replace { unfinished: BufWriter::new(file), path }))
     }
 
-    /// Hands all bytes over: a regular file is made durable and moved to its place, over whatever was there.
-    /// After an error no file is replaced.
+    /// Writes all bytes. A regular file is made durable and replaces any file in its place. After an error no file is replaced.
     pub fn finish(self) -> io::Result<()> {
         match self.0 {
             Destination::Stream(mut writer) => writer.flush(),
@@ -77,7 +76,7 @@ fn folder(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// The file at the end of a chain of links, there or not. It is not created for this: another export may put its file there meanwhile.
+/// The path at the end of a chain of links, existing or not. It is not created here, because another export may create it meanwhile.
 fn end_of_link(path: &Path) -> io::Result<PathBuf> {
     let mut end = path.to_owned();
     for _ in 0..MAX_LINKS {
@@ -105,19 +104,18 @@ impl Write for ExportFile {
     }
 }
 
-/// Passes bytes on and knows their SHA-256.
+/// Forwards bytes and computes their SHA-256.
 pub struct Hashed<W> {
     writer: W,
     hash: Sha256,
 }
 
 impl<W: Write> Hashed<W> {
-    /// Nothing is written yet.
     pub fn new(writer: W) -> Self {
         Hashed { writer, hash: Sha256::new() }
     }
 
-    /// Of all that was written.
+    /// The hash of all written bytes.
     pub fn sha256(self) -> [u8; 32] {
         self.hash.finalize().into()
     }

@@ -1,4 +1,4 @@
-//! Usage files for finance: the same range as of the same ledger sequence gives the same bytes.
+//! Exports of usage for finance. The same range at the same ledger sequence always gives the same bytes.
 
 mod complete;
 mod csv;

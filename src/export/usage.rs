@@ -1,4 +1,4 @@
-//! Usage events with what became of them.
+//! Writes usage events with their publication states.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -12,10 +12,9 @@ use super::csv::text;
 use crate::event::UsageType;
 use crate::ledger::{Ledger, UsageRange, UsageRow};
 
-/// Rows read at a time: what bounds memory.
+/// Rows per query. This bounds the memory.
 const PAGE_ROWS: i64 = 5_000;
 
-/// The header row.
 const COLUMNS: [&str; 9] = [
     "deployment_id",
     "event_id",
@@ -28,38 +27,38 @@ const COLUMNS: [&str; 9] = [
     "accepted_sequence",
 ];
 
-/// What the file adds up to.
+/// Totals of an export.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Totals {
-    /// Rows without the header.
+    /// Number of rows without the header.
     pub events: u64,
-    /// Each type, by name.
+    /// Totals of each type, by name.
     pub types: Vec<TypeTotal>,
 }
 
-/// The events of one type.
+/// Totals of one type.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct TypeTotal {
-    /// Tallyman's type.
+    /// Tallyman's name of the usage type.
     pub event_type: UsageType,
-    /// What a quantity counts.
+    /// Unit of the quantities.
     pub unit: &'static str,
-    /// How many events.
+    /// Number of events.
     pub events: u64,
-    /// What becomes of their quantities.
+    /// How quantities are aggregated.
     pub aggregate: Aggregate,
-    /// What the deployments' aggregates of their quantities add up to, in decimal: it may be more than 64 bits hold.
+    /// Sum of the deployments' aggregates, in decimal, because it may exceed 64 bits.
     pub quantity: String,
 }
 
-/// How a deployment's quantities of one type become one number. Those of several deployments are added: each has agents, hours and seats of
-/// its own.
+/// How a deployment's quantities of one type are aggregated. The aggregates of several deployments are added, because each has its own
+/// agents, hours and seats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Aggregate {
-    /// Each event adds its own.
+    /// The sum of all events.
     Sum,
-    /// Each event repeats a level, so that adding them would count the same seats again.
+    /// The maximum. Each event repeats a level, so a sum would count the same seats again.
     Maximum,
 }
 
@@ -76,10 +75,10 @@ impl Aggregate {
     }
 }
 
-/// Events and aggregate by type and deployment.
 type Types = BTreeMap<UsageType, BTreeMap<Uuid, (u64, u128)>>;
 
-/// Writes the range as CSV: a header, then rows by time and id, lines ended by a line feed, times in UTC to the microsecond. Returns the totals.
+/// Writes the range as CSV and returns its totals. A header, then rows by time and id; lines end with a line feed; times are UTC in
+/// microseconds.
 pub async fn export_usage(ledger: &Ledger, range: &UsageRange, writer: impl Write) -> anyhow::Result<Totals> {
     let mut csv = ::csv::Writer::from_writer(writer);
     csv.write_record(COLUMNS)?;
