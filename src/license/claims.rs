@@ -1,4 +1,4 @@
-//! The claims of a license, and what they are worth at an instant.
+//! Claims of a license, and its validity at an instant.
 
 use std::collections::BTreeMap;
 
@@ -6,61 +6,61 @@ use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-/// The longest term that coderd accepts, counted from now to `license_expires`.
+/// The longest term that coderd accepts, from now to `license_expires`.
 const LONGEST_TERM: TimeDelta = TimeDelta::days(5 * 365);
 
-/// The claims of one verified license. This is the form that the ledger keeps: its JSON names do not change, and times are RFC 3339
-/// in UTC, in whole microseconds.
+/// The claims of one verified license. The ledger stores this JSON form: its names never change, and times are RFC 3339 in UTC, in whole
+/// microseconds.
 ///
-/// Issuer, audience and subject are left out: coderd does not check them either.
+/// Issuer, audience and subject are omitted, because coderd does not check them either.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LicenseClaims {
     /// `iat`
     pub issued_at: DateTime<Utc>,
-    /// `nbf`: the start of the usage period, which it includes.
+    /// `nbf`: start of the usage period, included.
     pub not_before: DateTime<Utc>,
-    /// `license_expires`: the end of the paid term and the start of grace.
+    /// `license_expires`: end of the paid term and start of the grace period.
     pub license_expires: DateTime<Utc>,
-    /// `exp`: the end of grace and of the usage period, which it does not include.
+    /// `exp`: end of the grace period and of the usage period, not included.
     pub expires_at: DateTime<Utc>,
     /// `jti`
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token_id: Option<String>,
     /// For example `salesforce`.
     pub account_type: String,
-    /// The customer's account with the vendor.
+    /// The customer's account at the vendor.
     pub account_id: String,
-    /// The deployments for which the license was issued; empty for any. See [`LicenseClaims::is_for`].
+    /// The deployments of the license; empty for any. See [`LicenseClaims::is_for`].
     #[serde(default)]
     pub deployment_ids: Vec<String>,
-    /// A trial license.
+    /// Whether this is a trial license.
     #[serde(default)]
     pub trial: bool,
-    /// As written in the token: empty, `enterprise`, `premium`, or something newer.
+    /// As in the token: empty, `enterprise`, `premium`, or a newer name.
     #[serde(default)]
     pub feature_set: String,
-    /// The older way to say `enterprise`; without meaning beside a feature set.
+    /// The older notation for `enterprise`; ignored if there is a feature set.
     #[serde(default)]
     pub all_features: bool,
-    /// Feature name to value, as written: negative values and unknown names too.
+    /// Values by feature name, as in the token, including negative values and unknown names.
     #[serde(default)]
     pub features: BTreeMap<String, i64>,
     /// Addons such as AI governance.
     #[serde(default)]
     pub addons: Vec<String>,
-    /// The deployment must send telemetry.
+    /// Whether the deployment must send telemetry.
     #[serde(default)]
     pub require_telemetry: bool,
-    /// The deployment must publish its usage.
+    /// Whether the deployment must publish its usage.
     #[serde(default)]
     pub publish_usage_data: bool,
 }
 
-/// Which set of features a license grants as a whole.
+/// The feature set that a license grants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FeatureSet {
-    /// Only the features named one by one; an unknown set means the same, as in coderd.
+    /// Only the individually named features. As in coderd, an unknown set means the same.
     None,
     /// `enterprise`, or `all_features` without a set.
     Enterprise,
@@ -68,23 +68,22 @@ pub enum FeatureSet {
     Premium,
 }
 
-/// What a license is worth at an instant.
+/// Validity of a license at an instant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Validity {
-    /// `nbf` or `iat` lies ahead.
+    /// `nbf` or `iat` is in the future.
     NotYetValid,
-    /// Within the paid term.
     Valid,
-    /// The paid term is over, the token is not.
+    /// The paid term has ended, but the token has not expired.
     InGrace,
     /// `exp` is reached.
     Expired,
-    /// `license_expires` lies more than five years of 365 days ahead: coderd refuses such a license for as long as this is so.
+    /// `license_expires` is more than five years of 365 days in the future. coderd refuses the license until this changes.
     TermTooLong,
 }
 
 impl Validity {
-    /// Whether the license counts: within its paid term or in grace.
+    /// Whether the license is effective: in its paid term or in the grace period.
     #[must_use]
     pub fn counts(self) -> bool {
         matches!(self, Validity::Valid | Validity::InGrace)
@@ -92,14 +91,13 @@ impl Validity {
 }
 
 impl LicenseClaims {
-    /// Whether the license was issued for this deployment: it names it, or names none.
+    /// Whether the license is for this deployment: it names this deployment or none.
     #[must_use]
     pub fn is_for(&self, deployment: Uuid) -> bool {
         self.deployment_ids.is_empty() || self.deployment_ids.iter().any(|id| id.parse() == Ok(deployment))
     }
 
-    /// What the license is worth at `now`. The token is good from `nbf` on until just before `exp`; grace begins just after
-    /// `license_expires`.
+    /// The validity at `now`. The token is valid from `nbf` until just before `exp`; the grace period begins just after `license_expires`.
     #[must_use]
     pub fn validity(&self, now: DateTime<Utc>) -> Validity {
         if self.license_expires.signed_duration_since(now) > LONGEST_TERM {
@@ -115,11 +113,11 @@ impl LicenseClaims {
         }
     }
 
-    /// When what the license is worth changes next after `now`, and to what. None: never again.
+    /// The next change of the validity after `now`, and the new validity. `None` if it never changes again.
     #[must_use]
     pub fn next_edge(&self, now: DateTime<Utc>) -> Option<(DateTime<Utc>, Validity)> {
         let current = self.validity(now);
-        // grace begins just after the last instant of the paid term
+        // the grace period begins just after the last instant of the paid term
         let grace = self.license_expires.checked_add_signed(TimeDelta::microseconds(1));
         let short_enough = self.license_expires.checked_sub_signed(LONGEST_TERM);
         let mut edges: Vec<DateTime<Utc>> =
@@ -129,7 +127,7 @@ impl LicenseClaims {
         later.into_iter().find(|(_, validity)| *validity != current)
     }
 
-    /// The feature set that holds, the older flag taken into account.
+    /// The effective feature set, including the older flag.
     #[must_use]
     pub fn feature_set(&self) -> FeatureSet {
         match (self.feature_set.as_str(), self.all_features) {

@@ -1,4 +1,4 @@
-//! The shape of `GET /api/v2/entitlements`.
+//! The answer of `GET /api/v2/entitlements`.
 
 use std::collections::BTreeMap;
 
@@ -6,74 +6,74 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// The name of the managed agents' feature.
+/// Feature name of managed agents.
 pub const MANAGED_AGENT_LIMIT: &str = "managed_agent_limit";
 
-/// What coderd answers under `GET /api/v2/entitlements`; of its features only those that Tallyline counts.
+/// coderd's answer to `GET /api/v2/entitlements`, with only the features that Tallyline counts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Entitlements {
-    /// Feature name to what is known of it.
+    /// Features by name.
     pub features: BTreeMap<String, Feature>,
-    /// For administrators to act on.
+    /// Warnings for administrators.
     pub warnings: Vec<String>,
-    /// Licenses, or parts of them, that were refused.
+    /// Refused licenses, or refused parts of them.
     pub errors: Vec<String>,
-    /// There is at least one license that counts.
+    /// Whether at least one license is effective.
     pub has_license: bool,
-    /// The last license that counts is a trial.
+    /// Whether the last effective license is a trial.
     pub trial: bool,
-    /// A license that counts requires telemetry.
+    /// Whether an effective license requires telemetry.
     pub require_telemetry: bool,
-    /// The instant for which this holds.
+    /// Instant of this answer.
     pub refreshed_at: DateTime<Utc>,
 }
 
-/// How a feature is granted. The order is the rank: entitled is best.
+/// How a feature is granted. The order is the rank; entitled is the highest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Entitlement {
-    /// No license grants it.
+    /// Not granted by any license.
     NotEntitled,
-    /// The paid term is over, the license is not.
+    /// Granted by a license whose paid term has ended but that has not expired.
     GracePeriod,
-    /// Granted.
+    /// Granted by a license in its paid term.
     Entitled,
 }
 
-/// One feature. Absent values are left out of the JSON.
+/// One feature. The JSON omits absent values.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Feature {
-    /// How it is granted.
+    /// How the feature is granted.
     pub entitlement: Entitlement,
-    /// Granted and not switched off by a limit of 0.
+    /// Whether the feature is granted and not disabled by a limit of 0.
     pub enabled: bool,
-    /// The limit that counts; under rule set 2025-07 the hard one.
+    /// Effective limit; under rule set 2025-07 the hard limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<i64>,
-    /// The soft limit; only under rule set 2025-07.
+    /// Soft limit; only under rule set 2025-07.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub soft_limit: Option<i64>,
-    /// What was used within the usage period.
+    /// Usage in the usage period.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub actual: Option<i64>,
-    /// The period over which usage is counted: half-open, start included, end not.
+    /// Period of the counted usage: half-open, start included, end not included.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage_period: Option<UsagePeriod>,
 }
 
-/// The period over which a license's usage is counted.
+/// The period in which a license's usage is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct UsagePeriod {
     /// `iat` of the license.
     pub issued_at: DateTime<Utc>,
     /// `nbf` of the license, included.
     pub start: DateTime<Utc>,
-    /// `exp` of the license, not included: grace lies inside.
+    /// `exp` of the license, not included. The grace period is part of the period.
     pub end: DateTime<Utc>,
 }
 
 impl Feature {
-    /// A feature that no license grants: nothing about it is known.
+    /// A feature that no license grants, without values.
     #[must_use]
     pub fn not_entitled() -> Self {
         Feature { entitlement: Entitlement::NotEntitled, enabled: false, limit: None, soft_limit: None, actual: None, usage_period: None }
@@ -81,10 +81,10 @@ impl Feature {
 }
 
 impl Entitlements {
-    /// The managed agents' feature.
+    /// The feature of managed agents.
     ///
     /// # Panics
-    /// Never for a value made by [`entitlements`](super::entitlements), which always sets the feature.
+    /// Never for a value of [`entitlements`](super::entitlements), which always sets the feature.
     #[must_use]
     pub fn managed_agents(&self) -> &Feature {
         &self.features[MANAGED_AGENT_LIMIT]

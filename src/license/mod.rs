@@ -1,8 +1,8 @@
-//! License tokens, their claims and the rules that turn them into entitlements.
+//! License tokens, their claims, and the rules that derive entitlements from them.
 //!
-//! [`PublicKeys::verify`] turns a token into [`LicenseClaims`] without asking the time, so that the claims can be kept for ever;
-//! [`LicenseClaims::validity`] judges them at an instant; [`entitlements`] folds all licenses of a deployment into the answer that
-//! coderd gives under `GET /api/v2/entitlements`.
+//! [`PublicKeys::verify`] converts a token to [`LicenseClaims`] without using the time, so the claims can be stored permanently.
+//! [`LicenseClaims::validity`] evaluates them at an instant. [`entitlements`] folds all licenses of a deployment into coderd's answer to
+//! `GET /api/v2/entitlements`.
 
 mod claims;
 mod entitlements;

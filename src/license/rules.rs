@@ -1,6 +1,6 @@
-//! From the licenses of a deployment to its entitlements, by the rules of an era.
+//! Derives the entitlements of a deployment from its licenses, by a set of rules.
 //!
-//! Pure: the time and the count are passed in. The managed agents' feature is the only one that Tallyline counts so far.
+//! Pure: callers pass the time and the count. Tallyline counts only the feature of managed agents.
 
 use std::cmp::Reverse;
 use std::fmt;
@@ -16,19 +16,18 @@ const SOFT_KEY: &str = "managed_agent_limit_soft";
 const HARD_KEY: &str = "managed_agent_limit_hard";
 const USER_LIMIT: &str = "user_limit";
 
-/// Which era's rules hold.
+/// A set of license rules, by its first month.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RuleSet {
-    /// From July 2025 on: a soft and a hard limit, and a premium default by user limit.
+    /// From July 2025: a soft and a hard limit, and a premium default from the user limit.
     #[default]
     #[serde(rename = "2025-07")]
     Y2025M07,
-    /// From February 2026 on: one limit, and a premium default of 1000.
+    /// From February 2026: one limit, and a premium default of 1000.
     #[serde(rename = "2026-02")]
     Y2026M02,
 }
 
-/// Not the name of a rule set.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("no rule set {0:?}: known are \"2025-07\" and \"2026-02\"")]
 pub struct UnknownRuleSet(pub String);
@@ -54,10 +53,10 @@ impl FromStr for RuleSet {
     }
 }
 
-/// What the deployment is entitled to at `now`.
+/// The entitlements of a deployment at `now`.
 ///
-/// `licenses` in coderd's order (by id). `actual` counts managed agents from the first instant, included, to the second, not
-/// included; it is called at most once, with the period of the winning license, and only if there is one.
+/// `licenses` have coderd's order (by id). `actual` counts managed agents from the first instant, included, to the second, not included. It
+/// is called at most once, with the period of the winning license, and only if there is one.
 pub fn entitlements(
     rules: RuleSet,
     licenses: &[LicenseClaims],
@@ -110,8 +109,8 @@ pub fn entitlements(
     answer
 }
 
-/// The license under which usage is published at `now`: of those that coderd would publish under, the latest issued; of equals
-/// the first in the order of `candidates`, which must be the order of their ids.
+/// The license for publishing usage at `now`: the one issued last of those that coderd would use. Of equals, the first of `candidates`,
+/// which must be ordered by their ids.
 pub fn pick_publishing_license<'a, Id>(
     candidates: impl IntoIterator<Item = (Id, &'a LicenseClaims)>,
     now: DateTime<Utc>,
@@ -119,11 +118,11 @@ pub fn pick_publishing_license<'a, Id>(
     candidates
         .into_iter()
         .filter(|(_, license)| license.validity(now).counts() && license.account_type == "salesforce" && license.publish_usage_data)
-        // The first of the smallest, so the first of the latest.
+        // the first minimum, so the first of those issued last
         .min_by_key(|(_, license)| Reverse(license.issued_at))
 }
 
-/// How an error names a license: the claims carry no id of their own that is always there.
+/// The name of a license in errors. The claims contain an id only in some licenses.
 fn name(license: &LicenseClaims) -> String {
     match &license.token_id {
         Some(id) => id.clone(),
@@ -131,7 +130,7 @@ fn name(license: &LicenseClaims) -> String {
     }
 }
 
-/// What one license says about managed agents.
+/// A license's grant of managed agents.
 struct Grant {
     soft: Option<i64>,
     limit: i64,
@@ -140,13 +139,13 @@ struct Grant {
 }
 
 impl Grant {
-    /// By keys in the license: its own period; a limit of 0 grants the feature switched off.
+    /// A grant by keys of the license, for its own period. A limit of 0 grants the feature but disables it.
     fn explicit(license: &LicenseClaims, soft: Option<i64>, limit: i64) -> Self {
         let period = UsagePeriod { issued_at: license.issued_at, start: license.not_before, end: license.expires_at };
         Grant { soft, limit, enabled: limit > 0, period }
     }
 
-    /// By default. The period is so old that the values of any real license win, even smaller ones.
+    /// A default grant. Its period is so old that the values of any real license win, even if they are smaller.
     fn default(soft: Option<i64>, limit: i64) -> Self {
         let first_of_july = |year| Utc.with_ymd_and_hms(year, 7, 1, 0, 0, 0).single().expect("a date that exists");
         let start = first_of_july(2025);
@@ -166,7 +165,7 @@ impl Grant {
     }
 }
 
-/// What `license` grants under `rules`; `Err` holds the license error to show. Negative values count as absent.
+/// The grant of `license` under `rules`. `Err` contains the license error to show. Negative values are treated as absent.
 fn managed_agent_limit(rules: RuleSet, license: &LicenseClaims) -> Result<Option<Grant>, String> {
     let value = |key: &str| license.features.get(key).copied().filter(|value| *value >= 0);
     let premium = license.feature_set() == FeatureSet::Premium;
@@ -176,14 +175,14 @@ fn managed_agent_limit(rules: RuleSet, license: &LicenseClaims) -> Result<Option
             (Some(soft), Some(hard)) if hard < soft => invalid("has a hard limit less than the soft limit"),
             (Some(soft), Some(hard)) => Ok(Some(Grant::explicit(license, Some(soft), hard))),
             (None, None) => {
-                // coderd sets the default where it handles the user limit: without a positive one there is none.
+                // coderd sets the default where it handles the user limit, so the default needs a positive user limit
                 let users = value(USER_LIMIT).filter(|users| premium && *users > 0);
                 Ok(users.map(|users| Grant::default(Some(users.saturating_mul(800)), users.saturating_mul(1000))))
             }
             _ => invalid("has missing soft or hard limit values"),
         },
         RuleSet::Y2026M02 => {
-            // Should a license have both keys, the newer name holds.
+            // if a license has both keys, the newer name takes precedence
             let limit = value(MANAGED_AGENT_LIMIT).or_else(|| value(SOFT_KEY));
             let explicit = limit.map(|limit| Grant::explicit(license, None, limit));
             Ok(explicit.or_else(|| premium.then(|| Grant::default(None, 1000))))
@@ -191,8 +190,8 @@ fn managed_agent_limit(rules: RuleSet, license: &LicenseClaims) -> Result<Option
     }
 }
 
-/// Whether `new` replaces `first`, both granted by licenses: the later issued wins, even with a lower limit; then the later end,
-/// the better entitlement, the higher limit, the enabled one. Of equals the first stays. Soft limits are not compared.
+/// Whether `new` replaces `first`. Both are granted by licenses. The one issued later wins, even with a lower limit. Then the later end
+/// wins, the better entitlement, the higher limit, the enabled one. Of equals the first remains. Soft limits are not compared.
 fn beats(new: &Feature, first: &Feature) -> bool {
     let rank = |feature: &Feature| {
         let period = feature.usage_period;
@@ -220,15 +219,15 @@ fn limit_warning(rules: RuleSet, agents: &Feature) -> Option<String> {
     }
 }
 
-/// From here on the limit is near: three quarters of the way from soft to hard, or to hard where the soft limit says nothing.
+/// The threshold of a near limit: three quarters of the way from soft to hard, or of hard alone if the soft limit is not usable.
 fn early_threshold(soft: i64, hard: i64) -> i64 {
-    // Rounded down; the product can overflow 64 bits.
+    // Rounded down. The product may exceed 64 bits.
     let three_quarters = |n: i64| i64::try_from(i128::from(n).saturating_mul(3) / 4).unwrap_or(n);
     if hard > soft && soft > 0 { soft.saturating_add(three_quarters(hard.saturating_sub(soft))) } else { three_quarters(hard) }
 }
 
-/// One warning if the first unbroken stretch of paid terms ends in fewer than 30 days (7 for a trial). Licenses that begin later
-/// count too: one that carries on without a gap silences the warning.
+/// A warning if the first continuous sequence of paid terms ends in fewer than 30 days (7 for a trial). It includes licenses that begin
+/// later: one that continues without a gap prevents the warning.
 fn expiry_warning(licenses: &[LicenseClaims], trial: bool, now: DateTime<Utc>) -> Option<String> {
     let known = |license: &&LicenseClaims| !matches!(license.validity(now), Validity::Expired | Validity::TermTooLong);
     let mut terms: Vec<_> = licenses.iter().filter(known).map(|license| (license.not_before, license.license_expires)).collect();

@@ -1,4 +1,4 @@
-//! coderd's own cases for managed agents, and the edges around them.
+//! coderd's own cases for managed agents, and edge cases.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -19,7 +19,7 @@ fn now() -> DateTime<Utc> {
     at("2025-10-01T12:00:00Z")
 }
 
-/// A plain license: issued and begun on 1 August 2025 in mid-day, paid for a year, a month of grace.
+/// A plain license: issued and valid from the middle of 1 August 2025, paid for a year, with a month of grace.
 fn license(features: &[(&str, i64)]) -> LicenseClaims {
     LicenseClaims {
         issued_at: at("2025-08-01T09:30:00Z"),

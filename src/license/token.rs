@@ -1,4 +1,4 @@
-//! From a license token to its claims: signature and structure, without asking the time.
+//! Verifies a license token and reads its claims: signature and structure, without using the time.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,77 +13,76 @@ use uuid::Uuid;
 
 use super::claims::LicenseClaims;
 
-/// A longer token is refused before anything in it is looked at. Real ones are a few kilobytes.
+/// A longer token is refused before it is parsed. Real tokens have a few kilobytes.
 pub const MAX_TOKEN_BYTES: usize = 64 * 1024;
 
-/// The only version of the claims that coderd accepts.
+/// The only version of claims that coderd accepts.
 const CLAIMS_VERSION: u64 = 3;
 
-/// Why a license token was refused. No message contains any part of the token's body or signature.
+/// Why a license token was refused. Messages contain no part of the token's body or signature.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LicenseError {
     /// Longer than [`MAX_TOKEN_BYTES`].
     #[error("the token has {bytes} bytes, more than {MAX_TOKEN_BYTES}")]
     TooLarge {
-        /// Its length.
+        /// Length of the token.
         bytes: usize,
     },
-    /// Not three parts of unpadded base64url, or not JSON objects inside.
+    /// Not three parts of unpadded base64url, or not JSON objects.
     #[error("not a license token: {0}")]
     Malformed(&'static str),
     /// Another signature algorithm than `EdDSA`, or none.
     #[error("signature algorithm {0:?}, only \"EdDSA\" is accepted")]
     Algorithm(String),
-    /// No `kid` in the header.
+    /// The header has no `kid`.
     #[error("header field kid is missing")]
     MissingKeyId,
-    /// No public key of this name is configured.
+    /// No configured public key has this name.
     #[error("header field kid names the key {0:?}, which is not configured")]
     UnknownKey(String),
-    /// The signature is not the named key's.
+    /// The named key did not make the signature.
     #[error("the signature does not match the key {0:?}")]
     BadSignature(String),
-    /// Another `version` than 3.
+    /// A `version` other than 3.
     #[error("claim version is {0}, only {CLAIMS_VERSION} is accepted")]
     Version(u64),
     /// A required claim is missing, null or empty.
     #[error("claim {0} is missing")]
     MissingClaim(&'static str),
-    /// A claim of another type, or a value out of range.
+    /// A claim has another type, or a value out of range.
     #[error("claim {field} must be {expected}")]
     InvalidClaim {
-        /// The claim's name.
+        /// Name of the claim.
         field: &'static str,
-        /// What it must be.
+        /// The expected value.
         expected: &'static str,
     },
-    /// Issued for other deployments.
+    /// The license is for other deployments.
     #[error("claim deployment_ids names {}, not this deployment, {deployment}", .named.join(", "))]
     OtherDeployment {
-        /// Those that it names.
+        /// The deployments that the license names.
         named: Vec<String>,
         deployment: Uuid,
     },
 }
 
-/// Why a configured public key cannot be used.
+/// Why a configured public key is not usable.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("public key {key_id:?}: {reason}")]
 pub struct KeyError {
-    /// The key's name (`kid`).
+    /// Name of the key (`kid`).
     pub key_id: String,
-    /// What is wrong with it.
+    /// The fault.
     pub reason: &'static str,
 }
 
-/// A license whose signature and structure are good.
+/// A license with a valid signature and structure.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VerifiedLicense {
-    /// What it claims.
     pub claims: LicenseClaims,
-    /// The key that signed it.
+    /// Name of the key that signed it.
     pub key_id: String,
-    /// SHA-256 of the token's text: names the license where the token itself must not be kept.
+    /// SHA-256 of the token's text. It identifies the license where the token itself must not be stored.
     pub jwt_sha256: [u8; 32],
 }
 
@@ -98,7 +97,7 @@ impl fmt::Debug for PublicKeys {
 }
 
 impl PublicKeys {
-    /// No keys: every license is refused.
+    /// A set without keys refuses every license.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
@@ -107,7 +106,7 @@ impl PublicKeys {
     /// Adds an Ed25519 public key: PEM (`BEGIN PUBLIC KEY`), or its 32 bytes in base64 or in hex.
     ///
     /// # Errors
-    /// When the text is neither, or the name is empty or taken.
+    /// If the text is neither, or if the name is empty or already used.
     pub fn add(&mut self, key_id: &str, key: &str) -> Result<(), KeyError> {
         let refuse = |reason| KeyError { key_id: key_id.to_owned(), reason };
         if key_id.is_empty() {
@@ -127,19 +126,17 @@ impl PublicKeys {
         Ok(())
     }
 
-    /// How many keys there are.
     #[must_use]
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Verifies the token as [`PublicKeys::verify`] does, and that it was issued for this deployment.
+    /// Verifies the token like [`PublicKeys::verify`], and that it is for this deployment.
     ///
     /// # Errors
     /// [`LicenseError::OtherDeployment`], and those of [`PublicKeys::verify`].
@@ -151,11 +148,11 @@ impl PublicKeys {
         }
     }
 
-    /// Verifies the token's signature and the structure of its claims. Whether it is valid at an instant is
-    /// [`LicenseClaims::validity`]; issuer, audience, subject and `deployment_ids` are not checked, as in coderd.
+    /// Verifies the token's signature and the structure of its claims. [`LicenseClaims::validity`] checks the time. As in coderd, issuer,
+    /// audience, subject and `deployment_ids` are not checked.
     ///
     /// # Errors
-    /// A [`LicenseError`] that names the field.
+    /// A [`LicenseError`] with the name of the field.
     pub fn verify(&self, jwt: &str) -> Result<VerifiedLicense, LicenseError> {
         if jwt.len() > MAX_TOKEN_BYTES {
             return Err(LicenseError::TooLarge { bytes: jwt.len() });
@@ -178,7 +175,7 @@ fn raw_key(text: &str) -> Option<Vec<u8>> {
     (bytes.len() == 32).then_some(bytes)
 }
 
-/// The library judges the signature and nothing else: it would ask the machine's clock.
+/// The library only checks the signature, because for time claims it would read the machine's clock.
 fn signature_only() -> Validation {
     let mut validation = Validation::new(Algorithm::EdDSA);
     validation.required_spec_claims.clear();
@@ -188,8 +185,8 @@ fn signature_only() -> Validation {
     validation
 }
 
-/// The header's `kid`, once its `alg` is the one that is accepted. Read here and not by the library, whose error would not say
-/// which algorithm an unknown one was.
+/// The `kid` of a header whose `alg` is accepted. The library does not parse the header, because its error would not name an unknown
+/// algorithm.
 fn key_id(jwt: &str) -> Result<String, LicenseError> {
     let mut parts = jwt.split('.');
     let (Some(header), Some(_), Some(_), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
@@ -232,7 +229,7 @@ fn license_claims(claims: &Claims) -> Result<LicenseClaims, LicenseError> {
     })
 }
 
-/// The claims by name. Null counts as absent, for Go writes an empty list or map so; claims that nobody asks for are ignored.
+/// The claims by name. Null is treated as absent, because Go writes empty lists and maps as null. Unused claims are ignored.
 struct Claims(Map<String, Value>);
 
 impl Claims {
@@ -245,8 +242,8 @@ impl Claims {
         value.as_u64().ok_or(LicenseError::InvalidClaim { field: "version", expected: "a whole number" })
     }
 
-    /// A numeric date: seconds since 1970, a fraction kept to the microsecond (Go's JWT library cuts it off, and writes none).
-    /// Only years 1 to 9999, which both RFC 3339 and PostgreSQL can hold.
+    /// A numeric date: seconds since 1970, with a fraction to the microsecond (Go's JWT library ignores fractions and writes none). Only
+    /// years 1 to 9999, which RFC 3339 and PostgreSQL can both represent.
     fn required_instant(&self, field: &'static str) -> Result<DateTime<Utc>, LicenseError> {
         let value = self.get(field).ok_or(LicenseError::MissingClaim(field))?;
         let invalid = LicenseError::InvalidClaim { field, expected: "a numeric date between the years 1 and 9999" };
@@ -284,7 +281,7 @@ impl Claims {
     }
 }
 
-/// Text without NUL, which PostgreSQL could not keep.
+/// Text without NUL, which PostgreSQL cannot store.
 fn plain_text(value: &Value) -> Option<String> {
     value.as_str().filter(|text| !text.contains('\0')).map(str::to_owned)
 }
@@ -294,7 +291,7 @@ fn instant(value: &Value) -> Option<DateTime<Utc>> {
         return DateTime::from_timestamp(seconds, 0);
     }
     let micros = (value.as_f64()? * 1e6).round();
-    // In range of the cast, and already whole.
+    // the value is in the range of the cast and already whole
     #[allow(clippy::cast_possible_truncation)]
     (micros.abs() < 9e18).then(|| DateTime::from_timestamp_micros(micros as i64)).flatten()
 }

@@ -1,4 +1,4 @@
-//! Tokens signed with a key of these tests.
+//! Tests with tokens signed by a key of these tests.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::*;
 
-/// Made for these tests; it signs nothing else.
+/// Generated for these tests. It signs nothing else.
 const PRIVATE_KEY: &str = "-----BEGIN PRIVATE KEY-----
 MC4CAQAwBQYDK2VwBCIEIHcFjYpAx/UmIKg3rGH+CW1QmHLT1/tbeyqL3qR9bfIG
 -----END PRIVATE KEY-----";
@@ -46,7 +46,7 @@ fn good() -> Value {
     })
 }
 
-/// The good claims with one of them changed; null removes.
+/// The valid claims with one change; null removes the claim.
 fn with(field: &str, value: Value) -> Value {
     let mut claims = good();
     match value {
@@ -70,7 +70,7 @@ fn a_good_token_gives_its_claims_and_hash() {
     let license = keys().verify(&token).expect("good");
     assert_eq!(license.key_id, "test");
     assert_eq!(hex::encode(license.jwt_sha256), hex::encode(<sha2::Sha256 as sha2::Digest>::digest(&token)));
-    // This is what the ledger keeps, for ever.
+    // the ledger stores this form permanently
     let kept = r#"{"issued_at":"2025-07-01T00:00:00Z","not_before":"2025-07-01T01:00:00Z","license_expires":"2026-07-01T00:00:00Z","expires_at":"2026-08-01T00:00:00Z","token_id":"license-1","account_type":"salesforce","account_id":"account-1","deployment_ids":["d1"],"trial":true,"feature_set":"premium","all_features":true,"features":{"managed_agent_limit_soft":-1,"user_limit":10},"addons":[],"require_telemetry":true,"publish_usage_data":true}"#;
     assert_eq!(serde_json::to_string(&license.claims).expect("JSON"), kept);
     assert_eq!(serde_json::from_str::<LicenseClaims>(kept).expect("readable"), license.claims);
@@ -130,7 +130,7 @@ fn fractional_dates_are_kept_to_the_microsecond() {
     assert_eq!(claims.not_before, at("2025-07-01T00:00:00.123456Z"));
 }
 
-/// The good token under another header is refused for its algorithm, with its signature and without one.
+/// The valid token with another header is refused for its algorithm, with its signature and without one.
 #[track_caller]
 fn refused_for_its_algorithm(header: &str, algorithm: &str) {
     use base64::Engine as _;
@@ -155,7 +155,7 @@ fn only_eddsa_is_accepted() {
     for algorithm in ["HS256", "eddsa", "RS256", "ES256"] {
         refused_for_its_algorithm(&format!(r#"{{"alg":"{algorithm}","kid":"test"}}"#), algorithm);
     }
-    // The classic confusion: the public key as the secret of a symmetric algorithm.
+    // The classic attack: the public key as the secret of a symmetric algorithm.
     let mut header = Header::new(Algorithm::HS256);
     header.kid = Some("test".to_owned());
     let symmetric = jsonwebtoken::encode(&header, &good(), &EncodingKey::from_secret(PUBLIC_KEY.as_bytes())).expect("signed");
@@ -262,7 +262,7 @@ proptest! {
         prop_assert!(keys().verify(&parts.join(".")).is_err());
     }
 
-    /// Whatever byte of a good token is changed, it is refused: every byte is signed, or is the signature.
+    /// Changing any byte of a valid token makes it invalid: every byte is signed or part of the signature.
     #[test]
     fn a_tampered_token_is_refused(position: prop::sample::Index, replacement in "[ -~]") {
         let token = sign(&good());
