@@ -1,23 +1,23 @@
-//! Managed agents by the instant of their start, to be counted over any window.
+//! Managed agents by the instant of their start, countable over any window.
 
 use chrono::{DateTime, NaiveDate, NaiveTime, Utc};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
-/// Most entries of a run: a new entry moves at most this many. A count adds up those of two runs and the totals of the others, which are
-/// about as many with a million events.
+/// Maximum entries of a run. A new entry moves at most this number. A count sums two runs and the totals of the others, which are about as
+/// many with a million events.
 const RUN: usize = 1024;
 
-/// How many agents were started when, to the microsecond. In any order of the events the same value; in JSON the ordered list of
+/// Number of agents started at each microsecond. Any order of the events gives the same value. In JSON it is the ordered list of
 /// `[microseconds since the Unix epoch, count]`.
 ///
-/// Kept as ordered runs with their totals: a count over any window reads two runs and the totals between them, so that it takes some
-/// microseconds with a million events, however these lie in time.
+/// The state consists of ordered runs with their totals. A count over any window reads two runs and the totals between them. It takes
+/// some microseconds with a million events, for any distribution over time.
 #[derive(Clone, Debug, Default)]
 pub struct AgentCounts {
     runs: Vec<Run>,
 }
 
-/// Never empty, in order.
+/// A non-empty, ordered run.
 #[derive(Clone, Debug)]
 struct Run {
     entries: Vec<(i64, u64)>,
@@ -33,7 +33,7 @@ impl Run {
         self.entries.last()
     }
 
-    /// Where the entries at or after `micros` begin.
+    /// The index of the first entry at or after `micros`.
     fn from(&self, micros: i64) -> usize {
         self.entries.partition_point(|(at, _)| *at < micros)
     }
@@ -44,25 +44,24 @@ fn sum(entries: &[(i64, u64)]) -> u128 {
 }
 
 impl AgentCounts {
-    /// Adds `count` agents at an instant; what is finer than a microsecond is dropped.
+    /// Adds `count` agents at an instant, rounded down to the microsecond.
     pub fn add(&mut self, at: DateTime<Utc>, count: u64) {
         self.insert((at.timestamp_micros(), count));
     }
 
-    /// How many were started in the half-open window: `start` included, `end` not. Exact: no number of events passes it.
+    /// Number of agents started in the half-open window: `start` included, `end` not. Exact for any number of events.
     #[must_use]
     pub fn count(&self, start: DateTime<Utc>, end: DateTime<Utc>) -> u128 {
         self.between(micros_at_or_after(start), micros_at_or_after(end))
     }
 
-    /// How many coderd's own rollup counts for this window: whole UTC days, those of both ends inside.
+    /// The count of coderd's own rollup for this window: whole UTC days, including the days of both ends.
     #[must_use]
     pub fn count_whole_days(&self, start: DateTime<Utc>, end: DateTime<Utc>) -> u128 {
         let after = end.date_naive().succ_opt().map_or(i64::MAX, midnight);
         self.between(midnight(start.date_naive()), after)
     }
 
-    /// How many events there are.
     #[must_use]
     pub fn events(&self) -> usize {
         self.runs.iter().map(|run| run.entries.len()).sum()
@@ -83,7 +82,7 @@ impl AgentCounts {
         head + middle + tail
     }
 
-    /// The first run that reaches to `micros` or beyond; their number if none does.
+    /// The index of the first run that ends at `micros` or later; the number of runs if none does.
     fn run_with(&self, micros: i64) -> usize {
         self.runs.partition_point(|run| run.last().is_some_and(|(at, _)| *at < micros))
     }
@@ -100,7 +99,7 @@ impl AgentCounts {
             run.entries.insert(place, entry);
             run.total += u128::from(entry.1);
         } else if place == RUN {
-            // Behind a full run: events that come in the order of time fill each run before the next begins.
+            // After a full run: events in the order of time fill each run before the next one begins.
             self.runs.insert(index + 1, Run::of(vec![entry]));
         } else {
             let upper = run.entries.split_off(RUN / 2);
@@ -124,7 +123,7 @@ fn midnight(day: NaiveDate) -> i64 {
     day.and_time(NaiveTime::MIN).and_utc().timestamp_micros()
 }
 
-/// How the entries are divided into runs depends on the order in which they came, and is no part of the value.
+/// The division into runs depends on the order of arrival, and is not part of the value.
 impl PartialEq for AgentCounts {
     fn eq(&self, other: &Self) -> bool {
         self.entries().eq(other.entries())
@@ -178,7 +177,7 @@ mod tests {
         assert_eq!(counts.count(at(10), at(21)), 30);
         assert_eq!(counts.count(at(11), at(11)), 0);
         assert_eq!(counts.count(at(20), at(10)), 0, "a window that ends before it starts is empty");
-        // Ends finer than a microsecond: an event at 10 is before 10.5, so neither in the window from there nor out of the one to there.
+        // Ends finer than a microsecond: an event at 10 is before 10.5. It is not in the window from 10.5, but in the window to 10.5.
         let finer = at(10) + chrono::TimeDelta::nanoseconds(500);
         assert_eq!((counts.count(finer, at(100)), counts.count(at(0), finer)), (24, 7));
     }
@@ -215,13 +214,13 @@ mod tests {
 
     #[test]
     fn a_count_of_a_million_events_reads_a_few_thousand_numbers() {
-        // All within one day, so that no count can be had from totals of days; every third comes late.
+        // All within one day, so that totals of days cannot give any count; every third event is late.
         let mut counts = AgentCounts::default();
         for i in 0..1_000_000_i64 {
             counts.add(at(if i % 3 == 0 { i * 7 } else { i * 80_000 }), 1);
         }
         assert_eq!(counts.events(), 1_000_000);
-        // A count reads two runs and the totals of the others.
+        // a count reads two runs and the totals of the others
         assert!(counts.runs.iter().all(|run| (1..=RUN).contains(&run.entries.len())));
         assert!(counts.runs.len() <= 2 * 1_000_000 / RUN + 1, "{} runs", counts.runs.len());
     }

@@ -1,47 +1,48 @@
-//! What one event adds to the series of stage `metrics`, and why not to the others: the rule that the fold, a proof and a plan have in common.
+//! The effect of one event on the series of stage `metrics`, with reasons for unaffected families. The fold, proofs and plans share this
+//! rule.
 
 use chrono::{DateTime, TimeDelta, Utc};
 
 use super::metrics::{CLAIM_SECONDS, CREATION_SECONDS, CREATIONS, NEGATIVE_DURATIONS};
 use crate::event::{BuildKind, BuildStatus, Event, PREBUILDS_USER, Payload, PrebuildClaimed, WorkspaceBuildCompleted, kind};
 
-/// What one event adds to one series.
+/// Effect of one event on one series.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect {
-    /// One more regular creation; organization, template and preset name.
+    /// A regular creation, with organization, template and preset name.
     Creation([String; 3]),
-    /// An observation of a creation's duration; organization, template and preset name, `regular` or `prebuild`.
+    /// An observed creation duration, with organization, template and preset name, and `regular` or `prebuild`.
     CreationSeconds([String; 4], u64),
-    /// An observation of a claim's duration; organization, template and preset name.
+    /// An observed claim duration, with organization, template and preset name.
     ClaimSeconds([String; 3], u64),
-    /// One more observation whose start lay after its end; organization name.
+    /// An observation whose start is after its end, with organization name.
     NegativeDuration([String; 1]),
 }
 
-/// A family that could have been fed by an event of this type, and was not.
+/// A family that an event of this type can affect but this event did not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LeftOut {
-    /// The family's name.
+    /// Name of the family.
     pub family: &'static str,
     pub why: WhyNot,
 }
 
-/// Why an event adds nothing to a family.
+/// Why an event does not affect a family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WhyNot {
-    /// A restart, a stop, or a start that failed.
+    /// A restart, a stop, or a failed start.
     #[error("it is not its workspace's first successful start")]
     NotTheFirstStart,
-    /// The pool's own.
+    /// A build for the pool of prebuilt workspaces.
     #[error("it was started by the prebuilds user")]
     ByThePrebuildsUser,
-    /// A restart, a stop, a claim: claims are timed by their own events.
+    /// A restart, a stop, or a claim. Claims have their own events with durations.
     #[error("it is no creation of a workspace")]
     NoCreation,
-    /// Failed or canceled.
+    /// A failed or canceled build.
     #[error("it did not succeed")]
     NotSucceeded,
-    /// Histograms observe from the introduction on.
+    /// Histograms begin at the introduction.
     #[error("it was completed before the introduction of its deployment")]
     BeforeTheIntroduction,
     /// The job never started.
@@ -49,17 +50,16 @@ pub enum WhyNot {
     NoDuration,
 }
 
-/// What an event adds, and to which families not.
+/// The effects of an event, and the unaffected families.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Effects {
-    /// What is added.
     pub added: Vec<Effect>,
-    /// What is not, and why.
+    /// Unaffected families, with reasons.
     pub left_out: Vec<LeftOut>,
 }
 
-/// What an accepted event adds to the series of its deployment, which was introduced at `introduced_at`. No clock, no I/O, no state. Usage adds
-/// nothing to series.
+/// The effect of an accepted event on the series of its deployment, which was introduced at `introduced_at`. No clock, no I/O, no state.
+/// Usage does not affect series.
 #[must_use]
 pub fn effects_of(event: &Event, introduced_at: DateTime<Utc>) -> Effects {
     let mut effects = Effects::default();
@@ -106,7 +106,7 @@ impl Effects {
         }
     }
 
-    /// A negative duration is observed as 0, and counted.
+    /// Observes a negative duration as 0, and counts it.
     fn not_negative(&mut self, micros: i64, organization: &str) -> u64 {
         micros.try_into().unwrap_or_else(|_| {
             self.added.push(Effect::NegativeDuration([organization.to_owned()]));
@@ -119,7 +119,7 @@ impl Effects {
     }
 }
 
-/// The duration in microseconds, where one is to be observed.
+/// The duration in microseconds, if it is observed.
 fn observed(
     status: BuildStatus,
     duration: Option<TimeDelta>,
@@ -133,13 +133,12 @@ fn observed(
         return Err(WhyNot::BeforeTheIntroduction);
     }
     let duration = duration.ok_or(WhyNot::NoDuration)?;
-    // Times that PostgreSQL can hold lie at most 300,000 years apart, a little more than fits.
+    // times in PostgreSQL are at most 300,000 years apart, slightly more than 64 bits of microseconds can hold
     let beyond = if duration < TimeDelta::zero() { i64::MIN } else { i64::MAX };
     Ok(duration.num_microseconds().unwrap_or(beyond))
 }
 
 impl Effect {
-    /// The family's name.
     #[must_use]
     pub fn family(&self) -> &'static str {
         match self {
@@ -150,7 +149,7 @@ impl Effect {
         }
     }
 
-    /// The series' labels, in the family's order.
+    /// Labels of the series, in the order of the family.
     #[must_use]
     pub fn labels(&self) -> Vec<(&'static str, &str)> {
         fn named<'a, const N: usize>(names: [&'static str; N], values: &'a [String; N]) -> Vec<(&'static str, &'a str)> {
@@ -164,7 +163,7 @@ impl Effect {
         }
     }
 
-    /// What a histogram observes, in microseconds; none: a counter rises by 1.
+    /// Microseconds that a histogram observes; `None` for a counter, which increases by 1.
     #[must_use]
     pub fn observed_micros(&self) -> Option<u64> {
         match self {

@@ -1,4 +1,4 @@
-//! Stage `licenses`: the licenses that a deployment has, and the managed agents that it started.
+//! Stage `licenses`: the licenses of a deployment, and its started managed agents.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -11,7 +11,6 @@ use super::{AgentCounts, Broken, Stage};
 use crate::event::{Event, Fact, Payload, UsageQuantity};
 use crate::license::{Entitlements, LicenseClaims, RuleSet, entitlements};
 
-/// The state of stage `licenses`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LicensesState {
@@ -22,21 +21,20 @@ pub struct LicensesState {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DeploymentLicenses {
-    /// The managed agents, to be counted over any window.
+    /// Managed agents, countable over any window.
     pub agents: AgentCounts,
-    /// Those that are there, ordered by coderd's id.
+    /// Licenses in coderd, ordered by coderd's id.
     pub licenses: Vec<KnownLicense>,
 }
 
-/// A license that is in coderd.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KnownLicense {
-    /// coderd's own id.
+    /// coderd's own id of the license.
     pub license_id: i32,
-    /// SHA-256 of the token, in hex: which license it is.
+    /// SHA-256 of the token in hex. It identifies the license.
     pub jwt_sha256: String,
-    /// Absent where the token did not verify.
+    /// `None` if the token's verification failed.
     pub claims: Option<LicenseClaims>,
 }
 
@@ -58,12 +56,12 @@ impl Stage for LicensesState {
 }
 
 impl LicensesState {
-    /// The deployments that were introduced, by id.
+    /// The introduced deployments, by id.
     pub fn deployments(&self) -> impl Iterator<Item = (Uuid, &DeploymentLicenses)> {
         self.deployments.iter().map(|(id, licenses)| (*id, licenses))
     }
 
-    /// One deployment's licenses and agents, if it was introduced.
+    /// Licenses and agents of one deployment, if it was introduced.
     #[must_use]
     pub fn deployment(&self, id: Uuid) -> Option<&DeploymentLicenses> {
         self.deployments.get(&id)
@@ -93,18 +91,18 @@ impl DeploymentLicenses {
         Ok(())
     }
 
-    /// What the deployment is entitled to at `now`. `actual` is counted half-open over the winning license's period. A license whose token
-    /// did not verify is an error in the answer and grants nothing.
+    /// The entitlements of the deployment at `now`. `actual` is counted over the winning license's half-open period. A license whose token
+    /// failed its verification is an error in the answer and grants nothing.
     #[must_use]
     pub fn entitlements(&self, rules: RuleSet, now: DateTime<Utc>) -> Entitlements {
         self.entitlements_by(&self.licenses, rules, now)
     }
 
-    /// The same, had it these licenses, ordered by coderd's id.
+    /// The entitlements with these licenses instead, ordered by coderd's id.
     #[must_use]
     pub fn entitlements_by(&self, licenses: &[KnownLicense], rules: RuleSet, now: DateTime<Utc>) -> Entitlements {
         let claims: Vec<LicenseClaims> = licenses.iter().filter_map(|license| license.claims.clone()).collect();
-        // The count is exact; an answer holds at most what fits, far beyond any limit.
+        // The count is exact. The answer is limited to 64 bits, far beyond any license limit.
         let mut answer = entitlements(rules, &claims, now, |start, end| u64::try_from(self.agents.count(start, end)).unwrap_or(u64::MAX));
         let refused = licenses.iter().filter(|license| license.claims.is_none());
         answer.errors.extend(refused.map(|license| format!("Invalid license (id {}): its token did not verify", license.license_id)));

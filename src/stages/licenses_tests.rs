@@ -1,4 +1,4 @@
-//! Licenses that come and go, and agents counted in the window of the license that holds.
+//! Tests of licenses that appear and disappear, and of agents counted in the window of the effective license.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use crate::stages::samples::{DEPLOYMENT, at, build, fact, introduced, introduced
 
 const NEVER: [u8; 32] = [0xee; 32];
 
-/// Soft 10, hard 20; in force from half past ten on 1 August for a year, a month of grace.
+/// Soft limit 10, hard limit 20; valid from half past ten on 1 August for a year, with a month of grace.
 fn claims(issued_at: &str) -> LicenseClaims {
     LicenseClaims {
         issued_at: at(issued_at),
@@ -96,7 +96,7 @@ fn licenses_are_in_the_order_of_coderds_ids_whenever_they_came() {
     let licenses = after([came(9, 9, trial(true)), came(3, 3, trial(false)), came(5, 5, trial(false))]);
     assert_eq!(licenses.licenses.iter().map(|license| license.license_id).collect::<Vec<_>>(), [3, 5, 9]);
     assert!(answered(&licenses).trial, "the last one says whether it is a trial");
-    // Uploaded again after it was removed in coderd: another id, the same license.
+    // Removed from coderd and uploaded again: another id, the same license.
     let again = after([came(3, 3, trial(false)), came(9, 3, trial(false))]);
     assert_eq!(again.licenses.iter().map(|license| license.license_id).collect::<Vec<_>>(), [9]);
 }

@@ -1,4 +1,4 @@
-//! Stage `metrics`: how many workspaces were created, and how long creations and claims took.
+//! Stage `metrics`: number of workspace creations, and durations of creations and claims.
 //!
 //! Names, labels, classic buckets and native settings are coderd's own, but native histograms are never reset.
 
@@ -15,8 +15,8 @@ use super::{Broken, Stage};
 use crate::event::Fact;
 use crate::metrics::{BucketOptions, Counter, CounterFamily, HistogramFamily, NativeOptions, Series, Tally};
 
-/// All-time regular creations. Source: coderd's query behind the metric of this name (first successful start build of a workspace, not by
-/// the prebuilds user), under the names as first seen.
+/// Regular creations of all time. Source: coderd's query for the metric of this name (first successful start build of a workspace, not by
+/// the prebuilds user). Labels keep the names of the first collection.
 pub const CREATIONS: CounterFamily<3> = CounterFamily {
     name: "coderd_workspace_creation_total",
     help: "Total regular (non-prebuilt) workspace creations by organization, template, and preset.",
@@ -39,15 +39,14 @@ pub const CLAIM_SECONDS: HistogramFamily<3> = HistogramFamily {
     buckets: BucketOptions::new(&[1.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 180.0, 240.0, 300.0], Some(NativeOptions::NEVER_RESET)),
 };
 
-/// Observations whose start lay after their end, by two clocks that differ: observed as 0. By organization, because provisioners belong
-/// to one.
+/// Observations whose start is after their end because two clocks differ. They are observed as 0. Counted by organization, because each
+/// provisioner belongs to one.
 pub const NEGATIVE_DURATIONS: CounterFamily<1> = CounterFamily {
     name: "tallyline_negative_durations_total",
     help: "Creations and claims whose start lies after their end, observed as 0: clocks of coderd's replicas or provisioners differ.",
     labels: ["organization_name"],
 };
 
-/// The state of stage `metrics`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MetricsState {
@@ -58,7 +57,7 @@ pub struct MetricsState {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DeploymentMetrics {
-    /// Histograms observe from here.
+    /// Histograms begin at this instant.
     pub introduced_at: DateTime<Utc>,
     pub creations: Series<Counter, 3>,
     pub creation_seconds: Series<Tally, 4>,
@@ -68,7 +67,7 @@ pub struct DeploymentMetrics {
 
 impl Stage for MetricsState {
     const NAME: &'static str = "metrics";
-    // 2: a success that ends as it starts is observed as 0, and a workspace is one creation
+    // 2: a success that ends when it starts is observed as 0; a workspace is one creation
     // 3: buckets without resets, zero threshold and negative values
     const RULES_VERSION: i32 = 3;
 
@@ -86,12 +85,12 @@ impl Stage for MetricsState {
 }
 
 impl MetricsState {
-    /// The deployments that were introduced, by id.
+    /// The introduced deployments, by id.
     pub fn deployments(&self) -> impl Iterator<Item = (Uuid, &DeploymentMetrics)> {
         self.deployments.iter().map(|(id, metrics)| (*id, metrics))
     }
 
-    /// One deployment's series, if it was introduced.
+    /// Series of one deployment, if it was introduced.
     #[must_use]
     pub fn deployment(&self, id: Uuid) -> Option<&DeploymentMetrics> {
         self.deployments.get(&id)
@@ -111,8 +110,8 @@ impl DeploymentMetrics {
 
     fn apply(&mut self, fact: &Fact) {
         match fact {
-            // When these creations happened is not known. The epoch says so: a server takes it as no time, and does not draw years of
-            // history as one step up from zero.
+            // The time of these creations is not known. A server ignores the epoch as a timestamp, so it does not show years of history as
+            // one increase from zero.
             Fact::Baseline { series, creations, .. } => self.creations.add(series.clone(), *creations, DateTime::UNIX_EPOCH),
             Fact::Event(event) => {
                 for effect in effects_of(event, self.introduced_at).added {
@@ -132,7 +131,7 @@ impl DeploymentMetrics {
         }
     }
 
-    /// All families as they are shown; one without series is there, empty.
+    /// All families for exposition, including families without series.
     #[must_use]
     pub fn families(&self) -> Vec<MetricFamily> {
         vec![

@@ -1,4 +1,4 @@
-//! The rules of coderd's creation and claim metrics, worked by hand, and what a fold promises.
+//! Tests of coderd's creation and claim metrics with hand-computed values, and of the fold's guarantees.
 
 use chrono::TimeDelta;
 use proptest::prelude::*;
@@ -15,13 +15,13 @@ fn fold(facts: &[Fact]) -> MetricsState {
     state
 }
 
-/// The one deployment's metrics after its introduction and these facts.
+/// The metrics of the only deployment after its introduction and these facts.
 fn after(facts: impl IntoIterator<Item = Fact>) -> DeploymentMetrics {
     let facts: Vec<Fact> = std::iter::once(introduced(DEPLOYMENT)).chain(facts).collect();
     fold(&facts).deployment(DEPLOYMENT).unwrap().clone()
 }
 
-/// Everything as lines: `creations o/t/p N`, `creation o/t/p/type N SUMs`, `claim o/t/p N SUMs`, `negative o N`.
+/// All series as lines: `creations o/t/p N`, `creation o/t/p/type N SUMs`, `claim o/t/p N SUMs`, `negative o N`.
 fn lines(metrics: &DeploymentMetrics) -> Vec<String> {
     let seconds = |tally: &Tally| format!("{} {}s", tally.buckets.count, tally.sum_seconds());
     let creations = metrics.creations.iter().map(|(labels, counter)| format!("creations {} {}", labels.join("/"), counter.value));
@@ -211,8 +211,8 @@ fn the_families_are_coderds() {
     assert_eq!(CREATION_SECONDS.labels, ["organization_name", "template_name", "preset_name", "type"]);
 }
 
-/// Events of a few series that all completed at one instant, so that created timestamps do not tell their order; durations within 100
-/// native buckets.
+/// Events of a few series, all completed at one instant, so that created timestamps do not depend on their order. Durations need at most
+/// 100 native buckets.
 fn facts() -> impl Strategy<Value = Vec<Fact>> {
     let stage = prop_oneof![Just(None), Just(Some(InputStage::Create)), Just(Some(InputStage::Claim))];
     let status = prop_oneof![3 => Just(BuildStatus::Succeeded), 1 => Just(BuildStatus::Failed)];

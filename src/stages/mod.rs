@@ -1,5 +1,5 @@
-//! Pure folds over the ledger: `state × fact → state`. No ledger, no clock, no I/O, so that every process that has folded up to the same
-//! sequence holds the same state.
+//! Pure folds over the ledger: `state × fact → state`. No ledger, no clock, no I/O, so all processes have the same state at the same
+//! sequence.
 
 mod agents;
 mod effects;
@@ -20,27 +20,27 @@ use uuid::Uuid;
 
 use crate::event::Fact;
 
-/// A fold along the ledger. Its default is the state of the empty ledger; its JSON is what a snapshot holds, and comes back equal.
+/// A fold along the ledger. The default is the state of an empty ledger. A snapshot contains its JSON, which gives an equal state.
 pub trait Stage: Default + Serialize + DeserializeOwned + Send + Sync + 'static {
-    /// The name under which snapshots are kept.
+    /// The name of its snapshots.
     const NAME: &'static str;
-    /// Raised with each change of what a fact adds or of the state's form: then the fold begins again from zero.
+    /// Increased with each change of a fact's effect or of the state's form. The fold then restarts from zero.
     const RULES_VERSION: i32;
 
-    /// What one fact adds. To be called in ledger order, each fact once.
+    /// Applies one fact. Must be called once per fact, in ledger order.
     ///
     /// # Errors
-    /// [`Broken`]: the facts are not those of a ledger. Nothing of this fact was added; whoever folds must not go on.
+    /// [`Broken`] if the facts violate the ledger's invariants. Then nothing of this fact was applied, and the caller must stop the fold.
     fn apply(&mut self, fact: &Fact) -> Result<(), Broken>;
 }
 
-/// A promise of the ledger that the facts do not keep. Source: the ledger writes a source's introduction, once, before anything else of it.
+/// A violated invariant of the ledger. The ledger writes a source's introduction once, before any other fact of it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Broken {
-    /// Something of a deployment that was not introduced before it.
+    /// A fact of a deployment that was not introduced before.
     #[error("deployment {0} has a fact before its introduction")]
     NotIntroduced(Uuid),
-    /// A deployment is introduced again.
+    /// A second introduction of a deployment.
     #[error("deployment {0} is introduced a second time")]
     IntroducedTwice(Uuid),
     /// This version cannot read a license's claims.

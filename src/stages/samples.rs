@@ -1,4 +1,4 @@
-//! Facts for the stages' tests, plain where a test does not say otherwise.
+//! Plain facts for the stages' tests.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use uuid::Uuid;
@@ -15,7 +15,7 @@ pub fn at(text: &str) -> DateTime<Utc> {
     text.parse().expect("a time")
 }
 
-/// The instant from which histograms observe.
+/// The instant at which histograms begin.
 pub fn introduced_at() -> DateTime<Utc> {
     at("2025-08-01T12:00:00Z")
 }
@@ -24,7 +24,7 @@ pub fn introduced(deployment: Uuid) -> Fact {
     Fact::Introduced { deployment, introduced_at: introduced_at() }
 }
 
-/// A regular creation by a user that succeeds at the first attempt, an hour after the introduction, in 42 seconds.
+/// A user's regular creation that succeeds at the first attempt, an hour after the introduction, in 42 seconds.
 pub fn build() -> WorkspaceBuildCompleted {
     let completed_at = introduced_at() + TimeDelta::hours(1);
     WorkspaceBuildCompleted {
@@ -59,7 +59,7 @@ pub fn build() -> WorkspaceBuildCompleted {
     }
 }
 
-/// The pool's build of a workspace.
+/// The build of a workspace for the pool of prebuilt workspaces.
 pub fn pool_build() -> WorkspaceBuildCompleted {
     WorkspaceBuildCompleted {
         owner_id: PREBUILDS_USER,
@@ -71,7 +71,7 @@ pub fn pool_build() -> WorkspaceBuildCompleted {
     }
 }
 
-/// The build by which a user claims it.
+/// The build with which a user claims that workspace.
 pub fn claim_build() -> WorkspaceBuildCompleted {
     WorkspaceBuildCompleted {
         build_number: 2,
@@ -83,7 +83,7 @@ pub fn claim_build() -> WorkspaceBuildCompleted {
     }
 }
 
-/// The claim that it is, in 7 seconds.
+/// The claim of that build, which took 7 seconds.
 pub fn claim() -> PrebuildClaimed {
     let build = claim_build();
     PrebuildClaimed {
@@ -111,7 +111,6 @@ pub fn usage(quantity: UsageQuantity, created_at: DateTime<Utc>) -> Usage {
     Usage { id: "usage-1".into(), quantity, created_at, marks: PublishMarks::default() }
 }
 
-/// A fact of [`DEPLOYMENT`].
 pub fn fact(payload: impl Into<Payload>) -> Fact {
     Fact::Event(Event { deployment: DEPLOYMENT, payload: payload.into() })
 }
