@@ -1,4 +1,4 @@
-//! Which of the two formats a scraper gets, and the bytes of each.
+//! Chooses one of two exposition formats for a scraper, and encodes it.
 
 use prometheus::proto::MetricFamily;
 use prometheus::{Encoder, PROTOBUF_FORMAT, ProtobufEncoder, TextEncoder};
@@ -6,17 +6,17 @@ use prometheus::{Encoder, PROTOBUF_FORMAT, ProtobufEncoder, TextEncoder};
 /// A format of Prometheus' exposition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
-    /// Length-delimited `io.prometheus.client.MetricFamily`: the only one that carries native histograms and created timestamps.
+    /// Length-delimited `io.prometheus.client.MetricFamily`: the only format with native histograms and created timestamps.
     Protobuf,
     /// Text 0.0.4: classic buckets only.
     Text,
 }
 
 impl Format {
-    /// The format for an `Accept` header; several headers are joined by commas first, and none is an empty one.
+    /// The format for an `Accept` header. Several headers are joined by commas; a missing one is empty.
     ///
-    /// Protobuf, if it is on offer with both of its parameters and no text that we have has a higher weight. Wildcards only ever mean
-    /// text: Prometheus 2.49.0 sends one with a weight above that of protobuf.
+    /// Protobuf if it is offered with both of its parameters, unless a supported text format has a higher weight. Wildcards always mean
+    /// text: Prometheus 2.49.0 sends one with a higher weight than protobuf.
     #[must_use]
     pub fn for_accept(accept: &str) -> Self {
         let (mut protobuf, mut text) = (0.0, 0.0);
@@ -30,7 +30,7 @@ impl Format {
         if protobuf > 0.0 && protobuf >= text { Self::Protobuf } else { Self::Text }
     }
 
-    /// The `Content-Type` of an answer: Prometheus 3 fails a scrape without it.
+    /// The `Content-Type` of an answer. Without it, Prometheus 3 fails a scrape.
     #[must_use]
     pub const fn content_type(self) -> &'static str {
         match self {
@@ -57,7 +57,7 @@ impl<'a> Offer<'a> {
             .collect();
         let mut offer = Self { kind, parameters, weight: 1.0 };
         if let Some(weight) = offer.parameter("q") {
-            // What is no weight between 0 and 1 is no offer.
+            // ignore an offer without a weight between 0 and 1
             offer.weight = weight.parse().ok().filter(|weight| (0.0..=1.0).contains(weight)).unwrap_or(0.0);
         }
         offer
@@ -78,10 +78,10 @@ impl<'a> Offer<'a> {
     }
 }
 
-/// The content type and the body of an answer. Families without series are left out, as the registry leaves them out.
+/// The content type and the body of an answer. Families without series are omitted, as in the registry.
 ///
 /// # Errors
-/// Where a family has no name. (A family of type untyped makes the crate's text encoder panic; there is none here.)
+/// If a family has no name. (The crate's text encoder panics for the type untyped, which is not used here.)
 pub fn encode(families: &[MetricFamily], format: Format) -> prometheus::Result<(&'static str, Vec<u8>)> {
     let mut body = Vec::new();
     for family in families.iter().filter(|family| !family.get_metric().is_empty()) {
@@ -100,7 +100,7 @@ mod tests {
 
     const PROTOBUF: &str = "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited";
 
-    /// What follows protobuf in the header of each server that has native histograms switched on.
+    /// The rest of the header after protobuf, for each server version with native histograms enabled.
     const AFTER_PROTOBUF: [(&str, &str); 6] = [
         (
             "2.40",

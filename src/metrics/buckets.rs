@@ -1,4 +1,4 @@
-//! How many values fell into which bucket, classic and native.
+//! Counts of classic and native buckets.
 
 use std::collections::BTreeMap;
 
@@ -8,28 +8,27 @@ use serde::{Deserialize, Serialize};
 use super::index::{MIN_SCHEMA, bucket_index, coarser};
 use super::options::{BucketOptions, NativeOptions};
 
-/// The counts of one histogram of values from 0 up; the sum of the values is its owner's.
+/// The counts of one histogram of values from 0 up. The owner keeps the sum of the values.
 ///
-/// With native buckets, count = zero count + all native buckets + NaNs, at any time: Prometheus refuses a whole scrape otherwise.
+/// With native buckets, count = zero count + all native buckets + NaNs, at any time. Otherwise Prometheus refuses a whole scrape.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Buckets {
     /// When the series began.
     pub created: DateTime<Utc>,
-    /// How many values were counted.
+    /// Number of counted values.
     pub count: u64,
-    /// One per classic bound, each on its own: not cumulative.
+    /// Count of each classic bucket alone, not cumulative.
     pub(super) classic: Vec<u64>,
-    /// The resolution of the native buckets now.
+    /// Current resolution of the native buckets.
     pub schema: i8,
-    /// How many values are in the native zero bucket.
+    /// Count of the native zero bucket.
     pub zero_count: u64,
-    /// Native buckets by index; none is empty.
+    /// Non-empty native buckets by index.
     pub positive: BTreeMap<i32, u64>,
 }
 
 impl Buckets {
-    /// No values yet.
     #[must_use]
     pub fn new(options: &BucketOptions, created: DateTime<Utc>) -> Self {
         Self {
@@ -42,16 +41,16 @@ impl Buckets {
         }
     }
 
-    /// Counts one value (seconds for durations; from 0 up to infinity, or NaN) and keeps the limit on native buckets as the Go client does:
-    /// one halving a value, so that buckets beyond the limit can remain until the next value.
+    /// Counts one value (seconds for durations; from 0 to infinity, or NaN). Limits the native buckets like the Go client: at most one
+    /// halving per value, so buckets beyond the limit may remain until the next value.
     ///
     /// # Panics
-    /// If these counts were begun with another number of classic bounds.
+    /// If these counts have another number of classic bounds.
     pub fn observe(&mut self, options: &BucketOptions, value: f64) {
         self.count += 1;
         let bounds = options.classic_bounds();
         assert_eq!(self.classic.len(), bounds.len(), "counted with other classic bounds");
-        // NaN is below no bound: it only counts in +Inf, which is the count itself.
+        // NaN is not below any bound. It is only in +Inf, which is the count itself.
         if let Some(bucket) = bounds.iter().position(|bound| value <= *bound) {
             self.classic[bucket] += 1;
         }
@@ -73,7 +72,7 @@ impl Buckets {
         }
     }
 
-    /// Merges neighbours, two by two: a server continues its rates across this.
+    /// Merges pairs of neighbours. A server continues its rates across this.
     fn halve_resolution(&mut self) {
         self.schema -= 1;
         for (index, count) in std::mem::take(&mut self.positive) {
@@ -81,7 +80,7 @@ impl Buckets {
         }
     }
 
-    /// The classic buckets as they are shown: upper bound and count of all values up to it, without `+Inf`.
+    /// The classic buckets for exposition: upper bound and cumulative count, without `+Inf`.
     pub fn cumulative(&self, options: &BucketOptions) -> impl Iterator<Item = (f64, u64)> {
         assert_eq!(self.classic.len(), options.classic_bounds().len(), "counted with other classic bounds");
         options.classic_bounds().iter().zip(&self.classic).scan(0, |up_to, (bound, count)| {

@@ -1,4 +1,4 @@
-//! Prometheus' messages as an independent protobuf runtime reads them, for tests. Field numbers are those of `io.prometheus.client`.
+//! Prometheus' messages, decoded by an independent protobuf runtime for tests. Field numbers are those of `io.prometheus.client`.
 
 use chrono::{DateTime, Utc};
 use prost::Message;
@@ -100,7 +100,7 @@ impl Metric {
 }
 
 impl Histogram {
-    /// The sum that a server computes: the zero bucket and the other buckets.
+    /// The sum as a server computes it: the zero bucket and the other buckets.
     pub fn native_total(&self) -> u64 {
         let counts = self.positive_delta.iter().scan(0, |count, delta| {
             *count += delta;
@@ -111,7 +111,6 @@ impl Histogram {
     }
 }
 
-/// All families of a length-delimited answer.
 pub fn families(mut body: &[u8]) -> Vec<Family> {
     let mut families = Vec::new();
     while !body.is_empty() {

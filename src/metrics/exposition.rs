@@ -1,4 +1,4 @@
-//! Families as the prometheus crate shows them: its messages built from plain states.
+//! Builds the prometheus crate's messages from plain states.
 
 use prometheus::proto::{self, MetricFamily, MetricType};
 
@@ -11,29 +11,29 @@ use super::wire;
 /// The constants of a counter family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CounterFamily<const N: usize> {
-    /// Its full name, ending in `_total`.
+    /// Full name, ending in `_total`.
     pub name: &'static str,
-    /// One sentence.
+    /// Help text of one sentence.
     pub help: &'static str,
-    /// Label names, in the order in which the series' label values are given.
+    /// Label names, in the order of the series' label values.
     pub labels: [&'static str; N],
 }
 
-/// The constants of a histogram family. All of its series have the same buckets: a server takes the first for all.
+/// The constants of a histogram family. All its series have the same buckets, because a server uses the first one's for all.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct HistogramFamily<const N: usize> {
-    /// Its full name, ending in the unit.
+    /// Full name, ending in the unit.
     pub name: &'static str,
-    /// One sentence.
+    /// Help text of one sentence.
     pub help: &'static str,
-    /// Label names, in the order in which the series' label values are given.
+    /// Label names, in the order of the series' label values.
     pub labels: [&'static str; N],
-    /// What buckets its series have.
+    /// Buckets of its series.
     pub buckets: BucketOptions,
 }
 
 impl<const N: usize> CounterFamily<N> {
-    /// The family with these series, each with its created timestamp (in protobuf), ordered by label values.
+    /// The family with these series, ordered by label values. In protobuf each series has its created timestamp.
     #[must_use]
     pub fn show(&self, series: &Series<Counter, N>) -> MetricFamily {
         let metrics = series.iter().map(|(labels, counter)| {
@@ -46,10 +46,10 @@ impl<const N: usize> CounterFamily<N> {
 }
 
 impl<const N: usize> HistogramFamily<N> {
-    /// The family with these series: classic buckets, and in protobuf native ones and created timestamps; ordered by label values.
+    /// The family with these series, ordered by label values: classic buckets, in protobuf also native buckets and created timestamps.
     ///
     /// # Panics
-    /// If a series was counted with another number of classic bounds.
+    /// If a series has another number of classic bounds.
     #[must_use]
     pub fn show(&self, series: &Series<Tally, N>) -> MetricFamily {
         let metrics = series.iter().map(|(labels, tally)| {
@@ -70,7 +70,7 @@ fn family(name: &str, help: &str, kind: MetricType, metrics: impl Iterator<Item 
     family
 }
 
-/// A metric with its label pairs, sorted by name as the crate's own are.
+/// A metric with its label pairs, sorted by name like the crate's own.
 fn metric(names: &[&str], values: &[String]) -> proto::Metric {
     let mut pairs: Vec<_> = names
         .iter()

@@ -1,7 +1,6 @@
-//! Which bucket a value falls into, and where a bucket ends: exact, by comparison with the shared table of bounds, never through a
-//! logarithm.
+//! The index and the end of a value's bucket, exact: by comparison with the shared table of bounds, never by a logarithm.
 //!
-//! Schema n, -4 to 8: bucket i (any integer) holds (b^(i-1), b^i] with b = 2^(2^-n). 1 is a bound in every schema (bucket 0 ends there).
+//! In schema n, -4 to 8, bucket i (any integer) holds (b^(i-1), b^i] with b = 2^(2^-n). 1 is a bound in every schema (the end of bucket 0).
 
 use super::bounds::SCHEMA_8_BOUNDS;
 
@@ -13,26 +12,26 @@ pub const MAX_SCHEMA: i8 = 8;
 const MANTISSA_BITS: u32 = 52;
 const EXPONENT_BIAS: i32 = 1023;
 
-/// The coarsest schema whose buckets grow by at most `factor`, which is above 1. 1.1 gives 3.
+/// The coarsest schema whose buckets grow by at most `factor`, which is above 1. A factor of 1.1 gives 3.
 #[must_use]
 pub fn schema_for_factor(factor: f64) -> i8 {
-    // The clamp keeps it within -4 to 8, so the cast loses nothing.
+    // the clamp limits it to -4 to 8, so the cast loses nothing
     (-factor.log2().log2().floor()).clamp(MIN_SCHEMA.into(), MAX_SCHEMA.into()) as i8
 }
 
-/// The bucket that holds `value`, which is above 0. Infinity goes one bucket beyond the largest finite value.
+/// The bucket of `value`, which is above 0. Infinity is one bucket beyond the largest finite value.
 #[must_use]
 pub fn bucket_index(value: f64, schema: i8) -> i32 {
     let finest = if value == f64::INFINITY { finest_index(f64::MAX) + 1 } else { finest_index(value) };
     coarser(finest, u32::from(MAX_SCHEMA.abs_diff(schema)))
 }
 
-/// The bucket that holds bucket `index` after the resolution was halved `times` times: `index / 2^times`, rounded up.
+/// The bucket that contains bucket `index` after `times` halvings: `index / 2^times`, rounded up.
 pub(super) fn coarser(index: i32, times: u32) -> i32 {
     -(-index >> times)
 }
 
-/// The index in the finest schema. Every coarser bucket is a union of whole finer ones, so this one look-up serves all schemas.
+/// The index in the finest schema. A coarser bucket is a union of whole finer ones, so this look-up serves all schemas.
 fn finest_index(value: f64) -> i32 {
     let (fraction, exponent) = fraction_and_exponent(value);
     let bounds_below = SCHEMA_8_BOUNDS.partition_point(|bound| *bound < fraction);
@@ -40,7 +39,7 @@ fn finest_index(value: f64) -> i32 {
     (exponent - 1) * 256 + bounds_below as i32
 }
 
-/// `value` as fraction times a power of two, the fraction in [0.5, 1).
+/// `value` as fraction times a power of two, with the fraction in [0.5, 1).
 fn fraction_and_exponent(value: f64) -> (f64, i32) {
     let subnormal = value < f64::MIN_POSITIVE;
     let normal = if subnormal { value * power_of_two(54) } else { value };
@@ -50,8 +49,8 @@ fn fraction_and_exponent(value: f64) -> (f64, i32) {
     (fraction, biased - (EXPONENT_BIAS - 1) - if subnormal { 54 } else { 0 })
 }
 
-/// The inclusive upper bound of bucket `index` of positive values. The bucket of the largest finite value ends at that value, the one
-/// beyond it at infinity.
+/// The inclusive upper bound of bucket `index` of positive values. The bucket of the largest finite value ends at that value, and the next
+/// one at infinity.
 #[cfg(test)]
 pub(super) fn upper_bound(index: i32, schema: i8) -> f64 {
     let finest = i64::from(index) << MAX_SCHEMA.abs_diff(schema);
@@ -60,7 +59,7 @@ pub(super) fn upper_bound(index: i32, schema: i8) -> f64 {
         1024 if step == 0 => f64::MAX,
         1024.. => f64::INFINITY,
         ..-1080 => 0.0,
-        // Rounded at most once, in the last product, where the bound is subnormal.
+        // rounded at most once, in the last product, if the bound is subnormal
         -1080..-1000 => 2.0 * SCHEMA_8_BOUNDS[step] * power_of_two(power as i32 + 100) * power_of_two(-100),
         _ => 2.0 * SCHEMA_8_BOUNDS[step] * power_of_two(power as i32),
     }
@@ -77,7 +76,7 @@ mod tests {
 
     use super::*;
 
-    /// By definition: the smallest index whose bound is not below the value.
+    /// The definition: the smallest index whose bound is not below the value.
     fn index_by_search(value: f64, schema: i8) -> i32 {
         let (mut low, mut high) = (-400_000, 400_000);
         while low < high {
@@ -101,7 +100,7 @@ mod tests {
 
         #[test]
         fn the_index_of_any_value_agrees_with_the_bounds(
-            // Bounds among subnormal numbers collapse onto few of them, so that the search says less than the definition there.
+            // bounds among subnormal numbers collapse, so the search is less exact than the definition there
             bits in f64::MIN_POSITIVE.to_bits()..f64::INFINITY.to_bits(),
             schema in MIN_SCHEMA..=MAX_SCHEMA,
         ) {
@@ -141,7 +140,7 @@ mod tests {
             assert_eq!(upper_bound(last, schema), f64::MAX);
             assert_eq!(bucket_index(f64::INFINITY, schema), last + 1);
             assert_eq!(upper_bound(last + 1, schema), f64::INFINITY);
-            // The least subnormal is 2^-1074.
+            // the smallest subnormal is 2^-1074
             let least = (-1074.0 * f64::from(schema).exp2()).ceil() as i32;
             assert_eq!(bucket_index(5e-324, schema), least);
         }

@@ -1,11 +1,11 @@
-//! The constants of a histogram family. They are no part of any state: a family whose constants change is folded again.
+//! The constants of a histogram family. They are not part of a state: after a change of constants, the family must be folded again.
 
 use super::index;
 
-/// 2^-128: what the Go client takes where no threshold is set. Above 0, so that every server knows an empty native histogram as one.
+/// 2^-128, the Go client's default threshold. It is above 0, so that every server recognizes an empty native histogram.
 pub const DEFAULT_ZERO_THRESHOLD: f64 = f64::from_bits((1023 - 128) << 52);
 
-/// Which buckets a histogram has.
+/// The buckets of a histogram.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct BucketOptions {
     classic_bounds: &'static [f64],
@@ -13,11 +13,11 @@ pub struct BucketOptions {
 }
 
 impl BucketOptions {
-    /// Classic buckets with these upper bounds (seconds; ascending, finite, without `+Inf`, which is added when shown), and native
-    /// buckets beside them where `native` is given.
+    /// Classic buckets with these upper bounds (seconds; ascending, finite, without `+Inf`, which the exposition adds). Also native buckets
+    /// if `native` is given.
     ///
     /// # Panics
-    /// Where the bounds do not ascend or are not finite; for a constant, that is an error of compilation.
+    /// If the bounds do not ascend or are not finite. For a constant, this is a compile error.
     #[must_use]
     pub const fn new(classic_bounds: &'static [f64], native: Option<NativeOptions>) -> Self {
         let mut i = 0;
@@ -35,29 +35,28 @@ impl BucketOptions {
         self.classic_bounds
     }
 
-    /// The native buckets' constants.
     #[must_use]
     pub const fn native(&self) -> Option<&NativeOptions> {
         self.native.as_ref()
     }
 }
 
-/// How fine native buckets are.
+/// The resolution of native buckets.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct NativeOptions {
-    /// A bucket spans at most this factor; above 1.
+    /// Maximum factor that a bucket spans; above 1.
     pub factor: f64,
-    /// The zero bucket holds values up to this.
+    /// Largest value in the zero bucket.
     pub zero_threshold: f64,
-    /// The most populated buckets, the zero bucket not counted; above it the resolution is halved. 0 is no limit.
+    /// Maximum populated buckets without the zero bucket. Above it the resolution is halved. 0 means unlimited.
     pub max_buckets: usize,
 }
 
 impl NativeOptions {
-    /// coderd's settings, without its reset: a fold's series never fall.
+    /// coderd's settings without its reset, because a fold's series never decrease.
     pub const NEVER_RESET: Self = Self { factor: 1.1, zero_threshold: DEFAULT_ZERO_THRESHOLD, max_buckets: 100 };
 
-    /// The schema that a histogram starts with.
+    /// The initial schema of a histogram.
     #[must_use]
     pub fn initial_schema(&self) -> i8 {
         index::schema_for_factor(self.factor)

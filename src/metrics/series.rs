@@ -1,4 +1,4 @@
-//! The series of a family, kept by their label values: the state that a fold holds per family.
+//! Series of a family by their label values: the state that a fold keeps for each family.
 
 use std::collections::{BTreeMap, btree_map};
 
@@ -10,31 +10,29 @@ use super::tally::Tally;
 
 /// One state per tuple of label values, in the order of the family's label names.
 ///
-/// A map of our own, because the prometheus crate's vectors hash label values without a separator: `("a", "bc")` and `("ab", "c")`
-/// would be one series. In JSON a list of `[label values, state]`, in the order of the label values. (Keep it out of serde's tagged and
-/// flattened forms: these can't read the whole-number keys and the wide sum of a [`Tally`] back.)
+/// A separate map, because the prometheus crate's vectors hash label values without a separator: `("a", "bc")` and `("ab", "c")` would be
+/// one series. In JSON it is a list of `[label values, state]`, ordered by label values. (serde's tagged and flattened forms are not
+/// usable: they cannot read the whole-number keys and the wide sum of a [`Tally`].)
 #[derive(Debug, Clone, PartialEq)]
 pub struct Series<T, const N: usize>(BTreeMap<[String; N], T>);
 
 impl<T, const N: usize> Series<T, N> {
-    /// No series yet.
     #[must_use]
     pub const fn new() -> Self {
         Self(BTreeMap::new())
     }
 
-    /// The series with these label values, begun by `begin` if there is none.
+    /// The series with these label values; created by `begin` if missing.
     pub fn entry(&mut self, labels: [String; N], begin: impl FnOnce() -> T) -> &mut T {
         self.0.entry(labels).or_insert_with(begin)
     }
 
-    /// The series with these label values.
     #[must_use]
     pub fn get(&self, labels: [&str; N]) -> Option<&T> {
         self.0.get(&labels.map(str::to_owned))
     }
 
-    /// All series in the order of their label values.
+    /// All series, ordered by label values.
     pub fn iter(&self) -> btree_map::Iter<'_, [String; N], T> {
         self.0.iter()
     }
@@ -75,25 +73,24 @@ impl<'de, T: Deserialize<'de>, const N: usize> Deserialize<'de> for Series<T, N>
     }
 }
 
-/// The state of one counter series.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Counter {
-    /// How many were counted.
+    /// The counted number.
     pub value: u64,
-    /// The time of the series' first event, set once.
+    /// Time of the first event of the series. It never changes.
     pub created: DateTime<Utc>,
 }
 
 impl<const N: usize> Series<Counter, N> {
-    /// Adds `n` to a series; its first event sets since when it counts.
+    /// Adds `n` to a series. The first event sets its created timestamp.
     pub fn add(&mut self, labels: [String; N], n: u64, at: DateTime<Utc>) {
         self.entry(labels, || Counter { value: 0, created: at }).value += n;
     }
 }
 
 impl<const N: usize> Series<Tally, N> {
-    /// Counts a duration in a series; its first event sets since when it counts.
+    /// Observes a duration. The first event sets the created timestamp of the series.
     pub fn observe_micros(&mut self, options: &BucketOptions, labels: [String; N], micros: u64, at: DateTime<Utc>) {
         self.entry(labels, || Tally::new(options, at)).observe_micros(options, micros);
     }

@@ -8,34 +8,33 @@ use super::options::BucketOptions;
 
 const MICROS_PER_SECOND: f64 = 1e6;
 
-/// The state of one histogram series of durations. Plain numbers: saved as JSON, it comes back the same.
+/// The state of one histogram series of durations. It consists of plain numbers and survives JSON unchanged.
 ///
-/// The sum is kept in whole microseconds, because a sum of doubles depends on the order of its terms. Any order of the same
-/// observations gives an equal state, as long as the limit on native buckets is not passed.
+/// The sum is in whole microseconds, because a sum of doubles depends on the order of its terms. Any order of the same observations gives
+/// an equal state while the limit on native buckets is not exceeded.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Tally {
-    /// How many observations there are, and in which buckets.
+    /// Number of observations, and their buckets.
     pub buckets: Buckets,
-    /// Wide enough that no number of observations passes it.
+    /// Wide enough for any number of observations.
     pub sum_micros: i128,
 }
 
 impl Tally {
-    /// No observations yet.
     #[must_use]
     pub fn new(options: &BucketOptions, created: DateTime<Utc>) -> Self {
         Self { buckets: Buckets::new(options, created), sum_micros: 0 }
     }
 
-    /// Counts one duration in microseconds.
+    /// Observes one duration in microseconds.
     pub fn observe_micros(&mut self, options: &BucketOptions, micros: u64) {
-        // Exact below 2^53 microseconds (285 years), and correctly rounded: 100,000 microseconds are the double 0.1.
+        // Exact below 2^53 microseconds (285 years), and correctly rounded: 100,000 microseconds give the double 0.1.
         self.buckets.observe(options, micros as f64 / MICROS_PER_SECOND);
         self.sum_micros += i128::from(micros);
     }
 
-    /// The sum as it is shown.
+    /// The sum for exposition.
     #[must_use]
     pub fn sum_seconds(&self) -> f64 {
         self.sum_micros as f64 / MICROS_PER_SECOND
@@ -72,7 +71,7 @@ mod tests {
         assert_eq!(serde_json::from_str::<Tally>(&serde_json::to_string(&tally).unwrap()).unwrap(), tally);
     }
 
-    /// Durations from one second to an hour: 12 powers of two, which stay within 100 buckets.
+    /// Durations from one second to an hour: 12 powers of two, which need at most 100 buckets.
     fn usual_durations() -> impl Strategy<Value = Vec<u64>> {
         prop::collection::vec(prop_oneof![1_000_000_u64..3_600_000_000, Just(0)], 0..300)
     }

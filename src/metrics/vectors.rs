@@ -1,5 +1,5 @@
-//! The reference vectors: the cases of the Go client's table for values from 0 up, without resets and without a wider zero bucket, and
-//! points of the bucket arithmetic. The file describes itself.
+//! Tests with reference vectors: the Go client's cases for values from 0 up, without resets and wider zero buckets, and points of the
+//! bucket arithmetic. The file contains its own description.
 
 use chrono::DateTime;
 use prometheus::proto::{self, MetricFamily, MetricType};
@@ -50,7 +50,7 @@ struct Expected {
     classic: Vec<(Number, u64)>,
 }
 
-/// A JSON number, or a string for what JSON has no number for. Parsed by the standard library, which rounds correctly.
+/// A JSON number, or a string for values that JSON cannot represent. The standard library parses it and rounds correctly.
 #[derive(Clone, Copy, Deserialize)]
 #[serde(try_from = "Box<RawValue>")]
 struct Number(f64);
@@ -68,7 +68,7 @@ fn vectors() -> Vectors {
 }
 
 fn bucket_options(options: &CaseOptions) -> BucketOptions {
-    // The cases without native buckets have the default classic ones, the others none.
+    // Cases without native buckets have the default classic buckets; the others have none.
     if options.factor.0 <= 1.0 {
         return BucketOptions::new(prometheus::DEFAULT_BUCKETS, None);
     }
@@ -80,13 +80,13 @@ fn bucket_options(options: &CaseOptions) -> BucketOptions {
     BucketOptions::new(&[], Some(native))
 }
 
-/// Whether the product has what the case plays.
+/// Whether the product supports the case.
 fn is_in_use(case: &Case) -> bool {
     let resets_or_widens = case.options.min_reset_s > 0 || case.options.max_zero_threshold.0 > 0.0;
     !resets_or_widens && !case.observations.iter().any(|value| value.0 < 0.0)
 }
 
-/// Plays a case and returns the message that a scraper decodes.
+/// Runs a case and returns the message that a scraper decodes.
 fn play(case: &Case) -> decoded::Histogram {
     let options = bucket_options(&case.options);
     let mut buckets = Buckets::new(&options, DateTime::UNIX_EPOCH);

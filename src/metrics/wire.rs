@@ -1,5 +1,5 @@
-//! The fields of Prometheus' messages that the prometheus crate does not know, put among the unknown fields of its messages: its own
-//! encoder writes them. Field numbers are those of `io.prometheus.client`.
+//! Writes the fields of Prometheus' messages that the prometheus crate does not know. They become unknown fields, which the crate's encoder
+//! writes. Field numbers are those of `io.prometheus.client`.
 
 use std::collections::BTreeMap;
 
@@ -9,17 +9,17 @@ use prometheus::proto;
 use super::buckets::Buckets;
 use super::options::NativeOptions;
 
-/// Buckets in a row: how many empty ones lie before (for the first span: the first index), and how many it has.
+/// Consecutive buckets. `offset` counts the empty buckets before them, or is the first index for the first span.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Span {
     offset: i32,
     length: u32,
 }
 
-/// A gap of one or two empty buckets is cheaper as zero counts than as a new span.
+/// Zero counts for a gap of one or two empty buckets are shorter than a new span.
 const WIDEST_FILLED_GAP: i32 = 2;
 
-/// Spans, and each bucket's count less the one before it.
+/// The spans, and the difference of each bucket's count from the previous one.
 fn spans_and_deltas(buckets: &BTreeMap<i32, u64>) -> (Vec<Span>, Vec<i64>) {
     let mut spans: Vec<Span> = Vec::new();
     let mut counts: Vec<i64> = Vec::new();
@@ -44,7 +44,7 @@ fn spans_and_deltas(buckets: &BTreeMap<i32, u64>) -> (Vec<Span>, Vec<i64>) {
 pub(super) fn put_native(histogram: &mut proto::Histogram, native: &NativeOptions, buckets: &Buckets) {
     let (mut spans, deltas) = spans_and_deltas(&buckets.positive);
     if spans.is_empty() && native.zero_threshold == 0.0 && buckets.zero_count == 0 {
-        // By this a server tells an empty native histogram from a classic one.
+        // This span marks an empty native histogram: a server would otherwise treat it as classic.
         spans.push(Span { offset: 0, length: 0 });
     }
     let fields = histogram.special_fields.mut_unknown_fields();
@@ -63,24 +63,24 @@ pub(super) fn put_native(histogram: &mut proto::Histogram, native: &NativeOption
     }
 }
 
-/// Writes since when a histogram counts.
+/// Writes the created timestamp of a histogram.
 pub(super) fn put_histogram_created(histogram: &mut proto::Histogram, created: DateTime<Utc>) {
     histogram.special_fields.mut_unknown_fields().add_length_delimited(15, timestamp(created));
 }
 
-/// Writes since when a counter counts.
+/// Writes the created timestamp of a counter.
 pub(super) fn put_counter_created(counter: &mut proto::Counter, created: DateTime<Utc>) {
     counter.special_fields.mut_unknown_fields().add_length_delimited(3, timestamp(created));
 }
 
-/// A `google.protobuf.Timestamp`. Seconds before 1970 are negative, nanoseconds never.
+/// A `google.protobuf.Timestamp`. Seconds before 1970 are negative, nanoseconds never are.
 fn timestamp(at: DateTime<Utc>) -> Vec<u8> {
-    // chrono counts a leap second as nanoseconds beyond the last; the message allows none of these.
+    // chrono represents a leap second by nanoseconds beyond the maximum, which the message does not allow
     let nanos = at.timestamp_subsec_nanos().min(999_999_999);
     two_varints(at.timestamp() as u64, nanos.into())
 }
 
-/// A message of two varint fields, numbers 1 and 2.
+/// A message of two varint fields with numbers 1 and 2.
 fn two_varints(first: u64, second: u64) -> Vec<u8> {
     let mut message = Vec::with_capacity(12);
     message.push(1 << 3);
@@ -108,7 +108,7 @@ mod tests {
 
     use super::*;
 
-    /// The way back, as a server reads it.
+    /// Decodes the buckets as a server does.
     fn read_back(spans: &[Span], deltas: &[i64]) -> BTreeMap<i32, u64> {
         let (mut index, mut count, mut deltas) = (0, 0, deltas.iter());
         let mut buckets = BTreeMap::new();
