@@ -1,4 +1,4 @@
-# Where the scripts keep downloads and find the servers. Sourced, never run.
+# Paths of downloads and servers. This file is sourced, never executed.
 # shellcheck shell=bash disable=SC2034
 
 KAFKA_VERSION=4.3.1
@@ -18,7 +18,7 @@ heading() {
     printf '\n==> %s\n' "$*" >&2
 }
 
-# The newest PostgreSQL that is installed, 14 or later: prints the folder of its programs, or nothing.
+# Prints the program folder of the newest installed PostgreSQL, 14 or later, or nothing.
 postgres_bin() {
     local folder version best=0
     for folder in /usr/lib/postgresql/*/bin; do
@@ -30,7 +30,7 @@ postgres_bin() {
     ((best == 0)) || printf '/usr/lib/postgresql/%s/bin\n' "$best"
 }
 
-# A Java from Debian that is new enough for the broker (17): prints the program, or nothing.
+# Prints the path of a Debian Java that is new enough for the broker (17), or nothing.
 java_program() {
     local program version
     for program in /usr/lib/jvm/java-*-openjdk-*/bin/java; do

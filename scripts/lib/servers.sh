@@ -1,17 +1,17 @@
-# Starts one PostgreSQL and one Kafka broker for tests, on free loopback ports with temporary data, and stops exactly these.
-# Sourced, never run, after paths.sh. The caller calls start_servers once; an exit trap does the rest.
+# Starts one PostgreSQL and one Kafka broker for tests, on free loopback ports with temporary data, and stops only these. This file is
+# sourced after paths.sh, never executed. The caller calls start_servers once; an exit trap stops the servers.
 # shellcheck shell=bash source=scripts/lib/paths.sh disable=SC2154
 
 servers="" # the folder that holds all their data, logs, and the temporary files of what is run beside them
 postgres_pid="" kafka_pid="" command_pid=""
 
-# Takes a block of 200 ports for this run: a lock keeps a second run out of it, and it lies below the range from which Linux gives
-# ports to outgoing connections. The first ten are the servers', the rest are the tests' (TALLYLINE_TEST_PORTS).
+# Reserves a block of 200 ports for this run. A lock keeps other runs out. The block is below Linux's range for outgoing connections. The
+# first ten ports are for the servers, the others for the tests (TALLYLINE_TEST_PORTS).
 take_ports() {
     local locks=/tmp/tallyline-ports block offset port
     mkdir -p -m 1777 "$locks"
     for block in {0..49}; do
-        # another user's file can be read and locked, not written
+        # a file of another user can be read and locked, but not written
         [[ -e $locks/$block ]] || (umask 022 && : >"$locks/$block") 2>/dev/null || true
         exec {ports_lock}<"$locks/$block"
         first_port=$((20000 + block * 200))
@@ -27,7 +27,7 @@ take_ports() {
     fail "no free block of ports: all from 20000 to 29999 are in use"
 }
 
-# PostgreSQL refuses root: then it runs as the user that its package made. A server must not outlive this script, even a killed one.
+# PostgreSQL refuses root, so root starts it as the user of its package. A server must not outlive this script, even a killed one.
 as_postgres() {
     local user=()
     ((EUID != 0)) || user=(--reuid=postgres --regid=postgres --init-groups)
@@ -41,7 +41,7 @@ start_postgres() {
     ((EUID != 0)) || chown postgres: "$data"
     (cd / && as_postgres "$bin/initdb" -D "$data" -U postgres -A trust --no-sync -E UTF8 --locale=C.UTF-8) >"$servers/initdb.log" 2>&1 ||
         fail "initdb: $(tail -n 5 "$servers/initdb.log")"
-    # fsync stays on: tests kill and restart, and speeds are compared.
+    # fsync stays on, because tests kill and restart servers and compare speeds
     as_postgres "$bin/postgres" -D "$data" -h 127.0.0.1 -p "$first_port" -c unix_socket_directories= -c max_connections=300 \
         -c shared_buffers=256MB -c max_wal_size=2GB -c log_line_prefix='%m [%p] %d %a ' >"$servers/postgres.log" 2>&1 &
     postgres_pid=$!
@@ -57,7 +57,7 @@ start_kafka() {
 process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:$controller
-# A broker tells its clients where to go on: those of the listener PROXIED go on to a port where a test's own proxy listens.
+# A broker sends clients the address for further requests. Clients of the listener PROXIED get a port with a test's own proxy.
 listeners=PLAINTEXT://127.0.0.1:$broker,PROXIED://127.0.0.1:$behind,CONTROLLER://127.0.0.1:$controller
 advertised.listeners=PLAINTEXT://127.0.0.1:$broker,PROXIED://127.0.0.1:$proxy
 listener.security.protocol.map=PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT,CONTROLLER:PLAINTEXT
@@ -65,7 +65,7 @@ inter.broker.listener.name=PLAINTEXT
 controller.listener.names=CONTROLLER
 log.dirs=$data
 auto.create.topics.enable=false
-# One node holds everything. All limits of groups are the broker's defaults, as at most sites.
+# One node stores everything. All group limits are the broker's defaults, as at most sites.
 offsets.topic.replication.factor=1
 offsets.topic.num.partitions=4
 transaction.state.log.replication.factor=1
@@ -75,7 +75,7 @@ share.coordinator.state.topic.replication.factor=1
 share.coordinator.state.topic.min.isr=1
 share.coordinator.state.topic.num.partitions=1
 END
-    # The fault harness starts a broker of its own by this program, with these properties and ports of its own.
+    # The fault harness starts its own broker with this program and these properties, on its own ports.
     cat >"$servers/kafka-program" <<END
 #!/bin/sh
 exec "$java" \${KAFKA_JAVA_OPTIONS:--Xms512m -Xmx1g -XX:+UseG1GC} "-Dlog4j2.configurationFile=$repository/scripts/kafka/log4j2.xml" \\
@@ -92,7 +92,7 @@ END
     export TALLYLINE_TEST_KAFKA_BEHIND_PROXY=127.0.0.1:$behind TALLYLINE_TEST_KAFKA_PROXY=127.0.0.1:$proxy
 }
 
-# await_server NAME PID LOG CHECK...: until the check succeeds; a server that ended, or 60 seconds, is a failure with its last words.
+# await_server NAME PID LOG CHECK...: waits until the check succeeds. Fails after 60 seconds or if the server ends, with the end of its log.
 await_server() {
     local name=$1 pid=$2 log=$3 deadline=$((SECONDS + 60))
     shift 3
@@ -107,7 +107,7 @@ port_answers() {
     (exec 3<>"/dev/tcp/127.0.0.1/$1")
 }
 
-# A run that was killed could not remove its folder. One that is in use is locked.
+# A killed run cannot remove its folder. A folder in use is locked.
 remove_what_killed_runs_left() {
     local lock
     for lock in /tmp/tallyline-servers.*/lock; do
@@ -143,8 +143,8 @@ start_servers() {
     export TMPDIR=$servers/tmp
 }
 
-# Goes on as cargo, for run_beside_servers. It ends when this script does, even where that is killed, its tests end with it, and what a test
-# starts ends with the test.
+# Becomes cargo, for run_beside_servers. It ends with this script, even if the script is killed. Its tests end with it, and the processes of
+# a test end with the test.
 cargo_beside_servers() {
     local host
     host=$(rustc -vV | sed -n 's/^host: //p')
@@ -152,7 +152,7 @@ cargo_beside_servers() {
     exec setpriv --pdeathsig=KILL cargo "$@"
 }
 
-# Runs a command beside the servers, and tells a server that ended meanwhile.
+# Runs a command beside the servers, and reports a server that ended meanwhile.
 run_beside_servers() {
     local result=0
     set -m
@@ -173,7 +173,7 @@ stop_servers() {
         kill -TERM -- "-$command_pid" 2>/dev/null || true
         wait "$command_pid" 2>/dev/null || true
     fi
-    # Their data is thrown away: both are told to end at once.
+    # Stop both immediately, because their data is discarded.
     [[ -z $postgres_pid ]] || kill -QUIT "$postgres_pid" 2>/dev/null || true
     [[ -z $kafka_pid ]] || kill -KILL "$kafka_pid" 2>/dev/null || true
     for pid in $postgres_pid $kafka_pid; do
