@@ -1,32 +1,32 @@
-//! What the demo is told.
+//! Arguments of the demo.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::cli::instant;
 
-/// Show everything working on a private PostgreSQL and simulated traffic.
+/// Show everything at work on a private PostgreSQL with simulated traffic.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Arguments {
-    /// End after this time with a summary and an audit, such as 20s or 5m; without it, run until Ctrl-C
+    /// End after this time with a summary and an audit, such as 20s or 5m [default: run until Ctrl-C]
     #[arg(long = "for", value_name = "TIME", value_parser = instant::span)]
     pub run_for: Option<Duration>,
-    /// Decides every id, name, time and outcome
+    /// Seed of every id, name, time and outcome
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
-    /// New folder for the private PostgreSQL and its pipeline file, kept afterwards; without it a temporary one
+    /// New folder for the private PostgreSQL and its pipeline file, kept afterwards [default: a temporary folder]
     #[arg(long, value_name = "FOLDER")]
     pub data: Option<PathBuf>,
-    /// Port of the API; 0 takes a free one
+    /// Port of the API; 0 selects a free port
     #[arg(long, default_value_t = 8090, value_name = "PORT")]
     pub api_port: u16,
-    /// Port of /metrics; 0 takes a free one
+    /// Port of /metrics; 0 selects a free port
     #[arg(long, default_value_t = 2112, value_name = "PORT")]
     pub metrics_port: u16,
-    /// Builds a second, once the history is written
+    /// Builds per second, after the history is written
     #[arg(long, default_value_t = 5.0, value_name = "RATE")]
     pub rate: f64,
-    /// Where initdb, postgres and pg_ctl are; without it they are looked for
+    /// Folder with initdb, postgres and pg_ctl [default: search for it]
     #[arg(long, env = "TALLYLINE_PG_BIN", value_name = "FOLDER")]
     pub postgres_bin: Option<PathBuf>,
 }

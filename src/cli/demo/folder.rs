@@ -1,4 +1,4 @@
-//! Where the demo keeps its data.
+//! The data folder of the demo.
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 use tempfile::TempDir;
 
-/// PostgreSQL runs as its own user where we are root, so every user may pass the folder, but not list it. What is in it is closed.
+/// Root runs PostgreSQL as its own user, so every user may pass through the folder but not list it. Its content is protected.
 const MODE: u32 = 0o711;
 
-/// A new folder, removed at the end if it is a temporary one.
+/// A new folder. A temporary one is removed at the end.
 #[derive(Debug)]
 pub(super) struct Folder {
     pub path: PathBuf,
@@ -18,7 +18,7 @@ pub(super) struct Folder {
 }
 
 impl Folder {
-    /// A new folder at `path`, or a temporary one.
+    /// Creates a folder at `path`, or a temporary one.
     pub fn new(path: Option<&Path>) -> anyhow::Result<Self> {
         let Some(path) = path else {
             let folder = tempfile::Builder::new().prefix("tallyline-demo-").permissions(Permissions::from_mode(MODE)).tempdir();
@@ -34,7 +34,7 @@ impl Folder {
         Ok(Folder { path, _temporary: None })
     }
 
-    /// Makes a file in it that only its owner may read.
+    /// Creates a file that only its owner may read.
     pub fn create(&self, name: &str) -> anyhow::Result<(PathBuf, File)> {
         let path = self.path.join(name);
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);

@@ -1,4 +1,4 @@
-//! `tallyline demo`: everything in one process. Only coderd and Tallyman are simulated; PostgreSQL, collector, consumer, folds and publisher are real.
+//! `tallyline demo`: all roles in one process. Only coderd and Tallyman are simulated; PostgreSQL and all roles are real.
 
 mod arguments;
 mod folder;
@@ -23,9 +23,9 @@ use postgres::PrivatePostgres;
 use summary::Summary;
 use world::World;
 
-/// How long the end may take until all that happened is counted and billed.
+/// Maximum time at the end until everything is counted and billed.
 const SETTLE: Duration = Duration::from_secs(60);
-/// Between two status lines.
+/// Interval of the status lines.
 const TICK: Duration = Duration::from_secs(1);
 
 pub(super) async fn run(arguments: Arguments, context: Context) -> Result<Exit, Failure> {
@@ -55,7 +55,7 @@ async fn show(arguments: &Arguments, context: &Context, folder: &Folder, postgre
     Ok(if settled && summary.balances() { Exit::Success } else { Exit::Differs })
 }
 
-/// A status line each second until the time is over, a signal comes or a role fails.
+/// Prints a status line each second until the time is over, a signal arrives or a role fails.
 async fn watch(world: &World, run_for: Option<Duration>, stop: &CancellationToken) -> Result<(), Failure> {
     let deadline = run_for.map(|length| Instant::now() + length);
     let on_terminal = std::io::stderr().is_terminal();

@@ -1,5 +1,5 @@
-//! A PostgreSQL of the demo's own. Its data is in the demo's folder and ends with it. Other users of the machine cannot log in: it listens
-//! on a socket in a folder that is closed to them, and asks for a password.
+//! The demo's private PostgreSQL, with its data in the demo's folder. Other users of the machine cannot log in: it listens on a socket in a
+//! closed folder and requires a password.
 
 use std::io::Write as _;
 use std::os::unix::ffi::OsStrExt as _;
@@ -18,13 +18,13 @@ use super::folder::Folder;
 use crate::cause;
 use crate::cli::{Exit, Failure};
 
-/// How long PostgreSQL may take to answer after its start, and to end after its stop.
+/// Maximum time for PostgreSQL to answer after its start, and to end after its stop.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// Linux' limit for the path of a socket.
+/// Linux's limit for the path of a socket.
 const SOCKET_PATH_BYTES: usize = 107;
 
-/// A running server. Killed when dropped, stopped in order by [`PrivatePostgres::stop`].
+/// A running server. Dropping it kills the server; [`PrivatePostgres::stop`] stops it in order.
 pub(super) struct PrivatePostgres {
     server: Child,
     bin: PathBuf,
@@ -34,7 +34,7 @@ pub(super) struct PrivatePostgres {
 }
 
 impl PrivatePostgres {
-    /// Makes a cluster in the folder and starts it.
+    /// Creates a cluster in the folder and starts it.
     pub async fn start(folder: &Folder, bin: Option<&Path>) -> Result<Self, Failure> {
         Self::begin(folder, bin)
             .await
@@ -69,7 +69,7 @@ impl PrivatePostgres {
         Ok(postgres)
     }
 
-    /// The URL of a database in it.
+    /// The URL of a database on this server.
     pub fn url(&self, database: &str) -> String {
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/-_.".contains(&byte);
         let encoded = |byte: &u8| if plain(*byte) { char::from(*byte).to_string() } else { format!("%{byte:02X}") };
@@ -77,10 +77,9 @@ impl PrivatePostgres {
         format!("postgres://postgres:{}@localhost:5432/{database}?host={folder}", self.password)
     }
 
-    /// Makes a database.
     pub async fn create_database(&self, name: &'static str) -> anyhow::Result<()> {
         let mut connection = PgConnection::connect(&self.url("postgres")).await?;
-        // the name is one of ours, not a user's
+        // the name is a constant, not user input
         sqlx::raw_sql(sqlx::AssertSqlSafe(format!("create database {name}"))).execute(&mut connection).await?;
         Ok(connection.close().await?)
     }
@@ -98,7 +97,7 @@ impl PrivatePostgres {
         }
     }
 
-    /// Ends it in order.
+    /// Stops the server in order.
     pub async fn stop(mut self) {
         let mut stop = as_user(&self.bin.join("pg_ctl"), self.user);
         stop.arg("stop").arg("-D").arg(&self.data).args(["-m", "fast", "-w", "-t", "20"]).stdout(Stdio::null()).stderr(Stdio::null());
@@ -110,7 +109,7 @@ impl PrivatePostgres {
     }
 }
 
-/// Runs `initdb`, which closes the folder to all but its owner.
+/// Runs `initdb`, which restricts the folder to its owner.
 async fn make_cluster(mut initdb: Command, folder: &Folder, data: &Path, user: Option<(u32, u32)>, password: &str) -> anyhow::Result<()> {
     let (path, mut file) = folder.create("postgres.password")?;
     file.write_all(password.as_bytes())?;
@@ -124,7 +123,7 @@ async fn make_cluster(mut initdb: Command, folder: &Folder, data: &Path, user: O
     Ok(std::fs::remove_file(&path)?)
 }
 
-/// A program of PostgreSQL's, under its own user where we are root, and out of reach of the terminal's Ctrl-C, which is ours to handle.
+/// A command for a program of PostgreSQL. Root runs it as PostgreSQL's user. It does not get the terminal's Ctrl-C, which the demo handles.
 fn as_user(program: &Path, user: Option<(u32, u32)>) -> Command {
     let mut command = Command::new(program);
     command.stdin(Stdio::null()).kill_on_drop(true).process_group(0).current_dir("/");
@@ -134,7 +133,7 @@ fn as_user(program: &Path, user: Option<(u32, u32)>) -> Command {
     command
 }
 
-/// PostgreSQL refuses to run as root: then it is the user that its package made. None where we are not root.
+/// The user of PostgreSQL's package, because PostgreSQL refuses to run as root. `None` if we are not root.
 fn own_user() -> anyhow::Result<Option<(u32, u32)>> {
     if std::fs::metadata("/proc/self")?.uid() != 0 {
         return Ok(None);
@@ -148,7 +147,7 @@ fn own_user() -> anyhow::Result<Option<(u32, u32)>> {
     ids.map(Some).context("PostgreSQL refuses to run as root, and there is no user postgres: install Debian's package postgresql")
 }
 
-/// The newest version that Debian's packages have installed.
+/// The program folder of the newest PostgreSQL from Debian's packages.
 fn find() -> anyhow::Result<PathBuf> {
     let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let found = versions.filter_map(|entry| {

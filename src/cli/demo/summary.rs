@@ -1,4 +1,4 @@
-//! What the demo says at its end.
+//! The demo's final summary.
 
 use std::collections::BTreeMap;
 
@@ -11,17 +11,16 @@ use crate::ledger::PublicationState;
 use crate::projection::fold_to;
 use crate::stages::MetricsState;
 
-/// What happened by the simulators' own books, what was counted and billed, and whether it is the same.
+/// The simulators' own books compared with the counted and billed numbers.
 #[derive(Debug, Serialize)]
 pub(super) struct Summary {
-    /// Each comparison.
     comparisons: Vec<Comparison>,
-    /// Usage by the state of its publication.
+    /// Usage events by publication state.
     publications: BTreeMap<String, i64>,
     audit: AuditReport,
 }
 
-/// One number on both sides.
+/// One number of the simulators and of Tallyline.
 #[derive(Debug, Serialize)]
 struct Comparison {
     what: &'static str,
@@ -30,7 +29,6 @@ struct Comparison {
 }
 
 impl Summary {
-    /// Reads both sides.
     pub async fn of(world: &World, audit: AuditReport) -> anyhow::Result<Self> {
         let (truth, ledger) = (world.truth()?, &world.site.ledger.ledger);
         let contents = ledger.contents().await?;
@@ -61,12 +59,12 @@ impl Summary {
         Ok(Summary { comparisons, publications, audit })
     }
 
-    /// The books balance, and what was counted is what happened.
+    /// Whether the books balance and every comparison is equal.
     pub fn balances(&self) -> bool {
         self.audit.balanced && self.comparisons.iter().all(|comparison| comparison.happened == comparison.counted)
     }
 
-    /// For reading.
+    /// The summary for people.
     pub fn table(&self) -> String {
         let rows = self.comparisons.iter().map(|row| [row.what.to_owned(), row.happened.to_string(), row.counted.to_string()]);
         let states = self.publications.iter().map(|(state, events)| [state.replace('_', " "), events.to_string()]);

@@ -1,4 +1,4 @@
-//! What the demo runs: simulated coderd and Tallyman, and the real roles between them.
+//! Runs simulated coderd and Tallyman, with the real roles between them.
 
 use std::io::Write as _;
 use std::sync::Arc;
@@ -24,11 +24,11 @@ use crate::sim::coderd::truth::Truth;
 use crate::sim::coderd::{self, SchemaVersion, Simulation};
 use crate::sim::tallyman::{self, Tallyman};
 
-/// The history that is there before anything is collected.
+/// The history in coderd before collection starts.
 const HISTORY: TimeDelta = TimeDelta::days(14);
 const HISTORY_BUILDS: usize = 2_000;
 
-/// Everything that runs.
+/// All running parts of the demo.
 pub(super) struct World {
     pub site: Site,
     pub tallyman: Tallyman,
@@ -37,7 +37,7 @@ pub(super) struct World {
     traffic: Traffic,
     roles: JoinHandle<Result<(), Failure>>,
     stop: CancellationToken,
-    /// Cancelled when the roles have ended, whyever.
+    /// Cancelled when the roles have ended, for any reason.
     roles_ended: CancellationToken,
 }
 
@@ -46,12 +46,11 @@ struct Traffic {
     stop: CancellationToken,
     task: Option<JoinHandle<anyhow::Result<Simulation>>>,
     completed: Arc<AtomicU64>,
-    /// What happened, once the traffic has ended, and when it ended.
+    /// The simulator's books when the traffic has ended, and the time of its end.
     ended: Option<(Truth, DateTime<Utc>)>,
 }
 
 impl World {
-    /// Writes the history and starts everything.
     pub async fn begin(arguments: &Arguments, context: &Context, folder: &Folder, postgres: &PrivatePostgres) -> Result<Self, Failure> {
         let simulation = history(arguments, context, postgres).await?;
         let stop = CancellationToken::new();
@@ -88,7 +87,7 @@ impl World {
         Ok(World { site, tallyman, listening, pipeline, traffic, roles, stop, roles_ended })
     }
 
-    /// Where to look.
+    /// Addresses for the user.
     pub fn addresses(&self) -> String {
         let Listening { api, metrics } = self.listening;
         format!(
@@ -99,7 +98,7 @@ impl World {
         )
     }
 
-    /// One line of what has happened so far.
+    /// The progress in one line.
     pub async fn status(&self) -> anyhow::Result<String> {
         let contents = self.site.ledger.ledger.contents().await?;
         let events: i64 = contents.events.iter().map(|count| count.events).sum();
@@ -121,18 +120,17 @@ impl World {
         Ok(ledger.completeness(source.id).await?.complete_until)
     }
 
-    /// Returns when the roles have ended though nobody stopped them.
+    /// Returns when the roles have ended without a stop.
     pub async fn failed(&self) {
         self.roles_ended.cancelled().await;
     }
 
-    /// Ends the simulated traffic.
     pub async fn end_traffic(&mut self) -> Result<(), Failure> {
         let clock = self.site.clock.clone();
         Ok(self.traffic.end(&clock).await?)
     }
 
-    /// Waits until all that happened is counted and nothing is left to be sent. False when the deadline came first.
+    /// Waits until everything is counted and no usage remains to be sent. Returns false if the deadline passes first.
     pub async fn settle(&self, deadline: Duration) -> anyhow::Result<bool> {
         let deadline = Instant::now() + deadline;
         let (_, ended_at) = self.traffic.ended.as_ref().context("the traffic has not ended")?;
@@ -148,12 +146,11 @@ impl World {
         Ok(false)
     }
 
-    /// What happened, by the simulator's own books.
+    /// The books of the simulator.
     pub fn truth(&self) -> anyhow::Result<&Truth> {
         self.traffic.ended.as_ref().map(|(truth, _)| truth).context("the traffic has not ended")
     }
 
-    /// Stops the roles and the simulated Tallyman.
     pub async fn stop(self) -> Result<(), Failure> {
         self.stop.cancel();
         let ended = self.roles.await.map_err(|error| Failure::new(Exit::Internal, error))?;
@@ -189,7 +186,7 @@ async fn history(arguments: &Arguments, context: &Context, postgres: &PrivatePos
     postgres.create_database("tallyline").await?;
     let now = context.clock.now();
     let config = coderd::Config {
-        // before Tallyline came, coderd published its usage itself
+        // coderd published its usage itself until Tallyline was introduced
         coderd_publishes_until: Some(now - TimeDelta::days(2)),
         ..coderd::Config::history(arguments.seed, SchemaVersion::TasksEra, now - HISTORY, now, HISTORY_BUILDS)
     };
@@ -198,7 +195,7 @@ async fn history(arguments: &Arguments, context: &Context, postgres: &PrivatePos
     Ok(simulation)
 }
 
-/// The pipeline of `pipelines/single.toml`, with shorter waits.
+/// The settings of `pipelines/single.toml` with shorter waits.
 fn pipeline_file(arguments: &Arguments, postgres: &PrivatePostgres, simulation: &Simulation, tallyman: &Tallyman) -> String {
     let key = simulation.license_key();
     format!(
@@ -234,7 +231,7 @@ metrics_listen = \"127.0.0.1:{metrics}\"
 ",
         ledger = postgres.url("tallyline"),
         coderd = postgres.url("coderd"),
-        // the whole history, so that there is something to see
+        // collect the whole history, so that the demo has something to show
         introduced = simulation.config().start.to_rfc3339_opts(chrono::SecondsFormat::Micros, true),
         kid = key.kid,
         pem = key.public_key_pem,
