@@ -69,18 +69,12 @@ impl<T> Deref for Query<T> {
 }
 
 /// Reads the query of this address, as every path does.
-///
-/// # Errors
-/// The problem, with the wrong parameter.
 pub fn query_of<T: DeserializeOwned + ToSchema>(uri: &Uri) -> Result<T, ProblemBody> {
     let read = texts(uri).and_then(|texts| typed(of_texts::<T>(texts.into_iter())?));
     read.map_err(ProblemBody::from)
 }
 
 /// Reads the change and the reason in this body, as every path does.
-///
-/// # Errors
-/// The problem, with the wrong field.
 pub fn body_of<T: DeserializeOwned + ToSchema>(body: &[u8]) -> Result<(T, String), ProblemBody> {
     let mut given = Map::new();
     let read = object::read(body).and_then(|fields| put_all(&mut given, fields)).and_then(|()| with_reason(given));

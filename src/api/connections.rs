@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-/// Pause before a retry after a failed accept, mostly because of missing file descriptors.
+/// Pause before a retry after a failed accept, mostly for lack of file descriptors.
 const AGAIN: Duration = Duration::from_secs(1);
 
 /// Limits of one listener.

@@ -1,7 +1,7 @@
 //! The domain series of one source, if this process may show them.
 //!
-//! The order of steps is the guarantee: read the lease when the request arrives, read the states of one moment, raise `shown_sequence` to
-//! that moment in the ledger, answer. Any later process reads a sequence at least as high in the ledger, so no series decreases.
+//! The order of steps is the guarantee. Read the lease when the request arrives, then the states of one moment. Raise `shown_sequence` in
+//! the ledger to that moment, then answer. Any later process reads a sequence at least as high in the ledger, so no series decreases.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ pub(super) enum Withheld {
     NotHolder,
     /// The ledger is unreachable, so the right to show them is not known.
     LedgerAway,
-    /// The state is behind an already shown sequence, or has not reached the end of the ledger for the first time.
+    /// The state is behind an already shown sequence, or never reached the end of the ledger.
     Behind,
     /// The first backfill is running.
     Backfilling,

@@ -76,8 +76,8 @@ fn wait(headers: &HeaderMap) -> Duration {
     half.map_or(LONGEST_WAIT, |half| half.min(LONGEST_WAIT))
 }
 
-/// All families in the order of names. A telemetry family with the name of a domain family would be left out, because a duplicate family
-/// fails the whole scrape.
+/// All families in the order of names. A telemetry family with a domain family's name is omitted: a duplicate family fails the whole
+/// scrape.
 fn together(mut telemetry: Vec<MetricFamily>, domain: Vec<MetricFamily>) -> Vec<MetricFamily> {
     telemetry.retain(|own| domain.iter().all(|family| family.name() != own.name()));
     telemetry.extend(domain);

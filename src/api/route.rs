@@ -62,7 +62,7 @@ impl Route {
         self
     }
 
-    /// Declares a change with this type's fields in the path and the body, or in the query if the method has no body. Adds the reason.
+    /// Declares a change with this type's fields in the path and the body. Without a body, they are in the query. Adds the reason.
     pub(super) fn change<T: ToSchema>(mut self) -> Self {
         if self.method == Method::DELETE {
             self = self.query::<T>();

@@ -6,7 +6,7 @@ use super::actor::ActorArguments;
 use super::roles::Site;
 use super::{Context, Exit, Failure, PipelineArguments};
 
-/// Bind a source to the coderd that this pipeline names, if the source was bound to another coderd. Needs a reason.
+/// Bind a source to the coderd that this pipeline names, even if it was bound to another one. Needs a reason.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Arguments {
     #[command(flatten)]

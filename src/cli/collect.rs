@@ -38,7 +38,7 @@ struct Swept {
     pass_id: i64,
     /// Events appended to the log.
     appended: i32,
-    /// Of these, events older than an earlier pass had reported as complete.
+    /// Of these, events from before the completeness of an earlier pass.
     late: i32,
     /// Everything that coderd committed before this instant is in the ledger; `None` if not known.
     complete_until: Option<DateTime<Utc>>,

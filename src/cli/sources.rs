@@ -17,7 +17,7 @@ pub enum Sources {
     Retire(Change),
     /// End the retirement of a source
     Reinstate(Change),
-    /// Bind a source to the coderd that the pipeline names, if the source was bound to another coderd
+    /// Bind a source to the coderd that the pipeline names, even if it was bound to another one
     Accept(accept::Arguments),
 }
 

@@ -114,7 +114,7 @@ pub struct Collect {
     /// Interval of the passes.
     #[serde(rename = "poll_seconds", deserialize_with = "seconds")]
     pub poll: Duration,
-    /// Distance of a pass from the database's current time.
+    /// A pass is complete until this long before the database's current time.
     #[serde(rename = "margin_seconds", deserialize_with = "seconds")]
     pub margin: Duration,
     /// Interval of the full sweeps.

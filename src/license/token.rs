@@ -150,9 +150,6 @@ impl PublicKeys {
 
     /// Verifies the token's signature and the structure of its claims. [`LicenseClaims::validity`] checks the time. As in coderd, issuer,
     /// audience, subject and `deployment_ids` are not checked.
-    ///
-    /// # Errors
-    /// A [`LicenseError`] with the name of the field.
     pub fn verify(&self, jwt: &str) -> Result<VerifiedLicense, LicenseError> {
         if jwt.len() > MAX_TOKEN_BYTES {
             return Err(LicenseError::TooLarge { bytes: jwt.len() });

@@ -1,5 +1,5 @@
-//! Tests with reference vectors: the Go client's cases for values from 0 up, without resets and wider zero buckets, and points of the
-//! bucket arithmetic. The file contains its own description.
+//! Tests with reference vectors. They are points of the bucket arithmetic and cases of the Go client. The cases have values from 0 up,
+//! without resets and wider zero buckets. The file contains its own description.
 
 use chrono::DateTime;
 use prometheus::proto::{self, MetricFamily, MetricType};

@@ -11,7 +11,7 @@ use super::{Actor, Desk, OperationError};
 use crate::consumer::{ForeseenRange, Replay, ReplayError};
 use crate::ledger::{ActKind, Counts, ReplayRange, Subject};
 
-/// Default rate in records per second. One consumer records ten times as many on two cores beside its broker, so live consumption keeps
+/// Default rate in records per second. One consumer on two cores, beside its broker, records ten times as many. So live consumption keeps
 /// most of the ledger. A million records take three and a half minutes.
 pub const RECORDS_PER_SECOND: u32 = 5_000;
 

@@ -110,7 +110,7 @@ impl DeploymentMetrics {
 
     fn apply(&mut self, fact: &Fact) {
         match fact {
-            // The time of these creations is not known. A server ignores the epoch as a timestamp, so it does not show years of history as
+            // The time of these creations is not known. A server ignores the epoch as a timestamp. So it does not show years of history as
             // one increase from zero.
             Fact::Baseline { series, creations, .. } => self.creations.add(series.clone(), *creations, DateTime::UNIX_EPOCH),
             Fact::Event(event) => {

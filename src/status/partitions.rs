@@ -58,7 +58,7 @@ pub(super) struct Seen {
     keeps: Option<Duration>,
 }
 
-/// Reads the ends of each partition, before the ledger, so that the ledger never seems to be ahead of the log. A failed partition does not
+/// Reads the ends of each partition before the ledger, so the ledger never seems to be ahead of the log. A failed partition does not
 /// affect the others; the first error is returned after all queries.
 pub(super) async fn ends(log: &Log, seen: &Mutex<HashMap<TopicPartition, Seen>>) -> Result<(), LogError> {
     futures::future::join_all(Topic::ALL.map(|topic| ends_of(log, topic, seen))).await.into_iter().collect()
@@ -199,7 +199,7 @@ mod tests {
     #[test]
     fn lag_is_a_number_wherever_the_log_answers() {
         let ends: HashMap<_, _> = (0..4).map(|partition| (at(partition), seen(None))).collect();
-        // within the log, never assigned, removed from the log, beyond its end, and in a partition that the log does not have
+        // within the log, never assigned, removed from the log, beyond its end, and in a partition missing in the log
         let told = partitions(&[row(0, 18), row(2, 4), row(3, 21), row(9, 1)], &ends, now());
         let lags: Vec<_> = told.iter().map(|partition| (partition.partition, partition.position, partition.lag)).collect();
         assert_eq!(

@@ -194,8 +194,7 @@ async fn published_by_coderd(desk: &Desk) -> Result<Option<i64>, OperationError>
     Ok(Some(published))
 }
 
-/// Whether the database belongs to the source's coderd. If a fact is unknown and the other one does not contradict, the configured id
-/// decides.
+/// Whether the database belongs to the source's coderd. If a fact is unknown and no other contradicts, the configured id decides.
 pub(super) async fn is_of(desk: &Desk, database: &Database, source_id: Uuid) -> Result<bool, OperationError> {
     let mut reader = database.connect().await?;
     let facts = reader.identity_facts().await;
