@@ -21,8 +21,8 @@ pub enum Export {
     Usage(Usage),
 }
 
-/// The same range at the same ledger sequence always gives the same bytes. A text that looks like a formula or begins
-/// with an apostrophe gets an apostrophe in front, so that spreadsheets do not execute it.
+/// The same range at the same ledger sequence always gives the same bytes. A text that looks like a formula gets an
+/// apostrophe in front, so that spreadsheets do not execute it. So does a text that begins with an apostrophe.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Usage {
     #[command(flatten)]
