@@ -1,4 +1,4 @@
-//! Recovers from a coderd database that was restored to an earlier time. The ledger keeps what coderd lost.
+//! Recovers from a coderd database restored to an earlier time. The ledger keeps what coderd lost; coderd may repeat its work.
 
 use std::collections::{BTreeMap, HashSet};
 

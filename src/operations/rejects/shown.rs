@@ -49,7 +49,7 @@ pub struct Reject {
     pub unit: Option<String>,
     /// Key of the record.
     pub key: Option<Bytes>,
-    /// Headers of the record, in order. A list omits headers that need more than 16 KiB of memory.
+    /// Headers of the record, in order. A list omits all of them if they need more than 16 KiB.
     pub headers: Vec<Header>,
     /// Body of the record; absent for a tombstone.
     pub payload: Option<Bytes>,
