@@ -1,4 +1,4 @@
-//! From coderd's rows to events.
+//! Converts coderd's rows to events.
 
 use chrono::{DateTime, Datelike as _, Utc};
 use serde_json::Value;
@@ -10,10 +10,10 @@ use crate::event::{
     Usage, UsageQuantity, WorkspaceBuildCompleted, YEARS, kind, parse,
 };
 
-/// Why coderd's row of a build is not an event.
+/// Why a build row of coderd cannot become an event.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotAnEvent {
-    /// A value that this version has no word for: coderd is newer.
+    /// A value that this version does not know: coderd is newer.
     #[error("build {build_id}: {field} is {value:?}, which this version does not know")]
     UnknownWord {
         /// `workspace_builds.id`
@@ -22,7 +22,7 @@ pub enum NotAnEvent {
         field: &'static str,
         value: String,
     },
-    /// A time outside of [`YEARS`].
+    /// A time outside [`YEARS`].
     #[error("build {build_id}: {field} is {value}, outside the years {} to {}", YEARS.start(), YEARS.end())]
     Time {
         /// `workspace_builds.id`
@@ -30,17 +30,16 @@ pub enum NotAnEvent {
         /// The column.
         field: &'static str,
         value: Time,
-        /// The row as it is: the consumer rejects it where people see it.
+        /// The row with its own values: the consumer rejects it, and operators see the reject.
         message: Box<Message>,
     },
 }
 
-/// The time, where an event can have it.
+/// The time, if an event can have it.
 fn countable(time: Time) -> Option<DateTime<Utc>> {
     time.instant().filter(|at| YEARS.contains(&at.year()))
 }
 
-/// The build as an event.
 pub fn build(deployment: Uuid, row: BuildRow) -> Result<WorkspaceBuildCompleted, NotAnEvent> {
     let times = [("created_at", Some(row.created_at)), ("started_at", row.started_at), ("completed_at", Some(row.completed_at))];
     let odd: Vec<(&'static str, Time)> =
@@ -56,7 +55,7 @@ pub fn build(deployment: Uuid, row: BuildRow) -> Result<WorkspaceBuildCompleted,
     }
 }
 
-/// The message of a build with these fields as coderd has them. The attribute `time` is left out, so that the field itself is named.
+/// The message of a build with coderd's own values in these fields. It has no attribute `time`, so that the parser names the field itself.
 fn with_times(event: &Event, times: &[(&'static str, Time)]) -> Message {
     let mut message = event.to_message();
     message.headers.retain(|(name, _)| name != "ce_time");
@@ -68,7 +67,7 @@ fn with_times(event: &Event, times: &[(&'static str, Time)]) -> Message {
     message
 }
 
-/// A time that no event can have is 1970.
+/// Uses 1970 for a time that an event cannot have.
 fn build_with_known_words(row: BuildRow) -> Result<WorkspaceBuildCompleted, NotAnEvent> {
     let unknown = |field, value: &str| NotAnEvent::UnknownWord { build_id: row.build_id, field, value: value.to_owned() };
     let time = |time| countable(time).unwrap_or(DateTime::UNIX_EPOCH);
@@ -110,7 +109,7 @@ fn build_with_known_words(row: BuildRow) -> Result<WorkspaceBuildCompleted, NotA
     })
 }
 
-/// The claim that a build is, if it is one: by the job input's stage, or by the fallback.
+/// The prebuild claim of a build, if it has one. The job input's stage decides, or the fallback rule.
 #[must_use]
 pub fn claim(build: &WorkspaceBuildCompleted) -> Option<PrebuildClaimed> {
     (kind(build) == BuildKind::PrebuildClaim).then(|| PrebuildClaimed {
@@ -134,8 +133,8 @@ pub fn claim(build: &WorkspaceBuildCompleted) -> Option<PrebuildClaimed> {
     })
 }
 
-/// A usage row as a message. A type that this version does not know, a payload that is not valid for its type, or a time that no event has
-/// travels as it is: the consumer holds or rejects it where it can be seen. It is money.
+/// A usage row as a message. An unknown type, an invalid payload or an invalid time travels unchanged: usage is money.
+/// The consumer holds or rejects it, and operators see it.
 #[must_use]
 pub fn usage(deployment: Uuid, row: UsageRow) -> Message {
     let quantity = UsageQuantity::parse(&row.event_type, row.event_data.as_bytes());
@@ -151,13 +150,13 @@ pub fn usage(deployment: Uuid, row: UsageRow) -> Message {
     Event { deployment, payload: Payload::Usage(usage) }.to_message()
 }
 
-/// The digest of a usage row. coderd's marks are not part of it: whatever time they bear, the event is the same.
+/// The digest of a usage row. It leaves out coderd's marks: an invalid time in a mark does not change the event.
 pub fn usage_digest(deployment: Uuid, row: UsageRow) -> Result<Digest, ParseError> {
     let row = UsageRow { publish_started_at: None, published_at: None, failure_message: None, ..row };
     Ok(parse(&usage(deployment, row))?.digest())
 }
 
-/// Of coderd's marks only those are there that no event can have: the others change while the row is the same.
+/// Of coderd's marks, sends only those with an invalid time: the others change while the row is the same.
 fn unread_usage(deployment: Uuid, row: UsageRow) -> Message {
     let header = |name: &str, value: String| (name.to_owned(), Some(value.into_bytes()));
     let mut headers = vec![
@@ -179,7 +178,7 @@ fn unread_usage(deployment: Uuid, row: UsageRow) -> Message {
     }
 }
 
-/// The id of a message that comes from this deployment, by its headers alone: also of one that is no event.
+/// The id of a message of this deployment. It reads the headers only, so the message need not be a valid event.
 pub(super) fn id_from(deployment: Uuid, message: &Message) -> Option<String> {
     let header = |name: &str| {
         let value = message.headers.iter().find(|(header, _)| header == name)?.1.as_deref()?;
@@ -189,7 +188,7 @@ pub(super) fn id_from(deployment: Uuid, message: &Message) -> Option<String> {
     ours.then(|| header("ce_id").map(str::to_owned)).flatten()
 }
 
-/// A failure message is a label: one that is longer than an event may carry must not cost the event.
+/// Cuts a failure message to an event's limit: it is only a label, and must not cost the event.
 fn clip(text: &str) -> &str {
     &text[..text.floor_char_boundary(MAX_TEXT_BYTES)]
 }

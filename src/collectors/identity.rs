@@ -1,4 +1,4 @@
-//! Whether coderd is the one that the source is bound to: asked before anything is collected, and again in each pass.
+//! Checks that coderd is the one that the source is bound to: before the first pass, and in each pass.
 
 use uuid::Uuid;
 
@@ -19,8 +19,8 @@ impl From<&IdentityFacts> for ReportedIdentity {
     }
 }
 
-/// What this coderd reports of itself, none of which contradicts the source. Where a fact may not be read, collecting goes on with a
-/// warning, unless usage is published from it.
+/// What this coderd reports about itself. Fails if a fact contradicts the source.
+/// If the role cannot read a fact, collecting goes on with a warning, unless usage is published from this coderd.
 pub(super) async fn read(
     settings: &Settings,
     reader: &mut Reader,
@@ -37,7 +37,7 @@ pub(super) async fn read(
     }
 }
 
-/// Binds the source to its coderd, where both facts are known.
+/// Binds the source to its coderd, if both facts are known.
 pub(super) async fn bind(ledger: &Ledger, source_id: Uuid, facts: &IdentityFacts) -> Result<(), CollectError> {
     if let Some(found) = facts.identity() {
         ledger.in_time(ledger.bind_source(source_id, found.into())).await??;
@@ -46,14 +46,14 @@ pub(super) async fn bind(ledger: &Ledger, source_id: Uuid, facts: &IdentityFacts
 }
 
 impl Collector {
-    /// Why it is not certain that coderd is the one of this source.
+    /// Why it is not certain that this coderd belongs to the source.
     #[must_use]
     pub fn warning(&self) -> Option<String> {
         let problem = self.identity.problem.as_ref()?.replace('\n', " ");
         Some(format!("whether this coderd is the one of source {} is not certain: {problem}", self.source.deployment_id))
     }
 
-    /// Refuses a coderd that is not the one of this source. The ledger is asked each time: an operator may have accepted another one meanwhile.
+    /// Refuses a coderd that does not belong to this source. Asks the ledger each time: an operator may have accepted another coderd.
     pub(super) async fn identify(&mut self, reader: &mut Reader) -> Result<(), CollectError> {
         let source_id = self.source.deployment_id;
         let facts = read(&self.settings, reader, &self.ledger, source_id).await?;

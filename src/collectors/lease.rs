@@ -1,5 +1,5 @@
-//! The collector's lease. A task of its own renews it, so that neither a slow statement in coderd's database nor a long pause between two passes
-//! loses it, and a killed collector is replaced within seconds.
+//! The collector's lease. A separate task renews it: a slow statement in coderd's database or a long pause does not lose it. Another
+//! collector replaces a killed one within seconds.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::settings::CollectError;
 use crate::ledger::{Lease, Ledger};
 
-/// A lease that is renewed until it is released, lost or dropped.
+/// A lease that a task renews until it is released, lost or dropped.
 pub(super) struct KeptLease {
     pub(super) lease: Lease,
     lost: CancellationToken,
@@ -24,7 +24,7 @@ impl KeptLease {
     }
 
     /// # Errors
-    /// [`CollectError::LeaseLost`] once another collector is known to have taken it.
+    /// [`CollectError::LeaseLost`] once the ledger reports that another collector has the lease.
     pub(super) fn check(&self) -> Result<(), CollectError> {
         if self.lost.is_cancelled() { Err(CollectError::LeaseLost) } else { Ok(()) }
     }
@@ -42,7 +42,7 @@ impl Drop for KeptLease {
     }
 }
 
-/// A ledger that does not answer is asked again: only its word ends a lease.
+/// Retries a ledger that does not answer: only the ledger's answer ends a lease.
 async fn renew(ledger: Ledger, lease: Lease, length: Duration, lost: CancellationToken) {
     loop {
         tokio::time::sleep(length.div_f64(3.0)).await;

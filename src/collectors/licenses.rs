@@ -1,4 +1,4 @@
-//! What has changed in coderd's licenses.
+//! Changes of coderd's licenses.
 
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
@@ -8,7 +8,7 @@ use crate::coderd::LicenseRow;
 use crate::ledger::{Lease, Ledger, LicenseChange, LicenseState};
 use crate::license::PublicKeys;
 
-/// By which keys, and for which deployment, licenses are judged.
+/// The keys and the deployment against which licenses are verified.
 #[derive(Clone, Copy)]
 pub(super) struct Judge<'a> {
     pub keys: &'a PublicKeys,
@@ -16,7 +16,7 @@ pub(super) struct Judge<'a> {
     pub deployment: Uuid,
 }
 
-/// What is to be recorded, given what is recorded. A token is judged in each pass: a key that was configured later makes it good.
+/// The changes to record, given the recorded ones. Verifies a token in each pass: a key that is configured later makes it valid.
 pub(super) fn changes(known: &[LicenseChange], rows: &[LicenseRow], judge: Judge<'_>) -> Vec<LicenseChange> {
     let now: Vec<LicenseChange> = rows.iter().map(|row| judge.judged(row)).collect();
     let gone = known.iter().filter(|known| now.iter().all(|now| now.jwt_sha256 != known.jwt_sha256));
@@ -25,9 +25,9 @@ pub(super) fn changes(known: &[LicenseChange], rows: &[LicenseRow], judge: Judge
     gone.chain(new).collect()
 }
 
-/// Records what has changed since `known` and answers what is there now.
+/// Records the changes since `known` and returns the present licenses.
 ///
-/// Changes are rare: then the ledger is asked what it really has, for the answer to an earlier record may have been lost.
+/// Before it writes, it rereads the ledger's own state: the answer to an earlier record may be lost. Changes are rare.
 pub(super) async fn record(
     ledger: &Ledger,
     lease: &Lease,

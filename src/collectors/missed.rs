@@ -1,4 +1,4 @@
-//! Rows that the pages by time do not meet, because they came later than dated: by counts of days, and by request.
+//! Finds rows that pages by time miss, because they came later than their date: by counts of days, and by request.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,19 +12,20 @@ use super::take::Appended;
 use crate::coderd::{Catalog, Reader, UsageKey};
 use crate::event::build_of;
 
-/// Days before today whose usage is compared: what is older cannot be published.
+/// Compared days before today: older usage cannot be published.
 const COMPARED_DAYS: i64 = 31;
 
 const DAY_SECONDS: i64 = 86_400;
 
-/// Counts of a UTC day (counted from 1970) and type in coderd and in the ledger, whose rows were read since they differ: rejected and held rows
-/// make them differ for good.
+/// Counts that differ between coderd and the ledger, by UTC day (days since 1970) and type, whose rows were read since. Rejected and held
+/// rows keep them different for good.
 pub(super) type ReadDays = BTreeMap<(i64, String), (i64, i64)>;
 
 impl Collector {
-    /// Compares the number of usage rows of each of the last days and types with the ledger's, and reads the days that differ. A day whose counts are as
-    /// they were when it was last read is not read again. It waits until the ledger has the passes before the one in which it became due: what is in
-    /// flight looks missing. Later passes are not waited for, or a consumer that stays behind would postpone it without end.
+    /// Compares the usage rows of each of the last days and types with the ledger's, and reads the days that differ. It reads a day again
+    /// only if its counts change.
+    /// It waits until the ledger has the passes before the one in which it becomes due: rows in flight look missing.
+    /// It does not wait for later passes, or a slow consumer would postpone it for ever.
     pub(super) async fn compare_days(&mut self, reader: &mut Reader, bounds: &Bounds, appended: &mut Appended) -> Result<(), CollectError> {
         if bounds.from.is_none() || !is_due(self.compared_at, bounds.started_at, self.settings.compare_interval) {
             return Ok(());
@@ -33,7 +34,7 @@ impl Collector {
         if self.passes_ahead.front().is_some_and(|(number, _)| *number < due_in) {
             return Ok(());
         }
-        // one that fails postpones itself, and not the passes
+        // set first: a comparison that fails postpones itself, not the passes
         (self.compared_at, self.compare_due_in) = (Some(bounds.started_at), None);
         let today = bounds.now.timestamp().div_euclid(DAY_SECONDS);
         let (from, until) = (start_of(today.saturating_sub(COMPARED_DAYS)), start_of(today.saturating_add(2)));
@@ -63,8 +64,8 @@ impl Collector {
         }
     }
 
-    /// Fetches the rows that the audit misses, and returns the event ids that were looked for. What a pass that is in the ledger had appended, and
-    /// the ledger does not have, goes again.
+    /// Reads the rows that the audit misses and returns their event ids. Appends a row again if its pass is in the ledger and the row is
+    /// not.
     pub(super) async fn fetch(
         &mut self,
         reader: &mut Reader,
@@ -93,14 +94,13 @@ impl Collector {
     }
 }
 
-/// Counts that are not the same on both sides.
 fn differing(there: &BTreeMap<(i64, String), i64>, here: &BTreeMap<(i64, String), i64>) -> ReadDays {
     let of = |side: &BTreeMap<(i64, String), i64>, key| side.get(key).copied().unwrap_or(0);
     let both = there.keys().chain(here.keys()).map(|key| (key.clone(), (of(there, key), of(here, key))));
     both.filter(|(_, (there, here))| there != here).collect()
 }
 
-/// Whether that long has passed since it was last done. A time ahead of now is that of a clock that was wrong.
+/// Whether `interval` has passed since `last`. A `last` far ahead of `now` comes from a wrong clock, and also makes it due.
 pub(super) fn is_due(last: Option<DateTime<Utc>>, now: DateTime<Utc>, interval: TimeDelta) -> bool {
     last.is_none_or(|last| now.signed_duration_since(last).abs() >= interval)
 }

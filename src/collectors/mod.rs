@@ -1,7 +1,7 @@
-//! Collectors: coderd's database (later also HTTP and NDJSON) into the log.
+//! Collectors: read coderd's database (later also HTTP and NDJSON) and append events to the log.
 //!
-//! A pass reads the horizon first, then what can be new, and appends what neither the log nor the ledger has yet. When the log has
-//! acknowledged all of it, the pass is recorded with the offsets that carry it and the instant until which it is complete.
+//! A pass reads the horizon, then the rows that can be new. It appends those that neither the log nor the ledger has. After the log
+//! acknowledges them, it records the pass with its offsets and the instant until which it is complete.
 
 pub mod events;
 mod identity;

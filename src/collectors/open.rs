@@ -1,4 +1,4 @@
-//! A collector comes up: it takes the source's lease, introduces the source, and learns where the last one left off.
+//! Opens a collector: takes the source's lease, introduces the source, and finds where the last collector ended.
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 
@@ -19,14 +19,14 @@ use crate::ledger::{Baseline, BaselineRow, Ledger, LicenseChange, Source, collec
 use crate::license::PublicKeys;
 use crate::log::{Log, Record};
 
-/// Ids remembered of each kind, at most: some 100 MB.
+/// The most ids remembered of each kind: about 100 MB.
 pub(super) const SEEN_LIMIT: usize = 1_000_000;
-/// Records of the log that are read for ids in flight, at most.
+/// The most records of the log that are read for ids in flight.
 const IN_FLIGHT_LIMIT: usize = 1_000_000;
-/// Records read at a time.
+/// Records in one read.
 const READ_PAGE: usize = 5_000;
 
-/// One source's collector. It holds the source's lease.
+/// The collector of one source. It holds the source's lease.
 pub struct Collector {
     pub(super) settings: Settings,
     pub(super) database: Database,
@@ -35,50 +35,47 @@ pub struct Collector {
     pub(super) ledger: Ledger,
     pub(super) clock: Clock,
     pub(super) source: Source,
-    /// What coderd reported of itself last.
+    /// What coderd last reported about itself.
     pub(super) identity: IdentityFacts,
     pub(super) lease: KeptLease,
     /// None: the next pass connects.
     pub(super) reader: Option<Reader>,
-    /// What was there in the last pass.
+    /// The catalog of the last pass.
     pub(super) catalog: Option<Catalog>,
     pub(super) builds: Seen<Uuid>,
-    /// Claims, by their build, that were in flight when this collector opened. Later ones go by their builds.
+    /// Prebuild claims, by their build, that were in flight when this collector opened. Later ones are found by their builds.
     pub(super) claims: Seen<Uuid>,
     pub(super) usage: Seen<String>,
-    /// Builds with a word that we do not know: nothing is claimed while there are any. A full sweep drops those that it no longer meets.
+    /// Builds with an unknown value: while there are any, completeness is not reported. A full sweep drops those that it no longer reads.
     pub(super) unreadable: HashSet<Uuid>,
     pub(super) licenses: Vec<LicenseChange>,
     /// Where the next pass begins; None: a full sweep is due.
     pub(super) reread_from: Option<DateTime<Utc>>,
-    /// The latest claim.
+    /// The latest completeness that was reported.
     pub(super) claimed_until: Option<DateTime<Utc>>,
-    /// When the last full sweep began.
     pub(super) swept_at: Option<DateTime<Utc>>,
-    /// When a pass last reached back over the whole overlap.
     pub(super) overlapped_at: Option<DateTime<Utc>>,
-    /// When counts of days were last compared.
     pub(super) compared_at: Option<DateTime<Utc>>,
-    /// The pass in which the next comparison became due; none: it is not due.
+    /// The pass in which the next comparison became due; None: it is not due.
     pub(super) compare_due_in: Option<u64>,
     pub(super) read_days: ReadDays,
     /// Passes of this process, counted from 1.
     pub(super) pass_number: u64,
-    /// The latest pass that is known to be in the ledger.
+    /// The latest pass whose records the ledger is known to have read.
     pub(super) pass_in_ledger: u64,
-    /// Recorded passes that are not known to be in the ledger: number and the ledger's id.
+    /// Recorded passes whose records the ledger may not have read yet: number and the ledger's id.
     pub(super) passes_ahead: VecDeque<(u64, i64)>,
-    /// Partitions that ended before the ledger's position when the last pass looked: nothing is claimed while there are any.
+    /// Partitions that ended before the ledger's position in the last pass. While there are any, completeness is not reported.
     pub(super) behind: BTreeSet<TopicPartition>,
-    /// The last pass of this process, by id and beginning: a ledger where it is not the newest was restored from a backup.
+    /// The last pass of this process: id and start. A ledger in which it is not the newest was restored from a backup.
     pub(super) previous: Option<(i64, DateTime<Utc>)>,
-    /// The last record of each partition that was appended since, with its offset, where the log is in the ledger's database.
+    /// The last record of each partition since the last pass, with its offset. Kept only if the log is in the ledger's database.
     pub(super) last_records: HashMap<TopicPartition, (i64, Message)>,
     pub(super) proof: Proof,
 }
 
 impl Collector {
-    /// Connects, takes the lease, introduces the source where it is new. None: another collector has the source.
+    /// Connects, takes the lease and introduces a new source. None: another collector has the source.
     pub async fn open(
         settings: Settings,
         database: Database,
@@ -146,13 +143,12 @@ impl Collector {
         self.pass_number.saturating_add(1)
     }
 
-    /// The source as the ledger has it.
     #[must_use]
     pub fn source(&self) -> &Source {
         &self.source
     }
 
-    /// Gives the lease back.
+    /// Releases the lease.
     pub async fn close(self) {
         if let Some(reader) = self.reader {
             reader.close().await;
@@ -162,16 +158,16 @@ impl Collector {
         }
     }
 
-    /// What the log holds and the ledger has not read yet would look unknown to both memory and look-up. It counts as seen in the pass to come.
+    /// Reads the records that the ledger has not read yet: memory and ledger would both miss them. They belong to the next pass.
     pub(super) async fn remember_in_flight(&mut self) -> Result<(), CollectError> {
         let positions: HashMap<TopicPartition, i64> = self.ledger.in_time(self.ledger.positions()).await?.into_iter().collect();
         let mut left = IN_FLIGHT_LIMIT;
-        // a build that is a claim is looked for after its claim
+        // claims first: a build that is a prebuild claim is checked against the claims
         for topic in [Topic::PrebuildClaims, Topic::WorkspaceBuilds, Topic::AgentUsage] {
             for partition in self.log.partitions(topic).await? {
                 let partition = TopicPartition { topic, partition };
                 let (start, end) = self.log.watermarks(partition).await?;
-                // A position beyond the end is one in a topic that was recreated: of the new one nothing was read.
+                // A position beyond the end belongs to a topic that was recreated: the new topic is unread.
                 let position = positions.get(&partition).copied().filter(|position| *position <= end);
                 let from = position.unwrap_or(start).max(start);
                 self.remember_from(partition, from, &mut left).await?;
@@ -206,11 +202,12 @@ impl Collector {
         Ok(())
     }
 
-    /// `claimless` gets the builds that are claims and whose claim is not in flight: they count as seen only where the ledger has it.
+    /// Adds to `claimless` each build that is a prebuild claim whose own event is not in flight. It is seen only if the ledger has that
+    /// event.
     fn remember_record(&mut self, partition: TopicPartition, record: &Record, claimless: &mut HashMap<Uuid, DateTime<Utc>>) {
         let (topic, deployment, pass) = (partition.topic, self.source.deployment_id, self.next_pass());
         let signer = self.log.signer(topic, &record.message);
-        // a record that another has put there under the id of a row of ours keeps nothing away
+        // a foreign record with the id of a row of coderd must not keep that row out
         if self.log.signatures().verify() && signer.is_err() {
             return;
         }
@@ -227,7 +224,7 @@ impl Collector {
                 Payload::Usage(usage) => self.usage.insert(usage.id, usage.created_at, pass),
                 Payload::Claim(claim) => self.claims.insert(claim.build_id, claim.completed_at, pass),
             },
-            // A row travels also where it is not an event that this version can count: it will be held or rejected, and is in the log all the same.
+            // A row that is not a valid event is in the log, too: the consumer will hold or reject it.
             Err(_) => {
                 let id = events::id_from(deployment, &record.message);
                 match (topic, id.as_deref().and_then(build_of)) {
@@ -240,7 +237,7 @@ impl Collector {
     }
 }
 
-/// The source as it was introduced, now or before.
+/// The source as it was introduced, now or earlier.
 async fn introduce(
     settings: &Settings,
     reader: &mut Reader,
@@ -249,7 +246,7 @@ async fn introduce(
     deployment_id: Uuid,
 ) -> Result<Source, CollectError> {
     let known = ledger.in_time(ledger.source(deployment_id)).await?;
-    // As fine as PostgreSQL keeps it.
+    // PostgreSQL keeps microseconds.
     let from = settings.from.map(|from| from.trunc_subsecs(6));
     if let Some(known) = &known
         && from.is_some_and(|from| Some(from) != known.baseline_until)
@@ -265,7 +262,7 @@ async fn introduce(
     Ok(ledger.in_time(ledger.register_source(deployment_id, introduced_at, baseline.as_ref())).await?)
 }
 
-/// coderd's count of creations before `from`, which must be certain not to change any more.
+/// coderd's count of creations before `from`. It must be certain that this count cannot change.
 async fn baseline(settings: &Settings, reader: &mut Reader, from: DateTime<Utc>) -> Result<Baseline, CollectError> {
     let catalog = reader.catalog().await?;
     let complete = before(reader.horizon(&catalog).await?.complete_before().ok_or(CollectError::FromUncertain)?, settings.margin);

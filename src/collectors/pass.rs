@@ -16,31 +16,29 @@ use crate::coderd::{Catalog, Horizon, LicenseRow, Reader};
 use crate::event::{Topic, TopicPartition};
 use crate::ledger::{LicenseChange, NewPass};
 
-/// A pass reaches back over the whole overlap this often.
+/// How often a pass reaches back over the whole overlap.
 const OVERLAP_EVERY: TimeDelta = TimeDelta::minutes(1);
 
-/// What a pass did.
+/// The result of a pass.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PassReport {
     /// The ledger's id of the pass.
     pub pass_id: i64,
-    /// It read everything.
+    /// Whether it read everything.
     pub full_sweep: bool,
-    /// Builds appended to the log.
     pub builds: i32,
-    /// Claims appended to the log.
+    /// Prebuild claims appended to the log.
     pub claims: i32,
-    /// Usage events appended to the log.
     pub usage: i32,
-    /// Builds and usage found later than an earlier pass had claimed to be complete.
+    /// Builds and usage that came after an earlier pass had reported completeness beyond their time.
     pub late: i32,
-    /// What coderd committed before this is in the log. None: nothing is claimed.
+    /// What coderd committed before this is in the log. None: completeness is not reported.
     pub complete_until: Option<DateTime<Utc>>,
-    /// The hour before which every hour has its runtime row or is over 7 days old. None: this coderd has no agent runtime.
+    /// The hour before which every hour has its runtime row or is over 7 days old. None: not reported, or this coderd has no agent runtime.
     pub runtime_complete_until: Option<DateTime<Utc>>,
 }
 
-/// What one pass reads, and what it may claim.
+/// What one pass reads, and the completeness that it may report.
 pub(super) struct Bounds {
     /// Where an incremental pass begins; None: everything is read.
     pub(super) from: Option<DateTime<Utc>>,
@@ -48,25 +46,24 @@ pub(super) struct Bounds {
     /// Where the next pass begins.
     next_from: DateTime<Utc>,
     pub(super) now: DateTime<Utc>,
-    /// When the pass began, by our own clock.
+    /// When the pass began, by the process's clock.
     pub(super) started_at: DateTime<Utc>,
-    /// It reaches back over the whole overlap.
+    /// Whether it reaches back over the whole overlap.
     overlaps: bool,
-    /// The mark of the sweep that a person has asked for.
+    /// The mark of the sweep that an operator has requested.
     pub(super) requested_sweep: Option<DateTime<Utc>>,
 }
 
-/// Where the log ends.
+/// The ends of the log's partitions.
 struct Ends {
-    /// The end of each partition that is not empty.
     offsets: Vec<(TopicPartition, i64)>,
     /// Partitions that end before the ledger's position.
     behind: BTreeSet<TopicPartition>,
 }
 
 impl Collector {
-    /// Reads what can be new, appends what is, and records how far the source is complete. After an error the next pass connects anew and
-    /// reads the same again; what was acknowledged is not appended twice.
+    /// Reads rows that can be new, appends the new ones, and records how far the source is complete.
+    /// After an error the next pass reconnects and reads the same rows. It appends an acknowledged row only once.
     pub async fn pass(&mut self) -> Result<PassReport, CollectError> {
         self.lease.check()?;
         let mut reader = match self.reader.take() {
@@ -78,9 +75,9 @@ impl Collector {
         Ok(report)
     }
 
-    /// Every statement is a snapshot of its own, and each is younger than the horizon: what was committed before it is in all of them. Pages
-    /// go by keys that a row keeps, so a row that changes in between is not skipped. (A canceled job that a daemon still takes completes
-    /// again, later: it moves ahead.) So nothing is held open in coderd's database while the log acknowledges.
+    /// Each statement has its own snapshot, younger than the horizon, so it contains every commit before the horizon. Pages go by keys that
+    /// a row keeps, so a changed row is not skipped. (A canceled job that a daemon still runs completes later and moves ahead.)
+    /// So no transaction stays open in coderd's database while the log acknowledges.
     async fn pass_with(&mut self, reader: &mut Reader) -> Result<PassReport, CollectError> {
         let started_at = self.clock.now();
         self.check_signatures().await?;
@@ -90,7 +87,7 @@ impl Collector {
         let bounds = self.bounds(reader.horizon(&catalog).await?, started_at, requested_sweep);
         self.pass_number = self.next_pass();
         self.settle_passes().await?;
-        // The hours first: a row that is counted here is met by the pages that follow.
+        // Hours first: the pages that follow read every row that is counted here.
         let hours = match catalog.has_runtime() {
             true => Some(reader.runtime_hours(runtime::window_start(bounds.now)).await?),
             false => None,
@@ -119,14 +116,14 @@ impl Collector {
         Ok(report)
     }
 
-    /// The licenses of coderd that are there now, with what is recorded of them.
+    /// Records changes of coderd's licenses and returns the present ones.
     async fn record_licenses(&self, rows: &[LicenseRow]) -> Result<Vec<LicenseChange>, CollectError> {
         let deployment = self.identity.deployment_id.unwrap_or(self.source.deployment_id);
         let judge = Judge { keys: &self.keys, deployment };
         licenses::record(&self.ledger, &self.lease.lease, self.source.id, &self.licenses, rows, judge).await
     }
 
-    /// What there is to read; said when it is not what it was.
+    /// Reads the catalog. Logs missing parts when the catalog changes.
     async fn read_catalog(&mut self, reader: &mut Reader) -> Result<Catalog, CollectError> {
         let catalog = reader.catalog().await?;
         if self.catalog.as_ref() != Some(&catalog) {
@@ -138,9 +135,9 @@ impl Collector {
         Ok(catalog)
     }
 
-    /// Now is the earlier of the database's and our own: where the clock is a given one, the source lives by it too.
+    /// Now is the earlier of the database's time and the process's. With a given clock, the source lives by that clock, too.
     ///
-    /// Once a minute the pass reaches back over the whole overlap: a row can come later than the margin, of a replica whose clock is behind.
+    /// Once a minute the pass reaches back over the whole overlap. A replica with a slow clock can write rows later than the margin.
     fn bounds(&self, horizon: Horizon, started_at: DateTime<Utc>, requested_sweep: Option<DateTime<Utc>>) -> Bounds {
         let now = horizon.now.min(started_at);
         let complete_until = horizon.complete_before().map(|complete| before(complete.min(now), self.settings.margin));
@@ -159,7 +156,7 @@ impl Collector {
         }
     }
 
-    /// The mark of the sweep that a person has asked for. It waits while no pass can be compared with the ledger.
+    /// The mark of the sweep that an operator has requested. It waits until passes can be compared with the ledger.
     async fn requested_sweep(&self) -> Result<Option<DateTime<Utc>>, CollectError> {
         if !self.behind.is_empty() || self.proof.is_missing() {
             return Ok(None);
@@ -167,9 +164,9 @@ impl Collector {
         Ok(self.ledger.in_time(self.ledger.begin_requested_sweep(self.source.id)).await?)
     }
 
-    /// The ends of all partitions: whatever this and earlier passes appended, by this process or another, lies before them.
+    /// The ends of all partitions. All records that this or an earlier pass appended, in any process, lie before them.
     async fn ends(&self, mut ends: HashMap<TopicPartition, i64>) -> Result<Ends, CollectError> {
-        // The positions first: an end that is asked for afterwards lies at or beyond them, unless the topic is another one.
+        // Positions first: an end that is read later is at or beyond them, unless the topic was recreated.
         let positions: HashMap<TopicPartition, i64> = self.ledger.in_time(self.ledger.positions()).await?.into_iter().collect();
         let mut behind = BTreeSet::new();
         for topic in Topic::ALL {
@@ -188,7 +185,7 @@ impl Collector {
         Ok(Ends { offsets, behind })
     }
 
-    /// Records the pass. One that cannot be compared with the ledger counts as no full sweep, or the source would pass for backfilled.
+    /// Records the pass. A pass that cannot be compared with the ledger is not a full sweep: the source would look backfilled.
     async fn record(
         &self,
         bounds: &Bounds,
@@ -215,7 +212,7 @@ impl Collector {
         Ok(self.ledger.in_time(self.ledger.record_pass(&self.lease.lease, &pass)).await?)
     }
 
-    /// What the next pass builds on. Only now: a pass that failed is read again from where it began.
+    /// Keeps the state for the next pass, only after success: a failed pass is read again from its start.
     fn remember(&mut self, bounds: &Bounds, report: &PassReport, comparable: bool) {
         self.previous = Some((report.pass_id, bounds.started_at));
         self.last_records.clear();
@@ -236,9 +233,9 @@ impl Collector {
         self.usage.forget(met_again.min(before(bounds.now, self.settings.usage_window)), self.pass_in_ledger);
     }
 
-    /// A topic that was recreated begins again at 0, so the ledger's position in the old one looks as if the new one had been read. Nothing
-    /// is claimed until the position is set to the new one. What the old one held unread is lost then: all is read again, and only the
-    /// ledger and the new topic count as known.
+    /// A recreated topic begins at 0, so the ledger's old position looks as if the new topic had been read. Until the position is
+    /// corrected, completeness is not reported. Unread records of the old topic are lost: everything is read again.
+    /// Then only the ledger and the new topic are known.
     async fn reread_after_recreation(&mut self, behind: BTreeSet<TopicPartition>) -> Result<(), CollectError> {
         if behind.is_empty() && !self.behind.is_empty() {
             tracing::info!("the ledger's positions lie within the log again: all is read again");
@@ -258,7 +255,7 @@ impl Collector {
         Ok(())
     }
 
-    /// Which passes of ours are in the ledger by now.
+    /// Notes which passes of this process the ledger has read.
     async fn settle_passes(&mut self) -> Result<(), CollectError> {
         while let Some((number, pass_id)) = self.passes_ahead.front().copied() {
             if !self.ledger.in_time(self.ledger.pass_is_in(self.source.id, pass_id)).await? {
@@ -271,7 +268,7 @@ impl Collector {
     }
 }
 
-/// That long before `at`, as far as there are times.
+/// `at` minus `span`, or the earliest time.
 pub(super) fn before(at: DateTime<Utc>, span: TimeDelta) -> DateTime<Utc> {
     at.checked_sub_signed(span).unwrap_or(DateTime::<Utc>::MIN_UTC)
 }

@@ -1,4 +1,4 @@
-//! The loop: one collector per source, pass after pass, until told to stop.
+//! The loop: one collector per source, one pass after another, until a stop.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -14,9 +14,9 @@ use crate::ledger::{Ledger, Pausable};
 use crate::license::PublicKeys;
 use crate::log::Log;
 
-/// Collects until `stop`. Whatever is wrong is said once and waited for; a source that another process collects is waited for too. A stop
-/// in the middle of a pass drops it: what the log has acknowledged is found there by the next collector. A pause lets the pass in hand end;
-/// then the lease is given back and coderd's database left alone, and whoever is first collects once it is resumed.
+/// Collects until `stop`. Logs a failure once and retries; it also waits for a source that another process collects.
+/// A stop drops a running pass: the next collector finds the acknowledged records in the log. A pause lets the pass end, releases the lease
+/// and leaves coderd's database alone. After the pause, the first process to take the lease collects.
 pub async fn run(
     settings: Settings,
     database: Database,
@@ -47,7 +47,7 @@ pub async fn run(
             }
             Some(Ok(None)) => {
                 trouble.say("another process collects this source; waiting for it to end");
-                // one that is killed leaves a lease that ends soon
+                // the lease of a killed process ends soon
                 wait = wait.min(settings.lease_length.div_f64(3.0));
             }
             Some(Err(error)) => trouble.say(&error.to_string()),
@@ -57,8 +57,8 @@ pub async fn run(
     }
 }
 
-/// Passes until `stop`, until the source is another's, or until collecting is paused. False: this process must not open the source again, or it would
-/// append the same rows with a signature that consumers reject.
+/// Runs passes until `stop`, a pause, or the loss of the source. False: this process must not open the source again.
+/// It would append the same rows with a signature that consumers reject.
 async fn collect(mut collector: Collector, stop: &CancellationToken, trouble: &mut Trouble) -> bool {
     let mut accepted = true;
     while collector.settings.paused.of(Pausable::Collect).is_none() {
@@ -75,7 +75,7 @@ async fn collect(mut collector: Collector, stop: &CancellationToken, trouble: &m
                 trouble.say(&error.to_string());
                 return true;
             }
-            // another process may have the key or the right coderd: it gets the lease
+            // another process may have the key or the right coderd: release the lease to it
             Some(Err(
                 error @ (CollectError::NoSigningKey
                 | CollectError::SignaturesRejected
@@ -104,17 +104,17 @@ async fn collect(mut collector: Collector, stop: &CancellationToken, trouble: &m
     accepted
 }
 
-/// Waits; false when it was told to stop.
+/// Waits for `length`. False: stopped.
 async fn pause(length: Duration, stop: &CancellationToken) -> bool {
     stop.run_until_cancelled(tokio::time::sleep(length)).await.is_some()
 }
 
-/// How collecting stands, for whoever shows it; clones show the same.
+/// The state of collecting, for display; clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct Standing(Arc<Mutex<String>>);
 
 impl Standing {
-    /// In words; empty before it begins.
+    /// The state in words; empty before it begins.
     #[must_use]
     pub fn get(&self) -> String {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -125,7 +125,7 @@ impl Standing {
     }
 }
 
-/// What is wrong, logged and shown.
+/// A failure, logged and shown.
 struct Trouble {
     logged: Lasting,
     standing: Standing,

@@ -1,18 +1,18 @@
-//! How far agent runtime is complete: coderd writes one row an hour, and fills gaps for seven days.
+//! How far agent runtime is complete: coderd writes one row an hour, and fills gaps of up to seven days.
 
 use chrono::{DateTime, DurationRound, TimeDelta, Utc};
 
 use super::pass::before;
 
-/// How far back coderd fills missing hours, from the hour that runs. Source: `AgentRuntimeWindow`.
+/// How far back coderd fills missing hours, from the current hour. Source: `AgentRuntimeWindow`.
 const WINDOW: TimeDelta = TimeDelta::days(7);
 
-/// The hours that can still get a row begin here.
+/// The first hour that can still get a row.
 pub(super) fn window_start(now: DateTime<Utc>) -> DateTime<Utc> {
     before(hour(now), WINDOW)
 }
 
-/// The hour before which every hour has its row or is past coderd's window. `hours` are those with a row.
+/// The hour before which every hour has its row or is past coderd's window. `hours` are the hours that have a row.
 pub(super) fn complete_until(hours: &[DateTime<Utc>], now: DateTime<Utc>) -> DateTime<Utc> {
     let mut next = window_start(now);
     while next < hour(now) && hours.contains(&next) {
@@ -22,7 +22,7 @@ pub(super) fn complete_until(hours: &[DateTime<Utc>], now: DateTime<Utc>) -> Dat
 }
 
 fn hour(at: DateTime<Utc>) -> DateTime<Utc> {
-    // Fails only beyond the years that PostgreSQL and chrono share.
+    // Fails only outside the years that PostgreSQL and chrono share.
     at.duration_trunc(TimeDelta::hours(1)).unwrap_or(at)
 }
 

@@ -1,11 +1,11 @@
-//! Ids that the log has acknowledged and that a coming pass will meet again.
+//! Ids that the log has acknowledged and that a later pass will read again.
 
 use std::collections::HashMap;
 use std::hash::Hash;
 
 use crate::coderd::Time;
 
-/// Bounded memory. What it forgets is looked up in the ledger; an id that is not there yet either is appended again and counted as a
+/// Bounded memory. A forgotten id is looked up in the ledger. If the ledger does not have it yet, it is appended again and becomes a
 /// duplicate.
 #[derive(Debug)]
 pub(super) struct Seen<Id> {
@@ -15,9 +15,8 @@ pub(super) struct Seen<Id> {
 
 #[derive(Clone, Copy, Debug)]
 struct Sighting {
-    /// The row's own time.
     at: Time,
-    /// In which pass of this process.
+    /// The pass of this process.
     pass: u64,
 }
 
@@ -30,7 +29,7 @@ impl<Id: Eq + Hash> Seen<Id> {
         self.ids.contains_key(id)
     }
 
-    /// Remembers an id. Beyond the limit the earlier half by time goes.
+    /// Remembers an id. Beyond the limit it forgets the earlier half by time.
     pub(super) fn insert(&mut self, id: Id, at: impl Into<Time>, pass: u64) {
         self.ids.insert(id, Sighting { at: at.into(), pass });
         if self.ids.len() > self.limit {
@@ -42,13 +41,13 @@ impl<Id: Eq + Hash> Seen<Id> {
         }
     }
 
-    /// Forgets what no incremental pass meets again (dated before `before`) and a look-up would find (of a pass that is in the ledger).
+    /// Forgets ids dated before `before` whose pass is in the ledger. Incremental passes do not read them again, and a look-up finds them.
     pub(super) fn forget(&mut self, before: impl Into<Time>, pass_in_ledger: u64) {
         let before = before.into();
         self.ids.retain(|_, sighting| sighting.at >= before || sighting.pass > pass_in_ledger);
     }
 
-    /// Forgets an id unless its pass is not known to be in the ledger: a look-up then tells whether the ledger has it.
+    /// Forgets an id if its pass is known to be in the ledger. Then a look-up shows whether the ledger has it.
     pub(super) fn forget_if_recorded(&mut self, id: &Id, pass_in_ledger: u64) {
         if self.ids.get(id).is_some_and(|sighting| sighting.pass <= pass_in_ledger) {
             self.ids.remove(id);

@@ -1,4 +1,4 @@
-//! What a collector is told, and what can stop it.
+//! Collector settings and errors.
 
 use std::time::Duration;
 
@@ -11,45 +11,43 @@ use crate::coderd::CoderdError;
 use crate::ledger::{IdentityRefusal, LeaseError, NO_SIGNING_KEY, Paused, Retirement};
 use crate::log::{AppendError, LogError};
 
-/// How one source is collected.
+/// Settings of one source's collector.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The deployment's id; None: read from coderd, where the role may.
+    /// The deployment's id; None: read from coderd, if the role may.
     pub deployment_id: Option<Uuid>,
-    /// Nothing is collected from a coderd that does not report which one it is: usage is published from it.
+    /// Refuses a coderd that does not report its identity: usage is published from it.
     pub identity_required: bool,
-    /// Who collects: differs between processes.
+    /// The name of this process as holder of the lease; unique.
     pub holder: String,
-    /// Histograms observe builds completed from here on. None: the moment at which the source is first seen. Read once, at the introduction.
+    /// Histograms observe builds completed from here on. None: from the first sight of the source. Used once, at the introduction.
     pub introduced_at: Option<DateTime<Utc>>,
-    /// Collect builds completed from here on, and count the creations before it once. None: all history. Read once, at the introduction.
+    /// Collects builds completed from here on, and counts earlier creations once. None: all history. Used once, at the introduction.
     pub from: Option<DateTime<Utc>>,
     /// Pause between two passes.
     pub poll_interval: Duration,
-    /// Everything is read again this long after it was last; zero: in every pass.
+    /// Time from one full sweep to the next; zero: each pass is a full sweep.
     pub sweep_interval: TimeDelta,
-    /// How far the clocks of coderd's replicas and of the database may differ: taken off every claim, added to every overlap.
+    /// How far the clocks of coderd's replicas and of the database may differ. Completeness is reported this much earlier.
     pub margin: TimeDelta,
-    /// How far a pass reaches back once a minute, and always when the oldest open transaction cannot be seen.
+    /// How far a pass reaches back once a minute, and always if the oldest open transaction cannot be seen.
     pub overlap: TimeDelta,
-    /// Counts of usage by day are compared with coderd's this often; zero: in every pass.
+    /// Time between comparisons of daily usage counts with coderd's; zero: in every pass.
     pub compare_interval: TimeDelta,
-    /// Usage dated further back than this, and come since the last pass, is found by the next comparison of days. coderd itself dates runtime
-    /// rows up to 7 days back.
+    /// A pass reads usage dated this far back. The next comparison of days finds older rows.
+    /// coderd itself dates runtime rows up to 7 days back.
     pub usage_window: TimeDelta,
-    /// Rows read and events appended at a time.
+    /// Rows in one read, and events in one append.
     pub page: i64,
-    /// The source is free for another collector this long after ours last renewed its lease.
+    /// Another collector can take the source this long after the last renewal of the lease.
     pub lease_length: Duration,
     pub paused: Paused,
-    /// Where it is said how collecting stands.
+    /// Where the collector reports its state.
     pub standing: Standing,
-    /// What it counts of itself.
     pub telemetry: CollectorTelemetry,
 }
 
 impl Settings {
-    /// The defaults, for this holder.
     #[must_use]
     pub fn new(holder: impl Into<String>) -> Self {
         Settings {
@@ -73,7 +71,7 @@ impl Settings {
     }
 }
 
-/// Why a pass did not come to its end. What it appended is acknowledged and stays.
+/// Why a pass did not finish. The events that it appended are acknowledged and stay.
 #[derive(Debug, thiserror::Error)]
 pub enum CollectError {
     /// coderd's database.
@@ -82,13 +80,13 @@ pub enum CollectError {
     /// The ledger.
     #[error("the ledger cannot be used: {}", crate::cause::text(.0))]
     Ledger(#[from] sqlx::Error),
-    /// The log did not acknowledge everything.
+    /// The log did not acknowledge all events.
     #[error("the log did not take all events: {0}")]
     Append(#[from] AppendError),
-    /// The log's partitions or ends could not be asked for.
+    /// Partitions or ends of the log could not be read.
     #[error("the log cannot be used: {0}")]
     Log(#[from] LogError),
-    /// coderd is not the one of this source.
+    /// coderd does not belong to this source.
     #[error(transparent)]
     NotItsCoderd(#[from] IdentityRefusal),
     /// An operator has retired the source.
@@ -102,25 +100,25 @@ pub enum CollectError {
         "consumers reject the signatures of this collector's records (bad_signature): set log.verification_keys of all consumers to include the key that log.signing_key names here, then restart this process; where topics were deleted and created again, run `tallyline recover plan --lost kafka` first. Until then it collects nothing and reports no completeness"
     )]
     SignaturesRejected,
-    /// Consumers reject records that an earlier process of the source has signed with another key. The collector that opens next appends their rows again.
+    /// Consumers reject records that an earlier process of the source signed with another key. The next collector appends their rows again.
     #[error(
         "consumers reject records that an earlier collector of this source has signed with another key (bad_signature): their rows are collected again; keep a key in log.verification_keys of all consumers until they have read its records"
     )]
     OtherKeyRejected,
-    /// Another collector has taken the source, or the ledger or the log is without what this one wrote last.
+    /// Another collector has taken the source, or the ledger or the log lacks the last writes of this one.
     #[error("another collector has taken this source, or the database lost what this one wrote last: it opens again")]
     LeaseLost,
-    /// A baseline so recent that builds before it could still be committed after it was counted.
+    /// The baseline is too recent: builds before it could still be committed after the count.
     #[error(
         "collecting cannot begin at {from}: only what was completed before {complete} is certain to be committed; begin earlier or wait"
     )]
     FromTooRecent {
-        /// What was asked for.
+        /// The requested time.
         from: DateTime<Utc>,
-        /// The latest possible.
+        /// The latest possible time.
         complete: DateTime<Utc>,
     },
-    /// As open transactions cannot be seen, no instant can be given before which all builds are committed.
+    /// Open transactions cannot be seen, so the commit of all builds before `from` is not certain.
     #[error(
         "source.backfill_from needs to see coderd's open transactions, or builds before it could be missed: let an administrator run src/coderd/grants.sql for the role (it does not help on a standby)"
     )]

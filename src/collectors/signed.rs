@@ -1,8 +1,8 @@
-//! Whether consumers accept this collector's signatures.
+//! Checks that consumers accept this collector's signatures.
 //!
-//! While they do not, each row that is appended becomes a reject. So the first signed records are the proof: before it, passes report
-//! no completeness. Signed records in flight when the process opens are part of it. After a rejection this process appends nothing
-//! more, since it no longer knows which of its rows are in the ledger; the next process does.
+//! If they do not, each appended row becomes a reject. So the first signed records are the proof: until then, passes report no
+//! completeness. Signed records in flight at the start belong to it. After a rejection this process appends nothing more: it no longer
+//! knows which of its rows the ledger has. The next process does.
 
 use std::collections::HashMap;
 
@@ -18,16 +18,16 @@ pub(super) struct Proof {
     proven: bool,
     /// The first unproven record in each partition.
     places: HashMap<TopicPartition, i64>,
-    /// The first record in each partition that was in flight when this process opened, and that another key had signed.
+    /// In each partition, the first record that another key had signed and that was in flight when this process opened.
     other_keys: HashMap<TopicPartition, i64>,
-    /// The last pass that does not rely on these records; none: no recorded pass relies on them.
+    /// The last pass that does not rely on these records; None: no recorded pass relies on them.
     after_pass_id: Option<i64>,
-    /// Where the first pass without the proof began; None within: a full sweep.
+    /// The start of the first pass without the proof; `Some(None)`: a full sweep.
     begun_from: Option<Option<DateTime<Utc>>>,
 }
 
 impl Proof {
-    /// Notes a record that the log has acknowledged, and the pass recorded last.
+    /// Notes an acknowledged record, and the last recorded pass.
     pub(super) fn appended(&mut self, partition: TopicPartition, offset: i64, pass_id: Option<i64>) {
         if self.is_empty() {
             self.after_pass_id = pass_id;
@@ -40,7 +40,7 @@ impl Proof {
         first(if own_key { &mut self.places } else { &mut self.other_keys }, partition, offset);
     }
 
-    /// Whether passes may not report completeness yet, where records must be signed.
+    /// Whether records must be signed and the proof is missing: passes report no completeness.
     pub(super) fn is_missing(&self) -> bool {
         !self.proven && !self.is_empty()
     }
@@ -49,7 +49,7 @@ impl Proof {
         self.places.is_empty() && self.other_keys.is_empty()
     }
 
-    /// The pass recorded before the first record that consumers have neither accepted nor rejected yet. None: there is none.
+    /// The pass before the first record that consumers have neither accepted nor rejected. None: all are decided.
     pub(super) fn unproven_after(&self) -> Option<i64> {
         self.after_pass_id.filter(|_| !self.is_empty())
     }
@@ -65,15 +65,15 @@ fn listed(places: &HashMap<TopicPartition, i64>) -> Vec<(TopicPartition, i64)> {
 }
 
 impl Collector {
-    /// Looks up which passes rely on the records that were in flight when this process opened.
+    /// Reads from the ledger which passes rely on the records that were in flight when this process opened.
     pub(super) async fn rely_on_in_flight(&mut self) -> Result<(), CollectError> {
         let places = [listed(&self.proof.places), listed(&self.proof.other_keys)].concat();
         self.proof.after_pass_id = self.ledger.in_time(self.ledger.last_pass_before(self.source.id, &places)).await?;
         Ok(())
     }
 
-    /// Looks for the records that this process appended before, or found in flight. Where one of them is rejected for its signature, the pass
-    /// ends, and the passes since that record report no completeness any more: consumers may have lost a key that they had.
+    /// Checks the records that this process appended or found in flight. If the signature of one is rejected, the pass fails. The passes
+    /// since that record become void: consumers may have lost a key that they had.
     pub(super) async fn check_signatures(&mut self) -> Result<(), CollectError> {
         if self.ledger.in_time(self.ledger.needs_signing_key(self.log.signatures())).await? {
             return Err(CollectError::NoSigningKey);
@@ -102,7 +102,7 @@ impl Collector {
         Ok(())
     }
 
-    /// Whether the pass may report completeness. One that may not is read again once the proof is there.
+    /// Whether the pass may report completeness. A pass without proof is read again once the proof exists.
     pub(super) async fn is_proven(&mut self, from: Option<DateTime<Utc>>) -> Result<bool, CollectError> {
         if !self.proof.is_missing() {
             return Ok(true);

@@ -1,4 +1,4 @@
-//! Pages of coderd's rows: what is new among them goes to the log.
+//! Reads pages of coderd's rows and appends the new ones to the log.
 
 use std::collections::{HashMap, HashSet};
 
@@ -13,18 +13,18 @@ use crate::coderd::{BuildKey, Catalog, Reader, Time, UsageKey, UsageRow};
 use crate::event::{Event, Message, Payload, Signer, Topic, TopicPartition};
 use crate::log::{AppendError, Log, LogError};
 
-/// Where the appended records end, and the counts.
+/// Ends of the appended records, and counts.
 #[derive(Default)]
 pub(super) struct Appended {
     pub(super) report: PassReport,
     pub(super) ends: HashMap<TopicPartition, i64>,
-    /// Builds that were met and cannot be read.
+    /// Builds with an unknown value.
     unreadable: HashSet<Uuid>,
-    /// Rows of coderd that were read.
+    /// Rows read from coderd.
     rows: i64,
 }
 
-/// A row that is not known yet, as it would be sent.
+/// A row that is not known yet, as a message.
 struct Candidate<Id> {
     id: Id,
     event_id: String,
@@ -32,7 +32,6 @@ struct Candidate<Id> {
     message: Message,
 }
 
-/// The candidates of a page of builds.
 #[derive(Default)]
 struct BuildCandidates {
     claims: Vec<Candidate<Uuid>>,
@@ -40,7 +39,7 @@ struct BuildCandidates {
 }
 
 impl Collector {
-    /// All builds that the pass meets, page by page.
+    /// Collects all builds of the pass, page by page.
     pub(super) async fn builds(
         &mut self,
         reader: &mut Reader,
@@ -65,14 +64,14 @@ impl Collector {
             }
         }
         if bounds.from.is_none() {
-            // All builds were met. One that is gone from coderd, or can be read by now, holds nothing back any more.
+            // This sweep read all builds. A build that coderd no longer has, or that is readable now, holds nothing back.
             self.unreadable.retain(|id| appended.unreadable.contains(id));
         }
         Ok(())
     }
 
-    /// Appends those of these builds that are new, each claim before its build. A known build may have lost its claim all the same, for the
-    /// two are in different topics, and one can be lost while the other was read: then the claim goes again.
+    /// Appends the new ones of these builds, each prebuild claim before its build. Also appends a missing claim of a known build. They are
+    /// in different topics: one can be lost while the other is read.
     pub(super) async fn take_builds(
         &mut self,
         reader: &mut Reader,
@@ -115,7 +114,7 @@ impl Collector {
         Ok(())
     }
 
-    /// The claims and the builds among these, without those that the ledger has refused before.
+    /// The claims and builds of these ids, without those that the ledger refuses.
     async fn build_candidates(
         &mut self,
         reader: &mut Reader,
@@ -156,7 +155,7 @@ impl Collector {
         Ok(found)
     }
 
-    /// Leaves out what the ledger has refused before and is not to be sent again.
+    /// Leaves out messages that the ledger has refused before and would refuse again.
     async fn without_refused<Id>(&self, mut candidates: Vec<Candidate<Id>>) -> Result<Vec<Candidate<Id>>, CollectError> {
         if candidates.is_empty() {
             return Ok(candidates);
@@ -173,7 +172,7 @@ impl Collector {
         Ok(candidates)
     }
 
-    /// All usage that the pass meets, page by page.
+    /// Collects all usage of the pass, page by page.
     pub(super) async fn usage(&mut self, reader: &mut Reader, bounds: &Bounds, appended: &mut Appended) -> Result<(), CollectError> {
         let page = self.settings.page;
         let mut last: Option<UsageKey> = None;
@@ -195,7 +194,7 @@ impl Collector {
         }
     }
 
-    /// Appends those of these usage events that are new.
+    /// Appends the new ones of these usage events.
     pub(super) async fn take_usage(&mut self, reader: &mut Reader, keys: &[UsageKey], appended: &mut Appended) -> Result<(), CollectError> {
         let unseen: HashMap<&String, Time> =
             keys.iter().filter(|key| !self.usage.contains(&key.id)).map(|key| (&key.id, key.created_at)).collect();
@@ -213,7 +212,7 @@ impl Collector {
             return Ok(());
         }
         let rows = reader.usage(&unknown).await?;
-        // A runtime row is dated by its hour and rightly comes later; the others are dated by the moment they are written.
+        // A runtime row is dated by its hour and comes later by design; other rows are dated when they are written.
         let dated_by_hour: HashSet<String> =
             rows.iter().filter(|row| row.event_type == "hb_agent_runtime_v1").map(|row| row.id.clone()).collect();
         let deployment = self.source.deployment_id;
@@ -238,7 +237,7 @@ impl Collector {
         Ok(())
     }
 
-    /// Shows the progress of a sweep to the person who asked for it.
+    /// Records the progress of a sweep for the operator who requested it.
     async fn count_rows(&self, bounds: &Bounds, rows: usize, appended: &mut Appended) -> Result<(), CollectError> {
         let Some(begun_at) = bounds.requested_sweep else { return Ok(()) };
         appended.rows = appended.rows.saturating_add(i64::try_from(rows).unwrap_or(i64::MAX));
@@ -254,7 +253,7 @@ impl Collector {
         report.late = report.late.saturating_add(count(late.len()));
     }
 
-    /// Appends messages; `acknowledged` is told the index of each that the log has, also when not all are. Answers how many.
+    /// Appends messages and returns their number. Calls `acknowledged` with the index of each one that the log has, even if others fail.
     async fn append(
         &mut self,
         topic: Topic,

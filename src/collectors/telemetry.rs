@@ -1,18 +1,18 @@
-//! What a collector counts of itself.
+//! A collector's own metrics.
 
 use chrono::TimeDelta;
 use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry};
 
 use crate::event::Topic;
 
-/// A minute, five, an hour, six, a day, a week, a month.
+/// One and five minutes, one and six hours, a day, a week, 31 days.
 const BUCKETS: [f64; 7] = [60.0, 300.0, 3_600.0, 21_600.0, 86_400.0, 604_800.0, 2_678_400.0];
 
-/// What can be found late, as a label's value.
+/// Values of the label `kind`.
 pub(super) const LATE_BUILD: &str = "build";
 pub(super) const LATE_USAGE: &str = "usage";
 
-/// Series of this process's collector; clones show the same. Names begin with `tallyline_collector_`.
+/// Metrics of this process's collector; clones share them. Names begin with `tallyline_collector_`.
 #[derive(Clone, Debug)]
 pub struct CollectorTelemetry {
     too_large: IntCounterVec,
@@ -20,7 +20,7 @@ pub struct CollectorTelemetry {
 }
 
 impl Default for CollectorTelemetry {
-    /// Series that nothing shows.
+    /// Metrics that are not registered.
     fn default() -> Self {
         let too_large = Opts::new(
             "tallyline_collector_refused_by_size_total",
@@ -43,7 +43,6 @@ impl Default for CollectorTelemetry {
 }
 
 impl CollectorTelemetry {
-    /// Registers all in `registry`.
     pub fn register(registry: &Registry) -> prometheus::Result<Self> {
         let telemetry = CollectorTelemetry::default();
         registry.register(Box::new(telemetry.too_large.clone()))?;
