@@ -1,4 +1,4 @@
-//! coderd's own count of creations up to an instant, where history before it is not collected.
+//! coderd's own count of creations up to an instant, for a source whose earlier history is not collected.
 
 use chrono::{DateTime, Utc};
 use sqlx::FromRow;
@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::connect::within;
 use super::{CoderdError, Reader};
 
-/// Regular creations under one set of names. Names are those of now.
+/// Regular creations under one set of current names.
 #[derive(Clone, Debug, PartialEq, Eq, FromRow)]
 pub struct CreationsRow {
     /// `organizations.name`
@@ -16,13 +16,12 @@ pub struct CreationsRow {
     pub template_name: String,
     /// `template_version_presets.name`; empty without a preset
     pub preset_name: String,
-    /// How many.
     pub creations: i64,
 }
 
 impl Reader {
-    /// Workspaces whose first successful start completed before `before` and was not the prebuilds user's. Source: the query behind
-    /// `coderd_workspace_creation_total`, but deleted templates count too, so that the counter never falls.
+    /// Counts workspaces whose first successful start completed before `before` and was not the prebuilds user's. Source: the query behind
+    /// `coderd_workspace_creation_total`. Unlike it, deleted templates are included, so that the counter never falls.
     pub async fn creations_before(&mut self, before: DateTime<Utc>) -> Result<Vec<CreationsRow>, CoderdError> {
         let query = sqlx::query_as(
             "select organizations.name as organization_name, templates.name as template_name, coalesce(preset.name, '') as preset_name,
@@ -47,7 +46,7 @@ impl Reader {
         within(self.deadline, query.fetch_all(&mut self.connection)).await
     }
 
-    /// Workspaces with a successful start that completed before `before`, the pool's own among them.
+    /// Workspaces with a successful start that completed before `before`, including those of the prebuilds pool.
     pub async fn workspaces_started_before(&mut self, before: DateTime<Utc>) -> Result<Vec<Uuid>, CoderdError> {
         let query = sqlx::query_scalar(
             "select distinct build.workspace_id

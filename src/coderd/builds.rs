@@ -1,4 +1,4 @@
-//! Completed builds: which there are, and what each was.
+//! Reads completed builds: their keys and their rows.
 
 use sqlx::FromRow;
 use uuid::Uuid;
@@ -14,11 +14,11 @@ pub struct BuildKey {
     pub job_id: Uuid,
     /// `provisioner_jobs.completed_at`
     pub completed_at: Time,
-    /// `workspace_builds.id`; absent when the build was removed and its job stayed
+    /// `workspace_builds.id`; absent if the build was removed and its job remains
     pub build_id: Option<Uuid>,
 }
 
-/// A completed build with the names of now.
+/// A completed build with its current names.
 #[derive(Clone, Debug, PartialEq, Eq, FromRow)]
 pub struct BuildRow {
     /// `workspace_builds.id`
@@ -47,13 +47,13 @@ pub struct BuildRow {
     pub build_number: i32,
     /// The job input's `prebuilt_workspace_stage`, as text: absent, `0`, `1`, `2`
     pub stage: Option<String>,
-    /// The same of the workspace's build 1
+    /// The same for the workspace's build 1
     pub first_build_stage: Option<String>,
     /// The initiator of the workspace's build 1
     pub first_build_initiator_id: Option<Uuid>,
     /// A succeeded start without a succeeded start of a lower number
     pub first_successful_start: bool,
-    /// `workspace_builds.has_ai_task`, where there is such a column
+    /// `workspace_builds.has_ai_task`; absent if the column does not exist
     pub has_ai_task: Option<bool>,
     /// `workspace_builds.has_external_agent`
     pub has_external_agent: Option<bool>,
@@ -79,10 +79,10 @@ pub struct BuildRow {
     pub owner_name: String,
 }
 
-/// No index of `provisioner_jobs` is led by `completed_at`; the one on (`worker_id`, `organization_id`, `completed_at` desc) serves one worker
-/// and one organization at a time. A lane is such a pair. The lanes are had from the same index by a loose scan, one probe each: workers
-/// come and go, and the daemons' table forgets them. Jobs canceled while pending have no worker, and lanes of their own. (Ordered by the
-/// worker there, too: the planner does not see that `is null` leaves one value, and would sort all of them.)
+/// No index of `provisioner_jobs` is led by `completed_at`. The index on (`worker_id`, `organization_id`, `completed_at` desc) serves one
+/// worker and one organization at a time: a lane. A loose scan of the same index finds the lanes, one probe each: the daemons' table
+/// forgets old workers. Jobs canceled while pending have no worker, and lanes of their own. (These are ordered by worker, too: the planner
+/// does not see that `is null` leaves one value, and would sort them all.)
 const RECENT_KEYS: &str = "with recursive lane (worker_id, organization_id) as (
          (select worker_id, organization_id from provisioner_jobs
           where worker_id is not null order by worker_id, organization_id limit 1)
@@ -126,7 +126,7 @@ const RECENT_KEYS: &str = "with recursive lane (worker_id, organization_id) as (
      left join workspace_builds build on build.job_id = done.id
      order by done.completed_at, done.id";
 
-/// The prebuild stages of these builds and of their workspaces' first ones.
+/// The prebuild stages of these builds and of the first builds of their workspaces.
 macro_rules! stages {
     (Function) => {
         "select build_id, stage from tallyline.prebuild_stages($1 || array(select id from first_build))"
@@ -138,7 +138,7 @@ macro_rules! stages {
     };
 }
 
-/// `provisioner_state` can be megabytes: columns are always named. The workspace, its organization, template and owner are there by foreign key.
+/// `provisioner_state` can be megabytes: columns are always named. Foreign keys guarantee workspace, organization, template and owner.
 macro_rules! build_rows {
     ($has_ai_task:literal, $access:ident) => {
         concat!(
@@ -185,13 +185,13 @@ macro_rules! build_rows {
 }
 
 impl Reader {
-    /// A page of the builds completed behind the key `after`, by (`completed_at`, job id). To begin, `after` is the lower bound and the nil id.
+    /// A page of the builds after the key `after`, by (`completed_at`, job id). The first `after` is the lower bound and the nil id.
     pub async fn recent_build_keys(&mut self, after: (Time, Uuid), limit: i64) -> Result<Vec<BuildKey>, CoderdError> {
         let query = sqlx::query_as(RECENT_KEYS).bind(after.0).bind(after.1).bind(limit);
         within(self.deadline, query.fetch_all(&mut self.connection)).await
     }
 
-    /// A page of all completed builds, behind the job id `after`, by job id.
+    /// A page of all completed builds after the job id `after`, by job id.
     pub async fn build_keys(&mut self, after: Uuid, limit: i64) -> Result<Vec<BuildKey>, CoderdError> {
         let query = sqlx::query_as(
             "select job.id as job_id, job.completed_at, build.id as build_id
@@ -207,7 +207,7 @@ impl Reader {
         within(self.deadline, query.fetch_all(&mut self.connection)).await
     }
 
-    /// The keys of these builds, as far as they are there and completed, by build id.
+    /// The keys of these builds, if they exist and are completed, by build id.
     pub async fn build_keys_of(&mut self, build_ids: &[Uuid]) -> Result<Vec<BuildKey>, CoderdError> {
         let query = "select job.id as job_id, job.completed_at, build.id as build_id
              from workspace_builds build join provisioner_jobs job on job.id = build.job_id
@@ -215,7 +215,7 @@ impl Reader {
         within(self.deadline, sqlx::query_as(query).bind(build_ids).fetch_all(&mut self.connection)).await
     }
 
-    /// What these builds were, by time and id. One that was removed meanwhile is left out.
+    /// The rows of these builds, by time and id, without those that coderd has removed since.
     pub async fn builds(&mut self, catalog: &Catalog, build_ids: &[Uuid]) -> Result<Vec<BuildRow>, CoderdError> {
         let query = match (catalog.has_ai_task, catalog.stages) {
             (true, Access::Function) => build_rows!("build.has_ai_task", Function),

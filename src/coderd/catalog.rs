@@ -1,4 +1,4 @@
-//! What this version of coderd has, asked before any column is named.
+//! What this version of coderd has. It is read before any column is named.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -36,17 +36,17 @@ const REQUIRED: &[(&str, &[&str])] = &[
     ("licenses", &["id", "uploaded_at", "jwt", "exp", "uuid"]),
 ];
 
-/// What came or went with coderd's versions (reference 0.5). A column that is there but not granted is an error all the same: its
-/// values would silently be missing.
+/// Columns that depend on coderd's version (reference 0.5). A column that exists but is not granted is an error: its values would silently
+/// be missing.
 const OPTIONAL: &[(&str, &[&str])] = &[
     ("workspace_builds", &["has_ai_task"]),
     ("usage_events", &["id", "event_type", "event_data", "created_at", "publish_started_at", "published_at", "failure_message"]),
 ];
 
-/// Columns that tell which deployment this is: without a right on them, builds and usage are collected all the same.
+/// Columns that identify the deployment. Without a right on them, builds and usage are still collected.
 const IDENTITY: &[(&str, &[&str])] = &[("organizations", &["is_default"])];
 
-/// What can be read of this deployment.
+/// What this deployment offers to the reader.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Catalog {
     /// `workspace_builds.has_ai_task`: June 2025 to September 2026
@@ -57,12 +57,12 @@ pub struct Catalog {
     pub usage_types: Vec<String>,
     /// How the stages of builds are read
     pub(super) stages: Access,
-    /// How open transactions are asked for; none: nothing is reported as complete
+    /// How open transactions are read; None: completeness is not reported
     pub(super) open_transactions: Option<Access>,
 }
 
 impl Catalog {
-    /// What is not there, in words for the log.
+    /// Missing parts, in words for the log.
     #[must_use]
     pub fn missing(&self) -> Vec<&'static str> {
         let mut missing = Vec::new();
@@ -75,13 +75,12 @@ impl Catalog {
         missing
     }
 
-    /// Whether the role may ask for open transactions.
     #[must_use]
     pub fn sees_transactions(&self) -> bool {
         self.open_transactions.is_some()
     }
 
-    /// Whether hourly agent runtime can have rows here at all.
+    /// Whether this coderd can have hourly rows of agent runtime.
     #[must_use]
     pub fn has_runtime(&self) -> bool {
         self.usage_events && self.usage_types.iter().any(|name| name == "hb_agent_runtime_v1")
@@ -93,19 +92,19 @@ struct Found {
     table_name: String,
     column_name: String,
     table_there: bool,
-    /// The role may use the schema of the table.
+    /// Whether the role may use the schema of the table.
     schema_usable: bool,
     column_there: bool,
     readable: bool,
 }
 
 impl Reader {
-    /// Asks what is there and what may be read.
+    /// Reads which columns exist and which the role may read.
     ///
-    /// `pg_attribute` and not `information_schema`, which hides what is not granted: a missing right must not look like a missing column.
+    /// It uses `pg_attribute`: `information_schema` hides columns without a grant, and a missing right must not look like a missing column.
     ///
     /// # Errors
-    /// [`CoderdError::Missing`] and [`CoderdError::NotGranted`], each with everything that is wrong.
+    /// [`CoderdError::Missing`] and [`CoderdError::NotGranted`], each with all that is missing.
     pub async fn catalog(&mut self) -> Result<Catalog, CoderdError> {
         let (found, functions) = (self.columns(&[REQUIRED, OPTIONAL]).await?, self.functions().await?);
         let stages = judge(&found, &functions, &self.user)?;
@@ -121,17 +120,17 @@ impl Reader {
         })
     }
 
-    /// The rights that the role lacks, also those without which less is reported: each as the statement that gives it.
+    /// The statements that grant the missing rights, including those without which less is reported.
     ///
     /// # Errors
-    /// [`CoderdError::Missing`] with all columns that are not there; the database's.
+    /// [`CoderdError::Missing`] with all missing columns.
     pub async fn missing_rights(&mut self) -> Result<Vec<String>, CoderdError> {
         let (found, functions) = (self.columns(&[REQUIRED, OPTIONAL, IDENTITY]).await?, self.functions().await?);
         present(&found)?;
         Ok(lacking(&found, &functions, &self.user))
     }
 
-    /// Why these columns cannot be read, and what to do. None: they can be.
+    /// Why the role cannot read these columns, and what to do. None: it can read them.
     pub(super) async fn lacking_columns(&mut self, wanted: &[(&str, &[&str])]) -> Result<Option<String>, CoderdError> {
         let found = self.columns(&[wanted]).await?;
         if let Some(absent) = found.iter().find(|one| !one.column_there) {
@@ -141,7 +140,7 @@ impl Reader {
         Ok((!grants.is_empty()).then(|| format!("let an administrator run:\n{}", grants.join("\n"))))
     }
 
-    /// A table in a schema that the role may not use is found all the same: coderd's are in `public`.
+    /// Also finds a table whose schema the role may not use: coderd's tables are in `public`.
     async fn columns(&mut self, wanted: &[&[(&str, &[&str])]]) -> Result<Vec<Found>, CoderdError> {
         let all = wanted.iter().copied().flatten().flat_map(|(table, columns)| columns.iter().map(move |column| (*table, *column)));
         let (tables, columns): (Vec<&str>, Vec<&str>) = all.unzip();
@@ -161,7 +160,7 @@ impl Reader {
         within(self.deadline, query.fetch_all(&mut self.connection)).await
     }
 
-    /// The words in quotes in CHECK `usage_event_type_check`, which is how a database says which types it knows.
+    /// The quoted words in CHECK `usage_event_type_check`: the usage types that this database accepts.
     async fn usage_types(&mut self) -> Result<Vec<String>, CoderdError> {
         let query = sqlx::query_scalar(
             "select pg_get_constraintdef(oid) from pg_constraint
@@ -172,12 +171,11 @@ impl Reader {
     }
 }
 
-/// The words between single quotes.
 fn quoted(text: &str) -> Vec<String> {
     text.split('\'').skip(1).step_by(2).map(str::to_owned).collect()
 }
 
-/// Whether builds can be read, and how their stages are.
+/// Fails if builds cannot be read. Otherwise returns how their stages are read.
 fn judge(found: &[Found], functions: &[Function], user: &str) -> Result<Access, CoderdError> {
     present(found)?;
     let grants = lacking(found, functions.iter().filter(|function| function.name == PREBUILD_STAGES), user);
@@ -187,11 +185,11 @@ fn judge(found: &[Found], functions: &[Function], user: &str) -> Result<Access, 
     }
 }
 
-/// Whether all that every supported version has is there.
+/// Fails if a required table or column is missing.
 fn present(found: &[Found]) -> Result<(), CoderdError> {
     let optional =
         |one: &Found| OPTIONAL.iter().any(|(table, columns)| *table == one.table_name && columns.contains(&one.column_name.as_str()));
-    // An optional table that is there must have all its columns.
+    // An optional table that exists must have all its columns.
     let absent = found.iter().filter(|one| !one.column_there && (!optional(one) || (one.table_name == "usage_events" && one.table_there)));
     let names: BTreeSet<String> = absent
         .map(|one| if one.table_there { format!("{}.{}", one.table_name, one.column_name) } else { one.table_name.clone() })
@@ -199,7 +197,7 @@ fn present(found: &[Found]) -> Result<(), CoderdError> {
     if names.is_empty() { Ok(()) } else { Err(CoderdError::Missing { names: names.into_iter().collect() }) }
 }
 
-/// The statements that give the rights which `user` lacks.
+/// The statements that grant the rights that `user` lacks.
 fn lacking<'a>(found: &[Found], functions: impl IntoIterator<Item = &'a Function>, user: &str) -> Vec<String> {
     let mut columns: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for one in found.iter().filter(|one| one.column_there && !one.readable) {

@@ -9,7 +9,7 @@ use sqlx::{ConnectOptions, Connection};
 
 use super::CoderdError;
 
-/// How long a connection may take to come up.
+/// The longest time to open a connection.
 const CONNECT_SECONDS: u64 = 10;
 
 /// Where coderd's database is. Its `Debug` form shows no password.
@@ -26,37 +26,35 @@ impl std::fmt::Debug for Database {
 }
 
 impl Database {
-    /// The database at `url` (`postgres://USER:PASSWORD@HOST:PORT/DATABASE`). Every session is read-only, named `tallyline` in
-    /// `pg_stat_activity`, and ends a statement that runs longer than `statement_timeout`.
+    /// The database at `url` (`postgres://USER:PASSWORD@HOST:PORT/DATABASE`). Every session is read-only and named `tallyline` in
+    /// `pg_stat_activity`. It ends a statement that runs longer than `statement_timeout`.
     ///
     /// # Errors
-    /// [`CoderdError::Address`], without the url, which holds a password.
+    /// [`CoderdError::Address`], without the URL, which contains a password.
     pub fn new(url: &str, statement_timeout: Duration) -> Result<Self, CoderdError> {
         let options = PgConnectOptions::from_str(url).map_err(|error| CoderdError::Address(error.to_string()))?;
         let milliseconds = statement_timeout.as_millis().to_string();
         let options = options.application_name("tallyline").disable_statement_logging().options([
             ("default_transaction_read_only", "on"),
             ("statement_timeout", milliseconds.as_str()),
-            // We never stay in a transaction: should it happen, it must not hold back coderd's vacuum.
+            // The reader never stays in a transaction. If it does, it must not hold back coderd's vacuum.
             ("idle_in_transaction_session_timeout", "60000"),
-            // A peer that is gone is noticed by the server within about a minute.
+            // The server notices a dead peer within about a minute.
             ("tcp_keepalives_idle", "30"),
             ("tcp_keepalives_interval", "10"),
             ("tcp_keepalives_count", "3"),
-            // Times are read as instants; this only fixes how jsonb text could show one.
+            // Times are read as instants; this only fixes how jsonb text shows one.
             ("timezone", "UTC"),
         ]);
         Ok(Database { options, statement_timeout })
     }
 
-    /// `HOST:PORT/DATABASE`, fit to be shown.
+    /// `HOST:PORT/DATABASE`, without secrets.
     #[must_use]
     pub fn address(&self) -> String {
         format!("{}:{}/{}", self.options.get_host(), self.options.get_port(), self.options.get_database().unwrap_or_default())
     }
 
-    /// Opens the connection.
-    ///
     /// # Errors
     /// [`CoderdError::Unreachable`], [`CoderdError::LoginRefused`] or [`CoderdError::NotGranted`].
     pub async fn connect(&self) -> Result<Reader, CoderdError> {
@@ -66,12 +64,12 @@ impl Database {
             .map_err(|_| unreachable(format!("no answer within {CONNECT_SECONDS} seconds")))?
             .map_err(|error| self.refused(&error).unwrap_or_else(|| unreachable(crate::cause::text(&error))))?;
         let user = self.options.get_username().to_owned();
-        // The server ends a slow statement first; this is for a server that no longer answers at all.
+        // The server ends a slow statement first; this deadline is for a server that does not answer at all.
         let deadline = self.statement_timeout.saturating_add(Duration::from_secs(15));
         Ok(Reader { connection, user, deadline })
     }
 
-    /// What a server that answers has against the login. None: it has not refused it.
+    /// Why the server refuses the login. None: it does not.
     fn refused(&self, error: &sqlx::Error) -> Option<CoderdError> {
         if let Some(grant) = crate::cause::connect_grant(error, &self.options) {
             return Some(CoderdError::NotGranted { grants: vec![grant] });
@@ -86,7 +84,7 @@ impl Database {
     }
 }
 
-/// The connection. Each statement is a transaction and a snapshot of its own: nothing is held open in coderd's database between two.
+/// The connection. Each statement has its own transaction and snapshot: between statements nothing stays open in coderd's database.
 pub struct Reader {
     pub(super) connection: PgConnection,
     pub(super) user: String,
@@ -94,14 +92,14 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// Ends the connection politely.
+    /// Closes the connection.
     pub async fn close(self) {
-        // A server that does not answer is left to its keepalives.
+        // If the server does not answer, its keepalives end the connection.
         let _ = tokio::time::timeout(Duration::from_secs(2), self.connection.close()).await;
     }
 }
 
-/// One statement's answer, within the deadline.
+/// The answer of one statement, within the deadline.
 pub(super) async fn within<T>(deadline: Duration, statement: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, CoderdError> {
     match tokio::time::timeout(deadline, statement).await {
         Ok(answer) => Ok(answer?),

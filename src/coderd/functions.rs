@@ -1,5 +1,5 @@
-//! The functions of `grants.sql`, which give single values of tables that a reader has no right on. A role that may read the tables
-//! themselves, such as coderd's own, needs no function.
+//! The functions of `grants.sql`. They return single values of tables that a reader has no right on. A role that may read the tables, such
+//! as coderd's own, needs no function.
 
 use sqlx::FromRow;
 
@@ -16,7 +16,7 @@ pub(super) const OLDEST_TRANSACTION: &str = "oldest_transaction";
 /// Each function with its arguments.
 const FUNCTIONS: [(&str, &str); 3] = [(PREBUILD_STAGES, "uuid[]"), (DEPLOYMENT_ID, ""), (OLDEST_TRANSACTION, "")];
 
-/// How the role gets the values of a function.
+/// How the role reads the values of a function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Access {
     /// From the function.
@@ -25,10 +25,10 @@ pub(super) enum Access {
     Tables,
 }
 
-/// The rights of a reader as a script for `psql`.
+/// The rights of a reader, as a script for `psql`.
 const GRANTS: &str = include_str!("grants.sql");
 
-/// The script of `grants.sql` for this role, without psql's own commands.
+/// `grants.sql` for this role, without psql's own commands.
 #[must_use]
 pub fn grants(role: &str) -> String {
     let sql: Vec<&str> = GRANTS.lines().filter(|line| !line.starts_with('\\')).collect();
@@ -36,19 +36,19 @@ pub fn grants(role: &str) -> String {
     sql.join("\n").replace(":\"reader\"", &format!("\"{name}\"")).replace(":'reader'", &format!("'{text}'"))
 }
 
-/// What the role may do with one of the functions.
+/// The role's rights on one of the functions.
 #[derive(Clone, Debug, PartialEq, Eq, FromRow)]
 pub(super) struct Function {
     pub(super) name: String,
     pub(super) there: bool,
     pub(super) schema_usable: bool,
     pub(super) executable: bool,
-    /// The role may read what the function reads.
+    /// Whether the role may read the tables that the function reads.
     pub(super) tables_readable: bool,
 }
 
 impl Function {
-    /// None: the role does not get the values.
+    /// None: the role cannot read the values.
     fn access(&self) -> Option<Access> {
         match self.there && self.schema_usable && self.executable {
             true => Some(Access::Function),
@@ -57,7 +57,7 @@ impl Function {
     }
 }
 
-/// How the role gets the values of this function. None: it does not.
+/// How the role reads the values of this function. None: it cannot.
 pub(super) fn access(functions: &[Function], name: &str) -> Option<Access> {
     functions.iter().find(|function| function.name == name).and_then(Function::access)
 }
@@ -80,8 +80,8 @@ pub(super) fn statements<'a>(functions: impl IntoIterator<Item = &'a Function>, 
 }
 
 impl Reader {
-    /// Asks which functions are there and may be called, and what may be read without them. The catalog is read itself: a cast to
-    /// `regprocedure` fails without the right to use the schema.
+    /// Reads which functions exist, which the role may call, and which tables it may read without them. It reads the catalog itself: a cast
+    /// to `regprocedure` fails without the right to use the schema.
     pub(super) async fn functions(&mut self) -> Result<Vec<Function>, CoderdError> {
         let names = FUNCTIONS.map(|(name, _)| name);
         let query = sqlx::query_as(
@@ -103,7 +103,7 @@ impl Reader {
         within(self.deadline, query.bind(&names[..]).fetch_all(&mut self.connection)).await
     }
 
-    /// How the role gets the values of this function now. None: it does not.
+    /// How the role now reads the values of this function. None: it cannot.
     pub(super) async fn access(&mut self, name: &str) -> Result<Option<Access>, CoderdError> {
         Ok(access(&self.functions().await?, name))
     }

@@ -1,5 +1,5 @@
--- What Tallyline reads from coderd's database: named columns, and three functions. It gets no job input, no build state, no password hash
--- and no email address. An administrator (a superuser or a member of pg_read_all_stats) runs this in coderd's database:
+-- What Tallyline reads from coderd's database: named columns, and three functions. It reads no job input, build state, password hash or
+-- email address. An administrator (a superuser or a member of pg_read_all_stats) runs this in coderd's database:
 --   psql --set reader=ROLE --file grants.sql CODERD_DATABASE_URL
 -- Without --set the role is called tallyline. Run it again after an upgrade of coderd or of Tallyline.
 \set ON_ERROR_STOP on
@@ -25,7 +25,7 @@ do $$
 declare
     reader text := current_setting('tallyline.reader');
 begin
-    -- Earlier versions of this file granted these. Monitoring may share the role, so pg_read_all_stats is not taken from it here.
+    -- Earlier versions of this file granted these. It does not revoke pg_read_all_stats: monitoring may use the same role.
     if exists (select from pg_attribute where attrelid = to_regclass('provisioner_jobs') and attname = 'input' and not attisdropped) then
         begin
             execute format('revoke select (input) on provisioner_jobs from %I', reader);
@@ -52,11 +52,11 @@ begin
 end
 $$;
 
--- Single values of tables that also hold secrets. A body is a string, so that coderd's migrations may drop or rename what it reads.
+-- Single values of tables that also contain secrets. A function body is a string, so coderd's migrations may drop or rename its tables.
 create schema if not exists tallyline;
 grant usage on schema tallyline to :"reader";
 
--- The prebuild stage of workspace builds. The inputs of other jobs hold the values of Terraform variables.
+-- The prebuild stage of workspace builds. The inputs of other jobs contain the values of Terraform variables.
 create or replace function tallyline.prebuild_stages(build_ids uuid[]) returns table (build_id uuid, stage text)
     language sql stable security definer set search_path = pg_catalog, pg_temp as $$
     select build.id, job.input ->> 'prebuilt_workspace_stage'
@@ -64,15 +64,15 @@ create or replace function tallyline.prebuild_stages(build_ids uuid[]) returns t
     where build.id = any(build_ids) and job.type = 'workspace_build'
 $$;
 
--- coderd's deployment id. It lies beside coderd's signing keys.
+-- coderd's deployment id. Its table also contains coderd's signing keys.
 create or replace function tallyline.deployment_id() returns text
     language sql stable security definer set search_path = pg_catalog, pg_temp as $$
     select value from public.site_configs where key = 'deployment_id'
 $$;
 
--- When the oldest open transaction of this database began, prepared ones included, and whether this function can see all of them: not
--- without pg_read_all_stats, not on a standby (the writers are elsewhere), and not while track_activities is off. Autovacuum and
--- replication write no row of coderd.
+-- When the oldest open transaction of this database began, including prepared ones, and whether this function can see all of them. It
+-- cannot without pg_read_all_stats, on a standby (the writers are elsewhere), or while track_activities is off. Autovacuum and replication
+-- write no row of coderd.
 create or replace function tallyline.oldest_transaction(out started_at timestamptz, out sees_all boolean)
     language sql stable security definer set search_path = pg_catalog, pg_temp as $$
     select min(open.started_at), pg_has_role(current_user, 'pg_read_all_stats', 'usage') and not pg_is_in_recovery()

@@ -1,4 +1,4 @@
-//! Which commits may still be missing from what is read next.
+//! Which commits a later read may still miss.
 
 use chrono::{DateTime, Utc};
 use sqlx::FromRow;
@@ -7,20 +7,20 @@ use super::connect::within;
 use super::functions::Access;
 use super::{Catalog, CoderdError, Reader};
 
-/// Read before the data: whatever a transaction wrote that is not visible to a later statement was written at or after `oldest`, or after `now`.
+/// It is read before the data. A transaction that a later statement does not see wrote its rows at or after `oldest`, or after `now`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromRow)]
 pub struct Horizon {
-    /// The database's clock when this was asked.
+    /// The database's clock at the query.
     pub now: DateTime<Utc>,
-    /// When the oldest transaction that was open in this database began, prepared ones included. None: none was open, or none is seen.
+    /// When the oldest open transaction of this database began, including prepared ones. None: none is open, or none can be seen.
     pub oldest: Option<DateTime<Utc>>,
-    /// Whether all sessions can be seen. Not without the function of `grants.sql` or `pg_read_all_stats`, on a standby (the writers are
-    /// elsewhere), or with `track_activities` off: then `oldest` says nothing.
+    /// Whether all sessions can be seen. They cannot on a standby (the writers are elsewhere), with `track_activities` off, or without the
+    /// function of `grants.sql` or `pg_read_all_stats`. Then `oldest` means nothing.
     pub sees_all: bool,
 }
 
 impl Horizon {
-    /// Everything that a transaction dated before this instant is visible to a statement that begins afterwards. None: cannot be told.
+    /// A statement that begins later sees every write dated before this instant. None: unknown.
     #[must_use]
     pub fn complete_before(&self) -> Option<DateTime<Utc>> {
         self.sees_all.then(|| self.oldest.map_or(self.now, |oldest| oldest.min(self.now)))
@@ -28,14 +28,13 @@ impl Horizon {
 }
 
 impl Reader {
-    /// The database's clock.
     pub async fn now(&mut self) -> Result<DateTime<Utc>, CoderdError> {
         within(self.deadline, sqlx::query_scalar("select now()").fetch_one(&mut self.connection)).await
     }
 
-    /// The database's now and its oldest open transaction.
+    /// The database's time and its oldest open transaction.
     pub async fn horizon(&mut self, catalog: &Catalog) -> Result<Horizon, CoderdError> {
-        // now() is when this statement began, so before the sessions are looked at.
+        // now() is the start of this statement, so it comes before the look at the sessions.
         let query = match catalog.open_transactions {
             Some(Access::Function) => {
                 "select now() as now, seen.sees_all, seen.started_at as oldest from tallyline.oldest_transaction() seen"

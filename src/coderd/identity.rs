@@ -6,7 +6,7 @@ use super::connect::within;
 use super::functions::{Access, DEPLOYMENT_ID};
 use super::{CoderdError, Reader};
 
-/// Two facts that tell one coderd from another. A dump that is restored elsewhere keeps both, and so does an upgrade.
+/// Two facts that distinguish one coderd from another. A restored dump and an upgrade keep both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity {
     /// `site_configs`, key `deployment_id`
@@ -15,19 +15,19 @@ pub struct Identity {
     pub organization_id: Uuid,
 }
 
-/// Each fact by itself. None: it is not there, or the role may not read it.
+/// Each fact by itself. None: it is missing, or the role may not read it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IdentityFacts {
     /// `site_configs`, key `deployment_id`
     pub deployment_id: Option<Uuid>,
     /// `organizations.id` of the default organization
     pub organization_id: Option<Uuid>,
-    /// Why a fact is not known, and what to do. None: both are known.
+    /// Why a fact is unknown, and what to do. None: both are known.
     pub problem: Option<String>,
 }
 
 impl IdentityFacts {
-    /// Both facts; none where one of them is not known.
+    /// Both facts; None if one is unknown.
     #[must_use]
     pub fn identity(&self) -> Option<Identity> {
         let (deployment_id, organization_id) = self.deployment_id.zip(self.organization_id)?;
@@ -39,7 +39,7 @@ impl Reader {
     /// The deployment's own id. Source: `site_configs`, key `deployment_id`.
     ///
     /// # Errors
-    /// [`CoderdError::UnknownIdentity`] where it is not there or may not be asked for.
+    /// [`CoderdError::UnknownIdentity`] if the id is missing or the role may not read it.
     pub async fn deployment_id(&mut self) -> Result<Uuid, CoderdError> {
         let unknown = format!(
             "the deployment id is unknown: set source.deployment_id, or let an administrator run:\npsql --set reader={} --file src/coderd/grants.sql CODERD_DATABASE_URL",
@@ -56,7 +56,7 @@ impl Reader {
         Uuid::parse_str(&value).map_err(|_| CoderdError::UnknownIdentity(format!("site_configs.deployment_id is {value:?}, not a UUID")))
     }
 
-    /// The facts that are there and may be read.
+    /// The facts that exist and that the role may read.
     pub async fn identity_facts(&mut self) -> Result<IdentityFacts, CoderdError> {
         let mut problems = Vec::new();
         let mut known = |fact: Result<Uuid, CoderdError>| match fact {
@@ -75,7 +75,7 @@ impl Reader {
     /// Both facts.
     ///
     /// # Errors
-    /// [`CoderdError::UnknownIdentity`] where a fact is not there or may not be read.
+    /// [`CoderdError::UnknownIdentity`] if a fact is missing or the role may not read it.
     pub async fn identity(&mut self) -> Result<Identity, CoderdError> {
         let facts = self.identity_facts().await?;
         facts.identity().ok_or_else(|| CoderdError::UnknownIdentity(facts.problem.unwrap_or_default()))

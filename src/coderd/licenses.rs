@@ -1,4 +1,4 @@
-//! Licenses as coderd keeps them.
+//! Licenses in coderd's table.
 
 use std::fmt;
 
@@ -7,12 +7,12 @@ use sqlx::FromRow;
 use super::connect::within;
 use super::{CoderdError, Reader, Time};
 
-/// A row of `licenses`. Its `Debug` form leaves the token out.
+/// A row of `licenses`. Its `Debug` form omits the token.
 #[derive(Clone, PartialEq, Eq, FromRow)]
 pub struct LicenseRow {
     pub id: i32,
     pub uploaded_at: Time,
-    /// `jwt`: a secret, for it signs requests to Tallyman
+    /// `jwt`: a secret, because it signs requests to Tallyman
     pub jwt: String,
 }
 
@@ -23,7 +23,7 @@ impl fmt::Debug for LicenseRow {
 }
 
 impl Reader {
-    /// All licenses, expired ones too, in `id` order.
+    /// All licenses in order of `id`, including expired ones.
     pub async fn licenses(&mut self) -> Result<Vec<LicenseRow>, CoderdError> {
         let query = sqlx::query_as("select id, uploaded_at, jwt from licenses order by id");
         within(self.deadline, query.fetch_all(&mut self.connection)).await

@@ -1,7 +1,7 @@
-//! The read side of coderd's database: one read-only connection, its own row shapes, nothing of ours.
+//! Reads coderd's database: one read-only connection and its row types. It names no other part of Tallyline.
 //!
-//! [`Database`] says where it is; [`Database::connect`] gives a [`Reader`], whose methods stand beside their SQL: [`Catalog`] (what this
-//! version of coderd has), [`Horizon`] (which commits can be missing), builds, usage, licenses.
+//! [`Database`] is the address; [`Database::connect`] opens a [`Reader`]. Each of its methods is beside its SQL. [`Catalog`] is what this
+//! version of coderd has, [`Horizon`] which commits can be missing.
 
 mod baseline;
 mod builds;

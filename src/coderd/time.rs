@@ -1,4 +1,4 @@
-//! A time as coderd's database may have it: any `timestamptz`, also one that no calendar of ours has.
+//! A time in coderd's database: any `timestamptz`, even one that chrono cannot represent.
 
 use std::fmt;
 
@@ -8,8 +8,8 @@ use sqlx::error::BoxDynError;
 use sqlx::postgres::{PgArgumentBuffer, PgTypeInfo, PgValueFormat, PgValueRef};
 use sqlx::{Decode, Encode, Postgres, Type};
 
-/// PostgreSQL's `timestamptz`: microseconds since 2000; the two extremes are the infinities. It orders as PostgreSQL orders, goes back as it came,
-/// and has no arithmetic: a calendar time is had by [`Time::instant`] only.
+/// PostgreSQL's `timestamptz`: microseconds since 2000; the two extremes are the infinities. It sorts like PostgreSQL, keeps its exact
+/// value, and has no arithmetic. Only [`Time::instant`] gives a calendar time.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Time(i64);
 
@@ -26,7 +26,7 @@ impl Time {
         }
     }
 
-    /// The calendar time; None for the infinities and beyond the years 1 to 9999, which RFC 3339 cannot write.
+    /// The calendar time. None for the infinities and outside the years 1 to 9999, which RFC 3339 cannot write.
     #[must_use]
     pub fn instant(self) -> Option<DateTime<Utc>> {
         self.in_any_year().filter(|at| (1..=9999).contains(&at.year()))
@@ -36,7 +36,7 @@ impl Time {
         DateTime::from_timestamp_micros(self.0.checked_add(EPOCH_MICROS)?)
     }
 
-    /// How long this was before `now`; zero where it was not, the longest span where that is beyond any.
+    /// The age at `now`: zero for a later time, the longest span for an earlier one without a calendar time.
     #[must_use]
     pub fn age(self, now: DateTime<Utc>) -> TimeDelta {
         match self.instant() {
@@ -47,14 +47,14 @@ impl Time {
     }
 }
 
-/// In whole microseconds. A time of ours lies within PostgreSQL's range.
+/// In whole microseconds. Tallyline's own times are within PostgreSQL's range.
 impl From<DateTime<Utc>> for Time {
     fn from(at: DateTime<Utc>) -> Self {
         Time::from_micros(at.timestamp_micros())
     }
 }
 
-/// RFC 3339, with a sign beyond its years; the infinities as PostgreSQL writes them; years that chrono does not have by their distance.
+/// RFC 3339, with a sign for years outside it; PostgreSQL's names for the infinities; a distance for years that chrono lacks.
 impl fmt::Display for Time {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.in_any_year(), self.0) {

@@ -1,4 +1,4 @@
-//! Which usage rows there are, and which of them can be new.
+//! Reads keys of usage rows: all, and those that can be new.
 
 use chrono::{DateTime, Utc};
 use sqlx::FromRow;
@@ -13,8 +13,8 @@ pub struct UsageKey {
     pub created_at: Time,
 }
 
-/// Each range gives one page at most, so that a page costs the same wherever it begins. (The unmarked range is ordered by its empty marks,
-/// too: the planner does not see that `is null` leaves one value, and would sort all of it for each page.)
+/// Each range gives one page at most, so that a page costs the same at any start. (The unmarked range is also ordered by its empty marks.
+/// The planner does not see that `is null` leaves one value, and would sort the range for each page.)
 const RECENT_KEYS: &str = "select id, created_at from (
          (select id, created_at from usage_events
           where published_at is null and publish_started_at is null and created_at >= $1
@@ -33,13 +33,13 @@ const RECENT_KEYS: &str = "select id, created_at from (
      order by created_at, id limit $5";
 
 impl Reader {
-    /// A page of the rows that can have come since `since`, behind the key `after`, by (`created_at`, `id`).
+    /// A page of the rows that can have come since `since`, after the key `after`, by (`created_at`, `id`).
     ///
-    /// Nothing in the table says when a row came, and its date can lie days back. But every row comes with both marks empty, and coderd sets
-    /// them to the time of the act: a row that came since `since` is either still unmarked, or claimed since, or published since. These
-    /// are three ranges of the one index (`published_at`, `publish_started_at`, `created_at`). The unmarked range grows without end where
-    /// coderd does not publish, so it is read only back to `dated_since`; what is dated further back is found by [`Reader::usage_keys`].
-    /// All three are one statement, because a row moves between them while coderd publishes; its key does not.
+    /// The table does not record when a row came, and its date can be days earlier. But every row comes with both marks empty, and coderd
+    /// later sets them to the current time. So a row that came since `since` is unmarked, or was reserved or published since. These are
+    /// three ranges of one index (`published_at`, `publish_started_at`, `created_at`). The unmarked range grows without end where coderd
+    /// does not publish, so it is read only back to `dated_since`; [`Reader::usage_keys`] finds older rows. One statement reads all three:
+    /// a row moves between them while coderd publishes, but keeps its key.
     pub async fn recent_usage_keys(
         &mut self,
         dated_since: DateTime<Utc>,
@@ -56,13 +56,13 @@ impl Reader {
         within(self.deadline, query.fetch_all(&mut self.connection)).await
     }
 
-    /// A page of all rows, behind the id `after`, by id.
+    /// A page of all rows after the id `after`, by id.
     pub async fn usage_keys(&mut self, after: &str, limit: i64) -> Result<Vec<UsageKey>, CoderdError> {
         let query = sqlx::query_as("select id, created_at from usage_events where id > $1 order by id limit $2").bind(after).bind(limit);
         within(self.deadline, query.fetch_all(&mut self.connection)).await
     }
 
-    /// The keys of these ids, as far as they are there.
+    /// The keys of these ids, without missing ones.
     pub async fn usage_keys_of(&mut self, ids: &[String]) -> Result<Vec<UsageKey>, CoderdError> {
         let query = "select id, created_at from usage_events where id = any($1) order by id";
         within(self.deadline, sqlx::query_as(query).bind(ids).fetch_all(&mut self.connection)).await

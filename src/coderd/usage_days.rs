@@ -1,4 +1,4 @@
-//! Usage by the day of its date: how many rows, and which.
+//! Usage by the day of its date: counts and keys.
 
 use std::collections::BTreeMap;
 
@@ -7,11 +7,11 @@ use chrono::{DateTime, TimeDelta, Utc};
 use super::connect::within;
 use super::{CoderdError, Reader, UsageKey};
 
-/// A row is marked after the time that it is dated by, as far as clocks agree within this.
+/// A row's marks are later than its date, except for clock differences of up to this.
 const CLOCKS: TimeDelta = TimeDelta::days(1);
 
-/// Rows dated from `$1` until before `$2`, marked since `$3` or not at all: three ranges of the one index (`published_at`, `publish_started_at`,
-/// `created_at`), as no index is led by `created_at`. One statement, because a row moves between them while coderd publishes.
+/// Rows dated from `$1` until before `$2`, unmarked or marked since `$3`: three ranges of the index (`published_at`, `publish_started_at`,
+/// `created_at`). No index is led by `created_at`. One statement: a row moves between the ranges while coderd publishes.
 macro_rules! dated {
     ($columns:literal) => {
         concat!(
@@ -33,9 +33,9 @@ macro_rules! dated {
 }
 
 impl Reader {
-    /// The number of rows dated in `[from, until)` of each UTC day, counted from 1970, and type. A day without rows of a type is left out.
+    /// The number of rows dated in `[from, until)` by UTC day (days since 1970) and type. Days without rows of a type are left out.
     pub async fn usage_days(&mut self, from: DateTime<Utc>, until: DateTime<Utc>) -> Result<BTreeMap<(i64, String), i64>, CoderdError> {
-        // By type, too: a missing row of one type and a forged one of another would cancel out. The type is in no index of all rows, so the
+        // By type, too: a missing row of one type and a forged one of another would cancel out. No index of all rows has the type, so the
         // rows of these days are read.
         let query = concat!(
             "select floor(extract(epoch from created_at) / 86400)::bigint as day, event_type, count(*) from ",
@@ -47,7 +47,7 @@ impl Reader {
         Ok(rows.into_iter().map(|(day, event_type, rows)| ((day, event_type), rows)).collect())
     }
 
-    /// A page of the rows dated in `[from, until)` behind the key `after`, by (`created_at`, `id`).
+    /// A page of the rows dated in `[from, until)` after the key `after`, by (`created_at`, `id`).
     pub async fn usage_keys_dated(
         &mut self,
         from: DateTime<Utc>,
