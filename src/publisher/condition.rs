@@ -1,4 +1,4 @@
-//! How a publisher stands, for whoever shows it.
+//! The condition of a publisher, for display.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,37 +10,38 @@ use uuid::Uuid;
 use crate::clock::Clock;
 use crate::ledger::PublishRefusal;
 
-/// How one source's publisher stands.
+/// The condition of one source's publisher.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Condition {
-    /// Not a cycle yet.
+    /// Before the first cycle.
     Starting,
-    /// Its cycles end well.
+    /// Its cycles succeed.
     Working,
-    /// No coderd database is configured, so there is neither a license nor a last look: nothing is published. Healthy.
+    /// No coderd database is configured. Without a license and a last check, nothing is published. Healthy.
     NoDatabase,
-    /// No event of this deployment has come yet. Healthy.
+    /// The ledger has no event of this deployment. Healthy.
     NotIntroduced,
-    /// An operator has retired the source; who and why. Healthy.
+    /// An operator has retired the source: who and why. Healthy.
     Retired(String),
-    /// None of coderd's licenses allows publishing: nothing is published, as coderd itself would not. Healthy.
+    /// No license in coderd allows publishing, so nothing is published. coderd itself would not publish either. Healthy.
     NoLicense,
-    /// An operator has paused publishing; who and why. Healthy.
+    /// An operator has paused publishing: who and why. Healthy.
     Paused(String),
-    /// The ledger was restored from a backup, and what was sent in the lost time is not known: nothing is published until it has caught up.
+    /// The ledger was restored from a backup and does not know which events were sent since. Nothing is published until it has caught up.
     Recovering(String),
-    /// coderd is not the one of this source, or its license was issued for another deployment: nothing is sent or settled meanwhile.
+    /// coderd does not belong to this source, or its license is for another deployment. Until this is corrected, nothing is sent or
+    /// settled.
     Refused(String),
-    /// What an audit found holds all usage of the source, or of all sources: why, and what ends it.
+    /// Findings of an audit hold all usage of the source, or of all sources: why, and what ends the hold.
     Held(String),
-    /// The last cycle failed; it is tried again.
+    /// The last cycle failed; the publisher retries.
     Failing(String),
-    /// coderd publishes by itself: nothing is sent until an operator says that this is cut off.
+    /// coderd itself publishes. Nothing is sent until an operator confirms that coderd's publishing is cut off.
     Stopped(String),
 }
 
 impl Condition {
-    /// Whether nobody has to look.
+    /// Whether this condition needs no operator.
     #[must_use]
     pub fn is_healthy(&self) -> bool {
         !matches!(
@@ -68,10 +69,10 @@ impl fmt::Display for Condition {
     }
 }
 
-/// The condition as it is now; clones show the same.
+/// The current condition; clones share it.
 #[derive(Clone, Debug)]
 pub struct Shown {
-    /// None: it is not known yet whose publisher it is.
+    /// None: the publisher does not know its source yet.
     source: Option<Uuid>,
     sole: bool,
     clock: Clock,
@@ -84,20 +85,20 @@ impl Shown {
         Shown { source: Some(source), sole, clock, now }
     }
 
-    /// Of a publisher in mode `sole` that does not begin.
+    /// For a publisher in mode `sole` that does not start.
     #[must_use]
     pub fn refused(source: Option<Uuid>, why: String, clock: Clock) -> Self {
         let now = Arc::new(Mutex::new((Condition::Refused(why), clock.now())));
         Shown { source, sole: true, clock, now }
     }
 
-    /// Whose publisher it is, where that is known.
+    /// The publisher's source, if it is known.
     #[must_use]
     pub fn source(&self) -> Option<Uuid> {
         self.source
     }
 
-    /// Whether usage leaves through this publisher. None: neither is certain, or its mode sends nothing.
+    /// Whether usage leaves through this publisher. None: not certain, or its mode sends nothing.
     #[must_use]
     pub fn publishes(&self) -> Option<bool> {
         match self.get() {
@@ -107,13 +108,12 @@ impl Shown {
         }
     }
 
-    /// The condition now.
     #[must_use]
     pub fn get(&self) -> Condition {
         self.now.lock().unwrap_or_else(PoisonError::into_inner).0.clone()
     }
 
-    /// Why the publisher refuses to work, where that is its condition.
+    /// Why the publisher refuses to work, if it does.
     #[must_use]
     pub fn refusal(&self) -> Option<PublishRefusal> {
         let now = self.now.lock().unwrap_or_else(PoisonError::into_inner);

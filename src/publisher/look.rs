@@ -1,4 +1,4 @@
-//! The last look before sending: what coderd's own row says about an event that we would send.
+//! The last check before sending: compares an event with coderd's own row.
 
 use chrono::{DateTime, TimeDelta, Utc};
 
@@ -6,41 +6,41 @@ use crate::coderd::{Time, UsageRow};
 use crate::event::UsageQuantity;
 use crate::ledger::Publication;
 
-/// Tallyman refuses what is older. Source: coderd's own limit.
+/// Tallyman refuses older events. Source: coderd's own limit.
 const LONGEST_AGE: TimeDelta = TimeDelta::days(30);
 
-/// How long a claim of a coderd replica (`publish_started_at`) keeps others off. Source: coderd's claim expiry.
+/// How long a reservation of a coderd replica (`publish_started_at`) keeps others off. Source: coderd's claim expiry.
 const CLAIM_AGE: TimeDelta = TimeDelta::hours(1);
 
-/// What coderd's row says about an event of ours.
+/// The state of coderd's row of an event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SourceCheck {
-    /// Nobody has published it, and it says what was accepted, or an operator has said why it does not.
+    /// coderd has not published it. It equals the accepted event, or an operator has explained the difference.
     Ours,
-    /// coderd has published it, or had its final refusal.
+    /// coderd has published it, or received its permanent refusal.
     NotOurs,
-    /// A replica of coderd holds a fresh claim: its answer may be on the way.
+    /// A replica of coderd has just reserved it: its answer may be in flight.
     Claimed,
-    /// It says something else now, or is gone; what, for people to read.
+    /// It differs now or is gone; contains the difference, for people.
     Changed(String),
 }
 
-/// What operators state of an event, in acts of the audit trail.
+/// Facts about an event from acts of operators.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OperatorStatement {
-    /// coderd lost it when its database was restored to an earlier time (`recover --lost coderd`), whatever it has done with the id since.
+    /// coderd lost it when its database was restored (`recover --lost coderd`), even if coderd has reused the id since.
     pub lost: bool,
-    /// Its record was refused and went through the log again from the rejects: coderd's row may never have been an event.
+    /// Its record was refused and resubmitted from the rejects: coderd's row may never have been a valid event.
     pub mended: bool,
 }
 
-/// The instant that an event must be later than to be sent. The comparison is strict, as coderd's is.
+/// The instant after which an event must be dated to be sent. The comparison is strict, as in coderd.
 pub fn sendable_after(now: DateTime<Utc>) -> DateTime<Utc> {
     now - LONGEST_AGE
 }
 
-/// Compares an event with coderd's row of the same id, if it is still there. What was accepted stands, and so does what the vendor got first: a
-/// row that says something else holds the event back only until an operator has said why it does.
+/// Compares an event with coderd's row of the same id, if it exists. The accepted event stays valid, and so does the vendor's first copy. A
+/// different row only holds the event back until an operator has explained it.
 pub fn compare(ours: &Publication, theirs: Option<&UsageRow>, statement: OperatorStatement, now: DateTime<Utc>) -> SourceCheck {
     let Some(theirs) = theirs else {
         return if statement.lost { SourceCheck::Ours } else { SourceCheck::Changed("coderd no longer has the row".to_owned()) };
@@ -55,7 +55,7 @@ pub fn compare(ours: &Publication, theirs: Option<&UsageRow>, statement: Operato
     }
 }
 
-/// What coderd's row says that nobody has explained.
+/// The difference of coderd's row that no operator has explained.
 fn difference(ours: &Publication, theirs: &UsageRow, statement: OperatorStatement) -> Option<String> {
     if statement.lost {
         return None;
@@ -71,7 +71,7 @@ fn difference(ours: &Publication, theirs: &UsageRow, statement: OperatorStatemen
     }
 }
 
-/// Whether a replica of coderd may be at work on the row.
+/// Whether a replica of coderd may be publishing the row.
 pub fn claimed(theirs: &UsageRow, now: DateTime<Utc>) -> bool {
     theirs.publish_started_at.is_some_and(|started_at| started_at >= Time::from(now - CLAIM_AGE))
 }

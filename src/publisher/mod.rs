@@ -1,8 +1,8 @@
-//! From the publication queue to the vendor: money leaves only here.
+//! Sends the publication queue to the vendor: money leaves only here.
 //!
-//! One [`Publisher`] serves one source. A cycle leases what is due, looks at coderd's own rows once more (`look`), writes the request down, sends
-//! it under the license that coderd itself would use (`signing`), and records each event's verdict with the request that carried it (`send`).
-//! Several processes may publish the same source: leases keep their events apart.
+//! One [`Publisher`] serves one source. A cycle leases due events, checks coderd's own rows (`look`), and writes the request down. It sends
+//! the request under the license that coderd itself would use (`signing`). It records each event's verdict with its request (`send`).
+//! Several processes may publish the same source: leases separate their events.
 
 mod condition;
 mod look;
@@ -33,7 +33,7 @@ use crate::waiting::Waits;
 
 use look::OperatorStatement;
 
-/// So many old events are compared with coderd's rows in one read.
+/// Old events in one comparison with coderd's rows.
 const OLD_PAGE: i64 = 500;
 
 /// The publisher of one source.
@@ -42,40 +42,38 @@ pub struct Publisher {
     settings: Settings,
     client: TallymanClient,
     telemetry: PublisherTelemetry,
-    /// Names this publisher's leases; no two have the same.
+    /// Names this publisher's leases; unique.
     holder: String,
     condition: Shown,
-    /// Kept from cycle to cycle; after a fault a new one is opened.
+    /// Kept between cycles; None after an error: the next cycle connects.
     reader: Option<Reader>,
-    /// coderd's own deployment id; the source's, as long as it is not known.
+    /// coderd's own deployment id; the source's id until it is known.
     coderd_id: Uuid,
 }
 
-/// What one cycle did. Events are counted by their requests' verdicts as recorded.
+/// The result of one cycle. Events are counted by their recorded verdicts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cycle {
-    /// Requests written down and sent.
     pub requests: usize,
-    /// Events taken by the vendor.
+    /// Events that the vendor accepted.
     pub accepted: usize,
-    /// Events that the vendor refused for ever.
+    /// Events that the vendor refused permanently.
     pub refused: usize,
-    /// Events that it refused this time.
+    /// Events that the vendor refused for now.
     pub refused_for_now: usize,
-    /// Events that its answer did not name.
+    /// Events that the answer did not name.
     pub left_out: usize,
-    /// Events settled without an answer.
     pub settled: Settled,
-    /// Events not sent, because coderd's row says something else or is gone. In shadow mode: differences.
+    /// Events not sent, because coderd's row differs or is gone. In shadow mode: differences.
     pub held_back: usize,
-    /// Events left alone for now: coderd has a fresh claim on them, or in shadow mode has yet to publish them.
+    /// Events that wait: coderd has just reserved them, or in shadow mode has not published them yet.
     pub waiting: usize,
-    /// The request that brought no verdicts; it ended the cycle.
+    /// The failed request that ended the cycle.
     pub failure: Option<SendError>,
 }
 
 impl Publisher {
-    /// A publisher that does nothing yet.
+    /// Creates an idle publisher.
     ///
     /// # Errors
     /// [`SettingsError`]: the vendor's URL, or TLS.
@@ -87,15 +85,14 @@ impl Publisher {
         Ok(Publisher { ledger, settings, client, telemetry, holder, condition, reader: None, coderd_id })
     }
 
-    /// How it stands, for as long as anyone cares to look.
+    /// The condition of this publisher.
     #[must_use]
     pub fn condition(&self) -> Shown {
         self.condition.clone()
     }
 
-    /// Publishes until `stop`; then the request in flight is finished first, within the request's
-    /// timeout. Nothing is leased, sent or settled before `compare_marks` has succeeded: in a ledger that
-    /// went back before this process began, a pending publication may have been sent.
+    /// Publishes until `stop`. It finishes a request in flight, within the request's timeout. Before `compare_marks` succeeds it leases,
+    /// sends and settles nothing. The ledger may be older than this process, and a pending publication may have been sent.
     pub async fn run<F>(&mut self, compare_marks: impl Fn() -> F, stop: &CancellationToken)
     where
         F: Future<Output = anyhow::Result<()>>,
@@ -119,7 +116,7 @@ impl Publisher {
         }
     }
 
-    /// Until the next cycle: it comes at once where a pause begins or ends.
+    /// Waits for the next cycle. The start or end of a pause begins it at once.
     async fn rest(&self) {
         let mut paused = self.settings.paused.clone();
         let was_paused = paused.of(Pausable::Publish).is_some();
@@ -134,7 +131,7 @@ impl Publisher {
         }
     }
 
-    /// Whether an operator has paused publishing: then that is the condition, and nothing new is leased.
+    /// Whether an operator has paused publishing. If so, sets the condition, and nothing new is leased.
     fn is_paused(&self) -> bool {
         let pause = self.settings.paused.of(Pausable::Publish);
         if let Some(pause) = &pause {
@@ -143,15 +140,15 @@ impl Publisher {
         pause.is_some()
     }
 
-    /// Whether an operator has retired the source: then that is the condition, and nothing new is leased.
+    /// Whether an operator has retired the source. If so, sets the condition, and nothing new is leased.
     async fn is_retired(&self) -> anyhow::Result<bool> {
         let Some(retirement) = self.ledger.in_time(self.ledger.retirement(self.settings.deployment)).await? else { return Ok(false) };
         self.condition.set(Condition::Retired(retirement.to_string()));
         Ok(true)
     }
 
-    /// Waits until the marks of the consumers' group are compared. Where one is ahead of the ledger, a
-    /// recovery is open then, and nothing is sent.
+    /// Waits until the marks of the consumer group are compared. If a mark is ahead of the ledger, the comparison opens a recovery, and
+    /// nothing is sent.
     async fn wait_for_marks<F>(&self, compare_marks: impl Fn() -> F, stop: &CancellationToken)
     where
         F: Future<Output = anyhow::Result<()>>,
@@ -169,7 +166,7 @@ impl Publisher {
         self.condition.set(Condition::Starting);
     }
 
-    /// Before anything is leased or written down, the vendor is there: otherwise every event would have failed attempts on record.
+    /// Waits for the vendor before it leases or writes anything down. Otherwise every event would have recorded failed attempts.
     async fn wait_for_tallyman(&self, stop: &CancellationToken) {
         let mut waits = Waits::new(Duration::from_millis(500), Duration::from_secs(10));
         while let Some(reached) = stop.run_until_cancelled(self.client.reach()).await {
@@ -184,7 +181,7 @@ impl Publisher {
         }
     }
 
-    /// Why there are no verdicts, and where to look.
+    /// Why a request failed, and where to look.
     fn failing(&self, failure: &SendError) -> String {
         let address = self.client.address();
         match failure {
@@ -195,10 +192,10 @@ impl Publisher {
         }
     }
 
-    /// Does all that is due now, once. Between two requests it hears `stop`.
+    /// Does all due work once. It checks `stop` between requests.
     ///
     /// # Errors
-    /// When the ledger or coderd's database cannot be used; it is the condition then, too. A failed request is no error but the cycle's
+    /// The ledger or coderd's database cannot be used; the condition shows it, too. A failed request is not an error but the cycle's
     /// [`failure`](Cycle::failure).
     pub async fn cycle(&mut self, stop: &CancellationToken) -> anyhow::Result<Cycle> {
         let outcome = self.whole_cycle(stop).await;
@@ -226,7 +223,7 @@ impl Publisher {
             return Ok(Cycle::default());
         };
         let source_id = source.id;
-        // whatever comes of this cycle: usage that waits must be seen to wait
+        // before the cycle: the backlog is shown even if the cycle fails
         self.show_queue(source_id).await?;
         if self.is_retired().await? {
             return Ok(Cycle::default());
@@ -251,7 +248,7 @@ impl Publisher {
                 true => self.sole(&mut reader, source_id, &mut cycle, stop).await,
                 false => self.shadow(&mut reader, source_id, &mut cycle, stop).await,
             };
-            // what was done before a fault is done
+            // counts the work before an error, too
             self.telemetry.cycle(&cycle);
             done?;
             self.reader = Some(reader);
@@ -260,7 +257,7 @@ impl Publisher {
         Ok(cycle)
     }
 
-    /// Whether coderd is the one of this source; if not, that is the condition. Where a fact may not be read, only mode `shadow` goes on.
+    /// Whether coderd belongs to this source; if not, sets the condition. If the role cannot read a fact, only mode `shadow` goes on.
     async fn identify(&mut self, reader: &mut Reader) -> anyhow::Result<bool> {
         let facts = reader.identity_facts().await?;
         let refusal = self.ledger.in_time(self.ledger.identity_refusal(self.settings.deployment, (&facts).into())).await?;
@@ -274,7 +271,7 @@ impl Publisher {
         Ok(false)
     }
 
-    /// The queue while nothing is done with it.
+    /// Shows the queue of a publisher that does not work on it.
     async fn show_what_waits(&self) {
         if let Ok(Some(source)) = self.ledger.in_time(self.ledger.source(self.settings.deployment)).await
             && let Err(error) = self.show_queue(source.id).await
@@ -289,14 +286,14 @@ impl Publisher {
         Ok(())
     }
 
-    /// Now, by which an event is too old and a claim of coderd over: the earlier of our own clock and coderd's database's. What is too old is so for
-    /// good, and that is not for one clock to say. How long something waits goes by our own, as it is looked for by that.
+    /// The time for ages and for coderd's reservations: the earlier of the process's clock and coderd's database. An event that is too old
+    /// is so for ever, so one wrong clock must not decide it. Waits go by the process's clock, as the search for due events does.
     async fn now(&self, reader: &mut Reader) -> anyhow::Result<DateTime<Utc>> {
         Ok(self.ledger.clock.now().min(reader.now().await?))
     }
 
-    /// Settles what is too old to be sent, unless coderd has published it: then it is not ours. While coderd holds a fresh claim its answer
-    /// may be on the way, and the event is left for the next cycle.
+    /// Settles events that are too old to be sent. If coderd has published one, it is not ours. If coderd has just reserved one, its answer
+    /// may be in flight: the next cycle looks at it.
     async fn settle_old(&self, reader: &mut Reader, source_id: i16, settled: &mut Settled, stop: &CancellationToken) -> anyhow::Result<()> {
         let mut after = None;
         while !stop.is_cancelled() {
@@ -316,7 +313,7 @@ impl Publisher {
         Ok(())
     }
 
-    /// What operators have said of these events.
+    /// The facts that operators have recorded about these events.
     async fn statements(&self, source_id: i16, ids: &[String]) -> anyhow::Result<HashMap<String, OperatorStatement>> {
         let lost = self.ledger.in_time(self.ledger.lost_ids(source_id, ids)).await?;
         let refused = self.ledger.in_time(self.ledger.refused_states(self.settings.deployment, ids)).await?;

@@ -1,4 +1,4 @@
-//! One request: written down, sent, and its verdicts recorded.
+//! One request: writes it down, sends it and records its verdicts.
 
 use std::time::Duration;
 
@@ -15,11 +15,11 @@ use crate::ledger::{Attempt, AttemptVerdict, HeldFor, NewRequest, Postponed, Pub
 use crate::tallyman::{Answer, LEFT_OUT_MESSAGE, OutgoingEvent, SendError, Verdict, request_body};
 use crate::waiting::{Waits, wait_after};
 
-/// An event that breaks Tallyman's own rules is looked at again after this; an upgrade may know better.
+/// The wait of an event that breaks Tallyman's rules; an upgrade may know better.
 const INVALID_WAIT: TimeDelta = TimeDelta::hours(1);
 
 impl Publisher {
-    /// Sends leased events, all under one license and for one deployment.
+    /// Sends leased events under one license and for one deployment.
     pub(super) async fn send(
         &self,
         source_id: i16,
@@ -44,7 +44,7 @@ impl Publisher {
             bail!("not sent: the leases ended before the request was written down; coderd's database or the ledger is too slow");
         }
         let answer = if begun.elapsed() + self.settings.tallyman.request_timeout < self.settings.lease {
-            // The vendor knows coderd's own id. It is not the source's where an operator accepted another coderd for the source.
+            // The vendor knows coderd's own id. It differs from the source's id if an operator accepted another coderd.
             self.client.ingest(&license.jwt, self.coderd_id, request_body(&outgoing)).await
         } else {
             Err(SendError::Unreachable("not sent: this process was held up, and its lease could end before the answer".to_owned()))
@@ -67,7 +67,7 @@ impl Publisher {
         Ok(())
     }
 
-    /// The events in the vendor's form, always the same bytes. One that its rules do not allow is held.
+    /// The events in the vendor's form, always the same bytes. Holds an event that breaks the vendor's rules.
     async fn outgoing<'a>(
         &self,
         source_id: i16,
@@ -96,7 +96,7 @@ impl Publisher {
         Ok((ready, outgoing))
     }
 
-    /// Each event's verdict, and when it is due again if it stays pending. A failed request leaves its events due: the whole source waits.
+    /// Each event's verdict, and when it is due again if it stays pending. After a failed request, events stay due: the source waits.
     fn attempts(&self, events: &[&Publication], answer: &Result<Answer, SendError>, now: DateTime<Utc>) -> Vec<Attempt> {
         match answer {
             Ok(answer) => {
@@ -124,7 +124,7 @@ impl Publisher {
             Verdict::Accepted => (AttemptVerdict::Accepted, None, false),
             Verdict::RefusedPermanently(message) => (AttemptVerdict::Refused, Some(message), false),
             Verdict::RefusedForNow(message) => (AttemptVerdict::RefusedForNow, Some(message), false),
-            // nothing was said of it: it may have been taken
+            // the answer does not name it: the vendor may have accepted it
             Verdict::LeftOut => (AttemptVerdict::LeftOut, Some(LEFT_OUT_MESSAGE.to_owned()), true),
         };
         let failures = event.refusals.saturating_add(1);
@@ -138,8 +138,8 @@ impl Publisher {
         }
     }
 
-    /// Keeps trying while the lease lasts: an answer that is not recorded is asked for again, and the vendor's memory must then save us. So it is
-    /// with the answer to a request that a restored ledger does not have; nothing of it counts.
+    /// Retries while the lease lasts. An answer that is not recorded is requested again, and only the vendor's memory then prevents a
+    /// second bill. The answer to a request that a restored ledger lacks is also requested again; none of it is recorded.
     async fn record(&self, outcome: &RequestOutcome<'_>, begun: Instant) -> anyhow::Result<()> {
         let (mut waits, mut away) = (Waits::new(Duration::from_millis(100), Duration::from_secs(5)), Lasting::default());
         loop {
@@ -167,7 +167,7 @@ impl Publisher {
     }
 }
 
-/// Whether the vendor, or something in front of it, spoke at all.
+/// Whether the vendor, or a proxy before it, answered at all.
 fn was_answered(answer: &Result<Answer, SendError>) -> bool {
     matches!(answer, Ok(_) | Err(SendError::Status { .. } | SendError::Undecodable(_)))
 }

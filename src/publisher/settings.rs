@@ -1,4 +1,4 @@
-//! What one source's publisher is told.
+//! Settings of one source's publisher.
 
 use std::time::Duration;
 
@@ -9,30 +9,28 @@ use crate::ledger::Paused;
 use crate::license::PublicKeys;
 use crate::tallyman::ClientSettings;
 
-/// What one source's publisher is told.
+/// Settings of one source's publisher.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The source.
     pub deployment: Uuid,
-    /// Whether usage is sent. Otherwise coderd publishes, and the queue follows its marks.
+    /// Whether usage is sent. If not, coderd publishes, and the queue follows its marks.
     pub sole: bool,
-    /// Where coderd's own rows and licenses are read; without it nothing is published.
+    /// The database of coderd's rows and licenses; without it nothing is published.
     pub coderd: Option<Database>,
     /// The keys that may have signed licenses.
     pub license_keys: PublicKeys,
-    /// The vendor.
     pub tallyman: ClientSettings,
-    /// How long events are leased; longer than a request may take.
+    /// The length of leases of events; longer than a request may take.
     pub lease: Duration,
-    /// Between two cycles that ended well; at most a third of the request's timeout is waited.
+    /// Time between two successful cycles; at most a third of the request's timeout.
     pub poll: Duration,
-    /// After the first failure of a row of them.
+    /// The wait after the first of several failures.
     pub first_wait: Duration,
     /// The longest wait after a failure, before jitter.
     pub longest_wait: Duration,
-    /// Before an event that was refused for now is sent again, the first time; then doubled.
+    /// The first wait of an event that was refused for now; it doubles each time.
     pub first_refusal_wait: Duration,
-    /// The longest wait of an event that is refused for now again and again, before jitter.
+    /// The longest wait of an event that is repeatedly refused for now, before jitter.
     pub longest_refusal_wait: Duration,
     pub paused: Paused,
 }
@@ -57,8 +55,8 @@ impl Settings {
         }
     }
 
-    /// Between two cycles that ended well. A lease and this rest together are shorter than two request timeouts: that is how soon a killed
-    /// publisher's events are sent by another.
+    /// Time between two successful cycles. This and a lease together are shorter than two request timeouts. Within that time another
+    /// publisher sends the events of a killed one.
     pub(super) fn rest(&self) -> Duration {
         self.poll.min(self.tallyman.request_timeout / 3)
     }

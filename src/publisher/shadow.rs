@@ -1,4 +1,4 @@
-//! Mode `shadow`: nothing is sent; the queue follows what coderd publishes.
+//! Mode `shadow`: sends nothing; the queue follows coderd's publishing.
 
 use chrono::TimeDelta;
 use tokio_util::sync::CancellationToken;
@@ -8,10 +8,10 @@ use super::{Condition, Cycle, Publisher, rows_by_id};
 use crate::coderd::Reader;
 use crate::ledger::{HeldFor, Postponed, Settlement};
 
-/// So many events are compared with coderd's rows in one read.
+/// Events in one comparison with coderd's rows.
 const PAGE: usize = 500;
 
-/// An event that coderd has not published yet is looked at again after this; coderd publishes every 17 minutes.
+/// The wait of an event that coderd has not published yet; coderd publishes every 17 minutes.
 const LOOK_AGAIN: TimeDelta = TimeDelta::minutes(5);
 
 impl Publisher {
@@ -35,7 +35,7 @@ impl Publisher {
         Ok(())
     }
 
-    /// Compares a page of events with coderd's rows; whether there may be more.
+    /// Compares a page of events with coderd's rows. Returns whether there may be more.
     async fn follow(&self, reader: &mut Reader, source_id: i16, cycle: &mut Cycle) -> anyhow::Result<bool> {
         let now = self.now(reader).await?;
         let limit = i64::try_from(PAGE)?;

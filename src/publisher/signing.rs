@@ -1,4 +1,4 @@
-//! Which license signs the requests.
+//! Selects the license that signs the requests.
 
 use chrono::{DateTime, Utc};
 use tracing::debug;
@@ -7,13 +7,12 @@ use uuid::Uuid;
 use crate::coderd::LicenseRow;
 use crate::license::{LicenseError, PublicKeys, VerifiedLicense, pick_publishing_license};
 
-/// The license that signs, with its token. The token is kept no longer than a request needs it, and `Debug` leaves it out.
+/// The license that signs, with its token. Only a request holds the token, and `Debug` omits it.
 pub struct SigningLicense {
     /// coderd's id of the license.
     pub id: i32,
-    /// The token itself.
     pub jwt: String,
-    /// Its SHA-256, which may be kept.
+    /// The SHA-256 of the token; it may be stored.
     pub jwt_sha256: [u8; 32],
 }
 
@@ -26,14 +25,14 @@ impl std::fmt::Debug for SigningLicense {
 /// Why no license signs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NoLicense {
-    /// None of coderd's licenses allows publishing.
+    /// No license in coderd allows publishing.
     None,
-    /// One would allow it, and was issued for other deployments.
+    /// A license would allow it, but is for other deployments.
     OtherDeployment(String),
 }
 
-/// The license under which coderd itself would publish now, for the deployment with coderd's own id. `rows` come in the order of their
-/// ids; one that does not verify is left out.
+/// The license under which coderd would publish now, for the deployment with coderd's own id. `rows` are in order of their ids; those that
+/// do not verify are left out.
 pub fn signing_license(
     rows: Vec<LicenseRow>,
     keys: &PublicKeys,
@@ -57,7 +56,7 @@ pub fn signing_license(
     }))
 }
 
-/// The one among these that would sign.
+/// Selects the license that signs.
 fn publishing(mut licenses: Vec<(LicenseRow, VerifiedLicense)>, now: DateTime<Utc>) -> Option<(LicenseRow, VerifiedLicense)> {
     let candidates = licenses.iter().enumerate().map(|(index, (_, license))| (index, &license.claims));
     let (index, _) = pick_publishing_license(candidates, now)?;

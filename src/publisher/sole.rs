@@ -1,4 +1,4 @@
-//! Mode `sole`: we alone publish, and stop if coderd does it after all.
+//! Mode `sole`: only Tallyline publishes. It stops if coderd publishes, too.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use tokio_util::sync::CancellationToken;
@@ -11,15 +11,15 @@ use crate::coderd::Reader;
 use crate::ledger::{HeldFor, Postponed, Publication, Settlement};
 use crate::tallyman::MAX_EVENTS_PER_REQUEST;
 
-/// An event on which coderd has a fresh claim is looked at again after this.
+/// The wait of an event that coderd has just reserved.
 const CLAIM_WAIT: TimeDelta = TimeDelta::minutes(1);
 
-/// An event that is held back is looked at again after this.
+/// The wait of an event that is held back.
 const HELD_BACK_WAIT: TimeDelta = TimeDelta::minutes(10);
 
 /// The act that releases a confirmed event that is held back.
 const RELEASE: &str = "if coderd was restored, `tallyline recover plan --lost coderd` and its execution release it as it was accepted";
-/// What can be done about one that was never confirmed.
+/// Advice for an event that was never confirmed.
 const NEVER_CONFIRMED: &str = "coderd was never seen to have it, so no operation releases it; `tallyline prove` shows where it came from";
 
 impl Publisher {
@@ -35,14 +35,14 @@ impl Publisher {
         }
         self.settle_old(reader, source_id, &mut cycle.settled, stop).await?;
         while !stop.is_cancelled() {
-            // an operator's act is obeyed before the next request, not after the backlog
+            // an operator's act applies before the next request, not after the backlog
             if self.is_paused() || self.is_retired().await? || !self.identify(reader).await? {
                 return Ok(());
             }
             if self.stops_for_coderd(reader, source_id).await? || self.is_held().await? {
                 return Ok(());
             }
-            // read again for each request: a license may have been exchanged, the more so after a 401
+            // read for each request: the license may have been replaced, especially after a 401
             let (rows, now) = (reader.licenses().await?, self.ledger.clock.now());
             let license = match signing_license(rows, &self.settings.license_keys, self.coderd_id, now) {
                 Ok(license) => license,
@@ -66,8 +66,8 @@ impl Publisher {
         Ok(())
     }
 
-    /// coderd's own publishing is cut off: its marks as they were at our first look are the last ones. A later one means that it publishes all
-    /// the same, and every further event could be billed twice. The ledger remembers the first look, so that no restart takes a later mark for it.
+    /// coderd's publishing is cut off, so its marks at the first look are the last. A later mark means that it still publishes, and every
+    /// further event could be billed twice. The ledger keeps the first look: a restart does not accept a later mark.
     async fn stops_for_coderd(&mut self, reader: &mut Reader, source_id: i16) -> anyhow::Result<bool> {
         let newest = reader.latest_publish_mark().await?;
         let Some(later) = self.ledger.in_time(self.ledger.record_publish_mark(source_id, newest)).await? else { return Ok(false) };
@@ -79,14 +79,14 @@ impl Publisher {
         Ok(true)
     }
 
-    /// Money leaves only where no finding of any process's audit holds it. Asked before each lease, so that no process goes on.
+    /// Whether a finding of an audit, by any process, holds this source. It is read before each lease, so that every process stops.
     async fn is_held(&self) -> anyhow::Result<bool> {
         let Some(hold) = self.ledger.in_time(self.ledger.hold_of(self.settings.deployment)).await? else { return Ok(false) };
         self.condition.set(Condition::Held(format!("{}; ends with {}", hold.why, hold.ends)));
         Ok(true)
     }
 
-    /// Publishes what one request holds; whether there may be more at once.
+    /// Publishes the events of one request. Returns whether more may be due at once.
     async fn publish(&self, reader: &mut Reader, source_id: i16, license: &SigningLicense, cycle: &mut Cycle) -> anyhow::Result<bool> {
         let now = self.now(reader).await?;
         let limit = i64::try_from(MAX_EVENTS_PER_REQUEST)?;
@@ -105,14 +105,14 @@ impl Publisher {
         Ok(ids.len() == MAX_EVENTS_PER_REQUEST)
     }
 
-    /// Ends the leases of events that are not in flight. A fault of this is not the cycle's: what ended the cycle is, and the leases end by themselves.
+    /// Releases leases of events that are not in flight. Its failure is only logged: leases end by themselves.
     pub(super) async fn release(&self, source_id: i16, ids: &[String]) {
         if let Err(error) = self.ledger.in_time(self.ledger.release_publications(source_id, &self.holder, ids)).await {
             warn!(%error, "leases of publications are left to end by themselves");
         }
     }
 
-    /// The last look at coderd's rows: those that are still ours to send.
+    /// Checks coderd's rows. Returns the events that are still ours to send.
     async fn sift(
         &self,
         reader: &mut Reader,

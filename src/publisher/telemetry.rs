@@ -1,4 +1,4 @@
-//! What a publisher counts of itself.
+//! A publisher's own metrics.
 
 use chrono::{DateTime, Utc};
 use prometheus::{IntCounterVec, IntGaugeVec, Opts, Registry};
@@ -22,7 +22,6 @@ pub struct PublisherTelemetry {
 }
 
 impl PublisherTelemetry {
-    /// Counters and gauges in `registry`.
     pub fn register(registry: &Registry) -> prometheus::Result<Self> {
         let counter = |name: &str, help: &str, label: &str| {
             let counter = IntCounterVec::new(Opts::new(format!("tallyline_publisher_{name}"), help), &[label])?;
@@ -79,12 +78,12 @@ impl PublisherTelemetry {
         self.oldest.with_label_values(&[&source]).set(age);
     }
 
-    /// A publisher that neither publishes nor has stopped has no series: a 0 of it would deny that another one has.
+    /// A publisher that neither publishes nor has stopped has no series: its 0 would contradict another one that has stopped.
     pub(super) fn publishes(&self, source: Uuid, publishes: Option<bool>) {
         let source = source.to_string();
         match publishes {
             Some(publishes) => self.stopped.with_label_values(&[&source]).set(i64::from(!publishes)),
-            // one that was never shown is not an error
+            // a series that was never set is not an error
             None => drop(self.stopped.remove_label_values(&[&source])),
         }
     }
