@@ -1,4 +1,4 @@
-//! The answer: which events Tallyman took, which it refused, and which it left out.
+//! The answer of Tallyman: accepted, refused and unnamed events.
 
 use std::collections::{HashMap, HashSet};
 
@@ -6,22 +6,21 @@ use serde::{Deserialize, Deserializer};
 
 use super::SendError;
 
-/// What is recorded for an event that the answer does not name; coderd's own words.
+/// The recorded message of an event that the answer does not name, in coderd's own words.
 pub const LEFT_OUT_MESSAGE: &str = "tallyman did not include the event in the response";
 
-/// Longer messages are cut: they end in a table for people to read.
+/// Longer messages are cut: people read them in a table.
 const MAX_MESSAGE_CHARS: usize = 1000;
 
-/// What became of one event.
+/// The vendor's verdict for one event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Taken.
     Accepted,
-    /// Refused for ever, with the vendor's message.
+    /// Refused permanently, with the vendor's message.
     RefusedPermanently(String),
-    /// Refused this time, with the vendor's message.
+    /// Refused for now, with the vendor's message.
     RefusedForNow(String),
-    /// Not named in the answer: not known to be taken, to be sent again ([`LEFT_OUT_MESSAGE`]).
+    /// Not named in the answer: it may not be accepted, so it is sent again ([`LEFT_OUT_MESSAGE`]).
     LeftOut,
 }
 
@@ -30,15 +29,14 @@ pub enum Verdict {
 pub struct Verdicts {
     /// One for each id that was sent, in the order of sending.
     pub of_sent: Vec<(String, Verdict)>,
-    /// How many ids the answer names that were not sent. They are ignored.
+    /// The number of ids in the answer that were not sent. They are ignored.
     pub not_sent: usize,
 }
 
 /// Tallyman's answer to one request.
 ///
-/// What is needed must be there and of the right type. A key that we do not know is no error, unlike elsewhere: an answer that was
-/// thrown away for it would send events again that were taken. Lists may be absent or null, as Go writes empty ones; `permanent`
-/// may be absent and is then false, which only tries again.
+/// Required keys must be present and of the right type. Unlike elsewhere, an unknown key is not an error: to drop the answer would send
+/// accepted events again. Lists may be absent or null, as Go writes empty ones. An absent `permanent` is false, which only retries.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Answer {
     accepted: HashSet<String>,
@@ -75,7 +73,7 @@ impl Answer {
     /// Reads the body of a 200.
     ///
     /// # Errors
-    /// [`SendError::Undecodable`]. Nothing is known of the events then: they may have been taken.
+    /// [`SendError::Undecodable`]. The vendor may then have accepted the events.
     pub fn parse(body: &[u8]) -> Result<Self, SendError> {
         let wire: WireAnswer = serde_json::from_slice(body).map_err(|error| SendError::Undecodable(cut(&error.to_string())))?;
         let refused = |event: Rejected| {
@@ -89,7 +87,7 @@ impl Answer {
         })
     }
 
-    /// What became of each of the `sent` ids. An id that is both accepted and refused is accepted.
+    /// The verdict for each of the `sent` ids. An id that is both accepted and refused is accepted.
     #[must_use]
     pub fn verdicts<'a>(&self, sent: impl IntoIterator<Item = &'a str>) -> Verdicts {
         let of_sent: Vec<_> = sent.into_iter().map(|id| (id.to_owned(), self.verdict(id))).collect();
@@ -103,7 +101,7 @@ impl Answer {
     }
 }
 
-/// A foreign message as it can be kept: without NUL, which PostgreSQL refuses, and of bounded length.
+/// A foreign message that can be stored: without NUL, which PostgreSQL refuses, and of bounded length.
 pub(super) fn cut(message: &str) -> String {
     message.chars().take(MAX_MESSAGE_CHARS).map(|c| if c == '\0' { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }

@@ -1,4 +1,4 @@
-//! One request to Tallyman. No retries here: who sends again, and when, is the publisher's decision.
+//! One request to Tallyman. It does not retry: the publisher decides when to send again.
 
 use std::time::Duration;
 
@@ -9,18 +9,18 @@ use uuid::Uuid;
 
 use super::answer::{Answer, cut};
 
-/// An answer longer than this is not read.
+/// The client does not read a longer answer.
 pub const MAX_ANSWER_BYTES: usize = 1024 * 1024;
 
-/// How long [`TallymanClient::reach`] waits.
+/// The time limit of [`TallymanClient::reach`].
 const REACH_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Where to send, and how long to wait.
+/// Address and timeout.
 #[derive(Clone, Debug)]
 pub struct ClientSettings {
     /// The full URL of the ingest endpoint.
     pub url: String,
-    /// For the whole request, answer included. coderd's is 30 seconds.
+    /// For the whole request, including its answer. coderd uses 30 seconds.
     pub request_timeout: Duration,
 }
 
@@ -31,7 +31,7 @@ impl ClientSettings {
     }
 }
 
-/// Why a client cannot be made.
+/// Why a client cannot be created.
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
     /// Not an `http` or `https` URL.
@@ -51,25 +51,24 @@ pub enum SendError {
     /// No connection. Nothing was sent.
     #[error("cannot connect: {0}")]
     Unreachable(String),
-    /// The request may have arrived, but no whole answer came back, or not in time.
+    /// The request may have arrived, but the whole answer did not come in time.
     #[error("no answer: {0}")]
     Unanswered(String),
-    /// Another status than 200, with the vendor's message.
+    /// A status other than 200, with the vendor's message.
     #[error("unexpected status code {status}, error: {message}")]
     Status {
         /// The HTTP status.
         status: u16,
-        /// From the body, or why the body holds none.
+        /// From the body, or why the body has none.
         message: String,
     },
-    /// A 200 without a body that can be read as an answer.
+    /// A 200 whose body cannot be read as an answer.
     #[error("decode response body: {0}")]
     Undecodable(String),
 }
 
 impl SendError {
-    /// Whether the vendor may have taken the events all the same. Only a request that never left, or one that was answered with
-    /// a fault of its own (4xx), is known not to have been taken.
+    /// Whether the vendor may still have accepted the events. It has not if the request was not sent, or if it answered with a 4xx status.
     #[must_use]
     pub fn may_have_been_taken(&self) -> bool {
         match self {
@@ -80,7 +79,6 @@ impl SendError {
     }
 }
 
-/// Sends requests to Tallyman.
 #[derive(Clone, Debug)]
 pub struct TallymanClient {
     http: reqwest::Client,
@@ -93,10 +91,10 @@ struct Failure {
 }
 
 impl TallymanClient {
-    /// A client that sends nothing yet.
+    /// Creates an idle client.
     ///
     /// # Errors
-    /// When the URL is none, or TLS cannot be set up.
+    /// The URL is not valid, or TLS cannot be set up.
     pub fn new(settings: &ClientSettings) -> Result<Self, SettingsError> {
         let url = Url::parse(&settings.url)
             .ok()
@@ -107,8 +105,8 @@ impl TallymanClient {
             .redirect(reqwest::redirect::Policy::none())
             .retry(reqwest::retry::never())
             .timeout(settings.request_timeout)
-            // A connection of its own for each request: that a kept one was closed by the server in the meantime could not be told
-            // from a request that was taken and not answered.
+            // One connection for each request. If the server closed a kept connection, the client could not distinguish that from an
+            // accepted request without an answer.
             .pool_max_idle_per_host(0);
         if is_loopback(&url) {
             http = http.no_proxy();
@@ -117,13 +115,13 @@ impl TallymanClient {
         Ok(TallymanClient { http, url })
     }
 
-    /// Where Tallyman is: scheme, host and port.
+    /// Tallyman's address: scheme, host and port.
     #[must_use]
     pub fn address(&self) -> String {
         self.url.origin().ascii_serialization()
     }
 
-    /// Whether anybody answers there. Sends no license and no event, so any answer will do.
+    /// Checks that a server answers. It sends no license and no event, so any answer is enough.
     ///
     /// # Errors
     /// [`SendError::Unreachable`] or [`SendError::Unanswered`].
@@ -131,10 +129,10 @@ impl TallymanClient {
         self.http.head(self.url.clone()).timeout(REACH_TIMEOUT).send().await.map(|_| ()).map_err(|error| unanswered(&error))
     }
 
-    /// Sends one request: `body` as made by [`request_body`](super::request_body), under the license and for the deployment.
+    /// Sends one request: `body` from [`request_body`](super::request_body), under the license and for the deployment.
     ///
     /// # Errors
-    /// When no verdicts came back; [`SendError::may_have_been_taken`] says whether the events may have been taken.
+    /// No verdicts came back; [`SendError::may_have_been_taken`] returns whether the vendor may have accepted the events.
     pub async fn ingest(&self, license_jwt: &str, deployment_id: Uuid, body: Vec<u8>) -> Result<Answer, SendError> {
         let request = self.http.post(self.url.clone()).headers(headers(license_jwt, deployment_id)?).body(body);
         let response = request.send().await.map_err(|error| unanswered(&error))?;
@@ -162,7 +160,7 @@ fn headers(license_jwt: &str, deployment_id: Uuid) -> Result<HeaderMap, SendErro
     Ok(headers)
 }
 
-/// Reads the whole body, with the license hidden wherever the vendor repeats it. None: it is too long.
+/// Reads the whole body, and hides the license if the vendor repeats it. None: it is too long.
 async fn read(mut response: reqwest::Response, license_jwt: &str) -> Result<Option<Vec<u8>>, SendError> {
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(|error| unanswered(&error))? {
@@ -196,7 +194,7 @@ fn unanswered(error: &reqwest::Error) -> SendError {
     if error.is_connect() { SendError::Unreachable(causes(error)) } else { SendError::Unanswered(causes(error)) }
 }
 
-/// The innermost causes say what happened; the outer ones repeat the URL.
+/// The innermost causes contain the reason; the outer ones repeat the URL.
 fn causes(error: &reqwest::Error) -> String {
     let mut text = if error.is_timeout() { "timed out".to_owned() } else { String::new() };
     let mut source = std::error::Error::source(error);

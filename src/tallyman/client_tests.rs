@@ -1,4 +1,4 @@
-//! The client against servers that write fixed bytes. The whole exchange with the simulated Tallyman is in `tests/tallyman.rs`.
+//! Tests the client against servers that write fixed bytes. `tests/tallyman.rs` tests it with the simulated Tallyman.
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
@@ -9,7 +9,7 @@ use crate::tallyman::Verdict;
 
 const LICENSE: &str = "eyJhbGciOiJFZERTQSJ9.eyJzZWNyZXQiOjF9.c2lnbmF0dXJl";
 
-/// Reads one request, answers it with `answer` and closes; gives back what it read.
+/// Reads one request, answers it with `answer` and closes; returns the request.
 async fn serve_once(answer: Vec<u8>) -> (TallymanClient, JoinHandle<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let url = format!("http://{}/api/v1/events/ingest", listener.local_addr().expect("bound"));
@@ -22,7 +22,7 @@ async fn serve_once(answer: Vec<u8>) -> (TallymanClient, JoinHandle<String>) {
             assert_ne!(read, 0, "the request ends with its body");
             request.extend_from_slice(&chunk[..read]);
         }
-        // The client may stop reading before everything is written.
+        // The client may stop reading before the server has written all.
         let _ = stream.write_all(&answer).await;
         let _ = stream.shutdown().await;
         String::from_utf8(request).expect("UTF-8")

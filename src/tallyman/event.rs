@@ -4,7 +4,7 @@ use chrono::{DateTime, Datelike as _, SubsecRound as _, Timelike as _, Utc};
 
 use crate::event::UsageQuantity;
 
-/// Tallyman takes no more in one request.
+/// Tallyman's limit for one request.
 pub const MAX_EVENTS_PER_REQUEST: usize = 100;
 
 /// 0001-01-01T00:00:00Z, Go's zero time.
@@ -16,12 +16,12 @@ pub enum InvalidEvent {
     /// Tallyman requires an id.
     #[error("id is empty")]
     EmptyId,
-    /// Tallyman refuses Go's zero time, and RFC 3339 holds only the years 0 to 9999.
+    /// Tallyman refuses Go's zero time, and RFC 3339 has only the years 0 to 9999.
     #[error("created_at {0} is the zero time or outside the years 1 to 9999")]
     CreatedAt(DateTime<Utc>),
 }
 
-/// One usage event as it is sent: under coderd's own id, with coderd's own value.
+/// One usage event as sent: under coderd's own id, with coderd's own value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OutgoingEvent {
     id: String,
@@ -30,10 +30,10 @@ pub struct OutgoingEvent {
 }
 
 impl OutgoingEvent {
-    /// An event that Tallyman's rules allow. `created_at` is when the usage occurred, and is cut to whole microseconds.
+    /// An event that Tallyman's rules allow. `created_at` is when the usage happened, cut to whole microseconds.
     ///
     /// # Errors
-    /// When a rule is broken: see [`InvalidEvent`].
+    /// A rule is broken: see [`InvalidEvent`].
     pub fn new(id: impl Into<String>, quantity: UsageQuantity, created_at: DateTime<Utc>) -> Result<Self, InvalidEvent> {
         let id = id.into();
         let created_at = created_at.trunc_subsecs(6);
@@ -46,20 +46,19 @@ impl OutgoingEvent {
         Ok(OutgoingEvent { id, quantity, created_at })
     }
 
-    /// The event's id.
     #[must_use]
     pub fn id(&self) -> &str {
         &self.id
     }
 
-    /// When the usage occurred.
+    /// When the usage happened.
     #[must_use]
     pub fn created_at(&self) -> DateTime<Utc> {
         self.created_at
     }
 
-    /// The event as JSON, always the same bytes for the same event: keys in the order of Tallyman's type, no blanks, the time in
-    /// UTC with `Z` and at most six fractional digits without trailing zeros.
+    /// The event as JSON, always the same bytes for the same event. Keys are in the order of Tallyman's type, without blanks. The time is
+    /// in UTC with `Z` and at most six fractional digits without trailing zeros.
     #[must_use]
     pub fn to_json(&self) -> String {
         format!(
