@@ -1,7 +1,7 @@
-//! The audit that runs by itself beside everything else: one process at a time, by the lease `audit`, and what it finds is in the ledger for all.
+//! The continuous audit. The lease `audit` allows one process at a time; the ledger keeps the findings for all.
 //!
-//! A side that cannot be read changes no finding; the age of the last one tells. The same holds where something is missing, nothing else differs,
-//! and no collector pass came in time to say that it is not merely on its way. What was found then stands until one comes.
+//! A side that cannot be read changes no finding: the finding's age shows that. Missing rows alone change none either, until a collector
+//! pass shows that they are not in flight.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,16 +18,15 @@ use super::{Audit, Joint, LOG, LedgerJoints, RECENT_USAGE, RECENT_USAGE_DIFFERS,
 use crate::cause::Lasting;
 use crate::ledger::{Finding, Lease, LeaseError, NewFinding, Sequence, holds, lease_step};
 
-/// The lease's name.
 const NAME: &str = "audit";
-/// After this the audit of a process that is gone is free for another.
+/// Another process can audit this long after the lease of a dead one was renewed.
 const LEASE_LENGTH: Duration = Duration::from_secs(60);
-/// How often the ledger is asked whether an audit is due, and what others found, at most.
+/// The longest time between two looks at the ledger, for due audits and the findings of others.
 const POLL: Duration = Duration::from_secs(5);
-/// After an audit nothing is audited for so many times its length: it takes at most a tenth of the time.
+/// The rest after an audit, in lengths of that audit: audits take at most a tenth of the time.
 const REST: f64 = 9.0;
 
-/// What audits found, as every process with the role `serve` shows it. Clones show the same.
+/// Findings as metrics, in every process with the role `serve`. Clones share them.
 #[derive(Clone)]
 pub struct AuditTelemetry {
     differences: IntGaugeVec,
@@ -35,15 +34,14 @@ pub struct AuditTelemetry {
     gone: IntGaugeVec,
     holds: IntGaugeVec,
     audited_at: GaugeVec,
-    /// Whether this process has a database of coderd to audit.
     reads_source: bool,
-    /// Joint and source of what is shown.
+    /// Joint and source of the series that are shown.
     shown: Arc<Mutex<BTreeSet<[String; 2]>>>,
 }
 
 impl AuditTelemetry {
-    /// Gauges in `registry`. A joint that this process is to audit, and that nobody ever has, has the time 0; one that others audit appears
-    /// with its first audit.
+    /// Registers the gauges. A joint that this process should audit and no process ever has has the time 0. A joint that other processes
+    /// audit appears with its first audit.
     pub fn register(registry: &Registry, reads_source: bool) -> prometheus::Result<Self> {
         let opts = |name: &str, help: &str| Opts::new(format!("tallyline_audit_{name}"), help);
         let labels = &["joint", "source"];
@@ -74,7 +72,7 @@ impl AuditTelemetry {
         Ok(telemetry)
     }
 
-    /// Shows the findings, and which joints of this process were never audited; `own` is its deployment, once that is known. A retired one is not
+    /// Shows the findings, and which joints of this process were never audited. `own` is its deployment, if known. A retired one is not
     /// audited.
     fn show(&self, findings: &[Finding], own: Option<Uuid>, retired: bool) {
         let source = (self.reads_source && !retired).then_some((SOURCE, own));
@@ -93,7 +91,7 @@ impl AuditTelemetry {
         }
         let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
         for gone in shown.difference(&found) {
-            // one that was never shown is not an error
+            // a series that was never set is not an error
             for gauge in [&self.differences, &self.open, &self.gone, &self.holds] {
                 let _ = gauge.remove_label_values(gone);
             }
@@ -105,24 +103,24 @@ impl AuditTelemetry {
     }
 }
 
-/// `joint` and `source` of a series; the whole ledger's has no source.
+/// Labels `joint` and `source` of a series; a joint of the whole ledger has no source.
 fn labels(joint: &str, deployment: Option<Uuid>) -> [String; 2] {
     [joint.replace(' ', "_"), deployment.map(|deployment| deployment.to_string()).unwrap_or_default()]
 }
 
-/// Audits again and again.
+/// Runs audits in a loop.
 pub struct Continuous {
-    /// What is compared. Without a source, only the joints of the ledger with log and vendor: another process may have the source.
+    /// The parts to compare. Without a source, only the ledger with log and vendor: another process may have the source.
     pub audit: Audit,
-    /// A joint is audited so long after it was audited last.
+    /// Time between two audits of a joint.
     pub every: Duration,
-    /// Who holds the lease: differs between processes.
+    /// The name of this process as holder of the lease; unique.
     pub holder: String,
-    /// Where what was found is shown.
+    /// Where findings are shown.
     pub telemetry: AuditTelemetry,
 }
 
-/// What an audit is due for.
+/// The joints whose audit is due.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Due {
     source: bool,
@@ -135,7 +133,7 @@ impl Due {
     }
 }
 
-/// What was logged last.
+/// The last messages in the log.
 #[derive(Default)]
 struct Logged {
     fault: Lasting,
@@ -167,7 +165,7 @@ impl Continuous {
         }
     }
 
-    /// Looks at what was found last, and audits what is due unless an audit has just failed.
+    /// Shows the last findings, and audits due joints unless an audit has just failed.
     async fn round(&self, rests: bool, logged: &mut Logged, stop: &CancellationToken) -> anyhow::Result<()> {
         let ledger = &self.audit.ledger;
         let looked = stop.run_until_cancelled(self.look(logged)).await.transpose()?;
@@ -178,7 +176,7 @@ impl Continuous {
         let Some(lease) = taken.flatten() else { return Ok(()) };
         let audited = stop.run_until_cancelled(self.audited_if_due(&lease)).await;
         let released = lease_step(stop, ledger.in_time(ledger.release_lease(lease))).await.transpose();
-        // the audit's own fault first
+        // the audit's own error takes precedence
         audited.transpose()?;
         released?;
         stop.run_until_cancelled(self.look(logged)).await.transpose()?;
@@ -195,19 +193,18 @@ impl Continuous {
         Ok(self.due(&findings, retired))
     }
 
-    /// Whoever had the lease may have audited meanwhile.
+    /// Checks again: the last holder of the lease may have audited since.
     async fn audited_if_due(&self, lease: &Lease) -> anyhow::Result<()> {
         let ledger = &self.audit.ledger;
         let due = self.due(&ledger.in_time(ledger.findings()).await?, self.is_retired().await?);
         if due.any() { self.audited(lease, due).await } else { Ok(()) }
     }
 
-    /// The deployment that this process can read.
+    /// The deployment whose coderd this process can read.
     fn own(&self) -> Option<Uuid> {
         self.audit.source.as_ref().map(|(_, deployment)| *deployment)
     }
 
-    /// Whether an operator has retired that deployment.
     async fn is_retired(&self) -> Result<bool, sqlx::Error> {
         let ledger = &self.audit.ledger;
         match self.own() {
@@ -225,7 +222,7 @@ impl Continuous {
         Due { source, ledger: due(LOG, None) || due(VENDOR, None) }
     }
 
-    /// Audits while it holds the lease, which it keeps renewing.
+    /// Audits while it renews the lease.
     async fn audited(&self, lease: &Lease, due: Due) -> anyhow::Result<()> {
         let ledger = &self.audit.ledger;
         let keeping = async {
@@ -244,7 +241,7 @@ impl Continuous {
         }
     }
 
-    /// One side that cannot be read does not keep the other joints from being audited.
+    /// Audits the due joints. If one side cannot be read, the other joints are still audited.
     async fn joints(&self, lease: &Lease, due: Due) -> anyhow::Result<()> {
         let begun = Instant::now();
         let mut outcome = Ok(());
@@ -278,7 +275,7 @@ impl Continuous {
         outcome
     }
 
-    /// What differs is read a second time: a change of the log in the middle of the first is no imbalance.
+    /// Compares again if anything differs: the log may have changed during the first reading.
     async fn ledger_joints(&self) -> anyhow::Result<LedgerJoints> {
         let first = self.audit.ledger_joints().await?;
         if first.log.iter().chain([&first.vendor]).all(|joint| joint.differences.is_empty()) {
@@ -288,7 +285,7 @@ impl Continuous {
         }
     }
 
-    /// `deployment` is whose joints these are, where they are not the whole ledger's.
+    /// Records findings. `deployment` is the joints' source; None for joints of the whole ledger.
     async fn record(
         &self,
         lease: &Lease,
@@ -314,7 +311,7 @@ impl Continuous {
     }
 }
 
-/// Every process logs, whichever one audits.
+/// Logs changes in every process, not only in the one that audits.
 fn log_changes(logged: &mut Logged, findings: &[Finding]) {
     let joined = |words: Vec<String>| Some(words.join("; ")).filter(|words| !words.is_empty());
     let imbalance = joined(findings.iter().filter_map(Finding::imbalance).collect());

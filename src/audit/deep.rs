@@ -1,5 +1,5 @@
-//! Every record that the log still holds, read again and compared with its row, and every row with its own digest: what was changed, removed or
-//! added by hand is named.
+//! Rereads every record in the log and compares it with its row, and every row with its own digest. It names each event that was changed,
+//! removed or added by hand.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -11,30 +11,29 @@ use crate::event::{self, Event, ParseError, Topic, TopicPartition};
 use crate::ledger::{Arrival, BatchKind, Difference, KeptEvent, KeptRange, KeptReject, Refusal, RejectState, Verdict};
 use crate::log::{LogError, Record};
 
-/// Records, and rows, compared at a time: what bounds memory.
+/// Records, and rows, in one comparison: this bounds memory.
 const PAGE: usize = 2_000;
 
-/// So many differences are listed; the number of all is told.
+/// The most differences in the list; their number covers all.
 const LISTED: usize = 1_000;
 
-/// The joint's name.
 const DEEP: &str = "log and ledger, record by record";
 
 impl Audit {
-    /// What the log still holds of what the ledger has read, as both are now.
+    /// The ranges that the ledger has read and the log still has.
     pub async fn rereadable(&self) -> anyhow::Result<Vec<KeptRange>> {
         let mut ranges = self.ledger.in_time(self.ledger.kept_ranges()).await?;
         for range in &mut ranges {
             let (start, end) = self.log.watermarks(range.partition).await?;
-            // a topic that was lost and not yet recovered holds nothing of it; the other joints say so
+            // a topic that was lost and not yet recovered has none of the range; the other joints report that
             (range.from, range.until) = (range.from.max(start), range.until.min(end));
         }
         ranges.retain(|range| range.from < range.until);
         Ok(ranges)
     }
 
-    /// Reads these ranges again and compares each record with the ledger; then each row of the ledger with its own digest and with the rows that
-    /// speak of it. `progress` is told offsets of the ranges as they are done.
+    /// Rereads these ranges and compares each record with the ledger. Then compares each row of the ledger with its digest and related
+    /// rows. Calls `progress` with the number of finished offsets.
     pub async fn deep(&self, ranges: &[KeptRange], progress: impl Fn(u64)) -> anyhow::Result<Joint> {
         let mut found = Found { joint: Joint::new(DEEP), differences: 0 };
         let mut read = 0;
@@ -62,7 +61,7 @@ impl Audit {
         Ok(found.joint)
     }
 
-    /// The next records of the range and the offsets that they cover; none at its end. What retention takes away meanwhile is left out.
+    /// The next records of the range and their offsets; None at its end. Leaves out records that retention removes in between.
     async fn page(&self, rest: &mut KeptRange) -> anyhow::Result<Option<(KeptRange, Vec<Record>)>> {
         if rest.from >= rest.until {
             return Ok(None);
@@ -108,13 +107,13 @@ impl Audit {
         for arrival in &arrivals {
             kept.judge(page.partition, arrival, found);
         }
-        // the log may have let go of the oldest meanwhile
+        // retention may have removed the oldest records since
         let (start, _) = self.log.watermarks(page.partition).await?;
         kept.left_over(page.partition, start, found);
         Ok(())
     }
 
-    /// Every row of a topic's table against its own digest and its batch; answers how many there are.
+    /// Compares every row of a topic's table with its digest and its batch. Returns their number.
     async fn rows(&self, topic: Topic, found: &mut Found) -> anyhow::Result<usize> {
         let (mut after, mut count) = (None, 0);
         loop {
@@ -129,7 +128,7 @@ impl Audit {
     }
 }
 
-/// What was found so far.
+/// Differences until now.
 struct Found {
     joint: Joint,
     differences: usize,
@@ -148,18 +147,18 @@ impl Found {
     }
 }
 
-/// The ledger's rows that speak of a page of records.
+/// The ledger's rows of a page of records.
 #[derive(Default)]
 struct Kept {
-    /// Events accepted from the page, by offset: more than one only by somebody's hand.
+    /// Events accepted from the page, by offset: more than one only after a change by hand.
     here: BTreeMap<i64, Vec<KeptEvent>>,
-    /// Events of the page's ids that were accepted from another record.
+    /// Events with ids of the page that were accepted from another record.
     elsewhere: HashMap<(Uuid, String), KeptEvent>,
     rejects: BTreeMap<i64, KeptReject>,
 }
 
 impl Kept {
-    /// The key of an event that was not accepted from this record.
+    /// The key of the record's event, if it was not accepted from this record.
     fn not_here(&self, topic: Topic, arrival: &Arrival) -> Option<String> {
         let event = arrival.event.as_ref().ok().filter(|event| event.topic() == topic)?;
         let here = self.here.get(&arrival.offset).is_some_and(|rows| rows.iter().any(|row| is_of(topic, row, event)));
@@ -195,12 +194,12 @@ impl Kept {
         }
     }
 
-    /// A record of an event that was accepted from another record: a duplicate, or a conflict that is kept.
+    /// Judges a record whose event was accepted from another record: a duplicate, or a conflict that is kept.
     fn accepted_elsewhere(&self, place: &str, event: &Event, reject: Option<&KeptReject>, found: &mut Found) {
         let row = self.elsewhere.get(&(event.deployment, key(event)));
         let conflict = reject.is_some_and(|reject| reject.verdict == Verdict::Conflict);
         match row {
-            // rejected or held when it was read: an upgrade, or another ledger, may know better now
+            // rejected or held at the first reading: a later version, or a restored ledger, may accept it
             _ if reject.is_some() && !conflict => {}
             None => found.differs(
                 "event_missing",
@@ -225,7 +224,7 @@ impl Kept {
         }
     }
 
-    /// Rows without a record, unless the log has let go of it.
+    /// Reports rows without a record, unless retention removed the record.
     fn left_over(self, at: TopicPartition, start: i64, found: &mut Found) {
         for (offset, rows) in self.here.into_iter().filter(|(offset, _)| *offset >= start) {
             for row in rows {
@@ -238,7 +237,7 @@ impl Kept {
     }
 }
 
-/// The record from which the row was accepted: every column must be the record's.
+/// Compares every column of a row with the record from which it was accepted.
 fn accepted_here(topic: Topic, place: &str, row: &KeptEvent, event: &Event, reject: Option<&KeptReject>, found: &mut Found) {
     let mut columns = match &row.event {
         Ok(kept) => differing(kept, event),
@@ -252,7 +251,7 @@ fn accepted_here(topic: Topic, place: &str, row: &KeptEvent, event: &Event, reje
     }
     let Some(reject) = reject else { return };
     let (id, detail) = (format!("reject {}", reject.id), format!("the record at {place} is accepted as {}", row.id(topic)));
-    // a replay reads a record a second time, and one of the two readings may know better; what was in conflict stays so
+    // a replay reads a record a second time, and only one reading may accept it; a conflict remains one
     let read_twice = reject.by_a_replay || row.batch.as_ref().is_some_and(|batch| batch.kind == BatchKind::Replay);
     if !read_twice || reject.verdict == Verdict::Conflict {
         found.differs("reject_of_an_event", id, detail);
@@ -262,17 +261,17 @@ fn accepted_here(topic: Topic, place: &str, row: &KeptEvent, event: &Event, reje
     }
 }
 
-/// A record that is no event.
+/// Judges a record that is not a valid event.
 fn refused(place: &str, refusal: &Refusal, reject: Option<&KeptReject>, found: &mut Found) {
     let Some(reject) = reject else {
         return found.differs("reject_missing", place, format!("the record is no event ({}) and not among the rejects", refusal.detail));
     };
-    // its signature is not verified here
+    // signatures are not verified here
     if reject.cause.may_be_forged() {
         return;
     }
     let expected = if refusal.verdict == Verdict::Held { Verdict::Held } else { Verdict::Rejected };
-    // what was held is judged again by each version
+    // each version judges held records again
     if reject.verdict != Verdict::Held && reject.verdict != expected {
         let detail = format!("verdict: is {}, the record at {place} is {expected}", reject.verdict);
         found.differs("reject_changed", format!("reject {}", reject.id), detail);
@@ -282,7 +281,7 @@ fn refused(place: &str, refusal: &Refusal, reject: Option<&KeptReject>, found: &
     }
 }
 
-/// A row by itself: its digest is that of its columns, and its batch is one of the log whose range holds its record.
+/// Checks a row by itself: its digest matches its columns, and its batch covers its record.
 fn row_alone(topic: Topic, row: &KeptEvent, found: &mut Found) {
     match &row.event {
         Ok(event) if event.digest().as_slice() == row.digest => {}
@@ -301,7 +300,7 @@ fn row_alone(topic: Topic, row: &KeptEvent, found: &mut Found) {
     }
 }
 
-/// A record as a consumer reads it from that topic.
+/// Parses a record as a consumer of that topic does.
 fn arrival(topic: Topic, record: Record) -> Arrival {
     let refusal = |error: ParseError| {
         let verdict = if matches!(error, ParseError::UnknownEventType(_)) { Verdict::Held } else { Verdict::Rejected };
@@ -311,7 +310,6 @@ fn arrival(topic: Topic, record: Record) -> Arrival {
     Arrival { offset: record.offset, timestamp: record.timestamp, message: record.message, event, confirmed: false }
 }
 
-/// The event's key in its table.
 fn key(event: &Event) -> String {
     match &event.payload {
         event::Payload::Build(build) => build.build_id.to_string(),
@@ -321,11 +319,11 @@ fn key(event: &Event) -> String {
 }
 
 fn is_of(topic: Topic, row: &KeptEvent, event: &Event) -> bool {
-    // one that no longer says whose it is is known by its key
+    // a row without a readable event is compared by its key
     event.topic() == topic && row.key == key(event) && row.event.as_ref().map_or(true, |kept| kept.deployment == event.deployment)
 }
 
-/// The column of a wire form's field, where it has another name.
+/// The column of a field of the wire form, if the names differ.
 fn column(field: &str) -> &str {
     match field {
         "count" | "runtime_ms" => "quantity",
@@ -338,7 +336,6 @@ fn column(field: &str) -> &str {
     }
 }
 
-/// The columns in which two events differ.
 fn differing(kept: &Event, record: &Event) -> Vec<String> {
     if kept == record {
         return Vec::new();
@@ -354,7 +351,7 @@ fn fields(event: &Event) -> BTreeMap<String, Value> {
         for (name, value) in attributes {
             match (name.as_str(), value) {
                 ("data", Value::Object(data)) => fields.extend(data.into_iter().map(|(name, value)| (column(&name).to_owned(), value))),
-                // a field of the data under another name
+                // it repeats a field of the data under another name
                 ("time", _) if !matches!(event.payload, event::Payload::Usage(_)) => {}
                 (name, value) => {
                     fields.insert(column(name).to_owned(), value);

@@ -1,5 +1,5 @@
-//! Log and ledger: the batches of a partition chain, records read are accepted, duplicate, in conflict, rejected or held, and the log still is
-//! the one that was read.
+//! Compares log and ledger. A partition's batches form a chain. Each record is accepted, duplicate, conflict, rejected or held. The log is
+//! still the one that was read.
 
 use super::{Audit, Joint, LOG, vendor};
 use crate::event::Topic;
@@ -24,7 +24,7 @@ pub(super) async fn compare(audit: &Audit, books: &LedgerBooks) -> anyhow::Resul
     Ok(joint)
 }
 
-/// Compares one position with the log; answers how many offsets lie behind it.
+/// Compares one position with the log. Returns the number of unread offsets.
 async fn end(audit: &Audit, books: &PartitionBooks, joint: &mut Joint) -> anyhow::Result<i64> {
     let (start, end) = audit.log.watermarks(books.partition).await?;
     let id = books.partition.to_string();
@@ -44,7 +44,7 @@ async fn end(audit: &Audit, books: &PartitionBooks, joint: &mut Joint) -> anyhow
     Ok(end - books.next_offset)
 }
 
-/// Records of partitions that no consumer has claimed yet.
+/// Records of partitions that no consumer has leased yet.
 async fn unread(audit: &Audit, books: &LedgerBooks) -> anyhow::Result<i64> {
     let mut waiting = 0;
     for topic in Topic::ALL {

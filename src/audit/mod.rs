@@ -1,5 +1,5 @@
-//! The three joints at which the books must balance: source and ledger, log and ledger, ledger and vendor. Rows are compared on both sides; what
-//! differs is listed by id.
+//! The three joints at which the books must balance: source and ledger, log and ledger, ledger and vendor. Compares rows on both sides and
+//! lists differences by id.
 
 mod continuous;
 mod deep;
@@ -21,66 +21,64 @@ use crate::coderd::Database;
 use crate::ledger::{Difference, Ledger, Sequence};
 use crate::log::Log;
 
-/// The joints' names.
 const SOURCE: &str = "source and ledger";
 const LOG: &str = "log and ledger";
 const VENDOR: &str = "ledger and vendor";
 
-/// Of a joint's numbers, those that a finding keeps: events that coderd no longer has, usage of the last 30 days and how much of it differs.
+/// Numbers of a joint that a finding keeps: rows that coderd removed, usage of the last 30 days, and its differing part.
 const SOURCE_GONE: &str = "source_gone";
 const RECENT_USAGE: &str = "usage_of_30_days";
 const RECENT_USAGE_DIFFERS: &str = "usage_of_30_days_that_differs";
 
-/// What an audit compares.
+/// The parts that an audit compares.
 #[derive(Clone)]
 pub struct Audit {
-    /// The ledger.
     pub ledger: Ledger,
-    /// The log that it was written from.
+    /// The log from which the ledger was written.
     pub log: Log,
-    /// coderd's database and its deployment id, where this process can read it.
+    /// coderd's database and its deployment id, if this process can read it.
     pub source: Option<(Database, uuid::Uuid)>,
-    /// How long to wait for a collector pass that began after a difference was seen.
+    /// How long to wait for a collector pass that begins after a difference was seen.
     pub patience: Duration,
 }
 
-/// What an audit found.
+/// The result of an audit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct AuditReport {
-    /// No joint has a difference.
+    /// Whether every joint is without differences.
     pub balanced: bool,
     /// The ledger sequence up to which the ledger's own books were read.
     pub sequence: Sequence,
-    /// source ↔ ledger, log ↔ ledger, ledger ↔ vendor.
+    /// The joints: source ↔ ledger, log ↔ ledger, ledger ↔ vendor.
     pub joints: Vec<Joint>,
 }
 
-/// One joint.
+/// One joint: a pair of sides that must balance.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Joint {
-    /// Its name.
+    /// The joint's name.
     pub name: Cow<'static, str>,
-    /// What was compared, in numbers.
+    /// Counts of the compared rows and records.
     pub numbers: BTreeMap<String, i64>,
-    /// What does not balance.
+    /// Differences: with any of them, the books do not balance.
     pub differences: Vec<Difference>,
-    /// What waits for an operator or an upgrade: it is in the books, as no event, and no imbalance.
+    /// Entries that wait for an operator or an upgrade. They are in the books, but not as events. They are not differences.
     pub open: Vec<Difference>,
-    /// What coderd itself changed or removed later, and what could not be compared: no imbalance.
+    /// Rows that coderd changed or removed later, and rows that could not be compared. They are not differences.
     pub remarks: Vec<Difference>,
 }
 
 /// The joints of the ledger with log and vendor.
 struct LedgerJoints {
-    /// Up to which the ledger was read.
+    /// The ledger sequence of the comparison.
     sequence: Sequence,
-    /// An error: the log cannot be read, which says nothing about the vendor.
+    /// An error: the log cannot be read. The vendor joint is still valid.
     log: anyhow::Result<Joint>,
     vendor: Joint,
 }
 
 impl AuditReport {
-    /// With one more joint.
+    /// Adds a joint.
     #[must_use]
     pub fn with(mut self, joint: Joint) -> Self {
         self.balanced &= joint.differences.is_empty();
@@ -94,7 +92,7 @@ impl Joint {
         Joint { name: Cow::Borrowed(name), numbers: BTreeMap::new(), differences: Vec::new(), open: Vec::new(), remarks: Vec::new() }
     }
 
-    /// One of its numbers; 0 where it was not counted.
+    /// One of its numbers; 0 if it is absent.
     fn count(&self, name: &str) -> i64 {
         self.numbers.get(name).copied().unwrap_or(0)
     }
@@ -105,7 +103,6 @@ impl Joint {
 }
 
 impl Audit {
-    /// Compares all three joints.
     pub async fn run(&self) -> anyhow::Result<AuditReport> {
         let source = self.source_joint().await?;
         let LedgerJoints { sequence, log, vendor } = self.ledger_joints().await?;
@@ -113,12 +110,11 @@ impl Audit {
         Ok(AuditReport { balanced: joints.iter().all(|joint| joint.differences.is_empty()), sequence, joints })
     }
 
-    /// Compares source and ledger.
     async fn source_joint(&self) -> anyhow::Result<Joint> {
         source::compare(self).await
     }
 
-    /// Compares log and ledger, and ledger and vendor. An error: the ledger cannot be read.
+    /// Compares log and ledger, and ledger and vendor. It fails only if the ledger cannot be read.
     async fn ledger_joints(&self) -> anyhow::Result<LedgerJoints> {
         let books = self.ledger.books().await?;
         let log = log::compare(self, &books).await;

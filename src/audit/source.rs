@@ -1,7 +1,7 @@
-//! Source and ledger: every completed build and usage row of coderd is there under its id with its digest, and nothing that coderd never had.
+//! Compares source and ledger. The ledger has each completed build and usage row of coderd with its id and digest, and no others.
 //!
-//! Beside live traffic the two sides are never the same instant. Ids that differ are kept; once a collector pass that began afterwards is in
-//! the ledger, only they are read again, ledger first, source last.
+//! With live traffic both sides are never at the same instant. So ids that differ are kept until the ledger has a later collector pass.
+//! Then only these ids are reread, ledger first, source last.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::Duration;
@@ -17,21 +17,21 @@ use crate::collectors::events::{self, NotAnEvent};
 use crate::event::{Digest, Event, ParseError, Payload, Topic};
 use crate::ledger::{Difference, Ledger, Source};
 
-/// Ids compared at a time.
+/// Ids in one comparison.
 const PAGE: i64 = 2_000;
 
-/// Second claimants of a first successful start that are listed, at most.
+/// The most second claimants of a first successful start in the list.
 const CLAIMANTS_LISTED: i64 = 100;
-/// How far back usage may still be published: what differs within it is at risk.
+/// How far back usage can still be published: older differences are not at risk.
 const RECENT: TimeDelta = TimeDelta::days(30);
 
-/// Digests of a build and of the claim that it may be.
+/// Digests of a build and of its prebuild claim.
 pub(super) type BuildDigests = [Option<Digest>; 2];
 const NOTHING: BuildDigests = [None, None];
-/// Of a row that is not an event, and is among the rejects: the digest of no event.
+/// Digest for a row that is not a valid event and is among the rejects.
 const NO_EVENT: Digest = [0; 32];
 
-/// 1 where what differed was read again after a collector pass that began later.
+/// 1 if the differences were reread after a later collector pass.
 pub(super) const READ_AGAIN: &str = "read_again_after_a_later_pass";
 
 /// Ids that differ, by table.
@@ -46,7 +46,7 @@ pub(super) struct Sides<'a> {
     pub source: Source,
     reader: Reader,
     catalog: Catalog,
-    /// Suspects that had gone through the log again from the rejects before the pass that was waited for began.
+    /// Suspects that were resubmitted from the rejects before the awaited pass began.
     pub passed: HashSet<String>,
 }
 
@@ -68,7 +68,7 @@ pub(super) async fn compare(audit: &Audit) -> anyhow::Result<Joint> {
     joint.number(RECENT_USAGE, audit.ledger.in_time(audit.ledger.recent_usage(sides.source.id, sides.recent())).await?);
     if !suspects.builds.is_empty() || !suspects.usage.is_empty() {
         sides.passed = sides.passed(&suspects).await?;
-        // Asked last: what was read before, which may have taken many passes, is all in a pass that begins from now on.
+        // Read last: a pass that begins from now on covers all earlier reads, which may have taken many passes.
         let newest_pass = audit.ledger.in_time(audit.ledger.newest_pass(sides.source.id)).await?;
         let fresh = wait_for_pass(audit, sides.source.id, newest_pass).await?;
         joint.number("differed_at_first", suspects.builds.len() + suspects.usage.len());
@@ -84,7 +84,7 @@ pub(super) async fn compare(audit: &Audit) -> anyhow::Result<Joint> {
     Ok(joint)
 }
 
-/// Waits until a pass that began after what was read is in the ledger. False when none came in time.
+/// Waits until the ledger has a pass newer than `after`. False: none came in time.
 async fn wait_for_pass(audit: &Audit, source_id: i16, after: i64) -> anyhow::Result<bool> {
     let deadline = tokio::time::Instant::now() + audit.patience;
     loop {
@@ -105,8 +105,8 @@ impl<'a> Sides<'a> {
         Ok(Sides { ledger, source, reader, catalog, passed: HashSet::new() })
     }
 
-    /// Refuses a coderd that is not the one of this source: its rows are not a side of these books. One that does not report which it is can be
-    /// compared only while the source is not bound.
+    /// Refuses a coderd that does not belong to this source: its rows are not a side of these books. A coderd that does not report its
+    /// identity can be compared only while the source is not bound.
     async fn identify(&mut self) -> anyhow::Result<()> {
         let source_id = self.source.deployment_id;
         let facts = self.reader.identity_facts().await.context("coderd's database")?;
@@ -121,17 +121,16 @@ impl<'a> Sides<'a> {
         }
     }
 
-    /// Usage at or after this can still be published.
+    /// The instant from which usage can still be published.
     pub(super) fn recent(&self) -> DateTime<Utc> {
         self.ledger.clock.now() - RECENT
     }
 
-    /// Whether the build completed before collecting began.
     fn is_in_baseline(&self, key: &BuildKey) -> bool {
         self.source.baseline_until.is_some_and(|until| key.completed_at < until.into())
     }
 
-    /// Reads both sides whole, in pages, and keeps the ids that are not the same on both.
+    /// Reads both sides completely, in pages, and keeps the ids that differ.
     async fn suspects(&mut self, joint: &mut Joint) -> anyhow::Result<Suspects> {
         let mut suspects = Suspects::default();
         joint.number("source_builds", self.source_builds(&mut suspects).await?);
@@ -144,7 +143,7 @@ impl<'a> Sides<'a> {
         Ok(suspects)
     }
 
-    /// Which of the suspects' records went through the log again from the rejects.
+    /// The suspects that were resubmitted from the rejects.
     async fn passed(&self, suspects: &Suspects) -> anyhow::Result<HashSet<String>> {
         let builds = suspects.builds.iter().flat_map(event_ids);
         let names: Vec<String> = builds.chain(suspects.usage.iter().cloned()).collect();
@@ -172,7 +171,7 @@ impl<'a> Sides<'a> {
         }
     }
 
-    /// Confirms the events that coderd has as they were accepted.
+    /// Confirms the events that are equal in coderd.
     async fn confirm_builds(&self, here: &HashMap<Uuid, BuildDigests>, there: &HashMap<Uuid, Option<BuildDigests>>) -> anyhow::Result<()> {
         let equal = |at: usize| -> Vec<String> {
             let same = |(id, here): &(&Uuid, &BuildDigests)| {
@@ -185,7 +184,7 @@ impl<'a> Sides<'a> {
         Ok(())
     }
 
-    /// Confirmed builds that coderd no longer has are counted; the others are suspects.
+    /// Counts confirmed builds that coderd no longer has; other missing builds become suspects.
     async fn ledger_builds(&mut self, suspects: &mut Suspects, joint: &mut Joint) -> anyhow::Result<usize> {
         let (mut after, mut seen) = (Uuid::nil(), 0);
         loop {
@@ -243,7 +242,7 @@ impl<'a> Sides<'a> {
         Ok(known.filter(|(_, digests)| *digests != NOTHING).collect())
     }
 
-    /// None for a row that this version cannot read.
+    /// The digests of these rows in coderd; None for a row that this version cannot read.
     pub(super) async fn source_digests(&mut self, ids: &[Uuid]) -> anyhow::Result<HashMap<Uuid, Option<BuildDigests>>> {
         let mut digests = HashMap::with_capacity(ids.len());
         for row in self.reader.builds(&self.catalog, ids).await? {
@@ -265,7 +264,7 @@ impl<'a> Sides<'a> {
         Event { deployment: self.source.deployment_id, payload }.digest()
     }
 
-    /// An error for a row that is no event that this version can read.
+    /// The digests of these usage rows; an error for a row that this version cannot read as an event.
     pub(super) async fn source_usage_digests(&mut self, ids: &[String]) -> anyhow::Result<HashMap<String, Result<Digest, ParseError>>> {
         let deployment = self.source.deployment_id;
         let rows = self.reader.usage(ids).await?;

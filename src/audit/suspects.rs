@@ -1,4 +1,4 @@
-//! The second reading: what each id is that differed in the first.
+//! The second reading: judges each id that differed in the first.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
@@ -9,48 +9,48 @@ use super::{Joint, RECENT_USAGE_DIFFERS, SOURCE_GONE};
 use crate::event::{Digest, ParseError};
 use crate::ledger::{Difference, RefusedState, RejectState};
 
-/// Ids judged at a time.
+/// Ids in one reading.
 const PAGE: usize = 2_000;
-/// Builds and claims that coderd no longer has are counted; at most this number of them is listed.
+/// The most builds and claims in the list that coderd no longer has; all are counted.
 const GONE_LISTED: i64 = 20;
 
-/// What the ids of a build's events begin with.
+/// Prefixes of the ids of a build's events.
 const EVENTS: [&str; 2] = ["workspace_build_completed", "prebuild_claimed"];
 
 const GONE: &str = "coderd had it and has removed it since; it stays counted";
-/// Without stages the first build of the workspace is what shows that the second one was a claim.
+/// Without stages, the first build of the workspace shows that the second one is a claim.
 const NO_LONGER_A_CLAIM: &str = "coderd has the build, but not the first build of its workspace, by which it was a claim; it stays counted";
 const NEVER_THERE: &str = "coderd does not have it, the ledger does, and coderd was never seen to have it";
-/// Usage has no deletion in coderd.
+/// coderd never deletes usage.
 const USAGE_GONE: &str =
     "coderd had it and does not have it any more: if coderd's database was restored, run `tallyline recover plan --lost coderd`";
-/// What is known of usage since `tallyline recover`.
+/// For usage that `tallyline recover` has recorded as lost.
 const LOST: &str = "coderd lost it when its database was restored to an earlier time";
-/// The same where its id was used again.
+/// The same, if its id was used again.
 const USED_AGAIN: &str =
     "coderd lost it when its database was restored to an earlier time, and has used its id again: the accepted event remains";
 
-/// What the ledger knows of one suspect beside its digest.
+/// Facts about one suspect, without its digest.
 struct Suspect<'a> {
     id: &'a str,
-    /// coderd was seen to have it as it was accepted.
+    /// Whether coderd was seen to have the accepted event.
     is_confirmed: bool,
-    /// An operator has said that coderd lost it.
+    /// Whether an operator has recorded that coderd lost it.
     is_lost: bool,
-    /// How a record of it was refused.
+    /// Whether and how a record of it was refused.
     refused: Option<&'a RefusedState>,
-    /// It had gone through the log again from the rejects before the first reading.
+    /// Whether it was resubmitted from the rejects before the first reading.
     passed_before: bool,
 }
 
-/// What the ledger knows of a page of suspects.
+/// Facts about a page of suspects.
 struct Known {
     refused: HashMap<String, RefusedState>,
     lost: HashSet<String>,
 }
 
 impl Sides<'_> {
-    /// Asks the source's collector for the rows that the ledger does not have.
+    /// Requests from the source's collector the rows that the ledger lacks.
     pub(super) async fn fetch_missing(&self, joint: &Joint) -> anyhow::Result<()> {
         let missing = joint.differences.iter().filter(|difference| difference.kind == "missing");
         let ids: Vec<String> = missing.map(|difference| difference.id.clone()).collect();
@@ -70,7 +70,7 @@ impl Sides<'_> {
         Suspect { id, is_confirmed, is_lost, refused, passed_before: self.passed.contains(id) }
     }
 
-    /// Reads suspected builds again, ledger first.
+    /// Rereads suspected builds, ledger first.
     pub(super) async fn judge_builds(&mut self, suspects: &BTreeSet<Uuid>, joint: &mut Joint) -> anyhow::Result<()> {
         let ids: Vec<Uuid> = suspects.iter().copied().collect();
         for ids in ids.chunks(PAGE) {
@@ -89,7 +89,7 @@ impl Sides<'_> {
         Ok(())
     }
 
-    /// Reads suspected usage again, ledger first. What differs is held back at once.
+    /// Rereads suspected usage, ledger first. Holds differing usage back at once.
     pub(super) async fn judge_usage(&mut self, suspects: &BTreeSet<String>, joint: &mut Joint) -> anyhow::Result<()> {
         let ids: Vec<String> = suspects.iter().cloned().collect();
         let mut recent = 0;
@@ -105,7 +105,7 @@ impl Sides<'_> {
                 joint.judge_usage(&self.suspect(id, is_confirmed, &known), here.get(id), there.get(id));
                 let Some(new) = joint.differences[before..].first().filter(|_| here.contains_key(id)) else { continue };
                 differs.push((new.id.clone(), new.detail.clone()));
-                // No operation sends what coderd was never seen to have: it holds itself, and no other usage.
+                // No operation sends usage that coderd was never seen to have: it holds itself only.
                 if is_confirmed || new.kind != "not_in_source" {
                     counted.push(new.id.clone());
                 }
@@ -119,8 +119,8 @@ impl Sides<'_> {
 }
 
 impl Joint {
-    /// One event of a build: `here` is its digest in the ledger. `there` is none for a build that coderd does not have, and holds none for a row that
-    /// this version cannot read.
+    /// Judges one event of a build. `here` is its digest in the ledger. `there` is None if coderd does not have the build, and `Some(None)`
+    /// if this version cannot read its row.
     fn judge_build(&mut self, suspect: &Suspect<'_>, at: usize, here: Option<Digest>, there: Option<Option<BuildDigests>>) {
         let id = suspect.id;
         match (here, there.map(|there| there.map(|there| there[at]))) {
@@ -140,12 +140,12 @@ impl Joint {
         }
     }
 
-    /// One usage event. coderd never rewrites what its digest covers, and never deletes its row.
+    /// Judges one usage event. coderd never rewrites the fields of its digest and never deletes its row.
     fn judge_usage(&mut self, suspect: &Suspect<'_>, here: Option<&Digest>, there: Option<&Result<Digest, ParseError>>) {
         let id = suspect.id;
         match (here, there) {
             (Some(here), Some(Ok(there))) if here == there => {}
-            // coderd's row never was an event, and what is accepted went through the log from the rejects
+            // coderd's row never was a valid event, and the accepted event was resubmitted from the rejects
             (Some(_), Some(Err(_))) if suspect.refused.is_some_and(|refused| refused.passed) => {
                 let detail = "coderd's row is not an event; an operator has passed a mended one through the log";
                 self.remarks.push(difference("mended", id, detail));
@@ -160,7 +160,7 @@ impl Joint {
         }
     }
 
-    /// The events of a confirmed build that coderd no longer has.
+    /// Counts the events of a confirmed build that coderd no longer has.
     pub(super) fn gone_build(&mut self, id: &Uuid, events: &[Option<bool>; 2]) {
         for (name, _) in event_ids(id).iter().zip(events).filter(|(_, event)| event.is_some()) {
             self.gone(name, GONE);
@@ -176,8 +176,8 @@ impl Joint {
         }
     }
 
-    /// A row of coderd without an accepted event. A refused row is in the books: among the rejects, which are an operator's work, or
-    /// given up by one. What went through the log again only after the first reading may be on its way.
+    /// Judges a row of coderd without an accepted event. A refused row is in the books: an operator must decide on the reject, or has
+    /// discarded it. A row that was resubmitted after the first reading may be in flight.
     fn not_accepted(&mut self, suspect: &Suspect<'_>, unknown_type: bool) {
         let id = suspect.id;
         match suspect.refused.map(|refused| refused.state) {
@@ -199,8 +199,8 @@ impl Joint {
         }
     }
 
-    /// Leaves out what may only be on its way, and answers how much that is: what is missing while no collector pass that began after the first
-    /// reading came in time. Before the first pass all of it is.
+    /// Removes differences that may be in flight, and returns their number: missing rows, if no later collector pass came in time. Before
+    /// the first pass all of them may be in flight.
     pub(super) fn drop_unsettled(&mut self) -> usize {
         let unread = self.numbers.get(READ_AGAIN) == Some(&0);
         let awaits = |kind: &str| kind == "source_unknown" || unread && matches!(kind, "missing" | "resubmitted");
@@ -210,7 +210,7 @@ impl Joint {
     }
 }
 
-/// The ids of the events that a build may be.
+/// The possible event ids of a build.
 pub(super) fn event_ids(id: &Uuid) -> [String; 2] {
     EVENTS.map(|event| format!("{event}:{id}"))
 }

@@ -1,10 +1,10 @@
-//! Ledger and vendor: accepted usage is published, permanently refused, expired, unknown, pending or not ours to publish. The vendor's side is
-//! its recorded answers.
+//! Compares ledger and vendor. Accepted usage is published, refused permanently, expired, unknown, pending or not ours. The vendor's side
+//! is its recorded answers.
 
 use super::{Joint, VENDOR};
 use crate::ledger::LedgerBooks;
 
-/// Which of the ledger's own checks belong here.
+/// The ledger's own checks that belong to this joint.
 const KINDS: [&str; 2] = ["usage_without_publication", "publication_without_its_answer"];
 
 pub(super) fn compare(books: &LedgerBooks) -> Joint {
@@ -17,7 +17,6 @@ pub(super) fn compare(books: &LedgerBooks) -> Joint {
     joint
 }
 
-/// Whether a difference of the ledger's own checks belongs to this joint.
 pub(super) fn is_ours(kind: &str) -> bool {
     KINDS.contains(&kind)
 }
