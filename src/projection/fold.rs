@@ -1,4 +1,4 @@
-//! One step of a fold, and a fold as a whole.
+//! A state with its sequence, and folds over the whole ledger.
 
 use uuid::Uuid;
 
@@ -6,26 +6,23 @@ use super::ProjectionError;
 use crate::ledger::{Entry, Ledger, Sequence, Snapshot};
 use crate::stages::Stage;
 
-/// A state, and up to where it is true.
+/// A state and its last batch.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Folded<S> {
-    /// The last batch in it.
     pub sequence: Sequence,
-    /// The stage's state.
     pub state: S,
 }
 
 impl<S: Stage> Folded<S> {
-    /// The state of the empty ledger.
     #[must_use]
     pub fn zero(incarnation: Uuid) -> Self {
         Self { sequence: Sequence { incarnation, number: 0 }, state: S::default() }
     }
 
-    /// Adds the batch that follows.
+    /// Adds the next batch.
     ///
     /// # Errors
-    /// [`ProjectionError::Hole`] or [`ProjectionError::Broken`]; the state may then hold a part of the batch and must not be used any more.
+    /// [`ProjectionError::Hole`] or [`ProjectionError::Broken`]. The state may then contain a part of the batch: drop it.
     pub(super) fn add(&mut self, entry: Entry) -> Result<(), ProjectionError> {
         let sequence = entry.sequence;
         if sequence != self.sequence.number + 1 {
@@ -38,7 +35,7 @@ impl<S: Stage> Folded<S> {
         Ok(())
     }
 
-    /// The newest snapshot at or before `limit` that this version reads, or zero.
+    /// The newest readable snapshot at or before `limit`, or zero.
     pub(super) async fn begin(ledger: &Ledger, incarnation: Uuid, limit: i64) -> Result<Self, ProjectionError> {
         let Some(found) = ledger.load_snapshot(S::NAME, S::RULES_VERSION, limit).await? else { return Ok(Self::zero(incarnation)) };
         match serde_json::from_slice(&found.state) {
@@ -50,22 +47,21 @@ impl<S: Stage> Folded<S> {
         }
     }
 
-    /// The form in which it is kept.
     pub(super) fn snapshot(&self) -> Result<Snapshot, ProjectionError> {
         let state = serde_json::to_vec(&self.state).map_err(ProjectionError::Unsaveable)?;
         Ok(Snapshot { sequence: self.sequence, state })
     }
 }
 
-/// Folds the ledger from zero up to `limit`, or to its end if that comes first: for a rebuild, or for what was known then.
+/// Folds the ledger from zero up to `limit` or to its end, whichever is first: for a rebuild or an earlier state.
 ///
 /// # Errors
-/// [`ProjectionError`]; also where the ledger becomes another incarnation meanwhile.
+/// [`ProjectionError`], also if the ledger changes its incarnation during the fold.
 pub async fn fold_to<S: Stage>(ledger: &Ledger, limit: i64) -> Result<Folded<S>, ProjectionError> {
     fold_to_telling(ledger, limit, |_, _| ()).await
 }
 
-/// The same; tells of each page how many batches are folded, of how many.
+/// Like [`fold_to`]. Calls `told` after each page with the folded batches and their total.
 pub async fn fold_to_telling<S: Stage>(ledger: &Ledger, limit: i64, told: impl Fn(i64, i64)) -> Result<Folded<S>, ProjectionError> {
     let head = ledger.in_time(ledger.head()).await?;
     let mut folded = Folded::zero(head.incarnation);
@@ -79,7 +75,7 @@ pub async fn fold_to_telling<S: Stage>(ledger: &Ledger, limit: i64, told: impl F
     Ok(folded)
 }
 
-/// The state at `limit`, or at the ledger's end if that comes first, as a serving process has it: from the newest snapshot on.
+/// The state at `limit` or at the ledger's end, whichever comes first. Starts from the newest snapshot, as a serving process does.
 pub async fn fold_on<S: Stage>(ledger: &Ledger, limit: i64) -> Result<Folded<S>, ProjectionError> {
     let head = ledger.in_time(ledger.head()).await?;
     let end = limit.min(head.number);
@@ -103,10 +99,10 @@ async fn page_of_one_ledger<S>(ledger: &Ledger, folded: &Folded<S>, end: i64) ->
     page.ok_or_else(|| sqlx::Error::Protocol("the ledger became another incarnation while it was folded".into()).into())
 }
 
-/// The batches after `after` up to `end`, which the ledger has reached; none if the ledger is another one by now.
+/// A page of the batches after `after` up to `end`, which the ledger has reached. None: the ledger has another incarnation.
 pub(super) async fn next_page(ledger: &Ledger, after: Sequence, end: i64) -> Result<Option<Vec<Entry>>, ProjectionError> {
     let page = ledger.entries_after(after.number, end).await?;
-    // Asked afterwards: an incarnation never comes back, so the page is of this one.
+    // Read after the page: an incarnation never returns, so the page belongs to this one.
     if ledger.head().await?.incarnation != after.incarnation {
         return Ok(None);
     }

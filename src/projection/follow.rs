@@ -12,17 +12,17 @@ use crate::cause::{self, Lasting};
 use crate::ledger::{Acquaintance, Entry, Landmark, Ledger, Restored, Sequence};
 use crate::stages::Stage;
 
-/// How long to wait before another try when the database is away.
+/// The wait before a retry while the database does not answer.
 const AWAY: Duration = Duration::from_secs(1);
 
-/// How a projection goes along the ledger.
+/// How a projection follows the ledger.
 #[derive(Clone, Copy, Debug)]
 pub struct ProjectionSettings {
-    /// How often it asks for new batches.
+    /// Time between reads of new batches.
     pub poll: Duration,
-    /// How often a snapshot is kept, where there was something new; one more at the end.
+    /// Time between snapshots of a changed state; one more is saved at the end.
     pub snapshot: Duration,
-    /// The longest that the last snapshot may hold up the end.
+    /// The longest time that the last snapshot may delay the end.
     pub last_snapshot: Duration,
 }
 
@@ -37,31 +37,30 @@ pub struct Projection<S> {
     ledger: Ledger,
     settings: ProjectionSettings,
     view: View<S>,
-    /// When a snapshot was last kept or found, and the sequence in it.
+    /// When a snapshot was last saved or read, and its sequence.
     saved: (Instant, i64),
-    /// The last batch in the state: the ledger is the same as long as it has it.
+    /// The last batch in the state: while the ledger has it, the ledger is the same.
     landmark: Option<Landmark>,
-    /// The ledger's end when this state was begun from zero: all its rows were read after that. 0 for one begun from a snapshot.
+    /// The ledger's end when this state started from zero; its rows were read later. 0 if it started from a snapshot.
     read_since: i64,
 }
 
 impl<S: Stage> Projection<S> {
-    /// A fold that begins when it is run.
+    /// Creates a fold; [`Projection::run`] starts it.
     #[must_use]
     pub fn new(ledger: Ledger, settings: ProjectionSettings) -> Self {
         Self { ledger, settings, view: View::empty(), saved: (Instant::now(), 0), landmark: None, read_since: 0 }
     }
 
-    /// The state, for readers.
     #[must_use]
     pub fn view(&self) -> View<S> {
         self.view.clone()
     }
 
-    /// Follows the ledger until `stop`. While the database is away the last state stays; its standing says how old it is.
+    /// Follows the ledger until `stop`. While the database does not answer, the last state stays; its standing shows its age.
     ///
     /// # Errors
-    /// A broken promise of the ledger: nothing is shown any more, and the process should end.
+    /// The ledger breaks a promise. The view shows nothing any more, and the process should end.
     pub async fn run(mut self, stop: &CancellationToken) -> Result<(), ProjectionError> {
         let mut away = Lasting::default();
         while !stop.is_cancelled() {
@@ -96,8 +95,8 @@ impl<S: Stage> Projection<S> {
         Ok(())
     }
 
-    /// Adds all that was committed before now. A ledger that was restored from a backup is said to be one; the state before stays until it is
-    /// another incarnation, then the fold begins again.
+    /// Adds all batches committed before now. Reports a ledger that was restored from a backup. The old state stays until the ledger has
+    /// another incarnation; then the fold restarts.
     async fn catch_up(&mut self) -> Result<(), ProjectionError> {
         let asked_at = self.ledger.clock.now();
         let (head, acquaintance) = self.ledger.in_time(self.ledger.head_seen_from(self.landmark.as_ref())).await?;
@@ -112,7 +111,7 @@ impl<S: Stage> Projection<S> {
             let landmark = self.ledger.in_time(self.ledger.landmark(folded.sequence.number)).await?;
             if folded.sequence.incarnation != head.incarnation || landmark.is_some_and(|landmark| landmark.incarnation != head.incarnation)
             {
-                return Ok(()); // replaced just now: the next round sees it
+                return Ok(()); // replaced in this moment: the next round sees it
             }
             self.landmark = landmark;
             info!(stage = S::NAME, sequence = folded.sequence.number, end = head.number, "the fold begins");
@@ -145,8 +144,8 @@ impl<S: Stage> Projection<S> {
         Ok(())
     }
 
-    /// The last batch of a page, if the page is of the ledger that the state is of: the batch before is asked for afterwards, and one that was lost
-    /// does not come back.
+    /// The last batch of a page, if the page belongs to the state's ledger. The batch before it is checked afterwards: a lost batch does
+    /// not come back.
     async fn end_of(&self, page: &[Entry]) -> Result<Option<Landmark>, ProjectionError> {
         let Some(last) = page.last() else { return Ok(None) };
         let landmark = self.ledger.in_time(self.ledger.landmark(last.sequence)).await?;
@@ -154,8 +153,8 @@ impl<S: Stage> Projection<S> {
         Ok(landmark.filter(|_| acquaintance == Acquaintance::Same))
     }
 
-    /// An operator had this stage folded anew at this sequence. The state before stays shown until the new one is there, so that every process
-    /// changes over at the same sequence. Readers are told that it goes on, for that one is not at the ledger's end meanwhile.
+    /// An operator requested a rebuild of this stage at this sequence. The old state stays until the new one is ready, so that every
+    /// process switches at the same sequence. Readers see its progress: this process is behind the ledger's end until then.
     async fn rebuild(&mut self, at: Sequence) -> Result<(), ProjectionError> {
         info!(stage = S::NAME, sequence = at.number, "an operator has it folded anew from zero");
         let head = self.ledger.in_time(self.ledger.head()).await?;
@@ -176,19 +175,19 @@ impl<S: Stage> Projection<S> {
         }
     }
 
-    /// Keeps a snapshot if there is something new. One that cannot be kept only makes the next start slower.
+    /// Saves a snapshot of a changed state. Without it, the next start is only slower.
     async fn save(&mut self) {
         let unsaved = self.view.standing().filter(|standing| standing.sequence.number > self.saved.1);
         self.saved.0 = Instant::now();
         if unsaved.is_none() {
             return;
         }
-        // Of a ledger that was restored meanwhile this would be a state of another.
+        // If the ledger was restored since, this state belongs to another incarnation.
         match self.ledger.in_time(self.ledger.head_seen_from(self.landmark.as_ref())).await {
             Ok((_, Acquaintance::Same)) => {}
             Ok(_) | Err(_) => return,
         }
-        // A large state takes a while to write out; readers are not held up, and no other task of this thread.
+        // To write out a large state takes a while; this blocks neither readers nor other tasks of the thread.
         let view = self.view();
         let Ok(Some(snapshot)) = tokio::task::spawn_blocking(move || view.folded(Folded::snapshot)).await else { return };
         let kept = match snapshot {

@@ -1,4 +1,4 @@
-//! Drives a fold along the ledger: begins at a snapshot or at zero, follows new batches, shows its state to readers and keeps snapshots.
+//! Drives a fold along the ledger. It starts from a snapshot or from zero, follows new batches, shows its state and saves snapshots.
 
 mod error;
 mod fold;

@@ -1,4 +1,4 @@
-//! What `/metrics` shows of the metrics state.
+//! The part of the metrics state that `/metrics` shows.
 
 use prometheus::proto::MetricFamily;
 use uuid::Uuid;
@@ -6,17 +6,17 @@ use uuid::Uuid;
 use super::{Standing, View};
 use crate::stages::MetricsState;
 
-/// The families of one deployment, and up to where they are true.
+/// The metric families of one deployment, and their sequence.
 #[derive(Clone, Debug)]
 pub struct ShownFamilies {
-    /// The state they were made of. The holder of `/metrics` raises its `shown_sequence` to this before it answers.
+    /// The standing of their state. The holder of `/metrics` raises its `shown_sequence` to this before it answers.
     pub standing: Standing,
-    /// Empty where the deployment is not known or its series are withheld.
+    /// Empty if the deployment is unknown or its series are withheld.
     pub families: Vec<MetricFamily>,
 }
 
-/// The families of one deployment, all of one moment. `withheld`: the first backfill is not complete, and years of history must not be
-/// one spike. Nothing while there is no state.
+/// The families of one deployment, all at one sequence. None: no state yet. `withheld`: the first backfill is not complete, and years of
+/// history must not appear as one spike.
 #[must_use]
 pub fn families(view: &View<MetricsState>, deployment: Uuid, withheld: bool) -> Option<ShownFamilies> {
     view.with(|state, standing| {

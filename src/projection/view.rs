@@ -1,4 +1,4 @@
-//! How readers see a state while it is folded on.
+//! Lets readers see a state while the fold goes on.
 
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
@@ -10,19 +10,18 @@ use super::{Folded, ProjectionError};
 use crate::ledger::{Entry, Sequence};
 use crate::stages::Stage;
 
-/// Up to where a state is true.
+/// How far a state is true.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Standing {
-    /// The last batch in the state.
     pub sequence: Sequence,
-    /// Whatever was committed before this instant is in the state. Absent until the ledger's end was first reached.
+    /// The state contains all batches committed before this instant. None until the fold first reaches the ledger's end.
     pub as_of: Option<DateTime<Utc>>,
 }
 
-/// A reader's handle on a state; clones see the same.
+/// A reader's handle of a state; clones share it.
 ///
-/// The state stands behind one lock, because a copy for each batch would be too dear with a million events. It is written one batch at a
-/// time, so that a reader sees whole batches only and waits for one at most.
+/// One lock protects the state: a copy for each batch would cost too much with a million events. Each write adds one batch, so readers see
+/// whole batches only and wait for one at most.
 pub struct View<S>(Arc<Shared<S>>);
 
 struct Shared<S> {
@@ -53,26 +52,24 @@ impl<S: Stage> View<S> {
         Self(Arc::new(Shared { shown: RwLock::new(None), standing: watch::Sender::new(None), rebuild_went_on: Mutex::default() }))
     }
 
-    /// What `read` makes of the state, which stands still meanwhile: be short. Nothing before the fold has begun, nor after it broke.
+    /// Calls `read` with the state, which is locked during the call: keep it short. None before the fold starts or after it breaks.
     pub fn with<R>(&self, read: impl FnOnce(&S, Standing) -> R) -> Option<R> {
-        // After a panic within a batch the state is not to be trusted: as if there were none.
+        // After a panic within a batch the state cannot be trusted, so it is not shown.
         let shown = self.0.shown.read().ok()?;
         shown.as_ref().map(|shown| read(&shown.folded.state, shown.standing()))
     }
 
-    /// Up to where the state is true.
     #[must_use]
     pub fn standing(&self) -> Option<Standing> {
         self.with(|_, standing| standing)
     }
 
-    /// Hears of each change of the standing.
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<Option<Standing>> {
         self.0.standing.subscribe()
     }
 
-    /// When a rebuild last went on, while one is under way: until it is done and has come to the ledger's end, the state is as new as can be had.
+    /// The last progress of a running rebuild. Until it has reached the ledger's end, the state is as fresh as possible.
     #[must_use]
     pub fn rebuild_went_on(&self) -> Option<Instant> {
         *self.0.rebuild_went_on.lock().unwrap_or_else(PoisonError::into_inner)
@@ -87,7 +84,7 @@ impl<S: Stage> View<S> {
         self.replace(Some(Shown { folded, as_of: None }));
     }
 
-    /// Puts another state of the same ledger in its place, one that is as far or further. Whatever was in the state until `as_of` still is.
+    /// Replaces the state by one of the same ledger at the same or a later sequence. It keeps `as_of`: the new state contains as much.
     pub(super) fn renew(&self, folded: Folded<S>) {
         let as_of = self.standing().and_then(|standing| standing.as_of);
         self.replace(Some(Shown { folded, as_of }));
@@ -103,12 +100,12 @@ impl<S: Stage> View<S> {
         self.0.standing.send_replace(standing);
     }
 
-    /// Adds the batch that follows. A view that shows nothing stays so.
+    /// Adds the next batch. An empty view stays empty.
     pub(super) fn add(&self, entry: Entry) -> Result<(), ProjectionError> {
         self.change(|shown| shown.folded.add(entry))
     }
 
-    /// All that was committed before `as_of` is in the state.
+    /// Notes that the state contains all batches committed before `as_of`.
     pub(super) fn caught_up(&self, as_of: DateTime<Utc>) -> Result<(), ProjectionError> {
         self.set_rebuild(None);
         self.change(|shown| {
@@ -117,7 +114,7 @@ impl<S: Stage> View<S> {
         })
     }
 
-    /// Changes what is shown; if that fails, nothing is shown any more.
+    /// Changes the shown state. After an error the view shows nothing.
     fn change(&self, change: impl FnOnce(&mut Shown<S>) -> Result<(), ProjectionError>) -> Result<(), ProjectionError> {
         let (standing, changed) = {
             let mut place = self.0.shown.write().unwrap_or_else(PoisonError::into_inner);
