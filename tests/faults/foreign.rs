@@ -1,4 +1,4 @@
-//! Others that touch what is ours: a foreign producer with transactions, and a second pipeline with a wrong deployment id.
+//! Foreign programs that touch Tallyline's resources: a producer with transactions, and a second pipeline with a wrong deployment id.
 
 use std::time::Duration;
 
@@ -12,10 +12,10 @@ use crate::inject::MET;
 use crate::support::eventually;
 use crate::world::{GRACE, World};
 
-/// For an answer of the broker.
+/// The time limit for an answer of the broker.
 const ANSWERED: Duration = Duration::from_secs(30);
 
-/// A producer that writes to the topics of the log in transactions, one at a time.
+/// A producer that writes to the log's topics in transactions, one at a time.
 pub struct ForeignProducer {
     producer: BaseProducer,
     partitions: Vec<(String, i32)>,
@@ -33,7 +33,7 @@ impl ForeignProducer {
         ForeignProducer { producer, partitions }
     }
 
-    /// Begins a transaction with a record in each of these partitions, which the broker has when this returns. Gives how many there are.
+    /// Begins a transaction with a record in each of these partitions. When it returns, the broker has them. Returns their number.
     fn write(&self, into: impl Fn(&str, i32) -> bool) -> usize {
         block_in_place(|| {
             self.producer.begin_transaction().expect("begin");
@@ -65,7 +65,7 @@ fn partitions(producer: &BaseProducer, topic: &str) -> Vec<(String, i32)> {
 }
 
 impl World {
-    /// Committed records, aborted records in every partition, and a transaction that stays open over all partitions of one topic.
+    /// Writes committed records, aborted records in every partition, and a transaction that stays open over all partitions of one topic.
     pub async fn foreign_transactions_begin(&mut self, roll: u64) {
         let producer = ForeignProducer::start(&self.brokers, &self.topics);
         let number = i32::try_from(roll % 6).expect("small");
@@ -94,14 +94,14 @@ impl World {
         }
     }
 
-    /// Behind the last record of every partition are only aborted ones, and the mark that they are.
+    /// After the last record of every partition come only aborted records and their abort marker.
     pub async fn partitions_end_in_aborted_records(&mut self) {
         let producer = ForeignProducer::start(&self.brokers, &self.topics);
         producer.write(|_, _| true);
         producer.abort();
     }
 
-    /// Collector and publisher both name the deployment id that they were given and the one that is true, and do nothing.
+    /// Collector and publisher report the configured and the true deployment id, and do nothing.
     pub async fn a_wrong_deployment_id_is_refused(&mut self) {
         let (right, wrong) = (self.deployment.to_string(), Uuid::new_v4().to_string());
         let setting = format!("source.deployment_id={wrong}");

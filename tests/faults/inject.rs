@@ -1,4 +1,4 @@
-//! How each fault begins, what must hold while it lasts, and how it is over.
+//! How each fault begins, what must hold during it, and how it ends.
 
 use std::time::{Duration, Instant};
 
@@ -11,21 +11,21 @@ use crate::support::eventually;
 use crate::traffic::Coderd;
 use crate::world::{Place, World};
 
-/// Others take over what a consumer that is dead or frozen had within this: its session (6 s; in the
-/// PostgreSQL log a lease of 6 s), the locks of a transaction that it left open (5 s), and the claims, with room for a machine that is busy.
+/// Other processes take over a dead or frozen consumer's work within this, also on a busy machine. It covers the session or lease (6 s),
+/// the locks of an open transaction (5 s) and the partition leases.
 const TAKEN_OVER: Duration = Duration::from_secs(20);
-/// After a fault is over, new records come within this (a collector that died is replaced within 8 s), and are recorded within this: the
-/// longest wait between two attempts is 15 s, and only after several that failed; what others take over is taken over meanwhile.
+/// After a fault, new records come within this (a dead collector is replaced within 8 s) and are recorded within this. The longest wait
+/// between two attempts is 15 s, and only after several failures; takeovers happen within the same time.
 const MOVES_AGAIN: Duration = Duration::from_secs(30);
-/// For what a fault needs to have happened, while there is traffic: a collector that died is replaced within 8 s.
+/// The time for a fault's precondition, with traffic: a dead collector is replaced within 8 s.
 pub const MET: Duration = Duration::from_secs(40);
-/// Of so many records nearly always some lie in every partition of the topic that has the most of them.
+/// Of this many records, nearly always every partition of the largest topic has some.
 const RECORDS_THAT_MEET_ALL: i64 = 60;
-/// The farthest step of a clock: beyond the 30 days that the vendor takes usage of, and the 34 for which it remembers ids.
+/// The largest step of a clock: more than the vendor's 30 days for usage and 34 days of memory for ids.
 const FARTHEST_STEP_SECONDS: u64 = 40 * 24 * 3600;
 
 impl World {
-    /// One round, until all moves again.
+    /// Runs one round, until all processes work again.
     pub async fn suffer(&mut self, round: &Round, servers: &mut Servers, coderd: &Coderd) {
         tokio::time::sleep(round.calm).await;
         let alone = round.faults.len() == 1;
@@ -135,8 +135,8 @@ impl World {
         }
     }
 
-    /// Without a consumer the others record what comes after its end, in its partitions, too. What a process of another role holds stops none of
-    /// them. Where a server is away as well, nothing goes on.
+    /// While a consumer is away, the others record new records of its partitions, too. A process of another role holds up none of them. If
+    /// a server is also away, nothing moves.
     async fn others_go_on(&mut self, place: Place, alone: bool) {
         if !alone || place == Place::Collect {
             return;
@@ -144,7 +144,7 @@ impl World {
         self.new_records_are_recorded(MET, TAKEN_OVER, &format!("others go on without {place:?}")).await;
     }
 
-    /// Records come, in every partition, and what has come then is recorded. Each within its bound.
+    /// Checks that records come in every partition and are then recorded, each within its bound.
     async fn new_records_are_recorded(&mut self, come: Duration, recorded: Duration, what: &str) {
         let (begun, before) = (Instant::now(), self.site.appended().await);
         eventually(come, &format!("{what}: records come"), || async { self.site.appended().await >= before + RECORDS_THAT_MEET_ALL }).await;
@@ -163,8 +163,8 @@ impl World {
         self.say(&format!("{what}: records came within {came:.1?}, and were recorded within {took:.1?}"));
     }
 
-    /// With a request on its way, if there is anything to publish. Half of the times it stops where it stands first, until the vendor has taken
-    /// the events: no answer is ever read. Else the request dies with it.
+    /// Kills the publisher during a request, if there is usage to publish. In half of the cases it is first frozen until the vendor has the
+    /// events: the answer is never read. Otherwise the request dies with it.
     async fn kill_publisher(&mut self, roll: u64) {
         let requests = |books: &Books| (books.requests, books.deliveries.last().map_or(0, |delivery| delivery.request));
         if self.within(Duration::from_secs(5), |books| requests(books).0 > requests(books).1).await {
@@ -179,7 +179,7 @@ impl World {
         self.kill(Place::Publish);
     }
 
-    /// Whether the vendor's books come to say so.
+    /// Whether the vendor's books reach this state in time.
     async fn within(&self, limit: Duration, so: impl Fn(&Books) -> bool) -> bool {
         let waited = async {
             while !so(&self.tallyman.books()) {
@@ -189,7 +189,7 @@ impl World {
         tokio::time::timeout(limit, waited).await.is_ok()
     }
 
-    /// Three times, in the middle of what the server sends: of one process, or of all.
+    /// Cuts connections three times within the server's answer: of one process, or of all.
     async fn cut(&mut self, fault: Fault) {
         let all = fault.roll.is_multiple_of(3);
         for time in 0..3 {
@@ -203,13 +203,13 @@ impl World {
                 }
             };
             if tokio::time::timeout(Duration::from_secs(2), cut).await.is_err() {
-                // too little was sent
+                // the server sent too few bytes
                 proxies.iter().for_each(|proxy| proxy.cut());
             }
         }
     }
 
-    /// A third comes, and one of the others goes.
+    /// A third consumer starts, and one of the others ends.
     async fn replace_consumer(&mut self, fault: Fault, alone: bool) {
         self.add(Place::ConsumeC).await;
         if alone {
@@ -223,7 +223,7 @@ impl World {
         self.end(fault.place()).await;
     }
 
-    /// Bytes stand still after some statement within a transaction, then the process is stopped. Again, should the server have ended it.
+    /// Blocks the bytes after a statement within a transaction, then stops the process. Retries if the server ended the transaction.
     async fn freeze_in_transaction(&mut self, place: Place, roll: u64) {
         let attempt = async {
             for time in 0.. {
@@ -245,7 +245,7 @@ impl World {
         self.say(&format!("{place:?} is frozen within a transaction, at attempt {attempts}"));
     }
 
-    /// Whether a transaction of the ledger has waited for its client for longer than any does that runs.
+    /// Whether a transaction of the ledger waits for its client longer than any running one does.
     async fn a_transaction_stands_still(&self) -> bool {
         let waits = "select count(*) from pg_stat_activity where datname = current_database() and state = 'idle in transaction'
              and state_change < clock_timestamp() - interval '200 milliseconds'";
@@ -261,7 +261,7 @@ impl World {
 }
 
 impl Fault {
-    /// Which process it is about.
+    /// The process that the fault affects.
     fn place(self) -> Place {
         let one_of = |places: &[Place]| places[usize::try_from(self.roll % places.len() as u64).expect("small")];
         match self.kind {

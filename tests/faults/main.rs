@@ -1,8 +1,8 @@
-//! The fault harness: real servers and real processes under schedules of faults drawn from seeds, and then every number must be true.
+//! The fault harness: real servers and processes under fault schedules drawn from seeds. Afterwards every number must be true.
 //!
-//! `scripts/test --faults N --seed S` runs N schedules, of the seeds S, S+1, …; `scripts/test` runs a few beside all other tests.
+//! `scripts/test --faults N --seed S` runs N schedules, of the seeds S, S+1, …. `scripts/test` runs a few with all other tests.
 
-// Each shared part is used by some test; which of its parts are depends on the tests that exist.
+// Some test uses each shared module; which of its items are used depends on the tests.
 #![allow(dead_code)]
 
 #[path = "../it/journey/expected.rs"]
@@ -46,7 +46,7 @@ use schedule::{Kind, Schedule};
 use servers::Servers;
 use world::World;
 
-/// One test at a time: they measure how long things take.
+/// One test at a time: they measure time.
 static TURN: Mutex<()> = Mutex::const_new(());
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -75,11 +75,11 @@ async fn the_books_balance_after_every_schedule_of_faults() {
     }
 }
 
-/// One schedule, beside traffic that goes on.
+/// Runs one schedule with continuous traffic.
 async fn suffer(schedule: &Schedule, servers: &mut Servers) -> String {
     let (mut world, simulation) = World::begin(schedule.seed, schedule.backend, servers).await;
     let (coderd, stop) = (Arc::new(Mutex::new(simulation)), CancellationToken::new());
-    // a task of its own: whatever holds up the faults, coderd lives on
+    // a separate task: coderd lives on while faults block
     let lives = tokio::spawn(traffic::live(Arc::clone(&coderd), stop.clone()));
     for round in &schedule.rounds {
         world.suffer(round, servers, &coderd).await;

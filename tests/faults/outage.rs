@@ -1,5 +1,5 @@
-//! docs/after-an-outage.md, walked through: Kafka is gone for ten minutes of the given clock, then the ledger is lost, and a backup from
-//! before is put in its place. At the end every number is true.
+//! Follows docs/after-an-outage.md. Kafka is down for ten minutes of the given clock. Then the ledger is lost, and an earlier backup
+//! replaces it. At the end every number is true.
 
 use chrono::TimeDelta;
 use serde_json::{Value as Json, json};
@@ -16,7 +16,7 @@ use crate::walk::Walk;
 use crate::world::{Place, World};
 
 const SEED: u64 = 3;
-/// So long before the outage the backup is taken.
+/// The backup is this much older than the outage.
 const HOUR: TimeDelta = TimeDelta::hours(1);
 const OUTAGE: TimeDelta = TimeDelta::minutes(10);
 const BUILDS_OF_THE_HOUR: usize = 300;
@@ -61,7 +61,7 @@ async fn the_readmes_way_back_after_an_outage_is_one() {
     world.end_all(&servers).await;
 }
 
-/// coderd goes on until so long ago.
+/// coderd goes on until `behind` before now.
 async fn goes_on(simulation: &mut Simulation, behind: TimeDelta, builds: usize) {
     let until = Clock::system().now() - behind;
     simulation.extend(until, builds);
@@ -69,8 +69,7 @@ async fn goes_on(simulation: &mut Simulation, behind: TimeDelta, builds: usize) 
     simulation.commit_held().await.expect("coderd lives");
 }
 
-/// The processes are started anew in it, as with a new version. Somebody else has learnt of a usage row first, and appends it with a field too many:
-/// this row is answered.
+/// Restarts the processes, as for a new version. A foreign producer appends a usage row first, with an additional field. Returns this row.
 async fn an_hour_passes(world: &mut World, simulation: &mut Simulation) -> UsageTruth {
     let before = simulation.truth().usage.len();
     world.end_each().await;
@@ -94,7 +93,7 @@ async fn an_hour_passes(world: &mut World, simulation: &mut Simulation) -> Usage
 
 const OPEN_REJECTS: &str = "select count(*) from reject where state = 'open'";
 
-/// For ten minutes: after them the processes are started anew, for their clocks go on only then. When Kafka is back, all goes on by itself.
+/// Kafka is down for ten minutes. Then the processes restart: only a restart moves their clocks. When Kafka is back, all go on.
 async fn kafka_is_away(world: &mut World, simulation: &mut Simulation, servers: &mut Servers, walk: &mut Walk) {
     servers.kafka.stop().await;
     world.say("Kafka is away");
@@ -131,13 +130,13 @@ async fn kafka_is_away(world: &mut World, simulation: &mut Simulation, servers: 
     assert!(world.site.accepted().await > accepted);
 }
 
-/// What a watch showed last.
+/// The last page of a watch.
 fn last_page(said: &str) -> String {
     let begin = said.rfind("\n\nledger ").map_or(0, |newline| newline + 2);
     said[begin..].to_owned()
 }
 
-/// As status shows it.
+/// The completeness in `status`.
 async fn complete_until(world: &World) -> String {
     let deployment: uuid::Uuid =
         sqlx::query_scalar("select deployment_id from source").fetch_one(&world.site.database.pool).await.expect("a source");
@@ -146,7 +145,7 @@ async fn complete_until(world: &World) -> String {
     until.to_rfc3339_opts(chrono::SecondsFormat::Millis, true)
 }
 
-/// PostgreSQL is lost, with its disk; the backup takes its place.
+/// PostgreSQL loses its disk; the backup replaces it.
 async fn the_ledger_is_restored(world: &mut World, servers: &mut Servers, walk: &mut Walk) {
     let (accepted, sequence) = (world.site.accepted().await, world.site.ledger.head().await.expect("a sequence").number);
     servers.postgres.kill();
@@ -186,7 +185,7 @@ async fn rejects_are_mended(world: &mut World, walk: &mut Walk, bad: &UsageTruth
     assert_eq!(count(world, OPEN_REJECTS).await, 0);
 }
 
-/// Refused, resubmitted by somebody for a reason, accepted once, and published by a request that the vendor knows.
+/// It was refused, resubmitted by an operator with a reason, accepted once, and published in a request that the vendor knows.
 async fn its_life_is_told(world: &World, bad: &UsageTruth) {
     let proved = world.site.command(&["prove", &bad.id, "--output", "json"]).await;
     let proof: Json = serde_json::from_str(&proved.stdout).unwrap_or_else(|error| panic!("{error}: {proved:?}"));

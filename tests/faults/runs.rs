@@ -1,4 +1,4 @@
-//! Which seeds are run, which need not be run again, and what is told of them.
+//! Which seeds to run, which to skip, and their report.
 
 use std::fs::OpenOptions;
 use std::future::Future;
@@ -10,15 +10,15 @@ use futures::FutureExt;
 
 use crate::schedule::Schedule;
 
-/// So many beside all other tests, of these seeds.
+/// The usual number of seeds with all other tests, and the first one.
 const USUAL: u64 = 5;
 const FIRST: u64 = 1000;
 
-/// What `scripts/test` asks for.
+/// The arguments from `scripts/test`.
 pub struct Runs {
     first: u64,
     count: u64,
-    /// The seeds that have passed on this commit, one a line; none where the clone is not as it was committed.
+    /// The seeds that passed on this commit, one a line; None if the clone has uncommitted changes.
     passed: Option<PathBuf>,
 }
 
@@ -43,7 +43,7 @@ impl Runs {
         passed.is_some_and(|passed| passed.lines().any(|line| line == seed.to_string()))
     }
 
-    /// Written at once: a run that is broken off goes on from here.
+    /// Writes at once, so that an interrupted run can resume.
     pub fn passed(&self, seed: u64) {
         if let Some(file) = &self.passed {
             let mut file = OpenOptions::new().create(true).append(true).open(file).expect("the file of passed seeds");
@@ -51,12 +51,12 @@ impl Runs {
         }
     }
 
-    /// Past the test runner, which keeps to itself what a test that passes prints.
+    /// Writes past the test runner, which hides the output of passing tests.
     pub fn tell(&self, text: &str) {
         writeln!(std::io::stderr(), "{text}").expect("stderr");
     }
 
-    /// A schedule that fails is told, and how to run it again.
+    /// Reports a schedule that fails, and how to repeat it.
     pub async fn watch_over<T>(&self, schedule: &Schedule, run: impl Future<Output = T>) -> T {
         match AssertUnwindSafe(run).catch_unwind().await {
             Ok(told) => told,

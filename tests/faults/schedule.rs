@@ -1,4 +1,4 @@
-//! What happens to a site, and when: drawn from a seed.
+//! The faults of a site and their times, drawn from a seed.
 
 use std::fmt;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// Where the log is, and how the group that reads it is kept.
+/// The log's backend, and the protocol of its consumer group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Backend {
     Kafka,
@@ -16,7 +16,7 @@ pub enum Backend {
     Postgres,
 }
 
-/// What can happen.
+/// All kinds of faults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     ConsumerKilled,
@@ -34,15 +34,15 @@ pub enum Kind {
     FrozenInTransaction,
     ClockStepped,
     DiskFull,
-    /// coderd commits rows whose timestamps are far older than the margin.
+    /// coderd commits rows with timestamps far older than the margin.
     RowsVisibleLate,
-    /// The clock of one of coderd's replicas is minutes behind.
+    /// The clock of a coderd replica is minutes behind.
     SourceClockBehind,
     /// A foreign producer writes transactions to the topics.
     TransactionalNoise,
     /// coderd removes old builds, and their workspaces start again.
     BuildsPurged,
-    /// Another process has the same pipeline with another deployment id.
+    /// Another process runs the same pipeline with another deployment id.
     SecondPipelineMisconfigured,
 }
 
@@ -52,7 +52,7 @@ use Kind::{
     SecondPipelineMisconfigured, ServerKilled, SourceClockBehind, TransactionalNoise,
 };
 
-/// Any five seeds in a row have all of these: each has four neighbours of this list for certain.
+/// Any five consecutive seeds cover all of these: each has four neighbours of this list for certain.
 const KINDS: [Kind; 20] = [
     ConsumerKilled,
     PostgresStopped,
@@ -82,19 +82,19 @@ const BY_CHANCE: usize = 1;
 #[derive(Clone, Copy, Debug)]
 pub struct Fault {
     pub kind: Kind,
-    /// How long it lasts, at least.
+    /// Its shortest duration.
     pub lasts: Duration,
-    /// Decides what else there is to decide: which process, how many bytes, how far a clock.
+    /// Decides the rest: which process, how many bytes, how far a clock.
     pub roll: u64,
 }
 
 /// One fault, or two that overlap.
 #[derive(Clone, Debug)]
 pub struct Round {
-    /// Before it: so long all is well.
+    /// Quiet time before it.
     pub calm: Duration,
     pub faults: Vec<Fault>,
-    /// The second of two is over first.
+    /// Whether the second of two ends first.
     pub nested: bool,
 }
 
@@ -115,12 +115,12 @@ impl Kind {
         self.of_broker() || matches!(self, PostgresStopped | PostgresKilled | DiskFull)
     }
 
-    /// Only a log in Kafka can have it.
+    /// Whether it needs a log in Kafka.
     fn needs_broker(self) -> bool {
         self.of_broker() || self == TransactionalNoise
     }
 
-    /// It begins only where records are written, and all servers answer.
+    /// Whether it starts only while records are written and all servers answer.
     fn needs_traffic(self) -> bool {
         matches!(
             self,
@@ -134,7 +134,7 @@ impl Kind {
         )
     }
 
-    /// Whether `other` may come while this lasts. Two that touch the same thing do not overlap: whichever ended last would undo the other.
+    /// Whether `other` may start during this fault. Two faults of the same thing do not overlap: the later end would undo the other.
     fn overlaps(self, other: Kind) -> bool {
         if other.needs_traffic() {
             return false;
@@ -154,7 +154,7 @@ impl Kind {
         if server { !same_server } else { role(self) != role(other) && role(self) != 0 && role(other) != 0 }
     }
 
-    /// Longer than any process forgives where that is what it is about; else as short as faults often are.
+    /// Longer than the process tolerates, if the fault is about that; else short, as usual.
     fn lasts(self, dice: &mut ChaCha8Rng) -> Duration {
         let milliseconds = match self {
             BrokerStopped | BrokerKilled => 0..2000,

@@ -1,4 +1,4 @@
-//! Servers of our own, which a schedule stops, kills and starts again: a PostgreSQL on a small disk for the ledger, and a Kafka broker.
+//! Servers that a schedule stops, kills and restarts: a PostgreSQL on a small disk for the ledger, and a Kafka broker.
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
@@ -16,12 +16,11 @@ use crate::support::ports::free_port;
 use crate::support::process::{Process, bound};
 use crate::support::{eventually, setting};
 
-/// For a server to come up or to end, on a machine that is busy.
+/// The time for a server to start or stop on a busy machine.
 const SOON: Duration = Duration::from_secs(60);
-/// Enough for a ledger of one schedule after the other, and filled in a moment.
+/// Enough for the ledgers of successive schedules, and quick to fill.
 const DISK_MEGABYTES: u32 = 256;
 
-/// Both servers.
 pub struct Servers {
     pub postgres: Postgres,
     pub kafka: Kafka,
@@ -34,8 +33,8 @@ impl Servers {
     }
 }
 
-/// A file system in memory that really is full when it is. It is mounted in a mount namespace of its own, which goes with the last process in it:
-/// however a run ends, no mount stays behind. Without root it needs a kernel that lets users make namespaces, as Debian's does.
+/// A file system in memory that can become full. It has a mount namespace, which ends with its last process, so no mount remains after a
+/// run. Without root it needs a kernel that lets users create namespaces, such as Debian's.
 struct SmallDisk {
     holder: Process,
     folder: TempDir,
@@ -67,7 +66,7 @@ impl SmallDisk {
         self.folder.path().join(name)
     }
 
-    /// A program that sees the disk.
+    /// A command that sees the disk.
     fn inside(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");
         if !is_root() {
@@ -77,7 +76,7 @@ impl SmallDisk {
         command
     }
 
-    /// Writes until nothing more fits.
+    /// Writes until the disk is full.
     fn fill(&self) {
         let to = format!("of={}", self.path("filler").display());
         let filled = self.inside("dd").args(["if=/dev/zero", "bs=64k", "status=none", &to]).output().expect("run dd");
@@ -91,7 +90,7 @@ impl SmallDisk {
     }
 }
 
-/// PostgreSQL on the small disk. It stops for good where it has to, and [`Postgres::start`] starts it again.
+/// PostgreSQL on the small disk. It may stop after an error; [`Postgres::start`] restarts it.
 pub struct Postgres {
     disk: SmallDisk,
     port: u16,
@@ -116,7 +115,7 @@ impl Postgres {
         postgres
     }
 
-    /// PostgreSQL refuses root: then it runs as the user that its package made.
+    /// PostgreSQL refuses root: then it runs as the user of its package.
     fn program(disk: &SmallDisk, name: &str, signal: &str) -> Command {
         let mut command = disk.inside("setpriv");
         if is_root() {
@@ -129,7 +128,7 @@ impl Postgres {
     fn run(disk: &SmallDisk, port: u16) -> Process {
         let mut command = Postgres::program(disk, "postgres", "QUIT");
         command.args(["-h", "127.0.0.1", "-p", &port.to_string(), "-D"]).arg(disk.path("data"));
-        // segments of the log are made when they are needed, so that a full disk is met soon
+        // log segments are created on demand, so that a full disk is noticed soon
         let settings = [
             "unix_socket_directories=",
             "max_connections=200",
@@ -143,13 +142,13 @@ impl Postgres {
         Process::spawn(command)
     }
 
-    /// Of its database `postgres`.
+    /// The URL of its database `postgres`.
     pub fn url(&self) -> String {
         format!("postgres://postgres@127.0.0.1:{}/postgres", self.port)
     }
 
-    /// Starts it unless it runs, and waits until it answers: after a crash it recovers first. The memory of one that was killed is given back only
-    /// when its last session has noticed.
+    /// Starts it unless it runs, and waits until it answers: after a crash it recovers first. After a kill, its memory is free only when
+    /// the last session has noticed.
     pub async fn start(&mut self) {
         self.answers().await;
     }
@@ -172,7 +171,7 @@ impl Postgres {
         assert!(answered.is_ok(), "PostgreSQL does not answer: {}", self.server.stderr());
     }
 
-    /// As `pg_ctl stop -m immediate`.
+    /// Like `pg_ctl stop -m immediate`.
     pub async fn stop(&mut self) {
         self.server.signal("QUIT");
         self.server.ends_within(SOON).await;
@@ -191,7 +190,7 @@ impl Postgres {
         self.disk.empty();
     }
 
-    /// How often it had to say that the disk is full, since it was started last.
+    /// How often it reported a full disk since its last start.
     pub fn refusals(&self) -> usize {
         self.server.stderr().matches("No space left on device").count()
     }
@@ -202,7 +201,7 @@ impl Postgres {
     }
 }
 
-/// Drops a database, whoever is connected to it.
+/// Drops a database, even with open connections.
 pub async fn drop_database(server: &str, name: &str) {
     let mut connection = PgConnection::connect(server).await.expect("the server answers");
     let drop = format!("drop database {name} with (force)");
@@ -210,7 +209,7 @@ pub async fn drop_database(server: &str, name: &str) {
     connection.close().await.expect("close");
 }
 
-/// A broker with the settings of that of `scripts/test`, at other ports.
+/// A broker with the settings of `scripts/test`, at other ports.
 pub struct Kafka {
     folder: TempDir,
     pub brokers: String,
@@ -223,7 +222,7 @@ impl Kafka {
         let (broker, controller) = (free_port(), free_port());
         let brokers = format!("127.0.0.1:{broker}");
         let settings = std::fs::read_to_string(setting("TALLYLINE_TEST_KAFKA_PROPERTIES")).expect("the properties of scripts/test");
-        // the last of two lines of the same name counts; a site that chooses the new group protocol has to shorten the broker's session of 45 s
+        // the last of two equal names applies; a site with the new group protocol must shorten the session of 45 s
         let ours = format!(
             "controller.quorum.voters=1@127.0.0.1:{controller}
 listeners=PLAINTEXT://{brokers},CONTROLLER://127.0.0.1:{controller}
@@ -251,7 +250,7 @@ group.consumer.heartbeat.interval.ms=1000
     fn program(folder: &TempDir, words: &[&str]) -> Process {
         let mut command = bound(&setting("TALLYLINE_TEST_KAFKA_PROGRAM"), "KILL");
         command.args(words).arg(folder.path().join("kafka.properties"));
-        // it starts again and again: quickly is better than fast
+        // it restarts often: a quick start matters more than speed
         command.env("KAFKA_JAVA_OPTIONS", "-Xms256m -Xmx512m -XX:+UseSerialGC -XX:TieredStopAtLevel=1");
         Process::spawn(command)
     }
@@ -277,7 +276,7 @@ group.consumer.heartbeat.interval.ms=1000
         assert!(answered.is_ok(), "Kafka does not answer: {}", self.server.stdout());
     }
 
-    /// In order, as an upgrade does.
+    /// An orderly stop, as in an upgrade.
     pub async fn stop(&mut self) {
         self.server.terminate(SOON).await;
     }

@@ -1,4 +1,4 @@
-//! What must be true once all is healed.
+//! Conditions that must hold after all faults.
 
 use std::time::Duration;
 
@@ -10,14 +10,14 @@ use crate::support::eventually;
 use crate::watch::Seen;
 use crate::world::World;
 
-/// All that was on its way has arrived within this: a collector that died is replaced within 17 s (its lease), and then come its pass, the log, the
-/// folds, and a publisher that waits up to 15 s after some failures.
+/// All events in flight arrive within this. It covers the takeover of a dead collector (17 s, its lease), its pass, the log and the folds.
+/// It also covers a publisher that waits up to 15 s after failures.
 pub const SETTLED: Duration = Duration::from_secs(60);
-/// Rows that coderd wrote late are in the ledger within this: once a minute a pass reads the last hour again, unless the audit asks for them before.
+/// The ledger has late rows of coderd within this: once a minute a pass rereads the last hour. The audit may request them sooner.
 const LATE_ROWS_FOUND: Duration = Duration::from_secs(60 + 30);
 
 impl World {
-    /// Nothing is on its way any more: all of coderd is in the ledger, every event has its publication's fate.
+    /// Waits until the ledger has all of coderd and every publication is settled.
     pub async fn settle(&mut self, truth: &Truth) {
         eventually(SETTLED, "the source is introduced", || async { self.site.ledger.source(truth.deployment_id).await.unwrap().is_some() })
             .await;
@@ -32,7 +32,7 @@ impl World {
             eventually(LATE_ROWS_FOUND, "every row that coderd wrote late is in the ledger", || self.has_accepted(rows)).await;
         }
         self.say("all of coderd is in the ledger");
-        // a machine so busy that the simulated coderd commits what it dated long before proves nothing
+        // if the machine is so busy that the simulated coderd commits rows late, the run proves nothing
         let late = "select late from collector_progress";
         let late: i64 = sqlx::query_scalar(late).fetch_one(&self.site.database.pool).await.unwrap();
         if self.late_rows {
@@ -53,14 +53,14 @@ impl World {
         self.say("all is folded");
     }
 
-    /// Whether the ledger has so many builds and usage rows.
+    /// Whether the ledger has this number of builds and usage rows.
     async fn has_accepted(&self, rows: usize) -> bool {
         let accepted = "select (select count(*) from workspace_build) + (select count(*) from usage_event)";
         let accepted: i64 = sqlx::query_scalar(accepted).fetch_one(&self.site.database.pool).await.unwrap();
         usize::try_from(accepted) == Ok(rows)
     }
 
-    /// Every number against both oracles, the vendor's books, and the audit. Answers what there is to tell.
+    /// Checks every number against both oracles, the vendor's books, and the audit. Returns a report.
     pub async fn proves(&mut self, truth: &Truth) -> String {
         let again = self.every_number_is_true(truth).await;
         let most = self.answers_lost * EVENTS_IN_A_REQUEST;
@@ -75,7 +75,7 @@ impl World {
         )
     }
 
-    /// Against both oracles and the vendor's books. Answers how many deliveries there were beyond the first of each event.
+    /// Checks both oracles and the vendor's books. Returns the number of repeated deliveries.
     pub async fn every_number_is_true(&self, truth: &Truth) -> usize {
         let serve = self.shows(SETTLED).await;
         let proof = Proof { truth, introduced_at: self.introduced_at, coderd: &self.coderd_before_purges, site: &self.site, serve };
@@ -86,7 +86,7 @@ impl World {
         again
     }
 
-    /// Not on any of the pages; answers how many there were.
+    /// Checks all pages; returns their number.
     pub async fn no_series_fell(&mut self) -> usize {
         let Seen { pages, changed, faults, .. } = self.watch.take().expect("it watches").end().await;
         assert!(faults.is_empty(), "{} faults of the series: {:?}", faults.len(), &faults[..faults.len().min(5)]);
@@ -94,7 +94,7 @@ impl World {
         pages
     }
 
-    /// Answers how many duplicates the consumers met.
+    /// Returns the number of duplicates.
     async fn audited(&self, truth: &Truth) -> i64 {
         let report = self.audit().await;
         assert_eq!(report["balanced"], true, "{report}");
@@ -106,14 +106,14 @@ impl World {
         assert_eq!(["conflicts", "rejects", "held"].map(number), [0, foreign, 0], "{report}");
         self.removed_builds_are_gone(joints).await;
         self.no_partition_lags().await;
-        // every build, every claim, every usage row, each once
+        // every build, claim and usage row exactly once
         let claims: i64 = sqlx::query_scalar("select count(*) from prebuild_claim").fetch_one(&self.site.database.pool).await.unwrap();
         let expected = i64::try_from(truth.builds.len() + truth.usage.len()).expect("small") + claims;
         assert_eq!((number("accepted"), self.site.accepted().await), (expected, expected), "{report}");
         number("duplicates")
     }
 
-    /// Every build that coderd removed, with the claim that it may be: each is counted, and is not a difference.
+    /// Each build that coderd removed, with its claim, is counted and is not a difference.
     async fn removed_builds_are_gone(&self, joints: &[Json]) {
         let claims = "select count(*) from prebuild_claim where build_id = any($1)";
         let claims = sqlx::query_scalar(claims).bind(&self.purged).fetch_one(&self.site.database.pool);
@@ -123,13 +123,13 @@ impl World {
         assert_eq!(gone, i64::try_from(self.purged.len()).expect("small") + claims, "{source}");
     }
 
-    /// Whatever foreign transactions left at the ends of the partitions.
+    /// Holds even if foreign transactions are at the ends of partitions.
     async fn no_partition_lags(&self) {
         let partitions = self.partitions().await;
         assert!(!partitions.is_empty() && partitions.iter().all(|partition| partition["lag"] == 0), "{partitions:?}");
     }
 
-    /// As `status` shows them.
+    /// The partitions in `status`.
     pub async fn partitions(&self) -> Vec<Json> {
         let ended = self.site.command(&["status", "--output", "json"]).await;
         let mut status: Json = serde_json::from_str(&ended.stdout).unwrap_or_else(|error| panic!("{error}: {ended:?}"));

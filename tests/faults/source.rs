@@ -1,4 +1,4 @@
-//! What happens in coderd: rows that become visible late, a clock that is behind, and a purge of old builds.
+//! Faults in coderd: rows that become visible late, a slow clock, and a purge of old builds.
 
 use std::time::Duration;
 
@@ -14,21 +14,21 @@ use crate::support::{database, eventually};
 use crate::traffic::Coderd;
 use crate::world::{World, before_purges};
 
-/// How far rows that become visible late, or that a replica with a slow clock writes, are behind. Both are beyond the margin (20 s).
+/// How old late rows are, and rows of a replica with a slow clock. Both exceed the margin (20 s).
 const VISIBLE_LATE: TimeDelta = TimeDelta::seconds(90);
 const CLOCK_BEHIND: TimeDelta = TimeDelta::minutes(3);
-/// Within this span the lives of late rows begin.
+/// Late rows begin their lives within this span.
 const LATE_SPAN: TimeDelta = TimeDelta::seconds(30);
 const LATE_BUILDS: usize = 60;
-/// Rows that came late are found within a minute, or by the audit before.
+/// Late rows are found within a minute, or earlier by the audit.
 const BALANCED: Duration = Duration::from_secs(120);
-/// So many records come while a clock is behind.
+/// Records that come while a clock is behind.
 const RECORDS_BY_A_SLOW_CLOCK: i64 = 40;
-/// Of the workspaces that a purge takes the first start from, so many start again.
+/// Of the workspaces that lose their first start in a purge, this many start again.
 const RESTARTS: i64 = 20;
 
 impl World {
-    /// Rows are late only where a collector has passed their times.
+    /// A row is late only if a collector has passed its time.
     async fn collectors_are_up_to_date(&self) {
         eventually(MET, "the source is complete until a minute ago", || async {
             let Ok(Some(source)) = self.site.ledger.source(self.deployment).await else { return false };
@@ -57,7 +57,7 @@ impl World {
         .await;
     }
 
-    /// The audit sees the builds first: only what was confirmed may be gone later.
+    /// The audit confirms the builds first: only confirmed builds may be gone later.
     pub async fn builds_are_purged(&mut self, coderd: &Coderd, roll: u64) {
         self.collectors_are_up_to_date().await;
         eventually(BALANCED, "the books balance before the purge", || async {
@@ -66,7 +66,7 @@ impl World {
         .await;
         let mut simulation = coderd.lock().await;
         let (start, end) = (simulation.config().start, simulation.config().end);
-        // the first builds of some workspaces go, and later ones stay
+        // some workspaces lose their first builds and keep later ones
         let tenths = i32::try_from(1 + (roll >> 8) % 8).expect("small");
         let completed_before = start + (end - start) / 10 * tenths;
         let purge = Purge { completed_before, jobs_too: roll.is_multiple_of(2), restarts: RESTARTS };
@@ -77,7 +77,7 @@ impl World {
         self.purged.extend(removed);
     }
 
-    /// Its report. It succeeds only if the books balance.
+    /// The report of an audit, which succeeds only if the books balance.
     pub async fn audit(&self) -> Json {
         let audit = self.site.command(&["audit", "--output", "json"]).await;
         assert!(audit.status.success(), "{audit:?}");

@@ -1,4 +1,4 @@
-//! coderd lives on in real time, while faults come and go.
+//! coderd lives on in real time during faults.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,24 +9,24 @@ use tallyline::sim::coderd::Simulation;
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
-/// Builds in a second, on a machine that keeps up.
+/// Builds per second, if the machine keeps up.
 const RATE: f64 = 40.0;
-/// What is due is committed in so few transactions: a coderd that fell behind would commit what it dated long before.
+/// Due acts per transaction: few, because a late coderd would commit old timestamps.
 const ACTS_PER_TRANSACTION: usize = 25;
-/// So far ahead builds are planned.
+/// How far ahead builds are planned.
 const AHEAD: TimeDelta = TimeDelta::seconds(2);
 
-/// The simulated coderd: it acts step by step, and faults act between two steps.
+/// The simulated coderd: it acts in steps, and faults act between steps.
 pub type Coderd = Arc<Mutex<Simulation>>;
 
-/// Acts until `stop`, then commits what is open. Plans less while the machine is too busy to keep up.
+/// Acts until `stop`, then commits open transactions. Plans less while the machine is too busy.
 pub async fn live(coderd: Coderd, stop: CancellationToken) {
     let clock = Clock::system();
     let mut planned = clock.now();
     {
         let mut simulation = coderd.lock().await;
         simulation.set_acts_per_transaction(ACTS_PER_TRANSACTION);
-        // no builds while the history was written: they would complete before they could be seen
+        // no builds for the time of the history's writing: they would complete before they are visible
         simulation.extend(planned, 0);
     }
     let mut slowest = Duration::ZERO;

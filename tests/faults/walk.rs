@@ -1,5 +1,4 @@
-//! The steps of docs/after-an-outage.md, as an operator types them: each command goes to a shell, its placeholders filled in, and what it shows is held against
-//! what the page says that one sees.
+//! Types the steps of docs/after-an-outage.md: fills in the placeholders, gives each command to a shell, and compares its output with the page.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
@@ -11,14 +10,14 @@ use tempfile::TempDir;
 use crate::support::process::{Process, bound};
 use crate::support::setting;
 
-/// For one command, on a machine that is busy.
+/// The time limit of one command on a busy machine.
 const SOON: Duration = Duration::from_secs(60);
 
-/// What stands in capitals on the page. Some are known from the start, the others are learnt from answers.
+/// Words in capitals on the page. Some are known from the start, others come from answers.
 const PLACEHOLDERS: [&str; 9] =
     ["LEDGER_URL", "LEDGER_NAME", "SERVER_URL", "PLAN_HASH", "REPLAY_HASH", "REJECT_ID", "JUNK_ID", "EVENT_ID", "UNITS"];
 
-/// A command of the page, and the lines that it shows.
+/// A command of the page, and its output there.
 #[derive(Debug, PartialEq)]
 struct Shown {
     command: String,
@@ -32,14 +31,14 @@ pub struct Walk {
     last: String,
 }
 
-/// A command that runs on.
+/// A command that keeps running.
 pub struct Running {
     pub process: Process,
     shown: Shown,
 }
 
 impl Walk {
-    /// In a folder that holds this pipeline file under the page's name.
+    /// Runs in a folder with this pipeline file under the page's name.
     pub fn begin(pipeline: &str, known: [(&'static str, String); 3]) -> Walk {
         let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/after-an-outage.md")).expect("the page");
         let folder = TempDir::new().expect("a folder");
@@ -47,7 +46,7 @@ impl Walk {
         Walk { left: commands(&page, "Steps"), known: known.into(), folder, last: String::new() }
     }
 
-    /// Runs the page's next command, which must begin with these words, to its end, exit code 0. Answers what it said, which is what the page shows.
+    /// Runs the page's next command, which must start with these words and exit with 0. Returns its output, which must match the page.
     pub async fn run(&mut self, begin: &str) -> String {
         let shown = self.next(begin);
         let begun = Instant::now();
@@ -59,10 +58,10 @@ impl Walk {
         process.stdout()
     }
 
-    /// Starts the page's next command, which must begin with these words.
+    /// Starts the page's next command, which must start with these words.
     pub fn start(&mut self, begin: &str) -> Running {
         let shown = self.next(begin);
-        // in the shell's place, so that it hears Ctrl-C itself
+        // replaces the shell, so that Ctrl-C reaches the command
         Running { process: self.shell("exec "), shown }
     }
 
@@ -74,7 +73,7 @@ impl Walk {
         shown
     }
 
-    /// Ctrl-C ends it, as if all was well.
+    /// Sends Ctrl-C; the command must succeed.
     pub async fn interrupt(&mut self, Running { mut process, shown }: Running) {
         process.signal("INT");
         let status = process.ends_within(SOON).await;
@@ -82,7 +81,6 @@ impl Walk {
         self.compare(&shown, &process.stdout());
     }
 
-    /// The same command again; the page says for how long.
     pub async fn again(&self) -> String {
         let mut process = self.shell("");
         let status = process.ends_within(SOON).await;
@@ -90,12 +88,12 @@ impl Walk {
         process.stdout()
     }
 
-    /// What is known under this placeholder by now.
+    /// The value of this placeholder.
     pub fn known(&self, name: &str) -> &str {
         &self.known[name]
     }
 
-    /// The page has no more.
+    /// Checks that the page has no more commands.
     pub fn end(self) {
         assert_eq!(self.left, [], "the page goes on");
     }
@@ -111,7 +109,7 @@ impl Walk {
         Process::spawn(command)
     }
 
-    /// Every line that the page shows is there, in this order; a placeholder that was not known yet is, now.
+    /// Checks that the output has every line of the page, in this order. Learns unknown placeholders.
     fn compare(&mut self, shown: &Shown, said: &str) {
         let mut said_lines = said.lines();
         for line in &shown.lines {
@@ -142,8 +140,7 @@ fn filled(text: &str, known: &BTreeMap<&'static str, String>) -> String {
     known.iter().fold(text.to_owned(), |text, (name, value)| text.replace(name, value))
 }
 
-/// Whether the words are the expected ones, where `…` stands for anything: between words, or for the rest of one. What stands where a placeholder
-/// does, is learnt.
+/// Compares words; `…` matches any words, or the rest of one. Returns the words at placeholders, or None.
 fn learnt(expected: &[&str], words: &[&str]) -> Option<Vec<(&'static str, String)>> {
     match (expected, words) {
         ([], []) => Some(Vec::new()),

@@ -1,4 +1,4 @@
-//! One deployment under faults: a simulated coderd that lives on, a process for each role, each behind a proxy of its own, and a vendor.
+//! One deployment under faults: a simulated coderd that lives on, a process and proxy for each role, and a vendor.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -23,26 +23,24 @@ use crate::support::process::Process;
 use crate::support::{self, Database, database, database_on};
 use crate::watch::Watch;
 
-/// After SIGTERM, as `tallyline run` says itself, and a little for a busy machine.
+/// The grace period of `tallyline run` after SIGTERM, with room for a busy machine.
 pub const GRACE: Duration = Duration::from_secs(20);
-/// All usage is younger than the vendor's 30 days. A clock that is ahead changes nothing of that: usage is too old only if the ledger's server
-/// says so, too.
+/// All usage is younger than the vendor's 30 days. A fast clock does not change that: usage is too old only if the ledger's server agrees.
 const DAYS: i64 = 20;
 const BUILDS: usize = 600;
-/// The vendor takes its time, so that a publisher that is killed may have a request on its way.
+/// The vendor answers slowly, so that a killed publisher may have a request in flight.
 const LATENCY_MS: u64 = 100;
 
-/// Lines of the pipeline.
+/// Lines of the pipeline file.
 const PACE: &str =
     "collect.poll_seconds = 0.5\ncollect.margin_seconds = 20\nserve.audit_seconds = 5\npublish.request_timeout_seconds = 2\n";
 
-/// Which process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
     Collect,
     ConsumeA,
     ConsumeB,
-    /// Beside the other two for a while.
+    /// Runs beside the other two for a while.
     ConsumeC,
     Publish,
     ServeA,
@@ -50,7 +48,7 @@ pub enum Place {
 }
 
 impl Place {
-    /// Those that always run.
+    /// The processes that always run.
     pub const ALL: [Place; 6] = [Place::Collect, Place::ConsumeA, Place::ConsumeB, Place::Publish, Place::ServeA, Place::ServeB];
 
     fn role(self) -> &'static str {
@@ -72,7 +70,7 @@ enum Running {
     Serve(Serve),
 }
 
-/// A process and the way by which it reaches the ledger.
+/// A process and its proxy to the ledger.
 pub struct Member {
     pub place: Place,
     pub proxy: Proxy,
@@ -111,38 +109,37 @@ impl Member {
 pub struct World {
     pub site: Site,
     pub coderd: Database,
-    /// The same, read as if it had never removed a build.
+    /// The same, with the builds that it has removed.
     pub coderd_before_purges: PgPool,
     pub introduced_at: DateTime<Utc>,
     pub tallyman: Tallyman,
     members: Vec<Member>,
     pub watch: Option<Watch>,
-    /// How often what a publisher had on its way could be lost: it was killed or held up, or there was no ledger to write the answer to.
+    /// How often an answer to the publisher could be lost: it was killed or blocked, or the ledger was away.
     pub answers_lost: usize,
     pub slowest: Duration,
-    /// Whether coderd wrote rows under times that collectors had passed already.
+    /// Whether coderd wrote rows dated before a collector's progress.
     pub late_rows: bool,
-    /// Builds that coderd has removed.
     pub purged: Vec<Uuid>,
-    /// How many records of a foreign producer are committed.
+    /// The number of committed records of a foreign producer.
     pub foreign_records: usize,
     pub open_transaction: Option<ForeignProducer>,
     pub open_records: usize,
     pub deployment: Uuid,
     begun: Instant,
-    /// Without a broker both are empty.
+    /// Empty without a broker.
     pub brokers: String,
     pub topics: Vec<String>,
     vendor: CancellationToken,
 }
 
 impl World {
-    /// A history is written, and all processes start.
+    /// Writes a history and starts all processes.
     pub async fn begin(seed: u64, backend: Backend, servers: &Servers) -> (World, Simulation) {
         World::begin_behind(TimeDelta::zero(), seed, backend, servers).await
     }
 
-    /// The same with a history that ended so long ago, and processes whose clocks are as far behind.
+    /// The same, with a history that ended `behind` ago, and clocks that are as far behind.
     pub async fn begin_behind(behind: TimeDelta, seed: u64, backend: Backend, servers: &Servers) -> (World, Simulation) {
         let begun = Instant::now();
         let (coderd, ledger) = (database().await, database_on(&servers.postgres.url()).await);
@@ -193,7 +190,7 @@ impl World {
         (world, simulation)
     }
 
-    /// What happened, and when.
+    /// Logs an event with its time.
     pub fn say(&self, what: &str) {
         eprintln!("  {:5.1} s  {what}", self.begun.elapsed().as_secs_f64());
     }
@@ -211,7 +208,7 @@ impl World {
         self.members.push(member);
     }
 
-    /// SIGTERM: it ends in order, and soon.
+    /// Sends SIGTERM: the process ends in order and soon.
     pub async fn end(&mut self, place: Place) {
         self.member(place).process().signal("TERM");
         self.ends(place).await;
@@ -231,13 +228,13 @@ impl World {
         self.answers_lost += usize::from(place == Place::Publish);
     }
 
-    /// None of these faults makes a partition unreadable, or is a broken invariant.
+    /// None of these faults makes a partition unreadable or breaks an invariant.
     fn never_stopped(&mut self, place: Place) {
         let said = self.member(place).process().stderr();
         assert!(!said.contains("partition stopped") && !said.contains("panicked"), "{place:?}: {said}");
     }
 
-    /// Starts it anew, with a clock that is so many seconds off.
+    /// Restarts it with a clock that is off by `offset` seconds.
     pub fn start(&mut self, place: Place, offset: i64) {
         let World { site, members, .. } = self;
         let member = members.iter_mut().find(|member| member.place == place).expect("it is there");
@@ -250,7 +247,7 @@ impl World {
         }
     }
 
-    /// All processes end in order.
+    /// Ends all processes in order.
     pub async fn end_each(&mut self) {
         for place in Place::ALL {
             self.member(place).process().signal("TERM");
@@ -260,17 +257,17 @@ impl World {
         }
     }
 
-    /// All processes start anew, with clocks that are so far behind.
+    /// Restarts all processes, with clocks that are `behind`.
     pub fn start_each(&mut self, behind: TimeDelta) {
         Place::ALL.into_iter().for_each(|place| self.start(place, -behind.num_seconds()));
     }
 
-    /// Where each partition of the log ends now.
+    /// The current end of each partition of the log.
     pub async fn log_ends(&self) -> Vec<(TopicPartition, i64)> {
         self.site.ends().await
     }
 
-    /// What the ledger has not read up to there: partition, position and end.
+    /// Unread partitions up to these ends: partition, position and end.
     pub async fn behind(&self, ends: &[(TopicPartition, i64)]) -> Vec<(TopicPartition, i64, i64)> {
         let positions: BTreeMap<_, _> = self.site.ledger.positions().await.unwrap_or_default().into_iter().collect();
         let position = |partition| positions.get(partition).copied().unwrap_or_default();
@@ -278,7 +275,7 @@ impl World {
         behind.map(|(partition, end)| (*partition, position(partition), *end)).collect()
     }
 
-    /// The process that shows the domain series, once one does.
+    /// The process that shows the domain series, once there is one.
     pub async fn shows(&self, within: Duration) -> &Serve {
         let shown = async {
             loop {
@@ -293,7 +290,7 @@ impl World {
         tokio::time::timeout(within, shown).await.unwrap_or_else(|_| panic!("nobody shows the domain series within {within:?}"))
     }
 
-    /// All processes end in order, and what they used is given back.
+    /// Ends all processes in order and frees their resources.
     pub async fn end_all(mut self, servers: &Servers) {
         self.end_each().await;
         self.vendor.cancel();
@@ -322,14 +319,14 @@ async fn history(seed: u64, end: DateTime<Utc>, coderd: &Database) -> Simulation
     simulation
 }
 
-/// coderd's database, read as if it had never removed a build.
+/// coderd's database, with the builds that it has removed.
 pub async fn before_purges(url: &str) -> PgPool {
     let options: PgConnectOptions = url.parse().expect("a URL");
     let options = options.options([("search_path", SEARCH_PATH_BEFORE_PURGES)]);
     PgPoolOptions::new().max_connections(2).connect_with(options).await.expect("coderd's database")
 }
 
-/// The protocol that the group speaks.
+/// The protocol of the consumer group.
 fn group(backend: Backend) -> &'static str {
     match backend {
         Backend::KafkaNewProtocol => "kafka.properties = {'group.protocol' = 'consumer'}\n",
