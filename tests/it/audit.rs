@@ -1,4 +1,4 @@
-//! The audit on real databases: books that balance, and each way in which they can be made not to, found by its id.
+//! The audit on real databases: balanced books, and each way to unbalance them, reported by its id.
 
 use std::time::Duration;
 
@@ -55,7 +55,7 @@ impl Site {
         site
     }
 
-    /// The claims in the log.
+    /// The prebuild claims in the log.
     async fn claims(&self) -> Vec<PrebuildClaimed> {
         let partition = TopicPartition { topic: Topic::PrebuildClaims, partition: 0 };
         let records = self.log.read(partition, 0, 100).await.unwrap();
@@ -63,13 +63,12 @@ impl Site {
         records.into_iter().filter_map(|record| claim(parse(&record.message).unwrap().payload)).collect()
     }
 
-    /// One pass, and everything that it appended recorded.
+    /// Runs one pass and records everything that it appended.
     pub async fn collect(&mut self) {
         self.append().await;
         self.consume().await;
     }
 
-    /// One pass.
     pub async fn append(&mut self) {
         self.collector.pass().await.unwrap();
     }
@@ -96,7 +95,7 @@ impl Site {
         Audit { ledger: self.ledger.clone(), log: self.log.clone(), source, patience }.run().await.unwrap()
     }
 
-    /// Changes the ledger behind the back of all code.
+    /// Changes the ledger directly, without Tallyline's code.
     pub async fn tamper(&self, statement: &'static str) {
         sqlx::raw_sql(statement).execute(&self.ledger.pool).await.unwrap();
     }
@@ -106,7 +105,7 @@ impl Site {
     }
 }
 
-/// (joint, kind, id) of every difference.
+/// Joint, kind and id of every difference.
 pub fn differences(report: &AuditReport) -> Vec<(&str, &str, &str)> {
     let rows = report.joints.iter().flat_map(|joint| joint.differences.iter().map(|row| (&*joint.name, &*row.kind, row.id.as_str())));
     let rows: Vec<_> = rows.collect();
@@ -270,7 +269,7 @@ async fn what_the_consumer_rejected_or_holds_is_open_work_and_no_imbalance_until
     assert_eq!((differences(&report), open(&report)), (vec![], vec![]));
 }
 
-/// A build whose words a newer coderd has written.
+/// A build with values of a newer coderd.
 #[tokio::test]
 async fn a_build_that_this_version_cannot_read_is_open_work() {
     let mut site = Site::new().await;
@@ -285,7 +284,7 @@ async fn a_build_that_this_version_cannot_read_is_open_work() {
     assert_eq!(differences(&report), []);
 }
 
-/// Each row: a change to the ledger by hand, and what the audit says of it.
+/// Each row: a change to the ledger by hand, and the difference that the audit reports.
 #[tokio::test]
 async fn whatever_is_changed_in_the_ledger_by_hand_is_named() {
     let rows: [(&str, &str, &str, &str); 9] = [
@@ -334,7 +333,7 @@ async fn records_that_nobody_has_read_are_waiting_and_no_difference() {
     assert_eq!(number(&report, LOG, "records_waiting_in_the_log"), 1);
 }
 
-/// What a continuous audit says of the source, as soon as it says anything.
+/// The finding of a continuous audit for the source, once there is one.
 async fn source_finding(site: &Site) -> Option<Finding> {
     site.ledger.findings().await.unwrap().into_iter().find(|finding| finding.joint == SOURCE)
 }
@@ -362,13 +361,13 @@ async fn what_is_missing_is_no_finding_before_a_later_pass_has_confirmed_it() {
         times.extend(logs().await);
         assert_eq!(source_finding(&site).await, None, "no pass has come since");
     }
-    // Passes come, and the build with them.
+    // Passes come, and then the build.
     let until = tokio::time::Instant::now() + seconds;
     while source_finding(&site).await.is_none_or(|finding| finding.differences > 0) {
         assert!(tokio::time::Instant::now() < until, "{:?}", source_finding(&site).await);
         site.collect().await;
     }
-    // It is lost in the ledger, and ordinary passes do not bring it again: the audit asks the collector for it.
+    // The ledger loses it, and ordinary passes do not bring it back: the audit requests it from the collector.
     sqlx::query("delete from workspace_build where build_id = $1").bind(missing).execute(&site.ledger.pool).await.unwrap();
     let id = format!("workspace_build_completed:{missing}");
     let asked_or_back =

@@ -1,4 +1,4 @@
-//! The commands through the real binary: exit codes, and that stdout holds the answer and nothing else.
+//! Runs the commands through the real binary. Checks exit codes, and that stdout contains only the answer.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -18,7 +18,7 @@ use crate::support::ledger::{DEPLOYMENT, OTHER_DEPLOYMENT, noon, register, regis
 use crate::support::process::{Ended, run_tallyline, tallyline};
 use crate::support::{self, Database, database, eventually};
 
-/// A pipeline file in a folder of its own.
+/// A pipeline file in its own folder.
 pub struct Pipeline {
     pub folder: TempDir,
     pub file: String,
@@ -40,7 +40,7 @@ impl Pipeline {
         self.folder.path().join(name)
     }
 
-    /// Runs a command on this file, the words separated by blanks.
+    /// Runs a command on this file. Blanks separate its words.
     pub async fn run(&self, words: &str) -> Ended {
         let words: Vec<&str> = words.split_whitespace().collect();
         run_tallyline(&[&words[..], &["--pipeline", &self.file]].concat(), &[]).await
@@ -51,12 +51,12 @@ pub fn code(ended: &Ended) -> i32 {
     ended.status.code().unwrap_or_else(|| panic!("no exit code: {ended:?}"))
 }
 
-/// The answer as JSON: the whole of stdout.
+/// The whole of stdout as JSON.
 pub fn json(ended: &Ended) -> Value {
     serde_json::from_str(&ended.stdout).unwrap_or_else(|error| panic!("{error}: {ended:?}"))
 }
 
-/// Ended with this code, nothing on stdout and these words on stderr.
+/// Checks the exit code, an empty stdout and these words on stderr.
 pub fn assert_refused(ended: &Ended, exit: i32, words: &str) {
     assert_eq!((code(ended), ended.stdout.as_str()), (exit, ""), "{ended:?}");
     assert!(ended.stderr.contains(words), "{words:?} is not in {ended:?}");
@@ -103,7 +103,7 @@ async fn check_lists_every_mistake_at_once() {
     assert_eq!(keys, ["source.coderd_url", "source.coderd_url", "ledger.url", "log.kind", "license.public_keys.a", "collect.poll_seconds"]);
     let table = wrong.run("check").await;
     assert!(code(&table) == 2 && table.stdout.contains("pipeline.toml:2") && !table.stdout.contains("hunter"), "{table:?}");
-    // another command says the same, but on stderr
+    // another command reports the same on stderr
     let status = wrong.run("status").await;
     assert_refused(&status, 2, "pipeline.toml:4: log.kind must be one of postgres, kafka");
     assert!(!status.stderr.contains("hunter"));
@@ -131,7 +131,7 @@ async fn what_cannot_be_reached_is_said_plainly_and_without_the_password() {
     let database = database().await;
     let no_kafka = format!("--set log.kind=kafka --set kafka.brokers=127.0.0.1:{port}");
     assert_refused(&Pipeline::on(&database).run(&format!("migrate {no_kafka}")).await, 3, &format!("Kafka at 127.0.0.1:{port}"));
-    // the ledger tells what it knows all the same
+    // the ledger's own numbers are still reported
     let status = Pipeline::on(&database).run(&format!("status --output json {no_kafka}")).await;
     assert_eq!(code(&status), 3, "{status:?}");
     assert!(status.stderr.contains("the lag is not known") && json(&status)["log_problem"].is_string(), "{status:?}");
@@ -168,7 +168,7 @@ async fn export_writes_the_same_bytes_each_time_and_totals_beside_them() {
     let events: Vec<_> = (0..40).map(|n| usage(DEPLOYMENT, n)).collect();
     register_retired(&ledger, DEPLOYMENT).await;
     let sequence = record(&ledger, &events).await;
-    // usage(n) counts n % 3 + 1; every fourth is a seat, of which the most at a time is told
+    // usage(n) counts n % 3 + 1; every fourth is a seat, and only the maximum of seats is reported
     let agents = (0..40_u64).filter(|n| n % 4 != 3).map(|n| n % 3 + 1).sum::<u64>().to_string();
 
     let range = "export usage --from 2025-08-01 --to 2025-08-02";
@@ -198,7 +198,7 @@ async fn export_writes_the_same_bytes_each_time_and_totals_beside_them() {
     assert!(table.stdout.contains(&format!("as of ledger sequence {sequence}")), "{table:?}");
     assert!(table.stdout.contains("seats at most"), "{table:?}");
 
-    // each file is written down, and none takes a sequence
+    // each file is recorded, and none takes a sequence
     let sha256 = hex::encode(Sha256::digest(&files[0]));
     assert!(table.stdout.contains(&sha256), "{table:?}");
     type Row = (i64, i64, String, bool);
@@ -229,7 +229,7 @@ async fn export_writes_the_same_bytes_each_time_and_totals_beside_them() {
     assert_eq!(parts.count(), 0);
 }
 
-/// Plan and execute on a log that holds what the ledger has not; the words are those that make the pipeline use this log.
+/// Plans and executes a replay on a log that has more than the ledger. `words` select this log.
 async fn replay_adds_what_is_missing_once(database: &Database, log: &Log, words: &str) {
     let pipeline = Pipeline::on(database);
     let run = async |command: &str| pipeline.run(&format!("{command} {words}")).await;
@@ -258,7 +258,7 @@ async fn replay_adds_what_is_missing_once(database: &Database, log: &Log, words:
     // every fourth of the 30 is a seat
     assert_eq!(queued, [("dc_managed_agents_v1".into(), 23.into()), ("hb_ai_seats_v1".into(), 7.into())], "{first}");
     let hash = |plan: &Value| plan["hash"].as_str().unwrap().to_owned();
-    // the command as it was printed, from behind the program's name
+    // the command as printed, without the program's name
     let command: Vec<&str> = first["execute"].as_str().unwrap().split(' ').skip(1).chain(["--output", "json"]).collect();
     let executed = run_tallyline(&command, &[]).await;
     assert_eq!((code(&executed), json(&executed)["accepted"].as_i64()), (0, Some(30)), "{executed:?}");
@@ -272,7 +272,7 @@ async fn replay_adds_what_is_missing_once(database: &Database, log: &Log, words:
     assert_refused(&run("replay plan --topic tallyline.agent-usage.v1:7 --from earliest").await, 2, "there is no partition 7");
     assert_refused(&run("replay plan --topic usage --from earliest").await, 2, "tallyline.workspace-builds.v1");
     assert_refused(&run("replay plan --all-topics --from yesterday").await, 2, "neither earliest, latest, an offset");
-    // one line, however many partitions; in JSON each end of each of the six
+    // one line for all partitions; the JSON has both ends of each of the six
     let clamped = run("replay plan --all-topics --from 99998 --until 99999 --output json").await;
     let warnings: Vec<&str> = clamped.stderr.lines().filter(|line| line.contains("WARN")).collect();
     assert_eq!((code(&clamped), warnings.len(), json(&clamped)["moved_ends"].as_array().map(Vec::len)), (0, 1, Some(12)), "{clamped:?}");
@@ -347,7 +347,7 @@ async fn the_clock_can_be_shifted() {
         status["at"].as_str().unwrap().parse::<chrono::DateTime<chrono::Utc>>().unwrap()
     };
     let (now, back) = (at("0").await, at("-86400").await);
-    // the two runs lie seconds apart, not hours
+    // the two runs are seconds apart, not hours
     assert!((now - back - TimeDelta::days(1)).abs() < TimeDelta::minutes(10), "{now} {back}");
 }
 

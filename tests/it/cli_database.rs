@@ -1,4 +1,4 @@
-//! Commands and the ledger's database: how its errors read, how long it may take, and what is hidden.
+//! Commands and the ledger's database: error messages, time limits, and hidden secrets.
 
 use crate::cli::{Pipeline, assert_refused, code, json, pipeline};
 use crate::support::database;

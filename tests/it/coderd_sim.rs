@@ -1,4 +1,4 @@
-//! The simulated coderd: its rows say what its truth says, by coderd's own predicates, in both schemas.
+//! The simulated coderd: in both schemas, its rows and its truth give the same numbers by coderd's own predicates.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,7 +14,6 @@ use uuid::Uuid;
 use crate::oracle::{self, UsageState};
 use crate::support::{self, eventually};
 
-/// A history that ended a minute ago.
 fn history(seed: u64, schema: SchemaVersion, days: i64, builds: usize) -> Config {
     let end = Clock::system().now() - TimeDelta::minutes(1);
     Config::history(seed, schema, end - TimeDelta::days(days), end, builds)
@@ -30,7 +29,7 @@ async fn both_oracles_agree_in_the_schema_without_tasks() {
     both_oracles_agree(SchemaVersion::Sep2026).await;
 }
 
-/// Also after renames, removed presets and a template whose name another one took.
+/// Also after renames, removed presets, and a template that takes another one's old name.
 async fn both_oracles_agree(schema: SchemaVersion) {
     let database = support::database().await;
     let config = Config { coderd_publishes_until: Some(Clock::system().now() - TimeDelta::days(10)), ..history(7, schema, 40, 5000) };
@@ -51,7 +50,7 @@ async fn both_oracles_agree(schema: SchemaVersion) {
     assert!(truth.builds.iter().any(|build| build.completed_at > config.end && build.labels.template_name.ends_with("-renamed-0")));
 }
 
-/// Every number of one oracle is the other's.
+/// Checks that both oracles have the same numbers.
 async fn agree(coderd: &PgPool, truth: &Truth) {
     let names = truth.names();
     assert_eq!(rows(coderd).await, told(truth));
@@ -106,7 +105,7 @@ async fn usage_agrees(coderd: &PgPool, truth: &Truth) {
     assert_eq!(gauges.expired as usize, unpublished().filter(|at| *at <= line && *at > now - TimeDelta::days(60)).count());
 }
 
-/// The rollup in coderd's whole-day way, and the exact count of each window.
+/// The rollup by coderd's whole days, and the exact count of each window.
 async fn licenses_agree(coderd: &PgPool, truth: &Truth) {
     let stored: Vec<(String, DateTime<Utc>, Uuid)> =
         sqlx::query_as("select jwt, exp, uuid from licenses order by uploaded_at, id").fetch_all(coderd).await.unwrap();
@@ -132,10 +131,10 @@ async fn licenses_agree(coderd: &PgPool, truth: &Truth) {
     }
 }
 
-/// Build id to number, transition, status, queued, started and completed.
+/// By build id: number, transition, status, queued, started and completed.
 type Rows = BTreeMap<Uuid, (i32, String, String, DateTime<Utc>, Option<DateTime<Utc>>, DateTime<Utc>)>;
 
-/// The completed builds as coderd's tables have them.
+/// The completed builds in coderd's tables.
 async fn rows(coderd: &PgPool) -> Rows {
     sqlx::query_as::<_, (Uuid, i32, String, String, DateTime<Utc>, Option<DateTime<Utc>>, DateTime<Utc>)>(
         "select build.id, build_number, transition::text, job_status::text, job.created_at, started_at, completed_at
@@ -150,7 +149,7 @@ async fn rows(coderd: &PgPool) -> Rows {
     .collect()
 }
 
-/// The completed builds as the truth tells them.
+/// The completed builds in the simulator's truth.
 fn told(truth: &Truth) -> Rows {
     let row = |build: &tallyline::sim::coderd::truth::BuildTruth| {
         let transition = match build.transition {
@@ -358,7 +357,7 @@ async fn a_jobs_status_follows_from_its_times_and_its_error() {
     .execute(&mut *connection)
     .await
     .unwrap();
-    // completed, canceled, started, error -> status; an empty error is none, a real one beats a cancel and needs no end.
+    // Completed, canceled, started, error -> status. An empty error is absent; a real one takes precedence over a cancel and needs no end.
     let cases = [
         (true, false, true, None, "succeeded"),
         (true, false, true, Some(""), "succeeded"),

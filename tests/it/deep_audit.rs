@@ -1,4 +1,4 @@
-//! The deep audit on both logs: whatever is changed, removed or added in the ledger by hand is named, and an untouched ledger has no difference.
+//! The deep audit on both logs. It names every change, removal or addition by hand; an unchanged ledger has no difference.
 
 use std::time::Duration;
 
@@ -16,13 +16,13 @@ use crate::export::publish;
 use crate::support::ledger::{DEPLOYMENT, OTHER_DEPLOYMENT, desk, event, noon, register};
 use crate::support::{self, Database, database};
 
-/// A log with events of each type, one of them twice, a conflict, a reject and a held record. Nothing of a ledger.
+/// A log with events of each type, one of them twice, a conflict, a reject and a held record. It has no ledger.
 struct Written {
     log: Log,
     _database: Option<Database>,
 }
 
-/// A ledger that has read it whole.
+/// A ledger that has read the whole log.
 struct Books {
     ledger: Ledger,
     log: Log,
@@ -31,7 +31,7 @@ struct Books {
 
 const EVENTS: u32 = 12;
 
-/// The same id with another content.
+/// The same id with other content.
 fn conflicting(event: &Event) -> Event {
     let mut event = event.clone();
     let Payload::Build(build) = &mut event.payload else { panic!("a build") };
@@ -83,7 +83,7 @@ impl Written {
         Written { log, _database: database }
     }
 
-    /// Reads all of it into a ledger of its own, in two batches a topic, publishes one event, and settles another one as coderd's own.
+    /// Reads the log into a new ledger, in two batches a topic. Publishes one event, and settles another as published by coderd.
     async fn books(&self) -> Books {
         let books = self.unread().await;
         let ledger = &books.ledger;
@@ -109,7 +109,7 @@ impl Written {
 }
 
 impl Books {
-    /// Records the topic's next records, as the version of `read` sees them.
+    /// Records the topic's next records, as parsed by `read`.
     async fn read(&self, topic: Topic, limit: usize, read: impl Fn(Record) -> Arrival) {
         let claim = self.ledger.claim(TopicPartition { topic, partition: 0 }, 0).await.unwrap();
         let records = self.log.read(claim.partition, claim.next_offset, limit).await.unwrap();
@@ -133,7 +133,7 @@ impl Books {
     }
 }
 
-/// (kind, id, detail) of every difference.
+/// Kind, id and detail of every difference.
 fn differences(report: &AuditReport) -> Vec<(&str, &str, &str)> {
     let rows = report.joints.iter().flat_map(|joint| &joint.differences);
     let rows: Vec<_> = rows.map(|row| (&*row.kind, row.id.as_str(), row.detail.as_str())).collect();
@@ -141,7 +141,7 @@ fn differences(report: &AuditReport) -> Vec<(&str, &str, &str)> {
     rows
 }
 
-/// What is done to the ledger, the kind of difference, what its id begins with, and words of its detail.
+/// A change of the ledger, the kind of difference, the start of its id, and words of its detail.
 type Row = (&'static str, &'static str, String, &'static str);
 
 fn rows() -> Vec<Row> {
@@ -150,7 +150,7 @@ fn rows() -> Vec<Row> {
     let usage = |n| event(Topic::AgentUsage, n).id();
     let any = |text: &str| text.to_owned();
     vec![
-        // a column of each event table, covered by the digest or not
+        // a column of each event table, in the digest or not
         ("update workspace_build set owner_name = 'x' where log_offset = 0", "event_changed", build(0), "owner_name: not as"),
         ("update workspace_build set daily_cost = 77 where log_offset = 8", "event_changed", build(8), "daily_cost: not as"),
         (
@@ -170,12 +170,12 @@ fn rows() -> Vec<Row> {
         ("update usage_event set created_at = created_at - interval '1 day' where log_offset = 0", "event_changed", usage(0), "created_at"),
         ("update usage_event set event_type = 'hb_agent_runtime_v1' where log_offset = 0", "event_changed", usage(0), "event_type"),
         ("update usage_event set published_at = now() where log_offset = 0", "event_changed", usage(0), "published_at: not as"),
-        // a row of each
+        // a missing row of each
         ("delete from workspace_build where log_offset = 3", "event_missing", build(3), "neither"),
         ("delete from prebuild_claim where log_offset = 1", "event_missing", claim(1), "neither"),
         ("delete from usage_event where log_offset = 1", "event_missing", usage(1), "neither"),
         ("delete from usage_event where log_offset = 1", "batch_without_its_events", any("batch "), "accepted"),
-        // a forged one of each
+        // a forged row of each
         (
             "update workspace_build set build_id = 'ffffffff-0000-0000-0000-000000000000' where log_offset = 3",
             "event_without_record",
@@ -219,7 +219,7 @@ fn rows() -> Vec<Row> {
         ("update reject set log_offset = 0 where verdict = 'conflict'", "reject_of_an_event", any("reject "), "is accepted as"),
         ("update reject set log_offset = 0 where verdict = 'held'", "reject_of_an_event", any("reject "), "is accepted as"),
         ("update reject set log_offset = 12 where verdict = 'conflict'", "conflict_with_the_same", build(3), "tells the same"),
-        // what speaks of events
+        // rows that refer to events
         ("delete from workspace_first_start", "build_without_its_first_start", any("workspace_build_completed:"), "first start"),
         ("update workspace_first_start set build_id = gen_random_uuid()", "first_start_without_its_build", any("workspace_build_"), "no accepted"),
         (
@@ -335,7 +335,7 @@ fn earlier(record: Record) -> Arrival {
     Arrival { event: Err(Refusal { verdict, cause, detail: "an earlier version".into() }), ..consumer::read(record) }
 }
 
-/// (kind, id) of what waits for an operator in the ledger's rows.
+/// Kind and id of the open entries in the ledger's rows.
 fn open(report: &AuditReport) -> Vec<(&str, &str)> {
     report.joints.last().unwrap().open.iter().map(|row| (&*row.kind, row.id.as_str())).collect()
 }
@@ -374,7 +374,7 @@ async fn a_reject_whose_event_a_replay_accepted_is_open_work_until_it_is_ended_a
     let report = books.audit().await;
     assert_eq!((differences(&report), open(&report)), (vec![], vec![]));
 
-    // by hand, nothing is excused: what is in conflict with an event is not it
+    // a change by hand is never excused: an event's conflict is not the event
     books.tamper("update reject set verdict = 'conflict' where detail = 'an earlier version'").await;
     let report = books.audit().await;
     let named = differences(&report).into_iter().filter(|(kind, ..)| *kind == "reject_of_an_event").count();

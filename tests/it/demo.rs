@@ -1,4 +1,4 @@
-//! `tallyline demo` and the machine around it.
+//! `tallyline demo` and its effect on the machine.
 
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::process::CommandExt as _;
@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use crate::support::process::{Process, run_tallyline, tallyline};
 use crate::support::{eventually, setting};
 
-/// A demo that runs until it is dropped, and what it shows of itself.
+/// A demo that runs until it is dropped, and its output.
 struct Demo {
     process: Process,
     folder: PathBuf,
@@ -38,7 +38,7 @@ impl Demo {
         std::fs::read_to_string(self.folder.join(name)).unwrap()
     }
 
-    /// `psql` on the ledger, by its URL from the pipeline file.
+    /// `psql` on the ledger, with the URL of the pipeline file.
     fn psql(&self, url: &str) -> Command {
         let mut psql = Command::new(Path::new(&setting("TALLYLINE_TEST_POSTGRES_BIN")).join("psql"));
         psql.args(["--no-password", "--command", "select 1", url]).current_dir("/");
@@ -46,7 +46,7 @@ impl Demo {
     }
 }
 
-/// It ended with an error that holds these words.
+/// Checks that it ended with an error that contains these words.
 fn assert_refused(mut command: Command, words: &str) {
     let ended = command.output().unwrap();
     let stderr = String::from_utf8_lossy(&ended.stderr);
@@ -56,7 +56,7 @@ fn assert_refused(mut command: Command, words: &str) {
 #[tokio::test]
 async fn the_demo_is_closed_to_other_users_of_the_machine() {
     let parent = TempDir::new().unwrap();
-    // where PostgreSQL runs as another user, it must pass this folder
+    // PostgreSQL may run as another user, who must pass through this folder
     std::fs::set_permissions(parent.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
     let mut demo = Demo::start(&parent).await;
 
@@ -65,7 +65,7 @@ async fn the_demo_is_closed_to_other_users_of_the_machine() {
         let mode = entry.metadata().unwrap().mode() & 0o7777;
         assert_eq!(mode, if entry.path().is_dir() { 0o700 } else { 0o600 }, "{}: {mode:o}", entry.path().display());
     }
-    // the sixth line holds the addresses on which PostgreSQL listens by TCP
+    // the sixth line contains the TCP addresses on which PostgreSQL listens
     assert_eq!(demo.file("postgres/postmaster.pid").lines().nth(5), Some(""));
 
     // its own user, with the printed pipeline file
@@ -76,7 +76,7 @@ async fn the_demo_is_closed_to_other_users_of_the_machine() {
     let url = text.lines().find_map(|line| line.strip_prefix("url = \"")?.strip_suffix('"')).expect("the ledger's URL");
     assert!(demo.psql(url).output().unwrap().status.success());
 
-    // another one, even with the password, where this test may become one; and without the password
+    // another user, even with the password, if this test may switch users; then without the password
     if std::fs::metadata("/proc/self").unwrap().uid() == 0 {
         let mut other = demo.psql(url);
         other.uid(65_534).gid(65_534);

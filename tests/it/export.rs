@@ -1,4 +1,4 @@
-//! Usage files against a real ledger; what they should hold is worked out here, apart from SQL.
+//! Usage files from a real ledger. This file computes their expected content without SQL.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -19,7 +19,7 @@ fn usage(deployment: Uuid, id: &str, quantity: UsageQuantity, created_at: DateTi
     Event { deployment, payload: Payload::Usage(Usage { id: id.to_owned(), quantity, created_at, marks: PublishMarks::default() }) }
 }
 
-/// Records the events as one batch and answers its sequence.
+/// Records the events as one batch and returns its sequence.
 pub async fn record(ledger: &Ledger, events: &[Event]) -> Sequence {
     let claim = ledger.claim(partition(Topic::AgentUsage, 0), 0).await.unwrap();
     let from = claim.next_offset;
@@ -45,7 +45,7 @@ async fn many_pages_hold_each_event_once_in_order_and_add_up() {
     let (_database, ledger) = registered_ledger().await;
     let mut events = Vec::new();
     for n in 0..5_600_u32 {
-        // ties in time across both deployments, and one id that both have
+        // equal times in both deployments, and one id that both have
         let created_at = noon() + TimeDelta::seconds(i64::from(n / 700));
         let number = u64::from(n % 97) + 1;
         let quantity = match n % 3 {
@@ -170,7 +170,7 @@ async fn a_late_word_of_the_vendor_does_not_change_what_was_known_before() {
     assert!(now.number > then.number && file.contains(&format!(",published,{request},")), "{file}");
 }
 
-/// Sends one event by the ledger's own steps, as far as the vendor's acceptance.
+/// Sends one event by the ledger's own steps, up to the vendor's acceptance.
 pub async fn publish(ledger: &Ledger, source_id: i16, event_id: &str) -> Uuid {
     let id = send(ledger, source_id, event_id).await;
     accept(ledger, source_id, event_id, id).await;
@@ -202,6 +202,6 @@ async fn a_formula_in_an_id_stays_text() {
     let (text, _) = exported(&ledger, &all(sequence)).await;
     let mut reader = csv::Reader::from_reader(text.as_bytes());
     let fields: Vec<String> = reader.records().map(|record| record.unwrap()[1].to_owned()).collect();
-    // in the order of the ids' bytes: ' + = a
+    // in the byte order of the ids: ' + = a
     assert_eq!(fields, ["''quoted", "'+1", "'=cmd|'/c calc'!A1", "a,\"b\"\nc"]);
 }

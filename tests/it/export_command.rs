@@ -1,4 +1,4 @@
-//! `tallyline export`: into what it writes, and which ranges it refuses.
+//! `tallyline export`: its output files, and the ranges that it refuses.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::process::{Command, Stdio};
@@ -15,14 +15,14 @@ use crate::export::record;
 use crate::support::ledger::{DEPLOYMENT, OTHER_DEPLOYMENT, noon, partition, register_retired, usage};
 use crate::support::{Database, database, eventually};
 
-/// A ledger with some usage, and a pipeline file for it.
+/// A ledger with some usage, and its pipeline file.
 struct Site {
     database: Database,
     pipeline: Pipeline,
     ledger: Ledger,
 }
 
-/// The day that holds all of the usage.
+/// The day of all usage.
 const DAY: &str = "export usage --from 2025-08-01 --to 2025-08-02";
 
 impl Site {
@@ -37,7 +37,7 @@ impl Site {
         Site { database, pipeline, ledger }
     }
 
-    /// The source, no longer retired: its completeness counts.
+    /// Reactivates the source, so that its completeness matters.
     async fn in_use(&self) -> Source {
         let act = NewAct {
             actor: "sre-1",
@@ -50,13 +50,13 @@ impl Site {
         self.ledger.source(DEPLOYMENT).await.unwrap().expect("registered")
     }
 
-    /// A pass of the source's collector that is complete until then, or cannot tell, and this number of unread records. Returns the ledger's last
-    /// sequence.
+    /// Records a collector pass that is complete until then (None: not reported), with this number of unread records. Returns the ledger's
+    /// last sequence.
     async fn pass(&self, source: &Source, complete_until: Option<DateTime<Utc>>, unread: i64) -> Sequence {
         self.runtime_pass(source, complete_until, None, unread).await
     }
 
-    /// The same of a coderd that has agent runtime.
+    /// The same for a coderd with agent runtime.
     async fn runtime_pass(
         &self,
         source: &Source,
@@ -88,7 +88,7 @@ async fn a_fifo_and_standard_output_receive_the_stream() {
     let site = Site::new(DEPLOYMENT).await;
     let whole = site.pipeline.run(&format!("{DAY} -o -")).await;
     assert!(code(&whole) == 0 && whole.stdout.lines().count() == 21 && whole.stderr.contains("20 events"), "{whole:?}");
-    // what it is piped into is a FIFO, what it is redirected into is a regular file: both by the same name
+    // a pipe is a FIFO, a redirection is a regular file; both have the same name
     let to_name = site.pipeline.run(&format!("{DAY} -o /dev/stdout")).await;
     assert_eq!((code(&to_name), &to_name.stdout), (0, &whole.stdout));
     assert!(to_name.stderr.contains("20 events"), "{to_name:?}");
@@ -132,15 +132,15 @@ async fn a_range_beyond_what_is_complete_is_refused_unless_that_is_allowed() {
     let before = site.pass(&source, Some(end), 0).await;
     let complete = site.pipeline.run(&format!("{DAY} -o {} --output json", site.pipeline.path("b.csv").display())).await;
     assert!(code(&complete) == 0 && json(&complete)["incomplete"].is_null(), "{complete:?}");
-    // nothing of the range came after the earlier sequence: it was complete then
+    // no row of the range came after the earlier sequence: it was complete then
     assert_eq!(export(&format!("--as-of {before}")).await.stdout.lines().count(), 1 + 20);
 
-    // another deployment is not asked where it is not exported
+    // another deployment does not matter unless it is exported
     let other = site.ledger.register_source(OTHER_DEPLOYMENT, noon(), None).await.unwrap();
     assert_eq!(code(&export(&format!("--source {DEPLOYMENT}")).await), 0);
     assert_refused(&export("").await, 4, &OTHER_DEPLOYMENT.to_string());
 
-    // a hot standby claims nothing
+    // a hot standby reports no completeness
     site.pass(&other, None, 0).await;
     assert_refused(
         &export("").await,
@@ -172,7 +172,7 @@ async fn usage_of_the_range_that_was_recorded_later_makes_an_earlier_sequence_in
     assert_eq!(export(&format!("--as-of {pass} --allow-incomplete")).await.stdout.lines().count(), 1 + 20);
     assert_eq!(export(&format!("--as-of {read}")).await.stdout.lines().count(), 1 + 23);
 
-    // usage of another day or of another deployment changes nothing
+    // usage of another day or deployment changes nothing
     register_retired(&site.ledger, OTHER_DEPLOYMENT).await;
     record(&site.ledger, &[usage(DEPLOYMENT, 10_000)]).await;
     assert_eq!(code(&export(&format!("--as-of {read}")).await), 0);

@@ -1,4 +1,4 @@
-//! What coderd removes: a purge of old builds, a deleted template version, a restart after it, and what was never confirmed.
+//! Removals in coderd: a purge of old builds, a deleted template version, a restart after it, and unconfirmed builds.
 
 use std::collections::BTreeSet;
 
@@ -14,7 +14,7 @@ use crate::audit::{SOURCE, Site, differences, number, remarks};
 use crate::support::coderd::Build;
 use crate::support::ledger::desk;
 
-/// All regular creations, folded from the beginning.
+/// All regular creations, folded from zero.
 async fn creations(site: &Site) -> u64 {
     let folded: Folded<MetricsState> = projection::fold_to(&site.ledger, i64::MAX).await.unwrap();
     let families = folded.state.deployment(site.coderd.deployment).expect("introduced").families();
@@ -22,7 +22,7 @@ async fn creations(site: &Site) -> u64 {
     family.get_metric().iter().map(|metric| metric.get_counter().value() as u64).sum()
 }
 
-/// What a replay of all builds of the log would add to the counter of creations.
+/// The creations that a replay of all builds in the log would add.
 async fn planned_creations(site: &Site) -> u64 {
     let range = LogRange { topics: vec![Topic::WorkspaceBuilds.name().to_owned()], from: "earliest".into(), until: "latest".into() };
     let plan = desk(&site.ledger, &site.log).plan_replay(&range, |_: Step| {}, &CancellationToken::new()).await.unwrap();
@@ -111,13 +111,13 @@ async fn only_what_was_confirmed_can_be_gone() {
     assert_eq!(remarks(&report), [("source_gone", seen.as_str())]);
     assert_eq!(number(&report, SOURCE, "source_gone"), 1);
 
-    // usage has no deletion in coderd: one that is gone is a difference in any case
+    // coderd never deletes usage: a missing row is always a difference
     site.tamper_source("delete from usage_events where $1::uuid is not null", site.creation).await;
     let report = site.audit().await;
     assert_eq!(differences(&report), [(SOURCE, "not_in_source", unseen.as_str()), (SOURCE, "not_in_source", "usage-1")]);
 }
 
-/// An absent workspace does not explain a build that coderd was never seen to have.
+/// A missing workspace does not explain a build that coderd was never seen to have.
 #[tokio::test]
 async fn a_forged_build_of_a_deleted_workspace_stays_a_difference() {
     let site = Site::new().await;

@@ -1,4 +1,4 @@
-//! A second pipeline with a mistyped deployment id, beside the first one, on real processes: nothing is billed twice.
+//! A second pipeline with a mistyped deployment id, beside the first one, on real processes. Nothing is billed twice.
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ async fn a_second_pipeline_with_a_mistyped_deployment_id_bills_nothing() {
     let mut simulation = Simulation::start(config, &coderd.url).await.unwrap();
     simulation.finish().await.unwrap();
     let (own, mistyped) = (simulation.deployment().id, Uuid::from_u128(0xbad));
-    // a vendor that knows both ids: only we can prevent it
+    // the vendor knows both ids: only Tallyline can prevent it
     let config = tallyman::Config {
         license_keys: simulation.truth().licenses.iter().map(|license| license.jwt.clone()).collect(),
         deployment_ids: vec![own, mistyped],
@@ -54,7 +54,7 @@ async fn a_second_pipeline_with_a_mistyped_deployment_id_bills_nothing() {
     eventually(SOON, "the first goes on", async || passes().await > before + 3).await;
     assert!(vendor.books().billed.iter().all(|billed| billed.times == 1 && billed.deployment_id == own));
     assert_eq!((vendor.books().billed.len(), site.accepted().await, site.ledger.sources().await.unwrap().len()), (billed, accepted, 1));
-    // what lies in the ledger under the other id, as a collector of an earlier version left it, is not sent either
+    // rows of the other id in the ledger, left by a collector of an earlier version, are not sent either
     site.ledger.register_source(mistyped, introduced_at, None).await.unwrap();
     let other = format!("which is source {own} of this ledger");
     eventually(SOON, "the publisher refuses, too", async || {

@@ -1,4 +1,4 @@
-//! The steps of docs/install.md, command by command, with roles that have no right but those that it gives.
+//! Runs the commands of the steps of docs/install.md, with roles that have only the rights that it grants.
 
 use std::time::Duration;
 
@@ -31,7 +31,7 @@ struct Install {
 }
 
 impl Install {
-    /// The operator has an empty server for the ledger, a coderd that nobody reads yet, and one of the shipped files.
+    /// The operator has an empty server for the ledger, a coderd without a reader, and one of the shipped files.
     async fn new(shipped: &str) -> Install {
         let coderd = Coderd::new(SchemaVersion::Sep2026).await;
         for _ in 0..3 {
@@ -48,7 +48,7 @@ impl Install {
         let listen = || format!("127.0.0.1:{}", ports::free_port());
         let (api, metrics) = (listen(), listen());
         let environment = [
-            // what keeps this test's site apart from those of other tests
+            // separates this test's site from those of other tests
             ("TALLYLINE_KAFKA_TOPIC_PREFIX", kafka.prefix.as_str()),
             ("TALLYLINE_SERVE_API_LISTEN", api.as_str()),
             ("TALLYLINE_SERVE_METRICS_LISTEN", metrics.as_str()),
@@ -57,7 +57,6 @@ impl Install {
         Install { coderd, ledger: unique, file: file.display().to_string(), environment, api, _folder: folder }
     }
 
-    /// The command with its placeholders filled in.
     fn filled(&self, command: &str) -> String {
         let admin = support::setting("TALLYLINE_TEST_POSTGRES");
         let host = self.coderd.database.url.split(['@', '/']).nth(3).expect("a host").to_owned();
@@ -104,7 +103,7 @@ impl Install {
         panic!("nothing was run");
     }
 
-    /// In a shell, as it is typed. What it shows of the deployment goes into the pipeline file.
+    /// Runs it in a shell. Puts the shown deployment id into the pipeline file.
     fn psql(&self, command: &str) {
         let mut shell = std::process::Command::new("sh");
         shell.args(["-c", command]).current_dir(env!("CARGO_MANIFEST_DIR")).envs(self.environment());
@@ -144,7 +143,7 @@ async fn run_it_counts_builds(shipped: &str) {
     .fetch_one(&pool)
     .await
     .unwrap();
-    // 13 by the roles, and one listener for each of two folds
+    // 13 for the roles, and one listener for each of two folds
     assert!((1..=15).contains(&sessions), "{sessions} sessions");
     assert_eq!(superusers, 0);
     let connected = install.tallyline(&["check", "--connect", "--pipeline", &install.file]).await;
@@ -188,7 +187,7 @@ async fn check_connect_lists_all_that_is_missing_with_the_statement_that_gives_i
     }
     let sole = install.tallyline(&["check", "--connect", "--pipeline", &install.file, "--set", "publish.mode=sole"]).await;
     assert!(sole.stdout.contains("sole refuses to start"), "{sole:?}");
-    // the id that can be read is enough
+    // the readable id is enough
     let mistyped = Uuid::new_v4();
     let set = format!("source.deployment_id={mistyped}");
     let ended = install.tallyline(&["check", "--connect", "--pipeline", &install.file, "--set", &set]).await;

@@ -1,5 +1,5 @@
-//! What other pipelines are known to get wrong, each failure a test that says what must hold instead. One of them is with the collector's other
-//! tests: `what_the_log_has_not_stored_is_not_seen_and_comes_with_the_next_pass` stands for an id that is seen but not stored.
+//! Known failures of other pipelines: each test is named after the promise instead. The collector's tests have one more:
+//! `what_the_log_has_not_stored_is_not_seen_and_comes_with_the_next_pass`, for an id that is seen but not stored.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ use crate::support::{self, Database, Kafka, eventually};
 
 const SOON: Duration = Duration::from_secs(120);
 
-/// A consumer at work in this process.
+/// A running consumer in this process.
 struct Consuming {
     stop: CancellationToken,
     task: JoinHandle<()>,
@@ -44,14 +44,14 @@ impl Consuming {
     }
 }
 
-/// A ledger that knows the tests' deployment.
+/// A ledger with the tests' deployment registered.
 async fn ours() -> (Database, Ledger) {
     let (database, ledger) = ledger().await;
     ledger.register_source(DEPLOYMENT, noon(), None).await.unwrap();
     (database, ledger)
 }
 
-/// The PostgreSQL log in the ledger's database, of one partition a topic.
+/// The PostgreSQL log in the ledger's database, with one partition a topic.
 async fn postgres_log(ledger: &Ledger, batch_records: usize) -> Log {
     let log = Log::postgres(ledger.pool.clone(), PostgresLogSettings { batch_records, ..PostgresLogSettings::default() });
     log.create_topics(1).await.unwrap();
@@ -74,7 +74,7 @@ async fn recorded(database: &Database, events: i64) {
     eventually(SOON, "all is recorded", || async { number(database, "select count(*) from usage_event").await >= events }).await;
 }
 
-/// So many events are recorded, each once, and the books balance.
+/// Checks that this number of events is recorded, each once, and that the books balance.
 async fn all_is_recorded_once(database: &Database, ledger: &Ledger, events: i64) {
     recorded(database, events).await;
     let books = ledger.books().await.unwrap();
@@ -82,17 +82,17 @@ async fn all_is_recorded_once(database: &Database, ledger: &Ledger, events: i64)
     assert_eq!(number(database, "select sum(records)::bigint from position").await, events, "nothing was read twice");
 }
 
-/// Stands for: the offset is committed when a record is handed over, and a crash before its rows are written loses it.
+/// Known failure: the offset is committed when a record is delivered, and a crash before its rows are written loses it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_position_is_never_claimed_before_its_rows_are_written() {
     let (database, ledger) = ours().await;
     let log = Log::postgres(ledger.pool.clone(), PostgresLogSettings { lease: Duration::from_secs(3), ..PostgresLogSettings::default() });
     log.create_topics(1).await.unwrap();
     log.append(Topic::AgentUsage, messages(0..100)).await.unwrap();
-    // the first is recorded already, so that this process knows the source
+    // the first is already recorded, so that this process knows the source
     let claim = ledger.claim(partition(Topic::AgentUsage, 0), 0).await.unwrap();
     ledger.record(&Chain::Live(claim), &[arrival(0, usage(DEPLOYMENT, 0))], 1).await.unwrap();
-    // every batch's last lock: with it held, rows and position are written but not committed
+    // every batch locks this last: while it is locked, rows and position are written but not committed
     let mut held = database.pool.begin().await.unwrap();
     sqlx::query("select 1 from ledger for update").execute(&mut *held).await.unwrap();
     let consuming = Consuming::start(&log, &ledger);
@@ -121,7 +121,7 @@ async fn a_position_is_never_claimed_before_its_rows_are_written() {
     consuming.ends().await;
 }
 
-/// Stands for: workers of one partition or of several finish out of order, and the highest offset is committed for all of them.
+/// Known failure: workers finish out of order, and the highest offset is committed for all of them.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_group_is_never_told_of_more_than_is_recorded() {
     let (database, ledger) = ours().await;
@@ -130,7 +130,7 @@ async fn the_group_is_never_told_of_more_than_is_recorded() {
     log.create_topics(2).await.unwrap();
     let places = log.append(Topic::AgentUsage, messages(0..100)).await.unwrap();
     let first_of_0 = (0..100).zip(&places).find(|(_, (partition, _))| *partition == 0).map(|(n, _)| n).unwrap();
-    // another transaction has that id and is not finished: the batch of partition 0 can neither be recorded nor refused
+    // another open transaction has that id: the batch of partition 0 can neither be recorded nor refused
     let mut held = database.pool.begin().await.unwrap();
     sqlx::query(
         "insert into usage_event (source_id, id, batch_id, log_offset, digest, event_type, quantity, created_at)
@@ -155,7 +155,7 @@ async fn the_group_is_never_told_of_more_than_is_recorded() {
     eventually(SOON, "the other partition is read to its end, and the group is told", || async { committed()[1] == ends[1] }).await;
     let waiting = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
     eventually(SOON, "the batch waits", || async { number(&database, waiting).await > 0 }).await;
-    // more comes behind the unfinished one
+    // more records come after the unfinished batch
     log.append(Topic::AgentUsage, messages(100..200)).await.unwrap();
     recorded(&database, ends[1] + 1).await;
     assert_eq!(committed()[0], 0);
@@ -165,12 +165,12 @@ async fn the_group_is_never_told_of_more_than_is_recorded() {
     consuming.ends().await;
 }
 
-/// Stands for: a delivery is refused by the store, the next one is acknowledged, and the acknowledgement covers both.
+/// Known failure: the store refuses a delivery, and the acknowledgement of the next one covers both.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_batch_that_was_refused_is_recorded_before_any_behind_it() {
     let (database, ledger) = ours().await;
     let log = postgres_log(&ledger, 10).await;
-    // refused for now, three times: a counter is not rolled back
+    // refused for now, three times: a sequence is not rolled back
     sqlx::raw_sql(
         "create sequence refusals;
          create function refuse() returns trigger language plpgsql as $$
@@ -196,7 +196,7 @@ async fn a_batch_that_was_refused_is_recorded_before_any_behind_it() {
     consuming.ends().await;
 }
 
-/// Stands for: one batch that always runs into a time limit is retried for ever.
+/// Known failure: a batch that always exceeds a time limit is retried for ever.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_batch_that_takes_too_long_is_recorded_in_smaller_ones() {
     let (database, ledger) = ours().await;
@@ -221,7 +221,7 @@ async fn a_batch_that_takes_too_long_is_recorded_in_smaller_ones() {
     consuming.ends().await;
 }
 
-/// Stands for: one record that the store refuses costs the batch around it, or holds it up for ever.
+/// Known failure: a record that the store refuses costs the batch around it, or blocks it for ever.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_record_that_postgres_refuses_is_rejected_and_the_others_are_recorded() {
     let (database, ledger) = ours().await;
@@ -250,7 +250,7 @@ async fn a_record_that_postgres_refuses_is_rejected_and_the_others_are_recorded(
     consuming.ends().await;
 }
 
-/// Stands for: after partitions have moved, one of them has no reader that knows of it, and nobody notices.
+/// Known failure: after partitions have moved, one of them has no reader, and no alarm is raised.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_partition_is_read_on_after_each_rebalance() {
     let (database, ledger) = ours().await;
@@ -285,7 +285,7 @@ async fn append_to_every_partition(log: &Log, numbers: std::ops::Range<u32>) {
     assert_eq!(partitions, [0, 1, 2, 3]);
 }
 
-/// Stands for: the last writer of an id wins, or a conflict is taken for a duplicate because the batch's own first sighting was compared.
+/// Known failure: the last writer of an id wins, or a conflict becomes a duplicate of the batch's own first sighting.
 #[tokio::test]
 async fn the_same_id_with_another_body_is_a_conflict_and_the_accepted_event_stands() {
     let (_database, ledger) = ours().await;
@@ -305,7 +305,7 @@ async fn the_same_id_with_another_body_is_a_conflict_and_the_accepted_event_stan
     assert_eq!(events, [accepted]);
 }
 
-/// Stands for: a producer says accepted, and the record went to a topic that nobody made and nobody reads.
+/// Known failure: a producer reports success, but the record went to a new topic without readers.
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_taken_for_a_topic_that_does_not_exist() {
     let (_database, ledger) = ours().await;
@@ -317,7 +317,7 @@ async fn nothing_is_taken_for_a_topic_that_does_not_exist() {
     }
 }
 
-/// Stands for: the oldest event of the queue is refused for now, and everything behind it waits until it expires.
+/// Known failure: the oldest event of the queue is refused for now, and all later ones wait until it expires.
 #[tokio::test]
 async fn an_event_refused_for_now_does_not_hold_back_the_ones_behind_it() {
     let ids = (0..120).map(|index| format!("event-{index:04}")).collect();

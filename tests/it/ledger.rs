@@ -1,5 +1,5 @@
-//! The ledger's promises: one batch is one transaction, counts add up, sequences are commit order without holes, and who has lost a
-//! partition cannot write.
+//! The ledger's promises. A batch is one transaction, and its counts add up. Sequences are in commit order without holes. A consumer that
+//! lost a partition cannot write.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use crate::support::eventually;
 use crate::support::ledger::{DEPLOYMENT, arrival, build, event, ledger, moved, noon, partition, refused, register, registered_ledger};
 
-/// A deadline, not a measure.
+/// A deadline, not a measurement.
 const SOON: std::time::Duration = std::time::Duration::from_secs(30);
 
 async fn number(ledger: &Ledger, query: &'static str) -> i64 {
@@ -74,7 +74,7 @@ async fn a_deployment_is_registered_once_also_by_several_at_once() {
     let (database, ledger) = ledger().await;
     let mut writers = JoinSet::new();
     for n in 0..4_i32 {
-        // each a process of its own
+        // each with its own connections, like a process
         let own = Ledger::open(&LedgerSettings { url: database.url.clone(), connections: 2 }, ledger.clock.clone()).unwrap();
         writers.spawn(async move {
             register(&own, &[DEPLOYMENT]).await;
@@ -134,7 +134,7 @@ async fn the_same_events_on_two_partitions_at_once_are_accepted_once() {
     assert_eq!(events(&ledger).await.len(), 200);
 }
 
-/// When a batch was handed in and when it was acknowledged, in one order over all writers.
+/// When a batch was submitted and acknowledged, in one order over all writers.
 struct Written {
     begun: u64,
     ended: u64,
@@ -149,7 +149,7 @@ async fn sequences_are_commit_order_without_holes_under_four_writers() {
     for n in 0..4 {
         writers.spawn(write_60_batches(ledger.clone(), n, Arc::clone(&ticks)));
     }
-    // A reader beside them: what it sees only ever grows by the next sequence.
+    // A concurrent reader sees only the next sequence each time.
     let mut seen = 0;
     let mut written = Vec::new();
     loop {
@@ -172,7 +172,7 @@ async fn sequences_are_commit_order_without_holes_under_four_writers() {
     }
 }
 
-/// 60 batches of 5 builds; after each a fenced attempt, whose transaction is rolled back in the middle of the others'.
+/// Writes 60 batches of 5 builds. After each comes a fenced attempt, whose transaction is rolled back amid the others'.
 async fn write_60_batches(ledger: Ledger, n: u32, ticks: Arc<AtomicU64>) -> Vec<Written> {
     let of = partition(Topic::WorkspaceBuilds, i32::try_from(n).unwrap());
     let mut claim = ledger.claim(of, 0).await.unwrap();
@@ -242,7 +242,7 @@ async fn a_deployment_is_introduced_once_and_holds_up_no_batch_of_others() {
 async fn large_tables_are_estimated_from_a_part_and_say_so() {
     let (_database, ledger) = ledger().await;
     let source = ledger.register_source(DEPLOYMENT, noon(), None).await.unwrap();
-    // some 30 MB: every fifth event is a seat count
+    // about 30 MB: every fifth event is a seat count
     sqlx::query(
         "insert into usage_event (source_id, id, batch_id, log_offset, digest, event_type, quantity, created_at)
          select $1, 'usage-' || number, 1, number, '\\x00',
@@ -261,7 +261,7 @@ async fn large_tables_are_estimated_from_a_part_and_say_so() {
     assert_eq!(exact, [("dc_managed_agents_v1".to_owned(), 160_000, false), ("hb_ai_seats_v1".to_owned(), 40_000, false)]);
     let about = counts(ledger.contents_counting(8 * 1024 * 1024).await.unwrap());
     for ((_, estimate, estimated), (event_type, events, _)) in about.iter().zip(&exact) {
-        // a third of some 3,000 blocks: the standard deviation is below 3 %
+        // a third of about 3,000 blocks: the standard deviation is below 3 %
         assert!(*estimated && (estimate - events).abs() * 5 < *events, "{event_type}: {estimate} for {events}");
     }
     assert_eq!(about.len(), 2);
@@ -271,7 +271,7 @@ async fn large_tables_are_estimated_from_a_part_and_say_so() {
 async fn data_that_postgres_cannot_keep_is_refused_and_not_tried_for_ever() {
     let (_database, ledger) = registered_ledger().await;
     let claim = ledger.claim(partition(Topic::AgentUsage, 0), 0).await.unwrap();
-    // no index entry can be as long, and this text cannot be compressed
+    // too long for an index entry, and this text cannot be compressed
     let long: String = (0..128).map(|_| uuid::Uuid::new_v4().simple().to_string()).collect();
     for id in ["with\0NUL", &long] {
         let mut event = event(Topic::AgentUsage, 1);
@@ -303,7 +303,7 @@ async fn sessions_that_began_read_only_are_not_kept() {
     }
 }
 
-/// As after a second restore of one backup: the ledger has the incarnation that was restored first.
+/// Like after a second restore of one backup: the ledger has the incarnation of the first restore.
 #[tokio::test]
 async fn a_backup_that_is_restored_twice_is_seen_twice_by_each_landmark_and_mark() {
     let (_database, ledger) = registered_ledger().await;

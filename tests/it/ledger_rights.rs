@@ -1,4 +1,4 @@
-//! Which rights `migrate` and `check --connect` ask for in the ledger's database: those of Tallyline's own tables, where the role finds them.
+//! The rights that `migrate` and `check --connect` require in the ledger's database: on Tallyline's own tables, as the role resolves them.
 
 use tallyline::clock::Clock;
 use tallyline::event::Topic;
@@ -10,7 +10,7 @@ use crate::cli::{assert_refused, code, pipeline};
 use crate::support::ledger::{DEPLOYMENT, arrival, build, noon, partition};
 use crate::support::{Database, database};
 
-/// A role that owns nothing, its ledger, and its URL.
+/// A role without ownership, its ledger, and its URL.
 async fn role(database: &Database) -> (String, Ledger, String) {
     let role = format!("ledger_{}", Uuid::new_v4().simple());
     run(database, &format!("create role {role} login")).await;

@@ -1,4 +1,4 @@
-//! A million records, most of them right, many doubled, told otherwise, held or mutated, go the consumer's own way into a real ledger: each becomes
+//! A consumer records a million records in a real ledger. Most are right; many are duplicates, conflicts, held or mutated. Each becomes
 //! exactly one thing, and the books balance.
 
 #[path = "../fuzz/mutate.rs"]
@@ -19,16 +19,16 @@ use crate::support::ledger::{REGISTERED, event, moved, noon, partition, register
 const RECORDS: u32 = 1_000_000;
 const PER_PARTITION: u32 = RECORDS / 4;
 const SEED: u64 = 1;
-/// As the consumer makes them.
+/// The consumer's batch size.
 const BATCH: u32 = 5_000;
-/// Two partitions tell of some builds both, at the same time.
+/// Both partitions of builds have some of the same builds, at the same time.
 const PARTITIONS: [(Topic, i32); 4] =
     [(Topic::WorkspaceBuilds, 0), (Topic::WorkspaceBuilds, 1), (Topic::PrebuildClaims, 0), (Topic::AgentUsage, 0)];
 
-/// The first of the builds that both tell of.
+/// The first of the builds that both have.
 const BOTH_FROM: u32 = 100_000;
 
-/// A message that has the digits of [`MARK`] wherever its event's own number stands: far cheaper than making a million events.
+/// A message with the digits of [`MARK`] at each place of its event's number: far cheaper than a million events.
 struct Template {
     message: Message,
     header_places: Vec<(usize, usize)>,
@@ -67,7 +67,7 @@ impl Template {
     }
 }
 
-/// The topic's event of number [`MARK`], and one of the same id that tells otherwise.
+/// The topic's event of number [`MARK`], and one with the same id and other content.
 fn told_twice(topic: Topic) -> [Event; 2] {
     let id = |kind: &str| format!("00000000-0000-0000-{kind}-0000{MARK}").parse().unwrap();
     [1, 2].map(|other| {
@@ -88,13 +88,13 @@ fn told_twice(topic: Topic) -> [Event; 2] {
     })
 }
 
-/// The records of one partition, and what must become of those that nobody changed.
+/// The records of one partition, and the expected counts of the unchanged ones.
 struct Maker {
-    /// An event, and the same id told otherwise.
+    /// An event, and the same id with other content.
     templates: [Template; 2],
     held: Template,
     chance: StdRng,
-    /// The numbers of the events that were made here.
+    /// The numbers of the events made here.
     made: Range<u32>,
     expected: Counts,
     mutated: i32,
@@ -139,7 +139,7 @@ impl Maker {
         }
     }
 
-    /// A message with changes anywhere, of a number that none of the others has or gets by a change of a digit.
+    /// A message with changes anywhere. No other message has its number, or gets it by a change of a digit.
     fn changed(&mut self) -> Message {
         let mut message = self.templates[0].numbered(self.chance.random_range(50_000_000..60_000_000));
         if self.chance.random() {
@@ -154,14 +154,14 @@ impl Maker {
                 _ => message.headers[at].1 = message.headers[at].1.take().map(|value| mutate::one(&[value], &mut self.chance)),
             }
         }
-        // a few records as large as can be are enough
+        // a few records of the largest size are enough
         let large = message.payload.as_ref().is_some_and(|payload| payload.len() > 20_000);
         message.payload = message.payload.filter(|_| !large || self.chance.random_ratio(1, 20));
         message
     }
 }
 
-/// What one partition's consumer did.
+/// The work of one partition's consumer.
 struct Consumed {
     of: TopicPartition,
     counts: Counts,
@@ -173,7 +173,7 @@ async fn consume(ledger: Ledger, of: TopicPartition) -> Consumed {
     let mut claim = ledger.claim(of, 0).await.unwrap();
     let mut counts = Counts::default();
     for _ in 0..PER_PARTITION / BATCH {
-        // offsets have gaps, as Kafka's have
+        // offsets have gaps, like Kafka's
         let offset = |index: i64| claim.next_offset + index * 2 + index % 2;
         let record = |index| Record { offset: offset(index), timestamp: noon(), message: maker.next() };
         let arrivals: Vec<Arrival> = (0..i64::from(BATCH)).map(record).map(consumer::read).collect();
@@ -207,7 +207,7 @@ async fn a_million_records_each_become_exactly_one_thing_and_the_books_balance()
     let counts = consumed.iter().fold(Counts::default(), |sum, one| sum + one.counts);
     assert_eq!((u32::try_from(counts.records), u32::try_from(total(counts))), (Ok(RECORDS), Ok(RECORDS)));
 
-    // what nobody changed is what it was made to be; the rest is what was mutated
+    // unchanged records have the expected counts; the rest are mutated ones
     let mut expected = consumed.iter().fold(Counts::default(), |sum, one| sum + one.maker.expected);
     let builds: Vec<&Range<u32>> =
         consumed.iter().filter(|one| one.of.topic == Topic::WorkspaceBuilds).map(|one| &one.maker.made).collect();
@@ -228,7 +228,7 @@ async fn a_million_records_each_become_exactly_one_thing_and_the_books_balance()
     let each = [of_mutated.accepted, of_mutated.duplicates, of_mutated.conflicts, of_mutated.rejects, of_mutated.held];
     assert!(each.iter().all(|count| *count >= 0) && of_mutated.accepted > 1_000 && of_mutated.rejects > 100_000, "{of_mutated:?}");
 
-    // the rows say the same
+    // the rows have the same counts
     let rows: (i64, i64, i64, i64, i64) = sqlx::query_as(
         "select (select count(*) from workspace_build) + (select count(*) from prebuild_claim) + (select count(*) from usage_event),
              count(*) filter (where verdict = 'conflict'), count(*) filter (where verdict = 'rejected'), count(*) filter (where verdict = 'held'),

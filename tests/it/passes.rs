@@ -28,7 +28,7 @@ impl Site {
         Site { _database: database, ledger, source, lease }
     }
 
-    /// The pass of that minute, complete until then, after which the usage topic ends there.
+    /// The pass of that minute, complete until then, with the usage topic's end.
     fn pass(&self, minute: i64, end: i64) -> NewPass {
         NewPass {
             source_id: self.source.id,
@@ -44,7 +44,7 @@ impl Site {
         self.ledger.record_pass(&self.lease, pass).await
     }
 
-    /// The ledger reads the next record of the usage topic.
+    /// Records the next record of the usage topic.
     async fn read_one(&self) {
         let claim = self.ledger.claim(partition(Topic::AgentUsage, 0), 0).await.unwrap();
         let next = claim.next_offset;
@@ -101,7 +101,7 @@ async fn every_pass_that_is_not_reached_counts_once_it_is() {
         assert!(site.ledger.pass_is_in(id, minute).await.unwrap());
         assert_eq!(site.ledger.later_pass_is_in(id, 0).await.unwrap(), minute >= 2, "the first may have begun before");
     }
-    // a pass that cannot tell takes nothing back, but the next collector reads everything
+    // a pass without completeness revokes nothing, but the next collector reads everything
     site.record(&NewPass { complete_until: None, ..site.pass(4, 3) }).await.unwrap();
     assert_eq!(site.complete_until().await, Some(at(3)));
     let last = site.ledger.last_pass(id).await.unwrap();
@@ -117,7 +117,7 @@ async fn a_pass_that_appended_something_is_withdrawn_without_those_before_it() {
     for _ in 1..=2 {
         site.read_one().await;
     }
-    // what it appended was read before it was recorded
+    // the ledger read its records before the pass was recorded
     site.record(&unproven(3, 2, 1)).await.unwrap();
     site.record(&unproven(4, 2, 0)).await.unwrap();
     assert_eq!(site.complete_until().await, Some(at(4)));

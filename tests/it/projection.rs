@@ -1,4 +1,4 @@
-//! Folds along a real ledger: the same at the same sequence, whoever folds, wherever it began, whatever happened in between.
+//! Folds along a real ledger: equal at the same sequence in every process, from every start, after every interruption.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ const SOON: Duration = Duration::from_secs(30);
 const SETTINGS: ProjectionSettings =
     ProjectionSettings { poll: Duration::from_millis(50), snapshot: Duration::from_secs(3600), last_snapshot: Duration::from_secs(30) };
 
-/// A projection that runs, and how to end it.
+/// A running projection, and how to end it.
 struct Running<S> {
     view: View<S>,
     stop: CancellationToken,
@@ -51,7 +51,7 @@ impl<S: Stage> Running<S> {
     }
 }
 
-/// Writes `batches` batches of 20 events to each of two partitions of each topic, by six writers at once.
+/// Writes `batches` batches of 20 events to two partitions of each topic, with six concurrent writers.
 async fn write(ledger: &Ledger, batches: std::ops::Range<u32>) {
     let mut writers = JoinSet::new();
     for (topic, number) in Topic::ALL.into_iter().flat_map(|topic| [(topic, 0), (topic, 1)]) {
@@ -94,7 +94,7 @@ async fn is_the_same_from_zero_and_from_snapshots<S: Stage>() {
     let steady = Running::<S>::start(&ledger, SETTINGS);
     let mut restarted = Running::<S>::start(&ledger, SETTINGS);
     for batches in [0..8, 8..16, 16..24] {
-        // It is stopped and started again in the middle of the writing, and once more after it.
+        // It restarts in the middle of the writing, and after it.
         let writing = tokio::spawn({
             let ledger = ledger.clone();
             async move { write(&ledger, batches).await }
@@ -182,12 +182,12 @@ async fn a_registered_source_begins_with_its_baseline_and_has_the_licenses_that_
     let licenses = licenses.state.deployment(DEPLOYMENT).unwrap();
     assert_eq!(licenses.licenses.iter().map(|license| license.license_id).collect::<Vec<_>>(), [1, 3]);
     let answer = licenses.entitlements(RuleSet::Y2025M07, noon() + TimeDelta::days(1));
-    // The license holds from the instant of the second of the four, which count 1, 2, 3 and 2.
+    // The license is valid from the instant of the second of the four, which count 1, 2, 3 and 2.
     assert_eq!((answer.managed_agents().limit, answer.managed_agents().actual), (Some(20), Some(7)));
     assert_eq!(answer.errors, ["Invalid license (id 3): its token did not verify"]);
 }
 
-/// Limits 10 and 20, from the instant of usage event 1 on; issued that many seconds after noon.
+/// Limits 10 and 20, valid from the instant of usage event 1; issued that many seconds after noon.
 fn license(seconds: i64) -> LicenseClaims {
     let Payload::Usage(first) = usage(DEPLOYMENT, 1).payload else { panic!("it is usage") };
     let year = first.created_at + TimeDelta::days(365);
@@ -253,7 +253,7 @@ async fn while_the_database_is_away_the_last_state_stays_and_afterwards_it_goes_
     let ended = "select pg_terminate_backend(pid) from pg_stat_activity where datname = $1";
     sqlx::query(ended).bind(&database.name).execute(&server).await.unwrap();
     ledger.clock.set(noon() + TimeDelta::seconds(5));
-    // It asks every second while the database is away; a few of its refused attempts are enough.
+    // It asks every second while the database is away; a few refused attempts are enough.
     eventually(SOON, "its questions are refused", || async { ledger.head().await.is_err() }).await;
     assert_eq!((running.view.standing().unwrap(), running.bytes()), (before, bytes));
 
@@ -306,7 +306,7 @@ async fn a_ledger_that_went_back_is_another_incarnation_and_folded_anew() {
     let old = ledger.head().await.unwrap().incarnation;
     let back = "delete from workspace_build; delete from batch where sequence = 2; update ledger set next_sequence = 2";
     ledger.pool.execute(back).await.unwrap();
-    // the act that says so is its second batch now
+    // the act that records it is now its second batch
     eventually(SOON, "it is folded anew", || async {
         running.view.standing().is_some_and(|standing| standing.sequence.incarnation != old && standing.sequence.number == 2)
     })
@@ -326,7 +326,7 @@ async fn a_ledger_that_went_back_and_grew_again_is_known_by_its_batches() {
     let running = Running::<MetricsState>::start(&ledger, SETTINGS);
     running.reaches(2).await;
     let old = ledger.head().await.unwrap().incarnation;
-    // in one transaction, so that nobody sees it lower than before
+    // in one transaction, so that no reader sees it lower than before
     let regrown = "begin; set constraints all immediate;
         delete from workspace_build; delete from batch where sequence = 2; update ledger set next_sequence = 2;
         insert into batch (kind, recorded_at) values ('licenses', now()), ('licenses', now()), ('licenses', now()); commit";
@@ -372,7 +372,7 @@ async fn snapshots_are_kept_while_it_runs_and_only_where_there_is_something_new(
         write_one(&ledger, n).await;
         eventually(SOON, "a snapshot is kept", || async { snapshots::<LicensesState>(&ledger.pool).await.last() == Some(&sequence) }).await;
     }
-    // Older ones go after the new one is there, by a statement of its own.
+    // A separate statement removes older ones after the new one is there.
     eventually(SOON, "the newest two are kept", || async { snapshots::<LicensesState>(&ledger.pool).await == [3, 4] }).await;
     running.end().await;
     assert_eq!(snapshots::<LicensesState>(&ledger.pool).await, [3, 4]);

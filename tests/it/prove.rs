@@ -1,4 +1,4 @@
-//! The life of one event, from coderd's row to the files that hold it: what a proof should say is worked out here, from what was done.
+//! The life of one event, from coderd's row to its export files. The tests compute the expected proof from their own acts.
 
 use std::time::Duration;
 
@@ -31,7 +31,7 @@ async fn proof(site: &Site, event_id: &str) -> Proof {
     asked(site, event_id, None).await.unwrap()
 }
 
-/// (family, label values, observed seconds) of each series.
+/// Family, label values and observed seconds of each series.
 fn series(proof: &Proof) -> Vec<(&str, Vec<&str>, Option<f64>)> {
     let metrics = &proof.accepted.as_ref().unwrap().metrics;
     metrics
@@ -135,7 +135,7 @@ async fn what_coderd_the_log_or_somebody_changed_since_is_said() {
     }
 }
 
-/// A license in the ledger's form, with limits of its own; `end` is that of its usage period.
+/// A license in the ledger's form, with separate limits; `end` is that of its usage period.
 fn license(id: i32, start: DateTime<Utc>, end: DateTime<Utc>) -> LicenseChange {
     let at = |time: DateTime<Utc>| time.to_rfc3339_opts(chrono::SecondsFormat::Micros, true);
     let claims = json!({
@@ -153,7 +153,7 @@ async fn usage_is_followed_into_its_license_windows_its_requests_and_its_files()
     let at: DateTime<Utc> = sqlx::query_scalar("select created_at from usage_event").fetch_one(&site.ledger.pool).await.unwrap();
     let (tick, week) = (TimeDelta::microseconds(1), TimeDelta::weeks(1));
     let lease = site.ledger.take_lease("test", "test", Duration::from_secs(60)).await.unwrap().unwrap();
-    // the start is included, the end is not; the third one was issued last of those that are good now, a moment after the usage
+    // half-open windows; the third one was issued last of those that are valid now, a moment after the usage
     let licenses = [license(1, at, at + week), license(2, at - week, at), license(3, at + tick, at + week)];
     site.ledger.record_licenses(&lease, source_id, &licenses).await.unwrap();
     let pending = proof(&site, "usage-1").await.accepted.unwrap();
@@ -198,7 +198,7 @@ async fn license_windows_go_by_the_chosen_rules_and_outlive_their_licenses() {
     let source_id: i16 = sqlx::query_scalar("select id from source").fetch_one(&site.ledger.pool).await.unwrap();
     let at: DateTime<Utc> = sqlx::query_scalar("select created_at from usage_event").fetch_one(&site.ledger.pool).await.unwrap();
     let week = TimeDelta::weeks(1);
-    // a hard limit below the soft one grants nothing in 2025-07; in 2026-02 there is only the soft one
+    // a hard limit below the soft one grants nothing in 2025-07; in 2026-02 only the soft one exists
     let mut of_2026 = license(2, at - week, at + week);
     let LicenseState::Verified(claims) = &mut of_2026.state else { panic!("it is verified") };
     claims["features"] = json!({"managed_agent_limit_soft": 50, "managed_agent_limit_hard": 45});
@@ -224,7 +224,7 @@ async fn license_windows_go_by_the_chosen_rules_and_outlive_their_licenses() {
         .await
         .unwrap();
     assert_eq!(windows().await, [(1, 1, false, Some(gone_at)), (2, 1, true, None)]);
-    // one that came back is there again
+    // a license that returned is present again
     site.ledger.record_licenses(&lease, source_id, &both[..1]).await.unwrap();
     assert_eq!(windows().await, [(1, 1, true, None), (2, 1, false, None)]);
 }
@@ -293,7 +293,7 @@ async fn what_is_known_nowhere_is_not_found_and_says_where_was_looked() {
     for words in ["no-such-usage", "tallyline.agent-usage.v1", "rejects", &incarnation, &address] {
         assert!(missing.to_string().contains(words), "{words} is not in {missing}");
     }
-    // what only coderd has is no life yet, but not nothing
+    // an event that only coderd has is reported, without a life yet
     let now = site.coderd.now().await;
     site.coderd.usage("usage-new", "dc_managed_agents_v1", json!({"count": 1}), now).await;
     let new = proof(&site, "usage-new").await;

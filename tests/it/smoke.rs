@@ -1,4 +1,4 @@
-//! The surroundings themselves: each server answers, and the harness does what other tests rely on.
+//! The test environment: each server answers, and the harness does what other tests rely on.
 
 use std::process::Command;
 use std::time::Duration;
@@ -71,12 +71,12 @@ async fn kafka_takes_a_record_and_gives_it_back() {
 
 #[tokio::test]
 async fn both_prometheus_generations_scrape_and_answer() {
-    // Each takes five seconds to look at its targets for the first time.
+    // Each takes five seconds until the first look at its targets.
     tokio::join!(scrapes_itself(Generation::Three, "3."), scrapes_itself(Generation::Two, "2."));
 }
 
 async fn scrapes_itself(generation: Generation, version: &str) {
-    // It scrapes itself: the address is known only once it runs, so that one comes from a file that is written later.
+    // It scrapes itself. Its address is known only once it runs, so a file that is written later contains it.
     let folder = tempfile::TempDir::new().unwrap();
     let targets = folder.path().join("targets.json");
     let configuration = format!(

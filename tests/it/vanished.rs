@@ -1,4 +1,4 @@
-//! The ledger's host is gone while it owes an answer, and nobody says so: no call waits for ever, and no place in the pool is lost.
+//! The ledger's host disappears silently while it owes an answer. No call waits for ever, and no place in the pool is lost.
 
 use std::io;
 use std::pin::Pin;
@@ -23,7 +23,7 @@ use crate::support::eventually;
 use crate::support::ledger::{DEPLOYMENT, arrival, build, caught_up_to, desk, noon, partition, registered_ledger};
 
 const SOON: Duration = Duration::from_secs(30);
-/// Long enough to take a host away while a call waits.
+/// Long enough to remove a host while a call waits.
 const DEADLINE: Duration = Duration::from_secs(3);
 
 /// The same ledger, reached through a proxy.
@@ -37,7 +37,7 @@ async fn through_proxy(direct: &Ledger, connections: u32) -> (Proxy, Ledger) {
     (proxy, ledger)
 }
 
-/// Runs `call`, which waits for the table, and takes the server's host away meanwhile. The table is free then, but the answer does not come.
+/// Runs `call`, which waits for the table, and removes the server's host. The table is free then, but the answer does not come.
 async fn lost<T>(pool: &PgPool, table: &str, proxy: &Proxy, call: impl Future<Output = T>) -> T {
     let mut lock = pool.begin().await.unwrap();
     sqlx::query(AssertSqlSafe(format!("lock table {table} in access exclusive mode"))).execute(&mut *lock).await.unwrap();
@@ -86,7 +86,7 @@ async fn a_batch_is_recorded_once_although_its_answer_never_came() {
     let chain = Chain::Live(claim);
     let answer = lost(&database.pool, "workspace_build", &proxy, ledger.in_time(ledger.record(&chain, &arrivals, 1))).await;
     assert!(matches!(&answer, Err(RecordError::Slow(_))), "{answer:?}");
-    // The server gives up what its lost client had begun.
+    // The server ends the work of its lost client.
     eventually(SOON, "it is recorded", || async { ledger.in_time(ledger.record(&chain, &arrivals, 1)).await.is_ok() }).await;
     let builds: i64 = sqlx::query_scalar("select count(*) from workspace_build").fetch_one(&database.pool).await.unwrap();
     assert_eq!(builds, 1);
@@ -138,7 +138,7 @@ async fn a_publisher_says_so_and_publishes_afterwards() {
         assert!(matches!(publisher.condition().get(), Condition::Failing(_)), "{table}");
         assert_eq!(world.times_billed(table), 0, "{table}");
         world.end_leases().await;
-        // The server gives up what its lost client had begun.
+        // The server ends the work of its lost client.
         let published = async { while !publisher.cycle(&world.stop).await.is_ok_and(|cycle| cycle.accepted == 1) {} };
         tokio::time::timeout(SOON, published).await.expect(table);
         assert_eq!(world.times_billed(table), 1, "{table}");
@@ -148,12 +148,12 @@ async fn a_publisher_says_so_and_publishes_afterwards() {
 /// A call of an operation.
 type Call<'a> = Pin<Box<dyn Future<Output = Result<(), OperationError>> + 'a>>;
 
-/// What the command line does in one go, with nobody beside it who would end it.
+/// The command line does it in one go, and no other process would end it.
 #[tokio::test]
 async fn an_operation_says_so() {
     let world = World::new().await;
     world.add(&[usage("a", start_time())]).await;
-    // the log's own deadline is another matter
+    // the log's own deadline does not apply here
     let log = Log::postgres(world.ledger.pool.clone(), PostgresLogSettings::default());
     log.create_topics(1).await.unwrap();
     let everything = serde_json::from_value(json!({ "state": "all" })).unwrap();

@@ -1,5 +1,5 @@
-//! Bad input: one test for each row of docs/reference/bad-input.md. Records go the consumer's own way, between two good ones, into a
-//! real ledger; `journey::bad_input` takes some of them through both logs and a real process.
+//! Bad input: one test for each row of docs/reference/bad-input.md. A consumer records the messages in a real ledger, between two
+//! good ones. `journey::bad_input` sends some of them through both logs and a real process.
 
 mod records;
 pub mod table;
@@ -12,12 +12,12 @@ use tallyline::log::Record;
 use crate::support::Database;
 use crate::support::ledger::{DEPLOYMENT, build, noon, partition, registered_ledger};
 
-/// What became of one record.
+/// The disposition of one record.
 #[derive(Debug, PartialEq)]
 enum Became {
     Accepted,
     Duplicate,
-    /// Verdict, cause and what the row says is wrong.
+    /// Verdict, cause, and the row's detail.
     Refused(String, String, String),
 }
 
@@ -28,8 +28,8 @@ struct Recorded {
     became: Vec<Became>,
 }
 
-/// Reads and records the messages as a consumer does. The two good builds must be there, every refused record must be kept as it was found, and
-/// the books must balance: nothing else in a batch is lost for a bad record.
+/// Reads and records the messages as a consumer does. Both good builds must be there, and every refused record must be unchanged. The books
+/// must balance: a bad record costs nothing else of its batch.
 async fn recorded(messages: &[Message]) -> Recorded {
     recorded_as(messages, consumer::read).await
 }
@@ -57,7 +57,7 @@ async fn recorded_as(messages: &[Message], read: impl Fn(Record) -> Arrival) -> 
     Recorded { _database: database, ledger, became }
 }
 
-/// What the counts of a batch must be for these.
+/// The expected counts of a batch with these dispositions.
 fn counted(became: &[Became]) -> Counts {
     let of = |holds: &dyn Fn(&Became) -> bool| i32::try_from(became.iter().filter(|one| holds(one)).count()).unwrap();
     let refused = |verdict: &str| of(&|one| matches!(one, Became::Refused(found, _, _) if found == verdict));
@@ -102,14 +102,13 @@ async fn what_became(ledger: &Ledger, offset: i64, message: &Message) -> Became 
     }
 }
 
-/// The events that folds see.
 async fn events(ledger: &Ledger) -> Vec<Event> {
     let entries = ledger.entries_after(0, i64::MAX).await.unwrap();
     let facts = entries.into_iter().flat_map(|entry| entry.facts);
     facts.filter_map(|fact| if let Fact::Event(event) = fact { Some(event) } else { None }).collect()
 }
 
-/// Each message is refused with this verdict and this cause, and the row names what is wrong in these words.
+/// Checks that each message is refused with this verdict and cause, and that the row's detail contains these words.
 async fn all_refused(rows: Vec<(Message, &str)>, verdict: &str, cause: &str) {
     let messages: Vec<Message> = rows.iter().map(|(message, _)| message.clone()).collect();
     let found = recorded(&messages).await;
@@ -120,7 +119,7 @@ async fn all_refused(rows: Vec<(Message, &str)>, verdict: &str, cause: &str) {
     }
 }
 
-/// Every message is accepted.
+/// Checks that every message is accepted.
 async fn all_accepted(messages: &[Message]) -> Recorded {
     let found = recorded(messages).await;
     assert!(found.became.iter().all(|became| *became == Became::Accepted), "{:?}", found.became);

@@ -1,4 +1,4 @@
-//! Records.
+//! Bad records.
 
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
@@ -25,7 +25,7 @@ fn with_field(event: &Event, field: &str, value: impl Into<Value>) -> Message {
     with_data(event, |data| data[field] = value.into())
 }
 
-/// Without that header, or with another value of it.
+/// Removes that header or changes its value.
 fn with_header(event: &Event, name: &str, value: Option<&[u8]>) -> Message {
     let mut message = event.to_message();
     message.headers.retain(|(header, _)| header != name);
@@ -54,7 +54,7 @@ async fn a_record_without_a_needed_ce_header_is_rejected() {
     rows.push((with_header(&usage(DEPLOYMENT, 1), "ce_time", None), "attribute time is missing".to_owned()));
     rows.push((Message { headers: vec![], ..build.to_message() }, "attribute specversion is missing".to_owned()));
     all_refused(rows.iter().map(|(message, words)| (message.clone(), words.as_str())).collect(), "rejected", "attribute").await;
-    // a build's own data says when it happened
+    // the data of a build contains its times
     all_accepted(&[with_header(&build, "ce_time", None)]).await;
 }
 
@@ -132,7 +132,7 @@ async fn a_record_key_of_any_bytes_is_accepted() {
     let keyed = |(n, key): (u32, &Option<&[u8]>)| Message { key: key.map(<[u8]>::to_vec), ..build(DEPLOYMENT, n).to_message() };
     let messages: Vec<Message> = (0..).zip(&keys).map(keyed).collect();
     all_accepted(&messages).await;
-    // the key of what is refused is kept as it is
+    // the key of a refused record is kept unchanged
     let tombstones = messages.into_iter().map(|message| (Message { payload: None, ..message }, "no body")).collect();
     all_refused(tombstones, "rejected", "tombstone").await;
 }
@@ -148,7 +148,7 @@ async fn text_with_nul_is_rejected() {
         (structured(with_nul_id(&usage)), "field id holds a NUL character"),
     ];
     all_refused(rows, "rejected", "field").await;
-    // in names and in what is only quoted, too
+    // in names and in quoted text, too
     all_refused(vec![(with_field(&build, "na\0me", 1), "na\\0me")], "rejected", "unknown_field").await;
     all_refused(vec![(with_header(&build, "ce_type", Some(b"a\0b")), "a\\0b")], "rejected", "foreign_event_type").await;
     let mut named = usage.to_message();
@@ -185,7 +185,7 @@ async fn a_time_outside_the_years_1970_to_9999_is_rejected() {
         (with_field(&build, "started_at", "0001-01-01T00:00:00Z"), outside),
         (with_field(&build, "created_at", "0000-01-01T00:00:00Z"), outside),
         (with_field(&build, "completed_at", "1969-12-31T23:59:59.999999Z"), outside),
-        // the last instant of 9999 there is in the year 10000 here
+        // the last instant of 9999 in that zone is in the year 10000 in UTC
         (with_field(&build, "completed_at", "9999-12-31T23:59:59-23:59"), outside),
         (with_field(&build, "completed_at", "-4714-01-01T00:00:00Z"), no_time),
         (with_field(&build, "completed_at", "+294277-01-01T00:00:00Z"), no_time),
@@ -224,7 +224,7 @@ async fn a_number_that_does_not_fit_is_rejected() {
     ];
     all_refused(rows, "rejected", "field").await;
     all_refused(vec![(count("1e999"), "number out of range")], "rejected", "json").await;
-    // all 64 bits count, as coderd's own uint64 does
+    // all 64 bits are valid, as in coderd's own uint64
     let mut most = self::usage(DEPLOYMENT, 4);
     let Payload::Usage(event) = &mut most.payload else { unreachable!("it is usage") };
     event.quantity = UsageQuantity::ManagedAgents(u64::MAX);
@@ -240,7 +240,7 @@ async fn an_unknown_field_is_rejected() {
         (with_field(&usage(DEPLOYMENT, 1), "runtime_ms", 1), "unknown field \"runtime_ms\""),
     ];
     all_refused(rows, "rejected", "unknown_field").await;
-    // a further CloudEvents attribute is none of our fields
+    // another CloudEvents attribute does not belong to the event's fields
     let mut traced = build(DEPLOYMENT, 1).to_message();
     traced.headers.push(("ce_traceparent".to_owned(), Some(b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_vec())));
     all_accepted(&[traced]).await;
@@ -292,7 +292,7 @@ async fn text_that_is_too_long_is_rejected() {
         (with_header(&usage, "ce_id", Some(noise(4096).as_bytes())), "field id is longer than 1024 bytes"),
     ];
     all_refused(rows, "rejected", "field").await;
-    // the longest that are taken fit the ledger's indexes, also where they cannot be compressed
+    // the longest accepted values fit the ledger's indexes, even if they cannot be compressed
     let longest = with_header(&usage, "ce_id", Some(noise(1024).as_bytes()));
     all_accepted(&[with_field(&build, "template_name", noise(4096)), longest]).await;
 }

@@ -1,8 +1,8 @@
-//! The table itself: what it names is there.
+//! Checks the table itself: every test in it exists.
 
 use std::path::{Path, PathBuf};
 
-/// The rows of docs/reference/bad-input.md: input, result, name of the test.
+/// The rows of docs/reference/bad-input.md: input, result, and the name of the test.
 fn rows() -> Vec<[String; 3]> {
     let text = std::fs::read_to_string(root().join("docs/reference/bad-input.md")).unwrap();
     let cells = |line: &str| line.trim_matches('|').split(" | ").map(|cell| cell.trim().to_owned()).collect::<Vec<_>>();
@@ -25,7 +25,7 @@ fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// The names of all functions that cargo runs as tests, as often as they are there.
+/// The names of all functions that cargo runs as tests, with repetitions.
 pub fn tests() -> Vec<String> {
     let mut files = Vec::new();
     sources(&root().join("src"), &mut files);
@@ -61,7 +61,7 @@ fn every_row_names_a_test_of_its_own_that_exists() {
     for [input, becomes, _] in &rows {
         assert!(!input.is_empty() && !becomes.is_empty(), "a row without a text");
     }
-    // the other way round: no test here is left out of the table
+    // the other direction: the table names every test here
     let here = include_str!("records.rs").lines().filter_map(|line| line.strip_prefix("async fn ")?.split_once('(')).map(|(name, _)| name);
     let left_out: Vec<&str> = here.filter(|name| !named.contains(name)).collect();
     assert_eq!(left_out, Vec::<&str>::new(), "not in the table");

@@ -1,4 +1,4 @@
-//! What versions of coderd have, and what its database lets us read.
+//! The versions of coderd, and the rights that a reader needs.
 
 use chrono::TimeDelta;
 use serde_json::json;
@@ -42,7 +42,7 @@ async fn an_upgrade_of_coderd_while_collecting_is_noticed() {
     assert!(error.to_string().contains("workspace_builds.reason"), "{error}");
 }
 
-/// A role of its own for a test, and the url to log in with it.
+/// Creates a role for one test. Returns it with its URL.
 pub(super) async fn role(coderd: &Coderd) -> (String, String) {
     let role = format!("reader_{}", Uuid::new_v4().simple());
     sqlx::query(sqlx::AssertSqlSafe(format!("create role {role} login"))).execute(&coderd.database.pool).await.unwrap();
@@ -51,7 +51,7 @@ pub(super) async fn role(coderd: &Coderd) -> (String, String) {
     (role, url)
 }
 
-/// What `grants.sql` does for this role, as an administrator runs it.
+/// Runs `grants.sql` for this role, as an administrator does.
 pub(super) async fn grant(coderd: &Coderd, role: &str) {
     sqlx::raw_sql(sqlx::AssertSqlSafe(coderd::grants(role))).execute(&coderd.database.pool).await.unwrap();
 }
@@ -93,7 +93,7 @@ async fn the_grants_suffice_and_give_no_more() {
     }
 }
 
-/// Makes the role the owner of coderd's tables, as coderd's own role is.
+/// Makes the role the owner of coderd's tables, like coderd's own role.
 async fn own(coderd: &Coderd, role: &str) {
     let statements = format!(
         "do $$ declare name text; begin
@@ -117,7 +117,7 @@ async fn what_earlier_grants_gave_is_revoked_but_for_what_monitoring_may_share()
         coderd.database.name
     );
     run(&coderd, &given).await;
-    // without the right to take a role from others
+    // without the right to revoke a role from others
     let as_admin = sqlx::PgPool::connect(&admin_url).await.unwrap();
     sqlx::raw_sql(sqlx::AssertSqlSafe(coderd::grants(&role))).execute(&as_admin).await.unwrap();
     let as_role = sqlx::PgPool::connect(&url).await.unwrap();
@@ -155,7 +155,7 @@ async fn the_owner_of_coderds_tables_needs_no_grants() {
             collector.close().await;
             assert!(source_of(url).connect().await.unwrap().missing_rights().await.unwrap().is_empty());
         }
-        // an open transaction is seen without the function, too
+        // an open transaction is also seen without the function
         let mut open = coderd.database.pool.begin().await.unwrap();
         let began: chrono::DateTime<chrono::Utc> = sqlx::query_scalar("select now()").fetch_one(&mut *open).await.unwrap();
         let mut reader = source_of(&url).connect().await.unwrap();
@@ -203,7 +203,7 @@ async fn coderds_migrations_may_drop_and_rename_every_column_that_is_read() {
         ("usage_events", &["event_type", "event_data", "created_at", "publish_started_at", "published_at", "failure_message", "id"]),
         ("site_configs", &["value", "key"]),
     ];
-    // What the columns' own keys and indexes refuse without us is not ours to prove: the outcome must be the same as without the grants.
+    // Only the grants are under test, not the columns' own keys and indexes. The outcome must be the same without grants.
     let (bare, granted) = (Coderd::new(SchemaVersion::TasksEra).await, Coderd::new(SchemaVersion::TasksEra).await);
     run(&bare, "drop schema tallyline cascade").await;
     let (role, _) = role(&granted).await;
@@ -296,7 +296,7 @@ async fn without_the_right_to_see_other_sessions_nothing_is_claimed() {
     coderd.creation().await;
     let report = collector.pass().await.unwrap();
     assert_eq!((produced(&report), report.complete_until), ((1, 0, 0), None));
-    // A commit that comes late is found all the same, within the overlap.
+    // The overlap still finds a commit that comes late.
     let build = Build { completed_at: coderd.now().await - TimeDelta::minutes(50), ..coderd.first_start(coderd.workspace().await).await };
     coderd.build(&build).await;
     let report = collector.pass().await.unwrap();
@@ -314,7 +314,7 @@ async fn the_connection_cannot_write() {
     let coderd = Coderd::new(SchemaVersion::Sep2026).await;
     let mut reader = source_of(&coderd.database.url).connect().await.unwrap();
     assert!(reader.licenses().await.is_ok());
-    // A table that notes who reads it: what the reader asks for would write.
+    // A table that records its readers: the reader's query would write.
     sqlx::raw_sql(
         "create table note (at timestamptz);
          create function note() returns boolean language sql volatile as 'insert into note values (now()) returning true';

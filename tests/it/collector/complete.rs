@@ -1,4 +1,4 @@
-//! How far the source is complete, and when nothing is claimed.
+//! How far the source is complete, and when completeness is not reported.
 
 use std::collections::BTreeSet;
 
@@ -55,14 +55,14 @@ async fn nothing_is_claimed_while_the_log_ends_before_the_ledgers_position() {
         assert_eq!((report.builds, report.complete_until, report.runtime_complete_until), (builds, None, None));
         assert_eq!(ours.ledger.completeness(source).await.unwrap().complete_until, first.complete_until);
     }
-    // A source whose first passes fall into that time is not shown as backfilled.
+    // A source whose first passes are in that time is not shown as backfilled.
     let other = Coderd::new(SchemaVersion::Sep2026).await;
     let others = other.creation().await;
     let mut newcomer = ours.collector(settings(), &other).await;
     assert!(newcomer.pass().await.unwrap().full_sweep);
     newcomer.pass().await.unwrap();
     assert!(!ours.ledger.backfilled(newcomer.source().id).await.unwrap());
-    // As after a recovery: the ledger reads the new topic from its start.
+    // Like after a recovery: the ledger reads the new topic from its start.
     sqlx::query("update position set next_offset = 0, last_offset = null, last_record = null where topic like '%workspace-builds%'")
         .execute(&ours.ledger.pool)
         .await

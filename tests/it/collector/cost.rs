@@ -1,4 +1,4 @@
-//! What a pass costs coderd's database.
+//! The cost of a pass for coderd's database.
 
 use std::time::Duration;
 
@@ -12,14 +12,14 @@ use super::source_of;
 use crate::support::coderd::Coderd;
 use crate::support::eventually;
 
-/// PostgreSQL's own counts of how a table was read.
+/// PostgreSQL's own counters of reads of a table.
 pub(super) struct Reads {
     whole_table: i64,
     entries: i64,
 }
 
 impl Reads {
-    /// Once all readers are closed: a connection adds its counts at its end.
+    /// Waits until all readers are closed: a connection adds its counts at its end.
     pub(super) async fn of(pool: &PgPool, index: &str) -> Reads {
         let readers = "select count(*) from pg_stat_activity where datname = current_database() and application_name = 'tallyline'";
         eventually(Duration::from_secs(30), "every reader is closed", async || {
@@ -32,7 +32,7 @@ impl Reads {
         Reads { whole_table, entries }
     }
 
-    /// How many entries of the index were read since, and nothing else of the table.
+    /// The number of index entries read since. Fails if the table was also read otherwise.
     pub(super) async fn entries_since(self, pool: &PgPool, index: &str) -> i64 {
         let now = Reads::of(pool, index).await;
         assert_eq!(now.whole_table, self.whole_table, "the table was read as a whole");
@@ -71,7 +71,7 @@ async fn the_incremental_probe_reads_only_the_index() {
         .unwrap();
     assert!(expected >= 99, "{expected}");
     assert_eq!(i64::try_from(keys.len()).unwrap(), expected, "every lane is found, the one without a worker too");
-    // Pages meet no key twice and leave none out.
+    // Pages contain every key exactly once.
     let (mut paged, mut at) = (Vec::new(), after);
     loop {
         let page = reader.recent_build_keys(at, 7).await.unwrap();
@@ -85,7 +85,7 @@ async fn the_incremental_probe_reads_only_the_index() {
 #[tokio::test]
 async fn a_page_of_recent_usage_costs_the_same_wherever_it_begins() {
     let coderd = Coderd::new(SchemaVersion::Sep2026).await;
-    // Three rows share each instant; every hundredth was claimed just now, every other hundredth published.
+    // Three rows share each instant; every hundredth has just been reserved, every other hundredth published.
     sqlx::raw_sql(
         "alter table usage_events disable trigger all;
          insert into usage_events (id, event_type, event_data, created_at, publish_started_at, published_at)

@@ -18,7 +18,6 @@ use crate::support::coderd::Coderd;
 use crate::support::eventually;
 use crate::support::ledger::desk;
 
-/// Settings that name this deployment.
 fn named(deployment: Uuid) -> Settings {
     Settings { deployment_id: Some(deployment), ..settings() }
 }
@@ -51,7 +50,7 @@ async fn a_second_deployment_id_on_the_same_coderd_is_refused_before_anything_is
         let (_, text) = refused(&ours, named(mistyped), &coderd.database.url).await;
         assert!(text.contains(&id.to_string()), "{text}");
     }
-    // coderd's own id is another one now, as after its row was lost; its organizations are the same
+    // coderd has a new id, like after the loss of its row; its organizations are the same
     collector.close().await;
     sqlx::query("update site_configs set value = $1").bind(mistyped.to_string()).execute(&coderd.database.pool).await.unwrap();
     let (refusal, text) = refused(&ours, named(mistyped), &coderd.database.url).await;
@@ -121,7 +120,7 @@ async fn a_collector_of_the_coderd_before_appends_nothing_once_another_was_accep
     let outcome = collector.pass().await;
     assert!(matches!(outcome, Err(CollectError::NotItsCoderd(IdentityRefusal::OtherCoderd { .. }))), "{outcome:?}");
     assert_eq!(records(&ours).await, 0);
-    // though the one before has not ended
+    // the collector before has not ended
     other.creation().await;
     let settings = Settings { holder: "another".to_owned(), ..named(coderd.deployment) };
     let mut accepted = ours.open(settings, &other.database.url).await.unwrap().expect("the source is free");
@@ -138,7 +137,7 @@ async fn a_dump_that_is_restored_elsewhere_goes_on() {
     let folder = tempfile::TempDir::new().unwrap();
     let dump = coderd.database.back_up(folder.path());
     coderd.database.restore(&dump).await;
-    // and upgraded on its new server
+    // then it is upgraded on its new server
     let pool = sqlx::PgPool::connect(&coderd.database.url).await.unwrap();
     sqlx::query("alter table workspace_builds drop column has_ai_task").execute(&pool).await.unwrap();
     let mut collector = ours.collector(settings(), &coderd).await;
@@ -157,7 +156,7 @@ async fn a_coderd_that_does_not_tell_which_it_is_is_collected_with_a_warning_unl
     let mut collector = ours.collector(settings(), &coderd).await;
     assert_eq!(produced(&collector.pass().await.unwrap()), (1, 0, 0));
     assert!(collector.warning().is_some_and(|warning| warning.contains("default organization")));
-    // it is bound as soon as it tells
+    // it is bound as soon as both facts are known
     sqlx::query("update organizations set is_default = true").execute(&coderd.database.pool).await.unwrap();
     collector.pass().await.unwrap();
     assert_eq!(collector.warning(), None);
@@ -167,7 +166,7 @@ async fn a_coderd_that_does_not_tell_which_it_is_is_collected_with_a_warning_unl
     assert_eq!(bound, Some(coderd.organization));
 }
 
-/// A role that may read all but these facts.
+/// A role that may read everything except these facts.
 async fn role_without(coderd: &Coderd, facts: &[&str]) -> String {
     let (role, url) = role(coderd).await;
     grant(coderd, &role).await;
@@ -193,7 +192,7 @@ async fn a_readable_fact_refuses_another_coderd_though_the_other_fact_is_hidden(
     run(&other, "delete from site_configs where key = 'deployment_id'").await;
     let (refusal, text) = refused(&ours, named(coderd.deployment), &other.database.url).await;
     assert!(matches!(refusal, IdentityRefusal::OtherCoderd { .. }) && text.contains(&other.organization.to_string()), "{text}");
-    // and while it is collected
+    // also during collection
     let mut collector = ours.collector(named(coderd.deployment), &coderd).await;
     coderd.creation().await;
     run(&coderd, "update organizations set is_default = false; update site_configs set value = gen_random_uuid()::text").await;

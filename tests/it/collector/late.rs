@@ -1,4 +1,4 @@
-//! Rows that come later than they are dated: found within minutes, not by the daily sweep, and whether or not the collector was restarted.
+//! Rows that come later than their date. They are found within minutes, before the daily sweep, also after a restart of the collector.
 
 use chrono::{DateTime, SubsecRound as _, TimeDelta, Utc};
 use prometheus::Registry;
@@ -24,7 +24,7 @@ struct Site {
 }
 
 impl Site {
-    /// The clock is an hour behind, so that it can be moved on without overtaking the database's.
+    /// The clock is an hour behind, so that the test can move it without passing the database's clock.
     async fn new() -> (Site, Collector) {
         let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
         let begun = coderd.now().await - TimeDelta::hours(1);
@@ -93,7 +93,7 @@ async fn usage_dated_9_days_back_is_found_within_minutes() {
         let report = collector.pass().await.unwrap();
         assert_eq!((produced(&report), report.full_sweep, report.late), ((0, 0, 2), false, 2), "restarted: {restarted}");
         assert_eq!(site.ours.usage_ids().await, ["nine", "thirty"]);
-        // Not yet read from the log, then read: either way it is known.
+        // The ledger has not read it, then it has: the collector knows it in both cases.
         for minutes in [10, 15] {
             site.later(TimeDelta::minutes(minutes));
             assert_eq!(produced(&collector.pass().await.unwrap()), (0, 0, 0));
@@ -138,7 +138,7 @@ async fn a_late_row_is_found_beside_a_forged_one_of_another_type_and_the_same_da
     assert_eq!(produced(&collector.pass().await.unwrap()), (0, 0, 1));
 }
 
-/// At no pass has the consumer read all passes before.
+/// At no pass has the consumer read all earlier passes.
 #[tokio::test]
 async fn a_consumer_that_is_always_a_pass_behind_does_not_postpone_the_counts_of_days() {
     let (site, mut collector) = Site::new().await;
@@ -162,7 +162,7 @@ async fn a_consumer_that_is_always_a_pass_behind_does_not_postpone_the_counts_of
 #[tokio::test]
 async fn counts_of_days_read_the_rows_of_these_days_by_the_index() {
     let coderd = Coderd::new(SchemaVersion::Sep2026).await;
-    // 600 days of which 31 are compared; a third published as they came, the latest claimed.
+    // 600 days, of which 31 are compared; a third is published at its date, the latest is reserved.
     sqlx::raw_sql(
         "alter table usage_events disable trigger all;
          insert into usage_events (id, event_type, event_data, created_at, publish_started_at, published_at)
@@ -204,7 +204,7 @@ async fn what_the_audit_misses_is_fetched_by_id() {
     assert_eq!(produced(&collector.pass().await.unwrap()), (1, 0, 1));
     assert_eq!(site.ours.ledger.fetch_requests(source, 10).await.unwrap(), Vec::<String>::new(), "answered");
     site.ours.consume().await;
-    // The ledger lost a row that it had: the collector does not trust its memory.
+    // The ledger lost a row: the collector does not rely on its memory.
     collector.pass().await.unwrap();
     sqlx::query("delete from workspace_build").execute(&site.ours.ledger.pool).await.unwrap();
     collector.pass().await.unwrap();
@@ -223,7 +223,7 @@ async fn a_requested_sweep_reads_everything_in_the_next_pass() {
     let done = ledger.sweep_request(source).await.unwrap().unwrap();
     assert_eq!((done.pass_id, done.rows_read), (Some(report.pass_id), 1));
     assert!(!collector.pass().await.unwrap().full_sweep, "once");
-    // One that has begun, and whose collector died, is begun again; one that is asked for meanwhile is another.
+    // A sweep whose collector died starts again; a request in between is another sweep.
     ledger.request_sweep(source).await.unwrap();
     ledger.begin_requested_sweep(source).await.unwrap().unwrap();
     collector = site.go_on(collector, true).await;

@@ -1,4 +1,4 @@
-//! The collector on a real coderd schema, a real ledger and the log in PostgreSQL.
+//! The collector on a real coderd schema, a real ledger and the PostgreSQL log.
 
 mod access;
 mod complete;
@@ -28,7 +28,7 @@ use crate::support::Database;
 use crate::support::coderd::Coderd;
 use crate::support::ledger::ledger_at;
 
-/// Our side: a ledger and a log in one database.
+/// Tallyline's side: a ledger and a log in one database.
 struct Ours {
     ledger: Ledger,
     log: Log,
@@ -42,7 +42,7 @@ async fn ours() -> Ours {
     Ours { ledger, log, _database: database }
 }
 
-/// Every clock of a test is the machine's own, so no margin is needed; a test's collectors take over from each other.
+/// All clocks of a test are the machine's, so no margin is needed. Its collectors take over from each other.
 fn settings() -> Settings {
     Settings { margin: TimeDelta::zero(), ..Settings::new("test") }
 }
@@ -75,7 +75,7 @@ impl Ours {
         self.records(topic).await.into_iter().map(|(_, record)| parse(&record.message).unwrap()).collect()
     }
 
-    /// Builds in the log, by id; fails when one is there twice.
+    /// Builds in the log, by id. Fails if one is there twice.
     async fn builds(&self) -> BTreeMap<Uuid, WorkspaceBuildCompleted> {
         let mut builds = BTreeMap::new();
         for event in self.events(Topic::WorkspaceBuilds).await {
@@ -93,14 +93,14 @@ impl Ours {
         self.events(Topic::PrebuildClaims).await.into_iter().map(claim).collect()
     }
 
-    /// Usage ids in the log, also of events that do not parse.
+    /// Usage ids in the log, including those of events that do not parse.
     async fn usage_ids(&self) -> Vec<String> {
         let mut ids: Vec<String> = self.records(Topic::AgentUsage).await.iter().map(|(_, record)| header(record, "ce_id")).collect();
         ids.sort();
         ids
     }
 
-    /// Brings the ledger to the log's end, as a consumer does.
+    /// Reads the log to its end, as a consumer does.
     async fn consume(&self) {
         for topic in Topic::ALL {
             self.consume_topic(topic).await;
@@ -123,7 +123,7 @@ impl Ours {
         }
     }
 
-    /// Where the log ends.
+    /// The ends of the log's partitions.
     async fn ends(&self) -> BTreeMap<TopicPartition, i64> {
         let mut ends = BTreeMap::new();
         for topic in Topic::ALL {
@@ -135,7 +135,7 @@ impl Ours {
         ends
     }
 
-    /// Brings the ledger to these ends, as a consumer does that has not read further yet.
+    /// Reads the log to these ends, as a slow consumer does.
     async fn consume_to(&self, ends: &BTreeMap<TopicPartition, i64>) {
         for (partition, end) in ends {
             let claim = self.ledger.claim(*partition, 0).await.unwrap();
@@ -151,7 +151,7 @@ impl Ours {
         }
     }
 
-    /// The claims that wait in the log are refused, as what PostgreSQL does not take, and stand so among the rejects.
+    /// Refuses the unread prebuild claims, as if PostgreSQL did not accept them, and sets the state of these rejects.
     async fn refuse_claims(&self, state: &str) {
         let refusal = || Refusal { verdict: Verdict::Rejected, cause: RejectCause::Ledger, detail: "refused".to_owned() };
         self.consume_as(Topic::PrebuildClaims, |record| Arrival { event: Err(refusal()), ..consumer::read(record) }).await;
@@ -169,12 +169,11 @@ fn header(record: &Record, name: &str) -> String {
     String::from_utf8(value.unwrap()).unwrap()
 }
 
-/// Builds, claims and usage of a pass.
 fn produced(report: &PassReport) -> (i32, i32, i32) {
     (report.builds, report.claims, report.usage)
 }
 
-/// What an operator does to a topic: all its records are gone, and it begins again at 0.
+/// Recreates a topic, as an operator can: all its records are gone, and it begins at 0.
 async fn recreate_topic(ours: &Ours, topic: Topic) {
     for statement in [
         "delete from log_record where partition_id in (select id from log_partition where topic = $1)",

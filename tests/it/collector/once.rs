@@ -1,4 +1,4 @@
-//! Nothing is left out, and nothing is appended twice.
+//! A collector leaves nothing out and appends nothing twice.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -27,7 +27,7 @@ async fn nothing_is_appended_twice_after_a_restart() {
     let mut first = ours.collector(sweeping.clone(), &coderd).await;
     assert_eq!(produced(&first.pass().await.unwrap()), (10, 5, 1));
     assert_eq!(produced(&first.pass().await.unwrap()), (0, 0, 0), "nothing is in the ledger yet");
-    // As after kill -9 between the log's acknowledgement and the pass's record.
+    // Like after kill -9 between the log's acknowledgement and the pass's record.
     drop(first);
     for statement in
         ["delete from collector_pass", "delete from collector_progress", "insert into collector_progress (source_id) select id from source"]
@@ -52,7 +52,7 @@ async fn what_a_failover_took_from_the_log_within_a_pass_is_appended_again() {
     let mut collector = ours.collector(settings(), &coderd).await;
     collector.pass().await.unwrap();
     coderd.creation().await;
-    // the pass has appended its row when it waits for the licenses
+    // when the pass waits for the licenses, it has appended its row
     let mut lock = coderd.database.pool.begin().await.unwrap();
     sqlx::query("lock table licenses in access exclusive mode").execute(&mut *lock).await.unwrap();
     let pass = tokio::spawn(async move { collector.pass().await });
@@ -79,7 +79,7 @@ async fn a_claim_that_is_neither_in_the_ledger_nor_in_the_log_is_sent_again_once
     let mut collector = ours.collector(sweeping.clone(), &coderd).await;
     assert_eq!(produced(&collector.pass().await.unwrap()), (2, 1, 0));
     ours.consume_topic(Topic::WorkspaceBuilds).await;
-    // while its claim waits in the log, neither this collector nor the next sends it again
+    // while the ledger has not read its claim, neither this collector nor the next appends it again
     assert_eq!(produced(&collector.pass().await.unwrap()), (0, 0, 0));
     drop(collector);
     let mut collector = ours.collector(sweeping.clone(), &coderd).await;
@@ -103,7 +103,7 @@ async fn a_claim_that_is_neither_in_the_ledger_nor_in_the_log_is_sent_again_once
     assert_eq!(produced(&collector.pass().await.unwrap()), (0, 0, 0));
     drop(collector);
 
-    // a claim that the ledger refused, and one that an operator has given up, stay so
+    // a claim that the ledger refused or that an operator discarded stays refused
     for state in ["open", "discarded"] {
         let refused = claimed().await;
         let mut collector = ours.collector(sweeping.clone(), &coderd).await;
@@ -159,7 +159,7 @@ async fn a_connection_that_is_cut_costs_one_pass() {
     assert_eq!(produced(&collector.pass().await.unwrap()), (1, 0, 0));
 }
 
-/// Stands for a known failure of other pipelines: an id is seen but not stored. Each topic refuses once, the others take what is theirs.
+/// A known failure of other pipelines: an id is seen but not stored. Each topic refuses once; the others store their records.
 #[tokio::test]
 async fn what_the_log_has_not_stored_is_not_seen_and_comes_with_the_next_pass() {
     let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
@@ -190,7 +190,7 @@ async fn what_the_log_has_not_stored_is_not_seen_and_comes_with_the_next_pass() 
         assert!(matches!(collector.pass().await, Err(CollectError::Append(_))), "{topic:?}");
         assert_eq!(ours.records(topic).await.len(), stored);
         sqlx::query("delete from refusing").execute(&ours.ledger.pool).await.unwrap();
-        // what was stored before the refusal is known; a claim goes again before its build
+        // records stored before the refusal are known; a claim is appended again before its build
         let expected = if topic == Topic::AgentUsage { (0, 0, 1) } else { (2, 1, 1) };
         assert_eq!(produced(&collector.pass().await.unwrap()), expected, "{topic:?}");
         assert_eq!(produced(&collector.pass().await.unwrap()), (0, 0, 0), "{topic:?}");

@@ -1,4 +1,4 @@
-//! Which rows of coderd a pass finds, and what they are in the log.
+//! Which rows of coderd a pass finds, and their events in the log.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -54,7 +54,7 @@ async fn usage_dated_days_back_is_found_whatever_coderd_has_done_with_it() {
     let report = collector.pass().await.unwrap();
     assert!(!report.full_sweep);
     assert_eq!(ours.usage_ids().await, ["claimed", "pending", "published"]);
-    // Unmarked and dated beyond the window: left to the comparison of days, or to the sweep.
+    // Unmarked and dated beyond the window: the comparison of days or the sweep finds it.
     coderd.usage("ancient", "dc_managed_agents_v1", json!({"count": 1}), now - TimeDelta::days(20)).await;
     assert_eq!(collector.pass().await.unwrap().usage, 0);
     collector.close().await;

@@ -1,4 +1,4 @@
-//! Who collects a source, from when on, and the licenses that come with it.
+//! The collector of a source, the begin of its collection, and its licenses.
 
 use std::time::Duration;
 
@@ -48,7 +48,7 @@ async fn a_source_stays_its_collectors_through_a_pause_that_is_longer_than_the_l
 #[tokio::test]
 async fn a_collector_that_lost_its_source_unawares_records_nothing_more() {
     let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
-    // By its own count the first need not ask for its lease again for minutes, but the database gave it to another.
+    // By its own clock the first need not renew its lease for minutes, but the database gave the lease to another.
     let mut first = ours.collector(Settings { lease_length: Duration::from_secs(600), ..settings() }, &coderd).await;
     first.pass().await.unwrap();
     sqlx::query("update lease set expires_at = clock_timestamp()").execute(&ours.ledger.pool).await.unwrap();
@@ -85,13 +85,13 @@ async fn collecting_from_an_instant_starts_the_counters_with_coderds_own_count()
     let counts: Vec<(String, String, String, i64)> = sqlx::query_as(query).fetch_all(&ours.ledger.pool).await.unwrap();
     let row = |preset: &str, creations| ("acme".to_owned(), "docker".to_owned(), preset.to_owned(), creations);
     assert_eq!(counts, [row("", 1), row("large", 2)]);
-    // Where collection begins is decided once.
+    // The begin of collection never changes.
     collector.close().await;
     let again = ours.collector(settings(), &coderd).await;
     assert_eq!(*again.source(), source);
 }
 
-/// coderd removes old builds, and then names the first that is left as the first successful start.
+/// coderd removes old builds, and then reports the first remaining one as the first successful start.
 #[tokio::test]
 async fn a_workspace_that_was_started_before_the_baseline_is_not_created_again() {
     let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);

@@ -1,4 +1,4 @@
-//! Times that PostgreSQL keeps and no calendar of ours has: each such row is one reject that names the field, and nothing stops for it.
+//! Times that PostgreSQL can store and no event can have. Each such row is one reject that names the field, and nothing stops.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::support::coderd::{Build, Coderd};
 
 const ODD: [&str; 5] = ["infinity", "-infinity", "294000-01-01 00:00:00Z", "20000-01-01 00:00:00Z", "0044-03-15 00:00:00Z BC"];
 
-/// Rows with every odd time in every column that is read, and the field that each reject must name.
+/// Rows with every odd time in every column, and the field that each reject must name.
 async fn odd_rows(coderd: &Coderd) -> BTreeMap<String, &'static str> {
     let mut fields = BTreeMap::new();
     for odd in ODD {
@@ -44,7 +44,7 @@ async fn pass(collector: &mut Collector) -> tallyline::collectors::PassReport {
     tokio::time::timeout(Duration::from_secs(60), collector.pass()).await.expect("a pass ends").unwrap()
 }
 
-/// Each row is one open reject whose cause is `field`, and the field is named.
+/// Checks that each row is one open reject with the cause `field`, and that it names the field.
 async fn each_is_one_reject(ours: &Ours, fields: &BTreeMap<String, &'static str>) {
     let rejects: Vec<(String, String, String)> =
         sqlx::query_as("select event_id, cause, detail from reject where state = 'open'").fetch_all(&ours.ledger.pool).await.unwrap();
@@ -65,7 +65,7 @@ async fn every_row_with_an_odd_time_is_one_reject_that_names_the_field() {
     let small = Settings { page: 2, ..settings() };
     let mut collector = ours.collector(small.clone(), &coderd).await;
     assert!(pass(&mut collector).await.full_sweep);
-    // Before the ledger has read the log: the rows are known as in flight, by this collector and by the next.
+    // Before the ledger has read the log: this collector and the next know the rows as in flight.
     assert_eq!(super::produced(&pass(&mut collector).await), (0, 0, 0));
     collector.close().await;
     let mut collector = ours.collector(small.clone(), &coderd).await;
@@ -74,7 +74,7 @@ async fn every_row_with_an_odd_time_is_one_reject_that_names_the_field() {
     each_is_one_reject(&ours, &fields).await;
     let builds: Vec<Uuid> = sqlx::query_scalar("select build_id from workspace_build").fetch_all(&ours.ledger.pool).await.unwrap();
     assert_eq!(builds, [good]);
-    // And afterwards, incremental and as a whole.
+    // Afterwards: in incremental passes and in sweeps.
     for sweep in [TimeDelta::days(1), TimeDelta::zero()] {
         collector.close().await;
         collector = ours.collector(Settings { sweep_interval: sweep, ..small.clone() }, &coderd).await;
@@ -93,7 +93,7 @@ async fn an_odd_time_that_comes_between_two_passes_is_one_reject_too() {
     let report = pass(&mut collector).await;
     assert!(!report.full_sweep);
     ours.consume().await;
-    // What is dated before all time is met by a sweep, as anything that is dated so far back.
+    // Only a sweep finds rows dated before all time, like all rows dated that far back.
     collector.close().await;
     let mut sweeping = ours.collector(Settings { sweep_interval: TimeDelta::zero(), ..settings() }, &coderd).await;
     pass(&mut sweeping).await;

@@ -1,4 +1,4 @@
-//! What is no event goes through a real consumer: it becomes a row that says why, and the partition moves on.
+//! Invalid records go through a real consumer: each becomes a row with its reason, and the partition moves on.
 
 use tallyline::event::{Event, Message, Payload, Topic, UsageQuantity};
 
@@ -17,7 +17,7 @@ async fn what_is_no_event_becomes_a_row_and_the_partition_moves_on_the_postgres_
     what_is_no_event_becomes_a_row_and_the_partition_moves_on(Backend::Postgres).await;
 }
 
-/// A record that is no accepted event.
+/// A record that is not an accepted event.
 #[derive(sqlx::FromRow)]
 struct Refused {
     topic: String,
@@ -28,12 +28,12 @@ struct Refused {
     payload: Option<Vec<u8>>,
 }
 
-/// Under one key, so that all lie in one partition in this order.
+/// Uses one key, so that all are in one partition in this order.
 fn keyed(message: Message) -> Message {
     Message { key: Some(b"one".to_vec()), ..message }
 }
 
-/// The event in another form: with this type, or with this body.
+/// The event with this type or this body.
 fn changed(event: &Event, event_type: Option<&str>, body: Option<&[u8]>) -> Message {
     let mut message = event.to_message();
     if let Some(event_type) = event_type {
@@ -114,7 +114,7 @@ async fn what_is_no_event_becomes_a_row_and_the_partition_moves_on(backend: Back
     assert_eq!(rows[0].payload.as_deref(), Some(&b"\0 no JSON"[..]), "kept as found");
     assert_eq!((rows[6].event_id.as_deref(), rows[8].payload.is_none()), (Some("usage-3"), true));
 
-    // the first of each stands, and so do the good ones behind all that
+    // the first of each id remains, and so do the good ones after all these
     let accepted: Vec<(String, String)> = sqlx::query_as(
         "select id, quantity::text from usage_event union all select build_id::text, template_name from workspace_build order by 1",
     )

@@ -43,7 +43,7 @@ impl Journey {
         eprintln!("{} billed in {} requests, {again} delivered again", books.billed.len(), books.requests);
     }
 
-    /// The whole log is read again: nothing is new, and no number changes.
+    /// Replays the whole log: it adds nothing and changes no number.
     pub async fn replayed_without_effect(&mut self) {
         let page = self.serve[0].domain_lines().await;
         let (truth, books) = (self.simulation.truth(), self.tallyman.books());
@@ -84,7 +84,7 @@ impl Journey {
         json(&ended)
     }
 
-    /// What is done behind Tallyline's back is found, by name.
+    /// The audit names each change by hand.
     pub async fn what_is_tampered_with_is_named(&mut self) {
         let forged = "forged-00000000-0000-4000-8000-000000000000";
         sqlx::query(
@@ -109,7 +109,7 @@ impl Journey {
         self.done("what was tampered with is named");
     }
 
-    /// Kind and id of what an audit lists, which must end with status 1.
+    /// Kind and id of the differences of an audit, which must end with status 1.
     async fn differences(&self) -> Vec<(String, String)> {
         let ended = self.site.command(&["audit", "--patience", "0", "--output", "json"]).await;
         assert_eq!(ended.status.code(), Some(1), "{ended:?}");

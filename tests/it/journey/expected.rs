@@ -1,4 +1,4 @@
-//! What `/metrics` must show, worked out from plain lists of numbers by code that Tallyline does not use.
+//! The expected content of `/metrics`, computed from plain lists of numbers by code that Tallyline does not use.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,10 +9,10 @@ use tallyline::sim::coderd::truth::{CreationType, Labels};
 
 use crate::oracle::{self, Names};
 
-/// A family and its labels, by name.
+/// The name of a family and its labels.
 pub type Key = (String, Vec<(String, String)>);
 
-/// What a series shows.
+/// The value of a series.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
     Counter(f64),
@@ -24,12 +24,12 @@ pub enum Value {
         schema: i32,
         zero_threshold: f64,
         zero_count: u64,
-        /// Index and count, without empty ones.
+        /// Index and count, without empty buckets.
         native: BTreeMap<i32, u64>,
     },
 }
 
-/// The numbers behind all series, as one oracle has them.
+/// The numbers behind all series, from one oracle.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Numbers {
     creations: BTreeMap<Labels, u64>,
@@ -40,11 +40,11 @@ pub struct Numbers {
 
 const CREATION_BOUNDS: &[u32] = &[1, 10, 30, 60, 300, 600, 1800, 3600];
 const CLAIM_BOUNDS: &[u32] = &[1, 5, 10, 20, 30, 60, 120, 180, 240, 300];
-/// More native buckets than these halve the resolution.
+/// Beyond this number of native buckets, the resolution is halved.
 const MOST_BUCKETS: usize = 100;
 
 impl Numbers {
-    /// As the simulator's own bookkeeping has them.
+    /// From the simulator's own bookkeeping.
     pub fn of_truth(truth: &Truth, introduced: DateTime<Utc>) -> Numbers {
         let mut negative_durations = BTreeMap::new();
         let creations = truth.creation_seconds.iter().map(|series| (&series.labels, &series.observations));
@@ -63,7 +63,7 @@ impl Numbers {
         }
     }
 
-    /// As coderd's own predicates have them.
+    /// From coderd's own predicates.
     pub async fn of_coderd(coderd: &PgPool, names: &Names, introduced: DateTime<Utc>) -> Numbers {
         Numbers {
             creations: oracle::creation_totals(coderd, names).await,
@@ -73,7 +73,6 @@ impl Numbers {
         }
     }
 
-    /// Every series.
     pub fn series(&self) -> BTreeMap<Key, Value> {
         let mut series = BTreeMap::new();
         for (labels, count) in &self.creations {
@@ -94,7 +93,7 @@ impl Numbers {
     }
 }
 
-/// The instants at which something was added to each series: one of them is when it began.
+/// The instants of all additions to each series: one of them is when it began.
 pub fn instants(truth: &Truth, introduced: DateTime<Utc>) -> BTreeMap<Key, BTreeSet<DateTime<Utc>>> {
     let mut instants: BTreeMap<Key, BTreeSet<DateTime<Utc>>> = BTreeMap::new();
     for build in truth.builds.iter().filter(|build| build.counted_as_creation) {
@@ -180,7 +179,7 @@ fn histogram(micros: &[u64], bounds: &[u32]) -> Value {
     }
 }
 
-/// The bucket of schema 3, by definition: the least index whose upper bound is not below the value.
+/// The bucket of schema 3 by definition: the lowest index whose upper bound is at least the value.
 fn index(seconds: f64) -> i32 {
     (-200..200).find(|index| upper_bound(*index) >= seconds).expect("a duration of microseconds to years")
 }

@@ -1,4 +1,4 @@
-//! `/metrics` in protobuf as an independent runtime reads it. Field numbers are those of `io.prometheus.client`.
+//! Reads `/metrics` in protobuf with an independent runtime. Field numbers are those of `io.prometheus.client`.
 
 use std::collections::BTreeMap;
 
@@ -90,7 +90,7 @@ struct Timestamp {
     nanos: i32,
 }
 
-/// One series as it is shown.
+/// One series on the page.
 #[derive(Debug)]
 pub struct Shown {
     pub value: Value,
@@ -147,7 +147,7 @@ impl Histogram {
         }
     }
 
-    /// Index to count, empty buckets left out.
+    /// Counts by index, without empty buckets.
     fn native(&self) -> BTreeMap<i32, u64> {
         let (mut index, mut count, mut deltas) = (0, 0_i64, self.positive_delta.iter());
         let mut buckets = BTreeMap::new();

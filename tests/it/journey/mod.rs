@@ -1,7 +1,7 @@
-//! The whole way, on real parts: a simulated coderd, real processes with one role each, a real log, a real ledger, a simulated vendor.
+//! The whole path: a simulated coderd and vendor, real processes with one role each, a real log and a real ledger.
 //!
-//! Each role is killed and started again on the way, and everything is replayed at the end: no final number may differ from what the
-//! simulator did nor from what coderd's own predicates say.
+//! Each role is killed and restarted, and everything is replayed at the end. Every final number must equal the simulator's and those of
+//! coderd's own predicates.
 
 mod bad_input;
 mod books;
@@ -31,7 +31,7 @@ async fn every_number_is_true_in_the_end_on_the_postgres_log() {
 }
 
 async fn every_number_is_true_in_the_end(backend: Backend, schema: SchemaVersion) {
-    // Another one shows other histories: what holds, holds for each.
+    // Another seed gives another history: the promises hold for each.
     let seed = std::env::var("JOURNEY_SEED").map_or(20_261, |seed| seed.parse().expect("a number"));
     eprintln!("journey on {backend:?} with JOURNEY_SEED={seed}");
     let begun = Instant::now();

@@ -1,4 +1,4 @@
-//! What is shown and billed, held against both oracles and the vendor's books.
+//! Compares shown and billed numbers with both oracles and the vendor's books.
 
 use std::collections::{BTreeMap, BTreeSet};
 use tallyline::ledger::PublicationState;
@@ -17,10 +17,10 @@ use super::site::{Serve, Site};
 use super::watch;
 use crate::oracle::{self, UsageState};
 
-/// Tallyman takes no more in one request.
+/// Tallyman's limit for one request.
 pub const EVENTS_IN_A_REQUEST: usize = 100;
 
-/// A site that has settled, and what is true of it.
+/// A site without events in flight, and its truth.
 pub struct Proof<'a> {
     pub truth: &'a Truth,
     pub introduced_at: DateTime<Utc>,
@@ -31,7 +31,7 @@ pub struct Proof<'a> {
 }
 
 impl Proof<'_> {
-    /// Each bucket, count and sum of every series.
+    /// Checks each bucket, count and sum of every series.
     pub async fn series_are_true(&self) {
         let truth = self.truth;
         let numbers = Numbers::of_truth(truth, self.introduced_at);
@@ -56,7 +56,7 @@ impl Proof<'_> {
         eprintln!("{} series, {native} of them histograms", expected.len());
     }
 
-    /// To the microsecond, and in coderd's whole days. Gives on how many sides of the windows' edges there was usage.
+    /// Checks exact and whole-day counts. Returns on how many sides of the windows' edges there was usage.
     pub async fn license_counts_are_true(&self) -> usize {
         let truth = self.truth;
         let micro = TimeDelta::microseconds(1);
@@ -85,7 +85,7 @@ impl Proof<'_> {
         answer["count"].as_u64().unwrap_or_else(|| panic!("{answer}"))
     }
 
-    /// `actual` is that of the valid license with limits that was issued last.
+    /// `actual` belongs to the valid license with limits that was issued last.
     async fn entitlement_is_true(&self) {
         let truth = self.truth;
         let now = Clock::system().now();
@@ -99,8 +99,8 @@ impl Proof<'_> {
         assert_eq!([&feature["limit"], &feature["soft_limit"]].map(Json::as_i64), limits.map(Some), "{answer}");
     }
 
-    /// Each event that coderd has not published is billed once, with its value, under the same bytes however often it was sent. Gives how many
-    /// deliveries there were beyond the first of each event.
+    /// Checks that each event that coderd has not published is billed once, with its value, in identical bytes each time. Returns the
+    /// number of repeated deliveries.
     pub async fn bill_is_true(&self, books: &Books) -> usize {
         let truth = self.truth;
         let ours = |row: &&UsageTruth| row.published_at.is_none();

@@ -1,4 +1,4 @@
-//! What stands beside a site in tests: a vendor for a simulated coderd, and a pipeline that names both.
+//! A vendor for a simulated coderd, and a pipeline file that names both.
 
 use chrono::{DateTime, SecondsFormat, SubsecRound, TimeDelta, Utc};
 use tallyline::clock::Clock;
@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::support::Database;
 
-/// It takes only the license that coderd itself would publish under, and remembers ids for 34 days.
+/// It accepts only the license under which coderd would publish, and remembers ids for 34 days.
 pub async fn vendor(simulation: &Simulation, switches: Switches, stop: &CancellationToken) -> Tallyman {
     let now = Clock::system().now();
     let truth = simulation.truth();
@@ -27,14 +27,14 @@ pub async fn vendor(simulation: &Simulation, switches: Switches, stop: &Cancella
     Tallyman::start(config, Clock::system(), stop.clone()).await.expect("a vendor")
 }
 
-/// The very instant at which the first creation from then on ended: it is observed, the one before it is not.
+/// The exact end of the first creation from then on: this one is observed, the one before it is not.
 pub fn introduction(simulation: &Simulation, from: DateTime<Utc>) -> DateTime<Utc> {
     let truth = simulation.truth();
     let ends = truth.creation_seconds.iter().flat_map(|series| &series.observations).map(|observed| observed.completed_at);
     ends.filter(|end| *end >= from).min().expect("a creation")
 }
 
-/// Lines of a pipeline that collects this coderd and publishes to this vendor. `pace` says how often, in lines, too.
+/// Lines of a pipeline that collects this coderd and publishes to this vendor. `pace` contains the lines for the intervals.
 pub fn pipeline(coderd: &Database, simulation: &Simulation, tallyman: &Tallyman, introduced_at: DateTime<Utc>, pace: &str) -> String {
     let key = simulation.license_key();
     format!(

@@ -10,31 +10,30 @@ use tempfile::TempDir;
 use crate::support::process::{Ended, Process, run_tallyline, tallyline};
 use crate::support::{self, Database, Kafka, ports};
 
-/// Where the log is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Backend {
     Kafka,
     Postgres,
 }
 
-/// The pipeline and what it names, seen also from the outside.
+/// The pipeline file and its servers, also seen from outside.
 pub struct Site {
     pub database: Database,
     pub ledger: Ledger,
     pub log: Log,
-    /// What stands before each topic's name in Kafka.
+    /// The prefix of topic names in Kafka.
     pub prefix: Option<String>,
     folder: TempDir,
 }
 
 impl Site {
-    /// On the servers of `scripts/test`; otherwise as [`Site::on`].
+    /// On the servers of `scripts/test`; otherwise like [`Site::on`].
     pub async fn new(backend: Backend, more: &str) -> Site {
         let kafka = (backend == Backend::Kafka).then(support::kafka);
         Site::on(support::database().await, kafka, more).await
     }
 
-    /// Writes the pipeline file, with these lines of TOML before what every pipeline needs, and migrates. Without a broker the log is in the
+    /// Writes the pipeline file, with these lines of TOML before the required ones, and migrates. Without a broker the log is in the
     /// database.
     pub async fn on(database: Database, kafka: Option<Kafka>, more: &str) -> Site {
         let ledger = Ledger::open(&LedgerSettings { url: database.url.clone(), connections: 4 }, Clock::system()).expect("a ledger");
@@ -56,12 +55,10 @@ impl Site {
         site
     }
 
-    /// The path of the pipeline file.
     pub fn pipeline(&self) -> String {
         self.folder.path().join("pipeline.toml").display().to_string()
     }
 
-    /// Starts a process with one role.
     pub fn start(&self, role: &str, more: &[&str]) -> Process {
         tallyline(&[&["run", "--pipeline", &self.pipeline(), "--role", role], more].concat(), &[])
     }
@@ -71,7 +68,7 @@ impl Site {
         run_tallyline(&[words, &["--pipeline", &self.pipeline()]].concat(), &[]).await
     }
 
-    /// Where every partition of the log ends.
+    /// The end of every partition of the log.
     pub async fn ends(&self) -> Vec<(TopicPartition, i64)> {
         let mut ends = Vec::new();
         for topic in Topic::ALL {
@@ -85,19 +82,18 @@ impl Site {
         ends
     }
 
-    /// How many records the log has taken.
+    /// The number of records in the log.
     pub async fn appended(&self) -> i64 {
         self.ends().await.iter().map(|(_, end)| end).sum()
     }
 
-    /// How many events the ledger has.
+    /// The number of events in the ledger.
     pub async fn accepted(&self) -> i64 {
         let query =
             "select (select count(*) from workspace_build) + (select count(*) from prebuild_claim) + (select count(*) from usage_event)";
         sqlx::query_scalar(query).fetch_one(&self.database.pool).await.expect("count events")
     }
 
-    /// Whether the ledger has read the log to its ends.
     pub async fn has_read_all(&self) -> bool {
         let mut positions = self.ledger.positions().await.expect("positions");
         positions.sort_unstable();
@@ -105,7 +101,7 @@ impl Site {
     }
 }
 
-/// A process with the role `serve`, at addresses that it keeps when it is started again.
+/// A process with the role `serve`. It keeps its addresses after a restart.
 pub struct Serve {
     pub process: Process,
     /// `http://127.0.0.1:PORT`
@@ -132,7 +128,7 @@ impl Serve {
         site.start("serve", &[&["--set", api, "--set", metrics], more].concat())
     }
 
-    /// Starts it again at the same addresses.
+    /// Restarts it at the same addresses.
     pub fn start_again(&mut self, site: &Site) {
         self.start_again_with(site, &[]);
     }
@@ -141,14 +137,14 @@ impl Serve {
         self.process = Self::process(site, &self.settings, more);
     }
 
-    /// An answer of the API.
+    /// The answer of the API to this path.
     pub async fn get(&self, path: &str) -> serde_json::Value {
         let answer = reqwest::get(format!("{}{path}", self.api)).await.expect("an answer");
         assert!(answer.status().is_success(), "{path}: {answer:?}");
         answer.json().await.expect("JSON")
     }
 
-    /// Whether it answers and has folded everything up to that sequence, in both stages.
+    /// Whether it answers and both stages have folded everything up to that sequence.
     pub async fn has_folded(&self, sequence: i64) -> bool {
         let Ok(answer) = reqwest::get(format!("{}/api/v1/status", self.api)).await else { return false };
         let Ok(status) = answer.json::<serde_json::Value>().await else { return false };
@@ -159,15 +155,15 @@ impl Serve {
         })
     }
 
-    /// The lines of the domain series on the text page; empty where another process shows them.
+    /// The lines of the domain series on the text page; empty if another process shows them.
     pub async fn domain_lines(&self) -> String {
         page(&self.metrics).await.unwrap_or_default()
     }
 }
 
-/// The domain series' lines of a text page, comments included. None where nobody answers.
+/// The domain series' lines of a text page, with comments. None: no answer.
 pub async fn page(metrics: &str) -> Option<String> {
-    // the domain series are waited for half as long as this
+    // the process waits for the domain series for half of this
     let request = reqwest::Client::new().get(format!("{metrics}?format=text")).header("x-prometheus-scrape-timeout-seconds", "4");
     let answer = request.timeout(std::time::Duration::from_secs(10)).send().await.ok()?;
     let text = answer.error_for_status().ok()?.text().await.ok()?;

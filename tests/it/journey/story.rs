@@ -1,4 +1,4 @@
-//! The journey, step by step. Time goes on in coderd's history while processes are killed and started again.
+//! The journey, step by step. coderd's history goes on while processes are killed and restarted.
 
 use std::time::{Duration, Instant};
 
@@ -14,14 +14,14 @@ use super::watch::{Seen, Watch};
 use crate::support::process::Process;
 use crate::support::{self, Database, eventually};
 
-/// Longer than any lease: a process that was killed is replaced within it.
+/// Longer than any lease: a killed process is replaced within it.
 pub const SOON: Duration = Duration::from_secs(60);
 const DAYS: i64 = 25;
 const BUILDS: usize = 5000;
-/// Transactions are held open for two minutes of coderd's time at most.
+/// Longer than a transaction of coderd is open: two minutes of coderd's time at most.
 const LONGEST_HOLD: TimeDelta = TimeDelta::minutes(10);
 
-/// Lines of the pipeline.
+/// Lines of the pipeline file.
 pub const PACE: &str = "collect.poll_seconds = 1\ncollect.margin_seconds = 5\npublish.request_timeout_seconds = 4\n";
 
 pub struct Journey {
@@ -40,7 +40,7 @@ pub struct Journey {
 }
 
 impl Journey {
-    /// The first part of the history is written, nothing of Tallyline runs, then all starts: the collector lives at the end of that part.
+    /// Writes the first part of the history without Tallyline, then starts all processes. The collector lives at the end of that part.
     pub async fn begin(backend: Backend, schema: SchemaVersion, seed: u64) -> Journey {
         let phase = Instant::now();
         let coderd = support::database().await;
@@ -77,7 +77,7 @@ impl Journey {
         journey
     }
 
-    /// A consumer is killed while the first pass comes in. Then the first page with domain series.
+    /// Kills a consumer during the first pass. Waits for the first page with domain series.
     pub async fn backfill(&mut self) {
         self.watch = Some(Watch::start(self.serve.each_ref().map(|serve| serve.metrics.clone())));
         eventually(SOON, "the first events are in the ledger", || async { self.site.accepted().await > 0 }).await;
@@ -86,14 +86,14 @@ impl Journey {
         eprintln!("consumer 0 killed at {there} events");
         eventually(SOON, "the domain series are shown", || async { !self.holders().is_empty() }).await;
         if self.holders() == [1] {
-            // whoever came first has the lease: that one is the first
+            // the first to take the lease becomes number 0
             self.serve.swap(0, 1);
         }
         self.done("backfilled and shown");
     }
 
-    /// While the history goes on: the process that shows the series is killed, the other consumer too, and the publisher hangs with a request
-    /// on its way and dies.
+    /// While the history goes on, kills the process that shows the series and the other consumer. Freezes the publisher with a request in
+    /// flight, then kills it.
     pub async fn handed_over(&mut self) {
         let before = self.site.accepted().await;
         self.tallyman.set_switches(Switches { latency_ms: 1500, ..Switches::default() }).unwrap();
@@ -114,8 +114,8 @@ impl Journey {
         self.done("handed over, all in, things renamed");
     }
 
-    /// The history goes on to its end: the collector is killed in its pass, a consumer hangs until others have its partitions, and the series
-    /// are handed back.
+    /// Continues the history to its end. Kills the collector in its pass, and freezes a consumer until others have its partitions. The
+    /// series move back.
     pub async fn handed_back(&mut self) {
         let sequence = self.site.ledger.head().await.unwrap().number;
         eventually(SOON, "the first is up again", || self.serve[0].has_folded(sequence)).await;
@@ -135,14 +135,14 @@ impl Journey {
         self.consume[0].resume();
         self.simulation.commit_held().await.unwrap();
         self.all_of_coderd_is_in().await;
-        // the collector lives in the past: what it claimed was true, and after the first pass it looked only at what could be new
+        // the collector lives in the past, so its completeness was true; after the first pass it read only possibly new rows
         let told = "select late, swept_pass_id from collector_progress";
         let (late, last_sweep): (i64, i64) = sqlx::query_as(told).fetch_one(&self.site.database.pool).await.unwrap();
         assert_eq!((late, last_sweep), (0, 1));
         self.done("handed back, all of the history is in");
     }
 
-    /// The collector ends in order and another lives in the present; coderd does too, for some seconds.
+    /// Ends the collector in order and starts another one in the present; coderd goes on for some seconds, too.
     pub async fn live(&mut self) {
         end_in_order(&mut self.collect).await;
         self.collect = self.site.start("collect", &[]);
@@ -162,14 +162,14 @@ impl Journey {
         lived.unwrap();
         assert!(audited.status.success(), "the books balance beside live traffic, too: {audited:?}");
         eprintln!("{} builds in real time", self.simulation.completed_builds() - before);
-        // A busy machine writes builds later than the margin. The overlap would bring them within a minute, a sweep does at once.
+        // A busy machine writes builds later than the margin. The overlap finds them within a minute, a sweep at once.
         let swept = self.site.command(&["collect", "sweep"]).await;
         assert!(swept.status.success(), "{swept:?}");
         self.all_of_coderd_is_in().await;
         self.done("lived in the present");
     }
 
-    /// Nothing is on its way any more: the log is read to its ends, every event has its publication's fate, all is folded.
+    /// Waits until nothing is in flight: the log is read to its ends, every publication is settled, everything is folded.
     pub async fn settled(&mut self) {
         eventually(SOON, "the log is read to its ends", || self.site.has_read_all()).await;
         let pending = "select count(*) from publication where state = 'pending'";
@@ -181,13 +181,13 @@ impl Journey {
         self.done("settled");
     }
 
-    /// What the process that shows the series has folded is all that the ledger had when this was called.
+    /// Waits until the shown state contains everything that the ledger has at this call.
     pub async fn all_is_folded(&self) {
         let sequence = self.site.ledger.head().await.unwrap().number;
         eventually(SOON, "all is folded", || self.serve[0].has_folded(sequence)).await;
     }
 
-    /// All processes end in order, and the scraper has seen no fault.
+    /// Ends all processes in order. Checks that the scraper has seen no fault.
     pub async fn ended(&mut self) {
         let Seen { series, holders, pages, changed, faults } = self.watch.take().expect("it watches").end().await;
         assert!(faults.is_empty(), "{}: {:?}", faults.len(), &faults[..faults.len().min(5)]);
@@ -209,14 +209,14 @@ impl Journey {
         self.site.ledger.newest_pass(self.source_id().await).await.unwrap()
     }
 
-    /// A pass that began after this call is in the ledger, with all before it.
+    /// Waits until the ledger has a pass that began after this call, and all before it.
     pub async fn all_of_coderd_is_in(&self) {
         let (source_id, newest) = (self.source_id().await, self.newest_pass().await);
         let what = "all that coderd committed is in the ledger";
         eventually(SOON, what, || async { self.site.ledger.later_pass_is_in(source_id, newest).await.unwrap() }).await;
     }
 
-    /// In so many parts, as coderd's own replicas commit one after the other.
+    /// Commits it in `parts` parts, as coderd's replicas commit one after the other.
     pub async fn history(&mut self, from: f64, to: f64, parts: i32) {
         for part in 1..=parts {
             let until = self.at(from + (to - from) * f64::from(part) / f64::from(parts));
@@ -224,7 +224,7 @@ impl Journey {
         }
     }
 
-    /// It stops where it stands while the vendor thinks; the vendor takes the events, and no answer is ever read.
+    /// Freezes the publisher while the vendor works; the vendor accepts the events, and the answer is never read.
     async fn publisher_dies_with_a_request_on_its_way(&mut self) {
         let taken = |books: &Books| books.deliveries.last().map_or(0, |delivery| delivery.request);
         eventually(SOON, "a request is on its way", || async {
@@ -244,7 +244,6 @@ impl Journey {
         self.watch.as_ref().map(Watch::holders).unwrap_or_default()
     }
 
-    /// Waits until the other one shows the series.
     async fn await_holder(&self, index: usize, what: &str) {
         eventually(SOON, what, || async { !self.serve[index].domain_lines().await.is_empty() }).await;
     }
@@ -254,14 +253,14 @@ impl Journey {
         instant(config.start, config.end, part)
     }
 
-    /// Says what was done and how long it took.
+    /// Logs a step and its duration.
     pub fn done(&mut self, what: &str) {
         eprintln!("{:6.1} s: {what}", self.phase.elapsed().as_secs_f64());
         self.phase = Instant::now();
     }
 }
 
-/// The parts of the history at which it stands still for a while. The second lies where a template may be deleted.
+/// The parts of the history at which it pauses. The second is at a point where a template may be deleted.
 pub const FIRST_PART: f64 = 0.55;
 pub const SECOND_PART: f64 = 0.75;
 
@@ -278,7 +277,7 @@ fn kill_and_start_again(process: &mut Process, start: impl FnOnce() -> Process) 
     *process = start();
 }
 
-/// It says that it has stopped once it has, and never had to say that something is wrong with itself.
+/// Checks that it reports its stop only after it, and that it reported no error of its own.
 async fn end_in_order(process: &mut Process) {
     assert!(!process.stderr().contains("stopped"), "{}", process.stderr());
     assert!(process.terminate(SOON).await.success(), "{}", process.stderr());

@@ -1,4 +1,4 @@
-//! Appending: nothing is changed, order is kept, and commit order is offset order.
+//! Appending changes nothing and keeps order; commit order is offset order.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -49,7 +49,7 @@ async fn what_is_appended_is_read_back_as_it_was(site: Site) {
 }
 
 async fn one_key_is_one_partition_in_the_order_of_its_appends(site: Site) {
-    // Two appends with every key, one after the other, and within each append three of each key.
+    // Two appends with every key, one after the other; each append has three messages of each key.
     let keys: Vec<String> = (0..40).map(|number| format!("key-{number}")).collect();
     let mut partitions: BTreeMap<String, i32> = BTreeMap::new();
     for append in 0..2 {
@@ -91,7 +91,7 @@ async fn a_reader_at_the_end_misses_nothing_of_appends_that_overlap(site: Site) 
             })
         })
         .collect();
-    // Reads along while they append: what it passed by must never be filled in later.
+    // Reads during the appends: a gap that the reader passed must never be filled later.
     let partition = builds(site.log.append(BUILDS, vec![message("one key", "first")]).await.unwrap()[0].0);
     let mut read = Vec::new();
     let mut next = 0;
@@ -119,7 +119,7 @@ async fn a_reader_at_the_end_misses_nothing_of_appends_that_overlap(site: Site) 
     assert!(read.is_sorted_by_key(|record| record.timestamp), "times never fall along a partition");
 }
 
-/// PostgreSQL only: there a transaction can be held open.
+/// PostgreSQL only: a transaction can stay open there.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_append_waits_for_one_that_is_open_and_comes_after_it() {
     for commits in [true, false] {
@@ -142,7 +142,7 @@ async fn an_append_waits_for_one_that_is_open_and_comes_after_it() {
             waiting == 1
         })
         .await;
-        // A topic's other partitions are not held up.
+        // The topic's other partitions are not blocked.
         let elsewhere = (0..).map(|number| format!("other-{number}")).find(|key| partition_of(key) != partition_of("key")).unwrap();
         site.log.append(BUILDS, vec![message(&elsewhere, "passes by")]).await.unwrap();
         assert!(!other.is_finished());
@@ -163,7 +163,7 @@ async fn an_append_waits_for_one_that_is_open_and_comes_after_it() {
     }
 }
 
-/// The rule by which the PostgreSQL log chooses, written out: FNV-1a, folded. It must not change under a log that is in use.
+/// The rule by which the PostgreSQL log chooses a partition: FNV-1a, folded. It must not change for a log in use.
 fn partition_of(key: &str) -> u64 {
     let hash = key.bytes().fold(14_695_981_039_346_656_037_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(1_099_511_628_211));
     (hash ^ (hash >> 32)) % u64::try_from(PARTITIONS).unwrap()
@@ -180,7 +180,7 @@ async fn topics_are_created_once_and_drift_is_told(site: Site) {
     assert_eq!(site.log.partitions(BUILDS).await.unwrap().len(), 4, "nothing was changed");
 }
 
-/// A topic that somebody else made with too short a retention.
+/// A topic that another program created with too short a retention.
 #[tokio::test]
 async fn a_short_retention_is_told() {
     use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
@@ -199,7 +199,7 @@ async fn a_short_retention_is_told() {
             format!("{name}: retention.bytes is 1000000, which can remove records before 35 days; wanted -1"),
         ]
     );
-    // The two that were missing are there now, and right.
+    // The two missing topics now exist, with the right settings.
     assert_eq!(site.log.create_topics(PARTITIONS).await.unwrap(), drift);
 
     let site = Site::new(Kind::Postgres).await;
@@ -219,7 +219,7 @@ async fn a_topic_that_is_not_there_is_named(site: Site) {
 
 #[tokio::test]
 async fn a_log_that_does_not_answer_is_told_in_time() {
-    // Nothing listens on a port that was just given up.
+    // A port that was just freed has no listener.
     let port = crate::support::ports::free_port();
     let mut settings = KafkaSettings::new(&format!("127.0.0.1:{port}"));
     settings.append_deadline = Duration::from_millis(500);

@@ -1,4 +1,4 @@
-//! Groups: several consumers, partitions that move, a consumer that is killed, one that is stuck.
+//! Groups: several consumers, partitions that move, a killed consumer, a stuck one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
@@ -28,11 +28,11 @@ on_every_group!(
     a_consumer_that_is_told_to_stop_leaves,
 );
 
-/// More than the 45 s after which a broker misses a killed member by default, where the group speaks the new protocol.
+/// More than the broker's default of 45 s to notice a killed member in the new group protocol.
 const LONG: Duration = Duration::from_secs(120);
 const GROUP: &str = "group";
 
-/// Stands for the ledger: who holds a partition and where it stands; a batch counts only where both fit.
+/// Replaces the ledger: holder and position of each partition. It accepts a batch only if both match.
 #[derive(Default)]
 struct Books(Mutex<BTreeMap<TopicPartition, Place>>);
 
@@ -74,7 +74,7 @@ impl Books {
         }
     }
 
-    /// How many partitions each consumer holds.
+    /// The number of partitions of each consumer.
     fn held(&self) -> BTreeMap<usize, usize> {
         let mut held = BTreeMap::new();
         for holder in self.0.lock().unwrap().values().filter_map(|place| place.holder) {
@@ -99,7 +99,7 @@ impl Books {
     }
 }
 
-/// A consumer at work for the books, until it is told to leave.
+/// A running consumer, until it is asked to leave.
 struct Worker {
     leave: CancellationToken,
     task: JoinHandle<()>,
@@ -144,7 +144,7 @@ impl Worker {
 
 const ALL_PARTITIONS: usize = 3 * PARTITIONS as usize;
 
-/// Appends so many records to every topic, with bodies that tell them apart; answers the bodies, sorted.
+/// Appends `count` records with distinct bodies to every topic. Returns the bodies, sorted.
 async fn append(log: &Log, name: &str, count: usize) -> Vec<String> {
     let mut bodies = Vec::new();
     for topic in Topic::ALL {
@@ -168,7 +168,7 @@ async fn a_consumer_gets_everything_in_batches_of_one_partition(site: Site) {
     let worker = Worker::begin(&site.log, &books, 1).await;
     books.eventually_recorded(&before).await;
     assert_eq!(books.held(), BTreeMap::from([(1, ALL_PARTITIONS)]));
-    // A trickle comes through record by record.
+    // Single records come through one by one.
     let mut all = before;
     for number in 0..3 {
         all = together(&[&all, &append(&site.log, &format!("trickle-{number}"), 1).await]);
@@ -181,7 +181,7 @@ async fn consumers_share_the_partitions_and_each_record_is_recorded_once(site: S
     let books = Arc::new(Books::default());
     let first = Worker::begin(&site.log, &books, 1).await;
     books.eventually_held("one holds all", |held| held.get(&1) == Some(&ALL_PARTITIONS)).await;
-    // Somebody appends all the time, while partitions move.
+    // An appender keeps writing while partitions move.
     let stop = CancellationToken::new();
     let appender = tokio::spawn({
         let (log, stop) = (site.log.clone(), stop.clone());
@@ -228,7 +228,7 @@ async fn the_partitions_of_a_consumer_killed_with_9_move(site: Site) {
     worker.leave().await;
 }
 
-/// Consumes all there is until it is killed.
+/// Consumes everything until it is killed.
 #[tokio::test]
 #[ignore = "not a test: what the_partitions_of_a_consumer_killed_with_9_move starts and kills"]
 async fn the_process_that_is_killed() {
@@ -240,7 +240,7 @@ async fn the_process_that_is_killed() {
     tokio::time::sleep(Duration::from_secs(600)).await;
 }
 
-/// Hears deliveries until all partitions are assigned; starts those of the builds topic at `from`.
+/// Receives deliveries until all partitions are assigned. Starts those of the builds topic at `from`.
 async fn assigned(consumer: &mut Consumer, from: impl Fn(TopicPartition) -> Option<i64>) {
     let mut got = BTreeSet::new();
     while got.len() < ALL_PARTITIONS {
@@ -263,7 +263,7 @@ async fn next_batch(consumer: &mut Consumer) -> Batch {
     }
 }
 
-/// Ten records in each of the partitions of the builds topic.
+/// Writes ten records to each partition of the builds topic.
 async fn ten_in_each(site: &Site) {
     for number in 0.. {
         let ends: Vec<i64> = ends(site).await;
@@ -306,7 +306,7 @@ async fn held_partitions_are_not_read_until_they_are_started_and_stay_with_their
     let mut consumer = site.log.join(GROUP, CancellationToken::new()).unwrap();
     assigned(&mut consumer, |partition| Some(if partition.topic == BUILDS { before[partition.partition as usize] } else { 0 })).await;
     consumer.hold(vec![builds(0)]);
-    // ten more in each: those of the held partition do not come
+    // ten more in each: those of the unstarted partition do not come
     for number in 0.. {
         if ends(&site).await.iter().zip(&before).all(|(end, before)| end - before >= 10) {
             break;
@@ -341,7 +341,7 @@ async fn starting_anew_shows_nothing_that_was_read_before(site: Site) {
             assert_eq!((batch.partition, batch.records[0].offset), (builds(0), next_offset));
             next_offset = batch.next_offset;
             if next_offset == end {
-                // Half of these starts come while records are on their way.
+                // Half of these starts come while records are in flight.
                 consumer.start(vec![(builds(0), 3)]);
                 consumer.start(vec![(builds(0), 0)]);
             }
@@ -372,7 +372,7 @@ async fn an_offset_that_the_log_does_not_hold_stops_only_its_partition(site: Sit
     }
     let error = LogError::OutOfRange { partition: builds(1), offset: beyond, start: 0, end: ends[1] };
     assert_eq!(fault, Some((builds(1), error)));
-    // It can be started where the log does hold something, and the other still goes on.
+    // It can start at an offset that the log has, and the other still goes on.
     consumer.start(vec![(builds(1), ends[1] - 1)]);
     let batch = next_batch(&mut consumer).await;
     assert_eq!((batch.partition, batch.next_offset), (builds(1), ends[1]));
@@ -392,7 +392,7 @@ async fn an_offset_that_the_log_does_not_hold_stops_only_its_partition(site: Sit
 async fn a_consumer_that_takes_nothing_for_long_keeps_its_partitions(site: Site) {
     let mut consumer = site.log.join(GROUP, CancellationToken::new()).unwrap();
     assigned(&mut consumer, |_| Some(0)).await;
-    // Far more batches than may wait, for longer than a member may go without polling (6 s) or its lease lasts (2 s).
+    // Far more batches than the buffer takes, for longer than a member's silence (6 s) or lease (2 s) may last.
     let begun = Instant::now();
     let mut all = Vec::new();
     while begun.elapsed() < Duration::from_secs(8) {
@@ -420,7 +420,7 @@ async fn partitions_that_went_while_nothing_was_taken_are_read_when_they_come_ba
     for topic in Topic::ALL {
         books.claim(1, &(0..PARTITIONS).map(|partition| TopicPartition { topic, partition }).collect::<Vec<_>>());
     }
-    // More batches than may wait, for longer than it is waited before partitions are paused.
+    // More batches than the buffer takes, for longer than the wait before partitions are paused.
     let (begun, mut all) = (Instant::now(), Vec::new());
     while begun.elapsed() < Duration::from_secs(2) {
         all.extend(append(&site.log, &format!("turn-{}", all.len()), 20).await);

@@ -1,4 +1,4 @@
-//! What every log promises: one body for each promise, run against Kafka and PostgreSQL.
+//! The promises of every log: one body for each promise, run on Kafka and PostgreSQL.
 
 mod append;
 mod group;
@@ -7,7 +7,7 @@ mod site;
 
 use tallyline::event::{Message, Topic, TopicPartition};
 
-/// Runs bodies against both logs.
+/// Runs bodies on both logs.
 macro_rules! on_both_logs {
     ($($body:ident),* $(,)?) => {
         mod on_kafka {
@@ -22,7 +22,7 @@ macro_rules! on_both_logs {
 }
 pub(crate) use on_both_logs;
 
-/// Runs bodies about groups against both logs, on Kafka with each protocol that a group can speak.
+/// Runs bodies about groups on both logs, on Kafka with each group protocol.
 macro_rules! on_every_group {
     ($($body:ident),* $(,)?) => {
         crate::log_contract::on_both_logs!($($body),*);
@@ -44,7 +44,7 @@ fn builds(partition: i32) -> TopicPartition {
     TopicPartition { topic: BUILDS, partition }
 }
 
-/// A message whose body says which one it is.
+/// A message whose body identifies it.
 fn message(key: &str, body: &str) -> Message {
     Message {
         key: Some(key.as_bytes().to_vec()),

@@ -1,4 +1,4 @@
-//! Reading without a group: from an offset, from a time, in chunks.
+//! Reading without a group: from an offset, from a time, in pages.
 
 use std::time::Duration;
 
@@ -41,7 +41,7 @@ async fn reading_begins_at_an_offset_and_ends_where_the_log_did(site: Site) {
     assert_eq!(read(19, 5).await, texts(19..20));
     assert_eq!(read(20, 5).await, texts(0..0));
     assert_eq!(read(3, 0).await, texts(0..0));
-    // A reader that was at the end sees what came since.
+    // A reader at the end sees later records.
     assert_eq!(read(10, 10).await, texts(10..20));
     site.log.append(BUILDS, vec![message("key", "20")]).await.unwrap();
     assert_eq!(read(20, 5).await, texts(20..21));
@@ -91,7 +91,7 @@ async fn several_readers_do_not_disturb_each_other(site: Site) {
     }
 }
 
-/// Kafka only: a transaction of another producer leaves markers in the log, and an aborted one leaves offsets that nobody reads.
+/// Kafka only: a transaction of another producer leaves markers in the log, and an aborted one leaves invisible offsets.
 #[tokio::test(flavor = "multi_thread")]
 async fn offsets_that_are_missing_are_passed_over() {
     use rdkafka::producer::Producer as _;
@@ -110,7 +110,7 @@ async fn offsets_that_are_missing_are_passed_over() {
         producer.send(FutureRecord::to(&name).partition(0).key("key").payload(text), deadline).await.unwrap();
         if commits { producer.commit_transaction(deadline).unwrap() } else { producer.abort_transaction(deadline).unwrap() }
     }
-    // The broker writes the markers a little after it has answered.
+    // The broker writes the markers shortly after its answer.
     let ends_at = |end| {
         let log = site.log.clone();
         move || {
@@ -124,7 +124,7 @@ async fn offsets_that_are_missing_are_passed_over() {
     for from in [5, 6, 7, 8] {
         assert_eq!(site.log.read(builds(0), from, 1).await.unwrap(), vec![]);
     }
-    // A kept reader stands before the gap when more is appended behind it.
+    // A kept reader is before the gap when more is appended after it.
     assert_eq!(site.log.read(builds(0), 4, 1).await.unwrap()[0].offset, 4);
     producer.begin_transaction().unwrap();
     producer.send(FutureRecord::to(&name).partition(0).key("key").payload("8"), deadline).await.unwrap();
@@ -134,7 +134,7 @@ async fn offsets_that_are_missing_are_passed_over() {
     assert_eq!(read.iter().map(|record| (record.offset, body(&record.message))).collect::<Vec<_>>(), [(8, "8".into())]);
 }
 
-/// PostgreSQL only: on Kafka the broker does this.
+/// PostgreSQL only: on Kafka the broker removes expired records.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_expired_and_recorded_is_removed() {
     let site = Site::new(Kind::Postgres).await;

@@ -1,4 +1,4 @@
-//! A log of its own for one test.
+//! A separate log for one test.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use tallyline::log::{KafkaSettings, Log, PostgresLogSettings, Record};
 use super::{BUILDS, builds};
 use crate::support::{self, Database, Kafka};
 
-/// Which log, and how its groups are kept.
+/// The log and its group protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Kafka,
@@ -50,7 +50,7 @@ impl Site {
         Site { kind, log, kafka: Some(Arc::new(kafka)), database: None }
     }
 
-    /// What another process needs to reach the same log, for [`Site::log_of`].
+    /// The address of the same log for another process, for [`Site::log_of`].
     pub fn address(&self) -> String {
         match (&self.kafka, &self.database) {
             (Some(kafka), _) => format!("{:?} {} {}", self.kind, kafka.brokers, kafka.prefix),
@@ -72,7 +72,7 @@ impl Site {
         }
     }
 
-    /// Everything in a partition of the builds topic, read in chunks.
+    /// All records of a partition of the builds topic, read in pages.
     pub async fn read_all(&self, partition: i32) -> Vec<Record> {
         let (mut next, end) = self.log.watermarks(builds(partition)).await.unwrap();
         let mut all = Vec::new();
@@ -86,7 +86,7 @@ impl Site {
         all
     }
 
-    /// Everything in the builds topic, by partition.
+    /// All records of the builds topic, by partition.
     pub async fn read_topic(&self) -> Vec<Vec<Record>> {
         let mut all = Vec::new();
         for partition in self.log.partitions(BUILDS).await.unwrap() {
@@ -96,7 +96,7 @@ impl Site {
     }
 }
 
-/// Members that do not poll are missed as soon as the broker's default limits allow.
+/// The broker notices members that do not poll as soon as its default limits allow.
 fn kafka_settings(kind: Kind, brokers: &str, prefix: &str) -> KafkaSettings {
     let mut settings = KafkaSettings::new(brokers);
     prefix.clone_into(&mut settings.topic_prefix);

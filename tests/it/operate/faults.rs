@@ -1,4 +1,4 @@
-//! Faults under load: whatever is cut, frozen or killed, every record is counted once.
+//! Faults under load: every record is counted once despite cuts, freezes and kills.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::support::eventually;
 use crate::support::ledger::{DEPLOYMENT, usage};
 
 const EVENTS: u32 = 20_000;
-/// Of these, one in ten is usage.
+/// One event in ten is usage.
 const USAGE: u32 = EVENTS / 10;
 const BUILDS: u32 = EVENTS - USAGE;
 
@@ -23,7 +23,7 @@ async fn append_events(log: &Log) {
     }
 }
 
-/// All is in the ledger, once, and the books of log and ledger balance.
+/// Checks that everything is in the ledger once, and that the books of log and ledger balance.
 async fn all_is_recorded_once(site: &Site) {
     site.builds(i64::from(BUILDS)).await;
     eventually(SOON, "usage is in the ledger", || async { site.count("select count(*) from usage_event").await >= i64::from(USAGE) }).await;
@@ -37,7 +37,7 @@ async fn all_is_recorded_once(site: &Site) {
     assert_eq!(counted("select sum(accepted)::bigint from batch").await, i64::from(EVENTS));
 }
 
-/// Cuts every connection again and again in the middle of what the server sends.
+/// Cuts all connections `times` times in the middle of the server's bytes.
 async fn cut_again_and_again(proxy: &Proxy, times: u32, bytes: u64) {
     for _ in 0..times {
         proxy.cut_after(bytes);
@@ -80,7 +80,7 @@ async fn kafka_cut_and_frozen_under_load_loses_and_doubles_nothing() {
     running.says(&["partitions assigned"]).await;
     cut_again_and_again(&proxy, 4, 200_000).await;
     proxy.freeze();
-    // longer than the group's patience: the group thinks that the member is gone
+    // longer than the group waits: the group considers the member dead
     running.not_ready("log", &["Kafka at"]).await;
     proxy.thaw();
     all_is_recorded_once(&site).await;
@@ -104,7 +104,7 @@ async fn a_killed_consumer_is_replaced(kind: Kind) {
     let (mut one, mut other) = (site.start("--role consume"), site.start("--role consume"));
     let log = site.log();
     let killing = async {
-        // both have had their part
+        // both have partitions
         one.says(&["partitions assigned"]).await;
         other.says(&["partitions assigned"]).await;
         site.builds(500).await;

@@ -1,4 +1,4 @@
-//! `tallyline run` as an operator meets it: real processes, and dependencies that are not there, go away, freeze or come back changed.
+//! `tallyline run` as an operator sees it: real processes, and dependencies that are missing, disappear, freeze or return changed.
 
 mod faults;
 mod over_api;
@@ -32,21 +32,20 @@ use tempfile::TempDir;
 use crate::support::process::{Ended, Process, run_tallyline, tallyline};
 use crate::support::{self, Database, Kafka, database, eventually};
 
-/// Everything here happens within this, also on a machine that is busy with other tests.
+/// Everything here happens within this, also on a busy machine.
 const SOON: Duration = Duration::from_secs(60);
-/// What `tallyline run` may take after SIGTERM, as it says itself.
+/// The documented grace period of `tallyline run` after SIGTERM.
 const GRACE: Duration = Duration::from_secs(15);
-/// For the process to be gone after that, on a machine that is busy with other tests.
+/// The additional time for its exit on a busy machine.
 const LEEWAY: Duration = Duration::from_secs(5);
 
-/// Which log a site has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Kafka,
     Postgres,
 }
 
-/// A pipeline file and what it names. Settings are lines of TOML with dotted keys; a later one of the same key wins.
+/// A pipeline file and its servers. Settings are lines of TOML with dotted keys; the last one of a key applies.
 struct Site {
     ledger: Database,
     kafka: Option<Kafka>,
@@ -105,7 +104,7 @@ impl Site {
         self.settings.push((key.to_owned(), value.to_owned()));
     }
 
-    /// Writes the file as it stands now; one that a process is about to read is never half there.
+    /// Writes the file with the current settings. A process never reads half of it.
     fn file(&self) -> String {
         let path = self.folder.path().join("pipeline.toml");
         let text: String = self.settings.iter().map(|(key, value)| format!("{key} = {value}\n")).collect();
@@ -115,7 +114,7 @@ impl Site {
         path.to_str().unwrap().to_owned()
     }
 
-    /// Runs a command to its end, the words separated by blanks.
+    /// Runs a command to its end. Blanks separate its words.
     async fn command(&self, words: &str) -> Ended {
         let (file, words) = (self.file(), words.split_whitespace().collect::<Vec<_>>());
         run_tallyline(&[&words[..], &["--pipeline", &file]].concat(), &[]).await
@@ -128,7 +127,7 @@ impl Site {
         Running { process: tallyline(&arguments, &[]) }
     }
 
-    /// The log, reached past any proxy.
+    /// The log, without a proxy.
     fn log(&self) -> Log {
         match &self.kafka {
             Some(kafka) => {
@@ -149,7 +148,7 @@ impl Site {
         sqlx::query_scalar(query).fetch_one(&self.ledger.pool).await.unwrap()
     }
 
-    /// Waits until so many builds are in the ledger.
+    /// Waits until the ledger has this number of builds.
     async fn builds(&self, count: i64) {
         eventually(SOON * 2, "the builds are in the ledger", || async {
             self.count("select count(*) from workspace_build").await >= count
@@ -167,7 +166,7 @@ impl Site {
         joint["numbers"].clone()
     }
 
-    /// Gives the site a coderd with a short history, and says which.
+    /// Gives the site a coderd with a short history, and returns it.
     async fn with_coderd(&mut self) -> Coderd {
         let (database, now) = (database().await, Clock::system().now());
         let config = Config::history(7, SchemaVersion::TasksEra, now - chrono::TimeDelta::days(5), now, 120);
@@ -189,7 +188,7 @@ struct Coderd {
     simulation: Simulation,
 }
 
-/// Asks again and again until there is something to answer.
+/// Repeats `look` until it returns a value.
 async fn found<T>(deadline: Duration, what: &str, look: impl AsyncFn() -> Option<T>) -> T {
     let searched = async {
         loop {
@@ -206,24 +205,23 @@ fn messages(events: impl Iterator<Item = Event>) -> Vec<Message> {
     events.map(|event| event.to_message()).collect()
 }
 
-/// Appends these builds of the tests' deployment; each number is a build of its own.
+/// Appends these builds of the tests' deployment; each number is a separate build.
 async fn append_builds(log: &Log, numbers: std::ops::Range<u32>) {
     let builds = messages(numbers.map(|n| support::ledger::build(support::ledger::DEPLOYMENT, n)));
     log.append(Topic::WorkspaceBuilds, builds).await.unwrap();
 }
 
-/// A `tallyline run`.
 struct Running {
     process: Process,
 }
 
 impl Running {
-    /// The log's lines so far.
+    /// The log's lines until now.
     fn lines(&self) -> Vec<Value> {
         self.process.stderr().lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
     }
 
-    /// Waits for a line that holds all these words.
+    /// Waits for a line that contains all these words.
     async fn says(&self, words: &[&str]) -> String {
         found(SOON, &format!("it says {words:?}"), async || {
             let text = self.process.stderr();
@@ -239,7 +237,7 @@ impl Running {
         format!("http://{}", line["api"].as_str().unwrap())
     }
 
-    /// The answer to a path of the API.
+    /// The answer of the API to this path.
     async fn get(&self, path: &str) -> (StatusCode, Value) {
         let url = format!("{}{path}", self.api().await);
         let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(20)).build().unwrap();
@@ -247,7 +245,7 @@ impl Running {
         (answer.status(), answer.json().await.unwrap())
     }
 
-    /// What `/metrics` says, as text.
+    /// The text page of `/metrics`.
     async fn metrics(&self) -> String {
         self.api().await;
         let line = self.lines().into_iter().find(|line| line["message"] == "listening" && line["metrics"].is_string()).expect("listening");
@@ -256,12 +254,12 @@ impl Running {
         client.get(&url).send().await.unwrap_or_else(|error| panic!("{url}: {error}")).text().await.unwrap()
     }
 
-    /// Waits until it says that it is ready.
+    /// Waits until it is ready.
     async fn ready(&self) {
         eventually(SOON, "it is ready", || async { self.get("/readyz").await.0 == StatusCode::OK }).await;
     }
 
-    /// Waits until this check is not well for a reason that holds all these words, while the process is alive, and says the reason.
+    /// Waits until this check fails with a reason that contains all these words, in a living process. Returns the reason.
     async fn not_ready(&self, check: &str, words: &[&str]) -> String {
         let why = found(SOON, &format!("{check} is not ready because {words:?}"), async || {
             let (status, body) = self.get("/readyz").await;
@@ -274,7 +272,7 @@ impl Running {
         why
     }
 
-    /// SIGTERM: it must end with 0 within the grace. Says how long it took.
+    /// Sends SIGTERM. It must end with 0 within the grace period. Returns the time that it took.
     async fn ends_in_order(&mut self) -> Duration {
         let begun = Instant::now();
         let status = self.process.terminate(GRACE + LEEWAY).await;

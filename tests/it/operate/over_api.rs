@@ -1,4 +1,4 @@
-//! The command line asks a process that serves, as it asks the databases.
+//! The command line can ask a serving process instead of the databases.
 
 use serde_json::Value;
 
@@ -40,7 +40,7 @@ async fn a_command_shows_the_same_whichever_way_it_asks() {
     let api = running.api().await;
     let (mut over_http, mut direct) = (json(&over(&api, "status --output json", "--token env:READ").await), site.status().await);
     assert!(over_http.as_object_mut().unwrap().remove("folded_sequences").is_some());
-    // what moves by itself is there, with the time that it was asked for
+    // parts that change by themselves are there, with the time of the answer
     for moving in ["at", "audit", "leases", "processes", "rates"] {
         let [one, other] = [&mut over_http, &mut direct].map(|answer| answer.as_object_mut().unwrap().remove(moving).unwrap());
         assert_eq!(one.as_array().map(Vec::len), other.as_array().map(Vec::len), "{moving}");
@@ -110,7 +110,7 @@ async fn a_loss_is_made_good_over_the_api() {
     assert_eq!(table[0], ["RECOVERY", "BY", "SINCE", "REASON"]);
     assert_eq!((table[1][1], table[1][3]), ("the-admin", "tests"));
 
-    // the source is not there any more
+    // the source no longer exists
     let waiting = site.status().await["recovering"]["sources_to_read"].clone();
     let without: String = waiting.as_array().unwrap().iter().map(|id| format!(" --without {}", id.as_str().unwrap())).collect();
     let planned = over(&api, &format!("recover plan --lost ledger{without}"), "--token env:ADMIN").await.stdout;
@@ -156,7 +156,7 @@ async fn what_is_refused_over_the_api_is_told_with_its_reason_and_exit_code() {
         assert!(ended.status.code() == Some(code) && ended.stderr.contains(said), "{words} {token}: {ended:?}");
         assert!(!ended.stderr.contains("hunter2") && !ended.stderr.contains("the read token"), "{ended:?}");
     }
-    // by the variable alone
+    // with the variable only
     let by_variable = run_tallyline(&["status", "--api", &api], &[("TALLYLINE_API_TOKEN", "the read token")]).await;
     assert!(by_variable.status.success(), "{by_variable:?}");
     running.ends_in_order().await;

@@ -1,4 +1,4 @@
-//! `tallyline pause` and `resume`: durable, in all processes, and nothing is lost by them.
+//! `tallyline pause` and `resume`: they are durable, apply to all processes and lose nothing.
 
 use super::{Kind, SOON, Site, append_builds, messages};
 use crate::support::eventually;
@@ -16,7 +16,7 @@ impl Site {
         ended.stdout
     }
 
-    /// Runs a command that must be refused with this exit code, and says what it said.
+    /// Runs a command that must be refused with this exit code. Returns its message.
     pub(super) async fn refused(&self, words: &str, code: i32) -> String {
         let ended = self.command(words).await;
         assert_eq!(ended.status.code(), Some(code), "{words}: {ended:?}");
@@ -24,14 +24,14 @@ impl Site {
     }
 }
 
-/// Both processes hold what is paused, or none of it is theirs.
+/// Checks that neither process moves the paused partitions.
 async fn nothing_moves(site: &Site) {
     let moved = "select coalesce(sum(next_offset), 0)::bigint from position where topic like '%builds%'";
     let before = site.count(moved).await;
     append_builds(&site.log(), BUILDS..2 * BUILDS).await;
     let usage = messages((0..USAGE).map(|n| usage(DEPLOYMENT, n)));
     site.log().append(Topic::AgentUsage, usage).await.unwrap();
-    // the other topics go on meanwhile
+    // the other topics go on
     eventually(SOON, "usage is in the ledger", || async { site.count("select count(*) from usage_event").await == i64::from(USAGE) }).await;
     assert_eq!(site.count(moved).await, before);
 }
@@ -55,7 +55,7 @@ async fn a_paused_topic_stands_still_in_all_processes_over_their_deaths_and_goes
             [&one, &other].iter().any(|process| process.process.stderr().contains("partitions held"))
         })
         .await;
-        // one dies, and its partitions go to the other; a new process comes, and takes some: all obey
+        // one dies, and the other gets its partitions; a new process comes and gets some: the pause applies to all
         one.process.kill();
         let mut third = site.start("--role consume");
         third.says(&["partitions assigned"]).await;

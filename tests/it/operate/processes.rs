@@ -1,4 +1,4 @@
-//! Processes tell that they live, and how they stand.
+//! Processes report that they live, and their state.
 
 use serde_json::Value;
 
@@ -6,7 +6,7 @@ use super::{Kind, Running, SOON, Site, append_builds, found};
 use crate::support::eventually;
 
 impl Running {
-    /// How this process stands, as it says itself: once it says it, and anew.
+    /// The process's own report of its state, newly written.
     pub(super) async fn standing(&self, site: &Site) -> Value {
         let pid = i64::from(self.process.pid());
         sqlx::query("update process set standing = '{}'").execute(&site.ledger.pool).await.unwrap();
@@ -42,7 +42,7 @@ async fn a_process_is_shown_while_it_lives_as_gone_once_it_was_killed_and_not_af
     told.sort_unstable();
     assert_eq!(told, [false, true], "{status}");
     assert!(site.command("status").await.stdout.contains("gone"));
-    // a day later a living process forgets it
+    // a day later a living process removes it
     sqlx::query("update process set seen_at = seen_at - interval '1 day' where roles = '{consume}'")
         .execute(&site.ledger.pool)
         .await

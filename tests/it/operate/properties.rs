@@ -32,7 +32,7 @@ async fn wrong_kafka_properties_are_named_with_what_to_do_and_without_their_valu
     }
 }
 
-/// librdkafka itself refuses some only when it makes a client.
+/// librdkafka refuses some only when it creates a client.
 #[tokio::test]
 async fn what_librdkafka_refuses_later_is_told_without_values_too() {
     for (name, value) in
@@ -40,7 +40,7 @@ async fn what_librdkafka_refuses_later_is_told_without_values_too() {
     {
         let mut site = Site::bare(Kind::Kafka).await;
         site.set("kafka.properties.'security.protocol'", "'ssl'");
-        // by way of a variable, so that the value is known only when it is used
+        // through a file, so that the value is known only when it is used
         let file = site.folder.path().join("secret");
         std::fs::write(&file, value).unwrap();
         site.set(&format!("kafka.properties.'{name}'"), &format!("'file:{}'", file.display()));

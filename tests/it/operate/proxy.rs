@@ -1,6 +1,6 @@
-//! A TCP proxy in front of a server: a test takes the network away and gives it back.
+//! A TCP proxy before a server: a test can interrupt the network and restore it.
 
-// The fault harness uses it, too: which of its methods are used depends on the binary.
+// The fault harness also uses it: each binary uses some of its methods.
 #![allow(dead_code)]
 
 use std::net::{Ipv4Addr, SocketAddr};
@@ -16,10 +16,10 @@ use tokio_util::sync::CancellationToken;
 use crate::support::ports::free_port;
 use crate::support::setting;
 
-/// How PostgreSQL says that it waits for its client within a transaction: ReadyForQuery of status T.
+/// PostgreSQL's ReadyForQuery with status T: it waits for its client within a transaction.
 const WAITS_IN_TRANSACTION: &[u8] = b"Z\0\0\0\x05T";
 
-/// Where a proxy will listen, and what it leads to. Nobody listens before [`Proxy::open`].
+/// A proxy's address and its server. It listens only after [`Proxy::open`].
 pub struct Proxy {
     pub address: SocketAddr,
     server: String,
@@ -28,25 +28,25 @@ pub struct Proxy {
 }
 
 struct State {
-    /// Bytes stand still in both directions; connections are taken but lead nowhere.
+    /// No bytes move in either direction; new connections are accepted but lead nowhere.
     frozen: watch::Sender<bool>,
-    /// All connections that are open when it changes carry nothing any more, and nobody is told.
+    /// A change makes all open connections silent; neither side is informed.
     losses: watch::Sender<u64>,
-    /// All connections that are open when it changes are cut.
+    /// A change cuts all open connections.
     cuts: watch::Sender<u64>,
-    /// Bytes that came from the server.
+    /// Bytes from the server.
     bytes: AtomicU64,
     connections: AtomicUsize,
-    /// All that were ever taken.
+    /// All connections ever accepted.
     taken: AtomicUsize,
-    /// For a cut by itself, once so many bytes have come from the server.
+    /// The number of bytes from the server after which the proxy cuts by itself.
     cut_at: AtomicU64,
     cut_itself: AtomicBool,
-    /// For a freeze by itself: how often PostgreSQL still has to say that it waits for the client within a transaction.
+    /// After this number of ReadyForQuery with status T, the proxy freezes by itself.
     freeze_after: AtomicU64,
 }
 
-/// The one port that the broker names to the clients of its proxied listener: one test at a time.
+/// The broker names one port to the clients of its proxied listener: one test at a time.
 pub async fn kafka() -> (MutexGuard<'static, ()>, Proxy) {
     static IN_USE: Mutex<()> = Mutex::const_new(());
     let turn = IN_USE.lock().await;
@@ -55,7 +55,7 @@ pub async fn kafka() -> (MutexGuard<'static, ()>, Proxy) {
 }
 
 impl Proxy {
-    /// To the server of a database, and the database's URL through it, with a password that must not be shown.
+    /// A proxy to the server of a database, and the database's URL through it. The URL contains a password, which must stay hidden.
     pub fn to_database(url: &str) -> (Proxy, String) {
         let (head, rest) = url.split_once("@").expect("a user");
         let (server, name) = rest.split_once('/').expect("a database");
@@ -83,7 +83,7 @@ impl Proxy {
         Proxy { address, server, state: Arc::new(state), listening: None }
     }
 
-    /// Begins to listen.
+    /// Starts to listen.
     pub async fn open(&mut self) {
         let listener = TcpListener::bind(self.address).await.expect("the proxy's port");
         let (server, state, stop) = (self.server.clone(), Arc::clone(&self.state), CancellationToken::new());
@@ -96,7 +96,7 @@ impl Proxy {
         }));
     }
 
-    /// Ends all connections and listens no more.
+    /// Ends all connections and stops listening.
     pub fn close(&mut self) {
         if let Some(listening) = self.listening.take() {
             listening.cancel();
@@ -104,28 +104,28 @@ impl Proxy {
         self.cut();
     }
 
-    /// Ends all connections, as a network fault does. New ones are taken.
+    /// Ends all connections, like a network fault. New ones are accepted.
     pub fn cut(&self) {
         self.state.cuts.send_modify(|cuts| *cuts += 1);
     }
 
-    /// Ends all connections once so many more bytes have come from the server: in the middle of something.
+    /// Ends all connections after this number of further bytes from the server: in the middle of a message.
     pub fn cut_after(&self, bytes: u64) {
         self.state.cut_itself.store(false, Ordering::SeqCst);
         self.state.cut_at.store(self.state.bytes.load(Ordering::SeqCst) + bytes, Ordering::SeqCst);
     }
 
-    /// Whether the cut that was asked for has happened.
+    /// Whether the requested cut has happened.
     pub fn has_cut(&self) -> bool {
         self.state.cut_itself.load(Ordering::SeqCst)
     }
 
-    /// Nothing gets through any more, and nobody is told.
+    /// Stops all traffic; neither side is informed.
     pub fn freeze(&self) {
         self.state.frozen.send_replace(true);
     }
 
-    /// The same once PostgreSQL has said so many times that it waits for the client within a transaction. The last time the client does not hear it.
+    /// Freezes after PostgreSQL has sent ReadyForQuery with status T this many times. The client does not receive the last one.
     pub fn freeze_in_transaction(&self, times: u64) {
         self.state.freeze_after.store(times, Ordering::SeqCst);
     }
@@ -139,13 +139,12 @@ impl Proxy {
         self.state.frozen.send_replace(false);
     }
 
-    /// The server's host is gone and another has its address: of the connections that are open nothing is heard any more, new ones are
-    /// carried.
+    /// Like a server's host that is replaced at its address: open connections become silent, new ones work.
     pub fn lose(&self) {
         self.state.losses.send_modify(|losses| *losses += 1);
     }
 
-    /// How many connections were taken since the proxy was made, open or not.
+    /// The number of connections accepted since the proxy was created, open or not.
     pub fn taken(&self) -> usize {
         self.state.taken.load(Ordering::SeqCst)
     }
@@ -183,7 +182,7 @@ async fn carry(client: TcpStream, server: String, state: Arc<State>) {
     tokio::select! {
         () = carried => {}
         _ = cut.changed() => {}
-        // both ends stay open, for `carried` lives on
+        // both ends stay open, because `carried` lives on
         _ = lost.changed() => { let _ = cut.changed().await; }
     }
     state.connections.fetch_sub(1, Ordering::SeqCst);

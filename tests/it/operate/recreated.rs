@@ -1,4 +1,4 @@
-//! A log that was made anew behind the ledger's back: the partition stops and says so, the others go on, and nothing is counted wrongly.
+//! A log that was recreated unnoticed: the partition stops and reports it, the others go on, and every number stays right.
 
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions};
@@ -18,7 +18,7 @@ async fn delete_topic(site: &Site, topic: Topic) {
     assert!(deleted.iter().all(Result::is_ok), "{deleted:?}");
 }
 
-/// Makes the topic again, once the broker lets us.
+/// Recreates the topic, once the broker allows it.
 async fn recreate(site: &Site) {
     eventually(SOON, "the topic is made again", || async {
         site.log().create_topics(3).await.is_ok() && site.log().partitions(Topic::WorkspaceBuilds).await.is_ok()
@@ -26,7 +26,7 @@ async fn recreate(site: &Site) {
     .await;
 }
 
-/// Fills the topic with other records than before, `count` of them.
+/// Fills the topic with `count` records, other than before.
 async fn fill(site: &Site, count: u32) {
     site.register(OTHER_DEPLOYMENT).await;
     let others = messages((0..count).map(|n| build(OTHER_DEPLOYMENT, 100_000 + n)));
@@ -37,7 +37,7 @@ async fn append_usage(site: &Site, numbers: std::ops::Range<u32>) {
     site.log().append(Topic::AgentUsage, messages(numbers.map(|n| usage(DEPLOYMENT, n)))).await.unwrap();
 }
 
-/// All three partitions of the builds are stopped, and usage goes on.
+/// Checks that all three partitions of the builds are stopped, and that usage goes on.
 async fn stopped_while_the_others_go_on(site: &Site, running: &Running, words: &str, usage_before: u32) {
     let stopped: Vec<String> = (0..3).map(|partition| format!("{BUILDS}/{partition}: ")).collect();
     let why = running.not_ready("partitions", &stopped.iter().map(String::as_str).collect::<Vec<_>>()).await;
@@ -46,7 +46,7 @@ async fn stopped_while_the_others_go_on(site: &Site, running: &Running, words: &
     append_usage(site, usage_before..usage_before + 60).await;
     eventually(SOON, "usage goes on", || async { site.count("select count(*) from usage_event").await == i64::from(usage_before) + 60 })
         .await;
-    // nothing of the new log was recorded on top of the old
+    // no record of the new log was recorded over the old
     let others = "select count(*) from workspace_build join source on source.id = source_id where deployment_id = '00000000-0000-0000-0000-0000000000d2'";
     assert_eq!(site.count(others).await, 0);
     assert_eq!(site.count("select count(*) from workspace_build").await, 300);
@@ -75,7 +75,7 @@ async fn a_kafka_topic_recreated_with_fewer_records_stops() {
     running.ends_in_order().await;
 }
 
-/// Readers are kept, and one may still have a partition of the topic that is gone. librdkafka ends the process where it is assigned again.
+/// Readers are kept, and one may still have a partition of the deleted topic. If it is assigned again, librdkafka ends the process.
 #[tokio::test]
 async fn a_reader_of_a_kafka_topic_that_was_recreated_reads_the_new_one() {
     let site = Site::registered(Kind::Kafka).await;
@@ -84,7 +84,7 @@ async fn a_reader_of_a_kafka_topic_that_was_recreated_reads_the_new_one() {
     append_usage(&site, 0..60).await;
     let at = |topic, partition| TopicPartition { topic, partition };
     let partitions = [0, 1, 2].map(|number| at(Topic::WorkspaceBuilds, number));
-    // as many as are kept, each before its partition's end
+    // as many readers as are kept, each before its partition's end
     for partition in partitions.into_iter().chain([at(Topic::AgentUsage, 0)]) {
         assert_eq!(log.read(partition, 0, 1).await.unwrap().len(), 1);
     }
@@ -129,7 +129,7 @@ async fn a_postgres_log_whose_tables_were_emptied_and_made_again_stops() {
     sqlx::query(partitions).execute(&site.ledger.pool).await.unwrap();
     site.migrate().await;
     fill(&site, 900).await;
-    // the usage topic is new, too, and its position stands beyond the new end
+    // the usage topic is new, too, and its position is beyond the new end
     let stopped: Vec<String> =
         (0..3).flat_map(|partition| [BUILDS, Topic::AgentUsage.name()].map(|topic| format!("{topic}/{partition}: "))).collect();
     running.not_ready("partitions", &stopped.iter().map(String::as_str).collect::<Vec<_>>()).await;
@@ -142,7 +142,7 @@ async fn records_that_are_missing_from_a_postgres_log_stop_the_partition() {
     let (site, mut running) = recorded(Kind::Postgres).await;
     running.ends_in_order().await;
     append_builds(&site.log(), 300..600).await;
-    // of each partition, the first record that was not read yet
+    // in each partition, the first unread record
     let missing = "delete from log_record using log_partition, position
          where log_partition.id = partition_id and log_partition.topic = position.topic and log_partition.partition = position.partition
              and record_offset = position.next_offset and position.topic = 'tallyline.workspace-builds.v1'";

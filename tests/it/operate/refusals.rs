@@ -1,4 +1,4 @@
-//! What no waiting helps ends the process, with a clear message and its exit code.
+//! Errors that no retry can fix end the process, with a clear message and its exit code.
 
 use std::net::TcpListener;
 

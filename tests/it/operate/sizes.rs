@@ -1,4 +1,4 @@
-//! Records that are too large for us, and brokers for which ours are too large.
+//! Records that are too large for Tallyline, and brokers that refuse Tallyline's.
 
 use std::os::unix::fs::FileExt as _;
 
@@ -12,10 +12,10 @@ use tallyline::event::{Topic, TopicPartition};
 use super::{Kind, Running, SOON, Site, append_builds, found};
 use crate::support::{eventually, setting};
 
-/// Unpacked; packed it is some 10 KB.
+/// Unpacked; it is about 10 KB packed.
 const LARGE: usize = 100 * 1024 * 1024;
 
-/// A producer that is not Tallyline's; its batches have this many records each.
+/// A foreign producer with this number of records in each batch.
 fn foreign(site: &Site, records: usize) -> BaseProducer {
     ClientConfig::new()
         .set("bootstrap.servers", &site.kafka.as_ref().unwrap().brokers)
@@ -29,7 +29,7 @@ fn foreign(site: &Site, records: usize) -> BaseProducer {
         .unwrap()
 }
 
-/// Appends one batch, packed with zstd, of this many records with this payload.
+/// Appends one zstd batch of this number of records with this payload.
 fn packed(site: &Site, payload: &[u8], records: usize) {
     let topic = site.kafka.as_ref().unwrap().name(Topic::WorkspaceBuilds.name());
     let producer = foreign(site, records);
@@ -69,7 +69,7 @@ async fn a_record_that_unpacks_to_100_mb_is_kept_by_its_hash_and_beginning_and_s
     let peak = peak_memory(&running);
     assert!(peak < 900 * 1024, "{peak} KiB at most");
 
-    // the deep audit and the desk cope with a record that is kept in part
+    // the deep audit and the desk accept a record that is kept in part
     site.balanced().await;
     let deep = site.command("audit --deep --output json --patience 1").await;
     assert_eq!(deep.status.code(), Some(0), "{deep:?}");
@@ -125,7 +125,7 @@ async fn a_batch_that_unpacks_beyond_the_limit_is_one_reject_and_stops_nothing()
     assert_eq!(resubmitted.status.code(), Some(4), "{resubmitted:?}");
     assert!(resubmitted.stderr.contains("discard it"), "{resubmitted:?}");
 
-    // another process goes on behind a batch that was the last one
+    // another process goes on after a batch that was the last one
     packed(&site, &zeros, 2);
     eventually(SOON, "the third is a reject", || async { site.count("select count(*) from reject").await == 3 }).await;
     running.ends_in_order().await;
@@ -136,14 +136,14 @@ async fn a_batch_that_unpacks_beyond_the_limit_is_one_reject_and_stops_nothing()
     running.ends_in_order().await;
 }
 
-/// Changes a byte of the packed records of the batch that begins at this offset of partition 0, in the broker's file.
+/// Changes a byte of the packed records of the batch at this offset of partition 0, in the broker's file.
 fn damage(site: &Site, offset: i64) {
     let properties = std::fs::read_to_string(setting("TALLYLINE_TEST_KAFKA_PROPERTIES")).unwrap();
     let folder = properties.lines().find_map(|line| line.strip_prefix("log.dirs=")).unwrap();
     let topic = site.kafka.as_ref().unwrap().name(Topic::WorkspaceBuilds.name());
     let path = format!("{folder}/{topic}-0/{:020}.log", 0);
     let bytes = std::fs::read(&path).unwrap();
-    // a batch: its first offset, the length of what follows, and after 61 bytes its records
+    // a batch: its first offset, the length of the rest, and after 61 bytes its records
     let mut at = 0;
     while i64::from_be_bytes(bytes[at..at + 8].try_into().unwrap()) != offset {
         at += 12 + usize::try_from(i32::from_be_bytes(bytes[at + 8..at + 12].try_into().unwrap())).unwrap();

@@ -1,4 +1,4 @@
-//! A consumer that is alive and does not move: noticed by its progress, and its group is joined anew.
+//! A living consumer that makes no progress: it is noticed, and its group is joined again.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ async fn a_consumer_that_stands_still_while_records_wait_says_so_and_joins_again
         append_builds(&log, 0..BUILDS).await;
         site.builds(i64::from(BUILDS)).await;
 
-        // Somebody holds the row that says where a partition stands: its batches cannot be recorded, while the member's heartbeats go on.
+        // Another transaction locks the row of a partition's position: its batches cannot be recorded, while the member's heartbeats go on.
         let mut lock = site.ledger.pool.begin().await.unwrap();
         let position: i64 = sqlx::query_scalar("select next_offset from position where topic = $1 and partition = 0 for update")
             .bind(Topic::WorkspaceBuilds.name())
@@ -31,7 +31,7 @@ async fn a_consumer_that_stands_still_while_records_wait_says_so_and_joins_again
         let said = running.says(&["consumer stalled", "tallyline.workspace-builds.v1/0", &format!("\"position\":{position}")]).await;
         assert!(said.contains("\"log_end\":") && said.contains("\"stalled_seconds\":"), "{said}");
         running.says(&["consumer joins again"]).await;
-        // it is back in its group, and the partition that cannot be claimed holds up no other
+        // it is back in its group, and the partition that cannot be leased blocks no other
         eventually(SOON, "it has joined again", || async { joined(&running.process.stderr()) >= 2 }).await;
         for partition in [1, 2] {
             let (_, end) = log.watermarks(TopicPartition { topic: Topic::WorkspaceBuilds, partition }).await.unwrap();
@@ -122,7 +122,7 @@ async fn a_consumer_with_nothing_to_read_and_one_that_is_paused_do_not_stall() {
     assert!(paused.status.success(), "{paused:?}");
     running.says(&["partitions held"]).await;
     append_builds(&log, BUILDS..2 * BUILDS).await;
-    // Records wait for well over the second: the pause lasts until the database's clock says so.
+    // Records wait for well over the second: the pause lasts until the database's clock has passed it.
     eventually(SOON, "five seconds are over", || async {
         site.count("select (extract(epoch from clock_timestamp() - acted_at) > 5)::int::bigint from operator_act where act = 'pause'").await
             == 1

@@ -1,4 +1,4 @@
-//! What is not there at the start is named and waited for.
+//! Missing dependencies at the start are logged and retried.
 
 use reqwest::StatusCode;
 use serde_json::json;
@@ -110,7 +110,7 @@ async fn a_tallyman_that_is_not_there_is_named_and_waited_for() {
     let mut running = site.start("");
     running.not_ready("publisher", &["Tallyman at", &proxy.address.to_string(), "check publish.url"]).await;
     running.says(&["Tallyman at", &proxy.address.to_string(), "cannot be reached", "waiting"]).await;
-    // nothing was begun that would be unanswered
+    // it wrote down no request that would stay unanswered
     assert_eq!(site.count("select count(*) from publication_request").await, 0);
     proxy.open().await;
     running.ready().await;

@@ -1,4 +1,4 @@
-//! `tallyline status` of a site that works.
+//! `tallyline status` of a working site.
 
 use serde_json::Value;
 use tallyline::clock::Clock;
@@ -8,7 +8,7 @@ use tallyline::ledger::{Ledger, LedgerSettings};
 use super::{Kind, SOON, Site, append_builds, found};
 use crate::support::process::tallyline;
 
-/// A record that is no event.
+/// A record that is not an event.
 fn garbage() -> Message {
     Message { key: Some(b"k".to_vec()), payload: Some(b"no event".to_vec()), ..Message::default() }
 }
@@ -58,14 +58,14 @@ async fn status_shows_where_everything_stands() {
     for joint in answer["audit"].as_array().unwrap() {
         assert!(joint["differences"] == 0 && joint["differs_since"].is_null() && joint["audited_at"].is_string(), "{joint}");
     }
-    // the audit holds its own only while it runs
+    // the audit holds its lease only while it runs
     let leases: Vec<&Value> = answer["leases"].as_array().unwrap().iter().filter(|lease| lease["name"] != "audit").collect();
     let names: Vec<&str> = leases.iter().map(|lease| lease["name"].as_str().unwrap()).collect();
     assert_eq!(names, [format!("collector:{deployment}").as_str(), "metrics"]);
     for lease in leases {
         assert!(lease["held"] == true && !lease["holder"].as_str().unwrap().is_empty(), "{lease}");
     }
-    // the API says the same
+    // the API reports the same
     let (_, over_http) = running.get("/api/v1/status").await;
     assert!(over_http["leases"].as_array().unwrap().len() >= 2, "{over_http}");
 
@@ -87,7 +87,7 @@ async fn status_shows_where_everything_stands() {
         assert!(table.contains(words), "{words:?} is not in\n{table}");
     }
     running.ends_in_order().await;
-    // given back: nobody holds them, and that is shown
+    // released: they have no holder, and the status shows it
     let after = site.status().await;
     assert!(after["leases"].as_array().unwrap().iter().all(|lease| lease["held"] == false), "{after}");
 }
@@ -111,7 +111,7 @@ async fn lag_is_told_in_records_and_in_seconds_and_how_long_until_the_log_forget
                 (Kind::Postgres, _) => {
                     assert!((0..120).contains(&behind.unwrap()) && loss.is_none(), "the log keeps what was not read: {row}")
                 }
-                // each is cut off to whole seconds
+                // each is rounded down to whole seconds
                 (Kind::Kafka, _) => assert!((35 * day - 1..=35 * day).contains(&(loss.unwrap() + behind.unwrap())), "{row}"),
             }
         }

@@ -1,4 +1,4 @@
-//! SIGTERM: the batch in hand is finished or dropped, leases are given back, snapshots kept, and the exit code is 0.
+//! SIGTERM: unfinished batches end or are dropped, leases are released, snapshots are saved, and the exit code is 0.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use super::proxy::{self, Proxy};
 use super::{GRACE, Kind, LEEWAY, Running, SOON, Site, append_builds};
 use crate::support::eventually;
 
-/// A role, and what its process says once it works.
+/// A role, and the log line of a working process.
 const ROLES: [(&str, &[&str]); 4] = [
     ("collect", &["\"message\":\"collecting\""]),
     ("consume", &["partitions assigned"]),
@@ -30,7 +30,7 @@ async fn every_combination_of_roles_ends_in_order_on_kafka() {
     every_combination_ends_in_order(Kind::Kafka).await;
 }
 
-/// While records keep coming, so that there is something in hand.
+/// Records keep coming, so that each process has unfinished work.
 async fn every_combination_ends_in_order(kind: Kind) {
     let mut site = Site::registered(kind).await;
     let _coderd = site.with_coderd().await;
@@ -38,7 +38,7 @@ async fn every_combination_ends_in_order(kind: Kind) {
     let tallyman = Tallyman::start(Config::default(), Clock::system(), stop.clone()).await.unwrap();
     site.set("publish.mode", "'sole'");
     site.set("publish.url", &format!("'{}'", tallyman.ingest_url()));
-    // the source is known before the first publisher asks for it
+    // the source is known before the first publisher needs it
     let mut first = site.start("--role collect --role consume");
     site.builds(120).await;
     first.ends_in_order().await;
@@ -94,7 +94,7 @@ async fn a_second_process_takes_over_at_once_and_goes_on_from_the_snapshot() {
     let begun = Instant::now();
     second.says(&["this process shows the domain series"]).await;
     second.says(&["\"message\":\"collecting\""]).await;
-    // Both leases are of 15 seconds or more: they were given back.
+    // Both leases last 15 seconds or more: they were released.
     assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
     second.ends_in_order().await;
 
@@ -106,7 +106,7 @@ async fn a_second_process_takes_over_at_once_and_goes_on_from_the_snapshot() {
         .collect();
     let head = site.count("select next_sequence - 1 from ledger").await;
     assert_eq!(kept.iter().map(|(stage, _)| stage.as_str()).collect::<Vec<_>>(), ["licenses", "metrics"]);
-    // the collector's last pass may have been recorded behind it
+    // the collector's last pass may have been recorded after it
     assert!(kept.iter().all(|(_, sequence)| (head - 20..=head).contains(sequence)), "{kept:?} of {head}");
     let mut third = site.start("--role serve");
     let line = third.says(&["the fold begins", "metrics"]).await;
@@ -143,7 +143,7 @@ async fn a_request_to_the_vendor_that_is_on_its_way_is_waited_for() {
     tallyman.stopped().await.unwrap();
 }
 
-/// A process whose ledger has frozen while it had work in hand.
+/// A process whose ledger froze during unfinished work.
 async fn frozen(site: &mut Site) -> (Proxy, Running) {
     let (mut proxy, url) = Proxy::to_database(&site.ledger.url);
     proxy.open().await;
@@ -165,7 +165,7 @@ async fn a_ledger_that_has_frozen_holds_nobody_up_for_longer_than_the_grace() {
         let (_proxy, mut running) = frozen(&mut site).await;
         let took = running.ends_in_order().await;
         assert!(took < GRACE + LEEWAY, "{kind:?}: {took:?}");
-        // what was in hand is done again by whoever comes next
+        // another process redoes the unfinished work
         site.set("ledger.url", &direct);
         let mut next = site.start("");
         site.builds(1000).await;

@@ -1,4 +1,4 @@
-//! `tallyline collect sweep`: asked for by a person, done by the running collector.
+//! `tallyline collect sweep`: an operator requests it, and the running collector does it.
 
 use chrono::TimeDelta;
 use serde_json::Value;
@@ -9,7 +9,7 @@ use crate::support::coderd::{Build, Coderd};
 use crate::support::eventually;
 use crate::support::process::tallyline;
 
-/// A build that no page by time meets.
+/// A build that no page by time reads.
 async fn old_build(coderd: &Coderd) {
     let completed_at = coderd.now().await - TimeDelta::hours(5);
     coderd.build(&Build { completed_at, ..coderd.first_start(coderd.workspace().await).await }).await;

@@ -1,4 +1,4 @@
-//! A process that is killed is replaced within the promised time, on a broker with its default limits.
+//! A killed process is replaced within the promised time, on a broker with its default limits.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -10,10 +10,10 @@ use super::{Kind, Running, SOON, Site, found, messages};
 use crate::support::eventually;
 use crate::support::ledger::{DEPLOYMENT, build, claim, usage};
 
-/// What is promised: another process does the work of a killed one within this.
+/// The promise: another process does the work of a killed one within this.
 const TAKEOVER: Duration = Duration::from_secs(10);
 
-/// Where the ledger stands, by topic and partition: next offset and epoch.
+/// Next offset and epoch in the ledger, by topic and partition.
 type Positions = BTreeMap<(String, i32), (i64, i64)>;
 
 async fn positions(site: &Site) -> Positions {
@@ -22,7 +22,7 @@ async fn positions(site: &Site) -> Positions {
     rows.into_iter().map(|(topic, partition, next_offset, epoch)| ((topic, partition), (next_offset, epoch))).collect()
 }
 
-/// Appends so many events of every type that each partition gets some; answers where the partitions end then.
+/// Appends events of every type, enough for each partition. Returns the ends of the partitions.
 async fn append(log: &Log, round: u32) -> BTreeMap<(String, i32), i64> {
     let numbers = || round * 100..(round + 1) * 100;
     let of = |make: fn(uuid::Uuid, u32) -> Event| messages(numbers().map(|n| make(DEPLOYMENT, n)));
@@ -37,7 +37,7 @@ async fn append(log: &Log, round: u32) -> BTreeMap<(String, i32), i64> {
     ends
 }
 
-/// The partitions that a process reads, as it says itself.
+/// The partitions that a process reads, by its own report.
 async fn read_by(site: &Site, running: &Running) -> BTreeSet<(String, i32)> {
     let standing = running.standing(site).await;
     let partition = |name: &String| name.rsplit_once('/').map(|(topic, partition)| (topic.to_owned(), partition.parse().unwrap())).unwrap();
@@ -74,7 +74,7 @@ async fn a_killed_consumers_partitions_are_read_again_in_time_and_no_survivor_st
     all_read(&site, &ends, &BTreeSet::new(), TAKEOVER.saturating_sub(killed.elapsed())).await;
     eprintln!("taken over after {:?}", killed.elapsed());
 
-    // One is started and the one before it killed, again and again: each time all is read on in time.
+    // Each round starts one and kills the one before: each time another process takes over in time.
     for round in 2..6 {
         let next = site.start("--role consume");
         next.says(&["partitions assigned"]).await;
@@ -89,7 +89,7 @@ async fn a_killed_consumers_partitions_are_read_again_in_time_and_no_survivor_st
     site.balanced().await;
 }
 
-/// Waits within the promised time until the process says these words.
+/// Waits within the promised time for these words in the log.
 async fn says_in_time(running: &Running, words: &str) {
     eventually(TAKEOVER, words, || async { running.process.stderr().contains(words) }).await;
 }

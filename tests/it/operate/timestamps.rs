@@ -1,4 +1,4 @@
-//! Records whose time was chosen by their producer, in a topic that keeps such times.
+//! Records with a time from their producer, in a topic that keeps such times.
 
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
@@ -8,7 +8,7 @@ use tallyline::event::Topic;
 
 use super::{Kind, SOON, Site, append_builds};
 
-/// Before the first time that PostgreSQL keeps, and the first that a `DateTime` holds: years -4780 and -262143.
+/// Before PostgreSQL's first time, and before the first `DateTime`: years -4780 and -262143.
 const DISTANT: [i64; 2] = [-213_000_000_000_000, -8_334_601_228_800_000];
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! Transactions of another producer in the topics: control records, aborted records, and a transaction that is open.
+//! Transactions of another producer in the topics: control records, aborted records, and an open transaction.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::support::ledger::{DEPLOYMENT, build};
 
 const BUILDS: i64 = 50;
 
-/// A transactional producer that is none of Tallyline's.
+/// A foreign transactional producer.
 fn transactional(site: &Site) -> BaseProducer {
     let kafka = site.kafka.as_ref().unwrap();
     let producer: BaseProducer = ClientConfig::new()
@@ -80,7 +80,7 @@ async fn control_records_and_aborted_records_are_stepped_over_also_where_a_parti
     let deep = site.command("audit --deep --output json --patience 1").await;
     assert_eq!(deep.status.code(), Some(0), "{deep:?}");
 
-    // another process begins behind the control records, and what comes then is read
+    // another process starts after the control records and reads later records
     running.process.kill();
     let mut running = site.start("");
     append_builds(&log, 200..250).await;
@@ -108,7 +108,7 @@ async fn an_open_transaction_of_another_producer_is_shown_as_waiting_and_nothing
     send(&site, &producer, 0, &build(DEPLOYMENT, 100).to_message());
     let last = "select pass_id from collector_progress";
     let (opened, before) = (site.count(last).await, complete_until().await);
-    // the second pass from here on began with the transaction open
+    // the second pass from here on began during the open transaction
     eventually(SOON, "passes go on", || async { site.count(last).await >= opened + 5 }).await;
     let claimed: DateTime<Utc> =
         sqlx::query_scalar("select complete_until from collector_pass where pass_id > $1 order by pass_id offset 1 limit 1")

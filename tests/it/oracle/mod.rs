@@ -1,10 +1,9 @@
-//! The second oracle: the numbers that coderd itself would show, by coderd's own predicates as SQL over its tables.
+//! The second oracle: the numbers that coderd would show, by coderd's own predicates as SQL over its tables.
 //!
-//! Written from the reference, section by section, and apart from both the simulator's bookkeeping and Tallyline's stages. Counting is by
-//! ids; names are put on afterwards from a map of names as first seen, since coderd's own are those of now. Deleted templates are
-//! included, where coderd would drop them.
+//! It follows the reference, section by section, and shares no code with the simulator's bookkeeping or Tallyline's stages. It counts by
+//! ids and adds names as first seen from a map, because coderd's own are current. Deleted templates are included; coderd would drop them.
 
-// Each number is compared by some test; which are depends on the tests that exist.
+// Some test compares each number; which are used depends on the tests.
 #![allow(dead_code)]
 
 use std::collections::BTreeMap;
@@ -17,8 +16,8 @@ use uuid::Uuid;
 /// Names of each build's organization, template and preset as first seen.
 pub type Names = BTreeMap<Uuid, Labels>;
 
-/// `coderd_workspace_creation_total` (3.2): per workspace the succeeded start build with the lowest number; counted if its initiator is
-/// not the prebuilds user, under the names of that build.
+/// `coderd_workspace_creation_total` (3.2): the succeeded start build with the lowest number of each workspace. It is counted if its
+/// initiator is not the prebuilds user, under the names of that build.
 pub async fn creation_totals(coderd: &PgPool, names: &Names) -> BTreeMap<Labels, u64> {
     let builds: Vec<Uuid> = sqlx::query_scalar(
         "select first.id
@@ -52,7 +51,7 @@ struct Timed {
     micros: i64,
 }
 
-/// Succeeded start builds by class (2.3: prebuild before claim before first build), with their unclamped durations, in order of completion.
+/// Succeeded start builds by class (2.3: prebuild before claim before first build), with unclamped durations, in order of completion.
 async fn timed(coderd: &PgPool, introduced: DateTime<Utc>) -> Vec<Timed> {
     sqlx::query_as(
         "select id, class, micros from (
@@ -80,8 +79,8 @@ async fn timed(coderd: &PgPool, introduced: DateTime<Utc>) -> Vec<Timed> {
     .expect("timed builds")
 }
 
-/// What `coderd_workspace_creation_duration_seconds` observes from `introduced` on, in microseconds. Where coderd would observe a negative
-/// duration it is 0, as Tallyline shows it.
+/// The observations of `coderd_workspace_creation_duration_seconds` from `introduced` on, in microseconds. Negative durations are 0, as
+/// Tallyline shows them.
 pub async fn creation_micros(coderd: &PgPool, names: &Names, introduced: DateTime<Utc>) -> BTreeMap<(Labels, CreationType), Vec<u64>> {
     let mut series: BTreeMap<_, Vec<u64>> = BTreeMap::new();
     for build in timed(coderd, introduced).await {
@@ -95,7 +94,7 @@ pub async fn creation_micros(coderd: &PgPool, names: &Names, introduced: DateTim
     series
 }
 
-/// What `coderd_prebuilt_workspace_claim_duration_seconds` observes from `introduced` on, in microseconds, negative ones as 0.
+/// The observations of `coderd_prebuilt_workspace_claim_duration_seconds` from `introduced` on, in microseconds; negative ones are 0.
 pub async fn claim_micros(coderd: &PgPool, names: &Names, introduced: DateTime<Utc>) -> BTreeMap<Labels, Vec<u64>> {
     let mut series: BTreeMap<_, Vec<u64>> = BTreeMap::new();
     for build in timed(coderd, introduced).await.into_iter().filter(|build| build.class == "claim") {
@@ -104,12 +103,12 @@ pub async fn claim_micros(coderd: &PgPool, names: &Names, introduced: DateTime<U
     series
 }
 
-/// How many timed builds coderd would observe with a negative duration.
+/// The number of timed builds with a negative duration in coderd.
 pub async fn clock_skews(coderd: &PgPool) -> usize {
     timed(coderd, DateTime::UNIX_EPOCH).await.iter().filter(|build| build.micros < 0).count()
 }
 
-/// Timed builds from `introduced` on that coderd would observe with a negative duration, by organization. Without any: left out.
+/// Timed builds from `introduced` on with a negative duration in coderd, by organization. Organizations without any are left out.
 pub async fn negative_durations(coderd: &PgPool, names: &Names, introduced: DateTime<Utc>) -> BTreeMap<String, u64> {
     let mut negative = BTreeMap::new();
     for build in timed(coderd, introduced).await.into_iter().filter(|build| build.micros < 0) {
@@ -118,7 +117,7 @@ pub async fn negative_durations(coderd: &PgPool, names: &Names, introduced: Date
     negative
 }
 
-/// A license's `actual` in coderd's way (6.6): the daily rollup from the UTC date of the window's start to that of its end, both days whole.
+/// A license's `actual` in coderd (6.6): the daily rollup between the UTC dates of the window's start and end, both whole.
 pub async fn managed_agents_in_whole_days(coderd: &PgPool, start: DateTime<Utc>, end: DateTime<Utc>) -> i64 {
     sqlx::query_scalar(
         "select coalesce(sum((usage_data ->> 'count')::bigint), 0)::bigint
@@ -169,7 +168,6 @@ pub enum UsageState {
     Refused,
 }
 
-/// Every usage row's state at `now`.
 pub async fn usage_states(coderd: &PgPool, now: DateTime<Utc>) -> BTreeMap<String, UsageState> {
     let rows: Vec<(String, String)> = sqlx::query_as(
         "select id, case
@@ -196,7 +194,7 @@ pub async fn usage_states(coderd: &PgPool, now: DateTime<Utc>) -> BTreeMap<Strin
     rows.into_iter().map(|(id, name)| (id, state(&name))).collect()
 }
 
-/// What coderd's publisher gauges show (3.4).
+/// coderd's publisher gauges (3.4).
 #[derive(Debug, PartialEq, Eq, sqlx::FromRow)]
 pub struct PublisherGauges {
     /// Unpublished and younger than 30 days.
@@ -207,7 +205,6 @@ pub struct PublisherGauges {
     pub expired: i64,
 }
 
-/// The publisher's gauges at `now`.
 pub async fn publisher_gauges(coderd: &PgPool, now: DateTime<Utc>) -> PublisherGauges {
     sqlx::query_as(
         "select count(*) filter (where created_at > $1 - interval '30 days') as pending,

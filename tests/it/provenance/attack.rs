@@ -1,4 +1,4 @@
-//! An attacker with the right to produce, and no key. Where keys are set, no number, series, id or bill changes.
+//! An attacker who may produce but has no key. If keys are set, no number, series, id or bill changes.
 
 use tallyline::event::{Event, Message, Payload, Signatures, Signer, Topic, Usage, UsageQuantity};
 use tempfile::TempDir;
@@ -14,7 +14,7 @@ fn forged(event: Event) -> (Topic, Message) {
     (event.topic(), event.to_message())
 }
 
-/// The event under the same id, with other content.
+/// The same id with other content.
 fn altered(event: &Event) -> Event {
     let mut altered = event.clone();
     match &mut altered.payload {
@@ -25,7 +25,7 @@ fn altered(event: &Event) -> Event {
     altered
 }
 
-/// The event with the same digest, and another name or a publish mark.
+/// The same digest with another name or a publish mark.
 fn relabelled(event: &Event) -> Event {
     let mut altered = event.clone();
     match &mut altered.payload {
@@ -36,14 +36,14 @@ fn relabelled(event: &Event) -> Event {
     altered
 }
 
-/// The signature of one record on another one.
+/// Puts the signature of one record on another.
 fn with_signature_of(message: Message, signed: &Message) -> Message {
     let mut message = message;
     message.headers.extend(signed.headers.iter().filter(|(name, _)| name == tallyline::event::SIGNATURE).cloned());
     message
 }
 
-/// Everything that the right to produce allows. `events` are true ones, in the log already or not.
+/// Appends every kind of record that a producer can. `events` are true ones, in the log or not.
 async fn attack(world: &World, events: &[Event]) {
     let series = (0..5_000).map(|n| {
         let mut event = build(DEPLOYMENT, 100_000 + n);
@@ -66,7 +66,7 @@ async fn attack(world: &World, events: &[Event]) {
     let signed = there.into_iter().filter(|(_, message)| message.headers.iter().any(|(name, _)| name == tallyline::event::SIGNATURE));
     let mut copies = Vec::new();
     for (topic, message) in signed.take(500) {
-        // another key is another partition, which may be read first
+        // another key selects another partition, which may be read first
         copies.push((topic, Message { key: Some(b"elsewhere".to_vec()), ..message.clone() }));
         let Ok(event) = tallyline::event::parse_in(topic, &message) else { continue };
         copies.push((topic, with_signature_of(relabelled(&event).to_message(), &message)));
@@ -82,7 +82,7 @@ fn usage_of(event: &Event) -> Usage {
     }
 }
 
-/// What the books are without any attacker.
+/// The books without an attacker.
 async fn honest(events: &[Event]) -> Vec<serde_json::Value> {
     let world = World::new().await;
     world.collect(events, Signatures::default()).await;
@@ -120,7 +120,7 @@ async fn the_right_to_produce_changes_no_number_series_id_or_bill() {
     assert_eq!(world.replay(old_key()).await, 0, "a replay of all topics adds nothing");
     assert_eq!(world.books().await, books);
 
-    // the backup knows no cutover: what is true comes again, and nothing else
+    // the backup has no cutover: true records are accepted again, and no others
     world.lose_ledger(&without_cutover, old_key()).await;
     world.consume(old_key()).await;
     world.collect(&all, old_key()).await;
@@ -130,7 +130,7 @@ async fn the_right_to_produce_changes_no_number_series_id_or_bill() {
     assert_eq!(world.causes().await, ["bad_signature", "unsigned"]);
     assert_eq!(world.replay(old_key()).await, 0);
 
-    // new topics bind from their first record
+    // in new topics every record must be signed
     world.lose_kafka(old_key()).await;
     attack(&world, &all).await;
     world.collect(&all, old_key()).await;

@@ -1,4 +1,4 @@
-//! Collectors whose records consumers would reject: without a signing key, and with one that consumers do not have.
+//! Collectors whose records consumers would reject: without a signing key, or with a key that consumers lack.
 
 use std::time::Duration;
 
@@ -43,7 +43,7 @@ async fn complete(world: &World, collector: &Collector) -> bool {
     world.ledger.completeness(collector.source().id).await.unwrap().complete_until.is_some()
 }
 
-/// Passes until the ledger has the proof, and the source is complete.
+/// Runs passes until the ledger has the proof and the source is complete.
 async fn completes(world: &World, collector: &mut Collector, signatures: Signatures) {
     for _ in 0..2 {
         collector.pass().await.unwrap();
@@ -83,7 +83,7 @@ async fn a_pass_in_which_the_cutover_is_recorded_reports_nothing_as_complete() {
     let (world, coderd) = (World::new().await, Coderd::new(SchemaVersion::Sep2026).await);
     let mut collector = opened(&world, &coderd, Signatures::default()).await;
     coderd.creation().await;
-    // the pass has appended its rows when it waits for the licenses
+    // when the pass waits for the licenses, it has appended its rows
     let mut lock = coderd.database.pool.begin().await.unwrap();
     sqlx::query("lock table licenses in access exclusive mode").execute(&mut *lock).await.unwrap();
     let pass = tokio::spawn(async move {
@@ -204,7 +204,7 @@ async fn passes_whose_rows_the_cutover_rejects_report_no_completeness_any_more()
     }
     assert!(collector.pass().await.unwrap().complete_until.is_some());
     collector.close().await;
-    // it is restarted with keys, and no consumer has read a record
+    // it restarts with keys, and no consumer has read a record
     let mut collector = opened(&world, &coderd, key()).await;
     assert!(collector.pass().await.unwrap().complete_until.is_some());
     world.consume(key()).await;
@@ -221,7 +221,7 @@ async fn passes_whose_rows_the_cutover_rejects_report_no_completeness_any_more()
     assert_eq!((world.count(ACCEPTED).await, world.count(REJECTS).await), (3, 3));
 }
 
-/// A collector whose records were accepted ends while one is in flight, which consumers reject. The next one signs with the key of this name.
+/// A collector with accepted records ends while one is in flight, which consumers reject. The next one signs with the key of this name.
 async fn rejected_in_flight(signing: &str) -> CollectError {
     let (world, coderd) = (World::new().await, Coderd::new(SchemaVersion::Sep2026).await);
     let both = |signing: &str| keys(&["2026", "2027"], signing);

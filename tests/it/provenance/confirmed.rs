@@ -1,4 +1,4 @@
-//! Only confirmed events are released for sending once coderd no longer has them.
+//! Only confirmed events may be sent after coderd has lost them.
 
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ async fn ledger_with(topics: &[Topic]) -> (Database, Ledger) {
     (database, ledger)
 }
 
-/// The operators' desk beside a coderd without rows.
+/// The operators' desk with a coderd without rows.
 async fn desk_without_rows(ledger: &Ledger) -> (Database, Desk) {
     let source = support::database().await;
     create_schema(&mut source.pool.acquire().await.unwrap(), SchemaVersion::Sep2026).await.unwrap();
@@ -58,7 +58,7 @@ async fn an_event_that_was_never_confirmed_is_not_released_when_coderd_does_not_
     assert_eq!(listed, ["usage-1"]);
 }
 
-/// coderd removes old builds by itself: that is not a loss.
+/// coderd removes old builds by design: that is not a loss.
 #[tokio::test]
 async fn builds_that_coderd_has_removed_leave_nothing_to_recover() {
     let (_database, ledger) = ledger_with(&[Topic::WorkspaceBuilds]).await;

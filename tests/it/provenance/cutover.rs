@@ -1,4 +1,4 @@
-//! From which record on signatures bind, and what is rejected beyond.
+//! The record from which signatures are required, and the rejects after it.
 
 use std::collections::HashMap;
 

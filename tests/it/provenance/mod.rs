@@ -1,4 +1,4 @@
-//! Where records come from: signatures, the cutover from which on they bind, and registered sources. All on a real Kafka.
+//! The origin of records: signatures, their cutover, and registered sources. All tests run on a real Kafka.
 
 mod attack;
 mod collector;

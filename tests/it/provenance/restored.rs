@@ -1,4 +1,4 @@
-//! A ledger that is restored from a backup without the cutover: records that were rejected before are rejected again.
+//! A ledger that is restored from a backup without the cutover: it rejects the same records again.
 
 use std::path::PathBuf;
 
@@ -51,7 +51,7 @@ async fn a_cutover_recorded_between_the_restore_and_its_recovery_binds_from_the_
     let forged = Forged::new().await;
     let world = &forged.world;
     world.restore(&forged.backup).await;
-    // another process claims a partition before the recovery is opened
+    // another process leases a partition before the recovery is opened
     world.ledger.begin_signatures(&world.ends().await).await.unwrap();
     world.recover(Lost::Ledger, key()).await;
     world.consume(key()).await;

@@ -1,4 +1,4 @@
-//! Only registered sources count, and what an operator retires is not waited for.
+//! Only registered sources are valid, and retired ones hold up nothing.
 
 use tallyline::event::{Signatures, Topic};
 use tallyline::ledger::{Chain, Counts};

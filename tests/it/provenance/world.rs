@@ -31,20 +31,20 @@ pub struct World {
     kafka: Kafka,
 }
 
-/// Keys of these names, and the one that signs.
+/// Keys with these names, and the signing one.
 pub fn keys(names: &[&str], signing: &str) -> Signatures {
     let keys = names.iter().map(|name| ((*name).to_owned(), format!("{name} {}", "k".repeat(32)).into_bytes()));
     Signatures::new(keys.collect(), Some(signing.to_owned())).expect("keys")
 }
 
-/// Events of all kinds, of these numbers.
+/// Events of all kinds with these numbers.
 pub fn events(numbers: std::ops::Range<u32>) -> Vec<Event> {
     let kinds: [fn(uuid::Uuid, u32) -> Event; 3] = [build, claim, usage];
     numbers.flat_map(|n| kinds.map(|kind| kind(DEPLOYMENT, n))).collect()
 }
 
 impl World {
-    /// The deployment is registered, and the topics have two partitions each.
+    /// A registered deployment, and topics with two partitions each.
     pub async fn new() -> World {
         let (database, ledger) = ledger().await;
         register(&ledger, &[DEPLOYMENT]).await;
@@ -53,13 +53,12 @@ impl World {
         world
     }
 
-    /// The log, as a process with these keys has it.
+    /// The log of a process with these keys.
     pub fn log(&self, signatures: Signatures) -> Log {
         let topic_prefix = self.kafka.prefix.clone();
         Log::kafka(KafkaSettings { topic_prefix, signatures, ..KafkaSettings::new(&self.kafka.brokers) }).unwrap()
     }
 
-    /// The topic's name in Kafka.
     pub fn topic_name(&self, topic: Topic) -> String {
         self.kafka.name(topic.name())
     }
@@ -76,7 +75,7 @@ impl World {
         }
     }
 
-    /// Another producer appends these messages.
+    /// A foreign producer appends these messages.
     pub async fn produce(&self, messages: impl IntoIterator<Item = (Topic, Message)>) {
         let log = self.log(Signatures::default());
         for (topic, messages) in by_topic(messages) {
@@ -84,7 +83,7 @@ impl World {
         }
     }
 
-    /// Every record of the log as it is there.
+    /// Every record of the log, unchanged.
     pub async fn records(&self) -> Vec<(Topic, Message)> {
         let (log, mut records) = (self.log(Signatures::default()), Vec::new());
         for topic in Topic::ALL {
@@ -103,13 +102,11 @@ impl World {
         self.consume_with(&self.consumer(signatures)).await;
     }
 
-    /// A process that consumes, with these keys.
     pub fn consumer(&self, signatures: Signatures) -> Consumer {
         let telemetry = ConsumerTelemetry::register(&Registry::new()).unwrap();
         Consumer::new(self.log(signatures), self.ledger.clone(), GROUP, telemetry)
     }
 
-    /// This process reads the log to its ends.
     pub async fn consume_with(&self, consumer: &Consumer) {
         let (consumer, log, stop) = (consumer.clone(), consumer.log.clone(), CancellationToken::new());
         let task = tokio::spawn({
@@ -130,7 +127,7 @@ impl World {
         self.ends_of(log).await.iter().all(|(partition, end)| positions.get(partition) == Some(end))
     }
 
-    /// Where each partition of the log ends.
+    /// The end of each partition of the log.
     pub async fn ends(&self) -> Vec<(TopicPartition, i64)> {
         self.ends_of(&self.log(Signatures::default())).await
     }
@@ -146,7 +143,7 @@ impl World {
         ends
     }
 
-    /// All that is counted, shown and billed, whichever records it came from: rows, series and license counts.
+    /// All counted, shown and billed values, without their places in the log: rows, series and license counts.
     pub async fn books(&self) -> Vec<Value> {
         let query = "select to_jsonb(b) - 'batch_id' - 'log_offset' - 'confirmed_at' from workspace_build b
              union all select to_jsonb(c) - 'batch_id' - 'log_offset' - 'confirmed_at' from prebuild_claim c
@@ -159,7 +156,7 @@ impl World {
         books
     }
 
-    /// What is made of the rows for each deployment: its page of `/metrics` and its managed agents.
+    /// The page of `/metrics` and the managed agents of each deployment.
     async fn shown(&self) -> Vec<Value> {
         let metrics = fold_to::<MetricsState>(&self.ledger, i64::MAX).await.unwrap().state;
         let licenses = fold_to::<LicensesState>(&self.ledger, i64::MAX).await.unwrap().state;
@@ -185,7 +182,7 @@ impl World {
         sqlx::query_scalar("select distinct cause from reject order by 1").fetch_all(&self.ledger.pool).await.unwrap()
     }
 
-    /// Reads all topics again; answers how many events that added.
+    /// Replays all topics. Returns the number of added events.
     pub async fn replay(&self, signatures: Signatures) -> u64 {
         let desk = self.desk(signatures);
         let stop = CancellationToken::new();
@@ -197,7 +194,7 @@ impl World {
         replayed.accepted.try_into().unwrap()
     }
 
-    /// The log is lost, and recovered: topics without records.
+    /// Kafka loses all topics, and a recovery follows: topics without records.
     pub async fn lose_kafka(&self, signatures: Signatures) {
         let log = self.log(Signatures::default());
         let names = Topic::ALL.map(|topic| self.kafka.name(topic.name()));
@@ -210,13 +207,13 @@ impl World {
         self.recover(Lost::Kafka, signatures).await;
     }
 
-    /// The ledger is restored from this backup, and said to be.
+    /// Restores the ledger from this backup, and recovers it.
     pub async fn lose_ledger(&self, backup: &Path, signatures: Signatures) {
         self.restore(backup).await;
         self.recover(Lost::Ledger, signatures).await;
     }
 
-    /// The ledger is restored from this backup, and no process has noticed.
+    /// Restores the ledger from this backup, before any process notices.
     pub async fn restore(&self, backup: &Path) {
         self.database.restore(backup).await;
         eventually(SOON, "the ledger answers again", || async { self.ledger.head().await.is_ok() }).await;

@@ -1,4 +1,4 @@
-//! Books that do not balance: no publisher of any process sends, counting goes on, and publishing goes on by itself once they balance.
+//! Books that do not balance: every publisher stops, counting goes on, and publishing resumes by itself once they balance.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,13 +23,12 @@ use crate::support::coderd::identify;
 use crate::support::process::{Ended, run_tallyline};
 use crate::support::{self, eventually, setting};
 
-/// Another deployment in the same ledger.
 const OTHER: Uuid = Uuid::from_u128(0xe);
 pub const DEADLINE: Duration = Duration::from_secs(30);
 const LOG: &str = "log and ledger";
 pub const SOURCE: &str = "source and ledger";
 
-/// A world whose log is a real one, and the audits of two processes beside it.
+/// A world with a real log, and the audits of two processes.
 pub struct Audited {
     pub world: World,
     pub log: Log,
@@ -52,7 +51,7 @@ impl Audited {
         audited
     }
 
-    /// Usage that coderd has, that the log holds and that the ledger has accepted.
+    /// Usage that coderd and the log have and that the ledger has accepted.
     pub async fn add(&self, usage: Usage) {
         self.world.add_with(&self.log, &[usage]).await;
     }
@@ -61,7 +60,7 @@ impl Audited {
         sqlx::raw_sql(statement).execute(&self.world.ledger.pool).await.unwrap();
     }
 
-    /// Waits for an audit that finds this.
+    /// Waits for an audit with this finding.
     pub async fn finds(&self, joint: &str, what: &str, right: impl Fn(&Finding) -> bool) {
         eventually(DEADLINE, what, || async {
             let findings = self.world.ledger.findings().await.unwrap();
@@ -95,7 +94,7 @@ fn gauge(registry: &Registry, name: &str, joint: &str, source: Option<Uuid>) -> 
     family.get_metric().iter().find(of).map(|metric| metric.get_gauge().value())
 }
 
-/// One process's continuous audit.
+/// The continuous audit of one process.
 fn audit(world: &World, log: &Log, source: Option<(Database, Uuid)>, registry: &Registry, stop: &CancellationToken) -> JoinHandle<()> {
     let telemetry = AuditTelemetry::register(registry, source.is_some()).unwrap();
     let audit = Audit { ledger: world.ledger.clone(), log: log.clone(), source, patience: Duration::ZERO };
@@ -128,7 +127,7 @@ async fn an_imbalance_stops_publishing_in_all_processes_and_counting_goes_on_unt
     for publisher in &mut publishers {
         nothing_is_sent(publisher, world).await;
     }
-    // counting goes on, and what is counted waits
+    // counting goes on, and new usage waits
     site.add(usage("c", start_time())).await;
     world.pass(TimeDelta::hours(1));
     for publisher in &mut publishers {
@@ -185,14 +184,14 @@ async fn a_side_that_is_away_changes_no_finding_and_the_other_joints_are_still_a
         })
         .await;
         audits.cancel();
-        // what was to be audited and never was is seen; what another process is to audit is that one's to show
+        // a joint that this process should audit and never did is visible; another process shows its own joints
         assert_eq!((shown(None), shown(own)), (None, reads.then_some(0.0)));
         assert_eq!(gauge(&registry, "tallyline_audit_difference", "source_and_ledger", own), None);
         assert_eq!(world.ledger.hold_of(DEPLOYMENT).await.unwrap(), None);
     }
 }
 
-/// When the joint was audited, if ever.
+/// When the joint was last audited.
 async fn audited_at(world: &World, joint: &str, deployment: Option<Uuid>) -> Option<chrono::DateTime<chrono::Utc>> {
     sqlx::query_scalar("select max(audited_at) from audit_finding where joint = $1 and deployment_id is not distinct from $2")
         .bind(joint)
@@ -228,7 +227,7 @@ async fn an_audit_that_reads_another_coderd_finds_nothing_and_holds_no_usage() {
         let (registry, stop) = (Registry::new(), CancellationToken::new());
         let reader = Database::new(&other.url, Duration::from_secs(10)).unwrap();
         let task = audit(&world, &log, Some((reader, DEPLOYMENT)), &registry, &stop);
-        // the source comes after the log in each audit
+        // each audit compares the source after the log
         for _ in 0..2 {
             let before = audited_at(&world, LOG, None).await;
             eventually(DEADLINE, "an audit is made", || async { audited_at(&world, LOG, None).await > before }).await;
@@ -242,7 +241,7 @@ async fn an_audit_that_reads_another_coderd_finds_nothing_and_holds_no_usage() {
     assert_eq!(world.cycle().await.accepted, 1);
 }
 
-/// The other deployment's own side: its coderd, and the audit of a process that reads it.
+/// The other deployment's coderd, and the audit of a process that reads it.
 struct Second {
     coderd: sqlx::PgPool,
     registry: Registry,
@@ -251,7 +250,7 @@ struct Second {
 }
 
 impl Second {
-    /// Usage of it is in the log and in the ledger, and its coderd has never had it.
+    /// Its usage is in the log and in the ledger, and its coderd has never had it.
     async fn that_differs(site: &Audited) -> Second {
         let world = &site.world;
         world.ledger.register_source(OTHER, start_time(), None).await.unwrap();
@@ -266,7 +265,7 @@ impl Second {
         let claim = world.ledger.claim(partition, 0).await.unwrap();
         let records = site.log.read(partition, claim.next_offset, 10).await.unwrap();
         let next_offset = records.last().unwrap().offset + 1;
-        // What was never confirmed would hold only itself.
+        // Unconfirmed usage would hold only itself.
         let arrivals: Vec<_> = records.into_iter().map(|record| Arrival { confirmed: true, ..consumer::read(record) }).collect();
         assert_eq!(world.ledger.record(&Chain::Live(claim), &arrivals, next_offset).await.unwrap().accepted, 1);
         let second = Second { coderd: database.pool.clone(), registry, audit, stop: audits.drop_guard() };
@@ -276,7 +275,7 @@ impl Second {
     }
 }
 
-/// The first deployment is audited once more, and balances.
+/// The first deployment is audited again, and balances.
 async fn the_first_balances_again(site: &Audited) {
     let now: chrono::DateTime<chrono::Utc> =
         sqlx::query_scalar("select clock_timestamp()").fetch_one(&site.world.ledger.pool).await.unwrap();

@@ -1,4 +1,4 @@
-//! The 30-day line.
+//! The limit of 30 days.
 
 use std::time::Duration;
 
@@ -72,7 +72,7 @@ async fn years_of_history_are_settled_page_by_page() {
     assert_eq!(world.number_in("pending").await, 0);
 }
 
-/// A world that lives now, as coderd's database does, and a vendor that cannot take the first request.
+/// A world at the present time, like coderd's database, and a vendor that cannot accept the first request.
 async fn living_now(sole: bool) -> (World, Tallyman) {
     let mut world = World::new().await;
     let now = Clock::system().now();

@@ -1,5 +1,5 @@
-//! A second publisher beside a frozen one, as real processes: the first hangs with a request on its way past its lease, the second takes over
-//! and sends, and the first wakes.
+//! A second publisher beside a frozen one, as real processes. The first is frozen with a request in flight until after its lease. The
+//! second takes over and sends, and the first wakes.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -19,16 +19,16 @@ use crate::support::process::Process;
 
 const SOON: Duration = Duration::from_secs(60);
 
-/// What is held up on its way between the first publisher and the vendor.
+/// The message that is blocked between the first publisher and the vendor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Held {
     /// The request: the vendor gets it after the second publisher's.
     Request,
-    /// The answer: the vendor has taken the events.
+    /// The answer: the vendor has accepted the events.
     Answer,
 }
 
-/// The way to the vendor: on each connection, from its first request with events on, `held` waits to be let through.
+/// The way to the vendor. On each connection it blocks `held` from the first request with events on.
 struct Way {
     url: String,
     seen: watch::Sender<bool>,
@@ -76,13 +76,13 @@ async fn way(vendor: SocketAddr, held: Held) -> Arc<Way> {
     way
 }
 
-/// Whether the time of all leases is over, by the clock that they go by.
+/// Whether all leases are over, by the database's clock.
 async fn leases_are_over(world: &World) -> bool {
     let query = "select not exists (select from publication where leased_until > clock_timestamp())";
     sqlx::query_scalar(query).fetch_one(&world.ledger.pool).await.unwrap()
 }
 
-/// All that is said of every publication, and of every attempt but those of that request.
+/// Every publication, and every attempt except those of that request.
 async fn written(world: &World, but: Uuid) -> Vec<String> {
     sqlx::query_scalar(
         "select publication::text from publication
@@ -106,7 +106,7 @@ impl Publishers<'_> {
         sqlx::query_as(query).fetch_all(&self.world.ledger.pool).await.unwrap()
     }
 
-    /// Each event is published, by the verdict that its own request brought, and the vendor billed it once.
+    /// Checks that each event is published by the verdict of its own request, and billed once.
     async fn each_is_published_once(&self, ids: &[&str], by: Uuid) {
         for id in ids {
             let life = self.world.ledger.publication_of(self.world.source.id, id).await.unwrap().expect("a publication");
@@ -117,7 +117,7 @@ impl Publishers<'_> {
         }
     }
 
-    /// The second publisher has taken over from the frozen one, sent its events and recorded what came of it. Answers both requests.
+    /// Waits until the second publisher has taken over, sent its events and recorded the answer. Returns both requests.
     async fn second_takes_over(&self, ids: &[&str]) -> (Process, [Uuid; 2]) {
         let [(frozen, None)] = self.requests().await[..] else { panic!("one request without an answer") };
         assert!(!leases_are_over(self.world).await);
@@ -129,7 +129,7 @@ impl Publishers<'_> {
         (second, [frozen, taken_over])
     }
 
-    /// Alone again, the first publishes what is new, and nothing else.
+    /// Ends the second publisher. The first publishes new events, and nothing else.
     async fn first_goes_on(&self, mut first: Process, mut second: Process) {
         self.balances().await;
         assert!(second.terminate(SOON).await.success(), "{}", second.stderr());
@@ -150,7 +150,7 @@ impl Publishers<'_> {
     }
 }
 
-/// The first publisher hangs with its request on its way until its lease is over and the second has sent and recorded the same events.
+/// Freezes the first publisher with a request in flight. It wakes after the second has sent and recorded the same events.
 async fn a_frozen_publisher(held: Held) {
     let world = World::new().await;
     let log = world.log().await;

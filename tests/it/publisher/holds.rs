@@ -1,4 +1,4 @@
-//! How far a difference holds money: one event, a source, or everything. A build that differs holds none.
+//! How much usage a difference holds: one event, a source, or everything. A build that differs holds none.
 
 use chrono::TimeDelta;
 use tallyline::event::{Event, Payload, Topic, TopicPartition, Usage};
@@ -11,7 +11,7 @@ use super::books::{Audited, DEADLINE, SOURCE};
 use super::world::{DEPLOYMENT, World, start_time, usage};
 use crate::support::ledger::build;
 
-/// Usage `e-0` and as many more.
+/// Adds usage `e-0` and `more` others.
 async fn add_many(site: &Audited, more: usize) {
     let usages: Vec<Usage> = (0..=more).map(|n| usage(&format!("e-{n}"), start_time())).collect();
     site.world.add_with(&site.log, &usages).await;
@@ -26,7 +26,7 @@ async fn change_in_coderd(site: &Audited, ids: &[&str], count: i32) {
         .unwrap();
 }
 
-/// A forged record: the log and the ledger have it, and coderd does not.
+/// Adds a forged record: the log and the ledger have it, and coderd does not.
 async fn add_to_the_ledger_only(site: &Audited, payload: Payload) {
     let topic = if matches!(payload, Payload::Usage(_)) { Topic::AgentUsage } else { Topic::WorkspaceBuilds };
     let partition = TopicPartition { topic, partition: 0 };
@@ -53,7 +53,7 @@ async fn a_usage_event_that_differs_holds_itself_and_the_others_are_published() 
     add_many(&site, 99).await;
     change_in_coderd(&site, &["e-0"], 2).await;
     differs(&site, 1).await;
-    // by the audit alone: no publisher has looked yet
+    // by the audit alone: no publisher has checked it yet
     assert_eq!((world.state("e-0").await.0.as_str(), world.held_for("e-0").await), ("pending", Some(HeldFor::CoderdDiffers)));
     let status = site.command(&["status"]).await;
     let line = |words: &[&str]| status.stdout.lines().any(|line| words.iter().all(|words| line.contains(words)));
@@ -96,7 +96,7 @@ async fn over_1_percent_of_a_sources_usage_holds_the_source_until_less_differs()
     assert_eq!(publisher.cycle(&world.stop).await.unwrap().accepted, 99, "less than that holds only itself");
 }
 
-/// One forged event is over 1 % of any source with fewer than 100, and nothing that coderd or an operator does could end that hold.
+/// One forged event is over 1 % of any source with fewer than 100 events. No action of coderd or an operator could end that hold.
 #[tokio::test]
 async fn usage_that_coderd_was_never_seen_to_have_holds_itself_and_not_a_small_source() {
     let site = Audited::new().await;
@@ -110,7 +110,7 @@ async fn usage_that_coderd_was_never_seen_to_have_holds_itself_and_not_a_small_s
     assert_eq!(holds.iter().map(|hold| hold.event_id.as_deref()).collect::<Vec<_>>(), [Some("forged")], "{holds:?}");
     assert!(holds[0].ends.contains("no operation releases it"), "{holds:?}");
 
-    // What coderd had is another matter: it deletes no usage.
+    // Usage that coderd had is different: coderd deletes none.
     sqlx::query("update usage_event set confirmed_at = now() where id = 'e-1'").execute(&world.ledger.pool).await.unwrap();
     sqlx::query("delete from usage_events where id = 'e-1'").execute(&world.coderd).await.unwrap();
     differs(&site, 2).await;
@@ -145,7 +145,7 @@ async fn a_retirement_ends_publishing_before_the_next_request() {
     let actor = Actor { name: "sre-1".to_owned(), reason: "a test".to_owned() };
     desk.retire_source(&request, &actor).await.unwrap();
     desk.reinstate_source(&request, &actor).await.unwrap();
-    // the source is retired while the first request is on its way
+    // the source is retired while the first request is in flight
     sqlx::raw_sql(
         "create function retire() returns trigger language plpgsql as $$ begin
              update source set retired_act_id = (select max(id) from operator_act where act = 'retire'); return new; end $$;

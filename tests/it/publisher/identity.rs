@@ -1,4 +1,4 @@
-//! Nothing is sent from a coderd that is not the source's, nor under a license of another deployment.
+//! Nothing is sent from a foreign coderd, nor under a license of another deployment.
 
 use std::time::Duration;
 
@@ -193,7 +193,7 @@ async fn a_license_of_other_deployments_does_not_sign() {
     world.add(&[usage("a", start_time())]).await;
     sqlx::query("delete from licenses").execute(&world.coderd).await.unwrap();
     let other = Uuid::from_u128(0xe);
-    // one of another deployment that allows no publishing, as one for an air-gapped site, says nothing
+    // a license of another deployment without publishing, like one for an air-gapped site, has no effect
     let issued_at = start_time() - TimeDelta::days(40);
     world.add_license(&license_with(issued_at, &[("deployment_ids", json!([other])), ("publish_usage_data", json!(false))])).await;
     let mut publisher = world.publisher();

@@ -1,4 +1,4 @@
-//! What coderd does beside us, and who may publish.
+//! coderd's own publishing beside Tallyline's, and which of them may publish.
 
 use std::time::Duration;
 
@@ -89,7 +89,7 @@ async fn publishing_stops_over_restarts_when_coderd_publishes_by_itself() {
     assert_eq!(world.states(&["second", "third"]).await, ["pending", "pending"]);
 }
 
-/// The first look may lie before coderd published anything, and in a process that is gone.
+/// The first look may come before coderd published anything, and from a process that has ended.
 #[tokio::test]
 async fn the_first_look_at_coderds_marks_is_remembered_over_a_restart() {
     let world = World::new().await;

@@ -69,7 +69,7 @@ async fn without_a_vendor_nothing_counts_as_sent() {
     assert_eq!(world.cycle().await.settled.expired, 1, "expired, not unknown: no attempt can have been taken");
 }
 
-/// Hands everything on to the vendor, and nothing back.
+/// Forwards everything to the vendor, and no answer back.
 async fn one_way(vendor: std::net::SocketAddr) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/api/v1/events/ingest", listener.local_addr().unwrap());
@@ -144,7 +144,7 @@ async fn a_request_is_not_sent_once_a_lease_is_lost_and_a_late_answer_still_coun
     assert!(!world.ledger.begin_request(&request(Uuid::from_u128(9), "second")).await.unwrap());
     assert!(world.ledger.begin_request(&request(late, "first")).await.unwrap());
 
-    // an attempt is on its way: the event is not settled while the lease lasts
+    // an attempt is in flight: the event is not settled during the lease
     world.pass(TimeDelta::days(2));
     let too_old = || world.ledger.settle_publications(source_id, "second", std::slice::from_ref(&leased[0].event_id), Settlement::TooOld);
     assert_eq!(too_old().await.unwrap().unknown, 0);
@@ -254,7 +254,7 @@ async fn a_running_publisher_outlasts_faults() {
 #[tokio::test]
 async fn a_process_that_was_held_up_until_its_lease_could_end_too_early_sends_nothing() {
     let mut world = World::new().await;
-    // writing the request down takes longer than what is left of the lease beyond the request's timeout
+    // to write the request down takes longer than the lease has left beyond the request's timeout
     world.settings.lease = world.settings.tallyman.request_timeout + Duration::from_nanos(1);
     world.add(&[usage("a", start_time())]).await;
     let cycle = world.cycle().await;
@@ -270,7 +270,7 @@ async fn leases_are_given_back_in_the_order_of_the_ids_as_all_others_lock_them()
     world.add(&["c", "b", "a"].map(|id| usage(id, start_time()))).await;
     let leased = world.ledger.lease_publications(world.source.id, "one", start_time() - TimeDelta::days(30), 10, DEADLINE).await.unwrap();
     assert_eq!(leased.len(), 3);
-    // the first id's row is the last one in the table: whoever takes them as they come, without the index, takes the others first
+    // the first id's row is last in the table: a scan without the index would find the others first
     for statement in [
         "update publication set last_message = repeat('x', 9000) where event_id = 'a'",
         "do $$ begin

@@ -1,4 +1,4 @@
-//! A ledger that went back, as a publisher meets it: before that is known, and in the middle of a request.
+//! A publisher and a restored ledger: before the restore is known, and in the middle of a request.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -44,7 +44,7 @@ async fn nothing_is_sent_or_settled_before_it_is_known_whether_the_ledger_went_b
             std::future::ready(answer)
         };
         let running = tokio::spawn(async move { publisher.run(compare_marks, &heard).await });
-        // it goes on showing what waits, and does nothing about it
+        // it still shows the backlog, and does nothing about it
         for (number, id) in [(2.0, "a"), (3.0, "b"), (4.0, "c")] {
             eventually(DEADLINE, "what waits is shown", || async { gauge(&registry, "tallyline_publisher_pending") == number }).await;
             world.add(&[usage(id, start_time())]).await;
@@ -79,7 +79,7 @@ async fn nothing_is_sent_or_settled_before_it_is_known_whether_the_ledger_went_b
     }
 }
 
-/// As a backup has it that was taken before the request was written down.
+/// Like a backup from before the request was written down.
 async fn restore_to_before_the_request(world: &World) {
     for statement in [
         "delete from publication_attempt",

@@ -1,4 +1,4 @@
-//! What an operator has said of usage whose row in coderd says something else: it is held back before, and sent as it was accepted then.
+//! Operators' statements about usage that differs in coderd: it is held back before, and sent as accepted afterwards.
 
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ async fn audited(world: &World, log: &Log) -> AuditReport {
     Audit { ledger: world.ledger.clone(), log: log.clone(), source, patience: Duration::ZERO }.run().await.expect("audited")
 }
 
-/// Plans what is to be done about a restored coderd; answers how many ids were used again, how many of them are pending, and the hash.
+/// Plans the recovery of a restored coderd. Returns the number of reused ids, the number of pending ones among them, and the hash.
 async fn planned(world: &World, log: &Log) -> (i64, i64, Option<String>) {
     let request = RecoverRequest { lost: Lost::Coderd, without: Vec::new() };
     let plan = world.desk(log).plan_recovery(&request, &|_, _| {}, &CancellationToken::new()).await.expect("a plan");
@@ -49,7 +49,7 @@ async fn usage_whose_id_a_restored_coderd_used_again_is_shown_and_sent_as_accept
     let log = world.log().await;
     world.add_with(&log, &["again", "good", "later"].map(|id| usage(id, start_time()))).await;
     assert!(audited(&world, &log).await.balanced, "this confirms them");
-    // restored to before it had given the ids, coderd gives two of them again
+    // restored to before it had used the ids, coderd uses two of them again
     for change in [
         "update usage_events set event_data = '{\"count\": 5}', created_at = created_at + interval '3 minutes' where id = 'again'",
         "update usage_events set event_data = '{\"count\": 7}' where id = 'later'",
@@ -64,7 +64,7 @@ async fn usage_whose_id_a_restored_coderd_used_again_is_shown_and_sent_as_accept
         assert_eq!((cycle.accepted, cycle.held_back), (accepted, 2));
         world.pass(TimeDelta::minutes(10));
     }
-    // where operators look: the metrics, the status and the event's proof; each says what to do
+    // the metrics, the status and the event's proof, each with the next step
     assert_eq!(held_back(&registry), 2.0);
     let status = status::read(&world.ledger, &log, Duration::from_secs(10)).await.unwrap();
     assert_eq!(status.queues[0].held_back, 2);
@@ -82,7 +82,7 @@ async fn usage_whose_id_a_restored_coderd_used_again_is_shown_and_sent_as_accept
 
     let report = audited(&world, &log).await;
     assert!(report.balanced, "{report:?}");
-    // the restored coderd published one of its own under the id before it was cut off: the vendor has that one
+    // before the cut-off, the restored coderd published its own row under the id: the vendor has that one
     world.coderd_marks("later", Some(start_time()), None).await;
     let registry = Registry::new();
     let mut publisher = world.publisher_in(&registry);
@@ -123,7 +123,7 @@ async fn what_an_operator_has_said_ends_the_hold_in_mode_shadow_too() {
 #[tokio::test]
 async fn usage_that_an_operator_has_mended_is_sent_though_coderds_row_is_no_event() {
     let world = World::new().await;
-    // coderd's row cannot be read, and what an operator has made of it is accepted
+    // coderd's row cannot be read, and the ledger has accepted an operator's version
     let event = Event { deployment: DEPLOYMENT, payload: Payload::Usage(usage("mended", start_time())) };
     let claim = world.ledger.claim(TopicPartition { topic: Topic::AgentUsage, partition: 0 }, 0).await.unwrap();
     let refusal = Refusal { verdict: Verdict::Rejected, cause: RejectCause::Field, detail: "count is no number".into() };

@@ -1,4 +1,4 @@
-//! What the vendor says of each event, and what follows.
+//! The vendor's verdicts and their effects.
 
 use std::collections::BTreeSet;
 
@@ -64,7 +64,7 @@ async fn each_verdict_is_kept_and_only_what_may_still_pass_is_sent_again() {
     let pending = world.ledger.pending_publications(world.source.id).await.unwrap();
     assert_eq!((pending.events, pending.unanswered), (2, 1), "what was left out may have been taken, what was refused was not");
 
-    // within half a minute, which is the shortest that a minute with jitter can be, neither is due
+    // within half a minute, the shortest minute with jitter, neither is due
     world.pass(TimeDelta::seconds(29));
     assert_eq!(world.cycle().await.requests, 0);
     world.pass(TimeDelta::seconds(62));

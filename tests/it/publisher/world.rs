@@ -1,4 +1,4 @@
-//! A ledger, coderd's database and a vendor of a test's own.
+//! A ledger, coderd's database and a vendor for one test.
 
 use std::time::Duration;
 
@@ -28,13 +28,12 @@ use crate::support::coderd::identify;
 use crate::support::process::{Process, tallyline};
 
 pub const DEPLOYMENT: Uuid = Uuid::from_u128(0xd);
-/// coderd's default organization.
 pub const ORGANIZATION: Uuid = Uuid::from_u128(0xd0);
 const SECRET: [u8; 32] = [7; 32];
 
 pub struct World {
     pub ledger: Ledger,
-    /// coderd's own side of its database.
+    /// coderd's access to its database.
     pub coderd: PgPool,
     pub clock: Clock,
     pub vendor: Tallyman,
@@ -53,7 +52,7 @@ pub fn start_time() -> DateTime<Utc> {
     "2025-08-01T12:00:00Z".parse().expect("a time")
 }
 
-/// A license token as the vendor issues it, valid around the tests' time.
+/// A license token of the vendor, valid at the tests' time.
 pub fn license(issued_at: DateTime<Utc>, publish: bool) -> String {
     license_until(start_time() + TimeDelta::days(300), issued_at, publish)
 }
@@ -68,7 +67,7 @@ pub fn license_for(issued_at: DateTime<Utc>, deployment_ids: &serde_json::Value)
     license_with(issued_at, &[("deployment_ids", deployment_ids.clone())])
 }
 
-/// A license that allows publishing, but for these claims.
+/// A license that allows publishing, with these claims changed.
 pub fn license_with(issued_at: DateTime<Utc>, changes: &[(&str, serde_json::Value)]) -> String {
     let mut claims = claims(start_time() + TimeDelta::days(300), issued_at, true);
     changes.iter().for_each(|(name, value)| claims[*name] = value.clone());
@@ -91,7 +90,7 @@ fn signed(claims: &serde_json::Value) -> String {
     jsonwebtoken::encode(&header, claims, &key).expect("signed")
 }
 
-/// The license that every world begins with; the vendor accepts it.
+/// The license of every new world; the vendor accepts it.
 pub fn first_license() -> String {
     license(start_time() - TimeDelta::days(50), true)
 }
@@ -159,7 +158,7 @@ impl World {
         Publisher::new(self.ledger.clone(), self.settings.clone(), telemetry).expect("a publisher")
     }
 
-    /// One cycle of a publisher of its own.
+    /// One cycle of a new publisher.
     pub async fn cycle(&self) -> Cycle {
         self.publisher().cycle(&self.stop).await.expect("a cycle")
     }
@@ -176,7 +175,7 @@ impl World {
             .expect("a license");
     }
 
-    /// Usage that coderd has and that the ledger has accepted.
+    /// Adds usage to coderd, and accepts it in the ledger.
     pub async fn add(&self, usages: &[Usage]) {
         for usage in usages {
             sqlx::query("insert into usage_events (id, event_type, event_data, created_at) values ($1, $2, $3, $4)")
@@ -205,27 +204,27 @@ impl World {
         Ledger::open(&LedgerSettings { url: self.ledger_url.clone(), connections: 2 }, self.clock.clone()).expect("a ledger")
     }
 
-    /// A log of one partition beside the ledger.
+    /// A log of one partition in the ledger's database.
     pub async fn log(&self) -> Log {
         let log = Log::postgres(self.ledger.pool.clone(), PostgresLogSettings::default());
         log.create_topics(1).await.expect("topics");
         log
     }
 
-    /// Usage that coderd has, that the log holds and that the ledger has accepted.
+    /// Adds usage to coderd and to the log, and accepts it in the ledger.
     pub async fn add_with(&self, log: &Log, usages: &[Usage]) {
         let message = |usage: &Usage| Event { deployment: DEPLOYMENT, payload: Payload::Usage(usage.clone()) }.to_message();
         log.append(Topic::AgentUsage, usages.iter().map(message).collect()).await.expect("appended");
         self.add(usages).await;
     }
 
-    /// What its operators work on.
+    /// The operators' desk of this world.
     pub fn desk(&self, log: &Log) -> Desk {
         let (coderd, keys) = (self.settings.coderd.clone(), self.settings.license_keys.clone());
         Desk { coderd, deployment: Some(DEPLOYMENT), keys, ..support::ledger::desk(&self.ledger, log) }
     }
 
-    /// A process that publishes to this address and lives at the world's time.
+    /// A process that publishes to this address, with the world's time.
     pub fn process(&self, publish_url: &str) -> Process {
         let file = self.folder.path().join(format!("{}.toml", Uuid::new_v4()));
         std::fs::write(&file, self.pipeline(publish_url)).expect("the pipeline file");
@@ -250,7 +249,7 @@ publish.request_timeout_seconds = 3
         )
     }
 
-    /// As many events, a second apart, the last one now.
+    /// Adds `number` events, a second apart, the last one now.
     pub async fn add_many(&self, number: usize) -> Vec<String> {
         let now = self.clock.now();
         let age = |index: usize| TimeDelta::seconds(i64::try_from(number - 1 - index).expect("few"));
@@ -259,7 +258,7 @@ publish.request_timeout_seconds = 3
         usages.into_iter().map(|usage| usage.id).collect()
     }
 
-    /// What coderd does to one of its rows: `set` is one assignment, `$2` its value.
+    /// Sets coderd's marks of one of its rows.
     pub async fn coderd_marks(&self, id: &str, published_at: Option<DateTime<Utc>>, publish_started_at: Option<DateTime<Utc>>) {
         sqlx::query("update usage_events set published_at = $2, publish_started_at = $3 where id = $1")
             .bind(id)
@@ -270,7 +269,6 @@ publish.request_timeout_seconds = 3
             .expect("marked");
     }
 
-    /// An event's state and message.
     pub async fn state(&self, id: &str) -> (String, Option<String>) {
         sqlx::query_as("select state, last_message from publication where event_id = $1")
             .bind(id)
@@ -279,7 +277,7 @@ publish.request_timeout_seconds = 3
             .expect("a publication")
     }
 
-    /// What holds an event back, if anything does.
+    /// Why an event is held back.
     pub async fn held_for(&self, id: &str) -> Option<HeldFor> {
         let query = sqlx::query_scalar("select held_for from publication where event_id = $1").bind(id);
         query.fetch_one(&self.ledger.pool).await.expect("a publication")
@@ -293,13 +291,13 @@ publish.request_timeout_seconds = 3
         states
     }
 
-    /// How many events are in that state.
+    /// The number of events in that state.
     pub async fn number_in(&self, state: &str) -> i64 {
         let query = sqlx::query_scalar("select count(*) from publication where source_id = $1 and state = $2");
         query.bind(self.source.id).bind(state).fetch_one(&self.ledger.pool).await.expect("counted")
     }
 
-    /// As if the time of all leases were over.
+    /// Ends all leases.
     pub async fn end_leases(&self) {
         sqlx::query("update publication set leased_until = clock_timestamp() - interval '1 second' where leased_until is not null")
             .execute(&self.ledger.pool)
@@ -312,7 +310,7 @@ publish.request_timeout_seconds = 3
         self.vendor.books().times_billed(DEPLOYMENT, id)
     }
 
-    /// The ids in the order in which they were delivered.
+    /// The ids in order of delivery.
     pub fn delivered(&self) -> Vec<String> {
         self.vendor.books().deliveries.into_iter().map(|delivery| delivery.id).collect()
     }

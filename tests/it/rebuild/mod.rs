@@ -1,4 +1,4 @@
-//! Rebuilds and rehearsals: what differs is said before it is used, and a rehearsal leaves no trace.
+//! Rebuilds and rehearsals: the difference is shown before it takes effect, and a rehearsal leaves no trace.
 
 mod rehearsal;
 mod shown;
@@ -50,7 +50,7 @@ impl Site {
         run_tallyline(&[&words[..], &["--pipeline", &self.file, "--output", "json"]].concat(), &[]).await
     }
 
-    /// Runs a command that must end so, and touch nothing.
+    /// Runs a command that must exit with this code and change nothing.
     async fn rehearse(&self, words: &str, exit: i32) -> Ended {
         let before = tables(&self.ledger.pool).await;
         let ended = self.run(words).await;
@@ -92,7 +92,7 @@ fn licenses() -> Vec<LicenseChange> {
     ]
 }
 
-/// By hand: license 1's window holds 8 + 1 + 48 = 57, license 3's 48; from 2025-07-01 on there are 7 + 16 + 8 + 1 + 48 = 80.
+/// By hand: license 1's window has 8 + 1 + 48 = 57, license 3's 48. From 2025-07-01 on there are 7 + 16 + 8 + 1 + 48 = 80.
 fn agents() -> Vec<Event> {
     let agents = |id: &str, count: u64, at: &str| {
         let (quantity, created_at) = (UsageQuantity::ManagedAgents(count), at.parse().unwrap());

@@ -1,4 +1,4 @@
-//! Rehearsals: other rules, and licenses that are not installed.
+//! Rehearsals with other rules, and with licenses that are not installed.
 
 use chrono::{DateTime, Utc};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
@@ -12,7 +12,7 @@ use super::{SECRET, Site, json_of, record};
 
 const AT: &str = "2025-08-01T12:00:00Z";
 
-/// Entitlement, soft limit, limit, managed agents, and how many warnings and errors.
+/// Entitlement, soft limit, limit, managed agents, and the numbers of warnings and errors.
 fn row(granted: &Value) -> (String, Option<i64>, Option<i64>, Option<i64>, usize, usize) {
     let length = |name: &str| granted[name].as_array().unwrap_or_else(|| panic!("{granted}")).len();
     let number = |name: &str| granted[name].as_i64();
@@ -22,9 +22,9 @@ fn row(granted: &Value) -> (String, Option<i64>, Option<i64>, Option<i64>, usize
 
 const ENTITLED: &str = "entitled";
 
-/// The numbers are worked out from coderd's rules of each era: in 2025-07 a soft and a hard limit, the warning from 75 % of the way between them
-/// on, the premium default of 800 and 1000 a user, a hard limit below the soft one an error; in 2026-02 the soft key is the one limit, the hard
-/// key is ignored, the premium default is 1000, and the warning begins at the limit.
+/// The numbers come from coderd's rules of each era. In 2025-07 there are a soft and a hard limit, and the warning starts at 75 % between
+/// them. The premium default is 800, and 1000 a user; a hard limit below the soft one is an error. In 2026-02 the soft key is the only
+/// limit and the hard key is ignored. The premium default is 1000, and the warning starts at the limit.
 #[tokio::test]
 async fn a_rule_rehearsal_shows_the_difference_between_two_rule_sets_and_touches_nothing() {
     let site = Site::new().await;
@@ -35,12 +35,12 @@ async fn a_rule_rehearsal_shows_the_difference_between_two_rule_sets_and_touches
     let deployment = &rehearsal["deployments"][0];
     assert_eq!(deployment["deployment"], json!(DEPLOYMENT));
 
-    // now: license 1 wins over the default; 57 of 60, and 40 + 0.75 × 20 = 55 is near; license 3 is an error
+    // now: license 1 wins over the default; 57 of 60 is near (above 40 + 0.75 × 20 = 55); license 3 is an error
     assert_eq!(row(&deployment["now"]), (ENTITLED.into(), Some(40), Some(60), Some(57), 1, 1));
     let warning = |granted: &Value| granted["warnings"][0].as_str().unwrap().to_owned();
     assert!(warning(&deployment["now"]).starts_with("You are approaching the managed agent limit"));
     assert!(deployment["now"]["errors"][0].as_str().unwrap().contains("token-3"), "{deployment}");
-    // then: license 3 is good, and issued last; 48 of 50
+    // then: license 3 is valid, and issued last; 48 of 50
     assert_eq!(row(&deployment["then"]), (ENTITLED.into(), None, Some(50), Some(48), 0, 0));
 
     let window = |index: usize, when: &str| row(&deployment["windows"][index][when]);
@@ -80,7 +80,7 @@ async fn rehearsed_rules_are_used_by_their_hash_only_and_with_an_act() {
         let ended = site.rehearse(&format!("rebuild plan {words}"), exit).await;
         assert!(ended.stderr.contains(problem), "{ended:?}");
     }
-    // usage that changes no limit and no warning leaves the plan as it is
+    // usage that changes no limit and no warning does not change the plan
     let event = |id: &str, count| {
         let (quantity, created_at) = (UsageQuantity::ManagedAgents(count), "2025-07-26T00:00:00Z".parse().unwrap());
         Event {
@@ -96,7 +96,7 @@ async fn rehearsed_rules_are_used_by_their_hash_only_and_with_an_act() {
     site.rehearse(&format!("rebuild execute {words} --plan {hash}"), 4).await;
 
     let planned = json_of(&site.rehearse(&format!("rebuild plan {words}"), 0).await);
-    // the command as it was printed, from behind the program's name
+    // the command as printed, without the program's name
     let command: Vec<&str> =
         planned["execute"].as_str().unwrap().split(' ').skip(1).chain(["--as", "sre-1", "--reason", "renewal"]).collect();
     let executed = run_tallyline(&command, &[]).await;
@@ -109,20 +109,20 @@ async fn rehearsed_rules_are_used_by_their_hash_only_and_with_an_act() {
             .unwrap();
     assert_eq!((act.0.as_str(), act.1.as_str(), act.2.as_str()), ("sre-1", "license.rules", "renewal"));
     assert_eq!((&act.3["from"], &act.3["to"]), (&json!("2025-07"), &json!("2026-02")));
-    // from now on these are the rules that others are compared with, and the way back is the same
+    // from now on other rules are compared with these, and the way back is the same
     let back = json_of(&site.rehearse(&format!("rebuild plan licenses --rules 2025-07 --at {AT}"), 0).await);
     assert_eq!(row(&back["rehearsal"]["deployments"][0]["now"]), (ENTITLED.into(), None, Some(50), Some(50), 1, 0));
 }
 
 /// A token of the key `kid`, signed with that secret.
 fn token(kid: &str, secret: [u8; 32], claims: &Value) -> String {
-    // before the 32 secret bytes in an Ed25519 key's PKCS #8 form (RFC 8410)
+    // the start of an Ed25519 key's PKCS #8 form (RFC 8410), before the 32 secret bytes
     let head = [0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
     let key = EncodingKey::from_ed_der(&[head.as_slice(), &secret].concat());
     jsonwebtoken::encode(&Header { kid: Some(kid.to_owned()), ..Header::new(Algorithm::EdDSA) }, claims, &key).unwrap()
 }
 
-/// From 2025-09-01 on for a year, with limits of 1000 and 2000.
+/// Valid from 2025-09-01 for a year, with limits of 1000 and 2000.
 fn candidate(deployment_ids: &Value) -> Value {
     let seconds = |text: &str| text.parse::<DateTime<Utc>>().unwrap().timestamp();
     json!({
@@ -147,7 +147,7 @@ async fn a_candidate_license_is_rehearsed_before_it_is_installed() {
 
     let later = json_of(&site.rehearse(&format!("rebuild plan licenses --license {file} --without 3 --at 2025-09-01T00:00:00Z"), 0).await);
     let deployment = &later["rehearsal"]["deployments"][0];
-    // license 1 as before beside the refused 3; then the one that was issued last, with nothing used in its window yet
+    // license 1 as before, and the refused 3; then the one issued last, without usage in its window yet
     assert_eq!(row(&deployment["now"]), (ENTITLED.into(), Some(40), Some(60), Some(57), 1, 1));
     assert_eq!(row(&deployment["then"]), (ENTITLED.into(), Some(1_000), Some(2_000), Some(0), 0, 0));
     assert_eq!((&deployment["windows"][2]["then"], &deployment["windows"][3]["validity"]), (&Value::Null, &json!("valid")));

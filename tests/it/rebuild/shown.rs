@@ -1,4 +1,4 @@
-//! Rebuilds: what is shown wrongly is put right, in one step and in every process.
+//! Rebuilds correct wrong numbers, in one step and in every process.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -37,7 +37,7 @@ impl<S: Stage> Running<S> {
         Running { view, stop, task: tokio::spawn(async move { projection.run(&heard).await.unwrap() }) }
     }
 
-    /// Waits until all that the ledger has now is folded.
+    /// Waits until everything that the ledger has now is folded.
     async fn caught_up(&self, ledger: &Ledger) {
         let end = ledger.head().await.unwrap().number;
         eventually(SOON, "all is folded", || async { caught_up_to(&self.view) >= end }).await;
@@ -47,7 +47,7 @@ impl<S: Stage> Running<S> {
         self.view.with(|state, _| serde_json::to_vec(state).unwrap()).unwrap()
     }
 
-    /// Ends in order, so that a snapshot is kept.
+    /// Ends in order, so that a snapshot is saved.
     async fn end(self) {
         self.stop.cancel();
         self.task.await.unwrap();
@@ -61,7 +61,7 @@ async fn builds(ledger: &Ledger, numbers: std::ops::Range<u32>) {
     ledger.record(&Chain::Live(claim), &arrivals, next_offset).await.unwrap();
 }
 
-/// Puts another number of creations into the first series of the newest snapshot.
+/// Changes the number of creations in the first series of the newest snapshot.
 async fn tamper(ledger: &Ledger, change: impl Fn(u64) -> u64) -> (u64, u64) {
     let found = ledger.load_snapshot(MetricsState::NAME, MetricsState::RULES_VERSION, i64::MAX).await.unwrap().expect("a snapshot");
     let mut state: Value = serde_json::from_slice(&found.state).unwrap();
@@ -91,7 +91,7 @@ async fn execute(ledger: &Ledger, plan: &RebuildPlan, may_fall: bool) -> Result<
     desk(ledger).execute_rebuild(&request, &actor, |_, _| {}).await.map(|rebuilt| rebuilt.done)
 }
 
-/// A ledger whose newest snapshot of the metrics is wrong, and a process that began from it. Answers the true and the shown number.
+/// A ledger whose newest snapshot of the metrics is wrong, and a process that started from it. Returns the true and the shown number.
 async fn wrong(change: impl Fn(u64) -> u64) -> (Database, Ledger, Running<MetricsState>, (u64, u64)) {
     let (database, ledger) = registered_ledger().await;
     builds(&ledger, 0..200).await;
@@ -115,7 +115,7 @@ async fn a_rebuild_says_what_is_shown_wrongly_and_puts_it_right_in_running_proce
     let numbers: Vec<_> =
         plan.differences.iter().map(|one| (one.what.as_str(), one.rebuilt.unwrap().count - one.shown.unwrap().count)).collect();
     assert_eq!((plan.differs, plan.falling, numbers), (true, 0, vec![("coderd_workspace_creation_total", truth - shown)]));
-    // events that come in meanwhile raise both sides: it is the same effect
+    // events in between raise both sides: the effect is the same
     builds(&ledger, 210..230).await;
     assert_eq!(desk(&ledger).plan_rebuild(&plain(RebuildStage::Metrics), |_, _| {}).await.unwrap().hash, plan.hash);
 
@@ -124,7 +124,7 @@ async fn a_rebuild_says_what_is_shown_wrongly_and_puts_it_right_in_running_proce
     running.caught_up(&ledger).await;
     let from_zero = async || serde_json::to_vec(&projection::fold_to::<MetricsState>(&ledger, i64::MAX).await.unwrap().state).unwrap();
     assert!(running.bytes() == from_zero().await, "a process that ran on");
-    // one that hangs saves what it had: whoever begins there comes to the act and begins again
+    // a frozen process saves its old state: a process that starts from it reaches the act and starts again
     ledger.save_snapshot(MetricsState::NAME, MetricsState::RULES_VERSION, &stale).await.unwrap();
     let restarted = Running::<MetricsState>::start(&ledger);
     restarted.caught_up(&ledger).await;

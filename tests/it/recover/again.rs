@@ -1,4 +1,4 @@
-//! What is lost a second time is recovered a second time, also where nothing else has changed.
+//! A second loss is recovered a second time, even if nothing else has changed.
 
 use serde_json::json;
 use tallyline::log::{Log, PostgresLogSettings};

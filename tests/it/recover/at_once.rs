@@ -6,7 +6,7 @@ use tallyline::ledger::{ActKind, Chain, NewAct, Subject};
 
 use crate::support::ledger::{DEPLOYMENT, arrival, ledger, noon, partition, usage};
 
-/// So many rows that both are in the middle of them at once.
+/// Enough rows that both are in the middle of them at once.
 const EVENTS: u32 = 3_000;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

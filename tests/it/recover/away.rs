@@ -1,4 +1,4 @@
-//! A broker that is away as processes begin: what needs no log goes on, and nothing is sent before its marks are compared.
+//! A broker that is down when processes start. Parts without need of the log go on; nothing is sent before marks are compared.
 
 use tallyline::ledger::OURSELVES;
 use tempfile::TempDir;
@@ -37,7 +37,7 @@ async fn a_restored_ledger_is_seen_by_a_broker_that_comes_later_and_before_anyth
     .await;
     let (actor, _, reason) = world.acts().await.remove(0);
     assert_eq!(actor, OURSELVES);
-    // and how far the lost time reaches
+    // and the reach of the lost time
     assert!(reason.contains(", a record of ") && reason.ends_with("and does not know that any more"), "{reason}");
     eventually(SOON * 2, "it has caught up", || async {
         let sent = world.tallyman.books().requests;

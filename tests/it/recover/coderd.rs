@@ -1,4 +1,4 @@
-//! coderd's database restored to an earlier time: the ledger keeps what coderd lost, and what was still to be published is.
+//! coderd's database is restored to an earlier time. The ledger keeps the lost rows, and unpublished ones are published.
 
 use serde_json::Value as Json;
 use tempfile::TempDir;
@@ -20,7 +20,7 @@ async fn what_coderd_lost_stays_counted_and_is_published_once_an_operator_has_sa
     let backup = world.coderd.back_up(folder.path());
     let earlier = world.simulation.truth();
 
-    // a part of what is lost is published already, a part is not
+    // a part of the lost rows is already published, a part is not
     world.goes_on_to(0.55).await;
     world.all_is_in().await;
     eventually(SOON, "all is published", || async { world.count(pending).await == 0 }).await;
@@ -35,7 +35,7 @@ async fn what_coderd_lost_stays_counted_and_is_published_once_an_operator_has_sa
     assert!(lost_builds > 10 && lost_pending > 5 && lost_usage > lost_pending, "{lost_builds} {lost_usage} {lost_pending}");
     assert_eq!(world.count(pending).await, lost_pending);
 
-    world.balanced().await; // which confirms what coderd has
+    world.balanced().await; // it confirms the events that coderd has
     world.coderd.restore(&backup).await;
     let differs = world.site.command(&["audit", "--patience", "5", "--output", "json"]).await;
     assert_eq!(differs.status.code(), Some(1), "{differs:?}");
@@ -77,7 +77,7 @@ async fn what_coderd_lost_stays_counted_and_is_published_once_an_operator_has_sa
     assert_eq!(world.acts().await, [("sre-1".to_owned(), "coderd".to_owned(), "the disk is gone".to_owned())]);
     assert!(world.count("select swept_pass_id from collector_progress").await > 1, "all was read again after the recovery");
 
-    // an id that coderd gives again, with other content
+    // an id that coderd uses again, with other content
     let again = truth
         .usage
         .iter()
@@ -92,7 +92,7 @@ async fn what_coderd_lost_stays_counted_and_is_published_once_an_operator_has_sa
     .unwrap();
     let plan = world.plan("coderd").await;
     assert_eq!((&plan["effect"]["ids_used_again"], &plan["effect"]["lost"]), (&Json::from(1), &serde_json::json!([])), "{plan}");
-    // and one that coderd gave again before it was known to be lost: an operator says so, and the books balance
+    // an id that coderd used again before its loss was known: an operator records it, and the books balance
     let earlier_id = &earlier.usage[0].id;
     sqlx::query("update usage_events set event_type = 'hb_ai_seats_v1', event_data = '{\"count\": 77777}' where id = $1")
         .bind(earlier_id)

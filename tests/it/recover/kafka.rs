@@ -1,5 +1,5 @@
-//! Topics that are lost or made anew behind everybody's back: consumers that stopped go on by themselves after the recovery, what was lost unread
-//! comes again from coderd, and nothing is claimed to be complete in between.
+//! Topics are lost or recreated unnoticed. After the recovery, stopped consumers go on by themselves, and coderd provides lost unread rows
+//! again. In between, completeness is not reported.
 
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions};
@@ -22,14 +22,14 @@ async fn delete_topic(world: &World, topic: Topic) {
     eventually(SOON, "the topic is gone", || async { world.site.log.partitions(topic).await.is_err() }).await;
 }
 
-/// Builds of another deployment, pushed by somebody else.
+/// A foreign producer appends builds of another deployment.
 async fn push(world: &World, numbers: std::ops::Range<u32>) {
     register(&world.site.ledger, &[OTHER_DEPLOYMENT]).await;
     let messages = numbers.map(|n| build(OTHER_DEPLOYMENT, 100_000 + n).to_message()).collect();
     world.site.log.append(Topic::WorkspaceBuilds, messages).await.unwrap();
 }
 
-/// How many offsets of the topic are not read.
+/// The number of unread offsets of the topic.
 async fn unread(world: &World, topic: Topic) -> i64 {
     let positions = world.site.ledger.positions().await.unwrap();
     let ends = world.site.ends().await;
@@ -46,14 +46,14 @@ async fn a_topic_that_was_lost_unread_is_created_again_and_comes_again_from_code
     let mut consume = world.site.start("consume", &[]);
     world.all_is_in().await;
 
-    // half an hour of builds and some of somebody else are in the log, and nobody has read them
+    // half an hour of builds and some foreign ones are in the log, unread
     ends(&mut consume).await;
     world.goes_on_to(0.6).await;
     push(&world, 0..40).await;
     world.another_pass().await;
     let lost = unread(&world, Topic::WorkspaceBuilds).await;
     assert!(lost > 60, "{lost} unread");
-    // no pass counts from here on: each has records that were not read
+    // from here on no pass is valid: each has unread records
     let before = world.site.ledger.completeness(world.source_id().await).await.unwrap();
     assert!(before.complete_until.is_some());
     delete_topic(&world, Topic::WorkspaceBuilds).await;
@@ -65,7 +65,7 @@ async fn a_topic_that_was_lost_unread_is_created_again_and_comes_again_from_code
     let sum: i64 = partitions.iter().map(|one| one["unread"].as_i64().unwrap()).sum();
     assert!(partitions.len() == 6 && partitions.iter().all(|one| one["problem"] == "gone"), "{plan}");
     assert_eq!(sum, lost, "{plan}");
-    // what was claimed stays, and nothing more is
+    // the reported completeness stays, and does not advance
     assert_eq!(world.site.ledger.completeness(world.source_id().await).await.unwrap(), before);
 
     let executed = world.execute(&plan).await;
@@ -91,7 +91,7 @@ async fn claims_that_were_lost_unread_come_again_from_coderd_whether_their_build
     let mut consume = world.site.start("consume", &[]);
     world.all_is_in().await;
 
-    // of the first half of what comes now, the builds are read and the claims are not; of the other half neither
+    // the first half of the new rows: the builds are read and the claims are not; of the other half neither
     let claims = Topic::PrebuildClaims;
     let paused = world.site.command(&["pause", "consume", "--topic", claims.name(), "--reason", "a test"]).await;
     assert!(paused.status.success(), "{paused:?}");

@@ -1,5 +1,5 @@
-//! A ledger that is restored from a backup under running processes, as nobody should do it: they see it, withhold and hold what has to be, catch
-//! up, and end at the truth. No series falls in a Prometheus that scraped throughout, and nothing is billed twice.
+//! A ledger is restored from a backup under running processes, which operators should not do. They notice it, withhold and hold, catch up,
+//! and end with true numbers. No series falls in a Prometheus that scrapes all the time, and nothing is billed twice.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use tallyline::sim::coderd::SchemaVersion;
@@ -25,7 +25,7 @@ async fn a_ledger_restored_from_a_backup_ends_equal_to_the_truth_on_the_postgres
     restored(Backend::Postgres, SchemaVersion::Sep2026).await;
 }
 
-/// Where in the history the backup is taken; the restore is hours of coderd's time later.
+/// The part of the history at which the backup is taken; the restore is hours of coderd's time later.
 const BACKUP: f64 = 0.6;
 
 async fn restored(backend: Backend, schema: SchemaVersion) {
@@ -60,7 +60,7 @@ async fn restored(backend: Backend, schema: SchemaVersion) {
     let restored = journey.site.ledger.recovering().await.unwrap();
     eprintln!("sequence was {sequence}, is {}; {restored:?}", journey.site.ledger.head().await.unwrap().number);
     assert_ne!(journey.site.ledger.head().await.unwrap().incarnation, incarnation);
-    // as long as it is open, nobody shows anything and nothing is sent
+    // until it closes, no process shows the series and nothing is sent
     let looks = std::cell::Cell::new(0);
     let requests = journey.tallyman.books().requests;
     eventually(SOON, "it has caught up", || async {
@@ -86,7 +86,7 @@ async fn restored(backend: Backend, schema: SchemaVersion) {
     let books = journey.tallyman.books();
     assert_eq!(books.billed.len(), billed);
     assert!(books.billed.iter().all(|billed| billed.times == 1));
-    // what was published in the lost time is sent again, and so often may `bill_is_true` meet it
+    // usage that was published in the lost time is sent again: `bill_is_true` may meet this number of repeats
     journey.kills_of_publishers += books.deliveries.len().div_ceil(100);
     journey.done("caught up");
 
@@ -193,9 +193,9 @@ async fn an_operator_says_that_the_ledger_was_restored() {
     world.nothing_is_lost("ledger", "closes by itself").await;
     let refused = world.execute(&plan).await;
     assert!(refused.status.code() == Some(4) && refused.stderr.contains("executed before"), "{refused:?}");
-    // where the backup ended, and that an operator's last word may be missing
+    // where the backup ended, and that an operator's last act may be missing
     let (sequence, newest) = (effect["sequence"].as_str().unwrap(), effect["newest_batch_at"].as_str().unwrap());
-    // the same place has another name in the incarnation that goes on
+    // the same place has another name in the new incarnation
     let (_, number) = sequence.split_once(':').unwrap();
     let incarnation = world.site.ledger.head().await.unwrap().incarnation;
     let status = world.site.command(&["status"]).await.stdout;
@@ -204,7 +204,7 @@ async fn an_operator_says_that_the_ledger_was_restored() {
     comes_back(&world, "the disk is gone").await;
     assert_eq!(world.acts().await.len(), 1, "nobody opens another");
     assert_eq!(world.count("select count(*) from publication where state = 'not_ours'").await, marked(&world, true).await);
-    // what was too old could have been sent in the lost time
+    // usage that was too old could have been sent in the lost time
     let mut publish = world.site.start("publish", &[]);
     eventually(SOON * 2, "all is settled", || async { world.count(PENDING).await == 0 }).await;
     assert_eq!(world.count("select count(*) from publication where state = 'unknown'").await, 3 - world.count(THREE_MARKED).await);
@@ -218,7 +218,7 @@ fn instant_of(text: &str) -> DateTime<Utc> {
 /// Of the three that were made too old, those that coderd had published.
 const THREE_MARKED: &str = "select count(*) from publication where state = 'not_ours' and event_created_at < now() - interval '30 days'";
 
-/// How many usage rows coderd has marked as published, or not.
+/// The number of usage rows that coderd has marked as published, or not.
 async fn marked(world: &World, published: bool) -> i64 {
     sqlx::query_scalar("select count(*) from usage_events where (published_at is not null) = $1")
         .bind(published)
@@ -227,7 +227,7 @@ async fn marked(world: &World, published: bool) -> i64 {
         .unwrap()
 }
 
-/// All is in, a backup is taken, more comes in and is read, and all processes end.
+/// Waits until everything is in, takes a backup, reads more records, and ends all processes.
 pub async fn lost_part(world: &mut World, folder: &TempDir) -> std::path::PathBuf {
     let (mut collect, mut consume) = (world.collect(), world.site.start("consume", &[]));
     world.all_is_in().await;
@@ -243,7 +243,7 @@ pub async fn lost_part(world: &mut World, folder: &TempDir) -> std::path::PathBu
     backup
 }
 
-/// The marks of the consumers' group are where the ledger is.
+/// Waits until the marks of the consumer group are at the ledger's positions.
 pub async fn the_group_was_told(world: &World) {
     eventually(SOON, "the group was told all of it", || async {
         let Ok(marks) = world.site.log.marks(GROUP).await else { return false };
@@ -253,8 +253,8 @@ pub async fn the_group_was_told(world: &World) {
     .await;
 }
 
-/// Processes begin, see what happened for this reason unless it is known, and show everything once all is there. Nothing is sent before, and of what
-/// is known nothing is shown.
+/// Starts the processes. They notice the loss for this reason unless it is known, and show everything once they have caught up. Before,
+/// nothing is sent. After a known loss, nothing is shown either.
 async fn comes_back(world: &World, reason: &str) {
     let known = world.count("select count(*) from recovery").await == 1;
     let sent_before = world.tallyman.books().requests;
@@ -280,7 +280,7 @@ async fn comes_back(world: &World, reason: &str) {
     }
 }
 
-/// The page of whichever process shows the series.
+/// The page of the process that shows the series.
 async fn shown(journey: &Journey) -> String {
     format!("{}{}", journey.serve[0].domain_lines().await, journey.serve[1].domain_lines().await)
 }
@@ -291,7 +291,7 @@ async fn all_is_published(journey: &Journey) {
     eventually(SOON * 2, "all is published", || async { count(journey, PENDING).await == Some(0) }).await;
 }
 
-/// None while the ledger cannot be asked.
+/// None while the ledger does not answer.
 async fn count(journey: &Journey, query: &'static str) -> Option<i64> {
     sqlx::query_scalar(query).fetch_one(&journey.site.database.pool).await.ok()
 }

@@ -1,4 +1,4 @@
-//! Bringing everything back after a loss, with real processes on real servers: topics, the ledger, coderd's database.
+//! Recovery after a loss of topics, of the ledger or of coderd's database, with real processes on real servers.
 
 mod again;
 mod at_once;

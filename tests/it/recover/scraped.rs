@@ -1,4 +1,4 @@
-//! What a Prometheus that scraped throughout has: raw samples, compared with the truth at its first and at its last.
+//! The raw samples of a Prometheus that scrapes all the time, compared with the truth at both ends.
 
 use std::collections::BTreeMap;
 
@@ -23,7 +23,7 @@ pub async fn server(metrics: [&str; 2]) -> Prometheus {
     Prometheus::start(Generation::Three, &configuration).await
 }
 
-/// The value of each series, as these numbers have it.
+/// The value of each series in these numbers.
 pub fn values(numbers: &Numbers) -> BTreeMap<Key, f64> {
     let value = |(family, labels): Key, value: Value| match value {
         Value::Counter(count) => ((family, labels), count),
@@ -33,7 +33,7 @@ pub fn values(numbers: &Numbers) -> BTreeMap<Key, f64> {
     all.filter(|((family, _), _)| SERIES.contains(&family.as_str())).collect()
 }
 
-/// Whether the newest sample of each series is this.
+/// Whether each series has this newest sample.
 pub async fn has(server: &Prometheus, values: &BTreeMap<Key, f64>) -> bool {
     let raw = raw(server).await;
     values.iter().all(|(key, value)| raw.get(key).and_then(|samples| samples.last()) == Some(value))
@@ -49,7 +49,7 @@ pub async fn raw(server: &Prometheus) -> BTreeMap<Key, Vec<f64>> {
             let labels = labels.filter(|(name, _)| !["__name__", "instance", "job"].contains(&name.as_str()));
             let mut labels: Vec<(String, String)> =
                 labels.map(|(name, value)| (name.clone(), value.as_str().expect("text").to_owned())).collect();
-            // an empty label is no label to Prometheus
+            // Prometheus drops empty labels
             if !labels.iter().any(|(name, _)| name == "preset_name") {
                 labels.push(("preset_name".to_owned(), String::new()));
             }
@@ -62,7 +62,7 @@ pub async fn raw(server: &Prometheus) -> BTreeMap<Key, Vec<f64>> {
     all
 }
 
-/// No series fell at any sample, none was reset, and last minus first is what happened in between.
+/// Checks that no series fell or was reset, and that each grew by the difference of the numbers.
 pub async fn nothing_fell(server: &Prometheus, first: &BTreeMap<Key, f64>, last: &BTreeMap<Key, f64>) {
     let raw = raw(server).await;
     for (key, value) in last {

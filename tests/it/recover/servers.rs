@@ -56,12 +56,12 @@ impl Pair {
         pair
     }
 
-    /// Of the database `postgres` of the primary.
+    /// The URL of the primary's database `postgres`.
     pub fn url(&self) -> String {
         format!("postgres://postgres@127.0.0.1:{}/postgres", self.port)
     }
 
-    /// What is committed from now on does not come to the standby.
+    /// From now on commits do not reach the standby.
     pub async fn standby_falls_behind(&mut self) {
         let mut standby = self.standby.take().expect("it follows");
         standby.signal("INT");
@@ -84,7 +84,7 @@ impl Pair {
         PgConnection::connect(&self.url()).await.expect("the server answers")
     }
 
-    /// Whether the first column of the first row, where there is one, is true.
+    /// Whether the first column of the first row is true; false without a row.
     async fn run(&self, statement: &'static str) -> bool {
         let answer = sqlx::query_scalar(statement).fetch_optional(&mut self.connection().await).await;
         answer.expect("the server obeys").unwrap_or(false)
@@ -95,7 +95,7 @@ fn data(folder: &TempDir, name: &str) -> String {
     folder.path().join(name).display().to_string()
 }
 
-/// PostgreSQL refuses root: then it runs as the user that its package made. It ends with the test.
+/// PostgreSQL refuses root: then it runs as the user of its package. It ends with the test.
 fn program(name: &str, signal: &str) -> Command {
     let mut command = Command::new("setpriv");
     if std::fs::metadata("/proc/self").expect("a process").uid() == 0 {

@@ -1,5 +1,4 @@
-//! A real standby of the ledger's PostgreSQL is promoted. A loss is found before anything is sent; a
-//! failover without loss changes nothing.
+//! A real standby of the ledger's PostgreSQL is promoted. A loss is found before anything is sent. A failover without loss changes nothing.
 
 use super::ledger::the_group_was_told;
 use super::servers::{Pair, Replication};
@@ -21,7 +20,7 @@ async fn a_failover_to_a_synchronous_standby_withholds_nothing_and_loses_nothing
     eventually(SOON, "the series are shown", || async { !serve.domain_lines().await.is_empty() }).await;
     let incarnation = world.site.ledger.head().await.unwrap().incarnation;
 
-    // in the middle of what comes in and is sent
+    // in the middle of collecting and sending
     world.goes_on_to(0.6).await;
     pair.fail_over().await;
     world.goes_on_to(0.7).await;

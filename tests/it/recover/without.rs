@@ -1,4 +1,4 @@
-//! Which sources the recovery of a restored ledger waits for, and how an operator gives up one that is not there any more.
+//! The sources for which the recovery of a restored ledger waits, and how an operator excludes one that no longer exists.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ const LIVE: Uuid = Uuid::from_u128(1);
 const QUIET: Uuid = Uuid::from_u128(2);
 const RETIRED: Uuid = Uuid::from_u128(3);
 const NEVER: Uuid = Uuid::from_u128(4);
-/// Nobody collects it.
+/// No collector reads it.
 const GONE: Uuid = Uuid::from_u128(5);
 
 struct Site {
@@ -28,7 +28,7 @@ struct Site {
 }
 
 impl Site {
-    /// A ledger with all five, a hundred days after its newest pass: the backup is an old one.
+    /// A ledger with all five, a hundred days after its newest pass: the backup is old.
     async fn restored() -> Site {
         let (database, ledger) = ledger().await;
         let log = Log::postgres(ledger.pool.clone(), PostgresLogSettings::default());
@@ -65,7 +65,7 @@ impl Site {
     }
 }
 
-/// A full pass that began so long before noon, and which the ledger has.
+/// A full pass that began `before` noon, and which the ledger has.
 async fn pass(ledger: &Ledger, source: &Source, before: TimeDelta) {
     let lease = ledger.take_lease(&name(source.deployment_id), "test", Duration::from_secs(30)).await.unwrap().expect("the test's own");
     let pass = NewPass { source_id: source.id, started_at: noon() - before, full_sweep: true, ..NewPass::default() };
@@ -156,7 +156,7 @@ async fn a_source_can_be_given_up_as_the_recovery_is_opened() {
     site.execute(&plan, "it never began").await.unwrap();
     let recovering = site.desk.ledger.recovering().await.unwrap().expect("it is open");
     assert_eq!((recovering.sources_to_read.as_slice(), recovering.without.as_slice()), (&[LIVE, QUIET][..], &[NEVER][..]));
-    // and there is nothing more to execute, as the plan says
+    // then the plan has nothing to execute, and reports it
     let (nothing, effect) = site.plan(&[]).await;
     assert_eq!((nothing.hash.as_ref(), not_waited_for(&effect)), (None, vec![(NEVER, false)]));
     assert!(nothing.effect.nothing().unwrap().contains("it closes by itself"), "{nothing:?}");
@@ -177,7 +177,7 @@ async fn what_is_there_or_not_waited_for_cannot_be_given_up() {
     let request = RecoverRequest { lost: Lost::Kafka, without: vec![LIVE] };
     let elsewhere = site.desk.plan_recovery(&request, &|_, _| {}, &CancellationToken::new()).await;
     assert!(matches!(elsewhere, Err(OperationError::Invalid { field: "without", .. })), "{elsewhere:?}");
-    // planned before the recovery was opened, it is another plan afterwards
+    // a plan from before the opening of the recovery is stale afterwards
     let (plan, _) = site.plan(&[]).await;
     site.execute(&plan, "").await.unwrap();
     let executed = site.execute(&stale, "too late").await;

@@ -1,4 +1,4 @@
-//! A small deployment with all that Tallyline has beside it: a simulated coderd and vendor, a log, a ledger, and processes with one role each.
+//! A small deployment: a simulated coderd and vendor, a log, a ledger, and processes with one role each.
 
 use std::time::Duration;
 
@@ -26,12 +26,12 @@ pub struct World {
 }
 
 impl World {
-    /// Half of the history is written; nothing of Tallyline runs.
+    /// Writes half of the history, without Tallyline.
     pub async fn begin(backend: Backend) -> World {
         World::begin_with(backend, "").await
     }
 
-    /// As [`World::begin`], with keys: collectors sign, and consumers verify.
+    /// Like [`World::begin`], with keys: collectors sign, and consumers verify.
     pub async fn begin_with_keys(backend: Backend) -> World {
         World::begin_with(backend, "log.signing_key = '2026'\nlog.verification_keys.'2026' = '0123456789abcdef0123456789abcdef'\n").await
     }
@@ -41,7 +41,7 @@ impl World {
         World::on(support::database().await, kafka, more).await
     }
 
-    /// On servers of the test's own, with more lines of the pipeline file.
+    /// On the test's own servers, with more lines of the pipeline file.
     pub async fn on(database: Database, kafka: Option<Kafka>, more: &str) -> World {
         let coderd = support::database().await;
         let end = Clock::system().now() - TimeDelta::minutes(4);
@@ -58,7 +58,7 @@ impl World {
         World { site, coderd, simulation, tallyman }
     }
 
-    /// A collector that lives at the end of the first half, so that it looks for what came since then.
+    /// A collector that lives at the end of the first half, so that it looks for later rows.
     pub fn collect(&self) -> Process {
         let lives_at = self.at(0.5) - TimeDelta::minutes(10);
         let offset = (lives_at - Clock::system().now()).num_seconds().to_string();
@@ -70,7 +70,7 @@ impl World {
         instant(config.start, config.end, part)
     }
 
-    /// coderd goes on to this part of its history, and nothing is left uncommitted.
+    /// coderd goes on to this part of its history and commits everything.
     pub async fn goes_on_to(&mut self, part: f64) {
         let until = self.at(part);
         self.simulation.advance_to(until).await.unwrap();
@@ -85,7 +85,7 @@ impl World {
         self.site.ledger.newest_pass(self.source_id().await).await.unwrap()
     }
 
-    /// A pass that began after this call is recorded; whether the ledger has it is another question.
+    /// Waits until a pass that began after this call is recorded, perhaps not yet read by the ledger.
     pub async fn another_pass(&self) {
         let newest = self.newest_pass().await;
         eventually(SOON, "another pass", || async { self.newest_pass().await > newest + 1 }).await;
@@ -98,7 +98,7 @@ impl World {
         .await;
     }
 
-    /// Whatever coderd has committed by now is in the ledger.
+    /// Waits until the ledger has everything that coderd has committed by now.
     pub async fn all_is_in(&self) {
         self.is_introduced().await;
         let (source_id, newest) = (self.source_id().await, self.newest_pass().await);
@@ -112,7 +112,7 @@ impl World {
         sqlx::query_scalar(query).fetch_one(&self.site.database.pool).await.unwrap()
     }
 
-    /// The ledger has exactly what the simulator did.
+    /// Checks that the ledger has exactly the simulator's events.
     pub async fn everything_is_there(&self) {
         let truth = self.simulation.truth();
         let deployment = self.source_id().await;
@@ -135,7 +135,7 @@ impl World {
         json(&planned)
     }
 
-    /// There is nothing to execute, and both forms of the answer say so.
+    /// Checks that there is nothing to execute, and that both forms of the answer report it.
     pub async fn nothing_is_lost(&self, lost: &str, said: &str) {
         let plan = self.plan(lost).await;
         assert_eq!((&plan["hash"], &plan["execute"]), (&Json::Null, &Json::Null), "{plan}");
@@ -151,14 +151,14 @@ impl World {
             .await
     }
 
-    /// The audit's report, which must say that the books balance.
+    /// The report of an audit, which must balance.
     pub async fn balanced(&self) -> Json {
         let audited = self.site.command(&["audit", "--output", "json"]).await;
         assert!(audited.status.success(), "{audited:?}");
         json(&audited)
     }
 
-    /// Who did what to what, as the audit trail has it.
+    /// Actor, subject and reason of the acts in the audit trail.
     pub async fn acts(&self) -> Vec<(String, String, String)> {
         let query = "select actor, subject, reason from operator_act where act = 'recover' order by id";
         sqlx::query_as(query).fetch_all(&self.site.database.pool).await.unwrap()

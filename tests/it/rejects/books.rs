@@ -1,4 +1,4 @@
-//! What acts make of a reject is in the books: the audit says so of each row of coderd's, and the collector sends nothing twice.
+//! Acts on rejects are in the books: the audit reports each row of coderd, and the collector appends nothing twice.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use tallyline::sim::coderd::SchemaVersion;
 use super::{Backend, Site, operator, with};
 use crate::support::coderd::Coderd;
 
-/// A collector that knows nothing but what is in the ledger: a pass of it meets all rows again.
+/// A pass of a collector without memory: it reads all rows again.
 async fn fresh_pass(coderd: &Coderd, site: &Site) -> i32 {
     let settings = Settings { margin: TimeDelta::zero(), deployment_id: Some(coderd.deployment), ..Settings::new("test") };
     let (log, ledger) = (site.desk.log.clone(), site.desk.ledger.clone());
@@ -35,7 +35,7 @@ async fn audit(coderd: &Coderd, site: &Site) -> AuditReport {
     Audit { ledger, log, source, patience: Duration::ZERO }.run().await.unwrap()
 }
 
-/// What the audit says: whether all balances, and (kind, id) of differences, open work and remarks.
+/// Whether everything balances, and kind and id of differences, open work and remarks.
 fn told(report: &AuditReport) -> (bool, Vec<(&str, &str)>) {
     let rows = report.joints.iter().flat_map(|joint| joint.differences.iter().chain(&joint.open).chain(&joint.remarks));
     (report.balanced, rows.map(|row| (&*row.kind, row.id.as_str())).collect())
@@ -54,17 +54,17 @@ async fn the_audit_tells_what_acts_made_of_rows_that_were_refused() {
     let [first, second] = site.list("open").await.try_into().unwrap();
     site.desk.discard_rejects(&DiscardRejects { ids: vec![second.id] }, &operator()).await.unwrap();
     site.resubmit(with(first.id, r#"{"count": 1}"#)).await.unwrap();
-    // on its way, it is neither accepted nor open
+    // in flight, it is neither accepted nor open
     let report = audit(&coderd, &site).await;
     assert_eq!(told(&report), (false, vec![("resubmitted", "usage-1"), ("discarded", "usage-2")]));
     assert_eq!(site.consume().await.accepted, 1);
     let end = (true, vec![("mended", "usage-1"), ("discarded", "usage-2")]);
     assert_eq!(told(&audit(&coderd, &site).await), end);
 
-    // none of them comes again as it was
+    // none of them is appended again unchanged
     assert_eq!(fresh_pass(&coderd, &site).await, 0);
     assert_eq!(told(&audit(&coderd, &site).await), end);
-    // a row that coderd has put right is another one, and what was given up is not it
+    // a row that coderd has corrected is another one than the discarded reject
     let right = "update usage_events set event_data = '{\"count\": 4}' where id = 'usage-2'";
     sqlx::query(right).execute(&coderd.database.pool).await.unwrap();
     assert_eq!(fresh_pass(&coderd, &site).await, 1);

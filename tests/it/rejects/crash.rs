@@ -1,4 +1,4 @@
-//! Between the acts, the log and the ends of the rejects there is no transaction: wherever it breaks off, nothing is lost and a second
+//! No transaction spans the acts, the log and the ends of the rejects. After an interruption at any point nothing is lost, and a second
 //! resubmission is safe.
 
 use tallyline::event::{Event, Topic};
@@ -15,7 +15,7 @@ use crate::support::ledger::{DEPLOYMENT, OTHER_DEPLOYMENT, build, claim, usage};
 const MENDED: &str = r#"{"count": 5}"#;
 
 impl Site {
-    /// From now on no reject can be ended, as after a crash just before.
+    /// From now on no reject can be ended, like after a crash just before.
     async fn breaks_before_the_end(&self) {
         let trigger = "create function broken() returns trigger language plpgsql as $$ begin raise exception 'broken off'; end $$;
                        create trigger broken before update on reject for each row execute function broken()";
@@ -31,7 +31,7 @@ impl Site {
         self.list("open").await[0].id
     }
 
-    /// A record of the event's own topic that is none, recorded: its reject's number.
+    /// Records an invalid record in the event's own topic. Returns its reject's number.
     async fn broken(&self, event: &Event) -> i64 {
         self.desk.log.append(event.topic(), vec![with_body(event, "broken")]).await.unwrap();
         assert_eq!(self.consume().await.rejects, 1);
@@ -52,7 +52,7 @@ impl Site {
         self.desk.ledger.books().await.unwrap().differences
     }
 
-    /// The event is accepted once, as mended, the reject has ended, and the books balance.
+    /// Checks that the mended event is accepted once, the reject has ended, and the books balance.
     async fn is_accepted_once(&self) {
         assert_eq!(self.number("select count(*) from usage_event where quantity = 5").await, 1);
         assert_eq!(self.number("select count(*) from publication").await, 1);
@@ -91,7 +91,7 @@ async fn a_crash_after_the_append_that_is_recorded_meanwhile_ends_without_anothe
         site.resubmit(with(id, MENDED)).await.unwrap_err();
         site.is_well_again().await;
         assert_eq!(site.consume().await.accepted, 1);
-        // what was mended otherwise is in conflict with what is accepted
+        // a differently mended event is in conflict with the accepted one
         let other = site.resubmit(with(id, r#"{"count": 6}"#)).await;
         assert!(matches!(other, Err(OperationError::Forbidden(_))), "{other:?}");
         let again = site.resubmit(with(id, MENDED)).await.unwrap();
@@ -134,7 +134,7 @@ async fn of_several_those_that_the_log_has_are_ended_and_the_others_stay_open() 
     assert_eq!((ids.len(), open), (2, ids.into_iter().filter(|one| *one != id).collect()));
 }
 
-/// How many rejects a recovery would open again, by partition.
+/// The number of rejects that a recovery would reopen, by partition.
 fn reopened(plan: &RecoverPlan) -> Vec<i64> {
     let RecoverEffect::Kafka(effect) = &plan.effect else { panic!("{plan:?}") };
     effect.partitions.iter().map(|one| one.reopened).collect()
@@ -157,7 +157,7 @@ async fn what_is_lost_with_its_topic_before_it_was_read_is_open_again_after_the_
     sqlx::raw_sql(emptied).execute(&site.database.pool).await.unwrap();
     let plan = site.plan_recovery().await;
     assert_eq!(reopened(&plan), [1]);
-    // where the life ended and the reject did not open, the audit names it
+    // if the generation ended and the reject did not reopen, the audit names it
     let named = "insert into past_position select topic, partition, generation, start_offset, next_offset, records, (select max(id) from operator_act)
         from position where topic like '%usage%'";
     sqlx::raw_sql(named).execute(&site.database.pool).await.unwrap();
@@ -213,7 +213,7 @@ async fn a_resubmission_of_which_nothing_came_is_named_whoever_it_is_of() {
         let id = site.broken(&event).await;
         let resubmitted = site.resubmit(with(id, &event.to_structured().to_string())).await.unwrap();
         let offset = resubmitted.records[0].place.as_ref().unwrap().offset;
-        // as after a leader's unclean election: another record has its place
+        // like after a leader's unclean election: another record has its place
         for undone in [
             "delete from log_record using log_partition where id = partition_id and topic = $1 and record_offset = $2",
             "update log_partition set next_offset = $2 where topic = $1",

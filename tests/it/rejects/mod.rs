@@ -1,4 +1,4 @@
-//! The rejects desk: what is refused can be seen, mended, passed through the log again or given up, and the books say so.
+//! The rejects desk: operators see, mend, resubmit or discard refused records, and the books show it.
 
 mod books;
 mod crash;
@@ -21,7 +21,7 @@ use crate::journey::site::Backend;
 use crate::support::ledger::{DEPLOYMENT, OTHER_DEPLOYMENT, build, desk, ledger, noon, partition, refused, register, usage};
 use crate::support::{self, Database};
 
-/// A ledger and a log, and an operator's desk over both.
+/// A ledger and a log, and an operator's desk for both.
 struct Site {
     desk: Desk,
     database: Database,
@@ -49,7 +49,7 @@ impl Site {
         self.desk.log.append(Topic::AgentUsage, messages).await.unwrap();
     }
 
-    /// Everything in the log is recorded, as a consumer does it.
+    /// Records everything in the log, as a consumer does.
     async fn consume(&self) -> Counts {
         let (ledger, log) = (&self.desk.ledger, &self.desk.log);
         let mut counts = Counts::default();
@@ -65,7 +65,7 @@ impl Site {
         counts
     }
 
-    /// Appended and recorded.
+    /// Appends and records.
     async fn take(&self, messages: Vec<Message>) -> Counts {
         self.append(messages).await;
         self.consume().await
@@ -108,7 +108,7 @@ fn with_type(event: &Event, event_type: &str) -> Message {
     message
 }
 
-/// The operation was refused, with these words.
+/// Checks that the operation was refused with these words.
 fn assert_forbidden<T: std::fmt::Debug>(outcome: Result<T, OperationError>, words: &str) {
     match outcome {
         Err(OperationError::Forbidden(why)) => assert!(why.contains(words), "{words:?} is not in {why:?}"),
@@ -340,7 +340,7 @@ async fn held_usage_is_admitted_once_by_a_version_that_knows_it_whatever_it_turn
         ];
         site.append(held.to_vec()).await;
         held_by_an_earlier_version(&site, 0).await;
-        // coderd's collector of this version has sent one of them again already
+        // coderd's collector of this version has already sent one of them again
         assert_eq!(site.take(vec![usage(DEPLOYMENT, 4).to_message()]).await.accepted, 1);
         let actor = Actor { name: "tallyline 9".to_owned(), reason: "knows the type".to_owned() };
         let admitted = site.desk.admit_rejects(&actor, |_| {}, &CancellationToken::new()).await.unwrap();
@@ -363,7 +363,7 @@ async fn held_usage_is_admitted_once_by_a_version_that_knows_it_whatever_it_turn
     }
 }
 
-/// What the log's partition holds was recorded as held by an earlier version, which knew none of these types.
+/// Records the partition's records as held, like an earlier version that does not know these types.
 async fn held_by_an_earlier_version(site: &Site, number: i32) {
     let claim = site.desk.ledger.claim(partition(Topic::AgentUsage, number), 0).await.unwrap();
     let records = site.desk.log.read(claim.partition, 0, 100).await.unwrap();

@@ -1,5 +1,5 @@
-//! An operator's walk through the commands: a bad record is found, mended, passed through the log, counted once, published once; and held usage
-//! comes in with the version that knows it.
+//! An operator's commands: a bad record is found, mended, resubmitted, counted once and published once. Held usage is admitted by the
+//! version that knows it.
 
 use std::time::Duration;
 
@@ -24,19 +24,19 @@ use crate::support::process::Ended;
 
 const SOON: Duration = Duration::from_secs(60);
 
-/// The answer as JSON; it ended with that code.
+/// The answer as JSON; it must end with that code.
 fn answer(ended: &Ended, code: i32) -> Value {
     assert_eq!(ended.status.code(), Some(code), "{ended:?}");
     serde_json::from_str(&ended.stdout).unwrap_or_else(|error| panic!("{error}: {ended:?}"))
 }
 
-/// Refused with exit code 4 and these words, and nothing on stdout.
+/// Checks for exit code 4, these words, and an empty stdout.
 fn assert_refused(ended: &Ended, words: &str) {
     assert_eq!((ended.status.code(), ended.stdout.as_str()), (Some(4), ""), "{ended:?}");
     assert!(ended.stderr.contains(words), "{words:?} is not in {ended:?}");
 }
 
-/// (kind, id) of every difference between source and ledger, of all that is open, and of every remark.
+/// Kind and id of the differences, open entries and remarks between source and ledger.
 fn source_joint(report: &Value) -> [Vec<(&str, &str)>; 3] {
     let joint = report["joints"].as_array().unwrap().iter().find(|joint| joint["name"] == "source and ledger").unwrap();
     ["differences", "open", "remarks"].map(|kind| {
@@ -64,12 +64,12 @@ async fn a_bad_record_is_mended_and_counted_once(backend: Backend) {
         format!("roles = ['consume']\nsource.coderd_url = '{}'\nsource.deployment_id = '{}'\n", coderd.database.url, coderd.deployment);
     let site = Site::new(backend, &more).await;
     let mut consumer = site.start("consume", &[]);
-    // a producer that has learnt of coderd's rows writes them with a field that is none
+    // a foreign producer writes coderd's rows with an unknown field
     let bad = ["usage-1", "usage-2"].map(|id| with_body(&agents(&coderd, id, at), r#"{"count": 3, "colour": "blue"}"#));
     site.log.append(Topic::AgentUsage, bad.to_vec()).await.unwrap();
     eventually(SOON, "the log is read to its end", || site.has_read_all()).await;
 
-    // the collector does not send again what is among the rejects
+    // the collector does not append rows that are among the rejects
     let mut collector = collector(&coderd, &site).await;
     let pass = collector.pass().await.unwrap();
     assert_eq!(pass.usage, 0, "{pass:?}");
@@ -122,7 +122,7 @@ async fn a_bad_record_is_mended_and_counted_once(backend: Backend) {
     assert_refused(&site.command(&words).await, "no longer open");
     assert_refused(&site.command(&["rejects", "show", "99"]).await, "there is no reject 99");
 
-    // the other one is given up: that is said, and is no difference
+    // the other one is discarded: the audit reports it, without a difference
     let other = &numbers[1 - mended];
     let nameless = site.command(&["rejects", "discard", other]).await;
     assert!(nameless.status.code() == Some(2) && nameless.stderr.contains("reason"), "{nameless:?}");
@@ -130,7 +130,7 @@ async fn a_bad_record_is_mended_and_counted_once(backend: Backend) {
     assert_eq!(site.command(&["rejects", "list"]).await.stdout, "none\n");
     let report = answer(&site.command(&audit).await, 0);
     assert_eq!(source_joint(&report), [vec![], vec![], vec![("discarded", "usage-2")]]);
-    // what was given up was not coderd's own row: that comes with the next pass
+    // the discarded record was not coderd's own row: that one comes with the next pass
     assert_eq!(collector.pass().await.unwrap().usage, 1);
     eventually(SOON, "the pass is read", || site.has_read_all()).await;
     assert_eq!(source_joint(&answer(&site.command(&audit).await, 0)), [vec![], vec![], vec![]]);
@@ -172,7 +172,7 @@ async fn a_consumer_that_knows_the_type_admits_held_usage_at_its_start(backend: 
     crate::support::ledger::register(&site.ledger, &[crate::support::ledger::DEPLOYMENT]).await;
     let event = crate::support::ledger::usage(crate::support::ledger::DEPLOYMENT, 1);
     let operators = super::Site { desk: desk(&site.ledger, &site.log), database: crate::support::database().await };
-    // all of one key, so of one partition, wherever that is
+    // all with one key, so all in one partition
     let placed = site.log.append(Topic::AgentUsage, vec![event.to_message()]).await.unwrap();
     held_by_an_earlier_version(&operators, placed[0].0).await;
     let mut consumers = [site.start("consume", &[]), site.start("consume", &[])];

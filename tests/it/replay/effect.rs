@@ -1,4 +1,4 @@
-//! What a plan says in numbers, and then what comes.
+//! The numbers of a plan, and the effect of its execution.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use tallyline::event::{
@@ -18,7 +18,7 @@ fn at(seconds: i64) -> DateTime<Utc> {
     noon() + TimeDelta::seconds(seconds)
 }
 
-/// A regular creation an hour after the introduction that took so many seconds.
+/// A regular creation of this duration, an hour after the introduction.
 fn creation(n: u32, seconds: i64) -> WorkspaceBuildCompleted {
     let Payload::Build(build) = build(DEPLOYMENT, n).payload else { panic!("it is a build") };
     let (completed_at, initiator_id) = (at(3600), uuid::Uuid::from_u128(100));
@@ -46,7 +46,7 @@ fn agents(id: &str, count: u64, created_at: DateTime<Utc>) -> Event {
     of(Payload::Usage(Usage { id: id.into(), quantity, created_at, marks: PublishMarks::default() }))
 }
 
-/// What the ledger misses: two creations by the introduction's rules and one before it, one of the pool, a claim, and usage in and out of the window.
+/// Appends records that the ledger lacks: four creations (one before the introduction, one of the pool), a claim and usage.
 async fn append_what_is_missing(site: &Site) {
     let early = WorkspaceBuildCompleted { completed_at: at(-3600), started_at: Some(at(-3660)), created_at: at(-7200), ..creation(3, 60) };
     let pool = WorkspaceBuildCompleted {
@@ -76,7 +76,7 @@ async fn append_what_is_missing(site: &Site) {
 fn expected_metrics() -> Vec<FamilyEffect> {
     let family = |family: &str, added, added_seconds| FamilyEffect { deployment: DEPLOYMENT, family: family.into(), added, added_seconds };
     vec![
-        // 42 + 100 regular, 30 of the pool; the one before the introduction is counted and not observed
+        // 42 + 100 regular, 30 of the pool; the creation before the introduction is counted and not observed
         family("coderd_prebuilt_workspace_claim_duration_seconds", 1, Some(7.0)),
         family("coderd_workspace_creation_duration_seconds", 3, Some(172.0)),
         family("coderd_workspace_creation_total", 3, None),
@@ -107,7 +107,7 @@ async fn a_plan_says_in_numbers_what_then_comes() {
     assert_eq!(plan.effect.metrics, expected_metrics());
     assert!(!plan.effect.is_empty());
 
-    // what comes in live beside it and is none of its own does not change its effect
+    // live events outside the plan do not change its effect
     site.append(Topic::AgentUsage, &[agents("live-2", 32, at(6))]).await;
     site.consume().await;
     let executed = site.execute(&plan).await.unwrap();
@@ -155,7 +155,7 @@ async fn a_replay_whose_effect_has_changed_is_refused_and_writes_nothing() {
     site.consume().await;
     refused("an event of it came in live").await;
 
-    // planned again it is as it is now; a new license changes the effect, too
+    // a new plan has the current effect; a new license changes it, too
     let again = site.plan(&[]).await;
     assert_eq!(sum(&again, |one| one.new_events), 8);
     let missing = OperationError::NotFound(String::new());

@@ -1,4 +1,4 @@
-//! Replays that are broken off, or whose log becomes another one.
+//! Replays that are interrupted, or whose log is recreated.
 
 use std::time::Duration;
 
@@ -59,7 +59,7 @@ async fn a_batch_whose_commit_got_no_answer_is_recorded_once() {
     assert_eq!([done.records, done.accepted, done.duplicates], [40, 40, 0]);
 }
 
-/// New events, some twice, and one that is none; at ten a second the first part of them is one batch of ten.
+/// New events, some twice, and an invalid one; at ten a second the first part is one batch of ten.
 #[tokio::test]
 async fn a_resumed_replay_answers_for_the_whole_plan() {
     let site = Site::new().await;
@@ -77,7 +77,7 @@ async fn a_resumed_replay_answers_for_the_whole_plan() {
     assert_eq!([done.records, done.accepted, done.duplicates, done.rejects], planned);
 }
 
-/// A pipeline file on this database, with these lines more.
+/// A pipeline file for this database, with these additional lines.
 fn pipeline(database: &Database, more: &str) -> (tempfile::TempDir, String) {
     let folder = tempfile::TempDir::new().unwrap();
     let path = folder.path().join("pipeline.toml");
@@ -124,7 +124,7 @@ async fn killed_in_the_middle(log: impl FnOnce(&Ledger) -> (Log, String)) {
     let answer: serde_json::Value = serde_json::from_str(&again.stdout()).unwrap();
     let before = answer["resumed_after"].as_i64().unwrap();
     assert_eq!((answer["records"].as_i64(), answer["accepted"].as_i64()), (Some(1000), Some(1000)), "the whole plan: {answer}");
-    // what was in hand when it was killed may have been recorded since
+    // its unfinished work at the kill may have been recorded since
     assert!(before >= done && before < 1000, "{done}, then {before}");
     assert_eq!((count(replayed).await, count("select count(*) from usage_event").await), (1000, 1200));
     assert_eq!(count("select count(*) from operator_act where act = 'replay'").await, 1, "one act, however often it was begun");
@@ -158,7 +158,7 @@ async fn a_log_that_is_not_the_one_that_was_read_is_not_replayed() {
     site.append(Topic::AgentUsage, &(0..40).map(|n| usage(DEPLOYMENT, n)).collect::<Vec<_>>()).await;
     site.consume().await;
     let plan = site.plan(&[]).await;
-    // as if the topic had been made anew: the same offsets hold other records
+    // as if the topic had been recreated: the same offsets have other records
     sqlx::query("update log_record set payload = '{}' where payload is not null").execute(&site.desk.ledger.pool).await.unwrap();
     let executed = site.execute(&plan).await.unwrap_err();
     assert!(matches!(&executed, OperationError::Forbidden(message) if message.contains("recover")), "{executed:?}");

@@ -1,4 +1,4 @@
-//! Replays: what a plan says is what then comes, and nothing else.
+//! Replays have exactly the effect of their plan.
 
 mod effect;
 mod interrupted;
@@ -22,7 +22,7 @@ use crate::support::tables::tables;
 
 const SOON: Duration = Duration::from_secs(60);
 
-/// A ledger and a log of two partitions a topic, in one database.
+/// A ledger and a log with two partitions a topic, in one database.
 struct Site {
     desk: Desk,
     _database: Database,
@@ -41,7 +41,7 @@ impl Site {
         self.desk.log.append(topic, events.iter().map(Event::to_message).collect()).await.unwrap();
     }
 
-    /// Records what the log holds behind the ledger's positions, as a consumer does.
+    /// Records unread records of the log, as a consumer does.
     async fn consume(&self) {
         for topic in Topic::ALL {
             for partition in self.desk.log.partitions(topic).await.unwrap() {
@@ -56,7 +56,7 @@ impl Site {
         }
     }
 
-    /// The ledger begins to read at the log's ends: what is before is missing in it.
+    /// The ledger begins to read at the log's ends: earlier records are missing in it.
     async fn begin_at_the_ends(&self) {
         for topic in Topic::ALL {
             for partition in self.desk.log.partitions(topic).await.unwrap() {
@@ -78,7 +78,7 @@ impl Site {
         self.desk.execute_replay(&request, &actor(), |_: Step| {}, &CancellationToken::new()).await
     }
 
-    /// At ten a second an execution waits after the first ten, and is stopped there.
+    /// At ten a second an execution waits after the first ten records; this stops it there.
     async fn interrupt(&self, plan: &ReplayPlan) {
         let (stop, request) = (CancellationToken::new(), ReplayExecution { hash: plan.hash.clone(), records_per_second: Some(10) });
         let heard = stop.clone();
@@ -104,7 +104,7 @@ fn sum(plan: &ReplayPlan, of: impl Fn(&tallyline::operations::PlannedPartition) 
     plan.partitions.iter().map(of).sum()
 }
 
-/// From an hour before noon to a year later.
+/// Valid from an hour before noon until a year later.
 async fn license(ledger: &Ledger) {
     let source = ledger.register_source(DEPLOYMENT, noon(), None).await.unwrap();
     let (start, end) = (noon() - TimeDelta::hours(1), noon() + TimeDelta::days(365));
@@ -124,7 +124,7 @@ async fn a_whole_topic_replay_changes_nothing_and_its_plan_said_so() {
     site.append(Topic::WorkspaceBuilds, &(0..400).map(|n| build(DEPLOYMENT, n)).collect::<Vec<_>>()).await;
     site.append(Topic::PrebuildClaims, &(0..200).map(|n| claim(DEPLOYMENT, n)).collect::<Vec<_>>()).await;
     site.append(Topic::AgentUsage, &(0..300).map(|n| usage(DEPLOYMENT, n)).collect::<Vec<_>>()).await;
-    // one event twice, one with another content, one that is none, one of a type of later days
+    // one event twice, one with other content, an invalid one, one of a later version's type
     let Payload::Usage(mut other) = usage(DEPLOYMENT, 1).payload else { panic!("it is usage") };
     other.quantity = UsageQuantity::ManagedAgents(99);
     let mut later = usage(DEPLOYMENT, 5000).to_message();
@@ -163,7 +163,7 @@ async fn a_whole_topic_replay_changes_nothing_and_its_plan_said_so() {
     assert_eq!(counts, [904, 0, 901, 1, 1, 1, 0]);
     assert!(plan.effect.is_empty(), "{:?}", plan.effect);
     assert!(plan.effect.introduced.is_empty() && plan.effect.publications.is_empty() && plan.effect.metrics.is_empty());
-    // the window begins an hour before the first usage and holds all: those that are no fourth, 1 to 3 agents each
+    // the window begins an hour before the first usage and contains all: each three of four are 1 to 3 agents
     let agents: u64 = (0..300_u64).filter(|n| n % 4 != 3).map(|n| n % 3 + 1).sum();
     let window: Vec<_> = plan.effect.licenses.iter().map(|window| (window.license_id, window.before, window.after)).collect();
     assert_eq!(window, [(7, agents, agents)]);
@@ -191,6 +191,6 @@ async fn no_more_records_a_second_are_read_than_was_asked_for() {
     let request = ReplayExecution { hash: plan.hash, records_per_second: Some(40) };
     let begun = std::time::Instant::now();
     site.desk.execute_replay(&request, &actor(), |_: Step| {}, &CancellationToken::new()).await.unwrap();
-    // 60 records at 40 a second; a busy machine only makes it longer
+    // 60 records at 40 a second; a busy machine only takes longer
     assert!(begun.elapsed() >= Duration::from_millis(1490), "{:?}", begun.elapsed());
 }

@@ -1,4 +1,4 @@
-//! The answers to coderd against numbers worked out by hand.
+//! The answers to coderd, compared with numbers computed by hand.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Value, json};
@@ -10,7 +10,7 @@ use super::{Process, SOON, Site};
 use crate::support::eventually;
 use crate::support::ledger::{DEPLOYMENT, OTHER_DEPLOYMENT, build, noon};
 
-/// The clock stands at noon of 2025-08-01; the license's edges lie in mid-day.
+/// The clock is at noon of 2025-08-01; the license's edges are within a day.
 const START: &str = "2025-07-10T09:30:00Z";
 const END: &str = "2025-09-10T17:45:30.5Z";
 
@@ -23,7 +23,7 @@ fn agents(id: &str, count: u64, created_at: DateTime<Utc>) -> Event {
     Event { deployment: DEPLOYMENT, payload: Payload::Usage(usage) }
 }
 
-/// Around both edges, each with a count that no sum of others gives.
+/// Usage around both edges, each with a count that no sum of others equals.
 fn usage() -> Vec<Event> {
     let micro = TimeDelta::microseconds(1);
     let seats = Usage { id: "seats".into(), quantity: UsageQuantity::AiSeats(4096), created_at: noon(), marks: PublishMarks::default() };
@@ -50,7 +50,7 @@ async fn license(site: &Site, source: &Source, features: Value) {
     site.ledger.record_licenses(&site.lease(source).await, source.id, &[change]).await.unwrap();
 }
 
-/// Waits until what was recorded is in the answers.
+/// Waits until the answers contain everything recorded.
 async fn caught_up(site: &Site, process: &Process) {
     let end = site.ledger.head().await.unwrap();
     eventually(SOON, "the licenses are folded", || async {
@@ -59,7 +59,7 @@ async fn caught_up(site: &Site, process: &Process) {
         status == 200 && there.is_some_and(|there| there.number >= end.number)
     })
     .await;
-    // and which license rules hold was asked
+    // the license rules are known, too
     eventually(SOON, "entitlements are answered", || async { process.get("/api/v2/entitlements").await.0 == 200 }).await;
 }
 
@@ -84,7 +84,7 @@ async fn entitlements_are_coderds_shape_with_the_exact_count_of_the_license_s_wi
     assert_eq!(header("tallyline-complete-until"), "2025-08-01T12:00:00Z");
     assert_eq!(header("tallyline-sequence"), site.ledger.head().await.unwrap().to_string());
     let body: Value = answer.json().await.unwrap();
-    // 8 + 16 + 32: the start's is in, the end's is out. 56 of 60, and 40 + 0.75 × 20 = 55 is near the limit.
+    // 8 + 16 + 32: usage at the start is in, at the end it is out. Of 60, 56 is near the limit: above 40 + 0.75 × 20 = 55.
     let warnings = body["warnings"].as_array().cloned();
     assert_eq!(warnings.as_ref().map(Vec::len), Some(1), "{body}");
     assert_eq!(
@@ -126,7 +126,7 @@ async fn entitlements_follow_the_clock_the_licenses_and_the_configured_rules() {
     license(&site, &source, json!({"managed_agent_limit_soft": 40, "managed_agent_limit_hard": 60})).await;
     caught_up(&site, &process).await;
     caught_up(&site, &newer).await;
-    // Under the later rules the soft key is the one limit.
+    // Under the later rules the soft key is the only limit.
     let (_, later) = newer.get("/api/v2/entitlements").await;
     assert_eq!((&feature(&later)["limit"], feature(&later).get("soft_limit")), (&json!(40), None));
     for (now, entitlement) in [
@@ -162,11 +162,11 @@ async fn license_rules_that_an_operator_chose_hold_without_a_restart_and_over_th
     let act = NewAct { actor: "sre-1", act: ActKind::Rebuild, subject: Subject::Named(LICENSE_RULES), reason: "", detail: json!({}) };
     site.ledger.choose(LICENSE_RULES, "2026-02", &act).await.unwrap();
     eventually(SOON, "the chosen rules hold", || async { limits(&process).await == (Some(40), None) }).await;
-    // a process that begins now never answers by the pipeline's
+    // a process that starts now never answers by the pipeline's rules
     let later = site.process().await;
     caught_up(&site, &later).await;
     assert_eq!(limits(&later).await, (Some(40), None));
-    // rules of a later version: no answer by other rules, and all else goes on
+    // rules of a later version: no answer by other rules, and everything else goes on
     site.ledger.choose(LICENSE_RULES, "2031-01", &act).await.unwrap();
     eventually(SOON, "no entitlements are answered", || async { later.get("/api/v2/entitlements").await.0 == 503 }).await;
     let (status, _) = later.get("/api/v1/managed-agents/count?start=2025-01-01T00:00:00Z&end=2025-01-01T00:00:00Z").await;
@@ -188,7 +188,7 @@ async fn agents_are_counted_half_open_or_in_coderds_whole_days() {
         ("2025-07-10T09:30:00.0000001Z", END, "", 48),
         (START, START, "", 0),
         ("1970-01-01T00:00:00Z", "9999-01-01T00:00:00Z", "", 511),
-        // Both ends' days whole: 2 + 4 + 8 + 16 + 32 + 64 + 128.
+        // Both days whole: 2 + 4 + 8 + 16 + 32 + 64 + 128.
         (START, END, "&days=whole", 254),
     ] {
         let (status, body) = process.get(&format!("/api/v1/managed-agents/count?start={start}&end={end}{days}")).await;
@@ -235,7 +235,7 @@ async fn a_wrong_question_is_told_what_is_wrong() {
     assert_eq!(posted.status(), 405);
     assert!(posted.json::<Value>().await.unwrap()["message"].is_string());
 
-    // Where two deployments are in use, which one is meant must be said.
+    // With two deployments in use, the request must name one.
     site.record(Topic::WorkspaceBuilds, vec![build(OTHER_DEPLOYMENT, 1)]).await;
     let other = format!("/api/v2/entitlements?source={OTHER_DEPLOYMENT}");
     eventually(SOON, "both are known", || async { process.get(&other).await.0 == 200 }).await;

@@ -1,4 +1,4 @@
-//! What a slow or silent client may take up.
+//! Limits for slow or silent clients.
 
 use std::time::Duration;
 
@@ -10,14 +10,14 @@ use super::{SOON, Site};
 
 const HEADER: Duration = Duration::from_secs(2);
 
-/// A connection on which this was said.
+/// A connection on which these bytes were sent.
 async fn said(address: &str, words: &str) -> TcpStream {
     let mut stream = TcpStream::connect(address.trim_start_matches("http://")).await.unwrap();
     stream.write_all(words.as_bytes()).await.unwrap();
     stream
 }
 
-/// All that comes until the server closes the connection.
+/// All bytes until the server closes the connection.
 async fn heard(mut stream: TcpStream) -> String {
     let mut bytes = Vec::new();
     let read = tokio::time::timeout(SOON, stream.read_to_end(&mut bytes)).await.expect("closed in time");

@@ -1,4 +1,4 @@
-//! The API against its own document: each route is in it, and each answer of a serving process, good or bad, is of the shape that it promises.
+//! The API against its own document. It has each route, and each answer of a process has the promised shape, good or bad.
 
 mod operators;
 
@@ -20,16 +20,16 @@ use crate::support::coderd::Coderd;
 use crate::support::eventually;
 use crate::support::ledger::{DEPLOYMENT, OTHER_DEPLOYMENT, build, partition, usage};
 
-/// A process whose answers are held against its document.
+/// A process whose answers are compared with its document.
 struct Contract {
     process: Process,
-    /// With every type closed, so that a field that the document does not know is found.
+    /// With every type closed, so that a field outside the document is found.
     document: Value,
-    /// Which operations gave which answer.
+    /// The answers of each operation.
     seen: BTreeSet<(String, String)>,
 }
 
-/// Before anything that PostgreSQL can be asked for.
+/// Before the first instant of PostgreSQL.
 const FAR: &str = "-9000-01-01T00:00:00Z";
 
 fn tokens() -> Vec<Token> {
@@ -49,7 +49,7 @@ impl Contract {
         Contract { process, document, seen: BTreeSet::new() }
     }
 
-    /// Asks as `scope`, or as nobody, and answers what came after it was found to be what the document says of `template`.
+    /// Sends a request as `scope`, or without a token. Checks that the answer matches the document's `template`, and returns it.
     async fn ask(&mut self, method: Method, template: &str, path: &str, scope: Option<Scope>, body: Option<Value>) -> (u16, Value) {
         let mut request = Client::new().request(method.clone(), format!("{}{path}", self.process.api));
         if let Some(scope) = scope {
@@ -66,7 +66,7 @@ impl Contract {
         (status.as_u16(), body)
     }
 
-    /// Asks to change something, as admin.
+    /// Sends a change as admin.
     async fn change(&mut self, method: Method, template: &str, path: &str, body: Option<Value>) -> (u16, Value) {
         self.ask(method, template, path, Some(Scope::Admin), body).await
     }
@@ -117,7 +117,7 @@ fn flattened(document: &Value) -> BTreeSet<String> {
     found
 }
 
-/// Allows no other fields than the named ones.
+/// Allows only the named fields.
 fn close(schema: &mut Value) {
     match schema {
         Value::Object(fields) => {
@@ -147,7 +147,7 @@ fn operations(document: &Value) -> Vec<(Method, String, Map<String, Value>)> {
     paths.iter().flat_map(of_path).collect()
 }
 
-/// Parameters in a path replaced by what is nothing's name.
+/// Replaces the parameters in a path with a name that does not exist.
 fn filled(path: &str) -> String {
     path.split('/').map(|segment| if segment.starts_with('{') { "0" } else { segment }).collect::<Vec<_>>().join("/")
 }
@@ -174,10 +174,10 @@ async fn every_path_of_the_document_answers_and_asks_for_the_scope_that_it_names
             }
         }
     }
-    // and one that nobody knows
+    // and an unknown token
     let wrong = Client::new().get(format!("{}/api/v1/status", contract.process.api)).bearer_auth("no token").send().await.unwrap();
     assert_eq!((wrong.status().as_u16(), wrong.headers()["www-authenticate"].to_str().unwrap()), (401, "Bearer"));
-    // other methods are refused, and the ones that are there are named
+    // other methods are refused, and the allowed ones are named
     let refused = Client::new().put(format!("{}/api/v1/status", contract.process.api)).bearer_auth("admin").send().await.unwrap();
     assert_eq!((refused.status().as_u16(), refused.headers()["allow"].to_str().unwrap()), (405, "GET,HEAD"));
 }
@@ -242,7 +242,7 @@ async fn answers_are_what_the_document_says() {
     operators::replay(&mut contract).await;
     operators::rebuild(&mut contract).await;
     operators::recoveries(&mut contract, &site).await;
-    // nothing is passed over that is too much, too little or of another kind
+    // every additional, missing or wrong field is noticed
     let (_, mut status) = contract.get("/api/v1/status").await;
     let schema = json!({ "$ref": "#/components/schemas/Status" });
     for (change, at) in [(json!(1), "/partitions/0/more"), (json!("x"), "/partitions/0/partition"), (json!(1), "/at"), (json!(1), "/more")]
@@ -255,7 +255,7 @@ async fn answers_are_what_the_document_says() {
     }
     status.as_object_mut().unwrap().remove("leases");
     assert!(!contract.faults(&schema, &status).is_empty());
-    // each answer that the document names was seen
+    // each answer in the document was seen
     let named = operations(&contract.document).into_iter().flat_map(|(method, path, operation)| {
         let codes: Vec<String> = operation["responses"].as_object().unwrap().keys().cloned().collect();
         let schema = |code: &String| operation["responses"][code]["content"]["application/json"]["schema"].is_object();
@@ -327,7 +327,7 @@ async fn a_change_that_is_wrongly_asked_for_is_told_what_is_wrong_and_changes_no
     }
     let nothing = json!({ "pauses": [] });
     assert_eq!(contract.get("/api/v1/pauses").await.1, nothing);
-    // nor does anyone with less
+    // nor with a smaller scope
     for scope in [None, Some(Scope::Enforce), Some(Scope::Read)] {
         let body = json!({ "operation": "consume", "reason": "x" });
         let (status, _) = contract.ask(method.clone(), path, path, scope, Some(body)).await;
@@ -384,7 +384,7 @@ async fn the_audit_trail_is_paged_and_filtered() {
     assert_eq!(shown(&format!("?limit=2&before={}", next.unwrap())).await, (vec![all[2].to_owned()], None));
     assert_eq!(shown("?actor=user-001&act=pause").await.0, all[2..]);
     assert_eq!(shown("?subject=publish").await.0, all[1..2]);
-    // the clock stands at noon
+    // the clock is at noon
     assert_eq!(shown("?from=2025-08-01T12:00:00Z").await.0.len(), 3);
     assert_eq!(shown("?to=2025-08-01T12:00:00Z").await.0.len(), 0);
     for field in ["from", "to"] {

@@ -17,7 +17,7 @@ use crate::support::eventually;
 use crate::support::ledger::{DEPLOYMENT, noon};
 use crate::support::prometheus::{Generation, Prometheus};
 
-/// A native bucket of schema 3 is this much wider than its lower bound: 2^(1/8).
+/// The ratio of a native bucket's bounds in schema 3: 2^(1/8).
 const WIDTH: f64 = 1.0905;
 const WITHIN: Duration = Duration::from_secs(60);
 const LABELS: [&str; 3] = ["organization_name", "template_name", "preset_name"];
@@ -49,12 +49,12 @@ fn the_dashboard_is_whole() {
         for target in list(&panel["targets"]) {
             assert!(!text(&target["expr"]).is_empty() && target["datasource"] == source, "{title}");
         }
-        // A panel may only be repeated by a variable that holds several.
+        // A panel may only be repeated by a variable with several values.
         assert!(panel["repeat"].as_str().is_none_or(|by| variables[by]["multi"] == true), "{title}");
     }
     do_not_overlap(&dashboard);
 
-    // Whatever is written in the file, in titles and in variables too.
+    // Everywhere in the file, including titles and variables.
     let built_in = ["__range", "__interval", "__rate_interval", "__all"];
     let uses = used(&dashboard.0.to_string());
     for name in &uses {
@@ -96,7 +96,7 @@ fn configuration(process: &Process) -> String {
 /// A Prometheus that has scraped a process before and after the observations of [`Observed::after`], just now.
 struct Scraped {
     server: Prometheus,
-    /// When everything had been scraped, in seconds.
+    /// The time after the last scrape, in seconds.
     now: f64,
     process: Process,
     _site: Site,
@@ -132,14 +132,14 @@ impl Scraped {
         Scraped { server, now, process, _site: site }
     }
 
-    /// One evaluation, at the moment when everything had been scraped.
+    /// One evaluation, at the time after the last scrape.
     async fn at(&self, expr: &str) -> Vec<Value> {
         let now = self.now.to_string();
         let mut data = self.server.get("/api/v1/query", &[("query", expr), ("time", &now)]).await;
         list(&data["result"].take()).cloned().collect()
     }
 
-    /// One evaluation a second, of ten minutes.
+    /// One evaluation a second, for ten minutes.
     async fn drawn(&self, expr: &str) -> Vec<Value> {
         let (start, end) = ((self.now - 600.0).to_string(), self.now.to_string());
         let parameters = [("query", expr), ("start", &start[..]), ("end", &end[..]), ("step", "1")];
@@ -163,7 +163,7 @@ impl Scraped {
     }
 }
 
-/// All of everything, the window of an hour.
+/// All values, and the window of an hour.
 fn all() -> BTreeMap<&'static str, Chosen> {
     let one = |value: &str| Chosen::One(value.to_owned());
     let names = ["organization", "template", "preset"].map(|name| (name, Chosen::All));
@@ -203,7 +203,7 @@ async fn all_bring_data(scraped: &Scraped, dashboard: &Dashboard) {
     }
 }
 
-/// A series of a heatmap has buckets, any other one numbers. One that is first seen with its last observations has neither.
+/// A series of a heatmap has buckets, any other one numbers. A series first seen with its last observations has neither.
 fn drawable(series: &Value, values: &str, target: &grafana::Target, what: &str) {
     if target.kind == "heatmap" {
         let buckets = list(&series["histograms"]).map(|sample| list(&sample[1]["buckets"]).count()).max();
@@ -257,7 +257,7 @@ async fn chosen_names_are_taken_literally(scraped: &Scraped, dashboard: &Dashboa
         assert_eq!(counted(chosen("template", &["c++ (gcc)"])).await, after.count(kind, |names| names[1] == "c++ (gcc)"));
         let presets = ["small", "large|gpu"];
         assert_eq!(counted(chosen("preset", &presets)).await, after.count(kind, |names| presets.contains(&names[2])));
-        // What is chosen and gone is nothing, not an empty panel.
+        // A chosen value that is gone gives 0, not an empty panel.
         assert_eq!(counted(chosen("template", &["gone"])).await, 0.0);
     }
 }
@@ -280,7 +280,7 @@ async fn quantiles_are_near(scraped: &Scraped, dashboard: &Dashboard) {
                     near(one.1, truth, &format!("{kind:?} {names:?} {quantile}"));
                 }
             }
-            // All together: only what was there before has a rate.
+            // All together: only series from before have a rate.
             let expr = dashboard.interpolated(&dashboard.expr(&format!("{name}: p50, p90, p99"), reference), &all());
             let truth = after.quantiles(kind, quantile.parse().unwrap(), 0)[&vec![]];
             near(scraped.number(&expr).await, truth, &format!("{kind:?} {quantile}"));
@@ -292,7 +292,7 @@ fn near(found: f64, [low, high]: [f64; 2], what: &str) {
     assert!(found / high < WIDTH && low / found < WIDTH, "{what}: {low} to {high}, found {found}");
 }
 
-/// The names that Prometheus answers to a variable's query, which Grafana asks of the series.
+/// The names that Prometheus returns for a variable's query, with Grafana's series request.
 async fn variables_offer_the_names(scraped: &Scraped, dashboard: &Dashboard) {
     let expected: [(&str, &[&str]); 4] = [
         ("job", &["tallyline"]),

@@ -1,4 +1,4 @@
-//! Who shows the domain series, of which source, and from when on.
+//! Which process shows the domain series, of which source, and from when.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,12 +10,12 @@ use super::{Process, SOON, Site, fold, get};
 use crate::support::eventually;
 use crate::support::ledger::{DEPLOYMENT, OTHER_DEPLOYMENT, build, claim};
 
-/// Sees every page in the order of time, from whichever process, as a server sees it under one constant instance.
+/// Sees every page in order of time, from any process, as a server does under one constant instance.
 #[derive(Default)]
 struct Watcher(BTreeMap<String, f64>);
 
 impl Watcher {
-    /// Each series is at least what it was.
+    /// Checks that no series has fallen.
     async fn looks(&mut self, process: &Process) -> bool {
         let page = process.domain("").await;
         for (series, value) in &page {
@@ -46,7 +46,7 @@ async fn a_handover_lets_no_series_fall_and_one_process_shows_at_a_time() {
     let mut recorded = 0;
     let mut processes = [site.process().await, site.process().await];
     for end in [End::Orderly, End::Vanishing, End::Orderly, End::Vanishing] {
-        // New events come all the time, also while nobody or somebody new shows the series.
+        // New events come all the time, also while no process or a new one shows the series.
         let mut pages = 0;
         while pages < 5 {
             site.record(Topic::WorkspaceBuilds, (recorded..recorded + 10).map(|n| build(DEPLOYMENT, n)).collect()).await;
@@ -83,7 +83,7 @@ async fn a_fold_below_what_was_shown_is_withheld() {
     site.record(Topic::WorkspaceBuilds, vec![build(DEPLOYMENT, 1)]).await;
     let current = site.process().await;
     let before = current.shows("").await;
-    // Another process's fold comes to a stand here: its machine hangs, or its database connection does.
+    // Another process's fold freezes here, like its machine or its database connection.
     let slow = site.process().await;
     eventually(SOON, "it knows the ledger's end", || async { slow.telemetry("tallyline_ledger_sequence").await > 0.0 }).await;
     slow.folds.cancel();
@@ -129,7 +129,7 @@ async fn a_source_is_withheld_until_its_backfill_is_in_the_ledger() {
     eventually(SOON, "the source is known", || async { process.telemetry(withheld).await > 0.0 }).await;
     assert_eq!(process.domain("").await, BTreeMap::new(), "no pass");
 
-    // The pass ended ten records further than the ledger has come.
+    // The pass ended ten records beyond the ledger's positions.
     site.pass(&source, 10).await;
     let end = site.ledger.head().await.unwrap().number as f64;
     eventually(SOON, "the pass is known", || async { process.telemetry("tallyline_ledger_sequence").await >= end }).await;
@@ -184,7 +184,7 @@ async fn without_the_database_there_is_telemetry_only() {
     let source = site.collected(DEPLOYMENT).await;
     site.record(Topic::WorkspaceBuilds, vec![build(DEPLOYMENT, 1)]).await;
     site.pass(&source, 0).await;
-    // Its states are folded, its leases and sources are asked for on connections that end.
+    // It has folded its states; its lease and source queries use connections that end.
     let own = tallyline::ledger::Ledger::open(
         &tallyline::ledger::LedgerSettings { url: site._database.url.clone(), connections: 4 },
         site.ledger.clock.clone(),
@@ -216,7 +216,7 @@ async fn only_the_latest_holder_raises_what_is_shown_and_it_never_falls() {
     let first = ledger.take_lease("metrics", "one", moment).await.unwrap().unwrap();
     assert_eq!(ledger.raise_shown_sequence(&first, at(7)).await.unwrap(), Some(7));
     assert_eq!(ledger.raise_shown_sequence(&first, at(5)).await.unwrap(), Some(7), "a fold below it hears what was shown");
-    // It has ended, but nobody else took it: whoever does, finds what is raised now.
+    // It has ended, but no other process has taken it: the next holder finds the raised value.
     eventually(SOON, "it ends", || async { ledger.lease_holder("metrics").await.unwrap().is_none() }).await;
     assert_eq!(ledger.raise_shown_sequence(&first, at(8)).await.unwrap(), Some(8));
     let second = ledger.take_lease("metrics", "other", SOON).await.unwrap().unwrap();

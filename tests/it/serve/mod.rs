@@ -1,4 +1,4 @@
-//! The HTTP side on a real ledger: several processes' worth of it, each with folds of its own, over one database.
+//! The HTTP side on a real ledger: several processes with separate folds over one database.
 
 mod answers;
 mod connections;
@@ -29,10 +29,10 @@ use crate::support::ledger::{arrival, desk, ledger, noon, register};
 use crate::support::{Database, eventually};
 
 const SOON: Duration = Duration::from_secs(30);
-/// Short, so that a process that is gone is soon replaced.
+/// Short, so that a dead process is replaced soon.
 const LEASE: Duration = Duration::from_secs(1);
 
-/// A ledger and its log, to be served.
+/// A ledger and its log, ready to be served.
 struct Site {
     ledger: Ledger,
     log: Log,
@@ -47,18 +47,18 @@ impl Site {
         Site { ledger, log, _database: database }
     }
 
-    /// A source that a collector reads.
+    /// A source with a collector.
     async fn collected(&self, deployment: Uuid) -> Source {
         self.ledger.register_source(deployment, noon(), None).await.unwrap()
     }
 
-    /// The right to write as the source's collector.
+    /// The lease of the source's collector.
     async fn lease(&self, source: &Source) -> Lease {
         let name = format!("collector:{}", source.deployment_id);
         self.ledger.take_lease(&name, "test", SOON).await.unwrap().expect("the tests' own")
     }
 
-    /// A full pass of the source's collector, complete until noon, which ends where the ledger has read each topic, and `ahead` records
+    /// A full pass of the source's collector, complete until noon. It ends at the ledger's position of each topic, and `ahead` records
     /// further in the builds' topic.
     async fn pass(&self, source: &Source, ahead: i64) {
         let mut offsets = self.ledger.positions().await.unwrap();
@@ -103,7 +103,7 @@ impl Site {
         Api { own, desk, clock: ledger.clock.clone(), metrics, licenses }
     }
 
-    /// A process with the role `serve`, on ports of its own.
+    /// A process with the role `serve`, on its own ports.
     async fn process(&self) -> Process {
         self.process_with(|_, _| {}).await
     }
@@ -137,7 +137,7 @@ fn fold<S: Stage>(ledger: &Ledger, stop: &CancellationToken) -> View<S> {
     view
 }
 
-/// What one process with the role `serve` runs.
+/// The parts of one process with the role `serve`.
 struct Process {
     api: String,
     metrics: String,
@@ -156,20 +156,20 @@ impl Process {
         Process { api: format!("http://{api}"), metrics: format!("http://{metrics}"), folds, stop, task }
     }
 
-    /// Ends as on SIGTERM.
+    /// Ends like after SIGTERM.
     async fn end(self) {
         self.stop.cancel();
         tokio::time::timeout(SOON, self.task).await.expect("in time").unwrap();
         self.folds.cancel();
     }
 
-    /// Ends as on SIGKILL: nothing is given back.
+    /// Ends like after SIGKILL: nothing is released.
     fn vanish(self) {
         self.task.abort();
         self.folds.cancel();
     }
 
-    /// The text page: series with their values. What is withheld is not waited for longer than a quarter of a second.
+    /// The text page: series with their values. It waits at most a quarter of a second for withheld series.
     async fn scrape(&self, query: &str) -> BTreeMap<String, f64> {
         let request = reqwest::Client::new().get(format!("{}/metrics?format=text{query}", self.metrics));
         let answer = request.header("x-prometheus-scrape-timeout-seconds", "0.5").send().await.unwrap();
@@ -179,7 +179,7 @@ impl Process {
         page.lines().filter(|line| !line.starts_with('#')).filter_map(series).collect()
     }
 
-    /// The domain series of the page; empty where they are withheld.
+    /// The domain series of the page; empty if they are withheld.
     async fn domain(&self, query: &str) -> BTreeMap<String, f64> {
         let mut series = self.scrape(query).await;
         assert_eq!(series.get("tallyline_build_info{version=\"0.1.0\"}"), Some(&1.0), "the process's own telemetry is always there");

@@ -1,4 +1,4 @@
-//! Real Prometheus servers of two generations, with the scrape configurations that are shipped.
+//! Real Prometheus servers of two generations, with the shipped scrape configurations.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -13,7 +13,7 @@ use crate::support::ledger::{DEPLOYMENT, build, claim};
 use crate::support::prometheus::{Generation, Prometheus, Sample};
 use crate::support::{eventually, setting};
 
-/// A native bucket of schema 3 is this much wider than its lower bound: 2^(1/8).
+/// The ratio of a native bucket's bounds in schema 3: 2^(1/8).
 const WIDTH: f64 = 1.0905;
 const QUANTILES: [f64; 4] = [0.1, 0.5, 0.9, 0.99];
 const CREATION_BOUNDS: [f64; 8] = [1.0, 10.0, 30.0, 60.0, 300.0, 600.0, 1800.0, 3600.0];
@@ -22,7 +22,7 @@ const CLAIM_BOUNDS: [f64; 10] = [1.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 180.0,
 /// The durations of each series in microseconds, by template and, for creations, type.
 type Observed = BTreeMap<[&'static str; 2], Vec<i64>>;
 
-/// From a second to an hour on a logarithmic scale, no two alike, in no order.
+/// From a second to an hour on a logarithmic scale, all different, in no order.
 fn durations(seed: i64, count: i64, longest_seconds: f64) -> Vec<i64> {
     let part = |i: i64| ((i * 7919 + seed * 104_729) % 10_007) as f64 / 10_007.0;
     (0..count).map(|i| (1e6 * 0.5 * (longest_seconds / 0.5).powf(part(i))) as i64 + i).collect()
@@ -33,7 +33,7 @@ fn creations() -> Observed {
     observed.insert(["docker", "regular"], durations(1, 400, 5000.0));
     observed.insert(["docker", "prebuild"], durations(2, 300, 900.0));
     observed.insert(["kubernetes", "regular"], durations(3, 77, 90.0));
-    // Clocks that differ: nothing but zeros, which must not make the family's kind doubtful.
+    // Clocks that differ: only zeros, which must not obscure the family's kind.
     observed.insert(["aws", "regular"], vec![-1_500_000, -1]);
     observed
 }
@@ -106,19 +106,19 @@ async fn prometheus_3_scrapes_both_kinds_of_histograms_from_one_job() {
     let server = Prometheus::start(Generation::Three, &shipped("prometheus.yml", &[&one, &other])).await;
     let jobs = Jobs { native: "tallyline", classic: "tallyline" };
     scraped(&server, &jobs).await;
-    // One process shows the series, both are targets, and the instance does not tell which it was.
+    // One process shows the series, both are targets, and the instance label is the same for both.
     assert_eq!(server.query("count(tallyline_build_info)").await, [(BTreeMap::new(), 2.0)]);
     assert_eq!(server.query("sum(tallyline_metrics_lease_held)").await, [(BTreeMap::new(), 1.0)]);
     let instances = server.query("count by (instance) (coderd_workspace_creation_total)").await;
     assert_eq!(instances, [(BTreeMap::from([("instance".to_owned(), "tallyline".to_owned())]), 3.0)]);
     assert_eq!(server.query("min(up)").await, [(BTreeMap::new(), 1.0)]);
 
-    // Whoever holds the lease ends: the same series go on, and nothing was counted twice.
+    // The holder of the lease ends: the same series go on, and nothing is counted twice.
     let holds = one.telemetry("tallyline_metrics_lease_held").await > 0.0;
     let (holder, heir) = if holds { (one, other) } else { (other, one) };
     holder.end().await;
     heir.shows("").await;
-    // the server marks what it last had of the holder as stale: only what it scrapes after that stays
+    // the server marks the holder's last samples as stale: only later scrapes stay
     eventually(SOON, "the holder is known to be gone", || async { server.query("up == 0").await.len() == 1 }).await;
     let moved = heir.metrics.trim_start_matches("http://").to_owned();
     eventually(SOON, "the heir is scraped with the series", || async {
@@ -154,7 +154,7 @@ async fn promtool_finds_nothing_to_complain_of() {
     let promtool = || Command::new(setting("TALLYLINE_TEST_PROMTOOL"));
     let checked = promtool().args(["check", "metrics"]).stdin(Stdio::from(File::open(&file).unwrap())).output().unwrap();
     assert!(checked.status.success() && checked.stdout.is_empty() && checked.stderr.is_empty(), "{checked:?}");
-    // It does complain where there is reason to.
+    // It reports real problems.
     std::fs::write(&file, "no_help_total 1\n").unwrap();
     assert!(!promtool().args(["check", "metrics"]).stdin(Stdio::from(File::open(&file).unwrap())).output().unwrap().status.success());
     for name in ["prometheus.yml", "prometheus-2.yml"] {
@@ -164,13 +164,13 @@ async fn promtool_finds_nothing_to_complain_of() {
     }
 }
 
-/// Which job holds which kind of histogram.
+/// The job of each kind of histogram.
 struct Jobs {
     native: &'static str,
     classic: &'static str,
 }
 
-/// What the server has of both families equals what was recorded.
+/// Checks that the server's samples of both families equal the recorded ones.
 async fn scraped(server: &Prometheus, jobs: &Jobs) {
     let creation = "coderd_workspace_creation_duration_seconds";
     eventually(Duration::from_secs(60), "both kinds are scraped", || async {
@@ -236,7 +236,7 @@ async fn family(server: &Prometheus, jobs: &Jobs, name: &str, observed: &Observe
     }
 }
 
-/// A classic quantile can be no more than in the truth's bucket; beyond the last bound it is that bound.
+/// A classic quantile is only as exact as the truth's bucket; beyond the last bound it is that bound.
 fn in_bucket(bounds: &[f64], truth: f64, found: f64, what: &str) {
     let bucket = bounds.partition_point(|bound| *bound < truth);
     let lower = bucket.checked_sub(1).map_or(0.0, |below| bounds[below]);

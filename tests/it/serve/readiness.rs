@@ -1,4 +1,4 @@
-//! Alive, ready, and for whom.
+//! Whether a process is alive and ready, and which requests it answers.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -20,7 +20,7 @@ use crate::support::eventually;
 use crate::support::ledger::{DEPLOYMENT, partition};
 use crate::support::ports::free_port;
 
-/// An address at which nothing answers.
+/// An address without a server.
 fn nowhere() -> String {
     format!("postgres://nobody@127.0.0.1:{}/nothing", free_port())
 }
@@ -47,7 +47,7 @@ async fn a_process_is_ready_once_all_it_needs_is_there() {
     let checks: Vec<&String> = body["checks"].as_object().unwrap().keys().collect();
     assert_eq!(checks, ["coderd", "ledger", "log", "metrics_lease", "partitions", "pauses", "projections"]);
 
-    // A second process is ready although it does not hold the lease, and says who does.
+    // A second process is ready without the lease, and names its holder.
     let second = site.process().await;
     eventually(SOON, "the second is ready, too", || async { ready(&second).await.0 == 200 }).await;
     assert!(ready(&second).await.1["checks"]["metrics_lease"]["why"].as_str().unwrap().starts_with("held by "));
@@ -89,11 +89,11 @@ async fn many_callers_of_readyz_open_no_connections_of_their_own() {
     for answer in futures::future::join_all(calls).await {
         assert_eq!(answer.unwrap().status().as_u16(), 200);
     }
-    // the pool has 4 connections at most, and coderd's is one
+    // the pool has at most 4 connections, and coderd's is one
     let opened = proxy.taken() - before;
     assert!(opened <= 5, "{CALLERS} callers opened {opened} connections");
 
-    // an answer that is shared does not hide for long that something is missing
+    // a shared answer does not hide a missing dependency for long
     proxy.close();
     eventually(SOON, "it is no longer ready", || async { ready(&process).await.0 == 503 }).await;
     process.end().await;
@@ -164,7 +164,7 @@ async fn a_page_of_another_origin_gets_nothing_without_tokens() {
         for host in ["localhost", "127.0.0.1:8090", "[::1]:8090", "tallyline.example.com", "tallyline.example.com:443"] {
             assert_ne!(asked(url, host).await.0, 403, "{url} as {host}");
         }
-        // a probe or Prometheus through a proxy asks for the pod's address
+        // a probe or Prometheus through a proxy uses the pod's address
         let by_address = url.ends_with("/healthz") || url.ends_with("/readyz") || url.ends_with("/metrics");
         assert_eq!(asked(url, "10.1.2.3:8090").await.0 != 403, by_address, "{url}");
     }
@@ -176,7 +176,7 @@ async fn a_page_of_another_origin_gets_nothing_without_tokens() {
     stream.read_to_string(&mut answer).await.unwrap();
     assert!(answer.starts_with("HTTP/1.0 403") && answer.contains("must be there once"), "{answer}");
 
-    // where tokens are set, they decide, and no page has one
+    // if tokens are set, they decide, and no page has one
     let guarded = site.process_with(|settings, _| settings.tokens = vec![Token::new("a", Scope::Read, "t")].into()).await;
     let behind_a_proxy = client.get(format!("{}/api/v1/acts", guarded.api)).header("host", "any.example").bearer_auth("t").send().await;
     assert_eq!(behind_a_proxy.unwrap().status().as_u16(), 200);

@@ -1,4 +1,4 @@
-//! What is shown while an operator has the metrics folded anew, which takes longer than a state may be behind.
+//! The shown series during an operator's rebuild of the metrics that takes longer than a state may be behind.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -14,18 +14,18 @@ use crate::operate::proxy::Proxy;
 use crate::support::eventually;
 use crate::support::ledger::{DEPLOYMENT, build, noon};
 
-/// A process whose states are behind for longer than this gives way, unless they are folded anew.
+/// A process whose states are behind for longer than this releases the lease, unless a rebuild runs.
 const FRESH: Duration = Duration::from_secs(10);
-/// Longer than a renewal may be held up on a machine that is busy with other tests.
+/// Longer than a renewal can be delayed on a busy machine.
 const LEASE: Duration = Duration::from_secs(3);
-/// How long each statement of the held up fold waits: a page has about ten, and there are fifty pages. A page takes far less than [`FRESH`], also on a
-/// machine that is busy with other tests.
+/// The delay of each statement of the slow fold: a page has about ten, and there are fifty pages. Even on a busy machine a page takes far
+/// less than [`FRESH`].
 const HELD: Duration = Duration::from_millis(40);
 const BUILDS: u32 = 100;
 /// Batches without events: pages of a rebuild.
 const BATCHES: i32 = 24_000;
 
-/// A site whose snapshot of the metrics has one creation too few in one series, and then a long ledger.
+/// A site whose snapshot of the metrics lacks one creation in one series, and then a long ledger.
 async fn site() -> Site {
     let site = Site::new().await;
     let source = site.collected(DEPLOYMENT).await;
@@ -69,12 +69,12 @@ fn creations(page: &BTreeMap<String, f64>) -> f64 {
     page.iter().filter(|(series, _)| series.starts_with("coderd_workspace_creation_total")).map(|(_, value)| value).sum()
 }
 
-/// Of the builds, by hand: those that failed, and the pool's, are no creations.
+/// Of the builds, by hand: failed builds and the pool's are not creations.
 fn truth(builds: u32) -> f64 {
     f64::from((0..builds).filter(|n| n % 7 != 3 && n % 5 != 0).map(|_| 1).sum::<u32>())
 }
 
-/// Lets one statement after the other through for `length`, and looks meanwhile.
+/// Lets single statements through for `length`, and calls `look` in between.
 async fn held_up(proxy: &Proxy, length: Duration, mut look: impl AsyncFnMut()) {
     let begun = Instant::now();
     let gates = async {
@@ -114,7 +114,7 @@ async fn a_long_rebuild_shows_the_state_before_without_a_gap_until_it_is_done() 
     })
     .await;
 
-    // Who holds the right dies: another that is folded anew shows the same.
+    // The holder dies: another process with a running rebuild shows the same.
     first.vanish();
     let taken = std::cell::Cell::new(false);
     held_up(&proxy, 2 * LEASE, async || {
@@ -125,7 +125,7 @@ async fn a_long_rebuild_shows_the_state_before_without_a_gap_until_it_is_done() 
     .await;
     assert!(taken.get(), "nobody took over");
 
-    // Every page on the way is the old state or one that is at least the new one.
+    // Every page in between shows the old state, or at least the new one.
     let deadline = Instant::now() + SOON;
     let mut last = creations(&before);
     while last < truth(BUILDS + 50) {
@@ -148,13 +148,13 @@ async fn a_rebuild_below_what_was_shown_keeps_the_right_from_nobody_and_one_that
     slow.shows("").await;
     rebuild(&site).await;
     held_up(&proxy, FRESH, async || {}).await;
-    // Nothing gets through any more: what it has is old, and another may show something newer.
+    // No bytes get through any more: its state is old, and another process may show a newer one.
     proxy.freeze();
     let holder = || site.ledger.lease_holder("metrics");
     eventually(SOON, "it gives way", || async { holder().await.unwrap().is_none() }).await;
     assert_eq!(slow.get("/readyz").await.1["checks"]["projections"]["ok"], false);
 
-    // Another was done, showed that, and went.
+    // Another process finished, showed that state, and ended.
     sqlx::query("update lease set shown_sequence = (select next_sequence - 1 from ledger) where name = 'metrics'")
         .execute(&site.ledger.pool)
         .await

@@ -1,4 +1,4 @@
-//! What waits among the rejects is seen on `/metrics` of a process that serves.
+//! A serving process shows open rejects on `/metrics`.
 
 use chrono::TimeDelta;
 use tallyline::consumer;

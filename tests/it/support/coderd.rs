@@ -1,4 +1,4 @@
-//! A deployment of one template in coderd's own tables, written row by row: for tests that need one certain row.
+//! A deployment with one template in coderd's own tables, written row by row: for tests that need one certain row.
 
 use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, PgExecutor, PgPool};
@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::{Database, database};
 
-/// The deployment's database and the ids of what is in it.
+/// The deployment's database and the ids in it.
 pub struct Coderd {
     pub database: Database,
     pub deployment: Uuid,
@@ -19,24 +19,24 @@ pub struct Coderd {
     pub worker: Uuid,
 }
 
-/// A build to be written. What a test does not say is an ordinary first start that took a second.
+/// A build to write. The default is an ordinary first start that took a second.
 #[derive(Clone, Debug)]
 pub struct Build {
     pub workspace: Uuid,
     pub number: i32,
     pub transition: &'static str,
     pub initiator: Uuid,
-    /// The job input's stage: 0 is left out, as coderd does.
+    /// The job input's stage; 0 is left out, as in coderd.
     pub stage: i32,
     pub preset: Option<Uuid>,
-    /// Absent for a job that no daemon took: then it has no start either.
+    /// Absent for a job without a daemon: then it has no start either.
     pub worker: Option<Uuid>,
     pub canceled: bool,
     pub error: Option<&'static str>,
     pub completed_at: DateTime<Utc>,
 }
 
-/// Writes what tells this coderd from others: its deployment id and its default organization.
+/// Writes the facts that identify this coderd: its deployment id and its default organization.
 pub async fn identify(pool: &PgPool, deployment: Uuid, organization: Uuid) {
     sqlx::query("insert into site_configs (key, value) values ('deployment_id', $1)")
         .bind(deployment.to_string())
@@ -118,12 +118,11 @@ impl Coderd {
             .unwrap();
     }
 
-    /// The database's own time: what coderd's replicas would write now.
+    /// The database's own time: coderd's replicas would write it now.
     pub async fn now(&self) -> DateTime<Utc> {
         sqlx::query_scalar("select clock_timestamp()").fetch_one(&self.database.pool).await.unwrap()
     }
 
-    /// A new workspace of the user.
     pub async fn workspace(&self) -> Uuid {
         let id = Uuid::new_v4();
         sqlx::query(
@@ -163,7 +162,7 @@ impl Coderd {
         self.build(&build).await
     }
 
-    /// Writes a completed build in a transaction of its own.
+    /// Writes a completed build in its own transaction.
     pub async fn build(&self, build: &Build) -> Uuid {
         self.build_in(&mut self.database.pool.acquire().await.unwrap(), build).await
     }

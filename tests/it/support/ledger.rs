@@ -1,4 +1,4 @@
-//! A ledger in a database of its own, and events to record in it.
+//! A ledger in its own database, and events to record in it.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use tallyline::clock::Clock;
@@ -26,7 +26,7 @@ pub fn noon() -> DateTime<Utc> {
     "2025-08-01T12:00:00Z".parse().expect("a time")
 }
 
-/// An empty ledger whose clock stands at [`noon`].
+/// An empty ledger whose clock is at [`noon`].
 pub async fn ledger() -> (Database, Ledger) {
     ledger_at(Clock::given(noon())).await
 }
@@ -42,14 +42,14 @@ pub async fn ledger_at(clock: Clock) -> (Database, Ledger) {
 /// The deployments of [`registered_ledger`].
 pub const REGISTERED: [Uuid; 2] = [DEPLOYMENT, OTHER_DEPLOYMENT];
 
-/// As [`ledger`], with both deployments registered.
+/// Like [`ledger`], with both deployments registered.
 pub async fn registered_ledger() -> (Database, Ledger) {
     let (database, ledger) = ledger().await;
     register(&ledger, &REGISTERED).await;
     (database, ledger)
 }
 
-/// Registers deployments and binds each that is not bound yet to a coderd of its own, as their collectors do.
+/// Registers deployments and binds each unbound one to a separate coderd, as their collectors do.
 pub async fn register(ledger: &Ledger, deployments: &[Uuid]) {
     for deployment in deployments.iter().copied() {
         ledger.register_source(deployment, noon(), None).await.expect("registered");
@@ -60,7 +60,7 @@ pub async fn register(ledger: &Ledger, deployments: &[Uuid]) {
     }
 }
 
-/// Registers a deployment and retires it: its events count, and nothing waits for it.
+/// Registers a deployment and retires it: its events are valid, and nothing waits for it.
 pub async fn register_retired(ledger: &Ledger, deployment: Uuid) {
     register(ledger, &[deployment]).await;
     let act = NewAct {
@@ -73,7 +73,7 @@ pub async fn register_retired(ledger: &Ledger, deployment: Uuid) {
     assert!(ledger.retire_source(deployment, &act).await.expect("the ledger answers"));
 }
 
-/// What operators work on where there is no coderd: everything else as it is by default.
+/// The operators' desk without a coderd; everything else is the default.
 pub fn desk(ledger: &Ledger, log: &Log) -> Desk {
     Desk {
         ledger: ledger.clone(),
@@ -91,7 +91,7 @@ pub fn partition(topic: Topic, partition: i32) -> TopicPartition {
     TopicPartition { topic, partition }
 }
 
-/// A completed build that differs from its neighbours in whatever a fold looks at. The same `n` gives the same build.
+/// A completed build that differs from its neighbours in everything that a fold reads. The same `n` gives the same build.
 pub fn build(deployment: Uuid, n: u32) -> Event {
     let completed_at = noon() + TimeDelta::seconds(i64::from(n) * 17 - 200);
     let prebuilt = n.is_multiple_of(5);
@@ -119,7 +119,7 @@ pub fn build(deployment: Uuid, n: u32) -> Event {
         has_external_agent: None,
         daily_cost: 0,
         created_at: completed_at - TimeDelta::hours(2),
-        // from a minute before to an hour before, and now and then after the end or not at all
+        // from a minute before to an hour before, and sometimes after the end or not at all
         started_at: (n % 13 != 1).then(|| completed_at - TimeDelta::milliseconds(i64::from(n) * 7919 % 3_600_000 - 60)),
         completed_at,
         organization_name: name("organization", 3),
@@ -132,7 +132,7 @@ pub fn build(deployment: Uuid, n: u32) -> Event {
     Event { deployment, payload: Payload::Build(Box::new(build)) }
 }
 
-/// A completed claim, as [`build`].
+/// A completed claim, like [`build`].
 pub fn claim(deployment: Uuid, n: u32) -> Event {
     let Payload::Build(build) = build(deployment, n).payload else { unreachable!("it is a build") };
     let claim = PrebuildClaimed {
@@ -157,7 +157,7 @@ pub fn claim(deployment: Uuid, n: u32) -> Event {
     Event { deployment, payload: Payload::Claim(Box::new(claim)) }
 }
 
-/// One usage event; every fourth is no managed agent.
+/// One usage event; every fourth is not managed agents.
 pub fn usage(deployment: Uuid, n: u32) -> Event {
     let count = u64::from(n % 3) + 1;
     let quantity = if n % 4 == 3 { UsageQuantity::AiSeats(count) } else { UsageQuantity::ManagedAgents(count) };
@@ -181,7 +181,7 @@ pub fn arrival(offset: i64, event: Event) -> Arrival {
     Arrival { offset, timestamp: noon(), message: event.to_message(), event: Ok(event), confirmed: false }
 }
 
-/// A record that is no event.
+/// A record that is not an event.
 pub fn refused(offset: i64, verdict: Verdict) -> Arrival {
     let mut message = build(DEPLOYMENT, 1).to_message();
     message.payload = Some(b"\0 no JSON".to_vec());
@@ -189,12 +189,12 @@ pub fn refused(offset: i64, verdict: Verdict) -> Arrival {
     Arrival { offset, timestamp: noon(), message, event: Err(refusal), confirmed: false }
 }
 
-/// The last batch in the view's state; 0 before the fold has begun.
+/// The last batch in the view's state; 0 before the fold starts.
 pub fn caught_up_to<S: Stage>(view: &View<S>) -> i64 {
     view.standing().map_or(0, |standing| standing.sequence.number)
 }
 
-/// The claim after the batch that it wrote.
+/// The lease after the batch that it wrote.
 pub fn moved(claim: &Claim, next_offset: i64) -> Claim {
     Claim { next_offset, ..claim.clone() }
 }

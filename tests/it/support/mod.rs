@@ -1,6 +1,6 @@
-//! What a test gets from its surroundings: a database and topics of its own, real processes, and a wait with a deadline.
+//! The test environment: a database and topics for each test, real processes, and a wait with a deadline.
 
-// Each part is used by some test; which of its methods are depends on the tests that exist.
+// Some test uses each part; which of its methods are used depends on the tests.
 #![allow(dead_code)]
 
 pub mod coderd;
@@ -26,7 +26,7 @@ pub fn setting(name: &str) -> String {
     })
 }
 
-/// A database of its own for one test, empty, owned by a superuser. It goes when the server does, at the end of the run.
+/// An empty database for one test, owned by a superuser. It is removed with the server, at the end of the run.
 pub struct Database {
     pub name: String,
     pub url: String,
@@ -39,7 +39,7 @@ pub async fn database() -> Database {
     database_on(&setting("TALLYLINE_TEST_POSTGRES")).await
 }
 
-/// Creates a database on the server of which this is a database's URL.
+/// Creates a database on the server of this database URL.
 pub async fn database_on(server: &str) -> Database {
     let name = format!("test_{}", Uuid::new_v4().simple());
     let admin = pool(server).await;
@@ -60,7 +60,7 @@ async fn pool(url: &str) -> PgPool {
 }
 
 impl Database {
-    /// A backup as an operator takes it, beside whatever goes on: `pg_dump` into a file of this folder.
+    /// A backup as an operator takes it, during any activity: `pg_dump` into a file of this folder.
     pub fn back_up(&self, folder: &Path) -> PathBuf {
         let file = folder.join(format!("{}.dump", Uuid::new_v4().simple()));
         let dumped = Command::new("pg_dump").args(["--format=custom", "--file"]).arg(&file).arg(&self.url).output().expect("run pg_dump");
@@ -68,7 +68,7 @@ impl Database {
         file
     }
 
-    /// Restores a backup beside the database and puts it in its place, ending all its connections. What came since is lost.
+    /// Restores a backup beside the database and replaces it, ending all its connections. Later changes are lost.
     pub async fn restore(&self, backup: &Path) {
         let server = setting("TALLYLINE_TEST_POSTGRES");
         let (address, _) = server.rsplit_once('/').expect("the server's address ends in a database name");
@@ -84,30 +84,30 @@ impl Database {
     }
 }
 
-/// The broker, and what keeps one test's topics and groups apart from all others'.
+/// The broker, and the prefix that separates one test's topics and groups from others.
 pub struct Kafka {
     /// `bootstrap.servers`.
     pub brokers: String,
-    /// Put before every topic and group name: `t0123….`.
+    /// The prefix of every topic and group name: `t0123….`.
     pub prefix: String,
 }
 
-/// The broker of `scripts/test`, with a prefix of its own.
+/// The broker of `scripts/test`, with a new prefix.
 pub fn kafka() -> Kafka {
     Kafka { brokers: setting("TALLYLINE_TEST_KAFKA"), prefix: format!("t{}.", Uuid::new_v4().simple()) }
 }
 
 impl Kafka {
-    /// A topic's or group's name under this test's prefix.
+    /// A topic's or group's name with this test's prefix.
     pub fn name(&self, name: &str) -> String {
         format!("{}{name}", self.prefix)
     }
 }
 
-/// Asks again and again until the condition holds.
+/// Repeats until the condition holds.
 ///
 /// # Panics
-/// With `what` when it does not hold within `deadline`, or when one answer alone takes longer than that.
+/// With `what` if it does not hold within `deadline`, or if one answer alone takes longer than that.
 pub async fn eventually<F, Answer>(deadline: Duration, what: &str, mut condition: F)
 where
     F: FnMut() -> Answer,

@@ -1,12 +1,12 @@
-//! Loopback ports out of the block that `scripts/test` reserved for this run.
+//! Loopback ports from the block that `scripts/test` reserved for this run.
 
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::setting;
 
-/// A port on 127.0.0.1 on which nothing listens, given to no other test of this run until the whole block is used up. Where a program can
-/// listen on port 0 and tell which one it got, prefer that.
+/// An unused port on 127.0.0.1. No other test of this run gets it until the whole block is used. If a program can listen on port 0 and
+/// report its port, prefer that.
 pub fn free_port() -> u16 {
     static GIVEN: AtomicUsize = AtomicUsize::new(0);
     let block = setting("TALLYLINE_TEST_PORTS");

@@ -1,4 +1,4 @@
-//! Real processes, started and ended as an operator or a fault would.
+//! Real processes, started and ended as by an operator or a fault.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -9,14 +9,14 @@ use tempfile::TempDir;
 
 use super::eventually;
 
-/// A running program whose output goes to files. It is killed when this value goes; in a test that fails, its last words are shown.
+/// A running program whose output goes to files. It is killed when this value is dropped; a failing test shows its last output.
 pub struct Process {
     name: String,
     child: Child,
     folder: TempDir,
 }
 
-/// How a program ended and what it wrote.
+/// The status and output of an ended program.
 #[derive(Debug)]
 pub struct Ended {
     pub status: ExitStatus,
@@ -24,7 +24,7 @@ pub struct Ended {
     pub stderr: String,
 }
 
-/// Starts the `tallyline` binary under test. It sees no `TALLYLINE_…` variable but the given ones.
+/// Starts the `tallyline` binary under test. It sees only the given `TALLYLINE_…` variables.
 pub fn tallyline(arguments: &[&str], environment: &[(&str, &str)]) -> Process {
     let mut command = bound(env!("CARGO_BIN_EXE_tallyline"), "KILL");
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("TALLYLINE_")) {
@@ -34,7 +34,7 @@ pub fn tallyline(arguments: &[&str], environment: &[(&str, &str)]) -> Process {
     Process::spawn(command)
 }
 
-/// A program that gets this signal when the thread that started it ends, so that it outlives no test run, however that ends.
+/// A program that gets this signal when the thread that started it ends, so that it never outlives a test run.
 pub fn bound(program: &str, signal: &str) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", signal, program]);
@@ -49,7 +49,7 @@ pub async fn run_tallyline(arguments: &[&str], environment: &[(&str, &str)]) -> 
 }
 
 impl Process {
-    /// Starts a program with nothing on its standard input.
+    /// Starts a program with an empty standard input.
     pub fn spawn(mut command: Command) -> Process {
         let folder = TempDir::new().expect("a temporary folder");
         let file = |name| File::create(folder.path().join(name)).expect("a file for the output");
@@ -68,39 +68,39 @@ impl Process {
         self.child.id()
     }
 
-    /// What it has written to standard output so far.
+    /// Its standard output until now.
     pub fn stdout(&self) -> String {
         self.written("stdout")
     }
 
-    /// What it has written to standard error so far.
+    /// Its standard error until now.
     pub fn stderr(&self) -> String {
         self.written("stderr")
     }
 
-    /// `kill -9`, and waits until it is gone.
+    /// `kill -9`, and waits for its end.
     pub fn kill(&mut self) {
         self.child.kill().expect("kill");
         self.child.wait().expect("wait");
     }
 
-    /// Asks it to end (SIGTERM) and says how it did, within the deadline.
+    /// Sends SIGTERM and returns the exit status, within the deadline.
     pub async fn terminate(&mut self, deadline: Duration) -> ExitStatus {
         self.signal("TERM");
         self.ends_within(deadline).await
     }
 
-    /// Stops it where it stands (SIGSTOP), as a machine that hangs.
+    /// Freezes it (SIGSTOP), like a machine that hangs.
     pub fn pause(&self) {
         self.signal("STOP");
     }
 
-    /// Lets it go on (SIGCONT).
+    /// Continues it (SIGCONT).
     pub fn resume(&self) {
         self.signal("CONT");
     }
 
-    /// How it ended by itself.
+    /// Waits for its end.
     pub async fn ends_within(&mut self, deadline: Duration) -> ExitStatus {
         let what = format!("{} ends", self.name);
         let mut status = None;
@@ -113,14 +113,14 @@ impl Process {
         status.expect("it ended")
     }
 
-    /// It still runs (also while paused).
+    /// Whether it still runs (also while paused).
     pub fn runs(&mut self) -> bool {
         self.child.try_wait().expect("wait").is_none()
     }
 
-    /// Sends a signal by its name without `SIG`, and waits for nothing.
+    /// Sends a signal by its name without `SIG`, and does not wait.
     pub fn signal(&self, signal: &str) {
-        // The shell's own kill: a bare Debian has no program of that name.
+        // The shell's own kill: a bare Debian does not have the program.
         let sent = Command::new("sh").args(["-c", "kill -s \"$0\" \"$1\"", signal, &self.pid().to_string()]).status().expect("run sh");
         assert!(sent.success(), "{} could not be sent SIG{signal}", self.name);
     }
@@ -132,7 +132,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It may have ended already; then there is nothing to kill.
+        // It may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
         if std::thread::panicking() {

@@ -1,4 +1,4 @@
-//! Real Prometheus servers of two generations, and what they answer.
+//! Real Prometheus servers of two generations, and their answers.
 
 use std::collections::BTreeMap;
 use std::process::Command;
@@ -10,14 +10,14 @@ use tempfile::TempDir;
 use super::process::Process;
 use super::{eventually, ports, setting};
 
-/// Which server: 3.x scrapes native and classic histograms from one job, 2.42 needs two.
+/// The server: 3.x scrapes native and classic histograms from one job, 2.42 needs two.
 #[derive(Clone, Copy, Debug)]
 pub enum Generation {
     Three,
     Two,
 }
 
-/// A running server with storage of its own.
+/// A running server with its own storage.
 pub struct Prometheus {
     /// `http://127.0.0.1:PORT`.
     pub url: String,
@@ -29,7 +29,7 @@ pub struct Prometheus {
 pub type Sample = (BTreeMap<String, String>, f64);
 
 impl Prometheus {
-    /// Starts a server with this configuration file and waits until it is ready. Native histograms are switched on.
+    /// Starts a server with this configuration file and waits until it is ready. Native histograms are enabled.
     pub async fn start(generation: Generation, configuration: &str) -> Prometheus {
         let program = setting(match generation {
             Generation::Three => "TALLYLINE_TEST_PROMETHEUS_3",
@@ -61,7 +61,7 @@ impl Prometheus {
         .await;
     }
 
-    /// An instant query's answer, sorted by labels. For float samples; a native histogram as such is had by [`Prometheus::get`].
+    /// The float samples of an instant query, sorted by labels. For native histograms use [`Prometheus::get`].
     pub async fn query(&self, promql: &str) -> Vec<Sample> {
         let data = self.get("/api/v1/query", &[("query", promql)]).await;
         let float = |value: &Value| value[1].as_str().and_then(|text| text.parse::<f64>().ok());

@@ -1,10 +1,10 @@
-//! What every table holds, to see that nothing was changed.
+//! The content of every table, to check that nothing changed.
 
 use std::collections::BTreeMap;
 
 use sqlx::PgPool;
 
-/// How many rows each table of the ledger and the log has, and the hash of all of them.
+/// The number of rows of each table of the ledger and the log, and the hash of all of them.
 pub async fn tables(pool: &PgPool) -> BTreeMap<String, (i64, String)> {
     let names: Vec<String> = sqlx::query_scalar("select table_name::text from information_schema.tables where table_schema = 'public'")
         .fetch_all(pool)

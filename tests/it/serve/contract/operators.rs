@@ -1,4 +1,4 @@
-//! What operators do over HTTP, each answer held against the document.
+//! Operators' requests over HTTP. Each answer is compared with the document.
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::{Contract, Site};
 use crate::support::ledger::{DEPLOYMENT, OTHER_DEPLOYMENT, build, noon, partition, usage};
 
-/// Pauses consuming and goes on with it.
+/// Pauses and resumes consuming.
 pub async fn pauses(contract: &mut Contract) {
     let (post, delete) = ((Method::POST, "/api/v1/pauses"), (Method::DELETE, "/api/v1/pauses/{operation}"));
     let request = json!({ "operation": "consume", "topic": "tallyline.agent-usage.v1", "reason": "the broker moves" });
@@ -31,7 +31,7 @@ pub async fn pauses(contract: &mut Contract) {
     assert_eq!(acts, texts.iter().map(|(a, b, c)| (a, b, c)).collect::<Vec<_>>());
 }
 
-/// Three rejects: one is passed through the log again, one given up.
+/// Three rejects: one is resubmitted, one discarded.
 pub async fn rejects(contract: &mut Contract, site: &Site) {
     let claim = site.ledger.claim(partition(Topic::AgentUsage, 0), 0).await.unwrap();
     let bodies = [r#"{"count": 3, "colour": "blue"}"#, r#"{"count": 4, "colour": "blue"}"#, "no JSON"];
@@ -152,8 +152,7 @@ pub async fn coderd_cut_off(contract: &mut Contract, site: &Site) {
     assert_eq!(contract.change(Method::POST, path, path, Some(request)).await.0, 404);
 }
 
-/// Everything once more: planned, executed to its end, and not a second time. Nobody reads the log here, so that the record which went through it
-/// again is new.
+/// Plans a replay of everything and executes it to its end, once. The log has no consumer here, so the resubmitted record is new.
 pub async fn replay(contract: &mut Contract) {
     let (plans, plan, execute) = ("/api/v1/replays", "/api/v1/plans/{hash}", "/api/v1/plans/{hash}/execute");
     let (status, planned) = contract.change(Method::POST, plans, plans, Some(json!({ "from": "earliest" }))).await;
@@ -174,14 +173,14 @@ pub async fn replay(contract: &mut Contract) {
     assert_eq!((&standing["state"], &standing["replayed"]["accepted"]), (&json!("finished"), &json!(1)), "{standing}");
     let (status, refused) = contract.change(Method::POST, execute, &at, None).await;
     assert!(status == 409 && refused["message"].as_str().unwrap().contains("executed to its end"), "{refused}");
-    // it stays what it is
+    // it does not change
     assert_eq!(contract.ask(Method::GET, plan, &path, as_admin, None).await.1, standing);
     assert_eq!(contract.change(Method::POST, execute, "/api/v1/plans/0/execute", None).await.0, 404);
     let (_, acts) = contract.get("/api/v1/acts?act=replay").await;
     assert_eq!((&acts["acts"][0]["actor"], &acts["acts"][0]["reason"]), (&json!("the-admin"), &json!("to be sure")), "{acts}");
 }
 
-/// From zero, with nothing that differs.
+/// From zero, without a difference.
 pub async fn rebuild(contract: &mut Contract) {
     let (plans, execute) = ("/api/v1/rebuilds", "/api/v1/rebuilds/execute");
     let (status, plan) = contract.change(Method::POST, plans, plans, Some(json!({ "stage": "metrics" }))).await;
@@ -213,7 +212,7 @@ async fn refuses_recovery(contract: &mut Contract, plan: &Value, why: &str) {
     assert!(status == 409 && refused["message"].as_str().unwrap().contains(why), "{refused}");
 }
 
-/// A topic that is emptied, and then the ledger: planned, executed, and not a second time.
+/// A topic that is emptied, and then the ledger: plans, executes, and not a second time.
 pub async fn recoveries(contract: &mut Contract, site: &Site) {
     let (status, wrong) = plan_recovery(contract, "everything").await;
     assert_eq!((status, wrong["field"].as_str()), (400, Some("lost")), "{wrong}");
@@ -254,7 +253,7 @@ pub async fn recoveries(contract: &mut Contract, site: &Site) {
     assert_eq!(acts, texts.iter().map(|act| act.each_ref()).collect::<Vec<_>>());
 }
 
-/// One usage event that coderd has no more, asked of a process that knows coderd's database or does not.
+/// One usage event that coderd has lost. The process knows coderd's database, or does not.
 pub async fn lost_in_coderd(contract: &mut Contract, known: bool) {
     let (status, plan) = plan_recovery(contract, "coderd").await;
     if !known {

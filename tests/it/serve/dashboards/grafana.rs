@@ -1,15 +1,14 @@
-//! What Grafana does to a dashboard's queries before Prometheus sees them.
+//! Grafana's changes of a dashboard's queries before they reach Prometheus.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
-/// A dashboard as it is shipped.
+/// A shipped dashboard.
 pub struct Dashboard(pub Value);
 
 /// One query of a panel.
 pub struct Target {
-    /// The panel's title.
     pub panel: String,
     pub kind: String,
     /// `A`, `B`, …
@@ -17,18 +16,18 @@ pub struct Target {
     pub expr: String,
     /// One evaluation at the end of the time range, instead of one at each step.
     pub instant: bool,
-    /// The variable that the panel is repeated by.
+    /// The variable that repeats the panel.
     pub repeat: Option<String>,
 }
 
-/// What is chosen in a variable.
+/// The choice of a variable.
 #[derive(Clone, Debug)]
 pub enum Chosen {
-    /// All, where the variable has an `allValue`.
+    /// All, if the variable has an `allValue`.
     All,
     /// Some of several.
     Some(Vec<&'static str>),
-    /// The one of a variable that holds one, or the one that a panel is repeated for.
+    /// The value of a single-value variable, or the one for which a panel is repeated.
     One(String),
 }
 
@@ -38,7 +37,7 @@ impl Dashboard {
         Dashboard(serde_json::from_str(&std::fs::read_to_string(path).expect("read the dashboard")).expect("JSON"))
     }
 
-    /// All panels, also those inside rows.
+    /// All panels, including those in rows.
     pub fn panels(&self) -> Vec<&Value> {
         fn and_inside(panel: &Value) -> impl Iterator<Item = &Value> {
             std::iter::once(panel).chain(list(&panel["panels"]))
@@ -65,7 +64,7 @@ impl Dashboard {
         self.panels().into_iter().flat_map(of).collect()
     }
 
-    /// The queries of the panel of that title, by reference.
+    /// The query of the panel with that title, by reference.
     pub fn expr(&self, panel: &str, reference: &str) -> String {
         let found = self.targets().into_iter().find(|target| target.panel == panel && target.reference == reference);
         found.unwrap_or_else(|| panic!("no query {reference} in a panel {panel:?}")).expr
@@ -76,15 +75,15 @@ impl Dashboard {
         list(&self.variables()[variable]["options"]).map(|option| text(&option["value"]).to_owned()).collect()
     }
 
-    /// The expression as Prometheus gets it. The built-in variables are those of ten minutes, drawn in steps of a second, on a data source
-    /// whose scrape interval is 15 s.
+    /// The expression as Prometheus gets it. Built-in variables have the values for ten minutes in steps of a second, with a scrape
+    /// interval of 15 s.
     ///
     /// # Panics
-    /// At a variable that is not defined, or whose choice does not fit it.
+    /// At an undefined variable, or at a choice that does not fit it.
     pub fn interpolated(&self, expr: &str, chosen: &BTreeMap<&str, Chosen>) -> String {
         let variables = self.variables();
         let mut text = expr.to_owned();
-        // What a variable's value names is replaced, too.
+        // A variable's value may name another variable.
         for _ in 0..2 {
             text = replaced(&text, |name, format| match name {
                 "__range" => "600s".to_owned(),
@@ -100,7 +99,7 @@ impl Dashboard {
     }
 }
 
-/// Names of variables, built-in ones too, that occur in a text.
+/// Names of variables in a text, including built-in ones.
 pub fn used(text: &str) -> BTreeSet<String> {
     let names = std::cell::RefCell::new(BTreeSet::new());
     replaced(text, |name, _| {
@@ -110,7 +109,7 @@ pub fn used(text: &str) -> BTreeSet<String> {
     names.into_inner()
 }
 
-/// Each `$name`, `${name}` and `${name:format}` replaced by what is given for it.
+/// Replaces each `$name`, `${name}` and `${name:format}`.
 fn replaced(text: &str, by: impl Fn(&str, Option<&str>) -> String) -> String {
     let mut parts = text.split('$');
     let mut replaced = parts.next().unwrap_or_default().to_owned();
@@ -130,8 +129,8 @@ fn replaced(text: &str, by: impl Fn(&str, Option<&str>) -> String) -> String {
     replaced
 }
 
-/// As the Prometheus data source writes a choice: a variable that may hold several is a regular expression inside a string, unless its raw
-/// value is asked for.
+/// The Prometheus data source's form of a choice. A variable with several values is a regular expression in a string, unless its raw value
+/// is requested.
 fn value(variable: &Value, chosen: &Chosen, format: Option<&str>) -> String {
     let several = variable["multi"] == true || variable["includeAll"] == true;
     match (chosen, format) {

@@ -1,4 +1,4 @@
-//! Creations and claims of known durations, before and after a moment, and the true numbers about them.
+//! Creations and claims of known durations, before and after a moment, and their true numbers.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::support::ledger::{DEPLOYMENT, build, claim, noon};
 
-/// What is observed.
+/// The kind of observation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     Regular,
@@ -25,25 +25,25 @@ pub struct Observed(BTreeMap<(Kind, Names), Vec<i64>>);
 
 pub const KINDS: [Kind; 3] = [Kind::Regular, Kind::Prebuild, Kind::Claim];
 
-/// Names with what a regular expression would take as its own.
+/// Names with characters that are special in a regular expression.
 const SERIES: [(Names, i64); 4] = [
     (["engineering", "docker", "small"], 40),
     (["engineering", "docker", ""], 33),
     (["engineering", "c++ (gcc)", "small"], 58),
     (["r&d.core", "docker", "large|gpu"], 107),
 ];
-/// A series that is first seen after the moment.
+/// A series that first appears after the moment.
 const LATE: (Names, i64) = (["design", "docker", "large|gpu"], 5);
 
 impl Observed {
-    /// Few, and all of them longer than any that comes after: whoever takes them in is far off.
+    /// Few, and all longer than any later one: a query that includes them is far off.
     pub fn before() -> Observed {
         let longest = |n: i64| (0..3).map(|i| 7_000_000_000 + n * 1_000_000 + i).collect::<Vec<_>>();
         let all = (0..).zip(KINDS).flat_map(|(k, kind)| (0..).zip(SERIES).map(move |(n, (names, _))| ((kind, names), longest(k * 10 + n))));
         Observed(all.collect())
     }
 
-    /// From half a second to a quarter of an hour on a logarithmic scale, no two alike.
+    /// From half a second to a quarter of an hour on a logarithmic scale, all different.
     pub fn after() -> Observed {
         let mut observed = Observed::default();
         for (k, kind) in (0..).zip(KINDS) {
@@ -55,17 +55,17 @@ impl Observed {
         observed
     }
 
-    /// Without the series that is first seen after the moment: a rate begins at a series' second sample.
+    /// Without the series that first appears after the moment: a rate needs a series' second sample.
     pub fn known_before(&self) -> Observed {
         Observed(self.0.iter().filter(|((_, names), _)| *names != LATE.0).map(|(series, micros)| (*series, micros.clone())).collect())
     }
 
-    /// Of this kind, the number where the names are as wanted.
+    /// The number of observations of this kind with matching names.
     pub fn count(&self, kind: Kind, wanted: impl Fn(&Names) -> bool) -> f64 {
         self.0.iter().filter(|((of, names), _)| *of == kind && wanted(names)).map(|(_, micros)| micros.len() as f64).sum()
     }
 
-    /// Of this kind, the true quantile in seconds by the first `labels` names. Where it lies between two observations, both: their mean is as
+    /// The true quantile of this kind in seconds, by the first `labels` names. If it is between two observations, both: their mean is as
     /// true as either.
     pub fn quantiles(&self, kind: Kind, quantile: f64, labels: usize) -> BTreeMap<Vec<&'static str>, [f64; 2]> {
         let mut groups: BTreeMap<Vec<&'static str>, Vec<i64>> = BTreeMap::new();
@@ -80,13 +80,13 @@ impl Observed {
         groups.into_iter().map(|(names, mut micros)| (names, truth(&mut micros))).collect()
     }
 
-    /// One successful build of each duration, numbered from `first` on.
+    /// One successful build of each duration, numbered from `first`.
     pub fn builds(&self, first: u32) -> Vec<Event> {
         let all = self.each().filter(|(kind, ..)| *kind != Kind::Claim);
         (first..).zip(all).map(|(n, (kind, names, micros))| creation(n, kind, names, micros)).collect()
     }
 
-    /// One successful claim of each duration, numbered from `first` on.
+    /// One successful claim of each duration, numbered from `first`.
     pub fn claims(&self, first: u32) -> Vec<Event> {
         let all = self.each().filter(|(kind, ..)| *kind == Kind::Claim);
         (first..).zip(all).map(|(n, (_, names, micros))| claimed(n, names, micros)).collect()

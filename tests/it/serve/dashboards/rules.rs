@@ -1,4 +1,4 @@
-//! The alert rules that are shipped.
+//! The shipped alert rules.
 
 use std::process::Command;
 use std::time::Duration;
@@ -18,7 +18,7 @@ fn rules() -> String {
     std::fs::read_to_string(format!("{FOLDER}/rules.yml")).unwrap()
 }
 
-/// Everything that follows a word, up to what can't belong to a name.
+/// The names in a text that start with `begin`.
 fn names(text: &str, begin: &str) -> Vec<String> {
     let end = |rest: &str| rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(rest.len());
     text.match_indices(begin).map(|(at, _)| text[at..at + end(&text[at..])].to_owned()).collect()
@@ -30,7 +30,7 @@ fn promtool_agrees_with_the_rules_and_with_what_they_do() {
         let run = Command::new(setting("TALLYLINE_TEST_PROMTOOL")).args(arguments).current_dir(FOLDER).output().unwrap();
         assert!(run.status.success(), "{arguments:?}: {run:?}");
     }
-    // Each rule is seen to fire.
+    // The tests make each rule fire.
     let tests = std::fs::read_to_string(format!("{FOLDER}/rules_test.yml")).unwrap();
     let alerts: Vec<_> = rules().lines().filter_map(|line| line.trim().strip_prefix("- alert: ").map(str::to_owned)).collect();
     assert!(alerts.len() >= 5, "{alerts:?}");
@@ -61,7 +61,7 @@ fn rules_name_only_series_that_there_are() {
     }
 }
 
-/// A server whose only target is well has evaluated each rule. Its ledger's clock stands still, which is what one of them waits for; none fires.
+/// Checks that a server with one healthy target has evaluated each rule. One rule waits for a stopped clock, like its ledger's; none fires.
 pub(super) async fn are_loaded_and_evaluated(server: &Prometheus) {
     eventually(Duration::from_secs(60), "each rule is evaluated", || async {
         let data = server.get("/api/v1/rules", &[]).await;
@@ -74,7 +74,7 @@ pub(super) async fn are_loaded_and_evaluated(server: &Prometheus) {
         let expected = if rule["name"] == "TallylineSourceNotComplete" { "pending" } else { "inactive" };
         assert_eq!((text(&rule["health"]), text(&rule["state"])), ("ok", expected), "{rule}");
     }
-    // Series that every process shows.
+    // Series of every process.
     let shown: Vec<_> = ["tallyline_build_", "tallyline_metrics_", "tallyline_complete_", "tallyline_rejects_"]
         .iter()
         .flat_map(|begin| names(&rules(), begin))
