@@ -5,13 +5,13 @@ use clap::Parser as _;
 use clap::error::ErrorKind;
 use tallyline::cli::Cli;
 
-/// The arguments, a line each.
+/// The arguments, one a line.
 pub fn command_line(input: &[u8]) -> bool {
     let text = String::from_utf8_lossy(input);
     let arguments = std::iter::once("tallyline").chain(text.trim_end_matches('\n').split('\n'));
     match Cli::try_parse_from(arguments) {
         Ok(cli) => {
-            // what the flags say is a time: some hundred years around now, as the ledger can keep it
+            // the flags' time is within some hundred years of now, as the ledger can store it
             assert!((1900..2200).contains(&cli.clock().now().year()));
             assert!(!format!("{:?}", cli.command).is_empty());
             true

@@ -2,13 +2,13 @@
 
 use tallyline::event::{Event, MAX_ID_BYTES, MAX_PAYLOAD_BYTES, Message, ParseError, UsageQuantity, parse};
 
-/// A record as in HTTP.
+/// A record in HTTP form.
 pub fn binary(input: &[u8]) -> bool {
     record(&message(input))
 }
 
-/// The record: headers a line each, `name: value`, one without a colon has no value; an empty line; the body. Without an empty line it has no
-/// body.
+/// The record: headers, an empty line, and the body. A header is `name: value`; without a colon it has no value. Without an empty line the
+/// body is absent.
 pub fn message(input: &[u8]) -> Message {
     let at = input.windows(2).position(|two| two == b"\n\n");
     let (head, payload) = at.map_or((input, None), |at| (&input[..at], Some(input[at + 2..].to_vec())));
@@ -42,7 +42,7 @@ fn record(message: &Message) -> bool {
     }
 }
 
-/// What was accepted comes back equal from both forms, and PostgreSQL can hold it.
+/// Checks that both forms of an accepted event give the same event, and that PostgreSQL can store it.
 fn accepted(event: &Event) {
     let again = event.to_message();
     assert_eq!(parse(&again).as_ref(), Ok(event));
@@ -56,7 +56,7 @@ fn accepted(event: &Event) {
     assert!(again.payload.is_some_and(|payload| payload.len() <= MAX_PAYLOAD_BYTES));
 }
 
-/// What was refused says why, briefly, and names what is wrong.
+/// Checks that a refusal is short and names its reason.
 fn refused(message: &Message, error: &ParseError) {
     let text = error.to_string();
     assert!(text.len() < 64 * 1024, "{} bytes", text.len());

@@ -1,4 +1,4 @@
-//! License tokens: as they are, and with a good signature over anything.
+//! License tokens: unchanged ones, and any content with a valid signature.
 
 use std::sync::LazyLock;
 
@@ -20,7 +20,7 @@ static KEYS: LazyLock<PublicKeys> = LazyLock::new(|| {
     keys
 });
 
-/// A token's text. Only one that was signed as it stands is accepted: those are in the corpus.
+/// A token's text. Only an unchanged signed one is accepted: those are in the corpus.
 pub fn token(input: &[u8]) -> bool {
     static SIGNED: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| crate::corpus("license_token"));
     let text = String::from_utf8_lossy(input);
@@ -32,7 +32,7 @@ pub fn token(input: &[u8]) -> bool {
     verified.is_ok()
 }
 
-/// A line with the header, then the claims: whatever they are, they are signed.
+/// A line with the header, then the claims. The test signs any of them.
 pub fn claims(input: &[u8]) -> bool {
     let at = input.iter().position(|byte| *byte == b'\n').unwrap_or(input.len());
     let parts = [&input[..at], input.get(at + 1..).unwrap_or_default()].map(|part| URL_SAFE_NO_PAD.encode(part));
@@ -54,7 +54,7 @@ pub fn claims(input: &[u8]) -> bool {
     }
 }
 
-/// What was accepted can be kept as JSON in PostgreSQL, comes back equal, and is judged at any instant.
+/// Checks that accepted claims survive JSON in PostgreSQL and can be judged at any instant.
 fn accepted(claims: &LicenseClaims) {
     let kept = serde_json::to_string(claims).expect("JSON");
     assert!(!kept.contains("\\u0000"), "PostgreSQL's jsonb refuses NUL");
@@ -71,7 +71,7 @@ fn accepted(claims: &LicenseClaims) {
     }
 }
 
-/// A refusal says why, and never shows what stands in the token's body or signature.
+/// Checks that a refusal has a reason and hides the token's body and signature.
 fn refused(error: &LicenseError, token: &str) {
     let text = error.to_string();
     assert!(!text.is_empty());
@@ -80,7 +80,7 @@ fn refused(error: &LicenseError, token: &str) {
     }
 }
 
-/// A public key as the pipeline has it. Any that is accepted can judge a token.
+/// A public key as in a pipeline file. Any accepted key can judge a token.
 pub fn key(input: &[u8]) -> bool {
     static TOKEN: LazyLock<String> = LazyLock::new(|| {
         let tokens = crate::corpus("license_token").into_iter().map(|token| String::from_utf8(token).expect("text"));

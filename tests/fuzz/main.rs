@@ -1,9 +1,9 @@
-//! Every parser on its corpus, and on a bounded, seeded number of mutations of it. A longer hunt, or the same one again:
+//! Every parser on its corpus, and on a bounded number of seeded mutations of it. A longer hunt, or a repetition:
 //!
 //!     FUZZ_RUNS=5000000 FUZZ_SEED=7 cargo test --test fuzz -- event
 //!
-//! A target takes any bytes, never panics, checks what must hold of its parser and says whether the bytes were accepted. Its corpus is
-//! `corpus/TARGET/`, a file an input; a new finding goes there.
+//! A target takes any bytes and never panics. It checks the promises of its parser and returns whether the bytes were accepted. Its corpus
+//! is `corpus/TARGET/`, one file for each input; add new findings there.
 
 mod arguments;
 mod event;
@@ -25,9 +25,9 @@ use rand::rngs::StdRng;
 /// Takes any bytes; true: accepted.
 type Target = fn(&[u8]) -> bool;
 
-/// So many mutations a target, unless `FUZZ_RUNS` says otherwise; fewer where one is dear: for each command line all commands are made.
+/// The default of `FUZZ_RUNS`, the mutations of a target. An expensive target has fewer: each command line builds all commands.
 const RUNS: u64 = 10_000;
-/// No input of at most 300 KiB takes longer, also on a machine that is busy: far more than what any should take.
+/// The limit for an input of at most 300 KiB on a busy machine: far more than any input should take.
 const LONGEST: Duration = Duration::from_secs(10);
 
 macro_rules! targets {
@@ -65,7 +65,6 @@ fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name} must be a whole number")))
 }
 
-/// The files of the target's corpus, by name.
 fn corpus(name: &str) -> Vec<Vec<u8>> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus").join(name);
     let mut files: Vec<_> = std::fs::read_dir(&folder).expect("the corpus").map(|entry| entry.expect("an entry").path()).collect();
@@ -80,7 +79,7 @@ fn fuzz(name: &str, target: Target, runs: u64) {
     let begun = Instant::now();
     let (mut accepted, mut refused) = (0_u64, 0_u64);
     let mut try_one = |input: &[u8], what: &str| {
-        // the same bytes get the same answer, or none of them can be told again
+        // the same bytes give the same answer, or a finding could not be repeated
         let begun = Instant::now();
         let answer = catch_unwind(AssertUnwindSafe(|| (target(input), target(input))));
         assert!(begun.elapsed() < 2 * LONGEST, "{name}, {what}: {:?} for {}", begun.elapsed(), shown(input));
@@ -102,7 +101,7 @@ fn fuzz(name: &str, target: Target, runs: u64) {
     assert!(accepted > 0 && refused > 0, "a target that only ever says one thing checks nothing: {accepted} accepted, {refused} refused");
 }
 
-/// The input, so that it can be put into the corpus; a long one is kept in a file.
+/// The input in a form for the corpus; a long one is kept in a file.
 fn shown(input: &[u8]) -> String {
     if input.len() <= 4096 {
         return format!("b\"{}\"", input.escape_ascii());

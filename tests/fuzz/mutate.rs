@@ -1,14 +1,14 @@
-//! A mutator that knows bytes, and a little of text: a token is a quoted string or a word, as in JSON, TOML, headers and arguments.
+//! A mutator for bytes and some text. A token is a quoted string or a word, as in JSON, TOML, headers and arguments.
 
 use std::ops::Range;
 
 use rand::Rng as _;
 use rand::rngs::StdRng;
 
-/// No mutation is longer; above what any parser takes.
+/// The longest mutation; more than any parser accepts.
 const MOST_BYTES: usize = 300 * 1024;
 
-/// What parsers stumble over.
+/// Tokens that are difficult for parsers.
 const TOKENS: &[&[u8]] = &[
     b"null",
     b"true",
@@ -56,7 +56,7 @@ const TOKENS: &[&[u8]] = &[
     b"dc_later_v1",
 ];
 
-/// One input of the corpus with one change, or some.
+/// One input of the corpus with one or more changes.
 pub fn one(corpus: &[Vec<u8>], chance: &mut StdRng) -> Vec<u8> {
     let mut input = corpus[chance.random_range(0..corpus.len())].clone();
     for _ in 0..=chance.random::<u8>().leading_zeros() {
@@ -86,7 +86,7 @@ fn change(input: &mut Vec<u8>, corpus: &[Vec<u8>], chance: &mut StdRng) {
             input.extend_from_slice(&other[chance.random_range(0..=other.len())..]);
         }
         6 => input.truncate(at),
-        // much of the same, seldom very much
+        // often many repetitions, seldom very many
         7 => {
             let copy = input[part(input.len(), chance)].to_vec();
             let times = if chance.random_ratio(1, 50) { 50_000 } else { 50 };
@@ -115,7 +115,6 @@ fn part(length: usize, chance: &mut StdRng) -> Range<usize> {
     from..length.min(from + chance.random_range(0..40))
 }
 
-/// One of the input's tokens.
 fn token(input: &[u8], chance: &mut StdRng) -> Option<Range<usize>> {
     let from = chance.random_range(0..input.len().max(1));
     let tokens = tokens(&input[from..]).map(|range| range.start + from..range.end + from);

@@ -1,11 +1,10 @@
-//! What operators write: instants, durations, ranges of the log, ids of events, edits of rejects.
+//! Operators' input: instants, durations, ranges of the log, ids of events, edits of rejects.
 
 use chrono::{DateTime, Datelike as _, SecondsFormat, TimeDelta};
 use tallyline::api::body_of;
 use tallyline::event::{Message, Topic, Traces};
 use tallyline::operations::{self, Edge, EventId, LogRange, OperationError, chosen, edited, iso_duration};
 
-/// One instant.
 pub fn instant(input: &[u8]) -> bool {
     let text = String::from_utf8_lossy(input);
     let text = text.trim_end_matches('\n');
@@ -23,7 +22,6 @@ pub fn instant(input: &[u8]) -> bool {
     }
 }
 
-/// One duration.
 pub fn duration(input: &[u8]) -> bool {
     let text = String::from_utf8_lossy(input);
     let Some(duration) = iso_duration(text.trim_end_matches('\n')) else { return false };
@@ -36,7 +34,7 @@ pub fn duration(input: &[u8]) -> bool {
     true
 }
 
-/// The body that asks for a range: it is read into what can be looked up in a log.
+/// The body of a request for a range: it becomes positions in a log.
 pub fn log_range(input: &[u8]) -> bool {
     let Ok((range, _)) = body_of::<LogRange>(input) else { return false };
     let edges = [&range.from, &range.until].map(|text| text.parse::<Edge>());
@@ -61,7 +59,7 @@ pub fn log_range(input: &[u8]) -> bool {
     edges.iter().all(Result::is_ok) && topics.iter().all(|(_, topic)| topic.is_ok())
 }
 
-/// As an operator would write it; none for a duration, which has a target of its own.
+/// The edge in an operator's words; None for a duration, which has its own target.
 fn written(edge: Edge) -> Option<String> {
     match edge {
         Edge::Earliest => Some("earliest".to_owned()),
@@ -75,7 +73,7 @@ fn written(edge: Edge) -> Option<String> {
     }
 }
 
-/// The id of an event that is to be proved.
+/// The id of an event to prove.
 pub fn event_id(input: &[u8]) -> bool {
     let text = String::from_utf8_lossy(input);
     let text = text.trim_end_matches('\n');
@@ -92,7 +90,7 @@ pub fn event_id(input: &[u8]) -> bool {
     }
 }
 
-/// A record as in HTTP, a line `---`, and the text that takes the place of its body, or of all of it.
+/// A record in HTTP form, a line `---`, and the text that replaces its body, or all of it.
 pub fn edit(input: &[u8]) -> bool {
     let at = input.windows(5).position(|part| part == b"\n---\n");
     let (record, text) = at.map_or((input, &[][..]), |at| (&input[..at], &input[at + 5..]));

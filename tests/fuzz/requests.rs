@@ -1,4 +1,4 @@
-//! What is asked over HTTP: queries and bodies, read as every path of the API reads them.
+//! HTTP requests: queries and bodies, read as every path of the API reads them.
 
 use std::fmt::Debug;
 
@@ -17,7 +17,7 @@ use tallyline::operations::{
 };
 use utoipa::ToSchema;
 
-/// Which request, `?`, and the query of its address.
+/// The request's name, `?`, and its query.
 pub fn query(input: &[u8]) -> bool {
     let text = String::from_utf8_lossy(input);
     let Some((which, query)) = text.trim_end_matches('\n').split_once('?') else { return false };
@@ -37,7 +37,7 @@ fn in_a_query<T: DeserializeOwned + ToSchema + Serialize + PartialEq + Debug>(ur
         Ok(asked) => {
             let fields = serde_json::to_value(&asked).expect("JSON");
             bounds(&fields, &["from", "to"]);
-            // as the command line asks
+            // as the command line sends it
             let mut url = Url::parse("http://h/path").expect("an address");
             for (name, value) in fields.as_object().expect("fields").iter().filter(|(_, value)| !value.is_null()) {
                 url.query_pairs_mut().append_pair(name, &value.as_str().map_or_else(|| value.to_string(), str::to_owned));
@@ -53,7 +53,7 @@ fn in_a_query<T: DeserializeOwned + ToSchema + Serialize + PartialEq + Debug>(ur
     }
 }
 
-/// A line with which request, then the body.
+/// A line with the request's name, then the body.
 pub fn body(input: &[u8]) -> bool {
     let at = input.iter().position(|byte| *byte == b'\n').unwrap_or(input.len());
     let body = input.get(at + 1..).unwrap_or_default();
@@ -89,7 +89,7 @@ fn in_a_body<T: DeserializeOwned + ToSchema + Serialize + PartialEq + Debug>(bod
     }
 }
 
-/// Whatever was taken can be kept and asked for in PostgreSQL. The ends of a range of the log are texts, which [`crate::operators`] reads.
+/// Checks that PostgreSQL can store and look up every accepted value. [`crate::operators`] reads the ends of ranges, which are texts.
 fn bounds(fields: &Value, instants: &[&str]) {
     assert!(!holds_nul(fields), "NUL in {fields}");
     for name in instants {
@@ -108,7 +108,7 @@ fn holds_nul(value: &Value) -> bool {
     }
 }
 
-/// What is wrong is said, and where.
+/// Checks that the problem and its place are reported.
 fn named<T>(problem: &ProblemBody) {
     let what = std::any::type_name::<T>();
     assert!(!problem.message.is_empty(), "{what}");

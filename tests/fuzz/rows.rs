@@ -1,4 +1,4 @@
-//! coderd's own rows, as its database may have them: any text without NUL, any time that PostgreSQL can keep.
+//! Rows that coderd's database can have: any text without NUL, any time of PostgreSQL.
 
 use std::collections::BTreeMap;
 
@@ -27,14 +27,14 @@ impl Row {
         self.0.get(name)?.parse().ok()
     }
 
-    /// Microseconds since 1970: any `timestamptz`, the infinities too.
+    /// Microseconds since 1970: any `timestamptz`, including the infinities.
     fn time(&self, name: &str) -> Option<Time> {
         self.optional(name).map(Time::from_micros)
     }
 }
 
-/// A completed build. An unknown word is named; else it is an event that comes back equal, or one that is refused for a named field, of an odd
-/// time too.
+/// A completed build. An unknown word is reported. Otherwise the row is an event that survives its wire form, or a refusal that names the
+/// field.
 pub fn build(input: &[u8]) -> bool {
     let row = Row::of(input);
     let id = |name| row.optional(name).unwrap_or(Uuid::from_u128(7));
@@ -102,7 +102,7 @@ fn is_read(payload: &Payload) -> bool {
     }
 }
 
-/// A usage row. Nothing of it is changed on its way, whether it is accepted, held or refused: it is money.
+/// A usage row. It travels unchanged, whether it is accepted, held or refused: it is money.
 pub fn usage(input: &[u8]) -> bool {
     let row = Row::of(input);
     let created_at = row.time("created_at").unwrap_or(Time::from(DateTime::UNIX_EPOCH));

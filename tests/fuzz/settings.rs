@@ -9,12 +9,11 @@ use tallyline::event::{BuildStatus, InputStage, Topic, Transition, UsageType};
 use tallyline::license::RuleSet;
 use tallyline::stages::{LicensesState, MetricsState, Stage};
 
-/// A pipeline file.
 pub fn file(input: &[u8]) -> bool {
     with_file(input, |file| loads(&Input { file: file.to_owned(), ..Input::default() }))
 }
 
-/// A line each: `KEY=VALUE` as flags, `TALLYLINE_KEY=VALUE` as variables.
+/// One setting a line: `KEY=VALUE` for flags, `TALLYLINE_KEY=VALUE` for variables.
 pub fn flags(input: &[u8]) -> bool {
     let text = String::from_utf8_lossy(input);
     let (variables, sets): (Vec<&str>, Vec<&str>) = text.lines().partition(|line| line.starts_with("TALLYLINE_"));
@@ -36,7 +35,7 @@ fn with_file(text: &[u8], read: impl FnOnce(&Path) -> bool) -> bool {
     read(file.path())
 }
 
-/// Settings, or mistakes that each have a place and a problem.
+/// Checks that it gives settings, or mistakes that each have a place and a problem.
 fn loads(input: &Input) -> bool {
     match config::load(input) {
         Ok(_) => true,
@@ -49,7 +48,7 @@ fn loads(input: &Input) -> bool {
     }
 }
 
-/// What a snapshot holds. One that cannot be read is passed over and the fold begins again; one that can, comes back equal.
+/// A snapshot's state. An unreadable one is skipped and the fold starts again; a readable one is unchanged by saving.
 pub fn snapshot(input: &[u8]) -> bool {
     restores::<MetricsState>(input) | restores::<LicensesState>(input)
 }
@@ -61,7 +60,7 @@ fn restores<S: Stage + DeserializeOwned + PartialEq + std::fmt::Debug>(input: &[
     true
 }
 
-/// A word of one of the closed sets: what is read is written so.
+/// A word of a closed set: a parsed word is written the same.
 pub fn words(input: &[u8]) -> bool {
     let Ok(word) = std::str::from_utf8(input) else { return false };
     let word = word.trim_end_matches('\n');

@@ -1,4 +1,4 @@
-//! What other programs send us over HTTP: Tallyman's answers, a scraper's `Accept`.
+//! Foreign input over HTTP: Tallyman's answers, and the header `Accept` of a scraper.
 
 use tallyline::metrics::Format;
 use tallyline::tallyman::{Answer, Verdict};
@@ -14,7 +14,7 @@ pub fn answer(input: &[u8]) -> bool {
             assert!(!message.contains('\0') && message.chars().count() <= 1000);
         }
     }
-    // money: taken is only what the answer names
+    // money: only events in the answer are accepted
     if !input.windows(15).any(|part| part == b"accepted_events") && !input.contains(&b'\\') {
         assert!(verdicts.of_sent.iter().all(|(_, verdict)| *verdict != Verdict::Accepted));
     }
@@ -25,7 +25,7 @@ pub fn answer(input: &[u8]) -> bool {
 pub fn accept(input: &[u8]) -> bool {
     let text = String::from_utf8_lossy(input);
     let format = Format::for_accept(&text);
-    // an offer of something that we do not have changes nothing
+    // an offer of an unsupported format changes nothing
     assert_eq!(Format::for_accept(&format!("{text},image/png")), format);
     if format == Format::Protobuf {
         let lower = text.to_ascii_lowercase();
