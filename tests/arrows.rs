@@ -1,10 +1,9 @@
-//! Which part may name which: read from the sources, so that it can't be out of date. ARCHITECTURE.md draws the same arrows.
+//! Checks which part may name which. It reads the sources, so it cannot be out of date. ARCHITECTURE.md draws the same arrows.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-/// Each part of `src/` and the parts that it may name. `ANY` names what it shows; every part but the pure folds may
-/// name the leaves.
+/// Each part of `src/` and the parts that it may name. `ANY` parts may name all. Every part but the pure folds may name the leaves.
 const ARROWS: &[(&str, &[&str])] = &[
     ("api", ANY),
     ("audit", &["event", "log", "ledger", "coderd", "collectors"]),
@@ -65,7 +64,7 @@ fn no_part_names_what_it_may_not() {
     let arrows = all_arrows();
     let wrong: Vec<String> = arrows.iter().filter_map(fault).collect();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    // Far fewer than there are: enough to notice when the reading of src/ breaks.
+    // Far fewer than the real number: enough to notice when reading src/ fails.
     let lines: usize = source_files().iter().map(|(_, text)| text.lines().count()).sum();
     assert!(arrows.len() >= lines / 1000, "only {} arrows seen in {lines} lines", arrows.len());
 }
@@ -89,7 +88,7 @@ fn the_reader_sees_every_way_to_name_a_part() {
     ";
     let named = names(text, Path::new("stages/creation.rs"));
     assert_eq!(named, ["audit", "clock", "coderd", "config", "event", "export", "ledger", "log"].map(String::from).into());
-    // From the part's own root file, one `super` is already the crate.
+    // In the part's own root file, one `super` is already the crate.
     assert_eq!(names("use super::ledger::Batch;", Path::new("stages/mod.rs")), ["ledger".to_owned()].into());
     assert_eq!(names("use super::ledger::Batch;", Path::new("stages/creation.rs")), BTreeSet::new());
 }
@@ -107,7 +106,7 @@ fn a_forbidden_arrow_and_an_unknown_part_are_found() {
     }
 }
 
-/// What is wrong with an arrow, or nothing.
+/// The problem with an arrow; None: it is allowed.
 fn fault(arrow: &Arrow) -> Option<String> {
     let Arrow { from, to, file } = arrow;
     let allowed = |part: &str| ARROWS.iter().find(|(name, _)| *name == part).map(|(_, to)| *to);
@@ -132,7 +131,7 @@ fn all_arrows() -> BTreeSet<Arrow> {
     arrows
 }
 
-/// The checkout that is tested; cargo says so when it runs the test (one target folder may serve several checkouts).
+/// The tested checkout. cargo passes it when it runs the test: one target folder may serve several checkouts.
 fn repository() -> PathBuf {
     std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo runs this test").into()
 }
@@ -144,7 +143,6 @@ fn source_files() -> Vec<(PathBuf, String)> {
     rust.map(|file| (file.strip_prefix(&source).unwrap().to_owned(), std::fs::read_to_string(&file).unwrap())).collect()
 }
 
-/// All files below a folder.
 fn files_below(folder: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(folder).unwrap() {
@@ -158,13 +156,13 @@ fn files_below(folder: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// The part that a file of `src/` belongs to: `log` for `log/kafka.rs` and for `log.rs`. None for the two files that name them all.
+/// The part of a file in `src/`: `log` for `log/kafka.rs` and for `log.rs`. None for the two files that name all parts.
 fn part_of(file: &Path) -> Option<String> {
     let part = Path::new(file.iter().next()?).file_stem()?.to_str()?;
     (part != "lib" && part != "main").then(|| part.to_owned())
 }
 
-/// The parts that a file's text names: after `crate::`, after the crate's own name, or after as many `super::` as lead out of its part.
+/// The parts in a file's text: after `crate::`, the crate's own name, or the number of `super::` that leaves its part.
 fn names(text: &str, file: &Path) -> BTreeSet<String> {
     let code: String = text.lines().map(|line| without_comment(line).to_owned() + "\n").collect();
     let mut found = BTreeSet::new();
@@ -188,13 +186,13 @@ fn names(text: &str, file: &Path) -> BTreeSet<String> {
     found
 }
 
-/// The line up to `//`, where that is not part of an address.
+/// The line up to `//`, unless that is part of an address.
 fn without_comment(line: &str) -> &str {
     let comment = line.match_indices("//").find(|(at, _)| !line[..*at].ends_with(':'));
     comment.map_or(line, |(at, _)| &line[..at])
 }
 
-/// The first name of a path, or of each path in the braces that follow. Macros, functions and types at the crate's root have no part.
+/// The first name of a path, or of each path in the braces. Macros, functions and types at the crate's root have no part.
 fn first_names(path: &str) -> Vec<String> {
     let name = |text: &str| text.trim_start().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
     let Some(list) = path.strip_prefix('{') else { return vec![name(path)] };
