@@ -1,4 +1,4 @@
-//! Tallyline's client against the simulated Tallyman: the whole exchange over a real connection.
+//! Tallyline's client and the simulated Tallyman: the whole exchange over a real connection.
 
 use std::time::Duration;
 
@@ -206,7 +206,7 @@ async fn the_books_survive_the_process_and_a_torn_last_line() {
     let file = folder.path().join("books.jsonl");
     let config = || Config { books: Some(file.clone()), ..known() };
     let before = {
-        // Never stopped: whatever is in the file now would be there after a kill.
+        // It is never stopped: the file now has the same content as after a kill.
         let exchange = Exchange::start(config()).await;
         exchange.send(&["a", "b"]).await.expect("an answer");
         exchange.send(&["a"]).await.expect("an answer");
