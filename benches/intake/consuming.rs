@@ -1,4 +1,4 @@
-//! The intake side: a consumer as a `tallyline run` with the role `consume` has it, in a process of its own, so that its memory is its own.
+//! The intake side: a consumer as in `tallyline run` with the role `consume`. Its own process makes its memory measurable.
 
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use tallyline::ledger::{Ledger, LedgerSettings};
 use tallyline::log::{KafkaSettings, Log};
 use tokio_util::sync::CancellationToken;
 
-/// What is consumed and where it goes.
+/// The source and the target of the consumer.
 #[derive(Serialize, Deserialize)]
 pub struct Consuming {
     /// PostgreSQL URL of an empty ledger.
@@ -23,24 +23,24 @@ pub struct Consuming {
     pub prefix: String,
     /// The consumer group.
     pub group: String,
-    /// How many events the log holds.
+    /// The number of events in the log.
     pub events: u32,
 }
 
-/// What the process saw.
+/// The measurements of the process.
 #[derive(Clone, Copy, Serialize, Deserialize)]
 pub struct Consumed {
     /// From the start to the first batch in the ledger: connections, joining the group, the first fetch and the first commit.
     pub first_batch_seconds: f64,
     /// From the start until every event is committed.
     pub seconds: f64,
-    /// The most memory that the process ever held, `VmHWM`, in KiB.
+    /// The process's peak memory, `VmHWM`, in KiB.
     pub peak_kib: u64,
 }
 
-/// Longer than any machine takes: then something hangs.
+/// Longer than any machine takes: after this the consumer hangs.
 const DEADLINE: Duration = Duration::from_secs(900);
-/// How often the consumer's own counters are looked at.
+/// Time between two looks at the consumer's own counters.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
 /// Runs this program again, as a consumer only.
@@ -54,11 +54,11 @@ pub fn in_a_process_of_its_own(consuming: &Consuming) -> Result<Consumed> {
     serde_json::from_slice(&output.stdout).context("what the consuming process told")
 }
 
-/// Consumes until every event is in the ledger, then tells on stdout.
+/// Consumes until every event is in the ledger, then reports on stdout.
 pub async fn consume(consuming: &Consuming) -> Result<()> {
     let begun = Instant::now();
     let settings = KafkaSettings { topic_prefix: consuming.prefix.clone(), ..KafkaSettings::new(&consuming.brokers) };
-    // as many connections as a pipeline has by default
+    // more connections than a pipeline of any roles has by default
     let ledger = Ledger::open(&LedgerSettings { url: consuming.ledger.clone(), connections: 16 }, Clock::system())?;
     let registry = Registry::new();
     let telemetry = ConsumerTelemetry::register(&registry)?;
@@ -90,7 +90,7 @@ pub async fn consume(consuming: &Consuming) -> Result<()> {
     Ok(())
 }
 
-/// Records of committed batches, whatever became of them.
+/// Records of committed batches, with any disposition.
 fn recorded(registry: &Registry) -> f64 {
     let families = registry.gather();
     let records = families.iter().filter(|family| family.name() == "tallyline_consumer_records_total");

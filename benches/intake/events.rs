@@ -1,4 +1,4 @@
-//! Builds as a busy deployment has them: random ids, names of usual length, every transition.
+//! Builds as in a busy deployment: random ids, names of usual length, every transition.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use rand::{Rng as _, SeedableRng as _};
@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 const DEPLOYMENT: Uuid = Uuid::from_u128(0x5f0c_3a51_77b2_4c0e_9d1f_2a64_8be0_1133);
 
-/// Builds of one workspace: a start, then stops and starts, a delete at last.
+/// Builds of one workspace: a start, then stops and starts, and a delete.
 const BUILDS_OF_A_WORKSPACE: u32 = 5;
 
 /// The completed build of that number; the same number gives the same build.

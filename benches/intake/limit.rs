@@ -1,4 +1,4 @@
-//! The limit: the same rows by `COPY` into a staging table and one `insert … on conflict do nothing` into the same indexed tables.
+//! The limit: the same rows by `COPY` into a staging table. Then one `insert … on conflict do nothing` into the same indexed tables.
 
 use std::fmt::Write as _;
 
@@ -6,18 +6,18 @@ use anyhow::Result;
 use sqlx::{Connection as _, PgConnection};
 use tallyline::event::{Event, InputStage, Payload};
 
-/// Bytes handed to `COPY` at a time.
+/// Bytes in one piece for `COPY`.
 const PIECE: usize = 1024 * 1024;
 
-/// Events as `COPY` takes them, made before any time is taken.
+/// Events in the form of `COPY`, made before the measurement.
 #[derive(Default)]
 pub struct Rows(String);
 
 impl Rows {
-    /// Adds events with the partition and offset that each has.
+    /// Adds events with their partitions and offsets.
     pub fn add(&mut self, events: &[Event], placed: &[(i32, i64)]) {
         for (event, (_, offset)) in events.iter().zip(placed) {
-            // a String never refuses
+            // writing to a String never fails
             let _ = self.add_one(event, *offset);
         }
     }
@@ -44,7 +44,7 @@ fn or_null<T: ToString>(value: Option<T>) -> String {
     value.map_or_else(|| "\\N".to_owned(), |value| value.to_string())
 }
 
-/// In one transaction: everything once, with one row of `batch`. The staging table is unlogged, which is the fastest that it can be.
+/// Copies everything once in one transaction, with one row of `batch`. The staging table is unlogged, the fastest possible.
 pub async fn copy_then_insert(url: &str, rows: &Rows) -> Result<()> {
     let mut connection = PgConnection::connect(url).await?;
     let mut tx = connection.begin().await?;

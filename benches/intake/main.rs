@@ -1,5 +1,5 @@
-//! How fast events get from Kafka into the ledger, against the fastest way to bring the same rows into the same tables, and how much memory
-//! that takes. benches/README.md has the command and the figures.
+//! The speed of events from Kafka into the ledger, and the memory for it. It is compared with the fastest way to bring the same rows into
+//! the same tables. benches/README.md has the command and the figures.
 
 mod consuming;
 mod events;
@@ -21,11 +21,11 @@ use uuid::Uuid;
 use consuming::Consuming;
 use report::{Pair, Size};
 
-/// As many as pipelines have by default.
+/// The default number of a pipeline.
 const PARTITIONS: i32 = 6;
-/// Events made, written to Kafka and forgotten at a time.
+/// Events that are made, written to Kafka and dropped in one step.
 const CHUNK: usize = 10_000;
-/// Events of the round that is not measured.
+/// Events of the first round, which is not measured.
 const WARM_UP: u32 = 5_000;
 
 /// Run it by `scripts/with-servers cargo bench --bench intake`.
@@ -59,7 +59,7 @@ async fn measure(options: &Options) -> Result<()> {
     let brokers = setting("TALLYLINE_TEST_KAFKA")?;
     report::surroundings(&server).await?;
     parsing::measure();
-    // the broker's first group of all waits for the topic that keeps groups' offsets to be made
+    // the first group on the broker waits until the topic of groups' offsets exists
     let prefix = prefix();
     let rows = fill(&brokers, &prefix, WARM_UP).await?;
     pair(&server, &brokers, &prefix, WARM_UP, &rows, 0).await?;
@@ -83,12 +83,12 @@ fn setting(name: &str) -> Result<String> {
     std::env::var(name).with_context(|| format!("{name} is not set: run scripts/with-servers cargo bench --bench intake"))
 }
 
-/// Keeps one size's topics and groups apart from all others.
+/// Separates one size's topics and groups from all others.
 fn prefix() -> String {
     format!("bench{}.", Uuid::new_v4().simple())
 }
 
-/// Writes the events to a topic of their own and keeps what the limit needs: the same rows as `COPY` takes them.
+/// Writes the events to a new topic and keeps the rows for `COPY`.
 async fn fill(brokers: &str, prefix: &str, events: u32) -> Result<limit::Rows> {
     let settings = KafkaSettings { topic_prefix: prefix.to_owned(), replication: 1, ..KafkaSettings::new(brokers) };
     let log = Log::kafka(settings)?;
@@ -104,7 +104,7 @@ async fn fill(brokers: &str, prefix: &str, events: u32) -> Result<limit::Rows> {
     Ok(rows)
 }
 
-/// Both sides once, each in a fresh ledger, in turn one or the other first.
+/// Measures both sides once, each in a fresh ledger; the order alternates.
 async fn pair(server: &str, brokers: &str, prefix: &str, events: u32, rows: &limit::Rows, round: usize) -> Result<Pair> {
     let mut consumed = None;
     let mut copied = None;
@@ -128,7 +128,7 @@ async fn pair(server: &str, brokers: &str, prefix: &str, events: u32, rows: &lim
     Ok(Pair { consumed, copy_seconds })
 }
 
-/// A database with this version's migrations. A checkpoint before keeps one side's writing out of the other's time.
+/// A database with this version's migrations. A checkpoint before it keeps the writes of one side out of the other's time.
 async fn fresh_ledger(server: &str) -> Result<(String, String)> {
     let name = format!("bench_{}", Uuid::new_v4().simple());
     let (address, _) = server.rsplit_once('/').context("the server's address ends in a database name")?;
@@ -142,7 +142,7 @@ async fn fresh_ledger(server: &str) -> Result<(String, String)> {
     Ok((name, url))
 }
 
-/// What both sides must have in common: how many builds and first starts, and a sum over all that a build's row tells of its event.
+/// The content that both sides must share: the numbers of builds and first starts, and a sum over all event columns.
 async fn contents(url: &str) -> Result<(i64, i64, String)> {
     let mut connection = PgConnection::connect(url).await?;
     Ok(sqlx::query_as(

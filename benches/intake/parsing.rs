@@ -1,4 +1,4 @@
-//! What one event costs before it reaches the ledger.
+//! The cost of one event before it reaches the ledger.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use super::events;
 const DIFFERENT: u32 = 10_000;
 const FOR: Duration = Duration::from_secs(2);
 
-/// Prints nanoseconds per event, and how large the events are.
+/// Prints nanoseconds per event, and the size of events.
 pub fn measure() {
     let events: Vec<Event> = (0..DIFFERENT).map(events::event).collect();
     let messages: Vec<Message> = events.iter().map(Event::to_message).collect();

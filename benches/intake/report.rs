@@ -1,4 +1,4 @@
-//! What is printed: every value, and medians of them.
+//! The printed report: every value, and medians.
 
 use anyhow::Result;
 use sqlx::{Connection as _, PgConnection};
@@ -23,7 +23,7 @@ impl Pair {
     }
 }
 
-/// Where the figures come from.
+/// The servers and the machine of the figures.
 pub async fn surroundings(server: &str) -> Result<()> {
     let mut connection = PgConnection::connect(server).await?;
     let version: String = sqlx::query_scalar("select version()").fetch_one(&mut connection).await?;
@@ -32,7 +32,6 @@ pub async fn surroundings(server: &str) -> Result<()> {
     Ok(())
 }
 
-/// One round.
 pub fn pair(round: usize, pair: &Pair) {
     let Consumed { first_batch_seconds, seconds, peak_kib } = pair.consumed;
     println!(
@@ -45,7 +44,7 @@ pub fn pair(round: usize, pair: &Pair) {
     );
 }
 
-/// The last minute's load average: what this program and its two servers bring is part of it.
+/// The last minute's load average; it includes this program and its two servers.
 fn load() -> String {
     let averages = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     averages.split_whitespace().next().unwrap_or("unknown").to_owned()
