@@ -1,4 +1,4 @@
-//! The two simulators, coderd and Tallyman. They name nothing of the rest.
+//! The simulators of coderd and Tallyman. They name no other part.
 
 pub mod coderd;
 pub mod tallyman;

@@ -1,4 +1,4 @@
-//! What coderd does, one transaction each.
+//! coderd's acts, one transaction each.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
@@ -7,30 +7,30 @@ use uuid::Uuid;
 /// One transaction at one instant.
 #[derive(Clone, Debug)]
 pub struct Act {
-    /// When it is done (coderd's clock).
+    /// When it is done, by coderd's clock.
     pub at: DateTime<Utc>,
-    /// For how long its transaction stays open after it wrote its timestamps.
+    /// How long its transaction stays open after it wrote its timestamps.
     pub held_for: Option<TimeDelta>,
-    /// What is written.
+    /// The rows that it writes.
     pub deed: Deed,
 }
 
-/// What a transaction writes.
+/// The rows that a transaction writes.
 #[derive(Clone, Debug)]
 pub enum Deed {
     /// A build and its job are queued, with a new workspace (and task) if it is the first.
     Queue(Box<Queued>),
-    /// A daemon takes the job. The time it writes may come from another replica's clock.
+    /// A daemon takes the job. The written time may come from another replica's clock.
     Acquire { build: BuildIds, worker: Uuid, started_at: DateTime<Utc> },
-    /// A user cancels a running job: only `canceled_at` is written.
+    /// A user cancels a running job: writes only `canceled_at`.
     CancelRunning { build: BuildIds, canceled_at: DateTime<Utc> },
-    /// A job that no daemon has is canceled: both times, nothing else.
+    /// A job without a daemon is canceled: writes both times, and nothing else.
     CancelPending { build: BuildIds, canceled_at: DateTime<Utc>, completed_at: DateTime<Utc> },
     /// The job ends, by success, failure or a reaper.
     Complete(Box<Completed>),
     /// A pool workspace gets a new owner and name.
     Claim { workspace: Uuid, owner: Uuid, name: String },
-    /// A usage row outside a build's transaction: heartbeats.
+    /// A usage row outside a build's transaction: a heartbeat.
     Usage(UsageRow),
     /// coderd's publisher writes a verdict.
     Publish { id: String, published_at: Option<DateTime<Utc>>, failure: Option<String> },
@@ -45,7 +45,7 @@ pub enum Deed {
 }
 
 impl Act {
-    /// The same by a replica whose clock is this far behind. Heartbeats are dated by their hour, and licenses by their issuer.
+    /// Dates the act as a replica with a slow clock does. Heartbeats keep their hour, and licenses their issuer's dates.
     pub(super) fn date_back(&mut self, behind: TimeDelta) {
         self.at -= behind;
         match &mut self.deed {
@@ -73,7 +73,6 @@ impl Act {
     }
 }
 
-/// A build's keys.
 #[derive(Clone, Copy, Debug)]
 pub struct BuildIds {
     /// `workspace_builds.id`
@@ -84,15 +83,15 @@ pub struct BuildIds {
     pub workspace: Uuid,
 }
 
-/// What a build is for, as the one who asked for it meant it.
+/// The purpose of a build, as its initiator meant it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Class {
-    /// The first build of a workspace that a user asked for.
+    /// The first build of a workspace, requested by a user.
     RegularCreation,
     /// The first build of a pool workspace.
     PrebuildCreation,
-    /// The build that hands a pool workspace to its new owner.
+    /// The build that gives a pool workspace to its new owner.
     Claim,
     /// Restarts, retries, stops, deletes.
     Other,
@@ -120,12 +119,11 @@ impl Transition {
     }
 }
 
-/// A queued build.
 #[derive(Clone, Debug)]
 pub struct Queued {
     pub ids: BuildIds,
     pub class: Class,
-    /// The name of the workspace that is created with this build.
+    /// The workspace that is created with this build.
     pub new_workspace: Option<NewWorkspace>,
     /// The task that is created with this build.
     pub new_task: Option<NewTask>,
@@ -141,14 +139,12 @@ pub struct Queued {
     pub stage: Option<u8>,
 }
 
-/// A new workspace row.
 #[derive(Clone, Debug)]
 pub struct NewWorkspace {
     pub owner: Uuid,
     pub name: String,
 }
 
-/// A new task row.
 #[derive(Clone, Debug)]
 pub struct NewTask {
     pub id: Uuid,
@@ -156,21 +152,21 @@ pub struct NewTask {
     pub name: String,
 }
 
-/// How a job ends.
+/// The end of a job.
 #[derive(Clone, Debug)]
 pub struct Completed {
     pub ids: BuildIds,
     pub transition: Transition,
     pub completed_at: DateTime<Utc>,
-    /// The reaper writes a start, too, where none is: the same instant as the end.
+    /// The reaper also writes a missing start: the same instant as the end.
     pub start_at_end: bool,
     pub error: Option<String>,
     pub error_code: Option<String>,
-    /// What only a success writes.
+    /// Only a success writes it.
     pub success: Option<Success>,
 }
 
-/// What a successful completion writes beside the job.
+/// The rows that a successful completion writes besides the job.
 #[derive(Clone, Debug)]
 pub struct Success {
     pub has_ai_task: bool,
@@ -190,7 +186,6 @@ pub struct UsageRow {
     pub created_at: DateTime<Utc>,
 }
 
-/// The three types of usage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum UsageKind {
     #[serde(rename = "dc_managed_agents_v1")]
@@ -212,7 +207,7 @@ impl UsageKind {
         }
     }
 
-    /// The payload for a quantity.
+    /// The payload with this quantity.
     #[must_use]
     pub fn data(self, quantity: i64) -> String {
         match self {
@@ -229,7 +224,7 @@ pub struct LicenseRow {
     pub jwt: String,
     pub exp: DateTime<Utc>,
     pub kid: String,
-    /// Signed by the key that is handed out.
+    /// Whether the published key signed it.
     pub known_key: bool,
     pub claims: super::licenses::Claims,
 }

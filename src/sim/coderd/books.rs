@@ -1,4 +1,4 @@
-//! The simulator's bookkeeping: what each act makes true, noted as it is done.
+//! The simulator's bookkeeping: it notes the effect of each act when the act is done.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -14,10 +14,10 @@ use super::truth::{
     UsageTruth,
 };
 
-/// What is known so far.
+/// Everything noted until now.
 pub(super) struct Books {
     pub names: HashMap<Uuid, String>,
-    /// Presets whose row is gone.
+    /// Presets whose row is removed.
     pub removed_presets: BTreeSet<Uuid>,
     pub renames: Vec<Rename>,
     open: HashMap<Uuid, OpenBuild>,
@@ -29,7 +29,7 @@ pub(super) struct Books {
     suspended: Uuid,
 }
 
-/// A build that is not complete.
+/// An incomplete build.
 struct OpenBuild {
     queued: Queued,
     created_at: DateTime<Utc>,
@@ -70,27 +70,25 @@ impl Books {
         self.names.extend(presets.map(|preset| (preset.id, preset.name.clone())));
     }
 
-    /// Whether a workspace of the template is still there.
+    /// Whether the template has a workspace that is not deleted.
     pub fn has_workspaces(&self, template: Uuid) -> bool {
         self.workspaces.values().any(|workspace| workspace.template == template && !workspace.deleted)
     }
 
-    /// Some workspace that is still there, always the same one for the same acts.
+    /// A workspace that is not deleted; the same acts give the same one.
     pub fn any_workspace(&self) -> Option<Uuid> {
         self.workspaces.iter().filter(|(_, workspace)| !workspace.deleted).map(|(id, _)| *id).min()
     }
 
-    /// How many builds completed.
     pub fn completed(&self) -> usize {
         self.builds.len()
     }
 
-    /// How many usage rows there are.
     pub fn usage_rows(&self) -> usize {
         self.usage.len()
     }
 
-    /// Notes what the act makes true.
+    /// Notes the effect of the act.
     pub fn note(&mut self, act: &Act) {
         match &act.deed {
             Deed::Queue(queued) => self.queued(queued, act.at),
@@ -207,7 +205,7 @@ impl Books {
         self.usage.entry(row.id.clone()).or_insert(truth);
     }
 
-    /// Everything that is true by now.
+    /// The truth until now.
     pub fn truth(&self, config: &Config, deployment: &Deployment, license_key: &LicenseKey) -> Truth {
         let mut builds = self.builds.clone();
         builds.sort_by_key(|build| (build.completed_at, build.id));

@@ -1,4 +1,4 @@
-//! One workspace as it is planned, and each of its builds from queue to end.
+//! Plans one workspace, and each of its builds from queue to end.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use rand::Rng;
@@ -10,17 +10,17 @@ use super::config::PREBUILDS_USER;
 use super::deployment::{Deployment, Template, Version};
 use super::lives::{Existing, Lives, Window};
 
-/// Times that are exactly the upper bound of a classic bucket, in seconds.
+/// Durations at the exact upper bound of a classic bucket, in seconds.
 const BUCKET_BOUNDS: [i64; 5] = [1, 10, 30, 60, 300];
 
-/// A workspace while its life is planned.
+/// A workspace during the planning of its life.
 pub(super) struct Workspace<'a> {
     pub lives: &'a mut Lives,
     pub window: Window,
     pub template: &'a Template,
     pub owner: Uuid,
     pub now: DateTime<Utc>,
-    /// A task points at it.
+    /// Whether a task refers to it.
     pub task: bool,
     pub deleted: bool,
     pub acts: Vec<Act>,
@@ -29,12 +29,12 @@ pub(super) struct Workspace<'a> {
     preset: Option<Uuid>,
     id: Uuid,
     number: i32,
-    /// What the first or the claim build creates with it.
+    /// The rows that the first build or the claim build creates.
     new_workspace: Option<NewWorkspace>,
     new_task: Option<NewTask>,
 }
 
-/// A build that someone asks for.
+/// A requested build.
 #[derive(Clone, Copy)]
 pub(super) struct Ask {
     pub class: Class,
@@ -45,15 +45,15 @@ pub(super) struct Ask {
     pub ending: Ending,
 }
 
-/// How a build ends, with the ways in which its row then looks odd.
+/// The end of a build, with odd forms of its row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ending {
     Success,
-    /// The daemon's replica has a clock ahead of the one that completes: the start lies after the end.
+    /// The daemon's replica has a fast clock: the start is after the end.
     SuccessSkewed,
-    /// Completed with an error that is an empty string, which is none.
+    /// Completed with an empty string as its error, which is not an error.
     SuccessWithEmptyError,
-    /// Its usage row lies on this instant.
+    /// Its usage row is dated at this instant.
     SuccessWithUsageAt(DateTime<Utc>),
     Failure,
     CanceledPending,
@@ -62,9 +62,9 @@ pub(super) enum Ending {
     CanceledButFailed,
     /// A hung running job.
     Reaped,
-    /// A hung pending job: the reaper writes its end as its start, too.
+    /// A hung pending job: the reaper also writes its end as its start.
     ReapedPending,
-    /// The same by an older reaper: no start.
+    /// The same by an older reaper: without a start.
     ReapedUnstarted,
     /// Not over when the history ends.
     LeftPending,
@@ -102,12 +102,12 @@ impl<'a> Workspace<'a> {
         }
     }
 
-    /// Goes on with a workspace that is there.
+    /// Continues with an existing workspace.
     pub fn resume(&mut self, existing: &Existing) {
         (self.id, self.owner, self.number) = (existing.workspace, existing.owner, existing.builds);
     }
 
-    /// A user's creation. On an AI template more than half are tasks; `may_lack_preset` leaves the preset out now and then.
+    /// A user's creation. More than half of those on an AI template are tasks; `may_lack_preset` sometimes leaves the preset out.
     pub fn create(&mut self, ending: Ending, may_lack_preset: bool) {
         if !(may_lack_preset && one_in(&mut self.lives.dice, 7)) {
             self.choose_another_preset();
@@ -153,7 +153,7 @@ impl<'a> Workspace<'a> {
         self.perhaps_task(chance);
     }
 
-    /// Another preset of the version, if there are two.
+    /// Another preset of the version, if it has two.
     pub fn choose_another_preset(&mut self) {
         let others: Vec<Uuid> = self.version.presets.iter().map(|preset| preset.id).filter(|id| Some(*id) != self.preset).collect();
         if !others.is_empty() {
@@ -161,7 +161,7 @@ impl<'a> Workspace<'a> {
         }
     }
 
-    /// One build from queue to end; afterwards it is `now` when it ended.
+    /// One build from queue to end. Afterwards `now` is the time of its end.
     pub fn build(&mut self, ask: Ask) {
         let ids = self.queue(ask);
         let queued_at = self.now;
@@ -243,7 +243,7 @@ impl<'a> Workspace<'a> {
         ids
     }
 
-    /// Acquired at `at` in coderd's order of things; the row's time is `skew` ahead.
+    /// Acquired at `at` in coderd's order; the row's time is `skew` later.
     fn acquire(&mut self, build: BuildIds, at: DateTime<Utc>, skew: TimeDelta) {
         let middle = self.lives.config.start + (self.lives.config.end - self.lives.config.start) / 2;
         let workers = &self.deployment.workers;
@@ -303,8 +303,8 @@ impl<'a> Workspace<'a> {
         self.act(self.now, Deed::Complete(Box::new(done)));
     }
 
-    /// Section 2.5: the resource rule counts every successful start of an AI template, the task rule those of a task's workspace.
-    /// Without Tasks coderd counts nothing any more; the simulator then goes on by the resource rule, so that there is usage.
+    /// Section 2.5: the resource rule counts every successful start of an AI template, the task rule those of a task's workspace. Without
+    /// Tasks coderd counts nothing; the simulator keeps the resource rule, so that there is usage.
     fn counts_as_agent(&self, at: DateTime<Utc>) -> bool {
         if self.by_task_rule(at) { self.task } else { self.template.ai }
     }

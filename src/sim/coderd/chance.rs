@@ -5,10 +5,10 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use uuid::Uuid;
 
-/// The generator that every part uses: its numbers are the same on every machine and in every version of `rand_chacha`.
+/// The generator of every part. Its numbers are the same on every machine and in every version of `rand_chacha`.
 pub(super) type Dice = ChaCha8Rng;
 
-/// What the numbers are for.
+/// The use of the numbers.
 #[derive(Clone, Copy)]
 pub(super) enum Subject {
     Deployment = 1,
@@ -24,12 +24,11 @@ pub(super) fn dice(seed: u64, subject: Subject) -> Dice {
     dice
 }
 
-/// A version 4 UUID.
 pub(super) fn uuid_from(dice: &mut Dice) -> Uuid {
     uuid::Builder::from_random_bytes(dice.random()).into_uuid()
 }
 
-/// Between `low` and `high` microseconds, each order of size equally likely.
+/// Between `low` and `high` microseconds, each order of magnitude equally likely.
 #[allow(clippy::cast_possible_truncation, clippy::cast_precision_loss)] // hours in microseconds are far below 2^52
 pub(super) fn log_uniform(dice: &mut Dice, (low, high): (i64, i64)) -> TimeDelta {
     let (low, high) = ((low.max(1) as f64).ln(), (high.max(1) as f64).ln());
@@ -46,7 +45,6 @@ pub(super) fn one_in(dice: &mut Dice, n: usize) -> bool {
     n > 0 && dice.random_range(0..n) == 0
 }
 
-/// One of them.
 pub(super) fn pick<T: Copy>(dice: &mut Dice, from: &[T]) -> T {
     from[dice.random_range(0..from.len())]
 }

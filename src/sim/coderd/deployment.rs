@@ -1,4 +1,4 @@
-//! What stands before the first build: organizations, users, templates with versions and presets, workers.
+//! The rows before the first build: organizations, users, templates with versions and presets, workers.
 
 use rand::Rng;
 use uuid::Uuid;
@@ -6,19 +6,19 @@ use uuid::Uuid;
 use super::chance::{Dice, Subject, dice, uuid_from};
 use super::config::{Config, PREBUILDS_USER};
 
-/// The deployment's furniture, as created. Names change only by [`super::Simulation::rename_things`].
+/// The parts of the deployment, as created. Only [`super::Simulation::rename_things`] changes names.
 #[derive(Clone, Debug)]
 pub struct Deployment {
     /// The deployment's id, the value of `site_configs.deployment_id`.
     pub id: Uuid,
     pub(super) organizations: Vec<Organization>,
-    /// Active people; more rows (system, suspended, service account) are made by the writer.
+    /// Active people; the writer adds more rows (system, suspended, service account).
     pub(super) users: Vec<User>,
     pub(super) suspended: User,
     pub(super) system: User,
     pub(super) service_account: User,
     pub(super) templates: Vec<Template>,
-    /// The first of these left before the history ends: no daemon row is there any more, its jobs are.
+    /// The first of these left before the history ends: their daemon rows are gone, their jobs remain.
     pub(super) workers: Vec<Uuid>,
     pub(super) replica: Uuid,
 }
@@ -42,7 +42,7 @@ pub(super) struct Template {
     pub name: String,
     pub ai: bool,
     pub external_agent: bool,
-    /// Every workspace of it is deleted well before the history ends, so that it can be deleted itself.
+    /// All its workspaces are deleted well before the history ends, so that it can be deleted, too.
     pub sunset: bool,
     pub versions: Vec<Version>,
 }
@@ -59,19 +59,19 @@ pub(super) struct Version {
 pub(super) struct Preset {
     pub id: Uuid,
     pub name: String,
-    /// A pool is kept for it.
+    /// Whether it has a pool.
     pub pool: bool,
 }
 
 const ORGANIZATIONS: [&str; 3] = ["platform", "data-science", "platform-eu"];
 const TEMPLATES: [&str; 10] = ["go", "docker", "notebook", "golang", "agents", "external", "java-service", "frontend", "gpu", "sandbox"];
 const PRESETS: [&str; 4] = ["Small", "Large", "GPU", "Extra large"];
-/// Workers there are; the first three leave and the last three come in the middle of the history.
+/// The number of workers; the first three leave and the last three come in the middle of the history.
 const WORKERS: usize = 8;
 const USERS: usize = 40;
 
 impl Template {
-    /// Every version keeps a pool for some preset.
+    /// Whether every version has a preset with a pool.
     pub fn has_pool(&self) -> bool {
         self.versions.iter().all(|version| version.presets.iter().any(|preset| preset.pool))
     }
@@ -106,7 +106,7 @@ impl Deployment {
         }
     }
 
-    /// A new template of that name in that organization, as a later owner of a deleted template's name.
+    /// A new template that takes the name of a deleted one in the same organization.
     pub(super) fn successor(of: &Template, dice: &mut Dice) -> Template {
         let presets = of.versions[0].presets.iter().map(|preset| preset.name.clone()).collect::<Vec<_>>();
         Template {
@@ -150,8 +150,8 @@ fn templates(config: &Config, organizations: &[Organization], dice: &mut Dice) -
     templates
 }
 
-/// Names that run into each other between templates of one organization ("go" + "lang small", "golang" + " small"), one that needs
-/// escaping, the rest plain.
+/// Some names run into each other between templates of one organization ("go" + "lang small", "golang" + " small"). One needs escaping, the
+/// rest are plain.
 fn preset_name(template: usize, k: usize) -> String {
     match (template, k) {
         (0, 0) => "lang small".to_owned(),

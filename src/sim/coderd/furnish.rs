@@ -1,4 +1,4 @@
-//! Writes what stands before the first build.
+//! Writes the rows before the first build.
 
 use anyhow::Context;
 use chrono::{DateTime, TimeDelta, Utc};
@@ -10,7 +10,7 @@ use super::schema::SchemaVersion;
 
 const VERSION: &str = "v2.37.0-devel+simulated";
 
-/// All rows of the deployment as it is before its history begins, in the caller's transaction.
+/// Writes all rows of the deployment before its history begins, in the caller's transaction.
 pub(super) async fn furnish(tx: &mut PgConnection, config: &Config, deployment: &Deployment) -> anyhow::Result<()> {
     let at = config.start - TimeDelta::hours(2);
     sqlx::query("insert into site_configs (key, value) values ('deployment_id', $1)")
@@ -156,7 +156,7 @@ pub(super) async fn template(
     Ok(())
 }
 
-/// Those that are there when the history ends. The workers that left have no row, although their jobs name them.
+/// Writes the daemons at the end of the history. Workers that left have no row, although jobs name them.
 async fn daemons(tx: &mut PgConnection, deployment: &Deployment, at: DateTime<Utc>) -> anyhow::Result<()> {
     for (i, worker) in deployment.workers.iter().enumerate().skip(3) {
         sqlx::query(
@@ -174,7 +174,7 @@ async fn daemons(tx: &mut PgConnection, deployment: &Deployment, at: DateTime<Ut
     Ok(())
 }
 
-/// A job that is complete and no build.
+/// A complete job that is not a build.
 async fn dry_run(tx: &mut PgConnection, deployment: &Deployment, at: DateTime<Utc>) -> anyhow::Result<()> {
     sqlx::query(
         "insert into provisioner_jobs (id, created_at, updated_at, started_at, completed_at, organization_id, initiator_id, provisioner,

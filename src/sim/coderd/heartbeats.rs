@@ -1,4 +1,4 @@
-//! Plans what the usage cron and generator write (4.3, 4.4), what they count, and the verdicts of coderd's own publisher.
+//! Plans the rows of the usage cron and generator (4.3, 4.4), their usage, and the verdicts of coderd's own publisher.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ use super::deployment::Deployment;
 const SEAT_EPOCH: i64 = 1_672_531_200;
 const SEAT_INTERVAL: i64 = 4 * 3600;
 const MINUTE: i64 = 60_000_000;
-/// Between two cycles of coderd's publisher.
+/// Time between two cycles of coderd's publisher.
 const PUBLISH_INTERVAL: i64 = 17 * 60;
 
 /// Plans heartbeats, window after window.
@@ -23,7 +23,7 @@ pub(super) struct Heartbeats {
     dice: Dice,
     publishing: Dice,
     config: Config,
-    /// Who uses AI since when; only the active ones are counted.
+    /// Users of AI with their first use; only active ones (true) are counted.
     seats: BTreeMap<Uuid, (DateTime<Utc>, bool)>,
     chats: Vec<Uuid>,
 }
@@ -36,7 +36,7 @@ impl Heartbeats {
         Heartbeats { dice, publishing, config: config.clone(), seats: BTreeMap::new(), chats }
     }
 
-    /// Seat uses, chat messages and the heartbeat rows of every boundary and hour that begins in the window.
+    /// Plans seat uses, chat messages and the heartbeat rows of every boundary and hour that begins in the window.
     pub fn plan(&mut self, deployment: &Deployment, from: DateTime<Utc>, to: DateTime<Utc>) -> Vec<Act> {
         let mut acts = self.seat_uses(deployment, from, to);
         acts.extend(self.seat_rows(from, to));
@@ -47,7 +47,7 @@ impl Heartbeats {
     fn seat_uses(&mut self, deployment: &Deployment, from: DateTime<Utc>, to: DateTime<Utc>) -> Vec<Act> {
         let span = (to - from).num_microseconds().unwrap_or(i64::MAX);
         let mut acts = Vec::new();
-        // One suspended user among them, who has a row and is no seat.
+        // One of them is a suspended user, who has a row but is not a seat.
         let people = deployment.users.iter().step_by(2).map(|user| (user.id, true)).chain([(deployment.suspended.id, false)]);
         for (user, active) in people {
             if !self.seats.contains_key(&user) {
@@ -59,7 +59,7 @@ impl Heartbeats {
         acts
     }
 
-    /// At each boundary plus jitter; a missed boundary is never made up for.
+    /// At each boundary plus jitter; coderd never makes up for a missed boundary.
     fn seat_rows(&mut self, from: DateTime<Utc>, to: DateTime<Utc>) -> Vec<Act> {
         let mut acts = Vec::new();
         let mut boundary = SEAT_EPOCH + (from.timestamp() - SEAT_EPOCH).div_euclid(SEAT_INTERVAL) * SEAT_INTERVAL;
@@ -78,7 +78,7 @@ impl Heartbeats {
         acts
     }
 
-    /// One row per hour, an idle one too; a few come days late (the generator looks back seven days).
+    /// One row per hour, also for idle hours; a few come days late (the generator looks back seven days).
     fn runtime_rows(&mut self, from: DateTime<Utc>, to: DateTime<Utc>) -> Vec<Act> {
         let mut acts = Vec::new();
         let mut hour = from.duration_trunc(TimeDelta::hours(1)).unwrap_or(from);
@@ -91,7 +91,7 @@ impl Heartbeats {
             let mut total = 0;
             if !one_in(&mut self.dice, 3) {
                 for _ in 0..self.dice.random_range(1..4) {
-                    // Now and then on the hour itself: such a message belongs to the hour that begins.
+                    // Sometimes on the hour itself: such a message belongs to the hour that begins.
                     let at = if one_in(&mut self.dice, 20) { start } else { start + uniform(&mut self.dice, (0, 60 * MINUTE - 1)) };
                     let runtime_ms = self.dice.random_range(500..600_000);
                     total += runtime_ms;
@@ -110,8 +110,8 @@ impl Heartbeats {
         acts
     }
 
-    /// What coderd's own publisher writes on the usage that these acts insert: most accepted at the next cycle, a few refused for
-    /// ever (published, with a message), a few refused for now (a message only).
+    /// The marks of coderd's own publisher on the usage of these acts: most are accepted at the next cycle. A few are refused permanently
+    /// (published, with a message), a few refused for now (a message only).
     pub fn publishing(&mut self, acts: &[Act]) -> Vec<Act> {
         let Some(until) = self.config.coderd_publishes_until else { return Vec::new() };
         let mut verdicts = Vec::new();

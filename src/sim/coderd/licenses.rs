@@ -1,4 +1,4 @@
-//! The deployment's licenses: windows whose edges lie in mid-day, early renewal, the default of premium, and ones that must not count.
+//! The deployment's licenses: windows with edges within a day, early renewal, the premium default, and licenses without effect.
 
 use std::collections::BTreeMap;
 
@@ -30,13 +30,13 @@ pub struct Claims {
     /// End of the paid term, start of grace.
     #[serde(with = "chrono::serde::ts_seconds")]
     pub license_expires: DateTime<Utc>,
-    /// `salesforce` for one that may publish.
+    /// `salesforce` for a license that may publish.
     pub account_type: String,
     /// The customer.
     pub account_id: String,
-    /// The deployments it was sold for.
+    /// The deployments for which it was sold.
     pub deployment_ids: Vec<String>,
-    /// A trial.
+    /// Whether it is a trial.
     pub trial: bool,
     /// `premium` or `enterprise`.
     pub feature_set: String,
@@ -44,13 +44,13 @@ pub struct Claims {
     pub version: u64,
     /// Limits by feature name.
     pub features: BTreeMap<String, i64>,
-    /// Whether telemetry is demanded.
+    /// Whether telemetry is required.
     pub require_telemetry: bool,
     /// Whether usage is published.
     pub publish_usage_data: bool,
 }
 
-/// The key pair that signs the licenses, and the acts that upload them.
+/// Creates the key pair that signs the licenses, and the acts that upload them.
 pub(super) fn plan(config: &Config, deployment_id: uuid::Uuid, dice: &mut Dice) -> anyhow::Result<(Signer, Vec<Act>)> {
     let mut secret = config.license_key.unwrap_or([0; 32]);
     if config.license_key.is_none() {
@@ -66,20 +66,19 @@ pub(super) fn plan(config: &Config, deployment_id: uuid::Uuid, dice: &mut Dice) 
         let signer = if terms.known_key { &known } else { &unknown };
         let claims = terms.claims(config, deployment_id, uuid_from(dice));
         let row = row(signer, claims, uuid_from(dice), terms.known_key)?;
-        // Uploaded a few minutes after it was issued, or found there when the history begins.
+        // Uploaded a few minutes after it was issued, or present when the history begins.
         let at = (row.claims.iat + TimeDelta::minutes(7)).max(config.start);
         acts.push(Act { at, held_for: None, deed: Deed::License(Box::new(row)) });
     }
     Ok((known, acts))
 }
 
-/// The row of a license.
 pub(super) fn row(signer: &Signer, claims: Claims, uuid: uuid::Uuid, known_key: bool) -> anyhow::Result<LicenseRow> {
     let (jwt, kid) = (signer.sign(&claims)?, signer.public().kid.clone());
     Ok(LicenseRow { uuid, jwt, exp: claims.exp, kid, known_key, claims })
 }
 
-/// One license's terms; instants as parts of the span from start to end, which may lie outside of it.
+/// The terms of one license. Instants are parts of the span from start to end, and may be outside of it.
 struct Terms {
     issued: f64,
     from: f64,
@@ -110,22 +109,22 @@ fn terms(config: &Config) -> Vec<Terms> {
     const LIMITS: &[(&str, i64)] = &[("managed_agent_limit_soft", 400), ("managed_agent_limit_hard", 600), ("user_limit", 50)];
     const RENEWED: &[(&str, i64)] = &[("managed_agent_limit_soft", 100), ("managed_agent_limit_hard", 5000), ("user_limit", 50)];
     let mut terms = vec![
-        // The running year, ending inside the history, in grace before it ends.
+        // The current year, ending inside the history, in grace before it ends.
         Terms { issued: -2.013, from: -2.013, grace_from: 0.381, until: 0.6137, features: LIMITS, ..TERMS },
-        // Renewed early: both windows count what falls in the overlap.
+        // Renewed early: both windows count usage in the overlap.
         Terms { issued: 0.2911, from: 0.4473, grace_from: 11.0, until: 12.0, features: RENEWED, ..TERMS },
         // Premium without the keys: the default by user limit. It does not publish.
         Terms { issued: -0.9, from: 0.1519, publish: false, features: &[("user_limit", 30)], ..TERMS },
         // Enterprise without the keys: not entitled.
         Terms { issued: -0.8, from: -0.8, feature_set: "enterprise", publish: false, features: &[("user_limit", 20)], ..TERMS },
-        // Of another account type: it must not sign requests, however new.
+        // Of another account type: it must not sign requests, even as the newest.
         Terms { issued: 0.05, from: 0.7391, account_type: "internal", features: &[("user_limit", 10)], ..TERMS },
         // A trial that expired early in the history.
         Terms { issued: -0.5, from: -0.5, grace_from: 0.0611, until: 0.0877, trial: true, publish: false, features: LIMITS, ..TERMS },
-        // Signed by a key that nobody knows: the newest of all, and void.
+        // Signed by an unknown key: the newest of all, and invalid.
         Terms { issued: 0.4, from: -1.5, known_key: false, features: LIMITS, ..TERMS },
     ];
-    // A history shorter than an hour has no room for edges of its own.
+    // A history shorter than an hour has no room for separate edges.
     if config.end - config.start < TimeDelta::hours(1) {
         terms.truncate(1);
         terms[0] = Terms { features: LIMITS, ..TERMS };
@@ -156,8 +155,8 @@ impl Terms {
     }
 }
 
-/// A part of the span as a whole second that lies in mid-day. A license that ends beyond the history does so by at least a month, so
-/// that a short history (a demo) does not run out of licenses.
+/// A part of the span as a whole second within a day. A license that ends after the history ends at least a month later: a short history (a
+/// demo) does not run out of licenses.
 #[allow(clippy::cast_possible_truncation, clippy::cast_precision_loss)] // a span of seconds is far below 2^52
 fn instant(config: &Config, part: f64) -> DateTime<Utc> {
     let span = (config.end - config.start).num_seconds() as f64;

@@ -1,4 +1,4 @@
-//! Plans the lives of workspaces: which builds each has, and when.
+//! Plans the lives of workspaces: their builds and times.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use rand::Rng;
@@ -10,13 +10,13 @@ use super::chance::{Dice, Subject, dice, log_uniform, one_in, pick, uniform};
 use super::config::{Config, PREBUILDS_USER};
 use super::deployment::{Deployment, Template};
 
-/// A span to fill with lives, and how long things take in it.
+/// A span to fill with lives, and the durations in it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Window {
     pub from: DateTime<Utc>,
     pub to: DateTime<Utc>,
     pub pace: Pace,
-    /// A history has old forms of claims, jobs left open at its end and every kind of life at least once.
+    /// A history has old forms of claims, open jobs at its end and every kind of life at least once.
     pub history: bool,
 }
 
@@ -27,14 +27,14 @@ pub(super) struct Pace {
     pub build: (i64, i64),
     pub claim: (i64, i64),
     pub gap: (i64, i64),
-    /// How long a late commit is held open: always shorter than the shortest gap.
+    /// How long a late commit stays open: always shorter than the shortest gap.
     pub hold: (i64, i64),
 }
 
 const SECOND: i64 = 1_000_000;
 
 impl Pace {
-    /// As in life: builds of under a second to over an hour, hours between them.
+    /// Realistic: builds of under a second to over an hour, hours between them.
     pub const LIFE: Pace = Pace {
         wait: (50_000, 40 * SECOND),
         build: (SECOND * 8 / 10, 4500 * SECOND),
@@ -42,7 +42,7 @@ impl Pace {
         gap: (300 * SECOND, 12 * 3600 * SECOND),
         hold: (20 * SECOND, 120 * SECOND),
     };
-    /// So that something happens while one looks: builds of seconds.
+    /// For live viewing: builds of seconds.
     pub const BRISK: Pace = Pace {
         wait: (20_000, 400_000),
         build: (300_000, 12 * SECOND),
@@ -52,21 +52,21 @@ impl Pace {
     };
 }
 
-/// A workspace that is there.
+/// An existing workspace.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Existing {
     pub workspace: Uuid,
     pub owner: Uuid,
     pub template: Uuid,
-    /// Its builds so far.
+    /// The number of its builds.
     pub builds: i32,
 }
 
-/// What becomes of a workspace.
+/// The kind of a workspace's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Story {
     Regular,
-    /// The first build fails, the second (another preset) succeeds.
+    /// The first build fails, the second (with another preset) succeeds.
     Retry,
     FailedForGood,
     CanceledPendingThenStarted,
@@ -74,14 +74,14 @@ enum Story {
     CanceledButFailed,
     Pool,
     PoolFailed,
-    /// Pending pool builds of an inactive version are canceled by one statement, both times equal.
+    /// One statement cancels pending pool builds of an inactive version; both times are equal.
     PoolBulkCanceled,
     Claimed,
     /// Spring 2025: the claim's initiator is the prebuilds user.
     EarlyClaimed,
-    /// Older still: no stage in any input.
+    /// Older: without a stage in any input.
     StagelessClaimed,
-    /// The claim fails, its new owner starts the workspace again.
+    /// The claim fails, and its new owner starts the workspace again.
     ClaimFailed,
     Skewed,
     ClaimSkewed,
@@ -125,9 +125,9 @@ const STORIES: [(Story, u32); 19] = [
 pub(super) struct Lives {
     pub config: Config,
     pub dice: Dice,
-    /// Workspaces so far: names are numbered.
+    /// The number of workspaces: it numbers names.
     pub workspaces: usize,
-    /// Completions without usage so far: every so many is committed late.
+    /// The number of completions without usage: some are committed late by it.
     pub completions: usize,
     /// When each template's second version becomes active.
     promotions: Vec<(Uuid, Uuid, DateTime<Utc>)>,
@@ -152,7 +152,7 @@ impl Lives {
         self.promotions.iter().map(act).collect()
     }
 
-    /// Lives enough for at least `builds` builds that complete in the window (in a window that is not a history: that are planned).
+    /// Plans lives with at least `builds` builds that complete in the window. Outside of a history, planned builds are enough.
     pub fn plan(&mut self, deployment: &Deployment, window: Window, builds: usize) -> Vec<Act> {
         let mut acts = Vec::new();
         let mut done = 0;
@@ -174,7 +174,7 @@ impl Lives {
         acts
     }
 
-    /// Creations of AI workspaces whose usage lies one microsecond before, on and one after each instant.
+    /// Creations of AI workspaces with usage one microsecond before, on and after each instant.
     pub fn on_edges(&mut self, deployment: &Deployment, window: Window, edges: &[DateTime<Utc>]) -> Vec<Act> {
         let mut acts = Vec::new();
         let Some(template) = deployment.templates.iter().find(|template| template.ai && !template.sunset) else { return acts };
@@ -193,7 +193,7 @@ impl Lives {
         acts
     }
 
-    /// One more start of a workspace by its owner, queued when the window begins. No acts where its template is gone.
+    /// Another start of a workspace by its owner, queued when the window begins. No acts if its template is gone.
     pub fn start_again(&mut self, deployment: &Deployment, window: Window, existing: &Existing) -> Vec<Act> {
         let Some(template) = deployment.templates.iter().find(|template| template.id == existing.template) else { return Vec::new() };
         let mut workspace = self.workspace(deployment, window, template, window.from);
@@ -213,7 +213,7 @@ impl Lives {
         Story::Regular
     }
 
-    /// One build pending, one running and one canceling when the history ends.
+    /// One build pending, one running and one canceling at the end of the history.
     fn left_open(&mut self, deployment: &Deployment, window: Window) -> Vec<Act> {
         let mut acts = Vec::new();
         let span = window.to - window.from;
@@ -313,7 +313,7 @@ impl Workspace<'_> {
         }
     }
 
-    /// A pool build, then its claim; stages absent for the oldest inputs.
+    /// A pool build, then its claim; the oldest inputs have no stages.
     fn claimed(&mut self, stages: Option<(u8, u8)>, by_system: bool, ending: Ending) {
         self.fill_pool(stages.map(|(create, _)| create), Ending::Success);
         if !self.pause() {
@@ -390,14 +390,14 @@ impl Workspace<'_> {
         pick(&mut self.lives.dice, reasons)
     }
 
-    /// Time passes. False when the window (or a sunset template's time) is over.
+    /// Lets time pass. False: the window (or a sunset template's time) is over.
     fn pause(&mut self) -> bool {
         let mut gap = log_uniform(&mut self.lives.dice, self.window.pace.gap);
         if !self.template.sunset {
             self.now += gap;
             return !self.window.history || self.now < self.window.to;
         }
-        // Its lives are short, so that all are over in time: between 0.4 and 0.6 of the window.
+        // Its lives are short, so that all end in time: between 0.4 and 0.6 of the window.
         let limit = self.window.from + (self.window.to - self.window.from) * 6 / 10;
         gap = gap.min(TimeDelta::minutes(30)).max(TimeDelta::microseconds(self.window.pace.gap.0));
         self.now += gap;

@@ -1,11 +1,11 @@
-//! Lives in coderd's tables as coderd does and keeps its own truth.
+//! Writes to coderd's tables as coderd does, and keeps its own truth.
 //!
-//! Everything is planned from a seed (`lives`, `builds`, `heartbeats`, `licenses`) as acts, one transaction of coderd each (`acts`).
-//! [`Simulation`] does them in order: the books note what each makes true (`books`, [`truth`]), `write` writes the rows.
+//! `lives`, `builds`, `heartbeats` and `licenses` plan everything from a seed as acts, one transaction of coderd each (`acts`).
+//! [`Simulation`] does them in order: `books` notes their effects ([`truth`]), and `write` writes the rows.
 //!
-//! Where it departs from life, on purpose: in the schema without Tasks AI templates go on making `dc_managed_agents_v1` rows by the
-//! resource rule, which coderd no longer does, so that there is usage to meter; `hb_ai_seats_v1` rows are written although coderd's
-//! job never ran; jobs have no heartbeats; the runtime generator starts with the history instead of filling seven idle days before it.
+//! Deliberate differences from coderd. Without Tasks, AI templates still create `dc_managed_agents_v1` rows by the resource rule, so that
+//! there is usage. `hb_ai_seats_v1` rows are written although coderd's job never ran; jobs have no heartbeats. The runtime generator starts
+//! with the history; coderd would fill seven idle days before it.
 
 mod acts;
 mod books;

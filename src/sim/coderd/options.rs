@@ -18,46 +18,45 @@ use crate::clock::Clock;
 const PLAN_AHEAD: TimeDelta = TimeDelta::seconds(10);
 const HISTORY_PARTS: i32 = 50;
 
-/// Simulates coderd in an empty PostgreSQL database: its tables, and what it writes into them.
+/// Simulates coderd in an empty PostgreSQL database: creates its tables and writes its rows.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
-    /// The empty database to live in.
+    /// The empty database.
     #[arg(long, value_name = "URL")]
     pub database_url: String,
-    /// Decides every id, name, time and outcome.
+    /// Determines every id, name, time and outcome.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
-    /// Completed builds in the history, at least.
+    /// The least number of completed builds in the history.
     #[arg(long, default_value_t = 5000)]
     pub builds: usize,
-    /// How long the history is. Usage older than 30 days can no longer be published.
+    /// The length of the history. Usage older than 30 days cannot be published.
     #[arg(long, default_value_t = 25)]
     pub days: u32,
-    /// Which of coderd's schemas.
+    /// coderd's schema.
     #[arg(long, value_enum, default_value = "tasks-era")]
     pub schema: SchemaVersion,
-    /// After the history go on acting until stopped, in the time of the clock.
+    /// After the history, go on in real time until stopped.
     #[arg(long)]
     pub real_time: bool,
     /// Builds per second in real time.
     #[arg(long, default_value_t = 2.0, value_name = "BUILDS")]
     pub rate: f64,
-    /// With --real-time: stop by itself after so many seconds.
+    /// With --real-time: stop after this number of seconds.
     #[arg(long = "for", value_name = "SECONDS", requires = "real_time")]
     pub for_seconds: Option<u64>,
-    /// No seat and runtime heartbeats.
+    /// Write no seat and runtime heartbeats.
     #[arg(long)]
     pub without_heartbeats: bool,
-    /// Where to write what is true, as JSON.
+    /// Write the truth to this file, as JSON.
     #[arg(long, value_name = "FILE")]
     pub truth: Option<PathBuf>,
-    /// Where to write the public key that verifies the licenses, as PEM. Its kid is coderd-sim-SEED.
+    /// Write the public key that verifies the licenses to this file, as PEM. Its kid is coderd-sim-SEED.
     #[arg(long, value_name = "FILE")]
     pub license_key_out: Option<PathBuf>,
 }
 
 impl Options {
-    /// The configuration of a history that ends now.
     #[must_use]
     pub fn config(&self, clock: &Clock) -> Config {
         let end = clock.now();
@@ -66,10 +65,10 @@ impl Options {
     }
 }
 
-/// Writes the history, then acts in real time if asked to, until `stop`. Gives what is true at the end; writes it, too, if a file is named.
+/// Writes the history, then acts in real time if requested, until `stop`. Returns the truth at the end, and writes it if a file is named.
 ///
 /// # Errors
-/// When the database cannot be reached, is not empty or refuses, or a file cannot be written.
+/// The database cannot be reached, is not empty or refuses, or a file cannot be written.
 pub async fn run(options: Options, clock: Clock, stop: CancellationToken) -> anyhow::Result<Truth> {
     ensure!(options.rate >= 0.0 && options.rate.is_finite(), "--rate is a number of builds per second");
     let mut simulation = Simulation::start(options.config(&clock), &options.database_url).await?;
@@ -92,7 +91,7 @@ pub async fn run(options: Options, clock: Clock, stop: CancellationToken) -> any
     Ok(truth)
 }
 
-/// In parts, so that a stop is heard.
+/// Writes it in parts, so that a stop takes effect.
 async fn write_history(simulation: &mut Simulation, stop: &CancellationToken) -> anyhow::Result<()> {
     let (start, end) = (simulation.config().start, simulation.config().end);
     for part in 1..=HISTORY_PARTS {
@@ -104,11 +103,11 @@ async fn write_history(simulation: &mut Simulation, stop: &CancellationToken) ->
     simulation.commit_held().await
 }
 
-/// Acts in the clock's time, `rate` builds per second, one transaction per act, until `stop`; then commits what is open. `completed` is told
-/// how many builds have completed so far.
+/// Acts in the clock's time until `stop`: `rate` builds per second, one transaction per act. Then commits open transactions. Calls
+/// `completed` with the number of completed builds.
 ///
 /// # Errors
-/// When PostgreSQL refuses.
+/// PostgreSQL refuses.
 pub async fn live(
     simulation: &mut Simulation,
     rate: f64,
@@ -117,7 +116,7 @@ pub async fn live(
     completed: impl Fn(usize),
 ) -> anyhow::Result<()> {
     simulation.set_acts_per_transaction(1);
-    // No builds while the history was written: they would complete before they could be seen.
+    // No builds for the time of the history's writing: they would complete before they are visible.
     let mut planned = clock.now().max(simulation.config().end);
     simulation.extend(planned, 0);
     let mut owed = 0.0;
@@ -127,7 +126,7 @@ pub async fn live(
             let until = planned.max(now) + PLAN_AHEAD;
             owed += rate * (until - planned).as_seconds_f64();
             let builds = whole(owed);
-            // A life is planned whole, so that there may be more than were asked for: they are taken from the next plan.
+            // Whole lives are planned, so there may be more builds than requested: the next plan has fewer.
             owed -= f64::from(u32::try_from(simulation.extend(until, builds as usize))?);
             planned = until;
         }
@@ -138,7 +137,7 @@ pub async fn live(
     simulation.commit_held().await
 }
 
-#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // `as` saturates, and that is what is wanted
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // `as` saturates, which is intended
 fn whole(builds: f64) -> u32 {
     builds as u32
 }

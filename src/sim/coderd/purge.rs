@@ -1,4 +1,4 @@
-//! coderd removes old builds. What it removes stays readable in a schema of its own, for an oracle that still has to count it.
+//! coderd removes old builds. They stay readable in a separate schema, for an oracle that must still count them.
 
 use anyhow::Context;
 use chrono::{DateTime, Utc};
@@ -11,18 +11,18 @@ use super::lives::Existing;
 /// With this search path coderd's own queries read builds and jobs as if none had been removed.
 pub const SEARCH_PATH_BEFORE_PURGES: &str = "before_purges, public";
 
-/// Which builds a purge removes.
+/// The builds that a purge removes.
 #[derive(Clone, Copy, Debug)]
 pub struct Purge {
     /// Builds that completed before this.
     pub completed_before: DateTime<Utc>,
-    /// Whether their jobs go with them.
+    /// Whether their jobs are removed, too.
     pub jobs_too: bool,
-    /// At most this many workspaces that lost builds restart.
+    /// The most workspaces that lost builds and restart.
     pub restarts: i64,
 }
 
-/// Removes the builds. Gives their ids.
+/// Removes the builds. Returns their ids.
 pub(super) async fn remove(tx: &mut PgConnection, purge: Purge) -> anyhow::Result<Vec<Uuid>> {
     sqlx::raw_sql(
         "create schema if not exists before_purges;
@@ -62,7 +62,7 @@ pub(super) async fn remove(tx: &mut PgConnection, purge: Purge) -> anyhow::Resul
     Ok(removed.into_iter().map(|(build, _)| build).collect())
 }
 
-/// Workspaces of users that lost the build of their first start, and have no build that is not complete.
+/// Workspaces of users that lost the build of their first start and have no incomplete build.
 pub(super) async fn workspaces_without_first_start(tx: &mut PgConnection, limit: i64) -> anyhow::Result<Vec<Existing>> {
     #[derive(FromRow)]
     struct Row {

@@ -1,4 +1,4 @@
-//! What changes names behind a reader's back.
+//! Changes names that a reader has already seen.
 
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
@@ -51,20 +51,20 @@ pub(super) async fn rename_things(tx: &mut PgConnection, script: &mut Script, at
     Ok(done)
 }
 
-/// Notes a new name; gives the old and the new one.
+/// Notes a new name. Returns the old and the new one.
 fn renaming(script: &mut Script, id: Uuid, renamed: impl Fn(&str) -> String) -> (String, String) {
     let name = script.books.names.entry(id).or_default();
     let to = renamed(name);
     (std::mem::replace(name, to.clone()), to)
 }
 
-/// Presets of the active versions of lasting templates whose row is there.
+/// Presets with a row, of the active versions of lasting templates.
 fn standing_presets(script: &Script) -> impl Iterator<Item = &Preset> {
     let versions = script.deployment.templates.iter().filter(|template| !template.sunset).filter_map(|template| template.versions.last());
     versions.flat_map(|version| &version.presets).filter(|preset| !script.books.removed_presets.contains(&preset.id))
 }
 
-/// Deletes the sunset template, as coderd allows once it has no workspaces, and gives its name to a new one.
+/// Deletes the sunset template, which coderd allows once it has no workspaces, and gives its name to a new one.
 async fn replace_template(tx: &mut PgConnection, script: &mut Script, at: DateTime<Utc>) -> anyhow::Result<Option<Rename>> {
     let Some(place) = script.deployment.templates.iter().position(|template| template.sunset && !script.books.has_workspaces(template.id))
     else {

@@ -1,37 +1,37 @@
-//! Creates coderd's tables: what sections 1 and 4 of the reference say an outside reader meets, in two versions.
+//! Creates coderd's tables as an outside reader sees them, in two versions (sections 1 and 4 of the reference).
 //!
-//! Left out: tables and columns that no reader of builds, usage and licenses touches (agents, resources, audit and connection logs,
-//! most chat columns, one-time passcodes, the user status trigger).
+//! It leaves out tables and columns that a reader of builds, usage and licenses does not need. These are agents, resources, audit and
+//! connection logs, most chat columns, one-time passcodes and the user status trigger.
 
 use anyhow::{Context, ensure};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use sqlx::{Connection, PgConnection};
 
-/// Which of coderd's schemas to create.
+/// A version of coderd's schema.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum SchemaVersion {
-    /// The last one with Tasks: `workspace_builds.has_ai_task`, `tasks`, task build reasons; runtime hours unique by id only.
+    /// The last one with Tasks: `workspace_builds.has_ai_task`, `tasks`, task build reasons. Runtime hours are unique by id only.
     TasksEra,
-    /// Of about 21 September 2026: no Tasks, `hb_agent_runtime_v1` rows whole and unique hours.
+    /// About 21 September 2026: no Tasks, `hb_agent_runtime_v1` rows with whole and unique hours.
     #[value(name = "sep-2026")]
     #[serde(rename = "sep-2026")]
     Sep2026,
 }
 
 impl SchemaVersion {
-    /// Whether the schema knows tasks and AI flags.
+    /// Whether the schema has tasks and AI flags.
     #[must_use]
     pub fn has_tasks(self) -> bool {
         self == SchemaVersion::TasksEra
     }
 }
 
-/// Creates the tables in an empty schema, all or none, and gives their owner what an administrator gives to the role that reads them.
+/// Creates all tables in an empty schema, or none. Gives their owner the rights that an administrator gives to a reader.
 ///
 /// # Errors
-/// When the database already holds a table `provisioner_jobs`, or PostgreSQL refuses.
+/// The database already has a table `provisioner_jobs`, or PostgreSQL refuses.
 pub async fn create(connection: &mut PgConnection, version: SchemaVersion) -> anyhow::Result<()> {
     let mut tx = connection.begin().await?;
     let taken: bool = sqlx::query_scalar("select to_regclass('provisioner_jobs') is not null")

@@ -1,4 +1,4 @@
-//! A planned deployment: all acts in order of time, and the books of those that are done. Without a database.
+//! A planned deployment: all acts in order of time, and the books of the done ones. It has no database.
 
 use std::collections::VecDeque;
 
@@ -16,7 +16,7 @@ use super::lives::{Existing, Lives, Pace, Window};
 use super::signing::Signer;
 use super::truth::Truth;
 
-/// A planned deployment and what has been done of it, without a database.
+/// A planned deployment and its done acts, without a database.
 pub(super) struct Script {
     pub config: Config,
     pub deployment: Deployment,
@@ -26,7 +26,7 @@ pub(super) struct Script {
     heartbeats: Heartbeats,
     /// In order of time.
     acts: VecDeque<Act>,
-    /// Up to where it is planned.
+    /// The end of the plan.
     planned_until: DateTime<Utc>,
     /// The clock of one of coderd's two replicas.
     slow_clock: SlowClock,
@@ -75,14 +75,14 @@ impl Script {
         self.add(acts)
     }
 
-    /// Plans lives that begin in a span that is over. Their acts are due at once and keep their times.
+    /// Plans lives that begin in a past span. Their acts are due at once and keep their times.
     pub fn extend_late(&mut self, from: DateTime<Utc>, until: DateTime<Utc>, builds: usize) -> usize {
         let window = Window { from, to: until, pace: Pace::BRISK, history: false };
         let acts = self.lives.plan(&self.deployment, window, builds);
         self.add(acts)
     }
 
-    /// Plans one more start of each workspace, from `now` on.
+    /// Plans another start of each workspace, from `now` on.
     pub fn start_again(&mut self, workspaces: &[Existing], now: DateTime<Utc>) -> usize {
         let window = Window { from: now, to: now, pace: Pace::BRISK, history: false };
         let Script { lives, deployment, .. } = self;
@@ -90,7 +90,7 @@ impl Script {
         self.add(acts)
     }
 
-    /// Adds acts to the plan. Gives how many builds they queue.
+    /// Adds acts to the plan. Returns the number of builds that they queue.
     fn add(&mut self, mut acts: Vec<Act>) -> usize {
         let builds = acts.iter().filter(|act| matches!(act.deed, Deed::Queue(_))).count();
         acts.extend(self.heartbeats.publishing(&acts));
@@ -100,17 +100,16 @@ impl Script {
         builds
     }
 
-    /// From now on every second act carries times that are this far behind.
+    /// From now on every second act has times that are this far behind.
     pub fn set_clock_behind(&mut self, behind: TimeDelta) {
         self.slow_clock.behind = behind;
     }
 
-    /// Up to where it is planned.
     pub fn planned_until(&self) -> DateTime<Utc> {
         self.planned_until
     }
 
-    /// The next act that is due at `now`, noted in the books. Presets that are gone are gone from it.
+    /// The next act that is due at `now`, noted in the books. Removed presets are also removed from it.
     pub fn next(&mut self, now: DateTime<Utc>) -> Option<Act> {
         let mut act = self.acts.pop_front_if(|act| act.at <= now)?;
         if let Deed::Queue(queued) = &mut act.deed {

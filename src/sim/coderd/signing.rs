@@ -9,12 +9,12 @@ use serde::{Deserialize, Serialize};
 
 use super::licenses::Claims;
 
-/// What comes before the 32 secret bytes in an Ed25519 key's PKCS #8 form (RFC 8410).
+/// The start of an Ed25519 key's PKCS #8 form (RFC 8410), before the 32 secret bytes.
 const PKCS8_HEAD: [u8; 16] = [0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
-/// What comes before the 32 public bytes in an Ed25519 key's SubjectPublicKeyInfo form (RFC 8410).
+/// The start of an Ed25519 key's SubjectPublicKeyInfo form (RFC 8410), before the 32 public bytes.
 const SPKI_HEAD: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
 
-/// The public half of the key that signed the licenses: what a reader of licenses is configured with.
+/// The public half of the key that signed the licenses, for the configuration of a reader.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LicenseKey {
     /// The JWT header's `kid`.
@@ -30,10 +30,10 @@ pub struct Signer {
 }
 
 impl Signer {
-    /// The key pair of 32 secret bytes.
+    /// The key pair with these 32 secret bytes.
     ///
     /// # Errors
-    /// Never for any 32 bytes; the crypto library's answer is handed on.
+    /// Never for 32 bytes; passes an error of the crypto library on.
     pub fn new(secret: [u8; 32], kid: &str) -> anyhow::Result<Self> {
         let key = EncodingKey::from_ed_der(&[PKCS8_HEAD.as_slice(), &secret].concat());
         let jwk = Jwk::from_encoding_key(&key, Algorithm::EdDSA).context("public half of the license key")?;
@@ -44,7 +44,6 @@ impl Signer {
         Ok(Signer { key, public: LicenseKey { kid: kid.to_owned(), public_key_pem } })
     }
 
-    /// The public half.
     #[must_use]
     pub fn public(&self) -> &LicenseKey {
         &self.public
@@ -53,7 +52,7 @@ impl Signer {
     /// The claims as a signed JWT.
     ///
     /// # Errors
-    /// Never for claims with times that JSON can hold; the library's answer is handed on.
+    /// Never for claims with times that JSON can contain; passes an error of the library on.
     pub fn sign(&self, claims: &Claims) -> anyhow::Result<String> {
         let header = Header { kid: Some(self.public.kid.clone()), ..Header::new(Algorithm::EdDSA) };
         jsonwebtoken::encode(&header, claims, &self.key).context("sign a license")

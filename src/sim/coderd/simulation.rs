@@ -16,9 +16,9 @@ use super::signing::LicenseKey;
 use super::truth::{Claims, Rename, Truth};
 use super::{furnish, licenses, renames, schema, write};
 
-/// A simulated coderd in a PostgreSQL database of its own.
+/// A simulated coderd in its own PostgreSQL database.
 ///
-/// It acts only inside of [`Simulation::advance_to`], so that a caller can look, or kill something, between two steps.
+/// It acts only in [`Simulation::advance_to`], so that a caller can look, or kill something, between two steps.
 pub struct Simulation {
     script: Script,
     options: PgConnectOptions,
@@ -33,10 +33,10 @@ struct Held {
 }
 
 impl Simulation {
-    /// Plans everything, creates coderd's tables in an empty database and writes what stands before the first build.
+    /// Plans everything, creates coderd's tables in an empty database and writes the rows before the first build.
     ///
     /// # Errors
-    /// When the configuration makes no sense, the database cannot be reached or already holds coderd's tables.
+    /// The configuration is not valid, the database cannot be reached, or it already has coderd's tables.
     pub async fn start(config: Config, database_url: &str) -> anyhow::Result<Self> {
         let script = Script::new(config)?;
         let options = PgConnectOptions::from_str(database_url).context("database URL")?.application_name("coderd");
@@ -48,12 +48,12 @@ impl Simulation {
         Ok(Simulation { script, options, connection, held: Vec::new() })
     }
 
-    /// Does all that is planned up to and including `now`.
+    /// Does all planned acts up to and including `now`.
     ///
-    /// Transactions that commit late stay open over the end of this call if their time has not come.
+    /// Transactions that commit late stay open after this call if their time has not come.
     ///
     /// # Errors
-    /// When PostgreSQL refuses. The truth is then ahead of the database and the simulation of no use any more.
+    /// PostgreSQL refuses. The truth is then ahead of the database: drop the simulation.
     pub async fn advance_to(&mut self, now: DateTime<Utc>) -> anyhow::Result<()> {
         let mut batch = Vec::new();
         while let Some(act) = self.script.next(now) {
@@ -75,17 +75,17 @@ impl Simulation {
         self.release(now).await
     }
 
-    /// Does the whole history and commits what is held open.
+    /// Does the whole history and commits open transactions.
     ///
     /// # Errors
-    /// As [`Simulation::advance_to`].
+    /// As in [`Simulation::advance_to`].
     pub async fn finish(&mut self) -> anyhow::Result<()> {
         self.advance_to(self.script.planned_until()).await?;
         self.commit_held().await
     }
 
-    /// Plans at least `builds` more builds, brisk ones of seconds, of workspaces that begin between what is planned so far and `until`.
-    /// Names and templates are those of now. Gives how many builds were planned, also beyond `until`.
+    /// Plans at least `builds` more builds that take seconds, of workspaces that begin between the end of the plan and `until`. Names and
+    /// templates are current. Returns the number of planned builds, including those after `until`.
     pub fn extend(&mut self, until: DateTime<Utc>, builds: usize) -> usize {
         self.script.extend(until, builds)
     }
@@ -95,26 +95,26 @@ impl Simulation {
         self.script.config.acts_per_transaction = acts.max(1);
     }
 
-    /// Commits every transaction that is still open.
+    /// Commits every open transaction.
     ///
     /// # Errors
-    /// When PostgreSQL refuses.
+    /// PostgreSQL refuses.
     pub async fn commit_held(&mut self) -> anyhow::Result<()> {
         self.release(DateTime::<Utc>::MAX_UTC).await
     }
 
-    /// Transactions that are held open.
+    /// The number of open transactions.
     #[must_use]
     pub fn held(&self) -> usize {
         self.held.len()
     }
 
-    /// Renames an organization, a template, a preset and a workspace, removes a preset row, and deletes a template (once all its
-    /// workspaces are gone, from 7/10 of the history on) whose name a new one takes. To be called when a reader has seen everything that
-    /// was done: names are promised only as first seen. Open transactions are committed first.
+    /// Renames an organization, a template, a preset and a workspace, and removes a preset row. Deletes a template (once all its workspaces
+    /// are gone, from 7/10 of the history on), whose name a new one takes. Call it when a reader has seen all acts: names are promised only
+    /// as first seen. It commits open transactions first.
     ///
     /// # Errors
-    /// When PostgreSQL refuses.
+    /// PostgreSQL refuses.
     pub async fn rename_things(&mut self, at: DateTime<Utc>) -> anyhow::Result<Vec<Rename>> {
         self.commit_held().await?;
         let mut tx = self.connection.begin().await?;
@@ -124,11 +124,11 @@ impl Simulation {
         Ok(done)
     }
 
-    /// A daemon acquires a job that was canceled while pending: `started_at` and `worker_id` change behind what was seen. Gives the
-    /// build whose source row changed, if there is one. Not in the truth.
+    /// A daemon acquires a job that was canceled while pending: `started_at` and `worker_id` change after a reader has seen them. Returns
+    /// the build with the changed row, if there is one. The truth does not have it.
     ///
     /// # Errors
-    /// When PostgreSQL refuses.
+    /// PostgreSQL refuses.
     pub async fn acquire_a_canceled_job(&mut self, at: DateTime<Utc>) -> anyhow::Result<Option<uuid::Uuid>> {
         let build = sqlx::query_scalar(
             "update provisioner_jobs as job set started_at = $1, updated_at = $1, worker_id = $2
@@ -145,10 +145,11 @@ impl Simulation {
         Ok(build)
     }
 
-    /// A completed build of a workspace is gone with its job, as by a cascade. Gives the build, if there is one. The truth still has it.
+    /// Removes a completed build of a workspace with its job, as a cascade does. Returns the build, if there is one. The truth still has
+    /// it.
     ///
     /// # Errors
-    /// When PostgreSQL refuses.
+    /// PostgreSQL refuses.
     pub async fn remove_a_build(&mut self) -> anyhow::Result<Option<uuid::Uuid>> {
         let found: Option<(uuid::Uuid, uuid::Uuid)> = sqlx::query_as(
             "select build.id, job.id from provisioner_jobs job join workspace_builds build on build.job_id = job.id
@@ -161,8 +162,8 @@ impl Simulation {
         Ok(Some(build))
     }
 
-    /// Plans at least `builds` more builds of workspaces that begin in a span that is over. Their rows keep the times of then and are
-    /// written by the next step: they become visible late. Gives how many builds were planned.
+    /// Plans at least `builds` more builds of workspaces that begin in a past span. The next step writes their rows with those times: they
+    /// become visible late. Returns the number of planned builds.
     pub fn extend_late(&mut self, from: DateTime<Utc>, until: DateTime<Utc>, builds: usize) -> usize {
         self.script.extend_late(from, until, builds)
     }
@@ -172,11 +173,11 @@ impl Simulation {
         self.script.set_clock_behind(behind);
     }
 
-    /// Old builds are gone, and workspaces that lost their first start begin to start once more. The truth still has all builds. Gives
-    /// the ids of the removed builds.
+    /// Removes old builds. Workspaces that lost their first start restart. The truth still has all builds. Returns the ids of the removed
+    /// builds.
     ///
     /// # Errors
-    /// When PostgreSQL refuses.
+    /// PostgreSQL refuses.
     pub async fn purge_builds(&mut self, purge: Purge, now: DateTime<Utc>) -> anyhow::Result<Vec<uuid::Uuid>> {
         let mut tx = self.connection.begin().await?;
         let removed = purge::remove(&mut tx, purge).await?;
@@ -186,10 +187,10 @@ impl Simulation {
         Ok(removed)
     }
 
-    /// Uploads one more license, signed by the known key.
+    /// Uploads another license, signed by the known key.
     ///
     /// # Errors
-    /// When PostgreSQL refuses, as it does for the same claims twice.
+    /// PostgreSQL refuses, as it does for the same claims twice.
     pub async fn upload_license(&mut self, claims: Claims, at: DateTime<Utc>) -> anyhow::Result<()> {
         let id = claims.jti.parse().context("the claim jti is a UUID")?;
         let row = licenses::row(&self.script.signer, claims, id, true)?;
@@ -198,7 +199,7 @@ impl Simulation {
         self.commit(&mut vec![act]).await
     }
 
-    /// What is true by now.
+    /// The truth until now.
     #[must_use]
     pub fn truth(&self) -> Truth {
         self.script.truth()
@@ -210,25 +211,21 @@ impl Simulation {
         self.script.signer.public()
     }
 
-    /// The deployment.
     #[must_use]
     pub fn deployment(&self) -> &Deployment {
         &self.script.deployment
     }
 
-    /// The configuration.
     #[must_use]
     pub fn config(&self) -> &Config {
         &self.script.config
     }
 
-    /// Builds completed so far.
     #[must_use]
     pub fn completed_builds(&self) -> usize {
         self.script.books.completed()
     }
 
-    /// Usage rows so far.
     #[must_use]
     pub fn usage_rows(&self) -> usize {
         self.script.books.usage_rows()
@@ -267,7 +264,7 @@ impl Simulation {
 
 async fn connect(options: &PgConnectOptions) -> anyhow::Result<PgConnection> {
     let mut connection = options.connect().await.context("connect to the simulated coderd's database")?;
-    // Rows end the same, and a simulation that dies is begun anew.
+    // The final rows are the same, and a simulation that fails starts again from the beginning.
     sqlx::query("set synchronous_commit = off").execute(&mut connection).await?;
     sqlx::query("set statement_timeout = '60s'").execute(&mut connection).await?;
     Ok(connection)

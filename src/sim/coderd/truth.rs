@@ -1,7 +1,7 @@
-//! What is true about a simulated deployment, as plain JSON.
+//! The truth about a simulated deployment, as plain JSON.
 //!
-//! It is kept by the simulator's own bookkeeping as it acts: never read back from the database, never computed by code that a stage
-//! uses. Numbers are whole: durations in microseconds, instants to the microsecond.
+//! The simulator's own bookkeeping keeps it during the acts. It is never read back from the database, and shares no code with a stage.
+//! Numbers are whole: durations in microseconds, instants to the microsecond.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -16,12 +16,12 @@ pub use super::licenses::Claims;
 pub use super::schema::SchemaVersion;
 pub use super::signing::LicenseKey;
 
-/// Everything that is true of what has been done so far.
+/// The truth about all acts until now.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Truth {
     /// The seed of the simulation.
     pub seed: u64,
-    /// The schema it lived in.
+    /// coderd's schema.
     pub schema: SchemaVersion,
     /// The deployment's id, `site_configs.deployment_id`.
     pub deployment_id: Uuid,
@@ -31,9 +31,9 @@ pub struct Truth {
     pub builds: Vec<BuildTruth>,
     /// `coderd_workspace_creation_total`: over all time, names as first seen.
     pub creation_total: Vec<CreationTotal>,
-    /// What `coderd_workspace_creation_duration_seconds` observes if it was there from the beginning.
+    /// The observations of `coderd_workspace_creation_duration_seconds` since the start.
     pub creation_seconds: Vec<CreationSeries>,
-    /// What `coderd_prebuilt_workspace_claim_duration_seconds` observes if it was there from the beginning.
+    /// The observations of `coderd_prebuilt_workspace_claim_duration_seconds` since the start.
     pub claim_seconds: Vec<ClaimSeries>,
     /// Successful timed builds that ended before they started: observed as 0.
     pub clock_skews: u64,
@@ -41,9 +41,9 @@ pub struct Truth {
     pub usage: Vec<UsageTruth>,
     /// Every license, in the order of upload.
     pub licenses: Vec<LicenseTruth>,
-    /// Users who are AI seats now: active, not deleted, not system.
+    /// Current users with an AI seat: active, not deleted, not system.
     pub active_seats: u64,
-    /// Names that were changed and things that were removed behind what had been seen.
+    /// Changed names and removed things that a reader had already seen.
     pub renames: Vec<Rename>,
 }
 
@@ -54,7 +54,7 @@ pub struct Labels {
     pub organization_name: String,
     /// Template at completion.
     pub template_name: String,
-    /// Preset at completion; empty when there is none.
+    /// Preset at completion; empty without a preset.
     pub preset_name: String,
 }
 
@@ -71,30 +71,30 @@ pub struct BuildTruth {
     pub build_number: i32,
     /// Start, stop or delete.
     pub transition: Transition,
-    /// What it was for.
+    /// Its purpose.
     pub class: Class,
-    /// How it ended.
+    /// Its end.
     pub status: Status,
-    /// Asked for by the prebuilds user.
+    /// Whether the prebuilds user requested it.
     pub by_prebuilds_user: bool,
-    /// The workspace's first successful start.
+    /// Whether it is the workspace's first successful start.
     pub first_successful_start: bool,
-    /// It adds one to `coderd_workspace_creation_total`: a first successful start, not by the prebuilds user.
+    /// Whether it adds one to `coderd_workspace_creation_total`: a first successful start, not by the prebuilds user.
     pub counted_as_creation: bool,
-    /// Names when it completed.
+    /// Names at its completion.
     #[serde(flatten)]
     pub labels: Labels,
     /// When it was queued.
     pub created_at: DateTime<Utc>,
-    /// As its job's row says; absent when no daemon took it.
+    /// From its job's row; absent if no daemon took it.
     pub started_at: Option<DateTime<Utc>>,
-    /// As its job's row says.
+    /// From its job's row.
     pub completed_at: DateTime<Utc>,
-    /// From start to end, negative where clocks disagreed; absent when there was no start, or a reaper wrote one.
+    /// From start to end, negative if clocks disagreed. Absent without a start, or if a reaper wrote it.
     pub duration_micros: Option<i64>,
 }
 
-/// How a completed build ended.
+/// The end of a completed build.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
@@ -109,17 +109,14 @@ pub enum Status {
 /// One series of the creation counter.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CreationTotal {
-    /// The series.
     #[serde(flatten)]
     pub labels: Labels,
-    /// Creations.
     pub count: u64,
 }
 
 /// One series of the creation histogram.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CreationSeries {
-    /// The series.
     #[serde(flatten)]
     pub labels: Labels,
     /// The label `type`.
@@ -140,7 +137,6 @@ pub enum CreationType {
 }
 
 impl CreationType {
-    /// The label's value.
     #[must_use]
     pub fn label(self) -> &'static str {
         match self {
@@ -153,7 +149,6 @@ impl CreationType {
 /// One series of the claim histogram.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClaimSeries {
-    /// The series.
     #[serde(flatten)]
     pub labels: Labels,
     /// In order of completion.
@@ -163,17 +158,15 @@ pub struct ClaimSeries {
 /// One observed duration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Observation {
-    /// The build.
     pub build_id: Uuid,
-    /// Histograms count only what completed at or after their introduction.
+    /// Histograms count only builds that completed at or after their introduction.
     pub completed_at: DateTime<Utc>,
-    /// What is observed: the duration, or 0 where it was negative.
+    /// The observed value: the duration, or 0 if it was negative.
     pub micros: u64,
-    /// It was negative.
+    /// Whether it was negative.
     pub skewed: bool,
 }
 
-/// One usage row.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UsageTruth {
     /// `usage_events.id`
@@ -184,17 +177,16 @@ pub struct UsageTruth {
     pub quantity: i64,
     /// When the usage happened (bucket start for runtime).
     pub created_at: DateTime<Utc>,
-    /// When the row came.
+    /// When the row was inserted.
     pub inserted_at: DateTime<Utc>,
-    /// The build in whose transaction it came.
+    /// The build in whose transaction it was inserted.
     pub build_id: Option<Uuid>,
-    /// Set by coderd's own publisher, on acceptance and on a refusal for good.
+    /// Set by coderd's own publisher, on acceptance and on a permanent refusal.
     pub published_at: Option<DateTime<Utc>>,
     /// Set by coderd's own publisher.
     pub failure_message: Option<String>,
 }
 
-/// One license.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LicenseTruth {
     /// `licenses.uuid`
@@ -205,60 +197,48 @@ pub struct LicenseTruth {
     pub kid: String,
     /// Whether [`Truth::license_key`] verifies it.
     pub verifiable: bool,
-    /// What it says.
+    /// Its claims.
     pub claims: Claims,
     /// When it was uploaded.
     pub uploaded_at: DateTime<Utc>,
-    /// Managed agents whose usage lies in `[nbf, exp)`, whether or not the license is any good.
+    /// Managed agents with usage in `[nbf, exp)`, even if the license is not valid.
     pub managed_agents: u64,
 }
 
-/// What was changed behind what had been seen.
+/// A change after a reader had seen the value.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "what", rename_all = "snake_case")]
 pub enum Rename {
     /// An organization's name.
     Organization {
-        /// Which.
         id: Uuid,
-        /// Old name.
         from: String,
-        /// New name.
         to: String,
     },
     /// A template's name.
     Template {
-        /// Which.
         id: Uuid,
-        /// Old name.
         from: String,
-        /// New name.
         to: String,
     },
     /// A preset's name.
     Preset {
-        /// Which.
         id: Uuid,
-        /// Old name.
         from: String,
-        /// New name.
         to: String,
     },
     /// A workspace's name.
     Workspace {
-        /// Which.
         id: Uuid,
-        /// New name.
+        /// The new name.
         to: String,
     },
-    /// A preset row removed: its builds lost it.
+    /// A removed preset row: its builds lost it.
     PresetRemoved {
-        /// Which.
         id: Uuid,
-        /// Its name.
         name: String,
     },
-    /// A template deleted, another created under its name.
+    /// A deleted template, and another one under its name.
     TemplateReplaced {
         /// The deleted one.
         id: Uuid,
@@ -270,13 +250,12 @@ pub enum Rename {
 }
 
 impl Truth {
-    /// The creation counter's series.
     #[must_use]
     pub fn creation_totals(&self) -> BTreeMap<Labels, u64> {
         self.creation_total.iter().map(|series| (series.labels.clone(), series.count)).collect()
     }
 
-    /// The creation histogram's observations of builds that completed at or after `introduced`. A series without any is left out.
+    /// The creation histogram's observations of builds that completed at or after `introduced`. Series without any are left out.
     #[must_use]
     pub fn creation_micros(&self, introduced: DateTime<Utc>) -> BTreeMap<(Labels, CreationType), Vec<u64>> {
         let series =
@@ -284,14 +263,14 @@ impl Truth {
         series.filter(|(_, micros)| !micros.is_empty()).collect()
     }
 
-    /// The claim histogram's observations of builds that completed at or after `introduced`. A series without any is left out.
+    /// The claim histogram's observations of builds that completed at or after `introduced`. Series without any are left out.
     #[must_use]
     pub fn claim_micros(&self, introduced: DateTime<Utc>) -> BTreeMap<Labels, Vec<u64>> {
         let series = self.claim_seconds.iter().map(|series| (series.labels.clone(), since(&series.observations, introduced)));
         series.filter(|(_, micros)| !micros.is_empty()).collect()
     }
 
-    /// The names each build completed under: what a reader who looked at once has seen.
+    /// The names of each build at its completion: a reader saw them then.
     #[must_use]
     pub fn names(&self) -> BTreeMap<Uuid, Labels> {
         self.builds.iter().map(|build| (build.id, build.labels.clone())).collect()
@@ -304,10 +283,10 @@ impl Truth {
         agents.filter(|row| row.created_at >= from && row.created_at < until).map(|row| u64::try_from(row.quantity).unwrap_or(0)).sum()
     }
 
-    /// Writes it beside `path` and renames it there.
+    /// Writes it beside `path` and renames it.
     ///
     /// # Errors
-    /// When the file cannot be written.
+    /// The file cannot be written.
     pub fn write(&self, path: &Path) -> anyhow::Result<()> {
         let beside = path.with_extension("partial");
         let json = serde_json::to_vec_pretty(self).context("truth as JSON")?;
@@ -315,10 +294,10 @@ impl Truth {
         std::fs::rename(&beside, path).with_context(|| format!("rename to {}", path.display()))
     }
 
-    /// Reads what [`Truth::write`] wrote.
+    /// Reads a file of [`Truth::write`].
     ///
     /// # Errors
-    /// When the file is missing or not a truth.
+    /// The file is missing or not a truth.
     pub fn read(path: &Path) -> anyhow::Result<Self> {
         let json = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;
         serde_json::from_slice(&json).with_context(|| format!("{} is not a simulator's truth", path.display()))

@@ -1,6 +1,6 @@
-//! Writes acts into coderd's tables: any number of acts in one transaction, one statement per kind of row.
+//! Writes acts into coderd's tables: any number of acts in one transaction, with one statement per kind of row.
 //!
-//! Kinds are written in the order in which rows depend on each other, so that a batch ends in the same rows as its acts one by one.
+//! Kinds are written in the order of their rows' dependencies. So a batch gives the same rows as its acts one by one.
 
 use anyhow::Context;
 use chrono::{DateTime, Utc};
@@ -104,7 +104,7 @@ impl<'a> Batch<'a> {
         .bind(column(&self.queued, |(_, queued)| queued.organization))
         .bind(column(&self.queued, |(_, queued)| queued.initiator))
         .bind(column(&self.queued, |(_, queued)| input(queued)))
-        // The version's file: any id will do, no row is there.
+        // The version's file: any id will do, because the table is empty.
         .bind(column(&self.queued, |(_, queued)| queued.version))
         .execute(tx)
         .await?;
@@ -195,7 +195,7 @@ impl<'a> Batch<'a> {
         Ok(())
     }
 
-    /// Two columns, and not `updated_at`.
+    /// Writes two columns, and not `updated_at`.
     async fn cancels(&self, tx: &mut PgConnection) -> anyhow::Result<()> {
         if self.canceled.is_empty() {
             return Ok(());
@@ -313,7 +313,7 @@ impl<'a> Batch<'a> {
         Ok(())
     }
 
-    /// What is rare enough to be written one by one.
+    /// Writes rare acts one by one.
     async fn rest(&self, tx: &mut PgConnection) -> anyhow::Result<()> {
         for act in &self.rest {
             let query = match &act.deed {

@@ -1,4 +1,4 @@
-//! What the simulated Tallyman billed, and every delivery's bytes.
+//! The bills of the simulated Tallyman, and every delivery's bytes.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -15,7 +15,7 @@ use super::wire::{self, Received};
 /// The simulated vendor's own truth, as `GET /sim/books` shows it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Books {
-    /// How many requests arrived, refused and cut ones too.
+    /// The number of requests, including refused and cut ones.
     pub requests: u64,
     /// By deployment, then id.
     pub billed: Vec<Billed>,
@@ -23,22 +23,22 @@ pub struct Books {
     pub deliveries: Vec<Delivery>,
 }
 
-/// One event that was billed.
+/// A billed event.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Billed {
-    /// The deployment that is billed.
+    /// The billed deployment.
     pub deployment_id: Uuid,
     /// The event's id.
     pub id: String,
-    /// How often it was billed: more than once is the mistake that an id's memory protects from only for a while.
+    /// How often it was billed. More than once is an error, which the memory of ids prevents only for some time.
     pub times: usize,
-    /// When, by the simulator's clock; one for each time.
+    /// When, by the simulator's clock; one instant for each time.
     pub billed_at: Vec<DateTime<Utc>>,
     /// The type, as first billed.
     pub event_type: String,
     /// The data, as first billed.
     pub event_data: serde_json::Value,
-    /// When the usage occurred, as first billed.
+    /// When the usage happened, as first billed.
     pub created_at: DateTime<Utc>,
 }
 
@@ -53,15 +53,15 @@ pub struct Delivery {
     pub deployment_id: Uuid,
     /// The event's id.
     pub id: String,
-    /// The event's text, byte for byte as it was sent.
+    /// The event's text, byte for byte as sent.
     pub json: String,
-    /// What became of the event.
+    /// The outcome of the event.
     pub outcome: Outcome,
-    /// Whether an answer was given that names the event.
+    /// Whether an answer with the event was sent.
     pub answered: bool,
 }
 
-/// What became of a delivered event.
+/// The outcome of a delivered event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
@@ -71,18 +71,18 @@ pub enum Outcome {
     Remembered,
     /// Refused for now.
     RefusedForNow,
-    /// Refused for ever, by a switch.
+    /// Refused permanently, by a switch.
     RefusedForEver,
-    /// Refused for ever: older than 30 days.
+    /// Refused permanently: older than 30 days.
     TooOld,
-    /// Left out of the answer and not taken.
+    /// Left out of the answer and not accepted.
     Omitted,
-    /// The whole request failed before its events were looked at.
+    /// The whole request failed before its events were read.
     RequestFailed,
 }
 
 impl Outcome {
-    /// Whether the event was taken, now or before.
+    /// Whether the event was accepted, now or before.
     #[must_use]
     pub fn taken(self) -> bool {
         matches!(self, Outcome::Billed | Outcome::Remembered)
@@ -90,14 +90,13 @@ impl Outcome {
 }
 
 impl Books {
-    /// How often an event was billed.
     #[must_use]
     pub fn times_billed(&self, deployment_id: Uuid, id: &str) -> usize {
         let found = self.billed.iter().find(|billed| billed.deployment_id == deployment_id && billed.id == id);
         found.map_or(0, |billed| billed.times)
     }
 
-    /// The texts under which an event was delivered, in order.
+    /// The texts of an event's deliveries, in order.
     #[must_use]
     pub fn texts(&self, deployment_id: Uuid, id: &str) -> Vec<&str> {
         let same = |delivery: &&Delivery| delivery.deployment_id == deployment_id && delivery.id == id;
@@ -105,14 +104,14 @@ impl Books {
     }
 }
 
-/// One request as the file keeps it: one line.
+/// One request as one line of the file.
 #[derive(Serialize, Deserialize)]
 struct Line {
     request: u64,
     deliveries: Vec<Delivery>,
 }
 
-/// The books while they are kept.
+/// The open books.
 pub struct Bookkeeping {
     remember: TimeDelta,
     requests: u64,
@@ -122,7 +121,7 @@ pub struct Bookkeeping {
 }
 
 impl Bookkeeping {
-    /// Continues the books in `file` if there is one, else starts empty. Ids are remembered for `remember`.
+    /// Continues the books in `file` if there is one, else starts empty. Remembers ids for `remember`.
     pub fn open(remember: TimeDelta, file: Option<&Path>) -> anyhow::Result<Self> {
         let mut books = Bookkeeping { remember, requests: 0, billed: BTreeMap::new(), deliveries: Vec::new(), file: None };
         if let Some(path) = file {
@@ -131,7 +130,7 @@ impl Bookkeeping {
         Ok(books)
     }
 
-    /// Takes in the lines of an earlier run. A last line without its end was never answered for, and is cut off.
+    /// Reads the lines of an earlier run. A last line without its end was never answered, and is cut off.
     fn continue_from(&mut self, path: &Path) -> anyhow::Result<File> {
         let mut file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path)?;
         let mut text = String::new();
@@ -183,7 +182,7 @@ impl Bookkeeping {
         billed.billed_at.push(now);
     }
 
-    /// Writes a request down, in memory and in the file, before it is answered: a kill after the answer loses nothing.
+    /// Writes a request down, in memory and in the file, before its answer: a kill after the answer loses nothing.
     pub fn record(&mut self, request: u64, deliveries: Vec<Delivery>) -> anyhow::Result<()> {
         let line = Line { request, deliveries };
         if let Some(file) = &mut self.file {
@@ -195,7 +194,6 @@ impl Bookkeeping {
         Ok(())
     }
 
-    /// The books as they are now.
     pub fn books(&self) -> Books {
         Books { requests: self.requests, billed: self.billed.values().cloned().collect(), deliveries: self.deliveries.clone() }
     }

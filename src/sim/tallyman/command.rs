@@ -12,7 +12,7 @@ use super::server::{Config, Tallyman};
 use super::switches::Switches;
 use crate::clock::Clock;
 
-/// Runs a simulated Tallyman. It bills what it is sent, and shows under `/sim/books` what it billed.
+/// Runs a simulated Tallyman. It bills the events that it receives, and shows its bills under `/sim/books`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
     /// Loopback address to listen on; port 0 takes a free one
@@ -27,13 +27,13 @@ pub struct Options {
     /// Days for which ids are remembered
     #[arg(long, default_value_t = 34, value_name = "DAYS", value_parser = clap::value_parser!(u32).range(0..=36500))]
     pub remember_days: u32,
-    /// File of JSON lines in which the books survive the process; an existing one is continued
+    /// File of JSON lines that keeps the books beyond the process; an existing one is continued
     #[arg(long, value_name = "FILE")]
     pub books: Option<PathBuf>,
-    /// File with the switches to start with, in the JSON of `PUT /sim/switches`
+    /// File with the initial switches, in the JSON of `PUT /sim/switches`
     #[arg(long, value_name = "FILE")]
     pub switches: Option<PathBuf>,
-    /// The simulator's time at its start (RFC 3339); it goes on from there
+    /// The simulator's time at its start (RFC 3339); its clock runs from there
     #[arg(long, value_name = "TIME")]
     pub start_at: Option<DateTime<Utc>>,
 }
@@ -41,7 +41,7 @@ pub struct Options {
 /// Serves until `stop`. The one line on stdout is the URL of the ingest endpoint.
 ///
 /// # Errors
-/// When a file cannot be read, the address cannot be listened on, or serving fails.
+/// A file cannot be read, the address is not available, or serving fails.
 pub async fn run(options: Options, clock: Clock, stop: CancellationToken) -> anyhow::Result<()> {
     let clock = match options.start_at {
         Some(at) => Clock::System { offset: at - Clock::system().now() },

@@ -1,4 +1,4 @@
-//! Connections that a handler can cut: the client sees the connection end where an answer should be.
+//! Connections that a handler can cut: the client sees the end of the connection instead of an answer.
 
 use std::io;
 use std::pin::Pin;
@@ -14,7 +14,7 @@ use tokio::net::{TcpListener, TcpStream};
 /// Accepts connections that can be cut.
 pub struct CuttableListener(pub TcpListener);
 
-/// A connection that neither reads nor writes any more once it is cut.
+/// A connection that neither reads nor writes once it is cut.
 pub struct CuttableStream {
     stream: TcpStream,
     cut: Scissors,
@@ -25,7 +25,7 @@ pub struct CuttableStream {
 pub struct Scissors(Arc<AtomicBool>);
 
 impl Scissors {
-    /// Nothing more is read or written; what the handler answers is lost.
+    /// Stops all reading and writing; the handler's answer is lost.
     pub fn cut(&self) {
         self.0.store(true, Ordering::SeqCst);
     }

@@ -17,10 +17,10 @@ use super::server::{Kept, Shared};
 use super::switches::{Behaviour, CutMoment};
 use super::wire::{self, Accepted, Answer, Received, Rejected};
 
-/// Older events are refused for ever.
+/// Older events are refused permanently.
 const MAX_AGE: TimeDelta = TimeDelta::days(30);
 
-/// A longer body is refused. A hundred events fit many times over.
+/// A longer body is refused. A hundred events fit many times.
 const MAX_BODY_BYTES: usize = 4 * 1024 * 1024;
 
 pub async fn ingest(
@@ -36,7 +36,7 @@ pub async fn ingest(
     };
     if latency > 0 {
         let wait = tokio::time::sleep(Duration::from_millis(latency));
-        // Whoever stops the simulator does not wait for its slowness.
+        // A stop does not wait for the latency.
         shared.stop.run_until_cancelled(wait).await;
     }
     let response = if cut == Some(CutMoment::BeforeReading) {
@@ -53,7 +53,7 @@ pub async fn ingest(
     response
 }
 
-/// A failure as Tallyman words it.
+/// A failure in Tallyman's form.
 pub fn failure(status: StatusCode, message: impl Into<String>) -> Response {
     (status, Json(serde_json::json!({ "message": message.into() }))).into_response()
 }
@@ -90,7 +90,7 @@ fn fault(status: u16) -> Response {
     failure(StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), "internal server error")
 }
 
-/// The deployment of a request whose license and deployment are both known here.
+/// The deployment of a request whose license and deployment are both known.
 fn deployment(shared: &Shared, headers: &HeaderMap) -> Result<Uuid, (StatusCode, String)> {
     let refused = |what: &str| (StatusCode::UNAUTHORIZED, format!("{what} is missing or wrong"));
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).filter(|text| !text.is_empty());
@@ -109,7 +109,7 @@ async fn read(body: Body) -> Result<Vec<Received>, (StatusCode, String)> {
     wire::parse(&body).map_err(bad)
 }
 
-/// What all events of a request have in common.
+/// The common data of all events of a request.
 struct Delivered {
     request: u64,
     deployment_id: Uuid,

@@ -23,20 +23,20 @@ use super::ingest::{failure, ingest};
 use super::switches::{Running, Switches};
 use crate::clock::Clock;
 
-/// What a simulated Tallyman is started with.
+/// The configuration of a simulated Tallyman.
 #[derive(Clone)]
 pub struct Config {
     /// A loopback address: the control API has no other protection. Port 0 takes a free one.
     pub listen: SocketAddr,
-    /// The license tokens that are accepted; with none, any.
+    /// The accepted license tokens; with none, any.
     pub license_keys: Vec<String>,
-    /// The deployments that are accepted; with none, any.
+    /// The accepted deployments; with none, any.
     pub deployment_ids: Vec<Uuid>,
     /// How long an id is remembered, by the simulator's clock.
     pub remember: TimeDelta,
-    /// A file of JSON lines in which the books survive the process; an existing one is continued.
+    /// A file of JSON lines that keeps the books beyond the process; an existing one is continued.
     pub books: Option<PathBuf>,
-    /// How it misbehaves from the start.
+    /// The initial misbehaviour.
     pub switches: Switches,
 }
 
@@ -55,7 +55,7 @@ impl Default for Config {
 
 /// A running simulated Tallyman.
 pub struct Tallyman {
-    /// Where it listens.
+    /// Its address.
     pub addr: SocketAddr,
     shared: Arc<Shared>,
     serving: JoinHandle<std::io::Result<()>>,
@@ -69,7 +69,7 @@ pub struct Shared {
     kept: Mutex<Kept>,
 }
 
-/// What requests change.
+/// The state that requests change.
 pub struct Kept {
     pub books: Bookkeeping,
     pub running: Running,
@@ -85,7 +85,7 @@ impl Tallyman {
     /// Starts to listen and serves until `stop`.
     ///
     /// # Errors
-    /// When the address is not loopback or taken, the books cannot be read, or the switches are impossible.
+    /// The address is not loopback or taken, the books cannot be read, or the switches are not valid.
     pub async fn start(config: Config, clock: Clock, stop: CancellationToken) -> anyhow::Result<Self> {
         ensure!(config.listen.ip().is_loopback(), "{} is not a loopback address", config.listen);
         if let Some(mistake) = config.switches.mistake() {
@@ -112,16 +112,15 @@ impl Tallyman {
         format!("http://{}/api/v1/events/ingest", self.addr)
     }
 
-    /// The books as they are now.
     #[must_use]
     pub fn books(&self) -> Books {
         self.shared.kept().books.books()
     }
 
-    /// Misbehaves from now on as `switches` say; all counts start anew.
+    /// Misbehaves from now on by `switches`; all counts restart.
     ///
     /// # Errors
-    /// When the switches are impossible.
+    /// The switches are not valid.
     pub fn set_switches(&self, switches: Switches) -> anyhow::Result<()> {
         self.shared.set_switches(switches).map_err(anyhow::Error::msg)
     }
@@ -129,7 +128,7 @@ impl Tallyman {
     /// Waits until the server has ended after its stop.
     ///
     /// # Errors
-    /// When serving failed.
+    /// Serving failed.
     pub async fn stopped(self) -> anyhow::Result<()> {
         self.serving.await?.context("serving the simulated Tallyman")
     }

@@ -1,4 +1,4 @@
-//! How the simulated Tallyman misbehaves, and the counters that say when it stops.
+//! The misbehaviour of the simulated Tallyman, and the counters that end it.
 
 use std::collections::HashMap;
 
@@ -6,31 +6,31 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-/// All ways to misbehave; by default none. Setting them starts every count anew.
+/// All kinds of misbehaviour; the default is none. Setting them restarts every count.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Switches {
-    /// Every request waits so long before it is looked at, in milliseconds.
+    /// The wait of every request before it is read, in milliseconds.
     pub latency_ms: u64,
-    /// Requests answered with a fault of the server.
+    /// Requests with a server error as their answer.
     pub errors: ServerErrors,
     /// Connections cut without an answer.
     pub cuts: Cuts,
-    /// What happens to single events; the first rule that meets an event decides.
+    /// The behaviour for single events; the first rule that matches an event applies.
     pub events: Vec<EventRule>,
 }
 
-/// Requests answered with a fault of the server.
+/// Requests with a server error as their answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ServerErrors {
-    /// The status to answer with.
+    /// The status of the answer.
     pub status: u16,
-    /// So many of the next requests.
+    /// The number of the next requests that fail.
     pub next: u64,
-    /// And this share of all others, by the number of the request.
+    /// The share of all other requests that fail, by the number of the request.
     pub fraction: f64,
-    /// The events are taken all the same, as when a proxy in front gives up.
+    /// Whether the events are still accepted, as when a proxy before the server times out.
     pub after_accepting: bool,
 }
 
@@ -46,9 +46,9 @@ impl Default for ServerErrors {
 pub struct Cuts {
     /// When the cut comes.
     pub moment: CutMoment,
-    /// So many of the next requests.
+    /// The number of the next requests that are cut.
     pub next: u64,
-    /// And this share of all others, by the number of the request.
+    /// The share of all other requests that are cut, by the number of the request.
     pub fraction: f64,
 }
 
@@ -59,17 +59,16 @@ pub enum CutMoment {
     /// Before the request's body is read.
     #[default]
     BeforeReading,
-    /// After its events were taken, before the answer.
+    /// After its events were accepted, before the answer.
     AfterAccepting,
 }
 
-/// What happens to some events.
+/// The behaviour for some events.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EventRule {
-    /// What happens to them.
     pub behaviour: Behaviour,
-    /// These ids.
+    /// The ids of these events.
     #[serde(default)]
     pub ids: Vec<String>,
     /// And this share of all ids, by a hash of the id.
@@ -78,12 +77,12 @@ pub struct EventRule {
     /// Until this instant, not included.
     #[serde(default)]
     pub until: Option<DateTime<Utc>>,
-    /// So many times for each id.
+    /// The number of times for each id.
     #[serde(default)]
     pub times: Option<u32>,
 }
 
-/// What happens to an event instead of being taken.
+/// The behaviour for an event, instead of accepting it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Behaviour {
@@ -91,14 +90,14 @@ pub enum Behaviour {
     RefuseForNow,
     /// Refused, `permanent` true.
     RefuseForEver,
-    /// Left out of the answer, and not taken.
+    /// Left out of the answer, and not accepted.
     Omit,
-    /// Left out of the answer, but taken.
+    /// Left out of the answer, but accepted.
     OmitThoughTaken,
 }
 
 impl Switches {
-    /// What is wrong with the switches, if anything.
+    /// The error in the switches, if there is one.
     pub(super) fn mistake(&self) -> Option<String> {
         let share = |fraction: f64| (0.0..=1.0).contains(&fraction);
         if !share(self.errors.fraction) || !share(self.cuts.fraction) || !self.events.iter().all(|rule| share(rule.fraction)) {
@@ -108,11 +107,11 @@ impl Switches {
     }
 }
 
-/// The switches with what is left of their counts.
+/// The switches with their remaining counts.
 #[derive(Debug, Default)]
 pub struct Running {
     switches: Switches,
-    /// How often a rule, by its position, has met an id.
+    /// How often a rule, by its position, has matched an id.
     met: HashMap<(usize, String), u32>,
 }
 
@@ -121,7 +120,7 @@ impl Running {
         Running { switches, met: HashMap::new() }
     }
 
-    /// The switches as they are now: `next` counts what is left.
+    /// The current switches: `next` is the remaining count.
     pub fn switches(&self) -> &Switches {
         &self.switches
     }
@@ -132,14 +131,14 @@ impl Running {
         (counted(&mut cuts.next) || chosen(cuts.fraction, "cut", &request.to_string())).then_some(cuts.moment)
     }
 
-    /// Whether this request is answered with a fault: the status, and whether its events are taken all the same.
+    /// Whether this request gets a server error: the status, and whether its events are still accepted.
     pub fn error(&mut self, request: u64) -> Option<(u16, bool)> {
         let errors = &mut self.switches.errors;
         let fails = counted(&mut errors.next) || chosen(errors.fraction, "error", &request.to_string());
         fails.then_some((errors.status, errors.after_accepting))
     }
 
-    /// What happens to this event instead of being taken.
+    /// The behaviour for this event, instead of accepting it.
     pub fn event(&mut self, id: &str, now: DateTime<Utc>) -> Option<Behaviour> {
         for (position, rule) in self.switches.events.iter().enumerate() {
             let named = rule.ids.iter().any(|named| named == id) || chosen(rule.fraction, &format!("{:?}", rule.behaviour), id);
@@ -163,7 +162,7 @@ fn counted(left: &mut u64) -> bool {
     some
 }
 
-/// Whether `key` belongs to the share of all keys: always the same answer for the same key, another choice for another `salt`.
+/// Whether `key` belongs to the share of all keys. The same key gives the same answer; another `salt` makes another choice.
 fn chosen(fraction: f64, salt: &str, key: &str) -> bool {
     if fraction <= 0.0 {
         return false;

@@ -1,10 +1,10 @@
-//! The wire form as the receiver sees it: strict.
+//! The wire form on the receiver's side: strict.
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-/// More events in one request are refused.
+/// A request with more events is refused.
 pub const MAX_EVENTS: usize = 100;
 
 /// 0001-01-01T00:00:00Z in seconds since 1970.
@@ -57,8 +57,8 @@ pub struct Rejected {
     pub permanent: bool,
 }
 
-/// Reads a request's body; `Err` holds the message of the 400. Of each event is checked, in this order: the id is not empty, the
-/// type is known, the time is not Go's zero time. The event's data is not looked into.
+/// Reads a request's body; `Err` contains the message of the 400. Each event is checked in this order: an id that is not empty, a known
+/// type, a time other than Go's zero time. It does not read the event's data.
 pub fn parse(body: &[u8]) -> Result<Vec<Received>, String> {
     let request: Request = serde_json::from_slice(body).map_err(|error| format!("decode request body: {error}"))?;
     if request.events.len() > MAX_EVENTS {
@@ -68,7 +68,6 @@ pub fn parse(body: &[u8]) -> Result<Vec<Received>, String> {
     numbered.map(|(number, raw)| parse_event(raw.get()).map_err(|error| format!("event {number}: {error}"))).collect()
 }
 
-/// Reads one event's text.
 pub fn parse_event(json: &str) -> Result<Received, String> {
     let event: Event = serde_json::from_str(json).map_err(|error| error.to_string())?;
     let created_at = instant(&event.created_at).ok_or("created_at is not an RFC 3339 time")?;
@@ -85,7 +84,7 @@ pub fn parse_event(json: &str) -> Result<Received, String> {
     Ok(Received { id: event.id, event_type: event.event_type, event_data: event.event_data, created_at, json })
 }
 
-/// Go wants the `T` and the `Z` as capitals, where chrono takes more.
+/// Go requires the `T` and the `Z` as capitals; chrono accepts more.
 fn instant(text: &str) -> Option<DateTime<Utc>> {
     let plain = text.as_bytes().get(10) == Some(&b'T') && !text.ends_with('z');
     plain.then(|| DateTime::parse_from_rfc3339(text).ok()).flatten().map(|at| at.to_utc())

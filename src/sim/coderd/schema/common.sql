@@ -1,5 +1,5 @@
--- coderd's tables as an outside reader meets them: names, types, nullability, defaults, checks, keys and indexes that both schema
--- versions share. What differs is in tasks_era.sql and sep_2026.sql, applied after this file.
+-- coderd's tables as an outside reader sees them: names, types, nullability, defaults, checks, keys and indexes of both schema versions.
+-- tasks_era.sql and sep_2026.sql have the differences, applied after this file.
 
 create type provisioner_job_status as enum ('pending', 'running', 'succeeded', 'canceling', 'canceled', 'failed', 'unknown');
 create type provisioner_job_type as enum ('template_version_import', 'workspace_build', 'template_version_dry_run');
@@ -99,7 +99,7 @@ create table provisioner_jobs (
     tags jsonb not null default '{"scope": "organization"}',
     error_code text,
     trace_metadata jsonb,
-    -- First match wins. An empty error is no error; a real one beats a cancellation, completed or not.
+    -- First match wins. An empty error is not an error; a real one takes precedence over a cancellation, completed or not.
     job_status provisioner_job_status not null generated always as (
         case
             when error <> '' then 'failed'::provisioner_job_status
@@ -116,7 +116,7 @@ create table provisioner_jobs (
     constraint max_provisioner_logs_length check (logs_length <= 1048576),
     constraint provisioner_jobs_organization_id_fkey foreign key (organization_id) references organizations (id) on delete cascade
 );
--- All there are: none is led by completed_at, updated_at or created_at.
+-- All indexes: none is led by completed_at, updated_at or created_at.
 create index idx_provisioner_jobs_status on provisioner_jobs (job_status);
 create index provisioner_jobs_started_at_idx on provisioner_jobs (started_at) where started_at is null;
 create index provisioner_jobs_worker_id_organization_id_completed_at_idx
@@ -340,8 +340,8 @@ create table usage_events_daily (
     constraint usage_events_daily_pkey primary key (day, event_type)
 );
 
--- Insert only: what is corrected or removed later leaves the day's total as it was. The day's first row is kept as it is; every
--- later one replaces it by the one number.
+-- Insert only: a later correction or removal does not change the day's total. The day's first row is kept unchanged; every later one
+-- replaces it by the single number.
 create function aggregate_usage_event() returns trigger language plpgsql as $$
 begin
     if new.event_type not in ('dc_managed_agents_v1', 'hb_ai_seats_v1', 'hb_agent_runtime_v1') then

@@ -1,4 +1,4 @@
--- What the schema of about 21 September 2026 has beyond the common part: Tasks are gone, runtime hours are unique.
+-- The differences of about 21 September 2026: Tasks are gone, runtime hours are unique.
 
 alter table workspace_builds add column notified_autostop_deadline timestamptz not null default '0001-01-01 00:00:00+00';
 alter table workspace_builds add constraint workspace_builds_id_workspace_id_key unique (id, workspace_id);
