@@ -33,7 +33,7 @@ impl Audit {
     }
 
     /// Rereads these ranges and compares each record with the ledger. Then compares each row of the ledger with its digest and related
-    /// rows. Calls `progress` with the number of finished offsets.
+    /// rows. Calls `progress` with the number of offsets of each finished page.
     pub async fn deep(&self, ranges: &[KeptRange], progress: impl Fn(u64)) -> anyhow::Result<Joint> {
         let mut found = Found { joint: Joint::new(DEEP), differences: 0 };
         let mut read = 0;
@@ -251,7 +251,7 @@ fn accepted_here(topic: Topic, place: &str, row: &KeptEvent, event: &Event, reje
     }
     let Some(reject) = reject else { return };
     let (id, detail) = (format!("reject {}", reject.id), format!("the record at {place} is accepted as {}", row.id(topic)));
-    // a replay reads a record a second time, and only one reading may accept it; a conflict remains one
+    // a replay reads a record a second time, and perhaps only one reading accepts it; a conflict remains one
     let read_twice = reject.by_a_replay || row.batch.as_ref().is_some_and(|batch| batch.kind == BatchKind::Replay);
     if !read_twice || reject.verdict == Verdict::Conflict {
         found.differs("reject_of_an_event", id, detail);
@@ -281,7 +281,7 @@ fn refused(place: &str, refusal: &Refusal, reject: Option<&KeptReject>, found: &
     }
 }
 
-/// Checks a row by itself: its digest matches its columns, and its batch covers its record.
+/// Checks a row by itself: its digest matches its columns, and its batch is one of the log and covers its record.
 fn row_alone(topic: Topic, row: &KeptEvent, found: &mut Found) {
     match &row.event {
         Ok(event) if event.digest().as_slice() == row.digest => {}

@@ -25,7 +25,7 @@ const SOURCE: &str = "source and ledger";
 const LOG: &str = "log and ledger";
 const VENDOR: &str = "ledger and vendor";
 
-/// Numbers of a joint that a finding keeps: rows that coderd removed, usage of the last 30 days, and its differing part.
+/// Numbers of a joint that a finding keeps: rows that coderd removed, recent usage (30 days), and its differing part.
 const SOURCE_GONE: &str = "source_gone";
 const RECENT_USAGE: &str = "usage_of_30_days";
 const RECENT_USAGE_DIFFERS: &str = "usage_of_30_days_that_differs";
@@ -45,7 +45,7 @@ pub struct Audit {
 /// The result of an audit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct AuditReport {
-    /// Whether every joint is without differences.
+    /// Whether no joint has a difference.
     pub balanced: bool,
     /// The ledger sequence up to which the ledger's own books were read.
     pub sequence: Sequence,

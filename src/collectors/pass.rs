@@ -76,8 +76,8 @@ impl Collector {
     }
 
     /// Each statement has its own snapshot, younger than the horizon, so it contains every commit before the horizon. Pages go by keys that
-    /// a row keeps, so a changed row is not skipped. (A canceled job that a daemon still runs completes later and moves ahead.)
-    /// So no transaction stays open in coderd's database while the log acknowledges.
+    /// a row keeps, so a changed row is not skipped. (A canceled job that a daemon still takes completes again, later: it moves ahead.) So
+    /// no transaction stays open in coderd's database while the log acknowledges.
     async fn pass_with(&mut self, reader: &mut Reader) -> Result<PassReport, CollectError> {
         let started_at = self.clock.now();
         self.check_signatures().await?;
@@ -185,7 +185,7 @@ impl Collector {
         Ok(Ends { offsets, behind })
     }
 
-    /// Records the pass. A pass that cannot be compared with the ledger is not a full sweep: the source would look backfilled.
+    /// Records the pass. If it cannot be compared with the ledger, it is not a full sweep, or the source would look backfilled.
     async fn record(
         &self,
         bounds: &Bounds,

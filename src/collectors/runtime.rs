@@ -1,4 +1,4 @@
-//! How far agent runtime is complete: coderd writes one row an hour, and fills gaps of up to seven days.
+//! How far agent runtime is complete: coderd writes one row an hour, and fills gaps of the last seven days.
 
 use chrono::{DateTime, DurationRound, TimeDelta, Utc};
 

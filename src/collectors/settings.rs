@@ -28,7 +28,7 @@ pub struct Settings {
     pub poll_interval: Duration,
     /// Time from one full sweep to the next; zero: each pass is a full sweep.
     pub sweep_interval: TimeDelta,
-    /// How far the clocks of coderd's replicas and of the database may differ. Completeness is reported this much earlier.
+    /// How far clocks of coderd's replicas and of the database may differ. Completeness is this much earlier; the next pass starts there.
     pub margin: TimeDelta,
     /// How far a pass reaches back once a minute, and always if the oldest open transaction cannot be seen.
     pub overlap: TimeDelta,

@@ -114,7 +114,7 @@ impl Collector {
         Ok(())
     }
 
-    /// The claims and builds of these ids, without those that the ledger refuses.
+    /// The claims and builds of these ids, without those among the rejects that must not be sent again.
     async fn build_candidates(
         &mut self,
         reader: &mut Reader,
@@ -155,7 +155,7 @@ impl Collector {
         Ok(found)
     }
 
-    /// Leaves out messages that the ledger has refused before and would refuse again.
+    /// Leaves out messages that are among the ledger's rejects and must not be sent again.
     async fn without_refused<Id>(&self, mut candidates: Vec<Candidate<Id>>) -> Result<Vec<Candidate<Id>>, CollectError> {
         if candidates.is_empty() {
             return Ok(candidates);

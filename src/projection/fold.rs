@@ -35,7 +35,7 @@ impl<S: Stage> Folded<S> {
         Ok(())
     }
 
-    /// The newest readable snapshot at or before `limit`, or zero.
+    /// The newest snapshot at or before `limit` that this version can read, or zero.
     pub(super) async fn begin(ledger: &Ledger, incarnation: Uuid, limit: i64) -> Result<Self, ProjectionError> {
         let Some(found) = ledger.load_snapshot(S::NAME, S::RULES_VERSION, limit).await? else { return Ok(Self::zero(incarnation)) };
         match serde_json::from_slice(&found.state) {
@@ -53,7 +53,7 @@ impl<S: Stage> Folded<S> {
     }
 }
 
-/// Folds the ledger from zero up to `limit` or to its end, whichever is first: for a rebuild or an earlier state.
+/// Folds the ledger from zero up to `limit`, or to its end if that comes first. For a rebuild or an earlier state.
 ///
 /// # Errors
 /// [`ProjectionError`], also if the ledger changes its incarnation during the fold.

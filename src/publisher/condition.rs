@@ -19,7 +19,7 @@ pub enum Condition {
     Working,
     /// No coderd database is configured. Without a license and a last check, nothing is published. Healthy.
     NoDatabase,
-    /// The ledger has no event of this deployment. Healthy.
+    /// The source is not introduced yet. Healthy.
     NotIntroduced,
     /// An operator has retired the source: who and why. Healthy.
     Retired(String),

@@ -92,7 +92,7 @@ impl Publisher {
     }
 
     /// Publishes until `stop`. It finishes a request in flight, within the request's timeout. Before `compare_marks` succeeds it leases,
-    /// sends and settles nothing. The ledger may be older than this process, and a pending publication may have been sent.
+    /// sends and settles nothing. If the ledger went back before this process began, a pending publication may have been sent.
     pub async fn run<F>(&mut self, compare_marks: impl Fn() -> F, stop: &CancellationToken)
     where
         F: Future<Output = anyhow::Result<()>>,

@@ -7,7 +7,7 @@ use uuid::Uuid;
 use crate::coderd::LicenseRow;
 use crate::license::{LicenseError, PublicKeys, VerifiedLicense, pick_publishing_license};
 
-/// The license that signs, with its token. Only a request holds the token, and `Debug` omits it.
+/// The license that signs, with its token. The token lives only as long as a request needs it, and `Debug` omits it.
 pub struct SigningLicense {
     /// coderd's id of the license.
     pub id: i32,
