@@ -281,7 +281,7 @@ fn refused(place: &str, refusal: &Refusal, reject: Option<&KeptReject>, found: &
     }
 }
 
-/// Checks a row by itself: its digest matches its columns, and its batch is one of the log and covers its record.
+/// Checks a row by itself: its digest matches its columns, and its batch is from the log and covers its record.
 fn row_alone(topic: Topic, row: &KeptEvent, found: &mut Found) {
     match &row.event {
         Ok(event) if event.digest().as_slice() == row.digest => {}

@@ -81,8 +81,8 @@ pub struct BuildRow {
 
 /// No index of `provisioner_jobs` is led by `completed_at`. The index on (`worker_id`, `organization_id`, `completed_at` desc) serves one
 /// worker and one organization at a time: a lane. A loose scan of the same index finds the lanes, one probe each: the daemons' table
-/// forgets old workers. Jobs canceled while pending have no worker, and lanes of their own. (These are ordered by worker, too: the planner
-/// does not see that `is null` leaves one value, and would sort them all.)
+/// forgets old workers. Jobs canceled while pending have no worker, and lanes of their own. (These are ordered by worker, too. The planner
+/// does not see that `is null` leaves one value, and would sort all of them.)
 const RECENT_KEYS: &str = "with recursive lane (worker_id, organization_id) as (
          (select worker_id, organization_id from provisioner_jobs
           where worker_id is not null order by worker_id, organization_id limit 1)

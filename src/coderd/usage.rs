@@ -38,7 +38,7 @@ impl Reader {
     /// The table does not record when a row came, and its date can be days earlier. But every row comes with both marks empty, and coderd
     /// later sets them to the current time. So a row that came since `since` is unmarked, or was reserved or published since. These are
     /// three ranges of one index (`published_at`, `publish_started_at`, `created_at`). The unmarked range grows without end where coderd
-    /// does not publish, so it is read only back to `dated_since`; [`Reader::usage_keys`] finds older rows. One statement reads all three:
+    /// does not publish. So it is read only back to `dated_since`; [`Reader::usage_keys`] finds older rows. One statement reads all three:
     /// a row moves between them while coderd publishes, but keeps its key.
     pub async fn recent_usage_keys(
         &mut self,

@@ -303,7 +303,7 @@ async fn sessions_that_began_read_only_are_not_kept() {
     }
 }
 
-/// Like after a second restore of one backup: the ledger has the incarnation of the first restore.
+/// As after a second restore of one backup: the ledger has the incarnation of the first restore.
 #[tokio::test]
 async fn a_backup_that_is_restored_twice_is_seen_twice_by_each_landmark_and_mark() {
     let (_database, ledger) = registered_ledger().await;

@@ -155,8 +155,8 @@ impl Terms {
     }
 }
 
-/// A part of the span as a whole second within a day. A license that ends after the history ends at least a month later: a short history (a
-/// demo) does not run out of licenses.
+/// A part of the span as a whole second within a day. A license that ends after the history ends at least a month later. Otherwise a short
+/// history (a demo) would run out of licenses.
 #[allow(clippy::cast_possible_truncation, clippy::cast_precision_loss)] // a span of seconds is far below 2^52
 fn instant(config: &Config, part: f64) -> DateTime<Utc> {
     let span = (config.end - config.start).num_seconds() as f64;

@@ -57,8 +57,8 @@ pub struct Rejected {
     pub permanent: bool,
 }
 
-/// Reads a request's body; `Err` contains the message of the 400. Each event is checked in this order: an id that is not empty, a known
-/// type, a time other than Go's zero time. It does not read the event's data.
+/// Reads a request's body; `Err` contains the message of the 400. Each event must have an id, then a known type, then a time other than
+/// Go's zero time. It does not read the event's data.
 pub fn parse(body: &[u8]) -> Result<Vec<Received>, String> {
     let request: Request = serde_json::from_slice(body).map_err(|error| format!("decode request body: {error}"))?;
     if request.events.len() > MAX_EVENTS {

@@ -62,7 +62,7 @@ async fn nothing_is_claimed_while_the_log_ends_before_the_ledgers_position() {
     assert!(newcomer.pass().await.unwrap().full_sweep);
     newcomer.pass().await.unwrap();
     assert!(!ours.ledger.backfilled(newcomer.source().id).await.unwrap());
-    // Like after a recovery: the ledger reads the new topic from its start.
+    // As after a recovery: the ledger reads the new topic from its start.
     sqlx::query("update position set next_offset = 0, last_offset = null, last_record = null where topic like '%workspace-builds%'")
         .execute(&ours.ledger.pool)
         .await

@@ -50,7 +50,7 @@ async fn a_second_deployment_id_on_the_same_coderd_is_refused_before_anything_is
         let (_, text) = refused(&ours, named(mistyped), &coderd.database.url).await;
         assert!(text.contains(&id.to_string()), "{text}");
     }
-    // coderd has a new id, like after the loss of its row; its organizations are the same
+    // coderd has a new id, as after the loss of its row; its organizations are the same
     collector.close().await;
     sqlx::query("update site_configs set value = $1").bind(mistyped.to_string()).execute(&coderd.database.pool).await.unwrap();
     let (refusal, text) = refused(&ours, named(mistyped), &coderd.database.url).await;

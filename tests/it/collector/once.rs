@@ -27,7 +27,7 @@ async fn nothing_is_appended_twice_after_a_restart() {
     let mut first = ours.collector(sweeping.clone(), &coderd).await;
     assert_eq!(produced(&first.pass().await.unwrap()), (10, 5, 1));
     assert_eq!(produced(&first.pass().await.unwrap()), (0, 0, 0), "nothing is in the ledger yet");
-    // Like after kill -9 between the log's acknowledgement and the pass's record.
+    // As after kill -9 between the log's acknowledgement and the pass's record.
     drop(first);
     for statement in
         ["delete from collector_pass", "delete from collector_progress", "insert into collector_progress (source_id) select id from source"]

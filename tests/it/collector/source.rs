@@ -1,4 +1,4 @@
-//! The collector of a source, the begin of its collection, and its licenses.
+//! The collector of a source, the start of its collection, and its licenses.
 
 use std::time::Duration;
 
@@ -85,7 +85,7 @@ async fn collecting_from_an_instant_starts_the_counters_with_coderds_own_count()
     let counts: Vec<(String, String, String, i64)> = sqlx::query_as(query).fetch_all(&ours.ledger.pool).await.unwrap();
     let row = |preset: &str, creations| ("acme".to_owned(), "docker".to_owned(), preset.to_owned(), creations);
     assert_eq!(counts, [row("", 1), row("large", 2)]);
-    // The begin of collection never changes.
+    // The start of collection never changes.
     collector.close().await;
     let again = ours.collector(settings(), &coderd).await;
     assert_eq!(*again.source(), source);

@@ -1,4 +1,4 @@
-//! A scraper beside the journey: whoever shows the domain series, no series ever falls and none disappears.
+//! A scraper beside the journey: no series ever falls or disappears, whichever process shows the domain series.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -9,21 +9,21 @@ use tokio_util::sync::CancellationToken;
 
 use super::site::page;
 
-/// Series and value, as the text page has them.
+/// Values by series on the text page.
 type Series = BTreeMap<String, f64>;
 
-/// What was seen so far.
+/// The scraper's observations until now.
 #[derive(Clone, Debug, Default)]
 pub struct Seen {
     /// The last page.
     pub series: Series,
-    /// Which of the two answered, each change once.
+    /// Which of the two answered; each change once.
     pub holders: Vec<usize>,
     /// Pages with domain series.
     pub pages: usize,
-    /// Pages that showed something new.
+    /// Pages with something new.
     pub changed: usize,
-    /// What must not be.
+    /// Violations.
     pub faults: Vec<String>,
 }
 
@@ -45,7 +45,7 @@ impl Seen {
     }
 }
 
-/// The scraper while it runs.
+/// The running scraper.
 pub struct Watch {
     seen: Arc<Mutex<Seen>>,
     stop: CancellationToken,
@@ -71,12 +71,11 @@ impl Watch {
         Watch { seen, stop, task }
     }
 
-    /// Who has shown the series, in order.
+    /// The processes that showed the series, in order.
     pub fn holders(&self) -> Vec<usize> {
         self.seen.lock().expect("no panic").holders.clone()
     }
 
-    /// Ends the scraper.
     pub async fn end(self) -> Seen {
         self.stop.cancel();
         self.task.await.expect("no panic");

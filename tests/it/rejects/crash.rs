@@ -15,7 +15,7 @@ use crate::support::ledger::{DEPLOYMENT, OTHER_DEPLOYMENT, build, claim, usage};
 const MENDED: &str = r#"{"count": 5}"#;
 
 impl Site {
-    /// From now on no reject can be ended, like after a crash just before.
+    /// From now on no reject can be ended, as after a crash just before.
     async fn breaks_before_the_end(&self) {
         let trigger = "create function broken() returns trigger language plpgsql as $$ begin raise exception 'broken off'; end $$;
                        create trigger broken before update on reject for each row execute function broken()";
@@ -213,7 +213,7 @@ async fn a_resubmission_of_which_nothing_came_is_named_whoever_it_is_of() {
         let id = site.broken(&event).await;
         let resubmitted = site.resubmit(with(id, &event.to_structured().to_string())).await.unwrap();
         let offset = resubmitted.records[0].place.as_ref().unwrap().offset;
-        // like after a leader's unclean election: another record has its place
+        // as after a leader's unclean election: another record has its place
         for undone in [
             "delete from log_record using log_partition where id = partition_id and topic = $1 and record_offset = $2",
             "update log_partition set next_offset = $2 where topic = $1",

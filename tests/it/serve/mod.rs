@@ -156,14 +156,14 @@ impl Process {
         Process { api: format!("http://{api}"), metrics: format!("http://{metrics}"), folds, stop, task }
     }
 
-    /// Ends like after SIGTERM.
+    /// Ends as after SIGTERM.
     async fn end(self) {
         self.stop.cancel();
         tokio::time::timeout(SOON, self.task).await.expect("in time").unwrap();
         self.folds.cancel();
     }
 
-    /// Ends like after SIGKILL: nothing is released.
+    /// Ends as after SIGKILL: nothing is released.
     fn vanish(self) {
         self.task.abort();
         self.folds.cancel();

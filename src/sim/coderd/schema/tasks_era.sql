@@ -1,4 +1,4 @@
--- The last schema of the Tasks era (summer 2026, with agent runtime but before its unique hour): AI task flags, tasks, their reasons.
+-- The last schema of the Tasks era (summer 2026, with agent runtime before its unique hour): AI task flags, tasks, their reasons.
 
 alter type build_reason add value 'task_auto_pause';
 alter type build_reason add value 'task_manual_pause';
