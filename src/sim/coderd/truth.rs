@@ -212,18 +212,21 @@ pub enum Rename {
     /// An organization's name.
     Organization {
         id: Uuid,
+        /// The old name.
         from: String,
         to: String,
     },
     /// A template's name.
     Template {
         id: Uuid,
+        /// The old name.
         from: String,
         to: String,
     },
     /// A preset's name.
     Preset {
         id: Uuid,
+        /// The old name.
         from: String,
         to: String,
     },
@@ -236,6 +239,7 @@ pub enum Rename {
     /// A removed preset row: its builds lost it.
     PresetRemoved {
         id: Uuid,
+        /// The name of the preset.
         name: String,
     },
     /// A deleted template, and another one under its name.
