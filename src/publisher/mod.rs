@@ -74,9 +74,6 @@ pub struct Cycle {
 
 impl Publisher {
     /// Creates an idle publisher.
-    ///
-    /// # Errors
-    /// [`SettingsError`]: the vendor's URL, or TLS.
     pub fn new(ledger: Ledger, settings: Settings, telemetry: PublisherTelemetry) -> Result<Self, SettingsError> {
         let client = TallymanClient::new(&settings.tallyman)?;
         let condition = Shown::new(settings.deployment, settings.sole, ledger.clock.clone());
@@ -193,10 +190,7 @@ impl Publisher {
     }
 
     /// Does all due work once. It checks `stop` between requests.
-    ///
-    /// # Errors
-    /// The ledger or coderd's database cannot be used; the condition shows it, too. A failed request is not an error but the cycle's
-    /// [`failure`](Cycle::failure).
+    /// An error also sets the condition. A failed request is not an error but the cycle's [`failure`](Cycle::failure).
     pub async fn cycle(&mut self, stop: &CancellationToken) -> anyhow::Result<Cycle> {
         let outcome = self.whole_cycle(stop).await;
         match &outcome {

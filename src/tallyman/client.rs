@@ -92,9 +92,6 @@ struct Failure {
 
 impl TallymanClient {
     /// Creates an idle client.
-    ///
-    /// # Errors
-    /// The URL is not valid, or TLS cannot be set up.
     pub fn new(settings: &ClientSettings) -> Result<Self, SettingsError> {
         let url = Url::parse(&settings.url)
             .ok()

@@ -31,9 +31,6 @@ pub struct OutgoingEvent {
 
 impl OutgoingEvent {
     /// An event that Tallyman's rules allow. `created_at` is when the usage happened, cut to whole microseconds.
-    ///
-    /// # Errors
-    /// A rule is broken: see [`InvalidEvent`].
     pub fn new(id: impl Into<String>, quantity: UsageQuantity, created_at: DateTime<Utc>) -> Result<Self, InvalidEvent> {
         let id = id.into();
         let created_at = created_at.trunc_subsecs(6);

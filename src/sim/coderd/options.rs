@@ -66,9 +66,6 @@ impl Options {
 }
 
 /// Writes the history, then acts in real time if requested, until `stop`. Returns the truth at the end, and writes it if a file is named.
-///
-/// # Errors
-/// The database cannot be reached, is not empty or refuses, or a file cannot be written.
 pub async fn run(options: Options, clock: Clock, stop: CancellationToken) -> anyhow::Result<Truth> {
     ensure!(options.rate >= 0.0 && options.rate.is_finite(), "--rate is a number of builds per second");
     let mut simulation = Simulation::start(options.config(&clock), &options.database_url).await?;
@@ -105,9 +102,6 @@ async fn write_history(simulation: &mut Simulation, stop: &CancellationToken) ->
 
 /// Acts in the clock's time until `stop`: `rate` builds per second, one transaction per act. Then commits open transactions. Calls
 /// `completed` with the number of completed builds.
-///
-/// # Errors
-/// PostgreSQL refuses.
 pub async fn live(
     simulation: &mut Simulation,
     rate: f64,

@@ -29,9 +29,7 @@ impl SchemaVersion {
 }
 
 /// Creates all tables in an empty schema, or none. Gives their owner the rights that an administrator gives to a reader.
-///
-/// # Errors
-/// The database already has a table `provisioner_jobs`, or PostgreSQL refuses.
+/// The database must not have a table `provisioner_jobs`.
 pub async fn create(connection: &mut PgConnection, version: SchemaVersion) -> anyhow::Result<()> {
     let mut tx = connection.begin().await?;
     let taken: bool = sqlx::query_scalar("select to_regclass('provisioner_jobs') is not null")

@@ -31,9 +31,6 @@ pub struct Signer {
 
 impl Signer {
     /// The key pair with these 32 secret bytes.
-    ///
-    /// # Errors
-    /// Never for 32 bytes; passes an error of the crypto library on.
     pub fn new(secret: [u8; 32], kid: &str) -> anyhow::Result<Self> {
         let key = EncodingKey::from_ed_der(&[PKCS8_HEAD.as_slice(), &secret].concat());
         let jwk = Jwk::from_encoding_key(&key, Algorithm::EdDSA).context("public half of the license key")?;
@@ -50,9 +47,6 @@ impl Signer {
     }
 
     /// The claims as a signed JWT.
-    ///
-    /// # Errors
-    /// Never for claims with times that JSON can contain; passes an error of the library on.
     pub fn sign(&self, claims: &Claims) -> anyhow::Result<String> {
         let header = Header { kid: Some(self.public.kid.clone()), ..Header::new(Algorithm::EdDSA) };
         jsonwebtoken::encode(&header, claims, &self.key).context("sign a license")

@@ -34,9 +34,6 @@ struct Held {
 
 impl Simulation {
     /// Plans everything, creates coderd's tables in an empty database and writes the rows before the first build.
-    ///
-    /// # Errors
-    /// The configuration is not valid, the database cannot be reached, or it already has coderd's tables.
     pub async fn start(config: Config, database_url: &str) -> anyhow::Result<Self> {
         let script = Script::new(config)?;
         let options = PgConnectOptions::from_str(database_url).context("database URL")?.application_name("coderd");
@@ -51,9 +48,7 @@ impl Simulation {
     /// Does all planned acts up to and including `now`.
     ///
     /// Transactions that commit late stay open after this call if their time has not come.
-    ///
-    /// # Errors
-    /// PostgreSQL refuses. The truth is then ahead of the database: drop the simulation.
+    /// After an error the truth is ahead of the database: drop the simulation.
     pub async fn advance_to(&mut self, now: DateTime<Utc>) -> anyhow::Result<()> {
         let mut batch = Vec::new();
         while let Some(act) = self.script.next(now) {
@@ -76,9 +71,6 @@ impl Simulation {
     }
 
     /// Does the whole history and commits open transactions.
-    ///
-    /// # Errors
-    /// As in [`Simulation::advance_to`].
     pub async fn finish(&mut self) -> anyhow::Result<()> {
         self.advance_to(self.script.planned_until()).await?;
         self.commit_held().await
@@ -96,9 +88,6 @@ impl Simulation {
     }
 
     /// Commits every open transaction.
-    ///
-    /// # Errors
-    /// PostgreSQL refuses.
     pub async fn commit_held(&mut self) -> anyhow::Result<()> {
         self.release(DateTime::<Utc>::MAX_UTC).await
     }
@@ -112,9 +101,6 @@ impl Simulation {
     /// Renames an organization, a template, a preset and a workspace, and removes a preset row. Deletes a template (once all its workspaces
     /// are gone, from 7/10 of the history on), whose name a new one takes. Call it when a reader has seen all acts: names are promised only
     /// as first seen. It commits open transactions first.
-    ///
-    /// # Errors
-    /// PostgreSQL refuses.
     pub async fn rename_things(&mut self, at: DateTime<Utc>) -> anyhow::Result<Vec<Rename>> {
         self.commit_held().await?;
         let mut tx = self.connection.begin().await?;
@@ -126,9 +112,6 @@ impl Simulation {
 
     /// A daemon acquires a job that was canceled while pending: `started_at` and `worker_id` change after a reader has seen them. Returns
     /// the build with the changed row, if there is one. The truth does not have it.
-    ///
-    /// # Errors
-    /// PostgreSQL refuses.
     pub async fn acquire_a_canceled_job(&mut self, at: DateTime<Utc>) -> anyhow::Result<Option<uuid::Uuid>> {
         let build = sqlx::query_scalar(
             "update provisioner_jobs as job set started_at = $1, updated_at = $1, worker_id = $2
@@ -147,9 +130,6 @@ impl Simulation {
 
     /// Removes a completed build of a workspace with its job, as a cascade does. Returns the build, if there is one. The truth still has
     /// it.
-    ///
-    /// # Errors
-    /// PostgreSQL refuses.
     pub async fn remove_a_build(&mut self) -> anyhow::Result<Option<uuid::Uuid>> {
         let found: Option<(uuid::Uuid, uuid::Uuid)> = sqlx::query_as(
             "select build.id, job.id from provisioner_jobs job join workspace_builds build on build.job_id = job.id
@@ -175,9 +155,6 @@ impl Simulation {
 
     /// Removes old builds. Workspaces that lost their first start restart. The truth still has all builds. Returns the ids of the removed
     /// builds.
-    ///
-    /// # Errors
-    /// PostgreSQL refuses.
     pub async fn purge_builds(&mut self, purge: Purge, now: DateTime<Utc>) -> anyhow::Result<Vec<uuid::Uuid>> {
         let mut tx = self.connection.begin().await?;
         let removed = purge::remove(&mut tx, purge).await?;
@@ -188,9 +165,7 @@ impl Simulation {
     }
 
     /// Uploads another license, signed by the known key.
-    ///
-    /// # Errors
-    /// PostgreSQL refuses, as it does for the same claims twice.
+    /// PostgreSQL refuses the same claims twice.
     pub async fn upload_license(&mut self, claims: Claims, at: DateTime<Utc>) -> anyhow::Result<()> {
         let id = claims.jti.parse().context("the claim jti is a UUID")?;
         let row = licenses::row(&self.script.signer, claims, id, true)?;

@@ -288,9 +288,6 @@ impl Truth {
     }
 
     /// Writes it beside `path` and renames it.
-    ///
-    /// # Errors
-    /// The file cannot be written.
     pub fn write(&self, path: &Path) -> anyhow::Result<()> {
         let beside = path.with_extension("partial");
         let json = serde_json::to_vec_pretty(self).context("truth as JSON")?;
@@ -299,9 +296,6 @@ impl Truth {
     }
 
     /// Reads a file of [`Truth::write`].
-    ///
-    /// # Errors
-    /// The file is missing or not a truth.
     pub fn read(path: &Path) -> anyhow::Result<Self> {
         let json = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;
         serde_json::from_slice(&json).with_context(|| format!("{} is not a simulator's truth", path.display()))

@@ -39,9 +39,6 @@ pub struct Options {
 }
 
 /// Serves until `stop`. The one line on stdout is the URL of the ingest endpoint.
-///
-/// # Errors
-/// A file cannot be read, the address is not available, or serving fails.
 pub async fn run(options: Options, clock: Clock, stop: CancellationToken) -> anyhow::Result<()> {
     let clock = match options.start_at {
         Some(at) => Clock::System { offset: at - Clock::system().now() },

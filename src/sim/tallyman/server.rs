@@ -83,9 +83,6 @@ impl Shared {
 
 impl Tallyman {
     /// Starts to listen and serves until `stop`.
-    ///
-    /// # Errors
-    /// The address is not loopback or taken, the books cannot be read, or the switches are not valid.
     pub async fn start(config: Config, clock: Clock, stop: CancellationToken) -> anyhow::Result<Self> {
         ensure!(config.listen.ip().is_loopback(), "{} is not a loopback address", config.listen);
         if let Some(mistake) = config.switches.mistake() {
@@ -118,17 +115,11 @@ impl Tallyman {
     }
 
     /// Misbehaves from now on by `switches`; all counts restart.
-    ///
-    /// # Errors
-    /// The switches are not valid.
     pub fn set_switches(&self, switches: Switches) -> anyhow::Result<()> {
         self.shared.set_switches(switches).map_err(anyhow::Error::msg)
     }
 
     /// Waits until the server has ended after its stop.
-    ///
-    /// # Errors
-    /// Serving failed.
     pub async fn stopped(self) -> anyhow::Result<()> {
         self.serving.await?.context("serving the simulated Tallyman")
     }
