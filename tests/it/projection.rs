@@ -281,7 +281,11 @@ async fn another_incarnation_is_folded_anew_and_no_snapshot_of_the_old_one_count
     // A restored ledger: it has another build under the same sequence.
     ledger
         .pool
-        .execute("update workspace_build set template_name = 'restored'; update ledger set incarnation = gen_random_uuid()")
+        .execute(
+            "update workspace_build set template_name = 'restored';
+             insert into past_incarnation select incarnation from ledger;
+             update ledger set incarnation = gen_random_uuid()",
+        )
         .await
         .unwrap();
     let new = ledger.head().await.unwrap().incarnation;
