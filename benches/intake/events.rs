@@ -6,7 +6,7 @@ use rand_chacha::ChaCha8Rng;
 use tallyline::event::{BuildStatus, Event, InputStage, PREBUILDS_USER, Payload, Transition, WorkspaceBuildCompleted};
 use uuid::Uuid;
 
-const DEPLOYMENT: Uuid = Uuid::from_u128(0x5f0c_3a51_77b2_4c0e_9d1f_2a64_8be0_1133);
+pub const DEPLOYMENT: Uuid = Uuid::from_u128(0x5f0c_3a51_77b2_4c0e_9d1f_2a64_8be0_1133);
 
 /// Builds of one workspace: a start, then stops and starts, and a delete.
 const BUILDS_OF_A_WORKSPACE: u32 = 5;

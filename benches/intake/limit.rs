@@ -31,12 +31,14 @@ impl Rows {
         write!(text, "{}\t{}\t{}\t", build.owner_id, build.initiator_id, build.transition.as_str())?;
         write!(text, "{}\t{}\t{}\t", build.reason, build.status.as_str(), build.build_number)?;
         write!(text, "{}\t", or_null(build.stage.map(InputStage::as_str)))?;
-        write!(text, "{}\t{}\t", build.first_build_by_prebuilds_user, build.first_successful_start)?;
+        let first_build_stage = or_null(build.first_build_stage.map(InputStage::as_str));
+        write!(text, "{}\t{first_build_stage}\t{}\t", build.first_build_by_prebuilds_user, build.first_successful_start)?;
         write!(text, "{}\t{}\t{}\t", or_null(build.has_ai_task), or_null(build.has_external_agent), build.daily_cost)?;
         let started_at = or_null(build.started_at.map(|at| at.to_rfc3339()));
         write!(text, "{}\t{started_at}\t{}\t", build.created_at.to_rfc3339(), build.completed_at.to_rfc3339())?;
         write!(text, "{}\t{}\t{}\t", build.organization_name, build.template_name, build.template_version_name)?;
-        writeln!(text, "{}\t{}\t{}", build.preset_name, build.workspace_name, build.owner_name)
+        // not confirmed
+        writeln!(text, "{}\t{}\t{}\t\\N", build.preset_name, build.workspace_name, build.owner_name)
     }
 }
 

@@ -137,6 +137,8 @@ async fn fresh_ledger(server: &str) -> Result<(String, String)> {
     sqlx::query(AssertSqlSafe(format!("create database {name}"))).execute(&mut admin).await?;
     let ledger = Ledger::open(&LedgerSettings { url: url.clone(), connections: 2 }, Clock::system())?;
     ledger.migrate().await?;
+    // events of unregistered deployments are held
+    ledger.register_source(events::DEPLOYMENT, Clock::system().now(), None).await?;
     ledger.pool.close().await;
     sqlx::query("checkpoint").execute(&mut admin).await?;
     Ok((name, url))
