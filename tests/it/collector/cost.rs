@@ -26,9 +26,15 @@ impl Reads {
             sqlx::query_scalar::<_, i64>(readers).fetch_one(pool).await.unwrap() == 0
         })
         .await;
+        // A session adds its counts late. Those of the set-up end before, and one of the pool is asked to.
+        let mut session = pool.acquire().await.unwrap();
+        let others = "select count(pg_terminate_backend(pid, 10000)) from pg_stat_activity
+             where datname = current_database() and pid <> pg_backend_pid() and backend_type = 'client backend'";
+        sqlx::query(others).execute(&mut *session).await.unwrap();
+        sqlx::query("select pg_stat_force_next_flush()").execute(&mut *session).await.unwrap();
         let query =
             "select seq_scan, idx_tup_read from pg_stat_user_tables join pg_stat_user_indexes using (relid) where indexrelname = $1";
-        let (whole_table, entries) = sqlx::query_as(query).bind(index).fetch_one(pool).await.unwrap();
+        let (whole_table, entries) = sqlx::query_as(query).bind(index).fetch_one(&mut *session).await.unwrap();
         Reads { whole_table, entries }
     }
 
