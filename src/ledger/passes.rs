@@ -221,7 +221,7 @@ async fn log_holds(tx: &mut PgConnection, records: &[(TopicPartition, i64, Messa
 }
 
 /// Adds a row for the pass, with the offsets that neither the ledger nor an earlier pass has reached. A pass without such offsets and
-/// without appended events relies on nothing new. Unless it is a sweep, it joins the newest row, if that is no more proven than itself.
+/// without appended events relies on nothing new. Unless it is a sweep, it joins the newest row, but never one that may be settled earlier.
 async fn insert_pass(tx: &mut PgConnection, pass_id: i64, pass: &NewPass) -> Result<(), sqlx::Error> {
     let further: Vec<(String, i32, i64)> = sqlx::query_as(
         "select topic, partition, log_end from unnest($2::text[], $3::integer[], $4::bigint[]) as at (topic, partition, log_end)

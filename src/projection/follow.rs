@@ -156,7 +156,7 @@ impl<S: Stage> Projection<S> {
     /// An operator requested a rebuild of this stage at this sequence. The old state stays until the new one is ready, so that every
     /// process switches at the same sequence. Readers see its progress: this process is behind the ledger's end until then.
     async fn rebuild(&mut self, at: Sequence) -> Result<(), ProjectionError> {
-        info!(stage = S::NAME, sequence = at.number, "an operator has it folded anew from zero");
+        info!(stage = S::NAME, sequence = at.number, "rebuilding from zero, as an operator has asked");
         let head = self.ledger.in_time(self.ledger.head()).await?;
         let goes_on = |_, _| self.view.set_rebuild(Some(Instant::now()));
         goes_on(0, at.number);
