@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::Serving;
 use super::known::Known;
 use super::standing::{NoSource, choose};
-use crate::ledger::Lease;
+use crate::ledger::{Lease, leases};
 use crate::projection::{self, ShownFamilies, Standing};
 
 /// Why an answer has no domain series.
@@ -102,7 +102,7 @@ pub(super) async fn families(serving: &Serving, asked: Option<Uuid>, within: Dur
         if !known.is_in(standing) {
             return Err(Withheld::Behind);
         }
-        let raise = serving.api.own.ledger.raise_shown_sequence(&lease, standing.sequence);
+        let raise = serving.api.own.ledger.run(async |conn| leases::raise_shown_sequence(conn, &lease, standing.sequence).await);
         let shown_sequence = timeout_at(deadline, raise).await.map_err(|_| Withheld::LedgerAway)?.map_err(|_| Withheld::LedgerAway)?;
         match raised(standing, shown_sequence) {
             Raised::Shown => {

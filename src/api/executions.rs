@@ -1,5 +1,6 @@
 //! Executions of plans. Each is a task of this process that continues without a waiting caller.
 
+use crate::ledger::replays;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -165,7 +166,7 @@ pub(super) async fn standing(State(serving): State<Arc<Serving>>, asked: Query<O
 
 /// The state of a plan according to the ledger.
 async fn kept(desk: &Desk, hash: &str) -> Result<PlanStanding, OperationError> {
-    let planned = desk.ledger.in_time(desk.ledger.load_replay(hash)).await?;
+    let planned = desk.ledger.run(async |conn| replays::load(conn, hash).await).await?;
     let planned = planned.ok_or_else(|| OperationError::NotFound(format!("nothing was planned under {hash}")))?;
     let offsets = |number: i64| u64::try_from(number).unwrap_or_default();
     let done = planned.ranges.iter().map(|range| offsets(range.next_offset - range.first_offset)).sum();

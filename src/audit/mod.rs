@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::coderd::Database;
-use crate::ledger::{Difference, Ledger, Sequence};
+use crate::ledger::{Difference, Ledger, Sequence, books};
 use crate::log::Log;
 
 const SOURCE: &str = "source and ledger";
@@ -116,7 +116,7 @@ impl Audit {
 
     /// Compares log and ledger, and ledger and vendor. It fails only if the ledger cannot be read.
     async fn ledger_joints(&self) -> anyhow::Result<LedgerJoints> {
-        let books = self.ledger.books().await?;
+        let books = self.ledger.with_statements(books::STATEMENTS).run(books::add_up).await?;
         let log = log::compare(self, &books).await;
         Ok(LedgerJoints { sequence: books.sequence, log, vendor: vendor::compare(&books) })
     }
