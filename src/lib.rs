@@ -23,6 +23,7 @@ pub mod license;
 pub mod log;
 pub mod metrics;
 pub mod operations;
+pub mod pool;
 pub mod projection;
 pub mod publisher;
 pub mod sim;
