@@ -5,7 +5,7 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use uuid::Uuid;
 
-use super::run::Standing;
+use super::standing::Standing;
 use super::telemetry::CollectorTelemetry;
 use crate::coderd::CoderdError;
 use crate::ledger::{IdentityRefusal, LeaseError, NO_SIGNING_KEY, Paused, Retirement};
