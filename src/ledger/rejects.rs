@@ -9,23 +9,8 @@ use uuid::Uuid;
 
 use super::begin_anew::lives_of;
 use super::known::digest;
-use super::{ActKind, Ledger, Lives, NewAct, Sequence, Verdict};
+use super::{ActKind, Ledger, Lives, NewAct, RejectState, Sequence, Verdict};
 use crate::event::{Digest, Message, Oversized, RejectCause, TopicPartition, UsageType};
-use crate::words::words;
-
-words! {
-    /// The state of a reject.
-    RejectState {
-        /// The reject waits for an act.
-        Open = "open",
-        /// An operator appended it to the log again.
-        Resubmitted = "resubmitted",
-        /// It was appended to the log again once its type or deployment was known.
-        Admitted = "admitted",
-        /// An operator abandoned it.
-        Discarded = "discarded",
-    }
-}
 
 /// A record that is not accepted, with its state.
 #[derive(Clone, Debug, PartialEq)]
