@@ -14,7 +14,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 use uuid::Uuid;
 
-use super::{Audit, Joint, LOG, LedgerJoints, RECENT_USAGE, RECENT_USAGE_DIFFERS, SOURCE, SOURCE_GONE, VENDOR};
+use super::LedgerJoints;
+use super::joint::{Audit, Joint, LOG, RECENT_USAGE, RECENT_USAGE_DIFFERS, SOURCE, SOURCE_GONE, VENDOR};
 use crate::cause::Lasting;
 use crate::ledger::{Finding, Lease, LeaseError, NewFinding, Sequence, holds, lease_step};
 
