@@ -3,9 +3,11 @@
 mod holds;
 mod licenses;
 mod partitions;
+mod queue;
 
 pub use licenses::LicenseEdge;
 pub use partitions::Partition;
+pub use queue::Queue;
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -17,8 +19,8 @@ use uuid::Uuid;
 
 use crate::event::Topic;
 use crate::ledger::{
-    BatchCount, Contents, EventCount, Finding, HeldBack, Hold, LastRequest, LeaseRow, Ledger, OpenRejects, Pause, ProcessRow,
-    PublicationCount, Rates, Recovering, Sequence, Source as LedgerSource,
+    BatchCount, Contents, EventCount, Finding, Hold, LeaseRow, Ledger, OpenRejects, Pause, ProcessRow, PublicationCount, Rates, Recovering,
+    Sequence, Source as LedgerSource,
 };
 use crate::log::{Log, LogError};
 
@@ -102,25 +104,6 @@ pub struct Source {
     pub usage_complete_until: Option<DateTime<Utc>>,
     /// Every hour before this instant has its agent runtime, or is over 7 days old.
     pub runtime_complete_until: Option<DateTime<Utc>>,
-}
-
-/// Publications queued for one source. The rows of processes contain the state of publishers.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct Queue {
-    /// coderd's deployment id.
-    pub deployment_id: Uuid,
-    /// Pending events.
-    pub pending: i64,
-    /// Of these, events not sent because coderd's row has changed.
-    pub held_back: i64,
-    /// The first held events by time, at most 10.
-    pub held_back_first: Vec<HeldBack>,
-    /// Of these, events with an attempt that the vendor may have accepted.
-    pub unanswered: i64,
-    /// Time of the oldest pending event. It expires 30 days later.
-    pub oldest_created_at: Option<DateTime<Utc>>,
-    /// The latest request to the vendor, with its verdicts.
-    pub last_request: Option<LastRequest>,
 }
 
 /// Number of held publications listed individually.
