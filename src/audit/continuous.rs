@@ -17,7 +17,7 @@ use uuid::Uuid;
 use super::LedgerJoints;
 use super::joint::{Audit, Joint, LOG, RECENT_USAGE, RECENT_USAGE_DIFFERS, SOURCE, SOURCE_GONE, VENDOR};
 use crate::cause::Lasting;
-use crate::ledger::{Finding, Lease, LeaseError, NewFinding, Sequence, holds, lease_step};
+use crate::ledger::{Finding, Lease, LeaseError, NewFinding, Sequence, StatementError, holds, lease_step};
 
 const NAME: &str = "audit";
 /// Another process can audit this long after the lease of a dead one was renewed.
@@ -206,7 +206,7 @@ impl Continuous {
         self.audit.source.as_ref().map(|(_, deployment)| *deployment)
     }
 
-    async fn is_retired(&self) -> Result<bool, sqlx::Error> {
+    async fn is_retired(&self) -> Result<bool, StatementError> {
         let ledger = &self.audit.ledger;
         match self.own() {
             Some(own) => Ok(ledger.in_time(ledger.retirement(own)).await?.is_some()),

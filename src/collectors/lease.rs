@@ -7,7 +7,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::settings::CollectError;
-use crate::ledger::{Lease, Ledger};
+use crate::ledger::{Lease, Ledger, StatementError};
 
 /// A lease that a task renews until it is released, lost or dropped.
 pub(super) struct KeptLease {
@@ -30,7 +30,7 @@ impl KeptLease {
     }
 
     /// Lets another collector begin at once.
-    pub(super) async fn release(self, ledger: &Ledger) -> Result<(), sqlx::Error> {
+    pub(super) async fn release(self, ledger: &Ledger) -> Result<(), StatementError> {
         self.renewal.abort();
         ledger.in_time(ledger.release_lease(self.lease.clone())).await
     }

@@ -246,7 +246,7 @@ mod tests {
     async fn nothing_is_stepped_over_in_a_postgres_log() {
         let url = "postgres://user@127.0.0.1:1/absent";
         let ledger = Ledger::open(&LedgerSettings { url: url.to_owned(), connections: 1 }, Clock::system()).unwrap();
-        let log = Log::postgres(sqlx::PgPool::connect_lazy(url).unwrap(), PostgresLogSettings::default());
+        let log = Log::postgres(ledger.pool.clone(), PostgresLogSettings::default());
         let telemetry = ConsumerTelemetry::register(&prometheus::Registry::new()).unwrap();
         let consumer = Consumer::new(log, ledger, "group", telemetry);
         let partition = TopicPartition { topic: Topic::AgentUsage, partition: 0 };

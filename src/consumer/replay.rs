@@ -12,7 +12,7 @@ use super::cutover::NO_KEYS;
 use super::parts::Part;
 use super::{PositionFault, arrival, verify};
 use crate::event::{Event, TopicPartition};
-use crate::ledger::{Arrival, Chain, Counts, Foreseen, Ledger, RecordError, ReplayRange};
+use crate::ledger::{Arrival, Chain, Counts, Foreseen, Ledger, RecordError, ReplayRange, StatementError};
 use crate::log::{Log, LogError};
 
 /// Maximum number of records that are read and recorded together.
@@ -49,7 +49,7 @@ pub enum ReplayError {
     #[error(transparent)]
     Log(#[from] LogError),
     #[error("the ledger cannot be used: {}", crate::cause::text(.0))]
-    Ledger(#[from] sqlx::Error),
+    Ledger(#[from] StatementError),
 }
 
 impl From<RecordError> for ReplayError {

@@ -11,7 +11,7 @@ use super::parts::Part;
 use super::{Consumer, arrival};
 use crate::cause;
 use crate::event::TopicPartition;
-use crate::ledger::{Arrival, Chain, Claim, RecordError, last_record};
+use crate::ledger::{Arrival, Chain, Claim, RecordError, StatementError, last_record};
 use crate::log::Batch;
 use crate::waiting::Waits;
 
@@ -197,7 +197,7 @@ impl Task {
     }
 
     /// The parts to retry after PostgreSQL refused the data.
-    fn narrowed(&mut self, part: Part, error: &sqlx::Error) -> Result<Vec<Part>, GiveUp> {
+    fn narrowed(&mut self, part: Part, error: &StatementError) -> Result<Vec<Part>, GiveUp> {
         if part.arrivals.len() == 1 {
             self.refused_in_a_row += 1;
         }

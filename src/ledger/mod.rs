@@ -49,6 +49,7 @@ mod sequence;
 mod snapshots;
 mod source_lost;
 mod sources;
+mod statement_error;
 mod status;
 
 pub use acts::{Act, ActKind, ListActs, NewAct, OURSELVES, Subject};
@@ -92,6 +93,7 @@ pub use sequence::{InvalidSequence, Sequence};
 pub use snapshots::Snapshot;
 pub use source_lost::UsageFate;
 pub use sources::{Baseline, BaselineRow, Source};
+pub use statement_error::{StatementError, other_incarnation};
 pub use status::{BatchCount, Contents, EventCount, LeaseRow, PositionRow, PublicationCount, Rates};
 
 use std::time::Duration;

@@ -20,7 +20,7 @@ use uuid::Uuid;
 use crate::event::Topic;
 use crate::ledger::{
     BatchCount, Contents, EventCount, Finding, Hold, LeaseRow, Ledger, OpenRejects, Pause, ProcessRow, PublicationCount, Rates, Recovering,
-    Sequence, Source as LedgerSource,
+    Sequence, Source as LedgerSource, StatementError,
 };
 use crate::log::{Log, LogError};
 
@@ -111,7 +111,7 @@ const HELD_BACK_SHOWN: i64 = 10;
 
 /// Reads the whole status. The ends of the log are read first, so that the ledger never seems to be ahead of the log. If the log does not
 /// answer within `log_deadline`, the status reports this problem.
-pub async fn read(ledger: &Ledger, log: &Log, log_deadline: Duration) -> Result<Status, sqlx::Error> {
+pub async fn read(ledger: &Ledger, log: &Log, log_deadline: Duration) -> Result<Status, StatementError> {
     let seen = Mutex::default();
     let mut log_problem = problem_of(log_deadline, partitions::ends(log, &seen)).await;
     let mut seen = seen.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -155,7 +155,7 @@ async fn problem_of(deadline: Duration, asked: impl Future<Output = Result<(), L
     }
 }
 
-async fn sources(ledger: &Ledger, rows: &[LedgerSource]) -> Result<Vec<Source>, sqlx::Error> {
+async fn sources(ledger: &Ledger, rows: &[LedgerSource]) -> Result<Vec<Source>, StatementError> {
     let mut sources = Vec::with_capacity(rows.len());
     for row in rows {
         let completeness = ledger.completeness(row.id).await?;
@@ -177,7 +177,7 @@ async fn sources(ledger: &Ledger, rows: &[LedgerSource]) -> Result<Vec<Source>, 
     Ok(sources)
 }
 
-async fn queues(ledger: &Ledger, rows: &[LedgerSource]) -> Result<Vec<Queue>, sqlx::Error> {
+async fn queues(ledger: &Ledger, rows: &[LedgerSource]) -> Result<Vec<Queue>, StatementError> {
     let mut queues = Vec::with_capacity(rows.len());
     for row in rows {
         let pending = ledger.pending_publications(row.id).await?;
@@ -194,7 +194,7 @@ async fn queues(ledger: &Ledger, rows: &[LedgerSource]) -> Result<Vec<Queue>, sq
     Ok(queues)
 }
 
-async fn next_license_edge(ledger: &Ledger, rows: &[LedgerSource], now: DateTime<Utc>) -> Result<Option<LicenseEdge>, sqlx::Error> {
+async fn next_license_edge(ledger: &Ledger, rows: &[LedgerSource], now: DateTime<Utc>) -> Result<Option<LicenseEdge>, StatementError> {
     let mut next: Option<LicenseEdge> = None;
     for row in rows {
         let edge = licenses::next_edge(row.deployment_id, &ledger.present_licenses(row.id).await?, now);
