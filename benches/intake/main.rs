@@ -14,7 +14,7 @@ use clap::Parser;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use tallyline::clock::Clock;
 use tallyline::event::Topic;
-use tallyline::ledger::{Ledger, LedgerSettings};
+use tallyline::ledger::{Ledger, LedgerSettings, sources};
 use tallyline::log::{KafkaSettings, Log};
 use uuid::Uuid;
 
@@ -138,7 +138,7 @@ async fn fresh_ledger(server: &str) -> Result<(String, String)> {
     let ledger = Ledger::open(&LedgerSettings { url: url.clone(), connections: 2 }, Clock::system())?;
     ledger.migrate().await?;
     // events of unregistered deployments are held
-    ledger.register_source(events::DEPLOYMENT, Clock::system().now(), None).await?;
+    ledger.run(async |conn| sources::register(conn, events::DEPLOYMENT, Clock::system().now(), None, ledger.clock.now()).await).await?;
     ledger.pool.close().await;
     sqlx::query("checkpoint").execute(&mut admin).await?;
     Ok((name, url))

@@ -13,7 +13,7 @@ use super::Serving;
 use super::sources::Known;
 use super::standing::choose;
 use super::withheld::Withheld;
-use crate::ledger::Lease;
+use crate::ledger::{Lease, leases};
 use crate::projection::{self, ShownFamilies, Standing};
 
 /// The source and the lease for its series, if they may be shown.
@@ -66,7 +66,7 @@ pub(super) async fn families(serving: &Serving, asked: Option<Uuid>, within: Dur
         if !known.is_in(standing) {
             return Err(Withheld::Behind);
         }
-        let raise = serving.api.own.ledger.raise_shown_sequence(&lease, standing.sequence);
+        let raise = serving.api.own.ledger.run(async |conn| leases::raise_shown_sequence(conn, &lease, standing.sequence).await);
         let shown_sequence = timeout_at(deadline, raise).await.map_err(|_| Withheld::LedgerAway)?.map_err(|_| Withheld::LedgerAway)?;
         match raised(standing, shown_sequence) {
             Raised::Shown => {

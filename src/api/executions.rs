@@ -13,6 +13,7 @@ use super::Serving;
 use super::answer::Problem;
 use super::asked::{Change, Query};
 use super::plans::{PlanProblem, PlanStanding, PlanState, shown};
+use crate::ledger::replays;
 use crate::operations::{Desk, OperationError, ReplayExecution};
 
 /// A request waits this long for a result: an unknown or changed plan, or a short execution.
@@ -57,7 +58,7 @@ pub(super) async fn standing(State(serving): State<Arc<Serving>>, asked: Query<O
 
 /// The state of a plan according to the ledger.
 async fn kept(desk: &Desk, hash: &str) -> Result<PlanStanding, OperationError> {
-    let planned = desk.ledger.in_time(desk.ledger.load_replay(hash)).await?;
+    let planned = desk.ledger.run(async |conn| replays::load(conn, hash).await).await?;
     let planned = planned.ok_or_else(|| OperationError::NotFound(format!("nothing was planned under {hash}")))?;
     let offsets = |number: i64| u64::try_from(number).unwrap_or_default();
     let done = planned.ranges.iter().map(|range| offsets(range.next_offset - range.first_offset)).sum();

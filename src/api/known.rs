@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::sources::{Known, KnownSource, KnownSources};
 use super::{Api, Serving};
 use crate::cause::Lasting;
-use crate::ledger::{Ledger, Sequence, StatementError};
+use crate::ledger::{Ledger, Sequence, StatementError, passes, snapshots, sources};
 use crate::operations::OperationError;
 use crate::projection::Standing;
 
@@ -67,12 +67,15 @@ impl KnownSources {
 
 async fn ask(ledger: &Ledger) -> Result<(Sequence, bool, Vec<KnownSource>), StatementError> {
     let mut sources = Vec::new();
-    for source in ledger.sources().await? {
-        let (backfilled, completeness) = (ledger.backfilled(source.id).await?, ledger.completeness(source.id).await?);
+    for source in ledger.run(sources::list).await? {
+        let (backfilled, completeness) = (
+            ledger.run(async |conn| passes::is_backfilled(conn, source.id).await).await?,
+            ledger.run(async |conn| passes::completeness(conn, source.id).await).await?,
+        );
         sources.push(KnownSource { source, backfilled, completeness });
     }
     // Read this last: all values above come from batches up to here.
-    let (head, recovering) = ledger.head_and_recovery().await?;
+    let (head, recovering) = ledger.run(snapshots::head_and_recovery).await?;
     Ok((head, recovering, sources))
 }
 

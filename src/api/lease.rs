@@ -12,7 +12,7 @@ use tracing::{info, warn};
 use super::metrics_lease::MetricsLease;
 use super::{Freshness, Serving};
 use crate::cause::{self, Lasting};
-use crate::ledger::{Lease, Ledger, StatementError, lease_step};
+use crate::ledger::{Lease, Ledger, StatementError, lease_step, leases};
 
 pub(super) const NAME: &str = "metrics";
 /// Maximum pause between attempts to take a free lease.
@@ -52,11 +52,11 @@ impl MetricsLease {
                 warn!(epoch = lease.epoch, "this process's folds are broken or behind: another may show the domain series");
                 self.give_back(ledger, lease).await?;
             }
-            Some(lease) if ledger.renew_lease(&lease, length).await? => self.hold(lease, until),
+            Some(lease) if ledger.run(async |conn| leases::renew(conn, &lease, length).await).await? => self.hold(lease, until),
             Some(lease) => self.lost(&lease),
             // a process that still reads the ledger must not keep the lease from a process that can show the series
             None if can_show => {
-                if let Some(lease) = ledger.take_lease(NAME, &serving.settings.holder, length).await? {
+                if let Some(lease) = ledger.run(async |conn| leases::take(conn, NAME, &serving.settings.holder, length).await).await? {
                     info!(epoch = lease.epoch, "this process shows the domain series");
                     self.hold(lease, until);
                 }
@@ -68,7 +68,7 @@ impl MetricsLease {
 
     async fn give_back(&self, ledger: &Ledger, lease: Lease) -> Result<(), StatementError> {
         self.forget();
-        ledger.release_lease(lease).await
+        ledger.run(async |conn| leases::release(conn, lease).await).await
     }
 }
 
@@ -78,7 +78,9 @@ async fn can_show(serving: &Serving) -> Result<bool, StatementError> {
     let Some(standing) = *serving.api.metrics.watch().borrow() else { return Ok(false) };
     Ok(match serving.freshness() {
         Freshness::Current => true,
-        Freshness::Rebuilding => serving.api.own.ledger.shown_sequence(NAME).await? <= standing.sequence.number,
+        Freshness::Rebuilding => {
+            serving.api.own.ledger.run(async |conn| leases::shown_sequence(conn, NAME).await).await? <= standing.sequence.number
+        }
         Freshness::Behind => false,
     })
 }

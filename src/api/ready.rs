@@ -1,5 +1,6 @@
 //! `GET /healthz`: the process is alive. `GET /readyz`: missing dependencies, with reasons.
 
+use crate::ledger::{leases, recoveries, snapshots};
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -123,7 +124,7 @@ async fn reach(database: &coderd::Database, kept: &Mutex<Option<coderd::Reader>>
 }
 
 async fn projections(serving: &Serving) -> Check {
-    let end = match serving.api.own.ledger.head().await {
+    let end = match serving.api.own.ledger.run(snapshots::head).await {
         Ok(head) => head.number,
         Err(error) => return Check::missing(format!("how far they are behind is not known: {}", cause::text(&error))),
     };
@@ -148,7 +149,7 @@ async fn projections(serving: &Serving) -> Check {
 
 /// A failed check while a restored ledger catches up.
 async fn recovery(own: &Own) -> Option<Check> {
-    let asked = tokio::time::timeout(ANSWER, own.ledger.recovering()).await;
+    let asked = tokio::time::timeout(ANSWER, own.ledger.run(recoveries::open)).await;
     asked.ok()?.ok()?.map(Check::missing)
 }
 
@@ -176,7 +177,7 @@ async fn holder(serving: &Serving) -> Check {
     if serving.lease.held().is_some() {
         return Check::well("held by this process");
     }
-    match serving.api.own.ledger.lease_holder(lease::NAME).await {
+    match serving.api.own.ledger.run(async |conn| leases::holder(conn, lease::NAME).await).await {
         Ok(Some(holder)) => Check::well(format!("held by {holder}")),
         Ok(None) => Check::missing("nobody holds it: no process shows the domain series"),
         Err(error) => Check::missing(format!("who holds it is not known: {}", cause::text(&error))),

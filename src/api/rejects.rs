@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::clock::Clock;
 use crate::event::{RejectCause, UsageType};
-use crate::ledger::{Ledger, OpenRejects, Verdict};
+use crate::ledger::{Ledger, OpenRejects, Verdict, reject_counts};
 
 /// The pause after each count, as a multiple of its duration. Many open rejects are counted less often.
 const PAUSE: u32 = 20;
@@ -56,7 +56,7 @@ impl RejectsTelemetry {
         if state.next_look.is_some_and(|next| begun < next) {
             return;
         }
-        match tokio::time::timeout(within, ledger.open_rejects()).await {
+        match tokio::time::timeout(within, ledger.run(reject_counts::open)).await {
             Ok(Ok(open)) => self.show(&open, clock, &mut state.shown),
             Ok(Err(error)) => tracing::debug!(error = crate::cause::text(&error), "open rejects are not counted"),
             Err(_) => tracing::debug!("open rejects are not counted: no answer in time"),

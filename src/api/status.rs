@@ -17,7 +17,7 @@ const LOG_ANSWER: Duration = Duration::from_secs(5);
 pub(super) async fn status(State(serving): State<Arc<Serving>>) -> Result<Json<Status>, Problem> {
     let _turn = serving.counting.lock().await;
     let api = &serving.api;
-    let status = api.own.ledger.in_time(status::read(&api.own.ledger, &api.own.log, LOG_ANSWER)).await;
+    let status = status::read(&api.own.ledger, &api.own.log, LOG_ANSWER).await;
     let mut status = status.map_err(|error| Problem::unavailable(format!("the ledger cannot be read: {}", crate::cause::text(&error))))?;
     status.folded_sequences = Some(Folded {
         metrics: api.metrics.watch().borrow().map(|standing| standing.sequence),

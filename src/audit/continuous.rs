@@ -17,7 +17,9 @@ use uuid::Uuid;
 use super::LedgerJoints;
 use super::joint::{Audit, Joint, LOG, RECENT_USAGE, RECENT_USAGE_DIFFERS, SOURCE, SOURCE_GONE, VENDOR};
 use crate::cause::Lasting;
-use crate::ledger::{Finding, Lease, LeaseError, NewFinding, Sequence, StatementError, holds, lease_step};
+use crate::ledger::{
+    Finding, Lease, LeaseError, NewFinding, Sequence, StatementError, findings, holds, lease_step, leases, retirements, snapshots,
+};
 
 const NAME: &str = "audit";
 /// Another process can audit this long after the lease of a dead one was renewed.
@@ -173,10 +175,11 @@ impl Continuous {
         if rests || !looked.is_some_and(Due::any) {
             return Ok(());
         }
-        let taken = lease_step(stop, ledger.in_time(ledger.take_lease(NAME, &self.holder, LEASE_LENGTH))).await.transpose()?;
+        let taken =
+            lease_step(stop, ledger.run(async |conn| leases::take(conn, NAME, &self.holder, LEASE_LENGTH).await)).await.transpose()?;
         let Some(lease) = taken.flatten() else { return Ok(()) };
         let audited = stop.run_until_cancelled(self.audited_if_due(&lease)).await;
-        let released = lease_step(stop, ledger.in_time(ledger.release_lease(lease))).await.transpose();
+        let released = lease_step(stop, ledger.run(async |conn| leases::release(conn, lease).await)).await.transpose();
         // the audit's own error takes precedence
         audited.transpose()?;
         released?;
@@ -187,7 +190,7 @@ impl Continuous {
     /// Shows and logs the latest findings, and returns the joints that are due.
     async fn look(&self, logged: &mut Logged) -> anyhow::Result<Due> {
         let ledger = &self.audit.ledger;
-        let findings = ledger.in_time(ledger.findings()).await.context("the ledger")?;
+        let findings = ledger.run(findings::list).await.context("the ledger")?;
         let retired = self.is_retired().await.context("the ledger")?;
         self.telemetry.show(&findings, self.own(), retired);
         log_changes(logged, &findings);
@@ -197,7 +200,7 @@ impl Continuous {
     /// Checks again: the last holder of the lease may have audited since.
     async fn audited_if_due(&self, lease: &Lease) -> anyhow::Result<()> {
         let ledger = &self.audit.ledger;
-        let due = self.due(&ledger.in_time(ledger.findings()).await?, self.is_retired().await?);
+        let due = self.due(&ledger.run(findings::list).await?, self.is_retired().await?);
         if due.any() { self.audited(lease, due).await } else { Ok(()) }
     }
 
@@ -209,7 +212,7 @@ impl Continuous {
     async fn is_retired(&self) -> Result<bool, StatementError> {
         let ledger = &self.audit.ledger;
         match self.own() {
-            Some(own) => Ok(ledger.in_time(ledger.retirement(own)).await?.is_some()),
+            Some(own) => Ok(ledger.run(async |conn| retirements::of_deployment(conn, own).await).await?.is_some()),
             None => Ok(false),
         }
     }
@@ -229,7 +232,7 @@ impl Continuous {
         let keeping = async {
             loop {
                 tokio::time::sleep(LEASE_LENGTH / 4).await;
-                match ledger.in_time(ledger.renew_lease(lease, LEASE_LENGTH)).await {
+                match ledger.run(async |conn| leases::renew(conn, lease, LEASE_LENGTH).await).await {
                     Ok(true) => {}
                     Ok(false) => return LeaseError::Lost(lease.name.clone()),
                     Err(error) => return error.into(),
@@ -261,7 +264,7 @@ impl Continuous {
                 Ok(mut joint) => {
                     let awaits = joint.drop_unsettled();
                     if awaits == 0 || !joint.differences.is_empty() {
-                        let sequence = self.audit.ledger.in_time(self.audit.ledger.head()).await?;
+                        let sequence = self.audit.ledger.run(snapshots::head).await?;
                         self.record(lease, self.own(), &[&joint], sequence, begun).await?;
                     }
                     if awaits > 0 {
@@ -308,7 +311,7 @@ impl Continuous {
             })
             .collect();
         let ledger = &self.audit.ledger;
-        Ok(ledger.in_time(ledger.record_findings(lease, &found, sequence, begun.elapsed().as_secs_f64())).await?)
+        Ok(ledger.run(async |conn| findings::record(conn, lease, &found, sequence, begun.elapsed().as_secs_f64()).await).await?)
     }
 }
 

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::joint::{Audit, Joint};
 use crate::event::{self, Event, ParseError, Topic, TopicPartition};
-use crate::ledger::{Arrival, BatchKind, Difference, KeptEvent, KeptRange, KeptReject, Refusal, RejectState, Verdict};
+use crate::ledger::{Arrival, BatchKind, Difference, KeptEvent, KeptRange, KeptReject, Refusal, RejectState, Verdict, kept};
 use crate::log::{LogError, Record};
 
 /// Records, and rows, in one comparison: this bounds memory.
@@ -22,7 +22,7 @@ const DEEP: &str = "log and ledger, record by record";
 impl Audit {
     /// The ranges that the ledger has read and the log still has.
     pub async fn rereadable(&self) -> anyhow::Result<Vec<KeptRange>> {
-        let mut ranges = self.ledger.in_time(self.ledger.kept_ranges()).await?;
+        let mut ranges = self.ledger.run(kept::ranges).await?;
         for range in &mut ranges {
             let (start, end) = self.log.watermarks(range.partition).await?;
             // a topic that was lost and not yet recovered has none of the range; the other joints report that
@@ -54,7 +54,9 @@ impl Audit {
             let rows = self.rows(topic, &mut found).await?;
             found.joint.number(name, rows);
         }
-        for difference in self.ledger.rows_that_disagree(i64::try_from(LISTED)?).await? {
+        let listed = i64::try_from(LISTED)?;
+        let ledger = self.ledger.with_statements(kept::STATEMENTS);
+        for difference in ledger.run(async |conn| kept::differences(conn, listed).await).await? {
             found.push(difference);
         }
         found.joint.number("differences", found.differences);
@@ -91,15 +93,15 @@ impl Audit {
         }
         let arrivals: Vec<Arrival> = records.into_iter().map(|record| arrival(page.partition.topic, record)).collect();
         let mut kept = Kept::default();
-        for row in self.ledger.in_time(self.ledger.kept_in(page)).await? {
+        for row in self.ledger.run(async |conn| kept::events_in(conn, page).await).await? {
             kept.here.entry(row.log_offset).or_default().push(row);
         }
-        for reject in self.ledger.in_time(self.ledger.kept_rejects(page)).await? {
+        for reject in self.ledger.run(async |conn| kept::rejects_in(conn, page).await).await? {
             kept.rejects.insert(reject.log_offset, reject);
         }
         let topic = page.partition.topic;
         let elsewhere: Vec<String> = arrivals.iter().filter_map(|arrival| kept.not_here(topic, arrival)).collect();
-        for row in self.ledger.in_time(self.ledger.kept_by_key(topic, &elsewhere)).await? {
+        for row in self.ledger.run(async |conn| kept::events_by_key(conn, topic, &elsewhere).await).await? {
             if let Some(deployment) = row.event.as_ref().ok().map(|event| event.deployment) {
                 kept.elsewhere.insert((deployment, row.key.clone()), row);
             }
@@ -117,7 +119,8 @@ impl Audit {
     async fn rows(&self, topic: Topic, found: &mut Found) -> anyhow::Result<usize> {
         let (mut after, mut count) = (None, 0);
         loop {
-            let rows = self.ledger.in_time(self.ledger.kept_after(topic, after, i64::try_from(PAGE)?)).await?;
+            let page = i64::try_from(PAGE)?;
+            let rows = self.ledger.run(async |conn| kept::events_after(conn, topic, after, page).await).await?;
             let Some(last) = rows.last() else { return Ok(count) };
             after = Some((last.source_id, last.key.clone()));
             count += rows.len();

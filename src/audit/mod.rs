@@ -15,7 +15,7 @@ pub use joint::{Audit, Joint};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::ledger::Sequence;
+use crate::ledger::{Sequence, books};
 
 /// The result of an audit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -61,7 +61,7 @@ impl Audit {
 
     /// Compares log and ledger, and ledger and vendor. It fails only if the ledger cannot be read.
     async fn ledger_joints(&self) -> anyhow::Result<LedgerJoints> {
-        let books = self.ledger.books().await?;
+        let books = self.ledger.with_statements(books::STATEMENTS).run(books::add_up).await?;
         let log = log::compare(self, &books).await;
         Ok(LedgerJoints { sequence: books.sequence, log, vendor: vendor::compare(&books) })
     }

@@ -14,7 +14,7 @@ use super::joint::{Audit, Joint, RECENT_USAGE, SOURCE, SOURCE_GONE};
 use crate::coderd::{BuildKey, Catalog, CoderdError, Database, Reader};
 use crate::collectors::events::{self, NotAnEvent};
 use crate::event::{Digest, Event, ParseError, Payload, Topic};
-use crate::ledger::{Difference, Ledger, Source};
+use crate::ledger::{Difference, Ledger, Source, books, confirmed, identity, known, sources};
 
 /// Ids in one comparison.
 const PAGE: i64 = 2_000;
@@ -58,7 +58,7 @@ pub(super) async fn compare(audit: &Audit) -> anyhow::Result<Joint> {
         joint.remarks.push(remark("not_compared", "source", "no coderd database is configured"));
         return Ok(joint);
     };
-    let Some(source) = audit.ledger.in_time(audit.ledger.source(*deployment)).await? else {
+    let Some(source) = audit.ledger.run(async |conn| sources::get(conn, *deployment).await).await? else {
         let detail = "the ledger has not been introduced to this deployment: no collector pass yet".to_owned();
         joint.differences.push(Difference { kind: "source_unknown".into(), id: deployment.to_string(), detail });
         return Ok(joint);
@@ -67,11 +67,11 @@ pub(super) async fn compare(audit: &Audit) -> anyhow::Result<Joint> {
     let mut sides = Sides::open(&audit.ledger, database, source).await?;
     sides.identify().await?;
     let suspects = sides.suspects(&mut joint).await?;
-    joint.number(RECENT_USAGE, audit.ledger.in_time(audit.ledger.recent_usage(sides.source.id, sides.recent())).await?);
+    joint.number(RECENT_USAGE, audit.ledger.run(async |conn| books::recent_usage(conn, sides.source.id, sides.recent()).await).await?);
     if !suspects.builds.is_empty() || !suspects.usage.is_empty() {
         sides.passed = sides.passed(&suspects).await?;
         // Read last: a pass that begins from now on covers all earlier reads, which may have taken many passes.
-        let newest_pass = audit.ledger.in_time(audit.ledger.newest_pass(sides.source.id)).await?;
+        let newest_pass = audit.ledger.run(async |conn| books::newest_pass(conn, sides.source.id).await).await?;
         let fresh = wait_for_pass(audit, sides.source.id, newest_pass).await?;
         joint.number("differed_at_first", suspects.builds.len() + suspects.usage.len());
         joint.number(READ_AGAIN, i64::from(fresh));
@@ -81,7 +81,7 @@ pub(super) async fn compare(audit: &Audit) -> anyhow::Result<Joint> {
             sides.fetch_missing(&joint).await?;
         }
     }
-    joint.remarks.extend(audit.ledger.in_time(audit.ledger.second_first_starts(sides.source.id, CLAIMANTS_LISTED)).await?);
+    joint.remarks.extend(audit.ledger.run(async |conn| books::second_first_starts(conn, sides.source.id, CLAIMANTS_LISTED).await).await?);
     sides.reader.close().await;
     Ok(joint)
 }
@@ -90,7 +90,7 @@ pub(super) async fn compare(audit: &Audit) -> anyhow::Result<Joint> {
 async fn wait_for_pass(audit: &Audit, source_id: i16, after: i64) -> anyhow::Result<bool> {
     let deadline = tokio::time::Instant::now() + audit.patience;
     loop {
-        if audit.ledger.in_time(audit.ledger.later_pass_is_in(source_id, after)).await? {
+        if audit.ledger.run(async |conn| books::later_pass_is_in(conn, source_id, after).await).await? {
             return Ok(true);
         }
         if tokio::time::Instant::now() >= deadline {
@@ -117,11 +117,11 @@ impl<'a> Sides<'a> {
     async fn identify(&mut self) -> anyhow::Result<()> {
         let source_id = self.source.deployment_id;
         let facts = self.reader.identity_facts().await.context("coderd's database")?;
-        if let Some(refusal) = self.ledger.in_time(self.ledger.identity_refusal(source_id, (&facts).into())).await? {
+        if let Some(refusal) = self.ledger.run(async |conn| identity::refusal_of(conn, source_id, (&facts).into()).await).await? {
             return Err(refusal.into());
         }
         match facts.problem {
-            Some(problem) if self.ledger.in_time(self.ledger.is_bound(source_id)).await? => {
+            Some(problem) if self.ledger.run(async |conn| identity::is_bound(conn, source_id).await).await? => {
                 Err(CoderdError::UnknownIdentity(problem).into())
             }
             _ => Ok(()),
@@ -156,7 +156,7 @@ impl<'a> Sides<'a> {
         let names: Vec<String> = builds.chain(suspects.usage.iter().cloned()).collect();
         let mut passed = HashSet::new();
         for names in names.chunks(4_000) {
-            let refused = self.ledger.in_time(self.ledger.refused_states(self.source.deployment_id, names)).await?;
+            let refused = self.ledger.run(async |conn| known::refused_states(conn, self.source.deployment_id, names).await).await?;
             passed.extend(refused.into_iter().filter(|(_, refused)| refused.passed).map(|(name, _)| name));
         }
         Ok(passed)
@@ -186,8 +186,12 @@ impl<'a> Sides<'a> {
             };
             here.iter().filter(same).map(|(id, _)| id.to_string()).collect()
         };
-        self.ledger.in_time(self.ledger.confirm_events(Topic::WorkspaceBuilds, self.source.id, &equal(0))).await?;
-        self.ledger.in_time(self.ledger.confirm_events(Topic::PrebuildClaims, self.source.id, &equal(1))).await?;
+        self.ledger
+            .run(async |conn| confirmed::record(conn, Topic::WorkspaceBuilds, self.source.id, &equal(0), self.ledger.clock.now()).await)
+            .await?;
+        self.ledger
+            .run(async |conn| confirmed::record(conn, Topic::PrebuildClaims, self.source.id, &equal(1), self.ledger.clock.now()).await)
+            .await?;
         Ok(())
     }
 
@@ -195,13 +199,13 @@ impl<'a> Sides<'a> {
     async fn ledger_builds(&mut self, suspects: &mut Suspects, joint: &mut Joint) -> anyhow::Result<usize> {
         let (mut after, mut seen) = (Uuid::nil(), 0);
         loop {
-            let ids = self.ledger.in_time(self.ledger.build_ids(self.source.id, after, PAGE)).await?;
+            let ids = self.ledger.run(async |conn| books::build_ids(conn, self.source.id, after, PAGE).await).await?;
             let Some(last) = ids.last() else { return Ok(seen) };
             after = *last;
             seen += ids.len();
             let there: HashSet<Uuid> = self.reader.builds(&self.catalog, &ids).await?.into_iter().map(|row| row.build_id).collect();
             let gone: Vec<Uuid> = ids.into_iter().filter(|id| !there.contains(id)).collect();
-            let confirmed = self.ledger.in_time(self.ledger.confirmed_builds(self.source.id, &gone)).await?;
+            let confirmed = self.ledger.run(async |conn| confirmed::builds(conn, self.source.id, &gone).await).await?;
             for id in gone {
                 match confirmed.get(&id) {
                     Some(events) if !events.contains(&Some(false)) => joint.gone_build(&id, events),
@@ -219,11 +223,13 @@ impl<'a> Sides<'a> {
             after = last.id.clone();
             seen += keys.len();
             let ids: Vec<String> = keys.into_iter().map(|key| key.id).collect();
-            let here = self.ledger.in_time(self.ledger.known_usage(self.source.id, &ids)).await?;
+            let here = self.ledger.run(async |conn| known::usage(conn, self.source.id, &ids).await).await?;
             let there = self.source_usage_digests(&ids).await?;
             let same = |(id, here): &(&String, &Digest)| matches!(there.get(*id), Some(Ok(there)) if there == *here);
             let equal: Vec<String> = here.iter().filter(same).map(|(id, _)| id.clone()).collect();
-            self.ledger.in_time(self.ledger.confirm_events(Topic::AgentUsage, self.source.id, &equal)).await?;
+            self.ledger
+                .run(async |conn| confirmed::record(conn, Topic::AgentUsage, self.source.id, &equal, self.ledger.clock.now()).await)
+                .await?;
             suspects.usage.extend(
                 ids.into_iter().filter(|id| there.get(id).is_some_and(|digest| digest.is_err() || digest.as_ref().ok() != here.get(id))),
             );
@@ -233,7 +239,7 @@ impl<'a> Sides<'a> {
     async fn ledger_usage(&mut self, suspects: &mut Suspects) -> anyhow::Result<usize> {
         let (mut after, mut seen) = (String::new(), 0);
         loop {
-            let ids = self.ledger.in_time(self.ledger.usage_ids(self.source.id, &after, PAGE)).await?;
+            let ids = self.ledger.run(async |conn| books::usage_ids(conn, self.source.id, &after, PAGE).await).await?;
             let Some(last) = ids.last() else { return Ok(seen) };
             after = last.clone();
             seen += ids.len();
@@ -243,8 +249,8 @@ impl<'a> Sides<'a> {
     }
 
     pub(super) async fn ledger_digests(&self, ids: &[Uuid]) -> anyhow::Result<HashMap<Uuid, BuildDigests>> {
-        let mut builds = self.ledger.in_time(self.ledger.known_builds(self.source.id, ids)).await?;
-        let mut claims = self.ledger.in_time(self.ledger.known_claims(self.source.id, ids)).await?;
+        let mut builds = self.ledger.run(async |conn| known::builds(conn, self.source.id, ids).await).await?;
+        let mut claims = self.ledger.run(async |conn| known::claims(conn, self.source.id, ids).await).await?;
         let known = ids.iter().map(|id| (*id, [builds.remove(id), claims.remove(id)]));
         Ok(known.filter(|(_, digests)| *digests != NOTHING).collect())
     }

@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::joint::{Joint, RECENT_USAGE_DIFFERS, SOURCE_GONE};
 use super::source::{BuildDigests, READ_AGAIN, Sides, event_ids};
 use crate::event::{Digest, ParseError};
-use crate::ledger::{Difference, RefusedState, RejectState};
+use crate::ledger::{Difference, RefusedState, RejectState, books, collector_requests, confirmed, known, losses, publications};
 
 /// Ids in one reading.
 const PAGE: usize = 2_000;
@@ -52,14 +52,14 @@ impl Sides<'_> {
         let missing = joint.differences.iter().filter(|difference| difference.kind == "missing");
         let ids: Vec<String> = missing.map(|difference| difference.id.clone()).collect();
         for ids in ids.chunks(PAGE) {
-            self.ledger.in_time(self.ledger.request_fetch(self.source.id, ids)).await?;
+            self.ledger.run(async |conn| collector_requests::add_fetch(conn, self.source.id, ids).await).await?;
         }
         Ok(())
     }
 
     async fn known(&self, ids: &[String]) -> anyhow::Result<Known> {
-        let refused = self.ledger.in_time(self.ledger.refused_states(self.source.deployment_id, ids)).await?;
-        Ok(Known { refused, lost: self.ledger.in_time(self.ledger.lost_ids(self.source.id, ids)).await? })
+        let refused = self.ledger.run(async |conn| known::refused_states(conn, self.source.deployment_id, ids).await).await?;
+        Ok(Known { refused, lost: self.ledger.run(async |conn| losses::lost_ids(conn, self.source.id, ids).await).await? })
     }
 
     fn suspect<'a>(&self, id: &'a str, is_confirmed: bool, known: &'a Known) -> Suspect<'a> {
@@ -74,7 +74,7 @@ impl Sides<'_> {
             let known = self.known(&ids.iter().flat_map(event_ids).collect::<Vec<_>>()).await?;
             let here = self.ledger_digests(ids).await?;
             let there = self.source_digests(ids).await?;
-            let confirmed = self.ledger.in_time(self.ledger.confirmed_builds(self.source.id, ids)).await?;
+            let confirmed = self.ledger.run(async |conn| confirmed::builds(conn, self.source.id, ids).await).await?;
             for id in ids {
                 for (at, name) in event_ids(id).iter().enumerate() {
                     let here = here.get(id).and_then(|here| here[at]);
@@ -92,9 +92,9 @@ impl Sides<'_> {
         let mut recent = 0;
         for ids in ids.chunks(PAGE) {
             let known = self.known(ids).await?;
-            let here = self.ledger.in_time(self.ledger.known_usage(self.source.id, ids)).await?;
+            let here = self.ledger.run(async |conn| known::usage(conn, self.source.id, ids).await).await?;
             let there = self.source_usage_digests(ids).await?;
-            let confirmed = self.ledger.in_time(self.ledger.confirmed_usage(self.source.id, ids)).await?;
+            let confirmed = self.ledger.run(async |conn| confirmed::usage(conn, self.source.id, ids).await).await?;
             let (mut differs, mut counted) = (Vec::new(), Vec::new());
             for id in ids {
                 let before = joint.differences.len();
@@ -107,8 +107,8 @@ impl Sides<'_> {
                     counted.push(new.id.clone());
                 }
             }
-            recent += self.ledger.in_time(self.ledger.recent_usage_of(self.source.id, &counted, self.recent())).await?;
-            self.ledger.in_time(self.ledger.hold_back_publications(self.source.id, &differs)).await?;
+            recent += self.ledger.run(async |conn| books::recent_usage_of(conn, self.source.id, &counted, self.recent()).await).await?;
+            self.ledger.run(async |conn| publications::hold(conn, self.source.id, &differs, self.ledger.clock.now()).await).await?;
         }
         joint.number(RECENT_USAGE_DIFFERS, recent);
         Ok(())

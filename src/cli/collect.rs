@@ -11,7 +11,7 @@ use super::output::time;
 use super::progress::Progress;
 use super::roles::Site;
 use super::{Context, Exit, Failure, PipelineArguments};
-use crate::ledger::{Ledger, Pausable, Source, SweepRequest, collector_lease};
+use crate::ledger::{Ledger, Pausable, Source, SweepRequest, collector_lease, collector_requests, leases, losses, passes, pauses, sources};
 
 /// Interval of progress queries to the ledger.
 const LOOK: Duration = Duration::from_millis(500);
@@ -51,8 +51,8 @@ pub(super) async fn run(collect: Collect, context: Context) -> Result<Exit, Fail
     let ledger = &site.ledger.ledger;
     let source = source(&site, &context).await?;
     collector_runs(ledger, &source).await?;
-    let total = ledger.in_time(ledger.source_events(source.id)).await?;
-    ledger.in_time(ledger.request_sweep(source.id)).await?;
+    let total = ledger.run(async |conn| losses::source_events(conn, source.id).await).await?;
+    ledger.run(async |conn| collector_requests::add_sweep(conn, source.id).await).await?;
     let progress = Progress::of_steps("rows");
     let watched = context.stop.run_until_cancelled(watch(ledger, &source, u64::try_from(total).unwrap_or_default(), &progress)).await;
     progress.finish();
@@ -70,7 +70,7 @@ async fn source(site: &Site, context: &Context) -> Result<Source, Failure> {
         let unset = "source.deployment_id is not set, and coderd's database cannot be asked: set source.deployment_id";
         return Err(if context.stop.is_cancelled() { Failure::interrupted() } else { Failure::of(Exit::Configuration, unset) });
     };
-    let source = site.ledger.ledger.in_time(site.ledger.ledger.source(deployment)).await?;
+    let source = site.ledger.ledger.run(async |conn| sources::get(conn, deployment).await).await?;
     source.ok_or_else(|| Failure::of(Exit::Refused, format!("deployment {deployment}: no collector has introduced it; {START}")))
 }
 
@@ -79,11 +79,11 @@ const START: &str = "start a process with the role collect";
 
 /// Refuses if no collector runs, because only a running collector answers the request.
 async fn collector_runs(ledger: &Ledger, source: &Source) -> Result<(), Failure> {
-    let pauses = ledger.in_time(ledger.pauses()).await?;
+    let pauses = ledger.run(pauses::list).await?;
     if let Some(pause) = pauses.iter().find(|pause| pause.operation == Pausable::Collect) {
         return Err(Failure::of(Exit::Refused, format!("{pause}; `tallyline resume collect` goes on")));
     }
-    let holder = ledger.in_time(ledger.lease_holder(&collector_lease(source.deployment_id))).await?;
+    let holder = ledger.run(async |conn| leases::holder(conn, &collector_lease(source.deployment_id)).await).await?;
     holder
         .map(|_| ())
         .ok_or_else(|| Failure::of(Exit::Refused, format!("deployment {}: no collector runs; {START} and ask again", source.deployment_id)))
@@ -93,7 +93,7 @@ async fn collector_runs(ledger: &Ledger, source: &Source) -> Result<(), Failure>
 async fn watch(ledger: &Ledger, source: &Source, total: u64, progress: &Progress) -> Result<Swept, Failure> {
     loop {
         let gone = || Failure::of(Exit::Refused, "the request is gone: was the ledger restored? Ask again");
-        let request = ledger.in_time(ledger.sweep_request(source.id)).await?.ok_or_else(gone)?;
+        let request = ledger.run(async |conn| collector_requests::sweep(conn, source.id).await).await?.ok_or_else(gone)?;
         let SweepRequest { rows_read, pass_id, appended, late } = request;
         let rows = u64::try_from(rows_read).unwrap_or_default();
         match pass_id {
@@ -101,8 +101,8 @@ async fn watch(ledger: &Ledger, source: &Source, total: u64, progress: &Progress
                 collector_runs(ledger, source).await?;
                 progress.at("reading coderd", rows, total.max(rows));
             }
-            Some(pass_id) if ledger.in_time(ledger.pass_is_in(source.id, pass_id)).await? => {
-                let complete_until = ledger.in_time(ledger.completeness(source.id)).await?.complete_until;
+            Some(pass_id) if ledger.run(async |conn| passes::is_confirmed(conn, source.id, pass_id).await).await? => {
+                let complete_until = ledger.run(async |conn| passes::completeness(conn, source.id).await).await?.complete_until;
                 let (appended, late) = (appended.unwrap_or_default(), late.unwrap_or_default());
                 return Ok(Swept { deployment_id: source.deployment_id, rows_read, pass_id, appended, late, complete_until });
             }

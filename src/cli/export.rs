@@ -11,7 +11,7 @@ use super::actor::ActorArguments;
 use super::output::exact_time;
 use super::{Context, Exit, Failure, PipelineArguments, columns, connect, instant};
 use crate::export::{Aggregate, ExportFile, Hashed, Totals, export_usage, incomplete, incomplete_as_of, is_stdout};
-use crate::ledger::{Ledger, NewExport, Pausable, Sequence, UsageRange};
+use crate::ledger::{Ledger, NewExport, Pausable, Sequence, UsageRange, event_history, snapshots, sources};
 use crate::operations::refuse_paused;
 
 /// Write files for finance.
@@ -113,7 +113,7 @@ pub(super) async fn run(export: Export, context: &Context) -> Result<Exit, Failu
 
 /// The requested range at a ledger sequence, and the reason why its usage may be incomplete.
 async fn range(ledger: &Ledger, usage: &Usage) -> Result<(UsageRange, Option<String>), Failure> {
-    let last = ledger.in_time(ledger.head()).await?;
+    let last = ledger.run(snapshots::head).await?;
     if let Some(as_of) = usage.as_of.filter(|as_of| as_of.incarnation != last.incarnation) {
         let incarnation = last.incarnation;
         let message = format!("--as-of {as_of} is of another incarnation: this ledger is {incarnation}; each restore begins another");
@@ -123,18 +123,18 @@ async fn range(ledger: &Ledger, usage: &Usage) -> Result<(UsageRange, Option<Str
         return Err(Failure::of(Exit::Refused, format!("--as-of {as_of}: the ledger's last sequence is {last}")));
     }
     if let Some(source) = usage.source
-        && ledger.in_time(ledger.source(source)).await?.is_none()
+        && ledger.run(async |conn| sources::get(conn, source).await).await?.is_none()
     {
         return Err(Failure::of(Exit::Refused, format!("--source {source}: the ledger knows no such deployment")));
     }
     let range = UsageRange { from: usage.from, to: usage.to, source: usage.source, as_of: usage.as_of.unwrap_or(last) };
     if usage.as_of.is_some() {
-        let incomplete = ledger.in_time(incomplete_as_of(ledger, &range)).await?;
+        let incomplete = incomplete_as_of(ledger, &range).await?;
         return Ok((range, incomplete));
     }
-    let incomplete = ledger.in_time(incomplete(ledger, &range)).await?;
+    let incomplete = incomplete(ledger, &range).await?;
     // read the sequence last, so that it covers everything that the check has seen
-    let as_of = ledger.in_time(ledger.head()).await?;
+    let as_of = ledger.run(snapshots::head).await?;
     Ok((UsageRange { as_of, ..range }, incomplete))
 }
 
@@ -150,7 +150,7 @@ async fn write(ledger: &Ledger, usage: &Usage, range: &UsageRange, to_stdout: bo
     let record = async |totals: &Totals, sha256| {
         let (actor, reason, events) = (actor.name.as_str(), actor.reason.as_str(), totals.events);
         let export = NewExport { actor, reason, range, format: "csv", events, sha256 };
-        ledger.in_time(ledger.record_export(&export)).await.map_err(Failure::from)
+        ledger.run(async |conn| event_history::record_export(conn, &export, ledger.clock.now()).await).await.map_err(Failure::from)
     };
     if to_stdout {
         let (totals, sha256) = hashed(ledger, range, io::stdout(), Path::new("stdout")).await?;

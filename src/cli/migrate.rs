@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::{Context, Exit, Failure, PipelineArguments, connect};
-use crate::ledger::LedgerError;
+use crate::ledger::{LedgerError, rights};
 
 /// Bring the ledger's schema and the log's topics to this version.
 #[derive(Clone, Debug, clap::Args)]
@@ -29,7 +29,7 @@ pub(super) async fn run(arguments: Arguments, context: &Context) -> Result<Exit,
         Err(error @ LedgerError::CoderdDatabase) => return Err(Failure::from(error).while_doing(ledger.address)),
         outcome => matches!(outcome, Err(LedgerError::SchemaTooOld { .. })),
     };
-    let lacking = ledger.ledger.in_time(ledger.ledger.missing_rights(creates)).await?;
+    let lacking = ledger.ledger.run(async |conn| rights::missing(conn, creates).await).await?;
     if !lacking.is_empty() {
         let problem = format!("{}: the role lacks rights; let an administrator run:\n{}", ledger.address, lacking.join("\n"));
         return Err(Failure::of(Exit::Unreachable, problem));

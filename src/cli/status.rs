@@ -87,7 +87,7 @@ async fn read(via: &Via, all: bool, log_answer: Duration) -> Result<Status, Fail
 async fn of_site(site: &Site, log_answer: Duration) -> Result<Status, Failure> {
     site.ledger.reach().await?;
     let ledger = &site.ledger.ledger;
-    let mut status = ledger.in_time(status::read(ledger, &site.log.log, log_answer)).await?;
+    let mut status = status::read(ledger, &site.log.log, log_answer).await?;
     status.log_problem = status.log_problem.map(|problem| format!("{}: {problem}", site.log.address));
     Ok(status)
 }

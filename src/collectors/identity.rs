@@ -4,7 +4,7 @@ use uuid::Uuid;
 
 use super::settings::{CollectError, Settings};
 use crate::coderd::{CoderdError, Identity, IdentityFacts, Reader};
-use crate::ledger::{Ledger, ReportedIdentity, SourceIdentity};
+use crate::ledger::{Ledger, ReportedIdentity, SourceIdentity, identity};
 
 impl From<Identity> for SourceIdentity {
     fn from(identity: Identity) -> Self {
@@ -27,7 +27,7 @@ pub(super) async fn read(
     source_id: Uuid,
 ) -> Result<IdentityFacts, CollectError> {
     let facts = reader.identity_facts().await?;
-    if let Some(refusal) = ledger.in_time(ledger.identity_refusal(source_id, (&facts).into())).await? {
+    if let Some(refusal) = ledger.run(async |conn| identity::refusal_of(conn, source_id, (&facts).into()).await).await? {
         return Err(refusal.into());
     }
     match &facts.problem {
@@ -39,7 +39,7 @@ pub(super) async fn read(
 /// Binds the source to its coderd, if both facts are known.
 pub(super) async fn bind(ledger: &Ledger, source_id: Uuid, facts: &IdentityFacts) -> Result<(), CollectError> {
     if let Some(found) = facts.identity() {
-        ledger.in_time(ledger.bind_source(source_id, found.into())).await??;
+        ledger.run(async |conn| identity::bind(conn, source_id, found.into()).await).await??;
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::settings::CollectError;
-use crate::ledger::{Lease, Ledger, StatementError};
+use crate::ledger::{Lease, Ledger, StatementError, leases};
 
 /// A lease that a task renews until it is released, lost or dropped.
 pub(super) struct KeptLease {
@@ -32,7 +32,7 @@ impl KeptLease {
     /// Lets another collector begin at once.
     pub(super) async fn release(self, ledger: &Ledger) -> Result<(), StatementError> {
         self.renewal.abort();
-        ledger.in_time(ledger.release_lease(self.lease.clone())).await
+        ledger.run(async |conn| leases::release(conn, self.lease.clone()).await).await
     }
 }
 
@@ -46,7 +46,7 @@ impl Drop for KeptLease {
 async fn renew(ledger: Ledger, lease: Lease, length: Duration, lost: CancellationToken) {
     loop {
         tokio::time::sleep(length.div_f64(3.0)).await;
-        if let Ok(Ok(false)) = tokio::time::timeout(length, ledger.renew_lease(&lease, length)).await {
+        if let Ok(Ok(false)) = tokio::time::timeout(length, ledger.run(async |conn| leases::renew(conn, &lease, length).await)).await {
             return lost.cancel();
         }
     }

@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use super::settings::CollectError;
 use crate::coderd::LicenseRow;
-use crate::ledger::{Lease, Ledger, LicenseChange, LicenseState};
+use crate::ledger::{Lease, Ledger, LicenseChange, LicenseState, licenses};
 use crate::license::PublicKeys;
 
 /// The keys and the deployment against which licenses are verified.
@@ -39,8 +39,8 @@ pub(super) async fn record(
     if changes(known, rows, judge).is_empty() {
         return Ok(known.to_vec());
     }
-    let changes = changes(&ledger.in_time(ledger.present_licenses(source_id)).await?, rows, judge);
-    ledger.in_time(ledger.record_licenses(lease, source_id, &changes)).await?;
+    let changes = changes(&ledger.run(async |conn| licenses::present(conn, source_id).await).await?, rows, judge);
+    ledger.run(async |conn| licenses::record(conn, lease, source_id, &changes, ledger.clock.now()).await).await?;
     for change in &changes {
         match &change.state {
             LicenseState::Verified(_) => tracing::info!(license_id = change.license_id, "license verified"),

@@ -1,5 +1,6 @@
 //! Finds rows that pages by time miss, because they came later than their date: by counts of days, and by request.
 
+use crate::ledger::{collector_requests, known};
 use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Utc};
@@ -35,7 +36,7 @@ impl Collector {
         let today = bounds.now.timestamp().div_euclid(DAY_SECONDS);
         let (from, until) = (start_of(today.saturating_sub(COMPARED_DAYS)), start_of(today.saturating_add(2)));
         let there = reader.usage_days(from, until).await?;
-        let here = self.ledger.in_time(self.ledger.usage_days(self.source.id, from, until)).await?;
+        let here = self.ledger.run(async |conn| known::usage_days(conn, self.source.id, from, until).await).await?;
         let differing = differing(&there, &here);
         let days: BTreeSet<i64> =
             differing.iter().filter(|(key, counts)| self.read_days.get(key) != Some(counts)).map(|((day, _), _)| *day).collect();
@@ -68,7 +69,7 @@ impl Collector {
         catalog: &Catalog,
         appended: &mut Appended,
     ) -> Result<Vec<String>, CollectError> {
-        let asked = self.ledger.in_time(self.ledger.fetch_requests(self.source.id, self.settings.page)).await?;
+        let asked = self.ledger.run(async |conn| collector_requests::fetches(conn, self.source.id, self.settings.page).await).await?;
         let builds: Vec<Uuid> = asked.iter().filter_map(|id| build_of(id)).collect();
         let usage: Vec<String> = asked.iter().filter(|id| build_of(id).is_none()).cloned().collect();
         for id in &builds {

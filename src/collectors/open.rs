@@ -14,7 +14,10 @@ use super::{events, identity};
 use crate::clock::Clock;
 use crate::coderd::{Catalog, Database, IdentityFacts, Reader};
 use crate::event::{Message, Payload, Signer, Topic, TopicPartition, build_of, parse_in};
-use crate::ledger::{Baseline, BaselineRow, Ledger, LicenseChange, Source, collector_lease};
+use crate::ledger::{
+    Baseline, BaselineRow, Ledger, LicenseChange, Source, collector_lease, cutover, known, leases, licenses, passes, positions,
+    retirements, sources,
+};
 use crate::license::PublicKeys;
 use crate::log::{Log, Record};
 
@@ -92,20 +95,22 @@ impl Collector {
             Some(id) => id,
             None => reader.deployment_id().await?,
         };
-        if let Some(retirement) = ledger.in_time(ledger.retirement(deployment_id)).await? {
+        if let Some(retirement) = ledger.run(async |conn| retirements::of_deployment(conn, deployment_id).await).await? {
             return Err(CollectError::Retired(retirement));
         }
-        if ledger.in_time(ledger.needs_signing_key(log.signatures())).await? {
+        if ledger.run(async |conn| cutover::needs_signing_key(conn, log.signatures()).await).await? {
             return Err(CollectError::NoSigningKey);
         }
         let identity = identity::read(&settings, &mut reader, &ledger, deployment_id).await?;
         let name = collector_lease(deployment_id);
-        let Some(lease) = ledger.in_time(ledger.take_lease(&name, &settings.holder, settings.lease_length)).await? else { return Ok(None) };
+        let Some(lease) = ledger.run(async |conn| leases::take(conn, &name, &settings.holder, settings.lease_length).await).await? else {
+            return Ok(None);
+        };
         let lease = KeptLease::keep(&ledger, lease, settings.lease_length);
         let source = introduce(&settings, &mut reader, &ledger, &clock, deployment_id).await?;
         identity::bind(&ledger, deployment_id, &identity).await?;
-        let last = ledger.in_time(ledger.last_pass(source.id)).await?;
-        let licenses = ledger.in_time(ledger.present_licenses(source.id)).await?;
+        let last = ledger.run(async |conn| passes::last(conn, source.id).await).await?;
+        let licenses = ledger.run(async |conn| licenses::present(conn, source.id).await).await?;
         let mut collector = Collector {
             settings,
             database,
@@ -163,7 +168,7 @@ impl Collector {
 
     /// Reads the records that the ledger has not read yet: memory and ledger would both miss them. They belong to the next pass.
     pub(super) async fn remember_in_flight(&mut self) -> Result<(), CollectError> {
-        let positions: HashMap<TopicPartition, i64> = self.ledger.in_time(self.ledger.positions()).await?.into_iter().collect();
+        let positions: HashMap<TopicPartition, i64> = self.ledger.run(positions::list).await?.into_iter().collect();
         let mut left = IN_FLIGHT_LIMIT;
         // claims first: a build that is a prebuild claim is checked against the claims
         for topic in [Topic::PrebuildClaims, Topic::WorkspaceBuilds, Topic::AgentUsage] {
@@ -195,7 +200,7 @@ impl Collector {
                 self.remember_record(partition, record, &mut claimless);
             }
             let ids: Vec<Uuid> = claimless.keys().copied().collect();
-            for id in self.ledger.in_time(self.ledger.known_claims(self.source.id, &ids)).await?.into_keys() {
+            for id in self.ledger.run(async |conn| known::claims(conn, self.source.id, &ids).await).await?.into_keys() {
                 self.builds.insert(id, claimless[&id], self.next_pass());
             }
             if records.len() < limit {
@@ -248,7 +253,7 @@ async fn introduce(
     clock: &Clock,
     deployment_id: Uuid,
 ) -> Result<Source, CollectError> {
-    let known = ledger.in_time(ledger.source(deployment_id)).await?;
+    let known = ledger.run(async |conn| sources::get(conn, deployment_id).await).await?;
     // PostgreSQL keeps microseconds.
     let from = settings.from.map(|from| from.trunc_subsecs(6));
     if let Some(known) = &known
@@ -262,7 +267,7 @@ async fn introduce(
         _ => None,
     };
     let introduced_at = settings.introduced_at.unwrap_or_else(|| clock.now());
-    Ok(ledger.in_time(ledger.register_source(deployment_id, introduced_at, baseline.as_ref())).await?)
+    Ok(ledger.run(async |conn| sources::register(conn, deployment_id, introduced_at, baseline.as_ref(), ledger.clock.now()).await).await?)
 }
 
 /// coderd's count of creations before `from`. It must be certain that this count cannot change.

@@ -14,7 +14,7 @@ use super::settings::CollectError;
 use super::{identity, licenses, runtime};
 use crate::coderd::{Catalog, Horizon, LicenseRow, Reader};
 use crate::event::{Topic, TopicPartition};
-use crate::ledger::{LicenseChange, NewPass};
+use crate::ledger::{LicenseChange, NewPass, collector_requests, passes, positions};
 
 /// How often a pass reaches back over the whole overlap.
 const OVERLAP_EVERY: TimeDelta = TimeDelta::minutes(1);
@@ -144,13 +144,13 @@ impl Collector {
         if !self.behind.is_empty() || self.proof.is_missing() {
             return Ok(None);
         }
-        Ok(self.ledger.in_time(self.ledger.begin_requested_sweep(self.source.id)).await?)
+        Ok(self.ledger.run(async |conn| collector_requests::begin_sweep(conn, self.source.id).await).await?)
     }
 
     /// The ends of all partitions. All records that this or an earlier pass appended, in any process, lie before them.
     async fn ends(&self, mut ends: HashMap<TopicPartition, i64>) -> Result<Ends, CollectError> {
         // Positions first: an end that is read later is at or beyond them, unless the topic was recreated.
-        let positions: HashMap<TopicPartition, i64> = self.ledger.in_time(self.ledger.positions()).await?.into_iter().collect();
+        let positions: HashMap<TopicPartition, i64> = self.ledger.run(positions::list).await?.into_iter().collect();
         let mut behind = BTreeSet::new();
         for topic in Topic::ALL {
             for partition in self.log.partitions(topic).await? {
@@ -192,7 +192,7 @@ impl Collector {
             fetched,
             requested_sweep: bounds.requested_sweep.filter(|_| comparable),
         };
-        Ok(self.ledger.in_time(self.ledger.record_pass(&self.lease.lease, &pass)).await?)
+        Ok(self.ledger.run(async |conn| passes::record(conn, &self.lease.lease, &pass).await).await?)
     }
 
     /// Keeps the state for the next pass, only after success: a failed pass is read again from its start.
@@ -241,7 +241,7 @@ impl Collector {
     /// Notes which passes of this process the ledger has read.
     async fn settle_passes(&mut self) -> Result<(), CollectError> {
         while let Some((number, pass_id)) = self.passes_ahead.front().copied() {
-            if !self.ledger.in_time(self.ledger.pass_is_in(self.source.id, pass_id)).await? {
+            if !self.ledger.run(async |conn| passes::is_confirmed(conn, self.source.id, pass_id).await).await? {
                 break;
             }
             self.pass_in_ledger = number;

@@ -9,30 +9,31 @@ use chrono::{DateTime, Utc};
 use super::open::Collector;
 use super::proof::listed;
 use super::settings::CollectError;
+use crate::ledger::{cutover, passes};
 
 impl Collector {
     /// Reads from the ledger which passes rely on the records that were in flight when this process opened.
     pub(super) async fn rely_on_in_flight(&mut self) -> Result<(), CollectError> {
         let places = [listed(&self.proof.places), listed(&self.proof.other_keys)].concat();
-        self.proof.after_pass_id = self.ledger.in_time(self.ledger.last_pass_before(self.source.id, &places)).await?;
+        self.proof.after_pass_id = self.ledger.run(async |conn| passes::last_before(conn, self.source.id, &places).await).await?;
         Ok(())
     }
 
     /// Checks the records that this process appended or found in flight. If the signature of one is rejected, the pass fails. The passes
     /// since that record become void: consumers may have lost a key that they had.
     pub(super) async fn check_signatures(&mut self) -> Result<(), CollectError> {
-        if self.ledger.in_time(self.ledger.needs_signing_key(self.log.signatures())).await? {
+        if self.ledger.run(async |conn| cutover::needs_signing_key(conn, self.log.signatures()).await).await? {
             return Err(CollectError::NoSigningKey);
         }
         if self.proof.is_empty() {
             return Ok(());
         }
-        let own = self.ledger.in_time(self.ledger.signature_results(&listed(&self.proof.places))).await?;
-        let other = self.ledger.in_time(self.ledger.signature_results(&listed(&self.proof.other_keys))).await?;
+        let own = self.ledger.run(async |conn| cutover::signature_results(conn, &listed(&self.proof.places)).await).await?;
+        let other = self.ledger.run(async |conn| cutover::signature_results(conn, &listed(&self.proof.other_keys)).await).await?;
         if own.rejected > 0 || other.rejected > 0 {
             self.proof.proven = false;
             if let Some(after) = self.proof.after_pass_id {
-                self.ledger.in_time(self.ledger.void_passes(&self.lease.lease, self.source.id, after)).await?;
+                self.ledger.run(async |conn| passes::void(conn, &self.lease.lease, self.source.id, after).await).await?;
             }
             return Err(if own.rejected > 0 { CollectError::SignaturesRejected } else { CollectError::OtherKeyRejected });
         }
@@ -53,7 +54,7 @@ impl Collector {
         if !self.proof.is_missing() {
             return Ok(true);
         }
-        if self.ledger.in_time(self.ledger.signed_since()).await?.is_none() {
+        if self.ledger.run(cutover::signed_since).await?.is_none() {
             self.proof.places.clear();
             self.proof.other_keys.clear();
             return Ok(true);

@@ -1,5 +1,6 @@
 //! Reads pages of coderd's rows and appends the new ones to the log.
 
+use crate::ledger::{collector_requests, known};
 use std::collections::{HashMap, HashSet};
 
 use uuid::Uuid;
@@ -77,9 +78,9 @@ impl Collector {
             return Ok(());
         }
         let ids: Vec<Uuid> = unseen.keys().copied().collect();
-        let known = self.ledger.in_time(self.ledger.known_builds(self.source.id, &ids)).await?;
+        let known = self.ledger.run(async |conn| known::builds(conn, self.source.id, &ids).await).await?;
         let (known, unknown): (Vec<Uuid>, Vec<Uuid>) = ids.into_iter().partition(|id| known.contains_key(id));
-        let mut claimless = self.ledger.in_time(self.ledger.builds_without_claim(self.source.id, &known)).await?;
+        let mut claimless = self.ledger.run(async |conn| known::builds_without_claim(conn, self.source.id, &known).await).await?;
         claimless.retain(|id| !self.claims.contains(id));
         let wanted = [unknown, claimless.clone()].concat();
         let BuildCandidates { claims, mut builds } = self.build_candidates(reader, catalog, &wanted, &mut appended.unreadable).await?;
@@ -152,11 +153,11 @@ impl Collector {
         }
         let deployment = self.source.deployment_id;
         let ids: Vec<String> = candidates.iter().map(|candidate| candidate.event_id.clone()).collect();
-        let mut refused = self.ledger.in_time(self.ledger.refused_ids(deployment, &ids)).await?;
+        let mut refused = self.ledger.run(async |conn| known::refused_ids(conn, deployment, &ids).await).await?;
         if !refused.is_empty() {
             let again = candidates.iter().filter(|candidate| refused.contains(&candidate.event_id));
             let again = again.map(|candidate| (candidate.event_id.clone(), candidate.message.clone())).collect();
-            refused = self.ledger.in_time(self.ledger.refused_messages(deployment, &again)).await?;
+            refused = self.ledger.run(async |conn| known::refused_messages(conn, deployment, &again).await).await?;
         }
         candidates.retain(|candidate| !refused.contains(&candidate.event_id));
         Ok(candidates)
@@ -192,7 +193,7 @@ impl Collector {
             return Ok(());
         }
         let ids: Vec<String> = unseen.keys().map(|id| (*id).clone()).collect();
-        let known = self.ledger.in_time(self.ledger.known_usage(self.source.id, &ids)).await?;
+        let known = self.ledger.run(async |conn| known::usage(conn, self.source.id, &ids).await).await?;
         let (known, unknown): (Vec<String>, Vec<String>) = ids.into_iter().partition(|id| known.contains_key(id));
         for id in known {
             let at = unseen[&id];
@@ -231,7 +232,10 @@ impl Collector {
     async fn count_rows(&self, bounds: &Bounds, rows: usize, appended: &mut Appended) -> Result<(), CollectError> {
         let Some(begun_at) = bounds.requested_sweep else { return Ok(()) };
         appended.rows = appended.rows.saturating_add(i64::try_from(rows).unwrap_or(i64::MAX));
-        Ok(self.ledger.in_time(self.ledger.record_sweep_progress(self.source.id, begun_at, appended.rows)).await?)
+        Ok(self
+            .ledger
+            .run(async |conn| collector_requests::record_sweep_progress(conn, self.source.id, begun_at, appended.rows).await)
+            .await?)
     }
 
     /// Counts rows that came after an earlier pass had reported completeness, with their age.

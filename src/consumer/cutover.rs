@@ -1,5 +1,6 @@
 //! Records the signature cutover when a consumer first has keys.
 
+use crate::ledger::cutover;
 use tracing::info;
 
 use super::Consumer;
@@ -14,7 +15,7 @@ pub(super) const NO_KEYS: &str =
 pub(super) async fn begin(consumer: &Consumer) -> anyhow::Result<()> {
     let (log, ledger) = (&consumer.log, &consumer.ledger);
     let mut seen = consumer.cutover_seen.lock().await;
-    if ledger.in_time(ledger.signed_since()).await?.is_none() {
+    if ledger.run(cutover::signed_since).await?.is_none() {
         let mut ends = Vec::new();
         for topic in Topic::ALL {
             for partition in log.partitions(topic).await? {
@@ -22,7 +23,7 @@ pub(super) async fn begin(consumer: &Consumer) -> anyhow::Result<()> {
                 ends.push((partition, if *seen { 0 } else { log.watermarks(partition).await?.1 }));
             }
         }
-        ledger.in_time(ledger.begin_signatures(&ends)).await?;
+        ledger.run(async |conn| cutover::begin(conn, &ends, ledger.clock.now()).await).await?;
         info!("records appended from now on must be signed");
     }
     *seen = true;

@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use crate::ledger::{Ledger, Lives, Restored};
+use crate::ledger::{Ledger, Lives, Restored, restored};
 use crate::log::{Log, Mark};
 
 /// Returns the mark that is unknown to this ledger and reaches furthest in time. It proves a restore, because a mark follows its batch's
@@ -17,7 +17,7 @@ pub async fn mark_ahead(log: &Log, ledger: &Ledger, group: &str) -> anyhow::Resu
     for (lives, mark) in marks {
         let Mark { partition, next_offset, .. } = mark;
         let restored = |read_until| Restored::Position { lives, partition, next_offset, read_until, marked: marked.clone() };
-        if ledger.in_time(ledger.is_restored(&restored(None))).await? {
+        if ledger.run(async |conn| restored::is_restored(conn, &restored(None)).await).await? {
             let read_until = read_until(log, &mark).await;
             if furthest.as_ref().is_none_or(|(until, _)| *until < read_until) {
                 furthest = Some((read_until, restored(read_until)));

@@ -35,7 +35,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::event::TopicPartition;
-use crate::ledger::{Claim, Lives};
+use crate::ledger::{Claim, Lives, generations, positions, restored};
 use crate::log::{Delivery, Log, LogError};
 use crate::waiting::Waits;
 use gaps::{Gap, Looks};
@@ -66,7 +66,7 @@ impl Consumer {
 
     /// Runs one membership of the group, from joining to leaving.
     async fn consume(&self, stop: &CancellationToken, waits: &mut Waits) -> anyhow::Result<()> {
-        let lives = self.ledger.in_time(self.ledger.lives()).await?;
+        let lives = self.ledger.run(generations::all).await?;
         let membership = self.log.join(&self.group, stop.clone())?;
         membership.sign(lives.signature());
         let mut ours = Ours::new(membership);
@@ -116,7 +116,7 @@ impl Consumer {
         loop {
             tokio::time::sleep(LOOK_FOR_RECOVERY).await;
             // A ledger that does not answer is handled by the workers.
-            if self.ledger.in_time(self.ledger.lives()).await.is_ok_and(|now| now != lives) {
+            if self.ledger.run(generations::all).await.is_ok_and(|now| now != lives) {
                 return;
             }
         }
@@ -177,7 +177,7 @@ impl Consumer {
     /// a recovery.
     pub async fn compare_marks(&self) -> anyhow::Result<()> {
         if let Some(restored) = mark_ahead(&self.log, &self.ledger, &self.group).await? {
-            self.ledger.in_time(self.ledger.note_went_back(&restored)).await?;
+            self.ledger.run(async |conn| restored::record_detected(conn, &restored, self.ledger.clock.now()).await).await?;
         }
         Ok(())
     }
@@ -218,7 +218,7 @@ impl Consumer {
         if verifies {
             cutover::begin(self).await?;
         }
-        let claim = self.ledger.in_time(self.ledger.claim(partition, log_start)).await?;
+        let claim = self.ledger.run(async |conn| positions::lease(conn, partition, log_start, self.ledger.clock.now()).await).await?;
         anyhow::ensure!(verifies || claim.signed_from.is_none(), cutover::NO_KEYS);
         Ok(claim)
     }

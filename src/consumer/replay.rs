@@ -12,7 +12,9 @@ use super::cutover::NO_KEYS;
 use super::parts::Part;
 use super::{PositionFault, arrival, verify};
 use crate::event::{Event, TopicPartition};
-use crate::ledger::{Arrival, Chain, Counts, Foreseen, Ledger, RecordError, ReplayRange, StatementError};
+use crate::ledger::{
+    Arrival, Chain, Counts, Foreseen, Ledger, RecordError, ReplayRange, StatementError, cutover, generations, preview, record,
+};
 use crate::log::{Log, LogError};
 
 /// Maximum number of records that are read and recorded together.
@@ -77,7 +79,7 @@ impl Replay {
     /// # Errors
     /// [`ReplayError::AnotherLog`], or an error of the check itself.
     pub async fn is_the_same_log(&self, ranges: &[ReplayRange]) -> Result<(), ReplayError> {
-        let mut claims = self.ledger.in_time(self.ledger.standings()).await?;
+        let mut claims = self.ledger.run(generations::current).await?;
         claims.retain(|claim| ranges.iter().any(|range| range.partition == claim.partition));
         let looks = claims.into_iter().map(|claim| async move {
             match verify::position(&self.log, &claim).await {
@@ -106,7 +108,10 @@ impl Replay {
                     return Err(ReplayError::Interrupted);
                 }
                 reading.next_offset = next_offset;
-                let foresight = self.ledger.in_time(self.ledger.foresee(range, &mut arrivals, &mut foreseen)).await?;
+                let foresight = self
+                    .ledger
+                    .run(async |conn| preview::batch(conn, range, &mut arrivals, &mut foreseen, self.ledger.clock.now()).await)
+                    .await?;
                 foresight.new.iter().filter_map(|index| arrivals[*index].event.as_ref().ok()).for_each(&mut new);
                 counts = counts + foresight.counts;
                 new_refused += foresight.new_refused;
@@ -154,7 +159,11 @@ impl Replay {
         let (mut parts, mut from, mut total) = (vec![Part { arrivals, next_offset }], range.next_offset, Counts::default());
         while let Some(part) = parts.pop() {
             let chain = Chain::Replay { id, partition: range.partition, generation: range.generation, next_offset: from };
-            match self.ledger.in_time(self.ledger.record(&chain, &part.arrivals, part.next_offset)).await {
+            match self
+                .ledger
+                .run(async |conn| record::batch(conn, &chain, &part.arrivals, part.next_offset, self.ledger.clock.now()).await)
+                .await
+            {
                 Ok(counts) => (from, total) = (part.next_offset, total + counts),
                 Err(RecordError::Refused(error)) => parts.extend(part.narrowed(&error).ok_or(error)?),
                 // Only if the server itself ended it: without an answer it may have been committed.
@@ -182,7 +191,7 @@ impl Replay {
             _ => range.end_offset,
         };
         let topic = range.partition.topic;
-        let signed_from = self.ledger.in_time(self.ledger.signed_from(range.partition, range.generation)).await?;
+        let signed_from = self.ledger.run(async |conn| cutover::signed_from(conn, range.partition, range.generation).await).await?;
         if signed_from.is_some() && !self.log.signatures().verify() {
             return Err(ReplayError::NoKeys);
         }

@@ -11,7 +11,7 @@ use super::parts::Part;
 use super::{Consumer, arrival};
 use crate::cause;
 use crate::event::TopicPartition;
-use crate::ledger::{Arrival, Chain, Claim, RecordError, StatementError, last_record};
+use crate::ledger::{Arrival, Chain, Claim, RecordError, StatementError, last_record, record};
 use crate::log::Batch;
 use crate::waiting::Waits;
 
@@ -127,8 +127,11 @@ impl Task {
                 continue;
             }
             let chain = Chain::Live(self.claim.clone());
-            let recording = self.consumer.ledger.record(&chain, &part.arrivals, part.next_offset);
-            match self.consumer.ledger.in_time(recording).await {
+            let recording = self
+                .consumer
+                .ledger
+                .run(async |conn| record::batch(conn, &chain, &part.arrivals, part.next_offset, self.consumer.ledger.clock.now()).await);
+            match recording.await {
                 Ok(counts) => {
                     debug!(partition = %self.claim.partition, records = counts.records, accepted = counts.accepted, "batch recorded");
                     self.consumer.telemetry.recorded(self.claim.partition, counts);

@@ -2,18 +2,18 @@
 
 use chrono::{DateTime, SecondsFormat, Utc};
 
-use crate::ledger::{LaterUsage, Ledger, Recovering, StatementError, UsageCompleteness, UsageRange};
+use crate::ledger::{LaterUsage, Ledger, Recovering, StatementError, UsageCompleteness, UsageRange, exports, recoveries, sources};
 
 /// Why an export of this range may lack usage. `None` if the range is complete at every ledger sequence taken after this check. Retired
 /// sources add nothing any more.
 pub async fn incomplete(ledger: &Ledger, range: &UsageRange) -> Result<Option<String>, StatementError> {
-    if let Some(recovering) = ledger.recovering().await? {
+    if let Some(recovering) = ledger.run(recoveries::open).await? {
         return Ok(Some(recovery(&recovering)));
     }
-    for source in ledger.sources().await? {
+    for source in ledger.run(sources::list).await? {
         let asked = range.source.is_none_or(|deployment| deployment == source.deployment_id);
         if asked && !source.retired {
-            let completeness = ledger.usage_completeness(source.id).await?;
+            let completeness = ledger.run(async |conn| exports::completeness(conn, source.id).await).await?;
             if let Some(reason) = shortfall(&completeness, range.to) {
                 return Ok(Some(format!("deployment {} {reason}", source.deployment_id)));
             }
@@ -28,7 +28,7 @@ pub async fn incomplete_as_of(ledger: &Ledger, range: &UsageRange) -> Result<Opt
     if let Some(reason) = incomplete(ledger, range).await? {
         return Ok(Some(reason));
     }
-    let later = ledger.later_usage(range).await?;
+    let later = ledger.run(async |conn| exports::later_usage(conn, range).await).await?;
     Ok(later.map(|LaterUsage { deployment_id, sequence }| {
         let as_of = range.as_of;
         format!("deployment {deployment_id} has usage of the range that was recorded after sequence {as_of}, up to sequence {sequence}")

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::csv::text;
 use crate::event::UsageType;
-use crate::ledger::{Ledger, UsageRange, UsageRow};
+use crate::ledger::{Ledger, UsageRange, UsageRow, exports};
 
 /// Rows per query. This bounds the memory.
 const PAGE_ROWS: i64 = 5_000;
@@ -85,7 +85,10 @@ pub async fn export_usage(ledger: &Ledger, range: &UsageRange, writer: impl Writ
     let mut types = Types::new();
     let mut last: Option<UsageRow> = None;
     loop {
-        let page = ledger.in_time(ledger.usage_page(range, last.as_ref(), PAGE_ROWS)).await.context("reading usage from the ledger")?;
+        let page = ledger
+            .run(async |conn| exports::usage_page(conn, range, last.as_ref(), PAGE_ROWS).await)
+            .await
+            .context("reading usage from the ledger")?;
         for row in &page {
             csv.write_record(fields(row))?;
             let quantity: u128 = row.quantity.parse().with_context(|| format!("the quantity of {}", row.event_id))?;

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use sqlx::{FromRow, PgConnection};
 use utoipa::ToSchema;
 
-use super::{Ledger, Sequence};
+use super::Sequence;
 use crate::words::words;
 
 /// The actor of acts that this program does by itself.
@@ -107,51 +107,48 @@ pub struct ListActs {
     pub limit: Option<u16>,
 }
 
-impl Ledger {
-    /// At most `limit` of the acts, latest first. This method ignores the request's own limit.
-    pub async fn acts(&self, asked: &ListActs, limit: i64) -> Result<Vec<Act>, sqlx::Error> {
-        sqlx::query_as(
-            "select operator_act.id, acted_at, actor, act, coalesce(subject, reject_id::text) as subject, reason, detail, named_sequence(batch.sequence) as sequence
-             from operator_act join batch on batch.id = batch_id
-             where ($1::text is null or actor = $1) and ($2::text is null or act = $2) and ($3::text is null or coalesce(subject, reject_id::text) = $3)
-               and ($4::timestamptz is null or acted_at >= $4) and ($5::timestamptz is null or acted_at < $5)
-               and ($6::bigint is null or operator_act.id < $6)
-             order by operator_act.id desc limit $7",
-        )
-        .bind(&asked.actor)
-        .bind(asked.act)
-        .bind(&asked.subject)
-        .bind(asked.from)
-        .bind(asked.to)
-        .bind(asked.before)
-        .bind(limit)
-        .fetch_all(&self.pool)
-        .await
-    }
+/// At most `limit` of the acts, latest first. This method ignores the request's own limit.
+pub async fn list(conn: &mut PgConnection, asked: &ListActs, limit: i64) -> Result<Vec<Act>, sqlx::Error> {
+    sqlx::query_as(
+        "select operator_act.id, acted_at, actor, act, coalesce(subject, reject_id::text) as subject, reason, detail, named_sequence(batch.sequence) as sequence
+         from operator_act join batch on batch.id = batch_id
+         where ($1::text is null or actor = $1) and ($2::text is null or act = $2) and ($3::text is null or coalesce(subject, reject_id::text) = $3)
+           and ($4::timestamptz is null or acted_at >= $4) and ($5::timestamptz is null or acted_at < $5)
+           and ($6::bigint is null or operator_act.id < $6)
+         order by operator_act.id desc limit $7",
+    )
+    .bind(&asked.actor)
+    .bind(asked.act)
+    .bind(&asked.subject)
+    .bind(asked.from)
+    .bind(asked.to)
+    .bind(asked.before)
+    .bind(limit)
+    .fetch_all(conn)
+    .await
+}
 
-    /// Writes an act as a batch of its own in this transaction and returns its id. After `recover`, collectors that open reread everything.
-    pub(super) async fn act(&self, tx: &mut PgConnection, act: &NewAct<'_>) -> Result<i64, sqlx::Error> {
-        let now = self.clock.now();
-        if act.act == ActKind::Recover {
-            sqlx::query("update collector_progress set swept_at = null").execute(&mut *tx).await?;
-        }
-        let (subject, reject_id) = match act.subject {
-            Subject::Named(subject) => (Some(subject), None),
-            Subject::Reject(id) => (None, Some(id)),
-        };
-        sqlx::query_scalar(
-            "with taken as (insert into batch (kind, recorded_at) values ('operator', $1) returning id)
-             insert into operator_act (batch_id, acted_at, actor, act, subject, reject_id, reason, detail)
-             select taken.id, $1, $2, $3, $4, $5, $6, $7 from taken returning id",
-        )
-        .bind(now)
-        .bind(act.actor)
-        .bind(act.act)
-        .bind(subject)
-        .bind(reject_id)
-        .bind(act.reason)
-        .bind(&act.detail)
-        .fetch_one(tx)
-        .await
+/// Writes an act as a batch of its own in this transaction and returns its id. After `recover`, collectors that open reread everything.
+pub(super) async fn insert(tx: &mut PgConnection, act: &NewAct<'_>, now: DateTime<Utc>) -> Result<i64, sqlx::Error> {
+    if act.act == ActKind::Recover {
+        sqlx::query("update collector_progress set swept_at = null").execute(&mut *tx).await?;
     }
+    let (subject, reject_id) = match act.subject {
+        Subject::Named(subject) => (Some(subject), None),
+        Subject::Reject(id) => (None, Some(id)),
+    };
+    sqlx::query_scalar(
+        "with taken as (insert into batch (kind, recorded_at) values ('operator', $1) returning id)
+         insert into operator_act (batch_id, acted_at, actor, act, subject, reject_id, reason, detail)
+         select taken.id, $1, $2, $3, $4, $5, $6, $7 from taken returning id",
+    )
+    .bind(now)
+    .bind(act.actor)
+    .bind(act.act)
+    .bind(subject)
+    .bind(reject_id)
+    .bind(act.reason)
+    .bind(&act.detail)
+    .fetch_one(tx)
+    .await
 }

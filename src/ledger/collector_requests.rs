@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use sqlx::{FromRow, PgConnection};
 
-use super::{Ledger, NewPass};
+use super::NewPass;
 
 /// Maximum number of fetch requests kept per source. The next audit requests the rest.
 const KEPT: i64 = 10_000;
@@ -21,73 +21,76 @@ pub struct SweepRequest {
     pub late: Option<i32>,
 }
 
-impl Ledger {
-    /// Asks the source's collector to fetch the rows of these event ids in its next pass. Returns the number of new requests. That pass
-    /// ends a request, whether or not coderd has the row.
-    pub async fn request_fetch(&self, source_id: i16, event_ids: &[String]) -> Result<u64, sqlx::Error> {
-        let asked = sqlx::query(
-            "insert into fetch_request (source_id, event_id, requested_at)
-             select $1, event_id, clock_timestamp() from (select distinct unnest($2::text[]) as event_id) as asked order by event_id
-             limit greatest(0, $3 - (select count(*) from fetch_request where source_id = $1))
-             on conflict on constraint fetch_request_is_unique do nothing",
-        )
+/// Asks the source's collector to fetch the rows of these event ids in its next pass. Returns the number of new requests. That pass
+/// ends a request, whether or not coderd has the row.
+pub async fn add_fetch(conn: &mut PgConnection, source_id: i16, event_ids: &[String]) -> Result<u64, sqlx::Error> {
+    let asked = sqlx::query(
+        "insert into fetch_request (source_id, event_id, requested_at)
+         select $1, event_id, clock_timestamp() from (select distinct unnest($2::text[]) as event_id) as asked order by event_id
+         limit greatest(0, $3 - (select count(*) from fetch_request where source_id = $1))
+         on conflict on constraint fetch_request_is_unique do nothing",
+    )
+    .bind(source_id)
+    .bind(event_ids)
+    .bind(KEPT)
+    .execute(conn)
+    .await?;
+    Ok(asked.rows_affected())
+}
+
+/// A page of the event ids that the source's collector must fetch, oldest request first.
+pub async fn fetches(conn: &mut PgConnection, source_id: i16, limit: i64) -> Result<Vec<String>, sqlx::Error> {
+    sqlx::query_scalar("select event_id from fetch_request where source_id = $1 order by requested_at, event_id limit $2")
         .bind(source_id)
-        .bind(event_ids)
-        .bind(KEPT)
-        .execute(&self.pool)
-        .await?;
-        Ok(asked.rows_affected())
-    }
-
-    /// A page of the event ids that the source's collector must fetch, oldest request first.
-    pub async fn fetch_requests(&self, source_id: i16, limit: i64) -> Result<Vec<String>, sqlx::Error> {
-        sqlx::query_scalar("select event_id from fetch_request where source_id = $1 order by requested_at, event_id limit $2")
-            .bind(source_id)
-            .bind(limit)
-            .fetch_all(&self.pool)
-            .await
-    }
-
-    /// Asks the source's collector to read everything now. A sweep already begun does not fulfil the request: another follows.
-    pub async fn request_sweep(&self, source_id: i16) -> Result<(), sqlx::Error> {
-        sqlx::query(
-            "insert into sweep_request (source_id) values ($1) on conflict on constraint sweep_request_is_unique
-                 do update set begun_at = null, rows_read = 0, pass_id = null, appended = null, late = null",
-        )
-        .bind(source_id)
-        .execute(&self.pool)
-        .await?;
-        Ok(())
-    }
-
-    /// The latest request for a full sweep of the source.
-    pub async fn sweep_request(&self, source_id: i16) -> Result<Option<SweepRequest>, sqlx::Error> {
-        sqlx::query_as("select rows_read, pass_id, appended, late from sweep_request where source_id = $1")
-            .bind(source_id)
-            .fetch_optional(&self.pool)
-            .await
-    }
-
-    /// Begins the requested sweep and returns the mark that identifies it. None: no sweep is requested.
-    pub async fn begin_requested_sweep(&self, source_id: i16) -> Result<Option<DateTime<Utc>>, sqlx::Error> {
-        sqlx::query_scalar(
-            "update sweep_request set begun_at = clock_timestamp(), rows_read = 0 where source_id = $1 and pass_id is null returning begun_at",
-        )
-        .bind(source_id)
-        .fetch_optional(&self.pool)
+        .bind(limit)
+        .fetch_all(conn)
         .await
-    }
+}
 
-    /// Records how many rows the sweep of that mark has read.
-    pub async fn record_sweep_progress(&self, source_id: i16, begun_at: DateTime<Utc>, rows_read: i64) -> Result<(), sqlx::Error> {
-        sqlx::query("update sweep_request set rows_read = $3 where source_id = $1 and begun_at = $2")
-            .bind(source_id)
-            .bind(begun_at)
-            .bind(rows_read)
-            .execute(&self.pool)
-            .await?;
-        Ok(())
-    }
+/// Asks the source's collector to read everything now. A sweep already begun does not fulfil the request: another follows.
+pub async fn add_sweep(conn: &mut PgConnection, source_id: i16) -> Result<(), sqlx::Error> {
+    sqlx::query(
+        "insert into sweep_request (source_id) values ($1) on conflict on constraint sweep_request_is_unique
+             do update set begun_at = null, rows_read = 0, pass_id = null, appended = null, late = null",
+    )
+    .bind(source_id)
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// The latest request for a full sweep of the source.
+pub async fn sweep(conn: &mut PgConnection, source_id: i16) -> Result<Option<SweepRequest>, sqlx::Error> {
+    sqlx::query_as("select rows_read, pass_id, appended, late from sweep_request where source_id = $1")
+        .bind(source_id)
+        .fetch_optional(conn)
+        .await
+}
+
+/// Begins the requested sweep and returns the mark that identifies it. None: no sweep is requested.
+pub async fn begin_sweep(conn: &mut PgConnection, source_id: i16) -> Result<Option<DateTime<Utc>>, sqlx::Error> {
+    sqlx::query_scalar(
+        "update sweep_request set begun_at = clock_timestamp(), rows_read = 0 where source_id = $1 and pass_id is null returning begun_at",
+    )
+    .bind(source_id)
+    .fetch_optional(conn)
+    .await
+}
+
+/// Records how many rows the sweep of that mark has read.
+pub async fn record_sweep_progress(
+    conn: &mut PgConnection,
+    source_id: i16,
+    begun_at: DateTime<Utc>,
+    rows_read: i64,
+) -> Result<(), sqlx::Error> {
+    sqlx::query("update sweep_request set rows_read = $3 where source_id = $1 and begun_at = $2")
+        .bind(source_id)
+        .bind(begun_at)
+        .bind(rows_read)
+        .execute(conn)
+        .await?;
+    Ok(())
 }
 
 /// Ends the requests that a pass has fulfilled, in the transaction that records the pass.

@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::{Ledger, rows};
+use super::rows;
 use crate::event::{Payload, Topic};
 
 /// Confirms accepted events that have a signed duplicate.
@@ -54,35 +54,32 @@ async fn confirm_rows(
     sqlx::query(query).bind(sources).bind(keys).bind(now).execute(tx).await.map(drop)
 }
 
-impl Ledger {
-    /// Confirms events of a topic that are equal in coderd, by the keys of their rows.
-    pub async fn confirm_events(&self, topic: Topic, source_id: i16, keys: &[String]) -> Result<(), sqlx::Error> {
-        let mut connection = self.pool.acquire().await?;
-        confirm_rows(&mut connection, topic, &vec![source_id; keys.len()], keys, self.clock.now()).await
-    }
+/// Confirms events of a topic that are equal in coderd, by the keys of their rows.
+pub async fn record(conn: &mut PgConnection, topic: Topic, source_id: i16, keys: &[String], now: DateTime<Utc>) -> Result<(), sqlx::Error> {
+    confirm_rows(conn, topic, &vec![source_id; keys.len()], keys, now).await
+}
 
-    /// Whether each build and its prebuild claim are confirmed, in that order; none for an event that is missing.
-    pub async fn confirmed_builds(&self, source_id: i16, ids: &[Uuid]) -> Result<HashMap<Uuid, [Option<bool>; 2]>, sqlx::Error> {
-        let rows: Vec<(Uuid, bool, bool)> = sqlx::query_as(
-            "select build_id, false, confirmed_at is not null from workspace_build where source_id = $1 and build_id = any($2)
-             union all
-             select build_id, true, confirmed_at is not null from prebuild_claim where source_id = $1 and build_id = any($2)",
-        )
-        .bind(source_id)
-        .bind(ids)
-        .fetch_all(&self.pool)
-        .await?;
-        let mut confirmed: HashMap<Uuid, [Option<bool>; 2]> = HashMap::new();
-        for (id, is_claim, is_confirmed) in rows {
-            confirmed.entry(id).or_default()[usize::from(is_claim)] = Some(is_confirmed);
-        }
-        Ok(confirmed)
+/// Whether each build and its prebuild claim are confirmed, in that order; none for an event that is missing.
+pub async fn builds(conn: &mut PgConnection, source_id: i16, ids: &[Uuid]) -> Result<HashMap<Uuid, [Option<bool>; 2]>, sqlx::Error> {
+    let rows: Vec<(Uuid, bool, bool)> = sqlx::query_as(
+        "select build_id, false, confirmed_at is not null from workspace_build where source_id = $1 and build_id = any($2)
+         union all
+         select build_id, true, confirmed_at is not null from prebuild_claim where source_id = $1 and build_id = any($2)",
+    )
+    .bind(source_id)
+    .bind(ids)
+    .fetch_all(&mut *conn)
+    .await?;
+    let mut confirmed: HashMap<Uuid, [Option<bool>; 2]> = HashMap::new();
+    for (id, is_claim, is_confirmed) in rows {
+        confirmed.entry(id).or_default()[usize::from(is_claim)] = Some(is_confirmed);
     }
+    Ok(confirmed)
+}
 
-    /// The confirmed events among these usage events.
-    pub async fn confirmed_usage(&self, source_id: i16, ids: &[String]) -> Result<HashSet<String>, sqlx::Error> {
-        let query = "select id from usage_event where source_id = $1 and id = any($2) and confirmed_at is not null";
-        let rows: Vec<String> = sqlx::query_scalar(query).bind(source_id).bind(ids).fetch_all(&self.pool).await?;
-        Ok(rows.into_iter().collect())
-    }
+/// The confirmed events among these usage events.
+pub async fn usage(conn: &mut PgConnection, source_id: i16, ids: &[String]) -> Result<HashSet<String>, sqlx::Error> {
+    let query = "select id from usage_event where source_id = $1 and id = any($2) and confirmed_at is not null";
+    let rows: Vec<String> = sqlx::query_scalar(query).bind(source_id).bind(ids).fetch_all(conn).await?;
+    Ok(rows.into_iter().collect())
 }

@@ -3,16 +3,16 @@
 use std::str::FromStr;
 use std::time::Duration;
 
-use sqlx::migrate::{AppliedMigration, Migrate, MigrateError, Migrator};
+use sqlx::migrate::{AppliedMigration, Migrate, MigrateError};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{ConnectOptions as _, Connection as _, PgConnection};
+use sqlx::{ConnectOptions as _, Connection as _, PgConnection, Row as _};
 
 use super::Ledger;
-use super::in_time::{DEADLINE, settles};
+use super::migrations::MIGRATIONS;
+use super::rights;
+use super::run::DEADLINE;
 use crate::cause;
 use crate::clock::Clock;
-
-pub(super) static MIGRATIONS: Migrator = sqlx::migrate!();
 
 /// Connection settings of the ledger.
 #[derive(Clone, Debug)]
@@ -73,8 +73,8 @@ impl Ledger {
         let pool = PgPoolOptions::new()
             .max_connections(settings.connections)
             .acquire_timeout(Duration::from_secs(10))
-            .test_before_acquire(true)
-            .after_release(|connection, _| Box::pin(settles(connection)))
+            .test_before_acquire(false)
+            .before_acquire(|connection, _| Box::pin(is_writable(connection)))
             .connect_lazy_with(options);
         Ok(Ledger { pool, clock, deadline: DEADLINE })
     }
@@ -114,24 +114,27 @@ impl Ledger {
     }
 
     async fn applied_migrations(&self) -> Result<Vec<AppliedMigration>, LedgerError> {
-        let listed = async {
-            let mut connection = self.pool.acquire().await?;
-            if is_coderds(&mut connection).await? {
+        self.run(async |conn| {
+            if is_coderds(conn).await? {
                 return Err(LedgerError::CoderdDatabase);
             }
             // This only reads: two processes that create the table at the same time would fail.
             let begun = sqlx::query_scalar("select has_table_privilege(to_regclass($1), 'select')").bind(&*MIGRATIONS.table_name);
-            match begun.fetch_one(&mut *connection).await? {
+            match begun.fetch_one(&mut *conn).await? {
                 None => Ok(Vec::new()),
-                Some(true) => connection.list_applied_migrations(&MIGRATIONS.table_name).await.map_err(LedgerError::from),
-                Some(false) => {
-                    drop(connection);
-                    Err(LedgerError::MissingRights(self.missing_rights(false).await?))
-                }
+                Some(true) => conn.list_applied_migrations(&MIGRATIONS.table_name).await.map_err(LedgerError::from),
+                Some(false) => Err(LedgerError::MissingRights(rights::missing(conn, false).await?)),
             }
-        };
-        self.in_time(listed).await
+        })
+        .await
     }
+}
+
+/// Whether the server answers and this session can write. A session that cannot, as on a standby, is
+/// closed: a new one may reach another server.
+async fn is_writable(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    let query = sqlx::raw_sql("select current_setting('transaction_read_only') = 'off'");
+    query.fetch_one(connection).await?.try_get(0)
 }
 
 /// Whether a schema of the role's `search_path` has coderd's tables, even a schema that the role may not use.

@@ -1,5 +1,7 @@
 //! The latest findings of the continuous audit. From them every process decides whether usage may be published.
 
+use sqlx::Connection as _;
+use sqlx::PgConnection;
 use std::fmt::Write as _;
 
 use chrono::{DateTime, SecondsFormat, Utc};
@@ -8,7 +10,7 @@ use sqlx::types::Json;
 use uuid::Uuid;
 
 use super::leases::hold;
-use super::{Difference, Lease, LeaseError, Ledger, Sequence};
+use super::{Difference, Lease, LeaseError, Sequence};
 
 /// Number of differences per joint that are kept with their ids.
 const EXAMPLES: usize = 10;
@@ -102,59 +104,57 @@ macro_rules! finding_columns {
 }
 pub(super) use finding_columns;
 
-impl Ledger {
-    /// Replaces the findings of the previous audit. Only the holder of the lease may.
-    ///
-    /// # Errors
-    /// [`LeaseError`]; nothing is written.
-    pub async fn record_findings(
-        &self,
-        lease: &Lease,
-        found: &[NewFinding<'_>],
-        sequence: Sequence,
-        seconds: f64,
-    ) -> Result<(), LeaseError> {
-        let mut tx = self.pool.begin().await?;
-        hold(&mut tx, lease).await?;
-        for one in found {
-            let examples: Vec<&Difference> = one.differences.iter().take(EXAMPLES).collect();
-            sqlx::query(
-                "insert into audit_finding as last (joint, deployment_id, differences, open, examples, incarnation, sequence, audited_at, seconds,
-                     differs_since, gone, recent_usage_differs, recent_usage)
-                 values ($1, $7, $2, $3, $4, $11, $5, clock_timestamp(), $6, case when $2 > 0 then clock_timestamp() end, $8, $9, $10)
-                 on conflict (joint, coalesce(deployment_id, '00000000-0000-0000-0000-000000000000')) do update set
-                     differences = excluded.differences, open = excluded.open, examples = excluded.examples,
-                     incarnation = excluded.incarnation, sequence = excluded.sequence, audited_at = excluded.audited_at, seconds = excluded.seconds, gone = excluded.gone,
-                     recent_usage_differs = excluded.recent_usage_differs, recent_usage = excluded.recent_usage,
-                     differs_since = case when excluded.differences > 0 then coalesce(last.differs_since, excluded.differs_since) end",
-            )
-            .bind(one.joint)
-            .bind(i64::try_from(one.differences.len()).unwrap_or(i64::MAX))
-            .bind(i64::try_from(one.open).unwrap_or(i64::MAX))
-            .bind(Json(examples))
-            .bind(sequence.number)
-            .bind(seconds)
-            .bind(one.deployment)
-            .bind(one.gone)
-            .bind(one.recent_usage_differs)
-            .bind(one.recent_usage)
-            .bind(sequence.incarnation)
-            .execute(&mut *tx)
-            .await?;
-        }
-        Ok(tx.commit().await?)
+/// Replaces the findings of the previous audit. Only the holder of the lease may.
+///
+/// # Errors
+/// [`LeaseError`]; nothing is written.
+pub async fn record(
+    conn: &mut PgConnection,
+    lease: &Lease,
+    found: &[NewFinding<'_>],
+    sequence: Sequence,
+    seconds: f64,
+) -> Result<(), LeaseError> {
+    let mut tx = conn.begin().await?;
+    hold(&mut tx, lease).await?;
+    for one in found {
+        let examples: Vec<&Difference> = one.differences.iter().take(EXAMPLES).collect();
+        sqlx::query(
+            "insert into audit_finding as last (joint, deployment_id, differences, open, examples, incarnation, sequence, audited_at, seconds,
+                 differs_since, gone, recent_usage_differs, recent_usage)
+             values ($1, $7, $2, $3, $4, $11, $5, clock_timestamp(), $6, case when $2 > 0 then clock_timestamp() end, $8, $9, $10)
+             on conflict (joint, coalesce(deployment_id, '00000000-0000-0000-0000-000000000000')) do update set
+                 differences = excluded.differences, open = excluded.open, examples = excluded.examples,
+                 incarnation = excluded.incarnation, sequence = excluded.sequence, audited_at = excluded.audited_at, seconds = excluded.seconds, gone = excluded.gone,
+                 recent_usage_differs = excluded.recent_usage_differs, recent_usage = excluded.recent_usage,
+                 differs_since = case when excluded.differences > 0 then coalesce(last.differs_since, excluded.differs_since) end",
+        )
+        .bind(one.joint)
+        .bind(i64::try_from(one.differences.len()).unwrap_or(i64::MAX))
+        .bind(i64::try_from(one.open).unwrap_or(i64::MAX))
+        .bind(Json(examples))
+        .bind(sequence.number)
+        .bind(seconds)
+        .bind(one.deployment)
+        .bind(one.gone)
+        .bind(one.recent_usage_differs)
+        .bind(one.recent_usage)
+        .bind(sequence.incarnation)
+        .execute(&mut *tx)
+        .await?;
     }
+    Ok(tx.commit().await?)
+}
 
-    /// The latest findings, by joint and deployment, without retired sources. Empty before the first audit.
-    pub async fn findings(&self) -> Result<Vec<Finding>, sqlx::Error> {
-        sqlx::query_as(concat!(
-            "select ",
-            finding_columns!(),
-            " from audit_finding
-             where deployment_id is null or deployment_id not in (select deployment_id from source where retired_act_id is not null)
-             order by joint, deployment_id"
-        ))
-        .fetch_all(&self.pool)
-        .await
-    }
+/// The latest findings, by joint and deployment, without retired sources. Empty before the first audit.
+pub async fn list(conn: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Error> {
+    sqlx::query_as(concat!(
+        "select ",
+        finding_columns!(),
+        " from audit_finding
+         where deployment_id is null or deployment_id not in (select deployment_id from source where retired_act_id is not null)
+         order by joint, deployment_id"
+    ))
+    .fetch_all(conn)
+    .await
 }

@@ -1,9 +1,10 @@
 //! Decides from the audit's findings which usage is not published.
 
 use chrono::{DateTime, Utc};
+use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::{Finding, Ledger};
+use super::{Finding, findings};
 
 /// Above this share of differing usage in the last 30 days the whole source is held.
 const LARGEST_SHARE_PERCENT: i128 = 1;
@@ -72,13 +73,11 @@ impl Finding {
     }
 }
 
-impl Ledger {
-    /// The hold on this deployment's usage by the audits' findings; none: at most single events are held.
-    /// After an error it is not known whether usage is held.
-    pub async fn hold_of(&self, deployment: Uuid) -> Result<Option<Hold>, sqlx::Error> {
-        let concerns = |hold: &Hold| hold.scope == HoldScope::Everything || hold.deployment_id == Some(deployment);
-        Ok(holds(&self.findings().await?).into_iter().find(concerns))
-    }
+/// The hold on this deployment's usage by the audits' findings; none: at most single events are held.
+/// After an error it is not known whether usage is held.
+pub async fn of_deployment(conn: &mut PgConnection, deployment: Uuid) -> Result<Option<Hold>, sqlx::Error> {
+    let concerns = |hold: &Hold| hold.scope == HoldScope::Everything || hold.deployment_id == Some(deployment);
+    Ok(holds(&findings::list(conn).await?).into_iter().find(concerns))
 }
 
 #[cfg(test)]

@@ -1,10 +1,12 @@
 //! The coderd that each source is bound to. One coderd under two ids would be billed twice.
 
+use chrono::{DateTime, Utc};
+use sqlx::Connection as _;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::leases::{collector_lease, revoke_leases};
-use super::{Ledger, NewAct};
+use super::{NewAct, acts};
 
 /// The facts that identify a coderd: its own deployment id and its default organization.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -148,56 +150,52 @@ impl ReportedIdentity {
     }
 }
 
-impl Ledger {
-    /// The reason why the source of this id, registered or not, may not use the coderd that reports `found`. None: it may.
-    pub async fn identity_refusal(&self, source_id: Uuid, found: ReportedIdentity) -> Result<Option<IdentityRefusal>, sqlx::Error> {
-        let mut connection = self.pool.acquire().await?;
-        Ok(refusal(&bindings(&mut connection).await?, source_id, found))
-    }
+/// The reason why the source of this id, registered or not, may not use the coderd that reports `found`. None: it may.
+pub async fn refusal_of(conn: &mut PgConnection, source_id: Uuid, found: ReportedIdentity) -> Result<Option<IdentityRefusal>, sqlx::Error> {
+    Ok(refusal(&bindings(conn).await?, source_id, found))
+}
 
-    pub async fn is_bound(&self, source_id: Uuid) -> Result<bool, sqlx::Error> {
-        let mut connection = self.pool.acquire().await?;
-        Ok(bindings(&mut connection).await?.iter().any(|binding| binding.deployment_id == source_id && binding.bound.is_some()))
-    }
+pub async fn is_bound(conn: &mut PgConnection, source_id: Uuid) -> Result<bool, sqlx::Error> {
+    Ok(bindings(conn).await?.iter().any(|binding| binding.deployment_id == source_id && binding.bound.is_some()))
+}
 
-    /// Binds a registered source to its coderd. A source that is bound stays bound.
-    ///
-    /// # Errors
-    /// The inner error means that this coderd is not the source's; nothing is changed.
-    pub async fn bind_source(&self, source_id: Uuid, found: SourceIdentity) -> Result<Result<(), IdentityRefusal>, sqlx::Error> {
-        let mut connection = self.pool.acquire().await?;
-        if refusal(&bindings(&mut connection).await?, source_id, found.into()).is_none() {
-            bind(&mut connection, source_id, found, false).await?;
-        }
-        // also where an operator has bound it meanwhile
-        Ok(refusal(&bindings(&mut connection).await?, source_id, found.into()).map_or(Ok(()), Err))
+/// Binds a registered source to its coderd. A source that is bound stays bound.
+///
+/// # Errors
+/// The inner error means that this coderd is not the source's; nothing is changed.
+pub async fn bind(conn: &mut PgConnection, source_id: Uuid, found: SourceIdentity) -> Result<Result<(), IdentityRefusal>, sqlx::Error> {
+    if refusal(&bindings(&mut *conn).await?, source_id, found.into()).is_none() {
+        set_binding(&mut *conn, source_id, found, false).await?;
     }
+    // also where an operator has bound it meanwhile
+    Ok(refusal(&bindings(conn).await?, source_id, found.into()).map_or(Ok(()), Err))
+}
 
-    /// Binds a registered source to another coderd, by an operator's act. Its collector loses its lease. None: it is not registered.
-    ///
-    /// # Errors
-    /// The inner error means that another source is bound to this coderd; nothing is changed.
-    pub async fn accept_identity(
-        &self,
-        source_id: Uuid,
-        found: SourceIdentity,
-        act: &NewAct<'_>,
-    ) -> Result<Result<Option<i64>, IdentityRefusal>, sqlx::Error> {
-        let mut tx = self.pool.begin().await?;
-        revoke_leases(&mut tx, &collector_lease(source_id)).await?;
-        let bindings = bindings(&mut tx).await?;
-        if let Some(refusal) = other_source(&bindings, source_id, found.into()) {
-            return Ok(Err(refusal));
-        }
-        if !bind(&mut tx, source_id, found, true).await? {
-            return Ok(Ok(None));
-        }
-        let before = bindings.iter().find(|binding| binding.deployment_id == source_id).and_then(|own| own.bound);
-        let detail = serde_json::json!({ "before": before, "after": found });
-        let act_id = self.act(&mut tx, &NewAct { detail, ..act.clone() }).await?;
-        tx.commit().await?;
-        Ok(Ok(Some(act_id)))
+/// Binds a registered source to another coderd, by an operator's act. Its collector loses its lease. None: it is not registered.
+///
+/// # Errors
+/// The inner error means that another source is bound to this coderd; nothing is changed.
+pub async fn accept(
+    conn: &mut PgConnection,
+    source_id: Uuid,
+    found: SourceIdentity,
+    act: &NewAct<'_>,
+    now: DateTime<Utc>,
+) -> Result<Result<Option<i64>, IdentityRefusal>, sqlx::Error> {
+    let mut tx = conn.begin().await?;
+    revoke_leases(&mut tx, &collector_lease(source_id)).await?;
+    let bindings = bindings(&mut tx).await?;
+    if let Some(refusal) = other_source(&bindings, source_id, found.into()) {
+        return Ok(Err(refusal));
     }
+    if !set_binding(&mut tx, source_id, found, true).await? {
+        return Ok(Ok(None));
+    }
+    let before = bindings.iter().find(|binding| binding.deployment_id == source_id).and_then(|own| own.bound);
+    let detail = serde_json::json!({ "before": before, "after": found });
+    let act_id = acts::insert(&mut tx, &NewAct { detail, ..act.clone() }, now).await?;
+    tx.commit().await?;
+    Ok(Ok(Some(act_id)))
 }
 
 async fn bindings(connection: &mut PgConnection) -> Result<Vec<Binding>, sqlx::Error> {
@@ -211,7 +209,7 @@ async fn bindings(connection: &mut PgConnection) -> Result<Vec<Binding>, sqlx::E
 }
 
 /// Returns false if the source is not registered, or is bound and must not be bound again.
-async fn bind(tx: &mut PgConnection, source_id: Uuid, found: SourceIdentity, again: bool) -> Result<bool, sqlx::Error> {
+async fn set_binding(tx: &mut PgConnection, source_id: Uuid, found: SourceIdentity, again: bool) -> Result<bool, sqlx::Error> {
     let query = sqlx::query(
         "update source set bound_deployment_id = $2, bound_organization_id = $3
          where deployment_id = $1 and ($4 or bound_deployment_id is null)",

@@ -1,14 +1,15 @@
 //! Rows of events and rejects with their places in the log. `prove` shows them, and the deep audit compares them with the log.
 
 use chrono::{DateTime, Utc};
+use sqlx::PgConnection;
 use sqlx::postgres::PgRow;
 use sqlx::types::Json;
 use sqlx::{FromRow, Row};
 use uuid::Uuid;
 
-use super::follow::payload_of;
+use super::entries::payload_of;
 use super::refused::Traces;
-use super::{Arrival, BatchKind, Difference, Ledger, RejectState, Verdict};
+use super::{Arrival, BatchKind, Difference, RejectState, Verdict};
 use crate::event::{Event, RejectCause, Topic, TopicPartition};
 
 /// The row of an accepted event.
@@ -82,106 +83,110 @@ pub struct KeptRange {
     pub until: i64,
 }
 
-impl Ledger {
-    /// The ranges of the log between each position's start and the position.
-    pub async fn kept_ranges(&self) -> Result<Vec<KeptRange>, sqlx::Error> {
-        sqlx::query_as("select * from position order by topic, partition").fetch_all(&self.pool).await
-    }
+/// The ranges of the log between each position's start and the position.
+pub async fn ranges(conn: &mut PgConnection) -> Result<Vec<KeptRange>, sqlx::Error> {
+    sqlx::query_as("select * from position order by topic, partition").fetch_all(conn).await
+}
 
-    /// The events that were accepted from records of the range, according to their batches.
-    pub async fn kept_in(&self, range: &KeptRange) -> Result<Vec<KeptEvent>, sqlx::Error> {
-        // Live batches follow each other: the batch that contains the range's first record is the first. Replays can start at any offset.
-        let batches: Vec<i64> = sqlx::query_scalar(
-            "select id from batch
-             where kind = 'log' and topic = $1 and partition = $2 and generation = $3 and first_offset < $5
-                 and first_offset >= coalesce((select max(first_offset) from batch
-                     where kind = 'log' and topic = $1 and partition = $2 and generation = $3 and first_offset <= $4), $4)
-             union all
-             select id from batch
-             where kind = 'replay' and topic = $1 and partition = $2 and generation = $3 and accepted > 0
-                 and first_offset < $5 and next_offset > $4",
-        )
-        .bind(range.partition.topic.name())
-        .bind(range.partition.partition)
-        .bind(range.generation)
-        .bind(range.from)
-        .bind(range.until)
-        .fetch_all(&self.pool)
-        .await?;
-        let query = match range.partition.topic {
-            Topic::WorkspaceBuilds => "select * from kept_build where batch_id = any($1) and log_offset >= $2 and log_offset < $3",
-            Topic::PrebuildClaims => "select * from kept_claim where batch_id = any($1) and log_offset >= $2 and log_offset < $3",
-            Topic::AgentUsage => "select * from kept_usage where batch_id = any($1) and log_offset >= $2 and log_offset < $3",
-        };
-        let rows = sqlx::query(query).bind(batches).bind(range.from).bind(range.until).fetch_all(&self.pool).await?;
-        rows.iter().map(|row| kept_event(range.partition.topic, row)).collect()
-    }
+/// The events that were accepted from records of the range, according to their batches.
+pub async fn events_in(conn: &mut PgConnection, range: &KeptRange) -> Result<Vec<KeptEvent>, sqlx::Error> {
+    // Live batches follow each other: the batch that contains the range's first record is the first. Replays can start at any offset.
+    let batches: Vec<i64> = sqlx::query_scalar(
+        "select id from batch
+         where kind = 'log' and topic = $1 and partition = $2 and generation = $3 and first_offset < $5
+             and first_offset >= coalesce((select max(first_offset) from batch
+                 where kind = 'log' and topic = $1 and partition = $2 and generation = $3 and first_offset <= $4), $4)
+         union all
+         select id from batch
+         where kind = 'replay' and topic = $1 and partition = $2 and generation = $3 and accepted > 0
+             and first_offset < $5 and next_offset > $4",
+    )
+    .bind(range.partition.topic.name())
+    .bind(range.partition.partition)
+    .bind(range.generation)
+    .bind(range.from)
+    .bind(range.until)
+    .fetch_all(&mut *conn)
+    .await?;
+    let query = match range.partition.topic {
+        Topic::WorkspaceBuilds => "select * from kept_build where batch_id = any($1) and log_offset >= $2 and log_offset < $3",
+        Topic::PrebuildClaims => "select * from kept_claim where batch_id = any($1) and log_offset >= $2 and log_offset < $3",
+        Topic::AgentUsage => "select * from kept_usage where batch_id = any($1) and log_offset >= $2 and log_offset < $3",
+    };
+    let rows = sqlx::query(query).bind(batches).bind(range.from).bind(range.until).fetch_all(&mut *conn).await?;
+    rows.iter().map(|row| kept_event(range.partition.topic, row)).collect()
+}
 
-    /// The accepted events with these keys, of all deployments.
-    pub async fn kept_by_key(&self, topic: Topic, keys: &[String]) -> Result<Vec<KeptEvent>, sqlx::Error> {
-        let ids: Vec<Uuid> = keys.iter().filter_map(|key| key.parse().ok()).collect();
-        let query = match topic {
-            Topic::WorkspaceBuilds => {
-                sqlx::query("select * from kept_build where source_id in (select id from source) and build_id = any($1)").bind(ids)
-            }
-            Topic::PrebuildClaims => {
-                sqlx::query("select * from kept_claim where source_id in (select id from source) and build_id = any($1)").bind(ids)
-            }
-            Topic::AgentUsage => {
-                sqlx::query("select * from kept_usage where source_id in (select id from source) and id = any($1)").bind(keys)
-            }
-        };
-        query.fetch_all(&self.pool).await?.iter().map(|row| kept_event(topic, row)).collect()
-    }
-
-    /// A page of all accepted events of a topic that follow `after`, by source and key.
-    pub async fn kept_after(&self, topic: Topic, after: Option<(i16, String)>, limit: i64) -> Result<Vec<KeptEvent>, sqlx::Error> {
-        let (source_id, key) = after.unwrap_or((i16::MIN, String::new()));
-        let id: Uuid = key.parse().unwrap_or_default();
-        let query = match topic {
-            Topic::WorkspaceBuilds => {
-                sqlx::query("select * from kept_build where (source_id, build_id) > ($1, $2) order by source_id, build_id limit $3")
-                    .bind(source_id)
-                    .bind(id)
-            }
-            Topic::PrebuildClaims => {
-                sqlx::query("select * from kept_claim where (source_id, build_id) > ($1, $2) order by source_id, build_id limit $3")
-                    .bind(source_id)
-                    .bind(id)
-            }
-            Topic::AgentUsage => sqlx::query("select * from kept_usage where (source_id, id) > ($1, $2) order by source_id, id limit $3")
-                .bind(source_id)
-                .bind(key),
-        };
-        query.bind(limit).fetch_all(&self.pool).await?.iter().map(|row| kept_event(topic, row)).collect()
-    }
-
-    /// The rejects, conflicts and held records of the range.
-    pub async fn kept_rejects(&self, range: &KeptRange) -> Result<Vec<KeptReject>, sqlx::Error> {
-        sqlx::query_as(
-            "select id, log_offset, verdict, cause, state, record_timestamp, record_key, headers, payload, whole_bytes, whole_sha256, deployment_id, event_id,
-                 event_type, exists (select from batch where batch.id = batch_id and kind = 'replay') as by_a_replay
-             from reject where topic = $1 and partition = $2 and generation = $3 and log_offset >= $4 and log_offset < $5",
-        )
-        .bind(range.partition.topic.name())
-        .bind(range.partition.partition)
-        .bind(range.generation)
-        .bind(range.from)
-        .bind(range.until)
-        .fetch_all(&self.pool)
-        .await
-    }
-
-    /// Contradictions between rows: publications and their usage, requests and their attempts, first starts and their builds.
-    pub async fn rows_that_disagree(&self, limit: i64) -> Result<Vec<Difference>, sqlx::Error> {
-        let mut differences = Vec::new();
-        for (kind, query) in CHECKS {
-            for row in &self.in_time(sqlx::query(query).bind(limit).fetch_all(&self.pool)).await? {
-                differences.push(Difference { kind: kind.into(), id: row.try_get(0)?, detail: row.try_get(1)? });
-            }
+/// The accepted events with these keys, of all deployments.
+pub async fn events_by_key(conn: &mut PgConnection, topic: Topic, keys: &[String]) -> Result<Vec<KeptEvent>, sqlx::Error> {
+    let ids: Vec<Uuid> = keys.iter().filter_map(|key| key.parse().ok()).collect();
+    let query = match topic {
+        Topic::WorkspaceBuilds => {
+            sqlx::query("select * from kept_build where source_id in (select id from source) and build_id = any($1)").bind(ids)
         }
-        Ok(differences)
+        Topic::PrebuildClaims => {
+            sqlx::query("select * from kept_claim where source_id in (select id from source) and build_id = any($1)").bind(ids)
+        }
+        Topic::AgentUsage => sqlx::query("select * from kept_usage where source_id in (select id from source) and id = any($1)").bind(keys),
+    };
+    query.fetch_all(conn).await?.iter().map(|row| kept_event(topic, row)).collect()
+}
+
+/// A page of all accepted events of a topic that follow `after`, by source and key.
+pub async fn events_after(
+    conn: &mut PgConnection,
+    topic: Topic,
+    after: Option<(i16, String)>,
+    limit: i64,
+) -> Result<Vec<KeptEvent>, sqlx::Error> {
+    let (source_id, key) = after.unwrap_or((i16::MIN, String::new()));
+    let id: Uuid = key.parse().unwrap_or_default();
+    let query = match topic {
+        Topic::WorkspaceBuilds => {
+            sqlx::query("select * from kept_build where (source_id, build_id) > ($1, $2) order by source_id, build_id limit $3")
+                .bind(source_id)
+                .bind(id)
+        }
+        Topic::PrebuildClaims => {
+            sqlx::query("select * from kept_claim where (source_id, build_id) > ($1, $2) order by source_id, build_id limit $3")
+                .bind(source_id)
+                .bind(id)
+        }
+        Topic::AgentUsage => sqlx::query("select * from kept_usage where (source_id, id) > ($1, $2) order by source_id, id limit $3")
+            .bind(source_id)
+            .bind(key),
+    };
+    query.bind(limit).fetch_all(conn).await?.iter().map(|row| kept_event(topic, row)).collect()
+}
+
+/// The rejects, conflicts and held records of the range.
+pub async fn rejects_in(conn: &mut PgConnection, range: &KeptRange) -> Result<Vec<KeptReject>, sqlx::Error> {
+    sqlx::query_as(
+        "select id, log_offset, verdict, cause, state, record_timestamp, record_key, headers, payload, whole_bytes, whole_sha256, deployment_id, event_id,
+             event_type, exists (select from batch where batch.id = batch_id and kind = 'replay') as by_a_replay
+         from reject where topic = $1 and partition = $2 and generation = $3 and log_offset >= $4 and log_offset < $5",
+    )
+    .bind(range.partition.topic.name())
+    .bind(range.partition.partition)
+    .bind(range.generation)
+    .bind(range.from)
+    .bind(range.until)
+    .fetch_all(conn)
+    .await
+}
+
+/// Number of statements of [`differences`].
+pub const STATEMENTS: u32 = CHECKS.len() as u32;
+
+/// Contradictions between rows: publications and their usage, requests and their attempts, first starts and their builds.
+pub async fn differences(conn: &mut PgConnection, limit: i64) -> Result<Vec<Difference>, sqlx::Error> {
+    let mut differences = Vec::new();
+    for (kind, query) in CHECKS {
+        for row in &sqlx::query(query).bind(limit).fetch_all(&mut *conn).await? {
+            differences.push(Difference { kind: kind.into(), id: row.try_get(0)?, detail: row.try_get(1)? });
+        }
     }
+    Ok(differences)
 }
 
 impl KeptEvent {

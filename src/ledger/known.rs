@@ -1,12 +1,13 @@
 //! The ids of a source that the ledger already has.
 
+use sqlx::PgConnection;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use chrono::{DateTime, Utc};
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
-use super::{Ledger, RejectState};
+use super::RejectState;
 use crate::event::{Digest, Message, SIGNATURE};
 
 /// The state of an event id among the rejects.
@@ -26,120 +27,126 @@ macro_rules! of_the_event {
     };
 }
 
-impl Ledger {
-    /// The builds among these that the ledger has, with their digests.
-    pub async fn known_builds(&self, source_id: i16, build_ids: &[Uuid]) -> Result<HashMap<Uuid, Digest>, sqlx::Error> {
-        let query = "select build_id, digest from workspace_build where source_id = $1 and build_id = any($2)";
-        let rows: Vec<(Uuid, Digest)> = sqlx::query_as(query).bind(source_id).bind(build_ids).fetch_all(&self.pool).await?;
-        Ok(rows.into_iter().collect())
-    }
+/// The builds among these that the ledger has, with their digests.
+pub async fn builds(conn: &mut PgConnection, source_id: i16, build_ids: &[Uuid]) -> Result<HashMap<Uuid, Digest>, sqlx::Error> {
+    let query = "select build_id, digest from workspace_build where source_id = $1 and build_id = any($2)";
+    let rows: Vec<(Uuid, Digest)> = sqlx::query_as(query).bind(source_id).bind(build_ids).fetch_all(conn).await?;
+    Ok(rows.into_iter().collect())
+}
 
-    /// The prebuild claims among these (by build) that the ledger has, with their digests.
-    pub async fn known_claims(&self, source_id: i16, build_ids: &[Uuid]) -> Result<HashMap<Uuid, Digest>, sqlx::Error> {
-        let query = "select build_id, digest from prebuild_claim where source_id = $1 and build_id = any($2)";
-        let rows: Vec<(Uuid, Digest)> = sqlx::query_as(query).bind(source_id).bind(build_ids).fetch_all(&self.pool).await?;
-        Ok(rows.into_iter().collect())
-    }
+/// The prebuild claims among these (by build) that the ledger has, with their digests.
+pub async fn claims(conn: &mut PgConnection, source_id: i16, build_ids: &[Uuid]) -> Result<HashMap<Uuid, Digest>, sqlx::Error> {
+    let query = "select build_id, digest from prebuild_claim where source_id = $1 and build_id = any($2)";
+    let rows: Vec<(Uuid, Digest)> = sqlx::query_as(query).bind(source_id).bind(build_ids).fetch_all(conn).await?;
+    Ok(rows.into_iter().collect())
+}
 
-    /// The builds among these that the ledger has without a prebuild claim, although their stage or number allows one.
-    pub async fn builds_without_claim(&self, source_id: i16, build_ids: &[Uuid]) -> Result<Vec<Uuid>, sqlx::Error> {
-        sqlx::query_scalar(
-            "select build_id from workspace_build build where source_id = $1 and build_id = any($2) and transition = 'start'
-                 and (stage = 'claim' or stage is null and build_number = 2 and first_build_by_prebuilds_user and first_build_stage is null)
-                 and not exists (select from prebuild_claim claim where claim.source_id = build.source_id and claim.build_id = build.build_id)",
-        )
-        .bind(source_id)
-        .bind(build_ids)
-        .fetch_all(&self.pool)
-        .await
-    }
+/// The builds among these that the ledger has without a prebuild claim, although their stage or number allows one.
+pub async fn builds_without_claim(conn: &mut PgConnection, source_id: i16, build_ids: &[Uuid]) -> Result<Vec<Uuid>, sqlx::Error> {
+    sqlx::query_scalar(
+        "select build_id from workspace_build build where source_id = $1 and build_id = any($2) and transition = 'start'
+             and (stage = 'claim' or stage is null and build_number = 2 and first_build_by_prebuilds_user and first_build_stage is null)
+             and not exists (select from prebuild_claim claim where claim.source_id = build.source_id and claim.build_id = build.build_id)",
+    )
+    .bind(source_id)
+    .bind(build_ids)
+    .fetch_all(conn)
+    .await
+}
 
-    /// The build that is kept as the workspace's first successful start. None: it has none, or it started before the source's baseline.
-    pub async fn first_start(&self, source_id: i16, workspace_id: Uuid) -> Result<Option<Uuid>, sqlx::Error> {
-        let query = "select build_id from workspace_first_start where source_id = $1 and workspace_id = $2";
-        let found: Option<Option<Uuid>> = sqlx::query_scalar(query).bind(source_id).bind(workspace_id).fetch_optional(&self.pool).await?;
-        Ok(found.flatten())
-    }
+/// The build that is kept as the workspace's first successful start. None: it has none, or it started before the source's baseline.
+pub async fn first_start(conn: &mut PgConnection, source_id: i16, workspace_id: Uuid) -> Result<Option<Uuid>, sqlx::Error> {
+    let query = "select build_id from workspace_first_start where source_id = $1 and workspace_id = $2";
+    let found: Option<Option<Uuid>> = sqlx::query_scalar(query).bind(source_id).bind(workspace_id).fetch_optional(conn).await?;
+    Ok(found.flatten())
+}
 
-    /// The accepted usage events among these, with their digests.
-    pub async fn known_usage(&self, source_id: i16, ids: &[String]) -> Result<HashMap<String, Digest>, sqlx::Error> {
-        let query = "select id, digest from usage_event where source_id = $1 and id = any($2)";
-        let rows: Vec<(String, Digest)> = sqlx::query_as(query).bind(source_id).bind(ids).fetch_all(&self.pool).await?;
-        Ok(rows.into_iter().collect())
-    }
+/// The accepted usage events among these, with their digests.
+pub async fn usage(conn: &mut PgConnection, source_id: i16, ids: &[String]) -> Result<HashMap<String, Digest>, sqlx::Error> {
+    let query = "select id, digest from usage_event where source_id = $1 and id = any($2)";
+    let rows: Vec<(String, Digest)> = sqlx::query_as(query).bind(source_id).bind(ids).fetch_all(conn).await?;
+    Ok(rows.into_iter().collect())
+}
 
-    /// The number of accepted usage events in `[from, until)` by UTC day since 1970 and by type. Days without events are left out.
-    pub async fn usage_days(
-        &self,
-        source_id: i16,
-        from: DateTime<Utc>,
-        until: DateTime<Utc>,
-    ) -> Result<BTreeMap<(i64, String), i64>, sqlx::Error> {
-        let rows: Vec<(i64, String, i64)> = sqlx::query_as(
-            "select floor(extract(epoch from created_at) / 86400)::bigint as day, event_type, count(*) from usage_event
-             where source_id = $1 and created_at >= $2 and created_at < $3 group by 1, 2",
-        )
-        .bind(source_id)
-        .bind(from)
-        .bind(until)
-        .fetch_all(&self.pool)
-        .await?;
-        Ok(rows.into_iter().map(|(day, event_type, events)| ((day, event_type), events)).collect())
-    }
+/// The number of accepted usage events in `[from, until)` by UTC day since 1970 and by type. Days without events are left out.
+pub async fn usage_days(
+    conn: &mut PgConnection,
+    source_id: i16,
+    from: DateTime<Utc>,
+    until: DateTime<Utc>,
+) -> Result<BTreeMap<(i64, String), i64>, sqlx::Error> {
+    let rows: Vec<(i64, String, i64)> = sqlx::query_as(
+        "select floor(extract(epoch from created_at) / 86400)::bigint as day, event_type, count(*) from usage_event
+         where source_id = $1 and created_at >= $2 and created_at < $3 group by 1, 2",
+    )
+    .bind(source_id)
+    .bind(from)
+    .bind(until)
+    .fetch_all(conn)
+    .await?;
+    Ok(rows.into_iter().map(|(day, event_type, events)| ((day, event_type), events)).collect())
+}
 
-    /// The event ids among these that were refused or are held, so that they are known but not accepted. Rejects that are not
-    /// about the event are left out.
-    pub async fn refused_ids(&self, deployment_id: Uuid, ids: &[String]) -> Result<HashSet<String>, sqlx::Error> {
-        let rows: Vec<String> = sqlx::query_scalar(concat!(
-            "select distinct event_id from reject where deployment_id = $1 and event_id = any($2) and ",
-            of_the_event!()
-        ))
-        .bind(deployment_id)
-        .bind(ids)
-        .fetch_all(&self.pool)
-        .await?;
-        Ok(rows.into_iter().collect())
-    }
+/// The event ids among these that were refused or are held, so that they are known but not accepted. Rejects that are not
+/// about the event are left out.
+pub async fn refused_ids(conn: &mut PgConnection, deployment_id: Uuid, ids: &[String]) -> Result<HashSet<String>, sqlx::Error> {
+    let rows: Vec<String> = sqlx::query_scalar(concat!(
+        "select distinct event_id from reject where deployment_id = $1 and event_id = any($2) and ",
+        of_the_event!()
+    ))
+    .bind(deployment_id)
+    .bind(ids)
+    .fetch_all(conn)
+    .await?;
+    Ok(rows.into_iter().collect())
+}
 
-    /// The event ids of these messages that must not be sent again, because the ledger has them among its rejects. An id whose records are
-    /// all discarded is sent again if this message is not one of them. Those records were foreign, or the row has changed. Signatures are
-    /// not compared.
-    pub async fn refused_messages(&self, deployment_id: Uuid, messages: &HashMap<String, Message>) -> Result<HashSet<String>, sqlx::Error> {
-        let ids: Vec<&String> = messages.keys().collect();
-        let rows: Vec<(String, bool, Vec<u8>, Vec<u8>)> = sqlx::query_as(concat!(
-            "select event_id, state = 'discarded', headers, coalesce(whole_sha256, sha256(coalesce(payload, ''))) from reject
-             where deployment_id = $1 and event_id = any($2) and ",
-            of_the_event!()
-        ))
-        .bind(deployment_id)
-        .bind(ids)
-        .fetch_all(&self.pool)
-        .await?;
-        let same = |id: &String, headers: &[u8], hash: &[u8]| {
-            messages.get(id).is_some_and(|message| {
-                let body = Sha256::digest(message.payload.as_deref().unwrap_or_default());
-                body[..] == *hash && unsigned(&message.headers_json()) == unsigned(headers)
-            })
-        };
-        let refused = rows.into_iter().filter(|(id, discarded, headers, hash)| !discarded || same(id, headers, hash));
-        Ok(refused.map(|(id, ..)| id).collect())
-    }
+/// The event ids of these messages that must not be sent again, because the ledger has them among its rejects. An id whose records are
+/// all discarded is sent again if this message is not one of them. Those records were foreign, or the row has changed. Signatures are
+/// not compared.
+pub async fn refused_messages(
+    conn: &mut PgConnection,
+    deployment_id: Uuid,
+    messages: &HashMap<String, Message>,
+) -> Result<HashSet<String>, sqlx::Error> {
+    let ids: Vec<&String> = messages.keys().collect();
+    let rows: Vec<(String, bool, Vec<u8>, Vec<u8>)> = sqlx::query_as(concat!(
+        "select event_id, state = 'discarded', headers, coalesce(whole_sha256, sha256(coalesce(payload, ''))) from reject
+         where deployment_id = $1 and event_id = any($2) and ",
+        of_the_event!()
+    ))
+    .bind(deployment_id)
+    .bind(ids)
+    .fetch_all(conn)
+    .await?;
+    let same = |id: &String, headers: &[u8], hash: &[u8]| {
+        messages.get(id).is_some_and(|message| {
+            let body = Sha256::digest(message.payload.as_deref().unwrap_or_default());
+            body[..] == *hash && unsigned(&message.headers_json()) == unsigned(headers)
+        })
+    };
+    let refused = rows.into_iter().filter(|(id, discarded, headers, hash)| !discarded || same(id, headers, hash));
+    Ok(refused.map(|(id, ..)| id).collect())
+}
 
-    /// The states of the event ids among these that were refused or are held. Rejects that are not about the event are left out.
-    pub async fn refused_states(&self, deployment_id: Uuid, ids: &[String]) -> Result<HashMap<String, RefusedState>, sqlx::Error> {
-        let rows: Vec<(String, RejectState, bool)> = sqlx::query_as(concat!(
-            "select event_id, case when bool_or(state = 'open') then 'open' else (array_agg(state order by act_id desc))[1] end,
-                 bool_or(state in ('resubmitted', 'admitted'))
-             from reject where deployment_id = $1 and event_id = any($2) and ",
-            of_the_event!(),
-            " group by event_id"
-        ))
-        .bind(deployment_id)
-        .bind(ids)
-        .fetch_all(&self.pool)
-        .await?;
-        Ok(rows.into_iter().map(|(id, state, passed)| (id, RefusedState { state, passed })).collect())
-    }
+/// The states of the event ids among these that were refused or are held. Rejects that are not about the event are left out.
+pub async fn refused_states(
+    conn: &mut PgConnection,
+    deployment_id: Uuid,
+    ids: &[String],
+) -> Result<HashMap<String, RefusedState>, sqlx::Error> {
+    let rows: Vec<(String, RejectState, bool)> = sqlx::query_as(concat!(
+        "select event_id, case when bool_or(state = 'open') then 'open' else (array_agg(state order by act_id desc))[1] end,
+             bool_or(state in ('resubmitted', 'admitted'))
+         from reject where deployment_id = $1 and event_id = any($2) and ",
+        of_the_event!(),
+        " group by event_id"
+    ))
+    .bind(deployment_id)
+    .bind(ids)
+    .fetch_all(conn)
+    .await?;
+    Ok(rows.into_iter().map(|(id, state, passed)| (id, RefusedState { state, passed })).collect())
 }
 
 /// The kept headers of a record without its signature, which depends on the key.

@@ -2,9 +2,10 @@
 
 use chrono::{DateTime, Utc};
 use sqlx::FromRow;
+use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::{Ledger, Sequence};
+use super::{Sequence, snapshots};
 
 /// A batch that identifies the ledger later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromRow)]
@@ -28,36 +29,34 @@ pub enum Acquaintance {
     WentBack,
 }
 
-impl Ledger {
-    /// The ledger's head, and whether the ledger is the one that had this batch, in one snapshot.
-    pub async fn head_seen_from(&self, landmark: Option<&Landmark>) -> Result<(Sequence, Acquaintance), sqlx::Error> {
-        let Some(landmark) = landmark else { return Ok((self.head().await?, Acquaintance::Same)) };
-        let (incarnation, sequence, has_batch, is_past) = sqlx::query_as(
-            "select incarnation, next_sequence - 1, next_sequence > $1
-                 and exists (select from batch where sequence = $1 and id = $2 and recorded_at = $3),
-                 exists (select from past_incarnation past where past.incarnation = $4)
-             from ledger",
-        )
-        .bind(landmark.sequence)
-        .bind(landmark.batch_id)
-        .bind(landmark.recorded_at)
-        .bind(landmark.incarnation)
-        .fetch_one(&self.pool)
-        .await?;
-        let head = Sequence { incarnation, number: sequence };
-        let acquaintance = match (incarnation == landmark.incarnation, has_batch, is_past) {
-            (true, true, _) => Acquaintance::Same,
-            (false, _, true) => Acquaintance::Another,
-            (true, false, _) | (false, _, false) => Acquaintance::WentBack,
-        };
-        Ok((head, acquaintance))
-    }
+/// The ledger's head, and whether the ledger is the one that had this batch, in one snapshot.
+pub async fn head_and_identity(conn: &mut PgConnection, landmark: Option<&Landmark>) -> Result<(Sequence, Acquaintance), sqlx::Error> {
+    let Some(landmark) = landmark else { return Ok((snapshots::head(conn).await?, Acquaintance::Same)) };
+    let (incarnation, sequence, has_batch, is_past) = sqlx::query_as(
+        "select incarnation, next_sequence - 1, next_sequence > $1
+             and exists (select from batch where sequence = $1 and id = $2 and recorded_at = $3),
+             exists (select from past_incarnation past where past.incarnation = $4)
+         from ledger",
+    )
+    .bind(landmark.sequence)
+    .bind(landmark.batch_id)
+    .bind(landmark.recorded_at)
+    .bind(landmark.incarnation)
+    .fetch_one(conn)
+    .await?;
+    let head = Sequence { incarnation, number: sequence };
+    let acquaintance = match (incarnation == landmark.incarnation, has_batch, is_past) {
+        (true, true, _) => Acquaintance::Same,
+        (false, _, true) => Acquaintance::Another,
+        (true, false, _) | (false, _, false) => Acquaintance::WentBack,
+    };
+    Ok((head, acquaintance))
+}
 
-    /// The batch of that sequence, to identify the ledger later. None for 0, the empty ledger, and for a missing batch.
-    pub async fn landmark(&self, sequence: i64) -> Result<Option<Landmark>, sqlx::Error> {
-        sqlx::query_as("select incarnation, sequence, id as batch_id, recorded_at from ledger, batch where sequence = $1")
-            .bind(sequence)
-            .fetch_optional(&self.pool)
-            .await
-    }
+/// The batch of that sequence, to identify the ledger later. None for 0, the empty ledger, and for a missing batch.
+pub async fn of_batch(conn: &mut PgConnection, sequence: i64) -> Result<Option<Landmark>, sqlx::Error> {
+    sqlx::query_as("select incarnation, sequence, id as batch_id, recorded_at from ledger, batch where sequence = $1")
+        .bind(sequence)
+        .fetch_optional(conn)
+        .await
 }

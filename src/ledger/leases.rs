@@ -7,7 +7,7 @@ use sqlx::PgConnection;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{Ledger, Sequence};
+use super::Sequence;
 
 /// How long a stopping process waits for the ledger's answer about a lease.
 const LAST_ANSWER: Duration = Duration::from_secs(2);
@@ -51,86 +51,81 @@ pub async fn lease_step<T>(stop: &CancellationToken, step: impl Future<Output = 
     }
 }
 
-impl Ledger {
-    /// Takes a lease that is free, expired or already this holder's. None: another holder has it.
-    pub async fn take_lease(&self, name: &str, holder: &str, length: Duration) -> Result<Option<Lease>, sqlx::Error> {
-        let epoch: Option<i64> = sqlx::query_scalar(
-            "insert into lease as held (name, holder, epoch, expires_at)
-             values ($1, $2, 1, clock_timestamp() + make_interval(secs => $3))
-             on conflict (name) do update set holder = excluded.holder,
-                 epoch = held.epoch + case when held.holder = excluded.holder then 0 else 1 end,
-                 expires_at = greatest(held.expires_at, excluded.expires_at)
-             where held.holder = excluded.holder or held.expires_at <= clock_timestamp()
-             returning epoch",
-        )
-        .bind(name)
-        .bind(holder)
-        .bind(length.as_secs_f64())
-        .fetch_optional(&self.pool)
-        .await?;
-        Ok(epoch.map(|epoch| Lease { name: name.to_owned(), holder: holder.to_owned(), epoch }))
-    }
+/// Takes a lease that is free, expired or already this holder's. None: another holder has it.
+pub async fn take(conn: &mut PgConnection, name: &str, holder: &str, length: Duration) -> Result<Option<Lease>, sqlx::Error> {
+    let epoch: Option<i64> = sqlx::query_scalar(
+        "insert into lease as held (name, holder, epoch, expires_at)
+         values ($1, $2, 1, clock_timestamp() + make_interval(secs => $3))
+         on conflict (name) do update set holder = excluded.holder,
+             epoch = held.epoch + case when held.holder = excluded.holder then 0 else 1 end,
+             expires_at = greatest(held.expires_at, excluded.expires_at)
+         where held.holder = excluded.holder or held.expires_at <= clock_timestamp()
+         returning epoch",
+    )
+    .bind(name)
+    .bind(holder)
+    .bind(length.as_secs_f64())
+    .fetch_optional(conn)
+    .await?;
+    Ok(epoch.map(|epoch| Lease { name: name.to_owned(), holder: holder.to_owned(), epoch }))
+}
 
-    /// Extends a lease by `length` from now; its end never moves back. False: the lease is lost, and the caller must stop its work.
-    /// After an error it is not known whether the lease is still held.
-    pub async fn renew_lease(&self, lease: &Lease, length: Duration) -> Result<bool, sqlx::Error> {
-        let renewed = sqlx::query(
-            "update lease set expires_at = greatest(expires_at, clock_timestamp() + make_interval(secs => $4))
-             where name = $1 and holder = $2 and epoch = $3",
-        )
+/// Extends a lease by `length` from now; its end never moves back. False: the lease is lost, and the caller must stop its work.
+/// After an error it is not known whether the lease is still held.
+pub async fn renew(conn: &mut PgConnection, lease: &Lease, length: Duration) -> Result<bool, sqlx::Error> {
+    let renewed = sqlx::query(
+        "update lease set expires_at = greatest(expires_at, clock_timestamp() + make_interval(secs => $4))
+         where name = $1 and holder = $2 and epoch = $3",
+    )
+    .bind(&lease.name)
+    .bind(&lease.holder)
+    .bind(lease.epoch)
+    .bind(length.as_secs_f64())
+    .execute(conn)
+    .await?;
+    Ok(renewed.rows_affected() == 1)
+}
+
+/// Releases a lease early, so that the next holder need not wait. A lost lease is not changed. The holder's name is removed too, so
+/// that the same process gets a new epoch. After an error the lease expires.
+pub async fn release(conn: &mut PgConnection, lease: Lease) -> Result<(), sqlx::Error> {
+    sqlx::query("update lease set holder = '', expires_at = clock_timestamp() where name = $1 and holder = $2 and epoch = $3")
         .bind(&lease.name)
         .bind(&lease.holder)
         .bind(lease.epoch)
-        .bind(length.as_secs_f64())
-        .execute(&self.pool)
+        .execute(conn)
         .await?;
-        Ok(renewed.rows_affected() == 1)
-    }
+    Ok(())
+}
 
-    /// Releases a lease early, so that the next holder need not wait. A lost lease is not changed. The holder's name is removed too, so
-    /// that the same process gets a new epoch. After an error the lease expires.
-    pub async fn release_lease(&self, lease: Lease) -> Result<(), sqlx::Error> {
-        sqlx::query("update lease set holder = '', expires_at = clock_timestamp() where name = $1 and holder = $2 and epoch = $3")
-            .bind(&lease.name)
-            .bind(&lease.holder)
-            .bind(lease.epoch)
-            .execute(&self.pool)
-            .await?;
-        Ok(())
-    }
+/// The holder of a lease that has not expired.
+pub async fn holder(conn: &mut PgConnection, name: &str) -> Result<Option<String>, sqlx::Error> {
+    sqlx::query_scalar("select holder from lease where name = $1 and expires_at > clock_timestamp()").bind(name).fetch_optional(conn).await
+}
 
-    /// The holder of a lease that has not expired.
-    pub async fn lease_holder(&self, name: &str) -> Result<Option<String>, sqlx::Error> {
-        sqlx::query_scalar("select holder from lease where name = $1 and expires_at > clock_timestamp()")
-            .bind(name)
-            .fetch_optional(&self.pool)
-            .await
-    }
+/// The highest sequence ever shown under this lease; 0 before the first.
+pub async fn shown_sequence(conn: &mut PgConnection, name: &str) -> Result<i64, sqlx::Error> {
+    let shown = sqlx::query_scalar("select shown_sequence from lease where name = $1").bind(name).fetch_optional(conn).await?;
+    Ok(shown.unwrap_or_default())
+}
 
-    /// The highest sequence ever shown under this lease; 0 before the first.
-    pub async fn shown_sequence(&self, name: &str) -> Result<i64, sqlx::Error> {
-        let shown = sqlx::query_scalar("select shown_sequence from lease where name = $1").bind(name).fetch_optional(&self.pool).await?;
-        Ok(shown.unwrap_or_default())
-    }
-
-    /// Records that a fold up to this sequence of this incarnation is about to be shown under this lease. Returns the highest sequence ever
-    /// recorded, this one included; a fold below it must not be shown. None: the lease is lost, or the ledger has another incarnation.
-    /// An expired lease that no other process has taken is still valid: the next holder reads the raised sequence.
-    /// After an error nothing may be shown.
-    pub async fn raise_shown_sequence(&self, lease: &Lease, folded: Sequence) -> Result<Option<i64>, sqlx::Error> {
-        sqlx::query_scalar(
-            "update lease set shown_sequence = greatest(shown_sequence, $4) where name = $1 and holder = $2 and epoch = $3
-                 and $5 = (select incarnation from ledger)
-             returning shown_sequence",
-        )
-        .bind(&lease.name)
-        .bind(&lease.holder)
-        .bind(lease.epoch)
-        .bind(folded.number)
-        .bind(folded.incarnation)
-        .fetch_optional(&self.pool)
-        .await
-    }
+/// Records that a fold up to this sequence of this incarnation is about to be shown under this lease. Returns the highest sequence ever
+/// recorded, this one included; a fold below it must not be shown. None: the lease is lost, or the ledger has another incarnation.
+/// An expired lease that no other process has taken is still valid: the next holder reads the raised sequence.
+/// After an error nothing may be shown.
+pub async fn raise_shown_sequence(conn: &mut PgConnection, lease: &Lease, folded: Sequence) -> Result<Option<i64>, sqlx::Error> {
+    sqlx::query_scalar(
+        "update lease set shown_sequence = greatest(shown_sequence, $4) where name = $1 and holder = $2 and epoch = $3
+             and $5 = (select incarnation from ledger)
+         returning shown_sequence",
+    )
+    .bind(&lease.name)
+    .bind(&lease.holder)
+    .bind(lease.epoch)
+    .bind(folded.number)
+    .bind(folded.incarnation)
+    .fetch_optional(conn)
+    .await
 }
 
 /// Ends the leases whose names match `like`; their holders must open again. Every writer locks the row of `ledger` last, so this runs

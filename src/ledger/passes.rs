@@ -2,11 +2,12 @@
 //! A pass leaves no row once the log is read up to it.
 
 use chrono::{DateTime, Utc};
+use sqlx::Connection as _;
 use sqlx::{FromRow, PgConnection};
 
 use super::collector_requests::end_requests;
 use super::leases::hold;
-use super::{Lease, LeaseError, Ledger, NewPass};
+use super::{Lease, LeaseError, NewPass};
 use crate::event::{Message, Topic, TopicPartition};
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, FromRow)]
@@ -57,115 +58,113 @@ macro_rules! void_passes {
 }
 pub(super) use void_passes;
 
-impl Ledger {
-    /// Records a pass as the source's newest, settles passes that the log is read up to, and returns its id. Completeness never decreases.
-    ///
-    /// Only the holder of the collector's lease may record a pass. Its own last pass must be the newest one, and the log must have
-    /// the records that it has appended since.
-    ///
-    /// # Errors
-    /// [`LeaseError`]; nothing is recorded.
-    pub async fn record_pass(&self, lease: &Lease, pass: &NewPass) -> Result<i64, LeaseError> {
-        let mut tx = self.pool.begin().await?;
-        hold(&mut tx, lease).await?;
-        let lost = || LeaseError::Lost(lease.name.clone());
-        let next = "update collector_progress set pass_id = pass_id + 1, started_at = $2, reports = $3, late = late + $4,
-                 swept_at = case when $5 then $2 else swept_at end
-             where source_id = $1 and ($6::bigint is null or (pass_id, started_at) = ($6, $7)) returning pass_id";
-        let pass_id: i64 = sqlx::query_scalar(next)
-            .bind(pass.source_id)
-            .bind(pass.started_at)
-            .bind(pass.complete_until.is_some())
-            .bind(pass.late)
-            .bind(pass.full_sweep)
-            .bind(pass.previous.map(|(id, _)| id))
-            .bind(pass.previous.map(|(_, started_at)| started_at))
-            .fetch_optional(&mut *tx)
-            .await?
-            .ok_or_else(lost)?;
-        if !log_holds(&mut tx, &pass.last_records).await? {
-            return Err(lost());
-        }
-        insert_pass(&mut tx, pass_id, pass).await?;
-        settle_passes(&mut tx, pass.source_id, pass.unproven_after).await?;
-        end_requests(&mut tx, pass_id, pass).await?;
-        tx.commit().await?;
-        Ok(pass_id)
+/// Records a pass as the source's newest, settles passes that the log is read up to, and returns its id. Completeness never decreases.
+///
+/// Only the holder of the collector's lease may record a pass. Its own last pass must be the newest one, and the log must have
+/// the records that it has appended since.
+///
+/// # Errors
+/// [`LeaseError`]; nothing is recorded.
+pub async fn record(conn: &mut PgConnection, lease: &Lease, pass: &NewPass) -> Result<i64, LeaseError> {
+    let mut tx = conn.begin().await?;
+    hold(&mut tx, lease).await?;
+    let lost = || LeaseError::Lost(lease.name.clone());
+    let next = "update collector_progress set pass_id = pass_id + 1, started_at = $2, reports = $3, late = late + $4,
+             swept_at = case when $5 then $2 else swept_at end
+         where source_id = $1 and ($6::bigint is null or (pass_id, started_at) = ($6, $7)) returning pass_id";
+    let pass_id: i64 = sqlx::query_scalar(next)
+        .bind(pass.source_id)
+        .bind(pass.started_at)
+        .bind(pass.complete_until.is_some())
+        .bind(pass.late)
+        .bind(pass.full_sweep)
+        .bind(pass.previous.map(|(id, _)| id))
+        .bind(pass.previous.map(|(_, started_at)| started_at))
+        .fetch_optional(&mut *tx)
+        .await?
+        .ok_or_else(lost)?;
+    if !log_holds(&mut tx, &pass.last_records).await? {
+        return Err(lost());
     }
+    insert_pass(&mut tx, pass_id, pass).await?;
+    settle_passes(&mut tx, pass.source_id, pass.unproven_after).await?;
+    end_requests(&mut tx, pass_id, pass).await?;
+    tx.commit().await?;
+    Ok(pass_id)
+}
 
-    /// Makes the source's passes after this one void. Only the holder of the collector's lease may.
-    ///
-    /// # Errors
-    /// [`LeaseError`]; nothing is changed.
-    pub async fn void_passes(&self, lease: &Lease, source_id: i16, after: i64) -> Result<(), LeaseError> {
-        let mut tx = self.pool.begin().await?;
-        hold(&mut tx, lease).await?;
-        sqlx::query(void_passes!("select source_id, pass_id from collector_pass where source_id = $1 and pass_id > $2"))
-            .bind(source_id)
-            .bind(after)
-            .execute(&mut *tx)
-            .await?;
-        tx.commit().await?;
-        Ok(())
-    }
-
-    /// The source's last pass before all passes that rely on one of these unread records; none: no pass relies on one.
-    pub async fn last_pass_before(&self, source_id: i16, places: &[(TopicPartition, i64)]) -> Result<Option<i64>, sqlx::Error> {
-        sqlx::query_scalar(
-            "select min(pass_id) - 1 from collector_pass_offset noted
-             join unnest($2::text[], $3::integer[], $4::bigint[]) as at (topic, partition, log_offset) using (topic, partition)
-             where source_id = $1 and noted.next_offset > log_offset",
-        )
+/// Makes the source's passes after this one void. Only the holder of the collector's lease may.
+///
+/// # Errors
+/// [`LeaseError`]; nothing is changed.
+pub async fn void(conn: &mut PgConnection, lease: &Lease, source_id: i16, after: i64) -> Result<(), LeaseError> {
+    let mut tx = conn.begin().await?;
+    hold(&mut tx, lease).await?;
+    sqlx::query(void_passes!("select source_id, pass_id from collector_pass where source_id = $1 and pass_id > $2"))
         .bind(source_id)
-        .bind(places.iter().map(|(at, _)| at.topic.name()).collect::<Vec<_>>())
-        .bind(places.iter().map(|(at, _)| at.partition).collect::<Vec<_>>())
-        .bind(places.iter().map(|(_, offset)| *offset).collect::<Vec<_>>())
-        .fetch_one(&self.pool)
-        .await
-    }
+        .bind(after)
+        .execute(&mut *tx)
+        .await?;
+    tx.commit().await?;
+    Ok(())
+}
 
-    /// Whether the ledger has all records of this pass and earlier ones.
-    pub async fn pass_is_in(&self, source_id: i16, pass_id: i64) -> Result<bool, sqlx::Error> {
-        sqlx::query_scalar("select not exists (select from unreached_offset where source_id = $1 and pass_id <= $2)")
-            .bind(source_id)
-            .bind(pass_id)
-            .fetch_one(&self.pool)
-            .await
-    }
+/// The source's last pass before all passes that rely on one of these unread records; none: no pass relies on one.
+pub async fn last_before(conn: &mut PgConnection, source_id: i16, places: &[(TopicPartition, i64)]) -> Result<Option<i64>, sqlx::Error> {
+    sqlx::query_scalar(
+        "select min(pass_id) - 1 from collector_pass_offset noted
+         join unnest($2::text[], $3::integer[], $4::bigint[]) as at (topic, partition, log_offset) using (topic, partition)
+         where source_id = $1 and noted.next_offset > log_offset",
+    )
+    .bind(source_id)
+    .bind(places.iter().map(|(at, _)| at.topic.name()).collect::<Vec<_>>())
+    .bind(places.iter().map(|(at, _)| at.partition).collect::<Vec<_>>())
+    .bind(places.iter().map(|(_, offset)| *offset).collect::<Vec<_>>())
+    .fetch_one(conn)
+    .await
+}
 
-    /// How far the source is complete, by the passes that the ledger has reached.
-    pub async fn completeness(&self, source_id: i16) -> Result<Completeness, sqlx::Error> {
-        let query = "select complete_until, runtime_complete_until from completeness($1, null)";
-        Ok(sqlx::query_as(query).bind(source_id).fetch_optional(&self.pool).await?.unwrap_or_default())
-    }
-
-    /// The completeness of each topic: a topic that is behind does not hold back the others.
-    pub async fn completeness_by_topic(&self, source_id: i16) -> Result<Vec<TopicCompleteness>, sqlx::Error> {
-        sqlx::query_as("select topic, complete_until from unnest($2::text[]) as asked (topic), completeness($1, topic)")
-            .bind(source_id)
-            .bind(Topic::ALL.map(Topic::name).as_slice())
-            .fetch_all(&self.pool)
-            .await
-    }
-
-    /// Whether the ledger has a full pass of the source. From then on its series may be shown.
-    pub async fn backfilled(&self, source_id: i16) -> Result<bool, sqlx::Error> {
-        let query = "select exists (select from completeness($1, null) where swept_pass_id > 0)";
-        sqlx::query_scalar(query).bind(source_id).fetch_one(&self.pool).await
-    }
-
-    /// The state from which the source's collector continues; all None before its first pass.
-    pub async fn last_pass(&self, source_id: i16) -> Result<LastPass, sqlx::Error> {
-        sqlx::query_as(
-            "select case when reports then claimed_until end as complete_until, claimed_until, swept_at, started_at
-             from (select reports, swept_at, started_at, greatest(complete_until,
-                       (select max(complete_until) from collector_pass pass where pass.source_id = progress.source_id)) as claimed_until
-                   from collector_progress progress where source_id = $1) last",
-        )
+/// Whether the ledger has all records of this pass and earlier ones.
+pub async fn is_confirmed(conn: &mut PgConnection, source_id: i16, pass_id: i64) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar("select not exists (select from unreached_offset where source_id = $1 and pass_id <= $2)")
         .bind(source_id)
-        .fetch_one(&self.pool)
+        .bind(pass_id)
+        .fetch_one(conn)
         .await
-    }
+}
+
+/// How far the source is complete, by the passes that the ledger has reached.
+pub async fn completeness(conn: &mut PgConnection, source_id: i16) -> Result<Completeness, sqlx::Error> {
+    let query = "select complete_until, runtime_complete_until from completeness($1, null)";
+    Ok(sqlx::query_as(query).bind(source_id).fetch_optional(conn).await?.unwrap_or_default())
+}
+
+/// The completeness of each topic: a topic that is behind does not hold back the others.
+pub async fn completeness_by_topic(conn: &mut PgConnection, source_id: i16) -> Result<Vec<TopicCompleteness>, sqlx::Error> {
+    sqlx::query_as("select topic, complete_until from unnest($2::text[]) as asked (topic), completeness($1, topic)")
+        .bind(source_id)
+        .bind(Topic::ALL.map(Topic::name).as_slice())
+        .fetch_all(conn)
+        .await
+}
+
+/// Whether the ledger has a full pass of the source. From then on its series may be shown.
+pub async fn is_backfilled(conn: &mut PgConnection, source_id: i16) -> Result<bool, sqlx::Error> {
+    let query = "select exists (select from completeness($1, null) where swept_pass_id > 0)";
+    sqlx::query_scalar(query).bind(source_id).fetch_one(conn).await
+}
+
+/// The state from which the source's collector continues; all None before its first pass.
+pub async fn last(conn: &mut PgConnection, source_id: i16) -> Result<LastPass, sqlx::Error> {
+    sqlx::query_as(
+        "select case when reports then claimed_until end as complete_until, claimed_until, swept_at, started_at
+         from (select reports, swept_at, started_at, greatest(complete_until,
+                   (select max(complete_until) from collector_pass pass where pass.source_id = progress.source_id)) as claimed_until
+               from collector_progress progress where source_id = $1) last",
+    )
+    .bind(source_id)
+    .fetch_one(conn)
+    .await
 }
 
 /// Whether the log in this database has these records. After a failover that lost some, other records may have their offsets.

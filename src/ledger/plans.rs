@@ -4,8 +4,6 @@ use chrono::{DateTime, Utc};
 use serde_json::Value;
 use sqlx::{FromRow, PgConnection};
 
-use super::Ledger;
-
 #[derive(Clone, Debug, FromRow)]
 pub struct KeptPlan {
     /// The operator's request.
@@ -18,32 +16,37 @@ pub struct KeptPlan {
     pub act_id: Option<i64>,
 }
 
-impl Ledger {
-    /// Keeps a plan under its hash. A plan with the same effect is the same plan; if it was executed, it can be executed again.
-    pub async fn keep_plan(&self, hash: &str, kind: &'static str, request: &Value, effect: &Value) -> Result<(), sqlx::Error> {
-        sqlx::query(
-            "insert into plan (hash, kind, request, effect, planned_at) values ($1, $2, $3, $4, $5)
-             on conflict (hash) do update set planned_at = excluded.planned_at, effect = excluded.effect, act_id = null,
-                 finished_at = null",
-        )
+/// Keeps a plan under its hash. A plan with the same effect is the same plan; if it was executed, it can be executed again.
+pub async fn save(
+    conn: &mut PgConnection,
+    hash: &str,
+    kind: &'static str,
+    request: &Value,
+    effect: &Value,
+    now: DateTime<Utc>,
+) -> Result<(), sqlx::Error> {
+    sqlx::query(
+        "insert into plan (hash, kind, request, effect, planned_at) values ($1, $2, $3, $4, $5)
+         on conflict (hash) do update set planned_at = excluded.planned_at, effect = excluded.effect, act_id = null,
+             finished_at = null",
+    )
+    .bind(hash)
+    .bind(kind)
+    .bind(request)
+    .bind(effect)
+    .bind(now)
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// The plan of that kind and hash, if any.
+pub async fn load(conn: &mut PgConnection, hash: &str, kind: &'static str) -> Result<Option<KeptPlan>, sqlx::Error> {
+    sqlx::query_as("select request, effect, planned_at, act_id from plan where hash = $1 and kind = $2")
         .bind(hash)
         .bind(kind)
-        .bind(request)
-        .bind(effect)
-        .bind(self.clock.now())
-        .execute(&self.pool)
-        .await?;
-        Ok(())
-    }
-
-    /// The plan of that kind and hash, if any.
-    pub async fn kept_plan(&self, hash: &str, kind: &'static str) -> Result<Option<KeptPlan>, sqlx::Error> {
-        sqlx::query_as("select request, effect, planned_at, act_id from plan where hash = $1 and kind = $2")
-            .bind(hash)
-            .bind(kind)
-            .fetch_optional(&self.pool)
-            .await
-    }
+        .fetch_optional(conn)
+        .await
 }
 
 /// Marks a plan as executed by this act, in the act's transaction. False: it was executed before.

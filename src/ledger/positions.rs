@@ -1,11 +1,12 @@
 //! The position of each partition, and the partition lease that may move it.
 
+use chrono::{DateTime, Utc};
 use sha2::{Digest as _, Sha256};
 use sqlx::postgres::PgRow;
 use sqlx::{FromRow, PgConnection, Row};
 use uuid::Uuid;
 
-use super::{Ledger, RecordError};
+use super::RecordError;
 use crate::event::{Message, TopicPartition};
 
 /// A record that was read, to identify it later.
@@ -86,39 +87,32 @@ impl Chain {
     }
 }
 
-impl Ledger {
-    /// Takes the partition lease from its holder. Without a position, reading starts at `log_start`, which is recorded.
-    pub async fn claim(&self, partition: TopicPartition, log_start: i64) -> Result<Claim, sqlx::Error> {
-        let row = sqlx::query(
-            "insert into position as p (topic, partition, generation, epoch, start_offset, next_offset, moved_at)
-             values ($1, $2, current_generation($1, $2), 1, $3, $3, $4)
-             on conflict (topic, partition) do update set epoch = p.epoch + 1
-             returning topic, partition, generation, epoch, next_offset, last_offset, last_record,
-                 signed_from(topic, partition, generation) as signed_from",
-        )
-        .bind(partition.topic.name())
-        .bind(partition.partition)
-        .bind(log_start)
-        .bind(self.clock.now())
-        .fetch_one(&self.pool)
-        .await?;
-        claim_of(&row)
-    }
+/// Takes the partition lease from its holder. Without a position, reading starts at `log_start`, which is recorded.
+pub async fn lease(conn: &mut PgConnection, partition: TopicPartition, log_start: i64, now: DateTime<Utc>) -> Result<Claim, sqlx::Error> {
+    let row = sqlx::query(
+        "insert into position as p (topic, partition, generation, epoch, start_offset, next_offset, moved_at)
+         values ($1, $2, current_generation($1, $2), 1, $3, $3, $4)
+         on conflict (topic, partition) do update set epoch = p.epoch + 1
+         returning topic, partition, generation, epoch, next_offset, last_offset, last_record,
+             signed_from(topic, partition, generation) as signed_from",
+    )
+    .bind(partition.topic.name())
+    .bind(partition.partition)
+    .bind(log_start)
+    .bind(now)
+    .fetch_one(conn)
+    .await?;
+    claim_of(&row)
+}
 
-    /// The partition's current generation; the first one before it has a position.
-    pub async fn generation(&self, partition: TopicPartition) -> Result<i32, sqlx::Error> {
-        sqlx::query_scalar("select current_generation($1, $2)")
-            .bind(partition.topic.name())
-            .bind(partition.partition)
-            .fetch_one(&self.pool)
-            .await
-    }
+/// The partition's current generation; the first one before it has a position.
+pub async fn generation(conn: &mut PgConnection, partition: TopicPartition) -> Result<i32, sqlx::Error> {
+    sqlx::query_scalar("select current_generation($1, $2)").bind(partition.topic.name()).bind(partition.partition).fetch_one(conn).await
+}
 
-    pub async fn positions(&self) -> Result<Vec<(TopicPartition, i64)>, sqlx::Error> {
-        let rows =
-            sqlx::query("select topic, partition, next_offset from position order by topic, partition").fetch_all(&self.pool).await?;
-        rows.iter().map(|row| Ok((TopicPartition::from_row(row)?, row.try_get("next_offset")?))).collect()
-    }
+pub async fn list(conn: &mut PgConnection) -> Result<Vec<(TopicPartition, i64)>, sqlx::Error> {
+    let rows = sqlx::query("select topic, partition, next_offset from position order by topic, partition").fetch_all(conn).await?;
+    rows.iter().map(|row| Ok((TopicPartition::from_row(row)?, row.try_get("next_offset")?))).collect()
 }
 
 pub(super) fn claim_of(row: &PgRow) -> Result<Claim, sqlx::Error> {
@@ -136,7 +130,7 @@ pub(super) fn claim_of(row: &PgRow) -> Result<Claim, sqlx::Error> {
 /// cutover was recorded.
 pub(super) async fn advance(
     connection: &mut PgConnection,
-    ledger: &Ledger,
+    now: DateTime<Utc>,
     claim: &Claim,
     next_offset: i64,
     last: Option<LastRecord>,
@@ -154,7 +148,7 @@ pub(super) async fn advance(
     .bind(claim.next_offset)
     .bind(next_offset)
     .bind(records)
-    .bind(ledger.clock.now())
+    .bind(now)
     .bind(last.map(|last| last.offset))
     .bind(last.map(|last| last.fingerprint.to_vec()))
     .bind(claim.generation)

@@ -2,9 +2,8 @@
 
 use chrono::{DateTime, Utc};
 use sqlx::FromRow;
+use sqlx::PgConnection;
 use uuid::Uuid;
-
-use super::Ledger;
 
 /// Seconds without a heartbeat after which a process is shown as gone. A living process sends one every 5 s.
 pub const GONE_SECONDS: f64 = 30.0;
@@ -81,43 +80,41 @@ impl ProcessRow {
     }
 }
 
-impl Ledger {
-    /// Records a heartbeat and the state of the roles. Deletes processes that have been gone for a day.
-    pub async fn process_lives(&self, process: &Process, standing: &serde_json::Value) -> Result<(), sqlx::Error> {
-        sqlx::query(
-            "with forgotten as (delete from process where seen_at < clock_timestamp() - make_interval(secs => $8))
-             insert into process as known (id, host, pid, version, roles, started_at, seen_at, standing)
-             values ($1, $2, $3, $4, $5, $6, clock_timestamp(), $7)
-             on conflict (id) do update set seen_at = greatest(known.seen_at, excluded.seen_at), standing = excluded.standing",
-        )
-        .bind(process.id)
-        .bind(&process.host)
-        .bind(i32::try_from(process.pid).unwrap_or_default())
-        .bind(process.version)
-        .bind(&process.roles)
-        .bind(process.started_at)
-        .bind(standing)
-        .bind(FORGOTTEN_SECONDS)
-        .execute(&self.pool)
-        .await
-        .map(|_| ())
-    }
+/// Records a heartbeat and the state of the roles. Deletes processes that have been gone for a day.
+pub async fn record_heartbeat(conn: &mut PgConnection, process: &Process, standing: &serde_json::Value) -> Result<(), sqlx::Error> {
+    sqlx::query(
+        "with forgotten as (delete from process where seen_at < clock_timestamp() - make_interval(secs => $8))
+         insert into process as known (id, host, pid, version, roles, started_at, seen_at, standing)
+         values ($1, $2, $3, $4, $5, $6, clock_timestamp(), $7)
+         on conflict (id) do update set seen_at = greatest(known.seen_at, excluded.seen_at), standing = excluded.standing",
+    )
+    .bind(process.id)
+    .bind(&process.host)
+    .bind(i32::try_from(process.pid).unwrap_or_default())
+    .bind(process.version)
+    .bind(&process.roles)
+    .bind(process.started_at)
+    .bind(standing)
+    .bind(FORGOTTEN_SECONDS)
+    .execute(conn)
+    .await
+    .map(|_| ())
+}
 
-    /// Deletes the row of a process that shuts down in an orderly way. After an error it is shown as gone for a day.
-    pub async fn process_ends(&self, id: Uuid) -> Result<(), sqlx::Error> {
-        sqlx::query("delete from process where id = $1").bind(id).execute(&self.pool).await.map(|_| ())
-    }
+/// Deletes the row of a process that shuts down in an orderly way. After an error it is shown as gone for a day.
+pub async fn end(conn: &mut PgConnection, id: Uuid) -> Result<(), sqlx::Error> {
+    sqlx::query("delete from process where id = $1").bind(id).execute(conn).await.map(|_| ())
+}
 
-    /// All processes of the last day that did not shut down in an orderly way.
-    pub async fn processes(&self) -> Result<Vec<ProcessRow>, sqlx::Error> {
-        sqlx::query_as(
-            "select id, host, pid, version, roles, started_at, seen_at, seen_at < clock_timestamp() - make_interval(secs => $1) as gone,
-                 seen_at < clock_timestamp() - make_interval(secs => $2) as long_gone, standing
-             from process order by host, started_at, id",
-        )
-        .bind(GONE_SECONDS)
-        .bind(LONG_GONE_SECONDS)
-        .fetch_all(&self.pool)
-        .await
-    }
+/// All processes of the last day that did not shut down in an orderly way.
+pub async fn list(conn: &mut PgConnection) -> Result<Vec<ProcessRow>, sqlx::Error> {
+    sqlx::query_as(
+        "select id, host, pid, version, roles, started_at, seen_at, seen_at < clock_timestamp() - make_interval(secs => $1) as gone,
+             seen_at < clock_timestamp() - make_interval(secs => $2) as long_gone, standing
+         from process order by host, started_at, id",
+    )
+    .bind(GONE_SECONDS)
+    .bind(LONG_GONE_SECONDS)
+    .fetch_all(conn)
+    .await
 }

@@ -1,13 +1,14 @@
 //! Requests to the vendor: written before they are sent, and updated with the answer.
 
+use sqlx::Connection as _;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
+use super::PublicationState;
 use super::publications::{insert_verdicts, lock};
-use super::{Ledger, PublicationState};
 use crate::words::words;
 
 #[derive(Clone, Debug)]
@@ -98,87 +99,85 @@ pub struct LastRequest {
     pub verdicts: std::collections::BTreeMap<AttemptVerdict, i64>,
 }
 
-impl Ledger {
-    /// The source's latest request; none before the first.
-    pub async fn last_request(&self, source_id: i16) -> Result<Option<LastRequest>, sqlx::Error> {
-        sqlx::query_as(
-            "select id, sent_at, answered_at, status, error,
-                 (select coalesce(jsonb_object_agg(verdict, events), '{}') from (
-                      select verdict, count(*) as events from publication_attempt where request_id = request.id and verdict is not null group by verdict
-                  ) counted) as verdicts
-             from publication_request request where source_id = $1 order by sent_at desc limit 1",
-        )
-        .bind(source_id)
-        .fetch_optional(&self.pool)
-        .await
-    }
+/// The source's latest request; none before the first.
+pub async fn last(conn: &mut PgConnection, source_id: i16) -> Result<Option<LastRequest>, sqlx::Error> {
+    sqlx::query_as(
+        "select id, sent_at, answered_at, status, error,
+             (select coalesce(jsonb_object_agg(verdict, events), '{}') from (
+                  select verdict, count(*) as events from publication_attempt where request_id = request.id and verdict is not null group by verdict
+              ) counted) as verdicts
+         from publication_request request where source_id = $1 order by sent_at desc limit 1",
+    )
+    .bind(source_id)
+    .fetch_optional(conn)
+    .await
+}
 
-    /// Writes the request and its attempts, commits, and extends the leases. From then on its events are treated as sent.
-    /// False: a lease was lost, or the ledger is restored; nothing is written and nothing may be sent.
-    /// After an error nothing may be sent.
-    pub async fn begin_request(&self, request: &NewRequest<'_>) -> Result<bool, sqlx::Error> {
-        let mut tx = self.pool.begin().await?;
-        lock(&mut tx, request.source_id, &request.event_ids).await?;
-        let held = sqlx::query(
-            "update publication set attempts = attempts + 1, unanswered = true, leased_until = clock_timestamp() + make_interval(secs => $4)
-             where source_id = $1 and event_id = any($2) and state = 'pending' and leased_by = $3 and leased_until > clock_timestamp()
-                 and not exists (select from recovery where closed_at is null)",
-        )
+/// Writes the request and its attempts, commits, and extends the leases. From then on its events are treated as sent.
+/// False: a lease was lost, or the ledger is restored; nothing is written and nothing may be sent.
+/// After an error nothing may be sent.
+pub async fn begin(conn: &mut PgConnection, request: &NewRequest<'_>, now: DateTime<Utc>) -> Result<bool, sqlx::Error> {
+    let mut tx = conn.begin().await?;
+    lock(&mut tx, request.source_id, &request.event_ids).await?;
+    let held = sqlx::query(
+        "update publication set attempts = attempts + 1, unanswered = true, leased_until = clock_timestamp() + make_interval(secs => $4)
+         where source_id = $1 and event_id = any($2) and state = 'pending' and leased_by = $3 and leased_until > clock_timestamp()
+             and not exists (select from recovery where closed_at is null)",
+    )
+    .bind(request.source_id)
+    .bind(&request.event_ids)
+    .bind(request.holder)
+    .bind(request.lease.as_secs_f64())
+    .execute(&mut *tx)
+    .await?;
+    if held.rows_affected() != request.event_ids.len() as u64 {
+        return Ok(false);
+    }
+    sqlx::query("insert into publication_request (id, source_id, license_sha256, events, sent_at) values ($1, $2, $3, $4, $5)")
+        .bind(request.id)
+        .bind(request.source_id)
+        .bind(request.license_sha256.as_slice())
+        .bind(i32::try_from(request.event_ids.len()).unwrap_or(i32::MAX))
+        .bind(now)
+        .execute(&mut *tx)
+        .await?;
+    sqlx::query("insert into publication_attempt (request_id, source_id, event_id) select $1, $2, unnest($3::text[])")
+        .bind(request.id)
         .bind(request.source_id)
         .bind(&request.event_ids)
-        .bind(request.holder)
-        .bind(request.lease.as_secs_f64())
         .execute(&mut *tx)
         .await?;
-        if held.rows_affected() != request.event_ids.len() as u64 {
-            return Ok(false);
-        }
-        sqlx::query("insert into publication_request (id, source_id, license_sha256, events, sent_at) values ($1, $2, $3, $4, $5)")
-            .bind(request.id)
-            .bind(request.source_id)
-            .bind(request.license_sha256.as_slice())
-            .bind(i32::try_from(request.event_ids.len()).unwrap_or(i32::MAX))
-            .bind(self.clock.now())
-            .execute(&mut *tx)
-            .await?;
-        sqlx::query("insert into publication_attempt (request_id, source_id, event_id) select $1, $2, unnest($3::text[])")
-            .bind(request.id)
-            .bind(request.source_id)
-            .bind(&request.event_ids)
-            .execute(&mut *tx)
-            .await?;
-        tx.commit().await?;
-        Ok(true)
-    }
+    tx.commit().await?;
+    Ok(true)
+}
 
-    /// Records an outcome in one batch: the verdicts, and each event's final state or next attempt. A second call changes nothing.
-    /// A final verdict is recorded even after the lease has expired; the next attempt is set only while the lease is held.
-    pub async fn record_outcome(&self, outcome: &RequestOutcome<'_>) -> Result<Recorded, sqlx::Error> {
-        let mut tx = self.pool.begin().await?;
-        let ids: Vec<&str> = outcome.attempts.iter().map(|attempt| attempt.event_id.as_str()).collect();
-        lock(&mut tx, outcome.source_id, &ids).await?;
-        let batch_id = insert_verdicts(&mut tx, self, 0).await?;
-        let open = sqlx::query(
-            "update publication_request set answered_at = $2, status = $3, error = $4, batch_id = $5 where id = $1 and batch_id is null",
-        )
-        .bind(outcome.id)
-        .bind(outcome.answered_at)
-        .bind(outcome.status.map(i32::from))
-        .bind(&outcome.error)
-        .bind(batch_id)
-        .execute(&mut *tx)
-        .await?;
-        if open.rows_affected() == 0 {
-            let query = "select exists (select from publication_request where id = $1)";
-            let there: bool = sqlx::query_scalar(query).bind(outcome.id).fetch_one(&mut *tx).await?;
-            return Ok(if there { Recorded::Before } else { Recorded::RequestLost });
-        }
-        record_attempts(&mut tx, outcome).await?;
-        settle(&mut tx, outcome, batch_id).await?;
-        reschedule(&mut tx, outcome).await?;
-        tx.commit().await?;
-        Ok(Recorded::Now)
+/// Records an outcome in one batch: the verdicts, and each event's final state or next attempt. A second call changes nothing.
+/// A final verdict is recorded even after the lease has expired; the next attempt is set only while the lease is held.
+pub async fn record_outcome(conn: &mut PgConnection, outcome: &RequestOutcome<'_>, now: DateTime<Utc>) -> Result<Recorded, sqlx::Error> {
+    let mut tx = conn.begin().await?;
+    let ids: Vec<&str> = outcome.attempts.iter().map(|attempt| attempt.event_id.as_str()).collect();
+    lock(&mut tx, outcome.source_id, &ids).await?;
+    let batch_id = insert_verdicts(&mut tx, now, 0).await?;
+    let open = sqlx::query(
+        "update publication_request set answered_at = $2, status = $3, error = $4, batch_id = $5 where id = $1 and batch_id is null",
+    )
+    .bind(outcome.id)
+    .bind(outcome.answered_at)
+    .bind(outcome.status.map(i32::from))
+    .bind(&outcome.error)
+    .bind(batch_id)
+    .execute(&mut *tx)
+    .await?;
+    if open.rows_affected() == 0 {
+        let query = "select exists (select from publication_request where id = $1)";
+        let there: bool = sqlx::query_scalar(query).bind(outcome.id).fetch_one(&mut *tx).await?;
+        return Ok(if there { Recorded::Before } else { Recorded::RequestLost });
     }
+    record_attempts(&mut tx, outcome).await?;
+    settle(&mut tx, outcome, batch_id).await?;
+    reschedule(&mut tx, outcome).await?;
+    tx.commit().await?;
+    Ok(Recorded::Now)
 }
 
 async fn record_attempts(tx: &mut PgConnection, outcome: &RequestOutcome<'_>) -> Result<(), sqlx::Error> {

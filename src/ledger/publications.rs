@@ -2,13 +2,14 @@
 //!
 //! A publisher leases rows by the database's clock. A batch of kind `verdicts` settles them.
 
+use sqlx::Connection as _;
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 
-use super::{Ledger, rows};
+use super::rows;
 use crate::event::UsageQuantity;
 use crate::words::words;
 
@@ -122,210 +123,216 @@ pub struct Pending {
     pub oldest: Option<DateTime<Utc>>,
 }
 
-impl Ledger {
-    /// Leases at most `limit` due rows of events later than `after`, oldest event first. A row that is not due, or that another publisher
-    /// has leased, does not hold back the others.
-    pub async fn lease_publications(
-        &self,
-        source_id: i16,
-        holder: &str,
-        after: DateTime<Utc>,
-        limit: i64,
-        length: Duration,
-    ) -> Result<Vec<Publication>, sqlx::Error> {
-        let rows = sqlx::query(
-            "with due as (
-                 select event_id from publication
-                 where source_id = $1 and state = 'pending' and (next_attempt_at <= $2 or next_attempt_at > $7) and event_created_at > $3
-                     and (leased_until is null or leased_until <= clock_timestamp())
-                 order by event_created_at, event_id limit $4 for update skip locked
-             ), leased as (
-                 update publication set leased_by = $5, leased_until = clock_timestamp() + make_interval(secs => $6)
-                 from due where publication.source_id = $1 and publication.event_id = due.event_id
-                 returning publication.event_id, publication.unanswered, publication.last_message
-             )
-             select usage.id, usage.event_type, usage.quantity::text as quantity, usage.created_at, usage.publish_started_at,
-                 usage.published_at, usage.failure_message, usage.confirmed_at is not null as confirmed, leased.unanswered, leased.last_message,
-                 (select count(*) from publication_attempt attempt
-                  where attempt.source_id = $1 and attempt.event_id = usage.id and attempt.verdict in ('refused_for_now', 'left_out')) as refusals
-             from leased join usage_event usage on usage.source_id = $1 and usage.id = leased.event_id
-             order by usage.created_at, usage.id",
-        )
-        .bind(source_id)
-        .bind(self.clock.now())
-        .bind(after)
-        .bind(limit)
-        .bind(holder)
-        .bind(length.as_secs_f64())
-        .bind(self.clock.now() + LONGEST_WAIT)
-        .fetch_all(&self.pool)
-        .await?;
-        rows.iter().map(publication_of).collect()
-    }
-
-    /// Releases leased rows without an attempt. After an error the leases expire.
-    pub async fn postpone_publications(&self, source_id: i16, holder: &str, postponed: &[Postponed]) -> Result<(), sqlx::Error> {
-        let mut tx = self.pool.begin().await?;
-        let ids: Vec<&str> = postponed.iter().map(|one| one.event_id.as_str()).collect();
-        lock(&mut tx, source_id, &ids).await?;
-        sqlx::query(
-            "update publication set next_attempt_at = new.next_attempt_at, last_message = new.message,
-                 held_for = new.held_for,
-                 held_since = case when new.held_for is not null then coalesce(held_since, $7) end,
-                 leased_by = null, leased_until = null
-             from unnest($3::text[], $4::text[], $5::timestamptz[], $6::text[])
-                 as new (event_id, message, next_attempt_at, held_for)
-             where publication.source_id = $1 and publication.event_id = new.event_id and state = 'pending' and leased_by = $2",
-        )
-        .bind(source_id)
-        .bind(holder)
-        .bind(&ids)
-        .bind(postponed.iter().map(|one| one.message.as_deref()).collect::<Vec<_>>())
-        .bind(postponed.iter().map(|one| one.next_attempt_at).collect::<Vec<_>>())
-        .bind(postponed.iter().map(|one| one.held_for).collect::<Vec<_>>())
-        .bind(self.clock.now())
-        .execute(&mut *tx)
-        .await?;
-        tx.commit().await
-    }
-
-    /// Holds these pending rows, each with its reason, unless a publisher has leased them or they are already held. When the publisher
-    /// next compares coderd's row, it ends the hold or sets its own reason.
-    pub async fn hold_back_publications(&self, source_id: i16, held: &[(String, String)]) -> Result<(), sqlx::Error> {
-        let (ids, reasons): (Vec<&str>, Vec<&str>) = held.iter().map(|(id, why)| (id.as_str(), why.as_str())).unzip();
-        let mut tx = self.pool.begin().await?;
-        lock(&mut tx, source_id, &ids).await?;
-        sqlx::query(
-            "update publication set last_message = new.message, held_for = 'coderd_differs', held_since = $4
-             from unnest($2::text[], $3::text[]) as new (event_id, message)
-             where publication.source_id = $1 and publication.event_id = new.event_id and state = 'pending' and held_since is null
-                 and (leased_until is null or leased_until <= clock_timestamp())",
-        )
-        .bind(source_id)
-        .bind(&ids)
-        .bind(reasons)
-        .bind(self.clock.now())
-        .execute(&mut *tx)
-        .await?;
-        tx.commit().await
-    }
-
-    /// Ends the leases of these rows and changes nothing else. After an error the leases expire.
-    pub async fn release_publications(&self, source_id: i16, holder: &str, ids: &[String]) -> Result<(), sqlx::Error> {
-        let mut tx = self.pool.begin().await?;
-        lock(&mut tx, source_id, ids).await?;
-        sqlx::query(
-            "update publication set leased_by = null, leased_until = null
-             where source_id = $1 and event_id = any($2) and state = 'pending' and leased_by = $3",
-        )
-        .bind(source_id)
-        .bind(ids)
-        .bind(holder)
-        .execute(&mut *tx)
-        .await?;
-        tx.commit().await
-    }
-
-    /// A page of pending events of time `until` or older that follow the key `after`, by time and id. Rows that another publisher has
-    /// leased are left out: an attempt may be in flight.
-    pub async fn old_publications(
-        &self,
-        source_id: i16,
-        until: DateTime<Utc>,
-        after: Option<&(DateTime<Utc>, String)>,
-        limit: i64,
-    ) -> Result<Vec<(DateTime<Utc>, String)>, sqlx::Error> {
-        sqlx::query_as(
-            "select event_created_at, event_id from publication
-             where source_id = $1 and state = 'pending' and event_created_at <= $2
+/// Leases at most `limit` due rows of events later than `after`, oldest event first. A row that is not due, or that another publisher
+/// has leased, does not hold back the others.
+pub async fn lease(
+    conn: &mut PgConnection,
+    source_id: i16,
+    holder: &str,
+    after: DateTime<Utc>,
+    limit: i64,
+    length: Duration,
+    now: DateTime<Utc>,
+) -> Result<Vec<Publication>, sqlx::Error> {
+    let rows = sqlx::query(
+        "with due as (
+             select event_id from publication
+             where source_id = $1 and state = 'pending' and (next_attempt_at <= $2 or next_attempt_at > $7) and event_created_at > $3
                  and (leased_until is null or leased_until <= clock_timestamp())
-                 and ($3::timestamptz is null or (event_created_at, event_id) > ($3, $4))
-             order by event_created_at, event_id limit $5",
-        )
-        .bind(source_id)
-        .bind(until)
-        .bind(after.map(|(created_at, _)| created_at))
-        .bind(after.map(|(_, id)| id))
-        .bind(limit)
-        .fetch_all(&self.pool)
-        .await
-    }
+             order by event_created_at, event_id limit $4 for update skip locked
+         ), leased as (
+             update publication set leased_by = $5, leased_until = clock_timestamp() + make_interval(secs => $6)
+             from due where publication.source_id = $1 and publication.event_id = due.event_id
+             returning publication.event_id, publication.unanswered, publication.last_message
+         )
+         select usage.id, usage.event_type, usage.quantity::text as quantity, usage.created_at, usage.publish_started_at,
+             usage.published_at, usage.failure_message, usage.confirmed_at is not null as confirmed, leased.unanswered, leased.last_message,
+             (select count(*) from publication_attempt attempt
+              where attempt.source_id = $1 and attempt.event_id = usage.id and attempt.verdict in ('refused_for_now', 'left_out')) as refusals
+         from leased join usage_event usage on usage.source_id = $1 and usage.id = leased.event_id
+         order by usage.created_at, usage.id",
+    )
+    .bind(source_id)
+    .bind(now)
+    .bind(after)
+    .bind(limit)
+    .bind(holder)
+    .bind(length.as_secs_f64())
+    .bind(now + LONGEST_WAIT)
+    .fetch_all(&mut *conn)
+    .await?;
+    rows.iter().map(publication_of).collect()
+}
 
-    /// Settles pending rows that `holder` has leased or that are not leased, in one batch, if there are any. While a restored
-    /// ledger catches up, no event is treated as too old.
-    pub async fn settle_publications(
-        &self,
-        source_id: i16,
-        holder: &str,
-        ids: &[String],
-        settlement: Settlement,
-    ) -> Result<Settled, sqlx::Error> {
-        let mut tx = self.pool.begin().await?;
-        let free: Vec<String> = sqlx::query_scalar(
-            "select event_id from publication
-             where source_id = $1 and event_id = any($2) and state = 'pending'
-                 and (leased_until is null or leased_until <= clock_timestamp() or leased_by = $3)
-                 and ($4 or not exists (select from recovery where closed_at is null))
-             order by event_id for update",
-        )
-        .bind(source_id)
-        .bind(ids)
-        .bind(holder)
-        .bind(settlement == Settlement::NotOurs)
-        .fetch_all(&mut *tx)
-        .await?;
-        if free.is_empty() {
-            return Ok(Settled::default());
-        }
-        let batch_id = insert_verdicts(&mut tx, self, free.len()).await?;
-        let states: Vec<PublicationState> = sqlx::query_scalar(
-            "with settled as (
-                 update publication set held_for = null, held_since = null, leased_by = null, leased_until = null,
-                     state = case when $4 then 'not_ours' when unanswered then 'unknown' else 'expired' end
-                 where source_id = $1 and event_id = any($2) returning event_id, state
-             )
-             insert into settlement (source_id, event_id, batch_id, state) select $1, event_id, $3, state from settled returning state",
-        )
-        .bind(source_id)
-        .bind(&free)
-        .bind(batch_id)
-        .bind(settlement == Settlement::NotOurs)
-        .fetch_all(&mut *tx)
-        .await?;
-        tx.commit().await?;
-        let count = |state| states.iter().filter(|found| **found == state).count();
-        Ok(Settled {
-            not_ours: count(PublicationState::NotOurs),
-            expired: count(PublicationState::Expired),
-            unknown: count(PublicationState::Unknown),
-        })
-    }
+/// Releases leased rows without an attempt. After an error the leases expire.
+pub async fn postpone(
+    conn: &mut PgConnection,
+    source_id: i16,
+    holder: &str,
+    postponed: &[Postponed],
+    now: DateTime<Utc>,
+) -> Result<(), sqlx::Error> {
+    let mut tx = conn.begin().await?;
+    let ids: Vec<&str> = postponed.iter().map(|one| one.event_id.as_str()).collect();
+    lock(&mut tx, source_id, &ids).await?;
+    sqlx::query(
+        "update publication set next_attempt_at = new.next_attempt_at, last_message = new.message,
+             held_for = new.held_for,
+             held_since = case when new.held_for is not null then coalesce(held_since, $7) end,
+             leased_by = null, leased_until = null
+         from unnest($3::text[], $4::text[], $5::timestamptz[], $6::text[])
+             as new (event_id, message, next_attempt_at, held_for)
+         where publication.source_id = $1 and publication.event_id = new.event_id and state = 'pending' and leased_by = $2",
+    )
+    .bind(source_id)
+    .bind(holder)
+    .bind(&ids)
+    .bind(postponed.iter().map(|one| one.message.as_deref()).collect::<Vec<_>>())
+    .bind(postponed.iter().map(|one| one.next_attempt_at).collect::<Vec<_>>())
+    .bind(postponed.iter().map(|one| one.held_for).collect::<Vec<_>>())
+    .bind(now)
+    .execute(&mut *tx)
+    .await?;
+    tx.commit().await
+}
 
-    /// The backlog of a source. Reads the pending rows only.
-    pub async fn pending_publications(&self, source_id: i16) -> Result<Pending, sqlx::Error> {
-        let row = sqlx::query(
-            "select count(*), count(held_since), count(*) filter (where unanswered), min(event_created_at)
-             from publication where source_id = $1 and state = 'pending'",
-        )
-        .bind(source_id)
-        .fetch_one(&self.pool)
-        .await?;
-        Ok(Pending { events: row.try_get(0)?, held_back: row.try_get(1)?, unanswered: row.try_get(2)?, oldest: row.try_get(3)? })
-    }
+/// Holds these pending rows, each with its reason, unless a publisher has leased them or they are already held. When the publisher
+/// next compares coderd's row, it ends the hold or sets its own reason.
+pub async fn hold(conn: &mut PgConnection, source_id: i16, held: &[(String, String)], now: DateTime<Utc>) -> Result<(), sqlx::Error> {
+    let (ids, reasons): (Vec<&str>, Vec<&str>) = held.iter().map(|(id, why)| (id.as_str(), why.as_str())).unzip();
+    let mut tx = conn.begin().await?;
+    lock(&mut tx, source_id, &ids).await?;
+    sqlx::query(
+        "update publication set last_message = new.message, held_for = 'coderd_differs', held_since = $4
+         from unnest($2::text[], $3::text[]) as new (event_id, message)
+         where publication.source_id = $1 and publication.event_id = new.event_id and state = 'pending' and held_since is null
+             and (leased_until is null or leased_until <= clock_timestamp())",
+    )
+    .bind(source_id)
+    .bind(&ids)
+    .bind(reasons)
+    .bind(now)
+    .execute(&mut *tx)
+    .await?;
+    tx.commit().await
+}
 
-    /// The first pending rows that are held, by time and id.
-    pub async fn held_back(&self, source_id: i16, limit: i64) -> Result<Vec<HeldBack>, sqlx::Error> {
-        sqlx::query_as(
-            "select event_id, event_created_at as created_at, held_since as since, held_for, last_message as why,
-                 confirmed_at is not null as confirmed
-             from publication join usage_event usage on usage.source_id = publication.source_id and usage.id = event_id
-             where publication.source_id = $1 and state = 'pending' and held_since is not null order by event_created_at, event_id limit $2",
-        )
-        .bind(source_id)
-        .bind(limit)
-        .fetch_all(&self.pool)
-        .await
+/// Ends the leases of these rows and changes nothing else. After an error the leases expire.
+pub async fn release(conn: &mut PgConnection, source_id: i16, holder: &str, ids: &[String]) -> Result<(), sqlx::Error> {
+    let mut tx = conn.begin().await?;
+    lock(&mut tx, source_id, ids).await?;
+    sqlx::query(
+        "update publication set leased_by = null, leased_until = null
+         where source_id = $1 and event_id = any($2) and state = 'pending' and leased_by = $3",
+    )
+    .bind(source_id)
+    .bind(ids)
+    .bind(holder)
+    .execute(&mut *tx)
+    .await?;
+    tx.commit().await
+}
+
+/// A page of pending events of time `until` or older that follow the key `after`, by time and id. Rows that another publisher has
+/// leased are left out: an attempt may be in flight.
+pub async fn old(
+    conn: &mut PgConnection,
+    source_id: i16,
+    until: DateTime<Utc>,
+    after: Option<&(DateTime<Utc>, String)>,
+    limit: i64,
+) -> Result<Vec<(DateTime<Utc>, String)>, sqlx::Error> {
+    sqlx::query_as(
+        "select event_created_at, event_id from publication
+         where source_id = $1 and state = 'pending' and event_created_at <= $2
+             and (leased_until is null or leased_until <= clock_timestamp())
+             and ($3::timestamptz is null or (event_created_at, event_id) > ($3, $4))
+         order by event_created_at, event_id limit $5",
+    )
+    .bind(source_id)
+    .bind(until)
+    .bind(after.map(|(created_at, _)| created_at))
+    .bind(after.map(|(_, id)| id))
+    .bind(limit)
+    .fetch_all(conn)
+    .await
+}
+
+/// Settles pending rows that `holder` has leased or that are not leased, in one batch, if there are any. While a restored
+/// ledger catches up, no event is treated as too old.
+pub async fn settle(
+    conn: &mut PgConnection,
+    source_id: i16,
+    holder: &str,
+    ids: &[String],
+    settlement: Settlement,
+    now: DateTime<Utc>,
+) -> Result<Settled, sqlx::Error> {
+    let mut tx = conn.begin().await?;
+    let free: Vec<String> = sqlx::query_scalar(
+        "select event_id from publication
+         where source_id = $1 and event_id = any($2) and state = 'pending'
+             and (leased_until is null or leased_until <= clock_timestamp() or leased_by = $3)
+             and ($4 or not exists (select from recovery where closed_at is null))
+         order by event_id for update",
+    )
+    .bind(source_id)
+    .bind(ids)
+    .bind(holder)
+    .bind(settlement == Settlement::NotOurs)
+    .fetch_all(&mut *tx)
+    .await?;
+    if free.is_empty() {
+        return Ok(Settled::default());
     }
+    let batch_id = insert_verdicts(&mut tx, now, free.len()).await?;
+    let states: Vec<PublicationState> = sqlx::query_scalar(
+        "with settled as (
+             update publication set held_for = null, held_since = null, leased_by = null, leased_until = null,
+                 state = case when $4 then 'not_ours' when unanswered then 'unknown' else 'expired' end
+             where source_id = $1 and event_id = any($2) returning event_id, state
+         )
+         insert into settlement (source_id, event_id, batch_id, state) select $1, event_id, $3, state from settled returning state",
+    )
+    .bind(source_id)
+    .bind(&free)
+    .bind(batch_id)
+    .bind(settlement == Settlement::NotOurs)
+    .fetch_all(&mut *tx)
+    .await?;
+    tx.commit().await?;
+    let count = |state| states.iter().filter(|found| **found == state).count();
+    Ok(Settled {
+        not_ours: count(PublicationState::NotOurs),
+        expired: count(PublicationState::Expired),
+        unknown: count(PublicationState::Unknown),
+    })
+}
+
+/// The backlog of a source. Reads the pending rows only.
+pub async fn pending(conn: &mut PgConnection, source_id: i16) -> Result<Pending, sqlx::Error> {
+    let row = sqlx::query(
+        "select count(*), count(held_since), count(*) filter (where unanswered), min(event_created_at)
+         from publication where source_id = $1 and state = 'pending'",
+    )
+    .bind(source_id)
+    .fetch_one(conn)
+    .await?;
+    Ok(Pending { events: row.try_get(0)?, held_back: row.try_get(1)?, unanswered: row.try_get(2)?, oldest: row.try_get(3)? })
+}
+
+/// The first pending rows that are held, by time and id.
+pub async fn held(conn: &mut PgConnection, source_id: i16, limit: i64) -> Result<Vec<HeldBack>, sqlx::Error> {
+    sqlx::query_as(
+        "select event_id, event_created_at as created_at, held_since as since, held_for, last_message as why,
+             confirmed_at is not null as confirmed
+         from publication join usage_event usage on usage.source_id = publication.source_id and usage.id = event_id
+         where publication.source_id = $1 and state = 'pending' and held_since is not null order by event_created_at, event_id limit $2",
+    )
+    .bind(source_id)
+    .bind(limit)
+    .fetch_all(conn)
+    .await
 }
 
 /// Locks rows in a fixed order, so that two writers never deadlock. Each writer of several rows calls it first.
@@ -345,9 +352,9 @@ pub(super) async fn doubt_pending(tx: &mut PgConnection) -> Result<(), sqlx::Err
     Ok(())
 }
 
-pub(super) async fn insert_verdicts(tx: &mut PgConnection, ledger: &Ledger, settled: usize) -> Result<i64, sqlx::Error> {
+pub(super) async fn insert_verdicts(tx: &mut PgConnection, now: DateTime<Utc>, settled: usize) -> Result<i64, sqlx::Error> {
     sqlx::query_scalar("insert into batch (kind, recorded_at, settled) values ('verdicts', $1, $2) returning id")
-        .bind(ledger.clock.now())
+        .bind(now)
         .bind(i32::try_from(settled).unwrap_or(i32::MAX))
         .fetch_one(tx)
         .await

@@ -1,6 +1,7 @@
 //! Records one batch of one partition in one transaction. New events, conflicts, rejects and held records become rows, duplicates a count.
 //! The transaction also queues publications and moves the position.
 
+use sqlx::Connection as _;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use chrono::{DateTime, Utc};
@@ -10,39 +11,42 @@ use uuid::Uuid;
 use super::confirmed::confirm;
 use super::positions::{advance, fingerprint};
 use super::refused::insert_refused;
-use super::{Arrival, BatchKind, Chain, Counts, LastRecord, Ledger, RecordError, Refusal, Verdict, rows};
+use super::{Arrival, BatchKind, Chain, Counts, LastRecord, RecordError, Refusal, Verdict, rows};
 use crate::event::{Digest, Payload};
 
-impl Ledger {
-    /// Records one batch and moves the chain's position to `next_offset`.
-    pub async fn record(&self, chain: &Chain, arrivals: &[Arrival], next_offset: i64) -> Result<Counts, RecordError> {
-        let now = self.clock.now();
-        let mut tx = self.pool.begin().await?;
-        let sources = self.source_ids(&mut tx, arrivals).await?;
-        let batch_id: i64 = sqlx::query("select nextval(pg_get_serial_sequence('batch', 'id'))").fetch_one(&mut *tx).await?.try_get(0)?;
-        let sorted = Sorted::of(arrivals, &sources, now);
-        let judged = insert_events(&mut tx, batch_id, &sorted, now).await?;
-        let counts = judged.counts(arrivals);
-        insert_refused(&mut tx, self, batch_id, chain, arrivals, &judged.refused).await?;
-        insert_batch(&mut tx, self, batch_id, chain, next_offset, counts).await?;
-        match chain {
-            Chain::Live(claim) => advance(&mut tx, self, claim, next_offset, last_record(arrivals), i64::from(counts.records)).await?,
-            Chain::Replay { id, next_offset: from, .. } => advance_replay(&mut tx, *id, chain, *from, next_offset).await?,
-        }
-        tx.commit().await?;
-        Ok(counts)
+/// Records one batch and moves the chain's position to `next_offset`.
+pub async fn batch(
+    conn: &mut PgConnection,
+    chain: &Chain,
+    arrivals: &[Arrival],
+    next_offset: i64,
+    now: DateTime<Utc>,
+) -> Result<Counts, RecordError> {
+    let mut tx = conn.begin().await?;
+    let sources = source_ids(&mut tx, arrivals).await?;
+    let batch_id: i64 = sqlx::query("select nextval(pg_get_serial_sequence('batch', 'id'))").fetch_one(&mut *tx).await?.try_get(0)?;
+    let sorted = Sorted::of(arrivals, &sources, now);
+    let judged = insert_events(&mut tx, batch_id, &sorted, now).await?;
+    let counts = judged.counts(arrivals);
+    insert_refused(&mut tx, now, batch_id, chain, arrivals, &judged.refused).await?;
+    insert_batch(&mut tx, now, batch_id, chain, next_offset, counts).await?;
+    match chain {
+        Chain::Live(claim) => advance(&mut tx, now, claim, next_offset, last_record(arrivals), i64::from(counts.records)).await?,
+        Chain::Replay { id, next_offset: from, .. } => advance_replay(&mut tx, *id, chain, *from, next_offset).await?,
     }
+    tx.commit().await?;
+    Ok(counts)
+}
 
-    /// The ledger's ids of the batch's registered deployments, by one query for any number of deployments.
-    async fn source_ids(&self, tx: &mut PgConnection, arrivals: &[Arrival]) -> Result<HashMap<Uuid, i16>, sqlx::Error> {
-        let deployments: HashSet<Uuid> =
-            arrivals.iter().filter_map(|arrival| arrival.event.as_ref().ok()).map(|event| event.deployment).collect();
-        let registered: Vec<(Uuid, i16)> = sqlx::query_as("select deployment_id, id from source where deployment_id = any($1)")
-            .bind(deployments.into_iter().collect::<Vec<_>>())
-            .fetch_all(tx)
-            .await?;
-        Ok(registered.into_iter().collect())
-    }
+/// The ledger's ids of the batch's registered deployments, by one query for any number of deployments.
+async fn source_ids(tx: &mut PgConnection, arrivals: &[Arrival]) -> Result<HashMap<Uuid, i16>, sqlx::Error> {
+    let deployments: HashSet<Uuid> =
+        arrivals.iter().filter_map(|arrival| arrival.event.as_ref().ok()).map(|event| event.deployment).collect();
+    let registered: Vec<(Uuid, i16)> = sqlx::query_as("select deployment_id, id from source where deployment_id = any($1)")
+        .bind(deployments.into_iter().collect::<Vec<_>>())
+        .fetch_all(tx)
+        .await?;
+    Ok(registered.into_iter().collect())
 }
 
 /// A batch's events by table, each id once and in order, so that parallel partitions never deadlock on ids.
@@ -174,7 +178,7 @@ pub(super) fn judge(judged: &mut Judged, news: &[&rows::New], known: &HashMap<us
 /// number from the row of `ledger`, so that sequence order is commit order.
 async fn insert_batch(
     tx: &mut PgConnection,
-    ledger: &Ledger,
+    now: DateTime<Utc>,
     batch_id: i64,
     chain: &Chain,
     next_offset: i64,
@@ -191,7 +195,7 @@ async fn insert_batch(
     )
     .bind(batch_id)
     .bind(kind)
-    .bind(ledger.clock.now())
+    .bind(now)
     .bind(chain.partition().topic.name())
     .bind(chain.partition().partition)
     .bind(chain.generation())

@@ -1,11 +1,12 @@
 //! The recovery of a ledger that was restored from a backup, until it has caught up.
 
 use chrono::{DateTime, Utc};
+use sqlx::Connection as _;
 use sqlx::{FromRow, PgConnection};
 use uuid::Uuid;
 
 use super::publications::doubt_pending;
-use super::{Ledger, NewAct, Sequence, plans};
+use super::{NewAct, Sequence, acts, plans};
 use crate::event::TopicPartition;
 
 /// Losses that neither the log nor a source can restore.
@@ -92,9 +93,7 @@ impl std::fmt::Display for Recovering {
     }
 }
 
-/// The open recovery. It counts unread records below the recorded log ends. Partitions that were never read are included unless
-/// their generation has ended. A source is reread once the ledger has a full pass of it that began after the recovery was opened.
-async fn recovering(connection: &mut PgConnection) -> Result<Option<Recovering>, sqlx::Error> {
+pub async fn open(conn: &mut PgConnection) -> Result<Option<Recovering>, sqlx::Error> {
     sqlx::query_as(
         "select recovery.id, actor, reason, opened_at, targeted_at is not null as log_ends_known,
              (select coalesce(sum(target.next_offset - coalesce(position.next_offset, 0)), 0)::bigint
@@ -118,99 +117,100 @@ async fn recovering(connection: &mut PgConnection) -> Result<Option<Recovering>,
          ) as sources
          where closed_at is null",
     )
-    .fetch_optional(connection)
+    .fetch_optional(conn)
     .await
 }
 
-impl Ledger {
-    pub async fn recovering(&self) -> Result<Option<Recovering>, sqlx::Error> {
-        recovering(&mut *self.pool.acquire().await?).await
-    }
+/// The number of pending publications, and the number of those whose events are later than `after`.
+pub async fn pending_later_than(conn: &mut PgConnection, after: DateTime<Utc>) -> Result<(i64, i64), sqlx::Error> {
+    let query = "select count(*), count(*) filter (where event_created_at > $1) from publication where state = 'pending'";
+    sqlx::query_as(query).bind(after).fetch_one(conn).await
+}
 
-    /// The number of pending publications, and the number of those whose events are later than `after`.
-    pub async fn pending_later_than(&self, after: DateTime<Utc>) -> Result<(i64, i64), sqlx::Error> {
-        let query = "select count(*), count(*) filter (where event_created_at > $1) from publication where state = 'pending'";
-        sqlx::query_as(query).bind(after).fetch_one(&self.pool).await
-    }
-
-    /// Records the log's ends, which were read after the recovery was opened. Only the first call has an effect.
-    pub async fn target_recovery(&self, id: i64, ends: &[(TopicPartition, i64)]) -> Result<(), sqlx::Error> {
-        let mut tx = self.pool.begin().await?;
-        let targeted = sqlx::query("update recovery set targeted_at = $2 where id = $1 and targeted_at is null and closed_at is null")
-            .bind(id)
-            .bind(self.clock.now())
-            .execute(&mut *tx)
-            .await?;
-        if targeted.rows_affected() == 1 {
-            sqlx::query(
-                "insert into recovery_offset (recovery_id, topic, partition, generation, next_offset)
-                 select $1, topic, partition, current_generation(topic, partition), next_offset
-                 from unnest($2::text[], $3::integer[], $4::bigint[]) as log_end (topic, partition, next_offset)",
-            )
-            .bind(id)
-            .bind(ends.iter().map(|(at, _)| at.topic.name()).collect::<Vec<_>>())
-            .bind(ends.iter().map(|(at, _)| at.partition).collect::<Vec<_>>())
-            .bind(ends.iter().map(|(_, end)| *end).collect::<Vec<_>>())
-            .execute(&mut *tx)
-            .await?;
-        }
-        tx.commit().await
-    }
-
-    /// Records that the source's pending publications are compared with coderd's publish marks.
-    pub async fn recovery_compared(&self, id: i64, source_id: i16) -> Result<(), sqlx::Error> {
-        sqlx::query("update recovery_source set compared_at = $3 where recovery_id = $1 and source_id = $2 and compared_at is null")
-            .bind(id)
-            .bind(source_id)
-            .bind(self.clock.now())
-            .execute(&self.pool)
-            .await?;
-        Ok(())
-    }
-
-    /// Releases the open recovery from sources that no longer exist, executing the plan of that hash. False: it does not wait for one
-    /// of them, it is closed, or the plan was executed before; nothing is changed.
-    pub async fn give_up_sources(&self, id: i64, without: &[Uuid], act: &NewAct<'_>, plan: &str) -> Result<bool, sqlx::Error> {
-        let mut tx = self.pool.begin().await?;
-        let open = sqlx::query("select from recovery where id = $1 and closed_at is null for update").bind(id);
-        if open.fetch_optional(&mut *tx).await?.is_none() {
-            return Ok(false);
-        }
-        let act_id = self.act(&mut tx, act).await?;
-        let given_up = sqlx::query(
-            "update recovery_source set given_up_act_id = $3 from source
-             where recovery_id = $1 and source.id = source_id and deployment_id = any($2) and given_up_act_id is null",
-        )
+/// Records the log's ends, which were read after the recovery was opened. Only the first call has an effect.
+pub async fn set_targets(conn: &mut PgConnection, id: i64, ends: &[(TopicPartition, i64)], now: DateTime<Utc>) -> Result<(), sqlx::Error> {
+    let mut tx = conn.begin().await?;
+    let targeted = sqlx::query("update recovery set targeted_at = $2 where id = $1 and targeted_at is null and closed_at is null")
         .bind(id)
-        .bind(without)
-        .bind(act_id)
+        .bind(now)
         .execute(&mut *tx)
         .await?;
-        if given_up.rows_affected() != without.len() as u64 || !plans::executed(&mut tx, plan, act_id, self.clock.now()).await? {
-            return Ok(false);
-        }
-        tx.commit().await?;
-        Ok(true)
+    if targeted.rows_affected() == 1 {
+        sqlx::query(
+            "insert into recovery_offset (recovery_id, topic, partition, generation, next_offset)
+             select $1, topic, partition, current_generation(topic, partition), next_offset
+             from unnest($2::text[], $3::integer[], $4::bigint[]) as log_end (topic, partition, next_offset)",
+        )
+        .bind(id)
+        .bind(ends.iter().map(|(at, _)| at.topic.name()).collect::<Vec<_>>())
+        .bind(ends.iter().map(|(at, _)| at.partition).collect::<Vec<_>>())
+        .bind(ends.iter().map(|(_, end)| *end).collect::<Vec<_>>())
+        .execute(&mut *tx)
+        .await?;
     }
+    tx.commit().await
+}
 
-    /// Closes the recovery if all its work is done. Publications of events accepted meanwhile may have been sent in the lost time, too.
-    /// False: work remains, or it is already closed.
-    pub async fn close_recovery(&self, id: i64) -> Result<bool, sqlx::Error> {
-        // Checked before the whole queue is locked: every process calls this each second until the recovery closes.
-        if !self.recovering().await?.is_some_and(|open| open.id == id && open.has_caught_up()) {
-            return Ok(false);
-        }
-        let mut tx = self.pool.begin().await?;
-        doubt_pending(&mut tx).await?;
-        // Checked again, because locking the queue may have taken time.
-        if !recovering(&mut tx).await?.is_some_and(|open| open.id == id && open.has_caught_up()) {
-            return Ok(false);
-        }
-        let close = sqlx::query("update recovery set closed_at = $2 where id = $1 and closed_at is null").bind(id).bind(self.clock.now());
-        if close.execute(&mut *tx).await?.rows_affected() == 0 {
-            return Ok(false);
-        }
-        tx.commit().await?;
-        Ok(true)
+/// Records that the source's pending publications are compared with coderd's publish marks.
+pub async fn record_compared(conn: &mut PgConnection, id: i64, source_id: i16, now: DateTime<Utc>) -> Result<(), sqlx::Error> {
+    sqlx::query("update recovery_source set compared_at = $3 where recovery_id = $1 and source_id = $2 and compared_at is null")
+        .bind(id)
+        .bind(source_id)
+        .bind(now)
+        .execute(conn)
+        .await?;
+    Ok(())
+}
+
+/// Releases the open recovery from sources that no longer exist, executing the plan of that hash. False: it does not wait for one
+/// of them, it is closed, or the plan was executed before; nothing is changed.
+pub async fn abandon_sources(
+    conn: &mut PgConnection,
+    id: i64,
+    without: &[Uuid],
+    act: &NewAct<'_>,
+    plan: &str,
+    now: DateTime<Utc>,
+) -> Result<bool, sqlx::Error> {
+    let mut tx = conn.begin().await?;
+    let open = sqlx::query("select from recovery where id = $1 and closed_at is null for update").bind(id);
+    if open.fetch_optional(&mut *tx).await?.is_none() {
+        return Ok(false);
     }
+    let act_id = acts::insert(&mut tx, act, now).await?;
+    let given_up = sqlx::query(
+        "update recovery_source set given_up_act_id = $3 from source
+         where recovery_id = $1 and source.id = source_id and deployment_id = any($2) and given_up_act_id is null",
+    )
+    .bind(id)
+    .bind(without)
+    .bind(act_id)
+    .execute(&mut *tx)
+    .await?;
+    if given_up.rows_affected() != without.len() as u64 || !plans::executed(&mut tx, plan, act_id, now).await? {
+        return Ok(false);
+    }
+    tx.commit().await?;
+    Ok(true)
+}
+
+/// Closes the recovery if all its work is done. Publications of events accepted meanwhile may have been sent in the lost time, too.
+/// False: work remains, or it is already closed.
+pub async fn close(conn: &mut PgConnection, id: i64, now: DateTime<Utc>) -> Result<bool, sqlx::Error> {
+    // Checked before the whole queue is locked: every process calls this each second until the recovery closes.
+    if !open(conn).await?.is_some_and(|open| open.id == id && open.has_caught_up()) {
+        return Ok(false);
+    }
+    let mut tx = conn.begin().await?;
+    doubt_pending(&mut tx).await?;
+    // Checked again, because locking the queue may have taken time.
+    if !open(&mut tx).await?.is_some_and(|open| open.id == id && open.has_caught_up()) {
+        return Ok(false);
+    }
+    let close = sqlx::query("update recovery set closed_at = $2 where id = $1 and closed_at is null").bind(id).bind(now);
+    if close.execute(&mut *tx).await?.rows_affected() == 0 {
+        return Ok(false);
+    }
+    tx.commit().await?;
+    Ok(true)
 }

@@ -1,11 +1,12 @@
 //! Rows of records that are not accepted.
 
+use chrono::{DateTime, Utc};
 use std::collections::HashMap;
 
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::{Arrival, Chain, Ledger, Refusal, Verdict};
+use super::{Arrival, Chain, Refusal, Verdict};
 use crate::event::{self, Event, MAX_ID_BYTES, Message, RejectCause};
 
 impl Refusal {
@@ -26,7 +27,7 @@ impl Refusal {
 /// replay keeps an existing row, and the live chain takes over a replay's row.
 pub(super) async fn insert_refused(
     tx: &mut PgConnection,
-    ledger: &Ledger,
+    now: DateTime<Utc>,
     batch_id: i64,
     chain: &Chain,
     arrivals: &[Arrival],
@@ -41,11 +42,11 @@ pub(super) async fn insert_refused(
         bytes += arrival.message.payload.as_deref().map_or(0, <[u8]>::len);
         rows.push(NewReject { arrival, refusal, traces: Traces::of(arrival) });
         if bytes >= STATEMENT_BYTES {
-            insert(tx, ledger, batch_id, chain, &rows).await?;
+            insert(tx, now, batch_id, chain, &rows).await?;
             (rows, bytes) = (Vec::new(), 0);
         }
     }
-    if rows.is_empty() { Ok(()) } else { insert(tx, ledger, batch_id, chain, &rows).await }
+    if rows.is_empty() { Ok(()) } else { insert(tx, now, batch_id, chain, &rows).await }
 }
 
 /// Maximum size of the bodies in one statement, which limits its memory.
@@ -57,7 +58,13 @@ struct NewReject<'a> {
     traces: Traces,
 }
 
-async fn insert(tx: &mut PgConnection, ledger: &Ledger, batch_id: i64, chain: &Chain, rows: &[NewReject<'_>]) -> Result<(), sqlx::Error> {
+async fn insert(
+    tx: &mut PgConnection,
+    now: DateTime<Utc>,
+    batch_id: i64,
+    chain: &Chain,
+    rows: &[NewReject<'_>],
+) -> Result<(), sqlx::Error> {
     sqlx::query(
         "insert into reject (batch_id, topic, partition, generation, recorded_at, log_offset, verdict, cause, detail, deployment_id, event_id,
              event_type, units, record_timestamp, record_key, headers, payload, whole_bytes, whole_sha256)
@@ -74,7 +81,7 @@ async fn insert(tx: &mut PgConnection, ledger: &Ledger, batch_id: i64, chain: &C
     .bind(chain.partition().topic.name())
     .bind(chain.partition().partition)
     .bind(chain.generation())
-    .bind(ledger.clock.now())
+    .bind(now)
     .bind(column(rows, |row| row.arrival.offset))
     .bind(column(rows, |row| row.refusal.verdict))
     .bind(column(rows, |row| row.refusal.cause))

@@ -4,13 +4,14 @@
 //! publications as possibly sent in the lost time.
 
 use chrono::{DateTime, TimeDelta, Utc};
+use sqlx::Connection as _;
 use sqlx::{FromRow, PgConnection};
 use uuid::Uuid;
 
-use super::begin_anew::lives_of;
+use super::generations;
 use super::leases::revoke_leases;
 use super::publications::doubt_pending;
-use super::{ActKind, FORGOTTEN, Landmark, Ledger, Lives, NewAct, OURSELVES, Subject, plans};
+use super::{ActKind, FORGOTTEN, Landmark, Lives, NewAct, OURSELVES, Subject, acts, plans};
 use crate::event::TopicPartition;
 
 /// The evidence that the ledger was restored. It is checked again before a change, so that only the first process opens a recovery.
@@ -112,95 +113,92 @@ async fn collected(connection: &mut PgConnection) -> Result<Vec<CollectedSource>
     .await
 }
 
-impl Ledger {
-    /// Collected sources: those that a recovery opened now would wait for, and the others.
-    pub async fn sources_to_recover(&self) -> Result<(Vec<CollectedSource>, Vec<CollectedSource>), sqlx::Error> {
-        let mut connection = self.pool.acquire().await?;
-        Ok(split(collected(&mut connection).await?))
-    }
+/// Collected sources: those that a recovery opened now would wait for, and the others.
+pub async fn sources_to_recover(conn: &mut PgConnection) -> Result<(Vec<CollectedSource>, Vec<CollectedSource>), sqlx::Error> {
+    Ok(split(collected(conn).await?))
+}
 
-    /// Whether this evidence shows that the ledger was restored and a recovery was not opened for it.
-    pub async fn is_restored(&self, restored: &Restored) -> Result<bool, sqlx::Error> {
-        is_so(&mut *self.pool.acquire().await?, restored).await
+/// Opens a recovery once. The ledger begins another incarnation, all leases and partition leases end, and each pending publication is
+/// marked as possibly sent. `plan` is the plan that this executes. False: the evidence no longer applies, or another process was first.
+/// After an error nothing is changed.
+pub async fn record(
+    conn: &mut PgConnection,
+    restored: &Restored,
+    act: &NewAct<'_>,
+    plan: Option<&str>,
+    now: DateTime<Utc>,
+) -> Result<bool, sqlx::Error> {
+    let mut tx = conn.begin().await?;
+    if !is_restored(&mut tx, restored).await? {
+        return Ok(false);
     }
+    // The order in which every writer locks them, with the row of `ledger` last. Passes and batches in flight have committed or fail.
+    revoke_leases(&mut tx, "%").await?;
+    sqlx::query("update lease set shown_sequence = 0").execute(&mut *tx).await?;
+    doubt_pending(&mut tx).await?;
+    sqlx::query("select from position order by topic, partition for update").execute(&mut *tx).await?;
+    sqlx::query("update position set epoch = epoch + 1").execute(&mut *tx).await?;
+    lower_cutover(&mut tx).await?;
+    // The backup may contain an open recovery. The new one includes its work.
+    sqlx::query("update recovery set closed_at = $1 where closed_at is null").bind(now).execute(&mut *tx).await?;
+    let act_id = acts::insert(&mut tx, act, now).await?;
+    sqlx::query("select from ledger for update").execute(&mut *tx).await?;
+    if !is_restored(&mut tx, restored).await? {
+        return Ok(false);
+    }
+    sqlx::query(
+        "with over as (
+             insert into past_incarnation select incarnation from ledger union select unnest($1::uuid[]) on conflict do nothing
+         )
+         update ledger set incarnation = gen_random_uuid()",
+    )
+    .bind(restored.lost())
+    .execute(&mut *tx)
+    .await?;
+    let without = if let Restored::Said { without, .. } = restored { without.as_slice() } else { &[] };
+    let (waited_for, _) = split(collected(&mut tx).await?);
+    if without.iter().any(|named| !waited_for.iter().any(|source| source.deployment_id == *named)) {
+        return Ok(false);
+    }
+    let given_up: Vec<bool> = waited_for.iter().map(|source| without.contains(&source.deployment_id)).collect();
+    sqlx::query(
+        "with opened as (insert into recovery (act_id, opened_at) values ($1, $2) returning id)
+         insert into recovery_source (recovery_id, source_id, after_pass_id, given_up_act_id)
+         select opened.id, source_id, after_pass_id, case when given_up then $1 end
+         from opened, unnest($3::smallint[], $4::bigint[], $5::boolean[]) as waited_for (source_id, after_pass_id, given_up)",
+    )
+    .bind(act_id)
+    .bind(now)
+    .bind(waited_for.iter().map(|source| source.id).collect::<Vec<_>>())
+    .bind(waited_for.iter().map(|source| source.last_pass_id).collect::<Vec<_>>())
+    .bind(&given_up)
+    .execute(&mut *tx)
+    .await?;
+    if let Some(hash) = plan
+        && !plans::executed(&mut tx, hash, act_id, now).await?
+    {
+        return Ok(false);
+    }
+    tx.commit().await?;
+    Ok(true)
+}
 
-    /// Opens a recovery once. The ledger begins another incarnation, all leases and partition leases end, and each pending publication is
-    /// marked as possibly sent. `plan` is the plan that this executes. False: the evidence no longer applies, or another process was first.
-    /// After an error nothing is changed.
-    pub async fn note_restored(&self, restored: &Restored, act: &NewAct<'_>, plan: Option<&str>) -> Result<bool, sqlx::Error> {
-        let mut tx = self.pool.begin().await?;
-        if !is_so(&mut tx, restored).await? {
-            return Ok(false);
-        }
-        // The order in which every writer locks them, with the row of `ledger` last. Passes and batches in flight have committed or fail.
-        revoke_leases(&mut tx, "%").await?;
-        sqlx::query("update lease set shown_sequence = 0").execute(&mut *tx).await?;
-        doubt_pending(&mut tx).await?;
-        sqlx::query("select from position order by topic, partition for update").execute(&mut *tx).await?;
-        sqlx::query("update position set epoch = epoch + 1").execute(&mut *tx).await?;
-        lower_cutover(&mut tx).await?;
-        let now = self.clock.now();
-        // The backup may contain an open recovery. The new one includes its work.
-        sqlx::query("update recovery set closed_at = $1 where closed_at is null").bind(now).execute(&mut *tx).await?;
-        let act_id = self.act(&mut tx, act).await?;
-        sqlx::query("select from ledger for update").execute(&mut *tx).await?;
-        if !is_so(&mut tx, restored).await? {
-            return Ok(false);
-        }
-        sqlx::query(
-            "with over as (
-                 insert into past_incarnation select incarnation from ledger union select unnest($1::uuid[]) on conflict do nothing
-             )
-             update ledger set incarnation = gen_random_uuid()",
-        )
-        .bind(restored.lost())
-        .execute(&mut *tx)
-        .await?;
-        let without = if let Restored::Said { without, .. } = restored { without.as_slice() } else { &[] };
-        let (waited_for, _) = split(collected(&mut tx).await?);
-        if without.iter().any(|named| !waited_for.iter().any(|source| source.deployment_id == *named)) {
-            return Ok(false);
-        }
-        let given_up: Vec<bool> = waited_for.iter().map(|source| without.contains(&source.deployment_id)).collect();
-        sqlx::query(
-            "with opened as (insert into recovery (act_id, opened_at) values ($1, $2) returning id)
-             insert into recovery_source (recovery_id, source_id, after_pass_id, given_up_act_id)
-             select opened.id, source_id, after_pass_id, case when given_up then $1 end
-             from opened, unnest($3::smallint[], $4::bigint[], $5::boolean[]) as waited_for (source_id, after_pass_id, given_up)",
-        )
-        .bind(act_id)
-        .bind(now)
-        .bind(waited_for.iter().map(|source| source.id).collect::<Vec<_>>())
-        .bind(waited_for.iter().map(|source| source.last_pass_id).collect::<Vec<_>>())
-        .bind(&given_up)
-        .execute(&mut *tx)
-        .await?;
-        if let Some(hash) = plan
-            && !plans::executed(&mut tx, hash, act_id, now).await?
-        {
-            return Ok(false);
-        }
-        tx.commit().await?;
-        Ok(true)
+/// Opens a recovery of a restored ledger that this program has detected itself. Each process that detects it calls this; the first
+/// call opens the recovery. After an error the next check retries.
+pub async fn record_detected(conn: &mut PgConnection, restored: &Restored, now: DateTime<Utc>) -> Result<bool, sqlx::Error> {
+    let reason = restored.to_string();
+    let act = NewAct {
+        actor: OURSELVES,
+        act: ActKind::Recover,
+        subject: Subject::Named("ledger"),
+        reason: &reason,
+        detail: serde_json::json!({}),
+    };
+    let opened = record(conn, restored, &act, None, now).await?;
+    if opened {
+        tracing::warn!(reason, "the ledger was restored from a backup: it is another incarnation now, and catches up; {FORGOTTEN}");
     }
-
-    /// Opens a recovery of a restored ledger that this program has detected itself. Each process that detects it calls this; the first
-    /// call opens the recovery. After an error the next check retries.
-    pub async fn note_went_back(&self, restored: &Restored) -> Result<bool, sqlx::Error> {
-        let reason = restored.to_string();
-        let act = NewAct {
-            actor: OURSELVES,
-            act: ActKind::Recover,
-            subject: Subject::Named("ledger"),
-            reason: &reason,
-            detail: serde_json::json!({}),
-        };
-        let opened = self.note_restored(restored, &act, None).await?;
-        if opened {
-            tracing::warn!(reason, "the ledger was restored from a backup: it is another incarnation now, and catches up; {FORGOTTEN}");
-        }
-        Ok(opened)
-    }
+    Ok(opened)
 }
 
 /// Lowers the cutovers to the positions. The ledger may have lost an earlier cutover with the rejects of forged records beyond the
@@ -216,12 +214,13 @@ async fn lower_cutover(tx: &mut PgConnection) -> Result<(), sqlx::Error> {
     Ok(())
 }
 
-/// Whether the evidence applies. An incarnation or generation that the ledger does not know came after its backup.
-async fn is_so(tx: &mut PgConnection, restored: &Restored) -> Result<bool, sqlx::Error> {
+/// Whether this evidence shows that the ledger was restored and a recovery was not opened for it. An
+/// incarnation or generation that the ledger does not know came after its backup.
+pub async fn is_restored(conn: &mut PgConnection, restored: &Restored) -> Result<bool, sqlx::Error> {
     let (is_current, is_past): (bool, bool) =
         sqlx::query_as("select incarnation = $1, exists (select from past_incarnation past where past.incarnation = $1) from ledger")
             .bind(restored.incarnation())
-            .fetch_one(&mut *tx)
+            .fetch_one(&mut *conn)
             .await?;
     match restored {
         _ if is_past => Ok(false),
@@ -230,13 +229,13 @@ async fn is_so(tx: &mut PgConnection, restored: &Restored) -> Result<bool, sqlx:
         Restored::Batch(landmark) => {
             let query = "select not exists (select from batch where sequence = $1 and id = $2 and recorded_at = $3)";
             let query = sqlx::query_scalar(query).bind(landmark.sequence).bind(landmark.batch_id).bind(landmark.recorded_at);
-            query.fetch_one(tx).await
+            query.fetch_one(conn).await
         }
         Restored::Position { lives, partition, next_offset, .. } => {
-            let ended = lives_of(tx).await?.ended;
+            let ended = generations::all(conn).await?.ended;
             let query = "select not exists (select from position where topic = $1 and partition = $2 and next_offset >= $3)";
             let query = sqlx::query_scalar(query).bind(partition.topic.name()).bind(partition.partition).bind(next_offset);
-            Ok(ended < lives.ended || ended == lives.ended && query.fetch_one(tx).await?)
+            Ok(ended < lives.ended || ended == lives.ended && query.fetch_one(conn).await?)
         }
     }
 }

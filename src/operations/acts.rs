@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{Desk, OperationError};
-use crate::ledger::{Act, ListActs};
+use crate::ledger::{Act, ListActs, acts};
 
 /// Acts of one page: the default and the maximum.
 const PAGE: u16 = 100;
@@ -27,7 +27,7 @@ impl Desk {
             return Err(OperationError::Invalid { field: "limit", message: format!("must be 1 to {MOST}") });
         }
         // one act more than the limit shows whether another page exists
-        let mut acts = self.ledger.in_time(self.ledger.acts(request, i64::from(limit) + 1)).await?;
+        let mut acts = self.ledger.run(async |conn| acts::list(conn, request, i64::from(limit) + 1).await).await?;
         let more = acts.len() > usize::from(limit);
         acts.truncate(usize::from(limit));
         let next_before = acts.last().filter(|_| more).map(|act| act.id);

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::{Desk, OperationError};
 use crate::audit::{Audit, AuditReport};
 use crate::coderd::Database;
-use crate::ledger::{Finding, StatementError};
+use crate::ledger::{Finding, StatementError, findings, retirements};
 
 /// Options of an audit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -32,7 +32,7 @@ pub struct AuditFindings {
 impl Desk {
     /// Latest findings of the continuous audit.
     pub async fn audit_findings(&self) -> Result<AuditFindings, OperationError> {
-        Ok(AuditFindings { findings: self.ledger.in_time(self.ledger.findings()).await? })
+        Ok(AuditFindings { findings: self.ledger.run(findings::list).await? })
     }
 
     /// Audits now. Marks events as confirmed, missing or held; changes no event. `progress` gets the offsets that a deep audit has read,
@@ -44,7 +44,9 @@ impl Desk {
             None => None,
         };
         let source = match source {
-            Some((_, deployment)) if self.ledger.in_time(self.ledger.retirement(deployment)).await?.is_some() => None,
+            Some((_, deployment)) if self.ledger.run(async |conn| retirements::of_deployment(conn, deployment).await).await?.is_some() => {
+                None
+            }
             source => source,
         };
         let audit = Audit { ledger: self.ledger.clone(), log: self.log.clone(), source, patience };

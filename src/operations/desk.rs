@@ -4,7 +4,7 @@ use uuid::Uuid;
 
 use super::OperationError;
 use crate::coderd::Database;
-use crate::ledger::{ActKind, LICENSE_RULES, Ledger, NewAct, Subject};
+use crate::ledger::{ActKind, LICENSE_RULES, Ledger, NewAct, Subject, choices};
 use crate::license::{PublicKeys, RuleSet};
 use crate::log::Log;
 
@@ -34,7 +34,7 @@ impl Desk {
     /// # Errors
     /// [`OperationError::Forbidden`] if the ledger names rules that this version does not know.
     pub async fn license_rules(&self) -> Result<RuleSet, OperationError> {
-        match self.ledger.in_time(self.ledger.choice(LICENSE_RULES)).await? {
+        match self.ledger.run(async |conn| choices::get(conn, LICENSE_RULES).await).await? {
             Some(name) => name.parse().map_err(|error| OperationError::Forbidden(format!("in the ledger were chosen: {error}"))),
             None => Ok(self.rules),
         }

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{Actor, Desk, OperationError};
-use crate::ledger::{ActKind, SourceIdentity, Subject};
+use crate::ledger::{ActKind, SourceIdentity, Subject, identity};
 
 /// A source, and the coderd to which it is now bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,7 +34,7 @@ impl Desk {
         let found = SourceIdentity::from(identity?);
         let subject = source_id.to_string();
         let act = actor.act(ActKind::Accept, Subject::Named(&subject), serde_json::Value::Null);
-        match self.ledger.in_time(self.ledger.accept_identity(source_id, found, &act)).await? {
+        match self.ledger.run(async |conn| identity::accept(conn, source_id, found, &act, self.ledger.clock.now()).await).await? {
             Ok(Some(_)) => Ok(AcceptedIdentity { source_id, deployment_id: found.deployment_id, organization_id: found.organization_id }),
             Ok(None) => Err(OperationError::NotFound(format!("source {source_id} is not registered"))),
             Err(refusal) => Err(OperationError::Forbidden(refusal.to_string())),

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::{Actor, Desk, OperationError};
 use crate::event::Topic;
-use crate::ledger::{ActKind, Ledger, Pausable, Pause, PublishStop, Subject};
+use crate::ledger::{ActKind, Ledger, Pausable, Pause, PublishStop, Subject, pauses, publish_marks};
 
 /// What to pause or to resume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -37,7 +37,7 @@ pub struct Pauses {
 impl Desk {
     /// Current pauses, with actor and reason.
     pub async fn pauses(&self) -> Result<Pauses, OperationError> {
-        Ok(Pauses { pauses: self.ledger.in_time(self.ledger.pauses()).await? })
+        Ok(Pauses { pauses: self.ledger.run(pauses::list).await? })
     }
 
     /// Pauses an operation in all processes, within seconds. Work in flight is finished; no new work begins. A pause loses nothing: the
@@ -48,7 +48,10 @@ impl Desk {
     pub async fn pause(&self, request: &PauseRequest, actor: &Actor) -> Result<Pause, OperationError> {
         let topic = topic(request)?;
         actor.require_reason()?;
-        let paused = self.ledger.in_time(self.ledger.pause(request.operation, topic, &actor.name, &actor.reason)).await?;
+        let paused = self
+            .ledger
+            .run(async |conn| pauses::begin(conn, request.operation, topic, &actor.name, &actor.reason, self.ledger.clock.now()).await)
+            .await?;
         paused.map_err(|held| OperationError::Forbidden(held.to_string()))
     }
 
@@ -58,7 +61,10 @@ impl Desk {
     /// [`OperationError::Invalid`] for a wrong topic; [`OperationError::Forbidden`] if not paused, with the current pauses.
     pub async fn resume(&self, request: &PauseRequest, actor: &Actor) -> Result<Pause, OperationError> {
         let topic = topic(request)?;
-        let resumed = self.ledger.in_time(self.ledger.resume(request.operation, topic, &actor.name, &actor.reason)).await?;
+        let resumed = self
+            .ledger
+            .run(async |conn| pauses::end(conn, request.operation, topic, &actor.name, &actor.reason, self.ledger.clock.now()).await)
+            .await?;
         resumed.map_err(|held| {
             let of = topic.map(|topic| format!(" of {topic}")).unwrap_or_default();
             let others: String = held.iter().map(|pause| format!("; {pause}")).collect();
@@ -76,7 +82,8 @@ impl Desk {
         actor.require_reason()?;
         let detail = serde_json::Value::default();
         let act = actor.act(ActKind::Resume, Subject::Named("publish"), detail);
-        let ended = self.ledger.in_time(self.ledger.end_publish_stop(request.deployment_id, &act)).await?;
+        let ended =
+            self.ledger.run(async |conn| publish_marks::end_stop(conn, request.deployment_id, &act, self.ledger.clock.now()).await).await?;
         let not_stopped = || format!("publishing of deployment {} has not stopped for coderd's own", request.deployment_id);
         ended.ok_or_else(|| OperationError::NotFound(not_stopped()))
     }
@@ -87,7 +94,7 @@ impl Desk {
 /// # Errors
 /// [`OperationError::Forbidden`] with the actor and the reason of the pause.
 pub async fn refuse_paused(ledger: &Ledger, operation: Pausable) -> Result<(), OperationError> {
-    let pauses = ledger.in_time(ledger.pauses()).await?;
+    let pauses = ledger.run(pauses::list).await?;
     match pauses.iter().find(|pause| pause.operation == operation && pause.topic.is_none()) {
         Some(pause) => Err(OperationError::Forbidden(pause.to_string())),
         None => Ok(()),

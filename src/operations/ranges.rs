@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{CANNOT_BE, Desk, OperationError, can_be, instant, iso_duration};
 use crate::event::{Topic, TopicPartition};
-use crate::ledger::ReplayRange;
+use crate::ledger::{ReplayRange, positions};
 use crate::log::Log;
 
 /// A range of the log, as an operator writes it.
@@ -130,7 +130,7 @@ impl Desk {
                 let message = format!("{partition}: the range would begin at {first_offset} and end at {end_offset}");
                 return Err(OperationError::Invalid { field: "until", message });
             }
-            let generation = self.ledger.in_time(self.ledger.generation(partition)).await?;
+            let generation = self.ledger.run(async |conn| positions::generation(conn, partition).await).await?;
             ranges.push(ReplayRange { partition, generation, first_offset, next_offset: first_offset, end_offset });
         }
         Ok((ranges, moved))

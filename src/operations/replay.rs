@@ -9,7 +9,7 @@ use super::plan_hash::plan_hash;
 use super::ranges::{LogRange, MovedEnd};
 use super::{Actor, Desk, OperationError};
 use crate::consumer::{ForeseenRange, Replay, ReplayError};
-use crate::ledger::{ActKind, Counts, ReplayRange, Subject};
+use crate::ledger::{ActKind, Counts, ReplayRange, Subject, positions, replays};
 
 /// Default rate in records per second. One consumer on two cores, beside its broker, records ten times as many. So live consumption keeps
 /// most of the ledger. A million records take three and a half minutes.
@@ -110,7 +110,9 @@ impl Desk {
         let id = Uuid::new_v4();
         let plan = ReplayPlan { moved_ends, ..self.foresee(id, &ranges, "planning", progress, stop).await? };
         let (request, effect) = (serde_json::to_value(request)?, serde_json::to_value(&plan)?);
-        self.ledger.in_time(self.ledger.save_replay(id, &plan.hash, &request, &effect, &ranges)).await?;
+        self.ledger
+            .run(async |conn| replays::save(conn, id, &plan.hash, &request, &effect, &ranges, self.ledger.clock.now()).await)
+            .await?;
         Ok(plan)
     }
 
@@ -134,14 +136,14 @@ impl Desk {
             let message = format!("no replay was planned under {hash}: run `tallyline replay plan` and use the hash that it prints");
             OperationError::NotFound(message)
         };
-        let planned = self.ledger.in_time(self.ledger.load_replay(hash)).await?.ok_or_else(unknown)?;
+        let planned = self.ledger.run(async |conn| replays::load(conn, hash).await).await?.ok_or_else(unknown)?;
         if planned.finished {
             return Err(OperationError::Forbidden("this plan was executed to its end: plan again".to_owned()));
         }
         self.same_lives(&planned.ranges).await?;
         self.replay().is_the_same_log(&planned.ranges).await?;
         let resumed_after = if planned.started {
-            Some(self.ledger.in_time(self.ledger.replayed(planned.id)).await?.records)
+            Some(self.ledger.run(async |conn| replays::counts(conn, planned.id).await).await?.records)
         } else {
             let now = self.foresee(planned.id, &planned.ranges, "comparing with the plan", &progress, stop).await?;
             if now.hash != *hash {
@@ -149,13 +151,13 @@ impl Desk {
             }
             let detail = serde_json::json!({ "records_per_second": rate });
             let act = actor.act(ActKind::Replay, Subject::Named(hash), detail);
-            self.ledger.in_time(self.ledger.start_replay(hash, &act)).await?;
+            self.ledger.run(async |conn| replays::start(conn, hash, &act, self.ledger.clock.now()).await).await?;
             None
         };
         let progress = stepping("replaying", &planned.ranges, &progress);
         self.replay().record(planned.id, &planned.ranges, rate, progress, stop).await?;
-        self.ledger.in_time(self.ledger.finish_replay(hash)).await?;
-        let counts = self.ledger.in_time(self.ledger.replayed(planned.id)).await?;
+        self.ledger.run(async |conn| replays::finish(conn, hash, self.ledger.clock.now()).await).await?;
+        let counts = self.ledger.run(async |conn| replays::counts(conn, planned.id).await).await?;
         let Counts { records, accepted, duplicates, conflicts, rejects, held } = counts;
         Ok(Replayed { hash: hash.clone(), resumed_after, records, accepted, duplicates, conflicts, rejects, held })
     }
@@ -163,7 +165,7 @@ impl Desk {
     /// An offset identifies a record only within one generation of its partition.
     async fn same_lives(&self, ranges: &[ReplayRange]) -> Result<(), OperationError> {
         for range in ranges {
-            let generation = self.ledger.in_time(self.ledger.generation(range.partition)).await?;
+            let generation = self.ledger.run(async |conn| positions::generation(conn, range.partition).await).await?;
             if generation != range.generation {
                 let message = format!("{} was begun anew since this was planned: plan again", range.partition);
                 return Err(OperationError::Forbidden(message));

@@ -6,7 +6,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::{Actor, Desk, OperationError};
-use crate::ledger::{ActKind, Retirement, Subject};
+use crate::ledger::{ActKind, Retirement, Subject, passes, publications, retirements, sources};
 
 /// Every registered source.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -42,16 +42,16 @@ pub struct OneSource {
 
 impl Desk {
     pub async fn list_sources(&self) -> Result<Sources, OperationError> {
-        let retirements = self.ledger.in_time(self.ledger.retirements()).await?;
+        let retirements = self.ledger.run(retirements::list).await?;
         let mut sources = Vec::new();
-        for source in self.ledger.in_time(self.ledger.sources()).await? {
-            let completeness = self.ledger.in_time(self.ledger.completeness(source.id)).await?;
+        for source in self.ledger.run(sources::list).await? {
+            let completeness = self.ledger.run(async |conn| passes::completeness(conn, source.id).await).await?;
             sources.push(RegisteredSource {
                 deployment_id: source.deployment_id,
                 introduced_at: source.introduced_at,
-                last_read_at: self.ledger.in_time(self.ledger.last_pass(source.id)).await?.started_at,
+                last_read_at: self.ledger.run(async |conn| passes::last(conn, source.id).await).await?.started_at,
                 complete_until: completeness.complete_until,
-                pending: self.ledger.in_time(self.ledger.pending_publications(source.id)).await?.events,
+                pending: self.ledger.run(async |conn| publications::pending(conn, source.id).await).await?.events,
                 retired: retirements.iter().find(|retirement| retirement.deployment_id == source.deployment_id).cloned(),
             });
         }
@@ -67,8 +67,8 @@ impl Desk {
     pub async fn retire_source(&self, request: &OneSource, actor: &Actor) -> Result<RegisteredSource, OperationError> {
         let id = self.registered(request, actor).await?;
         let act = actor.act(ActKind::Retire, Subject::Named(&id), serde_json::json!({}));
-        if !self.ledger.in_time(self.ledger.retire_source(request.deployment_id, &act)).await? {
-            let retirement = self.ledger.in_time(self.ledger.retirement(request.deployment_id)).await?;
+        if !self.ledger.run(async |conn| retirements::retire(conn, request.deployment_id, &act, self.ledger.clock.now()).await).await? {
+            let retirement = self.ledger.run(async |conn| retirements::of_deployment(conn, request.deployment_id).await).await?;
             return Err(OperationError::Forbidden(
                 retirement.map_or_else(|| format!("source {id} changed meanwhile: retry"), |by| by.to_string()),
             ));
@@ -83,7 +83,7 @@ impl Desk {
     pub async fn reinstate_source(&self, request: &OneSource, actor: &Actor) -> Result<RegisteredSource, OperationError> {
         let id = self.registered(request, actor).await?;
         let act = actor.act(ActKind::Reinstate, Subject::Named(&id), serde_json::json!({}));
-        if !self.ledger.in_time(self.ledger.reinstate_source(request.deployment_id, &act)).await? {
+        if !self.ledger.run(async |conn| retirements::reinstate(conn, request.deployment_id, &act, self.ledger.clock.now()).await).await? {
             return Err(OperationError::Forbidden(format!("source {id} is not retired; nothing was changed")));
         }
         self.one_source(request).await

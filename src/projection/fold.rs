@@ -3,7 +3,7 @@
 use uuid::Uuid;
 
 use super::ProjectionError;
-use crate::ledger::{Entry, Ledger, Sequence, Snapshot, other_incarnation};
+use crate::ledger::{Entry, Ledger, Sequence, Snapshot, entries, other_incarnation, snapshots};
 use crate::stages::Stage;
 
 /// A state and its last batch.
@@ -37,7 +37,9 @@ impl<S: Stage> Folded<S> {
 
     /// The newest snapshot at or before `limit` that this version can read, or zero.
     pub(super) async fn begin(ledger: &Ledger, incarnation: Uuid, limit: i64) -> Result<Self, ProjectionError> {
-        let Some(found) = ledger.load_snapshot(S::NAME, S::RULES_VERSION, limit).await? else { return Ok(Self::zero(incarnation)) };
+        let Some(found) = ledger.run(async |conn| snapshots::load(conn, S::NAME, S::RULES_VERSION, limit).await).await? else {
+            return Ok(Self::zero(incarnation));
+        };
         match serde_json::from_slice(&found.state) {
             Ok(state) => Ok(Self { sequence: found.sequence, state }),
             Err(error) => {
@@ -63,7 +65,7 @@ pub async fn fold_to<S: Stage>(ledger: &Ledger, limit: i64) -> Result<Folded<S>,
 
 /// Like [`fold_to`]. Calls `told` after each page with the folded batches and their total.
 pub async fn fold_to_telling<S: Stage>(ledger: &Ledger, limit: i64, told: impl Fn(i64, i64)) -> Result<Folded<S>, ProjectionError> {
-    let head = ledger.in_time(ledger.head()).await?;
+    let head = ledger.run(snapshots::head).await?;
     let mut folded = Folded::zero(head.incarnation);
     let end = limit.min(head.number);
     while folded.sequence.number < end {
@@ -77,9 +79,9 @@ pub async fn fold_to_telling<S: Stage>(ledger: &Ledger, limit: i64, told: impl F
 
 /// The state at `limit` or at the ledger's end, whichever comes first. Starts from the newest snapshot, as a serving process does.
 pub async fn fold_on<S: Stage>(ledger: &Ledger, limit: i64) -> Result<Folded<S>, ProjectionError> {
-    let head = ledger.in_time(ledger.head()).await?;
+    let head = ledger.run(snapshots::head).await?;
     let end = limit.min(head.number);
-    let mut folded = ledger.in_time(Folded::<S>::begin(ledger, head.incarnation, end)).await?;
+    let mut folded = Folded::<S>::begin(ledger, head.incarnation, end).await?;
     if folded.sequence.number == 0 {
         return fold_to(ledger, end).await;
     }
@@ -95,15 +97,15 @@ pub async fn fold_on<S: Stage>(ledger: &Ledger, limit: i64) -> Result<Folded<S>,
 }
 
 async fn page_of_one_ledger<S>(ledger: &Ledger, folded: &Folded<S>, end: i64) -> Result<Vec<Entry>, ProjectionError> {
-    let page = ledger.in_time(next_page(ledger, folded.sequence, end)).await?;
+    let page = next_page(ledger, folded.sequence, end).await?;
     page.ok_or_else(|| other_incarnation().into())
 }
 
 /// A page of the batches after `after` up to `end`, which the ledger has reached. None: the ledger has another incarnation.
 pub(super) async fn next_page(ledger: &Ledger, after: Sequence, end: i64) -> Result<Option<Vec<Entry>>, ProjectionError> {
-    let page = ledger.entries_after(after.number, end).await?;
+    let page = ledger.run(async |conn| entries::after(conn, after.number, end).await).await?;
     // Read after the page: an incarnation never returns, so the page belongs to this one.
-    if ledger.head().await?.incarnation != after.incarnation {
+    if ledger.run(snapshots::head).await?.incarnation != after.incarnation {
         return Ok(None);
     }
     if page.is_empty() {

@@ -9,7 +9,7 @@ use tracing::{info, warn};
 use super::fold::{fold_to_telling, next_page};
 use super::{Folded, ProjectionError, View};
 use crate::cause::{self, Lasting};
-use crate::ledger::{Acquaintance, Entry, Landmark, Ledger, Restored, Sequence, other_incarnation};
+use crate::ledger::{Acquaintance, Entry, Landmark, Ledger, Restored, Sequence, landmarks, other_incarnation, restored, snapshots};
 use crate::stages::Stage;
 
 /// The wait before a retry while the database does not answer.
@@ -99,16 +99,18 @@ impl<S: Stage> Projection<S> {
     /// another incarnation; then the fold restarts.
     async fn catch_up(&mut self) -> Result<(), ProjectionError> {
         let asked_at = self.ledger.clock.now();
-        let (head, acquaintance) = self.ledger.in_time(self.ledger.head_seen_from(self.landmark.as_ref())).await?;
+        let (head, acquaintance) = self.ledger.run(async |conn| landmarks::head_and_identity(conn, self.landmark.as_ref()).await).await?;
         if let (Acquaintance::WentBack, Some(landmark)) = (acquaintance, self.landmark) {
-            self.ledger.in_time(self.ledger.note_went_back(&Restored::Batch(landmark))).await?;
+            self.ledger
+                .run(async |conn| restored::record_detected(conn, &Restored::Batch(landmark), self.ledger.clock.now()).await)
+                .await?;
             return Ok(());
         }
         let mut reached = self.view.standing().map(|standing| standing.sequence);
         if reached.is_none_or(|reached| reached.incarnation != head.incarnation) {
             let begun = Folded::<S>::begin(&self.ledger, head.incarnation, head.number);
-            let folded = self.ledger.in_time(begun).await?;
-            let landmark = self.ledger.in_time(self.ledger.landmark(folded.sequence.number)).await?;
+            let folded = begun.await?;
+            let landmark = self.ledger.run(async |conn| landmarks::of_batch(conn, folded.sequence.number).await).await?;
             if folded.sequence.incarnation != head.incarnation || landmark.is_some_and(|landmark| landmark.incarnation != head.incarnation)
             {
                 return Ok(()); // replaced in this moment: the next round sees it
@@ -123,7 +125,7 @@ impl<S: Stage> Projection<S> {
         let Some(mut reached) = reached else { return Ok(()) };
         while reached.number < head.number {
             let next = next_page(&self.ledger, reached, head.number);
-            let Some(page) = self.ledger.in_time(next).await? else { return Ok(()) };
+            let Some(page) = next.await? else { return Ok(()) };
             let Some(landmark) = self.end_of(&page).await? else { return Ok(()) };
             self.landmark = Some(landmark);
             for entry in page {
@@ -148,8 +150,8 @@ impl<S: Stage> Projection<S> {
     /// not come back.
     async fn end_of(&self, page: &[Entry]) -> Result<Option<Landmark>, ProjectionError> {
         let Some(last) = page.last() else { return Ok(None) };
-        let landmark = self.ledger.in_time(self.ledger.landmark(last.sequence)).await?;
-        let (_, acquaintance) = self.ledger.in_time(self.ledger.head_seen_from(self.landmark.as_ref())).await?;
+        let landmark = self.ledger.run(async |conn| landmarks::of_batch(conn, last.sequence).await).await?;
+        let (_, acquaintance) = self.ledger.run(async |conn| landmarks::head_and_identity(conn, self.landmark.as_ref()).await).await?;
         Ok(landmark.filter(|_| acquaintance == Acquaintance::Same))
     }
 
@@ -157,7 +159,7 @@ impl<S: Stage> Projection<S> {
     /// process switches at the same sequence. Readers see its progress: this process is behind the ledger's end until then.
     async fn rebuild(&mut self, at: Sequence) -> Result<(), ProjectionError> {
         info!(stage = S::NAME, sequence = at.number, "rebuilding from zero, as an operator has asked");
-        let head = self.ledger.in_time(self.ledger.head()).await?;
+        let head = self.ledger.run(snapshots::head).await?;
         let goes_on = |_, _| self.view.set_rebuild(Some(Instant::now()));
         goes_on(0, at.number);
         let folded = fold_to_telling::<S>(&self.ledger, at.number, goes_on).await?;
@@ -183,7 +185,7 @@ impl<S: Stage> Projection<S> {
             return;
         }
         // If the ledger was restored since, this state belongs to another incarnation.
-        match self.ledger.in_time(self.ledger.head_seen_from(self.landmark.as_ref())).await {
+        match self.ledger.run(async |conn| landmarks::head_and_identity(conn, self.landmark.as_ref()).await).await {
             Ok((_, Acquaintance::Same)) => {}
             Ok(_) | Err(_) => return,
         }
@@ -191,7 +193,11 @@ impl<S: Stage> Projection<S> {
         let view = self.view();
         let Ok(Some(snapshot)) = tokio::task::spawn_blocking(move || view.folded(Folded::snapshot)).await else { return };
         let kept = match snapshot {
-            Ok(snapshot) => match self.ledger.in_time(self.ledger.save_snapshot(S::NAME, S::RULES_VERSION, &snapshot)).await {
+            Ok(snapshot) => match self
+                .ledger
+                .run(async |conn| snapshots::save(conn, S::NAME, S::RULES_VERSION, &snapshot, self.ledger.clock.now()).await)
+                .await
+            {
                 Ok(()) => Ok(snapshot.sequence.number),
                 Err(error) => Err(ProjectionError::from(error)),
             },

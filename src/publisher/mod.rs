@@ -27,7 +27,7 @@ use tracing::debug;
 use uuid::Uuid;
 
 use crate::coderd::{Reader, UsageRow};
-use crate::ledger::{Ledger, Pausable, Settled, Settlement};
+use crate::ledger::{Ledger, Pausable, Settled, Settlement, identity, known, losses, publications, recoveries, retirements, sources};
 use crate::tallyman::{SendError, SettingsError, TallymanClient};
 use crate::waiting::Waits;
 
@@ -139,7 +139,9 @@ impl Publisher {
 
     /// Whether an operator has retired the source. If so, sets the condition, and nothing new is leased.
     async fn is_retired(&self) -> anyhow::Result<bool> {
-        let Some(retirement) = self.ledger.in_time(self.ledger.retirement(self.settings.deployment)).await? else { return Ok(false) };
+        let Some(retirement) = self.ledger.run(async |conn| retirements::of_deployment(conn, self.settings.deployment).await).await? else {
+            return Ok(false);
+        };
         self.condition.set(Condition::Retired(retirement.to_string()));
         Ok(true)
     }
@@ -207,7 +209,7 @@ impl Publisher {
             self.condition.set(Condition::NoDatabase);
             return Ok(Cycle::default());
         };
-        let Some(source) = self.ledger.in_time(self.ledger.source(self.settings.deployment)).await? else {
+        let Some(source) = self.ledger.run(async |conn| sources::get(conn, self.settings.deployment).await).await? else {
             let mut reader = database.connect().await?;
             // a wrong deployment id never has an event
             if self.identify(&mut reader).await? {
@@ -222,7 +224,7 @@ impl Publisher {
         if self.is_retired().await? {
             return Ok(Cycle::default());
         }
-        if let Some(recovering) = self.ledger.in_time(self.ledger.recovering()).await? {
+        if let Some(recovering) = self.ledger.run(recoveries::open).await? {
             let since = recovering.opened_at.to_rfc3339_opts(SecondsFormat::Secs, true);
             let why =
                 format!("the ledger was restored from a backup (seen at {since}) and has not caught up: `tallyline status` says with what");
@@ -254,7 +256,7 @@ impl Publisher {
     /// Whether coderd belongs to this source; if not, sets the condition. If the role cannot read a fact, only mode `shadow` goes on.
     async fn identify(&mut self, reader: &mut Reader) -> anyhow::Result<bool> {
         let facts = reader.identity_facts().await?;
-        let refusal = self.ledger.in_time(self.ledger.identity_refusal(self.settings.deployment, (&facts).into())).await?;
+        let refusal = self.ledger.run(async |conn| identity::refusal_of(conn, self.settings.deployment, (&facts).into()).await).await?;
         if let Some(id) = facts.deployment_id {
             self.coderd_id = id;
         }
@@ -267,7 +269,7 @@ impl Publisher {
 
     /// Shows the queue of a publisher that does not work on it.
     async fn show_what_waits(&self) {
-        if let Ok(Some(source)) = self.ledger.in_time(self.ledger.source(self.settings.deployment)).await
+        if let Ok(Some(source)) = self.ledger.run(async |conn| sources::get(conn, self.settings.deployment).await).await
             && let Err(error) = self.show_queue(source.id).await
         {
             debug!(error = crate::cause::text(error.as_ref()), "the queue cannot be looked at");
@@ -275,7 +277,7 @@ impl Publisher {
     }
 
     async fn show_queue(&self, source_id: i16) -> anyhow::Result<()> {
-        let pending = self.ledger.in_time(self.ledger.pending_publications(source_id)).await?;
+        let pending = self.ledger.run(async |conn| publications::pending(conn, source_id).await).await?;
         self.telemetry.queue(self.settings.deployment, &pending, self.ledger.clock.now());
         Ok(())
     }
@@ -292,8 +294,9 @@ impl Publisher {
         let mut after = None;
         while !stop.is_cancelled() {
             let now = self.now(reader).await?;
-            let old = self.ledger.old_publications(source_id, look::sendable_after(now), after.as_ref(), OLD_PAGE);
-            let old = self.ledger.in_time(old).await?;
+            let old =
+                self.ledger.run(async |conn| publications::old(conn, source_id, look::sendable_after(now), after.as_ref(), OLD_PAGE).await);
+            let old = old.await?;
             let Some(last) = old.last().cloned() else { return Ok(()) };
             let ids: Vec<String> = old.into_iter().map(|(_, id)| id).collect();
             let rows = rows_by_id(reader, &ids).await?;
@@ -309,15 +312,18 @@ impl Publisher {
 
     /// The facts that operators have recorded about these events.
     async fn statements(&self, source_id: i16, ids: &[String]) -> anyhow::Result<HashMap<String, OperatorStatement>> {
-        let lost = self.ledger.in_time(self.ledger.lost_ids(source_id, ids)).await?;
-        let refused = self.ledger.in_time(self.ledger.refused_states(self.settings.deployment, ids)).await?;
+        let lost = self.ledger.run(async |conn| losses::lost_ids(conn, source_id, ids).await).await?;
+        let refused = self.ledger.run(async |conn| known::refused_states(conn, self.settings.deployment, ids).await).await?;
         let of = |id: &String| OperatorStatement { lost: lost.contains(id), mended: refused.get(id).is_some_and(|refused| refused.passed) };
         Ok(ids.iter().map(|id| (id.clone(), of(id))).collect())
     }
 
     async fn settle(&self, source_id: i16, ids: &[String], settlement: Settlement, settled: &mut Settled) -> anyhow::Result<()> {
         if !ids.is_empty() {
-            let more = self.ledger.in_time(self.ledger.settle_publications(source_id, &self.holder, ids, settlement)).await?;
+            let more = self
+                .ledger
+                .run(async |conn| publications::settle(conn, source_id, &self.holder, ids, settlement, self.ledger.clock.now()).await)
+                .await?;
             settled.not_ours += more.not_ours;
             settled.expired += more.expired;
             settled.unknown += more.unknown;

@@ -11,7 +11,9 @@ use uuid::Uuid;
 use super::signing::SigningLicense;
 use super::{Cycle, Publisher};
 use crate::cause::{self, Lasting, Remedy};
-use crate::ledger::{Attempt, AttemptVerdict, HeldFor, NewRequest, Postponed, Publication, Recorded, RequestOutcome};
+use crate::ledger::{
+    Attempt, AttemptVerdict, HeldFor, NewRequest, Postponed, Publication, Recorded, RequestOutcome, publication_requests, publications,
+};
 use crate::tallyman::{Answer, LEFT_OUT_MESSAGE, OutgoingEvent, SendError, Verdict, request_body};
 use crate::waiting::{Waits, wait_after};
 
@@ -40,7 +42,7 @@ impl Publisher {
             holder: &self.holder,
             lease: self.settings.lease,
         };
-        if !self.ledger.in_time(self.ledger.begin_request(&request)).await? {
+        if !self.ledger.run(async |conn| publication_requests::begin(conn, &request, self.ledger.clock.now()).await).await? {
             bail!("not sent: the leases ended before the request was written down; coderd's database or the ledger is too slow");
         }
         let answer = if begun.elapsed() + self.settings.tallyman.request_timeout < self.settings.lease {
@@ -91,7 +93,9 @@ impl Publisher {
         }
         if !invalid.is_empty() {
             cycle.held_back += invalid.len();
-            self.ledger.in_time(self.ledger.postpone_publications(source_id, &self.holder, &invalid)).await?;
+            self.ledger
+                .run(async |conn| publications::postpone(conn, source_id, &self.holder, &invalid, self.ledger.clock.now()).await)
+                .await?;
         }
         Ok((ready, outgoing))
     }
@@ -143,7 +147,11 @@ impl Publisher {
     async fn record(&self, outcome: &RequestOutcome<'_>, begun: Instant) -> anyhow::Result<()> {
         let (mut waits, mut away) = (Waits::new(Duration::from_millis(100), Duration::from_secs(5)), Lasting::default());
         loop {
-            let fault = match self.ledger.in_time(self.ledger.record_outcome(outcome)).await {
+            let fault = match self
+                .ledger
+                .run(async |conn| publication_requests::record_outcome(conn, outcome, self.ledger.clock.now()).await)
+                .await
+            {
                 Ok(Recorded::Now | Recorded::Before) => return Ok(()),
                 Ok(Recorded::RequestLost) => {
                     let (request, events) = (outcome.id, outcome.attempts.len());

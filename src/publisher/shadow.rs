@@ -6,7 +6,7 @@ use tokio_util::sync::CancellationToken;
 use super::look::{SourceCheck, compare, sendable_after};
 use super::{Condition, Cycle, Publisher, rows_by_id};
 use crate::coderd::Reader;
-use crate::ledger::{HeldFor, Postponed, Settlement};
+use crate::ledger::{HeldFor, Postponed, Settlement, publications};
 
 /// Events in one comparison with coderd's rows.
 const PAGE: usize = 500;
@@ -39,8 +39,11 @@ impl Publisher {
     async fn follow(&self, reader: &mut Reader, source_id: i16, cycle: &mut Cycle) -> anyhow::Result<bool> {
         let now = self.now(reader).await?;
         let limit = i64::try_from(PAGE)?;
-        let leased = self.ledger.lease_publications(source_id, &self.holder, sendable_after(now), limit, self.settings.lease);
-        let leased = self.ledger.in_time(leased).await?;
+        let leased = self.ledger.run(async |conn| {
+            publications::lease(conn, source_id, &self.holder, sendable_after(now), limit, self.settings.lease, self.ledger.clock.now())
+                .await
+        });
+        let leased = leased.await?;
         let ids: Vec<String> = leased.iter().map(|ours| ours.event_id.clone()).collect();
         let looked = async { anyhow::Ok((rows_by_id(reader, &ids).await?, self.statements(source_id, &ids).await?)) };
         let (rows, statements) = match looked.await {
@@ -73,7 +76,7 @@ impl Publisher {
             });
         }
         self.settle(source_id, &not_ours, Settlement::NotOurs, &mut cycle.settled).await?;
-        self.ledger.in_time(self.ledger.postpone_publications(source_id, &self.holder, &later)).await?;
+        self.ledger.run(async |conn| publications::postpone(conn, source_id, &self.holder, &later, self.ledger.clock.now()).await).await?;
         cycle.held_back += differences;
         cycle.waiting += later.len() - differences;
         Ok(ids.len() == PAGE)

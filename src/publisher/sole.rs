@@ -8,7 +8,7 @@ use super::look::{SourceCheck, compare, sendable_after};
 use super::signing::{NoLicense, SigningLicense, signing_license};
 use super::{Condition, Cycle, Publisher, rows_by_id};
 use crate::coderd::Reader;
-use crate::ledger::{HeldFor, Postponed, Publication, Settlement};
+use crate::ledger::{HeldFor, Postponed, Publication, Settlement, holds, publications, publish_marks};
 use crate::tallyman::MAX_EVENTS_PER_REQUEST;
 
 /// The wait of an event that coderd has just reserved.
@@ -70,7 +70,9 @@ impl Publisher {
     /// further event could be billed twice. The ledger keeps the first look: a restart does not accept a later mark.
     async fn stops_for_coderd(&mut self, reader: &mut Reader, source_id: i16) -> anyhow::Result<bool> {
         let newest = reader.latest_publish_mark().await?;
-        let Some(later) = self.ledger.in_time(self.ledger.record_publish_mark(source_id, newest)).await? else { return Ok(false) };
+        let Some(later) = self.ledger.run(async |conn| publish_marks::record(conn, source_id, newest).await).await? else {
+            return Ok(false);
+        };
         let (at, deployment) = (later.to_rfc3339(), self.settings.deployment);
         let why = format!(
             "coderd has published usage by itself at {at}: cut its publishing off, then run `tallyline resume publish --coderd-cut-off {deployment}`, or use mode shadow"
@@ -81,7 +83,9 @@ impl Publisher {
 
     /// Whether a finding of an audit, by any process, holds this source. It is read before each lease, so that every process stops.
     async fn is_held(&self) -> anyhow::Result<bool> {
-        let Some(hold) = self.ledger.in_time(self.ledger.hold_of(self.settings.deployment)).await? else { return Ok(false) };
+        let Some(hold) = self.ledger.run(async |conn| holds::of_deployment(conn, self.settings.deployment).await).await? else {
+            return Ok(false);
+        };
         self.condition.set(Condition::Held(format!("{}; ends with {}", hold.why, hold.ends)));
         Ok(true)
     }
@@ -90,8 +94,11 @@ impl Publisher {
     async fn publish(&self, reader: &mut Reader, source_id: i16, license: &SigningLicense, cycle: &mut Cycle) -> anyhow::Result<bool> {
         let now = self.now(reader).await?;
         let limit = i64::try_from(MAX_EVENTS_PER_REQUEST)?;
-        let leased = self.ledger.lease_publications(source_id, &self.holder, sendable_after(now), limit, self.settings.lease);
-        let leased = self.ledger.in_time(leased).await?;
+        let leased = self.ledger.run(async |conn| {
+            publications::lease(conn, source_id, &self.holder, sendable_after(now), limit, self.settings.lease, self.ledger.clock.now())
+                .await
+        });
+        let leased = leased.await?;
         let ids: Vec<String> = leased.iter().map(|ours| ours.event_id.clone()).collect();
         let sent = match self.sift(reader, source_id, leased, now, cycle).await {
             Ok(ours) if ours.is_empty() => Ok(()),
@@ -107,7 +114,7 @@ impl Publisher {
 
     /// Releases leases of events that are not in flight. Its failure is only logged: leases end by themselves.
     pub(super) async fn release(&self, source_id: i16, ids: &[String]) {
-        if let Err(error) = self.ledger.in_time(self.ledger.release_publications(source_id, &self.holder, ids)).await {
+        if let Err(error) = self.ledger.run(async |conn| publications::release(conn, source_id, &self.holder, ids).await).await {
             warn!(%error, "leases of publications are left to end by themselves");
         }
     }
@@ -148,7 +155,7 @@ impl Publisher {
             }
         }
         self.settle(source_id, &not_ours, Settlement::NotOurs, &mut cycle.settled).await?;
-        self.ledger.in_time(self.ledger.postpone_publications(source_id, &self.holder, &later)).await?;
+        self.ledger.run(async |conn| publications::postpone(conn, source_id, &self.holder, &later, self.ledger.clock.now()).await).await?;
         if let Some((first, why)) = newly.first() {
             let (source, events) = (self.settings.deployment, newly.len());
             warn!(%source, events, first, why, "usage held back: coderd's rows say something else than was accepted");

@@ -1,11 +1,11 @@
 //! The state of all parts: content of the ledger and ends of the log, for `tallyline status` and `GET /api/v1/status`.
 
 mod holds;
-mod licenses;
+mod license_edges;
 mod partitions;
 mod queue;
 
-pub use licenses::LicenseEdge;
+pub use license_edges::LicenseEdge;
 pub use partitions::Partition;
 pub use queue::Queue;
 
@@ -20,7 +20,8 @@ use uuid::Uuid;
 use crate::event::Topic;
 use crate::ledger::{
     BatchCount, Contents, EventCount, Finding, Hold, LeaseRow, Ledger, OpenRejects, Pause, ProcessRow, PublicationCount, Rates, Recovering,
-    Sequence, Source as LedgerSource, StatementError,
+    Sequence, Source as LedgerSource, StatementError, contents, cutover, findings, licenses, passes, pauses, processes,
+    publication_requests, publications, publish_marks, recoveries, reject_counts, retirements,
 };
 use crate::log::{Log, LogError};
 
@@ -115,13 +116,15 @@ pub async fn read(ledger: &Ledger, log: &Log, log_deadline: Duration) -> Result<
     let seen = Mutex::default();
     let mut log_problem = problem_of(log_deadline, partitions::ends(log, &seen)).await;
     let mut seen = seen.into_inner().unwrap_or_else(PoisonError::into_inner);
-    let Contents { sequence, batches, positions, events, sources: rows, publications, leases, rates } = ledger.contents().await?;
+    let Contents { sequence, batches, positions, events, sources: rows, publications, leases, rates } =
+        ledger.run(async |conn| contents::read(conn, ledger.clock.now()).await).await?;
     let no_ages = problem_of(log_deadline, partitions::ages(log, &mut seen, &positions)).await;
     log_problem = log_problem.or(no_ages);
     let at = ledger.clock.now();
-    let (recovering, pauses, audit) = (ledger.recovering().await?, ledger.pauses().await?, ledger.findings().await?);
-    let (queues, processes) = (queues(ledger, &rows).await?, ledger.processes().await?);
-    let (stops, retirements) = (ledger.publish_stops().await?, ledger.retirements().await?);
+    let (recovering, pauses, audit) =
+        (ledger.run(recoveries::open).await?, ledger.run(pauses::list).await?, ledger.run(findings::list).await?);
+    let (queues, processes) = (queues(ledger, &rows).await?, ledger.run(processes::list).await?);
+    let (stops, retirements) = (ledger.run(publish_marks::stops).await?, ledger.run(retirements::list).await?);
     let holds = holds::all(&audit, recovering.as_ref(), &pauses, &stops, &retirements, &processes, &queues);
     Ok(Status {
         at,
@@ -129,7 +132,7 @@ pub async fn read(ledger: &Ledger, log: &Log, log_deadline: Duration) -> Result<
         ledger_sequence: sequence,
         recovering,
         log_problem,
-        signed_since: ledger.signed_since().await?,
+        signed_since: ledger.run(cutover::signed_since).await?,
         pauses,
         audit,
         holds,
@@ -137,7 +140,7 @@ pub async fn read(ledger: &Ledger, log: &Log, log_deadline: Duration) -> Result<
         rates,
         sources: sources(ledger, &rows).await?,
         queues,
-        open_rejects: ledger.open_rejects().await?,
+        open_rejects: ledger.run(reject_counts::open).await?,
         next_license_edge: next_license_edge(ledger, &rows, at).await?,
         processes,
         leases,
@@ -158,15 +161,15 @@ async fn problem_of(deadline: Duration, asked: impl Future<Output = Result<(), L
 async fn sources(ledger: &Ledger, rows: &[LedgerSource]) -> Result<Vec<Source>, StatementError> {
     let mut sources = Vec::with_capacity(rows.len());
     for row in rows {
-        let completeness = ledger.completeness(row.id).await?;
-        let by_topic = ledger.completeness_by_topic(row.id).await?;
+        let completeness = ledger.run(async |conn| passes::completeness(conn, row.id).await).await?;
+        let by_topic = ledger.run(async |conn| passes::completeness_by_topic(conn, row.id).await).await?;
         let of = |topic: Topic| by_topic.iter().find(|of| of.topic == topic.name()).and_then(|of| of.complete_until);
         sources.push(Source {
             deployment_id: row.deployment_id,
             retired: row.retired,
             introduced_at: row.introduced_at,
             baseline_until: row.baseline_until,
-            backfilled: ledger.backfilled(row.id).await?,
+            backfilled: ledger.run(async |conn| passes::is_backfilled(conn, row.id).await).await?,
             complete_until: completeness.complete_until,
             builds_complete_until: of(Topic::WorkspaceBuilds),
             claims_complete_until: of(Topic::PrebuildClaims),
@@ -180,15 +183,15 @@ async fn sources(ledger: &Ledger, rows: &[LedgerSource]) -> Result<Vec<Source>, 
 async fn queues(ledger: &Ledger, rows: &[LedgerSource]) -> Result<Vec<Queue>, StatementError> {
     let mut queues = Vec::with_capacity(rows.len());
     for row in rows {
-        let pending = ledger.pending_publications(row.id).await?;
+        let pending = ledger.run(async |conn| publications::pending(conn, row.id).await).await?;
         queues.push(Queue {
             deployment_id: row.deployment_id,
             pending: pending.events,
             held_back: pending.held_back,
-            held_back_first: ledger.held_back(row.id, HELD_BACK_SHOWN).await?,
+            held_back_first: ledger.run(async |conn| publications::held(conn, row.id, HELD_BACK_SHOWN).await).await?,
             unanswered: pending.unanswered,
             oldest_created_at: pending.oldest,
-            last_request: ledger.last_request(row.id).await?,
+            last_request: ledger.run(async |conn| publication_requests::last(conn, row.id).await).await?,
         });
     }
     Ok(queues)
@@ -197,7 +200,7 @@ async fn queues(ledger: &Ledger, rows: &[LedgerSource]) -> Result<Vec<Queue>, St
 async fn next_license_edge(ledger: &Ledger, rows: &[LedgerSource], now: DateTime<Utc>) -> Result<Option<LicenseEdge>, StatementError> {
     let mut next: Option<LicenseEdge> = None;
     for row in rows {
-        let edge = licenses::next_edge(row.deployment_id, &ledger.present_licenses(row.id).await?, now);
+        let edge = license_edges::next_edge(row.deployment_id, &ledger.run(async |conn| licenses::present(conn, row.id).await).await?, now);
         next = [next, edge].into_iter().flatten().min_by_key(|edge| edge.at);
     }
     Ok(next)

@@ -5,6 +5,7 @@ use chrono::TimeDelta;
 use serde_json::{Value as Json, json};
 use tallyline::clock::Clock;
 use tallyline::event::{Event, Message, Payload, PublishMarks, Topic, Usage, UsageQuantity};
+use tallyline::ledger::{passes, snapshots, sources};
 use tallyline::sim::coderd::Simulation;
 use tallyline::sim::coderd::truth::UsageTruth;
 
@@ -140,21 +141,28 @@ fn last_page(said: &str) -> String {
 async fn complete_until(world: &World) -> String {
     let deployment: uuid::Uuid =
         sqlx::query_scalar("select deployment_id from source").fetch_one(&world.site.database.pool).await.expect("a source");
-    let source = world.site.ledger.source(deployment).await.expect("an answer").expect("introduced");
-    let until = world.site.ledger.completeness(source.id).await.expect("an answer").complete_until.expect("complete");
+    let source = world.site.ledger.run(async |conn| sources::get(conn, deployment).await).await.expect("an answer").expect("introduced");
+    let until = world
+        .site
+        .ledger
+        .run(async |conn| passes::completeness(conn, source.id).await)
+        .await
+        .expect("an answer")
+        .complete_until
+        .expect("complete");
     until.to_rfc3339_opts(chrono::SecondsFormat::Millis, true)
 }
 
 /// PostgreSQL loses its disk; the backup replaces it.
 async fn the_ledger_is_restored(world: &mut World, servers: &mut Servers, walk: &mut Walk) {
-    let (accepted, sequence) = (world.site.accepted().await, world.site.ledger.head().await.expect("a sequence").number);
+    let (accepted, sequence) = (world.site.accepted().await, world.site.ledger.run(snapshots::head).await.expect("a sequence").number);
     servers.postgres.kill();
     world.end_each().await;
     servers.postgres.start().await;
     for program in ["dropdb", "createdb", "pg_restore"] {
         walk.run(program).await;
     }
-    let restored = world.site.ledger.head().await.expect("a sequence").number;
+    let restored = world.site.ledger.run(snapshots::head).await.expect("a sequence").number;
     let lost = accepted - world.site.accepted().await;
     assert!(restored < sequence && lost > 100, "{lost} events lost, from sequence {sequence} to {restored}");
     world.say(&format!("restored: {lost} events are lost"));

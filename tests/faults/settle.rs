@@ -1,6 +1,7 @@
 //! Conditions that must hold after all faults.
 
 use std::time::Duration;
+use tallyline::ledger::{books, snapshots, sources};
 
 use serde_json::Value as Json;
 use tallyline::sim::coderd::Truth;
@@ -19,12 +20,15 @@ const LATE_ROWS_FOUND: Duration = Duration::from_secs(60 + 30);
 impl World {
     /// Waits until the ledger has all of coderd and every publication is settled.
     pub async fn settle(&mut self, truth: &Truth) {
-        eventually(SETTLED, "the source is introduced", || async { self.site.ledger.source(truth.deployment_id).await.unwrap().is_some() })
-            .await;
-        let source_id = self.site.ledger.source(truth.deployment_id).await.unwrap().expect("introduced").id;
-        let newest = self.site.ledger.newest_pass(source_id).await.unwrap();
+        eventually(SETTLED, "the source is introduced", || async {
+            self.site.ledger.run(async |conn| sources::get(conn, truth.deployment_id).await).await.unwrap().is_some()
+        })
+        .await;
+        let source_id =
+            self.site.ledger.run(async |conn| sources::get(conn, truth.deployment_id).await).await.unwrap().expect("introduced").id;
+        let newest = self.site.ledger.run(async |conn| books::newest_pass(conn, source_id).await).await.unwrap();
         eventually(SETTLED, "all that coderd committed is in the ledger", || async {
-            self.site.ledger.later_pass_is_in(source_id, newest).await.unwrap()
+            self.site.ledger.run(async |conn| books::later_pass_is_in(conn, source_id, newest).await).await.unwrap()
         })
         .await;
         if self.late_rows {
@@ -47,7 +51,7 @@ impl World {
         })
         .await;
         self.say("every publication is settled");
-        let sequence = self.site.ledger.head().await.unwrap().number;
+        let sequence = self.site.ledger.run(snapshots::head).await.unwrap().number;
         let serve = self.shows(SETTLED).await;
         eventually(SETTLED, "all is folded", || serve.has_folded(sequence)).await;
         self.say("all is folded");

@@ -1,6 +1,7 @@
 //! Faults in coderd: rows that become visible late, a slow clock, and a purge of old builds.
 
 use std::time::Duration;
+use tallyline::ledger::{passes, sources};
 
 use chrono::{DateTime, TimeDelta};
 use serde_json::Value as Json;
@@ -31,8 +32,10 @@ impl World {
     /// A row is late only if a collector has passed its time.
     async fn collectors_are_up_to_date(&self) {
         eventually(MET, "the source is complete until a minute ago", || async {
-            let Ok(Some(source)) = self.site.ledger.source(self.deployment).await else { return false };
-            let Ok(completeness) = self.site.ledger.completeness(source.id).await else { return false };
+            let Ok(Some(source)) = self.site.ledger.run(async |conn| sources::get(conn, self.deployment).await).await else { return false };
+            let Ok(completeness) = self.site.ledger.run(async |conn| passes::completeness(conn, source.id).await).await else {
+                return false;
+            };
             completeness.complete_until.is_some_and(|until| until > Clock::system().now() - TimeDelta::minutes(1))
         })
         .await;

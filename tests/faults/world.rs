@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
+use tallyline::ledger::positions;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::PgPool;
@@ -269,7 +270,7 @@ impl World {
 
     /// Unread partitions up to these ends: partition, position and end.
     pub async fn behind(&self, ends: &[(TopicPartition, i64)]) -> Vec<(TopicPartition, i64, i64)> {
-        let positions: BTreeMap<_, _> = self.site.ledger.positions().await.unwrap_or_default().into_iter().collect();
+        let positions: BTreeMap<_, _> = self.site.ledger.run(positions::list).await.unwrap_or_default().into_iter().collect();
         let position = |partition| positions.get(partition).copied().unwrap_or_default();
         let behind = ends.iter().filter(|(partition, end)| position(partition) < *end);
         behind.map(|(partition, end)| (*partition, position(partition), *end)).collect()

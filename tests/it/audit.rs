@@ -10,7 +10,7 @@ use tallyline::coderd;
 use tallyline::collectors::{Collector, Settings};
 use tallyline::consumer;
 use tallyline::event::{Event, Message, PREBUILDS_USER, Payload, PrebuildClaimed, Topic, TopicPartition, parse};
-use tallyline::ledger::{ActKind, Chain, Finding, Ledger, LedgerSettings, NewAct, Subject};
+use tallyline::ledger::{ActKind, Chain, Finding, Ledger, LedgerSettings, NewAct, Subject, findings, positions, record, rejects};
 use tallyline::license::PublicKeys;
 use tallyline::log::{Log, PostgresLogSettings};
 use tallyline::operations::{Actor, LogRange, ReplayExecution, Step};
@@ -76,12 +76,15 @@ impl Site {
     pub async fn consume(&self) {
         for topic in Topic::ALL {
             let partition = TopicPartition { topic, partition: 0 };
-            let claim = self.ledger.claim(partition, 0).await.unwrap();
+            let claim = self.ledger.run(async |conn| positions::lease(conn, partition, 0, self.ledger.clock.now()).await).await.unwrap();
             let records = self.log.read(partition, claim.next_offset, 10_000).await.unwrap();
             let Some(last) = records.last() else { continue };
             let next_offset = last.offset + 1;
             let arrivals: Vec<_> = records.into_iter().map(consumer::read).collect();
-            self.ledger.record(&Chain::Live(claim), &arrivals, next_offset).await.unwrap();
+            self.ledger
+                .run(async |conn| record::batch(conn, &Chain::Live(claim), &arrivals, next_offset, self.ledger.clock.now()).await)
+                .await
+                .unwrap();
         }
     }
 
@@ -262,7 +265,7 @@ async fn what_the_consumer_rejected_or_holds_is_open_work_and_no_imbalance_until
     assert_eq!((number(&report, LOG, "rejects"), number(&report, LOG, "held")), (1, 1));
 
     let act = NewAct { actor: "user-001", act: ActKind::Discard, subject: Subject::Reject(1), reason: "a test", detail: json!({}) };
-    let act = site.ledger.begin_acts(&[act]).await.unwrap()[0];
+    let act = site.ledger.run(async |conn| rejects::begin_acts(conn, &[act], site.ledger.clock.now()).await).await.unwrap()[0];
     sqlx::query("update reject set state = 'discarded', act_id = $1").bind(act).execute(&site.ledger.pool).await.unwrap();
     let report = site.audit().await;
     assert_eq!(remarks(&report), [("discarded", "usage-bad"), ("discarded", "usage-new")]);
@@ -335,7 +338,7 @@ async fn records_that_nobody_has_read_are_waiting_and_no_difference() {
 
 /// The finding of a continuous audit for the source, once there is one.
 async fn source_finding(site: &Site) -> Option<Finding> {
-    site.ledger.findings().await.unwrap().into_iter().find(|finding| finding.joint == SOURCE)
+    site.ledger.run(findings::list).await.unwrap().into_iter().find(|finding| finding.joint == SOURCE)
 }
 
 #[tokio::test]
@@ -352,7 +355,7 @@ async fn what_is_missing_is_no_finding_before_a_later_pass_has_confirmed_it() {
     let running = tokio::spawn(async move { continuous.run(&heard).await });
     let seconds = Duration::from_secs(30);
     let logs = || async {
-        let findings = site.ledger.findings().await.unwrap();
+        let findings = site.ledger.run(findings::list).await.unwrap();
         findings.iter().filter(|finding| finding.joint == LOG).map(|finding| finding.audited_at).collect::<Vec<_>>()
     };
     let mut times = Vec::new();

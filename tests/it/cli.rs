@@ -9,7 +9,7 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use tallyline::clock::Clock;
 use tallyline::event::{Topic, TopicPartition};
-use tallyline::ledger::{Ledger, LedgerSettings, Sequence};
+use tallyline::ledger::{Ledger, LedgerSettings, Sequence, snapshots};
 use tallyline::log::{KafkaSettings, Log, PostgresLogSettings};
 use tempfile::TempDir;
 
@@ -210,7 +210,7 @@ async fn export_writes_the_same_bytes_each_time_and_totals_beside_them() {
     let by: (String, String) =
         sqlx::query_as("select actor, reason from export_file order by id desc limit 1").fetch_one(&database.pool).await.unwrap();
     assert_eq!(by, ("user-001".to_owned(), "June".to_owned()));
-    assert_eq!(ledger.head().await.unwrap(), sequence);
+    assert_eq!(ledger.run(snapshots::head).await.unwrap(), sequence);
 
     assert_refused(&pipeline.run(&format!("{range} --source {OTHER_DEPLOYMENT} -o -")).await, 4, "no such deployment");
     let later = Sequence { number: 9999, ..sequence };

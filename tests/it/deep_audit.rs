@@ -6,7 +6,9 @@ use tallyline::audit::{Audit, AuditReport};
 use tallyline::clock::Clock;
 use tallyline::consumer;
 use tallyline::event::{Event, Message, Payload, RejectCause, Topic, TopicPartition};
-use tallyline::ledger::{Arrival, Chain, Ledger, LedgerSettings, Refusal, ReplayRange, Settlement, Verdict};
+use tallyline::ledger::{
+    Arrival, Chain, Ledger, LedgerSettings, Refusal, ReplayRange, Settlement, Verdict, positions, publications, record, replays,
+};
 use tallyline::log::{KafkaSettings, Log, PostgresLogSettings, Record};
 use tallyline::operations::{Actor, LogRange, ReplayExecution, Resubmit, Step};
 use tokio_util::sync::CancellationToken;
@@ -94,7 +96,12 @@ impl Written {
         let source_id: i16 =
             sqlx::query_scalar("select id from source where deployment_id = $1").bind(DEPLOYMENT).fetch_one(&ledger.pool).await.unwrap();
         publish(ledger, source_id, "usage-1").await;
-        let settled = ledger.settle_publications(source_id, "me", &["usage-2".to_owned()], Settlement::NotOurs).await.unwrap();
+        let settled = ledger
+            .run(async |conn| {
+                publications::settle(conn, source_id, "me", &["usage-2".to_owned()], Settlement::NotOurs, ledger.clock.now()).await
+            })
+            .await
+            .unwrap();
         assert_eq!(settled.not_ours, 1);
         books
     }
@@ -111,11 +118,18 @@ impl Written {
 impl Books {
     /// Records the topic's next records, as parsed by `read`.
     async fn read(&self, topic: Topic, limit: usize, read: impl Fn(Record) -> Arrival) {
-        let claim = self.ledger.claim(TopicPartition { topic, partition: 0 }, 0).await.unwrap();
+        let claim = self
+            .ledger
+            .run(async |conn| positions::lease(conn, TopicPartition { topic, partition: 0 }, 0, self.ledger.clock.now()).await)
+            .await
+            .unwrap();
         let records = self.log.read(claim.partition, claim.next_offset, limit).await.unwrap();
         let next_offset = records.last().unwrap().offset + 1;
         let arrivals: Vec<_> = records.into_iter().map(read).collect();
-        self.ledger.record(&Chain::Live(claim), &arrivals, next_offset).await.unwrap();
+        self.ledger
+            .run(async |conn| record::batch(conn, &Chain::Live(claim), &arrivals, next_offset, self.ledger.clock.now()).await)
+            .await
+            .unwrap();
     }
 
     async fn audit(&self) -> AuditReport {
@@ -387,10 +401,19 @@ async fn a_reject_of_a_replay_that_ran_ahead_of_a_later_version_is_no_difference
     let books = written.unread().await;
     let range = ReplayRange { partition: USAGE, generation: 1, first_offset: 0, next_offset: 0, end_offset: 5 };
     let id = Uuid::new_v4();
-    books.ledger.save_replay(id, "a hash", &serde_json::json!({}), &serde_json::json!({}), &[range]).await.unwrap();
+    books
+        .ledger
+        .run(async |conn| {
+            replays::save(conn, id, "a hash", &serde_json::json!({}), &serde_json::json!({}), &[range], books.ledger.clock.now()).await
+        })
+        .await
+        .unwrap();
     let arrivals: Vec<_> = books.log.read(USAGE, 0, 5).await.unwrap().into_iter().map(earlier).collect();
     let chain = Chain::Replay { id, partition: USAGE, generation: 1, next_offset: 0 };
-    assert_eq!(books.ledger.record(&chain, &arrivals, 5).await.unwrap().accepted, 3);
+    assert_eq!(
+        books.ledger.run(async |conn| record::batch(conn, &chain, &arrivals, 5, books.ledger.clock.now()).await).await.unwrap().accepted,
+        3
+    );
     books.read(USAGE.topic, 1000, consumer::read).await;
     let report = books.audit().await;
     assert_eq!(differences(&report), []);

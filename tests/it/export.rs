@@ -7,7 +7,10 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use tallyline::event::{Event, Payload, PublishMarks, Topic, Usage, UsageQuantity};
 use tallyline::export::{Aggregate, Totals, TypeTotal, export_usage};
-use tallyline::ledger::{Attempt, AttemptVerdict, Chain, Ledger, NewRequest, RequestOutcome, Sequence, Settlement, UsageRange};
+use tallyline::ledger::{
+    Attempt, AttemptVerdict, Chain, Ledger, NewRequest, RequestOutcome, Sequence, Settlement, UsageRange, positions, publication_requests,
+    publications, record, snapshots,
+};
 use uuid::Uuid;
 
 use crate::support::ledger::{DEPLOYMENT, OTHER_DEPLOYMENT, arrival, noon, partition, registered_ledger};
@@ -21,13 +24,15 @@ fn usage(deployment: Uuid, id: &str, quantity: UsageQuantity, created_at: DateTi
 
 /// Records the events as one batch and returns its sequence.
 pub async fn record(ledger: &Ledger, events: &[Event]) -> Sequence {
-    let claim = ledger.claim(partition(Topic::AgentUsage, 0), 0).await.unwrap();
+    let claim =
+        ledger.run(async |conn| positions::lease(conn, partition(Topic::AgentUsage, 0), 0, ledger.clock.now()).await).await.unwrap();
     let from = claim.next_offset;
     let arrivals: Vec<_> = (from..).zip(events).map(|(offset, event)| arrival(offset, event.clone())).collect();
     let next_offset = from + i64::try_from(events.len()).unwrap();
-    let counts = ledger.record(&Chain::Live(claim), &arrivals, next_offset).await.unwrap();
+    let counts =
+        ledger.run(async |conn| record::batch(conn, &Chain::Live(claim), &arrivals, next_offset, ledger.clock.now()).await).await.unwrap();
     assert_eq!(usize::try_from(counts.accepted).unwrap(), events.len());
-    ledger.head().await.unwrap()
+    ledger.run(snapshots::head).await.unwrap()
 }
 
 async fn exported(ledger: &Ledger, range: &UsageRange) -> (String, Totals) {
@@ -134,7 +139,12 @@ async fn what_comes_later_does_not_change_what_was_known_then() {
     let (then, _) = exported(&ledger, &all(before)).await;
 
     let source_id: i16 = sqlx::query_scalar("select id from source").fetch_one(&ledger.pool).await.unwrap();
-    let settled = ledger.settle_publications(source_id, "me", &["settled".to_owned()], Settlement::NotOurs).await.unwrap();
+    let settled = ledger
+        .run(async |conn| {
+            publications::settle(conn, source_id, "me", &["settled".to_owned()], Settlement::NotOurs, ledger.clock.now()).await
+        })
+        .await
+        .unwrap();
     assert_eq!(settled.not_ours, 1);
     let request_id = publish(&ledger, source_id, "published").await;
     let after = record(&ledger, &[one("later")]).await;
@@ -157,15 +167,18 @@ async fn a_late_word_of_the_vendor_does_not_change_what_was_known_before() {
     record(&ledger, &[usage(DEPLOYMENT, "late", UsageQuantity::ManagedAgents(1), noon())]).await;
     let source_id: i16 = sqlx::query_scalar("select id from source").fetch_one(&ledger.pool).await.unwrap();
     let request = send(&ledger, source_id, "late").await;
-    let settled = ledger.settle_publications(source_id, "me", &["late".to_owned()], Settlement::TooOld).await.unwrap();
+    let settled = ledger
+        .run(async |conn| publications::settle(conn, source_id, "me", &["late".to_owned()], Settlement::TooOld, ledger.clock.now()).await)
+        .await
+        .unwrap();
     assert_eq!(settled.unknown, 1);
-    let then = ledger.head().await.unwrap();
+    let then = ledger.run(snapshots::head).await.unwrap();
     let (file, _) = exported(&ledger, &all(then)).await;
     assert!(file.contains(",unknown,,"), "{file}");
 
     accept(&ledger, source_id, "late", request).await;
     assert_eq!(exported(&ledger, &all(then)).await.0, file, "the same bytes as of the same sequence");
-    let now = ledger.head().await.unwrap();
+    let now = ledger.run(snapshots::head).await.unwrap();
     let (file, _) = exported(&ledger, &all(now)).await;
     assert!(now.number > then.number && file.contains(&format!(",published,{request},")), "{file}");
 }
@@ -179,9 +192,12 @@ pub async fn publish(ledger: &Ledger, source_id: i16, event_id: &str) -> Uuid {
 
 async fn send(ledger: &Ledger, source_id: i16, event_id: &str) -> Uuid {
     let (id, lease) = (Uuid::from_u128(7), Duration::from_secs(60));
-    ledger.lease_publications(source_id, "me", DateTime::UNIX_EPOCH, 10, lease).await.unwrap();
+    ledger
+        .run(async |conn| publications::lease(conn, source_id, "me", DateTime::UNIX_EPOCH, 10, lease, ledger.clock.now()).await)
+        .await
+        .unwrap();
     let request = NewRequest { id, source_id, license_sha256: [1; 32], event_ids: vec![event_id], holder: "me", lease };
-    assert!(ledger.begin_request(&request).await.unwrap());
+    assert!(ledger.run(async |conn| publication_requests::begin(conn, &request, ledger.clock.now()).await).await.unwrap());
     id
 }
 
@@ -190,7 +206,7 @@ async fn accept(ledger: &Ledger, source_id: i16, event_id: &str, id: Uuid) {
     let attempt = Attempt { event_id: event_id.to_owned(), verdict, message: None, next_attempt_at: noon(), unanswered: false };
     let (answered_at, attempts) = (Some(noon()), vec![attempt]);
     let outcome = RequestOutcome { id, source_id, holder: "me", answered_at, status: Some(200), error: None, attempts };
-    ledger.record_outcome(&outcome).await.unwrap();
+    ledger.run(async |conn| publication_requests::record_outcome(conn, &outcome, ledger.clock.now()).await).await.unwrap();
 }
 
 #[tokio::test]

@@ -7,7 +7,10 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use tallyline::clock::Clock;
 use tallyline::event::{Event, Topic};
-use tallyline::ledger::{ActKind, Ledger, LedgerSettings, NewAct, NewPass, Restored, Sequence, Source, Subject};
+use tallyline::ledger::{
+    ActKind, Ledger, LedgerSettings, NewAct, NewPass, Restored, Sequence, Source, Subject, landmarks, leases, passes, positions,
+    recoveries, restored, retirements, snapshots, sources,
+};
 use uuid::Uuid;
 
 use crate::cli::{Pipeline, assert_refused, code, json};
@@ -46,8 +49,8 @@ impl Site {
             reason: "a test",
             detail: serde_json::json!({}),
         };
-        assert!(self.ledger.reinstate_source(DEPLOYMENT, &act).await.unwrap());
-        self.ledger.source(DEPLOYMENT).await.unwrap().expect("registered")
+        assert!(self.ledger.run(async |conn| retirements::reinstate(conn, DEPLOYMENT, &act, self.ledger.clock.now()).await).await.unwrap());
+        self.ledger.run(async |conn| sources::get(conn, DEPLOYMENT).await).await.unwrap().expect("registered")
     }
 
     /// Records a collector pass that is complete until then (None: not reported), with this number of unread records. Returns the ledger's
@@ -65,8 +68,9 @@ impl Site {
         unread: i64,
     ) -> Sequence {
         let name = format!("collector:{}", source.deployment_id);
-        let lease = self.ledger.take_lease(&name, "test", Duration::from_secs(60)).await.unwrap().expect("free");
-        let mut offsets = self.ledger.positions().await.unwrap();
+        let lease =
+            self.ledger.run(async |conn| leases::take(conn, &name, "test", Duration::from_secs(60)).await).await.unwrap().expect("free");
+        let mut offsets = self.ledger.run(positions::list).await.unwrap();
         offsets.iter_mut().for_each(|(_, next_offset)| *next_offset += unread);
         let pass = NewPass {
             source_id: source.id,
@@ -77,9 +81,9 @@ impl Site {
             offsets,
             ..NewPass::default()
         };
-        self.ledger.record_pass(&lease, &pass).await.unwrap();
-        self.ledger.release_lease(lease).await.unwrap();
-        self.ledger.head().await.unwrap()
+        self.ledger.run(async |conn| passes::record(conn, &lease, &pass).await).await.unwrap();
+        self.ledger.run(async |conn| leases::release(conn, lease).await).await.unwrap();
+        self.ledger.run(snapshots::head).await.unwrap()
     }
 }
 
@@ -136,7 +140,8 @@ async fn a_range_beyond_what_is_complete_is_refused_unless_that_is_allowed() {
     assert_eq!(export(&format!("--as-of {before}")).await.stdout.lines().count(), 1 + 20);
 
     // another deployment does not matter unless it is exported
-    let other = site.ledger.register_source(OTHER_DEPLOYMENT, noon(), None).await.unwrap();
+    let other =
+        site.ledger.run(async |conn| sources::register(conn, OTHER_DEPLOYMENT, noon(), None, site.ledger.clock.now()).await).await.unwrap();
     assert_eq!(code(&export(&format!("--source {DEPLOYMENT}")).await), 0);
     assert_refused(&export("").await, 4, &OTHER_DEPLOYMENT.to_string());
 
@@ -224,11 +229,21 @@ async fn an_hour_whose_agent_runtime_coderd_has_not_written_is_not_complete() {
 #[tokio::test]
 async fn an_export_while_a_recovery_is_open_is_refused_with_its_reason() {
     let site = Site::new(DEPLOYMENT).await;
-    let landmark = site.ledger.landmark(site.ledger.head().await.unwrap().number).await.unwrap().unwrap();
+    let landmark = site
+        .ledger
+        .run(async |conn| landmarks::of_batch(conn, site.ledger.run(snapshots::head).await.unwrap().number).await)
+        .await
+        .unwrap()
+        .unwrap();
     let gone = tallyline::ledger::Landmark { recorded_at: landmark.recorded_at + TimeDelta::seconds(1), ..landmark };
-    assert!(site.ledger.note_went_back(&Restored::Batch(gone)).await.unwrap());
-    let id = site.ledger.recovering().await.unwrap().unwrap().id;
-    site.ledger.target_recovery(id, &[(partition(Topic::AgentUsage, 1), 3)]).await.unwrap();
+    assert!(
+        site.ledger.run(async |conn| restored::record_detected(conn, &Restored::Batch(gone), site.ledger.clock.now()).await).await.unwrap()
+    );
+    let id = site.ledger.run(recoveries::open).await.unwrap().unwrap().id;
+    site.ledger
+        .run(async |conn| recoveries::set_targets(conn, id, &[(partition(Topic::AgentUsage, 1), 3)], site.ledger.clock.now()).await)
+        .await
+        .unwrap();
     let path = site.pipeline.path("usage.csv");
     let refused = site.pipeline.run(&format!("{DAY} -o {}", path.display())).await;
     assert_refused(&refused, 4, "the ledger was restored and has not caught up");

@@ -1,6 +1,7 @@
 //! A second pipeline with a mistyped deployment id, beside the first one, on real processes. Nothing is billed twice.
 
 use std::time::Duration;
+use tallyline::ledger::sources;
 
 use chrono::TimeDelta;
 use tallyline::clock::Clock;
@@ -53,9 +54,12 @@ async fn a_second_pipeline_with_a_mistyped_deployment_id_bills_nothing() {
     let before = passes().await;
     eventually(SOON, "the first goes on", async || passes().await > before + 3).await;
     assert!(vendor.books().billed.iter().all(|billed| billed.times == 1 && billed.deployment_id == own));
-    assert_eq!((vendor.books().billed.len(), site.accepted().await, site.ledger.sources().await.unwrap().len()), (billed, accepted, 1));
+    assert_eq!(
+        (vendor.books().billed.len(), site.accepted().await, site.ledger.run(sources::list).await.unwrap().len()),
+        (billed, accepted, 1)
+    );
     // rows of the other id in the ledger, left by a collector of an earlier version, are not sent either
-    site.ledger.register_source(mistyped, introduced_at, None).await.unwrap();
+    site.ledger.run(async |conn| sources::register(conn, mistyped, introduced_at, None, site.ledger.clock.now()).await).await.unwrap();
     let other = format!("which is source {own} of this ledger");
     eventually(SOON, "the publisher refuses, too", async || {
         let said = second.stderr();

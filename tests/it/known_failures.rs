@@ -9,7 +9,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use tallyline::consumer::{Consumer, ConsumerTelemetry};
 use tallyline::event::{Event, Fact, Message, Payload, Topic};
-use tallyline::ledger::{Chain, Counts, Ledger};
+use tallyline::ledger::{Chain, Counts, Ledger, books, entries, positions, record, sources};
 use tallyline::log::{KafkaSettings, Log, LogError, PostgresLogSettings};
 use tallyline::sim::tallyman::{Behaviour, EventRule, Switches};
 use tokio::task::JoinHandle;
@@ -47,7 +47,7 @@ impl Consuming {
 /// A ledger with the tests' deployment registered.
 async fn ours() -> (Database, Ledger) {
     let (database, ledger) = ledger().await;
-    ledger.register_source(DEPLOYMENT, noon(), None).await.unwrap();
+    ledger.run(async |conn| sources::register(conn, DEPLOYMENT, noon(), None, ledger.clock.now()).await).await.unwrap();
     (database, ledger)
 }
 
@@ -77,7 +77,7 @@ async fn recorded(database: &Database, events: i64) {
 /// Checks that this number of events is recorded, each once, and that the books balance.
 async fn all_is_recorded_once(database: &Database, ledger: &Ledger, events: i64) {
     recorded(database, events).await;
-    let books = ledger.books().await.unwrap();
+    let books = ledger.run(books::add_up).await.unwrap();
     assert_eq!((books.usage, books.differences), (events, vec![]));
     assert_eq!(number(database, "select sum(records)::bigint from position").await, events, "nothing was read twice");
 }
@@ -90,8 +90,12 @@ async fn a_position_is_never_claimed_before_its_rows_are_written() {
     log.create_topics(1).await.unwrap();
     log.append(Topic::AgentUsage, messages(0..100)).await.unwrap();
     // the first is already recorded, so that this process knows the source
-    let claim = ledger.claim(partition(Topic::AgentUsage, 0), 0).await.unwrap();
-    ledger.record(&Chain::Live(claim), &[arrival(0, usage(DEPLOYMENT, 0))], 1).await.unwrap();
+    let claim =
+        ledger.run(async |conn| positions::lease(conn, partition(Topic::AgentUsage, 0), 0, ledger.clock.now()).await).await.unwrap();
+    ledger
+        .run(async |conn| record::batch(conn, &Chain::Live(claim), &[arrival(0, usage(DEPLOYMENT, 0))], 1, ledger.clock.now()).await)
+        .await
+        .unwrap();
     // every batch locks this last: while it is locked, rows and position are written but not committed
     let mut held = database.pool.begin().await.unwrap();
     sqlx::query("select 1 from ledger for update").execute(&mut *held).await.unwrap();
@@ -289,18 +293,23 @@ async fn append_to_every_partition(log: &Log, numbers: std::ops::Range<u32>) {
 #[tokio::test]
 async fn the_same_id_with_another_body_is_a_conflict_and_the_accepted_event_stands() {
     let (_database, ledger) = ours().await;
-    let claim = ledger.claim(partition(Topic::WorkspaceBuilds, 0), 0).await.unwrap();
+    let claim =
+        ledger.run(async |conn| positions::lease(conn, partition(Topic::WorkspaceBuilds, 0), 0, ledger.clock.now()).await).await.unwrap();
     let accepted = build(DEPLOYMENT, 1);
     let mut otherwise = accepted.clone();
     let Payload::Build(other) = &mut otherwise.payload else { panic!("it is a build") };
     other.build_number = 9;
-    ledger.record(&Chain::Live(claim.clone()), &[arrival(0, accepted.clone())], 1).await.unwrap();
+    ledger
+        .run(async |conn| record::batch(conn, &Chain::Live(claim.clone()), &[arrival(0, accepted.clone())], 1, ledger.clock.now()).await)
+        .await
+        .unwrap();
     let again = [(1, &otherwise), (2, &accepted), (3, &otherwise), (4, &accepted)].map(|(offset, event)| arrival(offset, event.clone()));
-    let counts = ledger.record(&Chain::Live(moved(&claim, 1)), &again, 5).await.unwrap();
+    let counts =
+        ledger.run(async |conn| record::batch(conn, &Chain::Live(moved(&claim, 1)), &again, 5, ledger.clock.now()).await).await.unwrap();
     assert_eq!(counts, Counts { records: 4, duplicates: 2, conflicts: 2, ..Counts::default() });
     let kept: Vec<i64> = sqlx::query_scalar("select log_offset from reject order by 1").fetch_all(&ledger.pool).await.unwrap();
     assert_eq!(kept, [1, 3]);
-    let facts = ledger.entries_after(0, i64::MAX).await.unwrap().into_iter().flat_map(|entry| entry.facts);
+    let facts = ledger.run(async |conn| entries::after(conn, 0, i64::MAX).await).await.unwrap().into_iter().flat_map(|entry| entry.facts);
     let events: Vec<Event> = facts.filter_map(|fact| if let Fact::Event(event) = fact { Some(event) } else { None }).collect();
     assert_eq!(events, [accepted]);
 }

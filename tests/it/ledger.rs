@@ -8,7 +8,8 @@ use sqlx::Row;
 use tallyline::event::{Event, Fact, Payload, Topic};
 use tallyline::ledger::{
     Acquaintance, ActKind, Arrival, Baseline, Chain, Claim, Counts, Landmark, Ledger, LedgerSettings, Lives, NewAct, PassedReject,
-    RecordError, Refusal, RejectState, Restored, Subject, Verdict,
+    RecordError, Refusal, RejectState, Restored, Subject, Verdict, contents, entries, generations, landmarks, positions, record,
+    recoveries, rejects, restored, retirements, snapshots, sources,
 };
 use tokio::task::JoinSet;
 
@@ -25,9 +26,11 @@ async fn number(ledger: &Ledger, query: &'static str) -> i64 {
 #[tokio::test]
 async fn every_record_of_a_batch_is_counted_once_and_kept_where_it_belongs() {
     let (_database, ledger) = registered_ledger().await;
-    let claim = ledger.claim(partition(Topic::WorkspaceBuilds, 0), 0).await.unwrap();
+    let claim =
+        ledger.run(async |conn| positions::lease(conn, partition(Topic::WorkspaceBuilds, 0), 0, ledger.clock.now()).await).await.unwrap();
     let first = [arrival(0, build(DEPLOYMENT, 1)), arrival(1, build(DEPLOYMENT, 2))];
-    let counts = ledger.record(&Chain::Live(claim.clone()), &first, 2).await.unwrap();
+    let counts =
+        ledger.run(async |conn| record::batch(conn, &Chain::Live(claim.clone()), &first, 2, ledger.clock.now()).await).await.unwrap();
     assert_eq!(counts, Counts { records: 2, accepted: 2, ..Counts::default() });
 
     let mut told_otherwise = build(DEPLOYMENT, 2);
@@ -48,7 +51,8 @@ async fn every_record_of_a_batch_is_counted_once_and_kept_where_it_belongs() {
         refused(8, Verdict::Rejected),
         refused(9, Verdict::Held),
     ];
-    let counts = ledger.record(&Chain::Live(moved(&claim, 2)), &second, 12).await.unwrap();
+    let counts =
+        ledger.run(async |conn| record::batch(conn, &Chain::Live(moved(&claim, 2)), &second, 12, ledger.clock.now()).await).await.unwrap();
     assert_eq!(counts, Counts { records: 7, accepted: 1, duplicates: 2, conflicts: 2, rejects: 1, held: 1 });
 
     let kept: Vec<(i64, String)> =
@@ -59,12 +63,13 @@ async fn every_record_of_a_batch_is_counted_once_and_kept_where_it_belongs() {
     assert_eq!(facts, [1, 2, 3].map(|n| build(DEPLOYMENT, n)), "events are as first seen");
     assert_eq!(number(&ledger, "select sum(records) from batch").await, 9);
     assert_eq!(number(&ledger, "select records from position").await, 9);
-    let claim = ledger.claim(partition(Topic::WorkspaceBuilds, 0), 0).await.unwrap();
+    let claim =
+        ledger.run(async |conn| positions::lease(conn, partition(Topic::WorkspaceBuilds, 0), 0, ledger.clock.now()).await).await.unwrap();
     assert_eq!((claim.next_offset, claim.last.unwrap().offset), (12, 9));
 }
 
 async fn events(ledger: &Ledger) -> Vec<Event> {
-    let entries = ledger.entries_after(0, i64::MAX).await.unwrap();
+    let entries = ledger.run(async |conn| entries::after(conn, 0, i64::MAX).await).await.unwrap();
     let facts = entries.into_iter().flat_map(|entry| entry.facts);
     facts.filter_map(|fact| if let Fact::Event(event) = fact { Some(event) } else { None }).collect()
 }
@@ -78,14 +83,16 @@ async fn a_deployment_is_registered_once_also_by_several_at_once() {
         let own = Ledger::open(&LedgerSettings { url: database.url.clone(), connections: 2 }, ledger.clock.clone()).unwrap();
         writers.spawn(async move {
             register(&own, &[DEPLOYMENT]).await;
-            let claim = own.claim(partition(Topic::AgentUsage, n), 0).await.unwrap();
-            own.record(&Chain::Live(claim), &[arrival(0, event(Topic::AgentUsage, n.unsigned_abs()))], 1).await.unwrap();
+            let claim =
+                own.run(async |conn| positions::lease(conn, partition(Topic::AgentUsage, n), 0, own.clock.now()).await).await.unwrap();
+            let arrivals = [arrival(0, event(Topic::AgentUsage, n.unsigned_abs()))];
+            own.run(async |conn| record::batch(conn, &Chain::Live(claim), &arrivals, 1, own.clock.now()).await).await.unwrap();
         });
     }
     while let Some(ended) = writers.join_next().await {
         ended.unwrap();
     }
-    let entries = ledger.entries_after(0, i64::MAX).await.unwrap();
+    let entries = ledger.run(async |conn| entries::after(conn, 0, i64::MAX).await).await.unwrap();
     assert_eq!(entries.len(), 5);
     assert!(matches!(entries[0].facts[..], [Fact::Introduced { deployment: DEPLOYMENT, .. }]), "{:?}", entries[0]);
     assert!(entries[1..].iter().all(|entry| matches!(entry.facts[..], [Fact::Event(_)])));
@@ -95,22 +102,22 @@ async fn a_deployment_is_registered_once_also_by_several_at_once() {
 async fn who_has_lost_the_partition_or_knows_another_position_writes_nothing() {
     let (_database, ledger) = registered_ledger().await;
     let of = partition(Topic::WorkspaceBuilds, 3);
-    let lost = ledger.claim(of, 40).await.unwrap();
-    let holder = ledger.claim(of, 0).await.unwrap();
+    let lost = ledger.run(async |conn| positions::lease(conn, of, 40, ledger.clock.now()).await).await.unwrap();
+    let holder = ledger.run(async |conn| positions::lease(conn, of, 0, ledger.clock.now()).await).await.unwrap();
     assert_eq!((holder.epoch, holder.next_offset), (lost.epoch + 1, 40), "the first claim's log start is the position");
     let batch = [arrival(40, build(DEPLOYMENT, 1)), refused(41, Verdict::Rejected)];
     let stale = moved(&holder, 39);
     for claim in [&lost, &stale] {
-        let outcome = ledger.record(&Chain::Live(claim.clone()), &batch, 42).await;
+        let outcome = ledger.run(async |conn| record::batch(conn, &Chain::Live(claim.clone()), &batch, 42, ledger.clock.now()).await).await;
         assert!(matches!(outcome, Err(RecordError::Fenced(partition)) if partition == of), "{outcome:?}");
     }
     assert_eq!(events(&ledger).await, []);
     let written = "select (select count(*) from reject) + (select count(*) from batch where kind = 'log') + (select records from position)";
     assert_eq!(number(&ledger, written).await, 0);
     // a fenced batch takes no sequence
-    let before = ledger.head().await.unwrap().number;
-    ledger.record(&Chain::Live(holder), &batch, 42).await.unwrap();
-    assert_eq!(ledger.head().await.unwrap().number, before + 1);
+    let before = ledger.run(snapshots::head).await.unwrap().number;
+    ledger.run(async |conn| record::batch(conn, &Chain::Live(holder), &batch, 42, ledger.clock.now()).await).await.unwrap();
+    assert_eq!(ledger.run(snapshots::head).await.unwrap().number, before + 1);
 }
 
 #[tokio::test]
@@ -120,10 +127,13 @@ async fn the_same_events_on_two_partitions_at_once_are_accepted_once() {
     for n in 0..4_i32 {
         let ledger = ledger.clone();
         writers.spawn(async move {
-            let claim = ledger.claim(partition(Topic::WorkspaceBuilds, n), 0).await.unwrap();
+            let claim = ledger
+                .run(async |conn| positions::lease(conn, partition(Topic::WorkspaceBuilds, n), 0, ledger.clock.now()).await)
+                .await
+                .unwrap();
             let order: Vec<u32> = if n % 2 == 0 { (0..200).collect() } else { (0..200).rev().collect() };
             let batch: Vec<_> = (0..).zip(order).map(|(offset, n)| arrival(offset, build(DEPLOYMENT, n))).collect();
-            ledger.record(&Chain::Live(claim), &batch, 200).await.unwrap()
+            ledger.run(async |conn| record::batch(conn, &Chain::Live(claim), &batch, 200, ledger.clock.now()).await).await.unwrap()
         });
     }
     let mut counts = Counts::default();
@@ -153,7 +163,7 @@ async fn sequences_are_commit_order_without_holes_under_four_writers() {
     let mut seen = 0;
     let mut written = Vec::new();
     loop {
-        for entry in ledger.entries_after(seen, i64::MAX).await.unwrap() {
+        for entry in ledger.run(async |conn| entries::after(conn, seen, i64::MAX).await).await.unwrap() {
             seen += 1;
             assert_eq!(entry.sequence, seen, "a hole, or a batch that was committed late");
         }
@@ -164,7 +174,7 @@ async fn sequences_are_commit_order_without_holes_under_four_writers() {
         }
     }
     // Two introductions, 4 × 60 batches; the fenced attempts took none.
-    assert_eq!((written.len(), ledger.head().await.unwrap().number), (240, 242));
+    assert_eq!((written.len(), ledger.run(snapshots::head).await.unwrap().number), (240, 242));
     for one in &written {
         for other in &written {
             assert!(one.ended > other.begun || one.sequence < other.sequence, "acknowledged before the other began, yet later in order");
@@ -175,17 +185,24 @@ async fn sequences_are_commit_order_without_holes_under_four_writers() {
 /// Writes 60 batches of 5 builds. After each comes a fenced attempt, whose transaction is rolled back amid the others'.
 async fn write_60_batches(ledger: Ledger, n: u32, ticks: Arc<AtomicU64>) -> Vec<Written> {
     let of = partition(Topic::WorkspaceBuilds, i32::try_from(n).unwrap());
-    let mut claim = ledger.claim(of, 0).await.unwrap();
+    let mut claim = ledger.run(async |conn| positions::lease(conn, of, 0, ledger.clock.now()).await).await.unwrap();
     let mut written = Vec::new();
     for batch in 0..60_u32 {
         let offset = i64::from(batch) * 5;
         let arrivals: Vec<_> =
             (0..5_u32).map(|i| arrival(offset + i64::from(i), event(Topic::WorkspaceBuilds, n * 1000 + batch * 5 + i))).collect();
         let begun = ticks.fetch_add(1, Ordering::SeqCst);
-        let counts = ledger.record(&Chain::Live(claim.clone()), &arrivals, offset + 5).await.unwrap();
+        let counts = ledger
+            .run(async |conn| record::batch(conn, &Chain::Live(claim.clone()), &arrivals, offset + 5, ledger.clock.now()).await)
+            .await
+            .unwrap();
         let ended = ticks.fetch_add(1, Ordering::SeqCst);
         assert_eq!((counts.records, counts.accepted), (5, 5));
-        let fenced = ledger.record(&Chain::Live(Claim { epoch: 0, ..claim.clone() }), &arrivals, offset + 5).await;
+        let fenced = ledger
+            .run(async |conn| {
+                record::batch(conn, &Chain::Live(Claim { epoch: 0, ..claim.clone() }), &arrivals, offset + 5, ledger.clock.now()).await
+            })
+            .await;
         assert!(matches!(fenced, Err(RecordError::Fenced(_))), "{fenced:?}");
         let sequence = sqlx::query("select sequence from batch where topic = $1 and partition = $2 and first_offset = $3")
             .bind(of.topic.name())
@@ -209,7 +226,11 @@ async fn a_transaction_that_was_left_open_on_a_connection_is_nobody_elses() {
     let ledger = Ledger::open(&settings, tallyline::clock::Clock::system()).unwrap();
     for begin in ["begin read only", "begin"] {
         sqlx::raw_sql(begin).execute(&mut *ledger.pool.acquire().await.unwrap()).await.unwrap();
-        let epoch = ledger.claim(partition(Topic::WorkspaceBuilds, 0), 0).await.unwrap().epoch;
+        let epoch = ledger
+            .run(async |conn| positions::lease(conn, partition(Topic::WorkspaceBuilds, 0), 0, ledger.clock.now()).await)
+            .await
+            .unwrap()
+            .epoch;
         let kept: i64 = sqlx::query_scalar("select epoch from position").fetch_one(&database.pool).await.unwrap();
         assert_eq!(kept, epoch, "{begin}: what was written is committed");
     }
@@ -223,14 +244,19 @@ async fn a_deployment_is_introduced_once_and_holds_up_no_batch_of_others() {
     sqlx::query("lock table workspace_first_start").execute(&mut *busy).await.unwrap();
     let introduction = || {
         let (ledger, baseline) = (ledger.clone(), baseline.clone());
-        tokio::spawn(async move { ledger.register_source(DEPLOYMENT, noon(), Some(&baseline)).await.unwrap() })
+        tokio::spawn(async move {
+            ledger.run(async |conn| sources::register(conn, DEPLOYMENT, noon(), Some(&baseline), ledger.clock.now()).await).await.unwrap()
+        })
     };
     let rivals = [introduction(), introduction()];
     let waiting = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
     eventually(SOON, "one waits for the table, the other for it", || async { number(&ledger, waiting).await == 2 }).await;
 
     let act = NewAct { actor: "sre-1", act: ActKind::Accept, subject: Subject::Named("a test"), reason: "", detail: serde_json::json!({}) };
-    tokio::time::timeout(SOON, ledger.begin_acts(&[act])).await.expect("another batch takes its sequence meanwhile").unwrap();
+    tokio::time::timeout(SOON, ledger.run(async |conn| rejects::begin_acts(conn, &[act], ledger.clock.now()).await))
+        .await
+        .expect("another batch takes its sequence meanwhile")
+        .unwrap();
     busy.rollback().await.unwrap();
     let [one, other] = rivals;
     assert_eq!(one.await.unwrap(), other.await.unwrap());
@@ -241,7 +267,7 @@ async fn a_deployment_is_introduced_once_and_holds_up_no_batch_of_others() {
 #[tokio::test]
 async fn large_tables_are_estimated_from_a_part_and_say_so() {
     let (_database, ledger) = ledger().await;
-    let source = ledger.register_source(DEPLOYMENT, noon(), None).await.unwrap();
+    let source = ledger.run(async |conn| sources::register(conn, DEPLOYMENT, noon(), None, ledger.clock.now()).await).await.unwrap();
     // about 30 MB: every fifth event is a seat count
     sqlx::query(
         "insert into usage_event (source_id, id, batch_id, log_offset, digest, event_type, quantity, created_at)
@@ -257,9 +283,9 @@ async fn large_tables_are_estimated_from_a_part_and_say_so() {
     let counts = |contents: tallyline::ledger::Contents| -> Vec<(String, i64, bool)> {
         contents.events.into_iter().map(|row| (row.event_type, row.events, row.estimated)).collect()
     };
-    let exact = counts(ledger.contents().await.unwrap());
+    let exact = counts(ledger.run(async |conn| contents::read(conn, ledger.clock.now()).await).await.unwrap());
     assert_eq!(exact, [("dc_managed_agents_v1".to_owned(), 160_000, false), ("hb_ai_seats_v1".to_owned(), 40_000, false)]);
-    let about = counts(ledger.contents_counting(8 * 1024 * 1024).await.unwrap());
+    let about = counts(ledger.run(async |conn| contents::read_counting(conn, 8 * 1024 * 1024, ledger.clock.now()).await).await.unwrap());
     for ((_, estimate, estimated), (event_type, events, _)) in about.iter().zip(&exact) {
         // a third of about 3,000 blocks: the standard deviation is below 3 %
         assert!(*estimated && (estimate - events).abs() * 5 < *events, "{event_type}: {estimate} for {events}");
@@ -270,17 +296,23 @@ async fn large_tables_are_estimated_from_a_part_and_say_so() {
 #[tokio::test]
 async fn data_that_postgres_cannot_keep_is_refused_and_not_tried_for_ever() {
     let (_database, ledger) = registered_ledger().await;
-    let claim = ledger.claim(partition(Topic::AgentUsage, 0), 0).await.unwrap();
+    let claim =
+        ledger.run(async |conn| positions::lease(conn, partition(Topic::AgentUsage, 0), 0, ledger.clock.now()).await).await.unwrap();
     // too long for an index entry, and this text cannot be compressed
     let long: String = (0..128).map(|_| uuid::Uuid::new_v4().simple().to_string()).collect();
     for id in ["with\0NUL", &long] {
         let mut event = event(Topic::AgentUsage, 1);
         let Payload::Usage(usage) = &mut event.payload else { panic!("it is usage") };
         usage.id = id.to_owned();
-        let outcome = ledger.record(&Chain::Live(claim.clone()), &[arrival(0, event)], 1).await;
+        let outcome = ledger
+            .run(async |conn| record::batch(conn, &Chain::Live(claim.clone()), &[arrival(0, event)], 1, ledger.clock.now()).await)
+            .await;
         assert!(matches!(outcome, Err(RecordError::Refused(_))), "{outcome:?}");
     }
-    ledger.record(&Chain::Live(claim), &[arrival(0, event(Topic::AgentUsage, 1))], 1).await.unwrap();
+    ledger
+        .run(async |conn| record::batch(conn, &Chain::Live(claim), &[arrival(0, event(Topic::AgentUsage, 1))], 1, ledger.clock.now()).await)
+        .await
+        .unwrap();
 }
 
 #[tokio::test]
@@ -294,11 +326,15 @@ async fn sessions_that_began_read_only_are_not_kept() {
         sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(&database.pool).await.unwrap();
     };
     sessions_begin("on").await;
-    let claims = futures::future::join_all((0..3).map(|number| ledger.claim(partition(Topic::AgentUsage, number), 0))).await;
+    let take = async |number| {
+        let partition = partition(Topic::AgentUsage, number);
+        ledger.run(async |conn| positions::lease(conn, partition, 0, ledger.clock.now()).await).await
+    };
+    let claims = futures::future::join_all((0..3).map(&take)).await;
     assert!(claims.iter().all(Result::is_err), "{claims:?}");
     sessions_begin("off").await;
     for number in 0..3 {
-        let claimed = || async { ledger.claim(partition(Topic::AgentUsage, number), 0).await.is_ok() };
+        let claimed = || async { take(number).await.is_ok() };
         eventually(SOON, "it can be written", claimed).await;
     }
 }
@@ -308,15 +344,21 @@ async fn sessions_that_began_read_only_are_not_kept() {
 async fn a_backup_that_is_restored_twice_is_seen_twice_by_each_landmark_and_mark() {
     let (_database, ledger) = registered_ledger().await;
     let place = partition(Topic::AgentUsage, 0);
-    let claim = ledger.claim(place, 0).await.unwrap();
-    ledger.record(&Chain::Live(claim), &[arrival(0, event(Topic::AgentUsage, 1))], 1).await.unwrap();
-    let backed_up = ledger.lives().await.unwrap();
-    let landmark = async || ledger.landmark(ledger.head().await.unwrap().number).await.unwrap().unwrap();
+    let claim = ledger.run(async |conn| positions::lease(conn, place, 0, ledger.clock.now()).await).await.unwrap();
+    ledger
+        .run(async |conn| record::batch(conn, &Chain::Live(claim), &[arrival(0, event(Topic::AgentUsage, 1))], 1, ledger.clock.now()).await)
+        .await
+        .unwrap();
+    let backed_up = ledger.run(generations::all).await.unwrap();
+    let landmark = async || {
+        ledger.run(async |conn| landmarks::of_batch(conn, ledger.run(snapshots::head).await.unwrap().number).await).await.unwrap().unwrap()
+    };
     let first = landmark().await;
     let gone = Landmark { recorded_at: first.recorded_at + chrono::TimeDelta::seconds(1), ..first };
-    assert!(ledger.note_went_back(&Restored::Batch(gone)).await.unwrap());
-    let recovered = ledger.lives().await.unwrap();
-    let acquaintance = async |landmark: &Landmark| ledger.head_seen_from(Some(landmark)).await.unwrap().1;
+    assert!(ledger.run(async |conn| restored::record_detected(conn, &Restored::Batch(gone), ledger.clock.now()).await).await.unwrap());
+    let recovered = ledger.run(generations::all).await.unwrap();
+    let acquaintance =
+        async |landmark: &Landmark| ledger.run(async |conn| landmarks::head_and_identity(conn, Some(landmark)).await).await.unwrap().1;
     assert_eq!(acquaintance(&first).await, Acquaintance::Another);
     let of_recovered = landmark().await;
 
@@ -333,12 +375,16 @@ async fn a_backup_that_is_restored_twice_is_seen_twice_by_each_landmark_and_mark
         read_until: None,
         marked: vec![recovered.incarnation],
     };
-    let restored = async |lives, next_offset| ledger.is_restored(&mark(lives, next_offset)).await.unwrap();
+    let restored =
+        async |lives, next_offset| ledger.run(async |conn| restored::is_restored(conn, &mark(lives, next_offset)).await).await.unwrap();
     let of_later_life = Lives { ended: backed_up.ended + 1, ..backed_up };
     assert!(restored(recovered, 1).await && restored(of_later_life, 1).await && restored(backed_up, 2).await);
     assert!(!restored(backed_up, 1).await);
-    assert!(ledger.note_went_back(&mark(recovered, 1)).await.unwrap());
-    assert!(!ledger.note_went_back(&Restored::Batch(of_recovered)).await.unwrap(), "it is known");
+    assert!(ledger.run(async |conn| restored::record_detected(conn, &mark(recovered, 1), ledger.clock.now()).await).await.unwrap());
+    assert!(
+        !ledger.run(async |conn| restored::record_detected(conn, &Restored::Batch(of_recovered), ledger.clock.now()).await).await.unwrap(),
+        "it is known"
+    );
     assert_eq!(acquaintance(&of_recovered).await, Acquaintance::Another);
     assert!(!restored(recovered, 9).await && !restored(of_later_life, 9).await);
 }
@@ -347,9 +393,9 @@ async fn a_backup_that_is_restored_twice_is_seen_twice_by_each_landmark_and_mark
 async fn rejects_do_not_end_where_the_log_may_have_lost_what_was_passed() {
     let (_database, ledger) = registered_ledger().await;
     let place = partition(Topic::AgentUsage, 0);
-    let claim = ledger.claim(place, 0).await.unwrap();
+    let claim = ledger.run(async |conn| positions::lease(conn, place, 0, ledger.clock.now()).await).await.unwrap();
     let refused = Arrival { event: Err(Refusal::unregistered(DEPLOYMENT)), ..arrival(0, event(Topic::AgentUsage, 1)) };
-    ledger.record(&Chain::Live(claim), &[refused], 1).await.unwrap();
+    ledger.run(async |conn| record::batch(conn, &Chain::Live(claim), &[refused], 1, ledger.clock.now()).await).await.unwrap();
     let reject: i64 = number(&ledger, "select max(id) from reject").await;
     let act = NewAct {
         actor: "sre-1",
@@ -358,10 +404,12 @@ async fn rejects_do_not_end_where_the_log_may_have_lost_what_was_passed() {
         reason: "a test",
         detail: serde_json::json!({}),
     };
-    let acts = ledger.begin_acts(&[act]).await.unwrap();
-    let lives = ledger.lives().await.unwrap();
+    let acts = ledger.run(async |conn| rejects::begin_acts(conn, &[act], ledger.clock.now()).await).await.unwrap();
+    let lives = ledger.run(generations::all).await.unwrap();
     let passed = [PassedReject { id: reject, act_id: acts[0], place: Some((place, 1)) }];
-    let end = async |lives| ledger.end_rejects(&passed, &[RejectState::Open], RejectState::Resubmitted, lives).await.unwrap();
+    let end = async |lives| {
+        ledger.run(async |conn| rejects::end(conn, &passed, &[RejectState::Open], RejectState::Resubmitted, lives).await).await.unwrap()
+    };
     assert!(end(Lives { ended: lives.ended + 1, ..lives }).await.is_empty());
     // a life that is about to end is waited for
     let mut recovery = ledger.pool.begin().await.unwrap();
@@ -378,7 +426,7 @@ async fn rejects_do_not_end_where_the_log_may_have_lost_what_was_passed() {
     };
     let (ended, ()) = tokio::join!(end(lives), recovered);
     assert!(ended.is_empty());
-    assert_eq!(end(ledger.lives().await.unwrap()).await, [reject]);
+    assert_eq!(end(ledger.run(generations::all).await.unwrap()).await, [reject]);
 }
 
 #[tokio::test]
@@ -393,24 +441,35 @@ async fn a_recovery_that_waits_for_more_leaves_the_queue_alone() {
         reason: "no collector reads it",
         detail: serde_json::json!({}),
     };
-    assert!(ledger.retire_source(DEPLOYMENT, &act).await.unwrap());
-    let claim = ledger.claim(read, 0).await.unwrap();
-    ledger.record(&Chain::Live(claim), &[arrival(0, event(Topic::AgentUsage, 1))], 1).await.unwrap();
-    let landmark = ledger.landmark(ledger.head().await.unwrap().number).await.unwrap().unwrap();
+    assert!(ledger.run(async |conn| retirements::retire(conn, DEPLOYMENT, &act, ledger.clock.now()).await).await.unwrap());
+    let claim = ledger.run(async |conn| positions::lease(conn, read, 0, ledger.clock.now()).await).await.unwrap();
+    ledger
+        .run(async |conn| record::batch(conn, &Chain::Live(claim), &[arrival(0, event(Topic::AgentUsage, 1))], 1, ledger.clock.now()).await)
+        .await
+        .unwrap();
+    let landmark =
+        ledger.run(async |conn| landmarks::of_batch(conn, ledger.run(snapshots::head).await.unwrap().number).await).await.unwrap().unwrap();
     let gone = Landmark { recorded_at: landmark.recorded_at + chrono::TimeDelta::seconds(1), ..landmark };
-    assert!(ledger.note_went_back(&Restored::Batch(gone)).await.unwrap());
-    let id = ledger.recovering().await.unwrap().unwrap().id;
-    ledger.target_recovery(id, &[(read, 1), (unread, 3)]).await.unwrap();
+    assert!(ledger.run(async |conn| restored::record_detected(conn, &Restored::Batch(gone), ledger.clock.now()).await).await.unwrap());
+    let id = ledger.run(recoveries::open).await.unwrap().unwrap().id;
+    ledger.run(async |conn| recoveries::set_targets(conn, id, &[(read, 1), (unread, 3)], ledger.clock.now()).await).await.unwrap();
     let mut other = ledger.pool.begin().await.unwrap();
     assert_eq!(sqlx::query("select from publication for update").fetch_all(&mut *other).await.unwrap().len(), 1);
-    let closed = tokio::time::timeout(std::time::Duration::from_secs(8), ledger.close_recovery(id)).await;
+    let closed = tokio::time::timeout(
+        std::time::Duration::from_secs(8),
+        ledger.run(async |conn| recoveries::close(conn, id, ledger.clock.now()).await),
+    )
+    .await;
     assert!(!closed.expect("it waits for nobody's publication").unwrap());
     other.rollback().await.unwrap();
-    let waits_for = ledger.recovering().await.unwrap().unwrap().records_to_read;
+    let waits_for = ledger.run(recoveries::open).await.unwrap().unwrap().records_to_read;
     assert_eq!(waits_for, 3, "a partition that was never read is to be read, too");
-    let claim = ledger.claim(unread, 0).await.unwrap();
-    ledger.record(&Chain::Live(claim), &[arrival(0, event(Topic::AgentUsage, 2))], 3).await.unwrap();
-    assert_eq!(ledger.recovering().await.unwrap().unwrap().records_to_read, 0);
-    assert!(ledger.close_recovery(id).await.unwrap());
+    let claim = ledger.run(async |conn| positions::lease(conn, unread, 0, ledger.clock.now()).await).await.unwrap();
+    ledger
+        .run(async |conn| record::batch(conn, &Chain::Live(claim), &[arrival(0, event(Topic::AgentUsage, 2))], 3, ledger.clock.now()).await)
+        .await
+        .unwrap();
+    assert_eq!(ledger.run(recoveries::open).await.unwrap().unwrap().records_to_read, 0);
+    assert!(ledger.run(async |conn| recoveries::close(conn, id, ledger.clock.now()).await).await.unwrap());
     assert_eq!(number(&ledger, "select count(*) from publication where state = 'pending' and unanswered").await, 2);
 }

@@ -2,7 +2,7 @@
 
 use tallyline::clock::Clock;
 use tallyline::event::Topic;
-use tallyline::ledger::{Chain, Ledger, LedgerSettings};
+use tallyline::ledger::{Chain, Ledger, LedgerSettings, positions, record, rights, sources};
 use tallyline::sim::coderd::{SchemaVersion, create_schema};
 use uuid::Uuid;
 
@@ -35,7 +35,7 @@ async fn tables_of_another_application_need_no_right() {
     run(&database, &format!("create table spatial_ref_sys (srid integer); grant create on schema public to {role}")).await;
     let ended = migrate(&url).await;
     assert_eq!(code(&ended), 0, "{ended:?}");
-    assert!(ledger.missing_rights(false).await.unwrap().is_empty());
+    assert!(ledger.run(async |conn| rights::missing(conn, false).await).await.unwrap().is_empty());
 }
 
 #[tokio::test]
@@ -59,7 +59,7 @@ async fn a_role_with_a_schema_of_its_own_needs_nothing_in_public() {
     let (role, ledger, url) = role(&database).await;
     run(&database, "drop schema public cascade").await;
     let asked = format!("create schema {role} authorization {role};");
-    assert_eq!(ledger.missing_rights(true).await.unwrap(), std::slice::from_ref(&asked));
+    assert_eq!(ledger.run(async |conn| rights::missing(conn, true).await).await.unwrap(), std::slice::from_ref(&asked));
     assert_refused(&migrate(&url).await, 3, &asked);
     run(&database, &format!("create schema books authorization {role}; alter role {role} set search_path = books")).await;
     let ended = migrate(&url).await;
@@ -78,19 +78,23 @@ async fn a_role_that_owns_no_table_is_told_of_each_table_and_of_the_sequence_of_
     assert_eq!(code(&migrate(&database.url).await), 0);
     run(&database, &format!("grant select, insert, update, delete on all tables in schema public to {role}")).await;
     run(&database, &format!("revoke insert on replay from {role}")).await;
-    ledger.register_source(DEPLOYMENT, noon(), None).await.unwrap();
-    let claim = ledger.claim(partition(Topic::WorkspaceBuilds, 0), 0).await.unwrap();
+    ledger.run(async |conn| sources::register(conn, DEPLOYMENT, noon(), None, ledger.clock.now()).await).await.unwrap();
+    let claim =
+        ledger.run(async |conn| positions::lease(conn, partition(Topic::WorkspaceBuilds, 0), 0, ledger.clock.now()).await).await.unwrap();
     let (chain, arrivals) = (Chain::Live(claim), [arrival(0, build(DEPLOYMENT, 1))]);
-    assert!(ledger.record(&chain, &arrivals, 1).await.is_err(), "a batch takes its id from the sequence");
-    let asked = ledger.missing_rights(false).await.unwrap();
+    assert!(
+        ledger.run(async |conn| record::batch(conn, &chain, &arrivals, 1, ledger.clock.now()).await).await.is_err(),
+        "a batch takes its id from the sequence"
+    );
+    let asked = ledger.run(async |conn| rights::missing(conn, false).await).await.unwrap();
     let expected = [
         format!("grant select, insert, update, delete on replay to {role};"),
         format!("grant usage on sequence public.batch_id_seq to {role};"),
     ];
     assert_eq!(asked, expected);
     run(&database, &asked.concat()).await;
-    assert!(ledger.missing_rights(false).await.unwrap().is_empty());
-    assert_eq!(ledger.record(&chain, &arrivals, 1).await.unwrap().accepted, 1);
+    assert!(ledger.run(async |conn| rights::missing(conn, false).await).await.unwrap().is_empty());
+    assert_eq!(ledger.run(async |conn| record::batch(conn, &chain, &arrivals, 1, ledger.clock.now()).await).await.unwrap().accepted, 1);
 }
 
 #[tokio::test]
@@ -105,7 +109,7 @@ async fn a_role_that_did_not_migrate_is_told_of_the_migrations_and_of_the_right_
     )
     .await;
     let asked = format!("grant select on _sqlx_migrations to {role};");
-    assert_eq!(ledger.missing_rights(false).await.unwrap(), std::slice::from_ref(&asked));
+    assert_eq!(ledger.run(async |conn| rights::missing(conn, false).await).await.unwrap(), std::slice::from_ref(&asked));
     let error = ledger.check_schema().await.unwrap_err().to_string();
     assert!(error.ends_with(&format!("let an administrator run:\n{asked}")), "{error}");
     assert_refused(&migrate(&url).await, 3, &asked);

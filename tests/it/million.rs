@@ -10,7 +10,7 @@ use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use tallyline::consumer;
 use tallyline::event::{BuildStatus, Event, Message, Payload, Topic, TopicPartition, UsageQuantity};
-use tallyline::ledger::{Arrival, Chain, Counts, Ledger, PartitionBooks, Verdict};
+use tallyline::ledger::{Arrival, Chain, Counts, Ledger, PartitionBooks, Verdict, books, positions, record};
 use tallyline::log::Record;
 use tokio::task::JoinSet;
 
@@ -170,7 +170,7 @@ struct Consumed {
 
 async fn consume(ledger: Ledger, of: TopicPartition) -> Consumed {
     let mut maker = Maker::new(of);
-    let mut claim = ledger.claim(of, 0).await.unwrap();
+    let mut claim = ledger.run(async |conn| positions::lease(conn, of, 0, ledger.clock.now()).await).await.unwrap();
     let mut counts = Counts::default();
     for _ in 0..PER_PARTITION / BATCH {
         // offsets have gaps, like Kafka's
@@ -178,7 +178,10 @@ async fn consume(ledger: Ledger, of: TopicPartition) -> Consumed {
         let record = |index| Record { offset: offset(index), timestamp: noon(), message: maker.next() };
         let arrivals: Vec<Arrival> = (0..i64::from(BATCH)).map(record).map(consumer::read).collect();
         let next_offset = offset(i64::from(BATCH));
-        let batch = ledger.record(&Chain::Live(claim.clone()), &arrivals, next_offset).await.unwrap();
+        let batch = ledger
+            .run(async |conn| record::batch(conn, &Chain::Live(claim.clone()), &arrivals, next_offset, ledger.clock.now()).await)
+            .await
+            .unwrap();
         let refused = |verdict| {
             let refused = arrivals.iter().filter(|arrival| matches!(&arrival.event, Err(refusal) if refusal.verdict == verdict));
             i32::try_from(refused.count()).unwrap()
@@ -240,7 +243,7 @@ async fn a_million_records_each_become_exactly_one_thing_and_the_books_balance()
     .unwrap();
     let in_rows = [rows.0, rows.1, rows.2, rows.3, rows.4];
     assert_eq!(in_rows, [counts.accepted, counts.conflicts, counts.rejects, counts.held, counts.records].map(i64::from));
-    let books = ledger.books().await.unwrap();
+    let books = ledger.run(books::add_up).await.unwrap();
     assert_eq!(books.differences, []);
     let sum = |of: fn(&PartitionBooks) -> i64| books.partitions.iter().map(of).sum::<i64>();
     assert_eq!((sum(|one| one.accepted), sum(|one| one.duplicates)), (i64::from(counts.accepted), i64::from(counts.duplicates)));

@@ -5,7 +5,10 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use tallyline::clock::Clock;
 use tallyline::event::{Message, Topic};
-use tallyline::ledger::{Chain, Lease, LeaseError, Ledger, NewPass, Source, collector_lease};
+use tallyline::ledger::{
+    Chain, Lease, LeaseError, Ledger, NewPass, Source, books, collector_lease, collector_requests, cutover, leases, passes, positions,
+    record, snapshots, sources,
+};
 use tallyline::log::{Log, PostgresLogSettings};
 
 use crate::support::Database;
@@ -23,8 +26,8 @@ struct Site {
 impl Site {
     async fn new() -> Site {
         let (database, ledger) = ledger_at(Clock::system()).await;
-        let source = ledger.register_source(DEPLOYMENT, noon(), None).await.unwrap();
-        let lease = ledger.take_lease(&collector_lease(DEPLOYMENT), "test", HOUR).await.unwrap().unwrap();
+        let source = ledger.run(async |conn| sources::register(conn, DEPLOYMENT, noon(), None, ledger.clock.now()).await).await.unwrap();
+        let lease = ledger.run(async |conn| leases::take(conn, &collector_lease(DEPLOYMENT), "test", HOUR).await).await.unwrap().unwrap();
         Site { _database: database, ledger, source, lease }
     }
 
@@ -41,19 +44,26 @@ impl Site {
     }
 
     async fn record(&self, pass: &NewPass) -> Result<i64, LeaseError> {
-        self.ledger.record_pass(&self.lease, pass).await
+        self.ledger.run(async |conn| passes::record(conn, &self.lease, pass).await).await
     }
 
     /// Records the next record of the usage topic.
     async fn read_one(&self) {
-        let claim = self.ledger.claim(partition(Topic::AgentUsage, 0), 0).await.unwrap();
+        let claim = self
+            .ledger
+            .run(async |conn| positions::lease(conn, partition(Topic::AgentUsage, 0), 0, self.ledger.clock.now()).await)
+            .await
+            .unwrap();
         let next = claim.next_offset;
         let event = usage(DEPLOYMENT, u32::try_from(next).unwrap());
-        self.ledger.record(&Chain::Live(claim), &[arrival(next, event)], next + 1).await.unwrap();
+        self.ledger
+            .run(async |conn| record::batch(conn, &Chain::Live(claim), &[arrival(next, event)], next + 1, self.ledger.clock.now()).await)
+            .await
+            .unwrap();
     }
 
     async fn complete_until(&self) -> Option<DateTime<Utc>> {
-        self.ledger.completeness(self.source.id).await.unwrap().complete_until
+        self.ledger.run(async |conn| passes::completeness(conn, self.source.id).await).await.unwrap().complete_until
     }
 
     /// Rows of all tables that a pass could add to.
@@ -74,13 +84,13 @@ async fn a_thousand_passes_of_an_idle_deployment_add_no_rows() {
     let site = Site::new().await;
     site.read_one().await;
     site.record(&site.pass(1, 1)).await.unwrap();
-    let (rows, sequence) = (site.rows().await, site.ledger.head().await.unwrap().number);
+    let (rows, sequence) = (site.rows().await, site.ledger.run(snapshots::head).await.unwrap().number);
     for minute in 2..=1001 {
         assert_eq!(site.record(&site.pass(minute, 1)).await.unwrap(), minute);
     }
-    assert_eq!((site.rows().await, site.ledger.head().await.unwrap().number), (rows, sequence));
+    assert_eq!((site.rows().await, site.ledger.run(snapshots::head).await.unwrap().number), (rows, sequence));
     assert_eq!(site.complete_until().await, Some(at(1001)));
-    assert!(site.ledger.backfilled(site.source.id).await.unwrap());
+    assert!(site.ledger.run(async |conn| passes::is_backfilled(conn, site.source.id).await).await.unwrap());
 }
 
 #[tokio::test]
@@ -90,21 +100,31 @@ async fn every_pass_that_is_not_reached_counts_once_it_is() {
     for minute in 1..=3 {
         site.record(&site.pass(minute, minute)).await.unwrap();
     }
-    assert_eq!((site.complete_until().await, site.ledger.backfilled(id).await.unwrap()), (None, false));
-    for topic in site.ledger.completeness_by_topic(id).await.unwrap() {
+    assert_eq!(
+        (site.complete_until().await, site.ledger.run(async |conn| passes::is_backfilled(conn, id).await).await.unwrap()),
+        (None, false)
+    );
+    for topic in site.ledger.run(async |conn| passes::completeness_by_topic(conn, id).await).await.unwrap() {
         let expected = (topic.topic != Topic::AgentUsage.name()).then_some(at(3));
         assert_eq!(topic.complete_until, expected, "{}", topic.topic);
     }
     for minute in 1..=3 {
         site.read_one().await;
-        assert_eq!((site.complete_until().await, site.ledger.backfilled(id).await.unwrap()), (Some(at(minute)), true));
-        assert!(site.ledger.pass_is_in(id, minute).await.unwrap());
-        assert_eq!(site.ledger.later_pass_is_in(id, 0).await.unwrap(), minute >= 2, "the first may have begun before");
+        assert_eq!(
+            (site.complete_until().await, site.ledger.run(async |conn| passes::is_backfilled(conn, id).await).await.unwrap()),
+            (Some(at(minute)), true)
+        );
+        assert!(site.ledger.run(async |conn| passes::is_confirmed(conn, id, minute).await).await.unwrap());
+        assert_eq!(
+            site.ledger.run(async |conn| books::later_pass_is_in(conn, id, 0).await).await.unwrap(),
+            minute >= 2,
+            "the first may have begun before"
+        );
     }
     // a pass without completeness revokes nothing, but the next collector reads everything
     site.record(&NewPass { complete_until: None, ..site.pass(4, 3) }).await.unwrap();
     assert_eq!(site.complete_until().await, Some(at(3)));
-    let last = site.ledger.last_pass(id).await.unwrap();
+    let last = site.ledger.run(async |conn| passes::last(conn, id).await).await.unwrap();
     assert_eq!((last.complete_until, last.claimed_until, last.swept_at), (None, Some(at(3)), Some(at(1))));
 }
 
@@ -121,7 +141,7 @@ async fn a_pass_that_appended_something_is_withdrawn_without_those_before_it() {
     site.record(&unproven(3, 2, 1)).await.unwrap();
     site.record(&unproven(4, 2, 0)).await.unwrap();
     assert_eq!(site.complete_until().await, Some(at(4)));
-    site.ledger.void_passes(&site.lease, site.source.id, 2).await.unwrap();
+    site.ledger.run(async |conn| passes::void(conn, &site.lease, site.source.id, 2).await).await.unwrap();
     assert_eq!(site.complete_until().await, Some(at(2)));
 }
 
@@ -133,7 +153,7 @@ async fn a_pass_that_is_not_proven_is_withdrawn_also_where_it_appended_nothing()
     for minute in 2..=3 {
         site.record(&NewPass { unproven_after: Some(1), ..site.pass(minute, 1) }).await.unwrap();
     }
-    site.ledger.void_passes(&site.lease, site.source.id, 1).await.unwrap();
+    site.ledger.run(async |conn| passes::void(conn, &site.lease, site.source.id, 1).await).await.unwrap();
     site.read_one().await;
     assert_eq!(site.complete_until().await, Some(at(1)));
 }
@@ -146,12 +166,12 @@ async fn passes_whose_records_may_be_rejected_can_be_withdrawn() {
         site.record(&NewPass { unproven_after: Some(1), ..site.pass(minute, 0) }).await.unwrap();
     }
     assert_eq!(site.complete_until().await, Some(at(3)));
-    site.ledger.void_passes(&site.lease, site.source.id, 1).await.unwrap();
+    site.ledger.run(async |conn| passes::void(conn, &site.lease, site.source.id, 1).await).await.unwrap();
     assert_eq!(site.complete_until().await, Some(at(1)));
-    assert_eq!(site.ledger.last_pass(site.source.id).await.unwrap().complete_until, None);
-    assert!(!site.ledger.later_pass_is_in(site.source.id, 0).await.unwrap());
+    assert_eq!(site.ledger.run(async |conn| passes::last(conn, site.source.id).await).await.unwrap().complete_until, None);
+    assert!(!site.ledger.run(async |conn| books::later_pass_is_in(conn, site.source.id, 0).await).await.unwrap());
     site.record(&site.pass(4, 0)).await.unwrap();
-    assert!(site.ledger.later_pass_is_in(site.source.id, 0).await.unwrap());
+    assert!(site.ledger.run(async |conn| books::later_pass_is_in(conn, site.source.id, 0).await).await.unwrap());
 }
 
 #[tokio::test]
@@ -159,33 +179,39 @@ async fn a_requested_sweep_that_is_withdrawn_runs_again() {
     let site = Site::new().await;
     let id = site.source.id;
     site.record(&site.pass(1, 0)).await.unwrap();
-    site.ledger.request_sweep(id).await.unwrap();
+    site.ledger.run(async |conn| collector_requests::add_sweep(conn, id).await).await.unwrap();
     let sweep = async |minute: i64| {
-        let requested_sweep = Some(site.ledger.begin_requested_sweep(id).await.unwrap().expect("a sweep is requested"));
+        let requested_sweep = Some(
+            site.ledger.run(async |conn| collector_requests::begin_sweep(conn, id).await).await.unwrap().expect("a sweep is requested"),
+        );
         let pass = NewPass { requested_sweep, full_sweep: true, unproven_after: Some(1), ..site.pass(minute, 0) };
         site.record(&pass).await.unwrap()
     };
     assert_eq!(sweep(2).await, 2);
-    assert_eq!(site.ledger.sweep_request(id).await.unwrap().unwrap().pass_id, Some(2));
-    assert_eq!(site.ledger.begin_requested_sweep(id).await.unwrap(), None, "the request is answered");
-    site.ledger.void_passes(&site.lease, id, 1).await.unwrap();
-    assert_eq!(site.ledger.sweep_request(id).await.unwrap().unwrap().pass_id, None);
+    assert_eq!(site.ledger.run(async |conn| collector_requests::sweep(conn, id).await).await.unwrap().unwrap().pass_id, Some(2));
+    assert_eq!(
+        site.ledger.run(async |conn| collector_requests::begin_sweep(conn, id).await).await.unwrap(),
+        None,
+        "the request is answered"
+    );
+    site.ledger.run(async |conn| passes::void(conn, &site.lease, id, 1).await).await.unwrap();
+    assert_eq!(site.ledger.run(async |conn| collector_requests::sweep(conn, id).await).await.unwrap().unwrap().pass_id, None);
     assert_eq!(sweep(3).await, 3);
-    assert_eq!(site.ledger.sweep_request(id).await.unwrap().unwrap().pass_id, Some(3));
+    assert_eq!(site.ledger.run(async |conn| collector_requests::sweep(conn, id).await).await.unwrap().unwrap().pass_id, Some(3));
 }
 
 #[tokio::test]
 async fn a_thousand_passes_that_wait_for_one_partition_keep_no_rows_of_the_others() {
     let site = Site::new().await;
     let read = partition(Topic::AgentUsage, 1);
-    site.ledger.claim(read, 1).await.unwrap();
+    site.ledger.run(async |conn| positions::lease(conn, read, 1, site.ledger.clock.now()).await).await.unwrap();
     let rows = site.rows().await;
     for minute in 1..=1000 {
         let pass = site.pass(minute, 1);
         site.record(&NewPass { offsets: [pass.offsets.clone(), vec![(read, 1)]].concat(), ..pass }).await.unwrap();
     }
     assert_eq!((site.rows().await - rows, site.complete_until().await), (2, None), "one pass and its end");
-    assert!(!site.ledger.pass_is_in(site.source.id, 1000).await.unwrap());
+    assert!(!site.ledger.run(async |conn| passes::is_confirmed(conn, site.source.id, 1000).await).await.unwrap());
     site.read_one().await;
     assert_eq!(site.complete_until().await, Some(at(1000)));
     site.record(&site.pass(1001, 1)).await.unwrap();
@@ -200,17 +226,17 @@ async fn passes_that_rely_on_records_beyond_the_cutover_are_void() {
     for minute in 1..=3 {
         site.record(&site.pass(minute, minute)).await.unwrap();
     }
-    assert_eq!(site.ledger.last_pass_before(id, &[(place, 1)]).await.unwrap(), Some(1));
-    assert_eq!(site.ledger.last_pass_before(id, &[(place, 3)]).await.unwrap(), None);
+    assert_eq!(site.ledger.run(async |conn| passes::last_before(conn, id, &[(place, 1)]).await).await.unwrap(), Some(1));
+    assert_eq!(site.ledger.run(async |conn| passes::last_before(conn, id, &[(place, 3)]).await).await.unwrap(), None);
     site.read_one().await;
-    site.ledger.begin_signatures(&[(place, 2)]).await.unwrap();
+    site.ledger.run(async |conn| cutover::begin(conn, &[(place, 2)], site.ledger.clock.now()).await).await.unwrap();
     assert!(matches!(site.record(&site.pass(4, 3)).await, Err(LeaseError::Lost(_))));
     for _ in 2..=3 {
         site.read_one().await;
     }
-    let last = site.ledger.last_pass(id).await.unwrap();
+    let last = site.ledger.run(async |conn| passes::last(conn, id).await).await.unwrap();
     assert_eq!((last.complete_until, last.claimed_until, site.complete_until().await), (None, Some(at(2)), Some(at(2))));
-    assert!(!site.ledger.later_pass_is_in(id, 0).await.unwrap());
+    assert!(!site.ledger.run(async |conn| books::later_pass_is_in(conn, id, 0).await).await.unwrap());
 }
 
 #[tokio::test]
@@ -247,6 +273,6 @@ async fn nothing_is_reported_that_a_failover_took_from_the_log() {
     assert!(matches!(site.record(&pass(1)).await, Err(LeaseError::Lost(_))));
     append(&messages[2]).await;
     assert!(matches!(site.record(&pass(1)).await, Err(LeaseError::Lost(_))), "another record has its place");
-    assert_eq!(site.ledger.newest_pass(site.source.id).await.unwrap(), 0);
+    assert_eq!(site.ledger.run(async |conn| books::newest_pass(conn, site.source.id).await).await.unwrap(), 0);
     site.record(&pass(0)).await.unwrap();
 }

@@ -5,7 +5,10 @@ use std::time::Duration;
 use chrono::TimeDelta;
 use sqlx::{Executor as _, PgPool};
 use tallyline::event::{Payload, Topic};
-use tallyline::ledger::{Baseline, BaselineRow, Chain, Claim, Ledger, LicenseChange, LicenseState, Sequence, Snapshot};
+use tallyline::ledger::{
+    Baseline, BaselineRow, Chain, Claim, Ledger, LicenseChange, LicenseState, Sequence, Snapshot, leases, licenses, positions, record,
+    recoveries, snapshots, sources,
+};
 use tallyline::license::{LicenseClaims, RuleSet};
 use tallyline::projection::{self, Folded, Projection, ProjectionError, ProjectionSettings, View};
 use tallyline::stages::{LicensesState, MetricsState, Stage};
@@ -58,7 +61,7 @@ async fn write(ledger: &Ledger, batches: std::ops::Range<u32>) {
         let (ledger, batches) = (ledger.clone(), batches.clone());
         writers.spawn(async move {
             let of = partition(topic, i32::try_from(number).unwrap());
-            let mut claim = ledger.claim(of, 0).await.unwrap();
+            let mut claim = ledger.run(async |conn| positions::lease(conn, of, 0, ledger.clock.now()).await).await.unwrap();
             for batch in batches {
                 claim = write_20(&ledger, &claim, topic, number * 100_000 + batch * 20).await;
             }
@@ -73,16 +76,26 @@ async fn write_20(ledger: &Ledger, claim: &Claim, topic: Topic, first: u32) -> C
     let from = claim.next_offset;
     let arrivals: Vec<_> = (from..).zip(first..first + 20).map(|(offset, n)| arrival(offset, event(topic, n))).collect();
     register(ledger, &[DEPLOYMENT, OTHER_DEPLOYMENT]).await;
-    ledger.record(&Chain::Live(claim.clone()), &arrivals, from + 20).await.unwrap();
+    ledger
+        .run(async |conn| record::batch(conn, &Chain::Live(claim.clone()), &arrivals, from + 20, ledger.clock.now()).await)
+        .await
+        .unwrap();
     moved(claim, from + 20)
 }
 
 /// One batch of one build.
 async fn write_one(ledger: &Ledger, n: u32) {
-    let claim = ledger.claim(partition(Topic::WorkspaceBuilds, 9), 0).await.unwrap();
+    let claim =
+        ledger.run(async |conn| positions::lease(conn, partition(Topic::WorkspaceBuilds, 9), 0, ledger.clock.now()).await).await.unwrap();
     let next = claim.next_offset + 1;
     register(ledger, &[DEPLOYMENT]).await;
-    ledger.record(&Chain::Live(claim.clone()), &[arrival(claim.next_offset, build(DEPLOYMENT, n))], next).await.unwrap();
+    ledger
+        .run(async |conn| {
+            record::batch(conn, &Chain::Live(claim.clone()), &[arrival(claim.next_offset, build(DEPLOYMENT, n))], next, ledger.clock.now())
+                .await
+        })
+        .await
+        .unwrap();
 }
 
 async fn snapshots<S: Stage>(pool: &PgPool) -> Vec<i64> {
@@ -108,7 +121,7 @@ async fn is_the_same_from_zero_and_from_snapshots<S: Stage>() {
         assert!(found >= before + 10 && caught_up_to(&restarted.view) >= found, "it begins at the snapshot");
         writing.await.unwrap();
     }
-    let end = ledger.head().await.unwrap().number;
+    let end = ledger.run(snapshots::head).await.unwrap().number;
     // Two introductions, and 24 batches on each of six partitions.
     assert_eq!(end, 2 + 24 * 6);
     steady.reaches(end).await;
@@ -161,17 +174,24 @@ async fn a_registered_source_begins_with_its_baseline_and_has_the_licenses_that_
     let baseline =
         Baseline { until: noon() - TimeDelta::days(30), creations: vec![named("", 700), named("preset-1", 1200)], started: Vec::new() };
     let introduced_at = noon() - TimeDelta::days(1);
-    let source = ledger.register_source(DEPLOYMENT, introduced_at, Some(&baseline)).await.unwrap();
+    let source = ledger
+        .run(async |conn| sources::register(conn, DEPLOYMENT, introduced_at, Some(&baseline), ledger.clock.now()).await)
+        .await
+        .unwrap();
     let verified = |license_id: i32| LicenseState::Verified(serde_json::to_value(license(i64::from(license_id))).unwrap());
     let change =
         |license_id: i32, state| LicenseChange { license_id, jwt_sha256: [license_id.to_le_bytes()[0]; 32], uploaded_at: None, state };
     let came = [change(3, LicenseState::Refused("no such key".into())), change(2, verified(2)), change(1, verified(1))];
-    let lease = ledger.take_lease("collector", "test", Duration::from_secs(60)).await.unwrap().unwrap();
-    ledger.record_licenses(&lease, source.id, &came).await.unwrap();
-    ledger.record_licenses(&lease, source.id, &[change(2, LicenseState::Gone)]).await.unwrap();
-    let claim = ledger.claim(partition(Topic::AgentUsage, 0), 0).await.unwrap();
+    let lease = ledger.run(async |conn| leases::take(conn, "collector", "test", Duration::from_secs(60)).await).await.unwrap().unwrap();
+    ledger.run(async |conn| licenses::record(conn, &lease, source.id, &came, ledger.clock.now()).await).await.unwrap();
+    ledger
+        .run(async |conn| licenses::record(conn, &lease, source.id, &[change(2, LicenseState::Gone)], ledger.clock.now()).await)
+        .await
+        .unwrap();
+    let claim =
+        ledger.run(async |conn| positions::lease(conn, partition(Topic::AgentUsage, 0), 0, ledger.clock.now()).await).await.unwrap();
     let used: Vec<_> = (0..).zip([0, 1, 2, 4]).map(|(offset, n)| arrival(offset, usage(DEPLOYMENT, n))).collect();
-    ledger.record(&Chain::Live(claim), &used, 4).await.unwrap();
+    ledger.run(async |conn| record::batch(conn, &Chain::Live(claim), &used, 4, ledger.clock.now()).await).await.unwrap();
     write_one(&ledger, 1).await;
 
     let metrics: Folded<MetricsState> = projection::fold_to(&ledger, i64::MAX).await.unwrap();
@@ -254,7 +274,7 @@ async fn while_the_database_is_away_the_last_state_stays_and_afterwards_it_goes_
     sqlx::query(ended).bind(&database.name).execute(&server).await.unwrap();
     ledger.clock.set(noon() + TimeDelta::seconds(5));
     // It asks every second while the database is away; a few refused attempts are enough.
-    eventually(SOON, "its questions are refused", || async { ledger.head().await.is_err() }).await;
+    eventually(SOON, "its questions are refused", || async { ledger.run(snapshots::head).await.is_err() }).await;
     assert_eq!((running.view.standing().unwrap(), running.bytes()), (before, bytes));
 
     sqlx::query(allow(true)).execute(&server).await.unwrap();
@@ -273,9 +293,12 @@ async fn another_incarnation_is_folded_anew_and_no_snapshot_of_the_old_one_count
     write_one(&ledger, 1).await;
     let running = Running::<MetricsState>::start(&ledger, SETTINGS);
     running.reaches(2).await;
-    let old = ledger.head().await.unwrap().incarnation;
+    let old = ledger.run(snapshots::head).await.unwrap().incarnation;
     let kept = Snapshot { sequence: Sequence { incarnation: old, number: 2 }, state: running.bytes() };
-    ledger.save_snapshot(MetricsState::NAME, MetricsState::RULES_VERSION, &kept).await.unwrap();
+    ledger
+        .run(async |conn| snapshots::save(conn, MetricsState::NAME, MetricsState::RULES_VERSION, &kept, ledger.clock.now()).await)
+        .await
+        .unwrap();
     assert_eq!(snapshots::<MetricsState>(&ledger.pool).await, [2]);
 
     // A restored ledger: it has another build under the same sequence.
@@ -288,16 +311,23 @@ async fn another_incarnation_is_folded_anew_and_no_snapshot_of_the_old_one_count
         )
         .await
         .unwrap();
-    let new = ledger.head().await.unwrap().incarnation;
+    let new = ledger.run(snapshots::head).await.unwrap().incarnation;
     eventually(SOON, "it is folded anew", || async {
         running.view.standing().is_some_and(|standing| standing.sequence == Sequence { incarnation: new, number: 2 })
     })
     .await;
     assert!(String::from_utf8(running.bytes()).unwrap().contains("restored"));
-    ledger.save_snapshot(MetricsState::NAME, MetricsState::RULES_VERSION, &kept).await.unwrap();
+    ledger
+        .run(async |conn| snapshots::save(conn, MetricsState::NAME, MetricsState::RULES_VERSION, &kept, ledger.clock.now()).await)
+        .await
+        .unwrap();
     assert_eq!(snapshots::<MetricsState>(&ledger.pool).await, [0; 0], "a state of the old ledger is not kept");
     running.end().await;
-    let found = ledger.load_snapshot(MetricsState::NAME, MetricsState::RULES_VERSION, i64::MAX).await.unwrap().unwrap();
+    let found = ledger
+        .run(async |conn| snapshots::load(conn, MetricsState::NAME, MetricsState::RULES_VERSION, i64::MAX).await)
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(found.sequence, Sequence { incarnation: new, number: 2 });
 }
 
@@ -307,7 +337,7 @@ async fn a_ledger_that_went_back_is_another_incarnation_and_folded_anew() {
     write_one(&ledger, 1).await;
     let running = Running::<MetricsState>::start(&ledger, SETTINGS);
     running.reaches(2).await;
-    let old = ledger.head().await.unwrap().incarnation;
+    let old = ledger.run(snapshots::head).await.unwrap().incarnation;
     let back = "delete from workspace_build; delete from batch where sequence = 2; update ledger set next_sequence = 2";
     ledger.pool.execute(back).await.unwrap();
     // the act that records it is now its second batch
@@ -316,7 +346,7 @@ async fn a_ledger_that_went_back_is_another_incarnation_and_folded_anew() {
     })
     .await;
     assert!(!String::from_utf8(running.bytes()).unwrap().contains("template-1"), "nothing of the lost batch is left");
-    let recovering = ledger.recovering().await.unwrap().expect("a recovery is open");
+    let recovering = ledger.run(recoveries::open).await.unwrap().expect("a recovery is open");
     assert!(!recovering.log_ends_known);
     let acts: Vec<(String, String)> = sqlx::query_as("select actor, subject from operator_act").fetch_all(&ledger.pool).await.unwrap();
     assert_eq!(acts, [(format!("tallyline {}", env!("CARGO_PKG_VERSION")), "ledger".to_owned())]);
@@ -329,7 +359,7 @@ async fn a_ledger_that_went_back_and_grew_again_is_known_by_its_batches() {
     write_one(&ledger, 1).await;
     let running = Running::<MetricsState>::start(&ledger, SETTINGS);
     running.reaches(2).await;
-    let old = ledger.head().await.unwrap().incarnation;
+    let old = ledger.run(snapshots::head).await.unwrap().incarnation;
     // in one transaction, so that no reader sees it lower than before
     let regrown = "begin; set constraints all immediate;
         delete from workspace_build; delete from batch where sequence = 2; update ledger set next_sequence = 2;
@@ -358,9 +388,12 @@ async fn a_hole_ends_the_fold_and_nothing_is_shown() {
 async fn a_snapshot_that_cannot_be_read_is_as_none() {
     let (_database, ledger) = ledger().await;
     write_one(&ledger, 1).await;
-    let incarnation = ledger.head().await.unwrap().incarnation;
+    let incarnation = ledger.run(snapshots::head).await.unwrap().incarnation;
     let torn = Snapshot { sequence: Sequence { incarnation, number: 2 }, state: b"{\"deployments\":".to_vec() };
-    ledger.save_snapshot(MetricsState::NAME, MetricsState::RULES_VERSION, &torn).await.unwrap();
+    ledger
+        .run(async |conn| snapshots::save(conn, MetricsState::NAME, MetricsState::RULES_VERSION, &torn, ledger.clock.now()).await)
+        .await
+        .unwrap();
     let running = Running::<MetricsState>::start(&ledger, SETTINGS);
     running.reaches(2).await;
     let from_zero: Folded<MetricsState> = projection::fold_to(&ledger, i64::MAX).await.unwrap();

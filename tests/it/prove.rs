@@ -8,7 +8,7 @@ use tallyline::coderd;
 use tallyline::event::{Event, Message, Payload, PublishMarks, Topic, Usage, UsageQuantity};
 use tallyline::ledger::{
     ActKind, AttemptVerdict, BatchKind, LICENSE_RULES, LicenseChange, LicenseState, NewAct, NewExport, RejectState, Sequence, Subject,
-    UsageRange,
+    UsageRange, choices, event_history, leases, licenses, rejects, snapshots, sources,
 };
 use tallyline::operations::{Desk, LogState, OperationError, Proof, ProveRequest, SourceState};
 use uuid::Uuid;
@@ -62,7 +62,7 @@ async fn a_creation_is_followed_from_coderds_row_to_its_series() {
     introduced_long_ago(&site).await;
     let proof = proof(&site, &id).await;
     assert_eq!((proof.event_id.as_str(), proof.deployment_id), (id.as_str(), Some(site.coderd.deployment)));
-    assert_eq!(proof.as_of_sequence, site.ledger.head().await.unwrap());
+    assert_eq!(proof.as_of_sequence, site.ledger.run(snapshots::head).await.unwrap());
     assert_eq!(proof.source.state, SourceState::Same, "{:?}", proof.source);
     assert_eq!(proof.refusals, []);
     let names: (String, String) = sqlx::query_as("select (select name from organizations), (select name from templates)")
@@ -152,10 +152,10 @@ async fn usage_is_followed_into_its_license_windows_its_requests_and_its_files()
     let source_id: i16 = sqlx::query_scalar("select id from source").fetch_one(&site.ledger.pool).await.unwrap();
     let at: DateTime<Utc> = sqlx::query_scalar("select created_at from usage_event").fetch_one(&site.ledger.pool).await.unwrap();
     let (tick, week) = (TimeDelta::microseconds(1), TimeDelta::weeks(1));
-    let lease = site.ledger.take_lease("test", "test", Duration::from_secs(60)).await.unwrap().unwrap();
+    let lease = site.ledger.run(async |conn| leases::take(conn, "test", "test", Duration::from_secs(60)).await).await.unwrap().unwrap();
     // half-open windows; the third one was issued last of those that are valid now, a moment after the usage
     let licenses = [license(1, at, at + week), license(2, at - week, at), license(3, at + tick, at + week)];
-    site.ledger.record_licenses(&lease, source_id, &licenses).await.unwrap();
+    site.ledger.run(async |conn| licenses::record(conn, &lease, source_id, &licenses, site.ledger.clock.now()).await).await.unwrap();
     let pending = proof(&site, "usage-1").await.accepted.unwrap();
     assert_eq!(pending.publication.as_ref().map(|life| (life.state.as_str(), life.attempts.len())), Some(("pending", 0)));
     assert!(pending.publication.unwrap().next_attempt_at.is_some());
@@ -179,7 +179,7 @@ async fn usage_is_followed_into_its_license_windows_its_requests_and_its_files()
     let mut expected = Vec::new();
     for (range, holds) in &written {
         let export = NewExport { actor: "user-001", reason: "June", range, format: "csv", events: 1, sha256: [7; 32] };
-        let id = site.ledger.record_export(&export).await.unwrap();
+        let id = site.ledger.run(async |conn| event_history::record_export(conn, &export, site.ledger.clock.now()).await).await.unwrap();
         expected.extend(holds.then_some(id));
     }
     let accepted = proof(&site, "usage-1").await.accepted.unwrap();
@@ -202,9 +202,9 @@ async fn license_windows_go_by_the_chosen_rules_and_outlive_their_licenses() {
     let mut of_2026 = license(2, at - week, at + week);
     let LicenseState::Verified(claims) = &mut of_2026.state else { panic!("it is verified") };
     claims["features"] = json!({"managed_agent_limit_soft": 50, "managed_agent_limit_hard": 45});
-    let lease = site.ledger.take_lease("test", "test", Duration::from_secs(60)).await.unwrap().unwrap();
+    let lease = site.ledger.run(async |conn| leases::take(conn, "test", "test", Duration::from_secs(60)).await).await.unwrap().unwrap();
     let both = [license(1, at, at + week), of_2026];
-    site.ledger.record_licenses(&lease, source_id, &both).await.unwrap();
+    site.ledger.run(async |conn| licenses::record(conn, &lease, source_id, &both, site.ledger.clock.now()).await).await.unwrap();
     let windows = async || {
         let windows = proof(&site, "usage-1").await.accepted.unwrap().license_windows;
         windows.into_iter().map(|one| (one.license_id, one.agents, one.in_force, one.gone_at)).collect::<Vec<_>>()
@@ -213,19 +213,19 @@ async fn license_windows_go_by_the_chosen_rules_and_outlive_their_licenses() {
 
     let act =
         NewAct { actor: "user-001", act: ActKind::Rebuild, subject: Subject::Named(LICENSE_RULES), reason: "a test", detail: json!({}) };
-    site.ledger.choose(LICENSE_RULES, "2026-02", &act).await.unwrap();
+    site.ledger.run(async |conn| choices::set(conn, LICENSE_RULES, "2026-02", &act, site.ledger.clock.now()).await).await.unwrap();
     // the first one was issued later
     assert_eq!(windows().await, [(1, 1, true, None), (2, 1, false, None)], "by the chosen rules");
 
     let gone = LicenseChange { state: LicenseState::Gone, ..both[0].clone() };
-    site.ledger.record_licenses(&lease, source_id, &[gone]).await.unwrap();
+    site.ledger.run(async |conn| licenses::record(conn, &lease, source_id, &[gone], site.ledger.clock.now()).await).await.unwrap();
     let gone_at: DateTime<Utc> = sqlx::query_scalar("select recorded_at from batch where kind = 'licenses' order by sequence desc limit 1")
         .fetch_one(&site.ledger.pool)
         .await
         .unwrap();
     assert_eq!(windows().await, [(1, 1, false, Some(gone_at)), (2, 1, true, None)]);
     // a license that returned is present again
-    site.ledger.record_licenses(&lease, source_id, &both[..1]).await.unwrap();
+    site.ledger.run(async |conn| licenses::record(conn, &lease, source_id, &both[..1], site.ledger.clock.now()).await).await.unwrap();
     assert_eq!(windows().await, [(1, 1, true, None), (2, 1, false, None)]);
 }
 
@@ -238,7 +238,7 @@ fn usage_of(deployment: Uuid, id: &str, at: DateTime<Utc>) -> Message {
 async fn an_id_of_several_deployments_needs_its_source() {
     let site = Site::new().await;
     let (other, now) = (Uuid::from_u128(0xd2), site.coderd.now().await);
-    site.ledger.register_source(other, now, None).await.unwrap();
+    site.ledger.run(async |conn| sources::register(conn, other, now, None, site.ledger.clock.now()).await).await.unwrap();
     site.log.append(Topic::AgentUsage, vec![usage_of(other, "usage-1", now)]).await.unwrap();
     site.consume().await;
     let several = asked(&site, "usage-1", None).await.unwrap_err();
@@ -264,7 +264,7 @@ async fn an_event_that_is_only_a_reject_has_the_life_of_a_reject() {
 
     let act =
         NewAct { actor: "user-001", act: ActKind::Discard, subject: Subject::Reject(refusal.id), reason: "a test", detail: json!({}) };
-    let act = site.ledger.begin_acts(&[act]).await.unwrap()[0];
+    let act = site.ledger.run(async |conn| rejects::begin_acts(conn, &[act], site.ledger.clock.now()).await).await.unwrap()[0];
     sqlx::query("update reject set state = 'discarded', act_id = $1").bind(act).execute(&site.ledger.pool).await.unwrap();
     let discarded = proof(&site, "usage-bad").await.refusals.remove(0);
     assert_eq!(discarded.state, RejectState::Discarded);
@@ -288,7 +288,7 @@ async fn what_is_known_nowhere_is_not_found_and_says_where_was_looked() {
     let site = Site::new().await;
     let missing = asked(&site, "no-such-usage", None).await.unwrap_err();
     let address = coderd::Database::new(&site.coderd.database.url, Duration::from_secs(1)).unwrap().address();
-    let incarnation = site.ledger.head().await.unwrap().incarnation.to_string();
+    let incarnation = site.ledger.run(snapshots::head).await.unwrap().incarnation.to_string();
     assert!(matches!(missing, OperationError::NotFound(_)));
     for words in ["no-such-usage", "tallyline.agent-usage.v1", "rejects", &incarnation, &address] {
         assert!(missing.to_string().contains(words), "{words} is not in {missing}");

@@ -9,7 +9,7 @@ use serde_json::json;
 use sqlx::{AssertSqlSafe, PgPool};
 use tallyline::clock::Clock;
 use tallyline::event::Topic;
-use tallyline::ledger::{Chain, Ledger, LedgerSettings, ListActs, RecordError};
+use tallyline::ledger::{Chain, Ledger, LedgerSettings, ListActs, RecordError, positions, record, snapshots};
 use tallyline::log::{Log, PostgresLogSettings};
 use tallyline::operations::{Desk, OperationError};
 use tallyline::projection::{Projection, ProjectionSettings};
@@ -61,11 +61,11 @@ async fn waiting(pool: &PgPool) -> i64 {
 async fn a_call_ends_in_time_and_its_connection_is_not_used_again() {
     let (database, direct) = registered_ledger().await;
     let (proxy, ledger) = through_proxy(&direct, 1).await;
-    ledger.head().await.unwrap();
-    let answer = lost(&database.pool, "ledger", &proxy, ledger.in_time(ledger.head())).await;
+    ledger.run(snapshots::head).await.unwrap();
+    let answer = lost(&database.pool, "ledger", &proxy, ledger.run(snapshots::head)).await;
     assert!(matches!(&answer, Err(sqlx::Error::Io(error)) if error.kind() == io::ErrorKind::TimedOut), "{answer:?}");
     // The pool has one place. Its next user waits for it for ten seconds at most.
-    ledger.head().await.expect("another connection");
+    ledger.run(snapshots::head).await.expect("another connection");
 }
 
 #[tokio::test]
@@ -81,22 +81,33 @@ async fn a_call_may_take_longer_than_the_server_lets_a_statement_run() {
 async fn a_batch_is_recorded_once_although_its_answer_never_came() {
     let (database, direct) = registered_ledger().await;
     let (proxy, ledger) = through_proxy(&direct, 2).await;
-    let claim = ledger.claim(partition(Topic::WorkspaceBuilds, 0), 0).await.unwrap();
+    let claim =
+        ledger.run(async |conn| positions::lease(conn, partition(Topic::WorkspaceBuilds, 0), 0, ledger.clock.now()).await).await.unwrap();
     let arrivals = [arrival(0, build(DEPLOYMENT, 1))];
     let chain = Chain::Live(claim);
-    let answer = lost(&database.pool, "workspace_build", &proxy, ledger.in_time(ledger.record(&chain, &arrivals, 1))).await;
+    let answer = lost(
+        &database.pool,
+        "workspace_build",
+        &proxy,
+        ledger.run(async |conn| record::batch(conn, &chain, &arrivals, 1, ledger.clock.now()).await),
+    )
+    .await;
     assert!(matches!(&answer, Err(RecordError::Slow(_))), "{answer:?}");
     // The server ends the work of its lost client.
-    eventually(SOON, "it is recorded", || async { ledger.in_time(ledger.record(&chain, &arrivals, 1)).await.is_ok() }).await;
+    eventually(SOON, "it is recorded", || async {
+        ledger.run(async |conn| record::batch(conn, &chain, &arrivals, 1, ledger.clock.now()).await).await.is_ok()
+    })
+    .await;
     let builds: i64 = sqlx::query_scalar("select count(*) from workspace_build").fetch_one(&database.pool).await.unwrap();
     assert_eq!(builds, 1);
 }
 
 /// One batch of one build.
 async fn record(ledger: &Ledger, offset: i64) {
-    let claim = ledger.claim(partition(Topic::WorkspaceBuilds, 0), 0).await.unwrap();
+    let claim =
+        ledger.run(async |conn| positions::lease(conn, partition(Topic::WorkspaceBuilds, 0), 0, ledger.clock.now()).await).await.unwrap();
     let arrivals = [arrival(offset, build(DEPLOYMENT, u32::try_from(offset).unwrap()))];
-    ledger.record(&Chain::Live(claim), &arrivals, offset + 1).await.unwrap();
+    ledger.run(async |conn| record::batch(conn, &Chain::Live(claim), &arrivals, offset + 1, ledger.clock.now()).await).await.unwrap();
 }
 
 #[tokio::test]
@@ -109,7 +120,7 @@ async fn a_fold_goes_on() {
     let heard = stop.clone();
     let folding = tokio::spawn(async move { projection.run(&heard).await });
     let goes_on = async || {
-        let end = direct.head().await.unwrap().number;
+        let end = direct.run(snapshots::head).await.unwrap().number;
         eventually(SOON, "the fold reaches the ledger's end", || async { caught_up_to(&view) >= end }).await;
     };
     record(&direct, 0).await;

@@ -13,7 +13,7 @@ use crate::clock::Clock;
 use crate::coderd::{CoderdError, Database, IdentityFacts, Reader};
 use crate::config::{LogKind, Pipeline, PublishMode};
 use crate::event::{Topic, TopicPartition};
-use crate::ledger::{LedgerError, ReportedIdentity};
+use crate::ledger::{LedgerError, ReportedIdentity, cutover, identity, rights};
 use crate::log::{Log, LogError};
 use crate::waiting::Waits;
 
@@ -96,7 +96,7 @@ async fn check_ledger(at: &LedgerAt, found: &mut Found) -> bool {
             (false, false)
         }
     };
-    match at.ledger.in_time(at.ledger.missing_rights(creates)).await {
+    match at.ledger.run(async |conn| rights::missing(conn, creates).await).await {
         Ok(statements) => statements.iter().for_each(|statement| found.mistake("ledger.url", statement)),
         Err(error) => found.mistake("ledger.url", error),
     }
@@ -105,7 +105,7 @@ async fn check_ledger(at: &LedgerAt, found: &mut Found) -> bool {
 
 /// Checks that the process has the keys that the ledger's cutover requires.
 async fn check_keys(pipeline: &Pipeline, at: &LedgerAt, found: &mut Found) {
-    let since = match at.ledger.in_time(at.ledger.signed_since()).await {
+    let since = match at.ledger.run(cutover::signed_since).await {
         Ok(Some(since)) => since.to_rfc3339_opts(SecondsFormat::Secs, true),
         Ok(None) => return,
         Err(error) => return found.failure("ledger.url", &error.into()),
@@ -207,7 +207,7 @@ async fn check_transactions(reader: &mut Reader, found: &mut Found) {
 async fn check_identity(pipeline: &Pipeline, facts: &IdentityFacts, ledger: &LedgerAt, current: bool, found: &mut Found) {
     let reported = ReportedIdentity::from(facts);
     let refusal = match pipeline.source.deployment_id.or(facts.deployment_id) {
-        Some(source_id) if current => ledger.ledger.in_time(ledger.ledger.identity_refusal(source_id, reported)).await,
+        Some(source_id) if current => ledger.ledger.run(async |conn| identity::refusal_of(conn, source_id, reported).await).await,
         // a new ledger has no registered source
         Some(source_id) => Ok(reported.refusal_of_new(source_id)),
         None => Ok(None),

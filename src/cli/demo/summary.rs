@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::world::World;
 use crate::audit::AuditReport;
 use crate::cli::{audit, columns};
-use crate::ledger::PublicationState;
+use crate::ledger::{PublicationState, contents};
 use crate::projection::fold_to;
 use crate::stages::MetricsState;
 
@@ -31,7 +31,7 @@ struct Comparison {
 impl Summary {
     pub async fn of(world: &World, audit: AuditReport) -> anyhow::Result<Self> {
         let (truth, ledger) = (world.truth()?, &world.site.ledger.ledger);
-        let contents = ledger.contents().await?;
+        let contents = ledger.run(async |conn| contents::read(conn, ledger.clock.now()).await).await?;
         let events = |event_type: &str| {
             let counts = contents.events.iter().filter(|count| count.event_type == event_type);
             counts.map(|count| u64::try_from(count.events).unwrap_or_default()).sum::<u64>()

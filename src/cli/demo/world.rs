@@ -19,7 +19,7 @@ use crate::cli::roles::{self, Listening, Site};
 use crate::cli::{Context, Exit, Failure};
 use crate::clock::Clock;
 use crate::config;
-use crate::ledger::PublicationState;
+use crate::ledger::{PublicationState, contents, passes, sources};
 use crate::sim::coderd::truth::Truth;
 use crate::sim::coderd::{self, SchemaVersion, Simulation};
 use crate::sim::tallyman::{self, Tallyman};
@@ -100,7 +100,7 @@ impl World {
 
     /// The progress in one line.
     pub async fn status(&self) -> anyhow::Result<String> {
-        let contents = self.site.ledger.ledger.contents().await?;
+        let contents = self.site.ledger.ledger.run(async |conn| contents::read(conn, self.site.ledger.ledger.clock.now()).await).await?;
         let events: i64 = contents.events.iter().map(|count| count.events).sum();
         let pending: i64 =
             contents.publications.iter().filter(|count| count.state == PublicationState::Pending).map(|count| count.events).sum();
@@ -116,8 +116,8 @@ impl World {
 
     async fn completeness(&self) -> anyhow::Result<Option<DateTime<Utc>>> {
         let ledger = &self.site.ledger.ledger;
-        let Some(source) = ledger.sources().await?.into_iter().next() else { return Ok(None) };
-        Ok(ledger.completeness(source.id).await?.complete_until)
+        let Some(source) = ledger.run(sources::list).await?.into_iter().next() else { return Ok(None) };
+        Ok(ledger.run(async |conn| passes::completeness(conn, source.id).await).await?.complete_until)
     }
 
     /// Returns when the roles have ended without a stop.
@@ -136,7 +136,8 @@ impl World {
         let (_, ended_at) = self.traffic.ended.as_ref().context("the traffic has not ended")?;
         while Instant::now() < deadline && !self.roles_ended.is_cancelled() {
             let complete = self.completeness().await?.is_some_and(|until| until > *ended_at);
-            let contents = self.site.ledger.ledger.contents().await?;
+            let contents =
+                self.site.ledger.ledger.run(async |conn| contents::read(conn, self.site.ledger.ledger.clock.now()).await).await?;
             let pending = contents.publications.iter().any(|count| count.state == PublicationState::Pending);
             if complete && !pending {
                 return Ok(true);

@@ -8,7 +8,7 @@ use tracing::{info, warn};
 
 use super::Site;
 use crate::cli::Failure;
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, leases, rejects};
 use crate::operations::{Actor, Admitted, Desk, OperationError};
 use crate::waiting::Waits;
 
@@ -48,15 +48,15 @@ pub(super) async fn run(site: Site, stop: CancellationToken) -> Result<(), Failu
 
 async fn admit(desk: &Desk, holder: &str, stop: &CancellationToken) -> Result<Option<Admitted>, OperationError> {
     let ledger: &Ledger = &desk.ledger;
-    if ledger.in_time(ledger.admissible(0, 1)).await?.is_empty() {
+    if ledger.run(async |conn| rejects::admissible(conn, 0, 1).await).await?.is_empty() {
         return Ok(Some(Admitted::default()));
     }
-    let Some(lease) = ledger.in_time(ledger.take_lease(LEASE.0, holder, LEASE.1)).await? else { return Ok(None) };
+    let Some(lease) = ledger.run(async |conn| leases::take(conn, LEASE.0, holder, LEASE.1).await).await? else { return Ok(None) };
     let actor = Actor {
         name: concat!("tallyline ", env!("CARGO_PKG_VERSION")).to_owned(),
         reason: "the type is known and the deployment registered".to_owned(),
     };
     let admitted = desk.admit_rejects(&actor, |_| {}, stop).await;
-    ledger.in_time(ledger.release_lease(lease)).await?;
+    ledger.run(async |conn| leases::release(conn, lease).await).await?;
     admitted.map(Some)
 }

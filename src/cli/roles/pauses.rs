@@ -10,7 +10,7 @@ use tracing::{debug, info, warn};
 use crate::cause;
 use crate::cli::Failure;
 use crate::event::Topic;
-use crate::ledger::{Ledger, Pausable, Pause, Paused};
+use crate::ledger::{Ledger, Pausable, Pause, Paused, pauses};
 use crate::waiting::Waits;
 
 /// Interval of the queries. A pause takes effect within this interval, after the work in flight.
@@ -57,7 +57,7 @@ impl Hearing {
 
     /// Queries once. Returns whether the ledger answered.
     async fn ask(&self) -> bool {
-        match tokio::time::timeout(ANSWER, self.ledger.pauses()).await {
+        match tokio::time::timeout(ANSWER, self.ledger.run(pauses::list)).await {
             Ok(Ok(pauses)) => {
                 self.heard(pauses);
                 true

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::{Parts, Site};
 use crate::cause;
 use crate::config::Role;
-use crate::ledger::{Ledger, Process, StatementError};
+use crate::ledger::{Ledger, Process, StatementError, processes};
 use crate::publisher::Shown;
 
 /// Interval of the heartbeats.
@@ -40,7 +40,7 @@ struct Row {
 impl Row {
     async fn write(&self) -> Result<(), StatementError> {
         let standing = standing(&self.site, &self.parts, &self.at);
-        self.ledger.process_lives(&self.process, &standing).await
+        self.ledger.run(async |conn| processes::record_heartbeat(conn, &self.process, &standing).await).await
     }
 }
 
@@ -66,7 +66,8 @@ impl Heart {
         self.stop.cancel();
         let farewell = async {
             let Ok(row) = self.task.await else { return };
-            let told = if in_order { row.ledger.process_ends(row.process.id).await } else { row.write().await };
+            let told =
+                if in_order { row.ledger.run(async |conn| processes::end(conn, row.process.id).await).await } else { row.write().await };
             if let Err(error) = told {
                 debug!(error = cause::text(&error), "the process's row stays as it is");
             }

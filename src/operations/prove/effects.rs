@@ -5,7 +5,7 @@ use serde::Deserialize as _;
 
 use super::{Label, LicenseWindow, NoSeries, SeriesProof};
 use crate::event::{Event, Fact, Payload, UsageQuantity};
-use crate::ledger::LicenseLife;
+use crate::ledger::{LicenseLife, known, licenses, sources};
 use crate::license::{LicenseClaims, RuleSet, UsagePeriod};
 use crate::operations::{Desk, OperationError};
 use crate::stages::{Effect, LicensesState, Stage as _, effects_of};
@@ -25,11 +25,11 @@ struct Known {
 impl Desk {
     /// The series that the event changed, and the families that it did not change.
     pub(super) async fn metrics_of(&self, event: &Event) -> Result<(Vec<SeriesProof>, Vec<NoSeries>), OperationError> {
-        let source = self.ledger.in_time(self.ledger.source(event.deployment)).await?;
+        let source = self.ledger.run(async |conn| sources::get(conn, event.deployment).await).await?;
         let Some(source) = source else { return Ok((Vec::new(), Vec::new())) };
         let mut event = event.clone();
         if let Payload::Build(build) = &mut event.payload {
-            let kept = self.ledger.in_time(self.ledger.first_start(source.id, build.workspace_id)).await?;
+            let kept = self.ledger.run(async |conn| known::first_start(conn, source.id, build.workspace_id).await).await?;
             build.first_successful_start &= kept == Some(build.build_id);
         }
         let effects = effects_of(&event, source.introduced_at);
@@ -66,7 +66,7 @@ impl Desk {
 
     async fn known_licenses(&self, source_id: i16) -> Result<Vec<Known>, OperationError> {
         let mut known = Vec::new();
-        for license in self.ledger.in_time(self.ledger.licenses_ever(source_id)).await? {
+        for license in self.ledger.run(async |conn| licenses::all(conn, source_id).await).await? {
             let LicenseLife { license_id, jwt_sha256, claims: kept, gone_at } = license;
             let claims = LicenseClaims::deserialize(&kept)?;
             known.push(Known { license_id, jwt_sha256, claims, kept, gone_at });

@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::{Desk, OperationError};
 use crate::event::{Event, MAX_ID_BYTES, Payload, Topic};
-use crate::ledger::{KeptEvent, RefusalLife, Sequence};
+use crate::ledger::{KeptEvent, RefusalLife, Sequence, event_history, kept, snapshots};
 
 /// The event to prove.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -92,10 +92,10 @@ impl Desk {
     /// impossible id, and for an id that several deployments have.
     pub async fn prove(&self, request: &ProveRequest) -> Result<Proof, OperationError> {
         let id = EventId::parse(&request.event_id)?;
-        let head = self.ledger.in_time(self.ledger.head()).await?;
-        let mut kept = self.ledger.in_time(self.ledger.kept_by_key(id.topic, std::slice::from_ref(&id.key))).await?;
+        let head = self.ledger.run(snapshots::head).await?;
+        let mut kept = self.ledger.run(async |conn| kept::events_by_key(conn, id.topic, std::slice::from_ref(&id.key)).await).await?;
         kept.retain(|row| request.source.is_none_or(|source| deployment_of(row) == Some(source)));
-        let refusals = self.ledger.in_time(self.ledger.refusals_of(&id.whole(), request.source)).await?;
+        let refusals = self.ledger.run(async |conn| event_history::refusals(conn, &id.whole(), request.source).await).await?;
         let deployment = one_deployment(&kept, &refusals)?.or(request.source);
         let kept = kept.pop();
         let accepted = kept.as_ref().map(|row| accepted_event(&id, row)).transpose()?;
@@ -114,9 +114,10 @@ impl Desk {
         let ledger = &self.ledger;
         let sequence = row.batch.as_ref().and_then(|batch| batch.sequence);
         let usage = matches!(event.payload, Payload::Usage(_));
-        let publication = if usage { ledger.in_time(ledger.publication_of(row.source_id, &row.key)).await? } else { None };
+        let publication =
+            if usage { ledger.run(async |conn| event_history::publication(conn, row.source_id, &row.key).await).await? } else { None };
         let exports = match sequence.filter(|_| usage) {
-            Some(sequence) => ledger.in_time(ledger.exports_of(row.source_id, event.time(), sequence)).await?,
+            Some(sequence) => ledger.run(async |conn| event_history::exports(conn, row.source_id, event.time(), sequence).await).await?,
             None => Vec::new(),
         };
         let (metrics, not_in_metrics) = self.metrics_of(event).await?;

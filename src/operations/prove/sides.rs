@@ -7,7 +7,7 @@ use super::{EventId, LogProof, LogState, SourceProof, SourceState};
 use crate::coderd::{CoderdError, Database, Reader, Time};
 use crate::collectors::events;
 use crate::event::{self, Digest, Event, Payload, Topic, TopicPartition};
-use crate::ledger::KeptEvent;
+use crate::ledger::{KeptEvent, positions};
 use crate::log::LogError;
 use crate::operations::{Desk, OperationError};
 
@@ -70,7 +70,7 @@ impl Desk {
         let (state, detail) = match (partition, generation) {
             (Some(partition), Some(generation)) => {
                 let at = TopicPartition { topic, partition };
-                let current = self.ledger.in_time(self.ledger.generation(at)).await?;
+                let current = self.ledger.run(async |conn| positions::generation(conn, at).await).await?;
                 if current == generation {
                     self.record_at(at, row.log_offset, event).await
                 } else {

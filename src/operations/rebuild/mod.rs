@@ -16,7 +16,7 @@ use super::effect::saturating;
 use super::plan_hash::plan_hash;
 use super::series::{Series, SeriesKey, series};
 use super::{Actor, Desk, OperationError};
-use crate::ledger::{ActKind, LICENSE_RULES, Sequence, Subject};
+use crate::ledger::{ActKind, LICENSE_RULES, Sequence, Subject, choices, snapshots};
 use crate::projection::{self, Folded};
 use crate::stages::{DeploymentLicenses, LicensesState, MetricsState, Stage};
 
@@ -131,7 +131,7 @@ impl Desk {
     async fn choose_rules(&self, rules: &str, request: &RebuildExecution, actor: &Actor) -> Result<String, OperationError> {
         let detail = serde_json::json!({ "plan": request.hash, "from": self.license_rules().await?.to_string(), "to": rules });
         let act = actor.act(ActKind::Rebuild, Subject::Named(LICENSE_RULES), detail);
-        self.ledger.in_time(self.ledger.choose(LICENSE_RULES, rules, &act)).await?;
+        self.ledger.run(async |conn| choices::set(conn, LICENSE_RULES, rules, &act, self.ledger.clock.now()).await).await?;
         Ok(format!("license rules {rules} are chosen, over the pipeline's: serving processes follow within seconds"))
     }
 
@@ -139,7 +139,7 @@ impl Desk {
         let stage = request.rebuild.stage.as_str();
         let detail = serde_json::json!({ "plan": request.hash, "may_fall": request.may_fall });
         let act = actor.act(ActKind::Rebuild, Subject::Named(stage), detail);
-        self.ledger.in_time(self.ledger.rebuild(stage, &act)).await?;
+        self.ledger.run(async |conn| snapshots::rebuild(conn, stage, &act, self.ledger.clock.now()).await).await?;
         Ok(format!("{stage} are folded anew from zero: every process shows the new state from this act's ledger sequence on"))
     }
 

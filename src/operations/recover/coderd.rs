@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::super::{Desk, OperationError};
 use crate::coderd::{Catalog, Reader};
 use crate::collectors::events;
-use crate::ledger::{Ledger, NewAct, PublicationState, Source};
+use crate::ledger::{Ledger, NewAct, PublicationState, Source, books, confirmed, identity, known, losses, sources};
 
 /// Ids compared in one query.
 const PAGE: i64 = 2_000;
@@ -92,7 +92,7 @@ pub(super) async fn foresee(
     stop: &CancellationToken,
 ) -> Result<(CoderdEffect, Vec<String>), OperationError> {
     let mut comparison = Comparison::open(desk).await?;
-    let all = desk.ledger.in_time(desk.ledger.source_events(comparison.source.id)).await?;
+    let all = desk.ledger.run(async |conn| losses::source_events(conn, comparison.source.id).await).await?;
     let total = u64::try_from(all).unwrap_or_default();
     comparison.builds(&|done| progress(done, total), stop).await?;
     if comparison.catalog.usage_events {
@@ -108,8 +108,9 @@ pub(super) async fn execute(
     act: &NewAct<'_>,
     hash: &str,
 ) -> Result<bool, OperationError> {
-    let source = desk.ledger.in_time(desk.ledger.source(effect.deployment_id)).await?.ok_or_else(OperationError::plan_changed)?;
-    Ok(desk.ledger.in_time(desk.ledger.record_lost(source.id, ids, act, hash)).await?)
+    let source =
+        desk.ledger.run(async |conn| sources::get(conn, effect.deployment_id).await).await?.ok_or_else(OperationError::plan_changed)?;
+    Ok(desk.ledger.run(async |conn| losses::record(conn, source.id, ids, act, hash, desk.ledger.clock.now()).await).await?)
 }
 
 impl<'a> Comparison<'a> {
@@ -124,13 +125,13 @@ impl<'a> Comparison<'a> {
             None => reader.deployment_id().await?,
         };
         let unknown = || OperationError::NotFound(format!("the ledger knows no deployment {deployment_id}"));
-        let source = desk.ledger.in_time(desk.ledger.source(deployment_id)).await?.ok_or_else(unknown)?;
+        let source = desk.ledger.run(async |conn| sources::get(conn, deployment_id).await).await?.ok_or_else(unknown)?;
         let facts = reader.identity_facts().await?;
-        if let Some(refusal) = desk.ledger.in_time(desk.ledger.identity_refusal(deployment_id, (&facts).into())).await? {
+        if let Some(refusal) = desk.ledger.run(async |conn| identity::refusal_of(conn, deployment_id, (&facts).into()).await).await? {
             return Err(OperationError::Forbidden(refusal.to_string()));
         }
         let catalog = reader.catalog().await?;
-        let conflicts = desk.ledger.in_time(desk.ledger.usage_conflicts(deployment_id)).await?;
+        let conflicts = desk.ledger.run(async |conn| losses::usage_conflicts(conn, deployment_id).await).await?;
         let effect = CoderdEffect { deployment_id, conflicts, ..CoderdEffect::default() };
         Ok(Comparison { ledger: &desk.ledger, source, reader, catalog, effect, lost: BTreeMap::new(), ids: Vec::new() })
     }
@@ -138,7 +139,7 @@ impl<'a> Comparison<'a> {
     async fn builds(&mut self, progress: &(dyn Fn(u64) + Sync), stop: &CancellationToken) -> Result<(), OperationError> {
         let mut after = Uuid::nil();
         loop {
-            let ids = self.ledger.in_time(self.ledger.build_ids(self.source.id, after, PAGE)).await?;
+            let ids = self.ledger.run(async |conn| books::build_ids(conn, self.source.id, after, PAGE).await).await?;
             let Some(last) = ids.last().copied() else { return Ok(()) };
             if stop.is_cancelled() {
                 return Err(OperationError::Interrupted);
@@ -155,7 +156,7 @@ impl<'a> Comparison<'a> {
         if gone.is_empty() {
             return Ok(());
         }
-        let events = self.ledger.in_time(self.ledger.confirmed_builds(self.source.id, gone)).await?;
+        let events = self.ledger.run(async |conn| confirmed::builds(conn, self.source.id, gone).await).await?;
         for is_confirmed in events.into_values().flatten().flatten() {
             let count = if is_confirmed { &mut self.effect.gone_builds } else { &mut self.effect.unconfirmed };
             *count += 1;
@@ -166,7 +167,7 @@ impl<'a> Comparison<'a> {
     async fn usage(&mut self, progress: &(dyn Fn(u64) + Sync), stop: &CancellationToken) -> Result<(), OperationError> {
         let mut after = String::new();
         loop {
-            let ids = self.ledger.in_time(self.ledger.usage_ids(self.source.id, &after, PAGE)).await?;
+            let ids = self.ledger.run(async |conn| books::usage_ids(conn, self.source.id, &after, PAGE).await).await?;
             let Some(last) = ids.last().cloned() else { return Ok(()) };
             if stop.is_cancelled() {
                 return Err(OperationError::Interrupted);
@@ -178,10 +179,10 @@ impl<'a> Comparison<'a> {
     }
 
     async fn usage_page(&mut self, ids: &[String]) -> Result<(), OperationError> {
-        let fates = self.ledger.in_time(self.ledger.usage_fates(self.source.id, ids)).await?;
-        let accepted = self.ledger.in_time(self.ledger.known_usage(self.source.id, ids)).await?;
-        let listed = self.ledger.in_time(self.ledger.lost_ids(self.source.id, ids)).await?;
-        let confirmed = self.ledger.in_time(self.ledger.confirmed_usage(self.source.id, ids)).await?;
+        let fates = self.ledger.run(async |conn| losses::usage_fates(conn, self.source.id, ids).await).await?;
+        let accepted = self.ledger.run(async |conn| known::usage(conn, self.source.id, ids).await).await?;
+        let listed = self.ledger.run(async |conn| losses::lost_ids(conn, self.source.id, ids).await).await?;
+        let confirmed = self.ledger.run(async |conn| confirmed::usage(conn, self.source.id, ids).await).await?;
         let rows: BTreeMap<String, _> = self.reader.usage(ids).await?.into_iter().map(|row| (row.id.clone(), row)).collect();
         for (id, fate) in fates {
             match rows.get(&id) {

@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 use super::super::{Desk, OperationError};
 use crate::consumer::{PositionFault, PositionProblem, check_position};
 use crate::event::{Topic, TopicPartition};
-use crate::ledger::{BegunAnew, Claim, NewAct};
+use crate::ledger::{BegunAnew, Claim, NewAct, generations, rejects};
 use crate::log::{Log, LogError};
 
 /// Effect of a recovery for the log.
@@ -73,7 +73,7 @@ pub(super) async fn foresee(desk: &Desk) -> Result<KafkaEffect, OperationError> 
             Err(error) => return Err(error.into()),
         }
     }
-    for position in desk.ledger.in_time(desk.ledger.standings()).await? {
+    for position in desk.ledger.run(generations::current).await? {
         let Some(problem) = problem(&desk.log, &position).await? else { continue };
         effect.partitions.push(begin(desk, &position, problem).await?);
     }
@@ -102,9 +102,9 @@ async fn misses_records(log: &Log, position: &Claim) -> Result<bool, LogError> {
 
 async fn begin(desk: &Desk, position: &Claim, problem: &str) -> Result<PartitionToBegin, OperationError> {
     let ends = if problem == "gone" { None } else { Some(desk.log.watermarks(position.partition).await?) };
-    let noted = desk.ledger.in_time(desk.ledger.noted_end(position.partition)).await?;
+    let noted = desk.ledger.run(async |conn| generations::recorded_end(conn, position.partition).await).await?;
     let lost = lost(position.next_offset, problem, ends.map(|(start, _)| start));
-    let reopened = desk.ledger.passed_to(position.partition, position.generation, lost);
+    let reopened = desk.ledger.run(async |conn| rejects::passed_to(conn, position.partition, position.generation, lost).await);
     let known_end = match (problem, ends) {
         ("before_start", Some((start, _))) => Some(start),
         _ => noted,
@@ -118,7 +118,7 @@ async fn begin(desk: &Desk, position: &Claim, problem: &str) -> Result<Partition
         log_start: ends.map(|(start, _)| start),
         log_end: ends.map(|(_, end)| end),
         unread: known_end.map_or(0, |end| (end - position.next_offset).max(0)),
-        reopened: desk.ledger.in_time(reopened).await?,
+        reopened: reopened.await?,
     })
 }
 
@@ -147,5 +147,5 @@ pub(super) async fn execute(desk: &Desk, effect: &KafkaEffect, act: &NewAct<'_>,
         let lost = lost(one.position, &one.problem, one.log_start);
         begun.push(BegunAnew { partition, generation: one.generation, lost, reopened: one.reopened, start });
     }
-    Ok(desk.ledger.in_time(desk.ledger.begin_anew(&begun, act, hash)).await?)
+    Ok(desk.ledger.run(async |conn| generations::begin(conn, &begun, act, hash, desk.ledger.clock.now()).await).await?)
 }

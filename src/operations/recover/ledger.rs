@@ -10,7 +10,10 @@ use super::super::{Desk, OperationError};
 use crate::cause;
 use crate::coderd::Database;
 use crate::consumer::mark_ahead;
-use crate::ledger::{ListActs, NewAct, Recovering, Restored, Sequence, collector_lease};
+use crate::ledger::{
+    ListActs, NewAct, Recovering, Restored, Sequence, acts, collector_lease, generations, identity, landmarks, leases, losses,
+    publications, recoveries, restored, snapshots, sources,
+};
 use crate::log::Log;
 use crate::publisher::sendable_after;
 
@@ -89,13 +92,14 @@ impl LedgerEffect {
 
 pub(super) async fn foresee(desk: &Desk, without: &[Uuid]) -> Result<LedgerEffect, OperationError> {
     let ledger = &desk.ledger;
-    let (head, open) = (ledger.in_time(ledger.head()).await?, ledger.in_time(ledger.recovering()).await?);
+    let (head, open) = (ledger.run(snapshots::head).await?, ledger.run(recoveries::open).await?);
     let (sources_to_read, not_waited_for) = sources(desk, open.as_ref(), without).await?;
-    let (pending, pending_to_send) = ledger.in_time(ledger.pending_later_than(sendable_after(ledger.clock.now()))).await?;
+    let (pending, pending_to_send) =
+        ledger.run(async |conn| recoveries::pending_later_than(conn, sendable_after(ledger.clock.now())).await).await?;
     Ok(LedgerEffect {
         sequence: head,
-        newest_batch_at: ledger.in_time(ledger.landmark(head.number)).await?.map(|landmark| landmark.recorded_at),
-        last_act_at: ledger.in_time(ledger.acts(&ListActs::default(), 1)).await?.first().map(|act| act.acted_at),
+        newest_batch_at: ledger.run(async |conn| landmarks::of_batch(conn, head.number).await).await?.map(|landmark| landmark.recorded_at),
+        last_act_at: ledger.run(async |conn| acts::list(conn, &ListActs::default(), 1).await).await?.first().map(|act| act.acted_at),
         had_read_until: had_read_until(desk).await,
         open,
         records_to_read: records_to_read(desk).await?,
@@ -111,7 +115,7 @@ pub(super) async fn foresee(desk: &Desk, without: &[Uuid]) -> Result<LedgerEffec
 
 /// The deployments that the recovery waits for, and the other collected deployments.
 async fn sources(desk: &Desk, open: Option<&Recovering>, without: &[Uuid]) -> Result<(Vec<Uuid>, Vec<SourceNotWaitedFor>), OperationError> {
-    let (waited_for, not_read) = desk.ledger.in_time(desk.ledger.sources_to_recover()).await?;
+    let (waited_for, not_read) = desk.ledger.run(restored::sources_to_recover).await?;
     let waits_for = |id: &Uuid| match open {
         Some(open) => open.sources_to_read.contains(id) || open.sources_to_compare.contains(id),
         None => waited_for.iter().any(|source| source.deployment_id == *id),
@@ -129,8 +133,8 @@ async fn sources(desk: &Desk, open: Option<&Recovering>, without: &[Uuid]) -> Re
         if waits_for(&id) && !by_this_plan {
             to_read.push(id);
         } else if by_this_plan || given_up || open.is_none() {
-            let events = desk.ledger.in_time(desk.ledger.source_events(source.id)).await?;
-            let pending = desk.ledger.in_time(desk.ledger.pending_publications(source.id)).await?.events;
+            let events = desk.ledger.run(async |conn| losses::source_events(conn, source.id).await).await?;
+            let pending = desk.ledger.run(async |conn| publications::pending(conn, source.id).await).await?.events;
             others.push(SourceNotWaitedFor { deployment_id: id, by_this_plan, last_read_at: source.last_read_at, events, pending });
         }
     }
@@ -139,10 +143,10 @@ async fn sources(desk: &Desk, open: Option<&Recovering>, without: &[Uuid]) -> Re
 
 /// Refuses to abandon a source that can be read.
 async fn is_not_there(desk: &Desk, id: Uuid) -> Result<(), OperationError> {
-    if desk.ledger.in_time(desk.ledger.source(id)).await?.is_none() {
+    if desk.ledger.run(async |conn| sources::get(conn, id).await).await?.is_none() {
         return Err(OperationError::NotFound(format!("the ledger knows no deployment {id}")));
     }
-    if let Some(holder) = desk.ledger.in_time(desk.ledger.lease_holder(&collector_lease(id))).await? {
+    if let Some(holder) = desk.ledger.run(async |conn| leases::holder(conn, &collector_lease(id)).await).await? {
         return Err(OperationError::Forbidden(format!("{id} is there: the collector {holder} reads it; stop that first if it cannot")));
     }
     match &desk.coderd {
@@ -167,7 +171,7 @@ async fn had_read_until(desk: &Desk) -> Option<DateTime<Utc>> {
 
 async fn records_to_read(desk: &Desk) -> Result<i64, OperationError> {
     let mut waiting = 0;
-    for position in desk.ledger.in_time(desk.ledger.standings()).await? {
+    for position in desk.ledger.run(generations::current).await? {
         let (start, end) = desk.log.watermarks(position.partition).await?;
         waiting += (end - position.next_offset.max(start)).max(0);
     }
@@ -178,7 +182,7 @@ async fn records_to_read(desk: &Desk) -> Result<i64, OperationError> {
 async fn published_by_coderd(desk: &Desk) -> Result<Option<i64>, OperationError> {
     let Some(database) = &desk.coderd else { return Ok(None) };
     let mut published = 0;
-    for source in desk.ledger.in_time(desk.ledger.sources()).await?.into_iter().filter(|source| !source.retired) {
+    for source in desk.ledger.run(sources::list).await?.into_iter().filter(|source| !source.retired) {
         if !is_of(desk, database, source.deployment_id).await.unwrap_or(false) {
             continue;
         }
@@ -200,7 +204,7 @@ pub(super) async fn is_of(desk: &Desk, database: &Database, source_id: Uuid) -> 
     let facts = reader.identity_facts().await;
     reader.close().await;
     let facts = facts?;
-    let refusal = desk.ledger.in_time(desk.ledger.identity_refusal(source_id, (&facts).into())).await?;
+    let refusal = desk.ledger.run(async |conn| identity::refusal_of(conn, source_id, (&facts).into()).await).await?;
     Ok(refusal.is_none() && (facts.problem.is_none() || desk.deployment == Some(source_id)))
 }
 
@@ -209,7 +213,8 @@ pub(super) async fn marked_as_published(desk: &Desk, database: &Database, source
     let mut reader = database.connect().await?;
     let (mut after, mut published) = (None, Vec::new());
     loop {
-        let page = desk.ledger.in_time(desk.ledger.old_publications(source_id, DateTime::<Utc>::MAX_UTC, after.as_ref(), PAGE)).await?;
+        let page =
+            desk.ledger.run(async |conn| publications::old(conn, source_id, DateTime::<Utc>::MAX_UTC, after.as_ref(), PAGE).await).await?;
         let Some(last) = page.last().cloned() else { break };
         let ids: Vec<String> = page.into_iter().map(|(_, id)| id).collect();
         let rows = reader.usage(&ids).await?;
@@ -223,14 +228,18 @@ pub(super) async fn marked_as_published(desk: &Desk, database: &Database, source
 pub(super) async fn execute(desk: &Desk, effect: &LedgerEffect, act: &NewAct<'_>, hash: &str) -> Result<bool, OperationError> {
     let without = effect.given_up();
     Ok(match &effect.open {
-        Some(open) => desk.ledger.in_time(desk.ledger.give_up_sources(open.id, &without, act, hash)).await?,
+        Some(open) => {
+            desk.ledger
+                .run(async |conn| recoveries::abandon_sources(conn, open.id, &without, act, hash, desk.ledger.clock.now()).await)
+                .await?
+        }
         None => {
             let marked = match mark_ahead(&desk.log, &desk.ledger, &desk.group).await {
                 Ok(Some(Restored::Position { marked, .. })) => marked,
                 Ok(_) | Err(_) => Vec::new(),
             };
             let restored = Restored::Said { incarnation: effect.sequence.incarnation, without, marked };
-            desk.ledger.in_time(desk.ledger.note_restored(&restored, act, Some(hash))).await?
+            desk.ledger.run(async |conn| restored::record(conn, &restored, act, Some(hash), desk.ledger.clock.now()).await).await?
         }
     })
 }

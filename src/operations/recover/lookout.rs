@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::super::{Desk, OperationError};
 use super::ledger::{is_of, marked_as_published};
 use crate::event::{Topic, TopicPartition};
-use crate::ledger::{Acquaintance, Landmark, Recovering, Restored, Settlement};
+use crate::ledger::{Acquaintance, Landmark, Recovering, Restored, Settlement, landmarks, publications, recoveries, restored, sources};
 use crate::log::LogError;
 
 /// Interval of the checks.
@@ -69,7 +69,7 @@ impl Lookout {
     async fn look(&self, remembered: &mut Remembered) -> Result<(), OperationError> {
         self.recognise(&mut remembered.landmark).await?;
         let ledger = &self.desk.ledger;
-        if let Some(recovering) = ledger.in_time(ledger.recovering()).await? {
+        if let Some(recovering) = ledger.run(recoveries::open).await? {
             if remembered.told.replace(recovering.id) != Some(recovering.id) {
                 warn!(by = recovering.actor, reason = recovering.reason, "{recovering}; {}", recovering.forgotten());
             }
@@ -81,14 +81,14 @@ impl Lookout {
     /// Checks that the ledger contains the remembered batch, then remembers a newer one.
     async fn recognise(&self, known: &mut Option<Landmark>) -> Result<(), OperationError> {
         let ledger = &self.desk.ledger;
-        let (head, acquaintance) = ledger.in_time(ledger.head_seen_from(known.as_ref())).await?;
+        let (head, acquaintance) = ledger.run(async |conn| landmarks::head_and_identity(conn, known.as_ref()).await).await?;
         if let (Acquaintance::WentBack, Some(landmark)) = (acquaintance, *known) {
-            ledger.in_time(ledger.note_went_back(&Restored::Batch(landmark))).await?;
+            ledger.run(async |conn| restored::record_detected(conn, &Restored::Batch(landmark), ledger.clock.now()).await).await?;
             return Ok(());
         }
-        let further = ledger.in_time(ledger.landmark(head.number)).await?;
+        let further = ledger.run(async |conn| landmarks::of_batch(conn, head.number).await).await?;
         // check again: a restore in between would have removed the remembered batch
-        let (_, acquaintance) = ledger.in_time(ledger.head_seen_from(known.as_ref())).await?;
+        let (_, acquaintance) = ledger.run(async |conn| landmarks::head_and_identity(conn, known.as_ref()).await).await?;
         if acquaintance != Acquaintance::WentBack {
             *known = further.or(*known);
         }
@@ -100,7 +100,7 @@ impl Lookout {
         let ledger = &self.desk.ledger;
         if !recovering.log_ends_known {
             let ends = self.ends().await?;
-            ledger.in_time(ledger.target_recovery(recovering.id, &ends)).await?;
+            ledger.run(async |conn| recoveries::set_targets(conn, recovering.id, &ends, ledger.clock.now()).await).await?;
             return Ok(());
         }
         if recovering.records_to_read > 0 || !recovering.sources_to_read.is_empty() {
@@ -109,7 +109,7 @@ impl Lookout {
         if !recovering.sources_to_compare.is_empty() {
             self.compare(recovering).await?;
         }
-        if ledger.in_time(ledger.close_recovery(recovering.id)).await? {
+        if ledger.run(async |conn| recoveries::close(conn, recovering.id, ledger.clock.now()).await).await? {
             info!("the restored ledger has caught up: series are shown and usage is published again; {}", recovering.forgotten());
         }
         Ok(())
@@ -131,7 +131,7 @@ impl Lookout {
     async fn compare(&self, recovering: &Recovering) -> Result<(), OperationError> {
         let Some(database) = &self.desk.coderd else { return Ok(()) };
         let ledger = &self.desk.ledger;
-        let mut sources = ledger.in_time(ledger.sources()).await?;
+        let mut sources = ledger.run(sources::list).await?;
         sources.retain(|source| recovering.sources_to_compare.contains(&source.deployment_id));
         for source in sources {
             let is_of = match self.desk.deployment {
@@ -143,10 +143,12 @@ impl Lookout {
             }
             let mut not_ours = 0;
             for ids in marked_as_published(&self.desk, database, source.id).await?.chunks(SETTLED_AT_ONCE) {
-                let settled = ledger.settle_publications(source.id, &self.holder, ids, Settlement::NotOurs);
-                not_ours += ledger.in_time(settled).await?.not_ours;
+                let settled = ledger.run(async |conn| {
+                    publications::settle(conn, source.id, &self.holder, ids, Settlement::NotOurs, ledger.clock.now()).await
+                });
+                not_ours += settled.await?.not_ours;
             }
-            ledger.in_time(ledger.recovery_compared(recovering.id, source.id)).await?;
+            ledger.run(async |conn| recoveries::record_compared(conn, recovering.id, source.id, ledger.clock.now()).await).await?;
             info!(source = %source.deployment_id, not_ours, "pending publications compared with coderd's publish marks");
         }
         Ok(())

@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use super::plan_hash::plan_hash;
 use super::{Actor, Desk, OperationError};
-use crate::ledger::{ActKind, Subject};
+use crate::ledger::{ActKind, Subject, plans};
 
 /// The part that was lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, clap::ValueEnum)]
@@ -118,7 +118,7 @@ impl Desk {
         let (plan, _) = self.foresee_recovery(request, progress, stop).await?;
         let Some(hash) = &plan.hash else { return Ok(plan) };
         let (asked, effect) = (serde_json::to_value(request)?, serde_json::to_value(&plan.effect)?);
-        self.ledger.in_time(self.ledger.keep_plan(hash, "recover", &asked, &effect)).await?;
+        self.ledger.run(async |conn| plans::save(conn, hash, "recover", &asked, &effect, self.ledger.clock.now()).await).await?;
         Ok(plan)
     }
 
@@ -139,7 +139,7 @@ impl Desk {
                 "no recovery was planned under {hash}: run `tallyline recover plan` and use the hash that it prints"
             ))
         };
-        let kept = self.ledger.in_time(self.ledger.kept_plan(hash, "recover")).await?.ok_or_else(unknown)?;
+        let kept = self.ledger.run(async |conn| plans::load(conn, hash, "recover").await).await?.ok_or_else(unknown)?;
         if kept.act_id.is_some() {
             return Err(OperationError::Forbidden("this plan was executed before: plan again".to_owned()));
         }

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{Actor, Desk, OperationError};
-use crate::ledger::{ActKind, NewAct, RejectFilter, RejectGroup, RejectProperty, RejectRow, RejectState, Subject};
+use crate::ledger::{ActKind, NewAct, RejectFilter, RejectGroup, RejectProperty, RejectRow, RejectState, Subject, reject_counts, rejects};
 use crate::words::UnknownWord;
 
 /// Maximum rejects per page.
@@ -117,7 +117,7 @@ impl Desk {
             return Err(OperationError::Invalid { field: "limit", message: format!("must lie between 1 and {MOST_LISTED}") });
         }
         let one_more = i64::try_from(request.limit).unwrap_or(i64::MAX) + 1;
-        let mut rows = self.ledger.in_time(self.ledger.rejects(&filter, request.after, one_more, LISTED_BYTES)).await?;
+        let mut rows = self.ledger.run(async |conn| rejects::list(conn, &filter, request.after, one_more, LISTED_BYTES).await).await?;
         let more = rows.len() > request.limit;
         rows.truncate(request.limit);
         let next_after = rows.last().map(|row| row.id).filter(|_| more);
@@ -125,7 +125,8 @@ impl Desk {
     }
 
     pub async fn count_rejects(&self, request: &CountRejects) -> Result<RejectCounts, OperationError> {
-        let groups = self.ledger.in_time(self.ledger.reject_groups(&filter(&request.which)?, request.by)).await?;
+        let filter = filter(&request.which)?;
+        let groups = self.ledger.run(async |conn| reject_counts::groups(conn, &filter, request.by).await).await?;
         Ok(RejectCounts { by: request.by, groups })
     }
 
@@ -146,7 +147,7 @@ impl Desk {
         let ids: Vec<i64> = rows.iter().map(|row| row.id).collect();
         let act = |id: &i64| actor.act(ActKind::Discard, Subject::Reject(*id), serde_json::json!({}));
         let acts: Vec<NewAct<'_>> = ids.iter().map(act).collect();
-        match self.ledger.in_time(self.ledger.discard_rejects(&ids, &acts)).await? {
+        match self.ledger.run(async |conn| rejects::discard(conn, &ids, &acts, self.ledger.clock.now()).await).await? {
             Some(act_ids) => Ok(DiscardedRejects { ids, act_ids }),
             None => Err(OperationError::Forbidden("one of them was ended by somebody else meanwhile; nothing was done".to_owned())),
         }
@@ -158,7 +159,7 @@ impl Desk {
         if ids.is_empty() || ids.len() > MOST_CHANGED {
             return Err(OperationError::Invalid { field: "ids", message: format!("give from 1 to {MOST_CHANGED} numbers of rejects") });
         }
-        let rows = self.ledger.in_time(self.ledger.rejects_of(&ids, WHOLE)).await?;
+        let rows = self.ledger.run(async |conn| rejects::by_id(conn, &ids, WHOLE).await).await?;
         match ids.iter().find(|id| !rows.iter().any(|row| row.id == **id)) {
             None => Ok(rows),
             Some(id) => Err(OperationError::NotFound(format!("there is no reject {id}: `tallyline rejects list` shows their numbers"))),
@@ -168,7 +169,7 @@ impl Desk {
     /// Refuses rejects that are not open; the error names the act that ended them.
     async fn all_open(&self, rows: &[RejectRow]) -> Result<(), OperationError> {
         let Some(ended) = rows.iter().find(|row| row.state != RejectState::Open) else { return Ok(()) };
-        let acts = self.ledger.in_time(self.ledger.reject_acts(&[ended.id])).await?;
+        let acts = self.ledger.run(async |conn| rejects::acts(conn, &[ended.id]).await).await?;
         let by = acts
             .iter()
             .find(|act| act.ended_it)

@@ -22,7 +22,10 @@ use uuid::Uuid;
 use super::{WHOLE, edit};
 use crate::consumer;
 use crate::event::{Digest, Message, Signer, Topic, TopicPartition};
-use crate::ledger::{ActKind, NO_SIGNING_KEY, NewAct, PassedReject, Refusal, RejectRow, RejectState, Subject, Verdict};
+use crate::ledger::{
+    ActKind, NO_SIGNING_KEY, NewAct, PassedReject, Refusal, RejectRow, RejectState, Subject, Verdict, cutover, generations, rejects,
+    sources,
+};
 use crate::log::Record;
 use crate::operations::{Actor, Desk, OperationError};
 
@@ -180,12 +183,12 @@ impl Desk {
             if stop.is_cancelled() {
                 return Err(OperationError::Interrupted);
             }
-            let ids = self.ledger.in_time(self.ledger.admissible(after, ADMITTED_AT_A_TIME)).await?;
+            let ids = self.ledger.run(async |conn| rejects::admissible(conn, after, ADMITTED_AT_A_TIME).await).await?;
             let Some(last) = ids.last() else { return Ok(admitted) };
             after = *last;
             let mut news = News::new();
             let mut prepared = Vec::with_capacity(ids.len());
-            for row in self.ledger.in_time(self.ledger.rejects_of(&ids, WHOLE)).await? {
+            for row in self.ledger.run(async |conn| rejects::by_id(conn, &ids, WHOLE).await).await? {
                 let foresight = self.foreseen(&as_found(&row), &mut news).await?;
                 match foresight.what {
                     Foreseen::Held => admitted.left += 1,
@@ -215,14 +218,14 @@ impl Desk {
                 return Ok(Foresight { what, reason: Some(refusal.detail), event_id, event: None, message });
             }
         };
-        if self.ledger.in_time(self.ledger.source(event.deployment)).await?.is_none() {
+        if self.ledger.run(async |conn| sources::get(conn, event.deployment).await).await?.is_none() {
             let reason = Some(Refusal::unregistered(event.deployment).detail);
             return Ok(Foresight { what: Foreseen::Held, reason, event_id: Some(event.id()), event: None, message });
         }
         // one key is one partition, regardless of the producer
         message.key = Some(event.key().into_bytes());
         let (id, digest) = (event.id(), event.digest());
-        let accepted = self.ledger.in_time(self.ledger.accepted(event.deployment, &id)).await?.map(|(_, digest)| digest);
+        let accepted = self.ledger.run(async |conn| rejects::accepted(conn, event.deployment, &id).await).await?.map(|(_, digest)| digest);
         let known = accepted.or_else(|| news.get(&(event.deployment, id.clone())).copied());
         let (what, reason) = match known {
             None => {
@@ -243,12 +246,12 @@ impl Desk {
         prepared: &[Prepared],
         actor: &Actor,
     ) -> Result<Vec<ResubmittedRecord>, OperationError> {
-        if self.ledger.in_time(self.ledger.needs_signing_key(self.log.signatures())).await? {
+        if self.ledger.run(async |conn| cutover::needs_signing_key(conn, self.log.signatures()).await).await? {
             return Err(OperationError::Forbidden(NO_SIGNING_KEY.to_owned()));
         }
-        let lives = self.ledger.in_time(self.ledger.lives()).await?;
+        let lives = self.ledger.run(generations::all).await?;
         let acts: Vec<NewAct<'_>> = prepared.iter().map(|one| actor.act(kind, Subject::Reject(one.row.id), detail(one))).collect();
-        let act_ids = self.ledger.in_time(self.ledger.begin_acts(&acts)).await?;
+        let act_ids = self.ledger.run(async |conn| rejects::begin_acts(conn, &acts, self.ledger.clock.now()).await).await?;
         let (places, fault) = self.append(prepared).await;
         let done: Vec<PassedReject> = prepared
             .iter()
@@ -258,7 +261,7 @@ impl Desk {
             .filter(|(one, passed)| one.foresight.what == Foreseen::Duplicate || passed.place.is_some())
             .map(|(_, passed)| passed)
             .collect();
-        let ended = self.ledger.in_time(self.ledger.end_rejects(&done, &prepared_states(prepared), state, lives)).await?;
+        let ended = self.ledger.run(async |conn| rejects::end(conn, &done, &prepared_states(prepared), state, lives).await).await?;
         if let Some(fault) = fault {
             return Err(fault);
         }

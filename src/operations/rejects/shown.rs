@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::resubmit::{Foreseen, as_found};
 use crate::event::{RejectCause, UsageType};
-use crate::ledger::{RejectAct, RejectRow, RejectState, SameEvent, Sequence, Verdict};
+use crate::ledger::{RejectAct, RejectRow, RejectState, SameEvent, Sequence, Verdict, rejects};
 use crate::operations::{Desk, OperationError};
 
 /// A record that is not an accepted event.
@@ -100,9 +100,9 @@ impl Desk {
     pub(super) async fn shown(&self, row: RejectRow) -> Result<ShownReject, OperationError> {
         let (mut accepted_sequence, mut same_event) = (None, Vec::new());
         if let (Some(deployment), Some(event_id)) = (row.deployment_id, &row.event_id) {
-            let accepted = self.ledger.in_time(self.ledger.accepted(deployment, event_id)).await?;
+            let accepted = self.ledger.run(async |conn| rejects::accepted(conn, deployment, event_id).await).await?;
             accepted_sequence = accepted.map(|(sequence, _)| sequence);
-            same_event = self.ledger.in_time(self.ledger.rejects_of_event(deployment, event_id, row.id)).await?;
+            same_event = self.ledger.run(async |conn| rejects::of_event(conn, deployment, event_id, row.id).await).await?;
         }
         let foreseen = self.foreseen(&as_found(&row), &mut Default::default()).await?;
         let may_be_forged = row.cause.may_be_forged().then(|| MAY_BE_FORGED.to_owned());
@@ -118,7 +118,7 @@ impl Desk {
 
     pub(super) async fn with_acts(&self, rows: Vec<RejectRow>) -> Result<Vec<Reject>, OperationError> {
         let ids: Vec<i64> = rows.iter().map(|row| row.id).collect();
-        let acts = self.ledger.in_time(self.ledger.reject_acts(&ids)).await?;
+        let acts = self.ledger.run(async |conn| rejects::acts(conn, &ids).await).await?;
         Ok(rows.into_iter().map(|row| reject(row, &acts)).collect())
     }
 }

@@ -6,7 +6,7 @@ pub mod table;
 
 use tallyline::consumer;
 use tallyline::event::{Event, Fact, Message, Topic};
-use tallyline::ledger::{Arrival, Chain, Counts, Ledger};
+use tallyline::ledger::{Arrival, Chain, Counts, Ledger, books, entries, positions, record};
 use tallyline::log::Record;
 
 use crate::support::Database;
@@ -38,10 +38,14 @@ async fn recorded_as(messages: &[Message], read: impl Fn(Record) -> Arrival) -> 
     let (database, ledger) = registered_ledger().await;
     let (first, last) = (build(DEPLOYMENT, 9_000), build(DEPLOYMENT, 9_001));
     let all: Vec<Message> = [&[first.to_message()], messages, &[last.to_message()]].concat();
-    let claim = ledger.claim(partition(Topic::WorkspaceBuilds, 0), 0).await.unwrap();
+    let claim =
+        ledger.run(async |conn| positions::lease(conn, partition(Topic::WorkspaceBuilds, 0), 0, ledger.clock.now()).await).await.unwrap();
     let arrivals: Vec<_> =
         (0..).zip(&all).map(|(offset, message)| read(Record { offset, timestamp: noon(), message: message.clone() })).collect();
-    let counts = ledger.record(&Chain::Live(claim), &arrivals, i64::try_from(all.len()).unwrap()).await.unwrap();
+    let counts = ledger
+        .run(async |conn| record::batch(conn, &Chain::Live(claim), &arrivals, i64::try_from(all.len()).unwrap(), ledger.clock.now()).await)
+        .await
+        .unwrap();
 
     let mut became = Vec::new();
     for (offset, message) in (0..).zip(&all) {
@@ -51,7 +55,7 @@ async fn recorded_as(messages: &[Message], read: impl Fn(Record) -> Arrival) -> 
     assert_eq!((&became[0], &became[all.len() - 1]), (&Became::Accepted, &Became::Accepted), "the good ones around it");
     let facts = events(&ledger).await;
     assert!(facts.contains(&first) && facts.contains(&last));
-    assert_eq!(ledger.books().await.unwrap().differences, []);
+    assert_eq!(ledger.run(books::add_up).await.unwrap().differences, []);
     became.remove(0);
     became.pop();
     Recorded { _database: database, ledger, became }
@@ -103,7 +107,7 @@ async fn what_became(ledger: &Ledger, offset: i64, message: &Message) -> Became 
 }
 
 async fn events(ledger: &Ledger) -> Vec<Event> {
-    let entries = ledger.entries_after(0, i64::MAX).await.unwrap();
+    let entries = ledger.run(async |conn| entries::after(conn, 0, i64::MAX).await).await.unwrap();
     let facts = entries.into_iter().flat_map(|entry| entry.facts);
     facts.filter_map(|fact| if let Fact::Event(event) = fact { Some(event) } else { None }).collect()
 }

@@ -5,6 +5,7 @@ use serde_json::json;
 use tallyline::coderd;
 use tallyline::coderd::CoderdError;
 use tallyline::collectors::{CollectError, Settings};
+use tallyline::ledger::passes;
 use tallyline::sim::coderd::SchemaVersion;
 use uuid::Uuid;
 
@@ -303,7 +304,7 @@ async fn without_the_right_to_see_other_sessions_nothing_is_claimed() {
     assert_eq!((produced(&report), report.full_sweep, report.late), ((1, 0, 0), false, 0));
     ours.consume().await;
     let source = collector.source().id;
-    assert_eq!(ours.ledger.completeness(source).await.unwrap().complete_until, None);
+    assert_eq!(ours.ledger.run(async |conn| passes::completeness(conn, source).await).await.unwrap().complete_until, None);
     let from = Settings { from: Some(coderd.now().await - TimeDelta::days(1)), ..settings };
     let another = super::ours().await;
     assert!(matches!(another.open(from, &url).await, Err(CollectError::FromUncertain)));

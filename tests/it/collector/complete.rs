@@ -1,6 +1,7 @@
 //! How far the source is complete, and when completeness is not reported.
 
 use std::collections::BTreeSet;
+use tallyline::ledger::passes;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use tallyline::clock::Clock;
@@ -19,21 +20,21 @@ async fn a_pass_counts_once_the_ledger_is_past_its_offsets() {
     let mut collector = ours.collector(settings(), &coderd).await;
     let source = collector.source().id;
     let first = collector.pass().await.unwrap();
-    assert_eq!(ours.ledger.completeness(source).await.unwrap().complete_until, None);
-    assert!(!ours.ledger.backfilled(source).await.unwrap());
+    assert_eq!(ours.ledger.run(async |conn| passes::completeness(conn, source).await).await.unwrap().complete_until, None);
+    assert!(!ours.ledger.run(async |conn| passes::is_backfilled(conn, source).await).await.unwrap());
     ours.consume().await;
-    let completeness = ours.ledger.completeness(source).await.unwrap();
+    let completeness = ours.ledger.run(async |conn| passes::completeness(conn, source).await).await.unwrap();
     assert_eq!((completeness.complete_until, completeness.runtime_complete_until), (first.complete_until, first.runtime_complete_until));
-    assert!(ours.ledger.backfilled(source).await.unwrap());
+    assert!(ours.ledger.run(async |conn| passes::is_backfilled(conn, source).await).await.unwrap());
     coderd.creation().await;
     let second = collector.pass().await.unwrap();
-    assert_eq!(ours.ledger.completeness(source).await.unwrap().complete_until, first.complete_until);
+    assert_eq!(ours.ledger.run(async |conn| passes::completeness(conn, source).await).await.unwrap().complete_until, first.complete_until);
     ours.consume().await;
-    assert_eq!(ours.ledger.completeness(source).await.unwrap().complete_until, second.complete_until);
+    assert_eq!(ours.ledger.run(async |conn| passes::completeness(conn, source).await).await.unwrap().complete_until, second.complete_until);
     collector.pass().await.unwrap();
     let left: i64 = sqlx::query_scalar("select count(*) from collector_pass").fetch_one(&ours.ledger.pool).await.unwrap();
     assert_eq!(left, 0, "passes that were reached are not kept");
-    assert!(ours.ledger.pass_is_in(source, first.pass_id).await.unwrap());
+    assert!(ours.ledger.run(async |conn| passes::is_confirmed(conn, source, first.pass_id).await).await.unwrap());
 }
 
 #[tokio::test]
@@ -53,7 +54,10 @@ async fn nothing_is_claimed_while_the_log_ends_before_the_ledgers_position() {
     for builds in [1, 0] {
         let report = collector.pass().await.unwrap();
         assert_eq!((report.builds, report.complete_until, report.runtime_complete_until), (builds, None, None));
-        assert_eq!(ours.ledger.completeness(source).await.unwrap().complete_until, first.complete_until);
+        assert_eq!(
+            ours.ledger.run(async |conn| passes::completeness(conn, source).await).await.unwrap().complete_until,
+            first.complete_until
+        );
     }
     // A source whose first passes are in that time is not shown as backfilled.
     let other = Coderd::new(SchemaVersion::Sep2026).await;
@@ -61,7 +65,7 @@ async fn nothing_is_claimed_while_the_log_ends_before_the_ledgers_position() {
     let mut newcomer = ours.collector(settings(), &other).await;
     assert!(newcomer.pass().await.unwrap().full_sweep);
     newcomer.pass().await.unwrap();
-    assert!(!ours.ledger.backfilled(newcomer.source().id).await.unwrap());
+    assert!(!ours.ledger.run(async |conn| passes::is_backfilled(conn, newcomer.source().id).await).await.unwrap());
     // As after a recovery: the ledger reads the new topic from its start.
     sqlx::query("update position set next_offset = 0, last_offset = null, last_record = null where topic like '%workspace-builds%'")
         .execute(&ours.ledger.pool)

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tallyline::clock::Clock;
 use tallyline::collectors::{CollectError, Settings, run as run_collector};
 use tallyline::event::Topic;
-use tallyline::ledger::{ActKind, IdentityRefusal, ListActs, collector_lease};
+use tallyline::ledger::{ActKind, IdentityRefusal, ListActs, acts, collector_lease, leases, sources};
 use tallyline::license::PublicKeys;
 use tallyline::operations::{Actor, Desk, OneSource, OperationError};
 use tallyline::sim::coderd::SchemaVersion;
@@ -57,7 +57,7 @@ async fn a_second_deployment_id_on_the_same_coderd_is_refused_before_anything_is
     assert!(matches!(refusal, IdentityRefusal::OtherSource { other_id, .. } if other_id == coderd.deployment), "{text}");
     let (refusal, text) = refused(&ours, named(coderd.deployment), &coderd.database.url).await;
     assert!(matches!(refusal, IdentityRefusal::OtherCoderd { .. }) && text.contains("--accept-new-identity"), "{text}");
-    assert_eq!((records(&ours).await, ours.ledger.sources().await.unwrap().len()), (1, 1));
+    assert_eq!((records(&ours).await, ours.ledger.run(sources::list).await.unwrap().len()), (1, 1));
 }
 
 #[tokio::test]
@@ -97,7 +97,7 @@ async fn a_collector_that_refuses_its_coderd_gives_the_lease_back() {
     let settings = Settings { poll_interval: Duration::from_millis(100), ..settings() };
     let (keys, clock) = (PublicKeys::new(), Clock::system());
     let running = tokio::spawn(run_collector(settings, database, keys, ours.log.clone(), ours.ledger.clone(), clock, stop.clone()));
-    let holder = async || ours.ledger.lease_holder(&collector_lease(coderd.deployment)).await.unwrap();
+    let holder = async || ours.ledger.run(async |conn| leases::holder(conn, &collector_lease(coderd.deployment)).await).await.unwrap();
     let bound = "select count(*) from source where bound_organization_id is not null";
     eventually(Duration::from_secs(30), "it collects", || async {
         sqlx::query_scalar::<_, i64>(bound).fetch_one(&ours.ledger.pool).await.unwrap() == 1 && holder().await.is_some()
@@ -207,7 +207,7 @@ async fn a_mistyped_id_is_refused_where_only_the_organization_shows_the_coderd_o
     let url = role_without(&coderd, &[DEPLOYMENT_ID]).await;
     let (refusal, text) = refused(&ours, named(Uuid::new_v4()), &url).await;
     assert!(matches!(refusal, IdentityRefusal::OtherSource { other_id, .. } if other_id == coderd.deployment), "{text}");
-    assert_eq!(ours.ledger.sources().await.unwrap().len(), 1);
+    assert_eq!(ours.ledger.run(sources::list).await.unwrap().len(), 1);
     let collector = ours.open(named(coderd.deployment), &url).await.unwrap().unwrap();
     assert!(collector.warning().is_some(), "what can be read does not contradict");
 }
@@ -228,7 +228,7 @@ async fn a_corrected_id_introduces_no_source_beside_the_unbound_one() {
             assert!(text.contains(&format!("`tallyline sources {way} {mistyped} ")), "{text}");
         }
     }
-    assert_eq!((records(&ours).await, ours.ledger.sources().await.unwrap().len()), (1, 1));
+    assert_eq!((records(&ours).await, ours.ledger.run(sources::list).await.unwrap().len()), (1, 1));
     let actor = Actor { name: "user-001".to_owned(), reason: "a typing mistake, not in use".to_owned() };
     desk(&ours.ledger, &ours.log).retire_source(&OneSource { deployment_id: mistyped }, &actor).await.unwrap();
     let mut collector = ours.open(named(coderd.deployment), &hidden).await.unwrap().unwrap();
@@ -261,7 +261,7 @@ async fn a_source_that_was_introduced_under_a_mistyped_id_is_bound_and_not_repla
     collector.close().await;
     let (refusal, text) = refused(&ours, named(coderd.deployment), &url).await;
     assert!(matches!(refusal, IdentityRefusal::OtherSource { other_id, .. } if other_id == mistyped), "{text}");
-    assert_eq!((records(&ours).await, ours.ledger.sources().await.unwrap().len()), (1, 1));
+    assert_eq!((records(&ours).await, ours.ledger.run(sources::list).await.unwrap().len()), (1, 1));
 }
 
 #[tokio::test]
@@ -281,7 +281,11 @@ async fn an_operator_accepts_the_new_identity_of_a_coderd_with_a_reason() {
     desk.accept_identity(coderd.deployment, &actor("the row was lost")).await.unwrap();
     let mut collector = ours.collector(named(coderd.deployment), &coderd).await;
     assert_eq!(produced(&collector.pass().await.unwrap()), (1, 0, 0));
-    let acts = ours.ledger.acts(&ListActs { act: Some(ActKind::Accept), ..ListActs::default() }, 10).await.unwrap();
+    let acts = ours
+        .ledger
+        .run(async |conn| acts::list(conn, &ListActs { act: Some(ActKind::Accept), ..ListActs::default() }, 10).await)
+        .await
+        .unwrap();
     assert_eq!((acts.len(), acts[0].subject.clone(), acts[0].reason.as_str()), (1, coderd.deployment.to_string(), "the row was lost"));
     assert_eq!(acts[0].detail["before"]["deployment_id"], coderd.deployment.to_string());
 }

@@ -6,6 +6,7 @@ use serde_json::json;
 use tallyline::clock::Clock;
 use tallyline::collectors::{Collector, CollectorTelemetry, Settings};
 use tallyline::event::{Event, Payload, PublishMarks, Topic, Usage, UsageQuantity};
+use tallyline::ledger::collector_requests;
 use tallyline::license::PublicKeys;
 use tallyline::sim::coderd::SchemaVersion;
 use uuid::Uuid;
@@ -199,16 +200,24 @@ async fn what_the_audit_misses_is_fetched_by_id() {
     site.coderd.usage("old", "dc_managed_agents_v1", json!({"count": 1}), site.begun - TimeDelta::days(40)).await;
     assert_eq!(produced(&collector.pass().await.unwrap()), (0, 0, 0), "neither is near");
     let asked = [format!("workspace_build_completed:{build}"), "old".to_owned(), "not there".to_owned()];
-    assert_eq!(site.ours.ledger.request_fetch(source, &asked).await.unwrap(), 3);
-    assert_eq!(site.ours.ledger.request_fetch(source, &asked).await.unwrap(), 0, "asked for already");
+    assert_eq!(site.ours.ledger.run(async |conn| collector_requests::add_fetch(conn, source, &asked).await).await.unwrap(), 3);
+    assert_eq!(
+        site.ours.ledger.run(async |conn| collector_requests::add_fetch(conn, source, &asked).await).await.unwrap(),
+        0,
+        "asked for already"
+    );
     assert_eq!(produced(&collector.pass().await.unwrap()), (1, 0, 1));
-    assert_eq!(site.ours.ledger.fetch_requests(source, 10).await.unwrap(), Vec::<String>::new(), "answered");
+    assert_eq!(
+        site.ours.ledger.run(async |conn| collector_requests::fetches(conn, source, 10).await).await.unwrap(),
+        Vec::<String>::new(),
+        "answered"
+    );
     site.ours.consume().await;
     // The ledger lost a row: the collector does not rely on its memory.
     collector.pass().await.unwrap();
     sqlx::query("delete from workspace_build").execute(&site.ours.ledger.pool).await.unwrap();
     collector.pass().await.unwrap();
-    site.ours.ledger.request_fetch(source, &asked).await.unwrap();
+    site.ours.ledger.run(async |conn| collector_requests::add_fetch(conn, source, &asked).await).await.unwrap();
     assert_eq!(produced(&collector.pass().await.unwrap()), (1, 0, 0));
 }
 
@@ -217,15 +226,15 @@ async fn a_requested_sweep_reads_everything_in_the_next_pass() {
     let (site, mut collector) = Site::new().await;
     let (source, ledger) = (collector.source().id, site.ours.ledger.clone());
     site.build_completed(site.begun - TimeDelta::hours(5)).await;
-    ledger.request_sweep(source).await.unwrap();
+    ledger.run(async |conn| collector_requests::add_sweep(conn, source).await).await.unwrap();
     let report = collector.pass().await.unwrap();
     assert_eq!((produced(&report), report.full_sweep), ((1, 0, 0), true));
-    let done = ledger.sweep_request(source).await.unwrap().unwrap();
+    let done = ledger.run(async |conn| collector_requests::sweep(conn, source).await).await.unwrap().unwrap();
     assert_eq!((done.pass_id, done.rows_read), (Some(report.pass_id), 1));
     assert!(!collector.pass().await.unwrap().full_sweep, "once");
     // A sweep whose collector died starts again; a request in between is another sweep.
-    ledger.request_sweep(source).await.unwrap();
-    ledger.begin_requested_sweep(source).await.unwrap().unwrap();
+    ledger.run(async |conn| collector_requests::add_sweep(conn, source).await).await.unwrap();
+    ledger.run(async |conn| collector_requests::begin_sweep(conn, source).await).await.unwrap().unwrap();
     collector = site.go_on(collector, true).await;
     assert!(collector.pass().await.unwrap().full_sweep);
 }

@@ -18,7 +18,7 @@ use serde_json::json;
 use tallyline::clock::Clock;
 use tallyline::collectors::{CollectError, Collector, PassReport, Settings};
 use tallyline::event::{Event, Payload, PrebuildClaimed, RejectCause, Topic, TopicPartition, WorkspaceBuildCompleted, parse};
-use tallyline::ledger::{ActKind, Arrival, Chain, Ledger, NewAct, Refusal, Subject, Verdict};
+use tallyline::ledger::{ActKind, Arrival, Chain, Ledger, NewAct, Refusal, Subject, Verdict, positions, record, rejects};
 use tallyline::license::PublicKeys;
 use tallyline::log::{Log, PostgresLogSettings, Record};
 use tallyline::{coderd, consumer};
@@ -114,12 +114,15 @@ impl Ours {
     async fn consume_as(&self, topic: Topic, read: impl Fn(Record) -> Arrival) {
         for partition in self.log.partitions(topic).await.unwrap() {
             let partition = TopicPartition { topic, partition };
-            let claim = self.ledger.claim(partition, 0).await.unwrap();
+            let claim = self.ledger.run(async |conn| positions::lease(conn, partition, 0, self.ledger.clock.now()).await).await.unwrap();
             let records = self.log.read(partition, claim.next_offset, 1_000_000).await.unwrap();
             let Some(last) = records.last() else { continue };
             let next_offset = last.offset + 1;
             let arrivals: Vec<_> = records.into_iter().map(&read).collect();
-            self.ledger.record(&Chain::Live(claim), &arrivals, next_offset).await.unwrap();
+            self.ledger
+                .run(async |conn| record::batch(conn, &Chain::Live(claim), &arrivals, next_offset, self.ledger.clock.now()).await)
+                .await
+                .unwrap();
         }
     }
 
@@ -138,7 +141,7 @@ impl Ours {
     /// Reads the log to these ends, as a slow consumer does.
     async fn consume_to(&self, ends: &BTreeMap<TopicPartition, i64>) {
         for (partition, end) in ends {
-            let claim = self.ledger.claim(*partition, 0).await.unwrap();
+            let claim = self.ledger.run(async |conn| positions::lease(conn, *partition, 0, self.ledger.clock.now()).await).await.unwrap();
             let records = self.log.read(*partition, claim.next_offset, 1_000_000).await.unwrap();
             let arrivals: Vec<_> = records
                 .into_iter()
@@ -146,7 +149,10 @@ impl Ours {
                 .map(|record| consumer::read_from(partition.topic, record))
                 .collect();
             if !arrivals.is_empty() {
-                self.ledger.record(&Chain::Live(claim), &arrivals, *end).await.unwrap();
+                self.ledger
+                    .run(async |conn| record::batch(conn, &Chain::Live(claim), &arrivals, *end, self.ledger.clock.now()).await)
+                    .await
+                    .unwrap();
             }
         }
     }
@@ -157,7 +163,7 @@ impl Ours {
         self.consume_as(Topic::PrebuildClaims, |record| Arrival { event: Err(refusal()), ..consumer::read(record) }).await;
         if state != "open" {
             let act = NewAct { actor: "a", act: ActKind::Discard, subject: Subject::Reject(1), reason: "a test", detail: json!({}) };
-            let act_id = self.ledger.begin_acts(&[act]).await.unwrap()[0];
+            let act_id = self.ledger.run(async |conn| rejects::begin_acts(conn, &[act], self.ledger.clock.now()).await).await.unwrap()[0];
             let ended = sqlx::query("update reject set state = $1, act_id = $2 where state = 'open'").bind(state).bind(act_id);
             ended.execute(&self.ledger.pool).await.unwrap();
         }

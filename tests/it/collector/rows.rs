@@ -7,7 +7,7 @@ use serde_json::json;
 use tallyline::clock::Clock;
 use tallyline::collectors::{Collector, Settings};
 use tallyline::event::{InputStage, PREBUILDS_USER};
-use tallyline::ledger::LicenseState;
+use tallyline::ledger::{LicenseState, known, licenses};
 use tallyline::license::PublicKeys;
 use tallyline::sim::coderd::{Config, SchemaVersion, Simulation};
 
@@ -123,7 +123,7 @@ async fn an_administrators_start_or_retry_of_a_pool_workspace_is_not_a_claim() {
     assert_eq!(ours.claims().await.into_iter().map(|claim| claim.build_id).collect::<BTreeSet<_>>(), claims);
     ours.consume().await;
     let ids: Vec<_> = ours.builds().await.into_keys().collect();
-    assert!(ours.ledger.builds_without_claim(collector.source().id, &ids).await.unwrap().is_empty());
+    assert!(ours.ledger.run(async |conn| known::builds_without_claim(conn, collector.source().id, &ids).await).await.unwrap().is_empty());
 }
 
 #[tokio::test]
@@ -182,7 +182,7 @@ async fn a_simulated_history_arrives_whole() {
         let mut ids: Vec<String> = truth.usage.iter().map(|usage| usage.id.clone()).collect();
         ids.sort();
         assert_eq!(ours.usage_ids().await, ids);
-        let licenses = ours.ledger.present_licenses(collector.source().id).await.unwrap();
+        let licenses = ours.ledger.run(async |conn| licenses::present(conn, collector.source().id).await).await.unwrap();
         assert_eq!(licenses.len(), truth.licenses.len());
         for (license, expected) in licenses.iter().zip(&truth.licenses) {
             assert_eq!(matches!(license.state, LicenseState::Verified(_)), expected.verifiable, "{license:?}");

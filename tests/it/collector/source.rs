@@ -7,7 +7,7 @@ use tallyline::clock::Clock;
 use tallyline::coderd::CoderdError;
 use tallyline::collectors::{CollectError, Settings, run};
 use tallyline::event::{Event, Fact, PREBUILDS_USER, Payload};
-use tallyline::ledger::LicenseState;
+use tallyline::ledger::{LicenseState, entries, licenses};
 use tallyline::license::PublicKeys;
 use tallyline::sim::coderd::SchemaVersion;
 use tokio_util::sync::CancellationToken;
@@ -114,7 +114,7 @@ async fn a_workspace_that_was_started_before_the_baseline_is_not_created_again()
     ours.consume().await;
     let counted: Vec<bool> = ours
         .ledger
-        .entries_after(0, i64::MAX)
+        .run(async |conn| entries::after(conn, 0, i64::MAX).await)
         .await
         .unwrap()
         .into_iter()
@@ -138,12 +138,12 @@ async fn licenses_are_recorded_as_they_come_and_go() {
         .unwrap();
     for _ in 0..2 {
         collector.pass().await.unwrap();
-        let present = ours.ledger.present_licenses(source).await.unwrap();
+        let present = ours.ledger.run(async |conn| licenses::present(conn, source).await).await.unwrap();
         assert!(matches!(present.as_slice(), [license] if matches!(&license.state, LicenseState::Refused(_))), "{present:?}");
     }
     sqlx::query("delete from licenses").execute(&coderd.database.pool).await.unwrap();
     collector.pass().await.unwrap();
-    assert!(ours.ledger.present_licenses(source).await.unwrap().is_empty());
+    assert!(ours.ledger.run(async |conn| licenses::present(conn, source).await).await.unwrap().is_empty());
     let rows: i64 = sqlx::query_scalar("select count(*) from license").fetch_one(&ours.ledger.pool).await.unwrap();
     assert_eq!(rows, 2, "one change when it came, one when it went");
 }

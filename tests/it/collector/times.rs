@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::time::Duration;
+use tallyline::ledger::licenses;
 
 use chrono::TimeDelta;
 use serde_json::json;
@@ -152,7 +153,7 @@ async fn odd_times_of_marks_hours_and_licenses_are_read() {
     .unwrap();
     let mut collector = ours.collector(settings(), &coderd).await;
     assert!(pass(&mut collector).await.runtime_complete_until.is_some());
-    let licenses = ours.ledger.present_licenses(collector.source().id).await.unwrap();
+    let licenses = ours.ledger.run(async |conn| licenses::present(conn, collector.source().id).await).await.unwrap();
     assert!(licenses.len() == 2 && licenses.iter().all(|license| license.uploaded_at.is_none()), "{licenses:?}");
     let mut reader = source_of(&coderd.database.url).connect().await.unwrap();
     let mark = reader.latest_publish_mark().await.unwrap().unwrap();

@@ -1,7 +1,7 @@
 //! Compares shown and billed numbers with both oracles and the vendor's books.
 
 use std::collections::{BTreeMap, BTreeSet};
-use tallyline::ledger::PublicationState;
+use tallyline::ledger::{PublicationState, sources};
 
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use serde_json::Value as Json;
@@ -119,7 +119,7 @@ impl Proof<'_> {
             assert_eq!((billed.times, billed.deployment_id), (1, truth.deployment_id), "{billed:?}");
             assert_eq!((billed.event_type.as_str(), &billed.event_data, billed.created_at), (kind, &data, at), "{billed:?}");
         }
-        let source = self.site.ledger.source(truth.deployment_id).await.unwrap().expect("introduced");
+        let source = self.site.ledger.run(async |conn| sources::get(conn, truth.deployment_id).await).await.unwrap().expect("introduced");
         let query = "select state, count(*) from publication where source_id = $1 group by state order by state";
         let counts: Vec<(PublicationState, i64)> = sqlx::query_as(query).bind(source.id).fetch_all(&self.site.ledger.pool).await.unwrap();
         let expected =

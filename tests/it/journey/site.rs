@@ -3,7 +3,7 @@
 use tallyline::clock::Clock;
 use tallyline::event::Topic;
 use tallyline::event::TopicPartition;
-use tallyline::ledger::{Ledger, LedgerSettings, Sequence};
+use tallyline::ledger::{Ledger, LedgerSettings, Sequence, positions};
 use tallyline::log::{KafkaSettings, Log, PostgresLogSettings};
 use tempfile::TempDir;
 
@@ -95,7 +95,7 @@ impl Site {
     }
 
     pub async fn has_read_all(&self) -> bool {
-        let mut positions = self.ledger.positions().await.expect("positions");
+        let mut positions = self.ledger.run(positions::list).await.expect("positions");
         positions.sort_unstable();
         positions == self.ends().await
     }

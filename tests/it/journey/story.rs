@@ -1,6 +1,7 @@
 //! The journey, step by step. coderd's history goes on while processes are killed and restarted.
 
 use std::time::{Duration, Instant};
+use tallyline::ledger::{books, snapshots, sources};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use tallyline::clock::Clock;
@@ -117,7 +118,7 @@ impl Journey {
     /// Continues the history to its end. Kills the collector in its pass, and freezes a consumer until others have its partitions. The
     /// series move back.
     pub async fn handed_back(&mut self) {
-        let sequence = self.site.ledger.head().await.unwrap().number;
+        let sequence = self.site.ledger.run(snapshots::head).await.unwrap().number;
         eventually(SOON, "the first is up again", || self.serve[0].has_folded(sequence)).await;
         let (before, pass) = (self.site.appended().await, self.newest_pass().await);
         self.history(SECOND_PART, 1.0, 4).await;
@@ -183,7 +184,7 @@ impl Journey {
 
     /// Waits until the shown state contains everything that the ledger has at this call.
     pub async fn all_is_folded(&self) {
-        let sequence = self.site.ledger.head().await.unwrap().number;
+        let sequence = self.site.ledger.run(snapshots::head).await.unwrap().number;
         eventually(SOON, "all is folded", || self.serve[0].has_folded(sequence)).await;
     }
 
@@ -202,18 +203,21 @@ impl Journey {
     }
 
     pub async fn source_id(&self) -> i16 {
-        self.site.ledger.source(self.simulation.deployment().id).await.unwrap().expect("introduced").id
+        self.site.ledger.run(async |conn| sources::get(conn, self.simulation.deployment().id).await).await.unwrap().expect("introduced").id
     }
 
     pub async fn newest_pass(&self) -> i64 {
-        self.site.ledger.newest_pass(self.source_id().await).await.unwrap()
+        self.site.ledger.run(async |conn| books::newest_pass(conn, self.source_id().await).await).await.unwrap()
     }
 
     /// Waits until the ledger has a pass that began after this call, and all before it.
     pub async fn all_of_coderd_is_in(&self) {
         let (source_id, newest) = (self.source_id().await, self.newest_pass().await);
         let what = "all that coderd committed is in the ledger";
-        eventually(SOON, what, || async { self.site.ledger.later_pass_is_in(source_id, newest).await.unwrap() }).await;
+        eventually(SOON, what, || async {
+            self.site.ledger.run(async |conn| books::later_pass_is_in(conn, source_id, newest).await).await.unwrap()
+        })
+        .await;
     }
 
     /// Commits it in `parts` parts, as coderd's replicas commit one after the other.

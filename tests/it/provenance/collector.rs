@@ -1,6 +1,7 @@
 //! Collectors whose records consumers would reject: without a signing key, or with a key that consumers lack.
 
 use std::time::Duration;
+use tallyline::ledger::{collector_requests, passes};
 
 use chrono::TimeDelta;
 use serde_json::json;
@@ -40,7 +41,7 @@ async fn opened(world: &World, coderd: &Coderd, signatures: Signatures) -> Colle
 }
 
 async fn complete(world: &World, collector: &Collector) -> bool {
-    world.ledger.completeness(collector.source().id).await.unwrap().complete_until.is_some()
+    world.ledger.run(async |conn| passes::completeness(conn, collector.source().id).await).await.unwrap().complete_until.is_some()
 }
 
 /// Runs passes until the ledger has the proof and the source is complete.
@@ -50,7 +51,7 @@ async fn completes(world: &World, collector: &mut Collector, signatures: Signatu
         world.consume(signatures.clone()).await;
     }
     assert!(complete(world, collector).await);
-    assert!(world.ledger.backfilled(collector.source().id).await.unwrap());
+    assert!(world.ledger.run(async |conn| passes::is_backfilled(conn, collector.source().id).await).await.unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -107,14 +108,17 @@ async fn a_requested_sweep_waits_until_consumers_have_accepted_a_signature() {
     let source = collector.source().id;
     coderd.creation().await;
     assert!(collector.pass().await.unwrap().full_sweep);
-    world.ledger.request_sweep(source).await.unwrap();
+    world.ledger.run(async |conn| collector_requests::add_sweep(conn, source).await).await.unwrap();
     for _ in 0..2 {
         assert!(!collector.pass().await.unwrap().full_sweep, "coderd is not read whole in each pass");
     }
     world.consume(key()).await;
     let swept = collector.pass().await.unwrap();
     assert!(swept.full_sweep);
-    assert_eq!(world.ledger.sweep_request(source).await.unwrap().unwrap().pass_id, Some(swept.pass_id));
+    assert_eq!(
+        world.ledger.run(async |conn| collector_requests::sweep(conn, source).await).await.unwrap().unwrap().pass_id,
+        Some(swept.pass_id)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -130,13 +134,20 @@ async fn rows_signed_with_a_key_that_consumers_do_not_have_are_appended_once_and
     assert_eq!((world.causes().await, world.count(REJECTS).await), (vec!["bad_signature".to_owned()], 3));
     for _ in 0..3 {
         let build = coderd.creation().await;
-        world.ledger.request_fetch(collector.source().id, &[format!("build-{build}")]).await.unwrap();
+        world
+            .ledger
+            .run(async |conn| collector_requests::add_fetch(conn, collector.source().id, &[format!("build-{build}")]).await)
+            .await
+            .unwrap();
         let refused = collector.pass().await.unwrap_err();
         assert!(refused.to_string().contains("log.verification_keys"), "{refused}");
         world.consume(key()).await;
     }
     assert_eq!(world.count(REJECTS).await, 3, "the rejects do not grow");
-    assert!(!complete(&world, &collector).await && !world.ledger.backfilled(collector.source().id).await.unwrap());
+    assert!(
+        !complete(&world, &collector).await
+            && !world.ledger.run(async |conn| passes::is_backfilled(conn, collector.source().id).await).await.unwrap()
+    );
 
     collector.close().await;
     let both = || keys(&["2026", "2027"], "2027");
@@ -153,13 +164,13 @@ async fn passes_since_consumers_lost_the_key_report_no_completeness_any_more() {
     coderd.creation().await;
     let mut collector = opened(&world, &coderd, both()).await;
     completes(&world, &mut collector, both()).await;
-    let before = world.ledger.completeness(collector.source().id).await.unwrap();
+    let before = world.ledger.run(async |conn| passes::completeness(conn, collector.source().id).await).await.unwrap();
     coderd.creation().await;
     assert!(collector.pass().await.unwrap().complete_until.is_some(), "the key was proved");
     world.consume(key()).await;
     let refused = collector.pass().await.unwrap_err();
     assert!(matches!(refused, CollectError::SignaturesRejected), "{refused}");
-    assert_eq!(world.ledger.completeness(collector.source().id).await.unwrap(), before);
+    assert_eq!(world.ledger.run(async |conn| passes::completeness(conn, collector.source().id).await).await.unwrap(), before);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -209,13 +220,19 @@ async fn passes_whose_rows_the_cutover_rejects_report_no_completeness_any_more()
     assert!(collector.pass().await.unwrap().complete_until.is_some());
     world.consume(key()).await;
     assert_eq!((world.causes().await, world.count(REJECTS).await), (vec!["unsigned".to_owned()], 3));
-    assert!(!complete(&world, &collector).await && !world.ledger.backfilled(collector.source().id).await.unwrap());
+    assert!(
+        !complete(&world, &collector).await
+            && !world.ledger.run(async |conn| passes::is_backfilled(conn, collector.source().id).await).await.unwrap()
+    );
     let lost = collector.pass().await.unwrap_err();
     assert!(matches!(lost, CollectError::LeaseLost), "{lost}");
 
     let mut collector = opened(&world, &coderd, key()).await;
     assert_eq!(collector.pass().await.unwrap().complete_until, None);
-    assert!(!complete(&world, &collector).await && !world.ledger.backfilled(collector.source().id).await.unwrap());
+    assert!(
+        !complete(&world, &collector).await
+            && !world.ledger.run(async |conn| passes::is_backfilled(conn, collector.source().id).await).await.unwrap()
+    );
     world.consume(key()).await;
     completes(&world, &mut collector, key()).await;
     assert_eq!((world.count(ACCEPTED).await, world.count(REJECTS).await), (3, 3));
@@ -229,7 +246,7 @@ async fn rejected_in_flight(signing: &str) -> CollectError {
     coderd.creation().await;
     let mut collector = opened(&world, &coderd, both("2027")).await;
     completes(&world, &mut collector, both("2027")).await;
-    let before = world.ledger.completeness(collector.source().id).await.unwrap();
+    let before = world.ledger.run(async |conn| passes::completeness(conn, collector.source().id).await).await.unwrap();
     coderd.creation().await;
     assert!(collector.pass().await.unwrap().complete_until.is_some(), "the key was proved");
     collector.close().await;
@@ -238,7 +255,7 @@ async fn rejected_in_flight(signing: &str) -> CollectError {
     assert_eq!(collector.pass().await.unwrap().complete_until, None, "the record in flight is not proved");
     world.consume(key()).await;
     let refused = collector.pass().await.unwrap_err();
-    assert_eq!(world.ledger.completeness(collector.source().id).await.unwrap(), before);
+    assert_eq!(world.ledger.run(async |conn| passes::completeness(conn, collector.source().id).await).await.unwrap(), before);
     collector.close().await;
     let mut collector = opened(&world, &coderd, both("2026")).await;
     completes(&world, &mut collector, key()).await;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tallyline::coderd;
 use tallyline::event::Topic;
-use tallyline::ledger::{Arrival, Chain, Ledger};
+use tallyline::ledger::{Arrival, Chain, Ledger, positions, record};
 use tallyline::log::{Log, PostgresLogSettings};
 use tallyline::operations::recover::{CoderdEffect, Lost, RecoverEffect, RecoverExecution, RecoverRequest};
 use tallyline::operations::{Desk, OperationError};
@@ -22,9 +22,9 @@ async fn ledger_with(topics: &[Topic]) -> (Database, Ledger) {
     let (database, ledger) = registered_ledger().await;
     for topic in topics.iter().copied() {
         let of = if topic == Topic::AgentUsage { usage } else { build };
-        let claim = ledger.claim(partition(topic, 0), 0).await.unwrap();
+        let claim = ledger.run(async |conn| positions::lease(conn, partition(topic, 0), 0, ledger.clock.now()).await).await.unwrap();
         let arrivals = [1, 2].map(|n: u32| Arrival { confirmed: n == 1, ..arrival(n.into(), of(DEPLOYMENT, n)) });
-        ledger.record(&Chain::Live(claim), &arrivals, 3).await.unwrap();
+        ledger.run(async |conn| record::batch(conn, &Chain::Live(claim), &arrivals, 3, ledger.clock.now()).await).await.unwrap();
     }
     (database, ledger)
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use tallyline::event::{Event, RejectCause, Signatures, Topic};
-use tallyline::ledger::{ActKind, NewAct, Subject};
+use tallyline::ledger::{ActKind, NewAct, Subject, cutover, known, rejects};
 use tallyline::operations::{ListRejects, OperationError, Resubmit, WhichRejects};
 
 use super::world::{World, events, keys, operator};
@@ -23,9 +23,9 @@ async fn unsigned_records_before_the_cutover_stay_valid_and_a_signed_duplicate_c
     let old = events(0..10);
     world.collect(&old, Signatures::default()).await;
     world.consume(Signatures::default()).await;
-    assert_eq!(world.ledger.signed_since().await.unwrap(), None);
+    assert_eq!(world.ledger.run(cutover::signed_since).await.unwrap(), None);
     world.consume(key()).await;
-    assert!(world.ledger.signed_since().await.unwrap().is_some());
+    assert!(world.ledger.run(cutover::signed_since).await.unwrap().is_some());
     let confirmed = "select (select count(*) from workspace_build where confirmed_at is not null)
          + (select count(*) from prebuild_claim where confirmed_at is not null) + (select count(*) from usage_event where confirmed_at is not null)";
     assert_eq!(world.count(confirmed).await, 0);
@@ -43,7 +43,7 @@ async fn records_accepted_while_the_ends_were_measured_stay_valid() {
     let ends = world.ends().await;
     world.collect(&events(0..10), Signatures::default()).await;
     world.consume(Signatures::default()).await;
-    world.ledger.begin_signatures(&ends).await.unwrap();
+    world.ledger.run(async |conn| cutover::begin(conn, &ends, world.ledger.clock.now()).await).await.unwrap();
     assert_eq!(world.replay(key()).await, 0);
     assert_eq!(world.count("select count(*) from reject").await, 0);
 }
@@ -53,11 +53,11 @@ async fn a_cutover_is_of_the_life_that_the_partition_begins() {
     let world = World::new().await;
     let subject = Subject::Named("a test");
     let act = NewAct { actor: "sre-1", act: ActKind::Recover, subject, reason: "a test", detail: serde_json::json!({}) };
-    let act = world.ledger.begin_acts(&[act]).await.unwrap()[0];
+    let act = world.ledger.run(async |conn| rejects::begin_acts(conn, &[act], world.ledger.clock.now()).await).await.unwrap()[0];
     let topic = Topic::AgentUsage.name();
     let ended = sqlx::query("insert into past_position values ($1, 0, 1, 0, 5, 5, $2)").bind(topic).bind(act);
     ended.execute(&world.ledger.pool).await.unwrap();
-    world.ledger.begin_signatures(&world.ends().await).await.unwrap();
+    world.ledger.run(async |conn| cutover::begin(conn, &world.ends().await, world.ledger.clock.now()).await).await.unwrap();
     let query = "select partition, generation from signature_cutover where topic = $1 order by partition";
     let lives: Vec<(i32, i32)> = sqlx::query_as(query).bind(topic).fetch_all(&world.ledger.pool).await.unwrap();
     assert_eq!(lives, [(0, 2), (1, 1)]);
@@ -71,10 +71,10 @@ async fn a_rejected_unsigned_record_leaves_its_id_free_and_is_signed_when_it_is_
     world.produce([forged(&first), forged(&second)]).await;
     world.consume(key()).await;
     let ids: Vec<String> = [&first, &second].map(Event::id).to_vec();
-    assert!(world.ledger.refused_ids(DEPLOYMENT, &ids).await.unwrap().is_empty());
-    assert!(world.ledger.refused_states(DEPLOYMENT, &ids).await.unwrap().is_empty());
+    assert!(world.ledger.run(async |conn| known::refused_ids(conn, DEPLOYMENT, &ids).await).await.unwrap().is_empty());
+    assert!(world.ledger.run(async |conn| known::refused_states(conn, DEPLOYMENT, &ids).await).await.unwrap().is_empty());
     let messages: HashMap<_, _> = [&first, &second].map(|event| (event.id(), event.to_message())).into();
-    assert!(world.ledger.refused_messages(DEPLOYMENT, &messages).await.unwrap().is_empty());
+    assert!(world.ledger.run(async |conn| known::refused_messages(conn, DEPLOYMENT, &messages).await).await.unwrap().is_empty());
 
     world.collect(std::slice::from_ref(&first), key()).await;
     world.consume(key()).await;

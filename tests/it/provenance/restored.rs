@@ -1,6 +1,7 @@
 //! A ledger that is restored from a backup without the cutover: it rejects the same records again.
 
 use std::path::PathBuf;
+use tallyline::ledger::cutover;
 
 use serde_json::Value;
 use tallyline::consumer::Consumer;
@@ -52,7 +53,7 @@ async fn a_cutover_recorded_between_the_restore_and_its_recovery_binds_from_the_
     let world = &forged.world;
     world.restore(&forged.backup).await;
     // another process leases a partition before the recovery is opened
-    world.ledger.begin_signatures(&world.ends().await).await.unwrap();
+    world.ledger.run(async |conn| cutover::begin(conn, &world.ends().await, world.ledger.clock.now()).await).await.unwrap();
     world.recover(Lost::Ledger, key()).await;
     world.consume(key()).await;
     forged.all_are_rejected().await;

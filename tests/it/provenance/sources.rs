@@ -1,7 +1,7 @@
 //! Only registered sources are valid, and retired ones hold up nothing.
 
 use tallyline::event::{Signatures, Topic};
-use tallyline::ledger::{Chain, Counts};
+use tallyline::ledger::{Chain, Counts, books, positions, record, rejects, restored, retirements, sources};
 use tallyline::operations::OneSource;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -12,17 +12,19 @@ use crate::support::ledger::{DEPLOYMENT, OTHER_DEPLOYMENT, arrival, build, claim
 #[tokio::test]
 async fn forged_deployments_are_held_and_cost_the_same_however_many_there_are() {
     let (_database, ledger) = registered_ledger().await;
-    let position = ledger.claim(partition(Topic::AgentUsage, 0), 0).await.unwrap();
+    let position =
+        ledger.run(async |conn| positions::lease(conn, partition(Topic::AgentUsage, 0), 0, ledger.clock.now()).await).await.unwrap();
     let forged = (0..1_500).map(|n| arrival(n, usage(Uuid::from_u128(0xf000 + u128::try_from(n).unwrap()), 1)));
     let arrivals: Vec<_> = forged.chain([arrival(1_500, usage(DEPLOYMENT, 1))]).collect();
     let batches = "select count(*) from batch";
     let before: i64 = sqlx::query_scalar(batches).fetch_one(&ledger.pool).await.unwrap();
-    let counts = ledger.record(&Chain::Live(position), &arrivals, 1_501).await.unwrap();
+    let counts =
+        ledger.run(async |conn| record::batch(conn, &Chain::Live(position), &arrivals, 1_501, ledger.clock.now()).await).await.unwrap();
     assert_eq!(counts, Counts { records: 1_501, accepted: 1, held: 1_500, ..Counts::default() });
     let after: i64 = sqlx::query_scalar(batches).fetch_one(&ledger.pool).await.unwrap();
-    assert_eq!((after - before, ledger.sources().await.unwrap().len()), (1, 2), "nothing is introduced by a record");
-    assert_eq!(ledger.admissible(0, 10).await.unwrap(), Vec::<i64>::new());
-    assert_eq!(ledger.books().await.unwrap().differences, []);
+    assert_eq!((after - before, ledger.run(sources::list).await.unwrap().len()), (1, 2), "nothing is introduced by a record");
+    assert_eq!(ledger.run(async |conn| rejects::admissible(conn, 0, 10).await).await.unwrap(), Vec::<i64>::new());
+    assert_eq!(ledger.run(books::add_up).await.unwrap().differences, []);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -52,14 +54,14 @@ async fn a_retired_source_is_not_waited_for_until_it_is_reinstated() {
     let log = tallyline::log::Log::postgres(ledger.pool.clone(), tallyline::log::PostgresLogSettings::default());
     let desk = crate::support::ledger::desk(&ledger, &log);
     let ids = async || {
-        let (waited_for, others) = ledger.sources_to_recover().await.unwrap();
+        let (waited_for, others) = ledger.run(restored::sources_to_recover).await.unwrap();
         assert!(others.is_empty());
         waited_for.into_iter().map(|source| source.deployment_id).collect::<Vec<_>>()
     };
     let request = OneSource { deployment_id: OTHER_DEPLOYMENT };
     desk.retire_source(&request, &operator()).await.unwrap();
     assert_eq!(ids().await, [DEPLOYMENT]);
-    let words = ledger.retirement(OTHER_DEPLOYMENT).await.unwrap().unwrap().to_string();
+    let words = ledger.run(async |conn| retirements::of_deployment(conn, OTHER_DEPLOYMENT).await).await.unwrap().unwrap().to_string();
     for part in ["retired by sre-1", "(a test)", &format!("tallyline sources reinstate {OTHER_DEPLOYMENT}")] {
         assert!(words.contains(part), "{part} is not in {words}");
     }

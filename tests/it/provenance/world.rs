@@ -12,7 +12,7 @@ use rdkafka::client::DefaultClientContext;
 use serde_json::{Value, json};
 use tallyline::consumer::{Consumer, ConsumerTelemetry};
 use tallyline::event::{Event, Message, Signatures, Signer, Topic, TopicPartition};
-use tallyline::ledger::Ledger;
+use tallyline::ledger::{Ledger, cutover, positions, snapshots};
 use tallyline::log::{KafkaSettings, Log};
 use tallyline::operations::recover::{Lost, RecoverExecution, RecoverRequest};
 use tallyline::operations::{Actor, Desk, LogRange, ReplayExecution, Step};
@@ -114,7 +114,7 @@ impl World {
             async move { consumer.run(&stop).await }
         });
         eventually(SOON, "the log is read to its ends", || async {
-            let bound = !log.signatures().verify() || self.ledger.signed_since().await.is_ok_and(|since| since.is_some());
+            let bound = !log.signatures().verify() || self.ledger.run(cutover::signed_since).await.is_ok_and(|since| since.is_some());
             bound && self.has_read(&log).await
         })
         .await;
@@ -123,7 +123,7 @@ impl World {
     }
 
     async fn has_read(&self, log: &Log) -> bool {
-        let positions: BTreeMap<TopicPartition, i64> = self.ledger.positions().await.unwrap_or_default().into_iter().collect();
+        let positions: BTreeMap<TopicPartition, i64> = self.ledger.run(positions::list).await.unwrap_or_default().into_iter().collect();
         self.ends_of(log).await.iter().all(|(partition, end)| positions.get(partition) == Some(end))
     }
 
@@ -216,7 +216,7 @@ impl World {
     /// Restores the ledger from this backup, before any process notices.
     pub async fn restore(&self, backup: &Path) {
         self.database.restore(backup).await;
-        eventually(SOON, "the ledger answers again", || async { self.ledger.head().await.is_ok() }).await;
+        eventually(SOON, "the ledger answers again", || async { self.ledger.run(snapshots::head).await.is_ok() }).await;
     }
 
     pub async fn recover(&self, lost: Lost, signatures: Signatures) {

@@ -9,7 +9,9 @@ use tallyline::audit::{Audit, AuditTelemetry, Continuous};
 use tallyline::coderd::Database;
 use tallyline::consumer;
 use tallyline::event::{Event, Payload, Topic, TopicPartition, Usage};
-use tallyline::ledger::{Arrival, Chain, Finding, HoldScope, SourceIdentity};
+use tallyline::ledger::{
+    Arrival, Chain, Finding, HoldScope, SourceIdentity, findings, holds, identity, leases, positions, record, sources,
+};
 use tallyline::log::Log;
 use tallyline::publisher::{Condition, Publisher};
 use tallyline::sim::coderd::{SchemaVersion, create_schema};
@@ -63,7 +65,7 @@ impl Audited {
     /// Waits for an audit with this finding.
     pub async fn finds(&self, joint: &str, what: &str, right: impl Fn(&Finding) -> bool) {
         eventually(DEADLINE, what, || async {
-            let findings = self.world.ledger.findings().await.unwrap();
+            let findings = self.world.ledger.run(findings::list).await.unwrap();
             findings.iter().any(|finding| finding.joint == joint && right(finding))
         })
         .await;
@@ -175,7 +177,7 @@ async fn a_side_that_is_away_changes_no_finding_and_the_other_joints_are_still_a
         assert_eq!(shown(None), reads.then_some(0.0), "whose it is, is not known yet");
         let audited_at = Arc::new(std::sync::Mutex::new(Vec::new()));
         eventually(DEADLINE, "the log is audited twice", || async {
-            let findings = world.ledger.findings().await.unwrap();
+            let findings = world.ledger.run(findings::list).await.unwrap();
             assert!(findings.iter().all(|finding| finding.joint != SOURCE), "{findings:?}");
             let mut times = audited_at.lock().unwrap();
             times.extend(findings.iter().filter(|finding| finding.joint == LOG).map(|finding| finding.audited_at));
@@ -187,7 +189,7 @@ async fn a_side_that_is_away_changes_no_finding_and_the_other_joints_are_still_a
         // a joint that this process should audit and never did is visible; another process shows its own joints
         assert_eq!((shown(None), shown(own)), (None, reads.then_some(0.0)));
         assert_eq!(gauge(&registry, "tallyline_audit_difference", "source_and_ledger", own), None);
-        assert_eq!(world.ledger.hold_of(DEPLOYMENT).await.unwrap(), None);
+        assert_eq!(world.ledger.run(async |conn| holds::of_deployment(conn, DEPLOYMENT).await).await.unwrap(), None);
     }
 }
 
@@ -205,7 +207,7 @@ async fn audited_at(world: &World, joint: &str, deployment: Option<Uuid>) -> Opt
 async fn an_audit_that_reads_another_coderd_finds_nothing_and_holds_no_usage() {
     let Audited { world, log, registries: _, _audits: audits } = Audited::new().await;
     let bound = SourceIdentity { deployment_id: DEPLOYMENT, organization_id: ORGANIZATION };
-    world.ledger.bind_source(DEPLOYMENT, bound).await.unwrap().unwrap();
+    world.ledger.run(async |conn| identity::bind(conn, DEPLOYMENT, bound).await).await.unwrap().unwrap();
     world.add_with(&log, &[usage("a", start_time())]).await;
     eventually(DEADLINE, "the event is confirmed", || async {
         let confirmed = sqlx::query_scalar("select confirmed_at is not null from usage_event").fetch_one(&world.ledger.pool);
@@ -213,7 +215,10 @@ async fn an_audit_that_reads_another_coderd_finds_nothing_and_holds_no_usage() {
     })
     .await;
     drop(audits);
-    eventually(DEADLINE, "no audit runs", || async { world.ledger.lease_holder("audit").await.unwrap().is_none() }).await;
+    eventually(DEADLINE, "no audit runs", || async {
+        world.ledger.run(async |conn| leases::holder(conn, "audit").await).await.unwrap().is_none()
+    })
+    .await;
     let age = "update audit_finding set audited_at = audited_at - interval '10 minutes'";
     sqlx::query(age).execute(&world.ledger.pool).await.unwrap();
     let found = audited_at(&world, SOURCE, Some(DEPLOYMENT)).await;
@@ -236,7 +241,7 @@ async fn an_audit_that_reads_another_coderd_finds_nothing_and_holds_no_usage() {
         task.await.unwrap();
         assert_eq!(audited_at(&world, SOURCE, Some(DEPLOYMENT)).await, found, "{reports_its_identity}");
     }
-    assert_eq!(world.ledger.hold_of(DEPLOYMENT).await.unwrap(), None);
+    assert_eq!(world.ledger.run(async |conn| holds::of_deployment(conn, DEPLOYMENT).await).await.unwrap(), None);
     assert_eq!(world.state("a").await, ("pending".to_owned(), None));
     assert_eq!(world.cycle().await.accepted, 1);
 }
@@ -253,7 +258,7 @@ impl Second {
     /// Its usage is in the log and in the ledger, and its coderd has never had it.
     async fn that_differs(site: &Audited) -> Second {
         let world = &site.world;
-        world.ledger.register_source(OTHER, start_time(), None).await.unwrap();
+        world.ledger.run(async |conn| sources::register(conn, OTHER, start_time(), None, world.ledger.clock.now()).await).await.unwrap();
         let database = support::database().await;
         create_schema(&mut database.pool.acquire().await.unwrap(), SchemaVersion::Sep2026).await.unwrap();
         let (registry, audits) = (Registry::new(), CancellationToken::new());
@@ -262,12 +267,20 @@ impl Second {
         let event = Event { deployment: OTHER, payload: Payload::Usage(usage("elsewhere", start_time())) };
         site.log.append(Topic::AgentUsage, vec![event.to_message()]).await.unwrap();
         let partition = TopicPartition { topic: Topic::AgentUsage, partition: 0 };
-        let claim = world.ledger.claim(partition, 0).await.unwrap();
+        let claim = world.ledger.run(async |conn| positions::lease(conn, partition, 0, world.ledger.clock.now()).await).await.unwrap();
         let records = site.log.read(partition, claim.next_offset, 10).await.unwrap();
         let next_offset = records.last().unwrap().offset + 1;
         // Unconfirmed usage would hold only itself.
         let arrivals: Vec<_> = records.into_iter().map(|record| Arrival { confirmed: true, ..consumer::read(record) }).collect();
-        assert_eq!(world.ledger.record(&Chain::Live(claim), &arrivals, next_offset).await.unwrap().accepted, 1);
+        assert_eq!(
+            world
+                .ledger
+                .run(async |conn| record::batch(conn, &Chain::Live(claim), &arrivals, next_offset, world.ledger.clock.now()).await)
+                .await
+                .unwrap()
+                .accepted,
+            1
+        );
         let second = Second { coderd: database.pool.clone(), registry, audit, stop: audits.drop_guard() };
         let differs = |finding: &Finding| finding.deployment_id == Some(OTHER) && finding.differences == 1;
         site.finds(SOURCE, "the other deployment differs", differs).await;
@@ -293,7 +306,7 @@ async fn a_source_that_differs_is_held_and_another_one_of_the_same_ledger_goes_o
     the_first_balances_again(&site).await;
     assert_eq!(publisher.cycle(&world.stop).await.unwrap().accepted, 1);
     assert_eq!((publisher.condition().get(), world.times_billed("a")), (Condition::Working, 1));
-    let held = world.ledger.hold_of(OTHER).await.unwrap().expect("a hold");
+    let held = world.ledger.run(async |conn| holds::of_deployment(conn, OTHER).await).await.unwrap().expect("a hold");
     assert_eq!((held.scope, held.deployment_id), (HoldScope::Source, Some(OTHER)));
 
     let status = site.command(&["status"]).await;
@@ -320,7 +333,7 @@ async fn a_source_that_differs_is_held_and_another_one_of_the_same_ledger_goes_o
     .await
     .unwrap();
     site.finds(SOURCE, "the other balances", |finding| finding.deployment_id == Some(OTHER) && finding.differences == 0).await;
-    assert_eq!(world.ledger.hold_of(OTHER).await.unwrap(), None);
+    assert_eq!(world.ledger.run(async |conn| holds::of_deployment(conn, OTHER).await).await.unwrap(), None);
 }
 
 #[tokio::test]
@@ -344,7 +357,7 @@ async fn what_a_retired_deployment_left_is_shown_until_an_operator_says_so() {
     assert!(retired.status.success() && retired.stdout.contains("neither sent nor expired until it is reinstated: 1"), "{retired:?}");
     let again = site.command(&words).await;
     assert!(again.status.code() == Some(4) && again.stderr.contains(&format!("tallyline sources reinstate {OTHER}")), "{again:?}");
-    assert_eq!(world.ledger.hold_of(OTHER).await.unwrap(), None);
+    assert_eq!(world.ledger.run(async |conn| holds::of_deployment(conn, OTHER).await).await.unwrap(), None);
     for process in 0..2 {
         eventually(DEADLINE, "no process shows it any more", || async {
             ["difference", "open", "source_gone", "holds_publishing", "timestamp_seconds"]

@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tallyline::ledger::{AttemptVerdict, PublicationState};
+use tallyline::ledger::{AttemptVerdict, PublicationState, event_history};
 
 use tallyline::audit::Audit;
 use tallyline::log::Log;
@@ -109,7 +109,13 @@ impl Publishers<'_> {
     /// Checks that each event is published by the verdict of its own request, and billed once.
     async fn each_is_published_once(&self, ids: &[&str], by: Uuid) {
         for id in ids {
-            let life = self.world.ledger.publication_of(self.world.source.id, id).await.unwrap().expect("a publication");
+            let life = self
+                .world
+                .ledger
+                .run(async |conn| event_history::publication(conn, self.world.source.id, id).await)
+                .await
+                .unwrap()
+                .expect("a publication");
             let carried: Vec<_> = life.attempts.iter().filter(|attempt| attempt.sequence == life.settled_sequence).collect();
             assert!(life.state == PublicationState::Published && carried.len() == 1, "{life:?}");
             assert_eq!((carried[0].request_id, carried[0].verdict), (by, Some(AttemptVerdict::Accepted)), "{life:?}");

@@ -2,7 +2,7 @@
 
 use chrono::TimeDelta;
 use tallyline::event::{Event, Payload, Topic, TopicPartition, Usage};
-use tallyline::ledger::{Chain, HeldFor, HoldScope};
+use tallyline::ledger::{Chain, HeldFor, HoldScope, holds, positions, record};
 use tallyline::operations::{Actor, OneSource};
 use tallyline::publisher::Condition;
 use tallyline::{consumer, status};
@@ -32,11 +32,18 @@ async fn add_to_the_ledger_only(site: &Audited, payload: Payload) {
     let partition = TopicPartition { topic, partition: 0 };
     site.log.append(topic, vec![Event { deployment: DEPLOYMENT, payload }.to_message()]).await.unwrap();
     let ledger = &site.world.ledger;
-    let claim = ledger.claim(partition, 0).await.unwrap();
+    let claim = ledger.run(async |conn| positions::lease(conn, partition, 0, ledger.clock.now()).await).await.unwrap();
     let records = site.log.read(partition, claim.next_offset, 10).await.unwrap();
     let next_offset = records.last().expect("the record").offset + 1;
     let arrivals: Vec<_> = records.into_iter().map(consumer::read).collect();
-    assert_eq!(ledger.record(&Chain::Live(claim), &arrivals, next_offset).await.unwrap().accepted, 1);
+    assert_eq!(
+        ledger
+            .run(async |conn| record::batch(conn, &Chain::Live(claim), &arrivals, next_offset, ledger.clock.now()).await)
+            .await
+            .unwrap()
+            .accepted,
+        1
+    );
 }
 
 async fn differs(site: &Audited, differences: i64) {
@@ -114,7 +121,10 @@ async fn usage_that_coderd_was_never_seen_to_have_holds_itself_and_not_a_small_s
     sqlx::query("update usage_event set confirmed_at = now() where id = 'e-1'").execute(&world.ledger.pool).await.unwrap();
     sqlx::query("delete from usage_events where id = 'e-1'").execute(&world.coderd).await.unwrap();
     differs(&site, 2).await;
-    assert_eq!(world.ledger.hold_of(DEPLOYMENT).await.unwrap().map(|hold| hold.scope), Some(HoldScope::Source));
+    assert_eq!(
+        world.ledger.run(async |conn| holds::of_deployment(conn, DEPLOYMENT).await).await.unwrap().map(|hold| hold.scope),
+        Some(HoldScope::Source)
+    );
 }
 
 #[tokio::test]

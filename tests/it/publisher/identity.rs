@@ -5,7 +5,7 @@ use std::time::Duration;
 use chrono::TimeDelta;
 use prometheus::Registry;
 use serde_json::json;
-use tallyline::ledger::{ActKind, Hold, HoldScope, NewAct, Process, PublishRefusal, SourceIdentity, Subject};
+use tallyline::ledger::{ActKind, Hold, HoldScope, NewAct, Process, PublishRefusal, SourceIdentity, Subject, identity, processes};
 use tallyline::log::Log;
 use tallyline::publisher::Condition;
 use tallyline::sim::tallyman::{Config, Tallyman};
@@ -45,7 +45,7 @@ async fn nothing_is_sent_from_another_coderd_under_the_sources_id() {
     let mut world = World::new().await;
     world.add(&[usage("a", start_time())]).await;
     let bound = SourceIdentity { deployment_id: DEPLOYMENT, organization_id: Uuid::from_u128(0xe) };
-    world.ledger.bind_source(DEPLOYMENT, bound).await.unwrap().unwrap();
+    world.ledger.run(async |conn| identity::bind(conn, DEPLOYMENT, bound).await).await.unwrap().unwrap();
     for sole in [true, false] {
         world.settings.sole = sole;
         let why = refusal(&world).await;
@@ -59,7 +59,7 @@ async fn another_coderd_is_refused_by_the_one_fact_that_it_reports() {
     let mut world = World::new().await;
     world.add(&[usage("a", start_time())]).await;
     let bound = SourceIdentity { deployment_id: DEPLOYMENT, organization_id: Uuid::from_u128(0xe) };
-    world.ledger.bind_source(DEPLOYMENT, bound).await.unwrap().unwrap();
+    world.ledger.run(async |conn| identity::bind(conn, DEPLOYMENT, bound).await).await.unwrap().unwrap();
     sqlx::query("delete from site_configs").execute(&world.coderd).await.unwrap();
     for sole in [true, false] {
         world.settings.sole = sole;
@@ -74,7 +74,7 @@ async fn a_refusal_is_a_hold_of_the_source_unless_another_process_publishes_it()
     let world = &site.world;
     site.add(usage("a", start_time())).await;
     let bound = SourceIdentity { deployment_id: DEPLOYMENT, organization_id: Uuid::from_u128(0xe) };
-    world.ledger.bind_source(DEPLOYMENT, bound).await.unwrap().unwrap();
+    world.ledger.run(async |conn| identity::bind(conn, DEPLOYMENT, bound).await).await.unwrap().unwrap();
     let _process = world.process(&world.vendor.ingest_url());
     eventually(Duration::from_secs(60), "the refusal is a hold of the source", || async {
         holds(world, &site.log).await.iter().any(|hold| {
@@ -90,7 +90,7 @@ async fn a_refusal_is_a_hold_of_the_source_unless_another_process_publishes_it()
     let second = Process { id, host, pid: 1, version: "1", roles: vec!["publish"], started_at };
     let standing = json!({ "publish": { "deployment_id": DEPLOYMENT, "publishes": false, "refused": refused } });
     eventually(Duration::from_secs(60), "nothing is held, though the second pipeline refuses", || async {
-        world.ledger.process_lives(&second, &standing).await.unwrap();
+        world.ledger.run(async |conn| processes::record_heartbeat(conn, &second, &standing).await).await.unwrap();
         holds(world, &site.log).await.is_empty()
     })
     .await;
@@ -163,7 +163,7 @@ async fn the_vendor_is_sent_coderds_own_id_after_another_coderd_was_accepted() {
     let mut world = World::new().await;
     world.add(&[usage("a", start_time())]).await;
     let bound = SourceIdentity { deployment_id: DEPLOYMENT, organization_id: ORGANIZATION };
-    world.ledger.bind_source(DEPLOYMENT, bound).await.unwrap().unwrap();
+    world.ledger.run(async |conn| identity::bind(conn, DEPLOYMENT, bound).await).await.unwrap().unwrap();
     let other = Uuid::from_u128(0xe);
     sqlx::query("update site_configs set value = $1").bind(other.to_string()).execute(&world.coderd).await.unwrap();
     sqlx::query("delete from licenses").execute(&world.coderd).await.unwrap();
@@ -181,7 +181,7 @@ async fn the_vendor_is_sent_coderds_own_id_after_another_coderd_was_accepted() {
         detail: serde_json::Value::Null,
     };
     let found = SourceIdentity { deployment_id: other, ..bound };
-    world.ledger.accept_identity(DEPLOYMENT, found, &act).await.unwrap().unwrap();
+    world.ledger.run(async |conn| identity::accept(conn, DEPLOYMENT, found, &act, world.ledger.clock.now()).await).await.unwrap().unwrap();
     let cycle = world.cycle().await;
     assert_eq!((cycle.accepted, cycle.failure), (1, None));
     assert_eq!(vendor.books().times_billed(other, "a"), 1);

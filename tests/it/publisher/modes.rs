@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use chrono::TimeDelta;
-use tallyline::ledger::{HeldFor, Pausable, Pause, Paused, Settled};
+use tallyline::ledger::{HeldFor, Pausable, Pause, Paused, Settled, publications};
 use tallyline::operations::{Actor, CoderdCutOff, OperationError};
 use tallyline::publisher::{Condition, Publisher};
 use tallyline::sim::tallyman::Switches;
@@ -56,13 +56,13 @@ async fn an_event_whose_row_says_something_else_is_held_back_until_it_says_the_s
         assert!(state == "pending" && message.as_ref().is_some_and(|message| message.contains(why)), "{message:?}");
         assert_eq!(world.held_for(id).await, Some(HeldFor::CoderdDiffers));
     }
-    assert_eq!(world.ledger.pending_publications(world.source.id).await.unwrap().held_back, 3);
+    assert_eq!(world.ledger.run(async |conn| publications::pending(conn, world.source.id).await).await.unwrap().held_back, 3);
 
     sqlx::query("update usage_events set event_data = '{\"count\": 1}' where id = 'value'").execute(&world.coderd).await.unwrap();
     world.pass(TimeDelta::minutes(10));
     let cycle = world.cycle().await;
     assert_eq!((cycle.accepted, cycle.held_back), (1, 2));
-    assert_eq!(world.ledger.pending_publications(world.source.id).await.unwrap().held_back, 2);
+    assert_eq!(world.ledger.run(async |conn| publications::pending(conn, world.source.id).await).await.unwrap().held_back, 2);
 }
 
 fn has_stopped(publisher: &Publisher) -> bool {

@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use chrono::{TimeDelta, Utc};
-use tallyline::ledger::{Attempt, AttemptVerdict, NewRequest, RequestOutcome, Settlement};
+use tallyline::ledger::{
+    Attempt, AttemptVerdict, NewRequest, RequestOutcome, Settlement, books, publication_requests, publications, snapshots,
+};
 use tallyline::publisher::Condition;
 use tallyline::sim::tallyman::{CutMoment, Cuts, ServerErrors, Switches};
 use tallyline::tallyman::{ClientSettings, SendError};
@@ -26,7 +28,7 @@ async fn a_fault_of_the_vendor_fails_the_request_and_the_next_one_carries_the_sa
         let failed = world.cycle().await;
         assert!(matches!(failed.failure, Some(SendError::Status { status: 503, .. })), "{failed:?}");
         assert!(world.state("a").await.1.is_some_and(|message| message.contains("unexpected status code 503")));
-        let pending = world.ledger.pending_publications(world.source.id).await.unwrap();
+        let pending = world.ledger.run(async |conn| publications::pending(conn, world.source.id).await).await.unwrap();
         assert_eq!((pending.events, pending.unanswered), (2, 2), "a gateway may have failed after the vendor took them");
         assert_eq!(world.cycle().await.accepted, 2);
         assert_eq!(["a", "b"].map(|id| world.times_billed(id)), [1, 1]);
@@ -101,7 +103,7 @@ async fn a_publisher_that_dies_between_sending_and_the_answer_leaves_its_events_
 
     world.settings.tallyman = direct;
     assert_eq!(world.cycle().await.requests, 0, "the lease lasts");
-    assert_eq!(world.ledger.pending_publications(world.source.id).await.unwrap().unanswered, 2);
+    assert_eq!(world.ledger.run(async |conn| publications::pending(conn, world.source.id).await).await.unwrap().unanswered, 2);
     world.end_leases().await;
     assert_eq!(world.cycle().await.accepted, 2);
     assert_eq!(["a", "b"].map(|id| world.times_billed(id)), [1, 1]);
@@ -136,20 +138,62 @@ async fn a_request_is_not_sent_once_a_lease_is_lost_and_a_late_answer_still_coun
     world.add(&[usage("a", start_time() - TimeDelta::days(29))]).await;
     let (source_id, lease) = (world.source.id, Duration::from_secs(90));
     let after = start_time() - TimeDelta::days(30);
-    let leased = world.ledger.lease_publications(source_id, "first", after, 10, lease).await.unwrap();
+    let leased = world
+        .ledger
+        .run(async |conn| publications::lease(conn, source_id, "first", after, 10, lease, world.ledger.clock.now()).await)
+        .await
+        .unwrap();
     assert_eq!(leased.len(), 1);
-    assert!(world.ledger.lease_publications(source_id, "second", after, 10, lease).await.unwrap().is_empty());
+    assert!(
+        world
+            .ledger
+            .run(async |conn| publications::lease(conn, source_id, "second", after, 10, lease, world.ledger.clock.now()).await)
+            .await
+            .unwrap()
+            .is_empty()
+    );
     let request = |id, holder| NewRequest { id, source_id, license_sha256: [1; 32], event_ids: vec!["a"], holder, lease };
     let late = Uuid::from_u128(1);
-    assert!(!world.ledger.begin_request(&request(Uuid::from_u128(9), "second")).await.unwrap());
-    assert!(world.ledger.begin_request(&request(late, "first")).await.unwrap());
+    assert!(
+        !world
+            .ledger
+            .run(async |conn| publication_requests::begin(conn, &request(Uuid::from_u128(9), "second"), world.ledger.clock.now()).await)
+            .await
+            .unwrap()
+    );
+    assert!(
+        world
+            .ledger
+            .run(async |conn| publication_requests::begin(conn, &request(late, "first"), world.ledger.clock.now()).await)
+            .await
+            .unwrap()
+    );
 
     // an attempt is in flight: the event is not settled during the lease
     world.pass(TimeDelta::days(2));
-    let too_old = || world.ledger.settle_publications(source_id, "second", std::slice::from_ref(&leased[0].event_id), Settlement::TooOld);
+    let too_old = || {
+        world.ledger.run(async |conn| {
+            publications::settle(
+                conn,
+                source_id,
+                "second",
+                std::slice::from_ref(&leased[0].event_id),
+                Settlement::TooOld,
+                world.ledger.clock.now(),
+            )
+            .await
+        })
+    };
     assert_eq!(too_old().await.unwrap().unknown, 0);
     world.end_leases().await;
-    assert!(!world.ledger.begin_request(&request(Uuid::from_u128(8), "first")).await.unwrap(), "its lease is over");
+    assert!(
+        !world
+            .ledger
+            .run(async |conn| publication_requests::begin(conn, &request(Uuid::from_u128(8), "first"), world.ledger.clock.now()).await)
+            .await
+            .unwrap(),
+        "its lease is over"
+    );
     assert_eq!(too_old().await.unwrap().unknown, 1);
 
     let attempt = Attempt {
@@ -168,11 +212,11 @@ async fn a_request_is_not_sent_once_a_lease_is_lost_and_a_late_answer_still_coun
         error: None,
         attempts: vec![attempt],
     };
-    world.ledger.record_outcome(&outcome).await.unwrap();
+    world.ledger.run(async |conn| publication_requests::record_outcome(conn, &outcome, world.ledger.clock.now()).await).await.unwrap();
     assert_eq!(world.state("a").await.0, "published");
-    let batches = || async { world.ledger.head().await.unwrap().number };
+    let batches = || async { world.ledger.run(snapshots::head).await.unwrap().number };
     let before = batches().await;
-    world.ledger.record_outcome(&outcome).await.unwrap();
+    world.ledger.run(async |conn| publication_requests::record_outcome(conn, &outcome, world.ledger.clock.now()).await).await.unwrap();
     assert_eq!(batches().await, before, "recorded once");
 }
 
@@ -181,18 +225,37 @@ async fn the_vendors_late_word_stands_over_what_coderds_mark_said() {
     let world = World::new().await;
     let (source_id, lease, id) = (world.source.id, Duration::from_secs(90), Uuid::from_u128(1));
     world.add(&["a", "b"].map(|id| usage(id, start_time()))).await;
-    world.ledger.lease_publications(source_id, "frozen", start_time() - TimeDelta::days(30), 10, lease).await.unwrap();
+    world
+        .ledger
+        .run(async |conn| {
+            publications::lease(conn, source_id, "frozen", start_time() - TimeDelta::days(30), 10, lease, world.ledger.clock.now()).await
+        })
+        .await
+        .unwrap();
     let event_ids = vec!["a", "b"];
     assert!(
         world
             .ledger
-            .begin_request(&NewRequest { id, source_id, license_sha256: [1; 32], event_ids, holder: "frozen", lease })
+            .run(async |conn| publication_requests::begin(
+                conn,
+                &NewRequest { id, source_id, license_sha256: [1; 32], event_ids, holder: "frozen", lease },
+                world.ledger.clock.now()
+            )
+            .await)
             .await
             .unwrap()
     );
     world.end_leases().await;
     let ids = ["a", "b"].map(str::to_owned);
-    assert_eq!(world.ledger.settle_publications(source_id, "other", &ids, Settlement::NotOurs).await.unwrap().not_ours, 2);
+    assert_eq!(
+        world
+            .ledger
+            .run(async |conn| publications::settle(conn, source_id, "other", &ids, Settlement::NotOurs, world.ledger.clock.now()).await)
+            .await
+            .unwrap()
+            .not_ours,
+        2
+    );
 
     let attempts = [("a", AttemptVerdict::Accepted), ("b", AttemptVerdict::Refused)].map(|(id, verdict)| Attempt {
         event_id: id.to_owned(),
@@ -204,9 +267,9 @@ async fn the_vendors_late_word_stands_over_what_coderds_mark_said() {
     let answered_at = Some(world.clock.now());
     let attempts = attempts.to_vec();
     let outcome = RequestOutcome { id, source_id, holder: "frozen", answered_at, status: Some(200), error: None, attempts };
-    world.ledger.record_outcome(&outcome).await.unwrap();
+    world.ledger.run(async |conn| publication_requests::record_outcome(conn, &outcome, world.ledger.clock.now()).await).await.unwrap();
     assert_eq!(world.states(&["a", "b"]).await, ["published", "refused"]);
-    let differences = world.ledger.books().await.unwrap().differences;
+    let differences = world.ledger.run(books::add_up).await.unwrap().differences;
     assert!(differences.iter().all(|difference| difference.kind != "publication_without_its_answer"), "{differences:?}");
 }
 
@@ -260,7 +323,7 @@ async fn a_process_that_was_held_up_until_its_lease_could_end_too_early_sends_no
     let cycle = world.cycle().await;
     assert!(matches!(&cycle.failure, Some(SendError::Unreachable(why)) if why.contains("held up")), "{cycle:?}");
     assert_eq!(world.vendor.books().requests, 0);
-    assert_eq!(world.ledger.pending_publications(world.source.id).await.unwrap().unanswered, 0);
+    assert_eq!(world.ledger.run(async |conn| publications::pending(conn, world.source.id).await).await.unwrap().unanswered, 0);
 }
 
 #[tokio::test]
@@ -268,7 +331,14 @@ async fn leases_are_given_back_in_the_order_of_the_ids_as_all_others_lock_them()
     let world = World::new().await;
     let ids: Vec<String> = ["a", "b", "c"].map(str::to_owned).to_vec();
     world.add(&["c", "b", "a"].map(|id| usage(id, start_time()))).await;
-    let leased = world.ledger.lease_publications(world.source.id, "one", start_time() - TimeDelta::days(30), 10, DEADLINE).await.unwrap();
+    let leased = world
+        .ledger
+        .run(async |conn| {
+            publications::lease(conn, world.source.id, "one", start_time() - TimeDelta::days(30), 10, DEADLINE, world.ledger.clock.now())
+                .await
+        })
+        .await
+        .unwrap();
     assert_eq!(leased.len(), 3);
     // the first id's row is last in the table: a scan without the index would find the others first
     for statement in [
@@ -285,7 +355,7 @@ async fn leases_are_given_back_in_the_order_of_the_ids_as_all_others_lock_them()
     let mut other = world.ledger.pool.begin().await.unwrap();
     lock("a").execute(&mut *other).await.unwrap();
     let backwards: Vec<String> = ids.iter().rev().cloned().collect();
-    let released = ledger.release_publications(world.source.id, "one", &backwards);
+    let released = ledger.run(async |conn| publications::release(conn, world.source.id, "one", &backwards).await);
     let beside = async {
         eventually(DEADLINE, "it waits for the first", || async {
             let waiting = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";

@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 use prometheus::Registry;
-use tallyline::ledger::{ActKind, Attempt, AttemptVerdict, NewAct, NewRequest, Recorded, RequestOutcome, Restored, Subject};
+use tallyline::ledger::{
+    ActKind, Attempt, AttemptVerdict, NewAct, NewRequest, Recorded, RequestOutcome, Restored, Subject, publication_requests, publications,
+    restored, snapshots,
+};
 use tallyline::publisher::Condition;
 use tallyline::sim::tallyman::Switches;
 use uuid::Uuid;
@@ -55,8 +58,11 @@ async fn nothing_is_sent_or_settled_before_it_is_known_whether_the_ledger_went_b
         assert_eq!(began, 0);
 
         if went_back {
-            let restored =
-                Restored::Said { incarnation: world.ledger.head().await.unwrap().incarnation, without: Vec::new(), marked: Vec::new() };
+            let restored = Restored::Said {
+                incarnation: world.ledger.run(snapshots::head).await.unwrap().incarnation,
+                without: Vec::new(),
+                marked: Vec::new(),
+            };
             let act = NewAct {
                 actor: "user-001",
                 act: ActKind::Recover,
@@ -64,7 +70,9 @@ async fn nothing_is_sent_or_settled_before_it_is_known_whether_the_ledger_went_b
                 reason: "",
                 detail: serde_json::json!({}),
             };
-            assert!(world.ledger.note_restored(&restored, &act, None).await.unwrap());
+            assert!(
+                world.ledger.run(async |conn| restored::record(conn, &restored, &act, None, world.ledger.clock.now()).await).await.unwrap()
+            );
         }
         answers.store(true, Ordering::SeqCst);
         if went_back {
@@ -125,7 +133,11 @@ async fn what_became_of_a_request_is_recorded_once_and_a_lost_one_is_told_from_a
     let world = World::new().await;
     world.add(&[usage("a", start_time())]).await;
     let (source_id, lease) = (world.source.id, Duration::from_secs(90));
-    let leased = || world.ledger.lease_publications(source_id, "one", start_time() - TimeDelta::days(30), 10, lease);
+    let leased = || {
+        world.ledger.run(async |conn| {
+            publications::lease(conn, source_id, "one", start_time() - TimeDelta::days(30), 10, lease, world.ledger.clock.now()).await
+        })
+    };
     let request = |id| NewRequest { id, source_id, license_sha256: [1; 32], event_ids: vec!["a"], holder: "one", lease };
     let attempt = Attempt {
         event_id: "a".to_owned(),
@@ -145,14 +157,39 @@ async fn what_became_of_a_request_is_recorded_once_and_a_lost_one_is_told_from_a
     };
     let [lost, known] = [Uuid::from_u128(1), Uuid::from_u128(2)];
     assert_eq!(leased().await.unwrap().len(), 1);
-    assert!(world.ledger.begin_request(&request(lost)).await.unwrap());
+    assert!(
+        world.ledger.run(async |conn| publication_requests::begin(conn, &request(lost), world.ledger.clock.now()).await).await.unwrap()
+    );
     restore_to_before_the_request(&world).await;
-    let before = world.ledger.head().await.unwrap().number;
-    assert_eq!(world.ledger.record_outcome(&outcome(lost)).await.unwrap(), Recorded::RequestLost);
-    assert_eq!((world.state("a").await.0.as_str(), world.ledger.head().await.unwrap().number), ("pending", before));
+    let before = world.ledger.run(snapshots::head).await.unwrap().number;
+    assert_eq!(
+        world
+            .ledger
+            .run(async |conn| publication_requests::record_outcome(conn, &outcome(lost), world.ledger.clock.now()).await)
+            .await
+            .unwrap(),
+        Recorded::RequestLost
+    );
+    assert_eq!((world.state("a").await.0.as_str(), world.ledger.run(snapshots::head).await.unwrap().number), ("pending", before));
     assert_eq!(leased().await.unwrap().len(), 1);
-    assert!(world.ledger.begin_request(&request(known)).await.unwrap());
-    assert_eq!(world.ledger.record_outcome(&outcome(known)).await.unwrap(), Recorded::Now);
-    assert_eq!(world.ledger.record_outcome(&outcome(known)).await.unwrap(), Recorded::Before);
-    assert_eq!((world.state("a").await.0.as_str(), world.ledger.head().await.unwrap().number), ("published", before + 1));
+    assert!(
+        world.ledger.run(async |conn| publication_requests::begin(conn, &request(known), world.ledger.clock.now()).await).await.unwrap()
+    );
+    assert_eq!(
+        world
+            .ledger
+            .run(async |conn| publication_requests::record_outcome(conn, &outcome(known), world.ledger.clock.now()).await)
+            .await
+            .unwrap(),
+        Recorded::Now
+    );
+    assert_eq!(
+        world
+            .ledger
+            .run(async |conn| publication_requests::record_outcome(conn, &outcome(known), world.ledger.clock.now()).await)
+            .await
+            .unwrap(),
+        Recorded::Before
+    );
+    assert_eq!((world.state("a").await.0.as_str(), world.ledger.run(snapshots::head).await.unwrap().number), ("published", before + 1));
 }

@@ -6,7 +6,10 @@ use chrono::TimeDelta;
 use prometheus::Registry;
 use tallyline::audit::{Audit, AuditReport};
 use tallyline::event::{Event, Payload, RejectCause, Topic, TopicPartition};
-use tallyline::ledger::{ActKind, Arrival, Chain, NewAct, PassedReject, Refusal, RejectState, Subject, Verdict};
+use tallyline::ledger::{
+    ActKind, Arrival, Chain, NewAct, PassedReject, Refusal, RejectState, Subject, Verdict, event_history, generations, positions, record,
+    rejects,
+};
 use tallyline::log::Log;
 use tallyline::operations::recover::{Lost, RecoverEffect, RecoverExecution, RecoverRequest};
 use tallyline::operations::{Actor, CoderdCutOff};
@@ -72,7 +75,12 @@ async fn usage_whose_id_a_restored_coderd_used_again_is_shown_and_sent_as_accept
     assert_eq!(told.iter().map(|event| event.event_id.as_str()).collect::<Vec<_>>(), ["again", "later"]);
     assert!(told[0].why.starts_with("coderd's row is now dated 2025-08-01T12:03:00Z"), "{told:?}");
     assert!(told[1].why.starts_with("coderd's row now says dc_managed_agents_v1 7, accepted was dc_managed_agents_v1 1"), "{told:?}");
-    let life = world.ledger.publication_of(world.source.id, "again").await.unwrap().expect("a publication");
+    let life = world
+        .ledger
+        .run(async |conn| event_history::publication(conn, world.source.id, "again").await)
+        .await
+        .unwrap()
+        .expect("a publication");
     assert!(life.last_message.is_some_and(|message| message.contains("recover plan --lost coderd")));
 
     assert!(!audited(&world, &log).await.balanced, "and the books differ");
@@ -125,10 +133,16 @@ async fn usage_that_an_operator_has_mended_is_sent_though_coderds_row_is_no_even
     let world = World::new().await;
     // coderd's row cannot be read, and the ledger has accepted an operator's version
     let event = Event { deployment: DEPLOYMENT, payload: Payload::Usage(usage("mended", start_time())) };
-    let claim = world.ledger.claim(TopicPartition { topic: Topic::AgentUsage, partition: 0 }, 0).await.unwrap();
+    let claim = world
+        .ledger
+        .run(async |conn| {
+            positions::lease(conn, TopicPartition { topic: Topic::AgentUsage, partition: 0 }, 0, world.ledger.clock.now()).await
+        })
+        .await
+        .unwrap();
     let refusal = Refusal { verdict: Verdict::Rejected, cause: RejectCause::Field, detail: "count is no number".into() };
     let arrival = Arrival { offset: 0, timestamp: start_time(), message: event.to_message(), event: Err(refusal), confirmed: false };
-    world.ledger.record(&Chain::Live(claim), &[arrival], 1).await.unwrap();
+    world.ledger.run(async |conn| record::batch(conn, &Chain::Live(claim), &[arrival], 1, world.ledger.clock.now()).await).await.unwrap();
     world.add(&["mended", "broken"].map(|id| usage(id, start_time()))).await;
     sqlx::query("update usage_events set event_data = '{\"count\": \"one\"}'").execute(&world.coderd).await.unwrap();
     let cycle = world.cycle().await;
@@ -142,10 +156,10 @@ async fn usage_that_an_operator_has_mended_is_sent_though_coderds_row_is_no_even
         reason: "one is 1",
         detail: serde_json::json!({}),
     };
-    let acts = world.ledger.begin_acts(&[act]).await.unwrap();
+    let acts = world.ledger.run(async |conn| rejects::begin_acts(conn, &[act], world.ledger.clock.now()).await).await.unwrap();
     let passed = [PassedReject { id: reject, act_id: acts[0], place: None }];
-    let lives = world.ledger.lives().await.unwrap();
-    world.ledger.end_rejects(&passed, &[RejectState::Open], RejectState::Resubmitted, lives).await.unwrap();
+    let lives = world.ledger.run(generations::all).await.unwrap();
+    world.ledger.run(async |conn| rejects::end(conn, &passed, &[RejectState::Open], RejectState::Resubmitted, lives).await).await.unwrap();
     world.pass(TimeDelta::minutes(10));
     let cycle = world.cycle().await;
     assert_eq!((cycle.accepted, cycle.held_back), (1, 1));

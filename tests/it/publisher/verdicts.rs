@@ -1,6 +1,7 @@
 //! The vendor's verdicts and their effects.
 
 use std::collections::BTreeSet;
+use tallyline::ledger::publications;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use prometheus::Registry;
@@ -61,7 +62,7 @@ async fn each_verdict_is_kept_and_only_what_may_still_pass_is_sent_again() {
     assert_eq!(world.states(&["good", "later", "never", "omitted"]).await, ["published", "pending", "refused", "pending"]);
     assert!(world.state("never").await.1.is_some_and(|message| !message.is_empty()));
     assert_eq!(world.state("omitted").await.1.as_deref(), Some(LEFT_OUT_MESSAGE));
-    let pending = world.ledger.pending_publications(world.source.id).await.unwrap();
+    let pending = world.ledger.run(async |conn| publications::pending(conn, world.source.id).await).await.unwrap();
     assert_eq!((pending.events, pending.unanswered), (2, 1), "what was left out may have been taken, what was refused was not");
 
     // within half a minute, the shortest minute with jitter, neither is due
@@ -126,7 +127,7 @@ async fn a_license_that_the_vendor_refuses_is_read_again_for_the_next_request() 
     let cycle = publisher.cycle(&world.stop).await.unwrap();
     assert!(matches!(cycle.failure, Some(SendError::Status { status: 401, .. })), "{cycle:?}");
     assert!(matches!(publisher.condition().get(), Condition::Failing(why) if why.contains("401")));
-    let pending = world.ledger.pending_publications(world.source.id).await.unwrap();
+    let pending = world.ledger.run(async |conn| publications::pending(conn, world.source.id).await).await.unwrap();
     assert_eq!((pending.events, pending.unanswered), (1, 0), "a refused request was not taken");
 
     sqlx::query("delete from licenses where jwt = $1").bind(&stray).execute(&world.coderd).await.unwrap();

@@ -11,7 +11,7 @@ use sqlx::PgPool;
 use tallyline::clock::Clock;
 use tallyline::coderd::Database;
 use tallyline::event::{Event, Payload, PublishMarks, Topic, TopicPartition, Usage, UsageQuantity};
-use tallyline::ledger::{Arrival, Chain, HeldFor, Ledger, LedgerSettings, Source};
+use tallyline::ledger::{Arrival, Chain, HeldFor, Ledger, LedgerSettings, Source, positions, record, sources};
 use tallyline::license::PublicKeys;
 use tallyline::log::{Log, PostgresLogSettings};
 use tallyline::operations::Desk;
@@ -124,7 +124,10 @@ impl World {
         let database = Database::new(&coderd_database.url, Duration::from_secs(10)).expect("an address");
         let mut settings = Settings::new(DEPLOYMENT, Some(database), keys, ClientSettings::new(vendor.ingest_url()));
         settings.sole = true;
-        let source = ledger.register_source(DEPLOYMENT, start_time(), None).await.expect("introduced");
+        let source = ledger
+            .run(async |conn| sources::register(conn, DEPLOYMENT, start_time(), None, ledger.clock.now()).await)
+            .await
+            .expect("introduced");
         let world = World {
             ledger,
             coderd,
@@ -188,14 +191,19 @@ impl World {
                 .expect("a usage row");
         }
         let partition = TopicPartition { topic: Topic::AgentUsage, partition: 0 };
-        let claim = self.ledger.claim(partition, 0).await.expect("claimed");
+        let claim =
+            self.ledger.run(async |conn| positions::lease(conn, partition, 0, self.ledger.clock.now()).await).await.expect("claimed");
         let arrival = |(offset, usage): (i64, &Usage)| {
             let event = Event { deployment: DEPLOYMENT, payload: Payload::Usage(usage.clone()) };
             Arrival { offset, timestamp: self.clock.now(), message: event.to_message(), event: Ok(event), confirmed: false }
         };
         let arrivals: Vec<Arrival> = (claim.next_offset..).zip(usages).map(arrival).collect();
         let next_offset = claim.next_offset + i64::try_from(usages.len()).expect("few");
-        let counts = self.ledger.record(&Chain::Live(claim), &arrivals, next_offset).await.expect("recorded");
+        let counts = self
+            .ledger
+            .run(async |conn| record::batch(conn, &Chain::Live(claim), &arrivals, next_offset, self.ledger.clock.now()).await)
+            .await
+            .expect("recorded");
         assert_eq!(usize::try_from(counts.accepted), Ok(usages.len()));
     }
 

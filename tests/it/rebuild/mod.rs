@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tallyline::event::{Event, Payload, PublishMarks, Topic, Usage, UsageQuantity};
-use tallyline::ledger::{Chain, Ledger, LicenseChange, LicenseState};
+use tallyline::ledger::{Chain, Ledger, LicenseChange, LicenseState, leases, licenses, positions, record, sources};
 use tallyline::log::{Log, PostgresLogSettings};
 use tallyline::sim::coderd::Signer;
 use tempfile::TempDir;
@@ -33,9 +33,9 @@ impl Site {
     async fn new() -> Site {
         let (database, ledger) = ledger().await;
         Log::postgres(ledger.pool.clone(), PostgresLogSettings::default()).create_topics(1).await.unwrap();
-        let source = ledger.register_source(DEPLOYMENT, noon(), None).await.unwrap();
-        let lease = ledger.take_lease("collector", "test", SOON).await.unwrap().unwrap();
-        ledger.record_licenses(&lease, source.id, &licenses()).await.unwrap();
+        let source = ledger.run(async |conn| sources::register(conn, DEPLOYMENT, noon(), None, ledger.clock.now()).await).await.unwrap();
+        let lease = ledger.run(async |conn| leases::take(conn, "collector", "test", SOON).await).await.unwrap().unwrap();
+        ledger.run(async |conn| licenses::record(conn, &lease, source.id, &licenses(), ledger.clock.now()).await).await.unwrap();
         record(&ledger, &agents()).await;
         let folder = TempDir::new().unwrap();
         let path = folder.path().join("pipeline.toml");
@@ -67,10 +67,11 @@ impl Site {
 }
 
 async fn record(ledger: &Ledger, events: &[Event]) {
-    let claim = ledger.claim(partition(Topic::AgentUsage, 0), 0).await.unwrap();
+    let claim =
+        ledger.run(async |conn| positions::lease(conn, partition(Topic::AgentUsage, 0), 0, ledger.clock.now()).await).await.unwrap();
     let arrivals: Vec<_> = (claim.next_offset..).zip(events).map(|(offset, event)| arrival(offset, event.clone())).collect();
     let next_offset = claim.next_offset + i64::try_from(events.len()).unwrap();
-    ledger.record(&Chain::Live(claim), &arrivals, next_offset).await.unwrap();
+    ledger.run(async |conn| record::batch(conn, &Chain::Live(claim), &arrivals, next_offset, ledger.clock.now()).await).await.unwrap();
 }
 
 fn licenses() -> Vec<LicenseChange> {

@@ -4,6 +4,7 @@ use chrono::{DateTime, Utc};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::{Value, json};
 use tallyline::event::{Event, Payload, PublishMarks, Usage, UsageQuantity};
+use tallyline::ledger::choices;
 
 use crate::support::ledger::{DEPLOYMENT, OTHER_DEPLOYMENT};
 use crate::support::process::run_tallyline;
@@ -101,7 +102,7 @@ async fn rehearsed_rules_are_used_by_their_hash_only_and_with_an_act() {
         planned["execute"].as_str().unwrap().split(' ').skip(1).chain(["--as", "sre-1", "--reason", "renewal"]).collect();
     let executed = run_tallyline(&command, &[]).await;
     assert!(executed.status.success() && executed.stdout.contains("2026-02"), "{executed:?}");
-    assert_eq!(site.ledger.choice("license.rules").await.unwrap().as_deref(), Some("2026-02"));
+    assert_eq!(site.ledger.run(async |conn| choices::get(conn, "license.rules").await).await.unwrap().as_deref(), Some("2026-02"));
     let act: (String, String, String, Value) =
         sqlx::query_as("select actor, subject, reason, detail from operator_act where act = 'rebuild'")
             .fetch_one(&site.ledger.pool)

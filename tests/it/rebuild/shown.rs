@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tallyline::event::Topic;
-use tallyline::ledger::{ActKind, Chain, Ledger, NewAct, Snapshot, Subject};
+use tallyline::ledger::{ActKind, Chain, Ledger, NewAct, Snapshot, Subject, positions, record, snapshots};
 use tallyline::log::{Log, PostgresLogSettings};
 use tallyline::operations::{Actor, Desk, OperationError, RebuildExecution, RebuildPlan, RebuildRequest, RebuildStage};
 use tallyline::projection::{self, Folded, Projection, ProjectionSettings, View};
@@ -39,7 +39,7 @@ impl<S: Stage> Running<S> {
 
     /// Waits until everything that the ledger has now is folded.
     async fn caught_up(&self, ledger: &Ledger) {
-        let end = ledger.head().await.unwrap().number;
+        let end = ledger.run(snapshots::head).await.unwrap().number;
         eventually(SOON, "all is folded", || async { caught_up_to(&self.view) >= end }).await;
     }
 
@@ -55,15 +55,20 @@ impl<S: Stage> Running<S> {
 }
 
 async fn builds(ledger: &Ledger, numbers: std::ops::Range<u32>) {
-    let claim = ledger.claim(partition(Topic::WorkspaceBuilds, 0), 0).await.unwrap();
+    let claim =
+        ledger.run(async |conn| positions::lease(conn, partition(Topic::WorkspaceBuilds, 0), 0, ledger.clock.now()).await).await.unwrap();
     let arrivals: Vec<_> = (claim.next_offset..).zip(numbers).map(|(offset, n)| arrival(offset, build(DEPLOYMENT, n))).collect();
     let next_offset = claim.next_offset + i64::try_from(arrivals.len()).unwrap();
-    ledger.record(&Chain::Live(claim), &arrivals, next_offset).await.unwrap();
+    ledger.run(async |conn| record::batch(conn, &Chain::Live(claim), &arrivals, next_offset, ledger.clock.now()).await).await.unwrap();
 }
 
 /// Changes the number of creations in the first series of the newest snapshot.
 async fn tamper(ledger: &Ledger, change: impl Fn(u64) -> u64) -> (u64, u64) {
-    let found = ledger.load_snapshot(MetricsState::NAME, MetricsState::RULES_VERSION, i64::MAX).await.unwrap().expect("a snapshot");
+    let found = ledger
+        .run(async |conn| snapshots::load(conn, MetricsState::NAME, MetricsState::RULES_VERSION, i64::MAX).await)
+        .await
+        .unwrap()
+        .expect("a snapshot");
     let mut state: Value = serde_json::from_slice(&found.state).unwrap();
     let value = &mut state["deployments"][DEPLOYMENT.to_string()]["creations"][0][1]["value"];
     let (before, after) = (value.as_u64().unwrap(), change(value.as_u64().unwrap()));
@@ -108,7 +113,11 @@ async fn wrong(change: impl Fn(u64) -> u64) -> (Database, Ledger, Running<Metric
 #[tokio::test]
 async fn a_rebuild_says_what_is_shown_wrongly_and_puts_it_right_in_running_processes_and_in_later_ones() {
     let (_database, ledger, running, (truth, shown)) = wrong(|value| value - 1).await;
-    let stale = ledger.load_snapshot(MetricsState::NAME, MetricsState::RULES_VERSION, i64::MAX).await.unwrap().unwrap();
+    let stale = ledger
+        .run(async |conn| snapshots::load(conn, MetricsState::NAME, MetricsState::RULES_VERSION, i64::MAX).await)
+        .await
+        .unwrap()
+        .unwrap();
     let before = tables(&ledger.pool).await;
     let plan = desk(&ledger).plan_rebuild(&plain(RebuildStage::Metrics), |_, _| {}).await.unwrap();
     assert!(tables(&ledger.pool).await == before, "a plan writes nothing");
@@ -125,7 +134,10 @@ async fn a_rebuild_says_what_is_shown_wrongly_and_puts_it_right_in_running_proce
     let from_zero = async || serde_json::to_vec(&projection::fold_to::<MetricsState>(&ledger, i64::MAX).await.unwrap().state).unwrap();
     assert!(running.bytes() == from_zero().await, "a process that ran on");
     // a frozen process saves its old state: a process that starts from it reaches the act and starts again
-    ledger.save_snapshot(MetricsState::NAME, MetricsState::RULES_VERSION, &stale).await.unwrap();
+    ledger
+        .run(async |conn| snapshots::save(conn, MetricsState::NAME, MetricsState::RULES_VERSION, &stale, ledger.clock.now()).await)
+        .await
+        .unwrap();
     let restarted = Running::<MetricsState>::start(&ledger);
     restarted.caught_up(&ledger).await;
     assert!(restarted.bytes() == from_zero().await, "a process that began from a stale snapshot");
@@ -178,7 +190,7 @@ async fn a_rebuilt_state_comes_in_one_step_and_no_reader_sees_less_before() {
     for n in 0..5 {
         let act =
             NewAct { actor: "sre-1", act: ActKind::Rebuild, subject: Subject::Named(MetricsState::NAME), reason: "", detail: json!({}) };
-        ledger.rebuild(MetricsState::NAME, &act).await.unwrap();
+        ledger.run(async |conn| snapshots::rebuild(conn, MetricsState::NAME, &act, ledger.clock.now()).await).await.unwrap();
         let before = looks.load(Ordering::SeqCst);
         builds(&ledger, 300 + n * 10..310 + n * 10).await;
         running.caught_up(&ledger).await;
@@ -210,7 +222,10 @@ async fn the_command_ends_with_one_where_what_is_shown_differs() {
     assert_eq!((&first["shown"]["count"], &first["rebuilt"]["count"]), (&json!(59), &json!(57)));
     let table = run_tallyline(&["rebuild", "plan", "licenses", "--pipeline", &site.file], &[]).await;
     assert!(table.status.code() == Some(1) && table.stdout.contains("NOT what the ledger says"), "{table:?}");
-    assert!(table.stderr.contains(&format!("folding: {0} of {0} batches", site.ledger.head().await.unwrap().number)), "{table:?}");
+    assert!(
+        table.stderr.contains(&format!("folding: {0} of {0} batches", site.ledger.run(snapshots::head).await.unwrap().number)),
+        "{table:?}"
+    );
     let hash = answer["hash"].as_str().unwrap();
     assert!(site.run(&format!("rebuild execute licenses --plan {hash}")).await.status.success());
     site.rehearse("rebuild plan licenses", 0).await;
@@ -223,7 +238,10 @@ async fn a_snapshot_that_is_only_older_is_no_difference() {
     let folded: Folded<MetricsState> = projection::fold_to(&ledger, i64::MAX).await.unwrap();
     let state = serde_json::to_vec(&folded.state).unwrap();
     let snapshot = Snapshot { sequence: folded.sequence, state };
-    ledger.save_snapshot(MetricsState::NAME, MetricsState::RULES_VERSION, &snapshot).await.unwrap();
+    ledger
+        .run(async |conn| snapshots::save(conn, MetricsState::NAME, MetricsState::RULES_VERSION, &snapshot, ledger.clock.now()).await)
+        .await
+        .unwrap();
     builds(&ledger, 100..200).await;
     let plan = desk(&ledger).plan_rebuild(&plain(RebuildStage::Metrics), |_, _| {}).await.unwrap();
     assert_eq!((plan.differs, plan.sequence.number), (false, folded.sequence.number + 1));

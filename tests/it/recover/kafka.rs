@@ -6,6 +6,7 @@ use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::client::DefaultClientContext;
 use serde_json::json;
 use tallyline::event::Topic;
+use tallyline::ledger::{passes, positions};
 
 use super::world::{SOON, World, ends, json as answered};
 use crate::journey::site::Backend;
@@ -31,7 +32,7 @@ async fn push(world: &World, numbers: std::ops::Range<u32>) {
 
 /// The number of unread offsets of the topic.
 async fn unread(world: &World, topic: Topic) -> i64 {
-    let positions = world.site.ledger.positions().await.unwrap();
+    let positions = world.site.ledger.run(positions::list).await.unwrap();
     let ends = world.site.ends().await;
     let sum = |of: &[(tallyline::event::TopicPartition, i64)]| {
         of.iter().filter(|(at, _)| at.topic == topic).map(|(_, offset)| offset).sum::<i64>()
@@ -54,7 +55,7 @@ async fn a_topic_that_was_lost_unread_is_created_again_and_comes_again_from_code
     let lost = unread(&world, Topic::WorkspaceBuilds).await;
     assert!(lost > 60, "{lost} unread");
     // from here on no pass is valid: each has unread records
-    let before = world.site.ledger.completeness(world.source_id().await).await.unwrap();
+    let before = world.site.ledger.run(async |conn| passes::completeness(conn, world.source_id().await).await).await.unwrap();
     assert!(before.complete_until.is_some());
     delete_topic(&world, Topic::WorkspaceBuilds).await;
     let mut consume = world.site.start("consume", &[]);
@@ -66,13 +67,16 @@ async fn a_topic_that_was_lost_unread_is_created_again_and_comes_again_from_code
     assert!(partitions.len() == 6 && partitions.iter().all(|one| one["problem"] == "gone"), "{plan}");
     assert_eq!(sum, lost, "{plan}");
     // the reported completeness stays, and does not advance
-    assert_eq!(world.site.ledger.completeness(world.source_id().await).await.unwrap(), before);
+    assert_eq!(world.site.ledger.run(async |conn| passes::completeness(conn, world.source_id().await).await).await.unwrap(), before);
 
     let executed = world.execute(&plan).await;
     assert!(executed.status.success(), "{executed:?}");
     world.all_is_in().await;
     world.everything_is_there().await;
-    assert!(world.site.ledger.completeness(world.source_id().await).await.unwrap().complete_until > before.complete_until);
+    assert!(
+        world.site.ledger.run(async |conn| passes::completeness(conn, world.source_id().await).await).await.unwrap().complete_until
+            > before.complete_until
+    );
     assert_eq!(world.count("select count(*) from past_position").await, 6);
     assert_eq!(world.acts().await, [("sre-1".to_owned(), "kafka".to_owned(), "the disk is gone".to_owned())]);
     world.balanced().await;
@@ -160,7 +164,7 @@ async fn made_anew_and_grown(mut world: World, make_anew: impl AsyncFn(&World)) 
     let mut collect = world.collect();
     let mut consume = world.site.start("consume", &[]);
     world.all_is_in().await;
-    let before = world.site.ledger.completeness(world.source_id().await).await.unwrap();
+    let before = world.site.ledger.run(async |conn| passes::completeness(conn, world.source_id().await).await).await.unwrap();
     let records = world.count("select sum(records)::bigint from position where topic like '%workspace-builds%'").await;
 
     for process in [&mut collect, &mut consume] {
@@ -177,7 +181,7 @@ async fn made_anew_and_grown(mut world: World, make_anew: impl AsyncFn(&World)) 
     })
     .await;
     world.another_pass().await;
-    let now = world.site.ledger.completeness(world.source_id().await).await.unwrap();
+    let now = world.site.ledger.run(async |conn| passes::completeness(conn, world.source_id().await).await).await.unwrap();
     assert_eq!(now, before, "nothing is claimed while the new topic is not read");
     assert_eq!(world.count("select sum(records)::bigint from position where topic like '%workspace-builds%'").await, records);
 
@@ -194,7 +198,10 @@ async fn made_anew_and_grown(mut world: World, make_anew: impl AsyncFn(&World)) 
     let pushed = "select count(*) from workspace_build join source on source.id = source_id
         where deployment_id = '00000000-0000-0000-0000-0000000000d2'";
     eventually(SOON, "what others pushed is read, too", || async { world.count(pushed).await == 3000 }).await;
-    assert!(world.site.ledger.completeness(world.source_id().await).await.unwrap().complete_until > before.complete_until);
+    assert!(
+        world.site.ledger.run(async |conn| passes::completeness(conn, world.source_id().await).await).await.unwrap().complete_until
+            > before.complete_until
+    );
     world.balanced().await;
     assert!(consume.runs() && collect.runs());
     for process in [&mut collect, &mut consume] {

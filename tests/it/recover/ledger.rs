@@ -2,6 +2,7 @@
 //! and end with true numbers. No series falls in a Prometheus that scrapes all the time, and nothing is billed twice.
 
 use chrono::{DateTime, TimeDelta, Utc};
+use tallyline::ledger::{positions, recoveries, snapshots};
 use tallyline::sim::coderd::SchemaVersion;
 use tempfile::TempDir;
 
@@ -50,16 +51,17 @@ async fn restored(backend: Backend, schema: SchemaVersion) {
     let second = values(&Numbers::of_truth(&truth, journey.introduced_at));
     eventually(SOON, "all before the loss is scraped", || scraped::has(&server, &second)).await;
     let page = shown(&journey).await;
-    let (incarnation, billed) = (journey.site.ledger.head().await.unwrap().incarnation, journey.tallyman.books().billed.len());
-    let sequence = journey.site.ledger.head().await.unwrap().number;
+    let (incarnation, billed) =
+        (journey.site.ledger.run(snapshots::head).await.unwrap().incarnation, journey.tallyman.books().billed.len());
+    let sequence = journey.site.ledger.run(snapshots::head).await.unwrap().number;
 
     journey.site.database.restore(&backup).await;
     journey.done(&format!("restored: {lost} builds lost"));
     let recoveries = "select count(*) from recovery";
     eventually(SOON, "it is seen", || async { count(&journey, recoveries).await == Some(1) }).await;
-    let restored = journey.site.ledger.recovering().await.unwrap();
-    eprintln!("sequence was {sequence}, is {}; {restored:?}", journey.site.ledger.head().await.unwrap().number);
-    assert_ne!(journey.site.ledger.head().await.unwrap().incarnation, incarnation);
+    let restored = journey.site.ledger.run(recoveries::open).await.unwrap();
+    eprintln!("sequence was {sequence}, is {}; {restored:?}", journey.site.ledger.run(snapshots::head).await.unwrap().number);
+    assert_ne!(journey.site.ledger.run(snapshots::head).await.unwrap().incarnation, incarnation);
     // until it closes, no process shows the series and nothing is sent
     let looks = std::cell::Cell::new(0);
     let requests = journey.tallyman.books().requests;
@@ -197,7 +199,7 @@ async fn an_operator_says_that_the_ledger_was_restored() {
     let (sequence, newest) = (effect["sequence"].as_str().unwrap(), effect["newest_batch_at"].as_str().unwrap());
     // the same place has another name in the new incarnation
     let (_, number) = sequence.split_once(':').unwrap();
-    let incarnation = world.site.ledger.head().await.unwrap().incarnation;
+    let incarnation = world.site.ledger.run(snapshots::head).await.unwrap().incarnation;
     let status = world.site.command(&["status"]).await.stdout;
     let forgotten = format!("It knows no act, and it ended at sequence {incarnation}:{number} of {}Z when it was seen", &newest[..19]);
     assert!(status.contains("was restored from a backup") && status.contains(&forgotten), "{status}\n{forgotten}");
@@ -247,7 +249,7 @@ pub async fn lost_part(world: &mut World, folder: &TempDir) -> std::path::PathBu
 pub async fn the_group_was_told(world: &World) {
     eventually(SOON, "the group was told all of it", || async {
         let Ok(marks) = world.site.log.marks(GROUP).await else { return false };
-        let positions = world.site.ledger.positions().await.unwrap();
+        let positions = world.site.ledger.run(positions::list).await.unwrap();
         positions.iter().all(|(at, next)| *next == 0 || marks.iter().any(|mark| mark.partition == *at && mark.next_offset == *next))
     })
     .await;

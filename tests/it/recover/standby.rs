@@ -5,6 +5,7 @@ use super::servers::{Pair, Replication};
 use super::world::{SOON, World, ends};
 use crate::journey::site::Serve;
 use crate::support::{self, eventually};
+use tallyline::ledger::snapshots;
 
 const PENDING: &str = "select count(*) from publication where state = 'pending'";
 const OPENED: &str = "select count(*) from recovery";
@@ -18,7 +19,7 @@ async fn a_failover_to_a_synchronous_standby_withholds_nothing_and_loses_nothing
     let mut others = [world.collect(), world.site.start("consume", &[]), world.site.start("publish", &[])];
     world.all_is_in().await;
     eventually(SOON, "the series are shown", || async { !serve.domain_lines().await.is_empty() }).await;
-    let incarnation = world.site.ledger.head().await.unwrap().incarnation;
+    let incarnation = world.site.ledger.run(snapshots::head).await.unwrap().incarnation;
 
     // in the middle of collecting and sending
     world.goes_on_to(0.6).await;
@@ -30,7 +31,7 @@ async fn a_failover_to_a_synchronous_standby_withholds_nothing_and_loses_nothing
     eventually(SOON * 2, "all is published", || async { world.count(PENDING).await == 0 }).await;
     assert!(world.tallyman.books().billed.iter().all(|billed| billed.times == 1));
     world.balanced().await;
-    assert_eq!((world.count(OPENED).await, world.site.ledger.head().await.unwrap().incarnation), (0, incarnation));
+    assert_eq!((world.count(OPENED).await, world.site.ledger.run(snapshots::head).await.unwrap().incarnation), (0, incarnation));
     for process in others.iter_mut().chain([&mut serve.process]) {
         ends(process).await;
     }

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 use tallyline::clock::Clock;
-use tallyline::ledger::{ActKind, Ledger, ListActs, NewAct, NewPass, Source, Subject};
+use tallyline::ledger::{
+    ActKind, Ledger, ListActs, NewAct, NewPass, Source, Subject, leases, passes, recoveries, restored, retirements, sources,
+};
 use tallyline::log::{Log, PostgresLogSettings};
 use tallyline::operations::recover::{LedgerEffect, Lost, RecoverEffect, RecoverExecution, RecoverPlan, RecoverRequest};
 use tallyline::operations::{Actor, Desk, OperationError};
@@ -34,14 +36,15 @@ impl Site {
         let log = Log::postgres(ledger.pool.clone(), PostgresLogSettings::default());
         log.create_topics(1).await.unwrap();
         for (deployment, days) in [(LIVE, Some(0)), (QUIET, Some(34)), (RETIRED, Some(36)), (NEVER, None), (GONE, None)] {
-            let source = ledger.register_source(deployment, noon(), None).await.unwrap();
+            let source =
+                ledger.run(async |conn| sources::register(conn, deployment, noon(), None, ledger.clock.now()).await).await.unwrap();
             if let Some(days) = days {
                 pass(&ledger, &source, TimeDelta::days(days)).await;
             }
         }
         let act =
             NewAct { actor: "sre-1", act: ActKind::Retire, subject: Subject::Named("5"), reason: "a test", detail: serde_json::json!({}) };
-        assert!(ledger.retire_source(GONE, &act).await.unwrap());
+        assert!(ledger.run(async |conn| retirements::retire(conn, GONE, &act, ledger.clock.now()).await).await.unwrap());
         ledger.clock.set(noon() + TimeDelta::days(100));
         let desk = desk(&ledger, &log);
         Site { desk, _database: database }
@@ -67,10 +70,14 @@ impl Site {
 
 /// A full pass that began `before` noon, and which the ledger has.
 async fn pass(ledger: &Ledger, source: &Source, before: TimeDelta) {
-    let lease = ledger.take_lease(&name(source.deployment_id), "test", Duration::from_secs(30)).await.unwrap().expect("the test's own");
+    let lease = ledger
+        .run(async |conn| leases::take(conn, &name(source.deployment_id), "test", Duration::from_secs(30)).await)
+        .await
+        .unwrap()
+        .expect("the test's own");
     let pass = NewPass { source_id: source.id, started_at: noon() - before, full_sweep: true, ..NewPass::default() };
-    ledger.record_pass(&lease, &pass).await.unwrap();
-    ledger.release_lease(lease).await.unwrap();
+    ledger.run(async |conn| passes::record(conn, &lease, &pass).await).await.unwrap();
+    ledger.run(async |conn| leases::release(conn, lease).await).await.unwrap();
 }
 
 fn name(deployment: Uuid) -> String {
@@ -96,7 +103,7 @@ async fn a_recovery_waits_for_what_was_read_in_the_last_35_days_of_the_ledger() 
     assert_eq!(not_waited_for(&effect), [(RETIRED, false)]);
     assert_eq!(effect.not_waited_for[0].last_read_at, Some(noon() - TimeDelta::days(36)));
     site.execute(&plan, "").await.unwrap();
-    let recovering = site.desk.ledger.recovering().await.unwrap().expect("it is open");
+    let recovering = site.desk.ledger.run(recoveries::open).await.unwrap().expect("it is open");
     assert_eq!(recovering.sources_to_read, [LIVE, QUIET, NEVER]);
     assert_eq!((recovering.sources_to_compare, recovering.without), (recovering.sources_to_read, vec![]));
 }
@@ -106,10 +113,10 @@ async fn a_pass_by_a_clock_that_was_ahead_is_no_reason_to_leave_out_another_sour
     let (_database, ledger) = ledger().await;
     let now = Clock::system().now();
     for (deployment, at) in [(LIVE, now), (QUIET, now + TimeDelta::days(40))] {
-        let source = ledger.register_source(deployment, noon(), None).await.unwrap();
+        let source = ledger.run(async |conn| sources::register(conn, deployment, noon(), None, ledger.clock.now()).await).await.unwrap();
         pass(&ledger, &source, noon() - at).await;
     }
-    let (waited_for, others) = ledger.sources_to_recover().await.unwrap();
+    let (waited_for, others) = ledger.run(restored::sources_to_recover).await.unwrap();
     assert_eq!((waited_for.len(), others), (2, vec![]));
 }
 
@@ -119,25 +126,31 @@ async fn a_source_that_is_not_there_any_more_is_given_up_and_the_recovery_ends()
     let ledger = &site.desk.ledger;
     let (plan, _) = site.plan(&[]).await;
     site.execute(&plan, "the disk died").await.unwrap();
-    let id = ledger.recovering().await.unwrap().expect("it is open").id;
-    ledger.target_recovery(id, &[]).await.unwrap();
-    let live = ledger.source(LIVE).await.unwrap().unwrap();
+    let id = ledger.run(recoveries::open).await.unwrap().expect("it is open").id;
+    ledger.run(async |conn| recoveries::set_targets(conn, id, &[], ledger.clock.now()).await).await.unwrap();
+    let live = ledger.run(async |conn| sources::get(conn, LIVE).await).await.unwrap().unwrap();
     pass(ledger, &live, TimeDelta::zero()).await;
-    ledger.recovery_compared(id, live.id).await.unwrap();
-    assert!(!ledger.close_recovery(id).await.unwrap(), "two others are still to be read");
+    ledger.run(async |conn| recoveries::record_compared(conn, id, live.id, ledger.clock.now()).await).await.unwrap();
+    assert!(
+        !ledger.run(async |conn| recoveries::close(conn, id, ledger.clock.now()).await).await.unwrap(),
+        "two others are still to be read"
+    );
 
     let (plan, effect) = site.plan(&[QUIET, NEVER]).await;
     assert_eq!((effect.sources_to_read.as_slice(), not_waited_for(&effect)), (&[][..], vec![(QUIET, true), (NEVER, true)]));
     let unreasoned = site.execute(&plan, " ").await;
     assert!(matches!(unreasoned, Err(OperationError::Invalid { field: "reason", .. })), "{unreasoned:?}");
-    assert!(!ledger.close_recovery(id).await.unwrap());
+    assert!(!ledger.run(async |conn| recoveries::close(conn, id, ledger.clock.now()).await).await.unwrap());
     site.execute(&plan, "switched off in July").await.unwrap();
-    let recovering = ledger.recovering().await.unwrap().expect("it is open");
+    let recovering = ledger.run(recoveries::open).await.unwrap().expect("it is open");
     assert_eq!((recovering.sources_to_read.as_slice(), recovering.without.as_slice()), (&[][..], &[QUIET, NEVER][..]));
     assert!(recovering.to_string().contains(&format!("without 2 sources that are given up ({QUIET}, {NEVER})")), "{recovering}");
     let again = site.execute(&plan, "again").await;
     assert!(matches!(&again, Err(OperationError::Forbidden(why)) if why.contains("executed before")), "{again:?}");
-    assert!(ledger.close_recovery(id).await.unwrap(), "nothing is waited for any more");
+    assert!(
+        ledger.run(async |conn| recoveries::close(conn, id, ledger.clock.now()).await).await.unwrap(),
+        "nothing is waited for any more"
+    );
 
     let acts = site.desk.acts(&ListActs { act: Some(ActKind::Recover), ..ListActs::default() }).await.unwrap().acts;
     let reasons: Vec<&str> = acts.iter().map(|act| act.reason.as_str()).collect();
@@ -154,7 +167,7 @@ async fn a_source_can_be_given_up_as_the_recovery_is_opened() {
     assert_eq!(effect.sources_to_read, [LIVE, QUIET]);
     assert_eq!(not_waited_for(&effect), [(NEVER, true), (RETIRED, false)]);
     site.execute(&plan, "it never began").await.unwrap();
-    let recovering = site.desk.ledger.recovering().await.unwrap().expect("it is open");
+    let recovering = site.desk.ledger.run(recoveries::open).await.unwrap().expect("it is open");
     assert_eq!((recovering.sources_to_read.as_slice(), recovering.without.as_slice()), (&[LIVE, QUIET][..], &[NEVER][..]));
     // then the plan has nothing to execute, and reports it
     let (nothing, effect) = site.plan(&[]).await;
@@ -170,9 +183,10 @@ async fn what_is_there_or_not_waited_for_cannot_be_given_up() {
     for other in [RETIRED, GONE] {
         assert!(refused(site.try_plan(&[other]).await).contains("does not wait for"));
     }
-    let lease = site.desk.ledger.take_lease(&name(LIVE), "host-1", Duration::from_secs(30)).await.unwrap().unwrap();
+    let lease =
+        site.desk.ledger.run(async |conn| leases::take(conn, &name(LIVE), "host-1", Duration::from_secs(30)).await).await.unwrap().unwrap();
     assert!(refused(site.try_plan(&[LIVE]).await).contains("the collector host-1 reads it"));
-    site.desk.ledger.release_lease(lease).await.unwrap();
+    site.desk.ledger.run(async |conn| leases::release(conn, lease).await).await.unwrap();
     let (stale, _) = site.plan(&[LIVE]).await;
     let request = RecoverRequest { lost: Lost::Kafka, without: vec![LIVE] };
     let elsewhere = site.desk.plan_recovery(&request, &|_, _| {}, &CancellationToken::new()).await;
@@ -182,5 +196,5 @@ async fn what_is_there_or_not_waited_for_cannot_be_given_up() {
     site.execute(&plan, "").await.unwrap();
     let executed = site.execute(&stale, "too late").await;
     assert!(matches!(&executed, Err(OperationError::Forbidden(why)) if why.contains("plan again")), "{executed:?}");
-    assert!(site.desk.ledger.recovering().await.unwrap().unwrap().without.is_empty());
+    assert!(site.desk.ledger.run(recoveries::open).await.unwrap().unwrap().without.is_empty());
 }

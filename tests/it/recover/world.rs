@@ -1,6 +1,7 @@
 //! A small deployment: a simulated coderd and vendor, a log, a ledger, and processes with one role each.
 
 use std::time::Duration;
+use tallyline::ledger::{books, sources};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::Value as Json;
@@ -78,11 +79,11 @@ impl World {
     }
 
     pub async fn source_id(&self) -> i16 {
-        self.site.ledger.source(self.simulation.deployment().id).await.unwrap().expect("introduced").id
+        self.site.ledger.run(async |conn| sources::get(conn, self.simulation.deployment().id).await).await.unwrap().expect("introduced").id
     }
 
     pub async fn newest_pass(&self) -> i64 {
-        self.site.ledger.newest_pass(self.source_id().await).await.unwrap()
+        self.site.ledger.run(async |conn| books::newest_pass(conn, self.source_id().await).await).await.unwrap()
     }
 
     /// Waits until a pass that began after this call is recorded, perhaps not yet read by the ledger.
@@ -93,7 +94,7 @@ impl World {
 
     pub async fn is_introduced(&self) {
         eventually(SOON, "the source is introduced", || async {
-            self.site.ledger.source(self.simulation.deployment().id).await.unwrap().is_some()
+            self.site.ledger.run(async |conn| sources::get(conn, self.simulation.deployment().id).await).await.unwrap().is_some()
         })
         .await;
     }
@@ -103,7 +104,7 @@ impl World {
         self.is_introduced().await;
         let (source_id, newest) = (self.source_id().await, self.newest_pass().await);
         eventually(SOON * 2, "all that coderd committed is in the ledger", || async {
-            self.site.ledger.later_pass_is_in(source_id, newest).await.unwrap()
+            self.site.ledger.run(async |conn| books::later_pass_is_in(conn, source_id, newest).await).await.unwrap()
         })
         .await;
     }

@@ -2,7 +2,7 @@
 //! resubmission is safe.
 
 use tallyline::event::{Event, Topic};
-use tallyline::ledger::Difference;
+use tallyline::ledger::{Difference, books, rejects};
 use tallyline::log::{Log, PostgresLogSettings};
 use tallyline::operations::recover::{Lost, RecoverEffect, RecoverExecution, RecoverPlan, RecoverRequest};
 use tallyline::operations::{Foreseen, OperationError, Resubmit};
@@ -49,7 +49,7 @@ impl Site {
     }
 
     async fn differences(&self) -> Vec<Difference> {
-        self.desk.ledger.books().await.unwrap().differences
+        self.desk.ledger.run(books::add_up).await.unwrap().differences
     }
 
     /// Checks that the mended event is accepted once, the reject has ended, and the books balance.
@@ -57,7 +57,7 @@ impl Site {
         assert_eq!(self.number("select count(*) from usage_event where quantity = 5").await, 1);
         assert_eq!(self.number("select count(*) from publication").await, 1);
         assert_eq!(self.list("open").await, []);
-        assert_eq!(self.desk.ledger.books().await.unwrap().differences, []);
+        assert_eq!(self.desk.ledger.run(books::add_up).await.unwrap().differences, []);
     }
 }
 
@@ -173,7 +173,7 @@ async fn what_is_lost_with_its_topic_before_it_was_read_is_open_again_after_the_
     site.resubmit(mended(id, &lost)).await.unwrap();
     assert_eq!(site.consume().await.accepted, 1);
     assert_eq!(site.differences().await, []);
-    assert!(site.desk.ledger.accepted(OTHER_DEPLOYMENT, "usage-2").await.unwrap().is_some());
+    assert!(site.desk.ledger.run(async |conn| rejects::accepted(conn, OTHER_DEPLOYMENT, "usage-2").await).await.unwrap().is_some());
 }
 
 #[tokio::test]

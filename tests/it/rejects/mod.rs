@@ -1,6 +1,6 @@
 //! The rejects desk: operators see, mend, resubmit or discard refused records, and the books show it.
 
-mod books;
+mod balance;
 mod crash;
 mod walk;
 
@@ -10,7 +10,10 @@ use chrono::TimeDelta;
 use tallyline::clock::Clock;
 use tallyline::consumer;
 use tallyline::event::{Event, Message, Payload, RejectCause, Topic, TopicPartition, Usage, UsageQuantity};
-use tallyline::ledger::{Arrival, Chain, Counts, Ledger, LedgerSettings, OpenRejects, Refusal, RejectProperty, Verdict};
+use tallyline::ledger::{
+    Arrival, Chain, Counts, Ledger, LedgerSettings, OpenRejects, Refusal, RejectProperty, Verdict, books, positions, record, reject_counts,
+    rejects,
+};
 use tallyline::log::{KafkaSettings, Log, PostgresLogSettings, Record};
 use tallyline::operations::{
     Actor, CountRejects, Desk, DiscardRejects, Foreseen, ListRejects, OperationError, Reject, Resubmit, Resubmitted, WhichRejects,
@@ -55,12 +58,16 @@ impl Site {
         let mut counts = Counts::default();
         for topic in Topic::ALL {
             let partition = TopicPartition { topic, partition: 0 };
-            let claim = ledger.claim(partition, 0).await.unwrap();
+            let claim = ledger.run(async |conn| positions::lease(conn, partition, 0, ledger.clock.now()).await).await.unwrap();
             let records = log.read(partition, claim.next_offset, 10_000).await.unwrap();
             let Some(last) = records.last() else { continue };
             let next_offset = last.offset + 1;
             let arrivals: Vec<_> = records.into_iter().map(|record| consumer::read_from(topic, record)).collect();
-            counts = counts + ledger.record(&Chain::Live(claim), &arrivals, next_offset).await.unwrap();
+            counts = counts
+                + ledger
+                    .run(async |conn| record::batch(conn, &Chain::Live(claim), &arrivals, next_offset, ledger.clock.now()).await)
+                    .await
+                    .unwrap();
         }
         counts
     }
@@ -119,10 +126,11 @@ fn assert_forbidden<T: std::fmt::Debug>(outcome: Result<T, OperationError>, word
 #[tokio::test]
 async fn open_rejects_are_counted_by_verdict_and_cause() {
     let (_database, ledger) = ledger().await;
-    assert_eq!(ledger.open_rejects().await.unwrap(), []);
-    let claim = ledger.claim(partition(Topic::AgentUsage, 0), 0).await.unwrap();
+    assert_eq!(ledger.run(reject_counts::open).await.unwrap(), []);
+    let claim =
+        ledger.run(async |conn| positions::lease(conn, partition(Topic::AgentUsage, 0), 0, ledger.clock.now()).await).await.unwrap();
     let arrivals = [refused(0, Verdict::Rejected), refused(1, Verdict::Held), refused(2, Verdict::Rejected), refused(3, Verdict::Held)];
-    ledger.record(&Chain::Live(claim), &arrivals, 4).await.unwrap();
+    ledger.run(async |conn| record::batch(conn, &Chain::Live(claim), &arrivals, 4, ledger.clock.now()).await).await.unwrap();
     for (offset, units, event_type, earlier) in [
         (0, None, "dc_managed_agents_v1", 0),
         (1, Some("7"), "dc_gpu_hours_v1", 60),
@@ -146,7 +154,7 @@ async fn open_rejects_are_counted_by_verdict_and_cause() {
         oldest: noon() - TimeDelta::seconds(earlier),
     };
     let expected = [open(Verdict::Held, &[("seats", 5), ("unknown", 7)], 60), open(Verdict::Rejected, &[("agents", u64::MAX)], 30)];
-    assert_eq!(ledger.open_rejects().await.unwrap(), expected);
+    assert_eq!(ledger.run(reject_counts::open).await.unwrap(), expected);
 }
 
 #[tokio::test]
@@ -274,7 +282,7 @@ async fn a_conflict_stands_until_it_is_given_up_and_the_accepted_event_stays() {
     assert_eq!(acts, [("discard", "operator-1", "a typo of the producer")]);
     let accepted = "select count(*) from workspace_build where completed_at = timestamptz '2025-08-01T11:56:57Z'";
     assert_eq!(site.number(accepted).await, 1, "17 s - 200 s before noon");
-    assert_eq!(site.desk.ledger.books().await.unwrap().differences, []);
+    assert_eq!(site.desk.ledger.run(books::add_up).await.unwrap().differences, []);
 }
 
 #[tokio::test]
@@ -323,7 +331,7 @@ async fn a_record_whose_headers_are_the_fault_is_mended_by_a_whole_event() {
     assert!(matches!(site.resubmit(with(id, &other)).await, Err(OperationError::Invalid { field: "id", .. })));
     site.resubmit(with(id, &event.to_structured().to_string())).await.unwrap();
     assert_eq!(site.consume().await.accepted, 1);
-    let digest = site.desk.ledger.accepted(DEPLOYMENT, "usage-1").await.unwrap().unwrap().1;
+    let digest = site.desk.ledger.run(async |conn| rejects::accepted(conn, DEPLOYMENT, "usage-1").await).await.unwrap().unwrap().1;
     assert_eq!(digest, event.digest());
 }
 
@@ -359,13 +367,18 @@ async fn held_usage_is_admitted_once_by_a_version_that_knows_it_whatever_it_turn
         assert_eq!(states, expected);
         let again = site.desk.admit_rejects(&actor, |_| {}, &CancellationToken::new()).await.unwrap();
         assert_eq!((again.records, site.consume().await.records), (0, 0));
-        assert_eq!(site.desk.ledger.books().await.unwrap().differences, []);
+        assert_eq!(site.desk.ledger.run(books::add_up).await.unwrap().differences, []);
     }
 }
 
 /// Records the partition's records as held, like an earlier version that does not know these types.
 async fn held_by_an_earlier_version(site: &Site, number: i32) {
-    let claim = site.desk.ledger.claim(partition(Topic::AgentUsage, number), 0).await.unwrap();
+    let claim = site
+        .desk
+        .ledger
+        .run(async |conn| positions::lease(conn, partition(Topic::AgentUsage, number), 0, site.desk.ledger.clock.now()).await)
+        .await
+        .unwrap();
     let records = site.desk.log.read(claim.partition, 0, 100).await.unwrap();
     let next_offset = records.last().unwrap().offset + 1;
     let refusal = |record: &Record| Refusal {
@@ -381,6 +394,11 @@ async fn held_by_an_earlier_version(site: &Site, number: i32) {
         confirmed: false,
     });
     let arrivals: Vec<Arrival> = arrivals.collect();
-    let counts = site.desk.ledger.record(&Chain::Live(claim), &arrivals, next_offset).await.unwrap();
+    let counts = site
+        .desk
+        .ledger
+        .run(async |conn| record::batch(conn, &Chain::Live(claim), &arrivals, next_offset, site.desk.ledger.clock.now()).await)
+        .await
+        .unwrap();
     assert_eq!(usize::try_from(counts.held), Ok(arrivals.len()));
 }

@@ -5,6 +5,7 @@ use tallyline::event::{
     BuildStatus, Event, InputStage, PREBUILDS_USER, Payload, PrebuildClaimed, PublishMarks, Topic, TopicPartition, Usage, UsageQuantity,
     WorkspaceBuildCompleted,
 };
+use tallyline::ledger::sources;
 use tallyline::operations::{FamilyEffect, OperationError, Queued, ReplayExecution, Step, WindowEffect};
 use tallyline::stages::{LicensesState, MetricsState};
 use tokio_util::sync::CancellationToken;
@@ -173,7 +174,7 @@ async fn an_event_of_a_deployment_that_is_not_registered_is_held_and_the_plan_sa
     let plan = site.plan(&[]).await;
     assert_eq!((sum(&plan, |one| one.new_events), sum(&plan, |one| one.held), sum(&plan, |one| one.new_refused)), (0, 1, 1));
     let executed = site.execute(&plan).await.unwrap();
-    assert_eq!((executed.accepted, site.desk.ledger.sources().await.unwrap().len()), (0, 1));
+    assert_eq!((executed.accepted, site.desk.ledger.run(sources::list).await.unwrap().len()), (0, 1));
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tallyline::audit::Audit;
 use tallyline::clock::Clock;
 use tallyline::event::{Message, Topic};
-use tallyline::ledger::{Ledger, LedgerSettings};
+use tallyline::ledger::{Ledger, LedgerSettings, sources};
 use tallyline::log::{KafkaSettings, Log, PostgresLogSettings};
 use tallyline::operations::{LogRange, OperationError, Step};
 use tokio_util::sync::CancellationToken;
@@ -94,7 +94,7 @@ async fn killed_in_the_middle(log: impl FnOnce(&Ledger) -> (Log, String)) {
     let (log, more) = log(&ledger);
     log.create_topics(2).await.unwrap();
     let site = Site { desk: desk(&ledger, &log), _database: database };
-    site.desk.ledger.register_source(DEPLOYMENT, noon(), None).await.unwrap();
+    site.desk.ledger.run(async |conn| sources::register(conn, DEPLOYMENT, noon(), None, site.desk.ledger.clock.now()).await).await.unwrap();
     let missing: Vec<_> = (0..1000).map(|n| usage(DEPLOYMENT, n)).collect();
     site.append(Topic::AgentUsage, &missing).await;
     site.begin_at_the_ends().await;

@@ -9,7 +9,7 @@ use chrono::TimeDelta;
 use serde_json::json;
 use tallyline::consumer;
 use tallyline::event::{Event, Message, Payload, Topic, TopicPartition, UsageQuantity};
-use tallyline::ledger::{Chain, Ledger, LicenseChange, LicenseState};
+use tallyline::ledger::{Chain, Ledger, LicenseChange, LicenseState, leases, licenses, positions, record, sources};
 use tallyline::log::{Log, PostgresLogSettings};
 use tallyline::operations::{Actor, Desk, LogRange, OperationError, ReplayExecution, ReplayPlan, Replayed, Step};
 use tallyline::projection;
@@ -46,12 +46,21 @@ impl Site {
         for topic in Topic::ALL {
             for partition in self.desk.log.partitions(topic).await.unwrap() {
                 let partition = TopicPartition { topic, partition };
-                let claim = self.desk.ledger.claim(partition, 0).await.unwrap();
+                let claim = self
+                    .desk
+                    .ledger
+                    .run(async |conn| positions::lease(conn, partition, 0, self.desk.ledger.clock.now()).await)
+                    .await
+                    .unwrap();
                 let records = self.desk.log.read(partition, claim.next_offset, 10_000).await.unwrap();
                 let Some(last) = records.last() else { continue };
                 let next_offset = last.offset + 1;
                 let arrivals: Vec<_> = records.into_iter().map(consumer::read).collect();
-                self.desk.ledger.record(&Chain::Live(claim), &arrivals, next_offset).await.unwrap();
+                self.desk
+                    .ledger
+                    .run(async |conn| record::batch(conn, &Chain::Live(claim), &arrivals, next_offset, self.desk.ledger.clock.now()).await)
+                    .await
+                    .unwrap();
             }
         }
     }
@@ -62,7 +71,11 @@ impl Site {
             for partition in self.desk.log.partitions(topic).await.unwrap() {
                 let partition = TopicPartition { topic, partition };
                 let (_, end) = self.desk.log.watermarks(partition).await.unwrap();
-                self.desk.ledger.claim(partition, end).await.unwrap();
+                self.desk
+                    .ledger
+                    .run(async |conn| positions::lease(conn, partition, end, self.desk.ledger.clock.now()).await)
+                    .await
+                    .unwrap();
             }
         }
     }
@@ -106,15 +119,15 @@ fn sum(plan: &ReplayPlan, of: impl Fn(&tallyline::operations::PlannedPartition) 
 
 /// Valid from an hour before noon until a year later.
 async fn license(ledger: &Ledger) {
-    let source = ledger.register_source(DEPLOYMENT, noon(), None).await.unwrap();
+    let source = ledger.run(async |conn| sources::register(conn, DEPLOYMENT, noon(), None, ledger.clock.now()).await).await.unwrap();
     let (start, end) = (noon() - TimeDelta::hours(1), noon() + TimeDelta::days(365));
     let claims = json!({
         "issued_at": start, "not_before": start, "license_expires": end, "expires_at": end, "account_type": "salesforce",
         "account_id": "1", "feature_set": "enterprise", "features": {"managed_agent_limit_soft": 10, "managed_agent_limit_hard": 20}
     });
     let change = LicenseChange { license_id: 7, jwt_sha256: [7; 32], uploaded_at: None, state: LicenseState::Verified(claims) };
-    let lease = ledger.take_lease("collector", "test", SOON).await.unwrap().unwrap();
-    ledger.record_licenses(&lease, source.id, &[change]).await.unwrap();
+    let lease = ledger.run(async |conn| leases::take(conn, "collector", "test", SOON).await).await.unwrap().unwrap();
+    ledger.run(async |conn| licenses::record(conn, &lease, source.id, &[change], ledger.clock.now()).await).await.unwrap();
 }
 
 #[tokio::test]

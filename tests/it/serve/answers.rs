@@ -3,7 +3,9 @@
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Value, json};
 use tallyline::event::{Event, Payload, PublishMarks, Topic, Usage, UsageQuantity};
-use tallyline::ledger::{ActKind, LICENSE_RULES, LicenseChange, LicenseState, NewAct, Sequence, Source, Subject};
+use tallyline::ledger::{
+    ActKind, LICENSE_RULES, LicenseChange, LicenseState, NewAct, Sequence, Source, Subject, choices, licenses, snapshots,
+};
 use tallyline::license::RuleSet;
 
 use super::{Process, SOON, Site};
@@ -47,12 +49,15 @@ async fn license(site: &Site, source: &Source, features: Value) {
         "account_type": "salesforce", "account_id": "1", "feature_set": "enterprise", "features": features
     });
     let change = LicenseChange { license_id: 1, jwt_sha256: [7; 32], uploaded_at: None, state: LicenseState::Verified(claims) };
-    site.ledger.record_licenses(&site.lease(source).await, source.id, &[change]).await.unwrap();
+    site.ledger
+        .run(async |conn| licenses::record(conn, &site.lease(source).await, source.id, &[change], site.ledger.clock.now()).await)
+        .await
+        .unwrap();
 }
 
 /// Waits until the answers contain everything recorded.
 async fn caught_up(site: &Site, process: &Process) {
-    let end = site.ledger.head().await.unwrap();
+    let end = site.ledger.run(snapshots::head).await.unwrap();
     eventually(SOON, "the licenses are folded", || async {
         let (status, body) = process.get("/api/v1/managed-agents/count?start=2025-01-01T00:00:00Z&end=2025-01-01T00:00:00Z").await;
         let there = body["sequence"].as_str().and_then(|sequence| sequence.parse::<Sequence>().ok());
@@ -82,7 +87,7 @@ async fn entitlements_are_coderds_shape_with_the_exact_count_of_the_license_s_wi
     let header = |name: &str| answer.headers()[name].to_str().unwrap().to_owned();
     assert_eq!(header("tallyline-as-of"), "2025-08-01T12:00:00Z");
     assert_eq!(header("tallyline-complete-until"), "2025-08-01T12:00:00Z");
-    assert_eq!(header("tallyline-sequence"), site.ledger.head().await.unwrap().to_string());
+    assert_eq!(header("tallyline-sequence"), site.ledger.run(snapshots::head).await.unwrap().to_string());
     let body: Value = answer.json().await.unwrap();
     // 8 + 16 + 32: usage at the start is in, at the end it is out. Of 60, 56 is near the limit: above 40 + 0.75 × 20 = 55.
     let warnings = body["warnings"].as_array().cloned();
@@ -160,14 +165,14 @@ async fn license_rules_that_an_operator_chose_hold_without_a_restart_and_over_th
     };
     assert_eq!(limits(&process).await, (Some(60), Some(40)));
     let act = NewAct { actor: "sre-1", act: ActKind::Rebuild, subject: Subject::Named(LICENSE_RULES), reason: "", detail: json!({}) };
-    site.ledger.choose(LICENSE_RULES, "2026-02", &act).await.unwrap();
+    site.ledger.run(async |conn| choices::set(conn, LICENSE_RULES, "2026-02", &act, site.ledger.clock.now()).await).await.unwrap();
     eventually(SOON, "the chosen rules hold", || async { limits(&process).await == (Some(40), None) }).await;
     // a process that starts now never answers by the pipeline's rules
     let later = site.process().await;
     caught_up(&site, &later).await;
     assert_eq!(limits(&later).await, (Some(40), None));
     // rules of a later version: no answer by other rules, and everything else goes on
-    site.ledger.choose(LICENSE_RULES, "2031-01", &act).await.unwrap();
+    site.ledger.run(async |conn| choices::set(conn, LICENSE_RULES, "2031-01", &act, site.ledger.clock.now()).await).await.unwrap();
     eventually(SOON, "no entitlements are answered", || async { later.get("/api/v2/entitlements").await.0 == 503 }).await;
     let (status, _) = later.get("/api/v1/managed-agents/count?start=2025-01-01T00:00:00Z&end=2025-01-01T00:00:00Z").await;
     assert_eq!(status, 200);
@@ -195,7 +200,7 @@ async fn agents_are_counted_half_open_or_in_coderds_whole_days() {
         assert_eq!((status.as_u16(), &body["count"]), (200, &json!(count)), "{start} {end} {days}: {body}");
     }
     let (_, body) = process.get(&format!("/api/v1/managed-agents/count?start={START}&end={END}")).await;
-    let sequence = site.ledger.head().await.unwrap();
+    let sequence = site.ledger.run(snapshots::head).await.unwrap();
     assert_eq!(
         body,
         json!({

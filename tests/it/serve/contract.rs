@@ -12,7 +12,7 @@ use tallyline::api::Token;
 use tallyline::coderd;
 use tallyline::config::Scope;
 use tallyline::event::Topic;
-use tallyline::ledger::{ActKind, NewAct, SourceIdentity, Subject};
+use tallyline::ledger::{ActKind, NewAct, SourceIdentity, Subject, confirmed, identity, rejects, sources};
 use tallyline::sim::coderd::SchemaVersion;
 
 use super::{Process, SOON, Site};
@@ -205,7 +205,7 @@ async fn answers_are_what_the_document_says() {
     for subject in ["consume", "publish"] {
         let detail = json!({ "topic": null });
         let act = NewAct { actor: "user-001", act: ActKind::Pause, subject: Subject::Named(subject), reason: "maintenance", detail };
-        site.ledger.begin_acts(&[act]).await.unwrap();
+        site.ledger.run(async |conn| rejects::begin_acts(conn, &[act], site.ledger.clock.now()).await).await.unwrap();
     }
     let stopped = Arc::new(Mutex::new(BTreeMap::from([(partition(Topic::AgentUsage, 0), "the log was recreated".to_owned())])));
     let process = site
@@ -342,11 +342,14 @@ async fn what_coderd_lost_is_planned_and_executed_where_its_database_is_known() 
     let coderd = Coderd::new(SchemaVersion::TasksEra).await;
     site.collected(coderd.deployment).await;
     let identity = SourceIdentity { deployment_id: coderd.deployment, organization_id: coderd.organization };
-    site.ledger.bind_source(coderd.deployment, identity).await.unwrap().unwrap();
+    site.ledger.run(async |conn| identity::bind(conn, coderd.deployment, identity).await).await.unwrap().unwrap();
     let lost = usage(coderd.deployment, 1);
     site.record(Topic::AgentUsage, vec![lost.clone()]).await;
-    let source = site.ledger.source(coderd.deployment).await.unwrap().unwrap();
-    site.ledger.confirm_events(Topic::AgentUsage, source.id, &[lost.id()]).await.unwrap();
+    let source = site.ledger.run(async |conn| sources::get(conn, coderd.deployment).await).await.unwrap().unwrap();
+    site.ledger
+        .run(async |conn| confirmed::record(conn, Topic::AgentUsage, source.id, &[lost.id()], site.ledger.clock.now()).await)
+        .await
+        .unwrap();
     for known in [false, true] {
         let url = &coderd.database.url;
         let process = site
@@ -367,7 +370,7 @@ async fn the_audit_trail_is_paged_and_filtered() {
         [("user-001", ActKind::Pause, "consume"), ("user-002", ActKind::Pause, "publish"), ("user-001", ActKind::Resume, "consume")]
     {
         let act = NewAct { actor, act, subject: Subject::Named(subject), reason: "because", detail: json!({}) };
-        site.ledger.begin_acts(&[act]).await.unwrap();
+        site.ledger.run(async |conn| rejects::begin_acts(conn, &[act], site.ledger.clock.now()).await).await.unwrap();
     }
     let process = site.process().await;
     let shown = async |query: &str| {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tallyline::event::Topic;
-use tallyline::ledger::Sequence;
+use tallyline::ledger::{Sequence, leases, snapshots};
 
 use super::{Process, SOON, Site, fold, get};
 use crate::support::eventually;
@@ -131,7 +131,7 @@ async fn a_source_is_withheld_until_its_backfill_is_in_the_ledger() {
 
     // The pass ended ten records beyond the ledger's positions.
     site.pass(&source, 10).await;
-    let end = site.ledger.head().await.unwrap().number as f64;
+    let end = site.ledger.run(snapshots::head).await.unwrap().number as f64;
     eventually(SOON, "the pass is known", || async { process.telemetry("tallyline_ledger_sequence").await >= end }).await;
     assert_eq!(process.domain("").await, BTreeMap::new(), "a pass that is not in the ledger");
     assert_eq!(process.scrape("").await.get(&complete_until()), None);
@@ -210,19 +210,31 @@ async fn without_the_database_there_is_telemetry_only() {
 async fn only_the_latest_holder_raises_what_is_shown_and_it_never_falls() {
     let site = Site::new().await;
     let ledger = &site.ledger;
-    let incarnation = ledger.head().await.unwrap().incarnation;
+    let incarnation = ledger.run(snapshots::head).await.unwrap().incarnation;
     let at = |number| Sequence { incarnation, number };
     let moment = Duration::from_millis(1);
-    let first = ledger.take_lease("metrics", "one", moment).await.unwrap().unwrap();
-    assert_eq!(ledger.raise_shown_sequence(&first, at(7)).await.unwrap(), Some(7));
-    assert_eq!(ledger.raise_shown_sequence(&first, at(5)).await.unwrap(), Some(7), "a fold below it hears what was shown");
+    let first = ledger.run(async |conn| leases::take(conn, "metrics", "one", moment).await).await.unwrap().unwrap();
+    assert_eq!(ledger.run(async |conn| leases::raise_shown_sequence(conn, &first, at(7)).await).await.unwrap(), Some(7));
+    assert_eq!(
+        ledger.run(async |conn| leases::raise_shown_sequence(conn, &first, at(5)).await).await.unwrap(),
+        Some(7),
+        "a fold below it hears what was shown"
+    );
     // It has ended, but no other process has taken it: the next holder finds the raised value.
-    eventually(SOON, "it ends", || async { ledger.lease_holder("metrics").await.unwrap().is_none() }).await;
-    assert_eq!(ledger.raise_shown_sequence(&first, at(8)).await.unwrap(), Some(8));
-    let second = ledger.take_lease("metrics", "other", SOON).await.unwrap().unwrap();
-    assert_eq!(ledger.lease_holder("metrics").await.unwrap().as_deref(), Some("other"));
-    assert_eq!(ledger.raise_shown_sequence(&first, at(9)).await.unwrap(), None, "a process that slept through its lease");
-    assert_eq!(ledger.raise_shown_sequence(&second, at(1)).await.unwrap(), Some(8));
+    eventually(SOON, "it ends", || async { ledger.run(async |conn| leases::holder(conn, "metrics").await).await.unwrap().is_none() }).await;
+    assert_eq!(ledger.run(async |conn| leases::raise_shown_sequence(conn, &first, at(8)).await).await.unwrap(), Some(8));
+    let second = ledger.run(async |conn| leases::take(conn, "metrics", "other", SOON).await).await.unwrap().unwrap();
+    assert_eq!(ledger.run(async |conn| leases::holder(conn, "metrics").await).await.unwrap().as_deref(), Some("other"));
+    assert_eq!(
+        ledger.run(async |conn| leases::raise_shown_sequence(conn, &first, at(9)).await).await.unwrap(),
+        None,
+        "a process that slept through its lease"
+    );
+    assert_eq!(ledger.run(async |conn| leases::raise_shown_sequence(conn, &second, at(1)).await).await.unwrap(), Some(8));
     let another = Sequence { incarnation: uuid::Uuid::from_u128(1), number: 99 };
-    assert_eq!(ledger.raise_shown_sequence(&second, another).await.unwrap(), None, "a state of a ledger that is no more");
+    assert_eq!(
+        ledger.run(async |conn| leases::raise_shown_sequence(conn, &second, another).await).await.unwrap(),
+        None,
+        "a state of a ledger that is no more"
+    );
 }

@@ -17,7 +17,7 @@ use reqwest::StatusCode;
 use serde_json::Value;
 use tallyline::api::{Addresses, Api, Own, ServeSettings, Server};
 use tallyline::event::{Event, Topic, TopicPartition};
-use tallyline::ledger::{Chain, Lease, Ledger, NewPass, Paused, Source};
+use tallyline::ledger::{Chain, Lease, Ledger, NewPass, Paused, Source, leases, passes, positions, record, sources};
 use tallyline::log::{Log, PostgresLogSettings};
 use tallyline::projection::{Projection, ProjectionSettings, View};
 use tallyline::stages::{LicensesState, MetricsState, Stage};
@@ -49,19 +49,19 @@ impl Site {
 
     /// A source with a collector.
     async fn collected(&self, deployment: Uuid) -> Source {
-        self.ledger.register_source(deployment, noon(), None).await.unwrap()
+        self.ledger.run(async |conn| sources::register(conn, deployment, noon(), None, self.ledger.clock.now()).await).await.unwrap()
     }
 
     /// The lease of the source's collector.
     async fn lease(&self, source: &Source) -> Lease {
         let name = format!("collector:{}", source.deployment_id);
-        self.ledger.take_lease(&name, "test", SOON).await.unwrap().expect("the tests' own")
+        self.ledger.run(async |conn| leases::take(conn, &name, "test", SOON).await).await.unwrap().expect("the tests' own")
     }
 
     /// A full pass of the source's collector, complete until noon. It ends at the ledger's position of each topic, and `ahead` records
     /// further in the builds' topic.
     async fn pass(&self, source: &Source, ahead: i64) {
-        let mut offsets = self.ledger.positions().await.unwrap();
+        let mut offsets = self.ledger.run(positions::list).await.unwrap();
         for (at, next_offset) in &mut offsets {
             *next_offset += if at.topic == Topic::WorkspaceBuilds { ahead } else { 0 };
         }
@@ -73,18 +73,21 @@ impl Site {
             offsets,
             ..NewPass::default()
         };
-        self.ledger.record_pass(&self.lease(source).await, &pass).await.unwrap();
+        self.ledger.run(async |conn| passes::record(conn, &self.lease(source).await, &pass).await).await.unwrap();
     }
 
     /// Appends the events to the log and records them, as a consumer does.
     async fn record(&self, topic: Topic, events: Vec<Event>) {
         register(&self.ledger, &events.iter().map(|event| event.deployment).collect::<Vec<_>>()).await;
         let partition = TopicPartition { topic, partition: 0 };
-        let claim = self.ledger.claim(partition, 0).await.unwrap();
+        let claim = self.ledger.run(async |conn| positions::lease(conn, partition, 0, self.ledger.clock.now()).await).await.unwrap();
         self.log.append(topic, events.iter().map(Event::to_message).collect()).await.unwrap();
         let next_offset = claim.next_offset + i64::try_from(events.len()).unwrap();
         let arrivals: Vec<_> = (claim.next_offset..).zip(events).map(|(offset, event)| arrival(offset, event)).collect();
-        self.ledger.record(&Chain::Live(claim), &arrivals, next_offset).await.unwrap();
+        self.ledger
+            .run(async |conn| record::batch(conn, &Chain::Live(claim), &arrivals, next_offset, self.ledger.clock.now()).await)
+            .await
+            .unwrap();
     }
 
     fn api(&self, ledger: &Ledger, metrics: View<MetricsState>, licenses: View<LicensesState>) -> Api {

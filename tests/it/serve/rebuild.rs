@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tallyline::event::Topic;
-use tallyline::ledger::{ActKind, Ledger, LedgerSettings, NewAct, Snapshot, Subject};
+use tallyline::ledger::{ActKind, Ledger, LedgerSettings, NewAct, Snapshot, Subject, leases, snapshots};
 use tallyline::projection::{Folded, fold_to};
 use tallyline::stages::{MetricsState, Stage};
 
@@ -36,7 +36,10 @@ async fn site() -> Site {
     let value = &mut state["deployments"][DEPLOYMENT.to_string()]["creations"][0][1]["value"];
     *value = json!(value.as_u64().unwrap() - 1);
     let snapshot = Snapshot { sequence: folded.sequence, state: state_bytes(&state) };
-    site.ledger.save_snapshot(MetricsState::NAME, MetricsState::RULES_VERSION, &snapshot).await.unwrap();
+    site.ledger
+        .run(async |conn| snapshots::save(conn, MetricsState::NAME, MetricsState::RULES_VERSION, &snapshot, site.ledger.clock.now()).await)
+        .await
+        .unwrap();
     sqlx::query("insert into batch (kind, recorded_at) select 'operator', $1 from generate_series(1, $2)")
         .bind(noon())
         .bind(BATCHES)
@@ -62,7 +65,7 @@ async fn behind(site: &Site, url: &str) -> Process {
 
 async fn rebuild(site: &Site) {
     let act = NewAct { actor: "sre-1", act: ActKind::Rebuild, subject: Subject::Named(MetricsState::NAME), reason: "", detail: json!({}) };
-    site.ledger.rebuild(MetricsState::NAME, &act).await.unwrap();
+    site.ledger.run(async |conn| snapshots::rebuild(conn, MetricsState::NAME, &act, site.ledger.clock.now()).await).await.unwrap();
 }
 
 fn creations(page: &BTreeMap<String, f64>) -> f64 {
@@ -150,7 +153,7 @@ async fn a_rebuild_below_what_was_shown_keeps_the_right_from_nobody_and_one_that
     held_up(&proxy, FRESH, async || {}).await;
     // No bytes get through any more: its state is old, and another process may show a newer one.
     proxy.freeze();
-    let holder = || site.ledger.lease_holder("metrics");
+    let holder = || site.ledger.run(async |conn| leases::holder(conn, "metrics").await);
     eventually(SOON, "it gives way", || async { holder().await.unwrap().is_none() }).await;
     assert_eq!(slow.get("/readyz").await.1["checks"]["projections"]["ok"], false);
 
@@ -160,7 +163,7 @@ async fn a_rebuild_below_what_was_shown_keeps_the_right_from_nobody_and_one_that
         .await
         .unwrap();
     proxy.thaw();
-    let lost = site.ledger.head().await.unwrap().number;
+    let lost = site.ledger.run(snapshots::head).await.unwrap().number;
     held_up(&proxy, 2 * LEASE, async || {
         let folded = slow.telemetry("tallyline_folded_sequence{stage=\"metrics\"}").await;
         assert!(folded < lost as f64, "the test's own ledger is too short");

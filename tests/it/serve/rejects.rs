@@ -3,7 +3,7 @@
 use chrono::TimeDelta;
 use tallyline::consumer;
 use tallyline::event::{Message, Topic};
-use tallyline::ledger::{ActKind, Chain, NewAct, Subject};
+use tallyline::ledger::{ActKind, Chain, NewAct, Subject, positions, record, rejects};
 use tallyline::log::Record;
 
 use super::{SOON, Site};
@@ -18,7 +18,11 @@ async fn open_rejects_what_is_at_stake_and_the_oldest_age_are_gauges() {
         eventually(SOON, series, || async { process.scrape("").await.get(series) == Some(&value) }).await;
     };
     shows("tallyline_rejects_units_at_stake{unit=\"agents\"}", 0.0).await;
-    let claim = site.ledger.claim(partition(Topic::AgentUsage, 0), 0).await.unwrap();
+    let claim = site
+        .ledger
+        .run(async |conn| positions::lease(conn, partition(Topic::AgentUsage, 0), 0, site.ledger.clock.now()).await)
+        .await
+        .unwrap();
     let bodies = [r#"{"count": 3, "colour": "blue"}"#, r#"{"count": 4, "colour": "blue"}"#, "no JSON"];
     let arrivals = (0..).zip(bodies).map(|(offset, body)| {
         let event = usage(DEPLOYMENT, u32::try_from(offset).unwrap());
@@ -26,7 +30,7 @@ async fn open_rejects_what_is_at_stake_and_the_oldest_age_are_gauges() {
         consumer::read(Record { offset, timestamp: noon(), message })
     });
     let arrivals: Vec<_> = arrivals.collect();
-    site.ledger.record(&Chain::Live(claim), &arrivals, 3).await.unwrap();
+    site.ledger.run(async |conn| record::batch(conn, &Chain::Live(claim), &arrivals, 3, site.ledger.clock.now()).await).await.unwrap();
     shows("tallyline_rejects_units_at_stake{unit=\"agents\"}", 7.0).await;
     shows("tallyline_rejects_open{cause=\"unknown_field\",verdict=\"rejected\"}", 2.0).await;
     shows("tallyline_rejects_open{cause=\"json\",verdict=\"rejected\"}", 1.0).await;
@@ -41,7 +45,8 @@ async fn open_rejects_what_is_at_stake_and_the_oldest_age_are_gauges() {
         reason: "a test",
         detail: serde_json::json!({}),
     };
-    let discarded = site.ledger.discard_rejects(&ids, &[act(), act(), act()]).await.unwrap();
+    let discarded =
+        site.ledger.run(async |conn| rejects::discard(conn, &ids, &[act(), act(), act()], site.ledger.clock.now()).await).await.unwrap();
     assert_eq!(discarded.map(|acts| acts.len()), Some(3));
     shows("tallyline_rejects_units_at_stake{unit=\"agents\"}", 0.0).await;
     shows("tallyline_rejects_open{cause=\"unknown_field\",verdict=\"rejected\"}", 0.0).await;

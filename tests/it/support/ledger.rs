@@ -6,7 +6,9 @@ use tallyline::event::{
     BuildStatus, Event, InputStage, PREBUILDS_USER, Payload, PrebuildClaimed, PublishMarks, RejectCause, Topic, TopicPartition, Transition,
     Usage, UsageQuantity, WorkspaceBuildCompleted,
 };
-use tallyline::ledger::{ActKind, Arrival, Claim, Ledger, LedgerSettings, NewAct, Refusal, SourceIdentity, Subject, Verdict};
+use tallyline::ledger::{
+    ActKind, Arrival, Claim, Ledger, LedgerSettings, NewAct, Refusal, SourceIdentity, Subject, Verdict, identity, retirements, sources,
+};
 use tallyline::license::{PublicKeys, RuleSet};
 use tallyline::log::Log;
 use tallyline::operations::Desk;
@@ -52,10 +54,10 @@ pub async fn registered_ledger() -> (Database, Ledger) {
 /// Registers deployments and binds each unbound one to a separate coderd, as their collectors do.
 pub async fn register(ledger: &Ledger, deployments: &[Uuid]) {
     for deployment in deployments.iter().copied() {
-        ledger.register_source(deployment, noon(), None).await.expect("registered");
-        if !ledger.is_bound(deployment).await.expect("the ledger answers") {
+        ledger.run(async |conn| sources::register(conn, deployment, noon(), None, ledger.clock.now()).await).await.expect("registered");
+        if !ledger.run(async |conn| identity::is_bound(conn, deployment).await).await.expect("the ledger answers") {
             let identity = SourceIdentity { deployment_id: deployment, organization_id: deployment };
-            ledger.bind_source(deployment, identity).await.expect("the ledger answers").expect("bound");
+            ledger.run(async |conn| identity::bind(conn, deployment, identity).await).await.expect("the ledger answers").expect("bound");
         }
     }
 }
@@ -70,7 +72,9 @@ pub async fn register_retired(ledger: &Ledger, deployment: Uuid) {
         reason: "its coderd is gone",
         detail: serde_json::json!({}),
     };
-    assert!(ledger.retire_source(deployment, &act).await.expect("the ledger answers"));
+    assert!(
+        ledger.run(async |conn| retirements::retire(conn, deployment, &act, ledger.clock.now()).await).await.expect("the ledger answers")
+    );
 }
 
 /// The operators' desk without a coderd; everything else is the default.

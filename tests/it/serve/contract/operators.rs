@@ -4,7 +4,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tallyline::consumer;
 use tallyline::event::{Message, Topic};
-use tallyline::ledger::{Chain, NewFinding};
+use tallyline::ledger::{Chain, NewFinding, findings, leases, positions, publish_marks, record, snapshots, sources};
 use tallyline::log::Record;
 use uuid::Uuid;
 
@@ -33,7 +33,11 @@ pub async fn pauses(contract: &mut Contract) {
 
 /// Three rejects: one is resubmitted, one discarded.
 pub async fn rejects(contract: &mut Contract, site: &Site) {
-    let claim = site.ledger.claim(partition(Topic::AgentUsage, 0), 0).await.unwrap();
+    let claim = site
+        .ledger
+        .run(async |conn| positions::lease(conn, partition(Topic::AgentUsage, 0), 0, site.ledger.clock.now()).await)
+        .await
+        .unwrap();
     let bodies = [r#"{"count": 3, "colour": "blue"}"#, r#"{"count": 4, "colour": "blue"}"#, "no JSON"];
     let messages = (0..).zip(bodies).map(|(n, body)| Message { payload: Some(body.into()), ..usage(DEPLOYMENT, n).to_message() });
     let messages: Vec<Message> = messages.collect();
@@ -43,7 +47,10 @@ pub async fn rejects(contract: &mut Contract, site: &Site) {
         .map(|(offset, message)| consumer::read(Record { offset, timestamp: noon(), message }))
         .collect();
     let next_offset = claim.next_offset + 3;
-    site.ledger.record(&Chain::Live(claim), &arrivals, next_offset).await.unwrap();
+    site.ledger
+        .run(async |conn| record::batch(conn, &Chain::Live(claim), &arrivals, next_offset, site.ledger.clock.now()).await)
+        .await
+        .unwrap();
 
     let (status, page) = contract.get("/api/v1/rejects?cause=unknown_field").await;
     let ids: Vec<i64> = page["rejects"].as_array().unwrap().iter().map(|reject| reject["id"].as_i64().unwrap()).collect();
@@ -104,7 +111,7 @@ pub async fn proof_and_audit(contract: &mut Contract, site: &Site) {
     assert_eq!(status, 200, "{report}");
     assert_eq!(names[..3], ["source and ledger", "log and ledger", "ledger and vendor"], "{report}");
 
-    let lease = site.ledger.take_lease("audit", "test", super::SOON).await.unwrap().unwrap();
+    let lease = site.ledger.run(async |conn| leases::take(conn, "audit", "test", super::SOON).await).await.unwrap().unwrap();
     let finding = NewFinding {
         joint: "source and ledger",
         deployment: Some(OTHER_DEPLOYMENT),
@@ -114,7 +121,10 @@ pub async fn proof_and_audit(contract: &mut Contract, site: &Site) {
         recent_usage_differs: 0,
         recent_usage: 0,
     };
-    site.ledger.record_findings(&lease, &[finding], site.ledger.head().await.unwrap(), 0.5).await.unwrap();
+    site.ledger
+        .run(async |conn| findings::record(conn, &lease, &[finding], site.ledger.run(snapshots::head).await.unwrap(), 0.5).await)
+        .await
+        .unwrap();
     let (_, found) = contract.get("/api/v1/audit").await;
     assert_eq!(found["findings"][0]["deployment_id"], json!(OTHER_DEPLOYMENT), "{found}");
     let (retire, reinstate) = ("/api/v1/sources/retire", "/api/v1/sources/reinstate");
@@ -139,9 +149,9 @@ pub async fn proof_and_audit(contract: &mut Contract, site: &Site) {
 
 /// coderd has published by itself, and an operator has cut that off.
 pub async fn coderd_cut_off(contract: &mut Contract, site: &Site) {
-    let source = site.ledger.source(DEPLOYMENT).await.unwrap().unwrap();
+    let source = site.ledger.run(async |conn| sources::get(conn, DEPLOYMENT).await).await.unwrap().unwrap();
     for mark in [None, Some(noon())] {
-        site.ledger.record_publish_mark(source.id, mark).await.unwrap();
+        site.ledger.run(async |conn| publish_marks::record(conn, source.id, mark).await).await.unwrap();
     }
     let path = "/api/v1/publish/coderd-cut-off";
     let request = json!({ "deployment_id": DEPLOYMENT, "reason": "its publisher is disabled" });

@@ -1,5 +1,7 @@
 //! Computes what recording would do, without writing: the numbers of a plan.
 
+use chrono::{DateTime, Utc};
+use sqlx::Connection as _;
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 
@@ -7,7 +9,7 @@ use sqlx::{PgConnection, Row as _};
 use uuid::Uuid;
 
 use super::record::{Judged, Sorted, judge};
-use super::{Arrival, Counts, Ledger, Refusal, ReplayRange, Verdict, rows};
+use super::{Arrival, Counts, Refusal, ReplayRange, Verdict, rows};
 use crate::event::{Digest, Event, Payload, RejectCause};
 
 /// The new events that a plan has found in earlier batches, and the workspaces that they start for the first time.
@@ -47,41 +49,45 @@ impl Foreseen {
     }
 }
 
-impl Ledger {
-    /// Returns what [`Ledger::record`] would do with arrivals of this range, without writing. `foreseen` has the new events of earlier
-    /// batches. An arrival that PostgreSQL refused before keeps that refusal. A new build is a first successful start only
-    /// if the ledger would keep it as one.
-    pub async fn foresee(&self, range: &ReplayRange, arrivals: &mut [Arrival], foreseen: &mut Foreseen) -> Result<Foresight, sqlx::Error> {
-        let mut tx = self.pool.begin().await?;
-        let mut sources = HashMap::new();
-        for row in &sqlx::query("select deployment_id, id from source").fetch_all(&mut *tx).await? {
-            sources.insert(row.try_get(0)?, row.try_get(1)?);
-        }
-        let refused_before = refused_before(&mut tx, range, arrivals).await?;
-        for arrival in arrivals.iter_mut() {
-            if let Some(detail) = refused_before.get(&arrival.offset).and_then(Option::as_ref) {
-                arrival.event = Err(Refusal { verdict: Verdict::Rejected, cause: RejectCause::Ledger, detail: detail.clone() });
-            }
-        }
-        let sorted = Sorted::of(arrivals, &sources, self.clock.now());
-        let (mut judged, mut new) = (Judged::default(), Vec::new());
-        let (builds, claims, usage) = sorted.tables();
-        let known_builds = rows::known_builds(&mut tx, &builds, &HashSet::new()).await?;
-        let known_claims = rows::known_claims(&mut tx, &claims, &HashSet::new()).await?;
-        let known_usage = rows::known_usage(&mut tx, &usage, &HashSet::new()).await?;
-        for (news, known) in [(&builds, known_builds), (&claims, known_claims), (&usage, known_usage)] {
-            let known = foreseen.and(known, news);
-            judge(&mut judged, news, &known);
-            new.extend(news.iter().map(|new| new.index).filter(|index| !known.contains_key(index)));
-        }
-        new.sort_unstable();
-        sorted.judge_the_rest(&mut judged);
-        let refused = arrivals.iter().enumerate().filter(|(index, arrival)| arrival.event.is_err() || judged.refused().contains_key(index));
-        let new_refused = refused.filter(|(_, arrival)| !refused_before.contains_key(&arrival.offset)).count();
-        let counts = judged.counts(arrivals);
-        first_starts(&mut tx, arrivals, &new, foreseen).await?;
-        Ok(Foresight { counts, new, new_refused: i32::try_from(new_refused).unwrap_or(i32::MAX) })
+/// Returns what [`Ledger::record`] would do with arrivals of this range, without writing. `foreseen` has the new events of earlier
+/// batches. An arrival that PostgreSQL refused before keeps that refusal. A new build is a first successful start only
+/// if the ledger would keep it as one.
+pub async fn batch(
+    conn: &mut PgConnection,
+    range: &ReplayRange,
+    arrivals: &mut [Arrival],
+    foreseen: &mut Foreseen,
+    now: DateTime<Utc>,
+) -> Result<Foresight, sqlx::Error> {
+    let mut tx = conn.begin().await?;
+    let mut sources = HashMap::new();
+    for row in &sqlx::query("select deployment_id, id from source").fetch_all(&mut *tx).await? {
+        sources.insert(row.try_get(0)?, row.try_get(1)?);
     }
+    let refused_before = refused_before(&mut tx, range, arrivals).await?;
+    for arrival in arrivals.iter_mut() {
+        if let Some(detail) = refused_before.get(&arrival.offset).and_then(Option::as_ref) {
+            arrival.event = Err(Refusal { verdict: Verdict::Rejected, cause: RejectCause::Ledger, detail: detail.clone() });
+        }
+    }
+    let sorted = Sorted::of(arrivals, &sources, now);
+    let (mut judged, mut new) = (Judged::default(), Vec::new());
+    let (builds, claims, usage) = sorted.tables();
+    let known_builds = rows::known_builds(&mut tx, &builds, &HashSet::new()).await?;
+    let known_claims = rows::known_claims(&mut tx, &claims, &HashSet::new()).await?;
+    let known_usage = rows::known_usage(&mut tx, &usage, &HashSet::new()).await?;
+    for (news, known) in [(&builds, known_builds), (&claims, known_claims), (&usage, known_usage)] {
+        let known = foreseen.and(known, news);
+        judge(&mut judged, news, &known);
+        new.extend(news.iter().map(|new| new.index).filter(|index| !known.contains_key(index)));
+    }
+    new.sort_unstable();
+    sorted.judge_the_rest(&mut judged);
+    let refused = arrivals.iter().enumerate().filter(|(index, arrival)| arrival.event.is_err() || judged.refused().contains_key(index));
+    let new_refused = refused.filter(|(_, arrival)| !refused_before.contains_key(&arrival.offset)).count();
+    let counts = judged.counts(arrivals);
+    first_starts(&mut tx, arrivals, &new, foreseen).await?;
+    Ok(Foresight { counts, new, new_refused: i32::try_from(new_refused).unwrap_or(i32::MAX) })
 }
 
 /// Clears `first_successful_start` of new builds, except of the one build per workspace that the ledger would keep.

@@ -3,10 +3,11 @@
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use sqlx::FromRow;
+use sqlx::PgConnection;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::{ActKind, AttemptVerdict, HeldFor, Ledger, PublicationState, RejectState, Sequence, Verdict};
+use super::{ActKind, AttemptVerdict, HeldFor, PublicationState, RejectState, Sequence, Verdict};
 use crate::event::RejectCause;
 
 /// A record under the event's id that is not accepted.
@@ -141,86 +142,89 @@ pub struct NewExport<'a> {
     pub sha256: [u8; 32],
 }
 
-impl Ledger {
-    /// The refused records under an event's id, in order. Without a deployment: those of all deployments and of none.
-    pub async fn refusals_of(&self, event_id: &str, deployment: Option<Uuid>) -> Result<Vec<RefusalLife>, sqlx::Error> {
-        sqlx::query_as(
-            "select r.id, r.deployment_id, r.topic, r.partition, r.generation, r.log_offset, r.verdict, r.cause, r.detail, r.state,
-                 r.event_type, r.units::text as units, r.recorded_at, named_sequence(b.sequence) as sequence,
-                 (select coalesce(jsonb_agg(jsonb_build_object('act', a.act, 'actor', a.actor, 'reason', a.reason, 'acted_at', a.acted_at)
-                      order by a.id), '[]')
-                  from operator_act a
-                  where a.reject_id = r.id) as acts
-             from reject r left join batch b on b.id = r.batch_id
-             where r.event_id = $1 and ($2::uuid is null or r.deployment_id = $2) order by r.id",
-        )
-        .bind(event_id)
-        .bind(deployment)
-        .fetch_all(&self.pool)
-        .await
-    }
+/// The refused records under an event's id, in order. Without a deployment: those of all deployments and of none.
+pub async fn refusals(conn: &mut PgConnection, event_id: &str, deployment: Option<Uuid>) -> Result<Vec<RefusalLife>, sqlx::Error> {
+    sqlx::query_as(
+        "select r.id, r.deployment_id, r.topic, r.partition, r.generation, r.log_offset, r.verdict, r.cause, r.detail, r.state,
+             r.event_type, r.units::text as units, r.recorded_at, named_sequence(b.sequence) as sequence,
+             (select coalesce(jsonb_agg(jsonb_build_object('act', a.act, 'actor', a.actor, 'reason', a.reason, 'acted_at', a.acted_at)
+                  order by a.id), '[]')
+              from operator_act a
+              where a.reject_id = r.id) as acts
+         from reject r left join batch b on b.id = r.batch_id
+         where r.event_id = $1 and ($2::uuid is null or r.deployment_id = $2) order by r.id",
+    )
+    .bind(event_id)
+    .bind(deployment)
+    .fetch_all(conn)
+    .await
+}
 
-    /// The publication of a usage event, with all attempts.
-    pub async fn publication_of(&self, source_id: i16, event_id: &str) -> Result<Option<PublicationLife>, sqlx::Error> {
-        let life: Option<PublicationLife> = sqlx::query_as(
-            "select p.state, named_sequence(b.sequence) as settled_sequence, b.recorded_at as settled_at, p.unanswered, p.held_for, p.last_message,
-                 case when p.state = 'pending' then p.next_attempt_at end as next_attempt_at
-             from publication p left join settlement s using (source_id, event_id) left join batch b on b.id = s.batch_id
-             where p.source_id = $1 and p.event_id = $2 order by b.sequence desc nulls last limit 1",
-        )
-        .bind(source_id)
-        .bind(event_id)
-        .fetch_optional(&self.pool)
-        .await?;
-        let Some(mut life) = life else { return Ok(None) };
-        life.attempts = sqlx::query_as(
-            "select a.request_id, r.sent_at, r.answered_at, r.status, r.error, a.verdict, a.message,
-                 encode(r.license_sha256, 'hex') as license_sha256, named_sequence(b.sequence) as sequence
-             from publication_attempt a join publication_request r on r.id = a.request_id left join batch b on b.id = r.batch_id
-             where a.source_id = $1 and a.event_id = $2 order by r.sent_at, a.request_id",
-        )
-        .bind(source_id)
-        .bind(event_id)
-        .fetch_all(&self.pool)
-        .await?;
-        Ok(Some(life))
-    }
+/// The publication of a usage event, with all attempts.
+pub async fn publication(conn: &mut PgConnection, source_id: i16, event_id: &str) -> Result<Option<PublicationLife>, sqlx::Error> {
+    let life: Option<PublicationLife> = sqlx::query_as(
+        "select p.state, named_sequence(b.sequence) as settled_sequence, b.recorded_at as settled_at, p.unanswered, p.held_for, p.last_message,
+             case when p.state = 'pending' then p.next_attempt_at end as next_attempt_at
+         from publication p left join settlement s using (source_id, event_id) left join batch b on b.id = s.batch_id
+         where p.source_id = $1 and p.event_id = $2 order by b.sequence desc nulls last limit 1",
+    )
+    .bind(source_id)
+    .bind(event_id)
+    .fetch_optional(&mut *conn)
+    .await?;
+    let Some(mut life) = life else { return Ok(None) };
+    life.attempts = sqlx::query_as(
+        "select a.request_id, r.sent_at, r.answered_at, r.status, r.error, a.verdict, a.message,
+             encode(r.license_sha256, 'hex') as license_sha256, named_sequence(b.sequence) as sequence
+         from publication_attempt a join publication_request r on r.id = a.request_id left join batch b on b.id = r.batch_id
+         where a.source_id = $1 and a.event_id = $2 order by r.sent_at, a.request_id",
+    )
+    .bind(source_id)
+    .bind(event_id)
+    .fetch_all(&mut *conn)
+    .await?;
+    Ok(Some(life))
+}
 
-    /// The exported files with a usage event of this time that was accepted at this sequence. Files of an earlier incarnation were written
-    /// before this ledger's backup, so their sequences are part of its past.
-    pub async fn exports_of(&self, source_id: i16, created_at: DateTime<Utc>, accepted_at: i64) -> Result<Vec<ExportLife>, sqlx::Error> {
-        sqlx::query_as(
-            "select id, exported_at, actor, reason, incarnation || ':' || sequence as sequence, first_instant, end_instant, format, events, encode(sha256, 'hex') as sha256
-             from export_file
-             where first_instant <= $2 and end_instant > $2 and (source_id is null or source_id = $1) and sequence >= $3
-             order by id",
-        )
-        .bind(source_id)
-        .bind(created_at)
-        .bind(accepted_at)
-        .fetch_all(&self.pool)
-        .await
-    }
+/// The exported files with a usage event of this time that was accepted at this sequence. Files of an earlier incarnation were written
+/// before this ledger's backup, so their sequences are part of its past.
+pub async fn exports(
+    conn: &mut PgConnection,
+    source_id: i16,
+    created_at: DateTime<Utc>,
+    accepted_at: i64,
+) -> Result<Vec<ExportLife>, sqlx::Error> {
+    sqlx::query_as(
+        "select id, exported_at, actor, reason, incarnation || ':' || sequence as sequence, first_instant, end_instant, format, events, encode(sha256, 'hex') as sha256
+         from export_file
+         where first_instant <= $2 and end_instant > $2 and (source_id is null or source_id = $1) and sequence >= $3
+         order by id",
+    )
+    .bind(source_id)
+    .bind(created_at)
+    .bind(accepted_at)
+    .fetch_all(conn)
+    .await
+}
 
-    /// Records an exported file and returns its id. It is not a batch, because an export does not change the ledger.
-    pub async fn record_export(&self, export: &NewExport<'_>) -> Result<i64, sqlx::Error> {
-        sqlx::query_scalar(
-            "insert into export_file (exported_at, actor, reason, incarnation, sequence, first_instant, end_instant, source_id, format, events,
-                 sha256)
-             values ($1, $2, $3, $4, $5, $6, $7, (select id from source where deployment_id = $8), $9, $10, $11) returning id",
-        )
-        .bind(self.clock.now())
-        .bind(export.actor)
-        .bind(export.reason)
-        .bind(export.range.as_of.incarnation)
-        .bind(export.range.as_of.number)
-        .bind(export.range.from)
-        .bind(export.range.to)
-        .bind(export.range.source)
-        .bind(export.format)
-        .bind(i64::try_from(export.events).unwrap_or(i64::MAX))
-        .bind(export.sha256.as_slice())
-        .fetch_one(&self.pool)
-        .await
-    }
+/// Records an exported file and returns its id. It is not a batch, because an export does not change the ledger.
+pub async fn record_export(conn: &mut PgConnection, export: &NewExport<'_>, now: DateTime<Utc>) -> Result<i64, sqlx::Error> {
+    sqlx::query_scalar(
+        "insert into export_file (exported_at, actor, reason, incarnation, sequence, first_instant, end_instant, source_id, format, events,
+             sha256)
+         values ($1, $2, $3, $4, $5, $6, $7, (select id from source where deployment_id = $8), $9, $10, $11) returning id",
+    )
+    .bind(now)
+    .bind(export.actor)
+    .bind(export.reason)
+    .bind(export.range.as_of.incarnation)
+    .bind(export.range.as_of.number)
+    .bind(export.range.from)
+    .bind(export.range.to)
+    .bind(export.range.source)
+    .bind(export.format)
+    .bind(i64::try_from(export.events).unwrap_or(i64::MAX))
+    .bind(export.sha256.as_slice())
+    .fetch_one(conn)
+    .await
 }

@@ -1,5 +1,6 @@
 //! The audit's questions to the ledger: rows on both sides of each joint, counted and compared in one snapshot.
 
+use sqlx::Connection as _;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
@@ -9,7 +10,7 @@ use sqlx::{FromRow, PgConnection, Row};
 use uuid::Uuid;
 
 use super::positions::last_record;
-use super::{LastRecord, Ledger, Sequence};
+use super::{LastRecord, Sequence};
 use crate::event::TopicPartition;
 
 /// One partition according to the ledger's own rows.
@@ -58,94 +59,94 @@ pub struct LedgerBooks {
 /// Maximum number of listed differences of each kind.
 const LISTED: i64 = 1_000;
 
-impl Ledger {
-    /// Adds up the ledger's rows and compares them with each other. Each statement has its own deadline.
-    pub async fn books(&self) -> Result<LedgerBooks, sqlx::Error> {
-        let mut tx = self.in_time(self.pool.begin_with("begin isolation level repeatable read read only")).await?;
-        let sequence = sqlx::query_scalar("select named_sequence(next_sequence - 1) from ledger").fetch_one(&mut *tx);
-        let sequence = self.in_time(sequence).await?;
-        let mut books = LedgerBooks {
-            sequence,
-            partitions: self.in_time(partitions(&mut tx)).await?,
-            usage: self.in_time(sqlx::query("select count(*) from usage_event").fetch_one(&mut *tx)).await?.try_get(0)?,
-            publications: BTreeMap::new(),
-            differences: Vec::new(),
-        };
-        let states = sqlx::query("select state, count(*) from publication group by state").fetch_all(&mut *tx);
-        for row in &self.in_time(states).await? {
-            books.publications.insert(row.try_get(0)?, row.try_get(1)?);
+/// Number of statements of [`add_up`].
+pub const STATEMENTS: u32 = CHECKS.len() as u32 + 3;
+
+/// Adds up the ledger's rows and compares them with each other. It runs [`STATEMENTS`] long statements.
+pub async fn add_up(conn: &mut PgConnection) -> Result<LedgerBooks, sqlx::Error> {
+    let mut tx = conn.begin_with("begin isolation level repeatable read read only").await?;
+    let sequence = sqlx::query_scalar("select named_sequence(next_sequence - 1) from ledger").fetch_one(&mut *tx).await?;
+    let mut books = LedgerBooks {
+        sequence,
+        partitions: partitions(&mut tx).await?,
+        usage: sqlx::query("select count(*) from usage_event").fetch_one(&mut *tx).await?.try_get(0)?,
+        publications: BTreeMap::new(),
+        differences: Vec::new(),
+    };
+    let states = sqlx::query("select state, count(*) from publication group by state").fetch_all(&mut *tx).await?;
+    for row in &states {
+        books.publications.insert(row.try_get(0)?, row.try_get(1)?);
+    }
+    for (kind, query) in CHECKS {
+        let rows = sqlx::query(query).bind(LISTED).fetch_all(&mut *tx).await?;
+        for row in &rows {
+            books.differences.push(Difference { kind: kind.into(), id: row.try_get(0)?, detail: row.try_get(1)? });
         }
-        for (kind, query) in CHECKS {
-            let rows = self.in_time(sqlx::query(query).bind(LISTED).fetch_all(&mut *tx)).await?;
-            for row in &rows {
-                books.differences.push(Difference { kind: kind.into(), id: row.try_get(0)?, detail: row.try_get(1)? });
-            }
-        }
-        self.in_time(tx.commit()).await?;
-        Ok(books)
     }
+    tx.commit().await?;
+    Ok(books)
+}
 
-    /// Builds that the source calls the first successful start of a workspace which has another one, at most `limit`. After coderd has
-    /// removed old builds, it names the first remaining build. Each difference contains the first start that the ledger has.
-    pub async fn second_first_starts(&self, source_id: i16, limit: i64) -> Result<Vec<Difference>, sqlx::Error> {
-        let rows: Vec<(String, String)> = sqlx::query_as(
-            "select 'workspace_build_completed:' || b.build_id, 'not counted as a creation: workspace ' || b.workspace_id
-                     || coalesce(' had its first successful start in build ' || f.build_id, ' was started before the baseline')
-             from workspace_build b join workspace_first_start f using (source_id, workspace_id)
-             where source_id = $1 and b.first_successful_start and b.build_id is distinct from f.build_id
-             order by b.completed_at desc limit $2",
-        )
-        .bind(source_id)
-        .bind(limit)
-        .fetch_all(&self.pool)
-        .await?;
-        Ok(rows.into_iter().map(|(id, detail)| Difference { kind: "second_first_start".into(), id, detail }).collect())
-    }
+/// Builds that the source calls the first successful start of a workspace which has another one, at most `limit`. After coderd has
+/// removed old builds, it names the first remaining build. Each difference contains the first start that the ledger has.
+pub async fn second_first_starts(conn: &mut PgConnection, source_id: i16, limit: i64) -> Result<Vec<Difference>, sqlx::Error> {
+    let rows: Vec<(String, String)> = sqlx::query_as(
+        "select 'workspace_build_completed:' || b.build_id, 'not counted as a creation: workspace ' || b.workspace_id
+                 || coalesce(' had its first successful start in build ' || f.build_id, ' was started before the baseline')
+         from workspace_build b join workspace_first_start f using (source_id, workspace_id)
+         where source_id = $1 and b.first_successful_start and b.build_id is distinct from f.build_id
+         order by b.completed_at desc limit $2",
+    )
+    .bind(source_id)
+    .bind(limit)
+    .fetch_all(conn)
+    .await?;
+    Ok(rows.into_iter().map(|(id, detail)| Difference { kind: "second_first_start".into(), id, detail }).collect())
+}
 
-    /// A page of the build ids of the source's accepted builds and claims that follow `after`, in order.
-    pub async fn build_ids(&self, source_id: i16, after: Uuid, limit: i64) -> Result<Vec<Uuid>, sqlx::Error> {
-        let query = "select build_id from (
-                (select build_id from workspace_build where source_id = $1 and build_id > $2 order by build_id limit $3)
-                union (select build_id from prebuild_claim where source_id = $1 and build_id > $2 order by build_id limit $3)
-            ) as ids order by build_id limit $3";
-        sqlx::query_scalar(query).bind(source_id).bind(after).bind(limit).fetch_all(&self.pool).await
-    }
+/// A page of the build ids of the source's accepted builds and claims that follow `after`, in order.
+pub async fn build_ids(conn: &mut PgConnection, source_id: i16, after: Uuid, limit: i64) -> Result<Vec<Uuid>, sqlx::Error> {
+    let query = "select build_id from (
+            (select build_id from workspace_build where source_id = $1 and build_id > $2 order by build_id limit $3)
+            union (select build_id from prebuild_claim where source_id = $1 and build_id > $2 order by build_id limit $3)
+        ) as ids order by build_id limit $3";
+    sqlx::query_scalar(query).bind(source_id).bind(after).bind(limit).fetch_all(conn).await
+}
 
-    /// The number of the source's usage events that happened at or after `since`.
-    pub async fn recent_usage(&self, source_id: i16, since: DateTime<Utc>) -> Result<i64, sqlx::Error> {
-        let query = "select count(*) from usage_event where source_id = $1 and created_at >= $2";
-        sqlx::query_scalar(query).bind(source_id).bind(since).fetch_one(&self.pool).await
-    }
+/// The number of the source's usage events that happened at or after `since`.
+pub async fn recent_usage(conn: &mut PgConnection, source_id: i16, since: DateTime<Utc>) -> Result<i64, sqlx::Error> {
+    let query = "select count(*) from usage_event where source_id = $1 and created_at >= $2";
+    sqlx::query_scalar(query).bind(source_id).bind(since).fetch_one(conn).await
+}
 
-    /// The number of these usage events that happened at or after `since`.
-    pub async fn recent_usage_of(&self, source_id: i16, ids: &[String], since: DateTime<Utc>) -> Result<i64, sqlx::Error> {
-        let query = "select count(*) from usage_event where source_id = $1 and id = any($2) and created_at >= $3";
-        sqlx::query_scalar(query).bind(source_id).bind(ids).bind(since).fetch_one(&self.pool).await
-    }
+/// The number of these usage events that happened at or after `since`.
+pub async fn recent_usage_of(conn: &mut PgConnection, source_id: i16, ids: &[String], since: DateTime<Utc>) -> Result<i64, sqlx::Error> {
+    let query = "select count(*) from usage_event where source_id = $1 and id = any($2) and created_at >= $3";
+    sqlx::query_scalar(query).bind(source_id).bind(ids).bind(since).fetch_one(conn).await
+}
 
-    /// A page of the source's accepted usage ids that follow `after`, in order.
-    pub async fn usage_ids(&self, source_id: i16, after: &str, limit: i64) -> Result<Vec<String>, sqlx::Error> {
-        let query = "select id from usage_event where source_id = $1 and id > $2 order by id limit $3";
-        sqlx::query_scalar(query).bind(source_id).bind(after).bind(limit).fetch_all(&self.pool).await
-    }
+/// A page of the source's accepted usage ids that follow `after`, in order.
+pub async fn usage_ids(conn: &mut PgConnection, source_id: i16, after: &str, limit: i64) -> Result<Vec<String>, sqlx::Error> {
+    let query = "select id from usage_event where source_id = $1 and id > $2 order by id limit $3";
+    sqlx::query_scalar(query).bind(source_id).bind(after).bind(limit).fetch_all(conn).await
+}
 
-    /// Whether the ledger has a pass of the source that began after `pass_id` was recorded. The first later pass may have begun before.
-    pub async fn later_pass_is_in(&self, source_id: i16, pass_id: i64) -> Result<bool, sqlx::Error> {
-        sqlx::query_scalar(
-            "select exists (select from collector_progress where source_id = $1
-                 and least(pass_id, (select min(pass_id) - 1 from unreached_offset where source_id = $1)) > greatest($2 + 1, void_pass_id))",
-        )
-        .bind(source_id)
-        .bind(pass_id)
-        .fetch_one(&self.pool)
-        .await
-    }
+/// Whether the ledger has a pass of the source that began after `pass_id` was recorded. The first later pass may have begun before.
+pub async fn later_pass_is_in(conn: &mut PgConnection, source_id: i16, pass_id: i64) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar(
+        "select exists (select from collector_progress where source_id = $1
+             and least(pass_id, (select min(pass_id) - 1 from unreached_offset where source_id = $1)) > greatest($2 + 1, void_pass_id))",
+    )
+    .bind(source_id)
+    .bind(pass_id)
+    .fetch_one(conn)
+    .await
+}
 
-    /// The id of the source's newest pass; 0 before the first pass.
-    pub async fn newest_pass(&self, source_id: i16) -> Result<i64, sqlx::Error> {
-        let query = "select pass_id from collector_progress where source_id = $1";
-        sqlx::query_scalar(query).bind(source_id).fetch_one(&self.pool).await
-    }
+/// The id of the source's newest pass; 0 before the first pass.
+pub async fn newest_pass(conn: &mut PgConnection, source_id: i16) -> Result<i64, sqlx::Error> {
+    let query = "select pass_id from collector_progress where source_id = $1";
+    sqlx::query_scalar(query).bind(source_id).fetch_one(conn).await
 }
 
 async fn partitions(tx: &mut PgConnection) -> Result<Vec<PartitionBooks>, sqlx::Error> {

@@ -1,11 +1,12 @@
 //! Reads the ledger forward, batch by batch in sequence order. A reader keeps a snapshot open for one page at most.
 
+use sqlx::Connection as _;
 use std::collections::HashMap;
 
 use sqlx::postgres::PgRow;
 use sqlx::{FromRow as _, PgConnection, Row};
 
-use super::{Ledger, rows};
+use super::rows;
 use crate::event::{Event, Fact, Payload, PrebuildClaimed, Topic, WorkspaceBuildCompleted};
 
 /// One batch that a fold reads.
@@ -23,23 +24,21 @@ const PAGE_EVENTS: i64 = 20_000;
 /// Maximum number of batches in a page.
 const PAGE_BATCHES: i64 = 500;
 
-impl Ledger {
-    /// A page of the batches after `sequence`, in order; empty at the end.
-    pub async fn entries_after(&self, sequence: i64, limit: i64) -> Result<Vec<Entry>, sqlx::Error> {
-        // One snapshot covers all statements, so that a batch is read with all its rows.
-        let mut tx = self.pool.begin_with("begin isolation level repeatable read read only").await?;
-        let page = page(&mut tx, sequence, limit).await?;
-        let ids: Vec<i64> = page.iter().map(|(id, _)| *id).collect();
-        let (mut facts, mut rebuilt) = (facts(&mut tx, &ids).await?, rebuilt(&mut tx, &ids).await?);
-        tx.commit().await?;
-        facts.sort_by_key(|fact| fact.order);
-        let mut by_batch: HashMap<i64, Vec<Fact>> = HashMap::new();
-        for found in facts {
-            by_batch.entry(found.batch_id).or_default().push(found.fact);
-        }
-        let entry = |(id, sequence)| Entry { sequence, facts: by_batch.remove(&id).unwrap_or_default(), rebuilt: rebuilt.remove(&id) };
-        Ok(page.into_iter().map(entry).collect())
+/// A page of the batches after `sequence`, in order; empty at the end.
+pub async fn after(conn: &mut PgConnection, sequence: i64, limit: i64) -> Result<Vec<Entry>, sqlx::Error> {
+    // One snapshot covers all statements, so that a batch is read with all its rows.
+    let mut tx = conn.begin_with("begin isolation level repeatable read read only").await?;
+    let page = page(&mut tx, sequence, limit).await?;
+    let ids: Vec<i64> = page.iter().map(|(id, _)| *id).collect();
+    let (mut facts, mut rebuilt) = (facts(&mut tx, &ids).await?, rebuilt(&mut tx, &ids).await?);
+    tx.commit().await?;
+    facts.sort_by_key(|fact| fact.order);
+    let mut by_batch: HashMap<i64, Vec<Fact>> = HashMap::new();
+    for found in facts {
+        by_batch.entry(found.batch_id).or_default().push(found.fact);
     }
+    let entry = |(id, sequence)| Entry { sequence, facts: by_batch.remove(&id).unwrap_or_default(), rebuilt: rebuilt.remove(&id) };
+    Ok(page.into_iter().map(entry).collect())
 }
 
 async fn page(tx: &mut PgConnection, sequence: i64, limit: i64) -> Result<Vec<(i64, i64)>, sqlx::Error> {

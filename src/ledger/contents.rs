@@ -6,12 +6,13 @@
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
+use sqlx::Connection as _;
 use sqlx::{FromRow, PgConnection};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::sources::source_columns;
-use super::{BatchKind, Ledger, PublicationState, Sequence, Source};
+use super::{BatchKind, PublicationState, Sequence, Source};
 
 /// Some hundred thousand rows, which take well under a second.
 const COUNTED_BYTES: i64 = 64 * 1024 * 1024;
@@ -117,40 +118,38 @@ pub struct LeaseRow {
     pub expires_at: DateTime<Utc>,
 }
 
-impl Ledger {
-    /// The contents, counting at most 64 MiB of each table.
-    pub async fn contents(&self) -> Result<Contents, sqlx::Error> {
-        self.contents_counting(COUNTED_BYTES).await
-    }
+/// The contents, counting at most 64 MiB of each table.
+pub async fn read(conn: &mut PgConnection, now: DateTime<Utc>) -> Result<Contents, sqlx::Error> {
+    read_counting(conn, COUNTED_BYTES, now).await
+}
 
-    /// The contents, counting at most `bytes` of each table.
-    pub async fn contents_counting(&self, bytes: i64) -> Result<Contents, sqlx::Error> {
-        let mut tx = self.pool.begin_with("begin isolation level repeatable read read only").await?;
-        let sequence = sqlx::query_scalar("select named_sequence(next_sequence - 1) from ledger").fetch_one(&mut *tx).await?;
-        let positions =
-            sqlx::query_as("select topic, partition, next_offset, epoch, records, moved_at from position order by topic, partition")
-                .fetch_all(&mut *tx)
-                .await?;
-        let sources = sqlx::query_as(concat!("select ", source_columns!(), " from source order by id")).fetch_all(&mut *tx).await?;
-        // Leases of a log in PostgreSQL are left out: it has one per partition.
-        let leases = sqlx::query_as(
-            "select name, expires_at > clock_timestamp() as held, holder, epoch, expires_at from lease where name not like 'log:%' order by name",
-        )
-        .fetch_all(&mut *tx)
-        .await?;
-        let contents = Contents {
-            sequence,
-            batches: batches(&mut tx, bytes).await?,
-            positions,
-            events: events(&mut tx, bytes).await?,
-            sources,
-            publications: publications(&mut tx, bytes).await?,
-            leases,
-            rates: rates(&mut tx, self.clock.now()).await?,
-        };
-        tx.commit().await?;
-        Ok(contents)
-    }
+/// The contents, counting at most `bytes` of each table.
+pub async fn read_counting(conn: &mut PgConnection, bytes: i64, now: DateTime<Utc>) -> Result<Contents, sqlx::Error> {
+    let mut tx = conn.begin_with("begin isolation level repeatable read read only").await?;
+    let sequence = sqlx::query_scalar("select named_sequence(next_sequence - 1) from ledger").fetch_one(&mut *tx).await?;
+    let positions =
+        sqlx::query_as("select topic, partition, next_offset, epoch, records, moved_at from position order by topic, partition")
+            .fetch_all(&mut *tx)
+            .await?;
+    let sources = sqlx::query_as(concat!("select ", source_columns!(), " from source order by id")).fetch_all(&mut *tx).await?;
+    // Leases of a log in PostgreSQL are left out: it has one per partition.
+    let leases = sqlx::query_as(
+        "select name, expires_at > clock_timestamp() as held, holder, epoch, expires_at from lease where name not like 'log:%' order by name",
+    )
+    .fetch_all(&mut *tx)
+    .await?;
+    let contents = Contents {
+        sequence,
+        batches: batches(&mut tx, bytes).await?,
+        positions,
+        events: events(&mut tx, bytes).await?,
+        sources,
+        publications: publications(&mut tx, bytes).await?,
+        leases,
+        rates: rates(&mut tx, now).await?,
+    };
+    tx.commit().await?;
+    Ok(contents)
 }
 
 /// The share of a table that is counted, in percent: 100 unless the table is large.
