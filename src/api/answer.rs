@@ -1,16 +1,12 @@
 //! Errors of all paths: JSON with a `message`, like coderd's errors.
 
-use std::sync::Arc;
-
 use axum::Json;
-use axum::extract::State;
-use axum::http::header::{CONTENT_TYPE, WWW_AUTHENTICATE};
+use axum::http::header::WWW_AUTHENTICATE;
 use axum::http::{HeaderValue, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::Serving;
 use crate::operations::OperationError;
 
 /// Why a request failed.
@@ -120,9 +116,4 @@ pub(super) async fn unknown_path(uri: Uri) -> Problem {
 /// Answers requests with a wrong method. The header `Allow` lists the right ones.
 pub(super) async fn unknown_method(method: Method, uri: Uri) -> Problem {
     Problem::new(StatusCode::METHOD_NOT_ALLOWED, format!("{} is not asked by {method}", uri.path()))
-}
-
-/// `GET /openapi.json`
-pub(super) async fn document(State(serving): State<Arc<Serving>>) -> Response {
-    ([(CONTENT_TYPE, "application/json")], serving.document.clone()).into_response()
 }

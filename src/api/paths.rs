@@ -6,14 +6,16 @@ use axum::http::Method;
 
 use super::agents::{self, Count, Window};
 use super::entitlements::{self, Shown};
-use super::executions::{self, OnePlan, PlanStanding};
+use super::executions::{self, OnePlan};
 use super::metrics;
 use super::operators::{Nothing, OneReject};
-use super::ready::{self, Alive, Readiness};
+use super::plans::PlanStanding;
+use super::probe::Readiness;
+use super::ready::{self, Alive};
 use super::route::Route;
 use super::status;
 use super::tokens::Needs;
-use super::{answer, operators};
+use super::{openapi, operators};
 use crate::audit::AuditReport;
 use crate::config::Scope;
 use crate::ledger::{ListActs, Pause, PublishStop};
@@ -40,7 +42,7 @@ const READ: Needs = Needs::Scope(Scope::Read);
 pub(super) fn api() -> Vec<Route> {
     let mut routes = probes();
     routes.extend([
-        Route::get("/openapi.json", Needs::Nothing, "This document", answer::document)
+        Route::get("/openapi.json", Needs::Nothing, "This document", openapi::document)
             .response("200", serde_json::json!({ "description": "An OpenAPI 3.1 document.", "content": { "application/json": {} } })),
         Route::get(
             "/api/v2/entitlements",

@@ -10,6 +10,7 @@ pub mod audit;
 mod check;
 mod collect;
 pub mod connect;
+mod context;
 mod demo;
 mod exit;
 mod export;
@@ -35,6 +36,7 @@ mod status;
 mod stop;
 mod via;
 
+pub use context::Context;
 pub use exit::{Exit, Failure};
 pub use logging::start as start_logging;
 pub use output::{Output, columns, plain};
@@ -43,10 +45,10 @@ pub use stop::on_signals;
 
 use chrono::TimeDelta;
 use clap::{Parser, Subcommand, ValueEnum};
-use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::sim;
+use context::until_stopped;
 
 /// Meters Coder deployments: metrics and usage billing whose books balance.
 #[derive(Clone, Debug, Parser)]
@@ -136,16 +138,6 @@ pub enum Command {
     TallymanSim(sim::tallyman::Options),
 }
 
-/// Context of a command, from `main`.
-#[derive(Clone, Debug)]
-pub struct Context {
-    pub clock: Clock,
-    /// Cancelled by SIGTERM and SIGINT.
-    pub stop: CancellationToken,
-    /// Format of the answer.
-    pub output: Output,
-}
-
 impl Cli {
     /// The clock with the offset of the flags.
     #[must_use]
@@ -179,8 +171,4 @@ pub async fn run(command: Command, context: Context) -> Result<Exit, Failure> {
         Command::Audit(arguments) => until_stopped(&context.stop, audit::run(arguments, &context)).await,
         Command::Prove(arguments) => until_stopped(&context.stop, prove::run(arguments, &context)).await,
     }
-}
-
-async fn until_stopped(stop: &CancellationToken, command: impl Future<Output = Result<Exit, Failure>>) -> Result<Exit, Failure> {
-    stop.run_until_cancelled(command).await.unwrap_or_else(|| Err(Failure::interrupted()))
 }

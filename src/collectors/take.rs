@@ -5,25 +5,15 @@ use std::collections::{HashMap, HashSet};
 
 use uuid::Uuid;
 
+use super::bounds::{Bounds, before};
 use super::events::{self, NotAnEvent};
 use super::open::Collector;
-use super::pass::{Bounds, PassReport, before};
+use super::report::{Appended, PassReport};
 use super::settings::CollectError;
 use super::telemetry::{LATE_BUILD, LATE_USAGE};
 use crate::coderd::{BuildKey, Catalog, Reader, Time, UsageKey, UsageRow};
 use crate::event::{Event, Message, Payload, Signer, Topic, TopicPartition};
 use crate::log::{AppendError, Log, LogError};
-
-/// Ends of the appended records, and counts.
-#[derive(Default)]
-pub(super) struct Appended {
-    pub(super) report: PassReport,
-    pub(super) ends: HashMap<TopicPartition, i64>,
-    /// Builds with an unknown value.
-    unreadable: HashSet<Uuid>,
-    /// Rows read from coderd.
-    rows: i64,
-}
 
 /// A row that is not known yet, as a message.
 struct Candidate<Id> {

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::{Desk, OperationError};
 use crate::audit::{Audit, AuditReport};
 use crate::coderd::Database;
-use crate::ledger::{Finding, findings, retirements};
+use crate::ledger::{Finding, StatementError, findings, retirements};
 
 /// Options of an audit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -74,7 +74,7 @@ impl Desk {
 }
 
 fn unread(error: impl Into<anyhow::Error>) -> OperationError {
-    match error.into().downcast::<sqlx::Error>() {
+    match error.into().downcast::<StatementError>() {
         Ok(ledger) => OperationError::Ledger(ledger),
         Err(other) => OperationError::Internal(other),
     }

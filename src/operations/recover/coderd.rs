@@ -10,13 +10,15 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::super::{Desk, OperationError};
-use super::Progress;
 use crate::coderd::{Catalog, Reader};
 use crate::collectors::events;
 use crate::ledger::{Ledger, NewAct, PublicationState, Source, books, confirmed, identity, known, losses, sources};
 
 /// Ids compared in one query.
 const PAGE: i64 = 2_000;
+
+/// Progress of a comparison: compared ids and their total.
+pub type Progress<'a> = &'a (dyn Fn(u64, u64) + Sync);
 
 /// Effect of a recovery for coderd's database.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

@@ -7,7 +7,7 @@ mod kafka;
 mod ledger;
 mod lookout;
 
-pub use coderd::{CoderdEffect, LostEvents};
+pub use coderd::{CoderdEffect, LostEvents, Progress};
 pub use kafka::{KafkaEffect, PartitionToBegin};
 pub use ledger::{LedgerEffect, SourceNotWaitedFor};
 pub use lookout::Lookout;
@@ -102,9 +102,6 @@ impl RecoverEffect {
         }
     }
 }
-
-/// Progress of a comparison: compared ids and their total.
-pub type Progress<'a> = &'a (dyn Fn(u64, u64) + Sync);
 
 impl Desk {
     /// Examines a loss, and saves the plan if there is anything to execute. Changes nothing else.

@@ -8,9 +8,9 @@ use sqlx::PgPool;
 use sqlx::Row as _;
 use sqlx::postgres::PgRow;
 
-use super::{LogError, RETENTION_DAYS, Record};
 use crate::cause::{self, Remedy};
 use crate::event::{Message, Signatures, Topic, TopicPartition};
+use crate::log::{LogError, RETENTION_DAYS, Record};
 
 /// Settings of the log in PostgreSQL.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,7 +43,7 @@ impl Default for PostgresLogSettings {
 #[derive(Clone, Debug)]
 pub struct PostgresLog {
     pub(super) pool: PgPool,
-    pub(super) settings: PostgresLogSettings,
+    pub(in crate::log) settings: PostgresLogSettings,
 }
 
 #[derive(Clone, Copy, Debug, sqlx::FromRow)]
@@ -54,7 +54,7 @@ pub(super) struct Partition {
 }
 
 impl PostgresLog {
-    pub(super) fn new(pool: PgPool, settings: PostgresLogSettings) -> PostgresLog {
+    pub(in crate::log) fn new(pool: PgPool, settings: PostgresLogSettings) -> PostgresLog {
         PostgresLog { pool, settings }
     }
 
@@ -67,7 +67,7 @@ impl PostgresLog {
         }
     }
 
-    pub(super) async fn create_topics(&self, partitions: i32) -> Result<Vec<String>, LogError> {
+    pub(in crate::log) async fn create_topics(&self, partitions: i32) -> Result<Vec<String>, LogError> {
         self.in_time(async {
             let mut drift = Vec::new();
             for topic in Topic::ALL {
@@ -111,7 +111,7 @@ impl PostgresLog {
         Ok(drift)
     }
 
-    pub(super) async fn partitions(&self, topic: Topic) -> Result<Vec<i32>, LogError> {
+    pub(in crate::log) async fn partitions(&self, topic: Topic) -> Result<Vec<i32>, LogError> {
         self.in_time(async {
             let partitions: Vec<i32> = sqlx::query_scalar("select partition from log_partition where topic = $1 order by partition")
                 .bind(topic.name())
@@ -122,7 +122,7 @@ impl PostgresLog {
         .await
     }
 
-    pub(super) async fn watermarks(&self, partition: TopicPartition) -> Result<(i64, i64), LogError> {
+    pub(in crate::log) async fn watermarks(&self, partition: TopicPartition) -> Result<(i64, i64), LogError> {
         self.in_time(async { self.partition(partition).await.map(|found| (found.start_offset, found.next_offset)) }).await
     }
 
@@ -135,7 +135,7 @@ impl PostgresLog {
             .ok_or(LogError::NoTopic(partition.topic))
     }
 
-    pub(super) async fn whole_from(&self, partition: TopicPartition) -> Result<i64, LogError> {
+    pub(in crate::log) async fn whole_from(&self, partition: TopicPartition) -> Result<i64, LogError> {
         self.in_time(async {
             let Partition { id, next_offset: end, .. } = self.partition(partition).await?;
             let last_run: Option<(i64, i64)> = sqlx::query_as(
@@ -153,7 +153,7 @@ impl PostgresLog {
     }
 
     /// Searches by halving the range, because times never decrease within a partition.
-    pub(super) async fn offset_at(&self, partition: TopicPartition, time: DateTime<Utc>) -> Result<i64, LogError> {
+    pub(in crate::log) async fn offset_at(&self, partition: TopicPartition, time: DateTime<Utc>) -> Result<i64, LogError> {
         self.in_time(async {
             let Partition { id, start_offset: mut low, next_offset: mut high } = self.partition(partition).await?;
             while low < high {
@@ -172,7 +172,7 @@ impl PostgresLog {
         .await
     }
 
-    pub(super) async fn read(&self, partition: TopicPartition, from: i64, limit: usize) -> Result<Vec<Record>, LogError> {
+    pub(in crate::log) async fn read(&self, partition: TopicPartition, from: i64, limit: usize) -> Result<Vec<Record>, LogError> {
         self.in_time(async {
             let Partition { id, start_offset: start, next_offset: end } = self.partition(partition).await?;
             if !(start..=end).contains(&from) {

@@ -6,8 +6,8 @@ use chrono::{DateTime, Datelike as _, Utc};
 use rdkafka::Message as _;
 use rdkafka::message::{BorrowedHeaders, BorrowedMessage, Header, Headers as _, OwnedHeaders};
 
-use super::Record;
 use crate::event::{KEPT_PAYLOAD_BYTES, MAX_PAYLOAD_BYTES, Message, UNREADABLE, YEARS};
+use crate::log::Record;
 
 pub(super) fn record(found: &BorrowedMessage<'_>) -> Record {
     Record {

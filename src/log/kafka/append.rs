@@ -5,33 +5,28 @@ use std::sync::PoisonError;
 use std::time::Duration;
 
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::producer::{DeliveryFuture, FutureProducer, FutureRecord, Producer as _};
+use rdkafka::producer::{DeliveryFuture, FutureRecord, Producer as _};
 use tokio::time::{Instant, timeout_at};
 use tracing::warn;
 
-use super::kafka::{Connection, KafkaLog, refused};
-use super::kafka_decode::{self, owned_headers};
-use super::{AppendError, LogError};
+use super::client::KafkaLog;
+use super::connection::{Connection, refused};
+use super::decode::{self, owned_headers};
+use super::producer::Producer;
 use crate::event::{Message, Topic};
+use crate::log::{AppendError, LogError};
 
 /// Extra time for a delivery report to arrive. The producer reports each message within the append deadline, at the latest as failed.
 const GRACE: Duration = Duration::from_secs(5);
 /// Pause before a retry while messages of other calls fill the producer's queue.
 const QUEUE_FULL_PAUSE: Duration = Duration::from_millis(10);
 
-/// The log's producer, of which it has only one.
-#[derive(Clone)]
-pub(super) struct Producer {
-    client: FutureProducer<Connection>,
-    connection: Connection,
-}
-
 impl KafkaLog {
-    pub(super) async fn append(&self, topic: Topic, messages: Vec<Message>) -> Result<Vec<(i32, i64)>, AppendError> {
+    pub(in crate::log) async fn append(&self, topic: Topic, messages: Vec<Message>) -> Result<Vec<(i32, i64)>, AppendError> {
         let mut call = Call {
             topic,
             name: self.topic_name(topic),
-            largest: messages.iter().map(kafka_decode::message_size).max().unwrap_or_default(),
+            largest: messages.iter().map(decode::message_size).max().unwrap_or_default(),
             placed: vec![None; messages.len()],
             open: VecDeque::new(),
             cause: None,

@@ -5,8 +5,8 @@
 
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
-use super::{LogError, Record};
 use crate::event::Message;
+use crate::log::{LogError, Record};
 
 /// Whether the error means that librdkafka could not read a batch.
 pub(super) fn unreadable(error: &KafkaError) -> bool {

@@ -8,12 +8,12 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::consumer::{Command, Consumer, Link, Start, Told};
-use super::postgres::{Partition, PostgresLog};
-use super::postgres_leases::Leases;
-use super::{Batch, LogError};
+use super::leases::Leases;
+use super::tables::{Partition, PostgresLog};
 use crate::cause::Lasting;
 use crate::event::TopicPartition;
+use crate::log::consumer::{Command, Consumer, Link, Start, Told};
+use crate::log::{Batch, LogError};
 
 /// The partitions of `held` that `other` does not have, or has under another id.
 fn missing(held: &BTreeMap<TopicPartition, i32>, other: &BTreeMap<TopicPartition, i32>) -> Vec<TopicPartition> {
@@ -24,7 +24,7 @@ fn missing(held: &BTreeMap<TopicPartition, i32>, other: &BTreeMap<TopicPartition
 const EXPIRY_EVERY: Duration = Duration::from_secs(600);
 
 impl PostgresLog {
-    pub(super) fn join(&self, group: &str, stop: CancellationToken) -> Consumer {
+    pub(in crate::log) fn join(&self, group: &str, stop: CancellationToken) -> Consumer {
         let leases = Leases::new(self, group);
         let (consumer, link) = Link::new();
         let member = Member {

@@ -4,15 +4,15 @@ use std::collections::BTreeMap;
 
 use sqlx::PgConnection;
 
-use super::postgres::PostgresLog;
-use super::{AppendError, LogError};
+use super::tables::PostgresLog;
 use crate::event::{Message, Topic};
+use crate::log::{AppendError, LogError};
 
 /// Maximum number of records in one statement. PostgreSQL accepts 1 GiB, and the largest records have 1 MiB.
 const AT_ONCE: usize = 500;
 
 impl PostgresLog {
-    pub(super) async fn append(&self, topic: Topic, messages: Vec<Message>) -> Result<Vec<(i32, i64)>, AppendError> {
+    pub(in crate::log) async fn append(&self, topic: Topic, messages: Vec<Message>) -> Result<Vec<(i32, i64)>, AppendError> {
         let appended = self.in_time(async {
             let mut tx = self.pool.begin().await?;
             let placed = self.append_in(&mut tx, topic, &messages).await?;
@@ -26,7 +26,7 @@ impl PostgresLog {
     /// or get its offsets after a rollback.
     ///
     /// # Errors
-    /// Those of [`super::Log::append`]; then the transaction can only be rolled back.
+    /// Those of [`crate::log::Log::append`]; then the transaction can only be rolled back.
     pub async fn append_in(&self, connection: &mut PgConnection, topic: Topic, messages: &[Message]) -> Result<Vec<(i32, i64)>, LogError> {
         if messages.is_empty() {
             return Ok(Vec::new());

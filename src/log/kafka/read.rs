@@ -1,33 +1,22 @@
 //! Reads a partition of Kafka without a group, through a few readers that are kept and continue at their last offset.
 
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rdkafka::Message as _;
-use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::consumer::Consumer as _;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
-use super::kafka::{Connection, KafkaLog, blocking, refused};
-use super::kafka_unreadable::{self, unreadable};
-use super::{LogError, Record, kafka_decode};
+use super::client::KafkaLog;
+use super::connection::{Connection, blocking, refused};
+use super::decode;
+use super::readers::Reader;
+use super::unreadable::{self, unreadable};
 use crate::event::TopicPartition;
-
-/// Maximum number of idle readers kept. Each has up to a full fetch queue.
-const KEPT_READERS: usize = 4;
-
-#[derive(Default)]
-pub(super) struct Readers(Mutex<Vec<Reader>>);
-
-/// A consumer without a group, and its position.
-struct Reader {
-    consumer: BaseConsumer<Connection>,
-    /// The partition and offset of its next record; none without a partition.
-    at: Option<(TopicPartition, i64)>,
-}
+use crate::log::{LogError, Record};
 
 impl KafkaLog {
-    pub(super) async fn read(&self, partition: TopicPartition, from: i64, limit: usize) -> Result<Vec<Record>, LogError> {
+    pub(in crate::log) async fn read(&self, partition: TopicPartition, from: i64, limit: usize) -> Result<Vec<Record>, LogError> {
         let log = self.clone();
         blocking(move || log.read_now(partition, from, limit)).await
     }
@@ -44,7 +33,8 @@ impl KafkaLog {
         if from >= readable || limit == 0 {
             return Ok(Vec::new());
         }
-        let mut reader = self.readers.take(self, partition, from)?;
+        let kept = self.readers.take(partition, from);
+        let mut reader = kept.map_or_else(|| Reader::new(self), Ok)?;
         let records = reader.read(self, partition, from, limit, readable)?;
         self.readers.keep(reader);
         Ok(records)
@@ -72,28 +62,6 @@ impl KafkaLog {
     }
 }
 
-impl Readers {
-    /// Returns the reader at this offset, otherwise one without a partition, otherwise a new one. Of too many readers at other offsets one
-    /// is closed. It cannot be reused: librdkafka crashes if a partition is assigned again before it has stopped, and its queue is stale.
-    fn take(&self, log: &KafkaLog, partition: TopicPartition, from: i64) -> Result<Reader, LogError> {
-        let mut readers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let fitting = readers.iter().position(|reader| reader.at == Some((partition, from)));
-        if let Some(index) = fitting.or_else(|| readers.iter().position(|reader| reader.at.is_none())) {
-            return Ok(readers.swap_remove(index));
-        }
-        let _closed = (readers.len() >= KEPT_READERS).then(|| readers.remove(0));
-        drop(readers);
-        Reader::new(log)
-    }
-
-    fn keep(&self, reader: Reader) {
-        let mut readers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if readers.len() < KEPT_READERS {
-            readers.push(reader);
-        }
-    }
-}
-
 impl Reader {
     fn new(log: &KafkaLog) -> Result<Reader, LogError> {
         Ok(Reader { consumer: log.client(&log.reader_config(), Connection::new("reads"))?, at: None })
@@ -112,7 +80,7 @@ impl Reader {
                 Some(Ok(found)) if found.offset() >= end => next = end,
                 Some(Ok(found)) => {
                     next = found.offset() + 1;
-                    records.push(kafka_decode::record(&found));
+                    records.push(decode::record(&found));
                     if records.len() % 1000 == 0 {
                         deadline = Instant::now() + log.settings.request_deadline;
                     }
@@ -133,7 +101,7 @@ impl Reader {
                 Some(Err(error)) if unreadable(&error) => {
                     match self.unreadable_batch(log, partition, next, end)? {
                         Some((first, last)) => {
-                            records.push(kafka_unreadable::record(first, last));
+                            records.push(unreadable::record(first, last));
                             next = last + 1;
                             self.seek(log, partition, next)?;
                         }
@@ -160,7 +128,7 @@ impl Reader {
         if first >= end {
             return Ok(None);
         }
-        let last = kafka_unreadable::last_inside(first.max(next), end, |offset| {
+        let last = unreadable::last_inside(first.max(next), end, |offset| {
             let found = self.batch_at(log, partition, offset)?;
             Ok(found == Some(first))
         })?;

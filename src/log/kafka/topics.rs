@@ -7,14 +7,16 @@ use rdkafka::consumer::Consumer as _;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use tracing::info;
 
-use super::kafka::{Connection, KafkaLog, LEADER_PAUSE, refused};
-use super::{LogError, RETENTION_DAYS};
+use super::client::KafkaLog;
+use super::connection::{Connection, refused};
+use super::offsets::LEADER_PAUSE;
 use crate::event::{Topic, TopicPartition};
+use crate::log::{LogError, RETENTION_DAYS};
 
 const DAY_MS: i64 = 24 * 60 * 60 * 1000;
 
 impl KafkaLog {
-    pub(super) async fn create_topics(&self, partitions: i32) -> Result<Vec<String>, LogError> {
+    pub(in crate::log) async fn create_topics(&self, partitions: i32) -> Result<Vec<String>, LogError> {
         let there = self.partition_counts().await?;
         let admin = self.admin("creates topics")?;
         let mut drift = Vec::new();
@@ -85,7 +87,7 @@ impl KafkaLog {
     }
 
     /// Reads the topic's own settings. Compaction alone has no time limit.
-    pub(super) async fn keeps_unread(&self, topic: Topic) -> Result<Option<Duration>, LogError> {
+    pub(in crate::log) async fn keeps_unread(&self, topic: Topic) -> Result<Option<Duration>, LogError> {
         let config = self.topic_config(&self.admin("asks for retention")?, topic).await?;
         let value = |key: &str| config.get(key).and_then(|entry| entry.value.clone());
         if !value("cleanup.policy").is_none_or(|policy| policy.contains("delete")) {

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use super::consumer::Told;
-use super::{Batch, Record, kafka_decode};
+use super::decode;
 use crate::event::TopicPartition;
+use crate::log::consumer::Told;
+use crate::log::{Batch, Record};
 
 /// A batch closes at this size in memory. At twice this size over all partitions, the largest batch closes.
 const BATCH_BYTES: usize = 8 * 1024 * 1024;
@@ -39,7 +40,7 @@ impl Gathered {
 
     /// Adds a record. Returns a batch that became full, or the largest one if all together became too large.
     pub fn add(&mut self, partition: TopicPartition, run: u64, record: Record) -> Option<Told> {
-        let size = kafka_decode::size(&record);
+        let size = decode::size(&record);
         let linger = self.linger;
         let open = self.open.entry(partition).or_insert_with(|| Open { run, records: Vec::new(), bytes: 0, due: Instant::now() + linger });
         open.records.push(record);

@@ -4,27 +4,29 @@
 //! with an empty assignment; partitions are added when the consumer starts them at their offsets. If deliveries are not taken, polling
 //! first waits, which keeps prefetched records. After that the partitions are paused and polling continues.
 
+mod faults;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, RebalanceProtocol};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, RebalanceProtocol};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::BorrowedMessage;
-use rdkafka::topic_partition_list::TopicPartitionListElem;
-use rdkafka::types::RDKafkaRespErr;
-use rdkafka::{ClientContext, Message as _, Offset, TopicPartitionList};
+use rdkafka::{Message as _, Offset, TopicPartitionList};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::consumer::{Command, Consumer, Link, Start, Told};
-use super::kafka::{Connection, KafkaLog, blocking, refused};
-use super::kafka_gather::Gathered;
-use super::kafka_unreadable::unreadable;
-use super::{LogError, Mark, Record, kafka_decode};
+use super::client::KafkaLog;
+use super::connection::Connection;
+use super::decode;
+use super::gather::Gathered;
+use super::rebalances::{News, Rebalances, unassign};
+use super::unreadable::unreadable;
 use crate::event::{Topic, TopicPartition};
+use crate::log::LogError;
+use crate::log::consumer::{Command, Consumer, Link, Start, Told};
 
 /// Maximum delay before a command or the stop token is noticed.
 const POLL: Duration = Duration::from_millis(50);
@@ -33,7 +35,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const MARK_EVERY: Duration = Duration::from_secs(1);
 
 impl KafkaLog {
-    pub(super) fn join(&self, group: &str, stop: CancellationToken) -> Result<Consumer, LogError> {
+    pub(in crate::log) fn join(&self, group: &str, stop: CancellationToken) -> Result<Consumer, LogError> {
         let context = Rebalances { connection: Connection::new("consumes"), news: Mutex::default() };
         let client: BaseConsumer<Rebalances> = self.client(&self.member_config(group), context)?;
         let names = Topic::ALL.map(|topic| self.topic_name(topic));
@@ -62,104 +64,6 @@ impl KafkaLog {
             .map_err(|error| LogError::Settings(format!("no thread for the consumer: {error}")))?;
         Ok(consumer)
     }
-
-    /// Requests the marks from the group's coordinator without joining the group.
-    pub(super) async fn marks(&self, group: &str) -> Result<Vec<Mark>, LogError> {
-        let mut list = TopicPartitionList::new();
-        for topic in Topic::ALL {
-            match self.partitions(topic).await {
-                Ok(partitions) => {
-                    for partition in partitions {
-                        list.add_partition(&self.topic_name(topic), partition);
-                    }
-                }
-                // The marks were deleted with the topic.
-                Err(LogError::NoTopic(_)) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        if list.count() == 0 {
-            return Ok(Vec::new());
-        }
-        let (log, config) = (self.clone(), self.member_config(group));
-        blocking(move || {
-            let refused = |error: KafkaError| refused(Topic::WorkspaceBuilds, &error);
-            let client: BaseConsumer<Connection> = log.client(&config, Connection::new("asks for marks"))?;
-            let committed = client.committed_offsets(list, log.settings.request_deadline).map_err(refused)?;
-            let names = Topic::ALL.map(|topic| log.topic_name(topic));
-            let mark = |element: &TopicPartitionListElem<'_>| {
-                let partition = TopicPartition { topic: topic_of(&names, element.topic())?, partition: element.partition() };
-                let Offset::Offset(next_offset) = element.offset() else { return None };
-                Some(Mark { partition, next_offset, signature: element.metadata().to_owned() })
-            };
-            let elements = committed.elements();
-            elements.iter().try_for_each(TopicPartitionListElem::error).map_err(refused)?;
-            Ok(elements.iter().filter_map(mark).collect())
-        })
-        .await
-    }
-}
-
-/// Collects the group's decisions during a poll.
-struct Rebalances {
-    connection: Connection,
-    news: Mutex<Vec<News>>,
-}
-
-enum News {
-    Assigned(Vec<(String, i32)>),
-    Revoked(Vec<(String, i32)>),
-}
-
-impl ClientContext for Rebalances {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        self.connection.log(level, facility, message);
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        self.connection.error(error, reason);
-    }
-}
-
-impl ConsumerContext for Rebalances {
-    /// Answers the group at once: assigned partitions are not read yet, and revoked ones are not read any more.
-    fn rebalance(&self, client: &BaseConsumer<Self>, what: RDKafkaRespErr, list: &mut TopicPartitionList) {
-        let partitions = list.elements().iter().map(|element| (element.topic().to_owned(), element.partition())).collect();
-        let cooperative = matches!(client.rebalance_protocol(), RebalanceProtocol::Cooperative);
-        let (news, answered) = match what {
-            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => {
-                let nothing = TopicPartitionList::new();
-                let answered = if cooperative { client.incremental_assign(&nothing) } else { client.assign(&nothing) };
-                (News::Assigned(partitions), answered)
-            }
-            _ => {
-                let answered = if cooperative { unassign(client, &partitions) } else { client.unassign() };
-                (News::Revoked(partitions), answered)
-            }
-        };
-        if let Err(error) = answered {
-            warn!(%error, "Kafka did not take the answer to a rebalance");
-        }
-        self.news.lock().unwrap_or_else(PoisonError::into_inner).push(news);
-    }
-
-    fn commit_callback(&self, result: KafkaResult<()>, _offsets: &TopicPartitionList) {
-        if let Err(error) = result {
-            debug!(%error, "group offsets not committed; only lag tools miss them");
-        }
-    }
-}
-
-/// Removes those of the partitions that the client has. It does not know the others.
-fn unassign(client: &BaseConsumer<Rebalances>, partitions: &[(String, i32)]) -> KafkaResult<()> {
-    let assigned = client.assignment()?;
-    let mut list = TopicPartitionList::new();
-    for (name, partition) in partitions {
-        if assigned.find_partition(name, *partition).is_some() {
-            list.add_partition(name, *partition);
-        }
-    }
-    client.incremental_unassign(&list)
 }
 
 /// One start of a partition.
@@ -387,71 +291,6 @@ impl Member {
         }
     }
 
-    /// Finds the partition whose offset is not in the log, because librdkafka does not report which one it is.
-    fn find_out_of_range(&mut self) {
-        let running = self.without_fault();
-        let mut found = false;
-        for (partition, run) in &running {
-            let Ok((start, end)) = self.log.watermarks_now(*partition) else { continue };
-            if !(start..=end).contains(&run.next) {
-                found = true;
-                let error = LogError::OutOfRange { partition: *partition, offset: run.next, start, end };
-                self.fault(*partition, *run, error);
-            }
-        }
-        if !found {
-            // librdkafka has stopped that partition nevertheless.
-            warn!("Kafka reported an offset out of range, but all are in it: partitions started again");
-            self.assign(&running.iter().map(|(partition, _)| *partition).collect::<Vec<_>>());
-        }
-    }
-
-    /// Finds the partition whose batch cannot be read, because librdkafka does not report it. A reader also finds the end of the batch.
-    fn find_unreadable(&mut self, error: &KafkaError) {
-        let first = self.client.context().connection.not_unpacked();
-        let mut running = self.without_fault();
-        running.sort_by_key(|(_, run)| first.map(|first| first.abs_diff(run.next)));
-        for (partition, run) in running {
-            match self.log.read_now(partition, run.next, 1) {
-                Ok(records) => {
-                    if let Some(record) = records.into_iter().find(|record| record.message.unreadable_batch().is_some()) {
-                        return self.step_over(partition, run, record);
-                    }
-                }
-                Err(error @ LogError::Unreadable { .. }) => {
-                    self.fault(partition, run, error);
-                    return self.let_go(&[partition]);
-                }
-                Err(_) => {}
-            }
-        }
-        // librdkafka encounters the batch again.
-        self.client.context().connection.faulted(error, "while polling");
-    }
-
-    fn without_fault(&self) -> Vec<(TopicPartition, Run)> {
-        self.running.iter().filter(|(_, run)| !run.faulted).map(|(partition, run)| (*partition, *run)).collect()
-    }
-
-    fn fault(&mut self, partition: TopicPartition, run: Run, error: LogError) {
-        self.running.insert(partition, Run { faulted: true, ..run });
-        self.waiting.extend(self.gathered.take(partition));
-        self.waiting.push_back(Told::Fault { run: run.number, partition, error });
-    }
-
-    /// Continues after a batch that cannot be read.
-    fn step_over(&mut self, partition: TopicPartition, run: Run, record: Record) {
-        let (name, next) = (self.log.topic_name(partition.topic), record.offset + 1);
-        if let Err(error) = self.client.seek(&name, partition.partition, Offset::Offset(next), self.log.settings.request_deadline) {
-            // librdkafka encounters the batch again.
-            return warn!(%partition, %error, "batch not stepped over");
-        }
-        let batch = record.message.unreadable_batch().unwrap_or_default();
-        warn!(%partition, batch, "batch cannot be unpacked: it becomes one reject");
-        self.running.insert(partition, Run { next, ..run });
-        self.waiting.extend(self.gathered.add(partition, run.number, record));
-    }
-
     fn commit_marks(&mut self) {
         if self.marks.is_empty() || Instant::now() < self.marks_due {
             return;
@@ -503,10 +342,11 @@ fn note(
     let partition = TopicPartition { topic: topic_of(names, found.topic())?, partition: found.partition() };
     let run = running.get_mut(&partition).filter(|run| !run.faulted && found.offset() >= run.next)?;
     run.next = found.offset() + 1;
-    gathered.add(partition, run.number, kafka_decode::record(found))
+    gathered.add(partition, run.number, decode::record(found))
 }
 
-fn topic_of(names: &[String; 3], name: &str) -> Option<Topic> {
+/// The topic of that name in Kafka.
+pub(super) fn topic_of(names: &[String; 3], name: &str) -> Option<Topic> {
     names.iter().position(|own| own == name).map(|index| Topic::ALL[index])
 }
 

@@ -6,9 +6,9 @@ use std::time::Duration;
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use super::LogError;
-use super::postgres::PostgresLog;
+use super::tables::PostgresLog;
 use crate::event::{Topic, TopicPartition};
+use crate::log::LogError;
 
 /// The leases of one group member. The ledger's epochs, not these leases, decide whose writes are valid.
 pub(super) struct Leases {

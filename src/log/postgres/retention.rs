@@ -1,8 +1,8 @@
 //! Retention of the PostgreSQL log: it removes records older than the topic's retention that the ledger has recorded.
 
-use super::LogError;
-use super::postgres::PostgresLog;
+use super::tables::PostgresLog;
 use crate::event::TopicPartition;
+use crate::log::LogError;
 
 /// Maximum number of records removed at once: an append waits that long.
 const AT_ONCE: i64 = 10_000;
