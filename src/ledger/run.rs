@@ -13,10 +13,7 @@ pub(super) const DEADLINE: Duration = Duration::from_secs(75);
 
 impl Ledger {
     /// Runs `call` on a connection of its own, within [`Ledger::deadline`]: see [`pool::run`].
-    pub async fn run<T, E: From<Error>>(
-        &self,
-        call: impl AsyncFnOnce(&mut PgConnection) -> Result<T, E>,
-    ) -> Result<T, E> {
+    pub async fn run<T, E: From<Error>>(&self, call: impl AsyncFnOnce(&mut PgConnection) -> Result<T, E>) -> Result<T, E> {
         pool::run(&self.pool, self.deadline, call).await
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use sqlx::PgConnection;
+use sqlx::{Connection as _, PgConnection};
 
 use super::tables::PostgresLog;
 use crate::event::{Message, Topic};
@@ -13,8 +13,8 @@ const AT_ONCE: usize = 500;
 
 impl PostgresLog {
     pub(in crate::log) async fn append(&self, topic: Topic, messages: Vec<Message>) -> Result<Vec<(i32, i64)>, AppendError> {
-        let appended = self.in_time(async {
-            let mut tx = self.pool.begin().await?;
+        let appended = self.run(async |conn| {
+            let mut tx = conn.begin().await?;
             let placed = self.append_in(&mut tx, topic, &messages).await?;
             tx.commit().await?;
             Ok(placed)

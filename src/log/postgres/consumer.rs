@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
 use std::time::Duration;
 
+use sqlx::PgConnection;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::leases::Leases;
-use super::tables::{Partition, PostgresLog};
+use super::tables::{self, Partition, PostgresLog};
 use crate::cause::Lasting;
 use crate::event::TopicPartition;
 use crate::log::consumer::{Command, Consumer, Link, Start, Told};
@@ -181,7 +182,7 @@ impl Member {
 
     /// Reads one batch of the next partition in turn that has records. While there are records, it reads again at once.
     async fn look(&mut self) {
-        let looked = self.log.in_time(self.next_batch()).await;
+        let looked = self.log.run(async |conn| self.next_batch(conn).await).await;
         self.look_due = Instant::now();
         match self.heard(looked) {
             Some(Some(told)) => {
@@ -200,11 +201,11 @@ impl Member {
         }
     }
 
-    async fn next_batch(&self) -> Result<Option<Told>, LogError> {
+    async fn next_batch(&self, conn: &mut PgConnection) -> Result<Option<Told>, LogError> {
         let ids: Vec<i32> = self.running.values().map(|run| run.partition_id).collect();
         let ends: Vec<Partition> = sqlx::query_as("select id, start_offset, next_offset from log_partition where id = any($1)")
             .bind(ids)
-            .fetch_all(&self.log.pool)
+            .fetch_all(&mut *conn)
             .await?;
         for (partition, run) in self.in_turn() {
             let Some(found) = ends.iter().find(|found| found.id == run.partition_id) else { continue };
@@ -214,12 +215,12 @@ impl Member {
                 return Ok(Some(Told::Fault { run: run.number, partition, error }));
             }
             let records = match run.next < end {
-                true => self.log.records(run.partition_id, run.next, end, self.log.settings.batch_records.max(1)).await?,
+                true => tables::records(conn, run.partition_id, run.next, end, self.log.settings.batch_records.max(1)).await?,
                 false => Vec::new(),
             };
             if run.next < end && records.first().is_none_or(|first| first.offset != run.next) {
                 // Offsets have no gaps. A record that retention has just removed is out of range at the next check.
-                let Partition { start_offset: start, .. } = self.log.partition(partition).await?;
+                let Partition { start_offset: start, .. } = tables::partition(conn, partition).await?;
                 if start <= run.next {
                     let error = LogError::Missing { partition, offset: run.next };
                     return Ok(Some(Told::Fault { run: run.number, partition, error }));

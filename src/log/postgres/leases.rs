@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use tokio::time::timeout;
+use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::tables::PostgresLog;
 use crate::event::{Topic, TopicPartition};
 use crate::log::LogError;
+use crate::pool;
 
 /// The leases of one group member. The ledger's epochs, not these leases, decide whose writes are valid.
 pub(super) struct Leases {
@@ -31,18 +32,15 @@ impl Leases {
     /// Renews this member's leases, releases those beyond its share, and takes free ones up to it. Returns the partitions that it has, with
     /// their ids in the database.
     pub async fn renew(&self) -> Result<BTreeMap<TopicPartition, i32>, LogError> {
-        let renewal = async {
-            self.renew_member().await?;
-            self.renew_partitions().await
-        };
         // A renewal that takes longer than the lease is too late.
-        match timeout(self.log.settings.lease, renewal).await {
-            Ok(answer) => answer,
-            Err(_) => Err(LogError::Unreachable("the lease was not renewed in time".to_owned())),
-        }
+        pool::run(&self.log.pool, self.log.settings.lease, async |conn| {
+            self.renew_member(conn).await?;
+            self.renew_partitions(conn).await
+        })
+        .await
     }
 
-    async fn renew_member(&self) -> Result<(), LogError> {
+    async fn renew_member(&self, conn: &mut PgConnection) -> Result<(), LogError> {
         sqlx::query(
             "with ended as (delete from lease where name like 'log:member:%' and name <> $1 and expires_at <= clock_timestamp())
              insert into lease as held (name, holder, epoch, expires_at) values ($1, $2, 1, clock_timestamp() + make_interval(secs => $3))
@@ -51,13 +49,13 @@ impl Leases {
         .bind(self.member_lease())
         .bind(self.member.to_string())
         .bind(self.log.settings.lease.as_secs_f64())
-        .execute(&self.log.pool)
+        .execute(conn)
         .await?;
         Ok(())
     }
 
     /// All members have equal shares, so that the last one may get less. Partitions of one number stay together.
-    async fn renew_partitions(&self) -> Result<BTreeMap<TopicPartition, i32>, LogError> {
+    async fn renew_partitions(&self, conn: &mut PgConnection) -> Result<BTreeMap<TopicPartition, i32>, LogError> {
         let held: Vec<(String, i32, i32)> = sqlx::query_as(
             "with log as (
                  select id, topic, partition, format('log:partition:%s:%s/%s', $1, topic, partition) as lease_name from log_partition
@@ -84,7 +82,7 @@ impl Leases {
         .bind(&self.group)
         .bind(self.log.settings.lease.as_secs_f64())
         .bind(self.member.to_string())
-        .fetch_all(&self.log.pool)
+        .fetch_all(conn)
         .await?;
         let place =
             |(topic, partition, id): (String, i32, i32)| Some((TopicPartition { topic: topic.parse::<Topic>().ok()?, partition }, id));
@@ -99,7 +97,7 @@ impl Leases {
         )
         .bind(self.member_lease())
         .bind(self.member.to_string());
-        self.log.in_time(async { Ok(released.execute(&self.log.pool).await.map(|_| ())?) }).await
+        self.log.run(async |conn| Ok(released.execute(conn).await.map(drop)?)).await
     }
 
     fn member_lease(&self) -> String {

@@ -1,6 +1,6 @@
 //! Retention of the PostgreSQL log: it removes records older than the topic's retention that the ledger has recorded.
 
-use super::tables::PostgresLog;
+use super::tables::{self, PostgresLog};
 use crate::event::TopicPartition;
 use crate::log::LogError;
 
@@ -11,8 +11,8 @@ impl PostgresLog {
     /// Removes the partition's oldest records, at most 10,000, and returns their number. They are older than the retention, by the
     /// database's clock, and below the ledger's position, which is in the same database.
     pub async fn remove_expired(&self, partition: TopicPartition) -> Result<i64, LogError> {
-        self.in_time(async {
-            let id = self.partition(partition).await?.id;
+        self.run(async |conn| {
+            let id = tables::partition(conn, partition).await?.id;
             // Times never decrease within a partition, so that expired records are one range from its start.
             let removed = sqlx::query_scalar(
                 "with bound as (
@@ -34,7 +34,7 @@ impl PostgresLog {
             )
             .bind(id)
             .bind(AT_ONCE)
-            .fetch_one(&self.pool);
+            .fetch_one(conn);
             Ok(removed.await?)
         })
         .await

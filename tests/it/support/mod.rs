@@ -48,7 +48,10 @@ pub async fn database_on(server: &str) -> Database {
 pub async fn database_like(server: &str, template: &str) -> Database {
     let name = format!("test_{}", Uuid::new_v4().simple());
     let admin = pool(server).await;
-    sqlx::query(sqlx::AssertSqlSafe(format!("create database {name} template {template}"))).execute(&admin).await.expect("create a database");
+    sqlx::query(sqlx::AssertSqlSafe(format!("create database {name} template {template}")))
+        .execute(&admin)
+        .await
+        .expect("create a database");
     admin.close().await;
     let (address, _) = server.rsplit_once('/').expect("the server's address ends in a database name");
     let url = format!("{address}/{name}");
