@@ -12,6 +12,7 @@ use serde::{Deserialize, forward_to_deserialize_any};
 use uuid::Uuid;
 
 use super::cause::ParseError;
+use crate::words::UnknownWord;
 
 /// Maximum length of a text field, in bytes.
 pub const MAX_TEXT_BYTES: usize = 4096;
@@ -101,6 +102,9 @@ impl Error for ParseError {
     }
     fn invalid_type(_: Unexpected<'_>, expected: &dyn Expected) -> Self {
         ParseError::custom(format_args!("must be {expected}"))
+    }
+    fn unknown_variant(word: &str, known: &'static [&'static str]) -> Self {
+        ParseError::custom(UnknownWord { word: word.to_owned(), known })
     }
     fn unknown_field(name: &str, _: &'static [&'static str]) -> Self {
         ParseError::UnknownField(name.chars().take(100).collect())
@@ -196,7 +200,7 @@ impl<'de> Deserializer<'de> for Value<'de> {
 
     fn deserialize_enum<V: Visitor<'de>>(self, _: &'static str, _: &'static [&'static str], visitor: V) -> Result<V::Value, ParseError> {
         match self {
-            Value::Text(word) => visitor.visit_enum(word.into_deserializer()),
+            Value::Text(word) => visitor.visit_enum(checked(word, MAX_TEXT_BYTES).map_err(ParseError::custom)?.into_deserializer()),
             _ => Err(ParseError::custom("must be a string")),
         }
     }
