@@ -138,9 +138,6 @@ pub(super) async fn insert_builds(tx: &mut PgConnection, batch_id: i64, news: &[
     let statement = rows.insert("workspace_build", "source_id, build_id");
     let inserted = inserted::<Uuid>(tx, statement, rows.arguments).await?;
     claim_first_starts(tx, news, &inserted).await?;
-    if inserted.len() == news.len() {
-        return Ok(HashMap::new());
-    }
     all_known(known_builds(tx, news, &inserted).await?, news.len() - inserted.len())
 }
 
@@ -190,9 +187,6 @@ pub(super) async fn insert_claims(tx: &mut PgConnection, batch_id: i64, news: &[
     add_columns!(rows, claim: claimed_by);
     let statement = rows.insert("prebuild_claim", "source_id, build_id");
     let inserted = inserted::<Uuid>(tx, statement, rows.arguments).await?;
-    if inserted.len() == news.len() {
-        return Ok(HashMap::new());
-    }
     all_known(known_claims(tx, news, &inserted).await?, news.len() - inserted.len())
 }
 
@@ -235,9 +229,6 @@ pub(super) async fn insert_usage(
         rows.arguments.len()
     );
     let inserted = inserted::<String>(tx, statement, rows.arguments).await?;
-    if inserted.len() == news.len() {
-        return Ok(HashMap::new());
-    }
     all_known(known_usage(tx, news, &inserted).await?, news.len() - inserted.len())
 }
 
@@ -282,6 +273,9 @@ where
 {
     let there: HashMap<(i16, K), usize> =
         news.iter().map(|new| ((new.source_id, key(new)), new.index)).filter(|(key, _)| !inserted.contains(key)).collect();
+    if there.is_empty() {
+        return Ok(HashMap::new());
+    }
     let (sources, ids): (Vec<i16>, Vec<K>) = there.keys().cloned().unzip();
     let rows = query.bind(sources).bind(ids).fetch_all(tx).await?;
     let mut digests = HashMap::with_capacity(rows.len());
