@@ -7,7 +7,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use sha2::{Digest as _, Sha256};
 
-use super::{Message, RejectCause};
+use super::cause::RejectCause;
+use super::message::Message;
 use crate::words::words;
 
 /// The header of a signature: `v1:SIGNER:KEY:TAG`, the tag in base64.
