@@ -25,7 +25,6 @@ pub mod metrics;
 pub mod operations;
 pub mod projection;
 pub mod publisher;
-pub mod sim;
 pub mod stages;
 pub mod status;
 #[cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]

@@ -41,7 +41,6 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     ("projection", &["stages", "ledger", "event"]),
     ("publisher", &["event", "ledger", "tallyman", "coderd", "license"]),
-    ("sim", &["coderd"]),
     ("stages", &["event", "license", "metrics"]),
     ("status", &["event", "license", "log", "ledger"]),
     ("tallyman", &["event"]),
