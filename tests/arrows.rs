@@ -49,7 +49,6 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("pool", &[]),
     ("projection", &["stages", "ledger", "event"]),
     ("publisher", &["event", "ledger", "tallyman", "coderd", "license"]),
-    ("sim", &["coderd"]),
     ("stages", &["event", "license", "metrics"]),
     ("status", &["event", "license", "log", "ledger"]),
     ("tallyman", &["event"]),

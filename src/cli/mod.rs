@@ -11,7 +11,6 @@ mod check;
 mod collect;
 pub mod connect;
 mod context;
-mod demo;
 mod exit;
 mod export;
 mod given_file;
@@ -21,6 +20,7 @@ mod migrate;
 mod output;
 mod pause;
 mod pipeline;
+mod program;
 mod progress;
 mod prove;
 mod rebuild;
@@ -29,7 +29,6 @@ mod rejects;
 mod replay;
 pub mod roles;
 pub mod run;
-mod simulators;
 mod slow_statements;
 mod sources;
 mod status;
@@ -37,17 +36,17 @@ mod stop;
 mod via;
 
 pub use context::Context;
-pub use exit::{Exit, Failure};
-pub use logging::start as start_logging;
+pub use exit::{Exit, Failure, TABLE as EXIT_CODES};
+pub use instant::span;
+pub use logging::LogDefaults;
 pub use output::{Output, columns, plain};
 pub use pipeline::{PipelineArguments, license_rules};
-pub use stop::on_signals;
+pub use program::start;
 
 use chrono::TimeDelta;
 use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::clock::Clock;
-use crate::sim;
 use context::until_stopped;
 
 /// Meters Coder deployments: metrics and usage billing whose books balance.
@@ -100,8 +99,6 @@ pub enum Command {
     Collect(collect::Collect),
     /// Bring the ledger's schema and the log's topics to this version
     Migrate(migrate::Arguments),
-    /// Show everything at work on a private PostgreSQL with simulated traffic
-    Demo(demo::Arguments),
     /// Write exports for finance
     #[command(subcommand)]
     Export(export::Export),
@@ -132,17 +129,20 @@ pub enum Command {
     Audit(audit::Arguments),
     /// Show the source, effects and publication of one event
     Prove(prove::Arguments),
-    /// Simulate coderd in an empty PostgreSQL database
-    CoderdSim(sim::coderd::Options),
-    /// Simulate Tallyman
-    TallymanSim(sim::tallyman::Options),
 }
 
-impl Cli {
+impl Global {
     /// The clock with the offset of the flags.
     #[must_use]
     pub fn clock(&self) -> Clock {
-        Clock::System { offset: TimeDelta::seconds(self.global.clock_offset) }
+        Clock::System { offset: TimeDelta::seconds(self.clock_offset) }
+    }
+}
+
+impl Command {
+    #[must_use]
+    pub fn log_defaults(&self) -> LogDefaults {
+        LogDefaults { level: "info", slow_statements: matches!(self, Command::Run(_)) }
     }
 }
 
@@ -151,9 +151,6 @@ pub async fn run(command: Command, context: Context) -> Result<Exit, Failure> {
     match command {
         // these commands handle the stop token themselves
         Command::Run(arguments) => run::run(arguments, context).await,
-        Command::Demo(arguments) => demo::run(arguments, context).await,
-        Command::CoderdSim(options) => simulators::coderd(options, context).await,
-        Command::TallymanSim(options) => simulators::tallyman(options, context).await,
         Command::Collect(collect) => collect::run(collect, context).await,
         Command::Recover(recover) => recover::run(recover, context).await,
         Command::Replay(replay) => replay::run(replay, context).await,

@@ -38,7 +38,7 @@ pub enum SettingsError {
     /// Not an `http` or `https` URL.
     #[error("{0:?} is not an http or https URL")]
     Url(String),
-    /// For example, no TLS roots on this machine.
+    /// For example, an unusable TLS library.
     #[error("the HTTP client cannot be made: {0}")]
     Client(String),
 }

@@ -7,6 +7,11 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use chrono::{DateTime, TimeDelta, Utc};
+use tallyline::cli::roles::{self, Listening, Site};
+use tallyline::cli::{Context, Exit, Failure};
+use tallyline::clock::Clock;
+use tallyline::config;
+use tallyline::ledger::{PublicationState, contents, passes, sources};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -15,14 +20,9 @@ use tokio_util::sync::CancellationToken;
 use super::arguments::Arguments;
 use super::folder::Folder;
 use super::postgres::PrivatePostgres;
-use crate::cli::roles::{self, Listening, Site};
-use crate::cli::{Context, Exit, Failure};
-use crate::clock::Clock;
-use crate::config;
-use crate::ledger::{PublicationState, contents, passes, sources};
-use crate::sim::coderd::truth::Truth;
-use crate::sim::coderd::{self, SchemaVersion, Simulation};
-use crate::sim::tallyman::{self, Tallyman};
+use crate::coderd::truth::Truth;
+use crate::coderd::{self, SchemaVersion, Simulation};
+use crate::tallyman::{self, Tallyman};
 
 /// The history in coderd before collection starts.
 const HISTORY: TimeDelta = TimeDelta::days(14);

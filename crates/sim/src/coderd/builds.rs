@@ -8,14 +8,14 @@ use super::acts::{Act, BuildIds, Class, Completed, Deed, NewTask, NewWorkspace, 
 use super::chance::{log_uniform, one_in, pick, uniform, uuid_from};
 use super::config::PREBUILDS_USER;
 use super::deployment::{Deployment, Template, Version};
-use super::lives::{Existing, Lives, Window};
+use super::planning::{Existing, Planning, Window};
 
 /// Durations at the exact upper bound of a classic bucket, in seconds.
 const BUCKET_BOUNDS: [i64; 5] = [1, 10, 30, 60, 300];
 
 /// A workspace during the planning of its life.
 pub(super) struct Workspace<'a> {
-    pub lives: &'a mut Lives,
+    pub planning: &'a mut Planning,
     pub window: Window,
     pub template: &'a Template,
     pub owner: Uuid,
@@ -74,17 +74,17 @@ pub(super) enum Ending {
 
 impl<'a> Workspace<'a> {
     pub fn new(
-        lives: &'a mut Lives,
+        planning: &'a mut Planning,
         deployment: &'a Deployment,
         window: Window,
         template: &'a Template,
         version: &'a Version,
         now: DateTime<Utc>,
     ) -> Self {
-        let id = uuid_from(&mut lives.dice);
-        let owner = deployment.users[lives.dice.random_range(0..deployment.users.len())].id;
+        let id = uuid_from(&mut planning.dice);
+        let owner = deployment.users[planning.dice.random_range(0..deployment.users.len())].id;
         Workspace {
-            lives,
+            planning,
             window,
             template,
             owner,
@@ -109,12 +109,12 @@ impl<'a> Workspace<'a> {
 
     /// A user's creation. More than half of those on an AI template are tasks; `may_lack_preset` sometimes leaves the preset out.
     pub fn create(&mut self, ending: Ending, may_lack_preset: bool) {
-        if !(may_lack_preset && one_in(&mut self.lives.dice, 7)) {
+        if !(may_lack_preset && one_in(&mut self.planning.dice, 7)) {
             self.choose_another_preset();
         }
         let name = self.next_name("workspace");
         self.new_workspace = Some(NewWorkspace { owner: self.owner, name });
-        let chance = matches!(ending, Ending::SuccessWithUsageAt(_)) || self.lives.dice.random_ratio(6, 10);
+        let chance = matches!(ending, Ending::SuccessWithUsageAt(_)) || self.planning.dice.random_ratio(6, 10);
         self.perhaps_task(chance);
         self.build(Ask {
             class: Class::RegularCreation,
@@ -129,7 +129,7 @@ impl<'a> Workspace<'a> {
     /// The reconciler's creation of a pool workspace.
     pub fn fill_pool(&mut self, stage: Option<u8>, ending: Ending) {
         let pools: Vec<Uuid> = self.version.presets.iter().filter(|preset| preset.pool).map(|preset| preset.id).collect();
-        self.preset = (!pools.is_empty()).then(|| pick(&mut self.lives.dice, &pools));
+        self.preset = (!pools.is_empty()).then(|| pick(&mut self.planning.dice, &pools));
         let name = self.next_name("prebuild");
         self.new_workspace = Some(NewWorkspace { owner: PREBUILDS_USER, name });
         let user = std::mem::replace(&mut self.owner, PREBUILDS_USER);
@@ -148,8 +148,8 @@ impl<'a> Workspace<'a> {
     pub fn hand_over(&mut self) {
         let name = self.next_name("workspace");
         self.act(self.now, Deed::Claim { workspace: self.id, owner: self.owner, name });
-        self.now += uniform(&mut self.lives.dice, (2_000, 40_000));
-        let chance = self.lives.dice.random_ratio(1, 2);
+        self.now += uniform(&mut self.planning.dice, (2_000, 40_000));
+        let chance = self.planning.dice.random_ratio(1, 2);
         self.perhaps_task(chance);
     }
 
@@ -157,7 +157,7 @@ impl<'a> Workspace<'a> {
     pub fn choose_another_preset(&mut self) {
         let others: Vec<Uuid> = self.version.presets.iter().map(|preset| preset.id).filter(|id| Some(*id) != self.preset).collect();
         if !others.is_empty() {
-            self.preset = Some(pick(&mut self.lives.dice, &others));
+            self.preset = Some(pick(&mut self.planning.dice, &others));
         }
     }
 
@@ -168,8 +168,8 @@ impl<'a> Workspace<'a> {
         match ask.ending {
             Ending::LeftPending => {}
             Ending::CanceledPending | Ending::BulkCanceled => {
-                self.now += uniform(&mut self.lives.dice, self.window.pace.wait);
-                let later = if ask.ending == Ending::BulkCanceled { 0 } else { self.lives.dice.random_range(2..40) };
+                self.now += uniform(&mut self.planning.dice, self.window.pace.wait);
+                let later = if ask.ending == Ending::BulkCanceled { 0 } else { self.planning.dice.random_range(2..40) };
                 let deed =
                     Deed::CancelPending { build: ids, canceled_at: self.now, completed_at: self.now + TimeDelta::microseconds(later) };
                 self.now += TimeDelta::microseconds(later);
@@ -192,9 +192,9 @@ impl<'a> Workspace<'a> {
             self.now = completed_at;
             return self.succeed(ids, ask, usage_at);
         }
-        let wait = log_uniform(&mut self.lives.dice, self.window.pace.wait);
+        let wait = log_uniform(&mut self.planning.dice, self.window.pace.wait);
         let skew =
-            if ask.ending == Ending::SuccessSkewed { lasts + uniform(&mut self.lives.dice, (1, 2_000_000)) } else { TimeDelta::zero() };
+            if ask.ending == Ending::SuccessSkewed { lasts + uniform(&mut self.planning.dice, (1, 2_000_000)) } else { TimeDelta::zero() };
         self.acquire(ids, self.now + wait, skew);
         self.now += lasts;
         match ask.ending {
@@ -204,7 +204,7 @@ impl<'a> Workspace<'a> {
             }
             Ending::CanceledRunning | Ending::CanceledButFailed => {
                 self.act(self.now, Deed::CancelRunning { build: ids, canceled_at: self.now });
-                self.now += uniform(&mut self.lives.dice, (100_000, 3_000_000)).min(TimeDelta::microseconds(self.window.pace.gap.0));
+                self.now += uniform(&mut self.planning.dice, (100_000, 3_000_000)).min(TimeDelta::microseconds(self.window.pace.gap.0));
                 self.fail(ids, ask);
             }
             Ending::Reaped => {
@@ -214,7 +214,7 @@ impl<'a> Workspace<'a> {
             }
             Ending::Failure => self.fail(ids, ask),
             _ => {
-                let usage_at = self.now + uniform(&mut self.lives.dice, (20, 900));
+                let usage_at = self.now + uniform(&mut self.planning.dice, (20, 900));
                 self.succeed(ids, ask, usage_at);
             }
         }
@@ -222,7 +222,7 @@ impl<'a> Workspace<'a> {
 
     fn queue(&mut self, ask: Ask) -> BuildIds {
         self.number += 1;
-        let dice = &mut self.lives.dice;
+        let dice = &mut self.planning.dice;
         let ids = BuildIds { build: uuid_from(dice), job: uuid_from(dice), workspace: self.id };
         let queued = Queued {
             ids,
@@ -245,10 +245,10 @@ impl<'a> Workspace<'a> {
 
     /// Acquired at `at` in coderd's order; the row's time is `skew` later.
     fn acquire(&mut self, build: BuildIds, at: DateTime<Utc>, skew: TimeDelta) {
-        let middle = self.lives.config.start + (self.lives.config.end - self.lives.config.start) / 2;
+        let middle = self.planning.config.start + (self.planning.config.end - self.planning.config.start) / 2;
         let workers = &self.deployment.workers;
         let there = if at < middle { &workers[..workers.len() - 3] } else { &workers[3..] };
-        let worker = pick(&mut self.lives.dice, there);
+        let worker = pick(&mut self.planning.dice, there);
         self.now = at;
         self.act(at, Deed::Acquire { build, worker, started_at: at + skew });
     }
@@ -256,7 +256,7 @@ impl<'a> Workspace<'a> {
     fn succeed(&mut self, ids: BuildIds, ask: Ask, usage_at: DateTime<Utc>) {
         let start = ask.transition == Transition::Start;
         let usage = (start && self.counts_as_agent(usage_at)).then(|| UsageRow {
-            id: uuid_from(&mut self.lives.dice).to_string(),
+            id: uuid_from(&mut self.planning.dice).to_string(),
             kind: UsageKind::ManagedAgents,
             quantity: 1,
             created_at: usage_at,
@@ -266,7 +266,7 @@ impl<'a> Workspace<'a> {
             has_ai_task: if self.by_task_rule(self.now) { self.task } else { start && self.template.ai },
             has_external_agent: start && self.template.external_agent,
             deadline: (start && !pool).then(|| self.now + TimeDelta::hours(8)),
-            daily_cost: if start { self.lives.dice.random_range(0..40) } else { 0 },
+            daily_cost: if start { self.planning.dice.random_range(0..40) } else { 0 },
             usage,
         };
         let error = (ask.ending == Ending::SuccessWithEmptyError).then(String::new);
@@ -285,12 +285,12 @@ impl<'a> Workspace<'a> {
 
     fn fail(&mut self, ids: BuildIds, ask: Ask) {
         let error = match ask.ending {
-            Ending::CanceledRunning => one_in(&mut self.lives.dice, 2).then(String::new),
+            Ending::CanceledRunning => one_in(&mut self.planning.dice, 2).then(String::new),
             Ending::CanceledButFailed => Some("terraform apply: interrupted".to_owned()),
             Ending::Reaped | Ending::ReapedPending | Ending::ReapedUnstarted => Some("job was reaped: no sign of life".to_owned()),
             _ => Some("terraform apply: exit status 1".to_owned()),
         };
-        let coded = ask.ending == Ending::Failure && one_in(&mut self.lives.dice, 4);
+        let coded = ask.ending == Ending::Failure && one_in(&mut self.planning.dice, 4);
         let done = Completed {
             ids,
             transition: ask.transition,
@@ -310,45 +310,45 @@ impl<'a> Workspace<'a> {
     }
 
     fn by_task_rule(&self, at: DateTime<Utc>) -> bool {
-        self.lives.config.schema.has_tasks() && at >= self.lives.config.task_rule_since
+        self.planning.config.schema.has_tasks() && at >= self.planning.config.task_rule_since
     }
 
     fn perhaps_task(&mut self, chance: bool) {
-        if chance && self.template.ai && self.lives.config.schema.has_tasks() {
+        if chance && self.template.ai && self.planning.config.schema.has_tasks() {
             self.task = true;
-            let id = uuid_from(&mut self.lives.dice);
-            self.new_task = Some(NewTask { id, owner: self.owner, name: format!("task-{}", self.lives.workspaces) });
+            let id = uuid_from(&mut self.planning.dice);
+            self.new_task = Some(NewTask { id, owner: self.owner, name: format!("task-{}", self.planning.workspaces) });
         }
     }
 
     fn duration(&mut self, class: Class) -> TimeDelta {
         let range = if class == Class::Claim { self.window.pace.claim } else { self.window.pace.build };
-        if one_in(&mut self.lives.dice, 50) {
-            let seconds = TimeDelta::seconds(pick(&mut self.lives.dice, &BUCKET_BOUNDS));
+        if one_in(&mut self.planning.dice, 50) {
+            let seconds = TimeDelta::seconds(pick(&mut self.planning.dice, &BUCKET_BOUNDS));
             if seconds <= TimeDelta::microseconds(range.1) {
                 return seconds;
             }
         }
-        log_uniform(&mut self.lives.dice, range)
+        log_uniform(&mut self.planning.dice, range)
     }
 
     fn reaping_delay(&mut self) -> TimeDelta {
-        uniform(&mut self.lives.dice, (self.window.pace.gap.0, self.window.pace.gap.0 * 6))
+        uniform(&mut self.planning.dice, (self.window.pace.gap.0, self.window.pace.gap.0 * 6))
     }
 
     fn held(&mut self, without_usage: bool) -> Option<TimeDelta> {
         // A usage row in an open transaction would lock its day's total.
-        let every = self.lives.config.late_commit_every;
+        let every = self.planning.config.late_commit_every;
         if !without_usage || every == 0 {
             return None;
         }
-        self.lives.completions += 1;
-        self.lives.completions.is_multiple_of(every).then(|| uniform(&mut self.lives.dice, self.window.pace.hold))
+        self.planning.completions += 1;
+        self.planning.completions.is_multiple_of(every).then(|| uniform(&mut self.planning.dice, self.window.pace.hold))
     }
 
     fn next_name(&mut self, kind: &str) -> String {
-        self.lives.workspaces += 1;
-        format!("{kind}-{:06}", self.lives.workspaces)
+        self.planning.workspaces += 1;
+        format!("{kind}-{:06}", self.planning.workspaces)
     }
 
     fn act(&mut self, at: DateTime<Utc>, deed: Deed) {

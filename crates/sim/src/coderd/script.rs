@@ -12,7 +12,8 @@ use super::config::Config;
 use super::deployment::Deployment;
 use super::heartbeats::Heartbeats;
 use super::licenses;
-use super::lives::{Existing, Lives, Pace, Window};
+use super::lives::Lives;
+use super::planning::{Existing, Pace, Window};
 use super::signing::Signer;
 use super::truth::Truth;
 
@@ -141,9 +142,9 @@ fn edges(acts: &[Act]) -> Vec<DateTime<Utc>> {
 mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
+    use super::super::schema::SchemaVersion;
     use super::super::truth::{Class, Status, UsageKind};
     use super::*;
-    use crate::sim::coderd::SchemaVersion;
 
     fn config(schema: SchemaVersion, builds: usize) -> Config {
         let start = DateTime::from_timestamp(1_780_000_000, 123_456_000).unwrap();

@@ -171,18 +171,19 @@ fn instant(config: &Config, part: f64) -> DateTime<Utc> {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use super::super::schema::SchemaVersion;
     use super::*;
 
-    pub(in crate::sim::coderd) fn claims() -> Claims {
+    pub(in crate::coderd) fn claims() -> Claims {
         let start = DateTime::from_timestamp(1_780_000_000, 0).unwrap();
-        let config = Config::history(1, crate::sim::coderd::SchemaVersion::TasksEra, start, start + TimeDelta::days(25), 10);
+        let config = Config::history(1, SchemaVersion::TasksEra, start, start + TimeDelta::days(25), 10);
         terms(&config)[0].claims(&config, uuid::Uuid::nil(), uuid::Uuid::nil())
     }
 
     #[test]
     fn windows_overlap_and_end_in_whole_seconds_of_a_day() {
         let start = DateTime::from_timestamp(1_780_000_000, 0).unwrap();
-        let config = Config::history(1, crate::sim::coderd::SchemaVersion::TasksEra, start, start + TimeDelta::days(25), 10);
+        let config = Config::history(1, SchemaVersion::TasksEra, start, start + TimeDelta::days(25), 10);
         let (old, new) = (&terms(&config)[0], &terms(&config)[1]);
         let (old, new) =
             (old.claims(&config, uuid::Uuid::nil(), uuid::Uuid::nil()), new.claims(&config, uuid::Uuid::nil(), uuid::Uuid::nil()));

@@ -1,4 +1,5 @@
-//! `tallyline demo`: all roles in one process. Only coderd and Tallyman are simulated; PostgreSQL and all roles are real.
+//! The demo: all roles in one process. Only coderd and Tallyman are simulated; PostgreSQL and all roles
+//! are real.
 
 mod arguments;
 mod folder;
@@ -9,15 +10,15 @@ mod world;
 use std::io::{IsTerminal as _, Write as _};
 use std::time::Duration;
 
+use tallyline::cause;
+use tallyline::cli::{Context, Exit, Failure};
+use tallyline::operations::RunAudit;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 pub use arguments::Arguments;
 
-use super::{Context, Exit, Failure};
-use crate::cause;
-use crate::operations::RunAudit;
 use folder::Folder;
 use postgres::PrivatePostgres;
 use summary::Summary;
@@ -28,7 +29,8 @@ const SETTLE: Duration = Duration::from_secs(60);
 /// Interval of the status lines.
 const TICK: Duration = Duration::from_secs(1);
 
-pub(super) async fn run(arguments: Arguments, context: Context) -> Result<Exit, Failure> {
+/// Runs the demo to its end.
+pub async fn run(arguments: Arguments, context: Context) -> Result<Exit, Failure> {
     let folder = Folder::new(arguments.data.as_deref()).map_err(|error| Failure::of(Exit::Refused, cause::text(error.as_ref())))?;
     let postgres = PrivatePostgres::start(&folder, arguments.postgres_bin.as_deref()).await?;
     let outcome = show(&arguments, &context, &folder, &postgres).await;

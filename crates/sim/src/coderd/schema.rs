@@ -44,7 +44,7 @@ pub async fn create(connection: &mut PgConnection, version: SchemaVersion) -> an
     };
     sqlx::raw_sql(era).execute(&mut *tx).await.context("create what this schema version adds")?;
     let owner: String = sqlx::query_scalar("select current_user::text").fetch_one(&mut *tx).await.context("ask for the owner")?;
-    let grants = crate::coderd::grants(&owner);
+    let grants = tallyline::coderd::grants(&owner);
     sqlx::raw_sql(sqlx::AssertSqlSafe(grants)).execute(&mut *tx).await.context("grant what a reader needs")?;
     tx.commit().await?;
     Ok(())

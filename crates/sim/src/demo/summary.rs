@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
+use tallyline::audit::AuditReport;
+use tallyline::cli::{audit, columns};
+use tallyline::ledger::{PublicationState, contents};
+use tallyline::projection::fold_to;
+use tallyline::stages::MetricsState;
 
 use super::world::World;
-use crate::audit::AuditReport;
-use crate::cli::{audit, columns};
-use crate::ledger::{PublicationState, contents};
-use crate::projection::fold_to;
-use crate::stages::MetricsState;
 
 /// The simulators' own books compared with the counted and billed numbers.
 #[derive(Debug, Serialize)]

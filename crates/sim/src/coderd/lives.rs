@@ -6,61 +6,10 @@ use uuid::Uuid;
 
 use super::acts::{Act, Class, Deed, Transition};
 use super::builds::{Ask, Ending, Workspace};
-use super::chance::{Dice, Subject, dice, log_uniform, one_in, pick, uniform};
+use super::chance::{Subject, dice, log_uniform, one_in, pick, uniform};
 use super::config::{Config, PREBUILDS_USER};
 use super::deployment::{Deployment, Template};
-
-/// A span to fill with lives, and the durations in it.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Window {
-    pub from: DateTime<Utc>,
-    pub to: DateTime<Utc>,
-    pub pace: Pace,
-    /// A history has old forms of claims, open jobs at its end and every kind of life at least once.
-    pub history: bool,
-}
-
-/// Ranges in microseconds.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Pace {
-    pub wait: (i64, i64),
-    pub build: (i64, i64),
-    pub claim: (i64, i64),
-    pub gap: (i64, i64),
-    /// How long a late commit stays open: always shorter than the shortest gap.
-    pub hold: (i64, i64),
-}
-
-const SECOND: i64 = 1_000_000;
-
-impl Pace {
-    /// Realistic: builds of under a second to over an hour, hours between them.
-    pub const LIFE: Pace = Pace {
-        wait: (50_000, 40 * SECOND),
-        build: (SECOND * 8 / 10, 4500 * SECOND),
-        claim: (SECOND * 7 / 10, 400 * SECOND),
-        gap: (300 * SECOND, 12 * 3600 * SECOND),
-        hold: (20 * SECOND, 120 * SECOND),
-    };
-    /// For live viewing: builds of seconds.
-    pub const BRISK: Pace = Pace {
-        wait: (20_000, 400_000),
-        build: (300_000, 12 * SECOND),
-        claim: (150_000, 4 * SECOND),
-        gap: (3 * SECOND / 2, 30 * SECOND),
-        hold: (200_000, 900_000),
-    };
-}
-
-/// An existing workspace.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Existing {
-    pub workspace: Uuid,
-    pub owner: Uuid,
-    pub template: Uuid,
-    /// The number of its builds.
-    pub builds: i32,
-}
+use super::planning::{Existing, Planning, Window};
 
 /// The kind of a workspace's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,12 +72,7 @@ const STORIES: [(Story, u32); 19] = [
 
 /// Plans lives, window after window.
 pub(super) struct Lives {
-    pub config: Config,
-    pub dice: Dice,
-    /// The number of workspaces: it numbers names.
-    pub workspaces: usize,
-    /// The number of completions without usage: some are committed late by it.
-    pub completions: usize,
+    planning: Planning,
     /// When each template's second version becomes active.
     promotions: Vec<(Uuid, Uuid, DateTime<Utc>)>,
 }
@@ -142,7 +86,7 @@ impl Lives {
             .iter()
             .map(|template| (template.id, template.versions[1].id, config.start + uniform(&mut dice, (span * 3 / 10, span * 7 / 10))))
             .collect();
-        Lives { config: config.clone(), dice, workspaces: 0, completions: 0, promotions }
+        Lives { planning: Planning::new(config, dice), promotions }
     }
 
     /// The acts that make second versions active.
@@ -203,7 +147,7 @@ impl Lives {
     }
 
     fn any_story(&mut self) -> Story {
-        let mut at = self.dice.random_range(0..STORIES.iter().map(|(_, weight)| weight).sum::<u32>());
+        let mut at = self.planning.dice.random_range(0..STORIES.iter().map(|(_, weight)| weight).sum::<u32>());
         for (story, weight) in STORIES {
             if at < weight {
                 return story;
@@ -219,7 +163,7 @@ impl Lives {
         let span = window.to - window.from;
         for ending in [Ending::LeftPending, Ending::LeftRunning, Ending::LeftCanceling] {
             let lasting: Vec<&Template> = deployment.templates.iter().filter(|template| !template.sunset).collect();
-            let template = pick(&mut self.dice, &lasting);
+            let template = pick(&mut self.planning.dice, &lasting);
             let mut workspace = self.workspace(deployment, window, template, window.to - span / 500);
             workspace.create(ending, false);
             acts.extend(workspace.acts);
@@ -230,7 +174,7 @@ impl Lives {
     fn life(&mut self, deployment: &Deployment, window: Window, story: Story) -> Vec<Act> {
         let fits = |template: &&Template| (window.history || !template.sunset) && (!story.is_of_pool() || template.has_pool());
         let fitting: Vec<&Template> = deployment.templates.iter().filter(fits).collect();
-        let template = if fitting.is_empty() { &deployment.templates[0] } else { pick(&mut self.dice, &fitting) };
+        let template = if fitting.is_empty() { &deployment.templates[0] } else { pick(&mut self.planning.dice, &fitting) };
         let early = match story {
             Story::EarlyClaimed => 0.4,
             Story::StagelessClaimed => 0.2,
@@ -251,7 +195,7 @@ impl Lives {
     #[allow(clippy::cast_possible_truncation, clippy::cast_precision_loss)] // a window in microseconds is far below 2^52
     fn moment(&mut self, window: Window, part: f64) -> DateTime<Utc> {
         let span = (window.to - window.from).num_microseconds().unwrap_or(i64::MAX) as f64 * part;
-        window.from + TimeDelta::microseconds((span * self.dice.random::<f64>()) as i64)
+        window.from + TimeDelta::microseconds((span * self.planning.dice.random::<f64>()) as i64)
     }
 
     fn workspace<'a>(
@@ -263,7 +207,7 @@ impl Lives {
     ) -> Workspace<'a> {
         let promoted = self.promotions.iter().find(|(id, _, _)| *id == template.id).is_none_or(|(_, _, at)| *at <= begun);
         let version = if promoted { template.versions.last() } else { template.versions.first() };
-        Workspace::new(self, deployment, window, template, version.unwrap_or(&template.versions[0]), begun)
+        Workspace::new(&mut self.planning, deployment, window, template, version.unwrap_or(&template.versions[0]), begun)
     }
 }
 
@@ -295,7 +239,7 @@ impl Workspace<'_> {
             Story::ClaimSkewed => self.claimed(Some((1, 2)), false, Ending::SuccessSkewed),
             Story::EarlyClaimed => self.claimed(Some((1, 2)), true, Ending::Success),
             Story::StagelessClaimed => {
-                let by_system = one_in(&mut self.lives.dice, 2);
+                let by_system = one_in(&mut self.planning.dice, 2);
                 self.claimed(None, by_system, Ending::Success);
             }
             Story::ClaimFailed => {
@@ -327,7 +271,7 @@ impl Workspace<'_> {
 
     fn start_again(&mut self) {
         if self.pause() {
-            let reason = pick(&mut self.lives.dice, &["dashboard", "cli", "initiator"]);
+            let reason = pick(&mut self.planning.dice, &["dashboard", "cli", "initiator"]);
             self.start(reason);
         }
     }
@@ -339,7 +283,7 @@ impl Workspace<'_> {
 
     /// Stops, starts and perhaps a delete, until the window ends.
     fn go_on(&mut self) {
-        let rounds = self.lives.dice.random_range(0..4);
+        let rounds = self.planning.dice.random_range(0..4);
         for _ in 0..rounds {
             if !self.pause() {
                 break;
@@ -357,15 +301,15 @@ impl Workspace<'_> {
                 break;
             }
             let reason = self.start_reason();
-            let ending = match self.lives.dice.random_range(0..20) {
+            let ending = match self.planning.dice.random_range(0..20) {
                 0 => Ending::Failure,
                 1 => Ending::SuccessSkewed,
                 _ => Ending::Success,
             };
             self.build(Ask { class: Class::Other, transition: Transition::Start, initiator: self.owner, reason, stage: None, ending });
         }
-        if one_in(&mut self.lives.dice, 3) && self.pause() {
-            let reason = if one_in(&mut self.lives.dice, 3) { "autodelete" } else { "initiator" };
+        if one_in(&mut self.planning.dice, 3) && self.pause() {
+            let reason = if one_in(&mut self.planning.dice, 3) { "autodelete" } else { "initiator" };
             self.end_of_life(self.owner, reason);
         }
     }
@@ -378,7 +322,7 @@ impl Workspace<'_> {
     fn stop_reason(&mut self) -> (Uuid, &'static str) {
         let reasons: &[&'static str] =
             if self.task { &["task_auto_pause", "task_manual_pause"] } else { &["autostop", "initiator", "dashboard", "cli", "dormancy"] };
-        (self.owner, pick(&mut self.lives.dice, reasons))
+        (self.owner, pick(&mut self.planning.dice, reasons))
     }
 
     fn start_reason(&mut self) -> &'static str {
@@ -387,12 +331,12 @@ impl Workspace<'_> {
         } else {
             &["autostart", "initiator", "dashboard", "cli", "ssh_connection", "vscode_connection", "jetbrains_connection"]
         };
-        pick(&mut self.lives.dice, reasons)
+        pick(&mut self.planning.dice, reasons)
     }
 
     /// Lets time pass. False: the window (or a sunset template's time) is over.
     fn pause(&mut self) -> bool {
-        let mut gap = log_uniform(&mut self.lives.dice, self.window.pace.gap);
+        let mut gap = log_uniform(&mut self.planning.dice, self.window.pace.gap);
         if !self.template.sunset {
             self.now += gap;
             return !self.window.history || self.now < self.window.to;

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use anyhow::{Context as _, ensure};
 use axum::body::Bytes;
@@ -12,6 +12,7 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use chrono::TimeDelta;
+use tallyline::clock::Clock;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -20,8 +21,8 @@ use uuid::Uuid;
 use super::books::{Bookkeeping, Books};
 use super::connection::{CuttableListener, Scissors};
 use super::ingest::{failure, ingest};
+use super::state::{Kept, Shared};
 use super::switches::{Running, Switches};
-use crate::clock::Clock;
 
 /// The configuration of a simulated Tallyman.
 #[derive(Clone)]
@@ -59,26 +60,6 @@ pub struct Tallyman {
     pub addr: SocketAddr,
     shared: Arc<Shared>,
     serving: JoinHandle<std::io::Result<()>>,
-}
-
-pub struct Shared {
-    pub license_keys: Vec<String>,
-    pub deployment_ids: Vec<Uuid>,
-    pub clock: Clock,
-    pub stop: CancellationToken,
-    kept: Mutex<Kept>,
-}
-
-/// The state that requests change.
-pub struct Kept {
-    pub books: Bookkeeping,
-    pub running: Running,
-}
-
-impl Shared {
-    pub fn kept(&self) -> MutexGuard<'_, Kept> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl Tallyman {
@@ -122,18 +103,6 @@ impl Tallyman {
     /// Waits until the server has ended after its stop.
     pub async fn stopped(self) -> anyhow::Result<()> {
         self.serving.await?.context("serving the simulated Tallyman")
-    }
-}
-
-impl Shared {
-    fn set_switches(&self, switches: Switches) -> Result<(), String> {
-        match switches.mistake() {
-            Some(mistake) => Err(mistake),
-            None => {
-                self.kept().running = Running::new(switches);
-                Ok(())
-            }
-        }
     }
 }
 

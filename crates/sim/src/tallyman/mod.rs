@@ -8,6 +8,7 @@ mod command;
 mod connection;
 mod ingest;
 mod server;
+mod state;
 mod switches;
 mod wire;
 

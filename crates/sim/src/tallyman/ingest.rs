@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::books::{Delivery, Outcome};
 use super::connection::Scissors;
-use super::server::{Kept, Shared};
+use super::state::{Kept, Shared};
 use super::switches::{Behaviour, CutMoment};
 use super::wire::{self, Accepted, Answer, Received, Rejected};
 

@@ -3,13 +3,13 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::cli::instant;
+use tallyline::cli::span;
 
-/// Show everything at work on a private PostgreSQL with simulated traffic.
+/// The options of the demo.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Arguments {
     /// End after this time with a summary and an audit, such as 20s or 5m [default: run until Ctrl-C]
-    #[arg(long = "for", value_name = "TIME", value_parser = instant::span)]
+    #[arg(long = "for", value_name = "TIME", value_parser = span)]
     pub run_for: Option<Duration>,
     /// Seed of every id, name, time and outcome
     #[arg(long, default_value_t = 1)]

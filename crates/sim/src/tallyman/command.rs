@@ -1,16 +1,16 @@
-//! `tallyline tallyman-sim`.
+//! The options of the simulated Tallyman, and its run.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use anyhow::Context as _;
 use chrono::{DateTime, TimeDelta, Utc};
+use tallyline::clock::Clock;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::server::{Config, Tallyman};
 use super::switches::Switches;
-use crate::clock::Clock;
 
 /// Runs a simulated Tallyman. It bills the events that it receives, and shows its bills under `/sim/books`.
 #[derive(Clone, Debug, clap::Args)]

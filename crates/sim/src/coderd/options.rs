@@ -1,10 +1,11 @@
-//! `tallyline coderd-sim`.
+//! The options of the simulated coderd, and its run.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use chrono::TimeDelta;
+use tallyline::clock::Clock;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -12,7 +13,6 @@ use super::config::Config;
 use super::schema::SchemaVersion;
 use super::simulation::Simulation;
 use super::truth::Truth;
-use crate::clock::Clock;
 
 /// How far ahead a deployment in real time is planned.
 const PLAN_AHEAD: TimeDelta = TimeDelta::seconds(10);

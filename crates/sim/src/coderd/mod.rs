@@ -18,6 +18,7 @@ mod heartbeats;
 mod licenses;
 mod lives;
 mod options;
+mod planning;
 mod purge;
 mod renames;
 mod schema;

@@ -10,13 +10,13 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use sqlx::{Connection as _, PgConnection};
+use tallyline::cause;
+use tallyline::cli::{Exit, Failure};
 use tokio::process::{Child, Command};
 use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::folder::Folder;
-use crate::cause;
-use crate::cli::{Exit, Failure};
 
 /// Maximum time for PostgreSQL to answer after its start, and to end after its stop.
 const DEADLINE: Duration = Duration::from_secs(30);

@@ -278,8 +278,8 @@ mod tests {
     use chrono::TimeDelta;
 
     use super::super::acts::{BuildIds, NewWorkspace, Success};
+    use super::super::schema::SchemaVersion;
     use super::*;
-    use crate::sim::coderd::SchemaVersion;
 
     /// A deployment, its books, and a pen that writes acts a second apart.
     struct Desk {

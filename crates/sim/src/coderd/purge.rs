@@ -6,7 +6,7 @@ use sqlx::{FromRow, PgConnection};
 use uuid::Uuid;
 
 use super::config::PREBUILDS_USER;
-use super::lives::Existing;
+use super::planning::Existing;
 
 /// With this search path coderd's own queries read builds and jobs as if none had been removed.
 pub const SEARCH_PATH_BEFORE_PURGES: &str = "before_purges, public";

@@ -148,8 +148,8 @@ fn heartbeat_id(kind: UsageKind, start: DateTime<Utc>) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::schema::SchemaVersion;
     use super::*;
-    use crate::sim::coderd::SchemaVersion;
 
     fn planned() -> Vec<Act> {
         let start = DateTime::from_timestamp(1_780_000_123, 0).unwrap();
