@@ -321,7 +321,8 @@ fn files_below(folder: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// The part of a file: `log` for `src/log/mod.rs`, `sim` for `crates/sim/src/demo.rs`. None for the files that name all parts.
+/// The part of a file: `log` for `src/log/mod.rs`, `sim` for `crates/sim/src/demo.rs`. None for the
+/// files that name all parts.
 fn part_of(file: &Path) -> Option<String> {
     let names: Vec<&str> = file.iter().filter_map(|name| name.to_str()).collect();
     match names.as_slice() {
