@@ -23,9 +23,9 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("consumer", &["event", "log", "ledger"]),
     ("event", &[]),
     ("export", &["event", "ledger"]),
-    ("ledger", &["event"]),
+    ("ledger", &["event", "pool"]),
     ("license", &[]),
-    ("log", &["event"]),
+    ("log", &["event", "pool"]),
     ("metrics", &[]),
     (
         "operations",
@@ -46,6 +46,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "status",
         ],
     ),
+    ("pool", &[]),
     ("projection", &["stages", "ledger", "event"]),
     ("publisher", &["event", "ledger", "tallyman", "coderd", "license"]),
     ("sim", &["coderd"]),
@@ -61,7 +62,7 @@ const LEAVES: &[&str] = &["cause", "clock", "waiting", "words"];
 /// External crates, and the places that may name them.
 const EXTERNAL: &[(&str, &[&str])] = &[
     ("rdkafka", &["src/log/kafka/"]),
-    ("sqlx", &["src/ledger/", "src/log/postgres/", "src/coderd/", "src/sim/", "src/cli/demo/", "crates/sim/"]),
+    ("sqlx", &["src/ledger/", "src/log/postgres/", "src/pool.rs", "src/coderd/", "src/sim/", "src/cli/demo/", "crates/sim/"]),
 ];
 
 /// Files elsewhere that name `sqlx`, with the reason.
