@@ -1,4 +1,5 @@
-//! Reads Rust sources for `tests/arrows.rs`: the paths that each file names, and the files that define them.
+//! Reads Rust sources for `tests/arrows.rs`: the paths that each file names, and the files that
+//! define them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -34,7 +35,7 @@ struct Module {
 /// The modules of all crates, by their paths from the crate on.
 pub struct Modules(BTreeMap<Vec<String>, Module>);
 
-/// Circles of aliases cannot occur in code that compiles, except a name that is its own external crate.
+/// Maximum length of a chain of aliases. It ends the search at a name that is its own crate.
 const MAX_ALIASES: usize = 8;
 
 impl Modules {
@@ -91,7 +92,7 @@ impl Modules {
         }
     }
 
-    /// Every path that resolves to a module of ours or begins with an external crate, but not what a module re-exports of its own.
+    /// Every path that a file names, except what a module re-exports of its own children.
     pub fn imports(&self) -> BTreeSet<Import> {
         let mut imports = BTreeSet::new();
         for (from, module) in &self.0 {
@@ -105,7 +106,7 @@ impl Modules {
         imports
     }
 
-    /// A path as written in a module, from the crate on. None: it is not a path into a crate of ours.
+    /// A path as written in a module, from the crate on. None: it leads into an external crate.
     fn absolute(&self, from: &[String], written: &[String], aliases: usize) -> Option<Vec<String>> {
         let (first, rest) = written.split_first()?;
         let join = |start: &[String]| Some([start, rest].concat());
@@ -196,7 +197,8 @@ impl Module {
     }
 }
 
-/// The module of a file: `tallyline::log` for `src/log/mod.rs`, `tallyline_sim` for `crates/sim/src/lib.rs`.
+/// The module of a file: `tallyline::log` for `src/log/mod.rs`, `tallyline_sim` for
+/// `crates/sim/src/lib.rs`.
 fn module_of(file: &Path) -> Vec<String> {
     let names: Vec<&str> = file.iter().filter_map(|name| name.to_str()).collect();
     let (krate, inside) = match names.as_slice() {
@@ -239,7 +241,8 @@ fn is_word(token: &str) -> bool {
     token.starts_with(|first: char| first.is_alphabetic() || first == '_')
 }
 
-/// The words, the `::` and the other characters of a text, without comments and lifetimes. A string is one token that begins with `"`.
+/// The words, the `::` and the other characters of a text, without comments and lifetimes. A string
+/// is one token that begins with `"`.
 fn tokens(text: &str) -> Vec<String> {
     let mut tokens = Vec::new();
     let mut rest = text;
