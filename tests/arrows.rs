@@ -49,6 +49,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("pool", &[]),
     ("projection", &["stages", "ledger", "event"]),
     ("publisher", &["event", "ledger", "tallyman", "coderd", "license"]),
+    ("sim", ANY),
     ("stages", &["event", "license", "metrics"]),
     ("status", &["event", "license", "log", "ledger"]),
     ("tallyman", &["event"]),
@@ -59,10 +60,8 @@ const ANY: &[&str] = &["*"];
 const LEAVES: &[&str] = &["cause", "clock", "waiting", "words"];
 
 /// External crates, and the places that may name them.
-const EXTERNAL: &[(&str, &[&str])] = &[
-    ("rdkafka", &["src/log/kafka/"]),
-    ("sqlx", &["src/ledger/", "src/log/postgres/", "src/coderd/", "src/pool.rs", "crates/sim/"]),
-];
+const EXTERNAL: &[(&str, &[&str])] =
+    &[("rdkafka", &["src/log/kafka/"]), ("sqlx", &["src/ledger/", "src/log/postgres/", "src/coderd/", "src/pool.rs", "crates/sim/"])];
 
 /// Files elsewhere that name `sqlx`, with the reason.
 const SQLX_ELSEWHERE: &[(&str, &str)] = &[

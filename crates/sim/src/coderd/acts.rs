@@ -4,6 +4,8 @@ use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::licenses::LicenseRow;
+
 /// One transaction at one instant.
 #[derive(Clone, Debug)]
 pub struct Act {
@@ -215,16 +217,4 @@ impl UsageKind {
             UsageKind::Runtime => format!("{{\"runtime_ms\": {quantity}}}"),
         }
     }
-}
-
-/// A row of `licenses`.
-#[derive(Clone, Debug)]
-pub struct LicenseRow {
-    pub uuid: Uuid,
-    pub jwt: String,
-    pub exp: DateTime<Utc>,
-    pub kid: String,
-    /// Whether the published key signed it.
-    pub known_key: bool,
-    pub claims: super::licenses::Claims,
 }

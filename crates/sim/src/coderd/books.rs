@@ -458,7 +458,7 @@ mod tests {
                 desk.act(Deed::Usage(UsageRow { id: format!("{i} {offset}"), kind: UsageKind::ManagedAgents, quantity: 1, created_at }));
             }
         }
-        let row = super::super::acts::LicenseRow {
+        let row = super::super::licenses::LicenseRow {
             uuid: Uuid::nil(),
             jwt: String::new(),
             exp: claims.exp,

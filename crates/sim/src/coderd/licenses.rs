@@ -6,7 +6,6 @@ use chrono::{DateTime, DurationRound, TimeDelta, Utc};
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 
-use super::acts::{Act, Deed, LicenseRow};
 use super::chance::{Dice, uuid_from};
 use super::config::Config;
 use super::signing::Signer;
@@ -50,8 +49,24 @@ pub struct Claims {
     pub publish_usage_data: bool,
 }
 
-/// Creates the key pair that signs the licenses, and the acts that upload them.
-pub(super) fn plan(config: &Config, deployment_id: uuid::Uuid, dice: &mut Dice) -> anyhow::Result<(Signer, Vec<Act>)> {
+/// A row of `licenses`.
+#[derive(Clone, Debug)]
+pub struct LicenseRow {
+    pub uuid: Uuid,
+    pub jwt: String,
+    pub exp: DateTime<Utc>,
+    pub kid: String,
+    /// Whether the published key signed it.
+    pub known_key: bool,
+    pub claims: Claims,
+}
+
+/// Creates the key pair that signs the licenses, and the licenses with the instants of their upload.
+pub(super) fn plan(
+    config: &Config,
+    deployment_id: uuid::Uuid,
+    dice: &mut Dice,
+) -> anyhow::Result<(Signer, Vec<(DateTime<Utc>, LicenseRow)>)> {
     let mut secret = config.license_key.unwrap_or([0; 32]);
     if config.license_key.is_none() {
         dice.fill(&mut secret);
@@ -61,16 +76,16 @@ pub(super) fn plan(config: &Config, deployment_id: uuid::Uuid, dice: &mut Dice) 
     let known = Signer::new(secret, &format!("coderd-sim-{}", config.seed))?;
     let unknown = Signer::new(stray, "nobody-knows-this-key")?;
 
-    let mut acts = Vec::new();
+    let mut rows = Vec::new();
     for terms in terms(config) {
         let signer = if terms.known_key { &known } else { &unknown };
         let claims = terms.claims(config, deployment_id, uuid_from(dice));
         let row = row(signer, claims, uuid_from(dice), terms.known_key)?;
         // Uploaded a few minutes after it was issued, or present when the history begins.
         let at = (row.claims.iat + TimeDelta::minutes(7)).max(config.start);
-        acts.push(Act { at, held_for: None, deed: Deed::License(Box::new(row)) });
+        rows.push((at, row));
     }
-    Ok((known, acts))
+    Ok((known, rows))
 }
 
 pub(super) fn row(signer: &Signer, claims: Claims, uuid: uuid::Uuid, known_key: bool) -> anyhow::Result<LicenseRow> {

@@ -44,7 +44,9 @@ impl Script {
     pub fn new(config: Config) -> anyhow::Result<Self> {
         ensure!(config.start < config.end, "a history starts before it ends");
         let deployment = Deployment::plan(&config);
-        let (signer, mut acts) = licenses::plan(&config, deployment.id, &mut dice(config.seed, Subject::Licenses))?;
+        let (signer, licenses) = licenses::plan(&config, deployment.id, &mut dice(config.seed, Subject::Licenses))?;
+        let upload = |(at, row)| Act { at, held_for: None, deed: Deed::License(Box::new(row)) };
+        let mut acts: Vec<Act> = licenses.into_iter().map(upload).collect();
         let window = Window { from: config.start, to: config.end, pace: Pace::LIFE, history: true };
         let mut lives = Lives::new(&config, &deployment);
         let mut heartbeats = Heartbeats::new(&config);
