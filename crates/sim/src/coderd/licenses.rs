@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, DurationRound, TimeDelta, Utc};
 use rand::Rng;
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use super::chance::{Dice, uuid_from};
 use super::config::Config;
@@ -62,11 +63,7 @@ pub struct LicenseRow {
 }
 
 /// Creates the key pair that signs the licenses, and the licenses with the instants of their upload.
-pub(super) fn plan(
-    config: &Config,
-    deployment_id: uuid::Uuid,
-    dice: &mut Dice,
-) -> anyhow::Result<(Signer, Vec<(DateTime<Utc>, LicenseRow)>)> {
+pub(super) fn plan(config: &Config, deployment_id: Uuid, dice: &mut Dice) -> anyhow::Result<(Signer, Vec<(DateTime<Utc>, LicenseRow)>)> {
     let mut secret = config.license_key.unwrap_or([0; 32]);
     if config.license_key.is_none() {
         dice.fill(&mut secret);
@@ -88,7 +85,7 @@ pub(super) fn plan(
     Ok((known, rows))
 }
 
-pub(super) fn row(signer: &Signer, claims: Claims, uuid: uuid::Uuid, known_key: bool) -> anyhow::Result<LicenseRow> {
+pub(super) fn row(signer: &Signer, claims: Claims, uuid: Uuid, known_key: bool) -> anyhow::Result<LicenseRow> {
     let (jwt, kid) = (signer.sign(&claims)?, signer.public().kid.clone());
     Ok(LicenseRow { uuid, jwt, exp: claims.exp, kid, known_key, claims })
 }
@@ -148,7 +145,7 @@ fn terms(config: &Config) -> Vec<Terms> {
 }
 
 impl Terms {
-    fn claims(&self, config: &Config, deployment_id: uuid::Uuid, id: uuid::Uuid) -> Claims {
+    fn claims(&self, config: &Config, deployment_id: Uuid, id: Uuid) -> Claims {
         let at = |part: f64| instant(config, part);
         Claims {
             iss: "license-issuer@example.invalid".to_owned(),
@@ -192,7 +189,7 @@ pub(super) mod tests {
     pub(in crate::coderd) fn claims() -> Claims {
         let start = DateTime::from_timestamp(1_780_000_000, 0).unwrap();
         let config = Config::history(1, SchemaVersion::TasksEra, start, start + TimeDelta::days(25), 10);
-        terms(&config)[0].claims(&config, uuid::Uuid::nil(), uuid::Uuid::nil())
+        terms(&config)[0].claims(&config, Uuid::nil(), Uuid::nil())
     }
 
     #[test]
@@ -200,8 +197,7 @@ pub(super) mod tests {
         let start = DateTime::from_timestamp(1_780_000_000, 0).unwrap();
         let config = Config::history(1, SchemaVersion::TasksEra, start, start + TimeDelta::days(25), 10);
         let (old, new) = (&terms(&config)[0], &terms(&config)[1]);
-        let (old, new) =
-            (old.claims(&config, uuid::Uuid::nil(), uuid::Uuid::nil()), new.claims(&config, uuid::Uuid::nil(), uuid::Uuid::nil()));
+        let (old, new) = (old.claims(&config, Uuid::nil(), Uuid::nil()), new.claims(&config, Uuid::nil(), Uuid::nil()));
         assert!(old.nbf < new.nbf && new.nbf < old.exp && old.exp < new.exp, "an early renewal");
         for edge in [old.exp, new.nbf] {
             assert_eq!(edge.timestamp_subsec_nanos(), 0);
