@@ -62,8 +62,11 @@ pub struct LicenseRow {
     pub claims: Claims,
 }
 
-/// Creates the key pair that signs the licenses, and the licenses with the instants of their upload.
-pub(super) fn plan(config: &Config, deployment_id: Uuid, dice: &mut Dice) -> anyhow::Result<(Signer, Vec<(DateTime<Utc>, LicenseRow)>)> {
+/// A license and the instant of its upload.
+pub(super) type Upload = (DateTime<Utc>, LicenseRow);
+
+/// Creates the key pair that signs the licenses, and the licenses.
+pub(super) fn plan(config: &Config, deployment_id: Uuid, dice: &mut Dice) -> anyhow::Result<(Signer, Vec<Upload>)> {
     let mut secret = config.license_key.unwrap_or([0; 32]);
     if config.license_key.is_none() {
         dice.fill(&mut secret);
