@@ -13,7 +13,8 @@ use super::via::{Via, ViaArguments};
 use super::{Context, Exit, Failure, columns, given_file, instant};
 use crate::license::MAX_TOKEN_BYTES;
 use crate::operations::{
-    Granted, LicenseToken, RebuildExecution, RebuildPlan, RebuildRequest, RebuildStage, Rebuilt, Rehearsal, RehearsedDeployment, Told,
+    Granted, LicenseToken, RebuildExecution, RebuildPlan, RebuildRequest, RebuildStage, Rebuilt, Rehearsal, RehearsedDeployment,
+    SeriesValue,
 };
 
 /// Fold the ledger again from zero, also under other license rules or licenses.
@@ -160,9 +161,9 @@ fn table(answer: &Planned) -> String {
 }
 
 fn compared(plan: &RebuildPlan) -> String {
-    let numbers = |told: Option<Told>| match told {
-        Some(Told { count, sum_seconds: Some(sum) }) => format!("{count} in {sum} s"),
-        Some(Told { count, sum_seconds: None }) => count.to_string(),
+    let numbers = |told: Option<SeriesValue>| match told {
+        Some(SeriesValue { count, sum_seconds: Some(sum) }) => format!("{count} in {sum} s"),
+        Some(SeriesValue { count, sum_seconds: None }) => count.to_string(),
         None => "-".to_owned(),
     };
     let rows = plan.differences.iter().map(|row| [row.what.clone(), row.labels.clone(), numbers(row.shown), numbers(row.rebuilt)]);

@@ -9,7 +9,7 @@ use super::progress::Progress;
 use super::via::{Via, ViaArguments};
 use super::{Context, Exit, Failure, columns, given_file};
 use crate::event::{MAX_PAYLOAD_BYTES, UsageType};
-use crate::ledger::{RejectProperty, Verdict};
+use crate::ledger::{Disposition, RejectProperty};
 use crate::operations::{
     Actor, Admitted, Bytes, CountRejects, Desk, DiscardRejects, DiscardedRejects, Foreseen, ListRejects, OperationError, Reject,
     RejectCounts, RejectPage, Resubmit, Resubmitted, ShownReject, WhichRejects,
@@ -155,7 +155,7 @@ async fn admit(desk: &Desk, actor: &Actor, context: &Context) -> Result<Admitted
 
 /// The number of held records whose type this version knows.
 async fn known(desk: &Desk) -> Result<u64, Failure> {
-    let which = WhichRejects { verdict: Some(Verdict::Held.to_string()), ..WhichRejects::default() };
+    let which = WhichRejects { verdict: Some(Disposition::Held.to_string()), ..WhichRejects::default() };
     let held = desk.count_rejects(&CountRejects { which, by: RejectProperty::Type }).await?;
     let known = held.groups.iter().filter(|group| group.value.as_ref().is_some_and(|value| value.parse::<UsageType>().is_ok()));
     Ok(known.map(|group| u64::try_from(group.records).unwrap_or_default()).sum())

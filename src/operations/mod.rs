@@ -37,7 +37,7 @@ pub use prove::{
 pub use ranges::{Chosen, Edge, LogRange, MovedEnd, chosen};
 pub use rebuild::{
     Granted, LicenseToken, RebuildExecution, RebuildPlan, RebuildRequest, RebuildStage, Rebuilt, Rehearsal, RehearsedDeployment,
-    RehearsedWindow, StateDifference, Told,
+    RehearsedWindow, SeriesValue, StateDifference,
 };
 pub use rejects::{
     Admitted, Bytes, CountRejects, DiscardRejects, DiscardedRejects, Foreseen, Header, ListRejects, Place, Reject, RejectCounts,

@@ -23,7 +23,7 @@ use super::{WHOLE, edit};
 use crate::consumer;
 use crate::event::{Digest, Message, Signer, Topic, TopicPartition};
 use crate::ledger::{
-    ActKind, NO_SIGNING_KEY, NewAct, PassedReject, Refusal, RejectRow, RejectState, Subject, Verdict, cutover, generations, rejects,
+    ActKind, Disposition, NO_SIGNING_KEY, NewAct, PassedReject, Refusal, RejectRow, RejectState, Subject, cutover, generations, rejects,
     sources,
 };
 use crate::log::Record;
@@ -213,7 +213,7 @@ impl Desk {
         let event = match consumer::read(record).event {
             Ok(event) => event,
             Err(refusal) => {
-                let what = if refusal.verdict == Verdict::Held { Foreseen::Held } else { Foreseen::Rejected };
+                let what = if refusal.verdict == Disposition::Held { Foreseen::Held } else { Foreseen::Rejected };
                 let event_id = crate::event::Traces::of(&message).id;
                 return Ok(Foresight { what, reason: Some(refusal.detail), event_id, event: None, message });
             }
