@@ -143,12 +143,13 @@ start_servers() {
     export TMPDIR=$servers/tmp
 }
 
-# Becomes cargo, for run_beside_servers. It ends with this script, even if the script is killed. Its tests end with it, and the processes of
+# Becomes cargo, for run_beside_servers. RUSTC_BOOTSTRAP lets test binaries print the duration of each test; cargo itself does not
+# see it, because it would build everything again. Cargo ends with this script, even if the script is killed. Its tests end with it, and the processes of
 # a test end with the test.
 cargo_beside_servers() {
     local host
     host=$(rustc -vV | sed -n 's/^host: //p')
-    export "CARGO_TARGET_$(tr 'a-z-' 'A-Z_' <<<"$host")_RUNNER=setpriv --pdeathsig=KILL"
+    export "CARGO_TARGET_$(tr 'a-z-' 'A-Z_' <<<"$host")_RUNNER=setpriv --pdeathsig=KILL env RUSTC_BOOTSTRAP=1"
     exec setpriv --pdeathsig=KILL cargo "$@"
 }
 
