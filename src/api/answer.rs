@@ -2,15 +2,14 @@
 
 use std::sync::Arc;
 
-use axum::Json;
-use axum::extract::State;
-use axum::http::header::{CONTENT_TYPE, WWW_AUTHENTICATE};
+use axum::http::header::WWW_AUTHENTICATE;
 use axum::http::{HeaderValue, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+use utoipa::openapi::OpenApi;
 
-use super::Serving;
 use crate::operations::OperationError;
 
 /// Why a request failed.
@@ -122,7 +121,8 @@ pub(super) async fn unknown_method(method: Method, uri: Uri) -> Problem {
     Problem::new(StatusCode::METHOD_NOT_ALLOWED, format!("{} is not asked by {method}", uri.path()))
 }
 
-/// `GET /openapi.json`
-pub(super) async fn document(State(serving): State<Arc<Serving>>) -> Response {
-    ([(CONTENT_TYPE, "application/json")], serving.document.clone()).into_response()
+/// This document
+#[utoipa::path(get, path = "/openapi.json", responses((status = 200, description = "An OpenAPI 3.1 document.", body = Object)))]
+pub(super) async fn document(Extension(document): Extension<Arc<OpenApi>>) -> Response {
+    Json(&*document).into_response()
 }

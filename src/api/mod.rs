@@ -16,8 +16,6 @@ mod host;
 mod known;
 mod lease;
 mod metrics;
-mod object;
-mod operators;
 mod own;
 mod paths;
 mod ready;
@@ -34,10 +32,11 @@ mod tokens;
 pub use answer::ProblemBody;
 pub use asked::{body_of, query_of};
 pub use connections::Limits;
-pub use executions::{PlanProblem, PlanStanding, PlanState};
+pub use executions::{PlanProblem, PlanStanding, PlanState, ShowPlan};
 pub use own::{Own, OwnServer};
 pub use serve::{ServeError, Server};
 pub use settings::ServeSettings;
+pub use status::ShowStatus;
 pub use tokens::{Token, Tokens};
 
 use tokio::time::Instant;
@@ -87,8 +86,6 @@ struct Serving {
     known: known::KnownSources,
     lease: lease::MetricsLease,
     telemetry: telemetry::ApiTelemetry,
-    /// Content of `/openapi.json`.
-    document: String,
     rejects: rejects::RejectsTelemetry,
     /// Checks for `/readyz`.
     probe: ready::Probe,

@@ -48,7 +48,7 @@ mod sequence;
 pub mod snapshots;
 pub mod sources;
 
-pub use acts::{Act, ActKind, ListActs, NewAct, OURSELVES, Subject};
+pub use acts::{Act, ActFilter, ActKind, NewAct, OURSELVES, Subject};
 pub use books::{Difference, LedgerBooks, PartitionBooks};
 pub use choices::LICENSE_RULES;
 pub use collector_requests::SweepRequest;

@@ -17,7 +17,7 @@ pub use arguments::Arguments;
 
 use super::{Context, Exit, Failure};
 use crate::cause;
-use crate::operations::RunAudit;
+use crate::operations::{Actor, RunAudit};
 use folder::Folder;
 use postgres::PrivatePostgres;
 use summary::Summary;
@@ -48,7 +48,7 @@ async fn show(arguments: &Arguments, context: &Context, folder: &Folder, postgre
         warn!("not everything was counted and billed within {} s", SETTLE.as_secs());
     }
     let audit = RunAudit { patience_seconds: Some(20), deep: false };
-    let report = world.site.desk()?.audit(&audit, |_, _| ()).await?;
+    let report = world.site.desk()?.run(&audit, &Actor::default(), &|_| {}, &context.stop).await?;
     let summary = Summary::of(&world, report).await?;
     world.stop().await?;
     context.output.answer(&summary, || summary.table())?;

@@ -9,8 +9,8 @@ use tokio_util::sync::CancellationToken;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::super::{Desk, OperationError};
-use super::Progress;
+use super::super::operation::counting;
+use super::super::{Desk, OperationError, Progress};
 use crate::coderd::{Catalog, Reader};
 use crate::collectors::events;
 use crate::ledger::{Ledger, NewAct, PublicationState, Source, books, confirmed, identity, known, losses, sources};
@@ -92,9 +92,10 @@ pub(super) async fn foresee(
     let mut comparison = Comparison::open(desk).await?;
     let all = desk.ledger.run(async |conn| losses::source_events(conn, comparison.source.id).await).await?;
     let total = u64::try_from(all).unwrap_or_default();
-    comparison.builds(&|done| progress(done, total), stop).await?;
+    let progress = counting("comparing ids", total, progress);
+    comparison.builds(&progress, stop).await?;
     if comparison.catalog.usage_events {
-        comparison.usage(&|done| progress(done, total), stop).await?;
+        comparison.usage(&progress, stop).await?;
     }
     Ok(comparison.end().await)
 }
