@@ -30,6 +30,7 @@ pub(super) struct Window {
     /// Id of the deployment. Required if there are several deployments and none is configured.
     source: Option<Uuid>,
     /// Count whole days instead of exact instants.
+    #[param(inline)]
     days: Option<Days>,
 }
 

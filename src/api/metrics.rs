@@ -30,6 +30,7 @@ const SCRAPE_TIMEOUT: &str = "x-prometheus-scrape-timeout-seconds";
 pub(super) struct Page {
     /// Id of the deployment whose series are shown.
     source: Option<Uuid>,
+    #[param(inline)]
     format: Option<Forced>,
 }
 

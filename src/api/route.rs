@@ -109,7 +109,9 @@ fn described<R: ApiRequest>(status: u16) -> (Schemas, Paths) {
         let required = if fields.required.contains(&name) { Required::True } else { Required::False };
         fields.required.retain(|required| *required != name);
         let place = if in_path { ParameterIn::Path } else { ParameterIn::Query };
-        let description = serde_json::json!(schema)["description"].as_str().map(str::to_owned);
+        let shown = serde_json::json!(schema);
+        // an optional enum is one of null and a reference
+        let description = [&shown["description"], &shown["oneOf"][1]["description"]].into_iter().find_map(|text| text.as_str());
         let parameter = ParameterBuilder::new().name(name).parameter_in(place).required(required).description(description);
         operation = operation.parameter(parameter.schema(Some(schema)));
     }
