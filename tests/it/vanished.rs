@@ -187,7 +187,7 @@ async fn an_operation_says_so() {
             "show" => Box::pin(async { ask(&desk, &ShowReject { id: 1 }).await.map(drop) }),
             lost => {
                 let (request, desk) = (serde_json::from_value::<RecoverRequest>(json!({ "lost": lost })).unwrap(), &desk);
-                Box::pin(async move { ask(&desk, &request).await.map(drop) })
+                Box::pin(async move { ask(desk, &request).await.map(drop) })
             }
         };
         let said = lost(&world.ledger.pool, table, &proxy, call).await.unwrap_err();

@@ -13,10 +13,12 @@ use std::str::FromStr;
 
 use axum::http::Method;
 use chrono::SecondsFormat;
+use clap::builder::PossibleValuesParser;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{ApiRequest, Desk, Operation, OperationError, Run};
+use crate::event::RejectCause;
 use crate::ledger::{ActKind, NewAct, RejectFilter, RejectGroup, RejectProperty, RejectRow, RejectState, Subject, reject_counts, rejects};
 use crate::words::UnknownWord;
 
@@ -34,13 +36,13 @@ const LISTED_BYTES: i32 = 1_024;
 #[serde(default)]
 pub struct WhichRejects {
     /// Only rejects in this state: `open`, `resubmitted`, `admitted`, `discarded` or `all`. Default: `open`.
-    #[arg(long, default_value = "open")]
+    #[arg(long, default_value = "open", hide_default_value = true)]
     pub state: String,
     /// Only rejects with this verdict: `rejected`, `conflict` or `held`.
     #[arg(long)]
     pub verdict: Option<String>,
-    /// Only rejects with this cause in one word, such as `json`.
-    #[arg(long)]
+    /// Only rejects with this cause.
+    #[arg(long, value_parser = PossibleValuesParser::new(RejectCause::ALL.map(RejectCause::as_str)))]
     pub cause: Option<String>,
     /// Only rejects of this event type.
     #[arg(long = "type", value_name = "TYPE")]
@@ -66,7 +68,7 @@ pub struct ListRejects {
     #[serde(default)]
     pub after: i64,
     /// Maximum number of rejects, 1 to 1000. Default: 100.
-    #[arg(long, value_name = "NUMBER", default_value_t = page())]
+    #[arg(long, value_name = "NUMBER", default_value_t = page(), hide_default_value = true)]
     #[serde(default = "page")]
     pub limit: usize,
 }

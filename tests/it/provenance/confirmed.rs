@@ -40,7 +40,7 @@ async fn desk_without_rows(ledger: &Ledger) -> (Database, Desk) {
 
 async fn plan(desk: &Desk) -> (Option<String>, CoderdEffect) {
     let request = RecoverRequest { lost: Lost::Coderd, without: Vec::new() };
-    let plan = ask(&desk, &request).await.unwrap();
+    let plan = ask(desk, &request).await.unwrap();
     let RecoverEffect::Coderd(effect) = plan.effect else { panic!("{plan:?}") };
     (plan.hash, effect)
 }

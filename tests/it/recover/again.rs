@@ -9,13 +9,13 @@ use crate::support::ledger::{act, ask, desk, ledger};
 
 async fn plan(desk: &Desk) -> RecoverPlan {
     let request: RecoverRequest = serde_json::from_value(json!({ "lost": "kafka" })).unwrap();
-    ask(&desk, &request).await.unwrap()
+    ask(desk, &request).await.unwrap()
 }
 
 async fn execute(desk: &Desk, plan: &RecoverPlan) -> Result<RecoverPlan, OperationError> {
     let execution = RecoverExecution { hash: plan.hash.clone().expect("something to do") };
     let actor = Actor { name: "sre-1".into(), reason: "the topics are gone".into() };
-    act(&desk, &execution, &actor).await
+    act(desk, &execution, &actor).await
 }
 
 #[tokio::test]
