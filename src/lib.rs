@@ -23,9 +23,9 @@ pub mod license;
 pub mod log;
 pub mod metrics;
 pub mod operations;
+pub mod pool;
 pub mod projection;
 pub mod publisher;
-pub mod sim;
 pub mod stages;
 pub mod status;
 #[cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]

@@ -5,8 +5,8 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use tallyline::clock::Clock;
 use tallyline::event::UsageQuantity;
-use tallyline::sim::tallyman::{Behaviour, Books, Config, CutMoment, Cuts, EventRule, Outcome, ServerErrors, Switches, Tallyman};
 use tallyline::tallyman::{ClientSettings, OutgoingEvent, SendError, TallymanClient, Verdict, request_body};
+use tallyline_sim::tallyman::{Behaviour, Books, Config, CutMoment, Cuts, EventRule, Outcome, ServerErrors, Switches, Tallyman};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 

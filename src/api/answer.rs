@@ -1,14 +1,11 @@
 //! Errors of all paths: JSON with a `message`, like coderd's errors.
 
-use std::sync::Arc;
-
+use axum::Json;
 use axum::http::header::WWW_AUTHENTICATE;
 use axum::http::{HeaderValue, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
-use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
-use utoipa::openapi::OpenApi;
 
 use crate::operations::OperationError;
 
@@ -119,10 +116,4 @@ pub(super) async fn unknown_path(uri: Uri) -> Problem {
 /// Answers requests with a wrong method. The header `Allow` lists the right ones.
 pub(super) async fn unknown_method(method: Method, uri: Uri) -> Problem {
     Problem::new(StatusCode::METHOD_NOT_ALLOWED, format!("{} is not asked by {method}", uri.path()))
-}
-
-/// This document
-#[utoipa::path(get, path = "/openapi.json", responses((status = 200, description = "An OpenAPI 3.1 document.", body = Object)))]
-pub(super) async fn document(Extension(document): Extension<Arc<OpenApi>>) -> Response {
-    Json(&*document).into_response()
 }

@@ -3,55 +3,22 @@
 //! Only the ledger decides who holds the lease, when `shown_sequence` is raised before an answer. The copy in this process only avoids
 //! useless queries.
 
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::metrics_lease::MetricsLease;
 use super::{Freshness, Serving};
 use crate::cause::{self, Lasting};
-use crate::ledger::{Lease, Ledger, lease_step, leases};
+use crate::ledger::{Lease, Ledger, StatementError, lease_step, leases};
 
 pub(super) const NAME: &str = "metrics";
 /// Maximum pause between attempts to take a free lease.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
-/// This process's copy of the lease.
-#[derive(Default)]
-pub(super) struct MetricsLease(Mutex<Option<Held>>);
-
-struct Held {
-    lease: Lease,
-    /// Measured from before the query, so never later than the ledger's own expiry.
-    until: Instant,
-}
-
 impl MetricsLease {
-    /// The lease, if this process holds it.
-    pub(super) fn held(&self) -> Option<Lease> {
-        let held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        held.as_ref().filter(|held| held.until > Instant::now()).map(|held| held.lease.clone())
-    }
-
-    /// The ledger reported that another process has the lease.
-    pub(super) fn lost(&self, lease: &Lease) {
-        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if held.as_ref().is_some_and(|held| held.lease.epoch == lease.epoch) {
-            *held = None;
-            warn!(epoch = lease.epoch, "another process shows the domain series now");
-        }
-    }
-
-    fn hold(&self, lease: Lease, until: Instant) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Held { lease, until });
-    }
-
-    fn last(&self) -> Option<Lease> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|held| held.lease.clone())
-    }
-
     /// Takes the lease when it is free, renews it until `stop`, and then releases it.
     pub(super) async fn keep(&self, serving: &Serving, stop: &CancellationToken) {
         let length = serving.settings.lease_length;
@@ -75,7 +42,7 @@ impl MetricsLease {
         }
     }
 
-    async fn ask(&self, serving: &Serving, length: Duration) -> Result<(), sqlx::Error> {
+    async fn ask(&self, serving: &Serving, length: Duration) -> Result<(), StatementError> {
         let ledger = &serving.api.own.ledger;
         let until = Instant::now() + length;
         let can_show = can_show(serving).await?;
@@ -99,15 +66,15 @@ impl MetricsLease {
         Ok(())
     }
 
-    async fn give_back(&self, ledger: &Ledger, lease: Lease) -> Result<(), sqlx::Error> {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    async fn give_back(&self, ledger: &Ledger, lease: Lease) -> Result<(), StatementError> {
+        self.forget();
         ledger.run(async |conn| leases::release(conn, lease).await).await
     }
 }
 
 /// Whether this process's state may be shown. A broken fold shows nothing, and a fold that was not at the end of the ledger lately is
 /// outdated. During a rebuild every process is behind: a process may then show its old state if it is not below the shown sequence.
-async fn can_show(serving: &Serving) -> Result<bool, sqlx::Error> {
+async fn can_show(serving: &Serving) -> Result<bool, StatementError> {
     let Some(standing) = *serving.api.metrics.watch().borrow() else { return Ok(false) };
     Ok(match serving.freshness() {
         Freshness::Current => true,

@@ -14,8 +14,9 @@ use uuid::Uuid;
 use super::Serving;
 use super::answer::Problem;
 use super::asked::Asked;
-use super::domain::{self, Withheld};
+use super::domain;
 use super::standing::NoSource;
+use super::withheld::Withheld;
 use crate::metrics::{Format, encode};
 
 /// Maximum wait for the domain series. The wait is also limited to half of the scrape timeout that the server sends.
@@ -62,7 +63,8 @@ pub(super) async fn metrics(
         }
     };
     let encoded = tokio::task::spawn_blocking(move || {
-        serving.telemetry.update(&serving);
+        let folded = [("metrics", *serving.api.metrics.watch().borrow()), ("licenses", *serving.api.licenses.watch().borrow())];
+        serving.telemetry.update(serving.lease.held().is_some(), folded, serving.known.now().as_deref());
         encode(&together(serving.api.own.registry.gather(), domain), format)
     });
     let (content_type, body) = encoded.await.map_err(|cause| Problem::internal(&cause))?.map_err(|cause| Problem::internal(&cause))?;

@@ -1,8 +1,7 @@
 //! Telemetry and health checks of a process without the role `serve`. It shows no domain series and has no API.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{Request, State};
@@ -11,7 +10,6 @@ use axum::http::header::CONTENT_TYPE;
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use prometheus::Registry;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tower_http::compression::CompressionLayer;
@@ -20,38 +18,13 @@ use super::answer::Problem;
 use super::connections::{Limits, answer_on};
 use super::host::{self, Hosts};
 use super::metrics::accepted;
-use super::ready::Probe;
+use super::probe::Probe;
 use super::serve::listen;
-use super::{Addresses, ServeError, answer, ready};
-use crate::event::TopicPartition;
-use crate::ledger::{Ledger, Paused};
-use crate::log::Log;
+use super::{Own, ServeError, answer, ready};
 use crate::metrics::{Format, encode};
-use crate::{coderd, publisher};
 
 /// The setting with the listener's address.
 const KEY: &str = "telemetry.listen";
-
-/// Handles of a process's parts, for any roles.
-#[derive(Clone)]
-pub struct Own {
-    /// For the check that it is reachable.
-    pub ledger: Ledger,
-    /// For the check that it is reachable.
-    pub log: Log,
-    /// Addresses of both for messages, without passwords.
-    pub addresses: Addresses,
-    /// Telemetry of all roles of the process.
-    pub registry: Registry,
-    /// Partitions that this process's consumer does not read, with reasons; `None` without a consumer.
-    pub stopped_partitions: Option<Arc<Mutex<BTreeMap<TopicPartition, String>>>>,
-    /// coderd's database; `None` if this process does not collect.
-    pub coderd: Option<coderd::Database>,
-    /// State of this process's publisher, set when it starts; `None` if this process does not publish.
-    pub publisher: Option<Arc<OnceLock<publisher::Shown>>>,
-    /// The pauses of operators.
-    pub paused: Paused,
-}
 
 /// One bound listener. Requests wait until [`OwnServer::run`].
 pub struct OwnServer {

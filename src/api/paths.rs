@@ -6,7 +6,7 @@ use super::executions::{self, ShowPlan};
 use super::route::Route;
 use super::status::{self, ShowStatus};
 use super::tokens::Needs;
-use super::{agents, answer, entitlements, metrics, ready};
+use super::{agents, entitlements, metrics, openapi, ready};
 use crate::config::Scope;
 use crate::operations::recover::{RecoverExecution, RecoverRequest};
 use crate::operations::{
@@ -21,7 +21,7 @@ const ENFORCE: Needs = Needs::Scope(Scope::Enforce);
 pub(super) fn api() -> Vec<Route> {
     let mut routes = probes();
     routes.extend([
-        Route::new(Needs::Nothing, routes!(answer::document)),
+        Route::new(Needs::Nothing, routes!(openapi::document)),
         Route::new(ENFORCE, routes!(entitlements::entitlements)),
         Route::new(ENFORCE, routes!(agents::count)),
         Route::request::<ShowStatus, _, _>(200, status::status),

@@ -2,7 +2,6 @@
 
 use crate::ledger::{leases, recoveries, snapshots};
 use std::collections::BTreeMap;
-use std::fmt::Display;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -14,7 +13,7 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 use utoipa::ToSchema;
 
-use super::recent::Recent;
+use super::probe::{Check, Probe, Readiness};
 use super::{Freshness, Own, Serving, lease};
 use crate::cause;
 use crate::coderd;
@@ -37,53 +36,6 @@ pub(super) async fn healthz() -> Json<Alive> {
 pub(super) struct Alive {
     /// Always true.
     alive: bool,
-}
-
-/// Readiness of the process.
-#[derive(Clone, Debug, Serialize, ToSchema)]
-pub(super) struct Readiness {
-    /// Whether all checks passed.
-    ready: bool,
-    /// Checks by name. The names depend on the roles of the process.
-    checks: BTreeMap<&'static str, Check>,
-}
-
-/// Check of one dependency.
-#[derive(Clone, Debug, Serialize, ToSchema)]
-struct Check {
-    /// Whether the check passed.
-    ok: bool,
-    /// Reason of a failure, or the current state.
-    why: String,
-}
-
-impl Check {
-    fn well(why: impl Display) -> Self {
-        Self { ok: true, why: why.to_string() }
-    }
-
-    fn missing(why: impl Display) -> Self {
-        Self { ok: false, why: why.to_string() }
-    }
-
-    /// Adds the address to a failed check.
-    fn at(self, address: &str) -> Self {
-        if self.ok { self } else { Self::missing(format!("{address}: {}", self.why)) }
-    }
-}
-
-/// Answers `/readyz`. For any number of callers, it checks each dependency at most once per second, on open connections.
-pub(super) struct Probe {
-    pub(super) own: Own,
-    recent: Recent<Readiness>,
-    /// The idle connection to coderd's database.
-    source: Mutex<Option<coderd::Reader>>,
-}
-
-impl Probe {
-    pub(super) fn new(own: Own) -> Self {
-        Self { own, recent: Recent::default(), source: Mutex::default() }
-    }
 }
 
 /// Show whether the process is ready, with the reason of each failed check

@@ -13,43 +13,17 @@ use tracing::warn;
 use utoipa_axum::router::OpenApiRouter;
 
 use super::connections::answer_on;
-use super::executions::Executions;
 use super::guard::{DEADLINE, Guard, guard};
 use super::host::Hosts;
-use super::known::KnownSources;
-use super::lease::MetricsLease;
-use super::ready::Probe;
+use super::metrics_lease::MetricsLease;
+use super::plans::Executions;
+use super::probe::Probe;
 use super::rejects::RejectsTelemetry;
 use super::route::Route;
+use super::sources::KnownSources;
 use super::telemetry::ApiTelemetry;
 use super::tokens::Needs;
-use super::{Api, ServeSettings, Serving, answer, document, paths};
-
-/// Why the HTTP server cannot start.
-#[derive(Debug, thiserror::Error)]
-pub enum ServeError {
-    /// The address is not on loopback, where a token in clear text would be exposed.
-    #[error("{key} is {address}: beyond loopback TLS is needed, and it is not there yet; listen on 127.0.0.1 behind a proxy that has it")]
-    NoTls {
-        /// Name of the setting.
-        key: &'static str,
-        /// Value of the setting.
-        address: SocketAddr,
-    },
-    /// The address cannot be bound.
-    #[error("{key} is {address}, which cannot be listened on: end what listens there, or choose another port")]
-    Listen {
-        /// Name of the setting.
-        key: &'static str,
-        /// Value of the setting.
-        address: SocketAddr,
-        /// Error of the system.
-        source: std::io::Error,
-    },
-    /// A metric's name is already registered: two servers share one registry.
-    #[error("the telemetry cannot be registered: {0}")]
-    Telemetry(#[from] prometheus::Error),
-}
+use super::{Api, ServeError, ServeSettings, Serving, answer, document, paths};
 
 /// Both bound listeners. Requests wait until [`Server::run`].
 pub struct Server {

@@ -2,9 +2,8 @@
 
 use prometheus::{GaugeVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
-use super::Serving;
-use super::domain::Withheld;
-use super::known::Known;
+use super::sources::Known;
+use super::withheld::Withheld;
 use crate::projection::Standing;
 
 /// Gauges and counters of the HTTP server, updated at each scrape.
@@ -76,14 +75,15 @@ impl ApiTelemetry {
         self.withheld.with_label_values(&[why.reason()]).inc();
     }
 
-    /// Updates the gauges before a scrape.
-    pub(super) fn update(&self, serving: &Serving) {
-        self.held.set(i64::from(serving.lease.held().is_some()));
-        let folded = |standing: Option<Standing>| standing.map_or(0, |standing| standing.sequence.number);
-        self.folded.with_label_values(&["metrics"]).set(folded(*serving.api.metrics.watch().borrow()));
-        self.folded.with_label_values(&["licenses"]).set(folded(*serving.api.licenses.watch().borrow()));
-        if let Some(known) = serving.known.now() {
-            self.sources(&known);
+    /// Updates the gauges before a scrape. `held`: this process has the lease to show the domain series.
+    pub(super) fn update(&self, held: bool, folded: [(&str, Option<Standing>); 2], known: Option<&Known>) {
+        self.held.set(i64::from(held));
+        for (stage, standing) in folded {
+            let sequence = standing.map_or(0, |standing| standing.sequence.number);
+            self.folded.with_label_values(&[stage]).set(sequence);
+        }
+        if let Some(known) = known {
+            self.sources(known);
         }
     }
 

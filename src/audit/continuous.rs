@@ -14,9 +14,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 use uuid::Uuid;
 
-use super::{Audit, Joint, LOG, LedgerJoints, RECENT_USAGE, RECENT_USAGE_DIFFERS, SOURCE, SOURCE_GONE, VENDOR};
+use super::LedgerJoints;
+use super::joint::{Audit, Joint, LOG, RECENT_USAGE, RECENT_USAGE_DIFFERS, SOURCE, SOURCE_GONE, VENDOR};
 use crate::cause::Lasting;
-use crate::ledger::{Finding, Lease, LeaseError, NewFinding, Sequence, findings, holds, lease_step, leases, retirements, snapshots};
+use crate::ledger::{
+    Finding, Lease, LeaseError, NewFinding, Sequence, StatementError, findings, holds, lease_step, leases, retirements, snapshots,
+};
 
 const NAME: &str = "audit";
 /// Another process can audit this long after the lease of a dead one was renewed.
@@ -206,7 +209,7 @@ impl Continuous {
         self.audit.source.as_ref().map(|(_, deployment)| *deployment)
     }
 
-    async fn is_retired(&self) -> Result<bool, sqlx::Error> {
+    async fn is_retired(&self) -> Result<bool, StatementError> {
         let ledger = &self.audit.ledger;
         match self.own() {
             Some(own) => Ok(ledger.run(async |conn| retirements::of_deployment(conn, own).await).await?.is_some()),

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::{Audit, Joint};
+use super::joint::{Audit, Joint};
 use crate::event::{self, Event, ParseError, Topic, TopicPartition};
 use crate::ledger::{Arrival, BatchKind, Difference, KeptEvent, KeptRange, KeptReject, Refusal, RejectState, Verdict, kept};
 use crate::log::{LogError, Record};

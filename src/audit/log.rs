@@ -1,7 +1,8 @@
 //! Compares log and ledger. A partition's batches form a chain. Each record is accepted, duplicate, conflict, rejected or held. The log is
 //! still the one that was read.
 
-use super::{Audit, Joint, LOG, vendor};
+use super::joint::{Audit, Joint, LOG};
+use super::vendor;
 use crate::event::Topic;
 use crate::ledger::{Difference, LedgerBooks, PartitionBooks, fingerprint};
 

@@ -3,44 +3,19 @@
 
 mod continuous;
 mod deep;
+mod joint;
 mod log;
 mod source;
 mod suspects;
 mod vendor;
 
 pub use continuous::{AuditTelemetry, Continuous};
-
-use std::borrow::Cow;
-use std::collections::BTreeMap;
-use std::time::Duration;
+pub use joint::{Audit, Joint};
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::coderd::Database;
-use crate::ledger::{Difference, Ledger, Sequence, books};
-use crate::log::Log;
-
-const SOURCE: &str = "source and ledger";
-const LOG: &str = "log and ledger";
-const VENDOR: &str = "ledger and vendor";
-
-/// Numbers of a joint that a finding keeps: rows that coderd removed, recent usage (30 days), and its differing part.
-const SOURCE_GONE: &str = "source_gone";
-const RECENT_USAGE: &str = "usage_of_30_days";
-const RECENT_USAGE_DIFFERS: &str = "usage_of_30_days_that_differs";
-
-/// The parts that an audit compares.
-#[derive(Clone)]
-pub struct Audit {
-    pub ledger: Ledger,
-    /// The log from which the ledger was written.
-    pub log: Log,
-    /// coderd's database and its deployment id, if this process can read it.
-    pub source: Option<(Database, uuid::Uuid)>,
-    /// How long to wait for a collector pass that begins after a difference was seen.
-    pub patience: Duration,
-}
+use crate::ledger::{Sequence, books};
 
 /// The result of an audit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -51,21 +26,6 @@ pub struct AuditReport {
     pub sequence: Sequence,
     /// The joints: source ↔ ledger, log ↔ ledger, ledger ↔ vendor.
     pub joints: Vec<Joint>,
-}
-
-/// One joint: a pair of sides that must balance.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct Joint {
-    /// The joint's name.
-    pub name: Cow<'static, str>,
-    /// Counts of the compared rows and records.
-    pub numbers: BTreeMap<String, i64>,
-    /// Differences: with any of them, the books do not balance.
-    pub differences: Vec<Difference>,
-    /// Entries that wait for an operator or an upgrade. They are in the books, but not as events. They are not differences.
-    pub open: Vec<Difference>,
-    /// Rows that coderd changed or removed later, and rows that could not be compared. They are not differences.
-    pub remarks: Vec<Difference>,
 }
 
 /// The joints of the ledger with log and vendor.
@@ -84,21 +44,6 @@ impl AuditReport {
         self.balanced &= joint.differences.is_empty();
         self.joints.push(joint);
         self
-    }
-}
-
-impl Joint {
-    fn new(name: &'static str) -> Self {
-        Joint { name: Cow::Borrowed(name), numbers: BTreeMap::new(), differences: Vec::new(), open: Vec::new(), remarks: Vec::new() }
-    }
-
-    /// One of its numbers; 0 if it is absent.
-    fn count(&self, name: &str) -> i64 {
-        self.numbers.get(name).copied().unwrap_or(0)
-    }
-
-    fn number(&mut self, name: impl Into<String>, number: impl TryInto<i64>) {
-        self.numbers.insert(name.into(), number.try_into().unwrap_or(i64::MAX));
     }
 }
 

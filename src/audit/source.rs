@@ -10,8 +10,7 @@ use anyhow::Context as _;
 use chrono::{DateTime, TimeDelta, Utc};
 use uuid::Uuid;
 
-use super::suspects::event_ids;
-use super::{Audit, Joint, RECENT_USAGE, SOURCE, SOURCE_GONE};
+use super::joint::{Audit, Joint, RECENT_USAGE, SOURCE, SOURCE_GONE};
 use crate::coderd::{BuildKey, Catalog, CoderdError, Database, Reader};
 use crate::collectors::events::{self, NotAnEvent};
 use crate::event::{Digest, Event, ParseError, Payload, Topic};
@@ -24,6 +23,9 @@ const PAGE: i64 = 2_000;
 const CLAIMANTS_LISTED: i64 = 100;
 /// How far back usage can still be published: older differences are not at risk.
 const RECENT: TimeDelta = TimeDelta::days(30);
+
+/// Prefixes of the ids of a build's events.
+const EVENTS: [&str; 2] = ["workspace_build_completed", "prebuild_claimed"];
 
 /// Digests of a build and of its prebuild claim.
 pub(super) type BuildDigests = [Option<Digest>; 2];
@@ -96,6 +98,11 @@ async fn wait_for_pass(audit: &Audit, source_id: i16, after: i64) -> anyhow::Res
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
+}
+
+/// The possible event ids of a build.
+pub(super) fn event_ids(id: &Uuid) -> [String; 2] {
+    EVENTS.map(|event| format!("{event}:{id}"))
 }
 
 impl<'a> Sides<'a> {

@@ -4,8 +4,8 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 
 use uuid::Uuid;
 
-use super::source::{BuildDigests, READ_AGAIN, Sides};
-use super::{Joint, RECENT_USAGE_DIFFERS, SOURCE_GONE};
+use super::joint::{Joint, RECENT_USAGE_DIFFERS, SOURCE_GONE};
+use super::source::{BuildDigests, READ_AGAIN, Sides, event_ids};
 use crate::event::{Digest, ParseError};
 use crate::ledger::{Difference, RefusedState, RejectState, books, collector_requests, confirmed, known, losses, publications};
 
@@ -13,9 +13,6 @@ use crate::ledger::{Difference, RefusedState, RejectState, books, collector_requ
 const PAGE: usize = 2_000;
 /// The most builds and claims in the list that coderd no longer has; all are counted.
 const GONE_LISTED: i64 = 20;
-
-/// Prefixes of the ids of a build's events.
-const EVENTS: [&str; 2] = ["workspace_build_completed", "prebuild_claimed"];
 
 const GONE: &str = "coderd had it and has removed it since; it stays counted";
 /// Without stages, the first build of the workspace shows that the second one is a claim.
@@ -210,11 +207,6 @@ impl Joint {
     }
 }
 
-/// The possible event ids of a build.
-pub(super) fn event_ids(id: &Uuid) -> [String; 2] {
-    EVENTS.map(|event| format!("{event}:{id}"))
-}
-
 fn difference(kind: &'static str, id: &str, detail: &str) -> Difference {
     Difference { kind: kind.into(), id: id.to_owned(), detail: detail.to_owned() }
 }
@@ -222,7 +214,7 @@ fn difference(kind: &'static str, id: &str, detail: &str) -> Difference {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::audit::SOURCE;
+    use crate::audit::joint::SOURCE;
 
     fn joint(passed_before: bool, read_again: i64) -> Joint {
         let mut joint = Joint::new(SOURCE);

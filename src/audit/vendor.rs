@@ -1,7 +1,7 @@
 //! Compares ledger and vendor. Accepted usage is published, refused permanently, expired, unknown, pending or not ours. The vendor's side
 //! is its recorded answers.
 
-use super::{Joint, VENDOR};
+use super::joint::{Joint, VENDOR};
 use crate::ledger::LedgerBooks;
 
 /// The ledger's own checks that belong to this joint.

@@ -1,8 +1,11 @@
 //! `tallyline check`
 
 mod connections;
+mod line;
 
 use serde::Serialize;
+
+use line::Line;
 
 use super::output::columns;
 use super::{Context, Exit, Failure, PipelineArguments};
@@ -36,13 +39,6 @@ const UNVERIFIED: &str =
 
 const NO_LICENSE_KEYS: &str =
     "license.public_keys is not set: every license is refused, so that nothing is entitled and mode sole publishes nothing";
-
-#[derive(Serialize)]
-pub(super) struct Line {
-    place: String,
-    key: Option<String>,
-    problem: String,
-}
 
 pub(super) async fn run(arguments: Arguments, context: &Context) -> Result<Exit, Failure> {
     let (mut mistakes, mut warnings, mut server_is_away) = (Vec::new(), Vec::new(), false);

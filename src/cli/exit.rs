@@ -29,7 +29,7 @@ pub enum Exit {
 }
 
 /// The exit codes in `--help`.
-pub(super) const TABLE: &str = "Exit codes:
+pub const TABLE: &str = "Exit codes:
     0  done
     1  the books, or what was compared, differ
     2  the command line or the configuration is wrong

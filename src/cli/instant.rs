@@ -5,7 +5,7 @@ use std::time::Duration;
 pub(super) use crate::operations::instant;
 
 /// Parses a running time: `20s`, `5m`, `2h`, or seconds without unit.
-pub(super) fn span(text: &str) -> Result<Duration, String> {
+pub fn span(text: &str) -> Result<Duration, String> {
     let units = [("s", 1), ("m", 60), ("h", 3600), ("", 1)];
     units
         .into_iter()

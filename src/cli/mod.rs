@@ -10,7 +10,7 @@ pub mod audit;
 mod check;
 mod collect;
 pub mod connect;
-mod demo;
+mod context;
 mod exit;
 mod export;
 mod instant;
@@ -19,6 +19,7 @@ mod migrate;
 mod output;
 mod pause;
 mod pipeline;
+mod program;
 mod progress;
 mod prove;
 mod rebuild;
@@ -27,27 +28,27 @@ mod rejects;
 mod replay;
 pub mod roles;
 pub mod run;
-mod simulators;
 mod slow_statements;
 mod sources;
 mod status;
 mod stop;
 mod via;
 
-pub use exit::{Exit, Failure};
-pub use logging::start as start_logging;
+pub use context::Context;
+pub use exit::{Exit, Failure, TABLE as EXIT_CODES};
+pub use instant::span;
+pub use logging::LogDefaults;
 pub use output::{Output, columns, plain};
 pub use pipeline::{PipelineArguments, license_rules};
-pub use stop::on_signals;
+pub use program::start;
 
 use chrono::TimeDelta;
 use clap::{Parser, Subcommand, ValueEnum};
-use tokio_util::sync::CancellationToken;
 
 use self::via::{Change, Query};
 use crate::clock::Clock;
 use crate::operations::{ListActs, PauseRequest, ProveRequest, RunAudit};
-use crate::sim;
+use context::until_stopped;
 
 /// Meters Coder deployments: metrics and usage billing whose books balance.
 #[derive(Clone, Debug, Parser)]
@@ -99,8 +100,6 @@ pub enum Command {
     Collect(collect::Collect),
     /// Bring the ledger's schema and the log's topics to this version
     Migrate(migrate::Arguments),
-    /// Show everything at work on a private PostgreSQL with simulated traffic
-    Demo(demo::Arguments),
     /// Write exports for finance
     #[command(subcommand)]
     Export(export::Export),
@@ -126,27 +125,20 @@ pub enum Command {
     Sources(sources::Sources),
     Audit(Query<RunAudit>),
     Prove(Query<ProveRequest>),
-    /// Simulate coderd in an empty PostgreSQL database
-    CoderdSim(sim::coderd::Options),
-    /// Simulate Tallyman
-    TallymanSim(sim::tallyman::Options),
 }
 
-/// Context of a command, from `main`.
-#[derive(Clone, Debug)]
-pub struct Context {
-    pub clock: Clock,
-    /// Cancelled by SIGTERM and SIGINT.
-    pub stop: CancellationToken,
-    /// Format of the answer.
-    pub output: Output,
-}
-
-impl Cli {
+impl Global {
     /// The clock with the offset of the flags.
     #[must_use]
     pub fn clock(&self) -> Clock {
-        Clock::System { offset: TimeDelta::seconds(self.global.clock_offset) }
+        Clock::System { offset: TimeDelta::seconds(self.clock_offset) }
+    }
+}
+
+impl Command {
+    #[must_use]
+    pub fn log_defaults(&self) -> LogDefaults {
+        LogDefaults { level: "info", slow_statements: matches!(self, Command::Run(_)) }
     }
 }
 
@@ -155,9 +147,6 @@ pub async fn run(command: Command, context: Context) -> Result<Exit, Failure> {
     match command {
         // these commands handle the stop token themselves
         Command::Run(arguments) => run::run(arguments, context).await,
-        Command::Demo(arguments) => demo::run(arguments, context).await,
-        Command::CoderdSim(options) => simulators::coderd(options, context).await,
-        Command::TallymanSim(options) => simulators::tallyman(options, context).await,
         Command::Collect(collect) => collect::run(collect, context).await,
         Command::Replay(replay) => replay::run(replay, context).await,
         Command::Status(arguments) => status::run(arguments, &context).await,
@@ -175,8 +164,4 @@ pub async fn run(command: Command, context: Context) -> Result<Exit, Failure> {
         Command::Audit(arguments) => until_stopped(&context.stop, audit::run(arguments, &context)).await,
         Command::Prove(arguments) => until_stopped(&context.stop, prove::run(arguments, &context)).await,
     }
-}
-
-async fn until_stopped(stop: &CancellationToken, command: impl Future<Output = Result<Exit, Failure>>) -> Result<Exit, Failure> {
-    stop.run_until_cancelled(command).await.unwrap_or_else(|| Err(Failure::interrupted()))
 }

@@ -132,7 +132,7 @@ fn refusal_lines(page: &mut Page, proof: &Proof) {
     for refusal in &proof.refusals {
         let place = format!("{}/{}@{}", refusal.topic, refusal.partition, refusal.log_offset);
         page.line("REFUSED", &format!("reject {} at {place}, recorded at {}: {}", refusal.id, time(refusal.recorded_at), refusal.verdict));
-        let unit = refusal.event_type.as_deref().and_then(|text| text.parse().ok()).map_or("of an unknown unit", UsageType::unit);
+        let unit = refusal.event_type.as_deref().and_then(UsageType::unit_of).unwrap_or("of an unknown unit");
         let units = refusal.units.as_ref().map(|units| format!(", {units} {unit} at stake")).unwrap_or_default();
         page.line("", &format!("{}: {}{units}", refusal.cause, refusal.detail));
         page.line("", &format!("is {}", refusal.state));

@@ -112,25 +112,7 @@ fn build_with_known_words(row: BuildRow) -> Result<WorkspaceBuildCompleted, NotA
 /// The prebuild claim of a build, if it has one. The job input's stage decides, or the fallback rule.
 #[must_use]
 pub fn claim(build: &WorkspaceBuildCompleted) -> Option<PrebuildClaimed> {
-    (kind(build) == BuildKind::PrebuildClaim).then(|| PrebuildClaimed {
-        build_id: build.build_id,
-        workspace_id: build.workspace_id,
-        organization_id: build.organization_id,
-        template_id: build.template_id,
-        template_version_id: build.template_version_id,
-        preset_id: build.preset_id,
-        claimed_by: build.owner_id,
-        initiator_id: build.initiator_id,
-        build_number: build.build_number,
-        stage: build.stage,
-        status: build.status,
-        created_at: build.created_at,
-        started_at: build.started_at,
-        completed_at: build.completed_at,
-        organization_name: build.organization_name.clone(),
-        template_name: build.template_name.clone(),
-        preset_name: build.preset_name.clone(),
-    })
+    (kind(build) == BuildKind::PrebuildClaim).then(|| PrebuildClaimed::of(build))
 }
 
 /// A usage row as a message. An unknown type, an invalid payload or an invalid time travels unchanged: usage is money.

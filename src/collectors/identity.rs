@@ -1,8 +1,7 @@
-//! Checks that coderd is the one that the source is bound to: before the first pass, and in each pass.
+//! Checks that coderd is the one that the source is bound to.
 
 use uuid::Uuid;
 
-use super::open::Collector;
 use super::settings::{CollectError, Settings};
 use crate::coderd::{CoderdError, Identity, IdentityFacts, Reader};
 use crate::ledger::{Ledger, ReportedIdentity, SourceIdentity, identity};
@@ -43,24 +42,4 @@ pub(super) async fn bind(ledger: &Ledger, source_id: Uuid, facts: &IdentityFacts
         ledger.run(async |conn| identity::bind(conn, source_id, found.into()).await).await??;
     }
     Ok(())
-}
-
-impl Collector {
-    /// Why it is not certain that this coderd belongs to the source.
-    #[must_use]
-    pub fn warning(&self) -> Option<String> {
-        let problem = self.identity.problem.as_ref()?.replace('\n', " ");
-        Some(format!("whether this coderd is the one of source {} is not certain: {problem}", self.source.deployment_id))
-    }
-
-    /// Refuses a coderd that does not belong to this source. Asks the ledger each time: an operator may have accepted another coderd.
-    pub(super) async fn identify(&mut self, reader: &mut Reader) -> Result<(), CollectError> {
-        let source_id = self.source.deployment_id;
-        let facts = read(&self.settings, reader, &self.ledger, source_id).await?;
-        if self.identity != facts {
-            bind(&self.ledger, source_id, &facts).await?;
-        }
-        self.identity = facts;
-        Ok(())
-    }
 }

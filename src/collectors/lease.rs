@@ -7,7 +7,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::settings::CollectError;
-use crate::ledger::{Lease, Ledger, leases};
+use crate::ledger::{Lease, Ledger, StatementError, leases};
 
 /// A lease that a task renews until it is released, lost or dropped.
 pub(super) struct KeptLease {
@@ -30,7 +30,7 @@ impl KeptLease {
     }
 
     /// Lets another collector begin at once.
-    pub(super) async fn release(self, ledger: &Ledger) -> Result<(), sqlx::Error> {
+    pub(super) async fn release(self, ledger: &Ledger) -> Result<(), StatementError> {
         self.renewal.abort();
         ledger.run(async |conn| leases::release(conn, self.lease.clone()).await).await
     }

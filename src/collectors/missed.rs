@@ -3,13 +3,13 @@
 use crate::ledger::{collector_requests, known};
 use std::collections::{BTreeMap, BTreeSet};
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use super::open::Collector;
-use super::pass::Bounds;
+use super::bounds::{Bounds, is_due};
+use super::open::{Collector, ReadDays};
+use super::report::Appended;
 use super::settings::CollectError;
-use super::take::Appended;
 use crate::coderd::{Catalog, Reader, UsageKey};
 use crate::event::build_of;
 
@@ -17,10 +17,6 @@ use crate::event::build_of;
 const COMPARED_DAYS: i64 = 31;
 
 const DAY_SECONDS: i64 = 86_400;
-
-/// Counts that differ between coderd and the ledger, by UTC day (days since 1970) and type, whose rows were read since. Rejected and held
-/// rows keep them different for good.
-pub(super) type ReadDays = BTreeMap<(i64, String), (i64, i64)>;
 
 impl Collector {
     /// Compares the usage rows of each of the last days and types with the ledger's, and reads the days that differ. It reads a day again
@@ -99,11 +95,6 @@ fn differing(there: &BTreeMap<(i64, String), i64>, here: &BTreeMap<(i64, String)
     let of = |side: &BTreeMap<(i64, String), i64>, key| side.get(key).copied().unwrap_or(0);
     let both = there.keys().chain(here.keys()).map(|key| (key.clone(), (of(there, key), of(here, key))));
     both.filter(|(_, (there, here))| there != here).collect()
-}
-
-/// Whether `interval` has passed since `last`. A `last` far ahead of `now` comes from a wrong clock, and also makes it due.
-pub(super) fn is_due(last: Option<DateTime<Utc>>, now: DateTime<Utc>, interval: TimeDelta) -> bool {
-    last.is_none_or(|last| now.signed_duration_since(last).abs() >= interval)
 }
 
 fn start_of(day: i64) -> DateTime<Utc> {

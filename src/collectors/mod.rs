@@ -3,6 +3,7 @@
 //! A pass reads the horizon, then the rows that can be new. It appends those that neither the log nor the ledger has. After the log
 //! acknowledges them, it records the pass with its offsets and the instant until which it is complete.
 
+mod bounds;
 pub mod events;
 mod identity;
 mod lease;
@@ -10,16 +11,20 @@ mod licenses;
 mod missed;
 mod open;
 mod pass;
+mod proof;
+mod report;
 mod run;
 mod runtime;
 mod seen;
 mod settings;
 mod signed;
+mod standing;
 mod take;
 mod telemetry;
 
 pub use open::Collector;
-pub use pass::PassReport;
-pub use run::{Standing, run};
+pub use report::PassReport;
+pub use run::run;
 pub use settings::{CollectError, Settings};
+pub use standing::Standing;
 pub use telemetry::CollectorTelemetry;

@@ -1,16 +1,15 @@
 //! Opens a collector: takes the source's lease, introduces the source, and finds where the last collector ended.
 
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 
 use chrono::{DateTime, SubsecRound, Utc};
 use uuid::Uuid;
 
+use super::bounds::before;
 use super::lease::KeptLease;
-use super::missed::ReadDays;
-use super::pass::before;
+use super::proof::Proof;
 use super::seen::Seen;
 use super::settings::{CollectError, Settings};
-use super::signed::Proof;
 use super::{events, identity};
 use crate::clock::Clock;
 use crate::coderd::{Catalog, Database, IdentityFacts, Reader};
@@ -28,6 +27,10 @@ pub(super) const SEEN_LIMIT: usize = 1_000_000;
 const IN_FLIGHT_LIMIT: usize = 1_000_000;
 /// Records in one read.
 const READ_PAGE: usize = 5_000;
+
+/// Counts that differ between coderd and the ledger, by UTC day (days since 1970) and type, whose rows were read since. Rejected and held
+/// rows keep them different for good.
+pub(super) type ReadDays = BTreeMap<(i64, String), (i64, i64)>;
 
 /// The collector of one source. It holds the source's lease.
 pub struct Collector {

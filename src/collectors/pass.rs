@@ -4,55 +4,20 @@ use std::collections::{BTreeSet, HashMap};
 
 use chrono::{DateTime, TimeDelta, Utc};
 
+use super::bounds::{Bounds, before, is_due};
 use super::licenses::Judge;
-use super::missed::is_due;
 use super::open::{Collector, SEEN_LIMIT};
+use super::proof::Proof;
+use super::report::{Appended, PassReport};
 use super::seen::Seen;
 use super::settings::CollectError;
-use super::signed::Proof;
-use super::take::Appended;
-use super::{licenses, runtime};
+use super::{identity, licenses, runtime};
 use crate::coderd::{Catalog, Horizon, LicenseRow, Reader};
 use crate::event::{Topic, TopicPartition};
 use crate::ledger::{LicenseChange, NewPass, collector_requests, passes, positions};
 
 /// How often a pass reaches back over the whole overlap.
 const OVERLAP_EVERY: TimeDelta = TimeDelta::minutes(1);
-
-/// The result of a pass.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PassReport {
-    /// The ledger's id of the pass.
-    pub pass_id: i64,
-    /// Whether it read everything.
-    pub full_sweep: bool,
-    pub builds: i32,
-    /// Prebuild claims appended to the log.
-    pub claims: i32,
-    pub usage: i32,
-    /// Builds and usage that came after an earlier pass had reported completeness beyond their time.
-    pub late: i32,
-    /// What coderd committed before this is in the log. None: completeness is not reported.
-    pub complete_until: Option<DateTime<Utc>>,
-    /// The hour before which every hour has its runtime row or is over 7 days old. None: not reported, or this coderd has no agent runtime.
-    pub runtime_complete_until: Option<DateTime<Utc>>,
-}
-
-/// What one pass reads, and the completeness that it may report.
-pub(super) struct Bounds {
-    /// Where an incremental pass begins; None: everything is read.
-    pub(super) from: Option<DateTime<Utc>>,
-    complete_until: Option<DateTime<Utc>>,
-    /// Where the next pass begins.
-    next_from: DateTime<Utc>,
-    pub(super) now: DateTime<Utc>,
-    /// When the pass began, by the process's clock.
-    pub(super) started_at: DateTime<Utc>,
-    /// Whether it reaches back over the whole overlap.
-    overlaps: bool,
-    /// The mark of the sweep that an operator has requested.
-    pub(super) requested_sweep: Option<DateTime<Utc>>,
-}
 
 /// The ends of the log's partitions.
 struct Ends {
@@ -114,6 +79,24 @@ impl Collector {
         self.remember(&bounds, &report, comparable);
         self.reread_after_recreation(ends.behind).await?;
         Ok(report)
+    }
+
+    /// Why it is not certain that this coderd belongs to the source.
+    #[must_use]
+    pub fn warning(&self) -> Option<String> {
+        let problem = self.identity.problem.as_ref()?.replace('\n', " ");
+        Some(format!("whether this coderd is the one of source {} is not certain: {problem}", self.source.deployment_id))
+    }
+
+    /// Refuses a coderd that does not belong to this source. Asks the ledger each time: an operator may have accepted another coderd.
+    pub(super) async fn identify(&mut self, reader: &mut Reader) -> Result<(), CollectError> {
+        let source_id = self.source.deployment_id;
+        let facts = identity::read(&self.settings, reader, &self.ledger, source_id).await?;
+        if self.identity != facts {
+            identity::bind(&self.ledger, source_id, &facts).await?;
+        }
+        self.identity = facts;
+        Ok(())
     }
 
     /// Records changes of coderd's licenses and returns the present ones.
@@ -266,9 +249,4 @@ impl Collector {
         }
         Ok(())
     }
-}
-
-/// `at` minus `span`, or the earliest time.
-pub(super) fn before(at: DateTime<Utc>, span: TimeDelta) -> DateTime<Utc> {
-    at.checked_sub_signed(span).unwrap_or(DateTime::<Utc>::MIN_UTC)
 }

@@ -1,12 +1,12 @@
 //! The loop: one collector per source, one pass after another, until a stop.
 
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
 use super::open::Collector;
 use super::settings::{CollectError, Settings};
+use super::standing::Standing;
 use crate::cause::Lasting;
 use crate::clock::Clock;
 use crate::coderd::Database;
@@ -107,22 +107,6 @@ async fn collect(mut collector: Collector, stop: &CancellationToken, trouble: &m
 /// Waits for `length`. False: stopped.
 async fn pause(length: Duration, stop: &CancellationToken) -> bool {
     stop.run_until_cancelled(tokio::time::sleep(length)).await.is_some()
-}
-
-/// The state of collecting, for display; clones share it.
-#[derive(Clone, Debug, Default)]
-pub struct Standing(Arc<Mutex<String>>);
-
-impl Standing {
-    /// The state in words; empty before it begins.
-    #[must_use]
-    pub fn get(&self) -> String {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn set(&self, words: &str) {
-        words.clone_into(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
-    }
 }
 
 /// A failure, logged and shown.

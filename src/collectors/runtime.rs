@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, DurationRound, TimeDelta, Utc};
 
-use super::pass::before;
+use super::bounds::before;
 
 /// How far back coderd fills missing hours, from the current hour. Source: `AgentRuntimeWindow`.
 const WINDOW: TimeDelta = TimeDelta::days(7);

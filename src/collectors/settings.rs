@@ -5,10 +5,10 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use uuid::Uuid;
 
-use super::run::Standing;
+use super::standing::Standing;
 use super::telemetry::CollectorTelemetry;
 use crate::coderd::CoderdError;
-use crate::ledger::{IdentityRefusal, LeaseError, NO_SIGNING_KEY, Paused, Retirement};
+use crate::ledger::{IdentityRefusal, LeaseError, NO_SIGNING_KEY, Paused, Retirement, StatementError};
 use crate::log::{AppendError, LogError};
 
 /// Settings of one source's collector.
@@ -79,7 +79,7 @@ pub enum CollectError {
     Coderd(#[from] CoderdError),
     /// The ledger.
     #[error("the ledger cannot be used: {}", crate::cause::text(.0))]
-    Ledger(#[from] sqlx::Error),
+    Ledger(#[from] StatementError),
     /// The log did not acknowledge all events.
     #[error("the log did not take all events: {0}")]
     Append(#[from] AppendError),

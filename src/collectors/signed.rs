@@ -4,66 +4,12 @@
 //! completeness. Signed records in flight at the start belong to it. After a rejection this process appends nothing more: it no longer
 //! knows which of its rows the ledger has. The next process does.
 
-use crate::ledger::{cutover, passes};
-use std::collections::HashMap;
-
 use chrono::{DateTime, Utc};
 
 use super::open::Collector;
+use super::proof::listed;
 use super::settings::CollectError;
-use crate::event::TopicPartition;
-
-/// The proof that consumers accept this process's signatures.
-#[derive(Debug, Default)]
-pub(super) struct Proof {
-    proven: bool,
-    /// The first unproven record in each partition.
-    places: HashMap<TopicPartition, i64>,
-    /// In each partition, the first record that another key had signed and that was in flight when this process opened.
-    other_keys: HashMap<TopicPartition, i64>,
-    /// The last pass that does not rely on these records; None: no recorded pass relies on them.
-    after_pass_id: Option<i64>,
-    /// The start of the first pass without the proof; `Some(None)`: a full sweep.
-    begun_from: Option<Option<DateTime<Utc>>>,
-}
-
-impl Proof {
-    /// Notes an acknowledged record, and the last recorded pass.
-    pub(super) fn appended(&mut self, partition: TopicPartition, offset: i64, pass_id: Option<i64>) {
-        if self.is_empty() {
-            self.after_pass_id = pass_id;
-        }
-        first(&mut self.places, partition, offset);
-    }
-
-    /// Notes a signed record that was in flight when this process opened.
-    pub(super) fn in_flight(&mut self, partition: TopicPartition, offset: i64, own_key: bool) {
-        first(if own_key { &mut self.places } else { &mut self.other_keys }, partition, offset);
-    }
-
-    /// Whether records must be signed and the proof is missing: passes report no completeness.
-    pub(super) fn is_missing(&self) -> bool {
-        !self.proven && !self.is_empty()
-    }
-
-    fn is_empty(&self) -> bool {
-        self.places.is_empty() && self.other_keys.is_empty()
-    }
-
-    /// The pass before the first record that consumers have neither accepted nor rejected. None: all are decided.
-    pub(super) fn unproven_after(&self) -> Option<i64> {
-        self.after_pass_id.filter(|_| !self.is_empty())
-    }
-}
-
-fn first(places: &mut HashMap<TopicPartition, i64>, partition: TopicPartition, offset: i64) {
-    let first = places.entry(partition).or_insert(offset);
-    *first = (*first).min(offset);
-}
-
-fn listed(places: &HashMap<TopicPartition, i64>) -> Vec<(TopicPartition, i64)> {
-    places.iter().map(|(at, offset)| (*at, *offset)).collect()
-}
+use crate::ledger::{cutover, passes};
 
 impl Collector {
     /// Reads from the ledger which passes rely on the records that were in flight when this process opened.

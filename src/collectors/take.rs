@@ -5,25 +5,15 @@ use std::collections::{HashMap, HashSet};
 
 use uuid::Uuid;
 
+use super::bounds::{Bounds, before};
 use super::events::{self, NotAnEvent};
 use super::open::Collector;
-use super::pass::{Bounds, PassReport, before};
+use super::report::{Appended, PassReport};
 use super::settings::CollectError;
 use super::telemetry::{LATE_BUILD, LATE_USAGE};
 use crate::coderd::{BuildKey, Catalog, Reader, Time, UsageKey, UsageRow};
-use crate::event::{Event, Message, Payload, Signer, Topic, TopicPartition};
+use crate::event::{Event, Message, Payload, Signer, Topic, TopicPartition, UsageType};
 use crate::log::{AppendError, Log, LogError};
-
-/// Ends of the appended records, and counts.
-#[derive(Default)]
-pub(super) struct Appended {
-    pub(super) report: PassReport,
-    pub(super) ends: HashMap<TopicPartition, i64>,
-    /// Builds with an unknown value.
-    unreadable: HashSet<Uuid>,
-    /// Rows read from coderd.
-    rows: i64,
-}
 
 /// A row that is not known yet, as a message.
 struct Candidate<Id> {
@@ -215,7 +205,7 @@ impl Collector {
         let rows = reader.usage(&unknown).await?;
         // A runtime row is dated by its hour and comes later by design; other rows are dated when they are written.
         let dated_by_hour: HashSet<String> =
-            rows.iter().filter(|row| row.event_type == "hb_agent_runtime_v1").map(|row| row.id.clone()).collect();
+            rows.iter().filter(|row| row.event_type == UsageType::AgentRuntime.as_str()).map(|row| row.id.clone()).collect();
         let deployment = self.source.deployment_id;
         let candidate = |row: UsageRow| Candidate {
             id: row.id.clone(),

@@ -6,8 +6,9 @@ use std::path::Path;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::given::{Raw, Settings};
+use super::given::Settings;
 use super::mistakes::{Mistakes, Place};
+use super::value::Raw;
 use super::{KEYS, Key};
 
 /// Reads the file. Returns false if parts of it could not be read: a setting that seems to be missing may then only be unread.

@@ -5,20 +5,8 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::mistakes::{Mistakes, Place};
-use super::value::{self, is_name};
+use super::value::{self, Raw, is_name};
 use super::{Key, Kind};
-
-/// A value before it is checked.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) enum Raw {
-    /// A value of a flag or a variable. The kind of its key decides how it is parsed.
-    Untyped(String),
-    Text(String),
-    Number(String),
-    Boolean(bool),
-    Time(String),
-    List(Vec<Raw>),
-}
 
 #[derive(Clone, Debug)]
 pub(super) struct Given {

@@ -21,6 +21,7 @@ mod tests;
 pub use keys::{KEYS, Key, Kind};
 pub use mistakes::{Mistake, Mistakes, Place};
 pub use pipeline::{Collect, Kafka, License, LogBackend, LogKind, Pipeline, PostgresLedger, Publish, PublishMode, Role, Serve, Source};
+pub use required::PropertyFaults;
 pub use secret::{Secret, SecretError};
 pub use token::{Scope, TokenSetting};
 
@@ -41,10 +42,6 @@ pub struct Input {
     /// The log part's check of Kafka's properties, if it is to be applied.
     pub kafka_property_faults: Option<PropertyFaults>,
 }
-
-/// Checks properties, given by name and by value if the value is literal. Returns the index of each wrong property, with a text that
-/// continues its name and contains no value.
-pub type PropertyFaults = fn(&[(&str, Option<&str>)]) -> Vec<(usize, String)>;
 
 /// Reads all settings without resolving secrets.
 pub fn load(input: &Input) -> Result<Pipeline, Mistakes> {

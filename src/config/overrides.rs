@@ -1,8 +1,9 @@
 //! Flags and variables.
 
 use super::file::{inline_table, unknown};
-use super::given::{Raw, Settings};
+use super::given::Settings;
 use super::mistakes::{Mistakes, Place};
+use super::value::Raw;
 use super::{KEYS, Key, Kind};
 
 const PREFIX: &str = "TALLYLINE_";

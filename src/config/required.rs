@@ -5,9 +5,13 @@ use std::path::Path;
 
 use chrono::{DateTime, Utc};
 
+use super::Secret;
 use super::given::Values;
 use super::mistakes::{Mistakes, Place};
-use super::{PropertyFaults, Secret};
+
+/// Checks properties, given by name and by value if the value is literal. Returns the index of each wrong property, with a text that
+/// continues its name and contains no value.
+pub type PropertyFaults = fn(&[(&str, Option<&str>)]) -> Vec<(usize, String)>;
 
 pub(super) fn check(values: &Values, file: &Path, mistakes: &mut Mistakes) {
     let nowhere = Place::File(file.to_owned(), None);

@@ -199,7 +199,7 @@ fn nothing_secret_is_in_a_pipelines_debug_form() {
 fn every_default_is_allowed() {
     for key in KEYS {
         if let Some(default) = key.default {
-            value::read(key.kind, &given::Raw::Untyped(default.to_owned())).unwrap_or_else(|problem| panic!("{} {problem}", key.name));
+            value::read(key.kind, &value::Raw::Untyped(default.to_owned())).unwrap_or_else(|problem| panic!("{} {problem}", key.name));
         }
     }
     let pipeline = load_all(LEAST, &[], &[]).expect("no mistake");

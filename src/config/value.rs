@@ -6,11 +6,22 @@ use chrono::{DateTime, SubsecRound as _, Utc};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::given::Raw;
 use super::{Kind, Secret, TokenSetting};
 
 /// Minimum length of a signature key, as in `event/signature.rs`. The two parts may not use each other.
 const LEAST_KEY_BYTES: usize = 32;
+
+/// A value before it is checked.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Raw {
+    /// A value of a flag or a variable. The kind of its key decides how it is parsed.
+    Untyped(String),
+    Text(String),
+    Number(String),
+    Boolean(bool),
+    Time(String),
+    List(Vec<Raw>),
+}
 
 /// Parses a value for [`super::Pipeline`]. The error continues the key's name, names the allowed values and never repeats the value.
 pub(super) fn read(kind: Kind, raw: &Raw) -> Result<Value, String> {

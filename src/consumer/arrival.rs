@@ -55,15 +55,18 @@ fn refusal(error: &ParseError, message: &Message) -> Refusal {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::Clock;
     use crate::event::RejectCause;
+    use crate::ledger::{Ledger, LedgerSettings};
     use crate::log::PostgresLogSettings;
 
     /// An unreadable batch has no signature either.
     #[tokio::test]
     async fn beyond_the_cutover_a_batch_that_cannot_be_read_is_rejected_as_that() {
         let signatures = event::Signatures::new([("a".to_owned(), vec![7; 32])].into(), None).unwrap();
-        let pool = sqlx::PgPool::connect_lazy("postgres://user@127.0.0.1:1/absent").unwrap();
-        let log = Log::postgres(pool, PostgresLogSettings { signatures, ..PostgresLogSettings::default() });
+        let url = "postgres://user@127.0.0.1:1/absent".to_owned();
+        let ledger = Ledger::open(&LedgerSettings { url, connections: 1 }, Clock::system()).unwrap();
+        let log = Log::postgres(ledger.pool, PostgresLogSettings { signatures, ..PostgresLogSettings::default() });
         let cause = |message: Message| {
             let record = Record { offset: 9, timestamp: chrono::DateTime::UNIX_EPOCH, message };
             verified(&log, Some(0), Topic::AgentUsage, record).event.unwrap_err().cause

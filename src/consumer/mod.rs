@@ -7,9 +7,11 @@ mod arrival;
 mod cutover;
 mod gaps;
 mod marks;
+mod membership;
 mod parts;
 mod progress;
 mod replay;
+mod state;
 mod telemetry;
 mod verify;
 mod worker;
@@ -18,71 +20,36 @@ pub use arrival::{read, read_from};
 pub use marks::mark_ahead;
 pub use progress::{Progress, Stall};
 pub use replay::{ForeseenRange, Replay, ReplayError};
+pub use state::Consumer;
 pub use telemetry::ConsumerTelemetry;
 pub use verify::{PositionFault, Problem as PositionProblem, position as check_position};
+pub use worker::GRACE;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{OnceCell, mpsc};
-use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use crate::event::TopicPartition;
-use crate::ledger::{Claim, Ledger, Lives, Paused, generations, positions, restored};
-use crate::log::{Batch, Consumer as Membership, Delivery, Log, LogError};
+use crate::ledger::{Claim, Lives, generations, positions, restored};
+use crate::log::{Delivery, Log, LogError};
 use crate::waiting::Waits;
 use gaps::{Gap, Looks};
-use worker::Worker;
-
-/// Grace period: a batch in flight at SIGTERM is finished within it. Otherwise it is dropped, and another process reads it.
-pub const GRACE: Duration = Duration::from_secs(10);
+use membership::{Ours, room};
 
 /// How often a consumer checks for a recovery. After one it joins again, which also restarts stopped partitions.
 const LOOK_FOR_RECOVERY: Duration = Duration::from_secs(2);
 
 /// How often the group's marks are updated.
 const MARK: Duration = Duration::from_secs(1);
-/// How long records may wait while their partition does not move, unless the pipeline sets another value.
-const STALL: Duration = Duration::from_secs(60);
 /// Deadline of a request to the log for its end or its next record.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// One consumer, with its dependencies and its observable state.
-#[derive(Clone)]
-pub struct Consumer {
-    pub log: Log,
-    pub ledger: Ledger,
-    /// The group whose members share the partitions.
-    pub group: String,
-    pub telemetry: ConsumerTelemetry,
-    /// Assigned partitions that are not read, with the reason.
-    pub stopped: Arc<Mutex<BTreeMap<TopicPartition, String>>>,
-    /// The progress of the partitions that this process reads.
-    pub progress: Arc<Mutex<Progress>>,
-    pub paused: Paused,
-    /// Whether this process has seen a cutover in the ledger.
-    pub(crate) cutover_seen: Arc<tokio::sync::Mutex<bool>>,
-}
-
 impl Consumer {
-    /// A consumer of `group` without pauses. It joins again if a partition does not move for a minute while records wait.
-    #[must_use]
-    pub fn new(log: Log, ledger: Ledger, group: &str, telemetry: ConsumerTelemetry) -> Self {
-        let progress = Arc::new(Mutex::new(Progress::new(STALL)));
-        let (group, stopped, cutover_seen) = (group.to_owned(), Arc::default(), Arc::default());
-        Consumer { log, ledger, group, telemetry, stopped, progress, paused: Paused::never(), cutover_seen }
-    }
-
-    /// Sets how long records may wait while their partition does not move.
-    #[must_use]
-    pub fn stalls_after(self, patience: Duration) -> Self {
-        Consumer { progress: Arc::new(Mutex::new(Progress::new(patience))), ..self }
-    }
-
     /// Consumes until `stop`; joins again after a fault.
     pub async fn run(&self, stop: &CancellationToken) {
         let mut waits = Waits::new(Duration::from_millis(200), Duration::from_secs(10));
@@ -255,47 +222,6 @@ impl Consumer {
         anyhow::ensure!(verifies || claim.signed_from.is_none(), cutover::NO_KEYS);
         Ok(claim)
     }
-
-    /// Replaces the `noted` reason why the partition is not read for now; none: it is read.
-    /// Logs each reason once. The reason of a stopped partition is kept.
-    fn note_problem(&self, partition: TopicPartition, noted: &mut Option<String>, problem: Option<String>) {
-        let reason = problem.map(|problem| format!("not read yet: {problem}"));
-        if *noted == reason {
-            return;
-        }
-        if let Some(reason) = &reason {
-            warn!(%partition, reason, "partition not read, retrying");
-        }
-        self.not_read(|not_read| {
-            if not_read.get(&partition) == noted.as_ref() {
-                not_read.remove(&partition);
-                not_read.extend(reason.clone().map(|reason| (partition, reason)));
-            }
-        });
-        *noted = reason;
-    }
-
-    fn stop_partition(&self, partition: TopicPartition, reason: &str) {
-        error!(%partition, reason, "partition stopped");
-        self.not_read(|not_read| not_read.insert(partition, reason.to_owned()));
-        self.progress(|progress| progress.ended(partition));
-    }
-
-    fn forget(&self, partitions: &[TopicPartition]) {
-        self.not_read(|not_read| not_read.retain(|partition, _| !partitions.contains(partition)));
-    }
-
-    /// Changes the set of partitions that are not read.
-    fn not_read<R>(&self, change: impl FnOnce(&mut BTreeMap<TopicPartition, String>) -> R) -> R {
-        let mut stopped = self.stopped.lock().unwrap_or_else(PoisonError::into_inner);
-        let changed = change(&mut stopped);
-        self.telemetry.not_read(stopped.len());
-        changed
-    }
-
-    fn progress<R>(&self, change: impl FnOnce(&mut Progress) -> R) -> R {
-        change(&mut self.progress.lock().unwrap_or_else(PoisonError::into_inner))
-    }
 }
 
 /// The result of a membership that has ended: success only after a requested stop. A dead thread or task causes the same error.
@@ -307,145 +233,12 @@ fn ended(stop: &CancellationToken, fault: LogError) -> anyhow::Result<()> {
     }
 }
 
-/// Waits for room at the batch's worker; none if the worker has ended.
-async fn room(in_hand: Option<&(mpsc::Sender<Batch>, Batch)>) -> Option<mpsc::OwnedPermit<Batch>> {
-    in_hand?.0.clone().reserve_owned().await.ok()
-}
-
-/// The state of one membership of the group.
-struct Ours {
-    membership: Membership,
-    workers: HashMap<TopicPartition, Worker>,
-    /// Partitions that are being started.
-    starts: HashMap<TopicPartition, AbortHandle>,
-    started: JoinSet<Claim>,
-    /// Assigned partitions that are paused and not read.
-    held: BTreeSet<TopicPartition>,
-    /// A batch that waits for room at its worker. Meanwhile no further delivery is taken.
-    in_hand: Option<(mpsc::Sender<Batch>, Batch)>,
-}
-
-impl Ours {
-    fn new(membership: Membership) -> Self {
-        let (workers, starts, started) = (HashMap::new(), HashMap::new(), JoinSet::new());
-        Ours { membership, workers, starts, started, held: BTreeSet::new(), in_hand: None }
-    }
-
-    /// Starts each partition that is not paused.
-    fn start(&mut self, consumer: &Consumer, partitions: &[TopicPartition]) {
-        let marks = Arc::default();
-        for partition in partitions {
-            if consumer.paused.of_topic(partition.topic).is_some() {
-                self.held.insert(*partition);
-            } else {
-                self.starts.insert(*partition, self.started.spawn(consumer.clone().start(*partition, Arc::clone(&marks))));
-            }
-        }
-    }
-
-    /// Reads a leased partition from its position on.
-    fn begin(&mut self, consumer: &Consumer, claim: Claim, faulty: &CancellationToken) {
-        let (partition, position) = (claim.partition, claim.next_offset);
-        if self.starts.remove(&partition).is_some() {
-            consumer.forget(&[partition]);
-            self.membership.start(vec![(partition, position)]);
-            self.workers.insert(partition, Worker::start(consumer.clone(), claim, faulty.clone()));
-            consumer.progress(|progress| progress.started(partition, position, consumer.ledger.clock.now()));
-        }
-    }
-
-    /// Moves a partition at this position beyond the gap. A busy worker skips this, and a later check repeats it.
-    fn step_over(&mut self, consumer: &Consumer, Gap { partition, from, until }: Gap) {
-        if from < until
-            && consumer.progress(|progress| progress.position(partition)) == Some(from)
-            && let Some(worker) = self.workers.get(&partition)
-        {
-            let _ = worker.batches().try_send(Batch { partition, records: Vec::new(), next_offset: until });
-        }
-    }
-
-    /// Drops a batch of a partition that was revoked or paused meanwhile; its next consumer reads it again.
-    fn take(&mut self, batch: Batch) {
-        self.in_hand = self.workers.get(&batch.partition).map(|worker| (worker.batches(), batch));
-    }
-
-    /// Drops the batch if the worker has ended. The worker has cancelled the membership or stopped its partition. The batch is reread.
-    fn hand_over(&mut self, room: Option<mpsc::OwnedPermit<Batch>>) {
-        if let (Some((_, batch)), Some(room)) = (self.in_hand.take(), room) {
-            room.send(batch);
-        }
-    }
-
-    async fn revoked(&mut self, consumer: &Consumer, partitions: &[TopicPartition]) {
-        info!(partitions = partitions.len(), "partitions revoked");
-        for partition in partitions {
-            self.held.remove(partition);
-        }
-        self.end(consumer, partitions).await;
-    }
-
-    /// Applies pauses and resumptions. A paused partition stays assigned: its batch in flight is finished, and then it is not read.
-    /// A resumed partition is started like a new assignment.
-    async fn heed_pauses(&mut self, consumer: &Consumer) {
-        let is_paused = |partition: &TopicPartition| consumer.paused.of_topic(partition.topic).is_some();
-        let paused: Vec<TopicPartition> = self.workers.keys().chain(self.starts.keys()).copied().filter(is_paused).collect();
-        if !paused.is_empty() {
-            self.in_hand = self.in_hand.take().filter(|(_, batch)| !paused.contains(&batch.partition));
-            self.membership.hold(paused.clone());
-            self.end(consumer, &paused).await;
-            self.held.extend(&paused);
-            info!(partitions = paused.len(), "partitions held: they are paused");
-        }
-        let resumed: Vec<TopicPartition> = self.held.iter().copied().filter(|partition| !is_paused(partition)).collect();
-        if !resumed.is_empty() {
-            self.held.retain(is_paused);
-            info!(partitions = resumed.len(), "partitions resumed");
-            self.start(consumer, &resumed);
-        }
-    }
-
-    /// Ends partitions. Their batches in flight are finished first, in parallel, within the grace period.
-    async fn end(&mut self, consumer: &Consumer, partitions: &[TopicPartition]) {
-        for start in partitions.iter().filter_map(|partition| self.starts.remove(partition)) {
-            start.abort();
-        }
-        let ending: Vec<Worker> = partitions.iter().filter_map(|partition| self.workers.remove(partition)).collect();
-        self.finish(ending).await;
-        consumer.forget(partitions);
-        consumer.progress(|progress| partitions.iter().for_each(|partition| progress.ended(*partition)));
-    }
-
-    async fn finish(&self, ending: Vec<Worker>) {
-        let marks = futures::future::join_all(ending.into_iter().map(Worker::finish)).await;
-        for (partition, next_offset) in marks.into_iter().flatten() {
-            self.membership.mark(partition, next_offset);
-        }
-    }
-
-    /// Updates the group's marks for lag tools, and the progress.
-    fn mark(&mut self, consumer: &Consumer) {
-        let now = consumer.ledger.clock.now();
-        for (partition, next_offset) in self.workers.values_mut().filter_map(Worker::recorded) {
-            self.membership.mark(partition, next_offset);
-            consumer.progress(|progress| progress.moved(partition, next_offset, now));
-        }
-        consumer.telemetry.progress(consumer.progress(|progress| progress.oldest()));
-    }
-
-    async fn leave(mut self) {
-        self.started.abort_all();
-        let ending = std::mem::take(&mut self.workers).into_values().collect();
-        self.finish(ending).await;
-        self.membership.leave().await;
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::clock::Clock;
     use crate::event::Topic;
-    use crate::ledger::LedgerSettings;
+    use crate::ledger::{Ledger, LedgerSettings};
     use crate::log::PostgresLogSettings;
 
     /// Both databases are absent, so that any request fails.
@@ -453,7 +246,7 @@ mod tests {
     async fn nothing_is_stepped_over_in_a_postgres_log() {
         let url = "postgres://user@127.0.0.1:1/absent";
         let ledger = Ledger::open(&LedgerSettings { url: url.to_owned(), connections: 1 }, Clock::system()).unwrap();
-        let log = Log::postgres(sqlx::PgPool::connect_lazy(url).unwrap(), PostgresLogSettings::default());
+        let log = Log::postgres(ledger.pool.clone(), PostgresLogSettings::default());
         let telemetry = ConsumerTelemetry::register(&prometheus::Registry::new()).unwrap();
         let consumer = Consumer::new(log, ledger, "group", telemetry);
         let partition = TopicPartition { topic: Topic::AgentUsage, partition: 0 };

@@ -12,7 +12,9 @@ use super::cutover::NO_KEYS;
 use super::parts::Part;
 use super::{PositionFault, arrival, verify};
 use crate::event::{Event, TopicPartition};
-use crate::ledger::{Arrival, Chain, Counts, Foreseen, Ledger, RecordError, ReplayRange, cutover, generations, preview, record};
+use crate::ledger::{
+    Arrival, Chain, Counts, Foreseen, Ledger, RecordError, ReplayRange, StatementError, cutover, generations, preview, record,
+};
 use crate::log::{Log, LogError};
 
 /// Maximum number of records that are read and recorded together.
@@ -49,7 +51,7 @@ pub enum ReplayError {
     #[error(transparent)]
     Log(#[from] LogError),
     #[error("the ledger cannot be used: {}", crate::cause::text(.0))]
-    Ledger(#[from] sqlx::Error),
+    Ledger(#[from] StatementError),
 }
 
 impl From<RecordError> for ReplayError {

@@ -8,12 +8,15 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::parts::Part;
-use super::{Consumer, GRACE, arrival};
+use super::{Consumer, arrival};
 use crate::cause;
 use crate::event::TopicPartition;
-use crate::ledger::{Arrival, Chain, Claim, RecordError, last_record, record};
+use crate::ledger::{Arrival, Chain, Claim, RecordError, StatementError, last_record, record};
 use crate::log::Batch;
 use crate::waiting::Waits;
+
+/// Grace period: a batch in flight at SIGTERM is finished within it. Otherwise it is dropped, and another process reads it.
+pub const GRACE: Duration = Duration::from_secs(10);
 
 /// If PostgreSQL refuses more records in a row, the fault is probably in Tallyline, and the partition stops.
 const REFUSED_IN_A_ROW: u32 = 100;
@@ -197,7 +200,7 @@ impl Task {
     }
 
     /// The parts to retry after PostgreSQL refused the data.
-    fn narrowed(&mut self, part: Part, error: &sqlx::Error) -> Result<Vec<Part>, GiveUp> {
+    fn narrowed(&mut self, part: Part, error: &StatementError) -> Result<Vec<Part>, GiveUp> {
         if part.arrivals.len() == 1 {
             self.refused_in_a_row += 1;
         }

@@ -5,14 +5,14 @@ use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use super::build::InputStage;
-use super::{Event, Payload};
+use super::envelope::{Event, Payload};
 
 /// 32 bytes. Two events of one id have equal digests exactly if their covered fields are equal.
 pub type Digest = [u8; 32];
 
 /// The form: a tag with its version, then each field; an optional field has a presence byte before it. Text is length and bytes, and ids
 /// are 16 bytes. Numbers and times (in microseconds since the Unix epoch) are 8 bytes big endian. A test pins it; a change needs a new tag.
-pub(super) fn of(event: &Event) -> Digest {
+fn of(event: &Event) -> Digest {
     let mut form = Form::new("tallyline.digest.v1");
     match &event.payload {
         Payload::Build(build) => {
@@ -32,6 +32,14 @@ pub(super) fn of(event: &Event) -> Digest {
         }
     }
     form.finish()
+}
+
+impl Event {
+    /// The digest of the fields that must be equal in all events of one id.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        of(self)
+    }
 }
 
 struct Form(Sha256);

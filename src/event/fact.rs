@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use super::Event;
+use super::envelope::Event;
 
 /// One fact of the ledger, in ledger order.
 #[derive(Clone, Debug, PartialEq)]

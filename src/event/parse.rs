@@ -3,87 +3,15 @@
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use super::fields::{Fields, checked_id, checked_text, time, uuid, word};
-use super::message::{FIRST_BUILD_STAGE, MAX_PAYLOAD_BYTES, Message};
-use super::usage::{self, PublishMarks, Usage, UsageType};
-use super::{Event, Payload, RejectCause, Topic, build, claim};
-
-/// Reasons why a record is not a valid event. Each names the fault.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ParseError {
-    /// The record has no body.
-    #[error("the record has no body (a tombstone)")]
-    Tombstone,
-    /// The body is larger than [`MAX_PAYLOAD_BYTES`].
-    #[error("the body has {0} bytes, more than {MAX_PAYLOAD_BYTES}")]
-    Oversized(usize),
-    /// The batch of the record cannot be unpacked.
-    #[error("the batch of {0} unpacks to more than receive.message.max.bytes or not at all: none of its records can be read")]
-    UnreadableBatch(String),
-    /// The body is not JSON, has trailing data, is too deep, or has a key twice.
-    #[error("the body is not one JSON value: {0}")]
-    Json(String),
-    /// A CloudEvents attribute is missing, doubled or wrong.
-    #[error("attribute {name} {problem}")]
-    Attribute {
-        /// The attribute's CloudEvents name.
-        name: String,
-        /// The fault.
-        problem: String,
-    },
-    /// The type is a usage type that this version does not know. The record is held, not rejected.
-    #[error("unknown event type {0:?}")]
-    UnknownEventType(String),
-    /// The type does not belong to Tallyline or Tallyman.
-    #[error("event type {0:?} is none that is counted here")]
-    ForeignEventType(String),
-    /// The event is in a topic that is not its own.
-    #[error("event type {event_type:?} belongs in {own}, not in {found}")]
-    ForeignTopic {
-        event_type: &'static str,
-        /// The topic of the event type.
-        own: Topic,
-        /// The topic of the record.
-        found: Topic,
-    },
-    /// A payload field is missing, of the wrong type or out of range.
-    #[error("field {name} {problem}")]
-    Field {
-        /// The name of the field.
-        name: &'static str,
-        /// The fault.
-        problem: String,
-    },
-    /// The type does not have a field of the payload.
-    #[error("unknown field {0:?}")]
-    UnknownField(String),
-}
-
-impl ParseError {
-    pub(super) fn field(name: &'static str, problem: impl Into<String>) -> Self {
-        ParseError::Field { name, problem: problem.into() }
-    }
-
-    fn attribute(name: &str, problem: impl Into<String>) -> Self {
-        ParseError::Attribute { name: name.to_owned(), problem: problem.into() }
-    }
-
-    /// The cause in one word.
-    #[must_use]
-    pub fn cause(&self) -> RejectCause {
-        match self {
-            ParseError::Tombstone => RejectCause::Tombstone,
-            ParseError::Oversized(_) | ParseError::UnreadableBatch(_) => RejectCause::Oversized,
-            ParseError::Json(_) => RejectCause::Json,
-            ParseError::Attribute { .. } => RejectCause::Attribute,
-            ParseError::UnknownEventType(_) => RejectCause::UnknownEventType,
-            ParseError::ForeignEventType(_) => RejectCause::ForeignEventType,
-            ParseError::ForeignTopic { .. } => RejectCause::ForeignTopic,
-            ParseError::Field { .. } => RejectCause::Field,
-            ParseError::UnknownField(_) => RejectCause::UnknownField,
-        }
-    }
-}
+use super::build::{self, WorkspaceBuildCompleted};
+use super::cause::ParseError;
+use super::encode::FIRST_BUILD_STAGE;
+use super::envelope::{Event, Payload};
+use super::fields::{Fields, checked_id, checked_text, parse_time, parse_uuid};
+use super::message::{MAX_PAYLOAD_BYTES, Message};
+use super::topic::Topic;
+use super::usage::{PublishMarks, Usage, UsageQuantity, UsageType};
+use crate::words::UnknownWord;
 
 /// Parses one record in binary or structured content mode. It repairs nothing: a record that is not exactly right becomes a reject.
 ///
@@ -98,7 +26,7 @@ pub fn parse(message: &Message) -> Result<Event, ParseError> {
     if bytes > MAX_PAYLOAD_BYTES {
         return Err(ParseError::Oversized(bytes));
     }
-    let content_type = header_text(message, "content-type")?.unwrap_or("application/json");
+    let content_type = content_type(message)?.unwrap_or("application/json");
     match media_type(content_type).as_str() {
         STRUCTURED => structured(body),
         "application/json" => binary(message, body),
@@ -120,7 +48,7 @@ impl Message {
     /// Whether the record's attributes are in its body, if its content type is readable.
     #[must_use]
     pub fn is_structured(&self) -> bool {
-        header_text(self, "content-type").ok().flatten().is_some_and(|content_type| media_type(content_type) == STRUCTURED)
+        content_type(self).ok().flatten().is_some_and(|content_type| media_type(content_type) == STRUCTURED)
     }
 }
 
@@ -132,7 +60,6 @@ fn media_type(content_type: &str) -> String {
 }
 
 /// The CloudEvents attributes that Tallyline reads. It ignores other extensions, as CloudEvents requires.
-#[derive(Default)]
 struct Attributes {
     specversion: Option<String>,
     id: Option<String>,
@@ -145,37 +72,32 @@ struct Attributes {
     first_build_stage: Option<String>,
 }
 
+impl Attributes {
+    fn read(mut text: impl FnMut(&'static str) -> Result<Option<String>, ParseError>) -> Result<Self, ParseError> {
+        Ok(Attributes {
+            specversion: text("specversion")?,
+            id: text("id")?,
+            source: text("source")?,
+            event_type: text("type")?,
+            time: text("time")?,
+            publish_started_at: text("publishstartedat")?,
+            published_at: text("publishedat")?,
+            failure_message: text("failuremessage")?,
+            first_build_stage: text(FIRST_BUILD_STAGE)?,
+        })
+    }
+}
+
 fn binary(message: &Message, body: &[u8]) -> Result<Event, ParseError> {
-    let attribute = |name: &str| Ok(header_text(message, name)?.map(str::to_owned));
-    let attributes = Attributes {
-        specversion: attribute("ce_specversion")?,
-        id: attribute("ce_id")?,
-        source: attribute("ce_source")?,
-        event_type: attribute("ce_type")?,
-        time: attribute("ce_time")?,
-        publish_started_at: attribute("ce_publishstartedat")?,
-        published_at: attribute("ce_publishedat")?,
-        failure_message: attribute("ce_failuremessage")?,
-        first_build_stage: attribute("ce_firstbuildstage")?,
-    };
+    let attributes = Attributes::read(|name| Ok(attribute(message, name)?.map(str::to_owned)))?;
     event(attributes, || Fields::of(body))
 }
 
 fn structured(body: &[u8]) -> Result<Event, ParseError> {
     let mut outer = Fields::of(body)?;
-    let data = outer.take("data");
-    let attributes = Attributes {
-        specversion: outer.optional_text("specversion")?,
-        id: outer.optional_text("id")?,
-        source: outer.optional_text("source")?,
-        event_type: outer.optional_text("type")?,
-        time: outer.optional_text("time")?,
-        publish_started_at: outer.optional_text("publishstartedat")?,
-        published_at: outer.optional_text("publishedat")?,
-        failure_message: outer.optional_text("failuremessage")?,
-        first_build_stage: outer.optional_text(FIRST_BUILD_STAGE)?,
-    };
-    event(attributes, || Fields::from_value(data.ok_or_else(|| ParseError::field("data", "is missing"))?, "data"))
+    let attributes = Attributes::read(|name| outer.optional_text(name))?;
+    let data = outer.take("data").ok_or_else(|| ParseError::field("data", "is missing"));
+    event(attributes, || Fields::from_value(data?, "data"))
 }
 
 fn event<'a>(attributes: Attributes, data: impl FnOnce() -> Result<Fields<'a>, ParseError>) -> Result<Event, ParseError> {
@@ -185,21 +107,22 @@ fn event<'a>(attributes: Attributes, data: impl FnOnce() -> Result<Fields<'a>, P
     let id = checked_id("id", needed("id", attributes.id)?)?;
     let deployment = deployment(&needed("source", attributes.source)?)?;
     let event_type = needed("type", attributes.event_type)?;
-    let at = attributes.time.as_deref().map(|text| time("time", text)).transpose()?;
+    let at = time("time", attributes.time)?;
     let payload = match event_type.as_str() {
         build::TYPE => {
-            let first_stage = attributes.first_build_stage.as_deref().map(|text| word(FIRST_BUILD_STAGE, text)).transpose()?;
-            Payload::Build(Box::new(build::from_data(data()?, first_stage)?))
+            let first_stage = attributes.first_build_stage.map(|word| word.parse()).transpose();
+            let first_stage = first_stage.map_err(|error: UnknownWord| ParseError::field(FIRST_BUILD_STAGE, error.to_string()))?;
+            Payload::Build(Box::new(WorkspaceBuildCompleted::read(data()?, first_stage)?))
         }
-        claim::TYPE => Payload::Claim(Box::new(claim::from_data(data()?)?)),
+        build::CLAIM_TYPE => Payload::Claim(Box::new(data()?.read()?)),
         _ => match event_type.parse() {
             Ok(usage_type) => Payload::Usage(Usage {
                 id: usage_id(id.clone())?,
-                quantity: usage::from_data(usage_type, data()?)?,
+                quantity: UsageQuantity::read(usage_type, data()?)?,
                 created_at: at.ok_or_else(|| ParseError::attribute("time", "is missing"))?,
                 marks: PublishMarks {
-                    publish_started_at: attributes.publish_started_at.as_deref().map(|text| time("publishstartedat", text)).transpose()?,
-                    published_at: attributes.published_at.as_deref().map(|text| time("publishedat", text)).transpose()?,
+                    publish_started_at: time("publishstartedat", attributes.publish_started_at)?,
+                    published_at: time("publishedat", attributes.published_at)?,
                     failure_message: attributes.failure_message.map(|text| checked_text("failuremessage", text)).transpose()?,
                 },
             }),
@@ -223,7 +146,7 @@ fn agree(event: Event, id: &str, at: Option<DateTime<Utc>>) -> Result<Event, Par
 
 /// Checks a usage id: any text of coderd's, except the id of a build event.
 fn usage_id(id: String) -> Result<String, ParseError> {
-    if id.is_empty() || id.starts_with(build::ID_PREFIX) || id.starts_with(claim::ID_PREFIX) {
+    if id.is_empty() || id.starts_with(build::ID_PREFIX) || id.starts_with(build::CLAIM_ID_PREFIX) {
         return Err(ParseError::attribute("id", "is no usage id"));
     }
     Ok(id)
@@ -231,17 +154,35 @@ fn usage_id(id: String) -> Result<String, ParseError> {
 
 pub(super) fn deployment(source: &str) -> Result<Uuid, ParseError> {
     let id = source.strip_prefix("/coder/").ok_or_else(|| ParseError::attribute("source", "must be /coder/<deployment id>"))?;
-    uuid("source", id)
+    parse_uuid(id).map_err(|problem| ParseError::field("source", problem))
 }
 
 fn needed(name: &'static str, value: Option<String>) -> Result<String, ParseError> {
     value.ok_or_else(|| ParseError::attribute(name, "is missing"))
 }
 
-pub(super) fn header_text<'a>(message: &'a Message, name: &str) -> Result<Option<&'a str>, ParseError> {
-    let mut values = message.headers.iter().filter(|(header, _)| header.eq_ignore_ascii_case(name));
+fn time(name: &'static str, text: Option<String>) -> Result<Option<DateTime<Utc>>, ParseError> {
+    let at = text.map(|text| parse_time(&text)).transpose();
+    at.map_err(|problem| ParseError::field(name, problem))
+}
+
+/// The text of an attribute of a record in binary mode.
+pub(super) fn attribute<'a>(message: &'a Message, name: &str) -> Result<Option<&'a str>, ParseError> {
+    let is_named = |header: &str| {
+        let prefixed = header.split_at_checked(3);
+        prefixed.is_some_and(|(prefix, rest)| prefix.eq_ignore_ascii_case("ce_") && rest.eq_ignore_ascii_case(name))
+    };
+    header_text(message, name, is_named)
+}
+
+fn content_type(message: &Message) -> Result<Option<&str>, ParseError> {
+    header_text(message, "datacontenttype", |header| header.eq_ignore_ascii_case("content-type"))
+}
+
+/// The text of the only header that `is_named` accepts.
+fn header_text<'a>(message: &'a Message, attribute: &str, is_named: impl Fn(&str) -> bool) -> Result<Option<&'a str>, ParseError> {
+    let mut values = message.headers.iter().filter(|(header, _)| is_named(header));
     let Some((_, value)) = values.next() else { return Ok(None) };
-    let attribute = name.strip_prefix("ce_").unwrap_or("datacontenttype");
     if values.next().is_some() {
         return Err(ParseError::attribute(attribute, "stands there twice"));
     }

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use aws_lc_rs::{constant_time, hmac};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use ring::hmac;
 use sha2::{Digest as _, Sha256};
 
-use super::{Message, RejectCause};
+use super::cause::RejectCause;
+use super::message::Message;
 use crate::words::words;
 
 /// The header of a signature: `v1:SIGNER:KEY:TAG`, the tag in base64.
@@ -127,8 +128,7 @@ impl Signatures {
         let Some(key) = self.keys.get(name) else {
             return Err(SignatureError::Bad(format!("names the key {name:?}, which is not in log.verification_keys")));
         };
-        let expected = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), &form(signer, topic, message));
-        match constant_time::verify_slices_are_equal(expected.as_ref(), &tag) {
+        match hmac::verify(&hmac::Key::new(hmac::HMAC_SHA256, key), &form(signer, topic, message), &tag) {
             Ok(()) => Ok(signer),
             Err(_) => Err(SignatureError::Bad(format!("does not match the record under the key {name:?}"))),
         }

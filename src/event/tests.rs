@@ -266,6 +266,10 @@ fn a_record_that_is_not_exactly_right_is_refused_by_name() {
         ("beyond 32 bits", with_data(&event, |d| d["daily_cost"] = json!(3_000_000_000_u64)), Box::new(field("daily_cost"))),
         ("unknown stage of build 1", with_header(&event, "ce_firstbuildstage", Some("begin")), Box::new(field("firstbuildstage"))),
         ("unknown word", with_data(&event, |d| d["status"] = json!("running")), Box::new(field("status"))),
+        ("NUL in a word", with_data(&event, |d| d["status"] = json!("a\0b")), Box::new(field("status"))),
+        ("a list for text", with_data(&event, |d| d["reason"] = json!(["a"])), Box::new(field("reason"))),
+        ("text for a flag", with_data(&event, |d| d["has_ai_task"] = json!("true")), Box::new(field("has_ai_task"))),
+        ("list of the fields", raw(b"[1]"), Box::new(field("data"))),
         (
             "first start of a failed build",
             with_data(&event, |d| {
@@ -279,7 +283,17 @@ fn a_record_that_is_not_exactly_right_is_refused_by_name() {
         let error = parse(&message).expect_err(name);
         assert!(expected(&error), "{name}: {error:?}");
         assert!(!error.to_string().is_empty());
+        assert!(!error.to_string().contains('\0'), "{name}: PostgreSQL does not accept {error:?}");
     }
+}
+
+#[test]
+fn an_optional_field_may_be_missing_or_null() {
+    let expected = build_event(WorkspaceBuildCompleted { preset_id: None, started_at: None, stage: None, has_ai_task: None, ..build() });
+    let optional = ["preset_id", "started_at", "stage", "has_ai_task"];
+    let null = with_data(&expected, |data| optional.iter().for_each(|name| data[*name] = Value::Null));
+    let missing = with_data(&expected, |data| optional.iter().for_each(|name| drop(data.as_object_mut().unwrap().remove(*name))));
+    assert_eq!([parse(&null), parse(&missing)], [Ok(expected.clone()), Ok(expected)]);
 }
 
 #[test]

@@ -2,11 +2,11 @@
 
 use uuid::Uuid;
 
-use super::fields::{Fields, Value, checked_id};
+use super::envelope::{Event, Payload};
+use super::fields::{Fields, checked_id};
 use super::message::{MAX_PAYLOAD_BYTES, Message};
-use super::parse::{deployment, header_text};
+use super::parse::{attribute, deployment, parse};
 use super::usage::UsageType;
-use super::{Event, Payload, parse};
 
 /// The readable facts of a record. A doubled name, or text that is not valid in an event, is not readable.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -39,8 +39,8 @@ impl Traces {
         if message.is_structured() {
             return fields.map(Traces::structured).unwrap_or_default();
         }
-        let attribute = |name| header_text(message, name).ok().flatten().map(str::to_owned);
-        Traces::found(attribute("ce_source"), attribute("ce_id"), attribute("ce_type"), fields)
+        let attribute = |name| attribute(message, name).ok().flatten().map(str::to_owned);
+        Traces::found(attribute("source"), attribute("id"), attribute("type"), fields)
     }
 
     fn structured(mut outer: Fields<'_>) -> Self {
@@ -59,14 +59,9 @@ impl Traces {
 }
 
 fn units(event_type: &str, mut data: Fields<'_>) -> Option<u64> {
-    match event_type.parse() {
-        Ok(UsageType::ManagedAgents | UsageType::AiSeats) => data.unsigned("count").ok(),
-        Ok(UsageType::AgentRuntime) => data.unsigned("runtime_ms").ok(),
-        Err(_) if UsageType::looks_like_usage(event_type) => match data.only_whole()? {
-            Value::Whole(number) => u64::try_from(*number).ok(),
-            Value::Large(number) => Some(*number),
-            _ => None,
-        },
+    match event_type.parse::<UsageType>() {
+        Ok(usage_type) => data.take(usage_type.field())?.unsigned(),
+        Err(_) if UsageType::looks_like_usage(event_type) => data.only_whole()?.unsigned(),
         Err(_) => None,
     }
 }

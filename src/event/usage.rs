@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use serde_json::Value;
 
-use super::ParseError;
+use super::cause::ParseError;
 use super::fields::Fields;
 use crate::words::words;
 
@@ -30,6 +30,26 @@ impl UsageType {
         }
     }
 
+    /// Whether the quantities of a type add up. Otherwise each event repeats a level.
+    #[must_use]
+    pub fn adds_up(self) -> bool {
+        self != UsageType::AiSeats
+    }
+
+    /// The only field of the type's data, which has the number.
+    pub(super) fn field(self) -> &'static str {
+        match self {
+            UsageType::ManagedAgents | UsageType::AiSeats => "count",
+            UsageType::AgentRuntime => "runtime_ms",
+        }
+    }
+
+    /// The unit of a type by its name; none for a type that this version does not know.
+    #[must_use]
+    pub fn unit_of(event_type: &str) -> Option<&'static str> {
+        event_type.parse().ok().map(UsageType::unit)
+    }
+
     /// Tallyman's types begin with `dc_` or `hb_`. Such a type is billable even if this version does not know it.
     #[must_use]
     pub fn looks_like_usage(event_type: &str) -> bool {
@@ -51,12 +71,12 @@ pub enum UsageQuantity {
 impl UsageQuantity {
     /// The quantity of that type, if the number is valid for it. Source: the payloads' own validity rules.
     pub fn new(usage_type: UsageType, quantity: u64) -> Result<Self, ParseError> {
+        let invalid = |problem: &str| Err(ParseError::field(usage_type.field(), problem));
         match usage_type {
-            UsageType::ManagedAgents if quantity == 0 => Err(ParseError::field("count", "must be above 0")),
+            UsageType::ManagedAgents if quantity == 0 => invalid("must be above 0"),
+            UsageType::AiSeats | UsageType::AgentRuntime if i64::try_from(quantity).is_err() => invalid("must fit 63 bits"),
             UsageType::ManagedAgents => Ok(UsageQuantity::ManagedAgents(quantity)),
-            UsageType::AiSeats if i64::try_from(quantity).is_err() => Err(ParseError::field("count", "must fit 63 bits")),
             UsageType::AiSeats => Ok(UsageQuantity::AiSeats(quantity)),
-            UsageType::AgentRuntime if i64::try_from(quantity).is_err() => Err(ParseError::field("runtime_ms", "must fit 63 bits")),
             UsageType::AgentRuntime => Ok(UsageQuantity::AgentRuntimeMs(quantity)),
         }
     }
@@ -81,15 +101,26 @@ impl UsageQuantity {
     /// The payload as coderd and Tallyman write it, with one key.
     #[must_use]
     pub fn to_data(self) -> Value {
-        match self {
-            UsageQuantity::ManagedAgents(count) | UsageQuantity::AiSeats(count) => serde_json::json!({ "count": count }),
-            UsageQuantity::AgentRuntimeMs(runtime_ms) => serde_json::json!({ "runtime_ms": runtime_ms }),
-        }
+        serde_json::json!({ self.usage_type().field(): self.number() })
+    }
+
+    /// Reads the data of an event of this type.
+    pub(super) fn read(usage_type: UsageType, data: Fields<'_>) -> Result<Self, ParseError> {
+        UsageQuantity::new(usage_type, data.only_number(usage_type.field())?)
+    }
+
+    /// Parses coderd's stored `event_data` for an `event_type`.
+    ///
+    /// # Errors
+    /// [`ParseError::UnknownEventType`] for a type that this version does not know; otherwise the fault of the payload.
+    pub fn parse(event_type: &str, event_data: &[u8]) -> Result<Self, ParseError> {
+        let usage_type = event_type.parse().map_err(|_| ParseError::UnknownEventType(event_type.to_owned()))?;
+        UsageQuantity::read(usage_type, Fields::of(event_data)?)
     }
 }
 
 /// coderd's publish marks when first collected. They are never part of the digest.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, sqlx::FromRow)]
 pub struct PublishMarks {
     /// `usage_events.publish_started_at`: when a coderd replica began to publish it
     pub publish_started_at: Option<DateTime<Utc>>,
@@ -108,25 +139,4 @@ pub struct Usage {
     /// When the usage happened, not when the row was written.
     pub created_at: DateTime<Utc>,
     pub marks: PublishMarks,
-}
-
-/// Parses a payload strictly. An unknown field or a number out of range is an error.
-pub(super) fn from_data(usage_type: UsageType, mut data: Fields<'_>) -> Result<UsageQuantity, ParseError> {
-    let number = match usage_type {
-        UsageType::ManagedAgents | UsageType::AiSeats => data.unsigned("count")?,
-        UsageType::AgentRuntime => data.unsigned("runtime_ms")?,
-    };
-    data.finish()?;
-    UsageQuantity::new(usage_type, number)
-}
-
-impl UsageQuantity {
-    /// Parses coderd's stored `event_data` for an `event_type`.
-    ///
-    /// # Errors
-    /// [`ParseError::UnknownEventType`] for a type that this version does not know; otherwise the fault of the payload.
-    pub fn parse(event_type: &str, event_data: &[u8]) -> Result<Self, ParseError> {
-        let usage_type = event_type.parse::<UsageType>().map_err(|_| ParseError::UnknownEventType(event_type.to_owned()))?;
-        from_data(usage_type, Fields::of(event_data)?)
-    }
 }

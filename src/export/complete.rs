@@ -2,11 +2,11 @@
 
 use chrono::{DateTime, SecondsFormat, Utc};
 
-use crate::ledger::{LaterUsage, Ledger, Recovering, UsageCompleteness, UsageRange, exports, recoveries, sources};
+use crate::ledger::{LaterUsage, Ledger, Recovering, StatementError, UsageCompleteness, UsageRange, exports, recoveries, sources};
 
 /// Why an export of this range may lack usage. `None` if the range is complete at every ledger sequence taken after this check. Retired
 /// sources add nothing any more.
-pub async fn incomplete(ledger: &Ledger, range: &UsageRange) -> Result<Option<String>, sqlx::Error> {
+pub async fn incomplete(ledger: &Ledger, range: &UsageRange) -> Result<Option<String>, StatementError> {
     if let Some(recovering) = ledger.run(recoveries::open).await? {
         return Ok(Some(recovery(&recovering)));
     }
@@ -24,7 +24,7 @@ pub async fn incomplete(ledger: &Ledger, range: &UsageRange) -> Result<Option<St
 
 /// Why an export of this range may lack usage at its own, possibly old, sequence. If the range is complete now and nothing of it was
 /// recorded after the sequence, it was already complete.
-pub async fn incomplete_as_of(ledger: &Ledger, range: &UsageRange) -> Result<Option<String>, sqlx::Error> {
+pub async fn incomplete_as_of(ledger: &Ledger, range: &UsageRange) -> Result<Option<String>, StatementError> {
     if let Some(reason) = incomplete(ledger, range).await? {
         return Ok(Some(reason));
     }

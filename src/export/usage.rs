@@ -64,7 +64,7 @@ pub enum Aggregate {
 
 impl Aggregate {
     fn of(usage_type: UsageType) -> Aggregate {
-        if usage_type == UsageType::AiSeats { Aggregate::Maximum } else { Aggregate::Sum }
+        if usage_type.adds_up() { Aggregate::Sum } else { Aggregate::Maximum }
     }
 
     fn add(self, total: u128, quantity: u128) -> u128 {

@@ -3,17 +3,16 @@
 use std::str::FromStr;
 use std::time::Duration;
 
-use sqlx::migrate::{AppliedMigration, Migrate, MigrateError, Migrator};
+use sqlx::migrate::{AppliedMigration, Migrate, MigrateError};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions as _, Connection as _, PgConnection, Row as _};
 
 use super::Ledger;
+use super::migrations::MIGRATIONS;
 use super::rights;
 use super::run::DEADLINE;
 use crate::cause;
 use crate::clock::Clock;
-
-pub(super) static MIGRATIONS: Migrator = sqlx::migrate!();
 
 /// Connection settings of the ledger.
 #[derive(Clone, Debug)]

@@ -4,6 +4,7 @@
 //! The batch takes the next ledger sequence inside its transaction's commit.
 
 pub mod acts;
+mod batch;
 pub mod books;
 pub mod choices;
 pub mod collector_requests;
@@ -24,6 +25,8 @@ pub mod landmarks;
 pub mod leases;
 pub mod licenses;
 pub mod losses;
+mod migrations;
+mod new_pass;
 pub mod passes;
 pub mod pauses;
 pub mod plans;
@@ -37,6 +40,7 @@ pub mod record;
 pub mod recoveries;
 mod refused;
 pub mod reject_counts;
+mod reject_state;
 pub mod rejects;
 pub mod replays;
 pub mod restored;
@@ -47,8 +51,10 @@ mod run;
 mod sequence;
 pub mod snapshots;
 pub mod sources;
+mod statement_error;
 
 pub use acts::{Act, ActFilter, ActKind, NewAct, OURSELVES, Subject};
+pub use batch::{Arrival, BatchKind, Counts, RecordError, Refusal, Verdict};
 pub use books::{Difference, LedgerBooks, PartitionBooks};
 pub use choices::LICENSE_RULES;
 pub use collector_requests::SweepRequest;
@@ -68,25 +74,28 @@ pub use landmarks::{Acquaintance, Landmark};
 pub use leases::{Lease, LeaseError, collector_lease, lease_step};
 pub use licenses::{LicenseChange, LicenseLife, LicenseState};
 pub use losses::UsageFate;
-pub use passes::{Completeness, LastPass, NewPass, TopicCompleteness};
+pub use new_pass::NewPass;
+pub use passes::{Completeness, LastPass, TopicCompleteness};
 pub use pauses::{Pausable, Pause, Paused};
 pub use plans::KeptPlan;
-pub use positions::{Claim, LastRecord, fingerprint};
+pub use positions::{Chain, Claim, LastRecord, fingerprint};
 pub use preview::{Foreseen, Foresight};
 pub use processes::{GONE_SECONDS, Process, ProcessRow, PublishRefusal};
 pub use publication_requests::{Attempt, AttemptVerdict, LastRequest, NewRequest, Recorded, RequestOutcome};
 pub use publications::{HeldBack, HeldFor, Pending, Postponed, Publication, PublicationState, Settled, Settlement};
 pub use publish_marks::PublishStop;
-pub use record::{Arrival, BatchKind, Chain, Counts, RecordError, Refusal, Verdict, last_record};
+pub use record::last_record;
 pub use recoveries::{FORGOTTEN, Recovering, last_act};
 pub use reject_counts::{OpenRejects, RejectGroup, RejectProperty};
-pub use rejects::{PassedReject, RejectAct, RejectFilter, RejectRow, RejectState, SameEvent};
+pub use reject_state::RejectState;
+pub use rejects::{PassedReject, RejectAct, RejectFilter, RejectRow, SameEvent};
 pub use replays::{PlannedReplay, ReplayRange};
 pub use restored::{CollectedSource, Restored};
 pub use retirements::Retirement;
 pub use sequence::{InvalidSequence, Sequence};
 pub use snapshots::Snapshot;
 pub use sources::{Baseline, BaselineRow, Source};
+pub use statement_error::{StatementError, other_incarnation};
 
 use std::time::Duration;
 

@@ -4,6 +4,7 @@ use chrono::{DateTime, Utc};
 use sha2::{Digest as _, Sha256};
 use sqlx::postgres::PgRow;
 use sqlx::{FromRow, PgConnection, Row};
+use uuid::Uuid;
 
 use super::RecordError;
 use crate::event::{Message, TopicPartition};
@@ -45,6 +46,45 @@ pub struct Claim {
     pub last: Option<LastRecord>,
     /// The first offset whose record needs a valid signature; none: no consumer of this ledger has had keys.
     pub signed_from: Option<i64>,
+}
+
+/// The chain that a batch belongs to.
+#[derive(Clone, Debug)]
+pub enum Chain {
+    /// Live batches move the partition's position.
+    Live(Claim),
+    /// Batches of a replay move only the replay's own position.
+    Replay {
+        id: Uuid,
+        partition: TopicPartition,
+        /// The partition's generation when the replay was planned.
+        generation: i32,
+        /// The replay's position before this batch.
+        next_offset: i64,
+    },
+}
+
+impl Chain {
+    pub(super) fn partition(&self) -> TopicPartition {
+        match self {
+            Chain::Live(claim) => claim.partition,
+            Chain::Replay { partition, .. } => *partition,
+        }
+    }
+
+    pub(super) fn generation(&self) -> i32 {
+        match self {
+            Chain::Live(claim) => claim.generation,
+            Chain::Replay { generation, .. } => *generation,
+        }
+    }
+
+    pub(super) fn next_offset(&self) -> i64 {
+        match self {
+            Chain::Live(claim) => claim.next_offset,
+            Chain::Replay { next_offset, .. } => *next_offset,
+        }
+    }
 }
 
 /// Takes the partition lease from its holder. Without a position, reading starts at `log_start`, which is recorded.

@@ -11,23 +11,8 @@ use uuid::Uuid;
 
 use super::generations;
 use super::known::digest;
-use super::{ActKind, Lives, NewAct, Sequence, Verdict, acts};
+use super::{ActKind, Lives, NewAct, RejectState, Sequence, Verdict, acts};
 use crate::event::{Digest, Message, Oversized, RejectCause, TopicPartition, UsageType};
-use crate::words::words;
-
-words! {
-    /// The state of a reject.
-    RejectState {
-        /// The reject waits for an act.
-        Open = "open",
-        /// An operator appended it to the log again.
-        Resubmitted = "resubmitted",
-        /// It was appended to the log again once its type or deployment was known.
-        Admitted = "admitted",
-        /// An operator abandoned it.
-        Discarded = "discarded",
-    }
-}
 
 /// A record that is not accepted, with its state.
 #[derive(Clone, Debug, PartialEq)]

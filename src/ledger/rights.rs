@@ -1,6 +1,6 @@
 //! The rights that Tallyline's role needs in the ledger's database.
 
-use super::connect::MIGRATIONS;
+use super::migrations::MIGRATIONS;
 use sqlx::PgConnection;
 
 /// The names of all tables and views in the migrations. Other tables of the database do not belong to Tallyline.

@@ -3,8 +3,9 @@
 use std::collections::{HashMap, HashSet};
 
 use chrono::{DateTime, Utc};
-use sqlx::postgres::PgRow;
-use sqlx::{PgConnection, Row};
+use sqlx::encode::Encode;
+use sqlx::postgres::{PgArguments, PgRow, Postgres};
+use sqlx::{Arguments as _, AssertSqlSafe, FromRow as _, PgConnection, Row, Type};
 use uuid::Uuid;
 
 use crate::event::{Digest, Event, InputStage, Payload, PrebuildClaimed, PublishMarks, Usage, UsageQuantity, WorkspaceBuildCompleted};
@@ -22,8 +23,8 @@ pub(super) struct New<'a> {
     pub confirmed_at: Option<DateTime<Utc>>,
 }
 
-/// One column of the rows, as an array.
-fn column<'a, T>(news: &[&'a New<'a>], value: impl Fn(&'a New<'a>) -> T) -> Vec<T> {
+/// The values of one column.
+fn values<'n, T>(news: &'n [&New<'_>], value: impl Fn(&'n New<'n>) -> T) -> Vec<T> {
     news.iter().map(|new| value(new)).collect()
 }
 
@@ -48,65 +49,95 @@ fn usage<'a>(new: &'a New<'a>) -> &'a Usage {
     }
 }
 
+fn marks<'a>(new: &'a New<'a>) -> &'a PublishMarks {
+    &usage(new).marks
+}
+
+/// The new rows of one table, by column.
+struct Rows<'n> {
+    news: &'n [&'n New<'n>],
+    columns: Vec<&'static str>,
+    arguments: PgArguments,
+}
+
+impl<'n> Rows<'n> {
+    /// Rows with the columns that all tables of events have.
+    fn new(batch_id: i64, news: &'n [&'n New<'n>]) -> Result<Self, sqlx::Error> {
+        let mut arguments = PgArguments::default();
+        arguments.add(batch_id).map_err(sqlx::Error::Encode)?;
+        let mut rows = Rows { news, columns: Vec::new(), arguments };
+        rows.column("source_id", |new| new.source_id)?;
+        rows.column("log_offset", |new| new.offset)?;
+        rows.column("digest", |new| new.digest.to_vec())?;
+        rows.column("confirmed_at", |new| new.confirmed_at)?;
+        Ok(rows)
+    }
+
+    fn column<T>(&mut self, name: &'static str, value: impl Fn(&'n New<'n>) -> T) -> Result<(), sqlx::Error>
+    where
+        Vec<T>: Encode<'n, Postgres> + Type<Postgres>,
+    {
+        self.columns.push(name);
+        self.arguments.add(values(self.news, value)).map_err(sqlx::Error::Encode)
+    }
+
+    /// The statement that inserts the rows and returns `returned` of those that are new. Parameter 1
+    /// is the batch, and each column follows as an array.
+    fn insert(&self, table: &str, returned: &str) -> String {
+        let columns = self.columns.join(", ");
+        let arrays: Vec<String> = (2..).take(self.columns.len()).map(|number| format!("${number}")).collect();
+        // PostgreSQL casts text to a number only when it is asked to.
+        let selected: Vec<&str> = self
+            .columns
+            .iter()
+            .map(|column| match *column {
+                "quantity" => "quantity::numeric",
+                column => column,
+            })
+            .collect();
+        format!(
+            "insert into {table} (batch_id, {columns})
+             select $1, {} from unnest({}) as new ({columns})
+             on conflict on constraint {table}_is_unique do nothing returning {returned}",
+            selected.join(", "),
+            arrays.join(", ")
+        )
+    }
+}
+
+/// Adds columns that have the names of the event's fields.
+macro_rules! add_columns {
+    ($rows:ident, $event:ident: $($field:ident)+) => {
+        $($rows.column(stringify!($field), |new| &$event(new).$field)?;)+
+    };
+}
+
+/// Adds the columns that builds and prebuild claims share.
+macro_rules! add_shared_columns {
+    ($rows:ident, $event:ident) => {
+        add_columns!($rows, $event: build_id workspace_id organization_id template_id template_version_id preset_id
+            initiator_id build_number created_at started_at completed_at
+            organization_name template_name preset_name);
+        $rows.column("status", |new| $event(new).status.as_str())?;
+        $rows.column("stage", |new| $event(new).stage.map(InputStage::as_str))?;
+    };
+}
+
 /// Inserts builds and returns, by index, the digests of ids that already exist.
 pub(super) async fn insert_builds(tx: &mut PgConnection, batch_id: i64, news: &[&New<'_>]) -> Result<HashMap<usize, Digest>, sqlx::Error> {
     if news.is_empty() {
         return Ok(HashMap::new());
     }
-    let inserted = sqlx::query(
-        "insert into workspace_build (batch_id, source_id, build_id, log_offset, digest, workspace_id, organization_id, template_id,
-             template_version_id, preset_id, owner_id, initiator_id, transition, reason, status, build_number, stage,
-             first_build_by_prebuilds_user, first_build_stage, first_successful_start, has_ai_task, has_external_agent, daily_cost,
-             created_at, started_at, completed_at,
-             organization_name, template_name, template_version_name, preset_name, workspace_name, owner_name, confirmed_at)
-         select $1, * from unnest($2::smallint[], $3::uuid[], $4::bigint[], $5::bytea[], $6::uuid[], $7::uuid[], $8::uuid[],
-             $9::uuid[], $10::uuid[], $11::uuid[], $12::uuid[], $13::text[], $14::text[], $15::text[], $16::integer[], $17::text[],
-             $18::boolean[], $19::text[], $20::boolean[], $21::boolean[], $22::boolean[], $23::integer[],
-             $24::timestamptz[], $25::timestamptz[], $26::timestamptz[],
-             $27::text[], $28::text[], $29::text[], $30::text[], $31::text[], $32::text[],
-             $33::timestamptz[])
-         on conflict on constraint workspace_build_is_unique do nothing returning source_id, build_id",
-    )
-    .bind(batch_id)
-    .bind(column(news, |new| new.source_id))
-    .bind(column(news, |new| build(new).build_id))
-    .bind(column(news, |new| new.offset))
-    .bind(column(news, |new| new.digest.to_vec()))
-    .bind(column(news, |new| build(new).workspace_id))
-    .bind(column(news, |new| build(new).organization_id))
-    .bind(column(news, |new| build(new).template_id))
-    .bind(column(news, |new| build(new).template_version_id))
-    .bind(column(news, |new| build(new).preset_id))
-    .bind(column(news, |new| build(new).owner_id))
-    .bind(column(news, |new| build(new).initiator_id))
-    .bind(column(news, |new| build(new).transition.as_str()))
-    .bind(column(news, |new| build(new).reason.as_str()))
-    .bind(column(news, |new| build(new).status.as_str()))
-    .bind(column(news, |new| build(new).build_number))
-    .bind(column(news, |new| build(new).stage.map(InputStage::as_str)))
-    .bind(column(news, |new| build(new).first_build_by_prebuilds_user))
-    .bind(column(news, |new| build(new).first_build_stage.map(InputStage::as_str)))
-    .bind(column(news, |new| build(new).first_successful_start))
-    .bind(column(news, |new| build(new).has_ai_task))
-    .bind(column(news, |new| build(new).has_external_agent))
-    .bind(column(news, |new| build(new).daily_cost))
-    .bind(column(news, |new| build(new).created_at))
-    .bind(column(news, |new| build(new).started_at))
-    .bind(column(news, |new| build(new).completed_at))
-    .bind(column(news, |new| build(new).organization_name.as_str()))
-    .bind(column(news, |new| build(new).template_name.as_str()))
-    .bind(column(news, |new| build(new).template_version_name.as_str()))
-    .bind(column(news, |new| build(new).preset_name.as_str()))
-    .bind(column(news, |new| build(new).workspace_name.as_str()))
-    .bind(column(news, |new| build(new).owner_name.as_str()))
-    .bind(column(news, |new| new.confirmed_at))
-    .fetch_all(&mut *tx)
-    .await?;
-    let inserted = keys::<Uuid>(&inserted)?;
+    let mut rows = Rows::new(batch_id, news)?;
+    add_shared_columns!(rows, build);
+    add_columns!(rows, build: owner_id reason first_build_by_prebuilds_user first_successful_start
+        has_ai_task has_external_agent daily_cost template_version_name workspace_name owner_name);
+    rows.column("transition", |new| build(new).transition.as_str())?;
+    let first_build_stage = |new| build(new).first_build_stage.map(InputStage::as_str);
+    rows.column("first_build_stage", first_build_stage)?;
+    let statement = rows.insert("workspace_build", "source_id, build_id");
+    let inserted = inserted::<Uuid>(tx, statement, rows.arguments).await?;
     claim_first_starts(tx, news, &inserted).await?;
-    if inserted.len() == news.len() {
-        return Ok(HashMap::new());
-    }
     all_known(known_builds(tx, news, &inserted).await?, news.len() - inserted.len())
 }
 
@@ -138,9 +169,9 @@ async fn claim_first_starts(tx: &mut PgConnection, news: &[&New<'_>], inserted: 
         "insert into workspace_first_start (source_id, workspace_id, build_id)
          select * from unnest($1::smallint[], $2::uuid[], $3::uuid[]) on conflict do nothing",
     )
-    .bind(column(&first, |new| new.source_id))
-    .bind(column(&first, |new| build(new).workspace_id))
-    .bind(column(&first, |new| build(new).build_id))
+    .bind(values(&first, |new| new.source_id))
+    .bind(values(&first, |new| build(new).workspace_id))
+    .bind(values(&first, |new| build(new).build_id))
     .execute(tx)
     .await?;
     Ok(())
@@ -151,44 +182,11 @@ pub(super) async fn insert_claims(tx: &mut PgConnection, batch_id: i64, news: &[
     if news.is_empty() {
         return Ok(HashMap::new());
     }
-    let inserted = sqlx::query(
-        "insert into prebuild_claim (batch_id, source_id, build_id, log_offset, digest, workspace_id, organization_id, template_id,
-             template_version_id, preset_id, claimed_by, initiator_id, build_number, stage, status,
-             created_at, started_at, completed_at, organization_name, template_name, preset_name, confirmed_at)
-         select $1, * from unnest($2::smallint[], $3::uuid[], $4::bigint[], $5::bytea[], $6::uuid[], $7::uuid[], $8::uuid[],
-             $9::uuid[], $10::uuid[], $11::uuid[], $12::uuid[], $13::integer[], $14::text[], $15::text[],
-             $16::timestamptz[], $17::timestamptz[], $18::timestamptz[], $19::text[], $20::text[], $21::text[],
-             $22::timestamptz[])
-         on conflict on constraint prebuild_claim_is_unique do nothing returning source_id, build_id",
-    )
-    .bind(batch_id)
-    .bind(column(news, |new| new.source_id))
-    .bind(column(news, |new| claim(new).build_id))
-    .bind(column(news, |new| new.offset))
-    .bind(column(news, |new| new.digest.to_vec()))
-    .bind(column(news, |new| claim(new).workspace_id))
-    .bind(column(news, |new| claim(new).organization_id))
-    .bind(column(news, |new| claim(new).template_id))
-    .bind(column(news, |new| claim(new).template_version_id))
-    .bind(column(news, |new| claim(new).preset_id))
-    .bind(column(news, |new| claim(new).claimed_by))
-    .bind(column(news, |new| claim(new).initiator_id))
-    .bind(column(news, |new| claim(new).build_number))
-    .bind(column(news, |new| claim(new).stage.map(InputStage::as_str)))
-    .bind(column(news, |new| claim(new).status.as_str()))
-    .bind(column(news, |new| claim(new).created_at))
-    .bind(column(news, |new| claim(new).started_at))
-    .bind(column(news, |new| claim(new).completed_at))
-    .bind(column(news, |new| claim(new).organization_name.as_str()))
-    .bind(column(news, |new| claim(new).template_name.as_str()))
-    .bind(column(news, |new| claim(new).preset_name.as_str()))
-    .bind(column(news, |new| new.confirmed_at))
-    .fetch_all(&mut *tx)
-    .await?;
-    let inserted = keys::<Uuid>(&inserted)?;
-    if inserted.len() == news.len() {
-        return Ok(HashMap::new());
-    }
+    let mut rows = Rows::new(batch_id, news)?;
+    add_shared_columns!(rows, claim);
+    add_columns!(rows, claim: claimed_by);
+    let statement = rows.insert("prebuild_claim", "source_id, build_id");
+    let inserted = inserted::<Uuid>(tx, statement, rows.arguments).await?;
     all_known(known_claims(tx, news, &inserted).await?, news.len() - inserted.len())
 }
 
@@ -215,40 +213,22 @@ pub(super) async fn insert_usage(
     if news.is_empty() {
         return Ok(HashMap::new());
     }
-    let inserted = sqlx::query(
-        "with accepted as (
-             insert into usage_event (batch_id, source_id, id, log_offset, digest, event_type, quantity, created_at,
-                 publish_started_at, published_at, failure_message, confirmed_at)
-             select $1, source_id, id, log_offset, digest, event_type, quantity::numeric, created_at, started, published, failure, confirmed
-             from unnest($2::smallint[], $3::text[], $4::bigint[], $5::bytea[], $6::text[], $7::text[], $8::timestamptz[],
-                 $9::timestamptz[], $10::timestamptz[], $11::text[], $13::timestamptz[])
-                 as new (source_id, id, log_offset, digest, event_type, quantity, created_at, started, published, failure, confirmed)
-             on conflict on constraint usage_event_is_unique do nothing returning source_id, id, created_at
-         ), queued as (
+    let mut rows = Rows::new(batch_id, news)?;
+    rows.column("event_type", |new| usage(new).quantity.usage_type().as_str())?;
+    rows.column("quantity", |new| usage(new).quantity.number().to_string())?;
+    add_columns!(rows, usage: id created_at);
+    add_columns!(rows, marks: publish_started_at published_at failure_message);
+    let accepted = rows.insert("usage_event", "source_id, id, created_at");
+    rows.arguments.add(now).map_err(sqlx::Error::Encode)?;
+    let statement = format!(
+        "with accepted as ({accepted}), queued as (
              insert into publication (source_id, event_id, event_created_at, queued_batch_id, next_attempt_at)
-             select source_id, id, created_at, $1, least(created_at, $12) from accepted
+             select source_id, id, created_at, $1, least(created_at, ${}) from accepted
          )
          select source_id, id from accepted",
-    )
-    .bind(batch_id)
-    .bind(column(news, |new| new.source_id))
-    .bind(column(news, |new| usage(new).id.as_str()))
-    .bind(column(news, |new| new.offset))
-    .bind(column(news, |new| new.digest.to_vec()))
-    .bind(column(news, |new| usage(new).quantity.usage_type().as_str()))
-    .bind(column(news, |new| usage(new).quantity.number().to_string()))
-    .bind(column(news, |new| usage(new).created_at))
-    .bind(column(news, |new| usage(new).marks.publish_started_at))
-    .bind(column(news, |new| usage(new).marks.published_at))
-    .bind(column(news, |new| usage(new).marks.failure_message.as_deref()))
-    .bind(now)
-    .bind(column(news, |new| new.confirmed_at))
-    .fetch_all(&mut *tx)
-    .await?;
-    let inserted = keys::<String>(&inserted)?;
-    if inserted.len() == news.len() {
-        return Ok(HashMap::new());
-    }
+        rows.arguments.len()
+    );
+    let inserted = inserted::<String>(tx, statement, rows.arguments).await?;
     all_known(known_usage(tx, news, &inserted).await?, news.len() - inserted.len())
 }
 
@@ -269,10 +249,13 @@ fn all_known(known: HashMap<usize, Digest>, expected: usize) -> Result<HashMap<u
     if known.len() == expected { Ok(known) } else { Err(sqlx::Error::Protocol("an id that could not be inserted is not there".into())) }
 }
 
-fn keys<'r, K>(rows: &'r [PgRow]) -> Result<HashSet<(i16, K)>, sqlx::Error>
+/// Runs an insert. Returns the keys of the new rows.
+async fn inserted<K>(tx: &mut PgConnection, statement: String, arguments: PgArguments) -> Result<HashSet<(i16, K)>, sqlx::Error>
 where
-    K: std::hash::Hash + Eq + sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>,
+    K: std::hash::Hash + Eq + for<'r> sqlx::Decode<'r, Postgres> + Type<Postgres>,
 {
+    // The statement has names of columns and no values.
+    let rows = sqlx::query_with(AssertSqlSafe(statement), arguments).fetch_all(tx).await?;
     rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
 }
 
@@ -290,6 +273,9 @@ where
 {
     let there: HashMap<(i16, K), usize> =
         news.iter().map(|new| ((new.source_id, key(new)), new.index)).filter(|(key, _)| !inserted.contains(key)).collect();
+    if there.is_empty() {
+        return Ok(HashMap::new());
+    }
     let (sources, ids): (Vec<i16>, Vec<K>) = there.keys().cloned().unzip();
     let rows = query.bind(sources).bind(ids).fetch_all(tx).await?;
     let mut digests = HashMap::with_capacity(rows.len());
@@ -311,10 +297,6 @@ pub(super) fn usage_of(row: &PgRow) -> Result<Usage, sqlx::Error> {
         id: row.try_get("id")?,
         quantity: UsageQuantity::new(usage_type, number).map_err(|error| sqlx::Error::Protocol(error.to_string()))?,
         created_at: row.try_get("created_at")?,
-        marks: PublishMarks {
-            publish_started_at: row.try_get("publish_started_at")?,
-            published_at: row.try_get("published_at")?,
-            failure_message: row.try_get("failure_message")?,
-        },
+        marks: PublishMarks::from_row(row)?,
     })
 }

@@ -6,7 +6,9 @@ use std::fmt;
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use chrono::{DateTime, Datelike as _, Utc};
-use jsonwebtoken::{Algorithm, DecodingKey, Validation};
+use ring::signature::{ED25519, UnparsedPublicKey};
+use rustls_pki_types::SubjectPublicKeyInfoDer;
+use rustls_pki_types::pem::PemObject as _;
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
@@ -88,7 +90,7 @@ pub struct VerifiedLicense {
 
 /// The public keys that may sign licenses, by name (`kid`).
 #[derive(Clone, Default)]
-pub struct PublicKeys(BTreeMap<String, DecodingKey>);
+pub struct PublicKeys(BTreeMap<String, UnparsedPublicKey<Vec<u8>>>);
 
 impl fmt::Debug for PublicKeys {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -116,13 +118,12 @@ impl PublicKeys {
             return Err(refuse("named twice"));
         }
         let key = key.trim();
-        let decoded = if key.starts_with("-----BEGIN") {
-            DecodingKey::from_ed_pem(key.as_bytes()).map_err(|_| refuse("not an Ed25519 public key in PEM"))?
+        let bytes = if key.starts_with("-----BEGIN") {
+            pem_key(key).ok_or_else(|| refuse("not an Ed25519 public key in PEM"))?
         } else {
-            let bytes = raw_key(key).ok_or_else(|| refuse("neither PEM nor 32 bytes in base64 or hex"))?;
-            DecodingKey::from_ed_der(&bytes)
+            raw_key(key).ok_or_else(|| refuse("neither PEM nor 32 bytes in base64 or hex"))?
         };
-        self.0.insert(key_id.to_owned(), decoded);
+        self.0.insert(key_id.to_owned(), UnparsedPublicKey::new(&ED25519, bytes));
         Ok(())
     }
 
@@ -154,14 +155,13 @@ impl PublicKeys {
         if jwt.len() > MAX_TOKEN_BYTES {
             return Err(LicenseError::TooLarge { bytes: jwt.len() });
         }
-        let key_id = key_id(jwt)?;
+        let token = Token::split(jwt)?;
+        let key_id = token.key_id()?;
         let key = self.0.get(&key_id).ok_or_else(|| LicenseError::UnknownKey(key_id.clone()))?;
-        let claims = jsonwebtoken::decode::<Map<String, Value>>(jwt, key, &signature_only())
-            .map_err(|error| match error.kind() {
-                jsonwebtoken::errors::ErrorKind::InvalidSignature => LicenseError::BadSignature(key_id.clone()),
-                _ => LicenseError::Malformed("the claims are not a JSON object in base64url"),
-            })?
-            .claims;
+        let signature = URL_SAFE_NO_PAD.decode(token.signature).map_err(|_| LicenseError::Malformed("the signature is not base64url"))?;
+        key.verify(token.signed.as_bytes(), &signature).map_err(|_| LicenseError::BadSignature(key_id.clone()))?;
+        let malformed = LicenseError::Malformed("the claims are not a JSON object in base64url");
+        let claims = json_object(token.claims).ok_or(malformed)?;
         let jwt_sha256 = Sha256::digest(jwt.as_bytes()).into();
         Ok(VerifiedLicense { claims: license_claims(&Claims(claims))?, key_id, jwt_sha256 })
     }
@@ -172,34 +172,51 @@ fn raw_key(text: &str) -> Option<Vec<u8>> {
     (bytes.len() == 32).then_some(bytes)
 }
 
-/// The library only checks the signature, because for time claims it would read the machine's clock.
-fn signature_only() -> Validation {
-    let mut validation = Validation::new(Algorithm::EdDSA);
-    validation.required_spec_claims.clear();
-    validation.validate_exp = false;
-    validation.validate_nbf = false;
-    validation.validate_aud = false;
-    validation
+/// The DER of a SubjectPublicKeyInfo before the 32 bytes of an Ed25519 key (RFC 8410).
+const ED25519_KEY_HEAD: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
+
+fn pem_key(text: &str) -> Option<Vec<u8>> {
+    let der = SubjectPublicKeyInfoDer::from_pem_slice(text.as_bytes()).ok()?;
+    let bytes = der.strip_prefix(&ED25519_KEY_HEAD)?;
+    (bytes.len() == 32).then(|| bytes.to_vec())
 }
 
-/// The `kid` of a header whose `alg` is accepted. The library does not parse the header, because its error would not name an unknown
-/// algorithm.
-fn key_id(jwt: &str) -> Result<String, LicenseError> {
-    let mut parts = jwt.split('.');
-    let (Some(header), Some(_), Some(_), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
-        return Err(LicenseError::Malformed("not three parts"));
-    };
-    let header = URL_SAFE_NO_PAD.decode(header).map_err(|_| LicenseError::Malformed("the header is not base64url"))?;
-    let header: Map<String, Value> =
-        serde_json::from_slice(&header).map_err(|_| LicenseError::Malformed("the header is not a JSON object"))?;
-    match header.get("alg").and_then(Value::as_str) {
-        Some("EdDSA") => {}
-        other => return Err(LicenseError::Algorithm(other.unwrap_or_default().to_owned())),
+/// The parts of a JWT (RFC 7519), none of them decoded.
+struct Token<'a> {
+    header: &'a str,
+    claims: &'a str,
+    signature: &'a str,
+    /// The header and the claims, with the dot between them.
+    signed: &'a str,
+}
+
+impl<'a> Token<'a> {
+    fn split(jwt: &'a str) -> Result<Self, LicenseError> {
+        let parts = jwt.rsplit_once('.').and_then(|(signed, signature)| {
+            let (header, claims) = signed.split_once('.')?;
+            Some(Token { header, claims, signature, signed })
+        });
+        let token = parts.filter(|token| !token.claims.contains('.'));
+        token.ok_or(LicenseError::Malformed("not three parts"))
     }
-    match header.get("kid").and_then(Value::as_str) {
-        Some(key_id) if !key_id.is_empty() => Ok(key_id.to_owned()),
-        _ => Err(LicenseError::MissingKeyId),
+
+    /// The `kid` of a header whose `alg` is accepted.
+    fn key_id(&self) -> Result<String, LicenseError> {
+        let header = json_object(self.header);
+        let header = header.ok_or(LicenseError::Malformed("the header is not a JSON object in base64url"))?;
+        match header.get("alg").and_then(Value::as_str) {
+            Some("EdDSA") => {}
+            other => return Err(LicenseError::Algorithm(other.unwrap_or_default().to_owned())),
+        }
+        match header.get("kid").and_then(Value::as_str) {
+            Some(key_id) if !key_id.is_empty() => Ok(key_id.to_owned()),
+            _ => Err(LicenseError::MissingKeyId),
+        }
     }
+}
+
+fn json_object(base64url: &str) -> Option<Map<String, Value>> {
+    serde_json::from_slice(&URL_SAFE_NO_PAD.decode(base64url).ok()?).ok()
 }
 
 fn license_claims(claims: &Claims) -> Result<LicenseClaims, LicenseError> {

@@ -1,8 +1,13 @@
 //! Tests with tokens signed by a key of these tests.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use chrono::{DateTime, TimeDelta, Utc};
-use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use proptest::prelude::*;
+use ring::hmac;
+use ring::signature::Ed25519KeyPair;
+use rustls_pki_types::PrivatePkcs8KeyDer;
+use rustls_pki_types::pem::PemObject as _;
 use serde_json::{Value, json};
 
 use super::*;
@@ -26,10 +31,20 @@ fn keys() -> PublicKeys {
 }
 
 fn sign_with(private_key: &str, key_id: Option<&str>, claims: &Value) -> String {
-    let mut header = Header::new(Algorithm::EdDSA);
-    header.kid = key_id.map(str::to_owned);
-    let key = EncodingKey::from_ed_pem(private_key.as_bytes()).expect("a key");
-    jsonwebtoken::encode(&header, claims, &key).expect("signed")
+    let mut header = json!({ "typ": "JWT", "alg": "EdDSA" });
+    if let Some(key_id) = key_id {
+        header["kid"] = key_id.into();
+    }
+    let key = PrivatePkcs8KeyDer::from_pem_slice(private_key.as_bytes()).expect("a PEM");
+    let key = Ed25519KeyPair::from_pkcs8_maybe_unchecked(key.secret_pkcs8_der()).expect("a key");
+    signed(&header, claims, |message| key.sign(message).as_ref().to_vec())
+}
+
+fn signed(header: &Value, claims: &Value, sign: impl Fn(&[u8]) -> Vec<u8>) -> String {
+    let parts = [header, claims].map(|part| URL_SAFE_NO_PAD.encode(part.to_string()));
+    let message = parts.join(".");
+    let signature = URL_SAFE_NO_PAD.encode(sign(message.as_bytes()));
+    format!("{message}.{signature}")
 }
 
 fn sign(claims: &Value) -> String {
@@ -133,11 +148,10 @@ fn fractional_dates_are_kept_to_the_microsecond() {
 /// The valid token with another header is refused for its algorithm, with its signature and without one.
 #[track_caller]
 fn refused_for_its_algorithm(header: &str, algorithm: &str) {
-    use base64::Engine as _;
     let token = sign(&good());
     let [_, claims, signature]: [&str; 3] = token.split('.').collect::<Vec<_>>().try_into().expect("three parts");
     for signature in [signature, ""] {
-        let token = format!("{}.{claims}.{signature}", base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(header));
+        let token = format!("{}.{claims}.{signature}", URL_SAFE_NO_PAD.encode(header));
         assert_eq!(keys().verify(&token), Err(LicenseError::Algorithm(algorithm.to_owned())), "{header}");
     }
 }
@@ -156,9 +170,9 @@ fn only_eddsa_is_accepted() {
         refused_for_its_algorithm(&format!(r#"{{"alg":"{algorithm}","kid":"test"}}"#), algorithm);
     }
     // The classic attack: the public key as the secret of a symmetric algorithm.
-    let mut header = Header::new(Algorithm::HS256);
-    header.kid = Some("test".to_owned());
-    let symmetric = jsonwebtoken::encode(&header, &good(), &EncodingKey::from_secret(PUBLIC_KEY.as_bytes())).expect("signed");
+    let header = json!({ "typ": "JWT", "alg": "HS256", "kid": "test" });
+    let secret = hmac::Key::new(hmac::HMAC_SHA256, PUBLIC_KEY.as_bytes());
+    let symmetric = signed(&header, &good(), |message| hmac::sign(&secret, message).as_ref().to_vec());
     assert_eq!(keys().verify(&symmetric), Err(LicenseError::Algorithm("HS256".to_owned())));
 }
 
@@ -202,8 +216,7 @@ fn an_oversized_token_is_refused_unread() {
 
 #[test]
 fn a_public_key_is_pem_base64_or_hex() {
-    use base64::Engine as _;
-    let bytes = base64::engine::general_purpose::STANDARD.decode(PUBLIC_KEY_BASE64).expect("base64");
+    let bytes = STANDARD.decode(PUBLIC_KEY_BASE64).expect("base64");
     for key in [PUBLIC_KEY, PUBLIC_KEY_BASE64, &hex::encode(bytes)] {
         let mut keys = PublicKeys::new();
         keys.add("test", &format!("\n{key}\n")).expect("a key");
@@ -257,8 +270,7 @@ proptest! {
 
     #[test]
     fn no_three_parts_make_the_parser_panic(parts in prop::array::uniform3(prop::collection::vec(any::<u8>(), 0..60))) {
-        use base64::Engine as _;
-        let parts = parts.map(|part| base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(part));
+        let parts = parts.map(|part| URL_SAFE_NO_PAD.encode(part));
         prop_assert!(keys().verify(&parts.join(".")).is_err());
     }
 

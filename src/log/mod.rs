@@ -8,25 +8,14 @@
 mod consumer;
 mod error;
 mod kafka;
-mod kafka_append;
-mod kafka_consumer;
-mod kafka_decode;
-mod kafka_gather;
-mod kafka_properties;
-mod kafka_read;
-mod kafka_topics;
-mod kafka_unreadable;
 mod postgres;
-mod postgres_append;
-mod postgres_consumer;
-mod postgres_leases;
-mod postgres_retention;
+mod record;
 
 pub use consumer::{Consumer, Delivery};
 pub use error::{AppendError, LogError};
-pub use kafka::{KafkaLog, KafkaSettings};
-pub use kafka_properties::property_faults;
+pub use kafka::{KafkaLog, KafkaSettings, property_faults};
 pub use postgres::{PostgresLog, PostgresLogSettings};
+pub use record::{Batch, Mark, RETENTION_DAYS, Record};
 
 use std::time::Duration;
 
@@ -35,39 +24,6 @@ use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 
 use crate::event::{Message, SignatureError, Signatures, Signer, Topic, TopicPartition};
-
-/// Minimum retention of a topic's records, in days. Tallyman refuses usage after 30 days and forgets ids after 34.
-pub const RETENTION_DAYS: i64 = 35;
-
-/// A message in the log.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Record {
-    /// The position in the partition. Offsets only grow; in Kafka they may have gaps.
-    pub offset: i64,
-    /// When the log accepted it, by the log's clock, in whole milliseconds.
-    pub timestamp: DateTime<Utc>,
-    pub message: Message,
-}
-
-/// Records of one partition, in offset order. A delivered batch is never empty.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Batch {
-    pub partition: TopicPartition,
-    /// At most `batch_records` of the settings.
-    pub records: Vec<Record>,
-    /// The next offset to read.
-    pub next_offset: i64,
-}
-
-/// A consumer group's mark of how far a partition was read.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mark {
-    pub partition: TopicPartition,
-    /// The next offset to read.
-    pub next_offset: i64,
-    /// The signature that [`Consumer::sign`] set.
-    pub signature: String,
-}
 
 /// A handle on the log, shared by clones.
 #[derive(Clone, Debug)]

@@ -12,7 +12,7 @@ use super::{ApiRequest, Desk, Operation, OperationError, Run};
 use crate::audit::{Audit, AuditReport};
 use crate::coderd::Database;
 use crate::event::Topic;
-use crate::ledger::{Finding, findings, retirements};
+use crate::ledger::{Finding, StatementError, findings, retirements};
 
 /// Prove that the books balance, or list the differences. Marks events, but changes none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema, clap::Args)]
@@ -100,7 +100,7 @@ impl Desk {
 }
 
 fn unread(error: impl Into<anyhow::Error>) -> OperationError {
-    match error.into().downcast::<sqlx::Error>() {
+    match error.into().downcast::<StatementError>() {
         Ok(ledger) => OperationError::Ledger(ledger),
         Err(other) => OperationError::Internal(other),
     }

@@ -1,6 +1,7 @@
 //! Errors of operations.
 
 use crate::coderd::CoderdError;
+use crate::ledger::StatementError;
 use crate::log::LogError;
 use crate::projection::ProjectionError;
 
@@ -22,7 +23,7 @@ pub enum OperationError {
     },
     /// The ledger failed. HTTP 503; the exit code depends on the cause.
     #[error("the ledger cannot be used: {}", crate::cause::text(.0))]
-    Ledger(#[from] sqlx::Error),
+    Ledger(#[from] StatementError),
     /// The log failed. HTTP 503; the exit code depends on the cause.
     #[error(transparent)]
     Log(#[from] LogError),

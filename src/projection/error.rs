@@ -1,5 +1,6 @@
 //! Errors of a fold.
 
+use crate::ledger::StatementError;
 use crate::stages::Broken;
 
 /// Why a fold cannot go on. Only [`ProjectionError::Unavailable`] may pass. After any other error the state must not be shown.
@@ -7,7 +8,7 @@ use crate::stages::Broken;
 pub enum ProjectionError {
     /// The ledger does not answer, or this version cannot read the answer.
     #[error("the ledger cannot be read: {}", crate::cause::text(.0))]
-    Unavailable(#[from] sqlx::Error),
+    Unavailable(#[from] StatementError),
     /// A sequence is missing.
     #[error("after sequence {after} the ledger has {found:?}: its order is broken")]
     Hole {

@@ -3,7 +3,7 @@
 use uuid::Uuid;
 
 use super::ProjectionError;
-use crate::ledger::{Entry, Ledger, Sequence, Snapshot, entries, snapshots};
+use crate::ledger::{Entry, Ledger, Sequence, Snapshot, entries, other_incarnation, snapshots};
 use crate::stages::Stage;
 
 /// A state and its last batch.
@@ -98,7 +98,7 @@ pub async fn fold_on<S: Stage>(ledger: &Ledger, limit: i64) -> Result<Folded<S>,
 
 async fn page_of_one_ledger<S>(ledger: &Ledger, folded: &Folded<S>, end: i64) -> Result<Vec<Entry>, ProjectionError> {
     let page = next_page(ledger, folded.sequence, end).await?;
-    page.ok_or_else(|| sqlx::Error::Protocol("the ledger became another incarnation while it was folded".into()).into())
+    page.ok_or_else(|| other_incarnation().into())
 }
 
 /// A page of the batches after `after` up to `end`, which the ledger has reached. None: the ledger has another incarnation.

@@ -9,7 +9,7 @@ use tracing::{info, warn};
 use super::fold::{fold_to_telling, next_page};
 use super::{Folded, ProjectionError, View};
 use crate::cause::{self, Lasting};
-use crate::ledger::{Acquaintance, Entry, Landmark, Ledger, Restored, Sequence, landmarks, restored, snapshots};
+use crate::ledger::{Acquaintance, Entry, Landmark, Ledger, Restored, Sequence, landmarks, other_incarnation, restored, snapshots};
 use crate::stages::Stage;
 
 /// The wait before a retry while the database does not answer.
@@ -164,7 +164,7 @@ impl<S: Stage> Projection<S> {
         goes_on(0, at.number);
         let folded = fold_to_telling::<S>(&self.ledger, at.number, goes_on).await?;
         if folded.sequence.incarnation != at.incarnation {
-            return Err(sqlx::Error::Protocol("the ledger became another incarnation while it was folded".into()).into());
+            return Err(other_incarnation().into());
         }
         self.read_since = head.number;
         self.view.renew(folded);

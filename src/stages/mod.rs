@@ -3,6 +3,7 @@
 
 mod agents;
 mod effects;
+mod families;
 mod licenses;
 mod metrics;
 
@@ -11,8 +12,9 @@ mod samples;
 
 pub use agents::AgentCounts;
 pub use effects::{Effect, Effects, LeftOut, WhyNot, effects_of};
+pub use families::{CLAIM_SECONDS, CREATION_SECONDS, CREATIONS, NEGATIVE_DURATIONS};
 pub use licenses::{DeploymentLicenses, KnownLicense, LicensesState};
-pub use metrics::{CLAIM_SECONDS, CREATION_SECONDS, CREATIONS, DeploymentMetrics, MetricsState, NEGATIVE_DURATIONS};
+pub use metrics::{DeploymentMetrics, MetricsState};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;

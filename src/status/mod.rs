@@ -3,9 +3,11 @@
 mod holds;
 mod license_edges;
 mod partitions;
+mod queue;
 
 pub use license_edges::LicenseEdge;
 pub use partitions::Partition;
+pub use queue::Queue;
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -17,9 +19,9 @@ use uuid::Uuid;
 
 use crate::event::Topic;
 use crate::ledger::{
-    BatchCount, Contents, EventCount, Finding, HeldBack, Hold, LastRequest, LeaseRow, Ledger, OpenRejects, Pause, ProcessRow,
-    PublicationCount, Rates, Recovering, Sequence, Source as LedgerSource, contents, cutover, findings, licenses, passes, pauses,
-    processes, publication_requests, publications, publish_marks, recoveries, reject_counts, retirements,
+    BatchCount, Contents, EventCount, Finding, Hold, LeaseRow, Ledger, OpenRejects, Pause, ProcessRow, PublicationCount, Rates, Recovering,
+    Sequence, Source as LedgerSource, StatementError, contents, cutover, findings, licenses, passes, pauses, processes,
+    publication_requests, publications, publish_marks, recoveries, reject_counts, retirements,
 };
 use crate::log::{Log, LogError};
 
@@ -105,31 +107,12 @@ pub struct Source {
     pub runtime_complete_until: Option<DateTime<Utc>>,
 }
 
-/// Publications queued for one source. The rows of processes contain the state of publishers.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct Queue {
-    /// coderd's deployment id.
-    pub deployment_id: Uuid,
-    /// Pending events.
-    pub pending: i64,
-    /// Of these, events not sent because coderd's row has changed.
-    pub held_back: i64,
-    /// The first held events by time, at most 10.
-    pub held_back_first: Vec<HeldBack>,
-    /// Of these, events with an attempt that the vendor may have accepted.
-    pub unanswered: i64,
-    /// Time of the oldest pending event. It expires 30 days later.
-    pub oldest_created_at: Option<DateTime<Utc>>,
-    /// The latest request to the vendor, with its verdicts.
-    pub last_request: Option<LastRequest>,
-}
-
 /// Number of held publications listed individually.
 const HELD_BACK_SHOWN: i64 = 10;
 
 /// Reads the whole status. The ends of the log are read first, so that the ledger never seems to be ahead of the log. If the log does not
 /// answer within `log_deadline`, the status reports this problem.
-pub async fn read(ledger: &Ledger, log: &Log, log_deadline: Duration) -> Result<Status, sqlx::Error> {
+pub async fn read(ledger: &Ledger, log: &Log, log_deadline: Duration) -> Result<Status, StatementError> {
     let seen = Mutex::default();
     let mut log_problem = problem_of(log_deadline, partitions::ends(log, &seen)).await;
     let mut seen = seen.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -175,7 +158,7 @@ async fn problem_of(deadline: Duration, asked: impl Future<Output = Result<(), L
     }
 }
 
-async fn sources(ledger: &Ledger, rows: &[LedgerSource]) -> Result<Vec<Source>, sqlx::Error> {
+async fn sources(ledger: &Ledger, rows: &[LedgerSource]) -> Result<Vec<Source>, StatementError> {
     let mut sources = Vec::with_capacity(rows.len());
     for row in rows {
         let completeness = ledger.run(async |conn| passes::completeness(conn, row.id).await).await?;
@@ -197,7 +180,7 @@ async fn sources(ledger: &Ledger, rows: &[LedgerSource]) -> Result<Vec<Source>, 
     Ok(sources)
 }
 
-async fn queues(ledger: &Ledger, rows: &[LedgerSource]) -> Result<Vec<Queue>, sqlx::Error> {
+async fn queues(ledger: &Ledger, rows: &[LedgerSource]) -> Result<Vec<Queue>, StatementError> {
     let mut queues = Vec::with_capacity(rows.len());
     for row in rows {
         let pending = ledger.run(async |conn| publications::pending(conn, row.id).await).await?;
@@ -214,7 +197,7 @@ async fn queues(ledger: &Ledger, rows: &[LedgerSource]) -> Result<Vec<Queue>, sq
     Ok(queues)
 }
 
-async fn next_license_edge(ledger: &Ledger, rows: &[LedgerSource], now: DateTime<Utc>) -> Result<Option<LicenseEdge>, sqlx::Error> {
+async fn next_license_edge(ledger: &Ledger, rows: &[LedgerSource], now: DateTime<Utc>) -> Result<Option<LicenseEdge>, StatementError> {
     let mut next: Option<LicenseEdge> = None;
     for row in rows {
         let edge = license_edges::next_edge(row.deployment_id, &ledger.run(async |conn| licenses::present(conn, row.id).await).await?, now);

@@ -7,6 +7,7 @@ use reqwest::{StatusCode, Url};
 use serde::Deserialize;
 use uuid::Uuid;
 
+use super::SendError;
 use super::answer::{Answer, cut};
 
 /// The client does not read a longer answer.
@@ -37,46 +38,9 @@ pub enum SettingsError {
     /// Not an `http` or `https` URL.
     #[error("{0:?} is not an http or https URL")]
     Url(String),
-    /// For example, no TLS roots on this machine.
+    /// For example, an unusable TLS library.
     #[error("the HTTP client cannot be made: {0}")]
     Client(String),
-}
-
-/// Why a request brought no verdicts. No message contains the license.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum SendError {
-    /// The license cannot be written into a header. Nothing was sent.
-    #[error("the license is not a valid header value")]
-    LicenseNotAHeader,
-    /// No connection. Nothing was sent.
-    #[error("cannot connect: {0}")]
-    Unreachable(String),
-    /// The request may have arrived, but the whole answer did not come in time.
-    #[error("no answer: {0}")]
-    Unanswered(String),
-    /// A status other than 200, with the vendor's message.
-    #[error("unexpected status code {status}, error: {message}")]
-    Status {
-        /// The HTTP status.
-        status: u16,
-        /// From the body, or why the body has none.
-        message: String,
-    },
-    /// A 200 whose body cannot be read as an answer.
-    #[error("decode response body: {0}")]
-    Undecodable(String),
-}
-
-impl SendError {
-    /// Whether the vendor may still have accepted the events. It has not if the request was not sent, or if it answered with a 4xx status.
-    #[must_use]
-    pub fn may_have_been_taken(&self) -> bool {
-        match self {
-            SendError::LicenseNotAHeader | SendError::Unreachable(_) => false,
-            SendError::Unanswered(_) | SendError::Undecodable(_) => true,
-            SendError::Status { status, .. } => !(400..500).contains(status),
-        }
-    }
 }
 
 #[derive(Clone, Debug)]

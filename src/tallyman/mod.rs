@@ -5,8 +5,10 @@
 
 mod answer;
 mod client;
+mod error;
 mod event;
 
 pub use answer::{Answer, LEFT_OUT_MESSAGE, Verdict, Verdicts};
-pub use client::{ClientSettings, MAX_ANSWER_BYTES, SendError, SettingsError, TallymanClient};
+pub use client::{ClientSettings, MAX_ANSWER_BYTES, SettingsError, TallymanClient};
+pub use error::SendError;
 pub use event::{InvalidEvent, MAX_EVENTS_PER_REQUEST, OutgoingEvent, request_body};

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use chrono::TimeDelta;
-use tallyline::sim::tallyman::Books;
+use tallyline_sim::tallyman::Books;
 
 use crate::schedule::{Fault, Kind, Round};
 use crate::servers::Servers;

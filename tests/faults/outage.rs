@@ -6,8 +6,8 @@ use serde_json::{Value as Json, json};
 use tallyline::clock::Clock;
 use tallyline::event::{Event, Message, Payload, PublishMarks, Topic, Usage, UsageQuantity};
 use tallyline::ledger::{passes, snapshots, sources};
-use tallyline::sim::coderd::Simulation;
-use tallyline::sim::coderd::truth::UsageTruth;
+use tallyline_sim::coderd::Simulation;
+use tallyline_sim::coderd::truth::UsageTruth;
 
 use crate::schedule::Backend;
 use crate::servers::Servers;

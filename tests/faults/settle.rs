@@ -4,7 +4,7 @@ use std::time::Duration;
 use tallyline::ledger::{books, snapshots, sources};
 
 use serde_json::Value as Json;
-use tallyline::sim::coderd::Truth;
+use tallyline_sim::coderd::Truth;
 
 use crate::proof::{EVENTS_IN_A_REQUEST, Proof};
 use crate::support::eventually;

@@ -6,7 +6,7 @@ use tallyline::ledger::{passes, sources};
 use chrono::{DateTime, TimeDelta};
 use serde_json::Value as Json;
 use tallyline::clock::Clock;
-use tallyline::sim::coderd::{Config, Purge, SchemaVersion, Simulation};
+use tallyline_sim::coderd::{Config, Purge, SchemaVersion, Simulation};
 use uuid::Uuid;
 
 use crate::expected::Numbers;

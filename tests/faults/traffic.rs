@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use chrono::TimeDelta;
 use tallyline::clock::Clock;
-use tallyline::sim::coderd::Simulation;
+use tallyline_sim::coderd::Simulation;
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 

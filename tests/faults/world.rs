@@ -9,8 +9,8 @@ use sqlx::PgPool;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use tallyline::clock::Clock;
 use tallyline::event::TopicPartition;
-use tallyline::sim::coderd::{Config, SEARCH_PATH_BEFORE_PURGES, SchemaVersion, Simulation};
-use tallyline::sim::tallyman::{Switches, Tallyman};
+use tallyline_sim::coderd::{Config, SEARCH_PATH_BEFORE_PURGES, SchemaVersion, Simulation};
+use tallyline_sim::tallyman::{Switches, Tallyman};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 

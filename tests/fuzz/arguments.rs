@@ -12,7 +12,7 @@ pub fn command_line(input: &[u8]) -> bool {
     match Cli::try_parse_from(arguments) {
         Ok(cli) => {
             // the flags' time is within some hundred years of now, as the ledger can store it
-            assert!((1900..2200).contains(&cli.clock().now().year()));
+            assert!((1900..2200).contains(&cli.global.clock().now().year()));
             assert!(!format!("{:?}", cli.command).is_empty());
             true
         }

@@ -60,6 +60,7 @@ fn accepted(event: &Event) {
 fn refused(message: &Message, error: &ParseError) {
     let text = error.to_string();
     assert!(text.len() < 64 * 1024, "{} bytes", text.len());
+    assert!(!text.contains('\0'), "PostgreSQL does not accept {text:?}");
     match error {
         ParseError::Tombstone => assert_eq!(message.payload, None),
         ParseError::Oversized(bytes) => assert_eq!(message.payload.as_ref().map(Vec::len), Some(*bytes)),

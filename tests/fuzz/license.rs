@@ -2,16 +2,15 @@
 
 use std::sync::LazyLock;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use chrono::{DateTime, Utc};
-use jsonwebtoken::{Algorithm, EncodingKey};
 use tallyline::license::{LicenseClaims, LicenseError, PublicKeys, RuleSet, entitlements, pick_publishing_license};
+use tallyline_sim::coderd::Signer;
 
 /// Made for this test; it signs nothing else.
-const PRIVATE_KEY: &str = "-----BEGIN PRIVATE KEY-----
-MC4CAQAwBQYDK2VwBCIEIHcFjYpAx/UmIKg3rGH+CW1QmHLT1/tbeyqL3qR9bfIG
------END PRIVATE KEY-----";
+const SECRET: [u8; 32] = [
+    0x77, 0x05, 0x8d, 0x8a, 0x40, 0xc7, 0xf5, 0x26, 0x20, 0xa8, 0x37, 0xac, 0x61, 0xfe, 0x09, 0x6d, 0x50, 0x98, 0x72, 0xd3, 0xd7, 0xfb,
+    0x5b, 0x7b, 0x2a, 0x8b, 0xde, 0xa4, 0x7d, 0x6d, 0xf2, 0x06,
+];
 const PUBLIC_KEY: &str = "ZZ029Oih6p0jeHrj1ZAVopIBfpoBDirQzuqaWb3pA7I=";
 
 static KEYS: LazyLock<PublicKeys> = LazyLock::new(|| {
@@ -35,11 +34,8 @@ pub fn token(input: &[u8]) -> bool {
 /// A line with the header, then the claims. The test signs any of them.
 pub fn claims(input: &[u8]) -> bool {
     let at = input.iter().position(|byte| *byte == b'\n').unwrap_or(input.len());
-    let parts = [&input[..at], input.get(at + 1..).unwrap_or_default()].map(|part| URL_SAFE_NO_PAD.encode(part));
-    let message = parts.join(".");
-    let key = EncodingKey::from_ed_pem(PRIVATE_KEY.as_bytes()).expect("a key");
-    let signature = jsonwebtoken::crypto::sign(message.as_bytes(), &key, Algorithm::EdDSA).expect("signed");
-    let token = format!("{message}.{signature}");
+    let signer = Signer::new(SECRET, "test").expect("a key pair");
+    let token = signer.sign_parts(&input[..at], input.get(at + 1..).unwrap_or_default());
     match KEYS.verify(&token) {
         Ok(license) => {
             assert_eq!(license.key_id, "test");

@@ -14,7 +14,7 @@ use tallyline::ledger::{ActKind, Chain, Finding, Ledger, LedgerSettings, NewAct,
 use tallyline::license::PublicKeys;
 use tallyline::log::{Log, PostgresLogSettings};
 use tallyline::operations::{Actor, LogRange, ReplayExecution, Step};
-use tallyline::sim::coderd::SchemaVersion;
+use tallyline_sim::coderd::SchemaVersion;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 

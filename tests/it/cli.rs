@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 use crate::export::record;
 use crate::support::ledger::{DEPLOYMENT, OTHER_DEPLOYMENT, noon, register, register_retired, usage};
-use crate::support::process::{Ended, run_tallyline, tallyline};
+use crate::support::process::{Ended, run_tallyline};
 use crate::support::{self, Database, database, eventually};
 
 /// A pipeline file in its own folder.
@@ -66,22 +66,7 @@ pub fn assert_refused(ended: &Ended, exit: i32, words: &str) {
 async fn help_is_an_answer_and_a_wrong_command_line_is_not() {
     let help = run_tallyline(&["--help"], &[]).await;
     assert_eq!((code(&help), help.stderr.as_str()), (0, ""));
-    for word in [
-        "run",
-        "check",
-        "migrate",
-        "demo",
-        "export",
-        "prove",
-        "rebuild",
-        "rejects",
-        "replay",
-        "status",
-        "audit",
-        "coderd-sim",
-        "tallyman-sim",
-        "Exit codes:",
-    ] {
+    for word in ["run", "check", "migrate", "export", "prove", "rebuild", "rejects", "replay", "status", "audit", "Exit codes:"] {
         assert!(help.stdout.contains(word), "{word} is not in {}", help.stdout);
     }
     let version = run_tallyline(&["--version"], &[]).await;
@@ -319,21 +304,6 @@ async fn a_reader_that_has_gone_is_no_panic() {
         drop(child.stdout.take());
         let ended = child.wait_with_output().unwrap();
         assert_eq!((ended.status.code(), String::from_utf8_lossy(&ended.stderr).as_ref()), (Some(exit), ""));
-    }
-}
-
-#[tokio::test]
-async fn a_simulator_tells_its_address_and_ends_in_order() {
-    let mut simulator = tallyline(&["tallyman-sim", "--listen", "127.0.0.1:0", "--log-format", "json"], &[]);
-    eventually(Duration::from_secs(30), "it tells its address", || {
-        let stdout = simulator.stdout();
-        async move { stdout.contains("http://127.0.0.1:") }
-    })
-    .await;
-    assert!(simulator.terminate(Duration::from_secs(30)).await.success());
-    assert_eq!(simulator.stdout().lines().count(), 1);
-    for line in simulator.stderr().lines() {
-        serde_json::from_str::<Value>(line).unwrap_or_else(|error| panic!("{error}: {line}"));
     }
 }
 

@@ -6,8 +6,8 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::PgPool;
 use tallyline::clock::Clock;
-use tallyline::sim::coderd::truth::{Status, Transition, UsageKind};
-use tallyline::sim::coderd::{Config, Options, SchemaVersion, Simulation, Truth, live};
+use tallyline_sim::coderd::truth::{Status, Transition, UsageKind};
+use tallyline_sim::coderd::{Config, Options, SchemaVersion, Simulation, Truth, live};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -151,7 +151,7 @@ async fn rows(coderd: &PgPool) -> Rows {
 
 /// The completed builds in the simulator's truth.
 fn told(truth: &Truth) -> Rows {
-    let row = |build: &tallyline::sim::coderd::truth::BuildTruth| {
+    let row = |build: &tallyline_sim::coderd::truth::BuildTruth| {
         let transition = match build.transition {
             Transition::Start => "start",
             Transition::Stop => "stop",
@@ -262,7 +262,7 @@ async fn the_command_writes_what_is_true_and_the_key_that_verifies_the_licenses(
         truth: Some(truth_file.clone()),
         license_key_out: Some(key_file.clone()),
     };
-    let truth = tallyline::sim::coderd::run(options, Clock::system(), CancellationToken::new()).await.unwrap();
+    let truth = tallyline_sim::coderd::run(options, Clock::system(), CancellationToken::new()).await.unwrap();
     assert_eq!(Truth::read(&truth_file).unwrap(), truth);
     assert_eq!(std::fs::read_to_string(&key_file).unwrap(), truth.license_key.public_key_pem);
     agree(&database.pool, &truth).await;
@@ -303,7 +303,7 @@ async fn the_catalog_tells_the_eras_apart() {
         (SchemaVersion::Sep2026, (false, false, false, true, true, true)),
     ] {
         let database = support::database().await;
-        tallyline::sim::coderd::create_schema(&mut database.pool.acquire().await.unwrap(), schema).await.unwrap();
+        tallyline_sim::coderd::create_schema(&mut database.pool.acquire().await.unwrap(), schema).await.unwrap();
         let found: (bool, bool, bool, bool, bool, bool) = sqlx::query_as(probes).fetch_one(&database.pool).await.unwrap();
         assert_eq!(found, expected, "{schema:?}");
 
@@ -324,7 +324,7 @@ async fn the_catalog_tells_the_eras_apart() {
 #[tokio::test]
 async fn jobs_have_coderds_indexes_and_no_other() {
     let database = support::database().await;
-    tallyline::sim::coderd::create_schema(&mut database.pool.acquire().await.unwrap(), SchemaVersion::Sep2026).await.unwrap();
+    tallyline_sim::coderd::create_schema(&mut database.pool.acquire().await.unwrap(), SchemaVersion::Sep2026).await.unwrap();
     let indexes: Vec<String> = sqlx::query_scalar(
         "select replace(indexdef, 'public.', '') from pg_indexes where tablename in ('provisioner_jobs', 'workspace_builds') order by indexname",
     )
@@ -349,7 +349,7 @@ async fn jobs_have_coderds_indexes_and_no_other() {
 async fn a_jobs_status_follows_from_its_times_and_its_error() {
     let database = support::database().await;
     let mut connection = database.pool.acquire().await.unwrap();
-    tallyline::sim::coderd::create_schema(&mut connection, SchemaVersion::Sep2026).await.unwrap();
+    tallyline_sim::coderd::create_schema(&mut connection, SchemaVersion::Sep2026).await.unwrap();
     sqlx::raw_sql(
         "insert into organizations (id, name, description, created_at, updated_at, display_name, default_org_member_roles)
          values ('00000000-0000-0000-0000-000000000001', 'o', '', now(), now(), '', '{}')",

@@ -5,8 +5,8 @@ use tallyline::ledger::sources;
 
 use chrono::TimeDelta;
 use tallyline::clock::Clock;
-use tallyline::sim::coderd::{Config, SchemaVersion, Simulation};
-use tallyline::sim::tallyman::{self, Tallyman};
+use tallyline_sim::coderd::{Config, SchemaVersion, Simulation};
+use tallyline_sim::tallyman::{self, Tallyman};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 

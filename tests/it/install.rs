@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tallyline::sim::coderd::SchemaVersion;
+use tallyline_sim::coderd::SchemaVersion;
 use tempfile::TempDir;
 use uuid::Uuid;
 

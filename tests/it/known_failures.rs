@@ -11,7 +11,7 @@ use tallyline::consumer::{Consumer, ConsumerTelemetry};
 use tallyline::event::{Event, Fact, Message, Payload, Topic};
 use tallyline::ledger::{Chain, Counts, Ledger, books, entries, positions, record, sources};
 use tallyline::log::{KafkaSettings, Log, LogError, PostgresLogSettings};
-use tallyline::sim::tallyman::{Behaviour, EventRule, Switches};
+use tallyline_sim::tallyman::{Behaviour, EventRule, Switches};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 

@@ -220,12 +220,16 @@ async fn write_60_batches(ledger: Ledger, n: u32, ticks: Arc<AtomicU64>) -> Vec<
 }
 
 #[tokio::test]
-async fn a_transaction_that_was_left_open_on_a_connection_is_nobody_elses() {
+async fn a_transaction_that_a_failed_call_left_open_does_not_reach_the_next_call() {
     let (database, _ledger) = ledger().await;
     let settings = LedgerSettings { url: database.url.clone(), connections: 1 };
     let ledger = Ledger::open(&settings, tallyline::clock::Clock::system()).unwrap();
     for begin in ["begin read only", "begin"] {
-        sqlx::raw_sql(begin).execute(&mut *ledger.pool.acquire().await.unwrap()).await.unwrap();
+        let left_open = ledger.run(async |conn| {
+            sqlx::raw_sql(begin).execute(conn).await?;
+            Err::<(), _>(sqlx::Error::RowNotFound)
+        });
+        left_open.await.unwrap_err();
         let epoch = ledger
             .run(async |conn| positions::lease(conn, partition(Topic::WorkspaceBuilds, 0), 0, ledger.clock.now()).await)
             .await

@@ -3,7 +3,7 @@
 use tallyline::clock::Clock;
 use tallyline::event::Topic;
 use tallyline::ledger::{Chain, Ledger, LedgerSettings, positions, record, rights, sources};
-use tallyline::sim::coderd::{SchemaVersion, create_schema};
+use tallyline_sim::coderd::{SchemaVersion, create_schema};
 use uuid::Uuid;
 
 use crate::cli::{assert_refused, code, pipeline};

@@ -7,7 +7,6 @@ mod cli_database;
 mod coderd_sim;
 mod collector;
 mod deep_audit;
-mod demo;
 mod export;
 mod export_command;
 mod gone;

@@ -6,7 +6,7 @@ use chrono::SecondsFormat;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::Line;
+use super::line::Line;
 use crate::cli::connect::{self, LedgerAt};
 use crate::cli::{Exit, Failure, roles::Site};
 use crate::clock::Clock;

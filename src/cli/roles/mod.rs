@@ -2,16 +2,16 @@
 
 mod admit;
 mod collect;
+mod parts;
 mod pauses;
 mod processes;
 mod publish;
 mod serve;
 mod site;
 
+pub use parts::Listening;
 pub use site::Site;
 
-use std::net::SocketAddr;
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use prometheus::Registry;
@@ -21,30 +21,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
 use super::{Exit, Failure};
+use crate::collectors;
 use crate::config::{PublishMode, Role};
 use crate::consumer::{Consumer, ConsumerTelemetry, GRACE};
-use crate::ledger::Paused;
 use crate::operations::recover::Lookout;
-use crate::{collectors, publisher};
-
-/// Addresses where this process listens.
-#[derive(Clone, Copy, Debug)]
-pub struct Listening {
-    pub api: SocketAddr,
-    pub metrics: SocketAddr,
-}
-
-/// State of this process's publisher; set when it starts.
-type Publishing = Arc<OnceLock<publisher::Shown>>;
-
-/// Inputs of this process's roles, and the places where they report their state.
-#[derive(Clone)]
-struct Parts {
-    consumer: Consumer,
-    collecting: collectors::Standing,
-    publishing: Publishing,
-    paused: Paused,
-}
+use parts::{Parts, Publishing};
 
 /// Time for a role to end after the stop: its unfinished batch, open requests, the last snapshot.
 const STOP_GRACE: Duration = Duration::from_secs(GRACE.as_secs() + 5);

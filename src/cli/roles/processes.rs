@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::{Parts, Site};
 use crate::cause;
 use crate::config::Role;
-use crate::ledger::{Ledger, Process, processes};
+use crate::ledger::{Ledger, Process, StatementError, processes};
 use crate::publisher::Shown;
 
 /// Interval of the heartbeats.
@@ -38,7 +38,7 @@ struct Row {
 }
 
 impl Row {
-    async fn write(&self) -> Result<(), sqlx::Error> {
+    async fn write(&self) -> Result<(), StatementError> {
         let standing = standing(&self.site, &self.parts, &self.at);
         self.ledger.run(async |conn| processes::record_heartbeat(conn, &self.process, &standing).await).await
     }

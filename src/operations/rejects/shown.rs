@@ -125,7 +125,7 @@ impl Desk {
 
 fn reject(row: RejectRow, acts: &[RejectAct]) -> Reject {
     let acts = acts.iter().filter(|act| act.reject_id == row.id).cloned();
-    let unit = row.event_type.as_deref().and_then(|text| text.parse().ok()).map_or("unknown", UsageType::unit);
+    let unit = row.event_type.as_deref().and_then(UsageType::unit_of).unwrap_or("unknown");
     let whole = |bytes: Vec<u8>| Bytes::of(&bytes, bytes.len());
     Reject {
         id: row.id,

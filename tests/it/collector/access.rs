@@ -6,7 +6,7 @@ use tallyline::coderd;
 use tallyline::coderd::CoderdError;
 use tallyline::collectors::{CollectError, Settings};
 use tallyline::ledger::passes;
-use tallyline::sim::coderd::SchemaVersion;
+use tallyline_sim::coderd::SchemaVersion;
 use uuid::Uuid;
 
 use super::{ours, produced, settings, source_of};

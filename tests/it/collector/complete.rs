@@ -8,7 +8,7 @@ use tallyline::clock::Clock;
 use tallyline::collectors::{Collector, Settings};
 use tallyline::event::Topic;
 use tallyline::license::PublicKeys;
-use tallyline::sim::coderd::SchemaVersion;
+use tallyline_sim::coderd::SchemaVersion;
 
 use super::{ours, produced, recreate_topic, settings, source_of};
 use crate::support::coderd::{Build, Coderd};

@@ -8,7 +8,7 @@ use tallyline::event::Topic;
 use tallyline::ledger::{ActFilter, ActKind, IdentityRefusal, acts, collector_lease, leases, sources};
 use tallyline::license::PublicKeys;
 use tallyline::operations::{Actor, Desk, OperationError, RetireSource};
-use tallyline::sim::coderd::SchemaVersion;
+use tallyline_sim::coderd::SchemaVersion;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 

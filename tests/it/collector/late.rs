@@ -8,7 +8,7 @@ use tallyline::collectors::{Collector, CollectorTelemetry, Settings};
 use tallyline::event::{Event, Payload, PublishMarks, Topic, Usage, UsageQuantity};
 use tallyline::ledger::collector_requests;
 use tallyline::license::PublicKeys;
-use tallyline::sim::coderd::SchemaVersion;
+use tallyline_sim::coderd::SchemaVersion;
 use uuid::Uuid;
 
 use super::cost::Reads;

@@ -9,7 +9,7 @@ use serde_json::json;
 use tallyline::coderd::CoderdError;
 use tallyline::collectors::{CollectError, Settings};
 use tallyline::event::{PREBUILDS_USER, Topic};
-use tallyline::sim::coderd::SchemaVersion;
+use tallyline_sim::coderd::SchemaVersion;
 
 use super::{ours, produced, recreate_topic, settings};
 use crate::support::coderd::{Build, Coderd};

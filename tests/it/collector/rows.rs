@@ -9,7 +9,7 @@ use tallyline::collectors::{Collector, Settings};
 use tallyline::event::{InputStage, PREBUILDS_USER};
 use tallyline::ledger::{LicenseState, known, licenses};
 use tallyline::license::PublicKeys;
-use tallyline::sim::coderd::{Config, SchemaVersion, Simulation};
+use tallyline_sim::coderd::{Config, SchemaVersion, Simulation};
 
 use super::{ours, produced, settings, source_of};
 use crate::support::coderd::{Build, Coderd};

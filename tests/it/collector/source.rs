@@ -9,7 +9,7 @@ use tallyline::collectors::{CollectError, Settings, run};
 use tallyline::event::{Event, Fact, PREBUILDS_USER, Payload};
 use tallyline::ledger::{LicenseState, entries, licenses};
 use tallyline::license::PublicKeys;
-use tallyline::sim::coderd::SchemaVersion;
+use tallyline_sim::coderd::SchemaVersion;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 

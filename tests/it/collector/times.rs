@@ -8,7 +8,7 @@ use chrono::TimeDelta;
 use serde_json::json;
 use tallyline::audit::Audit;
 use tallyline::collectors::{Collector, Settings};
-use tallyline::sim::coderd::SchemaVersion;
+use tallyline_sim::coderd::SchemaVersion;
 use uuid::Uuid;
 
 use super::{Ours, ours, settings, source_of};

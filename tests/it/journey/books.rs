@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use chrono::{DateTime, TimeDelta};
 use serde_json::Value as Json;
 use tallyline::clock::Clock;
-use tallyline::sim::coderd::Truth;
+use tallyline_sim::coderd::Truth;
 
 use super::expected::Numbers;
 use super::proof::{EVENTS_IN_A_REQUEST, Proof};

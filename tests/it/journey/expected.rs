@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Utc};
 use sqlx::PgPool;
-use tallyline::sim::coderd::Truth;
-use tallyline::sim::coderd::truth::{CreationType, Labels};
+use tallyline_sim::coderd::Truth;
+use tallyline_sim::coderd::truth::{CreationType, Labels};
 
 use crate::oracle::{self, Names};
 

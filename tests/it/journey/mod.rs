@@ -15,7 +15,7 @@ mod watch;
 
 use std::time::Instant;
 
-use tallyline::sim::coderd::SchemaVersion;
+use tallyline_sim::coderd::SchemaVersion;
 
 use site::Backend;
 use story::Journey;

@@ -7,9 +7,9 @@ use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use serde_json::Value as Json;
 use sqlx::PgPool;
 use tallyline::clock::Clock;
-use tallyline::sim::coderd::Truth;
-use tallyline::sim::coderd::truth::UsageTruth;
-use tallyline::sim::tallyman::Books;
+use tallyline_sim::coderd::Truth;
+use tallyline_sim::coderd::truth::UsageTruth;
+use tallyline_sim::tallyman::Books;
 
 use super::expected::{self, Numbers, Value};
 use super::exposition;

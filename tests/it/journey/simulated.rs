@@ -2,8 +2,8 @@
 
 use chrono::{DateTime, SecondsFormat, SubsecRound, TimeDelta, Utc};
 use tallyline::clock::Clock;
-use tallyline::sim::coderd::Simulation;
-use tallyline::sim::tallyman::{self, Switches, Tallyman};
+use tallyline_sim::coderd::Simulation;
+use tallyline_sim::tallyman::{self, Switches, Tallyman};
 use tokio_util::sync::CancellationToken;
 
 use crate::support::Database;

@@ -5,8 +5,8 @@ use tallyline::ledger::{books, snapshots, sources};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use tallyline::clock::Clock;
-use tallyline::sim::coderd::{Config, SchemaVersion, Simulation, live};
-use tallyline::sim::tallyman::{Books, Switches, Tallyman};
+use tallyline_sim::coderd::{Config, SchemaVersion, Simulation, live};
+use tallyline_sim::tallyman::{Books, Switches, Tallyman};
 use tokio_util::sync::CancellationToken;
 
 use super::simulated::{introduction, pipeline, vendor};

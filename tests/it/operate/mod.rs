@@ -26,7 +26,7 @@ use tallyline::clock::Clock;
 use tallyline::event::{Event, Message, Topic};
 use tallyline::ledger::{Ledger, LedgerSettings};
 use tallyline::log::{KafkaSettings, Log, PostgresLogSettings};
-use tallyline::sim::coderd::{Config, SchemaVersion, Simulation};
+use tallyline_sim::coderd::{Config, SchemaVersion, Simulation};
 use tempfile::TempDir;
 
 use crate::support::process::{Ended, Process, run_tallyline, tallyline};

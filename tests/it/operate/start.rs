@@ -3,7 +3,7 @@
 use reqwest::StatusCode;
 use serde_json::json;
 use tallyline::clock::Clock;
-use tallyline::sim::tallyman::{Config, Tallyman};
+use tallyline_sim::tallyman::{Config, Tallyman};
 use tokio_util::sync::CancellationToken;
 
 use super::proxy::{self, Proxy};

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use tallyline::clock::Clock;
-use tallyline::sim::tallyman::{Config, Switches, Tallyman};
+use tallyline_sim::tallyman::{Config, Switches, Tallyman};
 use tokio_util::sync::CancellationToken;
 
 use super::proxy::{self, Proxy};

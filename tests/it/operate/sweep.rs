@@ -2,7 +2,7 @@
 
 use chrono::TimeDelta;
 use serde_json::Value;
-use tallyline::sim::coderd::SchemaVersion;
+use tallyline_sim::coderd::SchemaVersion;
 
 use super::{Kind, SOON, Site};
 use crate::support::coderd::{Build, Coderd};

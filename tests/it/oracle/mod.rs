@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 use sqlx::PgPool;
-use tallyline::sim::coderd::truth::{CreationType, Labels};
+use tallyline_sim::coderd::truth::{CreationType, Labels};
 use uuid::Uuid;
 
 /// Names of each build's organization, template and preset as first seen.

@@ -10,7 +10,7 @@ use tallyline::collectors::{self, CollectError, Collector, Settings};
 use tallyline::event::Signatures;
 use tallyline::license::PublicKeys;
 use tallyline::operations::DiscardRejects;
-use tallyline::sim::coderd::SchemaVersion;
+use tallyline_sim::coderd::SchemaVersion;
 use tokio_util::sync::CancellationToken;
 
 use super::world::{SOON, World, keys, operator};

@@ -8,7 +8,7 @@ use tallyline::ledger::{Arrival, Chain, Ledger, positions, record};
 use tallyline::log::{Log, PostgresLogSettings};
 use tallyline::operations::recover::{CoderdEffect, Lost, RecoverEffect, RecoverExecution, RecoverRequest};
 use tallyline::operations::{Desk, OperationError};
-use tallyline::sim::coderd::{SchemaVersion, create_schema};
+use tallyline_sim::coderd::{SchemaVersion, create_schema};
 use uuid::Uuid;
 
 use super::world::operator;

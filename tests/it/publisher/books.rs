@@ -14,7 +14,7 @@ use tallyline::ledger::{
 };
 use tallyline::log::Log;
 use tallyline::publisher::{Condition, Publisher};
-use tallyline::sim::coderd::{SchemaVersion, create_schema};
+use tallyline_sim::coderd::{SchemaVersion, create_schema};
 use tempfile::NamedTempFile;
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};

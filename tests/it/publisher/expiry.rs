@@ -5,8 +5,8 @@ use std::time::Duration;
 use chrono::TimeDelta;
 use tallyline::clock::Clock;
 use tallyline::ledger::Settled;
-use tallyline::sim::tallyman::{Config, CutMoment, Cuts, ServerErrors, Switches, Tallyman};
 use tallyline::tallyman::ClientSettings;
+use tallyline_sim::tallyman::{Config, CutMoment, Cuts, ServerErrors, Switches, Tallyman};
 
 use super::world::{DEPLOYMENT, World, license_until, start_time, usage};
 

@@ -8,9 +8,9 @@ use serde_json::json;
 use tallyline::ledger::{ActKind, Hold, HoldScope, NewAct, Process, PublishRefusal, SourceIdentity, Subject, identity, processes};
 use tallyline::log::Log;
 use tallyline::publisher::Condition;
-use tallyline::sim::tallyman::{Config, Tallyman};
 use tallyline::status;
 use tallyline::tallyman::ClientSettings;
+use tallyline_sim::tallyman::{Config, Tallyman};
 use uuid::Uuid;
 
 use super::books::Audited;

@@ -6,8 +6,8 @@ use chrono::TimeDelta;
 use tallyline::ledger::{HeldFor, Pausable, Pause, Paused, Settled, publications};
 use tallyline::operations::{Actor, CoderdCutOff, OperationError};
 use tallyline::publisher::{Condition, Publisher};
-use tallyline::sim::tallyman::Switches;
 use tallyline::status;
+use tallyline_sim::tallyman::Switches;
 
 use super::world::{DEPLOYMENT, World, start_time, usage};
 use crate::support::eventually;

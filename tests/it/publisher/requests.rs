@@ -8,8 +8,8 @@ use tallyline::ledger::{
     Attempt, AttemptVerdict, NewRequest, RequestOutcome, Settlement, books, publication_requests, publications, snapshots,
 };
 use tallyline::publisher::Condition;
-use tallyline::sim::tallyman::{CutMoment, Cuts, ServerErrors, Switches};
 use tallyline::tallyman::{ClientSettings, SendError};
+use tallyline_sim::tallyman::{CutMoment, Cuts, ServerErrors, Switches};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use uuid::Uuid;

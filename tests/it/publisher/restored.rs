@@ -11,7 +11,7 @@ use tallyline::ledger::{
     restored, snapshots,
 };
 use tallyline::publisher::Condition;
-use tallyline::sim::tallyman::Switches;
+use tallyline_sim::tallyman::Switches;
 use uuid::Uuid;
 
 use super::world::{World, start_time, usage};

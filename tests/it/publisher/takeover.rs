@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tallyline::sim::tallyman::Switches;
+use tallyline_sim::tallyman::Switches;
 
 use super::world::{World, start_time, usage};
 use crate::support::eventually;

@@ -8,8 +8,8 @@ use prometheus::Registry;
 use sha2::{Digest as _, Sha256};
 use sqlx::Row as _;
 use tallyline::publisher::Condition;
-use tallyline::sim::tallyman::{Behaviour, EventRule, Switches};
 use tallyline::tallyman::{LEFT_OUT_MESSAGE, SendError};
+use tallyline_sim::tallyman::{Behaviour, EventRule, Switches};
 
 use super::world::{World, first_license, license, start_time, usage};
 

@@ -2,10 +2,7 @@
 
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use chrono::{DateTime, TimeDelta, Utc};
-use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use prometheus::Registry;
 use sqlx::PgPool;
 use tallyline::clock::Clock;
@@ -16,9 +13,9 @@ use tallyline::license::PublicKeys;
 use tallyline::log::{Log, PostgresLogSettings};
 use tallyline::operations::Desk;
 use tallyline::publisher::{Cycle, Publisher, PublisherTelemetry, Settings};
-use tallyline::sim::coderd::{SchemaVersion, Signer, create_schema};
-use tallyline::sim::tallyman::{Config, Switches, Tallyman};
 use tallyline::tallyman::ClientSettings;
+use tallyline_sim::coderd::{SchemaVersion, Signer, create_schema};
+use tallyline_sim::tallyman::{Config, Switches, Tallyman};
 use tempfile::TempDir;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use uuid::Uuid;
@@ -83,11 +80,7 @@ fn claims(expires_at: DateTime<Utc>, issued_at: DateTime<Utc>, publish: bool) ->
 }
 
 fn signed(claims: &serde_json::Value) -> String {
-    // PKCS #8 form of an Ed25519 secret
-    let head = STANDARD.decode("MC4CAQAwBQYDK2VwBCIEIA==").expect("base64");
-    let key = EncodingKey::from_ed_der(&[head.as_slice(), &SECRET].concat());
-    let header = Header { kid: Some("k1".to_owned()), ..Header::new(Algorithm::EdDSA) };
-    jsonwebtoken::encode(&header, claims, &key).expect("signed")
+    Signer::new(SECRET, "k1").and_then(|signer| signer.sign(claims)).expect("signed")
 }
 
 /// The license of every new world; the vendor accepts it.

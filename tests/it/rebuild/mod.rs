@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tallyline::event::{Event, Payload, PublishMarks, Topic, Usage, UsageQuantity};
 use tallyline::ledger::{Chain, Ledger, LicenseChange, LicenseState, leases, licenses, positions, record, sources};
 use tallyline::log::{Log, PostgresLogSettings};
-use tallyline::sim::coderd::Signer;
+use tallyline_sim::coderd::Signer;
 use tempfile::TempDir;
 
 use crate::support::Database;

@@ -1,10 +1,10 @@
 //! Rehearsals with other rules, and with licenses that are not installed.
 
 use chrono::{DateTime, Utc};
-use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::{Value, json};
 use tallyline::event::{Event, Payload, PublishMarks, Usage, UsageQuantity};
 use tallyline::ledger::choices;
+use tallyline_sim::coderd::Signer;
 
 use crate::support::ledger::{DEPLOYMENT, OTHER_DEPLOYMENT};
 use crate::support::process::run_tallyline;
@@ -117,10 +117,7 @@ async fn rehearsed_rules_are_used_by_their_hash_only_and_with_an_act() {
 
 /// A token of the key `kid`, signed with that secret.
 fn token(kid: &str, secret: [u8; 32], claims: &Value) -> String {
-    // the start of an Ed25519 key's PKCS #8 form (RFC 8410), before the 32 secret bytes
-    let head = [0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
-    let key = EncodingKey::from_ed_der(&[head.as_slice(), &secret].concat());
-    jsonwebtoken::encode(&Header { kid: Some(kid.to_owned()), ..Header::new(Algorithm::EdDSA) }, claims, &key).unwrap()
+    Signer::new(secret, kid).and_then(|signer| signer.sign(claims)).unwrap()
 }
 
 /// Valid from 2025-09-01 for a year, with limits of 1000 and 2000.

@@ -3,7 +3,7 @@
 
 use chrono::{DateTime, TimeDelta, Utc};
 use tallyline::ledger::{positions, recoveries, snapshots};
-use tallyline::sim::coderd::SchemaVersion;
+use tallyline_sim::coderd::SchemaVersion;
 use tempfile::TempDir;
 
 use super::scraped::{self, values};

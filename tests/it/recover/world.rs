@@ -6,9 +6,9 @@ use tallyline::ledger::{books, sources};
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::Value as Json;
 use tallyline::clock::Clock;
-use tallyline::sim::coderd::truth::Class;
-use tallyline::sim::coderd::{Config, SchemaVersion, Simulation};
-use tallyline::sim::tallyman::{Switches, Tallyman};
+use tallyline_sim::coderd::truth::Class;
+use tallyline_sim::coderd::{Config, SchemaVersion, Simulation};
+use tallyline_sim::tallyman::{Switches, Tallyman};
 use tokio_util::sync::CancellationToken;
 
 use crate::journey::simulated::{pipeline, vendor};

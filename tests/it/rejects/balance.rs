@@ -10,7 +10,7 @@ use tallyline::coderd;
 use tallyline::collectors::{Collector, Settings};
 use tallyline::license::PublicKeys;
 use tallyline::operations::{DiscardRejects, Resubmit};
-use tallyline::sim::coderd::SchemaVersion;
+use tallyline_sim::coderd::SchemaVersion;
 
 use super::{Backend, Site, operator, with};
 use crate::support::coderd::Coderd;

@@ -12,7 +12,7 @@ use tallyline::event::{Event, Message, Payload, PublishMarks, Topic, Usage, Usag
 use tallyline::ledger::{Ledger, books};
 use tallyline::license::PublicKeys;
 use tallyline::log::{Log, PostgresLogSettings};
-use tallyline::sim::coderd::SchemaVersion;
+use tallyline_sim::coderd::SchemaVersion;
 use tempfile::NamedTempFile;
 
 use super::{desk, held_by_an_earlier_version, operator, with, with_body};

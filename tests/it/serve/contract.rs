@@ -13,7 +13,7 @@ use tallyline::coderd;
 use tallyline::config::Scope;
 use tallyline::event::Topic;
 use tallyline::ledger::{ActKind, NewAct, SourceIdentity, Subject, confirmed, identity, rejects, sources};
-use tallyline::sim::coderd::SchemaVersion;
+use tallyline_sim::coderd::SchemaVersion;
 
 use super::{Process, SOON, Site};
 use crate::support::coderd::Coderd;

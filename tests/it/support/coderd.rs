@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, PgExecutor, PgPool};
-use tallyline::sim::coderd::{PREBUILDS_USER, SchemaVersion, create_schema};
+use tallyline_sim::coderd::{PREBUILDS_USER, SchemaVersion, create_schema};
 use uuid::Uuid;
 
 use super::{Database, database};

@@ -14,6 +14,7 @@ use tallyline::log::Log;
 use tallyline::operations::{Actor, Desk, Operation, OperationError};
 use tallyline::projection::View;
 use tallyline::stages::Stage;
+use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -36,10 +37,23 @@ pub async fn ledger() -> (Database, Ledger) {
 
 /// An empty ledger with this clock.
 pub async fn ledger_at(clock: Clock) -> (Database, Ledger) {
-    let database = super::database().await;
+    let template = TEMPLATE.get_or_init(migrated).await;
+    let database = super::database_like(&super::setting("TALLYLINE_TEST_POSTGRES"), template).await;
     let ledger = Ledger::open(&LedgerSettings { url: database.url.clone(), connections: 8 }, clock).expect("a ledger");
-    ledger.migrate().await.expect("migrate");
     (database, ledger)
+}
+
+/// The name of an empty database with the ledger's schema, which every test copies.
+static TEMPLATE: OnceCell<String> = OnceCell::const_new();
+
+async fn migrated() -> String {
+    let database = super::database().await;
+    let settings = LedgerSettings { url: database.url.clone(), connections: 1 };
+    let ledger = Ledger::open(&settings, Clock::given(noon())).expect("a ledger");
+    ledger.migrate().await.expect("migrate");
+    ledger.pool.close().await;
+    database.pool.close().await;
+    database.name
 }
 
 /// The deployments of [`registered_ledger`].

@@ -41,9 +41,17 @@ pub async fn database() -> Database {
 
 /// Creates a database on the server of this database URL.
 pub async fn database_on(server: &str) -> Database {
+    database_like(server, "template1").await
+}
+
+/// Creates a copy of the database `template`, to which nothing is connected.
+pub async fn database_like(server: &str, template: &str) -> Database {
     let name = format!("test_{}", Uuid::new_v4().simple());
     let admin = pool(server).await;
-    sqlx::query(sqlx::AssertSqlSafe(format!("create database {name}"))).execute(&admin).await.expect("create a database");
+    sqlx::query(sqlx::AssertSqlSafe(format!("create database {name} template {template}")))
+        .execute(&admin)
+        .await
+        .expect("create a database");
     admin.close().await;
     let (address, _) = server.rsplit_once('/').expect("the server's address ends in a database name");
     let url = format!("{address}/{name}");

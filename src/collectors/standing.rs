@@ -1,0 +1,19 @@
+//! The state of collecting.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// The state of collecting, for display; clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Standing(Arc<Mutex<String>>);
+
+impl Standing {
+    /// The state in words; empty before it begins.
+    #[must_use]
+    pub fn get(&self) -> String {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn set(&self, words: &str) {
+        words.clone_into(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}

@@ -1,0 +1,149 @@
+//! One membership of the group: its partitions and their workers.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+use tokio::task::{AbortHandle, JoinSet};
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use super::Consumer;
+use super::gaps::Gap;
+use super::worker::Worker;
+use crate::event::TopicPartition;
+use crate::ledger::Claim;
+use crate::log::{Batch, Consumer as Membership};
+
+/// Waits for room at the batch's worker; none if the worker has ended.
+pub(super) async fn room(in_hand: Option<&(mpsc::Sender<Batch>, Batch)>) -> Option<mpsc::OwnedPermit<Batch>> {
+    in_hand?.0.clone().reserve_owned().await.ok()
+}
+
+/// The state of one membership of the group.
+pub(super) struct Ours {
+    pub membership: Membership,
+    workers: HashMap<TopicPartition, Worker>,
+    /// Partitions that are being started.
+    starts: HashMap<TopicPartition, AbortHandle>,
+    pub started: JoinSet<Claim>,
+    /// Assigned partitions that are paused and not read.
+    held: BTreeSet<TopicPartition>,
+    /// A batch that waits for room at its worker. Meanwhile no further delivery is taken.
+    pub in_hand: Option<(mpsc::Sender<Batch>, Batch)>,
+}
+
+impl Ours {
+    pub fn new(membership: Membership) -> Self {
+        let (workers, starts, started) = (HashMap::new(), HashMap::new(), JoinSet::new());
+        Ours { membership, workers, starts, started, held: BTreeSet::new(), in_hand: None }
+    }
+
+    /// Starts each partition that is not paused.
+    pub fn start(&mut self, consumer: &Consumer, partitions: &[TopicPartition]) {
+        let marks = Arc::default();
+        for partition in partitions {
+            if consumer.paused.of_topic(partition.topic).is_some() {
+                self.held.insert(*partition);
+            } else {
+                self.starts.insert(*partition, self.started.spawn(consumer.clone().start(*partition, Arc::clone(&marks))));
+            }
+        }
+    }
+
+    /// Reads a leased partition from its position on.
+    pub fn begin(&mut self, consumer: &Consumer, claim: Claim, faulty: &CancellationToken) {
+        let (partition, position) = (claim.partition, claim.next_offset);
+        if self.starts.remove(&partition).is_some() {
+            consumer.forget(&[partition]);
+            self.membership.start(vec![(partition, position)]);
+            self.workers.insert(partition, Worker::start(consumer.clone(), claim, faulty.clone()));
+            consumer.progress(|progress| progress.started(partition, position, consumer.ledger.clock.now()));
+        }
+    }
+
+    /// Moves a partition at this position beyond the gap. A busy worker skips this, and a later check repeats it.
+    pub fn step_over(&mut self, consumer: &Consumer, Gap { partition, from, until }: Gap) {
+        if from < until
+            && consumer.progress(|progress| progress.position(partition)) == Some(from)
+            && let Some(worker) = self.workers.get(&partition)
+        {
+            let _ = worker.batches().try_send(Batch { partition, records: Vec::new(), next_offset: until });
+        }
+    }
+
+    /// Drops a batch of a partition that was revoked or paused meanwhile; its next consumer reads it again.
+    pub fn take(&mut self, batch: Batch) {
+        self.in_hand = self.workers.get(&batch.partition).map(|worker| (worker.batches(), batch));
+    }
+
+    /// Drops the batch if the worker has ended. The worker has cancelled the membership or stopped its partition. The batch is reread.
+    pub fn hand_over(&mut self, room: Option<mpsc::OwnedPermit<Batch>>) {
+        if let (Some((_, batch)), Some(room)) = (self.in_hand.take(), room) {
+            room.send(batch);
+        }
+    }
+
+    pub async fn revoked(&mut self, consumer: &Consumer, partitions: &[TopicPartition]) {
+        info!(partitions = partitions.len(), "partitions revoked");
+        for partition in partitions {
+            self.held.remove(partition);
+        }
+        self.end(consumer, partitions).await;
+    }
+
+    /// Applies pauses and resumptions. A paused partition stays assigned: its batch in flight is finished, and then it is not read.
+    /// A resumed partition is started like a new assignment.
+    pub async fn heed_pauses(&mut self, consumer: &Consumer) {
+        let is_paused = |partition: &TopicPartition| consumer.paused.of_topic(partition.topic).is_some();
+        let paused: Vec<TopicPartition> = self.workers.keys().chain(self.starts.keys()).copied().filter(is_paused).collect();
+        if !paused.is_empty() {
+            self.in_hand = self.in_hand.take().filter(|(_, batch)| !paused.contains(&batch.partition));
+            self.membership.hold(paused.clone());
+            self.end(consumer, &paused).await;
+            self.held.extend(&paused);
+            info!(partitions = paused.len(), "partitions held: they are paused");
+        }
+        let resumed: Vec<TopicPartition> = self.held.iter().copied().filter(|partition| !is_paused(partition)).collect();
+        if !resumed.is_empty() {
+            self.held.retain(is_paused);
+            info!(partitions = resumed.len(), "partitions resumed");
+            self.start(consumer, &resumed);
+        }
+    }
+
+    /// Ends partitions. Their batches in flight are finished first, in parallel, within the grace period.
+    async fn end(&mut self, consumer: &Consumer, partitions: &[TopicPartition]) {
+        for start in partitions.iter().filter_map(|partition| self.starts.remove(partition)) {
+            start.abort();
+        }
+        let ending: Vec<Worker> = partitions.iter().filter_map(|partition| self.workers.remove(partition)).collect();
+        self.finish(ending).await;
+        consumer.forget(partitions);
+        consumer.progress(|progress| partitions.iter().for_each(|partition| progress.ended(*partition)));
+    }
+
+    async fn finish(&self, ending: Vec<Worker>) {
+        let marks = futures::future::join_all(ending.into_iter().map(Worker::finish)).await;
+        for (partition, next_offset) in marks.into_iter().flatten() {
+            self.membership.mark(partition, next_offset);
+        }
+    }
+
+    /// Updates the group's marks for lag tools, and the progress.
+    pub fn mark(&mut self, consumer: &Consumer) {
+        let now = consumer.ledger.clock.now();
+        for (partition, next_offset) in self.workers.values_mut().filter_map(Worker::recorded) {
+            self.membership.mark(partition, next_offset);
+            consumer.progress(|progress| progress.moved(partition, next_offset, now));
+        }
+        consumer.telemetry.progress(consumer.progress(|progress| progress.oldest()));
+    }
+
+    pub async fn leave(mut self) {
+        self.started.abort_all();
+        let ending = std::mem::take(&mut self.workers).into_values().collect();
+        self.finish(ending).await;
+        self.membership.leave().await;
+    }
+}

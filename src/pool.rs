@@ -1,0 +1,56 @@
+//! Calls on pooled PostgreSQL connections: one connection and one deadline each.
+
+use std::io;
+use std::time::Duration;
+
+use sqlx::pool::PoolConnection;
+use sqlx::{Error, PgConnection, PgPool, Postgres};
+use tokio::time::timeout;
+
+/// Runs `call` on a connection of its own, within `deadline`.
+///
+/// The connection returns to the pool only after success; a transaction that is still open is rolled
+/// back. After an error, a timeout or a cancellation it is closed, because it may be in the middle of
+/// an answer or of a `begin`.
+///
+/// # Errors
+/// The errors of `call`; [`Error::Io`] of the kind `TimedOut` without an answer, where it is not known
+/// whether a commit succeeded.
+pub async fn run<T, E: From<Error>>(
+    pool: &PgPool,
+    deadline: Duration,
+    call: impl AsyncFnOnce(&mut PgConnection) -> Result<T, E>,
+) -> Result<T, E> {
+    let answer = async {
+        let mut borrowed = Borrowed(Some(pool.acquire().await?));
+        let answer = call(borrowed.connection()?).await?;
+        borrowed.give_back();
+        Ok(answer)
+    };
+    timeout(deadline, answer).await.unwrap_or_else(|_| Err(no_answer(deadline).into()))
+}
+
+/// A connection that is closed when it is dropped, unless it is given back.
+struct Borrowed(Option<PoolConnection<Postgres>>);
+
+impl Borrowed {
+    fn connection(&mut self) -> Result<&mut PgConnection, Error> {
+        self.0.as_deref_mut().ok_or(Error::PoolClosed)
+    }
+
+    fn give_back(mut self) {
+        drop(self.0.take());
+    }
+}
+
+impl Drop for Borrowed {
+    fn drop(&mut self) {
+        // Detached first: the pool would wait for the answer, and the place would stay taken.
+        drop(self.0.take().map(PoolConnection::detach));
+    }
+}
+
+fn no_answer(within: Duration) -> Error {
+    let message = format!("no answer within {} s", within.as_secs_f64());
+    Error::Io(io::Error::new(io::ErrorKind::TimedOut, message))
+}
