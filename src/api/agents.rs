@@ -7,29 +7,35 @@ use axum::Json;
 use axum::extract::State;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use super::Serving;
 use super::answer::Problem;
-use super::asked::Query;
+use super::asked::Asked;
 use super::entitlements::from_memory;
+use crate::operations::exact_instant;
 
 /// The window to count: half-open, to the microsecond.
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Debug, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub(super) struct Window {
     /// Start of the window, included.
+    #[serde(deserialize_with = "exact_instant")]
     start: DateTime<Utc>,
     /// End of the window, not included.
+    #[serde(deserialize_with = "exact_instant")]
     end: DateTime<Utc>,
     /// Id of the deployment. Required if there are several deployments and none is configured.
     source: Option<Uuid>,
     /// Count whole days instead of exact instants.
+    #[param(inline)]
     days: Option<Days>,
 }
 
 /// How to count days.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ToSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Days {
     /// Like coderd: whole UTC days, including the days of both ends.
@@ -55,8 +61,15 @@ pub(super) struct Count {
     source: Uuid,
 }
 
-pub(super) async fn count(State(serving): State<Arc<Serving>>, Query(window): Query<Window>) -> Result<Json<Count>, Problem> {
-    let Window { start, end, source, days } = window;
+/// Count the managed agents that were started in a window
+#[utoipa::path(
+    get,
+    path = "/api/v1/managed-agents/count",
+    params(Window),
+    responses((status = 200, description = "From memory, with its completeness.", body = Count))
+)]
+pub(super) async fn count(State(serving): State<Arc<Serving>>, asked: Asked<Window>) -> Result<Json<Count>, Problem> {
+    let Window { start, end, source, days } = asked.request;
     if start > end {
         return Err(Problem::field("end", "lies before start"));
     }

@@ -1,87 +1,98 @@
 //! `GET /openapi.json`: the OpenAPI 3.1 document.
 
-use serde_json::{Map, Value, json};
-use utoipa::openapi::RefOr;
-use utoipa::openapi::schema::Schema;
+use serde_json::json;
+use utoipa::openapi::path::Paths;
+use utoipa::openapi::schema::Components;
+use utoipa::openapi::security::SecurityRequirement;
+use utoipa::openapi::{Content, OpenApi, Ref, RefOr, ResponseBuilder};
 use utoipa::{PartialSchema as _, ToSchema as _};
 
 use super::answer::ProblemBody;
-use super::route::{Route, reference};
 use super::tokens::Needs;
 use crate::config::Scope;
 
 /// Description of the answers that no operation declares.
-const PROBLEMS: &str = "No answer, and why. 400, 413, 415: the request is wrong; 401: there is no valid token; 403: the token has not the scope; \
-                        404: there is no such thing; 405: not by this method; 409: the state forbids it; 500: a fault of ours; 503: a \
-                        dependency is missing, or no answer in time.";
+const PROBLEMS: &str = "The reason of a failure. 400, 413, 415: the request is wrong; 401: the token is missing or not valid; 403: the token lacks \
+                        the scope; 404: the object or the path does not exist; 405: the path has another method; 409: the state forbids it; 500: \
+                        a fault of Tallyline; 503: a dependency is missing, or the deadline has passed.";
 
-pub(super) fn of(routes: &[Route]) -> Value {
-    let mut paths = Map::new();
-    let mut schemas: Vec<(String, RefOr<Schema>)> = vec![(ProblemBody::name().into_owned(), ProblemBody::schema())];
-    for route in routes {
-        schemas.extend(route.schemas.iter().cloned());
-        let path = paths.entry(route.path).or_insert_with(|| json!({}));
-        path[route.method.as_str().to_lowercase()] = operation(route).into();
-    }
-    json!({
+/// The document without paths.
+pub(super) fn empty() -> OpenApi {
+    let document = json!({
         "openapi": "3.1.0",
         "info": {
             "title": "Tallyline",
             "version": env!("CARGO_PKG_VERSION"),
-            "description": "Instants are RFC 3339 in UTC. A path that changes anything needs a token of scope admin; the token's name is who \
-                            acts, in the audit trail.",
+            "description": "Instants are RFC 3339 in UTC. A change needs a token of scope admin; the token's name is the actor in the audit \
+                            trail.",
             "license": { "name": "Apache-2.0", "identifier": "Apache-2.0" }
         },
-        "paths": paths,
+        "paths": {},
         "components": {
-            "schemas": schemas.into_iter().map(|(name, schema)| (name, json!(schema))).collect::<Map<_, _>>(),
             "securitySchemes": {
                 "token": {
                     "type": "http",
                     "scheme": "bearer",
-                    "description": "A token of serve.tokens. Its scope is enforce, read or admin, each of which holds the ones before it. Where \
-                                    no token is configured, what needs enforce or read is open to this machine."
+                    "description": "A token of serve.tokens. Its scope is enforce, read or admin; each one includes those before it. Without \
+                                    configured tokens, this machine may use the paths that need enforce or read."
                 }
             }
         }
-    })
+    });
+    let mut document: OpenApi = serde_json::from_value(document).expect("a document");
+    let schemas = &mut document.components.get_or_insert_with(Components::new).schemas;
+    schemas.insert(ProblemBody::name().into_owned(), ProblemBody::schema());
+    document
 }
 
-fn operation(route: &Route) -> Map<String, Value> {
-    let mut operation = route.operation.clone();
-    let words = route.path.split(|character: char| !character.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
-    let id = std::iter::once(route.method.as_str().to_lowercase().as_str()).chain(words).collect::<Vec<_>>().join("_");
-    operation.insert("operationId".into(), id.into());
-    if let Needs::Scope(scope) = route.needs {
-        operation.insert("security".into(), security(scope));
+/// Adds the facts that follow from the path, the method and the needed scope.
+pub(super) fn complete(paths: &mut Paths, needs: Needs) {
+    let problem = Content::new(Some(Ref::from_schema_name(ProblemBody::name())));
+    let problem = ResponseBuilder::new().description(PROBLEMS).content("application/json", problem).build();
+    for (path, item) in &mut paths.paths {
+        for (method, operation) in [("get", &mut item.get), ("post", &mut item.post), ("delete", &mut item.delete)] {
+            let Some(operation) = operation else { continue };
+            let words = path.split(|character: char| !character.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
+            operation.operation_id = Some(std::iter::once(method).chain(words).collect::<Vec<_>>().join("_"));
+            operation.tags = None;
+            operation.responses.responses.insert("default".to_owned(), RefOr::T(problem.clone()));
+            if let Needs::Scope(scope) = needs {
+                operation.security = Some(security(scope));
+            }
+        }
     }
-    let problem = json!({ "application/json": { "schema": { "$ref": reference::<ProblemBody>() } } });
-    operation.entry("responses").or_insert_with(|| json!({}))["default"] = json!({ "description": PROBLEMS, "content": problem });
-    operation
 }
 
 /// A scope below admin needs no token if no tokens are configured.
-fn security(scope: Scope) -> Value {
-    let token = json!({ "token": [scope.name()] });
-    if scope == Scope::Admin { json!([token]) } else { json!([token, {}]) }
+fn security(scope: Scope) -> Vec<SecurityRequirement> {
+    let token = SecurityRequirement::new("token", [scope.name()]);
+    if scope == Scope::Admin { vec![token] } else { vec![token, SecurityRequirement::default()] }
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
+    use serde_json::Value;
+    use utoipa_axum::router::OpenApiRouter;
+
     use super::super::paths;
     use super::*;
+
+    fn whole() -> Value {
+        let routes = paths::api().into_iter().map(|route| route.into_routes());
+        json!(routes.fold(OpenApiRouter::with_openapi(empty()), OpenApiRouter::routes).into_openapi())
+    }
 
     #[test]
     fn no_two_types_have_one_name_and_every_type_that_is_named_is_there() {
         let mut named: BTreeMap<String, Value> = BTreeMap::new();
-        for (name, schema) in paths::api().iter().flat_map(|route| &route.schemas) {
+        for (name, schema) in paths::api().into_iter().flat_map(|route| route.into_routes().0) {
             let schema = json!(schema);
             let before = named.entry(name.clone()).or_insert_with(|| schema.clone());
             assert_eq!(*before, schema, "two types are called {name}");
         }
-        let document = of(&paths::api());
+        let document = whole();
         let text = document.to_string();
         let used: BTreeSet<&str> = text.split("\"#/components/schemas/").skip(1).filter_map(|rest| rest.split('"').next()).collect();
         let there: BTreeSet<&str> = document["components"]["schemas"].as_object().unwrap().keys().map(String::as_str).collect();
@@ -91,7 +102,7 @@ mod tests {
 
     #[test]
     fn every_operation_has_an_id_of_its_own_a_summary_and_an_answer() {
-        let document = of(&paths::api());
+        let document = whole();
         let operations = document["paths"].as_object().unwrap().values().flat_map(|path| path.as_object().unwrap().values());
         let mut ids = BTreeSet::new();
         for operation in operations {

@@ -6,38 +6,54 @@ use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, SecondsFormat, Utc};
-use serde::Deserialize;
-use utoipa::ToSchema;
+use serde::{Deserialize, Serialize};
+use utoipa::IntoParams;
 use uuid::Uuid;
 
 use super::Serving;
 use super::answer::Problem;
-use super::asked::Query;
+use super::asked::Asked;
 use super::standing::choose;
+use crate::license::Entitlements;
 use crate::projection::Standing;
 use crate::stages::DeploymentLicenses;
 
 /// The deployment to show.
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Debug, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub(super) struct Shown {
     /// Id of the deployment. Required if there are several deployments and none is configured.
     pub(super) source: Option<Uuid>,
 }
 
-/// Headers with the freshness of an answer, because the body has coderd's format.
-pub(super) const HEADERS: &[(&str, &str)] = &[
-    ("Tallyline-As-Of", "An instant: whatever was committed to the ledger before is counted."),
-    ("Tallyline-Sequence", "The same as a ledger sequence."),
-    ("Tallyline-Complete-Until", "An instant: all that coderd committed before is counted. Left out where nothing can be said."),
-];
-
-/// The current entitlements of a deployment, with [`HEADERS`].
-pub(super) async fn entitlements(State(serving): State<Arc<Serving>>, asked: Query<Shown>) -> Result<Response, Problem> {
+/// Show the current entitlements of a deployment in coderd's format
+///
+/// The headers contain the freshness of the answer, because the body has coderd's format.
+#[utoipa::path(
+    get,
+    path = "/api/v2/entitlements",
+    params(Shown),
+    responses((
+        status = 200,
+        description = "From memory.",
+        body = Entitlements,
+        headers(
+            ("Tallyline-As-Of" = String, description = "Everything committed to the ledger before this instant is counted."),
+            ("Tallyline-Sequence" = String, description = "The ledger sequence of the answer."),
+            (
+                "Tallyline-Complete-Until" = String,
+                description = "Everything that coderd committed before this instant is counted. Absent if not known."
+            ),
+        )
+    ))
+)]
+pub(super) async fn entitlements(State(serving): State<Arc<Serving>>, asked: Asked<Shown>) -> Result<Response, Problem> {
     let now = serving.api.clock.now();
     let rules = serving.known.rules().ok_or_else(|| {
         Problem::unavailable("which license rules hold is not known: the ledger was not asked yet, or names rules of a later version")
     })?;
-    let answer = from_memory(&serving, asked.source, |licenses| licenses.entitlements(rules, now))?;
+    let answer = from_memory(&serving, asked.request.source, |licenses| licenses.entitlements(rules, now))?;
     let mut response = Json(answer.value).into_response();
     let complete_until = serving.known.completeness(answer.source, answer.standing).complete_until;
     let instants = [("tallyline-as-of", Some(answer.as_of)), ("tallyline-complete-until", complete_until)];

@@ -5,35 +5,49 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
-use serde::Deserialize;
+use axum::http::{Method, StatusCode};
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::Serving;
 use super::answer::Problem;
-use super::asked::{Change, Query};
+use super::asked::Asked;
 use super::plans::{PlanProblem, PlanStanding, PlanState, shown};
 use crate::ledger::replays;
-use crate::operations::{Desk, OperationError, ReplayExecution};
+use crate::operations::{ApiRequest, Desk, OperationError, ReplayExecution};
 
 /// A request waits this long for a result: an unknown or changed plan, or a short execution.
 const AT_ONCE: Duration = Duration::from_secs(2);
 
-/// One plan.
-#[derive(Debug, Deserialize, ToSchema)]
-pub(super) struct OnePlan {
+/// Show the state of a planned replay.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ShowPlan {
     /// Hash of the plan.
-    hash: String,
+    pub hash: String,
+}
+
+impl ApiRequest for ShowPlan {
+    type Answer = PlanStanding;
+    const PATH: &'static str = "/api/v1/plans/{hash}";
+    const ANSWER: &'static str = "The state and the progress. 404: the hash is not known.";
+}
+
+impl ApiRequest for ReplayExecution {
+    type Answer = PlanStanding;
+    const METHOD: Method = Method::POST;
+    const PATH: &'static str = "/api/v1/plans/{hash}/execute";
+    const ANSWER: &'static str = "It is running or finished. 409: the effect is not the planned one, or the plan was executed.";
 }
 
 pub(super) async fn execute(
     State(serving): State<Arc<Serving>>,
-    change: Change<ReplayExecution>,
+    Asked { request, actor }: Asked<ReplayExecution>,
 ) -> Result<(StatusCode, Json<PlanStanding>), Problem> {
-    if kept(&serving.api.desk, &change.asked.hash).await.is_ok_and(|kept| kept.state == PlanState::Finished) {
+    if kept(&serving.api.desk, &request.hash).await.is_ok_and(|kept| kept.state == PlanState::Finished) {
         return Err(OperationError::Forbidden("this plan was executed to its end: plan again".to_owned()).into());
     }
-    let mut told = serving.executions.begin(&serving.api.desk, &serving.stop, change.asked, change.actor);
+    let mut told = serving.executions.begin(&serving.api.desk, &serving.stop, request, actor);
     let over = told.wait_for(|standing| standing.state != PlanState::Running);
     // if it is still running, the caller asks again later
     let _ = tokio::time::timeout(AT_ONCE, over).await.map(|ended| ended.is_ok());
@@ -44,9 +58,9 @@ pub(super) async fn execute(
     }
 }
 
-pub(super) async fn standing(State(serving): State<Arc<Serving>>, asked: Query<OnePlan>) -> Result<Json<PlanStanding>, Problem> {
-    let kept = || kept(&serving.api.desk, &asked.hash);
-    Ok(Json(match serving.executions.of(&asked.hash) {
+pub(super) async fn standing(State(serving): State<Arc<Serving>>, asked: Asked<ShowPlan>) -> Result<Json<PlanStanding>, Problem> {
+    let kept = || kept(&serving.api.desk, &asked.request.hash);
+    Ok(Json(match serving.executions.of(&asked.request.hash) {
         // another process may have executed it since
         Some(failed) if failed.state == PlanState::Failed => {
             Some(kept().await?).filter(|kept| kept.state == PlanState::Finished).unwrap_or(failed)

@@ -7,13 +7,13 @@ use axum::extract::State;
 use axum::http::header::{ACCEPT, CONTENT_TYPE, HeaderMap};
 use axum::response::{IntoResponse, Response};
 use prometheus::proto::MetricFamily;
-use serde::Deserialize;
-use utoipa::ToSchema;
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use super::Serving;
 use super::answer::Problem;
-use super::asked::Query;
+use super::asked::Asked;
 use super::domain;
 use super::standing::NoSource;
 use super::withheld::Withheld;
@@ -25,24 +25,29 @@ const LONGEST_WAIT: Duration = Duration::from_secs(5);
 const SCRAPE_TIMEOUT: &str = "x-prometheus-scrape-timeout-seconds";
 
 /// Options of the page.
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Debug, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub(super) struct Page {
     /// Id of the deployment whose series are shown.
     source: Option<Uuid>,
+    #[param(inline)]
     format: Option<Forced>,
 }
 
 /// A format that overrides the `Accept` headers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ToSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 enum Forced {
     Text,
 }
 
+/// Show the domain series of one source, and the telemetry of this process
+#[utoipa::path(get, path = "/metrics", params(Page), responses((status = 200, description = "The series.", body = String)))]
 pub(super) async fn metrics(
     State(serving): State<Arc<Serving>>,
-    Query(page): Query<Page>,
     headers: HeaderMap,
+    Asked { request: page, .. }: Asked<Page>,
 ) -> Result<Response, Problem> {
     let format = match page.format {
         Some(Forced::Text) => Format::Text,

@@ -2,13 +2,12 @@
 
 use std::sync::Arc;
 
-use axum::extract::State;
-use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
+use utoipa::openapi::OpenApi;
 
-use super::Serving;
-
-/// `GET /openapi.json`
-pub(super) async fn document(State(serving): State<Arc<Serving>>) -> Response {
-    ([(CONTENT_TYPE, "application/json")], serving.document.clone()).into_response()
+/// Show this document
+#[utoipa::path(get, path = "/openapi.json", responses((status = 200, description = "An OpenAPI 3.1 document.", body = Object)))]
+pub(super) async fn document(Extension(document): Extension<Arc<OpenApi>>) -> Response {
+    Json(&*document).into_response()
 }

@@ -80,7 +80,7 @@ impl Executions {
         let (desk, stop) = (desk.clone(), stop.clone());
         tokio::spawn(async move {
             let progress = |step: Step| tell.send_modify(|standing| standing.step(step));
-            let ended = desk.execute_replay(&request, &actor, progress, &stop).await;
+            let ended = desk.execute_replay(&request, &actor, &progress, &stop).await;
             tell.send_modify(|standing| standing.end(ended));
         });
         told

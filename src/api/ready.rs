@@ -25,6 +25,8 @@ const ANSWER: Duration = Duration::from_secs(3);
 /// Timeout of the ledger's pool. After it, a separate connection finds the reason.
 const POOL_ANSWER: Duration = Duration::from_secs(1);
 
+/// Show whether the process is alive
+#[utoipa::path(get, path = "/healthz", responses((status = 200, description = "It is alive.", body = Alive)))]
 pub(super) async fn healthz() -> Json<Alive> {
     Json(Alive { alive: true })
 }
@@ -36,7 +38,15 @@ pub(super) struct Alive {
     alive: bool,
 }
 
-/// Ready only if all checks pass.
+/// Show whether the process is ready, with the reason of each failed check
+#[utoipa::path(
+    get,
+    path = "/readyz",
+    responses(
+        (status = 200, description = "All checks passed.", body = Readiness),
+        (status = 503, description = "A check failed.", body = Readiness),
+    )
+)]
 pub(super) async fn readyz(State(serving): State<Arc<Serving>>) -> (StatusCode, Json<Readiness>) {
     let checks = async {
         let (mut checks, projections, holder) =

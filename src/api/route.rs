@@ -1,100 +1,60 @@
-//! One path of the API with one method: scope, request, answer and handler. The router and the document use the same routes, so they cannot
-//! differ.
+//! A path of the API with its handler, its guard and its part of the OpenAPI document. Both come from
+//! one request type, so they cannot differ.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
+use axum::Json;
+use axum::extract::State;
 use axum::handler::Handler;
 use axum::http::Method;
 use axum::middleware::from_fn_with_state;
-use axum::routing::{MethodFilter, MethodRouter, on};
-use serde_json::{Map, Value, json};
-use utoipa::ToSchema;
-use utoipa::openapi::RefOr;
-use utoipa::openapi::schema::Schema;
+use axum::routing::{MethodFilter, on};
+use utoipa::openapi::path::{OperationBuilder, ParameterBuilder, ParameterIn, Paths};
+use utoipa::openapi::request_body::RequestBodyBuilder;
+use utoipa::openapi::schema::{AdditionalProperties, Schema};
+use utoipa::openapi::{Content, HttpMethod, ObjectBuilder, Ref, RefOr, Required, ResponseBuilder, Type};
+use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouter};
 
 use super::Serving;
+use super::answer::Problem;
+use super::asked::Asked;
+use super::document;
 use super::guard::{DEADLINE, Guard, guard};
 use super::host::Hosts;
 use super::tokens::Needs;
+use crate::config::Scope;
+use crate::operations::{ApiRequest, Operation};
+
+/// Deadline of requests that read or write much.
+const LONG: Duration = Duration::from_secs(600);
 
 pub(super) struct Route {
-    pub(super) method: Method,
-    pub(super) path: &'static str,
-    pub(super) needs: Needs,
-    /// The OpenAPI operation of the route.
-    pub(super) operation: Map<String, Value>,
-    /// The types that the operation references.
-    pub(super) schemas: Vec<(String, RefOr<Schema>)>,
+    needs: Needs,
     hosts: Hosts,
     deadline: Duration,
-    handler: MethodRouter<Arc<Serving>>,
+    routes: UtoipaMethodRouter<Arc<Serving>>,
 }
 
 impl Route {
-    pub(super) fn get<H, X>(path: &'static str, needs: Needs, summary: &str, handler: H) -> Self
-    where
-        H: Handler<X, Arc<Serving>>,
-        X: 'static,
-    {
-        Self::new(Method::GET, path, needs, summary, handler)
+    /// A route of a handler that documents itself.
+    pub(super) fn new(needs: Needs, mut routes: UtoipaMethodRouter<Arc<Serving>>) -> Self {
+        document::complete(&mut routes.1, needs);
+        Self { needs, hosts: Hosts::Named, deadline: DEADLINE, routes }
     }
 
-    pub(super) fn new<H, X>(method: Method, path: &'static str, needs: Needs, summary: &str, handler: H) -> Self
-    where
-        H: Handler<X, Arc<Serving>>,
-        X: 'static,
-    {
-        let filter = MethodFilter::try_from(method.clone()).expect("a method of HTTP");
-        let operation = Map::from_iter([("summary".to_owned(), json!(summary))]);
-        Self { method, path, needs, operation, schemas: Vec::new(), hosts: Hosts::Named, deadline: DEADLINE, handler: on(filter, handler) }
+    /// The route of an operation.
+    pub(super) fn operation<R: Operation>() -> Self {
+        Self::request::<R, _, _>(200, run::<R>)
     }
 
-    /// Declares a request with this type's fields in the path and the query.
-    pub(super) fn query<T: ToSchema>(mut self) -> Self {
-        T::schemas(&mut self.schemas);
-        let (properties, required) = fields::<T>();
-        for (name, schema) in properties {
-            let place = if self.has_in_path(&name) { "path" } else { "query" };
-            self.parameter(&name, place, required.contains(&name), schema);
-        }
-        self
-    }
-
-    /// Declares a change with this type's fields in the path and the body. Without a body, they are in the query. Adds the reason.
-    pub(super) fn change<T: ToSchema>(mut self) -> Self {
-        if self.method == Method::DELETE {
-            self = self.query::<T>();
-            self.parameter("reason", "query", false, reason());
-            return self;
-        }
-        T::schemas(&mut self.schemas);
-        let (properties, mut required) = fields::<T>();
-        let (in_path, mut in_body): (Map<_, _>, Map<_, _>) = properties.into_iter().partition(|(name, _)| self.has_in_path(name));
-        for (name, schema) in in_path {
-            self.parameter(&name, "path", true, schema);
-        }
-        in_body.insert("reason".into(), reason());
-        required.retain(|name| in_body.contains_key(name));
-        let needed = !required.is_empty();
-        let schema = json!({ "type": "object", "properties": in_body, "required": required, "additionalProperties": false });
-        let body = json!({ "required": needed, "content": { "application/json": { "schema": schema } } });
-        self.operation.insert("requestBody".into(), body);
-        self
-    }
-
-    /// Declares an answer of this type.
-    pub(super) fn answers<T: ToSchema>(mut self, status: u16, description: &str) -> Self {
-        self.schemas.push((T::name().into_owned(), T::schema()));
-        T::schemas(&mut self.schemas);
-        let content = json!({ "application/json": { "schema": { "$ref": reference::<T>() } } });
-        self.response(&status.to_string(), json!({ "description": description, "content": content }))
-    }
-
-    /// Sets a longer deadline.
-    pub(super) fn within(self, deadline: Duration) -> Self {
-        Self { deadline, ..self }
+    /// A route of a request with its own handler and status of success.
+    pub(super) fn request<R: ApiRequest, H: Handler<X, Arc<Serving>>, X: 'static>(status: u16, handler: H) -> Self {
+        let (schemas, paths) = described::<R>(status);
+        let filter = MethodFilter::try_from(R::METHOD).expect("a method of HTTP");
+        let scope = if R::METHOD.is_safe() { Scope::Read } else { Scope::Admin };
+        let deadline = if R::IS_LONG { LONG } else { DEADLINE };
+        Self { deadline, ..Self::new(Needs::Scope(scope), (schemas, paths, on(filter, handler))) }
     }
 
     /// Accepts any IP address as host name.
@@ -102,67 +62,94 @@ impl Route {
         Self { hosts: Hosts::OrAddress, ..self }
     }
 
-    /// Declares headers of the answer with this status.
-    pub(super) fn headers(mut self, status: u16, headers: &[(&str, &str)]) -> Self {
-        let shown = |(name, description): &(&str, &str)| {
-            ((*name).to_owned(), json!({ "description": description, "schema": { "type": "string" } }))
-        };
-        self.operation["responses"][status.to_string()]["headers"] = headers.iter().map(shown).collect::<Map<_, _>>().into();
-        self
-    }
-
-    /// Declares an answer with this status, or `default`.
-    pub(super) fn response(mut self, status: &str, response: Value) -> Self {
-        let responses = self.operation.entry("responses").or_insert_with(|| json!({}));
-        responses[status] = response;
-        self
-    }
-
-    fn has_in_path(&self, name: &str) -> bool {
-        self.path.split('/').any(|segment| segment.strip_prefix('{').and_then(|rest| rest.strip_suffix('}')) == Some(name))
-    }
-
-    fn parameter(&mut self, name: &str, place: &str, required: bool, mut schema: Value) {
-        let description = schema.as_object_mut().and_then(|schema| schema.remove("description")).unwrap_or(json!(""));
-        let parameter = json!({ "name": name, "in": place, "required": required, "description": description, "schema": schema });
-        let parameters = self.operation.entry("parameters").or_insert_with(|| json!([]));
-        parameters.as_array_mut().expect("a list").push(parameter);
-    }
-
     /// Adds the route and its guard to the router.
-    pub(super) fn mount(self, router: Router<Arc<Serving>>, serving: &Arc<Serving>) -> Router<Arc<Serving>> {
+    pub(super) fn mount(self, router: OpenApiRouter<Arc<Serving>>, serving: &Arc<Serving>) -> OpenApiRouter<Arc<Serving>> {
         let before = Guard::new(serving, self.needs, self.hosts, self.deadline);
-        router.route(self.path, self.handler.route_layer(from_fn_with_state(before, guard)))
+        let (schemas, paths, handler) = self.routes;
+        router.routes((schemas, paths, handler.route_layer(from_fn_with_state(before, guard))))
+    }
+
+    #[cfg(test)]
+    pub(super) fn into_routes(self) -> UtoipaMethodRouter<Arc<Serving>> {
+        self.routes
     }
 }
 
-/// The schema of the reason, which every change has.
-fn reason() -> Value {
-    json!({ "type": "string", "description": "Why, for the audit trail." })
+async fn run<R: Operation>(State(serving): State<Arc<Serving>>, asked: Asked<R>) -> Result<Json<R::Answer>, Problem> {
+    Ok(Json(serving.api.desk.run(&asked.request, &asked.actor, &|_| {}, &serving.stop).await?))
 }
 
-/// The reference to a type in the document.
-pub(super) fn reference<T: ToSchema>() -> String {
-    format!("#/components/schemas/{}", T::name())
-}
+type Schemas = Vec<(String, RefOr<Schema>)>;
 
-/// A type's fields with their schemas, and the names of required fields. Fields of flattened types are included.
-pub(super) fn fields<T: ToSchema>() -> (Map<String, Value>, Vec<String>) {
-    let mut parts = Vec::new();
-    T::schemas(&mut parts);
-    let mut found = (Map::new(), Vec::new());
-    collect(&json!(T::schema()), &parts, &mut found);
-    found
-}
-
-fn collect(schema: &Value, parts: &[(String, RefOr<Schema>)], found: &mut (Map<String, Value>, Vec<String>)) {
-    let named = schema["$ref"].as_str().and_then(|reference| reference.rsplit('/').next());
-    if let Some((_, part)) = named.and_then(|named| parts.iter().find(|(name, _)| name == named)) {
-        collect(&json!(part), parts, found);
+/// The types and the path of a request in the document.
+fn described<R: ApiRequest>(status: u16) -> (Schemas, Paths) {
+    use utoipa::{PartialSchema as _, ToSchema as _};
+    let mut schemas = vec![(R::Answer::name().into_owned(), R::Answer::schema())];
+    R::Answer::schemas(&mut schemas);
+    let mut fields = ObjectBuilder::new().additional_properties(Some(AdditionalProperties::FreeForm(false))).build();
+    let mut parts = Schemas::new();
+    R::schemas(&mut parts);
+    let documentation = collect(&R::schema(), &parts, &mut fields).unwrap_or_default();
+    schemas.extend(parts);
+    if !R::METHOD.is_safe() {
+        let reason = ObjectBuilder::new().schema_type(Type::String).description(Some("Reason for the audit trail."));
+        fields.properties.insert("reason".to_owned(), reason.into());
+        fields.required.extend(R::NEEDS_REASON.then(|| "reason".to_owned()));
     }
-    for part in schema["allOf"].as_array().into_iter().flatten() {
-        collect(part, parts, found);
+    let (summary, description) = documentation.split_once("\n\n").unwrap_or((&documentation, ""));
+    let mut operation = OperationBuilder::new()
+        .summary(Some(summary.trim_end_matches('.').replace('\n', " ")))
+        .description(Some(description.replace('\n', " ")).filter(|text| !text.is_empty()));
+    for (name, schema) in std::mem::take(&mut fields.properties) {
+        let in_path = R::PATH.contains(&format!("{{{name}}}"));
+        if !in_path && R::METHOD == Method::POST {
+            fields.properties.insert(name, schema);
+            continue;
+        }
+        let required = if fields.required.contains(&name) { Required::True } else { Required::False };
+        fields.required.retain(|required| *required != name);
+        let place = if in_path { ParameterIn::Path } else { ParameterIn::Query };
+        let shown = serde_json::json!(schema);
+        // an optional enum is one of null and a reference
+        let description = [&shown["description"], &shown["oneOf"][1]["description"]].into_iter().find_map(|text| text.as_str());
+        let parameter = ParameterBuilder::new().name(name).parameter_in(place).required(required).description(description);
+        operation = operation.parameter(parameter.schema(Some(schema)));
     }
-    found.0.extend(schema["properties"].as_object().cloned().unwrap_or_default());
-    found.1.extend(schema["required"].as_array().into_iter().flatten().filter_map(|name| Some(name.as_str()?.to_owned())));
+    if R::METHOD == Method::POST {
+        let required = if fields.required.is_empty() { Required::False } else { Required::True };
+        let body = RequestBodyBuilder::new().content("application/json", Content::new(Some(Schema::Object(fields))));
+        operation = operation.request_body(Some(body.required(Some(required)).build()));
+    }
+    let answer = Content::new(Some(Ref::from_schema_name(R::Answer::name())));
+    let response = ResponseBuilder::new().description(R::ANSWER).content("application/json", answer);
+    let mut paths = Paths::new();
+    let method = match R::METHOD {
+        Method::POST => HttpMethod::Post,
+        Method::DELETE => HttpMethod::Delete,
+        _ => HttpMethod::Get,
+    };
+    paths.add_path_operation(R::PATH, vec![method], operation.response(status.to_string(), response));
+    (schemas, paths)
+}
+
+/// Adds the fields of a type, with those of flattened types. Returns its documentation.
+fn collect(schema: &RefOr<Schema>, parts: &[(String, RefOr<Schema>)], fields: &mut utoipa::openapi::Object) -> Option<String> {
+    match schema {
+        RefOr::Ref(reference) => {
+            let (_, part) = parts.iter().find(|(name, _)| reference.ref_location.strip_prefix("#/components/schemas/") == Some(name))?;
+            collect(part, parts, fields)
+        }
+        RefOr::T(Schema::Object(part)) => {
+            fields.properties.extend(part.properties.clone());
+            fields.required.extend(part.required.iter().cloned());
+            part.description.clone()
+        }
+        RefOr::T(Schema::AllOf(all)) => {
+            for part in &all.items {
+                collect(part, parts, fields);
+            }
+            all.description.clone()
+        }
+        RefOr::T(_) => None,
+    }
 }

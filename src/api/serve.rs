@@ -3,13 +3,14 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use axum::Router;
 use axum::handler::Handler as _;
 use axum::middleware::from_fn_with_state;
+use axum::{Extension, Router};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tower_http::compression::CompressionLayer;
 use tracing::warn;
+use utoipa_axum::router::OpenApiRouter;
 
 use super::connections::answer_on;
 use super::guard::{DEADLINE, Guard, guard};
@@ -45,7 +46,6 @@ impl Server {
             known: KnownSources::default(),
             lease: MetricsLease::default(),
             telemetry,
-            document: document::of(&paths::api()).to_string(),
             rejects,
             executions: Executions::default(),
             stop: CancellationToken::new(),
@@ -89,9 +89,10 @@ pub(super) async fn listen(key: &'static str, address: SocketAddr) -> Result<Tcp
 /// The router of a listener. If tokens are configured, a caller needs one to learn that a path is unknown.
 fn router(serving: &Arc<Serving>, routes: Vec<Route>) -> Router {
     let guarded = from_fn_with_state(Guard::new(serving, Needs::AnyToken, Hosts::Named, DEADLINE), guard);
-    routes
-        .into_iter()
-        .fold(Router::new(), |router, route| route.mount(router, serving))
+    let router = routes.into_iter().fold(OpenApiRouter::with_openapi(document::empty()), |router, route| route.mount(router, serving));
+    let (router, document) = router.split_for_parts();
+    router
+        .layer(Extension(Arc::new(document)))
         .fallback(answer::unknown_path.layer(guarded.clone()))
         .method_not_allowed_fallback(answer::unknown_method.layer(guarded))
         .layer(CompressionLayer::new())

@@ -48,8 +48,6 @@ pub(super) struct Serving {
     pub(super) known: KnownSources,
     pub(super) lease: MetricsLease,
     pub(super) telemetry: ApiTelemetry,
-    /// Content of `/openapi.json`.
-    pub(super) document: String,
     pub(super) rejects: RejectsTelemetry,
     /// Checks for `/readyz`.
     pub(super) probe: Probe,

@@ -6,8 +6,8 @@ use super::{Exit, Failure};
 use crate::operations::{Actor, reason};
 
 /// The actor and the reason of an operation. Both are recorded in the audit trail.
-#[derive(Clone, Debug, clap::Args)]
-pub(super) struct ActorArguments {
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct ActorArguments {
     /// Name of the actor for the audit trail [default: your login name]
     #[arg(long = "as", value_name = "NAME")]
     name: Option<String>,

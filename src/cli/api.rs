@@ -5,12 +5,11 @@ use std::time::Duration;
 use anyhow::Context as _;
 use reqwest::redirect::Policy;
 use reqwest::{Client, Method, StatusCode, Url};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::{Exit, Failure};
 use crate::api::ProblemBody;
+use crate::operations::ApiRequest;
 
 /// Timeout of a connection.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -26,7 +25,6 @@ pub struct ApiClient {
     base: Url,
     token: Option<String>,
     http: Client,
-    answer: Duration,
 }
 
 /// Parses the URL of an API. Plain HTTP is allowed only on this machine, because it would expose the token.
@@ -56,63 +54,34 @@ impl ApiClient {
             http = http.no_proxy();
         }
         let http = http.build().map_err(|error| Failure::new(Exit::Internal, error))?;
-        Ok(Self { base, token, http, answer: ANSWER })
+        Ok(Self { base, token, http })
     }
 
-    /// The same client, for requests that read or write much.
-    #[must_use]
-    pub fn patient(self) -> Self {
-        Self { answer: LONG_ANSWER, ..self }
-    }
-
-    /// Sends `GET /api/v1/…` with the request's fields as query. The segments of the path are given unescaped.
+    /// Sends the request, and the reason if it is a change.
     ///
     /// # Errors
     /// A [`Failure`] with the URL, the status and the answer.
-    pub async fn get<T: DeserializeOwned>(&self, path: &[&str], request: &impl Serialize) -> Result<T, Failure> {
-        let mut url = self.at(path);
-        fill(&mut url, request)?;
-        self.ask(Method::GET, url, None).await
-    }
-
-    /// Sends `POST /api/v1/…` with the request's fields and the reason as body.
-    pub async fn post<T: DeserializeOwned>(&self, path: &[&str], request: &impl Serialize, reason: &str) -> Result<T, Failure> {
-        let mut body = fields(request)?;
-        body.insert("reason".into(), reason.into());
-        self.ask(Method::POST, self.at(path), Some(body)).await
-    }
-
-    /// Sends `DELETE /api/v1/…` with the request's fields and the reason as query.
-    pub async fn delete<T: DeserializeOwned>(&self, path: &[&str], request: &impl Serialize, reason: &str) -> Result<T, Failure> {
-        let mut url = self.at(path);
-        fill(&mut url, request)?;
-        url.query_pairs_mut().append_pair("reason", reason);
-        self.ask(Method::DELETE, url, None).await
-    }
-
-    /// The failure of work that continued after the answer; it has the exit code of an answer with this status.
-    pub fn failure(status: u16, message: &str) -> Failure {
-        Failure::of(exit(status), message)
-    }
-
-    fn at(&self, path: &[&str]) -> Url {
-        let mut url = self.base.clone();
-        if let Ok(mut segments) = url.path_segments_mut() {
-            segments.pop_if_empty().extend(["api", "v1"]).extend(path);
+    pub async fn ask<R: ApiRequest>(&self, request: &R, reason: &str) -> Result<R::Answer, Failure> {
+        let mut fields = match serde_json::to_value(request).map_err(|error| Failure::new(Exit::Internal, error))? {
+            Value::Object(fields) => fields,
+            _ => Map::new(),
+        };
+        if !R::METHOD.is_safe() {
+            fields.insert("reason".into(), reason.into());
         }
-        url
-    }
-
-    async fn ask<T: DeserializeOwned>(&self, method: Method, url: Url, body: Option<Map<String, Value>>) -> Result<T, Failure> {
-        let mut request = self.http.request(method, url.clone()).timeout(self.answer);
-        if let Some(body) = &body {
-            request = request.json(body);
+        let mut url = self.at(R::PATH, &mut fields);
+        if R::METHOD != Method::POST {
+            fill(&mut url, std::mem::take(&mut fields));
+        }
+        let mut call = self.http.request(R::METHOD, url.clone()).timeout(if R::IS_LONG { LONG_ANSWER } else { ANSWER });
+        if R::METHOD == Method::POST {
+            call = call.json(&fields);
         }
         if let Some(token) = &self.token {
-            request = request.bearer_auth(token);
+            call = call.bearer_auth(token);
         }
         let answered = async {
-            let answer = request.send().await.map_err(reqwest::Error::without_url)?;
+            let answer = call.send().await.map_err(reqwest::Error::without_url)?;
             Ok::<_, reqwest::Error>((answer.status(), answer.bytes().await.map_err(reqwest::Error::without_url)?))
         };
         let answered = answered.await.with_context(|| format!("no answer from {url}"));
@@ -123,27 +92,34 @@ impl ApiClient {
         let not_understood = || format!("{url} answers what this version does not understand; is it of the same version?");
         serde_json::from_slice(&body).with_context(not_understood).map_err(|error| Failure::new(Exit::Unreachable, error))
     }
+
+    /// The failure of work that continued after the answer; it has the exit code of an answer with this status.
+    pub fn failure(status: u16, message: &str) -> Failure {
+        Failure::of(exit(status), message)
+    }
+
+    /// The URL of a path. Takes the fields that the path contains.
+    fn at(&self, path: &str, fields: &mut Map<String, Value>) -> Url {
+        let mut url = self.base.clone();
+        if let Ok(mut segments) = url.path_segments_mut() {
+            segments.pop_if_empty().extend(path.split('/').skip(1).map(|segment| {
+                let field = segment.strip_prefix('{').and_then(|rest| rest.strip_suffix('}')).and_then(|name| fields.remove(name));
+                field.map_or_else(|| segment.to_owned(), text)
+            }));
+        }
+        url
+    }
 }
 
-/// Adds the request's fields to the query in the server's notation; omits null fields.
-fn fill(url: &mut Url, request: &impl Serialize) -> Result<(), Failure> {
-    for (name, value) in fields(request)? {
-        match value {
-            Value::Null => continue,
-            Value::String(text) => url.query_pairs_mut().append_pair(&name, &text),
-            other => url.query_pairs_mut().append_pair(&name, &other.to_string()),
-        };
+/// Adds the fields to the query in the server's notation; omits null fields.
+fn fill(url: &mut Url, fields: Map<String, Value>) {
+    for (name, value) in fields.into_iter().filter(|(_, value)| !value.is_null()) {
+        url.query_pairs_mut().append_pair(&name, &text(value));
     }
-    Ok(())
 }
 
-/// The fields of a request; empty for `()`.
-fn fields(request: &impl Serialize) -> Result<Map<String, Value>, Failure> {
-    match serde_json::to_value(request) {
-        Ok(Value::Object(fields)) => Ok(fields),
-        Ok(_) => Ok(Map::new()),
-        Err(error) => Err(Failure::new(Exit::Internal, error)),
-    }
+fn text(value: Value) -> String {
+    if let Value::String(text) = value { text } else { value.to_string() }
 }
 
 fn exit(status: u16) -> Exit {
@@ -182,9 +158,11 @@ mod tests {
     #[test]
     fn paths_are_escaped_and_queries_hold_what_is_there() {
         let client = ApiClient::new(url("https://h/behind/").unwrap(), None).unwrap();
-        let mut at = client.at(&["events", "a/b:c?%", "proof"]);
+        let fields = serde_json::json!({ "event_id": "a/b:c?%", "a": "x y&z", "b": 3, "c": null, "d": true });
+        let mut fields = fields.as_object().cloned().unwrap();
+        let mut at = client.at("/api/v1/events/{event_id}/proof", &mut fields);
         assert_eq!(at.as_str(), "https://h/behind/api/v1/events/a%2Fb:c%3F%25/proof");
-        fill(&mut at, &serde_json::json!({ "a": "x y&z", "b": 3, "c": null, "d": true })).unwrap();
+        fill(&mut at, fields);
         assert_eq!(at.query(), Some("a=x+y%26z&b=3&d=true"));
     }
 

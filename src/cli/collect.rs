@@ -53,7 +53,7 @@ pub(super) async fn run(collect: Collect, context: Context) -> Result<Exit, Fail
     collector_runs(ledger, &source).await?;
     let total = ledger.run(async |conn| losses::source_events(conn, source.id).await).await?;
     ledger.run(async |conn| collector_requests::add_sweep(conn, source.id).await).await?;
-    let progress = Progress::of_steps("rows");
+    let progress = Progress::default();
     let watched = context.stop.run_until_cancelled(watch(ledger, &source, u64::try_from(total).unwrap_or_default(), &progress)).await;
     progress.finish();
     let Some(swept) = watched else {
@@ -99,14 +99,14 @@ async fn watch(ledger: &Ledger, source: &Source, total: u64, progress: &Progress
         match pass_id {
             None => {
                 collector_runs(ledger, source).await?;
-                progress.at("reading coderd", rows, total.max(rows));
+                progress.at("reading rows", rows, total.max(rows));
             }
             Some(pass_id) if ledger.run(async |conn| passes::is_confirmed(conn, source.id, pass_id).await).await? => {
                 let complete_until = ledger.run(async |conn| passes::completeness(conn, source.id).await).await?.complete_until;
                 let (appended, late) = (appended.unwrap_or_default(), late.unwrap_or_default());
                 return Ok(Swept { deployment_id: source.deployment_id, rows_read, pass_id, appended, late, complete_until });
             }
-            Some(_) => progress.at("recording what was appended", 0, rows),
+            Some(_) => progress.at("recording rows", 0, rows),
         }
         tokio::time::sleep(LOOK).await;
     }

@@ -13,7 +13,6 @@ pub mod connect;
 mod context;
 mod exit;
 mod export;
-mod given_file;
 mod instant;
 mod logging;
 mod migrate;
@@ -46,7 +45,9 @@ pub use program::start;
 use chrono::TimeDelta;
 use clap::{Parser, Subcommand, ValueEnum};
 
+use self::via::{Change, Query};
 use crate::clock::Clock;
+use crate::operations::{ListActs, PauseRequest, ProveRequest, RunAudit};
 use context::until_stopped;
 
 /// Meters Coder deployments: metrics and usage billing whose books balance.
@@ -116,19 +117,14 @@ pub enum Command {
     Rejects(rejects::Rejects),
     /// Show the state of all parts
     Status(status::Arguments),
-    /// Pause collecting, consuming, publishing or exporting in all processes until it is resumed
-    Pause(pause::Arguments),
-    /// Resume a paused operation
-    Resume(pause::ResumeArguments),
-    /// Show the audit trail: actor, act, time and reason
-    Acts(acts::Arguments),
+    Pause(Change<PauseRequest>),
+    Resume(pause::Resume),
+    Acts(Query<ListActs>),
     /// Manage registered sources
     #[command(subcommand)]
     Sources(sources::Sources),
-    /// Prove that the books balance, or list what differs
-    Audit(audit::Arguments),
-    /// Show the source, effects and publication of one event
-    Prove(prove::Arguments),
+    Audit(Query<RunAudit>),
+    Prove(Query<ProveRequest>),
 }
 
 impl Global {
@@ -152,7 +148,6 @@ pub async fn run(command: Command, context: Context) -> Result<Exit, Failure> {
         // these commands handle the stop token themselves
         Command::Run(arguments) => run::run(arguments, context).await,
         Command::Collect(collect) => collect::run(collect, context).await,
-        Command::Recover(recover) => recover::run(recover, context).await,
         Command::Replay(replay) => replay::run(replay, context).await,
         Command::Status(arguments) => status::run(arguments, &context).await,
         // these commands can be dropped at any point without partial changes
@@ -163,6 +158,7 @@ pub async fn run(command: Command, context: Context) -> Result<Exit, Failure> {
         Command::Export(export) => until_stopped(&context.stop, export::run(export, &context)).await,
         Command::Rejects(rejects) => until_stopped(&context.stop, rejects::run(rejects, &context)).await,
         Command::Pause(arguments) => until_stopped(&context.stop, pause::pause(arguments, &context)).await,
+        Command::Recover(recover) => until_stopped(&context.stop, recover::run(recover, &context)).await,
         Command::Rebuild(rebuild) => until_stopped(&context.stop, rebuild::run(rebuild, &context)).await,
         Command::Resume(arguments) => until_stopped(&context.stop, pause::resume(arguments, &context)).await,
         Command::Audit(arguments) => until_stopped(&context.stop, audit::run(arguments, &context)).await,

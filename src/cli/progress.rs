@@ -5,43 +5,25 @@ use std::sync::{Mutex, PoisonError};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// Counts items up to a total, for one activity at a time.
-pub(super) struct Progress {
-    on_terminal: bool,
-    /// Name of the counted items.
-    of: &'static str,
-    shown: Mutex<Shown>,
-}
+/// Counts items up to a total, for one activity at a time. Shows nothing before the first activity.
+#[derive(Default)]
+pub(super) struct Progress(Mutex<Shown>);
 
 #[derive(Default)]
 struct Shown {
-    doing: &'static str,
-    done: u64,
-    total: u64,
+    doing: String,
     bar: Option<ProgressBar>,
     /// The last reported tenth.
     tenths: u64,
 }
 
 impl Progress {
-    /// Progress of consecutive activities. `of` names the counted items. Shows nothing before the first activity.
-    pub fn of_steps(of: &'static str) -> Progress {
-        Progress { on_terminal: std::io::stderr().is_terminal(), of, shown: Mutex::default() }
-    }
-
-    /// Adds `more` finished items of `total`.
-    pub fn add(&self, doing: &'static str, more: u64, total: u64) {
-        let done = self.shown.lock().unwrap_or_else(PoisonError::into_inner).done + more;
-        self.at(doing, done, total);
-    }
-
     /// Sets the finished items of `total`. A total of offsets includes offsets without records.
-    pub fn at(&self, doing: &'static str, done: u64, total: u64) {
-        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+    pub fn at(&self, doing: &str, done: u64, total: u64) {
+        let mut shown = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if shown.doing != doing {
-            shown.begin(doing, self.of, self.on_terminal);
+            shown.begin(doing);
         }
-        (shown.done, shown.total) = (done, total);
         if let Some(bar) = &shown.bar {
             bar.set_length(total);
             bar.set_position(done);
@@ -51,23 +33,23 @@ impl Progress {
         if tenths > shown.tenths {
             shown.tenths = tenths;
             // ignore errors: stderr may be closed
-            let _ = writeln!(std::io::stderr(), "{doing}: {done} of {total} {}", self.of);
+            let _ = writeln!(std::io::stderr(), "{doing}: {done} of {total}");
         }
     }
 
     /// Removes the bar.
     pub fn finish(&self) {
-        self.shown.lock().unwrap_or_else(PoisonError::into_inner).end();
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).end();
     }
 }
 
 impl Shown {
-    fn begin(&mut self, doing: &'static str, of: &str, on_terminal: bool) {
+    fn begin(&mut self, doing: &str) {
         self.end();
-        let template = format!("{{msg}} {{wide_bar}} {{human_pos}}/{{human_len}} {of} {{eta}}");
-        let style = || ProgressStyle::with_template(&template);
-        let bar = || ProgressBar::new(0).with_message(doing).with_style(style().unwrap_or_else(|_| ProgressStyle::default_bar()));
-        *self = Shown { doing, bar: on_terminal.then(bar), ..Shown::default() };
+        let style = ProgressStyle::with_template("{msg} {wide_bar} {human_pos}/{human_len} {eta}");
+        let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
+        let bar = || ProgressBar::new(0).with_message(doing.to_owned()).with_style(style);
+        *self = Shown { doing: doing.to_owned(), bar: std::io::stderr().is_terminal().then(bar), tenths: 0 };
     }
 
     fn end(&mut self) {

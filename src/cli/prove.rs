@@ -1,36 +1,14 @@
 //! `tallyline prove`
 
-use serde_json::json;
-use uuid::Uuid;
-
 use super::output::exact_time as time;
-use super::via::{Via, ViaArguments};
+use super::via::Query;
 use super::{Context, Exit, Failure};
 use crate::event::UsageType;
 use crate::ledger::{AttemptVerdict, BatchKind};
 use crate::operations::{AcceptedProof, Proof, ProveRequest};
 
-/// If coderd or the log cannot be queried, the proof reports that and shows the rest.
-#[derive(Clone, Debug, clap::Args)]
-pub struct Arguments {
-    /// `workspace_build_completed:BUILD`, `prebuild_claimed:BUILD`, or coderd's own id of a usage event
-    #[arg(value_name = "EVENT ID")]
-    event_id: String,
-    #[command(flatten)]
-    via: ViaArguments,
-    /// Coder deployment of the event; needed only if several deployments have an event with this id
-    #[arg(long, value_name = "DEPLOYMENT ID")]
-    source: Option<Uuid>,
-}
-
-pub(super) async fn run(arguments: Arguments, context: &Context) -> Result<Exit, Failure> {
-    let request = ProveRequest { event_id: arguments.event_id, source: arguments.source };
-    // an empty id would be another path of the API
-    request.check()?;
-    let proof = match arguments.via.open(context).await? {
-        Via::Site(site) => site.desk()?.prove(&request).await?,
-        Via::Api(api) => api.get(&["events", &request.event_id, "proof"], &json!({ "source": request.source })).await?,
-    };
+pub(super) async fn run(query: Query<ProveRequest>, context: &Context) -> Result<Exit, Failure> {
+    let proof = query.run(context).await?;
     context.output.answer(&proof, || page(&proof))?;
     Ok(Exit::Success)
 }

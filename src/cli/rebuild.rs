@@ -1,96 +1,31 @@
 //! `tallyline rebuild plan` and `tallyline rebuild execute`
 
-use std::path::PathBuf;
-
-use chrono::{DateTime, Utc};
 use serde::Serialize;
-use uuid::Uuid;
 
-use super::actor::ActorArguments;
 use super::output::exact_time;
-use super::progress::Progress;
-use super::via::{Via, ViaArguments};
-use super::{Context, Exit, Failure, columns, given_file, instant};
-use crate::license::MAX_TOKEN_BYTES;
-use crate::operations::{
-    Granted, LicenseToken, RebuildExecution, RebuildPlan, RebuildRequest, RebuildStage, Rebuilt, Rehearsal, RehearsedDeployment,
-    SeriesValue,
-};
+use super::via::{Change, Query};
+use super::{Context, Exit, Failure, columns};
+use crate::operations::{Granted, RebuildExecution, RebuildPlan, RebuildRequest, Rehearsal, RehearsedDeployment, SeriesValue};
 
 /// Fold the ledger again from zero, also under other license rules or licenses.
 #[derive(Clone, Debug, clap::Subcommand)]
 pub enum Rebuild {
-    /// Show differences from the shown state; writes nothing (exit code 1 if the state differs under the current rules and licenses)
-    Plan(Plan),
-    /// Compute the plan again and execute it if its hash is equal
-    Execute(Execute),
+    /// Show the differences from the shown state, or the effect of other rules or licenses; writes nothing
+    ///
+    /// The exit code is 1 if the state differs under the current rules and licenses.
+    Plan(Query<RebuildRequest>),
+    Execute(Change<RebuildExecution>),
 }
 
-/// Show differences from the shown state.
-#[derive(Clone, Debug, clap::Args)]
-pub struct Plan {
-    #[command(flatten)]
-    via: ViaArguments,
-    #[command(flatten)]
-    asked: Asked,
-    /// Rehearse with the license in this file, which coderd does not have yet; only coderd's administrators can install it
-    #[arg(long, value_name = "FILE")]
-    license: Option<PathBuf>,
-    /// Rehearse without the license with this id (coderd's own); may be repeated
-    #[arg(long, value_name = "LICENSE_ID")]
-    without: Vec<i32>,
-}
-
-/// Compute the plan again and execute it.
-#[derive(Clone, Debug, clap::Args)]
-pub struct Execute {
-    #[command(flatten)]
-    via: ViaArguments,
-    #[command(flatten)]
-    asked: Asked,
-    /// Hash that `tallyline rebuild plan` printed for the same arguments
-    #[arg(long = "plan", value_name = "HASH")]
-    hash: String,
-    /// Execute even if shown series would decrease, which a metrics server treats as a restart
-    #[arg(long)]
-    may_fall: bool,
-    #[command(flatten)]
-    actor: ActorArguments,
-}
-
-/// Common arguments of plan and execution.
-#[derive(Clone, Debug, clap::Args)]
-struct Asked {
-    /// Stage to fold
-    #[arg(value_enum)]
-    stage: RebuildStage,
-    /// Rehearse these license rules: 2025-07 or 2026-02
-    #[arg(long, value_name = "NAME")]
-    rules: Option<String>,
-    /// Deployment of the licenses, if there are several
-    #[arg(long, value_name = "DEPLOYMENT_ID")]
-    source: Option<Uuid>,
-    /// Instant for which entitlements and warnings are rehearsed [default: now]
-    #[arg(long, value_name = "INSTANT", value_parser = instant::instant)]
-    at: Option<DateTime<Utc>>,
-}
-
-impl Asked {
-    fn request(&self, license: Option<LicenseToken>, without: &[i32]) -> RebuildRequest {
-        let (stage, rules, without) = (self.stage, self.rules.clone(), without.to_vec());
-        RebuildRequest { stage, rules, license, without, source: self.source, at: self.at }
+/// The same arguments for the other command.
+fn again(request: &RebuildRequest) -> String {
+    let mut words = request.stage.as_str().to_owned();
+    let options =
+        [("rules", request.rules.clone()), ("source", request.source.map(|source| source.to_string())), ("at", request.at.map(exact_time))];
+    for (name, value) in options {
+        words += &value.map(|value| format!(" --{name} {value}")).unwrap_or_default();
     }
-
-    /// The same arguments for the other command.
-    fn again(&self) -> String {
-        let mut words = self.stage.as_str().to_owned();
-        let options =
-            [("rules", self.rules.clone()), ("source", self.source.map(|source| source.to_string())), ("at", self.at.map(exact_time))];
-        for (name, value) in options {
-            words += &value.map(|value| format!(" --{name} {value}")).unwrap_or_default();
-        }
-        words
-    }
+    words
 }
 
 #[derive(Serialize)]
@@ -102,49 +37,20 @@ struct Planned {
 
 pub(super) async fn run(rebuild: Rebuild, context: &Context) -> Result<Exit, Failure> {
     match rebuild {
-        Rebuild::Plan(arguments) => plan(arguments, context).await,
-        Rebuild::Execute(arguments) => {
-            let request =
-                RebuildExecution { rebuild: arguments.asked.request(None, &[]), hash: arguments.hash, may_fall: arguments.may_fall };
-            let rebuilt: Rebuilt = match arguments.via.open(context).await? {
-                Via::Site(site) => {
-                    let (desk, progress) = (site.desk()?, Progress::of_steps("batches"));
-                    let rebuilt = desk.execute_rebuild(&request, &arguments.actor.actor(), folding(&progress)).await;
-                    progress.finish();
-                    rebuilt?
-                }
-                Via::Api(api) => api.patient().post(&["rebuilds", "execute"], &request, arguments.actor.reason_alone()?).await?,
-            };
+        Rebuild::Plan(query) => {
+            let plan = query.run(context).await?;
+            let command =
+                |hash: &String| format!("tallyline rebuild execute {} {} --plan {hash}", again(&query.request), query.via.again());
+            let answer = Planned { execute: plan.hash.as_ref().map(command), plan };
+            context.output.answer(&answer, || table(&answer))?;
+            Ok(if answer.plan.differs && answer.plan.rehearsal.is_none() { Exit::Differs } else { Exit::Success })
+        }
+        Rebuild::Execute(change) => {
+            let rebuilt = change.run(context).await?;
             context.output.answer(&rebuilt, || format!("{}\n", rebuilt.done))?;
             Ok(Exit::Success)
         }
     }
-}
-
-async fn plan(arguments: Plan, context: &Context) -> Result<Exit, Failure> {
-    let license = arguments.license.as_ref().map(|path| {
-        // a line feed may follow the token
-        let text = given_file::text(path, MAX_TOKEN_BYTES + 1);
-        text.map(LicenseToken).map_err(|problem| Failure::of(Exit::Configuration, format!("--license: {problem}")))
-    });
-    let request = arguments.asked.request(license.transpose()?, &arguments.without);
-    let plan = match arguments.via.open(context).await? {
-        Via::Site(site) => {
-            let (desk, progress) = (site.desk()?, Progress::of_steps("batches"));
-            let plan = desk.plan_rebuild(&request, folding(&progress)).await;
-            progress.finish();
-            plan?
-        }
-        Via::Api(api) => api.patient().post(&["rebuilds"], &request, "").await?,
-    };
-    let command = |hash: &String| format!("tallyline rebuild execute {} {} --plan {hash}", arguments.asked.again(), arguments.via.again());
-    let answer = Planned { execute: plan.hash.as_ref().map(command), plan };
-    context.output.answer(&answer, || table(&answer))?;
-    Ok(if answer.plan.differs && answer.plan.rehearsal.is_none() { Exit::Differs } else { Exit::Success })
-}
-
-fn folding(progress: &Progress) -> impl Fn(u64, u64) + Send + Sync {
-    |done, total| progress.at("folding", done, total)
 }
 
 fn table(answer: &Planned) -> String {

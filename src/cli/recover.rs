@@ -1,50 +1,18 @@
 //! `tallyline recover plan` and `tallyline recover execute`
 
 use serde::Serialize;
-use uuid::Uuid;
 
-use super::actor::ActorArguments;
 use super::output::{or_dash, time};
-use super::progress::Progress;
-use super::via::{Via, ViaArguments};
+use super::via::{Change, Query};
 use super::{Context, Exit, Failure, columns};
 use crate::ledger::FORGOTTEN;
-use crate::operations::recover::{
-    CoderdEffect, KafkaEffect, LedgerEffect, Lost, RecoverEffect, RecoverExecution, RecoverPlan, RecoverRequest,
-};
+use crate::operations::recover::{CoderdEffect, KafkaEffect, LedgerEffect, RecoverEffect, RecoverExecution, RecoverPlan, RecoverRequest};
 
 /// Recover from a loss.
 #[derive(Clone, Debug, clap::Subcommand)]
 pub enum Recover {
-    /// Show what can be restored, the risks, and the hash that identifies the plan when it is executed
-    Plan(Plan),
-    /// Execute a plan
-    Execute(Execute),
-}
-
-/// Show what can be restored.
-#[derive(Clone, Debug, clap::Args)]
-pub struct Plan {
-    #[command(flatten)]
-    via: ViaArguments,
-    /// The lost part: topics, also in PostgreSQL; the newest part of the ledger; the newest part of coderd's database
-    #[arg(long, value_enum, value_name = "WHAT")]
-    lost: Lost,
-    /// A deployment that no longer exists: the recovery of a restored ledger does not wait for it, even if it is open; may be repeated
-    #[arg(long, value_name = "DEPLOYMENT")]
-    without: Vec<Uuid>,
-}
-
-/// Execute a plan.
-#[derive(Clone, Debug, clap::Args)]
-pub struct Execute {
-    #[command(flatten)]
-    via: ViaArguments,
-    /// Hash that `tallyline recover plan` printed
-    #[arg(long = "plan", value_name = "HASH")]
-    hash: String,
-    #[command(flatten)]
-    actor: ActorArguments,
+    Plan(Query<RecoverRequest>),
+    Execute(Change<RecoverExecution>),
 }
 
 #[derive(Serialize)]
@@ -55,29 +23,19 @@ struct Planned {
     execute: Option<String>,
 }
 
-pub(super) async fn run(recover: Recover, context: Context) -> Result<Exit, Failure> {
-    let stop = context.stop.clone();
+pub(super) async fn run(recover: Recover, context: &Context) -> Result<Exit, Failure> {
     match recover {
-        Recover::Plan(arguments) => super::until_stopped(&stop, plan(arguments, &context)).await,
-        // one transaction: if it is dropped earlier, nothing changes
-        Recover::Execute(arguments) => super::until_stopped(&stop, execute(arguments, &context)).await,
-    }
-}
-
-async fn plan(arguments: Plan, context: &Context) -> Result<Exit, Failure> {
-    let request = RecoverRequest { lost: arguments.lost, without: arguments.without };
-    let plan = match arguments.via.open(context).await? {
-        Via::Site(site) => {
-            let (desk, bar) = (site.desk()?, Progress::of_steps("records"));
-            let plan = desk.plan_recovery(&request, &|done, total| bar.add("comparing", done, total), &context.stop).await;
-            bar.finish();
-            plan?
+        Recover::Plan(query) => {
+            let plan = query.run(context).await?;
+            let execute = plan.hash.as_ref().map(|hash| format!("tallyline recover execute {} --plan {hash}", query.via.again()));
+            let answer = Planned { plan, execute };
+            context.output.answer(&answer, || table(&answer.plan.effect) + &end(&answer))?;
         }
-        Via::Api(api) => api.patient().post(&["recoveries"], &request, "").await?,
-    };
-    let execute = plan.hash.as_ref().map(|hash| format!("tallyline recover execute {} --plan {hash}", arguments.via.again()));
-    let answer = Planned { plan, execute };
-    context.output.answer(&answer, || table(&answer.plan.effect) + &end(&answer))?;
+        Recover::Execute(change) => {
+            let done = change.run(context).await?;
+            context.output.answer(&done, || table(&done.effect) + "done\n")?;
+        }
+    }
     Ok(Exit::Success)
 }
 
@@ -87,22 +45,6 @@ fn end(answer: &Planned) -> String {
         (Some(hash), Some(execute)) => format!("hash     {hash}\nexecute  {execute}\n"),
         _ => answer.plan.effect.nothing().map(|nothing| nothing + "\n").unwrap_or_default(),
     }
-}
-
-async fn execute(arguments: Execute, context: &Context) -> Result<Exit, Failure> {
-    let request = RecoverExecution { hash: arguments.hash };
-    let done: RecoverPlan = match arguments.via.open(context).await? {
-        Via::Site(site) => {
-            let (desk, bar) = (site.desk()?, Progress::of_steps("records"));
-            let progress = |done, total| bar.add("comparing", done, total);
-            let done = desk.execute_recovery(&request, &arguments.actor.actor(), &progress, &context.stop).await;
-            bar.finish();
-            done?
-        }
-        Via::Api(api) => api.patient().post(&["recoveries", "execute"], &request, arguments.actor.reason_alone()?).await?,
-    };
-    context.output.answer(&done, || table(&done.effect) + "done\n")?;
-    Ok(Exit::Success)
 }
 
 fn table(effect: &RecoverEffect) -> String {

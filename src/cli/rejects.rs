@@ -1,199 +1,64 @@
 //! `tallyline rejects`
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
 use super::actor::ActorArguments;
 use super::output::{or_dash, or_none, time};
-use super::progress::Progress;
-use super::via::{Via, ViaArguments};
-use super::{Context, Exit, Failure, columns, given_file};
-use crate::event::{MAX_PAYLOAD_BYTES, UsageType};
-use crate::ledger::{Disposition, RejectProperty};
+use super::via::{Change, Query};
+use super::{Context, Exit, Failure, columns};
+use crate::ledger::RejectProperty;
 use crate::operations::{
-    Actor, Admitted, Bytes, CountRejects, Desk, DiscardRejects, DiscardedRejects, Foreseen, ListRejects, OperationError, Reject,
-    RejectCounts, RejectPage, Resubmit, Resubmitted, ShownReject, WhichRejects,
+    AdmitRejects, Admitted, Bytes, CountRejects, DiscardRejects, DiscardedRejects, Foreseen, ListRejects, Reject, RejectCounts, RejectPage,
+    Resubmit, Resubmitted, ShowReject, ShownReject,
 };
-
-/// Maximum bytes of a file for --edit: a body with the attributes of a whole CloudEvent.
-const MOST_OF_AN_EDIT: usize = 2 * MAX_PAYLOAD_BYTES;
 
 /// Manage records that are not accepted events: rejected, in conflict, or held.
 #[derive(Clone, Debug, clap::Subcommand)]
 pub enum Rejects {
-    /// List rejects, or count them in groups
     List(List),
-    /// Show one reject: the whole record, its acts, and its predicted outcome
-    Show(Show),
-    /// Resubmit rejects through the log, with their own event ids
-    Resubmit(ResubmitArguments),
-    /// Discard rejects; accepted events with their ids remain
-    Discard(Discard),
-    /// Resubmit held records whose type this version knows; a process with the role consume does this at its start
-    Admit(Admit),
+    Show(Query<ShowReject>),
+    Resubmit(Change<Resubmit>),
+    Discard(Change<DiscardRejects>),
+    Admit(Change<AdmitRejects>),
 }
 
-/// List rejects.
+/// List rejects, or count them in groups
 #[derive(Clone, Debug, clap::Args)]
 pub struct List {
     #[command(flatten)]
-    via: ViaArguments,
-    /// Count rejects in groups instead: verdict, cause, type, topic, state, deployment
+    query: Query<ListRejects>,
+    /// Count rejects in groups instead
     #[arg(long, value_name = "WHAT", conflicts_with_all = ["limit", "after"])]
     by: Option<RejectProperty>,
-    /// Only rejects in this state: open, resubmitted, admitted, discarded, all
-    #[arg(long, value_name = "STATE", default_value = "open")]
-    state: String,
-    /// Only rejects with this verdict: rejected, conflict, held
-    #[arg(long, value_name = "VERDICT")]
-    verdict: Option<String>,
-    /// Only rejects with this cause, such as json
-    #[arg(long, value_name = "CAUSE")]
-    cause: Option<String>,
-    /// Only rejects of this event type
-    #[arg(long = "type", value_name = "TYPE")]
-    event_type: Option<String>,
-    /// Maximum number of rejects
-    #[arg(long, value_name = "NUMBER", default_value_t = 100)]
-    limit: usize,
-    /// Only rejects with a higher number: the next page
-    #[arg(long, value_name = "ID", default_value_t = 0)]
-    after: i64,
-}
-
-/// Show one reject.
-#[derive(Clone, Debug, clap::Args)]
-pub struct Show {
-    #[command(flatten)]
-    via: ViaArguments,
-    /// Number of the reject, as shown by `list`
-    id: i64,
-}
-
-/// Resubmit rejects through the log.
-#[derive(Clone, Debug, clap::Args)]
-pub struct ResubmitArguments {
-    #[command(flatten)]
-    via: ViaArguments,
-    #[command(flatten)]
-    actor: ActorArguments,
-    /// Numbers of the rejects, as shown by `list`
-    #[arg(required = true, value_name = "ID")]
-    ids: Vec<i64>,
-    /// Only for a single reject: file with a new body, or with a whole CloudEvent (JSON with a specversion), which also replaces the
-    /// headers. Id, source and type must not change
-    #[arg(long, value_name = "FILE")]
-    edit: Option<PathBuf>,
-    /// Also resubmit records that would be rejected again, and ended rejects while their event is not accepted
-    #[arg(long)]
-    force: bool,
-    /// Only predict the outcome
-    #[arg(long)]
-    dry_run: bool,
-}
-
-/// Discard rejects.
-#[derive(Clone, Debug, clap::Args)]
-pub struct Discard {
-    #[command(flatten)]
-    via: ViaArguments,
-    #[command(flatten)]
-    actor: ActorArguments,
-    /// Numbers of the rejects, as shown by `list`
-    #[arg(required = true, value_name = "ID")]
-    ids: Vec<i64>,
-}
-
-/// Resubmit held records.
-#[derive(Clone, Debug, clap::Args)]
-pub struct Admit {
-    #[command(flatten)]
-    via: ViaArguments,
-    #[command(flatten)]
-    actor: ActorArguments,
 }
 
 pub(super) async fn run(rejects: Rejects, context: &Context) -> Result<Exit, Failure> {
     match rejects {
-        Rejects::List(arguments) => list(arguments, context).await,
-        Rejects::Show(arguments) => {
-            let shown = match arguments.via.open(context).await? {
-                Via::Site(site) => site.desk()?.show_reject(arguments.id).await?,
-                Via::Api(api) => api.get(&["rejects", &arguments.id.to_string()], &()).await?,
-            };
+        Rejects::List(List { query, by: None }) => {
+            let page = query.run(context).await?;
+            context.output.answer(&page, || table(&page))?;
+        }
+        Rejects::List(List { query, by: Some(by) }) => {
+            let counts = query.via.run(&CountRejects { which: query.request.which, by }, &ActorArguments::default(), context).await?;
+            context.output.answer(&counts, || groups(&counts))?;
+        }
+        Rejects::Show(query) => {
+            let shown = query.run(context).await?;
             context.output.answer(&shown, || page(&shown))?;
-            Ok(Exit::Success)
         }
-        Rejects::Resubmit(arguments) => resubmit(arguments, context).await,
-        Rejects::Discard(arguments) => {
-            let (request, actor) = (DiscardRejects { ids: arguments.ids }, arguments.actor);
-            let discarded = match arguments.via.open(context).await? {
-                Via::Site(site) => site.desk()?.discard_rejects(&request, &actor.actor()).await?,
-                Via::Api(api) => api.post(&["rejects", "discard"], &request, actor.reason_alone()?).await?,
-            };
+        Rejects::Resubmit(change) => {
+            let resubmitted = change.run(context).await?;
+            context.output.answer(&resubmitted, || outcomes(&resubmitted))?;
+        }
+        Rejects::Discard(change) => {
+            let discarded = change.run(context).await?;
             context.output.answer(&discarded, || acts(&discarded))?;
-            Ok(Exit::Success)
         }
-        Rejects::Admit(arguments) => {
-            let admitted = match arguments.via.open(context).await? {
-                Via::Site(site) => admit(&site.desk()?, &arguments.actor.actor(), context).await?,
-                Via::Api(api) => api.patient().post(&["rejects", "admit"], &(), arguments.actor.reason_alone()?).await?,
-            };
+        Rejects::Admit(change) => {
+            let admitted = change.run(context).await?;
             context.output.answer(&admitted, || sentence(&admitted))?;
-            Ok(Exit::Success)
         }
     }
-}
-
-async fn admit(desk: &Desk, actor: &Actor, context: &Context) -> Result<Admitted, Failure> {
-    let progress = Progress::of_steps("records");
-    let total = known(desk).await?;
-    let admitted = desk.admit_rejects(actor, |records| progress.add("admitting", records, total), &context.stop).await;
-    progress.finish();
-    Ok(admitted?)
-}
-
-/// The number of held records whose type this version knows.
-async fn known(desk: &Desk) -> Result<u64, Failure> {
-    let which = WhichRejects { verdict: Some(Disposition::Held.to_string()), ..WhichRejects::default() };
-    let held = desk.count_rejects(&CountRejects { which, by: RejectProperty::Type }).await?;
-    let known = held.groups.iter().filter(|group| group.value.as_ref().is_some_and(|value| value.parse::<UsageType>().is_ok()));
-    Ok(known.map(|group| u64::try_from(group.records).unwrap_or_default()).sum())
-}
-
-async fn list(arguments: List, context: &Context) -> Result<Exit, Failure> {
-    let List { via, by, state, verdict, cause, event_type, limit, after } = arguments;
-    let via = via.open(context).await?;
-    let which = WhichRejects { state, verdict, cause, event_type };
-    if let Some(by) = by {
-        let request = CountRejects { which, by };
-        let counts = match via {
-            Via::Site(site) => site.desk()?.count_rejects(&request).await?,
-            Via::Api(api) => api.get(&["rejects", "counts"], &request).await?,
-        };
-        context.output.answer(&counts, || groups(&counts))?;
-    } else {
-        let request = ListRejects { which, after, limit };
-        let page = match via {
-            Via::Site(site) => site.desk()?.list_rejects(&request).await?,
-            Via::Api(api) => api.get(&["rejects"], &request).await?,
-        };
-        context.output.answer(&page, || table(&page))?;
-    }
-    Ok(Exit::Success)
-}
-
-async fn resubmit(arguments: ResubmitArguments, context: &Context) -> Result<Exit, Failure> {
-    let edit = match &arguments.edit {
-        None => None,
-        Some(file) => Some(given_file::text(file, MOST_OF_AN_EDIT).map_err(|message| OperationError::Invalid { field: "edit", message })?),
-    };
-    let request = Resubmit { ids: arguments.ids, edit, force: arguments.force, dry_run: arguments.dry_run };
-    let resubmitted = match arguments.via.open(context).await? {
-        Via::Site(site) => site.desk()?.resubmit_rejects(&request, &arguments.actor.actor()).await?,
-        Via::Api(api) => api.post(&["rejects", "resubmit"], &request, arguments.actor.reason_alone()?).await?,
-    };
-    context.output.answer(&resubmitted, || outcomes(&resubmitted))?;
     Ok(Exit::Success)
 }
 

@@ -4,72 +4,33 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use serde::Serialize;
-use serde_json::json;
 
-use super::actor::ActorArguments;
 use super::api::ApiClient;
 use super::output::exact_time;
 use super::progress::Progress;
-use super::via::{Via, ViaArguments};
+use super::via::{Change, Query, Via};
 use super::{Context, Exit, Failure, columns};
-use crate::api::{PlanStanding, PlanState};
-use crate::operations::{Desk, Effect, LogRange, MovedEnd, ReplayExecution, ReplayPlan, Replayed, Step, WindowEffect};
+use crate::api::{PlanState, ShowPlan};
+use crate::operations::{Effect, LogRange, MovedEnd, ReplayExecution, ReplayPlan, Replayed, WindowEffect};
 
 /// Interval of progress queries to the process that executes a plan.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
-/// First activity of an execution.
-const COMPARING: &str = "comparing with the plan";
 
 /// Reread a range of the log.
 #[derive(Clone, Debug, clap::Subcommand)]
 pub enum Replay {
-    /// Show the effect of a replay, and the hash that identifies the plan when it is executed
     Plan(Plan),
-    /// Execute a plan, or resume it after an interruption
-    Execute(Execute),
+    Execute(Change<ReplayExecution>),
 }
 
-/// Show the effect of a replay.
+/// Show the effect of a replay, and the hash that identifies the plan when it is executed
 #[derive(Clone, Debug, clap::Args)]
 pub struct Plan {
     #[command(flatten)]
-    via: ViaArguments,
-    #[command(flatten)]
-    range: RangeArguments,
-}
-
-/// The range of the log.
-#[derive(Clone, Debug, clap::Args)]
-struct RangeArguments {
-    /// Topic: NAME for all its partitions, or NAME:0,1,2 for some; may be repeated
-    #[arg(long, value_name = "NAME[:PARTITIONS]", required_unless_present = "all_topics", conflicts_with = "all_topics")]
-    topic: Vec<String>,
+    query: Query<LogRange>,
     /// All topics
     #[arg(long)]
     all_topics: bool,
-    /// Start of the range: earliest, latest, an offset, an instant (2025-07-01T00:00:00.000, UTC without an offset) or a duration before
-    /// now (P1DT2H)
-    #[arg(long, value_name = "WHERE")]
-    from: String,
-    /// End of the range, not included; same notation as --from
-    #[arg(long, value_name = "WHERE", default_value = "latest")]
-    until: String,
-}
-
-/// Execute a plan.
-#[derive(Clone, Debug, clap::Args)]
-pub struct Execute {
-    #[command(flatten)]
-    via: ViaArguments,
-    /// Hash that `tallyline replay plan` printed
-    #[arg(long = "plan", value_name = "HASH")]
-    hash: String,
-    /// Maximum records reread per second; the default leaves most of the ledger to live consumption
-    #[arg(long, value_name = "RECORDS_PER_SECOND", default_value_t = crate::operations::RECORDS_PER_SECOND,
-          value_parser = clap::value_parser!(u32).range(1..))]
-    rate: u32,
-    #[command(flatten)]
-    actor: ActorArguments,
 }
 
 #[derive(Serialize)]
@@ -81,47 +42,36 @@ struct Planned {
 
 pub(super) async fn run(replay: Replay, context: Context) -> Result<Exit, Failure> {
     match replay {
-        Replay::Plan(arguments) => plan(arguments, &context).await,
-        Replay::Execute(arguments) => execute(arguments, &context).await,
+        Replay::Plan(arguments) => plan(arguments.query, &context).await,
+        Replay::Execute(change) => execute(change, &context).await,
     }
 }
 
-async fn plan(arguments: Plan, context: &Context) -> Result<Exit, Failure> {
-    let RangeArguments { topic: topics, from, until, .. } = arguments.range;
-    let range = LogRange { topics, from, until };
-    let plan: ReplayPlan = match open(&arguments.via, context).await? {
-        Reached::Desk(desk) => {
-            let progress = Progress::of_steps("records");
-            let planned = desk.plan_replay(&range, |Step { doing, done, total }| progress.at(doing, done, total), &context.stop).await;
-            progress.finish();
-            planned?
-        }
-        Reached::Api(api) => unless_stopped(context, api.patient().post(&["replays"], &range, "")).await?,
-    };
+async fn plan(query: Query<LogRange>, context: &Context) -> Result<Exit, Failure> {
+    let plan = query.run(context).await?;
     if !plan.moved_ends.is_empty() {
         tracing::warn!("{}", moved(&plan.moved_ends));
     }
-    let execute = format!("tallyline replay execute {} --plan {}", arguments.via.again(), plan.hash);
+    let execute = format!("tallyline replay execute {} --plan {}", query.via.again(), plan.hash);
     let answer = Planned { plan, execute };
     context.output.answer(&answer, || table(&answer))?;
     Ok(Exit::Success)
 }
 
-async fn execute(arguments: Execute, context: &Context) -> Result<Exit, Failure> {
-    let request = ReplayExecution { hash: arguments.hash, records_per_second: Some(arguments.rate) };
-    let progress = Progress::of_steps("records");
-    let executed = match open(&arguments.via, context).await? {
-        Reached::Desk(desk) => {
-            let told = |Step { doing, done, total }| progress.at(doing, done, total);
-            desk.execute_replay(&request, &arguments.actor.actor(), told, &context.stop).await.map_err(Failure::from)
+async fn execute(Change { via, actor, request }: Change<ReplayExecution>, context: &Context) -> Result<Exit, Failure> {
+    let answer = match via.open(context).await? {
+        Via::Site(site) => {
+            site.watched(async |desk, progress| desk.execute_replay(&request, &actor.actor(), progress, &context.stop).await).await?
         }
-        Reached::Api(api) => {
-            let reason = arguments.actor.reason_alone()?;
-            unless_stopped(context, over_api(&api, &request, reason, &progress)).await
+        Via::Api(api) => {
+            let progress = Progress::default();
+            let executed = over_api(&api, &request, actor.reason_alone()?, &progress);
+            // a serving process continues its work
+            let executed = context.stop.run_until_cancelled(executed).await;
+            progress.finish();
+            executed.unwrap_or_else(|| Err(Failure::interrupted()))?
         }
     };
-    progress.finish();
-    let answer = executed?;
     context.output.answer(&answer, || sentence(&answer))?;
     Ok(Exit::Success)
 }
@@ -147,15 +97,13 @@ fn sentence(replayed: &Replayed) -> String {
 
 /// Makes a serving process execute the plan, and shows its progress.
 async fn over_api(api: &ApiClient, request: &ReplayExecution, reason: &str, progress: &Progress) -> Result<Replayed, Failure> {
-    let (plan, body) = (["plans", &request.hash], json!({ "records_per_second": request.records_per_second }));
-    let mut standing: PlanStanding = api.post(&["plans", &request.hash, "execute"], &body, reason).await?;
+    let mut standing = api.ask(request, reason).await?;
     loop {
         match (standing.state, standing.replayed, standing.problem) {
             (PlanState::Running, ..) => {
-                let doing = if standing.doing.as_deref() == Some(COMPARING) { COMPARING } else { "replaying" };
-                progress.at(doing, standing.done, standing.total);
+                progress.at(standing.doing.as_deref().unwrap_or("replaying"), standing.done, standing.total);
                 tokio::time::sleep(LOOK_AGAIN).await;
-                standing = api.get(&plan, &()).await?;
+                standing = api.ask(&ShowPlan { hash: request.hash.clone() }, "").await?;
             }
             (_, Some(replayed), _) => return Ok(replayed),
             (_, _, Some(problem)) => return Err(ApiClient::failure(problem.status, &problem.message)),
@@ -167,31 +115,6 @@ async fn over_api(api: &ApiClient, request: &ReplayExecution, reason: &str, prog
             }
         }
     }
-}
-
-/// The reached target.
-enum Reached {
-    Desk(Box<Desk>),
-    /// A serving process.
-    Api(ApiClient),
-}
-
-async fn open(via: &ViaArguments, context: &Context) -> Result<Reached, Failure> {
-    let reached = async {
-        Ok(match via.open(context).await? {
-            Via::Api(api) => Reached::Api(api),
-            Via::Site(site) => {
-                site.log.reach().await?;
-                Reached::Desk(Box::new(site.desk()?))
-            }
-        })
-    };
-    unless_stopped(context, reached).await
-}
-
-/// A stop ends the wait; a serving process continues its work.
-async fn unless_stopped<T>(context: &Context, asked: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-    context.stop.run_until_cancelled(asked).await.unwrap_or_else(|| Err(Failure::interrupted()))
 }
 
 fn table(answer: &Planned) -> String {

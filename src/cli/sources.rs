@@ -1,71 +1,35 @@
 //! `tallyline sources`
 
-use uuid::Uuid;
-
-use super::actor::ActorArguments;
 use super::output::{or_dash, or_none, time};
-use super::via::{Via, ViaArguments};
+use super::via::{Change, Query};
 use super::{Context, Exit, Failure, accept, columns};
-use crate::operations::{OneSource, RegisteredSource, Sources as Listed};
+use crate::operations::{ListSources, RegisteredSource, ReinstateSource, RetireSource, Sources as Listed};
 
 /// Manage registered sources.
 #[derive(Clone, Debug, clap::Subcommand)]
 pub enum Sources {
-    /// List the registered sources
-    List(List),
-    /// Retire a source: nothing waits for it any more, and its collector and publisher refuse to work
-    Retire(Change),
-    /// End the retirement of a source
-    Reinstate(Change),
+    List(Query<ListSources>),
+    Retire(Change<RetireSource>),
+    Reinstate(Change<ReinstateSource>),
     /// Bind a source to the coderd that the pipeline names, even if it was bound to another one
     Accept(accept::Arguments),
 }
 
-/// List the registered sources.
-#[derive(Clone, Debug, clap::Args)]
-pub struct List {
-    #[command(flatten)]
-    via: ViaArguments,
-}
-
-/// Change one source. Needs a reason.
-#[derive(Clone, Debug, clap::Args)]
-pub struct Change {
-    #[command(flatten)]
-    via: ViaArguments,
-    #[command(flatten)]
-    actor: ActorArguments,
-    /// coderd's deployment id, as shown by `list`
-    #[arg(value_name = "DEPLOYMENT")]
-    deployment_id: Uuid,
-}
-
 pub(super) async fn run(sources: Sources, context: &Context) -> Result<Exit, Failure> {
     match sources {
-        Sources::Accept(arguments) => return accept::run(arguments, context).await,
-        Sources::List(arguments) => {
-            let listed = match arguments.via.open(context).await? {
-                Via::Site(site) => site.desk()?.list_sources().await?,
-                Via::Api(api) => api.get(&["sources"], &()).await?,
-            };
+        Sources::List(query) => {
+            let listed = query.run(context).await?;
             context.output.answer(&listed, || table(&listed))?;
         }
-        Sources::Retire(arguments) => {
-            let request = OneSource { deployment_id: arguments.deployment_id };
-            let source = match arguments.via.open(context).await? {
-                Via::Site(site) => site.desk()?.retire_source(&request, &arguments.actor.actor()).await?,
-                Via::Api(api) => api.post(&["sources", "retire"], &request, arguments.actor.reason_alone()?).await?,
-            };
+        Sources::Retire(change) => {
+            let source = change.run(context).await?;
             context.output.answer(&source, || retired(&source))?;
         }
-        Sources::Reinstate(arguments) => {
-            let request = OneSource { deployment_id: arguments.deployment_id };
-            let source = match arguments.via.open(context).await? {
-                Via::Site(site) => site.desk()?.reinstate_source(&request, &arguments.actor.actor()).await?,
-                Via::Api(api) => api.post(&["sources", "reinstate"], &request, arguments.actor.reason_alone()?).await?,
-            };
+        Sources::Reinstate(change) => {
+            let source = change.run(context).await?;
             context.output.answer(&source, || format!("{} is in use\n", source.deployment_id))?;
         }
+        Sources::Accept(arguments) => return accept::run(arguments, context).await,
     }
     Ok(Exit::Success)
 }

@@ -10,6 +10,7 @@ use tracing::warn;
 use super::roles::Site;
 use super::via::{Via, ViaArguments};
 use super::{Context, Exit, Failure, Output, plain, until_stopped};
+use crate::api::ShowStatus;
 use crate::status::{self, Status};
 
 /// Timeout to query the ends of the log.
@@ -78,7 +79,7 @@ async fn watch(via: &Via, all: bool, output: Output, every: Duration) -> Result<
 async fn read(via: &Via, all: bool, log_answer: Duration) -> Result<Status, Failure> {
     let mut status = match via {
         Via::Site(site) => of_site(site, log_answer).await?,
-        Via::Api(api) => api.get(&["status"], &()).await?,
+        Via::Api(api) => api.ask(&ShowStatus {}, "").await?,
     };
     status.processes.retain(|process| all || !process.long_gone);
     Ok(status)

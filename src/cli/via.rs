@@ -5,11 +5,14 @@ use std::path::PathBuf;
 
 use reqwest::Url;
 
+use super::actor::ActorArguments;
 use super::api::{ApiClient, url};
 use super::pipeline::quoted;
+use super::progress::Progress;
 use super::roles::Site;
 use super::{Context, Exit, Failure, PipelineArguments};
 use crate::config::Secret;
+use crate::operations::{self, Desk, Operation, OperationError, Step};
 
 /// Variable with the token, if no flag names one.
 const TOKEN_VARIABLE: &str = "TALLYLINE_API_TOKEN";
@@ -31,6 +34,39 @@ pub struct ViaArguments {
     token: Option<Secret>,
 }
 
+// The command's help begins with the documentation of the request. So the request is the last field,
+// and these types have no documentation.
+
+#[derive(Clone, Debug, clap::Args)]
+pub struct Query<R: clap::Args> {
+    #[command(flatten)]
+    pub via: ViaArguments,
+    #[command(flatten)]
+    pub request: R,
+}
+
+#[derive(Clone, Debug, clap::Args)]
+pub struct Change<R: clap::Args> {
+    #[command(flatten)]
+    pub via: ViaArguments,
+    #[command(flatten)]
+    pub actor: ActorArguments,
+    #[command(flatten)]
+    pub request: R,
+}
+
+impl<R: Operation + clap::Args> Query<R> {
+    pub async fn run(&self, context: &Context) -> Result<R::Answer, Failure> {
+        self.via.run(&self.request, &ActorArguments::default(), context).await
+    }
+}
+
+impl<R: Operation + clap::Args> Change<R> {
+    pub async fn run(&self, context: &Context) -> Result<R::Answer, Failure> {
+        self.via.run(&self.request, &self.actor, context).await
+    }
+}
+
 /// The opened target.
 pub enum Via {
     /// This process, with its own handles for the ledger, the log and coderd.
@@ -40,13 +76,27 @@ pub enum Via {
 }
 
 impl ViaArguments {
+    /// Runs the operation in this process, or sends it to the serving process.
+    pub async fn run<R: Operation>(&self, request: &R, actor: &ActorArguments, context: &Context) -> Result<R::Answer, Failure> {
+        match self.open(context).await? {
+            Via::Site(site) => site.watched(async |desk, progress| desk.run(request, &actor.actor(), progress, &context.stop).await).await,
+            Via::Api(api) => {
+                let answer = context.stop.run_until_cancelled(api.ask(request, actor.reason_alone()?)).await;
+                answer.unwrap_or_else(|| Err(Failure::interrupted()))
+            }
+        }
+    }
+
     /// Opens the target. Checks that the ledger is reachable and has this binary's schema; does not connect to the API yet.
     pub async fn open(&self, context: &Context) -> Result<Via, Failure> {
-        let via = self.prepare(context).await?;
-        if let Via::Site(site) = &via {
-            site.ledger.reach().await?;
-        }
-        Ok(via)
+        let open = async {
+            let via = self.prepare(context).await?;
+            if let Via::Site(site) = &via {
+                site.ledger.reach().await?;
+            }
+            Ok(via)
+        };
+        context.stop.run_until_cancelled(open).await.unwrap_or_else(|| Err(Failure::interrupted()))
     }
 
     /// Resolves the settings or the token, without connecting.
@@ -83,6 +133,22 @@ impl ViaArguments {
         };
         let text = secret.resolve().await;
         text.map(Some).map_err(|error| Failure::of(Exit::Configuration, format!("{named}: {error}")))
+    }
+}
+
+impl Site {
+    /// Runs an operation and shows its progress.
+    pub(super) async fn watched<T>(
+        &self,
+        operation: impl AsyncFnOnce(&Desk, operations::Progress<'_>) -> Result<T, OperationError>,
+    ) -> Result<T, Failure> {
+        let progress = Progress::default();
+        let ended = operation(&self.desk()?, &|Step { doing, done, total }| progress.at(doing, done, total)).await;
+        progress.finish();
+        ended.map_err(|error| match error {
+            OperationError::Log(error) => Failure::from(error).while_doing(format!("the log, {}", self.log.address)),
+            error => error.into(),
+        })
     }
 }
 

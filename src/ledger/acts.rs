@@ -81,34 +81,21 @@ pub struct Act {
 }
 
 /// Filters for acts; all given filters must match.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct ListActs {
-    /// Only acts of this actor: a person's login, a token's name, or `tallyline VERSION`.
-    #[serde(skip_serializing_if = "Option::is_none")]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ActFilter {
     pub actor: Option<String>,
-    /// Only acts of this kind.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub act: Option<ActKind>,
-    /// Only acts on this target: a reject's id, a plan's hash, an operation, a stage or a deployment.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub subject: Option<String>,
-    /// Only acts at or after this instant.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// Included.
     pub from: Option<DateTime<Utc>>,
-    /// Only acts before this instant.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// Not included.
     pub to: Option<DateTime<Utc>>,
-    /// Only acts with smaller ids: `next_before` of the previous page.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// Only acts with smaller ids.
     pub before: Option<i64>,
-    /// Maximum number of acts in the page, 1 to 1000; the default is 100.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub limit: Option<u16>,
 }
 
-/// At most `limit` of the acts, latest first. This method ignores the request's own limit.
-pub async fn list(conn: &mut PgConnection, asked: &ListActs, limit: i64) -> Result<Vec<Act>, sqlx::Error> {
+/// At most `limit` of the acts, latest first.
+pub async fn list(conn: &mut PgConnection, filter: &ActFilter, limit: i64) -> Result<Vec<Act>, sqlx::Error> {
     sqlx::query_as(
         "select operator_act.id, acted_at, actor, act, coalesce(subject, reject_id::text) as subject, reason, detail, named_sequence(batch.sequence) as sequence
          from operator_act join batch on batch.id = batch_id
@@ -117,12 +104,12 @@ pub async fn list(conn: &mut PgConnection, asked: &ListActs, limit: i64) -> Resu
            and ($6::bigint is null or operator_act.id < $6)
          order by operator_act.id desc limit $7",
     )
-    .bind(&asked.actor)
-    .bind(asked.act)
-    .bind(&asked.subject)
-    .bind(asked.from)
-    .bind(asked.to)
-    .bind(asked.before)
+    .bind(&filter.actor)
+    .bind(filter.act)
+    .bind(&filter.subject)
+    .bind(filter.from)
+    .bind(filter.to)
+    .bind(filter.before)
     .bind(limit)
     .fetch_all(conn)
     .await

@@ -53,7 +53,7 @@ pub mod snapshots;
 pub mod sources;
 mod statement_error;
 
-pub use acts::{Act, ActKind, ListActs, NewAct, OURSELVES, Subject};
+pub use acts::{Act, ActFilter, ActKind, NewAct, OURSELVES, Subject};
 pub use batch::{Arrival, BatchKind, Counts, Disposition, RecordError, Refusal};
 pub use books::{Difference, LedgerBooks, PartitionBooks};
 pub use choices::LICENSE_RULES;

@@ -1,14 +1,44 @@
 //! Lists the audit trail.
 
+use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Desk, OperationError};
-use crate::ledger::{Act, ListActs, acts};
+use super::{ApiRequest, Operation, OperationError, Run, instant, optional_instant};
+use crate::ledger::{Act, ActFilter, ActKind, acts};
 
 /// Acts of one page: the default and the maximum.
 const PAGE: u16 = 100;
 const MOST: u16 = 1000;
+
+/// Show the audit trail: actor, act, time and reason, the latest first.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema, clap::Args)]
+#[serde(deny_unknown_fields)]
+pub struct ListActs {
+    /// Only acts of this actor: a person's login, a token's name, or `tallyline VERSION`.
+    #[arg(long, value_name = "NAME")]
+    pub actor: Option<String>,
+    /// Only acts of this kind.
+    #[arg(long)]
+    pub act: Option<ActKind>,
+    /// Only acts on this subject: a reject's id, a plan's hash, an operation, a stage or a deployment.
+    #[arg(long)]
+    pub subject: Option<String>,
+    /// Only acts at or after this instant.
+    #[arg(long, value_name = "TIME", value_parser = instant)]
+    #[serde(default, deserialize_with = "optional_instant")]
+    pub from: Option<DateTime<Utc>>,
+    /// Only acts before this instant.
+    #[arg(long, value_name = "TIME", value_parser = instant)]
+    #[serde(default, deserialize_with = "optional_instant")]
+    pub to: Option<DateTime<Utc>>,
+    /// Only acts with smaller ids: the next page.
+    #[arg(long, value_name = "ID")]
+    pub before: Option<i64>,
+    /// Maximum number of acts, 1 to 1000. Default: 100.
+    #[arg(long, value_name = "COUNT")]
+    pub limit: Option<u16>,
+}
 
 /// A page of the audit trail, the latest act first.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -20,14 +50,22 @@ pub struct Acts {
     pub next_before: Option<i64>,
 }
 
-impl Desk {
-    pub async fn acts(&self, request: &ListActs) -> Result<Acts, OperationError> {
-        let limit = request.limit.unwrap_or(PAGE);
+impl ApiRequest for ListActs {
+    type Answer = Acts;
+    const PATH: &'static str = "/api/v1/acts";
+    const ANSWER: &'static str = "One page.";
+}
+
+impl Operation for ListActs {
+    async fn run(&self, Run { desk, .. }: Run<'_>) -> Result<Acts, OperationError> {
+        let limit = self.limit.unwrap_or(PAGE);
         if !(1..=MOST).contains(&limit) {
             return Err(OperationError::Invalid { field: "limit", message: format!("must be 1 to {MOST}") });
         }
+        let Self { actor, act, subject, from, to, before, .. } = self.clone();
+        let filter = ActFilter { actor, act, subject, from, to, before };
         // one act more than the limit shows whether another page exists
-        let mut acts = self.ledger.run(async |conn| acts::list(conn, request, i64::from(limit) + 1).await).await?;
+        let mut acts = desk.ledger.run(async |conn| acts::list(conn, &filter, i64::from(limit) + 1).await).await?;
         let more = acts.len() > usize::from(limit);
         acts.truncate(usize::from(limit));
         let next_before = acts.last().filter(|_| more).map(|act| act.id);

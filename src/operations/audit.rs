@@ -1,26 +1,35 @@
 //! Audits on demand, and the latest findings of the continuous audit.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use axum::http::Method;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::{Desk, OperationError};
+use super::operation::counting;
+use super::{ApiRequest, Desk, Operation, OperationError, Run};
 use crate::audit::{Audit, AuditReport};
 use crate::coderd::Database;
+use crate::event::Topic;
 use crate::ledger::{Finding, StatementError, findings, retirements};
 
-/// Options of an audit.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+/// Prove that the books balance, or list the differences. Marks events, but changes none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema, clap::Args)]
 #[serde(deny_unknown_fields, default)]
 pub struct RunAudit {
     /// Seconds to wait for a collector pass that began after a difference was seen. Default: 60.
+    #[arg(long = "patience", value_name = "SECONDS")]
     pub patience_seconds: Option<u32>,
-    /// Also reread the records that the log still holds. Report each ledger row that was changed, removed or added by hand.
+    /// Also reread all records in the log. Report each ledger row that was changed, removed or added by hand.
+    #[arg(long)]
     pub deep: bool,
 }
+
+/// Show the latest findings of the continuous audit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ShowFindings {}
 
 /// Latest findings of the continuous audit.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -29,38 +38,55 @@ pub struct AuditFindings {
     pub findings: Vec<Finding>,
 }
 
-impl Desk {
-    /// Latest findings of the continuous audit.
-    pub async fn audit_findings(&self) -> Result<AuditFindings, OperationError> {
-        Ok(AuditFindings { findings: self.ledger.run(findings::list).await? })
-    }
+impl ApiRequest for ShowFindings {
+    type Answer = AuditFindings;
+    const PATH: &'static str = "/api/v1/audit";
+    const ANSWER: &'static str = "By joint.";
+}
 
-    /// Audits now. Marks events as confirmed, missing or held; changes no event. `progress` gets the offsets that a deep audit has read,
-    /// and their total.
-    pub async fn audit(&self, request: &RunAudit, progress: impl Fn(u64, u64) + Send + Sync) -> Result<AuditReport, OperationError> {
-        let patience = Duration::from_secs(request.patience_seconds.unwrap_or(60).into());
-        let source = match &self.coderd {
-            Some(database) => Some((database.clone(), self.deployment_told_by(database).await?)),
+impl Operation for ShowFindings {
+    async fn run(&self, Run { desk, .. }: Run<'_>) -> Result<AuditFindings, OperationError> {
+        Ok(AuditFindings { findings: desk.ledger.run(findings::list).await? })
+    }
+}
+
+impl ApiRequest for RunAudit {
+    type Answer = AuditReport;
+    const METHOD: Method = Method::POST;
+    const PATH: &'static str = "/api/v1/audit";
+    const ANSWER: &'static str = "The comparison of each joint.";
+    const IS_LONG: bool = true;
+}
+
+impl Operation for RunAudit {
+    async fn run(&self, Run { desk, progress, .. }: Run<'_>) -> Result<AuditReport, OperationError> {
+        // before anything is compared: a log that cannot be reached is not a fault of ours
+        for topic in Topic::ALL {
+            desk.log.partitions(topic).await?;
+        }
+        let patience = Duration::from_secs(self.patience_seconds.unwrap_or(60).into());
+        let source = match &desk.coderd {
+            Some(database) => Some((database.clone(), desk.deployment_told_by(database).await?)),
             None => None,
         };
         let source = match source {
-            Some((_, deployment)) if self.ledger.run(async |conn| retirements::of_deployment(conn, deployment).await).await?.is_some() => {
+            Some((_, deployment)) if desk.ledger.run(async |conn| retirements::of_deployment(conn, deployment).await).await?.is_some() => {
                 None
             }
             source => source,
         };
-        let audit = Audit { ledger: self.ledger.clone(), log: self.log.clone(), source, patience };
+        let audit = Audit { ledger: desk.ledger.clone(), log: desk.log.clone(), source, patience };
         let report = audit.run().await.map_err(unread)?;
-        if !request.deep {
+        if !self.deep {
             return Ok(report);
         }
         let ranges = audit.rereadable().await.map_err(unread)?;
         let total = ranges.iter().map(|range| u64::try_from(range.until - range.from).unwrap_or_default()).sum();
-        let done = AtomicU64::new(0);
-        let progress = |more| progress(done.fetch_add(more, Ordering::Relaxed) + more, total);
-        Ok(report.with(audit.deep(&ranges, progress).await.map_err(unread)?))
+        Ok(report.with(audit.deep(&ranges, counting("rereading records", total, progress)).await.map_err(unread)?))
     }
+}
 
+impl Desk {
     /// The configured deployment; without one, the deployment that coderd reports.
     async fn deployment_told_by(&self, database: &Database) -> Result<Uuid, OperationError> {
         if let Some(deployment) = self.deployment {

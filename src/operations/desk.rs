@@ -53,9 +53,9 @@ pub fn reason(text: &str) -> Result<String, String> {
 }
 
 /// Who performs an operation, and why. Both are recorded in the audit trail.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Actor {
-    /// A person's login, a token's name, or `tallyline VERSION`.
+    /// A person's login, a token's name, or `tallyline VERSION`. Empty for a question without a token.
     pub name: String,
     /// The reason, in the actor's words. May be empty where an operation does not require one.
     pub reason: String,

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Datelike as _, NaiveDate, NaiveDateTime, TimeDelta, Utc};
+use serde::de::{Deserialize, Deserializer, Error as _};
 
 /// Whether events may have this time: years 1970 to 9999. The ledger cannot be queried for times far outside it.
 #[must_use]
@@ -29,6 +30,23 @@ pub fn instant(text: &str) -> Result<DateTime<Utc>, String> {
         .and_then(|time| DateTime::from_timestamp_micros(time.timestamp_micros()))
         .ok_or_else(|| "no instant such as 2025-07-01T00:00:00Z, 2025-07-01T00:00:00.000 or 2025-07-01 (UTC)".to_owned())
         .and_then(|instant| if can_be(instant) { Ok(instant) } else { Err(CANNOT_BE.to_owned()) })
+}
+
+/// Deserializes an instant of the years 1970 to 9999: RFC 3339.
+pub fn exact_instant<'de, D: Deserializer<'de>>(deserializer: D) -> Result<DateTime<Utc>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    // an unescaped plus sign of an offset arrives as a blank
+    let advice = if text.contains(' ') { ": write an offset's + as %2B, or use Z" } else { "" };
+    let expected = |_| D::Error::custom(format!("not an instant such as 2025-07-01T00:00:00Z{advice}"));
+    let instant = text.parse().map_err(expected)?;
+    if can_be(instant) { Ok(instant) } else { Err(D::Error::custom(CANNOT_BE)) }
+}
+
+/// The same for a field that may be null.
+pub fn optional_instant<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<DateTime<Utc>>, D::Error> {
+    #[derive(serde::Deserialize)]
+    struct Exact(#[serde(deserialize_with = "exact_instant")] DateTime<Utc>);
+    Ok(Option::deserialize(deserializer)?.map(|Exact(instant)| instant))
 }
 
 /// Parses an ISO 8601 duration as `kafka-consumer-groups` does: `PnDTnHnMnS`; seconds may have a fraction.

@@ -1,16 +1,17 @@
-//! Operations of operators, shared by the command line and the API. Each file is one subject, with its request and its answer as plain
-//! data.
+//! Operations of operators, shared by the command line and the API. Each file is one subject, with its requests and its answers as plain
+//! data. An [`Operation`] is a request with its place in the API and its code.
 //!
-//! An operation that changes something names its [`Actor`]. Its act is recorded in the audit trail in the same transaction as the change.
-//! Operations do not print, parse arguments or handle HTTP.
+//! A change names its [`Actor`]. Its act is recorded in the audit trail in the same transaction as the change. Operations do not print.
 
 mod acts;
 mod audit;
 mod desk;
 mod effect;
 mod error;
+mod given_file;
 mod identity;
 mod instant;
+mod operation;
 mod pauses;
 mod plan_hash;
 mod prove;
@@ -22,14 +23,15 @@ mod replay;
 mod series;
 mod sources;
 
-pub use acts::Acts;
-pub use audit::{AuditFindings, RunAudit};
+pub use acts::{Acts, ListActs};
+pub use audit::{AuditFindings, RunAudit, ShowFindings};
 pub use desk::{Actor, Desk, reason};
 pub use effect::{Effect, FamilyEffect, Queued, WindowEffect};
 pub use error::OperationError;
 pub use identity::AcceptedIdentity;
-pub use instant::{CANNOT_BE, can_be, instant, iso_duration};
-pub use pauses::{CoderdCutOff, PauseRequest, Pauses, refuse_paused};
+pub use instant::{CANNOT_BE, can_be, exact_instant, instant, iso_duration, optional_instant};
+pub use operation::{ApiRequest, Operation, Progress, Run, Step};
+pub use pauses::{CoderdCutOff, ListPauses, PauseRequest, Pauses, ResumeRequest, refuse_paused};
 pub use prove::{
     AcceptedProof, BatchProof, EventId, Label, LicenseWindow, LogProof, LogState, NoSeries, Proof, ProveRequest, SeriesProof, SourceProof,
     SourceState,
@@ -40,8 +42,8 @@ pub use rebuild::{
     RehearsedWindow, SeriesValue, StateDifference,
 };
 pub use rejects::{
-    Admitted, Bytes, CountRejects, DiscardRejects, DiscardedRejects, Foreseen, Header, ListRejects, Place, Reject, RejectCounts,
-    RejectPage, Resubmit, Resubmitted, ResubmittedRecord, ShownReject, WhichRejects, edited,
+    AdmitRejects, Admitted, Bytes, CountRejects, DiscardRejects, DiscardedRejects, Foreseen, Header, ListRejects, Place, Reject,
+    RejectCounts, RejectPage, Resubmit, Resubmitted, ResubmittedRecord, ShowReject, ShownReject, WhichRejects, edited,
 };
-pub use replay::{PlannedPartition, RECORDS_PER_SECOND, ReplayExecution, ReplayPlan, Replayed, Step};
-pub use sources::{OneSource, RegisteredSource, Sources};
+pub use replay::{PlannedPartition, RECORDS_PER_SECOND, ReplayExecution, ReplayPlan, Replayed};
+pub use sources::{ListSources, RegisteredSource, ReinstateSource, RetireSource, Sources};

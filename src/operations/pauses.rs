@@ -1,31 +1,55 @@
 //! Pauses and resumes. An operation that an operator paused stays paused in all processes, also over restarts, until it is resumed.
 
+use axum::http::Method;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::{Actor, Desk, OperationError};
+use super::{ApiRequest, Operation, OperationError, Run};
 use crate::event::Topic;
 use crate::ledger::{ActKind, Ledger, Pausable, Pause, PublishStop, Subject, pauses, publish_marks};
 
-/// What to pause or to resume.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+/// Pause an operation in all processes until it is resumed.
+///
+/// Work in flight is finished, and new work does not begin. A pause loses nothing: the pending work
+/// is done after the resume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, clap::Args)]
 #[serde(deny_unknown_fields)]
 pub struct PauseRequest {
-    /// Operation to pause or resume.
+    /// Operation to pause.
     pub operation: Pausable,
     /// Full name of the topic; only for `consume`. Without it, all topics.
+    #[arg(long)]
     #[serde(default)]
     pub topic: Option<String>,
 }
 
-/// A deployment whose coderd no longer publishes by itself.
+/// Resume a paused operation in all processes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, clap::Args)]
+#[serde(deny_unknown_fields)]
+pub struct ResumeRequest {
+    /// Operation to resume.
+    pub operation: Pausable,
+    /// Full name of the topic; only for `consume`. Without it, all topics.
+    #[arg(long)]
+    #[serde(default)]
+    pub topic: Option<String>,
+}
+
+/// Resume publishing after coderd published by itself.
+///
+/// From then on only a later publish mark of coderd stops it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CoderdCutOff {
-    /// coderd's deployment id.
+    /// coderd's deployment id. Its own publishing must be cut off.
     pub deployment_id: Uuid,
 }
+
+/// Show the current pauses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ListPauses {}
 
 /// Current pauses.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -34,58 +58,69 @@ pub struct Pauses {
     pub pauses: Vec<Pause>,
 }
 
-impl Desk {
-    /// Current pauses, with actor and reason.
-    pub async fn pauses(&self) -> Result<Pauses, OperationError> {
-        Ok(Pauses { pauses: self.ledger.run(pauses::list).await? })
-    }
+impl ApiRequest for ListPauses {
+    type Answer = Pauses;
+    const PATH: &'static str = "/api/v1/pauses";
+    const ANSWER: &'static str = "Each pause in force.";
+}
 
-    /// Pauses an operation in all processes, within seconds. Work in flight is finished; no new work begins. A pause loses nothing: the
-    /// pending work is done after the resume.
-    ///
-    /// # Errors
-    /// [`OperationError::Invalid`] without a reason or for a wrong topic; [`OperationError::Forbidden`] if already paused, with the actor.
-    pub async fn pause(&self, request: &PauseRequest, actor: &Actor) -> Result<Pause, OperationError> {
-        let topic = topic(request)?;
-        actor.require_reason()?;
-        let paused = self
-            .ledger
-            .run(async |conn| pauses::begin(conn, request.operation, topic, &actor.name, &actor.reason, self.ledger.clock.now()).await)
-            .await?;
-        paused.map_err(|held| OperationError::Forbidden(held.to_string()))
+impl Operation for ListPauses {
+    async fn run(&self, Run { desk, .. }: Run<'_>) -> Result<Pauses, OperationError> {
+        Ok(Pauses { pauses: desk.ledger.run(pauses::list).await? })
     }
+}
 
-    /// Ends a pause, and returns it.
-    ///
-    /// # Errors
-    /// [`OperationError::Invalid`] for a wrong topic; [`OperationError::Forbidden`] if not paused, with the current pauses.
-    pub async fn resume(&self, request: &PauseRequest, actor: &Actor) -> Result<Pause, OperationError> {
-        let topic = topic(request)?;
-        let resumed = self
-            .ledger
-            .run(async |conn| pauses::end(conn, request.operation, topic, &actor.name, &actor.reason, self.ledger.clock.now()).await)
-            .await?;
-        resumed.map_err(|held| {
+impl ApiRequest for PauseRequest {
+    type Answer = Pause;
+    const METHOD: Method = Method::POST;
+    const PATH: &'static str = "/api/v1/pauses";
+    const ANSWER: &'static str = "The new pause. 409: it is already paused.";
+    const NEEDS_REASON: bool = true;
+}
+
+impl Operation for PauseRequest {
+    async fn run(&self, Run { desk, actor, .. }: Run<'_>) -> Result<Pause, OperationError> {
+        let topic = topic(self.operation, self.topic.as_deref())?;
+        let now = desk.ledger.clock.now();
+        let begin = desk.ledger.run(async |conn| pauses::begin(conn, self.operation, topic, &actor.name, &actor.reason, now).await);
+        begin.await?.map_err(|held| OperationError::Forbidden(held.to_string()))
+    }
+}
+
+impl ApiRequest for ResumeRequest {
+    type Answer = Pause;
+    const METHOD: Method = Method::DELETE;
+    const PATH: &'static str = "/api/v1/pauses/{operation}";
+    const ANSWER: &'static str = "The ended pause. 409: it is not paused.";
+}
+
+impl Operation for ResumeRequest {
+    async fn run(&self, Run { desk, actor, .. }: Run<'_>) -> Result<Pause, OperationError> {
+        let topic = topic(self.operation, self.topic.as_deref())?;
+        let now = desk.ledger.clock.now();
+        let end = desk.ledger.run(async |conn| pauses::end(conn, self.operation, topic, &actor.name, &actor.reason, now).await);
+        end.await?.map_err(|held| {
             let of = topic.map(|topic| format!(" of {topic}")).unwrap_or_default();
             let others: String = held.iter().map(|pause| format!("; {pause}")).collect();
-            OperationError::Forbidden(format!("{}{of} is not paused{others}", request.operation.as_str()))
+            OperationError::Forbidden(format!("{}{of} is not paused{others}", self.operation.as_str()))
         })
     }
 }
 
-impl Desk {
-    /// Allows publishing again after coderd published by itself. From now on only a later publish mark of coderd stops it.
-    ///
-    /// # Errors
-    /// [`OperationError::Invalid`] without a reason; [`OperationError::NotFound`] if publishing for the deployment is not stopped.
-    pub async fn coderd_cut_off(&self, request: &CoderdCutOff, actor: &Actor) -> Result<PublishStop, OperationError> {
-        actor.require_reason()?;
-        let detail = serde_json::Value::default();
-        let act = actor.act(ActKind::Resume, Subject::Named("publish"), detail);
-        let ended =
-            self.ledger.run(async |conn| publish_marks::end_stop(conn, request.deployment_id, &act, self.ledger.clock.now()).await).await?;
-        let not_stopped = || format!("publishing of deployment {} has not stopped for coderd's own", request.deployment_id);
-        ended.ok_or_else(|| OperationError::NotFound(not_stopped()))
+impl ApiRequest for CoderdCutOff {
+    type Answer = PublishStop;
+    const METHOD: Method = Method::POST;
+    const PATH: &'static str = "/api/v1/publish/coderd-cut-off";
+    const ANSWER: &'static str = "The ended stop. 404: publishing of the deployment has not stopped.";
+    const NEEDS_REASON: bool = true;
+}
+
+impl Operation for CoderdCutOff {
+    async fn run(&self, Run { desk, actor, .. }: Run<'_>) -> Result<PublishStop, OperationError> {
+        let act = actor.act(ActKind::Resume, Subject::Named("publish"), serde_json::Value::default());
+        let (id, now) = (self.deployment_id, desk.ledger.clock.now());
+        let ended = desk.ledger.run(async |conn| publish_marks::end_stop(conn, id, &act, now).await).await?;
+        ended.ok_or_else(|| OperationError::NotFound(format!("publishing of deployment {id} has not stopped for coderd's own")))
     }
 }
 
@@ -101,11 +136,11 @@ pub async fn refuse_paused(ledger: &Ledger, operation: Pausable) -> Result<(), O
     }
 }
 
-fn topic(request: &PauseRequest) -> Result<Option<Topic>, OperationError> {
-    let Some(name) = &request.topic else { return Ok(None) };
+fn topic(operation: Pausable, name: Option<&str>) -> Result<Option<Topic>, OperationError> {
+    let Some(name) = name else { return Ok(None) };
     let invalid = |message| Err(OperationError::Invalid { field: "topic", message });
-    if request.operation != Pausable::Consume {
-        return invalid(format!("has no meaning for {}: only consume goes by topics", request.operation.as_str()));
+    if operation != Pausable::Consume {
+        return invalid(format!("has no meaning for {}: only consume goes by topics", operation.as_str()));
     }
     match name.parse::<Topic>().ok() {
         Some(topic) => Ok(Some(topic)),

@@ -10,17 +10,21 @@ use crate::event::{Topic, TopicPartition};
 use crate::ledger::{ReplayRange, positions};
 use crate::log::Log;
 
-/// A range of the log, as an operator writes it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+/// Show the effect of rereading a range of the log, and the hash that identifies the plan when it is executed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema, clap::Args)]
 #[serde(deny_unknown_fields)]
 pub struct LogRange {
     /// Topics: `NAME` for all partitions, or `NAME:0,1,2` for some. Empty: all topics.
+    // the command adds --all-topics: without topics, it asks for that flag
+    #[arg(long = "topic", value_name = "NAME[:PARTITIONS]", required_unless_present = "all_topics", conflicts_with = "all_topics")]
     #[serde(default)]
     pub topics: Vec<String>,
     /// Start of the range: `earliest`, `latest`, an offset, an instant (`2025-07-01T00:00:00.000`, UTC without an offset) or a duration
     /// before now (`P1DT2H`).
+    #[arg(long, value_name = "WHERE")]
     pub from: String,
     /// End of the range, not included. Same notation as `from`.
+    #[arg(long, value_name = "WHERE", default_value = "latest")]
     #[serde(default = "latest")]
     pub until: String,
 }

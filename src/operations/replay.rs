@@ -1,13 +1,15 @@
 //! Replays: plan the effect of rereading a range of the log, and execute exactly that plan.
 
+use axum::http::Method;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::effect::{Effect, Effects};
+use super::operation::counting;
 use super::plan_hash::plan_hash;
 use super::ranges::{LogRange, MovedEnd};
-use super::{Actor, Desk, OperationError};
+use super::{Actor, ApiRequest, Desk, Operation, OperationError, Progress, Run};
 use crate::consumer::{ForeseenRange, Replay, ReplayError};
 use crate::ledger::{ActKind, Counts, ReplayRange, Subject, positions, replays};
 
@@ -55,13 +57,15 @@ pub struct PlannedPartition {
     pub new_refused: i32,
 }
 
-/// The plan to execute, and the rate.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+/// Execute a planned replay, or resume it after an interruption.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema, clap::Args)]
 #[serde(deny_unknown_fields)]
 pub struct ReplayExecution {
     /// Hash of the plan.
+    #[arg(long = "plan")]
     pub hash: String,
     /// Maximum records per second, at least 1. Default: 5,000, which leaves most of the ledger to live consumption.
+    #[arg(long = "rate", value_name = "RECORDS_PER_SECOND", value_parser = clap::value_parser!(u32).range(1..))]
     #[serde(default)]
     pub records_per_second: Option<u32>,
 }
@@ -86,36 +90,28 @@ pub struct Replayed {
     pub held: i32,
 }
 
-/// Progress: `done` of `total` offsets. Kafka's offsets have gaps, so `done` may end below `total`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Step {
-    /// The current activity, in one word.
-    pub doing: &'static str,
-    /// Records read in this call.
-    pub done: u64,
-    /// Offsets to read in this call.
-    pub total: u64,
+impl ApiRequest for LogRange {
+    type Answer = ReplayPlan;
+    const METHOD: Method = Method::POST;
+    const PATH: &'static str = "/api/v1/replays";
+    const ANSWER: &'static str = "The effect, and the hash that identifies the plan.";
+    const IS_LONG: bool = true;
+}
+
+impl Operation for LogRange {
+    /// Reads the range without recording an event, and saves the plan.
+    async fn run(&self, Run { desk, progress, stop, .. }: Run<'_>) -> Result<ReplayPlan, OperationError> {
+        let (ranges, moved_ends) = desk.resolve(self).await?;
+        desk.replay().is_the_same_log(&ranges).await?;
+        let id = Uuid::new_v4();
+        let plan = ReplayPlan { moved_ends, ..desk.foresee(id, &ranges, "planning", progress, stop).await? };
+        let (request, effect, now) = (serde_json::to_value(self)?, serde_json::to_value(&plan)?, desk.ledger.clock.now());
+        desk.ledger.run(async |conn| replays::save(conn, id, &plan.hash, &request, &effect, &ranges, now).await).await?;
+        Ok(plan)
+    }
 }
 
 impl Desk {
-    /// Reads the range without recording an event, and saves the plan.
-    pub async fn plan_replay(
-        &self,
-        request: &LogRange,
-        progress: impl Fn(Step) + Send + Sync,
-        stop: &CancellationToken,
-    ) -> Result<ReplayPlan, OperationError> {
-        let (ranges, moved_ends) = self.resolve(request).await?;
-        self.replay().is_the_same_log(&ranges).await?;
-        let id = Uuid::new_v4();
-        let plan = ReplayPlan { moved_ends, ..self.foresee(id, &ranges, "planning", progress, stop).await? };
-        let (request, effect) = (serde_json::to_value(request)?, serde_json::to_value(&plan)?);
-        self.ledger
-            .run(async |conn| replays::save(conn, id, &plan.hash, &request, &effect, &ranges, self.ledger.clock.now()).await)
-            .await?;
-        Ok(plan)
-    }
-
     /// Executes the plan with this hash, or resumes it after an interruption. Returns the result of the whole plan.
     ///
     /// # Errors
@@ -124,7 +120,7 @@ impl Desk {
         &self,
         request: &ReplayExecution,
         actor: &Actor,
-        progress: impl Fn(Step) + Send + Sync,
+        progress: Progress<'_>,
         stop: &CancellationToken,
     ) -> Result<Replayed, OperationError> {
         let hash = &request.hash;
@@ -145,7 +141,7 @@ impl Desk {
         let resumed_after = if planned.started {
             Some(self.ledger.run(async |conn| replays::counts(conn, planned.id).await).await?.records)
         } else {
-            let now = self.foresee(planned.id, &planned.ranges, "comparing with the plan", &progress, stop).await?;
+            let now = self.foresee(planned.id, &planned.ranges, "comparing with the plan", progress, stop).await?;
             if now.hash != *hash {
                 return Err(OperationError::plan_changed());
             }
@@ -154,7 +150,7 @@ impl Desk {
             self.ledger.run(async |conn| replays::start(conn, hash, &act, self.ledger.clock.now()).await).await?;
             None
         };
-        let progress = stepping("replaying", &planned.ranges, &progress);
+        let progress = counting("replaying", offsets(&planned.ranges), progress);
         self.replay().record(planned.id, &planned.ranges, rate, progress, stop).await?;
         self.ledger.run(async |conn| replays::finish(conn, hash, self.ledger.clock.now()).await).await?;
         let counts = self.ledger.run(async |conn| replays::counts(conn, planned.id).await).await?;
@@ -179,11 +175,11 @@ impl Desk {
         id: Uuid,
         ranges: &[ReplayRange],
         doing: &'static str,
-        progress: impl Fn(Step) + Send + Sync,
+        progress: Progress<'_>,
         stop: &CancellationToken,
     ) -> Result<ReplayPlan, OperationError> {
         let mut effects = Effects::begin(&self.ledger).await?;
-        let progress = stepping(doing, ranges, &progress);
+        let progress = counting(doing, offsets(ranges), progress);
         let partitions = self.replay().foresee(ranges, |event| effects.add(event), progress, stop).await?;
         let partitions: Vec<PlannedPartition> = partitions.into_iter().map(planned).collect();
         let effect = effects.end()?;
@@ -208,14 +204,9 @@ impl From<ReplayError> for OperationError {
     }
 }
 
-/// Reports progress while the ranges are read.
-fn stepping<P: Fn(Step) + Send + Sync>(doing: &'static str, ranges: &[ReplayRange], progress: P) -> impl Fn(u64) + Send + use<P> {
-    let total = ranges.iter().map(|range| u64::try_from(range.end_offset - range.next_offset).unwrap_or_default()).sum();
-    let done = std::sync::atomic::AtomicU64::new(0);
-    move |records| {
-        let done = done.fetch_add(records, std::sync::atomic::Ordering::Relaxed) + records;
-        progress(Step { doing, done, total });
-    }
+/// Offsets to read.
+fn offsets(ranges: &[ReplayRange]) -> u64 {
+    ranges.iter().map(|range| u64::try_from(range.end_offset - range.next_offset).unwrap_or_default()).sum()
 }
 
 fn planned(foreseen: ForeseenRange) -> PlannedPartition {

@@ -1,11 +1,12 @@
 //! Lists, retires and reinstates registered sources.
 
+use axum::http::Method;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::{Actor, Desk, OperationError};
+use super::{ApiRequest, Desk, Operation, OperationError, Run};
 use crate::ledger::{ActKind, Retirement, Subject, passes, publications, retirements, sources};
 
 /// Every registered source.
@@ -32,16 +33,91 @@ pub struct RegisteredSource {
     pub retired: Option<Retirement>,
 }
 
-/// The source to change.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+/// List the registered sources.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, clap::Args)]
 #[serde(deny_unknown_fields)]
-pub struct OneSource {
+pub struct ListSources {}
+
+/// Retire a source: nothing waits for it, and its collector and publisher refuse to work.
+///
+/// Accepted events remain. The source's audit findings are deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, clap::Args)]
+#[serde(deny_unknown_fields)]
+pub struct RetireSource {
     /// coderd's deployment id.
+    #[arg(value_name = "DEPLOYMENT")]
     pub deployment_id: Uuid,
 }
 
+/// End the retirement of a source: its collector and publisher work again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, clap::Args)]
+#[serde(deny_unknown_fields)]
+pub struct ReinstateSource {
+    /// coderd's deployment id.
+    #[arg(value_name = "DEPLOYMENT")]
+    pub deployment_id: Uuid,
+}
+
+impl ApiRequest for ListSources {
+    type Answer = Sources;
+    const PATH: &'static str = "/api/v1/sources";
+    const ANSWER: &'static str = "All sources, in the order of their introduction.";
+}
+
+impl Operation for ListSources {
+    async fn run(&self, Run { desk, .. }: Run<'_>) -> Result<Sources, OperationError> {
+        desk.sources().await
+    }
+}
+
+impl ApiRequest for RetireSource {
+    type Answer = RegisteredSource;
+    const METHOD: Method = Method::POST;
+    const PATH: &'static str = "/api/v1/sources/retire";
+    const ANSWER: &'static str = "The retired source. 404: it is not registered. 409: it is already retired.";
+    const NEEDS_REASON: bool = true;
+}
+
+impl Operation for RetireSource {
+    async fn run(&self, Run { desk, actor, .. }: Run<'_>) -> Result<RegisteredSource, OperationError> {
+        let id = self.deployment_id;
+        desk.source(id).await?;
+        let subject = id.to_string();
+        let act = actor.act(ActKind::Retire, Subject::Named(&subject), serde_json::json!({}));
+        let now = desk.ledger.clock.now();
+        if !desk.ledger.run(async |conn| retirements::retire(conn, id, &act, now).await).await? {
+            let retirement = desk.ledger.run(async |conn| retirements::of_deployment(conn, id).await).await?;
+            let message = retirement.map_or_else(|| format!("source {id} changed meanwhile: retry"), |by| by.to_string());
+            return Err(OperationError::Forbidden(message));
+        }
+        desk.source(id).await
+    }
+}
+
+impl ApiRequest for ReinstateSource {
+    type Answer = RegisteredSource;
+    const METHOD: Method = Method::POST;
+    const PATH: &'static str = "/api/v1/sources/reinstate";
+    const ANSWER: &'static str = "The source. 404: it is not registered. 409: it is not retired.";
+    const NEEDS_REASON: bool = true;
+}
+
+impl Operation for ReinstateSource {
+    async fn run(&self, Run { desk, actor, .. }: Run<'_>) -> Result<RegisteredSource, OperationError> {
+        let id = self.deployment_id;
+        desk.source(id).await?;
+        let subject = id.to_string();
+        let act = actor.act(ActKind::Reinstate, Subject::Named(&subject), serde_json::json!({}));
+        let now = desk.ledger.clock.now();
+        if !desk.ledger.run(async |conn| retirements::reinstate(conn, id, &act, now).await).await? {
+            return Err(OperationError::Forbidden(format!("source {id} is not retired; nothing was changed")));
+        }
+        desk.source(id).await
+    }
+}
+
 impl Desk {
-    pub async fn list_sources(&self) -> Result<Sources, OperationError> {
+    async fn sources(&self) -> Result<Sources, OperationError> {
         let retirements = self.ledger.run(retirements::list).await?;
         let mut sources = Vec::new();
         for source in self.ledger.run(sources::list).await? {
@@ -58,47 +134,8 @@ impl Desk {
         Ok(Sources { sources })
     }
 
-    /// Retires a source. Nothing waits for it any more, its audit findings are deleted, and its collector and publisher refuse to work.
-    /// Accepted events remain.
-    ///
-    /// # Errors
-    /// [`OperationError::Invalid`] without a reason; [`OperationError::NotFound`]; [`OperationError::Forbidden`] if the source is already
-    /// retired.
-    pub async fn retire_source(&self, request: &OneSource, actor: &Actor) -> Result<RegisteredSource, OperationError> {
-        let id = self.registered(request, actor).await?;
-        let act = actor.act(ActKind::Retire, Subject::Named(&id), serde_json::json!({}));
-        if !self.ledger.run(async |conn| retirements::retire(conn, request.deployment_id, &act, self.ledger.clock.now()).await).await? {
-            let retirement = self.ledger.run(async |conn| retirements::of_deployment(conn, request.deployment_id).await).await?;
-            return Err(OperationError::Forbidden(
-                retirement.map_or_else(|| format!("source {id} changed meanwhile: retry"), |by| by.to_string()),
-            ));
-        }
-        self.one_source(request).await
-    }
-
-    /// Ends the retirement of a source. Its collector and publisher work again.
-    ///
-    /// # Errors
-    /// As [`Desk::retire_source`]; [`OperationError::Forbidden`] if the source is not retired.
-    pub async fn reinstate_source(&self, request: &OneSource, actor: &Actor) -> Result<RegisteredSource, OperationError> {
-        let id = self.registered(request, actor).await?;
-        let act = actor.act(ActKind::Reinstate, Subject::Named(&id), serde_json::json!({}));
-        if !self.ledger.run(async |conn| retirements::reinstate(conn, request.deployment_id, &act, self.ledger.clock.now()).await).await? {
-            return Err(OperationError::Forbidden(format!("source {id} is not retired; nothing was changed")));
-        }
-        self.one_source(request).await
-    }
-
-    /// The id of a registered source as text. Refuses an act without a reason.
-    async fn registered(&self, request: &OneSource, actor: &Actor) -> Result<String, OperationError> {
-        actor.require_reason()?;
-        self.one_source(request).await?;
-        Ok(request.deployment_id.to_string())
-    }
-
-    async fn one_source(&self, request: &OneSource) -> Result<RegisteredSource, OperationError> {
-        let id = request.deployment_id;
-        let found = self.list_sources().await?.sources.into_iter().find(|source| source.deployment_id == id);
+    async fn source(&self, id: Uuid) -> Result<RegisteredSource, OperationError> {
+        let found = self.sources().await?.sources.into_iter().find(|source| source.deployment_id == id);
         found.ok_or_else(|| OperationError::NotFound(format!("source {id} is not registered: `tallyline sources list` shows the sources")))
     }
 }

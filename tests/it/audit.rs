@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::support::coderd::{Build, Coderd};
-use crate::support::ledger::desk;
+use crate::support::ledger::{ask, desk};
 use crate::support::{Database, database, eventually};
 
 /// A deployment with a creation, a claimed prebuild and a usage event, collected and consumed.
@@ -235,10 +235,10 @@ async fn a_replay_that_runs_ahead_of_the_consumer_leaves_balanced_books() {
     let desk = desk(&site.ledger, &site.log);
     let range = LogRange { topics: vec![Topic::AgentUsage.name().to_owned()], from: "earliest".into(), until: "latest".into() };
     let (stop, actor) = (CancellationToken::new(), Actor { name: "sre-1".into(), reason: String::new() });
-    let plan = desk.plan_replay(&range, |_: Step| {}, &stop).await.unwrap();
+    let plan = ask(&desk, &range).await.unwrap();
     assert_eq!(plan.partitions[0].new_refused, 1);
     let request = ReplayExecution { hash: plan.hash, records_per_second: None };
-    desk.execute_replay(&request, &actor, |_: Step| {}, &stop).await.unwrap();
+    desk.execute_replay(&request, &actor, &|_: Step| {}, &stop).await.unwrap();
     assert_eq!(differences(&site.audit().await), []);
     site.consume().await;
     let report = site.audit().await;

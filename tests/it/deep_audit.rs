@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::export::publish;
-use crate::support::ledger::{DEPLOYMENT, OTHER_DEPLOYMENT, desk, event, noon, register};
+use crate::support::ledger::{DEPLOYMENT, OTHER_DEPLOYMENT, act, ask, desk, event, noon, register};
 use crate::support::{self, Database, database};
 
 /// A log with events of each type, one of them twice, a conflict, a reject and a held record. It has no ledger.
@@ -373,9 +373,9 @@ async fn a_reject_whose_event_a_replay_accepted_is_open_work_until_it_is_ended_a
     let desk = desk(&books.ledger, &books.log);
     let (stop, actor) = (CancellationToken::new(), Actor { name: "sre-1".into(), reason: "an upgrade".into() });
     let range = LogRange { topics: vec![USAGE.topic.name().into()], from: "earliest".into(), until: "latest".into() };
-    let plan = desk.plan_replay(&range, |_: Step| {}, &stop).await.unwrap();
+    let plan = ask(&desk, &range).await.unwrap();
     let execution = ReplayExecution { hash: plan.hash, records_per_second: None };
-    assert_eq!(desk.execute_replay(&execution, &actor, |_: Step| {}, &stop).await.unwrap().accepted, 2);
+    assert_eq!(desk.execute_replay(&execution, &actor, &|_: Step| {}, &stop).await.unwrap().accepted, 2);
     let ids = rejects(&books).await;
     let named: Vec<String> = ids.iter().map(|id| format!("reject {id}")).collect();
     let report = books.audit().await;
@@ -383,7 +383,7 @@ async fn a_reject_whose_event_a_replay_accepted_is_open_work_until_it_is_ended_a
     assert_eq!(open(&report), [("accepted_after_all", named[0].as_str()), ("accepted_after_all", named[1].as_str())]);
 
     let resubmit = Resubmit { ids, ..Resubmit::default() };
-    let done = desk.resubmit_rejects(&resubmit, &actor).await.unwrap();
+    let done = act(&desk, &resubmit, &actor).await.unwrap();
     assert!(done.records.iter().all(|record| record.ended && record.place.is_none()), "{done:?}");
     let report = books.audit().await;
     assert_eq!((differences(&report), open(&report)), (vec![], vec![]));

@@ -4,15 +4,14 @@ use std::collections::BTreeSet;
 
 use prometheus::proto::MetricFamily;
 use tallyline::event::Topic;
-use tallyline::operations::{LogRange, Step};
+use tallyline::operations::LogRange;
 use tallyline::projection::{self, Folded};
 use tallyline::stages::{CREATIONS, MetricsState};
-use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::audit::{SOURCE, Site, differences, number, remarks};
 use crate::support::coderd::Build;
-use crate::support::ledger::desk;
+use crate::support::ledger::{ask, desk};
 
 /// All regular creations, folded from zero.
 async fn creations(site: &Site) -> u64 {
@@ -25,7 +24,7 @@ async fn creations(site: &Site) -> u64 {
 /// The creations that a replay of all builds in the log would add.
 async fn planned_creations(site: &Site) -> u64 {
     let range = LogRange { topics: vec![Topic::WorkspaceBuilds.name().to_owned()], from: "earliest".into(), until: "latest".into() };
-    let plan = desk(&site.ledger, &site.log).plan_replay(&range, |_: Step| {}, &CancellationToken::new()).await.unwrap();
+    let plan = ask(&desk(&site.ledger, &site.log), &range).await.unwrap();
     plan.effect.metrics.iter().filter(|family| family.family == CREATIONS.name).map(|family| family.added).sum()
 }
 

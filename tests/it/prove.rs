@@ -16,6 +16,7 @@ use uuid::Uuid;
 use crate::audit::Site;
 use crate::export::publish;
 use crate::support;
+use crate::support::ledger::ask;
 use crate::support::process::run_tallyline;
 
 fn desk(site: &Site) -> Desk {
@@ -24,7 +25,7 @@ fn desk(site: &Site) -> Desk {
 }
 
 async fn asked(site: &Site, event_id: &str, source: Option<Uuid>) -> Result<Proof, OperationError> {
-    desk(site).prove(&ProveRequest { event_id: event_id.to_owned(), source }).await
+    ask(&desk(site), &ProveRequest { event_id: event_id.to_owned(), source }).await
 }
 
 async fn proof(site: &Site, event_id: &str) -> Proof {
@@ -130,7 +131,7 @@ async fn what_coderd_the_log_or_somebody_changed_since_is_said() {
     let nobody = coderd::Database::new("postgres://nobody@127.0.0.1:1/none", Duration::from_secs(1)).unwrap();
     let request = ProveRequest { event_id: id, source: None };
     for coderd in [Some(nobody), None] {
-        let proof = Desk { coderd, ..desk(&site) }.prove(&request).await.unwrap();
+        let proof = ask(&Desk { coderd, ..desk(&site) }, &request).await.unwrap();
         assert_eq!((proof.source.state, proof.accepted.is_some()), (SourceState::NotAsked, true));
     }
 }

@@ -9,9 +9,10 @@ use serde_json::json;
 use sqlx::{AssertSqlSafe, PgPool};
 use tallyline::clock::Clock;
 use tallyline::event::Topic;
-use tallyline::ledger::{Chain, Ledger, LedgerSettings, ListActs, RecordError, positions, record, snapshots};
+use tallyline::ledger::{Chain, Ledger, LedgerSettings, RecordError, positions, record, snapshots};
 use tallyline::log::{Log, PostgresLogSettings};
-use tallyline::operations::{Desk, OperationError};
+use tallyline::operations::recover::RecoverRequest;
+use tallyline::operations::{Desk, ListActs, ListRejects, OperationError, ShowReject};
 use tallyline::projection::{Projection, ProjectionSettings};
 use tallyline::publisher::{Condition, Publisher, PublisherTelemetry};
 use tallyline::stages::MetricsState;
@@ -20,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::operate::proxy::Proxy;
 use crate::publisher::world::{DEPLOYMENT as COLLECTED, World, start_time, usage};
 use crate::support::eventually;
-use crate::support::ledger::{DEPLOYMENT, arrival, build, caught_up_to, desk, noon, partition, registered_ledger};
+use crate::support::ledger::{DEPLOYMENT, arrival, ask, build, caught_up_to, desk, noon, partition, registered_ledger};
 
 const SOON: Duration = Duration::from_secs(30);
 /// Long enough to remove a host while a call waits.
@@ -167,7 +168,7 @@ async fn an_operation_says_so() {
     // the log's own deadline does not apply here
     let log = Log::postgres(world.ledger.pool.clone(), PostgresLogSettings::default());
     log.create_topics(1).await.unwrap();
-    let everything = serde_json::from_value(json!({ "state": "all" })).unwrap();
+    let everything: ListRejects = serde_json::from_value(json!({ "state": "all" })).unwrap();
     for (table, operation) in [
         ("operator_act", "acts"),
         ("reject", "list"),
@@ -181,12 +182,12 @@ async fn an_operation_says_so() {
         let (coderd, keys) = (world.settings.coderd.clone(), world.settings.license_keys.clone());
         let desk = Desk { coderd, deployment: Some(COLLECTED), keys, ..desk(&ledger, &log) };
         let call: Call<'_> = match operation {
-            "acts" => Box::pin(async { desk.acts(&ListActs::default()).await.map(drop) }),
-            "list" => Box::pin(async { desk.list_rejects(&everything).await.map(drop) }),
-            "show" => Box::pin(async { desk.show_reject(1).await.map(drop) }),
+            "acts" => Box::pin(async { ask(&desk, &ListActs::default()).await.map(drop) }),
+            "list" => Box::pin(async { ask(&desk, &everything).await.map(drop) }),
+            "show" => Box::pin(async { ask(&desk, &ShowReject { id: 1 }).await.map(drop) }),
             lost => {
-                let (request, desk) = (serde_json::from_value(json!({ "lost": lost })).unwrap(), &desk);
-                Box::pin(async move { desk.plan_recovery(&request, &|_, _| (), &CancellationToken::new()).await.map(drop) })
+                let (request, desk) = (serde_json::from_value::<RecoverRequest>(json!({ "lost": lost })).unwrap(), &desk);
+                Box::pin(async move { ask(desk, &request).await.map(drop) })
             }
         };
         let said = lost(&world.ledger.pool, table, &proxy, call).await.unwrap_err();

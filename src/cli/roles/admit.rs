@@ -9,7 +9,7 @@ use tracing::{info, warn};
 use super::Site;
 use crate::cli::Failure;
 use crate::ledger::{Ledger, leases, rejects};
-use crate::operations::{Actor, Admitted, Desk, OperationError};
+use crate::operations::{Actor, AdmitRejects, Admitted, Desk, OperationError};
 use crate::waiting::Backoff;
 
 /// Lease for one admitting process at a time. If it expires during the work, some records are only appended more than once.
@@ -56,7 +56,7 @@ async fn admit(desk: &Desk, holder: &str, stop: &CancellationToken) -> Result<Op
         name: concat!("tallyline ", env!("CARGO_PKG_VERSION")).to_owned(),
         reason: "the type is known and the deployment registered".to_owned(),
     };
-    let admitted = desk.admit_rejects(&actor, |_| {}, stop).await;
+    let admitted = desk.run(&AdmitRejects {}, &actor, &|_| {}, stop).await;
     ledger.run(async |conn| leases::release(conn, lease).await).await?;
     admitted.map(Some)
 }

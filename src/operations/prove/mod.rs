@@ -14,17 +14,22 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::{Desk, OperationError};
+use super::{ApiRequest, Desk, Operation, OperationError, Run};
 use crate::event::{Event, MAX_ID_BYTES, Payload, Topic};
 use crate::ledger::{KeptEvent, RefusalLife, Sequence, event_history, kept, snapshots};
 
-/// The event to prove.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+/// Show the source, effects and publication of one event.
+///
+/// If coderd or the log cannot be queried, the answer reports that and shows the rest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, clap::Args)]
 #[serde(deny_unknown_fields)]
 pub struct ProveRequest {
     /// `workspace_build_completed:BUILD`, `prebuild_claimed:BUILD`, or coderd's own id of a usage event.
+    // an empty id would be another path of the API
+    #[arg(value_name = "EVENT ID", value_parser = possible_id)]
     pub event_id: String,
     /// Deployment of the event. Needed only if several deployments have an event with this id.
+    #[arg(long, value_name = "DEPLOYMENT ID")]
     #[serde(default)]
     pub source: Option<Uuid>,
 }
@@ -38,11 +43,9 @@ pub struct EventId {
     pub key: String,
 }
 
-impl ProveRequest {
-    /// Checks whether an event can have this id, without a query.
-    pub fn check(&self) -> Result<(), OperationError> {
-        EventId::parse(&self.event_id).map(|_| ())
-    }
+/// Checks whether an event can have this id.
+fn possible_id(id: &str) -> Result<String, OperationError> {
+    EventId::parse(id).map(|_| id.to_owned())
 }
 
 impl EventId {
@@ -83,33 +86,35 @@ impl EventId {
     }
 }
 
-impl Desk {
-    /// Collects all facts about one event, from coderd's row to its exports. If coderd or the log cannot be queried, the proof reports
-    /// that.
-    ///
-    /// # Errors
-    /// [`OperationError::NotFound`] if the event is not known; the text lists the places searched. [`OperationError::Invalid`] for an
-    /// impossible id, and for an id that several deployments have.
-    pub async fn prove(&self, request: &ProveRequest) -> Result<Proof, OperationError> {
-        let id = EventId::parse(&request.event_id)?;
-        let head = self.ledger.run(snapshots::head).await?;
-        let mut kept = self.ledger.run(async |conn| kept::events_by_key(conn, id.topic, std::slice::from_ref(&id.key)).await).await?;
-        kept.retain(|row| request.source.is_none_or(|source| deployment_of(row) == Some(source)));
-        let refusals = self.ledger.run(async |conn| event_history::refusals(conn, &id.whole(), request.source).await).await?;
-        let deployment = one_deployment(&kept, &refusals)?.or(request.source);
+impl ApiRequest for ProveRequest {
+    type Answer = Proof;
+    const PATH: &'static str = "/api/v1/events/{event_id}/proof";
+    const ANSWER: &'static str = "The proof. 404: the event is not known.";
+}
+
+impl Operation for ProveRequest {
+    async fn run(&self, Run { desk, .. }: Run<'_>) -> Result<Proof, OperationError> {
+        let id = EventId::parse(&self.event_id)?;
+        let head = desk.ledger.run(snapshots::head).await?;
+        let mut kept = desk.ledger.run(async |conn| kept::events_by_key(conn, id.topic, std::slice::from_ref(&id.key)).await).await?;
+        kept.retain(|row| self.source.is_none_or(|source| deployment_of(row) == Some(source)));
+        let refusals = desk.ledger.run(async |conn| event_history::refusals(conn, &id.whole(), self.source).await).await?;
+        let deployment = one_deployment(&kept, &refusals)?.or(self.source);
         let kept = kept.pop();
         let accepted = kept.as_ref().map(|row| accepted_event(&id, row)).transpose()?;
-        let source = self.source_side(&id, deployment, accepted).await;
+        let source = desk.source_side(&id, deployment, accepted).await;
         if kept.is_none() && refusals.is_empty() && source.state != SourceState::NotAccepted && source.state != SourceState::Unreadable {
             return Err(not_found(&id, &head, &source));
         }
         let accepted = match (&kept, accepted) {
-            (Some(row), Some(event)) => Some(self.accepted_proof(row, event, head.incarnation).await?),
+            (Some(row), Some(event)) => Some(desk.accepted_proof(row, event, head.incarnation).await?),
             _ => None,
         };
         Ok(Proof { event_id: id.whole(), deployment_id: deployment, as_of_sequence: head, source, accepted, refusals })
     }
+}
 
+impl Desk {
     async fn accepted_proof(&self, row: &KeptEvent, event: &Event, incarnation: Uuid) -> Result<AcceptedProof, OperationError> {
         let ledger = &self.ledger;
         let sequence = row.batch.as_ref().and_then(|batch| batch.sequence);
@@ -203,7 +208,7 @@ mod tests {
             ("a\0b", "NUL"),
             ("prebuild_claimed:7", "\"7\" after prebuild_claimed: is no build id"),
         ] {
-            let wrong = ProveRequest { event_id: id.to_owned(), source: None }.check().unwrap_err();
+            let wrong = possible_id(id).unwrap_err();
             let named = matches!(&wrong, OperationError::Invalid { field: "event_id", message } if message.contains(words));
             assert!(named, "{wrong}");
         }

@@ -8,6 +8,7 @@ pub use request::{LicenseToken, RebuildRequest, RebuildStage};
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use axum::http::Method;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -15,20 +16,23 @@ use uuid::Uuid;
 use super::effect::saturating;
 use super::plan_hash::plan_hash;
 use super::series::{Series, SeriesKey, series};
-use super::{Actor, Desk, OperationError};
+use super::{Actor, ApiRequest, Desk, Operation, OperationError, Progress, Run, Step};
 use crate::ledger::{ActKind, LICENSE_RULES, Sequence, Subject, choices, snapshots};
 use crate::projection::{self, Folded};
 use crate::stages::{DeploymentLicenses, LicensesState, MetricsState, Stage};
 
-/// The request again, with the hash of its plan. The plan is computed again and executed only if it is equal.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+/// Compute the plan again and execute it if its hash is equal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema, clap::Args)]
 #[serde(deny_unknown_fields)]
 pub struct RebuildExecution {
     /// The request of the plan.
+    #[command(flatten)]
     pub rebuild: RebuildRequest,
-    /// Hash of the plan.
+    /// Hash that the plan of the same request has.
+    #[arg(long = "plan")]
     pub hash: String,
     /// Execute even if shown series would decrease. A metrics server treats a decrease as a restart.
+    #[arg(long)]
     #[serde(default)]
     pub may_fall: bool,
 }
@@ -83,51 +87,57 @@ pub struct Rebuilt {
     pub done: String,
 }
 
-impl Desk {
-    /// Computes the effect of a rebuild; writes nothing. `progress` gets the number of batches folded from zero, and their total.
-    pub async fn plan_rebuild(
-        &self,
-        request: &RebuildRequest,
-        progress: impl Fn(u64, u64) + Send + Sync,
-    ) -> Result<RebuildPlan, OperationError> {
-        match (request.stage, request.rehearses()?) {
-            (_, true) => self.rehearse(request).await,
-            (RebuildStage::Metrics, false) => compared(&self.both(progress).await?, metrics_found),
-            (RebuildStage::Licenses, false) => compared(&self.both(progress).await?, licenses_found),
+impl ApiRequest for RebuildRequest {
+    type Answer = RebuildPlan;
+    const METHOD: Method = Method::POST;
+    const PATH: &'static str = "/api/v1/rebuilds";
+    const ANSWER: &'static str = "The effect. Nothing is written.";
+    const IS_LONG: bool = true;
+}
+
+impl Operation for RebuildRequest {
+    async fn run(&self, Run { desk, progress, .. }: Run<'_>) -> Result<RebuildPlan, OperationError> {
+        match (self.stage, self.rehearses()?) {
+            (_, true) => desk.rehearse(self).await,
+            (RebuildStage::Metrics, false) => compared(&desk.both(progress).await?, metrics_found),
+            (RebuildStage::Licenses, false) => compared(&desk.both(progress).await?, licenses_found),
         }
     }
+}
 
-    /// Computes the plan again, with the same `progress`, and executes it if its hash is equal.
-    ///
-    /// # Errors
-    /// [`OperationError::Forbidden`] if the hash differs, or if shown series would decrease without permission. In that case nothing is
-    /// written.
-    pub async fn execute_rebuild(
-        &self,
-        request: &RebuildExecution,
-        actor: &Actor,
-        progress: impl Fn(u64, u64) + Send + Sync,
-    ) -> Result<Rebuilt, OperationError> {
-        let plan = self.plan_rebuild(&request.rebuild, progress).await?;
+impl ApiRequest for RebuildExecution {
+    type Answer = Rebuilt;
+    const METHOD: Method = Method::POST;
+    const PATH: &'static str = "/api/v1/rebuilds/execute";
+    const ANSWER: &'static str = "The change. 409: the effect is not the planned one, or series would decrease.";
+    const IS_LONG: bool = true;
+}
+
+impl Operation for RebuildExecution {
+    async fn run(&self, run: Run<'_>) -> Result<Rebuilt, OperationError> {
+        let Run { desk, actor, .. } = run;
+        let plan = self.rebuild.run(run).await?;
         match &plan.hash {
             None => {
                 let message = "there is nothing to execute: licenses are installed and removed in coderd, by its administrators";
                 return Err(OperationError::Forbidden(message.to_owned()));
             }
-            Some(hash) if *hash != request.hash => return Err(OperationError::plan_changed()),
-            Some(_) if plan.falling > 0 && !request.may_fall => {
+            Some(hash) if *hash != self.hash => return Err(OperationError::plan_changed()),
+            Some(_) if plan.falling > 0 && !self.may_fall => {
                 let message = format!("{} shown series would fall, which a metrics server takes for a restart", plan.falling);
                 return Err(OperationError::Forbidden(message + ": allow it (--may-fall), or leave them"));
             }
             Some(_) => {}
         }
-        let done = match &request.rebuild.rules {
-            Some(rules) => self.choose_rules(rules, request, actor).await?,
-            None => self.fold_anew(request, actor).await?,
+        let done = match &self.rebuild.rules {
+            Some(rules) => desk.choose_rules(rules, self, actor).await?,
+            None => desk.fold_anew(self, actor).await?,
         };
-        Ok(Rebuilt { hash: request.hash.clone(), done })
+        Ok(Rebuilt { hash: self.hash.clone(), done })
     }
+}
 
+impl Desk {
     async fn choose_rules(&self, rules: &str, request: &RebuildExecution, actor: &Actor) -> Result<String, OperationError> {
         let detail = serde_json::json!({ "plan": request.hash, "from": self.license_rules().await?.to_string(), "to": rules });
         let act = actor.act(ActKind::Rebuild, Subject::Named(LICENSE_RULES), detail);
@@ -144,9 +154,11 @@ impl Desk {
     }
 
     /// The shown state and the state folded from zero, at the same sequence.
-    async fn both<S: Stage>(&self, progress: impl Fn(u64, u64) + Send + Sync) -> Result<(Folded<S>, Folded<S>), OperationError> {
+    async fn both<S: Stage>(&self, progress: Progress<'_>) -> Result<(Folded<S>, Folded<S>), OperationError> {
         let shown = projection::fold_on::<S>(&self.ledger, i64::MAX).await?;
-        let told = |done: i64, total: i64| progress(done.unsigned_abs(), total.unsigned_abs());
+        let told = |done: i64, total: i64| {
+            progress(Step { doing: "folding batches", done: done.unsigned_abs(), total: total.unsigned_abs() });
+        };
         let rebuilt = projection::fold_to_telling::<S>(&self.ledger, shown.sequence.number, told).await?;
         if shown.sequence == rebuilt.sequence {
             Ok((shown, rebuilt))

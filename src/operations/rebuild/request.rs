@@ -6,7 +6,8 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::operations::OperationError;
+use crate::license::MAX_TOKEN_BYTES;
+use crate::operations::{OperationError, given_file, instant, optional_instant};
 use crate::stages::{LicensesState, MetricsState, Stage as _};
 
 /// The stage to fold.
@@ -29,26 +30,33 @@ impl RebuildStage {
     }
 }
 
-/// What to fold again. With rules, a candidate or omitted licenses, the request is a rehearsal: it writes nothing.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+/// Fold a stage again from zero and show the differences from the shown state; writes nothing.
+///
+/// With rules, a candidate or omitted licenses, it is a rehearsal: it shows their effect.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema, clap::Args)]
 #[serde(deny_unknown_fields)]
 pub struct RebuildRequest {
     /// Stage to fold.
     pub stage: RebuildStage,
-    /// Name of the license rules to rehearse; only for licenses.
+    /// License rules to rehearse, 2025-07 or 2026-02; only for licenses.
+    #[arg(long, value_name = "NAME")]
     #[serde(default)]
     pub rules: Option<String>,
     /// Candidate license that coderd does not have yet; only for licenses.
+    #[arg(long, value_name = "FILE", value_parser = license_in)]
     #[serde(default)]
     pub license: Option<LicenseToken>,
     /// coderd's ids of licenses to omit; only for licenses.
+    #[arg(long, value_name = "LICENSE_ID")]
     #[serde(default)]
     pub without: Vec<i32>,
     /// Deployment of the licenses. Default: the pipeline's deployment, or all deployments if only the rules differ.
+    #[arg(long, value_name = "DEPLOYMENT_ID")]
     #[serde(default)]
     pub source: Option<Uuid>,
     /// Instant for which entitlements are rehearsed. Default: now.
-    #[serde(default)]
+    #[arg(long, value_name = "INSTANT", value_parser = instant)]
+    #[serde(default, deserialize_with = "optional_instant")]
     pub at: Option<DateTime<Utc>>,
 }
 
@@ -61,6 +69,12 @@ impl fmt::Debug for LicenseToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("***")
     }
+}
+
+/// Reads the token in this file.
+fn license_in(path: &str) -> Result<LicenseToken, String> {
+    // a line feed may follow the token
+    given_file::text(path.as_ref(), MAX_TOKEN_BYTES + 1).map(LicenseToken)
 }
 
 impl RebuildRequest {

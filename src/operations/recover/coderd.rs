@@ -9,16 +9,14 @@ use tokio_util::sync::CancellationToken;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::super::{Desk, OperationError};
+use super::super::operation::counting;
+use super::super::{Desk, OperationError, Progress};
 use crate::coderd::{Catalog, Reader};
 use crate::collectors::events;
 use crate::ledger::{Ledger, NewAct, PublicationState, Source, books, confirmed, identity, known, losses, sources};
 
 /// Ids compared in one query.
 const PAGE: i64 = 2_000;
-
-/// Progress of a comparison: compared ids and their total.
-pub type Progress<'a> = &'a (dyn Fn(u64, u64) + Sync);
 
 /// Effect of a recovery for coderd's database.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -94,9 +92,10 @@ pub(super) async fn foresee(
     let mut comparison = Comparison::open(desk).await?;
     let all = desk.ledger.run(async |conn| losses::source_events(conn, comparison.source.id).await).await?;
     let total = u64::try_from(all).unwrap_or_default();
-    comparison.builds(&|done| progress(done, total), stop).await?;
+    let progress = counting("comparing ids", total, progress);
+    comparison.builds(&progress, stop).await?;
     if comparison.catalog.usage_events {
-        comparison.usage(&|done| progress(done, total), stop).await?;
+        comparison.usage(&progress, stop).await?;
     }
     Ok(comparison.end().await)
 }

@@ -11,7 +11,7 @@ use crate::cause;
 use crate::coderd::Database;
 use crate::consumer::mark_ahead;
 use crate::ledger::{
-    ListActs, NewAct, Recovering, RestoreEvidence, Sequence, acts, collector_lease, generations, identity, landmarks, leases, losses,
+    ActFilter, NewAct, Recovering, RestoreEvidence, Sequence, acts, collector_lease, generations, identity, landmarks, leases, losses,
     publications, recoveries, restored, snapshots, sources,
 };
 use crate::log::Log;
@@ -99,7 +99,7 @@ pub(super) async fn foresee(desk: &Desk, without: &[Uuid]) -> Result<LedgerEffec
     Ok(LedgerEffect {
         sequence: head,
         newest_batch_at: ledger.run(async |conn| landmarks::of_batch(conn, head.number).await).await?.map(|landmark| landmark.recorded_at),
-        last_act_at: ledger.run(async |conn| acts::list(conn, &ListActs::default(), 1).await).await?.first().map(|act| act.acted_at),
+        last_act_at: ledger.run(async |conn| acts::list(conn, &ActFilter::default(), 1).await).await?.first().map(|act| act.acted_at),
         had_read_until: had_read_until(desk).await,
         open,
         records_to_read: records_to_read(desk).await?,

@@ -7,18 +7,19 @@ mod kafka;
 mod ledger;
 mod lookout;
 
-pub use coderd::{CoderdEffect, LostEvents, Progress};
+pub use coderd::{CoderdEffect, LostEvents};
 pub use kafka::{KafkaEffect, PartitionToBegin};
 pub use ledger::{LedgerEffect, SourceNotWaitedFor};
 pub use lookout::Lookout;
 
+use axum::http::Method;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::plan_hash::plan_hash;
-use super::{Actor, Desk, OperationError};
+use super::{ApiRequest, Desk, Operation, OperationError, Progress, Run};
 use crate::ledger::{ActKind, Subject, plans};
 
 /// The part that was lost.
@@ -44,21 +45,26 @@ impl Lost {
     }
 }
 
-/// The recovery to plan.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+/// Show what can be restored after a loss, the risks, and the hash that identifies the plan when it is executed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, clap::Args)]
+#[serde(deny_unknown_fields)]
 pub struct RecoverRequest {
     /// The part that was lost.
+    #[arg(long)]
     pub lost: Lost,
     /// Deployments to abandon: they no longer exist, and the recovery of a restored ledger does not wait for them. Also for an open
     /// recovery.
+    #[arg(long, value_name = "DEPLOYMENT")]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub without: Vec<Uuid>,
 }
 
-/// The plan to execute.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+/// Execute a planned recovery, if its changes are still the same.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, clap::Args)]
+#[serde(deny_unknown_fields)]
 pub struct RecoverExecution {
     /// Hash of the plan.
+    #[arg(long = "plan")]
     pub hash: String,
 }
 
@@ -103,48 +109,48 @@ impl RecoverEffect {
     }
 }
 
-impl Desk {
-    /// Examines a loss, and saves the plan if there is anything to execute. Changes nothing else.
-    ///
-    /// # Errors
-    /// [`OperationError::NotFound`] for an unknown source; [`OperationError::Forbidden`] for a source that can be read, or that the
-    /// recovery does not wait for.
-    pub async fn plan_recovery(
-        &self,
-        request: &RecoverRequest,
-        progress: Progress<'_>,
-        stop: &CancellationToken,
-    ) -> Result<RecoverPlan, OperationError> {
-        let (plan, _) = self.foresee_recovery(request, progress, stop).await?;
+impl ApiRequest for RecoverRequest {
+    type Answer = RecoverPlan;
+    const METHOD: Method = Method::POST;
+    const PATH: &'static str = "/api/v1/recoveries";
+    const ANSWER: &'static str = "The effect and the risks. Only the plan is saved. Without a hash, nothing is lost. 404: the ledger does not know a source to \
+                                abandon. 409: that source can be read or is not waited for, or this process lacks coderd's database.";
+    const IS_LONG: bool = true;
+}
+
+impl Operation for RecoverRequest {
+    async fn run(&self, Run { desk, progress, stop, .. }: Run<'_>) -> Result<RecoverPlan, OperationError> {
+        let (plan, _) = desk.foresee_recovery(self, progress, stop).await?;
         let Some(hash) = &plan.hash else { return Ok(plan) };
-        let (asked, effect) = (serde_json::to_value(request)?, serde_json::to_value(&plan.effect)?);
-        self.ledger.run(async |conn| plans::save(conn, hash, "recover", &asked, &effect, self.ledger.clock.now()).await).await?;
+        let (asked, effect, now) = (serde_json::to_value(self)?, serde_json::to_value(&plan.effect)?, desk.ledger.clock.now());
+        desk.ledger.run(async |conn| plans::save(conn, hash, "recover", &asked, &effect, now).await).await?;
         Ok(plan)
     }
+}
 
-    /// Executes the plan with this hash if its changes are still the same. Returns the executed plan.
-    ///
-    /// # Errors
-    /// [`OperationError::NotFound`] for an unknown hash; [`OperationError::Forbidden`] if the effect has changed or there is nothing to
-    /// execute; [`OperationError::Invalid`] if a source is abandoned without a reason. In all these cases nothing was changed.
-    pub async fn execute_recovery(
-        &self,
-        RecoverExecution { hash }: &RecoverExecution,
-        actor: &Actor,
-        progress: Progress<'_>,
-        stop: &CancellationToken,
-    ) -> Result<RecoverPlan, OperationError> {
+impl ApiRequest for RecoverExecution {
+    type Answer = RecoverPlan;
+    const METHOD: Method = Method::POST;
+    const PATH: &'static str = "/api/v1/recoveries/execute";
+    const ANSWER: &'static str =
+        "The executed plan. 404: the hash is not known. 409: nothing is lost, the plan was executed, or the effect is not the planned one.";
+    const IS_LONG: bool = true;
+}
+
+impl Operation for RecoverExecution {
+    async fn run(&self, Run { desk, actor, progress, stop }: Run<'_>) -> Result<RecoverPlan, OperationError> {
+        let hash = &self.hash;
         let unknown = || {
             OperationError::NotFound(format!(
                 "no recovery was planned under {hash}: run `tallyline recover plan` and use the hash that it prints"
             ))
         };
-        let kept = self.ledger.run(async |conn| plans::load(conn, hash, "recover").await).await?.ok_or_else(unknown)?;
+        let kept = desk.ledger.run(async |conn| plans::load(conn, hash, "recover").await).await?.ok_or_else(unknown)?;
         if kept.act_id.is_some() {
             return Err(OperationError::Forbidden("this plan was executed before: plan again".to_owned()));
         }
         let request: RecoverRequest = serde_json::from_value(kept.request)?;
-        let (plan, lost_ids) = self.foresee_recovery(&request, progress, stop).await?;
+        let (plan, lost_ids) = desk.foresee_recovery(&request, progress, stop).await?;
         if let Some(nothing) = plan.effect.nothing() {
             return Err(OperationError::Forbidden(nothing));
         }
@@ -158,13 +164,15 @@ impl Desk {
         let detail = serde_json::to_value(&plan.effect)?;
         let act = actor.act(ActKind::Recover, Subject::Named(request.lost.as_str()), detail);
         let done = match &plan.effect {
-            RecoverEffect::Kafka(effect) => kafka::execute(self, effect, &act, hash).await?,
-            RecoverEffect::Ledger(effect) => ledger::execute(self, effect, &act, hash).await?,
-            RecoverEffect::Coderd(effect) => coderd::execute(self, effect, &lost_ids, &act, hash).await?,
+            RecoverEffect::Kafka(effect) => kafka::execute(desk, effect, &act, hash).await?,
+            RecoverEffect::Ledger(effect) => ledger::execute(desk, effect, &act, hash).await?,
+            RecoverEffect::Coderd(effect) => coderd::execute(desk, effect, &lost_ids, &act, hash).await?,
         };
         if done { Ok(plan) } else { Err(OperationError::plan_changed()) }
     }
+}
 
+impl Desk {
     /// Computes the plan, and the ids of the events that coderd has lost.
     async fn foresee_recovery(
         &self,

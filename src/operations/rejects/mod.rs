@@ -5,17 +5,20 @@ mod resubmit;
 mod shown;
 
 pub use edit::edited;
-pub use resubmit::{Admitted, Foreseen, Place, Resubmit, Resubmitted, ResubmittedRecord};
+pub use resubmit::{AdmitRejects, Admitted, Foreseen, Place, Resubmit, Resubmitted, ResubmittedRecord};
 pub use shown::{Bytes, Header, Reject, ShownReject};
 
 use std::collections::BTreeSet;
 use std::str::FromStr;
 
+use axum::http::Method;
 use chrono::SecondsFormat;
+use clap::builder::PossibleValuesParser;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Actor, Desk, OperationError};
+use super::{ApiRequest, Desk, Operation, OperationError, Run};
+use crate::event::RejectCause;
 use crate::ledger::{ActKind, NewAct, RejectFilter, RejectGroup, RejectProperty, RejectRow, RejectState, Subject, reject_counts, rejects};
 use crate::words::UnknownWord;
 
@@ -29,16 +32,20 @@ const WHOLE: i32 = 1 << 30;
 const LISTED_BYTES: i32 = 1_024;
 
 /// Filter for rejects.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, clap::Args)]
 #[serde(default)]
 pub struct WhichRejects {
-    /// `open`, `resubmitted`, `admitted`, `discarded` or `all`. Default: `open`.
+    /// Only rejects in this state: `open`, `resubmitted`, `admitted`, `discarded` or `all`. Default: `open`.
+    #[arg(long, default_value = "open", hide_default_value = true)]
     pub state: String,
-    /// `rejected`, `conflict` or `held`. Default: any.
+    /// Only rejects with this verdict: `rejected`, `conflict` or `held`.
+    #[arg(long)]
     pub verdict: Option<String>,
-    /// Cause in one word, such as `json`. Default: any.
+    /// Only rejects with this cause.
+    #[arg(long, value_parser = PossibleValuesParser::new(RejectCause::ALL.map(RejectCause::as_str)))]
     pub cause: Option<String>,
-    /// Event type. Default: any.
+    /// Only rejects of this event type.
+    #[arg(long = "type", value_name = "TYPE")]
     pub event_type: Option<String>,
 }
 
@@ -48,16 +55,20 @@ impl Default for WhichRejects {
     }
 }
 
-/// Request for a page of rejects.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+/// List rejects by number, with the first 1024 bytes of each body.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, clap::Args)]
+#[serde(deny_unknown_fields)]
 pub struct ListRejects {
     /// Filter.
+    #[command(flatten)]
     #[serde(flatten)]
     pub which: WhichRejects,
-    /// Only rejects with a higher number.
+    /// Only rejects with a higher number: the next page.
+    #[arg(long, value_name = "ID", default_value_t = 0)]
     #[serde(default)]
     pub after: i64,
     /// Maximum number of rejects, 1 to 1000. Default: 100.
+    #[arg(long, value_name = "NUMBER", default_value_t = page(), hide_default_value = true)]
     #[serde(default = "page")]
     pub limit: usize,
 }
@@ -75,8 +86,9 @@ pub struct RejectPage {
     pub next_after: Option<i64>,
 }
 
-/// Request for the number of rejects per group.
+/// Count rejects in groups.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct CountRejects {
     /// Filter.
     #[serde(flatten)]
@@ -94,10 +106,20 @@ pub struct RejectCounts {
     pub groups: Vec<RejectGroup>,
 }
 
-/// Rejects to discard. An accepted event with the same id is not affected.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+/// Show one reject: the whole record, its acts, and its predicted outcome.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, clap::Args)]
+#[serde(deny_unknown_fields)]
+pub struct ShowReject {
+    /// Number of the reject.
+    pub id: i64,
+}
+
+/// Discard rejects, all or none; accepted events with their ids remain.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, clap::Args)]
+#[serde(deny_unknown_fields)]
 pub struct DiscardRejects {
     /// Numbers of the rejects: at most 200, all open.
+    #[arg(required = true, value_name = "ID")]
     pub ids: Vec<i64>,
 }
 
@@ -110,49 +132,77 @@ pub struct DiscardedRejects {
     pub act_ids: Vec<i64>,
 }
 
-impl Desk {
-    pub async fn list_rejects(&self, request: &ListRejects) -> Result<RejectPage, OperationError> {
-        let filter = filter(&request.which)?;
-        if !(1..=MOST_LISTED).contains(&request.limit) {
+impl ApiRequest for ListRejects {
+    type Answer = RejectPage;
+    const PATH: &'static str = "/api/v1/rejects";
+    const ANSWER: &'static str = "One page.";
+}
+
+impl Operation for ListRejects {
+    async fn run(&self, Run { desk, .. }: Run<'_>) -> Result<RejectPage, OperationError> {
+        let filter = filter(&self.which)?;
+        if !(1..=MOST_LISTED).contains(&self.limit) {
             return Err(OperationError::Invalid { field: "limit", message: format!("must lie between 1 and {MOST_LISTED}") });
         }
-        let one_more = i64::try_from(request.limit).unwrap_or(i64::MAX) + 1;
-        let mut rows = self.ledger.run(async |conn| rejects::list(conn, &filter, request.after, one_more, LISTED_BYTES).await).await?;
-        let more = rows.len() > request.limit;
-        rows.truncate(request.limit);
+        let one_more = i64::try_from(self.limit).unwrap_or(i64::MAX) + 1;
+        let mut rows = desk.ledger.run(async |conn| rejects::list(conn, &filter, self.after, one_more, LISTED_BYTES).await).await?;
+        let more = rows.len() > self.limit;
+        rows.truncate(self.limit);
         let next_after = rows.last().map(|row| row.id).filter(|_| more);
-        Ok(RejectPage { rejects: self.with_acts(rows).await?, next_after })
+        Ok(RejectPage { rejects: desk.with_acts(rows).await?, next_after })
     }
+}
 
-    pub async fn count_rejects(&self, request: &CountRejects) -> Result<RejectCounts, OperationError> {
-        let filter = filter(&request.which)?;
-        let groups = self.ledger.run(async |conn| reject_counts::groups(conn, &filter, request.by).await).await?;
-        Ok(RejectCounts { by: request.by, groups })
+impl ApiRequest for CountRejects {
+    type Answer = RejectCounts;
+    const PATH: &'static str = "/api/v1/rejects/counts";
+    const ANSWER: &'static str = "The groups, the largest first.";
+}
+
+impl Operation for CountRejects {
+    async fn run(&self, Run { desk, .. }: Run<'_>) -> Result<RejectCounts, OperationError> {
+        let filter = filter(&self.which)?;
+        let groups = desk.ledger.run(async |conn| reject_counts::groups(conn, &filter, self.by).await).await?;
+        Ok(RejectCounts { by: self.by, groups })
     }
+}
 
-    /// One reject with its whole body, and its predicted outcome if it were resubmitted.
-    pub async fn show_reject(&self, id: i64) -> Result<ShownReject, OperationError> {
-        let row = self.these_rejects(&[id]).await?.remove(0);
-        self.shown(row).await
+impl ApiRequest for ShowReject {
+    type Answer = ShownReject;
+    const PATH: &'static str = "/api/v1/rejects/{id}";
+    const ANSWER: &'static str = "The reject. 404: it does not exist.";
+}
+
+impl Operation for ShowReject {
+    async fn run(&self, Run { desk, .. }: Run<'_>) -> Result<ShownReject, OperationError> {
+        let row = desk.these_rejects(&[self.id]).await?.remove(0);
+        desk.shown(row).await
     }
+}
 
-    /// Discards rejects, all or none. They remain in the ledger as discarded.
-    ///
-    /// # Errors
-    /// [`OperationError::NotFound`]; [`OperationError::Forbidden`] if one is not open; [`OperationError::Invalid`] without a reason.
-    pub async fn discard_rejects(&self, request: &DiscardRejects, actor: &Actor) -> Result<DiscardedRejects, OperationError> {
-        actor.require_reason()?;
-        let rows = self.these_rejects(&request.ids).await?;
-        self.all_open(&rows).await?;
+impl ApiRequest for DiscardRejects {
+    type Answer = DiscardedRejects;
+    const METHOD: Method = Method::POST;
+    const PATH: &'static str = "/api/v1/rejects/discard";
+    const ANSWER: &'static str = "The discarded rejects. 409: one of them is not open.";
+    const NEEDS_REASON: bool = true;
+}
+
+impl Operation for DiscardRejects {
+    async fn run(&self, Run { desk, actor, .. }: Run<'_>) -> Result<DiscardedRejects, OperationError> {
+        let rows = desk.these_rejects(&self.ids).await?;
+        desk.all_open(&rows).await?;
         let ids: Vec<i64> = rows.iter().map(|row| row.id).collect();
         let act = |id: &i64| actor.act(ActKind::Discard, Subject::Reject(*id), serde_json::json!({}));
         let acts: Vec<NewAct<'_>> = ids.iter().map(act).collect();
-        match self.ledger.run(async |conn| rejects::discard(conn, &ids, &acts, self.ledger.clock.now()).await).await? {
+        match desk.ledger.run(async |conn| rejects::discard(conn, &ids, &acts, desk.ledger.clock.now()).await).await? {
             Some(act_ids) => Ok(DiscardedRejects { ids, act_ids }),
-            None => Err(OperationError::Forbidden("one of them was ended by somebody else meanwhile; nothing was done".to_owned())),
+            None => Err(OperationError::Forbidden("another act ended one of them meanwhile; nothing was done".to_owned())),
         }
     }
+}
 
+impl Desk {
     /// The rejects with these numbers, each once.
     async fn these_rejects(&self, ids: &[i64]) -> Result<Vec<RejectRow>, OperationError> {
         let ids: Vec<i64> = ids.iter().copied().collect::<BTreeSet<_>>().into_iter().collect();

@@ -14,39 +14,61 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use axum::http::Method;
 use serde::{Deserialize, Serialize};
-use tokio_util::sync::CancellationToken;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::{WHOLE, edit};
+use super::{WHOLE, WhichRejects, edit};
 use crate::consumer;
-use crate::event::{Digest, Message, Signer, Topic, TopicPartition};
+use crate::event::{Digest, MAX_PAYLOAD_BYTES, Message, Signer, Topic, TopicPartition, UsageType};
 use crate::ledger::{
-    ActKind, Disposition, NO_SIGNING_KEY, NewAct, PassedReject, Refusal, RejectRow, RejectState, Subject, cutover, generations, rejects,
-    sources,
+    ActKind, NO_SIGNING_KEY, NewAct, PassedReject, Refusal, RejectProperty, RejectRow, RejectState, Subject, Disposition, cutover, generations,
+    reject_counts, rejects, sources,
 };
 use crate::log::Record;
-use crate::operations::{Actor, Desk, OperationError};
+use crate::operations::operation::counting;
+use crate::operations::{Actor, ApiRequest, Desk, Operation, OperationError, Run, given_file};
 
 /// Rejects admitted in one step.
 const ADMITTED_AT_A_TIME: i64 = 200;
 
-/// Rejects to resubmit.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(default)]
+/// Maximum bytes of a file with an edit: a body with the attributes of a whole CloudEvent.
+const MOST_OF_AN_EDIT: usize = 2 * MAX_PAYLOAD_BYTES;
+
+/// Resubmit rejects through the log, all or none, with their own event ids.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema, clap::Args)]
+#[serde(default, deny_unknown_fields)]
 pub struct Resubmit {
     /// Numbers of the rejects: at most 200, all open unless forced.
+    #[arg(required = true, value_name = "ID")]
     pub ids: Vec<i64>,
     /// Only for a single reject: its new body, or a whole CloudEvent in JSON, which also replaces the headers. Readable ids, sources and
     /// types must not change.
+    #[arg(long, value_name = "FILE", value_parser = edit_in)]
     pub edit: Option<String>,
     /// Also resubmit records that would be rejected again, but never conflicts. Also resubmit ended rejects while no event with their id
     /// is accepted.
+    #[arg(long)]
     pub force: bool,
     /// Only predict the outcome.
+    #[arg(long)]
     pub dry_run: bool,
 }
+
+/// Reads the edit in this file.
+fn edit_in(path: &str) -> Result<String, String> {
+    given_file::text(path.as_ref(), MOST_OF_AN_EDIT)
+}
+
+/// Resubmit held records whose type this version knows.
+///
+/// A process with the role consume does this by itself. After an interruption, the same call
+/// resumes. If two processes do it at the same time, a record may be appended twice: the second one
+/// is a duplicate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, clap::Args)]
+#[serde(deny_unknown_fields)]
+pub struct AdmitRejects {}
 
 /// Predicted outcome of a record that is read now. Errors of PostgreSQL itself cannot be predicted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -137,59 +159,69 @@ pub(super) fn as_found(row: &RejectRow) -> Message {
     Message { key: row.key.clone(), headers: row.headers.clone(), payload: row.payload.clone(), oversized: row.oversized }
 }
 
-impl Desk {
-    /// Resubmits rejects, all or none of them. An edit is allowed for a single reject.
-    ///
-    /// # Errors
-    /// [`OperationError::NotFound`]; [`OperationError::Forbidden`] if one is not open or would be rejected again;
-    /// [`OperationError::Invalid`]. On an error of the log or the ledger, the acknowledged rejects have ended, and a retry is safe.
-    pub async fn resubmit_rejects(&self, request: &Resubmit, actor: &Actor) -> Result<Resubmitted, OperationError> {
-        let rows = self.these_rejects(&request.ids).await?;
-        if request.edit.is_some() && rows.len() != 1 {
+impl ApiRequest for Resubmit {
+    type Answer = Resubmitted;
+    const METHOD: Method = Method::POST;
+    const PATH: &'static str = "/api/v1/rejects/resubmit";
+    const ANSWER: &'static str = "The outcome of each reject. 409: one of them is not open, or would be refused again.";
+}
+
+impl Operation for Resubmit {
+    /// On an error of the log or the ledger, the acknowledged rejects have ended, and a retry is safe.
+    async fn run(&self, Run { desk, actor, .. }: Run<'_>) -> Result<Resubmitted, OperationError> {
+        let rows = desk.these_rejects(&self.ids).await?;
+        if self.edit.is_some() && rows.len() != 1 {
             return Err(OperationError::Invalid { field: "edit", message: "an edit is for one reject".to_owned() });
         }
-        if !request.force {
-            self.all_open(&rows).await?;
+        if !self.force {
+            desk.all_open(&rows).await?;
         }
         let mut news = News::new();
         let mut prepared = Vec::with_capacity(rows.len());
         for row in rows {
-            let message = match &request.edit {
+            let message = match &self.edit {
                 Some(text) => edit::edited(&as_found(&row), text)?,
                 None => as_found(&row),
             };
-            let foresight = self.foreseen(&message, &mut news).await?;
-            prepared.push(Prepared { row, edit: request.edit.clone(), foresight });
+            let foresight = desk.foreseen(&message, &mut news).await?;
+            prepared.push(Prepared { row, edit: self.edit.clone(), foresight });
         }
-        if request.dry_run {
+        if self.dry_run {
             return Ok(Resubmitted { dry_run: true, records: prepared.iter().map(|one| record(one, None, None, false)).collect() });
         }
         for one in &prepared {
-            allowed(one, request.force)?;
+            allowed(one, self.force)?;
         }
-        let records = self.pass_through(ActKind::Resubmit, RejectState::Resubmitted, &prepared, actor).await?;
+        let records = desk.pass_through(ActKind::Resubmit, RejectState::Resubmitted, &prepared, actor).await?;
         Ok(Resubmitted { dry_run: false, records })
     }
+}
 
-    /// Resubmits held records whose type this version knows, or whose deployment is now registered. Their predicted outcome does not
-    /// matter, because the reason to hold them has ended. `progress` gets the number of records examined. If two processes admit at the
-    /// same time, a record may be appended twice; the second one is a duplicate.
-    ///
-    /// # Errors
-    /// [`OperationError::Interrupted`]; after this and any error of the log or the ledger, the same call resumes.
-    pub async fn admit_rejects(&self, actor: &Actor, progress: impl Fn(u64), stop: &CancellationToken) -> Result<Admitted, OperationError> {
+impl ApiRequest for AdmitRejects {
+    type Answer = Admitted;
+    const METHOD: Method = Method::POST;
+    const PATH: &'static str = "/api/v1/rejects/admit";
+    const ANSWER: &'static str = "The numbers of records.";
+    const IS_LONG: bool = true;
+}
+
+impl Operation for AdmitRejects {
+    /// Also admits records whose deployment is now registered. Their predicted outcome does not matter, because the reason to hold them
+    /// has ended.
+    async fn run(&self, Run { desk, actor, progress, stop }: Run<'_>) -> Result<Admitted, OperationError> {
+        let progress = counting("admitting records", desk.held_of_known_types().await?, progress);
         let (mut admitted, mut after) = (Admitted::default(), 0);
         loop {
             if stop.is_cancelled() {
                 return Err(OperationError::Interrupted);
             }
-            let ids = self.ledger.run(async |conn| rejects::admissible(conn, after, ADMITTED_AT_A_TIME).await).await?;
+            let ids = desk.ledger.run(async |conn| rejects::admissible(conn, after, ADMITTED_AT_A_TIME).await).await?;
             let Some(last) = ids.last() else { return Ok(admitted) };
             after = *last;
             let mut news = News::new();
             let mut prepared = Vec::with_capacity(ids.len());
-            for row in self.ledger.run(async |conn| rejects::by_id(conn, &ids, WHOLE).await).await? {
-                let foresight = self.foreseen(&as_found(&row), &mut news).await?;
+            for row in desk.ledger.run(async |conn| rejects::by_id(conn, &ids, WHOLE).await).await? {
+                let foresight = desk.foreseen(&as_found(&row), &mut news).await?;
                 match foresight.what {
                     Foreseen::Held => admitted.left += 1,
                     Foreseen::Accepted | Foreseen::Duplicate => admitted.records += 1,
@@ -201,9 +233,19 @@ impl Desk {
                     prepared.push(Prepared { row, edit: None, foresight });
                 }
             }
-            self.pass_through(ActKind::Admit, RejectState::Admitted, &prepared, actor).await?;
+            desk.pass_through(ActKind::Admit, RejectState::Admitted, &prepared, actor).await?;
             progress(u64::try_from(ids.len()).unwrap_or_default());
         }
+    }
+}
+
+impl Desk {
+    /// The number of held records whose type this version knows.
+    async fn held_of_known_types(&self) -> Result<u64, OperationError> {
+        let held = super::filter(&WhichRejects { verdict: Some(Disposition::Held.to_string()), ..WhichRejects::default() })?;
+        let groups = self.ledger.run(async |conn| reject_counts::groups(conn, &held, RejectProperty::Type).await).await?;
+        let known = groups.iter().filter(|group| group.value.as_ref().is_some_and(|value| value.parse::<UsageType>().is_ok()));
+        Ok(known.map(|group| u64::try_from(group.records).unwrap_or_default()).sum())
     }
 
     /// Predicts the outcome of a message that is read now. `news` contains the events that this call predicted to be new.

@@ -5,9 +5,9 @@ use std::time::Duration;
 use tallyline::clock::Clock;
 use tallyline::collectors::{CollectError, Settings, run as run_collector};
 use tallyline::event::Topic;
-use tallyline::ledger::{ActKind, IdentityRefusal, ListActs, acts, collector_lease, leases, sources};
+use tallyline::ledger::{ActFilter, ActKind, IdentityRefusal, acts, collector_lease, leases, sources};
 use tallyline::license::PublicKeys;
-use tallyline::operations::{Actor, Desk, OneSource, OperationError};
+use tallyline::operations::{Actor, Desk, OperationError, RetireSource};
 use tallyline_sim::coderd::SchemaVersion;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -16,7 +16,7 @@ use super::access::{grant, role, run};
 use super::{Ours, ours, produced, settings, source_of};
 use crate::support::coderd::Coderd;
 use crate::support::eventually;
-use crate::support::ledger::desk;
+use crate::support::ledger::{act, desk};
 
 fn named(deployment: Uuid) -> Settings {
     Settings { deployment_id: Some(deployment), ..settings() }
@@ -230,7 +230,7 @@ async fn a_corrected_id_introduces_no_source_beside_the_unbound_one() {
     }
     assert_eq!((records(&ours).await, ours.ledger.run(sources::list).await.unwrap().len()), (1, 1));
     let actor = Actor { name: "user-001".to_owned(), reason: "a typing mistake, not in use".to_owned() };
-    desk(&ours.ledger, &ours.log).retire_source(&OneSource { deployment_id: mistyped }, &actor).await.unwrap();
+    act(&desk(&ours.ledger, &ours.log), &RetireSource { deployment_id: mistyped }, &actor).await.unwrap();
     let mut collector = ours.open(named(coderd.deployment), &hidden).await.unwrap().unwrap();
     assert_eq!(produced(&collector.pass().await.unwrap()), (1, 0, 0));
 }
@@ -283,7 +283,7 @@ async fn an_operator_accepts_the_new_identity_of_a_coderd_with_a_reason() {
     assert_eq!(produced(&collector.pass().await.unwrap()), (1, 0, 0));
     let acts = ours
         .ledger
-        .run(async |conn| acts::list(conn, &ListActs { act: Some(ActKind::Accept), ..ListActs::default() }, 10).await)
+        .run(async |conn| acts::list(conn, &ActFilter { act: Some(ActKind::Accept), ..ActFilter::default() }, 10).await)
         .await
         .unwrap();
     assert_eq!((acts.len(), acts[0].subject.clone(), acts[0].reason.as_str()), (1, coderd.deployment.to_string(), "the row was lost"));

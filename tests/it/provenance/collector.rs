@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::world::{SOON, World, keys, operator};
 use crate::support::coderd::Coderd;
 use crate::support::eventually;
+use crate::support::ledger::act;
 
 const REJECTS: &str = "select count(*) from reject";
 const PASSES: &str = "select coalesce(max(pass_id), 0) from collector_progress";
@@ -201,7 +202,7 @@ async fn an_oversized_row_is_one_reject_and_its_source_is_collected_on() {
     }
     // a discarded row is not appended again either
     let id = world.count("select id from reject").await;
-    world.desk(key()).discard_rejects(&DiscardRejects { ids: vec![id] }, &operator()).await.unwrap();
+    act(&world.desk(key()), &DiscardRejects { ids: vec![id] }, &operator()).await.unwrap();
     let mut collector = opened(&world, &coderd, key()).await;
     assert_eq!(collector.pass().await.unwrap().usage, 0);
 }

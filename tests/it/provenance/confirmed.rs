@@ -9,12 +9,11 @@ use tallyline::log::{Log, PostgresLogSettings};
 use tallyline::operations::recover::{CoderdEffect, Lost, RecoverEffect, RecoverExecution, RecoverRequest};
 use tallyline::operations::{Desk, OperationError};
 use tallyline_sim::coderd::{SchemaVersion, create_schema};
-use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::world::operator;
 use crate::support::coderd::identify;
-use crate::support::ledger::{DEPLOYMENT, arrival, build, desk, partition, registered_ledger, usage};
+use crate::support::ledger::{DEPLOYMENT, act, arrival, ask, build, desk, partition, registered_ledger, usage};
 use crate::support::{self, Database};
 
 /// A confirmed and an unconfirmed event of each of these topics.
@@ -41,7 +40,7 @@ async fn desk_without_rows(ledger: &Ledger) -> (Database, Desk) {
 
 async fn plan(desk: &Desk) -> (Option<String>, CoderdEffect) {
     let request = RecoverRequest { lost: Lost::Coderd, without: Vec::new() };
-    let plan = desk.plan_recovery(&request, &|_, _| {}, &CancellationToken::new()).await.unwrap();
+    let plan = ask(desk, &request).await.unwrap();
     let RecoverEffect::Coderd(effect) = plan.effect else { panic!("{plan:?}") };
     (plan.hash, effect)
 }
@@ -53,7 +52,7 @@ async fn an_event_that_was_never_confirmed_is_not_released_when_coderd_does_not_
     let (hash, effect) = plan(&desk).await;
     assert_eq!((effect.unconfirmed, effect.to_list, effect.gone_builds), (2, 1, 1), "{effect:?}");
     let execution = RecoverExecution { hash: hash.unwrap() };
-    desk.execute_recovery(&execution, &operator(), &|_, _| {}, &CancellationToken::new()).await.unwrap();
+    act(&desk, &execution, &operator()).await.unwrap();
     let listed: Vec<String> = sqlx::query_scalar("select event_id from source_lost order by 1").fetch_all(&ledger.pool).await.unwrap();
     assert_eq!(listed, ["usage-1"]);
 }
@@ -75,6 +74,6 @@ async fn a_recovery_is_not_planned_from_another_coderd_that_hides_one_fact() {
     identify(&source.pool, DEPLOYMENT, other).await;
     sqlx::query("delete from site_configs").execute(&source.pool).await.unwrap();
     let request = RecoverRequest { lost: Lost::Coderd, without: Vec::new() };
-    let error = desk.plan_recovery(&request, &|_, _| {}, &CancellationToken::new()).await.unwrap_err();
+    let error = ask(&desk, &request).await.unwrap_err();
     assert!(matches!(&error, OperationError::Forbidden(why) if why.contains(&other.to_string())), "{error}");
 }

@@ -7,7 +7,7 @@ use tallyline::ledger::{ActKind, NewAct, Subject, cutover, known, rejects};
 use tallyline::operations::{ListRejects, OperationError, Resubmit, WhichRejects};
 
 use super::world::{World, events, keys, operator};
-use crate::support::ledger::{DEPLOYMENT, GROUP, usage};
+use crate::support::ledger::{DEPLOYMENT, GROUP, act, ask, usage};
 
 fn key() -> Signatures {
     keys(&["2026"], "2026")
@@ -81,13 +81,13 @@ async fn a_rejected_unsigned_record_leaves_its_id_free_and_is_signed_when_it_is_
     assert_eq!(world.count("select count(*) from usage_event where confirmed_at is not null").await, 1);
 
     let which = WhichRejects { cause: Some(RejectCause::Unsigned.to_string()), ..WhichRejects::default() };
-    let rejects = world.desk(key()).list_rejects(&ListRejects { which, after: 0, limit: 10 }).await.unwrap().rejects;
+    let rejects = ask(&world.desk(key()), &ListRejects { which, after: 0, limit: 10 }).await.unwrap().rejects;
     let reject = rejects.iter().find(|reject| reject.event_id == Some(second.id())).unwrap();
     assert!(reject.detail.contains("tallyline-signature"), "{}", reject.detail);
     let request = Resubmit { ids: vec![reject.id], ..Resubmit::default() };
-    let unable = world.desk(Signatures::default()).resubmit_rejects(&request, &operator()).await.unwrap_err();
+    let unable = act(&world.desk(Signatures::default()), &request, &operator()).await.unwrap_err();
     assert!(matches!(&unable, OperationError::Forbidden(why) if why.contains("log.signing_key")), "{unable}");
-    world.desk(key()).resubmit_rejects(&request, &operator()).await.unwrap();
+    act(&world.desk(key()), &request, &operator()).await.unwrap();
     world.consume(key()).await;
     let accepted = "select count(*) from usage_event where id = 'usage-2' and confirmed_at is null";
     assert_eq!(world.count(accepted).await, 1, "an operator passed it on; no collector has confirmed it");

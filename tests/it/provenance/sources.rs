@@ -2,12 +2,13 @@
 
 use tallyline::event::{Signatures, Topic};
 use tallyline::ledger::{Chain, Counts, books, positions, record, rejects, restored, retirements, sources};
-use tallyline::operations::OneSource;
-use tokio_util::sync::CancellationToken;
+use tallyline::operations::{AdmitRejects, ListSources, ReinstateSource, RetireSource};
 use uuid::Uuid;
 
 use super::world::{World, operator};
-use crate::support::ledger::{DEPLOYMENT, OTHER_DEPLOYMENT, arrival, build, claim, partition, register, registered_ledger, usage};
+use crate::support::ledger::{
+    DEPLOYMENT, OTHER_DEPLOYMENT, act, arrival, ask, build, claim, partition, register, registered_ledger, usage,
+};
 
 #[tokio::test]
 async fn forged_deployments_are_held_and_cost_the_same_however_many_there_are() {
@@ -38,7 +39,7 @@ async fn registering_a_deployment_admits_its_held_events() {
         "select (select count(*) from workspace_build) + (select count(*) from prebuild_claim) + (select count(*) from usage_event)";
     assert_eq!((world.count(held).await, world.count(accepted).await), (3, 0));
     let desk = world.desk(Signatures::default());
-    let admit = async || desk.admit_rejects(&operator(), |_| {}, &CancellationToken::new()).await.unwrap();
+    let admit = async || act(&desk, &AdmitRejects {}, &operator()).await.unwrap();
     assert_eq!(admit().await.records, 0);
 
     register(&world.ledger, &[OTHER_DEPLOYMENT]).await;
@@ -58,15 +59,15 @@ async fn a_retired_source_is_not_waited_for_until_it_is_reinstated() {
         assert!(others.is_empty());
         waited_for.into_iter().map(|source| source.deployment_id).collect::<Vec<_>>()
     };
-    let request = OneSource { deployment_id: OTHER_DEPLOYMENT };
-    desk.retire_source(&request, &operator()).await.unwrap();
+    let deployment_id = OTHER_DEPLOYMENT;
+    act(&desk, &RetireSource { deployment_id }, &operator()).await.unwrap();
     assert_eq!(ids().await, [DEPLOYMENT]);
     let words = ledger.run(async |conn| retirements::of_deployment(conn, OTHER_DEPLOYMENT).await).await.unwrap().unwrap().to_string();
     for part in ["retired by sre-1", "(a test)", &format!("tallyline sources reinstate {OTHER_DEPLOYMENT}")] {
         assert!(words.contains(part), "{part} is not in {words}");
     }
-    let listed = desk.list_sources().await.unwrap().sources;
+    let listed = ask(&desk, &ListSources {}).await.unwrap().sources;
     assert_eq!(listed.iter().map(|source| source.retired.is_some()).collect::<Vec<_>>(), [false, true]);
-    desk.reinstate_source(&request, &operator()).await.unwrap();
+    act(&desk, &ReinstateSource { deployment_id }, &operator()).await.unwrap();
     assert_eq!(ids().await, [DEPLOYMENT, OTHER_DEPLOYMENT]);
 }

@@ -20,7 +20,7 @@ use tallyline::projection::fold_to;
 use tallyline::stages::{LicensesState, MetricsState};
 use tokio_util::sync::CancellationToken;
 
-use crate::support::ledger::{DEPLOYMENT, GROUP, build, claim, desk, ledger, register, usage};
+use crate::support::ledger::{DEPLOYMENT, GROUP, act, ask, build, claim, desk, ledger, register, usage};
 use crate::support::{Database, Kafka, eventually, kafka, setting};
 
 pub const SOON: Duration = Duration::from_secs(120);
@@ -188,9 +188,9 @@ impl World {
         let stop = CancellationToken::new();
         let topics = Topic::ALL.map(|topic| topic.name().to_owned()).to_vec();
         let range = LogRange { topics, from: "earliest".into(), until: "latest".into() };
-        let plan = desk.plan_replay(&range, |_: Step| {}, &stop).await.unwrap();
+        let plan = ask(&desk, &range).await.unwrap();
         let request = ReplayExecution { hash: plan.hash, records_per_second: Some(1_000_000) };
-        let replayed = desk.execute_replay(&request, &operator(), |_: Step| {}, &stop).await.unwrap();
+        let replayed = desk.execute_replay(&request, &operator(), &|_: Step| {}, &stop).await.unwrap();
         replayed.accepted.try_into().unwrap()
     }
 
@@ -220,11 +220,11 @@ impl World {
     }
 
     pub async fn recover(&self, lost: Lost, signatures: Signatures) {
-        let (desk, stop) = (Desk { partitions: 2, ..self.desk(signatures) }, CancellationToken::new());
+        let desk = Desk { partitions: 2, ..self.desk(signatures) };
         let request = RecoverRequest { lost, without: Vec::new() };
-        let plan = desk.plan_recovery(&request, &|_, _| {}, &stop).await.unwrap();
+        let plan = ask(&desk, &request).await.unwrap();
         let execution = RecoverExecution { hash: plan.hash.expect("something is lost") };
-        desk.execute_recovery(&execution, &operator(), &|_, _| {}, &stop).await.unwrap();
+        act(&desk, &execution, &operator()).await.unwrap();
     }
 }
 

@@ -3,13 +3,13 @@
 use chrono::TimeDelta;
 use tallyline::event::{Event, Payload, Topic, TopicPartition, Usage};
 use tallyline::ledger::{Chain, HeldFor, HoldScope, holds, positions, record};
-use tallyline::operations::{Actor, OneSource};
+use tallyline::operations::{Actor, ReinstateSource, RetireSource};
 use tallyline::publisher::Condition;
 use tallyline::{consumer, status};
 
 use super::books::{Audited, DEADLINE, SOURCE};
 use super::world::{DEPLOYMENT, World, start_time, usage};
-use crate::support::ledger::build;
+use crate::support::ledger::{act, build};
 
 /// Adds usage `e-0` and `more` others.
 async fn add_many(site: &Audited, more: usize) {
@@ -132,16 +132,16 @@ async fn usage_that_is_pending_when_its_source_is_retired_is_held_until_it_is_re
     let world = World::new().await;
     let log = world.log().await;
     world.add(&[usage("a", start_time())]).await;
-    let (desk, request) = (world.desk(&log), OneSource { deployment_id: DEPLOYMENT });
+    let (desk, deployment_id) = (world.desk(&log), DEPLOYMENT);
     let actor = Actor { name: "sre-1".to_owned(), reason: "moved".to_owned() };
     let holds = async || status::read(&world.ledger, &log, DEADLINE).await.unwrap().holds;
-    assert_eq!(desk.retire_source(&request, &actor).await.unwrap().pending, 1);
+    assert_eq!(act(&desk, &RetireSource { deployment_id }, &actor).await.unwrap().pending, 1);
     let held = holds().await;
     let [hold] = held.as_slice() else { panic!("{held:?}") };
     assert_eq!((hold.scope, hold.deployment_id, hold.since.is_some()), (HoldScope::Source, Some(DEPLOYMENT), true));
     assert!(hold.why.contains("retired by sre-1 (moved)") && hold.ends.contains("tallyline sources reinstate"), "{hold:?}");
     assert_eq!((world.cycle().await.requests, world.number_in("pending").await), (0, 1));
-    desk.reinstate_source(&request, &actor).await.unwrap();
+    act(&desk, &ReinstateSource { deployment_id }, &actor).await.unwrap();
     assert_eq!(holds().await, []);
     assert_eq!(world.cycle().await.accepted, 1);
 }
@@ -151,10 +151,10 @@ async fn a_retirement_ends_publishing_before_the_next_request() {
     let world = World::new().await;
     let log = world.log().await;
     world.add_many(150).await;
-    let (desk, request) = (world.desk(&log), OneSource { deployment_id: DEPLOYMENT });
+    let (desk, deployment_id) = (world.desk(&log), DEPLOYMENT);
     let actor = Actor { name: "sre-1".to_owned(), reason: "a test".to_owned() };
-    desk.retire_source(&request, &actor).await.unwrap();
-    desk.reinstate_source(&request, &actor).await.unwrap();
+    act(&desk, &RetireSource { deployment_id }, &actor).await.unwrap();
+    act(&desk, &ReinstateSource { deployment_id }, &actor).await.unwrap();
     // the source is retired while the first request is in flight
     sqlx::raw_sql(
         "create function retire() returns trigger language plpgsql as $$ begin

@@ -11,6 +11,7 @@ use tallyline_sim::tallyman::Switches;
 
 use super::world::{DEPLOYMENT, World, start_time, usage};
 use crate::support::eventually;
+use crate::support::ledger::act;
 
 #[tokio::test]
 async fn what_coderd_has_published_is_not_ours() {
@@ -116,9 +117,9 @@ async fn publishing_goes_on_once_an_operator_says_that_coderds_is_cut_off() {
 
     let (desk, request) = (world.desk(&log), CoderdCutOff { deployment_id: DEPLOYMENT });
     let actor = |reason: &str| Actor { name: "sre-1".into(), reason: reason.into() };
-    assert!(matches!(desk.coderd_cut_off(&request, &actor(" ")).await, Err(OperationError::Invalid { field: "reason", .. })));
-    desk.coderd_cut_off(&request, &actor("its usage publisher is disabled")).await.unwrap();
-    assert!(matches!(desk.coderd_cut_off(&request, &actor("again")).await, Err(OperationError::NotFound(_))));
+    assert!(matches!(act(&desk, &request, &actor(" ")).await, Err(OperationError::Invalid { field: "reason", .. })));
+    act(&desk, &request, &actor("its usage publisher is disabled")).await.unwrap();
+    assert!(matches!(act(&desk, &request, &actor("again")).await, Err(OperationError::NotFound(_))));
     let acts: Vec<(String, String, String)> =
         sqlx::query_as("select actor, act, reason from operator_act").fetch_all(&world.ledger.pool).await.unwrap();
     assert_eq!(acts, [("sre-1".into(), "resume".into(), "its usage publisher is disabled".into())]);

@@ -14,10 +14,10 @@ use tallyline::log::Log;
 use tallyline::operations::recover::{Lost, RecoverEffect, RecoverExecution, RecoverRequest};
 use tallyline::operations::{Actor, CoderdCutOff};
 use tallyline::status;
-use tokio_util::sync::CancellationToken;
 
 use super::world::{DEPLOYMENT, World, start_time, usage};
 use crate::support::eventually;
+use crate::support::ledger::{act, ask};
 
 const SOON: Duration = Duration::from_secs(60);
 
@@ -35,7 +35,7 @@ async fn audited(world: &World, log: &Log) -> AuditReport {
 /// Plans the recovery of a restored coderd. Returns the number of reused ids, the number of pending ones among them, and the hash.
 async fn planned(world: &World, log: &Log) -> (i64, i64, Option<String>) {
     let request = RecoverRequest { lost: Lost::Coderd, without: Vec::new() };
-    let plan = world.desk(log).plan_recovery(&request, &|_, _| {}, &CancellationToken::new()).await.expect("a plan");
+    let plan = ask(&world.desk(log), &request).await.expect("a plan");
     let RecoverEffect::Coderd(effect) = plan.effect else { panic!("{plan:?}") };
     (effect.ids_used_again, effect.ids_used_again_pending, plan.hash)
 }
@@ -43,7 +43,7 @@ async fn planned(world: &World, log: &Log) -> (i64, i64, Option<String>) {
 async fn said(world: &World, log: &Log, hash: String) {
     let actor = Actor { name: "user-001".to_owned(), reason: "coderd was restored".to_owned() };
     let execution = RecoverExecution { hash };
-    world.desk(log).execute_recovery(&execution, &actor, &|_, _| {}, &CancellationToken::new()).await.expect("executed");
+    act(&world.desk(log), &execution, &actor).await.expect("executed");
 }
 
 #[tokio::test]
@@ -96,7 +96,7 @@ async fn usage_whose_id_a_restored_coderd_used_again_is_shown_and_sent_as_accept
     let mut publisher = world.publisher_in(&registry);
     assert_eq!(publisher.cycle(&world.stop).await.unwrap().requests, 0);
     let actor = Actor { name: "user-001".to_owned(), reason: "coderd's publisher is disabled again".to_owned() };
-    world.desk(&log).coderd_cut_off(&CoderdCutOff { deployment_id: DEPLOYMENT }, &actor).await.expect("it has stopped");
+    act(&world.desk(&log), &CoderdCutOff { deployment_id: DEPLOYMENT }, &actor).await.expect("it has stopped");
     let cycle = publisher.cycle(&world.stop).await.unwrap();
     assert_eq!((cycle.accepted, cycle.settled.not_ours, cycle.held_back), (1, 1, 0));
     assert_eq!(held_back(&registry), 0.0);
@@ -215,7 +215,7 @@ async fn usage_that_was_never_confirmed_is_not_released_by_a_recovery() {
     assert!(message.contains("never seen to have it") && !message.contains("recover"), "{message}");
 
     let request = RecoverRequest { lost: Lost::Coderd, without: Vec::new() };
-    let plan = world.desk(&log).plan_recovery(&request, &|_, _| {}, &CancellationToken::new()).await.expect("a plan");
+    let plan = ask(&world.desk(&log), &request).await.expect("a plan");
     let RecoverEffect::Coderd(effect) = &plan.effect else { panic!("{plan:?}") };
     assert_eq!((effect.to_list, effect.unconfirmed), (1, 1), "{effect:?}");
     said(&world, &log, plan.hash.expect("there is something to do")).await;

@@ -14,7 +14,7 @@ use tallyline::stages::{LicensesState, MetricsState, Stage};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::support::ledger::{DEPLOYMENT, arrival, build, caught_up_to, partition, registered_ledger};
+use crate::support::ledger::{DEPLOYMENT, act, arrival, ask, build, caught_up_to, partition, registered_ledger};
 use crate::support::process::run_tallyline;
 use crate::support::tables::tables;
 use crate::support::{self, Database, eventually};
@@ -93,7 +93,7 @@ async fn execute(ledger: &Ledger, plan: &RebuildPlan, may_fall: bool) -> Result<
     let hash = plan.hash.clone().unwrap();
     let request = RebuildExecution { rebuild: plain(RebuildStage::Metrics), hash, may_fall };
     let actor = Actor { name: "sre-1".into(), reason: "the snapshot was changed by hand".into() };
-    desk(ledger).execute_rebuild(&request, &actor, |_, _| {}).await.map(|rebuilt| rebuilt.done)
+    act(&desk(ledger), &request, &actor).await.map(|rebuilt| rebuilt.done)
 }
 
 /// A ledger whose newest snapshot of the metrics is wrong, and a process that started from it. Returns the true and the shown number.
@@ -119,14 +119,14 @@ async fn a_rebuild_says_what_is_shown_wrongly_and_puts_it_right_in_running_proce
         .unwrap()
         .unwrap();
     let before = tables(&ledger.pool).await;
-    let plan = desk(&ledger).plan_rebuild(&plain(RebuildStage::Metrics), |_, _| {}).await.unwrap();
+    let plan = ask(&desk(&ledger), &plain(RebuildStage::Metrics)).await.unwrap();
     assert!(tables(&ledger.pool).await == before, "a plan writes nothing");
     let numbers: Vec<_> =
         plan.differences.iter().map(|one| (one.what.as_str(), one.rebuilt.unwrap().count - one.shown.unwrap().count)).collect();
     assert_eq!((plan.differs, plan.falling, numbers), (true, 0, vec![("coderd_workspace_creation_total", truth - shown)]));
     // events in between raise both sides: the effect is the same
     builds(&ledger, 210..230).await;
-    assert_eq!(desk(&ledger).plan_rebuild(&plain(RebuildStage::Metrics), |_, _| {}).await.unwrap().hash, plan.hash);
+    assert_eq!(ask(&desk(&ledger), &plain(RebuildStage::Metrics)).await.unwrap().hash, plan.hash);
 
     execute(&ledger, &plan, false).await.unwrap();
     builds(&ledger, 230..240).await;
@@ -142,7 +142,7 @@ async fn a_rebuild_says_what_is_shown_wrongly_and_puts_it_right_in_running_proce
     restarted.caught_up(&ledger).await;
     assert!(restarted.bytes() == from_zero().await, "a process that began from a stale snapshot");
     restarted.end().await;
-    let again = desk(&ledger).plan_rebuild(&plain(RebuildStage::Metrics), |_, _| {}).await.unwrap();
+    let again = ask(&desk(&ledger), &plain(RebuildStage::Metrics)).await.unwrap();
     assert_eq!((again.differs, again.differences), (false, vec![]));
     assert!(matches!(execute(&ledger, &plan, false).await, Err(OperationError::Forbidden(_))), "the effect is another now");
     running.end().await;
@@ -151,7 +151,7 @@ async fn a_rebuild_says_what_is_shown_wrongly_and_puts_it_right_in_running_proce
 #[tokio::test]
 async fn no_shown_series_falls_unless_it_is_allowed() {
     let (_database, ledger, running, (truth, shown)) = wrong(|value| value + 5).await;
-    let plan = desk(&ledger).plan_rebuild(&plain(RebuildStage::Metrics), |_, _| {}).await.unwrap();
+    let plan = ask(&desk(&ledger), &plain(RebuildStage::Metrics)).await.unwrap();
     assert_eq!((plan.differs, plan.falling, plan.differences.len()), (true, 1, 1));
     assert_eq!(shown - truth, 5);
     let before = tables(&ledger.pool).await;
@@ -243,6 +243,6 @@ async fn a_snapshot_that_is_only_older_is_no_difference() {
         .await
         .unwrap();
     builds(&ledger, 100..200).await;
-    let plan = desk(&ledger).plan_rebuild(&plain(RebuildStage::Metrics), |_, _| {}).await.unwrap();
+    let plan = ask(&desk(&ledger), &plain(RebuildStage::Metrics)).await.unwrap();
     assert_eq!((plan.differs, plan.sequence.number), (false, folded.sequence.number + 1));
 }

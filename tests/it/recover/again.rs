@@ -2,21 +2,20 @@
 
 use serde_json::json;
 use tallyline::log::{Log, PostgresLogSettings};
-use tallyline::operations::recover::{RecoverExecution, RecoverPlan};
+use tallyline::operations::recover::{RecoverExecution, RecoverPlan, RecoverRequest};
 use tallyline::operations::{Actor, Desk, OperationError};
-use tokio_util::sync::CancellationToken;
 
-use crate::support::ledger::{desk, ledger};
+use crate::support::ledger::{act, ask, desk, ledger};
 
 async fn plan(desk: &Desk) -> RecoverPlan {
-    let request = serde_json::from_value(json!({ "lost": "kafka" })).unwrap();
-    desk.plan_recovery(&request, &|_, _| (), &CancellationToken::new()).await.unwrap()
+    let request: RecoverRequest = serde_json::from_value(json!({ "lost": "kafka" })).unwrap();
+    ask(desk, &request).await.unwrap()
 }
 
 async fn execute(desk: &Desk, plan: &RecoverPlan) -> Result<RecoverPlan, OperationError> {
     let execution = RecoverExecution { hash: plan.hash.clone().expect("something to do") };
     let actor = Actor { name: "sre-1".into(), reason: "the topics are gone".into() };
-    desk.execute_recovery(&execution, &actor, &|_, _| (), &CancellationToken::new()).await
+    act(desk, &execution, &actor).await
 }
 
 #[tokio::test]

@@ -4,17 +4,14 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 use tallyline::clock::Clock;
-use tallyline::ledger::{
-    ActKind, Ledger, ListActs, NewAct, NewPass, Source, Subject, leases, passes, recoveries, restored, retirements, sources,
-};
+use tallyline::ledger::{ActKind, Ledger, NewAct, NewPass, Source, Subject, leases, passes, recoveries, restored, retirements, sources};
 use tallyline::log::{Log, PostgresLogSettings};
 use tallyline::operations::recover::{LedgerEffect, Lost, RecoverEffect, RecoverExecution, RecoverPlan, RecoverRequest};
-use tallyline::operations::{Actor, Desk, OperationError};
-use tokio_util::sync::CancellationToken;
+use tallyline::operations::{Actor, Desk, ListActs, OperationError};
 use uuid::Uuid;
 
 use crate::support::Database;
-use crate::support::ledger::{desk, ledger, noon};
+use crate::support::ledger::{act, ask, desk, ledger, noon};
 
 // Read until the end; 34 days before; 36 days before; never.
 const LIVE: Uuid = Uuid::from_u128(1);
@@ -52,7 +49,7 @@ impl Site {
 
     async fn try_plan(&self, without: &[Uuid]) -> Result<(RecoverPlan, LedgerEffect), OperationError> {
         let request = RecoverRequest { lost: Lost::Ledger, without: without.to_vec() };
-        let plan = self.desk.plan_recovery(&request, &|_, _| {}, &CancellationToken::new()).await?;
+        let plan = ask(&self.desk, &request).await?;
         let RecoverEffect::Ledger(effect) = plan.effect.clone() else { panic!("{plan:?}") };
         Ok((plan, *effect))
     }
@@ -64,7 +61,7 @@ impl Site {
     async fn execute(&self, plan: &RecoverPlan, reason: &str) -> Result<RecoverPlan, OperationError> {
         let actor = Actor { name: "sre-1".into(), reason: reason.into() };
         let execution = RecoverExecution { hash: plan.hash.clone().expect("a hash") };
-        self.desk.execute_recovery(&execution, &actor, &|_, _| {}, &CancellationToken::new()).await
+        act(&self.desk, &execution, &actor).await
     }
 }
 
@@ -152,7 +149,7 @@ async fn a_source_that_is_not_there_any_more_is_given_up_and_the_recovery_ends()
         "nothing is waited for any more"
     );
 
-    let acts = site.desk.acts(&ListActs { act: Some(ActKind::Recover), ..ListActs::default() }).await.unwrap().acts;
+    let acts = ask(&site.desk, &ListActs { act: Some(ActKind::Recover), ..ListActs::default() }).await.unwrap().acts;
     let reasons: Vec<&str> = acts.iter().map(|act| act.reason.as_str()).collect();
     assert_eq!(reasons, ["switched off in July", "the disk died"]);
     let given_up = acts[0].detail["not_waited_for"].as_array().unwrap();
@@ -189,7 +186,7 @@ async fn what_is_there_or_not_waited_for_cannot_be_given_up() {
     site.desk.ledger.run(async |conn| leases::release(conn, lease).await).await.unwrap();
     let (stale, _) = site.plan(&[LIVE]).await;
     let request = RecoverRequest { lost: Lost::Kafka, without: vec![LIVE] };
-    let elsewhere = site.desk.plan_recovery(&request, &|_, _| {}, &CancellationToken::new()).await;
+    let elsewhere = ask(&site.desk, &request).await;
     assert!(matches!(elsewhere, Err(OperationError::Invalid { field: "without", .. })), "{elsewhere:?}");
     // a plan from before the opening of the recovery is stale afterwards
     let (plan, _) = site.plan(&[]).await;

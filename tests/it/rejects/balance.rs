@@ -14,6 +14,7 @@ use tallyline_sim::coderd::SchemaVersion;
 
 use super::{Backend, Site, operator, with};
 use crate::support::coderd::Coderd;
+use crate::support::ledger::act;
 
 /// A pass of a collector without memory: it reads all rows again.
 async fn fresh_pass(coderd: &Coderd, site: &Site) -> i32 {
@@ -52,7 +53,7 @@ async fn the_audit_tells_what_acts_made_of_rows_that_were_refused() {
     assert_eq!(told(&audit(&coderd, &site).await), (true, vec![("rejected", "usage-1"), ("rejected", "usage-2")]));
 
     let [first, second] = site.list("open").await.try_into().unwrap();
-    site.desk.discard_rejects(&DiscardRejects { ids: vec![second.id] }, &operator()).await.unwrap();
+    act(&site.desk, &DiscardRejects { ids: vec![second.id] }, &operator()).await.unwrap();
     site.resubmit(with(first.id, r#"{"count": 1}"#)).await.unwrap();
     // in flight, it is neither accepted nor open
     let report = audit(&coderd, &site).await;
@@ -81,6 +82,6 @@ async fn a_resubmission_that_is_refused_again_is_open_again() {
     assert_eq!(site.consume().await.rejects, 1);
     assert_eq!(told(&audit(&coderd, &site).await), (true, vec![("rejected", "usage-1")]));
     let id = site.list("open").await[0].id;
-    site.desk.discard_rejects(&DiscardRejects { ids: vec![id] }, &operator()).await.unwrap();
+    act(&site.desk, &DiscardRejects { ids: vec![id] }, &operator()).await.unwrap();
     assert_eq!(told(&audit(&coderd, &site).await), (true, vec![("discarded", "usage-1")]));
 }

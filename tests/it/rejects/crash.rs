@@ -5,12 +5,11 @@ use tallyline::event::{Event, Topic};
 use tallyline::ledger::{Difference, books, rejects};
 use tallyline::log::{Log, PostgresLogSettings};
 use tallyline::operations::recover::{Lost, RecoverEffect, RecoverExecution, RecoverPlan, RecoverRequest};
-use tallyline::operations::{Foreseen, OperationError, Resubmit};
-use tokio_util::sync::CancellationToken;
+use tallyline::operations::{Foreseen, OperationError, Resubmit, ShowReject};
 
 use super::{Backend, Site, as_is, desk, operator, with, with_body};
 use crate::support;
-use crate::support::ledger::{DEPLOYMENT, OTHER_DEPLOYMENT, build, claim, usage};
+use crate::support::ledger::{DEPLOYMENT, OTHER_DEPLOYMENT, act, ask, build, claim, usage};
 
 const MENDED: &str = r#"{"count": 5}"#;
 
@@ -40,12 +39,12 @@ impl Site {
 
     async fn plan_recovery(&self) -> RecoverPlan {
         let request = RecoverRequest { lost: Lost::Kafka, without: Vec::new() };
-        self.desk.plan_recovery(&request, &|_, _| {}, &CancellationToken::new()).await.unwrap()
+        ask(&self.desk, &request).await.unwrap()
     }
 
     async fn execute_recovery(&self, plan: &RecoverPlan) -> Result<RecoverPlan, OperationError> {
         let execution = RecoverExecution { hash: plan.hash.clone().unwrap() };
-        self.desk.execute_recovery(&execution, &operator(), &|_, _| {}, &CancellationToken::new()).await
+        act(&self.desk, &execution, &operator()).await
     }
 
     async fn differences(&self) -> Vec<Difference> {
@@ -70,7 +69,7 @@ async fn a_crash_after_the_append_leaves_the_reject_open_and_a_second_resubmissi
         let broken = site.resubmit(with(id, MENDED)).await;
         assert!(matches!(broken, Err(OperationError::Ledger(_))), "{broken:?}");
         site.is_well_again().await;
-        let acts = site.desk.show_reject(id).await.unwrap().reject.acts;
+        let acts = ask(&site.desk, &ShowReject { id }).await.unwrap().reject.acts;
         assert_eq!(acts.iter().map(|act| (act.actor.as_str(), act.ended_it)).collect::<Vec<_>>(), [("operator-1", false)]);
 
         // the first one is still only in the log
@@ -109,9 +108,9 @@ async fn a_log_that_takes_nothing_leaves_the_reject_open() {
     let elsewhere = support::database().await;
     let other = desk(&site.desk.ledger, &Log::postgres(elsewhere.pool.clone(), PostgresLogSettings::default()));
     let edit = with(id, MENDED);
-    let broken = other.resubmit_rejects(&edit, &operator()).await;
+    let broken = act(&other, &edit, &operator()).await;
     assert!(matches!(broken, Err(OperationError::Log(_))), "{broken:?}");
-    let shown = site.desk.show_reject(id).await.unwrap();
+    let shown = ask(&site.desk, &ShowReject { id }).await.unwrap();
     assert_eq!((shown.reject.state.as_str(), shown.reject.acts.len()), ("open", 1));
     site.resubmit(edit).await.unwrap();
     assert_eq!(site.consume().await.accepted, 1);
@@ -168,7 +167,7 @@ async fn what_is_lost_with_its_topic_before_it_was_read_is_open_again_after_the_
     site.execute_recovery(&plan).await.unwrap();
     assert_eq!(site.list("open").await.iter().map(|row| row.id).collect::<Vec<_>>(), [id, late_id]);
     assert_eq!((site.list("resubmitted").await.len(), site.differences().await), (1, vec![]));
-    let acts = site.desk.show_reject(id).await.unwrap().reject.acts;
+    let acts = ask(&site.desk, &ShowReject { id }).await.unwrap().reject.acts;
     assert_eq!(acts.iter().map(|act| act.ended_it).collect::<Vec<_>>(), [false], "what was done is not forgotten");
     site.resubmit(mended(id, &lost)).await.unwrap();
     assert_eq!(site.consume().await.accepted, 1);

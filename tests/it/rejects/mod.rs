@@ -11,17 +11,17 @@ use tallyline::clock::Clock;
 use tallyline::consumer;
 use tallyline::event::{Event, Message, Payload, RejectCause, Topic, TopicPartition, Usage, UsageQuantity};
 use tallyline::ledger::{
-    Arrival, Chain, Counts, Disposition, Ledger, LedgerSettings, OpenRejects, Refusal, RejectProperty, books, positions, record,
-    reject_counts, rejects,
+    Arrival, Chain, Counts, Ledger, LedgerSettings, OpenRejects, Refusal, RejectProperty, Disposition, books, positions, record, reject_counts,
+    rejects,
 };
 use tallyline::log::{KafkaSettings, Log, PostgresLogSettings, Record};
 use tallyline::operations::{
-    Actor, CountRejects, Desk, DiscardRejects, Foreseen, ListRejects, OperationError, Reject, Resubmit, Resubmitted, WhichRejects,
+    Actor, AdmitRejects, CountRejects, Desk, DiscardRejects, Foreseen, ListRejects, OperationError, Reject, Resubmit, Resubmitted,
+    ShowReject, WhichRejects,
 };
-use tokio_util::sync::CancellationToken;
 
 use crate::journey::site::Backend;
-use crate::support::ledger::{DEPLOYMENT, OTHER_DEPLOYMENT, build, desk, ledger, noon, partition, refused, register, usage};
+use crate::support::ledger::{DEPLOYMENT, OTHER_DEPLOYMENT, act, ask, build, desk, ledger, noon, partition, refused, register, usage};
 use crate::support::{self, Database};
 
 /// A ledger and a log, and an operator's desk for both.
@@ -80,11 +80,11 @@ impl Site {
 
     async fn list(&self, state: &str) -> Vec<Reject> {
         let which = WhichRejects { state: state.to_owned(), ..WhichRejects::default() };
-        self.desk.list_rejects(&ListRejects { which, after: 0, limit: 100 }).await.unwrap().rejects
+        ask(&self.desk, &ListRejects { which, after: 0, limit: 100 }).await.unwrap().rejects
     }
 
     async fn resubmit(&self, request: Resubmit) -> Result<Resubmitted, OperationError> {
-        self.desk.resubmit_rejects(&request, &operator()).await
+        act(&self.desk, &request, &operator()).await
     }
 
     async fn number(&self, query: &'static str) -> i64 {
@@ -129,12 +129,7 @@ async fn open_rejects_are_counted_by_verdict_and_cause() {
     assert_eq!(ledger.run(reject_counts::open).await.unwrap(), []);
     let claim =
         ledger.run(async |conn| positions::lease(conn, partition(Topic::AgentUsage, 0), 0, ledger.clock.now()).await).await.unwrap();
-    let arrivals = [
-        refused(0, Disposition::Rejected),
-        refused(1, Disposition::Held),
-        refused(2, Disposition::Rejected),
-        refused(3, Disposition::Held),
-    ];
+    let arrivals = [refused(0, Disposition::Rejected), refused(1, Disposition::Held), refused(2, Disposition::Rejected), refused(3, Disposition::Held)];
     ledger.run(async |conn| record::batch(conn, &Chain::Live(claim), &arrivals, 4, ledger.clock.now()).await).await.unwrap();
     for (offset, units, event_type, earlier) in [
         (0, None, "dc_managed_agents_v1", 0),
@@ -193,7 +188,7 @@ async fn what_is_at_stake_is_read_from_records_that_are_no_events() {
     ];
     assert_eq!(told, expected);
     let by_verdict = CountRejects { which: WhichRejects::default(), by: RejectProperty::Disposition };
-    let groups = site.desk.count_rejects(&by_verdict).await.unwrap().groups;
+    let groups = ask(&site.desk, &by_verdict).await.unwrap().groups;
     let told: Vec<_> = groups.iter().map(|group| (group.value.as_deref().unwrap(), group.records, group.units.clone())).collect();
     let units = |unit: &str, number| BTreeMap::from([(unit.to_owned(), number)]);
     assert_eq!(told, [("rejected", 3, units("agents", 11)), ("conflict", 1, units("agents", 41)), ("held", 1, units("unknown", 1))]);
@@ -207,7 +202,7 @@ async fn a_page_of_rejects_leads_to_the_next() {
     let (mut after, mut seen) = (0, Vec::new());
     loop {
         let request = ListRejects { which: WhichRejects::default(), after, limit: 2 };
-        let page = site.desk.list_rejects(&request).await.unwrap();
+        let page = ask(&site.desk, &request).await.unwrap();
         assert!(page.rejects.len() <= 2);
         for row in page.rejects {
             let payload = row.payload.unwrap();
@@ -221,7 +216,7 @@ async fn a_page_of_rejects_leads_to_the_next() {
     }
     assert_eq!(seen, ["usage-0", "usage-1", "usage-2", "usage-3", "usage-4"]);
     let wrong = ListRejects { which: WhichRejects { state: "ajar".into(), ..WhichRejects::default() }, after: 0, limit: 1 };
-    assert!(matches!(site.desk.list_rejects(&wrong).await, Err(OperationError::Invalid { field: "state", .. })));
+    assert!(matches!(ask(&site.desk, &wrong).await, Err(OperationError::Invalid { field: "state", .. })));
 }
 
 #[tokio::test]
@@ -242,7 +237,7 @@ async fn a_record_that_would_be_refused_again_is_not_passed_on_unless_forced_and
     assert_eq!((old.state.as_str(), new.state.as_str(), new.offset), ("resubmitted", "open", 1));
     // linked by their event id, each way
     for (one, other) in [(old.id, new.id), (new.id, old.id)] {
-        let shown = site.desk.show_reject(one).await.unwrap();
+        let shown = ask(&site.desk, &ShowReject { id: one }).await.unwrap();
         assert_eq!(shown.same_event.iter().map(|same| same.id).collect::<Vec<_>>(), [other]);
         assert_eq!((shown.accepted_sequence, shown.if_resubmitted), (None, Foreseen::Rejected));
     }
@@ -257,7 +252,7 @@ async fn large_headers_are_shown_with_the_reject_and_not_in_a_list() {
     site.take(vec![with_body(&usage(DEPLOYMENT, 2), "{"), large]).await;
     let listed = site.list("open").await;
     assert_eq!(listed.iter().map(|reject| reject.headers.len()).collect::<Vec<_>>(), [count, 0]);
-    assert_eq!(site.desk.show_reject(listed[1].id).await.unwrap().reject.headers.len(), count + 1);
+    assert_eq!(ask(&site.desk, &ShowReject { id: listed[1].id }).await.unwrap().reject.headers.len(), count + 1);
 }
 
 #[tokio::test]
@@ -275,13 +270,13 @@ async fn a_conflict_stands_until_it_is_given_up_and_the_accepted_event_stays() {
     }
     let nameless = Actor { reason: " ".to_owned(), ..operator() };
     let discard = DiscardRejects { ids: vec![id] };
-    let without = site.desk.discard_rejects(&discard, &nameless).await;
+    let without = act(&site.desk, &discard, &nameless).await;
     assert!(matches!(without, Err(OperationError::Invalid { field: "reason", .. })), "{without:?}");
-    let discarded = site.desk.discard_rejects(&discard, &operator()).await.unwrap();
+    let discarded = act(&site.desk, &discard, &operator()).await.unwrap();
     assert_eq!(discarded.ids, [id]);
-    assert_forbidden(site.desk.discard_rejects(&discard, &operator()).await, "discarded by operator-1");
+    assert_forbidden(act(&site.desk, &discard, &operator()).await, "discarded by operator-1");
 
-    let shown = site.desk.show_reject(id).await.unwrap();
+    let shown = ask(&site.desk, &ShowReject { id }).await.unwrap();
     assert!(shown.accepted_sequence.is_some());
     let acts: Vec<_> = shown.reject.acts.iter().map(|act| (act.act.as_str(), act.actor.as_str(), act.reason.as_str())).collect();
     assert_eq!(acts, [("discard", "operator-1", "a typo of the producer")]);
@@ -295,10 +290,10 @@ async fn several_are_ended_all_or_none_and_an_unknown_one_is_named() {
     let site = Site::new(Backend::Postgres).await;
     site.take((1..4).map(|n| with_type(&usage(DEPLOYMENT, n), "something_else_v1")).collect()).await;
     let ids: Vec<i64> = site.list("open").await.iter().map(|row| row.id).collect();
-    site.desk.discard_rejects(&DiscardRejects { ids: vec![ids[1]] }, &operator()).await.unwrap();
-    assert_forbidden(site.desk.discard_rejects(&DiscardRejects { ids: ids.clone() }, &operator()).await, "is no longer open");
+    act(&site.desk, &DiscardRejects { ids: vec![ids[1]] }, &operator()).await.unwrap();
+    assert_forbidden(act(&site.desk, &DiscardRejects { ids: ids.clone() }, &operator()).await, "is no longer open");
     assert!(matches!(site.resubmit(as_is(&[])).await, Err(OperationError::Invalid { field: "ids", .. })));
-    for missing in [site.resubmit(as_is(&[ids[0], 999])).await.map(|_| ()), site.desk.show_reject(999).await.map(|_| ())] {
+    for missing in [site.resubmit(as_is(&[ids[0], 999])).await.map(|_| ()), ask(&site.desk, &ShowReject { id: 999 }).await.map(|_| ())] {
         assert!(matches!(missing, Err(OperationError::NotFound(why)) if why.contains("999")));
     }
     assert_eq!(site.list("open").await.len(), 2);
@@ -311,13 +306,13 @@ async fn what_was_given_up_can_be_taken_up_again_while_its_event_is_not_accepted
     let site = Site::new(Backend::Postgres).await;
     site.take(vec![with_body(&usage(DEPLOYMENT, 1), "broken")]).await;
     let id = site.list("open").await[0].id;
-    site.desk.discard_rejects(&DiscardRejects { ids: vec![id] }, &operator()).await.unwrap();
+    act(&site.desk, &DiscardRejects { ids: vec![id] }, &operator()).await.unwrap();
     let edit = with(id, r#"{"count": 2}"#);
     assert_forbidden(site.resubmit(edit.clone()).await, "is no longer open");
     site.resubmit(Resubmit { force: true, ..edit.clone() }).await.unwrap();
     assert_eq!(site.consume().await.accepted, 1);
     assert_forbidden(site.resubmit(Resubmit { force: true, ..edit }).await, "accepted already");
-    let shown = site.desk.show_reject(id).await.unwrap();
+    let shown = ask(&site.desk, &ShowReject { id }).await.unwrap();
     let ended: Vec<_> = shown.reject.acts.iter().map(|act| (act.act.as_str(), act.ended_it)).collect();
     assert_eq!(ended, [("discard", false), ("resubmit", true)]);
     assert_eq!(shown.reject.acts[1].detail["edit"], r#"{"count": 2}"#);
@@ -356,7 +351,7 @@ async fn held_usage_is_admitted_once_by_a_version_that_knows_it_whatever_it_turn
         // coderd's collector of this version has already sent one of them again
         assert_eq!(site.take(vec![usage(DEPLOYMENT, 4).to_message()]).await.accepted, 1);
         let actor = Actor { name: "tallyline 9".to_owned(), reason: "knows the type".to_owned() };
-        let admitted = site.desk.admit_rejects(&actor, |_| {}, &CancellationToken::new()).await.unwrap();
+        let admitted = act(&site.desk, &AdmitRejects {}, &actor).await.unwrap();
         assert_eq!((admitted.records, admitted.refused, admitted.left), (3, 1, 0));
         let counts = site.consume().await;
         assert_eq!((counts.records, counts.accepted, counts.rejects), (2, 1, 1), "{counts:?}");
@@ -370,7 +365,7 @@ async fn held_usage_is_admitted_once_by_a_version_that_knows_it_whatever_it_turn
             ("usage-2", "rejected", "open"),
         ];
         assert_eq!(states, expected);
-        let again = site.desk.admit_rejects(&actor, |_| {}, &CancellationToken::new()).await.unwrap();
+        let again = act(&site.desk, &AdmitRejects {}, &actor).await.unwrap();
         assert_eq!((again.records, site.consume().await.records), (0, 0));
         assert_eq!(site.desk.ledger.run(books::add_up).await.unwrap().differences, []);
     }

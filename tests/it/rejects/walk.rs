@@ -20,6 +20,7 @@ use crate::journey::site::{Backend, Site};
 use crate::publisher::world::{self, World};
 use crate::support::coderd::Coderd;
 use crate::support::eventually;
+use crate::support::ledger::act;
 use crate::support::process::Ended;
 
 const SOON: Duration = Duration::from_secs(60);
@@ -214,7 +215,7 @@ async fn what_was_mended_is_published_and_billed_once() {
 
     let id = site.list("open").await[0].id;
     let ledger: &Ledger = &world.ledger;
-    site.desk.resubmit_rejects(&with(id, "{\"count\": 1}"), &operator()).await.unwrap();
+    act(&site.desk, &with(id, "{\"count\": 1}"), &operator()).await.unwrap();
     assert_eq!(site.consume().await.accepted, 1);
     world.cycle().await;
     assert_eq!((world.state("agent-1").await.0.as_str(), world.times_billed("agent-1")), ("published", 1));

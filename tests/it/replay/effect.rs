@@ -161,7 +161,7 @@ async fn a_replay_whose_effect_has_changed_is_refused_and_writes_nothing() {
     assert_eq!(sum(&again, |one| one.new_events), 8);
     let missing = OperationError::NotFound(String::new());
     let request = ReplayExecution { hash: "00ff".into(), records_per_second: None };
-    let executed = site.desk.execute_replay(&request, &actor(), |_: Step| {}, &CancellationToken::new()).await;
+    let executed = site.desk.execute_replay(&request, &actor(), &|_: Step| {}, &CancellationToken::new()).await;
     assert_eq!(std::mem::discriminant(&executed.unwrap_err()), std::mem::discriminant(&missing));
     site.execute(&again).await.unwrap();
     assert!(site.plan(&[]).await.effect.is_empty());

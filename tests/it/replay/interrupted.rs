@@ -7,10 +7,9 @@ use tallyline::clock::Clock;
 use tallyline::event::{Message, Topic};
 use tallyline::ledger::{Ledger, LedgerSettings, sources};
 use tallyline::log::{KafkaSettings, Log, PostgresLogSettings};
-use tallyline::operations::{LogRange, OperationError, Step};
-use tokio_util::sync::CancellationToken;
+use tallyline::operations::{LogRange, OperationError};
 
-use crate::support::ledger::{DEPLOYMENT, desk, noon, usage};
+use crate::support::ledger::{DEPLOYMENT, ask, desk, noon, usage};
 use crate::support::process::{Process, tallyline};
 use crate::support::{self, Database, database, eventually};
 
@@ -163,6 +162,6 @@ async fn a_log_that_is_not_the_one_that_was_read_is_not_replayed() {
     let executed = site.execute(&plan).await.unwrap_err();
     assert!(matches!(&executed, OperationError::Forbidden(message) if message.contains("recover")), "{executed:?}");
     let range = LogRange { topics: vec![], from: "earliest".into(), until: "latest".into() };
-    let planned = site.desk.plan_replay(&range, |_: Step| {}, &CancellationToken::new()).await;
+    let planned = ask(&site.desk, &range).await;
     assert!(matches!(planned, Err(OperationError::Forbidden(_))), "{planned:?}");
 }

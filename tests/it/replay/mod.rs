@@ -17,7 +17,7 @@ use tallyline::stages::{LicensesState, MetricsState, Stage};
 use tokio_util::sync::CancellationToken;
 
 use crate::support::Database;
-use crate::support::ledger::{DEPLOYMENT, build, claim, desk, ledger, noon, register, usage};
+use crate::support::ledger::{DEPLOYMENT, ask, build, claim, desk, ledger, noon, register, usage};
 use crate::support::tables::tables;
 
 const SOON: Duration = Duration::from_secs(60);
@@ -83,12 +83,12 @@ impl Site {
     async fn plan(&self, topics: &[&str]) -> ReplayPlan {
         let topics = topics.iter().map(|topic| (*topic).to_owned()).collect();
         let range = LogRange { topics, from: "earliest".into(), until: "latest".into() };
-        self.desk.plan_replay(&range, |_: Step| {}, &CancellationToken::new()).await.unwrap()
+        ask(&self.desk, &range).await.unwrap()
     }
 
     async fn execute(&self, plan: &ReplayPlan) -> Result<Replayed, OperationError> {
         let request = ReplayExecution { hash: plan.hash.clone(), records_per_second: Some(1_000_000) };
-        self.desk.execute_replay(&request, &actor(), |_: Step| {}, &CancellationToken::new()).await
+        self.desk.execute_replay(&request, &actor(), &|_: Step| {}, &CancellationToken::new()).await
     }
 
     /// At ten a second an execution waits after the first ten records; this stops it there.
@@ -100,7 +100,7 @@ impl Site {
                 heard.cancel();
             }
         };
-        let interrupted = self.desk.execute_replay(&request, &actor(), stopping, &stop).await;
+        let interrupted = self.desk.execute_replay(&request, &actor(), &stopping, &stop).await;
         assert!(matches!(interrupted, Err(OperationError::Interrupted)), "{interrupted:?}");
     }
 
@@ -203,7 +203,7 @@ async fn no_more_records_a_second_are_read_than_was_asked_for() {
     let plan = site.plan(&[]).await;
     let request = ReplayExecution { hash: plan.hash, records_per_second: Some(40) };
     let begun = std::time::Instant::now();
-    site.desk.execute_replay(&request, &actor(), |_: Step| {}, &CancellationToken::new()).await.unwrap();
+    site.desk.execute_replay(&request, &actor(), &|_: Step| {}, &CancellationToken::new()).await.unwrap();
     // 60 records at 40 a second; a busy machine only takes longer
     assert!(begun.elapsed() >= Duration::from_millis(1490), "{:?}", begun.elapsed());
 }

@@ -12,10 +12,11 @@ use tallyline::ledger::{
 };
 use tallyline::license::{PublicKeys, RuleSet};
 use tallyline::log::Log;
-use tallyline::operations::Desk;
+use tallyline::operations::{Actor, Desk, Operation, OperationError};
 use tallyline::projection::View;
 use tallyline::stages::Stage;
 use tokio::sync::OnceCell;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::Database;
@@ -104,6 +105,16 @@ pub fn desk(ledger: &Ledger, log: &Log) -> Desk {
         keys: PublicKeys::new(),
         rules: RuleSet::default(),
     }
+}
+
+/// Runs an operation of this actor.
+pub async fn act<R: Operation>(desk: &Desk, request: &R, actor: &Actor) -> Result<R::Answer, OperationError> {
+    desk.run(request, actor, &|_| {}, &CancellationToken::new()).await
+}
+
+/// Runs an operation that no actor is needed for.
+pub async fn ask<R: Operation>(desk: &Desk, request: &R) -> Result<R::Answer, OperationError> {
+    act(desk, request, &Actor::default()).await
 }
 
 pub fn partition(topic: Topic, partition: i32) -> TopicPartition {

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use tallyline::cause;
 use tallyline::cli::{Context, Exit, Failure};
-use tallyline::operations::RunAudit;
+use tallyline::operations::{Actor, RunAudit};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -50,7 +50,7 @@ async fn show(arguments: &Arguments, context: &Context, folder: &Folder, postgre
         warn!("not everything was counted and billed within {} s", SETTLE.as_secs());
     }
     let audit = RunAudit { patience_seconds: Some(20), deep: false };
-    let report = world.site.desk()?.audit(&audit, |_, _| ()).await?;
+    let report = world.site.desk()?.run(&audit, &Actor::default(), &|_| {}, &context.stop).await?;
     let summary = Summary::of(&world, report).await?;
     world.stop().await?;
     context.output.answer(&summary, || summary.table())?;
