@@ -117,9 +117,9 @@ impl Remedy {
 
 /// The cause of a condition that lasts. It is logged when it is new, not each time it occurs.
 #[derive(Debug, Default)]
-pub struct Lasting(Option<String>);
+pub struct LastingFault(Option<String>);
 
-impl Lasting {
+impl LastingFault {
     /// Records the cause and returns whether it differs from the previous one.
     pub fn is_news(&mut self, cause: &str) -> bool {
         let is_news = self.0.as_deref() != Some(cause);
@@ -230,7 +230,7 @@ mod tests {
 
     #[test]
     fn a_cause_is_news_until_it_is_met_again_and_after_it_has_ended() {
-        let mut lasting = Lasting::default();
+        let mut lasting = LastingFault::default();
         assert!(!lasting.has_ended());
         assert_eq!(["a", "a", "b", "a"].map(|cause| lasting.is_news(cause)), [true, false, true, true]);
         assert!(lasting.has_ended() && !lasting.has_ended());

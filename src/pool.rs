@@ -9,7 +9,7 @@ use tokio::time::timeout;
 
 /// Runs `call` on a connection of its own, within `deadline`.
 ///
-/// The connection returns to the pool only after success; a transaction that is still open is rolled
+/// The connection returns to the pool only after success; a `sqlx::Transaction` still open is rolled
 /// back. After an error, a timeout or a cancellation it is closed, because it may be in the middle of
 /// an answer or of a `begin`.
 ///

@@ -7,15 +7,17 @@ use backoff::backoff::Backoff as _;
 use backoff::{ExponentialBackoff, ExponentialBackoffBuilder};
 use tokio_util::sync::CancellationToken;
 
-/// Waits between attempts: each about 1.5 times the previous one, randomised by up to half, until a success resets them.
+/// Backoff between attempts: each about 1.5 times the previous one, randomised by up to half, until a success resets them.
 #[derive(Debug)]
-pub struct Waits(ExponentialBackoff);
+pub struct Backoff(ExponentialBackoff);
 
-impl Waits {
-    /// Waits from `first` up to `longest`, without a limit on their number.
+impl Backoff {
+    /// Backoff from `first` up to `longest`, without a limit on their number.
     #[must_use]
     pub fn new(first: Duration, longest: Duration) -> Self {
-        Waits(ExponentialBackoffBuilder::new().with_initial_interval(first).with_max_interval(longest).with_max_elapsed_time(None).build())
+        Backoff(
+            ExponentialBackoffBuilder::new().with_initial_interval(first).with_max_interval(longest).with_max_elapsed_time(None).build(),
+        )
     }
 
     /// The wait before the next attempt.
@@ -39,7 +41,7 @@ impl Waits {
 #[must_use]
 pub fn wait_after(failures: u32, first: Duration, longest: Duration) -> Duration {
     let grown = first.saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1))).min(longest);
-    Waits::new(grown, grown).next_wait()
+    Backoff::new(grown, grown).next_wait()
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::sources::{Known, KnownSource, KnownSources};
 use super::{Api, Serving};
-use crate::cause::Lasting;
+use crate::cause::LastingFault;
 use crate::ledger::{Ledger, Sequence, StatementError, passes, snapshots, sources};
 use crate::operations::OperationError;
 use crate::projection::Standing;
@@ -24,7 +24,7 @@ impl KnownSources {
     /// Queries the ledger repeatedly until `stop`, also for the open rejects.
     pub(super) async fn follow(&self, serving: &Serving, stop: &CancellationToken) {
         let (api, settings) = (&serving.api, &serving.settings);
-        let mut fault = Lasting::default();
+        let mut fault = LastingFault::default();
         while !stop.is_cancelled() {
             let asked = async {
                 serving.rejects.look(&api.own.ledger, &api.clock, ANSWER).await;

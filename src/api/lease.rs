@@ -11,7 +11,7 @@ use tracing::{info, warn};
 
 use super::metrics_lease::MetricsLease;
 use super::{Freshness, Serving};
-use crate::cause::{self, Lasting};
+use crate::cause::{self, LastingFault};
 use crate::ledger::{Lease, Ledger, StatementError, lease_step, leases};
 
 pub(super) const NAME: &str = "metrics";
@@ -22,7 +22,7 @@ impl MetricsLease {
     /// Takes the lease when it is free, renews it until `stop`, and then releases it.
     pub(super) async fn keep(&self, serving: &Serving, stop: &CancellationToken) {
         let length = serving.settings.lease_length;
-        let mut fault = Lasting::default();
+        let mut fault = LastingFault::default();
         while !stop.is_cancelled() {
             let Some(asked) = lease_step(stop, tokio::time::timeout(length, self.ask(serving, length))).await else { break };
             let cause = match asked {

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::clock::Clock;
 use crate::event::{RejectCause, UsageType};
-use crate::ledger::{Ledger, OpenRejects, Verdict, reject_counts};
+use crate::ledger::{Disposition, Ledger, OpenRejects, reject_counts};
 
 /// The pause after each count, as a multiple of its duration. Many open rejects are counted less often.
 const PAUSE: u32 = 20;
@@ -25,7 +25,7 @@ pub(super) struct RejectsTelemetry {
 struct State {
     next_look: Option<Instant>,
     /// Shown verdicts and causes. Those without open rejects are set to 0.
-    shown: BTreeSet<(Verdict, RejectCause)>,
+    shown: BTreeSet<(Disposition, RejectCause)>,
 }
 
 impl RejectsTelemetry {
@@ -64,8 +64,8 @@ impl RejectsTelemetry {
         state.next_look = Some(Instant::now() + begun.elapsed() * PAUSE);
     }
 
-    fn show(&self, open: &[OpenRejects], clock: &Clock, shown: &mut BTreeSet<(Verdict, RejectCause)>) {
-        let mut records: BTreeMap<(Verdict, RejectCause), i64> = shown.iter().map(|of| (*of, 0)).collect();
+    fn show(&self, open: &[OpenRejects], clock: &Clock, shown: &mut BTreeSet<(Disposition, RejectCause)>) {
+        let mut records: BTreeMap<(Disposition, RejectCause), i64> = shown.iter().map(|of| (*of, 0)).collect();
         let mut at_stake: BTreeMap<&str, f64> = UsageType::ALL.map(|usage_type| (usage_type.unit(), 0.0)).into();
         at_stake.insert("unknown", 0.0);
         for rejects in open {

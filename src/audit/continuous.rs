@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::LedgerJoints;
 use super::joint::{Audit, Joint, LOG, RECENT_USAGE, RECENT_USAGE_DIFFERS, SOURCE, SOURCE_GONE, VENDOR};
-use crate::cause::Lasting;
+use crate::cause::LastingFault;
 use crate::ledger::{
     Finding, Lease, LeaseError, NewFinding, Sequence, StatementError, findings, holds, lease_step, leases, retirements, snapshots,
 };
@@ -139,9 +139,9 @@ impl Due {
 /// The last messages in the log.
 #[derive(Default)]
 struct Logged {
-    fault: Lasting,
-    imbalance: Lasting,
-    holds: Lasting,
+    fault: LastingFault,
+    imbalance: LastingFault,
+    holds: LastingFault,
 }
 
 impl Continuous {

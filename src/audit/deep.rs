@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::joint::{Audit, Joint};
 use crate::event::{self, Event, ParseError, Topic, TopicPartition};
-use crate::ledger::{Arrival, BatchKind, Difference, KeptEvent, KeptRange, KeptReject, Refusal, RejectState, Verdict, kept};
+use crate::ledger::{Arrival, BatchKind, Difference, Disposition, KeptEvent, KeptRange, KeptReject, Refusal, RejectState, kept};
 use crate::log::{LogError, Record};
 
 /// Records, and rows, in one comparison: this bounds memory.
@@ -200,7 +200,7 @@ impl Kept {
     /// Judges a record whose event was accepted from another record: a duplicate, or a conflict that is kept.
     fn accepted_elsewhere(&self, place: &str, event: &Event, reject: Option<&KeptReject>, found: &mut Found) {
         let row = self.elsewhere.get(&(event.deployment, key(event)));
-        let conflict = reject.is_some_and(|reject| reject.verdict == Verdict::Conflict);
+        let conflict = reject.is_some_and(|reject| reject.verdict == Disposition::Conflict);
         match row {
             // rejected or held at the first reading: a later version, or a restored ledger, may accept it
             _ if reject.is_some() && !conflict => {}
@@ -256,7 +256,7 @@ fn accepted_here(topic: Topic, place: &str, row: &KeptEvent, event: &Event, reje
     let (id, detail) = (format!("reject {}", reject.id), format!("the record at {place} is accepted as {}", row.id(topic)));
     // a replay reads a record a second time, and perhaps only one reading accepts it; a conflict remains one
     let read_twice = reject.by_a_replay || row.batch.as_ref().is_some_and(|batch| batch.kind == BatchKind::Replay);
-    if !read_twice || reject.verdict == Verdict::Conflict {
+    if !read_twice || reject.verdict == Disposition::Conflict {
         found.differs("reject_of_an_event", id, detail);
     } else if reject.state == RejectState::Open {
         let detail = format!("{detail} by another reading; `tallyline rejects resubmit {}` ends the reject and appends nothing", reject.id);
@@ -273,9 +273,9 @@ fn refused(place: &str, refusal: &Refusal, reject: Option<&KeptReject>, found: &
     if reject.cause.may_be_forged() {
         return;
     }
-    let expected = if refusal.verdict == Verdict::Held { Verdict::Held } else { Verdict::Rejected };
+    let expected = if refusal.verdict == Disposition::Held { Disposition::Held } else { Disposition::Rejected };
     // each version judges held records again
-    if reject.verdict != Verdict::Held && reject.verdict != expected {
+    if reject.verdict != Disposition::Held && reject.verdict != expected {
         let detail = format!("verdict: is {}, the record at {place} is {expected}", reject.verdict);
         found.differs("reject_changed", format!("reject {}", reject.id), detail);
     } else if reject.verdict == expected && reject.cause != refusal.cause {
@@ -306,7 +306,7 @@ fn row_alone(topic: Topic, row: &KeptEvent, found: &mut Found) {
 /// Parses a record as a consumer of that topic does.
 fn arrival(topic: Topic, record: Record) -> Arrival {
     let refusal = |error: ParseError| {
-        let verdict = if matches!(error, ParseError::UnknownEventType(_)) { Verdict::Held } else { Verdict::Rejected };
+        let verdict = if matches!(error, ParseError::UnknownEventType(_)) { Disposition::Held } else { Disposition::Rejected };
         Refusal { verdict, cause: error.cause(), detail: error.to_string() }
     };
     let event = event::parse_in(topic, &record.message).map_err(refusal);

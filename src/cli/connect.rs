@@ -9,13 +9,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::{Exit, Failure};
-use crate::cause::{self, Lasting};
+use crate::cause::{self, LastingFault};
 use crate::clock::Clock;
 use crate::config::{LogKind, Pipeline, Secret};
 use crate::event::{Signatures, Topic};
 use crate::ledger::{Ledger, LedgerSettings};
 use crate::log::{KafkaSettings, Log, PostgresLogSettings};
-use crate::waiting::Waits;
+use crate::waiting::Backoff;
 
 /// Timeout of one connection test.
 const REACH_SECONDS: u64 = 5;
@@ -159,8 +159,8 @@ async fn until_reached<F>(what: &'static str, stop: &CancellationToken, look: im
 where
     F: Future<Output = Result<(), Failure>> + Send,
 {
-    let mut waits = Waits::new(Duration::from_millis(200), Duration::from_secs(5));
-    let mut logged = Lasting::default();
+    let mut waits = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
+    let mut logged = LastingFault::default();
     loop {
         match stop.run_until_cancelled(look()).await {
             None => return Err(Failure::interrupted()),

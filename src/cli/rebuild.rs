@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::output::exact_time;
 use super::via::{Change, Query};
 use super::{Context, Exit, Failure, columns};
-use crate::operations::{Granted, RebuildExecution, RebuildPlan, RebuildRequest, Rehearsal, RehearsedDeployment, Told};
+use crate::operations::{Granted, RebuildExecution, RebuildPlan, RebuildRequest, Rehearsal, RehearsedDeployment, SeriesValue};
 
 /// Fold the ledger again from zero, also under other license rules or licenses.
 #[derive(Clone, Debug, clap::Subcommand)]
@@ -67,9 +67,9 @@ fn table(answer: &Planned) -> String {
 }
 
 fn compared(plan: &RebuildPlan) -> String {
-    let numbers = |told: Option<Told>| match told {
-        Some(Told { count, sum_seconds: Some(sum) }) => format!("{count} in {sum} s"),
-        Some(Told { count, sum_seconds: None }) => count.to_string(),
+    let numbers = |told: Option<SeriesValue>| match told {
+        Some(SeriesValue { count, sum_seconds: Some(sum) }) => format!("{count} in {sum} s"),
+        Some(SeriesValue { count, sum_seconds: None }) => count.to_string(),
         None => "-".to_owned(),
     };
     let rows = plan.differences.iter().map(|row| [row.what.clone(), row.labels.clone(), numbers(row.shown), numbers(row.rebuilt)]);

@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 use super::open::Collector;
 use super::settings::{CollectError, Settings};
 use super::standing::Standing;
-use crate::cause::Lasting;
+use crate::cause::LastingFault;
 use crate::clock::Clock;
 use crate::coderd::Database;
 use crate::ledger::{Ledger, Pausable};
@@ -26,7 +26,7 @@ pub async fn run(
     clock: Clock,
     stop: CancellationToken,
 ) {
-    let mut trouble = Trouble { logged: Lasting::default(), standing: settings.standing.clone() };
+    let mut trouble = Trouble { logged: LastingFault::default(), standing: settings.standing.clone() };
     let mut paused = settings.paused.clone();
     while !stop.is_cancelled() {
         if let Some(pause) = paused.of(Pausable::Collect) {
@@ -111,7 +111,7 @@ async fn pause(length: Duration, stop: &CancellationToken) -> bool {
 
 /// A failure, logged and shown.
 struct Trouble {
-    logged: Lasting,
+    logged: LastingFault,
     standing: Standing,
 }
 

@@ -1,7 +1,7 @@
 //! Turns a record into the arrival that the ledger records.
 
 use crate::event::{self, Event, KEPT_PAYLOAD_BYTES, Message, Oversized, ParseError, Signer, Topic};
-use crate::ledger::{Arrival, Refusal, Verdict};
+use crate::ledger::{Arrival, Disposition, Refusal};
 use crate::log::{Log, Record};
 
 /// Parses a record from any topic. A record that is not a valid event becomes data too, so that it stops nothing.
@@ -26,7 +26,7 @@ pub(super) fn verified(log: &Log, signed_from: Option<i64>, topic: Topic, record
     match signer {
         Ok(signer) => Arrival { confirmed: signer == Signer::Collector, ..arrival },
         Err(error) if signed_from.is_some_and(|from| arrival.offset >= from) && arrival.message.unreadable_batch().is_none() => {
-            let refusal = Refusal { verdict: Verdict::Rejected, cause: error.cause(), detail: error.to_string() };
+            let refusal = Refusal { verdict: Disposition::Rejected, cause: error.cause(), detail: error.to_string() };
             Arrival { event: Err(refusal), ..arrival }
         }
         Err(_) => arrival,
@@ -40,8 +40,8 @@ fn arrival(record: Record, event: Result<Event, ParseError>) -> Arrival {
 
 fn refusal(error: &ParseError, message: &Message) -> Refusal {
     let verdict = match error {
-        ParseError::UnknownEventType(_) => Verdict::Held,
-        _ => Verdict::Rejected,
+        ParseError::UnknownEventType(_) => Disposition::Held,
+        _ => Disposition::Rejected,
     };
     let detail = match message.oversized {
         Some(Oversized { sha256, .. }) => {

@@ -17,9 +17,9 @@ pub(super) struct Gap {
 /// One check is not enough: the leader may change between the requests for the end and for the records. The answer of a follower that is
 /// behind looks like a range without records.
 #[derive(Debug, Default)]
-pub(super) struct Looks(HashMap<TopicPartition, Gap>);
+pub(super) struct GapWatch(HashMap<TopicPartition, Gap>);
 
-impl Looks {
+impl GapWatch {
     /// Records a check that found no record. Returns the range in which it agrees with the previous check.
     pub(super) fn found_none(&mut self, gap: Gap) -> Option<Gap> {
         let before = self.0.insert(gap.partition, gap).filter(|before| before.from == gap.from)?;
@@ -45,7 +45,7 @@ mod tests {
 
     #[test]
     fn only_two_looks_in_a_row_that_agree_are_a_gap() {
-        let mut looks = Looks::default();
+        let mut looks = GapWatch::default();
         assert_eq!(looks.found_none(gap(10, 12)), None, "one look may have met a change of the leader");
         assert_eq!(looks.found_none(gap(10, 12)), Some(gap(10, 12)));
         assert_eq!(looks.found_none(gap(12, 14)), None, "the position has moved");
@@ -57,7 +57,7 @@ mod tests {
 
     #[test]
     fn two_looks_that_end_elsewhere_agree_up_to_the_earlier_end() {
-        let mut looks = Looks::default();
+        let mut looks = GapWatch::default();
         looks.found_none(gap(10, 12));
         assert_eq!(looks.found_none(gap(10, 20)), Some(gap(10, 12)));
         assert_eq!(looks.found_none(gap(10, 15)), Some(gap(10, 15)));

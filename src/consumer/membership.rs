@@ -12,31 +12,31 @@ use super::Consumer;
 use super::gaps::Gap;
 use super::worker::Worker;
 use crate::event::TopicPartition;
-use crate::ledger::Claim;
+use crate::ledger::PartitionLease;
 use crate::log::{Batch, Consumer as Membership};
 
 /// Waits for room at the batch's worker; none if the worker has ended.
-pub(super) async fn room(in_hand: Option<&(mpsc::Sender<Batch>, Batch)>) -> Option<mpsc::OwnedPermit<Batch>> {
-    in_hand?.0.clone().reserve_owned().await.ok()
+pub(super) async fn room(undelivered: Option<&(mpsc::Sender<Batch>, Batch)>) -> Option<mpsc::OwnedPermit<Batch>> {
+    undelivered?.0.clone().reserve_owned().await.ok()
 }
 
 /// The state of one membership of the group.
-pub(super) struct Ours {
+pub(super) struct MembershipState {
     pub membership: Membership,
     workers: HashMap<TopicPartition, Worker>,
     /// Partitions that are being started.
     starts: HashMap<TopicPartition, AbortHandle>,
-    pub started: JoinSet<Claim>,
+    pub started: JoinSet<PartitionLease>,
     /// Assigned partitions that are paused and not read.
     held: BTreeSet<TopicPartition>,
     /// A batch that waits for room at its worker. Meanwhile no further delivery is taken.
-    pub in_hand: Option<(mpsc::Sender<Batch>, Batch)>,
+    pub undelivered: Option<(mpsc::Sender<Batch>, Batch)>,
 }
 
-impl Ours {
+impl MembershipState {
     pub fn new(membership: Membership) -> Self {
         let (workers, starts, started) = (HashMap::new(), HashMap::new(), JoinSet::new());
-        Ours { membership, workers, starts, started, held: BTreeSet::new(), in_hand: None }
+        MembershipState { membership, workers, starts, started, held: BTreeSet::new(), undelivered: None }
     }
 
     /// Starts each partition that is not paused.
@@ -52,12 +52,12 @@ impl Ours {
     }
 
     /// Reads a leased partition from its position on.
-    pub fn begin(&mut self, consumer: &Consumer, claim: Claim, faulty: &CancellationToken) {
-        let (partition, position) = (claim.partition, claim.next_offset);
+    pub fn begin(&mut self, consumer: &Consumer, lease: PartitionLease, faulty: &CancellationToken) {
+        let (partition, position) = (lease.partition, lease.next_offset);
         if self.starts.remove(&partition).is_some() {
             consumer.forget(&[partition]);
             self.membership.start(vec![(partition, position)]);
-            self.workers.insert(partition, Worker::start(consumer.clone(), claim, faulty.clone()));
+            self.workers.insert(partition, Worker::start(consumer.clone(), lease, faulty.clone()));
             consumer.progress(|progress| progress.started(partition, position, consumer.ledger.clock.now()));
         }
     }
@@ -74,12 +74,12 @@ impl Ours {
 
     /// Drops a batch of a partition that was revoked or paused meanwhile; its next consumer reads it again.
     pub fn take(&mut self, batch: Batch) {
-        self.in_hand = self.workers.get(&batch.partition).map(|worker| (worker.batches(), batch));
+        self.undelivered = self.workers.get(&batch.partition).map(|worker| (worker.batches(), batch));
     }
 
     /// Drops the batch if the worker has ended. The worker has cancelled the membership or stopped its partition. The batch is reread.
     pub fn hand_over(&mut self, room: Option<mpsc::OwnedPermit<Batch>>) {
-        if let (Some((_, batch)), Some(room)) = (self.in_hand.take(), room) {
+        if let (Some((_, batch)), Some(room)) = (self.undelivered.take(), room) {
             room.send(batch);
         }
     }
@@ -94,11 +94,11 @@ impl Ours {
 
     /// Applies pauses and resumptions. A paused partition stays assigned: its batch in flight is finished, and then it is not read.
     /// A resumed partition is started like a new assignment.
-    pub async fn heed_pauses(&mut self, consumer: &Consumer) {
+    pub async fn handle_pauses(&mut self, consumer: &Consumer) {
         let is_paused = |partition: &TopicPartition| consumer.paused.of_topic(partition.topic).is_some();
         let paused: Vec<TopicPartition> = self.workers.keys().chain(self.starts.keys()).copied().filter(is_paused).collect();
         if !paused.is_empty() {
-            self.in_hand = self.in_hand.take().filter(|(_, batch)| !paused.contains(&batch.partition));
+            self.undelivered = self.undelivered.take().filter(|(_, batch)| !paused.contains(&batch.partition));
             self.membership.hold(paused.clone());
             self.end(consumer, &paused).await;
             self.held.extend(&paused);

@@ -35,11 +35,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::event::TopicPartition;
-use crate::ledger::{Claim, Lives, generations, positions, restored};
+use crate::ledger::{PartitionGenerations, PartitionLease, generations, positions, restored};
 use crate::log::{Delivery, Log, LogError};
-use crate::waiting::Waits;
-use gaps::{Gap, Looks};
-use membership::{Ours, room};
+use crate::waiting::Backoff;
+use gaps::{Gap, GapWatch};
+use membership::{MembershipState, room};
 
 /// How often a consumer checks for a recovery. After one it joins again, which also restarts stopped partitions.
 const LOOK_FOR_RECOVERY: Duration = Duration::from_secs(2);
@@ -52,7 +52,7 @@ const LOOK: Duration = Duration::from_secs(5);
 impl Consumer {
     /// Consumes until `stop`; joins again after a fault.
     pub async fn run(&self, stop: &CancellationToken) {
-        let mut waits = Waits::new(Duration::from_millis(200), Duration::from_secs(10));
+        let mut waits = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
         while !stop.is_cancelled() {
             match self.consume(stop, &mut waits).await {
                 Ok(()) => return,
@@ -65,11 +65,11 @@ impl Consumer {
     }
 
     /// Runs one membership of the group, from joining to leaving.
-    async fn consume(&self, stop: &CancellationToken, waits: &mut Waits) -> anyhow::Result<()> {
+    async fn consume(&self, stop: &CancellationToken, waits: &mut Backoff) -> anyhow::Result<()> {
         let lives = self.ledger.run(generations::all).await?;
         let membership = self.log.join(&self.group, stop.clone())?;
         membership.sign(lives.signature());
-        let mut ours = Ours::new(membership);
+        let mut state = MembershipState::new(membership);
         let (faulty, mut paused) = (CancellationToken::new(), self.paused.clone());
         let mut tick = tokio::time::interval(MARK);
         let mut recovered = std::pin::pin!(self.recovered(lives));
@@ -81,38 +81,38 @@ impl Consumer {
                 () = &mut recovered => break Err(anyhow::anyhow!("the ledger or the log was recovered")),
                 () = faulty.cancelled() => break Err(anyhow::anyhow!("a partition's position has moved back")),
                 stall = &mut stalled => break Err(self.leave_for(&stall)),
-                Some(started) = ours.started.join_next() => match started {
-                    Ok(claim) => {
-                        ours.begin(self, claim, &faulty);
+                Some(started) = state.started.join_next() => match started {
+                    Ok(lease) => {
+                        state.begin(self, lease, &faulty);
                         waits.reset();
                     }
                     Err(given_up) if given_up.is_cancelled() => {}
                     Err(panic) => break Err(panic.into()),
                 },
-                Some(gap) = gaps.recv() => ours.step_over(self, gap),
-                _ = tick.tick() => ours.mark(self),
-                () = paused.changed() => ours.heed_pauses(self).await,
-                room = room(ours.in_hand.as_ref()), if ours.in_hand.is_some() => ours.hand_over(room),
-                delivery = ours.membership.next(), if ours.in_hand.is_none() => match delivery {
+                Some(gap) = gaps.recv() => state.step_over(self, gap),
+                _ = tick.tick() => state.mark(self),
+                () = paused.changed() => state.handle_pauses(self).await,
+                room = room(state.undelivered.as_ref()), if state.undelivered.is_some() => state.hand_over(room),
+                delivery = state.membership.next(), if state.undelivered.is_none() => match delivery {
                     Ok(Delivery::Assigned(partitions)) => {
                         info!(partitions = partitions.len(), "partitions assigned");
-                        ours.start(self, &partitions);
+                        state.start(self, &partitions);
                     }
-                    Ok(Delivery::Revoked(partitions)) => ours.revoked(self, &partitions).await,
-                    Ok(Delivery::Batch(batch)) => ours.take(batch),
+                    Ok(Delivery::Revoked(partitions)) => state.revoked(self, &partitions).await,
+                    Ok(Delivery::Batch(batch)) => state.take(batch),
                     Ok(Delivery::Fault { partition, error }) => self.stop_partition(partition, &verify::explain(error)),
                     Err(fault) => break ended(stop, fault),
                 },
             }
         };
-        ours.leave().await;
+        state.leave().await;
         self.not_read(BTreeMap::clear);
         self.progress(Progress::all_ended);
         outcome
     }
 
     /// Returns once the ledger has another incarnation, or a partition's generation has ended.
-    async fn recovered(&self, lives: Lives) {
+    async fn recovered(&self, lives: PartitionGenerations) {
         loop {
             tokio::time::sleep(LOOK_FOR_RECOVERY).await;
             // A ledger that does not answer is handled by the workers.
@@ -128,7 +128,7 @@ impl Consumer {
     /// that begin at a partition's position.
     async fn stalled(&self, gaps: mpsc::UnboundedSender<Gap>) -> Stall {
         let look_every = self.progress(|progress| progress.look_every());
-        let mut looks = Looks::default();
+        let mut looks = GapWatch::default();
         loop {
             tokio::time::sleep(look_every).await;
             for partition in self.progress(Progress::suspects) {
@@ -184,13 +184,13 @@ impl Consumer {
 
     /// Takes the partition lease and checks that its position refers to this log. It retries after a temporary fault: a partition without
     /// a leader does not delay the others.
-    async fn start(self, partition: TopicPartition, marks: Arc<OnceCell<()>>) -> Claim {
-        let mut waits = Waits::new(Duration::from_millis(200), Duration::from_secs(10));
+    async fn start(self, partition: TopicPartition, marks: Arc<OnceCell<()>>) -> PartitionLease {
+        let mut waits = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
         let mut noted = None;
         loop {
             let problem = match self.take(partition, &marks).await {
-                Ok(claim) => match verify::position(&self.log, &claim).await {
-                    Ok(()) => return claim,
+                Ok(lease) => match verify::position(&self.log, &lease).await {
+                    Ok(()) => return lease,
                     Err(verify::Problem::Fault(fault)) => {
                         self.stop_partition(partition, &fault.to_string());
                         // Only a new assignment checks again; a recovery causes one.
@@ -207,20 +207,20 @@ impl Consumer {
 
     /// Takes the partition lease after the group's marks are compared, once for all partitions of an assignment. Later this member's
     /// own marks would hide that the ledger was restored.
-    async fn take(&self, partition: TopicPartition, marks: &OnceCell<()>) -> anyhow::Result<Claim> {
+    async fn take(&self, partition: TopicPartition, marks: &OnceCell<()>) -> anyhow::Result<PartitionLease> {
         marks.get_or_try_init(|| self.compare_marks()).await?;
-        self.claim(partition).await
+        self.take_lease(partition).await
     }
 
-    async fn claim(&self, partition: TopicPartition) -> anyhow::Result<Claim> {
+    async fn take_lease(&self, partition: TopicPartition) -> anyhow::Result<PartitionLease> {
         let (log_start, _) = self.log.watermarks(partition).await?;
         let verifies = self.log.signatures().verify();
         if verifies {
             cutover::begin(self).await?;
         }
-        let claim = self.ledger.run(async |conn| positions::lease(conn, partition, log_start, self.ledger.clock.now()).await).await?;
-        anyhow::ensure!(verifies || claim.signed_from.is_none(), cutover::NO_KEYS);
-        Ok(claim)
+        let lease = self.ledger.run(async |conn| positions::lease(conn, partition, log_start, self.ledger.clock.now()).await).await?;
+        anyhow::ensure!(verifies || lease.signed_from.is_none(), cutover::NO_KEYS);
+        Ok(lease)
     }
 }
 

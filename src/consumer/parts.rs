@@ -1,7 +1,7 @@
 //! Splits a batch that the ledger does not accept as a whole.
 
 use crate::event::RejectCause;
-use crate::ledger::{Arrival, Refusal, StatementError, Verdict};
+use crate::ledger::{Arrival, Disposition, Refusal, StatementError};
 
 /// Records of one partition that are recorded together, and the position after them.
 pub(super) struct Part {
@@ -27,7 +27,7 @@ impl Part {
             [] => None,
             [one] if one.event.is_err() => None,
             [one] => {
-                one.event = Err(Refusal { verdict: Verdict::Rejected, cause: RejectCause::Ledger, detail: crate::cause::text(error) });
+                one.event = Err(Refusal { verdict: Disposition::Rejected, cause: RejectCause::Ledger, detail: crate::cause::text(error) });
                 Some(vec![self])
             }
             _ => Some(self.halves()),

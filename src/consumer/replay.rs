@@ -79,10 +79,10 @@ impl Replay {
     /// # Errors
     /// [`ReplayError::AnotherLog`], or an error of the check itself.
     pub async fn is_the_same_log(&self, ranges: &[ReplayRange]) -> Result<(), ReplayError> {
-        let mut claims = self.ledger.run(generations::current).await?;
-        claims.retain(|claim| ranges.iter().any(|range| range.partition == claim.partition));
-        let looks = claims.into_iter().map(|claim| async move {
-            match verify::position(&self.log, &claim).await {
+        let mut leases = self.ledger.run(generations::current).await?;
+        leases.retain(|lease| ranges.iter().any(|range| range.partition == lease.partition));
+        let looks = leases.into_iter().map(|lease| async move {
+            match verify::position(&self.log, &lease).await {
                 Ok(()) | Err(verify::Problem::Fault(PositionFault::BeforeStart { .. })) => Ok(()),
                 Err(verify::Problem::Fault(fault)) => Err(ReplayError::AnotherLog(fault)),
                 Err(verify::Problem::Log(error)) => Err(error.into()),

@@ -1,7 +1,7 @@
 //! Checks whether a position refers to the current log.
 
 use crate::event::TopicPartition;
-use crate::ledger::{Claim, LastRecord, fingerprint};
+use crate::ledger::{LastRecord, PartitionLease, fingerprint};
 use crate::log::{Log, LogError};
 
 /// A position that contradicts the log. The partition is not read, because events would be lost or mixed up.
@@ -56,8 +56,8 @@ pub enum Problem {
 }
 
 /// Compares a lease's position with the log's ends, and its last record with the one at that offset now.
-pub async fn position(log: &Log, claim: &Claim) -> Result<(), Problem> {
-    let (partition, position) = (claim.partition, claim.next_offset);
+pub async fn position(log: &Log, lease: &PartitionLease) -> Result<(), Problem> {
+    let (partition, position) = (lease.partition, lease.next_offset);
     let (start, end) = log.watermarks(partition).await.map_err(Problem::Log)?;
     if position < start {
         return Err(Problem::Fault(PositionFault::BeforeStart { partition, position, start }));
@@ -65,7 +65,7 @@ pub async fn position(log: &Log, claim: &Claim) -> Result<(), Problem> {
     if position > end {
         return Err(Problem::Fault(PositionFault::BeyondEnd { partition, position, end }));
     }
-    match claim.last {
+    match lease.last {
         Some(last) if last.offset >= start && !is_there(log, partition, last).await.map_err(Problem::Log)? => {
             Err(Problem::Fault(PositionFault::AnotherRecord { partition, offset: last.offset }))
         }

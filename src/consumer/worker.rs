@@ -11,9 +11,9 @@ use super::parts::Part;
 use super::{Consumer, arrival};
 use crate::cause;
 use crate::event::TopicPartition;
-use crate::ledger::{Arrival, Chain, Claim, RecordError, StatementError, last_record, record};
+use crate::ledger::{Arrival, Chain, PartitionLease, RecordError, StatementError, last_record, record};
 use crate::log::Batch;
-use crate::waiting::Waits;
+use crate::waiting::Backoff;
 
 /// Grace period: a batch in flight at SIGTERM is finished within it. Otherwise it is dropped, and another process reads it.
 pub const GRACE: Duration = Duration::from_secs(10);
@@ -32,12 +32,12 @@ pub(super) struct Worker {
 
 impl Worker {
     /// Starts the task. The task cancels `faulty` when the consumer must join again.
-    pub fn start(consumer: Consumer, claim: Claim, faulty: CancellationToken) -> Self {
+    pub fn start(consumer: Consumer, lease: PartitionLease, faulty: CancellationToken) -> Self {
         let (batches, incoming) = mpsc::channel(1);
         let (told, recorded) = mpsc::unbounded_channel();
-        let partition = claim.partition;
+        let partition = lease.partition;
         let finishing = CancellationToken::new();
-        let task = Task { consumer, claim, finishing: finishing.clone(), told, refused_in_a_row: 0, noted: None };
+        let task = Task { consumer, lease, finishing: finishing.clone(), told, refused_in_a_row: 0, noted: None };
         Worker { batches, recorded, partition, finishing, task: tokio::spawn(task.run(incoming, faulty)) }
     }
 
@@ -70,7 +70,7 @@ impl Worker {
 
 struct Task {
     consumer: Consumer,
-    claim: Claim,
+    lease: PartitionLease,
     finishing: CancellationToken,
     told: mpsc::UnboundedSender<i64>,
     refused_in_a_row: u32,
@@ -79,7 +79,7 @@ struct Task {
 }
 
 /// Reasons why a worker ends.
-enum GiveUp {
+enum WorkerEnd {
     /// The consumer must join the group again.
     Rejoin,
     /// The partition must not be read further.
@@ -92,24 +92,24 @@ impl Task {
     async fn run(mut self, mut incoming: mpsc::Receiver<Batch>, faulty: CancellationToken) {
         while let Some(Some(batch)) = self.finishing.clone().run_until_cancelled(incoming.recv()).await {
             let next_offset = batch.next_offset;
-            if next_offset <= self.claim.next_offset {
+            if next_offset <= self.lease.next_offset {
                 continue;
             }
             let topic = batch.partition.topic;
-            let (log, signed_from) = (&self.consumer.log, self.claim.signed_from);
+            let (log, signed_from) = (&self.consumer.log, self.lease.signed_from);
             let read = |record| arrival::verified(log, signed_from, topic, record);
             let arrivals: Vec<Arrival> = batch.records.into_iter().map(read).collect();
             match self.record(arrivals, next_offset).await {
                 Ok(()) => {
                     let _ = self.told.send(next_offset);
                 }
-                Err(GiveUp::Rejoin) => {
+                Err(WorkerEnd::Rejoin) => {
                     faulty.cancel();
                     return;
                 }
-                Err(GiveUp::Drop) => return,
-                Err(GiveUp::Stop(reason)) => {
-                    self.consumer.stop_partition(self.claim.partition, &reason);
+                Err(WorkerEnd::Drop) => return,
+                Err(WorkerEnd::Stop(reason)) => {
+                    self.consumer.stop_partition(self.lease.partition, &reason);
                     return;
                 }
             }
@@ -117,24 +117,24 @@ impl Task {
     }
 
     /// Records a batch and retries while the ledger is unavailable. Skips records that are already recorded.
-    async fn record(&mut self, arrivals: Vec<Arrival>, next_offset: i64) -> Result<(), GiveUp> {
-        let mut waits = Waits::new(Duration::from_millis(100), Duration::from_secs(5));
+    async fn record(&mut self, arrivals: Vec<Arrival>, next_offset: i64) -> Result<(), WorkerEnd> {
+        let mut waits = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
         let mut parts = vec![Part { arrivals, next_offset }];
         while let Some(mut part) = parts.pop() {
-            part.arrivals.retain(|arrival| arrival.offset >= self.claim.next_offset);
-            if self.claim.next_offset >= part.next_offset {
+            part.arrivals.retain(|arrival| arrival.offset >= self.lease.next_offset);
+            if self.lease.next_offset >= part.next_offset {
                 self.note(None);
                 continue;
             }
-            let chain = Chain::Live(self.claim.clone());
+            let chain = Chain::Live(self.lease.clone());
             let recording = self
                 .consumer
                 .ledger
                 .run(async |conn| record::batch(conn, &chain, &part.arrivals, part.next_offset, self.consumer.ledger.clock.now()).await);
             match recording.await {
                 Ok(counts) => {
-                    debug!(partition = %self.claim.partition, records = counts.records, accepted = counts.accepted, "batch recorded");
-                    self.consumer.telemetry.recorded(self.claim.partition, counts);
+                    debug!(partition = %self.lease.partition, records = counts.records, accepted = counts.accepted, "batch recorded");
+                    self.consumer.telemetry.recorded(self.lease.partition, counts);
                     self.moved(&part);
                     if parts.is_empty() {
                         self.note(None);
@@ -147,7 +147,9 @@ impl Task {
                     continue;
                 }
                 Err(error @ RecordError::Unfit(_)) => {
-                    return Err(GiveUp::Stop(format!("{error}; once that is mended, restart this process, or pause and resume `consume`")));
+                    return Err(WorkerEnd::Stop(format!(
+                        "{error}; once that is mended, restart this process, or pause and resume `consume`"
+                    )));
                 }
                 Err(RecordError::Fenced(_)) => {
                     self.consumer.telemetry.fenced();
@@ -162,19 +164,19 @@ impl Task {
                     parts.push(part);
                 }
             }
-            let (generation, expected) = (self.claim.generation, self.claim.next_offset);
-            self.claim_again(&mut waits).await?;
-            if self.claim.generation != generation || self.claim.next_offset < expected {
+            let (generation, expected) = (self.lease.generation, self.lease.next_offset);
+            self.take_lease_again(&mut waits).await?;
+            if self.lease.generation != generation || self.lease.next_offset < expected {
                 // The partition has a new generation, or the ledger is restored: the records in between must be reread.
-                return Err(GiveUp::Rejoin);
+                return Err(WorkerEnd::Rejoin);
             }
         }
         Ok(())
     }
 
     fn moved(&mut self, part: &Part) {
-        self.claim.next_offset = part.next_offset;
-        self.claim.last = last_record(&part.arrivals).or(self.claim.last);
+        self.lease.next_offset = part.next_offset;
+        self.lease.last = last_record(&part.arrivals).or(self.lease.last);
         if part.arrivals.iter().any(|arrival| arrival.event.is_ok()) {
             self.refused_in_a_row = 0;
         }
@@ -182,30 +184,30 @@ impl Task {
 
     /// Takes the lease again. Its position includes a commit whose answer was lost, and another consumer's work. After the partition is
     /// revoked, the worker does not disturb its next consumer.
-    async fn claim_again(&mut self, waits: &mut Waits) -> Result<(), GiveUp> {
+    async fn take_lease_again(&mut self, waits: &mut Backoff) -> Result<(), WorkerEnd> {
         while waits.wait(&self.finishing).await {
-            match self.consumer.claim(self.claim.partition).await {
-                Ok(claim) => {
-                    self.claim = claim;
+            match self.consumer.take_lease(self.lease.partition).await {
+                Ok(lease) => {
+                    self.lease = lease;
                     return Ok(());
                 }
                 Err(error) => self.note(Some(cause::text(error.as_ref()))),
             }
         }
-        Err(GiveUp::Drop)
+        Err(WorkerEnd::Drop)
     }
 
     fn note(&mut self, problem: Option<String>) {
-        self.consumer.note_problem(self.claim.partition, &mut self.noted, problem);
+        self.consumer.note_problem(self.lease.partition, &mut self.noted, problem);
     }
 
     /// The parts to retry after PostgreSQL refused the data.
-    fn narrowed(&mut self, part: Part, error: &StatementError) -> Result<Vec<Part>, GiveUp> {
+    fn narrowed(&mut self, part: Part, error: &StatementError) -> Result<Vec<Part>, WorkerEnd> {
         if part.arrivals.len() == 1 {
             self.refused_in_a_row += 1;
         }
         let parts = if self.refused_in_a_row > REFUSED_IN_A_ROW { None } else { part.narrowed(error) };
         let refused = self.refused_in_a_row;
-        parts.ok_or_else(|| GiveUp::Stop(format!("the ledger refused {refused} records in a row, at last with: {}", cause::text(error))))
+        parts.ok_or_else(|| WorkerEnd::Stop(format!("the ledger refused {refused} records in a row, at last with: {}", cause::text(error))))
     }
 }

@@ -23,7 +23,7 @@ pub struct Arrival {
 /// The reason why a record is not accepted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    pub verdict: Verdict,
+    pub verdict: Disposition,
     /// The cause, in one word, for counts.
     pub cause: RejectCause,
     /// The fault, with the name of the field.
@@ -32,7 +32,7 @@ pub struct Refusal {
 
 words! {
     /// The disposition of a record that is not accepted. Its raw record is kept.
-    Verdict {
+    Disposition {
         /// The record is not a valid event.
         Rejected = "rejected",
         /// An accepted event has the same id and another digest. It is not changed.

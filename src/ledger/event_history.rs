@@ -7,7 +7,7 @@ use sqlx::PgConnection;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::{ActKind, AttemptVerdict, HeldFor, PublicationState, RejectState, Sequence, Verdict};
+use super::{ActKind, AttemptVerdict, Disposition, HeldFor, PublicationState, RejectState, Sequence};
 use crate::event::RejectCause;
 
 /// A record under the event's id that is not accepted.
@@ -26,7 +26,7 @@ pub struct RefusalLife {
     /// The offset of the record.
     pub log_offset: i64,
     /// The disposition of the record.
-    pub verdict: Verdict,
+    pub verdict: Disposition,
     /// The cause, in one word.
     pub cause: RejectCause,
     /// The fault in the record.

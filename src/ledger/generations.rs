@@ -8,13 +8,13 @@ use sqlx::PgConnection;
 
 use super::leases::{ALL_COLLECTORS, revoke_leases};
 use super::passes::void_passes;
-use super::positions::claim_of;
-use super::{Claim, NewAct, acts, plans};
+use super::positions::partition_lease;
+use super::{NewAct, PartitionLease, acts, plans};
 use crate::event::TopicPartition;
 
 /// A partition that begins its next generation.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BegunAnew {
+pub struct NewGeneration {
     pub partition: TopicPartition,
     /// The generation that ends. It ends only while its position is `lost.start`.
     pub generation: i32,
@@ -28,13 +28,13 @@ pub struct BegunAnew {
 
 /// The ledger's incarnation and the number of ended generations. Each recovery of the log changes this value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, sqlx::FromRow)]
-pub struct Lives {
+pub struct PartitionGenerations {
     pub incarnation: uuid::Uuid,
     /// Generations that have ended, of all partitions.
     pub ended: i64,
 }
 
-impl Lives {
+impl PartitionGenerations {
     /// The signature of the consumer group's marks in the log.
     #[must_use]
     pub fn signature(&self) -> String {
@@ -43,22 +43,22 @@ impl Lives {
 
     /// The value of a signature; none: not a signature of Tallyline.
     #[must_use]
-    pub fn of_signature(text: &str) -> Option<Lives> {
+    pub fn of_signature(text: &str) -> Option<PartitionGenerations> {
         let (incarnation, ended) = text.split_once(' ')?;
-        Some(Lives { incarnation: incarnation.parse().ok()?, ended: ended.parse().ok()? })
+        Some(PartitionGenerations { incarnation: incarnation.parse().ok()?, ended: ended.parse().ok()? })
     }
 }
 
 /// Each partition's position as its last lease holder has it. No lease is taken.
-pub async fn current(conn: &mut PgConnection) -> Result<Vec<Claim>, sqlx::Error> {
+pub async fn current(conn: &mut PgConnection) -> Result<Vec<PartitionLease>, sqlx::Error> {
     let query = "select topic, partition, generation, epoch, next_offset, last_offset, last_record,
              signed_from(topic, partition, generation) as signed_from from position order by topic, partition";
     let rows = sqlx::query(query).fetch_all(conn).await?;
-    rows.iter().map(claim_of).collect()
+    rows.iter().map(partition_lease).collect()
 }
 
 /// The value that a consumer compares to detect that it must restart.
-pub async fn all(conn: &mut PgConnection) -> Result<Lives, sqlx::Error> {
+pub async fn all(conn: &mut PgConnection) -> Result<PartitionGenerations, sqlx::Error> {
     sqlx::query_as("select incarnation, (select count(*) from past_position) as ended from ledger").fetch_one(conn).await
 }
 
@@ -76,7 +76,7 @@ pub async fn recorded_end(conn: &mut PgConnection, partition: TopicPartition) ->
 /// and rereads everything. False: a position is not the planned one, or the plan was executed before; nothing is changed.
 pub async fn begin(
     conn: &mut PgConnection,
-    begun: &[BegunAnew],
+    begun: &[NewGeneration],
     act: &NewAct<'_>,
     plan: &str,
     now: DateTime<Utc>,
@@ -113,7 +113,7 @@ pub async fn begin(
     Ok(true)
 }
 
-async fn begin_one(tx: &mut PgConnection, begun: &BegunAnew, act_id: i64, now: DateTime<Utc>) -> Result<bool, sqlx::Error> {
+async fn begin_one(tx: &mut PgConnection, begun: &NewGeneration, act_id: i64, now: DateTime<Utc>) -> Result<bool, sqlx::Error> {
     let ended = sqlx::query(
         "insert into past_position (topic, partition, generation, start_offset, next_offset, records, act_id)
          select topic, partition, generation, start_offset, next_offset, records, $5 from position
@@ -156,7 +156,7 @@ async fn begin_one(tx: &mut PgConnection, begun: &BegunAnew, act_id: i64, now: D
 }
 
 /// Opens the rejects again whose appended records are lost with the generation, and returns their number.
-async fn reopen_unread(tx: &mut PgConnection, begun: &BegunAnew) -> Result<i64, sqlx::Error> {
+async fn reopen_unread(tx: &mut PgConnection, begun: &NewGeneration) -> Result<i64, sqlx::Error> {
     let reopened = sqlx::query(
         "update reject set state = 'open', act_id = null, passed_topic = null, passed_partition = null, passed_generation = null,
              passed_offset = null

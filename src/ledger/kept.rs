@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::entries::payload_of;
 use super::refused::Traces;
-use super::{Arrival, BatchKind, Difference, RejectState, Verdict};
+use super::{Arrival, BatchKind, Difference, Disposition, RejectState};
 use crate::event::{Event, RejectCause, Topic, TopicPartition};
 
 /// The row of an accepted event.
@@ -54,7 +54,7 @@ pub struct KeptReject {
     /// The offset of the record.
     pub log_offset: i64,
     /// The disposition of the record.
-    pub verdict: Verdict,
+    pub verdict: Disposition,
     pub cause: RejectCause,
     pub state: RejectState,
     /// Whether only a replay refused the record, and no live batch.

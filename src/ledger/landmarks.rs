@@ -20,7 +20,7 @@ pub struct Landmark {
 
 /// The relation of the ledger to an earlier landmark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Acquaintance {
+pub enum LedgerIdentity {
     /// The same ledger, or one without a landmark yet.
     Same,
     /// A later incarnation: the loss is already known.
@@ -30,8 +30,8 @@ pub enum Acquaintance {
 }
 
 /// The ledger's head, and whether the ledger is the one that had this batch, in one snapshot.
-pub async fn head_and_identity(conn: &mut PgConnection, landmark: Option<&Landmark>) -> Result<(Sequence, Acquaintance), sqlx::Error> {
-    let Some(landmark) = landmark else { return Ok((snapshots::head(conn).await?, Acquaintance::Same)) };
+pub async fn head_and_identity(conn: &mut PgConnection, landmark: Option<&Landmark>) -> Result<(Sequence, LedgerIdentity), sqlx::Error> {
+    let Some(landmark) = landmark else { return Ok((snapshots::head(conn).await?, LedgerIdentity::Same)) };
     let (incarnation, sequence, has_batch, is_past) = sqlx::query_as(
         "select incarnation, next_sequence - 1, next_sequence > $1
              and exists (select from batch where sequence = $1 and id = $2 and recorded_at = $3),
@@ -46,9 +46,9 @@ pub async fn head_and_identity(conn: &mut PgConnection, landmark: Option<&Landma
     .await?;
     let head = Sequence { incarnation, number: sequence };
     let acquaintance = match (incarnation == landmark.incarnation, has_batch, is_past) {
-        (true, true, _) => Acquaintance::Same,
-        (false, _, true) => Acquaintance::Another,
-        (true, false, _) | (false, _, false) => Acquaintance::WentBack,
+        (true, true, _) => LedgerIdentity::Same,
+        (false, _, true) => LedgerIdentity::Another,
+        (true, false, _) | (false, _, false) => LedgerIdentity::WentBack,
     };
     Ok((head, acquaintance))
 }

@@ -35,7 +35,7 @@ pub fn fingerprint(message: &Message) -> [u8; 32] {
 
 /// A partition lease: the right to write one partition's batches until another consumer takes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Claim {
+pub struct PartitionLease {
     pub partition: TopicPartition,
     /// The partition's generation; `recover` raises it after a loss or recreation of the topic.
     pub generation: i32,
@@ -52,7 +52,7 @@ pub struct Claim {
 #[derive(Clone, Debug)]
 pub enum Chain {
     /// Live batches move the partition's position.
-    Live(Claim),
+    Live(PartitionLease),
     /// Batches of a replay move only the replay's own position.
     Replay {
         id: Uuid,
@@ -67,28 +67,33 @@ pub enum Chain {
 impl Chain {
     pub(super) fn partition(&self) -> TopicPartition {
         match self {
-            Chain::Live(claim) => claim.partition,
+            Chain::Live(lease) => lease.partition,
             Chain::Replay { partition, .. } => *partition,
         }
     }
 
     pub(super) fn generation(&self) -> i32 {
         match self {
-            Chain::Live(claim) => claim.generation,
+            Chain::Live(lease) => lease.generation,
             Chain::Replay { generation, .. } => *generation,
         }
     }
 
     pub(super) fn next_offset(&self) -> i64 {
         match self {
-            Chain::Live(claim) => claim.next_offset,
+            Chain::Live(lease) => lease.next_offset,
             Chain::Replay { next_offset, .. } => *next_offset,
         }
     }
 }
 
 /// Takes the partition lease from its holder. Without a position, reading starts at `log_start`, which is recorded.
-pub async fn lease(conn: &mut PgConnection, partition: TopicPartition, log_start: i64, now: DateTime<Utc>) -> Result<Claim, sqlx::Error> {
+pub async fn lease(
+    conn: &mut PgConnection,
+    partition: TopicPartition,
+    log_start: i64,
+    now: DateTime<Utc>,
+) -> Result<PartitionLease, sqlx::Error> {
     let row = sqlx::query(
         "insert into position as p (topic, partition, generation, epoch, start_offset, next_offset, moved_at)
          values ($1, $2, current_generation($1, $2), 1, $3, $3, $4)
@@ -102,7 +107,7 @@ pub async fn lease(conn: &mut PgConnection, partition: TopicPartition, log_start
     .bind(now)
     .fetch_one(conn)
     .await?;
-    claim_of(&row)
+    partition_lease(&row)
 }
 
 /// The partition's current generation; the first one before it has a position.
@@ -115,8 +120,8 @@ pub async fn list(conn: &mut PgConnection) -> Result<Vec<(TopicPartition, i64)>,
     rows.iter().map(|row| Ok((TopicPartition::from_row(row)?, row.try_get("next_offset")?))).collect()
 }
 
-pub(super) fn claim_of(row: &PgRow) -> Result<Claim, sqlx::Error> {
-    Ok(Claim {
+pub(super) fn partition_lease(row: &PgRow) -> Result<PartitionLease, sqlx::Error> {
+    Ok(PartitionLease {
         partition: TopicPartition::from_row(row)?,
         generation: row.try_get("generation")?,
         epoch: row.try_get("epoch")?,
@@ -131,7 +136,7 @@ pub(super) fn claim_of(row: &PgRow) -> Result<Claim, sqlx::Error> {
 pub(super) async fn advance(
     connection: &mut PgConnection,
     now: DateTime<Utc>,
-    claim: &Claim,
+    lease: &PartitionLease,
     next_offset: i64,
     last: Option<LastRecord>,
     records: i64,
@@ -142,20 +147,20 @@ pub(super) async fn advance(
          where topic = $1 and partition = $2 and epoch = $3 and next_offset = $4 and generation = $10
              and exists (select from signature_cutover) = $11",
     )
-    .bind(claim.partition.topic.name())
-    .bind(claim.partition.partition)
-    .bind(claim.epoch)
-    .bind(claim.next_offset)
+    .bind(lease.partition.topic.name())
+    .bind(lease.partition.partition)
+    .bind(lease.epoch)
+    .bind(lease.next_offset)
     .bind(next_offset)
     .bind(records)
     .bind(now)
     .bind(last.map(|last| last.offset))
     .bind(last.map(|last| last.fingerprint.to_vec()))
-    .bind(claim.generation)
-    .bind(claim.signed_from.is_some())
+    .bind(lease.generation)
+    .bind(lease.signed_from.is_some())
     .execute(connection)
     .await?;
-    if moved.rows_affected() == 1 { Ok(()) } else { Err(RecordError::Fenced(claim.partition)) }
+    if moved.rows_affected() == 1 { Ok(()) } else { Err(RecordError::Fenced(lease.partition)) }
 }
 
 pub(super) fn last_record(row: &PgRow) -> Result<Option<LastRecord>, sqlx::Error> {

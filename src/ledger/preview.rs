@@ -8,8 +8,8 @@ use std::collections::{HashMap, HashSet};
 use sqlx::{PgConnection, Row as _};
 use uuid::Uuid;
 
-use super::record::{Judged, Sorted, judge};
-use super::{Arrival, Counts, Refusal, ReplayRange, Verdict, rows};
+use super::record::{Dispositions, SortedEvents, judge};
+use super::{Arrival, Counts, Disposition, Refusal, ReplayRange, rows};
 use crate::event::{Digest, Event, Payload, RejectCause};
 
 /// The new events that a plan has found in earlier batches, and the workspaces that they start for the first time.
@@ -67,25 +67,26 @@ pub async fn batch(
     let refused_before = refused_before(&mut tx, range, arrivals).await?;
     for arrival in arrivals.iter_mut() {
         if let Some(detail) = refused_before.get(&arrival.offset).and_then(Option::as_ref) {
-            arrival.event = Err(Refusal { verdict: Verdict::Rejected, cause: RejectCause::Ledger, detail: detail.clone() });
+            arrival.event = Err(Refusal { verdict: Disposition::Rejected, cause: RejectCause::Ledger, detail: detail.clone() });
         }
     }
-    let sorted = Sorted::of(arrivals, &sources, now);
-    let (mut judged, mut new) = (Judged::default(), Vec::new());
+    let sorted = SortedEvents::of(arrivals, &sources, now);
+    let (mut dispositions, mut new) = (Dispositions::default(), Vec::new());
     let (builds, claims, usage) = sorted.tables();
     let known_builds = rows::known_builds(&mut tx, &builds, &HashSet::new()).await?;
     let known_claims = rows::known_claims(&mut tx, &claims, &HashSet::new()).await?;
     let known_usage = rows::known_usage(&mut tx, &usage, &HashSet::new()).await?;
     for (news, known) in [(&builds, known_builds), (&claims, known_claims), (&usage, known_usage)] {
         let known = foreseen.and(known, news);
-        judge(&mut judged, news, &known);
+        judge(&mut dispositions, news, &known);
         new.extend(news.iter().map(|new| new.index).filter(|index| !known.contains_key(index)));
     }
     new.sort_unstable();
-    sorted.judge_the_rest(&mut judged);
-    let refused = arrivals.iter().enumerate().filter(|(index, arrival)| arrival.event.is_err() || judged.refused().contains_key(index));
+    sorted.judge_the_rest(&mut dispositions);
+    let refused =
+        arrivals.iter().enumerate().filter(|(index, arrival)| arrival.event.is_err() || dispositions.refused().contains_key(index));
     let new_refused = refused.filter(|(_, arrival)| !refused_before.contains_key(&arrival.offset)).count();
-    let counts = judged.counts(arrivals);
+    let counts = dispositions.counts(arrivals);
     first_starts(&mut tx, arrivals, &new, foreseen).await?;
     Ok(Foresight { counts, new, new_refused: i32::try_from(new_refused).unwrap_or(i32::MAX) })
 }

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::confirmed::confirm;
 use super::positions::{advance, fingerprint};
 use super::refused::insert_refused;
-use super::{Arrival, BatchKind, Chain, Counts, LastRecord, RecordError, Refusal, Verdict, rows};
+use super::{Arrival, BatchKind, Chain, Counts, Disposition, LastRecord, RecordError, Refusal, rows};
 use crate::event::{Digest, Payload};
 
 /// Records one batch and moves the chain's position to `next_offset`.
@@ -25,13 +25,13 @@ pub async fn batch(
     let mut tx = conn.begin().await?;
     let sources = source_ids(&mut tx, arrivals).await?;
     let batch_id: i64 = sqlx::query("select nextval(pg_get_serial_sequence('batch', 'id'))").fetch_one(&mut *tx).await?.try_get(0)?;
-    let sorted = Sorted::of(arrivals, &sources, now);
-    let judged = insert_events(&mut tx, batch_id, &sorted, now).await?;
-    let counts = judged.counts(arrivals);
-    insert_refused(&mut tx, now, batch_id, chain, arrivals, &judged.refused).await?;
+    let sorted = SortedEvents::of(arrivals, &sources, now);
+    let dispositions = insert_events(&mut tx, batch_id, &sorted, now).await?;
+    let counts = dispositions.counts(arrivals);
+    insert_refused(&mut tx, now, batch_id, chain, arrivals, &dispositions.refused).await?;
     insert_batch(&mut tx, now, batch_id, chain, next_offset, counts).await?;
     match chain {
-        Chain::Live(claim) => advance(&mut tx, now, claim, next_offset, last_record(arrivals), i64::from(counts.records)).await?,
+        Chain::Live(lease) => advance(&mut tx, now, lease, next_offset, last_record(arrivals), i64::from(counts.records)).await?,
         Chain::Replay { id, next_offset: from, .. } => advance_replay(&mut tx, *id, chain, *from, next_offset).await?,
     }
     tx.commit().await?;
@@ -50,26 +50,26 @@ async fn source_ids(tx: &mut PgConnection, arrivals: &[Arrival]) -> Result<HashM
 }
 
 /// A batch's events by table, each id once and in order, so that parallel partitions never deadlock on ids.
-pub(super) struct Sorted<'a> {
+pub(super) struct SortedEvents<'a> {
     builds: BTreeMap<(i16, Uuid), rows::New<'a>>,
     claims: BTreeMap<(i16, Uuid), rows::New<'a>>,
     usage: BTreeMap<(i16, &'a str), rows::New<'a>>,
     /// Repeated ids within this batch.
-    again: Vec<Again<'a>>,
+    again: Vec<RepeatedId<'a>>,
     /// Records of unregistered deployments, by index.
     unregistered: HashMap<usize, Uuid>,
 }
 
 /// A repeated id within one batch. It is compared with the accepted event, which may differ from the batch's first event of that id.
-struct Again<'a> {
+struct RepeatedId<'a> {
     new: rows::New<'a>,
     first_index: usize,
     first_digest: Digest,
 }
 
-impl<'a> Sorted<'a> {
+impl<'a> SortedEvents<'a> {
     pub(super) fn of(arrivals: &'a [Arrival], sources: &HashMap<Uuid, i16>, now: DateTime<Utc>) -> Self {
-        let mut sorted = Sorted {
+        let mut sorted = SortedEvents {
             builds: BTreeMap::new(),
             claims: BTreeMap::new(),
             usage: BTreeMap::new(),
@@ -90,34 +90,34 @@ impl<'a> Sorted<'a> {
                 Payload::Usage(usage) => sorted.usage.entry((source_id, usage.id.as_str())).or_insert_with(|| new.clone()),
             };
             if first.index != index {
-                sorted.again.push(Again { first_index: first.index, first_digest: first.digest, new });
+                sorted.again.push(RepeatedId { first_index: first.index, first_digest: first.digest, new });
             }
         }
         sorted
     }
 }
 
-impl<'a> Sorted<'a> {
+impl<'a> SortedEvents<'a> {
     pub(super) fn tables(&self) -> (Vec<&rows::New<'a>>, Vec<&rows::New<'a>>, Vec<&rows::New<'a>>) {
         (self.builds.values().collect(), self.claims.values().collect(), self.usage.values().collect())
     }
 
     /// Sets the disposition of records that the tables cannot judge: repeated ids in the batch, and unregistered deployments.
-    pub(super) fn judge_the_rest(&self, judged: &mut Judged) {
+    pub(super) fn judge_the_rest(&self, dispositions: &mut Dispositions) {
         for again in &self.again {
-            if again.new.digest == judged.otherwise.get(&again.first_index).copied().unwrap_or(again.first_digest) {
-                judged.duplicates.insert(again.new.index);
+            if again.new.digest == dispositions.otherwise.get(&again.first_index).copied().unwrap_or(again.first_digest) {
+                dispositions.duplicates.insert(again.new.index);
             } else {
-                judged.refused.insert(again.new.index, Refusal::conflict(again.new.event));
+                dispositions.refused.insert(again.new.index, Refusal::conflict(again.new.event));
             }
         }
-        judged.refused.extend(self.unregistered.iter().map(|(index, deployment)| (*index, Refusal::unregistered(*deployment))));
+        dispositions.refused.extend(self.unregistered.iter().map(|(index, deployment)| (*index, Refusal::unregistered(*deployment))));
     }
 }
 
 /// The dispositions according to the tables.
 #[derive(Default)]
-pub(super) struct Judged {
+pub(super) struct Dispositions {
     accepted: usize,
     /// Duplicates of accepted events, by the record's index.
     duplicates: HashSet<usize>,
@@ -127,7 +127,7 @@ pub(super) struct Judged {
     otherwise: HashMap<usize, Digest>,
 }
 
-impl Judged {
+impl Dispositions {
     pub(super) fn refused(&self) -> &HashMap<usize, Refusal> {
         &self.refused
     }
@@ -140,35 +140,40 @@ impl Judged {
             records: count(arrivals.len()),
             accepted: count(self.accepted),
             duplicates: count(self.duplicates.len()),
-            conflicts: count(refused(Verdict::Conflict)),
-            rejects: count(refused(Verdict::Rejected)),
-            held: count(refused(Verdict::Held)),
+            conflicts: count(refused(Disposition::Conflict)),
+            rejects: count(refused(Disposition::Rejected)),
+            held: count(refused(Disposition::Held)),
         }
     }
 }
 
-async fn insert_events(tx: &mut PgConnection, batch_id: i64, sorted: &Sorted<'_>, now: DateTime<Utc>) -> Result<Judged, sqlx::Error> {
-    let mut judged = Judged::default();
+async fn insert_events(
+    tx: &mut PgConnection,
+    batch_id: i64,
+    sorted: &SortedEvents<'_>,
+    now: DateTime<Utc>,
+) -> Result<Dispositions, sqlx::Error> {
+    let mut dispositions = Dispositions::default();
     let (builds, claims, usage) = sorted.tables();
-    judge(&mut judged, &builds, &rows::insert_builds(tx, batch_id, &builds).await?);
-    judge(&mut judged, &claims, &rows::insert_claims(tx, batch_id, &claims).await?);
-    judge(&mut judged, &usage, &rows::insert_usage(tx, batch_id, &usage, now).await?);
-    sorted.judge_the_rest(&mut judged);
+    judge(&mut dispositions, &builds, &rows::insert_builds(tx, batch_id, &builds).await?);
+    judge(&mut dispositions, &claims, &rows::insert_claims(tx, batch_id, &claims).await?);
+    judge(&mut dispositions, &usage, &rows::insert_usage(tx, batch_id, &usage, now).await?);
+    sorted.judge_the_rest(&mut dispositions);
     let sightings = builds.into_iter().chain(claims).chain(usage).chain(sorted.again.iter().map(|again| &again.new));
-    let duplicates: Vec<&rows::New<'_>> = sightings.filter(|new| judged.duplicates.contains(&new.index)).collect();
+    let duplicates: Vec<&rows::New<'_>> = sightings.filter(|new| dispositions.duplicates.contains(&new.index)).collect();
     confirm(tx, &duplicates, now).await?;
-    Ok(judged)
+    Ok(dispositions)
 }
 
 /// `known` has, by index, the accepted digest of each id that was not inserted.
-pub(super) fn judge(judged: &mut Judged, news: &[&rows::New], known: &HashMap<usize, Digest>) {
+pub(super) fn judge(dispositions: &mut Dispositions, news: &[&rows::New], known: &HashMap<usize, Digest>) {
     for new in news {
         match known.get(&new.index) {
-            None => judged.accepted += 1,
-            Some(digest) if *digest == new.digest => drop(judged.duplicates.insert(new.index)),
+            None => dispositions.accepted += 1,
+            Some(digest) if *digest == new.digest => drop(dispositions.duplicates.insert(new.index)),
             Some(digest) => {
-                judged.refused.insert(new.index, Refusal::conflict(new.event));
-                judged.otherwise.insert(new.index, *digest);
+                dispositions.refused.insert(new.index, Refusal::conflict(new.event));
+                dispositions.otherwise.insert(new.index, *digest);
             }
         }
     }
@@ -185,7 +190,7 @@ async fn insert_batch(
     counts: Counts,
 ) -> Result<(), sqlx::Error> {
     let (kind, epoch, replay_id) = match chain {
-        Chain::Live(claim) => (BatchKind::Log, Some(claim.epoch), None),
+        Chain::Live(lease) => (BatchKind::Log, Some(lease.epoch), None),
         Chain::Replay { id, .. } => (BatchKind::Replay, None, Some(*id)),
     };
     sqlx::query(

@@ -6,20 +6,20 @@ use std::collections::HashMap;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::{Arrival, Chain, Refusal, Verdict};
+use super::{Arrival, Chain, Disposition, Refusal};
 use crate::event::{self, Event, MAX_ID_BYTES, Message, RejectCause};
 
 impl Refusal {
     /// An accepted event has the same id and other content.
     pub(super) fn conflict(event: &Event) -> Self {
         let detail = format!("{} is accepted with other content; the accepted event remains", event.id());
-        Refusal { verdict: Verdict::Conflict, cause: RejectCause::Conflict, detail }
+        Refusal { verdict: Disposition::Conflict, cause: RejectCause::Conflict, detail }
     }
 
     #[must_use]
     pub fn unregistered(deployment: Uuid) -> Self {
         let detail = format!("source /coder/{deployment}: no collector has registered this deployment; registering it admits the record");
-        Refusal { verdict: Verdict::Held, cause: RejectCause::UnregisteredSource, detail }
+        Refusal { verdict: Disposition::Held, cause: RejectCause::UnregisteredSource, detail }
     }
 }
 

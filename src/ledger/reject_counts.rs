@@ -6,14 +6,14 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use sqlx::FromRow;
 
-use super::{RejectFilter, Verdict};
+use super::{Disposition, RejectFilter};
 use crate::event::{RejectCause, UsageType};
 use crate::words::words;
 
 words! {
     /// Properties by which rejects can be grouped.
     RejectProperty {
-        Verdict = "verdict",
+        Disposition = "verdict",
         Cause = "cause",
         Type = "type",
         Topic = "topic",
@@ -40,7 +40,7 @@ pub struct RejectGroup {
 #[derive(Clone, Debug, PartialEq, Eq, FromRow, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
 pub struct OpenRejects {
     /// The disposition of the records.
-    pub verdict: Verdict,
+    pub verdict: Disposition,
     /// The cause, in one word.
     pub cause: RejectCause,
     /// The number of rejects.

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::generations;
 use super::known::digest;
-use super::{ActKind, Lives, NewAct, RejectState, Sequence, Verdict, acts};
+use super::{ActKind, Disposition, NewAct, PartitionGenerations, RejectState, Sequence, acts};
 use crate::event::{Digest, Message, Oversized, RejectCause, TopicPartition, UsageType};
 
 /// A record that is not accepted, with its state.
@@ -23,7 +23,7 @@ pub struct RejectRow {
     pub generation: i32,
     pub offset: i64,
     /// The disposition of the record.
-    pub verdict: Verdict,
+    pub verdict: Disposition,
     pub cause: RejectCause,
     /// The fault in the record.
     pub detail: String,
@@ -55,7 +55,7 @@ pub struct RejectRow {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RejectFilter {
     pub state: Option<RejectState>,
-    pub verdict: Option<Verdict>,
+    pub verdict: Option<Disposition>,
     pub cause: Option<RejectCause>,
     pub event_type: Option<String>,
 }
@@ -98,7 +98,7 @@ pub struct SameEvent {
     /// The id of the reject.
     pub id: i64,
     /// The disposition of the record.
-    pub verdict: Verdict,
+    pub verdict: Disposition,
     /// The cause, in one word.
     pub cause: RejectCause,
     /// The state of the reject.
@@ -234,7 +234,7 @@ pub async fn end(
     passed: &[PassedReject],
     from: &[RejectState],
     to: RejectState,
-    lives: Lives,
+    lives: PartitionGenerations,
 ) -> Result<Vec<i64>, sqlx::Error> {
     let mut tx = conn.begin().await?;
     let topics: Vec<_> = passed.iter().map(|one| Some(one.place?.0.topic.name())).collect();

@@ -11,18 +11,18 @@ use uuid::Uuid;
 use super::generations;
 use super::leases::revoke_leases;
 use super::publications::doubt_pending;
-use super::{ActKind, FORGOTTEN, Landmark, Lives, NewAct, OURSELVES, Subject, acts, plans};
+use super::{ActKind, FORGOTTEN, Landmark, NewAct, OURSELVES, PartitionGenerations, Subject, acts, plans};
 use crate::event::TopicPartition;
 
 /// The evidence that the ledger was restored. It is checked again before a change, so that only the first process opens a recovery.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Restored {
+pub enum RestoreEvidence {
     /// The ledger had this batch and lacks it now.
     Batch(Landmark),
     /// The ledger had read this partition up to this offset, and lacks that.
     Position {
         /// The incarnation and the ended generations at that time.
-        lives: Lives,
+        lives: PartitionGenerations,
         partition: TopicPartition,
         /// The position at that time.
         next_offset: i64,
@@ -32,7 +32,7 @@ pub enum Restored {
         marked: Vec<Uuid>,
     },
     /// An operator reports the restore.
-    Said {
+    Reported {
         /// The incarnation that was restored.
         incarnation: Uuid,
         /// Sources that no longer exist; the recovery does not wait for them.
@@ -42,12 +42,12 @@ pub enum Restored {
     },
 }
 
-impl Restored {
+impl RestoreEvidence {
     /// The incarnations that end with this one: their marks and landmarks prove nothing afterwards.
     fn lost(&self) -> Vec<Uuid> {
         let marked = match self {
-            Restored::Batch(_) => &[],
-            Restored::Position { marked, .. } | Restored::Said { marked, .. } => marked.as_slice(),
+            RestoreEvidence::Batch(_) => &[],
+            RestoreEvidence::Position { marked, .. } | RestoreEvidence::Reported { marked, .. } => marked.as_slice(),
         };
         [&[self.incarnation()], marked].concat()
     }
@@ -55,25 +55,25 @@ impl Restored {
     /// The incarnation of the evidence.
     fn incarnation(&self) -> Uuid {
         match self {
-            Restored::Batch(landmark) => landmark.incarnation,
-            Restored::Position { lives, .. } => lives.incarnation,
-            Restored::Said { incarnation, .. } => *incarnation,
+            RestoreEvidence::Batch(landmark) => landmark.incarnation,
+            RestoreEvidence::Position { lives, .. } => lives.incarnation,
+            RestoreEvidence::Reported { incarnation, .. } => *incarnation,
         }
     }
 }
 
-impl std::fmt::Display for Restored {
+impl std::fmt::Display for RestoreEvidence {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Restored::Batch(Landmark { sequence, batch_id, recorded_at, .. }) => {
+            RestoreEvidence::Batch(Landmark { sequence, batch_id, recorded_at, .. }) => {
                 write!(f, "it had batch {batch_id} of {recorded_at} at sequence {sequence}, and has it no more")
             }
-            Restored::Position { lives, partition, next_offset, read_until, .. } => {
+            RestoreEvidence::Position { lives, partition, next_offset, read_until, .. } => {
                 write!(f, "as incarnation {} it had read {partition} up to {next_offset}", lives.incarnation)?;
                 read_until.map_or(Ok(()), |until| write!(f, ", a record of {until}"))?;
                 f.write_str(", and does not know that any more")
             }
-            Restored::Said { .. } => f.write_str("an operator says so"),
+            RestoreEvidence::Reported { .. } => f.write_str("an operator says so"),
         }
     }
 }
@@ -123,7 +123,7 @@ pub async fn sources_to_recover(conn: &mut PgConnection) -> Result<(Vec<Collecte
 /// After an error nothing is changed.
 pub async fn record(
     conn: &mut PgConnection,
-    restored: &Restored,
+    restored: &RestoreEvidence,
     act: &NewAct<'_>,
     plan: Option<&str>,
     now: DateTime<Utc>,
@@ -155,7 +155,7 @@ pub async fn record(
     .bind(restored.lost())
     .execute(&mut *tx)
     .await?;
-    let without = if let Restored::Said { without, .. } = restored { without.as_slice() } else { &[] };
+    let without = if let RestoreEvidence::Reported { without, .. } = restored { without.as_slice() } else { &[] };
     let (waited_for, _) = split(collected(&mut tx).await?);
     if without.iter().any(|named| !waited_for.iter().any(|source| source.deployment_id == *named)) {
         return Ok(false);
@@ -185,7 +185,7 @@ pub async fn record(
 
 /// Opens a recovery of a restored ledger that this program has detected itself. Each process that detects it calls this; the first
 /// call opens the recovery. After an error the next check retries.
-pub async fn record_detected(conn: &mut PgConnection, restored: &Restored, now: DateTime<Utc>) -> Result<bool, sqlx::Error> {
+pub async fn record_detected(conn: &mut PgConnection, restored: &RestoreEvidence, now: DateTime<Utc>) -> Result<bool, sqlx::Error> {
     let reason = restored.to_string();
     let act = NewAct {
         actor: OURSELVES,
@@ -216,7 +216,7 @@ async fn lower_cutover(tx: &mut PgConnection) -> Result<(), sqlx::Error> {
 
 /// Whether this evidence shows that the ledger was restored and a recovery was not opened for it. An
 /// incarnation or generation that the ledger does not know came after its backup.
-pub async fn is_restored(conn: &mut PgConnection, restored: &Restored) -> Result<bool, sqlx::Error> {
+pub async fn is_restored(conn: &mut PgConnection, restored: &RestoreEvidence) -> Result<bool, sqlx::Error> {
     let (is_current, is_past): (bool, bool) =
         sqlx::query_as("select incarnation = $1, exists (select from past_incarnation past where past.incarnation = $1) from ledger")
             .bind(restored.incarnation())
@@ -224,14 +224,14 @@ pub async fn is_restored(conn: &mut PgConnection, restored: &Restored) -> Result
             .await?;
     match restored {
         _ if is_past => Ok(false),
-        Restored::Said { .. } => Ok(is_current),
+        RestoreEvidence::Reported { .. } => Ok(is_current),
         _ if !is_current => Ok(true),
-        Restored::Batch(landmark) => {
+        RestoreEvidence::Batch(landmark) => {
             let query = "select not exists (select from batch where sequence = $1 and id = $2 and recorded_at = $3)";
             let query = sqlx::query_scalar(query).bind(landmark.sequence).bind(landmark.batch_id).bind(landmark.recorded_at);
             query.fetch_one(conn).await
         }
-        Restored::Position { lives, partition, next_offset, .. } => {
+        RestoreEvidence::Position { lives, partition, next_offset, .. } => {
             let ended = generations::all(conn).await?.ended;
             let query = "select not exists (select from position where topic = $1 and partition = $2 and next_offset >= $3)";
             let query = sqlx::query_scalar(query).bind(partition.topic.name()).bind(partition.partition).bind(next_offset);

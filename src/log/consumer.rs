@@ -36,7 +36,7 @@ pub enum Delivery {
 /// A member of a group. If it is dropped without [`Consumer::leave`], it still leaves, but without waiting.
 #[derive(Debug)]
 pub struct Consumer {
-    deliveries: mpsc::Receiver<Told>,
+    deliveries: mpsc::Receiver<BackendEvent>,
     control: Control,
     ended: oneshot::Receiver<()>,
 }
@@ -51,18 +51,18 @@ impl Consumer {
             let told = self.deliveries.recv().await.ok_or(LogError::Stopped)?;
             self.control.wake();
             match told {
-                Told::Assigned(partitions) => return Ok(Delivery::Assigned(partitions)),
-                Told::Revoked(partitions) => {
+                BackendEvent::Assigned(partitions) => return Ok(Delivery::Assigned(partitions)),
+                BackendEvent::Revoked(partitions) => {
                     self.control.forget(&partitions);
                     return Ok(Delivery::Revoked(partitions));
                 }
-                Told::Batch { run, batch } if self.control.is_current(batch.partition, run) => return Ok(Delivery::Batch(batch)),
-                Told::Fault { run, partition, error } if self.control.is_current(partition, run) => {
+                BackendEvent::Batch { run, batch } if self.control.is_current(batch.partition, run) => return Ok(Delivery::Batch(batch)),
+                BackendEvent::Fault { run, partition, error } if self.control.is_current(partition, run) => {
                     return Ok(Delivery::Fault { partition, error });
                 }
                 // Read before the partition was started again: the new run rereads it if necessary.
-                Told::Batch { .. } | Told::Fault { .. } => {}
-                Told::Ended(error) => return Err(error),
+                BackendEvent::Batch { .. } | BackendEvent::Fault { .. } => {}
+                BackendEvent::Ended(error) => return Err(error),
             }
         }
     }
@@ -118,7 +118,7 @@ impl Drop for Consumer {
 
 /// A message from the backend. A run is one start of one partition; records of an earlier run are not delivered.
 #[derive(Debug)]
-pub(super) enum Told {
+pub(super) enum BackendEvent {
     Assigned(Vec<TopicPartition>),
     Revoked(Vec<TopicPartition>),
     Batch { run: u64, batch: Batch },
@@ -145,7 +145,7 @@ pub(super) struct Start {
 }
 
 pub(super) struct Link {
-    pub deliveries: mpsc::Sender<Told>,
+    pub deliveries: mpsc::Sender<BackendEvent>,
     pub commands: mpsc::UnboundedReceiver<Command>,
     /// Sent or dropped once the member has left the group.
     pub ended: oneshot::Sender<()>,

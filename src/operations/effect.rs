@@ -12,7 +12,7 @@ use super::series::series;
 use crate::event::{Event, Fact, Payload};
 use crate::ledger::Ledger;
 use crate::projection::{self, ProjectionError};
-use crate::stages::{Broken, LicensesState, MetricsState, Stage};
+use crate::stages::{LedgerFault, LicensesState, MetricsState, Stage};
 
 /// Effect of new events.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -98,7 +98,7 @@ pub(super) struct Effects {
     licenses: Changing<LicensesState>,
     introduced: BTreeSet<Uuid>,
     queued: BTreeMap<(Uuid, &'static str), (u64, u128)>,
-    broken: Option<Broken>,
+    broken: Option<LedgerFault>,
 }
 
 struct Changing<S> {

@@ -39,7 +39,7 @@ pub use prove::{
 pub use ranges::{Chosen, Edge, LogRange, MovedEnd, chosen};
 pub use rebuild::{
     Granted, LicenseToken, RebuildExecution, RebuildPlan, RebuildRequest, RebuildStage, Rebuilt, Rehearsal, RehearsedDeployment,
-    RehearsedWindow, StateDifference, Told,
+    RehearsedWindow, SeriesValue, StateDifference,
 };
 pub use rejects::{
     AdmitRejects, Admitted, Bytes, CountRejects, DiscardRejects, DiscardedRejects, Foreseen, Header, ListRejects, Place, Reject,

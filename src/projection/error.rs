@@ -1,7 +1,7 @@
 //! Errors of a fold.
 
 use crate::ledger::StatementError;
-use crate::stages::Broken;
+use crate::stages::LedgerFault;
 
 /// Why a fold cannot go on. Only [`ProjectionError::Unavailable`] may pass. After any other error the state must not be shown.
 #[derive(Debug, thiserror::Error)]
@@ -18,10 +18,10 @@ pub enum ProjectionError {
     },
     /// A batch breaks a rule of the ledger.
     #[error("batch {sequence} cannot be folded: {source}")]
-    Broken {
+    LedgerFault {
         sequence: i64,
         /// The broken rule.
-        source: Broken,
+        source: LedgerFault,
     },
     #[error("the state cannot be saved: {0}")]
     Unsaveable(#[source] serde_json::Error),

@@ -22,14 +22,14 @@ impl<S: Stage> Folded<S> {
     /// Adds the next batch.
     ///
     /// # Errors
-    /// [`ProjectionError::Hole`] or [`ProjectionError::Broken`]. The state may then contain a part of the batch: drop it.
+    /// [`ProjectionError::Hole`] or [`ProjectionError::LedgerFault`]. The state may then contain a part of the batch: drop it.
     pub(super) fn add(&mut self, entry: Entry) -> Result<(), ProjectionError> {
         let sequence = entry.sequence;
         if sequence != self.sequence.number + 1 {
             return Err(ProjectionError::Hole { after: self.sequence.number, found: Some(sequence) });
         }
         for fact in entry.facts {
-            self.state.apply(&fact).map_err(|source| ProjectionError::Broken { sequence, source })?;
+            self.state.apply(&fact).map_err(|source| ProjectionError::LedgerFault { sequence, source })?;
         }
         self.sequence.number = sequence;
         Ok(())

@@ -8,8 +8,10 @@ use tracing::{info, warn};
 
 use super::fold::{fold_to_telling, next_page};
 use super::{Folded, ProjectionError, View};
-use crate::cause::{self, Lasting};
-use crate::ledger::{Acquaintance, Entry, Landmark, Ledger, Restored, Sequence, landmarks, other_incarnation, restored, snapshots};
+use crate::cause::{self, LastingFault};
+use crate::ledger::{
+    Entry, Landmark, Ledger, LedgerIdentity, RestoreEvidence, Sequence, landmarks, other_incarnation, restored, snapshots,
+};
 use crate::stages::Stage;
 
 /// The wait before a retry while the database does not answer.
@@ -62,7 +64,7 @@ impl<S: Stage> Projection<S> {
     /// # Errors
     /// The ledger breaks a promise. The view shows nothing any more, and the process should end.
     pub async fn run(mut self, stop: &CancellationToken) -> Result<(), ProjectionError> {
-        let mut away = Lasting::default();
+        let mut away = LastingFault::default();
         while !stop.is_cancelled() {
             let wait = match stop.run_until_cancelled(self.catch_up()).await {
                 None => break,
@@ -100,9 +102,9 @@ impl<S: Stage> Projection<S> {
     async fn catch_up(&mut self) -> Result<(), ProjectionError> {
         let asked_at = self.ledger.clock.now();
         let (head, acquaintance) = self.ledger.run(async |conn| landmarks::head_and_identity(conn, self.landmark.as_ref()).await).await?;
-        if let (Acquaintance::WentBack, Some(landmark)) = (acquaintance, self.landmark) {
+        if let (LedgerIdentity::WentBack, Some(landmark)) = (acquaintance, self.landmark) {
             self.ledger
-                .run(async |conn| restored::record_detected(conn, &Restored::Batch(landmark), self.ledger.clock.now()).await)
+                .run(async |conn| restored::record_detected(conn, &RestoreEvidence::Batch(landmark), self.ledger.clock.now()).await)
                 .await?;
             return Ok(());
         }
@@ -152,7 +154,7 @@ impl<S: Stage> Projection<S> {
         let Some(last) = page.last() else { return Ok(None) };
         let landmark = self.ledger.run(async |conn| landmarks::of_batch(conn, last.sequence).await).await?;
         let (_, acquaintance) = self.ledger.run(async |conn| landmarks::head_and_identity(conn, self.landmark.as_ref()).await).await?;
-        Ok(landmark.filter(|_| acquaintance == Acquaintance::Same))
+        Ok(landmark.filter(|_| acquaintance == LedgerIdentity::Same))
     }
 
     /// An operator requested a rebuild of this stage at this sequence. The old state stays until the new one is ready, so that every
@@ -186,7 +188,7 @@ impl<S: Stage> Projection<S> {
         }
         // If the ledger was restored since, this state belongs to another incarnation.
         match self.ledger.run(async |conn| landmarks::head_and_identity(conn, self.landmark.as_ref()).await).await {
-            Ok((_, Acquaintance::Same)) => {}
+            Ok((_, LedgerIdentity::Same)) => {}
             Ok(_) | Err(_) => return,
         }
         // To write out a large state takes a while; this blocks neither readers nor other tasks of the thread.

@@ -29,7 +29,7 @@ use uuid::Uuid;
 use crate::coderd::{Reader, UsageRow};
 use crate::ledger::{Ledger, Pausable, Settled, Settlement, identity, known, losses, publications, recoveries, retirements, sources};
 use crate::tallyman::{SendError, SettingsError, TallymanClient};
-use crate::waiting::Waits;
+use crate::waiting::Backoff;
 
 use look::OperatorStatement;
 
@@ -98,7 +98,7 @@ impl Publisher {
         if self.settings.sole {
             self.wait_for_tallyman(stop).await;
         }
-        let mut waits = Waits::new(self.settings.first_wait, self.settings.longest_wait);
+        let mut waits = Backoff::new(self.settings.first_wait, self.settings.longest_wait);
         while !stop.is_cancelled() {
             let goes_on = match self.cycle(stop).await {
                 Ok(Cycle { failure: None, .. }) => {
@@ -152,7 +152,7 @@ impl Publisher {
     where
         F: Future<Output = anyhow::Result<()>>,
     {
-        let mut waits = Waits::new(Duration::from_millis(500), Duration::from_secs(10));
+        let mut waits = Backoff::new(Duration::from_millis(500), Duration::from_secs(10));
         while let Some(Err(fault)) = stop.run_until_cancelled(compare_marks()).await {
             let why =
                 format!("whether the ledger was restored from a backup is not known: {}; waiting", crate::cause::text(fault.as_ref()));
@@ -167,7 +167,7 @@ impl Publisher {
 
     /// Waits for the vendor before it leases or writes anything down. Otherwise every event would have recorded failed attempts.
     async fn wait_for_tallyman(&self, stop: &CancellationToken) {
-        let mut waits = Waits::new(Duration::from_millis(500), Duration::from_secs(10));
+        let mut waits = Backoff::new(Duration::from_millis(500), Duration::from_secs(10));
         while let Some(reached) = stop.run_until_cancelled(self.client.reach()).await {
             match reached {
                 Ok(()) => return self.condition.set(Condition::Starting),

@@ -10,12 +10,12 @@ use uuid::Uuid;
 
 use super::signing::SigningLicense;
 use super::{Cycle, Publisher};
-use crate::cause::{self, Lasting, Remedy};
+use crate::cause::{self, LastingFault, Remedy};
 use crate::ledger::{
     Attempt, AttemptVerdict, HeldFor, NewRequest, Postponed, Publication, Recorded, RequestOutcome, publication_requests, publications,
 };
 use crate::tallyman::{Answer, LEFT_OUT_MESSAGE, OutgoingEvent, SendError, Verdict, request_body};
-use crate::waiting::{Waits, wait_after};
+use crate::waiting::{Backoff, wait_after};
 
 /// The wait of an event that breaks Tallyman's rules; an upgrade may know better.
 const INVALID_WAIT: TimeDelta = TimeDelta::hours(1);
@@ -145,7 +145,7 @@ impl Publisher {
     /// Retries while the lease lasts. An answer that is not recorded is requested again, and only the vendor's memory then prevents a
     /// second bill. The answer to a request that a restored ledger lacks is also requested again; none of it is recorded.
     async fn record(&self, outcome: &RequestOutcome<'_>, begun: Instant) -> anyhow::Result<()> {
-        let (mut waits, mut away) = (Waits::new(Duration::from_millis(100), Duration::from_secs(5)), Lasting::default());
+        let (mut waits, mut away) = (Backoff::new(Duration::from_millis(100), Duration::from_secs(5)), LastingFault::default());
         loop {
             let fault = match self
                 .ledger

@@ -21,15 +21,15 @@ pub enum Effect {
 
 /// A family that an event of this type can affect but this event did not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LeftOut {
+pub struct UnaffectedFamily {
     /// Name of the family.
     pub family: &'static str,
-    pub why: WhyNot,
+    pub why: NoEffectReason,
 }
 
 /// Why an event does not affect a family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum WhyNot {
+pub enum NoEffectReason {
     /// A restart, a stop, or a failed start.
     #[error("it is not its workspace's first successful start")]
     NotTheFirstStart,
@@ -55,7 +55,7 @@ pub enum WhyNot {
 pub struct Effects {
     pub added: Vec<Effect>,
     /// Unaffected families, with reasons.
-    pub left_out: Vec<LeftOut>,
+    pub left_out: Vec<UnaffectedFamily>,
 }
 
 /// The effect of an accepted event on the series of its deployment, which was introduced at `introduced_at`. No clock, no I/O, no state.
@@ -75,16 +75,16 @@ impl Effects {
     fn build(&mut self, build: &WorkspaceBuildCompleted, introduced_at: DateTime<Utc>) {
         let [organization, template, preset] = names(&build.organization_name, &build.template_name, &build.preset_name);
         if !build.first_successful_start {
-            self.left_out(CREATIONS.name, WhyNot::NotTheFirstStart);
+            self.left_out(CREATIONS.name, NoEffectReason::NotTheFirstStart);
         } else if build.initiator_id == PREBUILDS_USER {
-            self.left_out(CREATIONS.name, WhyNot::ByThePrebuildsUser);
+            self.left_out(CREATIONS.name, NoEffectReason::ByThePrebuildsUser);
         } else {
             self.added.push(Effect::Creation([organization.clone(), template.clone(), preset.clone()]));
         }
         let creation = match kind(build) {
             BuildKind::RegularCreation => "regular",
             BuildKind::PrebuildCreation => "prebuild",
-            BuildKind::PrebuildClaim | BuildKind::Other => return self.left_out(CREATION_SECONDS.name, WhyNot::NoCreation),
+            BuildKind::PrebuildClaim | BuildKind::Other => return self.left_out(CREATION_SECONDS.name, NoEffectReason::NoCreation),
         };
         match observed(build.status, build.duration(), build.completed_at, introduced_at) {
             Ok(micros) => {
@@ -114,8 +114,8 @@ impl Effects {
         })
     }
 
-    fn left_out(&mut self, family: &'static str, why: WhyNot) {
-        self.left_out.push(LeftOut { family, why });
+    fn left_out(&mut self, family: &'static str, why: NoEffectReason) {
+        self.left_out.push(UnaffectedFamily { family, why });
     }
 }
 
@@ -125,14 +125,14 @@ fn observed(
     duration: Option<TimeDelta>,
     completed_at: DateTime<Utc>,
     introduced_at: DateTime<Utc>,
-) -> Result<i64, WhyNot> {
+) -> Result<i64, NoEffectReason> {
     if status != BuildStatus::Succeeded {
-        return Err(WhyNot::NotSucceeded);
+        return Err(NoEffectReason::NotSucceeded);
     }
     if completed_at < introduced_at {
-        return Err(WhyNot::BeforeTheIntroduction);
+        return Err(NoEffectReason::BeforeTheIntroduction);
     }
-    let duration = duration.ok_or(WhyNot::NoDuration)?;
+    let duration = duration.ok_or(NoEffectReason::NoDuration)?;
     // times in PostgreSQL are at most 300,000 years apart, slightly more than 64 bits of microseconds can hold
     let beyond = if duration < TimeDelta::zero() { i64::MIN } else { i64::MAX };
     Ok(duration.num_microseconds().unwrap_or(beyond))
@@ -190,7 +190,7 @@ mod tests {
         event
     }
 
-    fn why(fact: Fact) -> Vec<(&'static str, WhyNot)> {
+    fn why(fact: Fact) -> Vec<(&'static str, NoEffectReason)> {
         let effects = effects_of(&event(fact), introduced_at());
         effects.left_out.iter().map(|left_out| (left_out.family, left_out.why)).collect()
     }
@@ -228,12 +228,12 @@ mod tests {
     fn what_is_not_added_says_why() {
         let (total, seconds) = (CREATIONS.name, CREATION_SECONDS.name);
         let failed = WorkspaceBuildCompleted { status: BuildStatus::Failed, first_successful_start: false, ..build() };
-        assert_eq!(why(samples::fact(failed)), [(total, WhyNot::NotTheFirstStart), (seconds, WhyNot::NotSucceeded)]);
-        assert_eq!(why(samples::fact(samples::pool_build())), [(total, WhyNot::ByThePrebuildsUser)]);
-        assert_eq!(why(samples::fact(samples::claim_build())).last(), Some(&(seconds, WhyNot::NoCreation)));
+        assert_eq!(why(samples::fact(failed)), [(total, NoEffectReason::NotTheFirstStart), (seconds, NoEffectReason::NotSucceeded)]);
+        assert_eq!(why(samples::fact(samples::pool_build())), [(total, NoEffectReason::ByThePrebuildsUser)]);
+        assert_eq!(why(samples::fact(samples::claim_build())).last(), Some(&(seconds, NoEffectReason::NoCreation)));
         let unstarted = WorkspaceBuildCompleted { started_at: None, ..build() };
-        assert_eq!(why(samples::fact(unstarted)), [(seconds, WhyNot::NoDuration)]);
+        assert_eq!(why(samples::fact(unstarted)), [(seconds, NoEffectReason::NoDuration)]);
         let early = PrebuildClaimed { completed_at: introduced_at() - TimeDelta::microseconds(1), ..claim() };
-        assert_eq!(why(samples::fact(early)), [(CLAIM_SECONDS.name, WhyNot::BeforeTheIntroduction)]);
+        assert_eq!(why(samples::fact(early)), [(CLAIM_SECONDS.name, NoEffectReason::BeforeTheIntroduction)]);
     }
 }

@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{AgentCounts, Broken, Stage};
+use super::{AgentCounts, LedgerFault, Stage};
 use crate::event::{Event, Fact, Payload, UsageQuantity};
 use crate::license::{Entitlements, LicenseClaims, RuleSet, entitlements};
 
@@ -42,13 +42,13 @@ impl Stage for LicensesState {
     const NAME: &'static str = "licenses";
     const RULES_VERSION: i32 = 1;
 
-    fn apply(&mut self, fact: &Fact) -> Result<(), Broken> {
+    fn apply(&mut self, fact: &Fact) -> Result<(), LedgerFault> {
         match (self.deployments.entry(fact.deployment()), fact) {
             (Entry::Vacant(new), Fact::Introduced { .. }) => {
                 new.insert(DeploymentLicenses::default());
             }
-            (Entry::Occupied(known), Fact::Introduced { .. }) => return Err(Broken::IntroducedTwice(*known.key())),
-            (Entry::Vacant(unknown), _) => return Err(Broken::NotIntroduced(*unknown.key())),
+            (Entry::Occupied(known), Fact::Introduced { .. }) => return Err(LedgerFault::IntroducedTwice(*known.key())),
+            (Entry::Vacant(unknown), _) => return Err(LedgerFault::NotIntroduced(*unknown.key())),
             (Entry::Occupied(mut known), fact) => known.get_mut().apply(fact)?,
         }
         Ok(())
@@ -69,7 +69,7 @@ impl LicensesState {
 }
 
 impl DeploymentLicenses {
-    fn apply(&mut self, fact: &Fact) -> Result<(), Broken> {
+    fn apply(&mut self, fact: &Fact) -> Result<(), LedgerFault> {
         match fact {
             Fact::Event(Event { payload: Payload::Usage(usage), .. }) => {
                 if let UsageQuantity::ManagedAgents(count) = usage.quantity {
@@ -78,7 +78,7 @@ impl DeploymentLicenses {
             }
             Fact::License { license_id, jwt_sha256, present, claims, .. } => {
                 let claims = claims.as_ref().map(LicenseClaims::deserialize).transpose();
-                let claims = claims.map_err(|error| Broken::Claims { license_id: *license_id, problem: error.to_string() })?;
+                let claims = claims.map_err(|error| LedgerFault::Claims { license_id: *license_id, problem: error.to_string() })?;
                 let jwt_sha256 = hex::encode(jwt_sha256);
                 self.licenses.retain(|license| license.jwt_sha256 != jwt_sha256);
                 if *present {

@@ -121,10 +121,10 @@ fn more_agents_than_an_answer_holds_are_shown_as_its_most() {
 #[test]
 fn facts_that_no_ledger_holds_are_refused_and_change_nothing() {
     let mut state = LicensesState::default();
-    assert_eq!(state.apply(&started(1, "2025-09-01T00:00:00Z")), Err(Broken::NotIntroduced(DEPLOYMENT)));
+    assert_eq!(state.apply(&started(1, "2025-09-01T00:00:00Z")), Err(LedgerFault::NotIntroduced(DEPLOYMENT)));
     assert_eq!(state, LicensesState::default());
     state.apply(&introduced(DEPLOYMENT)).unwrap();
-    assert_eq!(state.apply(&introduced(DEPLOYMENT)), Err(Broken::IntroducedTwice(DEPLOYMENT)));
+    assert_eq!(state.apply(&introduced(DEPLOYMENT)), Err(LedgerFault::IntroducedTwice(DEPLOYMENT)));
     let (known, claims) = (state.clone(), Some(serde_json::json!({ "no_such_claim": 1 })));
     let license = Fact::License { deployment: DEPLOYMENT, license_id: 7, jwt_sha256: [7; 32], present: true, claims };
     let broken = state.apply(&license).unwrap_err().to_string();

@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::effects::{Effect, effects_of};
 use super::families::{CLAIM_SECONDS, CREATION_SECONDS, CREATIONS, NEGATIVE_DURATIONS};
-use super::{Broken, Stage};
+use super::{LedgerFault, Stage};
 use crate::event::Fact;
 use crate::metrics::{Counter, Series, Tally};
 
@@ -40,13 +40,13 @@ impl Stage for MetricsState {
     // 3: buckets without resets, zero threshold and negative values
     const RULES_VERSION: i32 = 3;
 
-    fn apply(&mut self, fact: &Fact) -> Result<(), Broken> {
+    fn apply(&mut self, fact: &Fact) -> Result<(), LedgerFault> {
         match (self.deployments.entry(fact.deployment()), fact) {
             (Entry::Vacant(new), Fact::Introduced { introduced_at, .. }) => {
                 new.insert(DeploymentMetrics::introduced(*introduced_at));
             }
-            (Entry::Occupied(known), Fact::Introduced { .. }) => return Err(Broken::IntroducedTwice(*known.key())),
-            (Entry::Vacant(unknown), _) => return Err(Broken::NotIntroduced(*unknown.key())),
+            (Entry::Occupied(known), Fact::Introduced { .. }) => return Err(LedgerFault::IntroducedTwice(*known.key())),
+            (Entry::Vacant(unknown), _) => return Err(LedgerFault::NotIntroduced(*unknown.key())),
             (Entry::Occupied(mut known), fact) => known.get_mut().apply(fact),
         }
         Ok(())

@@ -183,12 +183,12 @@ fn deployments_are_kept_apart() {
 #[test]
 fn facts_that_no_ledger_holds_are_refused_and_change_nothing() {
     let mut state = MetricsState::default();
-    assert_eq!(state.apply(&fact(build())), Err(Broken::NotIntroduced(DEPLOYMENT)));
+    assert_eq!(state.apply(&fact(build())), Err(LedgerFault::NotIntroduced(DEPLOYMENT)));
     assert_eq!(state, MetricsState::default());
     state.apply(&introduced(DEPLOYMENT)).unwrap();
     state.apply(&fact(build())).unwrap();
     let before = state.clone();
-    assert_eq!(state.apply(&introduced(DEPLOYMENT)), Err(Broken::IntroducedTwice(DEPLOYMENT)));
+    assert_eq!(state.apply(&introduced(DEPLOYMENT)), Err(LedgerFault::IntroducedTwice(DEPLOYMENT)));
     assert_eq!(state, before);
 }
 

@@ -11,7 +11,7 @@ mod metrics;
 mod samples;
 
 pub use agents::AgentCounts;
-pub use effects::{Effect, Effects, LeftOut, WhyNot, effects_of};
+pub use effects::{Effect, Effects, NoEffectReason, UnaffectedFamily, effects_of};
 pub use families::{CLAIM_SECONDS, CREATION_SECONDS, CREATIONS, NEGATIVE_DURATIONS};
 pub use licenses::{DeploymentLicenses, KnownLicense, LicensesState};
 pub use metrics::{DeploymentMetrics, MetricsState};
@@ -32,13 +32,13 @@ pub trait Stage: Default + Serialize + DeserializeOwned + Send + Sync + 'static 
     /// Applies one fact. Must be called once per fact, in ledger order.
     ///
     /// # Errors
-    /// [`Broken`] if the facts violate the ledger's invariants. Then nothing of this fact was applied, and the caller must stop the fold.
-    fn apply(&mut self, fact: &Fact) -> Result<(), Broken>;
+    /// [`LedgerFault`] if the facts violate the ledger's invariants. Then nothing of this fact was applied, and the caller must stop the fold.
+    fn apply(&mut self, fact: &Fact) -> Result<(), LedgerFault>;
 }
 
 /// A violated invariant of the ledger. The ledger writes a source's introduction once, before any other fact of it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Broken {
+pub enum LedgerFault {
     /// A fact of a deployment that was not introduced before.
     #[error("deployment {0} has a fact before its introduction")]
     NotIntroduced(Uuid),

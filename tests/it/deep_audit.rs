@@ -7,7 +7,7 @@ use tallyline::clock::Clock;
 use tallyline::consumer;
 use tallyline::event::{Event, Message, Payload, RejectCause, Topic, TopicPartition};
 use tallyline::ledger::{
-    Arrival, Chain, Ledger, LedgerSettings, Refusal, ReplayRange, Settlement, Verdict, positions, publications, record, replays,
+    Arrival, Chain, Disposition, Ledger, LedgerSettings, Refusal, ReplayRange, Settlement, positions, publications, record, replays,
 };
 use tallyline::log::{KafkaSettings, Log, PostgresLogSettings, Record};
 use tallyline::operations::{Actor, LogRange, ReplayExecution, Resubmit, Step};
@@ -342,8 +342,8 @@ async fn what_the_log_no_longer_holds_is_checked_by_its_digest_and_the_rest_by_i
 /// A version that holds the first record and refuses the second.
 fn earlier(record: Record) -> Arrival {
     let (verdict, cause) = match record.offset {
-        0 => (Verdict::Held, RejectCause::UnknownEventType),
-        1 => (Verdict::Rejected, RejectCause::Field),
+        0 => (Disposition::Held, RejectCause::UnknownEventType),
+        1 => (Disposition::Rejected, RejectCause::Field),
         _ => return consumer::read(record),
     };
     Arrival { event: Err(Refusal { verdict, cause, detail: "an earlier version".into() }), ..consumer::read(record) }

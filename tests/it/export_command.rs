@@ -8,7 +8,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use tallyline::clock::Clock;
 use tallyline::event::{Event, Topic};
 use tallyline::ledger::{
-    ActKind, Ledger, LedgerSettings, NewAct, NewPass, Restored, Sequence, Source, Subject, landmarks, leases, passes, positions,
+    ActKind, Ledger, LedgerSettings, NewAct, NewPass, RestoreEvidence, Sequence, Source, Subject, landmarks, leases, passes, positions,
     recoveries, restored, retirements, snapshots, sources,
 };
 use uuid::Uuid;
@@ -237,7 +237,10 @@ async fn an_export_while_a_recovery_is_open_is_refused_with_its_reason() {
         .unwrap();
     let gone = tallyline::ledger::Landmark { recorded_at: landmark.recorded_at + TimeDelta::seconds(1), ..landmark };
     assert!(
-        site.ledger.run(async |conn| restored::record_detected(conn, &Restored::Batch(gone), site.ledger.clock.now()).await).await.unwrap()
+        site.ledger
+            .run(async |conn| restored::record_detected(conn, &RestoreEvidence::Batch(gone), site.ledger.clock.now()).await)
+            .await
+            .unwrap()
     );
     let id = site.ledger.run(recoveries::open).await.unwrap().unwrap().id;
     site.ledger

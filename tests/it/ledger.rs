@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use sqlx::Row;
 use tallyline::event::{Event, Fact, Payload, Topic};
 use tallyline::ledger::{
-    Acquaintance, ActKind, Arrival, Baseline, Chain, Claim, Counts, Landmark, Ledger, LedgerSettings, Lives, NewAct, PassedReject,
-    RecordError, Refusal, RejectState, Restored, Subject, Verdict, contents, entries, generations, landmarks, positions, record,
-    recoveries, rejects, restored, retirements, snapshots, sources,
+    ActKind, Arrival, Baseline, Chain, Counts, Disposition, Landmark, Ledger, LedgerIdentity, LedgerSettings, NewAct, PartitionGenerations,
+    PartitionLease, PassedReject, RecordError, Refusal, RejectState, RestoreEvidence, Subject, contents, entries, generations, landmarks,
+    positions, record, recoveries, rejects, restored, retirements, snapshots, sources,
 };
 use tokio::task::JoinSet;
 
@@ -48,8 +48,8 @@ async fn every_record_of_a_batch_is_counted_once_and_kept_where_it_belongs() {
         arrival(5, build(DEPLOYMENT, 3)),
         arrival(6, build(DEPLOYMENT, 3)),
         arrival(7, again_otherwise),
-        refused(8, Verdict::Rejected),
-        refused(9, Verdict::Held),
+        refused(8, Disposition::Rejected),
+        refused(9, Disposition::Held),
     ];
     let counts =
         ledger.run(async |conn| record::batch(conn, &Chain::Live(moved(&claim, 2)), &second, 12, ledger.clock.now()).await).await.unwrap();
@@ -105,7 +105,7 @@ async fn who_has_lost_the_partition_or_knows_another_position_writes_nothing() {
     let lost = ledger.run(async |conn| positions::lease(conn, of, 40, ledger.clock.now()).await).await.unwrap();
     let holder = ledger.run(async |conn| positions::lease(conn, of, 0, ledger.clock.now()).await).await.unwrap();
     assert_eq!((holder.epoch, holder.next_offset), (lost.epoch + 1, 40), "the first claim's log start is the position");
-    let batch = [arrival(40, build(DEPLOYMENT, 1)), refused(41, Verdict::Rejected)];
+    let batch = [arrival(40, build(DEPLOYMENT, 1)), refused(41, Disposition::Rejected)];
     let stale = moved(&holder, 39);
     for claim in [&lost, &stale] {
         let outcome = ledger.run(async |conn| record::batch(conn, &Chain::Live(claim.clone()), &batch, 42, ledger.clock.now()).await).await;
@@ -200,7 +200,8 @@ async fn write_60_batches(ledger: Ledger, n: u32, ticks: Arc<AtomicU64>) -> Vec<
         assert_eq!((counts.records, counts.accepted), (5, 5));
         let fenced = ledger
             .run(async |conn| {
-                record::batch(conn, &Chain::Live(Claim { epoch: 0, ..claim.clone() }), &arrivals, offset + 5, ledger.clock.now()).await
+                record::batch(conn, &Chain::Live(PartitionLease { epoch: 0, ..claim.clone() }), &arrivals, offset + 5, ledger.clock.now())
+                    .await
             })
             .await;
         assert!(matches!(fenced, Err(RecordError::Fenced(_))), "{fenced:?}");
@@ -359,11 +360,13 @@ async fn a_backup_that_is_restored_twice_is_seen_twice_by_each_landmark_and_mark
     };
     let first = landmark().await;
     let gone = Landmark { recorded_at: first.recorded_at + chrono::TimeDelta::seconds(1), ..first };
-    assert!(ledger.run(async |conn| restored::record_detected(conn, &Restored::Batch(gone), ledger.clock.now()).await).await.unwrap());
+    assert!(
+        ledger.run(async |conn| restored::record_detected(conn, &RestoreEvidence::Batch(gone), ledger.clock.now()).await).await.unwrap()
+    );
     let recovered = ledger.run(generations::all).await.unwrap();
     let acquaintance =
         async |landmark: &Landmark| ledger.run(async |conn| landmarks::head_and_identity(conn, Some(landmark)).await).await.unwrap().1;
-    assert_eq!(acquaintance(&first).await, Acquaintance::Another);
+    assert_eq!(acquaintance(&first).await, LedgerIdentity::Another);
     let of_recovered = landmark().await;
 
     sqlx::query("with gone as (delete from past_incarnation) update ledger set incarnation = $1")
@@ -371,8 +374,8 @@ async fn a_backup_that_is_restored_twice_is_seen_twice_by_each_landmark_and_mark
         .execute(&ledger.pool)
         .await
         .unwrap();
-    assert_eq!(acquaintance(&of_recovered).await, Acquaintance::WentBack);
-    let mark = |lives, next_offset| Restored::Position {
+    assert_eq!(acquaintance(&of_recovered).await, LedgerIdentity::WentBack);
+    let mark = |lives, next_offset| RestoreEvidence::Position {
         lives,
         partition: place,
         next_offset,
@@ -381,15 +384,18 @@ async fn a_backup_that_is_restored_twice_is_seen_twice_by_each_landmark_and_mark
     };
     let restored =
         async |lives, next_offset| ledger.run(async |conn| restored::is_restored(conn, &mark(lives, next_offset)).await).await.unwrap();
-    let of_later_life = Lives { ended: backed_up.ended + 1, ..backed_up };
+    let of_later_life = PartitionGenerations { ended: backed_up.ended + 1, ..backed_up };
     assert!(restored(recovered, 1).await && restored(of_later_life, 1).await && restored(backed_up, 2).await);
     assert!(!restored(backed_up, 1).await);
     assert!(ledger.run(async |conn| restored::record_detected(conn, &mark(recovered, 1), ledger.clock.now()).await).await.unwrap());
     assert!(
-        !ledger.run(async |conn| restored::record_detected(conn, &Restored::Batch(of_recovered), ledger.clock.now()).await).await.unwrap(),
+        !ledger
+            .run(async |conn| restored::record_detected(conn, &RestoreEvidence::Batch(of_recovered), ledger.clock.now()).await)
+            .await
+            .unwrap(),
         "it is known"
     );
-    assert_eq!(acquaintance(&of_recovered).await, Acquaintance::Another);
+    assert_eq!(acquaintance(&of_recovered).await, LedgerIdentity::Another);
     assert!(!restored(recovered, 9).await && !restored(of_later_life, 9).await);
 }
 
@@ -414,7 +420,7 @@ async fn rejects_do_not_end_where_the_log_may_have_lost_what_was_passed() {
     let end = async |lives| {
         ledger.run(async |conn| rejects::end(conn, &passed, &[RejectState::Open], RejectState::Resubmitted, lives).await).await.unwrap()
     };
-    assert!(end(Lives { ended: lives.ended + 1, ..lives }).await.is_empty());
+    assert!(end(PartitionGenerations { ended: lives.ended + 1, ..lives }).await.is_empty());
     // a life that is about to end is waited for
     let mut recovery = ledger.pool.begin().await.unwrap();
     sqlx::query("select from position for update").execute(&mut *recovery).await.unwrap();
@@ -454,7 +460,9 @@ async fn a_recovery_that_waits_for_more_leaves_the_queue_alone() {
     let landmark =
         ledger.run(async |conn| landmarks::of_batch(conn, ledger.run(snapshots::head).await.unwrap().number).await).await.unwrap().unwrap();
     let gone = Landmark { recorded_at: landmark.recorded_at + chrono::TimeDelta::seconds(1), ..landmark };
-    assert!(ledger.run(async |conn| restored::record_detected(conn, &Restored::Batch(gone), ledger.clock.now()).await).await.unwrap());
+    assert!(
+        ledger.run(async |conn| restored::record_detected(conn, &RestoreEvidence::Batch(gone), ledger.clock.now()).await).await.unwrap()
+    );
     let id = ledger.run(recoveries::open).await.unwrap().unwrap().id;
     ledger.run(async |conn| recoveries::set_targets(conn, id, &[(read, 1), (unread, 3)], ledger.clock.now()).await).await.unwrap();
     let mut other = ledger.pool.begin().await.unwrap();

@@ -10,7 +10,7 @@ use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use tallyline::consumer;
 use tallyline::event::{BuildStatus, Event, Message, Payload, Topic, TopicPartition, UsageQuantity};
-use tallyline::ledger::{Arrival, Chain, Counts, Ledger, PartitionBooks, Verdict, books, positions, record};
+use tallyline::ledger::{Arrival, Chain, Counts, Disposition, Ledger, PartitionBooks, books, positions, record};
 use tallyline::log::Record;
 use tokio::task::JoinSet;
 
@@ -189,7 +189,7 @@ async fn consume(ledger: Ledger, of: TopicPartition) -> Consumed {
         // a mutated source is another deployment, which no collector has registered
         let unregistered = |arrival: &&Arrival| matches!(&arrival.event, Ok(event) if !REGISTERED.contains(&event.deployment));
         let unregistered = i32::try_from(arrivals.iter().filter(unregistered).count()).unwrap();
-        assert_eq!((batch.rejects, batch.held), (refused(Verdict::Rejected), refused(Verdict::Held) + unregistered));
+        assert_eq!((batch.rejects, batch.held), (refused(Disposition::Rejected), refused(Disposition::Held) + unregistered));
         assert_eq!(u32::try_from(total(batch)), Ok(BATCH), "each is one thing: {batch:?}");
         claim = moved(&claim, next_offset);
         counts = counts + batch;

@@ -6,8 +6,8 @@ use chrono::TimeDelta;
 use sqlx::{Executor as _, PgPool};
 use tallyline::event::{Payload, Topic};
 use tallyline::ledger::{
-    Baseline, BaselineRow, Chain, Claim, Ledger, LicenseChange, LicenseState, Sequence, Snapshot, leases, licenses, positions, record,
-    recoveries, snapshots, sources,
+    Baseline, BaselineRow, Chain, Ledger, LicenseChange, LicenseState, PartitionLease, Sequence, Snapshot, leases, licenses, positions,
+    record, recoveries, snapshots, sources,
 };
 use tallyline::license::{LicenseClaims, RuleSet};
 use tallyline::projection::{self, Folded, Projection, ProjectionError, ProjectionSettings, View};
@@ -72,7 +72,7 @@ async fn write(ledger: &Ledger, batches: std::ops::Range<u32>) {
     }
 }
 
-async fn write_20(ledger: &Ledger, claim: &Claim, topic: Topic, first: u32) -> Claim {
+async fn write_20(ledger: &Ledger, claim: &PartitionLease, topic: Topic, first: u32) -> PartitionLease {
     let from = claim.next_offset;
     let arrivals: Vec<_> = (from..).zip(first..first + 20).map(|(offset, n)| arrival(offset, event(topic, n))).collect();
     register(ledger, &[DEPLOYMENT, OTHER_DEPLOYMENT]).await;
@@ -439,5 +439,5 @@ async fn a_batch_that_this_version_cannot_read_ends_the_fold() {
     ledger.pool.execute(insert).await.unwrap();
     let running = Running::<LicensesState>::start(&ledger, SETTINGS);
     let ended = tokio::time::timeout(SOON, running.task).await.unwrap().unwrap();
-    assert!(matches!(ended, Err(ProjectionError::Broken { sequence: 3, .. })), "{ended:?}");
+    assert!(matches!(ended, Err(ProjectionError::LedgerFault { sequence: 3, .. })), "{ended:?}");
 }

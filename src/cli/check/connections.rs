@@ -15,7 +15,7 @@ use crate::config::{LogKind, Pipeline, PublishMode};
 use crate::event::{Topic, TopicPartition};
 use crate::ledger::{LedgerError, ReportedIdentity, cutover, identity, rights};
 use crate::log::{Log, LogError};
-use crate::waiting::Waits;
+use crate::waiting::Backoff;
 
 /// Maximum wait for the coordinator of a consumer group.
 const GROUP_WITHIN: Duration = Duration::from_secs(10);
@@ -145,7 +145,7 @@ async fn check_kafka(pipeline: &Pipeline, ledger: &LedgerAt, found: &mut Found) 
 
 /// For the first seconds after its start, a broker has no coordinator for the group.
 async fn describe_group(log: &Log, group: &str) -> Result<(), LogError> {
-    let mut waits = Waits::new(Duration::from_millis(200), Duration::from_secs(1));
+    let mut waits = Backoff::new(Duration::from_millis(200), Duration::from_secs(1));
     let until = Instant::now() + GROUP_WITHIN;
     loop {
         match log.marks(group).await {

@@ -10,7 +10,7 @@ use super::Site;
 use crate::cli::Failure;
 use crate::ledger::{Ledger, leases, rejects};
 use crate::operations::{Actor, AdmitRejects, Admitted, Desk, OperationError};
-use crate::waiting::Waits;
+use crate::waiting::Backoff;
 
 /// Lease for one admitting process at a time. If it expires during the work, some records are only appended more than once.
 const LEASE: (&str, Duration) = ("admit", Duration::from_secs(60));
@@ -22,7 +22,7 @@ const AGAIN: Duration = Duration::from_secs(10);
 pub(super) async fn run(site: Site, stop: CancellationToken) -> Result<(), Failure> {
     let desk = site.desk()?;
     let holder = uuid::Uuid::new_v4().to_string();
-    let mut waits = Waits::new(Duration::from_millis(500), Duration::from_secs(30));
+    let mut waits = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
     loop {
         let goes_on = match admit(&desk, &holder, &stop).await {
             Ok(Some(Admitted { records, refused, left })) => {

@@ -11,7 +11,7 @@ use crate::cause;
 use crate::cli::Failure;
 use crate::event::Topic;
 use crate::ledger::{Ledger, Pausable, Pause, Paused, pauses};
-use crate::waiting::Waits;
+use crate::waiting::Backoff;
 
 /// Interval of the queries. A pause takes effect within this interval, after the work in flight.
 const ASK: Duration = Duration::from_secs(1);
@@ -38,7 +38,7 @@ impl Hearing {
 
     /// Waits for the first answer of the ledger. Returns false if it was stopped before.
     pub async fn first(&self, stop: &CancellationToken) -> bool {
-        let mut waits = Waits::new(Duration::from_millis(200), Duration::from_secs(5));
+        let mut waits = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
         while !self.ask().await {
             if !waits.wait(stop).await {
                 return false;

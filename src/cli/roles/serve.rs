@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::{Listening, Parts, Site};
 use crate::api::{Addresses, Api, Own, OwnServer, ServeSettings, Server, Token, Tokens};
 use crate::audit::{Audit, AuditTelemetry, Continuous};
-use crate::cause::Lasting;
+use crate::cause::LastingFault;
 use crate::cli::{Exit, Failure, connect};
 use crate::config::{Role, Serve};
 use crate::projection::{Projection, ProjectionError, ProjectionSettings};
@@ -101,7 +101,7 @@ async fn tokens(serve: &Serve) -> Result<Vec<Token>, Failure> {
 
 /// Rereads the tokens until `stop`. The previous tokens remain valid if one cannot be resolved.
 async fn follow_tokens(serve: &Serve, held: &Tokens, every: Duration, stop: &CancellationToken) {
-    let mut fault = Lasting::default();
+    let mut fault = LastingFault::default();
     while stop.run_until_cancelled(tokio::time::sleep(every)).await.is_some() {
         let Some(read) = stop.run_until_cancelled(tokens(serve)).await else { return };
         match read {

@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use uuid::Uuid;
 
-use crate::cause::Lasting;
+use crate::cause::LastingFault;
 use crate::cli::connect::{self, LedgerAt, LogAt};
 use crate::cli::{Exit, Failure, license_rules};
 use crate::clock::Clock;
@@ -15,7 +15,7 @@ use crate::coderd::{CoderdError, Database};
 use crate::config::{Pipeline, Role};
 use crate::license::PublicKeys;
 use crate::operations::Desk;
-use crate::waiting::Waits;
+use crate::waiting::Backoff;
 
 /// Timeout of our statements in coderd's database.
 const CODERD_STATEMENT: Duration = Duration::from_secs(30);
@@ -87,8 +87,8 @@ impl Site {
             return Some(id);
         }
         let database = self.coderd.as_ref()?;
-        let mut waits = Waits::new(Duration::from_millis(500), Duration::from_secs(10));
-        let mut logged = Lasting::default();
+        let mut waits = Backoff::new(Duration::from_millis(500), Duration::from_secs(10));
+        let mut logged = LastingFault::default();
         loop {
             match ask(database).await {
                 Ok(id) => return Some(id),

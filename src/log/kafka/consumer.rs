@@ -26,7 +26,7 @@ use super::rebalances::{News, Rebalances, unassign};
 use super::unreadable::unreadable;
 use crate::event::{Topic, TopicPartition};
 use crate::log::LogError;
-use crate::log::consumer::{Command, Consumer, Link, Start, Told};
+use crate::log::consumer::{BackendEvent, Command, Consumer, Link, Start};
 
 /// Maximum delay before a command or the stop token is noticed.
 const POLL: Duration = Duration::from_millis(50);
@@ -85,7 +85,7 @@ struct Member {
     owned: BTreeSet<TopicPartition>,
     running: BTreeMap<TopicPartition, Run>,
     /// Deliveries that wait for room in the channel.
-    waiting: VecDeque<Told>,
+    waiting: VecDeque<BackendEvent>,
     blocked_since: Option<Instant>,
     paused: bool,
     marks: BTreeMap<TopicPartition, i64>,
@@ -96,7 +96,7 @@ struct Member {
 impl Member {
     fn run(mut self) {
         self.link.wake_this_thread();
-        while !self.stop.is_cancelled() && self.obey() {
+        while !self.stop.is_cancelled() && self.handle_commands() {
             self.hand_over();
             if let Some(since) = self.blocked_since
                 && !self.paused
@@ -118,7 +118,7 @@ impl Member {
     }
 
     /// Executes the consumer's commands. False: the member leaves.
-    fn obey(&mut self) -> bool {
+    fn handle_commands(&mut self) -> bool {
         use tokio::sync::mpsc::error::TryRecvError;
         loop {
             match self.link.commands.try_recv() {
@@ -175,7 +175,7 @@ impl Member {
             }
             Some(Err(KafkaError::MessageConsumptionFatal(code))) => {
                 let error = LogError::Refused(format!("the consumer has failed for good: {code}"));
-                self.waiting.push_back(Told::Ended(error));
+                self.waiting.push_back(BackendEvent::Ended(error));
                 return false;
             }
             Some(Err(KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange))) => {
@@ -196,7 +196,7 @@ impl Member {
                     let partitions = self.ours(&partitions);
                     self.owned.extend(&partitions);
                     if !partitions.is_empty() {
-                        self.waiting.push_back(Told::Assigned(partitions));
+                        self.waiting.push_back(BackendEvent::Assigned(partitions));
                     }
                 }
                 News::Revoked(partitions) => {
@@ -208,7 +208,7 @@ impl Member {
                         self.drop_unread(*partition);
                     }
                     if !partitions.is_empty() {
-                        self.waiting.push_back(Told::Revoked(partitions));
+                        self.waiting.push_back(BackendEvent::Revoked(partitions));
                     }
                 }
             }
@@ -225,7 +225,7 @@ impl Member {
     /// Drops records of a partition that were read but not delivered. The next reader rereads them.
     fn drop_unread(&mut self, partition: TopicPartition) {
         self.gathered.take(partition);
-        self.waiting.retain(|told| !matches!(told, Told::Batch { batch, .. } if batch.partition == partition));
+        self.waiting.retain(|told| !matches!(told, BackendEvent::Batch { batch, .. } if batch.partition == partition));
     }
 
     /// Starts or restarts reading.
@@ -319,7 +319,7 @@ impl Member {
         self.marks_due = Instant::now();
         self.commit_marks();
         drop(self.client);
-        if let Some(ended) = self.waiting.pop_back().filter(|told| matches!(told, Told::Ended(_))) {
+        if let Some(ended) = self.waiting.pop_back().filter(|told| matches!(told, BackendEvent::Ended(_))) {
             let mut ended = Some(ended);
             while let Some(told) = ended.take() {
                 if let Err(TrySendError::Full(told)) = self.link.deliveries.try_send(told) {
@@ -338,7 +338,7 @@ fn note(
     running: &mut BTreeMap<TopicPartition, Run>,
     gathered: &mut Gathered,
     found: &BorrowedMessage<'_>,
-) -> Option<Told> {
+) -> Option<BackendEvent> {
     let partition = TopicPartition { topic: topic_of(names, found.topic())?, partition: found.partition() };
     let run = running.get_mut(&partition).filter(|run| !run.faulted && found.offset() >= run.next)?;
     run.next = found.offset() + 1;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::decode;
 use crate::event::TopicPartition;
-use crate::log::consumer::Told;
+use crate::log::consumer::BackendEvent;
 use crate::log::{Batch, Record};
 
 /// A batch closes at this size in memory. At twice this size over all partitions, the largest batch closes.
@@ -39,7 +39,7 @@ impl Gathered {
     }
 
     /// Adds a record. Returns a batch that became full, or the largest one if all together became too large.
-    pub fn add(&mut self, partition: TopicPartition, run: u64, record: Record) -> Option<Told> {
+    pub fn add(&mut self, partition: TopicPartition, run: u64, record: Record) -> Option<BackendEvent> {
         let size = decode::size(&record);
         let linger = self.linger;
         let open = self.open.entry(partition).or_insert_with(|| Open { run, records: Vec::new(), bytes: 0, due: Instant::now() + linger });
@@ -60,7 +60,7 @@ impl Gathered {
     }
 
     /// The batches that have waited long enough, oldest first.
-    pub fn due(&mut self, now: Instant) -> Vec<Told> {
+    pub fn due(&mut self, now: Instant) -> Vec<BackendEvent> {
         if self.next_due.is_none_or(|due| due > now) {
             return Vec::new();
         }
@@ -71,12 +71,12 @@ impl Gathered {
     }
 
     /// The partition's open batch, if it has one.
-    pub fn take(&mut self, partition: TopicPartition) -> Option<Told> {
+    pub fn take(&mut self, partition: TopicPartition) -> Option<BackendEvent> {
         let open = self.open.remove(&partition)?;
         self.records -= open.records.len();
         self.bytes -= open.bytes;
         self.next_due = self.open.values().map(|open| open.due).min();
         let next_offset = open.records.last()?.offset + 1;
-        Some(Told::Batch { run: open.run, batch: Batch { partition, records: open.records, next_offset } })
+        Some(BackendEvent::Batch { run: open.run, batch: Batch { partition, records: open.records, next_offset } })
     }
 }

@@ -11,9 +11,9 @@ use tracing::{info, warn};
 
 use super::leases::Leases;
 use super::tables::{self, Partition, PostgresLog};
-use crate::cause::Lasting;
+use crate::cause::LastingFault;
 use crate::event::TopicPartition;
-use crate::log::consumer::{Command, Consumer, Link, Start, Told};
+use crate::log::consumer::{BackendEvent, Command, Consumer, Link, Start};
 use crate::log::{Batch, LogError};
 
 /// The partitions of `held` that `other` does not have, or has under another id.
@@ -39,7 +39,7 @@ impl PostgresLog {
             last_read: None,
             look_due: Instant::now(),
             expiry_due: BTreeMap::new(),
-            fault: Lasting::default(),
+            fault: LastingFault::default(),
         };
         tokio::spawn(member.run(stop));
         consumer
@@ -70,13 +70,13 @@ struct Member {
     owned: BTreeMap<TopicPartition, i32>,
     running: BTreeMap<TopicPartition, Run>,
     /// Deliveries that wait for room in the channel. Meanwhile nothing more is read.
-    waiting: VecDeque<Told>,
+    waiting: VecDeque<BackendEvent>,
     /// The partition of the last batch: partitions take turns.
     last_read: Option<TopicPartition>,
     renewal_due: Instant,
     look_due: Instant,
     expiry_due: BTreeMap<TopicPartition, Instant>,
-    fault: Lasting,
+    fault: LastingFault,
 }
 
 impl Member {
@@ -141,7 +141,7 @@ impl Member {
     }
 
     fn drop_unread(&mut self, partition: TopicPartition) {
-        self.waiting.retain(|told| !matches!(told, Told::Batch { batch, .. } if batch.partition == partition));
+        self.waiting.retain(|told| !matches!(told, BackendEvent::Batch { batch, .. } if batch.partition == partition));
     }
 
     /// Renews the leases and delivers gained and lost partitions to the consumer.
@@ -158,10 +158,10 @@ impl Member {
             self.drop_unread(*partition);
         }
         if !lost.is_empty() {
-            self.waiting.push_back(Told::Revoked(lost));
+            self.waiting.push_back(BackendEvent::Revoked(lost));
         }
         if !gained.is_empty() {
-            self.waiting.push_back(Told::Assigned(gained));
+            self.waiting.push_back(BackendEvent::Assigned(gained));
         }
         self.remove_expired().await;
     }
@@ -186,13 +186,13 @@ impl Member {
         self.look_due = Instant::now();
         match self.heard(looked) {
             Some(Some(told)) => {
-                if let Told::Batch { batch, .. } = &told
+                if let BackendEvent::Batch { batch, .. } = &told
                     && let Some(run) = self.running.get_mut(&batch.partition)
                 {
                     run.next = batch.next_offset;
                     self.last_read = Some(batch.partition);
                 }
-                if let Told::Fault { partition, .. } = &told {
+                if let BackendEvent::Fault { partition, .. } = &told {
                     self.running.remove(partition);
                 }
                 self.waiting.push_back(told);
@@ -201,7 +201,7 @@ impl Member {
         }
     }
 
-    async fn next_batch(&self, conn: &mut PgConnection) -> Result<Option<Told>, LogError> {
+    async fn next_batch(&self, conn: &mut PgConnection) -> Result<Option<BackendEvent>, LogError> {
         let ids: Vec<i32> = self.running.values().map(|run| run.partition_id).collect();
         let ends: Vec<Partition> = sqlx::query_as("select id, start_offset, next_offset from log_partition where id = any($1)")
             .bind(ids)
@@ -212,7 +212,7 @@ impl Member {
             let (start, end) = (found.start_offset, found.next_offset);
             if !(start..=end).contains(&run.next) {
                 let error = LogError::OutOfRange { partition, offset: run.next, start, end };
-                return Ok(Some(Told::Fault { run: run.number, partition, error }));
+                return Ok(Some(BackendEvent::Fault { run: run.number, partition, error }));
             }
             let records = match run.next < end {
                 true => tables::records(conn, run.partition_id, run.next, end, self.log.settings.batch_records.max(1)).await?,
@@ -223,13 +223,13 @@ impl Member {
                 let Partition { start_offset: start, .. } = tables::partition(conn, partition).await?;
                 if start <= run.next {
                     let error = LogError::Missing { partition, offset: run.next };
-                    return Ok(Some(Told::Fault { run: run.number, partition, error }));
+                    return Ok(Some(BackendEvent::Fault { run: run.number, partition, error }));
                 }
                 continue;
             }
             if let Some(last) = records.last() {
                 let next_offset = last.offset + 1;
-                return Ok(Some(Told::Batch { run: run.number, batch: Batch { partition, records, next_offset } }));
+                return Ok(Some(BackendEvent::Batch { run: run.number, batch: Batch { partition, records, next_offset } }));
             }
         }
         Ok(None)

@@ -64,14 +64,14 @@ pub struct StateDifference {
     /// Labels of the series, or the license window.
     pub labels: String,
     /// Shown value; absent if nothing is shown.
-    pub shown: Option<Told>,
+    pub shown: Option<SeriesValue>,
     /// Value of the fold from zero; absent if it has none.
-    pub rebuilt: Option<Told>,
+    pub rebuilt: Option<SeriesValue>,
 }
 
 /// Value of a series or a window.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
-pub struct Told {
+pub struct SeriesValue {
     /// Value of a counter, observations of a histogram, or managed agents of a window.
     pub count: u64,
     /// Sum of a histogram in seconds.
@@ -199,7 +199,8 @@ fn metrics_found(shown: &MetricsState, rebuilt: &MetricsState) -> Vec<Found> {
     differing
         .filter(|(_, shown, rebuilt)| shown != rebuilt)
         .map(|(key, shown, rebuilt)| {
-            let told = |series: Series| Told { count: series.count(), sum_seconds: series.sum_micros().map(|micros| micros as f64 / 1e6) };
+            let told =
+                |series: Series| SeriesValue { count: series.count(), sum_seconds: series.sum_micros().map(|micros| micros as f64 / 1e6) };
             let count = |series: Option<Series>| series.map_or(0, |series| i128::from(series.count()));
             let sum = |series: Option<Series>| series.and_then(|series| series.sum_micros()).unwrap_or(0);
             let labels: Vec<String> = key.labels.iter().map(|(name, value)| format!("{name}={value:?}")).collect();
@@ -226,7 +227,7 @@ fn licenses_found(shown: &LicensesState, rebuilt: &LicensesState) -> Vec<Found> 
         let (shown, rebuilt) = (shown.unwrap_or_default(), rebuilt.unwrap_or_default());
         let keys: BTreeSet<_> = shown.keys().chain(rebuilt.keys()).collect();
         for key in keys.into_iter().filter(|key| shown.get(*key) != rebuilt.get(*key)) {
-            let told = |count: &u128| Told { count: saturating(*count), sum_seconds: None };
+            let told = |count: &u128| SeriesValue { count: saturating(*count), sum_seconds: None };
             let signed = |count: Option<&u128>| count.map_or(0, |count| i128::try_from(*count).unwrap_or(i128::MAX));
             let (shown, rebuilt) = (shown.get(key), rebuilt.get(key));
             let difference = StateDifference {

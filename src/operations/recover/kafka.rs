@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 use super::super::{Desk, OperationError};
 use crate::consumer::{PositionFault, PositionProblem, check_position};
 use crate::event::{Topic, TopicPartition};
-use crate::ledger::{BegunAnew, Claim, NewAct, generations, rejects};
+use crate::ledger::{NewAct, NewGeneration, PartitionLease, generations, rejects};
 use crate::log::{Log, LogError};
 
 /// Effect of a recovery for the log.
@@ -81,7 +81,7 @@ pub(super) async fn foresee(desk: &Desk) -> Result<KafkaEffect, OperationError> 
 }
 
 /// The problem of a position, in one word.
-async fn problem(log: &Log, position: &Claim) -> Result<Option<&'static str>, OperationError> {
+async fn problem(log: &Log, position: &PartitionLease) -> Result<Option<&'static str>, OperationError> {
     match check_position(log, position).await {
         Ok(()) => Ok(misses_records(log, position).await?.then_some("missing_records")),
         Err(PositionProblem::Fault(PositionFault::BeforeStart { .. })) => Ok(Some("before_start")),
@@ -93,14 +93,14 @@ async fn problem(log: &Log, position: &Claim) -> Result<Option<&'static str>, Op
 }
 
 /// Offsets have no gaps in PostgreSQL; they may have gaps in Kafka.
-async fn misses_records(log: &Log, position: &Claim) -> Result<bool, LogError> {
+async fn misses_records(log: &Log, position: &PartitionLease) -> Result<bool, LogError> {
     let Log::Postgres(_) = log else { return Ok(false) };
     let (_, end) = log.watermarks(position.partition).await?;
     let next = log.read(position.partition, position.next_offset, 1).await?;
     Ok(position.next_offset < end && next.first().is_none_or(|record| record.offset != position.next_offset))
 }
 
-async fn begin(desk: &Desk, position: &Claim, problem: &str) -> Result<PartitionToBegin, OperationError> {
+async fn begin(desk: &Desk, position: &PartitionLease, problem: &str) -> Result<PartitionToBegin, OperationError> {
     let ends = if problem == "gone" { None } else { Some(desk.log.watermarks(position.partition).await?) };
     let noted = desk.ledger.run(async |conn| generations::recorded_end(conn, position.partition).await).await?;
     let lost = lost(position.next_offset, problem, ends.map(|(start, _)| start));
@@ -145,7 +145,7 @@ pub(super) async fn execute(desk: &Desk, effect: &KafkaEffect, act: &NewAct<'_>,
             Err(error) => return Err(error.into()),
         };
         let lost = lost(one.position, &one.problem, one.log_start);
-        begun.push(BegunAnew { partition, generation: one.generation, lost, reopened: one.reopened, start });
+        begun.push(NewGeneration { partition, generation: one.generation, lost, reopened: one.reopened, start });
     }
     Ok(desk.ledger.run(async |conn| generations::begin(conn, &begun, act, hash, desk.ledger.clock.now()).await).await?)
 }

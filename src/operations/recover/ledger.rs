@@ -11,7 +11,7 @@ use crate::cause;
 use crate::coderd::Database;
 use crate::consumer::mark_ahead;
 use crate::ledger::{
-    ActFilter, NewAct, Recovering, Restored, Sequence, acts, collector_lease, generations, identity, landmarks, leases, losses,
+    ActFilter, NewAct, Recovering, RestoreEvidence, Sequence, acts, collector_lease, generations, identity, landmarks, leases, losses,
     publications, recoveries, restored, snapshots, sources,
 };
 use crate::log::Log;
@@ -160,7 +160,7 @@ async fn is_not_there(desk: &Desk, id: Uuid) -> Result<(), OperationError> {
 
 async fn had_read_until(desk: &Desk) -> Option<DateTime<Utc>> {
     match mark_ahead(&desk.log, &desk.ledger, &desk.group).await {
-        Ok(Some(Restored::Position { read_until, .. })) => read_until,
+        Ok(Some(RestoreEvidence::Position { read_until, .. })) => read_until,
         Ok(_) => None,
         Err(error) => {
             tracing::warn!(error = cause::text(error.as_ref()), "how far the log had been read is not known");
@@ -235,10 +235,10 @@ pub(super) async fn execute(desk: &Desk, effect: &LedgerEffect, act: &NewAct<'_>
         }
         None => {
             let marked = match mark_ahead(&desk.log, &desk.ledger, &desk.group).await {
-                Ok(Some(Restored::Position { marked, .. })) => marked,
+                Ok(Some(RestoreEvidence::Position { marked, .. })) => marked,
                 Ok(_) | Err(_) => Vec::new(),
             };
-            let restored = Restored::Said { incarnation: effect.sequence.incarnation, without, marked };
+            let restored = RestoreEvidence::Reported { incarnation: effect.sequence.incarnation, without, marked };
             desk.ledger.run(async |conn| restored::record(conn, &restored, act, Some(hash), desk.ledger.clock.now()).await).await?
         }
     })

@@ -12,7 +12,9 @@ use uuid::Uuid;
 use super::super::{Desk, OperationError};
 use super::ledger::{is_of, marked_as_published};
 use crate::event::{Topic, TopicPartition};
-use crate::ledger::{Acquaintance, Landmark, Recovering, Restored, Settlement, landmarks, publications, recoveries, restored, sources};
+use crate::ledger::{
+    Landmark, LedgerIdentity, Recovering, RestoreEvidence, Settlement, landmarks, publications, recoveries, restored, sources,
+};
 use crate::log::LogError;
 
 /// Interval of the checks.
@@ -82,14 +84,14 @@ impl Lookout {
     async fn recognise(&self, known: &mut Option<Landmark>) -> Result<(), OperationError> {
         let ledger = &self.desk.ledger;
         let (head, acquaintance) = ledger.run(async |conn| landmarks::head_and_identity(conn, known.as_ref()).await).await?;
-        if let (Acquaintance::WentBack, Some(landmark)) = (acquaintance, *known) {
-            ledger.run(async |conn| restored::record_detected(conn, &Restored::Batch(landmark), ledger.clock.now()).await).await?;
+        if let (LedgerIdentity::WentBack, Some(landmark)) = (acquaintance, *known) {
+            ledger.run(async |conn| restored::record_detected(conn, &RestoreEvidence::Batch(landmark), ledger.clock.now()).await).await?;
             return Ok(());
         }
         let further = ledger.run(async |conn| landmarks::of_batch(conn, head.number).await).await?;
         // check again: a restore in between would have removed the remembered batch
         let (_, acquaintance) = ledger.run(async |conn| landmarks::head_and_identity(conn, known.as_ref()).await).await?;
-        if acquaintance != Acquaintance::WentBack {
+        if acquaintance != LedgerIdentity::WentBack {
             *known = further.or(*known);
         }
         Ok(())

@@ -23,8 +23,8 @@ use super::{WHOLE, WhichRejects, edit};
 use crate::consumer;
 use crate::event::{Digest, MAX_PAYLOAD_BYTES, Message, Signer, Topic, TopicPartition, UsageType};
 use crate::ledger::{
-    ActKind, NO_SIGNING_KEY, NewAct, PassedReject, Refusal, RejectProperty, RejectRow, RejectState, Subject, Verdict, cutover, generations,
-    reject_counts, rejects, sources,
+    ActKind, Disposition, NO_SIGNING_KEY, NewAct, PassedReject, Refusal, RejectProperty, RejectRow, RejectState, Subject, cutover,
+    generations, reject_counts, rejects, sources,
 };
 use crate::log::Record;
 use crate::operations::operation::counting;
@@ -242,7 +242,7 @@ impl Operation for AdmitRejects {
 impl Desk {
     /// The number of held records whose type this version knows.
     async fn held_of_known_types(&self) -> Result<u64, OperationError> {
-        let held = super::filter(&WhichRejects { verdict: Some(Verdict::Held.to_string()), ..WhichRejects::default() })?;
+        let held = super::filter(&WhichRejects { verdict: Some(Disposition::Held.to_string()), ..WhichRejects::default() })?;
         let groups = self.ledger.run(async |conn| reject_counts::groups(conn, &held, RejectProperty::Type).await).await?;
         let known = groups.iter().filter(|group| group.value.as_ref().is_some_and(|value| value.parse::<UsageType>().is_ok()));
         Ok(known.map(|group| u64::try_from(group.records).unwrap_or_default()).sum())
@@ -255,7 +255,7 @@ impl Desk {
         let event = match consumer::read(record).event {
             Ok(event) => event,
             Err(refusal) => {
-                let what = if refusal.verdict == Verdict::Held { Foreseen::Held } else { Foreseen::Rejected };
+                let what = if refusal.verdict == Disposition::Held { Foreseen::Held } else { Foreseen::Rejected };
                 let event_id = crate::event::Traces::of(&message).id;
                 return Ok(Foresight { what, reason: Some(refusal.detail), event_id, event: None, message });
             }

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::resubmit::{Foreseen, as_found};
 use crate::event::{RejectCause, UsageType};
-use crate::ledger::{RejectAct, RejectRow, RejectState, SameEvent, Sequence, Verdict, rejects};
+use crate::ledger::{Disposition, RejectAct, RejectRow, RejectState, SameEvent, Sequence, rejects};
 use crate::operations::{Desk, OperationError};
 
 /// A record that is not an accepted event.
@@ -20,7 +20,7 @@ pub struct Reject {
     /// State of the reject.
     pub state: RejectState,
     /// Disposition of the record.
-    pub verdict: Verdict,
+    pub verdict: Disposition,
     /// Cause in one word.
     pub cause: RejectCause,
     /// Explanation of the cause.

@@ -18,7 +18,7 @@ use serde_json::json;
 use tallyline::clock::Clock;
 use tallyline::collectors::{CollectError, Collector, PassReport, Settings};
 use tallyline::event::{Event, Payload, PrebuildClaimed, RejectCause, Topic, TopicPartition, WorkspaceBuildCompleted, parse};
-use tallyline::ledger::{ActKind, Arrival, Chain, Ledger, NewAct, Refusal, Subject, Verdict, positions, record, rejects};
+use tallyline::ledger::{ActKind, Arrival, Chain, Disposition, Ledger, NewAct, Refusal, Subject, positions, record, rejects};
 use tallyline::license::PublicKeys;
 use tallyline::log::{Log, PostgresLogSettings, Record};
 use tallyline::{coderd, consumer};
@@ -159,7 +159,7 @@ impl Ours {
 
     /// Refuses the unread prebuild claims, as if PostgreSQL did not accept them, and sets the state of these rejects.
     async fn refuse_claims(&self, state: &str) {
-        let refusal = || Refusal { verdict: Verdict::Rejected, cause: RejectCause::Ledger, detail: "refused".to_owned() };
+        let refusal = || Refusal { verdict: Disposition::Rejected, cause: RejectCause::Ledger, detail: "refused".to_owned() };
         self.consume_as(Topic::PrebuildClaims, |record| Arrival { event: Err(refusal()), ..consumer::read(record) }).await;
         if state != "open" {
             let act = NewAct { actor: "a", act: ActKind::Discard, subject: Subject::Reject(1), reason: "a test", detail: json!({}) };

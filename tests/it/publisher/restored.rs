@@ -7,8 +7,8 @@ use std::time::Duration;
 use chrono::TimeDelta;
 use prometheus::Registry;
 use tallyline::ledger::{
-    ActKind, Attempt, AttemptVerdict, NewAct, NewRequest, Recorded, RequestOutcome, Restored, Subject, publication_requests, publications,
-    restored, snapshots,
+    ActKind, Attempt, AttemptVerdict, NewAct, NewRequest, Recorded, RequestOutcome, RestoreEvidence, Subject, publication_requests,
+    publications, restored, snapshots,
 };
 use tallyline::publisher::Condition;
 use tallyline_sim::tallyman::Switches;
@@ -58,7 +58,7 @@ async fn nothing_is_sent_or_settled_before_it_is_known_whether_the_ledger_went_b
         assert_eq!(began, 0);
 
         if went_back {
-            let restored = Restored::Said {
+            let restored = RestoreEvidence::Reported {
                 incarnation: world.ledger.run(snapshots::head).await.unwrap().incarnation,
                 without: Vec::new(),
                 marked: Vec::new(),

@@ -7,8 +7,8 @@ use prometheus::Registry;
 use tallyline::audit::{Audit, AuditReport};
 use tallyline::event::{Event, Payload, RejectCause, Topic, TopicPartition};
 use tallyline::ledger::{
-    ActKind, Arrival, Chain, NewAct, PassedReject, Refusal, RejectState, Subject, Verdict, event_history, generations, positions, record,
-    rejects,
+    ActKind, Arrival, Chain, Disposition, NewAct, PassedReject, Refusal, RejectState, Subject, event_history, generations, positions,
+    record, rejects,
 };
 use tallyline::log::Log;
 use tallyline::operations::recover::{Lost, RecoverEffect, RecoverExecution, RecoverRequest};
@@ -140,7 +140,7 @@ async fn usage_that_an_operator_has_mended_is_sent_though_coderds_row_is_no_even
         })
         .await
         .unwrap();
-    let refusal = Refusal { verdict: Verdict::Rejected, cause: RejectCause::Field, detail: "count is no number".into() };
+    let refusal = Refusal { verdict: Disposition::Rejected, cause: RejectCause::Field, detail: "count is no number".into() };
     let arrival = Arrival { offset: 0, timestamp: start_time(), message: event.to_message(), event: Err(refusal), confirmed: false };
     world.ledger.run(async |conn| record::batch(conn, &Chain::Live(claim), &[arrival], 1, world.ledger.clock.now()).await).await.unwrap();
     world.add(&["mended", "broken"].map(|id| usage(id, start_time()))).await;

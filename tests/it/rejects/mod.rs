@@ -11,8 +11,8 @@ use tallyline::clock::Clock;
 use tallyline::consumer;
 use tallyline::event::{Event, Message, Payload, RejectCause, Topic, TopicPartition, Usage, UsageQuantity};
 use tallyline::ledger::{
-    Arrival, Chain, Counts, Ledger, LedgerSettings, OpenRejects, Refusal, RejectProperty, Verdict, books, positions, record, reject_counts,
-    rejects,
+    Arrival, Chain, Counts, Disposition, Ledger, LedgerSettings, OpenRejects, Refusal, RejectProperty, books, positions, record,
+    reject_counts, rejects,
 };
 use tallyline::log::{KafkaSettings, Log, PostgresLogSettings, Record};
 use tallyline::operations::{
@@ -129,7 +129,12 @@ async fn open_rejects_are_counted_by_verdict_and_cause() {
     assert_eq!(ledger.run(reject_counts::open).await.unwrap(), []);
     let claim =
         ledger.run(async |conn| positions::lease(conn, partition(Topic::AgentUsage, 0), 0, ledger.clock.now()).await).await.unwrap();
-    let arrivals = [refused(0, Verdict::Rejected), refused(1, Verdict::Held), refused(2, Verdict::Rejected), refused(3, Verdict::Held)];
+    let arrivals = [
+        refused(0, Disposition::Rejected),
+        refused(1, Disposition::Held),
+        refused(2, Disposition::Rejected),
+        refused(3, Disposition::Held),
+    ];
     ledger.run(async |conn| record::batch(conn, &Chain::Live(claim), &arrivals, 4, ledger.clock.now()).await).await.unwrap();
     for (offset, units, event_type, earlier) in [
         (0, None, "dc_managed_agents_v1", 0),
@@ -153,7 +158,7 @@ async fn open_rejects_are_counted_by_verdict_and_cause() {
         units: units.iter().map(|(unit, number)| ((*unit).to_owned(), *number)).collect::<BTreeMap<_, _>>(),
         oldest: noon() - TimeDelta::seconds(earlier),
     };
-    let expected = [open(Verdict::Held, &[("seats", 5), ("unknown", 7)], 60), open(Verdict::Rejected, &[("agents", u64::MAX)], 30)];
+    let expected = [open(Disposition::Held, &[("seats", 5), ("unknown", 7)], 60), open(Disposition::Rejected, &[("agents", u64::MAX)], 30)];
     assert_eq!(ledger.run(reject_counts::open).await.unwrap(), expected);
 }
 
@@ -187,7 +192,7 @@ async fn what_is_at_stake_is_read_from_records_that_are_no_events() {
         stake("usage-9", Some(8), "agents"),
     ];
     assert_eq!(told, expected);
-    let by_verdict = CountRejects { which: WhichRejects::default(), by: RejectProperty::Verdict };
+    let by_verdict = CountRejects { which: WhichRejects::default(), by: RejectProperty::Disposition };
     let groups = ask(&site.desk, &by_verdict).await.unwrap().groups;
     let told: Vec<_> = groups.iter().map(|group| (group.value.as_deref().unwrap(), group.records, group.units.clone())).collect();
     let units = |unit: &str, number| BTreeMap::from([(unit.to_owned(), number)]);
@@ -382,7 +387,7 @@ async fn held_by_an_earlier_version(site: &Site, number: i32) {
     let records = site.desk.log.read(claim.partition, 0, 100).await.unwrap();
     let next_offset = records.last().unwrap().offset + 1;
     let refusal = |record: &Record| Refusal {
-        verdict: Verdict::Held,
+        verdict: Disposition::Held,
         cause: RejectCause::UnknownEventType,
         detail: format!("unknown event type, at {}", record.offset),
     };

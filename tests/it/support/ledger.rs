@@ -7,7 +7,8 @@ use tallyline::event::{
     Usage, UsageQuantity, WorkspaceBuildCompleted,
 };
 use tallyline::ledger::{
-    ActKind, Arrival, Claim, Ledger, LedgerSettings, NewAct, Refusal, SourceIdentity, Subject, Verdict, identity, retirements, sources,
+    ActKind, Arrival, Disposition, Ledger, LedgerSettings, NewAct, PartitionLease, Refusal, SourceIdentity, Subject, identity, retirements,
+    sources,
 };
 use tallyline::license::{PublicKeys, RuleSet};
 use tallyline::log::Log;
@@ -211,7 +212,7 @@ pub fn arrival(offset: i64, event: Event) -> Arrival {
 }
 
 /// A record that is not an event.
-pub fn refused(offset: i64, verdict: Verdict) -> Arrival {
+pub fn refused(offset: i64, verdict: Disposition) -> Arrival {
     let mut message = build(DEPLOYMENT, 1).to_message();
     message.payload = Some(b"\0 no JSON".to_vec());
     let refusal = Refusal { verdict, cause: RejectCause::Json, detail: "the payload is no JSON object".into() };
@@ -224,6 +225,6 @@ pub fn caught_up_to<S: Stage>(view: &View<S>) -> i64 {
 }
 
 /// The lease after the batch that it wrote.
-pub fn moved(claim: &Claim, next_offset: i64) -> Claim {
-    Claim { next_offset, ..claim.clone() }
+pub fn moved(claim: &PartitionLease, next_offset: i64) -> PartitionLease {
+    PartitionLease { next_offset, ..claim.clone() }
 }

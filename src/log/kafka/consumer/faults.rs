@@ -7,7 +7,7 @@ use tracing::warn;
 
 use super::{Member, Run};
 use crate::event::TopicPartition;
-use crate::log::consumer::Told;
+use crate::log::consumer::BackendEvent;
 use crate::log::{LogError, Record};
 
 impl Member {
@@ -60,7 +60,7 @@ impl Member {
     fn fault(&mut self, partition: TopicPartition, run: Run, error: LogError) {
         self.running.insert(partition, Run { faulted: true, ..run });
         self.waiting.extend(self.gathered.take(partition));
-        self.waiting.push_back(Told::Fault { run: run.number, partition, error });
+        self.waiting.push_back(BackendEvent::Fault { run: run.number, partition, error });
     }
 
     /// Continues after a batch that cannot be read.
