@@ -23,8 +23,8 @@ use super::{WHOLE, WhichRejects, edit};
 use crate::consumer;
 use crate::event::{Digest, MAX_PAYLOAD_BYTES, Message, Signer, Topic, TopicPartition, UsageType};
 use crate::ledger::{
-    ActKind, NO_SIGNING_KEY, NewAct, PassedReject, Refusal, RejectProperty, RejectRow, RejectState, Subject, Disposition, cutover, generations,
-    reject_counts, rejects, sources,
+    ActKind, Disposition, NO_SIGNING_KEY, NewAct, PassedReject, Refusal, RejectProperty, RejectRow, RejectState, Subject, cutover,
+    generations, reject_counts, rejects, sources,
 };
 use crate::log::Record;
 use crate::operations::operation::counting;
