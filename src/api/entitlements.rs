@@ -14,7 +14,7 @@ use super::Serving;
 use super::answer::Problem;
 use super::asked::Query;
 use super::standing::choose;
-use crate::projection::Standing;
+use crate::projection::Freshness;
 use crate::stages::DeploymentLicenses;
 
 /// The deployment to show.
@@ -57,7 +57,7 @@ pub(super) async fn entitlements(State(serving): State<Arc<Serving>>, asked: Que
 pub(super) struct Answer<T> {
     pub(super) value: T,
     pub(super) source: Uuid,
-    pub(super) standing: Standing,
+    pub(super) standing: Freshness,
     pub(super) as_of: DateTime<Utc>,
 }
 

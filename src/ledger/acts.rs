@@ -108,7 +108,7 @@ pub struct ListActs {
 }
 
 /// At most `limit` of the acts, latest first. This method ignores the request's own limit.
-pub async fn list(conn: &mut PgConnection, asked: &ListActs, limit: i64) -> Result<Vec<Act>, sqlx::Error> {
+pub async fn list(conn: &mut PgConnection, request: &ListActs, limit: i64) -> Result<Vec<Act>, sqlx::Error> {
     sqlx::query_as(
         "select operator_act.id, acted_at, actor, act, coalesce(subject, reject_id::text) as subject, reason, detail, named_sequence(batch.sequence) as sequence
          from operator_act join batch on batch.id = batch_id
@@ -117,12 +117,12 @@ pub async fn list(conn: &mut PgConnection, asked: &ListActs, limit: i64) -> Resu
            and ($6::bigint is null or operator_act.id < $6)
          order by operator_act.id desc limit $7",
     )
-    .bind(&asked.actor)
-    .bind(asked.act)
-    .bind(&asked.subject)
-    .bind(asked.from)
-    .bind(asked.to)
-    .bind(asked.before)
+    .bind(&request.actor)
+    .bind(request.act)
+    .bind(&request.subject)
+    .bind(request.from)
+    .bind(request.to)
+    .bind(request.before)
     .bind(limit)
     .fetch_all(conn)
     .await
@@ -138,9 +138,9 @@ pub(super) async fn insert(tx: &mut PgConnection, act: &NewAct<'_>, now: DateTim
         Subject::Reject(id) => (None, Some(id)),
     };
     sqlx::query_scalar(
-        "with taken as (insert into batch (kind, recorded_at) values ('operator', $1) returning id)
+        "with added as (insert into batch (kind, recorded_at) values ('operator', $1) returning id)
          insert into operator_act (batch_id, acted_at, actor, act, subject, reject_id, reason, detail)
-         select taken.id, $1, $2, $3, $4, $5, $6, $7 from taken returning id",
+         select added.id, $1, $2, $3, $4, $5, $6, $7 from added returning id",
     )
     .bind(now)
     .bind(act.actor)

@@ -147,7 +147,7 @@ impl Desk {
     async fn both<S: Stage>(&self, progress: impl Fn(u64, u64) + Send + Sync) -> Result<(Folded<S>, Folded<S>), OperationError> {
         let shown = projection::fold_on::<S>(&self.ledger, i64::MAX).await?;
         let told = |done: i64, total: i64| progress(done.unsigned_abs(), total.unsigned_abs());
-        let rebuilt = projection::fold_to_telling::<S>(&self.ledger, shown.sequence.number, told).await?;
+        let rebuilt = projection::fold_to_with_progress::<S>(&self.ledger, shown.sequence.number, told).await?;
         if shown.sequence == rebuilt.sequence {
             Ok((shown, rebuilt))
         } else {
