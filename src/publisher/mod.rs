@@ -155,7 +155,7 @@ impl Publisher {
         let mut waits = Backoff::new(Duration::from_millis(500), Duration::from_secs(10));
         while let Some(Err(fault)) = stop.run_until_cancelled(compare_marks()).await {
             let why = format!(
-                "the marks of the consumer group are not readable, so a restored ledger would go unnoticed: {}; retrying",
+                "the marks of the consumer group are not readable, so a restored ledger would go unnoticed: {}; waiting",
                 crate::cause::text(fault.as_ref())
             );
             self.condition.set(Condition::Failing(why));
@@ -173,7 +173,7 @@ impl Publisher {
         while let Some(reached) = stop.run_until_cancelled(self.client.reach()).await {
             match reached {
                 Ok(()) => return self.condition.set(Condition::Starting),
-                Err(failure) => self.condition.set(Condition::Failing(format!("{}; retrying", self.failing(&failure)))),
+                Err(failure) => self.condition.set(Condition::Failing(format!("{}; waiting", self.failing(&failure)))),
             }
             self.show_backlog().await;
             if !waits.wait(stop).await {
