@@ -23,9 +23,11 @@ pub mod license;
 pub mod log;
 pub mod metrics;
 pub mod operations;
+pub mod pauses;
 pub mod pool;
 pub mod projection;
 pub mod publisher;
+mod sentences;
 pub mod stages;
 pub mod status;
 #[cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]

@@ -152,7 +152,7 @@ async fn a_bad_body_is_400_and_bills_nothing() {
     for body in [b"{}".to_vec(), request_body(&many), b"{\"events\":[{}]}".to_vec()] {
         let error = exchange.client.ingest(LICENSE, DEPLOYMENT, body).await.expect_err("refused");
         assert!(matches!(error, SendError::Status { status: 400, .. }), "{error:?}");
-        assert!(!error.may_have_been_taken());
+        assert!(!error.may_have_been_accepted());
     }
     assert_eq!(exchange.books().billed, []);
     assert_eq!(exchange.client.ingest(LICENSE, DEPLOYMENT, request_body(&many[..100])).await.map(drop), Ok(()));
@@ -166,7 +166,7 @@ async fn a_fault_of_the_server_may_or_may_not_have_taken_the_events() {
         let exchange = Exchange::with(Switches { errors, ..Switches::default() }).await;
         let error = exchange.send(&["a"]).await.expect_err("a fault");
         assert_eq!(error, SendError::Status { status: 502, message: "internal server error".to_owned() });
-        assert!(error.may_have_been_taken());
+        assert!(error.may_have_been_accepted());
         assert_eq!(exchange.outcomes(), [expected]);
         assert_eq!(exchange.send(&["a"]).await, Ok(vec![Verdict::Accepted]));
         assert_eq!(exchange.books().times_billed(DEPLOYMENT, "a"), 1);

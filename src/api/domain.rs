@@ -14,7 +14,7 @@ use super::sources::Known;
 use super::standing::choose;
 use super::withheld::Withheld;
 use crate::ledger::{Lease, leases};
-use crate::projection::{self, ShownFamilies, Standing};
+use crate::projection::{self, DeploymentFamilies, Freshness};
 
 /// The source and the lease for its series, if they may be shown.
 fn permitted(
@@ -44,10 +44,10 @@ enum Raised {
     Lost,
 }
 
-fn raised(standing: Standing, shown_sequence: Option<i64>) -> Raised {
+fn raised(freshness: Freshness, shown_sequence: Option<i64>) -> Raised {
     match shown_sequence {
         None => Raised::Lost,
-        Some(shown) if shown > standing.sequence.number => Raised::CatchUp(shown),
+        Some(shown) if shown > freshness.sequence.number => Raised::CatchUp(shown),
         Some(_) => Raised::Shown,
     }
 }
@@ -62,15 +62,15 @@ pub(super) async fn families(serving: &Serving, asked: Option<Uuid>, within: Dur
     loop {
         let view = serving.api.metrics.clone();
         let made = tokio::task::spawn_blocking(move || projection::families(&view, source, false)).await;
-        let Ok(Some(ShownFamilies { standing, families })) = made else { return Err(Withheld::Behind) };
-        if !known.is_in(standing) {
+        let Ok(Some(DeploymentFamilies { freshness, families })) = made else { return Err(Withheld::Behind) };
+        if !known.is_in(freshness) {
             return Err(Withheld::Behind);
         }
-        let raise = serving.api.own.ledger.run(async |conn| leases::raise_shown_sequence(conn, &lease, standing.sequence).await);
+        let raise = serving.api.own.ledger.run(async |conn| leases::raise_shown_sequence(conn, &lease, freshness.sequence).await);
         let shown_sequence = timeout_at(deadline, raise).await.map_err(|_| Withheld::LedgerAway)?.map_err(|_| Withheld::LedgerAway)?;
-        match raised(standing, shown_sequence) {
+        match raised(freshness, shown_sequence) {
             Raised::Shown => {
-                serving.telemetry.shown(standing.sequence.number);
+                serving.telemetry.shown(freshness.sequence.number);
                 return Ok(families);
             }
             Raised::Lost => {
@@ -79,7 +79,7 @@ pub(super) async fn families(serving: &Serving, asked: Option<Uuid>, within: Dur
             }
             Raised::CatchUp(sequence) => {
                 let mut watched = serving.api.metrics.watch();
-                let there = watched.wait_for(|standing| standing.is_some_and(|standing| standing.sequence.number >= sequence));
+                let there = watched.wait_for(|freshness| freshness.is_some_and(|freshness| freshness.sequence.number >= sequence));
                 timeout_at(deadline, there).await.map_err(|_| Withheld::Behind)?.map_err(|_| Withheld::Behind)?;
             }
         }
@@ -151,19 +151,19 @@ mod tests {
 
     #[test]
     fn nothing_below_what_was_shown_is_shown() {
-        let standing = Standing { sequence: Sequence { incarnation: Uuid::from_u128(9), number: 7 }, as_of: None };
-        assert_eq!(raised(standing, Some(7)), Raised::Shown);
-        assert_eq!(raised(standing, Some(8)), Raised::CatchUp(8));
-        assert_eq!(raised(standing, None), Raised::Lost);
+        let freshness = Freshness { sequence: Sequence { incarnation: Uuid::from_u128(9), number: 7 }, as_of: None };
+        assert_eq!(raised(freshness, Some(7)), Raised::Shown);
+        assert_eq!(raised(freshness, Some(8)), Raised::CatchUp(8));
+        assert_eq!(raised(freshness, None), Raised::Lost);
     }
 
     #[test]
     fn a_state_of_another_incarnation_or_before_the_known_end_is_not_shown() {
         let known = known(&[]);
         let sequence = |incarnation, number| Sequence { incarnation: Uuid::from_u128(incarnation), number };
-        let standing = |incarnation, number| Standing { sequence: sequence(incarnation, number), as_of: None };
-        assert!(known.is_in(standing(9, 5)) && known.is_in(standing(9, 6)));
-        assert!(!known.is_in(standing(9, 4)) && !known.is_in(standing(8, 6)));
+        let freshness = |incarnation, number| Freshness { sequence: sequence(incarnation, number), as_of: None };
+        assert!(known.is_in(freshness(9, 5)) && known.is_in(freshness(9, 6)));
+        assert!(!known.is_in(freshness(9, 4)) && !known.is_in(freshness(8, 6)));
     }
 
     #[test]

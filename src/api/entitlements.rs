@@ -15,7 +15,7 @@ use super::answer::Problem;
 use super::asked::Asked;
 use super::standing::choose;
 use crate::license::Entitlements;
-use crate::projection::Standing;
+use crate::projection::Freshness;
 use crate::stages::DeploymentLicenses;
 
 /// The deployment to show.
@@ -73,7 +73,7 @@ pub(super) async fn entitlements(State(serving): State<Arc<Serving>>, asked: Ask
 pub(super) struct Answer<T> {
     pub(super) value: T,
     pub(super) source: Uuid,
-    pub(super) standing: Standing,
+    pub(super) standing: Freshness,
     pub(super) as_of: DateTime<Utc>,
 }
 

@@ -6,8 +6,9 @@ use std::sync::{Arc, Mutex, OnceLock};
 use prometheus::Registry;
 
 use crate::event::TopicPartition;
-use crate::ledger::{Ledger, Paused};
+use crate::ledger::Ledger;
 use crate::log::Log;
+use crate::pauses::Paused;
 use crate::{coderd, publisher};
 
 /// Handles of a process's parts, for any roles.
@@ -26,7 +27,7 @@ pub struct Own {
     /// coderd's database; `None` if this process does not collect.
     pub coderd: Option<coderd::Database>,
     /// State of this process's publisher, set when it starts; `None` if this process does not publish.
-    pub publisher: Option<Arc<OnceLock<publisher::Shown>>>,
+    pub publisher: Option<Arc<OnceLock<publisher::ConditionHandle>>>,
     /// The pauses of operators.
     pub paused: Paused,
 }

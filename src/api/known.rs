@@ -15,7 +15,7 @@ use super::{Api, Serving};
 use crate::cause::LastingFault;
 use crate::ledger::{Ledger, Sequence, StatementError, passes, snapshots, sources};
 use crate::operations::OperationError;
-use crate::projection::Standing;
+use crate::projection::Freshness;
 
 /// Timeout of a query to the ledger.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -86,7 +86,7 @@ async fn reached(api: &Api, head: Sequence) -> bool {
     metrics && licenses
 }
 
-async fn reaches(mut standing: watch::Receiver<Option<Standing>>, head: Sequence) -> bool {
+async fn reaches(mut standing: watch::Receiver<Option<Freshness>>, head: Sequence) -> bool {
     let is_decided = |at: Sequence| at.incarnation != head.incarnation || at.number >= head.number;
     let decided = standing.wait_for(|standing| standing.is_some_and(|standing| is_decided(standing.sequence))).await;
     decided.is_ok_and(|standing| standing.is_some_and(|standing| standing.sequence.incarnation == head.incarnation))

@@ -61,7 +61,8 @@ pub(super) struct Serving {
 impl Serving {
     pub(super) fn freshness(&self) -> Freshness {
         let lately = |at: Instant| at.elapsed() <= self.settings.fresh;
-        let rebuilds = || [self.api.metrics.rebuild_went_on(), self.api.licenses.rebuild_went_on()].into_iter().flatten().any(lately);
+        let rebuilds =
+            || [self.api.metrics.rebuild_progress_at(), self.api.licenses.rebuild_progress_at()].into_iter().flatten().any(lately);
         match self.known.now() {
             Some(known) if lately(known.reached_at) => Freshness::Current,
             Some(_) if rebuilds() => Freshness::Rebuilding,

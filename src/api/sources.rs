@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use crate::ledger::{Completeness, Sequence, Source};
 use crate::license::RuleSet;
-use crate::projection::Standing;
+use crate::projection::Freshness;
 
 /// The last known values. Clones share them.
 #[derive(Clone, Default)]
@@ -49,7 +49,7 @@ impl Known {
     }
 
     /// Whether a state with this standing contains everything up to `head`.
-    pub(super) fn is_in(&self, standing: Standing) -> bool {
+    pub(super) fn is_in(&self, standing: Freshness) -> bool {
         standing.sequence.incarnation == self.head.incarnation && standing.sequence.number >= self.head.number
     }
 }
@@ -67,7 +67,7 @@ impl KnownSources {
     }
 
     /// Completeness of a source in a state with this standing.
-    pub(super) fn completeness(&self, deployment: Uuid, standing: Standing) -> Completeness {
+    pub(super) fn completeness(&self, deployment: Uuid, standing: Freshness) -> Completeness {
         let known = self.now().filter(|known| known.is_in(standing));
         known.and_then(|known| known.source(deployment).map(|source| source.completeness.clone())).unwrap_or_default()
     }

@@ -4,7 +4,7 @@ use prometheus::{GaugeVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry}
 
 use super::sources::Known;
 use super::withheld::Withheld;
-use crate::projection::Standing;
+use crate::projection::Freshness;
 
 /// Gauges and counters of the HTTP server, updated at each scrape.
 #[derive(Clone)]
@@ -76,7 +76,7 @@ impl ApiTelemetry {
     }
 
     /// Updates the gauges before a scrape. `held`: this process has the lease to show the domain series.
-    pub(super) fn update(&self, held: bool, folded: [(&str, Option<Standing>); 2], known: Option<&Known>) {
+    pub(super) fn update(&self, held: bool, folded: [(&str, Option<Freshness>); 2], known: Option<&Known>) {
         self.held.set(i64::from(held));
         for (stage, standing) in folded {
             let sequence = standing.map_or(0, |standing| standing.sequence.number);

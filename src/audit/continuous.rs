@@ -24,7 +24,7 @@ use crate::ledger::{
 const NAME: &str = "audit";
 /// Another process can audit this long after the lease of a dead one was renewed.
 const LEASE_LENGTH: Duration = Duration::from_secs(60);
-/// The longest time between two looks at the ledger, for due audits and the findings of others.
+/// The longest time between two reads of findings and due audits.
 const POLL: Duration = Duration::from_secs(5);
 /// The rest after an audit, in lengths of that audit: audits take at most a tenth of the time.
 const REST: f64 = 9.0;
@@ -49,20 +49,17 @@ impl AuditTelemetry {
         let opts = |name: &str, help: &str| Opts::new(format!("tallyline_audit_{name}"), help);
         let labels = &["joint", "source"];
         let telemetry = AuditTelemetry {
-            differences: IntGaugeVec::new(opts("difference", "What does not balance, as the last audit found."), labels)?,
+            differences: IntGaugeVec::new(opts("difference", "Differences that the last audit found."), labels)?,
             gone: IntGaugeVec::new(
-                opts("source_gone", "Confirmed builds and claims that coderd has removed since; they stay counted."),
+                opts("source_gone", "Confirmed builds and claims that coderd has since removed. They remain counted."),
                 labels,
             )?,
             holds: IntGaugeVec::new(
-                opts("holds_publishing", "1 where what the last audit found holds the source's usage, or without a source all usage."),
+                opts("holds_publishing", "1 if findings of the last audit hold the source's usage; without a source: all usage."),
                 labels,
             )?,
-            open: IntGaugeVec::new(opts("open", "What waits for an operator at a joint that balances."), labels)?,
-            audited_at: GaugeVec::new(
-                opts("timestamp_seconds", "When the last audit of the joint ended; 0: there never was one."),
-                labels,
-            )?,
+            open: IntGaugeVec::new(opts("open", "Open items for an operator. They are not differences."), labels)?,
+            audited_at: GaugeVec::new(opts("timestamp_seconds", "End of the last audit of the joint; 0 before the first audit."), labels)?,
             reads_source,
             shown: Arc::default(),
         };
@@ -125,12 +122,12 @@ pub struct Continuous {
 
 /// The joints whose audit is due.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Due {
+struct DueJoints {
     source: bool,
     ledger: bool,
 }
 
-impl Due {
+impl DueJoints {
     fn any(self) -> bool {
         self.source || self.ledger
     }
@@ -138,7 +135,7 @@ impl Due {
 
 /// The last messages in the log.
 #[derive(Default)]
-struct Logged {
+struct LastMessages {
     fault: LastingFault,
     imbalance: LastingFault,
     holds: LastingFault,
@@ -147,12 +144,12 @@ struct Logged {
 impl Continuous {
     /// Audits until `stop`.
     pub async fn run(&self, stop: &CancellationToken) {
-        let mut logged = Logged::default();
+        let mut logged = LastMessages::default();
         let mut failed_at: Option<Instant> = None;
         while !stop.is_cancelled() {
-            let rests = failed_at.is_some_and(|at| at.elapsed() < self.every);
-            match self.round(rests, &mut logged, stop).await {
-                Ok(()) if rests => {}
+            let waits = failed_at.is_some_and(|at| at.elapsed() < self.every);
+            match self.round(waits, &mut logged, stop).await {
+                Ok(()) if waits => {}
                 Ok(()) => {
                     logged.fault.has_ended();
                 }
@@ -160,7 +157,7 @@ impl Continuous {
                     failed_at = Some(Instant::now());
                     let fault = crate::cause::text(fault.as_ref());
                     if logged.fault.is_news(&fault) {
-                        warn!(fault, "the audit cannot be made: what the last one found stands");
+                        warn!(fault, "audit failed; the last findings remain");
                     }
                 }
             }
@@ -169,39 +166,39 @@ impl Continuous {
     }
 
     /// Shows the last findings, and audits due joints unless an audit has just failed.
-    async fn round(&self, rests: bool, logged: &mut Logged, stop: &CancellationToken) -> anyhow::Result<()> {
+    async fn round(&self, waits: bool, logged: &mut LastMessages, stop: &CancellationToken) -> anyhow::Result<()> {
         let ledger = &self.audit.ledger;
-        let looked = stop.run_until_cancelled(self.look(logged)).await.transpose()?;
-        if rests || !looked.is_some_and(Due::any) {
+        let due = stop.run_until_cancelled(self.show_findings(logged)).await.transpose()?;
+        if waits || !due.is_some_and(DueJoints::any) {
             return Ok(());
         }
         let taken =
             lease_step(stop, ledger.run(async |conn| leases::take(conn, NAME, &self.holder, LEASE_LENGTH).await)).await.transpose()?;
         let Some(lease) = taken.flatten() else { return Ok(()) };
-        let audited = stop.run_until_cancelled(self.audited_if_due(&lease)).await;
+        let audited = stop.run_until_cancelled(self.audit_if_due(&lease)).await;
         let released = lease_step(stop, ledger.run(async |conn| leases::release(conn, lease).await)).await.transpose();
         // the audit's own error takes precedence
         audited.transpose()?;
         released?;
-        stop.run_until_cancelled(self.look(logged)).await.transpose()?;
+        stop.run_until_cancelled(self.show_findings(logged)).await.transpose()?;
         Ok(())
     }
 
     /// Shows and logs the latest findings, and returns the joints that are due.
-    async fn look(&self, logged: &mut Logged) -> anyhow::Result<Due> {
+    async fn show_findings(&self, logged: &mut LastMessages) -> anyhow::Result<DueJoints> {
         let ledger = &self.audit.ledger;
-        let findings = ledger.run(findings::list).await.context("the ledger")?;
-        let retired = self.is_retired().await.context("the ledger")?;
+        let findings = ledger.run(findings::list).await.context("reading findings from the ledger")?;
+        let retired = self.is_retired().await.context("reading findings from the ledger")?;
         self.telemetry.show(&findings, self.own(), retired);
         log_changes(logged, &findings);
         Ok(self.due(&findings, retired))
     }
 
     /// Checks again: the last holder of the lease may have audited since.
-    async fn audited_if_due(&self, lease: &Lease) -> anyhow::Result<()> {
+    async fn audit_if_due(&self, lease: &Lease) -> anyhow::Result<()> {
         let ledger = &self.audit.ledger;
         let due = self.due(&ledger.run(findings::list).await?, self.is_retired().await?);
-        if due.any() { self.audited(lease, due).await } else { Ok(()) }
+        if due.any() { self.audit_with_lease(lease, due).await } else { Ok(()) }
     }
 
     /// The deployment whose coderd this process can read.
@@ -217,17 +214,17 @@ impl Continuous {
         }
     }
 
-    fn due(&self, findings: &[Finding], retired: bool) -> Due {
+    fn due(&self, findings: &[Finding], retired: bool) -> DueJoints {
         let due = |joint: &str, deployment: Option<Uuid>| {
             let last = findings.iter().find(|finding| finding.joint == joint && finding.deployment_id == deployment);
             last.is_none_or(|last| last.age_seconds >= self.every.as_secs_f64().max(last.seconds * REST))
         };
         let source = self.own().is_some_and(|own| !retired && due(SOURCE, Some(own)));
-        Due { source, ledger: due(LOG, None) || due(VENDOR, None) }
+        DueJoints { source, ledger: due(LOG, None) || due(VENDOR, None) }
     }
 
     /// Audits while it renews the lease.
-    async fn audited(&self, lease: &Lease, due: Due) -> anyhow::Result<()> {
+    async fn audit_with_lease(&self, lease: &Lease, due: DueJoints) -> anyhow::Result<()> {
         let ledger = &self.audit.ledger;
         let keeping = async {
             loop {
@@ -240,13 +237,13 @@ impl Continuous {
             }
         };
         tokio::select! {
-            done = self.joints(lease, due) => done,
+            done = self.audit_joints(lease, due) => done,
             lost = keeping => Err(lost.into()),
         }
     }
 
     /// Audits the due joints. If one side cannot be read, the other joints are still audited.
-    async fn joints(&self, lease: &Lease, due: Due) -> anyhow::Result<()> {
+    async fn audit_joints(&self, lease: &Lease, due: DueJoints) -> anyhow::Result<()> {
         let begun = Instant::now();
         let mut outcome = Ok(());
         if due.ledger {
@@ -262,14 +259,14 @@ impl Continuous {
         if due.source {
             match self.audit.source_joint().await {
                 Ok(mut joint) => {
-                    let awaits = joint.drop_unsettled();
-                    if awaits == 0 || !joint.differences.is_empty() {
+                    let unsettled = joint.drop_unsettled();
+                    if unsettled == 0 || !joint.differences.is_empty() {
                         let sequence = self.audit.ledger.run(snapshots::head).await?;
                         self.record(lease, self.own(), &[&joint], sequence, begun).await?;
                     }
-                    if awaits > 0 {
-                        debug!(awaits, "what is missing may be on its way: no collector pass came in time");
-                        let fault = anyhow::anyhow!("no collector pass came in time to tell what is missing from what is on its way");
+                    if unsettled > 0 {
+                        debug!(unsettled, "missing rows may be in flight: no collector pass in time");
+                        let fault = anyhow::anyhow!("no collector pass ended in time, so missing rows may be in flight");
                         outcome = outcome.and(Err(fault));
                     }
                 }
@@ -316,18 +313,20 @@ impl Continuous {
 }
 
 /// Logs changes in every process, not only in the one that audits.
-fn log_changes(logged: &mut Logged, findings: &[Finding]) {
+fn log_changes(logged: &mut LastMessages, findings: &[Finding]) {
     let joined = |words: Vec<String>| Some(words.join("; ")).filter(|words| !words.is_empty());
     let imbalance = joined(findings.iter().filter_map(Finding::imbalance).collect());
     let holds = joined(holds(findings).into_iter().map(|hold| hold.why).collect());
     match &imbalance {
-        Some(differences) if logged.imbalance.is_news(differences) => warn!(differences, "the books differ; `tallyline audit` lists it"),
-        None if logged.imbalance.has_ended() => info!("the books balance again"),
+        Some(differences) if logged.imbalance.is_news(differences) => {
+            warn!(differences, "books differ; `tallyline audit` lists the differences")
+        }
+        None if logged.imbalance.has_ended() => info!("books balance again"),
         _ => {}
     }
     match &holds {
-        Some(why) if logged.holds.is_news(why) => error!(why, "usage is held back from the vendor; `tallyline status` says what ends it"),
-        None if logged.holds.has_ended() => info!("no finding holds usage any more"),
+        Some(why) if logged.holds.is_news(why) => error!(why, "usage is held; `tallyline status` shows what ends the hold"),
+        None if logged.holds.has_ended() => info!("findings no longer hold usage"),
         _ => {}
     }
 }

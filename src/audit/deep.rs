@@ -35,7 +35,7 @@ impl Audit {
     /// Rereads these ranges and compares each record with the ledger. Then compares each row of the ledger with its digest and related
     /// rows. Calls `progress` with the number of offsets of each finished page.
     pub async fn deep(&self, ranges: &[KeptRange], progress: impl Fn(u64)) -> anyhow::Result<Joint> {
-        let mut found = Found { joint: Joint::new(DEEP), differences: 0 };
+        let mut found = DeepFindings { joint: Joint::new(DEEP), differences: 0 };
         let mut read = 0;
         for range in ranges {
             let mut rest = *range;
@@ -87,12 +87,12 @@ impl Audit {
         Ok(Some((page, records)))
     }
 
-    async fn compare(&self, page: &KeptRange, records: Vec<Record>, found: &mut Found) -> anyhow::Result<()> {
+    async fn compare(&self, page: &KeptRange, records: Vec<Record>, found: &mut DeepFindings) -> anyhow::Result<()> {
         if page.from >= page.until {
             return Ok(());
         }
         let arrivals: Vec<Arrival> = records.into_iter().map(|record| arrival(page.partition.topic, record)).collect();
-        let mut kept = Kept::default();
+        let mut kept = PageRows::default();
         for row in self.ledger.run(async |conn| kept::events_in(conn, page).await).await? {
             kept.here.entry(row.log_offset).or_default().push(row);
         }
@@ -116,7 +116,7 @@ impl Audit {
     }
 
     /// Compares every row of a topic's table with its digest and its batch. Returns their number.
-    async fn rows(&self, topic: Topic, found: &mut Found) -> anyhow::Result<usize> {
+    async fn rows(&self, topic: Topic, found: &mut DeepFindings) -> anyhow::Result<usize> {
         let (mut after, mut count) = (None, 0);
         loop {
             let page = i64::try_from(PAGE)?;
@@ -132,12 +132,12 @@ impl Audit {
 }
 
 /// Differences until now.
-struct Found {
+struct DeepFindings {
     joint: Joint,
     differences: usize,
 }
 
-impl Found {
+impl DeepFindings {
     fn push(&mut self, difference: Difference) {
         self.differences += 1;
         if self.joint.differences.len() < LISTED {
@@ -152,7 +152,7 @@ impl Found {
 
 /// The ledger's rows of a page of records.
 #[derive(Default)]
-struct Kept {
+struct PageRows {
     /// Events accepted from the page, by offset: more than one only after a change by hand.
     here: BTreeMap<i64, Vec<KeptEvent>>,
     /// Events with ids of the page that were accepted from another record.
@@ -160,7 +160,7 @@ struct Kept {
     rejects: BTreeMap<i64, KeptReject>,
 }
 
-impl Kept {
+impl PageRows {
     /// The key of the record's event, if it was not accepted from this record.
     fn not_here(&self, topic: Topic, arrival: &Arrival) -> Option<String> {
         let event = arrival.event.as_ref().ok().filter(|event| event.topic() == topic)?;
@@ -168,7 +168,7 @@ impl Kept {
         (!here).then(|| key(event))
     }
 
-    fn judge(&mut self, at: TopicPartition, arrival: &Arrival, found: &mut Found) {
+    fn judge(&mut self, at: TopicPartition, arrival: &Arrival, found: &mut DeepFindings) {
         let place = format!("{at}@{}", arrival.offset);
         let reject = self.rejects.remove(&arrival.offset);
         let mut here = self.here.remove(&arrival.offset).unwrap_or_default();
@@ -188,17 +188,17 @@ impl Kept {
                 found.differs(
                     "reject_changed",
                     format!("reject {}", reject.id),
-                    format!("{}: not as the record at {place}", columns.join(", ")),
+                    format!("{}: differs from the record at {place}", columns.join(", ")),
                 );
             }
         }
         for row in here {
-            found.differs("event_without_record", row.id(at.topic), format!("the record at {place} tells another event"));
+            found.differs("event_without_record", row.id(at.topic), format!("the record at {place} contains another event"));
         }
     }
 
     /// Judges a record whose event was accepted from another record: a duplicate, or a conflict that is kept.
-    fn accepted_elsewhere(&self, place: &str, event: &Event, reject: Option<&KeptReject>, found: &mut Found) {
+    fn accepted_elsewhere(&self, place: &str, event: &Event, reject: Option<&KeptReject>, found: &mut DeepFindings) {
         let row = self.elsewhere.get(&(event.deployment, key(event)));
         let conflict = reject.is_some_and(|reject| reject.verdict == Disposition::Conflict);
         match row {
@@ -207,20 +207,20 @@ impl Kept {
             None => found.differs(
                 "event_missing",
                 event.id(),
-                format!("the record at {place} is in the ledger neither as an event nor as a reject"),
+                format!("the ledger has neither an event nor a reject for the record at {place}"),
             ),
             Some(row) if row.digest == event.digest() && conflict => {
                 found.differs(
                     "conflict_with_the_same",
                     event.id(),
-                    format!("the record at {place} is kept as a conflict and tells the same"),
+                    format!("the record at {place} is kept as a conflict, but has the same content"),
                 );
             }
             Some(row) if row.digest != event.digest() && !conflict => {
                 found.differs(
                     "conflict_missing",
                     event.id(),
-                    format!("the record at {place} tells something else and is not among the rejects"),
+                    format!("the record at {place} has other content, and the ledger has no reject for it"),
                 );
             }
             Some(_) => {}
@@ -228,7 +228,7 @@ impl Kept {
     }
 
     /// Reports rows without a record, unless retention removed the record.
-    fn left_over(self, at: TopicPartition, start: i64, found: &mut Found) {
+    fn left_over(self, at: TopicPartition, start: i64, found: &mut DeepFindings) {
         for (offset, rows) in self.here.into_iter().filter(|(offset, _)| *offset >= start) {
             for row in rows {
                 found.differs("event_without_record", row.id(at.topic), format!("the log holds no record at {at}@{offset}"));
@@ -241,16 +241,16 @@ impl Kept {
 }
 
 /// Compares every column of a row with the record from which it was accepted.
-fn accepted_here(topic: Topic, place: &str, row: &KeptEvent, event: &Event, reject: Option<&KeptReject>, found: &mut Found) {
+fn accepted_here(topic: Topic, place: &str, row: &KeptEvent, event: &Event, reject: Option<&KeptReject>, found: &mut DeepFindings) {
     let mut columns = match &row.event {
         Ok(kept) => differing(kept, event),
-        Err(why) => vec![format!("no event any more ({why})")],
+        Err(why) => vec![format!("not a valid event any more ({why})")],
     };
     if row.digest != event.digest() {
         columns.push("digest".to_owned());
     }
     if !columns.is_empty() {
-        found.differs("event_changed", row.id(topic), format!("{}: not as the record at {place}", columns.join(", ")));
+        found.differs("event_changed", row.id(topic), format!("{}: differs from the record at {place}", columns.join(", ")));
     }
     let Some(reject) = reject else { return };
     let (id, detail) = (format!("reject {}", reject.id), format!("the record at {place} is accepted as {}", row.id(topic)));
@@ -265,9 +265,13 @@ fn accepted_here(topic: Topic, place: &str, row: &KeptEvent, event: &Event, reje
 }
 
 /// Judges a record that is not a valid event.
-fn refused(place: &str, refusal: &Refusal, reject: Option<&KeptReject>, found: &mut Found) {
+fn refused(place: &str, refusal: &Refusal, reject: Option<&KeptReject>, found: &mut DeepFindings) {
     let Some(reject) = reject else {
-        return found.differs("reject_missing", place, format!("the record is no event ({}) and not among the rejects", refusal.detail));
+        return found.differs(
+            "reject_missing",
+            place,
+            format!("the record is not a valid event ({}), and the ledger has no reject for it", refusal.detail),
+        );
     };
     // signatures are not verified here
     if reject.cause.may_be_forged() {
@@ -276,23 +280,24 @@ fn refused(place: &str, refusal: &Refusal, reject: Option<&KeptReject>, found: &
     let expected = if refusal.verdict == Disposition::Held { Disposition::Held } else { Disposition::Rejected };
     // each version judges held records again
     if reject.verdict != Disposition::Held && reject.verdict != expected {
-        let detail = format!("verdict: is {}, the record at {place} is {expected}", reject.verdict);
+        let detail = format!("disposition: the reject has {}, the record at {place} gives {expected}", reject.verdict);
         found.differs("reject_changed", format!("reject {}", reject.id), detail);
     } else if reject.verdict == expected && reject.cause != refusal.cause {
-        let detail = format!("cause: is {}, this version says {}; another version may have judged so", reject.cause, refusal.cause);
+        let detail =
+            format!("cause: the reject has {}, this version gives {}; another version may have set it", reject.cause, refusal.cause);
         found.joint.remarks.push(Difference { kind: "reject_cause".into(), id: format!("reject {}", reject.id), detail });
     }
 }
 
 /// Checks a row by itself: its digest matches its columns, and its batch is from the log and covers its record.
-fn row_alone(topic: Topic, row: &KeptEvent, found: &mut Found) {
+fn row_alone(topic: Topic, row: &KeptEvent, found: &mut DeepFindings) {
     match &row.event {
         Ok(event) if event.digest().as_slice() == row.digest => {}
-        Ok(_) => found.differs("digest_differs", row.id(topic), "its columns do not give the digest under which it was accepted"),
+        Ok(_) => found.differs("digest_differs", row.id(topic), "its columns do not match the digest under which it was accepted"),
         Err(why) => found.differs("event_unreadable", row.id(topic), why),
     }
     let Some(batch) = &row.batch else {
-        return found.differs("event_without_its_batch", row.id(topic), format!("names batch {}, which is not there", row.batch_id));
+        return found.differs("event_without_its_batch", row.id(topic), format!("it names batch {}, which does not exist", row.batch_id));
     };
     let of_the_topic = batch.topic.as_deref() == Some(topic.name());
     let inside =

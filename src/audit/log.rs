@@ -15,7 +15,7 @@ pub(super) async fn compare(audit: &Audit, books: &LedgerBooks) -> anyhow::Resul
     joint.number("conflicts", sum(|books| books.conflicts));
     joint.number("rejects", sum(|books| books.rejects));
     joint.number("held", sum(|books| books.held));
-    joint.differences = books.differences.iter().filter(|difference| !vendor::is_ours(&difference.kind)).cloned().collect();
+    joint.differences = books.differences.iter().filter(|difference| !vendor::is_vendor_kind(&difference.kind)).cloned().collect();
     let mut waiting = 0;
     for partition in &books.partitions {
         waiting += end(audit, partition, &mut joint).await?;
@@ -30,7 +30,7 @@ async fn end(audit: &Audit, books: &PartitionBooks, joint: &mut Joint) -> anyhow
     let (start, end) = audit.log.watermarks(books.partition).await?;
     let id = books.partition.to_string();
     if books.next_offset > end || books.next_offset < start {
-        let detail = format!("the ledger stands at {}, the log holds {start} to {end}", books.next_offset);
+        let detail = format!("the ledger's position is {}, the log has offsets {start} to {end}", books.next_offset);
         joint.differences.push(Difference { kind: "position_outside_the_log".into(), id, detail });
         return Ok(0);
     }
@@ -38,7 +38,7 @@ async fn end(audit: &Audit, books: &PartitionBooks, joint: &mut Joint) -> anyhow
         let there = audit.log.read(books.partition, last.offset, 1).await?;
         let same = there.first().is_some_and(|record| record.offset == last.offset && fingerprint(&record.message) == last.fingerprint);
         if !same {
-            let detail = format!("the record at offset {} is not the one that was read", last.offset);
+            let detail = format!("the record at offset {} is not the one that the ledger has read", last.offset);
             joint.differences.push(Difference { kind: "another_record".into(), id, detail });
         }
     }

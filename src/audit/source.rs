@@ -59,7 +59,7 @@ pub(super) async fn compare(audit: &Audit) -> anyhow::Result<Joint> {
         return Ok(joint);
     };
     let Some(source) = audit.ledger.run(async |conn| sources::get(conn, *deployment).await).await? else {
-        let detail = "the ledger has not been introduced to this deployment: no collector pass yet".to_owned();
+        let detail = "the ledger does not know this deployment: no collector has registered it yet".to_owned();
         joint.differences.push(Difference { kind: "source_unknown".into(), id: deployment.to_string(), detail });
         return Ok(joint);
     };
@@ -107,8 +107,8 @@ pub(super) fn event_ids(id: &Uuid) -> [String; 2] {
 
 impl<'a> Sides<'a> {
     async fn open(ledger: &'a Ledger, database: &Database, source: Source) -> anyhow::Result<Self> {
-        let mut reader = database.connect().await.context("coderd's database")?;
-        let catalog = reader.catalog().await.context("coderd's database")?;
+        let mut reader = database.connect().await.context("reading coderd's database")?;
+        let catalog = reader.catalog().await.context("reading coderd's database")?;
         Ok(Sides { ledger, source, reader, catalog, passed: HashSet::new() })
     }
 
@@ -116,7 +116,7 @@ impl<'a> Sides<'a> {
     /// identity can be compared only while the source is not bound.
     async fn identify(&mut self) -> anyhow::Result<()> {
         let source_id = self.source.deployment_id;
-        let facts = self.reader.identity_facts().await.context("coderd's database")?;
+        let facts = self.reader.identity_facts().await.context("reading coderd's database")?;
         if let Some(refusal) = self.ledger.run(async |conn| identity::refusal_of(conn, source_id, (&facts).into()).await).await? {
             return Err(refusal.into());
         }
@@ -170,21 +170,27 @@ impl<'a> Sides<'a> {
             after = last.job_id;
             let ids: Vec<Uuid> = keys.iter().filter(|key| !self.is_in_baseline(key)).filter_map(|key| key.build_id).collect();
             seen += ids.len();
-            let here = self.ledger_digests(&ids).await?;
-            let there = self.source_digests(&ids).await?;
-            self.confirm_builds(&here, &there).await?;
-            let differs = |id: &Uuid| there.get(id).is_some_and(|there| there.as_ref() != Some(here.get(id).unwrap_or(&NOTHING)));
+            let in_ledger = self.ledger_digests(&ids).await?;
+            let in_source = self.source_digests(&ids).await?;
+            self.confirm_builds(&in_ledger, &in_source).await?;
+            let differs =
+                |id: &Uuid| in_source.get(id).is_some_and(|in_source| in_source.as_ref() != Some(in_ledger.get(id).unwrap_or(&NOTHING)));
             suspects.builds.extend(ids.into_iter().filter(differs));
         }
     }
 
     /// Confirms the events that are equal in coderd.
-    async fn confirm_builds(&self, here: &HashMap<Uuid, BuildDigests>, there: &HashMap<Uuid, Option<BuildDigests>>) -> anyhow::Result<()> {
+    async fn confirm_builds(
+        &self,
+        in_ledger: &HashMap<Uuid, BuildDigests>,
+        in_source: &HashMap<Uuid, Option<BuildDigests>>,
+    ) -> anyhow::Result<()> {
         let equal = |at: usize| -> Vec<String> {
-            let same = |(id, here): &(&Uuid, &BuildDigests)| {
-                here[at].is_some() && there.get(id).is_some_and(|there| there.is_some_and(|there| there[at] == here[at]))
+            let same = |(id, in_ledger): &(&Uuid, &BuildDigests)| {
+                in_ledger[at].is_some()
+                    && in_source.get(id).is_some_and(|in_source| in_source.is_some_and(|in_source| in_source[at] == in_ledger[at]))
             };
-            here.iter().filter(same).map(|(id, _)| id.to_string()).collect()
+            in_ledger.iter().filter(same).map(|(id, _)| id.to_string()).collect()
         };
         self.ledger
             .run(async |conn| confirmed::record(conn, Topic::WorkspaceBuilds, self.source.id, &equal(0), self.ledger.clock.now()).await)
@@ -203,8 +209,8 @@ impl<'a> Sides<'a> {
             let Some(last) = ids.last() else { return Ok(seen) };
             after = *last;
             seen += ids.len();
-            let there: HashSet<Uuid> = self.reader.builds(&self.catalog, &ids).await?.into_iter().map(|row| row.build_id).collect();
-            let gone: Vec<Uuid> = ids.into_iter().filter(|id| !there.contains(id)).collect();
+            let in_source: HashSet<Uuid> = self.reader.builds(&self.catalog, &ids).await?.into_iter().map(|row| row.build_id).collect();
+            let gone: Vec<Uuid> = ids.into_iter().filter(|id| !in_source.contains(id)).collect();
             let confirmed = self.ledger.run(async |conn| confirmed::builds(conn, self.source.id, &gone).await).await?;
             for id in gone {
                 match confirmed.get(&id) {
@@ -223,15 +229,16 @@ impl<'a> Sides<'a> {
             after = last.id.clone();
             seen += keys.len();
             let ids: Vec<String> = keys.into_iter().map(|key| key.id).collect();
-            let here = self.ledger.run(async |conn| known::usage(conn, self.source.id, &ids).await).await?;
-            let there = self.source_usage_digests(&ids).await?;
-            let same = |(id, here): &(&String, &Digest)| matches!(there.get(*id), Some(Ok(there)) if there == *here);
-            let equal: Vec<String> = here.iter().filter(same).map(|(id, _)| id.clone()).collect();
+            let in_ledger = self.ledger.run(async |conn| known::usage(conn, self.source.id, &ids).await).await?;
+            let in_source = self.source_usage_digests(&ids).await?;
+            let same = |(id, in_ledger): &(&String, &Digest)| matches!(in_source.get(*id), Some(Ok(in_source)) if in_source == *in_ledger);
+            let equal: Vec<String> = in_ledger.iter().filter(same).map(|(id, _)| id.clone()).collect();
             self.ledger
                 .run(async |conn| confirmed::record(conn, Topic::AgentUsage, self.source.id, &equal, self.ledger.clock.now()).await)
                 .await?;
             suspects.usage.extend(
-                ids.into_iter().filter(|id| there.get(id).is_some_and(|digest| digest.is_err() || digest.as_ref().ok() != here.get(id))),
+                ids.into_iter()
+                    .filter(|id| in_source.get(id).is_some_and(|digest| digest.is_err() || digest.as_ref().ok() != in_ledger.get(id))),
             );
         }
     }
@@ -243,8 +250,8 @@ impl<'a> Sides<'a> {
             let Some(last) = ids.last() else { return Ok(seen) };
             after = last.clone();
             seen += ids.len();
-            let there: HashSet<String> = self.reader.usage(&ids).await?.into_iter().map(|row| row.id).collect();
-            suspects.usage.extend(ids.into_iter().filter(|id| !there.contains(id)));
+            let in_source: HashSet<String> = self.reader.usage(&ids).await?.into_iter().map(|row| row.id).collect();
+            suspects.usage.extend(ids.into_iter().filter(|id| !in_source.contains(id)));
         }
     }
 

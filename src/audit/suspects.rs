@@ -14,18 +14,18 @@ const PAGE: usize = 2_000;
 /// The most builds and claims in the list that coderd no longer has; all are counted.
 const GONE_LISTED: i64 = 20;
 
-const GONE: &str = "coderd had it and has removed it since; it stays counted";
-/// Without stages, the first build of the workspace shows that the second one is a claim.
-const NO_LONGER_A_CLAIM: &str = "coderd has the build, but not the first build of its workspace, by which it was a claim; it stays counted";
-const NEVER_THERE: &str = "coderd does not have it, the ledger does, and coderd was never seen to have it";
+const GONE: &str = "coderd had it and has since removed it; it remains counted";
+/// Without stages, the first build of a workspace shows that the second one is a claim.
+const NO_LONGER_A_CLAIM: &str =
+    "coderd has the build, but no longer the first build of its workspace, which made it a claim; it remains counted";
+const NEVER_THERE: &str = "the ledger has it, coderd does not, and coderd is not known to have ever had it";
 /// coderd never deletes usage.
 const USAGE_GONE: &str =
-    "coderd had it and does not have it any more: if coderd's database was restored, run `tallyline recover plan --lost coderd`";
+    "coderd had it and no longer has it: if coderd's database was restored, run `tallyline recover plan --lost coderd`";
 /// For usage that `tallyline recover` has recorded as lost.
 const LOST: &str = "coderd lost it when its database was restored to an earlier time";
 /// The same, if its id was used again.
-const USED_AGAIN: &str =
-    "coderd lost it when its database was restored to an earlier time, and has used its id again: the accepted event remains";
+const REUSED: &str = "coderd lost it when its database was restored to an earlier time, and has reused its id: the accepted event remains";
 
 /// Facts about one suspect, without its digest.
 struct Suspect<'a> {
@@ -41,7 +41,7 @@ struct Suspect<'a> {
 }
 
 /// Facts about a page of suspects.
-struct Known {
+struct SuspectFacts {
     refused: HashMap<String, RefusedState>,
     lost: HashSet<String>,
 }
@@ -57,12 +57,12 @@ impl Sides<'_> {
         Ok(())
     }
 
-    async fn known(&self, ids: &[String]) -> anyhow::Result<Known> {
+    async fn known(&self, ids: &[String]) -> anyhow::Result<SuspectFacts> {
         let refused = self.ledger.run(async |conn| known::refused_states(conn, self.source.deployment_id, ids).await).await?;
-        Ok(Known { refused, lost: self.ledger.run(async |conn| losses::lost_ids(conn, self.source.id, ids).await).await? })
+        Ok(SuspectFacts { refused, lost: self.ledger.run(async |conn| losses::lost_ids(conn, self.source.id, ids).await).await? })
     }
 
-    fn suspect<'a>(&self, id: &'a str, is_confirmed: bool, known: &'a Known) -> Suspect<'a> {
+    fn suspect<'a>(&self, id: &'a str, is_confirmed: bool, known: &'a SuspectFacts) -> Suspect<'a> {
         let (is_lost, refused) = (known.lost.contains(id), known.refused.get(id));
         Suspect { id, is_confirmed, is_lost, refused, passed_before: self.passed.contains(id) }
     }
@@ -72,14 +72,14 @@ impl Sides<'_> {
         let ids: Vec<Uuid> = suspects.iter().copied().collect();
         for ids in ids.chunks(PAGE) {
             let known = self.known(&ids.iter().flat_map(event_ids).collect::<Vec<_>>()).await?;
-            let here = self.ledger_digests(ids).await?;
-            let there = self.source_digests(ids).await?;
+            let in_ledger = self.ledger_digests(ids).await?;
+            let in_source = self.source_digests(ids).await?;
             let confirmed = self.ledger.run(async |conn| confirmed::builds(conn, self.source.id, ids).await).await?;
             for id in ids {
                 for (at, name) in event_ids(id).iter().enumerate() {
-                    let here = here.get(id).and_then(|here| here[at]);
+                    let in_ledger = in_ledger.get(id).and_then(|in_ledger| in_ledger[at]);
                     let is_confirmed = confirmed.get(id).is_some_and(|events| events[at] == Some(true));
-                    joint.judge_build(&self.suspect(name, is_confirmed, &known), at, here, there.get(id).copied());
+                    joint.judge_build(&self.suspect(name, is_confirmed, &known), at, in_ledger, in_source.get(id).copied());
                 }
             }
         }
@@ -92,15 +92,15 @@ impl Sides<'_> {
         let mut recent = 0;
         for ids in ids.chunks(PAGE) {
             let known = self.known(ids).await?;
-            let here = self.ledger.run(async |conn| known::usage(conn, self.source.id, ids).await).await?;
-            let there = self.source_usage_digests(ids).await?;
+            let in_ledger = self.ledger.run(async |conn| known::usage(conn, self.source.id, ids).await).await?;
+            let in_source = self.source_usage_digests(ids).await?;
             let confirmed = self.ledger.run(async |conn| confirmed::usage(conn, self.source.id, ids).await).await?;
             let (mut differs, mut counted) = (Vec::new(), Vec::new());
             for id in ids {
                 let before = joint.differences.len();
                 let is_confirmed = confirmed.contains(id);
-                joint.judge_usage(&self.suspect(id, is_confirmed, &known), here.get(id), there.get(id));
-                let Some(new) = joint.differences[before..].first().filter(|_| here.contains_key(id)) else { continue };
+                joint.judge_usage(&self.suspect(id, is_confirmed, &known), in_ledger.get(id), in_source.get(id));
+                let Some(new) = joint.differences[before..].first().filter(|_| in_ledger.contains_key(id)) else { continue };
                 differs.push((new.id.clone(), new.detail.clone()));
                 // No operation sends usage that coderd was never seen to have: it holds itself only.
                 if is_confirmed || new.kind != "not_in_source" {
@@ -116,15 +116,15 @@ impl Sides<'_> {
 }
 
 impl Joint {
-    /// Judges one event of a build. `here` is its digest in the ledger. `there` is None if coderd does not have the build, and `Some(None)`
+    /// Judges one event of a build. `in_ledger` is its digest in the ledger. `in_source` is None if coderd does not have the build, and `Some(None)`
     /// if this version cannot read its row.
-    fn judge_build(&mut self, suspect: &Suspect<'_>, at: usize, here: Option<Digest>, there: Option<Option<BuildDigests>>) {
+    fn judge_build(&mut self, suspect: &Suspect<'_>, at: usize, in_ledger: Option<Digest>, in_source: Option<Option<BuildDigests>>) {
         let id = suspect.id;
-        match (here, there.map(|there| there.map(|there| there[at]))) {
+        match (in_ledger, in_source.map(|in_source| in_source.map(|in_source| in_source[at]))) {
             (None, None | Some(Some(None))) => {}
-            (Some(here), Some(Some(Some(there)))) if here == there => {}
+            (Some(in_ledger), Some(Some(Some(in_source)))) if in_ledger == in_source => {}
             (Some(_), Some(Some(Some(_)))) => {
-                self.remarks.push(difference("source_changed", id, "coderd has rewritten the row since it was accepted"));
+                self.remarks.push(difference("source_changed", id, "coderd has changed the row since it was accepted"));
             }
             (_, Some(None)) if at > 0 => {}
             (_, Some(None)) => self.open.push(difference("unreadable", id, "this version cannot read coderd's row")),
@@ -138,18 +138,18 @@ impl Joint {
     }
 
     /// Judges one usage event. coderd never rewrites the fields of its digest and never deletes its row.
-    fn judge_usage(&mut self, suspect: &Suspect<'_>, here: Option<&Digest>, there: Option<&Result<Digest, ParseError>>) {
+    fn judge_usage(&mut self, suspect: &Suspect<'_>, in_ledger: Option<&Digest>, in_source: Option<&Result<Digest, ParseError>>) {
         let id = suspect.id;
-        match (here, there) {
-            (Some(here), Some(Ok(there))) if here == there => {}
+        match (in_ledger, in_source) {
+            (Some(in_ledger), Some(Ok(in_source))) if in_ledger == in_source => {}
             // coderd's row never was a valid event, and the accepted event was resubmitted from the rejects
             (Some(_), Some(Err(_))) if suspect.refused.is_some_and(|refused| refused.passed) => {
-                let detail = "coderd's row is not an event; an operator has passed a mended one through the log";
+                let detail = "coderd's row is not a valid event; an operator has resubmitted a corrected one";
                 self.remarks.push(difference("mended", id, detail));
             }
-            (Some(_), Some(_)) if suspect.is_lost => self.remarks.push(difference("source_changed", id, USED_AGAIN)),
-            (Some(_), Some(_)) => self.differences.push(difference("differs", id, "coderd's row does not say what was accepted")),
-            (None, Some(there)) => self.not_accepted(suspect, matches!(there, Err(ParseError::UnknownEventType(_)))),
+            (Some(_), Some(_)) if suspect.is_lost => self.remarks.push(difference("source_changed", id, REUSED)),
+            (Some(_), Some(_)) => self.differences.push(difference("differs", id, "coderd's row differs from the accepted event")),
+            (None, Some(in_source)) => self.not_accepted(suspect, matches!(in_source, Err(ParseError::UnknownEventType(_)))),
             (Some(_), None) if suspect.is_lost => self.gone(id, LOST),
             (Some(_), None) if suspect.is_confirmed => self.differences.push(difference("not_in_source", id, USAGE_GONE)),
             (Some(_), None) => self.differences.push(difference("not_in_source", id, NEVER_THERE)),
@@ -180,17 +180,17 @@ impl Joint {
         match suspect.refused.map(|refused| refused.state) {
             None => self.differences.push(difference("missing", id, "coderd has it, the ledger does not")),
             Some(RejectState::Open) if unknown_type => {
-                self.open.push(difference("held", id, "the ledger holds the row raw, for a version that knows its type"));
+                self.open.push(difference("held", id, "the ledger holds the row for a version that knows its type"));
             }
             Some(RejectState::Open) => self.open.push(difference("rejected", id, "the ledger has it among its rejects")),
             Some(RejectState::Discarded) => {
-                self.remarks.push(difference("discarded", id, "the ledger refused it, and an operator has discarded it"))
+                self.remarks.push(difference("discarded", id, "the ledger refused it, and an operator discarded it"))
             }
             Some(_) if !suspect.passed_before => {
-                self.open.push(difference("resubmitted", id, "it went through the log again from the rejects just now"));
+                self.open.push(difference("resubmitted", id, "it was resubmitted from the rejects during this audit"));
             }
             Some(_) => {
-                let detail = "it went through the log again from the rejects, and the ledger does not have it";
+                let detail = "it was resubmitted from the rejects, but the ledger does not have it";
                 self.differences.push(difference("resubmitted", id, detail));
             }
         }
@@ -200,9 +200,9 @@ impl Joint {
     /// the first pass all of them may be in flight.
     pub(super) fn drop_unsettled(&mut self) -> usize {
         let unread = self.numbers.get(READ_AGAIN) == Some(&0);
-        let awaits = |kind: &str| kind == "source_unknown" || unread && matches!(kind, "missing" | "resubmitted");
+        let is_unsettled = |kind: &str| kind == "source_unknown" || unread && matches!(kind, "missing" | "resubmitted");
         let found = self.differences.len();
-        self.differences.retain(|difference| !awaits(&difference.kind));
+        self.differences.retain(|difference| !is_unsettled(&difference.kind));
         found - self.differences.len()
     }
 }
@@ -226,13 +226,13 @@ mod tests {
     }
 
     #[test]
-    fn what_goes_through_the_log_again_while_the_audit_reads_is_on_its_way() {
+    fn a_record_resubmitted_during_the_audit_is_in_flight() {
         let found = |passed_before, read_again| {
             let mut joint = joint(passed_before, read_again);
-            let awaits = joint.drop_unsettled();
-            (joint.differences.len(), joint.open.len(), awaits)
+            let unsettled = joint.drop_unsettled();
+            (joint.differences.len(), joint.open.len(), unsettled)
         };
-        assert_eq!(found(false, 1), (0, 1, 0), "just now");
+        assert_eq!(found(false, 1), (0, 1, 0), "resubmitted during the audit");
         assert_eq!(found(true, 1), (1, 0, 0), "lost");
         assert_eq!(found(true, 0), (0, 0, 1), "the log may not have been read since: consuming may be paused");
     }
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_pass_can_bring_is_found_beside_what_is_on_its_way() {
+    fn a_difference_remains_beside_rows_in_flight() {
         let mut joint = joint(true, 0);
         joint.differences.push(difference("not_in_source", "b", ""));
         assert_eq!(joint.drop_unsettled(), 1);

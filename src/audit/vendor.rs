@@ -17,6 +17,6 @@ pub(super) fn compare(books: &LedgerBooks) -> Joint {
     joint
 }
 
-pub(super) fn is_ours(kind: &str) -> bool {
+pub(super) fn is_vendor_kind(kind: &str) -> bool {
     KINDS.contains(&kind)
 }

@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::output::{or_dash, time};
 use super::via::{Change, Query};
 use super::{Context, Exit, Failure, columns};
-use crate::ledger::FORGOTTEN;
+use crate::ledger::Recovering;
 use crate::operations::recover::{CoderdEffect, KafkaEffect, LedgerEffect, RecoverEffect, RecoverExecution, RecoverPlan, RecoverRequest};
 
 /// Recover from a loss.
@@ -115,7 +115,7 @@ fn ledger(effect: &LedgerEffect) -> String {
         text += "A series whose template, organization or preset was renamed since the backup may be lower than it was, and another one higher.\n";
     }
     let to_do = "look at `tallyline acts`, and set again what has to hold: pauses before processes are started";
-    text + &format!("{FORGOTTEN}; {to_do}.\n")
+    text + &format!("{}; {to_do}.\n", Recovering::LOST_ACTS)
         + "Until it has caught up as another incarnation, no domain series are shown and nothing is published.\n"
 }
 

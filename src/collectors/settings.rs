@@ -8,8 +8,9 @@ use uuid::Uuid;
 use super::standing::Standing;
 use super::telemetry::CollectorTelemetry;
 use crate::coderd::CoderdError;
-use crate::ledger::{IdentityRefusal, LeaseError, NO_SIGNING_KEY, Paused, Retirement, StatementError};
+use crate::ledger::{IdentityRefusal, LeaseError, NO_SIGNING_KEY, Retirement, StatementError};
 use crate::log::{AppendError, LogError};
+use crate::pauses::Paused;
 
 /// Settings of one source's collector.
 #[derive(Clone, Debug)]

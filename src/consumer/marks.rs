@@ -13,11 +13,11 @@ pub async fn mark_ahead(log: &Log, ledger: &Ledger, group: &str) -> anyhow::Resu
     let marks = log.marks(group).await?;
     let marks: Vec<(PartitionGenerations, Mark)> =
         marks.into_iter().filter_map(|mark| Some((PartitionGenerations::of_signature(&mark.signature)?, mark))).collect();
-    let marked: Vec<Uuid> = marks.iter().map(|(lives, _)| lives.incarnation).collect();
+    let marked: Vec<Uuid> = marks.iter().map(|(generations, _)| generations.incarnation).collect();
     let mut furthest = None;
-    for (lives, mark) in marks {
+    for (generations, mark) in marks {
         let Mark { partition, next_offset, .. } = mark;
-        let restored = |read_until| RestoreEvidence::Position { lives, partition, next_offset, read_until, marked: marked.clone() };
+        let restored = |read_until| RestoreEvidence::Position { generations, partition, next_offset, read_until, marked: marked.clone() };
         if ledger.run(async |conn| restored::is_restored(conn, &restored(None)).await).await? {
             let read_until = read_until(log, &mark).await;
             if furthest.as_ref().is_none_or(|(until, _)| *until < read_until) {

@@ -13,7 +13,7 @@ use super::parts::Part;
 use super::{PositionFault, arrival, verify};
 use crate::event::{Event, TopicPartition};
 use crate::ledger::{
-    Arrival, Chain, Counts, Foreseen, Ledger, RecordError, ReplayRange, StatementError, cutover, generations, preview, record,
+    Arrival, Chain, Counts, Ledger, PlannedEvents, RecordError, ReplayRange, StatementError, cutover, generations, preview, record,
 };
 use crate::log::{Log, LogError};
 
@@ -99,7 +99,7 @@ impl Replay {
         progress: impl Fn(u64) + Send,
         stop: &CancellationToken,
     ) -> Result<Vec<ForeseenRange>, ReplayError> {
-        let mut foreseen = Foreseen::default();
+        let mut planned = PlannedEvents::default();
         let mut found = Vec::with_capacity(ranges.len());
         for range in ranges {
             let (mut reading, mut counts, mut new_refused) = (*range, Counts::default(), 0);
@@ -110,7 +110,7 @@ impl Replay {
                 reading.next_offset = next_offset;
                 let foresight = self
                     .ledger
-                    .run(async |conn| preview::batch(conn, range, &mut arrivals, &mut foreseen, self.ledger.clock.now()).await)
+                    .run(async |conn| preview::batch(conn, range, &mut arrivals, &mut planned, self.ledger.clock.now()).await)
                     .await?;
                 foresight.new.iter().filter_map(|index| arrivals[*index].event.as_ref().ok()).for_each(&mut new);
                 counts = counts + foresight.counts;

@@ -8,8 +8,9 @@ use tracing::{error, warn};
 
 use super::{ConsumerTelemetry, Progress};
 use crate::event::TopicPartition;
-use crate::ledger::{Ledger, Paused};
+use crate::ledger::Ledger;
 use crate::log::Log;
+use crate::pauses::Paused;
 
 /// How long records may wait while their partition does not move, unless the pipeline sets another value.
 const STALL: Duration = Duration::from_secs(60);

@@ -11,8 +11,8 @@ pub async fn incomplete(ledger: &Ledger, range: &UsageRange) -> Result<Option<St
         return Ok(Some(recovery(&recovering)));
     }
     for source in ledger.run(sources::list).await? {
-        let asked = range.source.is_none_or(|deployment| deployment == source.deployment_id);
-        if asked && !source.retired {
+        let is_in_range = range.source.is_none_or(|deployment| deployment == source.deployment_id);
+        if is_in_range && !source.retired {
             let completeness = ledger.run(async |conn| exports::completeness(conn, source.id).await).await?;
             if let Some(reason) = shortfall(&completeness, range.to) {
                 return Ok(Some(format!("deployment {} {reason}", source.deployment_id)));
@@ -31,7 +31,7 @@ pub async fn incomplete_as_of(ledger: &Ledger, range: &UsageRange) -> Result<Opt
     let later = ledger.run(async |conn| exports::later_usage(conn, range).await).await?;
     Ok(later.map(|LaterUsage { deployment_id, sequence }| {
         let as_of = range.as_of;
-        format!("deployment {deployment_id} has usage of the range that was recorded after sequence {as_of}, up to sequence {sequence}")
+        format!("deployment {deployment_id} has usage in the range that was recorded after sequence {as_of}, up to sequence {sequence}")
     }))
 }
 
@@ -51,16 +51,16 @@ fn shortfall(completeness: &UsageCompleteness, to: DateTime<Utc>) -> Option<Stri
         (Some(until), _) if until >= to => {
             // coderd writes the row of an hour minutes to days after that hour
             let missing = runtime_complete_until.filter(|until| *until < to)?;
-            Some(format!("has agent runtime that is complete until {}, and the range ends at {}", text(missing), text(to)))
+            Some(format!("has agent runtime complete only until {}, but the range ends at {}", text(missing), text(to)))
         }
         (_, None) => Some("was not read by a collector yet".to_owned()),
         (until, Some(false)) => Some(format!(
-            "cannot tell until when it is complete: a hot standby cannot, nor can a role that does not see all transactions{}",
-            until.map_or(String::new(), |until| format!("; it is known to be complete until {}", text(until)))
+            "does not report completeness: its database is a hot standby, or the role cannot see all transactions{}",
+            until.map_or(String::new(), |until| format!("; it is complete at least until {}", text(until)))
         )),
         (until, Some(true)) => {
-            let until = until.map_or("no instant yet".to_owned(), text);
-            Some(format!("is complete until {until}, and the range ends at {}", text(to)))
+            let until = until.map_or("an unknown instant".to_owned(), text);
+            Some(format!("is complete only until {until}, but the range ends at {}", text(to)))
         }
     }
 }
@@ -89,13 +89,13 @@ mod tests {
     #[test]
     fn a_range_is_complete_up_to_the_instant_itself() {
         assert_eq!(of(Some(20), Some(true)), None);
-        assert_eq!(of(Some(21), Some(false)), None, "what was complete stays so");
+        assert_eq!(of(Some(21), Some(false)), None, "a complete range remains complete");
         let short = of(Some(19), Some(true)).expect("a reason");
-        assert!(short.contains("complete until 2026-11-19T00:00:00Z") && short.contains("ends at 2026-11-20T00:00:00Z"), "{short}");
+        assert!(short.contains("complete only until 2026-11-19T00:00:00Z") && short.contains("ends at 2026-11-20T00:00:00Z"), "{short}");
     }
 
     #[test]
-    fn agent_runtime_is_complete_as_well_where_there_is_any() {
+    fn agent_runtime_must_be_complete_if_there_is_any() {
         assert_eq!(with_runtime(Some(21), Some(20), Some(true)), None);
         let short = with_runtime(Some(21), Some(19), Some(true)).expect("a reason");
         assert!(short.contains("agent runtime") && short.contains("until 2026-11-19T00:00:00Z"), "{short}");
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn a_source_that_cannot_tell_is_named_as_one() {
+    fn a_source_without_completeness_is_named() {
         for until in [None, Some(19)] {
             assert!(of(until, Some(false)).expect("a reason").contains("hot standby"));
         }

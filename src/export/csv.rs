@@ -14,7 +14,7 @@ mod tests {
     use super::text;
 
     #[test]
-    fn a_formula_becomes_text_and_can_be_had_back() {
+    fn a_formula_becomes_text_and_can_be_restored() {
         for formula in ["=1+1", "+1", "-1", "@a", "\t=1", "\r=1", "\n=1", "'=1"] {
             assert_eq!(text(formula).strip_prefix('\''), Some(formula));
         }

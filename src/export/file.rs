@@ -51,7 +51,7 @@ impl ExportFile {
     }
 
     fn replace(path: PathBuf) -> io::Result<ExportFile> {
-        let name = path.file_name().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "names no file"))?;
+        let name = path.file_name().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the path has no file name"))?;
         let prefix = format!(".{}.", name.to_string_lossy());
         let mode = Permissions::from_mode(MODE);
         let file = tempfile::Builder::new().prefix(&prefix).suffix(".part").permissions(mode).tempfile_in(folder(&path))?;
@@ -85,7 +85,7 @@ fn end_of_link(path: &Path) -> io::Result<PathBuf> {
         }
         end = folder(&end).canonicalize()?.join(fs::read_link(&end)?);
     }
-    Err(io::Error::other("too many links"))
+    Err(io::Error::other("the path has more than 40 symbolic links"))
 }
 
 impl Write for ExportFile {
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn a_regular_file_is_there_whole_or_not_at_all() {
+    fn a_regular_file_is_replaced_as_a_whole() {
         let folder = TempDir::new().expect("a folder");
         let path = folder.path().join("usage.csv");
         fs::write(&path, "old").expect("written");

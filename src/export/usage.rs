@@ -91,7 +91,7 @@ pub async fn export_usage(ledger: &Ledger, range: &UsageRange, writer: impl Writ
             .context("reading usage from the ledger")?;
         for row in &page {
             csv.write_record(fields(row))?;
-            let quantity: u128 = row.quantity.parse().with_context(|| format!("the quantity of {}", row.event_id))?;
+            let quantity: u128 = row.quantity.parse().with_context(|| format!("parsing the quantity of {}", row.event_id))?;
             let deployments = types.entry(row.event_type).or_default();
             let (events, total) = deployments.entry(row.deployment_id).or_default();
             *events += 1;

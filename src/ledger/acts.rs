@@ -125,9 +125,9 @@ pub(super) async fn insert(tx: &mut PgConnection, act: &NewAct<'_>, now: DateTim
         Subject::Reject(id) => (None, Some(id)),
     };
     sqlx::query_scalar(
-        "with taken as (insert into batch (kind, recorded_at) values ('operator', $1) returning id)
+        "with added as (insert into batch (kind, recorded_at) values ('operator', $1) returning id)
          insert into operator_act (batch_id, acted_at, actor, act, subject, reject_id, reason, detail)
-         select taken.id, $1, $2, $3, $4, $5, $6, $7 from taken returning id",
+         select added.id, $1, $2, $3, $4, $5, $6, $7 from added returning id",
     )
     .bind(now)
     .bind(act.actor)

@@ -93,19 +93,19 @@ impl std::ops::Add for Counts {
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
     /// Another consumer has the partition lease, or the position is not the expected one.
-    #[error("{0} has been taken by another consumer")]
+    #[error("partition {0}: another consumer has taken its lease")]
     Fenced(TopicPartition),
     /// PostgreSQL refuses the data itself.
     #[error("the ledger refuses the data: {}", crate::cause::text(.0))]
     Refused(#[source] sqlx::Error),
     /// The ledger took too long; a smaller batch may succeed.
-    #[error("the ledger is too slow for the batch: {}", crate::cause::text(.0))]
+    #[error("the ledger did not record the batch in time: {}", crate::cause::text(.0))]
     Slow(#[source] sqlx::Error),
     /// A retry may succeed.
-    #[error("the ledger cannot be written: {}", crate::cause::text(.0))]
+    #[error("the ledger is not writable: {}", crate::cause::text(.0))]
     Unavailable(#[source] sqlx::Error),
     /// A retry cannot succeed.
-    #[error("the ledger does not fit this version: {}", crate::cause::text(.0))]
+    #[error("the ledger does not match this version: {}", crate::cause::text(.0))]
     Unfit(#[source] sqlx::Error),
 }
 

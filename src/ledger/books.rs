@@ -208,7 +208,7 @@ const CHECKS: [(&str, &str); 9] = [
     ),
     (
         "event_without_its_batch",
-        "select id, 'names batch ' || batch_id || ', which is not there' from (
+        "select id, 'names batch ' || batch_id || ', which does not exist' from (
              select batch_id, build_id::text as id from workspace_build union all select batch_id, build_id::text from prebuild_claim
              union all select batch_id, id from usage_event) as events
          where not exists (select from batch where batch.id = events.batch_id) limit $1",
@@ -222,8 +222,8 @@ const CHECKS: [(&str, &str); 9] = [
     // The partition is read beyond the place, or its generation has ended. The record must be an accepted event or a reject.
     (
         "passed_and_gone",
-        "select coalesce(event_id, 'reject ' || id), 'reject ' || id || ' is ' || state || ' and went through the log again to ' || topic || '/'
-                 || partition || '@' || log_offset || ': nothing came of it; `tallyline rejects resubmit --force` does it again'
+        "select coalesce(event_id, 'reject ' || id), 'reject ' || id || ' is ' || state || ' and was appended again at ' || topic || '/'
+                 || partition || '@' || log_offset || ', but the ledger has no event or reject from there; run `tallyline rejects resubmit --force`'
          from (select r.id, r.state, r.passed_topic as topic, r.passed_partition as partition, r.passed_generation as generation,
                    r.passed_offset as log_offset, coalesce(a.detail->>'event_id', r.event_id) as event_id,
                    coalesce((a.detail->>'deployment_id')::uuid, r.deployment_id) as deployment_id
@@ -266,6 +266,6 @@ const CHECKS: [(&str, &str); 9] = [
              union all
              select event_id, state from publication p where state not in ('published', 'refused') and exists (select from publication_attempt a
                  where a.source_id = p.source_id and a.event_id = p.event_id and a.verdict in ('accepted', 'refused')))
-         select event_id, 'is ' || state || ', but no recorded answer says so' from found limit $1",
+         select event_id, 'state is ' || state || ', but no recorded answer has this verdict' from found limit $1",
     ),
 ];

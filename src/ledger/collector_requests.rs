@@ -24,9 +24,9 @@ pub struct SweepRequest {
 /// Asks the source's collector to fetch the rows of these event ids in its next pass. Returns the number of new requests. That pass
 /// ends a request, whether or not coderd has the row.
 pub async fn add_fetch(conn: &mut PgConnection, source_id: i16, event_ids: &[String]) -> Result<u64, sqlx::Error> {
-    let asked = sqlx::query(
+    let inserted = sqlx::query(
         "insert into fetch_request (source_id, event_id, requested_at)
-         select $1, event_id, clock_timestamp() from (select distinct unnest($2::text[]) as event_id) as asked order by event_id
+         select $1, event_id, clock_timestamp() from (select distinct unnest($2::text[]) as event_id) as requested order by event_id
          limit greatest(0, $3 - (select count(*) from fetch_request where source_id = $1))
          on conflict on constraint fetch_request_is_unique do nothing",
     )
@@ -35,7 +35,7 @@ pub async fn add_fetch(conn: &mut PgConnection, source_id: i16, event_ids: &[Str
     .bind(KEPT)
     .execute(conn)
     .await?;
-    Ok(asked.rows_affected())
+    Ok(inserted.rows_affected())
 }
 
 /// A page of the event ids that the source's collector must fetch, oldest request first.

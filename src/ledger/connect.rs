@@ -27,13 +27,13 @@ pub struct LedgerSettings {
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
     /// The URL is not valid.
-    #[error("ledger.url is no PostgreSQL URL: {}", cause::text(.0))]
+    #[error("ledger.url is not a PostgreSQL URL ({}); expected postgres://USER:PASSWORD@HOST:PORT/DATABASE", cause::text(.0))]
     Url(#[source] sqlx::Error),
     /// PostgreSQL does not answer, or refuses.
-    #[error("the ledger's PostgreSQL cannot be used: {}", cause::text(.0))]
+    #[error("the ledger's PostgreSQL is not usable: {}", cause::text(.0))]
     Unavailable(#[from] sqlx::Error),
     /// The schema is older than this binary.
-    #[error("the ledger's schema is at version {found}, this binary needs {needed}: run `tallyline migrate`")]
+    #[error("the ledger's schema has version {found}, this binary needs {needed}: run `tallyline migrate`")]
     SchemaTooOld {
         /// The newest migration that the database has.
         found: i64,
@@ -41,9 +41,7 @@ pub enum LedgerError {
         needed: i64,
     },
     /// The schema is newer than this binary.
-    #[error(
-        "the ledger's schema is at version {found}, newer than this binary's {needed}: use the binary that migrated it, or a later one"
-    )]
+    #[error("the ledger's schema has version {found}, newer than this binary's {needed}: use the binary that migrated it, or a later one")]
     SchemaTooNew {
         /// The newest migration that the database has.
         found: i64,
@@ -58,7 +56,7 @@ pub enum LedgerError {
     /// The role may not read the list of applied migrations.
     #[error("the role lacks rights in the ledger's database; let an administrator run:\n{}", .0.join("\n"))]
     MissingRights(Vec<String>),
-    #[error("migrating the ledger failed: {}", cause::text(.0))]
+    #[error("the ledger's migration failed: {}", cause::text(.0))]
     Migrate(#[from] sqlx::migrate::MigrateError),
 }
 

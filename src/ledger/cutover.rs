@@ -14,7 +14,7 @@ use crate::event::{Signatures, TopicPartition};
 
 /// The reason why a process without a signing key appends nothing.
 pub const NO_SIGNING_KEY: &str =
-    "the records of this log must be signed, and log.signing_key is not set here: set it, or ask a process that has it";
+    "log.signing_key is not set, but records of this log need a signature: set it, or use a process that has it";
 
 /// The ledger's results for records at certain places of the log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromRow)]

@@ -56,14 +56,14 @@ async fn page(tx: &mut PgConnection, sequence: i64, limit: i64) -> Result<Vec<(i
     .await
 }
 
-struct Found {
+struct OrderedFact {
     batch_id: i64,
     /// The log's offset, or a small number for a fact that does not come from the log.
     order: i64,
     fact: Fact,
 }
 
-async fn facts(tx: &mut PgConnection, ids: &[i64]) -> Result<Vec<Found>, sqlx::Error> {
+async fn facts(tx: &mut PgConnection, ids: &[i64]) -> Result<Vec<OrderedFact>, sqlx::Error> {
     let mut found = Vec::new();
     let builds = "select e.*, s.deployment_id, coalesce(f.build_id = e.build_id, false) as has_first_start
          from workspace_build e join source s on s.id = e.source_id
@@ -80,7 +80,7 @@ async fn facts(tx: &mut PgConnection, ids: &[i64]) -> Result<Vec<Found>, sqlx::E
             if let Payload::Build(build) = &mut event.payload {
                 build.first_successful_start &= row.try_get::<bool, _>("has_first_start")?;
             }
-            found.push(Found { batch_id: row.try_get("batch_id")?, order: row.try_get("log_offset")?, fact: Fact::Event(event) });
+            found.push(OrderedFact { batch_id: row.try_get("batch_id")?, order: row.try_get("log_offset")?, fact: Fact::Event(event) });
         }
     }
     introductions(tx, ids, &mut found).await?;
@@ -97,11 +97,11 @@ pub(super) fn payload_of(topic: Topic, row: &PgRow) -> Result<Payload, sqlx::Err
     })
 }
 
-async fn introductions(tx: &mut PgConnection, ids: &[i64], found: &mut Vec<Found>) -> Result<(), sqlx::Error> {
+async fn introductions(tx: &mut PgConnection, ids: &[i64], found: &mut Vec<OrderedFact>) -> Result<(), sqlx::Error> {
     let sources = sqlx::query("select batch_id, deployment_id, introduced_at from source where batch_id = any($1)").bind(ids);
     for row in &sources.fetch_all(&mut *tx).await? {
         let fact = Fact::Introduced { deployment: row.try_get(1)?, introduced_at: row.try_get(2)? };
-        found.push(Found { batch_id: row.try_get(0)?, order: 0, fact });
+        found.push(OrderedFact { batch_id: row.try_get(0)?, order: 0, fact });
     }
     let baselines = sqlx::query(
         "select b.batch_id, s.deployment_id, b.organization_name, b.template_name, b.preset_name, b.creations
@@ -113,7 +113,7 @@ async fn introductions(tx: &mut PgConnection, ids: &[i64], found: &mut Vec<Found
         let series = [row.try_get(2)?, row.try_get(3)?, row.try_get(4)?];
         let creations = u64::try_from(row.try_get::<i64, _>(5)?).map_err(|error| sqlx::Error::Decode(error.into()))?;
         let fact = Fact::Baseline { deployment: row.try_get(1)?, series, creations };
-        found.push(Found { batch_id: row.try_get(0)?, order: 1, fact });
+        found.push(OrderedFact { batch_id: row.try_get(0)?, order: 1, fact });
     }
     Ok(())
 }
@@ -123,7 +123,7 @@ async fn rebuilt(tx: &mut PgConnection, ids: &[i64]) -> Result<HashMap<i64, Stri
     Ok(acts.fetch_all(tx).await?.into_iter().collect())
 }
 
-async fn licenses(tx: &mut PgConnection, ids: &[i64], found: &mut Vec<Found>) -> Result<(), sqlx::Error> {
+async fn licenses(tx: &mut PgConnection, ids: &[i64], found: &mut Vec<OrderedFact>) -> Result<(), sqlx::Error> {
     let licenses = sqlx::query(
         "select l.batch_id, s.deployment_id, l.license_id, l.jwt_sha256, l.present, l.claims
          from license l join source s on s.id = l.source_id where l.batch_id = any($1) order by l.license_id, l.jwt_sha256",
@@ -138,7 +138,7 @@ async fn licenses(tx: &mut PgConnection, ids: &[i64], found: &mut Vec<Found>) ->
             present: row.try_get(4)?,
             claims: row.try_get(5)?,
         };
-        found.push(Found { batch_id: row.try_get(0)?, order: i64::from(license_id), fact });
+        found.push(OrderedFact { batch_id: row.try_get(0)?, order: i64::from(license_id), fact });
     }
     Ok(())
 }

@@ -2,9 +2,8 @@
 
 use sqlx::Connection as _;
 use sqlx::PgConnection;
-use std::fmt::Write as _;
 
-use chrono::{DateTime, SecondsFormat, Utc};
+use chrono::{DateTime, Utc};
 use sqlx::FromRow;
 use sqlx::types::Json;
 use uuid::Uuid;
@@ -67,30 +66,9 @@ pub struct Finding {
 }
 
 impl Finding {
-    /// The differences as a sentence; none: the joint balances. The sentence stays the same while the findings stay the same.
-    #[must_use]
-    pub fn imbalance(&self) -> Option<String> {
-        if self.differences == 0 {
-            return None;
-        }
-        let noun = if self.differences == 1 { "difference" } else { "differences" };
-        let mut words = format!("{} {noun} between {}", self.differences, self.joint);
-        // Writing into a string cannot fail.
-        if let Some(deployment) = self.deployment_id {
-            let _ = write!(words, " of deployment {deployment}");
-        }
-        if let Some(first) = self.examples.first() {
-            let _ = write!(words, " ({} {}: {})", first.kind, first.id, first.detail);
-        }
-        if let Some(deployment) = self.unaudited_deployment() {
-            let since = self.audited_at.to_rfc3339_opts(SecondsFormat::Secs, true);
-            let _ = write!(words, ", not audited since {since}: if it is retired, `tallyline sources retire {deployment}` ends this");
-        }
-        Some(words)
-    }
-
     /// The deployment, if possibly no process audits it any more.
-    pub(super) fn unaudited_deployment(&self) -> Option<Uuid> {
+    #[must_use]
+    pub fn unaudited_deployment(&self) -> Option<Uuid> {
         self.deployment_id.filter(|_| self.age_seconds > STALE_SECONDS)
     }
 }

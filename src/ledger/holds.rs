@@ -48,18 +48,7 @@ impl Finding {
     #[must_use]
     pub fn hold(&self) -> Option<Hold> {
         let scope = self.hold_scope()?;
-        let (why, ends) = match scope {
-            HoldScope::Everything => {
-                (self.imbalance()?, "an audit of this joint that balances; `tallyline audit` lists what differs".to_owned())
-            }
-            HoldScope::Source | HoldScope::Event => {
-                let (differs, usage) = (self.recent_usage_differs, self.recent_usage);
-                let why = format!("{differs} of {usage} usage events of the last 30 days differ from coderd's rows");
-                let retire = self.unaudited_deployment().map(|id| format!("; if it is retired, `tallyline sources retire {id}`"));
-                let audit = "an audit in which at most 1 % differs; `tallyline audit` lists what differs";
-                (why, audit.to_owned() + &retire.unwrap_or_default())
-            }
-        };
+        let (why, ends) = (self.hold_reason(scope), self.hold_end(scope));
         Some(Hold { scope, deployment_id: self.deployment_id, event_id: None, since: self.differs_since, why, ends })
     }
 
@@ -106,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn each_finding_holds_as_far_as_the_policy_says() {
+    fn the_policy_sets_the_scope_of_a_hold() {
         use HoldScope::{Everything, Source};
         let of_ledger = |differences| finding(None, differences, 0, 0);
         let of_source = |differences, differs, usage| finding(Some(SOURCE), differences, differs, usage);
@@ -128,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hold_names_what_it_holds_since_when_why_and_what_ends_it() {
+    fn a_hold_has_scope_begin_reason_and_end() {
         let found = holds(&[finding(None, 0, 0, 0), finding(Some(SOURCE), 3, 2, 10)]);
         let [hold] = found.as_slice() else { panic!("{found:?}") };
         assert_eq!((hold.scope, hold.deployment_id, hold.since), (HoldScope::Source, Some(SOURCE), Some(DateTime::UNIX_EPOCH)));

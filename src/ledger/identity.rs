@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bound_source_goes_on_with_the_same_coderd_only() {
+    fn a_bound_source_continues_only_with_the_same_coderd() {
         let known = [bound(OWN, coderd(OWN, 7))];
         assert_eq!(refused(&known, OWN, coderd(OWN, 7)), None, "a dump that was restored elsewhere, or an upgrade");
         for found in [coderd(OWN, 8), coderd(OTHER, 7), coderd(OTHER, 8)] {
@@ -284,7 +284,7 @@ mod tests {
         let expected = IdentityRefusal::OtherSource { source_id: OTHER, other_id: OWN, found: organization };
         assert_eq!(refused(&known, OTHER, organization), Some(expected));
         assert_eq!(refused(&known, OTHER, id), Some(IdentityRefusal::NotItsOwnId { source_id: OTHER, found: OWN }));
-        assert_eq!(refused(&known, OWN, ReportedIdentity::default()), None, "nothing is contradicted");
+        assert_eq!(refused(&known, OWN, ReportedIdentity::default()), None, "no fact contradicts the source");
     }
 
     #[test]
@@ -294,7 +294,7 @@ mod tests {
         let found = ReportedIdentity::from(coderd(OTHER, 7));
         let other = Some(IdentityRefusal::OtherSource { source_id: OTHER, other_id: OWN, found });
         assert_eq!(refused(&known, OTHER, found), other);
-        assert_eq!(refused(&[known[0], unbound(Uuid::from_u128(3))], OTHER, found), other, "it is known which source it is");
+        assert_eq!(refused(&[known[0], unbound(Uuid::from_u128(3))], OTHER, found), other, "the coderd belongs to a known source");
         let own = Some(IdentityRefusal::NotItsOwnId { source_id: OTHER, found: OWN });
         assert_eq!(refused(&known, OTHER, coderd(OWN, 7)), own);
     }

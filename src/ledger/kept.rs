@@ -227,7 +227,7 @@ fn kept_event(topic: Topic, row: &PgRow) -> Result<KeptEvent, sqlx::Error> {
     let deployment: Option<Uuid> = row.try_get("deployment_id")?;
     let event = match (deployment, payload_of(topic, row)) {
         (Some(deployment), Ok(payload)) => Ok(Event { deployment, payload }),
-        (None, _) => Err(format!("names source {source_id}, which is not there")),
+        (None, _) => Err(format!("it names source {source_id}, which does not exist")),
         (_, Err(error)) => Err(error.to_string()),
     };
     Ok(KeptEvent {
@@ -247,7 +247,7 @@ const CHECKS: [(&str, &str); 8] = [
         "publication_changed",
         "with found as materialized (
              select p.event_id, concat_ws(', ', case when p.event_created_at <> u.created_at then 'event_created_at' end,
-                     case when p.queued_batch_id <> u.batch_id then 'queued_batch_id' end) || ': not as in its usage'
+                     case when p.queued_batch_id <> u.batch_id then 'queued_batch_id' end) || ': differs from its usage event'
              from publication p join usage_event u on u.source_id = p.source_id and u.id = p.event_id
              where (p.event_created_at, p.queued_batch_id) <> (u.created_at, u.batch_id))
          select * from found limit $1",
@@ -255,7 +255,7 @@ const CHECKS: [(&str, &str); 8] = [
     (
         "publication_off_its_settlement",
         "with found as materialized (
-             select p.event_id, 'is ' || p.state || ', its newest settlement says ' || coalesce(s.state, 'pending')
+             select p.event_id, 'state is ' || p.state || ', but its newest settlement has ' || coalesce(s.state, 'pending')
              from publication p left join (
                  select distinct on (source_id, event_id) source_id, event_id, state from settlement join batch b on b.id = batch_id
                  order by source_id, event_id, b.sequence desc
@@ -265,13 +265,13 @@ const CHECKS: [(&str, &str); 8] = [
     ),
     (
         "settlement_of_no_publication",
-        "select event_id, 'settled as ' || state || ' by batch ' || batch_id || ', and not queued' from settlement s
+        "select event_id, 'settled as ' || state || ' by batch ' || batch_id || ', but not queued' from settlement s
          where not exists (select from publication p where p.source_id = s.source_id and p.event_id = s.event_id) limit $1",
     ),
     (
         "batch_off_its_settlements",
         "with found as materialized (
-             select 'batch ' || b.id, 'settled ' || b.settled || ' without the vendor, and there are ' || coalesce(s.n, 0)
+             select 'batch ' || b.id, 'the batch counts ' || b.settled || ' settled without the vendor, rows ' || coalesce(s.n, 0)
              from batch b left join (
                  select batch_id, count(*) filter (where state not in ('published', 'refused')) as n from settlement group by batch_id
              ) s on s.batch_id = b.id
@@ -281,7 +281,7 @@ const CHECKS: [(&str, &str); 8] = [
     (
         "publication_off_its_attempts",
         "with found as materialized (
-             select p.event_id, 'attempts: says ' || p.attempts || ', there are ' || coalesce(a.n, 0)
+             select p.event_id, 'attempts: counted ' || p.attempts || ', rows ' || coalesce(a.n, 0)
              from publication p left join (
                  select source_id, event_id, count(*) as n from publication_attempt group by source_id, event_id
              ) a using (source_id, event_id)
@@ -290,8 +290,8 @@ const CHECKS: [(&str, &str); 8] = [
     ),
     (
         "request_off_its_attempts",
-        "select 'request ' || r.id, case when r.events <> coalesce(a.n, 0) then 'events: says ' || r.events || ', there are ' || coalesce(a.n, 0)
-                 else 'some of its events have a verdict and it has no answer, or the other way' end
+        "select 'request ' || r.id, case when r.events <> coalesce(a.n, 0) then 'events: counted ' || r.events || ', rows ' || coalesce(a.n, 0)
+                 else 'its answer and the verdicts of its events contradict each other' end
          from publication_request r left join (
              select request_id, count(*) as n, count(verdict) as verdicts from publication_attempt group by request_id
          ) a on a.request_id = r.id
@@ -300,7 +300,7 @@ const CHECKS: [(&str, &str); 8] = [
     (
         "first_start_without_its_build",
         "with found as materialized (
-             select 'workspace_build_completed:' || f.build_id, 'is no accepted first successful start of workspace ' || f.workspace_id
+             select 'workspace_build_completed:' || f.build_id, 'workspace ' || f.workspace_id || ' has this first start, but the ledger has no such accepted build'
              from workspace_first_start f left join workspace_build b
                  on b.source_id = f.source_id and b.build_id = f.build_id and b.workspace_id = f.workspace_id and b.first_successful_start
              where f.build_id is not null and b.build_id is null)
@@ -308,7 +308,7 @@ const CHECKS: [(&str, &str); 8] = [
     ),
     (
         "build_without_its_first_start",
-        "select 'workspace_build_completed:' || b.build_id, 'no first start of workspace ' || b.workspace_id || ' is kept'
+        "select 'workspace_build_completed:' || b.build_id, 'the first start of workspace ' || b.workspace_id || ' is missing'
          from workspace_build b left join workspace_first_start f on f.source_id = b.source_id and f.workspace_id = b.workspace_id
          where b.first_successful_start and f.workspace_id is null limit $1",
     ),

@@ -26,7 +26,7 @@ pub enum LedgerIdentity {
     /// A later incarnation: the loss is already known.
     Another,
     /// The ledger lacks the incarnation or the batch: it was restored from a backup, and a recovery is not open yet.
-    WentBack,
+    Restored,
 }
 
 /// The ledger's head, and whether the ledger is the one that had this batch, in one snapshot.
@@ -45,12 +45,12 @@ pub async fn head_and_identity(conn: &mut PgConnection, landmark: Option<&Landma
     .fetch_one(conn)
     .await?;
     let head = Sequence { incarnation, number: sequence };
-    let acquaintance = match (incarnation == landmark.incarnation, has_batch, is_past) {
+    let identity = match (incarnation == landmark.incarnation, has_batch, is_past) {
         (true, true, _) => LedgerIdentity::Same,
         (false, _, true) => LedgerIdentity::Another,
-        (true, false, _) | (false, _, false) => LedgerIdentity::WentBack,
+        (true, false, _) | (false, _, false) => LedgerIdentity::Restored,
     };
-    Ok((head, acquaintance))
+    Ok((head, identity))
 }
 
 /// The batch of that sequence, to identify the ledger later. None for 0, the empty ledger, and for a missing batch.

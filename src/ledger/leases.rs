@@ -35,7 +35,7 @@ pub fn collector_lease(deployment_id: Uuid) -> String {
 #[derive(Debug, thiserror::Error)]
 pub enum LeaseError {
     /// Another holder has taken the lease.
-    #[error("the lease {0:?} is lost")]
+    #[error("lease {0:?} is lost: another process has taken it")]
     Lost(String),
     #[error("{}", crate::cause::text(.0))]
     Database(#[from] sqlx::Error),

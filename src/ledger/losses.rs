@@ -14,7 +14,7 @@ use crate::event::{Topic, UsageType};
 
 /// An accepted usage event and its publication state.
 #[derive(Clone, Debug, PartialEq, Eq, sqlx::FromRow)]
-pub struct UsageFate {
+pub struct UsageOutcome {
     pub id: String,
     pub event_type: UsageType,
     /// An unsigned 64-bit number in the type's unit.
@@ -24,8 +24,12 @@ pub struct UsageFate {
 }
 
 /// These usage events of the source with their publication states, by id. Events that the ledger lacks are left out.
-pub async fn usage_fates(conn: &mut PgConnection, source_id: i16, ids: &[String]) -> Result<BTreeMap<String, UsageFate>, sqlx::Error> {
-    let fates: Vec<UsageFate> = sqlx::query_as(
+pub async fn usage_outcomes(
+    conn: &mut PgConnection,
+    source_id: i16,
+    ids: &[String],
+) -> Result<BTreeMap<String, UsageOutcome>, sqlx::Error> {
+    let outcomes: Vec<UsageOutcome> = sqlx::query_as(
         "select usage.id, usage.event_type, usage.quantity::text as quantity, publication.state, usage.created_at
          from usage_event usage join publication on publication.source_id = usage.source_id and event_id = usage.id
          where usage.source_id = $1 and usage.id = any($2)",
@@ -34,7 +38,7 @@ pub async fn usage_fates(conn: &mut PgConnection, source_id: i16, ids: &[String]
     .bind(ids)
     .fetch_all(conn)
     .await?;
-    Ok(fates.into_iter().map(|fate| (fate.id.clone(), fate)).collect())
+    Ok(outcomes.into_iter().map(|fate| (fate.id.clone(), fate)).collect())
 }
 
 /// The number of accepted builds, prebuild claims and usage events of the source.

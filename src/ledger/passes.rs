@@ -141,7 +141,7 @@ pub async fn completeness(conn: &mut PgConnection, source_id: i16) -> Result<Com
 
 /// The completeness of each topic: a topic that is behind does not hold back the others.
 pub async fn completeness_by_topic(conn: &mut PgConnection, source_id: i16) -> Result<Vec<TopicCompleteness>, sqlx::Error> {
-    sqlx::query_as("select topic, complete_until from unnest($2::text[]) as asked (topic), completeness($1, topic)")
+    sqlx::query_as("select topic, complete_until from unnest($2::text[]) as requested (topic), completeness($1, topic)")
         .bind(source_id)
         .bind(Topic::ALL.map(Topic::name).as_slice())
         .fetch_all(conn)

@@ -1,11 +1,9 @@
-//! Operations that operators have paused: the rows of `pause`, and the pauses that a process last read.
+//! Operations that operators have paused.
 
 use sqlx::Connection as _;
-use std::fmt;
 
 use chrono::{DateTime, Utc};
 use sqlx::{FromRow, PgConnection};
-use tokio::sync::watch;
 
 use super::{ActKind, NewAct, Subject, acts};
 use crate::event::Topic;
@@ -38,65 +36,6 @@ pub struct Pause {
     pub reason: String,
     /// When the pause began.
     pub since: DateTime<Utc>,
-}
-
-impl fmt::Display for Pause {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let of = self.topic.as_ref().map(|topic| format!(" of {topic}")).unwrap_or_default();
-        let since = self.since.to_rfc3339_opts(chrono::SecondsFormat::Secs, true);
-        write!(f, "{}{of} is paused by {} since {since}: {}", self.operation.as_str(), self.actor, self.reason)
-    }
-}
-
-/// The pauses that this process last read, shared by all clones. They do not change while the ledger cannot be read.
-#[derive(Clone, Debug)]
-pub struct Paused(watch::Receiver<Vec<Pause>>);
-
-impl Paused {
-    /// A sender of pauses and their receiver.
-    #[must_use]
-    pub fn told() -> (watch::Sender<Vec<Pause>>, Paused) {
-        let (tell, told) = watch::channel(Vec::new());
-        (tell, Paused(told))
-    }
-
-    /// A receiver that never has a pause.
-    #[must_use]
-    pub fn never() -> Paused {
-        Paused::told().1
-    }
-
-    #[must_use]
-    pub fn all(&self) -> Vec<Pause> {
-        self.0.borrow().clone()
-    }
-
-    /// The pause of this operation for all topics.
-    #[must_use]
-    pub fn of(&self, operation: Pausable) -> Option<Pause> {
-        self.0.borrow().iter().find(|pause| pause.operation == operation && pause.topic.is_none()).cloned()
-    }
-
-    /// The pause that stops reading this topic.
-    #[must_use]
-    pub fn of_topic(&self, topic: Topic) -> Option<Pause> {
-        let is = |pause: &&Pause| pause.topic.as_deref().is_none_or(|paused| paused == topic.name());
-        self.0.borrow().iter().filter(|pause| pause.operation == Pausable::Consume).find(is).cloned()
-    }
-
-    /// Waits until a pause has begun or ended since the last call on this clone.
-    pub async fn changed(&mut self) {
-        if self.0.changed().await.is_err() {
-            // The sender is gone: the pauses cannot change any more.
-            std::future::pending::<()>().await;
-        }
-    }
-
-    pub async fn resumed(&mut self, operation: Pausable) {
-        while self.of(operation).is_some() {
-            self.changed().await;
-        }
-    }
 }
 
 pub async fn list(conn: &mut PgConnection) -> Result<Vec<Pause>, sqlx::Error> {
@@ -175,35 +114,5 @@ fn act<'a>(act: ActKind, operation: Pausable, topic: Option<Topic>, actor: &'a s
         subject: Subject::Named(operation.as_str()),
         reason,
         detail: serde_json::json!({ "topic": topic.map(Topic::name) }),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn pause(operation: Pausable, topic: Option<Topic>) -> Pause {
-        let topic = topic.map(|topic| topic.name().to_owned());
-        Pause { operation, topic, actor: "user-001".into(), reason: "a test".into(), since: DateTime::UNIX_EPOCH }
-    }
-
-    #[test]
-    fn a_topic_stands_still_with_its_own_pause_and_with_that_of_all() {
-        let (tell, paused) = Paused::told();
-        assert_eq!(paused.of_topic(Topic::AgentUsage), None);
-        tell.send_replace(vec![pause(Pausable::Publish, None), pause(Pausable::Consume, Some(Topic::AgentUsage))]);
-        assert!(paused.of_topic(Topic::AgentUsage).is_some());
-        assert_eq!(paused.of_topic(Topic::WorkspaceBuilds), None);
-        assert_eq!(paused.of(Pausable::Consume), None, "not all of it");
-        assert!(paused.of(Pausable::Publish).is_some());
-        tell.send_replace(vec![pause(Pausable::Consume, None)]);
-        assert!(Topic::ALL.into_iter().all(|topic| paused.of_topic(topic).is_some()));
-        assert_eq!(paused.of(Pausable::Publish), None);
-    }
-
-    #[test]
-    fn a_pause_says_who_since_when_and_why() {
-        let one = pause(Pausable::Consume, Some(Topic::AgentUsage));
-        assert_eq!(one.to_string(), "consume of tallyline.agent-usage.v1 is paused by user-001 since 1970-01-01T00:00:00Z: a test");
     }
 }

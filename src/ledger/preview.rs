@@ -14,14 +14,14 @@ use crate::event::{Digest, Event, Payload, RejectCause};
 
 /// The new events that a plan has found in earlier batches, and the workspaces that they start for the first time.
 #[derive(Default)]
-pub struct Foreseen {
+pub struct PlannedEvents {
     events: HashMap<(Uuid, String), Digest>,
     started: HashSet<(Uuid, Uuid)>,
 }
 
 /// The effect that recording some arrivals would have.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Foresight {
+pub struct Forecast {
     pub counts: Counts,
     /// The arrivals that would become new events, by index, in the log's order.
     pub new: Vec<usize>,
@@ -29,7 +29,7 @@ pub struct Foresight {
     pub new_refused: i32,
 }
 
-impl Foreseen {
+impl PlannedEvents {
     /// Adds the new events of earlier batches to the known digests, by index, and remembers the events that are new here.
     fn and(&mut self, mut known: HashMap<usize, Digest>, news: &[&rows::New<'_>]) -> HashMap<usize, Digest> {
         for new in news {
@@ -49,16 +49,16 @@ impl Foreseen {
     }
 }
 
-/// Returns what [`Ledger::record`] would do with arrivals of this range, without writing. `foreseen` has the new events of earlier
+/// Returns what [`Ledger::record`] would do with arrivals of this range, without writing. `planned` has the new events of earlier
 /// batches. An arrival that PostgreSQL refused before keeps that refusal. A new build is a first successful start only
 /// if the ledger would keep it as one.
 pub async fn batch(
     conn: &mut PgConnection,
     range: &ReplayRange,
     arrivals: &mut [Arrival],
-    foreseen: &mut Foreseen,
+    planned: &mut PlannedEvents,
     now: DateTime<Utc>,
-) -> Result<Foresight, sqlx::Error> {
+) -> Result<Forecast, sqlx::Error> {
     let mut tx = conn.begin().await?;
     let mut sources = HashMap::new();
     for row in &sqlx::query("select deployment_id, id from source").fetch_all(&mut *tx).await? {
@@ -77,7 +77,7 @@ pub async fn batch(
     let known_claims = rows::known_claims(&mut tx, &claims, &HashSet::new()).await?;
     let known_usage = rows::known_usage(&mut tx, &usage, &HashSet::new()).await?;
     for (news, known) in [(&builds, known_builds), (&claims, known_claims), (&usage, known_usage)] {
-        let known = foreseen.and(known, news);
+        let known = planned.and(known, news);
         judge(&mut dispositions, news, &known);
         new.extend(news.iter().map(|new| new.index).filter(|index| !known.contains_key(index)));
     }
@@ -87,12 +87,17 @@ pub async fn batch(
         arrivals.iter().enumerate().filter(|(index, arrival)| arrival.event.is_err() || dispositions.refused().contains_key(index));
     let new_refused = refused.filter(|(_, arrival)| !refused_before.contains_key(&arrival.offset)).count();
     let counts = dispositions.counts(arrivals);
-    first_starts(&mut tx, arrivals, &new, foreseen).await?;
-    Ok(Foresight { counts, new, new_refused: i32::try_from(new_refused).unwrap_or(i32::MAX) })
+    first_starts(&mut tx, arrivals, &new, planned).await?;
+    Ok(Forecast { counts, new, new_refused: i32::try_from(new_refused).unwrap_or(i32::MAX) })
 }
 
 /// Clears `first_successful_start` of new builds, except of the one build per workspace that the ledger would keep.
-async fn first_starts(tx: &mut PgConnection, arrivals: &mut [Arrival], new: &[usize], foreseen: &mut Foreseen) -> Result<(), sqlx::Error> {
+async fn first_starts(
+    tx: &mut PgConnection,
+    arrivals: &mut [Arrival],
+    new: &[usize],
+    planned: &mut PlannedEvents,
+) -> Result<(), sqlx::Error> {
     let mut claimants = Vec::new();
     for index in new {
         if let Ok(Event { deployment, payload: Payload::Build(build) }) = &arrivals[*index].event
@@ -111,9 +116,9 @@ async fn first_starts(tx: &mut PgConnection, arrivals: &mut [Arrival], new: &[us
     .bind(workspaces)
     .fetch_all(tx)
     .await?;
-    foreseen.started.extend(started);
+    planned.started.extend(started);
     for (_, index, workspace) in claimants {
-        if !foreseen.started.insert(workspace)
+        if !planned.started.insert(workspace)
             && let Ok(Event { payload: Payload::Build(build), .. }) = &mut arrivals[index].event
         {
             build.first_successful_start = false;

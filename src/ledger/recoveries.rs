@@ -9,10 +9,6 @@ use super::publications::doubt_pending;
 use super::{NewAct, Sequence, acts, plans};
 use crate::event::TopicPartition;
 
-/// Losses that neither the log nor a source can restore.
-pub const FORGOTTEN: &str = "what operators did after the backup is not in this ledger: pauses, choices of license rules, acts on rejects, \
-                             replays, rebuilds, recoveries, exports";
-
 /// An open recovery and its remaining work.
 #[derive(Clone, Debug, PartialEq, Eq, FromRow, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
 pub struct Recovering {
@@ -49,47 +45,6 @@ impl Recovering {
     pub fn has_caught_up(&self) -> bool {
         let Recovering { log_ends_known, records_to_read, sources_to_read, sources_to_compare, .. } = self;
         *log_ends_known && *records_to_read == 0 && sources_to_read.is_empty() && sources_to_compare.is_empty()
-    }
-
-    /// A sentence about the operators' acts that this ledger lacks.
-    #[must_use]
-    pub fn forgotten(&self) -> String {
-        let sequence = self.ended_at_sequence;
-        let ended =
-            self.ended_at.map_or_else(|| "it was empty".to_owned(), |at| format!("it ended at sequence {sequence} of {}", seconds(at)));
-        format!("{FORGOTTEN}. {}, and {ended} when it was seen to be restored", last_act(self.last_act_at))
-    }
-}
-
-/// A sentence about the last act that a restored ledger has.
-#[must_use]
-pub fn last_act(at: Option<DateTime<Utc>>) -> String {
-    at.map_or_else(|| "It knows no act".to_owned(), |at| format!("Its last act is of {}", seconds(at)))
-}
-
-fn seconds(at: DateTime<Utc>) -> String {
-    at.to_rfc3339_opts(chrono::SecondsFormat::Secs, true)
-}
-
-impl std::fmt::Display for Recovering {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "the ledger was restored from a backup and catches up since {}: ", seconds(self.opened_at))?;
-        if !self.log_ends_known {
-            return f.write_str("the log's ends are still to be asked for");
-        }
-        let ids = |ids: &[Uuid]| {
-            let text: Vec<String> = ids.iter().map(Uuid::to_string).collect();
-            if text.is_empty() { String::new() } else { format!(" ({})", text.join(", ")) }
-        };
-        let Recovering { records_to_read, sources_to_read, sources_to_compare, without, .. } = self;
-        write!(
-            f,
-            "{records_to_read} records of the log to read, {} sources to read again as a whole{}, {} to compare with coderd's publish marks",
-            sources_to_read.len(),
-            ids(sources_to_read),
-            sources_to_compare.len()
-        )?;
-        if without.is_empty() { Ok(()) } else { write!(f, "; without {} sources that are given up{}", without.len(), ids(without)) }
     }
 }
 
@@ -178,7 +133,7 @@ pub async fn abandon_sources(
         return Ok(false);
     }
     let act_id = acts::insert(&mut tx, act, now).await?;
-    let given_up = sqlx::query(
+    let abandoned = sqlx::query(
         "update recovery_source set given_up_act_id = $3 from source
          where recovery_id = $1 and source.id = source_id and deployment_id = any($2) and given_up_act_id is null",
     )
@@ -187,7 +142,7 @@ pub async fn abandon_sources(
     .bind(act_id)
     .execute(&mut *tx)
     .await?;
-    if given_up.rows_affected() != without.len() as u64 || !plans::executed(&mut tx, plan, act_id, now).await? {
+    if abandoned.rows_affected() != without.len() as u64 || !plans::executed(&mut tx, plan, act_id, now).await? {
         return Ok(false);
     }
     tx.commit().await?;

@@ -12,7 +12,7 @@ use crate::event::{self, Event, MAX_ID_BYTES, Message, RejectCause};
 impl Refusal {
     /// An accepted event has the same id and other content.
     pub(super) fn conflict(event: &Event) -> Self {
-        let detail = format!("{} is accepted with other content; the accepted event remains", event.id());
+        let detail = format!("{}: already accepted with other content; the accepted event remains", event.id());
         Refusal { verdict: Disposition::Conflict, cause: RejectCause::Conflict, detail }
     }
 

@@ -228,13 +228,13 @@ pub async fn begin_acts(conn: &mut PgConnection, acts: &[NewAct<'_>], now: DateT
 }
 
 /// Ends each of these rejects by its act, if its state is in `from`, and returns the ended ones. Returns none if a generation
-/// of any partition has ended since `lives`, because the appended records may be in that generation.
+/// of any partition has ended since `expected` was read, because the appended records may be in that generation.
 pub async fn end(
     conn: &mut PgConnection,
     passed: &[PassedReject],
     from: &[RejectState],
     to: RejectState,
-    lives: PartitionGenerations,
+    expected: PartitionGenerations,
 ) -> Result<Vec<i64>, sqlx::Error> {
     let mut tx = conn.begin().await?;
     let topics: Vec<_> = passed.iter().map(|one| Some(one.place?.0.topic.name())).collect();
@@ -242,7 +242,7 @@ pub async fn end(
     let lock = "select from position where (topic, partition) in (select * from unnest($1::text[], $2::integer[]))
                 order by topic, partition for share";
     sqlx::query(lock).bind(&topics).bind(&partitions).execute(&mut *tx).await?;
-    if generations::all(&mut tx).await? != lives {
+    if generations::all(&mut tx).await? != expected {
         return Ok(Vec::new());
     }
     let ended = sqlx::query_scalar(

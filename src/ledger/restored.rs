@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::generations;
 use super::leases::revoke_leases;
 use super::publications::doubt_pending;
-use super::{ActKind, FORGOTTEN, Landmark, NewAct, OURSELVES, PartitionGenerations, Subject, acts, plans};
+use super::{ActKind, Landmark, NewAct, OURSELVES, PartitionGenerations, Recovering, Subject, acts, plans};
 use crate::event::TopicPartition;
 
 /// The evidence that the ledger was restored. It is checked again before a change, so that only the first process opens a recovery.
@@ -22,7 +22,7 @@ pub enum RestoreEvidence {
     /// The ledger had read this partition up to this offset, and lacks that.
     Position {
         /// The incarnation and the ended generations at that time.
-        lives: PartitionGenerations,
+        generations: PartitionGenerations,
         partition: TopicPartition,
         /// The position at that time.
         next_offset: i64,
@@ -56,24 +56,8 @@ impl RestoreEvidence {
     fn incarnation(&self) -> Uuid {
         match self {
             RestoreEvidence::Batch(landmark) => landmark.incarnation,
-            RestoreEvidence::Position { lives, .. } => lives.incarnation,
+            RestoreEvidence::Position { generations, .. } => generations.incarnation,
             RestoreEvidence::Reported { incarnation, .. } => *incarnation,
-        }
-    }
-}
-
-impl std::fmt::Display for RestoreEvidence {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            RestoreEvidence::Batch(Landmark { sequence, batch_id, recorded_at, .. }) => {
-                write!(f, "it had batch {batch_id} of {recorded_at} at sequence {sequence}, and has it no more")
-            }
-            RestoreEvidence::Position { lives, partition, next_offset, read_until, .. } => {
-                write!(f, "as incarnation {} it had read {partition} up to {next_offset}", lives.incarnation)?;
-                read_until.map_or(Ok(()), |until| write!(f, ", a record of {until}"))?;
-                f.write_str(", and does not know that any more")
-            }
-            RestoreEvidence::Reported { .. } => f.write_str("an operator says so"),
         }
     }
 }
@@ -160,18 +144,18 @@ pub async fn record(
     if without.iter().any(|named| !waited_for.iter().any(|source| source.deployment_id == *named)) {
         return Ok(false);
     }
-    let given_up: Vec<bool> = waited_for.iter().map(|source| without.contains(&source.deployment_id)).collect();
+    let abandoned: Vec<bool> = waited_for.iter().map(|source| without.contains(&source.deployment_id)).collect();
     sqlx::query(
         "with opened as (insert into recovery (act_id, opened_at) values ($1, $2) returning id)
          insert into recovery_source (recovery_id, source_id, after_pass_id, given_up_act_id)
-         select opened.id, source_id, after_pass_id, case when given_up then $1 end
-         from opened, unnest($3::smallint[], $4::bigint[], $5::boolean[]) as waited_for (source_id, after_pass_id, given_up)",
+         select opened.id, source_id, after_pass_id, case when abandoned then $1 end
+         from opened, unnest($3::smallint[], $4::bigint[], $5::boolean[]) as waited_for (source_id, after_pass_id, abandoned)",
     )
     .bind(act_id)
     .bind(now)
     .bind(waited_for.iter().map(|source| source.id).collect::<Vec<_>>())
     .bind(waited_for.iter().map(|source| source.last_pass_id).collect::<Vec<_>>())
-    .bind(&given_up)
+    .bind(&abandoned)
     .execute(&mut *tx)
     .await?;
     if let Some(hash) = plan
@@ -196,7 +180,7 @@ pub async fn record_detected(conn: &mut PgConnection, restored: &RestoreEvidence
     };
     let opened = record(conn, restored, &act, None, now).await?;
     if opened {
-        tracing::warn!(reason, "the ledger was restored from a backup: it is another incarnation now, and catches up; {FORGOTTEN}");
+        tracing::warn!(reason, "the ledger was restored from a backup: new incarnation, catching up; {}", Recovering::LOST_ACTS);
     }
     Ok(opened)
 }
@@ -231,11 +215,11 @@ pub async fn is_restored(conn: &mut PgConnection, restored: &RestoreEvidence) ->
             let query = sqlx::query_scalar(query).bind(landmark.sequence).bind(landmark.batch_id).bind(landmark.recorded_at);
             query.fetch_one(conn).await
         }
-        RestoreEvidence::Position { lives, partition, next_offset, .. } => {
+        RestoreEvidence::Position { generations, partition, next_offset, .. } => {
             let ended = generations::all(conn).await?.ended;
             let query = "select not exists (select from position where topic = $1 and partition = $2 and next_offset >= $3)";
             let query = sqlx::query_scalar(query).bind(partition.topic.name()).bind(partition.partition).bind(next_offset);
-            Ok(ended < lives.ended || ended == lives.ended && query.fetch_one(conn).await?)
+            Ok(ended < generations.ended || ended == generations.ended && query.fetch_one(conn).await?)
         }
     }
 }
@@ -245,7 +229,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_source_that_others_outlived_by_35_days_is_not_waited_for() {
+    fn a_recovery_does_not_wait_for_a_source_unread_for_35_days() {
         let newest: DateTime<Utc> = "2025-08-01T12:00:00Z".parse().expect("a time");
         let source = |id: i16, days: Option<i64>| CollectedSource {
             id,

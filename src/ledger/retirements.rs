@@ -1,6 +1,6 @@
 //! Sources that an operator has retired. The collector and the publisher refuse them, and recoveries and audits do not wait for them.
 
-use chrono::{DateTime, SecondsFormat, Utc};
+use chrono::{DateTime, Utc};
 use sqlx::Connection as _;
 use sqlx::{FromRow, PgConnection};
 use uuid::Uuid;
@@ -20,18 +20,6 @@ pub struct Retirement {
     pub reason: String,
     /// When the source was retired.
     pub acted_at: DateTime<Utc>,
-}
-
-impl std::fmt::Display for Retirement {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Retirement { deployment_id, actor, reason, .. } = self;
-        let at = self.acted_at.to_rfc3339_opts(SecondsFormat::Secs, true);
-        write!(
-            f,
-            "source {deployment_id} was retired by {actor} at {at} ({reason}); to use it again, run \
-             `tallyline sources reinstate {deployment_id} --reason WHY`"
-        )
-    }
 }
 
 /// The current retirements, in the order in which the sources were introduced.

@@ -31,21 +31,21 @@ fn values<'n, T>(news: &'n [&New<'_>], value: impl Fn(&'n New<'n>) -> T) -> Vec<
 fn build<'a>(new: &'a New<'a>) -> &'a WorkspaceBuildCompleted {
     match &new.event.payload {
         Payload::Build(build) => build,
-        _ => unreachable!("sorted by type"),
+        _ => unreachable!("events are sorted by type"),
     }
 }
 
 fn claim<'a>(new: &'a New<'a>) -> &'a PrebuildClaimed {
     match &new.event.payload {
         Payload::Claim(claim) => claim,
-        _ => unreachable!("sorted by type"),
+        _ => unreachable!("events are sorted by type"),
     }
 }
 
 fn usage<'a>(new: &'a New<'a>) -> &'a Usage {
     match &new.event.payload {
         Payload::Usage(usage) => usage,
-        _ => unreachable!("sorted by type"),
+        _ => unreachable!("events are sorted by type"),
     }
 }
 
@@ -246,7 +246,7 @@ pub(super) async fn known_usage(
 
 /// Checks that each id that was not inserted exists and is committed: an insert waits for a concurrent insert's commit.
 fn all_known(known: HashMap<usize, Digest>, expected: usize) -> Result<HashMap<usize, Digest>, sqlx::Error> {
-    if known.len() == expected { Ok(known) } else { Err(sqlx::Error::Protocol("an id that could not be inserted is not there".into())) }
+    if known.len() == expected { Ok(known) } else { Err(sqlx::Error::Protocol("an id was neither inserted nor found".into())) }
 }
 
 /// Runs an insert. Returns the keys of the new rows.
@@ -281,7 +281,7 @@ where
     let mut digests = HashMap::with_capacity(rows.len());
     for row in &rows {
         let digest: Vec<u8> = row.try_get(2)?;
-        let digest = Digest::try_from(digest).map_err(|_| sqlx::Error::Protocol("a digest has 32 bytes".into()))?;
+        let digest = Digest::try_from(digest).map_err(|_| sqlx::Error::Protocol("a digest is not 32 bytes".into()))?;
         if let Some(index) = there.get(&(row.try_get(0)?, row.try_get(1)?)) {
             digests.insert(*index, digest);
         }

@@ -23,7 +23,7 @@ pub struct Sequence {
 
 /// A text that is not a [`Sequence`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not INCARNATION:SEQUENCE, such as 6a3f1c2e-0d5b-4c1f-9a53-6f1f0a7f2b10:77")]
+#[error("{0:?} is not a sequence; expected INCARNATION:SEQUENCE, such as 6a3f1c2e-0d5b-4c1f-9a53-6f1f0a7f2b10:77")]
 pub struct InvalidSequence(String);
 
 impl fmt::Display for Sequence {
@@ -71,8 +71,8 @@ impl Type<Postgres> for Sequence {
         <str as Type<Postgres>>::type_info()
     }
 
-    fn compatible(found: &PgTypeInfo) -> bool {
-        <str as Type<Postgres>>::compatible(found)
+    fn compatible(type_info: &PgTypeInfo) -> bool {
+        <str as Type<Postgres>>::compatible(type_info)
     }
 }
 
@@ -91,13 +91,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read(incarnation: u128, number in 0..=i64::MAX) {
+        fn a_written_sequence_reads_back(incarnation: u128, number in 0..=i64::MAX) {
             let sequence = Sequence { incarnation: Uuid::from_u128(incarnation), number };
             prop_assert_eq!(sequence.to_string().parse(), Ok(sequence));
         }
 
         #[test]
-        fn nothing_makes_the_reader_panic(text in ".{0,60}") {
+        fn no_text_makes_the_reader_panic(text in ".{0,60}") {
             if let Ok(sequence) = text.parse::<Sequence>() {
                 prop_assert!(sequence.number >= 0);
             }
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_whole_name_is_refused() {
+    fn an_incomplete_sequence_is_refused() {
         for text in [
             "77",
             ":77",

@@ -6,5 +6,5 @@ pub type StatementError = sqlx::Error;
 /// The ledger became another incarnation between statements that belong together.
 #[must_use]
 pub fn other_incarnation() -> StatementError {
-    sqlx::Error::Protocol("the ledger became another incarnation while it was folded".into())
+    sqlx::Error::Protocol("the ledger's incarnation changed during the fold".into())
 }

@@ -29,7 +29,7 @@ pub enum RuleSet {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no rule set {0:?}: known are \"2025-07\" and \"2026-02\"")]
+#[error("rule set {0:?} is unknown; expected \"2025-07\" or \"2026-02\"")]
 pub struct UnknownRuleSet(pub String);
 
 impl fmt::Display for RuleSet {
@@ -147,7 +147,7 @@ impl Grant {
 
     /// A default grant. Its period is so old that the values of any real license win, even if they are smaller.
     fn default(soft: Option<i64>, limit: i64) -> Self {
-        let first_of_july = |year| Utc.with_ymd_and_hms(year, 7, 1, 0, 0, 0).single().expect("a date that exists");
+        let first_of_july = |year| Utc.with_ymd_and_hms(year, 7, 1, 0, 0, 0).single().expect("the first of July exists");
         let start = first_of_july(2025);
         Grant { soft, limit, enabled: true, period: UsagePeriod { issued_at: start, start, end: first_of_july(2125) } }
     }

@@ -250,7 +250,7 @@ fn a_term_too_long_is_an_error_and_grants_nothing() {
 }
 
 #[test]
-fn the_end_of_the_paid_terms_is_warned_of() {
+fn the_end_of_the_paid_term_gives_a_warning() {
     let ending = |left: TimeDelta| LicenseClaims { license_expires: now() + left, ..license(&[]) };
     let warnings = |licenses: &[LicenseClaims]| of_2025(licenses, 0).warnings;
     let (day, tick) = (TimeDelta::days(1), TimeDelta::microseconds(1));

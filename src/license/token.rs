@@ -25,7 +25,7 @@ const CLAIMS_VERSION: u64 = 3;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LicenseError {
     /// Longer than [`MAX_TOKEN_BYTES`].
-    #[error("the token has {bytes} bytes, more than {MAX_TOKEN_BYTES}")]
+    #[error("the token has {bytes} bytes; the maximum is {MAX_TOKEN_BYTES}")]
     TooLarge {
         /// Length of the token.
         bytes: usize,
@@ -34,7 +34,7 @@ pub enum LicenseError {
     #[error("not a license token: {0}")]
     Malformed(&'static str),
     /// Another signature algorithm than `EdDSA`, or none.
-    #[error("signature algorithm {0:?}, only \"EdDSA\" is accepted")]
+    #[error("signature algorithm {0:?} is not accepted; expected \"EdDSA\"")]
     Algorithm(String),
     /// The header has no `kid`.
     #[error("header field kid is missing")]
@@ -46,7 +46,7 @@ pub enum LicenseError {
     #[error("the signature does not match the key {0:?}")]
     BadSignature(String),
     /// A `version` other than 3.
-    #[error("claim version is {0}, only {CLAIMS_VERSION} is accepted")]
+    #[error("claim version is {0}; expected {CLAIMS_VERSION}")]
     Version(u64),
     /// A required claim is missing, null or empty.
     #[error("claim {0} is missing")]
@@ -60,7 +60,7 @@ pub enum LicenseError {
         expected: &'static str,
     },
     /// The license is for other deployments.
-    #[error("claim deployment_ids names {}, not this deployment, {deployment}", .named.join(", "))]
+    #[error("claim deployment_ids names {}, but this deployment is {deployment}", .named.join(", "))]
     OtherDeployment {
         /// The deployments that the license names.
         named: Vec<String>,

@@ -49,7 +49,7 @@ impl Buckets {
     pub fn observe(&mut self, options: &BucketOptions, value: f64) {
         self.count += 1;
         let bounds = options.classic_bounds();
-        assert_eq!(self.classic.len(), bounds.len(), "counted with other classic bounds");
+        assert_eq!(self.classic.len(), bounds.len(), "these counts have other classic bounds");
         // NaN is not below any bound. It is only in +Inf, which is the count itself.
         if let Some(bucket) = bounds.iter().position(|bound| value <= *bound) {
             self.classic[bucket] += 1;
@@ -82,7 +82,7 @@ impl Buckets {
 
     /// The classic buckets for exposition: upper bound and cumulative count, without `+Inf`.
     pub fn cumulative(&self, options: &BucketOptions) -> impl Iterator<Item = (f64, u64)> {
-        assert_eq!(self.classic.len(), options.classic_bounds().len(), "counted with other classic bounds");
+        assert_eq!(self.classic.len(), options.classic_bounds().len(), "these counts have other classic bounds");
         options.classic_bounds().iter().zip(&self.classic).scan(0, |up_to, (bound, count)| {
             *up_to += count;
             Some((*bound, *up_to))
@@ -134,7 +134,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "other classic bounds")]
-    fn counts_begun_with_other_bounds_are_not_gone_on_with() {
+    fn counts_with_other_bounds_are_refused() {
         let mut buckets = Buckets::new(&BucketOptions::new(&[1.0], None), DateTime::UNIX_EPOCH);
         buckets.observe(&OPTIONS, 1.0);
     }

@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn counters_and_histograms_say_since_when_they_count() {
+    fn counters_and_histograms_have_created_timestamps() {
         for since in [at(1_700_000_000, 123_456_000), at(0, 0), at(-62_135_596_800, 1_000)] {
             let (mut counters, mut tallies) = (Series::new(), Series::new());
             counters.add(labels(["t", "o"]), 1, since);

@@ -22,8 +22,8 @@ impl BucketOptions {
     pub const fn new(classic_bounds: &'static [f64], native: Option<NativeOptions>) -> Self {
         let mut i = 0;
         while i < classic_bounds.len() {
-            assert!(classic_bounds[i].is_finite(), "classic bounds are finite");
-            assert!(i == 0 || classic_bounds[i - 1] < classic_bounds[i], "classic bounds ascend");
+            assert!(classic_bounds[i].is_finite(), "classic bounds must be finite");
+            assert!(i == 0 || classic_bounds[i - 1] < classic_bounds[i], "classic bounds must ascend");
             i += 1;
         }
         Self { classic_bounds, native }

@@ -66,7 +66,7 @@ impl<'de, T: Deserialize<'de>, const N: usize> Deserialize<'de> for Series<T, N>
             let labels = <[String; N]>::try_from(labels)
                 .map_err(|labels| D::Error::custom(format!("a series has {} label values instead of {N}", labels.len())))?;
             if series.insert(labels, state).is_some() {
-                return Err(D::Error::custom("a series is there twice"));
+                return Err(D::Error::custom("a series occurs twice"));
             }
         }
         Ok(Self(series))
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_event_says_since_when_a_series_counts() {
+    fn the_first_event_sets_the_created_time_of_a_series() {
         let (first, earlier) = (DateTime::UNIX_EPOCH + Duration::from_secs(5), DateTime::UNIX_EPOCH);
         let (mut counters, mut tallies) = (Series::new(), Series::new());
         for at in [first, earlier] {
@@ -145,7 +145,7 @@ mod tests {
         let counter = serde_json::json!([["a"], {"value": 1, "created": "1970-01-01T00:00:00Z"}]);
         assert!(serde_json::from_value::<Series<Counter, 1>>(serde_json::json!([counter])).is_ok());
         let error = serde_json::from_value::<Series<Counter, 1>>(serde_json::json!([counter, counter])).unwrap_err();
-        assert_eq!(error.to_string(), "a series is there twice");
+        assert_eq!(error.to_string(), "a series occurs twice");
     }
 
     #[test]

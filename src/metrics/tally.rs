@@ -65,7 +65,7 @@ mod tests {
     }
 
     #[test]
-    fn the_widest_durations_neither_pass_the_sum_nor_get_lost_in_json() {
+    fn the_longest_durations_fit_the_sum_and_survive_json() {
         let tally = tally(&[u64::MAX, u64::MAX, u64::MAX]);
         assert_eq!(tally.sum_micros, 3 * i128::from(u64::MAX));
         assert_eq!(serde_json::from_str::<Tally>(&serde_json::to_string(&tally).unwrap()).unwrap(), tally);
@@ -88,7 +88,7 @@ mod tests {
         }
 
         #[test]
-        fn a_saved_tally_goes_on_as_if_never_saved(before in usual_durations(), after in usual_durations()) {
+        fn a_saved_tally_continues_as_if_never_saved(before in usual_durations(), after in usual_durations()) {
             let saved = serde_json::to_string(&tally(&before)).unwrap();
             let mut restored: Tally = serde_json::from_str(&saved).unwrap();
             let as_value = serde_json::from_value(serde_json::from_str(&saved).unwrap()).unwrap();

@@ -130,7 +130,7 @@ fn every_case_in_use_gives_the_message_of_the_go_client() {
 }
 
 #[test]
-fn every_point_of_the_bucket_arithmetic_is_met() {
+fn bucket_arithmetic_matches_every_reference_point() {
     let vectors = vectors();
     assert_eq!((vectors.upper_bounds.len(), vectors.pick_schema.len(), vectors.bucket_index.len()), (15, 16, 157));
     for (bucket, schema, bound) in vectors.upper_bounds {
@@ -153,7 +153,7 @@ fn the_bounds_are_bit_equal_with_the_reference() {
 }
 
 #[test]
-fn what_json_has_no_number_for_is_read_from_a_string() {
+fn numbers_outside_json_are_read_from_strings() {
     let read = |json| serde_json::from_str::<Number>(json).unwrap().0;
     assert!(read("\"NaN\"").is_nan());
     assert_eq!((read("\"+Inf\""), read("\"-Inf\"")), (f64::INFINITY, f64::NEG_INFINITY));

@@ -7,22 +7,22 @@ use crate::stages::LedgerFault;
 #[derive(Debug, thiserror::Error)]
 pub enum ProjectionError {
     /// The ledger does not answer, or this version cannot read the answer.
-    #[error("the ledger cannot be read: {}", crate::cause::text(.0))]
+    #[error("the ledger is not readable: {}", crate::cause::text(.0))]
     Unavailable(#[from] StatementError),
     /// A sequence is missing.
-    #[error("after sequence {after} the ledger has {found:?}: its order is broken")]
+    #[error("the ledger's order has a hole: sequence {after} is followed by {found:?}")]
     Hole {
         after: i64,
         /// The next sequence in the ledger; None if the ledger has more batches but returns none.
         found: Option<i64>,
     },
     /// A batch breaks a rule of the ledger.
-    #[error("batch {sequence} cannot be folded: {source}")]
+    #[error("batch {sequence} violates an invariant of the ledger: {source}")]
     LedgerFault {
         sequence: i64,
         /// The broken rule.
         source: LedgerFault,
     },
-    #[error("the state cannot be saved: {0}")]
+    #[error("the state cannot be encoded as JSON: {0}")]
     Unsaveable(#[source] serde_json::Error),
 }

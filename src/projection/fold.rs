@@ -43,7 +43,7 @@ impl<S: Stage> Folded<S> {
         match serde_json::from_slice(&found.state) {
             Ok(state) => Ok(Self { sequence: found.sequence, state }),
             Err(error) => {
-                tracing::warn!(stage = S::NAME, sequence = found.sequence.number, %error, "a snapshot cannot be read: folding from zero");
+                tracing::warn!(stage = S::NAME, sequence = found.sequence.number, %error, "snapshot not readable, folding from zero");
                 Ok(Self::zero(incarnation))
             }
         }
@@ -60,11 +60,15 @@ impl<S: Stage> Folded<S> {
 /// # Errors
 /// [`ProjectionError`], also if the ledger changes its incarnation during the fold.
 pub async fn fold_to<S: Stage>(ledger: &Ledger, limit: i64) -> Result<Folded<S>, ProjectionError> {
-    fold_to_telling(ledger, limit, |_, _| ()).await
+    fold_to_with_progress(ledger, limit, |_, _| ()).await
 }
 
-/// Like [`fold_to`]. Calls `told` after each page with the folded batches and their total.
-pub async fn fold_to_telling<S: Stage>(ledger: &Ledger, limit: i64, told: impl Fn(i64, i64)) -> Result<Folded<S>, ProjectionError> {
+/// Like [`fold_to`]. Calls `progress` after each page with the folded batches and their total.
+pub async fn fold_to_with_progress<S: Stage>(
+    ledger: &Ledger,
+    limit: i64,
+    progress: impl Fn(i64, i64),
+) -> Result<Folded<S>, ProjectionError> {
     let head = ledger.run(snapshots::head).await?;
     let mut folded = Folded::zero(head.incarnation);
     let end = limit.min(head.number);
@@ -72,7 +76,7 @@ pub async fn fold_to_telling<S: Stage>(ledger: &Ledger, limit: i64, told: impl F
         for entry in page_of_one_ledger(ledger, &folded, end).await? {
             folded.add(entry)?;
         }
-        told(folded.sequence.number, end);
+        progress(folded.sequence.number, end);
     }
     Ok(folded)
 }

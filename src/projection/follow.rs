@@ -6,7 +6,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::fold::{fold_to_telling, next_page};
+use super::fold::{fold_to_with_progress, next_page};
 use super::{Folded, ProjectionError, View};
 use crate::cause::{self, LastingFault};
 use crate::ledger::{
@@ -59,7 +59,7 @@ impl<S: Stage> Projection<S> {
         self.view.clone()
     }
 
-    /// Follows the ledger until `stop`. While the database does not answer, the last state stays; its standing shows its age.
+    /// Follows the ledger until `stop`. While the database does not answer, the last state stays; its freshness shows its age.
     ///
     /// # Errors
     /// The ledger breaks a promise. The view shows nothing any more, and the process should end.
@@ -70,14 +70,14 @@ impl<S: Stage> Projection<S> {
                 None => break,
                 Some(Ok(())) => {
                     if away.has_ended() {
-                        info!(stage = S::NAME, "the ledger can be read again");
+                        info!(stage = S::NAME, "ledger readable again");
                     }
                     self.settings.poll
                 }
                 Some(Err(ProjectionError::Unavailable(error))) => {
                     let error = cause::text(&error);
                     if away.is_news(&error) {
-                        warn!(stage = S::NAME, error, "the ledger cannot be read: the last state stays");
+                        warn!(stage = S::NAME, error, "ledger not readable: the last state remains");
                     }
                     AWAY
                 }
@@ -92,7 +92,7 @@ impl<S: Stage> Projection<S> {
             }
         }
         if tokio::time::timeout(self.settings.last_snapshot, self.save()).await.is_err() {
-            warn!(stage = S::NAME, "the last snapshot is not kept: the ledger does not answer in time");
+            warn!(stage = S::NAME, "last snapshot not saved: the ledger did not answer in time");
         }
         Ok(())
     }
@@ -100,15 +100,15 @@ impl<S: Stage> Projection<S> {
     /// Adds all batches committed before now. Reports a ledger that was restored from a backup. The old state stays until the ledger has
     /// another incarnation; then the fold restarts.
     async fn catch_up(&mut self) -> Result<(), ProjectionError> {
-        let asked_at = self.ledger.clock.now();
-        let (head, acquaintance) = self.ledger.run(async |conn| landmarks::head_and_identity(conn, self.landmark.as_ref()).await).await?;
-        if let (LedgerIdentity::WentBack, Some(landmark)) = (acquaintance, self.landmark) {
+        let read_at = self.ledger.clock.now();
+        let (head, identity) = self.ledger.run(async |conn| landmarks::head_and_identity(conn, self.landmark.as_ref()).await).await?;
+        if let (LedgerIdentity::Restored, Some(landmark)) = (identity, self.landmark) {
             self.ledger
                 .run(async |conn| restored::record_detected(conn, &RestoreEvidence::Batch(landmark), self.ledger.clock.now()).await)
                 .await?;
             return Ok(());
         }
-        let mut reached = self.view.standing().map(|standing| standing.sequence);
+        let mut reached = self.view.freshness().map(|freshness| freshness.sequence);
         if reached.is_none_or(|reached| reached.incarnation != head.incarnation) {
             let begun = Folded::<S>::begin(&self.ledger, head.incarnation, head.number);
             let folded = begun.await?;
@@ -118,7 +118,7 @@ impl<S: Stage> Projection<S> {
                 return Ok(()); // replaced in this moment: the next round sees it
             }
             self.landmark = landmark;
-            info!(stage = S::NAME, sequence = folded.sequence.number, end = head.number, "the fold begins");
+            info!(stage = S::NAME, sequence = folded.sequence.number, end = head.number, "fold begins");
             self.saved = (Instant::now(), folded.sequence.number);
             self.read_since = if folded.sequence.number == 0 { head.number } else { 0 };
             reached = Some(folded.sequence);
@@ -138,12 +138,12 @@ impl<S: Stage> Projection<S> {
                     self.view.add(entry)?;
                 }
             }
-            if self.view.rebuild_went_on().is_some() {
+            if self.view.rebuild_progress_at().is_some() {
                 self.view.set_rebuild(Some(Instant::now()));
             }
             self.save_if_due().await;
         }
-        self.view.caught_up(asked_at)?;
+        self.view.caught_up(read_at)?;
         self.save_if_due().await;
         Ok(())
     }
@@ -153,18 +153,18 @@ impl<S: Stage> Projection<S> {
     async fn end_of(&self, page: &[Entry]) -> Result<Option<Landmark>, ProjectionError> {
         let Some(last) = page.last() else { return Ok(None) };
         let landmark = self.ledger.run(async |conn| landmarks::of_batch(conn, last.sequence).await).await?;
-        let (_, acquaintance) = self.ledger.run(async |conn| landmarks::head_and_identity(conn, self.landmark.as_ref()).await).await?;
-        Ok(landmark.filter(|_| acquaintance == LedgerIdentity::Same))
+        let (_, identity) = self.ledger.run(async |conn| landmarks::head_and_identity(conn, self.landmark.as_ref()).await).await?;
+        Ok(landmark.filter(|_| identity == LedgerIdentity::Same))
     }
 
     /// An operator requested a rebuild of this stage at this sequence. The old state stays until the new one is ready, so that every
     /// process switches at the same sequence. Readers see its progress: this process is behind the ledger's end until then.
     async fn rebuild(&mut self, at: Sequence) -> Result<(), ProjectionError> {
-        info!(stage = S::NAME, sequence = at.number, "rebuilding from zero, as an operator has asked");
+        info!(stage = S::NAME, sequence = at.number, "rebuilding from zero at an operator's request");
         let head = self.ledger.run(snapshots::head).await?;
-        let goes_on = |_, _| self.view.set_rebuild(Some(Instant::now()));
-        goes_on(0, at.number);
-        let folded = fold_to_telling::<S>(&self.ledger, at.number, goes_on).await?;
+        let progress = |_, _| self.view.set_rebuild(Some(Instant::now()));
+        progress(0, at.number);
+        let folded = fold_to_with_progress::<S>(&self.ledger, at.number, progress).await?;
         if folded.sequence.incarnation != at.incarnation {
             return Err(other_incarnation().into());
         }
@@ -181,7 +181,7 @@ impl<S: Stage> Projection<S> {
 
     /// Saves a snapshot of a changed state. Without it, the next start is only slower.
     async fn save(&mut self) {
-        let unsaved = self.view.standing().filter(|standing| standing.sequence.number > self.saved.1);
+        let unsaved = self.view.freshness().filter(|freshness| freshness.sequence.number > self.saved.1);
         self.saved.0 = Instant::now();
         if unsaved.is_none() {
             return;
@@ -207,7 +207,7 @@ impl<S: Stage> Projection<S> {
         };
         match kept {
             Ok(sequence) => self.saved.1 = sequence,
-            Err(error) => warn!(stage = S::NAME, %error, "a snapshot is not kept"),
+            Err(error) => warn!(stage = S::NAME, %error, "snapshot not saved"),
         }
     }
 }

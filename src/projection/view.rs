@@ -10,9 +10,9 @@ use super::{Folded, ProjectionError};
 use crate::ledger::{Entry, Sequence};
 use crate::stages::Stage;
 
-/// How far a state is true.
+/// The sequence of a state, and how fresh the state is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Standing {
+pub struct Freshness {
     pub sequence: Sequence,
     /// The state contains all batches committed before this instant. None until the fold first reaches the ledger's end.
     pub as_of: Option<DateTime<Utc>>,
@@ -25,19 +25,19 @@ pub struct Standing {
 pub struct View<S>(Arc<Shared<S>>);
 
 struct Shared<S> {
-    shown: RwLock<Option<Shown<S>>>,
-    standing: watch::Sender<Option<Standing>>,
-    rebuild_went_on: Mutex<Option<Instant>>,
+    shown: RwLock<Option<VisibleState<S>>>,
+    freshness: watch::Sender<Option<Freshness>>,
+    rebuild_progress_at: Mutex<Option<Instant>>,
 }
 
-struct Shown<S> {
+struct VisibleState<S> {
     folded: Folded<S>,
     as_of: Option<DateTime<Utc>>,
 }
 
-impl<S> Shown<S> {
-    fn standing(&self) -> Standing {
-        Standing { sequence: self.folded.sequence, as_of: self.as_of }
+impl<S> VisibleState<S> {
+    fn freshness(&self) -> Freshness {
+        Freshness { sequence: self.folded.sequence, as_of: self.as_of }
     }
 }
 
@@ -49,55 +49,55 @@ impl<S> Clone for View<S> {
 
 impl<S: Stage> View<S> {
     pub(super) fn empty() -> Self {
-        Self(Arc::new(Shared { shown: RwLock::new(None), standing: watch::Sender::new(None), rebuild_went_on: Mutex::default() }))
+        Self(Arc::new(Shared { shown: RwLock::new(None), freshness: watch::Sender::new(None), rebuild_progress_at: Mutex::default() }))
     }
 
     /// Calls `read` with the state, which is locked during the call: keep it short. None before the fold starts or after it breaks.
-    pub fn with<R>(&self, read: impl FnOnce(&S, Standing) -> R) -> Option<R> {
+    pub fn with<R>(&self, read: impl FnOnce(&S, Freshness) -> R) -> Option<R> {
         // After a panic within a batch the state cannot be trusted, so it is not shown.
         let shown = self.0.shown.read().ok()?;
-        shown.as_ref().map(|shown| read(&shown.folded.state, shown.standing()))
+        shown.as_ref().map(|shown| read(&shown.folded.state, shown.freshness()))
     }
 
     #[must_use]
-    pub fn standing(&self) -> Option<Standing> {
-        self.with(|_, standing| standing)
+    pub fn freshness(&self) -> Option<Freshness> {
+        self.with(|_, freshness| freshness)
     }
 
     #[must_use]
-    pub fn watch(&self) -> watch::Receiver<Option<Standing>> {
-        self.0.standing.subscribe()
+    pub fn watch(&self) -> watch::Receiver<Option<Freshness>> {
+        self.0.freshness.subscribe()
     }
 
     /// The last progress of a running rebuild. Until it has reached the ledger's end, the state is as fresh as possible.
     #[must_use]
-    pub fn rebuild_went_on(&self) -> Option<Instant> {
-        *self.0.rebuild_went_on.lock().unwrap_or_else(PoisonError::into_inner)
+    pub fn rebuild_progress_at(&self) -> Option<Instant> {
+        *self.0.rebuild_progress_at.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn set_rebuild(&self, went_on: Option<Instant>) {
-        *self.0.rebuild_went_on.lock().unwrap_or_else(PoisonError::into_inner) = went_on;
+    pub(super) fn set_rebuild(&self, at: Option<Instant>) {
+        *self.0.rebuild_progress_at.lock().unwrap_or_else(PoisonError::into_inner) = at;
     }
 
     pub(super) fn begin(&self, folded: Folded<S>) {
         self.set_rebuild(None);
-        self.replace(Some(Shown { folded, as_of: None }));
+        self.replace(Some(VisibleState { folded, as_of: None }));
     }
 
     /// Replaces the state by one of the same ledger at the same or a later sequence. It keeps `as_of`: the new state contains as much.
     pub(super) fn renew(&self, folded: Folded<S>) {
-        let as_of = self.standing().and_then(|standing| standing.as_of);
-        self.replace(Some(Shown { folded, as_of }));
+        let as_of = self.freshness().and_then(|freshness| freshness.as_of);
+        self.replace(Some(VisibleState { folded, as_of }));
     }
 
     pub(super) fn clear(&self) {
         self.replace(None);
     }
 
-    fn replace(&self, shown: Option<Shown<S>>) {
-        let standing = shown.as_ref().map(Shown::standing);
+    fn replace(&self, shown: Option<VisibleState<S>>) {
+        let freshness = shown.as_ref().map(VisibleState::freshness);
         *self.0.shown.write().unwrap_or_else(PoisonError::into_inner) = shown;
-        self.0.standing.send_replace(standing);
+        self.0.freshness.send_replace(freshness);
     }
 
     /// Adds the next batch. An empty view stays empty.
@@ -115,17 +115,17 @@ impl<S: Stage> View<S> {
     }
 
     /// Changes the shown state. After an error the view shows nothing.
-    fn change(&self, change: impl FnOnce(&mut Shown<S>) -> Result<(), ProjectionError>) -> Result<(), ProjectionError> {
-        let (standing, changed) = {
+    fn change(&self, change: impl FnOnce(&mut VisibleState<S>) -> Result<(), ProjectionError>) -> Result<(), ProjectionError> {
+        let (freshness, changed) = {
             let mut place = self.0.shown.write().unwrap_or_else(PoisonError::into_inner);
             let Some(shown) = place.as_mut() else { return Ok(()) };
             let changed = change(shown);
             if changed.is_err() {
                 *place = None;
             }
-            (place.as_ref().map(Shown::standing), changed)
+            (place.as_ref().map(VisibleState::freshness), changed)
         };
-        self.0.standing.send_replace(standing);
+        self.0.freshness.send_replace(freshness);
         changed
     }
 

@@ -56,8 +56,8 @@ impl fmt::Display for Condition {
         match self {
             Condition::Starting => f.write_str("starting"),
             Condition::Working => f.write_str("working"),
-            Condition::NoDatabase => f.write_str("nothing is published: no database of coderd is configured for this source"),
-            Condition::NotIntroduced => f.write_str("nothing is published: no event of this source has come yet"),
+            Condition::NoDatabase => f.write_str("nothing is published: no coderd database is configured for this source"),
+            Condition::NotIntroduced => f.write_str("nothing is published: no collector has registered this source yet"),
             Condition::NoLicense => f.write_str("nothing is published: no license in coderd allows it"),
             Condition::Retired(why) | Condition::Paused(why) => write!(f, "nothing is published: {why}"),
             Condition::Refused(why) => write!(f, "refused: {why}"),
@@ -71,7 +71,7 @@ impl fmt::Display for Condition {
 
 /// The current condition; clones share it.
 #[derive(Clone, Debug)]
-pub struct Shown {
+pub struct ConditionHandle {
     /// None: the publisher does not know its source yet.
     source: Option<Uuid>,
     sole: bool,
@@ -79,17 +79,17 @@ pub struct Shown {
     now: Arc<Mutex<(Condition, DateTime<Utc>)>>,
 }
 
-impl Shown {
+impl ConditionHandle {
     pub(super) fn new(source: Uuid, sole: bool, clock: Clock) -> Self {
         let now = Arc::new(Mutex::new((Condition::Starting, clock.now())));
-        Shown { source: Some(source), sole, clock, now }
+        ConditionHandle { source: Some(source), sole, clock, now }
     }
 
     /// For a publisher in mode `sole` that does not start.
     #[must_use]
     pub fn refused(source: Option<Uuid>, why: String, clock: Clock) -> Self {
         let now = Arc::new(Mutex::new((Condition::Refused(why), clock.now())));
-        Shown { source, sole: true, clock, now }
+        ConditionHandle { source, sole: true, clock, now }
     }
 
     /// The publisher's source, if it is known.

@@ -1,21 +1,21 @@
 //! Sends the publication queue to the vendor: money leaves only here.
 //!
-//! One [`Publisher`] serves one source. A cycle leases due events, checks coderd's own rows (`look`), and writes the request down. It sends
+//! One [`Publisher`] serves one source. A cycle leases due events, checks coderd's own rows (`source_check`), and writes the request down. It sends
 //! the request under the license that coderd itself would use (`signing`). It records each event's verdict with its request (`send`).
 //! Several processes may publish the same source: leases separate their events.
 
 mod condition;
-mod look;
 mod send;
 mod settings;
 mod shadow;
 mod signing;
 mod sole;
+mod source_check;
 mod telemetry;
 
-pub use condition::{Condition, Shown};
-pub use look::sendable_after;
+pub use condition::{Condition, ConditionHandle};
 pub use settings::Settings;
+pub use source_check::sendable_after;
 pub use telemetry::PublisherTelemetry;
 
 use std::collections::HashMap;
@@ -31,7 +31,7 @@ use crate::ledger::{Ledger, Pausable, Settled, Settlement, identity, known, loss
 use crate::tallyman::{SendError, SettingsError, TallymanClient};
 use crate::waiting::Backoff;
 
-use look::OperatorStatement;
+use source_check::OperatorStatement;
 
 /// Old events in one comparison with coderd's rows.
 const OLD_PAGE: i64 = 500;
@@ -44,7 +44,7 @@ pub struct Publisher {
     telemetry: PublisherTelemetry,
     /// Names this publisher's leases; unique.
     holder: String,
-    condition: Shown,
+    condition: ConditionHandle,
     /// Kept between cycles; None after an error: the next cycle connects.
     reader: Option<Reader>,
     /// coderd's own deployment id; the source's id until it is known.
@@ -76,7 +76,7 @@ impl Publisher {
     /// Creates an idle publisher.
     pub fn new(ledger: Ledger, settings: Settings, telemetry: PublisherTelemetry) -> Result<Self, SettingsError> {
         let client = TallymanClient::new(&settings.tallyman)?;
-        let condition = Shown::new(settings.deployment, settings.sole, ledger.clock.clone());
+        let condition = ConditionHandle::new(settings.deployment, settings.sole, ledger.clock.clone());
         let holder = Uuid::new_v4().to_string();
         let coderd_id = settings.deployment;
         Ok(Publisher { ledger, settings, client, telemetry, holder, condition, reader: None, coderd_id })
@@ -84,7 +84,7 @@ impl Publisher {
 
     /// The condition of this publisher.
     #[must_use]
-    pub fn condition(&self) -> Shown {
+    pub fn condition(&self) -> ConditionHandle {
         self.condition.clone()
     }
 
@@ -100,14 +100,14 @@ impl Publisher {
         }
         let mut waits = Backoff::new(self.settings.first_wait, self.settings.longest_wait);
         while !stop.is_cancelled() {
-            let goes_on = match self.cycle(stop).await {
+            let is_running = match self.cycle(stop).await {
                 Ok(Cycle { failure: None, .. }) => {
                     waits.reset();
                     stop.run_until_cancelled(self.rest()).await.is_some()
                 }
                 Ok(_) | Err(_) => waits.wait(stop).await,
             };
-            if !goes_on {
+            if !is_running {
                 return;
             }
         }
@@ -154,10 +154,12 @@ impl Publisher {
     {
         let mut waits = Backoff::new(Duration::from_millis(500), Duration::from_secs(10));
         while let Some(Err(fault)) = stop.run_until_cancelled(compare_marks()).await {
-            let why =
-                format!("whether the ledger was restored from a backup is not known: {}; waiting", crate::cause::text(fault.as_ref()));
+            let why = format!(
+                "the marks of the consumer group are not readable, so a restored ledger would go unnoticed: {}; waiting",
+                crate::cause::text(fault.as_ref())
+            );
             self.condition.set(Condition::Failing(why));
-            self.show_what_waits().await;
+            self.show_backlog().await;
             if !waits.wait(stop).await {
                 return;
             }
@@ -173,14 +175,14 @@ impl Publisher {
                 Ok(()) => return self.condition.set(Condition::Starting),
                 Err(failure) => self.condition.set(Condition::Failing(format!("{}; waiting", self.failing(&failure)))),
             }
-            self.show_what_waits().await;
+            self.show_backlog().await;
             if !waits.wait(stop).await {
                 return;
             }
         }
     }
 
-    /// Why a request failed, and where to look.
+    /// Why a request failed, and what to check.
     fn failing(&self, failure: &SendError) -> String {
         let address = self.client.address();
         match failure {
@@ -197,7 +199,7 @@ impl Publisher {
         let outcome = self.whole_cycle(stop).await;
         match &outcome {
             Ok(Cycle { failure: Some(failure), .. }) => self.condition.set(Condition::Failing(self.failing(failure))),
-            Ok(cycle) => debug!(?cycle, "publisher's cycle"),
+            Ok(cycle) => debug!(?cycle, "publisher cycle"),
             Err(fault) => self.condition.set(Condition::Failing(crate::cause::text(fault.as_ref()))),
         }
         self.telemetry.publishes(self.settings.deployment, self.condition.publishes());
@@ -226,8 +228,9 @@ impl Publisher {
         }
         if let Some(recovering) = self.ledger.run(recoveries::open).await? {
             let since = recovering.opened_at.to_rfc3339_opts(SecondsFormat::Secs, true);
-            let why =
-                format!("the ledger was restored from a backup (seen at {since}) and has not caught up: `tallyline status` says with what");
+            let why = format!(
+                "the ledger was restored from a backup (detected at {since}) and has not caught up: `tallyline status` shows the remaining work"
+            );
             self.condition.set(Condition::Recovering(why));
             return Ok(Cycle::default());
         }
@@ -268,11 +271,11 @@ impl Publisher {
     }
 
     /// Shows the queue of a publisher that does not work on it.
-    async fn show_what_waits(&self) {
+    async fn show_backlog(&self) {
         if let Ok(Some(source)) = self.ledger.run(async |conn| sources::get(conn, self.settings.deployment).await).await
             && let Err(error) = self.show_queue(source.id).await
         {
-            debug!(error = crate::cause::text(error.as_ref()), "the queue cannot be looked at");
+            debug!(error = crate::cause::text(error.as_ref()), "queue not readable");
         }
     }
 
@@ -289,20 +292,19 @@ impl Publisher {
     }
 
     /// Settles events that are too old to be sent. If coderd has published one, it is not ours. If coderd has just reserved one, its answer
-    /// may be in flight: the next cycle looks at it.
+    /// may be in flight: the next cycle checks it again.
     async fn settle_old(&self, reader: &mut Reader, source_id: i16, settled: &mut Settled, stop: &CancellationToken) -> anyhow::Result<()> {
         let mut after = None;
         while !stop.is_cancelled() {
             let now = self.now(reader).await?;
-            let old =
-                self.ledger.run(async |conn| publications::old(conn, source_id, look::sendable_after(now), after.as_ref(), OLD_PAGE).await);
+            let old = self.ledger.run(async |conn| publications::old(conn, source_id, sendable_after(now), after.as_ref(), OLD_PAGE).await);
             let old = old.await?;
             let Some(last) = old.last().cloned() else { return Ok(()) };
             let ids: Vec<String> = old.into_iter().map(|(_, id)| id).collect();
             let rows = rows_by_id(reader, &ids).await?;
             let row = |id: &String| rows.get(id);
             let (published, rest): (Vec<_>, Vec<_>) = ids.into_iter().partition(|id| row(id).is_some_and(|row| row.published_at.is_some()));
-            let too_old: Vec<_> = rest.into_iter().filter(|id| !row(id).is_some_and(|row| look::claimed(row, now))).collect();
+            let too_old: Vec<_> = rest.into_iter().filter(|id| !row(id).is_some_and(|row| source_check::is_reserved(row, now))).collect();
             self.settle(source_id, &published, Settlement::NotOurs, settled).await?;
             self.settle(source_id, &too_old, Settlement::TooOld, settled).await?;
             after = Some(last);
@@ -314,7 +316,8 @@ impl Publisher {
     async fn statements(&self, source_id: i16, ids: &[String]) -> anyhow::Result<HashMap<String, OperatorStatement>> {
         let lost = self.ledger.run(async |conn| losses::lost_ids(conn, source_id, ids).await).await?;
         let refused = self.ledger.run(async |conn| known::refused_states(conn, self.settings.deployment, ids).await).await?;
-        let of = |id: &String| OperatorStatement { lost: lost.contains(id), mended: refused.get(id).is_some_and(|refused| refused.passed) };
+        let of =
+            |id: &String| OperatorStatement { lost: lost.contains(id), resubmitted: refused.get(id).is_some_and(|refused| refused.passed) };
         Ok(ids.iter().map(|id| (id.clone(), of(id))).collect())
     }
 

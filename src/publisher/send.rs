@@ -17,7 +17,7 @@ use crate::ledger::{
 use crate::tallyman::{Answer, LEFT_OUT_MESSAGE, OutgoingEvent, SendError, Verdict, request_body};
 use crate::waiting::{Backoff, wait_after};
 
-/// The wait of an event that breaks Tallyman's rules; an upgrade may know better.
+/// The wait of an event that breaks Tallyman's rules; an upgrade may have other rules.
 const INVALID_WAIT: TimeDelta = TimeDelta::hours(1);
 
 impl Publisher {
@@ -43,13 +43,13 @@ impl Publisher {
             lease: self.settings.lease,
         };
         if !self.ledger.run(async |conn| publication_requests::begin(conn, &request, self.ledger.clock.now()).await).await? {
-            bail!("not sent: the leases ended before the request was written down; coderd's database or the ledger is too slow");
+            bail!("request not sent: its leases expired before it was recorded; coderd's database or the ledger is too slow");
         }
         let answer = if begun.elapsed() + self.settings.tallyman.request_timeout < self.settings.lease {
             // The vendor knows coderd's own id. It differs from the source's id if an operator accepted another coderd.
             self.client.ingest(&license.jwt, self.coderd_id, request_body(&outgoing)).await
         } else {
-            Err(SendError::Unreachable("not sent: this process was held up, and its lease could end before the answer".to_owned()))
+            Err(SendError::Unreachable("not sent: this process was delayed, and its lease could expire before the answer".to_owned()))
         };
         let now = self.ledger.clock.now();
         let attempts = self.attempts(&ready, &answer, now);
@@ -117,14 +117,14 @@ impl Publisher {
                     verdict: AttemptVerdict::Failed,
                     message: Some(error.to_string()),
                     next_attempt_at: now,
-                    unanswered: event.unanswered || error.may_have_been_taken(),
+                    unanswered: event.unanswered || error.may_have_been_accepted(),
                 })
                 .collect(),
         }
     }
 
     fn attempt(&self, event: &Publication, verdict: Verdict, now: DateTime<Utc>) -> Attempt {
-        let (verdict, message, may_have_been_taken) = match verdict {
+        let (verdict, message, may_have_been_accepted) = match verdict {
             Verdict::Accepted => (AttemptVerdict::Accepted, None, false),
             Verdict::RefusedPermanently(message) => (AttemptVerdict::Refused, Some(message), false),
             Verdict::RefusedForNow(message) => (AttemptVerdict::RefusedForNow, Some(message), false),
@@ -138,7 +138,7 @@ impl Publisher {
             verdict,
             message,
             next_attempt_at: now + TimeDelta::from_std(wait).unwrap_or(TimeDelta::hours(1)),
-            unanswered: event.unanswered || may_have_been_taken,
+            unanswered: event.unanswered || may_have_been_accepted,
         }
     }
 
@@ -155,9 +155,9 @@ impl Publisher {
                 Ok(Recorded::Now | Recorded::Before) => return Ok(()),
                 Ok(Recorded::RequestLost) => {
                     let (request, events) = (outcome.id, outcome.attempts.len());
-                    warn!(%request, events, status = outcome.status, "the ledger has lost the request: what came of it is not recorded");
+                    warn!(%request, events, status = outcome.status, "request missing in the ledger: its outcome is not recorded");
                     bail!(
-                        "the ledger does not have request {request} any more: it was restored from a backup, and its {events} events wait"
+                        "request {request} is missing in the ledger, which was restored from a backup; its {events} events remain pending"
                     );
                 }
                 Err(fault) => fault,
@@ -206,7 +206,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_answer_is_not_mistaken_for_a_word_of_the_vendor() {
+    fn a_missing_answer_is_not_treated_as_a_verdict() {
         let status_500 = || Err(SendError::Status { status: 500, message: String::new() });
         assert!(was_answered(&status_500()) && status(&status_500()) == Some(500));
         let unanswered = || Err(SendError::Unanswered("cut".into()));

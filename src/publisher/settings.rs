@@ -5,8 +5,8 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use crate::coderd::Database;
-use crate::ledger::Paused;
 use crate::license::PublicKeys;
+use crate::pauses::Paused;
 use crate::tallyman::ClientSettings;
 
 /// Settings of one source's publisher.
@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_is_sent_unless_somebody_says_so_and_a_lease_outlasts_a_request() {
+    fn the_default_sends_nothing_and_a_lease_outlasts_a_request() {
         let settings = Settings::new(Uuid::nil(), None, PublicKeys::new(), ClientSettings::new("http://127.0.0.1:1/"));
         assert!(!settings.sole);
         assert!(settings.lease > settings.tallyman.request_timeout);

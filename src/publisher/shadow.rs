@@ -3,7 +3,7 @@
 use chrono::TimeDelta;
 use tokio_util::sync::CancellationToken;
 
-use super::look::{SourceCheck, compare, sendable_after};
+use super::source_check::{SourceCheck, compare, sendable_after};
 use super::{Condition, Cycle, Publisher, rows_by_id};
 use crate::coderd::Reader;
 use crate::ledger::{HeldFor, Postponed, Settlement, publications};
@@ -12,7 +12,7 @@ use crate::ledger::{HeldFor, Postponed, Settlement, publications};
 const PAGE: usize = 500;
 
 /// The wait of an event that coderd has not published yet; coderd publishes every 17 minutes.
-const LOOK_AGAIN: TimeDelta = TimeDelta::minutes(5);
+const RECHECK_WAIT: TimeDelta = TimeDelta::minutes(5);
 
 impl Publisher {
     pub(super) async fn shadow(
@@ -44,38 +44,38 @@ impl Publisher {
                 .await
         });
         let leased = leased.await?;
-        let ids: Vec<String> = leased.iter().map(|ours| ours.event_id.clone()).collect();
-        let looked = async { anyhow::Ok((rows_by_id(reader, &ids).await?, self.statements(source_id, &ids).await?)) };
-        let (rows, statements) = match looked.await {
-            Ok(looked) => looked,
+        let ids: Vec<String> = leased.iter().map(|event| event.event_id.clone()).collect();
+        let read = async { anyhow::Ok((rows_by_id(reader, &ids).await?, self.statements(source_id, &ids).await?)) };
+        let (rows, statements) = match read.await {
+            Ok(read) => read,
             Err(fault) => {
                 self.release(source_id, &ids).await;
                 return Err(fault);
             }
         };
-        let (mut not_ours, mut later) = (Vec::new(), Vec::new());
+        let (mut published, mut later) = (Vec::new(), Vec::new());
         let mut differences = 0;
-        for ours in leased {
-            let why = match compare(&ours, rows.get(&ours.event_id), statements[&ours.event_id], now) {
-                SourceCheck::NotOurs => {
-                    not_ours.push(ours.event_id);
+        for event in leased {
+            let why = match compare(&event, rows.get(&event.event_id), statements[&event.event_id], now) {
+                SourceCheck::PublishedByCoderd => {
+                    published.push(event.event_id);
                     continue;
                 }
-                SourceCheck::Ours | SourceCheck::Claimed => None,
-                SourceCheck::Changed(why) => {
+                SourceCheck::Sendable | SourceCheck::Reserved => None,
+                SourceCheck::Differs(why) => {
                     differences += 1;
                     Some(why)
                 }
             };
             let held_for = why.as_ref().map(|_| HeldFor::CoderdDiffers);
             later.push(Postponed {
-                event_id: ours.event_id,
+                event_id: event.event_id,
                 message: why,
                 held_for,
-                next_attempt_at: self.ledger.clock.now() + LOOK_AGAIN,
+                next_attempt_at: self.ledger.clock.now() + RECHECK_WAIT,
             });
         }
-        self.settle(source_id, &not_ours, Settlement::NotOurs, &mut cycle.settled).await?;
+        self.settle(source_id, &published, Settlement::NotOurs, &mut cycle.settled).await?;
         self.ledger.run(async |conn| publications::postpone(conn, source_id, &self.holder, &later, self.ledger.clock.now()).await).await?;
         cycle.held_back += differences;
         cycle.waiting += later.len() - differences;

@@ -42,12 +42,12 @@ pub fn signing_license(
     let verified = rows.into_iter().filter_map(|row| match keys.verify(&row.jwt) {
         Ok(license) => Some((row, license)),
         Err(error) => {
-            debug!(license_id = row.id, %error, "license left out");
+            debug!(license_id = row.id, %error, "license skipped");
             None
         }
     });
-    let (ours, foreign): (Vec<_>, Vec<_>) = verified.partition(|(_, license)| license.claims.is_for(deployment));
-    if let Some((row, license)) = publishing(ours, now) {
+    let (own, foreign): (Vec<_>, Vec<_>) = verified.partition(|(_, license)| license.claims.is_for(deployment));
+    if let Some((row, license)) = publishing(own, now) {
         return Ok(SigningLicense { id: row.id, jwt: row.jwt, jwt_sha256: license.jwt_sha256 });
     }
     Err(publishing(foreign, now).map_or(NoLicense::None, |(row, license)| {

@@ -4,23 +4,23 @@ use chrono::{DateTime, TimeDelta, Utc};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::look::{SourceCheck, compare, sendable_after};
 use super::signing::{NoLicense, SigningLicense, signing_license};
+use super::source_check::{SourceCheck, compare, sendable_after};
 use super::{Condition, Cycle, Publisher, rows_by_id};
 use crate::coderd::Reader;
 use crate::ledger::{HeldFor, Postponed, Publication, Settlement, holds, publications, publish_marks};
 use crate::tallyman::MAX_EVENTS_PER_REQUEST;
 
 /// The wait of an event that coderd has just reserved.
-const CLAIM_WAIT: TimeDelta = TimeDelta::minutes(1);
+const RESERVATION_WAIT: TimeDelta = TimeDelta::minutes(1);
 
 /// The wait of an event that is held back.
 const HELD_BACK_WAIT: TimeDelta = TimeDelta::minutes(10);
 
 /// The act that releases a confirmed event that is held back.
-const RELEASE: &str = "if coderd was restored, `tallyline recover plan --lost coderd` and its execution release it as it was accepted";
+const RELEASE: &str = "if coderd was restored, `tallyline recover plan --lost coderd` and the plan's execution release the accepted event";
 /// Advice for an event that was never confirmed.
-const NEVER_CONFIRMED: &str = "coderd was never seen to have it, so no operation releases it; `tallyline prove` shows where it came from";
+const NEVER_CONFIRMED: &str = "coderd is not known to have ever had it, so no operation releases it; `tallyline prove` shows its origin";
 
 impl Publisher {
     pub(super) async fn sole(
@@ -66,8 +66,8 @@ impl Publisher {
         Ok(())
     }
 
-    /// coderd's publishing is cut off, so its marks at the first look are the last. A later mark means that it still publishes, and every
-    /// further event could be billed twice. The ledger keeps the first look: a restart does not accept a later mark.
+    /// coderd's publishing is cut off, so its marks at the first check are the last. A later mark means that it still publishes, and every
+    /// further event could be billed twice. The ledger keeps the first mark: a restart does not accept a later mark.
     async fn stops_for_coderd(&mut self, reader: &mut Reader, source_id: i16) -> anyhow::Result<bool> {
         let newest = reader.latest_publish_mark().await?;
         let Some(later) = self.ledger.run(async |conn| publish_marks::record(conn, source_id, newest).await).await? else {
@@ -75,7 +75,7 @@ impl Publisher {
         };
         let (at, deployment) = (later.to_rfc3339(), self.settings.deployment);
         let why = format!(
-            "coderd has published usage by itself at {at}: cut its publishing off, then run `tallyline resume publish --coderd-cut-off {deployment}`, or use mode shadow"
+            "coderd itself published usage at {at}: cut off its publishing, then run `tallyline resume publish --coderd-cut-off {deployment}`, or use mode shadow"
         );
         self.condition.set(Condition::Stopped(why));
         Ok(true)
@@ -99,10 +99,10 @@ impl Publisher {
                 .await
         });
         let leased = leased.await?;
-        let ids: Vec<String> = leased.iter().map(|ours| ours.event_id.clone()).collect();
+        let ids: Vec<String> = leased.iter().map(|event| event.event_id.clone()).collect();
         let sent = match self.sift(reader, source_id, leased, now, cycle).await {
-            Ok(ours) if ours.is_empty() => Ok(()),
-            Ok(ours) => self.send(source_id, license, &ours, cycle).await,
+            Ok(sendable) if sendable.is_empty() => Ok(()),
+            Ok(sendable) => self.send(source_id, license, &sendable, cycle).await,
             Err(fault) => Err(fault),
         };
         if let Err(fault) = sent {
@@ -115,11 +115,11 @@ impl Publisher {
     /// Releases leases of events that are not in flight. Its failure is only logged: leases end by themselves.
     pub(super) async fn release(&self, source_id: i16, ids: &[String]) {
         if let Err(error) = self.ledger.run(async |conn| publications::release(conn, source_id, &self.holder, ids).await).await {
-            warn!(%error, "leases of publications are left to end by themselves");
+            warn!(%error, "publication leases not released; they will expire");
         }
     }
 
-    /// Checks coderd's rows. Returns the events that are still ours to send.
+    /// Checks coderd's rows. Returns the events that may be sent.
     async fn sift(
         &self,
         reader: &mut Reader,
@@ -128,21 +128,21 @@ impl Publisher {
         now: DateTime<Utc>,
         cycle: &mut Cycle,
     ) -> anyhow::Result<Vec<Publication>> {
-        let ids: Vec<String> = leased.iter().map(|ours| ours.event_id.clone()).collect();
+        let ids: Vec<String> = leased.iter().map(|event| event.event_id.clone()).collect();
         let rows = rows_by_id(reader, &ids).await?;
         let statements = self.statements(source_id, &ids).await?;
-        let (mut ours, mut not_ours, mut later, mut newly) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut sendable, mut published, mut later, mut newly) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for event in leased {
             match compare(&event, rows.get(&event.event_id), statements[&event.event_id], now) {
-                SourceCheck::Ours => ours.push(event),
-                SourceCheck::NotOurs => not_ours.push(event.event_id),
-                SourceCheck::Claimed => {
+                SourceCheck::Sendable => sendable.push(event),
+                SourceCheck::PublishedByCoderd => published.push(event.event_id),
+                SourceCheck::Reserved => {
                     cycle.waiting += 1;
-                    let message = Some("coderd has claimed it and may be publishing it".to_owned());
-                    let next_attempt_at = self.ledger.clock.now() + CLAIM_WAIT;
+                    let message = Some("coderd has reserved it and may be publishing it".to_owned());
+                    let next_attempt_at = self.ledger.clock.now() + RESERVATION_WAIT;
                     later.push(Postponed { event_id: event.event_id, message, held_for: None, next_attempt_at });
                 }
-                SourceCheck::Changed(why) => {
+                SourceCheck::Differs(why) => {
                     cycle.held_back += 1;
                     let release = if event.confirmed { RELEASE } else { NEVER_CONFIRMED };
                     let why = format!("{why}; {release}");
@@ -154,12 +154,12 @@ impl Publisher {
                 }
             }
         }
-        self.settle(source_id, &not_ours, Settlement::NotOurs, &mut cycle.settled).await?;
+        self.settle(source_id, &published, Settlement::NotOurs, &mut cycle.settled).await?;
         self.ledger.run(async |conn| publications::postpone(conn, source_id, &self.holder, &later, self.ledger.clock.now()).await).await?;
         if let Some((first, why)) = newly.first() {
             let (source, events) = (self.settings.deployment, newly.len());
-            warn!(%source, events, first, why, "usage held back: coderd's rows say something else than was accepted");
+            warn!(%source, events, first, why, "usage held: coderd's rows differ from the accepted events");
         }
-        Ok(ours)
+        Ok(sendable)
     }
 }

@@ -36,14 +36,14 @@ impl PublisherTelemetry {
         Ok(PublisherTelemetry {
             verdicts: counter("verdicts_total", "Events sent, by the vendor's verdict.", "verdict")?,
             settled: counter("settled_total", "Events settled without an answer, by their state.", "state")?,
-            send_errors: counter("send_errors_total", "Requests that brought no verdicts, by what went wrong.", "kind")?,
-            pending: gauge("pending", "Events that wait to be published.")?,
-            held_back: gauge("held_back", "Pending events that are not sent because coderd's row no longer says the same.")?,
-            unanswered: gauge("unanswered", "Pending events with an attempt that may have been taken.")?,
+            send_errors: counter("send_errors_total", "Requests without verdicts, by kind of failure.", "kind")?,
+            pending: gauge("pending", "Pending events.")?,
+            held_back: gauge("held_back", "Pending events that are held although they are due.")?,
+            unanswered: gauge("unanswered", "Pending events with an attempt that the vendor may have accepted.")?,
             oldest: gauge("pending_oldest_age_seconds", "Age of the oldest pending event; 0 without one. It expires at 30 days.")?,
             stopped: gauge(
                 "stopped",
-                "1 where this process does not publish: coderd does by itself, is not this source's, or has a license of another deployment; 0 where it publishes.",
+                "1 if this process refuses to publish: coderd publishes by itself, belongs to another source, or has a license of another deployment; 0 if it publishes.",
             )?,
         })
     }

@@ -88,8 +88,8 @@ impl AgentCounts {
     }
 
     fn insert(&mut self, entry: (i64, u64)) {
-        let reaching = self.runs.partition_point(|run| run.last() < Some(&entry));
-        let index = reaching.min(self.runs.len().saturating_sub(1));
+        let first_reaching = self.runs.partition_point(|run| run.last() < Some(&entry));
+        let index = first_reaching.min(self.runs.len().saturating_sub(1));
         let Some(run) = self.runs.get_mut(index) else {
             self.runs.push(Run::of(vec![entry]));
             return;
@@ -142,7 +142,7 @@ impl<'de> Deserialize<'de> for AgentCounts {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         let entries = Vec::<(i64, u64)>::deserialize(from)?;
         if !entries.is_sorted() {
-            return Err(D::Error::custom("counts are not in the order of time"));
+            return Err(D::Error::custom("agent counts are not ordered by time"));
         }
         Ok(Self { runs: entries.chunks(RUN).map(|run| Run::of(run.to_vec())).collect() })
     }
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn no_number_of_agents_passes_a_count() {
+    fn a_count_does_not_overflow() {
         let counts = counts(&[(1, u64::MAX), (2, u64::MAX)]);
         assert_eq!(counts.count(at(0), at(3)), 2 * u128::from(u64::MAX));
     }
@@ -232,7 +232,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
-        fn a_count_is_what_counting_one_by_one_gives(events in events(), start in -10..3100_i64, end in -10..3100_i64) {
+        fn a_count_equals_counting_one_by_one(events in events(), start in -10..3100_i64, end in -10..3100_i64) {
             let expected: u64 = events.iter().filter(|(micros, _)| (start..end).contains(micros)).map(|(_, count)| count).sum();
             prop_assert_eq!(counts(&events).count(at(start), at(end)), u128::from(expected));
         }
@@ -245,7 +245,7 @@ mod tests {
         }
 
         #[test]
-        fn a_restored_value_goes_on_as_if_never_saved(before in events(), after in events()) {
+        fn a_restored_value_continues_as_if_never_saved(before in events(), after in events()) {
             let mut restored: AgentCounts = serde_json::from_str(&serde_json::to_string(&counts(&before)).unwrap()).unwrap();
             for (micros, count) in &after {
                 restored.add(at(*micros), *count);

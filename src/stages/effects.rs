@@ -37,7 +37,7 @@ pub enum NoEffectReason {
     #[error("it was started by the prebuilds user")]
     ByThePrebuildsUser,
     /// A restart, a stop, or a claim. Claims have their own events with durations.
-    #[error("it is no creation of a workspace")]
+    #[error("it is not a creation of a workspace")]
     NoCreation,
     /// A failed or canceled build.
     #[error("it did not succeed")]
@@ -186,7 +186,7 @@ mod tests {
     use crate::stages::samples::{build, claim, introduced_at, usage};
 
     fn event(fact: Fact) -> Event {
-        let Fact::Event(event) = fact else { panic!("no event") };
+        let Fact::Event(event) = fact else { panic!("not an event") };
         event
     }
 
@@ -196,13 +196,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_added_names_family_labels_and_value() {
+    fn an_effect_has_family_labels_and_value() {
         let effects = effects_of(&event(samples::fact(build())), introduced_at());
         let labels = vec![("organization_name", "engineering"), ("template_name", "docker"), ("preset_name", "small")];
-        let told: Vec<_> = effects.added.iter().map(|effect| (effect.family(), effect.observed_micros(), effect.labels())).collect();
+        let added: Vec<_> = effects.added.iter().map(|effect| (effect.family(), effect.observed_micros(), effect.labels())).collect();
         let timed = [labels.clone(), vec![("type", "regular")]].concat();
         assert_eq!(
-            told,
+            added,
             [("coderd_workspace_creation_total", None, labels), ("coderd_workspace_creation_duration_seconds", Some(42_000_000), timed)]
         );
         assert!(effects.left_out.is_empty());
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_added_says_why() {
+    fn an_unaffected_family_has_a_reason() {
         let (total, seconds) = (CREATIONS.name, CREATION_SECONDS.name);
         let failed = WorkspaceBuildCompleted { status: BuildStatus::Failed, first_successful_start: false, ..build() };
         assert_eq!(why(samples::fact(failed)), [(total, NoEffectReason::NotTheFirstStart), (seconds, NoEffectReason::NotSucceeded)]);

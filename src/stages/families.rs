@@ -30,6 +30,6 @@ pub const CLAIM_SECONDS: HistogramFamily<3> = HistogramFamily {
 /// provisioner belongs to one.
 pub const NEGATIVE_DURATIONS: CounterFamily<1> = CounterFamily {
     name: "tallyline_negative_durations_total",
-    help: "Creations and claims whose start lies after their end, observed as 0: clocks of coderd's replicas or provisioners differ.",
+    help: "Creations and claims whose start is after their end, observed as 0, because the clocks of coderd's replicas or provisioners differ.",
     labels: ["organization_name"],
 };

@@ -31,12 +31,12 @@ fn claims(issued_at: &str) -> LicenseClaims {
     }
 }
 
-fn came(license_id: i32, hash: u8, claims: Option<LicenseClaims>) -> Fact {
+fn added(license_id: i32, hash: u8, claims: Option<LicenseClaims>) -> Fact {
     let claims = claims.map(|claims| serde_json::to_value(claims).unwrap());
     Fact::License { deployment: DEPLOYMENT, license_id, jwt_sha256: [hash; 32], present: true, claims }
 }
 
-fn went(license_id: i32, jwt_sha256: [u8; 32]) -> Fact {
+fn removed(license_id: i32, jwt_sha256: [u8; 32]) -> Fact {
     Fact::License { deployment: DEPLOYMENT, license_id, jwt_sha256, present: false, claims: None }
 }
 
@@ -52,20 +52,20 @@ fn after(facts: impl IntoIterator<Item = Fact>) -> DeploymentLicenses {
     state.deployment(DEPLOYMENT).unwrap().clone()
 }
 
-fn answered(licenses: &DeploymentLicenses) -> Entitlements {
+fn answer_of(licenses: &DeploymentLicenses) -> Entitlements {
     licenses.entitlements(RuleSet::Y2025M07, at("2025-10-01T00:00:00Z"))
 }
 
 #[test]
 fn agents_count_from_the_licenses_start_to_before_its_end() {
     let licenses = after([
-        came(1, 1, Some(claims("2025-08-01T09:00:00Z"))),
+        added(1, 1, Some(claims("2025-08-01T09:00:00Z"))),
         started(100, "2025-08-01T10:29:59.999999Z"),
         started(1, "2025-08-01T10:30:00Z"),
         started(2, "2026-09-01T10:29:59.999999Z"),
         started(100, "2026-09-01T10:30:00Z"),
     ]);
-    let answer = answered(&licenses);
+    let answer = answer_of(&licenses);
     assert_eq!(answer.managed_agents().actual, Some(3));
     let period = answer.managed_agents().usage_period.unwrap();
     assert_eq!(licenses.agents.count_whole_days(period.start, period.end), 203, "coderd's own way takes both days whole");
@@ -79,47 +79,47 @@ fn only_managed_agents_are_counted() {
 }
 
 #[test]
-fn a_license_that_went_grants_nothing_and_one_that_was_never_there_may_go() {
+fn a_removed_license_grants_nothing_and_removing_an_unknown_one_is_allowed() {
     let (first, second) = (claims("2025-08-01T09:00:00Z"), claims("2025-08-02T09:00:00Z"));
-    let both = after([came(1, 1, Some(first.clone())), came(2, 2, Some(second))]);
-    assert_eq!(answered(&both).managed_agents().usage_period.unwrap().issued_at, at("2025-08-02T09:00:00Z"));
-    let one = after([came(1, 1, Some(first.clone())), came(2, 2, None), went(2, [2; 32]), went(3, NEVER)]);
-    assert_eq!(answered(&one).managed_agents().usage_period.unwrap().issued_at, first.issued_at);
-    let none = after([came(1, 1, Some(first)), went(1, [1; 32])]);
-    assert_eq!(answered(&none).managed_agents().entitlement, Entitlement::NotEntitled);
-    assert!(!answered(&none).has_license);
+    let both = after([added(1, 1, Some(first.clone())), added(2, 2, Some(second))]);
+    assert_eq!(answer_of(&both).managed_agents().usage_period.unwrap().issued_at, at("2025-08-02T09:00:00Z"));
+    let one = after([added(1, 1, Some(first.clone())), added(2, 2, None), removed(2, [2; 32]), removed(3, NEVER)]);
+    assert_eq!(answer_of(&one).managed_agents().usage_period.unwrap().issued_at, first.issued_at);
+    let none = after([added(1, 1, Some(first)), removed(1, [1; 32])]);
+    assert_eq!(answer_of(&none).managed_agents().entitlement, Entitlement::NotEntitled);
+    assert!(!answer_of(&none).has_license);
 }
 
 #[test]
-fn licenses_are_in_the_order_of_coderds_ids_whenever_they_came() {
+fn licenses_are_ordered_by_coderds_ids() {
     let trial = |trial| Some(LicenseClaims { trial, ..claims("2025-08-01T09:00:00Z") });
-    let licenses = after([came(9, 9, trial(true)), came(3, 3, trial(false)), came(5, 5, trial(false))]);
+    let licenses = after([added(9, 9, trial(true)), added(3, 3, trial(false)), added(5, 5, trial(false))]);
     assert_eq!(licenses.licenses.iter().map(|license| license.license_id).collect::<Vec<_>>(), [3, 5, 9]);
-    assert!(answered(&licenses).trial, "the last one says whether it is a trial");
+    assert!(answer_of(&licenses).trial, "the last one says whether it is a trial");
     // Removed from coderd and uploaded again: another id, the same license.
-    let again = after([came(3, 3, trial(false)), came(9, 3, trial(false))]);
+    let again = after([added(3, 3, trial(false)), added(9, 3, trial(false))]);
     assert_eq!(again.licenses.iter().map(|license| license.license_id).collect::<Vec<_>>(), [9]);
 }
 
 #[test]
 fn a_token_that_did_not_verify_is_an_error_and_grants_nothing() {
-    let answer = answered(&after([came(4, 4, None)]));
+    let answer = answer_of(&after([added(4, 4, None)]));
     assert_eq!(answer.errors, ["Invalid license (id 4): its token did not verify"]);
     assert!(!answer.has_license);
 }
 
 #[test]
-fn more_agents_than_an_answer_holds_are_shown_as_its_most() {
+fn agents_beyond_64_bits_are_shown_as_the_maximum() {
     let licenses = after([
-        came(1, 1, Some(claims("2025-08-01T09:00:00Z"))),
+        added(1, 1, Some(claims("2025-08-01T09:00:00Z"))),
         started(u64::MAX, "2025-09-01T00:00:00Z"),
         started(u64::MAX, "2025-09-01T00:00:00Z"),
     ]);
-    assert_eq!(answered(&licenses).managed_agents().actual, Some(i64::MAX));
+    assert_eq!(answer_of(&licenses).managed_agents().actual, Some(i64::MAX));
 }
 
 #[test]
-fn facts_that_no_ledger_holds_are_refused_and_change_nothing() {
+fn facts_that_violate_the_ledgers_invariants_are_refused_and_change_nothing() {
     let mut state = LicensesState::default();
     assert_eq!(state.apply(&started(1, "2025-09-01T00:00:00Z")), Err(LedgerFault::NotIntroduced(DEPLOYMENT)));
     assert_eq!(state, LicensesState::default());
@@ -128,7 +128,7 @@ fn facts_that_no_ledger_holds_are_refused_and_change_nothing() {
     let (known, claims) = (state.clone(), Some(serde_json::json!({ "no_such_claim": 1 })));
     let license = Fact::License { deployment: DEPLOYMENT, license_id: 7, jwt_sha256: [7; 32], present: true, claims };
     let broken = state.apply(&license).unwrap_err().to_string();
-    assert!(broken.starts_with("the claims of license 7: unknown field"), "{broken}");
+    assert!(broken.starts_with("the claims of license 7 are not readable: unknown field"), "{broken}");
     assert_eq!(state, known);
 }
 
@@ -137,8 +137,8 @@ fn the_snapshots_form_is_pinned() {
     let mut state = LicensesState::default();
     let facts = [
         introduced(DEPLOYMENT),
-        came(1, 1, Some(claims("2025-08-01T09:00:00Z"))),
-        came(2, 2, None),
+        added(1, 1, Some(claims("2025-08-01T09:00:00Z"))),
+        added(2, 2, None),
         started(3, "2025-09-01T00:00:00.000001Z"),
     ];
     facts.iter().for_each(|fact| state.apply(fact).unwrap());

@@ -51,7 +51,7 @@ fn a_first_build_that_fails_and_a_second_that_succeeds_is_one_creation_with_the_
 }
 
 #[test]
-fn a_prebuild_creation_is_timed_and_is_no_regular_creation() {
+fn a_prebuild_creation_is_timed_and_not_counted_as_a_regular_creation() {
     gives([fact(pool_build())], ["creation engineering/docker/small/prebuild 1 42s"]);
     let without_stage = WorkspaceBuildCompleted { stage: None, ..pool_build() };
     gives([fact(without_stage)], ["creation engineering/docker/small/prebuild 1 42s"]);
@@ -97,7 +97,7 @@ fn a_build_without_a_duration_is_counted_and_never_observed_as_0() {
 }
 
 #[test]
-fn a_success_that_ends_as_it_starts_is_observed_as_0_and_is_no_skew() {
+fn a_success_that_ends_as_it_starts_is_observed_as_0_and_not_counted_as_skew() {
     let started_at = Some(build().completed_at);
     gives(
         [fact(WorkspaceBuildCompleted { started_at, ..build() }), fact(PrebuildClaimed { started_at, ..claim() })],
@@ -145,7 +145,7 @@ fn label_values_that_run_into_each_other_stay_two_series() {
 }
 
 #[test]
-fn a_baseline_is_counted_and_says_no_time() {
+fn a_baseline_is_counted_without_a_time() {
     let series = ["engineering", "docker", "small"].map(str::to_owned);
     let baseline = Fact::Baseline { deployment: DEPLOYMENT, series, creations: 1200 };
     let metrics = after([baseline, fact(build())]);
@@ -154,7 +154,7 @@ fn a_baseline_is_counted_and_says_no_time() {
 }
 
 #[test]
-fn a_series_is_created_at_its_first_event_also_where_an_earlier_one_follows() {
+fn a_series_keeps_the_time_of_its_first_event_if_an_earlier_one_follows() {
     let earlier = WorkspaceBuildCompleted { completed_at: introduced_at() + TimeDelta::minutes(5), ..build() };
     let metrics = after([fact(build()), fact(earlier)]);
     let first = build().completed_at;
@@ -181,7 +181,7 @@ fn deployments_are_kept_apart() {
 }
 
 #[test]
-fn facts_that_no_ledger_holds_are_refused_and_change_nothing() {
+fn facts_that_violate_the_ledgers_invariants_are_refused_and_change_nothing() {
     let mut state = MetricsState::default();
     assert_eq!(state.apply(&fact(build())), Err(LedgerFault::NotIntroduced(DEPLOYMENT)));
     assert_eq!(state, MetricsState::default());

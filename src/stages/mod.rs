@@ -43,9 +43,9 @@ pub enum LedgerFault {
     #[error("deployment {0} has a fact before its introduction")]
     NotIntroduced(Uuid),
     /// A second introduction of a deployment.
-    #[error("deployment {0} is introduced a second time")]
+    #[error("deployment {0} was introduced twice")]
     IntroducedTwice(Uuid),
     /// This version cannot read a license's claims.
-    #[error("the claims of license {license_id}: {problem}")]
+    #[error("the claims of license {license_id} are not readable: {problem}")]
     Claims { license_id: i32, problem: String },
 }

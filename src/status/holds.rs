@@ -20,10 +20,7 @@ pub(super) fn all(
 ) -> Vec<Hold> {
     let recovering = recovering.map(|recovering| Hold {
         since: Some(recovering.opened_at),
-        ..everything(
-            "the ledger was restored from a backup",
-            "the end of its recovery: it has read the log to its end and coderd as a whole",
-        )
+        ..everything("the ledger was restored from a backup", "the end of its recovery, after it has read the whole log and all of coderd")
     });
     let paused = pauses.iter().filter(|pause| pause.operation == Pausable::Publish);
     let paused = paused.map(|pause| Hold { since: Some(pause.since), ..everything(&pause.to_string(), "`tallyline resume publish`") });
@@ -55,8 +52,8 @@ fn stop(stop: &PublishStop) -> Hold {
         deployment_id: Some(deployment),
         event_id: None,
         since: Some(stop.seen_at),
-        why: format!("coderd has published usage by itself at {}", stop.later_mark.to_rfc3339()),
-        ends: format!("cutting coderd's publishing off, then `tallyline resume publish --coderd-cut-off {deployment}`"),
+        why: format!("coderd itself published usage at {}", stop.later_mark.to_rfc3339()),
+        ends: format!("cutting off coderd's publishing, then `tallyline resume publish --coderd-cut-off {deployment}`"),
     }
 }
 
@@ -70,8 +67,8 @@ fn retired(retirement: &Retirement, queues: &[Queue]) -> Option<Hold> {
         deployment_id: Some(deployment),
         event_id: None,
         since: Some(retirement.acted_at),
-        why: format!("the source was retired by {actor} ({reason}); pending events, neither sent nor expired: {}", queue.pending),
-        ends: format!("`tallyline sources reinstate {deployment} --reason WHY`: then they are sent, and those over 30 days old expire"),
+        why: format!("the source was retired by {actor} ({reason}); pending events that are neither sent nor expired: {}", queue.pending),
+        ends: format!("`tallyline sources reinstate {deployment} --reason WHY`, which sends them; those over 30 days old expire"),
     })
 }
 
@@ -95,11 +92,11 @@ fn refusals(processes: &[ProcessRow]) -> Vec<Hold> {
 
 fn end_of(event: &HeldBack) -> &'static str {
     match event {
-        event if event.held_for == HeldFor::VendorRules => "a version of Tallyline that knows other rules; otherwise it expires",
+        event if event.held_for == HeldFor::VendorRules => "a version of Tallyline with other rules; otherwise the event expires",
         HeldBack { confirmed: true, .. } => {
-            "coderd's row saying what was accepted, or `tallyline recover execute` of a plan with `--lost coderd`"
+            "coderd's row being equal to the accepted event, or `tallyline recover execute` of a plan with `--lost coderd`"
         }
-        _ => "coderd's row saying what was accepted; no operation releases it",
+        _ => "coderd's row being equal to the accepted event; no operation releases it",
     }
 }
 
@@ -114,7 +111,7 @@ mod tests {
     const SOURCE: Uuid = Uuid::from_u128(0xd);
 
     fn held_back(held_for: HeldFor, confirmed: bool) -> HeldBack {
-        HeldBack { event_id: "usage-1".into(), created_at: AT, since: AT, held_for, why: "as a test has it".into(), confirmed }
+        HeldBack { event_id: "usage-1".into(), created_at: AT, since: AT, held_for, why: "a test".into(), confirmed }
     }
 
     fn process(gone: bool, publish: serde_json::Value) -> ProcessRow {
@@ -158,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_is_one_hold_also_of_a_process_that_ended_of_it_within_the_hour() {
+    fn a_refusal_is_one_hold_even_if_its_process_ended_within_the_hour() {
         for processes in [vec![refuses(false), refuses(false)], vec![refuses(true)], vec![refuses(false), refuses(true)]] {
             let found = of_processes(&processes);
             let [hold] = found.as_slice() else { panic!("{found:?}") };
@@ -190,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn what_ends_the_hold_of_an_event_depends_on_why_it_is_held() {
+    fn the_end_of_an_events_hold_depends_on_its_cause() {
         for (held_for, confirmed, recover, row) in [
             (HeldFor::CoderdDiffers, true, true, true),
             (HeldFor::CoderdDiffers, false, false, true),
@@ -202,15 +199,15 @@ mod tests {
     }
 
     #[test]
-    fn each_hold_says_what_it_holds_why_and_what_ends_it_and_the_widest_comes_first() {
+    fn each_hold_has_scope_reason_and_end_and_the_widest_is_first() {
         let pause = |operation| Pause { operation, topic: None, actor: "sre-1".into(), reason: "a test".into(), since: AT };
         let stop = PublishStop { deployment_id: SOURCE, later_mark: AT, seen_at: AT };
         let event = held_back(HeldFor::CoderdDiffers, true);
         let pauses = [pause(Pausable::Publish), pause(Pausable::Collect)];
         let found = all(&[], None, &pauses, &[stop], &[], &[], &[queue(1, vec![event])]);
-        let told: Vec<_> = found.iter().map(|hold| (hold.scope, hold.deployment_id, hold.event_id.as_deref())).collect();
+        let listed: Vec<_> = found.iter().map(|hold| (hold.scope, hold.deployment_id, hold.event_id.as_deref())).collect();
         use HoldScope::{Event, Everything, Source};
-        assert_eq!(told, [(Everything, None, None), (Source, Some(SOURCE), None), (Event, Some(SOURCE), Some("usage-1"))]);
+        assert_eq!(listed, [(Everything, None, None), (Source, Some(SOURCE), None), (Event, Some(SOURCE), Some("usage-1"))]);
         assert!(found.iter().all(|hold| hold.since == Some(AT) && !hold.why.is_empty() && !hold.ends.is_empty()));
         assert!(found[1].ends.contains(&format!("--coderd-cut-off {SOURCE}")));
     }

@@ -27,16 +27,16 @@ pub(super) fn next_edge(deployment_id: Uuid, licenses: &[LicenseChange], now: Da
         let LicenseState::Verified(claims) = &license.state else { return None };
         let claims: LicenseClaims = serde_json::from_value(claims.clone()).ok()?;
         let (at, validity) = claims.next_edge(now)?;
-        Some(LicenseEdge { deployment_id, at, license_id: license.license_id, what: words(validity).to_owned() })
+        Some(LicenseEdge { deployment_id, at, license_id: license.license_id, what: description(validity).to_owned() })
     });
     edges.min_by_key(|edge| (edge.at, edge.license_id))
 }
 
-fn words(validity: Validity) -> &'static str {
+fn description(validity: Validity) -> &'static str {
     match validity {
-        Validity::Valid => "it begins to count",
-        Validity::InGrace => "its paid term ends, and grace begins",
+        Validity::Valid => "it becomes effective",
+        Validity::InGrace => "its paid term ends, and its grace period begins",
         Validity::Expired => "it expires",
-        Validity::NotYetValid | Validity::TermTooLong => "it no longer counts",
+        Validity::NotYetValid | Validity::TermTooLong => "it ceases to be effective",
     }
 }

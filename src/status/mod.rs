@@ -151,10 +151,10 @@ pub async fn read(ledger: &Ledger, log: &Log, log_deadline: Duration) -> Result<
 }
 
 /// Why the log does not answer within the deadline; `None` if it answers.
-async fn problem_of(deadline: Duration, asked: impl Future<Output = Result<(), LogError>>) -> Option<String> {
-    match tokio::time::timeout(deadline, asked).await {
-        Ok(answered) => answered.err().map(|error| error.to_string()),
-        Err(_) => Some(format!("no answer within {} seconds", deadline.as_secs())),
+async fn problem_of(deadline: Duration, query: impl Future<Output = Result<(), LogError>>) -> Option<String> {
+    match tokio::time::timeout(deadline, query).await {
+        Ok(result) => result.err().map(|error| error.to_string()),
+        Err(_) => Some(format!("the log did not answer within {} seconds", deadline.as_secs())),
     }
 }
 

@@ -48,7 +48,7 @@ pub struct Partition {
 
 /// State of one partition in the log.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Seen {
+pub(super) struct LogPartition {
     start: i64,
     end: i64,
     readable_end: i64,
@@ -60,19 +60,19 @@ pub(super) struct Seen {
 
 /// Reads the ends of each partition before the ledger, so the ledger never seems to be ahead of the log. A failed partition does not
 /// affect the others; the first error is returned after all queries.
-pub(super) async fn ends(log: &Log, seen: &Mutex<HashMap<TopicPartition, Seen>>) -> Result<(), LogError> {
+pub(super) async fn ends(log: &Log, seen: &Mutex<HashMap<TopicPartition, LogPartition>>) -> Result<(), LogError> {
     futures::future::join_all(Topic::ALL.map(|topic| ends_of(log, topic, seen))).await.into_iter().collect()
 }
 
-async fn ends_of(log: &Log, topic: Topic, seen: &Mutex<HashMap<TopicPartition, Seen>>) -> Result<(), LogError> {
+async fn ends_of(log: &Log, topic: Topic, seen: &Mutex<HashMap<TopicPartition, LogPartition>>) -> Result<(), LogError> {
     let keeps = log.keeps_unread(topic).await?;
     let partitions = log.partitions(topic).await?.into_iter().map(|partition| TopicPartition { topic, partition });
-    let mut asked = futures::stream::iter(partitions.map(|at| async move { (at, both_ends(log, at).await) })).buffer_unordered(AT_ONCE);
+    let mut queries = futures::stream::iter(partitions.map(|at| async move { (at, both_ends(log, at).await) })).buffer_unordered(AT_ONCE);
     let mut answered = Ok(());
-    while let Some((at, ends)) = asked.next().await {
+    while let Some((at, ends)) = queries.next().await {
         match ends {
             Ok(((start, end), readable_end)) => {
-                let seen_at = Seen { start, end, readable_end, nothing_to_read: false, oldest_unread: None, keeps };
+                let seen_at = LogPartition { start, end, readable_end, nothing_to_read: false, oldest_unread: None, keeps };
                 seen.lock().unwrap_or_else(PoisonError::into_inner).insert(at, seen_at);
             }
             Err(error) => answered = answered.and(Err(error)),
@@ -88,8 +88,8 @@ async fn both_ends(log: &Log, at: TopicPartition) -> Result<((i64, i64), i64), L
 }
 
 /// Reads the first record after each position, for its log time.
-pub(super) async fn ages(log: &Log, seen: &mut HashMap<TopicPartition, Seen>, positions: &[PositionRow]) -> Result<(), LogError> {
-    let next = |at: &TopicPartition, seen: &Seen| position(positions, *at).map_or(seen.start, |row| row.next_offset);
+pub(super) async fn ages(log: &Log, seen: &mut HashMap<TopicPartition, LogPartition>, positions: &[PositionRow]) -> Result<(), LogError> {
+    let next = |at: &TopicPartition, seen: &LogPartition| position(positions, *at).map_or(seen.start, |row| row.next_offset);
     let waiting: Vec<(TopicPartition, i64)> = seen
         .iter()
         .map(|(at, seen)| (*at, next(at, seen), seen))
@@ -118,7 +118,7 @@ fn position(positions: &[PositionRow], at: TopicPartition) -> Option<&PositionRo
 }
 
 /// Partitions of the log first, then those that only the ledger has.
-pub(super) fn partitions(positions: &[PositionRow], seen: &HashMap<TopicPartition, Seen>, now: DateTime<Utc>) -> Vec<Partition> {
+pub(super) fn partitions(positions: &[PositionRow], seen: &HashMap<TopicPartition, LogPartition>, now: DateTime<Utc>) -> Vec<Partition> {
     let mut known: Vec<TopicPartition> = seen.keys().copied().collect();
     known.sort_unstable();
     let mut partitions: Vec<Partition> = known.iter().map(|at| of_log(*at, &seen[at], position(positions, *at), now)).collect();
@@ -134,7 +134,7 @@ pub(super) fn partitions(positions: &[PositionRow], seen: &HashMap<TopicPartitio
     partitions
 }
 
-fn of_log(at: TopicPartition, seen: &Seen, row: Option<&PositionRow>, now: DateTime<Utc>) -> Partition {
+fn of_log(at: TopicPartition, seen: &LogPartition, row: Option<&PositionRow>, now: DateTime<Utc>) -> Partition {
     let position = row.map(|row| row.next_offset);
     let lag = Some(lag(position, seen));
     let age = match (lag, seen.oldest_unread) {
@@ -161,7 +161,7 @@ fn of_log(at: TopicPartition, seen: &Seen, row: Option<&PositionRow>, now: DateT
 }
 
 /// Offsets from the position to the end of the log.
-fn lag(position: Option<i64>, seen: &Seen) -> i64 {
+fn lag(position: Option<i64>, seen: &LogPartition) -> i64 {
     match position {
         // control records and aborted records are not data
         _ if seen.nothing_to_read => seen.end - seen.readable_end.max(position.unwrap_or(seen.start)),
@@ -191,17 +191,24 @@ mod tests {
     }
 
     /// Offsets 5 to 20; the first unread record is this many seconds old.
-    fn seen(unread_for: Option<i64>) -> Seen {
+    fn seen(unread_for: Option<i64>) -> LogPartition {
         let oldest_unread = unread_for.map(|seconds| now() - TimeDelta::seconds(seconds));
-        Seen { start: 5, end: 20, readable_end: 20, nothing_to_read: false, oldest_unread, keeps: Some(Duration::from_secs(35 * DAY)) }
+        LogPartition {
+            start: 5,
+            end: 20,
+            readable_end: 20,
+            nothing_to_read: false,
+            oldest_unread,
+            keeps: Some(Duration::from_secs(35 * DAY)),
+        }
     }
 
     #[test]
     fn lag_is_a_number_wherever_the_log_answers() {
         let ends: HashMap<_, _> = (0..4).map(|partition| (at(partition), seen(None))).collect();
         // within the log, never assigned, removed from the log, beyond its end, and in a partition missing in the log
-        let told = partitions(&[row(0, 18), row(2, 4), row(3, 21), row(9, 1)], &ends, now());
-        let lags: Vec<_> = told.iter().map(|partition| (partition.partition, partition.position, partition.lag)).collect();
+        let listed = partitions(&[row(0, 18), row(2, 4), row(3, 21), row(9, 1)], &ends, now());
+        let lags: Vec<_> = listed.iter().map(|partition| (partition.partition, partition.position, partition.lag)).collect();
         assert_eq!(
             lags,
             [(0, Some(18), Some(2)), (1, None, Some(15)), (2, Some(4), Some(16)), (3, Some(21), Some(15)), (9, Some(1), None)]
@@ -209,10 +216,11 @@ mod tests {
     }
 
     #[test]
-    fn control_records_are_no_lag_and_an_open_transaction_is() {
+    fn control_records_are_not_lag_but_an_open_transaction_is() {
         let lag = |next, readable_end, nothing_to_read| {
-            let told = partitions(&[row(0, next)], &HashMap::from([(at(0), Seen { readable_end, nothing_to_read, ..seen(None) })]), now());
-            (told[0].lag, told[0].in_open_transaction)
+            let listed =
+                partitions(&[row(0, next)], &HashMap::from([(at(0), LogPartition { readable_end, nothing_to_read, ..seen(None) })]), now());
+            (listed[0].lag, listed[0].in_open_transaction)
         };
         assert_eq!(lag(17, 20, true), (Some(0), Some(0)), "only control records");
         assert_eq!(lag(17, 18, true), (Some(2), Some(2)), "a control record, then an open transaction");
@@ -221,17 +229,17 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_unread_record_says_how_far_behind_and_how_long_until_it_is_lost() {
-        let told = |next, seen: Seen| {
-            let told = partitions(&[row(0, next)], &HashMap::from([(at(0), seen)]), now());
-            (told[0].lag_seconds, told[0].loss_in_seconds)
+    fn the_oldest_unread_record_gives_lag_and_time_until_loss() {
+        let lag_and_loss = |next, seen: LogPartition| {
+            let listed = partitions(&[row(0, next)], &HashMap::from([(at(0), seen)]), now());
+            (listed[0].lag_seconds, listed[0].loss_in_seconds)
         };
         let day = i64::try_from(DAY).expect("small");
-        assert_eq!(told(18, seen(Some(90))), (Some(90), Some(35 * day - 90)));
-        assert_eq!(told(18, seen(Some(40 * day))), (Some(40 * day), Some(0)), "it may be removed at any time");
-        assert_eq!(told(18, seen(Some(-3))), (Some(0), Some(35 * day)), "the log's clock is ahead");
-        assert_eq!(told(20, seen(None)), (Some(0), None), "nothing waits");
-        assert_eq!(told(18, seen(None)), (None, None), "not known");
-        assert_eq!(told(18, Seen { keeps: None, ..seen(Some(90)) }), (Some(90), None), "the log keeps what was not read");
+        assert_eq!(lag_and_loss(18, seen(Some(90))), (Some(90), Some(35 * day - 90)));
+        assert_eq!(lag_and_loss(18, seen(Some(40 * day))), (Some(40 * day), Some(0)), "it may be removed at any time");
+        assert_eq!(lag_and_loss(18, seen(Some(-3))), (Some(0), Some(35 * day)), "the log's clock is ahead");
+        assert_eq!(lag_and_loss(20, seen(None)), (Some(0), None), "no unread record");
+        assert_eq!(lag_and_loss(18, seen(None)), (None, None), "unknown age");
+        assert_eq!(lag_and_loss(18, LogPartition { keeps: None, ..seen(Some(90)) }), (Some(90), None), "the log keeps unread records");
     }
 }

@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn another_type_or_trailing_data_is_no_answer() {
+    fn another_type_or_trailing_data_is_refused() {
         for body in [
             "",
             "[]x",

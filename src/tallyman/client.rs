@@ -39,7 +39,7 @@ pub enum SettingsError {
     #[error("{0:?} is not an http or https URL")]
     Url(String),
     /// For example, an unusable TLS library.
-    #[error("the HTTP client cannot be made: {0}")]
+    #[error("the HTTP client cannot be created: {0}")]
     Client(String),
 }
 
@@ -93,7 +93,7 @@ impl TallymanClient {
     /// Sends one request: `body` from [`request_body`](super::request_body), under the license and for the deployment.
     ///
     /// # Errors
-    /// No verdicts came back; [`SendError::may_have_been_taken`] returns whether the vendor may have accepted the events.
+    /// No verdicts came back; [`SendError::may_have_been_accepted`] returns whether the vendor may have accepted the events.
     pub async fn ingest(&self, license_jwt: &str, deployment_id: Uuid, body: Vec<u8>) -> Result<Answer, SendError> {
         let request = self.http.post(self.url.clone()).headers(headers(license_jwt, deployment_id)?).body(body);
         let response = request.send().await.map_err(|error| unanswered(&error))?;

@@ -58,12 +58,12 @@ async fn the_headers_are_those_that_tallyman_checks() {
 #[tokio::test]
 async fn only_200_is_success() {
     for status in [201, 202, 204, 301, 307, 400, 401, 500, 503] {
-        let error = send(http(&format!("{status} X"), r#"{"message":"told"}"#)).await.expect_err("a failure");
+        let error = send(http(&format!("{status} X"), r#"{"message":"refused"}"#)).await.expect_err("a failure");
         // 204 has no body by definition.
-        let message = if status == 204 { error.to_string() } else { format!("unexpected status code {status}, error: told") };
+        let message = if status == 204 { error.to_string() } else { format!("unexpected status code {status}, error: refused") };
         assert_eq!(error.to_string(), message);
         assert!(matches!(error, SendError::Status { status: got, .. } if got == status));
-        assert_eq!(error.may_have_been_taken(), !(400..500).contains(&status), "{status}");
+        assert_eq!(error.may_have_been_accepted(), !(400..500).contains(&status), "{status}");
     }
 }
 
@@ -75,17 +75,17 @@ async fn a_redirect_is_not_followed() {
 }
 
 #[tokio::test]
-async fn an_error_without_a_message_says_so() {
+async fn an_error_without_a_message_reports_that() {
     let error = send(http("502 Bad Gateway", "<html>")).await.expect_err("a failure").to_string();
     assert!(error.starts_with("unexpected status code 502, error: could not decode error response body: "), "{error}");
 }
 
 #[tokio::test]
-async fn an_undecodable_200_may_have_been_taken() {
+async fn an_undecodable_200_may_have_been_accepted() {
     let error = send(http("200 OK", "{\"accepted_events\":[{}]}")).await.expect_err("a failure");
     assert!(matches!(error, SendError::Undecodable(_)), "{error:?}");
     assert!(error.to_string().starts_with("decode response body: "), "{error}");
-    assert!(error.may_have_been_taken());
+    assert!(error.may_have_been_accepted());
 }
 
 #[tokio::test]
@@ -101,7 +101,7 @@ async fn a_cut_answer_is_unanswered() {
     for answer in [&b""[..], b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{\"accepted_events\":["] {
         let error = send(answer.to_vec()).await.expect_err("a failure");
         assert!(matches!(error, SendError::Unanswered(_)), "{error:?}");
-        assert!(error.may_have_been_taken());
+        assert!(error.may_have_been_accepted());
     }
 }
 
@@ -116,14 +116,14 @@ async fn a_silent_server_times_out() {
 }
 
 #[tokio::test]
-async fn without_a_server_nothing_was_taken() {
+async fn without_a_server_nothing_is_accepted() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let url = format!("http://{}/", listener.local_addr().expect("bound"));
     drop(listener);
     let client = TallymanClient::new(&ClientSettings::new(url)).expect("a client");
     let error = client.ingest(LICENSE, Uuid::nil(), Vec::new()).await.expect_err("a failure");
     assert!(matches!(error, SendError::Unreachable(_)), "{error:?}");
-    assert!(!error.may_have_been_taken());
+    assert!(!error.may_have_been_accepted());
 }
 
 #[tokio::test]

@@ -28,7 +28,7 @@ pub enum SendError {
 impl SendError {
     /// Whether the vendor may still have accepted the events. It has not if the request was not sent, or if it answered with a 4xx status.
     #[must_use]
-    pub fn may_have_been_taken(&self) -> bool {
+    pub fn may_have_been_accepted(&self) -> bool {
         match self {
             SendError::LicenseNotAHeader | SendError::Unreachable(_) => false,
             SendError::Unanswered(_) | SendError::Undecodable(_) => true,

@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn what_tallyman_would_refuse_is_refused_before_sending() {
+    fn events_that_tallyman_refuses_are_not_sent() {
         let (seats, no_runtime) = (UsageQuantity::AiSeats(1), UsageQuantity::AgentRuntimeMs(0));
         let now = "2025-08-01T00:00:00Z";
         assert_eq!(event("", seats, now), Err(InvalidEvent::EmptyId));

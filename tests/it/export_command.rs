@@ -129,7 +129,7 @@ async fn a_range_beyond_what_is_complete_is_refused_unless_that_is_allowed() {
     assert!(never_read.stderr.contains(&id) && never_read.stderr.contains("--allow-incomplete"), "{never_read:?}");
 
     site.pass(&source, Some(end - TimeDelta::seconds(1)), 0).await;
-    assert_refused(&export("").await, 4, "is complete until 2025-08-01T23:59:59Z, and the range ends at 2025-08-02T00:00:00Z");
+    assert_refused(&export("").await, 4, "is complete only until 2025-08-01T23:59:59Z, but the range ends at 2025-08-02T00:00:00Z");
     let allowed = site.pipeline.run(&format!("{DAY} -o {} --allow-incomplete --output json", site.pipeline.path("a.csv").display())).await;
     assert!(code(&allowed) == 0 && json(&allowed)["incomplete"].as_str().unwrap().contains(&id), "{allowed:?}");
 
@@ -150,7 +150,7 @@ async fn a_range_beyond_what_is_complete_is_refused_unless_that_is_allowed() {
     assert_refused(
         &export("").await,
         4,
-        &format!("deployment {OTHER_DEPLOYMENT} cannot tell until when it is complete: a hot standby cannot"),
+        &format!("deployment {OTHER_DEPLOYMENT} does not report completeness: its database is a hot standby"),
     );
 }
 
@@ -159,7 +159,7 @@ async fn what_the_log_holds_unread_is_not_complete() {
     let site = Site::new(DEPLOYMENT).await;
     let source = site.in_use().await;
     site.pass(&source, Some(noon() + TimeDelta::days(1)), 3).await;
-    assert_refused(&site.pipeline.run(&format!("{DAY} -o -")).await, 4, "is complete until no instant yet");
+    assert_refused(&site.pipeline.run(&format!("{DAY} -o -")).await, 4, "is complete only until an unknown instant");
 }
 
 #[tokio::test]
@@ -168,11 +168,11 @@ async fn usage_of_the_range_that_was_recorded_later_makes_an_earlier_sequence_in
     let source = site.in_use().await;
     let export = async |more: &str| site.pipeline.run(&format!("{DAY} -o - {more}")).await;
     let pass = site.pass(&source, Some(noon() + TimeDelta::days(1)), 3).await;
-    assert_refused(&export(&format!("--as-of {pass}")).await, 4, "is complete until no instant yet");
+    assert_refused(&export(&format!("--as-of {pass}")).await, 4, "is complete only until an unknown instant");
 
     let events: Vec<Event> = (20..23).map(|n| usage(DEPLOYMENT, n)).collect();
     let read = record(&site.ledger, &events).await;
-    let reason = format!("deployment {DEPLOYMENT} has usage of the range that was recorded after sequence {pass}, up to sequence {read}");
+    let reason = format!("deployment {DEPLOYMENT} has usage in the range that was recorded after sequence {pass}, up to sequence {read}");
     assert_refused(&export(&format!("--as-of {pass}")).await, 4, &reason);
     assert_eq!(export(&format!("--as-of {pass} --allow-incomplete")).await.stdout.lines().count(), 1 + 20);
     assert_eq!(export(&format!("--as-of {read}")).await.stdout.lines().count(), 1 + 23);
@@ -219,7 +219,7 @@ async fn an_hour_whose_agent_runtime_coderd_has_not_written_is_not_complete() {
     // two minutes after midnight: coderd writes the row of the last hour later
     site.runtime_pass(&source, Some(end + TimeDelta::minutes(2)), Some(end - TimeDelta::hours(1)), 0).await;
     let reason = format!(
-        "deployment {DEPLOYMENT} has agent runtime that is complete until 2025-08-01T23:00:00Z, and the range ends at 2025-08-02T00:00:00Z"
+        "deployment {DEPLOYMENT} has agent runtime complete only until 2025-08-01T23:00:00Z, but the range ends at 2025-08-02T00:00:00Z"
     );
     assert_refused(&export().await, 4, &reason);
     site.runtime_pass(&source, Some(end + TimeDelta::minutes(9)), Some(end), 0).await;

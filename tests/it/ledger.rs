@@ -374,16 +374,17 @@ async fn a_backup_that_is_restored_twice_is_seen_twice_by_each_landmark_and_mark
         .execute(&ledger.pool)
         .await
         .unwrap();
-    assert_eq!(acquaintance(&of_recovered).await, LedgerIdentity::WentBack);
-    let mark = |lives, next_offset| RestoreEvidence::Position {
-        lives,
+    assert_eq!(acquaintance(&of_recovered).await, LedgerIdentity::Restored);
+    let mark = |generations, next_offset| RestoreEvidence::Position {
+        generations,
         partition: place,
         next_offset,
         read_until: None,
         marked: vec![recovered.incarnation],
     };
-    let restored =
-        async |lives, next_offset| ledger.run(async |conn| restored::is_restored(conn, &mark(lives, next_offset)).await).await.unwrap();
+    let restored = async |generations, next_offset| {
+        ledger.run(async |conn| restored::is_restored(conn, &mark(generations, next_offset)).await).await.unwrap()
+    };
     let of_later_life = PartitionGenerations { ended: backed_up.ended + 1, ..backed_up };
     assert!(restored(recovered, 1).await && restored(of_later_life, 1).await && restored(backed_up, 2).await);
     assert!(!restored(backed_up, 1).await);
@@ -415,12 +416,15 @@ async fn rejects_do_not_end_where_the_log_may_have_lost_what_was_passed() {
         detail: serde_json::json!({}),
     };
     let acts = ledger.run(async |conn| rejects::begin_acts(conn, &[act], ledger.clock.now()).await).await.unwrap();
-    let lives = ledger.run(generations::all).await.unwrap();
+    let generations = ledger.run(generations::all).await.unwrap();
     let passed = [PassedReject { id: reject, act_id: acts[0], place: Some((place, 1)) }];
-    let end = async |lives| {
-        ledger.run(async |conn| rejects::end(conn, &passed, &[RejectState::Open], RejectState::Resubmitted, lives).await).await.unwrap()
+    let end = async |generations| {
+        ledger
+            .run(async |conn| rejects::end(conn, &passed, &[RejectState::Open], RejectState::Resubmitted, generations).await)
+            .await
+            .unwrap()
     };
-    assert!(end(PartitionGenerations { ended: lives.ended + 1, ..lives }).await.is_empty());
+    assert!(end(PartitionGenerations { ended: generations.ended + 1, ..generations }).await.is_empty());
     // a life that is about to end is waited for
     let mut recovery = ledger.pool.begin().await.unwrap();
     sqlx::query("select from position for update").execute(&mut *recovery).await.unwrap();
@@ -434,7 +438,7 @@ async fn rejects_do_not_end_where_the_log_may_have_lost_what_was_passed() {
         eventually(SOON, "it waits", || async { number(&ledger, waits).await == 1 }).await;
         recovery.commit().await.unwrap();
     };
-    let (ended, ()) = tokio::join!(end(lives), recovered);
+    let (ended, ()) = tokio::join!(end(generations), recovered);
     assert!(ended.is_empty());
     assert_eq!(end(ledger.run(generations::all).await.unwrap()).await, [reject]);
 }

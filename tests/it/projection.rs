@@ -117,7 +117,7 @@ async fn is_the_same_from_zero_and_from_snapshots<S: Stage>() {
         restarted.end().await;
         let found = *snapshots::<S>(&ledger.pool).await.last().unwrap();
         restarted = Running::<S>::start(&ledger, SETTINGS);
-        eventually(SOON, "the fold begins", || async { restarted.view.standing().is_some() }).await;
+        eventually(SOON, "the fold begins", || async { restarted.view.freshness().is_some() }).await;
         assert!(found >= before + 10 && caught_up_to(&restarted.view) >= found, "it begins at the snapshot");
         writing.await.unwrap();
     }
@@ -248,7 +248,7 @@ async fn a_fold_to_an_earlier_sequence_is_what_was_known_then() {
 async fn a_standing_says_when_the_ledgers_end_was_last_reached() {
     let (_database, ledger) = ledger().await;
     let running = Running::<LicensesState>::start(&ledger, SETTINGS);
-    let as_of = || running.view.standing().and_then(|standing| standing.as_of);
+    let as_of = || running.view.freshness().and_then(|freshness| freshness.as_of);
     eventually(SOON, "the end is reached", || async { as_of() == Some(noon()) }).await;
     ledger.clock.set(noon() + TimeDelta::seconds(5));
     eventually(SOON, "the end is reached again", || async { as_of() == Some(noon() + TimeDelta::seconds(5)) }).await;
@@ -265,7 +265,7 @@ async fn while_the_database_is_away_the_last_state_stays_and_afterwards_it_goes_
     let running = Running::<MetricsState>::start(&ledger, SETTINGS);
     write_one(&ledger, 1).await;
     running.reaches(2).await;
-    let (before, bytes) = (running.view.standing().unwrap(), running.bytes());
+    let (before, bytes) = (running.view.freshness().unwrap(), running.bytes());
 
     let server = PgPool::connect(&setting("TALLYLINE_TEST_POSTGRES")).await.unwrap();
     let allow = |allowed: bool| sqlx::AssertSqlSafe(format!("alter database {} allow_connections {allowed}", database.name));
@@ -275,13 +275,13 @@ async fn while_the_database_is_away_the_last_state_stays_and_afterwards_it_goes_
     ledger.clock.set(noon() + TimeDelta::seconds(5));
     // It asks every second while the database is away; a few refused attempts are enough.
     eventually(SOON, "its questions are refused", || async { ledger.run(snapshots::head).await.is_err() }).await;
-    assert_eq!((running.view.standing().unwrap(), running.bytes()), (before, bytes));
+    assert_eq!((running.view.freshness().unwrap(), running.bytes()), (before, bytes));
 
     sqlx::query(allow(true)).execute(&server).await.unwrap();
     write_one(&ledger, 2).await;
     running.reaches(3).await;
     eventually(SOON, "the end is reached", || async {
-        running.view.standing().and_then(|standing| standing.as_of) == Some(noon() + TimeDelta::seconds(5))
+        running.view.freshness().and_then(|freshness| freshness.as_of) == Some(noon() + TimeDelta::seconds(5))
     })
     .await;
     running.end().await;
@@ -313,7 +313,7 @@ async fn another_incarnation_is_folded_anew_and_no_snapshot_of_the_old_one_count
         .unwrap();
     let new = ledger.run(snapshots::head).await.unwrap().incarnation;
     eventually(SOON, "it is folded anew", || async {
-        running.view.standing().is_some_and(|standing| standing.sequence == Sequence { incarnation: new, number: 2 })
+        running.view.freshness().is_some_and(|freshness| freshness.sequence == Sequence { incarnation: new, number: 2 })
     })
     .await;
     assert!(String::from_utf8(running.bytes()).unwrap().contains("restored"));
@@ -342,7 +342,7 @@ async fn a_ledger_that_went_back_is_another_incarnation_and_folded_anew() {
     ledger.pool.execute(back).await.unwrap();
     // the act that records it is now its second batch
     eventually(SOON, "it is folded anew", || async {
-        running.view.standing().is_some_and(|standing| standing.sequence.incarnation != old && standing.sequence.number == 2)
+        running.view.freshness().is_some_and(|freshness| freshness.sequence.incarnation != old && freshness.sequence.number == 2)
     })
     .await;
     assert!(!String::from_utf8(running.bytes()).unwrap().contains("template-1"), "nothing of the lost batch is left");
@@ -366,7 +366,7 @@ async fn a_ledger_that_went_back_and_grew_again_is_known_by_its_batches() {
         insert into batch (kind, recorded_at) values ('licenses', now()), ('licenses', now()), ('licenses', now()); commit";
     sqlx::raw_sql(regrown).execute(&ledger.pool).await.unwrap();
     eventually(SOON, "it is folded anew", || async {
-        running.view.standing().is_some_and(|standing| standing.sequence.incarnation != old && standing.sequence.number == 5)
+        running.view.freshness().is_some_and(|freshness| freshness.sequence.incarnation != old && freshness.sequence.number == 5)
     })
     .await;
     running.end().await;
@@ -381,7 +381,7 @@ async fn a_hole_ends_the_fold_and_nothing_is_shown() {
     let running = Running::<MetricsState>::start(&ledger, SETTINGS);
     let ended = tokio::time::timeout(SOON, running.task).await.unwrap().unwrap();
     assert!(matches!(ended, Err(ProjectionError::Hole { after: 1, found: Some(3) })), "{ended:?}");
-    assert_eq!(running.view.standing(), None);
+    assert_eq!(running.view.freshness(), None);
 }
 
 #[tokio::test]
@@ -423,7 +423,7 @@ async fn the_series_of_a_source_are_shown_unless_they_are_withheld() {
     running.reaches(2).await;
     let shown = |deployment, withheld| projection::families(&running.view, deployment, withheld).unwrap();
     let with_series = shown(DEPLOYMENT, false);
-    assert_eq!(with_series.standing.sequence.number, 2);
+    assert_eq!(with_series.freshness.sequence.number, 2);
     assert_eq!(with_series.families[0].name(), "coderd_workspace_creation_total");
     assert!(shown(DEPLOYMENT, true).families.is_empty() && shown(OTHER_DEPLOYMENT, false).families.is_empty());
     running.end().await;

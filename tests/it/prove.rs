@@ -104,7 +104,7 @@ async fn a_claim_and_its_build_are_two_events_and_only_the_claim_is_timed() {
     let build = proof(&site, &format!("workspace_build_completed:{}", site.claim)).await;
     let expected = [
         ("coderd_workspace_creation_total", "it is not its workspace's first successful start"),
-        ("coderd_workspace_creation_duration_seconds", "it is no creation of a workspace"),
+        ("coderd_workspace_creation_duration_seconds", "it is not a creation of a workspace"),
     ];
     assert_eq!((build.accepted.as_ref().unwrap().metrics.len(), reasons(&build)), (0, expected.to_vec()));
 }

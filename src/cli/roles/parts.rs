@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 
 use crate::consumer::Consumer;
-use crate::ledger::Paused;
+use crate::pauses::Paused;
 use crate::{collectors, publisher};
 
 /// Addresses where this process listens.
@@ -15,7 +15,7 @@ pub struct Listening {
 }
 
 /// State of this process's publisher; set when it starts.
-pub(super) type Publishing = Arc<OnceLock<publisher::Shown>>;
+pub(super) type Publishing = Arc<OnceLock<publisher::ConditionHandle>>;
 
 /// Inputs of this process's roles, and the places where they report their state.
 #[derive(Clone)]

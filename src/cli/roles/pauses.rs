@@ -10,7 +10,8 @@ use tracing::{debug, info, warn};
 use crate::cause;
 use crate::cli::Failure;
 use crate::event::Topic;
-use crate::ledger::{Ledger, Pausable, Pause, Paused, pauses};
+use crate::ledger::{Ledger, Pausable, Pause, pauses};
+use crate::pauses::Paused;
 use crate::waiting::Backoff;
 
 /// Interval of the queries. A pause takes effect within this interval, after the work in flight.
@@ -27,7 +28,7 @@ pub(super) struct Hearing {
 
 impl Hearing {
     pub fn new(ledger: Ledger, registry: &Registry) -> prometheus::Result<(Self, Paused)> {
-        let (tell, paused) = Paused::told();
+        let (tell, paused) = Paused::channel();
         let help = "1 where an operator has paused this; without a topic, all of it.";
         let gauge = IntGaugeVec::new(Opts::new("tallyline_paused", help), &["operation", "topic"])?;
         registry.register(Box::new(gauge.clone()))?;

@@ -13,7 +13,7 @@ use super::{Parts, Site};
 use crate::cause;
 use crate::config::Role;
 use crate::ledger::{Ledger, Process, StatementError, processes};
-use crate::publisher::Shown;
+use crate::publisher::ConditionHandle;
 
 /// Interval of the heartbeats.
 const BEAT: Duration = Duration::from_secs(5);
@@ -106,7 +106,7 @@ fn standing(site: &Site, parts: &Parts, at: &Value) -> Value {
     Value::Object(standing)
 }
 
-fn publishing(shown: Option<&Shown>) -> Value {
+fn publishing(shown: Option<&ConditionHandle>) -> Value {
     let Some(shown) = shown else { return json!({ "condition": "not begun", "healthy": true }) };
     let condition = shown.get();
     json!({

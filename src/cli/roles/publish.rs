@@ -8,7 +8,7 @@ use super::{Parts, Site};
 use crate::cli::{Exit, Failure};
 use crate::coderd::{CoderdError, Reader};
 use crate::config::PublishMode;
-use crate::publisher::{Publisher, PublisherTelemetry, Settings, Shown};
+use crate::publisher::{ConditionHandle, Publisher, PublisherTelemetry, Settings};
 use crate::tallyman::ClientSettings;
 
 pub(super) async fn run(site: Site, registry: Registry, parts: Parts, stop: CancellationToken) -> Result<(), Failure> {
@@ -39,7 +39,7 @@ async fn refuse_unknown_coderd(site: &Site, parts: &Parts) -> Result<(), Failure
         Err(error @ CoderdError::UnknownIdentity(_)) => {
             let why = format!("publish.mode is sole, and which coderd this is cannot be read: {error}");
             let source = deployment(site, &mut reader).await;
-            parts.publishing.get_or_init(|| Shown::refused(source, why.clone(), site.clock.clone()));
+            parts.publishing.get_or_init(|| ConditionHandle::refused(source, why.clone(), site.clock.clone()));
             Err(Failure::of(Exit::Refused, why))
         }
         _ => Ok(()),

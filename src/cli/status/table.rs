@@ -83,7 +83,7 @@ fn attention(status: &Status) -> String {
         [row.verdict.to_string(), row.cause.to_string(), row.records.to_string(), units.join(", "), time(row.oldest)]
     });
     joined([
-        status.recovering.as_ref().map(|recovering| format!("{recovering}\n{}\n", recovering.forgotten())).unwrap_or_default(),
+        status.recovering.as_ref().map(|recovering| format!("{recovering}\n{}\n", recovering.lost_acts())).unwrap_or_default(),
         columns(["PAUSED", "TOPIC", "BY", "SINCE", "REASON"], pauses),
         columns(["RECOVERY", "BY", "SINCE", "REASON"], recoveries),
         columns(["AUDIT", "DEPLOYMENT", "VERDICT", "DIFFERENCES", "OPEN", "SOURCE GONE", "AUDITED AT", "DIFFERS SINCE"], audit),

@@ -159,7 +159,7 @@ impl Desk {
         let told = |done: i64, total: i64| {
             progress(Step { doing: "folding batches", done: done.unsigned_abs(), total: total.unsigned_abs() });
         };
-        let rebuilt = projection::fold_to_telling::<S>(&self.ledger, shown.sequence.number, told).await?;
+        let rebuilt = projection::fold_to_with_progress::<S>(&self.ledger, shown.sequence.number, told).await?;
         if shown.sequence == rebuilt.sequence {
             Ok((shown, rebuilt))
         } else {

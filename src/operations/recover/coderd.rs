@@ -178,12 +178,12 @@ impl<'a> Comparison<'a> {
     }
 
     async fn usage_page(&mut self, ids: &[String]) -> Result<(), OperationError> {
-        let fates = self.ledger.run(async |conn| losses::usage_fates(conn, self.source.id, ids).await).await?;
+        let outcomes = self.ledger.run(async |conn| losses::usage_outcomes(conn, self.source.id, ids).await).await?;
         let accepted = self.ledger.run(async |conn| known::usage(conn, self.source.id, ids).await).await?;
         let listed = self.ledger.run(async |conn| losses::lost_ids(conn, self.source.id, ids).await).await?;
         let confirmed = self.ledger.run(async |conn| confirmed::usage(conn, self.source.id, ids).await).await?;
         let rows: BTreeMap<String, _> = self.reader.usage(ids).await?.into_iter().map(|row| (row.id.clone(), row)).collect();
-        for (id, fate) in fates {
+        for (id, fate) in outcomes {
             match rows.get(&id) {
                 None if listed.contains(&id) => {}
                 None if !confirmed.contains(&id) => self.effect.unconfirmed += 1,

@@ -73,7 +73,7 @@ impl Lookout {
         let ledger = &self.desk.ledger;
         if let Some(recovering) = ledger.run(recoveries::open).await? {
             if remembered.told.replace(recovering.id) != Some(recovering.id) {
-                warn!(by = recovering.actor, reason = recovering.reason, "{recovering}; {}", recovering.forgotten());
+                warn!(by = recovering.actor, reason = recovering.reason, "{recovering}; {}", recovering.lost_acts());
             }
             self.tend(&recovering).await?;
         }
@@ -84,14 +84,14 @@ impl Lookout {
     async fn recognise(&self, known: &mut Option<Landmark>) -> Result<(), OperationError> {
         let ledger = &self.desk.ledger;
         let (head, acquaintance) = ledger.run(async |conn| landmarks::head_and_identity(conn, known.as_ref()).await).await?;
-        if let (LedgerIdentity::WentBack, Some(landmark)) = (acquaintance, *known) {
+        if let (LedgerIdentity::Restored, Some(landmark)) = (acquaintance, *known) {
             ledger.run(async |conn| restored::record_detected(conn, &RestoreEvidence::Batch(landmark), ledger.clock.now()).await).await?;
             return Ok(());
         }
         let further = ledger.run(async |conn| landmarks::of_batch(conn, head.number).await).await?;
         // check again: a restore in between would have removed the remembered batch
         let (_, acquaintance) = ledger.run(async |conn| landmarks::head_and_identity(conn, known.as_ref()).await).await?;
-        if acquaintance != LedgerIdentity::WentBack {
+        if acquaintance != LedgerIdentity::Restored {
             *known = further.or(*known);
         }
         Ok(())
@@ -112,7 +112,7 @@ impl Lookout {
             self.compare(recovering).await?;
         }
         if ledger.run(async |conn| recoveries::close(conn, recovering.id, ledger.clock.now()).await).await? {
-            info!("the restored ledger has caught up: series are shown and usage is published again; {}", recovering.forgotten());
+            info!("the restored ledger has caught up: series are shown and usage is published again; {}", recovering.lost_acts());
         }
         Ok(())
     }

@@ -103,8 +103,8 @@ async fn a_loss_is_made_good_over_the_api() {
     assert!(again.status.code() == Some(4) && again.stderr.contains("this plan was executed before"), "{again:?}");
     let status = over(&api, "status", "--token env:READ").await;
     let mut lines = status.stdout.lines();
-    assert!(lines.any(|line| line.starts_with("the ledger was restored from a backup and catches up since ")), "{status:?}");
-    let forgotten = "what operators did after the backup is not in this ledger: pauses, choices of license rules,";
+    assert!(lines.any(|line| line.starts_with("the ledger was restored from a backup and has been catching up since ")), "{status:?}");
+    let forgotten = "acts of operators after the backup are missing from this ledger: pauses, choices of license rules,";
     assert!(lines.next().is_some_and(|line| line.starts_with(forgotten)), "{status:?}");
     let table: Vec<Vec<&str>> = lines.skip(1).take(2).map(|line| line.split_whitespace().collect()).collect();
     assert_eq!(table[0], ["RECOVERY", "BY", "SINCE", "REASON"]);

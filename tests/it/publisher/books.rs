@@ -110,7 +110,7 @@ async fn nothing_is_sent(publisher: &mut Publisher, world: &World) {
     let cycle = publisher.cycle(&world.stop).await.expect("a cycle");
     let condition = publisher.condition().get();
     assert!(cycle.requests == 0 && matches!(&condition, Condition::Held(_)) && !condition.is_healthy(), "{cycle:?} {condition}");
-    for words in ["held: ", LOG, "`tallyline audit` lists what differs"] {
+    for words in ["held: ", LOG, "`tallyline audit` lists the differences"] {
         assert!(condition.to_string().contains(words), "{words:?} is not in {condition}");
     }
 }

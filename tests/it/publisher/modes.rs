@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use chrono::TimeDelta;
-use tallyline::ledger::{HeldFor, Pausable, Pause, Paused, Settled, publications};
+use tallyline::ledger::{HeldFor, Pausable, Pause, Settled, publications};
 use tallyline::operations::{Actor, CoderdCutOff, OperationError};
+use tallyline::pauses::Paused;
 use tallyline::publisher::{Condition, Publisher};
 use tallyline::status;
 use tallyline_sim::tallyman::Switches;
@@ -52,7 +53,7 @@ async fn an_event_whose_row_says_something_else_is_held_back_until_it_says_the_s
     let cycle = world.cycle().await;
     assert_eq!((cycle.accepted, cycle.held_back), (1, 3));
     assert_eq!(world.delivered(), ["good"]);
-    for (id, why) in [("value", "dc_managed_agents_v1 5"), ("time", "is now dated"), ("gone", "no longer has the row")] {
+    for (id, why) in [("value", "dc_managed_agents_v1 5"), ("time", "row is dated"), ("gone", "no longer has the row")] {
         let (state, message) = world.state(id).await;
         assert!(state == "pending" && message.as_ref().is_some_and(|message| message.contains(why)), "{message:?}");
         assert_eq!(world.held_for(id).await, Some(HeldFor::CoderdDiffers));
@@ -69,7 +70,7 @@ async fn an_event_whose_row_says_something_else_is_held_back_until_it_says_the_s
 fn has_stopped(publisher: &Publisher) -> bool {
     let condition = publisher.condition().get();
     let told = condition.to_string();
-    matches!(condition, Condition::Stopped(_)) && told.contains("coderd has published usage by itself") && told.contains("--coderd-cut-off")
+    matches!(condition, Condition::Stopped(_)) && told.contains("coderd itself published usage") && told.contains("--coderd-cut-off")
 }
 
 #[tokio::test]
@@ -218,7 +219,7 @@ async fn a_fault_of_coderds_database_in_mid_cycle_gives_the_leases_back() {
 #[tokio::test]
 async fn a_pause_lets_the_answer_on_its_way_be_recorded_and_nothing_new_be_leased() {
     let mut world = World::with(Switches { latency_ms: 3_000, ..Switches::default() }).await;
-    let (tell, paused) = Paused::told();
+    let (sender, paused) = Paused::channel();
     world.settings.paused = paused;
     world.add_many(250).await;
     let mut publisher = world.publisher();
@@ -235,7 +236,7 @@ async fn a_pause_lets_the_answer_on_its_way_be_recorded_and_nothing_new_be_lease
             reason: "maintenance".into(),
             since: start_time(),
         };
-        tell.send_replace(vec![pause]);
+        sender.send_replace(vec![pause]);
     };
     let (cycle, ()) = tokio::join!(publisher.cycle(&world.stop), pausing);
     assert_eq!((cycle.unwrap().accepted, world.number_in("published").await, world.number_in("pending").await), (100, 100, 150));
@@ -246,7 +247,7 @@ async fn a_pause_lets_the_answer_on_its_way_be_recorded_and_nothing_new_be_lease
         sqlx::query_scalar("select count(*) from publication where leased_until is not null").fetch_one(&world.ledger.pool).await.unwrap();
     assert_eq!((requests().await, leased), (1, 0));
 
-    tell.send_replace(Vec::new());
+    sender.send_replace(Vec::new());
     world.vendor.set_switches(Switches::default()).unwrap();
     assert_eq!(publisher.cycle(&world.stop).await.unwrap().accepted, 150);
     assert_eq!(publisher.condition().get(), Condition::Working);

@@ -321,7 +321,7 @@ async fn a_process_that_was_held_up_until_its_lease_could_end_too_early_sends_no
     world.settings.lease = world.settings.tallyman.request_timeout + Duration::from_nanos(1);
     world.add(&[usage("a", start_time())]).await;
     let cycle = world.cycle().await;
-    assert!(matches!(&cycle.failure, Some(SendError::Unreachable(why)) if why.contains("held up")), "{cycle:?}");
+    assert!(matches!(&cycle.failure, Some(SendError::Unreachable(why)) if why.contains("was delayed")), "{cycle:?}");
     assert_eq!(world.vendor.books().requests, 0);
     assert_eq!(world.ledger.run(async |conn| publications::pending(conn, world.source.id).await).await.unwrap().unanswered, 0);
 }

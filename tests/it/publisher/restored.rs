@@ -117,7 +117,7 @@ async fn an_answer_whose_request_the_ledger_has_lost_is_said_to_be_lost_and_coun
     };
     let (cycle, request) = tokio::join!(publisher.cycle(&world.stop), restoring);
     let fault = format!("{:#}", cycle.expect_err("the answer cannot be recorded"));
-    assert!(fault.contains(&request) && fault.contains("does not have request"), "{fault}");
+    assert!(fault.contains(&request) && fault.contains("is missing in the ledger"), "{fault}");
     assert!(matches!(publisher.condition().get(), Condition::Failing(why) if why.contains(&request)));
     assert_eq!((world.number_in("pending").await, accepted(&registry)), (2, 0.0));
     assert_eq!(["a", "b"].map(|id| world.times_billed(id)), [1, 1], "the vendor took them");

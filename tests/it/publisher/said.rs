@@ -73,8 +73,8 @@ async fn usage_whose_id_a_restored_coderd_used_again_is_shown_and_sent_as_accept
     assert_eq!(status.queues[0].held_back, 2);
     let told = &status.queues[0].held_back_first;
     assert_eq!(told.iter().map(|event| event.event_id.as_str()).collect::<Vec<_>>(), ["again", "later"]);
-    assert!(told[0].why.starts_with("coderd's row is now dated 2025-08-01T12:03:00Z"), "{told:?}");
-    assert!(told[1].why.starts_with("coderd's row now says dc_managed_agents_v1 7, accepted was dc_managed_agents_v1 1"), "{told:?}");
+    assert!(told[0].why.starts_with("coderd's row is dated 2025-08-01T12:03:00Z"), "{told:?}");
+    assert!(told[1].why.starts_with("coderd's row has dc_managed_agents_v1 7, the accepted event dc_managed_agents_v1 1"), "{told:?}");
     let life = world
         .ledger
         .run(async |conn| event_history::publication(conn, world.source.id, "again").await)
@@ -193,7 +193,7 @@ async fn usage_that_is_held_back_is_logged_once_with_what_releases_it() {
     }
     assert!(process.terminate(SOON).await.success(), "{}", process.stderr());
     let said = process.stderr();
-    let lines: Vec<&str> = said.lines().filter(|line| line.contains("usage held back")).collect();
+    let lines: Vec<&str> = said.lines().filter(|line| line.contains("usage held:")).collect();
     assert_eq!(lines.len(), 1, "{said}");
     for words in ["WARN", "events=2", "first=\"again\"", "recover plan --lost coderd"] {
         assert!(lines[0].contains(words), "{words:?} is not in {}", lines[0]);
@@ -212,7 +212,7 @@ async fn usage_that_was_never_confirmed_is_not_released_by_a_recovery() {
     sqlx::query("delete from usage_events").execute(&world.coderd).await.unwrap();
     assert_eq!(world.cycle().await.held_back, 2);
     let message = world.state("forged").await.1.expect("a message");
-    assert!(message.contains("never seen to have it") && !message.contains("recover"), "{message}");
+    assert!(message.contains("not known to have ever had it") && !message.contains("recover"), "{message}");
 
     let request = RecoverRequest { lost: Lost::Coderd, without: Vec::new() };
     let plan = ask(&world.desk(&log), &request).await.expect("a plan");

@@ -71,7 +71,7 @@ async fn rehearsed_rules_are_used_by_their_hash_only_and_with_an_act() {
     let refused = site.rehearse(&format!("rebuild execute {words} --plan 00ff"), 4).await;
     assert!(refused.stderr.contains("no longer the planned one"), "{refused:?}");
     for (words, exit, problem) in [
-        ("licenses --rules 2027-01", 2, "no rule set \"2027-01\""),
+        ("licenses --rules 2027-01", 2, "rule set \"2027-01\" is unknown"),
         ("metrics --rules 2026-02", 2, "metrics have no rules"),
         ("licenses --rules 2026-02 --source 00000000-0000-0000-0000-0000000000ff", 4, "has no deployment"),
         ("licenses --source 00000000-0000-0000-0000-0000000000d1", 2, "source: --source is only for a rehearsal"),

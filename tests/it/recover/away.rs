@@ -38,7 +38,7 @@ async fn a_restored_ledger_is_seen_by_a_broker_that_comes_later_and_before_anyth
     let (actor, _, reason) = world.acts().await.remove(0);
     assert_eq!(actor, OURSELVES);
     // and the reach of the lost time
-    assert!(reason.contains(", a record of ") && reason.ends_with("and does not know that any more"), "{reason}");
+    assert!(reason.contains(" (a record of ") && reason.ends_with("which this ledger lacks"), "{reason}");
     eventually(SOON * 2, "it has caught up", || async {
         let sent = world.tallyman.books().requests;
         let done = world.count(CLOSED).await == 1;
@@ -52,7 +52,7 @@ async fn a_restored_ledger_is_seen_by_a_broker_that_comes_later_and_before_anyth
     world.balanced().await;
     let [collect, consume, publish] = &mut others;
     for process in [collect, consume, publish, &mut serve.process] {
-        assert!(process.stderr().contains("what operators did after the backup is not in this ledger"), "{}", process.stderr());
+        assert!(process.stderr().contains("acts of operators after the backup are missing from this ledger"), "{}", process.stderr());
         ends(process).await;
     }
 }

@@ -126,7 +126,7 @@ async fn processes_that_begin_after_the_restore_see_it_in_the_groups_marks() {
     let [newest, read_until] = [&effect["newest_batch_at"], &effect["had_read_until"]].map(|at| at.as_str().map(instant_of));
     assert!(newest.is_some() && read_until > newest, "{effect}");
     let mut publish = world.site.start("publish", &[]);
-    comes_back(&world, "and does not know that any more").await;
+    comes_back(&world, "which this ledger lacks").await;
     ends(&mut publish).await;
 }
 
@@ -138,7 +138,7 @@ async fn a_backup_that_is_restored_twice_is_seen_twice_in_the_groups_marks() {
     for _ in 1..=2 {
         world.site.database.restore(&backup).await;
         let mut publish = world.site.start("publish", &[]);
-        comes_back(&world, "and does not know that any more").await;
+        comes_back(&world, "which this ledger lacks").await;
         ends(&mut publish).await;
         the_group_was_told(&world).await;
     }
@@ -161,7 +161,7 @@ async fn a_backup_older_than_every_position_is_seen_in_the_groups_marks() {
     }
     world.site.database.restore(&backup).await;
     let mut publish = world.site.start("publish", &[]);
-    comes_back(&world, "and does not know that any more").await;
+    comes_back(&world, "which this ledger lacks").await;
     ends(&mut publish).await;
 }
 
@@ -186,7 +186,7 @@ async fn an_operator_says_that_the_ledger_was_restored() {
     assert_eq!((&effect["log_restored_too"], effect["sources_to_read"].as_array().unwrap().len()), (&true.into(), 1), "{plan}");
     assert_eq!(effect["had_read_until"], serde_json::Value::Null, "{plan}");
     let planned = world.site.command(&["recover", "plan", "--lost", "ledger"]).await.stdout;
-    for said in ["as they are there today", "whose template, organization or preset was renamed", "what operators did after the backup"] {
+    for said in ["as they are there today", "whose template, organization or preset was renamed", "acts of operators after the backup"] {
         assert!(planned.contains(said), "{planned}");
     }
     let executed = world.execute(&plan).await;
@@ -201,7 +201,8 @@ async fn an_operator_says_that_the_ledger_was_restored() {
     let (_, number) = sequence.split_once(':').unwrap();
     let incarnation = world.site.ledger.run(snapshots::head).await.unwrap().incarnation;
     let status = world.site.command(&["status"]).await.stdout;
-    let forgotten = format!("It knows no act, and it ended at sequence {incarnation}:{number} of {}Z when it was seen", &newest[..19]);
+    let forgotten =
+        format!("It has no acts. When the restore was detected, it ended at sequence {incarnation}:{number} of {}Z", &newest[..19]);
     assert!(status.contains("was restored from a backup") && status.contains(&forgotten), "{status}\n{forgotten}");
     comes_back(&world, "the disk is gone").await;
     assert_eq!(world.acts().await.len(), 1, "nobody opens another");

@@ -66,7 +66,7 @@ async fn a_failover_that_lost_batches_while_no_process_ran_is_found_before_anyth
     })
     .await;
     let acts = world.acts().await;
-    assert!(acts.len() == 1 && acts[0].2.contains("and does not know that any more"), "{acts:?}");
+    assert!(acts.len() == 1 && acts[0].2.contains("which this ledger lacks"), "{acts:?}");
     world.all_is_in().await;
     world.everything_is_there().await;
     eventually(SOON * 2, "all is published", || async { world.count(PENDING).await == 0 }).await;

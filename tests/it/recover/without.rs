@@ -141,7 +141,7 @@ async fn a_source_that_is_not_there_any_more_is_given_up_and_the_recovery_ends()
     site.execute(&plan, "switched off in July").await.unwrap();
     let recovering = ledger.run(recoveries::open).await.unwrap().expect("it is open");
     assert_eq!((recovering.sources_to_read.as_slice(), recovering.without.as_slice()), (&[][..], &[QUIET, NEVER][..]));
-    assert!(recovering.to_string().contains(&format!("without 2 sources that are given up ({QUIET}, {NEVER})")), "{recovering}");
+    assert!(recovering.to_string().contains(&format!("2 abandoned sources ({QUIET}, {NEVER})")), "{recovering}");
     let again = site.execute(&plan, "again").await;
     assert!(matches!(&again, Err(OperationError::Forbidden(why)) if why.contains("executed before")), "{again:?}");
     assert!(

@@ -310,9 +310,9 @@ async fn variables_offer_the_names(scraped: &Scraped, dashboard: &Dashboard) {
 }
 
 async fn freshness_is_told(scraped: &Scraped, dashboard: &Dashboard) {
-    let age = scraped.number(&dashboard.interpolated(&dashboard.expr("Age of what is complete", "A"), &all())).await;
+    let age = scraped.number(&dashboard.interpolated(&dashboard.expr("Age of the complete data", "A"), &all())).await;
     assert!((age - (scraped.now - noon().timestamp() as f64)).abs() < 0.001, "{age}");
-    let sequence = async |reference| scraped.number(&dashboard.interpolated(&dashboard.expr("Shown sequence", reference), &all())).await;
+    let sequence = async |reference| scraped.number(&dashboard.interpolated(&dashboard.expr("Ledger sequence", reference), &all())).await;
     let (shown, ledger) = (sequence("A").await, sequence("B").await);
     assert!(shown > 0.0 && ledger > 0.0 && shown >= ledger, "{shown} of {ledger}");
     assert_eq!(scraped.process.telemetry("tallyline_shown_sequence").await, shown);

@@ -221,7 +221,7 @@ pub fn refused(offset: i64, verdict: Disposition) -> Arrival {
 
 /// The last batch in the view's state; 0 before the fold starts.
 pub fn caught_up_to<S: Stage>(view: &View<S>) -> i64 {
-    view.standing().map_or(0, |standing| standing.sequence.number)
+    view.freshness().map_or(0, |freshness| freshness.sequence.number)
 }
 
 /// The lease after the batch that it wrote.
