@@ -159,7 +159,7 @@ impl Continuous {
                 Err(fault) => {
                     failed_at = Some(Instant::now());
                     let fault = crate::cause::text(fault.as_ref());
-                    if logged.fault.is_news(&fault) {
+                    if logged.fault.is_new(&fault) {
                         warn!(fault, "the audit cannot be made: what the last one found stands");
                     }
                 }
@@ -321,12 +321,12 @@ fn log_changes(logged: &mut Logged, findings: &[Finding]) {
     let imbalance = joined(findings.iter().filter_map(Finding::imbalance).collect());
     let holds = joined(holds(findings).into_iter().map(|hold| hold.why).collect());
     match &imbalance {
-        Some(differences) if logged.imbalance.is_news(differences) => warn!(differences, "the books differ; `tallyline audit` lists it"),
+        Some(differences) if logged.imbalance.is_new(differences) => warn!(differences, "the books differ; `tallyline audit` lists it"),
         None if logged.imbalance.has_ended() => info!("the books balance again"),
         _ => {}
     }
     match &holds {
-        Some(why) if logged.holds.is_news(why) => error!(why, "usage is held back from the vendor; `tallyline status` says what ends it"),
+        Some(why) if logged.holds.is_new(why) => error!(why, "usage is held back from the vendor; `tallyline status` says what ends it"),
         None if logged.holds.has_ended() => info!("no finding holds usage any more"),
         _ => {}
     }

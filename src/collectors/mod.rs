@@ -18,7 +18,7 @@ mod runtime;
 mod seen;
 mod settings;
 mod signed;
-mod standing;
+mod status;
 mod take;
 mod telemetry;
 
@@ -26,5 +26,5 @@ pub use open::Collector;
 pub use report::PassReport;
 pub use run::run;
 pub use settings::{CollectError, Settings};
-pub use standing::Standing;
+pub use status::CollectorStatus;
 pub use telemetry::CollectorTelemetry;
