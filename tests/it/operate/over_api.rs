@@ -148,7 +148,7 @@ async fn what_is_refused_over_the_api_is_told_with_its_reason_and_exit_code() {
         (&api, "pause consume", "--token env:ADMIN", 2, "reason: is missing: it goes into the audit trail"),
         (&api, "recover plan --lost ledger", "--token env:READ", 2, "this needs a token of scope admin; the-read has the scope read"),
         (&api, "recover execute --plan 0", "--token env:ADMIN", 4, "404 Not Found: no recovery was planned under 0"),
-        (&api, "acts --act burn", "--token env:ADMIN", 2, "expected one of resubmit, admit, discard"),
+        (&api, "acts --act burn", "--token env:ADMIN", 2, "is none of resubmit, admit, discard"),
         (&nowhere, "status", "--token env:READ", 3, "no answer from http://127.0.0.1"),
         (&"http://10.0.0.1:8090".to_owned(), "status", "--token env:READ", 2, "must be https:// beyond this machine"),
     ] {
