@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::bounds::before;
 use super::lease::CollectorLease;
 use super::proof::Proof;
-use super::seen::SeenIds;
+use super::seen_ids::SeenIds;
 use super::settings::{CollectError, Settings};
 use super::{events, identity};
 use crate::clock::Clock;

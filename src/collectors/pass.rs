@@ -9,7 +9,7 @@ use super::licenses::LicenseVerifier;
 use super::open::{Collector, SEEN_LIMIT};
 use super::proof::Proof;
 use super::report::{PassReport, PassTotals};
-use super::seen::SeenIds;
+use super::seen_ids::SeenIds;
 use super::settings::CollectError;
 use super::{identity, licenses, runtime};
 use crate::coderd::{Catalog, Horizon, LicenseRow, Reader};
