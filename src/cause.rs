@@ -121,12 +121,12 @@ pub struct LastingFault(Option<String>);
 
 impl LastingFault {
     /// Records the cause and returns whether it differs from the previous one.
-    pub fn is_news(&mut self, cause: &str) -> bool {
-        let is_news = self.0.as_deref() != Some(cause);
-        if is_news {
+    pub fn is_new(&mut self, cause: &str) -> bool {
+        let is_new = self.0.as_deref() != Some(cause);
+        if is_new {
             self.0 = Some(cause.to_owned());
         }
-        is_news
+        is_new
     }
 
     /// Records that the condition has ended; false: it had not begun.
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn a_database_is_quoted_once_and_without_its_source_lines() {
+    fn a_database_error_appears_once_without_source_lines() {
         assert_eq!(text(&answer()), "permission denied for table batch");
         assert_eq!(text(&Outer::Repeated(answer())), "the ledger cannot be used: permission denied for table batch");
         assert_eq!(text(&Outer::Passed(answer())), "permission denied for table batch");
@@ -229,12 +229,12 @@ mod tests {
     }
 
     #[test]
-    fn a_cause_is_news_until_it_is_met_again_and_after_it_has_ended() {
+    fn a_cause_is_new_unless_it_is_the_last_one() {
         let mut lasting = LastingFault::default();
         assert!(!lasting.has_ended());
-        assert_eq!(["a", "a", "b", "a"].map(|cause| lasting.is_news(cause)), [true, false, true, true]);
+        assert_eq!(["a", "a", "b", "a"].map(|cause| lasting.is_new(cause)), [true, false, true, true]);
         assert!(lasting.has_ended() && !lasting.has_ended());
-        assert!(lasting.is_news("a"));
+        assert!(lasting.is_new("a"));
     }
 
     #[test]

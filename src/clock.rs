@@ -14,7 +14,7 @@ pub enum Clock {
         offset: TimeDelta,
     },
     /// A time that changes only by [`Clock::set`], in microseconds since the Unix epoch. For tests and simulations.
-    Given(Arc<AtomicI64>),
+    Manual(Arc<AtomicI64>),
 }
 
 impl Clock {
@@ -26,8 +26,8 @@ impl Clock {
 
     /// A clock that shows `at` until [`Clock::set`].
     #[must_use]
-    pub fn given(at: DateTime<Utc>) -> Self {
-        Clock::Given(Arc::new(AtomicI64::new(at.timestamp_micros())))
+    pub fn manual(at: DateTime<Utc>) -> Self {
+        Clock::Manual(Arc::new(AtomicI64::new(at.timestamp_micros())))
     }
 
     /// The current time, in whole microseconds.
@@ -39,13 +39,13 @@ impl Clock {
     pub fn now(&self) -> DateTime<Utc> {
         match self {
             Clock::System { offset } => (Utc::now() + *offset).trunc_subsecs(6),
-            Clock::Given(at) => DateTime::from_timestamp_micros(at.load(Ordering::SeqCst)).expect("set from a valid instant"),
+            Clock::Manual(at) => DateTime::from_timestamp_micros(at.load(Ordering::SeqCst)).expect("set from a valid instant"),
         }
     }
 
-    /// Sets a given clock. It does not change a system clock.
+    /// Sets a manual clock. It does not change a system clock.
     pub fn set(&self, to: DateTime<Utc>) {
-        if let Clock::Given(at) = self {
+        if let Clock::Manual(at) = self {
             at.store(to.timestamp_micros(), Ordering::SeqCst);
         }
     }

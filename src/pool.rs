@@ -22,28 +22,28 @@ pub async fn run<T, E: From<Error>>(
     call: impl AsyncFnOnce(&mut PgConnection) -> Result<T, E>,
 ) -> Result<T, E> {
     let answer = async {
-        let mut borrowed = Borrowed(Some(pool.acquire().await?));
-        let answer = call(borrowed.connection()?).await?;
-        borrowed.give_back();
+        let mut guard = ConnectionGuard(Some(pool.acquire().await?));
+        let answer = call(guard.connection()?).await?;
+        guard.release();
         Ok(answer)
     };
     timeout(deadline, answer).await.unwrap_or_else(|_| Err(no_answer(deadline).into()))
 }
 
 /// A connection that is closed when it is dropped, unless it is given back.
-struct Borrowed(Option<PoolConnection<Postgres>>);
+struct ConnectionGuard(Option<PoolConnection<Postgres>>);
 
-impl Borrowed {
+impl ConnectionGuard {
     fn connection(&mut self) -> Result<&mut PgConnection, Error> {
         self.0.as_deref_mut().ok_or(Error::PoolClosed)
     }
 
-    fn give_back(mut self) {
+    fn release(mut self) {
         drop(self.0.take());
     }
 }
 
-impl Drop for Borrowed {
+impl Drop for ConnectionGuard {
     fn drop(&mut self) {
         // Detached first: the pool would wait for the answer, and the place would stay taken.
         drop(self.0.take().map(PoolConnection::detach));

@@ -2,7 +2,7 @@
 
 /// A word that is not in a set.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{word:?} is none of {}", .known.join(", "))]
+#[error("{word:?}: unknown; expected one of {}", .known.join(", "))]
 pub struct UnknownWord {
     /// The unknown word.
     pub word: String,

@@ -30,7 +30,7 @@ fn known() -> Config {
 
 impl Exchange {
     async fn start(config: Config) -> Self {
-        let (clock, stop) = (Clock::given(start_time()), CancellationToken::new());
+        let (clock, stop) = (Clock::manual(start_time()), CancellationToken::new());
         let vendor = Tallyman::start(config, clock.clone(), stop.clone()).await.expect("started");
         let client = TallymanClient::new(&ClientSettings::new(vendor.ingest_url())).expect("a client");
         Exchange { vendor, client, clock, stop }
@@ -245,5 +245,5 @@ async fn the_control_api_shows_the_books_and_sets_the_switches() {
 #[tokio::test]
 async fn only_loopback_is_listened_on() {
     let open = Config { listen: "0.0.0.0:0".parse().expect("an address"), ..known() };
-    assert!(Tallyman::start(open, Clock::given(start_time()), CancellationToken::new()).await.is_err());
+    assert!(Tallyman::start(open, Clock::manual(start_time()), CancellationToken::new()).await.is_err());
 }

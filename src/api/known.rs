@@ -32,7 +32,7 @@ impl KnownSources {
             };
             let Some(round) = stop.run_until_cancelled(asked).await else { return };
             match &round {
-                Err(cause) if fault.is_news(cause) => {
+                Err(cause) if fault.is_new(cause) => {
                     tracing::warn!(cause, "what the ledger says of its sources and rules cannot be used: what was known stays");
                 }
                 Err(_) => {}

@@ -31,7 +31,7 @@ impl MetricsLease {
                 Err(_) => Some("no answer in time".to_owned()),
             };
             match cause {
-                Some(cause) if fault.is_news(&cause) => warn!(cause, "whether this process may show the domain series is not known"),
+                Some(cause) if fault.is_new(&cause) => warn!(cause, "whether this process may show the domain series is not known"),
                 Some(_) => {}
                 None => drop(fault.has_ended()),
             }

@@ -156,7 +156,7 @@ impl Continuous {
                 Err(fault) => {
                     failed_at = Some(Instant::now());
                     let fault = crate::cause::text(fault.as_ref());
-                    if logged.fault.is_news(&fault) {
+                    if logged.fault.is_new(&fault) {
                         warn!(fault, "audit failed; the last findings remain");
                     }
                 }
@@ -318,14 +318,14 @@ fn log_changes(logged: &mut LastMessages, findings: &[Finding]) {
     let imbalance = joined(findings.iter().filter_map(Finding::imbalance).collect());
     let holds = joined(holds(findings).into_iter().map(|hold| hold.why).collect());
     match &imbalance {
-        Some(differences) if logged.imbalance.is_news(differences) => {
+        Some(differences) if logged.imbalance.is_new(differences) => {
             warn!(differences, "books differ; `tallyline audit` lists the differences")
         }
         None if logged.imbalance.has_ended() => info!("books balance again"),
         _ => {}
     }
     match &holds {
-        Some(why) if logged.holds.is_news(why) => error!(why, "usage is held; `tallyline status` shows what ends the hold"),
+        Some(why) if logged.holds.is_new(why) => error!(why, "usage is held; `tallyline status` shows what ends the hold"),
         None if logged.holds.has_ended() => info!("findings no longer hold usage"),
         _ => {}
     }

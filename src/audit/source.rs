@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::joint::{Audit, Joint, RECENT_USAGE, SOURCE, SOURCE_GONE};
 use crate::coderd::{BuildKey, Catalog, CoderdError, Database, Reader};
-use crate::collectors::events::{self, NotAnEvent};
+use crate::collectors::events::{self, InvalidRow};
 use crate::event::{Digest, Event, ParseError, Payload, Topic};
 use crate::ledger::{Difference, Ledger, Source, books, confirmed, identity, known, sources};
 
@@ -272,8 +272,8 @@ impl<'a> Sides<'a> {
                     let claim = events::claim(&build).map(|claim| self.digest(Payload::Claim(Box::new(claim))));
                     Some([Some(self.digest(Payload::Build(Box::new(build)))), claim])
                 }
-                Err(NotAnEvent::Time { .. }) => Some([Some(NO_EVENT), None]),
-                Err(NotAnEvent::UnknownWord { .. }) => None,
+                Err(InvalidRow::Time { .. }) => Some([Some(NO_EVENT), None]),
+                Err(InvalidRow::UnknownWord { .. }) => None,
             };
             digests.insert(id, read);
         }

@@ -10,7 +10,7 @@ use line::Line;
 use super::output::columns;
 use super::{Context, Exit, Failure, PipelineArguments};
 use crate::config::{Mistakes, Pipeline};
-use crate::event::LEAST_KEY_BYTES;
+use crate::event::MIN_KEY_BYTES;
 
 /// List every mistake of a pipeline file.
 #[derive(Clone, Debug, clap::Args)]
@@ -84,8 +84,8 @@ async fn wrong_secrets(pipeline: &Pipeline) -> Vec<Line> {
         }
         let problem = match secret.resolve().await {
             Err(error) => error.to_string(),
-            Ok(text) if key.starts_with("log.verification_keys.") && text.len() < LEAST_KEY_BYTES => {
-                format!("has {} bytes; at least {LEAST_KEY_BYTES} are needed", text.len())
+            Ok(text) if key.starts_with("log.verification_keys.") && text.len() < MIN_KEY_BYTES => {
+                format!("has {} bytes; at least {MIN_KEY_BYTES} are needed", text.len())
             }
             Ok(_) => continue,
         };

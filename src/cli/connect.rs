@@ -167,7 +167,7 @@ where
             Some(Ok(())) => break,
             Some(Err(failure)) if failure.exit == Exit::Unreachable => {
                 let reason = failure.text();
-                if logged.is_news(&reason) {
+                if logged.is_new(&reason) {
                     warn!(waiting_for = what, "{reason}; waiting");
                 }
             }

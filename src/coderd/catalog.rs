@@ -88,7 +88,7 @@ impl Catalog {
 }
 
 #[derive(FromRow)]
-struct Found {
+struct ColumnRow {
     table_name: String,
     column_name: String,
     table_there: bool,
@@ -106,14 +106,13 @@ impl Reader {
     /// # Errors
     /// [`CoderdError::Missing`] and [`CoderdError::NotGranted`], each with all that is missing.
     pub async fn catalog(&mut self) -> Result<Catalog, CoderdError> {
-        let (found, functions) = (self.columns(&[REQUIRED, OPTIONAL]).await?, self.functions().await?);
-        let stages = judge(&found, &functions, &self.user)?;
-        let there = |table: &str, column: &str| {
-            found.iter().any(|found| found.table_name == table && found.column_name == column && found.column_there)
-        };
+        let (columns, functions) = (self.columns(&[REQUIRED, OPTIONAL]).await?, self.functions().await?);
+        let stages = check(&columns, &functions, &self.user)?;
+        let has =
+            |table: &str, column: &str| columns.iter().any(|row| row.table_name == table && row.column_name == column && row.column_there);
         Ok(Catalog {
-            has_ai_task: there("workspace_builds", "has_ai_task"),
-            usage_events: there("usage_events", "id"),
+            has_ai_task: has("workspace_builds", "has_ai_task"),
+            usage_events: has("usage_events", "id"),
             usage_types: self.usage_types().await?,
             stages,
             open_transactions: access(&functions, OLDEST_TRANSACTION),
@@ -125,23 +124,23 @@ impl Reader {
     /// # Errors
     /// [`CoderdError::Missing`] with all missing columns.
     pub async fn missing_rights(&mut self) -> Result<Vec<String>, CoderdError> {
-        let (found, functions) = (self.columns(&[REQUIRED, OPTIONAL, IDENTITY]).await?, self.functions().await?);
-        present(&found)?;
-        Ok(lacking(&found, &functions, &self.user))
+        let (columns, functions) = (self.columns(&[REQUIRED, OPTIONAL, IDENTITY]).await?, self.functions().await?);
+        present(&columns)?;
+        Ok(lacking(&columns, &functions, &self.user))
     }
 
     /// Why the role cannot read these columns, and what to do. None: it can read them.
     pub(super) async fn lacking_columns(&mut self, wanted: &[(&str, &[&str])]) -> Result<Option<String>, CoderdError> {
-        let found = self.columns(&[wanted]).await?;
-        if let Some(absent) = found.iter().find(|one| !one.column_there) {
+        let columns = self.columns(&[wanted]).await?;
+        if let Some(absent) = columns.iter().find(|one| !one.column_there) {
             return Ok(Some(format!("{}.{} is missing", absent.table_name, absent.column_name)));
         }
-        let grants = lacking(&found, [], &self.user);
+        let grants = lacking(&columns, [], &self.user);
         Ok((!grants.is_empty()).then(|| format!("let an administrator run:\n{}", grants.join("\n"))))
     }
 
     /// Also finds a table whose schema the role may not use: coderd's tables are in `public`.
-    async fn columns(&mut self, wanted: &[&[(&str, &[&str])]]) -> Result<Vec<Found>, CoderdError> {
+    async fn columns(&mut self, wanted: &[&[(&str, &[&str])]]) -> Result<Vec<ColumnRow>, CoderdError> {
         let all = wanted.iter().copied().flatten().flat_map(|(table, columns)| columns.iter().map(move |column| (*table, *column)));
         let (tables, columns): (Vec<&str>, Vec<&str>) = all.unzip();
         let query = sqlx::query_as(
@@ -176,9 +175,9 @@ fn quoted(text: &str) -> Vec<String> {
 }
 
 /// Fails if builds cannot be read. Otherwise returns how their stages are read.
-fn judge(found: &[Found], functions: &[Function], user: &str) -> Result<Access, CoderdError> {
-    present(found)?;
-    let grants = lacking(found, functions.iter().filter(|function| function.name == PREBUILD_STAGES), user);
+fn check(rows: &[ColumnRow], functions: &[Function], user: &str) -> Result<Access, CoderdError> {
+    present(rows)?;
+    let grants = lacking(rows, functions.iter().filter(|function| function.name == PREBUILD_STAGES), user);
     match access(functions, PREBUILD_STAGES) {
         Some(stages) if grants.is_empty() => Ok(stages),
         _ => Err(CoderdError::NotGranted { grants }),
@@ -186,11 +185,11 @@ fn judge(found: &[Found], functions: &[Function], user: &str) -> Result<Access, 
 }
 
 /// Fails if a required table or column is missing.
-fn present(found: &[Found]) -> Result<(), CoderdError> {
+fn present(rows: &[ColumnRow]) -> Result<(), CoderdError> {
     let optional =
-        |one: &Found| OPTIONAL.iter().any(|(table, columns)| *table == one.table_name && columns.contains(&one.column_name.as_str()));
+        |one: &ColumnRow| OPTIONAL.iter().any(|(table, columns)| *table == one.table_name && columns.contains(&one.column_name.as_str()));
     // An optional table that exists must have all its columns.
-    let absent = found.iter().filter(|one| !one.column_there && (!optional(one) || (one.table_name == "usage_events" && one.table_there)));
+    let absent = rows.iter().filter(|one| !one.column_there && (!optional(one) || (one.table_name == "usage_events" && one.table_there)));
     let names: BTreeSet<String> = absent
         .map(|one| if one.table_there { format!("{}.{}", one.table_name, one.column_name) } else { one.table_name.clone() })
         .collect();
@@ -198,12 +197,12 @@ fn present(found: &[Found]) -> Result<(), CoderdError> {
 }
 
 /// The statements that grant the rights that `user` lacks.
-fn lacking<'a>(found: &[Found], functions: impl IntoIterator<Item = &'a Function>, user: &str) -> Vec<String> {
+fn lacking<'a>(rows: &[ColumnRow], functions: impl IntoIterator<Item = &'a Function>, user: &str) -> Vec<String> {
     let mut columns: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-    for one in found.iter().filter(|one| one.column_there && !one.readable) {
+    for one in rows.iter().filter(|one| one.column_there && !one.readable) {
         columns.entry(&one.table_name).or_default().push(&one.column_name);
     }
-    let hidden = found.iter().any(|one| one.table_there && !one.schema_usable);
+    let hidden = rows.iter().any(|one| one.table_there && !one.schema_usable);
     let schema = hidden.then(|| format!("grant usage on schema public to {user};"));
     let grant = |(table, columns): (&str, Vec<&str>)| format!("grant select ({}) on {table} to {user};", columns.join(", "));
     schema.into_iter().chain(columns.into_iter().map(grant)).chain(statements(functions, user)).collect()
@@ -213,57 +212,57 @@ fn lacking<'a>(found: &[Found], functions: impl IntoIterator<Item = &'a Function
 mod tests {
     use super::*;
 
-    fn found(table: &str, column: &str, table_there: bool, column_there: bool, readable: bool) -> Found {
-        Found { table_name: table.into(), column_name: column.into(), table_there, schema_usable: table_there, column_there, readable }
+    fn column_row(table: &str, column: &str, table_there: bool, column_there: bool, readable: bool) -> ColumnRow {
+        ColumnRow { table_name: table.into(), column_name: column.into(), table_there, schema_usable: table_there, column_there, readable }
     }
 
     fn stages() -> Function {
-        Function { name: PREBUILD_STAGES.into(), there: true, schema_usable: true, executable: true, tables_readable: false }
+        Function { name: PREBUILD_STAGES.into(), present: true, schema_usable: true, executable: true, tables_readable: false }
     }
 
     #[test]
-    fn a_missing_column_is_named_unless_the_reference_says_it_is_optional() {
-        assert!(judge(&[found("workspace_builds", "has_ai_task", true, false, false)], &[stages()], "reader").is_ok());
-        assert!(judge(&[found("usage_events", "id", false, false, false)], &[stages()], "reader").is_ok());
-        let error = judge(&[found("workspace_builds", "reason", true, false, false)], &[stages()], "reader").unwrap_err();
+    fn an_error_names_a_missing_required_column() {
+        assert!(check(&[column_row("workspace_builds", "has_ai_task", true, false, false)], &[stages()], "reader").is_ok());
+        assert!(check(&[column_row("usage_events", "id", false, false, false)], &[stages()], "reader").is_ok());
+        let error = check(&[column_row("workspace_builds", "reason", true, false, false)], &[stages()], "reader").unwrap_err();
         assert!(error.to_string().contains("lacks workspace_builds.reason"), "{error}");
-        let error = judge(&[found("usage_events", "published_at", true, false, false)], &[stages()], "reader").unwrap_err();
+        let error = check(&[column_row("usage_events", "published_at", true, false, false)], &[stages()], "reader").unwrap_err();
         assert!(error.to_string().contains("usage_events.published_at"), "{error}");
     }
 
     #[test]
-    fn a_missing_right_gives_the_statement_that_grants_it() {
+    fn an_error_contains_the_grant_for_a_missing_right() {
         let rows = [
-            found("users", "id", true, true, false),
-            found("users", "username", true, true, false),
-            found("licenses", "jwt", true, true, true),
+            column_row("users", "id", true, true, false),
+            column_row("users", "username", true, true, false),
+            column_row("licenses", "jwt", true, true, true),
         ];
-        let error = judge(&rows, &[stages()], "reader").unwrap_err();
+        let error = check(&rows, &[stages()], "reader").unwrap_err();
         assert!(error.to_string().ends_with("grant select (id, username) on users to reader;"), "{error}");
     }
 
     #[test]
-    fn a_schema_that_may_not_be_used_gives_its_grant_and_no_missing_table() {
-        let hidden = |column: &str| Found { schema_usable: false, ..found("users", column, true, true, true) };
-        let error = judge(&[hidden("id"), hidden("username")], &[stages()], "reader").unwrap_err();
+    fn an_unusable_schema_needs_a_grant_and_is_not_a_missing_table() {
+        let hidden = |column: &str| ColumnRow { schema_usable: false, ..column_row("users", column, true, true, true) };
+        let error = check(&[hidden("id"), hidden("username")], &[stages()], "reader").unwrap_err();
         assert!(matches!(&error, CoderdError::NotGranted { grants } if grants == &["grant usage on schema public to reader;"]), "{error}");
     }
 
     #[test]
-    fn a_missing_table_is_named_once() {
+    fn an_error_names_a_missing_table_once() {
         let rows = [("users", "id"), ("workspaces", "id"), ("users", "username"), ("workspaces", "name")];
-        let rows = rows.map(|(table, column)| found(table, column, false, false, false));
-        let error = judge(&rows, &[stages()], "reader").unwrap_err();
+        let rows = rows.map(|(table, column)| column_row(table, column, false, false, false));
+        let error = check(&rows, &[stages()], "reader").unwrap_err();
         assert!(matches!(&error, CoderdError::Missing { names } if names == &["users", "workspaces"]), "{error}");
     }
 
     #[test]
-    fn a_column_that_came_but_is_not_granted_is_an_error_too() {
-        assert!(judge(&[found("workspace_builds", "has_ai_task", true, true, false)], &[stages()], "reader").is_err());
+    fn an_optional_column_without_a_grant_is_an_error() {
+        assert!(check(&[column_row("workspace_builds", "has_ai_task", true, true, false)], &[stages()], "reader").is_err());
     }
 
     #[test]
-    fn the_grants_name_every_column_that_is_read() {
+    fn grants_cover_every_column_that_is_read() {
         let script = crate::coderd::grants("reader");
         for (table, columns) in REQUIRED.iter().chain(OPTIONAL).chain(IDENTITY) {
             for column in *columns {
@@ -277,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn usage_types_are_read_from_the_check() {
+    fn usage_types_come_from_the_check_constraint() {
         let check = "CHECK ((event_type = ANY (ARRAY['dc_managed_agents_v1'::text, 'hb_ai_seats_v1'::text])))";
         assert_eq!(quoted(check), ["dc_managed_agents_v1", "hb_ai_seats_v1"]);
         assert!(quoted("").is_empty());

@@ -29,7 +29,7 @@ pub enum CoderdError {
         cause: String,
     },
     /// The role lacks rights. Each line is a statement that grants one.
-    #[error("the role may not read all that is needed from coderd's database; let an administrator run:\n{}", .grants.join("\n"))]
+    #[error("coderd's database: the role lacks rights; let an administrator run:\n{}", .grants.join("\n"))]
     NotGranted {
         /// `grant select (…) on … to …;`
         grants: Vec<String>,

@@ -40,7 +40,7 @@ pub fn grants(role: &str) -> String {
 #[derive(Clone, Debug, PartialEq, Eq, FromRow)]
 pub(super) struct Function {
     pub(super) name: String,
-    pub(super) there: bool,
+    pub(super) present: bool,
     pub(super) schema_usable: bool,
     pub(super) executable: bool,
     /// Whether the role may read the tables that the function reads.
@@ -50,7 +50,7 @@ pub(super) struct Function {
 impl Function {
     /// None: the role cannot read the values.
     fn access(&self) -> Option<Access> {
-        match self.there && self.schema_usable && self.executable {
+        match self.present && self.schema_usable && self.executable {
             true => Some(Access::Function),
             false => self.tables_readable.then_some(Access::Tables),
         }
@@ -65,7 +65,7 @@ pub(super) fn access(functions: &[Function], name: &str) -> Option<Access> {
 /// The statements that make these functions usable for `user`.
 pub(super) fn statements<'a>(functions: impl IntoIterator<Item = &'a Function>, user: &str) -> Vec<String> {
     let unusable: Vec<&Function> = functions.into_iter().filter(|function| function.access().is_none()).collect();
-    if unusable.iter().any(|function| !function.there) {
+    if unusable.iter().any(|function| !function.present) {
         return vec![format!("psql --set reader={user} --file src/coderd/grants.sql CODERD_DATABASE_URL")];
     }
     let mut statements = Vec::new();
@@ -85,7 +85,7 @@ impl Reader {
     pub(super) async fn functions(&mut self) -> Result<Vec<Function>, CoderdError> {
         let names = FUNCTIONS.map(|(name, _)| name);
         let query = sqlx::query_as(
-            "select wanted.name, function.oid is not null as there, coalesce(has_schema_privilege(schema.oid, 'usage'), false) as schema_usable,
+            "select wanted.name, function.oid is not null as present, coalesce(has_schema_privilege(schema.oid, 'usage'), false) as schema_usable,
                  coalesce(has_function_privilege(function.oid, 'execute'), false) as executable,
                  case wanted.name
                      when 'prebuild_stages' then (
@@ -113,12 +113,12 @@ impl Reader {
 mod tests {
     use super::*;
 
-    fn function(name: &str, there: bool, schema_usable: bool, executable: bool) -> Function {
-        Function { name: name.into(), there, schema_usable, executable, tables_readable: false }
+    fn function(name: &str, present: bool, schema_usable: bool, executable: bool) -> Function {
+        Function { name: name.into(), present, schema_usable, executable, tables_readable: false }
     }
 
     #[test]
-    fn the_grants_are_for_the_role_that_is_asked_for() {
+    fn grants_are_for_the_requested_role() {
         let script = grants("Ops \"night\" o'clock");
         assert!(script.contains("on users to \"Ops \"\"night\"\" o'clock\";"), "{script}");
         assert!(script.contains("set tallyline.reader = 'Ops \"night\" o''clock';"), "{script}");
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn a_function_that_cannot_be_called_gives_the_statement_that_mends_it() {
+    fn an_unusable_function_needs_a_grant_or_the_script() {
         let usable = function(DEPLOYMENT_ID, true, true, true);
         assert!(statements([&usable], "reader").is_empty());
         let missing = function(PREBUILD_STAGES, false, false, false);
@@ -139,13 +139,13 @@ mod tests {
     }
 
     #[test]
-    fn a_role_that_may_read_the_tables_needs_no_function() {
+    fn a_role_with_table_rights_needs_no_function() {
         let missing = function(PREBUILD_STAGES, false, false, false);
         assert_eq!(missing.access(), None);
         let readable = Function { tables_readable: true, ..missing };
         assert_eq!(readable.access(), Some(Access::Tables));
         assert!(statements([&readable], "reader").is_empty());
-        let usable = Function { there: true, schema_usable: true, executable: true, ..readable };
+        let usable = Function { present: true, schema_usable: true, executable: true, ..readable };
         assert_eq!(usable.access(), Some(Access::Function));
     }
 }

@@ -1,7 +1,7 @@
 -- What Tallyline reads from coderd's database: named columns, and three functions. It reads no job input, build state, password hash or
 -- email address. An administrator (a superuser or a member of pg_read_all_stats) runs this in coderd's database:
 --   psql --set reader=ROLE --file grants.sql CODERD_DATABASE_URL
--- Without --set the role is called tallyline. Run it again after an upgrade of coderd or of Tallyline.
+-- Without --set the role is called tallyline. Repeat it after an upgrade of coderd or of Tallyline.
 \set ON_ERROR_STOP on
 \if :{?reader}
 \else
@@ -47,7 +47,7 @@ begin
         execute format('grant select (has_ai_task) on workspace_builds to %I', reader);
     end if;
     if not pg_has_role(current_user, 'pg_read_all_stats', 'usage') then
-        raise warning '% is not a member of pg_read_all_stats: Tallyline will collect, but report nothing as complete', current_user;
+        raise warning '% is not a member of pg_read_all_stats: Tallyline will collect, but will not report completeness', current_user;
     end if;
 end
 $$;

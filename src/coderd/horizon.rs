@@ -34,7 +34,7 @@ impl Reader {
 
     /// The database's time and its oldest open transaction.
     pub async fn horizon(&mut self, catalog: &Catalog) -> Result<Horizon, CoderdError> {
-        // now() is the start of this statement, so it comes before the look at the sessions.
+        // now() is the start of this statement, so it is before the query of the sessions.
         let query = match catalog.open_transactions {
             Some(Access::Function) => {
                 "select now() as now, seen.sees_all, seen.started_at as oldest from tallyline.oldest_transaction() seen"
@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn without_the_right_to_see_others_nothing_is_claimed() {
+    fn completeness_needs_the_right_to_see_other_transactions() {
         assert_eq!(Horizon { now: at(10), oldest: None, sees_all: false }.complete_before(), None);
         assert_eq!(Horizon { now: at(10), oldest: Some(at(4)), sees_all: false }.complete_before(), None);
     }

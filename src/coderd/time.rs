@@ -113,7 +113,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_time_of_postgres_is_told_and_a_calendar_time_comes_back(micros in any::<i64>(), now in 0_i64..200_000_000_000) {
+        fn every_postgres_time_has_a_text_and_calendar_times_round_trip(micros in any::<i64>(), now in 0_i64..200_000_000_000) {
             let (time, now) = (Time(micros), DateTime::from_timestamp(now, 0).unwrap());
             if let Some(at) = time.instant() {
                 prop_assert_eq!(Time::from(at), time);

@@ -8,7 +8,7 @@ use super::connect::within;
 use super::{CoderdError, Reader, UsageKey};
 
 /// A row's marks are later than its date, except for clock differences of up to this.
-const CLOCKS: TimeDelta = TimeDelta::days(1);
+const CLOCK_TOLERANCE: TimeDelta = TimeDelta::days(1);
 
 /// Rows dated from `$1` until before `$2`, unmarked or marked since `$3`: three ranges of the index (`published_at`, `publish_started_at`,
 /// `created_at`). No index is led by `created_at`. One statement: a row moves between the ranges while coderd publishes.
@@ -72,5 +72,5 @@ impl Reader {
 }
 
 fn marked_since(from: DateTime<Utc>) -> DateTime<Utc> {
-    from.checked_sub_signed(CLOCKS).unwrap_or(from)
+    from.checked_sub_signed(CLOCK_TOLERANCE).unwrap_or(from)
 }

@@ -12,7 +12,7 @@ use crate::event::{
 
 /// Why a build row of coderd cannot become an event.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum NotAnEvent {
+pub enum InvalidRow {
     /// A value that this version does not know: coderd is newer.
     #[error("build {build_id}: {field} is {value:?}, which this version does not know")]
     UnknownWord {
@@ -40,7 +40,7 @@ fn countable(time: Time) -> Option<DateTime<Utc>> {
     time.instant().filter(|at| YEARS.contains(&at.year()))
 }
 
-pub fn build(deployment: Uuid, row: BuildRow) -> Result<WorkspaceBuildCompleted, NotAnEvent> {
+pub fn build(deployment: Uuid, row: BuildRow) -> Result<WorkspaceBuildCompleted, InvalidRow> {
     let times = [("created_at", Some(row.created_at)), ("started_at", row.started_at), ("completed_at", Some(row.completed_at))];
     let odd: Vec<(&'static str, Time)> =
         times.into_iter().filter_map(|(field, time)| Some((field, time.filter(|time| countable(*time).is_none())?))).collect();
@@ -50,7 +50,7 @@ pub fn build(deployment: Uuid, row: BuildRow) -> Result<WorkspaceBuildCompleted,
         Some((field, value)) => {
             let (build_id, field, value) = (build.build_id, *field, *value);
             let event = Event { deployment, payload: Payload::Build(Box::new(build)) };
-            Err(NotAnEvent::Time { build_id, field, value, message: Box::new(with_times(&event, &odd)) })
+            Err(InvalidRow::Time { build_id, field, value, message: Box::new(with_times(&event, &odd)) })
         }
     }
 }
@@ -68,8 +68,8 @@ fn with_times(event: &Event, times: &[(&'static str, Time)]) -> Message {
 }
 
 /// Uses 1970 for a time that an event cannot have.
-fn build_with_known_words(row: BuildRow) -> Result<WorkspaceBuildCompleted, NotAnEvent> {
-    let unknown = |field, value: &str| NotAnEvent::UnknownWord { build_id: row.build_id, field, value: value.to_owned() };
+fn build_with_known_words(row: BuildRow) -> Result<WorkspaceBuildCompleted, InvalidRow> {
+    let unknown = |field, value: &str| InvalidRow::UnknownWord { build_id: row.build_id, field, value: value.to_owned() };
     let time = |time| countable(time).unwrap_or(DateTime::UNIX_EPOCH);
     let stage = |value: Option<&str>| match value {
         None | Some("0") => Ok(None),
@@ -166,8 +166,8 @@ pub(super) fn id_from(deployment: Uuid, message: &Message) -> Option<String> {
         let value = message.headers.iter().find(|(header, _)| header == name)?.1.as_deref()?;
         str::from_utf8(value).ok()
     };
-    let ours = header("ce_source")? == format!("/coder/{deployment}");
-    ours.then(|| header("ce_id").map(str::to_owned)).flatten()
+    let same_source = header("ce_source")? == format!("/coder/{deployment}");
+    same_source.then(|| header("ce_id").map(str::to_owned)).flatten()
 }
 
 /// Cuts a failure message to an event's limit: it is only a label, and must not cost the event.
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn a_claim_is_known_by_its_stage_whoever_initiated_it() {
+    fn the_stage_identifies_a_claim_for_any_initiator() {
         for initiator_id in [PREBUILDS_USER, Uuid::from_u128(6)] {
             let build = build(Uuid::nil(), BuildRow { stage: Some("2".into()), build_number: 4, initiator_id, ..row() }).unwrap();
             let claim = claim(&build).expect("a claim");
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn a_word_of_a_newer_coderd_is_named() {
+    fn an_error_names_a_word_of_a_newer_coderd() {
         let error = build(Uuid::nil(), BuildRow { transition: "hibernate".into(), ..row() }).unwrap_err();
         assert!(error.to_string().contains("transition is \"hibernate\""));
         assert!(build(Uuid::nil(), BuildRow { stage: Some("3".into()), ..row() }).is_err());
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn usage_that_cannot_be_read_travels_as_it_is() {
+    fn invalid_usage_is_appended_unchanged() {
         let held = usage(Uuid::nil(), usage_row("dc_gpu_hours_v1", r#"{"hours": 3}"#));
         assert_eq!(parse(&held), Err(ParseError::UnknownEventType("dc_gpu_hours_v1".into())));
         let rejected = usage(Uuid::nil(), usage_row("dc_managed_agents_v1", r#"{"count": 0}"#));
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_failure_message_does_not_cost_the_event() {
+    fn a_long_failure_message_is_cut_and_the_event_is_kept() {
         let row = UsageRow { failure_message: Some("é".repeat(MAX_TEXT_BYTES)), ..usage_row("hb_ai_seats_v1", r#"{"count": 4}"#) };
         assert!(parse(&usage(Uuid::nil(), row)).is_ok());
     }

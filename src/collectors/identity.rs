@@ -19,7 +19,7 @@ impl From<&IdentityFacts> for ReportedIdentity {
 }
 
 /// What this coderd reports about itself. Fails if a fact contradicts the source.
-/// If the role cannot read a fact, collecting goes on with a warning, unless usage is published from this coderd.
+/// If the role cannot read a fact, collecting continues with a warning, unless usage is published from this coderd.
 pub(super) async fn read(
     settings: &Settings,
     reader: &mut Reader,

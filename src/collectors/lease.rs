@@ -10,17 +10,17 @@ use super::settings::CollectError;
 use crate::ledger::{Lease, Ledger, StatementError, leases};
 
 /// A lease that a task renews until it is released, lost or dropped.
-pub(super) struct KeptLease {
+pub(super) struct CollectorLease {
     pub(super) lease: Lease,
     lost: CancellationToken,
     renewal: JoinHandle<()>,
 }
 
-impl KeptLease {
-    pub(super) fn keep(ledger: &Ledger, lease: Lease, length: Duration) -> Self {
+impl CollectorLease {
+    pub(super) fn start(ledger: &Ledger, lease: Lease, length: Duration) -> Self {
         let lost = CancellationToken::new();
         let renewal = tokio::spawn(renew(ledger.clone(), lease.clone(), length, lost.clone()));
-        KeptLease { lease, lost, renewal }
+        CollectorLease { lease, lost, renewal }
     }
 
     /// # Errors
@@ -36,7 +36,7 @@ impl KeptLease {
     }
 }
 
-impl Drop for KeptLease {
+impl Drop for CollectorLease {
     fn drop(&mut self) {
         self.renewal.abort();
     }

@@ -10,15 +10,15 @@ use crate::license::PublicKeys;
 
 /// The keys and the deployment against which licenses are verified.
 #[derive(Clone, Copy)]
-pub(super) struct Judge<'a> {
+pub(super) struct LicenseVerifier<'a> {
     pub keys: &'a PublicKeys,
     /// coderd's own id.
     pub deployment: Uuid,
 }
 
-/// The changes to record, given the recorded ones. Verifies a token in each pass: a key that is configured later makes it valid.
-pub(super) fn changes(known: &[LicenseChange], rows: &[LicenseRow], judge: Judge<'_>) -> Vec<LicenseChange> {
-    let now: Vec<LicenseChange> = rows.iter().map(|row| judge.judged(row)).collect();
+/// The changes that are not recorded yet. Verifies a token in each pass: a key that is configured later makes it valid.
+pub(super) fn changes(known: &[LicenseChange], rows: &[LicenseRow], verifier: LicenseVerifier<'_>) -> Vec<LicenseChange> {
+    let now: Vec<LicenseChange> = rows.iter().map(|row| verifier.verify(row)).collect();
     let gone = known.iter().filter(|known| now.iter().all(|now| now.jwt_sha256 != known.jwt_sha256));
     let gone = gone.map(|known| LicenseChange { state: LicenseState::Gone, ..known.clone() });
     let new = now.iter().filter(|now| !known.contains(now)).cloned();
@@ -34,12 +34,12 @@ pub(super) async fn record(
     source_id: i16,
     known: &[LicenseChange],
     rows: &[LicenseRow],
-    judge: Judge<'_>,
+    verifier: LicenseVerifier<'_>,
 ) -> Result<Vec<LicenseChange>, CollectError> {
-    if changes(known, rows, judge).is_empty() {
+    if changes(known, rows, verifier).is_empty() {
         return Ok(known.to_vec());
     }
-    let changes = changes(&ledger.run(async |conn| licenses::present(conn, source_id).await).await?, rows, judge);
+    let changes = changes(&ledger.run(async |conn| licenses::present(conn, source_id).await).await?, rows, verifier);
     ledger.run(async |conn| licenses::record(conn, lease, source_id, &changes, ledger.clock.now()).await).await?;
     for change in &changes {
         match &change.state {
@@ -48,11 +48,11 @@ pub(super) async fn record(
             LicenseState::Gone => tracing::info!(license_id = change.license_id, "license removed from coderd"),
         }
     }
-    Ok(rows.iter().map(|row| judge.judged(row)).collect())
+    Ok(rows.iter().map(|row| verifier.verify(row)).collect())
 }
 
-impl Judge<'_> {
-    fn judged(self, row: &LicenseRow) -> LicenseChange {
+impl LicenseVerifier<'_> {
+    fn verify(self, row: &LicenseRow) -> LicenseChange {
         let verified = self.keys.verify_for(&row.jwt, self.deployment).map_err(|error| error.to_string());
         let state = match verified.and_then(|license| serde_json::to_value(&license.claims).map_err(|error| error.to_string())) {
             Ok(claims) => LicenseState::Verified(claims),
@@ -75,21 +75,21 @@ mod tests {
     }
 
     #[test]
-    fn a_license_is_recorded_when_it_comes_and_when_it_goes_and_not_in_between() {
-        let judge = Judge { keys: &PublicKeys::new(), deployment: Uuid::nil() };
-        let first = changes(&[], &[row(1, "a.b.c")], judge);
+    fn a_license_is_recorded_when_it_appears_and_when_it_disappears() {
+        let verifier = LicenseVerifier { keys: &PublicKeys::new(), deployment: Uuid::nil() };
+        let first = changes(&[], &[row(1, "a.b.c")], verifier);
         assert!(matches!(first.as_slice(), [LicenseChange { license_id: 1, state: LicenseState::Refused(_), .. }]));
-        assert!(changes(&first, &[row(1, "a.b.c")], judge).is_empty());
-        let second = changes(&first, &[row(2, "d.e.f")], judge);
+        assert!(changes(&first, &[row(1, "a.b.c")], verifier).is_empty());
+        let second = changes(&first, &[row(2, "d.e.f")], verifier);
         assert_eq!(second.iter().map(|change| change.license_id).collect::<Vec<_>>(), [1, 2]);
         assert_eq!(second[0].state, LicenseState::Gone);
     }
 
     #[test]
-    fn a_refusal_never_holds_the_token() {
+    fn a_refusal_never_contains_the_token() {
         let jwt = "header.secretsecret.signature";
-        let judge = Judge { keys: &PublicKeys::new(), deployment: Uuid::nil() };
-        for change in changes(&[], &[row(1, jwt)], judge) {
+        let verifier = LicenseVerifier { keys: &PublicKeys::new(), deployment: Uuid::nil() };
+        for change in changes(&[], &[row(1, jwt)], verifier) {
             assert!(!format!("{change:?}").contains("secretsecret"));
         }
     }

@@ -6,9 +6,9 @@ use chrono::{DateTime, SubsecRound, Utc};
 use uuid::Uuid;
 
 use super::bounds::before;
-use super::lease::KeptLease;
+use super::lease::CollectorLease;
 use super::proof::Proof;
-use super::seen::Seen;
+use super::seen_ids::SeenIds;
 use super::settings::{CollectError, Settings};
 use super::{events, identity};
 use crate::clock::Clock;
@@ -43,22 +43,22 @@ pub struct Collector {
     pub(super) source: Source,
     /// What coderd last reported about itself.
     pub(super) identity: IdentityFacts,
-    pub(super) lease: KeptLease,
+    pub(super) lease: CollectorLease,
     /// None: the next pass connects.
     pub(super) reader: Option<Reader>,
     /// The catalog of the last pass.
     pub(super) catalog: Option<Catalog>,
-    pub(super) builds: Seen<Uuid>,
+    pub(super) builds: SeenIds<Uuid>,
     /// Prebuild claims, by their build, that were in flight when this collector opened. Later ones are found by their builds.
-    pub(super) claims: Seen<Uuid>,
-    pub(super) usage: Seen<String>,
+    pub(super) claims: SeenIds<Uuid>,
+    pub(super) usage: SeenIds<String>,
     /// Builds with an unknown value: while there are any, completeness is not reported. A full sweep drops those that it no longer reads.
     pub(super) unreadable: HashSet<Uuid>,
     pub(super) licenses: Vec<LicenseChange>,
     /// Where the next pass begins; None: a full sweep is due.
     pub(super) reread_from: Option<DateTime<Utc>>,
     /// The latest completeness that was reported.
-    pub(super) claimed_until: Option<DateTime<Utc>>,
+    pub(super) reported_until: Option<DateTime<Utc>>,
     pub(super) swept_at: Option<DateTime<Utc>>,
     pub(super) overlapped_at: Option<DateTime<Utc>>,
     pub(super) compared_at: Option<DateTime<Utc>>,
@@ -106,7 +106,7 @@ impl Collector {
         let Some(lease) = ledger.run(async |conn| leases::take(conn, &name, &settings.holder, settings.lease_length).await).await? else {
             return Ok(None);
         };
-        let lease = KeptLease::keep(&ledger, lease, settings.lease_length);
+        let lease = CollectorLease::start(&ledger, lease, settings.lease_length);
         let source = introduce(&settings, &mut reader, &ledger, &clock, deployment_id).await?;
         identity::bind(&ledger, deployment_id, &identity).await?;
         let last = ledger.run(async |conn| passes::last(conn, source.id).await).await?;
@@ -123,13 +123,13 @@ impl Collector {
             lease,
             reader: Some(reader),
             catalog: None,
-            builds: Seen::new(SEEN_LIMIT),
-            claims: Seen::new(SEEN_LIMIT),
-            usage: Seen::new(SEEN_LIMIT),
+            builds: SeenIds::new(SEEN_LIMIT),
+            claims: SeenIds::new(SEEN_LIMIT),
+            usage: SeenIds::new(SEEN_LIMIT),
             unreadable: HashSet::new(),
             licenses,
             reread_from: last.complete_until,
-            claimed_until: last.claimed_until,
+            reported_until: last.claimed_until,
             swept_at: last.swept_at,
             overlapped_at: None,
             compared_at: None,
@@ -162,7 +162,7 @@ impl Collector {
             reader.close().await;
         }
         if let Err(error) = self.lease.release(&self.ledger).await {
-            tracing::warn!(error = crate::cause::text(&error), "the collector's lease is left to end by itself");
+            tracing::warn!(error = crate::cause::text(&error), "collector lease not released, it will expire");
         }
     }
 
@@ -184,7 +184,7 @@ impl Collector {
         if left == 0 {
             tracing::warn!(limit = IN_FLIGHT_LIMIT, "the ledger is far behind the log: some events will be appended again, as duplicates");
         }
-        self.rely_on_in_flight().await
+        self.find_dependent_passes().await
     }
 
     async fn remember_from(&mut self, partition: TopicPartition, mut from: i64, left: &mut usize) -> Result<(), CollectError> {
@@ -260,7 +260,7 @@ async fn introduce(
         && from.is_some_and(|from| Some(from) != known.baseline_until)
     {
         let since = known.baseline_until;
-        tracing::warn!(?from, ?since, "the source was introduced before: where its collection begins stays as it was");
+        tracing::warn!(?from, ?since, "source already introduced, source.backfill_from is ignored");
     }
     let baseline = match from {
         Some(from) if known.is_none() => Some(baseline(settings, reader, from).await?),

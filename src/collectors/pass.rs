@@ -5,11 +5,11 @@ use std::collections::{BTreeSet, HashMap};
 use chrono::{DateTime, TimeDelta, Utc};
 
 use super::bounds::{Bounds, before, is_due};
-use super::licenses::Judge;
+use super::licenses::LicenseVerifier;
 use super::open::{Collector, SEEN_LIMIT};
 use super::proof::Proof;
-use super::report::{Appended, PassReport};
-use super::seen::Seen;
+use super::report::{PassReport, PassTotals};
+use super::seen_ids::SeenIds;
 use super::settings::CollectError;
 use super::{identity, licenses, runtime};
 use crate::coderd::{Catalog, Horizon, LicenseRow, Reader};
@@ -17,7 +17,7 @@ use crate::event::{Topic, TopicPartition};
 use crate::ledger::{LicenseChange, NewPass, collector_requests, passes, positions};
 
 /// How often a pass reaches back over the whole overlap.
-const OVERLAP_EVERY: TimeDelta = TimeDelta::minutes(1);
+const OVERLAP_INTERVAL: TimeDelta = TimeDelta::minutes(1);
 
 /// The ends of the log's partitions.
 struct Ends {
@@ -57,20 +57,20 @@ impl Collector {
             true => Some(reader.runtime_hours(runtime::window_start(bounds.now)).await?),
             false => None,
         };
-        let mut appended = Appended::default();
-        self.builds(reader, &catalog, &bounds, &mut appended).await?;
+        let mut totals = PassTotals::default();
+        self.builds(reader, &catalog, &bounds, &mut totals).await?;
         if catalog.usage_events {
-            self.usage(reader, &bounds, &mut appended).await?;
-            self.compare_days(reader, &bounds, &mut appended).await?;
+            self.usage(reader, &bounds, &mut totals).await?;
+            self.compare_days(reader, &bounds, &mut totals).await?;
         }
-        let fetched = self.fetch(reader, &catalog, &mut appended).await?;
+        let fetched = self.fetch(reader, &catalog, &mut totals).await?;
         let rows = reader.licenses().await?;
         self.licenses = self.record_licenses(&rows).await?;
-        let mut report = appended.report;
+        let mut report = totals.report;
         report.full_sweep = bounds.from.is_none();
         report.complete_until = bounds.complete_until.filter(|_| self.unreadable.is_empty());
         report.runtime_complete_until = hours.map(|hours| runtime::complete_until(&hours, bounds.now));
-        let ends = self.ends(appended.ends).await?;
+        let ends = self.ends(totals.ends).await?;
         let comparable = ends.behind.is_empty() && self.behind.is_empty() && self.is_proven(bounds.from).await?;
         if !comparable {
             (report.complete_until, report.runtime_complete_until) = (None, None);
@@ -85,7 +85,7 @@ impl Collector {
     #[must_use]
     pub fn warning(&self) -> Option<String> {
         let problem = self.identity.problem.as_ref()?.replace('\n', " ");
-        Some(format!("whether this coderd is the one of source {} is not certain: {problem}", self.source.deployment_id))
+        Some(format!("source {}: it is not certain that it is this coderd: {problem}", self.source.deployment_id))
     }
 
     /// Refuses a coderd that does not belong to this source. Asks the ledger each time: an operator may have accepted another coderd.
@@ -102,8 +102,8 @@ impl Collector {
     /// Records changes of coderd's licenses and returns the present ones.
     async fn record_licenses(&self, rows: &[LicenseRow]) -> Result<Vec<LicenseChange>, CollectError> {
         let deployment = self.identity.deployment_id.unwrap_or(self.source.deployment_id);
-        let judge = Judge { keys: &self.keys, deployment };
-        licenses::record(&self.ledger, &self.lease.lease, self.source.id, &self.licenses, rows, judge).await
+        let verifier = LicenseVerifier { keys: &self.keys, deployment };
+        licenses::record(&self.ledger, &self.lease.lease, self.source.id, &self.licenses, rows, verifier).await
     }
 
     /// Reads the catalog. Logs missing parts when the catalog changes.
@@ -118,14 +118,14 @@ impl Collector {
         Ok(catalog)
     }
 
-    /// Now is the earlier of the database's time and the process's. With a given clock, the source lives by that clock, too.
+    /// Now is the earlier of the database's time and the process's. A given clock also applies to the source.
     ///
     /// Once a minute the pass reaches back over the whole overlap. A replica with a slow clock can write rows later than the margin.
     fn bounds(&self, horizon: Horizon, started_at: DateTime<Utc>, requested_sweep: Option<DateTime<Utc>>) -> Bounds {
         let now = horizon.now.min(started_at);
         let complete_until = horizon.complete_before().map(|complete| before(complete.min(now), self.settings.margin));
         let swept_recently = !is_due(self.swept_at, started_at, self.settings.sweep_interval);
-        let overlaps = is_due(self.overlapped_at, started_at, OVERLAP_EVERY);
+        let overlaps = is_due(self.overlapped_at, started_at, OVERLAP_INTERVAL);
         let overlap = before(now, self.settings.overlap);
         let from = self.reread_from.filter(|_| swept_recently && requested_sweep.is_none());
         Bounds {
@@ -202,7 +202,7 @@ impl Collector {
         if comparable {
             self.passes_ahead.push_back((self.pass_number, report.pass_id));
         }
-        self.claimed_until = self.claimed_until.max(report.complete_until);
+        self.reported_until = self.reported_until.max(report.complete_until);
         self.reread_from = Some(bounds.next_from);
         if report.full_sweep {
             self.swept_at = Some(bounds.started_at);
@@ -210,29 +210,26 @@ impl Collector {
         if bounds.overlaps {
             self.overlapped_at = Some(bounds.started_at);
         }
-        let met_again = bounds.next_from.min(before(bounds.now, self.settings.overlap));
-        self.builds.forget(met_again, self.pass_in_ledger);
-        self.claims.forget(met_again, self.pass_in_ledger);
-        self.usage.forget(met_again.min(before(bounds.now, self.settings.usage_window)), self.pass_in_ledger);
+        let next_from = bounds.next_from.min(before(bounds.now, self.settings.overlap));
+        self.builds.forget(next_from, self.pass_in_ledger);
+        self.claims.forget(next_from, self.pass_in_ledger);
+        self.usage.forget(next_from.min(before(bounds.now, self.settings.usage_window)), self.pass_in_ledger);
     }
 
     /// A recreated topic begins at 0, so the ledger's old position looks as if the new topic had been read. Until the position is
-    /// corrected, completeness is not reported. Unread records of the old topic are lost: everything is read again.
+    /// corrected, completeness is not reported. Unread records of the old topic are lost: all rows are reread.
     /// Then only the ledger and the new topic are known.
     async fn reread_after_recreation(&mut self, behind: BTreeSet<TopicPartition>) -> Result<(), CollectError> {
         if behind.is_empty() && !self.behind.is_empty() {
-            tracing::info!("the ledger's positions lie within the log again: all is read again");
-            (self.builds, self.claims, self.usage) = (Seen::new(SEEN_LIMIT), Seen::new(SEEN_LIMIT), Seen::new(SEEN_LIMIT));
+            tracing::info!("ledger positions are within the log again, rereading all rows");
+            (self.builds, self.claims, self.usage) = (SeenIds::new(SEEN_LIMIT), SeenIds::new(SEEN_LIMIT), SeenIds::new(SEEN_LIMIT));
             self.passes_ahead.clear();
             self.proof = Proof::default();
             self.reread_from = None;
             self.remember_in_flight().await?;
         } else if !behind.is_subset(&self.behind) {
             let partitions: Vec<String> = behind.iter().map(|at| format!("{}/{}", at.topic.name(), at.partition)).collect();
-            tracing::warn!(
-                ?partitions,
-                "the log ends before the ledger's position: was the topic recreated? Nothing is claimed to be complete"
-            );
+            tracing::warn!(?partitions, "the log ends before the ledger's position: was the topic recreated? Completeness is not reported");
         }
         self.behind = behind;
         Ok(())

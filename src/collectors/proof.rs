@@ -26,12 +26,12 @@ impl Proof {
         if self.is_empty() {
             self.after_pass_id = pass_id;
         }
-        first(&mut self.places, partition, offset);
+        keep_first(&mut self.places, partition, offset);
     }
 
     /// Notes a signed record that was in flight when this process opened.
     pub(super) fn in_flight(&mut self, partition: TopicPartition, offset: i64, own_key: bool) {
-        first(if own_key { &mut self.places } else { &mut self.other_keys }, partition, offset);
+        keep_first(if own_key { &mut self.places } else { &mut self.other_keys }, partition, offset);
     }
 
     /// Whether records must be signed and the proof is missing: passes report no completeness.
@@ -49,12 +49,12 @@ impl Proof {
     }
 }
 
-fn first(places: &mut HashMap<TopicPartition, i64>, partition: TopicPartition, offset: i64) {
+fn keep_first(places: &mut HashMap<TopicPartition, i64>, partition: TopicPartition, offset: i64) {
     let first = places.entry(partition).or_insert(offset);
     *first = (*first).min(offset);
 }
 
 /// The places, with their offsets.
-pub(super) fn listed(places: &HashMap<TopicPartition, i64>) -> Vec<(TopicPartition, i64)> {
+pub(super) fn as_list(places: &HashMap<TopicPartition, i64>) -> Vec<(TopicPartition, i64)> {
     places.iter().map(|(at, offset)| (*at, *offset)).collect()
 }

@@ -28,7 +28,7 @@ pub struct PassReport {
 
 /// Ends of the appended records, and counts.
 #[derive(Default)]
-pub(super) struct Appended {
+pub(super) struct PassTotals {
     pub(super) report: PassReport,
     pub(super) ends: HashMap<TopicPartition, i64>,
     /// Builds with an unknown value.

@@ -6,7 +6,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::open::Collector;
 use super::settings::{CollectError, Settings};
-use super::standing::Standing;
+use super::status::CollectorStatus;
 use crate::cause::LastingFault;
 use crate::clock::Clock;
 use crate::coderd::Database;
@@ -26,11 +26,11 @@ pub async fn run(
     clock: Clock,
     stop: CancellationToken,
 ) {
-    let mut trouble = Trouble { logged: LastingFault::default(), standing: settings.standing.clone() };
+    let mut reporter = Reporter { logged: LastingFault::default(), status: settings.status.clone() };
     let mut paused = settings.paused.clone();
     while !stop.is_cancelled() {
         if let Some(pause) = paused.of(Pausable::Collect) {
-            trouble.standing.set(&pause.to_string());
+            reporter.status.set(&pause.to_string());
             if stop.run_until_cancelled(paused.resumed(Pausable::Collect)).await.is_none() {
                 return;
             }
@@ -40,17 +40,17 @@ pub async fn run(
         match stop.run_until_cancelled(opened).await {
             Some(Ok(Some(collector))) => {
                 tracing::info!(source = %collector.source().deployment_id, database = %database.address(), "collecting");
-                trouble.standing.set("collecting");
-                if !collect(collector, &stop, &mut trouble).await {
+                reporter.status.set("collecting");
+                if !collect(collector, &stop, &mut reporter).await {
                     return stop.cancelled().await;
                 }
             }
             Some(Ok(None)) => {
-                trouble.say("another process collects this source; waiting for it to end");
+                reporter.report_failure("another process collects this source; waiting for it to end");
                 // the lease of a killed process ends soon
                 wait = wait.min(settings.lease_length.div_f64(3.0));
             }
-            Some(Err(error)) => trouble.say(&error.to_string()),
+            Some(Err(error)) => reporter.report_failure(&error.to_string()),
             None => return,
         }
         pause(wait, &stop).await;
@@ -59,20 +59,23 @@ pub async fn run(
 
 /// Runs passes until `stop`, a pause, or the loss of the source. False: this process must not open the source again.
 /// It would append the same rows with a signature that consumers reject.
-async fn collect(mut collector: Collector, stop: &CancellationToken, trouble: &mut Trouble) -> bool {
+async fn collect(mut collector: Collector, stop: &CancellationToken, reporter: &mut Reporter) -> bool {
     let mut accepted = true;
     while collector.settings.paused.of(Pausable::Collect).is_none() {
         match stop.run_until_cancelled(collector.pass()).await {
             Some(Ok(report)) => {
-                trouble.over(collector.warning().as_deref());
+                reporter.report_success(collector.warning().as_deref());
                 let (builds, claims, usage, late) = (report.builds, report.claims, report.usage, report.late);
                 tracing::debug!(builds, claims, usage, late, full_sweep = report.full_sweep, "pass recorded");
                 if late > 0 {
-                    tracing::warn!(late, "found later than claimed complete: is the margin smaller than the clocks' difference?");
+                    tracing::warn!(
+                        late,
+                        "rows arrived after their time was reported complete: is collect.margin_seconds below the clock difference?"
+                    );
                 }
             }
             Some(Err(error @ CollectError::LeaseLost)) => {
-                trouble.say(&error.to_string());
+                reporter.report_failure(&error.to_string());
                 return true;
             }
             // another process may have the key or the right coderd: release the lease to it
@@ -80,13 +83,13 @@ async fn collect(mut collector: Collector, stop: &CancellationToken, trouble: &m
                 error @ (CollectError::NoSigningKey
                 | CollectError::SignaturesRejected
                 | CollectError::OtherKeyRejected
-                | CollectError::NotItsCoderd(_)),
+                | CollectError::WrongCoderd(_)),
             )) => {
                 accepted = !matches!(error, CollectError::SignaturesRejected);
-                trouble.say(&error.to_string());
+                reporter.report_failure(&error.to_string());
                 break;
             }
-            Some(Err(error)) => trouble.say(&error.to_string()),
+            Some(Err(error)) => reporter.report_failure(&error.to_string()),
             None => break,
         }
         let mut paused = collector.settings.paused.clone();
@@ -110,26 +113,26 @@ async fn pause(length: Duration, stop: &CancellationToken) -> bool {
 }
 
 /// A failure, logged and shown.
-struct Trouble {
+struct Reporter {
     logged: LastingFault,
-    standing: Standing,
+    status: CollectorStatus,
 }
 
-impl Trouble {
-    fn say(&mut self, what: &str) {
-        if self.logged.is_news(what) {
-            tracing::warn!("{what}");
+impl Reporter {
+    fn report_failure(&mut self, text: &str) {
+        if self.logged.is_new(text) {
+            tracing::warn!("{text}");
         }
-        self.standing.set(what);
+        self.status.set(text);
     }
 
-    fn over(&mut self, warning: Option<&str>) {
-        let standing = warning.map_or("collecting".to_owned(), |warning| format!("collecting, but {warning}"));
+    fn report_success(&mut self, warning: Option<&str>) {
+        let status = warning.map_or("collecting".to_owned(), |warning| format!("collecting, but {warning}"));
         match warning {
-            Some(warning) if self.logged.is_news(warning) => tracing::warn!("{standing}"),
+            Some(warning) if self.logged.is_new(warning) => tracing::warn!("{status}"),
             None if self.logged.has_ended() => tracing::info!("collecting again"),
             _ => {}
         }
-        self.standing.set(&standing);
+        self.status.set(&status);
     }
 }

@@ -45,7 +45,7 @@ mod tests {
     }
 
     #[test]
-    fn hours_that_coderd_no_longer_fills_do_not_hold_it_back() {
+    fn hours_that_coderd_no_longer_fills_do_not_limit_completeness() {
         let now = at("2026-03-10T12:34:56Z");
         assert_eq!(complete_until(&[], now), at("2026-03-03T12:00:00Z"));
     }

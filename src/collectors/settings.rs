@@ -5,7 +5,7 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use uuid::Uuid;
 
-use super::standing::Standing;
+use super::status::CollectorStatus;
 use super::telemetry::CollectorTelemetry;
 use crate::coderd::CoderdError;
 use crate::ledger::{IdentityRefusal, LeaseError, NO_SIGNING_KEY, Retirement, StatementError};
@@ -44,7 +44,7 @@ pub struct Settings {
     pub lease_length: Duration,
     pub paused: Paused,
     /// Where the collector reports its state.
-    pub standing: Standing,
+    pub status: CollectorStatus,
     pub telemetry: CollectorTelemetry,
 }
 
@@ -66,7 +66,7 @@ impl Settings {
             page: 1000,
             lease_length: Duration::from_secs(6),
             paused: Paused::never(),
-            standing: Standing::default(),
+            status: CollectorStatus::default(),
             telemetry: CollectorTelemetry::default(),
         }
     }
@@ -82,14 +82,14 @@ pub enum CollectError {
     #[error("the ledger cannot be used: {}", crate::cause::text(.0))]
     Ledger(#[from] StatementError),
     /// The log did not acknowledge all events.
-    #[error("the log did not take all events: {0}")]
+    #[error("events not appended: {0}")]
     Append(#[from] AppendError),
     /// Partitions or ends of the log could not be read.
     #[error("the log cannot be used: {0}")]
     Log(#[from] LogError),
     /// coderd does not belong to this source.
     #[error(transparent)]
-    NotItsCoderd(#[from] IdentityRefusal),
+    WrongCoderd(#[from] IdentityRefusal),
     /// An operator has retired the source.
     #[error("{0}")]
     Retired(Retirement),
@@ -107,11 +107,11 @@ pub enum CollectError {
     )]
     OtherKeyRejected,
     /// Another collector has taken the source, or the ledger or the log lacks the last writes of this one.
-    #[error("another collector has taken this source, or the database lost what this one wrote last: it opens again")]
+    #[error("collector lease lost: another collector has this source, or the database lost this collector's last writes; reopening")]
     LeaseLost,
     /// The baseline is too recent: builds before it could still be committed after the count.
     #[error(
-        "collecting cannot begin at {from}: only what was completed before {complete} is certain to be committed; begin earlier or wait"
+        "source.backfill_from {from} is too recent: only builds completed before {complete} are certain to be committed; set an earlier time or wait"
     )]
     FromTooRecent {
         /// The requested time.
@@ -121,7 +121,7 @@ pub enum CollectError {
     },
     /// Open transactions cannot be seen, so the commit of all builds before `from` is not certain.
     #[error(
-        "source.backfill_from needs to see coderd's open transactions, or builds before it could be missed: let an administrator run src/coderd/grants.sql for the role (it does not help on a standby)"
+        "source.backfill_from: coderd's open transactions are not visible, so builds before it could be missed; let an administrator run src/coderd/grants.sql for the role (it does not help on a standby)"
     )]
     FromUncertain,
 }

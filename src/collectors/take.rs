@@ -6,9 +6,9 @@ use std::collections::{HashMap, HashSet};
 use uuid::Uuid;
 
 use super::bounds::{Bounds, before};
-use super::events::{self, NotAnEvent};
+use super::events::{self, InvalidRow};
 use super::open::Collector;
-use super::report::{Appended, PassReport};
+use super::report::{PassReport, PassTotals};
 use super::settings::CollectError;
 use super::telemetry::{LATE_BUILD, LATE_USAGE};
 use crate::coderd::{BuildKey, Catalog, Reader, Time, UsageKey, UsageRow};
@@ -36,7 +36,7 @@ impl Collector {
         reader: &mut Reader,
         catalog: &Catalog,
         bounds: &Bounds,
-        appended: &mut Appended,
+        totals: &mut PassTotals,
     ) -> Result<(), CollectError> {
         let page = self.settings.page;
         let mut swept = Uuid::nil();
@@ -47,8 +47,8 @@ impl Collector {
                 Some(_) => reader.recent_build_keys(recent, page).await?,
                 None => reader.build_keys(swept, page).await?,
             };
-            self.take_builds(reader, catalog, &keys, appended).await?;
-            self.count_rows(bounds, keys.len(), appended).await?;
+            self.take_builds(reader, catalog, &keys, totals).await?;
+            self.count_rows(bounds, keys.len(), totals).await?;
             match keys.last() {
                 Some(last) if full(keys.len(), page) => (swept, recent) = (last.job_id, (last.completed_at, last.job_id)),
                 _ => break,
@@ -56,7 +56,7 @@ impl Collector {
         }
         if bounds.from.is_none() {
             // This sweep read all builds. A build that coderd no longer has, or that is readable now, holds nothing back.
-            self.unreadable.retain(|id| appended.unreadable.contains(id));
+            self.unreadable.retain(|id| totals.unreadable.contains(id));
         }
         Ok(())
     }
@@ -68,7 +68,7 @@ impl Collector {
         reader: &mut Reader,
         catalog: &Catalog,
         keys: &[BuildKey],
-        appended: &mut Appended,
+        totals: &mut PassTotals,
     ) -> Result<(), CollectError> {
         let from = self.source.baseline_until.map(Time::from);
         let unseen = keys.iter().filter(|key| from.is_none_or(|from| key.completed_at >= from));
@@ -83,25 +83,25 @@ impl Collector {
         let mut claimless = self.ledger.run(async |conn| known::builds_without_claim(conn, self.source.id, &known).await).await?;
         claimless.retain(|id| !self.claims.contains(id));
         let wanted = [unknown, claimless.clone()].concat();
-        let BuildCandidates { claims, mut builds } = self.build_candidates(reader, catalog, &wanted, &mut appended.unreadable).await?;
+        let BuildCandidates { claims, mut builds } = self.build_candidates(reader, catalog, &wanted, &mut totals.unreadable).await?;
         builds.retain(|build| !claimless.contains(&build.id));
         let late: Vec<Time> = builds.iter().map(|build| build.at).filter(|at| self.is_late(*at)).collect();
         let sent = claims.into_iter().map(|claim| claim.message).collect();
-        let claims = self.append(Topic::PrebuildClaims, sent, &mut appended.ends, |_, _| {}).await?;
-        appended.report.claims = appended.report.claims.saturating_add(claims);
+        let claims = self.append(Topic::PrebuildClaims, sent, &mut totals.ends, |_, _| {}).await?;
+        totals.report.claims = totals.report.claims.saturating_add(claims);
         for id in known {
             self.builds.insert(id, unseen[&id], self.pass_number);
         }
         let (sent, places): (Vec<Message>, Vec<(Uuid, Time)>) =
             builds.into_iter().map(|build| (build.message, (build.id, build.at))).unzip();
         let builds = self
-            .append(Topic::WorkspaceBuilds, sent, &mut appended.ends, |collector, index| {
+            .append(Topic::WorkspaceBuilds, sent, &mut totals.ends, |collector, index| {
                 let (id, at) = places[index];
                 collector.builds.insert(id, at, collector.pass_number);
             })
             .await?;
-        appended.report.builds = appended.report.builds.saturating_add(builds);
-        self.count_late(LATE_BUILD, &late, &mut appended.report);
+        totals.report.builds = totals.report.builds.saturating_add(builds);
+        self.count_late(LATE_BUILD, &late, &mut totals.report);
         Ok(())
     }
 
@@ -128,15 +128,15 @@ impl Collector {
                     found.claims.extend(claim.as_ref().map(candidate));
                     found.builds.push(candidate(&Event { deployment, payload: Payload::Build(Box::new(build)) }));
                 }
-                Err(NotAnEvent::Time { message, .. }) => {
+                Err(InvalidRow::Time { message, .. }) => {
                     self.unreadable.remove(&id);
                     let event_id = events::id_from(deployment, &message).unwrap_or_default();
                     found.builds.push(Candidate { id, event_id, at, message: *message });
                 }
-                Err(error @ NotAnEvent::UnknownWord { .. }) => {
+                Err(error @ InvalidRow::UnknownWord { .. }) => {
                     unreadable.insert(id);
                     if self.unreadable.insert(id) {
-                        tracing::error!(%error, "a build cannot be collected; nothing is claimed to be complete until it can");
+                        tracing::error!(%error, "build cannot be collected, completeness is not reported until it can");
                     }
                 }
             }
@@ -155,16 +155,17 @@ impl Collector {
         let ids: Vec<String> = candidates.iter().map(|candidate| candidate.event_id.clone()).collect();
         let mut refused = self.ledger.run(async |conn| known::refused_ids(conn, deployment, &ids).await).await?;
         if !refused.is_empty() {
-            let again = candidates.iter().filter(|candidate| refused.contains(&candidate.event_id));
-            let again = again.map(|candidate| (candidate.event_id.clone(), candidate.message.clone())).collect();
-            refused = self.ledger.run(async |conn| known::refused_messages(conn, deployment, &again).await).await?;
+            let candidates_to_compare = candidates.iter().filter(|candidate| refused.contains(&candidate.event_id));
+            let candidates_to_compare =
+                candidates_to_compare.map(|candidate| (candidate.event_id.clone(), candidate.message.clone())).collect();
+            refused = self.ledger.run(async |conn| known::refused_messages(conn, deployment, &candidates_to_compare).await).await?;
         }
         candidates.retain(|candidate| !refused.contains(&candidate.event_id));
         Ok(candidates)
     }
 
     /// Collects all usage of the pass, page by page.
-    pub(super) async fn usage(&mut self, reader: &mut Reader, bounds: &Bounds, appended: &mut Appended) -> Result<(), CollectError> {
+    pub(super) async fn usage(&mut self, reader: &mut Reader, bounds: &Bounds, totals: &mut PassTotals) -> Result<(), CollectError> {
         let page = self.settings.page;
         let mut last: Option<UsageKey> = None;
         loop {
@@ -176,8 +177,8 @@ impl Collector {
                 }
                 None => reader.usage_keys(last.as_ref().map_or("", |key| &key.id), page).await?,
             };
-            self.take_usage(reader, &keys, appended).await?;
-            self.count_rows(bounds, keys.len(), appended).await?;
+            self.take_usage(reader, &keys, totals).await?;
+            self.count_rows(bounds, keys.len(), totals).await?;
             if !full(keys.len(), page) {
                 return Ok(());
             }
@@ -186,7 +187,7 @@ impl Collector {
     }
 
     /// Appends the new ones of these usage events.
-    pub(super) async fn take_usage(&mut self, reader: &mut Reader, keys: &[UsageKey], appended: &mut Appended) -> Result<(), CollectError> {
+    pub(super) async fn take_usage(&mut self, reader: &mut Reader, keys: &[UsageKey], totals: &mut PassTotals) -> Result<(), CollectError> {
         let unseen: HashMap<&String, Time> =
             keys.iter().filter(|key| !self.usage.contains(&key.id)).map(|key| (&key.id, key.created_at)).collect();
         if unseen.is_empty() {
@@ -218,23 +219,23 @@ impl Collector {
         let late: Vec<Time> = late.filter(|at| self.is_late(*at)).collect();
         let (sent, places): (Vec<Message>, Vec<(String, Time)>) = new.into_iter().map(|row| (row.message, (row.id, row.at))).unzip();
         let usage = self
-            .append(Topic::AgentUsage, sent, &mut appended.ends, |collector, index| {
+            .append(Topic::AgentUsage, sent, &mut totals.ends, |collector, index| {
                 let (id, at) = places[index].clone();
                 collector.usage.insert(id, at, collector.pass_number);
             })
             .await?;
-        appended.report.usage = appended.report.usage.saturating_add(usage);
-        self.count_late(LATE_USAGE, &late, &mut appended.report);
+        totals.report.usage = totals.report.usage.saturating_add(usage);
+        self.count_late(LATE_USAGE, &late, &mut totals.report);
         Ok(())
     }
 
     /// Records the progress of a sweep for the operator who requested it.
-    async fn count_rows(&self, bounds: &Bounds, rows: usize, appended: &mut Appended) -> Result<(), CollectError> {
+    async fn count_rows(&self, bounds: &Bounds, rows: usize, totals: &mut PassTotals) -> Result<(), CollectError> {
         let Some(begun_at) = bounds.requested_sweep else { return Ok(()) };
-        appended.rows = appended.rows.saturating_add(i64::try_from(rows).unwrap_or(i64::MAX));
+        totals.rows = totals.rows.saturating_add(i64::try_from(rows).unwrap_or(i64::MAX));
         Ok(self
             .ledger
-            .run(async |conn| collector_requests::record_sweep_progress(conn, self.source.id, begun_at, appended.rows).await)
+            .run(async |conn| collector_requests::record_sweep_progress(conn, self.source.id, begun_at, totals.rows).await)
             .await?)
     }
 
@@ -280,7 +281,7 @@ impl Collector {
     }
 
     fn is_late(&self, at: Time) -> bool {
-        self.claimed_until.is_some_and(|claimed| at < claimed.into())
+        self.reported_until.is_some_and(|until| at < until.into())
     }
 }
 

@@ -24,7 +24,7 @@ impl Default for CollectorTelemetry {
     fn default() -> Self {
         let too_large = Opts::new(
             "tallyline_collector_refused_by_size_total",
-            "Appends that the brokers refused by the size of their records: max.message.bytes of the topic is too small.",
+            "Appends that the brokers refused because a record was too large: max.message.bytes of the topic is too small.",
         );
         let too_large = IntCounterVec::new(too_large, &["topic"]).expect("valid names");
         for topic in Topic::ALL {
@@ -32,7 +32,7 @@ impl Default for CollectorTelemetry {
         }
         let late = HistogramOpts::new(
             "tallyline_collector_late_seconds",
-            "Age of builds and usage found later than a pass had claimed to be complete, without runtime: it is dated by its hour.",
+            "Age of builds and usage that arrived after their time was reported complete. Runtime is excluded: it is dated by its hour.",
         );
         let late = HistogramVec::new(late.buckets(BUCKETS.to_vec()), &["kind"]).expect("valid names");
         for kind in [LATE_BUILD, LATE_USAGE] {

@@ -6,8 +6,8 @@ use std::path::Path;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::given::Settings;
 use super::mistakes::{Mistakes, Place};
+use super::settings::Settings;
 use super::value::Raw;
 use super::{KEYS, Key};
 
@@ -27,7 +27,7 @@ pub(super) fn read(path: &Path, settings: &mut Settings, mistakes: &mut Mistakes
         let line = reader.line(error.span().map_or(0, |span| span.start));
         reader.broken.insert(line);
         // only the message: the full text of the error repeats the line, which may contain a secret
-        reader.mistakes.add_without_key(Place::File(path.to_owned(), Some(line)), format!("is no TOML: {}", error.message()));
+        reader.mistakes.add_without_key(Place::File(path.to_owned(), Some(line)), format!("is not valid TOML: {}", error.message()));
     }
     reader.table("", table.get_ref());
     errors.is_empty()
@@ -63,7 +63,7 @@ impl Reader<'_> {
             (_, None) if section => self.mistakes.add(&place, full, "must be a table"),
             (_, None) => self.mistakes.add(&place, full, unknown(full)),
             (value, Some(key)) => match raw(value) {
-                Some(raw) if !key.kind.is_table() || full != key.name => self.settings.give(key, full, raw, place),
+                Some(raw) if !key.kind.is_table() || full != key.name => self.settings.add(key, full, raw, place),
                 _ => self.mistakes.add(&place, full, format!("must be {}", key.kind.allowed())),
             },
         }
@@ -82,7 +82,7 @@ pub(super) fn unknown(full: &str) -> String {
     if section.is_empty() || inside.is_empty() {
         let mut tops: Vec<&str> = KEYS.iter().map(|key| key.name.split('.').next().unwrap_or(key.name)).collect();
         tops.dedup();
-        return format!("is unknown; there are {}", tops.join(", "));
+        return format!("is unknown; expected one of {}", tops.join(", "));
     }
     format!("is unknown; [{section}] has {}", inside.join(", "))
 }

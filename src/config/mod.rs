@@ -5,13 +5,13 @@
 //! overrides a variable, which overrides the file, which overrides the default.
 
 mod file;
-mod given;
 mod keys;
 mod mistakes;
 mod overrides;
 mod pipeline;
 mod required;
 mod secret;
+mod settings;
 mod token;
 mod value;
 
@@ -27,7 +27,7 @@ pub use token::{Scope, TokenSetting};
 
 use std::path::PathBuf;
 
-use given::Settings;
+use settings::Settings;
 
 /// Sources of settings.
 #[derive(Clone, Debug, Default)]
@@ -47,12 +47,12 @@ pub struct Input {
 pub fn load(input: &Input) -> Result<Pipeline, Mistakes> {
     let mut mistakes = Mistakes::default();
     let mut settings = Settings::default();
-    let whole = file::read(&input.file, &mut settings, &mut mistakes);
+    let complete = file::read(&input.file, &mut settings, &mut mistakes);
     overrides::variables(&input.variables, &mut settings, &mut mistakes);
     overrides::flags(&input.sets, &mut settings, &mut mistakes);
     let values = settings.values(input.public_key_fault, &mut mistakes);
     // a setting may seem to be missing only because a part of the file could not be read
-    if whole {
+    if complete {
         required::check(&values, &input.file, &mut mistakes);
     }
     if let Some(rule) = input.kafka_property_faults {

@@ -1,43 +1,40 @@
 //! Flags and variables.
 
 use super::file::{inline_table, unknown};
-use super::given::Settings;
 use super::mistakes::{Mistakes, Place};
+use super::settings::Settings;
 use super::value::Raw;
 use super::{KEYS, Key, Kind};
 
 const PREFIX: &str = "TALLYLINE_";
 
 /// Variables with other uses: the first is for `--api`, the others are for the scripts.
-const OTHERS: &[&str] = &["TALLYLINE_API_TOKEN", "TALLYLINE_TEST_", "TALLYLINE_CACHE", "TALLYLINE_PG_BIN"];
+const OTHER_VARIABLES: &[&str] = &["TALLYLINE_API_TOKEN", "TALLYLINE_TEST_", "TALLYLINE_CACHE", "TALLYLINE_PG_BIN"];
 
 /// Reads each `TALLYLINE_…` variable.
 pub(super) fn variables(variables: &[(String, String)], settings: &mut Settings, mistakes: &mut Mistakes) {
     for (name, value) in variables {
-        if !name.starts_with(PREFIX) || OTHERS.iter().any(|other| name.starts_with(other)) || is_of_kubernetes(name, value) {
+        if !name.starts_with(PREFIX) || OTHER_VARIABLES.iter().any(|other| name.starts_with(other)) || is_of_kubernetes(name, value) {
             continue;
         }
         let place = Place::Variable(name.clone());
         if let Some(key) = KEYS.iter().find(|key| key.variable() == *name) {
-            give(key, key.name, value, place, settings, mistakes);
+            add(key, key.name, value, place, settings, mistakes);
         } else if let Some((key, entry)) = KEYS.iter().filter(|key| key.kind.is_table()).find_map(|key| entry_of(key, name)) {
             match key.kind {
                 // librdkafka's names are lower case with dots
                 Kind::Properties => {
                     let full = format!("{}.{}", key.name, entry.to_lowercase().replace('_', "."));
-                    settings.give(key, &full, Raw::Untyped(value.clone()), place);
+                    settings.add(key, &full, Raw::Untyped(value.clone()), place);
                 }
                 _ => mistakes.add(
                     &place,
                     key.name,
-                    format!(
-                        "cannot tell the entry's name from a variable: give the whole table in {}, {{ \"NAME\" = \"…\" }}",
-                        key.variable()
-                    ),
+                    format!("cannot be set by a variable for one entry: set the whole table in {}, {{ \"NAME\" = \"…\" }}", key.variable()),
                 ),
             }
         } else {
-            mistakes.add_without_key(place, "is no setting: a variable is named TALLYLINE_SECTION_KEY after a key of the pipeline file");
+            mistakes.add_without_key(place, "is not a setting: a variable is named TALLYLINE_SECTION_KEY after a key of the pipeline file");
         }
     }
 }
@@ -75,20 +72,20 @@ pub(super) fn flags(sets: &[String], settings: &mut Settings, mistakes: &mut Mis
         };
         let name = name.trim();
         match Key::of(name) {
-            Some(key) => give(key, name, value, place, settings, mistakes),
+            Some(key) => add(key, name, value, place, settings, mistakes),
             None => mistakes.add(&place, name, unknown(name)),
         }
     }
 }
 
-fn give(key: &'static Key, name: &str, value: &str, place: Place, settings: &mut Settings, mistakes: &mut Mistakes) {
+fn add(key: &'static Key, name: &str, value: &str, place: Place, settings: &mut Settings, mistakes: &mut Mistakes) {
     if !key.kind.is_table() || name != key.name {
-        return settings.give(key, name, Raw::Untyped(value.to_owned()), place);
+        return settings.add(key, name, Raw::Untyped(value.to_owned()), place);
     }
     match inline_table(value) {
         Some(entries) => {
             for (entry, raw) in entries {
-                settings.give(key, &format!("{}.{entry}", key.name), raw, place.clone());
+                settings.add(key, &format!("{}.{entry}", key.name), raw, place.clone());
             }
         }
         None => mistakes.add(&place, name, format!("must be {} in one line, {{ \"NAME\" = \"…\" }}", key.kind.allowed())),

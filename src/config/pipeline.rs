@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::given::Values;
+use super::settings::Values;
 use super::{Key, Secret, TokenSetting};
 
 /// All settings of one deployment shape. [`super::KEYS`] defines names and defaults.
@@ -198,7 +198,7 @@ impl Pipeline {
     /// If the table of keys and these types disagree. Loading any file shows this.
     pub(super) fn of(values: &Values) -> Pipeline {
         let mut settings = Value::Null;
-        for (full, (value, _)) in &values.found {
+        for (full, (value, _)) in &values.entries {
             let key = Key::of(full).expect("a key of the table");
             let place = key.name.split('.').fold(&mut settings, |section, name| &mut section[name]);
             match full.get(key.name.len() + 1..) {

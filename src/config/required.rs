@@ -6,28 +6,28 @@ use std::path::Path;
 use chrono::{DateTime, Utc};
 
 use super::Secret;
-use super::given::Values;
 use super::mistakes::{Mistakes, Place};
+use super::settings::Values;
 
 /// Checks properties, given by name and by value if the value is literal. Returns the index of each wrong property, with a text that
 /// continues its name and contains no value.
 pub type PropertyFaults = fn(&[(&str, Option<&str>)]) -> Vec<(usize, String)>;
 
 pub(super) fn check(values: &Values, file: &Path, mistakes: &mut Mistakes) {
-    let nowhere = Place::File(file.to_owned(), None);
-    let mut needed = |key: &str, reason: &str| {
+    let place = Place::File(file.to_owned(), None);
+    let mut require = |key: &str, reason: &str| {
         if values.is_missing(key) {
-            mistakes.add(&nowhere, key, format!("is missing: {reason}"));
+            mistakes.add(&place, key, format!("is missing: {reason}"));
         }
     };
-    needed("ledger.url", "every command needs the ledger");
+    require("ledger.url", "every command needs the ledger");
     if values.text("log.kind") == Some("kafka") {
-        needed("kafka.brokers", "log.kind is kafka");
+        require("kafka.brokers", "log.kind is kafka");
     }
-    let roles = values.found.get("roles").and_then(|(roles, _)| roles.as_array());
+    let roles = values.entries.get("roles").and_then(|(roles, _)| roles.as_array());
     for role in ["collect", "publish"] {
-        if roles.is_some_and(|roles| roles.iter().any(|given| given == role)) {
-            needed("source.coderd_url", &format!("the role {role} reads coderd's database"));
+        if roles.is_some_and(|roles| roles.iter().any(|name| name == role)) {
+            require("source.coderd_url", &format!("the role {role} reads coderd's database"));
         }
     }
     signing_key(values, mistakes);
@@ -45,12 +45,12 @@ fn signing_key(values: &Values, mistakes: &mut Mistakes) {
 
 /// Checks the properties. A property whose value is resolved later is checked only by name.
 pub(super) fn properties(values: &Values, rule: PropertyFaults, mistakes: &mut Mistakes) {
-    let given: Vec<(&str, Option<&str>, &Place)> = values.table("kafka.properties").collect();
+    let entries: Vec<(&str, Option<&str>, &Place)> = values.table("kafka.properties").collect();
     let literal = |value: &str| Secret::new(value).literal().is_some();
     let properties: Vec<(&str, Option<&str>)> =
-        given.iter().map(|(name, value, _)| (*name, value.filter(|value| literal(value)))).collect();
+        entries.iter().map(|(name, value, _)| (*name, value.filter(|value| literal(value)))).collect();
     for (index, fault) in rule(&properties) {
-        let (name, _, place) = given[index];
+        let (name, _, place) = entries[index];
         mistakes.add(place, &format!("kafka.properties.{name}"), fault);
     }
 }
@@ -60,8 +60,7 @@ fn listeners(values: &Values, mistakes: &mut Mistakes) {
     let address = |key: &str| values.text(key).and_then(|text| text.parse::<SocketAddr>().ok());
     for key in ["serve.api_listen", "serve.metrics_listen", "telemetry.listen"] {
         if address(key).is_some_and(|address| !address.ip().is_loopback()) {
-            let mut problem =
-                "lies beyond loopback, which needs TLS, and TLS is not there yet: listen on 127.0.0.1 behind a proxy".to_owned();
+            let mut problem = "must be a loopback address, because TLS is not supported yet: listen on 127.0.0.1 behind a proxy".to_owned();
             if key.starts_with("serve.") && values.is_empty_table("serve.tokens") {
                 problem.push_str("; it also needs serve.tokens");
             }
@@ -70,7 +69,7 @@ fn listeners(values: &Values, mistakes: &mut Mistakes) {
     }
     let (api, metrics) = (address("serve.api_listen"), address("serve.metrics_listen"));
     if api == metrics && api.is_some_and(|address| address.port() != 0) {
-        mistakes.add(&values.place("serve.metrics_listen"), "serve.metrics_listen", "must be another address than serve.api_listen");
+        mistakes.add(&values.place("serve.metrics_listen"), "serve.metrics_listen", "must differ from serve.api_listen");
     }
 }
 

@@ -12,7 +12,7 @@ use tokio::process::Command;
 const EXEC_SECONDS: u64 = 10;
 
 /// A longer text is treated as a mistake.
-const MOST_BYTES: u64 = 64 * 1024;
+const MAX_BYTES: u64 = 64 * 1024;
 
 /// The origin of a secret. `Debug` and `Display` do not show the secret.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
@@ -53,7 +53,7 @@ impl Secret {
         let text = match &self.0 {
             Origin::Literal(text) => text.clone(),
             Origin::Variable(name) => {
-                std::env::var(name).map_err(|_| SecretError(format!("the variable {name} is not set (or is no UTF-8)")))?
+                std::env::var(name).map_err(|_| SecretError(format!("the variable {name} is not set (or is not UTF-8)")))?
             }
             Origin::File(path) => read_file(path).await.map_err(|cause| SecretError(format!("the file {path} cannot be read: {cause}")))?,
             Origin::Command(words) => run(words).await?,
@@ -124,7 +124,7 @@ impl fmt::Display for Secret {
 
 async fn read_file(path: &str) -> std::io::Result<String> {
     let mut text = String::new();
-    tokio::fs::File::open(path).await?.take(MOST_BYTES).read_to_string(&mut text).await?;
+    tokio::fs::File::open(path).await?.take(MAX_BYTES).read_to_string(&mut text).await?;
     Ok(text)
 }
 
@@ -140,13 +140,13 @@ async fn run(words: &[String]) -> Result<String, SecretError> {
         let mut child = command.spawn().map_err(|error| failed(format!("could not be started: {error}")))?;
         let mut text = Vec::new();
         if let Some(stdout) = child.stdout.take() {
-            stdout.take(MOST_BYTES).read_to_end(&mut text).await.map_err(|error| failed(format!("could not be read: {error}")))?;
+            stdout.take(MAX_BYTES).read_to_end(&mut text).await.map_err(|error| failed(format!("could not be read: {error}")))?;
         }
         let status = child.wait().await.map_err(|error| failed(format!("could not be waited for: {error}")))?;
         if !status.success() {
-            return Err(failed(format!("failed ({status}); what it said on stderr is not kept")));
+            return Err(failed(format!("failed ({status}); its stderr is discarded")));
         }
-        String::from_utf8(text).map_err(|_| failed("printed no UTF-8".into()))
+        String::from_utf8(text).map_err(|_| failed("printed text that is not UTF-8".into()))
     };
     tokio::time::timeout(Duration::from_secs(EXEC_SECONDS), ended)
         .await
@@ -158,7 +158,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_secret_never_prints() {
+    fn a_secret_is_never_printed() {
         for text in ["hunter2", "env:HUNTER2", "file:/hunter2", "exec:echo hunter2"] {
             let secret = Secret::new(text);
             assert_eq!(format!("{secret} {secret:?} {:#?}", Some(&secret)).replace(['\n', ' ', ','], ""), "******Some(***)");
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn each_origin_is_read_anew() {
+    async fn a_secret_is_read_from_its_origin_each_time() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("token");
         let secret = Secret::new(&format!("file:{}", path.display()));
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_command_gets_its_words_a_path_and_nothing_else() {
+    async fn a_command_gets_its_arguments_and_only_the_variable_path() {
         assert_eq!(Secret::new("exec:echo a $HOME ;b").resolve().await.expect("runs"), "a $HOME ;b");
         let environment = Secret::new("exec:env").resolve().await.expect("runs");
         assert!(environment.lines().all(|line| line.starts_with("PATH=")), "{environment}");

@@ -27,13 +27,13 @@ fn load_all(text: &str, variables: &[(&str, &str)], sets: &[&str]) -> Result<Pip
     })
 }
 
-fn property_faults(given: &[(&str, Option<&str>)]) -> Vec<(usize, String)> {
-    let ours = given.iter().position(|(name, _)| *name == "acks");
-    ours.map(|index| (index, "is Tallyline's own to set".to_owned())).into_iter().collect()
+fn property_faults(properties: &[(&str, Option<&str>)]) -> Vec<(usize, String)> {
+    let reserved = properties.iter().position(|(name, _)| *name == "acks");
+    reserved.map(|index| (index, "is set by Tallyline".to_owned())).into_iter().collect()
 }
 
 fn key_fault(_name: &str, key: &str) -> Option<String> {
-    (!key.starts_with("key")).then(|| "no key".to_owned())
+    (!key.starts_with("key")).then(|| "refused: not a key".to_owned())
 }
 
 /// The printed mistakes, with the file's name instead of its path.
@@ -49,12 +49,12 @@ fn mistakes(text: &str, variables: &[(&str, &str)], sets: &[&str]) -> Vec<String
         .collect()
 }
 
-const LEAST: &str = "roles = ['consume']\nledger.url = 'postgres://h/d'\n";
+const MINIMAL: &str = "roles = ['consume']\nledger.url = 'postgres://h/d'\n";
 
 #[test]
-fn flag_over_variable_over_file_over_default() {
+fn a_flag_overrides_a_variable_the_file_and_the_default() {
     let poll = |text: &str, variables: &[(&str, &str)], sets: &[&str]| {
-        let pipeline = load_all(&format!("{LEAST}{text}"), variables, sets).expect("no mistake");
+        let pipeline = load_all(&format!("{MINIMAL}{text}"), variables, sets).expect("no mistake");
         (pipeline.collect.poll.as_secs_f64() * 10.0).round()
     };
     let (line, variable) = ("collect.poll_seconds = 1", [("TALLYLINE_COLLECT_POLL_SECONDS", "2.5")]);
@@ -65,7 +65,7 @@ fn flag_over_variable_over_file_over_default() {
 }
 
 #[test]
-fn every_mistake_is_told_at_once_with_its_place_and_what_is_allowed() {
+fn all_mistakes_are_listed_with_their_place_and_the_allowed_values() {
     let text = "roles = ['collect', 'colect']
 colour = 'blue'
 [ledger]
@@ -101,7 +101,7 @@ introduced_at = 2025-01-01
     let sets = ["serve.metrics_listen=2112", "ledger.url", "ledger.usl=x", "kafka.properties.acks=0", "serve.tokens.a b=read hunter2"];
     let expected = "p.toml: kafka.brokers is missing: log.kind is kafka
 p.toml:1: roles must be a list of collect, consume, publish, serve, each at most once
-p.toml:2: colour is unknown; there are roles, ledger, log, kafka, source, collect, consume, license, publish, serve, telemetry
+p.toml:2: colour is unknown; expected one of roles, ledger, log, kafka, source, collect, consume, license, publish, serve, telemetry
 p.toml:4: ledger.url must be a postgres:// URL with a host and a database, env:NAME, file:PATH or exec:COMMAND
 p.toml:5: ledger.connections must be a whole number from 2 to 500
 p.toml:8: log.partitions must be a whole number from 1 to 1000
@@ -109,29 +109,29 @@ p.toml:9: log.groups is unknown; [log] has kind, partitions, group, signing_key,
 p.toml:11: collect.poll_seconds must be a number of seconds from 0.05 to 3600
 p.toml:13: publish.mode must be one of shadow, sole
 p.toml:14: publish.url must be an http:// or https:// URL with a host and without user and password
-p.toml:16: serve.api_listen lies beyond loopback, which needs TLS, and TLS is not there yet: listen on 127.0.0.1 behind a proxy
+p.toml:16: serve.api_listen must be a loopback address, because TLS is not supported yet: listen on 127.0.0.1 behind a proxy
 p.toml:17: serve.tls_key is unknown; [serve] has api_listen, metrics_listen, audit_seconds, host_names, tokens
 p.toml:18: serve.tokens.oncall must be \"SCOPE SECRET\": enforce, read or admin, then a text, env:NAME, file:PATH or exec:COMMAND
 p.toml:20: license.rules must be one of 2025-07, 2026-02
 p.toml:21: license.public_keys must be a table of names and public keys
 p.toml:23: source.introduced_at must be an instant such as 2025-07-01T00:00:00Z
-TALLYLINE_COLECT: is no setting: a variable is named TALLYLINE_SECTION_KEY after a key of the pipeline file
+TALLYLINE_COLECT: is not a setting: a variable is named TALLYLINE_SECTION_KEY after a key of the pipeline file
 TALLYLINE_COLLECT_MARGIN_SECONDS: collect.margin_seconds must be a number of seconds from 0 to 3600
-TALLYLINE_LICENSE_PUBLIC_KEYS_A: license.public_keys cannot tell the entry's name from a variable: give the whole table in TALLYLINE_LICENSE_PUBLIC_KEYS, { \"NAME\" = \"…\" }
-TALLYLINE_SERVE_PORT: is no setting: a variable is named TALLYLINE_SECTION_KEY after a key of the pipeline file
-TALLYLINE_SERVE_PORT_8090: is no setting: a variable is named TALLYLINE_SECTION_KEY after a key of the pipeline file
+TALLYLINE_LICENSE_PUBLIC_KEYS_A: license.public_keys cannot be set by a variable for one entry: set the whole table in TALLYLINE_LICENSE_PUBLIC_KEYS, { \"NAME\" = \"…\" }
+TALLYLINE_SERVE_PORT: is not a setting: a variable is named TALLYLINE_SECTION_KEY after a key of the pipeline file
+TALLYLINE_SERVE_PORT_8090: is not a setting: a variable is named TALLYLINE_SECTION_KEY after a key of the pipeline file
 --set: serve.metrics_listen must be an address and port such as 127.0.0.1:8090
 --set (number 2): must be KEY=VALUE
 --set (number 3): ledger.usl is unknown; [ledger] has url, connections
---set (number 4): kafka.properties.acks is Tallyline's own to set
---set (number 5): serve.tokens.a b must be named by 1 to 100 letters, digits, '.', '_' or '-': it is who acts, in the audit trail";
+--set (number 4): kafka.properties.acks is set by Tallyline
+--set (number 5): serve.tokens.a b must be named by 1 to 100 letters, digits, '.', '_' or '-': the audit trail shows it as the actor";
     let found = mistakes(text, &variables, &sets);
     assert_eq!(found.join("\n"), expected);
     assert!(!found.join("\n").contains("hunter2"));
 }
 
 #[test]
-fn what_is_missing_is_told_by_role() {
+fn missing_settings_depend_on_the_roles() {
     assert_eq!(
         mistakes("roles = ['collect', 'publish']", &[], &[]),
         [
@@ -140,14 +140,14 @@ fn what_is_missing_is_told_by_role() {
             "p.toml: source.coderd_url is missing: the role publish reads coderd's database",
         ]
     );
-    load_all(LEAST, &[], &[]).expect("a consumer needs no coderd");
+    load_all(MINIMAL, &[], &[]).expect("a consumer needs no coderd");
 }
 
 #[test]
-fn lines_that_are_no_toml_do_not_hide_the_other_mistakes_and_never_show_a_secret() {
+fn invalid_toml_does_not_hide_other_mistakes_or_show_a_secret() {
     let found = mistakes("[ledger]\nurl = 'postgres://u:hunter2@h/d\nconnections = 1\n[log]\nkind = 'carrier pigeon'\n", &[], &["x=1"]);
     let text = found.join("\n");
-    assert!(text.starts_with("p.toml:2: is no TOML: "), "{text}");
+    assert!(text.starts_with("p.toml:2: is not valid TOML: "), "{text}");
     assert!(
         text.contains("p.toml:3: ledger.connections") && text.contains("p.toml:5: log.kind") && text.contains("--set: x is unknown"),
         "{text}"
@@ -158,9 +158,9 @@ fn lines_that_are_no_toml_do_not_hide_the_other_mistakes_and_never_show_a_secret
 }
 
 #[test]
-fn tables_take_entries_from_the_file_from_variables_and_from_flags() {
+fn tables_accept_entries_from_the_file_variables_and_flags() {
     let text = format!(
-        "{LEAST}[kafka.properties]\n\"ssl.ca.location\" = '/ca'\nsecurity.protocol = 'PLAINTEXT'\nsocket.keepalive.enable = true\n"
+        "{MINIMAL}[kafka.properties]\n\"ssl.ca.location\" = '/ca'\nsecurity.protocol = 'PLAINTEXT'\nsocket.keepalive.enable = true\n"
     );
     let variables =
         [("TALLYLINE_KAFKA_PROPERTIES_SECURITY_PROTOCOL", "SSL"), ("TALLYLINE_LICENSE_PUBLIC_KEYS", "{ \"2022-07-27\" = \"key one\" }")];
@@ -182,13 +182,13 @@ fn tables_take_entries_from_the_file_from_variables_and_from_flags() {
         pipeline.license.public_keys.into_iter().collect::<Vec<_>>(),
         [("2022-07-27".into(), "key one".into()), ("b".into(), "key two".into())]
     );
-    assert_eq!(mistakes(LEAST, &[], &["license.public_keys.b=lock"]), ["--set: license.public_keys.b is no key"]);
+    assert_eq!(mistakes(MINIMAL, &[], &["license.public_keys.b=lock"]), ["--set: license.public_keys.b is refused: not a key"]);
 }
 
 #[test]
-fn nothing_secret_is_in_a_pipelines_debug_form() {
+fn the_debug_form_of_a_pipeline_contains_no_secret() {
     let text = format!(
-        "{LEAST}source.coderd_url = 'postgres://u:hunter2@h/d'\nserve.tokens.a = 'read hunter2'\nkafka.properties.'sasl.password' = 'hunter2'\n"
+        "{MINIMAL}source.coderd_url = 'postgres://u:hunter2@h/d'\nserve.tokens.a = 'read hunter2'\nkafka.properties.'sasl.password' = 'hunter2'\n"
     );
     let pipeline = load_all(&text, &[], &["ledger.url=postgres://u:hunter2@h/d"]).expect("no mistake");
     assert!(!format!("{pipeline:?} {pipeline:#?}").contains("hunter2"));
@@ -202,7 +202,7 @@ fn every_default_is_allowed() {
             value::read(key.kind, &value::Raw::Untyped(default.to_owned())).unwrap_or_else(|problem| panic!("{} {problem}", key.name));
         }
     }
-    let pipeline = load_all(LEAST, &[], &[]).expect("no mistake");
+    let pipeline = load_all(MINIMAL, &[], &[]).expect("no mistake");
     assert_eq!((pipeline.collect.poll, pipeline.collect.full_sweep), (Duration::from_secs(5), Duration::from_secs(86_400)));
     assert_eq!((pipeline.publish.mode, pipeline.log.kind), (PublishMode::Shadow, LogKind::Postgres));
 }
@@ -214,7 +214,7 @@ fn shipped(name: &str) -> (PathBuf, String) {
 }
 
 #[test]
-fn the_shipped_files_load_as_they_are() {
+fn the_shipped_files_load_unchanged() {
     for (name, kind) in [("single.toml", LogKind::Postgres), ("kafka.toml", LogKind::Kafka)] {
         let pipeline = load(&Input { file: shipped(name).0, ..Input::default() }).expect("no mistake");
         assert_eq!(pipeline.log.kind, kind);
@@ -223,7 +223,7 @@ fn the_shipped_files_load_as_they_are() {
 }
 
 #[test]
-fn connections_to_the_ledger_follow_from_the_roles() {
+fn the_default_of_ledger_connections_depends_on_the_roles() {
     for (roles, connections) in
         [("collect", 5), ("consume", 8), ("publish", 5), ("serve", 7), ("collect,publish", 6), ("collect,consume,publish,serve", 13)]
     {
@@ -233,7 +233,7 @@ fn connections_to_the_ledger_follow_from_the_roles() {
 }
 
 #[test]
-fn the_shipped_files_hold_every_key_with_its_doc_line_and_its_default() {
+fn the_shipped_files_contain_every_key_with_its_doc_line_and_default() {
     for name in ["single.toml", "kafka.toml"] {
         let (_, text) = shipped(name);
         let uncommented = |line: &str| line.strip_prefix("# ").unwrap_or(line).to_owned();
@@ -303,21 +303,21 @@ proptest! {
         service in "TALLYLINE(_[A-Z0-9]{1,8}){0,3}", port_name in "[A-Z0-9]{1,8}(_[A-Z0-9]{1,8}){0,2}", port: u16, protocol in "TCP|UDP|SCTP",
     ) {
         for (name, value) in of_kubernetes(&service, &port_name, port, &protocol) {
-            let loaded = load_all(LEAST, &[(&name, &value)], &[]);
+            let loaded = load_all(MINIMAL, &[(&name, &value)], &[]);
             prop_assert!(loaded.is_ok(), "{}: {:?}", name, loaded);
         }
     }
 
     /// A setting is never ignored as a variable of Kubernetes, for any value.
     #[test]
-    fn no_setting_is_taken_for_a_variable_of_kubernetes(index in 0..KEYS.len(), value in "(tcp://)?\\PC{0,30}") {
+    fn a_setting_is_never_treated_as_a_variable_of_kubernetes(index in 0..KEYS.len(), value in "(tcp://)?\\PC{0,30}") {
         let variable = KEYS[index].variable();
         prop_assert!(!overrides::is_of_kubernetes(&variable, &value), "{}", variable);
     }
 
     /// Any file, flags and variables give a pipeline or mistakes, without a panic.
     #[test]
-    fn any_input_is_answered(text in "\\PC*|([a-z_\\[\\].='\" 0-9\n]{0,60})", set in "\\PC*|[a-z._]{1,20}=\\PC{0,20}", variable in "TALLYLINE_[A-Z_]{0,20}", value in "\\PC*") {
+    fn any_input_gives_a_pipeline_or_mistakes(text in "\\PC*|([a-z_\\[\\].='\" 0-9\n]{0,60})", set in "\\PC*|[a-z._]{1,20}=\\PC{0,20}", variable in "TALLYLINE_[A-Z_]{0,20}", value in "\\PC*") {
         match load_all(&text, &[(&variable, &value)], &[&set]) {
             Ok(_) => {}
             Err(mistakes) => prop_assert!(!mistakes.is_empty()),
@@ -326,10 +326,10 @@ proptest! {
 
     /// Any text for any key is accepted, or reported once for that key. A refused value is never repeated.
     #[test]
-    fn any_value_of_any_key_is_taken_or_told(index in 0..KEYS.len(), value in "[a-z]{12,20}|[0-9]{1,12}|\\PC{0,30}") {
+    fn any_value_of_any_key_is_accepted_or_named(index in 0..KEYS.len(), value in "[a-z]{12,20}|[0-9]{1,12}|\\PC{0,30}") {
         let key = KEYS[index];
         let set = format!("{}={value}", key.name);
-        if let Err(mistakes) = load_all(LEAST, &[], &[&set]) {
+        if let Err(mistakes) = load_all(MINIMAL, &[], &[&set]) {
             prop_assert!(mistakes.iter().any(|mistake| mistake.key.as_deref().is_some_and(|name| name.starts_with(key.name)) || mistake.key.as_deref() == Some("source.coderd_url") || mistake.key.as_deref() == Some("kafka.brokers")), "{mistakes}");
             if value.len() >= 12 && value.bytes().all(|byte| byte.is_ascii_lowercase()) {
                 prop_assert!(!mistakes.to_string().contains(&value), "{mistakes}");
@@ -339,10 +339,10 @@ proptest! {
 
     /// An allowed value arrives in the pipeline from each place.
     #[test]
-    fn a_number_reads_the_same_from_each_place(connections in 2_u32..=500) {
-        let by_file = load_all(&format!("{LEAST}ledger.connections = {connections}"), &[], &[]);
-        let by_variable = load_all(LEAST, &[("TALLYLINE_LEDGER_CONNECTIONS", &connections.to_string())], &[]);
-        let by_flag = load_all(LEAST, &[], &[&format!("ledger.connections={connections}")]);
+    fn a_number_has_the_same_value_from_each_place(connections in 2_u32..=500) {
+        let by_file = load_all(&format!("{MINIMAL}ledger.connections = {connections}"), &[], &[]);
+        let by_variable = load_all(MINIMAL, &[("TALLYLINE_LEDGER_CONNECTIONS", &connections.to_string())], &[]);
+        let by_flag = load_all(MINIMAL, &[], &[&format!("ledger.connections={connections}")]);
         for loaded in [by_file, by_variable, by_flag] {
             prop_assert_eq!(loaded.expect("no mistake").ledger.connections, connections);
         }
@@ -350,18 +350,18 @@ proptest! {
 }
 
 #[test]
-fn signature_keys_are_long_and_named_and_one_of_them_signs() {
+fn signature_keys_need_32_bytes_a_name_and_a_known_signing_key() {
     let found = mistakes(
-        &format!("{LEAST}log.signing_key = '2027'\nlog.verification_keys.'2026' = 'hunter2'\nlog.verification_keys.'a:b' = 'env:KEY'\n"),
+        &format!("{MINIMAL}log.signing_key = '2027'\nlog.verification_keys.'2026' = 'hunter2'\nlog.verification_keys.'a:b' = 'env:KEY'\n"),
         &[],
         &[],
     );
-    let told = |key: &str, words: &str| found.iter().any(|mistake| mistake.contains(key) && mistake.contains(words));
-    assert!(told("log.verification_keys.2026", "must be a secret of at least 32 bytes"), "{found:#?}");
-    assert!(told("log.verification_keys.a:b", "must be named by"), "{found:#?}");
-    assert!(told("log.signing_key", "must be the name of one of log.verification_keys"), "{found:#?}");
+    let reports = |key: &str, words: &str| found.iter().any(|mistake| mistake.contains(key) && mistake.contains(words));
+    assert!(reports("log.verification_keys.2026", "must be a secret of at least 32 bytes"), "{found:#?}");
+    assert!(reports("log.verification_keys.a:b", "must be named by"), "{found:#?}");
+    assert!(reports("log.signing_key", "must be the name of one of log.verification_keys"), "{found:#?}");
     assert!(!found.iter().any(|mistake| mistake.contains("hunter2")), "{found:#?}");
-    let pipeline = load_all(&format!("{LEAST}log.signing_key = '2026'\nlog.verification_keys.'2026' = 'env:KEY'\n"), &[], &[]);
+    let pipeline = load_all(&format!("{MINIMAL}log.signing_key = '2026'\nlog.verification_keys.'2026' = 'env:KEY'\n"), &[], &[]);
     let log = pipeline.expect("no mistake").log;
     assert_eq!((log.signing_key.as_deref(), log.verification_keys.len()), (Some("2026"), 1));
 }

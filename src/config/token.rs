@@ -73,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_scope_holds_the_narrower_ones() {
+    fn each_scope_includes_the_narrower_ones() {
         let covers = |scope: Scope| Scope::ALL.map(|needed| scope.covers(needed));
         assert_eq!(covers(Scope::Enforce), [true, false, false]);
         assert_eq!(covers(Scope::Read), [true, true, false]);

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::{Kind, Secret, TokenSetting};
 
 /// Minimum length of a signature key, as in `event/signature.rs`. The two parts may not use each other.
-const LEAST_KEY_BYTES: usize = 32;
+const MIN_KEY_BYTES: usize = 32;
 
 /// A value before it is checked.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,7 +28,7 @@ pub(super) fn read(kind: Kind, raw: &Raw) -> Result<Value, String> {
     let must_be = || format!("must be {}", kind.allowed());
     match kind {
         Kind::Choice(words) => checked(raw, |text| words.contains(&text)).ok_or_else(must_be),
-        Kind::Choices(words) => listed(raw, |word| words.contains(&word)).ok_or_else(must_be),
+        Kind::Choices(words) => word_list(raw, |word| words.contains(&word)).ok_or_else(must_be),
         Kind::Whole(least, most) => number(raw)
             .and_then(|text| text.parse().ok())
             .filter(|whole| (least..=most).contains(whole))
@@ -42,14 +42,14 @@ pub(super) fn read(kind: Kind, raw: &Raw) -> Result<Value, String> {
         Kind::Brokers => checked(raw, are_brokers).ok_or_else(must_be),
         Kind::Url => checked(raw, is_http_url).ok_or_else(must_be),
         Kind::Listen => checked(raw, |text| text.parse::<SocketAddr>().is_ok()).ok_or_else(must_be),
-        Kind::HostNames => listed(raw, is_host).ok_or_else(must_be),
+        Kind::HostNames => word_list(raw, is_host).ok_or_else(must_be),
         Kind::SecretPostgresUrl => secret(raw, is_postgres_url).ok_or_else(must_be),
         Kind::Properties => {
             property(raw).ok_or_else(|| "must be a text, a number, true or false; or env:NAME, file:PATH, exec:COMMAND".into())
         }
         Kind::PublicKeys => public_key(raw),
-        Kind::SignatureKeys => secret(raw, |text| text.trim().len() >= LEAST_KEY_BYTES)
-            .ok_or_else(|| format!("must be a secret of at least {LEAST_KEY_BYTES} bytes, or env:NAME, file:PATH, exec:COMMAND")),
+        Kind::SignatureKeys => secret(raw, |text| text.trim().len() >= MIN_KEY_BYTES)
+            .ok_or_else(|| format!("must be a secret of at least {MIN_KEY_BYTES} bytes, or env:NAME, file:PATH, exec:COMMAND")),
         Kind::Tokens => TokenSetting::try_from(text(raw).unwrap_or_default().to_owned()).map(|_| json!(text(raw))),
     }
 }
@@ -73,14 +73,14 @@ fn checked(raw: &Raw, holds: impl Fn(&str) -> bool) -> Option<Value> {
 }
 
 /// Parses a list of one or more words, each once.
-fn listed(raw: &Raw, is_allowed: impl Fn(&str) -> bool) -> Option<Value> {
-    let given: Vec<&str> = match raw {
+fn word_list(raw: &Raw, is_allowed: impl Fn(&str) -> bool) -> Option<Value> {
+    let entries: Vec<&str> = match raw {
         Raw::Untyped(text) => text.split(',').map(str::trim).collect(),
         Raw::List(items) => items.iter().map(text).collect::<Option<_>>()?,
         _ => return None,
     };
-    let each_once = given.iter().enumerate().all(|(index, word)| is_allowed(word) && !given[..index].contains(word));
-    (each_once && !given.is_empty()).then(|| given.into())
+    let each_once = entries.iter().enumerate().all(|(index, word)| is_allowed(word) && !entries[..index].contains(word));
+    (each_once && !entries.is_empty()).then(|| entries.into())
 }
 
 /// Parses a duration to seconds.

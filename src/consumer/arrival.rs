@@ -62,7 +62,7 @@ mod tests {
 
     /// An unreadable batch has no signature either.
     #[tokio::test]
-    async fn beyond_the_cutover_a_batch_that_cannot_be_read_is_rejected_as_that() {
+    async fn an_unreadable_batch_after_the_cutover_is_rejected_as_unreadable() {
         let signatures = event::Signatures::new([("a".to_owned(), vec![7; 32])].into(), None).unwrap();
         let url = "postgres://user@127.0.0.1:1/absent".to_owned();
         let ledger = Ledger::open(&LedgerSettings { url, connections: 1 }, Clock::system()).unwrap();

@@ -8,7 +8,7 @@ use crate::event::{Topic, TopicPartition};
 
 /// The reason why a process without keys does not read records that must be signed.
 pub(super) const NO_KEYS: &str =
-    "the records of this log must be signed, and log.verification_keys is not set here: set it as in the other processes";
+    "log.verification_keys is not set, but the records of this log must be signed: set it as in the other processes";
 
 /// Sets the cutover to each partition's current end, if no consumer has had keys yet. Partitions that are being started wait for this.
 /// If this process saw a cutover that the ledger now lacks, the ledger is restored: its cutovers are its positions.

@@ -21,13 +21,13 @@ pub(super) struct GapWatch(HashMap<TopicPartition, Gap>);
 
 impl GapWatch {
     /// Records a check that found no record. Returns the range in which it agrees with the previous check.
-    pub(super) fn found_none(&mut self, gap: Gap) -> Option<Gap> {
+    pub(super) fn note_empty(&mut self, gap: Gap) -> Option<Gap> {
         let before = self.0.insert(gap.partition, gap).filter(|before| before.from == gap.from)?;
         Some(Gap { until: gap.until.min(before.until), ..gap })
     }
 
     /// Records a check that found a record or had no answer.
-    pub(super) fn ended(&mut self, partition: TopicPartition) {
+    pub(super) fn clear(&mut self, partition: TopicPartition) {
         self.0.remove(&partition);
     }
 }
@@ -44,22 +44,22 @@ mod tests {
     }
 
     #[test]
-    fn only_two_looks_in_a_row_that_agree_are_a_gap() {
-        let mut looks = GapWatch::default();
-        assert_eq!(looks.found_none(gap(10, 12)), None, "one look may have met a change of the leader");
-        assert_eq!(looks.found_none(gap(10, 12)), Some(gap(10, 12)));
-        assert_eq!(looks.found_none(gap(12, 14)), None, "the position has moved");
-        looks.ended(AT);
-        assert_eq!(looks.found_none(gap(12, 14)), None, "a record was found in between");
+    fn a_gap_needs_two_consecutive_checks_that_agree() {
+        let mut watch = GapWatch::default();
+        assert_eq!(watch.note_empty(gap(10, 12)), None, "the leader may have changed during one check");
+        assert_eq!(watch.note_empty(gap(10, 12)), Some(gap(10, 12)));
+        assert_eq!(watch.note_empty(gap(12, 14)), None, "the position has moved");
+        watch.clear(AT);
+        assert_eq!(watch.note_empty(gap(12, 14)), None, "a record was found in between");
         let elsewhere = Gap { partition: TopicPartition { partition: 1, ..AT }, ..gap(12, 14) };
-        assert_eq!(looks.found_none(elsewhere), None, "another partition");
+        assert_eq!(watch.note_empty(elsewhere), None, "another partition");
     }
 
     #[test]
-    fn two_looks_that_end_elsewhere_agree_up_to_the_earlier_end() {
-        let mut looks = GapWatch::default();
-        looks.found_none(gap(10, 12));
-        assert_eq!(looks.found_none(gap(10, 20)), Some(gap(10, 12)));
-        assert_eq!(looks.found_none(gap(10, 15)), Some(gap(10, 15)));
+    fn checks_with_different_ends_agree_up_to_the_earlier_end() {
+        let mut watch = GapWatch::default();
+        watch.note_empty(gap(10, 12));
+        assert_eq!(watch.note_empty(gap(10, 20)), Some(gap(10, 12)));
+        assert_eq!(watch.note_empty(gap(10, 15)), Some(gap(10, 15)));
     }
 }

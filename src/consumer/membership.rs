@@ -58,7 +58,7 @@ impl MembershipState {
             consumer.forget(&[partition]);
             self.membership.start(vec![(partition, position)]);
             self.workers.insert(partition, Worker::start(consumer.clone(), lease, faulty.clone()));
-            consumer.progress(|progress| progress.started(partition, position, consumer.ledger.clock.now()));
+            consumer.progress(|progress| progress.start(partition, position, consumer.ledger.clock.now()));
         }
     }
 
@@ -78,7 +78,7 @@ impl MembershipState {
     }
 
     /// Drops the batch if the worker has ended. The worker has cancelled the membership or stopped its partition. The batch is reread.
-    pub fn hand_over(&mut self, room: Option<mpsc::OwnedPermit<Batch>>) {
+    pub fn deliver(&mut self, room: Option<mpsc::OwnedPermit<Batch>>) {
         if let (Some((_, batch)), Some(room)) = (self.undelivered.take(), room) {
             room.send(batch);
         }
@@ -120,7 +120,7 @@ impl MembershipState {
         let ending: Vec<Worker> = partitions.iter().filter_map(|partition| self.workers.remove(partition)).collect();
         self.finish(ending).await;
         consumer.forget(partitions);
-        consumer.progress(|progress| partitions.iter().for_each(|partition| progress.ended(*partition)));
+        consumer.progress(|progress| partitions.iter().for_each(|partition| progress.end(*partition)));
     }
 
     async fn finish(&self, ending: Vec<Worker>) {
@@ -135,7 +135,7 @@ impl MembershipState {
         let now = consumer.ledger.clock.now();
         for (partition, next_offset) in self.workers.values_mut().filter_map(Worker::recorded) {
             self.membership.mark(partition, next_offset);
-            consumer.progress(|progress| progress.moved(partition, next_offset, now));
+            consumer.progress(|progress| progress.advance(partition, next_offset, now));
         }
         consumer.telemetry.progress(consumer.progress(|progress| progress.oldest()));
     }

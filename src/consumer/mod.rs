@@ -19,7 +19,7 @@ mod worker;
 pub use arrival::{read, read_from};
 pub use marks::mark_ahead;
 pub use progress::{Progress, Stall};
-pub use replay::{ForeseenRange, Replay, ReplayError};
+pub use replay::{RangePreview, Replay, ReplayError};
 pub use state::Consumer;
 pub use telemetry::ConsumerTelemetry;
 pub use verify::{PositionFault, Problem as PositionProblem, position as check_position};
@@ -41,22 +41,22 @@ use crate::waiting::Backoff;
 use gaps::{Gap, GapWatch};
 use membership::{MembershipState, room};
 
-/// How often a consumer checks for a recovery. After one it joins again, which also restarts stopped partitions.
-const LOOK_FOR_RECOVERY: Duration = Duration::from_secs(2);
+/// How often a consumer checks for a recovery. After one it rejoins the group, which also restarts stopped partitions.
+const RECOVERY_CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
 /// How often the group's marks are updated.
-const MARK: Duration = Duration::from_secs(1);
+const MARK_INTERVAL: Duration = Duration::from_secs(1);
 /// Deadline of a request to the log for its end or its next record.
-const LOOK: Duration = Duration::from_secs(5);
+const REQUEST_DEADLINE: Duration = Duration::from_secs(5);
 
 impl Consumer {
-    /// Consumes until `stop`; joins again after a fault.
+    /// Consumes until `stop`; rejoins after a fault.
     pub async fn run(&self, stop: &CancellationToken) {
         let mut waits = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
         while !stop.is_cancelled() {
             match self.consume(stop, &mut waits).await {
                 Ok(()) => return,
-                Err(fault) => warn!(error = crate::cause::text(fault.as_ref()), "consumer joins again"),
+                Err(fault) => warn!(error = crate::cause::text(fault.as_ref()), "consumer rejoins the group"),
             }
             if !waits.wait(stop).await {
                 return;
@@ -66,13 +66,13 @@ impl Consumer {
 
     /// Runs one membership of the group, from joining to leaving.
     async fn consume(&self, stop: &CancellationToken, waits: &mut Backoff) -> anyhow::Result<()> {
-        let lives = self.ledger.run(generations::all).await?;
+        let generations = self.ledger.run(generations::all).await?;
         let membership = self.log.join(&self.group, stop.clone())?;
-        membership.sign(lives.signature());
+        membership.sign(generations.signature());
         let mut state = MembershipState::new(membership);
         let (faulty, mut paused) = (CancellationToken::new(), self.paused.clone());
-        let mut tick = tokio::time::interval(MARK);
-        let mut recovered = std::pin::pin!(self.recovered(lives));
+        let mut tick = tokio::time::interval(MARK_INTERVAL);
+        let mut recovered = std::pin::pin!(self.recovered(generations));
         let (gaps_in, mut gaps) = mpsc::unbounded_channel();
         let mut stalled = std::pin::pin!(self.stalled(gaps_in));
         let outcome = loop {
@@ -86,13 +86,13 @@ impl Consumer {
                         state.begin(self, lease, &faulty);
                         waits.reset();
                     }
-                    Err(given_up) if given_up.is_cancelled() => {}
+                    Err(error) if error.is_cancelled() => {}
                     Err(panic) => break Err(panic.into()),
                 },
                 Some(gap) = gaps.recv() => state.step_over(self, gap),
                 _ = tick.tick() => state.mark(self),
                 () = paused.changed() => state.handle_pauses(self).await,
-                room = room(state.undelivered.as_ref()), if state.undelivered.is_some() => state.hand_over(room),
+                room = room(state.undelivered.as_ref()), if state.undelivered.is_some() => state.deliver(room),
                 delivery = state.membership.next(), if state.undelivered.is_none() => match delivery {
                     Ok(Delivery::Assigned(partitions)) => {
                         info!(partitions = partitions.len(), "partitions assigned");
@@ -107,16 +107,16 @@ impl Consumer {
         };
         state.leave().await;
         self.not_read(BTreeMap::clear);
-        self.progress(Progress::all_ended);
+        self.progress(Progress::end_all);
         outcome
     }
 
     /// Returns once the ledger has another incarnation, or a partition's generation has ended.
-    async fn recovered(&self, lives: PartitionGenerations) {
+    async fn recovered(&self, generations: PartitionGenerations) {
         loop {
-            tokio::time::sleep(LOOK_FOR_RECOVERY).await;
+            tokio::time::sleep(RECOVERY_CHECK_INTERVAL).await;
             // A ledger that does not answer is handled by the workers.
-            if self.ledger.run(generations::all).await.is_ok_and(|now| now != lives) {
+            if self.ledger.run(generations::all).await.is_ok_and(|now| now != generations) {
                 return;
             }
         }
@@ -124,33 +124,33 @@ impl Consumer {
 
     /// Returns once a partition's position has not moved for too long while records waited for it.
     ///
-    /// Without an answer from the log it decides nothing, because joining again would not help. `gaps` gets the ranges without a record
+    /// Without an answer from the log it decides nothing, because rejoining would not help. `gaps` gets the ranges without a record
     /// that begin at a partition's position.
     async fn stalled(&self, gaps: mpsc::UnboundedSender<Gap>) -> Stall {
-        let look_every = self.progress(|progress| progress.look_every());
-        let mut looks = GapWatch::default();
+        let check_interval = self.progress(|progress| progress.check_interval());
+        let mut watch = GapWatch::default();
         loop {
-            tokio::time::sleep(look_every).await;
+            tokio::time::sleep(check_interval).await;
             for partition in self.progress(Progress::suspects) {
-                let Ok(Ok((_, end))) = tokio::time::timeout(LOOK, self.log.watermarks(partition)).await else { continue };
-                let stall = self.progress(|progress| progress.look(partition, end, Instant::now(), self.ledger.clock.now()));
+                let Ok(Ok((_, end))) = tokio::time::timeout(REQUEST_DEADLINE, self.log.watermarks(partition)).await else { continue };
+                let stall = self.progress(|progress| progress.check(partition, end, Instant::now(), self.ledger.clock.now()));
                 let Some(from) = self.progress(|progress| progress.position(partition)).filter(|position| *position < end) else {
                     continue;
                 };
-                match tokio::time::timeout(LOOK, self.without_record(partition, from)).await {
+                match tokio::time::timeout(REQUEST_DEADLINE, self.without_record(partition, from)).await {
                     Ok(Ok(Some(until))) => {
-                        self.progress(|progress| progress.nothing_waits(partition));
-                        if let Some(gap) = looks.found_none(Gap { partition, from, until }) {
+                        self.progress(|progress| progress.clear_backlog(partition));
+                        if let Some(gap) = watch.note_empty(Gap { partition, from, until }) {
                             let _ = gaps.send(gap);
                         }
                     }
                     Ok(Ok(None)) => {
-                        looks.ended(partition);
+                        watch.clear(partition);
                         if let Some(stall) = stall {
                             return stall;
                         }
                     }
-                    Ok(Err(_)) | Err(_) => looks.ended(partition),
+                    Ok(Err(_)) | Err(_) => watch.clear(partition),
                 }
             }
         }
@@ -167,10 +167,10 @@ impl Consumer {
     fn leave_for(&self, stall: &Stall) -> anyhow::Error {
         let Stall { partition, position, end: log_end, waited } = *stall;
         self.telemetry.stalled(partition.topic);
-        self.progress(|progress| progress.stalled(partition));
+        self.progress(|progress| progress.note_stall(partition));
         let stalled_seconds = waited.as_secs();
-        warn!(%partition, position, log_end, stalled_seconds, "consumer stalled: records wait and nothing moves; leaving the group");
-        anyhow::anyhow!("{partition} has stood at {position} for {stalled_seconds} seconds, and the log ends at {log_end}")
+        warn!(%partition, position, log_end, stalled_seconds, "consumer stalled, leaving the group");
+        anyhow::anyhow!("{partition}: position {position} has not moved for {stalled_seconds} seconds, but the log ends at {log_end}")
     }
 
     /// Compares the group's marks with the ledger's positions. If a mark is ahead, the ledger was restored from a backup, and this opens
@@ -186,7 +186,7 @@ impl Consumer {
     /// a leader does not delay the others.
     async fn start(self, partition: TopicPartition, marks: Arc<OnceCell<()>>) -> PartitionLease {
         let mut waits = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
-        let mut noted = None;
+        let mut last_problem = None;
         loop {
             let problem = match self.take(partition, &marks).await {
                 Ok(lease) => match verify::position(&self.log, &lease).await {
@@ -200,7 +200,7 @@ impl Consumer {
                 },
                 Err(error) => crate::cause::text(error.as_ref()),
             };
-            self.note_problem(partition, &mut noted, Some(problem));
+            self.set_problem(partition, &mut last_problem, Some(problem));
             tokio::time::sleep(waits.next_wait()).await;
         }
     }
@@ -228,7 +228,7 @@ impl Consumer {
 fn ended(stop: &CancellationToken, fault: LogError) -> anyhow::Result<()> {
     match fault {
         LogError::Stopped if stop.is_cancelled() => Ok(()),
-        LogError::Stopped => Err(anyhow::anyhow!("the group's member has died without a word")),
+        LogError::Stopped => Err(anyhow::anyhow!("consumer task exited unexpectedly")),
         fault => Err(fault.into()),
     }
 }
@@ -243,7 +243,7 @@ mod tests {
 
     /// Both databases are absent, so that any request fails.
     #[tokio::test]
-    async fn nothing_is_stepped_over_in_a_postgres_log() {
+    async fn a_postgres_log_has_no_gaps_to_skip() {
         let url = "postgres://user@127.0.0.1:1/absent";
         let ledger = Ledger::open(&LedgerSettings { url: url.to_owned(), connections: 1 }, Clock::system()).unwrap();
         let log = Log::postgres(ledger.pool.clone(), PostgresLogSettings::default());
@@ -254,9 +254,9 @@ mod tests {
     }
 
     #[test]
-    fn a_member_that_dies_is_a_fault_unless_it_was_told_to_stop() {
+    fn a_member_that_ends_is_a_fault_unless_a_stop_was_requested() {
         let stop = CancellationToken::new();
-        assert!(ended(&stop, LogError::Stopped).unwrap_err().to_string().contains("died"));
+        assert!(ended(&stop, LogError::Stopped).unwrap_err().to_string().contains("exited"));
         assert!(ended(&stop, LogError::Refused("no".into())).is_err());
         stop.cancel();
         assert!(ended(&stop, LogError::Stopped).is_ok());

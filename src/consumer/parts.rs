@@ -22,7 +22,7 @@ impl Part {
 
     /// The parts to retry after PostgreSQL refused the data, the last one first. Halves narrow it down to one event, which becomes a
     /// reject. None: the part has no event that can be the cause.
-    pub fn narrowed(mut self, error: &StatementError) -> Option<Vec<Part>> {
+    pub fn narrow(mut self, error: &StatementError) -> Option<Vec<Part>> {
         match self.arrivals.as_mut_slice() {
             [] => None,
             [one] if one.event.is_err() => None,

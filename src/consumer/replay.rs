@@ -21,11 +21,11 @@ use crate::log::{Log, LogError};
 const BATCH_RECORDS: usize = 2_000;
 
 /// Number of partitions checked in parallel: a check is mostly waiting for Kafka.
-const LOOKS: usize = 8;
+const PARALLEL_CHECKS: usize = 8;
 
 /// The effect that a replay would have on one range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ForeseenRange {
+pub struct RangePreview {
     pub range: ReplayRange,
     /// The counts that recording the range would have.
     pub counts: Counts,
@@ -37,16 +37,16 @@ pub struct ForeseenRange {
 #[derive(Debug, thiserror::Error)]
 pub enum ReplayError {
     /// Another execution moves the replay, or the partition has a new generation.
-    #[error("{0}: another execution of this plan is at work, or the partition was begun anew by `tallyline recover`")]
+    #[error("{0}: another execution of this plan is running, or `tallyline recover` gave the partition a new generation")]
     Moved(TopicPartition),
     /// The ledger has read another log than this one.
-    #[error("{0}: `tallyline recover` first")]
+    #[error("{0}; run `tallyline recover` first")]
     AnotherLog(PositionFault),
     /// The records must be signed, and this process cannot verify them.
     #[error("{NO_KEYS}")]
     NoKeys,
     /// The replay was stopped. The same call resumes it.
-    #[error("interrupted; the same command goes on from here")]
+    #[error("interrupted; run the same command again to resume")]
     Interrupted,
     #[error(transparent)]
     Log(#[from] LogError),
@@ -81,26 +81,26 @@ impl Replay {
     pub async fn is_the_same_log(&self, ranges: &[ReplayRange]) -> Result<(), ReplayError> {
         let mut leases = self.ledger.run(generations::current).await?;
         leases.retain(|lease| ranges.iter().any(|range| range.partition == lease.partition));
-        let looks = leases.into_iter().map(|lease| async move {
+        let checks = leases.into_iter().map(|lease| async move {
             match verify::position(&self.log, &lease).await {
                 Ok(()) | Err(verify::Problem::Fault(PositionFault::BeforeStart { .. })) => Ok(()),
                 Err(verify::Problem::Fault(fault)) => Err(ReplayError::AnotherLog(fault)),
                 Err(verify::Problem::Log(error)) => Err(error.into()),
             }
         });
-        stream::iter(looks).buffer_unordered(LOOKS).try_collect().await
+        stream::iter(checks).buffer_unordered(PARALLEL_CHECKS).try_collect().await
     }
 
     /// Reads the ranges without writing. `new` gets each event that would be added, once; `progress` gets the number of records read.
-    pub async fn foresee(
+    pub async fn preview(
         &self,
         ranges: &[ReplayRange],
         mut new: impl FnMut(&Event) + Send,
         progress: impl Fn(u64) + Send,
         stop: &CancellationToken,
-    ) -> Result<Vec<ForeseenRange>, ReplayError> {
+    ) -> Result<Vec<RangePreview>, ReplayError> {
         let mut planned = PlannedEvents::default();
-        let mut found = Vec::with_capacity(ranges.len());
+        let mut previews = Vec::with_capacity(ranges.len());
         for range in ranges {
             let (mut reading, mut counts, mut new_refused) = (*range, Counts::default(), 0);
             while let Some((mut arrivals, next_offset)) = self.batch(&reading, BATCH_RECORDS).await? {
@@ -108,18 +108,18 @@ impl Replay {
                     return Err(ReplayError::Interrupted);
                 }
                 reading.next_offset = next_offset;
-                let foresight = self
+                let preview = self
                     .ledger
                     .run(async |conn| preview::batch(conn, range, &mut arrivals, &mut planned, self.ledger.clock.now()).await)
                     .await?;
-                foresight.new.iter().filter_map(|index| arrivals[*index].event.as_ref().ok()).for_each(&mut new);
-                counts = counts + foresight.counts;
-                new_refused += foresight.new_refused;
-                progress(u64::try_from(foresight.counts.records).unwrap_or_default());
+                preview.new.iter().filter_map(|index| arrivals[*index].event.as_ref().ok()).for_each(&mut new);
+                counts = counts + preview.counts;
+                new_refused += preview.new_refused;
+                progress(u64::try_from(preview.counts.records).unwrap_or_default());
             }
-            found.push(ForeseenRange { range: *range, counts, new_refused });
+            previews.push(RangePreview { range: *range, counts, new_refused });
         }
-        Ok(found)
+        Ok(previews)
     }
 
     /// Reads the rest of the ranges and records it, at most `records_per_second`.
@@ -165,7 +165,7 @@ impl Replay {
                 .await
             {
                 Ok(counts) => (from, total) = (part.next_offset, total + counts),
-                Err(RecordError::Refused(error)) => parts.extend(part.narrowed(&error).ok_or(error)?),
+                Err(RecordError::Refused(error)) => parts.extend(part.narrow(&error).ok_or(error)?),
                 // Only if the server itself ended it: without an answer it may have been committed.
                 Err(RecordError::Slow(why)) if why.as_database_error().is_some() && part.arrivals.len() > 1 => parts.extend(part.halves()),
                 Err(error) => return Err(error.into()),

@@ -33,7 +33,7 @@ pub struct Consumer {
 }
 
 impl Consumer {
-    /// A consumer of `group` without pauses. It joins again if a partition does not move for a minute while records wait.
+    /// A consumer of `group` without pauses. It rejoins if a partition does not move for a minute while records wait.
     #[must_use]
     pub fn new(log: Log, ledger: Ledger, group: &str, telemetry: ConsumerTelemetry) -> Self {
         let progress = Arc::new(Mutex::new(Progress::new(STALL)));
@@ -43,33 +43,33 @@ impl Consumer {
 
     /// Sets how long records may wait while their partition does not move.
     #[must_use]
-    pub fn stalls_after(self, patience: Duration) -> Self {
-        Consumer { progress: Arc::new(Mutex::new(Progress::new(patience))), ..self }
+    pub fn with_stall_limit(self, limit: Duration) -> Self {
+        Consumer { progress: Arc::new(Mutex::new(Progress::new(limit))), ..self }
     }
 
-    /// Replaces the `noted` reason why the partition is not read for now; none: it is read.
+    /// Sets the reason why the partition is not read for now; none: it is read.
     /// Logs each reason once. The reason of a stopped partition is kept.
-    pub(super) fn note_problem(&self, partition: TopicPartition, noted: &mut Option<String>, problem: Option<String>) {
+    pub(super) fn set_problem(&self, partition: TopicPartition, last_problem: &mut Option<String>, problem: Option<String>) {
         let reason = problem.map(|problem| format!("not read yet: {problem}"));
-        if *noted == reason {
+        if *last_problem == reason {
             return;
         }
         if let Some(reason) = &reason {
             warn!(%partition, reason, "partition not read, retrying");
         }
         self.not_read(|not_read| {
-            if not_read.get(&partition) == noted.as_ref() {
+            if not_read.get(&partition) == last_problem.as_ref() {
                 not_read.remove(&partition);
                 not_read.extend(reason.clone().map(|reason| (partition, reason)));
             }
         });
-        *noted = reason;
+        *last_problem = reason;
     }
 
     pub(super) fn stop_partition(&self, partition: TopicPartition, reason: &str) {
         error!(%partition, reason, "partition stopped");
         self.not_read(|not_read| not_read.insert(partition, reason.to_owned()));
-        self.progress(|progress| progress.ended(partition));
+        self.progress(|progress| progress.end(partition));
     }
 
     pub(super) fn forget(&self, partitions: &[TopicPartition]) {

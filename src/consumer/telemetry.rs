@@ -23,25 +23,25 @@ impl ConsumerTelemetry {
         let telemetry = ConsumerTelemetry {
             batches: IntCounterVec::new(Opts::new("tallyline_consumer_batches_total", "Batches recorded in the ledger."), &["topic"])?,
             records: IntCounterVec::new(
-                Opts::new("tallyline_consumer_records_total", "Records of recorded batches, by what became of them."),
+                Opts::new("tallyline_consumer_records_total", "Records of recorded batches, by disposition."),
                 &["verdict"],
             )?,
             fenced: IntCounter::new("tallyline_consumer_fenced_total", "Batches dropped because another consumer has the partition.")?,
             not_read: IntGauge::new(
                 "tallyline_consumer_partitions_not_read",
-                "Partitions that are this process's but are not read: stopped, not started yet, or with a batch that is retried.",
+                "Assigned partitions that are not read: stopped, not started yet, or retrying a batch.",
             )?,
             stalls: IntCounterVec::new(
                 Opts::new(
                     "tallyline_consumer_stalls_total",
-                    "Times that this consumer left its group because records waited and nothing moved.",
+                    "Stalls: records waited, their partition did not move, and this consumer left its group.",
                 ),
                 &["topic"],
             )?,
             progress: GaugeVec::new(
                 Opts::new(
                     "tallyline_consumer_progress_timestamp_seconds",
-                    "When the partition of the topic that has gone without progress for longest last moved or had nothing to read.",
+                    "When the topic's slowest partition last moved or had nothing to read.",
                 ),
                 &["topic"],
             )?,

@@ -8,7 +8,7 @@ use crate::log::{Log, LogError};
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PositionFault {
     /// Retention has removed records from the position on.
-    #[error("{partition}: the ledger stands at offset {position}, but the log begins at {start}: records between are lost")]
+    #[error("{partition}: the ledger is at offset {position}, but the log begins at {start}: records between are lost")]
     BeforeStart {
         partition: TopicPartition,
         /// The ledger's next offset.
@@ -17,7 +17,7 @@ pub enum PositionFault {
         start: i64,
     },
     /// The log ends before the position.
-    #[error("{partition}: the ledger stands at offset {position}, but the log ends at {end}: the topic was recreated or truncated")]
+    #[error("{partition}: the ledger is at offset {position}, but the log ends at {end}: the topic was recreated or truncated")]
     BeyondEnd {
         partition: TopicPartition,
         /// The ledger's next offset.

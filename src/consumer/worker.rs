@@ -31,13 +31,13 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    /// Starts the task. The task cancels `faulty` when the consumer must join again.
+    /// Starts the task. The task cancels `faulty` when the consumer must rejoin.
     pub fn start(consumer: Consumer, lease: PartitionLease, faulty: CancellationToken) -> Self {
         let (batches, incoming) = mpsc::channel(1);
-        let (told, recorded) = mpsc::unbounded_channel();
+        let (positions, recorded) = mpsc::unbounded_channel();
         let partition = lease.partition;
         let finishing = CancellationToken::new();
-        let task = Task { consumer, lease, finishing: finishing.clone(), told, refused_in_a_row: 0, noted: None };
+        let task = Task { consumer, lease, finishing: finishing.clone(), positions, refused_in_a_row: 0, last_problem: None };
         Worker { batches, recorded, partition, finishing, task: tokio::spawn(task.run(incoming, faulty)) }
     }
 
@@ -72,15 +72,15 @@ struct Task {
     consumer: Consumer,
     lease: PartitionLease,
     finishing: CancellationToken,
-    told: mpsc::UnboundedSender<i64>,
+    positions: mpsc::UnboundedSender<i64>,
     refused_in_a_row: u32,
     /// The reason why the batch in flight is retried.
-    noted: Option<String>,
+    last_problem: Option<String>,
 }
 
 /// Reasons why a worker ends.
 enum WorkerEnd {
-    /// The consumer must join the group again.
+    /// The consumer must rejoin the group.
     Rejoin,
     /// The partition must not be read further.
     Stop(String),
@@ -101,7 +101,7 @@ impl Task {
             let arrivals: Vec<Arrival> = batch.records.into_iter().map(read).collect();
             match self.record(arrivals, next_offset).await {
                 Ok(()) => {
-                    let _ = self.told.send(next_offset);
+                    let _ = self.positions.send(next_offset);
                 }
                 Err(WorkerEnd::Rejoin) => {
                     faulty.cancel();
@@ -123,7 +123,7 @@ impl Task {
         while let Some(mut part) = parts.pop() {
             part.arrivals.retain(|arrival| arrival.offset >= self.lease.next_offset);
             if self.lease.next_offset >= part.next_offset {
-                self.note(None);
+                self.set_problem(None);
                 continue;
             }
             let chain = Chain::Live(self.lease.clone());
@@ -135,20 +135,20 @@ impl Task {
                 Ok(counts) => {
                     debug!(partition = %self.lease.partition, records = counts.records, accepted = counts.accepted, "batch recorded");
                     self.consumer.telemetry.recorded(self.lease.partition, counts);
-                    self.moved(&part);
+                    self.advance(&part);
                     if parts.is_empty() {
-                        self.note(None);
+                        self.set_problem(None);
                     }
                     waits.reset();
                     continue;
                 }
                 Err(RecordError::Refused(error)) => {
-                    parts.extend(self.narrowed(part, &error)?);
+                    parts.extend(self.narrow(part, &error)?);
                     continue;
                 }
                 Err(error @ RecordError::Unfit(_)) => {
                     return Err(WorkerEnd::Stop(format!(
-                        "{error}; once that is mended, restart this process, or pause and resume `consume`"
+                        "{error}; fix the cause, then restart this process, or pause and resume `consume`"
                     )));
                 }
                 Err(RecordError::Fenced(_)) => {
@@ -156,16 +156,16 @@ impl Task {
                     parts.push(part);
                 }
                 Err(error @ RecordError::Slow(_)) => {
-                    self.note(Some(error.to_string()));
+                    self.set_problem(Some(error.to_string()));
                     parts.extend(part.halves());
                 }
                 Err(error @ RecordError::Unavailable(_)) => {
-                    self.note(Some(error.to_string()));
+                    self.set_problem(Some(error.to_string()));
                     parts.push(part);
                 }
             }
             let (generation, expected) = (self.lease.generation, self.lease.next_offset);
-            self.take_lease_again(&mut waits).await?;
+            self.retake_lease(&mut waits).await?;
             if self.lease.generation != generation || self.lease.next_offset < expected {
                 // The partition has a new generation, or the ledger is restored: the records in between must be reread.
                 return Err(WorkerEnd::Rejoin);
@@ -174,7 +174,7 @@ impl Task {
         Ok(())
     }
 
-    fn moved(&mut self, part: &Part) {
+    fn advance(&mut self, part: &Part) {
         self.lease.next_offset = part.next_offset;
         self.lease.last = last_record(&part.arrivals).or(self.lease.last);
         if part.arrivals.iter().any(|arrival| arrival.event.is_ok()) {
@@ -182,32 +182,32 @@ impl Task {
         }
     }
 
-    /// Takes the lease again. Its position includes a commit whose answer was lost, and another consumer's work. After the partition is
+    /// Retakes the lease. Its position includes a commit whose answer was lost, and another consumer's work. After the partition is
     /// revoked, the worker does not disturb its next consumer.
-    async fn take_lease_again(&mut self, waits: &mut Backoff) -> Result<(), WorkerEnd> {
+    async fn retake_lease(&mut self, waits: &mut Backoff) -> Result<(), WorkerEnd> {
         while waits.wait(&self.finishing).await {
             match self.consumer.take_lease(self.lease.partition).await {
                 Ok(lease) => {
                     self.lease = lease;
                     return Ok(());
                 }
-                Err(error) => self.note(Some(cause::text(error.as_ref()))),
+                Err(error) => self.set_problem(Some(cause::text(error.as_ref()))),
             }
         }
         Err(WorkerEnd::Drop)
     }
 
-    fn note(&mut self, problem: Option<String>) {
-        self.consumer.note_problem(self.lease.partition, &mut self.noted, problem);
+    fn set_problem(&mut self, problem: Option<String>) {
+        self.consumer.set_problem(self.lease.partition, &mut self.last_problem, problem);
     }
 
     /// The parts to retry after PostgreSQL refused the data.
-    fn narrowed(&mut self, part: Part, error: &StatementError) -> Result<Vec<Part>, WorkerEnd> {
+    fn narrow(&mut self, part: Part, error: &StatementError) -> Result<Vec<Part>, WorkerEnd> {
         if part.arrivals.len() == 1 {
             self.refused_in_a_row += 1;
         }
-        let parts = if self.refused_in_a_row > REFUSED_IN_A_ROW { None } else { part.narrowed(error) };
+        let parts = if self.refused_in_a_row > REFUSED_IN_A_ROW { None } else { part.narrow(error) };
         let refused = self.refused_in_a_row;
-        parts.ok_or_else(|| WorkerEnd::Stop(format!("the ledger refused {refused} records in a row, at last with: {}", cause::text(error))))
+        parts.ok_or_else(|| WorkerEnd::Stop(format!("the ledger refused {refused} records in a row; last error: {}", cause::text(error))))
     }
 }

@@ -73,7 +73,7 @@ pub enum ParseError {
     #[error("unknown event type {0:?}")]
     UnknownEventType(String),
     /// The type does not belong to Tallyline or Tallyman.
-    #[error("event type {0:?} is none that is counted here")]
+    #[error("event type {0:?} is not metered")]
     ForeignEventType(String),
     /// The event is in a topic that is not its own.
     #[error("event type {event_type:?} belongs in {own}, not in {found}")]

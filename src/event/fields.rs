@@ -229,7 +229,7 @@ pub(super) fn number<'de, D: Deserializer<'de>, const LEAST: i32>(value: D) -> R
         return Err(D::Error::custom("must be a whole number of 64 bits"));
     };
     let number = i32::try_from(number).ok().filter(|number| *number >= LEAST);
-    number.ok_or_else(|| D::Error::custom(format_args!("must lie between {LEAST} and {}", i32::MAX)))
+    number.ok_or_else(|| D::Error::custom(format_args!("must be between {LEAST} and {}", i32::MAX)))
 }
 
 /// Checks for text that PostgreSQL accepts: without NUL, and of limited length.
@@ -244,7 +244,7 @@ pub(super) fn checked_id<T: AsRef<str>>(name: &'static str, id: T) -> Result<T, 
 
 fn checked<T: AsRef<str>>(text: T, most: usize) -> Result<T, String> {
     if text.as_ref().contains('\0') {
-        return Err("holds a NUL character".to_owned());
+        return Err("contains a NUL character".to_owned());
     }
     if text.as_ref().len() > most {
         return Err(format!("is longer than {most} bytes"));
@@ -263,9 +263,9 @@ pub const YEARS: RangeInclusive<i32> = 1970..=9999;
 
 /// An RFC 3339 instant within [`YEARS`], not finer than a microsecond. coderd's zero time (year 1) means "unknown" and is not an instant.
 pub(super) fn parse_time(text: &str) -> Result<DateTime<Utc>, String> {
-    let at = DateTime::parse_from_rfc3339(text).map_err(|error| format!("is no RFC 3339 time: {error}"))?.to_utc();
+    let at = DateTime::parse_from_rfc3339(text).map_err(|error| format!("is not an RFC 3339 time: {error}"))?.to_utc();
     if !YEARS.contains(&at.year()) {
-        return Err(format!("lies outside the years {} to {}", YEARS.start(), YEARS.end()));
+        return Err(format!("is outside the years {} to {}", YEARS.start(), YEARS.end()));
     }
     if !at.nanosecond().is_multiple_of(1000) || at.nanosecond() >= 1_000_000_000 {
         return Err("is finer than a microsecond or a leap second".to_owned());
@@ -323,7 +323,7 @@ impl<'de> Visitor<'de> for ValueVisitor {
             None => Ok(Value::Object(Fields(fields))),
             Some(two) => {
                 let name: String = two[0].0.chars().take(100).collect();
-                Err(A::Error::custom(format!("the field {name:?} stands there twice")))
+                Err(A::Error::custom(format!("the field {name:?} occurs twice")))
             }
         }
     }

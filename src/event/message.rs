@@ -38,7 +38,7 @@ pub struct Message {
 impl Message {
     /// A record of a log. It takes little memory for a body of any size.
     #[must_use]
-    pub fn found(key: Option<Vec<u8>>, headers: Vec<Header>, payload: Option<&[u8]>) -> Self {
+    pub fn from_log(key: Option<Vec<u8>>, headers: Vec<Header>, payload: Option<&[u8]>) -> Self {
         let large = payload.filter(|payload| payload.len() > MAX_PAYLOAD_BYTES);
         let oversized = large.map(|payload| Oversized { bytes: payload.len(), sha256: Sha256::digest(payload).into() });
         let kept = if oversized.is_some() { KEPT_PAYLOAD_BYTES } else { MAX_PAYLOAD_BYTES };

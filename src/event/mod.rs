@@ -29,7 +29,7 @@ pub use fact::Fact;
 pub use fields::{MAX_ID_BYTES, MAX_TEXT_BYTES, YEARS};
 pub use message::{KEPT_PAYLOAD_BYTES, MAX_PAYLOAD_BYTES, Message, Oversized, UNREADABLE};
 pub use parse::{STRUCTURED, parse, parse_in};
-pub use signature::{LEAST_KEY_BYTES, SIGNATURE, SignatureError, Signatures, Signer};
+pub use signature::{MIN_KEY_BYTES, SIGNATURE, SignatureError, Signatures, Signer};
 pub use topic::{Topic, TopicPartition};
 pub use traces::Traces;
 pub use usage::{PublishMarks, Usage, UsageQuantity, UsageType};

@@ -101,12 +101,12 @@ fn structured(body: &[u8]) -> Result<Event, ParseError> {
 }
 
 fn event<'a>(attributes: Attributes, data: impl FnOnce() -> Result<Fields<'a>, ParseError>) -> Result<Event, ParseError> {
-    if needed("specversion", attributes.specversion)? != "1.0" {
+    if required("specversion", attributes.specversion)? != "1.0" {
         return Err(ParseError::attribute("specversion", "must be 1.0"));
     }
-    let id = checked_id("id", needed("id", attributes.id)?)?;
-    let deployment = deployment(&needed("source", attributes.source)?)?;
-    let event_type = needed("type", attributes.event_type)?;
+    let id = checked_id("id", required("id", attributes.id)?)?;
+    let deployment = deployment(&required("source", attributes.source)?)?;
+    let event_type = required("type", attributes.event_type)?;
     let at = time("time", attributes.time)?;
     let payload = match event_type.as_str() {
         build::TYPE => {
@@ -147,7 +147,7 @@ fn agree(event: Event, id: &str, at: Option<DateTime<Utc>>) -> Result<Event, Par
 /// Checks a usage id: any text of coderd's, except the id of a build event.
 fn usage_id(id: String) -> Result<String, ParseError> {
     if id.is_empty() || id.starts_with(build::ID_PREFIX) || id.starts_with(build::CLAIM_ID_PREFIX) {
-        return Err(ParseError::attribute("id", "is no usage id"));
+        return Err(ParseError::attribute("id", "is not a usage id"));
     }
     Ok(id)
 }
@@ -157,7 +157,7 @@ pub(super) fn deployment(source: &str) -> Result<Uuid, ParseError> {
     parse_uuid(id).map_err(|problem| ParseError::field("source", problem))
 }
 
-fn needed(name: &'static str, value: Option<String>) -> Result<String, ParseError> {
+fn required(name: &'static str, value: Option<String>) -> Result<String, ParseError> {
     value.ok_or_else(|| ParseError::attribute(name, "is missing"))
 }
 
@@ -184,7 +184,7 @@ fn header_text<'a>(message: &'a Message, attribute: &str, is_named: impl Fn(&str
     let mut values = message.headers.iter().filter(|(header, _)| is_named(header));
     let Some((_, value)) = values.next() else { return Ok(None) };
     if values.next().is_some() {
-        return Err(ParseError::attribute(attribute, "stands there twice"));
+        return Err(ParseError::attribute(attribute, "occurs twice"));
     }
     let Some(value) = value else { return Ok(None) };
     std::str::from_utf8(value).map(Some).map_err(|_| ParseError::attribute(attribute, "is not UTF-8"))

@@ -15,10 +15,10 @@ use crate::words::words;
 pub const SIGNATURE: &str = "tallyline-signature";
 
 /// Minimum length of a key: the length of the tag.
-pub const LEAST_KEY_BYTES: usize = 32;
+pub const MIN_KEY_BYTES: usize = 32;
 
 /// Maximum length of a header that is parsed: version, signer, a key name of at most 100 bytes, and the tag.
-const MOST_HEADER_BYTES: usize = 256;
+const MAX_HEADER_BYTES: usize = 256;
 
 words! {
     /// The kind of process that signs a record.
@@ -75,8 +75,8 @@ impl Signatures {
             if name.is_empty() || name.len() > 100 || name.contains(':') {
                 return Err(format!("key {name:?}: the name must have 1 to 100 bytes and no ':'"));
             }
-            if key.len() < LEAST_KEY_BYTES {
-                return Err(format!("key {name:?}: has {} bytes; at least {LEAST_KEY_BYTES} are needed", key.len()));
+            if key.len() < MIN_KEY_BYTES {
+                return Err(format!("key {name:?}: has {} bytes; at least {MIN_KEY_BYTES} are needed", key.len()));
             }
         }
         match &signing {
@@ -122,7 +122,7 @@ impl Signatures {
         let mut values = message.headers.iter().filter(|(header, _)| header.eq_ignore_ascii_case(SIGNATURE));
         let Some((_, value)) = values.next() else { return Err(SignatureError::Unsigned) };
         if values.next().is_some() {
-            return Err(SignatureError::Bad("appears twice".to_owned()));
+            return Err(SignatureError::Bad("occurs twice".to_owned()));
         }
         let Header { signer, key: name, tag } = Header::parse(value.as_deref().unwrap_or_default()).map_err(SignatureError::Bad)?;
         let Some(key) = self.keys.get(name) else {
@@ -145,8 +145,8 @@ struct Header<'a> {
 impl<'a> Header<'a> {
     /// Parses the header's value. The error text follows the header's name.
     fn parse(value: &'a [u8]) -> Result<Self, String> {
-        let text = std::str::from_utf8(value).ok().filter(|text| text.len() <= MOST_HEADER_BYTES);
-        let text = text.ok_or_else(|| format!("must be UTF-8 of at most {MOST_HEADER_BYTES} bytes"))?;
+        let text = std::str::from_utf8(value).ok().filter(|text| text.len() <= MAX_HEADER_BYTES);
+        let text = text.ok_or_else(|| format!("must be UTF-8 of at most {MAX_HEADER_BYTES} bytes"))?;
         let mut parts = text.split(':');
         let (Some("v1"), Some(signer), Some(key), Some(tag), None) = (parts.next(), parts.next(), parts.next(), parts.next(), parts.next())
         else {
@@ -195,7 +195,7 @@ mod tests {
     const USAGE: &str = Topic::AgentUsage.name();
 
     fn keys(names: &[&str], signing: &str) -> Signatures {
-        let keys = names.iter().map(|name| ((*name).to_owned(), format!("{name}-{}", "k".repeat(LEAST_KEY_BYTES)).into_bytes()));
+        let keys = names.iter().map(|name| ((*name).to_owned(), format!("{name}-{}", "k".repeat(MIN_KEY_BYTES)).into_bytes()));
         Signatures::new(keys.collect(), Some(signing.to_owned())).expect("keys")
     }
 
@@ -218,14 +218,14 @@ mod tests {
     }
 
     #[test]
-    fn a_signed_record_is_its_signers_and_a_retired_key_still_verifies() {
+    fn a_signature_names_its_signer_and_a_retired_key_still_verifies() {
         let (old, both) = (keys(&["2026"], "2026"), keys(&["2026", "2027"], "2027"));
         let record = signed(&old);
         assert_eq!(both.signer(USAGE, &record), Ok(Signer::Collector));
-        let again = both.signed(Signer::Operator, USAGE, record.clone());
-        assert_eq!(again.headers.len(), record.headers.len(), "one signature takes the place of the other");
-        assert_eq!(both.signer(USAGE, &again), Ok(Signer::Operator));
-        assert!(matches!(old.signer(USAGE, &again), Err(SignatureError::Bad(why)) if why.contains("2027")));
+        let resigned = both.signed(Signer::Operator, USAGE, record.clone());
+        assert_eq!(resigned.headers.len(), record.headers.len(), "a new signature replaces the old one");
+        assert_eq!(both.signer(USAGE, &resigned), Ok(Signer::Operator));
+        assert!(matches!(old.signer(USAGE, &resigned), Err(SignatureError::Bad(why)) if why.contains("2027")));
         assert_eq!(both.signer(USAGE, &message()), Err(SignatureError::Unsigned));
     }
 
@@ -256,14 +256,14 @@ mod tests {
         let signatures = keys(&["2026"], "2026");
         let whole = vec![b'x'; MAX_PAYLOAD_BYTES + 1];
         let signed = signatures.signed(Signer::Collector, USAGE, Message { payload: Some(whole.clone()), ..message() });
-        let found = |body: &[u8]| Message::found(signed.key.clone(), signed.headers.clone(), Some(body));
-        assert_eq!(signatures.signer(USAGE, &found(&whole)), Ok(Signer::Collector));
-        let altered = found(&[&whole[1..], b"y"].concat());
+        let record_with = |body: &[u8]| Message::from_log(signed.key.clone(), signed.headers.clone(), Some(body));
+        assert_eq!(signatures.signer(USAGE, &record_with(&whole)), Ok(Signer::Collector));
+        let altered = record_with(&[&whole[1..], b"y"].concat());
         assert!(matches!(signatures.signer(USAGE, &altered), Err(SignatureError::Bad(_))), "the part that is not kept");
     }
 
     #[test]
-    fn a_key_that_cannot_be_used_is_named_and_not_shown() {
+    fn an_error_names_an_unusable_key_without_its_value() {
         let new = |name: &str, key: &str, signing: Option<&str>| {
             Signatures::new([(name.to_owned(), key.as_bytes().to_vec())].into(), signing.map(str::to_owned)).expect_err("refused")
         };
@@ -276,7 +276,7 @@ mod tests {
     proptest! {
         /// A forged header never verifies and never causes a panic.
         #[test]
-        fn any_header_is_answered(value in prop_oneof![
+        fn any_header_gives_a_signer_or_an_error(value in prop_oneof![
             prop::collection::vec(any::<u8>(), 0..300),
             "v1:(collector|operator):2026:[A-Za-z0-9+/=]{0,60}".prop_map(String::into_bytes),
             "[v:0-9a-z=]{0,80}".prop_map(String::into_bytes),

@@ -120,7 +120,7 @@ fn the_digests_are_pinned() {
 }
 
 #[test]
-fn the_digest_leaves_out_what_coderd_rewrites_and_covers_the_rest() {
+fn the_digest_covers_all_fields_that_coderd_never_rewrites() {
     let same = build_event(build()).digest();
     let rewritten = WorkspaceBuildCompleted {
         owner_id: id(99),
@@ -194,7 +194,7 @@ fn the_wire_form_of_a_build_is_pinned() {
 }
 
 #[test]
-fn the_wire_form_of_usage_keeps_tallymans_data_and_carries_the_marks_beside_it() {
+fn the_wire_form_of_usage_keeps_the_data_and_adds_the_marks() {
     let message = usage_event().to_message();
     assert_eq!(message.payload.as_deref(), Some(br#"{"runtime_ms":3600000}"#.as_slice()));
     assert_eq!(message.key.as_deref(), Some(format!("{DEPLOYMENT}:hb_agent_runtime_v1:2026-03-01_10:00:00").as_bytes()));
@@ -204,7 +204,7 @@ fn the_wire_form_of_usage_keeps_tallymans_data_and_carries_the_marks_beside_it()
 }
 
 #[test]
-fn every_event_comes_back_from_both_content_modes() {
+fn every_event_round_trips_in_both_content_modes() {
     for event in [build_event(build()), claim_event(), usage_event()] {
         assert_eq!(parse(&event.to_message()), Ok(event.clone()));
         let structured = Message {
@@ -219,7 +219,7 @@ fn every_event_comes_back_from_both_content_modes() {
 
 /// Each row has a record that is not exactly right, and the error that names the fault.
 #[test]
-fn a_record_that_is_not_exactly_right_is_refused_by_name() {
+fn each_invalid_record_is_refused_with_its_cause() {
     let event = build_event(build());
     let raw = |payload: &[u8]| Message { payload: Some(payload.to_vec()), ..event.to_message() };
     let field = |name: &'static str| move |error: &ParseError| matches!(error, ParseError::Field { name: found, .. } if *found == name);
@@ -321,7 +321,7 @@ fn usage_payloads_follow_tallymans_validity_rules() {
 }
 
 #[test]
-fn an_unknown_usage_type_is_told_apart_from_garbage_whatever_its_data() {
+fn an_unknown_usage_type_is_distinguished_from_other_types_for_any_data() {
     for event_type in ["dc_future_v1", "hb_future_v9", "dc_managed_agents_v2"] {
         let message = with_header(&usage_event(), "ce_type", Some(event_type));
         assert_eq!(parse(&message), Err(ParseError::UnknownEventType(event_type.into())));
@@ -399,7 +399,7 @@ prop_compose! {
 
 proptest! {
     #[test]
-    fn any_build_comes_back_as_it_was(build in any_build()) {
+    fn any_build_round_trips(build in any_build()) {
         let event = build_event(build);
         prop_assert_eq!(parse(&event.to_message()), Ok(event));
     }
@@ -413,7 +413,7 @@ proptest! {
     }
 
     #[test]
-    fn a_changed_byte_is_the_same_event_another_event_or_an_error(build in any_build(), at in any::<prop::sample::Index>(), byte in any::<u8>()) {
+    fn a_changed_byte_gives_the_same_event_another_event_or_an_error(build in any_build(), at in any::<prop::sample::Index>(), byte in any::<u8>()) {
         let mut message = build_event(build).to_message();
         let payload = message.payload.as_mut().unwrap();
         let at = at.index(payload.len());

@@ -40,17 +40,17 @@ impl Traces {
             return fields.map(Traces::structured).unwrap_or_default();
         }
         let attribute = |name| attribute(message, name).ok().flatten().map(str::to_owned);
-        Traces::found(attribute("source"), attribute("id"), attribute("type"), fields)
+        Traces::from_parts(attribute("source"), attribute("id"), attribute("type"), fields)
     }
 
     fn structured(mut outer: Fields<'_>) -> Self {
         let data = outer.take("data").and_then(|data| Fields::from_value(data, "data").ok());
         let mut attribute = |name| outer.optional_text(name).ok().flatten();
         let [source, id, event_type] = ["source", "id", "type"].map(&mut attribute);
-        Traces::found(source, id, event_type, data)
+        Traces::from_parts(source, id, event_type, data)
     }
 
-    fn found(source: Option<String>, id: Option<String>, event_type: Option<String>, data: Option<Fields<'_>>) -> Self {
+    fn from_parts(source: Option<String>, id: Option<String>, event_type: Option<String>, data: Option<Fields<'_>>) -> Self {
         let valid = |text: &String| !text.is_empty() && checked_id("", text).is_ok();
         let event_type = event_type.filter(valid);
         let units = event_type.as_deref().zip(data).and_then(|(event_type, data)| units(event_type, data));
@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn units_are_read_from_the_types_own_number_whatever_else_is_wrong() {
+    fn units_come_from_the_number_field_even_if_other_fields_are_wrong() {
         let rows = [
             ("dc_managed_agents_v1", r#"{"count": 3, "colour": "blue"}"#, Some(3)),
             ("dc_managed_agents_v1", r#"{"count": 0}"#, Some(0)),
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn a_structured_record_tells_the_same_from_its_body() {
+    fn a_structured_record_has_the_same_traces() {
         let body =
             r#"{"id": "one", "source": "/coder/00000000-0000-0000-0000-000000000007", "type": "hb_ai_seats_v1", "data": {"count": 4}}"#;
         let content_type = ("content-type".to_owned(), Some(b"application/cloudevents+json; charset=utf-8".to_vec()));
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_be_no_events_is_not_read() {
+    fn values_that_are_invalid_in_an_event_are_not_read() {
         let mut message = record("dc_managed_agents_v1", "{}");
         message.headers.push(("CE_ID".into(), Some(b"two".to_vec())));
         message.headers[1].1 = Some(b"/elsewhere".to_vec());

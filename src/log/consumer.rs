@@ -48,9 +48,9 @@ impl Consumer {
     /// [`LogError::Stopped`] once the stop token was cancelled. Any other error is final too, and the consumer has left the group.
     pub async fn next(&mut self) -> Result<Delivery, LogError> {
         loop {
-            let told = self.deliveries.recv().await.ok_or(LogError::Stopped)?;
+            let event = self.deliveries.recv().await.ok_or(LogError::Stopped)?;
             self.control.wake();
-            match told {
+            match event {
                 BackendEvent::Assigned(partitions) => return Ok(Delivery::Assigned(partitions)),
                 BackendEvent::Revoked(partitions) => {
                     self.control.forget(&partitions);
@@ -60,7 +60,7 @@ impl Consumer {
                 BackendEvent::Fault { run, partition, error } if self.control.is_current(partition, run) => {
                     return Ok(Delivery::Fault { partition, error });
                 }
-                // Read before the partition was started again: the new run rereads it if necessary.
+                // Read before the partition was restarted: the new run rereads it if necessary.
                 BackendEvent::Batch { .. } | BackendEvent::Fault { .. } => {}
                 BackendEvent::Ended(error) => return Err(error),
             }
@@ -74,8 +74,8 @@ impl Consumer {
         let from = from
             .into_iter()
             .map(|(partition, offset)| {
-                runs.given += 1;
-                let run = runs.given;
+                runs.last += 1;
+                let run = runs.last;
                 runs.current.insert(partition, run);
                 Start { partition, offset, run }
             })
@@ -178,7 +178,7 @@ struct Control {
 
 #[derive(Debug, Default)]
 struct Runs {
-    given: u64,
+    last: u64,
     current: BTreeMap<TopicPartition, u64>,
 }
 

@@ -6,10 +6,10 @@ use crate::event::{Topic, TopicPartition};
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum LogError {
     /// The brokers or the database did not answer in time. A retry may succeed.
-    #[error("the log can't be reached: {0}")]
+    #[error("log unreachable: {0}")]
     Unreachable(String),
     /// The partition does not have the offset, and it is not the partition's end.
-    #[error("{partition}: offset {offset} is not in the log, which holds {start} to {end}")]
+    #[error("{partition}: offset {offset} is not in the log; its offsets are {start} to {end}")]
     OutOfRange {
         partition: TopicPartition,
         /// The requested offset.
@@ -37,12 +37,12 @@ pub enum LogError {
         offset: i64,
     },
     /// The topic, or this partition of it, does not exist.
-    #[error("topic {0} (or the partition of it that was asked for) does not exist in the log")]
+    #[error("topic {0}, or its requested partition, does not exist in the log")]
     NoTopic(Topic),
     /// Brokers refuse records for their size: their limit is below Kafka's default, or the record is larger than Tallyline's.
     #[error(
-        "the brokers refuse records of {topic} by their size (the largest of this append has {bytes} bytes): set max.message.bytes of the \
-         topic to at least 1048588, Kafka's default; for a larger record set message.max.bytes in kafka.properties, too"
+        "records of {topic} are too large for the brokers (the largest of this append has {bytes} bytes): set max.message.bytes of the \
+         topic to at least 1048588, Kafka's default; for a larger record also set message.max.bytes in kafka.properties"
     )]
     TooLarge {
         /// The topic's name in Kafka.
@@ -54,7 +54,7 @@ pub enum LogError {
     #[error("log settings: {0}")]
     Settings(String),
     /// The log answered with a refusal (authorization, a message that is too large). A retry alone does not help.
-    #[error("the log refuses: {0}")]
+    #[error("log request refused: {0}")]
     Refused(String),
     /// The consumer has left its group, as requested.
     #[error("the consumer has stopped")]

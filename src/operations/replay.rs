@@ -10,7 +10,7 @@ use super::operation::counting;
 use super::plan_hash::plan_hash;
 use super::ranges::{LogRange, MovedEnd};
 use super::{Actor, ApiRequest, Desk, Operation, OperationError, Progress, Run};
-use crate::consumer::{ForeseenRange, Replay, ReplayError};
+use crate::consumer::{RangePreview, Replay, ReplayError};
 use crate::ledger::{ActKind, Counts, ReplayRange, Subject, positions, replays};
 
 /// Default rate in records per second. One consumer on two cores, beside its broker, records ten times as many. So live consumption keeps
@@ -180,7 +180,7 @@ impl Desk {
     ) -> Result<ReplayPlan, OperationError> {
         let mut effects = Effects::begin(&self.ledger).await?;
         let progress = counting(doing, offsets(ranges), progress);
-        let partitions = self.replay().foresee(ranges, |event| effects.add(event), progress, stop).await?;
+        let partitions = self.replay().preview(ranges, |event| effects.add(event), progress, stop).await?;
         let partitions: Vec<PlannedPartition> = partitions.into_iter().map(planned).collect();
         let effect = effects.end()?;
         // the id distinguishes two plans of the same range, because each plan is executed once
@@ -209,8 +209,8 @@ fn offsets(ranges: &[ReplayRange]) -> u64 {
     ranges.iter().map(|range| u64::try_from(range.end_offset - range.next_offset).unwrap_or_default()).sum()
 }
 
-fn planned(foreseen: ForeseenRange) -> PlannedPartition {
-    let ForeseenRange { range, counts, new_refused } = foreseen;
+fn planned(foreseen: RangePreview) -> PlannedPartition {
+    let RangePreview { range, counts, new_refused } = foreseen;
     PlannedPartition {
         topic: range.partition.topic.name().to_owned(),
         partition: range.partition.partition,

@@ -76,7 +76,7 @@ impl<S: Stage> Projection<S> {
                 }
                 Some(Err(ProjectionError::Unavailable(error))) => {
                     let error = cause::text(&error);
-                    if away.is_news(&error) {
+                    if away.is_new(&error) {
                         warn!(stage = S::NAME, error, "ledger not readable: the last state remains");
                     }
                     AWAY

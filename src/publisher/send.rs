@@ -167,7 +167,7 @@ impl Publisher {
                 return Err(anyhow::Error::from(fault).context(format!("the answer to request {} is not recorded", outcome.id)));
             }
             let error = cause::text(&fault);
-            if away.is_news(&error) {
+            if away.is_new(&error) {
                 warn!(request = %outcome.id, error, "answer not recorded, retrying");
             }
             tokio::time::sleep(wait).await;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use chrono::DateTime;
 use tallyline::coderd::{BuildRow, Time, UsageRow};
-use tallyline::collectors::events::{self, NotAnEvent};
+use tallyline::collectors::events::{self, InvalidRow};
 use tallyline::event::{Event, Message, ParseError, Payload, UsageQuantity, parse};
 use uuid::Uuid;
 
@@ -74,7 +74,7 @@ pub fn build(input: &[u8]) -> bool {
             let claim = events::claim(&build).map(|claim| is_read(&Payload::Claim(Box::new(claim))));
             is_read(&Payload::Build(Box::new(build))) && claim != Some(false)
         }
-        Err(NotAnEvent::Time { field, message, .. }) => {
+        Err(InvalidRow::Time { field, message, .. }) => {
             assert!(matches!(parse(&message), Err(ParseError::Field { .. } | ParseError::Oversized(_))), "{field}: {message:?}");
             false
         }

@@ -149,7 +149,7 @@ async fn export_writes_the_same_bytes_each_time_and_totals_beside_them() {
     let database = database().await;
     let pipeline = Pipeline::on(&database);
     assert_eq!(code(&pipeline.run("migrate").await), 0);
-    let ledger = Ledger::open(&LedgerSettings { url: database.url.clone(), connections: 2 }, Clock::given(noon())).unwrap();
+    let ledger = Ledger::open(&LedgerSettings { url: database.url.clone(), connections: 2 }, Clock::manual(noon())).unwrap();
     let events: Vec<_> = (0..40).map(|n| usage(DEPLOYMENT, n)).collect();
     register_retired(&ledger, DEPLOYMENT).await;
     let sequence = record(&ledger, &events).await;
@@ -219,7 +219,7 @@ async fn replay_adds_what_is_missing_once(database: &Database, log: &Log, words:
     let pipeline = Pipeline::on(database);
     let run = async |command: &str| pipeline.run(&format!("{command} {words}")).await;
     assert_eq!(code(&run("migrate").await), 0);
-    let ledger = Ledger::open(&LedgerSettings { url: database.url.clone(), connections: 2 }, Clock::given(noon())).unwrap();
+    let ledger = Ledger::open(&LedgerSettings { url: database.url.clone(), connections: 2 }, Clock::manual(noon())).unwrap();
     register(&ledger, &[DEPLOYMENT]).await;
     let events: Vec<_> = (0..30).map(|n| usage(DEPLOYMENT, n).to_message()).collect();
     log.append(Topic::AgentUsage, events).await.unwrap();
@@ -326,7 +326,7 @@ async fn a_slow_statement_is_not_told_to_who_waits_for_the_answer() {
     let database = database().await;
     let pipeline = Pipeline::on(&database);
     assert_eq!(code(&pipeline.run("migrate").await), 0);
-    let ledger = Ledger::open(&LedgerSettings { url: database.url.clone(), connections: 2 }, Clock::given(noon())).unwrap();
+    let ledger = Ledger::open(&LedgerSettings { url: database.url.clone(), connections: 2 }, Clock::manual(noon())).unwrap();
     for (filter, told) in [("info", false), ("info,sqlx::query=warn", true)] {
         let held = sqlx::raw_sql("begin; lock table operator_act in access exclusive mode; select pg_sleep(3); commit");
         let (pool, arguments) = (&ledger.pool, ["acts", "--pipeline", &pipeline.file]);

@@ -108,7 +108,7 @@ impl Written {
 
     async fn unread(&self) -> Books {
         let database = database().await;
-        let ledger = Ledger::open(&LedgerSettings { url: database.url.clone(), connections: 4 }, Clock::given(noon())).unwrap();
+        let ledger = Ledger::open(&LedgerSettings { url: database.url.clone(), connections: 4 }, Clock::manual(noon())).unwrap();
         ledger.migrate().await.unwrap();
         register(&ledger, &[DEPLOYMENT, OTHER_DEPLOYMENT]).await;
         Books { ledger, log: self.log.clone(), _database: database }

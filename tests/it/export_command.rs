@@ -33,7 +33,7 @@ impl Site {
         let database = database().await;
         let pipeline = Pipeline::on(&database);
         assert_eq!(code(&pipeline.run("migrate").await), 0);
-        let ledger = Ledger::open(&LedgerSettings { url: database.url.clone(), connections: 2 }, Clock::given(noon())).unwrap();
+        let ledger = Ledger::open(&LedgerSettings { url: database.url.clone(), connections: 2 }, Clock::manual(noon())).unwrap();
         let events: Vec<Event> = (0..20).map(|n| usage(deployment, n)).collect();
         register_retired(&ledger, deployment).await;
         record(&ledger, &events).await;

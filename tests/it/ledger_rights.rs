@@ -17,7 +17,7 @@ async fn role(database: &Database) -> (String, Ledger, String) {
     let (_, address) = database.url.split_once('@').unwrap();
     let url = format!("postgres://{role}@{address}");
     let settings = LedgerSettings { url: url.clone(), connections: 2 };
-    (role, Ledger::open(&settings, Clock::given(noon())).unwrap(), url)
+    (role, Ledger::open(&settings, Clock::manual(noon())).unwrap(), url)
 }
 
 async fn run(database: &Database, statements: &str) {

@@ -71,7 +71,8 @@ async fn a_call_ends_in_time_and_its_connection_is_not_used_again() {
 
 #[tokio::test]
 async fn a_call_may_take_longer_than_the_server_lets_a_statement_run() {
-    let ledger = Ledger::open(&LedgerSettings { url: crate::support::database().await.url, connections: 1 }, Clock::given(noon())).unwrap();
+    let ledger =
+        Ledger::open(&LedgerSettings { url: crate::support::database().await.url, connections: 1 }, Clock::manual(noon())).unwrap();
     let query = "select setting::bigint from pg_settings where name = 'statement_timeout'";
     let statement_timeout: i64 = sqlx::query_scalar(query).fetch_one(&ledger.pool).await.unwrap();
     let longest = ledger.deadline.as_millis();

@@ -25,7 +25,7 @@ pub(super) async fn run(site: Site, registry: Registry, parts: Parts, stop: Canc
         sweep_interval: span(collect.full_sweep)?,
         margin: span(collect.margin)?,
         paused: parts.paused,
-        standing: parts.collecting,
+        status: parts.collecting,
         telemetry: CollectorTelemetry::register(&registry).map_err(|error| Failure::new(Exit::Internal, error))?,
         ..collectors::Settings::new(Uuid::new_v4().to_string())
     };

@@ -44,8 +44,8 @@ pub async fn run(site: Site, stop: &CancellationToken, listening: impl FnOnce(Li
     let telemetry = ConsumerTelemetry::register(&registry).map_err(internal)?;
     let (hearing, paused) = pauses::Hearing::new(site.ledger.ledger.clone(), &registry).map_err(internal)?;
     let consumer = Consumer::new(site.log.log.clone(), site.ledger.ledger.clone(), &site.pipeline.log.group, telemetry);
-    let consumer = Consumer { paused: paused.clone(), ..consumer.stalls_after(site.pipeline.consume.stall) };
-    let (collecting, publishing) = (collectors::Standing::default(), Publishing::default());
+    let consumer = Consumer { paused: paused.clone(), ..consumer.with_stall_limit(site.pipeline.consume.stall) };
+    let (collecting, publishing) = (collectors::CollectorStatus::default(), Publishing::default());
     let parts = Parts { consumer, collecting, publishing, paused };
     let (grace, mut at) = (grace(&site), json!({}));
     if site.has(Role::Serve) {

@@ -21,7 +21,7 @@ pub(super) type Publishing = Arc<OnceLock<publisher::ConditionHandle>>;
 #[derive(Clone)]
 pub(super) struct Parts {
     pub consumer: Consumer,
-    pub collecting: collectors::Standing,
+    pub collecting: collectors::CollectorStatus,
     pub publishing: Publishing,
     pub paused: Paused,
 }

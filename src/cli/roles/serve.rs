@@ -111,7 +111,7 @@ async fn follow_tokens(serve: &Serve, held: &Tokens, every: Duration, stop: &Can
                     info!("tokens of the API have changed");
                 }
             }
-            Err(failure) if fault.is_news(&failure.text()) => warn!("{}; the tokens before stay good", failure.text()),
+            Err(failure) if fault.is_new(&failure.text()) => warn!("{}; the tokens before stay good", failure.text()),
             Err(_) => {}
         }
     }

@@ -92,7 +92,7 @@ impl Site {
         loop {
             match ask(database).await {
                 Ok(id) => return Some(id),
-                Err(error) if logged.is_news(&error.to_string()) => warn!("{error}; waiting for coderd's deployment id"),
+                Err(error) if logged.is_new(&error.to_string()) => warn!("{error}; waiting for coderd's deployment id"),
                 Err(_) => {}
             }
             if !waits.wait(stop).await {

@@ -71,7 +71,7 @@ impl KafkaLog {
             .set("acks", "all")
             .set("partitioner", "murmur2_random")
             .set("delivery.timeout.ms", self.settings.append_deadline.as_millis().to_string());
-        let connection = Connection::new("appends");
+        let connection = Connection::new("producer");
         let client = self.client(&config, connection.clone())?;
         Ok(producer.insert(Producer { client, connection }).clone())
     }
@@ -81,7 +81,7 @@ impl KafkaLog {
         if let Some((code, reason)) = used.client.client().fatal_error() {
             let mut producer = self.producer.lock().unwrap_or_else(PoisonError::into_inner);
             if producer.as_ref().is_some_and(|current| current.client.client().fatal_error().is_some()) {
-                warn!(%code, reason, "Kafka producer has failed for good and is replaced");
+                warn!(%code, reason, "Kafka producer failed permanently, replacing it");
                 *producer = None;
             }
         }
@@ -105,7 +105,7 @@ impl Call {
         let name = self.name.clone();
         for (index, message) in messages.iter().enumerate() {
             let Some(headers) = owned_headers(message) else {
-                self.cause = Some(LogError::Refused("a header name holds NUL".to_owned()));
+                self.cause = Some(LogError::Refused("a header name contains NUL".to_owned()));
                 return;
             };
             let mut record = FutureRecord::<[u8], [u8]> {
@@ -120,8 +120,8 @@ impl Call {
             let sent = loop {
                 match producer.client.send_result(record) {
                     Ok(sent) => break Ok(sent),
-                    Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), again)) if Instant::now() < self.deadline => {
-                        record = again;
+                    Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), unsent)) if Instant::now() < self.deadline => {
+                        record = unsent;
                     }
                     Err((error, _)) => break Err(self.failure(&error)),
                 }
@@ -159,7 +159,7 @@ impl Call {
             }
             Ok(Ok(Err((error, _)))) => self.failure(&error),
             Ok(Err(_)) => LogError::Unreachable("the producer was closed".to_owned()),
-            Err(_) => LogError::Unreachable("no acknowledgement in time".to_owned()),
+            Err(_) => LogError::Unreachable("no acknowledgement within the deadline".to_owned()),
         };
         self.cause.get_or_insert(failure);
         true

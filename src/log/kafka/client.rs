@@ -19,7 +19,7 @@ use crate::log::LogError;
 
 /// Properties for members of a group only. With `client.rack` a broker may direct other clients to a replica that is behind. They would
 /// take its end for the partition's end, and skip the records after it.
-const OF_MEMBERS: [&str; 7] = [
+const MEMBER_PROPERTIES: [&str; 7] = [
     "client.rack",
     "group.protocol",
     "group.remote.assignor",
@@ -36,13 +36,13 @@ pub struct KafkaLog {
     pub(super) producer: Arc<Mutex<Option<Producer>>>,
     pub(super) readers: Arc<Readers>,
     /// Sees only committed records, as a member of a group does.
-    pub(super) asker: Asker,
+    pub(super) committed_client: SharedClient,
     /// Sees records of open transactions too, to find the end of a partition.
-    pub(super) end_asker: Asker,
+    pub(super) uncommitted_client: SharedClient,
 }
 
 /// A client for requests, created on first use.
-pub(super) type Asker = Arc<Mutex<Option<Arc<BaseConsumer<Connection>>>>>;
+pub(super) type SharedClient = Arc<Mutex<Option<Arc<BaseConsumer<Connection>>>>>;
 
 impl fmt::Debug for KafkaLog {
     /// Omits the properties, which contain secrets.
@@ -56,10 +56,12 @@ impl fmt::Debug for KafkaLog {
 
 impl KafkaLog {
     pub(in crate::log) fn new(mut settings: KafkaSettings) -> Result<KafkaLog, LogError> {
-        let given: Vec<(&str, Option<&str>)> =
+        let properties: Vec<(&str, Option<&str>)> =
             settings.properties.iter().map(|(name, value)| (name.as_str(), Some(value.as_str()))).collect();
-        let faults: Vec<String> =
-            property_faults(&given).into_iter().map(|(index, fault)| format!("kafka.properties.{} {fault}", given[index].0)).collect();
+        let faults: Vec<String> = property_faults(&properties)
+            .into_iter()
+            .map(|(index, fault)| format!("kafka.properties.{} {fault}", properties[index].0))
+            .collect();
         if !faults.is_empty() {
             return Err(LogError::Settings(faults.join("; ")));
         }
@@ -68,8 +70,8 @@ impl KafkaLog {
             settings: Arc::new(settings),
             producer: Arc::default(),
             readers: Arc::default(),
-            asker: Arc::default(),
-            end_asker: Arc::default(),
+            committed_client: Arc::default(),
+            uncommitted_client: Arc::default(),
         })
     }
 
@@ -81,7 +83,7 @@ impl KafkaLog {
     ) -> Result<T, LogError> {
         config.create_with_context(context).map_err(|error| match error {
             KafkaError::ClientCreation(text) => LogError::Settings(without_values(&text, &self.settings.properties)),
-            _ => LogError::Settings("librdkafka does not take kafka.properties".to_owned()),
+            _ => LogError::Settings("kafka.properties: librdkafka rejects them".to_owned()),
         })
     }
 
@@ -92,9 +94,9 @@ impl KafkaLog {
     /// The configuration of clients outside a group: Tallyline's defaults, then the given properties.
     pub(super) fn config(&self, defaults: &[(&str, &str)]) -> ClientConfig {
         let mut config = self.base();
-        let given = self.settings.properties.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-        let given = given.filter(|(name, _)| !OF_MEMBERS.contains(name));
-        for (name, value) in defaults.iter().copied().chain(given) {
+        let properties = self.settings.properties.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        let properties = properties.filter(|(name, _)| !MEMBER_PROPERTIES.contains(name));
+        for (name, value) in defaults.iter().copied().chain(properties) {
             config.set(name, value);
         }
         config
@@ -147,28 +149,28 @@ impl KafkaLog {
     }
 
     /// Runs a request outside any group with the shared client, in a thread that may block.
-    pub(super) async fn ask<T, F>(&self, question: F) -> Result<T, LogError>
+    pub(super) async fn request<T, F>(&self, question: F) -> Result<T, LogError>
     where
         T: Send + 'static,
         F: FnOnce(&KafkaLog, &BaseConsumer<Connection>) -> Result<T, LogError> + Send + 'static,
     {
         let log = self.clone();
-        blocking(move || question(&log, &*log.asker(&log.asker, "read_committed")?)).await
+        blocking(move || question(&log, &*log.shared_client(&log.committed_client, "read_committed")?)).await
     }
 
-    pub(super) fn asker(&self, asker: &Asker, isolation: &str) -> Result<Arc<BaseConsumer<Connection>>, LogError> {
-        let mut asker = asker.lock().unwrap_or_else(PoisonError::into_inner);
-        let asker = match &*asker {
-            Some(asker) => asker.clone(),
+    pub(super) fn shared_client(&self, client: &SharedClient, isolation: &str) -> Result<Arc<BaseConsumer<Connection>>, LogError> {
+        let mut client = client.lock().unwrap_or_else(PoisonError::into_inner);
+        let client = match &*client {
+            Some(client) => client.clone(),
             None => {
                 let mut config = self.config(&[]);
                 config.set("isolation.level", isolation);
-                asker.insert(Arc::new(self.client(&config, Connection::new("asks"))?)).clone()
+                client.insert(Arc::new(self.client(&config, Connection::new("requests"))?)).clone()
             }
         };
         // Only empties the client's queue of log lines; it has no records.
-        while asker.poll(Duration::ZERO).is_some() {}
-        Ok(asker)
+        while client.poll(Duration::ZERO).is_some() {}
+        Ok(client)
     }
 }
 
@@ -182,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn a_given_property_takes_the_place_of_ours_under_either_spelling() {
+    fn a_property_overrides_the_default_under_either_spelling() {
         for name in ["compression.codec", "compression.type"] {
             let config = log(&[(name, "gzip")]).config(&[("compression.type", "zstd")]);
             assert_eq!((config.get("compression.type"), config.get("compression.codec")), (Some("gzip"), None));
@@ -193,14 +195,14 @@ mod tests {
 
     /// A replica that is behind answers a fetch with its own end.
     #[test]
-    fn only_members_read_from_a_replica_of_their_rack() {
+    fn only_group_members_read_from_a_replica_of_their_rack() {
         let log = log(&[("client.rack", "a")]);
         assert_eq!(log.member_config("group").get("client.rack"), Some("a"));
         assert_eq!((log.config(&[]).get("client.rack"), log.reader_config().get("client.rack")), (None, None));
     }
 
     #[test]
-    fn a_killed_member_is_missed_as_soon_as_brokers_allow_unless_the_broker_decides() {
+    fn the_session_is_the_shortest_allowed_unless_the_broker_sets_it() {
         let session = |log: KafkaLog| log.member_config("group").get("session.timeout.ms").map(str::to_owned);
         assert_eq!(session(log(&[])).as_deref(), Some("6000"));
         assert_eq!(session(log(&[("group.protocol", "consumer")])), None);

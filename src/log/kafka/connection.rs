@@ -93,7 +93,7 @@ impl Connection {
         }
         let mut fault = self.fault.lock().unwrap_or_else(PoisonError::into_inner);
         if fault.is_none() || code == Some(RDKafkaErrorCode::Fatal) {
-            warn!(role = self.role, %error, reason, "Kafka fault; going on");
+            warn!(role = self.role, %error, reason, "Kafka fault, retrying");
         } else {
             debug!(role = self.role, %error, reason, "Kafka fault");
         }
@@ -122,10 +122,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_end_of_a_partition_is_no_fault_and_hides_none() {
-        let connection = Connection::new("reads");
+    fn the_end_of_a_partition_is_not_a_fault_and_hides_none() {
+        let connection = Connection::new("reader");
         connection.error(KafkaError::Global(RDKafkaErrorCode::PartitionEOF), "reached end");
-        assert_eq!(*connection.fault.lock().unwrap(), None, "the next fault is news");
+        assert_eq!(*connection.fault.lock().unwrap(), None, "the next fault is logged");
         connection.error(KafkaError::Global(RDKafkaErrorCode::AllBrokersDown), "gone");
         connection.error(KafkaError::Global(RDKafkaErrorCode::PartitionEOF), "reached end");
         assert_eq!(*connection.fault.lock().unwrap(), Some(RDKafkaErrorCode::AllBrokersDown));

@@ -21,34 +21,34 @@ use tracing::{debug, info, warn};
 use super::client::KafkaLog;
 use super::connection::Connection;
 use super::decode;
-use super::gather::Gathered;
-use super::rebalances::{News, Rebalances, unassign};
+use super::gather::OpenBatches;
+use super::rebalances::{AssignmentChange, Rebalances, unassign};
 use super::unreadable::unreadable;
 use crate::event::{Topic, TopicPartition};
 use crate::log::LogError;
 use crate::log::consumer::{BackendEvent, Command, Consumer, Link, Start};
 
 /// Maximum delay before a command or the stop token is noticed.
-const POLL: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// How long deliveries may wait before the partitions are paused. A pause discards prefetched records.
-const PATIENCE: Duration = Duration::from_secs(1);
-const MARK_EVERY: Duration = Duration::from_secs(1);
+const MAX_BLOCKED: Duration = Duration::from_secs(1);
+const MARK_INTERVAL: Duration = Duration::from_secs(1);
 
 impl KafkaLog {
     pub(in crate::log) fn join(&self, group: &str, stop: CancellationToken) -> Result<Consumer, LogError> {
-        let context = Rebalances { connection: Connection::new("consumes"), news: Mutex::default() };
+        let context = Rebalances { connection: Connection::new("consumer"), changes: Mutex::default() };
         let client: BaseConsumer<Rebalances> = self.client(&self.member_config(group), context)?;
         let names = Topic::ALL.map(|topic| self.topic_name(topic));
         client.subscribe(&names.each_ref().map(String::as_str)).map_err(|error| LogError::Settings(error.to_string()))?;
         let (consumer, link) = Link::new();
-        let gathered = Gathered::new(self.settings.batch_records, self.settings.batch_linger);
+        let batches = OpenBatches::new(self.settings.batch_records, self.settings.batch_linger);
         let member = Member {
             log: self.clone(),
             names,
             client,
             link,
             stop,
-            gathered,
+            batches,
             owned: BTreeSet::new(),
             running: BTreeMap::new(),
             waiting: VecDeque::new(),
@@ -61,7 +61,7 @@ impl KafkaLog {
         std::thread::Builder::new()
             .name("kafka-consumer".to_owned())
             .spawn(move || member.run())
-            .map_err(|error| LogError::Settings(format!("no thread for the consumer: {error}")))?;
+            .map_err(|error| LogError::Settings(format!("consumer thread not started: {error}")))?;
         Ok(consumer)
     }
 }
@@ -81,7 +81,7 @@ struct Member {
     client: BaseConsumer<Rebalances>,
     link: Link,
     stop: CancellationToken,
-    gathered: Gathered,
+    batches: OpenBatches,
     owned: BTreeSet<TopicPartition>,
     running: BTreeMap<TopicPartition, Run>,
     /// Deliveries that wait for room in the channel.
@@ -97,12 +97,12 @@ impl Member {
     fn run(mut self) {
         self.link.wake_this_thread();
         while !self.stop.is_cancelled() && self.handle_commands() {
-            self.hand_over();
+            self.deliver();
             if let Some(since) = self.blocked_since
                 && !self.paused
             {
-                match PATIENCE.checked_sub(since.elapsed()) {
-                    Some(left) if !left.is_zero() => std::thread::park_timeout(left.min(POLL)),
+                match MAX_BLOCKED.checked_sub(since.elapsed()) {
+                    Some(left) if !left.is_zero() => std::thread::park_timeout(left.min(POLL_INTERVAL)),
                     _ => self.pause(),
                 }
                 continue;
@@ -110,8 +110,8 @@ impl Member {
             if !self.poll() {
                 break;
             }
-            self.hear_news();
-            self.waiting.extend(self.gathered.due(Instant::now()));
+            self.apply_rebalances();
+            self.waiting.extend(self.batches.due(Instant::now()));
             self.commit_marks();
         }
         self.leave();
@@ -135,10 +135,10 @@ impl Member {
     }
 
     /// Passes deliveries to the consumer while the channel has room.
-    fn hand_over(&mut self) {
-        while let Some(told) = self.waiting.pop_front() {
-            if let Err(TrySendError::Full(told)) = self.link.deliveries.try_send(told) {
-                self.waiting.push_front(told);
+    fn deliver(&mut self) {
+        while let Some(event) = self.waiting.pop_front() {
+            if let Err(TrySendError::Full(event)) = self.link.deliveries.try_send(event) {
+                self.waiting.push_front(event);
                 self.blocked_since.get_or_insert_with(Instant::now);
                 return;
             }
@@ -153,7 +153,7 @@ impl Member {
 
     fn pause(&mut self) {
         self.paused = true;
-        info!("batches are not taken: Kafka partitions paused until they are");
+        info!("consumer is busy, Kafka partitions paused");
         self.pause_assigned();
     }
 
@@ -165,16 +165,16 @@ impl Member {
 
     /// Polls once. False: the client has failed permanently.
     fn poll(&mut self) -> bool {
-        let wait = self.gathered.next_due().map_or(POLL, |due| due.saturating_duration_since(Instant::now()).min(POLL));
+        let wait = self.batches.next_due().map_or(POLL_INTERVAL, |due| due.saturating_duration_since(Instant::now()).min(POLL_INTERVAL));
         match self.client.poll(wait) {
             None => {}
             Some(Ok(found)) => {
-                let told = note(&self.names, &mut self.running, &mut self.gathered, &found);
+                let event = add_record(&self.names, &mut self.running, &mut self.batches, &found);
                 self.client.context().connection.answered();
-                self.waiting.extend(told);
+                self.waiting.extend(event);
             }
             Some(Err(KafkaError::MessageConsumptionFatal(code))) => {
-                let error = LogError::Refused(format!("the consumer has failed for good: {code}"));
+                let error = LogError::Refused(format!("Kafka consumer failed permanently: {code}"));
                 self.waiting.push_back(BackendEvent::Ended(error));
                 return false;
             }
@@ -188,19 +188,19 @@ impl Member {
     }
 
     /// Applies the group's decisions of the last poll.
-    fn hear_news(&mut self) {
-        let news = std::mem::take(&mut *self.client.context().news.lock().unwrap_or_else(PoisonError::into_inner));
-        for news in news {
-            match news {
-                News::Assigned(partitions) => {
-                    let partitions = self.ours(&partitions);
+    fn apply_rebalances(&mut self) {
+        let changes = std::mem::take(&mut *self.client.context().changes.lock().unwrap_or_else(PoisonError::into_inner));
+        for change in changes {
+            match change {
+                AssignmentChange::Assigned(partitions) => {
+                    let partitions = self.known_partitions(&partitions);
                     self.owned.extend(&partitions);
                     if !partitions.is_empty() {
                         self.waiting.push_back(BackendEvent::Assigned(partitions));
                     }
                 }
-                News::Revoked(partitions) => {
-                    let partitions = self.ours(&partitions);
+                AssignmentChange::Revoked(partitions) => {
+                    let partitions = self.known_partitions(&partitions);
                     for partition in &partitions {
                         self.owned.remove(partition);
                         self.running.remove(partition);
@@ -215,7 +215,7 @@ impl Member {
         }
     }
 
-    fn ours(&self, partitions: &[(String, i32)]) -> Vec<TopicPartition> {
+    fn known_partitions(&self, partitions: &[(String, i32)]) -> Vec<TopicPartition> {
         partitions
             .iter()
             .filter_map(|(name, partition)| Some(TopicPartition { topic: topic_of(&self.names, name)?, partition: *partition }))
@@ -224,8 +224,8 @@ impl Member {
 
     /// Drops records of a partition that were read but not delivered. The next reader rereads them.
     fn drop_unread(&mut self, partition: TopicPartition) {
-        self.gathered.take(partition);
-        self.waiting.retain(|told| !matches!(told, BackendEvent::Batch { batch, .. } if batch.partition == partition));
+        self.batches.take(partition);
+        self.waiting.retain(|event| !matches!(event, BackendEvent::Batch { batch, .. } if batch.partition == partition));
     }
 
     /// Starts or restarts reading.
@@ -248,11 +248,11 @@ impl Member {
             self.running.remove(partition);
             self.drop_unread(*partition);
         }
-        self.let_go(partitions);
+        self.release(partitions);
     }
 
     /// Removes partitions from the client. Under the eager protocol this assigns the remaining running partitions.
-    fn let_go(&mut self, partitions: &[TopicPartition]) {
+    fn release(&mut self, partitions: &[TopicPartition]) {
         if matches!(self.client.rebalance_protocol(), RebalanceProtocol::Eager) {
             return self.assign(&[]);
         }
@@ -266,16 +266,16 @@ impl Member {
     /// Assigns these running partitions to the client at their next offsets. The eager protocol can only assign all at once.
     fn assign(&mut self, begun: &[TopicPartition]) {
         let eager = matches!(self.client.rebalance_protocol(), RebalanceProtocol::Eager);
-        let given: Vec<(String, i32, i64)> = self
+        let starts: Vec<(String, i32, i64)> = self
             .running
             .iter()
             .filter(|(partition, run)| if eager { !run.faulted } else { begun.contains(partition) })
             .map(|(partition, run)| (self.log.topic_name(partition.topic), partition.partition, run.next))
             .collect();
-        let assigned = list(&given).and_then(|list| {
+        let assigned = list(&starts).and_then(|list| {
             if !eager {
-                let again: Vec<(String, i32)> = given.iter().map(|(name, partition, _)| (name.clone(), *partition)).collect();
-                unassign(&self.client, &again)?;
+                let partitions: Vec<(String, i32)> = starts.iter().map(|(name, partition, _)| (name.clone(), *partition)).collect();
+                unassign(&self.client, &partitions)?;
             }
             // librdkafka keeps the pause of a partition that is lost. Without this, a partition lost during a pause would never be read
             // after it is assigned again.
@@ -295,7 +295,7 @@ impl Member {
         if self.marks.is_empty() || Instant::now() < self.marks_due {
             return;
         }
-        self.marks_due = Instant::now() + MARK_EVERY;
+        self.marks_due = Instant::now() + MARK_INTERVAL;
         let marks: Vec<(String, i32, i64)> = std::mem::take(&mut self.marks)
             .into_iter()
             .filter(|(partition, _)| self.owned.contains(partition))
@@ -319,12 +319,12 @@ impl Member {
         self.marks_due = Instant::now();
         self.commit_marks();
         drop(self.client);
-        if let Some(ended) = self.waiting.pop_back().filter(|told| matches!(told, BackendEvent::Ended(_))) {
+        if let Some(ended) = self.waiting.pop_back().filter(|event| matches!(event, BackendEvent::Ended(_))) {
             let mut ended = Some(ended);
-            while let Some(told) = ended.take() {
-                if let Err(TrySendError::Full(told)) = self.link.deliveries.try_send(told) {
-                    ended = Some(told);
-                    std::thread::park_timeout(POLL);
+            while let Some(event) = ended.take() {
+                if let Err(TrySendError::Full(event)) = self.link.deliveries.try_send(event) {
+                    ended = Some(event);
+                    std::thread::park_timeout(POLL_INTERVAL);
                 }
             }
         }
@@ -333,16 +333,16 @@ impl Member {
 }
 
 /// Adds a polled record to its partition's batch. Returns a batch that became full.
-fn note(
+fn add_record(
     names: &[String; 3],
     running: &mut BTreeMap<TopicPartition, Run>,
-    gathered: &mut Gathered,
+    batches: &mut OpenBatches,
     found: &BorrowedMessage<'_>,
 ) -> Option<BackendEvent> {
     let partition = TopicPartition { topic: topic_of(names, found.topic())?, partition: found.partition() };
     let run = running.get_mut(&partition).filter(|run| !run.faulted && found.offset() >= run.next)?;
     run.next = found.offset() + 1;
-    gathered.add(partition, run.number, decode::record(found))
+    batches.add(partition, run.number, decode::record(found))
 }
 
 /// The topic of that name in Kafka.

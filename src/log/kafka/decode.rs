@@ -13,7 +13,7 @@ pub(super) fn record(found: &BorrowedMessage<'_>) -> Record {
     Record {
         offset: found.offset(),
         timestamp: timestamp(found.timestamp().to_millis()),
-        message: Message::found(
+        message: Message::from_log(
             found.key().map(|key| beginning(key).to_vec()),
             found.headers().map(headers).unwrap_or_default(),
             found.payload(),
@@ -89,7 +89,7 @@ mod tests {
 
     /// 100,000 empty headers need some hundred bytes in a packed batch, and megabytes in memory.
     #[test]
-    fn headers_that_take_up_more_memory_than_any_event_are_unreadable() {
+    fn headers_larger_than_any_event_are_unreadable() {
         let empty = |count| (0..count).fold(OwnedHeaders::new(), |all, _| all.insert(Header { key: "a", value: None::<&[u8]> }));
         assert_eq!(headers(empty(4_000).as_borrowed()).len(), 4_000);
         assert_eq!(headers(empty(100_000).as_borrowed()), [(UNREADABLE.to_owned(), None)]);
@@ -98,7 +98,7 @@ mod tests {
     proptest! {
         /// PostgreSQL accepts every time that a record can get.
         #[test]
-        fn any_time_is_one_that_the_ledger_can_keep(millis in any::<i64>()) {
+        fn any_time_fits_the_ledger(millis in any::<i64>()) {
             prop_assert!(YEARS.contains(&timestamp(Some(millis)).year()));
         }
     }

@@ -12,25 +12,25 @@ use crate::log::{Batch, Record};
 const BATCH_BYTES: usize = 8 * 1024 * 1024;
 
 /// The open batches of all partitions.
-pub(super) struct Gathered {
+pub(super) struct OpenBatches {
     batch_records: usize,
     linger: Duration,
-    open: BTreeMap<TopicPartition, Open>,
+    open: BTreeMap<TopicPartition, OpenBatch>,
     records: usize,
     bytes: usize,
     next_due: Option<Instant>,
 }
 
-struct Open {
+struct OpenBatch {
     run: u64,
     records: Vec<Record>,
     bytes: usize,
     due: Instant,
 }
 
-impl Gathered {
-    pub fn new(batch_records: usize, linger: Duration) -> Gathered {
-        Gathered { batch_records: batch_records.max(1), linger, open: BTreeMap::new(), records: 0, bytes: 0, next_due: None }
+impl OpenBatches {
+    pub fn new(batch_records: usize, linger: Duration) -> OpenBatches {
+        OpenBatches { batch_records: batch_records.max(1), linger, open: BTreeMap::new(), records: 0, bytes: 0, next_due: None }
     }
 
     /// When the oldest open batch is due.
@@ -42,7 +42,8 @@ impl Gathered {
     pub fn add(&mut self, partition: TopicPartition, run: u64, record: Record) -> Option<BackendEvent> {
         let size = decode::size(&record);
         let linger = self.linger;
-        let open = self.open.entry(partition).or_insert_with(|| Open { run, records: Vec::new(), bytes: 0, due: Instant::now() + linger });
+        let open =
+            self.open.entry(partition).or_insert_with(|| OpenBatch { run, records: Vec::new(), bytes: 0, due: Instant::now() + linger });
         open.records.push(record);
         open.bytes += size;
         self.records += 1;

@@ -33,7 +33,7 @@ impl KafkaLog {
         let (log, config) = (self.clone(), self.member_config(group));
         blocking(move || {
             let refused = |error: KafkaError| refused(Topic::WorkspaceBuilds, &error);
-            let client: BaseConsumer<Connection> = log.client(&config, Connection::new("asks for marks"))?;
+            let client: BaseConsumer<Connection> = log.client(&config, Connection::new("marks"))?;
             let committed = client.committed_offsets(list, log.settings.request_deadline).map_err(refused)?;
             let names = Topic::ALL.map(|topic| log.topic_name(topic));
             let mark = |element: &TopicPartitionListElem<'_>| {

@@ -13,7 +13,7 @@ use rdkafka::types::RDKafkaConfRes;
 pub(super) const SESSION_MS: &str = "6000";
 
 /// Properties that correctness depends on, and the reasons why they cannot be set.
-const OWN: &[(&str, &str)] = &[
+const RESERVED: &[(&str, &str)] = &[
     ("bootstrap.servers", "set kafka.brokers instead"),
     ("group.id", "set log.group instead"),
     ("enable.auto.commit", "the ledger's position decides where reading continues"),
@@ -23,13 +23,13 @@ const OWN: &[(&str, &str)] = &[
     ("enable.partition.eof", "readers depend on it"),
     ("isolation.level", "records of aborted transactions must not be counted"),
     ("enable.idempotence", "the order of a key's records depends on it"),
-    ("acks", "an event counts as appended once every replica has it"),
+    ("acks", "an event is appended when every replica has it"),
     ("delivery.timeout.ms", "the deadline of an append sets it"),
     ("partitioner", "all producers of a topic must put a key into the same partition"),
     ("transactional.id", "Tallyline's producers are not transactional"),
     (
         "group.instance.id",
-        "two processes with one id would fence each other, and the partitions of a static member that ends wait for its session; leave it out",
+        "two processes with one id would fence each other, and the partitions of a static member that ends wait for its session; remove it",
     ),
 ];
 
@@ -80,13 +80,13 @@ const CHOICES: &[(&str, &[&str])] = &[
 ];
 
 /// Choices that librdkafka checks only when it creates a client. For SASL this build supports these three.
-const LATER_CHOICES: &[(&str, &[&str])] = &[
+const CLIENT_CHOICES: &[(&str, &[&str])] = &[
     ("sasl.mechanisms", &["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]),
     ("partition.assignment.strategy", &["cooperative-sticky", "range", "roundrobin"]),
 ];
 
 /// Properties that the broker decides with `group.protocol=consumer`.
-const OF_THE_CLASSIC_PROTOCOL: &[(&str, &str)] = &[
+const CLASSIC_PROTOCOL_ONLY: &[(&str, &str)] = &[
     ("session.timeout.ms", "group.consumer.session.timeout.ms"),
     ("heartbeat.interval.ms", "group.consumer.heartbeat.interval.ms"),
     ("partition.assignment.strategy", "group.consumer.assignors"),
@@ -95,40 +95,41 @@ const OF_THE_CLASSIC_PROTOCOL: &[(&str, &str)] = &[
 /// The faults of the given properties. The value is none if it is not known yet. Each fault has the index of its property and a text
 /// that continues the property's name.
 #[must_use]
-pub fn property_faults(given: &[(&str, Option<&str>)]) -> Vec<(usize, String)> {
+pub fn property_faults(properties: &[(&str, Option<&str>)]) -> Vec<(usize, String)> {
     let mut faults = Vec::new();
-    let new_protocol =
-        given.iter().any(|(name, value)| *name == "group.protocol" && value.is_some_and(|value| value.eq_ignore_ascii_case("consumer")));
-    for (index, (name, value)) in given.iter().enumerate() {
-        let of_broker = OF_THE_CLASSIC_PROTOCOL.iter().find(|(classic, _)| new_protocol && classic == name);
-        let twin = given[..index].iter().find(|(other, _)| canonical(other) == canonical(name));
-        let fault = match (own(name), java(name), twin, of_broker) {
-            (Some(reason), ..) => Some(format!("is Tallyline's own to set: {reason}")),
+    let new_protocol = properties
+        .iter()
+        .any(|(name, value)| *name == "group.protocol" && value.is_some_and(|value| value.eq_ignore_ascii_case("consumer")));
+    for (index, (name, value)) in properties.iter().enumerate() {
+        let of_broker = CLASSIC_PROTOCOL_ONLY.iter().find(|(classic, _)| new_protocol && classic == name);
+        let twin = properties[..index].iter().find(|(other, _)| canonical(other) == canonical(name));
+        let fault = match (reserved(name), java(name), twin, of_broker) {
+            (Some(reason), ..) => Some(format!("is set by Tallyline: {reason}")),
             (_, Some(instead), ..) => Some(format!("is a property of Kafka's Java client only: {instead}")),
-            (_, _, Some((twin, _)), _) => Some(format!("is another spelling of {twin}, which is given too: leave one of them out")),
-            (.., Some((_, setting))) => Some(format!("must be left out with group.protocol=consumer: the broker's {setting} decides it")),
+            (_, _, Some((twin, _)), _) => Some(format!("is another spelling of {twin}, which is also set: remove one of them")),
+            (.., Some((_, setting))) => Some(format!("must not be set with group.protocol=consumer: the broker's {setting} applies")),
             _ => value_fault(name, *value),
         };
         faults.extend(fault.map(|fault| (index, fault)));
     }
     if faults.is_empty() {
-        faults.extend(contradiction(given));
+        faults.extend(contradiction(properties));
     }
     faults
 }
 
 /// Finds valid properties that contradict each other. librdkafka detects this when it creates a client, which without brokers does not
 /// connect. Connection properties are left out: TLS files may be on another machine, and the error text must not contain a secret.
-fn contradiction(given: &[(&str, Option<&str>)]) -> Option<(usize, String)> {
-    let index_of = |name: &str| given.iter().position(|(other, _)| canonical(other) == name);
-    let sasl = given
+fn contradiction(properties: &[(&str, Option<&str>)]) -> Option<(usize, String)> {
+    let index_of = |name: &str| properties.iter().position(|(other, _)| canonical(other) == name);
+    let sasl = properties
         .iter()
         .position(|(name, value)| *name == "security.protocol" && value.is_some_and(|value| value.to_lowercase().starts_with("sasl_")));
     if let (Some(index), None) = (sasl, index_of("sasl.mechanisms")) {
         return Some((index, "needs sasl.mechanism: set it to one of PLAIN, SCRAM-SHA-256, SCRAM-SHA-512".to_owned()));
     }
     let of_connections = |name: &str| ["ssl.", "sasl.", "security.", "enable.ssl."].iter().any(|prefix| name.starts_with(prefix));
-    let known = given.iter().filter_map(|(name, value)| Some((canonical(name), (*value)?)));
+    let known = properties.iter().filter_map(|(name, value)| Some((canonical(name), (*value)?)));
     let others: Vec<(&str, &str)> = known.filter(|(name, _)| !of_connections(name)).collect();
     if others.is_empty() {
         return None;
@@ -142,28 +143,28 @@ fn contradiction(given: &[(&str, Option<&str>)]) -> Option<(usize, String)> {
         config.set(name, value);
     }
     let Err(KafkaError::ClientCreation(text)) = config.create::<BaseConsumer>() else { return None };
-    let index = given.iter().position(|(name, _)| text.contains(canonical(name))).unwrap_or(0);
-    Some((index, format!("does not go with the other properties: {text}")))
+    let index = properties.iter().position(|(name, _)| text.contains(canonical(name))).unwrap_or(0);
+    Some((index, format!("contradicts the other properties: {text}")))
 }
 
 /// The properties under Tallyline's spelling, so that a given one replaces the default.
-pub(super) fn by_canonical_name(given: &BTreeMap<String, String>) -> BTreeMap<String, String> {
-    given.iter().map(|(name, value)| (canonical(name).to_owned(), value.clone())).collect()
+pub(super) fn by_canonical_name(properties: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    properties.iter().map(|(name, value)| (canonical(name).to_owned(), value.clone())).collect()
 }
 
 /// librdkafka's error text about a client, without the values of properties.
-pub(super) fn without_values(text: &str, given: &BTreeMap<String, String>) -> String {
-    let mut values: Vec<&String> = given.values().filter(|value| !value.is_empty()).collect();
+pub(super) fn without_values(text: &str, properties: &BTreeMap<String, String>) -> String {
+    let mut values: Vec<&String> = properties.values().filter(|value| !value.is_empty()).collect();
     values.sort_unstable_by_key(|value| std::cmp::Reverse(value.len()));
     values.into_iter().fold(text.to_owned(), |text, value| text.replace(value.as_str(), "***"))
 }
 
 fn canonical(name: &str) -> &str {
-    ALIASES.iter().find(|(alias, _)| *alias == name).map_or(name, |(_, ours)| *ours)
+    ALIASES.iter().find(|(alias, _)| *alias == name).map_or(name, |(_, canonical)| *canonical)
 }
 
-fn own(name: &str) -> Option<&'static str> {
-    OWN.iter().find(|(own, _)| *own == canonical(name)).map(|(_, reason)| *reason)
+fn reserved(name: &str) -> Option<&'static str> {
+    RESERVED.iter().find(|(own, _)| *own == canonical(name)).map(|(_, reason)| *reason)
 }
 
 fn java(name: &str) -> Option<&'static str> {
@@ -177,20 +178,20 @@ fn value_fault(name: &str, value: Option<&str>) -> Option<String> {
     };
     let outside = |words: &[&str]| value.is_some_and(|value| !value.split(',').all(|word| words.contains(&word.trim())));
     let must_be = |words: &[&str]| Some(format!("must be one of {}", words.join(", ")));
-    let asked = ClientConfig::new().set(name, value.unwrap_or_default()).create_native_config();
-    match asked.err() {
+    let parsed = ClientConfig::new().set(name, value.unwrap_or_default()).create_native_config();
+    match parsed.err() {
         Some(KafkaError::ClientConfig(RDKafkaConfRes::RD_KAFKA_CONF_UNKNOWN, ..)) => Some(unknown(name)),
-        None => of(LATER_CHOICES).filter(|words| outside(words)).and_then(must_be),
+        None => of(CLIENT_CHOICES).filter(|words| outside(words)).and_then(must_be),
         Some(_) if value.is_none() => None,
         Some(_) if of(CHOICES).is_some() => of(CHOICES).and_then(must_be),
         Some(KafkaError::ClientConfig(_, text, ..)) if text.contains("not supported in this build") => {
-            Some("is not supported by this build of librdkafka: leave it out".to_owned())
+            Some("is not supported by this build of librdkafka: remove it".to_owned())
         }
         Some(KafkaError::ClientConfig(_, text, ..)) => Some(match allowed_range(&text) {
             Some(range) => format!("must be a number within {range}"),
-            None => "has a value that librdkafka does not take: see its CONFIGURATION.md".to_owned(),
+            None => "has a value that librdkafka rejects: see its CONFIGURATION.md".to_owned(),
         }),
-        Some(_) => Some("contains a NUL character, which no property may".to_owned()),
+        Some(_) => Some("contains a NUL character: remove it".to_owned()),
     }
 }
 
@@ -219,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn each_kind_of_mistake_is_named_and_says_what_to_do() {
+    fn each_fault_names_the_property_and_the_next_step() {
         for (name, value, words) in [
             ("sasl.passwrd", "hunter2", "is unknown to librdkafka"),
             ("Security.Protocol", "ssl", "write security.protocol"),
@@ -228,14 +229,14 @@ mod tests {
             ("sasl.mechanism", "plain", "must be one of PLAIN"),
             ("compression.codec", "brotli", "must be one of none, gzip"),
             ("partition.assignment.strategy", "org.apache.kafka.clients.consumer.RangeAssignor", "must be one of cooperative-sticky"),
-            ("session.timeout.ms", "soon", "librdkafka does not take"),
+            ("session.timeout.ms", "soon", "librdkafka rejects"),
             ("session.timeout.ms", "99999999", "must be a number within 1..3600000"),
-            ("socket.keepalive.enable", "perhaps", "librdkafka does not take"),
+            ("socket.keepalive.enable", "perhaps", "librdkafka rejects"),
             ("sasl.jaas.config", "hunter2", "Java client only: set sasl.username and sasl.password"),
             ("ssl.truststore.location", "/a.jks", "Java client only: set ssl.ca.location"),
-            ("isolation.level", "read_uncommitted", "Tallyline's own to set: records of aborted transactions"),
-            ("metadata.broker.list", "a:1", "Tallyline's own to set: set kafka.brokers"),
-            ("message.timeout.ms", "1", "Tallyline's own to set"),
+            ("isolation.level", "read_uncommitted", "is set by Tallyline: records of aborted transactions"),
+            ("metadata.broker.list", "a:1", "is set by Tallyline: set kafka.brokers"),
+            ("message.timeout.ms", "1", "is set by Tallyline"),
             ("group.instance.id", "one", "two processes with one id would fence each other"),
         ] {
             let fault = fault(name, value);
@@ -245,8 +246,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_right_has_no_fault() {
-        let given = [
+    fn valid_properties_have_no_fault() {
+        let properties = [
             ("security.protocol", Some("SASL_SSL")),
             ("sasl.mechanism", Some("SCRAM-SHA-512")),
             ("sasl.username", Some("tallyline")),
@@ -256,15 +257,15 @@ mod tests {
             ("session.timeout.ms", None),
             ("ssl.ca.location", Some("/nowhere/ca.pem")),
         ];
-        assert_eq!(property_faults(&given), []);
+        assert_eq!(property_faults(&properties), []);
         assert_eq!(property_faults(&[("group.protocol", Some("consumer")), ("max.poll.interval.ms", Some("9000"))]), []);
     }
 
     #[test]
-    fn properties_that_do_not_go_together_are_named_without_a_broker() {
-        let named = |given: &[(&str, Option<&str>)], words: &str| {
-            let faults = property_faults(given);
-            assert!(faults.len() == 1 && faults[0].1.contains(words), "{given:?}: {faults:?}");
+    fn contradicting_properties_are_found_without_a_broker() {
+        let named = |properties: &[(&str, Option<&str>)], words: &str| {
+            let faults = property_faults(properties);
+            assert!(faults.len() == 1 && faults[0].1.contains(words), "{properties:?}: {faults:?}");
             assert!(!faults[0].1.contains("50000000"), "{faults:?}");
         };
         named(&[("max.poll.interval.ms", Some("1000"))], "session.timeout.ms");
@@ -278,9 +279,9 @@ mod tests {
     }
 
     #[test]
-    fn two_spellings_and_the_brokers_own_settings_are_named() {
+    fn two_spellings_and_broker_settings_are_faults() {
         let faults = property_faults(&[("compression.type", Some("zstd")), ("compression.codec", Some("gzip"))]);
-        assert_eq!(faults, [(1, "is another spelling of compression.type, which is given too: leave one of them out".to_owned())]);
+        assert_eq!(faults, [(1, "is another spelling of compression.type, which is also set: remove one of them".to_owned())]);
         let faults = property_faults(&[("group.protocol", Some("consumer")), ("session.timeout.ms", Some("6000"))]);
         assert_eq!(faults.len(), 1);
         assert!(faults[0].1.contains("group.consumer.session.timeout.ms"), "{faults:?}");
@@ -288,32 +289,33 @@ mod tests {
 
     /// Checks the table with librdkafka: a value set under one spelling is readable under the other.
     #[test]
-    fn each_alias_is_one_to_librdkafka() {
-        for (alias, ours) in ALIASES {
-            let value = match *ours {
+    fn librdkafka_accepts_each_alias() {
+        for (alias, canonical) in ALIASES {
+            let value = match *canonical {
                 "compression.type" => "gzip",
                 "bootstrap.servers" | "sasl.mechanisms" => "PLAIN",
                 "acks" => "1",
                 _ => "4321",
             };
             let config = ClientConfig::new().set(*alias, value).create_native_config().expect(alias);
-            assert_eq!(config.get(ours).expect(ours), value, "{alias}");
+            assert_eq!(config.get(canonical).expect(canonical), value, "{alias}");
         }
-        for (name, words) in CHOICES.iter().chain(LATER_CHOICES) {
+        for (name, words) in CHOICES.iter().chain(CLIENT_CHOICES) {
             for word in *words {
-                let given = [(*name, Some(*word)), ("sasl.mechanisms", Some("PLAIN"))];
-                assert_eq!(property_faults(&given[..given.len() - usize::from(*name == "sasl.mechanisms")]), [], "{name}");
+                let properties = [(*name, Some(*word)), ("sasl.mechanisms", Some("PLAIN"))];
+                assert_eq!(property_faults(&properties[..properties.len() - usize::from(*name == "sasl.mechanisms")]), [], "{name}");
             }
         }
         for (name, _) in JAVA {
-            assert!(ClientConfig::new().set(*name, "1").create_native_config().is_err(), "librdkafka takes {name}");
+            assert!(ClientConfig::new().set(*name, "1").create_native_config().is_err(), "librdkafka accepts {name}");
         }
     }
 
     #[test]
-    fn a_text_of_librdkafka_is_shown_without_values() {
-        let given = [("sasl.password", "hunter2"), ("sasl.username", "hunter")].map(|(name, value)| (name.to_owned(), value.to_owned()));
-        assert_eq!(without_values("hunter2 and hunter", &given.into()), "*** and ***");
+    fn a_text_of_librdkafka_has_its_values_masked() {
+        let properties =
+            [("sasl.password", "hunter2"), ("sasl.username", "hunter")].map(|(name, value)| (name.to_owned(), value.to_owned()));
+        assert_eq!(without_values("hunter2 and hunter", &properties.into()), "*** and ***");
     }
 
     proptest::proptest! {

@@ -64,7 +64,7 @@ impl KafkaLog {
 
 impl Reader {
     fn new(log: &KafkaLog) -> Result<Reader, LogError> {
-        Ok(Reader { consumer: log.client(&log.reader_config(), Connection::new("reads"))?, at: None })
+        Ok(Reader { consumer: log.client(&log.reader_config(), Connection::new("reader"))?, at: None })
     }
 
     /// Reads records before `end`. After an error the reader is not used again.
@@ -111,7 +111,7 @@ impl Reader {
                 }
                 Some(Err(_)) | None if Instant::now() < deadline => {}
                 Some(Err(error)) => return Err(refused(partition.topic, &error)),
-                None => return Err(LogError::Unreachable(format!("{partition}: no records in time"))),
+                None => return Err(LogError::Unreachable(format!("{partition}: no records within the deadline"))),
             }
         }
         self.rest(partition, next, end)?;
@@ -148,7 +148,7 @@ impl Reader {
                 }
                 Some(Err(_)) | None if Instant::now() < deadline => {}
                 Some(Err(error)) => return Err(refused(partition.topic, &error)),
-                None => return Err(LogError::Unreachable(format!("{partition}: no records in time"))),
+                None => return Err(LogError::Unreachable(format!("{partition}: no records within the deadline"))),
             }
         }
     }
@@ -184,13 +184,13 @@ mod tests {
     use crate::log::KafkaSettings;
 
     #[test]
-    fn given_properties_take_the_place_of_a_readers_own() {
+    fn properties_override_the_defaults_of_a_reader() {
         let config = |properties: &[(&str, &str)]| {
             let properties = properties.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
             KafkaLog::new(KafkaSettings { properties, ..KafkaSettings::new("127.0.0.1:1") }).unwrap().reader_config()
         };
-        let (ours, given) = (config(&[]), config(&[("fetch.wait.max.ms", "70"), ("queued.max.messages.kbytes", "900")]));
-        assert_eq!((ours.get("fetch.wait.max.ms"), ours.get("queued.max.messages.kbytes")), (Some("5"), Some("4096")));
-        assert_eq!((given.get("fetch.wait.max.ms"), given.get("queued.max.messages.kbytes")), (Some("70"), Some("900")));
+        let (defaults, overridden) = (config(&[]), config(&[("fetch.wait.max.ms", "70"), ("queued.max.messages.kbytes", "900")]));
+        assert_eq!((defaults.get("fetch.wait.max.ms"), defaults.get("queued.max.messages.kbytes")), (Some("5"), Some("4096")));
+        assert_eq!((overridden.get("fetch.wait.max.ms"), overridden.get("queued.max.messages.kbytes")), (Some("70"), Some("900")));
     }
 }

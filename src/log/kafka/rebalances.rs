@@ -14,10 +14,10 @@ use super::connection::Connection;
 /// Collects the group's decisions during a poll.
 pub(super) struct Rebalances {
     pub connection: Connection,
-    pub news: Mutex<Vec<News>>,
+    pub changes: Mutex<Vec<AssignmentChange>>,
 }
 
-pub(super) enum News {
+pub(super) enum AssignmentChange {
     Assigned(Vec<(String, i32)>),
     Revoked(Vec<(String, i32)>),
 }
@@ -37,21 +37,21 @@ impl ConsumerContext for Rebalances {
     fn rebalance(&self, client: &BaseConsumer<Self>, what: RDKafkaRespErr, list: &mut TopicPartitionList) {
         let partitions = list.elements().iter().map(|element| (element.topic().to_owned(), element.partition())).collect();
         let cooperative = matches!(client.rebalance_protocol(), RebalanceProtocol::Cooperative);
-        let (news, answered) = match what {
+        let (change, answered) = match what {
             RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => {
                 let nothing = TopicPartitionList::new();
                 let answered = if cooperative { client.incremental_assign(&nothing) } else { client.assign(&nothing) };
-                (News::Assigned(partitions), answered)
+                (AssignmentChange::Assigned(partitions), answered)
             }
             _ => {
                 let answered = if cooperative { unassign(client, &partitions) } else { client.unassign() };
-                (News::Revoked(partitions), answered)
+                (AssignmentChange::Revoked(partitions), answered)
             }
         };
         if let Err(error) = answered {
-            warn!(%error, "Kafka did not take the answer to a rebalance");
+            warn!(%error, "Kafka rejected the answer to a rebalance");
         }
-        self.news.lock().unwrap_or_else(PoisonError::into_inner).push(news);
+        self.changes.lock().unwrap_or_else(PoisonError::into_inner).push(change);
     }
 
     fn commit_callback(&self, result: KafkaResult<()>, _offsets: &TopicPartitionList) {

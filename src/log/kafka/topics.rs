@@ -17,10 +17,10 @@ const DAY_MS: i64 = 24 * 60 * 60 * 1000;
 
 impl KafkaLog {
     pub(in crate::log) async fn create_topics(&self, partitions: i32) -> Result<Vec<String>, LogError> {
-        let there = self.partition_counts().await?;
-        let admin = self.admin("creates topics")?;
+        let counts = self.partition_counts().await?;
+        let admin = self.admin("topic creation")?;
         let mut drift = Vec::new();
-        for (topic, count) in there {
+        for (topic, count) in counts {
             match count {
                 None if self.create_topic(&admin, topic, partitions).await? => {}
                 None => {
@@ -37,9 +37,9 @@ impl KafkaLog {
 
     /// The number of partitions of each topic; none if it does not exist. It lists all topics, because a request by name may create one.
     async fn partition_counts(&self) -> Result<Vec<(Topic, Option<usize>)>, LogError> {
-        self.ask(|log, asker| {
+        self.request(|log, client| {
             let metadata =
-                asker.fetch_metadata(None, log.settings.request_deadline).map_err(|error| refused(Topic::WorkspaceBuilds, &error))?;
+                client.fetch_metadata(None, log.settings.request_deadline).map_err(|error| refused(Topic::WorkspaceBuilds, &error))?;
             let count = |topic: Topic| {
                 let name = log.topic_name(topic);
                 metadata.topics().iter().find(|found| found.name() == name).map(|found| found.partitions().len())
@@ -65,16 +65,16 @@ impl KafkaLog {
                 self.await_leaders(topic, partitions).await.map(|()| true)
             }
             Some(Err((_, code))) => Err(refused(topic, &KafkaError::AdminOp(code))),
-            None => Err(LogError::Refused(format!("no answer about {name}"))),
+            None => Err(LogError::Refused(format!("Kafka returned no result for topic {name}"))),
         }
     }
 
     /// Waits until each partition of a new topic has a leader that knows the partition. Then the topic is usable.
     async fn await_leaders(&self, topic: Topic, partitions: i32) -> Result<(), LogError> {
-        self.ask(move |log, asker| {
+        self.request(move |log, client| {
             let begun = Instant::now();
             for partition in 0..partitions {
-                while let Err(error) = log.watermarks_by(asker, TopicPartition { topic, partition }) {
+                while let Err(error) = log.watermarks_by(client, TopicPartition { topic, partition }) {
                     if error != LogError::NoTopic(topic) || begun.elapsed() >= log.settings.request_deadline {
                         return Err(error);
                     }
@@ -88,7 +88,7 @@ impl KafkaLog {
 
     /// Reads the topic's own settings. Compaction alone has no time limit.
     pub(in crate::log) async fn keeps_unread(&self, topic: Topic) -> Result<Option<Duration>, LogError> {
-        let config = self.topic_config(&self.admin("asks for retention")?, topic).await?;
+        let config = self.topic_config(&self.admin("topic retention")?, topic).await?;
         let value = |key: &str| config.get(key).and_then(|entry| entry.value.clone());
         if !value("cleanup.policy").is_none_or(|policy| policy.contains("delete")) {
             return Ok(None);
@@ -110,7 +110,7 @@ impl KafkaLog {
         match answers.into_iter().next() {
             Some(Ok(config)) => Ok(config),
             Some(Err(code)) => Err(refused(topic, &KafkaError::AdminOp(code))),
-            None => Err(LogError::Refused(format!("no answer about {name}"))),
+            None => Err(LogError::Refused(format!("Kafka returned no result for topic {name}"))),
         }
     }
 
@@ -118,7 +118,7 @@ impl KafkaLog {
         let (name, config) = (self.topic_name(topic), self.topic_config(admin, topic).await?);
         let mut lines = Vec::new();
         if i64::try_from(count) != Ok(i64::from(wanted)) {
-            lines.push(format!("{name}: {count} partitions, wanted {wanted}"));
+            lines.push(format!("{name}: {count} partitions, expected {wanted}"));
         }
         lines.extend(retention_drift(&name, &config));
         Ok(lines)
@@ -136,13 +136,13 @@ fn retention_drift(name: &str, config: &ConfigResource) -> Vec<String> {
     let number = |key: &str| value(key).and_then(|text| text.parse::<i64>().ok());
     let mut lines = Vec::new();
     if let Some(millis) = number("retention.ms").filter(|millis| (0..RETENTION_DAYS * DAY_MS).contains(millis)) {
-        lines.push(format!("{name}: retention.ms is {millis}, wanted at least {} ({RETENTION_DAYS} days)", RETENTION_DAYS * DAY_MS));
+        lines.push(format!("{name}: retention.ms is {millis}, expected at least {} ({RETENTION_DAYS} days)", RETENTION_DAYS * DAY_MS));
     }
     if let Some(bytes) = number("retention.bytes").filter(|bytes| *bytes >= 0) {
-        lines.push(format!("{name}: retention.bytes is {bytes}, which can remove records before {RETENTION_DAYS} days; wanted -1"));
+        lines.push(format!("{name}: retention.bytes is {bytes}, which can remove records before {RETENTION_DAYS} days; expected -1"));
     }
     if let Some(policy) = value("cleanup.policy").filter(|policy| policy != "delete") {
-        lines.push(format!("{name}: cleanup.policy is {policy}, wanted delete"));
+        lines.push(format!("{name}: cleanup.policy is {policy}, expected delete"));
     }
     lines
 }

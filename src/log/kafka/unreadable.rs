@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_offset_is_read_from_librdkafkas_text_and_from_no_other() {
+    fn the_first_offset_comes_only_from_the_known_text_of_librdkafka() {
         let text = "Decompression (codec 0x4) of message at 1234 of 48213 bytes failed: Local: Invalid compressed data";
         assert_eq!(first_offset(text), Some(1234));
         for other in
@@ -58,14 +58,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_last_offset_of_a_batch_is_found_by_few_looks(from in 0_i64..1000, length in 0_i64..2_000_000, behind in 1_i64..1_000_000_000) {
-            let (last, mut looks) = (from + length, 0);
+        fn the_last_offset_of_a_batch_needs_few_checks(from in 0_i64..1000, length in 0_i64..2_000_000, behind in 1_i64..1_000_000_000) {
+            let (last, mut checks) = (from + length, 0);
             let found = last_inside(from, last + behind, |offset| {
-                looks += 1;
+                checks += 1;
                 Ok(offset <= last)
             });
             prop_assert_eq!(found, Ok(last));
-            prop_assert!(looks <= 45, "{} looks", looks);
+            prop_assert!(checks <= 45, "{} checks", checks);
         }
     }
 }

@@ -22,7 +22,7 @@ fn missing(held: &BTreeMap<TopicPartition, i32>, other: &BTreeMap<TopicPartition
 }
 
 /// How often each partition is checked for expired records.
-const EXPIRY_EVERY: Duration = Duration::from_secs(600);
+const EXPIRY_INTERVAL: Duration = Duration::from_secs(600);
 
 impl PostgresLog {
     pub(in crate::log) fn join(&self, group: &str, stop: CancellationToken) -> Consumer {
@@ -37,7 +37,7 @@ impl PostgresLog {
             running: BTreeMap::new(),
             waiting: VecDeque::new(),
             last_read: None,
-            look_due: Instant::now(),
+            poll_due: Instant::now(),
             expiry_due: BTreeMap::new(),
             fault: LastingFault::default(),
         };
@@ -54,12 +54,12 @@ struct Run {
     next: i64,
 }
 
-enum Next {
+enum Step {
     Command(Command),
     Delivered,
     Renewal,
-    Look,
-    Gone,
+    Poll,
+    ConsumerGone,
 }
 
 struct Member {
@@ -74,16 +74,16 @@ struct Member {
     /// The partition of the last batch: partitions take turns.
     last_read: Option<TopicPartition>,
     renewal_due: Instant,
-    look_due: Instant,
+    poll_due: Instant,
     expiry_due: BTreeMap<TopicPartition, Instant>,
     fault: LastingFault,
 }
 
 impl Member {
     async fn run(mut self, stop: CancellationToken) {
-        let told_to_leave = stop.run_until_cancelled(self.work()).await.is_some();
+        let leave_requested = stop.run_until_cancelled(self.work()).await.is_some();
         if let Err(error) = self.leases.release().await {
-            info!(%error, told_to_leave, "group not left: the others get the partitions when the lease has ended");
+            info!(%error, leave_requested, "group not left; its partitions are free when the lease expires");
         }
         let _ = self.link.ended.send(());
     }
@@ -91,35 +91,35 @@ impl Member {
     /// Runs until the consumer leaves.
     async fn work(&mut self) {
         loop {
-            match self.what_comes_next().await {
-                Next::Command(Command::Start { from }) => self.start(from),
-                Next::Command(Command::Hold { partitions }) => self.hold(&partitions),
+            match self.next_step().await {
+                Step::Command(Command::Start { from }) => self.start(from),
+                Step::Command(Command::Hold { partitions }) => self.hold(&partitions),
                 // The positions are in the same database, so that marks would prove nothing.
-                Next::Command(Command::Mark { .. } | Command::Sign { .. }) => {}
-                Next::Command(Command::Leave) | Next::Gone => return,
-                Next::Delivered => {}
-                Next::Renewal => self.renew().await,
-                Next::Look => self.look().await,
+                Step::Command(Command::Mark { .. } | Command::Sign { .. }) => {}
+                Step::Command(Command::Leave) | Step::ConsumerGone => return,
+                Step::Delivered => {}
+                Step::Renewal => self.renew().await,
+                Step::Poll => self.poll().await,
             }
         }
     }
 
-    async fn what_comes_next(&mut self) -> Next {
+    async fn next_step(&mut self) -> Step {
         let (link, waiting) = (&mut self.link, &mut self.waiting);
-        let (to_deliver, to_look) = (!waiting.is_empty(), waiting.is_empty() && !self.running.is_empty());
+        let (to_deliver, to_poll) = (!waiting.is_empty(), waiting.is_empty() && !self.running.is_empty());
         let deliver = async {
-            let Ok(room) = link.deliveries.reserve().await else { return Next::Gone };
-            if let Some(told) = waiting.pop_front() {
-                room.send(told);
+            let Ok(room) = link.deliveries.reserve().await else { return Step::ConsumerGone };
+            if let Some(event) = waiting.pop_front() {
+                room.send(event);
             }
-            Next::Delivered
+            Step::Delivered
         };
         tokio::select! {
             biased;
-            command = link.commands.recv() => command.map_or(Next::Gone, Next::Command),
-            () = sleep_until(self.renewal_due) => Next::Renewal,
+            command = link.commands.recv() => command.map_or(Step::ConsumerGone, Step::Command),
+            () = sleep_until(self.renewal_due) => Step::Renewal,
             next = deliver, if to_deliver => next,
-            () = sleep_until(self.look_due), if to_look => Next::Look,
+            () = sleep_until(self.poll_due), if to_poll => Step::Poll,
         }
     }
 
@@ -130,7 +130,7 @@ impl Member {
                 self.running.insert(start.partition, Run { number: start.run, partition_id, next: start.offset });
             }
         }
-        self.look_due = Instant::now();
+        self.poll_due = Instant::now();
     }
 
     fn hold(&mut self, partitions: &[TopicPartition]) {
@@ -141,14 +141,14 @@ impl Member {
     }
 
     fn drop_unread(&mut self, partition: TopicPartition) {
-        self.waiting.retain(|told| !matches!(told, BackendEvent::Batch { batch, .. } if batch.partition == partition));
+        self.waiting.retain(|event| !matches!(event, BackendEvent::Batch { batch, .. } if batch.partition == partition));
     }
 
     /// Renews the leases and delivers gained and lost partitions to the consumer.
     async fn renew(&mut self) {
         let renewed = self.leases.renew().await;
-        self.renewal_due = Instant::now() + self.leases.renew_every();
-        let Some(owned) = self.heard(renewed) else { return };
+        self.renewal_due = Instant::now() + self.leases.renewal_interval();
+        let Some(owned) = self.log_fault(renewed) else { return };
         // A recreated partition has another id. It is delivered as lost and gained, so that its position is checked again.
         let lost: Vec<TopicPartition> = missing(&self.owned, &owned);
         let gained: Vec<TopicPartition> = missing(&owned, &self.owned);
@@ -172,32 +172,32 @@ impl Member {
         let due = |partition: &&TopicPartition| self.expiry_due.get(partition).is_none_or(|due| *due <= now);
         let Some(partition) = self.owned.keys().find(due).copied() else { return };
         let removed = self.log.remove_expired(partition).await;
-        match self.heard(removed) {
+        match self.log_fault(removed) {
             Some(removed) if removed > 0 => info!(%partition, removed, "expired records removed from the log"),
             _ => {
-                self.expiry_due.insert(partition, now + EXPIRY_EVERY);
+                self.expiry_due.insert(partition, now + EXPIRY_INTERVAL);
             }
         }
     }
 
-    /// Reads one batch of the next partition in turn that has records. While there are records, it reads again at once.
-    async fn look(&mut self) {
-        let looked = self.log.run(async |conn| self.next_batch(conn).await).await;
-        self.look_due = Instant::now();
-        match self.heard(looked) {
-            Some(Some(told)) => {
-                if let BackendEvent::Batch { batch, .. } = &told
+    /// Reads one batch of the next partition in turn that has records. While there are records, it reads the next batch at once.
+    async fn poll(&mut self) {
+        let polled = self.log.run(async |conn| self.next_batch(conn).await).await;
+        self.poll_due = Instant::now();
+        match self.log_fault(polled) {
+            Some(Some(event)) => {
+                if let BackendEvent::Batch { batch, .. } = &event
                     && let Some(run) = self.running.get_mut(&batch.partition)
                 {
                     run.next = batch.next_offset;
                     self.last_read = Some(batch.partition);
                 }
-                if let BackendEvent::Fault { partition, .. } = &told {
+                if let BackendEvent::Fault { partition, .. } = &event {
                     self.running.remove(partition);
                 }
-                self.waiting.push_back(told);
+                self.waiting.push_back(event);
             }
-            Some(None) | None => self.look_due += self.log.settings.poll,
+            Some(None) | None => self.poll_due += self.log.settings.poll,
         }
     }
 
@@ -207,7 +207,7 @@ impl Member {
             .bind(ids)
             .fetch_all(&mut *conn)
             .await?;
-        for (partition, run) in self.in_turn() {
+        for (partition, run) in self.round_robin() {
             let Some(found) = ends.iter().find(|found| found.id == run.partition_id) else { continue };
             let (start, end) = (found.start_offset, found.next_offset);
             if !(start..=end).contains(&run.next) {
@@ -236,7 +236,7 @@ impl Member {
     }
 
     /// The running partitions, starting after the one that was read last.
-    fn in_turn(&self) -> impl Iterator<Item = (TopicPartition, Run)> {
+    fn round_robin(&self) -> impl Iterator<Item = (TopicPartition, Run)> {
         let after = self.last_read.map_or(Bound::Unbounded, Bound::Excluded);
         let until = self.last_read.map_or(Bound::Unbounded, Bound::Included);
         let first = self.running.range((after, Bound::Unbounded));
@@ -244,17 +244,18 @@ impl Member {
         first.chain(rest.into_iter().flatten()).map(|(partition, run)| (*partition, *run))
     }
 
-    fn heard<T>(&mut self, answer: Result<T, LogError>) -> Option<T> {
+    /// Logs a fault once, and its end. Returns the value, if there is one.
+    fn log_fault<T>(&mut self, answer: Result<T, LogError>) -> Option<T> {
         match answer {
             Ok(value) => {
                 if self.fault.has_ended() {
-                    info!("the log in PostgreSQL answers again");
+                    info!("PostgreSQL log answers again");
                 }
                 Some(value)
             }
             Err(error) => {
-                if self.fault.is_news(&error.to_string()) {
-                    warn!(%error, "the log in PostgreSQL does not answer; going on");
+                if self.fault.is_new(&error.to_string()) {
+                    warn!(%error, "PostgreSQL log does not answer, retrying");
                 }
                 None
             }

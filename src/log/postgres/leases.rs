@@ -25,7 +25,7 @@ impl Leases {
     }
 
     /// The renewal interval: several times within a lease, at most once in 50 ms.
-    pub fn renew_every(&self) -> Duration {
+    pub fn renewal_interval(&self) -> Duration {
         (self.log.settings.lease / 5).clamp(Duration::from_millis(50), Duration::from_secs(1))
     }
 

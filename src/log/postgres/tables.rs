@@ -162,10 +162,10 @@ async fn create_topic(conn: &mut PgConnection, topic: Topic, partitions: i32) ->
     tx.commit().await?;
     let mut drift = Vec::new();
     if count != i64::from(partitions) {
-        drift.push(format!("{name}: {count} partitions, wanted {partitions}"));
+        drift.push(format!("{name}: {count} partitions, expected {partitions}"));
     }
     if days < wanted_days {
-        drift.push(format!("{name}: retention is {days} days, wanted at least {wanted_days}"));
+        drift.push(format!("{name}: retention is {days} days, expected at least {wanted_days}"));
     }
     Ok(drift)
 }
@@ -200,7 +200,7 @@ impl sqlx::FromRow<'_, PgRow> for Record {
         Ok(Record {
             offset: row.try_get("record_offset")?,
             timestamp: row.try_get("appended_at")?,
-            message: Message::found(row.try_get("key")?, headers, row.try_get("payload")?),
+            message: Message::from_log(row.try_get("key")?, headers, row.try_get("payload")?),
         })
     }
 }

@@ -66,11 +66,11 @@ async fn a_ce_header_that_stands_twice_is_rejected() {
         message
     };
     let rows = vec![
-        (twice("ce_id", Some("another")), "attribute id stands there twice"),
-        (twice("CE_Source", Some("/coder/x")), "attribute source stands there twice"),
-        (twice("ce_type", None), "attribute type stands there twice"),
-        (twice("ce_time", Some("2026-03-01T10:00:00Z")), "attribute time stands there twice"),
-        (twice("Content-Type", Some("application/json")), "attribute datacontenttype stands there twice"),
+        (twice("ce_id", Some("another")), "attribute id occurs twice"),
+        (twice("CE_Source", Some("/coder/x")), "attribute source occurs twice"),
+        (twice("ce_type", None), "attribute type occurs twice"),
+        (twice("ce_time", Some("2026-03-01T10:00:00Z")), "attribute time occurs twice"),
+        (twice("Content-Type", Some("application/json")), "attribute datacontenttype occurs twice"),
     ];
     all_refused(rows, "rejected", "attribute").await;
 }
@@ -83,7 +83,7 @@ async fn structured_mode_is_understood() {
     assert!(sent.iter().all(|event| facts.contains(event)), "the same events as in binary mode");
     let mut twice = build(DEPLOYMENT, 4).to_structured().to_string();
     twice.insert_str(1, "\"id\":\"another\",");
-    all_refused(vec![(structured(twice), "\"id\" stands there twice")], "rejected", "json").await;
+    all_refused(vec![(structured(twice), "\"id\" occurs twice")], "rejected", "json").await;
     all_refused(vec![(structured("{}"), "attribute specversion is missing")], "rejected", "attribute").await;
 }
 
@@ -92,7 +92,7 @@ async fn an_oversized_record_is_rejected_and_its_hash_and_beginning_are_kept() {
     let event = build(DEPLOYMENT, 1);
     let rows = [MAX_PAYLOAD_BYTES + 1, 1024 * 1024].map(|bytes| {
         let message = with_body(&event, vec![b' '; bytes]);
-        let found = Message::found(message.key, message.headers, message.payload.as_deref());
+        let found = Message::from_log(message.key, message.headers, message.payload.as_deref());
         assert_eq!(found.payload.as_ref().map(Vec::len), Some(KEPT_PAYLOAD_BYTES));
         let sha256 = hex::encode(Sha256::digest(vec![b' '; bytes]));
         (found, format!("the body has {bytes} bytes, more than 262144; only its first 65536 bytes and its SHA-256 are kept, {sha256}"))
@@ -118,10 +118,10 @@ async fn deep_nesting_is_rejected() {
 async fn a_json_key_that_stands_twice_is_rejected() {
     let event = usage(DEPLOYMENT, 1);
     let rows = vec![
-        (with_body(&event, r#"{"count":1,"count":2}"#), "\"count\" stands there twice"),
-        (with_body(&event, r#"{"count":1,"count":1}"#), "\"count\" stands there twice"),
-        (with_body(&event, r#"{"count":1,"\u0063ount":2}"#), "\"count\" stands there twice"),
-        (with_body(&event, r#"{"count":1,"other":{"a":1,"a":2}}"#), "\"a\" stands there twice"),
+        (with_body(&event, r#"{"count":1,"count":2}"#), "\"count\" occurs twice"),
+        (with_body(&event, r#"{"count":1,"count":1}"#), "\"count\" occurs twice"),
+        (with_body(&event, r#"{"count":1,"\u0063ount":2}"#), "\"count\" occurs twice"),
+        (with_body(&event, r#"{"count":1,"other":{"a":1,"a":2}}"#), "\"a\" occurs twice"),
     ];
     all_refused(rows, "rejected", "json").await;
 }
@@ -141,11 +141,11 @@ async fn a_record_key_of_any_bytes_is_accepted() {
 async fn text_with_nul_is_rejected() {
     let (build, usage) = (build(DEPLOYMENT, 1), usage(DEPLOYMENT, 1));
     let rows = vec![
-        (with_field(&build, "owner_name", "user\0"), "field owner_name holds a NUL character"),
-        (with_field(&build, "reason", "\0"), "field reason holds a NUL character"),
-        (with_header(&usage, "ce_id", Some(b"us\0age")), "field id holds a NUL character"),
-        (with_header(&usage, "ce_failuremessage", Some(b"\0")), "field failuremessage holds a NUL character"),
-        (structured(with_nul_id(&usage)), "field id holds a NUL character"),
+        (with_field(&build, "owner_name", "user\0"), "field owner_name contains a NUL character"),
+        (with_field(&build, "reason", "\0"), "field reason contains a NUL character"),
+        (with_header(&usage, "ce_id", Some(b"us\0age")), "field id contains a NUL character"),
+        (with_header(&usage, "ce_failuremessage", Some(b"\0")), "field failuremessage contains a NUL character"),
+        (structured(with_nul_id(&usage)), "field id contains a NUL character"),
     ];
     all_refused(rows, "rejected", "field").await;
     // in names and in quoted text, too
@@ -180,7 +180,7 @@ async fn text_that_is_not_utf_8_is_rejected() {
 async fn a_time_outside_the_years_1970_to_9999_is_rejected() {
     let (build, usage) = (build(DEPLOYMENT, 1), usage(DEPLOYMENT, 1));
     let outside = "outside the years 1970 to 9999";
-    let no_time = "is no RFC 3339 time";
+    let no_time = "is not an RFC 3339 time";
     let rows = vec![
         (with_field(&build, "started_at", "0001-01-01T00:00:00Z"), outside),
         (with_field(&build, "created_at", "0000-01-01T00:00:00Z"), outside),
@@ -218,8 +218,8 @@ async fn a_number_that_does_not_fit_is_rejected() {
         (count("1e3"), "field count must be a whole number of 64 bits"),
         (count("\"1\""), "field count must be a whole number of 64 bits"),
         (count("0"), "field count must be above 0"),
-        (with_field(&build, "build_number", 1_i64 << 31), "field build_number must lie between 1 and 2147483647"),
-        (with_field(&build, "build_number", i64::MIN), "field build_number must lie between 1 and 2147483647"),
+        (with_field(&build, "build_number", 1_i64 << 31), "field build_number must be between 1 and 2147483647"),
+        (with_field(&build, "build_number", i64::MIN), "field build_number must be between 1 and 2147483647"),
         (with_field(&build, "daily_cost", u64::MAX), "field daily_cost must be a whole number of 64 bits"),
     ];
     all_refused(rows, "rejected", "field").await;
@@ -267,7 +267,7 @@ async fn a_usage_type_of_a_later_version_is_held() {
         (typed("hb_ai_seats_v2", 2), "unknown event type \"hb_ai_seats_v2\""),
     ];
     all_refused(rows, "held", "unknown_event_type").await;
-    all_refused(vec![(typed("gpu_hours_v1", 3), "none that is counted here")], "rejected", "foreign_event_type").await;
+    all_refused(vec![(typed("gpu_hours_v1", 3), "is not metered")], "rejected", "foreign_event_type").await;
 }
 
 #[tokio::test]

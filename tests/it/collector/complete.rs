@@ -125,7 +125,7 @@ async fn a_build_that_cannot_be_read_holds_the_claim_back_only_while_it_is_there
 async fn on_a_given_clock_the_source_is_complete_by_that_clock() {
     let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
     let begin = "2026-01-10T12:00:00Z".parse::<DateTime<Utc>>().unwrap();
-    let clock = Clock::given(begin);
+    let clock = Clock::manual(begin);
     let settings = Settings { margin: TimeDelta::seconds(60), ..settings() };
     let (source, log, ledger) = (source_of(&coderd.database.url), ours.log.clone(), ours.ledger.clone());
     let mut collector = Collector::open(settings, source, PublicKeys::new(), log, ledger, clock.clone()).await.unwrap().unwrap();

@@ -25,7 +25,7 @@ fn named(deployment: Uuid) -> Settings {
 async fn refused(ours: &Ours, settings: Settings, url: &str) -> (IdentityRefusal, String) {
     let error = ours.open(settings, url).await.err().expect("refused");
     let text = error.to_string();
-    let CollectError::NotItsCoderd(refusal) = error else { panic!("{text}") };
+    let CollectError::WrongCoderd(refusal) = error else { panic!("{text}") };
     (refusal, text)
 }
 
@@ -86,7 +86,7 @@ async fn a_coderd_that_becomes_another_while_it_is_collected_is_refused() {
     .execute(&coderd.database.pool)
     .await
     .unwrap();
-    assert!(matches!(collector.pass().await, Err(CollectError::NotItsCoderd(IdentityRefusal::OtherCoderd { .. }))));
+    assert!(matches!(collector.pass().await, Err(CollectError::WrongCoderd(IdentityRefusal::OtherCoderd { .. }))));
     assert_eq!(records(&ours).await, 0);
 }
 
@@ -118,7 +118,7 @@ async fn a_collector_of_the_coderd_before_appends_nothing_once_another_was_accep
     let actor = Actor { name: "user-001".to_owned(), reason: "moved".to_owned() };
     desk.accept_identity(coderd.deployment, &actor).await.unwrap();
     let outcome = collector.pass().await;
-    assert!(matches!(outcome, Err(CollectError::NotItsCoderd(IdentityRefusal::OtherCoderd { .. }))), "{outcome:?}");
+    assert!(matches!(outcome, Err(CollectError::WrongCoderd(IdentityRefusal::OtherCoderd { .. }))), "{outcome:?}");
     assert_eq!(records(&ours).await, 0);
     // the collector before has not ended
     other.creation().await;
@@ -196,7 +196,7 @@ async fn a_readable_fact_refuses_another_coderd_though_the_other_fact_is_hidden(
     let mut collector = ours.collector(named(coderd.deployment), &coderd).await;
     coderd.creation().await;
     run(&coderd, "update organizations set is_default = false; update site_configs set value = gen_random_uuid()::text").await;
-    assert!(matches!(collector.pass().await, Err(CollectError::NotItsCoderd(IdentityRefusal::OtherCoderd { .. }))));
+    assert!(matches!(collector.pass().await, Err(CollectError::WrongCoderd(IdentityRefusal::OtherCoderd { .. }))));
     assert_eq!(records(&ours).await, 0);
 }
 
@@ -247,7 +247,7 @@ async fn a_source_that_was_introduced_under_a_mistyped_id_is_bound_and_not_repla
     assert_eq!(produced(&collector.pass().await.unwrap()), (1, 0, 0));
     assert!(collector.warning().is_some());
     run(&coderd, &format!("grant execute on function tallyline.deployment_id() to {role}")).await;
-    let Err(CollectError::NotItsCoderd(refusal)) = collector.pass().await else { panic!("not refused") };
+    let Err(CollectError::WrongCoderd(refusal)) = collector.pass().await else { panic!("not refused") };
     assert!(matches!(refusal, IdentityRefusal::NotBound { .. }), "{refusal}");
     collector.close().await;
     let (_, text) = refused(&ours, named(mistyped), &url).await;
@@ -270,7 +270,7 @@ async fn an_operator_accepts_the_new_identity_of_a_coderd_with_a_reason() {
     let mut collector = ours.collector(settings(), &coderd).await;
     coderd.creation().await;
     sqlx::query("update site_configs set value = gen_random_uuid()::text").execute(&coderd.database.pool).await.unwrap();
-    assert!(matches!(collector.pass().await, Err(CollectError::NotItsCoderd(IdentityRefusal::OtherCoderd { .. }))));
+    assert!(matches!(collector.pass().await, Err(CollectError::WrongCoderd(IdentityRefusal::OtherCoderd { .. }))));
     let desk = Desk { coderd: Some(source_of(&coderd.database.url)), ..desk(&ours.ledger, &ours.log) };
     let actor = |reason: &str| Actor { name: "user-001".to_owned(), reason: reason.to_owned() };
     let error = desk.accept_identity(coderd.deployment, &actor(" ")).await.unwrap_err();

@@ -30,7 +30,7 @@ impl Site {
         let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
         let begun = coderd.now().await - TimeDelta::hours(1);
         let settings = Settings { deployment_id: Some(coderd.deployment), ..Settings::new("test") };
-        let site = Site { coderd, ours, clock: Clock::given(begun), begun, settings };
+        let site = Site { coderd, ours, clock: Clock::manual(begun), begun, settings };
         let mut collector = site.open().await;
         assert!(collector.pass().await.unwrap().full_sweep);
         site.ours.consume().await;

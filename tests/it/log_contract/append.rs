@@ -176,7 +176,7 @@ async fn topics_are_created_once_and_drift_is_told(site: Site) {
     assert_eq!(site.log.create_topics(PARTITIONS).await.unwrap(), Vec::<String>::new());
     let drift = site.log.create_topics(PARTITIONS + 1).await.unwrap();
     assert_eq!(drift.len(), 3, "{drift:?}");
-    assert!(drift.iter().all(|line| line.ends_with("4 partitions, wanted 5")), "{drift:?}");
+    assert!(drift.iter().all(|line| line.ends_with("4 partitions, expected 5")), "{drift:?}");
     assert_eq!(site.log.partitions(BUILDS).await.unwrap().len(), 4, "nothing was changed");
 }
 
@@ -195,8 +195,8 @@ async fn a_short_retention_is_told() {
     assert_eq!(
         drift,
         [
-            format!("{name}: retention.ms is 86400000, wanted at least 3024000000 (35 days)"),
-            format!("{name}: retention.bytes is 1000000, which can remove records before 35 days; wanted -1"),
+            format!("{name}: retention.ms is 86400000, expected at least 3024000000 (35 days)"),
+            format!("{name}: retention.bytes is 1000000, which can remove records before 35 days; expected -1"),
         ]
     );
     // The two missing topics now exist, with the right settings.
@@ -208,7 +208,7 @@ async fn a_short_retention_is_told() {
         .execute(&site.database.as_ref().unwrap().pool)
         .await
         .unwrap();
-    assert_eq!(site.log.create_topics(PARTITIONS).await.unwrap(), [format!("{BUILDS}: retention is 7 days, wanted at least 35")]);
+    assert_eq!(site.log.create_topics(PARTITIONS).await.unwrap(), [format!("{BUILDS}: retention is 7 days, expected at least 35")]);
 }
 
 async fn a_topic_that_is_not_there_is_named(site: Site) {

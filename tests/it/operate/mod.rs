@@ -95,7 +95,7 @@ impl Site {
 
     async fn register(&self, deployment: uuid::Uuid) {
         let settings = LedgerSettings { url: self.ledger.url.clone(), connections: 1 };
-        let ledger = Ledger::open(&settings, Clock::given(support::ledger::noon())).unwrap();
+        let ledger = Ledger::open(&settings, Clock::manual(support::ledger::noon())).unwrap();
         support::ledger::register(&ledger, &[deployment]).await;
     }
 

@@ -10,11 +10,11 @@ async fn wrong_kafka_properties_are_named_with_what_to_do_and_without_their_valu
         ("security.protocol", "hunter2-b", "must be one of plaintext, ssl"),
         ("sasl.mechanism", "hunter2-c", "must be one of PLAIN"),
         ("sasl.jaas.config", "hunter2-d", "Java client only: set sasl.username and sasl.password"),
-        ("session.timeout.ms", "hunter2-e", "librdkafka does not take"),
+        ("session.timeout.ms", "hunter2-e", "librdkafka rejects"),
         ("group.instance.id", "hunter2-f", "two processes with one id would fence each other"),
         ("compression.type", "gzip", "is another spelling of compression.codec"),
         ("compression.codec", "zstd", ""),
-        ("enable.auto.commit", "true", "is Tallyline's own to set"),
+        ("enable.auto.commit", "true", "is set by Tallyline"),
     ];
     for (name, value, _) in lines {
         site.set(&format!("kafka.properties.'{name}'"), &format!("'{value}'"));

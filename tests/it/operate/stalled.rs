@@ -30,7 +30,7 @@ async fn a_consumer_that_stands_still_while_records_wait_says_so_and_joins_again
         append_builds(&log, BUILDS..2 * BUILDS).await;
         let said = running.says(&["consumer stalled", "tallyline.workspace-builds.v1/0", &format!("\"position\":{position}")]).await;
         assert!(said.contains("\"log_end\":") && said.contains("\"stalled_seconds\":"), "{said}");
-        running.says(&["consumer joins again"]).await;
+        running.says(&["consumer rejoins the group"]).await;
         // it is back in its group, and the partition that cannot be leased blocks no other
         eventually(SOON, "it has joined again", || async { joined(&running.process.stderr()) >= 2 }).await;
         for partition in [1, 2] {

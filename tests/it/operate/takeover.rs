@@ -85,7 +85,7 @@ async fn a_killed_consumers_partitions_are_read_again_in_time_and_no_survivor_st
         eprintln!("round {round}: taken over after {:?}", killed.elapsed());
     }
     let said = survivor.process.stderr();
-    assert!(!said.contains("consumer joins again"), "{said}");
+    assert!(!said.contains("consumer rejoins the group"), "{said}");
     site.balanced().await;
 }
 

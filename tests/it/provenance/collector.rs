@@ -280,7 +280,7 @@ async fn a_collector_whose_signatures_are_rejected_leaves_the_source_to_another(
     let stop = CancellationToken::new();
     let collect = |holder: &str, signatures: Signatures| {
         let settings = Settings { poll_interval: Duration::from_millis(100), ..settings(&coderd, holder) };
-        let (database, standing) = (tallyline::coderd::Database::new(&coderd.database.url, SOON).unwrap(), settings.standing.clone());
+        let (database, standing) = (tallyline::coderd::Database::new(&coderd.database.url, SOON).unwrap(), settings.status.clone());
         let (log, ledger) = (world.log(signatures), world.ledger.clone());
         let task = tokio::spawn(collectors::run(settings, database, PublicKeys::new(), log, ledger, Clock::system(), stop.clone()));
         (task, standing)

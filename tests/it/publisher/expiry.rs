@@ -80,7 +80,7 @@ async fn living_now(sole: bool) -> (World, Tallyman) {
     let license = license_until(now + TimeDelta::days(100), now - TimeDelta::days(1), true);
     world.add_license(&license).await;
     let config = Config { license_keys: vec![license], deployment_ids: vec![DEPLOYMENT], ..Config::default() };
-    let vendor = Tallyman::start(config, Clock::given(now), world.stop.clone()).await.unwrap();
+    let vendor = Tallyman::start(config, Clock::manual(now), world.stop.clone()).await.unwrap();
     vendor
         .set_switches(Switches { errors: ServerErrors { status: 503, next: 1, ..ServerErrors::default() }, ..Switches::default() })
         .unwrap();

@@ -101,7 +101,7 @@ pub fn usage(id: &str, created_at: DateTime<Utc>) -> Usage {
 impl World {
     /// Mode `sole`, a license that allows publishing, no events.
     pub async fn new() -> Self {
-        let (clock, stop) = (Clock::given(start_time()), CancellationToken::new());
+        let (clock, stop) = (Clock::manual(start_time()), CancellationToken::new());
         let (ledger_database, coderd_database) = (support::database().await, support::database().await);
         let ledger_settings = LedgerSettings { url: ledger_database.url.clone(), connections: 8 };
         let ledger = Ledger::open(&ledger_settings, clock.clone()).expect("a ledger");

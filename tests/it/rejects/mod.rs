@@ -34,7 +34,7 @@ impl Site {
     async fn new(backend: Backend) -> Site {
         let database = support::database().await;
         let settings = LedgerSettings { url: database.url.clone(), connections: 4 };
-        let ledger = Ledger::open(&settings, Clock::given(noon())).unwrap();
+        let ledger = Ledger::open(&settings, Clock::manual(noon())).unwrap();
         ledger.migrate().await.unwrap();
         let log = match backend {
             Backend::Postgres => Log::postgres(ledger.pool.clone(), PostgresLogSettings::default()),

@@ -33,7 +33,7 @@ pub fn noon() -> DateTime<Utc> {
 
 /// An empty ledger whose clock is at [`noon`].
 pub async fn ledger() -> (Database, Ledger) {
-    ledger_at(Clock::given(noon())).await
+    ledger_at(Clock::manual(noon())).await
 }
 
 /// An empty ledger with this clock.
@@ -50,7 +50,7 @@ static TEMPLATE: OnceCell<String> = OnceCell::const_new();
 async fn migrated() -> String {
     let database = super::database().await;
     let settings = LedgerSettings { url: database.url.clone(), connections: 1 };
-    let ledger = Ledger::open(&settings, Clock::given(noon())).expect("a ledger");
+    let ledger = Ledger::open(&settings, Clock::manual(noon())).expect("a ledger");
     ledger.migrate().await.expect("migrate");
     ledger.pool.close().await;
     database.pool.close().await;

@@ -25,7 +25,7 @@ impl Member {
         }
         if !found {
             // librdkafka has stopped that partition nevertheless.
-            warn!("Kafka reported an offset out of range, but all are in it: partitions started again");
+            warn!("Kafka reported an offset out of range, but all are in range; restarting partitions");
             self.assign(&running.iter().map(|(partition, _)| *partition).collect::<Vec<_>>());
         }
     }
@@ -44,7 +44,7 @@ impl Member {
                 }
                 Err(error @ LogError::Unreadable { .. }) => {
                     self.fault(partition, run, error);
-                    return self.let_go(&[partition]);
+                    return self.release(&[partition]);
                 }
                 Err(_) => {}
             }
@@ -59,7 +59,7 @@ impl Member {
 
     fn fault(&mut self, partition: TopicPartition, run: Run, error: LogError) {
         self.running.insert(partition, Run { faulted: true, ..run });
-        self.waiting.extend(self.gathered.take(partition));
+        self.waiting.extend(self.batches.take(partition));
         self.waiting.push_back(BackendEvent::Fault { run: run.number, partition, error });
     }
 
@@ -73,6 +73,6 @@ impl Member {
         let batch = record.message.unreadable_batch().unwrap_or_default();
         warn!(%partition, batch, "batch cannot be unpacked: it becomes one reject");
         self.running.insert(partition, Run { next, ..run });
-        self.waiting.extend(self.gathered.add(partition, run.number, record));
+        self.waiting.extend(self.batches.add(partition, run.number, record));
     }
 }

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::bounds::{Bounds, is_due};
 use super::open::{Collector, ReadDays};
-use super::report::Appended;
+use super::report::PassTotals;
 use super::settings::CollectError;
 use crate::coderd::{Catalog, Reader, UsageKey};
 use crate::event::build_of;
@@ -23,7 +23,7 @@ impl Collector {
     /// only if its counts change.
     /// It waits until the ledger has the passes before the one in which it becomes due: rows in flight look missing.
     /// It does not wait for later passes, or a slow consumer would postpone it for ever.
-    pub(super) async fn compare_days(&mut self, reader: &mut Reader, bounds: &Bounds, appended: &mut Appended) -> Result<(), CollectError> {
+    pub(super) async fn compare_days(&mut self, reader: &mut Reader, bounds: &Bounds, totals: &mut PassTotals) -> Result<(), CollectError> {
         if bounds.from.is_none() || !is_due(self.compared_at, bounds.started_at, self.settings.compare_interval) {
             return Ok(());
         }
@@ -35,25 +35,25 @@ impl Collector {
         (self.compared_at, self.compare_due_in) = (Some(bounds.started_at), None);
         let today = bounds.now.timestamp().div_euclid(DAY_SECONDS);
         let (from, until) = (start_of(today.saturating_sub(COMPARED_DAYS)), start_of(today.saturating_add(2)));
-        let there = reader.usage_days(from, until).await?;
-        let here = self.ledger.run(async |conn| known::usage_days(conn, self.source.id, from, until).await).await?;
-        let differing = differing(&there, &here);
+        let in_coderd = reader.usage_days(from, until).await?;
+        let in_ledger = self.ledger.run(async |conn| known::usage_days(conn, self.source.id, from, until).await).await?;
+        let differences = differences(&in_coderd, &in_ledger);
         let days: BTreeSet<i64> =
-            differing.iter().filter(|(key, counts)| self.read_days.get(key) != Some(counts)).map(|((day, _), _)| *day).collect();
+            differences.iter().filter(|(key, counts)| self.read_days.get(key) != Some(counts)).map(|((day, _), _)| *day).collect();
         for day in days {
-            self.usage_of_day(reader, day, appended).await?;
+            self.usage_of_day(reader, day, totals).await?;
         }
-        self.read_days = differing;
+        self.read_days = differences;
         Ok(())
     }
 
-    async fn usage_of_day(&mut self, reader: &mut Reader, day: i64, appended: &mut Appended) -> Result<(), CollectError> {
+    async fn usage_of_day(&mut self, reader: &mut Reader, day: i64, totals: &mut PassTotals) -> Result<(), CollectError> {
         let mut last: Option<UsageKey> = None;
         loop {
             self.lease.check()?;
             let (from, until) = (start_of(day), start_of(day.saturating_add(1)));
             let keys = reader.usage_keys_dated(from, until, last.as_ref(), self.settings.page).await?;
-            self.take_usage(reader, &keys, appended).await?;
+            self.take_usage(reader, &keys, totals).await?;
             match keys.into_iter().next_back() {
                 Some(key) => last = Some(key),
                 None => return Ok(()),
@@ -67,11 +67,11 @@ impl Collector {
         &mut self,
         reader: &mut Reader,
         catalog: &Catalog,
-        appended: &mut Appended,
+        totals: &mut PassTotals,
     ) -> Result<Vec<String>, CollectError> {
-        let asked = self.ledger.run(async |conn| collector_requests::fetches(conn, self.source.id, self.settings.page).await).await?;
-        let builds: Vec<Uuid> = asked.iter().filter_map(|id| build_of(id)).collect();
-        let usage: Vec<String> = asked.iter().filter(|id| build_of(id).is_none()).cloned().collect();
+        let requested = self.ledger.run(async |conn| collector_requests::fetches(conn, self.source.id, self.settings.page).await).await?;
+        let builds: Vec<Uuid> = requested.iter().filter_map(|id| build_of(id)).collect();
+        let usage: Vec<String> = requested.iter().filter(|id| build_of(id).is_none()).cloned().collect();
         for id in &builds {
             self.builds.forget_if_recorded(id, self.pass_in_ledger);
             self.claims.forget_if_recorded(id, self.pass_in_ledger);
@@ -81,20 +81,20 @@ impl Collector {
         }
         if !builds.is_empty() {
             let keys = reader.build_keys_of(&builds).await?;
-            self.take_builds(reader, catalog, &keys, appended).await?;
+            self.take_builds(reader, catalog, &keys, totals).await?;
         }
         if !usage.is_empty() && catalog.usage_events {
             let keys = reader.usage_keys_of(&usage).await?;
-            self.take_usage(reader, &keys, appended).await?;
+            self.take_usage(reader, &keys, totals).await?;
         }
-        Ok(asked)
+        Ok(requested)
     }
 }
 
-fn differing(there: &BTreeMap<(i64, String), i64>, here: &BTreeMap<(i64, String), i64>) -> ReadDays {
+fn differences(in_coderd: &BTreeMap<(i64, String), i64>, in_ledger: &BTreeMap<(i64, String), i64>) -> ReadDays {
     let of = |side: &BTreeMap<(i64, String), i64>, key| side.get(key).copied().unwrap_or(0);
-    let both = there.keys().chain(here.keys()).map(|key| (key.clone(), (of(there, key), of(here, key))));
-    both.filter(|(_, (there, here))| there != here).collect()
+    let both = in_coderd.keys().chain(in_ledger.keys()).map(|key| (key.clone(), (of(in_coderd, key), of(in_ledger, key))));
+    both.filter(|(_, (in_coderd, in_ledger))| in_coderd != in_ledger).collect()
 }
 
 fn start_of(day: i64) -> DateTime<Utc> {

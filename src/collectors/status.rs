@@ -4,9 +4,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// The state of collecting, for display; clones share it.
 #[derive(Clone, Debug, Default)]
-pub struct Standing(Arc<Mutex<String>>);
+pub struct CollectorStatus(Arc<Mutex<String>>);
 
-impl Standing {
+impl CollectorStatus {
     /// The state in words; empty before it begins.
     #[must_use]
     pub fn get(&self) -> String {

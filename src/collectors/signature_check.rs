@@ -7,14 +7,14 @@
 use chrono::{DateTime, Utc};
 
 use super::open::Collector;
-use super::proof::listed;
+use super::proof::as_list;
 use super::settings::CollectError;
 use crate::ledger::{cutover, passes};
 
 impl Collector {
     /// Reads from the ledger which passes rely on the records that were in flight when this process opened.
-    pub(super) async fn rely_on_in_flight(&mut self) -> Result<(), CollectError> {
-        let places = [listed(&self.proof.places), listed(&self.proof.other_keys)].concat();
+    pub(super) async fn find_dependent_passes(&mut self) -> Result<(), CollectError> {
+        let places = [as_list(&self.proof.places), as_list(&self.proof.other_keys)].concat();
         self.proof.after_pass_id = self.ledger.run(async |conn| passes::last_before(conn, self.source.id, &places).await).await?;
         Ok(())
     }
@@ -28,8 +28,8 @@ impl Collector {
         if self.proof.is_empty() {
             return Ok(());
         }
-        let own = self.ledger.run(async |conn| cutover::signature_results(conn, &listed(&self.proof.places)).await).await?;
-        let other = self.ledger.run(async |conn| cutover::signature_results(conn, &listed(&self.proof.other_keys)).await).await?;
+        let own = self.ledger.run(async |conn| cutover::signature_results(conn, &as_list(&self.proof.places)).await).await?;
+        let other = self.ledger.run(async |conn| cutover::signature_results(conn, &as_list(&self.proof.other_keys)).await).await?;
         if own.rejected > 0 || other.rejected > 0 {
             self.proof.proven = false;
             if let Some(after) = self.proof.after_pass_id {
