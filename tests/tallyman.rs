@@ -113,7 +113,7 @@ async fn an_event_older_than_30_days_is_refused_for_ever() {
 }
 
 #[tokio::test]
-async fn events_are_refused_and_left_out_as_the_switches_say() {
+async fn events_are_refused_and_left_out_according_to_the_switches() {
     let exchange = Exchange::with(Switches {
         events: vec![
             rule(Behaviour::RefuseForNow, "now"),
@@ -189,7 +189,7 @@ async fn a_cut_connection_is_unanswered_whether_or_not_the_events_were_taken() {
 }
 
 #[tokio::test]
-async fn a_slow_answer_is_given_up_by_the_client() {
+async fn the_client_abandons_a_slow_answer() {
     let exchange = Exchange::with(Switches { latency_ms: 60_000, ..Switches::default() }).await;
     let hurried = ClientSettings { url: exchange.vendor.ingest_url(), request_timeout: Duration::from_millis(100) };
     let client = TallymanClient::new(&hurried).expect("a client");

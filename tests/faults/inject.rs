@@ -234,7 +234,7 @@ impl World {
                 }
                 member.process().pause();
                 member.proxy.thaw();
-                if self.a_transaction_stands_still().await {
+                if self.has_blocked_transaction().await {
                     return time + 1;
                 }
                 self.member(place).process().resume();
@@ -246,7 +246,7 @@ impl World {
     }
 
     /// Whether a transaction of the ledger waits for its client longer than any running one does.
-    async fn a_transaction_stands_still(&self) -> bool {
+    async fn has_blocked_transaction(&self) -> bool {
         let waits = "select count(*) from pg_stat_activity where datname = current_database() and state = 'idle in transaction'
              and state_change < clock_timestamp() - interval '200 milliseconds'";
         for _ in 0..30 {

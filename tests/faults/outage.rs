@@ -24,7 +24,7 @@ const BUILDS_OF_THE_HOUR: usize = 300;
 const BUILDS_OF_THE_OUTAGE: usize = 100;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_readmes_way_back_after_an_outage_is_one() {
+async fn the_steps_after_an_outage_restore_every_number() {
     let _turn = crate::TURN.lock().await;
     let mut servers = Servers::start().await;
     let (mut world, mut simulation) = World::begin_behind(HOUR + OUTAGE, SEED, Backend::Kafka, &servers).await;
@@ -47,7 +47,7 @@ async fn the_readmes_way_back_after_an_outage_is_one() {
 
     walk.run("tallyline replay plan").await;
     walk.run("tallyline replay execute").await;
-    rejects_are_mended(&mut world, &mut walk, &bad).await;
+    rejects_are_corrected(&mut world, &mut walk, &bad).await;
     let truth = simulation.truth();
     world.settle(&truth).await;
 
@@ -183,7 +183,7 @@ async fn the_ledger_is_restored(world: &mut World, servers: &mut Servers, walk: 
     world.say("the recovery is over");
 }
 
-async fn rejects_are_mended(world: &mut World, walk: &mut Walk, bad: &UsageTruth) {
+async fn rejects_are_corrected(world: &mut World, walk: &mut Walk, bad: &UsageTruth) {
     walk.run("tallyline rejects list").await;
     assert_eq!((walk.known("EVENT_ID"), walk.known("UNITS")), (bad.id.as_str(), bad.quantity.to_string().as_str()));
     walk.run("tallyline rejects show").await;

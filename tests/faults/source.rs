@@ -89,7 +89,7 @@ impl World {
 }
 
 #[tokio::test]
-async fn what_a_purge_removed_is_still_counted_and_a_restart_creates_nothing() {
+async fn purged_builds_stay_counted_and_a_restart_is_not_a_creation() {
     let database = database().await;
     let end = Clock::system().now();
     let config = Config::history(5, SchemaVersion::Sep2026, end - TimeDelta::days(20), end, 600);

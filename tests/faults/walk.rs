@@ -160,7 +160,7 @@ fn learnt(expected: &[&str], words: &[&str]) -> Option<Vec<(&'static str, String
 }
 
 #[test]
-fn a_page_is_taken_apart_and_compared() {
+fn a_page_is_parsed_and_compared_with_the_output() {
     let page = "# A\n## Before\n    $ no\n## It\n\nText `$ no`.\n\n    $ one X\n    a b\n\n    $ two\n## After\n    $ no\n";
     let of =
         |command: &str, lines: &[&str]| Shown { command: command.to_owned(), lines: lines.iter().map(|line| (*line).to_owned()).collect() };

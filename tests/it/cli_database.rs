@@ -4,7 +4,7 @@ use crate::cli::{Pipeline, assert_refused, code, json, pipeline};
 use crate::support::database;
 
 #[tokio::test]
-async fn a_database_error_is_said_once_and_without_lines_of_postgres_source() {
+async fn a_database_error_is_reported_once_and_without_postgres_source_lines() {
     let database = database().await;
     let role = format!("r{}", uuid::Uuid::new_v4().simple());
     let run = async |statement: String| sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(&database.pool).await.unwrap();
@@ -43,7 +43,7 @@ async fn a_migration_may_take_as_long_as_it_needs() {
 }
 
 #[tokio::test]
-async fn status_hides_processes_that_have_been_gone_for_an_hour() {
+async fn status_hides_processes_that_ended_an_hour_ago() {
     let database = database().await;
     let pipeline = Pipeline::on(&database);
     assert_eq!(code(&pipeline.run("migrate").await), 0);

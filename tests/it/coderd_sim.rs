@@ -245,7 +245,7 @@ async fn in_real_time_builds_complete_now_and_both_oracles_agree() {
 }
 
 #[tokio::test]
-async fn the_command_writes_what_is_true_and_the_key_that_verifies_the_licenses() {
+async fn the_command_writes_the_truth_and_the_key_that_verifies_the_licenses() {
     let database = support::database().await;
     let folder = tempfile::tempdir().unwrap();
     let (truth_file, key_file) = (folder.path().join("truth.json"), folder.path().join("license.pem"));
@@ -269,7 +269,7 @@ async fn the_command_writes_what_is_true_and_the_key_that_verifies_the_licenses(
 }
 
 #[tokio::test]
-async fn what_changes_behind_a_reader_changes_the_rows_and_not_the_truth() {
+async fn later_changes_change_the_rows_and_not_the_truth() {
     let database = support::database().await;
     let config = history(6, SchemaVersion::TasksEra, 3, 300);
     let mut simulation = Simulation::start(config.clone(), &database.url).await.unwrap();
@@ -290,7 +290,7 @@ async fn what_changes_behind_a_reader_changes_the_rows_and_not_the_truth() {
 }
 
 #[tokio::test]
-async fn the_catalog_tells_the_eras_apart() {
+async fn the_catalog_distinguishes_the_eras() {
     let probes = "select
         exists (select from information_schema.columns where table_name = 'workspace_builds' and column_name = 'has_ai_task') as ai_flag,
         to_regclass('tasks') is not null as tasks,

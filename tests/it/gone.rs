@@ -85,7 +85,7 @@ async fn of_two_first_starts_in_one_plan_one_is_a_creation() {
 }
 
 #[tokio::test]
-async fn the_builds_of_a_deleted_template_version_are_gone_and_not_an_imbalance() {
+async fn the_builds_of_a_deleted_template_version_are_removed_and_not_an_imbalance() {
     let site = Site::new().await;
     assert_eq!(differences(&site.audit().await), []);
     let delete = "delete from template_versions where id = (select template_version_id from workspace_builds where id = $1)";
@@ -97,7 +97,7 @@ async fn the_builds_of_a_deleted_template_version_are_gone_and_not_an_imbalance(
 }
 
 #[tokio::test]
-async fn only_what_was_confirmed_can_be_gone() {
+async fn only_confirmed_builds_can_be_removed() {
     let mut site = Site::new().await;
     assert_eq!(differences(&site.audit().await), [], "this confirms what it sees");
     let unseen = site.coderd.creation().await;

@@ -164,7 +164,7 @@ async fn the_steps_of_the_install_page_count_builds_on_postgres() {
 }
 
 #[tokio::test]
-async fn check_connect_lists_all_that_is_missing_with_the_statement_that_gives_it() {
+async fn check_connect_lists_every_missing_grant_with_its_statement() {
     let mut install = Install::new("kafka.toml").await;
     drop(install.follow().await);
     let reader = install.filled("tally_reader");
@@ -197,7 +197,7 @@ async fn check_connect_lists_all_that_is_missing_with_the_statement_that_gives_i
 }
 
 #[tokio::test]
-async fn a_ledger_role_without_rights_is_told_the_statements_that_give_them() {
+async fn a_ledger_role_without_rights_gets_the_statements_that_grant_them() {
     let install = Install::new("single.toml").await;
     let (role, database) = (install.filled("tally_ledger"), support::database().await);
     sqlx::raw_sql(sqlx::AssertSqlSafe(format!("create role {role} login"))).execute(&database.pool).await.unwrap();

@@ -1,5 +1,5 @@
 //! Known failures of other pipelines: each test is named after the promise instead. The collector's tests have one more:
-//! `what_the_log_has_not_stored_is_not_seen_and_comes_with_the_next_pass`, for an id that is seen but not stored.
+//! `records_that_the_log_did_not_store_are_appended_by_the_next_pass`, for an id that is seen but not stored.
 
 use std::time::Duration;
 
@@ -84,7 +84,7 @@ async fn all_is_recorded_once(database: &Database, ledger: &Ledger, events: i64)
 
 /// Known failure: the offset is committed when a record is delivered, and a crash before its rows are written loses it.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_position_is_never_claimed_before_its_rows_are_written() {
+async fn a_position_never_moves_before_its_rows_are_written() {
     let (database, ledger) = ours().await;
     let log = Log::postgres(ledger.pool.clone(), PostgresLogSettings { lease: Duration::from_secs(3), ..PostgresLogSettings::default() });
     log.create_topics(1).await.unwrap();
@@ -127,7 +127,7 @@ async fn a_position_is_never_claimed_before_its_rows_are_written() {
 
 /// Known failure: workers finish out of order, and the highest offset is committed for all of them.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_group_is_never_told_of_more_than_is_recorded() {
+async fn the_group_never_commits_more_than_is_recorded() {
     let (database, ledger) = ours().await;
     let kafka = support::kafka();
     let log = kafka_log(&kafka);
@@ -171,7 +171,7 @@ async fn the_group_is_never_told_of_more_than_is_recorded() {
 
 /// Known failure: the store refuses a delivery, and the acknowledgement of the next one covers both.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_batch_that_was_refused_is_recorded_before_any_behind_it() {
+async fn a_refused_batch_is_recorded_before_later_ones() {
     let (database, ledger) = ours().await;
     let log = postgres_log(&ledger, 10).await;
     // refused for now, three times: a sequence is not rolled back
@@ -291,7 +291,7 @@ async fn append_to_every_partition(log: &Log, numbers: std::ops::Range<u32>) {
 
 /// Known failure: the last writer of an id wins, or a conflict becomes a duplicate of the batch's own first sighting.
 #[tokio::test]
-async fn the_same_id_with_another_body_is_a_conflict_and_the_accepted_event_stands() {
+async fn the_same_id_with_another_body_is_a_conflict_and_the_accepted_event_remains() {
     let (_database, ledger) = ours().await;
     let claim =
         ledger.run(async |conn| positions::lease(conn, partition(Topic::WorkspaceBuilds, 0), 0, ledger.clock.now()).await).await.unwrap();
@@ -316,7 +316,7 @@ async fn the_same_id_with_another_body_is_a_conflict_and_the_accepted_event_stan
 
 /// Known failure: a producer reports success, but the record went to a new topic without readers.
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_taken_for_a_topic_that_does_not_exist() {
+async fn an_append_to_a_missing_topic_fails_and_does_not_create_it() {
     let (_database, ledger) = ours().await;
     let postgres = Log::postgres(ledger.pool.clone(), PostgresLogSettings::default());
     for log in [postgres, kafka_log(&support::kafka())] {
@@ -328,7 +328,7 @@ async fn nothing_is_taken_for_a_topic_that_does_not_exist() {
 
 /// Known failure: the oldest event of the queue is refused for now, and all later ones wait until it expires.
 #[tokio::test]
-async fn an_event_refused_for_now_does_not_hold_back_the_ones_behind_it() {
+async fn an_event_refused_for_now_does_not_delay_later_events() {
     let ids = (0..120).map(|index| format!("event-{index:04}")).collect();
     let rule = EventRule { behaviour: Behaviour::RefuseForNow, ids, fraction: 0.0, until: None, times: Some(1) };
     let world = World::with(Switches { events: vec![rule], ..Switches::default() }).await;
@@ -350,14 +350,14 @@ async fn an_event_refused_for_now_does_not_hold_back_the_ones_behind_it() {
 fn each_failure_has_its_test() {
     let tests = crate::bad_input::table::tests();
     for name in [
-        "a_position_is_never_claimed_before_its_rows_are_written",
-        "what_the_log_has_not_stored_is_not_seen_and_comes_with_the_next_pass",
-        "the_group_is_never_told_of_more_than_is_recorded",
-        "a_batch_that_was_refused_is_recorded_before_any_behind_it",
+        "a_position_never_moves_before_its_rows_are_written",
+        "records_that_the_log_did_not_store_are_appended_by_the_next_pass",
+        "the_group_never_commits_more_than_is_recorded",
+        "a_refused_batch_is_recorded_before_later_ones",
         "every_partition_is_read_on_after_each_rebalance",
-        "the_same_id_with_another_body_is_a_conflict_and_the_accepted_event_stands",
-        "nothing_is_taken_for_a_topic_that_does_not_exist",
-        "an_event_refused_for_now_does_not_hold_back_the_ones_behind_it",
+        "the_same_id_with_another_body_is_a_conflict_and_the_accepted_event_remains",
+        "an_append_to_a_missing_topic_fails_and_does_not_create_it",
+        "an_event_refused_for_now_does_not_delay_later_events",
     ] {
         assert_eq!(tests.iter().filter(|test| *test == name).count(), 1, "{name}");
     }

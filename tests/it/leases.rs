@@ -54,7 +54,7 @@ async fn a_lease_that_is_not_renewed_ends_and_its_end_never_moves_back() {
 }
 
 #[tokio::test]
-async fn of_many_who_ask_at_once_one_gets_it() {
+async fn of_many_concurrent_requests_one_gets_the_lease() {
     let (_database, ledger) = ledger_at(Clock::system()).await;
     let asking = (0..16).map(|number| {
         let ledger = ledger.clone();
@@ -70,7 +70,7 @@ async fn of_many_who_ask_at_once_one_gets_it() {
 }
 
 #[tokio::test]
-async fn who_has_lost_the_lease_records_neither_passes_nor_licenses() {
+async fn a_former_holder_records_neither_passes_nor_licenses() {
     let (_database, ledger) = ledger_at(Clock::system()).await;
     let source_id = ledger
         .run(async |conn| sources::register(conn, Uuid::from_u128(1), DateTime::UNIX_EPOCH, None, ledger.clock.now()).await)

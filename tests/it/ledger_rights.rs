@@ -72,7 +72,7 @@ async fn a_role_with_a_schema_of_its_own_needs_nothing_in_public() {
 }
 
 #[tokio::test]
-async fn a_role_that_owns_no_table_is_told_of_each_table_and_of_the_sequence_of_batches() {
+async fn a_role_that_owns_no_table_gets_grants_for_each_table_and_the_batch_sequence() {
     let database = database().await;
     let (role, ledger, _) = role(&database).await;
     assert_eq!(code(&migrate(&database.url).await), 0);
@@ -98,7 +98,7 @@ async fn a_role_that_owns_no_table_is_told_of_each_table_and_of_the_sequence_of_
 }
 
 #[tokio::test]
-async fn a_role_that_did_not_migrate_is_told_of_the_migrations_and_of_the_right_to_connect() {
+async fn a_role_that_did_not_migrate_gets_grants_for_the_migrations_and_the_connection() {
     let database = database().await;
     let (role, ledger, url) = role(&database).await;
     assert_eq!(code(&migrate(&database.url).await), 0);

@@ -145,7 +145,7 @@ async fn licenses_are_bit_for_bit_the_same_from_zero_and_from_snapshots_in_the_m
 }
 
 #[tokio::test]
-async fn a_fold_gives_what_the_events_add_up_to_each_deployment_by_itself() {
+async fn a_fold_gives_the_sums_of_the_events_for_each_deployment() {
     let (_database, ledger) = ledger().await;
     write(&ledger, 0..3).await;
     let numbers = || [0_u32, 100_000].into_iter().flat_map(|first| first..first + 60);
@@ -163,7 +163,7 @@ async fn a_fold_gives_what_the_events_add_up_to_each_deployment_by_itself() {
 }
 
 #[tokio::test]
-async fn a_registered_source_begins_with_its_baseline_and_has_the_licenses_that_came_and_did_not_go() {
+async fn a_registered_source_starts_with_its_baseline_and_its_current_licenses() {
     let (_database, ledger) = ledger().await;
     let named = |preset: &str, creations| BaselineRow {
         organization_name: "organization-1".into(),
@@ -231,7 +231,7 @@ fn license(seconds: i64) -> LicenseClaims {
 }
 
 #[tokio::test]
-async fn a_fold_to_an_earlier_sequence_is_what_was_known_then() {
+async fn a_fold_to_an_earlier_sequence_gives_the_state_of_that_time() {
     let (_database, ledger) = ledger().await;
     write_one(&ledger, 1).await;
     write_one(&ledger, 2).await;
@@ -245,7 +245,7 @@ async fn a_fold_to_an_earlier_sequence_is_what_was_known_then() {
 }
 
 #[tokio::test]
-async fn a_standing_says_when_the_ledgers_end_was_last_reached() {
+async fn a_fold_reports_when_it_last_reached_the_ledgers_end() {
     let (_database, ledger) = ledger().await;
     let running = Running::<LicensesState>::start(&ledger, SETTINGS);
     let as_of = || running.view.standing().and_then(|standing| standing.as_of);
@@ -260,7 +260,7 @@ async fn a_standing_says_when_the_ledgers_end_was_last_reached() {
 }
 
 #[tokio::test]
-async fn while_the_database_is_away_the_last_state_stays_and_afterwards_it_goes_on() {
+async fn the_last_state_remains_during_a_database_outage_and_the_fold_resumes() {
     let (database, ledger) = ledger().await;
     let running = Running::<MetricsState>::start(&ledger, SETTINGS);
     write_one(&ledger, 1).await;
@@ -288,7 +288,7 @@ async fn while_the_database_is_away_the_last_state_stays_and_afterwards_it_goes_
 }
 
 #[tokio::test]
-async fn another_incarnation_is_folded_anew_and_no_snapshot_of_the_old_one_counts() {
+async fn another_incarnation_restarts_the_fold_without_earlier_snapshots() {
     let (_database, ledger) = ledger().await;
     write_one(&ledger, 1).await;
     let running = Running::<MetricsState>::start(&ledger, SETTINGS);
@@ -332,7 +332,7 @@ async fn another_incarnation_is_folded_anew_and_no_snapshot_of_the_old_one_count
 }
 
 #[tokio::test]
-async fn a_ledger_that_went_back_is_another_incarnation_and_folded_anew() {
+async fn a_restored_ledger_is_another_incarnation_and_restarts_the_fold() {
     let (_database, ledger) = ledger().await;
     write_one(&ledger, 1).await;
     let running = Running::<MetricsState>::start(&ledger, SETTINGS);
@@ -354,7 +354,7 @@ async fn a_ledger_that_went_back_is_another_incarnation_and_folded_anew() {
 }
 
 #[tokio::test]
-async fn a_ledger_that_went_back_and_grew_again_is_known_by_its_batches() {
+async fn a_restored_ledger_that_grew_again_is_detected_by_its_batches() {
     let (_database, ledger) = ledger().await;
     write_one(&ledger, 1).await;
     let running = Running::<MetricsState>::start(&ledger, SETTINGS);
@@ -385,7 +385,7 @@ async fn a_hole_ends_the_fold_and_nothing_is_shown() {
 }
 
 #[tokio::test]
-async fn a_snapshot_that_cannot_be_read_is_as_none() {
+async fn an_unreadable_snapshot_is_ignored() {
     let (_database, ledger) = ledger().await;
     write_one(&ledger, 1).await;
     let incarnation = ledger.run(snapshots::head).await.unwrap().incarnation;
@@ -402,7 +402,7 @@ async fn a_snapshot_that_cannot_be_read_is_as_none() {
 }
 
 #[tokio::test]
-async fn snapshots_are_kept_while_it_runs_and_only_where_there_is_something_new() {
+async fn snapshots_are_saved_during_a_run_and_only_after_new_batches() {
     let (_database, ledger) = ledger().await;
     let running = Running::<LicensesState>::start(&ledger, ProjectionSettings { snapshot: Duration::ZERO, ..SETTINGS });
     for (n, sequence) in [(1, 2), (2, 3), (4, 4)] {

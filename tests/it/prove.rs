@@ -109,7 +109,7 @@ async fn a_claim_and_its_build_are_two_events_and_only_the_claim_is_timed() {
 }
 
 #[tokio::test]
-async fn what_coderd_the_log_or_somebody_changed_since_is_said() {
+async fn later_changes_in_coderd_the_log_and_the_ledger_are_reported() {
     let site = Site::new().await;
     let id = format!("workspace_build_completed:{}", site.creation);
     let rewrite = "update provisioner_jobs set started_at = started_at - interval '1 second'
@@ -251,7 +251,7 @@ async fn an_id_of_several_deployments_needs_its_source() {
 }
 
 #[tokio::test]
-async fn an_event_that_is_only_a_reject_has_the_life_of_a_reject() {
+async fn an_event_that_is_only_a_reject_has_the_history_of_a_reject() {
     let mut site = Site::new().await;
     let now = site.coderd.now().await;
     site.coderd.usage("usage-bad", "dc_managed_agents_v1", json!({"count": 0}), now).await;
@@ -273,7 +273,7 @@ async fn an_event_that_is_only_a_reject_has_the_life_of_a_reject() {
 }
 
 #[tokio::test]
-async fn a_conflict_stands_beside_the_accepted_event() {
+async fn a_conflict_is_shown_beside_the_accepted_event() {
     let site = Site::new().await;
     let other = usage_of(site.coderd.deployment, "usage-1", site.coderd.now().await + TimeDelta::hours(1));
     site.log.append(Topic::AgentUsage, vec![other]).await.unwrap();
@@ -284,7 +284,7 @@ async fn a_conflict_stands_beside_the_accepted_event() {
 }
 
 #[tokio::test]
-async fn what_is_known_nowhere_is_not_found_and_says_where_was_looked() {
+async fn an_unknown_id_is_not_found_and_the_searched_places_are_listed() {
     let site = Site::new().await;
     let missing = asked(&site, "no-such-usage", None).await.unwrap_err();
     let address = coderd::Database::new(&site.coderd.database.url, Duration::from_secs(1)).unwrap().address();

@@ -111,7 +111,7 @@ async fn record(ledger: &Ledger, offset: i64) {
 }
 
 #[tokio::test]
-async fn a_fold_goes_on() {
+async fn a_fold_resumes() {
     let (database, direct) = registered_ledger().await;
     let (proxy, ledger) = through_proxy(&direct, 4).await;
     let settings = ProjectionSettings { poll: Duration::from_millis(50), ..ProjectionSettings::default() };
@@ -136,7 +136,7 @@ async fn a_fold_goes_on() {
 }
 
 #[tokio::test]
-async fn a_publisher_says_so_and_publishes_afterwards() {
+async fn a_publisher_reports_it_and_resumes() {
     let world = World::new().await;
     let (proxy, ledger) = through_proxy(&world.ledger, 4).await;
     let telemetry = PublisherTelemetry::register(&Registry::new()).unwrap();
@@ -161,7 +161,7 @@ type Call<'a> = Pin<Box<dyn Future<Output = Result<(), OperationError>> + 'a>>;
 
 /// The command line does it in one go, and no other process would end it.
 #[tokio::test]
-async fn an_operation_says_so() {
+async fn an_operation_reports_it() {
     let world = World::new().await;
     world.add(&[usage("a", start_time())]).await;
     // the log's own deadline does not apply here

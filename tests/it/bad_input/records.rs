@@ -59,7 +59,7 @@ async fn a_record_without_a_needed_ce_header_is_rejected() {
 }
 
 #[tokio::test]
-async fn a_ce_header_that_stands_twice_is_rejected() {
+async fn a_repeated_ce_header_is_rejected() {
     let twice = |name: &str, value: Option<&str>| {
         let mut message = build(DEPLOYMENT, 1).to_message();
         message.headers.push((name.to_owned(), value.map(|value| value.as_bytes().to_vec())));
@@ -76,7 +76,7 @@ async fn a_ce_header_that_stands_twice_is_rejected() {
 }
 
 #[tokio::test]
-async fn structured_mode_is_understood() {
+async fn structured_mode_is_accepted() {
     let sent = [build(DEPLOYMENT, 1), claim(DEPLOYMENT, 2), usage(DEPLOYMENT, 3)];
     let found = all_accepted(&sent.clone().map(|event| structured(event.to_structured()))).await;
     let facts = events(&found.ledger).await;
@@ -115,7 +115,7 @@ async fn deep_nesting_is_rejected() {
 }
 
 #[tokio::test]
-async fn a_json_key_that_stands_twice_is_rejected() {
+async fn a_repeated_json_key_is_rejected() {
     let event = usage(DEPLOYMENT, 1);
     let rows = vec![
         (with_body(&event, r#"{"count":1,"count":2}"#), "\"count\" stands there twice"),
@@ -247,7 +247,7 @@ async fn an_unknown_field_is_rejected() {
 }
 
 #[tokio::test]
-async fn data_behind_the_event_is_rejected() {
+async fn data_after_the_event_is_rejected() {
     let behind = |event: &Event, more: &str| {
         let mut message = event.to_message();
         message.payload.as_mut().unwrap().extend_from_slice(more.as_bytes());
@@ -308,7 +308,7 @@ fn noise(bytes: usize) -> String {
 }
 
 #[tokio::test]
-async fn an_event_in_a_topic_that_is_not_its_own_is_rejected() {
+async fn an_event_in_another_types_topic_is_rejected() {
     let strays = [claim(DEPLOYMENT, 1), usage(DEPLOYMENT, 2)];
     let messages = strays.map(|event| event.to_message());
     let found = recorded_as(&messages, |record| consumer::read_from(Topic::WorkspaceBuilds, record)).await;

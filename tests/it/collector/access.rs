@@ -108,7 +108,7 @@ async fn own(coderd: &Coderd, role: &str) {
 }
 
 #[tokio::test]
-async fn what_earlier_grants_gave_is_revoked_but_for_what_monitoring_may_share() {
+async fn earlier_grants_are_revoked_except_those_that_monitoring_may_share() {
     let coderd = Coderd::new(SchemaVersion::Sep2026).await;
     let ((admin, admin_url), (role, url)) = (role(&coderd).await, role(&coderd).await);
     own(&coderd, &admin).await;
@@ -167,7 +167,7 @@ async fn the_owner_of_coderds_tables_needs_no_grants() {
 }
 
 #[tokio::test]
-async fn the_stage_of_workspace_builds_is_all_that_is_read_of_job_inputs() {
+async fn only_the_stage_of_workspace_builds_is_read_of_job_inputs() {
     let coderd = Coderd::new(SchemaVersion::Sep2026).await;
     let workspace = coderd.workspace().await;
     let build = coderd.build(&Build { stage: 2, ..coderd.first_start(workspace).await }).await;
@@ -239,7 +239,7 @@ async fn coderds_migrations_may_drop_and_rename_every_column_that_is_read() {
 }
 
 #[tokio::test]
-async fn a_missing_function_is_named_with_what_makes_it() {
+async fn a_missing_function_is_named_with_the_command_that_creates_it() {
     let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
     let (role, url) = role(&coderd).await;
     grant(&coderd, &role).await;
@@ -261,7 +261,7 @@ async fn a_missing_function_is_named_with_what_makes_it() {
 }
 
 #[tokio::test]
-async fn a_schema_or_a_database_that_may_not_be_used_is_named_with_its_grant() {
+async fn a_forbidden_schema_or_database_is_named_with_its_grant() {
     let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
     let (role, url) = role(&coderd).await;
     grant(&coderd, &role).await;
@@ -287,7 +287,7 @@ async fn a_schema_or_a_database_that_may_not_be_used_is_named_with_its_grant() {
 }
 
 #[tokio::test]
-async fn without_the_right_to_see_other_sessions_nothing_is_claimed() {
+async fn without_the_right_to_see_other_sessions_completeness_is_not_reported() {
     let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
     let (role, url) = role(&coderd).await;
     grant(&coderd, &role).await;

@@ -38,7 +38,7 @@ async fn a_pass_counts_once_the_ledger_is_past_its_offsets() {
 }
 
 #[tokio::test]
-async fn nothing_is_claimed_while_the_log_ends_before_the_ledgers_position() {
+async fn completeness_is_not_reported_while_the_log_ends_before_the_ledgers_position() {
     let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
     for _ in 0..12 {
         coderd.creation().await;
@@ -79,7 +79,7 @@ async fn nothing_is_claimed_while_the_log_ends_before_the_ledgers_position() {
 }
 
 #[tokio::test]
-async fn a_collector_comes_up_beside_a_recreated_topic() {
+async fn a_collector_starts_beside_a_recreated_topic() {
     let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
     for _ in 0..12 {
         coderd.creation().await;
@@ -97,7 +97,7 @@ async fn a_collector_comes_up_beside_a_recreated_topic() {
 }
 
 #[tokio::test]
-async fn what_is_found_later_than_claimed_is_counted() {
+async fn rows_older_than_the_reported_completeness_are_counted() {
     let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
     let mut collector = ours.collector(Settings { sweep_interval: TimeDelta::zero(), ..settings() }, &coderd).await;
     collector.pass().await.unwrap();
@@ -109,7 +109,7 @@ async fn what_is_found_later_than_claimed_is_counted() {
 }
 
 #[tokio::test]
-async fn a_build_that_cannot_be_read_holds_the_claim_back_only_while_it_is_there() {
+async fn an_unreadable_build_delays_completeness_only_while_it_exists() {
     let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
     let id = coderd.build(&Build { stage: 3, ..coderd.first_start(coderd.workspace().await).await }).await;
     let mut collector = ours.collector(Settings { sweep_interval: TimeDelta::zero(), ..settings() }, &coderd).await;

@@ -91,7 +91,7 @@ async fn a_coderd_that_becomes_another_while_it_is_collected_is_refused() {
 }
 
 #[tokio::test]
-async fn a_collector_that_refuses_its_coderd_gives_the_lease_back() {
+async fn a_collector_that_refuses_its_coderd_releases_the_lease() {
     let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
     let (stop, database) = (CancellationToken::new(), source_of(&coderd.database.url));
     let settings = Settings { poll_interval: Duration::from_millis(100), ..settings() };
@@ -110,7 +110,7 @@ async fn a_collector_that_refuses_its_coderd_gives_the_lease_back() {
 }
 
 #[tokio::test]
-async fn a_collector_of_the_coderd_before_appends_nothing_once_another_was_accepted() {
+async fn a_collector_of_the_previous_coderd_appends_nothing_once_another_is_accepted() {
     let (coderd, other, ours) = (Coderd::new(SchemaVersion::Sep2026).await, Coderd::new(SchemaVersion::Sep2026).await, ours().await);
     let mut collector = ours.collector(settings(), &coderd).await;
     coderd.creation().await;
@@ -128,7 +128,7 @@ async fn a_collector_of_the_coderd_before_appends_nothing_once_another_was_accep
 }
 
 #[tokio::test]
-async fn a_dump_that_is_restored_elsewhere_goes_on() {
+async fn a_dump_restored_on_another_server_is_accepted() {
     let (coderd, ours) = (Coderd::new(SchemaVersion::TasksEra).await, ours().await);
     let known = coderd.creation().await;
     let mut collector = ours.collector(settings(), &coderd).await;
@@ -146,7 +146,7 @@ async fn a_dump_that_is_restored_elsewhere_goes_on() {
 }
 
 #[tokio::test]
-async fn a_coderd_that_does_not_tell_which_it_is_is_collected_with_a_warning_unless_usage_is_published_from_it() {
+async fn a_coderd_without_a_readable_identity_is_collected_with_a_warning_unless_its_usage_is_published() {
     let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
     sqlx::query("update organizations set is_default = false").execute(&coderd.database.pool).await.unwrap();
     coderd.creation().await;

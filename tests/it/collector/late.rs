@@ -66,7 +66,7 @@ impl Site {
 }
 
 #[tokio::test]
-async fn a_build_that_comes_90_s_late_or_of_a_clock_3_minutes_behind_is_found_within_two_minutes() {
+async fn a_build_90_s_late_or_of_a_clock_3_minutes_slow_is_found_within_two_minutes() {
     for (late, restarted) in [(90, false), (90, true), (180, false), (180, true)] {
         let (site, mut collector) = Site::new().await;
         site.later(TimeDelta::seconds(200));
@@ -104,7 +104,7 @@ async fn usage_dated_9_days_back_is_found_within_minutes() {
 }
 
 #[tokio::test]
-async fn a_day_that_differs_for_a_rejected_row_still_shows_the_next_late_one() {
+async fn a_day_that_differs_by_a_rejected_row_still_shows_the_next_late_row() {
     let (site, mut collector) = Site::new().await;
     let dated = site.begun - TimeDelta::days(9);
     site.coderd.usage("rejected", "dc_managed_agents_v1", json!({"count": 0}), dated).await;
@@ -193,7 +193,7 @@ async fn counts_of_days_read_the_rows_of_these_days_by_the_index() {
 }
 
 #[tokio::test]
-async fn what_the_audit_misses_is_fetched_by_id() {
+async fn rows_that_the_audit_misses_are_fetched_by_id() {
     let (site, mut collector) = Site::new().await;
     let source = collector.source().id;
     let build = site.build_completed(site.begun - TimeDelta::hours(5)).await;

@@ -48,7 +48,7 @@ async fn nothing_is_appended_twice_after_a_restart() {
 }
 
 #[tokio::test]
-async fn what_a_failover_took_from_the_log_within_a_pass_is_appended_again() {
+async fn records_lost_in_a_log_failover_during_a_pass_are_appended_again() {
     let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
     let mut collector = ours.collector(settings(), &coderd).await;
     collector.pass().await.unwrap();
@@ -68,7 +68,7 @@ async fn what_a_failover_took_from_the_log_within_a_pass_is_appended_again() {
 }
 
 #[tokio::test]
-async fn a_claim_that_is_neither_in_the_ledger_nor_in_the_log_is_sent_again_once() {
+async fn a_claim_that_is_neither_in_the_ledger_nor_in_the_log_is_appended_again_once() {
     let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
     let claimed = async || {
         let workspace = coderd.workspace().await;
@@ -162,7 +162,7 @@ async fn a_connection_that_is_cut_costs_one_pass() {
 
 /// A known failure of other pipelines: an id is seen but not stored. Each topic refuses once; the others store their records.
 #[tokio::test]
-async fn what_the_log_has_not_stored_is_not_seen_and_comes_with_the_next_pass() {
+async fn records_that_the_log_did_not_store_are_appended_by_the_next_pass() {
     let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
     let mut collector = ours.collector(settings(), &coderd).await;
     collector.pass().await.unwrap();

@@ -40,7 +40,7 @@ async fn a_build_that_commits_after_the_time_it_wrote_is_found() {
 }
 
 #[tokio::test]
-async fn usage_dated_days_back_is_found_whatever_coderd_has_done_with_it() {
+async fn usage_dated_days_back_is_found_in_every_state() {
     let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
     let mut collector = ours.collector(settings(), &coderd).await;
     collector.pass().await.unwrap();

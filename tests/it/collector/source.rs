@@ -30,7 +30,7 @@ async fn one_collector_at_a_time() {
 }
 
 #[tokio::test]
-async fn a_source_stays_its_collectors_through_a_pause_that_is_longer_than_the_lease() {
+async fn a_collector_keeps_its_source_through_a_pause_longer_than_the_lease() {
     let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
     let mut first = ours.collector(Settings { lease_length: Duration::from_millis(600), ..settings() }, &coderd).await;
     let ended = "select clock_timestamp() > $1 + interval '2 seconds'";
@@ -46,7 +46,7 @@ async fn a_source_stays_its_collectors_through_a_pause_that_is_longer_than_the_l
 }
 
 #[tokio::test]
-async fn a_collector_that_lost_its_source_unawares_records_nothing_more() {
+async fn a_collector_that_lost_its_lease_records_nothing_more() {
     let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
     // By its own clock the first need not renew its lease for minutes, but the database gave the lease to another.
     let mut first = ours.collector(Settings { lease_length: Duration::from_secs(600), ..settings() }, &coderd).await;
@@ -128,7 +128,7 @@ async fn a_workspace_that_was_started_before_the_baseline_is_not_created_again()
 }
 
 #[tokio::test]
-async fn licenses_are_recorded_as_they_come_and_go() {
+async fn license_uploads_and_removals_are_recorded() {
     let (coderd, ours) = (Coderd::new(SchemaVersion::Sep2026).await, ours().await);
     let mut collector = ours.collector(settings(), &coderd).await;
     let source = collector.source().id;
@@ -149,7 +149,7 @@ async fn licenses_are_recorded_as_they_come_and_go() {
 }
 
 #[tokio::test]
-async fn an_unreachable_coderd_is_waited_for() {
+async fn an_unreachable_coderd_is_retried() {
     let ours = ours().await;
     let coderd = Coderd::new(SchemaVersion::Sep2026).await;
     let nowhere = coderd.database.url.rsplit_once('/').unwrap().0.rsplit_once(':').unwrap().0.to_owned() + ":1/coder";

@@ -8,13 +8,13 @@ use crate::support::eventually;
 use crate::support::ledger::{DEPLOYMENT, build, register, usage};
 
 #[tokio::test]
-async fn what_is_no_event_becomes_a_row_and_the_partition_moves_on_kafka() {
-    what_is_no_event_becomes_a_row_and_the_partition_moves_on(Backend::Kafka).await;
+async fn bad_input_becomes_rows_and_later_records_are_recorded_on_kafka() {
+    bad_input_becomes_rows_and_later_records_are_recorded(Backend::Kafka).await;
 }
 
 #[tokio::test]
-async fn what_is_no_event_becomes_a_row_and_the_partition_moves_on_the_postgres_log() {
-    what_is_no_event_becomes_a_row_and_the_partition_moves_on(Backend::Postgres).await;
+async fn bad_input_becomes_rows_and_later_records_are_recorded_on_the_postgres_log() {
+    bad_input_becomes_rows_and_later_records_are_recorded(Backend::Postgres).await;
 }
 
 /// A record that is not an accepted event.
@@ -80,7 +80,7 @@ fn build_records() -> Vec<Message> {
     ]
 }
 
-async fn what_is_no_event_becomes_a_row_and_the_partition_moves_on(backend: Backend) {
+async fn bad_input_becomes_rows_and_later_records_are_recorded(backend: Backend) {
     let site = Site::new(backend, "roles = ['consume']\n").await;
     register(&site.ledger, &[DEPLOYMENT]).await;
     let mut consumer = site.start("consume", &[]);

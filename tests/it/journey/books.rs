@@ -85,7 +85,7 @@ impl Journey {
     }
 
     /// The audit names each change by hand.
-    pub async fn what_is_tampered_with_is_named(&mut self) {
+    pub async fn every_tampered_row_is_named(&mut self) {
         let forged = "forged-00000000-0000-4000-8000-000000000000";
         sqlx::query(
             "insert into usage_events (id, event_type, event_data, created_at) values ($1, 'dc_managed_agents_v1', '{\"count\": 1}', $2)",

@@ -105,7 +105,7 @@ impl Journey {
         self.serve[0].process.kill();
         kill_and_start_again(&mut self.consume[1], || self.site.start("consume", &[]));
         eprintln!("the first server and consumer 1 killed at {there} events");
-        self.publisher_dies_with_a_request_on_its_way().await;
+        self.kill_publisher_during_a_request().await;
         self.history(middle, SECOND_PART, 4).await;
         self.await_holder(1, "the series are handed over").await;
         self.serve[0].start_again(&self.site);
@@ -229,7 +229,7 @@ impl Journey {
     }
 
     /// Freezes the publisher while the vendor works; the vendor accepts the events, and the answer is never read.
-    async fn publisher_dies_with_a_request_on_its_way(&mut self) {
+    async fn kill_publisher_during_a_request(&mut self) {
         let taken = |books: &Books| books.deliveries.last().map_or(0, |delivery| delivery.request);
         eventually(SOON, "a request is on its way", || async {
             let books = self.tallyman.books();

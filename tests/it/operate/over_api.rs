@@ -33,7 +33,7 @@ fn json(ended: &Ended) -> Value {
 }
 
 #[tokio::test]
-async fn a_command_shows_the_same_whichever_way_it_asks() {
+async fn a_command_shows_the_same_with_and_without_the_api() {
     let (site, mut running) = serving().await;
     append_builds(&site.log(), 0..5).await;
     site.builds(5).await;
@@ -76,7 +76,7 @@ async fn a_command_shows_the_same_whichever_way_it_asks() {
 }
 
 #[tokio::test]
-async fn a_loss_is_made_good_over_the_api() {
+async fn a_loss_is_recovered_over_the_api() {
     let (site, mut running) = serving().await;
     append_builds(&site.log(), 0..5).await;
     site.builds(5).await;
@@ -134,7 +134,7 @@ async fn a_loss_is_made_good_over_the_api() {
 }
 
 #[tokio::test]
-async fn what_is_refused_over_the_api_is_told_with_its_reason_and_exit_code() {
+async fn a_refusal_over_the_api_has_its_reason_and_exit_code() {
     let (_site, mut running) = serving().await;
     let api = running.api().await;
     let nowhere = format!("http://127.0.0.1:{}", free_port());

@@ -37,7 +37,7 @@ async fn nothing_moves(site: &Site) {
 }
 
 #[tokio::test]
-async fn a_paused_topic_stands_still_in_all_processes_over_their_deaths_and_goes_on_without_loss() {
+async fn a_paused_topic_is_not_read_across_restarts_and_resumes_without_loss() {
     for kind in [Kind::Postgres, Kind::Kafka] {
         let site = Site::registered(kind).await;
         let (mut one, mut other) = (site.start("--role consume"), site.start("--role consume"));
@@ -75,7 +75,7 @@ async fn a_paused_topic_stands_still_in_all_processes_over_their_deaths_and_goes
 }
 
 #[tokio::test]
-async fn what_the_state_forbids_is_refused_with_who_and_why() {
+async fn a_forbidden_change_is_refused_with_actor_and_reason() {
     let site = Site::registered(Kind::Postgres).await;
     let said = site.refused("resume publish", 4).await;
     assert!(said.contains("publish is not paused"), "{said}");
@@ -101,7 +101,7 @@ async fn what_the_state_forbids_is_refused_with_who_and_why() {
 }
 
 #[tokio::test]
-async fn collecting_publishing_and_exporting_stand_still_and_that_is_shown_everywhere() {
+async fn paused_collecting_publishing_and_exporting_are_shown_everywhere() {
     let mut site = Site::new(Kind::Postgres).await;
     let _coderd = site.with_coderd().await;
     site.set("roles", "['collect', 'consume', 'publish', 'serve']");

@@ -20,7 +20,7 @@ impl Running {
 }
 
 #[tokio::test]
-async fn a_process_is_shown_while_it_lives_as_gone_once_it_was_killed_and_not_after_a_clean_end() {
+async fn a_process_is_shown_while_it_runs_and_after_a_kill_and_not_after_a_clean_end() {
     let site = Site::registered(Kind::Postgres).await;
     append_builds(&site.log(), 0..50).await;
     let (mut clean, mut killed) = (site.start(""), site.start("--role consume"));
@@ -54,7 +54,7 @@ async fn a_process_is_shown_while_it_lives_as_gone_once_it_was_killed_and_not_af
 }
 
 #[tokio::test]
-async fn a_process_that_does_not_serve_shows_its_own_telemetry_where_it_is_told_to() {
+async fn a_process_without_the_role_serve_shows_its_telemetry_at_the_configured_address() {
     let mut site = Site::registered(Kind::Postgres).await;
     site.set("telemetry.listen", "'127.0.0.1:0'");
     append_builds(&site.log(), 0..50).await;

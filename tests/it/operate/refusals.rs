@@ -83,7 +83,7 @@ async fn the_shipped_pipelines_have_no_mistake() {
 }
 
 #[tokio::test]
-async fn a_look_at_an_empty_database_writes_nothing_and_many_may_migrate_at_once() {
+async fn reading_an_empty_database_writes_nothing_and_concurrent_migrations_succeed() {
     let site = Site::bare(Kind::Postgres).await;
     let looks = futures::future::join_all((0..4).map(|_| site.command("status"))).await;
     for look in looks {

@@ -11,7 +11,7 @@ use crate::support::eventually;
 const BUILDS: u32 = 300;
 
 #[tokio::test]
-async fn a_consumer_that_stands_still_while_records_wait_says_so_and_joins_again() {
+async fn a_stalled_consumer_logs_it_and_joins_again() {
     for kind in [Kind::Postgres, Kind::Kafka] {
         let mut site = Site::registered(kind).await;
         site.set("consume.stall_seconds", "2");
@@ -59,7 +59,7 @@ async fn a_consumer_that_stands_still_while_records_wait_says_so_and_joins_again
 }
 
 #[tokio::test]
-async fn a_batch_that_is_retried_is_shown_and_logged_once_and_goes_on_by_itself() {
+async fn a_retried_batch_is_shown_and_logged_once_and_succeeds_by_itself() {
     let site = Site::registered(Kind::Postgres).await;
     let mut running = site.start("");
     running.ready().await;

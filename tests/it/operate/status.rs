@@ -14,7 +14,7 @@ fn garbage() -> Message {
 }
 
 #[tokio::test]
-async fn status_shows_where_everything_stands() {
+async fn status_shows_the_state_of_everything() {
     let mut site = Site::new(Kind::Postgres).await;
     let coderd = site.with_coderd().await;
     site.set("roles", "['collect', 'consume', 'serve']");
@@ -93,7 +93,7 @@ async fn status_shows_where_everything_stands() {
 }
 
 #[tokio::test]
-async fn lag_is_told_in_records_and_in_seconds_and_how_long_until_the_log_forgets() {
+async fn lag_is_shown_in_records_and_seconds_with_the_time_until_records_expire() {
     for kind in [Kind::Postgres, Kind::Kafka] {
         let site = Site::registered(kind).await;
         let log = site.log();
@@ -124,7 +124,7 @@ async fn lag_is_told_in_records_and_in_seconds_and_how_long_until_the_log_forget
 }
 
 #[tokio::test]
-async fn a_watch_shows_one_answer_after_the_other_and_ends_when_it_is_told_to() {
+async fn a_watch_repeats_its_answer_until_a_signal() {
     let site = Site::registered(Kind::Postgres).await;
     let mut watch = tallyline(&["status", "--watch", "1", "--output", "json", "--pipeline", &site.file()], &[]);
     found(SOON, "three answers", async || (watch.stdout().lines().count() >= 3).then_some(())).await;
@@ -136,7 +136,7 @@ async fn a_watch_shows_one_answer_after_the_other_and_ends_when_it_is_told_to() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_appended_while_status_is_read_is_not_in_an_open_transaction() {
+async fn records_appended_during_status_are_not_in_an_open_transaction() {
     let site = Site::registered(Kind::Postgres).await;
     let log = site.log();
     let ledger = Ledger::open(&LedgerSettings { url: site.ledger.url.clone(), connections: 2 }, Clock::system()).unwrap();

@@ -116,7 +116,7 @@ async fn a_second_process_takes_over_at_once_and_goes_on_from_the_snapshot() {
 }
 
 #[tokio::test]
-async fn a_request_to_the_vendor_that_is_on_its_way_is_waited_for() {
+async fn a_stop_waits_for_the_request_in_flight() {
     let mut site = Site::registered(Kind::Postgres).await;
     let _coderd = site.with_coderd().await;
     let stop = CancellationToken::new();
@@ -158,7 +158,7 @@ async fn frozen(site: &mut Site) -> (Proxy, Running) {
 }
 
 #[tokio::test]
-async fn a_ledger_that_has_frozen_holds_nobody_up_for_longer_than_the_grace() {
+async fn a_frozen_ledger_delays_a_stop_at_most_by_the_grace_period() {
     for kind in [Kind::Postgres, Kind::Kafka] {
         let mut site = Site::registered(kind).await;
         let direct = format!("'{}'", site.ledger.url);
@@ -189,7 +189,7 @@ async fn a_second_signal_ends_at_once() {
 }
 
 #[tokio::test]
-async fn a_process_that_waits_for_what_is_not_there_ends_at_once() {
+async fn a_process_that_waits_for_a_server_ends_at_once() {
     let mut site = Site::registered(Kind::Kafka).await;
     let (_turn, proxy) = proxy::kafka().await;
     let direct = site.ledger.url.clone();
@@ -205,7 +205,7 @@ async fn a_process_that_waits_for_what_is_not_there_ends_at_once() {
 }
 
 #[tokio::test]
-async fn a_kafka_that_has_frozen_holds_nobody_up_for_longer_than_the_grace() {
+async fn a_frozen_kafka_delays_a_stop_at_most_by_the_grace_period() {
     let mut site = Site::registered(Kind::Kafka).await;
     let (_turn, mut proxy) = proxy::kafka().await;
     proxy.open().await;

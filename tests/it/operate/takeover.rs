@@ -95,7 +95,7 @@ async fn says_in_time(running: &Running, words: &str) {
 }
 
 #[tokio::test]
-async fn a_killed_collector_is_replaced_in_time_however_rarely_it_looks_at_coderd() {
+async fn a_killed_collector_is_replaced_in_time_with_any_poll_interval() {
     let mut site = Site::new(Kind::Postgres).await;
     let _coderd = site.with_coderd().await;
     site.set("collect.poll_seconds", "30");

@@ -54,7 +54,7 @@ async fn all_is_read(site: &Site) {
 }
 
 #[tokio::test]
-async fn control_records_and_aborted_records_are_stepped_over_also_where_a_partition_is_idle() {
+async fn control_records_and_aborted_records_are_skipped_also_on_an_idle_partition() {
     let site = Site::registered(Kind::Kafka).await;
     let log = site.log();
     let mut running = site.start("");

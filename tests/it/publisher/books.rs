@@ -116,7 +116,7 @@ async fn nothing_is_sent(publisher: &mut Publisher, world: &World) {
 }
 
 #[tokio::test]
-async fn an_imbalance_stops_publishing_in_all_processes_and_counting_goes_on_until_it_is_mended() {
+async fn an_imbalance_stops_publishing_in_all_processes_and_counting_continues_until_it_is_repaired() {
     let site = Audited::new().await;
     let world = &site.world;
     let mut publishers = [world.publisher(), world.publisher()];
@@ -154,7 +154,7 @@ async fn an_imbalance_stops_publishing_in_all_processes_and_counting_goes_on_unt
 }
 
 #[tokio::test]
-async fn in_mode_shadow_nothing_is_held_because_nothing_leaves() {
+async fn in_mode_shadow_no_usage_is_held() {
     let mut site = Audited::new().await;
     site.world.settings.sole = false;
     site.add(usage("a", start_time())).await;
@@ -165,7 +165,7 @@ async fn in_mode_shadow_nothing_is_held_because_nothing_leaves() {
 }
 
 #[tokio::test]
-async fn a_side_that_is_away_changes_no_finding_and_the_other_joints_are_still_audited() {
+async fn an_unreachable_side_changes_no_finding_and_the_other_joints_are_still_audited() {
     let world = World::new().await;
     let log = world.log().await;
     let nobody = Database::new("postgres://nobody@127.0.0.1:1/none", Duration::from_secs(1)).unwrap();
@@ -297,7 +297,7 @@ async fn the_first_balances_again(site: &Audited) {
 }
 
 #[tokio::test]
-async fn a_source_that_differs_is_held_and_another_one_of_the_same_ledger_goes_on() {
+async fn a_source_that_differs_is_held_and_another_source_of_the_ledger_is_published() {
     let site = Audited::new().await;
     let world = &site.world;
     let mut publisher = world.publisher();
@@ -337,7 +337,7 @@ async fn a_source_that_differs_is_held_and_another_one_of_the_same_ledger_goes_o
 }
 
 #[tokio::test]
-async fn what_a_retired_deployment_left_is_shown_until_an_operator_says_so() {
+async fn findings_of_a_retired_deployment_are_shown_until_an_operator_dismisses_them() {
     let site = Audited::new().await;
     let world = &site.world;
     let second = Second::that_differs(&site).await;

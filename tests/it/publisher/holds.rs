@@ -105,7 +105,7 @@ async fn over_1_percent_of_a_sources_usage_holds_the_source_until_less_differs()
 
 /// One forged event is over 1 % of any source with fewer than 100 events. No action of coderd or an operator could end that hold.
 #[tokio::test]
-async fn usage_that_coderd_was_never_seen_to_have_holds_itself_and_not_a_small_source() {
+async fn usage_that_coderd_never_had_holds_itself_and_not_a_small_source() {
     let site = Audited::new().await;
     let world = &site.world;
     add_many(&site, 1).await;

@@ -136,7 +136,7 @@ async fn a_wrong_deployment_id_is_refused_though_no_event_of_it_will_ever_come()
 }
 
 #[tokio::test]
-async fn sole_sends_nothing_and_does_not_start_where_coderd_does_not_tell_which_it_is() {
+async fn sole_sends_nothing_and_does_not_start_without_a_readable_coderd_identity() {
     let mut world = World::new().await;
     world.add(&[usage("a", start_time())]).await;
     sqlx::query("update organizations set is_default = false").execute(&world.coderd).await.unwrap();

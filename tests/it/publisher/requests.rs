@@ -221,7 +221,7 @@ async fn a_request_is_not_sent_once_a_lease_is_lost_and_a_late_answer_still_coun
 }
 
 #[tokio::test]
-async fn the_vendors_late_word_stands_over_what_coderds_mark_said() {
+async fn a_late_verdict_takes_precedence_over_coderds_mark() {
     let world = World::new().await;
     let (source_id, lease, id) = (world.source.id, Duration::from_secs(90), Uuid::from_u128(1));
     world.add(&["a", "b"].map(|id| usage(id, start_time()))).await;
@@ -274,7 +274,7 @@ async fn the_vendors_late_word_stands_over_what_coderds_mark_said() {
 }
 
 #[tokio::test]
-async fn a_stop_lets_the_request_in_hand_be_finished() {
+async fn a_stop_lets_the_request_in_flight_finish() {
     let world = World::with(Switches { latency_ms: 300, ..Switches::default() }).await;
     world.add_many(150).await;
     let stop = world.stop.child_token();
@@ -315,7 +315,7 @@ async fn a_running_publisher_outlasts_faults() {
 }
 
 #[tokio::test]
-async fn a_process_that_was_held_up_until_its_lease_could_end_too_early_sends_nothing() {
+async fn a_delayed_process_sends_nothing_once_its_lease_could_end_too_early() {
     let mut world = World::new().await;
     // to write the request down takes longer than the lease has left beyond the request's timeout
     world.settings.lease = world.settings.tallyman.request_timeout + Duration::from_nanos(1);
@@ -327,7 +327,7 @@ async fn a_process_that_was_held_up_until_its_lease_could_end_too_early_sends_no
 }
 
 #[tokio::test]
-async fn leases_are_given_back_in_the_order_of_the_ids_as_all_others_lock_them() {
+async fn leases_are_released_in_the_lock_order_of_the_ids() {
     let world = World::new().await;
     let ids: Vec<String> = ["a", "b", "c"].map(str::to_owned).to_vec();
     world.add(&["c", "b", "a"].map(|id| usage(id, start_time()))).await;

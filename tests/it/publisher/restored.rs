@@ -32,7 +32,7 @@ fn accepted(registry: &Registry) -> f64 {
 }
 
 #[tokio::test]
-async fn nothing_is_sent_or_settled_before_it_is_known_whether_the_ledger_went_back() {
+async fn nothing_is_sent_or_settled_before_it_is_known_whether_the_ledger_was_restored() {
     for went_back in [false, true] {
         let mut world = World::new().await;
         world.settings.poll = Duration::from_millis(20);
@@ -99,7 +99,7 @@ async fn restore_to_before_the_request(world: &World) {
 }
 
 #[tokio::test]
-async fn an_answer_whose_request_the_ledger_has_lost_is_said_to_be_lost_and_counts_nowhere_twice() {
+async fn an_answer_to_a_lost_request_is_reported_as_lost_and_counts_once() {
     let mut world = World::with(Switches { latency_ms: 500, ..Switches::default() }).await;
     world.settings.poll = Duration::from_millis(20);
     world.add(&[usage("a", start_time()), usage("b", start_time())]).await;
@@ -129,7 +129,7 @@ async fn an_answer_whose_request_the_ledger_has_lost_is_said_to_be_lost_and_coun
 }
 
 #[tokio::test]
-async fn what_became_of_a_request_is_recorded_once_and_a_lost_one_is_told_from_a_known_one() {
+async fn the_outcome_of_a_request_is_recorded_once_and_a_lost_request_is_distinguished() {
     let world = World::new().await;
     world.add(&[usage("a", start_time())]).await;
     let (source_id, lease) = (world.source.id, Duration::from_secs(90));

@@ -47,7 +47,7 @@ async fn said(world: &World, log: &Log, hash: String) {
 }
 
 #[tokio::test]
-async fn usage_whose_id_a_restored_coderd_used_again_is_shown_and_sent_as_accepted_once_an_operator_has_said_so() {
+async fn usage_with_an_id_reused_by_a_restored_coderd_is_shown_and_sent_after_an_override() {
     let world = World::new().await;
     let log = world.log().await;
     world.add_with(&log, &["again", "good", "later"].map(|id| usage(id, start_time()))).await;
@@ -112,7 +112,7 @@ async fn usage_whose_id_a_restored_coderd_used_again_is_shown_and_sent_as_accept
 }
 
 #[tokio::test]
-async fn what_an_operator_has_said_ends_the_hold_in_mode_shadow_too() {
+async fn an_override_ends_the_hold_in_mode_shadow_too() {
     let mut world = World::new().await;
     world.settings.sole = false;
     let log = world.log().await;
@@ -129,7 +129,7 @@ async fn what_an_operator_has_said_ends_the_hold_in_mode_shadow_too() {
 }
 
 #[tokio::test]
-async fn usage_that_an_operator_has_mended_is_sent_though_coderds_row_is_no_event() {
+async fn usage_corrected_by_an_operator_is_sent_though_coderds_row_is_invalid() {
     let world = World::new().await;
     // coderd's row cannot be read, and the ledger has accepted an operator's version
     let event = Event { deployment: DEPLOYMENT, payload: Payload::Usage(usage("mended", start_time())) };
@@ -167,7 +167,7 @@ async fn usage_that_an_operator_has_mended_is_sent_though_coderds_row_is_no_even
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn usage_that_is_held_back_is_logged_once_with_what_releases_it() {
+async fn held_usage_is_logged_once_with_the_command_that_releases_it() {
     let world = World::new().await;
     let log = world.log().await;
     world.add_with(&log, &["again", "gone", "good"].map(|id| usage(id, start_time()))).await;

@@ -49,7 +49,7 @@ async fn accepted_events_are_published_in_the_order_of_their_time_by_a_recorded_
 }
 
 #[tokio::test]
-async fn each_verdict_is_kept_and_only_what_may_still_pass_is_sent_again() {
+async fn each_verdict_is_kept_and_only_retryable_events_are_sent_again() {
     let world = World::with(rules(vec![
         rule(Behaviour::RefuseForNow, "later", 1),
         rule(Behaviour::RefuseForEver, "never", 9),
@@ -104,7 +104,7 @@ async fn a_refusal_for_now_waits_longer_each_time() {
 }
 
 #[tokio::test]
-async fn a_clock_that_was_ahead_for_a_while_keeps_no_event_waiting() {
+async fn a_clock_that_was_fast_for_a_while_delays_no_event() {
     let world = World::with(rules(vec![rule(Behaviour::RefuseForNow, "refused", 1)])).await;
     let (ahead, right) = (start_time() + TimeDelta::days(3), start_time());
     world.clock.set(ahead);
@@ -150,7 +150,7 @@ async fn a_license_that_the_vendor_refuses_is_read_again_for_the_next_request() 
 }
 
 #[tokio::test]
-async fn usage_that_waits_is_seen_to_wait_though_coderds_database_cannot_be_used() {
+async fn the_backlog_is_shown_without_coderds_database() {
     let world = World::new().await;
     world.add(&[usage("a", start_time())]).await;
     sqlx::raw_sql("alter table usage_events rename to usage_events_away").execute(&world.coderd).await.unwrap();
@@ -167,7 +167,7 @@ fn described(family: &prometheus::proto::MetricFamily) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn without_a_license_that_allows_it_nothing_is_sent_and_nothing_is_wrong() {
+async fn without_a_license_that_allows_it_nothing_is_sent_without_an_error() {
     let world = World::new().await;
     world.add(&[usage("a", start_time())]).await;
     sqlx::query("delete from licenses").execute(&world.coderd).await.unwrap();

@@ -111,7 +111,7 @@ async fn wrong(change: impl Fn(u64) -> u64) -> (Database, Ledger, Running<Metric
 }
 
 #[tokio::test]
-async fn a_rebuild_says_what_is_shown_wrongly_and_puts_it_right_in_running_processes_and_in_later_ones() {
+async fn a_rebuild_reports_wrong_series_and_corrects_them_in_running_and_later_processes() {
     let (_database, ledger, running, (truth, shown)) = wrong(|value| value - 1).await;
     let stale = ledger
         .run(async |conn| snapshots::load(conn, MetricsState::NAME, MetricsState::RULES_VERSION, i64::MAX).await)
@@ -202,7 +202,7 @@ async fn a_rebuilt_state_comes_in_one_step_and_no_reader_sees_less_before() {
 }
 
 #[tokio::test]
-async fn the_command_ends_with_one_where_what_is_shown_differs() {
+async fn the_command_exits_with_1_where_the_shown_state_differs() {
     let site = Site::new().await;
     let licenses = Running::<LicensesState>::start(&site.ledger);
     licenses.caught_up(&site.ledger).await;
@@ -232,7 +232,7 @@ async fn the_command_ends_with_one_where_what_is_shown_differs() {
 }
 
 #[tokio::test]
-async fn a_snapshot_that_is_only_older_is_no_difference() {
+async fn an_older_snapshot_is_not_a_difference() {
     let (_database, ledger) = registered_ledger().await;
     builds(&ledger, 0..100).await;
     let folded: Folded<MetricsState> = projection::fold_to(&ledger, i64::MAX).await.unwrap();

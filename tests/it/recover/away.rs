@@ -13,7 +13,7 @@ const OPENED: &str = "select count(*) from recovery";
 const CLOSED: &str = "select count(*) from recovery where closed_at is not null";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_restored_ledger_is_seen_by_a_broker_that_comes_later_and_before_anything_is_sent() {
+async fn a_restored_ledger_is_detected_when_the_broker_returns_and_before_anything_is_sent() {
     let folder = TempDir::new().unwrap();
     let mut world = World::begin(Backend::Kafka).await;
     let backup = lost_part(&mut world, &folder).await;

@@ -41,7 +41,7 @@ async fn unread(world: &World, topic: Topic) -> i64 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_topic_that_was_lost_unread_is_created_again_and_comes_again_from_coderd() {
+async fn a_topic_lost_unread_is_created_again_and_refilled_from_coderd() {
     let mut world = World::begin(Backend::Kafka).await;
     let mut collect = world.collect();
     let mut consume = world.site.start("consume", &[]);
@@ -89,7 +89,7 @@ async fn a_topic_that_was_lost_unread_is_created_again_and_comes_again_from_code
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn claims_that_were_lost_unread_come_again_from_coderd_whether_their_builds_were_read_or_not() {
+async fn claims_lost_unread_are_collected_again_whether_or_not_their_builds_were_read() {
     let mut world = World::begin(Backend::Kafka).await;
     let mut collect = world.collect();
     let mut consume = world.site.start("consume", &[]);
@@ -139,9 +139,9 @@ async fn claims_that_were_lost_unread_come_again_from_coderd_whether_their_build
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_kafka_topic_made_anew_and_grown_beyond_the_old_is_begun_anew_by_those_who_stopped() {
+async fn stopped_consumers_read_a_recreated_and_longer_kafka_topic_from_its_start() {
     let world = World::begin(Backend::Kafka).await;
-    made_anew_and_grown(world, async |world| {
+    recreated_and_longer(world, async |world| {
         delete_topic(world, Topic::WorkspaceBuilds).await;
         eventually(SOON, "the topic is made again", || async { world.site.log.create_topics(6).await.is_ok() }).await;
     })
@@ -149,9 +149,9 @@ async fn a_kafka_topic_made_anew_and_grown_beyond_the_old_is_begun_anew_by_those
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_postgres_log_emptied_and_grown_beyond_the_old_is_begun_anew_by_those_who_stopped() {
+async fn stopped_consumers_read_an_emptied_and_longer_postgres_log_from_its_start() {
     let world = World::begin(Backend::Postgres).await;
-    made_anew_and_grown(world, async |world| {
+    recreated_and_longer(world, async |world| {
         let emptied = "begin;
             delete from log_record using log_partition where id = partition_id and topic = 'tallyline.workspace-builds.v1';
             update log_partition set start_offset = 0, next_offset = 0 where topic = 'tallyline.workspace-builds.v1'; commit";
@@ -160,7 +160,7 @@ async fn a_postgres_log_emptied_and_grown_beyond_the_old_is_begun_anew_by_those_
     .await;
 }
 
-async fn made_anew_and_grown(mut world: World, make_anew: impl AsyncFn(&World)) {
+async fn recreated_and_longer(mut world: World, recreate: impl AsyncFn(&World)) {
     let mut collect = world.collect();
     let mut consume = world.site.start("consume", &[]);
     world.all_is_in().await;
@@ -170,7 +170,7 @@ async fn made_anew_and_grown(mut world: World, make_anew: impl AsyncFn(&World)) 
     for process in [&mut collect, &mut consume] {
         ends(process).await;
     }
-    make_anew(&world).await;
+    recreate(&world).await;
     push(&world, 0..3000).await;
     let mut collect = world.collect();
     let mut consume = world.site.start("consume", &[]);

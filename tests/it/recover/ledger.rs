@@ -116,7 +116,7 @@ async fn restored(backend: Backend, schema: SchemaVersion) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn processes_that_begin_after_the_restore_see_it_in_the_groups_marks() {
+async fn processes_that_start_after_the_restore_detect_it_in_the_groups_marks() {
     let folder = TempDir::new().unwrap();
     let mut world = World::begin(Backend::Kafka).await;
     let backup = lost_part(&mut world, &folder).await;
@@ -131,7 +131,7 @@ async fn processes_that_begin_after_the_restore_see_it_in_the_groups_marks() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_backup_that_is_restored_twice_is_seen_twice_in_the_groups_marks() {
+async fn a_backup_that_is_restored_twice_is_detected_twice_in_the_groups_marks() {
     let folder = TempDir::new().unwrap();
     let mut world = World::begin(Backend::Kafka).await;
     let backup = lost_part(&mut world, &folder).await;
@@ -145,7 +145,7 @@ async fn a_backup_that_is_restored_twice_is_seen_twice_in_the_groups_marks() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_backup_older_than_every_position_is_seen_in_the_groups_marks() {
+async fn a_backup_older_than_every_position_is_detected_in_the_groups_marks() {
     let folder = TempDir::new().unwrap();
     let world = World::begin(Backend::Kafka).await;
     let mut collect = world.collect();
@@ -166,7 +166,7 @@ async fn a_backup_older_than_every_position_is_seen_in_the_groups_marks() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_operator_says_that_the_ledger_was_restored() {
+async fn an_operator_declares_the_ledger_restored() {
     let folder = TempDir::new().unwrap();
     let mut world = World::begin(Backend::Postgres).await;
     let backup = lost_part(&mut world, &folder).await;

@@ -42,7 +42,7 @@ fn told(report: &AuditReport) -> (bool, Vec<(&str, &str)>) {
 }
 
 #[tokio::test]
-async fn the_audit_tells_what_acts_made_of_rows_that_were_refused() {
+async fn the_audit_shows_the_outcome_of_acts_on_refused_rows() {
     let (coderd, site) = (Coderd::new(SchemaVersion::Sep2026).await, Site::new(Backend::Postgres).await);
     let now = coderd.now().await;
     for id in ["usage-1", "usage-2"] {

@@ -119,7 +119,7 @@ async fn a_log_that_takes_nothing_leaves_the_reject_open() {
 }
 
 #[tokio::test]
-async fn of_several_those_that_the_log_has_are_ended_and_the_others_stay_open() {
+async fn of_several_resubmissions_those_in_the_log_are_closed_and_the_others_stay_open() {
     let site = Site::new(Backend::Postgres).await;
     let id = site.one_bad_record().await;
     site.desk.log.append(Topic::WorkspaceBuilds, vec![with_body(&build(DEPLOYMENT, 1), "broken")]).await.unwrap();
@@ -141,7 +141,7 @@ fn reopened(plan: &RecoverPlan) -> Vec<i64> {
 }
 
 #[tokio::test]
-async fn what_is_lost_with_its_topic_before_it_was_read_is_open_again_after_the_recovery() {
+async fn a_resubmission_lost_unread_with_its_topic_is_open_again_after_the_recovery() {
     let site = Site::new(Backend::Postgres).await;
     let (read, lost, late) = (usage(DEPLOYMENT, 1), usage(OTHER_DEPLOYMENT, 2), usage(DEPLOYMENT, 4));
     let mended = |id: i64, event: &Event| with(id, &event.to_structured().to_string());
@@ -177,7 +177,7 @@ async fn what_is_lost_with_its_topic_before_it_was_read_is_open_again_after_the_
 }
 
 #[tokio::test]
-async fn what_the_log_still_holds_behind_a_start_that_has_moved_on_is_not_open_again() {
+async fn a_resubmission_still_in_the_log_after_its_start_moved_is_not_open_again() {
     let site = Site::new(Backend::Postgres).await;
     let mut refused = Vec::new();
     for event in [usage(DEPLOYMENT, 1), usage(DEPLOYMENT, 2)] {
@@ -200,7 +200,7 @@ async fn what_the_log_still_holds_behind_a_start_that_has_moved_on_is_not_open_a
 }
 
 #[tokio::test]
-async fn a_resubmission_of_which_nothing_came_is_named_whoever_it_is_of() {
+async fn a_lost_resubmission_is_named_for_every_event_type_and_deployment() {
     let site = Site::new(Backend::Postgres).await;
     for event in [build(OTHER_DEPLOYMENT, 1), claim(OTHER_DEPLOYMENT, 2), usage(OTHER_DEPLOYMENT, 4)] {
         let id = site.broken(&event).await;

@@ -163,7 +163,7 @@ async fn open_rejects_are_counted_by_verdict_and_cause() {
 }
 
 #[tokio::test]
-async fn what_is_at_stake_is_read_from_records_that_are_no_events() {
+async fn unbilled_amounts_are_read_from_invalid_records() {
     let site = Site::new(Backend::Postgres).await;
     let structured = usage(DEPLOYMENT, 9).to_structured().to_string().replace("\"count\":1", "\"count\":8,\"colour\":\"blue\"");
     let content_type = ("content-type".to_owned(), Some(b"application/cloudevents+json".to_vec()));
@@ -225,7 +225,7 @@ async fn a_page_of_rejects_leads_to_the_next() {
 }
 
 #[tokio::test]
-async fn a_record_that_would_be_refused_again_is_not_passed_on_unless_forced_and_then_is_a_reject_of_its_own() {
+async fn a_record_that_would_be_refused_again_is_resubmitted_only_by_force_and_is_a_new_reject() {
     let site = Site::new(Backend::Postgres).await;
     site.take(vec![with_body(&usage(DEPLOYMENT, 1), r#"{"count": 1, "colour": "blue"}"#)]).await;
     let id = site.list("open").await[0].id;
@@ -261,7 +261,7 @@ async fn large_headers_are_shown_with_the_reject_and_not_in_a_list() {
 }
 
 #[tokio::test]
-async fn a_conflict_stands_until_it_is_given_up_and_the_accepted_event_stays() {
+async fn a_conflict_is_open_until_it_is_discarded_and_the_accepted_event_remains() {
     let site = Site::new(Backend::Postgres).await;
     let event = build(DEPLOYMENT, 1);
     let mut longer = event.clone();
@@ -291,7 +291,7 @@ async fn a_conflict_stands_until_it_is_given_up_and_the_accepted_event_stays() {
 }
 
 #[tokio::test]
-async fn several_are_ended_all_or_none_and_an_unknown_one_is_named() {
+async fn several_rejects_are_closed_all_or_none_and_an_unknown_one_is_named() {
     let site = Site::new(Backend::Postgres).await;
     site.take((1..4).map(|n| with_type(&usage(DEPLOYMENT, n), "something_else_v1")).collect()).await;
     let ids: Vec<i64> = site.list("open").await.iter().map(|row| row.id).collect();
@@ -307,7 +307,7 @@ async fn several_are_ended_all_or_none_and_an_unknown_one_is_named() {
 }
 
 #[tokio::test]
-async fn what_was_given_up_can_be_taken_up_again_while_its_event_is_not_accepted() {
+async fn a_discarded_reject_can_be_resubmitted_while_its_event_is_not_accepted() {
     let site = Site::new(Backend::Postgres).await;
     site.take(vec![with_body(&usage(DEPLOYMENT, 1), "broken")]).await;
     let id = site.list("open").await[0].id;
@@ -324,7 +324,7 @@ async fn what_was_given_up_can_be_taken_up_again_while_its_event_is_not_accepted
 }
 
 #[tokio::test]
-async fn a_record_whose_headers_are_the_fault_is_mended_by_a_whole_event() {
+async fn a_record_with_wrong_headers_is_replaced_by_a_whole_event() {
     let site = Site::new(Backend::Postgres).await;
     let event = usage(DEPLOYMENT, 1);
     let mut message = event.to_message();
@@ -341,7 +341,7 @@ async fn a_record_whose_headers_are_the_fault_is_mended_by_a_whole_event() {
 }
 
 #[tokio::test]
-async fn held_usage_is_admitted_once_by_a_version_that_knows_it_whatever_it_turns_out_to_be() {
+async fn held_usage_is_admitted_once_by_a_version_that_knows_it_with_any_disposition() {
     for backend in [Backend::Postgres, Backend::Kafka] {
         let site = Site::new(backend).await;
         let broken = with_body(&usage(DEPLOYMENT, 2), r#"{"count": 0}"#);

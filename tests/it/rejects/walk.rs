@@ -45,16 +45,16 @@ fn source_joint(report: &Value) -> [Vec<(&str, &str)>; 3] {
 }
 
 #[tokio::test]
-async fn a_bad_record_is_mended_and_counted_once_on_kafka() {
-    a_bad_record_is_mended_and_counted_once(Backend::Kafka).await;
+async fn a_bad_record_is_corrected_and_counted_once_on_kafka() {
+    a_bad_record_is_corrected_and_counted_once(Backend::Kafka).await;
 }
 
 #[tokio::test]
-async fn a_bad_record_is_mended_and_counted_once_on_the_postgres_log() {
-    a_bad_record_is_mended_and_counted_once(Backend::Postgres).await;
+async fn a_bad_record_is_corrected_and_counted_once_on_the_postgres_log() {
+    a_bad_record_is_corrected_and_counted_once(Backend::Postgres).await;
 }
 
-async fn a_bad_record_is_mended_and_counted_once(backend: Backend) {
+async fn a_bad_record_is_corrected_and_counted_once(backend: Backend) {
     let coderd = Coderd::new(SchemaVersion::Sep2026).await;
     let at = coderd.now().await;
     for id in ["usage-1", "usage-2"] {
@@ -192,7 +192,7 @@ async fn a_consumer_that_knows_the_type_admits_held_usage_at_its_start(backend: 
 }
 
 #[tokio::test]
-async fn what_was_mended_is_published_and_billed_once() {
+async fn corrected_usage_is_published_and_billed_once() {
     let world = World::new().await;
     let log = Log::postgres(world.ledger.pool.clone(), PostgresLogSettings::default());
     log.create_topics(1).await.unwrap();

@@ -183,7 +183,7 @@ async fn every_path_of_the_document_answers_and_asks_for_the_scope_that_it_names
 }
 
 #[tokio::test]
-async fn without_tokens_loopback_may_read_and_nobody_may_change() {
+async fn without_tokens_loopback_may_read_and_no_client_may_change() {
     let site = Site::new().await;
     site.collected(DEPLOYMENT).await;
     let mut contract = Contract::of(site.process().await).await;
@@ -271,7 +271,7 @@ async fn answers_are_what_the_document_says() {
 }
 
 #[tokio::test]
-async fn a_change_that_is_wrongly_asked_for_is_told_what_is_wrong_and_changes_nothing() {
+async fn a_wrong_change_request_gets_the_reason_and_changes_nothing() {
     let site = Site::new().await;
     let process = site.process_with(|settings, _| settings.tokens = tokens().into()).await;
     let mut contract = Contract::of(process).await;
@@ -337,7 +337,7 @@ async fn a_change_that_is_wrongly_asked_for_is_told_what_is_wrong_and_changes_no
 }
 
 #[tokio::test]
-async fn what_coderd_lost_is_planned_and_executed_where_its_database_is_known() {
+async fn losses_of_coderd_are_planned_and_executed_where_its_database_is_known() {
     let site = Site::new().await;
     let coderd = Coderd::new(SchemaVersion::TasksEra).await;
     site.collected(coderd.deployment).await;

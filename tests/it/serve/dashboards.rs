@@ -171,14 +171,14 @@ fn all() -> BTreeMap<&'static str, Chosen> {
 }
 
 #[tokio::test]
-async fn every_query_of_the_dashboard_brings_data_and_the_right_numbers() {
+async fn every_query_of_the_dashboard_returns_data_and_the_right_numbers() {
     let (scraped, dashboard) = (Scraped::new().await, dashboard());
     all_bring_data(&scraped, &dashboard).await;
     counts_are_exact(&scraped, &dashboard).await;
     chosen_names_are_taken_literally(&scraped, &dashboard).await;
     quantiles_are_near(&scraped, &dashboard).await;
     variables_offer_the_names(&scraped, &dashboard).await;
-    freshness_is_told(&scraped, &dashboard).await;
+    freshness_is_shown(&scraped, &dashboard).await;
     rules::are_loaded_and_evaluated(&scraped.server).await;
     scraped.process.end().await;
 }
@@ -309,7 +309,7 @@ async fn variables_offer_the_names(scraped: &Scraped, dashboard: &Dashboard) {
     }
 }
 
-async fn freshness_is_told(scraped: &Scraped, dashboard: &Dashboard) {
+async fn freshness_is_shown(scraped: &Scraped, dashboard: &Dashboard) {
     let age = scraped.number(&dashboard.interpolated(&dashboard.expr("Age of what is complete", "A"), &all())).await;
     assert!((age - (scraped.now - noon().timestamp() as f64)).abs() < 0.001, "{age}");
     let sequence = async |reference| scraped.number(&dashboard.interpolated(&dashboard.expr("Shown sequence", reference), &all())).await;

@@ -76,7 +76,7 @@ async fn a_handover_lets_no_series_fall_and_one_process_shows_at_a_time() {
 }
 
 #[tokio::test]
-async fn a_fold_below_what_was_shown_is_withheld() {
+async fn a_fold_below_the_shown_sequence_is_withheld() {
     let site = Site::new().await;
     let source = site.collected(DEPLOYMENT).await;
     site.pass(&source, 0).await;
@@ -103,7 +103,7 @@ async fn a_fold_below_what_was_shown_is_withheld() {
 }
 
 #[tokio::test]
-async fn a_process_whose_folds_stand_still_gives_way_to_one_whose_folds_go_on() {
+async fn a_process_with_stalled_folds_yields_to_one_with_working_folds() {
     let site = Site::new().await;
     let source = site.collected(DEPLOYMENT).await;
     site.pass(&source, 0).await;
@@ -207,7 +207,7 @@ async fn without_the_database_there_is_telemetry_only() {
 }
 
 #[tokio::test]
-async fn only_the_latest_holder_raises_what_is_shown_and_it_never_falls() {
+async fn only_the_latest_holder_raises_the_shown_sequence_and_it_never_falls() {
     let site = Site::new().await;
     let ledger = &site.ledger;
     let incarnation = ledger.run(snapshots::head).await.unwrap().incarnation;

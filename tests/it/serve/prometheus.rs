@@ -142,7 +142,7 @@ async fn prometheus_2_scrapes_them_from_two_jobs() {
 }
 
 #[tokio::test]
-async fn promtool_finds_nothing_to_complain_of() {
+async fn promtool_accepts_the_pages() {
     let site = site().await;
     let process = site.process().await;
     process.shows("").await;

@@ -31,7 +31,7 @@ async fn ready(process: &Process) -> (u16, Value) {
 }
 
 #[tokio::test]
-async fn a_process_is_ready_once_all_it_needs_is_there() {
+async fn a_process_is_ready_once_its_dependencies_are() {
     let site = Site::new().await;
     site.collected(DEPLOYMENT).await;
     let stopped = Arc::new(Mutex::new(BTreeMap::new()));
@@ -100,7 +100,7 @@ async fn many_callers_of_readyz_open_no_connections_of_their_own() {
 }
 
 #[tokio::test]
-async fn what_is_missing_is_named_while_the_process_is_alive() {
+async fn a_missing_dependency_is_named_while_the_process_runs() {
     let site = Site::new().await;
     let lost = Ledger::open(&LedgerSettings { url: nowhere(), connections: 2 }, site.ledger.clock.clone()).unwrap();
     let source = coderd::Database::new(&nowhere(), Duration::from_secs(5)).unwrap();

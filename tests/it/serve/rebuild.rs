@@ -143,7 +143,7 @@ async fn a_long_rebuild_shows_the_state_before_without_a_gap_until_it_is_done() 
 }
 
 #[tokio::test]
-async fn a_rebuild_below_what_was_shown_keeps_the_right_from_nobody_and_one_that_stands_still_gives_it_back() {
+async fn a_rebuild_below_the_shown_sequence_blocks_no_process_and_a_stalled_one_yields() {
     let site = site().await;
     let (mut proxy, url) = Proxy::to_database(&site._database.url);
     proxy.open().await;
